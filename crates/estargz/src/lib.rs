@@ -1,0 +1,12 @@
+//! Reads and writes eStargz and zstd:chunked layers.
+//!
+//! No async, no network, no clock and no thread that outlives a call's arguments: readers say which bytes they need
+//! and take them, writers go from a [`std::io::Read`] to a [`std::io::Write`].
+
+pub mod digest;
+pub mod entry;
+pub mod pool;
+pub mod write;
+
+pub use digest::Digest;
+pub use entry::{Entry, EntryKind};

@@ -1,0 +1,10 @@
+//! Starlift makes any container image start before it is downloaded.
+//!
+//! The map of the crate: `oci` holds the words, `upstream` pulls, `store` keeps, `convert` makes twins, `serve` hands
+//! them out, `cli` is the command line. Who may import whom stands in `docs/ARCHITECTURE.md` and is tested.
+
+pub mod convert;
+pub mod flight;
+pub mod oci;
+pub mod store;
+pub mod upstream;

@@ -1,0 +1,50 @@
+//! Media types of Docker schema 2 and OCI, and what they say about an object.
+
+pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+pub const DOCKER_MANIFEST_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+pub const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
+pub const DOCKER_LAYER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
+/// containerd and BuildKit write this one; Docker itself never defined it.
+pub const DOCKER_LAYER_ZSTD: &str = "application/vnd.docker.image.rootfs.diff.tar.zstd";
+pub const DOCKER_LAYER_FOREIGN: &str = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
+
+pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+pub const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+pub const OCI_LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+pub const OCI_LAYER_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
+
+pub const OCTET_STREAM: &str = "application/octet-stream";
+
+/// What a manifest media type promises the document to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ManifestKind {
+    Image,
+    Index,
+}
+
+/// The kind of manifest `media_type` names; `None` for every type we do not know.
+pub fn manifest_kind(media_type: &str) -> Option<ManifestKind> {
+    match media_type {
+        DOCKER_MANIFEST | OCI_MANIFEST => Some(ManifestKind::Image),
+        DOCKER_MANIFEST_LIST | OCI_INDEX => Some(ManifestKind::Index),
+        _ => None,
+    }
+}
+
+/// Whether a layer of this type is a plain file-system layer: a tar, gzip or zstd or not, neither foreign nor encrypted.
+///
+/// Which compression it has is read from its first bytes: types and bytes disagree in the wild.
+pub fn is_convertible_layer(media_type: &str) -> bool {
+    matches!(
+        media_type,
+        DOCKER_LAYER | DOCKER_LAYER_GZIP | DOCKER_LAYER_ZSTD | OCI_LAYER | OCI_LAYER_GZIP | OCI_LAYER_ZSTD
+    )
+}
+
+/// Whether the type is one of Docker's, so that what replaces the object must be too.
+pub fn is_docker(media_type: &str) -> bool {
+    media_type.starts_with("application/vnd.docker.")
+}

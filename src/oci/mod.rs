@@ -1,0 +1,14 @@
+//! The words of the OCI image and distribution specifications as types.
+//!
+//! Nothing here does IO and nothing here imports another module of ours.
+
+pub mod digest;
+pub mod manifest;
+pub mod media_type;
+pub mod platform;
+pub mod reference;
+
+pub use digest::Digest;
+pub use manifest::{Descriptor, Manifest};
+pub use platform::Platform;
+pub use reference::{Reference, Repository, Tag};
