@@ -3,9 +3,12 @@
 //! No async, no network, no clock and no thread that outlives a call's arguments: readers say which bytes they need
 //! and take them, writers go from a [`std::io::Read`] to a [`std::io::Write`].
 
+pub mod codec;
 pub mod digest;
 pub mod entry;
+pub mod footer;
 pub mod pool;
+pub mod toc;
 pub mod write;
 
 pub use digest::Digest;
