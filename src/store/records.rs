@@ -37,6 +37,9 @@ pub struct ConvertedLayer {
     pub external_toc: Option<Digest>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zstd_manifest_position: Option<String>,
+    /// Digest of the compressed TOC frame's content (`io.github.containers.zstd-chunked.manifest-checksum`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zstd_manifest_checksum: Option<Digest>,
 }
 
 /// The twin of an image manifest or index.
