@@ -1,1 +1,3 @@
+//! Everything together, against real peers: one file per behaviour.
 
+mod architecture;
