@@ -8,6 +8,7 @@ pub mod digest;
 pub mod entry;
 pub mod footer;
 pub mod pool;
+pub mod tar;
 pub mod toc;
 pub mod write;
 

@@ -1,0 +1,63 @@
+//! A streaming walk over a tar archive that keeps every source byte.
+//!
+//! The meaning of a header is what Go's `archive/tar` gives it, because every container runtime unpacks with that:
+//! so a pax global header is carried along and changes no entry. [`build`] makes the few headers that are ours.
+//! Payloads stream; only headers and sparse maps are held, each under a named limit.
+
+pub mod build;
+mod header;
+mod name;
+mod number;
+mod pax;
+mod sparse;
+mod time;
+mod walker;
+
+pub use header::Header;
+pub use name::{clean, lossy};
+pub use sparse::{Segment, SparseMap};
+pub use time::Time;
+pub use walker::Walker;
+
+/// A tar archive is a sequence of blocks of this many bytes.
+pub const BLOCK: usize = 512;
+
+/// Two zero blocks end an archive.
+pub const END_MARKER: [u8; 2 * BLOCK] = [0; 2 * BLOCK];
+
+/// Most bytes of one pax, long name or long link extension: Go's reader stops at the same size.
+pub const MAX_EXTENSION_BYTES: u64 = 1024 * 1024;
+
+/// Most bytes of all header blocks of one entry, so that a chain of extensions ends.
+pub const MAX_HEADER_BYTES: usize = 16 * 1024 * 1024;
+
+/// Most data segments of one sparse file.
+pub const MAX_SPARSE_SEGMENTS: usize = 262_144;
+
+/// Most bytes of a path or a link target; Linux passes at most 4096 to a system call.
+pub const MAX_PATH_BYTES: usize = 16 * 1024;
+
+/// Most components of a path.
+pub const MAX_PATH_DEPTH: usize = 1024;
+
+/// Why a byte stream is not a tar archive we read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    #[error("the archive cannot be read: {0}")]
+    Read(#[source] std::io::Error),
+    #[error("the archive ends in the middle of an entry, at byte {at}")]
+    Truncated { at: u64 },
+    #[error("a header has {what}, before byte {at}")]
+    Header { what: &'static str, at: u64 },
+    #[error("entry type {kind:#04x} has no place in a container layer, before byte {at}")]
+    Kind { kind: u8, at: u64 },
+    #[error("an entry is over the limit of {limit} {what}")]
+    Limit { what: &'static str, limit: u64 },
+}
+
+/// Bytes from `size` to the next block boundary.
+pub fn padding(size: u64) -> usize {
+    const BLOCK_BYTES: u64 = BLOCK as u64;
+    usize::try_from((BLOCK_BYTES - size % BLOCK_BYTES) % BLOCK_BYTES).unwrap_or(0)
+}
