@@ -1,3 +1,5 @@
 //! Everything together, against real peers: one file per behaviour.
 
 mod architecture;
+mod fake_registry;
+mod support;

@@ -1,0 +1,4 @@
+//! Peers and inputs that more than one test uses.
+
+pub(crate) mod image;
+pub(crate) mod registry;

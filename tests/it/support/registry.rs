@@ -1,0 +1,274 @@
+//! A registry in this process: a real peer that holds images, remembers what it was asked, and breaks on demand.
+//!
+//! ```ignore
+//! let registry = Registry::start().await;                    // 127.0.0.1, a free port; gone when dropped
+//! let image = ImageBuilder::new(7).layers(3).build();        // support/image.rs
+//! registry.push("library/app", "v1", &image);
+//! registry.on("/blobs/").times(1).cut_after(1000);           // faults: see `On`
+//! let gate = Gate::new();
+//! registry.on("/manifests/").method("GET").gate(&gate);      // slow until gate.open(); gate.reached(1).await waits
+//! // … use registry.url() …
+//! assert_eq!(registry.count("GET", "/manifests/v1"), 1);     // what was asked; `seen` has the headers
+//! ```
+
+mod answer;
+mod auth;
+mod fault;
+mod pull;
+mod upload;
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Response, StatusCode, header};
+use http_body_util::BodyExt as _;
+use starlift::oci::Digest;
+
+use self::auth::Tokens;
+pub(crate) use self::auth::{Auth, TokenAuth};
+use self::fault::{Fault, Rule};
+pub(crate) use self::fault::{Gate, On};
+use super::image::Image;
+
+/// The fake registry; its server ends when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    server: tokio::task::JoinHandle<()>,
+}
+
+/// A request as it came.
+#[derive(Debug, Clone)]
+pub(crate) struct Seen {
+    pub(crate) method: String,
+    pub(crate) path_and_query: String,
+    pub(crate) headers: HeaderMap,
+}
+
+/// What this registry cannot do, as some in the wild.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Lacks {
+    pub(crate) ranges: bool,
+    pub(crate) digest_header: bool,
+    pub(crate) referrers: bool,
+    /// Uploads by one PUT behind the POST: only PATCH carries bytes.
+    pub(crate) monolithic_upload: bool,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<Contents>,
+}
+
+#[derive(Debug, Default)]
+struct Contents {
+    host: String,
+    blobs: HashMap<Digest, Bytes>,
+    manifests: HashMap<(String, Digest), (String, Bytes)>,
+    tags: BTreeMap<(String, String), Digest>,
+    uploads: HashMap<String, Vec<u8>>,
+    next_upload: usize,
+    seen: Vec<Seen>,
+    rules: Vec<Rule>,
+    lacks: Lacks,
+    auth: Option<Auth>,
+    tokens: Tokens,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, Contents> {
+        self.state.lock().unwrap()
+    }
+}
+
+impl Registry {
+    pub(crate) async fn start() -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let shared = Arc::new(Shared::default());
+        shared.state().host = address.to_string();
+        let router = Router::new().fallback(handle).with_state(Arc::clone(&shared));
+        let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self { address, shared, server }
+    }
+
+    /// `127.0.0.1:PORT`.
+    pub(crate) fn host(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// `http://127.0.0.1:PORT`.
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub(crate) fn require(&self, auth: Auth) {
+        self.shared.state().auth = Some(auth);
+    }
+
+    /// Makes every token handed out so far bad.
+    pub(crate) fn expire_tokens(&self) {
+        self.shared.state().tokens.expire();
+    }
+
+    pub(crate) fn lack(&self, lacks: Lacks) {
+        self.shared.state().lacks = lacks;
+    }
+
+    /// Breaks requests whose path and query contain `path`.
+    pub(crate) fn on(&self, path: &str) -> On<'_> {
+        On::new(self, path)
+    }
+
+    /// Takes all faults back.
+    pub(crate) fn heal(&self) {
+        self.shared.state().rules.clear();
+    }
+
+    pub(crate) fn put_blob(&self, bytes: impl Into<Bytes>) -> Digest {
+        let bytes = bytes.into();
+        let digest = Digest::sha256_of(&bytes);
+        self.shared.state().blobs.insert(digest.clone(), bytes);
+        digest
+    }
+
+    pub(crate) fn blob(&self, digest: &Digest) -> Option<Bytes> {
+        self.shared.state().blobs.get(digest).cloned()
+    }
+
+    pub(crate) fn put_manifest(&self, repository: &str, media_type: &str, bytes: impl Into<Bytes>) -> Digest {
+        let bytes = bytes.into();
+        let digest = Digest::sha256_of(&bytes);
+        let key = (repository.to_owned(), digest.clone());
+        self.shared.state().manifests.insert(key, (media_type.to_owned(), bytes));
+        digest
+    }
+
+    /// What a tag or digest names: media type and bytes.
+    pub(crate) fn manifest(&self, repository: &str, reference: &str) -> Option<(String, Bytes)> {
+        self.shared.state().manifest(repository, reference).map(|(_, media_type, bytes)| (media_type, bytes))
+    }
+
+    pub(crate) fn tag(&self, repository: &str, tag: &str, digest: &Digest) {
+        self.shared.state().tags.insert((repository.to_owned(), tag.to_owned()), digest.clone());
+    }
+
+    /// Holds an image with everything below it, under a tag.
+    pub(crate) fn push(&self, repository: &str, tag: &str, image: &Image) -> Digest {
+        let digest = self.push_untagged(repository, image);
+        self.tag(repository, tag, &digest);
+        digest
+    }
+
+    pub(crate) fn push_untagged(&self, repository: &str, image: &Image) -> Digest {
+        for blob in &image.blobs {
+            self.put_blob(blob.clone());
+        }
+        for child in &image.children {
+            self.push_untagged(repository, child);
+        }
+        self.put_manifest(repository, &image.media_type, image.bytes.clone())
+    }
+
+    /// All requests so far, in order.
+    pub(crate) fn seen(&self) -> Vec<Seen> {
+        self.shared.state().seen.clone()
+    }
+
+    /// How many requests had this method and a path and query with `part` in it.
+    pub(crate) fn count(&self, method: &str, part: &str) -> usize {
+        let fits = |seen: &&Seen| seen.method == method && seen.path_and_query.contains(part);
+        self.shared.state().seen.iter().filter(fits).count()
+    }
+
+    pub(crate) fn forget_requests(&self) {
+        self.shared.state().seen.clear();
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+impl Contents {
+    fn manifest(&self, repository: &str, reference: &str) -> Option<(Digest, String, Bytes)> {
+        let digest = match reference.parse::<Digest>() {
+            Ok(digest) => digest,
+            Err(_) => self.tags.get(&(repository.to_owned(), reference.to_owned()))?.clone(),
+        };
+        let (media_type, bytes) = self.manifests.get(&(repository.to_owned(), digest.clone()))?.clone();
+        Some((digest, media_type, bytes))
+    }
+
+    fn faults(&mut self, method: &str, path_and_query: &str) -> Vec<Fault> {
+        let met =
+            self.rules.iter_mut().filter_map(|rule| rule.meets(method, path_and_query).then(|| rule.fault.clone()));
+        met.collect()
+    }
+}
+
+async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response<Body> {
+    let (parts, body) = request.into_parts();
+    let body = body.collect().await.map(|collected| collected.to_bytes()).unwrap_or_default();
+    let path_and_query = parts.uri.path_and_query().map_or("/", |whole| whole.as_str()).to_owned();
+    let faults = {
+        let mut state = shared.state();
+        state.seen.push(Seen {
+            method: parts.method.to_string(),
+            path_and_query: path_and_query.clone(),
+            headers: parts.headers.clone(),
+        });
+        state.faults(parts.method.as_str(), &path_and_query)
+    };
+    for fault in &faults {
+        match fault {
+            Fault::Answer { status, headers } => {
+                let mut response = answer::empty(*status);
+                response.headers_mut().extend(headers.iter().cloned());
+                return response.map(Body::from);
+            }
+            Fault::Gate { gate, after: 0 } => gate.pass().await,
+            Fault::Gate { .. }
+            | Fault::CutAfter(_)
+            | Fault::WrongBytes
+            | Fault::WithoutHeader(_)
+            | Fault::WithHeader(..) => {}
+        }
+    }
+    let response = respond(&mut shared.state(), &parts, body);
+    let response = fault::apply(response, faults);
+    if parts.method == "HEAD" { response.map(|_| Body::empty()) } else { response }
+}
+
+fn respond(state: &mut Contents, parts: &axum::http::request::Parts, body: Bytes) -> Response<Bytes> {
+    let path = parts.uri.path();
+    if path == "/token" {
+        let Some(Auth::Token(settings)) = state.auth.clone() else { return answer::empty(StatusCode::NOT_FOUND) };
+        return auth::token(&settings, &mut state.tokens, parts, &body);
+    }
+    if let Some(auth) = &state.auth
+        && !path.starts_with("/elsewhere/")
+        && let Some(refusal) = auth::refuse(auth, &state.tokens, &state.host, parts)
+    {
+        return refusal;
+    }
+    match parts.method.as_str() {
+        "GET" | "HEAD" => pull::respond(state, parts),
+        "POST" | "PATCH" | "PUT" => upload::respond(state, parts, body),
+        _ => answer::error(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED"),
+    }
+}
+
+/// Whether requests seen carry an `Authorization` header.
+impl Seen {
+    pub(crate) fn authorization(&self) -> Option<&str> {
+        self.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok())
+    }
+}

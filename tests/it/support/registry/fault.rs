@@ -1,0 +1,198 @@
+//! What a test can break: a rule says which requests it meets, how often, and what happens to their answers.
+
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use futures::StreamExt as _;
+use tokio::sync::watch;
+
+use super::Registry;
+
+/// Holds answers back until the test opens it; clones are the same gate.
+#[derive(Debug, Clone)]
+pub(crate) struct Gate {
+    open: Arc<watch::Sender<bool>>,
+    waiting: Arc<watch::Sender<usize>>,
+}
+
+impl Gate {
+    pub(crate) fn new() -> Self {
+        Self { open: Arc::new(watch::Sender::new(false)), waiting: Arc::new(watch::Sender::new(0)) }
+    }
+
+    /// Lets through all that wait and all that come.
+    pub(crate) fn open(&self) {
+        self.open.send_replace(true);
+    }
+
+    /// Waits until `count` requests have come to the gate.
+    pub(crate) async fn reached(&self, count: usize) {
+        self.waiting.subscribe().wait_for(|waiting| *waiting >= count).await.unwrap();
+    }
+
+    pub(super) async fn pass(&self) {
+        self.waiting.send_modify(|waiting| *waiting += 1);
+        self.open.subscribe().wait_for(|open| *open).await.unwrap();
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Fault {
+    Answer { status: StatusCode, headers: Vec<(HeaderName, HeaderValue)> },
+    CutAfter(usize),
+    WrongBytes,
+    Gate { gate: Gate, after: usize },
+    WithoutHeader(HeaderName),
+    WithHeader(HeaderName, HeaderValue),
+}
+
+#[derive(Debug)]
+pub(super) struct Rule {
+    path: String,
+    method: Option<&'static str>,
+    skip: usize,
+    times: usize,
+    pub(super) fault: Fault,
+}
+
+impl Rule {
+    /// Whether the rule meets this request; counts it if so.
+    pub(super) fn meets(&mut self, method: &str, path_and_query: &str) -> bool {
+        let fits = path_and_query.contains(&self.path) && self.method.is_none_or(|mine| mine == method);
+        if !fits || self.times == 0 {
+            return false;
+        }
+        if self.skip > 0 {
+            self.skip -= 1;
+            return false;
+        }
+        self.times -= 1;
+        true
+    }
+}
+
+/// The requests a fault is for; the last call says what happens to them.
+#[must_use]
+#[derive(Debug)]
+pub(crate) struct On<'a> {
+    registry: &'a Registry,
+    path: String,
+    method: Option<&'static str>,
+    skip: usize,
+    times: usize,
+}
+
+impl<'a> On<'a> {
+    pub(super) fn new(registry: &'a Registry, path: &str) -> Self {
+        Self { registry, path: path.to_owned(), method: None, skip: 0, times: usize::MAX }
+    }
+
+    pub(crate) fn method(self, method: &'static str) -> Self {
+        Self { method: Some(method), ..self }
+    }
+
+    /// Leaves the first `skip` requests alone.
+    pub(crate) fn skip(self, skip: usize) -> Self {
+        Self { skip, ..self }
+    }
+
+    /// Meets only so many requests (all, unless said).
+    pub(crate) fn times(self, times: usize) -> Self {
+        Self { times, ..self }
+    }
+
+    /// Answers with this status and these headers, nothing else.
+    pub(crate) fn answer(self, status: u16, headers: &[(&str, &str)]) {
+        let headers = headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
+        self.fault(Fault::Answer { status: StatusCode::from_u16(status).unwrap(), headers });
+    }
+
+    pub(crate) fn redirect(self, location: &str) {
+        self.answer(307, &[("location", location)]);
+    }
+
+    /// Breaks the connection behind the first `bytes` bytes of the body.
+    pub(crate) fn cut_after(self, bytes: usize) {
+        self.fault(Fault::CutAfter(bytes));
+    }
+
+    /// Turns one bit of the body's last byte.
+    pub(crate) fn wrong_bytes(self) {
+        self.fault(Fault::WrongBytes);
+    }
+
+    /// Holds the answer back until `gate` is opened.
+    pub(crate) fn gate(self, gate: &Gate) {
+        self.gate_after(gate, 0);
+    }
+
+    /// Sends headers and `bytes` bytes of the body, and the rest when `gate` is opened; 0 holds the headers back too.
+    pub(crate) fn gate_after(self, gate: &Gate, bytes: usize) {
+        self.fault(Fault::Gate { gate: gate.clone(), after: bytes });
+    }
+
+    pub(crate) fn without_header(self, name: &'static str) {
+        self.fault(Fault::WithoutHeader(HeaderName::from_static(name)));
+    }
+
+    pub(crate) fn with_header(self, name: &'static str, value: &'static str) {
+        self.fault(Fault::WithHeader(HeaderName::from_static(name), HeaderValue::from_static(value)));
+    }
+
+    fn fault(self, fault: Fault) {
+        let rule = Rule { path: self.path, method: self.method, skip: self.skip, times: self.times, fault };
+        self.registry.shared.state().rules.push(rule);
+    }
+}
+
+/// What goes out for an answer whose body is all of `body`.
+pub(super) fn apply(mut response: Response<Bytes>, faults: Vec<Fault>) -> Response<Body> {
+    let length = response.headers().get(header::CONTENT_LENGTH).cloned();
+    let mut interruption = None;
+    for fault in faults {
+        match fault {
+            Fault::WrongBytes => {
+                let mut bytes = response.body().to_vec();
+                if let Some(last) = bytes.last_mut() {
+                    *last ^= 1;
+                }
+                *response.body_mut() = bytes.into();
+            }
+            Fault::WithoutHeader(name) => drop(response.headers_mut().remove(name)),
+            Fault::WithHeader(name, value) => drop(response.headers_mut().insert(name, value)),
+            Fault::Answer { .. } => {}
+            Fault::CutAfter(_) | Fault::Gate { .. } => interruption = Some(fault),
+        }
+    }
+    let (mut parts, body) = response.into_parts();
+    let body = match interruption {
+        Some(Fault::CutAfter(after)) if after < body.len() => cut(body.slice(..after)),
+        Some(Fault::Gate { gate, after }) if after > 0 && after < body.len() => gated(gate, body, after),
+        _ => return Response::from_parts(parts, Body::from(body)),
+    };
+    if let Some(length) = length {
+        parts.headers.insert(header::CONTENT_LENGTH, length);
+    }
+    Response::from_parts(parts, body)
+}
+
+fn cut(head: Bytes) -> Body {
+    let broken = futures::stream::once(async {
+        // The server flushes what it has when the body has nothing to offer for a moment.
+        for _ in 0..8 {
+            tokio::task::yield_now().await;
+        }
+        Err(std::io::Error::other("cut on purpose"))
+    });
+    Body::from_stream(futures::stream::once(async { Ok(head) }).chain(broken))
+}
+
+fn gated(gate: Gate, body: Bytes, after: usize) -> Body {
+    let head = body.slice(..after);
+    let tail = async move {
+        gate.pass().await;
+        Ok::<_, std::io::Error>(body.slice(after..))
+    };
+    Body::from_stream(futures::stream::once(async { Ok(head) }).chain(futures::stream::once(tail)))
+}
