@@ -1,0 +1,82 @@
+//! The command line: a file for each command, and the only place that prints.
+//!
+//! Exit codes: 0 done; 1 the answer is no (`verify` found differences, a conversion asked of a server failed);
+//! 2 it could not be done (usage, input and output, network).
+
+mod config;
+mod failure;
+mod output;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::config::{Config, Layer, Loaded};
+use failure::Failure;
+
+/// Makes any container image start before it is downloaded.
+#[derive(Debug, clap::Parser)]
+#[command(name = "starlift", version, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags that every command knows.
+#[derive(Debug, clap::Args)]
+struct Global {
+    /// The configuration file [default: ./starlift.toml, else /etc/starlift/starlift.toml, where there is one]
+    #[arg(long, value_name = "FILE", env = "STARLIFT_CONFIG", global = true)]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    Config(config::Args),
+}
+
+impl Global {
+    /// The effective configuration with `flags` on top.
+    fn load(&self, flags: Vec<Layer>) -> Result<Loaded, Failure> {
+        // Variables that are not UTF-8 cannot be ours: names and values of ours are text.
+        let environment = std::env::vars_os().filter_map(|(name, value)| both_text(name, value));
+        Config::load(self.config.as_deref(), environment, flags).map_err(Failure::from_error)
+    }
+}
+
+fn both_text(name: OsString, value: OsString) -> Option<(String, String)> {
+    Some((name.into_string().ok()?, value.into_string().ok()?))
+}
+
+/// Runs the command line of this process and says how it went.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    let outcome = match &cli.command {
+        Command::Config(args) => config::run(args, &cli.global),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(failure) => {
+            output::error_line(&failure.to_string());
+            failure.exit_code()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_flags_do_not_contradict_each_other() {
+        Cli::command().debug_assert();
+    }
+}

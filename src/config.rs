@@ -1,0 +1,231 @@
+//! The configuration of the whole program.
+//!
+//! Every module owns the struct of its own part; here they are composed and filled from four layers, each over the
+//! one before it: defaults, the file `starlift.toml`, the environment `STARLIFT_*`, the flags of the command line.
+//! A key that nobody knows stops the start, whichever layer it stands in.
+
+mod effective;
+mod environment;
+mod layer;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use toml::{Table, Value};
+
+use crate::convert;
+use crate::store;
+use crate::upstream;
+pub use layer::Layer;
+
+/// Looked for in this order when no file is named.
+const DEFAULT_FILES: [&str; 2] = ["starlift.toml", "/etc/starlift/starlift.toml"];
+
+/// The tables that one module each owns. What stands outside of them belongs to the upstreams.
+const SECTIONS: [&str; 2] = ["store", "convert"];
+
+/// Where a value is: the tables' names and the key.
+type KeyPath = Vec<String>;
+
+/// The configuration of every module.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Config {
+    pub store: store::Config,
+    pub convert: convert::Config,
+    /// `[upstream.NAME]` and the keys that stand outside of every table.
+    pub upstreams: upstream::Config,
+}
+
+/// The effective configuration, and which layer each value came from.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    pub config: Config,
+    /// The file that was read, if there was one.
+    pub file: Option<PathBuf>,
+    origins: BTreeMap<KeyPath, Origin>,
+}
+
+/// The layer that a value came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    Default,
+    File(PathBuf),
+    /// Name of the environment variable.
+    Environment(String),
+    /// The flag with its dashes.
+    Flag(String),
+}
+
+/// Why there is no effective configuration.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    #[error("the configuration file {} cannot be read", file.display())]
+    Read {
+        file: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{}, line {line}: {reason}", file.display())]
+    Syntax { file: PathBuf, line: usize, reason: String },
+    #[error("{origin}: {key}: {reason}")]
+    Value { origin: Origin, key: String, reason: String },
+}
+
+impl Config {
+    /// Loads the effective configuration: `file` or else the first default file there is, then `environment`, of
+    /// which only `STARLIFT_*` counts, then `flags`.
+    ///
+    /// # Errors
+    /// When a file cannot be read or parsed, or a layer holds an unknown key or an impossible value. A default file
+    /// that does not exist is no error; a named one is.
+    pub fn load(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+        flags: Vec<Layer>,
+    ) -> Result<Loaded, Error> {
+        let file = file.map(Path::to_owned).or_else(default_file);
+        let mut layers = Vec::new();
+        if let Some(file) = &file {
+            layers.push(Layer::read(file)?);
+        }
+        layers.extend(environment::layers(environment)?);
+        layers.extend(flags);
+        let mut table = Table::new();
+        let mut origins = BTreeMap::new();
+        for layer in layers {
+            layer.check()?;
+            layer.merge_into(&mut table, &mut origins);
+        }
+        let config = Self::from_table(table).map_err(|error| Error::Value {
+            origin: Origin::Default,
+            key: error.key,
+            reason: error.reason,
+        })?;
+        Ok(Loaded { config, file, origins })
+    }
+
+    fn from_table(mut table: Table) -> Result<Self, BadValue> {
+        let config = Self {
+            store: section(&mut table, "store")?,
+            convert: section(&mut table, "convert")?,
+            upstreams: upstream::Config::default(),
+        };
+        Ok(Self { upstreams: upstreams(table)?, ..config })
+    }
+
+    fn to_table(&self) -> Table {
+        let mut table = table_of(&self.upstreams);
+        table.insert("store".to_owned(), Value::Table(table_of(&self.store)));
+        table.insert("convert".to_owned(), Value::Table(table_of(&self.convert)));
+        table
+    }
+}
+
+/// What a module said about its part.
+struct BadValue {
+    key: String,
+    reason: String,
+}
+
+fn section<T: DeserializeOwned + Default>(table: &mut Table, name: &str) -> Result<T, BadValue> {
+    let bad = |reason: String| BadValue { key: format!("[{name}]"), reason };
+    match table.remove(name) {
+        None => Ok(T::default()),
+        Some(Value::Table(section)) => section.try_into().map_err(|error: toml::de::Error| bad(one_line(&error))),
+        Some(_) => Err(bad("is a table, not a value".to_owned())),
+    }
+}
+
+fn upstreams(table: Table) -> Result<upstream::Config, BadValue> {
+    let key = match table.keys().next() {
+        Some(only) if table.len() == 1 => only.clone(),
+        _ => "upstream".to_owned(),
+    };
+    table.try_into().map_err(|error: toml::de::Error| {
+        let sections = SECTIONS.map(|name| format!("[{name}]")).join(", ");
+        BadValue { key, reason: format!("{} (tables: {sections}, [upstream.NAME])", one_line(&error)) }
+    })
+}
+
+fn one_line(error: &toml::de::Error) -> String {
+    error.to_string().lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(", ")
+}
+
+/// Serialising our own plain structs into a table cannot fail but by a type TOML has no word for, which a test rules out.
+fn table_of<T: Serialize>(value: &T) -> Table {
+    Table::try_from(value).unwrap_or_default()
+}
+
+fn default_file() -> Option<PathBuf> {
+    DEFAULT_FILES.iter().map(PathBuf::from).find(|file| file.exists())
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File(file) => write!(f, "{}", file.display()),
+            Self::Environment(name) | Self::Flag(name) => f.write_str(name),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(file: &str, environment: &[(&str, &str)], flags: Vec<Layer>) -> Result<Loaded, Error> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("starlift.toml");
+        std::fs::write(&path, file).unwrap();
+        let environment = environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned()));
+        Config::load(Some(&path), environment, flags)
+    }
+
+    #[test]
+    fn each_layer_covers_the_one_before() {
+        let file = "[store]\nlocation = \"from-file\"\n";
+        let environment = [("STARLIFT_STORE_LOCATION", "from-environment")];
+        let flag = vec![Layer::flag("--store", &["store", "location"], "from-flag")];
+        assert_eq!(load(file, &[], vec![]).unwrap().config.store.location, "from-file");
+        assert_eq!(load(file, &environment, vec![]).unwrap().config.store.location, "from-environment");
+        assert_eq!(load(file, &environment, flag).unwrap().config.store.location, "from-flag");
+    }
+
+    #[test]
+    fn unknown_keys_are_told_with_their_place() {
+        let error = load("[store]\nlocatoin = \"x\"\n", &[], vec![]).unwrap_err().to_string();
+        assert!(error.contains("starlift.toml") && error.contains("[store]") && error.contains("locatoin"), "{error}");
+        let error = load("[stroe]\nlocation = \"x\"\n", &[], vec![]).unwrap_err().to_string();
+        assert!(error.contains("stroe") && error.contains("[store]"), "{error}");
+        let error = load("", &[("STARLIFT_STORE_LOCATOIN", "x")], vec![]).unwrap_err().to_string();
+        assert!(error.contains("STARLIFT_STORE_LOCATOIN") && error.contains("locatoin"), "{error}");
+        let error = load("[upstream.x]\nurll = \"x\"\n", &[], vec![]).unwrap_err().to_string();
+        assert!(error.contains("urll"), "{error}");
+    }
+
+    #[test]
+    fn broken_syntax_is_told_with_its_line() {
+        let error = load("[store]\nlocation = \n", &[], vec![]).unwrap_err().to_string();
+        assert!(error.contains("starlift.toml, line 2"), "{error}");
+    }
+
+    #[test]
+    fn a_named_file_must_exist() {
+        let missing = Path::new("/nonexistent/starlift.toml");
+        assert!(matches!(Config::load(Some(missing), [], vec![]), Err(Error::Read { .. })));
+    }
+
+    #[test]
+    fn what_is_printed_can_be_read_again_and_names_the_origin() {
+        let environment = [("STARLIFT_UPSTREAM_LOCAL__URL", "http://127.0.0.1:5000")];
+        let loaded = load("[store]\nlocation = \"a\"\n", &environment, vec![]).unwrap();
+        let text = loaded.to_toml();
+        assert!(text.contains("url = \"http://127.0.0.1:5000\"  # STARLIFT_UPSTREAM_LOCAL__URL"), "{text}");
+        assert_eq!(load(&text, &[], vec![]).unwrap().config, loaded.config);
+    }
+}

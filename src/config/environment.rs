@@ -1,0 +1,98 @@
+//! The environment as a layer: `STARLIFT_SERVE_WAIT=4s` is `wait` in `[serve]`.
+//!
+//! The first word names the table, `__` goes one table deeper: `STARLIFT_UPSTREAM_LOCAL__URL` is `url` in
+//! `[upstream.local]`. A value is taken as text, as TOML, or as a list with commas, whichever the key can hold.
+
+use toml::{Table, Value};
+
+use super::{Error, Layer, Origin, SECTIONS};
+
+const PREFIX: &str = "STARLIFT_";
+
+/// Says which file to read; it is no key of that file.
+const CONFIG_FILE: &str = "STARLIFT_CONFIG";
+
+/// One layer for each variable that concerns us.
+pub(super) fn layers(environment: impl IntoIterator<Item = (String, String)>) -> Result<Vec<Layer>, Error> {
+    let mut ours: Vec<_> = environment.into_iter().filter(|(name, value)| concerns_us(name, value)).collect();
+    ours.sort();
+    ours.into_iter().map(|(name, value)| layer(name, &value)).collect()
+}
+
+fn concerns_us(name: &str, value: &str) -> bool {
+    name.starts_with(PREFIX) && name != CONFIG_FILE && !is_service_link(name, value)
+}
+
+/// Kubernetes tells every pod about every service of its namespace by such variables; a service named `starlift`
+/// makes them look like ours (kubernetes.io, "Environment variables" of services).
+fn is_service_link(name: &str, value: &str) -> bool {
+    let is_url = value.starts_with("tcp://") || value.starts_with("udp://") || value.starts_with("sctp://");
+    name.ends_with("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || (name.ends_with("_PORT") && is_url)
+        || name.contains("_PORT_") && ["_TCP", "_UDP", "_SCTP"].iter().any(|protocol| name.contains(protocol))
+}
+
+fn layer(name: String, value: &str) -> Result<Layer, Error> {
+    let path = path_of(&name);
+    let origin = Origin::Environment(name);
+    let mut first_error = None;
+    for candidate in candidates(value) {
+        let layer = Layer::single(origin.clone(), &path, candidate);
+        match layer.check() {
+            Ok(()) => return Ok(layer),
+            Err(error) => first_error.get_or_insert(error),
+        };
+    }
+    Err(first_error.unwrap_or(Error::Value { origin, key: path.join("."), reason: "has no value".to_owned() }))
+}
+
+fn path_of(name: &str) -> Vec<String> {
+    let name = name.strip_prefix(PREFIX).unwrap_or(name).to_ascii_lowercase();
+    let is_table = |word: &str| SECTIONS.contains(&word) || word == "upstream";
+    match name.split_once('_') {
+        Some((table, rest)) if is_table(table) => {
+            let keys = rest.trim_start_matches('_').split("__");
+            std::iter::once(table).chain(keys).map(str::to_owned).collect()
+        }
+        _ => name.split("__").map(str::to_owned).collect(),
+    }
+}
+
+fn candidates(value: &str) -> Vec<Value> {
+    let mut candidates = vec![Value::String(value.to_owned())];
+    if let Some(parsed) = format!("value = {value}").parse::<Table>().ok().and_then(|mut table| table.remove("value")) {
+        candidates.push(parsed);
+    }
+    candidates.push(Value::Array(value.split(',').map(|item| Value::String(item.trim().to_owned())).collect()));
+    candidates
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_word_is_the_table_and_two_underscores_go_deeper() {
+        assert_eq!(path_of("STARLIFT_STORE_LOCATION"), ["store", "location"]);
+        assert_eq!(path_of("STARLIFT_STORE__LOCATION"), ["store", "location"]);
+        assert_eq!(path_of("STARLIFT_STORE_RETENTION__MAX_AGE"), ["store", "retention", "max_age"]);
+        assert_eq!(path_of("STARLIFT_UPSTREAM_LOCAL__URL"), ["upstream", "local", "url"]);
+        assert_eq!(path_of("STARLIFT_ALLOW_PRIVATE"), ["allow_private"]);
+    }
+
+    #[test]
+    fn what_kubernetes_injects_is_not_ours() {
+        for (name, value) in [
+            ("STARLIFT_SERVICE_HOST", "10.0.0.1"),
+            ("STARLIFT_SERVICE_PORT_HTTP", "80"),
+            ("STARLIFT_PORT", "tcp://10.0.0.1:80"),
+            ("STARLIFT_PORT_80_TCP_ADDR", "10.0.0.1"),
+            ("STARLIFT_CONFIG", "/etc/x"),
+            ("PATH", "/bin"),
+        ] {
+            assert!(!concerns_us(name, value), "{name}");
+        }
+        assert!(concerns_us("STARLIFT_STORE_LOCATION", "x"));
+    }
+}
