@@ -1,6 +1,18 @@
 //! Every key of the bucket, in one enum: this is the whole layout.
+//!
+//! ```text
+//! layers/<generation>/sha256/<hex of the source layer>
+//! blobs/sha256/<hex>
+//! records/digest/sha256/<hex>.json
+//! records/layer/<generation>/sha256/<hex of the source layer>.json
+//! records/image/<generation>/sha256/<hex of the source manifest>.json
+//! used/sha256/<hex>            its time of writing is the object's last use
+//! leases/<name>
+//! probe/<name>                 written and deleted when a store is opened
+//! ```
 
 use std::fmt;
+use std::str::FromStr;
 
 use crate::oci::Digest;
 
@@ -29,11 +41,161 @@ pub enum Key {
         generation: Generation,
         source: Digest,
     },
+    /// When the object with this digest was last asked for: the time this empty object was written.
+    Used(Digest),
     Lease(String),
+    /// Shows that the store can be written.
+    Probe(String),
 }
 
+/// A path is no key of ours.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no key of the store")]
+pub struct ParseKeyError(String);
+
 impl fmt::Display for Key {
-    fn fmt(&self, _f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        unimplemented!()
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Layer { generation, source } => write!(f, "layers/{}/{}", Name(&generation.0), Place(source)),
+            Self::Blob(digest) => write!(f, "blobs/{}", Place(digest)),
+            Self::DigestRecord(digest) => write!(f, "records/digest/{}.json", Place(digest)),
+            Self::LayerRecord { generation, source } => {
+                write!(f, "records/layer/{}/{}.json", Name(&generation.0), Place(source))
+            }
+            Self::ImageRecord { generation, source } => {
+                write!(f, "records/image/{}/{}.json", Name(&generation.0), Place(source))
+            }
+            Self::Used(digest) => write!(f, "used/{}", Place(digest)),
+            Self::Lease(name) => write!(f, "leases/{}", Name(name)),
+            Self::Probe(name) => write!(f, "probe/{}", Name(name)),
+        }
+    }
+}
+
+impl FromStr for Key {
+    type Err = ParseKeyError;
+
+    fn from_str(path: &str) -> Result<Self, Self::Err> {
+        parse(path).ok_or_else(|| ParseKeyError(path.to_owned()))
+    }
+}
+
+fn parse(path: &str) -> Option<Key> {
+    let segments: Vec<&str> = path.split('/').collect();
+    Some(match segments.as_slice() {
+        ["layers", generation, algorithm, hex] => {
+            Key::Layer { generation: Generation(unescape(generation)?), source: digest(algorithm, hex)? }
+        }
+        ["blobs", algorithm, hex] => Key::Blob(digest(algorithm, hex)?),
+        ["records", "digest", algorithm, file] => Key::DigestRecord(digest(algorithm, json(file)?)?),
+        ["records", "layer", generation, algorithm, file] => {
+            Key::LayerRecord { generation: Generation(unescape(generation)?), source: digest(algorithm, json(file)?)? }
+        }
+        ["records", "image", generation, algorithm, file] => {
+            Key::ImageRecord { generation: Generation(unescape(generation)?), source: digest(algorithm, json(file)?)? }
+        }
+        ["used", algorithm, hex] => Key::Used(digest(algorithm, hex)?),
+        ["leases", name] => Key::Lease(unescape(name)?),
+        ["probe", name] => Key::Probe(unescape(name)?),
+        _ => return None,
+    })
+}
+
+fn digest(algorithm: &str, hex: &str) -> Option<Digest> {
+    format!("{algorithm}:{hex}").parse().ok()
+}
+
+fn json(file: &str) -> Option<&str> {
+    file.strip_suffix(".json")
+}
+
+/// A digest as two path segments.
+struct Place<'a>(&'a Digest);
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.0.algorithm().name(), self.0.hex())
+    }
+}
+
+/// A name as one path segment: letters, digits, `-`, `_` and inner dots stay, every other byte becomes `=XX`.
+struct Name<'a>(&'a str);
+
+impl fmt::Display for Name<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, byte) in self.0.bytes().enumerate() {
+            match byte {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => write!(f, "{}", char::from(byte))?,
+                b'.' if at > 0 => write!(f, ".")?,
+                _ => write!(f, "={byte:02X}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn unescape(segment: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(segment.len());
+    let mut rest = segment.as_bytes();
+    while let [first, behind @ ..] = rest {
+        rest = match (first, behind) {
+            (b'=', [high, low, behind @ ..]) => {
+                bytes.extend(hex::decode([*high, *low]).ok()?);
+                behind
+            }
+            (b'=', _) => return None,
+            _ => {
+                bytes.push(*first);
+                behind
+            }
+        };
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_layout_is_readable() {
+        let digest = Digest::sha256_of(b"");
+        let hex = digest.hex().to_owned();
+        let generation = Generation("g1-gzip6-source".to_owned());
+        let layer = Key::Layer { generation: generation.clone(), source: digest.clone() };
+        assert_eq!(layer.to_string(), format!("layers/g1-gzip6-source/sha256/{hex}"));
+        let record = Key::ImageRecord { generation, source: digest };
+        assert_eq!(record.to_string(), format!("records/image/g1-gzip6-source/sha256/{hex}.json"));
+    }
+
+    #[test]
+    fn foreign_paths_are_no_keys() {
+        for path in ["", "layers", "blobs/sha256/00", "leases/a/b", "leases/=", "leases/=zz", "lost+found/x"] {
+            assert!(path.parse::<Key>().is_err(), "{path:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_key_is_read_back_from_its_path(name: String, seed: u64, kind in 0..8) {
+            let source = Digest::sha256_of(&seed.to_le_bytes());
+            let generation = Generation(format!("g{name}"));
+            let key = match kind {
+                0 => Key::Layer { generation, source },
+                1 => Key::Blob(source),
+                2 => Key::DigestRecord(source),
+                3 => Key::LayerRecord { generation, source },
+                4 => Key::ImageRecord { generation, source },
+                5 => Key::Used(source),
+                6 => Key::Probe(format!("p{name}")),
+                _ => Key::Lease(name),
+            };
+            let path = key.to_string();
+            prop_assert!(object_store::path::Path::parse(&path).is_ok());
+            prop_assert!(!path.split('/').any(|segment| segment == ".." || segment == "."));
+            prop_assert_eq!(path.parse(), Ok(key));
+        }
     }
 }

@@ -1,53 +1,76 @@
 //! What we keep: converted layers, small objects, records and leases, in a folder or a bucket.
 //!
-//! Records are written last and are the commit point; what no record names is swept.
+//! Records are written last and are the commit point; what no record names is swept. An object is visible when a digest
+//! record says where it lies, and what is visible can be read:
+//!
+//! ```text
+//! layer bytes ▶ digest record ▶ layer record ┐
+//! manifest, config ▶ digest record           ├▶ image record
+//! ```
 
+mod backend;
+mod blobs;
+mod config;
+mod error;
+mod folder;
 pub mod key;
+mod lease;
 pub mod records;
+mod remote;
+mod upload;
+mod used;
 
-use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::stream::BoxStream;
+use moka::future::Cache;
+use object_store::ObjectStore;
+use object_store::memory::InMemory;
+use tokio::sync::Semaphore;
 
 use crate::oci::Digest;
+use backend::Backend;
+pub use config::{Config, Retention, Secret};
+pub use error::Error;
 pub use key::{Generation, Key};
+pub use lease::Lease;
 pub use records::{ImageRecord, LayerOutcome, LayerRecord};
+pub use upload::LayerUpload;
 
-/// The store's part of the configuration.
-#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Config {
-    /// A folder, or `s3://BUCKET[/PREFIX]`, `gs://…`, `az://…`.
-    pub location: String,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self { location: "starlift-store".to_owned() }
-    }
-}
-
-/// Why the store cannot do it.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    #[error("{what} failed in the store")]
-    Backend {
-        what: String,
-        #[source]
-        source: object_store::Error,
-    },
-    #[error("the record {key} cannot be read: {reason}")]
-    Record { key: String, reason: String },
-    #[error("the store's configuration: {0}")]
-    Config(String),
-}
+/// How many objects' places are remembered: about 30 MiB.
+const FOUND_OBJECTS: u64 = 100_000;
+/// How long an object's place is believed; shorter than any sensible grace, so that what another replica swept is
+/// forgotten in time.
+const FOUND_FOR: Duration = Duration::from_secs(5 * 60);
+/// How many image records are remembered.
+const FOUND_IMAGES: u64 = 10_000;
+/// How long an image record is believed: another replica may add a platform to an index.
+const IMAGE_FOR: Duration = Duration::from_secs(10);
+/// The memory for manifests and configurations, in bytes.
+const SMALL_OBJECTS: u64 = 32 << 20;
+/// A use is written down at most once in this time.
+const USE_NOTED_FOR: Duration = Duration::from_secs(60 * 60);
+/// How many uses are written down at once.
+const NOTES_AT_ONCE: usize = 4;
 
 /// A handle on the store; clones share it.
 #[derive(Debug, Clone)]
-pub struct Store {}
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    backend: Backend,
+    config: Config,
+    objects: Cache<Digest, Object>,
+    images: Cache<Key, Arc<ImageRecord>>,
+    small: Cache<Digest, Bytes>,
+    noted: Cache<Digest, ()>,
+    notes: Semaphore,
+}
 
 /// An object that can be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,88 +84,53 @@ pub struct Object {
 
 impl Store {
     /// Opens the store at `config.location` and checks that it can be written.
-    pub async fn open(_config: &Config) -> Result<Self, Error> {
-        unimplemented!()
+    pub async fn open(config: &Config) -> Result<Self, Error> {
+        let backend = match remote::Location::parse(config)? {
+            remote::Location::Folder(path) => Backend::folder(Path::new(&path))?,
+            remote::Location::Bucket(bucket) => remote::open(config, &bucket)?,
+        };
+        let store = Self::with_backend(backend, config.clone());
+        store.check_writable().await?;
+        Ok(store)
     }
 
-    /// The object with this digest, if a record makes it visible.
-    pub async fn find(&self, _digest: &Digest) -> Result<Option<Object>, Error> {
-        unimplemented!()
+    /// A store that forgets everything with its last handle.
+    pub fn in_memory() -> Self {
+        Self::over(Arc::new(InMemory::new()), &Config::default())
     }
 
-    /// The bytes of `range`, which lies within the object.
-    pub async fn read(
-        &self,
-        _object: &Object,
-        _range: Range<u64>,
-    ) -> Result<BoxStream<'static, Result<Bytes, Error>>, Error> {
-        unimplemented!()
+    /// A store over any object store that knows conditional puts; `config.location` is not looked at.
+    pub fn over(objects: Arc<dyn ObjectStore>, config: &Config) -> Self {
+        Self::with_backend(Backend::bucket(objects, object_store::path::Path::default(), None), config.clone())
     }
 
-    /// All bytes of a small object.
-    pub async fn read_all(&self, _object: &Object) -> Result<Bytes, Error> {
-        unimplemented!()
+    fn with_backend(backend: Backend, config: Config) -> Self {
+        let weight = |_: &Digest, bytes: &Bytes| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let inner = Inner {
+            backend,
+            config,
+            objects: Cache::builder().max_capacity(FOUND_OBJECTS).time_to_live(FOUND_FOR).build(),
+            images: Cache::builder().max_capacity(FOUND_IMAGES).time_to_live(IMAGE_FOR).build(),
+            small: Cache::builder().max_capacity(SMALL_OBJECTS).weigher(weight).time_to_live(FOUND_FOR).build(),
+            noted: Cache::builder().max_capacity(FOUND_OBJECTS).time_to_live(USE_NOTED_FOR).build(),
+            notes: Semaphore::new(NOTES_AT_ONCE),
+        };
+        Self { inner: Arc::new(inner) }
     }
 
-    /// Keeps a small object under its own digest and makes it visible.
-    pub async fn put(&self, _media_type: &str, _bytes: Bytes) -> Result<Object, Error> {
-        unimplemented!()
+    /// The configuration it was opened with.
+    pub fn config(&self) -> &Config {
+        &self.inner.config
     }
 
-    /// Starts the upload of the layer converted from `source`. Dropping it unfinished leaves nothing visible.
-    pub async fn upload_layer(&self, _generation: &Generation, _source: &Digest) -> Result<LayerUpload, Error> {
-        unimplemented!()
+    /// Whether the store answers; cheap enough for a readiness probe.
+    pub async fn ready(&self) -> Result<(), Error> {
+        self.inner.backend.head(&Key::Probe("ready".to_owned())).await.map(drop)
     }
 
-    pub async fn layer(&self, _generation: &Generation, _source: &Digest) -> Result<Option<LayerRecord>, Error> {
-        unimplemented!()
-    }
-
-    /// Commits a layer: from here on its digest is found.
-    pub async fn put_layer(&self, _generation: &Generation, _record: &LayerRecord) -> Result<(), Error> {
-        unimplemented!()
-    }
-
-    pub async fn image(&self, _generation: &Generation, _source: &Digest) -> Result<Option<ImageRecord>, Error> {
-        unimplemented!()
-    }
-
-    /// Commits the twin of an image manifest or an index. Written last.
-    pub async fn put_image(&self, _generation: &Generation, _record: &ImageRecord) -> Result<(), Error> {
-        unimplemented!()
-    }
-
-    /// Takes the lease on `name` for this process, renewed until dropped; `None` while another process holds it.
-    pub async fn lease(&self, _name: &str) -> Result<Option<Lease>, Error> {
-        unimplemented!()
-    }
-
-    /// A URL that lets anyone read the object for `lifetime`, where the backend can sign one.
-    pub async fn signed_url(&self, _object: &Object, _lifetime: Duration) -> Result<Option<url::Url>, Error> {
-        unimplemented!()
+    async fn check_writable(&self) -> Result<(), Error> {
+        let probe = Key::Probe(format!("{:016x}", rand::random::<u64>()));
+        self.inner.backend.put(&probe, Bytes::from_static(b"starlift")).await?;
+        self.inner.backend.delete(&probe).await
     }
 }
-
-/// A layer on its way into the store.
-#[derive(Debug)]
-pub struct LayerUpload {}
-
-impl LayerUpload {
-    /// Appends bytes; waits while too many parts are in flight.
-    pub async fn write(&mut self, _bytes: Bytes) -> Result<(), Error> {
-        unimplemented!()
-    }
-
-    /// Completes the upload. The layer stays invisible until its record is put.
-    pub async fn finish(self) -> Result<(), Error> {
-        unimplemented!()
-    }
-
-    pub async fn abort(self) {
-        unimplemented!()
-    }
-}
-
-/// Held while this process alone may work on something.
-#[derive(Debug)]
-pub struct Lease {}

@@ -1,7 +1,15 @@
 //! The records: small JSON documents that make objects visible.
 
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::try_join_all;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::error::Error;
+use super::key::{Generation, Key};
+use super::{Object, Store};
 use crate::oci::{Digest, Platform};
 
 /// What became of a source layer.
@@ -65,4 +73,139 @@ pub struct ImageRecord {
 pub struct PassedThrough {
     pub digest: Digest,
     pub reason: String,
+}
+
+/// Where the object with a digest lies: its being there makes the object visible.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct DigestRecord {
+    pub(super) size: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) media_type: Option<String>,
+    /// A [`Key`], as its path.
+    pub(super) key: String,
+}
+
+impl DigestRecord {
+    fn of(object: &Object) -> Self {
+        Self { size: object.size, media_type: object.media_type.clone(), key: object.key.to_string() }
+    }
+}
+
+impl LayerRecord {
+    /// The objects that a converted layer consists of.
+    pub(super) fn objects(&self) -> impl Iterator<Item = &Digest> {
+        let converted = match &self.outcome {
+            LayerOutcome::Converted(layer) => Some(layer),
+            LayerOutcome::PassedThrough { .. } => None,
+        };
+        converted.into_iter().flat_map(|layer| std::iter::once(&layer.digest).chain(layer.external_toc.as_ref()))
+    }
+}
+
+impl Store {
+    /// What became of the layer `source`; `None` too when the converted layer's bytes are gone.
+    pub async fn layer(&self, generation: &Generation, source: &Digest) -> Result<Option<LayerRecord>, Error> {
+        let key = Key::LayerRecord { generation: generation.clone(), source: source.clone() };
+        let Some(record) = self.record::<LayerRecord>(&key).await? else { return Ok(None) };
+        let whole = self.all_visible(&key, record.objects()).await?;
+        Ok(whole.then_some(record))
+    }
+
+    /// Commits a layer: from here on its digest is found.
+    ///
+    /// The layer's bytes (and its external TOC) must have been stored before; the error says when they were not.
+    pub async fn put_layer(&self, generation: &Generation, record: &LayerRecord) -> Result<(), Error> {
+        if let LayerOutcome::Converted(layer) = &record.outcome {
+            let key = Key::Layer { generation: generation.clone(), source: record.source.clone() };
+            let object = Object { digest: layer.digest.clone(), size: layer.size, media_type: None, key };
+            self.make_visible(object).await?;
+            if let Some(toc) = &layer.external_toc
+                && self.look_up(toc).await?.is_none()
+            {
+                return Err(Error::Gone(toc.clone()));
+            }
+        }
+        let key = Key::LayerRecord { generation: generation.clone(), source: record.source.clone() };
+        self.put_record(&key, record).await
+    }
+
+    /// The twin of the image or index `source`; `None` too when an object it needs is gone.
+    pub async fn image(&self, generation: &Generation, source: &Digest) -> Result<Option<ImageRecord>, Error> {
+        let key = Key::ImageRecord { generation: generation.clone(), source: source.clone() };
+        if let Some(record) = self.inner.images.get(&key).await {
+            return Ok(Some(record.as_ref().clone()));
+        }
+        let Some(record) = self.record::<ImageRecord>(&key).await? else { return Ok(None) };
+        if !self.all_visible(&key, record.objects.iter()).await? {
+            return Ok(None);
+        }
+        self.inner.images.insert(key, Arc::new(record.clone())).await;
+        Ok(Some(record))
+    }
+
+    /// Commits the twin of an image manifest or an index. Written last.
+    ///
+    /// Every object it names must be visible; the error says which is not.
+    pub async fn put_image(&self, generation: &Generation, record: &ImageRecord) -> Result<(), Error> {
+        let key = Key::ImageRecord { generation: generation.clone(), source: record.source.clone() };
+        self.put_record(&key, record).await?;
+        // Looked at after the record is there, past the cache: a sweep that let an object go before it could see the
+        // record is noticed here.
+        let fresh = try_join_all(record.objects.iter().map(|digest| self.look_up(digest))).await?;
+        if let Some((gone, _)) = record.objects.iter().zip(&fresh).find(|(_, object)| object.is_none()) {
+            self.inner.backend.delete(&key).await?;
+            return Err(Error::Gone(gone.clone()));
+        }
+        self.inner.images.insert(key, Arc::new(record.clone())).await;
+        Ok(())
+    }
+
+    async fn all_visible(&self, key: &Key, digests: impl Iterator<Item = &Digest>) -> Result<bool, Error> {
+        let digests: Vec<&Digest> = digests.collect();
+        let found = try_join_all(digests.iter().map(|digest| self.locate(digest))).await?;
+        let gone = digests.iter().zip(&found).find(|(_, object)| object.is_none());
+        if let Some((digest, _)) = gone {
+            tracing::warn!(record = %key, missing = %digest, "a record names an object that is not there");
+        }
+        Ok(gone.is_none())
+    }
+
+    /// Writes the digest record of an object whose bytes are stored, unless a good one is there.
+    pub(super) async fn make_visible(&self, object: Object) -> Result<Object, Error> {
+        if let Some(visible) = self.look_up(&object.digest).await? {
+            return Ok(visible);
+        }
+        let stored = self.inner.backend.head(&object.key).await?;
+        if stored.is_none_or(|meta| meta.size != object.size) {
+            return Err(Error::Gone(object.digest));
+        }
+        self.put_record(&Key::DigestRecord(object.digest.clone()), &DigestRecord::of(&object)).await?;
+        self.inner.objects.insert(object.digest.clone(), object.clone()).await;
+        Ok(object)
+    }
+
+    /// What the digest's record says, without a look at the object.
+    pub(super) async fn digest_record(&self, digest: &Digest) -> Result<Option<Object>, Error> {
+        let key = Key::DigestRecord(digest.clone());
+        let Some(DigestRecord { size, media_type, key: place }) = self.record(&key).await? else { return Ok(None) };
+        match place.parse() {
+            Ok(key) => Ok(Some(Object { digest: digest.clone(), size, media_type, key })),
+            Err(error) => Err(unreadable(&key, &error)),
+        }
+    }
+
+    /// Reads a record; one that cannot be read is an error, not an absence: the sweep would take what it names.
+    pub(super) async fn record<R: DeserializeOwned>(&self, key: &Key) -> Result<Option<R>, Error> {
+        let Some(found) = self.inner.backend.get(key).await? else { return Ok(None) };
+        serde_json::from_slice(&found.bytes).map(Some).map_err(|error| unreadable(key, &error))
+    }
+
+    async fn put_record(&self, key: &Key, record: &impl Serialize) -> Result<(), Error> {
+        let json = serde_json::to_vec_pretty(record).map_err(|error| unreadable(key, &error))?;
+        self.inner.backend.put(key, Bytes::from(json)).await
+    }
+}
+
+fn unreadable(key: &Key, error: &impl ToString) -> Error {
+    Error::Record { key: key.to_string(), reason: error.to_string() }
 }

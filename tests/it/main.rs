@@ -2,4 +2,5 @@
 
 mod architecture;
 mod fake_registry;
+mod store;
 mod support;

@@ -1,0 +1,187 @@
+//! The folder or bucket beneath the store, spoken to in keys.
+//!
+//! Everything goes through `object_store`; a local folder needs three things of its own: reading in larger pieces,
+//! locks instead of conditional updates, and a look for the staging files that a killed process leaves behind.
+
+use std::ops::Range;
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use futures::stream::{BoxStream, StreamExt as _, TryStreamExt as _};
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::signer::Signer;
+use object_store::{
+    GetOptions, GetRange, GetResultPayload, MultipartUpload, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions,
+    PutPayload, PutResult, UpdateVersion,
+};
+
+use super::error::Error;
+use super::folder;
+use super::key::Key;
+
+/// The largest record or lease we read: an index of a thousand images stays far below.
+const MAX_RECORD_BYTES: u64 = 16 << 20;
+
+/// A place to keep objects.
+#[derive(Debug)]
+pub(super) struct Backend {
+    objects: Arc<dyn ObjectStore>,
+    /// In front of every key.
+    prefix: Path,
+    /// Set when the objects are files here.
+    folder: Option<PathBuf>,
+    signer: Option<Arc<dyn Signer>>,
+}
+
+/// What a listing or a HEAD tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Meta {
+    pub(super) size: u64,
+    pub(super) modified: SystemTime,
+}
+
+/// An object as a listing shows it.
+#[derive(Debug, Clone)]
+pub(super) struct Listed {
+    pub(super) key: Key,
+    pub(super) meta: Meta,
+}
+
+/// A small object with the version that a conditional update names.
+#[derive(Debug)]
+pub(super) struct Versioned {
+    pub(super) bytes: Bytes,
+    pub(super) version: UpdateVersion,
+}
+
+/// A body on its way out, with the size of the whole object.
+pub(super) struct Body {
+    pub(super) object_size: u64,
+    pub(super) stream: BoxStream<'static, Result<Bytes, object_store::Error>>,
+}
+
+impl Backend {
+    /// Keeps the objects as files in `root`, which is made when it is missing.
+    pub(super) fn folder(root: &FilePath) -> Result<Self, Error> {
+        let refused = |source: std::io::Error| Error::Config(format!("cannot write to {}: {source}", root.display()));
+        std::fs::create_dir_all(root).map_err(refused)?;
+        let root = root.canonicalize().map_err(refused)?;
+        let files = LocalFileSystem::new_with_prefix(&root)
+            .map_err(|source| Error::Backend { what: format!("opening {}", root.display()), source })?
+            .with_fsync(true);
+        Ok(Self { objects: Arc::new(files), prefix: Path::default(), folder: Some(root), signer: None })
+    }
+
+    /// Keeps the objects in a bucket, which must know conditional puts.
+    pub(super) fn bucket(objects: Arc<dyn ObjectStore>, prefix: Path, signer: Option<Arc<dyn Signer>>) -> Self {
+        Self { objects, prefix, folder: None, signer }
+    }
+
+    /// The folder the objects are files of, if it is one.
+    pub(super) fn root(&self) -> Option<&FilePath> {
+        self.folder.as_deref()
+    }
+
+    pub(super) fn signer(&self) -> Option<&Arc<dyn Signer>> {
+        self.signer.as_ref()
+    }
+
+    /// Where `key` lies in the bucket.
+    pub(super) fn path(&self, key: &Key) -> Path {
+        // A key's path holds no character that `Path` would change, so that the layout is what `Key` says.
+        Path::from_iter(self.prefix.parts().chain(Path::from(key.to_string()).parts()))
+    }
+
+    fn failed(what: &str, key: &Key) -> impl FnOnce(object_store::Error) -> Error {
+        let what = format!("{what} {key}");
+        |source| Error::Backend { what, source }
+    }
+
+    pub(super) async fn put(&self, key: &Key, payload: impl Into<PutPayload>) -> Result<(), Error> {
+        let stored = self.objects.put(&self.path(key), payload.into()).await;
+        stored.map(drop).map_err(Self::failed("writing", key))
+    }
+
+    /// Writes when `mode`'s condition holds; the error tells a failed condition apart.
+    pub(super) async fn put_if(
+        &self,
+        key: &Key,
+        bytes: Bytes,
+        mode: PutMode,
+    ) -> Result<PutResult, object_store::Error> {
+        self.objects.put_opts(&self.path(key), bytes.into(), PutOptions::from(mode)).await
+    }
+
+    pub(super) async fn multipart(&self, key: &Key) -> Result<Box<dyn MultipartUpload>, Error> {
+        self.objects.put_multipart(&self.path(key)).await.map_err(Self::failed("starting the upload of", key))
+    }
+
+    /// A record or lease, whole; `None` when there is none.
+    pub(super) async fn get(&self, key: &Key) -> Result<Option<Versioned>, Error> {
+        let found = match self.objects.get(&self.path(key)).await {
+            Ok(found) => found,
+            Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            Err(source) => return Err(Self::failed("reading", key)(source)),
+        };
+        if found.meta.size > MAX_RECORD_BYTES {
+            return Err(Error::Record {
+                key: key.to_string(),
+                reason: format!("it is {} bytes long", found.meta.size),
+            });
+        }
+        let version = UpdateVersion { e_tag: found.meta.e_tag.clone(), version: found.meta.version.clone() };
+        let bytes = found.bytes().await.map_err(Self::failed("reading", key))?;
+        Ok(Some(Versioned { bytes, version }))
+    }
+
+    pub(super) async fn head(&self, key: &Key) -> Result<Option<Meta>, Error> {
+        match self.objects.head(&self.path(key)).await {
+            Ok(meta) => Ok(Some(Meta { size: meta.size, modified: meta.last_modified.into() })),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(source) => Err(Self::failed("looking for", key)(source)),
+        }
+    }
+
+    /// The bytes of `range`, not empty; `None` when there is no such object.
+    pub(super) async fn open(&self, key: &Key, range: Range<u64>) -> Result<Option<Body>, Error> {
+        let options = GetOptions { range: Some(GetRange::Bounded(range)), ..GetOptions::default() };
+        let found = match self.objects.get_opts(&self.path(key), options).await {
+            Ok(found) => found,
+            Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            Err(source) => return Err(Self::failed("reading", key)(source)),
+        };
+        let object_size = found.meta.size;
+        let stream = match found.payload {
+            GetResultPayload::File(file, path) => folder::stream(file, &path, found.range),
+            GetResultPayload::Stream(stream) => stream,
+        };
+        Ok(Some(Body { object_size, stream }))
+    }
+
+    /// Deletes what may already be gone.
+    pub(super) async fn delete(&self, key: &Key) -> Result<(), Error> {
+        match self.objects.delete(&self.path(key)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(source) => Err(Self::failed("deleting", key)(source)),
+        }
+    }
+
+    /// Every key of ours under the first segment `top`; what is not ours is left alone and not shown.
+    pub(super) fn list(&self, top: &'static str) -> BoxStream<'_, Result<Listed, Error>> {
+        let depth = self.prefix.parts_count();
+        let place = self.prefix.clone().join(top);
+        self.objects
+            .list(Some(&place))
+            .map_err(move |source| Error::Backend { what: format!("listing {top}"), source })
+            .try_filter_map(move |meta| async move {
+                let path = Path::from_iter(meta.location.parts().skip(depth));
+                let key = path.as_ref().parse().ok();
+                let meta = Meta { size: meta.size, modified: meta.last_modified.into() };
+                Ok(key.map(|key| Listed { key, meta }))
+            })
+            .boxed()
+    }
+}

@@ -1,0 +1,146 @@
+//! The store's part of the configuration.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::{Deserialize, Serialize, Serializer};
+
+/// Where the store lies and how long it keeps things.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// A folder, or `s3://BUCKET[/PREFIX]`, `gs://BUCKET[/PREFIX]`, `az://CONTAINER[/PREFIX]`.
+    pub location: String,
+    /// The URL of an object store that is not the cloud's own, such as MinIO.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// The region of an S3 bucket.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// Whether `endpoint` may be plain HTTP.
+    pub allow_http: bool,
+    /// The account: an S3 access key id or an Azure storage account. Without it the environment and the instance's own
+    /// identity are asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access_key_id: Option<String>,
+    /// The key to `access_key_id`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret_access_key: Option<Secret>,
+    /// The session token of temporary S3 credentials.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session_token: Option<Secret>,
+    /// A file with the key of a Google service account.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service_account: Option<PathBuf>,
+    /// Layers travel to a bucket in parts of this size, four at a time; S3 takes 10,000 parts at most and none under
+    /// 5 MiB.
+    pub part_size: ByteSize,
+    /// How long a replica that died keeps others from the work it had begun.
+    #[serde(with = "humantime_serde")]
+    pub lease_ttl: Duration,
+    /// How often what is no longer needed is looked for.
+    #[serde(with = "humantime_serde")]
+    pub sweep_interval: Duration,
+    pub retention: Retention,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            location: "starlift-store".to_owned(),
+            endpoint: None,
+            region: None,
+            allow_http: false,
+            access_key_id: None,
+            secret_access_key: None,
+            session_token: None,
+            service_account: None,
+            part_size: ByteSize::mib(8),
+            lease_ttl: Duration::from_secs(30),
+            sweep_interval: Duration::from_secs(60 * 60),
+            retention: Retention::default(),
+        }
+    }
+}
+
+/// What may go, and when.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Retention {
+    /// Images and layers that nobody asked for during this time go; left out, they stay.
+    #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
+    pub max_age: Option<Duration>,
+    /// Above this size the images that nobody asked for the longest go; left out, there is no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_size: Option<ByteSize>,
+    /// Nothing younger or used more recently than this goes. It must be longer than any upload takes and than clients
+    /// hold on to a manifest before they ask for its layers.
+    #[serde(with = "humantime_serde")]
+    pub grace: Duration,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self {
+            max_age: Some(Duration::from_secs(30 * 24 * 60 * 60)),
+            max_size: None,
+            grace: Duration::from_secs(24 * 60 * 60),
+        }
+    }
+}
+
+/// A text that is never printed.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    pub(super) fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What is shown in a secret's place.
+const REDACTED: &str = "(redacted)";
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(REDACTED)
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(REDACTED)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_read_and_never_shown() {
+        let config: Config = toml::from_str("secret_access_key = 'hunter2'").unwrap();
+        assert_eq!(config.secret_access_key.as_ref().map(Secret::reveal), Some("hunter2"));
+        assert!(!format!("{config:?}").contains("hunter2"));
+        assert!(!toml::to_string(&config).unwrap().contains("hunter2"));
+    }
+
+    #[test]
+    fn units_are_written_out_and_typos_are_errors() {
+        let config: Config = toml::from_str("lease_ttl = '1m'\n[retention]\nmax_size = '10GiB'").unwrap();
+        assert_eq!(config.lease_ttl, Duration::from_secs(60));
+        assert_eq!(config.retention.max_size, Some(ByteSize::gib(10)));
+        assert!(toml::from_str::<Config>("locatoin = 'x'").is_err());
+        assert!(toml::from_str::<Config>("[retention]\nmax_aeg = '1d'").is_err());
+        let text = toml::to_string(&Config::default()).unwrap();
+        assert_eq!(toml::from_str::<Config>(&text).unwrap(), Config::default());
+    }
+}

@@ -1,0 +1,36 @@
+//! Why the store cannot do it.
+
+use std::ops::Range;
+
+use crate::oci::Digest;
+
+/// Why the store cannot do it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    #[error("{what} failed in the store")]
+    Backend {
+        what: String,
+        #[source]
+        source: object_store::Error,
+    },
+    #[error("{what} failed in the store's folder")]
+    Folder {
+        what: String,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the record {key} cannot be read: {reason}")]
+    Record { key: String, reason: String },
+    /// The object was there when it was looked up; the next look finds that it is not.
+    #[error("{0} is no longer in the store")]
+    Gone(Digest),
+    #[error("{digest} in the store is damaged: {reason}")]
+    Damaged { digest: Digest, reason: String },
+    #[error("the bytes {range:?} do not lie within {digest}")]
+    OutOfBounds { digest: Digest, range: Range<u64> },
+    #[error("a part of the upload was lost: {0}")]
+    Upload(String),
+    #[error("the store's configuration: {0}")]
+    Config(String),
+}

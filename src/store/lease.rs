@@ -1,0 +1,263 @@
+//! One process at a time: a lease on a name, held until it is released, dropped or lost.
+//!
+//! In a bucket a lease is an object `{owner, epoch, expires}`, made by a put that only creates, renewed and taken over by
+//! puts that only replace the version seen. In a folder it is a file under an exclusive lock, which the kernel gives up
+//! with the process: no clock is asked and nothing is waited for.
+//! A lease saves work, it does not guard data: what two holders would write is the same.
+
+use std::fs::{File, TryLockError};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use object_store::{PutMode, UpdateVersion};
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::error::Error;
+use super::key::Key;
+use super::{Inner, Store};
+
+/// Held while this process alone may work on something.
+#[derive(Debug)]
+pub struct Lease {
+    held: Held,
+}
+
+#[derive(Debug)]
+enum Held {
+    File(LockedFile),
+    Object(Renewed),
+}
+
+/// A lease object's content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Claim {
+    owner: String,
+    /// Counts the writes.
+    epoch: u64,
+    /// Milliseconds since 1970.
+    expires: u64,
+}
+
+impl Store {
+    /// Takes the lease on `name` for this process, renewed until dropped; `None` while another holder has it.
+    pub async fn lease(&self, name: &str) -> Result<Option<Lease>, Error> {
+        let key = Key::Lease(name.to_owned());
+        let held = match self.inner.backend.root() {
+            Some(root) => LockedFile::take(root, &key).await?.map(Held::File),
+            None => Renewed::take(&self.inner, key).await?.map(Held::Object),
+        };
+        Ok(held.map(|held| Lease { held }))
+    }
+}
+
+impl Lease {
+    /// Whether another process may hold it by now.
+    pub fn is_lost(&self) -> bool {
+        match &self.held {
+            Held::File(_) => false,
+            Held::Object(renewed) => renewed.lost.load(Ordering::Acquire),
+        }
+    }
+
+    /// Gives the lease up and waits until others can take it. Dropping it does the same in the background.
+    pub async fn release(self) {
+        match self.held {
+            Held::File(file) => drop(file),
+            Held::Object(mut renewed) => {
+                if let Some(task) = renewed.stop() {
+                    // Only a panic would be news, and then the lease runs out by itself.
+                    let _ended = task.await;
+                }
+            }
+        }
+    }
+}
+
+/// A file whose lock this process holds; deleted and unlocked on drop.
+#[derive(Debug)]
+struct LockedFile {
+    path: std::path::PathBuf,
+    _file: File,
+}
+
+impl LockedFile {
+    async fn take(root: &Path, key: &Key) -> Result<Option<Self>, Error> {
+        let path = root.join(key.to_string());
+        let what = format!("locking {key}");
+        let locked = tokio::task::spawn_blocking(move || Self::try_lock(path)).await;
+        match locked {
+            Ok(Ok(file)) => Ok(file),
+            Ok(Err(source)) => Err(Error::Folder { what, source }),
+            Err(ended) => Err(Error::Folder { what, source: ended.into() }),
+        }
+    }
+
+    fn try_lock(path: std::path::PathBuf) -> std::io::Result<Option<Self>> {
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        let file = File::options().create(true).truncate(false).write(true).open(&path)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        // The last holder may have deleted the file between our open and our lock; then a lock on it holds nothing.
+        if !is_still_at(&file, &path) {
+            return Ok(None);
+        }
+        Ok(Some(Self { path, _file: file }))
+    }
+}
+
+impl Drop for LockedFile {
+    fn drop(&mut self) {
+        // Deleted while still locked: nobody else can have locked this very file.
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::debug!(path = %self.path.display(), %error, "a lease's file was not deleted");
+        }
+    }
+}
+
+fn is_still_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    match (file.metadata(), std::fs::metadata(path)) {
+        (Ok(mine), Ok(there)) => mine.ino() == there.ino() && mine.dev() == there.dev(),
+        _ => false,
+    }
+}
+
+/// A lease object and the task that renews it.
+#[derive(Debug)]
+struct Renewed {
+    lost: Arc<AtomicBool>,
+    /// Dropping the sender tells the task to release.
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    task: Option<JoinHandle<()>>,
+}
+
+/// What the renewing task knows.
+struct Renewal {
+    inner: Arc<Inner>,
+    key: Key,
+    claim: Claim,
+    version: UpdateVersion,
+    /// When the lease runs out unless it is renewed.
+    until: Instant,
+    lost: Arc<AtomicBool>,
+}
+
+impl Renewed {
+    async fn take(inner: &Arc<Inner>, key: Key) -> Result<Option<Self>, Error> {
+        let mut claim = Claim { owner: format!("{:032x}", rand::random::<u128>()), epoch: 0, expires: 0 };
+        let found = inner.backend.get(&key).await?;
+        let mode = match &found {
+            None => PutMode::Create,
+            Some(found) => {
+                let theirs: Option<Claim> = serde_json::from_slice(&found.bytes).ok();
+                // What is no claim was not written by us and holds nothing.
+                if theirs.as_ref().is_some_and(|theirs| theirs.expires > now()) {
+                    return Ok(None);
+                }
+                claim.epoch = theirs.map_or(0, |theirs| theirs.epoch.wrapping_add(1));
+                PutMode::Update(found.version.clone())
+            }
+        };
+        let started = Instant::now();
+        let Some(version) = write(inner, &key, &mut claim, mode).await? else { return Ok(None) };
+        let lost = Arc::new(AtomicBool::new(false));
+        let until = started + inner.config.lease_ttl;
+        let renewal = Renewal { inner: Arc::clone(inner), key, claim, version, until, lost: Arc::clone(&lost) };
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let task = tokio::spawn(renewal.run(stopped));
+        Ok(Some(Self { lost, stop: Some(stop), task: Some(task) }))
+    }
+
+    fn stop(&mut self) -> Option<JoinHandle<()>> {
+        drop(self.stop.take());
+        self.task.take()
+    }
+}
+
+impl Renewal {
+    async fn run(mut self, mut stopped: tokio::sync::oneshot::Receiver<()>) {
+        let third = self.inner.config.lease_ttl / 3;
+        loop {
+            tokio::select! {
+                _ = &mut stopped => return self.release().await,
+                () = tokio::time::sleep(third) => {}
+            }
+            if !self.renew().await {
+                self.lost.store(true, Ordering::Release);
+                tracing::warn!(lease = %self.key, "a lease was lost");
+                return;
+            }
+        }
+    }
+
+    /// Whether the lease is still held.
+    async fn renew(&mut self) -> bool {
+        let started = Instant::now();
+        let mut claim = self.claim.clone();
+        claim.epoch = claim.epoch.wrapping_add(1);
+        let mode = PutMode::Update(self.version.clone());
+        let until_end = self.until.saturating_duration_since(started);
+        match tokio::time::timeout(until_end, write(&self.inner, &self.key, &mut claim, mode)).await {
+            Ok(Ok(Some(version))) => {
+                self.version = version;
+                self.claim = claim;
+                self.until = started + self.inner.config.lease_ttl;
+                true
+            }
+            Ok(Ok(None)) | Err(_) => false,
+            Ok(Err(error)) => {
+                tracing::debug!(lease = %self.key, %error, "a lease was not renewed, it is tried again");
+                Instant::now() < self.until
+            }
+        }
+    }
+
+    async fn release(self) {
+        // Near its end the lease is left to run out: the deletion might meet the next holder's.
+        if Instant::now() + self.inner.config.lease_ttl / 3 > self.until {
+            return;
+        }
+        if let Err(error) = self.inner.backend.delete(&self.key).await {
+            tracing::debug!(lease = %self.key, %error, "a lease was not released, it runs out by itself");
+        }
+    }
+}
+
+/// Writes the claim for another ttl; `None` when another holder was there first.
+async fn write(inner: &Inner, key: &Key, claim: &mut Claim, mode: PutMode) -> Result<Option<UpdateVersion>, Error> {
+    let ttl = u64::try_from(inner.config.lease_ttl.as_millis()).unwrap_or(u64::MAX);
+    claim.expires = now().saturating_add(ttl);
+    let json =
+        serde_json::to_vec(claim).map_err(|error| Error::Record { key: key.to_string(), reason: error.to_string() })?;
+    let failed = match inner.backend.put_if(key, json.into(), mode).await {
+        Ok(put) => return Ok(Some(put.into())),
+        Err(failed) => failed,
+    };
+    // The answer to a put that succeeded may have been lost and its repetition refused: look who is there.
+    let there = inner.backend.get(key).await?;
+    if let Some(there) = there
+        && serde_json::from_slice::<Claim>(&there.bytes).is_ok_and(|theirs| theirs == *claim)
+    {
+        return Ok(Some(there.version));
+    }
+    match failed {
+        object_store::Error::AlreadyExists { .. }
+        | object_store::Error::Precondition { .. }
+        | object_store::Error::NotFound { .. } => Ok(None),
+        source => Err(Error::Backend { what: format!("writing {key}"), source }),
+    }
+}
+
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

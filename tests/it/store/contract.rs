@@ -1,0 +1,184 @@
+//! What every store promises, as functions over a store: each backend runs all of them.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use futures::TryStreamExt as _;
+use futures::future::join_all;
+use starlift::oci::Digest;
+use starlift::store::records::ConvertedLayer;
+use starlift::store::{Error, Generation, ImageRecord, LayerOutcome, LayerRecord, Object, Store};
+
+pub(crate) fn generation() -> Generation {
+    Generation("g1-test".to_owned())
+}
+
+/// Bytes that differ from place to place.
+pub(crate) fn bytes_of(length: usize, seed: u32) -> Bytes {
+    let words = (0_u32..).map(|at| (at ^ seed).wrapping_mul(0x9e37_79b1));
+    words.flat_map(u32::to_le_bytes).take(length).collect()
+}
+
+pub(crate) fn layer_record(source: &Digest, layer: &Bytes) -> LayerRecord {
+    let digest = Digest::sha256_of(layer);
+    LayerRecord {
+        source: source.clone(),
+        outcome: LayerOutcome::Converted(ConvertedLayer {
+            digest: digest.clone(),
+            size: layer.len() as u64,
+            diff_id: digest.clone(),
+            uncompressed_size: layer.len() as u64,
+            source_diff_id: digest.clone(),
+            source_size: layer.len() as u64,
+            toc_digest: digest,
+            compression: "gzip".to_owned(),
+            external_toc: None,
+            zstd_manifest_position: None,
+            zstd_manifest_checksum: None,
+        }),
+    }
+}
+
+/// Uploads and commits a layer.
+pub(crate) async fn put_layer(store: &Store, source: &Digest, layer: &Bytes) -> Result<LayerRecord, Error> {
+    let mut upload = store.upload_layer(&generation(), source).await?;
+    for piece in layer.chunks(700_001) {
+        upload.write(layer.slice_ref(piece)).await?;
+    }
+    upload.finish().await?;
+    let record = layer_record(source, layer);
+    store.put_layer(&generation(), &record).await?;
+    Ok(record)
+}
+
+/// An image of one layer, put the way a conversion puts it.
+pub(crate) async fn put_image(store: &Store, seed: u32, layer_len: usize) -> Result<ImageRecord, Error> {
+    let layer = bytes_of(layer_len, seed);
+    put_layer(store, &source_of(seed), &layer).await?;
+    let config = store.put("application/vnd.oci.image.config.v1+json", bytes_of(300, seed ^ 1)).await?;
+    let twin = store.put("application/vnd.oci.image.manifest.v1+json", bytes_of(500, seed ^ 2)).await?;
+    let record = ImageRecord {
+        source: source_of(seed),
+        twin: twin.digest.clone(),
+        media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
+        size: twin.size,
+        platforms: Vec::new(),
+        objects: vec![twin.digest, config.digest, Digest::sha256_of(&layer)],
+        passed_through: Vec::new(),
+    };
+    store.put_image(&generation(), &record).await?;
+    Ok(record)
+}
+
+pub(crate) fn source_of(seed: u32) -> Digest {
+    Digest::sha256_of(&seed.to_le_bytes())
+}
+
+pub(crate) async fn read(store: &Store, object: &Object, range: std::ops::Range<u64>) -> Result<Vec<u8>, Error> {
+    let pieces: Vec<Bytes> = store.read(object, range).await?.try_collect().await?;
+    Ok(pieces.concat())
+}
+
+/// Every promise, one after the other.
+pub(crate) async fn all(store: &Store) {
+    small_objects_are_found_and_read(store).await;
+    an_upload_is_invisible_until_its_record(store).await;
+    ranges_are_exact(store, 20 << 20).await;
+    ranges_are_exact(store, 1_000).await;
+    ranges_are_exact(store, 0).await;
+    what_the_records_say_is_kept(store).await;
+    an_image_without_its_objects_is_not_committed(store).await;
+    one_of_many_gets_the_lease(store).await;
+}
+
+async fn small_objects_are_found_and_read(store: &Store) {
+    let bytes = Bytes::from_static(b"{\"schemaVersion\":2}");
+    let digest = Digest::sha256_of(&bytes);
+    assert_eq!(store.find(&digest).await.unwrap(), None);
+    let put = store.put("application/x-test", bytes.clone()).await.unwrap();
+    assert_eq!(put.media_type.as_deref(), Some("application/x-test"));
+    assert_eq!(store.put("application/x-test", bytes.clone()).await.unwrap(), put);
+    assert_eq!(store.find(&digest).await.unwrap().as_ref(), Some(&put));
+    for _cached in [false, true] {
+        assert_eq!(store.read_all(&put).await.unwrap(), bytes);
+    }
+}
+
+async fn an_upload_is_invisible_until_its_record(store: &Store) {
+    let layer = bytes_of(9 << 20, 77);
+    let (source, digest) = (source_of(77), Digest::sha256_of(&layer));
+    let mut upload = store.upload_layer(&generation(), &source).await.unwrap();
+    upload.write(layer.clone()).await.unwrap();
+    upload.abort().await;
+    assert_eq!(store.find(&digest).await.unwrap(), None);
+    let unfinished = store.put_layer(&generation(), &layer_record(&source, &layer)).await;
+    assert!(matches!(unfinished, Err(Error::Gone(_))), "{unfinished:?}");
+    assert_eq!(store.layer(&generation(), &source).await.unwrap(), None);
+
+    let mut upload = store.upload_layer(&generation(), &source).await.unwrap();
+    upload.write(layer.clone()).await.unwrap();
+    upload.finish().await.unwrap();
+    assert_eq!(store.find(&digest).await.unwrap(), None);
+    store.put_layer(&generation(), &layer_record(&source, &layer)).await.unwrap();
+    let object = store.find(&digest).await.unwrap().unwrap();
+    assert_eq!(read(store, &object, 0..object.size).await.unwrap(), layer);
+}
+
+async fn ranges_are_exact(store: &Store, length: usize) {
+    let layer = bytes_of(length, 5);
+    put_layer(store, &source_of(5 + u32::try_from(length).unwrap()), &layer).await.unwrap();
+    let object = store.find(&Digest::sha256_of(&layer)).await.unwrap().unwrap();
+    assert_eq!(object.size, length as u64);
+    let ends = [0, 1, length / 3, length / 2, length.saturating_sub(1), length];
+    let bounds: BTreeSet<usize> = ends.into_iter().map(|end| end.min(length)).collect();
+    for start in &bounds {
+        for end in bounds.range(start..) {
+            let bytes = read(store, &object, *start as u64..*end as u64).await.unwrap();
+            assert!(bytes == layer[*start..*end], "{start}..{end} of {length}");
+        }
+    }
+    let beyond = store.read(&object, 0..object.size + 1).await.map(drop);
+    assert!(matches!(beyond, Err(Error::OutOfBounds { .. })));
+}
+
+async fn what_the_records_say_is_kept(store: &Store) {
+    let passed = LayerRecord {
+        source: source_of(1001),
+        outcome: LayerOutcome::PassedThrough { reason: "it is encrypted".to_owned() },
+    };
+    store.put_layer(&generation(), &passed).await.unwrap();
+    assert_eq!(store.layer(&generation(), &passed.source).await.unwrap(), Some(passed.clone()));
+    let elsewhere = Generation("g2".to_owned());
+    assert_eq!(store.layer(&elsewhere, &passed.source).await.unwrap(), None);
+
+    let image = put_image(store, 2000, 100_000).await.unwrap();
+    assert_eq!(store.image(&generation(), &image.source).await.unwrap(), Some(image.clone()));
+    assert_eq!(store.image(&elsewhere, &image.source).await.unwrap(), None);
+    let layer = store.layer(&generation(), &image.source).await.unwrap().unwrap();
+    assert_eq!(layer, layer_record(&image.source, &bytes_of(100_000, 2000)));
+}
+
+async fn an_image_without_its_objects_is_not_committed(store: &Store) {
+    let mut image = put_image(store, 3000, 10).await.unwrap();
+    image.source = source_of(3001);
+    image.objects.push(source_of(3002));
+    let refused = store.put_image(&generation(), &image).await;
+    assert!(matches!(&refused, Err(Error::Gone(digest)) if *digest == source_of(3002)), "{refused:?}");
+    assert_eq!(store.image(&generation(), &image.source).await.unwrap(), None);
+}
+
+async fn one_of_many_gets_the_lease(store: &Store) {
+    let name = "layer g1-test sha256:../x";
+    let taken = join_all((0..8).map(|_| {
+        let store = store.clone();
+        tokio::spawn(async move { store.lease(name).await.unwrap() })
+    }));
+    let mut holders: Vec<_> = taken.await.into_iter().filter_map(Result::unwrap).collect();
+    assert_eq!(holders.len(), 1);
+    assert!(store.lease("another").await.unwrap().is_some());
+    let holder = holders.pop().unwrap();
+    assert!(!holder.is_lost());
+    holder.release().await;
+    let next = store.lease(name).await.unwrap();
+    assert!(next.is_some());
+}
