@@ -36,7 +36,7 @@ const ZSTD_MANIFEST_CRFS: u64 = 1;
 /// Why the end of a blob is no footer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Error {
+pub enum FooterError {
     #[error("the blob does not end with a footer of eStargz, stargz or zstd:chunked")]
     NotAFooter,
     #[error("{got} bytes are not the tail of a blob of {blob_size} bytes: {wanted} are needed")]
@@ -78,13 +78,13 @@ impl Footer {
     ///
     /// # Errors
     /// When there is none, or when it points outside the blob.
-    pub fn parse(tail: &[u8], blob_size: u64) -> Result<Self, Error> {
+    pub fn parse(tail: &[u8], blob_size: u64) -> Result<Self, FooterError> {
         let range = tail_range(blob_size);
         let wanted = range.end - range.start;
         if tail.len() as u64 != wanted {
-            return Err(Error::WrongTail { got: tail.len(), wanted, blob_size });
+            return Err(FooterError::WrongTail { got: tail.len(), wanted, blob_size });
         }
-        parse_zstd(tail, blob_size).or_else(|| parse_gzip(tail, blob_size)).unwrap_or(Err(Error::NotAFooter))
+        parse_zstd(tail, blob_size).or_else(|| parse_gzip(tail, blob_size)).unwrap_or(Err(FooterError::NotAFooter))
     }
 
     pub fn form(&self) -> Form {
@@ -146,7 +146,7 @@ fn concat<const N: usize>(parts: &[&[u8]]) -> [u8; N] {
     bytes
 }
 
-fn parse_gzip(tail: &[u8], blob_size: u64) -> Option<Result<Footer, Error>> {
+fn parse_gzip(tail: &[u8], blob_size: u64) -> Option<Result<Footer, FooterError>> {
     let last = |len: usize| tail.len().checked_sub(len).map(|start| &tail[start..]);
     if let Some(extra) = last(GZIP_LEN).and_then(|bytes| extra_field(bytes, 26)) {
         return Some(gzip_footer(Form::Estargz, GZIP_LEN, extra.strip_prefix(b"SG\x16\0")?, blob_size));
@@ -170,13 +170,13 @@ fn extra_field(member: &[u8], len: u8) -> Option<&[u8]> {
     (head[..4] == GZIP_HEAD[..4] && end == GZIP_END).then_some(extra)
 }
 
-fn gzip_footer(form: Form, len: usize, position: &[u8], blob_size: u64) -> Result<Footer, Error> {
-    let digits = position.strip_suffix(STARGZ).ok_or(Error::NotAFooter)?;
+fn gzip_footer(form: Form, len: usize, position: &[u8], blob_size: u64) -> Result<Footer, FooterError> {
+    let digits = position.strip_suffix(STARGZ).ok_or(FooterError::NotAFooter)?;
     if digits.len() != 16 || !digits.iter().all(u8::is_ascii_hexdigit) {
-        return Err(Error::NotAFooter);
+        return Err(FooterError::NotAFooter);
     }
     let offset = digits.iter().fold(0, |value: u64, digit| value << 4 | hex_value(*digit));
-    let start = blob_size.checked_sub(len as u64).ok_or(Error::NotAFooter)?;
+    let start = blob_size.checked_sub(len as u64).ok_or(FooterError::NotAFooter)?;
     let toc = within(offset, Some(start), start)?;
     Ok(Footer { form, payload_end: toc.start, toc: Some(toc), start, toc_json_size: None })
 }
@@ -189,12 +189,12 @@ fn hex_value(digit: u8) -> u64 {
 }
 
 /// The non-empty range `start..end`, if it lies below `limit`.
-fn within(start: u64, end: Option<u64>, limit: u64) -> Result<Range<u64>, Error> {
+fn within(start: u64, end: Option<u64>, limit: u64) -> Result<Range<u64>, FooterError> {
     let end = end.unwrap_or(u64::MAX);
-    if start < end && end <= limit { Ok(start..end) } else { Err(Error::TocOutside { start, end, limit }) }
+    if start < end && end <= limit { Ok(start..end) } else { Err(FooterError::TocOutside { start, end, limit }) }
 }
 
-fn parse_zstd(tail: &[u8], blob_size: u64) -> Option<Result<Footer, Error>> {
+fn parse_zstd(tail: &[u8], blob_size: u64) -> Option<Result<Footer, FooterError>> {
     let magic = tail.last_chunk()?;
     if *magic != ZSTD_MAGIC && *magic != ZSTD_MAGIC_NEWER {
         return None;
@@ -204,7 +204,7 @@ fn parse_zstd(tail: &[u8], blob_size: u64) -> Option<Result<Footer, Error>> {
     let mut fields = payload.chunks_exact(8).map(le64);
     let (offset, compressed, raw, kind) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
     if kind != ZSTD_MANIFEST_CRFS {
-        return Some(Err(Error::UnknownManifest(kind)));
+        return Some(Err(FooterError::UnknownManifest(kind)));
     }
     Some(within(offset, offset.checked_add(compressed), start).map(|toc| Footer {
         form: Form::ZstdChunked,
@@ -235,7 +235,7 @@ mod tests {
         [vec![b'.'; body].as_slice(), footer].concat()
     }
 
-    fn parse(blob: &[u8]) -> Result<Footer, Error> {
+    fn parse(blob: &[u8]) -> Result<Footer, FooterError> {
         let size = blob.len() as u64;
         Footer::parse(&blob[usize::try_from(tail_range(size).start).unwrap()..], size)
     }
@@ -278,25 +278,25 @@ mod tests {
 
     #[test]
     fn an_offset_beyond_the_blob_is_refused() {
-        assert!(matches!(parse(&blob(900, &gzip(901))), Err(Error::TocOutside { start: 901, .. })));
-        assert!(matches!(parse(&blob(900, &gzip(u64::MAX))), Err(Error::TocOutside { .. })));
-        assert!(matches!(parse(&blob(900, &gzip(900))), Err(Error::TocOutside { .. })));
+        assert!(matches!(parse(&blob(900, &gzip(901))), Err(FooterError::TocOutside { start: 901, .. })));
+        assert!(matches!(parse(&blob(900, &gzip(u64::MAX))), Err(FooterError::TocOutside { .. })));
+        assert!(matches!(parse(&blob(900, &gzip(900))), Err(FooterError::TocOutside { .. })));
     }
 
     #[test]
     fn a_huge_zstd_length_is_refused() {
         let footer = skippable(&zstd_chunked(700, u64::MAX - 10, 4000));
-        assert!(matches!(parse(&blob(900, &footer)), Err(Error::TocOutside { .. })));
+        assert!(matches!(parse(&blob(900, &footer)), Err(FooterError::TocOutside { .. })));
         let footer = skippable(&zstd_chunked(700, 201, 4000));
-        assert!(matches!(parse(&blob(900, &footer)), Err(Error::TocOutside { .. })));
+        assert!(matches!(parse(&blob(900, &footer)), Err(FooterError::TocOutside { .. })));
     }
 
     #[test]
     fn a_46_byte_tail_without_the_extra_field_is_refused() {
         let mut tail = external();
         tail[10] = 0;
-        assert_eq!(parse(&tail), Err(Error::NotAFooter));
-        assert_eq!(parse(&[0; 46]), Err(Error::NotAFooter));
+        assert_eq!(parse(&tail), Err(FooterError::NotAFooter));
+        assert_eq!(parse(&[0; 46]), Err(FooterError::NotAFooter));
     }
 
     #[test]
@@ -304,11 +304,11 @@ mod tests {
         for len in 0..80 {
             assert!(parse(&vec![0x1f; len]).is_err());
         }
-        assert!(matches!(Footer::parse(&gzip(0), 900), Err(Error::WrongTail { wanted: 72, .. })));
+        assert!(matches!(Footer::parse(&gzip(0), 900), Err(FooterError::WrongTail { wanted: 72, .. })));
     }
 
     #[test]
     fn a_footer_that_is_the_whole_blob_has_no_toc() {
-        assert!(matches!(parse(&gzip(0)), Err(Error::TocOutside { .. })));
+        assert!(matches!(parse(&gzip(0)), Err(FooterError::TocOutside { .. })));
     }
 }

@@ -1,0 +1,177 @@
+//! The TOC's JSON as a stream of entries: one at a time, borrowed from the text where possible.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use super::error::TocError;
+use crate::entry::EntryKind;
+
+/// One entry as a reader needs it: the fields of [`crate::Entry`] and those containers/storage adds.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct RawEntry<'a> {
+    #[serde(borrow)]
+    pub(super) name: Cow<'a, str>,
+    #[serde(rename = "type")]
+    pub(super) kind: EntryKind,
+    #[serde(default)]
+    pub(super) size: u64,
+    #[serde(borrow, rename = "modtime", default)]
+    pub(super) mod_time: Cow<'a, str>,
+    #[serde(borrow, default)]
+    pub(super) link_name: Cow<'a, str>,
+    #[serde(default)]
+    pub(super) mode: i64,
+    #[serde(default)]
+    pub(super) uid: i64,
+    #[serde(default)]
+    pub(super) gid: i64,
+    #[serde(borrow, default)]
+    pub(super) user_name: Cow<'a, str>,
+    #[serde(borrow, default)]
+    pub(super) group_name: Cow<'a, str>,
+    #[serde(default)]
+    pub(super) offset: u64,
+    #[serde(default)]
+    pub(super) end_offset: u64,
+    #[serde(default)]
+    pub(super) inner_offset: u64,
+    #[serde(default)]
+    pub(super) dev_major: i64,
+    #[serde(default)]
+    pub(super) dev_minor: i64,
+    #[serde(default)]
+    pub(super) xattrs: Option<BTreeMap<String, Option<String>>>,
+    #[serde(borrow, default)]
+    pub(super) digest: Cow<'a, str>,
+    #[serde(default)]
+    pub(super) chunk_offset: u64,
+    #[serde(default)]
+    pub(super) chunk_size: u64,
+    #[serde(borrow, default)]
+    pub(super) chunk_digest: Cow<'a, str>,
+    #[serde(borrow, default)]
+    pub(super) chunk_type: Cow<'a, str>,
+    #[serde(borrow, default)]
+    pub(super) raw_name: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    pub(super) raw_link_name: Option<Cow<'a, str>>,
+}
+
+/// Gives every entry of `json` to `each`, in order; stops at its first error.
+pub(super) fn for_each<'a, T, F>(json: &'a [u8], each: F) -> Result<(), TocError>
+where
+    T: Deserialize<'a>,
+    F: FnMut(T) -> Result<(), TocError>,
+{
+    let mut sink = Sink { each, failed: None, entry: PhantomData };
+    let mut deserializer = serde_json::Deserializer::from_slice(json);
+    let version = Document(&mut sink).deserialize(&mut deserializer).and_then(|version| {
+        deserializer.end()?;
+        Ok(version)
+    });
+    if let Some(error) = sink.failed {
+        return Err(error);
+    }
+    match version.map_err(TocError::Json)? {
+        1 => Ok(()),
+        other => Err(TocError::Version(other)),
+    }
+}
+
+struct Sink<T, F> {
+    each: F,
+    failed: Option<TocError>,
+    entry: PhantomData<fn(T)>,
+}
+
+struct Document<'s, T, F>(&'s mut Sink<T, F>);
+
+struct Entries<'s, T, F>(&'s mut Sink<T, F>);
+
+impl<'de, T, F> DeserializeSeed<'de> for Document<'_, T, F>
+where
+    T: Deserialize<'de>,
+    F: FnMut(T) -> Result<(), TocError>,
+{
+    type Value = i64;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<i64, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de, T, F> Visitor<'de> for Document<'_, T, F>
+where
+    T: Deserialize<'de>,
+    F: FnMut(T) -> Result<(), TocError>,
+{
+    type Value = i64;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a TOC")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<i64, A::Error> {
+        let (mut version, mut seen) = (0, false);
+        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+            match key.as_ref() {
+                "version" => version = map.next_value()?,
+                "entries" if seen => return Err(serde::de::Error::duplicate_field("entries")),
+                "entries" => {
+                    seen = true;
+                    map.next_value_seed(Entries(&mut *self.0))?;
+                }
+                _ => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(version)
+    }
+}
+
+impl<'de, T, F> DeserializeSeed<'de> for Entries<'_, T, F>
+where
+    T: Deserialize<'de>,
+    F: FnMut(T) -> Result<(), TocError>,
+{
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_option(self)
+    }
+}
+
+impl<'de, T, F> Visitor<'de> for Entries<'_, T, F>
+where
+    T: Deserialize<'de>,
+    F: FnMut(T) -> Result<(), TocError>,
+{
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the entries of a TOC")
+    }
+
+    fn visit_none<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
+        while let Some(entry) = entries.next_element()? {
+            if let Err(error) = (self.0.each)(entry) {
+                self.0.failed = Some(error);
+                return Err(serde::de::Error::custom("an entry was refused"));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,138 @@
+//! A TOC whose digest nobody has looked at yet.
+
+use std::io::Read;
+
+use super::build;
+use super::error::TocError;
+use super::limits::Limits;
+use super::tree::Toc;
+use crate::codec::Codec;
+use crate::digest::Digest;
+use crate::footer::Footer;
+
+/// Name of the tar entry that holds the JSON.
+pub(crate) const TOC_NAME: &[u8] = b"stargz.index.json";
+/// A tar block.
+const BLOCK: usize = 512;
+
+/// The JSON of a TOC and its digest. Nothing in it can be used before [`UnverifiedToc::verify`].
+#[derive(Debug)]
+pub struct UnverifiedToc {
+    json: Vec<u8>,
+    digest: Digest,
+    section_digest: Digest,
+    codec: Codec,
+    payload_end: u64,
+    limits: Limits,
+}
+
+impl UnverifiedToc {
+    /// Inflates the TOC from the blob's bytes at [`Footer::toc_range`], or from the whole of an external TOC's blob.
+    ///
+    /// # Errors
+    /// When the bytes hold no TOC, or one over the limits.
+    pub fn parse(section: &[u8], footer: &Footer, limits: &Limits) -> Result<Self, TocError> {
+        let got = section.len() as u64;
+        if got > limits.max_compressed_bytes {
+            return Err(TocError::Limit { what: "compressed bytes", limit: limits.max_compressed_bytes });
+        }
+        if let Some(range) = footer.toc_range()
+            && range.end - range.start != got
+        {
+            return Err(TocError::WrongRange { got, wanted: range.end - range.start });
+        }
+        let json = match footer.codec() {
+            Codec::Gzip => inflate_tar(section, limits)?,
+            Codec::Zstd => inflate_frame(section, limits)?,
+        };
+        Ok(Self {
+            digest: Digest::of(&json),
+            section_digest: Digest::of(section),
+            json,
+            codec: footer.codec(),
+            payload_end: footer.payload_end(),
+            limits: *limits,
+        })
+    }
+
+    /// Digest of the JSON, what the annotation `containerd.io/snapshot/stargz/toc.digest` holds.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// Digest of the compressed bytes, what `io.github.containers.zstd-chunked.manifest-checksum` holds.
+    pub fn section_digest(&self) -> Digest {
+        self.section_digest
+    }
+
+    /// The exact bytes of the JSON.
+    pub fn json(&self) -> &[u8] {
+        &self.json
+    }
+
+    /// The TOC, if its JSON has the digest `expected`.
+    ///
+    /// # Errors
+    /// When the digest is another, or the TOC contradicts itself, the blob or the limits.
+    pub fn verify(self, expected: &Digest) -> Result<Toc, TocError> {
+        check(self.digest, expected)?;
+        self.build()
+    }
+
+    /// The TOC, if its compressed bytes have the digest `expected`; for zstd:chunked layers whose manifest names that
+    /// digest and no other.
+    ///
+    /// # Errors
+    /// As [`UnverifiedToc::verify`].
+    pub fn verify_section(self, expected: &Digest) -> Result<Toc, TocError> {
+        check(self.section_digest, expected)?;
+        self.build()
+    }
+
+    fn build(self) -> Result<Toc, TocError> {
+        build::toc(&self.json, self.digest, self.codec, self.payload_end, &self.limits)
+    }
+}
+
+fn check(actual: Digest, expected: &Digest) -> Result<(), TocError> {
+    if actual == *expected { Ok(()) } else { Err(TocError::Digest { expected: *expected, actual }) }
+}
+
+fn inflate_tar(section: &[u8], limits: &Limits) -> Result<Vec<u8>, TocError> {
+    let mut archive = Codec::Gzip.decoder(section).map_err(TocError::Inflate)?;
+    let mut header = [0; BLOCK];
+    archive.read_exact(&mut header).map_err(TocError::Inflate)?;
+    let size = toc_entry_size(&header).ok_or(TocError::NotATocEntry)?;
+    if size > limits.max_json_bytes {
+        return Err(TocError::Limit { what: "bytes of JSON", limit: limits.max_json_bytes });
+    }
+    let mut json = Vec::new();
+    archive.take(size).read_to_end(&mut json).map_err(TocError::Inflate)?;
+    if json.len() as u64 == size {
+        Ok(json)
+    } else {
+        Err(TocError::WrongRange { got: json.len() as u64, wanted: size })
+    }
+}
+
+/// The size in a ustar header of the TOC's entry.
+fn toc_entry_size(header: &[u8; BLOCK]) -> Option<u64> {
+    let name = header[..100].split(|byte| *byte == 0).next()?;
+    let type_flag = header[156];
+    if name != TOC_NAME || !matches!(type_flag, b'0' | 0) {
+        return None;
+    }
+    let digits = header[124..136].trim_ascii().strip_suffix(&[0]).unwrap_or(header[124..136].trim_ascii());
+    let digits = std::str::from_utf8(digits).ok()?.trim_matches([' ', '\0']);
+    u64::from_str_radix(digits, 8).ok()
+}
+
+fn inflate_frame(section: &[u8], limits: &Limits) -> Result<Vec<u8>, TocError> {
+    let mut json = Vec::new();
+    let decoder = Codec::Zstd.decoder(section).map_err(TocError::Inflate)?;
+    decoder.take(limits.max_json_bytes.saturating_add(1)).read_to_end(&mut json).map_err(TocError::Inflate)?;
+    if json.len() as u64 > limits.max_json_bytes {
+        return Err(TocError::Limit { what: "bytes of JSON", limit: limits.max_json_bytes });
+    }
+    Ok(json)
+}

@@ -1,0 +1,185 @@
+//! Input made to hurt: each is an error with a name, or harmless.
+
+use estargz::digest::Digest;
+use estargz::toc::{Kind, Limits, TocError, UnverifiedToc};
+
+use crate::support::{PAYLOAD, entries, file, footer_for, gzip, parse, section_of, tar_of};
+
+const DIGEST: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
+
+#[test]
+fn a_null_entry_is_an_error() {
+    assert!(matches!(entries(&["null"]), Err(TocError::Json(_))));
+}
+
+#[test]
+fn hard_links_in_a_circle_dangle() {
+    let toc = entries(&[
+        r#"{"name":"a","type":"hardlink","linkName":"b"}"#,
+        r#"{"name":"b","type":"hardlink","linkName":"c"}"#,
+        r#"{"name":"c","type":"hardlink","linkName":"a"}"#,
+        r#"{"name":"self","type":"hardlink","linkName":"self"}"#,
+        r#"{"name":"tail","type":"hardlink","linkName":"a"}"#,
+    ])
+    .unwrap();
+    for name in ["a", "b", "c", "self", "tail"] {
+        assert_eq!(toc.lookup(name).unwrap().kind(), Kind::DanglingLink, "{name}");
+    }
+}
+
+#[test]
+fn a_huge_size_with_chunks_of_one_byte_is_an_error() {
+    let object = format!(
+        r#"{{"name":"a","type":"reg","size":9223372036854775807,"chunkSize":1,"offset":5,"chunkDigest":"{DIGEST}"}}"#
+    );
+    assert!(matches!(entries(&[&object]), Err(TocError::Incomplete { .. })));
+}
+
+#[test]
+fn a_huge_chunk_is_over_the_limit() {
+    let object =
+        format!(r#"{{"name":"a","type":"reg","size":9223372036854775807,"offset":5,"chunkDigest":"{DIGEST}"}}"#);
+    assert!(matches!(entries(&[&object]), Err(TocError::Limit { what: "bytes in a chunk", .. })));
+}
+
+#[test]
+fn numbers_that_are_negative_or_too_large_are_errors() {
+    for size in ["-1", "18446744073709551616", "1.5", "\"5\""] {
+        let object = format!(r#"{{"name":"a","type":"reg","size":{size}}}"#);
+        assert!(matches!(entries(&[&object]), Err(TocError::Json(_))), "{size}");
+    }
+}
+
+#[test]
+fn chunks_that_do_not_follow_each_other_are_errors() {
+    let first = format!(r#"{{"name":"a","type":"reg","size":9,"chunkSize":4,"offset":5,"chunkDigest":"{DIGEST}"}}"#);
+    let chunk = |offset: u64, size: u64| {
+        format!(
+            r#"{{"name":"a","type":"chunk","chunkOffset":{offset},"chunkSize":{size},"offset":50,"chunkDigest":"{DIGEST}"}}"#
+        )
+    };
+    assert!(entries(&[&first, &chunk(4, 5)]).is_ok());
+    assert!(entries(&[&first, &chunk(4, 0)]).is_ok());
+    assert!(matches!(entries(&[&first, &chunk(3, 5)]), Err(TocError::NotContiguous { got: 3, expected: 4, .. })));
+    assert!(matches!(entries(&[&first, &chunk(4, 6)]), Err(TocError::BeyondFile { .. })));
+    assert!(matches!(entries(&[&first, &chunk(4, 4)]), Err(TocError::Incomplete { .. })));
+    assert!(matches!(entries(&[&first, &chunk(4, 0), &chunk(9, 0)]), Err(TocError::StrayChunk { .. })));
+    assert!(matches!(entries(&[&chunk(0, 1)]), Err(TocError::StrayChunk { .. })));
+    let directory = r#"{"name":"d","type":"dir"}"#;
+    assert!(matches!(entries(&[&first, directory, &chunk(4, 0)]), Err(TocError::Incomplete { .. })));
+}
+
+#[test]
+fn an_offset_outside_the_payload_is_an_error() {
+    assert!(entries(&[&file("a", PAYLOAD - 1)]).is_ok());
+    assert!(matches!(entries(&[&file("a", PAYLOAD)]), Err(TocError::OutsideBlob { .. })));
+    assert!(matches!(entries(&[&file("a", u64::MAX)]), Err(TocError::OutsideBlob { .. })));
+}
+
+#[test]
+fn content_without_a_digest_is_an_error() {
+    let object = r#"{"name":"a","type":"reg","size":5,"offset":5}"#;
+    assert!(matches!(entries(&[object]), Err(TocError::NoDigest { .. })));
+    let object = r#"{"name":"a","type":"reg","size":5,"offset":5,"chunkDigest":"md5:00"}"#;
+    assert!(matches!(entries(&[object]), Err(TocError::NoDigest { .. })));
+}
+
+#[test]
+fn names_below_what_is_no_directory_are_an_error() {
+    let error = entries(&[r#"{"name":"a","type":"symlink","linkName":"/etc"}"#, r#"{"name":"a/passwd","type":"reg"}"#]);
+    assert!(matches!(error, Err(TocError::NotADirectory { path }) if path == "a"));
+}
+
+#[test]
+fn names_cannot_leave_the_root() {
+    let toc = entries(&[r#"{"name":"../../etc/passwd","type":"reg"}"#]).unwrap();
+    assert!(toc.lookup("etc/passwd").is_some());
+    assert!(matches!(entries(&[r#"{"name":"/","type":"reg"}"#]), Err(TocError::Name { .. })));
+    assert!(matches!(entries(&[r#"{"name":"a\u0000b","type":"reg"}"#]), Err(TocError::Name { .. })));
+}
+
+#[test]
+fn deep_paths_cannot_multiply_into_endless_directories() {
+    let limits = Limits { max_names: 100, ..Limits::default() };
+    let path = "d/".repeat(101);
+    let json = format!(r#"{{"version":1,"entries":[{{"name":"{path}","type":"dir"}}]}}"#);
+    assert!(matches!(parse(&json, &limits), Err(TocError::Limit { what: "names", limit: 100 })));
+}
+
+#[test]
+fn too_many_chunks_are_over_the_limit() {
+    let limits = Limits { max_chunks: 1, ..Limits::default() };
+    let json = format!(r#"{{"version":1,"entries":[{},{}]}}"#, file("a", 1), file("b", 2));
+    assert!(matches!(parse(&json, &limits), Err(TocError::Limit { what: "chunks", limit: 1 })));
+}
+
+#[test]
+fn a_toc_bomb_stops_at_the_limit() {
+    let section = section_of(&" ".repeat(8 << 20));
+    let limits = Limits { max_json_bytes: 1 << 20, ..Limits::default() };
+    let error = UnverifiedToc::parse(&section, &footer_for(&section), &limits).unwrap_err();
+    assert!(matches!(error, TocError::Limit { what: "bytes of JSON", .. }));
+    let limits = Limits { max_compressed_bytes: 10, ..Limits::default() };
+    let error = UnverifiedToc::parse(&section, &footer_for(&section), &limits).unwrap_err();
+    assert!(matches!(error, TocError::Limit { what: "compressed bytes", .. }));
+}
+
+#[test]
+fn a_section_that_is_no_toc_is_an_error() {
+    let limits = Limits::default();
+    let parse = |section: &[u8]| UnverifiedToc::parse(section, &footer_for(section), &limits).unwrap_err();
+    assert!(matches!(parse(b"not gzip"), TocError::Inflate(_)));
+    assert!(matches!(parse(&gzip(b"short")), TocError::Inflate(_)));
+    assert!(matches!(parse(&gzip(&tar_of("other", b"{}"))), TocError::NotATocEntry));
+    let mut cut = tar_of("stargz.index.json", &[b' '; 3000]);
+    cut.truncate(1000);
+    assert!(matches!(parse(&gzip(&cut)), TocError::WrongRange { .. }));
+    let section = section_of("{}");
+    let error = UnverifiedToc::parse(&section[1..], &footer_for(&section), &limits).unwrap_err();
+    assert!(matches!(error, TocError::WrongRange { .. }));
+}
+
+#[test]
+fn another_digest_than_expected_gives_no_toc() {
+    let section = section_of(r#"{"version":1,"entries":[]}"#);
+    let unverified = UnverifiedToc::parse(&section, &footer_for(&section), &Limits::default()).unwrap();
+    assert!(matches!(unverified.verify(&Digest::of(b"other")), Err(TocError::Digest { .. })));
+}
+
+#[test]
+fn json_that_is_no_toc_is_an_error() {
+    let limits = Limits::default();
+    for json in [
+        "",
+        "[]",
+        "null",
+        "{\"version\":1,\"entries\":[]} x",
+        "{\"version\":1,\"entries\":{}}",
+        "{\"version\":1,\"entries\":[],\"entries\":[]}",
+    ] {
+        assert!(matches!(parse(json, &limits), Err(TocError::Json(_))), "{json}");
+    }
+    let nested = format!(r#"{{"version":1,"x":{}"#, "[".repeat(100_000));
+    assert!(matches!(parse(&nested, &limits), Err(TocError::Json(_))));
+    assert!(matches!(parse(r#"{"version":2,"entries":[]}"#, &limits), Err(TocError::Version(2))));
+    assert!(matches!(parse("{}", &limits), Err(TocError::Version(0))));
+    assert!(parse(r#"{"version":1,"entries":null}"#, &limits).unwrap().is_empty());
+}
+
+#[test]
+fn twenty_thousand_duplicates_take_linear_time() {
+    let objects: Vec<String> = (0..20_000).map(|_| file("same", 7)).collect();
+    let toc = entries(&objects.iter().map(String::as_str).collect::<Vec<_>>()).unwrap();
+    assert_eq!(toc.entries().count(), 1);
+}
+
+#[test]
+fn a_chain_of_hard_links_to_what_comes_later_takes_linear_time() {
+    let mut objects: Vec<String> = (0..20_000)
+        .map(|index| format!(r#"{{"name":"l{index}","type":"hardlink","linkName":"l{}"}}"#, index + 1))
+        .collect();
+    objects.push(file("l20000", 7));
+    let toc = entries(&objects.iter().map(String::as_str).collect::<Vec<_>>()).unwrap();
+    let node = toc.lookup("l0").unwrap();
+    assert_eq!((node.kind(), node.links()), (Kind::File, 20_001));
+}

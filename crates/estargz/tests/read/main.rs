@@ -1,0 +1,6 @@
+//! Reading through the public interface: golden blobs, hostile TOCs, properties.
+
+mod golden;
+mod hostile;
+mod support;
+mod tree;
