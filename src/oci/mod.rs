@@ -3,10 +3,13 @@
 //! Nothing here does IO and nothing here imports another module of ours.
 
 pub mod digest;
+pub mod error;
 pub mod manifest;
 pub mod media_type;
 pub mod platform;
+pub mod range;
 pub mod reference;
+pub mod route;
 
 pub use digest::Digest;
 pub use manifest::{Descriptor, Manifest};
