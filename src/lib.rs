@@ -8,5 +8,7 @@ pub mod config;
 pub mod convert;
 pub mod flight;
 pub mod oci;
+pub mod serve;
 pub mod store;
+pub mod telemetry;
 pub mod upstream;

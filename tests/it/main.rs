@@ -2,5 +2,6 @@
 
 mod architecture;
 mod fake_registry;
+mod serve_metrics;
 mod store;
 mod support;

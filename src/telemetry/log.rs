@@ -1,0 +1,72 @@
+//! Sets up tracing: one line per event on standard error, as text or as JSON.
+
+use std::io::IsTerminal as _;
+use std::str::FromStr;
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+/// The text names no log format.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no log format: text or json")]
+pub struct ParseLogFormatError(String);
+
+impl FromStr for LogFormat {
+    type Err = ParseLogFormatError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            other => Err(ParseLogFormatError(other.to_owned())),
+        }
+    }
+}
+
+/// Why tracing cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    #[error("the log filter is malformed")]
+    Filter(#[from] tracing_subscriber::filter::ParseError),
+    #[error("tracing is set up already")]
+    Twice(#[from] tracing_subscriber::util::TryInitError),
+}
+
+/// Starts logging. `filter` is in `RUST_LOG`'s syntax: `info,starlift=debug`.
+pub fn start(format: LogFormat, filter: &str) -> Result<(), LogError> {
+    let registry = tracing_subscriber::registry().with(filter.parse::<EnvFilter>()?);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(true);
+    match format {
+        LogFormat::Text => registry.with(lines.with_ansi(std::io::stderr().is_terminal())).try_init()?,
+        LogFormat::Json => {
+            registry.with(lines.json().flatten_event(true).with_current_span(true).with_span_list(false)).try_init()?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_malformed_filter_is_told() {
+        assert!(matches!(start(LogFormat::Text, "starlift=loud"), Err(LogError::Filter(_))));
+    }
+
+    #[test]
+    fn reads_its_formats() {
+        assert_eq!("json".parse(), Ok(LogFormat::Json));
+        assert!("yaml".parse::<LogFormat>().is_err());
+    }
+}

@@ -1,0 +1,187 @@
+//! Every metric: name, type, labels, unit and sentence in one table.
+//!
+//! Label values come from closed sets in the code, never from requests: the number of series is bounded.
+
+use std::sync::LazyLock;
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+/// The type `/metrics` is served with.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Label names and values, all of them known when the program is built.
+pub type Labels<const N: usize> = [(&'static str, &'static str); N];
+/// Counters by one label.
+pub type Counters = Family<Labels<1>, Counter>;
+/// Counters by two labels.
+pub type Counters2 = Family<Labels<2>, Counter>;
+/// Histograms of seconds by one label.
+pub type Durations = Family<Labels<1>, Histogram, fn() -> Histogram>;
+
+/// From a warm answer out of memory to the conversion of a large layer.
+const SECONDS: [f64; 13] = [0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 8.0, 25.0, 60.0, 300.0, 1800.0];
+
+fn seconds() -> Histogram {
+    Histogram::new(SECONDS)
+}
+
+fn durations() -> Durations {
+    Family::new_with_constructor(seconds)
+}
+
+/// One line of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Description {
+    pub name: &'static str,
+    pub kind: &'static str,
+    pub labels: &'static str,
+    pub sentence: &'static str,
+}
+
+macro_rules! table {
+    ($( $field:ident: $type:ty = $new:expr, $kind:literal, $name:literal, $unit:expr, $labels:literal, $sentence:literal; )*) => {
+        /// The process's metrics.
+        #[derive(Debug)]
+        pub struct Metrics {
+            registry: Registry,
+            $( #[doc = $sentence] pub $field: $type, )*
+        }
+
+        impl Metrics {
+            fn new() -> Self {
+                let mut registry = Registry::with_prefix("starlift");
+                $(
+                    let $field: $type = $new;
+                    let name = metric_name($name, $kind, $unit.as_ref());
+                    let help = $sentence.trim_end_matches('.');
+                    match $unit {
+                        Some(unit) => registry.register_with_unit(name, help, unit, $field.clone()),
+                        None => registry.register(name, help, $field.clone()),
+                    }
+                )*
+                Self { registry, $( $field, )* }
+            }
+        }
+
+        /// Every metric there is.
+        pub const TABLE: &[Description] = &[
+            $( Description { name: concat!("starlift_", $name), kind: $kind, labels: $labels, sentence: $sentence }, )*
+        ];
+    };
+}
+
+table! {
+    requests: Counters2 = Family::default(), "counter", "requests_total", None::<Unit>, "endpoint, class",
+        "Requests answered, by endpoint and status class.";
+    request_seconds: Durations = durations(), "histogram", "request_seconds", Some(Unit::Seconds), "endpoint",
+        "Time from the first byte of a request to the last byte of its answer.";
+    requests_running: Gauge = Gauge::default(), "gauge", "requests_running", None::<Unit>, "",
+        "Requests that are being answered.";
+    requests_refused: Counter = Counter::default(), "counter", "requests_refused_total", None::<Unit>, "",
+        "Requests refused with 503 because too many were running.";
+    sent_bytes: Counters = Family::default(), "counter", "sent_bytes_total", Some(Unit::Bytes), "endpoint",
+        "Bytes of answer bodies handed to clients.";
+    manifests: Counters = Family::default(), "counter", "manifests_total", None::<Unit>, "answer",
+        "Manifests answered: twin, original because the twin was not ready, or pass-through.";
+    blobs: Counters = Family::default(), "counter", "blobs_total", None::<Unit>, "answer",
+        "Blobs answered: from the store, redirected, or forwarded from the upstream.";
+    tags_resolved: Counters = Family::default(), "counter", "tags_resolved_total", None::<Unit>, "answer",
+        "Tags resolved: fresh or stale from memory, asked of the upstream, or stale because it failed.";
+    conversion_waits: Durations = durations(), "histogram", "conversion_wait_seconds", Some(Unit::Seconds), "outcome",
+        "Time a manifest request waited for its twin.";
+    conversions: Counters = Family::default(), "counter", "conversions_total", None::<Unit>, "outcome",
+        "Image conversions ended, by outcome.";
+    layers: Counters = Family::default(), "counter", "layers_total", None::<Unit>, "outcome",
+        "Layers ended: converted, passed through, found in the memo, or failed.";
+    layer_seconds: Histogram = seconds(), "histogram", "layer_conversion_seconds", Some(Unit::Seconds), "",
+        "Time one layer took from the first byte asked for to its record.";
+    layer_source_bytes: Counter = Counter::default(), "counter", "layer_source_bytes_total", Some(Unit::Bytes), "",
+        "Bytes of source layers read for conversion.";
+    layer_bytes: Counter = Counter::default(), "counter", "layer_bytes_total", Some(Unit::Bytes), "",
+        "Bytes of converted layers written.";
+    flights: Gauge = Gauge::default(), "gauge", "conversions_running", None::<Unit>, "",
+        "Image conversions running in this process.";
+    leases: Counters = Family::default(), "counter", "leases_total", None::<Unit>, "outcome",
+        "Leases asked for, by outcome: taken, held elsewhere, lost.";
+    upstream_requests: Counters2 = Family::default(), "counter", "upstream_requests_total", None::<Unit>, "kind, class",
+        "Requests to upstreams, by kind and status class.";
+    store_operations: Counters2 = Family::default(), "counter", "store_operations_total", None::<Unit>,
+        "operation, outcome", "Operations on the store's backend, by outcome.";
+    sweeps: Counters = Family::default(), "counter", "sweeps_total", None::<Unit>, "outcome",
+        "Sweeps of the store, by outcome.";
+    swept_bytes: Counter<u64, AtomicU64> = Counter::default(), "counter", "swept_bytes_total", Some(Unit::Bytes), "",
+        "Bytes the sweep deleted.";
+}
+
+/// The name as the registry wants it: it appends the unit and `_total` by itself.
+fn metric_name(name: &str, kind: &str, unit: Option<&Unit>) -> String {
+    let name = if kind == "counter" { name.trim_end_matches("_total") } else { name };
+    match unit {
+        Some(unit) => name.trim_end_matches(unit.as_str()).trim_end_matches('_').to_owned(),
+        None => name.to_owned(),
+    }
+}
+
+/// The metrics of this process. Like tracing they are one per process, whoever counts.
+pub fn metrics() -> &'static Metrics {
+    static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
+    &METRICS
+}
+
+impl Metrics {
+    /// All metrics in the OpenMetrics text format.
+    pub fn render(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+/// The text of `docs/METRICS.md`.
+pub fn reference() -> String {
+    let mut text = "# Metrics\n\nGenerated from the table in `src/telemetry/metrics.rs`; served at `/metrics` in the \
+                    OpenMetrics format.\nUnits are part of the names; label values are closed sets.\n\n\
+                    | metric | type | labels | meaning |\n|---|---|---|---|\n"
+        .to_owned();
+    for line in TABLE {
+        text.push_str(&format!("| `{}` | {} | {} | {} |\n", line.name, line.kind, line.labels, line.sentence));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exposition_has_every_metric_of_the_table_under_its_name() {
+        let metrics = Metrics::new();
+        metrics.requests.get_or_create(&[("endpoint", "blob"), ("class", "2xx")]).inc();
+        metrics.sent_bytes.get_or_create(&[("endpoint", "blob")]).inc_by(7);
+        metrics.request_seconds.get_or_create(&[("endpoint", "blob")]).observe(0.1);
+        let text = metrics.render().unwrap();
+        assert!(text.contains(r#"starlift_requests_total{endpoint="blob",class="2xx"} 1"#), "{text}");
+        assert!(text.contains(r#"starlift_sent_bytes_total{endpoint="blob"} 7"#), "{text}");
+        assert!(text.contains("starlift_request_seconds_bucket"), "{text}");
+        let touched = ["starlift_requests_total", "starlift_sent_bytes_total", "starlift_request_seconds"];
+        for line in TABLE.iter().filter(|line| line.labels.is_empty() || touched.contains(&line.name)) {
+            let family = line.name.trim_end_matches("_total");
+            assert!(text.contains(&format!("# TYPE {family} {}\n", line.kind)), "{family} in {text}");
+        }
+    }
+
+    #[test]
+    fn names_are_unique_and_sentences_end() {
+        let mut names: Vec<_> = TABLE.iter().map(|line| line.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), TABLE.len());
+        assert!(TABLE.iter().all(|line| line.sentence.ends_with('.')));
+    }
+}
