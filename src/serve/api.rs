@@ -1,0 +1,152 @@
+//! Our own API: status, and conversions ahead of any pull.
+
+use std::sync::Arc;
+
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse as _, Response};
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, LOCATION};
+use http::{HeaderMap, StatusCode};
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::oci::error::ErrorCode;
+use crate::oci::route::Location;
+use crate::oci::{Digest, Reference, Repository};
+
+use super::app::App;
+use super::error::{Chain, Failure};
+use super::response;
+
+/// The body of a request to convert.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wanted {
+    reference: String,
+}
+
+/// A reference as people write it: `[UPSTREAM/]REPOSITORY[:TAG][@DIGEST]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Target {
+    location: Location,
+    reference: Reference,
+}
+
+impl Target {
+    fn parse(text: &str, is_configured: impl Fn(&str) -> bool) -> Option<Self> {
+        let (name, digest) = match text.split_once('@') {
+            Some((name, digest)) => (name, Some(digest.parse::<Digest>().ok()?)),
+            None => (text, None),
+        };
+        let (name, tag) = match name.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')) {
+            Some((name, tag)) => (name, tag),
+            None => (name, "latest"),
+        };
+        let tag = tag.parse().ok()?;
+        let name: Repository = name.parse().ok()?;
+        let location = Location::of(&name, None, is_configured)?;
+        Some(Self { location, reference: digest.map_or(Reference::Tag(tag), Reference::Digest) })
+    }
+}
+
+pub(crate) async fn status(State(app): State<Arc<App>>) -> Response {
+    let status = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "generation": app.converter.generation(),
+        "uptime_seconds": app.started.elapsed().as_secs(),
+        "draining": app.is_draining(),
+    });
+    response::json(StatusCode::OK, &status)
+}
+
+pub(crate) async fn list(State(app): State<Arc<App>>) -> Response {
+    response::json(StatusCode::OK, &json!({ "conversions": app.jobs.list() }))
+}
+
+pub(crate) async fn one(State(app): State<Arc<App>>, Path(id): Path<String>) -> Response {
+    let Some(job) = app.jobs.get(&id) else {
+        return refused(StatusCode::NOT_FOUND, "no such conversion").into_response();
+    };
+    response::json(StatusCode::OK, &json!({ "conversion": job }))
+}
+
+/// Starts a conversion and answers 202 at once. JSON alone is taken: a foreign web page cannot send it unasked.
+pub(crate) async fn start(State(app): State<Arc<App>>, headers: HeaderMap, body: Bytes) -> Response {
+    let is_json = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .is_some_and(|value| value.split(';').next().is_some_and(|kind| kind.trim() == "application/json"));
+    if !is_json {
+        return refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the body is application/json").into_response();
+    }
+    let Ok(Wanted { reference }) = serde_json::from_slice(&body) else {
+        return refused(StatusCode::BAD_REQUEST, "the body is {\"reference\": \"…\"}").into_response();
+    };
+    let Some(target) = Target::parse(&reference, |name| app.upstreams.is_configured(name)) else {
+        return refused(StatusCode::BAD_REQUEST, "that is no reference").into_response();
+    };
+    let Some((job, is_new)) = app.jobs.start(&reference) else {
+        return Failure::busy().into_response();
+    };
+    if is_new {
+        tokio::spawn(run(Arc::clone(&app), job.id.clone(), target));
+    }
+    let mut response = response::json(StatusCode::ACCEPTED, &json!({ "conversion": job }));
+    response::set(response.headers_mut(), LOCATION, &format!("/api/v1/conversions/{}", job.id));
+    response
+}
+
+fn refused(status: StatusCode, message: &str) -> Failure {
+    Failure::new(status, ErrorCode::Unsupported, message)
+}
+
+async fn run(app: Arc<App>, id: String, target: Target) {
+    let outcome = convert(&app, &id, &target).await;
+    if let Err(reason) = &outcome {
+        tracing::warn!(id, upstream = target.location.upstream, reason, "a conversion asked for by API failed");
+    }
+    app.jobs.end(&id, outcome);
+}
+
+async fn convert(app: &App, id: &str, target: &Target) -> Result<Digest, String> {
+    let Location { upstream, repository } = &target.location;
+    let source = app.source(upstream).map_err(|error| error.to_string())?;
+    let found = source.resolve(repository, &target.reference).await.map_err(|error| error.to_string())?;
+    app.jobs.converting(id, &found.digest);
+    let original =
+        app.originals.get(&source, &target.location, &found.digest).await.map_err(|error| error.to_string())?;
+    let record = app
+        .converter
+        .convert(&source, repository, &original)
+        .await
+        .map_err(|error| Chain(error.as_ref()).to_string())?;
+    Ok(record.twin)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(text: &str) -> Option<(String, String, String)> {
+        let target = Target::parse(text, |name| name == "local")?;
+        Some((target.location.upstream, target.location.repository.to_string(), target.reference.to_string()))
+    }
+
+    #[test]
+    fn references_are_read_as_people_write_them() {
+        let digest = Digest::sha256_of(b"").to_string();
+        let cases = [
+            ("nginx".to_owned(), "docker.io", "library/nginx", "latest"),
+            ("ghcr.io/a/b:1".to_owned(), "ghcr.io", "a/b", "1"),
+            ("local/a:2".to_owned(), "local", "a", "2"),
+            (format!("local/a:2@{digest}"), "local", "a", digest.as_str()),
+        ];
+        for (text, upstream, repository, reference) in cases {
+            let expected = (upstream.to_owned(), repository.to_owned(), reference.to_owned());
+            assert_eq!(target(&text), Some(expected), "{text}");
+        }
+        for text in ["", "A", "a:", "a@b", "local:5000/a"] {
+            assert_eq!(target(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! A registry request, read once: where the repository lies and what the client says about itself.
+
+use axum::extract::Request;
+use http::{HeaderMap, Method};
+use percent_encoding::percent_decode_str;
+use tokio::time::Instant;
+
+use crate::oci::Repository;
+use crate::oci::route::{Location, Operation, Route, RouteError};
+use crate::upstream::Upstreams;
+
+/// The header that containerd's `hosts.toml` can be told to send where a client sends no `ns`.
+const NAMESPACE_HEADER: &str = "oci-namespace";
+
+pub(crate) struct Ask {
+    /// The repository as the client named it.
+    pub(crate) name: Repository,
+    pub(crate) operation: Operation,
+    pub(crate) location: Location,
+    /// The `ns` of the query, which links must keep.
+    pub(crate) namespace: Option<String>,
+    /// Whether the client treats this server as a mirror and has other hosts to ask.
+    pub(crate) is_mirror: bool,
+    pub(crate) is_head: bool,
+    pub(crate) query: Vec<(String, String)>,
+    pub(crate) headers: HeaderMap,
+    pub(crate) started: Instant,
+}
+
+impl Ask {
+    pub(crate) fn read(request: Request, upstreams: &Upstreams) -> Result<Self, RouteError> {
+        let started = Instant::now();
+        let (parts, _body) = request.into_parts();
+        let path = parts.uri.path().strip_prefix("/v2/").ok_or(RouteError::Endpoint)?;
+        let path = percent_decode_str(path).decode_utf8().map_err(|_not_utf8| RouteError::Name)?;
+        let Route { name, operation } = Route::parse(&path)?;
+        let query: Vec<(String, String)> =
+            url::form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes()).into_owned().collect();
+        let namespace = value(&query, "ns").filter(|ns| !ns.is_empty()).map(str::to_owned);
+        let header = parts.headers.get(NAMESPACE_HEADER).and_then(|value| value.to_str().ok());
+        let named = namespace.as_deref().or(header.filter(|ns| !ns.is_empty()));
+        let is_mirror = named.is_some();
+        let location = Location::of(&name, named, |name| upstreams.is_configured(name)).ok_or(RouteError::Name)?;
+        let is_head = parts.method == Method::HEAD;
+        Ok(Self { name, operation, location, namespace, is_mirror, is_head, query, headers: parts.headers, started })
+    }
+
+    /// The first query parameter called `key`.
+    pub(crate) fn query(&self, key: &str) -> Option<&str> {
+        value(&self.query, key)
+    }
+
+    /// A header's only or first value, where it is text.
+    pub(crate) fn header(&self, name: http::HeaderName) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+}
+
+fn value<'a>(query: &'a [(String, String)], key: &str) -> Option<&'a str> {
+    query.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
+}

@@ -1,0 +1,222 @@
+//! Blobs, whole or in parts: ours from the store, all others through from the upstream.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::response::Response;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use http::header::{ACCEPT_RANGES, CONTENT_RANGE, LOCATION, RANGE};
+use http::{HeaderValue, StatusCode};
+use moka::future::Cache;
+
+use crate::oci::media_type::OCTET_STREAM;
+use crate::oci::range::{Selection, content_range, parse, select};
+use crate::oci::route::Location;
+use crate::oci::{Digest, Repository};
+use crate::store::{self, Object, Store};
+use crate::telemetry::metrics;
+use crate::upstream::{self, Source};
+
+use super::app::App;
+use super::ask::Ask;
+use super::error::{Asked, Failure};
+use super::multipart::{Layout, Read, Slicer};
+use super::response;
+
+/// Sizes of upstream blobs: lazy clients send many ranges for each.
+pub(crate) type BlobSizes = Cache<(Location, Digest), u64>;
+
+/// Most reads of one multi-range answer from the store.
+const MAX_STORE_READS: usize = 256;
+
+type Bodies = BoxStream<'static, Result<Bytes, BodyError>>;
+
+/// Why a body broke off.
+#[derive(Debug, thiserror::Error)]
+enum BodyError {
+    #[error("reading the store")]
+    Store(#[from] store::Error),
+    #[error("reading the upstream")]
+    Upstream(#[from] upstream::Error),
+}
+
+/// Where a blob's bytes come from.
+#[derive(Clone)]
+enum Origin {
+    Store { store: Store, object: Object },
+    Upstream { source: Source, repository: Repository, digest: Digest, size: u64 },
+}
+
+impl Origin {
+    fn size(&self) -> u64 {
+        match self {
+            Self::Store { object, .. } => object.size,
+            Self::Upstream { size, .. } => *size,
+        }
+    }
+
+    async fn open(&self, range: Range<u64>) -> Result<Bodies, BodyError> {
+        match self {
+            Self::Store { store, object } => Ok(store.read(object, range).await?.map_err(BodyError::from).boxed()),
+            Self::Upstream { source, repository, digest, size } => {
+                // A whole blob is asked for as one: then its digest is checked.
+                let range = Some(range).filter(|range| *range != (0..*size));
+                let body = source.blob(repository, digest, range).await?;
+                Ok(body.stream.map_err(BodyError::from).boxed())
+            }
+        }
+    }
+}
+
+pub(crate) async fn answer(app: &App, ask: &Ask, digest: &Digest) -> Result<Response, Failure> {
+    match app.store.find(digest).await? {
+        Some(object) => from_store(app, ask, object).await,
+        None => from_upstream(app, ask, digest).await,
+    }
+}
+
+async fn from_store(app: &App, ask: &Ask, object: Object) -> Result<Response, Failure> {
+    if app.config.redirect
+        && !ask.is_head
+        && let Some(url) = app.store.signed_url(&object, app.config.redirect_lifetime).await?
+    {
+        count("redirected");
+        let mut response = response::of_digest(StatusCode::TEMPORARY_REDIRECT, &object.digest);
+        response::set(response.headers_mut(), LOCATION, url.as_str());
+        return Ok(response);
+    }
+    count("store");
+    let digest = object.digest.clone();
+    let origin = Origin::Store { store: app.store.clone(), object };
+    send(ask, &digest, &origin, app.config.max_ranges, MAX_STORE_READS).await
+}
+
+async fn from_upstream(app: &App, ask: &Ask, digest: &Digest) -> Result<Response, Failure> {
+    let fail = |error: upstream::Error| Failure::upstream(&error, Asked::Blob, ask.is_mirror);
+    let source = app.source(&ask.location.upstream).map_err(fail)?;
+    let key = (ask.location.clone(), digest.clone());
+    let repository = ask.location.repository.clone();
+    let size = match app.blob_sizes.get(&key).await {
+        Some(size) => size,
+        None => {
+            let size = source.blob_size(&repository, digest).await.map_err(fail)?;
+            app.blob_sizes.insert(key, size).await;
+            size
+        }
+    };
+    count("upstream");
+    let origin = Origin::Upstream { source, repository, digest: digest.clone(), size };
+    send(ask, digest, &origin, app.config.max_ranges, app.config.max_cold_reads).await
+}
+
+fn count(answer: &'static str) {
+    metrics().blobs.get_or_create(&[("answer", answer)]).inc();
+}
+
+async fn send(
+    ask: &Ask,
+    digest: &Digest,
+    origin: &Origin,
+    max_ranges: usize,
+    max_reads: usize,
+) -> Result<Response, Failure> {
+    let size = origin.size();
+    if response::is_known_to_client(&ask.headers, digest) {
+        return Ok(decorated(StatusCode::NOT_MODIFIED, digest));
+    }
+    let mut response = match wanted(ask, digest, size, max_ranges) {
+        Some(Selection::Unsatisfiable) => return Err(Failure::unsatisfiable(size)),
+        Some(Selection::Parts(parts)) => partial(ask, digest, origin, parts, max_reads).await?,
+        None => whole(ask, digest, origin).await?,
+    };
+    response.headers_mut().insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    Ok(response)
+}
+
+fn decorated(status: StatusCode, digest: &Digest) -> Response {
+    let mut response = response::of_digest(status, digest);
+    response::cache(&mut response, response::IMMUTABLE);
+    response
+}
+
+/// The parts asked for; `None` for the whole blob. Ranges have a meaning for GET alone.
+fn wanted(ask: &Ask, digest: &Digest, size: u64, max_ranges: usize) -> Option<Selection> {
+    if ask.is_head || !response::is_range_wanted(&ask.headers, digest) {
+        return None;
+    }
+    let specs = parse(ask.header(RANGE)?)?;
+    match select(&specs, size) {
+        Selection::Parts(parts) if parts.len() > max_ranges => None,
+        selection => Some(selection),
+    }
+}
+
+async fn whole(ask: &Ask, digest: &Digest, origin: &Origin) -> Result<Response, Failure> {
+    let size = origin.size();
+    let mut response = decorated(StatusCode::OK, digest);
+    response::describe(&mut response, OCTET_STREAM, size);
+    if !ask.is_head && size > 0 {
+        let stream = origin.open(0..size).await.map_err(|error| failure(error, ask))?;
+        *response.body_mut() = Body::from_stream(stream);
+    }
+    Ok(response)
+}
+
+async fn partial(
+    ask: &Ask,
+    digest: &Digest,
+    origin: &Origin,
+    parts: Vec<Range<u64>>,
+    max_reads: usize,
+) -> Result<Response, Failure> {
+    let size = origin.size();
+    let mut response = decorated(StatusCode::PARTIAL_CONTENT, digest);
+    let layout = match parts.as_slice() {
+        [part] => {
+            response::set(response.headers_mut(), CONTENT_RANGE, &content_range(part, size));
+            Layout::single(part.clone())
+        }
+        _ => Layout::multipart(parts, size, &boundary(), max_reads),
+    };
+    response::describe(&mut response, &layout.content_type, layout.length);
+    let stream = read(origin.clone(), layout).await.map_err(|error| failure(error, ask))?;
+    *response.body_mut() = Body::from_stream(stream);
+    Ok(response)
+}
+
+/// Letters and digits alone: containers/image takes nothing else. Long enough not to be met in a blob.
+fn boundary() -> String {
+    hex::encode(rand::random::<[u8; 16]>())
+}
+
+/// The body. Its first read is open when this returns, so that a failure still has a status; the others follow one
+/// after the other.
+async fn read(origin: Origin, layout: Layout) -> Result<Bodies, BodyError> {
+    let mut reads = layout.reads.into_iter();
+    let Some(first) = reads.next() else { return Ok(stream::empty().boxed()) };
+    let first = slice(&first, origin.open(first.range.clone()).await?);
+    let origin = Arc::new(origin);
+    let others = stream::iter(reads)
+        .then(move |read| {
+            let origin = Arc::clone(&origin);
+            async move { Ok::<_, BodyError>(slice(&read, origin.open(read.range.clone()).await?)) }
+        })
+        .try_flatten();
+    let trailer = stream::iter(Some(layout.trailer).filter(|trailer| !trailer.is_empty()).map(Ok));
+    Ok(first.chain(others).chain(trailer).boxed())
+}
+
+fn slice(read: &Read, bytes: Bodies) -> Bodies {
+    let mut slicer = Slicer::new(read);
+    bytes.map_ok(move |bytes| stream::iter(slicer.push(bytes).into_iter().map(Ok))).try_flatten().boxed()
+}
+
+fn failure(error: BodyError, ask: &Ask) -> Failure {
+    match error {
+        BodyError::Store(error) => error.into(),
+        BodyError::Upstream(error) => Failure::upstream(&error, Asked::Blob, ask.is_mirror),
+    }
+}

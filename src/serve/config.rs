@@ -1,0 +1,153 @@
+//! The server's part of the configuration.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::{Deserialize, Serialize};
+
+/// No manifest is answered later than this: containerd 2.3 gives up after 30 s without response headers.
+pub const ANSWER_LIMIT: Duration = Duration::from_secs(25);
+
+/// The server's part of the configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Address and port to listen on.
+    pub listen: SocketAddr,
+    /// How long a manifest request waits for its twin before the original is answered; at most 25 s.
+    #[serde(with = "humantime_serde")]
+    pub wait: Duration,
+    /// What a client in mirror mode (`?ns=`) gets while the twin is not ready.
+    pub on_miss: OnMiss,
+    /// HTTPS instead of plain HTTP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsConfig>,
+    /// Answer blob requests with 307 to a signed URL where the store can sign one.
+    pub redirect: bool,
+    /// How long a signed URL is valid.
+    #[serde(with = "humantime_serde")]
+    pub redirect_lifetime: Duration,
+    /// How long a tag is answered from memory without asking its upstream.
+    #[serde(with = "humantime_serde")]
+    pub tag_fresh: Duration,
+    /// How long after that a tag is still answered from memory while its upstream is asked in the background.
+    #[serde(with = "humantime_serde")]
+    pub tag_stale_while_revalidate: Duration,
+    /// How long a tag's last answer stands in when its upstream fails.
+    #[serde(with = "humantime_serde")]
+    pub tag_stale_if_error: Duration,
+    /// Memory for original manifests and indexes, which Docker Hub meters.
+    pub manifest_cache: ByteSize,
+    /// Most parts of one Range request; a request for more is answered with the whole blob.
+    pub max_ranges: usize,
+    /// Most upstream requests that one Range request on a blob not held may cause; near parts are then read together.
+    pub max_cold_reads: usize,
+    /// Most requests answered at once; one more gets 503.
+    pub max_requests: usize,
+    /// Most bytes of request headers.
+    pub max_header_size: ByteSize,
+    /// How long a client may take to send its request headers.
+    #[serde(with = "humantime_serde")]
+    pub header_timeout: Duration,
+    /// How often the store is swept; `0s` never.
+    #[serde(with = "humantime_serde")]
+    pub sweep_interval: Duration,
+    /// How long running answers may go on after the signal to stop.
+    #[serde(with = "humantime_serde")]
+    pub shutdown_grace: Duration,
+    /// Most conversions asked for by API that are remembered.
+    pub max_jobs: usize,
+}
+
+/// What a client in mirror mode gets while the twin is not ready.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnMiss {
+    /// The original, through this server.
+    #[default]
+    Original,
+    /// 404, so that the client asks its next host, and the original does not pass through here.
+    NotFound,
+}
+
+/// Where the certificate lies. Changed files are read again within a minute, and on SIGHUP at once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsConfig {
+    /// Certificate chain, PEM.
+    pub cert: PathBuf,
+    /// Private key, PEM.
+    pub key: PathBuf,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            wait: Duration::from_secs(8),
+            on_miss: OnMiss::default(),
+            tls: None,
+            redirect: false,
+            redirect_lifetime: Duration::from_secs(15 * 60),
+            tag_fresh: Duration::from_secs(5),
+            tag_stale_while_revalidate: Duration::from_secs(15),
+            tag_stale_if_error: Duration::from_secs(24 * 60 * 60),
+            manifest_cache: ByteSize::mib(64),
+            max_ranges: 1024,
+            max_cold_reads: 32,
+            max_requests: 4096,
+            max_header_size: ByteSize::kib(64),
+            header_timeout: Duration::from_secs(10),
+            sweep_interval: Duration::from_secs(60 * 60),
+            shutdown_grace: Duration::from_secs(30),
+            max_jobs: 1024,
+        }
+    }
+}
+
+impl Config {
+    /// Checks what types cannot say.
+    ///
+    /// # Errors
+    /// The sentence names the key and its bound.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let rules = [
+            (self.wait <= ANSWER_LIMIT, "serve.wait is over 25s: containerd gives up at 30 s"),
+            (self.max_ranges > 0, "serve.max_ranges is 0"),
+            (self.max_cold_reads > 0, "serve.max_cold_reads is 0"),
+            (self.max_requests > 0, "serve.max_requests is 0"),
+            (self.max_header_size >= ByteSize::kib(8), "serve.max_header_size is under 8 KiB"),
+            (!self.header_timeout.is_zero(), "serve.header_timeout is 0s"),
+        ];
+        match rules.iter().find(|(holds, _)| !holds) {
+            Some((_, broken)) => Err(ConfigError(broken)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A value is out of bounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(&'static str);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_is_valid_and_the_wait_is_capped() {
+        assert_eq!(Config::default().check(), Ok(()));
+        let config = Config { wait: Duration::from_secs(26), ..Config::default() };
+        assert!(config.check().is_err());
+    }
+
+    #[test]
+    fn unknown_keys_are_refused() {
+        assert!(toml::from_str::<Config>("wiat = '1s'").is_err());
+        let config: Config = toml::from_str("wait = '1s'\non_miss = 'not-found'").unwrap();
+        assert_eq!((config.wait, config.on_miss), (Duration::from_secs(1), OnMiss::NotFound));
+    }
+}

@@ -1,0 +1,216 @@
+//! Every failure's answer, in one place: status, code and what the client may read of it.
+//!
+//! The client gets a sentence without names of ours; the log gets the chain, once, with the request's id.
+
+use std::error::Error as StdError;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use axum::response::{IntoResponse, Response};
+use http::header::{ALLOW, CONTENT_RANGE, RETRY_AFTER};
+use http::{HeaderValue, StatusCode};
+use serde_json::Value;
+
+use crate::oci::error::{ErrorBody, ErrorCode};
+use crate::oci::range::unsatisfied_range;
+use crate::oci::route::RouteError;
+use crate::store;
+use crate::upstream;
+
+use super::response;
+
+/// What was asked for, which decides the code of a miss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asked {
+    Manifest,
+    Blob,
+    Repository,
+}
+
+impl Asked {
+    fn unknown(self) -> ErrorCode {
+        match self {
+            Self::Manifest => ErrorCode::ManifestUnknown,
+            Self::Blob => ErrorCode::BlobUnknown,
+            Self::Repository => ErrorCode::NameUnknown,
+        }
+    }
+}
+
+/// A failure as the client sees it.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    status: StatusCode,
+    code: ErrorCode,
+    message: String,
+    retry_after: Option<Duration>,
+    content_range: Option<String>,
+}
+
+impl Failure {
+    pub(crate) fn new(status: StatusCode, code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into(), retry_after: None, content_range: None }
+    }
+
+    pub(crate) fn not_found(asked: Asked) -> Self {
+        Self::new(StatusCode::NOT_FOUND, asked.unknown(), "not known here nor to the upstream")
+    }
+
+    pub(crate) fn method() -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported, "this registry is read-only")
+    }
+
+    pub(crate) fn busy() -> Self {
+        let busy = Self::new(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, "too many requests at once");
+        Self { retry_after: Some(Duration::from_secs(1)), ..busy }
+    }
+
+    pub(crate) fn internal() -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unknown, "internal error; the log has more")
+    }
+
+    /// The upstream did not answer in time.
+    pub(crate) fn timeout() -> Self {
+        let message = "the upstream did not answer in time";
+        Self::new(StatusCode::GATEWAY_TIMEOUT, ErrorCode::Unavailable, message)
+    }
+
+    pub(crate) fn unsatisfiable(size: u64) -> Self {
+        let message = "no range lies within the blob";
+        let failure = Self::new(StatusCode::RANGE_NOT_SATISFIABLE, ErrorCode::Unsupported, message);
+        Self { content_range: Some(unsatisfied_range(size)), ..failure }
+    }
+
+    pub(crate) fn route(error: &RouteError) -> Self {
+        let (status, code) = match error {
+            RouteError::Endpoint => (StatusCode::NOT_FOUND, ErrorCode::Unsupported),
+            RouteError::Unsupported => (StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported),
+            RouteError::Name => (StatusCode::BAD_REQUEST, ErrorCode::NameInvalid),
+            RouteError::Digest(_) => (StatusCode::BAD_REQUEST, ErrorCode::DigestInvalid),
+            // The specification knows no invalid tag: what cannot exist is not found.
+            RouteError::Tag => (StatusCode::NOT_FOUND, ErrorCode::ManifestUnknown),
+        };
+        Self::new(status, code, error.to_string())
+    }
+
+    /// An upstream's failure. `is_mirror` says whether the client has other hosts to ask.
+    ///
+    /// Upstream 401 becomes 403: a challenge would ask clients for credentials that this server cannot pass on. 429
+    /// becomes 503 for mirrors, since containerd repeats 429 at once and never tries the next host.
+    pub(crate) fn upstream(error: &upstream::Error, asked: Asked, is_mirror: bool) -> Self {
+        use upstream::Error;
+        match error {
+            Error::NotFound => Self::not_found(asked),
+            Error::UnknownUpstream(_) => {
+                Self::new(StatusCode::NOT_FOUND, ErrorCode::NameUnknown, "no such upstream is configured or allowed")
+            }
+            Error::Unauthorized => Self::denied("the upstream wants credentials that this server does not have"),
+            Error::Denied => Self::denied("the upstream denies access"),
+            Error::Refused(_) => Self::denied("this server may not dial that address"),
+            Error::TooManyRequests { retry_after } => {
+                let status = if is_mirror { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::TOO_MANY_REQUESTS };
+                let failure = Self::new(status, ErrorCode::TooManyRequests, "the upstream asks for fewer requests");
+                Self { retry_after: *retry_after, ..failure }
+            }
+            other => {
+                warn(other);
+                let message = "the upstream does not answer as it should";
+                Self::new(StatusCode::BAD_GATEWAY, ErrorCode::Unavailable, message)
+            }
+        }
+    }
+
+    fn denied(message: &str) -> Self {
+        Self::new(StatusCode::FORBIDDEN, ErrorCode::Denied, message)
+    }
+}
+
+impl From<store::Error> for Failure {
+    fn from(error: store::Error) -> Self {
+        warn(&error);
+        Self::internal()
+    }
+}
+
+/// Logs an error and all it was caused by. The span of the request carries its id.
+pub(crate) fn warn(error: &(dyn StdError + 'static)) {
+    tracing::warn!(error = %Chain(error), "the request failed");
+}
+
+/// An error and its causes on one line.
+pub(crate) struct Chain<'a>(pub(crate) &'a (dyn StdError + 'static));
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            f.write_str(": ")?;
+            write!(f, "{error}")?;
+            cause = error.source();
+        }
+        f.write_char('.')
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let body = ErrorBody::new(self.code, self.message, Value::Null);
+        let mut response = response::json(self.status, &body);
+        let headers = response.headers_mut();
+        if let Some(after) = self.retry_after {
+            headers.insert(RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
+        }
+        if let Some(range) = self.content_range.and_then(|range| HeaderValue::from_str(&range).ok()) {
+            headers.insert(CONTENT_RANGE, range);
+        }
+        if self.status == StatusCode::METHOD_NOT_ALLOWED {
+            headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status_of(error: upstream::Error, is_mirror: bool) -> u16 {
+        Failure::upstream(&error, Asked::Manifest, is_mirror).into_response().status().as_u16()
+    }
+
+    #[test]
+    fn upstream_failures_are_mapped_on_purpose() {
+        use upstream::Error;
+        let cases = [
+            (Error::NotFound, 404, 404),
+            (Error::UnknownUpstream("a.b".to_owned()), 404, 404),
+            (Error::Unauthorized, 403, 403),
+            (Error::Denied, 403, 403),
+            (Error::Refused("10.0.0.1".to_owned()), 403, 403),
+            (Error::TooManyRequests { retry_after: None }, 429, 503),
+            (Error::Unavailable("x".to_owned()), 502, 502),
+            (Error::TooLarge { limit: 1 }, 502, 502),
+            (Error::Malformed("x".to_owned()), 502, 502),
+        ];
+        for (error, direct, mirror) in cases {
+            assert_eq!(status_of(error.clone(), false), direct, "{error}");
+            assert_eq!(status_of(error.clone(), true), mirror, "{error} for a mirror");
+        }
+    }
+
+    #[test]
+    fn retry_after_is_kept() {
+        let error = upstream::Error::TooManyRequests { retry_after: Some(Duration::from_secs(7)) };
+        let response = Failure::upstream(&error, Asked::Manifest, true).into_response();
+        assert_eq!(response.headers()[RETRY_AFTER], "7");
+    }
+
+    #[test]
+    fn what_failed_inside_is_not_told() {
+        let error = store::Error::Config("the secret bucket".to_owned());
+        let failure = Failure::from(error);
+        assert!(!failure.message.contains("secret"));
+        assert_eq!(failure.status, StatusCode::INTERNAL_SERVER_ERROR);
+    }
+}

@@ -1,0 +1,52 @@
+//! For whoever watches: alive, ready, metrics.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
+use http::StatusCode;
+use http::header::CONTENT_TYPE;
+use serde_json::json;
+use tokio::time::timeout;
+
+use crate::telemetry::metrics::{CONTENT_TYPE as OPEN_METRICS, metrics as process};
+
+use super::app::App;
+use super::error::{Chain, Failure};
+use super::response;
+
+/// Longer than any healthy store takes, shorter than a probe's usual patience.
+const STORE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The process answers.
+pub(crate) async fn live() -> &'static str {
+    "ok\n"
+}
+
+/// The store answers and the server is not about to stop.
+pub(crate) async fn ready(State(app): State<Arc<App>>) -> Response {
+    let reason = if app.is_draining() {
+        "stopping"
+    } else {
+        match timeout(STORE_PATIENCE, app.store.ready()).await {
+            Ok(Ok(())) => return response::json(StatusCode::OK, &json!({ "ready": true })),
+            Ok(Err(error)) => {
+                tracing::warn!(error = %Chain(&error), "the store is out of reach");
+                "the store is out of reach"
+            }
+            Err(_) => "the store does not answer",
+        }
+    };
+    response::json(StatusCode::SERVICE_UNAVAILABLE, &json!({ "ready": false, "reason": reason }))
+}
+
+pub(crate) async fn metrics() -> Response {
+    match process().render() {
+        Ok(text) => ([(CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
+        Err(error) => {
+            tracing::warn!(%error, "the metrics cannot be written");
+            Failure::internal().into_response()
+        }
+    }
+}

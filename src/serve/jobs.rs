@@ -1,0 +1,147 @@
+//! Conversions asked for by API rather than by a pull.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+
+use crate::oci::Digest;
+
+/// A conversion that was asked for, as the API shows it.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Job {
+    pub(crate) id: String,
+    /// The reference as it was given.
+    pub(crate) reference: String,
+    pub(crate) state: State,
+    /// Digest of the original, once it is known.
+    pub(crate) source: Option<Digest>,
+    /// Digest of the twin, once there is one; the original's where nothing can be converted.
+    pub(crate) twin: Option<Digest>,
+    /// Why it failed.
+    pub(crate) error: Option<String>,
+    /// Seconds since 1970.
+    pub(crate) started: u64,
+    pub(crate) ended: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum State {
+    Resolving,
+    Converting,
+    Done,
+    Failed,
+}
+
+impl State {
+    fn is_running(self) -> bool {
+        matches!(self, Self::Resolving | Self::Converting)
+    }
+}
+
+/// The newest jobs, as many as configured.
+pub(crate) struct Jobs {
+    jobs: Mutex<VecDeque<Job>>,
+    capacity: usize,
+}
+
+impl Jobs {
+    pub(crate) fn new(capacity: usize) -> Self {
+        Self { jobs: Mutex::default(), capacity: capacity.max(1) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Job>> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A job for `reference` and whether it is new: one that still runs is joined. `None` when all that are
+    /// remembered still run.
+    pub(crate) fn start(&self, reference: &str) -> Option<(Job, bool)> {
+        let mut jobs = self.lock();
+        if let Some(running) = jobs.iter().find(|job| job.reference == reference && job.state.is_running()) {
+            return Some((running.clone(), false));
+        }
+        if jobs.len() >= self.capacity {
+            let oldest_done = jobs.iter().position(|job| !job.state.is_running())?;
+            jobs.remove(oldest_done);
+        }
+        let job = Job {
+            id: hex::encode(rand::random::<[u8; 8]>()),
+            reference: reference.to_owned(),
+            state: State::Resolving,
+            source: None,
+            twin: None,
+            error: None,
+            started: now(),
+            ended: None,
+        };
+        jobs.push_back(job.clone());
+        Some((job, true))
+    }
+
+    pub(crate) fn converting(&self, id: &str, source: &Digest) {
+        self.change(id, |job| {
+            job.state = State::Converting;
+            job.source = Some(source.clone());
+        });
+    }
+
+    pub(crate) fn end(&self, id: &str, outcome: Result<Digest, String>) {
+        self.change(id, |job| {
+            job.ended = Some(now());
+            match outcome {
+                Ok(twin) => (job.state, job.twin) = (State::Done, Some(twin)),
+                Err(error) => (job.state, job.error) = (State::Failed, Some(error)),
+            }
+        });
+    }
+
+    fn change(&self, id: &str, change: impl FnOnce(&mut Job)) {
+        if let Some(job) = self.lock().iter_mut().find(|job| job.id == id) {
+            change(job);
+        }
+    }
+
+    pub(crate) fn get(&self, id: &str) -> Option<Job> {
+        self.lock().iter().find(|job| job.id == id).cloned()
+    }
+
+    /// All jobs, the newest first.
+    pub(crate) fn list(&self) -> Vec<Job> {
+        self.lock().iter().rev().cloned().collect()
+    }
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_running_job_is_joined_and_an_ended_one_started_again() {
+        let jobs = Jobs::new(8);
+        let (first, is_new) = jobs.start("a:1").unwrap();
+        assert!(is_new);
+        assert_eq!(jobs.start("a:1").map(|(job, is_new)| (job.id, is_new)), Some((first.id.clone(), false)));
+        jobs.end(&first.id, Err("no".to_owned()));
+        assert_eq!(jobs.get(&first.id).map(|job| job.state), Some(State::Failed));
+        assert!(jobs.start("a:1").unwrap().1);
+    }
+
+    #[test]
+    fn only_ended_jobs_are_forgotten() {
+        let jobs = Jobs::new(2);
+        let (first, _) = jobs.start("a:1").unwrap();
+        jobs.start("a:2").unwrap();
+        assert!(jobs.start("a:3").is_none());
+        jobs.end(&first.id, Ok(Digest::sha256_of(b"")));
+        assert!(jobs.start("a:3").is_some());
+        assert!(jobs.get(&first.id).is_none());
+    }
+}

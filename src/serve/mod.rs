@@ -1,0 +1,33 @@
+//! The distribution read API over twins and originals, and a small API and page of our own.
+//!
+//! ```text
+//! request ▶ middleware (id, span, limit, access line, panic) ▶ router ▶ manifests │ blobs │ referrers │ tags │ api │ page
+//!                                                     resolver (tags) ◀──┤     └──▶ store or upstream, in parts
+//!                                                     originals          ◀┘
+//! ```
+//! A handler parses, calls one function and answers; `error` alone turns failures into statuses.
+
+mod accept;
+mod api;
+mod app;
+mod ask;
+mod blobs;
+mod config;
+mod error;
+mod health;
+mod jobs;
+mod manifests;
+mod middleware;
+mod multipart;
+mod originals;
+mod page;
+mod referrers;
+mod resolver;
+mod response;
+mod router;
+mod server;
+mod tags;
+mod translate;
+
+pub use config::{ANSWER_LIMIT, Config, ConfigError, OnMiss, TlsConfig};
+pub use server::{Server, StartError};

@@ -1,0 +1,245 @@
+//! Parts of a blob as one answer: a single range, or `multipart/byteranges` (RFC 9110, section 14.6).
+//!
+//! ```text
+//! parts asked for ▶ plan: reads (near parts together) ▶ each read's stream ▶ Slicer ▶ part headers and part bytes
+//! ```
+//! Nothing here reads: it says what to read and cuts what was read.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use crate::oci::media_type::OCTET_STREAM;
+use crate::oci::range::content_range;
+
+/// Parts with less than this between them are read together: one more request costs more than these bytes.
+const NEAR: u64 = 32 << 10;
+
+/// A part and what stands before it in the body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Part {
+    range: Range<u64>,
+    header: Bytes,
+}
+
+/// One read of the blob and the parts it holds, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Read {
+    pub(crate) range: Range<u64>,
+    parts: Vec<Part>,
+}
+
+/// A whole answer body: what to read for it, its length and its type.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Layout {
+    pub(crate) reads: Vec<Read>,
+    pub(crate) trailer: Bytes,
+    pub(crate) length: u64,
+    pub(crate) content_type: String,
+}
+
+impl Layout {
+    /// The body for one part: its bare bytes.
+    pub(crate) fn single(range: Range<u64>) -> Self {
+        let length = range.end - range.start;
+        let part = Part { range: range.clone(), header: Bytes::new() };
+        Self {
+            reads: vec![Read { range, parts: vec![part] }],
+            trailer: Bytes::new(),
+            length,
+            content_type: OCTET_STREAM.to_owned(),
+        }
+    }
+
+    /// The body for several parts of a blob of `size` bytes, made with at most `max_reads` reads.
+    pub(crate) fn multipart(parts: Vec<Range<u64>>, size: u64, boundary: &str, max_reads: usize) -> Self {
+        let groups = group(parts, max_reads);
+        let trailer = Bytes::from(format!("\r\n--{boundary}--\r\n"));
+        let mut length = trailer.len() as u64;
+        let mut is_first = true;
+        let mut reads = Vec::with_capacity(groups.len());
+        for group in groups {
+            let (Some(first), Some(last)) = (group.first(), group.last()) else { continue };
+            let range = first.start..last.end;
+            let parts: Vec<Part> = group
+                .into_iter()
+                .map(|range| {
+                    let break_before = if std::mem::take(&mut is_first) { "" } else { "\r\n" };
+                    let content_range = content_range(&range, size);
+                    let header = Bytes::from(format!(
+                        "{break_before}--{boundary}\r\nContent-Type: {OCTET_STREAM}\r\nContent-Range: \
+                         {content_range}\r\n\r\n"
+                    ));
+                    Part { range, header }
+                })
+                .collect();
+            length +=
+                parts.iter().map(|part| part.header.len() as u64 + part.range.end - part.range.start).sum::<u64>();
+            reads.push(Read { range, parts });
+        }
+        Self { reads, trailer, length, content_type: format!("multipart/byteranges; boundary={boundary}") }
+    }
+}
+
+/// Groups parts that are read together. Where the order asked for needs too many reads the parts are sorted, and read
+/// with ever wider gaps until the reads suffice.
+fn group(mut parts: Vec<Range<u64>>, max_reads: usize) -> Vec<Vec<Range<u64>>> {
+    let groups = group_near(&parts, NEAR);
+    if groups.len() <= max_reads {
+        return groups;
+    }
+    parts.sort_by_key(|part| part.start);
+    let mut near = NEAR;
+    loop {
+        let groups = group_near(&parts, near);
+        if groups.len() <= max_reads || near == u64::MAX {
+            return groups;
+        }
+        near = near.saturating_mul(2);
+    }
+}
+
+fn group_near(parts: &[Range<u64>], near: u64) -> Vec<Vec<Range<u64>>> {
+    let mut groups: Vec<Vec<Range<u64>>> = Vec::new();
+    for part in parts {
+        let open = groups
+            .last_mut()
+            .filter(|group| group.last().is_some_and(|last| last.end <= part.start && part.start - last.end <= near));
+        match open {
+            Some(group) => group.push(part.clone()),
+            None => groups.push(vec![part.clone()]),
+        }
+    }
+    groups
+}
+
+/// Cuts the bytes of one read into its parts, their headers in front.
+#[derive(Debug)]
+pub(crate) struct Slicer {
+    at: u64,
+    parts: VecDeque<Part>,
+    is_inside: bool,
+}
+
+impl Slicer {
+    pub(crate) fn new(read: &Read) -> Self {
+        Self { at: read.range.start, parts: read.parts.iter().cloned().collect(), is_inside: false }
+    }
+
+    /// What of `bytes`, which follow those pushed before, belongs into the body.
+    pub(crate) fn push(&mut self, mut bytes: Bytes) -> Vec<Bytes> {
+        let mut out = Vec::new();
+        while let Some(part) = self.parts.front() {
+            let gap = cut(&mut bytes, part.range.start.saturating_sub(self.at));
+            self.at += gap.len() as u64;
+            if bytes.is_empty() {
+                break;
+            }
+            if !std::mem::replace(&mut self.is_inside, true) && !part.header.is_empty() {
+                out.push(part.header.clone());
+            }
+            let piece = cut(&mut bytes, part.range.end - self.at);
+            self.at += piece.len() as u64;
+            out.push(piece);
+            if self.at == part.range.end {
+                self.parts.pop_front();
+                self.is_inside = false;
+            }
+        }
+        out
+    }
+}
+
+/// Takes up to `length` bytes off the front.
+fn cut(bytes: &mut Bytes, length: u64) -> Bytes {
+    let length = usize::try_from(length).unwrap_or(usize::MAX).min(bytes.len());
+    bytes.split_to(length)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn to_usize(at: u64) -> usize {
+        usize::try_from(at).unwrap()
+    }
+
+    fn body(layout: &Layout, blob: &[u8], piece: usize) -> Vec<u8> {
+        let mut body = Vec::new();
+        for read in &layout.reads {
+            let mut slicer = Slicer::new(read);
+            let bytes = &blob[to_usize(read.range.start)..to_usize(read.range.end)];
+            for chunk in bytes.chunks(piece) {
+                slicer.push(Bytes::copy_from_slice(chunk)).iter().for_each(|out| body.extend_from_slice(out));
+            }
+        }
+        body.extend_from_slice(&layout.trailer);
+        body
+    }
+
+    /// Reads a multipart body as a client would: offset and bytes of each part.
+    fn read_back(body: &[u8], boundary: &str) -> Vec<(u64, Vec<u8>)> {
+        let delimiter = format!("--{boundary}\r\n").into_bytes();
+        let mut parts = Vec::new();
+        let mut rest = body;
+        while let Some(inner) = rest.strip_prefix(delimiter.as_slice()) {
+            let head_end = inner.windows(4).position(|window| window == b"\r\n\r\n").unwrap();
+            let head = std::str::from_utf8(&inner[..head_end]).unwrap();
+            let range = head.split("Content-Range: bytes ").nth(1).unwrap().split('/').next().unwrap();
+            let (first, last) = range.split_once('-').unwrap();
+            let (first, last): (u64, u64) = (first.parse().unwrap(), last.parse().unwrap());
+            let length = usize::try_from(last - first + 1).unwrap();
+            parts.push((first, inner[head_end + 4..head_end + 4 + length].to_vec()));
+            rest = inner[head_end + 4 + length..].strip_prefix(b"\r\n").unwrap();
+        }
+        assert_eq!(rest, format!("--{boundary}--\r\n").as_bytes());
+        parts
+    }
+
+    #[test]
+    fn near_parts_are_read_together_and_far_ones_apart() {
+        let far = NEAR * 10;
+        let layout = Layout::multipart(vec![0..1, 10..20, far..far + 1], far * 2, "b", 8);
+        let reads: Vec<_> = layout.reads.iter().map(|read| read.range.clone()).collect();
+        assert_eq!(reads, [0..20, far..far + 1]);
+    }
+
+    #[test]
+    fn never_more_reads_than_allowed() {
+        let parts: Vec<_> = (0..100_u64).rev().map(|at| at * NEAR * 4..at * NEAR * 4 + 1).collect();
+        let layout = Layout::multipart(parts, NEAR * 400, "b", 3);
+        assert!(layout.reads.len() <= 3);
+        assert_eq!(layout.reads.iter().map(|read| read.parts.len()).sum::<usize>(), 100);
+    }
+
+    proptest! {
+        #[test]
+        fn a_client_reads_the_parts_it_asked_for(
+            cuts in prop::collection::btree_set(0_u64..500, 4..20),
+            is_reversed in any::<bool>(),
+            piece in 1_usize..64,
+            max_reads in 1_usize..5,
+        ) {
+            let blob: Vec<u8> = (0..500_u32).map(|at| u8::try_from(at % 251).unwrap()).collect();
+            let cuts: Vec<u64> = cuts.into_iter().collect();
+            let mut parts: Vec<_> = cuts.chunks_exact(2).map(|pair| pair[0]..pair[1]).collect();
+            if is_reversed {
+                parts.reverse();
+            }
+            let layout = Layout::multipart(parts.clone(), 500, "b:-0", max_reads);
+            let body = body(&layout, &blob, piece);
+            prop_assert_eq!(body.len() as u64, layout.length);
+            let mut expected: Vec<_> = parts
+                .iter()
+                .map(|part| (part.start, blob[to_usize(part.start)..to_usize(part.end)].to_vec()))
+                .collect();
+            let mut read = read_back(&body, "b:-0");
+            expected.sort();
+            read.sort();
+            prop_assert_eq!(read, expected);
+        }
+    }
+}

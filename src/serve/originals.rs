@@ -1,0 +1,48 @@
+//! Original manifests from upstreams, each fetched once: Docker Hub meters these requests.
+
+use bytesize::ByteSize;
+use moka::future::Cache;
+
+use crate::flight::Flight;
+use crate::oci::route::Location;
+use crate::oci::{Digest, Manifest, Reference};
+use crate::upstream::{Error, Source};
+
+type Key = (Location, Digest);
+
+pub(crate) struct Originals {
+    known: Cache<Key, Manifest>,
+    fetching: Flight<Key, Result<Manifest, Error>>,
+}
+
+impl Originals {
+    /// Keeps at most `capacity` bytes of manifests in memory.
+    pub(crate) fn new(capacity: ByteSize) -> Self {
+        let known = Cache::builder()
+            .max_capacity(capacity.as_u64())
+            .weigher(|_, manifest: &Manifest| u32::try_from(manifest.size()).unwrap_or(u32::MAX))
+            .build();
+        Self { known, fetching: Flight::default() }
+    }
+
+    /// The manifest with this digest, from memory alone.
+    pub(crate) async fn known(&self, location: &Location, digest: &Digest) -> Option<Manifest> {
+        self.known.get(&(location.clone(), digest.clone())).await
+    }
+
+    /// The manifest with this digest. Cancel safe: a fetch under way goes on and is remembered.
+    pub(crate) async fn get(&self, source: &Source, location: &Location, digest: &Digest) -> Result<Manifest, Error> {
+        let key = (location.clone(), digest.clone());
+        if let Some(manifest) = self.known.get(&key).await {
+            return Ok(manifest);
+        }
+        let (source, known) = (source.clone(), self.known.clone());
+        let fetched = self.fetching.join(key.clone(), move || async move {
+            let (location, digest) = &key;
+            let manifest = source.manifest(&location.repository, &Reference::Digest(digest.clone())).await?;
+            known.insert(key, manifest.clone()).await;
+            Ok(manifest)
+        });
+        fetched.await.unwrap_or_else(|| Err(Error::Unavailable("the fetch was given up".to_owned())))
+    }
+}

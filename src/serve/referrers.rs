@@ -1,0 +1,100 @@
+//! Referrers of a digest: the upstream's, found for twins through their originals, and our twins of originals.
+
+use axum::response::Response;
+use http::header::CONTENT_TYPE;
+use http::{HeaderName, HeaderValue, StatusCode};
+use serde_json::{Map, Value, json};
+
+use crate::oci::manifest::Index;
+use crate::oci::media_type::OCI_INDEX;
+use crate::oci::{Descriptor, Digest, Manifest};
+use crate::upstream;
+
+use super::app::App;
+use super::ask::Ask;
+use super::error::{Asked, Chain, Failure};
+use super::manifests::stored;
+use super::response;
+
+/// On every twin: the digest of the manifest it was made of.
+const SOURCE_DIGEST: &str = "dev.starlift.source.digest";
+/// The artifact type under which an original's twin is listed.
+const TWIN: &str = "application/vnd.dev.starlift.twin.v1";
+const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
+
+pub(crate) async fn answer(app: &App, ask: &Ask, digest: &Digest) -> Result<Response, Failure> {
+    let mut referrers = match stored(app, digest).await? {
+        Some(twin) => match source_digest(&twin) {
+            Some(source) => of_upstream(app, ask, &source).await?,
+            None => Vec::new(),
+        },
+        None => {
+            let mut referrers = of_upstream(app, ask, digest).await?;
+            referrers.extend(our_twin(app, digest).await);
+            referrers
+        }
+    };
+    let filter = ask.query("artifactType").filter(|wanted| !wanted.is_empty());
+    if let Some(wanted) = filter {
+        referrers.retain(|referrer| artifact_type(referrer) == Some(wanted));
+    }
+    let mut response = listed(referrers);
+    if filter.is_some() {
+        response.headers_mut().insert(OCI_FILTERS_APPLIED, HeaderValue::from_static("artifactType"));
+    }
+    Ok(response)
+}
+
+/// The upstream's list. A repository or digest it does not know has no referrers, which is an empty list.
+async fn of_upstream(app: &App, ask: &Ask, digest: &Digest) -> Result<Vec<Descriptor>, Failure> {
+    let fail = |error: upstream::Error| Failure::upstream(&error, Asked::Repository, ask.is_mirror);
+    let source = app.source(&ask.location.upstream).map_err(fail)?;
+    match source.referrers(&ask.location.repository, digest).await {
+        Ok(referrers) => Ok(referrers),
+        Err(upstream::Error::NotFound) => Ok(Vec::new()),
+        Err(error) => Err(fail(error)),
+    }
+}
+
+/// The twin of an original, listed as a referrer of it.
+async fn our_twin(app: &App, source: &Digest) -> Option<Descriptor> {
+    let record = match app.converter.lookup(source).await {
+        Ok(record) => record.filter(|record| record.twin != record.source)?,
+        Err(error) => {
+            tracing::warn!(error = %Chain(&error), "the record of a twin cannot be read");
+            return None;
+        }
+    };
+    let annotations = json!({ SOURCE_DIGEST: source.to_string() });
+    Some(Descriptor {
+        media_type: record.media_type,
+        digest: record.twin,
+        size: record.size,
+        urls: Vec::new(),
+        annotations: annotations.as_object().cloned().unwrap_or_default(),
+        platform: None,
+        rest: Map::from_iter([("artifactType".to_owned(), Value::from(TWIN))]),
+    })
+}
+
+fn source_digest(twin: &Manifest) -> Option<Digest> {
+    let document: Value = serde_json::from_slice(&twin.bytes).ok()?;
+    document.get("annotations")?.get(SOURCE_DIGEST)?.as_str()?.parse().ok()
+}
+
+fn artifact_type(referrer: &Descriptor) -> Option<&str> {
+    referrer.rest.get("artifactType").and_then(Value::as_str)
+}
+
+fn listed(referrers: Vec<Descriptor>) -> Response {
+    let index = Index {
+        schema_version: 2,
+        media_type: Some(OCI_INDEX.to_owned()),
+        artifact_type: None,
+        manifests: referrers,
+        rest: Map::new(),
+    };
+    let mut response = response::json(StatusCode::OK, &index);
+    response::set(response.headers_mut(), CONTENT_TYPE, OCI_INDEX);
+    response
+}

@@ -1,0 +1,125 @@
+//! Tags to descriptors, with a short memory.
+//!
+//! Fresh answers come from memory; slightly old ones too while the upstream is asked in the background; when the
+//! upstream fails, the last answer stands in for a while.
+
+use std::time::Duration;
+
+use moka::future::Cache;
+use tokio::time::{Instant, timeout_at};
+
+use crate::flight::Flight;
+use crate::oci::route::Location;
+use crate::oci::{Descriptor, Reference, Tag};
+use crate::telemetry::metrics;
+use crate::upstream::{Error, Source};
+
+use super::config::Config;
+
+/// Tags remembered: a few hundred bytes each.
+const MAX_TAGS: u64 = 50_000;
+
+type Key = (Location, Tag);
+
+#[derive(Clone)]
+struct Known {
+    descriptor: Descriptor,
+    since: Instant,
+}
+
+pub(crate) struct Resolver {
+    known: Cache<Key, Known>,
+    asking: Flight<Key, Result<Descriptor, Error>>,
+    fresh: Duration,
+    while_revalidate: Duration,
+    if_error: Duration,
+}
+
+impl Resolver {
+    pub(crate) fn new(config: &Config) -> Self {
+        let revalidated = config.tag_fresh + config.tag_stale_while_revalidate;
+        Self {
+            known: Cache::builder()
+                .max_capacity(MAX_TAGS)
+                .time_to_live(revalidated.max(config.tag_stale_if_error))
+                .build(),
+            asking: Flight::default(),
+            fresh: config.tag_fresh,
+            while_revalidate: revalidated,
+            if_error: config.tag_stale_if_error,
+        }
+    }
+
+    /// What `tag` names. A remembered answer stands in when the upstream fails or stays silent until `patience`.
+    ///
+    /// Cancel safe: a question under way goes on and its answer is remembered.
+    pub(crate) async fn resolve(
+        &self,
+        source: &Source,
+        location: &Location,
+        tag: &Tag,
+        patience: Instant,
+    ) -> Result<Descriptor, Error> {
+        let key = (location.clone(), tag.clone());
+        let Some(known) = self.known.get(&key).await else {
+            count("asked");
+            return self.ask(source, key).await;
+        };
+        let age = known.since.elapsed();
+        if age < self.fresh {
+            count("fresh");
+            return Ok(known.descriptor);
+        }
+        let answer = self.ask(source, key);
+        if age < self.while_revalidate {
+            count("stale");
+            return Ok(known.descriptor);
+        }
+        match timeout_at(patience, answer).await {
+            Ok(Err(error)) if !is_transient(&error) => Err(error),
+            Ok(Ok(descriptor)) => {
+                count("asked");
+                Ok(descriptor)
+            }
+            failed if age < self.if_error => {
+                count("stale-if-error");
+                let reason = failed.ok().and_then(Result::err).map_or("silence".to_owned(), |error| error.to_string());
+                tracing::warn!(upstream = location.upstream, %tag, reason, "the last known digest stands in");
+                Ok(known.descriptor)
+            }
+            Ok(Err(error)) => Err(error),
+            Err(_silence) => Err(Error::Unavailable("no answer in time".to_owned())),
+        }
+    }
+
+    /// Asks the upstream, once for all who ask now. The question is under way when this returns.
+    fn ask(&self, source: &Source, key: Key) -> impl Future<Output = Result<Descriptor, Error>> + use<> {
+        let (source, known) = (source.clone(), self.known.clone());
+        let answer = self.asking.join(key.clone(), move || async move {
+            let (location, tag) = &key;
+            let answer = source.resolve(&location.repository, &Reference::Tag(tag.clone())).await;
+            match &answer {
+                Ok(descriptor) => {
+                    let descriptor = descriptor.clone();
+                    known.insert(key, Known { descriptor, since: Instant::now() }).await;
+                }
+                Err(error) if !is_transient(error) => known.invalidate(&key).await,
+                Err(_) => {}
+            }
+            answer
+        });
+        async move { answer.await.unwrap_or_else(|| Err(Error::Unavailable("the question was given up".to_owned()))) }
+    }
+}
+
+/// Whether the upstream may well answer otherwise in a moment.
+fn is_transient(error: &Error) -> bool {
+    !matches!(
+        error,
+        Error::NotFound | Error::Unauthorized | Error::Denied | Error::UnknownUpstream(_) | Error::Refused(_)
+    )
+}
+
+fn count(answer: &'static str) {
+    metrics().tags_resolved.get_or_create(&[("answer", answer)]).inc();
+}

@@ -1,0 +1,82 @@
+//! Paths to handlers. Repository names hold slashes, so all of `/v2/` is one route, split by [`Ask`].
+
+use std::any::Any;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::middleware::from_fn_with_state;
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{any, get};
+use http::{Method, StatusCode};
+use serde_json::json;
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::oci::route::{Operation, RouteError};
+
+use super::app::App;
+use super::ask::Ask;
+use super::error::Failure;
+use super::{api, blobs, health, manifests, middleware, page, referrers, response, tags};
+
+/// The longest request body the API takes: one reference.
+const MAX_REQUEST_BODY: usize = 16 << 10;
+
+pub(crate) fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/v2", any(ping))
+        .route("/v2/", any(ping))
+        .route("/v2/{*path}", any(registry))
+        .route("/healthz", get(health::live))
+        .route("/readyz", get(health::ready))
+        .route("/metrics", get(health::metrics))
+        .route("/", get(page::show))
+        .route("/api/v1/status", get(api::status))
+        .route("/api/v1/conversions", get(api::list).post(api::start))
+        .route("/api/v1/conversions/{id}", get(api::one))
+        .fallback(missing)
+        .layer(DefaultBodyLimit::max(MAX_REQUEST_BODY))
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn_with_state(Arc::clone(&app), middleware::observe))
+        .with_state(app)
+}
+
+fn is_read(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD)
+}
+
+async fn ping(method: Method) -> Response {
+    if is_read(&method) { response::json(StatusCode::OK, &json!({})) } else { Failure::method().into_response() }
+}
+
+async fn registry(State(app): State<Arc<App>>, request: Request) -> Response {
+    if !is_read(request.method()) {
+        return Failure::method().into_response();
+    }
+    let ask = match Ask::read(request, &app.upstreams) {
+        Ok(ask) => ask,
+        Err(error) => return Failure::route(&error).into_response(),
+    };
+    let answer = match &ask.operation {
+        Operation::Manifest(reference) => manifests::answer(&app, &ask, reference).await,
+        Operation::Blob(digest) => blobs::answer(&app, &ask, digest).await,
+        Operation::Referrers(digest) => referrers::answer(&app, &ask, digest).await,
+        Operation::Tags => tags::answer(&app, &ask).await,
+    };
+    answer.unwrap_or_else(Failure::into_response)
+}
+
+async fn missing() -> Response {
+    Failure::route(&RouteError::Endpoint).into_response()
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the layer calls it so")]
+fn panicked(payload: Box<dyn Any + Send + 'static>) -> Response {
+    let message = payload
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| payload.downcast_ref::<String>().cloned())
+        .unwrap_or_default();
+    tracing::error!(message, "a handler panicked");
+    Failure::internal().into_response()
+}

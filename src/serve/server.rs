@@ -1,0 +1,174 @@
+//! The server's life: bind, serve, stop; and what goes on beside the requests.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use axum_server::Handle;
+use axum_server::accept::NoDelayAcceptor;
+use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio::time::interval;
+use tokio_util::sync::CancellationToken;
+
+use crate::convert::Converter;
+use crate::store::Store;
+use crate::upstream::Upstreams;
+
+use super::app::App;
+use super::config::{Config, ConfigError, TlsConfig};
+use super::error::Chain;
+use super::router::router;
+
+/// How often the certificate's files are looked at.
+const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// A server that listens and is about to serve.
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    tls: Option<(TlsConfig, RustlsConfig)>,
+    app: Arc<App>,
+}
+
+/// Why the server cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("cannot listen on {address}")]
+    Listen {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot use the certificate {cert} and its key")]
+    Certificate {
+        cert: String,
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Listens on `config.listen`; port 0 takes a free port. Connections queue up until [`Server::run`].
+    pub async fn bind(
+        config: &Config,
+        store: Store,
+        upstreams: Upstreams,
+        converter: Converter,
+    ) -> Result<Self, StartError> {
+        config.check()?;
+        let tls = match &config.tls {
+            Some(tls) => Some((tls.clone(), certificate(tls).await?)),
+            None => None,
+        };
+        let failed = |source| StartError::Listen { address: config.listen, source };
+        let listener = TcpListener::bind(config.listen).map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let app = Arc::new(App::new(config.clone(), store, upstreams, converter));
+        Ok(Self { listener, address, tls, app })
+    }
+
+    /// Where the server listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `shutdown`, then lets running answers end for the configured grace.
+    ///
+    /// # Errors
+    /// The listener cannot be used.
+    pub async fn run(self, shutdown: CancellationToken) -> io::Result<()> {
+        let Self { listener, tls, app, .. } = self;
+        let handle = Handle::new();
+        let mut beside = JoinSet::new();
+        beside.spawn(renew_certificate(tls.clone()));
+        beside.spawn(stop(shutdown, Arc::clone(&app), handle.clone()));
+        let service = router(Arc::clone(&app)).into_make_service_with_connect_info::<SocketAddr>();
+        let plain = axum_server::from_tcp(listener)?;
+        match tls {
+            Some((_, config)) => {
+                let acceptor = RustlsAcceptor::new(config).acceptor(NoDelayAcceptor::new());
+                tuned(plain.acceptor(acceptor), &app.config, handle).serve(service).await
+            }
+            None => tuned(plain.acceptor(NoDelayAcceptor::new()), &app.config, handle).serve(service).await,
+        }
+    }
+}
+
+/// Sets the limits that keep slow and greedy clients from holding connections.
+fn tuned<A>(
+    mut server: axum_server::Server<SocketAddr, A>,
+    config: &Config,
+    handle: Handle<SocketAddr>,
+) -> axum_server::Server<SocketAddr, A> {
+    let headers = config.max_header_size.as_u64();
+    let builder = server.http_builder();
+    builder
+        .http1()
+        .header_read_timeout(config.header_timeout)
+        .max_buf_size(usize::try_from(headers).unwrap_or(usize::MAX));
+    builder.http2().max_header_list_size(u32::try_from(headers).unwrap_or(u32::MAX));
+    server.first_request_timeout(config.header_timeout).handle(handle)
+}
+
+async fn certificate(tls: &TlsConfig) -> Result<RustlsConfig, StartError> {
+    // Whoever is first installs it; it is the same one for all.
+    let _installed = rustls::crypto::ring::default_provider().install_default();
+    RustlsConfig::from_pem_file(&tls.cert, &tls.key)
+        .await
+        .map_err(|source| StartError::Certificate { cert: tls.cert.display().to_string(), source })
+}
+
+async fn stop(shutdown: CancellationToken, app: Arc<App>, handle: Handle<SocketAddr>) {
+    shutdown.cancelled().await;
+    app.drain();
+    handle.graceful_shutdown(Some(app.config.shutdown_grace));
+}
+
+/// Reads the certificate again on SIGHUP, or when its files have changed.
+async fn renew_certificate(tls: Option<(TlsConfig, RustlsConfig)>) {
+    let mut hangups = match signal(SignalKind::hangup()) {
+        Ok(hangups) => hangups,
+        Err(error) => {
+            tracing::warn!(%error, "SIGHUP cannot be handled");
+            return;
+        }
+    };
+    let Some((files, config)) = tls else {
+        // SIGHUP must not end a server that has nothing to read again.
+        while hangups.recv().await.is_some() {}
+        return;
+    };
+    let mut ticks = interval(CERTIFICATE_INTERVAL);
+    let mut seen = modified(&files).await;
+    loop {
+        let is_asked = tokio::select! {
+            _ = hangups.recv() => true,
+            _ = ticks.tick() => false,
+        };
+        let now = modified(&files).await;
+        if !is_asked && now == seen {
+            continue;
+        }
+        match config.reload_from_pem_file(&files.cert, &files.key).await {
+            Ok(()) => tracing::info!(cert = %files.cert.display(), "the certificate is read again"),
+            Err(error) => tracing::warn!(error = %Chain(&error), "the certificate stays as it was"),
+        }
+        seen = now;
+    }
+}
+
+async fn modified(files: &TlsConfig) -> [Option<SystemTime>; 2] {
+    let time = async |path| tokio::fs::metadata(path).await.and_then(|metadata| metadata.modified()).ok();
+    [time(&files.cert).await, time(&files.key).await]
+}
