@@ -17,15 +17,17 @@ use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
 use crate::convert;
+use crate::serve;
 use crate::store;
+use crate::telemetry::log;
 use crate::upstream;
 pub use layer::Layer;
 
 /// Looked for in this order when no file is named.
 const DEFAULT_FILES: [&str; 2] = ["starlift.toml", "/etc/starlift/starlift.toml"];
 
-/// The tables that one module each owns. What stands outside of them belongs to the upstreams.
-const SECTIONS: [&str; 2] = ["store", "convert"];
+/// The tables of the file. `[upstream.NAME]` and `[pull]` are both the upstreams': each one, and what holds for all.
+const TABLES: [&str; 6] = ["serve", "store", "convert", "pull", "upstream", "log"];
 
 /// Where a value is: the tables' names and the key.
 type KeyPath = Vec<String>;
@@ -33,10 +35,12 @@ type KeyPath = Vec<String>;
 /// The configuration of every module.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Config {
+    pub serve: serve::Config,
     pub store: store::Config,
     pub convert: convert::Config,
-    /// `[upstream.NAME]` and the keys that stand outside of every table.
+    /// `[pull]` and `[upstream.NAME]`.
     pub upstreams: upstream::Config,
+    pub log: log::Config,
 }
 
 /// The effective configuration, and which layer each value came from.
@@ -110,17 +114,31 @@ impl Config {
 
     fn from_table(mut table: Table) -> Result<Self, BadValue> {
         let config = Self {
+            serve: section(&mut table, "serve")?,
             store: section(&mut table, "store")?,
             convert: section(&mut table, "convert")?,
-            upstreams: upstream::Config::default(),
+            upstreams: upstreams(&mut table)?,
+            log: section(&mut table, "log")?,
         };
-        Ok(Self { upstreams: upstreams(table)?, ..config })
+        match table.keys().next() {
+            None => Ok(config),
+            Some(unknown) => {
+                let tables = TABLES.map(|name| format!("[{name}]")).join(", ");
+                Err(BadValue { key: unknown.clone(), reason: format!("unknown, expected one of {tables}") })
+            }
+        }
     }
 
     fn to_table(&self) -> Table {
-        let mut table = table_of(&self.upstreams);
+        let mut pull = table_of(&self.upstreams);
+        let upstream = pull.remove("upstream").unwrap_or_else(|| Value::Table(Table::new()));
+        let mut table = Table::new();
+        table.insert("serve".to_owned(), Value::Table(table_of(&self.serve)));
         table.insert("store".to_owned(), Value::Table(table_of(&self.store)));
         table.insert("convert".to_owned(), Value::Table(table_of(&self.convert)));
+        table.insert("pull".to_owned(), Value::Table(pull));
+        table.insert("upstream".to_owned(), upstream);
+        table.insert("log".to_owned(), Value::Table(table_of(&self.log)));
         table
     }
 }
@@ -140,15 +158,20 @@ fn section<T: DeserializeOwned + Default>(table: &mut Table, name: &str) -> Resu
     }
 }
 
-fn upstreams(table: Table) -> Result<upstream::Config, BadValue> {
-    let key = match table.keys().next() {
-        Some(only) if table.len() == 1 => only.clone(),
-        _ => "upstream".to_owned(),
-    };
-    table.try_into().map_err(|error: toml::de::Error| {
-        let sections = SECTIONS.map(|name| format!("[{name}]")).join(", ");
-        BadValue { key, reason: format!("{} (tables: {sections}, [upstream.NAME])", one_line(&error)) }
-    })
+/// `[pull]` with the upstreams put in, which is how their module sees its part.
+fn upstreams(table: &mut Table) -> Result<upstream::Config, BadValue> {
+    if let Some(upstream) = table.remove("upstream") {
+        let alone = Table::from_iter([("upstream".to_owned(), upstream.clone())]);
+        section::<upstream::Config>(&mut Table::from_iter([("upstream".to_owned(), Value::Table(alone))]), "upstream")?;
+        let pull = table.entry("pull").or_insert_with(|| Value::Table(Table::new()));
+        if let Value::Table(pull) = pull
+            && pull.insert("upstream".to_owned(), upstream).is_some()
+        {
+            let reason = "upstreams stand in [upstream.NAME]".to_owned();
+            return Err(BadValue { key: "[pull.upstream]".to_owned(), reason });
+        }
+    }
+    section(table, "pull")
 }
 
 fn one_line(error: &toml::de::Error) -> String {

@@ -14,6 +14,10 @@ pub(super) struct Failure {
 }
 
 impl Failure {
+    pub(super) fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into() }
+    }
+
     /// The whole chain of causes of `error`.
     pub(super) fn from_error(error: impl Error) -> Self {
         Self { message: chain(&error) }
@@ -29,6 +33,8 @@ impl Failure {
         ExitCode::from(CANNOT)
     }
 }
+
+impl Error for Failure {}
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -6,12 +6,15 @@
 mod config;
 mod failure;
 mod output;
+mod serve;
+mod warm;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Config, Layer, Loaded};
 use failure::Failure;
@@ -32,16 +35,22 @@ struct Global {
     /// The configuration file [default: ./starlift.toml, else /etc/starlift/starlift.toml, where there is one]
     #[arg(long, value_name = "FILE", env = "STARLIFT_CONFIG", global = true)]
     config: Option<PathBuf>,
+    /// How log lines look: text or json
+    #[arg(long, value_name = "FORMAT", global = true)]
+    log: Option<String>,
 }
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    Serve(serve::Args),
+    Warm(warm::Args),
     Config(config::Args),
 }
 
 impl Global {
     /// The effective configuration with `flags` on top.
-    fn load(&self, flags: Vec<Layer>) -> Result<Loaded, Failure> {
+    fn load(&self, mut flags: Vec<Layer>) -> Result<Loaded, Failure> {
+        flags.extend(self.log.iter().map(|format| Layer::flag("--log", &["log", "format"], format.as_str())));
         // Variables that are not UTF-8 cannot be ours: names and values of ours are text.
         let environment = std::env::vars_os().filter_map(|(name, value)| both_text(name, value));
         Config::load(self.config.as_deref(), environment, flags).map_err(Failure::from_error)
@@ -58,16 +67,38 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => error.exit(),
     };
-    let outcome = match &cli.command {
-        Command::Config(args) => config::run(args, &cli.global),
-    };
-    match outcome {
+    match run(&cli) {
         Ok(code) => code,
         Err(failure) => {
             output::error_line(&failure.to_string());
             failure.exit_code()
         }
     }
+}
+
+fn run(cli: &Cli) -> Result<ExitCode, Failure> {
+    let global = &cli.global;
+    match &cli.command {
+        Command::Serve(args) => serve::run(args, global),
+        Command::Warm(args) => until_interrupted(warm::run(args, global)),
+        Command::Config(args) => config::run(args, global),
+    }
+}
+
+/// Runs a command on a runtime of its own. An interrupt drops it, and with it its temporary files.
+fn until_interrupted(command: impl Future<Output = Result<ExitCode, Failure>>) -> Result<ExitCode, Failure> {
+    let runtime = tokio::runtime::Runtime::new().map_err(Failure::when("threads cannot be started"))?;
+    let outcome = runtime.block_on(async {
+        let mut terminated = signal(SignalKind::terminate()).map_err(Failure::when("signals cannot be listened to"))?;
+        tokio::select! {
+            outcome = command => outcome,
+            _ = tokio::signal::ctrl_c() => Err(Failure::new("interrupted")),
+            _ = terminated.recv() => Err(Failure::new("terminated")),
+        }
+    });
+    // Nothing that still runs in the background is waited for: its result has no taker.
+    runtime.shutdown_background();
+    outcome
 }
 
 #[cfg(test)]

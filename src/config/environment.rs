@@ -5,7 +5,7 @@
 
 use toml::{Table, Value};
 
-use super::{Error, Layer, Origin, SECTIONS};
+use super::{Error, Layer, Origin, TABLES};
 
 const PREFIX: &str = "STARLIFT_";
 
@@ -49,9 +49,8 @@ fn layer(name: String, value: &str) -> Result<Layer, Error> {
 
 fn path_of(name: &str) -> Vec<String> {
     let name = name.strip_prefix(PREFIX).unwrap_or(name).to_ascii_lowercase();
-    let is_table = |word: &str| SECTIONS.contains(&word) || word == "upstream";
     match name.split_once('_') {
-        Some((table, rest)) if is_table(table) => {
+        Some((table, rest)) if TABLES.contains(&table) => {
             let keys = rest.trim_start_matches('_').split("__");
             std::iter::once(table).chain(keys).map(str::to_owned).collect()
         }
@@ -78,7 +77,7 @@ mod tests {
         assert_eq!(path_of("STARLIFT_STORE__LOCATION"), ["store", "location"]);
         assert_eq!(path_of("STARLIFT_STORE_RETENTION__MAX_AGE"), ["store", "retention", "max_age"]);
         assert_eq!(path_of("STARLIFT_UPSTREAM_LOCAL__URL"), ["upstream", "local", "url"]);
-        assert_eq!(path_of("STARLIFT_ALLOW_PRIVATE"), ["allow_private"]);
+        assert_eq!(path_of("STARLIFT_PULL_ALLOW_PRIVATE"), ["pull", "allow_private"]);
     }
 
     #[test]

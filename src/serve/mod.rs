@@ -27,7 +27,7 @@ mod response;
 mod router;
 mod server;
 mod tags;
-mod translate;
+pub(crate) mod translate;
 
 pub use config::{ANSWER_LIMIT, Config, ConfigError, OnMiss, TlsConfig};
 pub use server::{Server, StartError};

@@ -16,6 +16,22 @@ pub enum LogFormat {
     Json,
 }
 
+/// The log's part of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// `text` for people, `json` for machines.
+    pub format: LogFormat,
+    /// What is logged, in `RUST_LOG`'s syntax: `info,starlift=debug`.
+    pub filter: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { format: LogFormat::default(), filter: "info".to_owned() }
+    }
+}
+
 /// The text names no log format.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no log format: text or json")]
@@ -42,11 +58,14 @@ pub enum LogError {
     Twice(#[from] tracing_subscriber::util::TryInitError),
 }
 
-/// Starts logging. `filter` is in `RUST_LOG`'s syntax: `info,starlift=debug`.
-pub fn start(format: LogFormat, filter: &str) -> Result<(), LogError> {
-    let registry = tracing_subscriber::registry().with(filter.parse::<EnvFilter>()?);
+/// Starts logging.
+///
+/// # Errors
+/// The filter is malformed, or logging was started before.
+pub fn start(config: &Config) -> Result<(), LogError> {
+    let registry = tracing_subscriber::registry().with(config.filter.parse::<EnvFilter>()?);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(true);
-    match format {
+    match config.format {
         LogFormat::Text => registry.with(lines.with_ansi(std::io::stderr().is_terminal())).try_init()?,
         LogFormat::Json => {
             registry.with(lines.json().flatten_event(true).with_current_span(true).with_span_list(false)).try_init()?;
@@ -61,7 +80,10 @@ mod tests {
 
     #[test]
     fn a_malformed_filter_is_told() {
-        assert!(matches!(start(LogFormat::Text, "starlift=loud"), Err(LogError::Filter(_))));
+        assert!(matches!(
+            start(&Config { filter: "starlift=loud".to_owned(), ..Config::default() }),
+            Err(LogError::Filter(_))
+        ));
     }
 
     #[test]

@@ -1,0 +1,110 @@
+//! `starlift serve`: the registry front end, until it is told to stop.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::Global;
+use super::failure::Failure;
+use crate::config::{Config, Layer};
+use crate::convert::Converter;
+use crate::serve::Server;
+use crate::store::Store;
+use crate::telemetry::log;
+use crate::upstream::Upstreams;
+
+/// Serve any image as eStargz, converted when it is first asked for
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Address and port to listen on [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<String>,
+    /// A folder, or s3://BUCKET[/PREFIX], gs://…, az://… [default: ./starlift-store]
+    #[arg(long, value_name = "URL-or-DIR")]
+    store: Option<String>,
+    /// Serve URL under NAME; the URL may be http://…, https://…, oci:DIR or docker-archive:FILE (repeatable)
+    #[arg(long, value_name = "NAME=URL", value_parser = upstream)]
+    upstream: Vec<(String, String)>,
+    /// How long a pull waits for a conversion before it gets the original [default: 8s]
+    #[arg(long, value_name = "DURATION")]
+    wait: Option<String>,
+}
+
+fn upstream(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, url)) if !name.is_empty() && !url.is_empty() => Ok((name.to_owned(), url.to_owned())),
+        _ => Err("it is NAME=URL".to_owned()),
+    }
+}
+
+impl Args {
+    fn layers(&self) -> Vec<Layer> {
+        let single = [
+            ("--listen", ["serve", "listen"], &self.listen),
+            ("--store", ["store", "location"], &self.store),
+            ("--wait", ["serve", "wait"], &self.wait),
+        ];
+        let single =
+            single.into_iter().filter_map(|(flag, path, value)| Some(Layer::flag(flag, &path, value.clone()?)));
+        let upstreams = self.upstream.iter();
+        let upstreams =
+            upstreams.map(|(name, url)| Layer::flag("--upstream", &["upstream", name, "url"], url.as_str()));
+        single.chain(upstreams).collect()
+    }
+}
+
+pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
+    let loaded = global.load(args.layers())?;
+    log::start(&loaded.config.log).map_err(Failure::from_error)?;
+    if let Some(file) = &loaded.file {
+        tracing::info!(file = %file.display(), "configuration read");
+    }
+    let runtime = tokio::runtime::Runtime::new().map_err(Failure::when("threads cannot be started"))?;
+    let outcome = runtime.block_on(serve(&loaded.config));
+    // Conversions that still run leave nothing visible; the next start takes them up again.
+    runtime.shutdown_background();
+    outcome.map(|()| ExitCode::SUCCESS)
+}
+
+async fn serve(config: &Config) -> Result<(), Failure> {
+    let store = Store::open(&config.store).await.map_err(Failure::from_error)?;
+    let upstreams = Upstreams::new(&config.upstreams).map_err(Failure::from_error)?;
+    let converter = Converter::new(&config.convert, store.clone()).map_err(Failure::from_error)?;
+    let server = Server::bind(&config.serve, store, upstreams, converter).await.map_err(Failure::from_error)?;
+    announce(config, server.address());
+    let shutdown = CancellationToken::new();
+    tokio::spawn(cancel_when_told(shutdown.clone()));
+    server.run(shutdown).await.map_err(Failure::when("the server stopped"))?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// One line that says where everything is, and what to try.
+fn announce(config: &Config, address: SocketAddr) {
+    let upstream = config.upstreams.upstream.keys().next();
+    let image = upstream.map_or("docker.io/library/alpine:latest".to_owned(), |name| format!("{name}/REPOSITORY:TAG"));
+    let tls = if config.serve.tls.is_some() { "" } else { " --src-tls-verify=false" };
+    tracing::info!(
+        %address,
+        store = config.store.location,
+        wait = %humantime::format_duration(config.serve.wait),
+        "listening; try: skopeo copy{tls} docker://{address}/{image} oci:/tmp/image"
+    );
+}
+
+async fn cancel_when_told(shutdown: CancellationToken) {
+    let interrupt = tokio::signal::ctrl_c();
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminate) => {
+            tokio::select! {
+                _ = interrupt => tracing::info!("interrupted: running answers may end"),
+                _ = terminate.recv() => tracing::info!("terminated: running answers may end"),
+            }
+        }
+        // Without a handler SIGTERM still ends the process, only less gently.
+        Err(_) => drop(interrupt.await),
+    }
+    shutdown.cancel();
+}

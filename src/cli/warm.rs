@@ -1,0 +1,166 @@
+//! `starlift warm`: asks a server to convert images before anyone pulls them, and waits until it has.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget};
+use reqwest::{Client, Response, StatusCode};
+use serde::{Deserialize, Serialize};
+use url::Url;
+
+use super::failure::Failure;
+use super::{Global, output};
+
+/// How often the server is asked how far it is.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How long the server may take for an answer; it never waits for a conversion.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+
+/// Polls in a row that may fail, as when the server restarts, before it is given up.
+const MAX_FAILED_POLLS: u32 = 10;
+
+/// Ask a server to convert images ahead of the first pull, and wait for it
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Images as clients of the server name them: docker.io/library/nginx:1.21.1, local/app:1
+    #[arg(required = true, value_name = "REF")]
+    references: Vec<String>,
+    /// The server
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
+    server: Url,
+    /// Print the outcome as JSON
+    #[arg(long)]
+    json: bool,
+    /// Do not wait for the conversions to end
+    #[arg(long)]
+    no_wait: bool,
+}
+
+/// A conversion as the server's API shows it; what else it tells is of no concern here.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Job {
+    id: String,
+    reference: String,
+    state: State,
+    source: Option<String>,
+    twin: Option<String>,
+    error: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum State {
+    Resolving,
+    Converting,
+    Done,
+    Failed,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    conversion: Job,
+}
+
+pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
+    global.load(Vec::new())?;
+    // Whoever is first installs it; it is the same one for all.
+    let _installed = rustls::crypto::ring::default_provider().install_default();
+    let client = Client::builder().timeout(ANSWER_LIMIT).build().map_err(Failure::from_error)?;
+    let conversions = args.server.join("api/v1/conversions").map_err(Failure::from_error)?;
+    let mut jobs = Vec::new();
+    for reference in &args.references {
+        jobs.push(start(&client, &conversions, reference).await?);
+    }
+    if !args.no_wait {
+        wait(&client, &conversions, &mut jobs, args.json).await?;
+    }
+    report(&jobs, args.json)?;
+    let has_failed = jobs.iter().any(|job| job.state == State::Failed);
+    Ok(if has_failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+async fn start(client: &Client, conversions: &Url, reference: &str) -> Result<Job, Failure> {
+    let request = client.post(conversions.clone()).json(&serde_json::json!({ "reference": reference }));
+    let response = request.send().await.map_err(Failure::when(format!("{conversions} does not answer")))?;
+    job(response, reference).await
+}
+
+async fn job(response: Response, reference: &str) -> Result<Job, Failure> {
+    let status = response.status();
+    if !status.is_success() {
+        let text = response.text().await.unwrap_or_default();
+        return Err(Failure::new(format!("the server refuses {reference}: {}", refusal(status, &text))));
+    }
+    let answer: Answer = response.json().await.map_err(Failure::when("the server's answer makes no sense"))?;
+    Ok(answer.conversion)
+}
+
+/// The message of an error body, or the bare status.
+fn refusal(status: StatusCode, body: &str) -> String {
+    let message = serde_json::from_str::<serde_json::Value>(body).ok();
+    let message = message.as_ref().and_then(|body| body.pointer("/errors/0/message")?.as_str());
+    message.map_or_else(|| status.to_string(), |message| format!("{status}: {message}"))
+}
+
+async fn wait(client: &Client, conversions: &Url, jobs: &mut [Job], quiet: bool) -> Result<(), Failure> {
+    let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+    let spinner = ProgressBar::with_draw_target(None, target);
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    let mut failed_polls = 0;
+    while let Some(running) = jobs.iter_mut().find(|job| !job.has_ended()) {
+        spinner.set_message(format!("{} is {}", running.reference, running.state.name()));
+        tokio::time::sleep(POLL_INTERVAL).await;
+        let address = format!("{conversions}/{}", running.id);
+        match client.get(address).send().await {
+            Ok(response) => {
+                *running = job(response, &running.reference).await?;
+                failed_polls = 0;
+            }
+            Err(_) if failed_polls < MAX_FAILED_POLLS => failed_polls += 1,
+            Err(error) => return Err(Failure::when("the server has gone away")(error)),
+        }
+    }
+    spinner.finish_and_clear();
+    Ok(())
+}
+
+fn report(jobs: &[Job], json: bool) -> Result<(), Failure> {
+    if json {
+        return output::print_json(&jobs);
+    }
+    for job in jobs {
+        let rest = job.error.as_deref().or(job.twin.as_deref()).unwrap_or_default();
+        output::print(&format!("{}  {}  {rest}\n", job.reference, job.state.name()))?;
+    }
+    Ok(())
+}
+
+impl Job {
+    fn has_ended(&self) -> bool {
+        matches!(self.state, State::Done | State::Failed)
+    }
+}
+
+impl State {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Resolving => "being resolved",
+            Self::Converting => "being converted",
+            Self::Done => "done",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_tell_the_servers_message() {
+        let body = r#"{"errors":[{"code":"UNSUPPORTED","message":"that is no reference"}]}"#;
+        assert_eq!(refusal(StatusCode::BAD_REQUEST, body), "400 Bad Request: that is no reference");
+        assert_eq!(refusal(StatusCode::BAD_GATEWAY, "<html>"), "502 Bad Gateway");
+    }
+}
