@@ -1,6 +1,6 @@
 //! The few headers that are ours: landmarks, the TOC, and files that the source holds in a sparse form.
 
-use super::{BLOCK, padding};
+use super::{BLOCK, Header, padding};
 
 /// A ustar header of a regular file of ours: mode, owner and time are zero, as the reference writes them.
 pub fn file_header(name: &str, size: u64) -> [u8; BLOCK] {
@@ -68,4 +68,26 @@ fn seal(block: &mut [u8; BLOCK]) {
     put(block, 148, b"        ");
     let sum: u64 = block.iter().map(|byte| u64::from(*byte)).sum();
     put(block, 148, format!("{sum:06o}\0 ").as_bytes());
+}
+
+/// The headers of `header` as an ordinary entry: what a sparse file is when it is written out.
+pub fn plain(header: &Header) -> Vec<u8> {
+    let numbers = [("size", header.size.to_string()), ("uid", header.uid.to_string()), ("gid", header.gid.to_string())];
+    let mod_time = header.mod_time.pax();
+    let mut records: Vec<(&[u8], &[u8])> = vec![(b"path", &header.path), (b"mtime", mod_time.as_bytes())];
+    records.extend(numbers.iter().map(|(key, value)| (key.as_bytes(), value.as_bytes())));
+    for (key, name) in [(&b"uname"[..], &header.user_name), (b"gname", &header.group_name)] {
+        if !name.is_empty() {
+            records.push((key, name));
+        }
+    }
+    let attributes: Vec<(Vec<u8>, &[u8])> =
+        header.xattrs.iter().map(|(key, value)| ([b"SCHILY.xattr.", &key[..]].concat(), &value[..])).collect();
+    records.extend(attributes.iter().map(|(key, value)| (&key[..], *value)));
+    let mut bytes = pax_header(&records);
+    let mut block = file_header("entry", 0);
+    put_octal(&mut block, 100, 8, header.mode.cast_unsigned());
+    seal(&mut block);
+    bytes.extend_from_slice(&block);
+    bytes
 }

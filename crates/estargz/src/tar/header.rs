@@ -140,6 +140,27 @@ impl<'a> Block<'a> {
 }
 
 impl Header {
+    /// A regular file of ours: root's, mode and time zero, as the reference writes its own.
+    pub(crate) fn plain_file(path: &str, size: u64) -> Self {
+        Self {
+            path: path.as_bytes().to_vec(),
+            link: Vec::new(),
+            kind: EntryKind::Reg,
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            user_name: Vec::new(),
+            group_name: Vec::new(),
+            mod_time: Time::default(),
+            dev_major: 0,
+            dev_minor: 0,
+            xattrs: BTreeMap::new(),
+            size,
+            stored: size,
+            sparse: None,
+        }
+    }
+
     /// Whether the paths keep [`MAX_PATH_BYTES`] and [`MAX_PATH_DEPTH`]; `Err` names the limit.
     pub(super) fn check_paths(&self) -> Result<(), (&'static str, usize)> {
         if self.path.len() > MAX_PATH_BYTES || self.link.len() > MAX_PATH_BYTES {

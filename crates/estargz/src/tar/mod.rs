@@ -34,8 +34,8 @@ pub const MAX_HEADER_BYTES: usize = 16 * 1024 * 1024;
 /// Most data segments of one sparse file.
 pub const MAX_SPARSE_SEGMENTS: usize = 262_144;
 
-/// Most bytes of a path or a link target; Linux passes at most 4096 to a system call.
-pub const MAX_PATH_BYTES: usize = 16 * 1024;
+/// Most bytes of a path or a link target: what Linux passes to a system call, and what our reader takes.
+pub const MAX_PATH_BYTES: usize = 4096;
 
 /// Most components of a path.
 pub const MAX_PATH_DEPTH: usize = 1024;

@@ -30,6 +30,18 @@ impl Time {
         Some(Self { seconds, nanos })
     }
 
+    /// The same time as a pax record's value.
+    pub(super) fn pax(self) -> String {
+        if self.nanos == 0 {
+            return self.seconds.to_string();
+        }
+        if self.seconds >= 0 {
+            return format!("{}.{:09}", self.seconds, self.nanos);
+        }
+        let whole = self.seconds.saturating_add(1).unsigned_abs();
+        format!("-{whole}.{:09}", NANOS_PER_SECOND - self.nanos)
+    }
+
     /// RFC 3339 in UTC, rounded to the second as Go rounds; empty within the first second of 1970, where the
     /// reference writes no time. Years that RFC 3339 cannot write become the nearest it can.
     pub fn rfc3339(self) -> String {
@@ -88,6 +100,14 @@ mod tests {
         assert_eq!(text("-0.5"), "1970-01-01T00:00:00Z");
         assert_eq!(text("-315619199.5"), "1960-01-01T00:00:01Z");
         assert_eq!(text("-1"), "1969-12-31T23:59:59Z");
+    }
+
+    #[test]
+    fn pax_times_survive() {
+        for pax in ["7", "7.25", "-7", "-7.25", "-0.5", "0"] {
+            let time = Time::from_pax(pax.as_bytes()).unwrap();
+            assert_eq!(Time::from_pax(time.pax().as_bytes()), Some(time), "{pax}");
+        }
     }
 
     #[test]

@@ -1,0 +1,145 @@
+//! A run of members: filled by a writer, compressed by a worker, written by the writer.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::encoder::{Encoder, Failed};
+use super::{Budget, Shared};
+use crate::digest::Digest;
+
+/// Bytes held against the budget until dropped.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    shared: Arc<Shared>,
+    bytes: usize,
+}
+
+/// Members in the making.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    data: Vec<u8>,
+    /// Where each member but the last ends in `data`.
+    member_ends: Vec<usize>,
+    chunks: Vec<Range<usize>>,
+    room: usize,
+    reservation: Reservation,
+}
+
+/// Members as they stand in the blob.
+#[derive(Debug)]
+pub(crate) struct Compressed {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+    digests: Vec<Digest>,
+    _reservation: Reservation,
+}
+
+impl Reservation {
+    pub(super) fn try_take(shared: &Arc<Shared>, room: usize) -> Option<Self> {
+        let bytes = cost(&shared.budget, room);
+        shared.budget.try_take(bytes).then(|| Self { shared: Arc::clone(shared), bytes })
+    }
+
+    pub(super) fn take(shared: &Arc<Shared>, room: usize) -> Self {
+        let bytes = cost(&shared.budget, room);
+        shared.budget.take(bytes);
+        Self { shared: Arc::clone(shared), bytes }
+    }
+}
+
+/// A batch is in memory twice while it is compressed.
+fn cost(budget: &Budget, room: usize) -> usize {
+    room.saturating_mul(2).min(budget.limit)
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.shared.budget.give_back(self.bytes);
+    }
+}
+
+impl Batch {
+    pub(super) fn new(mut data: Vec<u8>, room: usize, reservation: Reservation) -> Self {
+        data.clear();
+        data.reserve(room);
+        Self { data, member_ends: Vec::new(), chunks: Vec::new(), room, reservation }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.data.len()
+    }
+
+    /// Bytes that still fit into what was reserved.
+    pub(crate) fn room(&self) -> usize {
+        self.room.saturating_sub(self.data.len())
+    }
+
+    /// Bytes in the member being filled.
+    pub(crate) fn member_len(&self) -> usize {
+        self.data.len() - self.member_ends.last().copied().unwrap_or(0)
+    }
+
+    /// The number of the member being filled.
+    pub(crate) fn member(&self) -> usize {
+        self.member_ends.len()
+    }
+
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
+        self.data.extend_from_slice(bytes);
+    }
+
+    /// `size` more bytes, to be filled in place.
+    pub(crate) fn extend(&mut self, size: usize) -> &mut [u8] {
+        let start = self.data.len();
+        self.data.resize(start + size, 0);
+        &mut self.data[start..]
+    }
+
+    /// Has the last `size` bytes digested; the number of the digest.
+    pub(crate) fn add_chunk(&mut self, size: usize) -> usize {
+        self.chunks.push(self.data.len() - size..self.data.len());
+        self.chunks.len() - 1
+    }
+
+    /// Ends the member being filled, unless it is empty.
+    pub(crate) fn end_member(&mut self) {
+        if self.member_len() > 0 {
+            self.member_ends.push(self.data.len());
+        }
+    }
+
+    /// Compresses into `out`, whose content is overwritten; the input's buffer comes back too.
+    pub(super) fn compress(mut self, encoder: &mut Encoder, mut out: Vec<u8>) -> Result<(Compressed, Vec<u8>), Failed> {
+        self.end_member();
+        let digests = self.chunks.iter().map(|range| Digest::of(&self.data[range.clone()])).collect();
+        let mut ends = Vec::with_capacity(self.member_ends.len());
+        let (mut start, mut used) = (0, 0);
+        for end in &self.member_ends {
+            used += encoder.encode(&self.data[start..*end], &mut out, used)?;
+            ends.push(used);
+            start = *end;
+        }
+        out.truncate(used);
+        let compressed = Compressed { bytes: out, ends, digests, _reservation: self.reservation };
+        Ok((compressed, self.data))
+    }
+}
+
+impl Compressed {
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Where the member begins within [`bytes`](Self::bytes).
+    pub(crate) fn member_start(&self, member: usize) -> usize {
+        member.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn digest(&self, chunk: usize) -> Option<Digest> {
+        self.digests.get(chunk).copied()
+    }
+
+    pub(super) fn into_buffer(self) -> Vec<u8> {
+        self.bytes
+    }
+}

@@ -1,0 +1,63 @@
+//! One worker's compressors, kept from member to member: making them costs more than a small file.
+
+use libdeflater::{CompressionLvl, Compressor};
+
+use crate::write::Compression;
+
+/// A worker gave up: a panic, or a compressor that refused its input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a worker thread failed to compress a member")]
+pub(crate) struct Failed;
+
+#[derive(Default)]
+pub(super) struct Encoders {
+    known: Vec<(Compression, Encoder)>,
+}
+
+pub(crate) enum Encoder {
+    Gzip(Compressor),
+    Zstd(zstd::bulk::Compressor<'static>),
+}
+
+impl Encoders {
+    /// The encoder for `compression`, made at its first use.
+    pub(super) fn get(&mut self, compression: Compression) -> Result<&mut Encoder, Failed> {
+        let position = match self.known.iter().position(|(known, _)| *known == compression) {
+            Some(position) => position,
+            None => {
+                self.known.push((compression, Encoder::new(compression)?));
+                self.known.len() - 1
+            }
+        };
+        Ok(&mut self.known[position].1)
+    }
+}
+
+impl Encoder {
+    pub(crate) fn new(compression: Compression) -> Result<Self, Failed> {
+        match compression {
+            Compression::Gzip(level) => {
+                let level = CompressionLvl::new(i32::from(level)).map_err(|_out_of_range| Failed)?;
+                Ok(Self::Gzip(Compressor::new(level)))
+            }
+            Compression::Zstd(level) => {
+                zstd::bulk::Compressor::new(i32::from(level)).map(Self::Zstd).map_err(|_no_memory| Failed)
+            }
+        }
+    }
+
+    /// Writes `data` as one member to `out` from `at` on, which grows as needed; the member's length.
+    pub(crate) fn encode(&mut self, data: &[u8], out: &mut Vec<u8>, at: usize) -> Result<usize, Failed> {
+        let bound = match self {
+            Self::Gzip(compressor) => compressor.gzip_compress_bound(data.len()),
+            Self::Zstd(_) => zstd::zstd_safe::compress_bound(data.len()),
+        };
+        if out.len() < at + bound {
+            out.resize(at + bound, 0);
+        }
+        match self {
+            Self::Gzip(compressor) => compressor.gzip_compress(data, &mut out[at..]).map_err(|_no_room| Failed),
+            Self::Zstd(compressor) => compressor.compress_to_buffer(data, &mut out[at..]).map_err(|_refused| Failed),
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! Worker threads that compress members, shared by every layer being written, under one byte budget.
+//!
+//! ```text
+//! write ─ Batch ▶ queue ▶ worker: digest each chunk, compress each member ▶ Ticket ─ write, in order
+//! ```
+//! A batch reserves its bytes before it is filled and gives them back when its members are written. A layer blocks
+//! for bytes only when it holds none, so layers that share the budget cannot wait for each other.
+
+mod batch;
+mod encoder;
+
+use std::collections::VecDeque;
+use std::num::NonZeroUsize;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+pub(crate) use batch::{Batch, Compressed, Reservation};
+use encoder::Encoders;
+pub(crate) use encoder::{Encoder, Failed};
+
+use crate::write::Compression;
+
+/// Threads and the bytes they may hold in flight. Dropping it waits for the members being compressed.
+#[derive(Debug)]
+pub struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    queue: Mutex<Queue>,
+    has_work: Condvar,
+    budget: Budget,
+    buffers: Mutex<Vec<Vec<u8>>>,
+    /// Buffers worth keeping for the next batch.
+    kept_buffers: usize,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    is_closed: bool,
+}
+
+#[derive(Debug)]
+struct Budget {
+    limit: usize,
+    free: Mutex<usize>,
+    freed: Condvar,
+}
+
+#[derive(Debug)]
+struct Job {
+    batch: Batch,
+    compression: Compression,
+    slot: Arc<Slot>,
+}
+
+/// Where the result of one batch arrives.
+#[derive(Debug, Default)]
+struct Slot {
+    result: Mutex<Option<Result<Compressed, Failed>>>,
+    arrived: Condvar,
+}
+
+/// A claim on the result of a batch; dropping it makes the workers skip the batch.
+#[derive(Debug)]
+pub(crate) struct Ticket(Arc<Slot>);
+
+impl Pool {
+    /// Starts `threads` workers that together hold at most about `budget` bytes of members.
+    ///
+    /// A single batch larger than the budget is still worked on, alone.
+    pub fn new(threads: NonZeroUsize, budget: usize) -> Self {
+        let shared = Arc::new(Shared {
+            queue: Mutex::default(),
+            has_work: Condvar::new(),
+            budget: Budget { limit: budget, free: Mutex::new(budget), freed: Condvar::new() },
+            buffers: Mutex::default(),
+            kept_buffers: 2 * threads.get() + 2,
+        });
+        let start = |_| {
+            let shared = Arc::clone(&shared);
+            std::thread::spawn(move || shared.work())
+        };
+        let workers = (0..threads.get()).map(start).collect();
+        Self { shared, workers }
+    }
+
+    /// A batch for `bytes` bytes if the budget has them now.
+    pub(crate) fn try_open(&self, bytes: usize) -> Option<Batch> {
+        let reservation = Reservation::try_take(&self.shared, bytes)?;
+        Some(self.batch(bytes, reservation))
+    }
+
+    /// A batch for `bytes` bytes, as soon as the budget has them. Whoever calls this must hold no other.
+    pub(crate) fn open(&self, bytes: usize) -> Batch {
+        let reservation = Reservation::take(&self.shared, bytes);
+        self.batch(bytes, reservation)
+    }
+
+    fn batch(&self, bytes: usize, reservation: Reservation) -> Batch {
+        Batch::new(self.shared.buffer(), bytes, reservation)
+    }
+
+    /// Queues a batch behind all that are queued.
+    pub(crate) fn submit(&self, batch: Batch, compression: Compression) -> Ticket {
+        let slot = Arc::new(Slot::default());
+        let ticket = Ticket(Arc::clone(&slot));
+        lock(&self.shared.queue).jobs.push_back(Job { batch, compression, slot });
+        self.shared.has_work.notify_one();
+        ticket
+    }
+
+    /// Gives the memory of a written batch back.
+    pub(crate) fn recycle(&self, compressed: Compressed) {
+        self.shared.recycle(compressed.into_buffer());
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        lock(&self.shared.queue).is_closed = true;
+        self.shared.has_work.notify_all();
+        for worker in self.workers.drain(..) {
+            // A worker catches what its jobs do; there is nothing to learn from its end.
+            drop(worker.join());
+        }
+    }
+}
+
+impl Ticket {
+    pub(crate) fn is_ready(&self) -> bool {
+        lock(&self.0.result).is_some()
+    }
+
+    /// Waits for the batch.
+    pub(crate) fn wait(self) -> Result<Compressed, Failed> {
+        let mut result = lock(&self.0.result);
+        loop {
+            match result.take() {
+                Some(result) => return result,
+                None => result = self.0.arrived.wait(result).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn work(&self) {
+        let mut encoders = Encoders::default();
+        while let Some(job) = self.next_job() {
+            let is_abandoned = Arc::strong_count(&job.slot) == 1;
+            if is_abandoned {
+                continue;
+            }
+            let Job { batch, compression, slot } = job;
+            let out = self.buffer();
+            let work = AssertUnwindSafe(|| batch.compress(encoders.get(compression)?, out));
+            let result = catch_unwind(work).unwrap_or_else(|_panic| {
+                encoders = Encoders::default();
+                Err(Failed)
+            });
+            let result = result.map(|(compressed, data)| {
+                self.recycle(data);
+                compressed
+            });
+            *lock(&slot.result) = Some(result);
+            slot.arrived.notify_all();
+        }
+    }
+
+    fn next_job(&self) -> Option<Job> {
+        let mut queue = lock(&self.queue);
+        loop {
+            if queue.is_closed {
+                return None;
+            }
+            match queue.jobs.pop_front() {
+                Some(job) => return Some(job),
+                None => queue = self.has_work.wait(queue).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+
+    fn buffer(&self) -> Vec<u8> {
+        lock(&self.buffers).pop().unwrap_or_default()
+    }
+
+    fn recycle(&self, buffer: Vec<u8>) {
+        let mut buffers = lock(&self.buffers);
+        if buffers.len() < self.kept_buffers {
+            buffers.push(buffer);
+        }
+    }
+}
+
+impl Budget {
+    fn try_take(&self, bytes: usize) -> bool {
+        let mut free = lock(&self.free);
+        let fits = *free >= bytes;
+        if fits {
+            *free -= bytes;
+        }
+        fits
+    }
+
+    fn take(&self, bytes: usize) {
+        let mut free = lock(&self.free);
+        while *free < bytes {
+            free = self.freed.wait(free).unwrap_or_else(PoisonError::into_inner);
+        }
+        *free -= bytes;
+    }
+
+    fn give_back(&self, bytes: usize) {
+        *lock(&self.free) += bytes;
+        self.freed.notify_all();
+    }
+}
+
+/// The guard, also after a panic elsewhere: every update under these locks is complete in itself.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

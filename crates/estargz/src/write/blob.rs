@@ -1,0 +1,280 @@
+//! The blob in the making: cuts the stream into members, has them compressed, writes them in order.
+
+use std::collections::VecDeque;
+use std::io::Write;
+
+use sha2::{Digest as _, Sha256};
+
+use super::listing::{EntryId, Finished, Listing};
+use super::{Compression, Error, Options};
+use crate::digest::Digest;
+use crate::pool::{Batch, Encoder, Pool, Ticket};
+use crate::tar::Header;
+
+/// Bytes of small members that travel to a worker together; less would be spent on handing over.
+const BATCH_BYTES: usize = 1024 * 1024;
+
+/// A blob that is open for more of the stream.
+///
+/// What is not content of a listed file is a *gap*: headers, padding, end marker. Gaps are members of their own, so
+/// that a chunk's member depends on the chunk and the options alone.
+#[derive(Debug)]
+pub(super) struct Blob<'p, W> {
+    pool: &'p Pool,
+    compression: Compression,
+    chunk_size: usize,
+    min_chunk_size: usize,
+    out: Out<W>,
+    stream: Stream,
+    current: Option<Open>,
+    in_flight: VecDeque<Flight>,
+    listing: Listing,
+}
+
+/// A digest and the count of the bytes it is over.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Stream {
+    hash: Sha256,
+    size: u64,
+}
+
+#[derive(Debug)]
+struct Out<W> {
+    inner: W,
+    stream: Stream,
+}
+
+/// The batch being filled.
+#[derive(Debug)]
+struct Open {
+    batch: Batch,
+    placements: Vec<Placement>,
+}
+
+/// A batch at the workers.
+#[derive(Debug)]
+struct Flight {
+    ticket: Ticket,
+    placements: Vec<Placement>,
+}
+
+/// What an entry wants to know when its chunk's member is written.
+#[derive(Debug)]
+struct Placement {
+    entry: EntryId,
+    member: usize,
+    inner_offset: u64,
+    digest: usize,
+    /// The chunk is the whole file.
+    is_whole: bool,
+}
+
+impl<'p, W: Write> Blob<'p, W> {
+    pub(super) fn new(out: W, options: &Options, pool: &'p Pool) -> Self {
+        Self {
+            pool,
+            compression: options.compression,
+            chunk_size: options.chunk_size as usize,
+            min_chunk_size: options.min_chunk_size as usize,
+            out: Out { inner: out, stream: Stream::default() },
+            stream: Stream::default(),
+            current: None,
+            in_flight: VecDeque::new(),
+            listing: Listing::new(&options.limits),
+        }
+    }
+
+    /// The decompressed stream so far.
+    pub(super) fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
+    pub(super) fn listing(&mut self) -> &mut Listing {
+        &mut self.listing
+    }
+
+    /// Appends bytes that no entry refers to.
+    pub(super) fn gap(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.stream.update(bytes);
+        for piece in bytes.chunks(BATCH_BYTES) {
+            self.make_room(piece.len())?;
+            if let Some(open) = &mut self.current {
+                open.batch.push(piece);
+            }
+        }
+        Ok(())
+    }
+
+    /// Lists a file and appends its content, which `fill` supplies piece by piece.
+    pub(super) fn file(
+        &mut self,
+        header: &Header,
+        mut fill: impl FnMut(&mut [u8]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let first = self.listing.push(header)?;
+        let chunk_size = self.chunk_size as u64;
+        let mut whole = (header.size > chunk_size).then(Sha256::new);
+        let mut at = 0;
+        while at < header.size {
+            let size = chunk_size.min(header.size - at);
+            let entry = if at == 0 { first } else { self.listing.push_chunk(header)? };
+            if let Some(listed) = self.listing.get_mut(entry) {
+                listed.chunk_offset = at;
+                listed.chunk_size = if size == chunk_size { size } else { 0 };
+            }
+            self.chunk(entry, usize::try_from(size).unwrap_or(self.chunk_size), whole.as_mut(), &mut fill)?;
+            at += size;
+        }
+        if let Some(whole) = whole {
+            self.listing.set_digest(first, whole.into());
+        }
+        Ok(())
+    }
+
+    fn chunk(
+        &mut self,
+        entry: EntryId,
+        size: usize,
+        whole: Option<&mut Sha256>,
+        fill: &mut impl FnMut(&mut [u8]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let min_chunk_size = self.min_chunk_size;
+        self.make_room(size)?;
+        let Self { current: Some(open), stream, .. } = self else { return Err(Error::Worker) };
+        let Open { batch, placements } = open;
+        if batch.member_len() >= min_chunk_size {
+            batch.end_member();
+        }
+        let (member, inner_offset) = (batch.member(), batch.member_len() as u64);
+        let data = batch.extend(size);
+        fill(data)?;
+        stream.update(data);
+        let is_whole = whole.is_none();
+        if let Some(whole) = whole {
+            whole.update(&*data);
+        }
+        let digest = batch.add_chunk(size);
+        placements.push(Placement { entry, member, inner_offset, digest, is_whole });
+        if min_chunk_size == 0 {
+            batch.end_member();
+        }
+        if batch.len() >= BATCH_BYTES.max(min_chunk_size) {
+            self.submit()?;
+        }
+        Ok(())
+    }
+
+    /// Compresses and writes all that was appended, then `member` as it is: part of the blob, not of the stream.
+    pub(super) fn verbatim(&mut self, member: &[u8]) -> Result<(), Error> {
+        self.flush()?;
+        self.out.write(member)
+    }
+
+    /// Compresses and writes `bytes` as one member; where it begins.
+    pub(super) fn member(&mut self, bytes: &[u8]) -> Result<u64, Error> {
+        self.flush()?;
+        self.stream.update(bytes);
+        let offset = self.out.stream.size;
+        let mut member = Vec::new();
+        let length = Encoder::new(self.compression)?.encode(bytes, &mut member, 0)?;
+        self.out.write(&member[..length])?;
+        Ok(offset)
+    }
+
+    /// Waits until everything appended is written; the size of the blob so far.
+    pub(super) fn flush(&mut self) -> Result<u64, Error> {
+        self.submit()?;
+        while let Some(flight) = self.in_flight.pop_front() {
+            self.write(flight)?;
+        }
+        Ok(self.out.stream.size)
+    }
+
+    /// Ends the listing, once everything in it is written.
+    pub(super) fn finish_listing(&mut self) -> Result<Finished, Error> {
+        self.flush()?;
+        let limits = self.listing.limits().clone();
+        std::mem::replace(&mut self.listing, Listing::new(&limits)).finish()
+    }
+
+    /// Flushes the output; the blob's and the stream's digests and sizes.
+    pub(super) fn finish(mut self) -> Result<(Stream, Stream), Error> {
+        self.flush()?;
+        self.out.inner.flush().map_err(Error::Output)?;
+        Ok((self.out.stream, self.stream))
+    }
+
+    /// Has a batch at hand with room for `bytes` more. Where batches end depends on the stream alone.
+    fn make_room(&mut self, bytes: usize) -> Result<(), Error> {
+        if self.current.as_ref().is_some_and(|open| open.batch.room() >= bytes) {
+            return Ok(());
+        }
+        self.submit()?;
+        let bytes = bytes.max(BATCH_BYTES).max(self.min_chunk_size);
+        let batch = loop {
+            if let Some(batch) = self.pool.try_open(bytes) {
+                break batch;
+            }
+            match self.in_flight.pop_front() {
+                Some(oldest) => self.write(oldest)?,
+                None => break self.pool.open(bytes),
+            }
+        };
+        self.current = Some(Open { batch, placements: Vec::new() });
+        Ok(())
+    }
+
+    fn submit(&mut self) -> Result<(), Error> {
+        if let Some(Open { batch, placements }) = self.current.take() {
+            let ticket = self.pool.submit(batch, self.compression);
+            self.in_flight.push_back(Flight { ticket, placements });
+        }
+        while self.in_flight.front().is_some_and(|flight| flight.ticket.is_ready()) {
+            if let Some(flight) = self.in_flight.pop_front() {
+                self.write(flight)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, flight: Flight) -> Result<(), Error> {
+        let compressed = flight.ticket.wait()?;
+        let base = self.out.stream.size;
+        for placement in &flight.placements {
+            let Some(entry) = self.listing.get_mut(placement.entry) else { continue };
+            entry.offset = base + compressed.member_start(placement.member) as u64;
+            entry.inner_offset = placement.inner_offset;
+            entry.chunk_digest =
+                compressed.digest(placement.digest).map(|digest| digest.to_string()).unwrap_or_default();
+            if placement.is_whole {
+                entry.digest.clone_from(&entry.chunk_digest);
+            }
+        }
+        self.out.write(compressed.bytes())?;
+        self.pool.recycle(compressed);
+        Ok(())
+    }
+}
+
+impl<W: Write> Out<W> {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.inner.write_all(bytes).map_err(Error::Output)?;
+        self.stream.update(bytes);
+        Ok(())
+    }
+}
+
+impl Stream {
+    pub(super) fn update(&mut self, bytes: &[u8]) {
+        self.hash.update(bytes);
+        self.size += bytes.len() as u64;
+    }
+
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
+    pub(super) fn digest(&self) -> Digest {
+        self.hash.clone().into()
+    }
+}

@@ -1,0 +1,101 @@
+//! Sparse files. In the source their content is condensed, so no chunk of it can be read in place: the content
+//! written out follows behind the source. Until then the stored bytes wait here, compressed.
+
+use std::io::{Read, Write};
+
+use super::Error;
+use crate::tar::{Header, Segment};
+
+/// Most compressed bytes of sparse files that one layer may have waiting.
+pub(super) const MAX_SPOOLED_BYTES: usize = 64 * 1024 * 1024;
+
+/// The quickest level: what waits is read once.
+const SPOOL_LEVEL: i32 = 1;
+
+/// The stored bytes of one file, being collected.
+pub(super) struct Spool {
+    encoder: zstd::stream::write::Encoder<'static, Vec<u8>>,
+    limit: usize,
+}
+
+/// A sparse file whose content has yet to be written out.
+#[derive(Debug)]
+pub(super) struct Spooled {
+    pub(super) header: Header,
+    compressed: Vec<u8>,
+}
+
+/// Turns stored bytes into the file's content.
+#[derive(Debug)]
+pub(super) struct Unfold<'s, R> {
+    stored: R,
+    segments: &'s [Segment],
+    at: u64,
+}
+
+impl Spool {
+    /// A spool that takes up to `limit` compressed bytes.
+    pub(super) fn new(limit: usize) -> Result<Self, Error> {
+        let encoder = zstd::stream::write::Encoder::new(Vec::new(), SPOOL_LEVEL).map_err(Error::Source)?;
+        Ok(Self { encoder, limit })
+    }
+
+    pub(super) fn push(&mut self, stored: &[u8]) -> Result<(), Error> {
+        self.encoder.write_all(stored).map_err(Error::Source)?;
+        if self.encoder.get_ref().len() > self.limit {
+            return Err(Error::Limit { what: "compressed bytes of sparse files", limit: MAX_SPOOLED_BYTES as u64 });
+        }
+        Ok(())
+    }
+
+    pub(super) fn finish(self, header: Header) -> Result<Spooled, Error> {
+        Ok(Spooled { header, compressed: self.encoder.finish().map_err(Error::Source)? })
+    }
+}
+
+impl Spooled {
+    pub(super) fn compressed_len(&self) -> usize {
+        self.compressed.len()
+    }
+
+    /// The file's content.
+    pub(super) fn unfold(&self) -> Result<Unfold<'_, impl Read + use<'_>>, Error> {
+        let stored = zstd::stream::read::Decoder::with_buffer(&self.compressed[..]).map_err(Error::Source)?;
+        Ok(Unfold::new(&self.header, stored))
+    }
+}
+
+impl<'s, R: Read> Unfold<'s, R> {
+    pub(super) fn new(header: &'s Header, stored: R) -> Self {
+        let segments = header.sparse.as_ref().map(|map| map.segments()).unwrap_or_default();
+        Self { stored, segments, at: 0 }
+    }
+
+    /// The next `buffer.len()` bytes of content.
+    pub(super) fn fill(&mut self, buffer: &mut [u8]) -> Result<(), Error> {
+        let end = self.at + buffer.len() as u64;
+        buffer.fill(0);
+        while let Some(segment) = self.segments.first().filter(|segment| segment.offset < end) {
+            let segment_end = segment.offset + segment.length;
+            let from = segment.offset.max(self.at) - self.at;
+            let to = segment_end.min(end).max(self.at) - self.at;
+            if let (Ok(from), Ok(to)) = (usize::try_from(from), usize::try_from(to))
+                && let Some(target) = buffer.get_mut(from..to)
+            {
+                self.stored.read_exact(target).map_err(Error::Source)?;
+            }
+            if segment_end > end {
+                break;
+            }
+            self.segments = &self.segments[1..];
+        }
+        self.at = end;
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Spool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Spool").field("limit", &self.limit).finish_non_exhaustive()
+    }
+}
