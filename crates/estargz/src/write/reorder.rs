@@ -30,6 +30,8 @@ struct Place {
     path: Vec<u8>,
     hard_link: Option<Vec<u8>>,
     range: Range<u64>,
+    /// Zeros to add behind it: the last entry of a source may lack its padding.
+    missing: usize,
     is_taken: bool,
 }
 
@@ -53,10 +55,8 @@ pub fn reorder<R: Read + Seek>(mut tar: R, prioritized: &[Vec<u8>]) -> Result<Re
     let mut pieces = order.front;
     pieces.push(Piece::Bytes(build::file(name, LANDMARK_CONTENT), 0));
     for place in order.places.iter().filter(|place| !place.is_taken) {
-        push(&mut pieces, place.range.clone());
+        push(&mut pieces, place);
     }
-    // The last entry of a source may lack its padding; zeros after it are part of the end.
-    pieces.push(Piece::Bytes(vec![0; order.missing], 0));
     pieces.push(Piece::Bytes(END_MARKER.to_vec(), 0));
     Ok(Reordered { tar, pieces: pieces.into_iter(), current: None, missing })
 }
@@ -106,12 +106,11 @@ struct Order {
     places: Vec<Place>,
     latest: HashMap<Vec<u8>, usize>,
     front: Vec<Piece>,
-    missing: usize,
 }
 
 impl Order {
     fn read<R: Read>(tar: R) -> Result<Self, Error> {
-        let mut order = Self { places: Vec::new(), latest: HashMap::new(), front: Vec::new(), missing: 0 };
+        let mut order = Self { places: Vec::new(), latest: HashMap::new(), front: Vec::new() };
         let mut walker = Walker::new(tar);
         let mut raw = Vec::new();
         let mut padding = 0;
@@ -129,13 +128,11 @@ impl Order {
             if let Some(earlier) = order.latest.insert(path.clone(), order.places.len()) {
                 order.places[earlier].is_taken = true;
             }
-            order.places.push(Place { path, hard_link, range: before..end, is_taken: false });
+            order.places.push(Place { path, hard_link, range: before..end, missing: 0, is_taken: false });
         }
-        order.missing = walker.missing().saturating_sub(END_MARKER.len());
-        if order.missing > 0
-            && let Some(last) = order.places.last_mut()
-        {
-            last.range.end = last.range.end.min(walker.position());
+        if let Some(last) = order.places.last_mut().filter(|last| last.range.end > walker.position()) {
+            last.range.end = walker.position();
+            last.missing = walker.missing().saturating_sub(END_MARKER.len());
         }
         Ok(order)
     }
@@ -152,7 +149,7 @@ impl Order {
             }
             if is_ready || !seen.insert(index) {
                 self.places[index].is_taken = true;
-                push(&mut self.front, self.places[index].range.clone());
+                push(&mut self.front, &self.places[index]);
                 continue;
             }
             pending.push((index, true));
@@ -173,10 +170,13 @@ fn parents(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     above.chain((!path.is_empty()).then_some(&path[..0]))
 }
 
-/// Adds a range of the source, joined to the one before where they touch.
-fn push(pieces: &mut Vec<Piece>, range: Range<u64>) {
+/// Adds an entry, joined to the one before where they touch.
+fn push(pieces: &mut Vec<Piece>, place: &Place) {
     match pieces.last_mut() {
-        Some(Piece::Source(last)) if last.end == range.start => last.end = range.end,
-        _ => pieces.push(Piece::Source(range)),
+        Some(Piece::Source(last)) if last.end == place.range.start => last.end = place.range.end,
+        _ => pieces.push(Piece::Source(place.range.clone())),
+    }
+    if place.missing > 0 {
+        pieces.push(Piece::Bytes(vec![0; place.missing], 0));
     }
 }

@@ -1,0 +1,11 @@
+//! Writing: tars of every kind become blobs whose stream, members and listing are what they should be.
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail the test by panicking")]
+
+mod golden;
+mod hostile;
+mod layout;
+mod order;
+mod processor;
+mod properties;
+mod sparse;
+mod support;
