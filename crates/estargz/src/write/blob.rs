@@ -118,15 +118,15 @@ impl<'p, W: Write> Blob<'p, W> {
         while at < header.size {
             let size = chunk_size.min(header.size - at);
             let entry = if at == 0 { first } else { self.listing.push_chunk(header)? };
-            if let Some(listed) = self.listing.get_mut(entry) {
-                listed.chunk_offset = at;
-                listed.chunk_size = if size == chunk_size { size } else { 0 };
+            if let Some(place) = self.listing.place_mut(entry) {
+                place.chunk_offset = at;
+                place.chunk_size = if size == chunk_size { size } else { 0 };
             }
             self.chunk(entry, usize::try_from(size).unwrap_or(self.chunk_size), whole.as_mut(), &mut fill)?;
             at += size;
         }
-        if let Some(whole) = whole {
-            self.listing.set_digest(first, whole.into());
+        if let (Some(whole), Some(place)) = (whole, self.listing.place_mut(first)) {
+            place.file_digest = Some(whole.into());
         }
         Ok(())
     }
@@ -241,13 +241,12 @@ impl<'p, W: Write> Blob<'p, W> {
         let compressed = flight.ticket.wait()?;
         let base = self.out.stream.size;
         for placement in &flight.placements {
-            let Some(entry) = self.listing.get_mut(placement.entry) else { continue };
-            entry.offset = base + compressed.member_start(placement.member) as u64;
-            entry.inner_offset = placement.inner_offset;
-            entry.chunk_digest =
-                compressed.digest(placement.digest).map(|digest| digest.to_string()).unwrap_or_default();
+            let Some(place) = self.listing.place_mut(placement.entry) else { continue };
+            place.offset = base + compressed.member_start(placement.member) as u64;
+            place.inner_offset = placement.inner_offset;
+            place.chunk_digest = compressed.digest(placement.digest);
             if placement.is_whole {
-                entry.digest.clone_from(&entry.chunk_digest);
+                place.file_digest = place.chunk_digest;
             }
         }
         self.out.write(compressed.bytes())?;

@@ -1,10 +1,11 @@
 //! The entries of the TOC, collected in the order of the stream.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
+use super::listed::{Listed, Names, Place, Seen};
 use super::{Error, Limits};
 use crate::digest::Digest;
-use crate::entry::{Entry, EntryKind};
+use crate::entry::EntryKind;
 use crate::tar::{self, Header};
 use crate::toc::TocWriter;
 
@@ -15,21 +16,17 @@ const ENTRY_JSON_BYTES: usize = 400;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct EntryId(usize);
 
+/// A path by its digest, which is shorter than most paths and as good.
+type PathKey = [u8; 16];
+
 #[derive(Debug)]
 pub(super) struct Listing {
     /// `None` where a later entry of the same path took over.
     entries: Vec<Option<Listed>>,
-    latest: HashMap<Vec<u8>, usize>,
+    latest: HashMap<PathKey, usize>,
+    names: Names,
     json_bytes: u64,
     limits: Limits,
-}
-
-/// An entry with the owner's names, which the TOC writes only where they change.
-#[derive(Debug)]
-struct Listed {
-    entry: Entry,
-    user_name: String,
-    group_name: String,
 }
 
 /// The TOC and how much it lists.
@@ -42,32 +39,38 @@ pub(super) struct Finished {
 
 impl Listing {
     pub(super) fn new(limits: &Limits) -> Self {
-        Self { entries: Vec::new(), latest: HashMap::new(), json_bytes: 0, limits: limits.clone() }
+        Self {
+            entries: Vec::new(),
+            latest: HashMap::new(),
+            names: Names::default(),
+            json_bytes: 0,
+            limits: limits.clone(),
+        }
     }
 
     /// Lists an entry; one listed before with the same path, and its chunks, are listed no more.
     pub(super) fn push(&mut self, header: &Header) -> Result<EntryId, Error> {
         let names = header.path.len() + header.link.len() + header.user_name.len() + header.group_name.len();
         let xattrs: usize = header.xattrs.iter().map(|(key, value)| key.len() + 2 * value.len() + 16).sum();
-        let id = self.add(Listed::from_header(header), names + xattrs)?;
+        let listed = Listed::new(header, &mut self.names);
+        let id = self.add(listed, names + xattrs)?;
         self.supersede(&header.path);
-        self.latest.insert(tar::clean(&header.path), id.0);
+        self.latest.insert(key(&header.path), id.0);
         Ok(id)
     }
 
     /// Lists a chunk that continues the last entry pushed.
     pub(super) fn push_chunk(&mut self, header: &Header) -> Result<EntryId, Error> {
-        let mut listed = Listed::named(header);
-        listed.entry.kind = EntryKind::Chunk;
+        let listed = Listed::chunk(header, &mut self.names);
         self.add(listed, header.path.len())
     }
 
     /// Forgets what is listed for `path`; later entries with that path are listed.
     pub(super) fn supersede(&mut self, path: &[u8]) {
-        let Some(index) = self.latest.remove(&tar::clean(path)) else { return };
+        let Some(index) = self.latest.remove(&key(path)) else { return };
         self.entries[index] = None;
         for listed in &mut self.entries[index + 1..] {
-            if !listed.as_ref().is_some_and(|listed| listed.entry.kind == EntryKind::Chunk) {
+            if !listed.as_ref().is_some_and(|listed| listed.kind == EntryKind::Chunk) {
                 break;
             }
             *listed = None;
@@ -79,30 +82,22 @@ impl Listing {
     }
 
     pub(super) fn lists(&self, path: &[u8]) -> bool {
-        self.latest.contains_key(&tar::clean(path))
+        self.latest.contains_key(&key(path))
     }
 
-    pub(super) fn get_mut(&mut self, id: EntryId) -> Option<&mut Entry> {
-        self.entries.get_mut(id.0)?.as_mut().map(|listed| &mut listed.entry)
-    }
-
-    pub(super) fn set_digest(&mut self, id: EntryId, digest: Digest) {
-        if let Some(entry) = self.get_mut(id) {
-            entry.digest = digest.to_string();
-        }
+    /// The place of an entry, unless a later one took over.
+    pub(super) fn place_mut(&mut self, id: EntryId) -> Option<&mut Place> {
+        self.entries.get_mut(id.0)?.as_mut().map(|listed| &mut listed.place)
     }
 
     pub(super) fn finish(self) -> Result<Finished, Error> {
         let mut toc = TocWriter::new();
         let (mut entries, mut chunks) = (0, 0);
-        let (mut users, mut groups) = (HashMap::new(), HashMap::new());
-        for mut listed in self.entries.into_iter().flatten() {
-            let entry = &mut listed.entry;
-            entry.user_name = if_changed(&mut users, entry.uid, listed.user_name);
-            entry.group_name = if_changed(&mut groups, entry.gid, listed.group_name);
-            entries += u64::from(entry.kind != EntryKind::Chunk);
-            chunks += u64::from(!entry.chunk_digest.is_empty());
-            toc.push(entry);
+        let mut seen = Seen::default();
+        for listed in self.entries.into_iter().flatten() {
+            entries += u64::from(listed.kind != EntryKind::Chunk);
+            chunks += u64::from(listed.place.chunk_digest.is_some());
+            toc.push(&listed.into_entry(&self.names, &mut seen));
         }
         let json = toc.finish();
         if json.len() as u64 > self.limits.max_toc_bytes {
@@ -125,74 +120,8 @@ impl Listing {
     }
 }
 
-impl Listed {
-    fn from_header(header: &Header) -> Self {
-        let mut listed = Self::named(header);
-        listed.user_name = tar::lossy(&header.user_name);
-        listed.group_name = tar::lossy(&header.group_name);
-        let entry = &mut listed.entry;
-        entry.kind = header.kind;
-        entry.size = header.size;
-        entry.mod_time = header.mod_time.rfc3339();
-        entry.mode = header.mode;
-        entry.uid = header.uid;
-        entry.gid = header.gid;
-        entry.xattrs = header.xattrs.iter().map(|(key, value)| (tar::lossy(key), value.clone())).collect();
-        match header.kind {
-            EntryKind::Hardlink | EntryKind::Symlink => {
-                entry.link_name = tar::lossy(&header.link);
-                entry.raw_link_name = raw(&header.link);
-            }
-            EntryKind::Char | EntryKind::Block => {
-                entry.dev_major = header.dev_major;
-                entry.dev_minor = header.dev_minor;
-            }
-            // The reference digests empty files too.
-            EntryKind::Reg if header.size == 0 => entry.digest = Digest::of(b"").to_string(),
-            EntryKind::Reg | EntryKind::Dir | EntryKind::Fifo | EntryKind::Chunk => {}
-        }
-        listed
-    }
-
-    fn named(header: &Header) -> Self {
-        let entry = Entry {
-            name: tar::lossy(&header.path),
-            kind: EntryKind::Reg,
-            size: 0,
-            mod_time: String::new(),
-            link_name: String::new(),
-            mode: 0,
-            uid: 0,
-            gid: 0,
-            user_name: String::new(),
-            group_name: String::new(),
-            offset: 0,
-            inner_offset: 0,
-            dev_major: 0,
-            dev_minor: 0,
-            num_link: 0,
-            xattrs: BTreeMap::new(),
-            digest: String::new(),
-            chunk_offset: 0,
-            chunk_size: 0,
-            chunk_digest: String::new(),
-            raw_name: raw(&header.path),
-            raw_link_name: None,
-        };
-        Self { entry, user_name: String::new(), group_name: String::new() }
-    }
-}
-
-/// The bytes of a name that text cannot hold.
-fn raw(name: &[u8]) -> Option<Vec<u8>> {
-    std::str::from_utf8(name).is_err().then(|| name.to_vec())
-}
-
-/// The name, unless it is the one this id had last.
-fn if_changed(names: &mut HashMap<i64, String>, id: i64, name: String) -> String {
-    if name.is_empty() || names.get(&id) == Some(&name) {
-        return String::new();
-    }
-    names.insert(id, name.clone());
-    name
+fn key(path: &[u8]) -> PathKey {
+    let digest = Digest::of(&tar::clean(path));
+    let (key, _) = digest.as_bytes().split_at(size_of::<PathKey>());
+    key.try_into().unwrap_or_default()
 }

@@ -6,6 +6,7 @@
 //! ```
 
 mod blob;
+mod listed;
 mod listing;
 mod options;
 mod reorder;

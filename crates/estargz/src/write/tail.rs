@@ -32,8 +32,8 @@ pub(super) fn finish<W: Write>(mut blob: Blob<'_, W>, source: &Source, options: 
     let listed = blob.finish_listing()?;
     let toc_digest = Digest::of(&listed.json);
     let placed = match (options.toc, options.compression) {
-        (TocPlacement::External, _) => external(&mut blob, &listed.json, options)?,
-        (TocPlacement::Inside, Compression::Gzip(_)) => gzip(&mut blob, &listed.json)?,
+        (TocPlacement::External, _) => external(&mut blob, listed.json, options)?,
+        (TocPlacement::Inside, Compression::Gzip(_)) => gzip(&mut blob, listed.json)?,
         (TocPlacement::Inside, Compression::Zstd(_)) => zstd(&mut blob, &listed.json, options)?,
     };
     let (blob, stream) = blob.finish()?;
@@ -83,20 +83,21 @@ fn hidden_entries<W: Write>(blob: &mut Blob<'_, W>, source: &Source, options: &O
     Ok(())
 }
 
-/// The TOC's tar entry and the end of the archive.
-fn toc_entry(json: &[u8]) -> Vec<u8> {
-    let mut entry = build::file(TOC_NAME, json);
-    entry.extend_from_slice(&END_MARKER);
-    entry
+/// The TOC's tar entry and the end of the archive, in the memory that the TOC had.
+fn toc_entry(mut json: Vec<u8>) -> Vec<u8> {
+    let size = json.len() as u64;
+    json.resize(json.len() + tar::padding(size) + END_MARKER.len(), 0);
+    json.splice(..0, build::file_header(TOC_NAME, size));
+    json
 }
 
-fn gzip<W: Write>(blob: &mut Blob<'_, W>, json: &[u8]) -> Result<Placed, Error> {
+fn gzip<W: Write>(blob: &mut Blob<'_, W>, json: Vec<u8>) -> Result<Placed, Error> {
     let offset = blob.member(&toc_entry(json))?;
     blob.verbatim(&footer::gzip(offset))?;
     Ok(Placed::default())
 }
 
-fn external<W: Write>(blob: &mut Blob<'_, W>, json: &[u8], options: &Options) -> Result<Placed, Error> {
+fn external<W: Write>(blob: &mut Blob<'_, W>, json: Vec<u8>, options: &Options) -> Result<Placed, Error> {
     if options.layout == Layout::Classic {
         blob.gap(&END_MARKER)?;
     }
