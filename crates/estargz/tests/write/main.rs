@@ -9,3 +9,4 @@ mod processor;
 mod properties;
 mod sparse;
 mod support;
+mod walker;
