@@ -34,7 +34,7 @@ pub enum TocPlacement {
 pub enum Landmark {
     /// We add `.no.prefetch.landmark`; landmarks in the source count for nothing.
     NoPrefetch,
-    /// The source has its own, where [`reorder`](super::reorder) put it.
+    /// The source has its own, where [`reorder`](super::reorder()) put it.
     InSource,
 }
 

@@ -9,8 +9,10 @@ use proptest::prelude::*;
 
 use crate::support::{Tar, every_type, noise, seal};
 
+type Entries = Vec<(Header, Vec<u8>)>;
+
 /// The entries of a tar with their payloads, and all its bytes as the walk handed them on.
-fn walk(tar: impl Read) -> Result<(Vec<(Header, Vec<u8>)>, Vec<u8>), Error> {
+fn walk(tar: impl Read) -> Result<(Entries, Vec<u8>), Error> {
     let mut walker = Walker::new(tar);
     let (mut entries, mut bytes) = (Vec::new(), Vec::new());
     let mut buffer = vec![0; 1000];
