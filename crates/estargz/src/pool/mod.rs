@@ -34,8 +34,7 @@ struct Shared {
     has_work: Condvar,
     budget: Budget,
     buffers: Mutex<Vec<Vec<u8>>>,
-    /// Buffers worth keeping for the next batch.
-    kept_buffers: usize,
+    threads: usize,
 }
 
 #[derive(Debug, Default)]
@@ -79,7 +78,7 @@ impl Pool {
             has_work: Condvar::new(),
             budget: Budget { limit: budget, free: Mutex::new(budget), freed: Condvar::new() },
             buffers: Mutex::default(),
-            kept_buffers: 2 * threads.get() + 2,
+            threads: threads.get(),
         });
         let start = |_| {
             let shared = Arc::clone(&shared);
@@ -103,6 +102,11 @@ impl Pool {
 
     fn batch(&self, bytes: usize, reservation: Reservation) -> Batch {
         Batch::new(self.shared.buffer(), bytes, reservation)
+    }
+
+    /// Batches of one layer that keep every worker busy; more would only hold memory.
+    pub(crate) fn enough_batches(&self) -> usize {
+        2 * self.shared.threads + 2
     }
 
     /// Queues a batch behind all that are queued.
@@ -191,7 +195,7 @@ impl Shared {
 
     fn recycle(&self, buffer: Vec<u8>) {
         let mut buffers = lock(&self.buffers);
-        if buffers.len() < self.kept_buffers {
+        if buffers.len() < 2 * self.threads {
             buffers.push(buffer);
         }
     }

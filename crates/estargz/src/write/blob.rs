@@ -212,7 +212,8 @@ impl<'p, W: Write> Blob<'p, W> {
         self.submit()?;
         let bytes = bytes.max(BATCH_BYTES).max(self.min_chunk_size);
         let batch = loop {
-            if let Some(batch) = self.pool.try_open(bytes) {
+            let has_enough = self.in_flight.len() >= self.pool.enough_batches();
+            if !has_enough && let Some(batch) = self.pool.try_open(bytes) {
                 break batch;
             }
             match self.in_flight.pop_front() {

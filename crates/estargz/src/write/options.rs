@@ -59,7 +59,7 @@ pub struct Limits {
     pub max_toc_bytes: u64,
     /// Entries of the TOC, chunks included.
     pub max_entries: u64,
-    /// Bytes of the source tar, and of its sparse files written out.
+    /// Bytes of the source tar.
     pub max_source_bytes: u64,
 }
 

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 
 use super::blob::{Blob, Stream};
-use super::sparse::{MAX_SPOOLED_BYTES, Spool, Spooled, Unfold};
+use super::sparse::{MAX_SPOOLED_BYTES, MAX_UNFOLDED_BYTES, Spool, Spooled, Unfold};
 use super::tail;
 use super::{Error, Landmark, Layout, NO_PREFETCH_LANDMARK, Options, PREFETCH_LANDMARK, TOC_NAME, TocPlacement};
 use crate::digest::Digest;
@@ -158,9 +158,8 @@ impl<R: Read, W: Write> Copy<'_, '_, R, W> {
 
     fn count_unfolded(&mut self, header: &Header) -> Result<(), Error> {
         self.unfolded_bytes = self.unfolded_bytes.saturating_add(header.size);
-        let limit = self.options.limits.max_source_bytes;
-        if self.unfolded_bytes > limit {
-            return Err(Error::Limit { what: "bytes of sparse files", limit });
+        if self.unfolded_bytes > MAX_UNFOLDED_BYTES {
+            return Err(Error::Limit { what: "bytes of sparse files", limit: MAX_UNFOLDED_BYTES });
         }
         Ok(())
     }

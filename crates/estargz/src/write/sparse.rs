@@ -9,6 +9,10 @@ use crate::tar::{Header, Segment};
 /// Most compressed bytes of sparse files that one layer may have waiting.
 pub(super) const MAX_SPOOLED_BYTES: usize = 64 * 1024 * 1024;
 
+/// Most bytes of all sparse files of a layer written out: a hole costs its sender nothing, whatever its size, and us
+/// about a second a gigabyte.
+pub(super) const MAX_UNFOLDED_BYTES: u64 = 16 * 1024 * 1024 * 1024;
+
 /// The quickest level: what waits is read once.
 const SPOOL_LEVEL: i32 = 1;
 

@@ -81,6 +81,13 @@ fn sparse_maps_that_lie() {
 }
 
 #[test]
+fn a_hole_of_a_terabyte() {
+    let records: [(&str, &[u8]); 2] = [("GNU.sparse.map", b"0,1"), ("GNU.sparse.size", b"1099511627776")];
+    let error = fails(&Tar::default().pax(b'x', &records).file("a", b"x").end());
+    assert!(matches!(error, Error::Limit { what: "bytes of sparse files", .. }));
+}
+
+#[test]
 fn headers_of_nonsense() {
     fails(&noise(9, 5000));
     fails(&[&[0; 512][..], &noise(9, 512)].concat());
