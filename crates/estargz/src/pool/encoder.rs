@@ -52,7 +52,10 @@ impl Encoder {
             Self::Gzip(compressor) => compressor.gzip_compress_bound(data.len()),
             Self::Zstd(_) => zstd::zstd_safe::compress_bound(data.len()),
         };
-        if out.len() < at + bound {
+        if out.capacity() == 0 {
+            // Zero pages from the system cost memory only where they are written: the bound is far above the need.
+            *out = vec![0; at + bound];
+        } else if out.len() < at + bound {
             out.resize(at + bound, 0);
         }
         match self {
