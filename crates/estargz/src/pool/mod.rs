@@ -229,3 +229,50 @@ impl Budget {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BUDGET: usize = 1 << 20;
+
+    fn pool() -> Pool {
+        Pool::new(NonZeroUsize::MIN, BUDGET)
+    }
+
+    #[test]
+    fn a_worker_that_fails_says_so_and_works_on() {
+        let pool = pool();
+        let failed = pool.submit(pool.open(10), Compression::Gzip(99));
+        assert_eq!(failed.wait().map(drop), Err(Failed));
+        let mut batch = pool.open(10);
+        batch.push(b"content");
+        batch.add_chunk(7);
+        let compressed = pool.submit(batch, Compression::Gzip(6)).wait().unwrap();
+        assert_eq!(compressed.digest(0), Some(crate::Digest::of(b"content")));
+    }
+
+    #[test]
+    fn the_budget_is_held_until_a_batch_is_written() {
+        let pool = pool();
+        let compressed = pool.submit(pool.open(BUDGET), Compression::Gzip(1)).wait().unwrap();
+        assert!(pool.try_open(1).is_none());
+        pool.recycle(compressed);
+        assert!(pool.try_open(1).is_some());
+    }
+
+    #[test]
+    fn whoever_waits_for_bytes_gets_those_of_an_abandoned_batch() {
+        let pool = pool();
+        drop(pool.submit(pool.open(BUDGET), Compression::Gzip(1)));
+        drop(pool.open(10 * BUDGET));
+    }
+
+    #[test]
+    fn a_pool_ends_with_batches_still_queued() {
+        let pool = pool();
+        let tickets: Vec<Ticket> = (0..100).map(|_| pool.submit(pool.open(100), Compression::Zstd(19))).collect();
+        drop(pool);
+        drop(tickets);
+    }
+}

@@ -5,7 +5,7 @@ use estargz::write::{Compression, Layout, Options, TocPlacement};
 
 use crate::support::{Tar, convert, every_type, from_base64, noise, read_back, stream};
 
-fn all_options() -> Vec<Options> {
+pub(crate) fn all_options() -> Vec<Options> {
     let mut all = Vec::new();
     for compression in [Compression::Gzip(6), Compression::Gzip(1), Compression::Zstd(3)] {
         for layout in [Layout::SourceFirst, Layout::Classic] {

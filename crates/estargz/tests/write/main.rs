@@ -7,6 +7,7 @@ mod layout;
 mod order;
 mod processor;
 mod properties;
+mod reader;
 mod sparse;
 mod support;
 mod walker;
