@@ -1,49 +1,25 @@
 //! An image into its twin: plan, convert each layer in one streaming pass, write the new documents.
+//!
+//! `plan`, `image` and `index` are pure and know manifests; `layer`, `inflate` and `pipe` move bytes; `converter` and
+//! `memo` see to it that nothing is done twice, in this process or in another one over the same store.
 
-use crate::oci::{Digest, Manifest, Repository};
-use crate::store::{Generation, ImageRecord, Store};
-use crate::upstream::Source;
+mod budget;
+mod config;
+mod converter;
+mod error;
+mod failures;
+mod image;
+mod index;
+mod inflate;
+mod layer;
+mod memo;
+mod pipe;
+mod plan;
+mod status;
 
-/// The conversion's part of the configuration.
-#[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Config {}
-
-/// Why an image has no twin.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    #[error(transparent)]
-    Upstream(#[from] crate::upstream::Error),
-    #[error(transparent)]
-    Store(#[from] crate::store::Error),
-}
-
-/// Converts images, each once however many ask; clones share the work.
-#[derive(Debug, Clone)]
-pub struct Converter {}
-
-impl Converter {
-    pub fn new(_config: &Config, _store: Store) -> Result<Self, Error> {
-        unimplemented!()
-    }
-
-    pub fn generation(&self) -> &Generation {
-        unimplemented!()
-    }
-
-    /// The record of the twin of `source`, if there is one: one look into the store, nothing else.
-    pub async fn lookup(&self, _source: &Digest) -> Result<Option<ImageRecord>, Error> {
-        unimplemented!()
-    }
-
-    /// The twin of a manifest or an index, converted now if need be. The work goes on when the caller stops waiting.
-    pub async fn convert(
-        &self,
-        _source: &Source,
-        _repository: &Repository,
-        _manifest: &Manifest,
-    ) -> Result<ImageRecord, std::sync::Arc<Error>> {
-        unimplemented!()
-    }
-}
+pub use config::{Config, Format, Layout, Setting, generation};
+pub use converter::Converter;
+pub use error::Error;
+pub use image::{GENERATION, SOURCE_DIFF_ID, SOURCE_DIGEST, SOURCE_SIZE};
+pub use inflate::Inflate;
+pub use status::{Conversion, Layer, State};

@@ -1,0 +1,489 @@
+//! The door to the module: one flight per manifest, records first, failures remembered for a while.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use estargz::pool::Pool;
+use futures::future::{BoxFuture, join_all, try_join_all};
+use futures::{FutureExt as _, StreamExt as _};
+use moka::future::Cache;
+use tokio::sync::Semaphore;
+
+use super::budget::Budget;
+use super::config::{self, Config};
+use super::error::Error;
+use super::failures::Failures;
+use super::image;
+use super::index::{self, Child};
+use super::memo::{self, Layers};
+use super::plan::{self, ChildPlan, ImagePlan, IndexPlan, LayerPlan, Plan, Wanted};
+use super::status::{self, Board, Conversion, Running};
+use crate::flight::Flight;
+use crate::oci::media_type::{self, ManifestKind};
+use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
+use crate::store::records::PassedThrough;
+use crate::store::{Generation, ImageRecord, LayerOutcome, Store};
+use crate::upstream::{self, Source};
+
+/// Most bytes of an image configuration; the largest in the wild hold some hundred KiB of history.
+const MAX_CONFIG_BYTES: u64 = 8 << 20;
+
+/// Manifests whose conversion runs or waits at once, each with its bytes in memory.
+const MAX_WAITING: usize = 4096;
+
+/// How long an index counts as up to date before it is looked whether someone pulled another of its platforms.
+const FRESH_FOR: Duration = Duration::from_secs(60);
+const FRESH_INDEXES: u64 = 10_000;
+
+/// Converts images, each once however many ask; clones share the work.
+#[derive(Debug, Clone)]
+pub struct Converter {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: Config,
+    generation: Generation,
+    store: Store,
+    layers: Arc<Layers>,
+    image_slots: Semaphore,
+    flight: Flight<Asked, Outcome>,
+    failures: Failures<Asked, Outcome>,
+    /// Indexes that were looked at a moment ago.
+    fresh: Cache<Digest, ()>,
+    board: Arc<Board>,
+}
+
+type Outcome = Result<ImageRecord, Arc<Error>>;
+
+/// A manifest and where it is asked for: another place's failure is not this one's.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Asked {
+    upstream: String,
+    repository: String,
+    digest: Digest,
+}
+
+/// An image's or an index's outcome and whether it stands.
+enum Made {
+    Final(ImageRecord),
+    /// A child failed for now: good to serve, not good to record.
+    ForNow(ImageRecord),
+}
+
+impl Converter {
+    /// Starts the compressing threads. Fails on a configuration that makes no sense.
+    pub fn new(config: &Config, store: Store) -> Result<Self, Error> {
+        let options = config.options()?;
+        let generation = config::generation(&options);
+        let budget = Budget::divide(config.memory.as_u64(), config.layers_at_once)?;
+        let threads = match config.threads {
+            Some(threads) => threads,
+            None => std::thread::available_parallelism().unwrap_or(std::num::NonZeroUsize::MIN),
+        };
+        let board = Arc::<Board>::default();
+        let layers = Layers {
+            store: store.clone(),
+            generation: generation.clone(),
+            options,
+            pool: Arc::new(Pool::new(threads, budget.members)),
+            slots: Semaphore::new(budget.layers),
+            max_layer_size: config.max_layer_size.as_u64(),
+            lease_wait: config.lease_wait,
+            board: Arc::clone(&board),
+            flight: Flight::default(),
+        };
+        let shared = Shared {
+            config: config.clone(),
+            generation,
+            store,
+            layers: Arc::new(layers),
+            image_slots: Semaphore::new(config.images_at_once.get()),
+            flight: Flight::default(),
+            failures: Failures::new(),
+            fresh: Cache::builder().max_capacity(FRESH_INDEXES).time_to_live(FRESH_FOR).build(),
+            board,
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    pub fn generation(&self) -> &Generation {
+        &self.shared.generation
+    }
+
+    /// What is being converted and what was lately, newest first.
+    pub fn status(&self) -> Vec<Conversion> {
+        self.shared.board.list()
+    }
+
+    /// The record of the twin of `source`, if there is one: one look into the store.
+    ///
+    /// An index some of whose platforms are not converted is looked at again in the background, now and then.
+    pub async fn lookup(&self, source: &Digest) -> Result<Option<ImageRecord>, Error> {
+        let record = self.shared.store.image(&self.shared.generation, source).await?;
+        if let Some(record) = record.as_ref().filter(|record| self.shared.is_stale(record)) {
+            let (shared, record) = (Arc::clone(&self.shared), record.clone());
+            tokio::spawn(async move {
+                if let Err(error) = shared.refresh(&record).await {
+                    let error = status::chain(&error);
+                    tracing::warn!(source = %record.source, error, "index not brought up to date");
+                }
+            });
+        }
+        Ok(record)
+    }
+
+    /// The twin of a manifest or an index, converted now if need be. The work goes on when the caller stops waiting.
+    ///
+    /// The record's twin is the source itself when the image passes through. An error is worth another try later; until
+    /// then the same error comes back at once.
+    pub async fn convert(&self, source: &Source, repository: &Repository, manifest: &Manifest) -> Outcome {
+        self.shared.joined(source, repository, manifest).await
+    }
+
+    /// The external TOCs of a twin as the image that stargz-snapshotter looks for under `TAG-esgztoc`, its objects
+    /// readable in the store. `None` when no layer of the twin has one.
+    pub async fn toc_image(&self, twin: &ImageRecord) -> Result<Option<Manifest>, Error> {
+        let mut tocs = Vec::new();
+        let mut seen = Vec::new();
+        for digest in &twin.objects {
+            // Manifests and layers look alike here; only the twins' manifests are documents.
+            let Some(object) = self.shared.store.find(digest).await? else { continue };
+            let is_image =
+                object.media_type.as_deref().and_then(media_type::manifest_kind) == Some(ManifestKind::Image);
+            if !is_image || digest == &twin.source {
+                continue;
+            }
+            let bytes = self.shared.store.read_all(&object).await?;
+            for (layer, toc) in self.shared.external_tocs(&bytes).await? {
+                let Some(object) = self.shared.store.find(&toc).await? else { continue };
+                if !seen.contains(&layer) {
+                    seen.push(layer.clone());
+                    tocs.push((layer, toc, object.size));
+                }
+            }
+        }
+        if tocs.is_empty() {
+            return Ok(None);
+        }
+        let (config, manifest) = image::toc_image(&tocs)?;
+        self.shared.store.put(media_type::OCI_CONFIG, config).await?;
+        self.shared.store.put(&manifest.media_type, manifest.bytes.clone()).await?;
+        Ok(Some(manifest))
+    }
+}
+
+impl Shared {
+    fn joined(
+        self: &Arc<Self>,
+        source: &Source,
+        repository: &Repository,
+        manifest: &Manifest,
+    ) -> BoxFuture<'static, Outcome> {
+        let asked = Asked {
+            upstream: source.name().to_owned(),
+            repository: repository.to_string(),
+            digest: manifest.digest.clone(),
+        };
+        let (this, source) = (Arc::clone(self), source.clone());
+        let (repository, manifest) = (repository.clone(), manifest.clone());
+        let joined = async move {
+            if let Some(answer) = this.failures.answer(&asked, Instant::now()).await {
+                return answer;
+            }
+            if this.flight.len() >= MAX_WAITING {
+                return Err(Arc::new(Error::Busy { limit: MAX_WAITING }));
+            }
+            let running = Arc::clone(&this);
+            let outcome = this
+                .flight
+                .join(asked.clone(), || async move { running.run(asked, &source, &repository, &manifest).await });
+            outcome.await.unwrap_or_else(|| Err(Arc::new(Error::BrokenOff)))
+        };
+        joined.boxed()
+    }
+
+    async fn run(
+        self: Arc<Self>,
+        asked: Asked,
+        source: &Source,
+        repository: &Repository,
+        manifest: &Manifest,
+    ) -> Outcome {
+        let outcome = self.found_or_made(source, repository, manifest).await;
+        match outcome {
+            Ok(Made::Final(record)) => {
+                self.failures.forget(&asked).await;
+                Ok(record)
+            }
+            Ok(Made::ForNow(record)) => {
+                self.failures.note(asked, Ok(record.clone()), None, Instant::now()).await;
+                Ok(record)
+            }
+            Err(error) => {
+                let error = Arc::new(error);
+                self.failures.note(asked.clone(), Err(Arc::clone(&error)), error.retry_after(), Instant::now()).await;
+                let chain = status::chain(error.as_ref());
+                tracing::warn!(upstream = asked.upstream, repository = asked.repository, source = %asked.digest, error = chain, "image not converted");
+                Err(error)
+            }
+        }
+    }
+
+    async fn found_or_made(
+        self: &Arc<Self>,
+        source: &Source,
+        repository: &Repository,
+        manifest: &Manifest,
+    ) -> Result<Made, Error> {
+        if let Some(record) = self.store.image(&self.generation, &manifest.digest).await? {
+            let record = if self.is_stale(&record) { self.refresh(&record).await? } else { record };
+            return Ok(Made::Final(record));
+        }
+        let running = self.board.start(source.name(), repository, &manifest.digest);
+        let made = self.made(source, repository, manifest, &running).await;
+        match &made {
+            Ok(Made::Final(record) | Made::ForNow(record)) => running.finish(Ok(record)),
+            Err(error) => running.finish(Err(error)),
+        }
+        made
+    }
+
+    async fn made(
+        self: &Arc<Self>,
+        source: &Source,
+        repository: &Repository,
+        manifest: &Manifest,
+        running: &Running,
+    ) -> Result<Made, Error> {
+        match plan::plan(manifest, &self.wanted()) {
+            Plan::PassThrough(reason) => self.pass_through(manifest, reason).await.map(Made::Final),
+            Plan::Image(plan) => self.image(source, repository, manifest, &plan, running).await.map(Made::Final),
+            Plan::Index(plan) => self.index(source, repository, manifest, &plan).await,
+        }
+    }
+
+    fn wanted(&self) -> Wanted<'_> {
+        Wanted {
+            platforms: &self.config.platforms,
+            all_platforms: self.config.all_platforms,
+            max_layer_size: self.config.max_layer_size.as_u64(),
+        }
+    }
+
+    async fn pass_through(&self, manifest: &Manifest, reason: String) -> Result<ImageRecord, Error> {
+        tracing::info!(source = %manifest.digest, reason, "image passes through");
+        let mut record = index::unchanged(manifest);
+        record.passed_through.push(PassedThrough { digest: manifest.digest.clone(), reason });
+        self.store.put_image(&self.generation, &record).await?;
+        Ok(record)
+    }
+
+    async fn image(
+        &self,
+        source: &Source,
+        repository: &Repository,
+        manifest: &Manifest,
+        plan: &ImagePlan,
+        running: &Running,
+    ) -> Result<ImageRecord, Error> {
+        let _slot = self.image_slots.acquire().await.map_err(|_closed| Error::BrokenOff)?;
+        let config = fetch_config(source, repository, &plan.manifest.config).await?;
+        let config = match image::Config::parse(&config, plan.layers.len()) {
+            Ok(config) => config,
+            Err(reason) => return self.pass_through(manifest, reason).await,
+        };
+        let layers = to_convert(plan);
+        running.layers(&layers.iter().map(|layer| (layer.digest.clone(), layer.size)).collect::<Vec<_>>());
+        let outcomes = try_join_all(layers.iter().map(|layer| self.layer(source, repository, layer))).await?;
+        let outcomes: HashMap<_, _> = outcomes.into_iter().collect();
+        let assembled = image::assemble(manifest, plan, config, &outcomes, &self.generation)?;
+        for PassedThrough { digest, reason } in &assembled.passed_through {
+            tracing::info!(source = %manifest.digest, %digest, reason, "layer stays as it is");
+        }
+        let mut record = index::unchanged(manifest);
+        record.passed_through = assembled.passed_through;
+        if let Some(twin) = assembled.twin {
+            record.objects = twin.objects;
+            if let Some(config) = twin.config {
+                let config = self.store.put(&plan.manifest.config.media_type, config).await?;
+                record.objects.push(config.digest);
+            }
+            self.store.put(&twin.manifest.media_type, twin.manifest.bytes.clone()).await?;
+            record.size = twin.manifest.size();
+            record.objects.push(twin.manifest.digest.clone());
+            record.twin = twin.manifest.digest;
+            record.objects.sort_unstable();
+            record.objects.dedup();
+        }
+        self.store.put_image(&self.generation, &record).await?;
+        // An index that holds this image may take it in now.
+        self.fresh.invalidate_all();
+        tracing::info!(source = %record.source, twin = %record.twin, "image converted");
+        Ok(record)
+    }
+
+    async fn layer(
+        &self,
+        source: &Source,
+        repository: &Repository,
+        layer: &Descriptor,
+    ) -> Result<(Digest, LayerOutcome), Error> {
+        let outcome = self.layers.outcome(source, repository, layer).await;
+        let outcome = outcome.map_err(|error| memo::of_image(&layer.digest, error))?;
+        Ok((layer.digest.clone(), outcome))
+    }
+
+    async fn index(
+        self: &Arc<Self>,
+        source: &Source,
+        repository: &Repository,
+        manifest: &Manifest,
+        plan: &IndexPlan,
+    ) -> Result<Made, Error> {
+        let children = plan.index.manifests.iter().zip(&plan.children);
+        let wanted = children.filter(|(_, plan)| **plan == ChildPlan::Convert);
+        let made = join_all(wanted.map(|(child, _)| async move {
+            let made = self.child(source, repository, &child.digest).await;
+            (child.digest.clone(), made)
+        }));
+        let made = made.await;
+        let mut failure = None;
+        let mut children = self.recorded_children(plan).await?;
+        for (digest, made) in made {
+            let child = match made {
+                Ok(record) => Child::Recorded(record),
+                Err(error) => {
+                    let reason = format!("not converted for now: {}", status::chain(error.as_ref()));
+                    failure = Some(error);
+                    Child::Original(reason)
+                }
+            };
+            children.insert(digest, child);
+        }
+        let (mut record, twin) = index::assemble(manifest, plan, &children, &self.generation)?;
+        match (failure, twin) {
+            (Some(error), None) => Err(Error::Children(error)),
+            (Some(_), Some(twin)) => {
+                self.store.put(&twin.media_type, twin.bytes).await?;
+                Ok(Made::ForNow(record))
+            }
+            (None, twin) => {
+                self.keep_index(manifest, plan, &mut record, twin).await?;
+                Ok(Made::Final(record))
+            }
+        }
+    }
+
+    async fn child(self: &Arc<Self>, source: &Source, repository: &Repository, digest: &Digest) -> Outcome {
+        let reference = Reference::Digest(digest.clone());
+        let child = source.manifest(repository, &reference).await.map_err(|error| Arc::new(error.into()))?;
+        self.joined(source, repository, &child).await
+    }
+
+    /// The children that have a record already, wanted or pulled.
+    async fn recorded_children(&self, plan: &IndexPlan) -> Result<HashMap<Digest, Child>, Error> {
+        let mut children = HashMap::new();
+        for (child, plan) in plan.index.manifests.iter().zip(&plan.children) {
+            if matches!(plan, ChildPlan::Leave(_)) || children.contains_key(&child.digest) {
+                continue;
+            }
+            if let Some(record) = self.store.image(&self.generation, &child.digest).await? {
+                children.insert(child.digest.clone(), Child::Recorded(record));
+            }
+        }
+        Ok(children)
+    }
+
+    /// Keeps an index's twin, and the source's bytes where another platform may yet join.
+    async fn keep_index(
+        &self,
+        manifest: &Manifest,
+        plan: &IndexPlan,
+        record: &mut ImageRecord,
+        twin: Option<Manifest>,
+    ) -> Result<(), Error> {
+        if plan.children.iter().any(|child| matches!(child, ChildPlan::IfPulled(_))) {
+            self.store.put(&manifest.media_type, manifest.bytes.clone()).await?;
+            record.objects.push(manifest.digest.clone());
+        }
+        if let Some(twin) = twin {
+            self.store.put(&twin.media_type, twin.bytes).await?;
+        }
+        record.objects.sort_unstable();
+        record.objects.dedup();
+        self.store.put_image(&self.generation, record).await?;
+        tracing::info!(source = %record.source, twin = %record.twin, platforms = record.platforms.len(), "index converted");
+        Ok(())
+    }
+
+    /// Whether an index may have children that were pulled since it was last looked at.
+    fn is_stale(&self, record: &ImageRecord) -> bool {
+        let keeps_source = record.objects.contains(&record.source);
+        keeps_source && !self.fresh.contains_key(&record.source)
+    }
+
+    /// Takes the children pulled meanwhile into an index's twin. Twins handed out before stay readable.
+    async fn refresh(&self, record: &ImageRecord) -> Result<ImageRecord, Error> {
+        self.fresh.insert(record.source.clone(), ()).await;
+        let Some(object) = self.store.find(&record.source).await? else { return Ok(record.clone()) };
+        let bytes = self.store.read_all(&object).await?;
+        let manifest = Manifest { media_type: record.media_type.clone(), digest: record.source.clone(), bytes };
+        let Plan::Index(plan) = plan::plan(&manifest, &self.wanted()) else { return Ok(record.clone()) };
+        let children = self.recorded_children(&plan).await?;
+        let (mut renewed, twin) = index::assemble(&manifest, &plan, &children, &self.generation)?;
+        if renewed.twin == record.twin || renewed.platforms.len() < record.platforms.len() {
+            return Ok(record.clone());
+        }
+        renewed.objects.extend(record.objects.iter().cloned());
+        self.keep_index(&manifest, &plan, &mut renewed, twin).await?;
+        Ok(renewed)
+    }
+
+    /// Each layer of a twin that has an external TOC, and that TOC.
+    async fn external_tocs(&self, manifest: &Bytes) -> Result<Vec<(Digest, Digest)>, Error> {
+        let Ok(manifest) = serde_json::from_slice::<crate::oci::manifest::ImageManifest>(manifest) else {
+            return Ok(Vec::new());
+        };
+        let mut tocs = Vec::new();
+        for layer in &manifest.layers {
+            let source = layer.annotations.get(image::SOURCE_DIGEST).and_then(serde_json::Value::as_str);
+            let Some(source) = source.and_then(|text| text.parse().ok()) else { continue };
+            let record = self.store.layer(&self.generation, &source).await?;
+            if let Some(LayerOutcome::Converted(converted)) = record.map(|record| record.outcome) {
+                tocs.extend(converted.external_toc.map(|toc| (converted.digest, toc)));
+            }
+        }
+        Ok(tocs)
+    }
+}
+
+/// The layers to convert, each once.
+fn to_convert(plan: &ImagePlan) -> Vec<&Descriptor> {
+    let mut layers: Vec<&Descriptor> = Vec::new();
+    for (layer, plan) in plan.manifest.layers.iter().zip(&plan.layers) {
+        if *plan == LayerPlan::Convert && !layers.iter().any(|other| other.digest == layer.digest) {
+            layers.push(layer);
+        }
+    }
+    layers
+}
+
+async fn fetch_config(source: &Source, repository: &Repository, config: &Descriptor) -> Result<Bytes, Error> {
+    let mut body = source.blob(repository, &config.digest, None).await?;
+    let too_large = || upstream::Error::TooLarge { limit: MAX_CONFIG_BYTES };
+    if body.blob_size > MAX_CONFIG_BYTES {
+        return Err(too_large().into());
+    }
+    let mut bytes = BytesMut::new();
+    while let Some(piece) = body.stream.next().await {
+        bytes.extend_from_slice(&piece?);
+        if bytes.len() as u64 > MAX_CONFIG_BYTES {
+            return Err(too_large().into());
+        }
+    }
+    Ok(bytes.freeze())
+}

@@ -1,0 +1,49 @@
+//! Why an image has no twin. Every one of these is worth another try: what is not is a pass-through, and no error.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::oci::Digest;
+use crate::store;
+use crate::upstream;
+
+/// Why an image has no twin.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    #[error(transparent)]
+    Upstream(#[from] upstream::Error),
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error("the layer {digest} is not converted")]
+    Layer {
+        digest: Digest,
+        #[source]
+        source: Arc<Error>,
+    },
+    #[error("no image of the index is converted")]
+    Children(#[source] Arc<Error>),
+    #[error("the converted layer cannot be written")]
+    Write(#[from] estargz::write::Error),
+    #[error("a document of the twin cannot be written")]
+    Document(#[from] serde_json::Error),
+    #[error("the conversion broke off")]
+    BrokenOff,
+    #[error("{limit} conversions are waiting already")]
+    Busy { limit: usize },
+    #[error("another process holds the lease on the layer {0} for too long")]
+    Lease(Digest),
+    #[error("the conversion's configuration: {0}")]
+    Config(String),
+}
+
+impl Error {
+    /// How long the upstream asks us to stay away.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Upstream(upstream::Error::TooManyRequests { retry_after }) => *retry_after,
+            Self::Layer { source, .. } | Self::Children(source) => source.retry_after(),
+            _ => None,
+        }
+    }
+}

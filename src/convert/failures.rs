@@ -1,0 +1,91 @@
+//! What did not work a moment ago is not tried again at once: a failing image must not cost minutes at each pull.
+
+use std::hash::Hash;
+use std::time::{Duration, Instant};
+
+use moka::future::Cache;
+
+/// The wait after the first failure; it doubles with each further one.
+const FIRST_WAIT: Duration = Duration::from_secs(2);
+const LONGEST_WAIT: Duration = Duration::from_secs(300);
+
+/// Failures remembered at once.
+const CAPACITY: u64 = 10_000;
+
+/// Recent failures, each with the answer to give until the next try.
+#[derive(Debug)]
+pub(super) struct Failures<K, V>
+where
+    K: Hash + Eq + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    recent: Cache<K, Failure<V>>,
+}
+
+#[derive(Debug, Clone)]
+struct Failure<V> {
+    wait: Duration,
+    until: Instant,
+    answer: V,
+}
+
+impl<K, V> Failures<K, V>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    pub(super) fn new() -> Self {
+        // Twice the longest wait: a failure that comes back soon after its wait still doubles it.
+        let recent = Cache::builder().max_capacity(CAPACITY).time_to_live(LONGEST_WAIT * 2).build();
+        Self { recent }
+    }
+
+    /// The last answer, while it is too early for another try.
+    pub(super) async fn answer(&self, key: &K, now: Instant) -> Option<V> {
+        let failure = self.recent.get(key).await?;
+        (now < failure.until).then_some(failure.answer)
+    }
+
+    /// Notes a failure; the next try comes after a doubling wait, or after `at_least`, which is capped too.
+    pub(super) async fn note(&self, key: K, answer: V, at_least: Option<Duration>, now: Instant) {
+        let doubled = self.recent.get(&key).await.map_or(FIRST_WAIT, |failure| failure.wait * 2);
+        let wait = doubled.max(at_least.unwrap_or_default()).min(LONGEST_WAIT);
+        self.recent.insert(key, Failure { wait, until: now + wait, answer }).await;
+    }
+
+    pub(super) async fn forget(&self, key: &K) {
+        self.recent.invalidate(key).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_wait_doubles_up_to_a_bound() {
+        let failures = Failures::new();
+        let mut now = Instant::now();
+        assert_eq!(failures.answer(&"key", now).await, None);
+        for seconds in [2, 4, 8, 16, 32, 64, 128, 256, 300, 300] {
+            failures.note("key", seconds, None, now).await;
+            let next_try = now + Duration::from_secs(seconds);
+            assert_eq!(failures.answer(&"key", next_try - Duration::from_millis(1)).await, Some(seconds));
+            assert_eq!(failures.answer(&"key", next_try).await, None);
+            now = next_try;
+        }
+        failures.forget(&"key").await;
+        failures.note("key", 1, None, now).await;
+        assert_eq!(failures.answer(&"key", now + FIRST_WAIT).await, None);
+    }
+
+    #[tokio::test]
+    async fn an_upstream_may_ask_for_longer_but_not_for_ever() {
+        let failures = Failures::new();
+        let now = Instant::now();
+        failures.note("key", (), Some(Duration::from_secs(60)), now).await;
+        assert!(failures.answer(&"key", now + Duration::from_secs(59)).await.is_some());
+        failures.note("key", (), Some(Duration::from_secs(1 << 40)), now).await;
+        assert!(failures.answer(&"key", now + LONGEST_WAIT).await.is_none());
+    }
+}

@@ -1,0 +1,357 @@
+//! The twin's documents: a new configuration and a new manifest, the same bytes wherever they are made.
+//!
+//! Media types follow the source: a Docker layer stays one (`…diff.tar.gzip`, or `…diff.tar.zstd`, which containerd and
+//! BuildKit write and read), an OCI layer too. A zstd:chunked layer gets no stargz annotation: containers/storage
+//! refuses a layer that has both (`pkg/chunked/toc/toc.go`), and it is who reads the format.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use serde_json::{Map, Value};
+
+use super::plan::{ImagePlan, LayerPlan, TOC_DIGEST, ZSTD_CHECKSUM};
+use crate::oci::manifest::{ImageConfig, ImageManifest, MAX_MANIFEST_BYTES};
+use crate::oci::{Descriptor, Digest, Manifest, media_type};
+use crate::store::records::{ConvertedLayer, PassedThrough};
+use crate::store::{Generation, LayerOutcome};
+
+/// On a twin, its index and its layers: the digest of what it was made from.
+pub const SOURCE_DIGEST: &str = "dev.starlift.source.digest";
+/// On a layer: the digest of the source tar, the first `SOURCE_SIZE` bytes of the decompressed layer.
+pub const SOURCE_DIFF_ID: &str = "dev.starlift.source.diff-id";
+pub const SOURCE_SIZE: &str = "dev.starlift.source.size";
+pub const GENERATION: &str = "dev.starlift.generation";
+
+/// Length of the decompressed layer (stargz-snapshotter, `estargz.StoreUncompressedSizeAnnotation`).
+const UNCOMPRESSED_SIZE: &str = "io.containers.estargz.uncompressed-size";
+/// `offset:length:decompressed length:type` of the TOC (containers/storage, `internal.ManifestInfoKey`).
+const ZSTD_POSITION: &str = "io.github.containers.zstd-chunked.manifest-position";
+/// The diff-id of a layer (containerd, `labels.LabelUncompressed`), which some builders also write as annotation.
+const UNCOMPRESSED: &str = "containerd.io/uncompressed";
+
+/// An image's configuration: what we must know of it, and all of it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Config {
+    diff_ids: Vec<Digest>,
+    document: Value,
+}
+
+/// What an image became.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Assembled {
+    /// `None` when nothing of the image could be replaced.
+    pub(super) twin: Option<Twin>,
+    pub(super) passed_through: Vec<PassedThrough>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Twin {
+    /// The new configuration; `None` when it is the source's.
+    pub(super) config: Option<Bytes>,
+    pub(super) manifest: Manifest,
+    /// The layers and external TOCs it names that are ours.
+    pub(super) objects: Vec<Digest>,
+}
+
+impl Config {
+    /// Reads the configuration of an image of `layers` layers; fails with the reason why it is none.
+    pub(super) fn parse(bytes: &[u8], layers: usize) -> Result<Self, String> {
+        let unreadable = |error: serde_json::Error| format!("the image configuration is not readable: {error}");
+        let document: Value = serde_json::from_slice(bytes).map_err(unreadable)?;
+        let diff_ids = serde_json::from_slice::<ImageConfig>(bytes).map_err(unreadable)?.rootfs.diff_ids;
+        if diff_ids.len() != layers {
+            return Err(format!("the image has {layers} layers, its configuration {} diff-ids", diff_ids.len()));
+        }
+        Ok(Self { diff_ids, document })
+    }
+
+    /// The configuration with other diff-ids; `None` when they are the same.
+    fn with_diff_ids(mut self, diff_ids: &[Digest]) -> Option<Bytes> {
+        if self.diff_ids == diff_ids {
+            return None;
+        }
+        let texts = diff_ids.iter().map(|diff_id| Value::from(diff_id.to_string())).collect();
+        *self.document.get_mut("rootfs")?.get_mut("diff_ids")? = Value::Array(texts);
+        Some(self.document.to_string().into())
+    }
+}
+
+/// Puts the converted layers into the image. `outcomes` holds every layer the plan converts, by source digest.
+pub(super) fn assemble(
+    source: &Manifest,
+    plan: &ImagePlan,
+    config: Config,
+    outcomes: &HashMap<Digest, LayerOutcome>,
+    generation: &Generation,
+) -> Result<Assembled, serde_json::Error> {
+    let mut image = plan.manifest.clone();
+    let mut diff_ids = config.diff_ids.clone();
+    let mut objects = Vec::new();
+    let mut passed_through = Vec::new();
+    for ((layer, plan), diff_id) in image.layers.iter_mut().zip(&plan.layers).zip(&mut diff_ids) {
+        match replacement(layer, plan, diff_id, outcomes) {
+            Ok(converted) => {
+                *layer = layer_descriptor(layer, converted);
+                *diff_id = converted.diff_id.clone();
+                objects.push(converted.digest.clone());
+                objects.extend(converted.external_toc.clone());
+            }
+            Err(reason) => passed_through.push(PassedThrough { digest: layer.digest.clone(), reason }),
+        }
+    }
+    if objects.is_empty() {
+        return Ok(Assembled { twin: None, passed_through });
+    }
+    let config = config.with_diff_ids(&diff_ids);
+    if let Some(config) = &config {
+        point_at(&mut image.config, Digest::sha256_of(config), config.len() as u64);
+    }
+    annotate(&mut image.rest, &source.digest, generation);
+    let manifest = Manifest::new(source.media_type.clone(), serde_json::to_vec(&image)?.into());
+    if manifest.size() > MAX_MANIFEST_BYTES {
+        let reason = format!("its twin would be over the limit of {MAX_MANIFEST_BYTES} bytes");
+        passed_through.push(PassedThrough { digest: source.digest.clone(), reason });
+        return Ok(Assembled { twin: None, passed_through });
+    }
+    Ok(Assembled { twin: Some(Twin { config, manifest, objects }), passed_through })
+}
+
+/// What replaces `layer`, or why nothing does.
+fn replacement<'a>(
+    layer: &Descriptor,
+    plan: &LayerPlan,
+    diff_id: &Digest,
+    outcomes: &'a HashMap<Digest, LayerOutcome>,
+) -> Result<&'a ConvertedLayer, String> {
+    if let LayerPlan::PassThrough(reason) = plan {
+        return Err(reason.clone());
+    }
+    match outcomes.get(&layer.digest) {
+        Some(LayerOutcome::Converted(converted)) if converted.source_diff_id == *diff_id => Ok(converted),
+        Some(LayerOutcome::Converted(converted)) => {
+            Err(format!("its diff-id is {}, the image configuration says {diff_id}", converted.source_diff_id))
+        }
+        Some(LayerOutcome::PassedThrough { reason }) => Err(reason.clone()),
+        None => Err("not converted".to_owned()),
+    }
+}
+
+fn layer_descriptor(source: &Descriptor, converted: &ConvertedLayer) -> Descriptor {
+    let is_zstd = converted.compression == "zstd";
+    let media_type = match (media_type::is_docker(&source.media_type), is_zstd) {
+        (true, false) => media_type::DOCKER_LAYER_GZIP,
+        (true, true) => media_type::DOCKER_LAYER_ZSTD,
+        (false, false) => media_type::OCI_LAYER_GZIP,
+        (false, true) => media_type::OCI_LAYER_ZSTD,
+    };
+    let mut layer = source.clone();
+    layer.media_type = media_type.to_owned();
+    point_at(&mut layer, converted.digest.clone(), converted.size);
+    let annotations = &mut layer.annotations;
+    let mut annotate = |key: &str, value: String| annotations.insert(key.to_owned(), Value::from(value));
+    if is_zstd {
+        converted.zstd_manifest_checksum.as_ref().map(|checksum| annotate(ZSTD_CHECKSUM, checksum.to_string()));
+        converted.zstd_manifest_position.as_ref().map(|position| annotate(ZSTD_POSITION, position.clone()));
+    } else {
+        annotate(TOC_DIGEST, converted.toc_digest.to_string());
+        annotate(UNCOMPRESSED_SIZE, converted.uncompressed_size.to_string());
+    }
+    annotate(SOURCE_DIGEST, source.digest.to_string());
+    annotate(SOURCE_DIFF_ID, converted.source_diff_id.to_string());
+    annotate(SOURCE_SIZE, converted.source_size.to_string());
+    if source.annotations.contains_key(UNCOMPRESSED) {
+        annotate(UNCOMPRESSED, converted.diff_id.to_string());
+    }
+    layer
+}
+
+/// Makes `descriptor` point at another object. An embedded copy of the old one (`data`) goes.
+pub(super) fn point_at(descriptor: &mut Descriptor, digest: Digest, size: u64) {
+    descriptor.digest = digest;
+    descriptor.size = size;
+    descriptor.rest.shift_remove("data");
+}
+
+/// Says in a manifest's or an index's annotations what it was made from.
+pub(super) fn annotate(rest: &mut Map<String, Value>, source: &Digest, generation: &Generation) {
+    let annotations = rest.entry("annotations").or_insert_with(|| Value::Object(Map::new()));
+    if let Value::Object(annotations) = annotations {
+        annotations.insert(SOURCE_DIGEST.to_owned(), Value::from(source.to_string()));
+        annotations.insert(GENERATION.to_owned(), Value::from(generation.0.clone()));
+    }
+}
+
+/// A manifest of `{}` and the TOCs of `layers`, as stargz-snapshotter looks for it under `TAG-esgztoc`
+/// (`nativeconverter/estargz/externaltoc/fetcher.go`). `layers` gives each layer's digest and its TOC's digest and size.
+pub(super) fn toc_image(layers: &[(Digest, Digest, u64)]) -> Result<(Bytes, Manifest), serde_json::Error> {
+    let config = Bytes::from_static(b"{}");
+    let descriptor = |media_type: &str, digest: Digest, size: u64| Descriptor {
+        media_type: media_type.to_owned(),
+        digest,
+        size,
+        urls: Vec::new(),
+        annotations: Map::new(),
+        platform: None,
+        rest: Map::new(),
+    };
+    let toc = |(layer, toc, size): &(Digest, Digest, u64)| {
+        let mut toc = descriptor(media_type::OCI_LAYER_GZIP, toc.clone(), *size);
+        toc.annotations.insert("containerd.io/snapshot/stargz/layer.digest".to_owned(), layer.to_string().into());
+        toc
+    };
+    let image = ImageManifest {
+        schema_version: 2,
+        media_type: Some(media_type::OCI_MANIFEST.to_owned()),
+        artifact_type: None,
+        config: descriptor(media_type::OCI_CONFIG, Digest::sha256_of(&config), config.len() as u64),
+        layers: layers.iter().map(toc).collect(),
+        rest: Map::new(),
+    };
+    let manifest = Manifest::new(media_type::OCI_MANIFEST.to_owned(), serde_json::to_vec(&image)?.into());
+    Ok((config, manifest))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::convert::plan::{self, Plan};
+
+    fn digest(text: &str) -> Digest {
+        Digest::sha256_of(text.as_bytes())
+    }
+
+    fn converted(name: &str) -> ConvertedLayer {
+        ConvertedLayer {
+            digest: digest(&format!("{name} converted")),
+            size: 77,
+            diff_id: digest(&format!("{name} converted tar")),
+            uncompressed_size: 1234,
+            source_diff_id: digest(&format!("{name} tar")),
+            source_size: 1000,
+            toc_digest: digest(&format!("{name} toc")),
+            compression: "gzip".to_owned(),
+            external_toc: None,
+            zstd_manifest_position: None,
+            zstd_manifest_checksum: None,
+        }
+    }
+
+    fn layer(name: &str) -> Value {
+        json!({"mediaType": media_type::DOCKER_LAYER_GZIP, "digest": digest(name), "size": 5,
+            "annotations": {"kept": "yes"}, "data": "eA=="})
+    }
+
+    fn config_of(names: &[&str]) -> Value {
+        let diff_ids: Vec<_> = names.iter().map(|name| digest(&format!("{name} tar"))).collect();
+        json!({"architecture": "amd64", "config": {"Env": ["A=<1>"]}, "rootfs": {"type": "layers", "diff_ids": diff_ids},
+            "history": [{"created_by": "RUN \u{1F680}"}, {"empty_layer": true}], "x": 1.50})
+    }
+
+    fn assembled(names: &[&str], config: &Value, outcomes: &[(&str, LayerOutcome)]) -> Assembled {
+        let layers: Vec<_> = names.iter().map(|name| layer(name)).collect();
+        let document = json!({"schemaVersion": 2, "mediaType": media_type::DOCKER_MANIFEST,
+            "config": {"mediaType": media_type::DOCKER_CONFIG, "digest": digest("config"), "size": 9}, "layers": layers,
+            "annotations": {"also": "kept"}, "com.example": [1]});
+        let source = Manifest::new(media_type::DOCKER_MANIFEST.to_owned(), document.to_string().into());
+        let wanted = plan::Wanted { platforms: &[], all_platforms: true, max_layer_size: 100 };
+        let Plan::Image(plan) = plan::plan(&source, &wanted) else { panic!("no image") };
+        let config = Config::parse(config.to_string().as_bytes(), names.len()).unwrap();
+        let outcomes = outcomes.iter().map(|(name, outcome)| (digest(name), outcome.clone())).collect();
+        assemble(&source, &plan, config, &outcomes, &Generation("g1".to_owned())).unwrap()
+    }
+
+    fn both() -> Vec<(&'static str, LayerOutcome)> {
+        vec![("a", LayerOutcome::Converted(converted("a"))), ("b", LayerOutcome::Converted(converted("b")))]
+    }
+
+    #[test]
+    fn only_what_must_change_changes() {
+        let config = config_of(&["a", "b", "a"]);
+        let twin = assembled(&["a", "b", "a"], &config, &both()).twin.unwrap();
+        let new_config: Value = serde_json::from_slice(&twin.config.clone().unwrap()).unwrap();
+        let mut expected = config.clone();
+        expected["rootfs"]["diff_ids"] =
+            json!([converted("a").diff_id, converted("b").diff_id, converted("a").diff_id]);
+        assert_eq!(new_config, expected);
+        let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        assert_eq!(keys(&new_config), keys(&config), "the order of the keys too");
+
+        let manifest: Value = serde_json::from_slice(&twin.manifest.bytes).unwrap();
+        assert_eq!(manifest["config"]["digest"], json!(Digest::sha256_of(&twin.config.unwrap())));
+        assert_eq!(manifest["com.example"], json!([1]));
+        assert_eq!(manifest["annotations"]["also"], "kept");
+        assert_eq!(manifest["annotations"][GENERATION], "g1");
+        let first = &manifest["layers"][0];
+        assert_eq!(first["mediaType"], media_type::DOCKER_LAYER_GZIP);
+        assert_eq!(first["digest"], json!(converted("a").digest));
+        assert_eq!(first["size"], 77);
+        assert_eq!(first["annotations"]["kept"], "yes");
+        assert_eq!(first["annotations"][TOC_DIGEST], json!(converted("a").toc_digest));
+        assert_eq!(first["annotations"][UNCOMPRESSED_SIZE], "1234");
+        assert_eq!(first["annotations"][SOURCE_DIGEST], json!(digest("a")));
+        assert_eq!(first["annotations"][SOURCE_SIZE], "1000");
+        assert!(first.get("data").is_none());
+        assert_eq!(manifest["layers"][0], manifest["layers"][2]);
+    }
+
+    #[test]
+    fn a_layer_that_passes_through_stays_as_it_is() {
+        let mut outcomes = both();
+        outcomes[1].1 = LayerOutcome::PassedThrough { reason: "odd".to_owned() };
+        let assembled = assembled(&["a", "b"], &config_of(&["a", "b"]), &outcomes);
+        let manifest: Value = serde_json::from_slice(&assembled.twin.unwrap().manifest.bytes).unwrap();
+        assert_eq!(manifest["layers"][1], layer("b"));
+        assert_eq!(assembled.passed_through, [PassedThrough { digest: digest("b"), reason: "odd".to_owned() }]);
+    }
+
+    #[test]
+    fn a_wrong_diff_id_keeps_the_original_layer() {
+        let assembled = assembled(&["a"], &config_of(&["another"]), &both());
+        assert_eq!(assembled.twin, None);
+        assert!(assembled.passed_through[0].reason.contains("diff-id"));
+    }
+
+    #[test]
+    fn an_external_toc_keeps_the_configuration() {
+        let mut a = converted("a");
+        a.diff_id = a.source_diff_id.clone();
+        a.external_toc = Some(digest("external"));
+        let twin = assembled(&["a"], &config_of(&["a"]), &[("a", LayerOutcome::Converted(a.clone()))]).twin.unwrap();
+        assert_eq!(twin.config, None);
+        assert_eq!(twin.objects, [a.digest, digest("external")]);
+    }
+
+    #[test]
+    fn zstd_chunked_is_annotated_for_its_readers() {
+        let mut a = converted("a");
+        a.compression = "zstd".to_owned();
+        a.zstd_manifest_position = Some("1:2:3:1".to_owned());
+        a.zstd_manifest_checksum = Some(digest("checksum"));
+        let twin = assembled(&["a"], &config_of(&["a"]), &[("a", LayerOutcome::Converted(a))]).twin.unwrap();
+        let manifest: Value = serde_json::from_slice(&twin.manifest.bytes).unwrap();
+        let layer = &manifest["layers"][0];
+        assert_eq!(layer["mediaType"], media_type::DOCKER_LAYER_ZSTD);
+        assert_eq!(layer["annotations"][ZSTD_CHECKSUM], json!(digest("checksum")));
+        assert_eq!(layer["annotations"][ZSTD_POSITION], "1:2:3:1");
+        assert!(layer["annotations"].get(TOC_DIGEST).is_none());
+    }
+
+    #[test]
+    fn nonsense_configurations_are_told() {
+        for text in ["", "[]", "{}", r#"{"rootfs":{"type":"layers","diff_ids":["x"]}}"#] {
+            assert!(Config::parse(text.as_bytes(), 1).is_err(), "{text}");
+        }
+        assert!(Config::parse(config_of(&["a", "b"]).to_string().as_bytes(), 1).unwrap_err().contains("2 diff-ids"));
+    }
+
+    #[test]
+    fn a_toc_image_names_each_layer() {
+        let (config, manifest) = toc_image(&[(digest("layer"), digest("toc"), 9)]).unwrap();
+        let document: Value = serde_json::from_slice(&manifest.bytes).unwrap();
+        assert_eq!(document["config"]["digest"], json!(Digest::sha256_of(&config)));
+        let annotation = &document["layers"][0]["annotations"]["containerd.io/snapshot/stargz/layer.digest"];
+        assert_eq!(*annotation, json!(digest("layer")));
+    }
+}

@@ -1,0 +1,208 @@
+//! The twin of an index: converted children in the place of theirs, every other child untouched.
+//!
+//! BuildKit's attestations name the child they describe by an annotation on their own descriptor. Where that child is
+//! replaced the annotation follows it, so that clients still find the attestation; the attestation's own statement goes
+//! on naming the source, whose digest is kept beside it.
+
+use std::collections::HashMap;
+
+use serde_json::Value;
+
+use super::image::{self, SOURCE_DIGEST};
+use super::plan::{ChildPlan, IndexPlan};
+use crate::oci::manifest::MAX_MANIFEST_BYTES;
+use crate::oci::{Descriptor, Digest, Manifest};
+use crate::store::records::PassedThrough;
+use crate::store::{Generation, ImageRecord};
+
+/// Names the child that an attestation describes.
+const REFERENCE_DIGEST: &str = "vnd.docker.reference.digest";
+
+/// What became of a child.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Child {
+    Recorded(ImageRecord),
+    Original(String),
+}
+
+/// Puts the children's twins into the index. `children` holds what is known of them, by source digest.
+///
+/// The record's twin is the source itself when nothing is replaced; the manifest is `None` then.
+pub(super) fn assemble(
+    source: &Manifest,
+    plan: &IndexPlan,
+    children: &HashMap<Digest, Child>,
+    generation: &Generation,
+) -> Result<(ImageRecord, Option<Manifest>), serde_json::Error> {
+    let mut index = plan.index.clone();
+    let mut record = unchanged(source);
+    let mut twins = HashMap::new();
+    for (descriptor, plan) in index.manifests.iter_mut().zip(&plan.children) {
+        match twin_of(descriptor, plan, children) {
+            Ok(twin) => {
+                twins.insert(descriptor.digest.clone(), twin.twin.clone());
+                replace(descriptor, twin);
+                record.objects.extend(twin.objects.iter().cloned());
+                record.platforms.extend(descriptor.platform.as_ref().map(|platform| platform.to_platform()));
+            }
+            Err(reason) => record.passed_through.push(PassedThrough { digest: descriptor.digest.clone(), reason }),
+        }
+    }
+    if twins.is_empty() {
+        return Ok((record, None));
+    }
+    for descriptor in &mut index.manifests {
+        follow(descriptor, &twins);
+    }
+    image::annotate(&mut index.rest, &source.digest, generation);
+    let manifest = Manifest::new(source.media_type.clone(), serde_json::to_vec(&index)?.into());
+    if manifest.size() > MAX_MANIFEST_BYTES {
+        let mut record = unchanged(source);
+        let reason = format!("its twin would be over the limit of {MAX_MANIFEST_BYTES} bytes");
+        record.passed_through.push(PassedThrough { digest: source.digest.clone(), reason });
+        return Ok((record, None));
+    }
+    record.twin = manifest.digest.clone();
+    record.size = manifest.size();
+    record.objects.push(manifest.digest.clone());
+    Ok((record, Some(manifest)))
+}
+
+/// The record of a manifest that is its own twin.
+pub(super) fn unchanged(source: &Manifest) -> ImageRecord {
+    ImageRecord {
+        source: source.digest.clone(),
+        twin: source.digest.clone(),
+        media_type: source.media_type.clone(),
+        size: source.size(),
+        platforms: Vec::new(),
+        objects: Vec::new(),
+        passed_through: Vec::new(),
+    }
+}
+
+fn twin_of<'a>(
+    descriptor: &Descriptor,
+    plan: &ChildPlan,
+    children: &'a HashMap<Digest, Child>,
+) -> Result<&'a ImageRecord, String> {
+    let default_reason = match plan {
+        ChildPlan::Leave(reason) => return Err(reason.clone()),
+        ChildPlan::IfPulled(reason) => reason.as_str(),
+        ChildPlan::Convert => "not converted",
+    };
+    match children.get(&descriptor.digest) {
+        Some(Child::Recorded(record)) if record.twin != record.source => Ok(record),
+        Some(Child::Recorded(record)) => {
+            Err(record.passed_through.first().map_or(default_reason, |first| first.reason.as_str()).to_owned())
+        }
+        Some(Child::Original(reason)) => Err(reason.clone()),
+        None => Err(default_reason.to_owned()),
+    }
+}
+
+fn replace(descriptor: &mut Descriptor, twin: &ImageRecord) {
+    image::point_at(descriptor, twin.twin.clone(), twin.size);
+    descriptor.media_type = twin.media_type.clone();
+}
+
+fn follow(descriptor: &mut Descriptor, twins: &HashMap<Digest, Digest>) {
+    let subject = descriptor.annotations.get(REFERENCE_DIGEST).and_then(Value::as_str);
+    let Some(subject) = subject.and_then(|text| text.parse::<Digest>().ok()) else { return };
+    if let Some(twin) = twins.get(&subject) {
+        descriptor.annotations.insert(REFERENCE_DIGEST.to_owned(), Value::from(twin.to_string()));
+        descriptor.annotations.insert(SOURCE_DIGEST.to_owned(), Value::from(subject.to_string()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::convert::plan::{self, Plan};
+    use crate::oci::media_type;
+
+    fn digest(text: &str) -> Digest {
+        Digest::sha256_of(text.as_bytes())
+    }
+
+    fn child(name: &str, architecture: &str) -> Value {
+        json!({"mediaType": media_type::OCI_MANIFEST, "digest": digest(name), "size": 5,
+            "platform": {"os": "linux", "architecture": architecture, "os.features": ["x"]}, "data": "eA=="})
+    }
+
+    fn attestation(subject: &str) -> Value {
+        json!({"mediaType": media_type::OCI_MANIFEST, "digest": digest("attestation"), "size": 5,
+            "annotations": {"vnd.docker.reference.type": "attestation-manifest", REFERENCE_DIGEST: digest(subject)},
+            "platform": {"os": "unknown", "architecture": "unknown"}})
+    }
+
+    fn record(name: &str) -> Child {
+        Child::Recorded(ImageRecord {
+            source: digest(name),
+            twin: digest(&format!("{name} twin")),
+            media_type: media_type::OCI_MANIFEST.to_owned(),
+            size: 99,
+            platforms: vec![],
+            objects: vec![digest(&format!("{name} layer"))],
+            passed_through: vec![],
+        })
+    }
+
+    fn assembled(manifests: &[Value], children: &[(&str, Child)]) -> (ImageRecord, Option<Value>) {
+        let document = json!({"schemaVersion": 2, "manifests": manifests, "annotations": {"kept": "yes"}});
+        let source = Manifest::new(media_type::OCI_INDEX.to_owned(), document.to_string().into());
+        let wanted =
+            plan::Wanted { platforms: &["linux/amd64".parse().unwrap()], all_platforms: false, max_layer_size: 1 };
+        let Plan::Index(plan) = plan::plan(&source, &wanted) else { panic!("no index") };
+        let children = children.iter().map(|(name, child)| (digest(name), child.clone())).collect();
+        let (record, manifest) = assemble(&source, &plan, &children, &Generation("g1".to_owned())).unwrap();
+        assert_eq!(manifest.is_some(), record.twin != record.source);
+        (record, manifest.map(|manifest| serde_json::from_slice(&manifest.bytes).unwrap()))
+    }
+
+    #[test]
+    fn twins_take_their_place_and_the_rest_stays() {
+        let original = [child("amd", "amd64"), child("ibm", "s390x"), attestation("amd"), attestation("ibm")];
+        let (recorded, index) = assembled(&original, &[("amd", record("amd"))]);
+        let index = index.unwrap();
+        let first = &index["manifests"][0];
+        assert_eq!(first["digest"], json!(digest("amd twin")));
+        assert_eq!(first["size"], 99);
+        assert_eq!(first["platform"], original[0]["platform"]);
+        assert!(first.get("data").is_none());
+        assert_eq!(index["manifests"][1], original[1]);
+        assert_eq!(index["manifests"][3], original[3]);
+        assert_eq!(index["annotations"]["kept"], "yes");
+        assert_eq!(recorded.platforms, ["linux/amd64".parse().unwrap()]);
+        assert_eq!(recorded.objects, [digest("amd layer"), recorded.twin.clone()]);
+        assert_eq!(recorded.passed_through.len(), 3);
+    }
+
+    #[test]
+    fn an_attestation_follows_what_it_describes() {
+        let (_, index) = assembled(&[child("amd", "amd64"), attestation("amd")], &[("amd", record("amd"))]);
+        let follower = &index.unwrap()["manifests"][1];
+        assert_eq!(follower["digest"], json!(digest("attestation")));
+        assert_eq!(follower["annotations"][REFERENCE_DIGEST], json!(digest("amd twin")));
+        assert_eq!(follower["annotations"][SOURCE_DIGEST], json!(digest("amd")));
+    }
+
+    #[test]
+    fn a_platform_someone_pulled_joins() {
+        let manifests = [child("amd", "amd64"), child("ibm", "s390x")];
+        let (before, _) = assembled(&manifests, &[("amd", record("amd"))]);
+        let (after, _) = assembled(&manifests, &[("amd", record("amd")), ("ibm", record("ibm"))]);
+        assert_ne!(before.twin, after.twin);
+        assert_eq!(after.platforms.len(), 2);
+        assert_eq!(after.passed_through, []);
+    }
+
+    #[test]
+    fn nothing_replaced_is_the_source_itself() {
+        let (record, index) = assembled(&[child("amd", "amd64")], &[("amd", Child::Original("odd".to_owned()))]);
+        assert_eq!(index, None);
+        assert_eq!(record.passed_through[0].reason, "odd");
+    }
+}

@@ -1,0 +1,187 @@
+//! One layer, in one streaming pass.
+//!
+//! ```text
+//!  async task                 blocking thread                                  async task
+//!  upstream body ─ pieces ▶ SourceReader ▶ Inflate ▶ estargz::write ▶ StoreWriter ─ pieces ▶ LayerUpload
+//! ```
+//! Both channels are short, so the slowest part sets the pace. Each part ends when a neighbour does: a store that fails
+//! closes the second channel, an upstream that fails leaves the first without its end mark. Nothing is visible before
+//! the caller puts the record.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use estargz::pool::Pool;
+use estargz::write::{self, Compression, Options, Written};
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use tokio::sync::mpsc;
+
+use super::budget::{OUTPUT_PIECES, SOURCE_PIECES};
+use super::error::Error;
+use super::inflate::Inflate;
+use super::pipe::{Piece, SourceReader, StoreWriter};
+use super::status::{self, LayerProgress};
+use crate::oci::{Digest, Repository, media_type};
+use crate::store::records::ConvertedLayer;
+use crate::store::{Generation, LayerOutcome, LayerUpload, Store};
+use crate::upstream::{self, Source};
+
+/// All that a layer's conversion needs.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) source: Source,
+    pub(super) repository: Repository,
+    pub(super) digest: Digest,
+    pub(super) store: Store,
+    pub(super) generation: Generation,
+    pub(super) options: Options,
+    pub(super) pool: Arc<Pool>,
+    pub(super) max_layer_size: u64,
+    pub(super) progress: Arc<LayerProgress>,
+}
+
+/// What the blocking thread made of the layer.
+enum Made {
+    Blob(Box<Written>),
+    /// The layer is what its digest says, and it stays as it is.
+    Unfit(String),
+}
+
+impl Job {
+    /// Converts the layer into the store, without its record.
+    ///
+    /// An error is worth another try; what lies in the layer itself is an outcome. Cancel safe: a dropped conversion
+    /// leaves nothing visible.
+    pub(super) async fn run(self) -> Result<LayerOutcome, Error> {
+        self.progress.reset();
+        let body = self.source.blob(&self.repository, &self.digest, None).await?;
+        if body.blob_size > self.max_layer_size {
+            let reason = format!("over the limit of {} bytes", self.max_layer_size);
+            return Ok(LayerOutcome::PassedThrough { reason });
+        }
+        let mut upload = self.store.upload_layer(&self.generation, &self.digest).await?;
+        match self.convert(body.stream, &mut upload).await {
+            Ok(Made::Blob(written)) => {
+                upload.finish().await?;
+                self.outcome(*written).await
+            }
+            Ok(Made::Unfit(reason)) => {
+                upload.abort().await;
+                Ok(LayerOutcome::PassedThrough { reason })
+            }
+            Err(error) => {
+                upload.abort().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn convert(
+        &self,
+        body: BoxStream<'static, Result<Bytes, upstream::Error>>,
+        upload: &mut LayerUpload,
+    ) -> Result<Made, Error> {
+        let (source_sender, source_receiver) = mpsc::channel(SOURCE_PIECES);
+        let (output_sender, output_receiver) = mpsc::channel(OUTPUT_PIECES);
+        let source = SourceReader::new(source_receiver, Arc::clone(&self.progress));
+        let (options, pool) = (self.options.clone(), Arc::clone(&self.pool));
+        let thread =
+            tokio::task::spawn_blocking(move || make(source, StoreWriter::new(output_sender), &options, &pool));
+        let (fetched, stored) = tokio::join!(fetch(body, source_sender), store(output_receiver, upload));
+        let made = thread.await.map_err(|_panicked| Error::BrokenOff);
+        stored?;
+        fetched?;
+        made?.map_err(Error::Write)
+    }
+
+    async fn outcome(&self, written: Written) -> Result<LayerOutcome, Error> {
+        let external_toc = match written.external_toc {
+            Some(toc) => Some(self.store.put(media_type::OCI_LAYER_GZIP, toc.into()).await?.digest),
+            None => None,
+        };
+        let compression = match self.options.compression {
+            Compression::Gzip(_) => "gzip",
+            Compression::Zstd(_) => "zstd",
+        };
+        Ok(LayerOutcome::Converted(ConvertedLayer {
+            digest: to_oci(written.blob_digest),
+            size: written.blob_size,
+            diff_id: to_oci(written.diff_id),
+            uncompressed_size: written.uncompressed_size,
+            source_diff_id: to_oci(written.source_diff_id),
+            source_size: written.source_size,
+            toc_digest: to_oci(written.toc_digest),
+            compression: compression.to_owned(),
+            external_toc,
+            zstd_manifest_position: written.zstd_manifest_position,
+            zstd_manifest_checksum: written.zstd_manifest_checksum.map(to_oci),
+        }))
+    }
+}
+
+fn to_oci(digest: estargz::Digest) -> Digest {
+    Digest::from_sha256(*digest.as_bytes())
+}
+
+/// Hands the body's pieces on. The end mark follows only when the upstream vouches for the whole.
+async fn fetch(
+    mut body: BoxStream<'static, Result<Bytes, upstream::Error>>,
+    pieces: mpsc::Sender<Piece>,
+) -> Result<(), Error> {
+    while let Some(bytes) = body.next().await {
+        // A thread that listens no more has its own reason, which is told instead.
+        if pieces.send(Piece::Bytes(bytes?)).await.is_err() {
+            return Ok(());
+        }
+    }
+    let _unheard = pieces.send(Piece::End).await;
+    Ok(())
+}
+
+async fn store(mut pieces: mpsc::Receiver<Bytes>, upload: &mut LayerUpload) -> Result<(), Error> {
+    while let Some(bytes) = pieces.recv().await {
+        upload.write(bytes).await?;
+    }
+    Ok(())
+}
+
+/// The blocking part.
+///
+/// Whatever a layer holds, it is read to its end before it is called unfit: only then is it known to be the layer asked
+/// for, and not some other bytes whose faults would be held against it for good.
+fn make(
+    mut source: SourceReader,
+    mut output: StoreWriter,
+    options: &Options,
+    pool: &Pool,
+) -> Result<Made, write::Error> {
+    let written = write_layer(&mut source, &mut output, options, pool);
+    let made = match written {
+        Ok(written) => Made::Blob(Box::new(written)),
+        Err(
+            error @ (write::Error::Source(_)
+            | write::Error::Tar(_)
+            | write::Error::Limit { .. }
+            | write::Error::SparseExternal),
+        ) => Made::Unfit(status::chain(&error)),
+        Err(error) => return Err(error),
+    };
+    source.drain().map_err(write::Error::Source)?;
+    if let Some(footer) = source.footer() {
+        return Ok(Made::Unfit(format!("lazily readable already ({:?})", footer.form())));
+    }
+    Ok(made)
+}
+
+fn write_layer(
+    source: &mut SourceReader,
+    output: &mut StoreWriter,
+    options: &Options,
+    pool: &Pool,
+) -> Result<Written, write::Error> {
+    let tar = Inflate::new(source).map_err(write::Error::Source)?;
+    let written = write::write(tar, &mut *output, options, pool)?;
+    std::io::Write::flush(output).map_err(write::Error::Output)?;
+    Ok(written)
+}

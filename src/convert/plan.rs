@@ -1,0 +1,292 @@
+//! What to do with a manifest, decided from its bytes alone.
+
+use serde_json::{Map, Value};
+
+use crate::oci::manifest::{ImageManifest, Index};
+use crate::oci::media_type::{self, ManifestKind};
+use crate::oci::{Descriptor, Manifest, Platform};
+
+/// Names the digest of the TOC of an eStargz layer (stargz-snapshotter, `estargz.TOCJSONDigestAnnotation`).
+pub(super) const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
+/// Name the digest of the TOC of a zstd:chunked layer (containers/storage; the older is stargz-snapshotter's).
+pub(super) const ZSTD_CHECKSUM: &str = "io.github.containers.zstd-chunked.manifest-checksum";
+const OLDER_ZSTD_CHECKSUM: &str = "io.containers.zstd-chunked.manifest-checksum";
+
+/// Marks an index child that describes another one (BuildKit, `docs/attestations/attestation-storage.md`).
+const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
+const ATTESTATION: &str = "attestation-manifest";
+
+/// What to do with a manifest.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Plan {
+    /// Nothing, for this reason.
+    PassThrough(String),
+    Image(Box<ImagePlan>),
+    Index(IndexPlan),
+}
+
+/// An image at least one of whose layers is to be converted.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct ImagePlan {
+    pub(super) manifest: ImageManifest,
+    /// One for each layer of the manifest.
+    pub(super) layers: Vec<LayerPlan>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum LayerPlan {
+    Convert,
+    PassThrough(String),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct IndexPlan {
+    pub(super) index: Index,
+    /// One for each child of the index.
+    pub(super) children: Vec<ChildPlan>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum ChildPlan {
+    Convert,
+    /// Takes its twin's place when someone has pulled it, else stays as it is.
+    IfPulled(String),
+    Leave(String),
+}
+
+/// What the operator wants converted.
+#[derive(Debug, Clone)]
+pub(super) struct Wanted<'a> {
+    pub(super) platforms: &'a [Platform],
+    pub(super) all_platforms: bool,
+    pub(super) max_layer_size: u64,
+}
+
+/// Decides what to do with `manifest`.
+pub(super) fn plan(manifest: &Manifest, wanted: &Wanted<'_>) -> Plan {
+    let planned = match media_type::manifest_kind(&manifest.media_type) {
+        Some(ManifestKind::Image) => plan_image(manifest, wanted),
+        Some(ManifestKind::Index) => plan_index(manifest, wanted),
+        None => Err(format!("manifests of the type {} are not converted", manifest.media_type)),
+    };
+    planned.unwrap_or_else(Plan::PassThrough)
+}
+
+fn plan_image(manifest: &Manifest, wanted: &Wanted<'_>) -> Result<Plan, String> {
+    let image: ImageManifest =
+        serde_json::from_slice(&manifest.bytes).map_err(|error| format!("the manifest is not readable: {error}"))?;
+    check_kind(manifest, image.schema_version, image.media_type.as_deref(), &image.rest, "manifests")?;
+    let config_type = image.config.media_type.as_str();
+    if !matches!(config_type, media_type::DOCKER_CONFIG | media_type::OCI_CONFIG) {
+        return Err(format!("an artifact: its configuration is of the type {config_type}"));
+    }
+    let layers: Vec<_> = image.layers.iter().map(|layer| plan_layer(layer, wanted.max_layer_size)).collect();
+    if layers.contains(&LayerPlan::Convert) {
+        return Ok(Plan::Image(Box::new(ImagePlan { manifest: image, layers })));
+    }
+    Err(match layers.into_iter().next() {
+        Some(LayerPlan::PassThrough(reason)) => format!("no layer is converted, the first because it is {reason}"),
+        Some(LayerPlan::Convert) | None => "an image without layers".to_owned(),
+    })
+}
+
+fn plan_layer(layer: &Descriptor, max_layer_size: u64) -> LayerPlan {
+    let media_type = layer.media_type.as_str();
+    let has = |key: &str| layer.annotations.contains_key(key);
+    let reason = if media_type.ends_with("+encrypted") {
+        "encrypted".to_owned()
+    } else if !layer.urls.is_empty() || media_type.contains("foreign") || media_type.contains("nondistributable") {
+        "foreign".to_owned()
+    } else if !media_type::is_convertible_layer(media_type) {
+        format!("of the type {media_type}")
+    } else if has(ZSTD_CHECKSUM) || has(OLDER_ZSTD_CHECKSUM) {
+        "zstd:chunked already".to_owned()
+    } else if has(TOC_DIGEST) {
+        "eStargz already".to_owned()
+    } else if layer.size > max_layer_size {
+        format!("over the limit of {max_layer_size} bytes")
+    } else {
+        return LayerPlan::Convert;
+    };
+    LayerPlan::PassThrough(reason)
+}
+
+fn plan_index(manifest: &Manifest, wanted: &Wanted<'_>) -> Result<Plan, String> {
+    let index: Index =
+        serde_json::from_slice(&manifest.bytes).map_err(|error| format!("the index is not readable: {error}"))?;
+    check_kind(manifest, index.schema_version, index.media_type.as_deref(), &index.rest, "layers")?;
+    let children: Vec<_> = index.manifests.iter().map(|child| plan_child(child, wanted)).collect();
+    if children.iter().all(|child| matches!(child, ChildPlan::Leave(_))) {
+        return Err("an index of no image manifests".to_owned());
+    }
+    Ok(Plan::Index(IndexPlan { index, children }))
+}
+
+fn plan_child(child: &Descriptor, wanted: &Wanted<'_>) -> ChildPlan {
+    if media_type::manifest_kind(&child.media_type) != Some(ManifestKind::Image) {
+        return ChildPlan::Leave(format!("of the type {}", child.media_type));
+    }
+    if child.annotations.get(REFERENCE_TYPE).and_then(Value::as_str) == Some(ATTESTATION) {
+        return ChildPlan::Leave("an attestation".to_owned());
+    }
+    if child.rest.contains_key("artifactType") {
+        return ChildPlan::Leave("an artifact".to_owned());
+    }
+    let Some(platform) = child.platform.as_ref().map(|platform| platform.to_platform()) else {
+        return if wanted.all_platforms {
+            ChildPlan::Convert
+        } else {
+            ChildPlan::IfPulled("for no named platform".to_owned())
+        };
+    };
+    if platform.os == "unknown" {
+        ChildPlan::Leave("for no platform".to_owned())
+    } else if wanted.all_platforms || wanted.platforms.iter().any(|wanted| wanted.matches(&platform)) {
+        ChildPlan::Convert
+    } else {
+        ChildPlan::IfPulled(format!("for {platform}, which nobody has pulled"))
+    }
+}
+
+/// Refuses documents that can be read as something else than they were served as (the ambiguity of CVE-2021-41190).
+fn check_kind(
+    manifest: &Manifest,
+    schema_version: u32,
+    inner_type: Option<&str>,
+    rest: &Map<String, Value>,
+    foreign_key: &str,
+) -> Result<(), String> {
+    if schema_version != 2 {
+        return Err(format!("its schemaVersion is {schema_version}"));
+    }
+    if let Some(inner) = inner_type.filter(|inner| *inner != manifest.media_type) {
+        return Err(format!("it was served as {} and calls itself {inner}", manifest.media_type));
+    }
+    if rest.contains_key(foreign_key) || rest.contains_key("fsLayers") {
+        return Err("it can be read as more than one kind of manifest".to_owned());
+    }
+    if rest.get("annotations").is_some_and(|annotations| !annotations.is_object()) {
+        return Err("its annotations are no object".to_owned());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::oci::Digest;
+
+    fn planned(media_type: &str, document: &Value) -> Plan {
+        let manifest = Manifest::new(media_type.to_owned(), document.to_string().into());
+        let platforms = ["linux/amd64".parse().unwrap(), "linux/arm64".parse().unwrap()];
+        plan(&manifest, &Wanted { platforms: &platforms, all_platforms: false, max_layer_size: 1000 })
+    }
+
+    fn descriptor(media_type: &str) -> Value {
+        json!({"mediaType": media_type, "digest": Digest::sha256_of(media_type.as_bytes()), "size": 1000})
+    }
+
+    fn image(layers: &[Value]) -> Value {
+        json!({"schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST,
+            "config": descriptor(media_type::OCI_CONFIG), "layers": layers})
+    }
+
+    fn layer_plans(layers: &[Value]) -> Vec<LayerPlan> {
+        let with_one_more: Vec<_> = layers.iter().cloned().chain([descriptor(media_type::OCI_LAYER)]).collect();
+        match planned(media_type::OCI_MANIFEST, &image(&with_one_more)) {
+            Plan::Image(mut image) => {
+                image.layers.pop();
+                image.layers
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn reason(media_type: &str, document: &Value) -> String {
+        match planned(media_type, document) {
+            Plan::PassThrough(reason) => reason,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn plain_layers_are_converted_whatever_their_compression() {
+        let types = [
+            media_type::DOCKER_LAYER,
+            media_type::DOCKER_LAYER_GZIP,
+            media_type::DOCKER_LAYER_ZSTD,
+            media_type::OCI_LAYER,
+            media_type::OCI_LAYER_GZIP,
+            media_type::OCI_LAYER_ZSTD,
+        ];
+        assert_eq!(layer_plans(&types.map(descriptor)), types.map(|_| LayerPlan::Convert));
+    }
+
+    #[test]
+    fn odd_layers_pass_through_alone() {
+        let with = |key: &str, value: Value| {
+            let mut layer = descriptor(media_type::OCI_LAYER_GZIP);
+            layer[key] = value;
+            layer
+        };
+        let odd = [
+            (descriptor(media_type::DOCKER_LAYER_FOREIGN), "foreign"),
+            (with("urls", json!(["https://example.com/layer"])), "foreign"),
+            (descriptor("application/vnd.oci.image.layer.v1.tar+gzip+encrypted"), "encrypted"),
+            (descriptor("application/x-thing"), "of the type application/x-thing"),
+            (with("annotations", json!({TOC_DIGEST: "x"})), "eStargz already"),
+            (with("annotations", json!({ZSTD_CHECKSUM: "x"})), "zstd:chunked already"),
+            (with("size", json!(1001)), "over the limit of 1000 bytes"),
+        ];
+        for (layer, reason) in odd {
+            assert_eq!(layer_plans(&[layer]), [LayerPlan::PassThrough(reason.to_owned())]);
+        }
+    }
+
+    #[test]
+    fn what_is_no_image_passes_through_whole() {
+        let layer = || descriptor(media_type::OCI_LAYER_GZIP);
+        let mut artifact = image(&[layer()]);
+        artifact["config"] = descriptor("application/vnd.cncf.helm.config.v1+json");
+        assert!(reason(media_type::OCI_MANIFEST, &artifact).contains("artifact"));
+        assert!(reason(media_type::OCI_MANIFEST, &image(&[])).contains("without layers"));
+        let attestation = image(&[descriptor("application/vnd.in-toto+json")]);
+        assert!(reason(media_type::OCI_MANIFEST, &attestation).contains("in-toto"));
+        let schema1 = "application/vnd.docker.distribution.manifest.v1+prettyjws";
+        assert!(reason(schema1, &json!({"schemaVersion": 1})).contains(schema1));
+        assert!(reason(media_type::OCI_MANIFEST, &json!([])).contains("not readable"));
+        assert!(reason(media_type::DOCKER_MANIFEST, &image(&[layer()])).contains("calls itself"));
+        let mut both = image(&[layer()]);
+        both["manifests"] = json!([]);
+        assert!(reason(media_type::OCI_MANIFEST, &both).contains("more than one kind"));
+    }
+
+    #[test]
+    fn an_index_takes_the_wanted_platforms() {
+        let child = |os: &str, architecture: &str| {
+            let mut child = descriptor(media_type::OCI_MANIFEST);
+            child["platform"] = json!({"os": os, "architecture": architecture});
+            child
+        };
+        let mut attestation = child("linux", "amd64");
+        attestation["annotations"] = json!({REFERENCE_TYPE: ATTESTATION});
+        let document = json!({"schemaVersion": 2, "manifests": [
+            child("linux", "amd64"), child("linux", "arm64"), child("linux", "s390x"), attestation,
+            child("unknown", "unknown"), descriptor(media_type::OCI_INDEX), descriptor(media_type::OCI_MANIFEST)]});
+        let Plan::Index(index) = planned(media_type::OCI_INDEX, &document) else { panic!("no index") };
+        assert!(matches!(
+            index.children.as_slice(),
+            [
+                ChildPlan::Convert,
+                ChildPlan::Convert,
+                ChildPlan::IfPulled(_),
+                ChildPlan::Leave(_),
+                ChildPlan::Leave(_),
+                ChildPlan::Leave(_),
+                ChildPlan::IfPulled(_)
+            ]
+        ));
+    }
+}
