@@ -5,7 +5,7 @@ use std::io::{self, BufRead, Read};
 use flate2::bufread::MultiGzDecoder;
 
 /// Largest zstd window a member may ask for, as a power of two: 128 MiB, what the zstd command accepts by default.
-const ZSTD_WINDOW_LOG_MAX: u32 = 27;
+pub(crate) const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 
 /// The compression of a blob's members.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -11,6 +11,7 @@ pub mod footer;
 pub mod pool;
 pub mod tar;
 pub mod toc;
+pub mod verify;
 pub mod write;
 
 pub use chunk::Chunk;

@@ -12,6 +12,7 @@ use super::error::TocError;
 use super::json::{self, RawEntry};
 use super::limits::Limits;
 use super::names::Names;
+use super::owners::Owners;
 use super::path::{components, lossy};
 use super::time;
 use super::tree::{Inode, Kind, Name, Run, Span, Toc};
@@ -307,48 +308,6 @@ impl Inode {
     }
 }
 
-/// Names of owners, which entries leave out when they repeat.
-#[derive(Debug)]
-struct Owners {
-    texts: Vec<String>,
-    numbers: HashMap<String, u32>,
-    users: HashMap<i64, u32>,
-    groups: HashMap<i64, u32>,
-}
-
-impl Default for Owners {
-    fn default() -> Self {
-        Self { texts: vec![String::new()], numbers: HashMap::new(), users: HashMap::new(), groups: HashMap::new() }
-    }
-}
-
-impl Owners {
-    const NOBODY: u32 = 0;
-
-    fn of(&mut self, entry: &RawEntry<'_>) -> (u32, u32) {
-        if !entry.user_name.is_empty() {
-            let number = self.number(&entry.user_name);
-            self.users.insert(entry.uid, number);
-        }
-        if !entry.group_name.is_empty() {
-            let number = self.number(&entry.group_name);
-            self.groups.insert(entry.gid, number);
-        }
-        let known = |names: &HashMap<i64, u32>, id| names.get(&id).copied().unwrap_or(Self::NOBODY);
-        (known(&self.users, entry.uid), known(&self.groups, entry.gid))
-    }
-
-    fn number(&mut self, text: &str) -> u32 {
-        if let Some(number) = self.numbers.get(text) {
-            return *number;
-        }
-        let number = u32::try_from(self.texts.len()).unwrap_or(Self::NOBODY);
-        self.texts.push(text.to_owned());
-        self.numbers.insert(text.to_owned(), number);
-        number
-    }
-}
-
 /// The names a path from the root leads to: not those below a directory that something else has replaced. A parent's
 /// name stands before its children's.
 fn reachable(mut names: Vec<Name>, inodes: &[Inode]) -> Vec<Name> {
@@ -387,7 +346,12 @@ fn count_links(names: &[Name], inodes: &mut [Inode]) {
 }
 
 /// The exact bytes of a name: those of our own field, where the JSON's string could not hold them.
-fn exact<'a>(text: &'a str, raw: Option<&str>, path: &str, field: &'static str) -> Result<Cow<'a, [u8]>, TocError> {
+pub(crate) fn exact<'a>(
+    text: &'a str,
+    raw: Option<&str>,
+    path: &str,
+    field: &'static str,
+) -> Result<Cow<'a, [u8]>, TocError> {
     match raw {
         Some(raw) => unbase64(raw, path, field).map(Cow::Owned),
         None => Ok(Cow::Borrowed(text.as_bytes())),

@@ -14,57 +14,57 @@ use crate::entry::EntryKind;
 /// One entry as a reader needs it: the fields of [`crate::Entry`] and those containers/storage adds.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct RawEntry<'a> {
+pub(crate) struct RawEntry<'a> {
     #[serde(borrow)]
-    pub(super) name: Cow<'a, str>,
+    pub(crate) name: Cow<'a, str>,
     #[serde(rename = "type")]
-    pub(super) kind: EntryKind,
+    pub(crate) kind: EntryKind,
     #[serde(default)]
-    pub(super) size: u64,
+    pub(crate) size: u64,
     #[serde(borrow, rename = "modtime", default)]
-    pub(super) mod_time: Cow<'a, str>,
+    pub(crate) mod_time: Cow<'a, str>,
     #[serde(borrow, default)]
-    pub(super) link_name: Cow<'a, str>,
+    pub(crate) link_name: Cow<'a, str>,
     #[serde(default)]
-    pub(super) mode: i64,
+    pub(crate) mode: i64,
     #[serde(default)]
-    pub(super) uid: i64,
+    pub(crate) uid: i64,
     #[serde(default)]
-    pub(super) gid: i64,
+    pub(crate) gid: i64,
     #[serde(borrow, default)]
-    pub(super) user_name: Cow<'a, str>,
+    pub(crate) user_name: Cow<'a, str>,
     #[serde(borrow, default)]
-    pub(super) group_name: Cow<'a, str>,
+    pub(crate) group_name: Cow<'a, str>,
     #[serde(default)]
-    pub(super) offset: u64,
+    pub(crate) offset: u64,
     #[serde(default)]
-    pub(super) end_offset: u64,
+    pub(crate) end_offset: u64,
     #[serde(default)]
-    pub(super) inner_offset: u64,
+    pub(crate) inner_offset: u64,
     #[serde(default)]
-    pub(super) dev_major: i64,
+    pub(crate) dev_major: i64,
     #[serde(default)]
-    pub(super) dev_minor: i64,
+    pub(crate) dev_minor: i64,
     #[serde(default)]
-    pub(super) xattrs: Option<BTreeMap<String, Option<String>>>,
+    pub(crate) xattrs: Option<BTreeMap<String, Option<String>>>,
     #[serde(borrow, default)]
-    pub(super) digest: Cow<'a, str>,
+    pub(crate) digest: Cow<'a, str>,
     #[serde(default)]
-    pub(super) chunk_offset: u64,
+    pub(crate) chunk_offset: u64,
     #[serde(default)]
-    pub(super) chunk_size: u64,
+    pub(crate) chunk_size: u64,
     #[serde(borrow, default)]
-    pub(super) chunk_digest: Cow<'a, str>,
+    pub(crate) chunk_digest: Cow<'a, str>,
     #[serde(borrow, default)]
-    pub(super) chunk_type: Cow<'a, str>,
+    pub(crate) chunk_type: Cow<'a, str>,
     #[serde(borrow, default)]
-    pub(super) raw_name: Option<Cow<'a, str>>,
+    pub(crate) raw_name: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
-    pub(super) raw_link_name: Option<Cow<'a, str>>,
+    pub(crate) raw_link_name: Option<Cow<'a, str>>,
 }
 
 /// Gives every entry of `json` to `each`, in order; stops at its first error.
-pub(super) fn for_each<'a, T, F>(json: &'a [u8], each: F) -> Result<(), TocError>
+pub(crate) fn for_each<'a, T, F>(json: &'a [u8], each: F) -> Result<(), TocError>
 where
     T: Deserialize<'a>,
     F: FnMut(T) -> Result<(), TocError>,

@@ -13,7 +13,7 @@ pub struct Limits {
     pub max_chunks: u32,
     /// Bytes of one chunk, which are held in memory until its digest is known, and bytes before it in its member.
     pub max_chunk_bytes: u64,
-    /// Bytes of a path; Linux takes 4096.
+    /// Bytes of a path: as many as a tar may have here. One system call takes 4096.
     pub max_path_bytes: usize,
     /// Components of a path.
     pub max_path_depth: usize,
@@ -28,7 +28,7 @@ impl Default for Limits {
             max_names: 4_000_000,
             max_chunks: 8_000_000,
             max_chunk_bytes: 1 << 30,
-            max_path_bytes: 4096,
+            max_path_bytes: 16 << 10,
             max_path_depth: 1024,
         }
     }

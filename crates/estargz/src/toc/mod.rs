@@ -4,16 +4,17 @@
 //! bytes of the TOC's section ─ UnverifiedToc::parse ─▶ UnverifiedToc ─ verify(digest) ─▶ Toc
 //! ```
 
-mod build;
+pub(crate) mod build;
 mod cover;
 mod error;
-mod json;
+pub(crate) mod json;
 mod limits;
 mod names;
+pub(crate) mod owners;
 mod path;
-mod time;
+pub(crate) mod time;
 mod tree;
-mod unverified;
+pub(crate) mod unverified;
 mod write;
 
 pub use error::TocError;

@@ -5,7 +5,7 @@ use super::tree::Time;
 const SECONDS_PER_DAY: i64 = 86_400;
 
 /// The time `text` says; the empty text and what is no time are 1970, as the reference takes them.
-pub(super) fn parse(text: &str) -> Time {
+pub(crate) fn parse(text: &str) -> Time {
     try_parse(text).unwrap_or_default()
 }
 

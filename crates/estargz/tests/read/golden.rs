@@ -4,6 +4,7 @@ use std::io::Read;
 
 use estargz::footer::{self, Footer, Form};
 use estargz::toc::{Kind, Limits, Toc, TocWriter, UnverifiedToc};
+use estargz::verify::{self, Expected};
 use estargz::{Digest, Entry};
 
 const ESTARGZ: &[u8] = include_bytes!("../golden/estargz.blob");
@@ -92,5 +93,15 @@ fn our_writer_lays_the_reference_s_tocs_out_byte_for_byte() {
         let json = writer.finish();
         assert_eq!(String::from_utf8(json.clone()).unwrap(), String::from_utf8(toc.json().to_vec()).unwrap());
         assert_eq!(Digest::of(&json), toc.digest());
+    }
+}
+
+#[test]
+fn the_reference_s_blobs_agree_with_themselves() {
+    for (blob, toc_digest) in [(ESTARGZ, ESTARGZ_TOC), (ZSTD_CHUNKED, ZSTD_CHUNKED_TOC)] {
+        let expected = Expected { toc_digest: Some(toc_digest.parse().unwrap()), ..Expected::default() };
+        let report = verify::blob(std::io::Cursor::new(blob), &expected).unwrap();
+        assert_eq!(report.findings, []);
+        assert_eq!((report.entries, report.chunks), (18, 8));
     }
 }

@@ -10,4 +10,5 @@ mod properties;
 mod reader;
 mod sparse;
 mod support;
+mod verify;
 mod walker;

@@ -1,0 +1,52 @@
+//! The names of users and groups, which a TOC gives once for each id.
+
+use std::collections::HashMap;
+
+use super::json::RawEntry;
+
+/// Names of owners, which entries leave out when they repeat.
+#[derive(Debug)]
+pub(crate) struct Owners {
+    pub(super) texts: Vec<String>,
+    numbers: HashMap<String, u32>,
+    users: HashMap<i64, u32>,
+    groups: HashMap<i64, u32>,
+}
+
+impl Default for Owners {
+    fn default() -> Self {
+        Self { texts: vec![String::new()], numbers: HashMap::new(), users: HashMap::new(), groups: HashMap::new() }
+    }
+}
+
+impl Owners {
+    pub(super) const NOBODY: u32 = 0;
+
+    /// Numbers of the names that hold for `entry`, which comes after all others this was called with.
+    pub(crate) fn of(&mut self, entry: &RawEntry<'_>) -> (u32, u32) {
+        if !entry.user_name.is_empty() {
+            let number = self.number(&entry.user_name);
+            self.users.insert(entry.uid, number);
+        }
+        if !entry.group_name.is_empty() {
+            let number = self.number(&entry.group_name);
+            self.groups.insert(entry.gid, number);
+        }
+        let known = |names: &HashMap<i64, u32>, id| names.get(&id).copied().unwrap_or(Self::NOBODY);
+        (known(&self.users, entry.uid), known(&self.groups, entry.gid))
+    }
+
+    pub(crate) fn text(&self, number: u32) -> &str {
+        &self.texts[number as usize]
+    }
+
+    fn number(&mut self, text: &str) -> u32 {
+        if let Some(number) = self.numbers.get(text) {
+            return *number;
+        }
+        let number = u32::try_from(self.texts.len()).unwrap_or(Self::NOBODY);
+        self.texts.push(text.to_owned());
+        self.numbers.insert(text.to_owned(), number);
+        number
+    }
+}

@@ -1,0 +1,91 @@
+//! The entries of a TOC by path, each parsed again when the tar comes to it.
+
+use std::collections::HashMap;
+
+use serde_json::value::RawValue;
+
+use crate::entry::EntryKind;
+use crate::tar;
+use crate::toc::TocError;
+use crate::toc::build::exact;
+use crate::toc::json::{self, RawEntry};
+use crate::toc::owners::Owners;
+
+/// The entries of a TOC.
+pub(super) struct Listed<'a> {
+    texts: Vec<&'a RawValue>,
+    slots: HashMap<Vec<u8>, Slot>,
+    owners: Owners,
+    entries: u64,
+}
+
+/// The last entry of a path.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Slot {
+    /// Its number in the TOC.
+    pub(super) number: usize,
+    /// How many chunk entries follow it.
+    chunks: usize,
+    user: u32,
+    group: u32,
+}
+
+/// An entry with the chunks that follow it and the names that hold for it.
+pub(super) struct File<'a> {
+    pub(super) entry: RawEntry<'a>,
+    pub(super) chunks: Vec<RawEntry<'a>>,
+}
+
+impl<'a> Listed<'a> {
+    pub(super) fn new(json: &'a [u8]) -> Result<Self, TocError> {
+        let mut listed = Self { texts: Vec::new(), slots: HashMap::new(), owners: Owners::default(), entries: 0 };
+        let mut last = None;
+        json::for_each(json, |text: &'a RawValue| {
+            let entry = parse(text)?;
+            let number = listed.texts.len();
+            listed.texts.push(text);
+            if entry.kind == EntryKind::Chunk {
+                if let Some(slot) = last.as_ref().and_then(|path| listed.slots.get_mut::<Vec<u8>>(path)) {
+                    slot.chunks += 1;
+                }
+                return Ok(());
+            }
+            listed.entries += 1;
+            let (user, group) = listed.owners.of(&entry);
+            let path = tar::clean(&exact(&entry.name, entry.raw_name.as_deref(), &entry.name, "rawName")?);
+            listed.slots.insert(path.clone(), Slot { number, chunks: 0, user, group });
+            last = Some(path);
+            Ok(())
+        })?;
+        Ok(listed)
+    }
+
+    pub(super) fn entries(&self) -> u64 {
+        self.entries
+    }
+
+    /// The slot of a cleaned path.
+    pub(super) fn slot(&self, path: &[u8]) -> Option<Slot> {
+        self.slots.get(path).copied()
+    }
+
+    pub(super) fn slots(&self) -> impl Iterator<Item = (&Vec<u8>, &Slot)> {
+        self.slots.iter()
+    }
+
+    pub(super) fn file(&self, slot: Slot) -> Result<File<'a>, TocError> {
+        let entry = parse(self.texts[slot.number])?;
+        let chunks = &self.texts[slot.number + 1..=slot.number + slot.chunks];
+        let chunks = chunks.iter().map(|text| parse(text)).collect::<Result<_, _>>()?;
+        Ok(File { entry, chunks })
+    }
+
+    /// The names of the owner and the group.
+    pub(super) fn owners(&self, slot: Slot) -> (&str, &str) {
+        (self.owners.text(slot.user), self.owners.text(slot.group))
+    }
+}
+
+fn parse(text: &RawValue) -> Result<RawEntry<'_>, TocError> {
+    serde_json::from_str(text.get()).map_err(TocError::Json)
+}

@@ -1,0 +1,187 @@
+//! Checks a whole blob: everything its TOC says against everything its tar holds.
+//!
+//! ```text
+//! blob ▶ members (starts, hashes) ▶ tar walk ▶ each entry against the TOC's ▶ findings
+//! ```
+//!
+//! One pass over the blob; memory grows with the TOC, not with the content.
+
+mod compare;
+mod finding;
+mod listed;
+mod members;
+mod walk;
+
+use std::cell::RefCell;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::rc::Rc;
+
+pub use finding::Finding;
+
+use self::members::{Log, Members};
+use self::walk::Walk;
+use crate::codec::Codec;
+use crate::digest::Digest;
+use crate::footer::{self, Footer, FooterError, Form};
+use crate::toc::{Limits, TocError, UnverifiedToc};
+
+/// Most findings a report keeps; a broken blob has one for each entry.
+const MAX_FINDINGS: usize = 1000;
+
+/// What is known about a blob from elsewhere, the manifest above all.
+#[derive(Debug, Clone)]
+pub struct Expected<'a> {
+    /// Digest of the TOC's JSON.
+    pub toc_digest: Option<Digest>,
+    /// The TOC's blob, if the TOC is not inside.
+    pub external_toc: Option<&'a [u8]>,
+    /// Digest of the decompressed blob.
+    pub diff_id: Option<Digest>,
+    /// Digest of the source tar, the first `source_size` bytes of the decompressed blob.
+    pub source_diff_id: Option<Digest>,
+    /// Length of the source tar.
+    pub source_size: Option<u64>,
+    pub limits: Limits,
+    /// Most bytes to inflate.
+    pub max_stream_bytes: u64,
+}
+
+impl Default for Expected<'_> {
+    /// Nothing is known; at most 1 TiB is inflated.
+    fn default() -> Self {
+        Self {
+            toc_digest: None,
+            external_toc: None,
+            diff_id: None,
+            source_diff_id: None,
+            source_size: None,
+            limits: Limits::default(),
+            max_stream_bytes: 1 << 40,
+        }
+    }
+}
+
+/// What a blob holds and what is wrong with it.
+#[derive(Debug)]
+pub struct Report {
+    /// What is wrong, at most 1000 things; nothing if the blob is good.
+    pub findings: Vec<Finding>,
+    /// Whether there were more findings than are kept.
+    pub truncated: bool,
+    pub form: Form,
+    pub toc_digest: Digest,
+    /// Digest of what the blob decompresses to.
+    pub diff_id: Digest,
+    pub uncompressed_size: u64,
+    /// Digest of the first `source_size` bytes of that, if a size was given and there are so many.
+    pub source_diff_id: Option<Digest>,
+    /// Entries of the TOC that are not continued chunks.
+    pub entries: u64,
+    pub chunks: u64,
+}
+
+impl Report {
+    /// Whether nothing is wrong.
+    pub fn is_clean(&self) -> bool {
+        self.findings.is_empty()
+    }
+}
+
+/// Why a blob cannot even be compared.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VerifyError {
+    #[error("the blob cannot be read: {0}")]
+    Read(#[source] io::Error),
+    #[error(transparent)]
+    Footer(#[from] FooterError),
+    #[error(transparent)]
+    Toc(#[from] TocError),
+    #[error("the blob's TOC is another blob, which was not given")]
+    NoExternalToc,
+}
+
+/// Compares everything in `blob` with its TOC and with what is `expected`.
+///
+/// # Errors
+/// When the blob cannot be read, or has no footer or no TOC that could be compared. What differs is no error: it is
+/// in the report.
+pub fn blob<B: Read + Seek>(mut blob: B, expected: &Expected<'_>) -> Result<Report, VerifyError> {
+    let size = blob.seek(SeekFrom::End(0)).map_err(VerifyError::Read)?;
+    let footer = Footer::parse(&read_range(&mut blob, footer::tail_range(size))?, size)?;
+    let unverified = read_toc(&mut blob, &footer, expected)?;
+    let toc = unverified.trust()?;
+    blob.seek(SeekFrom::Start(0)).map_err(VerifyError::Read)?;
+
+    let log = Rc::new(RefCell::new(Log::new(expected.source_size, expected.max_stream_bytes)));
+    let content_end = match footer.codec() {
+        Codec::Gzip => size,
+        Codec::Zstd => footer.payload_end(),
+    };
+    let members = Members::new(blob.take(content_end), footer.codec(), Rc::clone(&log));
+    let mut walk = Walk::new(unverified.json(), &footer, unverified.digest(), Rc::clone(&log), &expected.limits)?;
+    walk.stream(members, expected.source_size);
+    let (mut findings, entries) = walk.finish();
+    let mut log = log.borrow_mut();
+    if let Some(error) = log.failed.take() {
+        return Err(VerifyError::Read(error));
+    }
+    let report = Report {
+        truncated: findings.len() > MAX_FINDINGS,
+        form: footer.form(),
+        toc_digest: unverified.digest(),
+        diff_id: log.digest(),
+        uncompressed_size: log.inflated(),
+        source_diff_id: log.source_digest(),
+        entries,
+        chunks: toc.chunk_count() as u64,
+        findings: Vec::new(),
+    };
+    findings.splice(0..0, digests(&report, expected));
+    findings.truncate(MAX_FINDINGS);
+    Ok(Report { findings, ..report })
+}
+
+fn read_toc<B: Read + Seek>(
+    blob: &mut B,
+    footer: &Footer,
+    expected: &Expected<'_>,
+) -> Result<UnverifiedToc, VerifyError> {
+    let Some(range) = footer.toc_range() else {
+        let section = expected.external_toc.ok_or(VerifyError::NoExternalToc)?;
+        return Ok(UnverifiedToc::parse(section, footer, &expected.limits)?);
+    };
+    let limit = expected.limits.max_compressed_bytes;
+    if range.end - range.start > limit {
+        return Err(TocError::Limit { what: "compressed bytes", limit }.into());
+    }
+    Ok(UnverifiedToc::parse(&read_range(blob, range)?, footer, &expected.limits)?)
+}
+
+fn read_range<B: Read + Seek>(blob: &mut B, range: Range<u64>) -> Result<Vec<u8>, VerifyError> {
+    let mut bytes = Vec::new();
+    blob.seek(SeekFrom::Start(range.start)).map_err(VerifyError::Read)?;
+    blob.take(range.end - range.start).read_to_end(&mut bytes).map_err(VerifyError::Read)?;
+    Ok(bytes)
+}
+
+/// What differs from the digests the caller knows.
+fn digests(report: &Report, expected: &Expected<'_>) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut compare = |what, expected: Option<Digest>, actual: Option<Digest>| match (expected, actual) {
+        (Some(expected), Some(actual)) if expected != actual => {
+            findings.push(Finding::Digest { what, expected, actual });
+        }
+        _ => {}
+    };
+    compare("the TOC", expected.toc_digest, Some(report.toc_digest));
+    compare("the decompressed blob", expected.diff_id, Some(report.diff_id));
+    compare("the source tar", expected.source_diff_id, report.source_diff_id);
+    if let Some(size) = expected.source_size
+        && size > report.uncompressed_size
+    {
+        findings.push(Finding::SourceSize { size, stream: report.uncompressed_size });
+    }
+    findings
+}
