@@ -169,10 +169,10 @@ impl Backend {
         }
     }
 
-    /// Every key of ours under the first segment `top`; what is not ours is left alone and not shown.
+    /// Every key of ours under `top`; what is not ours is left alone and not shown.
     pub(super) fn list(&self, top: &'static str) -> BoxStream<'_, Result<Listed, Error>> {
         let depth = self.prefix.parts_count();
-        let place = self.prefix.clone().join(top);
+        let place = Path::from_iter(self.prefix.parts().chain(Path::from(top).parts()));
         self.objects
             .list(Some(&place))
             .map_err(move |source| Error::Backend { what: format!("listing {top}"), source })

@@ -99,14 +99,18 @@ impl Store {
     /// Keeps a small object under its own digest and makes it visible.
     pub async fn put(&self, media_type: &str, bytes: Bytes) -> Result<Object, Error> {
         let digest = Digest::sha256_of(&bytes);
-        if let Some(object) = self.look_up(&digest).await? {
-            self.note_use(&digest);
-            return Ok(object);
+        if self.digest_record(&digest).await?.is_some() {
+            // Marked before the look, for the sweep's sake.
+            self.mark_used(&digest).await?;
+            if let Some(object) = self.look_up(&digest).await? {
+                return Ok(object);
+            }
         }
         let key = Key::Blob(digest.clone());
         let object = Object { digest, size: bytes.len() as u64, media_type: Some(media_type.to_owned()), key };
         self.inner.backend.put(&object.key, bytes).await?;
-        self.make_visible(object).await
+        self.record_object(&object).await?;
+        Ok(object)
     }
 
     /// A URL that lets anyone read the object for `lifetime`, where the backend can sign one.
@@ -119,7 +123,7 @@ impl Store {
         }
     }
 
-    async fn forget(&self, digest: &Digest) {
+    pub(super) async fn forget(&self, digest: &Digest) {
         self.inner.objects.invalidate(digest).await;
         self.inner.small.invalidate(digest).await;
         self.inner.images.invalidate_all();

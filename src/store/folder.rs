@@ -56,9 +56,11 @@ impl Reading {
     }
 }
 
-/// Staging files that nobody has written to since `before`: `object_store` names them `<object>#<number>`.
-pub(super) fn stale_staging_files(root: &Path, before: SystemTime) -> std::io::Result<Vec<PathBuf>> {
-    let mut stale = Vec::new();
+/// Deletes staging files that nobody has written to since `before`: how many, and their bytes.
+///
+/// `object_store` names them `<object>#<number>` and removes them itself unless its process is killed.
+pub(super) fn delete_stale_staging_files(root: &Path, before: SystemTime) -> std::io::Result<(u64, u64)> {
+    let (mut files, mut bytes) = (0, 0);
     let mut folders = vec![root.to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder)? {
@@ -68,11 +70,13 @@ pub(super) fn stale_staging_files(root: &Path, before: SystemTime) -> std::io::R
             if meta.is_dir() {
                 folders.push(entry.path());
             } else if is_staging(&entry.path()) && meta.modified()? < before {
-                stale.push(entry.path());
+                std::fs::remove_file(entry.path())?;
+                files += 1;
+                bytes += meta.len();
             }
         }
     }
-    Ok(stale)
+    Ok((files, bytes))
 }
 
 fn is_staging(path: &Path) -> bool {
@@ -115,12 +119,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("deep")).unwrap();
         for name in ["object", "object#1", "deep/other#22", "a#b"] {
-            std::fs::write(dir.path().join(name), "").unwrap();
+            std::fs::write(dir.path().join(name), "x").unwrap();
         }
+        assert_eq!(delete_stale_staging_files(dir.path(), SystemTime::UNIX_EPOCH).unwrap(), (0, 0));
         let soon = SystemTime::now() + std::time::Duration::from_secs(60);
-        let mut stale = stale_staging_files(dir.path(), soon).unwrap();
-        stale.sort();
-        assert_eq!(stale, [dir.path().join("deep/other#22"), dir.path().join("object#1")]);
-        assert!(stale_staging_files(dir.path(), SystemTime::UNIX_EPOCH).unwrap().is_empty());
+        assert_eq!(delete_stale_staging_files(dir.path(), soon).unwrap(), (2, 2));
+        for (name, stays) in [("object", true), ("object#1", false), ("deep/other#22", false), ("a#b", true)] {
+            assert_eq!(dir.path().join(name).exists(), stays, "{name}");
+        }
     }
 }

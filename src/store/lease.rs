@@ -52,6 +52,17 @@ impl Store {
         };
         Ok(held.map(|held| Lease { held }))
     }
+
+    /// Deletes what an earlier holder left behind, unless somebody holds it now.
+    pub(super) async fn remove_old_lease(&self, name: &str) -> Result<bool, Error> {
+        match self.lease(name).await? {
+            Some(lease) => {
+                lease.release().await;
+                Ok(true)
+            }
+            None => Ok(false),
+        }
+    }
 }
 
 impl Lease {

@@ -17,6 +17,7 @@ pub mod key;
 mod lease;
 pub mod records;
 mod remote;
+mod sweep;
 mod upload;
 mod used;
 
@@ -37,6 +38,7 @@ pub use error::Error;
 pub use key::{Generation, Key};
 pub use lease::Lease;
 pub use records::{ImageRecord, LayerOutcome, LayerRecord};
+pub use sweep::SweepReport;
 pub use upload::LayerUpload;
 
 /// How many objects' places are remembered: about 30 MiB.
@@ -50,7 +52,7 @@ const FOUND_IMAGES: u64 = 10_000;
 const IMAGE_FOR: Duration = Duration::from_secs(10);
 /// The memory for manifests and configurations, in bytes.
 const SMALL_OBJECTS: u64 = 32 << 20;
-/// A use is written down at most once in this time.
+/// A use is written down at most once in this time, or twice in the grace if that is shorter.
 const USE_NOTED_FOR: Duration = Duration::from_secs(60 * 60);
 /// How many uses are written down at once.
 const NOTES_AT_ONCE: usize = 4;
@@ -106,13 +108,15 @@ impl Store {
 
     fn with_backend(backend: Backend, config: Config) -> Self {
         let weight = |_: &Digest, bytes: &Bytes| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        // A use must be on record while the grace still covers the last one.
+        let noted_for = USE_NOTED_FOR.min(config.retention.grace / 2);
         let inner = Inner {
             backend,
             config,
             objects: Cache::builder().max_capacity(FOUND_OBJECTS).time_to_live(FOUND_FOR).build(),
             images: Cache::builder().max_capacity(FOUND_IMAGES).time_to_live(IMAGE_FOR).build(),
             small: Cache::builder().max_capacity(SMALL_OBJECTS).weigher(weight).time_to_live(FOUND_FOR).build(),
-            noted: Cache::builder().max_capacity(FOUND_OBJECTS).time_to_live(USE_NOTED_FOR).build(),
+            noted: Cache::builder().max_capacity(FOUND_OBJECTS).time_to_live(noted_for).build(),
             notes: Semaphore::new(NOTES_AT_ONCE),
         };
         Self { inner: Arc::new(inner) }

@@ -107,6 +107,8 @@ impl Store {
     pub async fn layer(&self, generation: &Generation, source: &Digest) -> Result<Option<LayerRecord>, Error> {
         let key = Key::LayerRecord { generation: generation.clone(), source: source.clone() };
         let Some(record) = self.record::<LayerRecord>(&key).await? else { return Ok(None) };
+        // Marked before the look, for the sweep's sake: the caller is about to build an image on it.
+        try_join_all(record.objects().map(|digest| self.mark_used(digest))).await?;
         let whole = self.all_visible(&key, record.objects()).await?;
         Ok(whole.then_some(record))
     }
@@ -118,7 +120,7 @@ impl Store {
         if let LayerOutcome::Converted(layer) = &record.outcome {
             let key = Key::Layer { generation: generation.clone(), source: record.source.clone() };
             let object = Object { digest: layer.digest.clone(), size: layer.size, media_type: None, key };
-            self.make_visible(object).await?;
+            self.make_visible(&object).await?;
             if let Some(toc) = &layer.external_toc
                 && self.look_up(toc).await?.is_none()
             {
@@ -170,18 +172,26 @@ impl Store {
         Ok(gone.is_none())
     }
 
-    /// Writes the digest record of an object whose bytes are stored, unless a good one is there.
-    pub(super) async fn make_visible(&self, object: Object) -> Result<Object, Error> {
-        if let Some(visible) = self.look_up(&object.digest).await? {
-            return Ok(visible);
+    /// Makes an object visible whose bytes are stored, unless the same bytes are visible elsewhere.
+    async fn make_visible(&self, object: &Object) -> Result<(), Error> {
+        if self.digest_record(&object.digest).await?.is_some() {
+            self.mark_used(&object.digest).await?;
+            if self.look_up(&object.digest).await?.is_some() {
+                return Ok(());
+            }
         }
         let stored = self.inner.backend.head(&object.key).await?;
         if stored.is_none_or(|meta| meta.size != object.size) {
-            return Err(Error::Gone(object.digest));
+            return Err(Error::Gone(object.digest.clone()));
         }
-        self.put_record(&Key::DigestRecord(object.digest.clone()), &DigestRecord::of(&object)).await?;
+        self.record_object(object).await
+    }
+
+    /// Writes the digest record of an object whose bytes are stored.
+    pub(super) async fn record_object(&self, object: &Object) -> Result<(), Error> {
+        self.put_record(&Key::DigestRecord(object.digest.clone()), &DigestRecord::of(object)).await?;
         self.inner.objects.insert(object.digest.clone(), object.clone()).await;
-        Ok(object)
+        Ok(())
     }
 
     /// What the digest's record says, without a look at the object.
@@ -190,22 +200,28 @@ impl Store {
         let Some(DigestRecord { size, media_type, key: place }) = self.record(&key).await? else { return Ok(None) };
         match place.parse() {
             Ok(key) => Ok(Some(Object { digest: digest.clone(), size, media_type, key })),
-            Err(error) => Err(unreadable(&key, &error)),
+            Err(error) => {
+                tracing::warn!(record = %key, %error, "a record makes no sense and is passed over");
+                Ok(None)
+            }
         }
     }
 
-    /// Reads a record; one that cannot be read is an error, not an absence: the sweep would take what it names.
+    /// Reads a record. One that makes no sense counts as none: the work is done again and writes it anew.
     pub(super) async fn record<R: DeserializeOwned>(&self, key: &Key) -> Result<Option<R>, Error> {
         let Some(found) = self.inner.backend.get(key).await? else { return Ok(None) };
-        serde_json::from_slice(&found.bytes).map(Some).map_err(|error| unreadable(key, &error))
+        match serde_json::from_slice(&found.bytes) {
+            Ok(record) => Ok(Some(record)),
+            Err(error) => {
+                tracing::warn!(record = %key, %error, "a record makes no sense and is passed over");
+                Ok(None)
+            }
+        }
     }
 
     async fn put_record(&self, key: &Key, record: &impl Serialize) -> Result<(), Error> {
-        let json = serde_json::to_vec_pretty(record).map_err(|error| unreadable(key, &error))?;
+        let json = serde_json::to_vec_pretty(record)
+            .map_err(|error| Error::Record { key: key.to_string(), reason: error.to_string() })?;
         self.inner.backend.put(key, Bytes::from(json)).await
     }
-}
-
-fn unreadable(key: &Key, error: &impl ToString) -> Error {
-    Error::Record { key: key.to_string(), reason: error.to_string() }
 }

@@ -1,6 +1,9 @@
 //! The store's promises over each of its backends.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "what a test's helper unwraps is asserted")]
 
 mod contract;
+mod faults;
+mod leases;
 
 use starlift::store::{Config, Error, Store};
 

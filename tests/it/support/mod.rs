@@ -1,4 +1,5 @@
 //! Peers and inputs that more than one test uses.
 
+pub(crate) mod bucket;
 pub(crate) mod image;
 pub(crate) mod registry;

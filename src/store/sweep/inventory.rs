@@ -1,0 +1,101 @@
+//! Everything the store holds, as one sweep sees it.
+
+use std::collections::HashMap;
+use std::time::SystemTime;
+
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use serde::de::DeserializeOwned;
+
+use crate::oci::Digest;
+use crate::store::Store;
+use crate::store::backend::{Listed, Meta};
+use crate::store::error::Error;
+use crate::store::key::Key;
+use crate::store::records::{DigestRecord, ImageRecord, LayerRecord};
+
+/// How many records are read at once.
+const READS_AT_ONCE: usize = 16;
+
+/// What a sweep knows of the store.
+///
+/// Objects are listed before the records that may name them: an object whose record is not seen here had none when it
+/// was listed, or is young.
+#[derive(Debug, Default)]
+pub(super) struct Inventory {
+    /// Layers and blobs.
+    pub(super) objects: HashMap<Key, Meta>,
+    /// When what was last asked for.
+    pub(super) used: HashMap<Digest, SystemTime>,
+    /// What is visible, and where it lies.
+    pub(super) visible: HashMap<Digest, Visible>,
+    pub(super) layers: Vec<Record<LayerRecord>>,
+    pub(super) images: Vec<Record<ImageRecord>>,
+    pub(super) leases: Vec<Listed>,
+    pub(super) probes: Vec<Listed>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Visible {
+    pub(super) key: Key,
+    pub(super) recorded: SystemTime,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Record<R> {
+    pub(super) key: Key,
+    pub(super) recorded: SystemTime,
+    pub(super) content: R,
+}
+
+impl Inventory {
+    pub(super) async fn take(store: &Store) -> Result<Self, Error> {
+        let mut inventory = Self::default();
+        for top in ["layers", "blobs"] {
+            inventory.objects.extend(store.list(top).await?.into_iter().map(|listed| (listed.key, listed.meta)));
+        }
+        for listed in store.list("used").await? {
+            if let Key::Used(digest) = listed.key {
+                inventory.used.insert(digest, listed.meta.modified);
+            }
+        }
+        for record in read_all::<DigestRecord>(store, store.list("records/digest").await?).await? {
+            if let (Key::DigestRecord(digest), Ok(key)) = (record.key, record.content.key.parse()) {
+                inventory.visible.insert(digest, Visible { key, recorded: record.recorded });
+            }
+        }
+        inventory.layers = read_all(store, store.list("records/layer").await?).await?;
+        inventory.images = images(store).await?;
+        inventory.leases = store.list("leases").await?;
+        inventory.probes = store.list("probe").await?;
+        Ok(inventory)
+    }
+
+    /// When the object was last asked for or made visible.
+    pub(super) fn last_use(&self, digest: &Digest, recorded: SystemTime) -> SystemTime {
+        self.used.get(digest).map_or(recorded, |used| recorded.max(*used))
+    }
+}
+
+/// Every image record there is.
+pub(super) async fn images(store: &Store) -> Result<Vec<Record<ImageRecord>>, Error> {
+    read_all(store, store.list("records/image").await?).await
+}
+
+impl Store {
+    async fn list(&self, top: &'static str) -> Result<Vec<Listed>, Error> {
+        self.inner.backend.list(top).try_collect().await
+    }
+}
+
+/// Reads the records listed; those that went meanwhile or make no sense are left out.
+async fn read_all<R: DeserializeOwned>(store: &Store, listed: Vec<Listed>) -> Result<Vec<Record<R>>, Error> {
+    stream::iter(listed)
+        .map(|listed| async move {
+            let content = store.record::<R>(&listed.key).await?;
+            Ok(content.map(|content| Record { key: listed.key, recorded: listed.meta.modified, content }))
+        })
+        .buffer_unordered(READS_AT_ONCE)
+        .try_filter_map(|record| async move { Ok(record) })
+        .try_collect()
+        .await
+}

@@ -1,0 +1,185 @@
+//! Lets go what is no longer needed, while conversions and other sweeps go on.
+//!
+//! ```text
+//! inventory ▶ plan (pure) ▶ look again at each thing ▶ delete: image, layer record, digest record, bytes
+//! ```
+//! Whoever builds on something old notes its use before it looks whether it is still there, and whoever commits looks
+//! after the commit; a sweep looks at the note right before it deletes. One of the two sees the other.
+
+mod inventory;
+mod plan;
+
+use std::collections::{HashMap, HashSet};
+use std::time::SystemTime;
+
+use crate::oci::Digest;
+use crate::store::error::Error;
+use crate::store::folder;
+use crate::store::key::Key;
+use crate::store::records::ImageRecord;
+use crate::store::{Lease, Store};
+use inventory::{Inventory, Record};
+use plan::{DoomedObject, Plan};
+
+/// The lease that keeps replicas from sweeping twice.
+const SWEEP: &str = "sweep";
+
+/// What a sweep let go.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct SweepReport {
+    /// Another replica is sweeping: nothing was done.
+    pub busy: bool,
+    pub images: u64,
+    pub layer_records: u64,
+    /// Layers, manifests and other objects that had a record.
+    pub objects: u64,
+    /// Bytes of uploads that were never committed, staging files included.
+    pub unrecorded: u64,
+    /// Use marks, probes and old leases.
+    pub leftovers: u64,
+    pub freed_bytes: u64,
+    /// What the visible objects take now.
+    pub kept_bytes: u64,
+}
+
+impl Store {
+    /// Deletes what the retention lets go at `now`: what nobody used for too long or is over the size limit, and what
+    /// was never committed.
+    ///
+    /// Safe beside running conversions and other sweeps. After an error the rest is left for the next sweep.
+    pub async fn sweep(&self, now: SystemTime) -> Result<SweepReport, Error> {
+        let Some(lease) = self.lease(SWEEP).await? else {
+            return Ok(SweepReport { busy: true, ..SweepReport::default() });
+        };
+        let inventory = Inventory::take(self).await?;
+        let retention = &self.inner.config.retention;
+        let plan = plan::plan(&inventory, retention, now);
+        let mut sweep = Sweep { store: self, lease: &lease, report: SweepReport::default() };
+        sweep.run(&inventory, plan).await?;
+        sweep.staging_files(now.checked_sub(retention.grace).unwrap_or(SystemTime::UNIX_EPOCH)).await?;
+        let report = sweep.report;
+        lease.release().await;
+        Ok(report)
+    }
+}
+
+struct Sweep<'a> {
+    store: &'a Store,
+    lease: &'a Lease,
+    report: SweepReport,
+}
+
+impl Sweep<'_> {
+    async fn run(&mut self, inventory: &Inventory, plan: Plan) -> Result<(), Error> {
+        self.report.kept_bytes = plan.kept_bytes;
+        let mut spared = HashSet::new();
+        for image in plan.images {
+            if !self.image(inventory, &image).await? {
+                spared.extend(image.content.objects);
+            }
+        }
+        spared.extend(self.named_since(inventory).await?);
+        for record in plan.layers {
+            if !record.content.objects().any(|digest| spared.contains(digest)) {
+                self.report.layer_records += u64::from(self.unchanged(&record.key, record.recorded).await?);
+            }
+        }
+        for object in plan.objects {
+            if spared.contains(&object.digest) {
+                self.report.kept_bytes += object.size;
+            } else {
+                self.object(&object).await?;
+            }
+        }
+        for (key, written) in plan.unrecorded {
+            let size = inventory.objects.get(&key).map_or(0, |meta| meta.size);
+            if self.unchanged(&key, written).await? {
+                self.report.unrecorded += 1;
+                self.report.freed_bytes += size;
+            }
+        }
+        for key in plan.leftovers {
+            self.store.inner.backend.delete(&key).await?;
+            self.report.leftovers += 1;
+        }
+        for name in plan.leases {
+            self.report.leftovers += u64::from(self.store.remove_old_lease(&name).await?);
+        }
+        Ok(())
+    }
+
+    /// Deletes the image's record unless it was written or used since the inventory.
+    async fn image(&mut self, inventory: &Inventory, image: &Record<ImageRecord>) -> Result<bool, Error> {
+        let twin = &image.content.twin;
+        if self.used_since(twin, inventory.used.get(twin).copied()).await? {
+            return Ok(false);
+        }
+        let deleted = self.unchanged(&image.key, image.recorded).await?;
+        if deleted {
+            self.store.inner.images.invalidate(&image.key).await;
+            self.report.images += 1;
+        }
+        Ok(deleted)
+    }
+
+    /// What image records name that were written since the inventory.
+    async fn named_since(&self, inventory: &Inventory) -> Result<Vec<Digest>, Error> {
+        let known: HashMap<&Key, SystemTime> =
+            inventory.images.iter().map(|image| (&image.key, image.recorded)).collect();
+        let images = inventory::images(self.store).await?;
+        let new = images.into_iter().filter(|image| known.get(&image.key) != Some(&image.recorded));
+        Ok(new.flat_map(|image| image.content.objects).collect())
+    }
+
+    /// Deletes a visible object: its records first, so that at no time a record shows what cannot be read.
+    async fn object(&mut self, object: &DoomedObject) -> Result<(), Error> {
+        let record = Key::DigestRecord(object.digest.clone());
+        let used = self.used_since(&object.digest, object.used).await?;
+        if used || !self.unchanged(&record, object.recorded).await? {
+            self.report.kept_bytes += object.size;
+            return Ok(());
+        }
+        self.store.forget(&object.digest).await;
+        self.store.inner.backend.delete(&object.key).await?;
+        self.store.inner.backend.delete(&Key::Used(object.digest.clone())).await?;
+        self.report.objects += 1;
+        self.report.freed_bytes += object.size;
+        Ok(())
+    }
+
+    async fn used_since(&self, digest: &Digest, known: Option<SystemTime>) -> Result<bool, Error> {
+        let mark = self.store.inner.backend.head(&Key::Used(digest.clone())).await?;
+        Ok(mark.is_some_and(|mark| known.is_none_or(|known| is_later(mark.modified, known))))
+    }
+
+    /// Deletes what was not written again since `written`; says whether it did.
+    async fn unchanged(&self, key: &Key, written: SystemTime) -> Result<bool, Error> {
+        if self.lease.is_lost() {
+            return Ok(false);
+        }
+        let there = self.store.inner.backend.head(key).await?;
+        let unchanged = there.is_some_and(|meta| !is_later(meta.modified, written));
+        if unchanged {
+            self.store.inner.backend.delete(key).await?;
+        }
+        Ok(unchanged)
+    }
+
+    /// Deletes what killed uploads left in a folder. A bucket's own lifecycle rule does the same for its parts.
+    async fn staging_files(&mut self, before: SystemTime) -> Result<(), Error> {
+        let Some(root) = self.store.inner.backend.root().map(ToOwned::to_owned) else { return Ok(()) };
+        let failed = |source| Error::Folder { what: "deleting the remains of uploads".to_owned(), source };
+        let deleted = tokio::task::spawn_blocking(move || folder::delete_stale_staging_files(&root, before)).await;
+        let (files, bytes) = deleted.map_err(|ended| failed(ended.into()))?.map_err(failed)?;
+        self.report.unrecorded += files;
+        self.report.freed_bytes += bytes;
+        Ok(())
+    }
+}
+
+/// Whether `seen` is a later time than `known`; one of the two may be cut to seconds, as HTTP's are.
+fn is_later(seen: SystemTime, known: SystemTime) -> bool {
+    let since = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let (seen, known) = (since(seen), since(known));
+    if seen.subsec_nanos() == 0 || known.subsec_nanos() == 0 { seen.as_secs() > known.as_secs() } else { seen > known }
+}

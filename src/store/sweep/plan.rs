@@ -1,0 +1,361 @@
+//! What may go, decided from an inventory alone.
+//!
+//! | what | goes when |
+//! |---|---|
+//! | bytes that no digest record shows | older than the grace |
+//! | an image | unused for longer than `max_age`, or the longest unused while the store is above `max_size` |
+//! | a visible object that no kept image names | the same |
+//! | records that show nothing, marks, probes, leases | older than the grace |
+
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, SystemTime};
+
+use super::inventory::{Inventory, Record};
+use crate::oci::Digest;
+use crate::store::config::Retention;
+use crate::store::key::Key;
+use crate::store::records::{ImageRecord, LayerOutcome, LayerRecord};
+
+/// What is to go, in the order it goes; each with what must not have changed by then.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    pub(super) images: Vec<Record<ImageRecord>>,
+    /// Layer records that show nothing or are outdated.
+    pub(super) layers: Vec<Record<LayerRecord>>,
+    pub(super) objects: Vec<DoomedObject>,
+    /// Bytes without a record, with the time they were written.
+    pub(super) unrecorded: Vec<(Key, SystemTime)>,
+    /// Marks and probes, which nothing depends on.
+    pub(super) leftovers: Vec<Key>,
+    pub(super) leases: Vec<String>,
+    pub(super) kept_bytes: u64,
+}
+
+/// A visible object that goes with its records.
+#[derive(Debug)]
+pub(super) struct DoomedObject {
+    pub(super) digest: Digest,
+    pub(super) key: Key,
+    pub(super) recorded: SystemTime,
+    pub(super) used: Option<SystemTime>,
+    /// Zero when the bytes are gone already.
+    pub(super) size: u64,
+}
+
+/// Decides what goes at `now`.
+pub(super) fn plan(inventory: &Inventory, retention: &Retention, now: SystemTime) -> Plan {
+    let limits = Limits::at(now, retention);
+    let mut choice = Choice::new(inventory);
+    choice.drop_aged(&limits);
+    if let Some(max_size) = retention.max_size {
+        choice.drop_until(max_size.as_u64(), &limits);
+    }
+    let doomed = choice.doomed;
+    let kept_bytes = choice.bytes;
+    let gone = |digest: &Digest| doomed.contains(digest) || !inventory.visible.contains_key(digest);
+    Plan {
+        images: choice.dropped,
+        layers: inventory.layers.iter().filter(|record| limits.outdates(record, gone)).cloned().collect(),
+        objects: doomed.iter().filter_map(|digest| doomed_object(inventory, digest)).collect(),
+        unrecorded: unrecorded(inventory, &limits),
+        leftovers: leftovers(inventory, &limits),
+        leases: leases(inventory, &limits),
+        kept_bytes,
+    }
+}
+
+/// The times that decide.
+struct Limits {
+    /// What is younger stays in any case.
+    grace: SystemTime,
+    /// What was used since stays; `None` when age is no reason to go.
+    age: Option<SystemTime>,
+}
+
+impl Limits {
+    fn at(now: SystemTime, retention: &Retention) -> Self {
+        let before = |age: Duration| now.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
+        let grace = before(retention.grace);
+        Self { grace, age: retention.max_age.map(|age| before(age).min(grace)) }
+    }
+
+    fn is_aged(&self, last_use: SystemTime) -> bool {
+        self.age.is_some_and(|age| last_use < age)
+    }
+
+    fn outdates(&self, record: &Record<LayerRecord>, gone: impl Fn(&Digest) -> bool) -> bool {
+        match &record.content.outcome {
+            LayerOutcome::PassedThrough { .. } => self.is_aged(record.recorded),
+            LayerOutcome::Converted(_) => record.recorded < self.grace && record.content.objects().any(gone),
+        }
+    }
+}
+
+/// The images and visible objects that stay so far.
+struct Choice<'a> {
+    inventory: &'a Inventory,
+    kept: Vec<&'a Record<ImageRecord>>,
+    dropped: Vec<Record<ImageRecord>>,
+    /// How many kept images name it.
+    named: HashMap<&'a Digest, usize>,
+    doomed: HashSet<Digest>,
+    /// The size of all visible objects that are not doomed.
+    bytes: u64,
+}
+
+impl<'a> Choice<'a> {
+    fn new(inventory: &'a Inventory) -> Self {
+        let mut named = HashMap::new();
+        for digest in inventory.images.iter().flat_map(|image| &image.content.objects) {
+            *named.entry(digest).or_default() += 1;
+        }
+        let bytes = inventory.visible.values().filter_map(|visible| inventory.objects.get(&visible.key));
+        Self {
+            inventory,
+            kept: inventory.images.iter().collect(),
+            dropped: Vec::new(),
+            named,
+            doomed: HashSet::new(),
+            bytes: bytes.map(|meta| meta.size).sum(),
+        }
+    }
+
+    fn image_use(&self, image: &Record<ImageRecord>) -> SystemTime {
+        self.inventory.last_use(&image.content.twin, image.recorded)
+    }
+
+    fn object_use(&self, digest: &Digest) -> Option<SystemTime> {
+        let visible = self.inventory.visible.get(digest)?;
+        Some(self.inventory.last_use(digest, visible.recorded))
+    }
+
+    fn drop_aged(&mut self, limits: &Limits) {
+        let inventory = self.inventory;
+        for image in inventory.images.iter().filter(|image| limits.is_aged(self.image_use(image))).collect::<Vec<_>>() {
+            self.drop_image(image);
+        }
+        for digest in inventory.visible.keys() {
+            let last_use = self.object_use(digest);
+            if !self.is_named(digest) && last_use.is_some_and(|last_use| limits.is_aged(last_use)) {
+                self.doom(digest);
+            }
+        }
+        for (digest, visible) in &inventory.visible {
+            if !inventory.objects.contains_key(&visible.key) && visible.recorded < limits.grace {
+                self.doom(digest);
+            }
+        }
+    }
+
+    /// Lets what was unused the longest go until `max` bytes are left.
+    fn drop_until(&mut self, max: u64, limits: &Limits) {
+        enum Unit<'a> {
+            Image(&'a Record<ImageRecord>),
+            Object(&'a Digest),
+        }
+        let inventory = self.inventory;
+        let images = self.kept.iter().map(|image| (self.image_use(image), Unit::Image(image)));
+        let lone = inventory.visible.keys().filter(|digest| !self.is_named(digest) && !self.doomed.contains(*digest));
+        let objects = lone.filter_map(|digest| Some((self.object_use(digest)?, Unit::Object(digest))));
+        let mut units: Vec<_> = images.chain(objects).filter(|(last_use, _)| *last_use < limits.grace).collect();
+        units.sort_by_key(|(last_use, _)| *last_use);
+        for (_, unit) in units {
+            if self.bytes <= max {
+                return;
+            }
+            match unit {
+                Unit::Object(digest) => self.doom(digest),
+                Unit::Image(image) => {
+                    self.drop_image(image);
+                    for digest in &image.content.objects {
+                        let idle = self.object_use(digest).is_some_and(|last_use| last_use < limits.grace);
+                        if idle && !self.is_named(digest) {
+                            self.doom(digest);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn is_named(&self, digest: &Digest) -> bool {
+        self.named.get(digest).is_some_and(|images| *images > 0)
+    }
+
+    fn drop_image(&mut self, image: &'a Record<ImageRecord>) {
+        self.kept.retain(|kept| kept.key != image.key);
+        for digest in &image.content.objects {
+            if let Some(images) = self.named.get_mut(digest) {
+                *images = images.saturating_sub(1);
+            }
+        }
+        self.dropped.push(image.clone());
+    }
+
+    fn doom(&mut self, digest: &Digest) {
+        if self.doomed.insert(digest.clone())
+            && let Some(visible) = self.inventory.visible.get(digest)
+            && let Some(meta) = self.inventory.objects.get(&visible.key)
+        {
+            self.bytes = self.bytes.saturating_sub(meta.size);
+        }
+    }
+}
+
+fn doomed_object(inventory: &Inventory, digest: &Digest) -> Option<DoomedObject> {
+    let visible = inventory.visible.get(digest)?;
+    Some(DoomedObject {
+        digest: digest.clone(),
+        key: visible.key.clone(),
+        recorded: visible.recorded,
+        used: inventory.used.get(digest).copied(),
+        size: inventory.objects.get(&visible.key).map_or(0, |meta| meta.size),
+    })
+}
+
+fn unrecorded(inventory: &Inventory, limits: &Limits) -> Vec<(Key, SystemTime)> {
+    let recorded: HashSet<&Key> = inventory.visible.values().map(|visible| &visible.key).collect();
+    let bare = inventory.objects.iter().filter(|(key, meta)| meta.modified < limits.grace && !recorded.contains(key));
+    bare.map(|(key, meta)| (key.clone(), meta.modified)).collect()
+}
+
+fn leftovers(inventory: &Inventory, limits: &Limits) -> Vec<Key> {
+    let marks = inventory.used.iter().filter(|(digest, _)| !inventory.visible.contains_key(digest));
+    let marks = marks.filter(|(_, used)| **used < limits.grace).map(|(digest, _)| Key::Used(digest.clone()));
+    let probes = inventory.probes.iter().filter(|probe| probe.meta.modified < limits.grace);
+    marks.chain(probes.map(|probe| probe.key.clone())).collect()
+}
+
+fn leases(inventory: &Inventory, limits: &Limits) -> Vec<String> {
+    let old = inventory.leases.iter().filter(|lease| lease.meta.modified < limits.grace);
+    old.filter_map(|lease| match &lease.key {
+        Key::Lease(name) => Some(name.clone()),
+        _ => None,
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::backend::Meta;
+    use crate::store::key::Generation;
+    use crate::store::sweep::inventory::Visible;
+
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+    fn day(number: u32) -> SystemTime {
+        SystemTime::UNIX_EPOCH + DAY * number
+    }
+
+    fn digest(name: &str) -> Digest {
+        Digest::sha256_of(name.as_bytes())
+    }
+
+    impl Inventory {
+        /// A blob of 100 bytes, made visible on a day.
+        fn object(mut self, name: &str, recorded: u32) -> Self {
+            let key = Key::Blob(digest(name));
+            self.objects.insert(key.clone(), Meta { size: 100, modified: day(recorded) });
+            self.visible.insert(digest(name), Visible { key, recorded: day(recorded) });
+            self
+        }
+
+        /// An image whose twin has its name, with the objects it needs besides.
+        fn image(mut self, name: &str, objects: &[&str], recorded: u32) -> Self {
+            let source = digest(&format!("source of {name}"));
+            let content = ImageRecord {
+                source: source.clone(),
+                twin: digest(name),
+                media_type: String::new(),
+                size: 100,
+                platforms: Vec::new(),
+                objects: std::iter::once(&name).chain(objects).map(|name| digest(name)).collect(),
+                passed_through: Vec::new(),
+            };
+            let key = Key::ImageRecord { generation: Generation("g".to_owned()), source };
+            self.images.push(Record { key, recorded: day(recorded), content });
+            self.object(name, recorded)
+        }
+
+        fn used(mut self, name: &str, when: u32) -> Self {
+            self.used.insert(digest(name), day(when));
+            self
+        }
+
+        /// The names, among those given, whose objects stay at day 100.
+        fn keeps<'n>(&self, retention: &Retention, names: &[&'n str]) -> Vec<&'n str> {
+            let plan = plan(self, retention, day(100));
+            let doomed: HashSet<_> = plan.objects.iter().map(|object| &object.digest).collect();
+            names.iter().copied().filter(|name| !doomed.contains(&digest(name))).collect()
+        }
+    }
+
+    fn retention(max_age: Option<u32>, max_size: Option<u64>) -> Retention {
+        Retention { max_age: max_age.map(|days| DAY * days), max_size: max_size.map(bytesize::ByteSize::b), grace: DAY }
+    }
+
+    #[test]
+    fn what_is_unused_for_too_long_goes_with_what_only_it_names() {
+        let inventory = Inventory::default()
+            .object("base", 10)
+            .object("app", 10)
+            .image("old", &["base", "app"], 10)
+            .image("read", &["base"], 10)
+            .used("read", 95)
+            .object("alone", 10)
+            .object("lately read alone", 10)
+            .used("lately read alone", 95);
+        let names = ["base", "app", "old", "read", "alone", "lately read alone"];
+        assert_eq!(inventory.keeps(&retention(Some(30), None), &names), ["base", "read", "lately read alone"]);
+        assert_eq!(inventory.keeps(&retention(None, None), &names), names);
+        assert_eq!(plan(&inventory, &retention(Some(30), None), day(100)).kept_bytes, 300);
+    }
+
+    #[test]
+    fn a_layer_that_is_still_read_outlives_its_image() {
+        let inventory = Inventory::default().object("layer", 10).used("layer", 99).image("old", &["layer"], 10);
+        assert_eq!(inventory.keeps(&retention(Some(30), None), &["old", "layer"]), ["layer"]);
+    }
+
+    #[test]
+    fn above_the_size_the_longest_unused_images_go_first() {
+        let inventory = Inventory::default()
+            .object("shared", 10)
+            .image("first", &["shared"], 10)
+            .image("second", &["shared"], 20)
+            .image("third", &["shared"], 30)
+            .used("first", 50);
+        let names = ["shared", "first", "second", "third"];
+        assert_eq!(inventory.keeps(&retention(None, Some(400)), &names), names);
+        assert_eq!(inventory.keeps(&retention(None, Some(399)), &names), ["shared", "first", "third"]);
+        assert_eq!(inventory.keeps(&retention(None, Some(200)), &names), ["shared", "first"]);
+        assert_eq!(inventory.keeps(&retention(None, Some(0)), &names), [""; 0]);
+    }
+
+    #[test]
+    fn no_size_takes_what_the_grace_protects() {
+        let inventory = Inventory::default().image("in use", &["layer"], 10).object("layer", 10).used("in use", 100);
+        assert_eq!(inventory.keeps(&retention(None, Some(0)), &["in use", "layer"]), ["in use", "layer"]);
+        let young = Inventory::default().image("young", &[], 100);
+        assert_eq!(young.keeps(&retention(Some(0), Some(0)), &["young"]), ["young"]);
+    }
+
+    #[test]
+    fn bytes_without_a_record_go_after_the_grace() {
+        let layer = |name: &str| Key::Layer { generation: Generation("g".to_owned()), source: digest(name) };
+        let mut inventory = Inventory::default().object("visible", 10);
+        inventory.objects.insert(layer("left"), Meta { size: 5, modified: day(98) });
+        inventory.objects.insert(layer("under way"), Meta { size: 5, modified: day(100) });
+        let plan = plan(&inventory, &retention(None, None), day(100));
+        assert_eq!(plan.unrecorded, [(layer("left"), day(98))]);
+        assert!(plan.objects.is_empty());
+    }
+
+    #[test]
+    fn a_record_without_its_bytes_goes() {
+        let mut inventory = Inventory::default().object("lost", 10).object("there", 10);
+        inventory.objects.remove(&Key::Blob(digest("lost")));
+        assert_eq!(inventory.keeps(&retention(None, None), &["lost", "there"]), ["there"]);
+    }
+}
