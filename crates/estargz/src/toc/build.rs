@@ -37,12 +37,11 @@ pub(super) fn toc(
 ) -> Result<Toc, TocError> {
     let mut builder = Builder::new(payload_end, limits);
     json::for_each(json, |entry| builder.entry(&entry))?;
-    builder.end_file()?;
-    builder.resolve_links()?;
-    Ok(builder.finish(digest, codec))
+    builder.finish(digest, codec)
 }
 
-struct Builder<'l> {
+/// A tree that grows entry by entry.
+pub(crate) struct Builder<'l> {
     limits: &'l Limits,
     inodes: Vec<Inode>,
     names: Names,
@@ -52,13 +51,14 @@ struct Builder<'l> {
 }
 
 impl<'l> Builder<'l> {
-    fn new(payload_end: u64, limits: &'l Limits) -> Self {
+    pub(crate) fn new(payload_end: u64, limits: &'l Limits) -> Self {
         let inodes = vec![Inode::implied()];
         let cover = Cover::new(payload_end);
         Self { limits, inodes, names: Names::default(), cover, xattrs: Vec::new(), owners: Owners::default() }
     }
 
-    fn entry(&mut self, entry: &RawEntry<'_>) -> Result<(), TocError> {
+    /// Adds the next entry of a TOC.
+    pub(crate) fn entry(&mut self, entry: &RawEntry<'_>) -> Result<(), TocError> {
         if entry.kind == EntryKind::Chunk {
             return self.cover.push(entry, self.limits);
         }
@@ -219,7 +219,7 @@ impl<'l> Builder<'l> {
 
     /// Finds the targets of hard links that came before them. Each link is followed once; what leads nowhere, to a
     /// directory or in a circle stays dangling.
-    fn resolve_links(&mut self) -> Result<(), TocError> {
+    fn resolve_links(&mut self) {
         let mut known: HashMap<u32, u32> = HashMap::new();
         for position in 0..self.names.table.len() {
             let inode = self.names.table[position].inode;
@@ -227,7 +227,6 @@ impl<'l> Builder<'l> {
                 self.names.table[position].inode = self.follow(inode, &mut known);
             }
         }
-        Ok(())
     }
 
     fn follow(&self, link: u32, known: &mut HashMap<u32, u32>) -> u32 {
@@ -255,7 +254,9 @@ impl<'l> Builder<'l> {
         end.unwrap_or(link)
     }
 
-    fn finish(mut self, digest: Digest, codec: Codec) -> Toc {
+    pub(crate) fn finish(mut self, digest: Digest, codec: Codec) -> Result<Toc, TocError> {
+        self.end_file()?;
+        self.resolve_links();
         let Names { table, arena, .. } = self.names;
         let mut names = reachable(table, &self.inodes);
         names.sort_unstable_by(|a, b| {
@@ -265,7 +266,7 @@ impl<'l> Builder<'l> {
         number_children(&names, &mut self.inodes);
         count_links(&names, &mut self.inodes);
         let owners = self.owners.texts;
-        Toc {
+        Ok(Toc {
             digest,
             codec,
             inodes: self.inodes,
@@ -274,7 +275,7 @@ impl<'l> Builder<'l> {
             xattrs: self.xattrs,
             owners,
             arena,
-        }
+        })
     }
 }
 

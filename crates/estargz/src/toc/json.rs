@@ -12,7 +12,7 @@ use super::error::TocError;
 use crate::entry::EntryKind;
 
 /// One entry as a reader needs it: the fields of [`crate::Entry`] and those containers/storage adds.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct RawEntry<'a> {
     #[serde(borrow)]

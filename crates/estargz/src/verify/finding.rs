@@ -18,6 +18,10 @@ pub enum Finding {
     NotInTar { path: String },
     #[error("{path:?}: {field} is {tar} in the tar and {toc} in the TOC")]
     Field { path: String, field: &'static str, tar: String, toc: String },
+    #[error("{path:?} has other content in the tar than in the TOC")]
+    Content { path: String },
+    #[error("{path:?} is a hard link to something else in the tar than in the TOC")]
+    Links { path: String },
     #[error("{path:?}: the digest of the content is {actual}, the TOC says {expected}")]
     FileDigest { path: String, expected: String, actual: Digest },
     #[error("{path:?}: the digest of the chunk at {file_offset} is {actual}, the TOC says {expected}")]

@@ -6,10 +6,12 @@
 //!
 //! One pass over the blob; memory grows with the TOC, not with the content.
 
+mod against;
 mod compare;
 mod finding;
 mod listed;
 mod members;
+mod source;
 mod walk;
 
 use std::cell::RefCell;
@@ -17,6 +19,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::rc::Rc;
 
+pub use against::{AgainstError, against};
 pub use finding::Finding;
 
 use self::members::{Log, Members};
@@ -108,19 +111,17 @@ pub enum VerifyError {
 /// When the blob cannot be read, or has no footer or no TOC that could be compared. What differs is no error: it is
 /// in the report.
 pub fn blob<B: Read + Seek>(mut blob: B, expected: &Expected<'_>) -> Result<Report, VerifyError> {
-    let size = blob.seek(SeekFrom::End(0)).map_err(VerifyError::Read)?;
-    let footer = Footer::parse(&read_range(&mut blob, footer::tail_range(size))?, size)?;
-    let unverified = read_toc(&mut blob, &footer, expected)?;
+    let (footer, unverified) = open(&mut blob, expected)?;
     let toc = unverified.trust()?;
     blob.seek(SeekFrom::Start(0)).map_err(VerifyError::Read)?;
 
     let log = Rc::new(RefCell::new(Log::new(expected.source_size, expected.max_stream_bytes)));
     let content_end = match footer.codec() {
-        Codec::Gzip => size,
+        Codec::Gzip => u64::MAX,
         Codec::Zstd => footer.payload_end(),
     };
     let members = Members::new(blob.take(content_end), footer.codec(), Rc::clone(&log));
-    let mut walk = Walk::new(unverified.json(), &footer, unverified.digest(), Rc::clone(&log), &expected.limits)?;
+    let mut walk = Walk::new(unverified.json(), &footer, unverified.digest(), Rc::clone(&log))?;
     walk.stream(members, expected.source_size);
     let (mut findings, entries) = walk.finish();
     let mut log = log.borrow_mut();
@@ -141,6 +142,14 @@ pub fn blob<B: Read + Seek>(mut blob: B, expected: &Expected<'_>) -> Result<Repo
     findings.splice(0..0, digests(&report, expected));
     findings.truncate(MAX_FINDINGS);
     Ok(Report { findings, ..report })
+}
+
+/// Footer and TOC of a blob.
+fn open<B: Read + Seek>(blob: &mut B, expected: &Expected<'_>) -> Result<(Footer, UnverifiedToc), VerifyError> {
+    let size = blob.seek(SeekFrom::End(0)).map_err(VerifyError::Read)?;
+    let footer = Footer::parse(&read_range(blob, footer::tail_range(size))?, size)?;
+    let unverified = read_toc(blob, &footer, expected)?;
+    Ok((footer, unverified))
 }
 
 fn read_toc<B: Read + Seek>(

@@ -18,9 +18,9 @@ use crate::digest::Digest;
 use crate::entry::EntryKind;
 use crate::footer::Footer;
 use crate::tar::{self, Header, Walker};
+use crate::toc::TocError;
 use crate::toc::json::RawEntry;
 use crate::toc::unverified::TOC_NAME;
-use crate::toc::{Limits, TocError};
 
 /// Bytes read at once.
 const BUFFER: usize = 64 << 10;
@@ -48,7 +48,6 @@ impl<'a> Walk<'a> {
         footer: &Footer,
         toc_digest: Digest,
         log: Rc<RefCell<Log>>,
-        _limits: &Limits,
     ) -> Result<Self, TocError> {
         Ok(Self {
             listed: Listed::new(json)?,

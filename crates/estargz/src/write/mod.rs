@@ -11,7 +11,7 @@ mod listing;
 mod options;
 mod reorder;
 mod source;
-mod sparse;
+pub(crate) mod sparse;
 mod tail;
 
 use std::io::{Read, Write};

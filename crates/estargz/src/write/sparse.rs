@@ -31,7 +31,7 @@ pub(super) struct Spooled {
 
 /// Turns stored bytes into the file's content.
 #[derive(Debug)]
-pub(super) struct Unfold<'s, R> {
+pub(crate) struct Unfold<'s, R> {
     stored: R,
     segments: &'s [Segment],
     at: u64,
@@ -70,13 +70,13 @@ impl Spooled {
 }
 
 impl<'s, R: Read> Unfold<'s, R> {
-    pub(super) fn new(header: &'s Header, stored: R) -> Self {
+    pub(crate) fn new(header: &'s Header, stored: R) -> Self {
         let segments = header.sparse.as_ref().map(|map| map.segments()).unwrap_or_default();
         Self { stored, segments, at: 0 }
     }
 
     /// The next `buffer.len()` bytes of content.
-    pub(super) fn fill(&mut self, buffer: &mut [u8]) -> Result<(), Error> {
+    pub(crate) fn fill(&mut self, buffer: &mut [u8]) -> Result<(), Error> {
         let end = self.at + buffer.len() as u64;
         buffer.fill(0);
         while let Some(segment) = self.segments.first().filter(|segment| segment.offset < end) {

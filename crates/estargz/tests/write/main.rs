@@ -1,6 +1,7 @@
 //! Writing: tars of every kind become blobs whose stream, members and listing are what they should be.
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail the test by panicking")]
 
+mod against;
 mod golden;
 mod hostile;
 mod layout;
