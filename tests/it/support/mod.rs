@@ -3,3 +3,4 @@
 pub(crate) mod bucket;
 pub(crate) mod image;
 pub(crate) mod registry;
+pub(crate) mod s3;

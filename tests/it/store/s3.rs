@@ -1,0 +1,233 @@
+//! The store over S3: our own, that fails on command, and moto.
+
+use std::process::Stdio;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
+
+use axum::http::Method;
+use starlift::oci::Digest;
+use starlift::store::{Error, Store};
+
+use super::contract::{self, bytes_of, generation, put_image, put_layer, read, source_of};
+use crate::support::s3::{self, Asked, Fault, S3};
+
+fn in_a_year() -> SystemTime {
+    SystemTime::now() + Duration::from_secs(366 * 24 * 60 * 60)
+}
+
+async fn open(s3: &S3) -> Store {
+    Store::open(&s3.config("some/prefix")).await.unwrap()
+}
+
+/// Looks until `true` is seen; what never comes fails the test.
+async fn until(look: impl Fn() -> bool) {
+    let looking = async {
+        while !look() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), looking).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_keeps_the_contract() {
+    let s3 = S3::start().await;
+    contract::all(&open(&s3).await).await;
+    assert_eq!(s3.open_uploads(), 0);
+    assert!(s3.keys().iter().all(|key| key.starts_with("some/prefix/")), "{:?}", s3.keys());
+    let other = Store::open(&s3.config("other")).await.unwrap();
+    assert_eq!(other.image(&generation(), &source_of(2000)).await.unwrap(), None);
+    open(&s3).await.sweep(in_a_year()).await.unwrap();
+    open(&s3).await.sweep(in_a_year()).await.unwrap();
+    assert_eq!(s3.keys(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_bucket_that_is_not_there_or_not_ours_is_said_at_the_start() {
+    let s3 = S3::start().await;
+    let missing = Store::open(&s3::config(&s3.endpoint, "s3://elsewhere")).await;
+    assert!(matches!(missing, Err(Error::Backend { .. })), "{missing:?}");
+    let mut plain = s3.config("");
+    plain.allow_http = false;
+    assert!(Store::open(&plain).await.is_err());
+}
+
+#[tokio::test]
+async fn a_slow_down_is_waited_out() {
+    let s3 = S3::start().await;
+    let store = open(&s3).await;
+    s3.fail(|asked| if asked.number % 3 == 0 { Fault::SlowDown } else { Fault::None });
+    let image = put_image(&store, 1, 17 << 20).await.unwrap();
+    let reader = open(&s3).await;
+    assert_eq!(reader.image(&generation(), &image.source).await.unwrap(), Some(image));
+}
+
+#[tokio::test]
+async fn a_body_that_is_cut_is_read_on_from_there() {
+    let s3 = S3::start().await;
+    let store = open(&s3).await;
+    let layer = bytes_of(3 << 20, 2);
+    put_layer(&store, &source_of(2), &layer).await.unwrap();
+    let object = store.find(&Digest::sha256_of(&layer)).await.unwrap().unwrap();
+    s3.fail(|asked| if asked.number < 2 { Fault::CutBody(1_000_000) } else { Fault::None });
+    assert_eq!(read(&store, &object, 5..object.size).await.unwrap(), layer[5..]);
+    assert_eq!(s3.asked(), 3);
+}
+
+#[tokio::test]
+async fn any_answer_may_be_lost() {
+    let whole = S3::start().await;
+    let store = open(&whole).await;
+    whole.fail(|_| Fault::None);
+    put_image(&store, 3, 9 << 20).await.unwrap();
+    for number in 0..whole.asked() {
+        let s3 = S3::start().await;
+        let store = open(&s3).await;
+        s3.fail(move |asked| if asked.number == number { Fault::LoseAnswer } else { Fault::None });
+        let image = put_image(&store, 3, 9 << 20).await.unwrap();
+        let reader = open(&s3).await;
+        assert_eq!(reader.image(&generation(), &image.source).await.unwrap(), Some(image), "request {number}");
+    }
+}
+
+#[tokio::test]
+async fn an_upload_given_up_leaves_no_parts() {
+    let s3 = S3::start().await;
+    let store = open(&s3).await;
+    for is_dropped in [false, true] {
+        let mut upload = store.upload_layer(&generation(), &source_of(4)).await.unwrap();
+        upload.write(bytes_of(17 << 20, 4)).await.unwrap();
+        until(|| s3.open_uploads() == 1).await;
+        if is_dropped {
+            drop(upload)
+        } else {
+            upload.abort().await
+        }
+        until(|| s3.open_uploads() == 0).await;
+    }
+    let is_part = |asked: &Asked| asked.query.contains_key("partNumber");
+    s3.fail(move |asked| if is_part(asked) { Fault::SlowDown } else { Fault::None });
+    let failed = put_layer(&store, &source_of(4), &bytes_of(9 << 20, 4)).await;
+    assert!(matches!(failed, Err(Error::Backend { .. })), "{failed:?}");
+    until(|| s3.open_uploads() == 0).await;
+    assert_eq!(s3.keys(), [""; 0]);
+}
+
+#[tokio::test]
+async fn parts_in_flight_are_bounded() {
+    let s3 = S3::start().await;
+    let store = open(&s3).await;
+    let mut upload = store.upload_layer(&generation(), &source_of(5)).await.unwrap();
+    // No part ever gets through, so the fifth has to wait.
+    s3.fail(|asked| if asked.method == Method::PUT { Fault::SlowDown } else { Fault::None });
+    let part = bytes_of(8 << 20, 5);
+    for _ in 0..4 {
+        upload.write(part.clone()).await.unwrap();
+    }
+    let fifth = tokio::time::timeout(Duration::from_millis(200), upload.write(part)).await;
+    assert!(fifth.is_err(), "a fifth part was taken");
+}
+
+#[tokio::test]
+async fn a_signed_url_needs_no_credentials() {
+    let s3 = S3::start().await;
+    let store = open(&s3).await;
+    let object = store.put("text/plain", "content".into()).await.unwrap();
+    let url = store.signed_url(&object, Duration::from_secs(60)).await.unwrap().unwrap();
+    let body = reqwest::get(url.clone()).await.unwrap().text().await.unwrap();
+    assert_eq!(body, "content");
+    let mut unsigned = url;
+    unsigned.set_query(None);
+    assert_eq!(reqwest::get(unsigned).await.unwrap().status(), 403);
+    assert_eq!(Store::in_memory().signed_url(&object, Duration::from_secs(60)).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn two_stores_over_one_bucket_share_everything_but_a_lease() {
+    let s3 = S3::start().await;
+    let (one, two) = (open(&s3).await, open(&s3).await);
+    let lease = one.lease("layer").await.unwrap().unwrap();
+    assert!(two.lease("layer").await.unwrap().is_none());
+    let image = put_image(&one, 6, 1000).await.unwrap();
+    assert_eq!(two.image(&generation(), &image.source).await.unwrap(), Some(image));
+    lease.release().await;
+    assert!(two.lease("layer").await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn what_is_asked_for_again_is_not_asked_of_the_bucket() {
+    let s3 = S3::start().await;
+    let image = put_image(&open(&s3).await, 7, 1000).await.unwrap();
+    let store = open(&s3).await;
+    for is_first in [true, false] {
+        let marks = AtomicUsize::new(0);
+        s3.fail(move |asked| {
+            marks.fetch_add(usize::from(asked.key.contains("/used/")), Ordering::SeqCst);
+            Fault::None
+        });
+        store.image(&generation(), &image.source).await.unwrap().unwrap();
+        let twin = store.find(&image.twin).await.unwrap().unwrap();
+        store.read_all(&twin).await.unwrap();
+        if is_first {
+            // The background note of the use.
+            until(|| s3.keys().iter().any(|key| key.contains("/used/"))).await;
+        } else {
+            assert_eq!(s3.asked(), 0);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn moto_keeps_the_contract() {
+    let Some(moto) = Moto::start().await else { return };
+    let config = s3::config(&moto.endpoint, "s3://images/prefix");
+    let store = Store::open(&config).await.unwrap();
+    contract::all(&store).await;
+    let report = store.sweep(in_a_year()).await.unwrap();
+    assert!(report.images > 0 && report.kept_bytes == 0, "{report:?}");
+    assert_eq!(store.image(&generation(), &source_of(2000)).await.unwrap(), None);
+}
+
+/// A `moto_server` on a port of its own.
+struct Moto {
+    endpoint: String,
+    _process: tokio::process::Child,
+}
+
+impl Moto {
+    /// `None` when it is not installed, which is no option where CI is `true`.
+    async fn start() -> Option<Self> {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let started = tokio::process::Command::new("moto_server")
+            .args(["-H", "127.0.0.1", "-p", &port.to_string()])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn();
+        let process = match started {
+            Ok(process) => process,
+            Err(error) => {
+                assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "moto_server: {error}");
+                println!("skipped: moto_server: {error}");
+                return None;
+            }
+        };
+        let endpoint = format!("http://127.0.0.1:{port}");
+        let client = {
+            let _already_named = rustls::crypto::ring::default_provider().install_default();
+            reqwest::Client::new()
+        };
+        let creating = async {
+            while !client
+                .put(format!("{endpoint}/images"))
+                .send()
+                .await
+                .is_ok_and(|answer| answer.status().is_success())
+            {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), creating).await.unwrap();
+        Some(Self { endpoint, _process: process })
+    }
+}

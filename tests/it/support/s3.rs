@@ -1,0 +1,299 @@
+//! An S3 in process: conditional puts, ranges, multipart, listing in pages, deletion one by one and in batches; and
+//! the ways in which a real one fails.
+#![expect(clippy::unwrap_used, reason = "what a test's helper unwraps is asserted")]
+
+mod answer;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::SystemTime;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::response::Response;
+use bytes::Bytes;
+use starlift::store::{Config, Secret};
+
+pub(crate) const BUCKET: &str = "images";
+/// S3 refuses a completion with a smaller part before the last.
+const MIN_PART: usize = 5 << 20;
+
+/// How a request fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    None,
+    /// 503, the way S3 asks for patience; nothing happens.
+    SlowDown,
+    /// It happens, and a 500 is all the client hears.
+    LoseAnswer,
+    /// The body ends after so many bytes.
+    CutBody(usize),
+}
+
+/// A request as a fault rule sees it.
+#[derive(Debug, Clone)]
+pub(crate) struct Asked {
+    /// Counted from zero since the rule was set.
+    pub(crate) number: usize,
+    pub(crate) method: Method,
+    /// The key, empty for requests about the bucket.
+    pub(crate) key: String,
+    pub(crate) query: HashMap<String, String>,
+}
+
+type Rule = Arc<dyn Fn(&Asked) -> Fault + Send + Sync>;
+
+#[derive(Debug, Clone)]
+struct Stored {
+    bytes: Bytes,
+    etag: String,
+    modified: SystemTime,
+}
+
+struct Shelf {
+    objects: BTreeMap<String, Stored>,
+    uploads: HashMap<String, BTreeMap<u32, Bytes>>,
+    /// Names etags and uploads.
+    counter: u64,
+    asked: usize,
+    rule: Rule,
+}
+
+/// A running S3 with one empty bucket; gone when dropped.
+pub(crate) struct S3 {
+    pub(crate) endpoint: String,
+    shelf: Arc<Mutex<Shelf>>,
+    server: tokio::task::JoinHandle<()>,
+}
+
+impl S3 {
+    pub(crate) async fn start() -> Self {
+        let shelf = Arc::new(Mutex::new(Shelf {
+            objects: BTreeMap::new(),
+            uploads: HashMap::new(),
+            counter: 0,
+            asked: 0,
+            rule: Arc::new(|_| Fault::None),
+        }));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let router = Router::new().fallback(serve).with_state(Arc::clone(&shelf));
+        let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self { endpoint, shelf, server }
+    }
+
+    /// A configuration of a store under `prefix`.
+    pub(crate) fn config(&self, prefix: &str) -> Config {
+        config(&self.endpoint, &format!("s3://{BUCKET}/{prefix}"))
+    }
+
+    /// From now on `rule` decides how requests fail.
+    pub(crate) fn fail(&self, rule: impl Fn(&Asked) -> Fault + Send + Sync + 'static) {
+        let mut shelf = lock(&self.shelf);
+        shelf.asked = 0;
+        shelf.rule = Arc::new(rule);
+    }
+
+    /// How many requests came since the rule was set.
+    pub(crate) fn asked(&self) -> usize {
+        lock(&self.shelf).asked
+    }
+
+    pub(crate) fn keys(&self) -> Vec<String> {
+        lock(&self.shelf).objects.keys().cloned().collect()
+    }
+
+    /// How many multipart uploads are neither completed nor aborted.
+    pub(crate) fn open_uploads(&self) -> usize {
+        lock(&self.shelf).uploads.len()
+    }
+}
+
+impl Drop for S3 {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+/// A configuration for any S3 at a plain HTTP endpoint.
+pub(crate) fn config(endpoint: &str, location: &str) -> Config {
+    Config {
+        location: location.to_owned(),
+        endpoint: Some(endpoint.to_owned()),
+        region: Some("us-east-1".to_owned()),
+        allow_http: true,
+        access_key_id: Some("key".to_owned()),
+        secret_access_key: Some(Secret::new("secret")),
+        ..Config::default()
+    }
+}
+
+fn lock(shelf: &Mutex<Shelf>) -> MutexGuard<'_, Shelf> {
+    shelf.lock().unwrap()
+}
+
+async fn serve(State(shelf): State<Arc<Mutex<Shelf>>>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let body = axum::body::to_bytes(body, usize::MAX).await.unwrap_or_default();
+    let query: HashMap<String, String> =
+        url::form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes()).into_owned().collect();
+    let path = answer::percent_decoded(parts.uri.path());
+    let Some(key) = path.strip_prefix(&format!("/{BUCKET}")) else {
+        return answer::error(StatusCode::NOT_FOUND, "NoSuchBucket");
+    };
+    let key = key.trim_start_matches('/').to_owned();
+    if !parts.headers.contains_key(header::AUTHORIZATION) && !query.contains_key("X-Amz-Signature") {
+        return answer::error(StatusCode::FORBIDDEN, "AccessDenied");
+    }
+    let mut shelf = lock(&shelf);
+    let asked = Asked { number: shelf.asked, method: parts.method.clone(), key: key.clone(), query };
+    shelf.asked += 1;
+    let fault = (shelf.rule)(&asked);
+    if fault == Fault::SlowDown {
+        return answer::error(StatusCode::SERVICE_UNAVAILABLE, "SlowDown");
+    }
+    let response = match (&asked.method, key.is_empty()) {
+        (&Method::GET, true) => shelf.list(&asked.query),
+        (&Method::POST, true) => shelf.delete_many(&body),
+        (&Method::GET | &Method::HEAD, false) => shelf.get(&key, &parts.headers),
+        (&Method::PUT, false) => shelf.put(&key, &asked.query, &parts.headers, body),
+        (&Method::POST, false) => shelf.multipart(&key, &asked.query),
+        (&Method::DELETE, false) => shelf.delete(&key, &asked.query),
+        _ => answer::error(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed"),
+    };
+    match fault {
+        Fault::LoseAnswer => answer::error(StatusCode::INTERNAL_SERVER_ERROR, "InternalError"),
+        Fault::CutBody(after) => answer::cut(response, after),
+        Fault::None | Fault::SlowDown => response,
+    }
+}
+
+impl Shelf {
+    fn next(&mut self) -> u64 {
+        self.counter += 1;
+        self.counter
+    }
+
+    fn store(&mut self, key: &str, bytes: Bytes) -> String {
+        let etag = format!("\"{:032x}\"", self.next());
+        self.objects.insert(key.to_owned(), Stored { bytes, etag: etag.clone(), modified: SystemTime::now() });
+        etag
+    }
+
+    fn get(&self, key: &str, headers: &HeaderMap) -> Response {
+        let Some(stored) = self.objects.get(key) else { return answer::error(StatusCode::NOT_FOUND, "NoSuchKey") };
+        let wanted = headers.get(header::IF_MATCH);
+        if wanted.is_some_and(|etag| etag.as_bytes() != stored.etag.as_bytes()) {
+            return answer::error(StatusCode::PRECONDITION_FAILED, "PreconditionFailed");
+        }
+        let answer = Response::builder()
+            .header(header::ETAG, &stored.etag)
+            .header(header::LAST_MODIFIED, answer::http_date(stored.modified));
+        let Some(range) = headers.get(header::RANGE) else {
+            return answer.body(Body::from(stored.bytes.clone())).unwrap();
+        };
+        let Some(range) = answer::range(range.to_str().unwrap(), stored.bytes.len()) else {
+            return answer::error(StatusCode::RANGE_NOT_SATISFIABLE, "InvalidRange");
+        };
+        let content_range = format!("bytes {}-{}/{}", range.start, range.end - 1, stored.bytes.len());
+        answer
+            .status(StatusCode::PARTIAL_CONTENT)
+            .header(header::CONTENT_RANGE, content_range)
+            .body(Body::from(stored.bytes.slice(range)))
+            .unwrap()
+    }
+
+    fn put(&mut self, key: &str, query: &HashMap<String, String>, headers: &HeaderMap, body: Bytes) -> Response {
+        if let Some(upload) = query.get("uploadId") {
+            let number: u32 = query["partNumber"].parse().unwrap();
+            let etag = format!("\"part-{:08x}\"", self.next());
+            return match self.uploads.get_mut(upload) {
+                Some(parts) => {
+                    parts.insert(number, body);
+                    Response::builder().header(header::ETAG, etag).body(Body::empty()).unwrap()
+                }
+                None => answer::error(StatusCode::NOT_FOUND, "NoSuchUpload"),
+            };
+        }
+        let there = self.objects.get(key).map(|stored| stored.etag.as_bytes());
+        if headers.contains_key(header::IF_NONE_MATCH) && there.is_some() {
+            return answer::error(StatusCode::PRECONDITION_FAILED, "PreconditionFailed");
+        }
+        match (headers.get(header::IF_MATCH), there) {
+            (Some(_), None) => return answer::error(StatusCode::NOT_FOUND, "NoSuchKey"),
+            (Some(wanted), Some(etag)) if wanted.as_bytes() != etag => {
+                return answer::error(StatusCode::PRECONDITION_FAILED, "PreconditionFailed");
+            }
+            _ => {}
+        }
+        let etag = self.store(key, body);
+        Response::builder().header(header::ETAG, etag).body(Body::empty()).unwrap()
+    }
+
+    /// Begins an upload or completes it.
+    fn multipart(&mut self, key: &str, query: &HashMap<String, String>) -> Response {
+        let Some(upload) = query.get("uploadId") else {
+            let upload = format!("upload-{}", self.next());
+            self.uploads.insert(upload.clone(), BTreeMap::new());
+            return answer::xml(&format!(
+                "<InitiateMultipartUploadResult><Bucket>{BUCKET}</Bucket><Key>{key}</Key>\
+                 <UploadId>{upload}</UploadId></InitiateMultipartUploadResult>"
+            ));
+        };
+        let Some(parts) = self.uploads.get(upload) else {
+            return answer::error(StatusCode::NOT_FOUND, "NoSuchUpload");
+        };
+        if parts.values().rev().skip(1).any(|part| part.len() < MIN_PART) {
+            return answer::error(StatusCode::BAD_REQUEST, "EntityTooSmall");
+        }
+        let whole: Vec<u8> = parts.values().flat_map(|part| part.iter().copied()).collect();
+        self.uploads.remove(upload);
+        let etag = self.store(key, whole.into());
+        answer::xml(&format!(
+            "<CompleteMultipartUploadResult><Location>/</Location><Bucket>{BUCKET}</Bucket><Key>{key}</Key>\
+             <ETag>{}</ETag></CompleteMultipartUploadResult>",
+            etag.replace('"', "&quot;")
+        ))
+    }
+
+    fn delete(&mut self, key: &str, query: &HashMap<String, String>) -> Response {
+        match query.get("uploadId") {
+            Some(upload) => drop(self.uploads.remove(upload)),
+            None => drop(self.objects.remove(key)),
+        }
+        Response::builder().status(StatusCode::NO_CONTENT).body(Body::empty()).unwrap()
+    }
+
+    fn delete_many(&mut self, body: &Bytes) -> Response {
+        let body = String::from_utf8_lossy(body);
+        let mut deleted = String::new();
+        for key in body.split("<Key>").skip(1).filter_map(|rest| rest.split("</Key>").next()) {
+            self.objects.remove(key);
+            deleted.push_str(&format!("<Deleted><Key>{key}</Key></Deleted>"));
+        }
+        answer::xml(&format!("<DeleteResult>{deleted}</DeleteResult>"))
+    }
+
+    /// A page of the keys under a prefix: few to a page, so that there are many pages.
+    fn list(&self, query: &HashMap<String, String>) -> Response {
+        const PAGE: usize = 3;
+        let prefix = query.get("prefix").map_or("", String::as_str);
+        let after = query.get("continuation-token").or(query.get("start-after")).map_or("", String::as_str);
+        let mut matching =
+            self.objects.iter().filter(|(key, _)| key.starts_with(prefix) && key.as_str() > after).peekable();
+        let page: Vec<_> = matching.by_ref().take(PAGE).collect();
+        let more = matching.peek().is_some();
+        let contents: String = page.iter().map(|(key, stored)| answer::listed(key, stored)).collect();
+        let next = match page.last() {
+            Some((key, _)) if more => format!("<NextContinuationToken>{key}</NextContinuationToken>"),
+            _ => String::new(),
+        };
+        answer::xml(&format!(
+            "<ListBucketResult><Name>{BUCKET}</Name><Prefix>{prefix}</Prefix><KeyCount>{}</KeyCount>\
+             <MaxKeys>{PAGE}</MaxKeys><IsTruncated>{more}</IsTruncated>{contents}{next}</ListBucketResult>",
+            page.len()
+        ))
+    }
+}
