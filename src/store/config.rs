@@ -40,9 +40,6 @@ pub struct Config {
     /// How long a replica that died keeps others from the work it had begun.
     #[serde(with = "humantime_serde")]
     pub lease_ttl: Duration,
-    /// How often what is no longer needed is looked for.
-    #[serde(with = "humantime_serde")]
-    pub sweep_interval: Duration,
     pub retention: Retention,
 }
 
@@ -59,7 +56,6 @@ impl Default for Config {
             service_account: None,
             part_size: ByteSize::mib(8),
             lease_ttl: Duration::from_secs(30),
-            sweep_interval: Duration::from_secs(60 * 60),
             retention: Retention::default(),
         }
     }
