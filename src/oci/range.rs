@@ -113,18 +113,19 @@ mod tests {
     #[test]
     fn reads_every_form() {
         let cases = [
-            ("bytes=0-1", vec![0..2]),
-            ("bytes=5-", vec![5..10]),
-            ("bytes=-3", vec![7..10]),
-            ("bytes=-30", vec![0..10]),
-            ("bytes=8-99", vec![8..10]),
-            ("Bytes= 0-0 , 4-5,", vec![0..1, 4..6]),
-            ("bytes=6-7,0-1", vec![6..8, 0..2]),
-            ("bytes=0-3,2-5,6-7", vec![0..8]),
-            ("bytes=0-1,50-60", vec![0..2]),
-            ("bytes=0-99999999999999999999999", vec![0..10]),
+            ("bytes=0-1", &[(0, 2)][..]),
+            ("bytes=5-", &[(5, 10)][..]),
+            ("bytes=-3", &[(7, 10)][..]),
+            ("bytes=-30", &[(0, 10)][..]),
+            ("bytes=8-99", &[(8, 10)][..]),
+            ("Bytes= 0-0 , 4-5,", &[(0, 1), (4, 6)][..]),
+            ("bytes=6-7,0-1", &[(6, 8), (0, 2)][..]),
+            ("bytes=0-3,2-5,6-7", &[(0, 8)][..]),
+            ("bytes=0-1,50-60", &[(0, 2)][..]),
+            ("bytes=0-99999999999999999999999", &[(0, 10)][..]),
         ];
         for (header, expected) in cases {
+            let expected = expected.iter().map(|&(start, end)| start..end).collect();
             assert_eq!(parts(header, 10), Some(Selection::Parts(expected)), "{header}");
         }
     }

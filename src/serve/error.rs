@@ -175,8 +175,8 @@ impl IntoResponse for Failure {
 mod tests {
     use super::*;
 
-    fn status_of(error: upstream::Error, is_mirror: bool) -> u16 {
-        Failure::upstream(&error, Asked::Manifest, is_mirror).into_response().status().as_u16()
+    fn status_of(error: &upstream::Error, is_mirror: bool) -> u16 {
+        Failure::upstream(error, Asked::Manifest, is_mirror).into_response().status().as_u16()
     }
 
     #[test]
@@ -194,8 +194,8 @@ mod tests {
             (Error::Malformed("x".to_owned()), 502, 502),
         ];
         for (error, direct, mirror) in cases {
-            assert_eq!(status_of(error.clone(), false), direct, "{error}");
-            assert_eq!(status_of(error.clone(), true), mirror, "{error} for a mirror");
+            assert_eq!(status_of(&error, false), direct, "{error}");
+            assert_eq!(status_of(&error, true), mirror, "{error} for a mirror");
         }
     }
 

@@ -1,79 +1,214 @@
 //! Pulls from a source: a registry, an OCI layout, a docker archive. And pushes, for the command line.
+//!
+//! ```text
+//! Source ─ Registry ▶ mirrors, retry ▶ Endpoint ▶ auth ▶ Http (redirects) ▶ dial rules ▶ the network
+//!        └ Layout   ▶ a directory or a tar
+//! ```
 
-use std::collections::BTreeMap;
+mod address;
+mod auth;
+mod blob;
+mod config;
+mod dial;
+mod endpoint;
+mod error;
+mod http;
+mod layout;
+mod push;
+mod registry;
+mod retry;
+mod verify;
+
+use std::collections::HashMap;
 use std::ops::Range;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
+use url::Url;
 
+use self::auth::{Credentials, DockerConfig};
+pub use self::config::{Config, HostPattern, Secret, UpstreamConfig};
+use self::dial::DialRules;
+use self::endpoint::Endpoint;
+pub use self::error::Error;
+use self::http::{Clients, Http};
+use self::layout::Layout;
+use self::registry::{Registry, descriptor_of};
+use self::retry::Retry;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
 
-/// The upstreams' part of the configuration.
-#[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Config {
-    /// Upstreams by the name they are served under, or by their host.
-    pub upstream: BTreeMap<String, UpstreamConfig>,
-}
+/// Docker Hub, by the name that images carry and by the host that serves them.
+const HUB: &str = "docker.io";
+const HUB_URL: &str = "https://registry-1.docker.io";
 
-/// One upstream.
-#[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct UpstreamConfig {
-    /// `http://…`, `https://…`, `oci:DIR` or `docker-archive:FILE`.
-    pub url: String,
-}
-
-/// Why an upstream did not give what was asked.
-#[derive(Debug, Clone, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    #[error("no upstream is called {0:?}, and it is not allowed to dial it")]
-    UnknownUpstream(String),
-    #[error("the upstream does not have it")]
-    NotFound,
-    #[error("the upstream wants credentials it accepts")]
-    Unauthorized,
-    #[error("the upstream denies access")]
-    Denied,
-    #[error("the upstream asks for fewer requests")]
-    TooManyRequests { retry_after: Option<Duration> },
-    #[error("the upstream does not answer as it should: {0}")]
-    Unavailable(String),
-    #[error("it is not allowed to dial {0}")]
-    Refused(String),
-    #[error("the bytes do not have the digest {expected}")]
-    WrongDigest { expected: Digest },
-    #[error("the answer is over the limit of {limit} bytes")]
-    TooLarge { limit: u64 },
-    #[error("the upstream's answer makes no sense: {0}")]
-    Malformed(String),
-}
+/// How many registries that are not configured are remembered with their tokens.
+const MAX_OTHERS: usize = 1024;
 
 /// All upstreams; clones share connections, tokens and caches.
 #[derive(Debug, Clone)]
-pub struct Upstreams {}
+pub struct Upstreams(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    config: Config,
+    clients: Clients,
+    docker: Arc<DockerConfig>,
+    configured: HashMap<String, Source>,
+    others: Mutex<HashMap<String, Source>>,
+}
 
 impl Upstreams {
-    pub fn new(_config: &Config) -> Result<Self, Error> {
-        unimplemented!()
+    /// Reads certificates and opens connection pools; dials nobody.
+    pub fn new(config: &Config) -> Result<Self, Error> {
+        let docker = DockerConfig::new(config.docker_config.clone(), config.credential_helpers.clone());
+        let mut inner = Inner {
+            config: config.clone(),
+            clients: Clients::new(config, None)?,
+            docker: Arc::new(docker),
+            configured: HashMap::new(),
+            others: Mutex::default(),
+        };
+        for (name, upstream) in &config.upstream {
+            let name = canonical(name);
+            let source = inner.source(name, Some(upstream)).map_err(|error| in_entry(name, error))?;
+            inner.configured.insert(name.to_owned(), source);
+        }
+        Ok(Self(Arc::new(inner)))
     }
 
     /// The upstream served under `name`: a configured name, or a host (with or without port) that may be dialled.
-    pub fn get(&self, _name: &str) -> Result<Source, Error> {
-        unimplemented!()
+    pub fn get(&self, name: &str) -> Result<Source, Error> {
+        let name = canonical(name);
+        if let Some(source) = self.0.configured.get(name) {
+            return Ok(source.clone());
+        }
+        if !self.0.may_dial(name) {
+            return Err(Error::UnknownUpstream(name.to_owned()));
+        }
+        let mut others = self.0.others.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(source) = others.get(name) {
+            return Ok(source.clone());
+        }
+        let source = self.0.source(name, None)?;
+        if others.len() >= MAX_OTHERS {
+            others.clear();
+        }
+        others.insert(name.to_owned(), source.clone());
+        Ok(source)
     }
 
     /// Whether `name` is one the configuration gives.
-    pub fn is_configured(&self, _name: &str) -> bool {
-        unimplemented!()
+    pub fn is_configured(&self, name: &str) -> bool {
+        self.0.configured.contains_key(canonical(name))
     }
+}
+
+fn in_entry(name: &str, error: Error) -> Error {
+    match error {
+        Error::Configuration(text) => Error::Configuration(format!("{name}: {text}")),
+        other => Error::Configuration(format!("{name}: {other}")),
+    }
+}
+
+/// The one name of an upstream that has several.
+fn canonical(name: &str) -> &str {
+    match name {
+        "index.docker.io" | "registry-1.docker.io" | "registry.hub.docker.com" => HUB,
+        other => other,
+    }
+}
+
+impl Inner {
+    /// Whether a host that is not configured is allowed, and names an address at which it may be.
+    fn may_dial(&self, name: &str) -> bool {
+        let Ok(url) = default_url(name) else { return false };
+        let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else { return false };
+        let is_host = name.contains(['.', ':']) || name == "localhost";
+        let is_allowed = self.config.allow.iter().any(|pattern| pattern.matches(host, port));
+        is_host && is_allowed && self.rules().judge(&url).is_ok()
+    }
+
+    fn rules(&self) -> DialRules {
+        DialRules::new(self.config.allowed_hosts.clone(), self.config.allow_private)
+    }
+
+    fn source(&self, name: &str, upstream: Option<&UpstreamConfig>) -> Result<Source, Error> {
+        let text = upstream.map_or("", |upstream| upstream.url.as_str());
+        let kind = if let Some(layout) = Layout::from_url(text) {
+            Kind::Layout(Arc::new(layout))
+        } else {
+            let url = if text.is_empty() { default_url(name)? } else { registry_url(text)? };
+            Kind::Registry(Arc::new(self.registry(name, &url, upstream)?))
+        };
+        Ok(Source { name: name.into(), kind })
+    }
+
+    fn registry(&self, name: &str, url: &Url, upstream: Option<&UpstreamConfig>) -> Result<Registry, Error> {
+        let mirrors = upstream.map_or(&[][..], |upstream| &upstream.mirrors);
+        let mirrors = mirrors.iter().map(|mirror| registry_url(mirror)).collect::<Result<Vec<_>, _>>()?;
+        let mut rules = self.rules();
+        if upstream.is_some() {
+            [url].into_iter().chain(&mirrors).for_each(|url| rules.name(url));
+        }
+        let clients = match upstream {
+            Some(own) if own.ca_file.is_some() || own.client_cert.is_some() || own.client_key.is_some() => {
+                Clients::new(&self.config, upstream)?
+            }
+            _ => self.clients.clone(),
+        };
+        let http = Http::new(clients, rules);
+        let mirror_of = name.contains('.').then(|| name.to_owned());
+        let credentials = |upstream, url: &Url| Credentials::new(upstream, Arc::clone(&self.docker), &host_of(url));
+        let mirrors = mirrors
+            .iter()
+            .map(|mirror| Ok(Endpoint::new(http.clone(), mirror, mirror_of.clone(), credentials(None, mirror)?)));
+        let mirrors = mirrors.collect::<Result<_, Error>>()?;
+        let own = Endpoint::new(http.clone(), url, None, credentials(upstream, url)?);
+        let retry = Retry { attempts: self.config.retries, first_pause: self.config.retry_delay };
+        Ok(Registry::new(mirrors, own, retry))
+    }
+}
+
+fn default_url(name: &str) -> Result<Url, Error> {
+    if name == HUB {
+        return registry_url(HUB_URL);
+    }
+    let url = registry_url(&format!("https://{name}"))?;
+    let is_bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
+    if is_bare { Ok(url) } else { Err(Error::Configuration(format!("{name:?} is no host"))) }
+}
+
+fn registry_url(text: &str) -> Result<Url, Error> {
+    let unusable = |why: &str| Error::Configuration(format!("{text:?} {why}"));
+    let url: Url = text.parse().map_err(|error: url::ParseError| unusable(&error.to_string()))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(unusable("is neither http:// nor https://, oci:DIR nor docker-archive:FILE"));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        // The text is not repeated: it holds a password.
+        return Err(Error::Configuration("credentials do not belong into a URL".to_owned()));
+    }
+    Ok(url)
+}
+
+fn host_of(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
 /// One upstream that can be read from.
 #[derive(Debug, Clone)]
-pub struct Source {}
+pub struct Source {
+    name: Arc<str>,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone)]
+enum Kind {
+    Registry(Arc<Registry>),
+    Layout(Arc<Layout>),
+}
 
 /// A blob's bytes on their way.
 pub struct Body {
@@ -102,40 +237,88 @@ pub struct Tags {
 impl Source {
     /// The name in front of repositories: `docker.io`, `local`.
     pub fn name(&self) -> &str {
-        unimplemented!()
+        &self.name
     }
 
     /// Asks what `reference` names without counting as a pull where pulls are metered.
-    pub async fn resolve(&self, _repository: &Repository, _reference: &Reference) -> Result<Descriptor, Error> {
-        unimplemented!()
+    pub async fn resolve(&self, repository: &Repository, reference: &Reference) -> Result<Descriptor, Error> {
+        match &self.kind {
+            Kind::Registry(registry) => registry.resolve(repository, reference).await,
+            Kind::Layout(layout) => layout.manifest(repository, reference).await.map(|found| descriptor_of(&found)),
+        }
     }
 
     /// The manifest, its digest checked, at most `MAX_MANIFEST_BYTES` long.
-    pub async fn manifest(&self, _repository: &Repository, _reference: &Reference) -> Result<Manifest, Error> {
-        unimplemented!()
+    pub async fn manifest(&self, repository: &Repository, reference: &Reference) -> Result<Manifest, Error> {
+        match &self.kind {
+            Kind::Registry(registry) => registry.manifest(repository, reference).await,
+            Kind::Layout(layout) => layout.manifest(repository, reference).await,
+        }
     }
 
     /// The size of a blob.
-    pub async fn blob_size(&self, _repository: &Repository, _digest: &Digest) -> Result<u64, Error> {
-        unimplemented!()
+    pub async fn blob_size(&self, repository: &Repository, digest: &Digest) -> Result<u64, Error> {
+        match &self.kind {
+            Kind::Registry(registry) => registry.blob_size(repository, digest).await,
+            Kind::Layout(layout) => layout.blob_size(digest).await,
+        }
     }
 
     /// A blob, whole or in part. A broken connection is taken up again where it broke; whole blobs are verified.
+    ///
+    /// A range is cut at the blob's end; one that starts behind it is [`Error::RangeNotSatisfiable`].
     pub async fn blob(
         &self,
-        _repository: &Repository,
-        _digest: &Digest,
-        _range: Option<Range<u64>>,
+        repository: &Repository,
+        digest: &Digest,
+        range: Option<Range<u64>>,
     ) -> Result<Body, Error> {
-        unimplemented!()
+        match &self.kind {
+            Kind::Registry(registry) => registry.blob(repository, digest, range).await,
+            Kind::Layout(layout) => layout.blob(digest, range).await,
+        }
     }
 
-    pub async fn tags(&self, _repository: &Repository, _n: Option<usize>, _last: Option<&str>) -> Result<Tags, Error> {
-        unimplemented!()
+    /// Tags in lexical order, at most `n` of them (the upstream may give fewer), behind `last`.
+    pub async fn tags(&self, repository: &Repository, n: Option<usize>, last: Option<&str>) -> Result<Tags, Error> {
+        match &self.kind {
+            Kind::Registry(registry) => registry.tags(repository, n, last).await,
+            Kind::Layout(layout) => layout.tags(repository, n, last).await,
+        }
     }
 
     /// The upstream's referrers of `digest`, by API or by tag schema; empty where it has none.
-    pub async fn referrers(&self, _repository: &Repository, _digest: &Digest) -> Result<Vec<Descriptor>, Error> {
-        unimplemented!()
+    pub async fn referrers(&self, repository: &Repository, digest: &Digest) -> Result<Vec<Descriptor>, Error> {
+        match &self.kind {
+            Kind::Registry(registry) => registry.referrers(repository, digest).await,
+            Kind::Layout(layout) => layout.referrers(digest).await,
+        }
+    }
+
+    /// Sends a blob of `size` bytes unless the registry has it already. The stream is read once: no retries.
+    pub async fn push_blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        size: u64,
+        stream: BoxStream<'static, std::io::Result<Bytes>>,
+    ) -> Result<(), Error> {
+        match &self.kind {
+            Kind::Registry(registry) => registry.push_blob(repository, digest, size, stream).await,
+            Kind::Layout(_) => Err(Error::ReadOnly(self.name.to_string())),
+        }
+    }
+
+    /// Puts a manifest under a tag or its digest; all that it names must be there.
+    pub async fn push_manifest(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+        manifest: &Manifest,
+    ) -> Result<(), Error> {
+        match &self.kind {
+            Kind::Registry(registry) => registry.push_manifest(repository, reference, manifest).await,
+            Kind::Layout(_) => Err(Error::ReadOnly(self.name.to_string())),
+        }
     }
 }

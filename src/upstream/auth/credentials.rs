@@ -1,0 +1,147 @@
+//! Who we are to one registry: what the configuration says, else what Docker's configuration says, else nobody.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use reqwest::header::HeaderValue;
+use tokio::sync::Mutex;
+
+use super::Authorization;
+use super::docker_config::DockerConfig;
+use crate::upstream::config::{Secret, UpstreamConfig};
+use crate::upstream::error::Error;
+
+/// How long an answer of a credential helper or a password file is used before it is asked for again.
+const LOGIN_LIFETIME: Duration = Duration::from_secs(60);
+
+/// How to log in.
+#[derive(Debug, Clone)]
+pub(super) enum Login {
+    Anonymous,
+    Password {
+        user: String,
+        password: Secret,
+    },
+    /// A refresh token for token endpoints.
+    Identity(Secret),
+}
+
+impl Login {
+    /// The `Authorization: Basic` header, for those who have a password.
+    pub(super) fn basic(&self) -> Result<Option<HeaderValue>, Error> {
+        let Self::Password { user, password } = self else { return Ok(None) };
+        let text = format!("Basic {}", STANDARD.encode(format!("{user}:{}", password.expose())));
+        secret_header(&text).map(Some)
+    }
+}
+
+/// `Authorization: Bearer`.
+pub(super) fn bearer_header(token: &str) -> Result<HeaderValue, Error> {
+    secret_header(&format!("Bearer {token}"))
+}
+
+fn secret_header(text: &str) -> Result<HeaderValue, Error> {
+    // The cause is dropped on purpose: the text is secret.
+    let unfit = |_error| Error::Malformed("a token or password does not fit into a header".to_owned());
+    let mut header = HeaderValue::from_str(text).map_err(unfit)?;
+    header.set_sensitive(true);
+    Ok(header)
+}
+
+#[derive(Debug)]
+enum Origin {
+    Password { user: String, password: Secret },
+    PasswordFile { user: String, path: PathBuf },
+    Token(Secret),
+    Docker { config: Arc<DockerConfig>, host: String },
+}
+
+/// Where one registry's login comes from, and the login while it is new enough.
+#[derive(Debug)]
+pub(in crate::upstream) struct Credentials {
+    origin: Origin,
+    login: Mutex<Option<(Instant, Login)>>,
+}
+
+impl Credentials {
+    /// Credentials from an upstream's own configuration, else from Docker's for `host`.
+    pub(in crate::upstream) fn new(
+        upstream: Option<&UpstreamConfig>,
+        docker: Arc<DockerConfig>,
+        host: &str,
+    ) -> Result<Self, Error> {
+        let configured = upstream.map(configured).transpose()?.flatten();
+        let origin = configured.unwrap_or_else(|| Origin::Docker { config: docker, host: host.to_owned() });
+        Ok(Self { origin, login: Mutex::default() })
+    }
+
+    /// The configured token, which needs no endpoint.
+    pub(super) fn bearer(&self) -> Result<Option<HeaderValue>, Error> {
+        match &self.origin {
+            Origin::Token(token) => bearer_header(token.expose()).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    pub(super) async fn login(&self) -> Result<Login, Error> {
+        self.login_and_age().await.map(|(login, _)| login)
+    }
+
+    /// The header for a Basic challenge; [`Error::Unauthorized`] for those who have no password.
+    pub(super) async fn basic(&self) -> Result<Authorization, Error> {
+        let (login, is_fresh) = self.login_and_age().await?;
+        let header = login.basic()?.ok_or(Error::Unauthorized)?;
+        Ok(Authorization { header, is_fresh })
+    }
+
+    /// Makes the next login a new one.
+    pub(super) async fn forget(&self) {
+        *self.login.lock().await = None;
+    }
+
+    async fn login_and_age(&self) -> Result<(Login, bool), Error> {
+        let mut held = self.login.lock().await;
+        if let Some((since, login)) = &*held
+            && since.elapsed() < LOGIN_LIFETIME
+        {
+            return Ok((login.clone(), false));
+        }
+        let login = self.origin.login().await?;
+        *held = Some((Instant::now(), login.clone()));
+        Ok((login, true))
+    }
+}
+
+fn configured(upstream: &UpstreamConfig) -> Result<Option<Origin>, Error> {
+    let password = match (&upstream.password, &upstream.password_file) {
+        (Some(_), Some(_)) => return Err(Error::Configuration("password or password_file, not both".to_owned())),
+        (Some(password), None) => Some(Ok(password.clone())),
+        (None, Some(path)) => Some(Err(path.clone())),
+        (None, None) => None,
+    };
+    match (&upstream.username, password, &upstream.token) {
+        (None, None, None) => Ok(None),
+        (None, None, Some(token)) => Ok(Some(Origin::Token(token.clone()))),
+        (Some(user), Some(Ok(password)), None) => Ok(Some(Origin::Password { user: user.clone(), password })),
+        (Some(user), Some(Err(path)), None) => Ok(Some(Origin::PasswordFile { user: user.clone(), path })),
+        _ => Err(Error::Configuration("an upstream takes a username with a password, or a token".to_owned())),
+    }
+}
+
+impl Origin {
+    async fn login(&self) -> Result<Login, Error> {
+        match self {
+            Self::Token(_) => Ok(Login::Anonymous),
+            Self::Password { user, password } => Ok(Login::Password { user: user.clone(), password: password.clone() }),
+            Self::PasswordFile { user, path } => {
+                let unreadable = |error| Error::Configuration(format!("{}: {error}", path.display()));
+                let text = tokio::fs::read_to_string(path).await.map_err(unreadable)?;
+                Ok(Login::Password { user: user.clone(), password: Secret::new(text.trim_end_matches(['\r', '\n'])) })
+            }
+            Self::Docker { config, host } => Ok(config.login(host).await),
+        }
+    }
+}

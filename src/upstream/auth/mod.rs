@@ -1,0 +1,109 @@
+//! Proves to one registry who we are: challenges, tokens, credentials.
+//!
+//! ```text
+//! 401 ▶ challenge ─ Basic  ▶ credentials ▶ header
+//!                 └ Bearer ▶ token cache ─ miss ▶ realm (GET, or POST with a refresh token) ▶ header
+//! ```
+
+mod challenge;
+mod credentials;
+mod docker_config;
+mod token;
+
+use moka::future::Cache;
+use reqwest::header::{HeaderMap, HeaderValue};
+use url::Url;
+
+pub(super) use self::challenge::Challenge;
+pub(super) use self::credentials::Credentials;
+pub(super) use self::docker_config::DockerConfig;
+use self::token::Tokens;
+use super::error::Error;
+use super::http::Http;
+
+/// How many repositories' challenges are remembered; the next request to a forgotten one asks once more.
+const MAX_CHALLENGES: u64 = 4096;
+
+/// What a request does to a repository, in the words of token scopes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Action {
+    Pull,
+    Push,
+}
+
+impl Action {
+    fn scope(self, repository: &str) -> String {
+        let actions = match self {
+            Self::Pull => "pull",
+            Self::Push => "pull,push",
+        };
+        format!("repository:{repository}:{actions}")
+    }
+}
+
+/// An `Authorization` header, and whether it was made for this very request.
+#[derive(Debug, Clone)]
+pub(super) struct Authorization {
+    pub(super) header: HeaderValue,
+    pub(super) is_fresh: bool,
+}
+
+/// Answers one registry's challenges.
+#[derive(Debug)]
+pub(super) struct Authenticator {
+    http: Http,
+    registry: Url,
+    credentials: Credentials,
+    challenges: Cache<(String, Action), Challenge>,
+    tokens: Tokens,
+}
+
+impl Authenticator {
+    pub(super) fn new(http: Http, registry: Url, credentials: Credentials) -> Self {
+        Self { http, registry, credentials, challenges: Cache::new(MAX_CHALLENGES), tokens: Tokens::new() }
+    }
+
+    /// The header that satisfied the registry the last time; none before its first challenge.
+    pub(super) async fn known(&self, repository: &str, action: Action) -> Result<Option<Authorization>, Error> {
+        match self.challenges.get(&(repository.to_owned(), action)).await {
+            Some(challenge) => self.satisfy(&challenge, repository, action).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The header that a refusal asks for. `refused` is what was sent before, which is forgotten.
+    ///
+    /// [`Error::Unauthorized`] when nothing better can be had.
+    pub(super) async fn after_refusal(
+        &self,
+        headers: &HeaderMap,
+        repository: &str,
+        action: Action,
+        refused: Option<&Authorization>,
+    ) -> Result<Authorization, Error> {
+        if refused.is_some_and(|refused| refused.is_fresh) {
+            return Err(Error::Unauthorized);
+        }
+        let challenge = Challenge::from_headers(headers)?;
+        if refused.is_some() {
+            self.credentials.forget().await;
+            self.tokens.forget(&challenge.token_key(repository, action)).await;
+        }
+        let authorization = self.satisfy(&challenge, repository, action).await?;
+        self.challenges.insert((repository.to_owned(), action), challenge).await;
+        Ok(authorization)
+    }
+
+    async fn satisfy(&self, challenge: &Challenge, repository: &str, action: Action) -> Result<Authorization, Error> {
+        match challenge {
+            Challenge::Basic => self.credentials.basic().await,
+            Challenge::Bearer { .. } => {
+                if let Some(header) = self.credentials.bearer()? {
+                    return Ok(Authorization { header, is_fresh: true });
+                }
+                let key = challenge.token_key(repository, action);
+                self.tokens.get(key, &self.http, &self.registry, &self.credentials).await
+            }
+        }
+    }
+}

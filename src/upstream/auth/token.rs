@@ -1,0 +1,186 @@
+//! Tokens from a registry's token endpoint, kept until shortly before they expire.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use moka::Expiry;
+use moka::future::Cache;
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::{Method, StatusCode};
+use serde::Deserialize;
+use url::Url;
+use url::form_urlencoded::Serializer;
+
+use super::Authorization;
+use super::credentials::{Credentials, Login};
+use crate::upstream::endpoint::{limited_body, refusal};
+use crate::upstream::error::Error;
+use crate::upstream::http::{Answer, Fetch, Http, refuse_downgrade};
+
+/// Tokens of private registries with many claims come to some tens of KiB.
+const MAX_TOKEN_ANSWER: u64 = 1 << 20;
+const MAX_TOKENS: u64 = 4096;
+/// What an answer without `expires_in` means (distribution, "Token Authentication Specification").
+const DEFAULT_LIFETIME: Duration = Duration::from_secs(60);
+const MAX_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+/// A token is renewed this long before it expires, for the request it goes with takes time.
+const RENEW_BEFORE: Duration = Duration::from_secs(30);
+
+/// What a token is good for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub(in crate::upstream) struct TokenKey {
+    pub(super) realm: String,
+    pub(super) service: Option<String>,
+    pub(super) scope: String,
+}
+
+#[derive(Clone)]
+struct Token {
+    header: HeaderValue,
+    lifetime: Duration,
+}
+
+/// Tokens by what they are good for; each is fetched once however many wait for it.
+#[derive(Debug)]
+pub(super) struct Tokens(Cache<TokenKey, Token>);
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Token").field("lifetime", &self.lifetime).finish_non_exhaustive()
+    }
+}
+
+struct UntilRenewal;
+
+impl Expiry<TokenKey, Token> for UntilRenewal {
+    fn expire_after_create(&self, _: &TokenKey, token: &Token, _: Instant) -> Option<Duration> {
+        Some(token.lifetime.saturating_sub(RENEW_BEFORE.min(token.lifetime / 5)))
+    }
+}
+
+impl Tokens {
+    pub(super) fn new() -> Self {
+        Self(Cache::builder().max_capacity(MAX_TOKENS).expire_after(UntilRenewal).build())
+    }
+
+    pub(super) async fn forget(&self, key: &TokenKey) {
+        self.0.invalidate(key).await;
+    }
+
+    /// The token for `key`, from the cache or from its realm.
+    pub(super) async fn get(
+        &self,
+        key: TokenKey,
+        http: &Http,
+        registry: &Url,
+        credentials: &Credentials,
+    ) -> Result<Authorization, Error> {
+        let is_fresh = AtomicBool::new(false);
+        let fetched = async {
+            is_fresh.store(true, Ordering::Relaxed);
+            fetch(&key, http, registry, credentials).await
+        };
+        let token = self.0.try_get_with(key.clone(), fetched).await.map_err(|error: Arc<Error>| (*error).clone())?;
+        Ok(Authorization { header: token.header, is_fresh: is_fresh.into_inner() })
+    }
+}
+
+async fn fetch(key: &TokenKey, http: &Http, registry: &Url, credentials: &Credentials) -> Result<Token, Error> {
+    let realm: Url = key.realm.parse().map_err(|_error: url::ParseError| no_realm(&key.realm))?;
+    refuse_downgrade(registry, &realm)?;
+    let login = credentials.login().await?;
+    let answer = match &login {
+        Login::Identity(identity) => post(key, realm, http, identity.expose()).await?,
+        Login::Anonymous | Login::Password { .. } => get(key, realm, http, &login).await?,
+    };
+    if answer.status() != StatusCode::OK {
+        return Err(match refusal(&answer) {
+            Error::Malformed(_) | Error::NotFound => Error::Unauthorized,
+            error => error,
+        });
+    }
+    let body = limited_body(answer.response, MAX_TOKEN_ANSWER).await?;
+    parse(&body)
+}
+
+fn no_realm(realm: &str) -> Error {
+    Error::Malformed(format!("the token endpoint {realm:?} is no URL"))
+}
+
+async fn get(key: &TokenKey, mut url: Url, http: &Http, login: &Login) -> Result<Answer, Error> {
+    {
+        let mut query = url.query_pairs_mut();
+        if let Some(service) = &key.service {
+            query.append_pair("service", service);
+        }
+        query.append_pair("scope", &key.scope);
+        if let Login::Password { user, .. } = login {
+            query.append_pair("account", user);
+        }
+    }
+    let fetch = Fetch { method: Method::GET, url, headers: HeaderMap::new(), authorization: login.basic()? };
+    http.fetch(&fetch).await
+}
+
+/// The OAuth2 form, which takes the refresh token that Docker calls an identity token.
+async fn post(key: &TokenKey, url: Url, http: &Http, identity: &str) -> Result<Answer, Error> {
+    let type_header = (CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+    http.send(Method::POST, url, HeaderMap::from_iter([type_header]), None, form(key, identity).into()).await
+}
+
+fn form(key: &TokenKey, identity: &str) -> String {
+    let mut form = Serializer::new(String::new());
+    form.append_pair("grant_type", "refresh_token")
+        .append_pair("client_id", "starlift")
+        .append_pair("scope", &key.scope)
+        .append_pair("refresh_token", identity);
+    if let Some(service) = &key.service {
+        form.append_pair("service", service);
+    }
+    form.finish()
+}
+
+#[derive(Deserialize)]
+struct TokenAnswer {
+    token: Option<String>,
+    access_token: Option<String>,
+    expires_in: Option<u64>,
+}
+
+fn parse(body: &[u8]) -> Result<Token, Error> {
+    let nonsense = || Error::Malformed("the token endpoint gave no token".to_owned());
+    // The cause is dropped on purpose: it can quote the token.
+    let answer: TokenAnswer = serde_json::from_slice(body).map_err(|_error| nonsense())?;
+    let given = [answer.token, answer.access_token].into_iter().flatten().find(|token| !token.is_empty());
+    let header = super::credentials::bearer_header(&given.ok_or_else(nonsense)?)?;
+    let lifetime = answer.expires_in.map_or(DEFAULT_LIFETIME, Duration::from_secs).min(MAX_LIFETIME);
+    Ok(Token { header, lifetime })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept_for(body: &str) -> Duration {
+        let token = parse(body.as_bytes()).unwrap();
+        UntilRenewal.expire_after_create(&TokenKey::default(), &token, Instant::now()).unwrap()
+    }
+
+    #[test]
+    fn tokens_are_kept_for_less_than_they_live() {
+        assert_eq!(kept_for(r#"{"token": "x", "expires_in": 300}"#), Duration::from_secs(270));
+        assert_eq!(kept_for(r#"{"access_token": "x"}"#), Duration::from_secs(48));
+        assert_eq!(kept_for(r#"{"token": "", "access_token": "x", "expires_in": 0}"#), Duration::ZERO);
+        assert!(kept_for(&format!(r#"{{"token": "x", "expires_in": {}}}"#, u64::MAX)) < MAX_LIFETIME);
+    }
+
+    #[test]
+    fn an_answer_without_a_usable_token_is_an_error_that_quotes_nothing() {
+        for body in ["", "[]", "{}", r#"{"token": 7}"#, r#"{"token": "secret\nX: y"}"#] {
+            let error = parse(body.as_bytes()).map(|token| token.lifetime).unwrap_err();
+            assert!(!error.to_string().contains("secret"), "{error}");
+        }
+    }
+}

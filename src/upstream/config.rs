@@ -1,0 +1,213 @@
+//! The upstreams' part of the configuration.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::error::Error;
+
+/// The upstreams' part of the configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Upstreams by the name they are served under, or by their host.
+    pub upstream: BTreeMap<String, UpstreamConfig>,
+    /// Hosts that are served though not configured: `host`, `*.domain` or `*` (every host with public addresses).
+    pub allow: Vec<HostPattern>,
+    /// Hosts whose private addresses may be dialled, as redirect targets and token endpoints too.
+    pub allowed_hosts: Vec<HostPattern>,
+    /// Lets every host have private addresses.
+    pub allow_private: bool,
+    /// The directory of Docker's `config.json`; `$DOCKER_CONFIG`, then `~/.docker`, when not given.
+    pub docker_config: Option<PathBuf>,
+    /// The directory of `docker-credential-*` programs; `$PATH` is searched when not given.
+    pub credential_helpers: Option<PathBuf>,
+    /// How long a connection, its TLS included, may take to come about.
+    #[serde(with = "humantime_serde")]
+    pub connect_timeout: Duration,
+    /// How long an upstream may stay silent: before the head of an answer, and between pieces of its body.
+    #[serde(with = "humantime_serde")]
+    pub read_timeout: Duration,
+    /// How often a failed read is tried again before it is given up.
+    pub retries: u32,
+    /// The pause before the first retry; each further pause is twice as long.
+    #[serde(with = "humantime_serde")]
+    pub retry_delay: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            upstream: BTreeMap::new(),
+            allow: vec![HostPattern("*".into())],
+            allowed_hosts: Vec::new(),
+            allow_private: false,
+            docker_config: None,
+            credential_helpers: None,
+            connect_timeout: Duration::from_secs(5),
+            read_timeout: Duration::from_secs(20),
+            retries: 3,
+            retry_delay: Duration::from_millis(200),
+        }
+    }
+}
+
+impl Config {
+    /// Adds what `--upstream NAME=URL` says; a name that is there already gets the new URL.
+    pub fn add(&mut self, flag: &str) -> Result<(), Error> {
+        let (name, url) = flag
+            .split_once('=')
+            .filter(|(name, url)| !name.is_empty() && !url.is_empty())
+            .ok_or_else(|| Error::Configuration(format!("{flag:?} is not NAME=URL")))?;
+        url.clone_into(&mut self.upstream.entry(name.to_owned()).or_default().url);
+        Ok(())
+    }
+}
+
+/// One upstream.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct UpstreamConfig {
+    /// `http://…`, `https://…` (a path goes in front of repository names), `oci:DIR` or `docker-archive:FILE`;
+    /// `https://NAME` when not given.
+    pub url: String,
+    /// URLs of registries that are asked first, in this order.
+    pub mirrors: Vec<String>,
+    /// The user for Basic authentication and token endpoints, used for `url` and not for mirrors.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub username: Option<String>,
+    /// The user's password.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password: Option<Secret>,
+    /// A file with the password, read again when it is needed; a newline at its end is ignored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<PathBuf>,
+    /// A bearer token, sent as it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<Secret>,
+    /// PEM certificates of authorities to trust besides the system's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
+    /// A PEM client certificate, shown to this upstream and its mirrors only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_cert: Option<PathBuf>,
+    /// The PEM key of the client certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_key: Option<PathBuf>,
+}
+
+/// A text that is neither printed nor logged.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Box<str>);
+
+impl Secret {
+    pub fn new(text: &str) -> Self {
+        Self(text.into())
+    }
+
+    /// The text itself.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("***")
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(|text| Self(text.into()))
+    }
+}
+
+/// `host`, `host:port`, `*.domain` or `*`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct HostPattern(Box<str>);
+
+impl HostPattern {
+    pub(super) fn matches(&self, host: &str, port: u16) -> bool {
+        let with_port = self.0.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
+        let (pattern, wanted_port) = match with_port {
+            Some((pattern, port)) => (pattern, Some(port)),
+            None => (&*self.0, None),
+        };
+        let host_fits = match pattern.strip_prefix('*') {
+            Some(suffix) => host.len() > suffix.len() && host.ends_with(suffix),
+            None => host == pattern,
+        };
+        host_fits && wanted_port.is_none_or(|wanted| wanted == port)
+    }
+}
+
+impl std::str::FromStr for HostPattern {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let rest = text.strip_prefix("*.").unwrap_or(if text == "*" { "host" } else { text });
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b':' | b'[' | b']' | b'_');
+        if rest.is_empty() || !rest.bytes().all(fits) {
+            return Err(Error::Configuration(format!("{text:?} is no host, host:port, *.domain or *")));
+        }
+        Ok(Self(text.to_ascii_lowercase().into()))
+    }
+}
+
+impl<'de> Deserialize<'de> for HostPattern {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn matches(pattern: &str, host: &str) -> bool {
+        pattern.parse::<HostPattern>().unwrap().matches(host, 443)
+    }
+
+    #[test]
+    fn patterns_name_hosts_and_domains() {
+        assert!(matches("*", "quay.io"));
+        assert!(matches("quay.io", "quay.io"));
+        assert!(matches("quay.io:443", "quay.io"));
+        assert!(!matches("quay.io:80", "quay.io"));
+        assert!(matches("*.example.com", "a.b.example.com"));
+        assert!(!matches("*.example.com", "example.com"));
+        assert!(!matches("*.example.com", "evilexample.com"));
+        for text in ["", "*.", "a/b", "a*b", "a b"] {
+            assert!(text.parse::<HostPattern>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn secrets_stay_secret() {
+        let text = r#"{"upstream": {"a": {"url": "https://a.example", "username": "me", "password": "hush"}}}"#;
+        let config: Config = serde_json::from_str(text).unwrap();
+        assert_eq!(config.upstream["a"].password.as_ref().unwrap().expose(), "hush");
+        assert!(!format!("{config:?}").contains("hush"));
+        assert!(!serde_json::to_string(&config).unwrap().contains("hush"));
+        assert!(serde_json::from_str::<Config>(r#"{"upstreams": {}}"#).is_err());
+    }
+
+    #[test]
+    fn a_flag_adds_an_upstream() {
+        let mut config = Config::default();
+        config.add("local=http://127.0.0.1:5000/a=b").unwrap();
+        assert_eq!(config.upstream["local"].url, "http://127.0.0.1:5000/a=b");
+        assert!(config.add("local").is_err());
+        assert!(config.add("=x").is_err());
+    }
+}

@@ -1,0 +1,236 @@
+//! HTTP requests under the dial rules: redirects are followed here, hop by hop, and secrets stay with their host.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION};
+use reqwest::{Body, Certificate, Client, Identity, Method, StatusCode, redirect};
+use url::{Origin, Url};
+
+use super::config::{Config, UpstreamConfig};
+use super::dial::{DialRules, PrivateName, PublicResolver, Reach};
+use super::error::{Error, chain};
+
+/// Registries redirect once, to their storage; some object stores once more, to a region.
+const MAX_REDIRECTS: usize = 5;
+
+const USER_AGENT: &str = concat!("starlift/", env!("CARGO_PKG_VERSION"));
+
+/// Two connection pools: one for hosts the configuration names, one that dials public addresses only.
+#[derive(Debug, Clone)]
+pub(super) struct Clients {
+    named: Client,
+    public: Client,
+}
+
+impl Clients {
+    pub(super) fn new(config: &Config, upstream: Option<&UpstreamConfig>) -> Result<Self, Error> {
+        // An error means that a provider is installed already, which is as good.
+        let _installed = rustls::crypto::ring::default_provider().install_default();
+        let authorities = match upstream.and_then(|upstream| upstream.ca_file.as_deref()) {
+            Some(path) => Certificate::from_pem_bundle(&read(path)?).map_err(|error| unusable(path, &error))?,
+            None => Vec::new(),
+        };
+        let builder = || {
+            Client::builder()
+                .user_agent(USER_AGENT)
+                .redirect(redirect::Policy::none())
+                .no_proxy()
+                .connect_timeout(config.connect_timeout)
+                .read_timeout(config.read_timeout)
+        };
+        let mut named = builder();
+        if let Some(identity) = upstream.map(identity).transpose()?.flatten() {
+            named = named.identity(identity);
+        }
+        let public = builder().dns_resolver(PublicResolver);
+        let built = |builder: reqwest::ClientBuilder, authorities: &[Certificate]| {
+            builder.tls_certs_merge(authorities.iter().cloned()).build()
+        };
+        match (built(named, &authorities), built(public, &authorities)) {
+            (Ok(named), Ok(public)) => Ok(Self { named, public }),
+            (Err(error), _) | (_, Err(error)) if upstream.is_none() => {
+                // A machine without certificates of its own can still talk to plain upstreams.
+                tracing::warn!(
+                    error = chain(&error),
+                    "the system has no certificates: no HTTPS upstream will be trusted"
+                );
+                let bare = |builder: reqwest::ClientBuilder| builder.tls_certs_only([]).build();
+                let public = bare(builder().dns_resolver(PublicResolver)).map_err(|error| no_client(&error))?;
+                Ok(Self { named: bare(builder()).map_err(|error| no_client(&error))?, public })
+            }
+            (Err(error), _) | (_, Err(error)) => Err(no_client(&error)),
+        }
+    }
+}
+
+fn no_client(error: &reqwest::Error) -> Error {
+    Error::Configuration(chain(error))
+}
+
+fn identity(upstream: &UpstreamConfig) -> Result<Option<Identity>, Error> {
+    let (Some(certificate), Some(key)) = (&upstream.client_cert, &upstream.client_key) else {
+        return match (&upstream.client_cert, &upstream.client_key) {
+            (None, None) => Ok(None),
+            _ => Err(Error::Configuration("client_cert and client_key belong together".to_owned())),
+        };
+    };
+    let mut pem = read(certificate)?;
+    pem.push(b'\n');
+    pem.extend(read(key)?);
+    Identity::from_pem(&pem).map(Some).map_err(|error| unusable(certificate, &error))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    std::fs::read(path).map_err(|error| unusable(path, &error))
+}
+
+fn unusable(path: &Path, error: &dyn std::error::Error) -> Error {
+    Error::Configuration(format!("{}: {}", path.display(), chain(error)))
+}
+
+/// A read: it may be redirected and repeated.
+#[derive(Debug, Clone)]
+pub(super) struct Fetch {
+    pub(super) method: Method,
+    pub(super) url: Url,
+    pub(super) headers: HeaderMap,
+    /// Sent to the origin of `url` only.
+    pub(super) authorization: Option<HeaderValue>,
+}
+
+/// The head of an answer, its body still to come.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) response: reqwest::Response,
+    /// Where it came from in the end.
+    pub(super) url: Url,
+    /// Whether it came from the host that was asked.
+    pub(super) is_own: bool,
+}
+
+impl Answer {
+    pub(super) fn status(&self) -> StatusCode {
+        self.response.status()
+    }
+
+    pub(super) fn header(&self, name: impl reqwest::header::AsHeaderName) -> Option<&str> {
+        self.response.headers().get(name)?.to_str().ok()
+    }
+}
+
+/// Sends requests where an upstream's dial rules allow it.
+#[derive(Debug, Clone)]
+pub(super) struct Http {
+    clients: Clients,
+    rules: Arc<DialRules>,
+}
+
+impl Http {
+    pub(super) fn new(clients: Clients, rules: DialRules) -> Self {
+        Self { clients, rules: Arc::new(rules) }
+    }
+
+    fn client(&self, url: &Url) -> Result<&Client, Error> {
+        match self.rules.judge(url)? {
+            Reach::AnyAddress => Ok(&self.clients.named),
+            Reach::PublicAddresses => Ok(&self.clients.public),
+        }
+    }
+
+    /// Gets the answer at the end of the redirects, whatever its status.
+    ///
+    /// A redirect from HTTPS to HTTP is refused, as is a chain of more than [`MAX_REDIRECTS`].
+    pub(super) async fn fetch(&self, fetch: &Fetch) -> Result<Answer, Error> {
+        let mut url = fetch.url.clone();
+        for _ in 0..=MAX_REDIRECTS {
+            let is_own = url.origin() == fetch.url.origin();
+            let mut request = self
+                .client(&url)?
+                .request(fetch.method.clone(), url.clone())
+                .headers(fetch.headers.clone())
+                .header(ACCEPT_ENCODING, "identity");
+            if let Some(authorization) = fetch.authorization.as_ref().filter(|_| is_own) {
+                request = request.header(AUTHORIZATION, authorization);
+            }
+            let response = request.send().await.map_err(transport)?;
+            if !is_redirect(response.status()) {
+                return Ok(Answer { response, url, is_own });
+            }
+            url = redirected(&url, response.headers())?;
+        }
+        Err(Error::Malformed(format!("more than {MAX_REDIRECTS} redirects")))
+    }
+
+    /// Sends a request with a body, once, without following redirects.
+    pub(super) async fn send(
+        &self,
+        method: Method,
+        url: Url,
+        headers: HeaderMap,
+        authorization: Option<HeaderValue>,
+        body: Body,
+    ) -> Result<Answer, Error> {
+        let mut request = self.client(&url)?.request(method, url.clone()).headers(headers).body(body);
+        if let Some(authorization) = authorization {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        let response = request.send().await.map_err(transport)?;
+        Ok(Answer { response, url, is_own: true })
+    }
+}
+
+fn is_redirect(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
+}
+
+fn redirected(from: &Url, headers: &HeaderMap) -> Result<Url, Error> {
+    let location = headers.get(LOCATION).and_then(|value| value.to_str().ok());
+    let target = location.and_then(|location| from.join(location).ok());
+    let target = target.ok_or_else(|| Error::Malformed("a redirect to nowhere".to_owned()))?;
+    refuse_downgrade(from, &target)?;
+    Ok(target)
+}
+
+/// What was asked over TLS must not go on in the clear.
+pub(super) fn refuse_downgrade(from: &Url, to: &Url) -> Result<(), Error> {
+    if from.scheme() == "https" && to.scheme() != "https" {
+        return Err(Error::Refused(format!("{} without TLS", host_of(to))));
+    }
+    Ok(())
+}
+
+pub(super) fn same_origin(one: &Url, other: &Url) -> bool {
+    matches!(one.origin(), Origin::Tuple(..)) && one.origin() == other.origin()
+}
+
+fn host_of(url: &Url) -> &str {
+    url.host_str().unwrap_or("a URL without a host")
+}
+
+/// What became of a request that got no answer, or of a body that broke off. Names no URL: they can hold secrets.
+pub(super) fn transport(error: reqwest::Error) -> Error {
+    let error = error.without_url();
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+    while let Some(inner) = cause {
+        if let Some(private) = inner.downcast_ref::<PrivateName>() {
+            return Error::Refused(private.0.clone());
+        }
+        cause = inner.source();
+    }
+    Error::Unavailable(chain(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redirects_never_leave_tls() {
+        let headers = |location: &'static str| HeaderMap::from_iter([(LOCATION, HeaderValue::from_static(location))]);
+        let from: Url = "https://a.example/v2/x".parse().unwrap();
+        assert_eq!(redirected(&from, &headers("/y")).unwrap().as_str(), "https://a.example/y");
+        assert!(matches!(redirected(&from, &headers("http://a.example/")), Err(Error::Refused(_))));
+        assert!(matches!(redirected(&from, &HeaderMap::new()), Err(Error::Malformed(_))));
+    }
+}

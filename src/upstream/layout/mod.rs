@@ -1,0 +1,139 @@
+//! Images in files: an OCI layout in a directory (image-spec, image-layout.md), or what `docker save` and skopeo write
+//! into a tar. Nothing is unpacked; what is in the files is read where it lies.
+
+mod docker;
+mod files;
+mod images;
+mod tar;
+
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::StreamExt as _;
+
+use self::files::Files;
+use self::images::Images;
+use super::error::Error;
+use super::verify::verified;
+use super::{Body, Tags};
+use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
+
+/// A directory or a tar with images.
+#[derive(Debug)]
+pub(super) struct Layout(Place);
+
+#[derive(Debug)]
+enum Place {
+    Directory(PathBuf),
+    Archive { path: PathBuf, held: Mutex<Option<(Identity, Arc<Images>)>> },
+}
+
+/// Tells whether a file is still the one that was indexed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+}
+
+impl Layout {
+    /// The layout that an `oci:DIR` or `docker-archive:FILE` names; `None` for every other URL.
+    pub(super) fn from_url(url: &str) -> Option<Self> {
+        if let Some(path) = url.strip_prefix("oci:") {
+            return Some(Self(Place::Directory(path.into())));
+        }
+        let path = url.strip_prefix("docker-archive:")?;
+        Some(Self(Place::Archive { path: path.into(), held: Mutex::default() }))
+    }
+
+    pub(super) async fn manifest(
+        self: &Arc<Self>,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Result<Manifest, Error> {
+        let (repository, reference) = (repository.clone(), reference.clone());
+        self.with_images(move |images| images.manifest(&repository, &reference)).await
+    }
+
+    pub(super) async fn blob_size(self: &Arc<Self>, digest: &Digest) -> Result<u64, Error> {
+        let digest = digest.clone();
+        self.with_images(move |images| images.open(&digest).map(|extent| extent.size())).await
+    }
+
+    pub(super) async fn blob(self: &Arc<Self>, digest: &Digest, range: Option<Range<u64>>) -> Result<Body, Error> {
+        let wanted = digest.clone();
+        let extent = self.with_images(move |images| images.open(&wanted)).await?;
+        let blob_size = extent.size();
+        let range = match range {
+            None => 0..blob_size,
+            Some(range) if range.start < blob_size => range.start..range.end.min(blob_size),
+            Some(range) if range.is_empty() => range.start..range.start,
+            Some(_) => return Err(Error::RangeNotSatisfiable { size: Some(blob_size) }),
+        };
+        let stream = extent.stream(range.clone());
+        let is_whole = range == (0..blob_size);
+        let stream = if is_whole { verified(stream, digest.clone(), blob_size) } else { stream.boxed() };
+        Ok(Body { blob_size, range, stream })
+    }
+
+    pub(super) async fn tags(
+        self: &Arc<Self>,
+        repository: &Repository,
+        n: Option<usize>,
+        last: Option<&str>,
+    ) -> Result<Tags, Error> {
+        let (repository, last) = (repository.clone(), last.unwrap_or_default().to_owned());
+        let mut tags = self.with_images(move |images| Ok(images.tags(&repository))).await?;
+        tags.retain(|tag| *tag > last);
+        let more = n.is_some_and(|n| tags.len() > n);
+        tags.truncate(n.unwrap_or(usize::MAX));
+        Ok(Tags { tags, more })
+    }
+
+    pub(super) async fn referrers(self: &Arc<Self>, digest: &Digest) -> Result<Vec<Descriptor>, Error> {
+        let digest = digest.clone();
+        self.with_images(move |images| images.referrers(&digest)).await
+    }
+
+    /// Calls `ask` where it may block.
+    async fn with_images<T: Send + 'static>(
+        self: &Arc<Self>,
+        ask: impl FnOnce(&Images) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let layout = Arc::clone(self);
+        let asked = tokio::task::spawn_blocking(move || ask(&*layout.images()?)).await;
+        asked.unwrap_or_else(|error| Err(Error::Unavailable(error.to_string())))
+    }
+
+    /// The images as they are now: a directory is read each time, an archive when it has changed.
+    fn images(&self) -> Result<Arc<Images>, Error> {
+        match &self.0 {
+            Place::Directory(path) => Images::load(Files::directory(path)?).map(Arc::new),
+            Place::Archive { path, held } => archive(path, held),
+        }
+    }
+}
+
+fn archive(path: &Path, held: &Mutex<Option<(Identity, Arc<Images>)>>) -> Result<Arc<Images>, Error> {
+    let file = std::fs::File::open(path).map_err(|error| files::failed(&error))?;
+    let metadata = file.metadata().map_err(|error| files::failed(&error))?;
+    let identity = Identity {
+        device: metadata.dev(),
+        inode: metadata.ino(),
+        size: metadata.size(),
+        modified: (metadata.mtime(), metadata.mtime_nsec()),
+    };
+    // Held while the archive is read, so that it is read once for all who ask.
+    let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((known, images)) = &*held
+        && *known == identity
+    {
+        return Ok(Arc::clone(images));
+    }
+    let images = Arc::new(Images::load(Files::archive(file)?)?);
+    *held = Some((identity, Arc::clone(&images)));
+    Ok(images)
+}

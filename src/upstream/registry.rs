@@ -1,0 +1,282 @@
+//! A registry with its mirrors: manifests, tags, referrers.
+//!
+//! Mirrors are asked in order and each but once; whatever keeps a mirror from answering, the next is asked. The
+//! registry itself comes last and is asked again where that may help.
+
+use std::time::Duration;
+
+use moka::future::Cache;
+use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, LINK};
+use serde::Deserialize;
+use url::Url;
+
+use super::Tags;
+use super::endpoint::{Endpoint, Read, limited_body};
+use super::error::Error;
+use super::http::Answer;
+use super::retry::Retry;
+use crate::oci::manifest::{Index, MAX_MANIFEST_BYTES};
+use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository, media_type};
+
+pub(super) const DIGEST_HEADER: &str = "docker-content-digest";
+
+/// Every manifest type we can handle; a registry may turn an image into what it thinks we can when one is missing.
+const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
+    application/vnd.docker.distribution.manifest.list.v2+json, \
+    application/vnd.docker.distribution.manifest.v2+json, */*;q=0.1";
+
+/// Docker Hub lists up to 10,000 tags in one answer.
+const MAX_TAGS_ANSWER: u64 = 4 << 20;
+/// Referrers of one manifest come in pages of a hundred or so; who has more than this many pages gets no more of them.
+const MAX_REFERRER_PAGES: usize = 20;
+/// How many redirect targets are remembered, and for how long: signed URLs live for some minutes.
+const MAX_TARGETS: u64 = 10_000;
+const TARGET_LIFETIME: Duration = Duration::from_secs(300);
+
+/// A registry and its mirrors.
+#[derive(Debug)]
+pub(super) struct Registry {
+    pub(super) mirrors: Vec<Endpoint>,
+    pub(super) own: Endpoint,
+    pub(super) retry: Retry,
+    /// Where reads of blobs were redirected to.
+    pub(super) targets: Cache<Target, Url>,
+}
+
+/// A blob at one of the endpoints: their number, the repository and the digest.
+pub(super) type Target = (usize, Repository, Digest);
+
+impl Registry {
+    pub(super) fn new(mirrors: Vec<Endpoint>, own: Endpoint, retry: Retry) -> Self {
+        let targets = Cache::builder().max_capacity(MAX_TARGETS).time_to_live(TARGET_LIFETIME).build();
+        Self { mirrors, own, retry, targets }
+    }
+
+    /// Calls `attempt` with one endpoint after the other, and its number, until one gives what is wanted.
+    pub(super) async fn try_each<'a, T, F>(&'a self, attempt: impl Fn(usize, &'a Endpoint) -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>> + 'a,
+    {
+        for (number, mirror) in self.mirrors.iter().enumerate() {
+            match attempt(number, mirror).await {
+                Ok(value) => return Ok(value),
+                Err(error) => tracing::debug!(number, %error, "a mirror is passed over"),
+            }
+        }
+        self.retry.run(|| attempt(self.mirrors.len(), &self.own)).await
+    }
+
+    pub(super) async fn resolve(&self, repository: &Repository, reference: &Reference) -> Result<Descriptor, Error> {
+        self.try_each(|_, endpoint| resolve(endpoint, repository, reference)).await
+    }
+
+    pub(super) async fn manifest(&self, repository: &Repository, reference: &Reference) -> Result<Manifest, Error> {
+        self.try_each(|_, endpoint| manifest(endpoint, repository, reference)).await
+    }
+
+    pub(super) async fn tags(
+        &self,
+        repository: &Repository,
+        n: Option<usize>,
+        last: Option<&str>,
+    ) -> Result<Tags, Error> {
+        self.try_each(|_, endpoint| tags(endpoint, repository, n, last)).await
+    }
+
+    pub(super) async fn referrers(&self, repository: &Repository, digest: &Digest) -> Result<Vec<Descriptor>, Error> {
+        self.try_each(|_, endpoint| referrers(endpoint, repository, digest)).await
+    }
+}
+
+fn manifest_headers() -> HeaderMap {
+    HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(ACCEPTED))])
+}
+
+async fn resolve(endpoint: &Endpoint, repository: &Repository, reference: &Reference) -> Result<Descriptor, Error> {
+    let head = Read::head(repository, format!("manifests/{reference}"));
+    let head = Read { headers: manifest_headers(), ..head };
+    let answered = match endpoint.read(&head).await {
+        Ok(answer) => described(&answer, reference)?,
+        // Some registries know no HEAD.
+        Err(Error::Malformed(_)) => None,
+        Err(error) => return Err(error),
+    };
+    match answered {
+        Some(descriptor) => Ok(descriptor),
+        None => Ok(descriptor_of(&manifest(endpoint, repository, reference).await?)),
+    }
+}
+
+/// What the head of an answer says about a manifest; `None` where it does not say all.
+fn described(answer: &Answer, reference: &Reference) -> Result<Option<Descriptor>, Error> {
+    let digest = promised_digest(answer, reference)?;
+    let size = answer.header(CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
+    let media_type = media_type_of(answer).filter(|media_type| media_type::manifest_kind(media_type).is_some());
+    let (Some(digest), Some(size), Some(media_type)) = (digest, size, media_type) else { return Ok(None) };
+    if size > MAX_MANIFEST_BYTES {
+        return Err(Error::TooLarge { limit: MAX_MANIFEST_BYTES });
+    }
+    Ok(Some(plain_descriptor(media_type.to_owned(), digest, size)))
+}
+
+/// The digest that was asked for or, by tag, the one the registry names.
+fn promised_digest(answer: &Answer, reference: &Reference) -> Result<Option<Digest>, Error> {
+    let named = answer.header(DIGEST_HEADER).map(str::parse::<Digest>).transpose();
+    let named = named.map_err(|error| Error::Malformed(format!("{DIGEST_HEADER}: {error}")))?;
+    match (reference, named) {
+        (Reference::Tag(_), named) => Ok(named),
+        (Reference::Digest(wanted), Some(named)) if named.algorithm() == wanted.algorithm() && named != *wanted => {
+            Err(Error::WrongDigest { expected: wanted.clone() })
+        }
+        (Reference::Digest(wanted), _) => Ok(Some(wanted.clone())),
+    }
+}
+
+async fn manifest(endpoint: &Endpoint, repository: &Repository, reference: &Reference) -> Result<Manifest, Error> {
+    let get = Read::get(repository, format!("manifests/{reference}"));
+    let answer = endpoint.read(&Read { headers: manifest_headers(), ..get }).await?;
+    let promised = promised_digest(&answer, reference)?;
+    let named_type = media_type_of(&answer).map(str::to_owned);
+    let bytes = limited_body(answer.response, MAX_MANIFEST_BYTES).await?;
+    let digest = match promised {
+        Some(expected) => {
+            let mut hasher = expected.hasher();
+            hasher.update(&bytes);
+            if hasher.finish() != expected {
+                return Err(Error::WrongDigest { expected });
+            }
+            expected
+        }
+        None => Digest::sha256_of(&bytes),
+    };
+    let media_type = match named_type {
+        Some(named) if media_type::manifest_kind(&named).is_some() => named,
+        named => own_media_type(&bytes).or(named).unwrap_or_else(|| media_type::OCTET_STREAM.to_owned()),
+    };
+    Ok(Manifest { media_type, digest, bytes })
+}
+
+/// `Content-Type` without its parameters.
+fn media_type_of(answer: &Answer) -> Option<&str> {
+    let media_type = answer.header(CONTENT_TYPE)?.split(';').next().unwrap_or_default().trim();
+    Some(media_type).filter(|media_type| !media_type.is_empty())
+}
+
+/// The media type that a manifest's own bytes say, by name or by their shape.
+pub(super) fn own_media_type(bytes: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Shape {
+        #[serde(rename = "mediaType")]
+        media_type: Option<String>,
+        manifests: Option<Vec<serde::de::IgnoredAny>>,
+        config: Option<serde::de::IgnoredAny>,
+    }
+    let shape: Shape = serde_json::from_slice(bytes).ok()?;
+    let by_shape = match (&shape.manifests, &shape.config) {
+        (Some(_), _) => Some(media_type::OCI_INDEX.to_owned()),
+        (None, Some(_)) => Some(media_type::OCI_MANIFEST.to_owned()),
+        (None, None) => None,
+    };
+    shape.media_type.or(by_shape)
+}
+
+pub(super) fn descriptor_of(manifest: &Manifest) -> Descriptor {
+    plain_descriptor(manifest.media_type.clone(), manifest.digest.clone(), manifest.size())
+}
+
+fn plain_descriptor(media_type: String, digest: Digest, size: u64) -> Descriptor {
+    Descriptor {
+        media_type,
+        digest,
+        size,
+        urls: Vec::new(),
+        annotations: serde_json::Map::new(),
+        platform: None,
+        rest: serde_json::Map::new(),
+    }
+}
+
+async fn tags(
+    endpoint: &Endpoint,
+    repository: &Repository,
+    n: Option<usize>,
+    last: Option<&str>,
+) -> Result<Tags, Error> {
+    #[derive(Deserialize)]
+    struct List {
+        tags: Option<Vec<String>>,
+    }
+    let mut read = Read::get(repository, "tags/list".to_owned());
+    read.query.extend(n.map(|n| ("n", n.to_string())));
+    read.query.extend(last.map(|last| ("last", last.to_owned())));
+    let answer = endpoint.read(&read).await?;
+    let more = next_link(&answer).is_some();
+    let body = limited_body(answer.response, MAX_TAGS_ANSWER).await?;
+    let list: List = serde_json::from_slice(&body).map_err(|error| Error::Malformed(error.to_string()))?;
+    Ok(Tags { tags: list.tags.unwrap_or_default(), more })
+}
+
+async fn referrers(endpoint: &Endpoint, repository: &Repository, digest: &Digest) -> Result<Vec<Descriptor>, Error> {
+    let read = Read::get(repository, format!("referrers/{digest}"));
+    let mut answer = match endpoint.read(&read).await {
+        Ok(answer) => answer,
+        // A registry without the API says 404, or that it knows no such request.
+        Err(Error::NotFound | Error::Malformed(_)) => return tagged_referrers(endpoint, repository, digest).await,
+        Err(error) => return Err(error),
+    };
+    if media_type_of(&answer) != Some(media_type::OCI_INDEX) {
+        return tagged_referrers(endpoint, repository, digest).await;
+    }
+    let mut found = Vec::new();
+    for _ in 0..MAX_REFERRER_PAGES {
+        let next = next_link(&answer);
+        let body = limited_body(answer.response, MAX_MANIFEST_BYTES).await?;
+        found.extend(index_children(&body)?);
+        let Some(next) = next else { break };
+        answer = endpoint.follow(&read, next).await?;
+    }
+    Ok(found)
+}
+
+/// Referrers by the tag schema (distribution-spec, "Referrers Tag Schema").
+async fn tagged_referrers(
+    endpoint: &Endpoint,
+    repository: &Repository,
+    digest: &Digest,
+) -> Result<Vec<Descriptor>, Error> {
+    let hex = digest.hex().get(..64).unwrap_or(digest.hex());
+    let tag = format!("{}-{hex}", digest.algorithm().name());
+    let reference = tag.parse().map_err(|_error| Error::Malformed(format!("{tag} is no tag")))?;
+    match manifest(endpoint, repository, &Reference::Tag(reference)).await {
+        Ok(index) => index_children(&index.bytes),
+        Err(Error::NotFound) => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+fn index_children(bytes: &[u8]) -> Result<Vec<Descriptor>, Error> {
+    let index: Index = serde_json::from_slice(bytes).map_err(|error| Error::Malformed(error.to_string()))?;
+    Ok(index.manifests)
+}
+
+/// The target of `Link: <…>; rel="next"` (RFC 8288).
+fn next_link(answer: &Answer) -> Option<Url> {
+    let (target, parameters) = answer.header(LINK)?.trim().strip_prefix('<')?.split_once('>')?;
+    let is_next = parameters.split(';').any(|parameter| matches!(parameter.trim(), r#"rel="next""# | "rel=next"));
+    if is_next { answer.url.join(target).ok() } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manifest_knows_its_type() {
+        let own = |text: &str| own_media_type(text.as_bytes());
+        assert_eq!(own(r#"{"mediaType": "a/b", "manifests": []}"#).as_deref(), Some("a/b"));
+        assert_eq!(own(r#"{"manifests": []}"#).as_deref(), Some(media_type::OCI_INDEX));
+        assert_eq!(own(r#"{"config": {}}"#).as_deref(), Some(media_type::OCI_MANIFEST));
+        assert_eq!(own("{}"), None);
+        assert_eq!(own("<html>"), None);
+    }
+}
