@@ -97,8 +97,7 @@ impl Layers {
             if let Some(lease) = self.store.lease(&lease_name).await? {
                 let outcome = self.convert_alone(source, repository, &layer.digest).await;
                 lease.release().await;
-                progress.complete(layer.size);
-                return outcome;
+                return outcome.inspect(|_| progress.complete(layer.size));
             }
             drop(slot);
             if Instant::now() >= give_up {

@@ -1,6 +1,7 @@
 //! Everything together, against real peers: one file per behaviour.
 
 mod architecture;
+mod convert;
 mod fake_registry;
 mod serve_metrics;
 mod store;

@@ -137,6 +137,11 @@ impl Registry {
         digest
     }
 
+    /// Holds other bytes than the digest says.
+    pub(crate) fn put_wrong_blob(&self, digest: &Digest, bytes: impl Into<Bytes>) {
+        self.shared.state().blobs.insert(digest.clone(), bytes.into());
+    }
+
     pub(crate) fn blob(&self, digest: &Digest) -> Option<Bytes> {
         self.shared.state().blobs.get(digest).cloned()
     }

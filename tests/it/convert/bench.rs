@@ -1,0 +1,154 @@
+//! A registry, a store and a converter between them, and the questions the tests ask.
+
+use std::io::Read as _;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use flate2::read::MultiGzDecoder;
+use serde_json::Value;
+use starlift::convert::{Config, Converter, Error};
+use starlift::oci::{Digest, Manifest, Repository};
+use starlift::store::{ImageRecord, Store};
+use starlift::upstream::{self, Source, UpstreamConfig, Upstreams};
+
+use crate::support::image::Image;
+use crate::support::registry::Registry;
+
+pub(crate) const REPOSITORY: &str = "library/app";
+
+pub(crate) struct Bench {
+    pub(crate) registry: Registry,
+    pub(crate) store: Store,
+    pub(crate) converter: Converter,
+    source: Source,
+}
+
+/// Two threads, so that members are compressed out of order here too.
+pub(crate) fn config() -> Config {
+    Config { threads: NonZeroUsize::new(2), ..Config::default() }
+}
+
+impl Bench {
+    pub(crate) async fn new() -> Self {
+        Self::with(&config(), Store::in_memory()).await
+    }
+
+    pub(crate) async fn with(config: &Config, store: Store) -> Self {
+        let registry = Registry::start().await;
+        let source = source(&registry);
+        let converter = Converter::new(config, store.clone()).unwrap();
+        Self { registry, store, converter, source }
+    }
+
+    /// Another process over the same store: nothing is remembered but what the store holds.
+    pub(crate) fn restarted(self) -> Self {
+        let converter = Converter::new(&config(), self.store.clone()).unwrap();
+        Self { converter, ..self }
+    }
+
+    /// Another process over what is left of the store.
+    pub(crate) fn over(self, store: Store) -> Self {
+        Self { store, ..self }.restarted()
+    }
+
+    /// Puts `image` into the registry and converts it.
+    pub(crate) async fn convert(&self, image: &Image) -> Result<ImageRecord, Arc<Error>> {
+        self.convert_with(&self.converter, image).await
+    }
+
+    pub(crate) async fn convert_with(&self, converter: &Converter, image: &Image) -> Result<ImageRecord, Arc<Error>> {
+        self.registry.push_untagged(REPOSITORY, image);
+        converter.convert(&self.source, &repository(), &manifest(image)).await
+    }
+
+    /// The bytes of an object, checked against its digest.
+    pub(crate) async fn bytes(&self, digest: &Digest) -> Bytes {
+        let object = self.store.find(digest).await.unwrap().expect("the object is visible");
+        let bytes = self.store.read_all(&object).await.unwrap();
+        assert_eq!(Digest::sha256_of(&bytes), *digest);
+        assert_eq!(bytes.len() as u64, object.size);
+        bytes
+    }
+
+    pub(crate) async fn document(&self, digest: &Digest) -> Value {
+        serde_json::from_slice(&self.bytes(digest).await).unwrap()
+    }
+
+    /// The twin's manifest or index.
+    pub(crate) async fn twin(&self, record: &ImageRecord) -> Value {
+        assert_ne!(record.twin, record.source, "{:?}", record.passed_through);
+        self.document(&record.twin).await
+    }
+
+    /// How often the registry was asked for the content of a blob.
+    pub(crate) fn fetched(&self, blob: &[u8]) -> usize {
+        self.registry.count("GET", &format!("/blobs/{}", Digest::sha256_of(blob)))
+    }
+
+    /// Whether anything of `image` can be seen: its record, or a record of one of its layers.
+    pub(crate) async fn is_visible(&self, image: &Image) -> bool {
+        let generation = self.converter.generation();
+        for layer in image.layers() {
+            if self.store.layer(generation, &Digest::sha256_of(layer)).await.unwrap().is_some() {
+                return true;
+            }
+        }
+        self.converter.lookup(&image.digest()).await.unwrap().is_some()
+    }
+
+    /// That the twin of an image is whole: every layer begins with its source tar, and all digests agree.
+    pub(crate) async fn check_twin(&self, image: &Image, record: &ImageRecord) {
+        let twin = self.twin(record).await;
+        let config = self.document(&digest(&twin["config"]["digest"])).await;
+        let layers = twin["layers"].as_array().unwrap();
+        assert_eq!(layers.len(), image.layers().len());
+        for ((layer, source), diff_id) in
+            layers.iter().zip(image.layers()).zip(config["rootfs"]["diff_ids"].as_array().unwrap())
+        {
+            let blob = self.bytes(&digest(&layer["digest"])).await;
+            assert_eq!(layer["size"], blob.len());
+            let stream = inflate(&blob);
+            assert_eq!(Digest::sha256_of(&stream), digest(diff_id));
+            assert!(stream.starts_with(&inflate(source)), "the source tar comes first");
+            assert_eq!(layer["annotations"]["dev.starlift.source.digest"], Digest::sha256_of(source).to_string());
+        }
+    }
+}
+
+pub(crate) fn source(registry: &Registry) -> Source {
+    // Each registry has a name of its own, as failures are remembered by name.
+    let name = registry.host().replace(':', "-");
+    let local = UpstreamConfig { url: registry.url(), ..UpstreamConfig::default() };
+    let config = upstream::Config {
+        upstream: [(name.clone(), local)].into(),
+        retries: 1,
+        retry_delay: Duration::from_millis(1),
+        ..upstream::Config::default()
+    };
+    Upstreams::new(&config).unwrap().get(&name).unwrap()
+}
+
+pub(crate) fn repository() -> Repository {
+    REPOSITORY.parse().unwrap()
+}
+
+pub(crate) fn manifest(image: &Image) -> Manifest {
+    Manifest::new(image.media_type.clone(), image.bytes.clone())
+}
+
+pub(crate) fn digest(text: &Value) -> Digest {
+    text.as_str().unwrap().parse().unwrap()
+}
+
+/// The tar in a layer of any compression.
+pub(crate) fn inflate(layer: &[u8]) -> Vec<u8> {
+    let mut tar = Vec::new();
+    match layer {
+        [0x1f, 0x8b, ..] => drop(MultiGzDecoder::new(layer).read_to_end(&mut tar).unwrap()),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => tar = zstd::decode_all(layer).unwrap(),
+        _ => tar.extend_from_slice(layer),
+    }
+    tar
+}

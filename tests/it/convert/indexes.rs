@@ -1,0 +1,107 @@
+//! Indexes keep every child: converted ones replaced, all others where and what they are.
+
+use serde_json::Value;
+use starlift::oci::Digest;
+
+use super::bench::{Bench, digest};
+use crate::support::image::{Image, ImageBuilder};
+
+fn image(seed: u64, architecture: &str) -> Image {
+    ImageBuilder::new(seed).layers(1).architecture(architecture).build()
+}
+
+/// amd64, arm64, s390x, and an attestation for each.
+fn index() -> Image {
+    let images = vec![
+        ("linux/amd64", image(1, "amd64")),
+        ("linux/arm64", image(2, "arm64")),
+        ("linux/s390x", image(3, "s390x")),
+    ];
+    Image::index(images, true)
+}
+
+fn children(document: &Value) -> &Vec<Value> {
+    document["manifests"].as_array().unwrap()
+}
+
+#[tokio::test]
+async fn wanted_platforms_are_replaced_and_attestations_follow() {
+    let bench = Bench::new().await;
+    let index = index();
+    let record = bench.convert(&index).await.unwrap();
+    let twin = bench.twin(&record).await;
+    let source = index.document();
+    assert_eq!(children(&twin).len(), children(&source).len());
+    for place in 0..2 {
+        let child = &children(&twin)[place];
+        let child_record = bench.converter.lookup(&index.children[place].digest()).await.unwrap().unwrap();
+        bench.check_twin(&index.children[place], &child_record).await;
+        assert_eq!(digest(&child["digest"]), child_record.twin);
+        assert_eq!(child["size"], child_record.size);
+        assert_eq!(child["platform"], children(&source)[place]["platform"]);
+        let attestation = &children(&twin)[place + 3];
+        assert_eq!(attestation["digest"], children(&source)[place + 3]["digest"]);
+        assert_eq!(attestation["annotations"]["vnd.docker.reference.digest"], child["digest"]);
+    }
+    assert_eq!(children(&twin)[2], children(&source)[2]);
+    assert_eq!(children(&twin)[5], children(&source)[5]);
+    let platforms: Vec<_> = record.platforms.iter().map(ToString::to_string).collect();
+    assert_eq!(platforms, ["linux/amd64", "linux/arm64"]);
+    assert_eq!(bench.fetched(&index.children[2].layers()[0]), 0);
+}
+
+#[tokio::test]
+async fn a_platform_that_someone_pulled_joins_and_older_twins_stay_readable() {
+    let bench = Bench::new().await;
+    let index = index();
+    let before = bench.convert(&index).await.unwrap();
+    let pulled = bench.convert(&index.children[2]).await.unwrap();
+    let after = bench.convert(&index).await.unwrap();
+    assert_ne!(before.twin, after.twin);
+    let twin = bench.twin(&after).await;
+    assert_eq!(digest(&children(&twin)[2]["digest"]), pulled.twin);
+    assert_eq!(after.platforms.len(), 3);
+    bench.bytes(&before.twin).await;
+    assert!(after.objects.contains(&before.twin), "the sweep keeps it");
+    let bench = bench.restarted();
+    assert_eq!(bench.converter.lookup(&index.digest()).await.unwrap(), Some(after));
+}
+
+#[tokio::test]
+async fn a_child_that_fails_leaves_the_others_and_is_tried_again() {
+    let bench = Bench::new().await;
+    let index = index();
+    let layer = format!("/blobs/{}", Digest::sha256_of(&index.children[1].layers()[0]));
+    bench.registry.on(&layer).answer(503, &[]);
+    let record = bench.convert(&index).await.unwrap();
+    let twin = bench.twin(&record).await;
+    assert_ne!(children(&twin)[0], children(&index.document())[0]);
+    assert_eq!(children(&twin)[1], children(&index.document())[1]);
+    let told = record.passed_through.iter().find(|told| told.digest == index.children[1].digest()).unwrap();
+    assert!(told.reason.starts_with("not converted for now"), "{}", told.reason);
+    assert_eq!(bench.converter.lookup(&index.digest()).await.unwrap(), None, "it is not recorded");
+    bench.registry.heal();
+    let bench = bench.restarted();
+    let record = bench.convert(&index).await.unwrap();
+    assert_eq!(record.platforms.len(), 2);
+    assert_eq!(bench.fetched(&index.children[0].layers()[0]), 1);
+}
+
+#[tokio::test]
+async fn an_index_all_of_whose_children_fail_fails() {
+    let bench = Bench::new().await;
+    let index = index();
+    bench.registry.on("/blobs/").answer(503, &[]);
+    assert!(bench.convert(&index).await.is_err());
+    assert_eq!(bench.converter.lookup(&index.digest()).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn an_index_for_other_platforms_is_its_own_twin_until_one_is_pulled() {
+    let bench = Bench::new().await;
+    let index = Image::index(vec![("linux/s390x", image(3, "s390x"))], false);
+    assert_eq!(bench.convert(&index).await.unwrap().twin, index.digest());
+    bench.convert(&index.children[0]).await.unwrap();
+    let record = bench.convert(&index).await.unwrap();
+    assert_eq!(children(&bench.twin(&record).await).len(), 1);
+}

@@ -1,0 +1,131 @@
+//! One odd thing never fails an image: it stays as it is, and the reason is kept.
+
+use bytes::Bytes;
+use bytesize::ByteSize;
+use serde_json::Value;
+use starlift::convert::Config;
+use starlift::oci::{Digest, media_type};
+use starlift::store::{LayerOutcome, Store};
+
+use super::bench::{Bench, config, digest};
+use crate::support::image::{Compression, Image, ImageBuilder, Random, compress};
+
+/// Changes the last layer's bytes and what the manifest says about it.
+fn with_last_layer(image: &Image, layer: Bytes, media_type: Option<&str>) -> Image {
+    let mut document = image.document();
+    let descriptor = document["layers"].as_array_mut().unwrap().last_mut().unwrap();
+    descriptor["digest"] = Digest::sha256_of(&layer).to_string().into();
+    descriptor["size"] = layer.len().into();
+    if let Some(media_type) = media_type {
+        descriptor["mediaType"] = media_type.into();
+    }
+    let mut blobs = image.blobs.clone();
+    *blobs.last_mut().unwrap() = layer;
+    Image { bytes: document.to_string().into(), blobs, ..image.clone() }
+}
+
+async fn last_layer_stays(bench: &Bench, image: &Image, part_of_reason: &str) {
+    let record = bench.convert(image).await.unwrap();
+    let twin = bench.twin(&record).await;
+    let last = |document: &Value| document["layers"].as_array().unwrap().last().unwrap().clone();
+    assert_eq!(last(&twin), last(&image.document()));
+    assert_ne!(twin["layers"][0]["digest"], image.document()["layers"][0]["digest"]);
+    let stays = Digest::sha256_of(image.layers().last().unwrap());
+    let told = record.passed_through.iter().find(|told| told.digest == stays).expect("the reason is recorded");
+    assert!(told.reason.contains(part_of_reason), "{}", told.reason);
+}
+
+#[tokio::test]
+async fn what_is_no_tar_stays_and_is_not_fetched_again() {
+    let bench = Bench::new().await;
+    let image = ImageBuilder::new(1).build();
+    let noise = Bytes::from(Random::new(9).bytes(100_000));
+    let garbled = [compress(b"not a tar, but long enough", Compression::Gzip), Bytes::from_static(b"garbage")].concat();
+    for layer in [noise, garbled.into()] {
+        let image = with_last_layer(&image, layer.clone(), None);
+        last_layer_stays(&bench, &image, "").await;
+        let record = bench.store.layer(bench.converter.generation(), &Digest::sha256_of(&layer)).await.unwrap();
+        assert!(matches!(record.unwrap().outcome, LayerOutcome::PassedThrough { .. }));
+        assert_eq!(bench.fetched(&layer), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_layer_of_an_unknown_type_is_not_even_fetched() {
+    let bench = Bench::new().await;
+    let image = ImageBuilder::new(2).build();
+    let layer = Bytes::from_static(b"secret");
+    let image = with_last_layer(&image, layer.clone(), Some("application/vnd.oci.image.layer.v1.tar+gzip+encrypted"));
+    last_layer_stays(&bench, &image, "encrypted").await;
+    assert_eq!(bench.fetched(&layer), 0);
+}
+
+#[tokio::test]
+async fn a_bomb_stays_what_it_is() {
+    let bench = Bench::with(&Config { max_unpacked_size: ByteSize::mib(1), ..config() }, Store::in_memory()).await;
+    let image = ImageBuilder::new(3).build();
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_ustar();
+    header.set_size(64 << 20);
+    header.set_mode(0o644);
+    tar.append_data(&mut header, "bomb", std::io::Read::take(std::io::repeat(0), 64 << 20)).unwrap();
+    let bomb = compress(&tar.into_inner().unwrap(), Compression::Gzip);
+    assert!(bomb.len() < 1 << 20);
+    last_layer_stays(&bench, &with_last_layer(&image, bomb, None), "limit").await;
+}
+
+#[tokio::test]
+async fn a_layer_over_the_size_limit_stays() {
+    let bench = Bench::with(&Config { max_layer_size: ByteSize::kib(60), ..config() }, Store::in_memory()).await;
+    let image = ImageBuilder::new(4).max_file(1000).build();
+    let large = Bytes::from(Random::new(5).bytes(61 << 10));
+    last_layer_stays(&bench, &with_last_layer(&image, large, None), "limit").await;
+}
+
+#[tokio::test]
+async fn a_lazily_readable_layer_is_known_by_its_footer() {
+    let bench = Bench::new().await;
+    let image = ImageBuilder::new(6).build();
+    let record = bench.convert(&image).await.unwrap();
+    let twin = bench.twin(&record).await;
+    let estargz = bench.bytes(&digest(&twin["layers"][1]["digest"])).await;
+    last_layer_stays(&bench, &with_last_layer(&image, estargz, None), "lazily readable already").await;
+}
+
+#[tokio::test]
+async fn a_layer_with_another_diff_id_than_told_stays_in_that_image_alone() {
+    let bench = Bench::new().await;
+    let image = ImageBuilder::new(7).build();
+    let other_tar = ImageBuilder::new(8).layers(1).build().layers()[0].clone();
+    last_layer_stays(&bench, &with_last_layer(&image, other_tar, None), "diff-id").await;
+    let honest = ImageBuilder::new(8).layers(1).build();
+    let record = bench.convert(&honest).await.unwrap();
+    bench.check_twin(&honest, &record).await;
+}
+
+#[tokio::test]
+async fn what_is_no_image_is_its_own_twin() {
+    let bench = Bench::new().await;
+    let image = ImageBuilder::new(9).build();
+    let mut nonsense_config = image.clone();
+    nonsense_config.blobs[0] = Bytes::from_static(b"{}");
+    let mut document = image.document();
+    document["config"]["digest"] = Digest::sha256_of(b"{}").to_string().into();
+    nonsense_config.bytes = document.to_string().into();
+    let mut schema1 = image.clone();
+    schema1.media_type = "application/vnd.docker.distribution.manifest.v1+prettyjws".to_owned();
+    let mut nonsense = image.clone();
+    nonsense.bytes = Bytes::from_static(b"[1, 2");
+    for odd in [image.referrer("application/x-signature"), nonsense_config, schema1, nonsense] {
+        let record = bench.convert(&odd).await.unwrap();
+        assert_eq!((&record.twin, &record.media_type), (&odd.digest(), &odd.media_type));
+        assert_eq!(record.size, odd.bytes.len() as u64);
+        assert!(!record.passed_through[0].reason.is_empty());
+        assert_eq!(bench.converter.lookup(&odd.digest()).await.unwrap(), Some(record), "it is recorded");
+    }
+    let mut empty = image.document();
+    empty["layers"] = serde_json::json!([]);
+    let empty = Image { bytes: empty.to_string().into(), ..image };
+    assert_eq!(bench.convert(&empty).await.unwrap().twin, empty.digest());
+    assert_eq!(media_type::manifest_kind(&empty.media_type), Some(media_type::ManifestKind::Image));
+}
