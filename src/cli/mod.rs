@@ -3,10 +3,23 @@
 //! Exit codes: 0 done; 1 the answer is no (`verify` found differences, a conversion asked of a server failed);
 //! 2 it could not be done (usage, input and output, network).
 
+mod blob;
 mod config;
+mod convert;
+mod endpoint;
+mod export;
 mod failure;
+mod inspect;
+mod layer;
+mod location;
 mod output;
+mod progress;
+mod record;
+mod report;
 mod serve;
+mod table;
+mod tempfiles;
+mod verify;
 mod warm;
 
 use std::ffi::OsString;
@@ -43,6 +56,9 @@ struct Global {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Serve(serve::Args),
+    Convert(convert::Args),
+    Inspect(inspect::Args),
+    Verify(verify::Args),
     Warm(warm::Args),
     Config(config::Args),
 }
@@ -80,6 +96,9 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
     let global = &cli.global;
     match &cli.command {
         Command::Serve(args) => serve::run(args, global),
+        Command::Convert(args) => until_interrupted(convert::run(args, global)),
+        Command::Inspect(args) => until_interrupted(inspect::run(args, global)),
+        Command::Verify(args) => until_interrupted(verify::run(args, global)),
         Command::Warm(args) => until_interrupted(warm::run(args, global)),
         Command::Config(args) => config::run(args, global),
     }

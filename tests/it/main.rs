@@ -2,6 +2,7 @@
 
 mod architecture;
 mod convert;
+mod cli;
 mod fake_registry;
 mod serve_metrics;
 mod store;

@@ -1,0 +1,273 @@
+//! `starlift convert`: an image, or a single layer, into its twin.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::endpoint::{Endpoint, RegistryArgs};
+use super::export::{Destination, Parcel, Shelf};
+use super::failure::Failure;
+use super::layer;
+use super::location::Location;
+use super::progress::Bar;
+use super::record;
+use super::report::ImageReport;
+use super::{Global, output};
+use crate::config::{Config, Layer};
+use crate::convert::Converter;
+use crate::oci::{Digest, Manifest, Platform};
+use crate::store::{self, ImageRecord, Store};
+
+/// How often the progress bar looks at the conversion.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Convert an image to eStargz, from and to a registry, a layout or an archive
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The image: HOST/repository:tag[@digest], oci:DIR[:tag] or docker-archive:FILE; with --layer a file or `-`
+    source: String,
+    /// Where the twin goes, named in the same ways
+    destination: String,
+    /// Convert a single layer: a tar, plain or compressed with gzip or zstd
+    #[arg(long)]
+    layer: bool,
+    /// Print what was made as JSON, and nothing else
+    #[arg(long)]
+    json: bool,
+    /// Keep converted layers in this store, a folder or a bucket's URL, to be found again by the next conversion
+    #[arg(long, value_name = "URL-or-DIR")]
+    store: Option<String>,
+    /// Write Docker's media types as OCI's
+    #[arg(long)]
+    oci: bool,
+    /// Take only this platform of a multi-platform image (repeatable, or separated by commas)
+    #[arg(long, value_name = "OS/ARCH", value_delimiter = ',')]
+    platform: Vec<Platform>,
+    /// Convert every platform of a multi-platform image
+    #[arg(long, conflicts_with = "platform")]
+    all_platforms: bool,
+    #[command(flatten)]
+    format: FormatArgs,
+    #[command(flatten)]
+    registry: RegistryArgs,
+}
+
+/// Flags on the bytes of the layers; the names of the reference's tools are understood too.
+#[derive(Debug, clap::Args)]
+struct FormatArgs {
+    /// Write eStargz layers (the default)
+    #[arg(long)]
+    estargz: bool,
+    /// Write zstd:chunked layers
+    #[arg(long, conflicts_with_all = ["estargz", "external_toc"])]
+    zstdchunked: bool,
+    /// Put each TOC beside its layer instead of into it, so that diff-ids stay as they are
+    #[arg(long, alias = "estargz-external-toc")]
+    external_toc: bool,
+    /// Keep diff-ids; the same as --external-toc, which keeps them always
+    #[arg(long, alias = "estargz-keep-diff-id")]
+    keep_diff_id: bool,
+    /// Compression level: 1 to 12 for gzip, 1 to 19 for zstd
+    #[arg(long, value_name = "N", aliases = ["estargz-compression-level", "zstdchunked-compression-level"])]
+    level: Option<u8>,
+    /// Faster, for a few percent of size
+    #[arg(long)]
+    fast: bool,
+    /// Most bytes of a file in one separately fetched chunk: 4MiB
+    #[arg(long, value_name = "SIZE", aliases = ["estargz-chunk-size", "zstdchunked-chunk-size"])]
+    chunk_size: Option<String>,
+    /// Let files smaller than this share a compressed member
+    #[arg(long, value_name = "SIZE", alias = "estargz-min-chunk-size")]
+    min_chunk_size: Option<String>,
+    /// Where our own entries stand: source-first (the default) or classic
+    #[arg(long, value_name = "LAYOUT")]
+    layout: Option<String>,
+    /// Put the files of this record first, which `ctr-remote image optimize --record-out` wrote; with --layer only
+    #[arg(long, value_name = "FILE", requires = "layer", aliases = ["estargz-record-in", "zstdchunked-record-in"])]
+    record_in: Option<PathBuf>,
+}
+
+impl Args {
+    /// The flags as a layer of the configuration's `[convert]`.
+    fn layers(&self) -> Vec<Layer> {
+        let format = &self.format;
+        let mut layers = Vec::new();
+        let mut set =
+            |flag: &str, key: &str, value: toml::Value| layers.push(Layer::flag(flag, &["convert", key], value));
+        if format.estargz {
+            set("--estargz", "format", "estargz".into());
+        }
+        if format.zstdchunked {
+            set("--zstdchunked", "format", "zstdchunked".into());
+        }
+        if format.external_toc || format.keep_diff_id {
+            set("--external-toc", "format", "estargz-external-toc".into());
+        }
+        if let Some(level) = format.level {
+            set("--level", "level", i64::from(level).into());
+        }
+        if format.fast {
+            set("--fast", "setting", "fast".into());
+        }
+        for (flag, key, value) in [
+            ("--chunk-size", "chunk_size", &format.chunk_size),
+            ("--min-chunk-size", "min_chunk_size", &format.min_chunk_size),
+            ("--layout", "layout", &format.layout),
+        ] {
+            if let Some(value) = value {
+                set(flag, key, value.as_str().into());
+            }
+        }
+        if !self.platform.is_empty() {
+            let platforms = self.platform.iter().map(|platform| toml::Value::from(platform.to_string())).collect();
+            set("--platform", "platforms", toml::Value::Array(platforms));
+        }
+        if self.all_platforms {
+            set("--all-platforms", "all_platforms", true.into());
+        }
+        layers
+    }
+}
+
+pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
+    let config = global.load(args.layers())?.config;
+    if args.layer {
+        let prioritized = args.format.record_in.as_deref().map(record::read).transpose()?;
+        layer::convert(&args.source, &args.destination, &config.convert, prioritized, args.json).await?;
+    } else {
+        image(args, &config).await?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn image(args: &Args, config: &Config) -> Result<(), Failure> {
+    let source: Location = args.source.parse().map_err(Failure::from_error)?;
+    let target: Location = args.destination.parse().map_err(Failure::from_error)?;
+    let endpoint = Endpoint::open(&config.upstreams, &source, args.registry)?;
+    let workshop = Workshop::open(config, args.store.as_deref(), Destination::folder(&target)).await?;
+    let original = endpoint.manifest().await?;
+    let converter = Converter::new(&config.convert, workshop.store.clone()).map_err(Failure::from_error)?;
+    let record = convert(&converter, &endpoint, &original, args.json).await?;
+
+    let shelf = Shelf { store: Some(&workshop.store), endpoint: &endpoint };
+    let twin = shelf.manifest(&record.twin, &record.media_type).await?;
+    let mut parcel = Parcel::pack(shelf, twin).await?;
+    if !args.platform.is_empty() {
+        parcel = parcel.select(&args.platform)?;
+    } else if Destination::takes_one_image(&target) {
+        parcel = parcel.select(&[this_machine()])?;
+    }
+    if args.oci {
+        parcel = parcel.translated_to_oci();
+    }
+    let destination = Destination::open(&config.upstreams, &target, args.registry)?;
+    let bar = Bar::new("writing", parcel.blobs.iter().map(|blob| blob.size).sum(), args.json);
+    parcel.deliver(shelf, destination, &bar).await?;
+    bar.finish();
+    let made = Made {
+        source: original.digest.clone(),
+        generation: converter.generation().0.clone(),
+        images: ImageReport::of_parcel(shelf, &parcel).await?,
+        twin: parcel.root.digest.clone(),
+        media_type: parcel.root.media_type.clone(),
+        passed_through: record.passed_through,
+    };
+    if args.json { output::print_json(&made) } else { made.tell(&args.destination) }
+}
+
+/// Converts while showing how far it is.
+async fn convert(
+    converter: &Converter,
+    endpoint: &Endpoint,
+    original: &Manifest,
+    quiet: bool,
+) -> Result<ImageRecord, Failure> {
+    let bar = Bar::new("converting", 0, quiet);
+    let conversion = converter.convert(&endpoint.source, &endpoint.repository, original);
+    tokio::pin!(conversion);
+    let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
+    let outcome = loop {
+        tokio::select! {
+            outcome = &mut conversion => break outcome,
+            _ = ticks.tick() => show(&bar, converter),
+        }
+    };
+    bar.finish();
+    outcome.map_err(|error| Failure::when(format!("converting {}", original.digest))(&error))
+}
+
+/// Shows how much of the layers that are being converted is done.
+fn show(bar: &Bar, converter: &Converter) {
+    let conversions = converter.status();
+    let layers = conversions.iter().flat_map(|conversion| &conversion.layers);
+    let (done, total) = layers.fold((0, 0), |(done, total), layer| (done + layer.done, total + layer.total));
+    bar.set(done, total);
+}
+
+/// The platform that an archive, which holds one image, is made for.
+fn this_machine() -> Platform {
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    Platform { os: "linux".to_owned(), architecture: architecture.to_owned(), variant: None }
+}
+
+/// A store for this one conversion, or the one that was named.
+struct Workshop {
+    store: Store,
+    /// Removed when dropped.
+    _temporary: Option<TempDir>,
+}
+
+impl Workshop {
+    async fn open(config: &Config, named: Option<&str>, folder: Option<&Path>) -> Result<Self, Failure> {
+        let (location, temporary) = match named {
+            Some(location) => (location.to_owned(), None),
+            None => {
+                let temporary = temporary_folder(folder)?;
+                let location = temporary.path().to_str().map(str::to_owned);
+                (location.ok_or_else(|| Failure::new("the temporary folder's path is not UTF-8"))?, Some(temporary))
+            }
+        };
+        let config = store::Config { location, ..config.store.clone() };
+        let store = Store::open(&config).await.map_err(Failure::from_error)?;
+        Ok(Self { store, _temporary: temporary })
+    }
+}
+
+/// Beside the destination where that is on this machine: its file system is the one with the room.
+fn temporary_folder(beside: Option<&Path>) -> Result<TempDir, Failure> {
+    let builder = &mut tempfile::Builder::new();
+    let builder = builder.prefix(".starlift-");
+    let folder = match beside {
+        Some(folder) if folder.as_os_str().is_empty() => builder.tempdir_in("."),
+        Some(folder) => std::fs::create_dir_all(folder).and_then(|()| builder.tempdir_in(folder)),
+        None => builder.tempdir(),
+    };
+    folder.map_err(Failure::when("no temporary folder can be made"))
+}
+
+/// What a conversion made.
+#[derive(Debug, serde::Serialize)]
+struct Made {
+    source: Digest,
+    twin: Digest,
+    media_type: String,
+    generation: String,
+    images: Vec<ImageReport>,
+    passed_through: Vec<store::records::PassedThrough>,
+}
+
+impl Made {
+    fn tell(&self, destination: &str) -> Result<(), Failure> {
+        for passed in &self.passed_through {
+            output::say(&format!("{} passed through: {}", passed.digest, passed.reason));
+        }
+        output::say(&format!("{destination} is the twin of {}", self.source));
+        output::print(&format!("{}\n", self.twin))
+    }
+}

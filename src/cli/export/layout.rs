@@ -1,0 +1,153 @@
+//! Writes an image into an OCI image layout (OCI image-spec, image-layout.md).
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write as _};
+use std::path::{Path, PathBuf};
+
+use futures::TryStreamExt as _;
+use serde_json::{Map, Value, json};
+
+use super::Bytes;
+use crate::cli::failure::Failure;
+use crate::cli::tempfiles::{keep, new_file_for, write_atomically};
+use crate::oci::manifest::Index;
+use crate::oci::media_type::OCI_INDEX;
+use crate::oci::{Descriptor, Digest, Manifest, Tag};
+
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+const LAYOUT_FILE: &str = "oci-layout";
+const LAYOUT_VERSION: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
+const INDEX_FILE: &str = "index.json";
+
+/// A layout that an image is being added to. Blobs come one by one, `index.json` is replaced at the end.
+#[derive(Debug)]
+pub(in crate::cli) struct Layout {
+    dir: PathBuf,
+    tag: Option<String>,
+}
+
+impl Layout {
+    /// Opens the layout in `dir`, creating it where there is none.
+    pub(super) fn open(dir: &Path, tag: Option<&Tag>) -> Result<Self, Failure> {
+        let what = format!("{} cannot be made an image layout", dir.display());
+        fs::create_dir_all(dir.join("blobs/sha256")).map_err(Failure::when(what.clone()))?;
+        if !dir.join(LAYOUT_FILE).exists() {
+            write_atomically(&dir.join(LAYOUT_FILE), LAYOUT_VERSION.as_bytes()).map_err(Failure::when(what))?;
+        }
+        Ok(Self { dir: dir.to_owned(), tag: tag.map(Tag::to_string) })
+    }
+
+    fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.dir.join("blobs").join(digest.algorithm().name()).join(digest.hex())
+    }
+
+    pub(super) fn has(&self, blob: &Descriptor) -> bool {
+        fs::metadata(self.blob_path(&blob.digest)).is_ok_and(|metadata| metadata.len() == blob.size)
+    }
+
+    pub(super) async fn put_blob(&mut self, blob: &Descriptor, mut bytes: Bytes) -> Result<(), Failure> {
+        let path = self.blob_path(&blob.digest);
+        let cannot = || Failure::when(format!("{} cannot be written", path.display()));
+        let mut file = new_file_for(&path).map_err(cannot())?;
+        let mut hasher = blob.digest.hasher();
+        while let Some(piece) = bytes.try_next().await? {
+            hasher.update(&piece);
+            file.write_all(&piece).map_err(cannot())?;
+        }
+        if hasher.finish() != blob.digest {
+            return Err(Failure::new(format!("what should be {} has another digest", blob.digest)));
+        }
+        keep(file, &path).map_err(cannot())
+    }
+
+    pub(super) fn put_manifest(&mut self, manifest: &Manifest) -> Result<(), Failure> {
+        let path = self.blob_path(&manifest.digest);
+        write_atomically(&path, &manifest.bytes).map_err(Failure::when(format!("{} cannot be written", path.display())))
+    }
+
+    /// Puts `root` and gives it the tag; other tags stay.
+    pub(super) fn commit(mut self, root: &Manifest) -> Result<(), Failure> {
+        self.put_manifest(root)?;
+        let path = self.dir.join(INDEX_FILE);
+        let cannot = || Failure::when(format!("{} cannot be written", path.display()));
+        // Two commands that add to one layout at once must not forget each other's tag.
+        let lock = File::open(&self.dir).map_err(cannot())?;
+        lock.lock().map_err(cannot())?;
+        let mut index = read_index(&path)?;
+        index.manifests.retain(|entry| ref_name(entry) != self.tag.as_deref());
+        index.manifests.push(self.entry(root));
+        let text = serde_json::to_vec(&index).map_err(Failure::from_error)?;
+        write_atomically(&path, &text).map_err(cannot())
+    }
+
+    fn entry(&self, root: &Manifest) -> Descriptor {
+        let name = self.tag.iter().map(|tag| (REF_NAME.to_owned(), Value::from(tag.as_str())));
+        Descriptor {
+            media_type: root.media_type.clone(),
+            digest: root.digest.clone(),
+            size: root.size(),
+            urls: Vec::new(),
+            annotations: name.collect(),
+            platform: None,
+            rest: Map::new(),
+        }
+    }
+}
+
+fn ref_name(entry: &Descriptor) -> Option<&str> {
+    entry.annotations.get(REF_NAME).and_then(Value::as_str)
+}
+
+fn read_index(path: &Path) -> Result<Index, Failure> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [] }).to_string().into_bytes()
+        }
+        Err(error) => return Err(Failure::when(format!("{} cannot be read", path.display()))(error)),
+    };
+    serde_json::from_slice(&bytes).map_err(Failure::when(format!("{} is no index", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes as Piece;
+    use futures::{StreamExt as _, stream};
+
+    use super::*;
+    use crate::oci::media_type::OCI_MANIFEST;
+
+    fn manifest(text: &'static str) -> Manifest {
+        Manifest::new(OCI_MANIFEST.to_owned(), Piece::from_static(text.as_bytes()))
+    }
+
+    fn tags(dir: &Path) -> Vec<(Option<String>, Digest)> {
+        let index = read_index(&dir.join(INDEX_FILE)).unwrap();
+        index.manifests.iter().map(|entry| (ref_name(entry).map(str::to_owned), entry.digest.clone())).collect()
+    }
+
+    #[test]
+    fn a_tag_is_replaced_and_others_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b): (Tag, Tag) = ("a".parse().unwrap(), "b".parse().unwrap());
+        let (first, second) = (manifest("{\"1\":0}"), manifest("{\"2\":0}"));
+        Layout::open(dir.path(), Some(&a)).unwrap().commit(&first).unwrap();
+        Layout::open(dir.path(), Some(&b)).unwrap().commit(&first).unwrap();
+        Layout::open(dir.path(), Some(&a)).unwrap().commit(&second).unwrap();
+        let expected = [(Some("b".to_owned()), first.digest), (Some("a".to_owned()), second.digest)];
+        assert_eq!(tags(dir.path()), expected);
+    }
+
+    #[tokio::test]
+    async fn a_blob_with_another_digest_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut layout = Layout::open(dir.path(), None).unwrap();
+        let blob = Descriptor { size: 1, ..layout.entry(&manifest("x")) };
+        let bytes = stream::iter([Ok(Piece::from_static(b"y"))]).boxed();
+        assert!(layout.put_blob(&blob, bytes).await.is_err());
+        assert_eq!(fs::read_dir(dir.path().join("blobs/sha256")).unwrap().count(), 0);
+        let bytes = stream::iter([Ok(Piece::from_static(b"x"))]).boxed();
+        layout.put_blob(&blob, bytes).await.unwrap();
+        assert!(layout.has(&blob));
+    }
+}

@@ -1,0 +1,122 @@
+//! Carries a twin out of the store to where it was wanted.
+//!
+//! ```text
+//! store ─┐                       ┌ OCI layout
+//!        ├▶ Parcel ▶ Destination ┼ docker archive
+//! source ┘ (what passed through) └ registry
+//! ```
+
+mod archive;
+mod layout;
+mod parcel;
+
+use std::path::Path;
+
+use futures::stream::BoxStream;
+
+use super::endpoint::{Endpoint, RegistryArgs};
+use super::failure::Failure;
+use super::location::{Location, RegistryImage};
+use crate::oci::{Descriptor, Manifest, Reference};
+use crate::upstream;
+pub(super) use parcel::{Parcel, Shelf, parse};
+
+/// A blob's bytes on their way to a destination.
+type Bytes = BoxStream<'static, Result<bytes::Bytes, Failure>>;
+
+/// Where a twin goes. Each kind shows nothing of it before all of it is there.
+#[derive(Debug)]
+pub(super) enum Destination {
+    Layout(layout::Layout),
+    Archive(archive::Archive),
+    Registry { endpoint: Endpoint, reference: Reference },
+}
+
+impl Destination {
+    /// Makes ready to write to `location`.
+    pub(super) fn open(config: &upstream::Config, location: &Location, args: RegistryArgs) -> Result<Self, Failure> {
+        match location {
+            Location::Layout(image) => layout::Layout::open(&image.dir, image.tag.as_ref()).map(Self::Layout),
+            Location::Archive(image) => {
+                archive::Archive::create(&image.file, image.reference.as_deref()).map(Self::Archive)
+            }
+            Location::Registry(image) => {
+                let endpoint = Endpoint::open(config, location, args)?;
+                Ok(Self::Registry { endpoint, reference: pushed_reference(image)? })
+            }
+        }
+    }
+
+    /// Whether only a single image fits, not an index.
+    pub(super) fn takes_one_image(location: &Location) -> bool {
+        matches!(location, Location::Archive(_))
+    }
+
+    /// The folder beside which temporary files may lie so that they are on the destination's file system.
+    pub(super) fn folder(location: &Location) -> Option<&Path> {
+        match location {
+            Location::Layout(image) => image.dir.parent(),
+            Location::Archive(image) => image.file.parent(),
+            Location::Registry(_) => None,
+        }
+    }
+
+    /// Whether the destination holds the blob already.
+    async fn has(&self, blob: &Descriptor) -> bool {
+        match self {
+            Self::Layout(layout) => layout.has(blob),
+            Self::Archive(_) => false,
+            Self::Registry { endpoint, .. } => {
+                endpoint.source.blob_size(&endpoint.repository, &blob.digest).await.is_ok_and(|size| size == blob.size)
+            }
+        }
+    }
+
+    async fn put_blob(&mut self, blob: &Descriptor, bytes: Bytes) -> Result<(), Failure> {
+        match self {
+            Self::Layout(layout) => layout.put_blob(blob, bytes).await,
+            Self::Archive(archive) => archive.put_blob(blob, bytes).await,
+            Self::Registry { endpoint, .. } => push_blob(endpoint, blob, bytes).await,
+        }
+    }
+
+    /// Puts a manifest that the root, put last, refers to.
+    async fn put_child(&mut self, manifest: &Manifest) -> Result<(), Failure> {
+        match self {
+            Self::Layout(layout) => layout.put_manifest(manifest),
+            Self::Archive(archive) => archive.put_manifest(manifest),
+            Self::Registry { endpoint, .. } => {
+                push_manifest(endpoint, &Reference::Digest(manifest.digest.clone()), manifest).await
+            }
+        }
+    }
+
+    /// Puts the root manifest and makes everything visible.
+    async fn commit(self, root: &Manifest) -> Result<(), Failure> {
+        match self {
+            Self::Layout(layout) => layout.commit(root),
+            Self::Archive(archive) => archive.commit(root),
+            Self::Registry { endpoint, reference } => push_manifest(&endpoint, &reference, root).await,
+        }
+    }
+}
+
+/// A push by digest alone is possible; a tag is what gives it a name.
+fn pushed_reference(image: &RegistryImage) -> Result<Reference, Failure> {
+    match (&image.tag, &image.digest) {
+        (Some(tag), None) => Ok(Reference::Tag(tag.clone())),
+        _ => Err(Failure::new("the destination is named by a tag: its digest follows from the conversion")),
+    }
+}
+
+async fn push_blob(endpoint: &Endpoint, blob: &Descriptor, bytes: Bytes) -> Result<(), Failure> {
+    use futures::StreamExt as _;
+    let bytes = bytes.map(|piece| piece.map_err(std::io::Error::other)).boxed();
+    let what = format!("pushing {}", blob.digest);
+    endpoint.source.push_blob(&endpoint.repository, &blob.digest, blob.size, bytes).await.map_err(Failure::when(what))
+}
+
+async fn push_manifest(endpoint: &Endpoint, reference: &Reference, manifest: &Manifest) -> Result<(), Failure> {
+    let what = format!("pushing the manifest {}", manifest.digest);
+    endpoint.source.push_manifest(&endpoint.repository, reference, manifest).await.map_err(Failure::when(what))
+}

@@ -1,0 +1,53 @@
+//! Progress bars for a person at a terminal; nothing at all for a pipe or a log.
+
+use std::io::IsTerminal as _;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+const TEMPLATE: &str = "{msg:14} {bar:32} {bytes:>10} / {total_bytes:10} {bytes_per_sec:>12} {eta:>4}";
+
+/// A count of bytes on its way to a total; clones share it.
+#[derive(Debug, Clone)]
+pub(super) struct Bar(ProgressBar);
+
+impl Bar {
+    /// A bar that shows itself if standard error is a terminal and nobody asked for `quiet`.
+    pub(super) fn new(what: &'static str, total: u64, quiet: bool) -> Self {
+        let visible = !quiet && std::io::stderr().is_terminal();
+        let target = if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(Some(total), target).with_message(what);
+        // The template is a constant that a test builds.
+        Self(match ProgressStyle::with_template(TEMPLATE) {
+            Ok(style) => bar.with_style(style),
+            Err(_) => bar,
+        })
+    }
+
+    pub(super) fn advance(&self, bytes: usize) {
+        self.0.inc(bytes as u64);
+    }
+
+    /// Shows `done` of `total`.
+    pub(super) fn set(&self, done: u64, total: u64) {
+        self.0.set_length(total);
+        self.0.set_position(done);
+    }
+
+    /// Takes the bar off the screen.
+    pub(super) fn finish(&self) {
+        self.0.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_template_is_valid_and_counts_add_up() {
+        assert!(ProgressStyle::with_template(TEMPLATE).is_ok());
+        let bar = Bar::new("test", 10, true);
+        bar.clone().advance(4);
+        assert_eq!(bar.0.position(), 4);
+    }
+}

@@ -1,0 +1,237 @@
+//! What an image is made of, as `inspect` and `convert` report it.
+
+use estargz::footer::{Footer, Form};
+use estargz::toc::UnverifiedToc;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::blob::Blob;
+use super::endpoint::Endpoint;
+use super::export::{Parcel, Shelf, parse};
+use super::failure::Failure;
+use crate::oci::manifest::{ImageConfig, ImageManifest};
+use crate::oci::media_type::is_convertible_layer;
+use crate::oci::{Descriptor, Digest, Manifest};
+
+const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
+const ZSTD_CHECKSUM: &str = "io.github.containers.zstd-chunked.manifest-checksum";
+const UNCOMPRESSED_SIZE: &str = "io.containers.estargz.uncompressed-size";
+const SOURCE_DIGEST: &str = "dev.starlift.source.digest";
+const SOURCE_DIFF_ID: &str = "dev.starlift.source.diff-id";
+const SOURCE_SIZE: &str = "dev.starlift.source.size";
+
+/// An image configuration over this is not read: real ones are a few kilobytes.
+const MAX_CONFIG_BYTES: u64 = 8 << 20;
+
+/// An image manifest and its layers.
+#[derive(Debug, Serialize)]
+pub(super) struct ImageReport {
+    pub(super) digest: Digest,
+    pub(super) media_type: String,
+    /// `os/architecture`, as the image's configuration says; artifacts have none.
+    pub(super) platform: Option<String>,
+    pub(super) config: Digest,
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    pub(super) annotations: Map<String, Value>,
+    pub(super) layers: Vec<LayerReport>,
+}
+
+/// A layer, by its descriptor and, for `inspect`, by its footer and TOC.
+#[derive(Debug, Serialize)]
+pub(super) struct LayerReport {
+    pub(super) digest: Digest,
+    pub(super) media_type: String,
+    pub(super) size: u64,
+    pub(super) kind: Kind,
+    pub(super) diff_id: Option<Digest>,
+    pub(super) uncompressed_size: Option<u64>,
+    pub(super) toc_digest: Option<String>,
+    pub(super) source: Option<SourceReport>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) toc: Option<TocReport>,
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    pub(super) annotations: Map<String, Value>,
+}
+
+/// The layer that this one was made of, by our annotations.
+#[derive(Debug, Serialize)]
+pub(super) struct SourceReport {
+    pub(super) digest: String,
+    pub(super) diff_id: Option<String>,
+    /// Length of the source tar inside of the layer's stream.
+    pub(super) size: Option<u64>,
+}
+
+/// What a layer's own bytes say.
+#[derive(Debug, Serialize)]
+pub(super) struct TocReport {
+    pub(super) digest: String,
+    /// Whether the manifest names this digest; `None` when it names none.
+    pub(super) named_by_manifest: Option<bool>,
+    pub(super) json_bytes: usize,
+    pub(super) entries: usize,
+    pub(super) chunks: usize,
+}
+
+/// What kind of layer it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Kind {
+    Estargz,
+    /// eStargz whose TOC is a blob of its own.
+    EstargzExternalToc,
+    /// The format before eStargz.
+    Stargz,
+    Zstdchunked,
+    Plain,
+}
+
+impl Kind {
+    pub(super) fn of_footer(footer: Option<&Footer>) -> Self {
+        footer.map_or(Self::Plain, |footer| Self::of_form(footer.form()))
+    }
+
+    pub(super) fn of_form(form: Form) -> Self {
+        match form {
+            Form::Estargz => Self::Estargz,
+            Form::ExternalToc => Self::EstargzExternalToc,
+            Form::LegacyStargz => Self::Stargz,
+            Form::ZstdChunked => Self::Zstdchunked,
+        }
+    }
+
+    /// What the manifest claims, without a look at the layer.
+    fn of_annotations(annotations: &Map<String, Value>) -> Self {
+        if annotations.contains_key(ZSTD_CHECKSUM) {
+            Self::Zstdchunked
+        } else if annotations.contains_key(TOC_DIGEST) {
+            Self::Estargz
+        } else {
+            Self::Plain
+        }
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Estargz => "estargz",
+            Self::EstargzExternalToc => "estargz-external-toc",
+            Self::Stargz => "stargz",
+            Self::Zstdchunked => "zstdchunked",
+            Self::Plain => "plain",
+        }
+    }
+}
+
+impl ImageReport {
+    /// The images of a parcel by their documents alone.
+    pub(super) async fn of_parcel(shelf: Shelf<'_>, parcel: &Parcel) -> Result<Vec<Self>, Failure> {
+        let mut reports = Vec::new();
+        for manifest in parcel.images() {
+            reports.push(Self::of_documents(shelf, manifest).await?);
+        }
+        Ok(reports)
+    }
+
+    /// What the manifest and the configuration say.
+    pub(super) async fn of_documents(shelf: Shelf<'_>, manifest: &Manifest) -> Result<Self, Failure> {
+        let image: ImageManifest = parse(manifest)?;
+        let config = configuration(shelf, &image.config).await?;
+        let diff_ids = config.as_ref().map(|config| config.rootfs.diff_ids.as_slice()).unwrap_or_default();
+        let annotations = match image.rest.get("annotations") {
+            Some(Value::Object(annotations)) => annotations.clone(),
+            _ => Map::new(),
+        };
+        let layers = image.layers.iter().enumerate();
+        Ok(Self {
+            digest: manifest.digest.clone(),
+            media_type: manifest.media_type.clone(),
+            platform: config.as_ref().and_then(platform),
+            config: image.config.digest,
+            annotations,
+            layers: layers.map(|(n, layer)| LayerReport::of_descriptor(layer, diff_ids.get(n))).collect(),
+        })
+    }
+
+    /// What the documents say, and each layer's footer and TOC.
+    pub(super) async fn of_image(shelf: Shelf<'_>, manifest: &Manifest) -> Result<Self, Failure> {
+        let mut report = Self::of_documents(shelf, manifest).await?;
+        let image: ImageManifest = parse(manifest)?;
+        for (layer, report) in image.layers.iter().zip(&mut report.layers) {
+            if is_convertible_layer(&layer.media_type) && layer.urls.is_empty() {
+                report.look_into(shelf.endpoint, layer).await?;
+            }
+        }
+        Ok(report)
+    }
+}
+
+impl LayerReport {
+    fn of_descriptor(layer: &Descriptor, diff_id: Option<&Digest>) -> Self {
+        let text = |key: &str| layer.annotations.get(key).and_then(Value::as_str).map(str::to_owned);
+        let number = |key: &str| text(key).and_then(|digits| digits.parse().ok());
+        let source = text(SOURCE_DIGEST).map(|digest| SourceReport {
+            digest,
+            diff_id: text(SOURCE_DIFF_ID),
+            size: number(SOURCE_SIZE),
+        });
+        Self {
+            digest: layer.digest.clone(),
+            media_type: layer.media_type.clone(),
+            size: layer.size,
+            kind: Kind::of_annotations(&layer.annotations),
+            diff_id: diff_id.cloned(),
+            uncompressed_size: number(UNCOMPRESSED_SIZE),
+            toc_digest: text(TOC_DIGEST),
+            source,
+            toc: None,
+            annotations: layer.annotations.clone(),
+        }
+    }
+
+    async fn look_into(&mut self, endpoint: &Endpoint, layer: &Descriptor) -> Result<(), Failure> {
+        let blob = Blob::Remote { endpoint, layer };
+        let footer = blob.footer().await?;
+        self.kind = Kind::of_footer(footer.as_ref());
+        if let Some(footer) = footer
+            && let Some(toc) = blob.toc(&footer).await?
+        {
+            let named = self.annotations.get(ZSTD_CHECKSUM).and_then(Value::as_str);
+            self.toc = Some(TocReport::of(toc, self.toc_digest.as_deref(), named)?);
+        }
+        Ok(())
+    }
+}
+
+impl TocReport {
+    /// `named` is the TOC digest of the manifest, `checksum` that of the TOC's compressed bytes.
+    pub(super) fn of(toc: UnverifiedToc, named: Option<&str>, checksum: Option<&str>) -> Result<Self, Failure> {
+        let digest = toc.digest();
+        let section = toc.section_digest().to_string();
+        let json_bytes = toc.json().len();
+        let named_by_manifest =
+            named.map(|named| named == digest.to_string()).or(checksum.map(|checksum| checksum == section));
+        let toc = toc.verify(&digest).map_err(Failure::when(format!("the TOC {digest} makes no sense")))?;
+        Ok(Self {
+            digest: digest.to_string(),
+            named_by_manifest,
+            json_bytes,
+            entries: toc.len(),
+            chunks: toc.chunk_count(),
+        })
+    }
+}
+
+/// The image configuration; `None` for artifacts, whose configuration is something else.
+async fn configuration(shelf: Shelf<'_>, config: &Descriptor) -> Result<Option<ImageConfig>, Failure> {
+    if config.size > MAX_CONFIG_BYTES {
+        return Ok(None);
+    }
+    let bytes = shelf.bytes(config).await?;
+    Ok(serde_json::from_slice(&bytes).ok())
+}
+
+fn platform(config: &ImageConfig) -> Option<String> {
+    let text = |key: &str| config.rest.get(key).and_then(Value::as_str);
+    let name = format!("{}/{}", text("os")?, text("architecture")?);
+    Some(text("variant").map_or(name.clone(), |variant| format!("{name}/{variant}")))
+}

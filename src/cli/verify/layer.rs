@@ -1,0 +1,123 @@
+//! One layer: its blob in a file against its TOC, the manifest's claims and the source's tar.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::path::Path;
+
+use estargz::footer::FooterError;
+use estargz::verify::{self, Expected, Report, VerifyError};
+use sha2::{Digest as _, Sha256};
+
+use super::{Args, Part};
+use crate::cli::failure::Failure;
+use crate::cli::report::Kind;
+use crate::convert::Inflate;
+
+/// Bytes hashed at once.
+const HASH_PIECE: usize = 1 << 20;
+
+/// What is claimed about a layer and must hold.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Claims {
+    pub(super) toc_digest: Option<estargz::Digest>,
+    pub(super) diff_id: Option<estargz::Digest>,
+    pub(super) source: Option<Source>,
+    pub(super) external_toc: Option<Vec<u8>>,
+}
+
+/// The tar that the layer was made of.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Source {
+    pub(super) diff_id: estargz::Digest,
+    pub(super) size: u64,
+}
+
+impl Source {
+    /// Inflates the source layer in `file` to know its tar.
+    pub(super) fn of(file: &File) -> io::Result<Self> {
+        let (diff_id, size) = digest_of_tar(file)?;
+        Ok(Self { diff_id, size })
+    }
+}
+
+/// Verifies the layer in the file that was named.
+pub(super) async fn verify_file(args: &Args) -> Result<Part, Failure> {
+    let cannot = |path: &str| Failure::when(format!("{path} cannot be read"));
+    let file = File::open(&args.what).map_err(cannot(&args.what))?;
+    let mut claims = Claims::default();
+    if let Some(path) = &args.external_toc {
+        claims.external_toc = Some(std::fs::read(path).map_err(cannot(path))?);
+    }
+    if let Some(path) = &args.against {
+        let source = File::open(Path::new(path)).map_err(cannot(path))?;
+        claims.source = Some(Source::of(&source).map_err(cannot(path))?);
+    }
+    verify_blob(args.what.clone(), file, claims).await
+}
+
+/// Verifies the blob in `file`; layers without a TOC only by their diff-id.
+pub(super) async fn verify_blob(name: String, file: File, claims: Claims) -> Result<Part, Failure> {
+    let checked = tokio::task::spawn_blocking(move || check(&file, &claims)).await.map_err(Failure::from_error)?;
+    let (what, findings) = checked.map_err(Failure::when(name.clone()))?;
+    Ok(Part { name, what, findings })
+}
+
+fn check(file: &File, claims: &Claims) -> Result<(String, Vec<String>), VerifyError> {
+    let expected = Expected {
+        toc_digest: claims.toc_digest,
+        external_toc: claims.external_toc.as_deref(),
+        diff_id: claims.diff_id,
+        source_diff_id: claims.source.map(|source| source.diff_id),
+        source_size: claims.source.map(|source| source.size),
+        ..Expected::default()
+    };
+    match verify::blob(file, &expected) {
+        Ok(report) => Ok((described(&report), found(&report))),
+        Err(VerifyError::Footer(FooterError::NotAFooter)) if claims.toc_digest.is_none() => plain(file, claims),
+        Err(error @ (VerifyError::Footer(_) | VerifyError::Toc(_))) => {
+            Ok(("broken".to_owned(), vec![error.to_string()]))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn described(report: &Report) -> String {
+    format!("{}, {} entries, {} chunks", Kind::of_form(report.form).name(), report.entries, report.chunks)
+}
+
+fn found(report: &Report) -> Vec<String> {
+    let mut findings: Vec<_> = report.findings.iter().map(ToString::to_string).collect();
+    if report.truncated {
+        findings.push("and more".to_owned());
+    }
+    findings
+}
+
+/// A layer without a TOC: all there is to compare is its tar.
+fn plain(file: &File, claims: &Claims) -> Result<(String, Vec<String>), VerifyError> {
+    let (actual, size) = digest_of_tar(file).map_err(VerifyError::Read)?;
+    let wanted = claims.source.map(|source| ("the source's tar", source.diff_id));
+    let wanted = claims.diff_id.map(|diff_id| ("the configuration's diff-id", diff_id)).into_iter().chain(wanted);
+    let findings = wanted
+        .filter(|(_, expected)| *expected != actual)
+        .map(|(what, expected)| format!("the digest of the tar is {actual}, {what} has {expected}"))
+        .collect();
+    Ok((format!("plain, {size} bytes of tar"), findings))
+}
+
+fn digest_of_tar(mut file: &File) -> io::Result<(estargz::Digest, u64)> {
+    io::Seek::rewind(&mut file)?;
+    let mut tar = Inflate::new(BufReader::with_capacity(HASH_PIECE, file))?;
+    let mut hasher = Sha256::new();
+    let mut piece = vec![0; HASH_PIECE];
+    let mut size = 0;
+    loop {
+        match tar.read(&mut piece)? {
+            0 => return Ok((hasher.into(), size)),
+            read => {
+                hasher.update(&piece[..read]);
+                size += read as u64;
+            }
+        }
+    }
+}

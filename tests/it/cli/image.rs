@@ -1,0 +1,127 @@
+//! Images between registries, layouts and archives: `convert`, `inspect` and `verify`.
+
+use serde_json::Value;
+
+use super::{Desk, check_layout};
+use crate::support::image::{Compression, Image, ImageBuilder};
+use crate::support::registry::Registry;
+
+fn two_platforms() -> Image {
+    let arm = ImageBuilder::new(2).architecture("arm64").compression(Compression::Zstd).build();
+    Image::index(vec![("linux/amd64", ImageBuilder::new(1).build()), ("linux/arm64", arm)], true)
+}
+
+async fn registry(image: &Image) -> (Registry, String) {
+    let registry = Registry::start().await;
+    registry.push("library/app", "v1", image);
+    let name = format!("{}/library/app:v1", registry.host());
+    (registry, name)
+}
+
+fn kinds(report: &Value) -> Vec<&str> {
+    let layers = report["images"].as_array().unwrap().iter().flat_map(|image| image["layers"].as_array().unwrap());
+    layers.map(|layer| layer["kind"].as_str().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn from_a_registry_into_a_layout_and_verified() {
+    let desk = Desk::new();
+    let (_registry, source) = registry(&ImageBuilder::new(1).layers(3).build()).await;
+    let made = desk.run(&["convert", "--json", &source, "oci:out:v1"]).await.json();
+    check_layout(&desk.path("out"));
+    assert_eq!(desk.names(), ["out"]);
+    let report = desk.run(&["inspect", "--json", "oci:out:v1"]).await.json();
+    assert_eq!(report["digest"], made["twin"]);
+    assert_eq!(kinds(&report), ["estargz"; 3]);
+    for layer in report["images"][0]["layers"].as_array().unwrap() {
+        assert_eq!(layer["toc"]["named_by_manifest"], true);
+    }
+    desk.run(&["verify", "oci:out:v1", "--against", &source]).await.text();
+}
+
+#[tokio::test]
+async fn an_index_keeps_every_child_and_platform_takes_one() {
+    let desk = Desk::new();
+    let (_registry, source) = registry(&two_platforms()).await;
+    desk.run(&["convert", &source, "oci:out:all"]).await.text();
+    desk.run(&["convert", &source, "oci:out:arm", "--platform", "linux/arm64"]).await.text();
+    check_layout(&desk.path("out"));
+    let all = desk.run(&["inspect", "--json", "oci:out:all"]).await.json();
+    assert_eq!(all["images"].as_array().unwrap().len(), 4);
+    let arm = desk.run(&["inspect", "--json", "oci:out:arm"]).await.json();
+    assert_eq!(arm["images"][0]["platform"], "linux/arm64");
+    assert_eq!(arm["images"][0]["digest"], arm["digest"]);
+    desk.run(&["verify", "oci:out:all", "--against", &source]).await.text();
+    assert!(desk.run(&["convert", &source, "oci:out:x", "--platform", "linux/s390x"]).await.error().contains("s390x"));
+}
+
+#[tokio::test]
+async fn from_a_layout_to_a_registry_and_back_as_an_archive() {
+    let desk = Desk::new();
+    let (registry, source) = registry(&ImageBuilder::new(3).docker().build()).await;
+    desk.run(&["convert", &source, "oci:out:v1"]).await.text();
+    let pushed = format!("{}/copies/app:v2", registry.host());
+    let made = desk.run(&["convert", "--json", "--fast", "oci:out:v1", &pushed]).await.json();
+    let (_, bytes) = registry.manifest("copies/app", "v2").unwrap();
+    assert_eq!(made["twin"], starlift::oci::Digest::sha256_of(&bytes).to_string());
+    desk.run(&["convert", &source, "docker-archive:out.tar:library/app:1"]).await.text();
+    let report = desk.run(&["inspect", "--json", "docker-archive:out.tar"]).await.json();
+    assert_eq!(report["images"][0]["platform"], "linux/amd64");
+    assert_eq!(desk.names(), ["out", "out.tar"]);
+}
+
+#[tokio::test]
+async fn dockers_types_become_ocis_when_asked() {
+    let desk = Desk::new();
+    let (_registry, source) = registry(&ImageBuilder::new(4).docker().build()).await;
+    desk.run(&["convert", &source, "oci:out:docker"]).await.text();
+    desk.run(&["convert", "--oci", &source, "oci:out:oci"]).await.text();
+    let types = |report: Value| {
+        let layer = report["images"][0]["layers"][0]["media_type"].as_str().unwrap().to_owned();
+        (report["media_type"].as_str().unwrap().to_owned(), layer)
+    };
+    let docker = types(desk.run(&["inspect", "--json", "oci:out:docker"]).await.json());
+    assert!(docker.0.contains("docker") && docker.1.contains("docker"), "{docker:?}");
+    let oci = types(desk.run(&["inspect", "--json", "oci:out:oci"]).await.json());
+    assert!(oci.0.contains("oci") && oci.1.contains("oci"), "{oci:?}");
+    desk.run(&["verify", "oci:out:oci", "--against", &source]).await.text();
+}
+
+#[tokio::test]
+async fn another_image_is_told_from_the_right_one() {
+    let desk = Desk::new();
+    let (registry, source) = registry(&ImageBuilder::new(1).build()).await;
+    registry.push("library/app", "v2", &ImageBuilder::new(9).build());
+    desk.run(&["convert", &source, "oci:out:v1"]).await.text();
+    let other = source.replace(":v1", ":v2");
+    let ran = desk.run(&["verify", "oci:out:v1", "--against", &other]).await;
+    assert_eq!(ran.code, Some(1), "{}", ran.stderr);
+    assert!(String::from_utf8_lossy(&ran.stdout).contains("DIFFERS"));
+}
+
+#[tokio::test]
+async fn inspect_reads_footers_and_tocs_alone() {
+    let desk = Desk::new();
+    let (registry, source) = registry(&ImageBuilder::new(1).layers(1).files(40).max_file(200_000).build()).await;
+    let pushed = format!("{}/copies/app:v2", registry.host());
+    desk.run(&["convert", &source, &pushed]).await.text();
+    desk.run(&["inspect", &pushed]).await.text();
+    let seen = registry.seen();
+    let blobs = seen.iter().filter(|seen| seen.method == "GET" && seen.path_and_query.contains("/copies/app/blobs/"));
+    let whole = blobs.filter(|seen| !seen.headers.contains_key("range")).count();
+    assert_eq!(whole, 1, "the configuration alone is read whole");
+}
+
+#[tokio::test]
+async fn what_cannot_be_had_leaves_nothing() {
+    let desk = Desk::new();
+    let (registry, source) = registry(&ImageBuilder::new(1).build()).await;
+    let missing = source.replace(":v1", ":v9");
+    desk.run(&["convert", &missing, "oci:out:v1"]).await.error();
+    assert!(desk.names().is_empty());
+    registry.on("/blobs/").answer(404, &[]);
+    desk.run(&["convert", &source, "docker-archive:out.tar"]).await.error();
+    assert!(!desk.names().contains(&"out.tar".to_owned()));
+    assert!(desk.names().iter().all(|name| !name.starts_with('.')), "{:?}", desk.names());
+    desk.run(&["inspect", "not an image"]).await.error();
+}
