@@ -123,8 +123,8 @@ impl Images {
         Ok(Manifest { media_type, digest: digest.clone(), bytes })
     }
 
-    /// The image under a tag: in the repository if one is there, else anywhere if it is but one; an only image without
-    /// a name is `latest`.
+    /// The image under a tag: in the repository if one is there, else anywhere if it is but one. An only image is
+    /// `latest` whatever it is called: who names a file and no tag means what is in it.
     fn find(&self, repository: &Repository, tag: &str) -> Option<&Descriptor> {
         let tagged = |entry: &&Entry| entry.names.iter().any(|name| name.tag == tag);
         let placed = |entry: &&Entry| entry.names.iter().any(|name| name.tag == tag && name.is_in(repository));
@@ -134,7 +134,7 @@ impl Images {
         let mut anywhere = self.entries.iter().filter(tagged);
         match (anywhere.next(), anywhere.next(), self.entries.as_slice()) {
             (Some(only), None, _) => Some(&only.descriptor),
-            (None, None, [only]) if tag == "latest" && only.names.is_empty() => Some(&only.descriptor),
+            (None, None, [only]) if tag == "latest" => Some(&only.descriptor),
             _ => None,
         }
     }
