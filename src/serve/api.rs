@@ -10,6 +10,7 @@ use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
 
+use crate::convert::{Conversion, State as ConversionState};
 use crate::oci::error::ErrorCode;
 use crate::oci::route::Location;
 use crate::oci::{Digest, Reference, Repository};
@@ -55,6 +56,7 @@ pub(crate) async fn status(State(app): State<Arc<App>>) -> Response {
         "generation": app.converter.generation(),
         "uptime_seconds": app.started.elapsed().as_secs(),
         "draining": app.is_draining(),
+        "conversions": app.converter.status(),
     });
     response::json(StatusCode::OK, &status)
 }
@@ -67,7 +69,14 @@ pub(crate) async fn one(State(app): State<Arc<App>>, Path(id): Path<String>) -> 
     let Some(job) = app.jobs.get(&id) else {
         return refused(StatusCode::NOT_FOUND, "no such conversion").into_response();
     };
-    response::json(StatusCode::OK, &json!({ "conversion": job }))
+    // An index's images are conversions of their own, of the same repository.
+    let is_part = |conversion: &Conversion| {
+        let is_running = conversion.state == ConversionState::Running;
+        Some(&conversion.source) == job.source.as_ref()
+            || is_running && job.is_of(&conversion.upstream, &conversion.repository)
+    };
+    let progress: Vec<_> = app.converter.status().into_iter().filter(is_part).collect();
+    response::json(StatusCode::OK, &json!({ "conversion": job, "progress": progress }))
 }
 
 /// Starts a conversion and answers 202 at once. JSON alone is taken: a foreign web page cannot send it unasked.
@@ -85,7 +94,7 @@ pub(crate) async fn start(State(app): State<Arc<App>>, headers: HeaderMap, body:
     let Some(target) = Target::parse(&reference, |name| app.upstreams.is_configured(name)) else {
         return refused(StatusCode::BAD_REQUEST, "that is no reference").into_response();
     };
-    let Some((job, is_new)) = app.jobs.start(&reference) else {
+    let Some((job, is_new)) = app.jobs.start(&reference, &target.location) else {
         return Failure::busy().into_response();
     };
     if is_new {

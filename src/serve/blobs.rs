@@ -72,10 +72,14 @@ impl Origin {
 }
 
 pub(crate) async fn answer(app: &App, ask: &Ask, digest: &Digest) -> Result<Response, Failure> {
-    match app.store.find(digest).await? {
-        Some(object) => from_store(app, ask, object).await,
-        None => from_upstream(app, ask, digest).await,
-    }
+    let failed = match app.store.find(digest).await {
+        Ok(Some(object)) => return from_store(app, ask, object).await,
+        Ok(None) => None,
+        Err(error) => Some(Failure::from(error)),
+    };
+    let answer = from_upstream(app, ask, digest).await;
+    // What the upstream does not know may well be ours: a store that failed must not look like a 404.
+    answer.map_err(|failure| failed.filter(|_| failure.is_not_found()).unwrap_or(failure))
 }
 
 async fn from_store(app: &App, ask: &Ask, object: Object) -> Result<Response, Failure> {

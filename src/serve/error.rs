@@ -56,6 +56,16 @@ impl Failure {
         Self::new(StatusCode::NOT_FOUND, asked.unknown(), "not known here nor to the upstream")
     }
 
+    pub(crate) fn is_not_found(&self) -> bool {
+        self.status == StatusCode::NOT_FOUND
+    }
+
+    /// Something of ours failed: logged here, told to nobody.
+    pub(crate) fn inside(error: &(dyn StdError + 'static)) -> Self {
+        warn(error);
+        Self::internal()
+    }
+
     pub(crate) fn method() -> Self {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported, "this registry is read-only")
     }
@@ -107,6 +117,7 @@ impl Failure {
             Error::Unauthorized => Self::denied("the upstream wants credentials that this server does not have"),
             Error::Denied => Self::denied("the upstream denies access"),
             Error::Refused(_) => Self::denied("this server may not dial that address"),
+            Error::RangeNotSatisfiable { size: Some(size) } => Self::unsatisfiable(*size),
             Error::TooManyRequests { retry_after } => {
                 let status = if is_mirror { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::TOO_MANY_REQUESTS };
                 let failure = Self::new(status, ErrorCode::TooManyRequests, "the upstream asks for fewer requests");
@@ -127,13 +138,12 @@ impl Failure {
 
 impl From<store::Error> for Failure {
     fn from(error: store::Error) -> Self {
-        warn(&error);
-        Self::internal()
+        Self::inside(&error)
     }
 }
 
 /// Logs an error and all it was caused by. The span of the request carries its id.
-pub(crate) fn warn(error: &(dyn StdError + 'static)) {
+fn warn(error: &(dyn StdError + 'static)) {
     tracing::warn!(error = %Chain(error), "the request failed");
 }
 

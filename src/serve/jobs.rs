@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 
 use crate::oci::Digest;
+use crate::oci::route::Location;
 
 /// A conversion that was asked for, as the API shows it.
 #[derive(Debug, Clone, Serialize)]
@@ -14,6 +15,9 @@ pub(crate) struct Job {
     pub(crate) id: String,
     /// The reference as it was given.
     pub(crate) reference: String,
+    /// The upstream's name and the repository in it.
+    pub(crate) upstream: String,
+    pub(crate) repository: String,
     pub(crate) state: State,
     /// Digest of the original, once it is known.
     pub(crate) source: Option<Digest>,
@@ -33,6 +37,12 @@ pub(crate) enum State {
     Converting,
     Done,
     Failed,
+}
+
+impl Job {
+    pub(crate) fn is_of(&self, upstream: &str, repository: &str) -> bool {
+        self.upstream == upstream && self.repository == repository
+    }
 }
 
 impl State {
@@ -58,7 +68,7 @@ impl Jobs {
 
     /// A job for `reference` and whether it is new: one that still runs is joined. `None` when all that are
     /// remembered still run.
-    pub(crate) fn start(&self, reference: &str) -> Option<(Job, bool)> {
+    pub(crate) fn start(&self, reference: &str, location: &Location) -> Option<(Job, bool)> {
         let mut jobs = self.lock();
         if let Some(running) = jobs.iter().find(|job| job.reference == reference && job.state.is_running()) {
             return Some((running.clone(), false));
@@ -70,6 +80,8 @@ impl Jobs {
         let job = Job {
             id: hex::encode(rand::random::<[u8; 8]>()),
             reference: reference.to_owned(),
+            upstream: location.upstream.clone(),
+            repository: location.repository.to_string(),
             state: State::Resolving,
             source: None,
             twin: None,
@@ -123,25 +135,32 @@ pub(crate) fn now() -> u64 {
 mod tests {
     use super::*;
 
+    fn location() -> Location {
+        Location::of(&"a".parse().unwrap(), None, |_| false).unwrap()
+    }
+
     #[test]
     fn a_running_job_is_joined_and_an_ended_one_started_again() {
         let jobs = Jobs::new(8);
-        let (first, is_new) = jobs.start("a:1").unwrap();
+        let (first, is_new) = jobs.start("a:1", &location()).unwrap();
         assert!(is_new);
-        assert_eq!(jobs.start("a:1").map(|(job, is_new)| (job.id, is_new)), Some((first.id.clone(), false)));
+        assert_eq!(
+            jobs.start("a:1", &location()).map(|(job, is_new)| (job.id, is_new)),
+            Some((first.id.clone(), false))
+        );
         jobs.end(&first.id, Err("no".to_owned()));
         assert_eq!(jobs.get(&first.id).map(|job| job.state), Some(State::Failed));
-        assert!(jobs.start("a:1").unwrap().1);
+        assert!(jobs.start("a:1", &location()).unwrap().1);
     }
 
     #[test]
     fn only_ended_jobs_are_forgotten() {
         let jobs = Jobs::new(2);
-        let (first, _) = jobs.start("a:1").unwrap();
-        jobs.start("a:2").unwrap();
-        assert!(jobs.start("a:3").is_none());
+        let (first, _) = jobs.start("a:1", &location()).unwrap();
+        jobs.start("a:2", &location()).unwrap();
+        assert!(jobs.start("a:3", &location()).is_none());
         jobs.end(&first.id, Ok(Digest::sha256_of(b"")));
-        assert!(jobs.start("a:3").is_some());
+        assert!(jobs.start("a:3", &location()).is_some());
         assert!(jobs.get(&first.id).is_none());
     }
 }

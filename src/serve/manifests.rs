@@ -9,19 +9,22 @@ use http::header::{VARY, WARNING};
 use http::{HeaderValue, StatusCode};
 use tokio::time::{Instant, timeout_at};
 
-use crate::oci::manifest::Index;
 use crate::oci::media_type::{ManifestKind, manifest_kind};
-use crate::oci::{Digest, Manifest, Platform, Reference, Tag};
+use crate::oci::{Descriptor, Digest, Manifest, Reference, Tag};
 use crate::store::ImageRecord;
 use crate::telemetry::metrics;
-use crate::upstream::Source;
+use crate::upstream::{self, Source};
 
 use super::accept::{Accept, Choice};
 use super::app::App;
 use super::ask::Ask;
 use super::config::{ANSWER_LIMIT, OnMiss};
 use super::error::{Asked, Chain, Failure};
-use super::{response, translate};
+use super::negotiate::negotiate;
+use super::response;
+
+/// What stargz-snapshotter and `ctr-remote` append to a tag.
+const TOC_SUFFIX: &str = "-esgztoc";
 
 /// What a manifest request is answered with. HEAD may do without the bytes.
 struct Document {
@@ -29,6 +32,12 @@ struct Document {
     digest: Digest,
     size: u64,
     bytes: Option<Bytes>,
+}
+
+impl Document {
+    fn without_bytes(found: Descriptor) -> Self {
+        Self { media_type: found.media_type, digest: found.digest, size: found.size, bytes: None }
+    }
 }
 
 impl From<Manifest> for Document {
@@ -97,9 +106,17 @@ fn respond(ask: &Ask, reference: &Reference, document: Document, kind: Kind) -> 
 
 /// What we made, else the upstream's exact bytes. Whose original image is pulled gets a twin in the background.
 async fn by_digest(app: &Arc<App>, ask: &Ask, digest: &Digest) -> Result<(Document, Kind), Failure> {
-    if let Some(manifest) = stored(app, digest).await? {
-        return Ok((manifest.into(), Kind::Twin));
-    }
+    let failed = match stored(app, digest).await {
+        Ok(Some(manifest)) => return Ok((manifest.into(), Kind::Twin)),
+        Ok(None) => None,
+        Err(failure) => Some(failure),
+    };
+    let original = original_by_digest(app, ask, digest).await;
+    // What the upstream does not know may well be ours: a store that failed must not look like a 404.
+    original.map_err(|failure| failed.filter(|_| failure.is_not_found()).unwrap_or(failure))
+}
+
+async fn original_by_digest(app: &Arc<App>, ask: &Ask, digest: &Digest) -> Result<(Document, Kind), Failure> {
     let source = source(app, ask)?;
     if let Some(manifest) = app.originals.known(&ask.location, digest).await {
         return Ok(original_child(app, ask, &source, manifest));
@@ -107,8 +124,7 @@ async fn by_digest(app: &Arc<App>, ask: &Ask, digest: &Digest) -> Result<(Docume
     if ask.is_head {
         let reference = Reference::Digest(digest.clone());
         let found = source.resolve(&ask.location.repository, &reference).await.map_err(|error| failure(&error, ask))?;
-        let document = Document { media_type: found.media_type, digest: found.digest, size: found.size, bytes: None };
-        return Ok((document, Kind::PassThrough));
+        return Ok((Document::without_bytes(found), Kind::PassThrough));
     }
     let manifest = app.originals.get(&source, &ask.location, digest).await.map_err(|error| failure(&error, ask))?;
     Ok(original_child(app, ask, &source, manifest))
@@ -130,23 +146,38 @@ async fn by_tag(app: &Arc<App>, ask: &Ask, tag: &Tag) -> Result<(Document, Kind)
     let source = source(app, ask)?;
     let ready_by = ask.started + app.config.wait;
     let patience = ready_by.max(ask.started + ANSWER_LIMIT / 2);
-    let found =
-        app.resolver.resolve(&source, &ask.location, tag, patience).await.map_err(|error| failure(&error, ask))?;
+    let found = match app.resolver.resolve(&source, &ask.location, tag, patience).await {
+        Ok(found) => found,
+        Err(upstream::Error::NotFound) => return Ok((toc_image(app, ask, &source, tag).await?.into(), Kind::Twin)),
+        Err(error) => return Err(failure(&error, ask)),
+    };
     match twin(app, ask, &source, &found.digest, ready_by).await? {
-        Ok(manifest) => negotiate(app, ask, &source, manifest, Kind::Twin).await,
+        Ok(manifest) => Ok((negotiate(app, ask, &source, manifest, true).await?.into(), Kind::Twin)),
+        Err(Kind::Original(_)) if ask.is_mirror && app.config.on_miss == OnMiss::NotFound => {
+            Err(Failure::not_found(Asked::Manifest))
+        }
+        Err(kind) if ask.is_head && Accept::from_headers(&ask.headers).choose(&found.media_type) == Choice::AsIs => {
+            Ok((Document::without_bytes(found), kind))
+        }
         Err(kind) => {
-            if matches!(kind, Kind::Original(_)) && ask.is_mirror && app.config.on_miss == OnMiss::NotFound {
-                return Err(Failure::not_found(Asked::Manifest));
-            }
-            if ask.is_head && Accept::from_headers(&ask.headers).choose(&found.media_type) == Choice::AsIs {
-                let document =
-                    Document { media_type: found.media_type, digest: found.digest, size: found.size, bytes: None };
-                return Ok((document, kind));
-            }
             let original = original(app, ask, &source, &found.digest).await?;
-            negotiate(app, ask, &source, original, kind).await
+            Ok((negotiate(app, ask, &source, original, false).await?.into(), kind))
         }
     }
+}
+
+/// The image of external TOCs that stargz-snapshotter looks for beside an image: `TAG-esgztoc`.
+async fn toc_image(app: &App, ask: &Ask, source: &Source, tag: &Tag) -> Result<Manifest, Failure> {
+    let missing = || Failure::not_found(Asked::Manifest);
+    let base: Tag = tag.as_str().strip_suffix(TOC_SUFFIX).and_then(|base| base.parse().ok()).ok_or_else(missing)?;
+    let found = app.resolver.resolve(source, &ask.location, &base, ask.started + ANSWER_LIMIT).await;
+    let found = found.map_err(|error| failure(&error, ask))?;
+    let record = match app.converter.lookup(&found.digest).await {
+        Ok(Some(record)) => app.converter.toc_image(&record).await,
+        Ok(None) => return Err(missing()),
+        Err(error) => Err(error),
+    };
+    record.map_err(|error| Failure::inside(&error))?.ok_or_else(missing)
 }
 
 /// The twin of the source with this digest, if it is ready by `ready_by`; else why the original must do.
@@ -175,7 +206,9 @@ async fn twin(
     if record.twin == record.source {
         return Ok(Err(Kind::PassThrough));
     }
-    Ok(stored(app, &record.twin).await?.ok_or(Kind::Original("the twin is gone")))
+    // A store that fails is logged where it failed; the original is an answer still.
+    let twin = stored(app, &record.twin).await.unwrap_or_default();
+    Ok(twin.ok_or(Kind::Original("the twin is out of reach")))
 }
 
 /// Waits for the conversion until `ready_by`; it goes on without us after that.
@@ -190,87 +223,12 @@ async fn converted(
     let conversion = app.converter.convert(source, &ask.location.repository, original);
     let (outcome, answer) = match timeout_at(ready_by, conversion).await {
         Ok(Ok(record)) => ("ready", Ok(record)),
-        Ok(Err(error)) => {
-            tracing::warn!(error = %Chain(error.as_ref()), "no twin: the original is answered");
-            ("failed", Err("conversion failed; this is the original image"))
-        }
+        // The converter logs why.
+        Ok(Err(_)) => ("failed", Err("conversion failed; this is the original image")),
         Err(_) => ("late", Err("conversion under way; this is the original image")),
     };
     metrics().conversion_waits.get_or_create(&[("outcome", outcome)]).observe(since.elapsed().as_secs_f64());
     answer
-}
-
-/// Gives the client a document of a type it takes.
-async fn negotiate(
-    app: &Arc<App>,
-    ask: &Ask,
-    source: &Source,
-    manifest: Manifest,
-    kind: Kind,
-) -> Result<(Document, Kind), Failure> {
-    let accept = Accept::from_headers(&ask.headers);
-    match accept.choose(&manifest.media_type) {
-        Choice::AsIs => Ok((manifest.into(), kind)),
-        // An original's bytes are its identity: only what we made is translated.
-        Choice::Translate(_) if kind != Kind::Twin => Ok((manifest.into(), kind)),
-        Choice::Translate(_) => Ok((translated(app, manifest).await?.into(), kind)),
-        Choice::Child => {
-            let Some(digest) = default_child(&manifest) else { return Ok((manifest.into(), kind)) };
-            let child = match stored(app, &digest).await? {
-                Some(child) => child,
-                None => original(app, ask, source, &digest).await?,
-            };
-            let child = match accept.choose(&child.media_type) {
-                Choice::Translate(_) if kind == Kind::Twin => translated(app, child).await?,
-                _ => child,
-            };
-            Ok((child.into(), kind))
-        }
-    }
-}
-
-/// The child for linux/amd64, which is what docker-registry gives to clients that know no indexes.
-fn default_child(index: &Manifest) -> Option<Digest> {
-    let wanted = Platform { os: "linux".to_owned(), architecture: "amd64".to_owned(), variant: None };
-    let index: Index = serde_json::from_slice(&index.bytes).ok()?;
-    index
-        .manifests
-        .into_iter()
-        .find(|child| child.platform.as_ref().is_some_and(|platform| wanted.matches(&platform.to_platform())))
-        .map(|child| child.digest)
-}
-
-/// The same document in the other family's types, kept so that its digest can be read. As it is where that fails.
-async fn translated(app: &App, manifest: Manifest) -> Result<Manifest, Failure> {
-    let other = match manifest_kind(&manifest.media_type) {
-        Some(ManifestKind::Image) => translate::image(&manifest),
-        Some(ManifestKind::Index) => translated_index(app, &manifest).await?,
-        None => None,
-    };
-    let Some(other) = other else { return Ok(manifest) };
-    keep(app, &other).await?;
-    Ok(other)
-}
-
-async fn translated_index(app: &App, manifest: &Manifest) -> Result<Option<Manifest>, Failure> {
-    let Ok(index) = serde_json::from_slice::<Index>(&manifest.bytes) else { return Ok(None) };
-    let mut children = Vec::new();
-    for child in index.manifests {
-        let Some(stored) = stored(app, &child.digest).await? else { continue };
-        let Some(other) = translate::image(&stored) else { continue };
-        keep(app, &other).await?;
-        children.push((child.digest, other));
-    }
-    Ok(translate::index(manifest, |child| {
-        children.iter().find(|(digest, _)| *digest == child.digest).map(|(_, other)| other.clone())
-    }))
-}
-
-async fn keep(app: &App, manifest: &Manifest) -> Result<(), Failure> {
-    if app.store.find(&manifest.digest).await?.is_none() {
-        app.store.put(&manifest.media_type, manifest.bytes.clone()).await?;
-    }
-    Ok(())
 }
 
 /// A manifest of our own making.
@@ -283,7 +241,7 @@ pub(crate) async fn stored(app: &App, digest: &Digest) -> Result<Option<Manifest
     Ok(Some(Manifest { media_type, digest: digest.clone(), bytes }))
 }
 
-async fn original(app: &App, ask: &Ask, source: &Source, digest: &Digest) -> Result<Manifest, Failure> {
+pub(crate) async fn original(app: &App, ask: &Ask, source: &Source, digest: &Digest) -> Result<Manifest, Failure> {
     app.originals.get(source, &ask.location, digest).await.map_err(|error| failure(&error, ask))
 }
 
@@ -291,6 +249,6 @@ fn source(app: &App, ask: &Ask) -> Result<Source, Failure> {
     app.source(&ask.location.upstream).map_err(|error| failure(&error, ask))
 }
 
-fn failure(error: &crate::upstream::Error, ask: &Ask) -> Failure {
+fn failure(error: &upstream::Error, ask: &Ask) -> Failure {
     Failure::upstream(error, Asked::Manifest, ask.is_mirror)
 }

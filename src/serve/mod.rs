@@ -19,6 +19,7 @@ mod jobs;
 mod manifests;
 mod middleware;
 mod multipart;
+mod negotiate;
 mod originals;
 mod page;
 mod referrers;

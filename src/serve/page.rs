@@ -1,12 +1,13 @@
 //! The page at `/`: what this is, how to use it from here, what it is doing.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract;
 use axum::response::{Html, IntoResponse as _, Response};
 use http::header::{CONTENT_SECURITY_POLICY, HOST};
 use http::{HeaderMap, HeaderValue};
+
+use crate::convert::{Conversion, State};
 
 use super::app::App;
 use super::jobs::Job;
@@ -17,40 +18,71 @@ const POLICY: HeaderValue = HeaderValue::from_static("default-src 'none'; style-
 /// Rows of each table.
 const MAX_ROWS: usize = 20;
 
-pub(crate) async fn show(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
+pub(crate) async fn show(extract::State(app): extract::State<Arc<App>>, headers: HeaderMap) -> Response {
     let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost:8080");
     let scheme = if app.config.tls.is_some() { "https" } else { "http" };
     let page = TEMPLATE
         .replace("{{version}}", env!("CARGO_PKG_VERSION"))
         .replace("{{generation}}", &escaped(&app.converter.generation().0))
-        .replace("{{jobs}}", &rows(&app.jobs.list()))
+        .replace("{{jobs}}", &job_rows(&app.jobs.list()))
+        .replace("{{conversions}}", &conversion_rows(&app.converter.status()))
         .replace("{{scheme}}", scheme)
         .replace("{{host}}", &escaped(host));
     ([(CONTENT_SECURITY_POLICY, POLICY)], Html(page)).into_response()
 }
 
-fn rows(jobs: &[Job]) -> String {
-    if jobs.is_empty() {
-        return "<tr><td colspan=3 class=none>None yet.</td></tr>".to_owned();
+fn job_rows(jobs: &[Job]) -> String {
+    table(jobs.iter().take(MAX_ROWS).map(|job| {
+        let twin = job.twin.as_ref().map(ToString::to_string);
+        [job.reference.clone(), format!("{:?}", job.state), twin.or(job.error.clone()).unwrap_or_default()]
+    }))
+}
+
+fn conversion_rows(conversions: &[Conversion]) -> String {
+    table(conversions.iter().take(MAX_ROWS).map(|conversion| {
+        let name = format!("{}/{}", conversion.upstream, conversion.repository);
+        [name, progress(conversion), conversion.source.to_string()]
+    }))
+}
+
+/// `Running, 2 layers, 41 %`.
+fn progress(conversion: &Conversion) -> String {
+    let (done, total) =
+        conversion.layers.iter().fold((0, 0), |(done, total), layer| (done + layer.done, total + layer.total));
+    match conversion.state {
+        State::Running if total > 0 => {
+            let percent = u128::from(done) * 100 / u128::from(total);
+            format!("running, {} layers, {} %", conversion.layers.len(), percent.min(100))
+        }
+        State::Running => "running".to_owned(),
+        State::Converted => "converted".to_owned(),
+        State::PassedThrough => "passes through".to_owned(),
+        State::Failed => "failed".to_owned(),
     }
-    jobs.iter().take(MAX_ROWS).fold(String::new(), |mut rows, job| {
-        let outcome = match (&job.twin, &job.error) {
-            (Some(twin), _) => twin.to_string(),
-            (None, Some(error)) => error.clone(),
-            (None, None) => String::new(),
-        };
-        // Writing to a string cannot fail.
-        let _written = write!(
-            rows,
-            "<tr><td>{}</td><td>{:?}</td><td class=digest>{}</td></tr>",
-            escaped(&job.reference),
-            job.state,
-            escaped(&outcome)
-        );
-        rows
-    })
+}
+
+fn table(rows: impl Iterator<Item = [String; 3]>) -> String {
+    let rows: String = rows
+        .map(|[name, state, what]| {
+            let (name, state, what) = (escaped(&name), escaped(&state), escaped(&what));
+            format!("<tr><td>{name}</td><td>{state}</td><td class=digest>{what}</td></tr>")
+        })
+        .collect();
+    if rows.is_empty() { "<tr><td colspan=3 class=none>None yet.</td></tr>".to_owned() } else { rows }
 }
 
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_wrote_cannot_become_markup() {
+        let row = table(std::iter::once(["<script>".to_owned(), "\"".to_owned(), "&".to_owned()]));
+        assert!(!row.contains("<script>"));
+        assert!(row.contains("&lt;script&gt;") && row.contains("&quot;") && row.contains("&amp;"));
+    }
 }

@@ -5,6 +5,7 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderName, HeaderValue, StatusCode};
 use serde_json::{Map, Value, json};
 
+use crate::convert::SOURCE_DIGEST;
 use crate::oci::manifest::Index;
 use crate::oci::media_type::OCI_INDEX;
 use crate::oci::{Descriptor, Digest, Manifest};
@@ -16,8 +17,6 @@ use super::error::{Asked, Chain, Failure};
 use super::manifests::stored;
 use super::response;
 
-/// On every twin: the digest of the manifest it was made of.
-const SOURCE_DIGEST: &str = "dev.starlift.source.digest";
 /// The artifact type under which an original's twin is listed.
 const TWIN: &str = "application/vnd.dev.starlift.twin.v1";
 const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");

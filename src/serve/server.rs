@@ -10,11 +10,12 @@ use axum_server::accept::NoDelayAcceptor;
 use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
-use tokio::time::interval;
+use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::convert::Converter;
 use crate::store::Store;
+use crate::telemetry::metrics;
 use crate::upstream::Upstreams;
 
 use super::app::App;
@@ -91,6 +92,7 @@ impl Server {
         let Self { listener, tls, app, .. } = self;
         let handle = Handle::new();
         let mut beside = JoinSet::new();
+        beside.spawn(sweep(Arc::clone(&app)));
         beside.spawn(renew_certificate(tls.clone()));
         beside.spawn(stop(shutdown, Arc::clone(&app), handle.clone()));
         let service = router(Arc::clone(&app)).into_make_service_with_connect_info::<SocketAddr>();
@@ -171,4 +173,30 @@ async fn renew_certificate(tls: Option<(TlsConfig, RustlsConfig)>) {
 async fn modified(files: &TlsConfig) -> [Option<SystemTime>; 2] {
     let time = async |path| tokio::fs::metadata(path).await.and_then(|metadata| metadata.modified()).ok();
     [time(&files.cert).await, time(&files.key).await]
+}
+
+async fn sweep(app: Arc<App>) {
+    if app.config.sweep_interval.is_zero() {
+        return;
+    }
+    let mut ticks = interval(app.config.sweep_interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // The first tick is immediate; a server that restarts often must not sweep at each start.
+    ticks.tick().await;
+    loop {
+        ticks.tick().await;
+        let outcome = match app.store.sweep(SystemTime::now()).await {
+            Ok(report) if report.busy => "busy",
+            Ok(report) => {
+                metrics().swept_bytes.inc_by(report.freed_bytes);
+                tracing::info!(?report, "the store is swept");
+                "done"
+            }
+            Err(error) => {
+                tracing::warn!(error = %Chain(&error), "the sweep failed");
+                "failed"
+            }
+        };
+        metrics().sweeps.get_or_create(&[("outcome", outcome)]).inc();
+    }
 }
