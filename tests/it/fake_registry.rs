@@ -23,7 +23,8 @@ fn layout(directory: &Path, tag: &str) -> String {
 async fn skopeo_pulls_and_pushes_every_kind_of_image() {
     let registry = Registry::start().await;
     let arm = ImageBuilder::new(2).architecture("arm64").compression(Compression::Zstd).build();
-    let index = Image::index(vec![("linux/amd64", ImageBuilder::new(1).build()), ("linux/arm64", arm)], true);
+    let amd = ImageBuilder::new(1).build();
+    let index = Image::index(vec![("linux/amd64", amd), ("linux/arm64", arm)], true);
     let docker = ImageBuilder::new(3).docker().layers(3).files(4).max_file(100).build();
     registry.push("library/index", "v1", &index);
     registry.push("library/docker", "v1", &docker);

@@ -7,3 +7,4 @@ mod fake_registry;
 mod serve_metrics;
 mod store;
 mod support;
+mod upstream;

@@ -40,27 +40,26 @@ impl Image {
 
     /// An OCI index over `(OS/ARCHITECTURE, image)`; an attestation for each image if asked, as BuildKit makes them.
     pub(crate) fn index(images: Vec<(&str, Image)>, with_attestations: bool) -> Self {
-        let mut manifests = Vec::new();
-        let mut children = Vec::new();
-        for (platform, image) in &images {
+        let (mut manifests, mut children, mut attestations) = (Vec::new(), Vec::new(), Vec::new());
+        for (platform, image) in images {
             let (os, architecture) = platform.split_once('/').unwrap();
             let mut descriptor = image.descriptor();
             descriptor["platform"] = json!({"architecture": architecture, "os": os});
             manifests.push(descriptor);
-            children.push(image.clone());
-        }
-        if with_attestations {
-            for (_, image) in &images {
-                let attestation = image.attestation();
-                let mut descriptor = attestation.descriptor();
-                descriptor["annotations"] = json!({
-                    "vnd.docker.reference.digest": image.digest().to_string(),
-                    "vnd.docker.reference.type": "attestation-manifest",
-                });
-                descriptor["platform"] = json!({"architecture": "unknown", "os": "unknown"});
-                manifests.push(descriptor);
-                children.push(attestation);
+            if with_attestations {
+                attestations.push((image.digest(), image.attestation()));
             }
+            children.push(image);
+        }
+        for (subject, attestation) in attestations {
+            let mut descriptor = attestation.descriptor();
+            descriptor["annotations"] = json!({
+                "vnd.docker.reference.digest": subject.to_string(),
+                "vnd.docker.reference.type": "attestation-manifest",
+            });
+            descriptor["platform"] = json!({"architecture": "unknown", "os": "unknown"});
+            manifests.push(descriptor);
+            children.push(attestation);
         }
         let document = json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": manifests});
         Self { children, ..Self::new(media_type::OCI_INDEX, &document, Vec::new()) }
@@ -204,7 +203,7 @@ impl ImageBuilder {
         let mut directory = header(tar::EntryType::Directory, 0, 0o755);
         tar.append_data(&mut directory, format!("layer{layer}/"), std::io::empty()).unwrap();
         for file in 0..self.files {
-            let length = self.random.below(self.max_file as u64 + 1) as usize;
+            let length = usize::try_from(self.random.below(self.max_file as u64 + 1)).unwrap();
             let mut content = self.random.bytes(length);
             content[length / 2..].fill(0);
             let mut header = header(tar::EntryType::Regular, length as u64, 0o644);

@@ -1,0 +1,152 @@
+//! Blobs: whole, in part, over connections that break, behind redirects.
+
+use bytes::Bytes;
+use starlift::oci::Digest;
+use starlift::upstream::{Config, Error};
+
+use super::{app, at, config, read, source, source_of};
+use crate::support::image::Random;
+use crate::support::registry::{Lacks, Registry};
+
+const SIZE: usize = 300_000;
+
+async fn with_blob() -> (Registry, Bytes, Digest) {
+    let registry = Registry::start().await;
+    let blob = Bytes::from(Random::new(1).bytes(SIZE));
+    let digest = registry.put_blob(blob.clone());
+    (registry, blob, digest)
+}
+
+fn ranges_seen(registry: &Registry) -> Vec<String> {
+    let header = |seen: &crate::support::registry::Seen| {
+        seen.headers.get("range").map_or("whole".to_owned(), |range| range.to_str().unwrap().to_owned())
+    };
+    registry.seen().iter().map(header).collect()
+}
+
+#[tokio::test]
+async fn every_range_is_what_a_slice_would_be() {
+    let (registry, blob, digest) = with_blob().await;
+    let source = source(&registry);
+    let mut random = Random::new(2);
+    for lacks_ranges in [false, true] {
+        registry.lack(Lacks { ranges: lacks_ranges, ..Lacks::default() });
+        for _ in 0..20 {
+            let start = random.below(SIZE as u64);
+            let end = start + random.below(SIZE as u64);
+            let body = source.blob(&app(), &digest, Some(start..end)).await.unwrap();
+            let cut = start..end.min(SIZE as u64);
+            assert_eq!((body.blob_size, &body.range), (SIZE as u64, &cut));
+            let (got, ended) = read(&source, &digest, Some(start..end)).await;
+            ended.unwrap();
+            let slice = usize::try_from(cut.start).unwrap()..usize::try_from(cut.end).unwrap();
+            assert_eq!(got, blob[slice], "{start}..{end}");
+        }
+        let behind = source.blob(&app(), &digest, Some(SIZE as u64..u64::MAX)).await;
+        assert!(matches!(behind, Err(Error::RangeNotSatisfiable { size: Some(size) }) if size == SIZE as u64));
+        let (got, ended) = read(&source, &digest, None).await;
+        ended.unwrap();
+        assert_eq!(got, blob);
+    }
+}
+
+#[tokio::test]
+async fn a_cut_body_goes_on_where_it_broke() {
+    let (registry, blob, digest) = with_blob().await;
+    for cut in [0, 1, 65_536, SIZE - 1] {
+        for lacks_ranges in [false, true] {
+            registry.heal();
+            registry.forget_requests();
+            registry.lack(Lacks { ranges: lacks_ranges, ..Lacks::default() });
+            registry.on("/blobs/").times(1).cut_after(cut);
+            let (got, ended) = read(&source(&registry), &digest, None).await;
+            ended.unwrap();
+            assert!(got == blob, "cut after {cut}");
+            assert_eq!(registry.seen().len(), 2);
+        }
+    }
+    assert_eq!(ranges_seen(&registry), ["whole".to_owned(), format!("bytes={}-{}", SIZE - 1, SIZE - 1)]);
+}
+
+#[tokio::test]
+async fn a_cut_range_goes_on_where_it_broke() {
+    let (registry, blob, digest) = with_blob().await;
+    registry.on("/blobs/").times(2).cut_after(1000);
+    let (got, ended) = read(&source(&registry), &digest, Some(500..10_000)).await;
+    ended.unwrap();
+    assert_eq!(got, blob[500..10_000]);
+    assert_eq!(ranges_seen(&registry), ["bytes=500-9999", "bytes=1500-9999", "bytes=2500-9999"]);
+}
+
+#[tokio::test]
+async fn a_body_that_always_breaks_is_given_up() {
+    let (registry, _, digest) = with_blob().await;
+    registry.on("/blobs/").cut_after(10);
+    let (got, ended) = read(&source(&registry), &digest, None).await;
+    assert!(matches!(ended, Err(Error::Unavailable(_))), "{ended:?}");
+    assert_eq!((got.len(), registry.seen().len()), (40, 4));
+}
+
+#[tokio::test]
+async fn wrong_bytes_are_never_all_given_out() {
+    let (registry, blob, digest) = with_blob().await;
+    registry.on("/blobs/").wrong_bytes();
+    let (got, ended) = read(&source(&registry), &digest, None).await;
+    assert!(matches!(&ended, Err(Error::WrongDigest { expected }) if *expected == digest), "{ended:?}");
+    assert!(got.len() < blob.len());
+    let (_, ended) = read(&source(&registry), &digest, Some(0..SIZE as u64)).await;
+    assert!(matches!(ended, Err(Error::WrongDigest { .. })), "a range that is the whole is verified too");
+}
+
+#[tokio::test]
+async fn the_size_is_known_without_the_bytes() {
+    let (registry, _, digest) = with_blob().await;
+    let source = source(&registry);
+    assert_eq!(source.blob_size(&app(), &digest).await.unwrap(), SIZE as u64);
+    assert_eq!(registry.count("GET", ""), 0);
+    registry.on("/blobs/").method("HEAD").answer(405, &[]);
+    assert_eq!(source.blob_size(&app(), &digest).await.unwrap(), SIZE as u64);
+    assert_eq!(ranges_seen(&registry).last().map(String::as_str), Some("bytes=0-0"));
+    let empty = registry.put_blob("");
+    assert_eq!(source.blob_size(&app(), &empty).await.unwrap(), 0);
+    let (got, ended) = read(&source, &empty, None).await;
+    ended.unwrap();
+    assert!(got.is_empty());
+    let absent = Digest::sha256_of(b"absent");
+    assert!(matches!(source.blob_size(&app(), &absent).await, Err(Error::NotFound)));
+}
+
+#[tokio::test]
+async fn a_body_of_untold_length_is_asked_for_its_size() {
+    let (registry, blob, digest) = with_blob().await;
+    registry.on("/blobs/").method("GET").cut_after(SIZE);
+    registry.on("/blobs/").method("GET").without_header("content-length");
+    let body = source(&registry).blob(&app(), &digest, None).await.unwrap();
+    assert_eq!(body.blob_size, SIZE as u64);
+    let (got, ended) = read(&source(&registry), &digest, None).await;
+    ended.unwrap();
+    assert_eq!(got, blob);
+}
+
+#[tokio::test]
+async fn a_redirect_is_remembered_for_ranges_while_it_works() {
+    let (registry, blob, digest) = with_blob().await;
+    registry.on("/blobs/").redirect(&format!("{}/elsewhere/{digest}", registry.url()));
+    // Only an answer of another host counts as redirected, so the bucket is another registry.
+    let bucket = Registry::start().await;
+    bucket.put_blob(blob.clone());
+    registry.heal();
+    registry.on("/blobs/").redirect(&format!("{}/elsewhere/{digest}", bucket.url()));
+    let config = Config { allowed_hosts: vec![bucket.host().parse().unwrap()], ..config() };
+    let source = source_of(config, at(registry.url()));
+    for start in [0, 1000, 2000] {
+        let (got, ended) = read(&source, &digest, Some(start..start + 10)).await;
+        ended.unwrap();
+        assert_eq!(got, blob[usize::try_from(start).unwrap()..][..10]);
+    }
+    assert_eq!((registry.seen().len(), bucket.seen().len()), (1, 3));
+    bucket.on("/elsewhere/").times(1).answer(403, &[]);
+    let (_, ended) = read(&source, &digest, Some(0..10)).await;
+    ended.unwrap();
+    assert_eq!((registry.seen().len(), bucket.seen().len()), (2, 5), "asked anew when the signed URL has expired");
+}

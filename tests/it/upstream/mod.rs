@@ -1,0 +1,65 @@
+//! The registry client against a registry that breaks on demand.
+
+mod auth;
+mod blobs;
+mod dial;
+mod manifests;
+mod mirrors;
+mod push;
+
+use std::time::Duration;
+
+use starlift::oci::{Digest, Reference, Repository};
+use starlift::upstream::{Config, Error, Source, UpstreamConfig, Upstreams};
+
+use crate::support::registry::Registry;
+
+/// A configuration that looks at nothing of this machine and does not wait between attempts.
+fn config() -> Config {
+    Config {
+        docker_config: Some("/nonexistent".into()),
+        credential_helpers: Some("/nonexistent".into()),
+        retry_delay: Duration::from_millis(1),
+        ..Config::default()
+    }
+}
+
+/// The upstream `local` of a configuration that holds it alone.
+fn source_of(config: Config, upstream: UpstreamConfig) -> Source {
+    let config = Config { upstream: [("local".to_owned(), upstream)].into(), ..config };
+    Upstreams::new(&config).unwrap().get("local").unwrap()
+}
+
+/// An upstream by its URL, without more.
+fn at(url: String) -> UpstreamConfig {
+    UpstreamConfig { url, ..UpstreamConfig::default() }
+}
+
+fn source(registry: &Registry) -> Source {
+    source_of(config(), at(registry.url()))
+}
+
+fn app() -> Repository {
+    "library/app".parse().unwrap()
+}
+
+fn v1() -> Reference {
+    "v1".parse().unwrap()
+}
+
+/// Reads a blob to its end: what came of it, and how it ended.
+async fn read(source: &Source, digest: &Digest, range: Option<std::ops::Range<u64>>) -> (Vec<u8>, Result<(), Error>) {
+    use futures::TryStreamExt as _;
+    let mut got = Vec::new();
+    let mut body = match source.blob(&app(), digest, range).await {
+        Ok(body) => body.stream,
+        Err(error) => return (got, Err(error)),
+    };
+    loop {
+        match body.try_next().await {
+            Ok(Some(chunk)) => got.extend_from_slice(&chunk),
+            Ok(None) => return (got, Ok(())),
+            Err(error) => return (got, Err(error)),
+        }
+    }
+}
