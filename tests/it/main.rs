@@ -1,8 +1,10 @@
 //! Everything together, against real peers: one file per behaviour.
 
+#![expect(clippy::unwrap_used, reason = "a test ends at the first thing that is not as it should be")]
+
 mod architecture;
-mod convert;
 mod cli;
+mod convert;
 mod fake_registry;
 mod serve_metrics;
 mod store;
