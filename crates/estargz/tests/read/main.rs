@@ -4,5 +4,6 @@
 
 mod golden;
 mod hostile;
+mod property;
 mod support;
 mod tree;

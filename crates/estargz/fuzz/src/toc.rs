@@ -1,0 +1,8 @@
+//! The target `toc` of tests/fuzz/targets.rs under libFuzzer.
+#![no_main]
+
+#[path = "../../tests/fuzz/targets.rs"]
+#[expect(dead_code, reason = "each program runs one target")]
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::toc(data));
