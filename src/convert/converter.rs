@@ -315,6 +315,7 @@ impl Shared {
             self.store.put(&twin.manifest.media_type, twin.manifest.bytes.clone()).await?;
             record.size = twin.manifest.size();
             record.objects.push(twin.manifest.digest.clone());
+            record.media_type = twin.manifest.media_type;
             record.twin = twin.manifest.digest;
             record.objects.sort_unstable();
             record.objects.dedup();
@@ -431,7 +432,8 @@ impl Shared {
         self.fresh.insert(record.source.clone(), ()).await;
         let Some(object) = self.store.find(&record.source).await? else { return Ok(record.clone()) };
         let bytes = self.store.read_all(&object).await?;
-        let manifest = Manifest { media_type: record.media_type.clone(), digest: record.source.clone(), bytes };
+        let media_type = object.media_type.unwrap_or_else(|| record.media_type.clone());
+        let manifest = Manifest { media_type, digest: record.source.clone(), bytes };
         let Plan::Index(plan) = plan::plan(&manifest, &self.wanted()) else { return Ok(record.clone()) };
         let children = self.recorded_children(&plan).await?;
         let (mut renewed, twin) = index::assemble(&manifest, &plan, &children, &self.generation)?;

@@ -1,8 +1,8 @@
 //! The twin's documents: a new configuration and a new manifest, the same bytes wherever they are made.
 //!
-//! Media types follow the source: a Docker layer stays one (`…diff.tar.gzip`, or `…diff.tar.zstd`, which containerd and
-//! BuildKit write and read), an OCI layer too. A zstd:chunked layer gets no stargz annotation: containers/storage
-//! refuses a layer that has both (`pkg/chunked/toc/toc.go`), and it is who reads the format.
+//! Media types follow the source, but for zstd:chunked, whose twins are OCI throughout: containers/image, which is who
+//! reads the format, refuses zstd layers in Docker manifests ("unsupported docker v2s2 media type"). A zstd:chunked layer
+//! gets no stargz annotation: containers/storage refuses a layer that has both (`pkg/chunked/toc/toc.go`).
 
 use std::collections::HashMap;
 
@@ -107,13 +107,28 @@ pub(super) fn assemble(
         point_at(&mut image.config, Digest::sha256_of(config), config.len() as u64);
     }
     annotate(&mut image.rest, &source.digest, generation);
-    let manifest = Manifest::new(source.media_type.clone(), serde_json::to_vec(&image)?.into());
+    let mut media_type = source.media_type.as_str();
+    if image.layers.iter().any(|layer| layer.media_type == media_type::OCI_LAYER_ZSTD) {
+        media_type = media_type::to_oci(media_type).unwrap_or(media_type);
+        make_oci(&mut image);
+    }
+    let manifest = Manifest::new(media_type.to_owned(), serde_json::to_vec(&image)?.into());
     if manifest.size() > MAX_MANIFEST_BYTES {
         let reason = format!("its twin would be over the limit of {MAX_MANIFEST_BYTES} bytes");
         passed_through.push(PassedThrough { digest: source.digest.clone(), reason });
         return Ok(Assembled { twin: None, passed_through });
     }
     Ok(Assembled { twin: Some(Twin { config, manifest, objects }), passed_through })
+}
+
+/// Calls everything in the image by its OCI name.
+fn make_oci(image: &mut ImageManifest) {
+    let descriptors = image.layers.iter_mut().chain([&mut image.config]).map(|descriptor| &mut descriptor.media_type);
+    for media_type in descriptors.chain(&mut image.media_type) {
+        if let Some(oci) = media_type::to_oci(media_type) {
+            *media_type = oci.to_owned();
+        }
+    }
 }
 
 /// What replaces `layer`, or why nothing does.
@@ -138,11 +153,10 @@ fn replacement<'a>(
 
 fn layer_descriptor(source: &Descriptor, converted: &ConvertedLayer) -> Descriptor {
     let is_zstd = converted.compression == "zstd";
-    let media_type = match (media_type::is_docker(&source.media_type), is_zstd) {
-        (true, false) => media_type::DOCKER_LAYER_GZIP,
-        (true, true) => media_type::DOCKER_LAYER_ZSTD,
+    let media_type = match (is_zstd, media_type::is_docker(&source.media_type)) {
+        (true, _) => media_type::OCI_LAYER_ZSTD,
+        (false, true) => media_type::DOCKER_LAYER_GZIP,
         (false, false) => media_type::OCI_LAYER_GZIP,
-        (false, true) => media_type::OCI_LAYER_ZSTD,
     };
     let mut layer = source.clone();
     layer.media_type = media_type.to_owned();
@@ -332,7 +346,10 @@ mod tests {
         let twin = assembled(&["a"], &config_of(&["a"]), &[("a", LayerOutcome::Converted(a))]).twin.unwrap();
         let manifest: Value = serde_json::from_slice(&twin.manifest.bytes).unwrap();
         let layer = &manifest["layers"][0];
-        assert_eq!(layer["mediaType"], media_type::DOCKER_LAYER_ZSTD);
+        assert_eq!(twin.manifest.media_type, media_type::OCI_MANIFEST);
+        assert_eq!(manifest["mediaType"], media_type::OCI_MANIFEST);
+        assert_eq!(manifest["config"]["mediaType"], media_type::OCI_CONFIG);
+        assert_eq!(layer["mediaType"], media_type::OCI_LAYER_ZSTD);
         assert_eq!(layer["annotations"][ZSTD_CHECKSUM], json!(digest("checksum")));
         assert_eq!(layer["annotations"][ZSTD_POSITION], "1:2:3:1");
         assert!(layer["annotations"].get(TOC_DIGEST).is_none());

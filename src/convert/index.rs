@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::image::{self, SOURCE_DIGEST};
 use super::plan::{ChildPlan, IndexPlan};
 use crate::oci::manifest::MAX_MANIFEST_BYTES;
-use crate::oci::{Descriptor, Digest, Manifest};
+use crate::oci::{Descriptor, Digest, Manifest, media_type};
 use crate::store::records::PassedThrough;
 use crate::store::{Generation, ImageRecord};
 
@@ -41,6 +41,9 @@ pub(super) fn assemble(
         match twin_of(descriptor, plan, children) {
             Ok(twin) => {
                 twins.insert(descriptor.digest.clone(), twin.twin.clone());
+                if is_translated(descriptor, twin) {
+                    record.media_type = media_type::to_oci(&source.media_type).unwrap_or(&source.media_type).to_owned();
+                }
                 replace(descriptor, twin);
                 record.objects.extend(twin.objects.iter().cloned());
                 record.platforms.extend(descriptor.platform.as_ref().map(|platform| platform.to_platform()));
@@ -55,7 +58,10 @@ pub(super) fn assemble(
         follow(descriptor, &twins);
     }
     image::annotate(&mut index.rest, &source.digest, generation);
-    let manifest = Manifest::new(source.media_type.clone(), serde_json::to_vec(&index)?.into());
+    if record.media_type != source.media_type {
+        index.media_type = Some(record.media_type.clone());
+    }
+    let manifest = Manifest::new(record.media_type.clone(), serde_json::to_vec(&index)?.into());
     if manifest.size() > MAX_MANIFEST_BYTES {
         let mut record = unchanged(source);
         let reason = format!("its twin would be over the limit of {MAX_MANIFEST_BYTES} bytes");
@@ -101,6 +107,11 @@ fn twin_of<'a>(
     }
 }
 
+/// Whether a Docker image became an OCI one: then the list that holds it must be an index.
+fn is_translated(descriptor: &Descriptor, twin: &ImageRecord) -> bool {
+    media_type::is_docker(&descriptor.media_type) && !media_type::is_docker(&twin.media_type)
+}
+
 fn replace(descriptor: &mut Descriptor, twin: &ImageRecord) {
     image::point_at(descriptor, twin.twin.clone(), twin.size);
     descriptor.media_type = twin.media_type.clone();
@@ -121,7 +132,6 @@ mod tests {
 
     use super::*;
     use crate::convert::plan::{self, Plan};
-    use crate::oci::media_type;
 
     fn digest(text: &str) -> Digest {
         Digest::sha256_of(text.as_bytes())
@@ -178,6 +188,24 @@ mod tests {
         assert_eq!(recorded.platforms, ["linux/amd64".parse().unwrap()]);
         assert_eq!(recorded.objects, [digest("amd layer"), recorded.twin.clone()]);
         assert_eq!(recorded.passed_through.len(), 3);
+    }
+
+    #[test]
+    fn a_list_of_an_image_that_became_oci_is_an_index() {
+        let mut docker = child("amd", "amd64");
+        docker["mediaType"] = json!(media_type::DOCKER_MANIFEST);
+        let document =
+            json!({"schemaVersion": 2, "mediaType": media_type::DOCKER_MANIFEST_LIST, "manifests": [docker]});
+        let source = Manifest::new(media_type::DOCKER_MANIFEST_LIST.to_owned(), document.to_string().into());
+        let wanted = plan::Wanted { platforms: &[], all_platforms: true, max_layer_size: 1 };
+        let Plan::Index(plan) = plan::plan(&source, &wanted) else { panic!("no index") };
+        let children = HashMap::from([(digest("amd"), record("amd"))]);
+        let (record, manifest) = assemble(&source, &plan, &children, &Generation("g1".to_owned())).unwrap();
+        let manifest = manifest.unwrap();
+        assert_eq!((&*record.media_type, &*manifest.media_type), (media_type::OCI_INDEX, media_type::OCI_INDEX));
+        let document: Value = serde_json::from_slice(&manifest.bytes).unwrap();
+        assert_eq!(document["mediaType"], media_type::OCI_INDEX);
+        assert_eq!(document["manifests"][0]["mediaType"], media_type::OCI_MANIFEST);
     }
 
     #[test]

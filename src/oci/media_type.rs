@@ -16,6 +16,9 @@ pub const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 pub const OCI_LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 pub const OCI_LAYER_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 
+/// What OCI calls a foreign layer; deprecated there.
+pub const OCI_LAYER_FOREIGN_GZIP: &str = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip";
+
 pub const OCTET_STREAM: &str = "application/octet-stream";
 
 /// What a manifest media type promises the document to be.
@@ -42,6 +45,20 @@ pub fn is_convertible_layer(media_type: &str) -> bool {
         media_type,
         DOCKER_LAYER | DOCKER_LAYER_GZIP | DOCKER_LAYER_ZSTD | OCI_LAYER | OCI_LAYER_GZIP | OCI_LAYER_ZSTD
     )
+}
+
+/// OCI's name for one of Docker's types; `None` for every other type.
+pub fn to_oci(media_type: &str) -> Option<&'static str> {
+    Some(match media_type {
+        DOCKER_MANIFEST => OCI_MANIFEST,
+        DOCKER_MANIFEST_LIST => OCI_INDEX,
+        DOCKER_CONFIG => OCI_CONFIG,
+        DOCKER_LAYER => OCI_LAYER,
+        DOCKER_LAYER_GZIP => OCI_LAYER_GZIP,
+        DOCKER_LAYER_ZSTD => OCI_LAYER_ZSTD,
+        DOCKER_LAYER_FOREIGN => OCI_LAYER_FOREIGN_GZIP,
+        _ => return None,
+    })
 }
 
 /// Whether the type is one of Docker's, so that what replaces the object must be too.

@@ -98,9 +98,10 @@ async fn an_image_without_external_tocs_has_no_image_of_them() {
 async fn zstd_chunked_is_zstd_with_its_annotations() {
     let config = Config { format: Format::Zstdchunked, ..config() };
     let bench = Bench::with(&config, Store::in_memory()).await;
-    let image = ImageBuilder::new(6).build();
+    let image = ImageBuilder::new(6).docker().build();
     let record = bench.convert(&image).await.unwrap();
     bench.check_twin(&image, &record).await;
+    assert_eq!(record.media_type, media_type::OCI_MANIFEST, "its readers take no zstd in Docker manifests");
     let layer = &bench.twin(&record).await["layers"][0];
     assert_eq!(layer["mediaType"], media_type::OCI_LAYER_ZSTD);
     let annotation = |name: &str| layer["annotations"][name].as_str().map(str::to_owned);
