@@ -55,6 +55,8 @@ struct Inner {
     clients: Clients,
     docker: Arc<DockerConfig>,
     configured: HashMap<String, Source>,
+    /// Names of configured upstreams by `host[:port]`: what mirror clients send for them as `ns`.
+    by_host: HashMap<String, String>,
     others: Mutex<HashMap<String, Source>>,
 }
 
@@ -67,20 +69,26 @@ impl Upstreams {
             clients: Clients::new(config, None)?,
             docker: Arc::new(docker),
             configured: HashMap::new(),
+            by_host: HashMap::new(),
             others: Mutex::default(),
         };
         for (name, upstream) in &config.upstream {
             let name = canonical(name);
             let source = inner.source(name, Some(upstream)).map_err(|error| in_entry(name, error))?;
             inner.configured.insert(name.to_owned(), source);
+            if let Some(host) = bare_host(&upstream.url) {
+                inner.by_host.entry(host).or_insert_with(|| name.to_owned());
+            }
         }
         Ok(Self(Arc::new(inner)))
     }
 
-    /// The upstream served under `name`: a configured name, or a host (with or without port) that may be dialled.
+    /// The upstream served under `name`: a configured name, the host (with or without port) of a configured URL, or
+    /// another host that may be dialled.
     pub fn get(&self, name: &str) -> Result<Source, Error> {
         let name = canonical(name);
-        if let Some(source) = self.0.configured.get(name) {
+        let by_host = || self.0.by_host.get(name).and_then(|name| self.0.configured.get(name));
+        if let Some(source) = self.0.configured.get(name).or_else(by_host) {
             return Ok(source.clone());
         }
         if !self.0.may_dial(name) {
@@ -190,6 +198,11 @@ fn registry_url(text: &str) -> Result<Url, Error> {
         return Err(Error::Configuration("credentials do not belong into a URL".to_owned()));
     }
     Ok(url)
+}
+
+/// The `host[:port]` of a registry that serves nothing below a path.
+fn bare_host(url: &str) -> Option<String> {
+    registry_url(url).ok().filter(|url| url.path() == "/").map(|url| host_of(&url))
 }
 
 fn host_of(url: &Url) -> String {
