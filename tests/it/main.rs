@@ -6,6 +6,7 @@ mod architecture;
 mod cli;
 mod convert;
 mod fake_registry;
+mod serve;
 mod serve_metrics;
 mod store;
 mod support;

@@ -1,0 +1,68 @@
+//! Limits on clients, and the end of a server.
+
+use std::time::Duration;
+
+use reqwest::Method;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use super::Stage;
+use crate::support::registry::Gate;
+
+#[tokio::test]
+async fn one_request_too_many_is_told_to_come_back() {
+    let stage = Stage::with(|config| config.max_requests = 1).await;
+    let digest = stage.registry.put_blob(vec![7; 1000]);
+    let gate = Gate::new();
+    stage.registry.on("/blobs/").gate(&gate);
+    let path = format!("/v2/local/app/blobs/{digest}");
+    let first = tokio::spawn(stage.request(Method::GET, &path).send());
+    gate.reached(1).await;
+    let second = stage.get(&path).await;
+    assert_eq!((second.status, second.code().as_str(), second.header("retry-after")), (503, "UNAVAILABLE", "1"));
+    assert_eq!(stage.get("/healthz").await.status, 200, "health has no limit");
+    gate.open();
+    assert_eq!(first.await.unwrap().unwrap().bytes().await.unwrap().len(), 1000);
+    assert_eq!(stage.get(&path).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_client_that_never_ends_its_headers_is_hung_up_on() {
+    let stage = Stage::with(|config| config.header_timeout = Duration::from_millis(50)).await;
+    let mut connection = TcpStream::connect(stage.server.address).await.unwrap();
+    connection.write_all(b"GET /v2/ HTTP/1.1\r\nHost: a\r\nX-Slow: ").await.unwrap();
+    let mut answer = Vec::new();
+    connection.read_to_end(&mut answer).await.unwrap();
+    assert!(!answer.starts_with(b"HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn headers_over_the_limit_are_refused() {
+    let stage = Stage::new().await;
+    let long = "x".repeat(200 << 10);
+    let sent = stage.request(Method::GET, "/v2/").header("x-long", long).send().await;
+    assert!(sent.is_err() || sent.unwrap().status() == 431);
+    assert_eq!(stage.get("/v2/").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_running_answer_outlives_the_order_to_stop() {
+    let mut stage = Stage::new().await;
+    let digest = stage.registry.put_blob(vec![9; 300_000]);
+    let gate = Gate::new();
+    stage.registry.on("/blobs/").method("GET").gate_after(&gate, 1000);
+    let response = stage.request(Method::GET, &format!("/v2/local/app/blobs/{digest}")).send().await.unwrap();
+    gate.reached(1).await;
+    stage.server.shutdown.cancel();
+    gate.open();
+    assert_eq!(response.bytes().await.unwrap().len(), 300_000);
+    (&mut stage.server.ended).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn http_2_without_tls_is_spoken() {
+    let stage = Stage::new().await;
+    let client = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+    let answer = client.get(format!("http://{}/v2/", stage.server.address)).send().await.unwrap();
+    assert_eq!((answer.status().as_u16(), answer.version()), (200, reqwest::Version::HTTP_2));
+}

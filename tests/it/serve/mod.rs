@@ -1,0 +1,176 @@
+//! The server over a fake registry and a store in memory, asked over HTTP as clients do.
+#![expect(clippy::unwrap_used, reason = "what a test's helper unwraps is asserted")]
+
+mod api;
+mod blobs;
+mod failures;
+mod limits;
+mod lists;
+mod manifests;
+mod names;
+mod tags;
+mod waiting;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderMap};
+use reqwest::{Method, StatusCode};
+use serde_json::Value;
+use starlift::convert::{self, Converter};
+use starlift::serve::{Config, Server};
+use starlift::store::Store;
+use starlift::upstream::{self, Upstreams};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::support::image::{Image, ImageBuilder};
+use crate::support::registry::Registry;
+
+/// A registry, and a server in front of it that calls it `local`.
+pub(crate) struct Stage {
+    pub(crate) registry: Registry,
+    pub(crate) store: Store,
+    upstreams: Upstreams,
+    converter: Converter,
+    client: reqwest::Client,
+    pub(crate) server: Running,
+}
+
+/// A server in this process; it ends with the value.
+pub(crate) struct Running {
+    pub(crate) address: SocketAddr,
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) ended: JoinHandle<std::io::Result<()>>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.ended.abort();
+    }
+}
+
+/// An answer, read to its end.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+impl Answer {
+    pub(crate) fn header(&self, name: impl reqwest::header::AsHeaderName) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    pub(crate) fn digest(&self) -> &str {
+        self.header("docker-content-digest")
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+
+    /// The code of the first error.
+    pub(crate) fn code(&self) -> String {
+        self.json()["errors"][0]["code"].as_str().unwrap().to_owned()
+    }
+}
+
+/// Long enough for a conversion on a busy machine; no test waits for it to pass.
+pub(crate) const PATIENT: Duration = Duration::from_secs(25);
+
+impl Stage {
+    pub(crate) async fn new() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    pub(crate) async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        let registry = Registry::start().await;
+        let mut config = upstream::Config { retries: 1, retry_delay: Duration::from_millis(1), ..Default::default() };
+        config.add(&format!("local={}", registry.url())).unwrap();
+        let upstreams = Upstreams::new(&config).unwrap();
+        let store = Store::in_memory();
+        let converter = Converter::new(&convert::Config::default(), store.clone()).unwrap();
+        let server = start(change, &store, &upstreams, &converter).await;
+        let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
+        Self { registry, store, upstreams, converter, client, server }
+    }
+
+    /// One more server over the same store, with the same converter.
+    pub(crate) async fn another(&self, change: impl FnOnce(&mut Config)) -> Running {
+        start(change, &self.store, &self.upstreams, &self.converter).await
+    }
+
+    /// A small image under `local/app:v1`.
+    pub(crate) fn push_app(&self) -> Image {
+        let image = ImageBuilder::new(1).build();
+        self.registry.push("app", "v1", &image);
+        image
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.ask(Method::GET, path, &[]).await
+    }
+
+    pub(crate) async fn head(&self, path: &str) -> Answer {
+        self.ask(Method::HEAD, path, &[]).await
+    }
+
+    pub(crate) async fn ask(&self, method: Method, path: &str, headers: &[(&str, &str)]) -> Answer {
+        self.ask_at(&self.server, method, path, headers).await
+    }
+
+    pub(crate) async fn ask_at(
+        &self,
+        server: &Running,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> Answer {
+        let mut request = self.client.request(method, format!("http://{}{path}", server.address));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = request.send().await.unwrap();
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        Answer { status, headers, body: response.bytes().await.unwrap() }
+    }
+
+    pub(crate) fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        self.client.request(method, format!("http://{}{path}", self.server.address))
+    }
+
+    /// GET, and a HEAD that must agree with it.
+    pub(crate) async fn get_and_head(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
+        let got = self.ask(Method::GET, path, headers).await;
+        let head = self.ask(Method::HEAD, path, headers).await;
+        assert_eq!(head.status, got.status, "{path}");
+        assert!(head.body.is_empty(), "{path}");
+        for name in [CONTENT_TYPE, CONTENT_LENGTH, ETAG] {
+            assert_eq!(head.headers.get(&name), got.headers.get(&name), "{name} of {path}");
+        }
+        for name in ["docker-content-digest", "accept-ranges", "cache-control", "warning", "vary"] {
+            assert_eq!(head.headers.get(name), got.headers.get(name), "{name} of {path}");
+        }
+        if got.status == StatusCode::OK {
+            assert_eq!(got.header(CONTENT_LENGTH), got.body.len().to_string(), "{path}");
+        }
+        got
+    }
+}
+
+async fn start(
+    change: impl FnOnce(&mut Config),
+    store: &Store,
+    upstreams: &Upstreams,
+    converter: &Converter,
+) -> Running {
+    let mut config = Config { listen: SocketAddr::from(([127, 0, 0, 1], 0)), wait: PATIENT, ..Config::default() };
+    change(&mut config);
+    let server = Server::bind(&config, store.clone(), upstreams.clone(), converter.clone()).await.unwrap();
+    let (address, shutdown) = (server.address(), CancellationToken::new());
+    let ended = tokio::spawn(server.run(shutdown.clone()));
+    Running { address, shutdown, ended }
+}

@@ -1,0 +1,97 @@
+//! No pull waits for a conversion longer than the bound.
+
+use std::time::Duration;
+
+use reqwest::Method;
+use starlift::serve::OnMiss;
+
+use super::{PATIENT, Stage};
+use crate::support::registry::Gate;
+
+const PATH: &str = "/v2/local/app/manifests/v1";
+
+#[tokio::test]
+async fn the_original_is_answered_while_the_conversion_goes_on_and_the_twin_after() {
+    let stage = Stage::with(|config| config.wait = Duration::from_millis(20)).await;
+    let image = stage.push_app();
+    let gate = Gate::new();
+    stage.registry.on("/blobs/").gate(&gate);
+    let early = stage.get_and_head(PATH, &[]).await;
+    assert_eq!((early.status, early.body), (200, image.bytes.clone()));
+    assert!(early.headers["warning"].to_str().unwrap().starts_with("299 starlift "));
+    gate.reached(1).await;
+    gate.open();
+    let patient = stage.another(|config| config.wait = PATIENT).await;
+    let twin = stage.ask_at(&patient, Method::GET, PATH, &[]).await;
+    assert_ne!(twin.digest(), image.digest().to_string());
+    let late = stage.get_and_head(PATH, &[]).await;
+    assert_eq!(late.digest(), twin.digest());
+    assert_eq!(late.header("warning"), "");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_does_not_stop_the_conversion() {
+    let stage = Stage::new().await;
+    let image = stage.push_app();
+    let gate = Gate::new();
+    stage.registry.on("/blobs/").gate(&gate);
+    let leaving = tokio::spawn(stage.request(Method::GET, PATH).send());
+    gate.reached(1).await;
+    leaving.abort();
+    assert!(leaving.await.unwrap_err().is_cancelled());
+    gate.open();
+    let twin = stage.get(PATH).await;
+    assert_ne!(twin.digest(), image.digest().to_string());
+    for layer in image.layers() {
+        let digest = starlift::oci::Digest::sha256_of(layer).to_string();
+        assert_eq!(stage.registry.count("GET", &digest), 1, "each layer is fetched once");
+    }
+}
+
+#[tokio::test]
+async fn many_pulls_are_one_conversion() {
+    let stage = Stage::new().await;
+    let image = stage.push_app();
+    let answers = futures::future::join_all((0..32).map(|_| stage.get(PATH))).await;
+    assert!(answers.iter().all(|answer| answer.status == 200 && answer.digest() == answers[0].digest()));
+    assert_ne!(answers[0].digest(), image.digest().to_string());
+    assert_eq!(stage.registry.count("GET", "/manifests/"), 1);
+    assert_eq!(stage.registry.count("GET", "/blobs/"), image.blobs.len());
+}
+
+#[tokio::test]
+async fn a_failed_conversion_leaves_the_original() {
+    let stage = Stage::new().await;
+    let image = stage.push_app();
+    stage.registry.on("/blobs/").wrong_bytes();
+    let answer = stage.get(PATH).await;
+    assert_eq!((answer.status, &answer.body), (200, &image.bytes));
+    assert!(answer.header("warning").contains("failed"));
+}
+
+#[tokio::test]
+async fn a_mirror_may_be_told_to_ask_the_next_host() {
+    let stage = Stage::with(|config| {
+        config.wait = Duration::ZERO;
+        config.on_miss = OnMiss::NotFound;
+    })
+    .await;
+    let image = stage.push_app();
+    let gate = Gate::new();
+    stage.registry.on("/blobs/").gate(&gate);
+    assert_eq!(stage.get("/v2/app/manifests/v1?ns=local").await.status, 404);
+    assert_eq!(stage.get(PATH).await.body, image.bytes, "without other hosts the original is the answer");
+    gate.open();
+}
+
+#[tokio::test]
+async fn whose_original_is_pulled_by_digest_gets_a_twin() {
+    let stage = Stage::new().await;
+    let image = stage.push_app();
+    let gate = Gate::new();
+    stage.registry.on("/blobs/").gate(&gate);
+    let path = format!("/v2/local/app/manifests/{}", image.digest());
+    assert_eq!(stage.get(&path).await.body, image.bytes);
+    gate.reached(1).await;
+    gate.open();
+}
