@@ -10,9 +10,10 @@ use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderValue, RAN
 use reqwest::{Method, StatusCode};
 
 use super::Body;
-use super::endpoint::{Endpoint, Read, accepted};
+use super::answer::Answer;
+use super::endpoint::{Endpoint, Read};
 use super::error::Error;
-use super::http::{Answer, Fetch, transport};
+use super::http::Fetch;
 use super::registry::{Registry, Target};
 use super::verify::verified;
 use crate::oci::{Digest, Repository};
@@ -97,8 +98,8 @@ impl Registry {
         let url = self.targets.get(target).await?;
         let headers = HeaderMap::from_iter([range_header(range).ok()?]);
         let fetch = Fetch { method: Method::GET, url, headers, authorization: None };
-        match endpoint.http().fetch(&fetch).await.and_then(accepted) {
-            Ok(answer) => Some(Answer { is_own: false, ..answer }),
+        match endpoint.http().fetch(&fetch).await.and_then(Answer::accepted) {
+            Ok(answer) => Some(answer),
             Err(error) => {
                 tracing::debug!(%error, "a remembered redirect works no more");
                 self.targets.invalidate(target).await;
@@ -168,7 +169,7 @@ enum Found {
 fn part_of(answer: Answer, wanted: Option<&Range<u64>>) -> Result<Found, Error> {
     let is_partial = answer.status() == StatusCode::PARTIAL_CONTENT;
     let (given, length) = (content_range(&answer), content_length(&answer));
-    let chunks = answer.response.bytes_stream().map(|chunk| chunk.map_err(transport)).boxed();
+    let chunks = answer.chunks();
     match (is_partial, wanted) {
         (false, None) => Ok(match length {
             Some(size) => Found::Part(Part { blob_size: size, range: 0..size, chunks }),

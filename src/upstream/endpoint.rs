@@ -1,15 +1,13 @@
 //! One registry host: requests with the authorization it wants, its refusals as errors.
 
-use std::time::{Duration, SystemTime};
-
-use bytes::{Bytes, BytesMut};
-use reqwest::header::{CONTENT_ENCODING, HeaderMap, RETRY_AFTER};
+use reqwest::header::HeaderMap;
 use reqwest::{Body, Method, StatusCode};
 use url::Url;
 
+use super::answer::Answer;
 use super::auth::{Action, Authenticator, Credentials};
 use super::error::Error;
-use super::http::{Answer, Fetch, Http, same_origin, transport};
+use super::http::{Fetch, Http, same_origin};
 use crate::oci::Repository;
 
 /// A token known, a challenge, and a second one because the token had expired.
@@ -108,9 +106,9 @@ impl Endpoint {
             let answer = self.http.fetch(&fetch).await?;
             // A challenge of a host behind a redirect is none of ours.
             if answer.status() != StatusCode::UNAUTHORIZED || !answer.is_own {
-                return accepted(answer);
+                return answer.accepted();
             }
-            let headers = answer.response.headers();
+            let headers = answer.headers();
             authorization = Some(self.auth.after_refusal(headers, &name, Action::Pull, authorization.as_ref()).await?);
         }
         Err(Error::Unauthorized)
@@ -136,65 +134,11 @@ impl Endpoint {
             let header = header.filter(|_| same_origin(&url, &self.base));
             let answer = self.http.send(method.clone(), url.clone(), headers.clone(), header, body).await?;
             if answer.status() != StatusCode::UNAUTHORIZED {
-                return accepted(answer);
+                return answer.accepted();
             }
-            let headers = answer.response.headers();
+            let headers = answer.headers();
             authorization = Some(self.auth.after_refusal(headers, &name, Action::Push, authorization.as_ref()).await?);
         }
         Err(Error::Unauthorized)
     }
-}
-
-/// The answer, if it is a success.
-pub(super) fn accepted(answer: Answer) -> Result<Answer, Error> {
-    if !answer.status().is_success() {
-        return Err(refusal(&answer));
-    }
-    if answer.header(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
-        return Err(Error::Malformed("the answer is encoded though nobody asked for it".to_owned()));
-    }
-    Ok(answer)
-}
-
-/// What an answer that is no success means.
-pub(super) fn refusal(answer: &Answer) -> Error {
-    match answer.status() {
-        StatusCode::UNAUTHORIZED => Error::Unauthorized,
-        StatusCode::FORBIDDEN => Error::Denied,
-        StatusCode::NOT_FOUND | StatusCode::GONE => Error::NotFound,
-        StatusCode::TOO_MANY_REQUESTS => Error::TooManyRequests { retry_after: retry_after(answer) },
-        StatusCode::RANGE_NOT_SATISFIABLE => {
-            let size = answer.header("content-range").and_then(|range| range.strip_prefix("bytes */")?.parse().ok());
-            Error::RangeNotSatisfiable { size }
-        }
-        status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
-            Error::Unavailable(format!("status {status}"))
-        }
-        status => Error::Malformed(format!("status {status}")),
-    }
-}
-
-/// `Retry-After` in seconds or as a date.
-fn retry_after(answer: &Answer) -> Option<Duration> {
-    let value = answer.header(RETRY_AFTER)?;
-    if let Ok(seconds) = value.parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let date = httpdate::parse_http_date(value).ok()?;
-    Some(date.duration_since(SystemTime::now()).unwrap_or_default())
-}
-
-/// The whole body, of at most `limit` bytes.
-pub(super) async fn limited_body(mut response: reqwest::Response, limit: u64) -> Result<Bytes, Error> {
-    let mut body = BytesMut::new();
-    if response.content_length().is_some_and(|length| length > limit) {
-        return Err(Error::TooLarge { limit });
-    }
-    while let Some(chunk) = response.chunk().await.map_err(transport)? {
-        if (body.len() + chunk.len()) as u64 > limit {
-            return Err(Error::TooLarge { limit });
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(body.freeze())
 }

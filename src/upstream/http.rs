@@ -2,11 +2,13 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION};
 use reqwest::{Body, Certificate, Client, Identity, Method, StatusCode, redirect};
 use url::{Origin, Url};
 
+use super::answer::{Answer, heard};
 use super::config::{Config, UpstreamConfig};
 use super::dial::{DialRules, PrivateName, PublicResolver, Reach};
 use super::error::{Error, chain};
@@ -37,7 +39,7 @@ impl Clients {
                 .redirect(redirect::Policy::none())
                 .no_proxy()
                 .connect_timeout(config.connect_timeout)
-                .read_timeout(config.read_timeout)
+                .tcp_user_timeout(config.read_timeout)
         };
         let mut named = builder();
         if let Some(identity) = upstream.map(identity).transpose()?.flatten() {
@@ -99,36 +101,18 @@ pub(super) struct Fetch {
     pub(super) authorization: Option<HeaderValue>,
 }
 
-/// The head of an answer, its body still to come.
-#[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) response: reqwest::Response,
-    /// Where it came from in the end.
-    pub(super) url: Url,
-    /// Whether it came from the host that was asked.
-    pub(super) is_own: bool,
-}
-
-impl Answer {
-    pub(super) fn status(&self) -> StatusCode {
-        self.response.status()
-    }
-
-    pub(super) fn header(&self, name: impl reqwest::header::AsHeaderName) -> Option<&str> {
-        self.response.headers().get(name)?.to_str().ok()
-    }
-}
-
 /// Sends requests where an upstream's dial rules allow it.
 #[derive(Debug, Clone)]
 pub(super) struct Http {
     clients: Clients,
     rules: Arc<DialRules>,
+    /// How long an upstream may stay silent.
+    patience: Duration,
 }
 
 impl Http {
-    pub(super) fn new(clients: Clients, rules: DialRules) -> Self {
-        Self { clients, rules: Arc::new(rules) }
+    pub(super) fn new(clients: Clients, rules: DialRules, patience: Duration) -> Self {
+        Self { clients, rules: Arc::new(rules), patience }
     }
 
     fn client(&self, url: &Url) -> Result<&Client, Error> {
@@ -153,9 +137,9 @@ impl Http {
             if let Some(authorization) = fetch.authorization.as_ref().filter(|_| is_own) {
                 request = request.header(AUTHORIZATION, authorization);
             }
-            let response = request.send().await.map_err(transport)?;
+            let response = heard(self.patience, request.send()).await?;
             if !is_redirect(response.status()) {
-                return Ok(Answer { response, url, is_own });
+                return Ok(Answer::new(response, url, is_own, self.patience));
             }
             url = redirected(&url, response.headers())?;
         }
@@ -163,6 +147,8 @@ impl Http {
     }
 
     /// Sends a request with a body, once, without following redirects.
+    ///
+    /// However long the body takes: a connection whose other end is gone is found out by TCP.
     pub(super) async fn send(
         &self,
         method: Method,
@@ -176,7 +162,7 @@ impl Http {
             request = request.header(AUTHORIZATION, authorization);
         }
         let response = request.send().await.map_err(transport)?;
-        Ok(Answer { response, url, is_own: true })
+        Ok(Answer::new(response, url, true, self.patience))
     }
 }
 

@@ -6,6 +6,7 @@
 //! ```
 
 mod address;
+mod answer;
 mod auth;
 mod blob;
 mod config;
@@ -165,7 +166,7 @@ impl Inner {
             }
             _ => self.clients.clone(),
         };
-        let http = Http::new(clients, rules);
+        let http = Http::new(clients, rules, self.config.read_timeout);
         let mirror_of = name.contains('.').then(|| name.to_owned());
         let credentials = |upstream, url: &Url| Credentials::new(upstream, Arc::clone(&self.docker), &host_of(url));
         let mirrors = mirrors

@@ -6,9 +6,10 @@ use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, LOCA
 use reqwest::{Body, Method};
 use url::Url;
 
+use super::answer::Answer;
 use super::endpoint::Read;
 use super::error::Error;
-use super::http::{Answer, refuse_downgrade};
+use super::http::refuse_downgrade;
 use super::registry::Registry;
 use crate::oci::{Digest, Manifest, Reference, Repository, media_type};
 

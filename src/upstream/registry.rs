@@ -11,9 +11,9 @@ use serde::Deserialize;
 use url::Url;
 
 use super::Tags;
-use super::endpoint::{Endpoint, Read, limited_body};
+use super::answer::Answer;
+use super::endpoint::{Endpoint, Read};
 use super::error::Error;
-use super::http::Answer;
 use super::retry::Retry;
 use crate::oci::manifest::{Index, MAX_MANIFEST_BYTES};
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository, media_type};
@@ -137,7 +137,7 @@ async fn manifest(endpoint: &Endpoint, repository: &Repository, reference: &Refe
     let answer = endpoint.read(&Read { headers: manifest_headers(), ..get }).await?;
     let promised = promised_digest(&answer, reference)?;
     let named_type = media_type_of(&answer).map(str::to_owned);
-    let bytes = limited_body(answer.response, MAX_MANIFEST_BYTES).await?;
+    let bytes = answer.limited_body(MAX_MANIFEST_BYTES).await?;
     let digest = match promised {
         Some(expected) => {
             let mut hasher = expected.hasher();
@@ -211,7 +211,7 @@ async fn tags(
     read.query.extend(last.map(|last| ("last", last.to_owned())));
     let answer = endpoint.read(&read).await?;
     let more = next_link(&answer).is_some();
-    let body = limited_body(answer.response, MAX_TAGS_ANSWER).await?;
+    let body = answer.limited_body(MAX_TAGS_ANSWER).await?;
     let list: List = serde_json::from_slice(&body).map_err(|error| Error::Malformed(error.to_string()))?;
     Ok(Tags { tags: list.tags.unwrap_or_default(), more })
 }
@@ -230,7 +230,7 @@ async fn referrers(endpoint: &Endpoint, repository: &Repository, digest: &Digest
     let mut found = Vec::new();
     for _ in 0..MAX_REFERRER_PAGES {
         let next = next_link(&answer);
-        let body = limited_body(answer.response, MAX_MANIFEST_BYTES).await?;
+        let body = answer.limited_body(MAX_MANIFEST_BYTES).await?;
         found.extend(index_children(&body)?);
         let Some(next) = next else { break };
         answer = endpoint.follow(&read, next).await?;

@@ -15,9 +15,9 @@ use url::form_urlencoded::Serializer;
 
 use super::Authorization;
 use super::credentials::{Credentials, Login};
-use crate::upstream::endpoint::{limited_body, refusal};
+use crate::upstream::answer::Answer;
 use crate::upstream::error::Error;
-use crate::upstream::http::{Answer, Fetch, Http, refuse_downgrade};
+use crate::upstream::http::{Fetch, Http, refuse_downgrade};
 
 /// Tokens of private registries with many claims come to some tens of KiB.
 const MAX_TOKEN_ANSWER: u64 = 1 << 20;
@@ -96,12 +96,12 @@ async fn fetch(key: &TokenKey, http: &Http, registry: &Url, credentials: &Creden
         Login::Anonymous | Login::Password { .. } => get(key, realm, http, &login).await?,
     };
     if answer.status() != StatusCode::OK {
-        return Err(match refusal(&answer) {
+        return Err(match answer.refusal() {
             Error::Malformed(_) | Error::NotFound => Error::Unauthorized,
             error => error,
         });
     }
-    let body = limited_body(answer.response, MAX_TOKEN_ANSWER).await?;
+    let body = answer.limited_body(MAX_TOKEN_ANSWER).await?;
     parse(&body)
 }
 

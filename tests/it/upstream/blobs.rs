@@ -6,7 +6,7 @@ use starlift::upstream::{Config, Error};
 
 use super::{app, at, config, read, source, source_of};
 use crate::support::image::Random;
-use crate::support::registry::{Lacks, Registry};
+use crate::support::registry::{Gate, Lacks, Registry};
 
 const SIZE: usize = 300_000;
 
@@ -76,6 +76,19 @@ async fn a_cut_range_goes_on_where_it_broke() {
     ended.unwrap();
     assert_eq!(got, blob[500..10_000]);
     assert_eq!(ranges_seen(&registry), ["bytes=500-9999", "bytes=1500-9999", "bytes=2500-9999"]);
+}
+
+#[tokio::test]
+async fn a_silent_body_is_a_broken_one() {
+    let (registry, blob, digest) = with_blob().await;
+    let gate = Gate::new();
+    registry.on("/blobs/").times(1).gate_after(&gate, 1000);
+    let config = Config { read_timeout: std::time::Duration::from_millis(100), ..config() };
+    let (got, ended) = read(&source_of(config, at(registry.url())), &digest, None).await;
+    ended.unwrap();
+    assert_eq!(got, blob);
+    assert_eq!(registry.seen().len(), 2);
+    gate.open();
 }
 
 #[tokio::test]

@@ -1,8 +1,10 @@
 //! Writing to a registry.
 
+use std::time::Duration;
+
 use futures::StreamExt as _;
 use starlift::oci::{Digest, Manifest, Reference, media_type};
-use starlift::upstream::{Error, Secret, Source, UpstreamConfig};
+use starlift::upstream::{Config, Error, Secret, Source, UpstreamConfig};
 
 use super::{app, at, config, source, source_of, v1};
 use crate::support::image::{Image, ImageBuilder};
@@ -59,6 +61,20 @@ async fn a_push_that_goes_wrong_is_an_error() {
     let stream = futures::stream::iter([Ok("bytes".into())]).boxed();
     let answer = source.push_blob(&app(), &Digest::sha256_of(b"bytes"), 5, stream).await;
     assert!(matches!(answer, Err(Error::Refused(_))), "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_long_upload_is_not_taken_for_silence() {
+    let registry = Registry::start().await;
+    let patience = Duration::from_millis(50);
+    let source = source_of(Config { read_timeout: patience, ..config() }, at(registry.url()));
+    let slow = futures::stream::iter(["by", "te", "s"]).then(move |part| async move {
+        tokio::time::sleep(patience).await;
+        Ok(part.into())
+    });
+    let digest = Digest::sha256_of(b"bytes");
+    source.push_blob(&app(), &digest, 5, slow.boxed()).await.unwrap();
+    assert_eq!(registry.blob(&digest).as_deref(), Some(&b"bytes"[..]));
 }
 
 #[tokio::test]
