@@ -11,3 +11,4 @@ mod serve_metrics;
 mod store;
 mod support;
 mod upstream;
+mod upstream_layout;

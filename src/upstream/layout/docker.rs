@@ -1,6 +1,8 @@
 //! The older form of `docker save`: `manifest.json` names a configuration and tars, and there is no manifest to serve.
 //! One is made: Docker's schema 2 over the files as they lie.
 
+use std::collections::HashMap;
+
 use serde::Deserialize;
 use serde_json::Map;
 
@@ -9,9 +11,12 @@ use super::images::{Entry, Images, Name};
 use crate::oci::manifest::{ImageManifest, MAX_MANIFEST_BYTES};
 use crate::oci::{Descriptor, Digest, Manifest, media_type};
 use crate::upstream::error::Error;
+use crate::upstream::registry::descriptor_of;
 
 /// More layers than any runtime mounts.
 const MAX_LAYERS: usize = 1024;
+/// More images than anyone saves into one archive.
+const MAX_IMAGES: usize = 1024;
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -22,58 +27,94 @@ struct Saved {
     layers: Vec<String>,
 }
 
-/// The images of an archive. Every layer is read once, for its digest.
+/// The images of an archive. Every file is read once, for its digest, however many images name it.
 pub(super) fn load(files: Files) -> Result<Images, Error> {
-    let list = files.open("manifest.json")?.read(MAX_MANIFEST_BYTES)?;
-    let list: Vec<Saved> = serde_json::from_slice(&list).map_err(|error| Error::Malformed(error.to_string()))?;
-    let mut images = Images::new(files);
+    let list = match files.open("manifest.json") {
+        Ok(list) => list.read(MAX_MANIFEST_BYTES)?,
+        Err(Error::NotFound) => return Err(malformed("neither index.json nor manifest.json is in it")),
+        Err(error) => return Err(error),
+    };
+    let list: Vec<Saved> = serde_json::from_slice(&list).map_err(|error| malformed(&error.to_string()))?;
+    if list.len() > MAX_IMAGES {
+        return Err(malformed(&format!("more than {MAX_IMAGES} images")));
+    }
+    let mut loading = Loading { images: Images::new(files), described: HashMap::new() };
     for saved in list {
-        let manifest = make_manifest(&mut images, &saved)?;
-        let descriptor = crate::upstream::registry::descriptor_of(&manifest);
-        images.hold(manifest.digest.clone(), Extent::Memory(manifest.bytes));
-        let names: Vec<Name> = saved.repo_tags.unwrap_or_default().iter().filter_map(|tag| Name::parse(tag)).collect();
-        images.add(Entry { names, descriptor });
+        loading.add(&saved)?;
     }
-    Ok(images)
+    Ok(loading.images)
 }
 
-fn make_manifest(images: &mut Images, saved: &Saved) -> Result<Manifest, Error> {
-    if saved.layers.len() > MAX_LAYERS {
-        return Err(Error::Malformed(format!("the archive: more than {MAX_LAYERS} layers")));
-    }
-    let config = images.files().open(&saved.config)?;
-    let config = hold(images, config, |_| media_type::DOCKER_CONFIG)?;
-    let mut layers = Vec::with_capacity(saved.layers.len());
-    for name in &saved.layers {
-        let layer = images.files().open(name)?;
-        layers.push(hold(images, layer, layer_type)?);
-    }
-    let manifest = ImageManifest {
-        schema_version: 2,
-        media_type: Some(media_type::DOCKER_MANIFEST.to_owned()),
-        artifact_type: None,
-        config,
-        layers,
-        rest: Map::new(),
-    };
-    let bytes = serde_json::to_vec(&manifest).map_err(|error| Error::Malformed(error.to_string()))?;
-    Ok(Manifest::new(media_type::DOCKER_MANIFEST.to_owned(), bytes.into()))
+fn malformed(what: &str) -> Error {
+    Error::Malformed(format!("the archive: {what}"))
 }
 
-/// Makes a file readable by its digest.
-fn hold(images: &mut Images, extent: Extent, kind: impl Fn(&[u8]) -> &'static str) -> Result<Descriptor, Error> {
-    let (digest, magic): (Digest, _) = extent.digest()?;
-    let descriptor = Descriptor {
-        media_type: kind(&magic).to_owned(),
-        digest: digest.clone(),
-        size: extent.size(),
-        urls: Vec::new(),
-        annotations: Map::new(),
-        platform: None,
-        rest: Map::new(),
-    };
-    images.hold(digest, extent);
-    Ok(descriptor)
+struct Loading {
+    images: Images,
+    /// By where a file starts: names may be links to one file.
+    described: HashMap<u64, Described>,
+}
+
+#[derive(Clone)]
+struct Described {
+    digest: Digest,
+    size: u64,
+    layer_type: &'static str,
+}
+
+impl Loading {
+    fn add(&mut self, saved: &Saved) -> Result<(), Error> {
+        if saved.layers.len() > MAX_LAYERS {
+            return Err(malformed(&format!("more than {MAX_LAYERS} layers")));
+        }
+        let config = self.describe(&saved.config)?;
+        let layers = saved.layers.iter().map(|name| self.describe(name)).collect::<Result<Vec<_>, _>>()?;
+        let manifest = ImageManifest {
+            schema_version: 2,
+            media_type: Some(media_type::DOCKER_MANIFEST.to_owned()),
+            artifact_type: None,
+            config: config.descriptor(media_type::DOCKER_CONFIG),
+            layers: layers.iter().map(|layer| layer.descriptor(layer.layer_type)).collect(),
+            rest: Map::new(),
+        };
+        let bytes = serde_json::to_vec(&manifest).map_err(|error| malformed(&error.to_string()))?;
+        let manifest = Manifest::new(media_type::DOCKER_MANIFEST.to_owned(), bytes.into());
+        let descriptor = descriptor_of(&manifest);
+        self.images.hold(manifest.digest, Extent::Memory(manifest.bytes));
+        let names = saved.repo_tags.iter().flatten().filter_map(|name| Name::parse(name)).collect();
+        self.images.add(Entry { names, descriptor });
+        Ok(())
+    }
+
+    /// Hashes a file and makes it readable by its digest. A file that is named but absent is the archive's fault.
+    fn describe(&mut self, name: &str) -> Result<Described, Error> {
+        let extent = self.images.files().open(name).map_err(|error| match error {
+            Error::NotFound => malformed(&format!("{name:?} is not in it")),
+            other => other,
+        })?;
+        if let Some(described) = self.described.get(&extent.offset()) {
+            return Ok(described.clone());
+        }
+        let (digest, magic) = extent.digest()?;
+        let described = Described { digest: digest.clone(), size: extent.size(), layer_type: layer_type(&magic) };
+        self.described.insert(extent.offset(), described.clone());
+        self.images.hold(digest, extent);
+        Ok(described)
+    }
+}
+
+impl Described {
+    fn descriptor(&self, media_type: &str) -> Descriptor {
+        Descriptor {
+            media_type: media_type.to_owned(),
+            digest: self.digest.clone(),
+            size: self.size,
+            urls: Vec::new(),
+            annotations: Map::new(),
+            platform: None,
+            rest: Map::new(),
+        }
+    }
 }
 
 fn layer_type(magic: &[u8]) -> &'static str {

@@ -44,7 +44,9 @@ pub(super) fn failed(error: &io::Error) -> Error {
 impl Files {
     pub(super) fn directory(path: &Path) -> Result<Self, Error> {
         let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
-        let directory = openat(CWD, path, flags, Mode::empty()).map_err(|error| failed(&error.into()))?;
+        let directory = openat(CWD, path, flags, Mode::empty());
+        // An absent layout is no absent image: the configuration is wrong.
+        let directory = directory.map_err(|error| Error::Unavailable(format!("the layout: {error}")))?;
         Ok(Self::Directory(Arc::new(directory.into())))
     }
 
@@ -81,6 +83,14 @@ impl Extent {
         match self {
             Self::File { size, .. } => *size,
             Self::Memory(bytes) => bytes.len() as u64,
+        }
+    }
+
+    /// Where in its file this starts, in bytes.
+    pub(super) fn offset(&self) -> u64 {
+        match self {
+            Self::File { offset, .. } => *offset,
+            Self::Memory(_) => 0,
         }
     }
 

@@ -3,6 +3,8 @@
 use std::collections::{BTreeSet, HashMap};
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::{Map, Value};
 
 use super::docker;
 use super::files::{Extent, Files};
@@ -63,20 +65,33 @@ impl Images {
         Self { files, entries: Vec::new(), held: HashMap::new() }
     }
 
-    /// Reads `index.json`, or the older `manifest.json` where there is none.
-    pub(super) fn load(files: Files) -> Result<Self, Error> {
-        let index = match files.open("index.json") {
-            Ok(index) => index.read(MAX_MANIFEST_BYTES)?,
-            Err(Error::NotFound) => return docker::load(files),
-            Err(error) => return Err(error),
-        };
+    /// What the `index.json` of a layout lists.
+    pub(super) fn of_directory(files: Files) -> Result<Self, Error> {
+        match files.open("index.json") {
+            Ok(index) => Self::listed(files, &index),
+            Err(Error::NotFound) => Err(Error::Malformed("the layout has no index.json".to_owned())),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What an archive lists: in `index.json`, or in the older `manifest.json` where there is none.
+    pub(super) fn of_archive(files: Files) -> Result<Self, Error> {
+        match files.open("index.json") {
+            Ok(index) => Self::listed(files, &index),
+            Err(Error::NotFound) => docker::load(files),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn listed(files: Files, index: &Extent) -> Result<Self, Error> {
+        let index = index.read(MAX_MANIFEST_BYTES)?;
         let index: Index = serde_json::from_slice(&index).map_err(|error| Error::Malformed(error.to_string()))?;
         let mut images = Self::new(files);
         for descriptor in index.manifests {
             let annotation = |key| descriptor.annotations.get(key).and_then(|value| value.as_str());
-            let names = [annotation(CONTAINERD_NAME), annotation(REF_NAME)].into_iter().flatten();
-            let names = names.filter_map(Name::parse).collect();
-            images.add(Entry { names, descriptor });
+            // The name that tells the repository comes first: beside it, the bare tag would match every repository.
+            let name = [CONTAINERD_NAME, REF_NAME].into_iter().filter_map(annotation).find_map(Name::parse);
+            images.add(Entry { names: name.into_iter().collect(), descriptor });
         }
         Ok(images)
     }
@@ -101,26 +116,32 @@ impl Images {
     }
 
     pub(super) fn manifest(&self, repository: &Repository, reference: &Reference) -> Result<Manifest, Error> {
-        let (digest, named_type) = match reference {
+        match reference {
             Reference::Tag(tag) => {
                 let found = self.find(repository, tag.as_str()).ok_or(Error::NotFound)?;
-                (&found.digest, Some(found.media_type.clone()))
+                self.document(&found.digest)
             }
-            Reference::Digest(digest) => {
-                let found = self.entries.iter().find(|entry| entry.descriptor.digest == *digest);
-                (digest, found.map(|entry| entry.descriptor.media_type.clone()))
-            }
-        };
+            Reference::Digest(digest) => self.document(digest),
+        }
+    }
+
+    /// The manifest or index with this digest; any other object is not found as one.
+    fn document(&self, digest: &Digest) -> Result<Manifest, Error> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            /// A configuration has the shape of a manifest otherwise.
+            #[serde(rename = "schemaVersion")]
+            _version: IgnoredAny,
+        }
         let bytes = self.open(digest)?.read(MAX_MANIFEST_BYTES)?;
         let mut hasher = digest.hasher();
         hasher.update(&bytes);
         if hasher.finish() != *digest {
             return Err(Error::WrongDigest { expected: digest.clone() });
         }
-        let named_type = named_type.filter(|named| media_type::manifest_kind(named).is_some());
-        // A blob that is no manifest is not found as one.
-        let media_type = named_type.or_else(|| own_media_type(&bytes)).ok_or(Error::NotFound)?;
-        Ok(Manifest { media_type, digest: digest.clone(), bytes })
+        let is_versioned = serde_json::from_slice::<Versioned>(&bytes).is_ok();
+        let media_type = own_media_type(&bytes).filter(|own| is_versioned && media_type::manifest_kind(own).is_some());
+        Ok(Manifest { media_type: media_type.ok_or(Error::NotFound)?, digest: digest.clone(), bytes })
     }
 
     /// The image under a tag: in the repository if one is there, else anywhere if it is but one. An only image is
@@ -150,32 +171,33 @@ impl Images {
         tags.into_iter().map(str::to_owned).collect()
     }
 
-    /// The entries whose `subject` is `digest`.
+    /// The entries whose `subject` is `digest`, described as the referrers API does (distribution-spec).
     pub(super) fn referrers(&self, digest: &Digest) -> Result<Vec<Descriptor>, Error> {
         #[derive(Deserialize)]
         struct Referring {
             subject: Option<Descriptor>,
             #[serde(rename = "artifactType")]
             artifact_type: Option<String>,
+            config: Option<Descriptor>,
             #[serde(default)]
-            annotations: serde_json::Map<String, serde_json::Value>,
+            annotations: Map<String, Value>,
         }
         let mut found = Vec::new();
         for entry in &self.entries {
-            let bytes = self.open(&entry.descriptor.digest)?.read(MAX_MANIFEST_BYTES)?;
-            let Ok(referring) = serde_json::from_slice::<Referring>(&bytes) else { continue };
+            let manifest = match self.document(&entry.descriptor.digest) {
+                Ok(manifest) => manifest,
+                // A partial copy lists what it does not hold.
+                Err(Error::NotFound) => continue,
+                Err(error) => return Err(error),
+            };
+            let Ok(referring) = serde_json::from_slice::<Referring>(&manifest.bytes) else { continue };
             if referring.subject.is_none_or(|subject| subject.digest != *digest) {
                 continue;
             }
-            let manifest = Manifest {
-                media_type: entry.descriptor.media_type.clone(),
-                digest: entry.descriptor.digest.clone(),
-                bytes,
-            };
             let mut descriptor = descriptor_of(&manifest);
             descriptor.annotations = referring.annotations;
-            let artifact_type = referring.artifact_type.map(|kind| ("artifactType".to_owned(), kind.into()));
-            descriptor.rest.extend(artifact_type);
+            let kind = referring.artifact_type.or(referring.config.map(|config| config.media_type));
+            descriptor.rest.extend(kind.map(|kind| ("artifactType".to_owned(), kind.into())));
             found.push(descriptor);
         }
         Ok(found)
@@ -200,5 +222,23 @@ mod tests {
         assert!(Name::parse("docker.io/library/app:1").unwrap().is_in(&app));
         assert!(!Name::parse("docker.io/my-library/app:1").unwrap().is_in(&"library/ap".parse().unwrap()));
         assert!(!Name::parse("other:1").unwrap().is_in(&app));
+    }
+
+    #[test]
+    fn two_repositories_may_share_a_tag() {
+        let directory = tempfile::tempdir().unwrap();
+        let entry = |name: &str| {
+            let digest = Digest::sha256_of(name.as_bytes());
+            let annotations = serde_json::json!({CONTAINERD_NAME: format!("docker.io/{name}:1"), REF_NAME: "1"});
+            serde_json::json!({"mediaType": media_type::OCI_MANIFEST, "digest": digest, "size": 1,
+                "annotations": annotations})
+        };
+        let index = serde_json::json!({"schemaVersion": 2, "manifests": [entry("team/a"), entry("team/b")]});
+        std::fs::write(directory.path().join("index.json"), index.to_string()).unwrap();
+        let images = Images::of_directory(Files::directory(directory.path()).unwrap()).unwrap();
+        let find = |repository: &str| images.find(&repository.parse().unwrap(), "1").map(|found| found.digest.clone());
+        assert_eq!(find("team/b"), Some(Digest::sha256_of(b"team/b")));
+        assert_eq!(find("team/a"), Some(Digest::sha256_of(b"team/a")));
+        assert_eq!(find("team/c"), None, "which of the two is not told");
     }
 }

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::StreamExt as _;
 
-use self::files::Files;
+use self::files::{Extent, Files};
 use self::images::Images;
 use super::error::Error;
 use super::verify::verified;
@@ -59,18 +59,16 @@ impl Layout {
     }
 
     pub(super) async fn blob_size(self: &Arc<Self>, digest: &Digest) -> Result<u64, Error> {
-        let digest = digest.clone();
-        self.with_images(move |images| images.open(&digest).map(|extent| extent.size())).await
+        self.extent(digest).await.map(|extent| extent.size())
     }
 
     pub(super) async fn blob(self: &Arc<Self>, digest: &Digest, range: Option<Range<u64>>) -> Result<Body, Error> {
-        let wanted = digest.clone();
-        let extent = self.with_images(move |images| images.open(&wanted)).await?;
+        let extent = self.extent(digest).await?;
         let blob_size = extent.size();
         let range = match range {
             None => 0..blob_size,
-            Some(range) if range.start < blob_size => range.start..range.end.min(blob_size),
             Some(range) if range.is_empty() => range.start..range.start,
+            Some(range) if range.start < blob_size => range.start..range.end.min(blob_size),
             Some(_) => return Err(Error::RangeNotSatisfiable { size: Some(blob_size) }),
         };
         let stream = extent.stream(range.clone());
@@ -98,28 +96,44 @@ impl Layout {
         self.with_images(move |images| images.referrers(&digest)).await
     }
 
-    /// Calls `ask` where it may block.
+    /// Where the bytes of a blob are.
+    async fn extent(self: &Arc<Self>, digest: &Digest) -> Result<Extent, Error> {
+        let digest = digest.clone();
+        self.blocking(move |layout| match &layout.0 {
+            // A blob is found by its path: nobody needs the index for it.
+            Place::Directory(path) => Images::new(Files::directory(path)?).open(&digest),
+            Place::Archive { path, held } => archive(path, held)?.open(&digest),
+        })
+        .await
+    }
+
+    /// Asks the images as they are now: a directory is read each time, an archive when it has changed.
     async fn with_images<T: Send + 'static>(
         self: &Arc<Self>,
         ask: impl FnOnce(&Images) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let layout = Arc::clone(self);
-        let asked = tokio::task::spawn_blocking(move || ask(&*layout.images()?)).await;
-        asked.unwrap_or_else(|error| Err(Error::Unavailable(error.to_string())))
+        self.blocking(move |layout| match &layout.0 {
+            Place::Directory(path) => ask(&Images::of_directory(Files::directory(path)?)?),
+            Place::Archive { path, held } => ask(&*archive(path, held)?),
+        })
+        .await
     }
 
-    /// The images as they are now: a directory is read each time, an archive when it has changed.
-    fn images(&self) -> Result<Arc<Images>, Error> {
-        match &self.0 {
-            Place::Directory(path) => Images::load(Files::directory(path)?).map(Arc::new),
-            Place::Archive { path, held } => archive(path, held),
-        }
+    /// Calls `work` where it may block.
+    async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let layout = Arc::clone(self);
+        let worked = tokio::task::spawn_blocking(move || work(&layout)).await;
+        worked.unwrap_or_else(|error| Err(Error::Unavailable(error.to_string())))
     }
 }
 
 fn archive(path: &Path, held: &Mutex<Option<(Identity, Arc<Images>)>>) -> Result<Arc<Images>, Error> {
-    let file = std::fs::File::open(path).map_err(|error| files::failed(&error))?;
-    let metadata = file.metadata().map_err(|error| files::failed(&error))?;
+    let unreadable = |error: std::io::Error| Error::Unavailable(format!("the archive: {error}"));
+    let file = std::fs::File::open(path).map_err(unreadable)?;
+    let metadata = file.metadata().map_err(unreadable)?;
     let identity = Identity {
         device: metadata.dev(),
         inode: metadata.ino(),
@@ -133,7 +147,7 @@ fn archive(path: &Path, held: &Mutex<Option<(Identity, Arc<Images>)>>) -> Result
     {
         return Ok(Arc::clone(images));
     }
-    let images = Arc::new(Images::load(Files::archive(file)?)?);
+    let images = Arc::new(Images::of_archive(Files::archive(file)?)?);
     *held = Some((identity, Arc::clone(&images)));
     Ok(images)
 }

@@ -58,6 +58,8 @@ impl TarIndex {
             check_sum(&header)?;
             let kind = header[156];
             let size = match extension.size {
+                // Links and the like have no bytes behind them, whatever size they tell.
+                _ if matches!(kind, b'1'..=b'6') => 0,
                 Some(size) if !matches!(kind, b'x' | b'g' | b'L' | b'K') => size,
                 _ => number(&header[124..136])?,
             };
@@ -87,9 +89,7 @@ impl TarIndex {
         let place = match header[156] {
             0 | b'0' | b'7' => Place::Bytes(range),
             b'1' => Place::Link(normal(&link())),
-            b'2' => {
-                Place::Link(normal(&format!("{}/{}", name.rsplit_once('/').map_or("", |(parent, _)| parent), link())))
-            }
+            b'2' => Place::Link(beside(&name, &link())),
             _ => return Ok(()),
         };
         if self.0.len() >= MAX_ENTRIES {
@@ -165,6 +165,12 @@ fn normal(path: &str) -> String {
         }
     }
     parts.join("/")
+}
+
+/// Where a symbolic link at `name` leads, `/` being the top of the archive.
+fn beside(name: &str, link: &str) -> String {
+    let parent = name.rsplit_once('/').map_or("", |(parent, _)| parent);
+    if link.starts_with('/') { normal(link) } else { normal(&format!("{parent}/{link}")) }
 }
 
 /// An octal number, or GNU's big-endian binary one.
@@ -251,9 +257,7 @@ mod tests {
     #[test]
     fn broken_archives_are_errors() {
         let tar = sample();
-        assert!(
-            index(&tar[..700]).is_ok_and(|index| index.find("a/layer.tar").is_none()) || index(&tar[..514]).is_err()
-        );
+        assert!(index(&tar[..514]).is_err(), "a file is cut off");
         for place in [0, 124, 148] {
             let mut broken = tar.clone();
             broken[place] ^= 0x55;
@@ -263,6 +267,11 @@ mod tests {
         huge.set_size(u64::MAX >> 1);
         huge.set_cksum();
         assert!(index(huge.as_bytes()).is_err());
+        let mut link = ::tar::Header::new_gnu();
+        link.set_entry_type(::tar::EntryType::Link);
+        link.set_size(4096);
+        link.set_cksum();
+        assert!(index(&[link.as_bytes().as_slice(), &tar].concat()).unwrap().find("a/layer.tar").is_some());
         assert!(index(b"").unwrap().find("x").is_none());
     }
 }
