@@ -8,6 +8,8 @@ mod convert;
 mod fake_registry;
 mod serve;
 mod serve_metrics;
+mod real_pulls;
+mod real_upstreams;
 mod store;
 mod support;
 mod upstream;

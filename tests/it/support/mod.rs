@@ -1,6 +1,13 @@
 //! Peers and inputs that more than one test uses.
 
 pub(crate) mod bucket;
+pub(crate) mod containerd;
+pub(crate) mod docker_registry;
+pub(crate) mod dockerd;
+pub(crate) mod fixture;
 pub(crate) mod image;
+pub(crate) mod place;
 pub(crate) mod registry;
 pub(crate) mod s3;
+pub(crate) mod starlift;
+pub(crate) mod tree;

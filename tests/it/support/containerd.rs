@@ -1,0 +1,68 @@
+//! A containerd of the test's own, driven by `ctr`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::place::{Daemon, Place};
+use super::tree::Tree;
+
+pub(crate) const TOOLS: &[&str] = &["containerd", "ctr", "runc"];
+
+#[derive(Debug)]
+pub(crate) struct Containerd<'a> {
+    place: &'a Place,
+    pub(crate) socket: PathBuf,
+    _daemon: Daemon,
+}
+
+impl<'a> Containerd<'a> {
+    pub(crate) fn start(place: &'a Place) -> Self {
+        Self::start_with(place, "")
+    }
+
+    /// With more lines of configuration.
+    pub(crate) fn start_with(place: &'a Place, more: &str) -> Self {
+        let socket = place.path().join("ctd.sock");
+        let config = format!(
+            "version = 2\nroot = \"{root}\"\nstate = \"{state}\"\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\n\
+             [grpc]\naddress = \"{socket}\"\n{more}",
+            root = place.dir("ctd").display(),
+            state = place.dir("ctd-state").display(),
+            socket = socket.display(),
+        );
+        let config = place.write("containerd.toml", config);
+        let mut command = Command::new("containerd");
+        command.arg("--config").arg(config);
+        let daemon = place.daemon("containerd", &mut command, || {
+            let address = socket.to_str().unwrap();
+            socket.exists() && Command::new("ctr").args(["-a", address, "version"]).output().unwrap().status.success()
+        });
+        Self { place, socket, _daemon: daemon }
+    }
+
+    /// `ctr` with these arguments, which must succeed.
+    pub(crate) fn ctr(&self, arguments: &str) -> String {
+        self.place.run(&format!("ctr -a {} {arguments}", self.socket.display()))
+    }
+
+    /// `ctr-remote` with these arguments, which must succeed.
+    pub(crate) fn ctr_remote(&self, arguments: &str) -> String {
+        self.place.run(&format!("ctr-remote -a {} {arguments}", self.socket.display()))
+    }
+
+    /// What a script prints in a container of `image`.
+    pub(crate) fn run(&self, image: &str, id: &str, script: &Path) -> String {
+        let mount = format!("type=bind,src={},dst=/script,options=rbind:ro", script.display());
+        self.ctr(&format!("run --rm --mount {mount} {image} {id} /bin/sh /script"))
+    }
+
+    /// The file system that containers of `image` see; `start` as in [`Tree::read`].
+    pub(crate) fn tree(&self, image: &str, name: &str, start: i64) -> Tree {
+        let target = self.place.dir(name);
+        self.ctr(&format!("images mount {image} {}", target.display()));
+        let tree = Tree::read(&target, start);
+        self.ctr(&format!("images unmount --rm {}", target.display()));
+        tree
+    }
+}

@@ -1,0 +1,181 @@
+//! Debian's docker-registry, with no authentication, with a password file, or with tokens from a real endpoint.
+
+use std::net::SocketAddr;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::extract::{RawQuery, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::routing::get;
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use serde_json::json;
+
+use super::fixture::Fixture;
+use super::place::{Daemon, Place, fetch, free_address, status};
+
+pub(crate) const USER: &str = "alice";
+pub(crate) const PASSWORD: &str = "correct-horse";
+
+/// How the registry knows its clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    Anyone,
+    Password,
+    Token,
+}
+
+#[derive(Debug)]
+pub(crate) struct DockerRegistry {
+    pub(crate) address: SocketAddr,
+    pub(crate) daemon: Daemon,
+    access: Access,
+    tokens: Option<TokenEndpoint>,
+}
+
+impl DockerRegistry {
+    pub(crate) fn start(place: &Place, access: Access) -> Self {
+        let address = free_address();
+        let mut tokens = None;
+        let auth = match access {
+            Access::Anyone => String::new(),
+            Access::Password => {
+                let line = place.run(&format!("htpasswd -nbB {USER} {PASSWORD}"));
+                let file = place.write("htpasswd", line);
+                format!("auth: {{htpasswd: {{realm: test, path: {}}}}}\n", file.display())
+            }
+            Access::Token => {
+                let endpoint = TokenEndpoint::start(place);
+                let bundle = place.path().join("token.crt");
+                let realm = format!("http://{}/token", endpoint.address);
+                tokens = Some(endpoint);
+                format!(
+                    "auth: {{token: {{realm: \"{realm}\", service: test, issuer: test, rootcertbundle: {}}}}}\n",
+                    bundle.display()
+                )
+            }
+        };
+        let config = format!(
+            "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{address}\"}}\n{auth}",
+            place.dir("registry").display()
+        );
+        let config = place.write("registry.yml", config);
+        let mut command = Command::new("docker-registry");
+        let ready = format!("http://{address}/v2/");
+        let daemon = place.daemon("docker-registry", command.arg("serve").arg(config), || {
+            ["200", "401"].contains(&status(&[&ready]).as_str())
+        });
+        Self { address, daemon, access, tokens }
+    }
+
+    /// The `NAME=URL` of `--upstream`.
+    pub(crate) fn upstream(&self, name: &str) -> String {
+        format!("{name}=http://{}", self.address)
+    }
+
+    /// Copies a fixture to `repository:1`, as it is or in Docker's media types.
+    pub(crate) fn push(&self, place: &Place, image: &Fixture, repository: &str, docker: bool) {
+        let format = if docker { "--format v2s2" } else { "--preserve-digests --all" };
+        let creds =
+            if self.access == Access::Anyone { String::new() } else { format!("--dest-creds {USER}:{PASSWORD}") };
+        place.run(&format!(
+            "skopeo copy --quiet {format} {creds} --dest-tls-verify=false {} docker://{}/{repository}:1",
+            image.oci(),
+            self.address
+        ));
+    }
+
+    /// How often the registry's log shows this request: `GET`, and a piece of the path.
+    pub(crate) fn requests(&self, method: &str, piece: &str) -> usize {
+        let log = self.daemon.log();
+        log.lines().filter(|line| line.contains(&format!("\"{method} ")) && line.contains(piece)).count()
+    }
+
+    /// The queries which asked for a token, in order.
+    pub(crate) fn token_queries(&self) -> Vec<String> {
+        self.tokens.as_ref().map(|tokens| tokens.shared.queries.lock().unwrap().clone()).unwrap_or_default()
+    }
+}
+
+/// Signs tokens for whoever knows the password; anonymous clients get tokens that grant nothing.
+#[derive(Debug)]
+struct TokenEndpoint {
+    address: SocketAddr,
+    shared: Arc<TokenKeys>,
+    _runtime: tokio::runtime::Runtime,
+}
+
+#[derive(Debug)]
+struct TokenKeys {
+    key: std::path::PathBuf,
+    certificate: String,
+    queries: Mutex<Vec<String>>,
+}
+
+impl TokenEndpoint {
+    fn start(place: &Place) -> Self {
+        let (key, certificate) = (place.path().join("token.key"), place.path().join("token.crt"));
+        place.run(&format!(
+            "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=test -keyout {} -out {}",
+            key.display(),
+            certificate.display()
+        ));
+        let pem = std::fs::read_to_string(&certificate).unwrap();
+        let certificate = pem.lines().filter(|line| !line.starts_with("-----")).collect();
+        let shared = Arc::new(TokenKeys { key, certificate, queries: Mutex::default() });
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = Router::new().route("/token", get(token)).with_state(Arc::clone(&shared));
+        runtime.spawn(async move { axum::serve(listener, router).await });
+        Self { address, shared, _runtime: runtime }
+    }
+}
+
+async fn token(
+    State(keys): State<Arc<TokenKeys>>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<String, StatusCode> {
+    let query = query.unwrap_or_default();
+    keys.queries.lock().unwrap().push(query.clone());
+    let basic = format!("Basic {}", STANDARD.encode(format!("{USER}:{PASSWORD}")));
+    let given = headers.get("authorization").map(|value| value.to_str().unwrap_or_default().to_owned());
+    if given.as_ref().is_some_and(|given| *given != basic) {
+        return Err(StatusCode::UNAUTHORIZED);
+    }
+    let pairs = url::form_urlencoded::parse(query.as_bytes());
+    let scopes = pairs.filter(|(key, _)| key == "scope" && given.is_some());
+    let access: Vec<_> = scopes
+        .filter_map(|(_, scope)| {
+            let mut parts = scope.splitn(3, ':');
+            let (kind, name, actions) = (parts.next()?, parts.next()?, parts.next()?);
+            Some(json!({"type": kind, "name": name, "actions": actions.split(',').collect::<Vec<_>>()}))
+        })
+        .collect();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let header = json!({"typ": "JWT", "alg": "RS256", "x5c": [keys.certificate]});
+    let claims = json!({"iss": "test", "sub": "", "aud": "test", "exp": now + 300, "nbf": now - 10, "iat": now,
+        "jti": "1", "access": access});
+    let part = |value: &serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let body = format!("{}.{}", part(&header), part(&claims));
+    let key = keys.key.clone();
+    let signed = body.clone();
+    let signature = tokio::task::spawn_blocking(move || sign(&key, &signed)).await.unwrap();
+    Ok(json!({"token": format!("{body}.{}", URL_SAFE_NO_PAD.encode(signature)), "expires_in": 300}).to_string())
+}
+
+fn sign(key: &std::path::Path, text: &str) -> Vec<u8> {
+    let input = key.with_extension("text");
+    let input = input.with_extension(format!("{:x}", rand::random::<u64>()));
+    std::fs::write(&input, text).unwrap();
+    let output = Command::new("openssl").args(["dgst", "-sha256", "-sign"]).arg(key).arg(&input).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+/// The body of a registry's answer, as JSON.
+pub(crate) fn json_of(url: &str) -> serde_json::Value {
+    serde_json::from_slice(&fetch(url).unwrap_or_else(|| panic!("{url} fails"))).unwrap()
+}

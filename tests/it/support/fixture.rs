@@ -1,0 +1,94 @@
+//! The images that real clients pull, made once per machine by `fixtures/make-image`.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+/// An OCI layout in the cache, tagged `1`.
+#[derive(Debug, Clone)]
+pub(crate) struct Fixture {
+    pub(crate) dir: PathBuf,
+}
+
+/// The tools that making any image needs.
+pub(crate) const TOOLS: &[&str] =
+    &["buildah", "busybox", "curl", "debootstrap", "jq", "openssl", "setcap", "setfattr", "skopeo", "umoci", "zstd"];
+
+impl Fixture {
+    /// The image by this name, made now if this machine has not made it yet.
+    pub(crate) fn get(name: &str) -> Self {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/fixtures/make-image");
+        let version = hex::encode(&Sha256::digest(fs::read(&script).unwrap())[..6]);
+        let cache = cache_dir().join(version);
+        fs::create_dir_all(&cache).unwrap();
+        let lock = File::create(cache.join("lock")).unwrap();
+        lock.lock().unwrap();
+        // `multi` is made of `app`.
+        for name in if name == "multi" { vec!["app", "multi"] } else { vec![name] } {
+            let (finished, partial) = (cache.join(name), cache.join("partial").join(name));
+            if !finished.exists() {
+                let partial_app = partial.with_file_name("app");
+                fs::create_dir_all(partial.parent().unwrap()).unwrap();
+                if name == "multi" {
+                    let _ = std::os::unix::fs::symlink(cache.join("app"), &partial_app);
+                }
+                let status = Command::new(&script).arg(name).arg(&partial).status().unwrap();
+                assert!(status.success(), "making the image {name}: {status}");
+                fs::rename(&partial, &finished).unwrap();
+            }
+        }
+        Self { dir: cache.join(name) }
+    }
+
+    /// As skopeo and umoci name it.
+    pub(crate) fn oci(&self) -> String {
+        format!("oci:{}:1", self.dir.display())
+    }
+
+    pub(crate) fn layout(&self) -> Layout {
+        Layout(self.dir.clone())
+    }
+}
+
+fn cache_dir() -> PathBuf {
+    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
+    cache.expect("HOME is set").join("starlift-tests")
+}
+
+/// An OCI layout that is looked into by hand.
+#[derive(Debug, Clone)]
+pub(crate) struct Layout(pub(crate) PathBuf);
+
+impl Layout {
+    /// The digest that `tag` names.
+    pub(crate) fn digest(&self, tag: &str) -> String {
+        let index: Value = serde_json::from_slice(&fs::read(self.0.join("index.json")).unwrap()).unwrap();
+        let named = |entry: &&Value| entry["annotations"]["org.opencontainers.image.ref.name"] == tag;
+        let entry = index["manifests"].as_array().unwrap().iter().find(named);
+        entry.unwrap_or_else(|| panic!("no tag {tag} in {index}"))["digest"].as_str().unwrap().to_owned()
+    }
+
+    pub(crate) fn blob_path(&self, digest: &str) -> PathBuf {
+        self.0.join("blobs/sha256").join(digest.trim_start_matches("sha256:"))
+    }
+
+    pub(crate) fn json(&self, digest: &str) -> Value {
+        serde_json::from_slice(&fs::read(self.blob_path(digest)).unwrap()).unwrap()
+    }
+
+    /// The manifest that `tag` names.
+    pub(crate) fn manifest(&self, tag: &str) -> Value {
+        self.json(&self.digest(tag))
+    }
+
+    /// The layers' blobs of the image that `tag` names.
+    pub(crate) fn layers(&self, tag: &str) -> Vec<PathBuf> {
+        let manifest = self.manifest(tag);
+        let layers = manifest["layers"].as_array().unwrap();
+        layers.iter().map(|layer| self.blob_path(layer["digest"].as_str().unwrap())).collect()
+    }
+}

@@ -1,0 +1,54 @@
+//! The real executable, serving.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use super::place::{Daemon, Place, fetch, free_address, until};
+
+/// `starlift serve` in a process of its own.
+#[derive(Debug)]
+pub(crate) struct Starlift {
+    pub(crate) daemon: Daemon,
+    pub(crate) address: SocketAddr,
+    pub(crate) store: PathBuf,
+}
+
+impl Starlift {
+    /// Serves on a free port; the store is the directory `store` of the place unless `arguments` say otherwise.
+    pub(crate) fn start(place: &Place, arguments: &[&str]) -> Self {
+        Self::start_with(place, arguments, |_command| {})
+    }
+
+    /// As [`Self::start`], the command changed by `adjust` first.
+    pub(crate) fn start_with(place: &Place, arguments: &[&str], adjust: impl FnOnce(&mut Command)) -> Self {
+        let address = free_address();
+        let store = place.path().join("store");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_starlift"));
+        command.current_dir(place.path()).args(["serve", "--listen", &address.to_string()]).args(arguments);
+        if !arguments.contains(&"--store") {
+            command.arg("--store").arg(&store);
+        }
+        adjust(&mut command);
+        let ready = format!("http://{address}/readyz");
+        let daemon = place.daemon("starlift", &mut command, || fetch(&ready).is_some());
+        Self { daemon, address, store }
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// Waits until the tag of `name` (`local/app`) is answered with the twin, converted if need be.
+    pub(crate) fn converted(&self, name: &str, tag: &str) -> serde_json::Value {
+        let url = self.url(&format!("/v2/{name}/manifests/{tag}"));
+        let mut manifest = serde_json::Value::Null;
+        until("the twin is served", Duration::from_secs(120), || {
+            manifest = serde_json::from_slice(&fetch(&url).expect("a manifest")).unwrap();
+            let text = manifest.to_string();
+            text.contains("dev.starlift.source.digest") || text.contains("containerd.io/snapshot/stargz/toc.digest")
+        });
+        manifest
+    }
+}
