@@ -51,6 +51,19 @@ impl<'a> Containerd<'a> {
         self.place.run(&format!("ctr-remote -a {} {arguments}", self.socket.display()))
     }
 
+    /// The same where the outcome depends on the number of threads.
+    pub(crate) fn ctr_remote_on_one_thread(&self, arguments: &str) -> String {
+        self.place.run(&format!("env GOMAXPROCS=1 ctr-remote -a {} {arguments}", self.socket.display()))
+    }
+
+    /// The manifest of an image that is held here.
+    pub(crate) fn manifest(&self, image: &str) -> serde_json::Value {
+        let listed = self.ctr("images ls");
+        let line = listed.lines().find(|line| line.split_whitespace().next() == Some(image));
+        let digest = line.unwrap_or_else(|| panic!("{image} in {listed}")).split_whitespace().nth(2).unwrap();
+        serde_json::from_str(&self.ctr(&format!("content get {digest}"))).unwrap()
+    }
+
     /// What a script prints in a container of `image`.
     pub(crate) fn run(&self, image: &str, id: &str, script: &Path) -> String {
         let mount = format!("type=bind,src={},dst=/script,options=rbind:ro", script.display());
@@ -59,10 +72,15 @@ impl<'a> Containerd<'a> {
 
     /// The file system that containers of `image` see; `start` as in [`Tree::read`].
     pub(crate) fn tree(&self, image: &str, name: &str, start: i64) -> Tree {
+        self.tree_by("overlayfs", image, name, start)
+    }
+
+    /// The same from this snapshotter.
+    pub(crate) fn tree_by(&self, snapshotter: &str, image: &str, name: &str, start: i64) -> Tree {
         let target = self.place.dir(name);
-        self.ctr(&format!("images mount {image} {}", target.display()));
+        self.ctr(&format!("images mount --snapshotter {snapshotter} {image} {}", target.display()));
         let tree = Tree::read(&target, start);
-        self.ctr(&format!("images unmount --rm {}", target.display()));
+        self.ctr(&format!("images unmount --snapshotter {snapshotter} --rm {}", target.display()));
         tree
     }
 }

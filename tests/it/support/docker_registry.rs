@@ -57,7 +57,7 @@ impl DockerRegistry {
             }
         };
         let config = format!(
-            "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{address}\"}}\n{auth}",
+            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{address}\"}}\n{auth}",
             place.dir("registry").display()
         );
         let config = place.write("registry.yml", config);

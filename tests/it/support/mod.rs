@@ -9,5 +9,6 @@ pub(crate) mod image;
 pub(crate) mod place;
 pub(crate) mod registry;
 pub(crate) mod s3;
+pub(crate) mod stargz;
 pub(crate) mod starlift;
 pub(crate) mod tree;

@@ -162,9 +162,9 @@ impl Drop for Daemon {
         self.kill();
         if std::thread::panicking() {
             let log = self.log();
-            let tail = log.lines().rev().take(60).collect::<Vec<_>>();
+            let tail = log.lines().rev().take(15).collect::<Vec<_>>();
             eprintln!("== {}", self.log.display());
-            tail.iter().rev().for_each(|line| eprintln!("{line}"));
+            tail.iter().rev().for_each(|line| eprintln!("{}", line.chars().take(400).collect::<String>()));
         }
     }
 }
