@@ -111,7 +111,6 @@ mod tests {
     }
 
     #[test]
-    #[expect(clippy::single_range_in_vec_init, reason = "a list of ranges is what is meant")]
     fn reads_every_form() {
         let cases = [
             ("bytes=0-1", &[(0, 2)][..]),

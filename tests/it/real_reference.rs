@@ -1,5 +1,6 @@
 //! The reference implementation as judge: its converter's TOC is ours, its command line accepts our image, its
-//! snapshotter mounts what `starlift serve` answers.
+//! snapshotter mounts what `starlift serve` answers. The odd image has no place here: the reference's converter gives up
+//! on its sparse file ("unexpected EOF").
 
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -83,11 +84,6 @@ fn the_toc_of_a_buildah_image_is_the_references() {
 }
 
 #[test]
-fn the_toc_of_an_odd_image_is_the_references() {
-    agrees_with_the_reference("odd");
-}
-
-#[test]
 fn the_toc_of_a_root_file_system_is_the_references() {
     agrees_with_the_reference("rootfs");
 }
@@ -104,15 +100,19 @@ fn mounted_lazily(image: &str) {
     let start = now();
     let original = format!("{}/image:1", registry.address);
     let twin = format!("{}/local/image:1", server.address);
+    // A containerd of its own for the original: the garbage collection that a pull ends with takes lazy snapshots.
+    let Some(other) = self::place(&[]) else { return };
+    let plain = Containerd::start(&other);
+    plain.ctr(&format!("images pull --plain-http {original}"));
+    let unpacked = plain.tree(&original, "original", start);
     containerd.ctr_remote(&format!("images rpull --plain-http {twin}"));
     let held = containerd.ctr("content ls -q");
     for layer in manifest["layers"].as_array().unwrap() {
         let digest = layer["digest"].as_str().unwrap();
         assert!(!held.contains(digest), "{digest} was downloaded, so it was not mounted\n{}", stargz.daemon.log());
     }
-    containerd.ctr(&format!("images pull --plain-http {original}"));
-    let lazy = containerd.tree_by("stargz", &twin, "lazy", start);
-    containerd.tree(&original, "original", start).assert_same(&lazy, image);
+    let lazy = containerd.tree_of_snapshots("stargz", "lazy", start);
+    unpacked.assert_same(&lazy, image);
 }
 
 #[test]

@@ -21,7 +21,7 @@ fn pull(place: &Place, server: &Starlift, name: &str) {
 
 fn config_with_credentials(place: &Place, registry: &DockerRegistry, password: &str) -> String {
     let config = format!(
-        "[upstream.local]\nurl = \"http://{}\"\nusername = \"{USER}\"\npassword = \"{password}\"\n",
+        "[pull]\nallowed_hosts = [\"127.0.0.1\"]\n[upstream.local]\nurl = \"http://{}\"\nusername = \"{USER}\"\npassword = \"{password}\"\n",
         registry.address
     );
     place.write("starlift.toml", config).display().to_string()
@@ -63,7 +63,10 @@ fn credentials_from_the_docker_config() {
     place.write("docker/config.json", config.to_string());
     let docker = place.dir("docker");
     let upstream = registry.upstream("local");
-    let server = Starlift::start_with(&place, &["--wait", "25s", "--upstream", &upstream], |command| {
+    // Naming the registry does not allow its token endpoint, which has a port of its own.
+    let config = place.write("starlift.toml", "[pull]\nallowed_hosts = [\"127.0.0.1\"]\n").display().to_string();
+    let flags = ["--wait", "25s", "--upstream", &upstream, "--config", &config];
+    let server = Starlift::start_with(&place, &flags, |command| {
         command.env("DOCKER_CONFIG", docker);
     });
     server.converted("local/app", "1");

@@ -72,15 +72,26 @@ impl<'a> Containerd<'a> {
 
     /// The file system that containers of `image` see; `start` as in [`Tree::read`].
     pub(crate) fn tree(&self, image: &str, name: &str, start: i64) -> Tree {
-        self.tree_by("overlayfs", image, name, start)
+        let target = self.place.dir(name);
+        self.ctr(&format!("images mount {image} {}", target.display()));
+        let tree = Tree::read(&target, start);
+        self.ctr(&format!("images unmount --rm {}", target.display()));
+        tree
     }
 
-    /// The same from this snapshotter.
-    pub(crate) fn tree_by(&self, snapshotter: &str, image: &str, name: &str, start: i64) -> Tree {
+    /// The file system of the one image that `snapshotter` holds. `ctr images mount` would unpack it first.
+    pub(crate) fn tree_of_snapshots(&self, snapshotter: &str, name: &str, start: i64) -> Tree {
+        let snapshots = format!("snapshots --snapshotter {snapshotter}");
+        let listed = self.ctr(&format!("{snapshots} ls"));
+        let rows: Vec<Vec<&str>> = listed.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
+        let is_parent = |key: &str| rows.iter().any(|row| row.len() == 3 && row[1] == key);
+        let top = rows.iter().map(|row| row[0]).find(|key| !is_parent(key)).unwrap();
         let target = self.place.dir(name);
-        self.ctr(&format!("images mount --snapshotter {snapshotter} {image} {}", target.display()));
+        self.ctr(&format!("{snapshots} view {name} {top}"));
+        let mount = self.ctr(&format!("{snapshots} mounts {} {name}", target.display()));
+        self.place.run(mount.trim());
         let tree = Tree::read(&target, start);
-        self.ctr(&format!("images unmount --snapshotter {snapshotter} --rm {}", target.display()));
+        self.place.run(&format!("umount {}", target.display()));
         tree
     }
 }

@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
+/// Go's zero time, which the reference snapshotter gives a root that no layer lists.
+const NO_TIME: i64 = -62_135_596_800;
+
 /// Everything a container can see of a file system, by path.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Tree(pub(crate) BTreeMap<PathBuf, Node>);
@@ -19,7 +22,7 @@ pub(crate) struct Node {
     kind: &'static str,
     mode: u32,
     owner: (u32, u32),
-    /// Seconds and nanoseconds; `None` where the client set it while it unpacked.
+    /// Seconds and nanoseconds; `None` where the client set it while it unpacked, or has none from the layers.
     modified: Option<(i64, i64)>,
     device: u64,
     size: u64,
@@ -89,7 +92,7 @@ fn node(at: &Path, metadata: &Metadata, start: i64) -> Node {
         kind,
         mode: metadata.mode(),
         owner: (metadata.uid(), metadata.gid()),
-        modified: (metadata.mtime() < start).then_some((metadata.mtime(), metadata.mtime_nsec())),
+        modified: (NO_TIME + 1..start).contains(&metadata.mtime()).then_some((metadata.mtime(), metadata.mtime_nsec())),
         device: metadata.rdev(),
         size: if metadata.is_dir() { 0 } else { metadata.size() },
         content,
