@@ -1,16 +1,21 @@
 //! Everything together, against real peers: one file per behaviour.
 
-#![expect(clippy::unwrap_used, reason = "a test ends at the first thing that is not as it should be")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test ends at the first thing that is not as it should be"
+)]
 
 mod architecture;
 mod cli;
 mod convert;
 mod fake_registry;
-mod serve;
-mod serve_metrics;
 mod real_pulls;
 mod real_reference;
 mod real_upstreams;
+mod serve;
 mod serve_metrics;
 mod store;
 mod support;

@@ -84,11 +84,4 @@ impl Layout {
     pub(crate) fn manifest(&self, tag: &str) -> Value {
         self.json(&self.digest(tag))
     }
-
-    /// The layers' blobs of the image that `tag` names.
-    pub(crate) fn layers(&self, tag: &str) -> Vec<PathBuf> {
-        let manifest = self.manifest(tag);
-        let layers = manifest["layers"].as_array().unwrap();
-        layers.iter().map(|layer| self.blob_path(layer["digest"].as_str().unwrap())).collect()
-    }
 }

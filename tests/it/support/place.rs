@@ -68,14 +68,6 @@ impl Place {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// Runs `line`, which must fail, and gives all it said.
-    pub(crate) fn run_failing(&self, line: &str) -> String {
-        let mut words = line.split_whitespace();
-        let output = self.command(words.next().unwrap()).args(words).output().unwrap();
-        assert!(!output.status.success(), "{line} succeeded\n{}", said(&output));
-        said(&output)
-    }
-
     /// Starts a daemon that logs to a file of its name and waits until `ready`.
     pub(crate) fn daemon(&self, name: &str, command: &mut Command, mut ready: impl FnMut() -> bool) -> Daemon {
         let log = self.path().join(format!("{name}.log"));

@@ -1,7 +1,6 @@
 //! The real executable, serving.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -12,7 +11,6 @@ use super::place::{Daemon, Place, fetch, free_address, until};
 pub(crate) struct Starlift {
     pub(crate) daemon: Daemon,
     pub(crate) address: SocketAddr,
-    pub(crate) store: PathBuf,
 }
 
 impl Starlift {
@@ -33,7 +31,7 @@ impl Starlift {
         adjust(&mut command);
         let ready = format!("http://{address}/readyz");
         let daemon = place.daemon("starlift", &mut command, || fetch(&ready).is_some());
-        Self { daemon, address, store }
+        Self { daemon, address }
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
