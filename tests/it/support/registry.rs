@@ -37,6 +37,7 @@ use super::image::Image;
 /// The fake registry; its server ends when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Registry {
+    scheme: &'static str,
     address: SocketAddr,
     shared: Arc<Shared>,
     server: tokio::task::JoinHandle<()>,
@@ -90,11 +91,21 @@ impl Registry {
     pub(crate) async fn start() -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let shared = Arc::new(Shared::default());
-        shared.state().host = address.to_string();
-        let router = Router::new().fallback(handle).with_state(Arc::clone(&shared));
+        let (shared, router) = registry_at(address);
         let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-        Self { address, shared, server }
+        Self { scheme: "http", address, shared, server }
+    }
+
+    /// The same behind TLS.
+    pub(crate) async fn start_tls(config: rustls::ServerConfig) -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (shared, router) = registry_at(address);
+        let config = axum_server::tls_rustls::RustlsConfig::from_config(Arc::new(config));
+        let server = axum_server::from_tcp_rustls(listener, config).unwrap();
+        let server = tokio::spawn(async move { server.serve(router.into_make_service()).await.unwrap() });
+        Self { scheme: "https", address, shared, server }
     }
 
     /// `127.0.0.1:PORT`.
@@ -102,9 +113,9 @@ impl Registry {
         self.address.to_string()
     }
 
-    /// `http://127.0.0.1:PORT`.
+    /// `http://127.0.0.1:PORT`, or `https:`.
     pub(crate) fn url(&self) -> String {
-        format!("http://{}", self.address)
+        format!("{}://{}", self.scheme, self.address)
     }
 
     pub(crate) fn require(&self, auth: Auth) {
@@ -194,6 +205,13 @@ impl Registry {
     pub(crate) fn forget_requests(&self) {
         self.shared.state().seen.clear();
     }
+}
+
+fn registry_at(address: SocketAddr) -> (Arc<Shared>, Router) {
+    let shared = Arc::new(Shared::default());
+    shared.state().host = address.to_string();
+    let router = Router::new().fallback(handle).with_state(Arc::clone(&shared));
+    (shared, router)
 }
 
 impl Drop for Registry {

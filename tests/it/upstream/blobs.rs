@@ -132,10 +132,9 @@ async fn the_size_is_known_without_the_bytes() {
 #[tokio::test]
 async fn a_body_of_untold_length_is_asked_for_its_size() {
     let (registry, blob, digest) = with_blob().await;
-    registry.on("/blobs/").method("GET").cut_after(SIZE);
     registry.on("/blobs/").method("GET").without_header("content-length");
     let body = source(&registry).blob(&app(), &digest, None).await.unwrap();
-    assert_eq!(body.blob_size, SIZE as u64);
+    assert_eq!((body.blob_size, registry.count("HEAD", "")), (SIZE as u64, 1));
     let (got, ended) = read(&source(&registry), &digest, None).await;
     ended.unwrap();
     assert_eq!(got, blob);
@@ -144,11 +143,8 @@ async fn a_body_of_untold_length_is_asked_for_its_size() {
 #[tokio::test]
 async fn a_redirect_is_remembered_for_ranges_while_it_works() {
     let (registry, blob, digest) = with_blob().await;
-    registry.on("/blobs/").redirect(&format!("{}/elsewhere/{digest}", registry.url()));
-    // Only an answer of another host counts as redirected, so the bucket is another registry.
     let bucket = Registry::start().await;
     bucket.put_blob(blob.clone());
-    registry.heal();
     registry.on("/blobs/").redirect(&format!("{}/elsewhere/{digest}", bucket.url()));
     let config = Config { allowed_hosts: vec![bucket.host().parse().unwrap()], ..config() };
     let source = source_of(config, at(registry.url()));

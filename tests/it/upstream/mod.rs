@@ -6,6 +6,7 @@ mod dial;
 mod manifests;
 mod mirrors;
 mod push;
+mod tls;
 
 use std::time::Duration;
 

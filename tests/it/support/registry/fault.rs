@@ -148,7 +148,6 @@ impl<'a> On<'a> {
 
 /// What goes out for an answer whose body is all of `body`.
 pub(super) fn apply(mut response: Response<Bytes>, faults: Vec<Fault>) -> Response<Body> {
-    let length = response.headers().get(header::CONTENT_LENGTH).cloned();
     let mut interruption = None;
     for fault in faults {
         match fault {
@@ -166,9 +165,12 @@ pub(super) fn apply(mut response: Response<Bytes>, faults: Vec<Fault>) -> Respon
         }
     }
     let (mut parts, body) = response.into_parts();
+    let length = parts.headers.get(header::CONTENT_LENGTH).cloned();
     let body = match interruption {
         Some(Fault::CutAfter(after)) if after < body.len() => cut(body.slice(..after)),
         Some(Fault::Gate { gate, after }) if after > 0 && after < body.len() => gated(gate, body, after),
+        // Of a body held whole the server would tell the length.
+        _ if length.is_none() => Body::from_stream(futures::stream::once(async { Ok::<_, std::io::Error>(body) })),
         _ => return Response::from_parts(parts, Body::from(body)),
     };
     if let Some(length) = length {
