@@ -26,7 +26,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 /// Convert an image to eStargz, from and to a registry, a layout or an archive
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The image: HOST/repository:tag[@digest], oci:DIR[:tag] or docker-archive:FILE; with --layer a file or `-`
+    /// The image: `HOST/repository:tag[@digest]`, `oci:DIR[:tag]` or `docker-archive:FILE`; with --layer a file or `-`
     source: String,
     /// Where the twin goes, named in the same ways
     destination: String,

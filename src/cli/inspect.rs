@@ -19,7 +19,7 @@ use crate::oci::{Digest, Platform};
 /// Show layers, kinds, TOCs and annotations of an image, or of a layer's file
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// HOST/repository:tag[@digest], oci:DIR[:tag], docker-archive:FILE, or the file of a layer
+    /// `HOST/repository:tag[@digest]`, `oci:DIR[:tag]`, `docker-archive:FILE`, or the file of a layer
     what: String,
     /// Print JSON
     #[arg(long, conflicts_with = "toc")]

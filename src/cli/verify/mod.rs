@@ -19,7 +19,7 @@ use crate::oci::Platform;
 /// Check an image, or a layer's file, in every byte; exit code 1 says that something differs
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// HOST/repository:tag[@digest], oci:DIR[:tag], docker-archive:FILE, or the file of a layer
+    /// `HOST/repository:tag[@digest]`, `oci:DIR[:tag]`, `docker-archive:FILE`, or the file of a layer
     what: String,
     /// The image, or the layer's file, that it was converted from
     #[arg(long, value_name = "SRC")]
