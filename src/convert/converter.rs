@@ -25,6 +25,7 @@ use crate::oci::media_type::{self, ManifestKind};
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
 use crate::store::records::PassedThrough;
 use crate::store::{Generation, ImageRecord, LayerOutcome, Store};
+use crate::telemetry::metrics;
 use crate::upstream::{self, Source};
 
 /// Most bytes of an image configuration; the largest in the wild hold some hundred KiB of history.
@@ -214,6 +215,12 @@ impl Shared {
         manifest: &Manifest,
     ) -> Outcome {
         let outcome = self.found_or_made(source, repository, manifest).await;
+        let ended = match &outcome {
+            Ok(Made::Final(_)) => "final",
+            Ok(Made::ForNow(_)) => "for-now",
+            Err(_) => "failed",
+        };
+        metrics().conversions.get_or_create(&[("outcome", ended)]).inc();
         match outcome {
             Ok(Made::Final(record)) => {
                 self.failures.forget(&asked).await;

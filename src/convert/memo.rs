@@ -14,6 +14,7 @@ use super::status::{self, Board};
 use crate::flight::Flight;
 use crate::oci::{Descriptor, Digest, Repository};
 use crate::store::{Generation, LayerOutcome, LayerRecord, Store};
+use crate::telemetry::metrics;
 use crate::upstream::Source;
 
 /// How often another process's work is looked at: at first, and at most.
@@ -64,6 +65,9 @@ impl Layers {
                 let origin = origin.clone();
                 async move {
                     let converted = this.converted(&source, &origin.repository, &layer).await;
+                    if converted.is_err() {
+                        count("failed");
+                    }
                     converted.map_err(|error| (origin, Arc::new(error)))
                 }
             });
@@ -90,6 +94,7 @@ impl Layers {
         loop {
             if let Some(record) = self.store.layer(&self.generation, &layer.digest).await? {
                 progress.complete(layer.size);
+                count("found");
                 return Ok(record.outcome);
             }
             // The slot comes first: a lease that waits for a slot would keep idle replicas from the work.
@@ -140,13 +145,24 @@ impl Layers {
 }
 
 fn tell(record: &LayerRecord, took: Duration) {
-    let source = &record.source;
+    let (source, metrics) = (&record.source, metrics());
     match &record.outcome {
         LayerOutcome::Converted(layer) => {
+            count("converted");
+            metrics.layer_seconds.observe(took.as_secs_f64());
+            metrics.layer_source_bytes.inc_by(layer.source_size);
+            metrics.layer_bytes.inc_by(layer.size);
             tracing::info!(%source, digest = %layer.digest, size = layer.size, source_size = layer.source_size, ?took, "layer converted");
         }
-        LayerOutcome::PassedThrough { reason } => tracing::info!(%source, reason, ?took, "layer passes through"),
+        LayerOutcome::PassedThrough { reason } => {
+            count("passed-through");
+            tracing::info!(%source, reason, ?took, "layer passes through");
+        }
     }
+}
+
+fn count(outcome: &'static str) {
+    metrics().layers.get_or_create(&[("outcome", outcome)]).inc();
 }
 
 /// The failure of one layer, as the failure of its image.

@@ -10,6 +10,7 @@ use http::header::CONTENT_TYPE;
 use serde_json::json;
 use tokio::time::timeout;
 
+use crate::convert::{Conversion, State as Progress};
 use crate::telemetry::metrics::{CONTENT_TYPE as OPEN_METRICS, metrics as process};
 
 use super::app::App;
@@ -41,7 +42,11 @@ pub(crate) async fn ready(State(app): State<Arc<App>>) -> Response {
     response::json(StatusCode::SERVICE_UNAVAILABLE, &json!({ "ready": false, "reason": reason }))
 }
 
-pub(crate) async fn metrics() -> Response {
+/// The process's metrics, with those that are counted only when somebody looks.
+pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Response {
+    let is_running = |conversion: &Conversion| conversion.state == Progress::Running;
+    let running = app.converter.status().iter().filter(|conversion| is_running(conversion)).count();
+    process().conversions_running.set(i64::try_from(running).unwrap_or(i64::MAX));
     match process().render() {
         Ok(text) => ([(CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
         Err(error) => {

@@ -21,6 +21,7 @@ use object_store::{
 use super::error::Error;
 use super::folder;
 use super::key::Key;
+use crate::telemetry::metrics;
 
 /// The largest record or lease we read: an index of a thousand images stays far below.
 const MAX_RECORD_BYTES: u64 = 16 << 20;
@@ -101,7 +102,7 @@ impl Backend {
     }
 
     pub(super) async fn put(&self, key: &Key, payload: impl Into<PutPayload>) -> Result<(), Error> {
-        let stored = self.objects.put(&self.path(key), payload.into()).await;
+        let stored = counted("put", self.objects.put(&self.path(key), payload.into()).await);
         stored.map(drop).map_err(Self::failed("writing", key))
     }
 
@@ -112,16 +113,17 @@ impl Backend {
         bytes: Bytes,
         mode: PutMode,
     ) -> Result<PutResult, object_store::Error> {
-        self.objects.put_opts(&self.path(key), bytes.into(), PutOptions::from(mode)).await
+        counted("put-if", self.objects.put_opts(&self.path(key), bytes.into(), PutOptions::from(mode)).await)
     }
 
     pub(super) async fn multipart(&self, key: &Key) -> Result<Box<dyn MultipartUpload>, Error> {
-        self.objects.put_multipart(&self.path(key)).await.map_err(Self::failed("starting the upload of", key))
+        let started = counted("multipart", self.objects.put_multipart(&self.path(key)).await);
+        started.map_err(Self::failed("starting the upload of", key))
     }
 
     /// A record or lease, whole; `None` when there is none.
     pub(super) async fn get(&self, key: &Key) -> Result<Option<Versioned>, Error> {
-        let found = match self.objects.get(&self.path(key)).await {
+        let found = match counted("get", self.objects.get(&self.path(key)).await) {
             Ok(found) => found,
             Err(object_store::Error::NotFound { .. }) => return Ok(None),
             Err(source) => return Err(Self::failed("reading", key)(source)),
@@ -138,7 +140,7 @@ impl Backend {
     }
 
     pub(super) async fn head(&self, key: &Key) -> Result<Option<Meta>, Error> {
-        match self.objects.head(&self.path(key)).await {
+        match counted("head", self.objects.head(&self.path(key)).await) {
             Ok(meta) => Ok(Some(Meta { size: meta.size, modified: meta.last_modified.into() })),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(source) => Err(Self::failed("looking for", key)(source)),
@@ -148,7 +150,7 @@ impl Backend {
     /// The bytes of `range`, not empty; `None` when there is no such object.
     pub(super) async fn open(&self, key: &Key, range: Range<u64>) -> Result<Option<Body>, Error> {
         let options = GetOptions { range: Some(GetRange::Bounded(range)), ..GetOptions::default() };
-        let found = match self.objects.get_opts(&self.path(key), options).await {
+        let found = match counted("get", self.objects.get_opts(&self.path(key), options).await) {
             Ok(found) => found,
             Err(object_store::Error::NotFound { .. }) => return Ok(None),
             Err(source) => return Err(Self::failed("reading", key)(source)),
@@ -163,7 +165,7 @@ impl Backend {
 
     /// Deletes what may already be gone.
     pub(super) async fn delete(&self, key: &Key) -> Result<(), Error> {
-        match self.objects.delete(&self.path(key)).await {
+        match counted("delete", self.objects.delete(&self.path(key)).await) {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(source) => Err(Self::failed("deleting", key)(source)),
         }
@@ -184,4 +186,16 @@ impl Backend {
             })
             .boxed()
     }
+}
+
+/// Counts an operation by how it ended: a missing object and a condition that does not hold are answers, not failures.
+fn counted<T>(operation: &'static str, result: Result<T, object_store::Error>) -> Result<T, object_store::Error> {
+    let outcome = match &result {
+        Ok(_) => "done",
+        Err(object_store::Error::NotFound { .. }) => "missing",
+        Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => "refused",
+        Err(_) => "failed",
+    };
+    metrics().store_operations.get_or_create(&[("operation", operation), ("outcome", outcome)]).inc();
+    result
 }

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use super::error::Error;
 use super::key::Key;
 use super::{Inner, Store};
+use crate::telemetry::metrics;
 
 /// Held while this process alone may work on something.
 #[derive(Debug)]
@@ -50,6 +51,8 @@ impl Store {
             Some(root) => LockedFile::take(root, &key).await?.map(Held::File),
             None => Renewed::take(&self.inner, key).await?.map(Held::Object),
         };
+        let outcome = if held.is_some() { "taken" } else { "held" };
+        metrics().leases.get_or_create(&[("outcome", outcome)]).inc();
         Ok(held.map(|held| Lease { held }))
     }
 
@@ -204,6 +207,7 @@ impl Renewal {
             }
             if !self.renew().await {
                 self.lost.store(true, Ordering::Release);
+                metrics().leases.get_or_create(&[("outcome", "lost")]).inc();
                 tracing::warn!(lease = %self.key, "a lease was lost");
                 return;
             }

@@ -96,21 +96,21 @@ table! {
     conversion_waits: Durations = durations(), "histogram", "conversion_wait_seconds", Some(Unit::Seconds), "outcome",
         "Time a manifest request waited for its twin.";
     conversions: Counters = Family::default(), "counter", "conversions_total", None::<Unit>, "outcome",
-        "Image conversions ended, by outcome.";
+        "Conversions of images and indexes ended: a twin or the record that there is none, for now, or failed.";
     layers: Counters = Family::default(), "counter", "layers_total", None::<Unit>, "outcome",
-        "Layers ended: converted, passed through, found in the memo, or failed.";
+        "Layers ended: converted here, passed through, found converted, or failed.";
     layer_seconds: Histogram = seconds(), "histogram", "layer_conversion_seconds", Some(Unit::Seconds), "",
         "Time one layer took from the first byte asked for to its record.";
     layer_source_bytes: Counter = Counter::default(), "counter", "layer_source_bytes_total", Some(Unit::Bytes), "",
-        "Bytes of source layers read for conversion.";
+        "Bytes of tar in the layers converted here.";
     layer_bytes: Counter = Counter::default(), "counter", "layer_bytes_total", Some(Unit::Bytes), "",
-        "Bytes of converted layers written.";
-    flights: Gauge = Gauge::default(), "gauge", "conversions_running", None::<Unit>, "",
+        "Bytes of eStargz or zstd:chunked in the layers converted here.";
+    conversions_running: Gauge = Gauge::default(), "gauge", "conversions_running", None::<Unit>, "",
         "Image conversions running in this process.";
     leases: Counters = Family::default(), "counter", "leases_total", None::<Unit>, "outcome",
-        "Leases asked for, by outcome: taken, held elsewhere, lost.";
+        "Leases asked for, by outcome: taken, held elsewhere; and those lost to another process.";
     upstream_requests: Counters2 = Family::default(), "counter", "upstream_requests_total", None::<Unit>, "kind, class",
-        "Requests to upstreams, by kind and status class.";
+        "Requests to upstreams, each hop of a redirect by itself, by kind and status class.";
     store_operations: Counters2 = Family::default(), "counter", "store_operations_total", None::<Unit>,
         "operation, outcome", "Operations on the store's backend, by outcome.";
     sweeps: Counters = Family::default(), "counter", "sweeps_total", None::<Unit>, "outcome",
@@ -135,6 +135,22 @@ pub fn metrics() -> &'static Metrics {
 }
 
 impl Metrics {
+    /// Counts an answer of an upstream to a request for `path`; no status where none came.
+    pub fn count_upstream(&self, path: &str, status: Option<u16>) {
+        let kinds =
+            [("/manifests/", "manifest"), ("/blobs/", "blob"), ("/tags/", "tags"), ("/referrers/", "referrers")];
+        let kind = kinds.iter().find(|(part, _)| path.contains(part)).map_or("other", |(_, kind)| *kind);
+        let class = match status {
+            Some(200..300) => "2xx",
+            Some(300..400) => "3xx",
+            Some(429) => "429",
+            Some(400..500) => "4xx",
+            Some(_) => "5xx",
+            None => "none",
+        };
+        self.upstream_requests.get_or_create(&[("kind", kind), ("class", class)]).inc();
+    }
+
     /// All metrics in the OpenMetrics text format.
     pub fn render(&self) -> Result<String, std::fmt::Error> {
         let mut text = String::new();

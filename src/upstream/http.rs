@@ -12,6 +12,7 @@ use super::answer::{Answer, heard};
 use super::config::{Config, UpstreamConfig};
 use super::dial::{DialRules, PrivateName, PublicResolver, Reach};
 use super::error::{Error, chain};
+use crate::telemetry::metrics;
 
 /// Registries redirect once, to their storage; some object stores once more, to a region.
 const MAX_REDIRECTS: usize = 5;
@@ -137,7 +138,9 @@ impl Http {
             if let Some(authorization) = fetch.authorization.as_ref().filter(|_| is_own) {
                 request = request.header(AUTHORIZATION, authorization);
             }
-            let response = heard(self.patience, request.send()).await?;
+            let response = heard(self.patience, request.send()).await;
+            metrics().count_upstream(url.path(), response.as_ref().ok().map(|response| response.status().as_u16()));
+            let response = response?;
             if !is_redirect(response.status()) {
                 return Ok(Answer::new(response, url, is_own, self.patience));
             }
