@@ -34,7 +34,11 @@ pub(crate) async fn show(extract::State(app): extract::State<Arc<App>>, headers:
 fn job_rows(jobs: &[Job]) -> String {
     table(jobs.iter().take(MAX_ROWS).map(|job| {
         let twin = job.twin.as_ref().map(ToString::to_string);
-        [job.reference.clone(), format!("{:?}", job.state), twin.or(job.error.clone()).unwrap_or_default()]
+        [
+            job.reference.clone(),
+            format!("{:?}", job.state).to_lowercase(),
+            twin.or(job.error.clone()).unwrap_or_default(),
+        ]
     }))
 }
 

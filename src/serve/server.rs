@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use axum_server::Handle;
 use axum_server::accept::NoDelayAcceptor;
 use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -87,13 +87,13 @@ impl Server {
     /// Serves until `shutdown`, then lets running answers end for the configured grace.
     ///
     /// # Errors
-    /// The listener cannot be used.
+    /// The listener or SIGHUP cannot be used.
     pub async fn run(self, shutdown: CancellationToken) -> io::Result<()> {
         let Self { listener, tls, app, .. } = self;
         let handle = Handle::new();
         let mut beside = JoinSet::new();
         beside.spawn(sweep(Arc::clone(&app)));
-        beside.spawn(renew_certificate(tls.clone()));
+        beside.spawn(renew_certificate(tls.clone(), signal(SignalKind::hangup())?));
         beside.spawn(stop(shutdown, Arc::clone(&app), handle.clone()));
         let service = router(Arc::clone(&app)).into_make_service_with_connect_info::<SocketAddr>();
         let plain = axum_server::from_tcp(listener)?;
@@ -138,14 +138,7 @@ async fn stop(shutdown: CancellationToken, app: Arc<App>, handle: Handle<SocketA
 }
 
 /// Reads the certificate again on SIGHUP, or when its files have changed.
-async fn renew_certificate(tls: Option<(TlsConfig, RustlsConfig)>) {
-    let mut hangups = match signal(SignalKind::hangup()) {
-        Ok(hangups) => hangups,
-        Err(error) => {
-            tracing::warn!(%error, "SIGHUP cannot be handled");
-            return;
-        }
-    };
+async fn renew_certificate(tls: Option<(TlsConfig, RustlsConfig)>, mut hangups: Signal) {
     let Some((files, config)) = tls else {
         // SIGHUP must not end a server that has nothing to read again.
         while hangups.recv().await.is_some() {}

@@ -3,12 +3,14 @@
 
 mod api;
 mod blobs;
+mod broken_store;
 mod failures;
 mod limits;
 mod lists;
 mod manifests;
 mod names;
 mod tags;
+mod tls;
 mod waiting;
 
 use std::net::SocketAddr;
@@ -19,7 +21,7 @@ use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderMap};
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 use starlift::convert::{self, Converter};
-use starlift::serve::{Config, Server};
+use starlift::serve::{Config, Server, StartError};
 use starlift::store::Store;
 use starlift::upstream::{self, Upstreams};
 use tokio::task::JoinHandle;
@@ -39,6 +41,7 @@ pub(crate) struct Stage {
 }
 
 /// A server in this process; it ends with the value.
+#[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) address: SocketAddr,
     pub(crate) shutdown: CancellationToken,
@@ -87,11 +90,14 @@ impl Stage {
     }
 
     pub(crate) async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        Self::over(Store::in_memory(), change).await
+    }
+
+    pub(crate) async fn over(store: Store, change: impl FnOnce(&mut Config)) -> Self {
         let registry = Registry::start().await;
         let mut config = upstream::Config { retries: 1, retry_delay: Duration::from_millis(1), ..Default::default() };
         config.add(&format!("local={}", registry.url())).unwrap();
         let upstreams = Upstreams::new(&config).unwrap();
-        let store = Store::in_memory();
         let converter = Converter::new(&convert::Config::default(), store.clone()).unwrap();
         let server = start(change, &store, &upstreams, &converter).await;
         let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
@@ -101,6 +107,14 @@ impl Stage {
     /// One more server over the same store, with the same converter.
     pub(crate) async fn another(&self, change: impl FnOnce(&mut Config)) -> Running {
         start(change, &self.store, &self.upstreams, &self.converter).await
+    }
+
+    /// A server over nothing, to see why it does not start.
+    pub(crate) async fn try_another(change: impl FnOnce(&mut Config)) -> Result<Running, StartError> {
+        let upstreams = Upstreams::new(&upstream::Config::default()).unwrap();
+        let store = Store::in_memory();
+        let converter = Converter::new(&convert::Config::default(), store.clone()).unwrap();
+        try_start(change, &store, &upstreams, &converter).await
     }
 
     /// A small image under `local/app:v1`.
@@ -167,10 +181,19 @@ async fn start(
     upstreams: &Upstreams,
     converter: &Converter,
 ) -> Running {
+    try_start(change, store, upstreams, converter).await.unwrap()
+}
+
+async fn try_start(
+    change: impl FnOnce(&mut Config),
+    store: &Store,
+    upstreams: &Upstreams,
+    converter: &Converter,
+) -> Result<Running, StartError> {
     let mut config = Config { listen: SocketAddr::from(([127, 0, 0, 1], 0)), wait: PATIENT, ..Config::default() };
     change(&mut config);
-    let server = Server::bind(&config, store.clone(), upstreams.clone(), converter.clone()).await.unwrap();
+    let server = Server::bind(&config, store.clone(), upstreams.clone(), converter.clone()).await?;
     let (address, shutdown) = (server.address(), CancellationToken::new());
     let ended = tokio::spawn(server.run(shutdown.clone()));
-    Running { address, shutdown, ended }
+    Ok(Running { address, shutdown, ended })
 }
