@@ -16,9 +16,12 @@ pub const ANSWER_LIMIT: Duration = Duration::from_secs(25);
 pub struct Config {
     /// Address and port to listen on.
     pub listen: SocketAddr,
-    /// How long a manifest request waits for its twin before the original is answered; at most 25 s.
+    /// How long a manifest request waits for its twin before the original is answered.
     #[serde(with = "humantime_serde")]
     pub wait: Duration,
+    /// How late a manifest is answered at the latest, with an error if the upstream stays silent; at most 25 s.
+    #[serde(with = "humantime_serde")]
+    pub answer_within: Duration,
     /// What a client in mirror mode (`?ns=`) gets while the twin is not ready.
     pub on_miss: OnMiss,
     /// HTTPS instead of plain HTTP.
@@ -87,6 +90,7 @@ impl Default for Config {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             wait: Duration::from_secs(8),
+            answer_within: ANSWER_LIMIT,
             on_miss: OnMiss::default(),
             tls: None,
             redirect: false,
@@ -115,6 +119,8 @@ impl Config {
     pub fn check(&self) -> Result<(), ConfigError> {
         let rules = [
             (self.wait <= ANSWER_LIMIT, "serve.wait is over 25s: containerd gives up at 30 s"),
+            (self.answer_within <= ANSWER_LIMIT, "serve.answer_within is over 25s: containerd gives up at 30 s"),
+            (self.wait <= self.answer_within, "serve.wait is over serve.answer_within"),
             (self.max_ranges > 0, "serve.max_ranges is 0"),
             (self.max_cold_reads > 0, "serve.max_cold_reads is 0"),
             (self.max_requests > 0, "serve.max_requests is 0"),

@@ -18,7 +18,7 @@ use crate::upstream::{self, Source};
 use super::accept::{Accept, Choice};
 use super::app::App;
 use super::ask::Ask;
-use super::config::{ANSWER_LIMIT, OnMiss};
+use super::config::OnMiss;
 use super::error::{Asked, Chain, Failure};
 use super::negotiate::negotiate;
 use super::response;
@@ -57,7 +57,7 @@ enum Kind {
     PassThrough,
 }
 
-/// Answers within [`ANSWER_LIMIT`], whatever the upstream does.
+/// Answers within the configured time, whatever the upstream does.
 pub(crate) async fn answer(app: &Arc<App>, ask: &Ask, reference: &Reference) -> Result<Response, Failure> {
     let document = async {
         match reference {
@@ -65,8 +65,9 @@ pub(crate) async fn answer(app: &Arc<App>, ask: &Ask, reference: &Reference) -> 
             Reference::Tag(tag) => by_tag(app, ask, tag).await,
         }
     };
-    let (document, kind) =
-        timeout_at(ask.started + ANSWER_LIMIT, document).await.unwrap_or_else(|_| Err(Failure::timeout()))?;
+    let (document, kind) = timeout_at(ask.started + app.config.answer_within, document)
+        .await
+        .unwrap_or_else(|_| Err(Failure::timeout()))?;
     count(kind);
     Ok(respond(ask, reference, document, kind))
 }
@@ -145,7 +146,7 @@ fn original_child(app: &Arc<App>, ask: &Ask, source: &Source, manifest: Manifest
 async fn by_tag(app: &Arc<App>, ask: &Ask, tag: &Tag) -> Result<(Document, Kind), Failure> {
     let source = source(app, ask)?;
     let ready_by = ask.started + app.config.wait;
-    let patience = ready_by.max(ask.started + ANSWER_LIMIT / 2);
+    let patience = ready_by.max(ask.started + app.config.answer_within / 2);
     let found = match app.resolver.resolve(&source, &ask.location, tag, patience).await {
         Ok(found) => found,
         Err(upstream::Error::NotFound) => return Ok((toc_image(app, ask, &source, tag).await?.into(), Kind::Twin)),
@@ -170,7 +171,7 @@ async fn by_tag(app: &Arc<App>, ask: &Ask, tag: &Tag) -> Result<(Document, Kind)
 async fn toc_image(app: &App, ask: &Ask, source: &Source, tag: &Tag) -> Result<Manifest, Failure> {
     let missing = || Failure::not_found(Asked::Manifest);
     let base: Tag = tag.as_str().strip_suffix(TOC_SUFFIX).and_then(|base| base.parse().ok()).ok_or_else(missing)?;
-    let found = app.resolver.resolve(source, &ask.location, &base, ask.started + ANSWER_LIMIT).await;
+    let found = app.resolver.resolve(source, &ask.location, &base, ask.started + app.config.answer_within).await;
     let found = found.map_err(|error| failure(&error, ask))?;
     let record = match app.converter.lookup(&found.digest).await {
         Ok(Some(record)) => app.converter.toc_image(&record).await,

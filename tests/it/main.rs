@@ -17,6 +17,7 @@ mod real_reference;
 mod real_upstreams;
 mod serve;
 mod serve_metrics;
+mod serve_promises;
 mod store;
 mod support;
 mod upstream;

@@ -95,3 +95,21 @@ async fn whose_original_is_pulled_by_digest_gets_a_twin() {
     gate.reached(1).await;
     gate.open();
 }
+
+#[tokio::test]
+async fn a_silent_upstream_costs_a_bounded_time() {
+    let stage = Stage::with(|config| {
+        config.wait = Duration::from_millis(20);
+        config.answer_within = Duration::from_millis(40);
+    })
+    .await;
+    let image = stage.push_app();
+    let gate = Gate::new();
+    stage.registry.on("/").gate(&gate);
+    for path in [PATH.to_owned(), format!("/v2/local/app/manifests/{}", image.digest())] {
+        let answer = stage.get(&path).await;
+        assert_eq!((answer.status, answer.code().as_str()), (504, "UNAVAILABLE"), "{path}");
+        assert_eq!(stage.head(&path).await.status, 504, "{path}");
+    }
+    gate.open();
+}

@@ -1,0 +1,35 @@
+//! Every promise of docs/SEMANTICS.md has its test.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+/// The names of all test functions beneath `folder`.
+fn tests_in(folder: &Path, found: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        let path = entry.path();
+        if path.is_dir() {
+            tests_in(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = fs::read_to_string(&path).unwrap();
+            let names = text.split("fn ").skip(1).filter_map(|rest| rest.split('(').next());
+            found.extend(names.map(str::to_owned));
+        }
+    }
+}
+
+#[test]
+fn every_promise_names_a_test_that_exists() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut tests = BTreeSet::new();
+    tests_in(&top.join("src"), &mut tests);
+    tests_in(&top.join("tests"), &mut tests);
+    let text = fs::read_to_string(top.join("docs/SEMANTICS.md")).unwrap();
+    let promises: Vec<_> = text.split("\n* ").skip(1).collect();
+    assert!(promises.len() > 30);
+    for promise in promises {
+        let promise = promise.split("\n\n").next().unwrap();
+        let name = promise.rsplit('—').next().unwrap().trim().trim_matches('`');
+        assert!(tests.contains(name), "no test {name:?} for: {promise}");
+    }
+}
