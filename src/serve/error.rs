@@ -116,7 +116,11 @@ impl Failure {
             }
             Error::Unauthorized => Self::denied("the upstream wants credentials that this server does not have"),
             Error::Denied => Self::denied("the upstream denies access"),
-            Error::Refused(_) => Self::denied("this server may not dial that address"),
+            // Only the log says which address it was: an operator has to allow it by name.
+            refused @ Error::Refused(_) => {
+                warn(refused);
+                Self::denied("this server may not dial that address")
+            }
             Error::RangeNotSatisfiable { size: Some(size) } => Self::unsatisfiable(*size),
             Error::TooManyRequests { retry_after } => {
                 let status = if is_mirror { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::TOO_MANY_REQUESTS };
