@@ -10,9 +10,6 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
-/// Go's zero time, which the reference snapshotter gives a root that no layer lists.
-const NO_TIME: i64 = -62_135_596_800;
-
 /// Everything a container can see of a file system, by path.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Tree(pub(crate) BTreeMap<PathBuf, Node>);
@@ -22,7 +19,7 @@ pub(crate) struct Node {
     kind: &'static str,
     mode: u32,
     owner: (u32, u32),
-    /// Seconds and nanoseconds; `None` where the client set it while it unpacked, or has none from the layers.
+    /// Seconds and nanoseconds; `None` where the client set it while it unpacked.
     modified: Option<(i64, i64)>,
     device: u64,
     size: u64,
@@ -41,6 +38,16 @@ impl Tree {
         walk(root, root, start, &mut inodes, &mut nodes);
         assert!(nodes.len() > 1, "nothing in {}", root.display());
         Self(nodes)
+    }
+
+    /// The tree with its times as a TOC tells them: to the nearest second, and none for the root, whose time is the
+    /// snapshotter's affair.
+    pub(crate) fn to_the_second(mut self) -> Self {
+        for (path, node) in &mut self.0 {
+            let rounded = node.modified.map(|(seconds, nanos)| (seconds + i64::from(nanos >= 500_000_000), 0));
+            node.modified = rounded.filter(|_| !path.as_os_str().is_empty());
+        }
+        self
     }
 
     /// Fails with the first differences, readably, if `self` is not `other`.
@@ -92,7 +99,7 @@ fn node(at: &Path, metadata: &Metadata, start: i64) -> Node {
         kind,
         mode: metadata.mode(),
         owner: (metadata.uid(), metadata.gid()),
-        modified: (NO_TIME + 1..start).contains(&metadata.mtime()).then_some((metadata.mtime(), metadata.mtime_nsec())),
+        modified: (metadata.mtime() < start).then_some((metadata.mtime(), metadata.mtime_nsec())),
         device: metadata.rdev(),
         size: if metadata.is_dir() { 0 } else { metadata.size() },
         content,
