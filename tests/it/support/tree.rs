@@ -42,7 +42,7 @@ impl Tree {
 
     /// The tree with its times as a TOC tells them: to the nearest second, and none for the root, whose time is the
     /// snapshotter's affair.
-    pub(crate) fn to_the_second(mut self) -> Self {
+    pub(crate) fn rounded_to_seconds(mut self) -> Self {
         for (path, node) in &mut self.0 {
             let rounded = node.modified.map(|(seconds, nanos)| (seconds + i64::from(nanos >= 500_000_000), 0));
             node.modified = rounded.filter(|_| !path.as_os_str().is_empty());
