@@ -5,6 +5,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod containerd;
 pub mod convert;
 pub mod flight;
 pub mod oci;

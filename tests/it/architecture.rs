@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("serve", &["convert", "store", "upstream", "profile", "oci"]),
     ("convert", &["store", "upstream", "profile", "oci"]),
-    ("agent", &["upstream", "profile", "oci"]),
+    ("agent", &["containerd", "upstream", "profile", "oci"]),
     ("store", &["profile", "oci"]),
     ("profile", &["oci"]),
     ("upstream", &["oci"]),
     ("oci", &[]),
+    ("containerd", &[]),
     ("flight", &[]),
     ("telemetry", &[]),
 ];
