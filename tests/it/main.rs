@@ -16,6 +16,7 @@ mod real_pulls;
 mod real_reference;
 mod real_upstreams;
 mod serve;
+mod serve_crash;
 mod serve_metrics;
 mod serve_promises;
 mod store;

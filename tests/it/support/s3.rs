@@ -30,6 +30,8 @@ pub(crate) enum Fault {
     LoseAnswer,
     /// The body ends after so many bytes.
     CutBody(usize),
+    /// Nothing happens and no answer comes.
+    Silence,
 }
 
 /// A request as a fault rule sees it.
@@ -147,13 +149,13 @@ async fn serve(State(shelf): State<Arc<Mutex<Shelf>>>, request: Request) -> Resp
     if !parts.headers.contains_key(header::AUTHORIZATION) && !query.contains_key("X-Amz-Signature") {
         return answer::error(StatusCode::FORBIDDEN, "AccessDenied");
     }
-    let mut shelf = lock(&shelf);
-    let asked = Asked { number: shelf.asked, method: parts.method.clone(), key: key.clone(), query };
-    shelf.asked += 1;
-    let fault = (shelf.rule)(&asked);
-    if fault == Fault::SlowDown {
-        return answer::error(StatusCode::SERVICE_UNAVAILABLE, "SlowDown");
+    let (asked, fault) = lock(&shelf).count(parts.method.clone(), key.clone(), query);
+    match fault {
+        Fault::SlowDown => return answer::error(StatusCode::SERVICE_UNAVAILABLE, "SlowDown"),
+        Fault::Silence => std::future::pending().await,
+        Fault::None | Fault::LoseAnswer | Fault::CutBody(_) => {}
     }
+    let mut shelf = lock(&shelf);
     let response = match (&asked.method, key.is_empty()) {
         (&Method::GET, true) => shelf.list(&asked.query),
         (&Method::POST, true) => shelf.delete_many(&body),
@@ -166,11 +168,18 @@ async fn serve(State(shelf): State<Arc<Mutex<Shelf>>>, request: Request) -> Resp
     match fault {
         Fault::LoseAnswer => answer::error(StatusCode::INTERNAL_SERVER_ERROR, "InternalError"),
         Fault::CutBody(after) => answer::cut(response, after),
-        Fault::None | Fault::SlowDown => response,
+        Fault::None | Fault::SlowDown | Fault::Silence => response,
     }
 }
 
 impl Shelf {
+    fn count(&mut self, method: Method, key: String, query: HashMap<String, String>) -> (Asked, Fault) {
+        let asked = Asked { number: self.asked, method, key, query };
+        self.asked += 1;
+        let fault = (self.rule)(&asked);
+        (asked, fault)
+    }
+
     fn next(&mut self) -> u64 {
         self.counter += 1;
         self.counter
