@@ -19,6 +19,7 @@ mod serve;
 mod serve_crash;
 mod serve_metrics;
 mod serve_promises;
+mod serve_replicas;
 mod store;
 mod support;
 mod upstream;

@@ -1,6 +1,5 @@
 //! The store over S3: our own, that fails on command, and moto.
 
-use std::process::Stdio;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -9,7 +8,8 @@ use starlift::oci::Digest;
 use starlift::store::{Error, Store};
 
 use super::contract::{self, bytes_of, generation, put_image, put_layer, read, source_of};
-use crate::support::s3::{self, Asked, Fault, S3};
+use crate::support::moto::Moto;
+use crate::support::s3::{self, Asked, BUCKET, Fault, S3};
 
 fn in_a_year() -> SystemTime {
     SystemTime::now() + Duration::from_secs(366 * 24 * 60 * 60)
@@ -180,54 +180,10 @@ async fn what_is_asked_for_again_is_not_asked_of_the_bucket() {
 #[tokio::test(flavor = "multi_thread")]
 async fn moto_keeps_the_contract() {
     let Some(moto) = Moto::start().await else { return };
-    let config = s3::config(&moto.endpoint, "s3://images/prefix");
+    let config = s3::config(&moto.endpoint, &format!("s3://{BUCKET}/prefix"));
     let store = Store::open(&config).await.unwrap();
     contract::all(&store).await;
     let report = store.sweep(in_a_year()).await.unwrap();
     assert!(report.images > 0 && report.kept_bytes == 0, "{report:?}");
     assert_eq!(store.image(&generation(), &source_of(2000)).await.unwrap(), None);
-}
-
-/// A `moto_server` on a port of its own.
-struct Moto {
-    endpoint: String,
-    _process: tokio::process::Child,
-}
-
-impl Moto {
-    /// `None` when it is not installed, which is no option where CI is `true`.
-    async fn start() -> Option<Self> {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let started = tokio::process::Command::new("moto_server")
-            .args(["-H", "127.0.0.1", "-p", &port.to_string()])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn();
-        let process = match started {
-            Ok(process) => process,
-            Err(error) => {
-                assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "moto_server: {error}");
-                println!("skipped: moto_server: {error}");
-                return None;
-            }
-        };
-        let endpoint = format!("http://127.0.0.1:{port}");
-        let client = {
-            let _already_named = rustls::crypto::ring::default_provider().install_default();
-            reqwest::Client::new()
-        };
-        let creating = async {
-            while !client
-                .put(format!("{endpoint}/images"))
-                .send()
-                .await
-                .is_ok_and(|answer| answer.status().is_success())
-            {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(60), creating).await.unwrap();
-        Some(Self { endpoint, _process: process })
-    }
 }

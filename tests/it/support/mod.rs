@@ -6,6 +6,7 @@ pub(crate) mod docker_registry;
 pub(crate) mod dockerd;
 pub(crate) mod fixture;
 pub(crate) mod image;
+pub(crate) mod moto;
 pub(crate) mod place;
 pub(crate) mod registry;
 pub(crate) mod s3;

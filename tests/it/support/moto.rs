@@ -1,0 +1,51 @@
+//! An S3 that others wrote: `moto_server`, which is right on conditional puts.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use super::s3::BUCKET;
+
+/// A `moto_server` on a port of its own, with one empty bucket.
+#[derive(Debug)]
+pub(crate) struct Moto {
+    pub(crate) endpoint: String,
+    _process: tokio::process::Child,
+}
+
+impl Moto {
+    /// `None` when it is not installed, which is no option where CI is `true`.
+    pub(crate) async fn start() -> Option<Self> {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let started = tokio::process::Command::new("moto_server")
+            .args(["-H", "127.0.0.1", "-p", &port.to_string()])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn();
+        let process = match started {
+            Ok(process) => process,
+            Err(error) => {
+                assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "moto_server: {error}");
+                println!("skipped: moto_server: {error}");
+                return None;
+            }
+        };
+        let endpoint = format!("http://127.0.0.1:{port}");
+        let client = {
+            let _already_named = rustls::crypto::ring::default_provider().install_default();
+            reqwest::Client::new()
+        };
+        let creating = async {
+            while !client
+                .put(format!("{endpoint}/{BUCKET}"))
+                .send()
+                .await
+                .is_ok_and(|answer| answer.status().is_success())
+            {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), creating).await.unwrap();
+        Some(Self { endpoint, _process: process })
+    }
+}
