@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use super::failure::Failure;
-use super::location::{Location, RegistryImage};
+use super::location::Location;
 use crate::oci::manifest::Index;
-use crate::oci::{Manifest, Reference, Repository};
+use crate::oci::route::DOCKER_HUB;
+use crate::oci::{ImageName, Manifest, Reference, Repository};
 use crate::upstream::{self, Source, UpstreamConfig, Upstreams};
 
 /// The name that a layout or an archive is opened under.
@@ -59,8 +60,8 @@ impl Endpoint {
 }
 
 /// Docker Hub's address is known to `upstream`; every other host is where its name says.
-fn registry_url(image: &RegistryImage, args: RegistryArgs) -> Option<String> {
-    let is_docker_hub = image.host == super::location::DOCKER_HUB;
+fn registry_url(image: &ImageName, args: RegistryArgs) -> Option<String> {
+    let is_docker_hub = image.host == DOCKER_HUB;
     let scheme = if args.plain_http || is_loopback(&image.host) { "http" } else { "https" };
     (!is_docker_hub).then(|| format!("{scheme}://{}", image.host))
 }

@@ -3,27 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use crate::oci::{Digest, Reference, Repository, Tag};
-
-pub(super) const DOCKER_HUB: &str = "docker.io";
-const DEFAULT_TAG: &str = "latest";
+use crate::oci::name::ParseImageNameError;
+use crate::oci::{Digest, ImageName, Reference, Tag};
 
 /// A place that holds an image or takes one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Location {
-    Registry(RegistryImage),
+    Registry(ImageName),
     Layout(LayoutImage),
     Archive(ArchiveImage),
-}
-
-/// An image in a registry.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct RegistryImage {
-    /// A host, with a port where it has one, or the name of a configured upstream.
-    pub(super) host: String,
-    pub(super) repository: Repository,
-    pub(super) tag: Option<Tag>,
-    pub(super) digest: Option<Digest>,
 }
 
 /// An image in a folder laid out as the OCI image layout.
@@ -54,7 +42,7 @@ impl Location {
     /// What names the image's manifest: the digest where one is given, else the tag.
     pub(super) fn reference(&self) -> Option<Reference> {
         let (tag, digest) = match self {
-            Self::Registry(image) => (image.tag.clone(), image.digest.clone()),
+            Self::Registry(image) => return image.reference(),
             Self::Layout(image) => (image.tag.clone(), image.digest.clone()),
             Self::Archive(_) => (None, None),
         };
@@ -73,7 +61,8 @@ impl FromStr for Location {
         if let Some(rest) = text.strip_prefix("docker-archive:") {
             return archive(rest).map(Self::Archive).map_err(wrong);
         }
-        registry(text.strip_prefix("docker://").unwrap_or(text)).map(Self::Registry).map_err(wrong)
+        let name = text.strip_prefix("docker://").unwrap_or(text).parse();
+        name.map(Self::Registry).map_err(|error: ParseImageNameError| wrong(error.reason))
     }
 }
 
@@ -103,30 +92,6 @@ fn archive(text: &str) -> Result<ArchiveImage, String> {
     Ok(ArchiveImage { file: file.into(), reference })
 }
 
-/// As Docker reads names: the first component is a host if it holds a dot or a colon or is `localhost`.
-fn registry(text: &str) -> Result<RegistryImage, String> {
-    let (text, digest) = split_digest(text)?;
-    let (name, tag) = match text.rsplit_once(':') {
-        Some((name, tag)) if !tag.contains('/') => (name, Some(tag.parse::<Tag>().map_err(describe)?)),
-        _ => (text, None),
-    };
-    let (host, path) = match name.split_once('/') {
-        Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => (canonical_host(host), path),
-        _ => (DOCKER_HUB, name),
-    };
-    let official = host == DOCKER_HUB && !path.contains('/');
-    let path = if official { format!("library/{path}") } else { path.to_owned() };
-    let tag = match (tag, &digest) {
-        (None, None) => Some(DEFAULT_TAG.parse().map_err(describe)?),
-        (tag, _) => tag,
-    };
-    Ok(RegistryImage { host: host.to_owned(), repository: path.parse().map_err(describe)?, tag, digest })
-}
-
-fn canonical_host(host: &str) -> &str {
-    if matches!(host, "index.docker.io" | "registry-1.docker.io") { DOCKER_HUB } else { host }
-}
-
 fn split_digest(text: &str) -> Result<(&str, Option<Digest>), String> {
     match text.split_once('@') {
         Some((name, digest)) => Ok((name, Some(digest.parse().map_err(describe)?))),
@@ -146,34 +111,12 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn registry_parts(text: &str) -> (String, String, Option<String>) {
-        let Location::Registry(image) = parsed(text) else { panic!("{text} is a registry's") };
-        (image.host, image.repository.to_string(), image.tag.map(|tag| tag.to_string()))
-    }
-
     #[test]
-    fn registry_names_are_read_as_docker_reads_them() {
-        for (text, host, repository, tag) in [
-            ("nginx", "docker.io", "library/nginx", Some("latest")),
-            ("docker.io/nginx:1", "docker.io", "library/nginx", Some("1")),
-            ("index.docker.io/a/b", "docker.io", "a/b", Some("latest")),
-            ("a/b:c", "docker.io", "a/b", Some("c")),
-            ("localhost/x:1", "localhost", "x", Some("1")),
-            ("127.0.0.1:5000/x/y", "127.0.0.1:5000", "x/y", Some("latest")),
-            ("docker://ghcr.io/x/y:z", "ghcr.io", "x/y", Some("z")),
-        ] {
-            let expected = (host.to_owned(), repository.to_owned(), tag.map(str::to_owned));
-            assert_eq!(registry_parts(text), expected, "{text}");
+    fn what_has_no_prefix_is_in_a_registry() {
+        for text in ["docker://ghcr.io/x/y:z", "ghcr.io/x/y:z"] {
+            let Location::Registry(image) = parsed(text) else { panic!("{text} is a registry's") };
+            assert_eq!(image.to_string(), "ghcr.io/x/y:z");
         }
-    }
-
-    #[test]
-    fn a_digest_wins_over_a_tag() {
-        let digest = Digest::sha256_of(b"x");
-        let location = parsed(&format!("ghcr.io/x/y:z@{digest}"));
-        assert_eq!(location.reference(), Some(Reference::Digest(digest.clone())));
-        let untagged = parsed(&format!("ghcr.io/x/y@{digest}"));
-        assert_eq!(untagged.reference(), Some(Reference::Digest(digest)));
     }
 
     #[test]

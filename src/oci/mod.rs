@@ -6,6 +6,7 @@ pub mod digest;
 pub mod error;
 pub mod manifest;
 pub mod media_type;
+pub mod name;
 pub mod platform;
 pub mod range;
 pub mod reference;
@@ -13,5 +14,6 @@ pub mod route;
 
 pub use digest::Digest;
 pub use manifest::{Descriptor, Manifest};
+pub use name::ImageName;
 pub use platform::Platform;
 pub use reference::{Reference, Repository, Tag};

@@ -16,8 +16,8 @@ use futures::stream::BoxStream;
 
 use super::endpoint::{Endpoint, RegistryArgs};
 use super::failure::Failure;
-use super::location::{Location, RegistryImage};
-use crate::oci::{Descriptor, Manifest, Reference};
+use super::location::Location;
+use crate::oci::{Descriptor, ImageName, Manifest, Reference};
 use crate::upstream;
 pub(super) use parcel::{Parcel, Shelf, parse};
 
@@ -102,7 +102,7 @@ impl Destination {
 }
 
 /// A push by digest alone is possible; a tag is what gives it a name.
-fn pushed_reference(image: &RegistryImage) -> Result<Reference, Failure> {
+fn pushed_reference(image: &ImageName) -> Result<Reference, Failure> {
     match (&image.tag, &image.digest) {
         (Some(tag), None) => Ok(Reference::Tag(tag.clone())),
         _ => Err(Failure::new("the destination is named by a tag: its digest follows from the conversion")),
