@@ -54,6 +54,9 @@ pub struct Config {
     /// How long a client may take to send its request headers.
     #[serde(with = "humantime_serde")]
     pub header_timeout: Duration,
+    /// How long a client may take nothing of what it is sent before its connection is closed.
+    #[serde(with = "humantime_serde")]
+    pub write_timeout: Duration,
     /// How often the store is swept; `0s` never.
     #[serde(with = "humantime_serde")]
     pub sweep_interval: Duration,
@@ -104,6 +107,8 @@ impl Default for Config {
             max_requests: 4096,
             max_header_size: ByteSize::kib(64),
             header_timeout: Duration::from_secs(10),
+            // As nginx's `send_timeout`.
+            write_timeout: Duration::from_secs(60),
             sweep_interval: Duration::from_secs(60 * 60),
             shutdown_grace: Duration::from_secs(30),
             max_jobs: 1024,
@@ -126,6 +131,7 @@ impl Config {
             (self.max_requests > 0, "serve.max_requests is 0"),
             (self.max_header_size >= ByteSize::kib(8), "serve.max_header_size is under 8 KiB"),
             (!self.header_timeout.is_zero(), "serve.header_timeout is 0s"),
+            (!self.write_timeout.is_zero(), "serve.write_timeout is 0s"),
         ];
         match rules.iter().find(|(holds, _)| !holds) {
             Some((_, broken)) => Err(ConfigError(broken)),

@@ -27,6 +27,7 @@ mod resolver;
 mod response;
 mod router;
 mod server;
+mod stall;
 mod tags;
 pub(crate) mod translate;
 

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use axum_server::Handle;
-use axum_server::accept::NoDelayAcceptor;
 use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
@@ -22,6 +21,7 @@ use super::app::App;
 use super::config::{Config, ConfigError, TlsConfig};
 use super::error::Chain;
 use super::router::router;
+use super::stall::StallAcceptor;
 
 /// How often the certificate's files are looked at.
 const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(60);
@@ -97,12 +97,13 @@ impl Server {
         beside.spawn(stop(shutdown, Arc::clone(&app), handle.clone()));
         let service = router(Arc::clone(&app)).into_make_service_with_connect_info::<SocketAddr>();
         let plain = axum_server::from_tcp(listener)?;
+        let accept = StallAcceptor::new(app.config.write_timeout);
         match tls {
             Some((_, config)) => {
-                let acceptor = RustlsAcceptor::new(config).acceptor(NoDelayAcceptor::new());
+                let acceptor = RustlsAcceptor::new(config).acceptor(accept);
                 tuned(plain.acceptor(acceptor), &app.config, handle).serve(service).await
             }
-            None => tuned(plain.acceptor(NoDelayAcceptor::new()), &app.config, handle).serve(service).await,
+            None => tuned(plain.acceptor(accept), &app.config, handle).serve(service).await,
         }
     }
 }
@@ -119,7 +120,11 @@ fn tuned<A>(
         .http1()
         .header_read_timeout(config.header_timeout)
         .max_buf_size(usize::try_from(headers).unwrap_or(usize::MAX));
-    builder.http2().max_header_list_size(u32::try_from(headers).unwrap_or(u32::MAX));
+    builder
+        .http2()
+        .keep_alive_interval(config.write_timeout)
+        .keep_alive_timeout(config.write_timeout)
+        .max_header_list_size(u32::try_from(headers).unwrap_or(u32::MAX));
     server.first_request_timeout(config.header_timeout).handle(handle)
 }
 

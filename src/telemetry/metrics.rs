@@ -85,6 +85,8 @@ table! {
         "Requests that are being answered.";
     requests_refused: Counter = Counter::default(), "counter", "requests_refused_total", None::<Unit>, "",
         "Requests refused with 503 because too many were running.";
+    clients_stalled: Counter = Counter::default(), "counter", "clients_stalled_total", None::<Unit>, "",
+        "Connections closed because the client took nothing of what it was sent for too long.";
     sent_bytes: Counters = Family::default(), "counter", "sent_bytes_total", Some(Unit::Bytes), "endpoint",
         "Bytes of answer bodies handed to clients.";
     manifests: Counters = Family::default(), "counter", "manifests_total", None::<Unit>, "answer",

@@ -66,3 +66,76 @@ async fn http_2_without_tls_is_spoken() {
     let answer = client.get(format!("http://{}/v2/", stage.server.address)).send().await.unwrap();
     assert_eq!((answer.status().as_u16(), answer.version()), (200, reqwest::Version::HTTP_2));
 }
+
+/// More than the socket's buffers on both sides can hold.
+const MORE_THAN_BUFFERS: usize = 32 << 20;
+
+#[tokio::test]
+async fn a_client_that_stops_reading_is_hung_up_on() {
+    let mut stage = Stage::with(|config| {
+        config.write_timeout = Duration::from_millis(200);
+        config.max_requests = 1;
+    })
+    .await;
+    let digest = stage.registry.put_blob(vec![7; MORE_THAN_BUFFERS]);
+    let path = format!("/v2/local/app/blobs/{digest}");
+    let mut connection = TcpStream::connect(stage.server.address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
+    connection.write_all(request.as_bytes()).await.unwrap();
+    // Once its connection is closed the stopped client holds no place any more.
+    let stalled = clients_stalled();
+    wait_until(|| clients_stalled() > stalled).await;
+    stage.server.shutdown.cancel();
+    (&mut stage.server.ended).await.unwrap().unwrap();
+    let mut taken = Vec::new();
+    let end = connection.read_to_end(&mut taken).await;
+    assert!(end.is_err() || taken.len() < MORE_THAN_BUFFERS, "the whole came through");
+}
+
+#[tokio::test]
+async fn a_slow_client_is_not_a_stalled_one() {
+    let limit = Duration::from_secs(2);
+    let stage = Stage::with(|config| config.write_timeout = limit).await;
+    let digest = stage.registry.put_blob(vec![7; MORE_THAN_BUFFERS]);
+    let path = format!("/v2/local/app/blobs/{digest}");
+    let mut response = stage.request(Method::GET, &path).send().await.unwrap();
+    let (mut taken, mut next_pause) = (0, 0);
+    while let Some(bytes) = response.chunk().await.unwrap() {
+        taken += bytes.len();
+        if taken >= next_pause {
+            // Slow on purpose: eight pauses, longer than the limit together.
+            tokio::time::sleep(limit / 7).await;
+            next_pause += MORE_THAN_BUFFERS / 8;
+        }
+    }
+    assert_eq!(taken, MORE_THAN_BUFFERS);
+}
+
+#[tokio::test]
+async fn an_http_2_client_that_reads_nothing_is_hung_up_on() {
+    let stage = Stage::with(|config| {
+        config.write_timeout = Duration::from_millis(100);
+        // Which would close the connection too, for another reason.
+        config.header_timeout = Duration::from_secs(3600);
+    })
+    .await;
+    let mut connection = TcpStream::connect(stage.server.address).await.unwrap();
+    // The preface and empty settings; the pings that follow are never answered.
+    connection.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    let mut taken = Vec::new();
+    connection.read_to_end(&mut taken).await.unwrap();
+    assert!(!taken.is_empty());
+}
+
+fn clients_stalled() -> u64 {
+    starlift::telemetry::metrics().clients_stalled.get()
+}
+
+async fn wait_until(holds: impl Fn() -> bool) {
+    let looking = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), looking).await.unwrap();
+}

@@ -4,11 +4,14 @@
 mod api;
 mod blobs;
 mod broken_store;
+mod external_toc;
 mod failures;
 mod limits;
 mod lists;
 mod manifests;
 mod names;
+mod panics;
+mod redirects;
 mod tags;
 mod tls;
 mod waiting;
@@ -94,11 +97,15 @@ impl Stage {
     }
 
     pub(crate) async fn over(store: Store, change: impl FnOnce(&mut Config)) -> Self {
+        Self::converting(store, &convert::Config::default(), change).await
+    }
+
+    pub(crate) async fn converting(store: Store, convert: &convert::Config, change: impl FnOnce(&mut Config)) -> Self {
         let registry = Registry::start().await;
         let mut config = upstream::Config { retries: 1, retry_delay: Duration::from_millis(1), ..Default::default() };
         config.add(&format!("local={}", registry.url())).unwrap();
         let upstreams = Upstreams::new(&config).unwrap();
-        let converter = Converter::new(&convert::Config::default(), store.clone()).unwrap();
+        let converter = Converter::new(convert, store.clone()).unwrap();
         let server = start(change, &store, &upstreams, &converter).await;
         let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
         Self { registry, store, upstreams, converter, client, server }
