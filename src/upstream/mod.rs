@@ -15,6 +15,7 @@ mod endpoint;
 mod error;
 mod http;
 mod layout;
+mod part;
 mod push;
 mod registry;
 mod retry;
@@ -290,6 +291,15 @@ impl Source {
         match &self.kind {
             Kind::Registry(registry) => registry.blob(repository, digest, range).await,
             Kind::Layout(layout) => layout.blob(digest, range).await,
+        }
+    }
+
+    /// The last `len` bytes of a blob, all of it where it is shorter, and its size: one request wherever suffix ranges
+    /// are understood, which nearly all registries and stores do.
+    pub async fn blob_tail(&self, repository: &Repository, digest: &Digest, len: u64) -> Result<Body, Error> {
+        match &self.kind {
+            Kind::Registry(registry) => registry.blob_tail(repository, digest, len).await,
+            Kind::Layout(layout) => layout.blob_tail(digest, len).await,
         }
     }
 

@@ -129,6 +129,11 @@ async fn a_layout_gives_what_it_holds() {
     assert_eq!(read(&source, &digest, None).await.unwrap(), layer);
     assert_eq!(read(&source, &digest, Some(7..300_007)).await.unwrap(), layer[7..layer.len().min(300_007)]);
     assert_eq!(read(&source, &digest, Some(size - 3..u64::MAX)).await.unwrap(), layer[layer.len() - 3..]);
+    for (len, start) in [(51, layer.len() - 51), (size, 0), (u64::MAX, 0)] {
+        let tail = source.blob_tail(&"any".parse().unwrap(), &digest, len).await.unwrap();
+        assert_eq!((tail.blob_size, tail.range), (size, start as u64..size));
+        assert_eq!(tail.stream.try_collect::<Vec<Bytes>>().await.unwrap().concat(), layer[start..]);
+    }
     let behind = read(&source, &digest, Some(size..size + 1)).await;
     assert!(matches!(behind, Err(Error::RangeNotSatisfiable { size: Some(end) }) if end == size));
 }

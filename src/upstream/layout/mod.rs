@@ -11,8 +11,6 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use futures::StreamExt as _;
-
 use self::files::{Extent, Files};
 use self::images::Images;
 use super::error::Error;
@@ -71,10 +69,14 @@ impl Layout {
             Some(range) if range.start < blob_size => range.start..range.end.min(blob_size),
             Some(_) => return Err(Error::RangeNotSatisfiable { size: Some(blob_size) }),
         };
-        let stream = extent.stream(range.clone());
-        let is_whole = range == (0..blob_size);
-        let stream = if is_whole { verified(stream, digest.clone(), blob_size) } else { stream.boxed() };
-        Ok(Body { blob_size, range, stream })
+        Ok(body(extent, digest, range))
+    }
+
+    /// The last `length` bytes of a blob, all of it where it is shorter.
+    pub(super) async fn blob_tail(self: &Arc<Self>, digest: &Digest, length: u64) -> Result<Body, Error> {
+        let extent = self.extent(digest).await?;
+        let range = extent.size().saturating_sub(length)..extent.size();
+        Ok(body(extent, digest, range))
     }
 
     pub(super) async fn tags(
@@ -128,6 +130,14 @@ impl Layout {
         let worked = tokio::task::spawn_blocking(move || work(&layout)).await;
         worked.unwrap_or_else(|error| Err(Error::Unavailable(error.to_string())))
     }
+}
+
+fn body(extent: Extent, digest: &Digest, range: Range<u64>) -> Body {
+    let blob_size = extent.size();
+    let stream = extent.stream(range.clone());
+    let is_whole = range == (0..blob_size);
+    let stream = if is_whole { verified(stream, digest.clone(), blob_size) } else { stream };
+    Body { blob_size, range, stream }
 }
 
 fn archive(path: &Path, held: &Mutex<Option<(Identity, Arc<Images>)>>) -> Result<Arc<Images>, Error> {

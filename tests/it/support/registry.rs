@@ -55,6 +55,8 @@ pub(crate) struct Seen {
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Lacks {
     pub(crate) ranges: bool,
+    /// The last bytes by `bytes=-N`: all are given, as some object stores do.
+    pub(crate) suffix_ranges: bool,
     pub(crate) digest_header: bool,
     pub(crate) referrers: bool,
     /// Uploads by one PUT behind the POST: only PATCH carries bytes.

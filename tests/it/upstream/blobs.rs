@@ -1,8 +1,11 @@
 //! Blobs: whole, in part, over connections that break, behind redirects.
 
+use std::ops::Range;
+
 use bytes::Bytes;
+use futures::TryStreamExt as _;
 use starlift::oci::Digest;
-use starlift::upstream::{Config, Error};
+use starlift::upstream::{Config, Error, Source};
 
 use super::{app, at, config, read, source, source_of};
 use crate::support::image::Random;
@@ -48,6 +51,65 @@ async fn every_range_is_what_a_slice_would_be() {
         ended.unwrap();
         assert_eq!(got, blob);
     }
+}
+
+/// Reads the last bytes of a blob to their end.
+async fn tail(source: &Source, digest: &Digest, len: u64) -> (u64, Range<u64>, Vec<u8>) {
+    let body = source.blob_tail(&app(), digest, len).await.unwrap();
+    let got = body.stream.try_collect::<Vec<Bytes>>().await.unwrap();
+    (body.blob_size, body.range, got.concat())
+}
+
+#[tokio::test]
+async fn the_tail_of_a_blob_is_one_request() {
+    let (registry, blob, digest) = with_blob().await;
+    let source = source(&registry);
+    let size = SIZE as u64;
+    for len in [1, 51, size - 1, size, size + 1, u64::MAX] {
+        let start = size.saturating_sub(len);
+        let got = tail(&source, &digest, len).await;
+        assert_eq!(got, (size, start..size, blob[usize::try_from(start).unwrap()..].to_vec()), "{len}");
+    }
+    let seen = ranges_seen(&registry);
+    assert_eq!((seen.len(), seen[1].as_str()), (6, "bytes=-51"));
+    assert_eq!(tail(&source, &digest, 0).await, (size, size..size, Vec::new()));
+    registry.on("/blobs/").method("GET").times(1).cut_after(1000);
+    assert_eq!(tail(&source, &digest, 5000).await.2, blob[SIZE - 5000..]);
+    assert_eq!(ranges_seen(&registry)[7..], ["bytes=-5000".to_owned(), format!("bytes={}-{}", SIZE - 4000, SIZE - 1)]);
+}
+
+#[tokio::test]
+async fn a_registry_that_does_not_do_suffixes_gives_the_tail_too() {
+    let (registry, blob, digest) = with_blob().await;
+    let source = source(&registry);
+    let expected = (SIZE as u64, SIZE as u64 - 51..SIZE as u64, blob[SIZE - 51..].to_vec());
+    let by_position = format!("bytes={}-{}", SIZE - 51, SIZE - 1);
+    for status in [416, 400] {
+        registry.forget_requests();
+        registry.on("/blobs/").method("GET").times(1).answer(status, &[]);
+        assert_eq!(tail(&source, &digest, 51).await, expected);
+        assert_eq!(ranges_seen(&registry), ["bytes=-51", "whole", &by_position], "{status}");
+    }
+    registry.forget_requests();
+    registry.lack(Lacks { suffix_ranges: true, ..Lacks::default() });
+    assert_eq!(tail(&source, &digest, 51).await, expected);
+    assert_eq!(ranges_seen(&registry), ["bytes=-51", &by_position]);
+    registry.lack(Lacks { ranges: true, ..Lacks::default() });
+    assert_eq!(tail(&source, &digest, 51).await, expected);
+    assert_eq!(tail(&source, &digest, u64::MAX).await.2, blob);
+    // Short blobs, and none at all, where a suffix longer than the blob is refused.
+    registry.lack(Lacks::default());
+    for bytes in ["", "short"] {
+        let digest = registry.put_blob(bytes);
+        registry
+            .on("/blobs/")
+            .method("GET")
+            .times(1)
+            .answer(416, &[("content-range", &format!("bytes */{}", bytes.len()))]);
+        assert_eq!(tail(&source, &digest, 51).await.2, bytes.as_bytes());
+    }
+    let absent = Digest::sha256_of(b"absent");
+    assert!(matches!(source.blob_tail(&app(), &absent, 51).await, Err(Error::NotFound)));
 }
 
 #[tokio::test]
@@ -153,9 +215,10 @@ async fn a_redirect_is_remembered_for_ranges_while_it_works() {
         ended.unwrap();
         assert_eq!(got, blob[usize::try_from(start).unwrap()..][..10]);
     }
-    assert_eq!((registry.seen().len(), bucket.seen().len()), (1, 3));
+    assert_eq!(tail(&source, &digest, 10).await.2, blob[SIZE - 10..]);
+    assert_eq!((registry.seen().len(), bucket.seen().len()), (1, 4));
     bucket.on("/elsewhere/").times(1).answer(403, &[]);
     let (_, ended) = read(&source, &digest, Some(0..10)).await;
     ended.unwrap();
-    assert_eq!((registry.seen().len(), bucket.seen().len()), (2, 5), "asked anew when the signed URL has expired");
+    assert_eq!((registry.seen().len(), bucket.seen().len()), (2, 6), "asked anew when the signed URL has expired");
 }

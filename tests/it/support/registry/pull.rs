@@ -50,7 +50,9 @@ fn blob(state: &Contents, digest: &str, parts: &Parts) -> Response<Bytes> {
     };
     let total = bytes.len();
     let range = parts.headers.get(header::RANGE).and_then(|value| value.to_str().ok());
-    let Some(range) = range.filter(|_| !state.lacks.ranges) else {
+    let is_suffix = range.is_some_and(|range| range.starts_with("bytes=-"));
+    let is_ignored = state.lacks.ranges || state.lacks.suffix_ranges && is_suffix;
+    let Some(range) = range.filter(|_| !is_ignored) else {
         let mut response = typed(StatusCode::OK, "application/octet-stream", bytes.clone());
         response.headers_mut().insert("docker-content-digest", digest.parse().unwrap());
         return response;
