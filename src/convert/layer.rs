@@ -163,6 +163,7 @@ fn make(
             error @ (write::Error::Source(_)
             | write::Error::Tar(_)
             | write::Error::Limit { .. }
+            | write::Error::Path { .. }
             | write::Error::SparseExternal),
         ) => Made::Unfit(status::chain(&error)),
         Err(error) => return Err(error),

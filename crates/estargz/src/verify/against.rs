@@ -77,14 +77,14 @@ fn in_tree_order(a: &[u8], b: &[u8]) -> Ordering {
 }
 
 #[derive(Default)]
-struct Comparison {
-    findings: Vec<Finding>,
+pub(super) struct Comparison {
+    pub(super) findings: Vec<Finding>,
     /// The node of the TOC that each file of the source was met with first, and the other way round.
     partners: [HashMap<NodeId, NodeId>; 2],
 }
 
 impl Comparison {
-    fn node(&mut self, path: &str, source: Node<'_>, toc: Node<'_>) {
+    pub(super) fn node(&mut self, path: &str, source: Node<'_>, toc: Node<'_>) {
         self.field(path, "type", &format!("{:?}", source.kind()), &format!("{:?}", toc.kind()));
         self.field(path, "mode", &format!("{:04o}", source.mode()), &format!("{:04o}", toc.mode()));
         self.field(path, "uid", &source.uid(), &toc.uid());

@@ -11,6 +11,7 @@ mod compare;
 mod finding;
 mod listed;
 mod members;
+mod moved;
 mod source;
 mod walk;
 
@@ -120,10 +121,12 @@ pub fn blob<B: Read + Seek>(mut blob: B, expected: &Expected<'_>) -> Result<Repo
         Codec::Gzip => u64::MAX,
         Codec::Zstd => footer.payload_end(),
     };
-    let members = Members::new(blob.take(content_end), footer.codec(), Rc::clone(&log));
+    let members = Members::new(blob.by_ref().take(content_end), footer.codec(), Rc::clone(&log));
     let mut walk = Walk::new(unverified.json(), &footer, unverified.digest(), Rc::clone(&log))?;
     walk.stream(members, expected.source_size);
+    let moved = moved::check(&mut blob, &footer, &toc, &walk.moved(), expected)?;
     let (mut findings, entries) = walk.finish();
+    findings.extend(moved);
     let mut log = log.borrow_mut();
     if let Some(error) = log.failed.take() {
         return Err(VerifyError::Read(error));

@@ -24,6 +24,7 @@ const PIECE: u64 = 4 << 20;
 pub(super) fn tree<S: Read>(source: S, other: &Toc, expected: &Expected<'_>) -> Result<Toc, AgainstError> {
     let mut walker = Walker::new(source);
     let mut builder = Builder::new(u64::MAX, &expected.limits);
+    let piece = piece(other);
     let limit = expected.max_stream_bytes;
     let mut total: u64 = 0;
     let mut raw = Vec::new();
@@ -39,7 +40,7 @@ pub(super) fn tree<S: Read>(source: S, other: &Toc, expected: &Expected<'_>) -> 
         if total > limit {
             return Err(TocError::Limit { what: "bytes of files", limit }.into());
         }
-        let sizes = chunk_sizes(&header, other);
+        let sizes = chunk_sizes(&header, other, piece);
         let mut content = Content::new(&header, &mut walker);
         let mut chunk = chunk(&header);
         let mut at = 0;
@@ -55,13 +56,22 @@ pub(super) fn tree<S: Read>(source: S, other: &Toc, expected: &Expected<'_>) -> 
     Ok(builder.finish(Digest::of(b""), Codec::Gzip)?)
 }
 
-fn chunk_sizes(header: &Header, other: &Toc) -> Box<dyn Iterator<Item = u64>> {
+/// The size of every chunk but a file's last, as far as the other tree tells.
+fn piece(other: &Toc) -> u64 {
+    let mut size = 0;
+    for entry in other.entries().filter(|entry| entry.node.chunks().len() > 1) {
+        size = entry.node.chunks().map(|chunk| chunk.size).fold(size, u64::max);
+    }
+    if size == 0 { PIECE } else { size }
+}
+
+fn chunk_sizes(header: &Header, other: &Toc, piece: u64) -> Box<dyn Iterator<Item = u64>> {
     let node = other.lookup(&header.path).filter(|node| node.kind() == Kind::File && node.size() == header.size);
     match node {
         Some(node) => Box::new(node.chunks().map(|chunk| chunk.size).collect::<Vec<_>>().into_iter()),
         None => {
             let size = header.size;
-            Box::new((0..size.div_ceil(PIECE)).map(move |index| (size - index * PIECE).min(PIECE)))
+            Box::new((0..size.div_ceil(piece)).map(move |index| (size - index * piece).min(piece)))
         }
     }
 }

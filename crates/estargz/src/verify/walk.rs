@@ -37,6 +37,8 @@ pub(super) struct Walk<'a> {
     /// What is wrong with the last entry of a path, by number in the TOC; an empty list says it was seen.
     seen: BTreeMap<usize, Vec<Finding>>,
     unlisted: BTreeSet<Vec<u8>>,
+    /// Hard links of the tar that the TOC lists otherwise.
+    moved: BTreeSet<Vec<u8>>,
     toc_seen: bool,
     general: Vec<Finding>,
     buffer: Vec<u8>,
@@ -56,6 +58,7 @@ impl<'a> Walk<'a> {
             log,
             seen: BTreeMap::new(),
             unlisted: BTreeSet::new(),
+            moved: BTreeSet::new(),
             toc_seen: false,
             general: Vec::new(),
             buffer: vec![0; BUFFER],
@@ -142,6 +145,10 @@ impl<'a> Walk<'a> {
                 continue;
             };
             let Ok(file) = self.listed.file(slot) else { continue };
+            if self.is_moved(&header, &file.entry, &path) {
+                self.seen.insert(slot.number, Vec::new());
+                continue;
+            }
             let mut findings = compare::fields(&header, &file.entry, self.listed.owners(slot));
             if header.sparse.is_some() {
                 // Its content, written out, follows behind the source.
@@ -153,6 +160,23 @@ impl<'a> Walk<'a> {
             }
             self.seen.insert(slot.number, findings);
         }
+    }
+
+    /// Whether a hard link is listed as another thing or as a link to another path.
+    fn is_moved(&mut self, header: &Header, entry: &RawEntry<'_>, path: &[u8]) -> bool {
+        let is_moved = header.kind == EntryKind::Hardlink
+            && (entry.kind != EntryKind::Hardlink || entry.link_name != tar::lossy(&header.link));
+        if is_moved {
+            self.moved.insert(path.to_owned())
+        } else {
+            self.moved.remove(path)
+        };
+        is_moved
+    }
+
+    /// The paths of hard links that the TOC lists otherwise.
+    pub(super) fn moved(&mut self) -> BTreeSet<Vec<u8>> {
+        std::mem::take(&mut self.moved)
     }
 
     /// The TOC's own entry, if it is that: a source may hold one as well.

@@ -115,6 +115,22 @@ impl Listed {
         }
     }
 
+    pub(super) fn path(&self) -> &[u8] {
+        &self.path
+    }
+
+    pub(super) fn into_path(self) -> Box<[u8]> {
+        self.path
+    }
+
+    pub(super) fn rename(&mut self, path: &[u8]) {
+        self.path = path.into();
+    }
+
+    pub(super) fn link_to(&mut self, path: Box<[u8]>) {
+        self.link = path;
+    }
+
     pub(super) fn into_entry(self, names: &Names, seen: &mut Seen) -> Entry {
         let (xattrs, dev_major, dev_minor) = match self.rare {
             Some(rare) => (rare.xattrs, rare.dev_major, rare.dev_minor),

@@ -1,12 +1,11 @@
 //! The entries of the TOC, collected in the order of the stream.
 
-use std::collections::HashMap;
-
+use super::links::{Links, Target};
 use super::listed::{Listed, Names, Place, Seen};
+use super::standing::{Path, Standings};
 use super::{Error, Limits};
-use crate::digest::Digest;
 use crate::entry::EntryKind;
-use crate::tar::{self, Header};
+use crate::tar::Header;
 use crate::toc::TocWriter;
 
 /// Bytes of JSON that an entry takes beside its names and attributes: keys, numbers, time and two digests.
@@ -14,16 +13,14 @@ const ENTRY_JSON_BYTES: usize = 400;
 
 /// An entry of the listing, to be completed when its member is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct EntryId(usize);
-
-/// A path by its digest, which is shorter than most paths and as good.
-type PathKey = [u8; 16];
+pub(super) struct EntryId(u32);
 
 #[derive(Debug)]
 pub(super) struct Listing {
     /// `None` where a later entry of the same path took over.
     entries: Vec<Option<Listed>>,
-    latest: HashMap<PathKey, usize>,
+    standings: Standings,
+    links: Links,
     names: Names,
     json_bytes: u64,
     limits: Limits,
@@ -41,7 +38,8 @@ impl Listing {
     pub(super) fn new(limits: &Limits) -> Self {
         Self {
             entries: Vec::new(),
-            latest: HashMap::new(),
+            standings: Standings::default(),
+            links: Links::default(),
             names: Names::default(),
             json_bytes: 0,
             limits: limits.clone(),
@@ -52,10 +50,14 @@ impl Listing {
     pub(super) fn push(&mut self, header: &Header) -> Result<EntryId, Error> {
         let names = header.path.len() + header.link.len() + header.user_name.len() + header.group_name.len();
         let xattrs: usize = header.xattrs.iter().map(|(key, value)| key.len() + 2 * value.len() + 16).sum();
+        let path = Path::new(&header.path);
+        let target = self.target(header, &path);
         let listed = Listed::new(header, &mut self.names);
         let id = self.add(listed, names + xattrs)?;
-        self.supersede(&header.path);
-        self.latest.insert(key(&header.path), id.0);
+        self.replace(&path, Some(id.0), header.kind == EntryKind::Dir)?;
+        if let Some(target) = target {
+            self.links.add(id.0, target);
+        }
         Ok(id)
     }
 
@@ -65,16 +67,14 @@ impl Listing {
         self.add(listed, header.path.len())
     }
 
-    /// Forgets what is listed for `path`; later entries with that path are listed.
-    pub(super) fn supersede(&mut self, path: &[u8]) {
-        let Some(index) = self.latest.remove(&key(path)) else { return };
-        self.entries[index] = None;
-        for listed in &mut self.entries[index + 1..] {
-            if !listed.as_ref().is_some_and(|listed| listed.kind == EntryKind::Chunk) {
-                break;
-            }
-            *listed = None;
-        }
+    /// Forgets what is listed for the path of a file that is listed when all of the source has been.
+    pub(super) fn postpone(&mut self, header: &Header) -> Result<(), Error> {
+        self.replace(&Path::new(&header.path), None, false)
+    }
+
+    /// From here on what was postponed is listed.
+    pub(super) fn end_source(&mut self) {
+        self.links.end_postponement();
     }
 
     pub(super) fn limits(&self) -> &Limits {
@@ -82,15 +82,16 @@ impl Listing {
     }
 
     pub(super) fn lists(&self, path: &[u8]) -> bool {
-        self.latest.contains_key(&key(path))
+        self.standings.get(&Path::new(path)).is_some_and(|standing| standing.entry.is_some())
     }
 
     /// The place of an entry, unless a later one took over.
     pub(super) fn place_mut(&mut self, id: EntryId) -> Option<&mut Place> {
-        self.entries.get_mut(id.0)?.as_mut().map(|listed| &mut listed.place)
+        self.entries.get_mut(id.0 as usize)?.as_mut().map(|listed| &mut listed.place)
     }
 
-    pub(super) fn finish(self) -> Result<Finished, Error> {
+    pub(super) fn finish(mut self) -> Result<Finished, Error> {
+        self.follow_moves();
         let mut toc = TocWriter::new();
         let (mut entries, mut chunks) = (0, 0);
         let mut seen = Seen::default();
@@ -115,13 +116,74 @@ impl Listing {
         if self.entries.len() as u64 >= self.limits.max_entries {
             return Err(Error::Limit { what: "entries", limit: self.limits.max_entries });
         }
+        let over = |_| Error::Limit { what: "entries", limit: u64::from(u32::MAX) };
+        let id = u32::try_from(self.entries.len()).map_err(over)?;
         self.entries.push(Some(listed));
-        Ok(EntryId(self.entries.len() - 1))
+        Ok(EntryId(id))
     }
-}
 
-fn key(path: &[u8]) -> PathKey {
-    let digest = Digest::of(&tar::clean(path));
-    let (key, _) = digest.as_bytes().split_at(size_of::<PathKey>());
-    key.try_into().unwrap_or_default()
+    /// What a hard link shares its content with, if that stands already.
+    fn target(&self, header: &Header, path: &Path) -> Option<Target> {
+        let target = Path::new(&header.link);
+        if header.kind != EntryKind::Hardlink || target == *path {
+            return None;
+        }
+        let standing = self.standings.get(&target).filter(|standing| !standing.is_directory)?;
+        Some(match standing.entry {
+            None => Target::Postponed(target),
+            // A link that dangles is a thing of its own.
+            Some(entry) => self.links.target_of(entry).unwrap_or(Target::Entry(entry)),
+        })
+    }
+
+    /// Puts `entry` at `path`. Hard links to what stood there keep it: the first takes its place in the listing.
+    fn replace(&mut self, path: &Path, entry: Option<u32>, is_directory: bool) -> Result<(), Error> {
+        if self.links.is_postponed(path) {
+            return Err(path.refused("it replaces a sparse file that has hard links"));
+        }
+        let Some(before) = self.standings.put(path, entry, is_directory)? else { return Ok(()) };
+        match self.links.heir(before) {
+            Some(heir) => self.hand_over(before, heir),
+            None => self.drop_entry(before),
+        }
+        Ok(())
+    }
+
+    /// Lists `entry`, which has lost its path, under the path of `heir`, a hard link to it.
+    fn hand_over(&mut self, entry: u32, heir: u32) {
+        let Some(link) = self.entries[heir as usize].take() else { return };
+        let path = link.into_path();
+        self.standings.move_entry(&Path::new(&path), entry);
+        if let Some(listed) = &mut self.entries[entry as usize] {
+            listed.rename(&path);
+        }
+    }
+
+    /// Tells chunks and links of entries that moved their paths: once, however often those moved.
+    fn follow_moves(&mut self) {
+        let mut moved_to: Option<Box<[u8]>> = None;
+        for id in 0..self.entries.len() {
+            let number = u32::try_from(id).unwrap_or(u32::MAX);
+            let linked = self.links.moved_target(number).and_then(|target| self.entries[target as usize].as_ref());
+            let linked = linked.map(|target| Box::from(target.path()));
+            let Some(listed) = &mut self.entries[id] else { continue };
+            if listed.kind != EntryKind::Chunk {
+                moved_to = self.links.has_moved(number).then(|| listed.path().into());
+            } else if let Some(path) = &moved_to {
+                listed.rename(path);
+            }
+            if let Some(path) = linked {
+                listed.link_to(path);
+            }
+        }
+    }
+
+    /// Forgets an entry and the chunks that continue it.
+    fn drop_entry(&mut self, entry: u32) {
+        self.links.forget(entry);
+        let rest = &mut self.entries[entry as usize..];
+        let is_chunk = |listed: &&Option<Listed>| listed.as_ref().is_some_and(|listed| listed.kind == EntryKind::Chunk);
+        let chunks = rest.iter().skip(1).take_while(is_chunk).count();
+        rest[..=chunks].fill_with(|| None);
+    }
 }

@@ -6,12 +6,14 @@
 //! ```
 
 mod blob;
+mod links;
 mod listed;
 mod listing;
 mod options;
 mod reorder;
 mod source;
 pub(crate) mod sparse;
+mod standing;
 mod tail;
 
 use std::io::{Read, Write};
@@ -73,6 +75,8 @@ pub enum Error {
     Limit { what: &'static str, limit: u64 },
     #[error("the options ask for {0}")]
     Options(&'static str),
+    #[error("{path:?} cannot be listed: {reason}")]
+    Path { path: String, reason: &'static str },
     #[error("a sparse file cannot be listed in an external TOC")]
     SparseExternal,
     #[error("a worker thread failed to compress a member")]

@@ -138,7 +138,7 @@ impl<R: Read, W: Write> Copy<'_, '_, R, W> {
             return Err(Error::SparseExternal);
         }
         self.count_unfolded(&header)?;
-        self.blob.listing().supersede(&header.path);
+        self.blob.listing().postpone(&header)?;
         let waiting: usize = self.sparse.iter().map(Spooled::compressed_len).sum();
         let mut spool = Spool::new(MAX_SPOOLED_BYTES.saturating_sub(waiting))?;
         self.copy_payload(Some(&mut spool))?;

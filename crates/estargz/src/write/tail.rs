@@ -71,6 +71,7 @@ fn hidden_entries<W: Write>(blob: &mut Blob<'_, W>, source: &Source, options: &O
     blob.gap(&[0; BLOCK][..tar::padding(blob.stream().size())])?;
     let unlisted = |path: &[u8]| !blob.listing().lists(path);
     let sparse: Vec<bool> = source.sparse.iter().map(|file| file.header.path.as_slice()).map(unlisted).collect();
+    blob.listing().end_source();
     for (file, _) in source.sparse.iter().zip(sparse).filter(|(_, is_last)| *is_last) {
         let mut content = file.unfold()?;
         blob.gap(&build::plain(&file.header))?;

@@ -5,6 +5,7 @@ mod against;
 mod golden;
 mod hostile;
 mod layout;
+mod links;
 mod order;
 mod processor;
 mod properties;

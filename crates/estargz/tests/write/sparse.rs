@@ -51,13 +51,17 @@ fn the_last_of_a_path_wins_whether_sparse_or_not() {
     let plain = Tar::default().file("./holes", b"plain").bytes;
     let options = Options::default();
 
-    let later_plain = [&entries[..], &plain, &[0; 1024]].concat();
+    // A hard link to the file that is replaced stands last.
+    let (linked, entries) = (entries.clone(), &entries[..entries.len() - 512]);
+    let refused = [&linked[..], &plain, &[0; 1024]].concat();
+    assert!(matches!(try_convert(&refused, &options), Err(Error::Path { .. })));
+    let later_plain = [entries, &plain, &[0; 1024]].concat();
     let (blob, written) = convert(&later_plain, &options);
     let listed = read_back(&blob, &written, &options);
     assert_eq!(listed.contents["./holes"], b"plain");
     assert!(!listed.names().contains(&"holes"));
 
-    let later_sparse = [&plain[..], &entries, &entries, &[0; 1024]].concat();
+    let later_sparse = [&plain[..], entries, entries, &[0; 1024]].concat();
     let (blob, written) = convert(&later_sparse, &options);
     let listed = read_back(&blob, &written, &options);
     assert_eq!(listed.entry("holes")["digest"], DIGEST);

@@ -1,0 +1,166 @@
+//! What stands at each path when the tar has been unpacked so far.
+//!
+//! Unpackers disagree about an entry below a symbolic link, and about what becomes of a directory that something else
+//! replaces; readers of a TOC see no order that could settle it. Such a tar is refused.
+
+use std::collections::HashMap;
+
+use super::Error;
+use crate::digest::Digest;
+use crate::tar;
+
+/// As many directories as readers follow ([`toc::Limits`](crate::toc::Limits)).
+const MAX_DEPTH: usize = 1024;
+
+/// A path by its digest, which is shorter than most paths and as good.
+type PathKey = [u8; 16];
+
+/// A path as it is compared.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Path {
+    clean: Vec<u8>,
+    key: PathKey,
+}
+
+/// What stands at a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Standing {
+    /// Its place in the listing; none for a directory that is only implied and for a sparse file yet to be listed.
+    pub(super) entry: Option<u32>,
+    pub(super) is_directory: bool,
+    has_entries: bool,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Standings {
+    at: HashMap<PathKey, Standing>,
+    /// The directory of the last entry: the next one is mostly in the same.
+    last_parent: Option<Vec<u8>>,
+}
+
+impl Path {
+    pub(super) fn new(name: &[u8]) -> Self {
+        Self::of_clean(tar::clean(name))
+    }
+
+    fn of_clean(clean: Vec<u8>) -> Self {
+        let digest = Digest::of(&clean);
+        let (key, _) = digest.as_bytes().split_at(size_of::<PathKey>());
+        Self { clean, key: key.try_into().unwrap_or_default() }
+    }
+
+    pub(super) fn refused(&self, reason: &'static str) -> Error {
+        Error::Path { path: tar::lossy(&self.clean), reason }
+    }
+}
+
+impl Standings {
+    pub(super) fn get(&self, path: &Path) -> Option<Standing> {
+        self.at.get(&path.key).copied()
+    }
+
+    /// Puts an entry at `path` and gives the one that it replaces. `entry` is none for one that is listed later.
+    pub(super) fn put(&mut self, path: &Path, entry: Option<u32>, is_directory: bool) -> Result<Option<u32>, Error> {
+        if path.clean.is_empty() && !is_directory {
+            return Err(path.refused("the root is no directory"));
+        }
+        self.check_parents(path)?;
+        let before = self.get(path);
+        let has_entries = before.is_some_and(|before| before.has_entries);
+        if has_entries && !is_directory {
+            return Err(path.refused("it replaces a directory that has entries"));
+        }
+        self.at.insert(path.key, Standing { entry, is_directory, has_entries });
+        Ok(before.and_then(|before| before.entry))
+    }
+
+    /// The entry at `path` is listed at another place.
+    pub(super) fn move_entry(&mut self, path: &Path, entry: u32) {
+        if let Some(standing) = self.at.get_mut(&path.key) {
+            standing.entry = Some(entry);
+        }
+    }
+
+    /// Makes sure that what is above `path` are directories, implied where nothing describes them.
+    fn check_parents(&mut self, path: &Path) -> Result<(), Error> {
+        if path.clean.contains(&0) {
+            return Err(path.refused("its name holds a NUL byte"));
+        }
+        let Some(parent) = parent_of(&path.clean) else { return Ok(()) };
+        if self.last_parent.as_deref() == Some(parent) {
+            return Ok(());
+        }
+        if path.clean.iter().filter(|byte| **byte == b'/').count() >= MAX_DEPTH {
+            return Err(Error::Limit { what: "directories in a path", limit: MAX_DEPTH as u64 });
+        }
+        let mut above = Some(parent);
+        while let Some(directory) = above {
+            let key = Path::of_clean(directory.to_vec()).key;
+            let implied = Standing { entry: None, is_directory: true, has_entries: false };
+            let standing = self.at.entry(key).or_insert(implied);
+            if !standing.is_directory {
+                return Err(path.refused("it lies below something that is no directory"));
+            }
+            // Where something lies below already all above is known.
+            if std::mem::replace(&mut standing.has_entries, true) {
+                break;
+            }
+            above = parent_of(directory);
+        }
+        self.last_parent = Some(parent.to_vec());
+        Ok(())
+    }
+}
+
+/// The directory above a clean path; the root's is empty, and there is none above it.
+fn parent_of(path: &[u8]) -> Option<&[u8]> {
+    let slash = path.iter().rposition(|byte| *byte == b'/');
+    (!path.is_empty()).then(|| &path[..slash.unwrap_or_default()])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(standings: &mut Standings, name: &str, is_directory: bool) -> Result<(), String> {
+        let put = standings.put(&Path::new(name.as_bytes()), Some(0), is_directory);
+        put.map(drop).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn only_directories_have_something_below_them() {
+        let mut standings = Standings::default();
+        put(&mut standings, "usr/lib/x", false).unwrap();
+        put(&mut standings, "./lib", false).unwrap();
+        assert_eq!(
+            put(&mut standings, "lib/deep/er/x", false).unwrap_err(),
+            "\"lib/deep/er/x\" cannot be listed: it lies below something that is no directory"
+        );
+        put(&mut standings, "lib", true).unwrap();
+        put(&mut standings, "lib/x", false).unwrap();
+        assert!(put(&mut standings, "x", false).is_ok() && put(&mut standings, "x/y", false).is_err());
+        assert!(put(&mut standings, "./", false).is_err() && put(&mut standings, "./", true).is_ok());
+    }
+
+    #[test]
+    fn a_directory_with_entries_stays_one() {
+        let mut standings = Standings::default();
+        for name in ["a/b/c", "d/e"] {
+            put(&mut standings, name, false).unwrap();
+        }
+        for name in ["a", "a/b", "d"] {
+            assert!(put(&mut standings, name, false).is_err(), "{name}");
+            put(&mut standings, name, true).unwrap();
+        }
+        put(&mut standings, "empty/", true).unwrap();
+        put(&mut standings, "empty", false).unwrap();
+    }
+
+    #[test]
+    fn names_and_depths_are_what_readers_take() {
+        let mut standings = Standings::default();
+        assert!(put(&mut standings, "a\0b", false).is_err());
+        assert!(put(&mut standings, &"d/".repeat(MAX_DEPTH), true).is_ok());
+        assert!(put(&mut standings, &"e/".repeat(MAX_DEPTH + 1), true).is_err());
+    }
+}
