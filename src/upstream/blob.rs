@@ -10,7 +10,7 @@ use futures::stream;
 use super::Body;
 use super::error::Error;
 use super::part::{Chunks, Part, Wanted, size_at};
-use super::registry::Registry;
+use super::registry::{PULL, Registry};
 use super::verify::verified;
 use crate::oci::{Digest, Repository};
 
@@ -19,7 +19,7 @@ const PROGRESS: u64 = 1 << 20;
 
 impl Registry {
     pub(super) async fn blob_size(&self, repository: &Repository, digest: &Digest) -> Result<u64, Error> {
-        self.try_each(|_, endpoint| size_at(endpoint, repository, digest)).await
+        self.try_each(PULL, |_, endpoint| size_at(endpoint, repository, digest)).await
     }
 
     /// A blob's bytes; a range is cut at the blob's end, and one that starts behind it is an error.

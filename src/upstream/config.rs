@@ -25,6 +25,16 @@ pub struct Config {
     pub docker_config: Option<PathBuf>,
     /// The directory of `docker-credential-*` programs; `$PATH` is searched when not given.
     pub credential_helpers: Option<PathBuf>,
+    /// containerd's directory of `HOST/hosts.toml`, heeded for hosts that are not configured: their mirrors, certificates
+    /// and headers; several, separated by `:`, are searched in this order. A host with a directory of its own may have
+    /// private addresses.
+    pub certs_dir: Option<PathBuf>,
+    /// How long what was read there is used before it is looked at for changes.
+    #[serde(with = "humantime_serde")]
+    pub certs_interval: Duration,
+    /// Lets `localhost` and other loopback hosts that are not configured be dialled, in plain HTTP but for port 443, as
+    /// containerd does.
+    pub plain_http_loopback: bool,
     /// How long a connection, its TLS included, may take to come about.
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
@@ -47,6 +57,9 @@ impl Default for Config {
             allow_private: false,
             docker_config: None,
             credential_helpers: None,
+            certs_dir: None,
+            certs_interval: Duration::from_secs(60),
+            plain_http_loopback: false,
             connect_timeout: Duration::from_secs(5),
             read_timeout: Duration::from_secs(20),
             retries: 3,

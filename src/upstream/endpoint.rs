@@ -1,11 +1,11 @@
 //! One registry host: requests with the authorization it wants, its refusals as errors.
 
-use reqwest::header::HeaderMap;
+use reqwest::header::{AUTHORIZATION, HeaderMap};
 use reqwest::{Body, Method, StatusCode};
 use url::Url;
 
 use super::answer::Answer;
-use super::auth::{Action, Authenticator, Credentials};
+use super::auth::{Action, Authenticator, Authorization, Credentials};
 use super::error::Error;
 use super::http::{Fetch, Http, same_origin};
 use crate::oci::Repository;
@@ -13,17 +13,80 @@ use crate::oci::Repository;
 /// A token known, a challenge, and a second one because the token had expired.
 const MAX_ROUNDS: usize = 3;
 
+/// What the distribution API is below, nearly everywhere.
+pub(super) const API_ROOT: &str = "/v2";
+
 /// One host that speaks the distribution API.
 #[derive(Debug)]
 pub(super) struct Endpoint {
     http: Http,
-    /// Scheme, host and port.
-    base: Url,
-    /// What stands in front of every repository name: empty, or ends with `/`.
-    prefix: String,
-    /// The registry that this one is a mirror of, told by `?ns=` as containerd does.
-    mirror_of: Option<String>,
+    place: Place,
     auth: Authenticator,
+}
+
+/// Where the API is, and how it is spoken there.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    /// Scheme, host and port.
+    pub(super) base: Url,
+    /// What the API is below.
+    pub(super) root: String,
+    /// What stands in front of every repository name: empty, or ends with `/`.
+    pub(super) prefix: String,
+    /// The registry that this one is a mirror of, told by `?ns=` as containerd does.
+    pub(super) mirror_of: Option<String>,
+    pub(super) capabilities: Capabilities,
+    /// Sent with every request, and to no other host.
+    pub(super) headers: HeaderMap,
+}
+
+/// What a host may be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Capabilities {
+    /// Anything that has a digest.
+    pub(super) pull: bool,
+    /// What a tag names.
+    pub(super) resolve: bool,
+}
+
+impl Capabilities {
+    pub(super) const ALL: Self = Self { pull: true, resolve: true };
+
+    /// Whether a host that can do this can do all that is wanted.
+    pub(super) fn cover(self, wanted: Self) -> bool {
+        (self.pull || !wanted.pull) && (self.resolve || !wanted.resolve)
+    }
+}
+
+impl Default for Capabilities {
+    fn default() -> Self {
+        Self::ALL
+    }
+}
+
+impl Place {
+    /// The host of `url`, whatever the path.
+    pub(super) fn at(url: &Url) -> Self {
+        let mut base = url.clone();
+        base.set_path("/");
+        base.set_query(None);
+        base.set_fragment(None);
+        Self {
+            base,
+            root: API_ROOT.to_owned(),
+            prefix: String::new(),
+            mirror_of: None,
+            capabilities: Capabilities::ALL,
+            headers: HeaderMap::new(),
+        }
+    }
+
+    /// The host of `url`, its path in front of repository names.
+    pub(super) fn with_prefix(url: &Url) -> Self {
+        let path = url.path().trim_matches('/');
+        let prefix = if path.is_empty() { String::new() } else { format!("{path}/") };
+        Self { prefix, ..Self::at(url) }
+    }
 }
 
 /// A read of something below a repository.
@@ -48,29 +111,36 @@ impl<'a> Read<'a> {
 }
 
 impl Endpoint {
-    pub(super) fn new(http: Http, url: &Url, mirror_of: Option<String>, credentials: Credentials) -> Self {
-        let mut base = url.clone();
-        base.set_path("/");
-        base.set_query(None);
-        base.set_fragment(None);
-        let path = url.path().trim_matches('/');
-        let prefix = if path.is_empty() { String::new() } else { format!("{path}/") };
-        let auth = Authenticator::new(http.clone(), base.clone(), credentials);
-        Self { http, base, prefix, mirror_of, auth }
+    pub(super) fn new(http: Http, place: Place, credentials: Credentials) -> Self {
+        let auth = Authenticator::new(http.clone(), place.base.clone(), credentials);
+        Self { http, place, auth }
     }
 
     pub(super) fn http(&self) -> &Http {
         &self.http
     }
 
+    pub(super) fn can(&self, wanted: Capabilities) -> bool {
+        self.place.capabilities.cover(wanted)
+    }
+
     fn name_of(&self, repository: &Repository) -> String {
-        format!("{}{repository}", self.prefix)
+        format!("{}{repository}", self.place.prefix)
+    }
+
+    /// What goes to this host alone.
+    fn secrets(&self, authorization: Option<&Authorization>) -> HeaderMap {
+        let mut headers = self.place.headers.clone();
+        if let Some(authorization) = authorization {
+            headers.insert(AUTHORIZATION, authorization.header.clone());
+        }
+        headers
     }
 
     fn url(&self, repository: &Repository, path: &str) -> Url {
-        let mut url = self.base.clone();
-        url.set_path(&format!("/v2/{}/{path}", self.name_of(repository)));
-        if let Some(name) = &self.mirror_of {
+        let mut url = self.place.base.clone();
+        url.set_path(&format!("{}/{}/{path}", self.place.root, self.name_of(repository)));
+        if let Some(name) = &self.place.mirror_of {
             url.query_pairs_mut().append_pair("ns", name);
         }
         url
@@ -87,7 +157,7 @@ impl Endpoint {
 
     /// Reads a link that the registry gave; one to another host is refused.
     pub(super) async fn follow(&self, read: &Read<'_>, link: Url) -> Result<Answer, Error> {
-        if !same_origin(&link, &self.base) {
+        if !same_origin(&link, &self.place.base) {
             return Err(Error::Malformed("a link leads to another host".to_owned()));
         }
         self.read_url(read, link).await
@@ -101,7 +171,7 @@ impl Endpoint {
                 method: read.method.clone(),
                 url: url.clone(),
                 headers: read.headers.clone(),
-                authorization: authorization.as_ref().map(|authorization| authorization.header.clone()),
+                secrets: self.secrets(authorization.as_ref()),
             };
             let answer = self.http.fetch(&fetch).await?;
             // A challenge of a host behind a redirect is none of ours.
@@ -130,9 +200,11 @@ impl Endpoint {
         for _ in 0..MAX_ROUNDS {
             // A body that can be sent but once is gone after a refusal.
             let body = make_body().ok_or(Error::Unauthorized)?;
-            let header = authorization.as_ref().map(|authorization| authorization.header.clone());
-            let header = header.filter(|_| same_origin(&url, &self.base));
-            let answer = self.http.send(method.clone(), url.clone(), headers.clone(), header, body).await?;
+            let mut headers = headers.clone();
+            if same_origin(&url, &self.place.base) {
+                headers.extend(self.secrets(authorization.as_ref()));
+            }
+            let answer = self.http.send(method.clone(), url.clone(), headers, body).await?;
             if answer.status() != StatusCode::UNAUTHORIZED {
                 return answer.accepted();
             }

@@ -1,17 +1,17 @@
 //! HTTP requests under the dial rules: redirects are followed here, hop by hop, and secrets stay with their host.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION};
-use reqwest::{Body, Certificate, Client, Identity, Method, StatusCode, redirect};
+use reqwest::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue, LOCATION};
+use reqwest::{Body, Certificate, Client, Method, StatusCode, redirect};
 use url::{Origin, Url};
 
 use super::answer::{Answer, heard};
-use super::config::{Config, UpstreamConfig};
+use super::config::Config;
 use super::dial::{DialRules, PrivateName, PublicResolver, Reach};
 use super::error::{Error, chain};
+use super::tls::Tls;
 use crate::telemetry::metrics;
 
 /// Registries redirect once, to their storage; some object stores once more, to a region.
@@ -27,13 +27,11 @@ pub(super) struct Clients {
 }
 
 impl Clients {
-    pub(super) fn new(config: &Config, upstream: Option<&UpstreamConfig>) -> Result<Self, Error> {
+    /// Connections as the configuration wants them, with `tls` of their own where it is given. Reads its files.
+    pub(super) fn new(config: &Config, tls: Option<&Tls>) -> Result<Self, Error> {
         // An error means that a provider is installed already, which is as good.
         let _installed = rustls::crypto::ring::default_provider().install_default();
-        let authorities = match upstream.and_then(|upstream| upstream.ca_file.as_deref()) {
-            Some(path) => Certificate::from_pem_bundle(&read(path)?).map_err(|error| unusable(path, &error))?,
-            None => Vec::new(),
-        };
+        let authorities = tls.map_or(Ok(Vec::new()), Tls::certificates)?;
         let builder = || {
             Client::builder()
                 .user_agent(USER_AGENT)
@@ -43,8 +41,12 @@ impl Clients {
                 .tcp_user_timeout(config.read_timeout)
         };
         let mut named = builder();
-        if let Some(identity) = upstream.map(identity).transpose()?.flatten() {
+        if let Some(identity) = tls.map(Tls::identity).transpose()?.flatten() {
             named = named.identity(identity);
+        }
+        // Never where a redirect leads to a host that nobody named.
+        if tls.is_some_and(|tls| tls.skip_verify) {
+            named = named.tls_danger_accept_invalid_certs(true);
         }
         let public = builder().dns_resolver(PublicResolver);
         let built = |builder: reqwest::ClientBuilder, authorities: &[Certificate]| {
@@ -52,7 +54,7 @@ impl Clients {
         };
         match (built(named, &authorities), built(public, &authorities)) {
             (Ok(named), Ok(public)) => Ok(Self { named, public }),
-            (Err(error), _) | (_, Err(error)) if upstream.is_none() => {
+            (Err(error), _) | (_, Err(error)) if tls.is_none() => {
                 // A machine without certificates of its own can still talk to plain upstreams.
                 tracing::warn!(
                     error = chain(&error),
@@ -71,27 +73,6 @@ fn no_client(error: &reqwest::Error) -> Error {
     Error::Configuration(chain(error))
 }
 
-fn identity(upstream: &UpstreamConfig) -> Result<Option<Identity>, Error> {
-    let (Some(certificate), Some(key)) = (&upstream.client_cert, &upstream.client_key) else {
-        return match (&upstream.client_cert, &upstream.client_key) {
-            (None, None) => Ok(None),
-            _ => Err(Error::Configuration("client_cert and client_key belong together".to_owned())),
-        };
-    };
-    let mut pem = read(certificate)?;
-    pem.push(b'\n');
-    pem.extend(read(key)?);
-    Identity::from_pem(&pem).map(Some).map_err(|error| unusable(certificate, &error))
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    std::fs::read(path).map_err(|error| unusable(path, &error))
-}
-
-fn unusable(path: &Path, error: &dyn std::error::Error) -> Error {
-    Error::Configuration(format!("{}: {}", path.display(), chain(error)))
-}
-
 /// A read: it may be redirected and repeated.
 #[derive(Debug, Clone)]
 pub(super) struct Fetch {
@@ -99,7 +80,7 @@ pub(super) struct Fetch {
     pub(super) url: Url,
     pub(super) headers: HeaderMap,
     /// Sent to the origin of `url` only.
-    pub(super) authorization: Option<HeaderValue>,
+    pub(super) secrets: HeaderMap,
 }
 
 /// Sends requests where an upstream's dial rules allow it.
@@ -128,17 +109,16 @@ impl Http {
     /// A redirect from HTTPS to HTTP is refused, as is a chain of more than [`MAX_REDIRECTS`].
     pub(super) async fn fetch(&self, fetch: &Fetch) -> Result<Answer, Error> {
         let mut url = fetch.url.clone();
+        let mut headers = fetch.headers.clone();
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         for _ in 0..=MAX_REDIRECTS {
             let is_own = url.origin() == fetch.url.origin();
-            let mut request = self
-                .client(&url)?
-                .request(fetch.method.clone(), url.clone())
-                .headers(fetch.headers.clone())
-                .header(ACCEPT_ENCODING, "identity");
-            if let Some(authorization) = fetch.authorization.as_ref().filter(|_| is_own) {
-                request = request.header(AUTHORIZATION, authorization);
+            let mut request = self.client(&url)?.request(fetch.method.clone(), url.clone());
+            if is_own {
+                request = request.headers(fetch.secrets.clone());
             }
-            let response = heard(self.patience, request.send()).await;
+            // Later headers replace earlier ones: what somebody wants sent to a host is no way to spoil a request.
+            let response = heard(self.patience, request.headers(headers.clone()).send()).await;
             metrics().count_upstream(url.path(), response.as_ref().ok().map(|response| response.status().as_u16()));
             let response = response?;
             if !is_redirect(response.status()) {
@@ -152,18 +132,8 @@ impl Http {
     /// Sends a request with a body, once, without following redirects.
     ///
     /// However long the body takes: a connection whose other end is gone is found out by TCP.
-    pub(super) async fn send(
-        &self,
-        method: Method,
-        url: Url,
-        headers: HeaderMap,
-        authorization: Option<HeaderValue>,
-        body: Body,
-    ) -> Result<Answer, Error> {
-        let mut request = self.client(&url)?.request(method, url.clone()).headers(headers).body(body);
-        if let Some(authorization) = authorization {
-            request = request.header(AUTHORIZATION, authorization);
-        }
+    pub(super) async fn send(&self, method: Method, url: Url, headers: HeaderMap, body: Body) -> Result<Answer, Error> {
+        let request = self.client(&url)?.request(method, url.clone()).headers(headers).body(body);
         let response = request.send().await.map_err(transport)?;
         Ok(Answer::new(response, url, true, self.patience))
     }

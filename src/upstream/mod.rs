@@ -9,16 +9,19 @@ mod address;
 mod answer;
 mod auth;
 mod blob;
+mod builder;
 mod config;
 mod dial;
 mod endpoint;
 mod error;
+mod hosts;
 mod http;
 mod layout;
 mod part;
 mod push;
 mod registry;
 mod retry;
+mod tls;
 mod verify;
 
 use std::collections::HashMap;
@@ -29,15 +32,12 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use url::Url;
 
-use self::auth::{Credentials, DockerConfig};
+use self::builder::Builder;
 pub use self::config::{Config, HostPattern, Secret, UpstreamConfig};
-use self::dial::DialRules;
-use self::endpoint::Endpoint;
 pub use self::error::Error;
-use self::http::{Clients, Http};
+use self::hosts::Hosted;
 use self::layout::Layout;
 use self::registry::{Registry, descriptor_of};
-use self::retry::Retry;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
 
 /// Docker Hub, by the name that images carry and by the host that serves them.
@@ -53,9 +53,7 @@ pub struct Upstreams(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    config: Config,
-    clients: Clients,
-    docker: Arc<DockerConfig>,
+    builder: Arc<Builder>,
     configured: HashMap<String, Source>,
     /// Names of configured upstreams by `host[:port]`: what mirror clients send for them as `ns`.
     by_host: HashMap<String, String>,
@@ -65,24 +63,17 @@ struct Inner {
 impl Upstreams {
     /// Reads certificates and opens connection pools; dials nobody.
     pub fn new(config: &Config) -> Result<Self, Error> {
-        let docker = DockerConfig::new(config.docker_config.clone(), config.credential_helpers.clone());
-        let mut inner = Inner {
-            config: config.clone(),
-            clients: Clients::new(config, None)?,
-            docker: Arc::new(docker),
-            configured: HashMap::new(),
-            by_host: HashMap::new(),
-            others: Mutex::default(),
-        };
+        let builder = Arc::new(Builder::new(config)?);
+        let (mut configured, mut by_host) = (HashMap::new(), HashMap::new());
         for (name, upstream) in &config.upstream {
             let name = canonical(name);
-            let source = inner.source(name, Some(upstream)).map_err(|error| in_entry(name, error))?;
-            inner.configured.insert(name.to_owned(), source);
+            let kind = builder.configured(name, upstream).map_err(|error| in_entry(name, error))?;
+            configured.insert(name.to_owned(), Source { name: name.into(), kind });
             if let Some(host) = bare_host(&upstream.url) {
-                inner.by_host.entry(host).or_insert_with(|| name.to_owned());
+                by_host.entry(host).or_insert_with(|| name.to_owned());
             }
         }
-        Ok(Self(Arc::new(inner)))
+        Ok(Self(Arc::new(Inner { builder, configured, by_host, others: Mutex::default() })))
     }
 
     /// The upstream served under `name`: a configured name, the host (with or without port) of a configured URL, or
@@ -93,14 +84,15 @@ impl Upstreams {
         if let Some(source) = self.0.configured.get(name).or_else(by_host) {
             return Ok(source.clone());
         }
-        if !self.0.may_dial(name) {
-            return Err(Error::UnknownUpstream(name.to_owned()));
-        }
         let mut others = self.0.others.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(source) = others.get(name) {
             return Ok(source.clone());
         }
-        let source = self.0.source(name, None)?;
+        if !self.0.builder.may_dial(name) {
+            return Err(Error::UnknownUpstream(name.to_owned()));
+        }
+        let hosted = Hosted::new(name.to_owned(), Arc::clone(&self.0.builder));
+        let source = Source { name: name.into(), kind: Kind::Hosted(Arc::new(hosted)) };
         if others.len() >= MAX_OTHERS {
             others.clear();
         }
@@ -127,66 +119,6 @@ fn canonical(name: &str) -> &str {
         "index.docker.io" | "registry-1.docker.io" | "registry.hub.docker.com" => HUB,
         other => other,
     }
-}
-
-impl Inner {
-    /// Whether a host that is not configured is allowed, and names an address at which it may be.
-    fn may_dial(&self, name: &str) -> bool {
-        let Ok(url) = default_url(name) else { return false };
-        let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else { return false };
-        let is_host = name.contains(['.', ':']) || name == "localhost";
-        let is_allowed = self.config.allow.iter().any(|pattern| pattern.matches(host, port));
-        is_host && is_allowed && self.rules().judge(&url).is_ok()
-    }
-
-    fn rules(&self) -> DialRules {
-        DialRules::new(self.config.allowed_hosts.clone(), self.config.allow_private)
-    }
-
-    fn source(&self, name: &str, upstream: Option<&UpstreamConfig>) -> Result<Source, Error> {
-        let text = upstream.map_or("", |upstream| upstream.url.as_str());
-        let kind = if let Some(layout) = Layout::from_url(text) {
-            Kind::Layout(Arc::new(layout))
-        } else {
-            let url = if text.is_empty() { default_url(name)? } else { registry_url(text)? };
-            Kind::Registry(Arc::new(self.registry(name, &url, upstream)?))
-        };
-        Ok(Source { name: name.into(), kind })
-    }
-
-    fn registry(&self, name: &str, url: &Url, upstream: Option<&UpstreamConfig>) -> Result<Registry, Error> {
-        let mirrors = upstream.map_or(&[][..], |upstream| &upstream.mirrors);
-        let mirrors = mirrors.iter().map(|mirror| registry_url(mirror)).collect::<Result<Vec<_>, _>>()?;
-        let mut rules = self.rules();
-        if upstream.is_some() {
-            [url].into_iter().chain(&mirrors).for_each(|url| rules.name(url));
-        }
-        let clients = match upstream {
-            Some(own) if own.ca_file.is_some() || own.client_cert.is_some() || own.client_key.is_some() => {
-                Clients::new(&self.config, upstream)?
-            }
-            _ => self.clients.clone(),
-        };
-        let http = Http::new(clients, rules, self.config.read_timeout);
-        let mirror_of = name.contains('.').then(|| name.to_owned());
-        let credentials = |upstream, url: &Url| Credentials::new(upstream, Arc::clone(&self.docker), &host_of(url));
-        let mirrors = mirrors
-            .iter()
-            .map(|mirror| Ok(Endpoint::new(http.clone(), mirror, mirror_of.clone(), credentials(None, mirror)?)));
-        let mirrors = mirrors.collect::<Result<_, Error>>()?;
-        let own = Endpoint::new(http.clone(), url, None, credentials(upstream, url)?);
-        let retry = Retry { attempts: self.config.retries, first_pause: self.config.retry_delay };
-        Ok(Registry::new(mirrors, own, retry))
-    }
-}
-
-fn default_url(name: &str) -> Result<Url, Error> {
-    if name == HUB {
-        return registry_url(HUB_URL);
-    }
-    let url = registry_url(&format!("https://{name}"))?;
-    let is_bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
-    if is_bare { Ok(url) } else { Err(Error::Configuration(format!("{name:?} is no host"))) }
 }
 
 fn registry_url(text: &str) -> Result<Url, Error> {
@@ -222,6 +154,14 @@ pub struct Source {
 #[derive(Debug, Clone)]
 enum Kind {
     Registry(Arc<Registry>),
+    /// One that is not configured.
+    Hosted(Arc<Hosted>),
+    Layout(Arc<Layout>),
+}
+
+/// What is asked in the end.
+enum Reader {
+    Registry(Arc<Registry>),
     Layout(Arc<Layout>),
 }
 
@@ -255,27 +195,35 @@ impl Source {
         &self.name
     }
 
+    async fn reader(&self) -> Result<Reader, Error> {
+        match &self.kind {
+            Kind::Registry(registry) => Ok(Reader::Registry(Arc::clone(registry))),
+            Kind::Hosted(hosted) => hosted.registry().await.map(Reader::Registry),
+            Kind::Layout(layout) => Ok(Reader::Layout(Arc::clone(layout))),
+        }
+    }
+
     /// Asks what `reference` names without counting as a pull where pulls are metered.
     pub async fn resolve(&self, repository: &Repository, reference: &Reference) -> Result<Descriptor, Error> {
-        match &self.kind {
-            Kind::Registry(registry) => registry.resolve(repository, reference).await,
-            Kind::Layout(layout) => layout.manifest(repository, reference).await.map(|found| descriptor_of(&found)),
+        match self.reader().await? {
+            Reader::Registry(registry) => registry.resolve(repository, reference).await,
+            Reader::Layout(layout) => layout.manifest(repository, reference).await.map(|found| descriptor_of(&found)),
         }
     }
 
     /// The manifest, its digest checked, at most `MAX_MANIFEST_BYTES` long.
     pub async fn manifest(&self, repository: &Repository, reference: &Reference) -> Result<Manifest, Error> {
-        match &self.kind {
-            Kind::Registry(registry) => registry.manifest(repository, reference).await,
-            Kind::Layout(layout) => layout.manifest(repository, reference).await,
+        match self.reader().await? {
+            Reader::Registry(registry) => registry.manifest(repository, reference).await,
+            Reader::Layout(layout) => layout.manifest(repository, reference).await,
         }
     }
 
     /// The size of a blob.
     pub async fn blob_size(&self, repository: &Repository, digest: &Digest) -> Result<u64, Error> {
-        match &self.kind {
-            Kind::Registry(registry) => registry.blob_size(repository, digest).await,
-            Kind::Layout(layout) => layout.blob_size(digest).await,
+        match self.reader().await? {
+            Reader::Registry(registry) => registry.blob_size(repository, digest).await,
+            Reader::Layout(layout) => layout.blob_size(digest).await,
         }
     }
 
@@ -288,34 +236,34 @@ impl Source {
         digest: &Digest,
         range: Option<Range<u64>>,
     ) -> Result<Body, Error> {
-        match &self.kind {
-            Kind::Registry(registry) => registry.blob(repository, digest, range).await,
-            Kind::Layout(layout) => layout.blob(digest, range).await,
+        match self.reader().await? {
+            Reader::Registry(registry) => registry.blob(repository, digest, range).await,
+            Reader::Layout(layout) => layout.blob(digest, range).await,
         }
     }
 
     /// The last `len` bytes of a blob, all of it where it is shorter, and its size: one request wherever suffix ranges
     /// are understood, which nearly all registries and stores do.
     pub async fn blob_tail(&self, repository: &Repository, digest: &Digest, len: u64) -> Result<Body, Error> {
-        match &self.kind {
-            Kind::Registry(registry) => registry.blob_tail(repository, digest, len).await,
-            Kind::Layout(layout) => layout.blob_tail(digest, len).await,
+        match self.reader().await? {
+            Reader::Registry(registry) => registry.blob_tail(repository, digest, len).await,
+            Reader::Layout(layout) => layout.blob_tail(digest, len).await,
         }
     }
 
     /// Tags in lexical order, at most `n` of them (the upstream may give fewer), behind `last`.
     pub async fn tags(&self, repository: &Repository, n: Option<usize>, last: Option<&str>) -> Result<Tags, Error> {
-        match &self.kind {
-            Kind::Registry(registry) => registry.tags(repository, n, last).await,
-            Kind::Layout(layout) => layout.tags(repository, n, last).await,
+        match self.reader().await? {
+            Reader::Registry(registry) => registry.tags(repository, n, last).await,
+            Reader::Layout(layout) => layout.tags(repository, n, last).await,
         }
     }
 
     /// The upstream's referrers of `digest`, by API or by tag schema; empty where it has none.
     pub async fn referrers(&self, repository: &Repository, digest: &Digest) -> Result<Vec<Descriptor>, Error> {
-        match &self.kind {
-            Kind::Registry(registry) => registry.referrers(repository, digest).await,
-            Kind::Layout(layout) => layout.referrers(digest).await,
+        match self.reader().await? {
+            Reader::Registry(registry) => registry.referrers(repository, digest).await,
+            Reader::Layout(layout) => layout.referrers(digest).await,
         }
     }
 
@@ -327,9 +275,9 @@ impl Source {
         size: u64,
         stream: BoxStream<'static, std::io::Result<Bytes>>,
     ) -> Result<(), Error> {
-        match &self.kind {
-            Kind::Registry(registry) => registry.push_blob(repository, digest, size, stream).await,
-            Kind::Layout(_) => Err(Error::ReadOnly(self.name.to_string())),
+        match self.reader().await? {
+            Reader::Registry(registry) => registry.push_blob(repository, digest, size, stream).await,
+            Reader::Layout(_) => Err(Error::ReadOnly(self.name.to_string())),
         }
     }
 
@@ -340,9 +288,9 @@ impl Source {
         reference: &Reference,
         manifest: &Manifest,
     ) -> Result<(), Error> {
-        match &self.kind {
-            Kind::Registry(registry) => registry.push_manifest(repository, reference, manifest).await,
-            Kind::Layout(_) => Err(Error::ReadOnly(self.name.to_string())),
+        match self.reader().await? {
+            Reader::Registry(registry) => registry.push_manifest(repository, reference, manifest).await,
+            Reader::Layout(_) => Err(Error::ReadOnly(self.name.to_string())),
         }
     }
 }

@@ -12,7 +12,7 @@ use super::answer::Answer;
 use super::endpoint::{Endpoint, Read};
 use super::error::Error;
 use super::http::Fetch;
-use super::registry::{Registry, Target};
+use super::registry::{PULL, Registry, Target};
 use crate::oci::{Digest, Repository};
 
 /// A suffix range is read as a signed number by registries written in Go.
@@ -48,7 +48,7 @@ enum Found {
 
 impl Registry {
     pub(super) async fn part(&self, repository: &Repository, digest: &Digest, wanted: &Wanted) -> Result<Part, Error> {
-        self.try_each(|number, endpoint| async move {
+        self.try_each(PULL, |number, endpoint| async move {
             let target = (number, repository.clone(), digest.clone());
             let size = match self.ask(endpoint, &target, wanted).await {
                 Ok(Found::Part(part)) => return Ok(part),
@@ -97,7 +97,7 @@ impl Registry {
     /// Reads straight from where the registry redirected to the last time, while that works.
     async fn remembered(&self, endpoint: &Endpoint, target: &Target, wanted: &Wanted) -> Option<Answer> {
         let url = self.targets.get(target).await?;
-        let fetch = Fetch { method: Method::GET, url, headers: wanted.headers().ok()?, authorization: None };
+        let fetch = Fetch { method: Method::GET, url, headers: wanted.headers().ok()?, secrets: HeaderMap::new() };
         match endpoint.http().fetch(&fetch).await.and_then(Answer::accepted) {
             Ok(answer) => Some(answer),
             Err(error) => {

@@ -12,7 +12,7 @@ use url::Url;
 
 use super::Tags;
 use super::answer::Answer;
-use super::endpoint::{Endpoint, Read};
+use super::endpoint::{Capabilities, Endpoint, Read};
 use super::error::Error;
 use super::retry::Retry;
 use crate::oci::manifest::{Index, MAX_MANIFEST_BYTES};
@@ -33,6 +33,11 @@ const MAX_REFERRER_PAGES: usize = 20;
 const MAX_TARGETS: u64 = 10_000;
 const TARGET_LIFETIME: Duration = Duration::from_secs(300);
 
+/// What a host must be able to do to give something by its digest.
+pub(super) const PULL: Capabilities = Capabilities { pull: true, resolve: false };
+/// The same to tell what a tag names.
+const RESOLVE: Capabilities = Capabilities { pull: false, resolve: true };
+
 /// A registry and its mirrors.
 #[derive(Debug)]
 pub(super) struct Registry {
@@ -52,26 +57,38 @@ impl Registry {
         Self { mirrors, own, retry, targets }
     }
 
-    /// Calls `attempt` with one endpoint after the other, and its number, until one gives what is wanted.
-    pub(super) async fn try_each<'a, T, F>(&'a self, attempt: impl Fn(usize, &'a Endpoint) -> F) -> Result<T, Error>
+    /// Calls `attempt` with one endpoint after the other that can do what is wanted, and its number, until one gives it.
+    pub(super) async fn try_each<'a, T, F>(
+        &'a self,
+        wanted: Capabilities,
+        attempt: impl Fn(usize, &'a Endpoint) -> F,
+    ) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Error>> + 'a,
     {
-        for (number, mirror) in self.mirrors.iter().enumerate() {
+        let mut last = None;
+        for (number, mirror) in self.mirrors.iter().enumerate().filter(|(_, mirror)| mirror.can(wanted)) {
             match attempt(number, mirror).await {
                 Ok(value) => return Ok(value),
-                Err(error) => tracing::debug!(number, %error, "a mirror is passed over"),
+                Err(error) => {
+                    tracing::debug!(number, %error, "a mirror is passed over");
+                    last = Some(error);
+                }
             }
+        }
+        if !self.own.can(wanted) {
+            let incapable = || Error::Unavailable("none of its hosts may be asked for this".to_owned());
+            return Err(last.unwrap_or_else(incapable));
         }
         self.retry.run(|| attempt(self.mirrors.len(), &self.own)).await
     }
 
     pub(super) async fn resolve(&self, repository: &Repository, reference: &Reference) -> Result<Descriptor, Error> {
-        self.try_each(|_, endpoint| resolve(endpoint, repository, reference)).await
+        self.try_each(needed(reference), |_, endpoint| resolve(endpoint, repository, reference)).await
     }
 
     pub(super) async fn manifest(&self, repository: &Repository, reference: &Reference) -> Result<Manifest, Error> {
-        self.try_each(|_, endpoint| manifest(endpoint, repository, reference)).await
+        self.try_each(needed(reference), |_, endpoint| manifest(endpoint, repository, reference)).await
     }
 
     pub(super) async fn tags(
@@ -80,11 +97,18 @@ impl Registry {
         n: Option<usize>,
         last: Option<&str>,
     ) -> Result<Tags, Error> {
-        self.try_each(|_, endpoint| tags(endpoint, repository, n, last)).await
+        self.try_each(RESOLVE, |_, endpoint| tags(endpoint, repository, n, last)).await
     }
 
     pub(super) async fn referrers(&self, repository: &Repository, digest: &Digest) -> Result<Vec<Descriptor>, Error> {
-        self.try_each(|_, endpoint| referrers(endpoint, repository, digest)).await
+        self.try_each(PULL, |_, endpoint| referrers(endpoint, repository, digest)).await
+    }
+}
+
+fn needed(reference: &Reference) -> Capabilities {
+    match reference {
+        Reference::Tag(_) => RESOLVE,
+        Reference::Digest(_) => PULL,
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use moka::Expiry;
 use moka::future::Cache;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Method, StatusCode};
 use serde::Deserialize;
 use url::Url;
@@ -120,14 +120,15 @@ async fn get(key: &TokenKey, mut url: Url, http: &Http, login: &Login) -> Result
             query.append_pair("account", user);
         }
     }
-    let fetch = Fetch { method: Method::GET, url, headers: HeaderMap::new(), authorization: login.basic()? };
+    let secrets = login.basic()?.map(|header| (AUTHORIZATION, header)).into_iter().collect();
+    let fetch = Fetch { method: Method::GET, url, headers: HeaderMap::new(), secrets };
     http.fetch(&fetch).await
 }
 
 /// The OAuth2 form, which takes the refresh token that Docker calls an identity token.
 async fn post(key: &TokenKey, url: Url, http: &Http, identity: &str) -> Result<Answer, Error> {
     let type_header = (CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-    http.send(Method::POST, url, HeaderMap::from_iter([type_header]), None, form(key, identity).into()).await
+    http.send(Method::POST, url, HeaderMap::from_iter([type_header]), form(key, identity).into()).await
 }
 
 fn form(key: &TokenKey, identity: &str) -> String {

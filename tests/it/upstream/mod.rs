@@ -3,6 +3,7 @@
 mod auth;
 mod blobs;
 mod dial;
+mod hosts;
 mod manifests;
 mod mirrors;
 mod push;

@@ -15,10 +15,10 @@ use crate::support::image::ImageBuilder;
 use crate::support::registry::Registry;
 
 /// An authority with a certificate for 127.0.0.1 and one for a client.
-struct Authority(tempfile::TempDir);
+pub(super) struct Authority(tempfile::TempDir);
 
 impl Authority {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let authority = Self(tempfile::tempdir().unwrap());
         authority.run("req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=ours -days 2 -keyout ca.key -out ca.pem");
         std::fs::write(authority.path("names"), "subjectAltName=IP:127.0.0.1").unwrap();
@@ -33,7 +33,7 @@ impl Authority {
         authority
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
@@ -43,7 +43,7 @@ impl Authority {
         assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
-    async fn registry(&self, asks_for_certificates: bool) -> Registry {
+    pub(super) async fn registry(&self, asks_for_certificates: bool) -> Registry {
         // An error means that a provider is installed already, which is as good.
         let _installed = rustls::crypto::ring::default_provider().install_default();
         let verifier = if asks_for_certificates {

@@ -1,0 +1,85 @@
+//! What TLS to one upstream takes besides what the system trusts.
+
+use std::path::{Path, PathBuf};
+
+use reqwest::{Certificate, Identity};
+
+use super::config::UpstreamConfig;
+use super::error::{Error, chain};
+
+/// Files with certificates and keys, all PEM.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Tls {
+    /// Authorities to trust besides the system's.
+    pub(super) authorities: Vec<PathBuf>,
+    /// Certificates of ours; the first is shown to whoever asks for one.
+    pub(super) identities: Vec<KeyPair>,
+    /// Trusts whatever certificate is shown.
+    pub(super) skip_verify: bool,
+}
+
+/// A certificate with its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct KeyPair {
+    pub(super) certificate: PathBuf,
+    /// None: in the same file.
+    pub(super) key: Option<PathBuf>,
+}
+
+impl Tls {
+    /// What an upstream's own configuration says; `None` where it says nothing.
+    pub(super) fn configured(upstream: &UpstreamConfig) -> Result<Option<Self>, Error> {
+        let identities = match (&upstream.client_cert, &upstream.client_key) {
+            (Some(certificate), Some(key)) => {
+                vec![KeyPair { certificate: certificate.clone(), key: Some(key.clone()) }]
+            }
+            (None, None) => Vec::new(),
+            _ => return Err(Error::Configuration("client_cert and client_key belong together".to_owned())),
+        };
+        let tls = Self { authorities: upstream.ca_file.iter().cloned().collect(), identities, skip_verify: false };
+        Ok((!tls.is_plain()).then_some(tls))
+    }
+
+    /// Whether this is what every upstream gets.
+    pub(super) fn is_plain(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// All files that are read.
+    pub(super) fn files(&self) -> impl Iterator<Item = &Path> {
+        let pairs = self.identities.iter().flat_map(|pair| [&pair.certificate].into_iter().chain(&pair.key));
+        self.authorities.iter().chain(pairs).map(PathBuf::as_path)
+    }
+
+    /// Blocks.
+    pub(super) fn certificates(&self) -> Result<Vec<Certificate>, Error> {
+        let mut certificates = Vec::new();
+        for path in &self.authorities {
+            let found = Certificate::from_pem_bundle(&read(path)?).map_err(|error| unusable(path, &error))?;
+            if found.is_empty() {
+                return Err(Error::Configuration(format!("{} holds no certificate", path.display())));
+            }
+            certificates.extend(found);
+        }
+        Ok(certificates)
+    }
+
+    /// Blocks.
+    pub(super) fn identity(&self) -> Result<Option<Identity>, Error> {
+        let Some(KeyPair { certificate, key }) = self.identities.first() else { return Ok(None) };
+        let mut pem = read(certificate)?;
+        if let Some(key) = key {
+            pem.push(b'\n');
+            pem.extend(read(key)?);
+        }
+        Identity::from_pem(&pem).map(Some).map_err(|error| unusable(certificate, &error))
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    std::fs::read(path).map_err(|error| unusable(path, &error))
+}
+
+fn unusable(path: &Path, error: &dyn std::error::Error) -> Error {
+    Error::Configuration(format!("{}: {}", path.display(), chain(error)))
+}
