@@ -3,6 +3,7 @@
 //! The map of the crate: `oci` holds the words, `upstream` pulls, `store` keeps, `convert` makes twins, `serve` hands
 //! them out, `cli` is the command line. Who may import whom stands in `docs/ARCHITECTURE.md` and is tested.
 
+pub mod agent;
 pub mod cli;
 pub mod config;
 pub mod containerd;

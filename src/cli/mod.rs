@@ -3,6 +3,7 @@
 //! Exit codes: 0 done; 1 the answer is no (`verify` found differences, a conversion asked of a server failed);
 //! 2 it could not be done (usage, input and output, network).
 
+mod agent;
 mod blob;
 mod config;
 mod convert;
@@ -56,6 +57,7 @@ struct Global {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Serve(serve::Args),
+    Agent(agent::Args),
     Convert(convert::Args),
     Inspect(inspect::Args),
     Verify(verify::Args),
@@ -96,6 +98,7 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
     let global = &cli.global;
     match &cli.command {
         Command::Serve(args) => serve::run(args, global),
+        Command::Agent(args) => agent::run(args, global),
         Command::Convert(args) => until_interrupted(convert::run(args, global)),
         Command::Inspect(args) => until_interrupted(inspect::run(args, global)),
         Command::Verify(args) => until_interrupted(verify::run(args, global)),

@@ -94,7 +94,7 @@ fn announce(config: &Config, address: SocketAddr) {
     );
 }
 
-async fn cancel_when_told(shutdown: CancellationToken) {
+pub(super) async fn cancel_when_told(shutdown: CancellationToken) {
     let interrupt = tokio::signal::ctrl_c();
     match signal(SignalKind::terminate()) {
         Ok(mut terminate) => {

@@ -1,0 +1,57 @@
+//! What goes wrong with snapshots. The gRPC edge turns it into codes.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The longest label, key and value together, in bytes: containerd's own limit.
+pub const MAX_LABEL_LEN: usize = 4096;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("snapshot {0:?} does not exist")]
+    NotFound(String),
+    #[error("snapshot {0:?} already exists")]
+    AlreadyExists(String),
+    #[error("a snapshot needs a name")]
+    NoName,
+    #[error("parent {0:?} is not a committed snapshot")]
+    ParentNotCommitted(String),
+    #[error("label {0:?} has more than {MAX_LABEL_LEN} bytes, key and value together")]
+    LabelTooLong(String),
+    #[error("field {0:?} of a snapshot cannot be updated, only labels can")]
+    NoSuchField(String),
+    #[error("snapshot {0:?} has children and cannot be removed")]
+    HasChildren(String),
+    #[error("snapshot {0:?} is not active")]
+    NotActive(String),
+    #[error("snapshot {0:?} is committed: only active snapshots and views are mounted")]
+    NotMountable(String),
+    #[error("the record of snapshot {name:?} makes no sense")]
+    Damaged { name: String, source: serde_json::Error },
+    #[error("{0} cannot be the root of snapshots: it is not UTF-8, or holds a comma, colon or backslash")]
+    Root(PathBuf),
+    #[error("the metadata of the snapshots cannot be used")]
+    Metadata(#[source] Box<redb::Error>),
+    #[error("{path}")]
+    Directory { path: PathBuf, source: io::Error },
+}
+
+impl Error {
+    /// For `map_err` of what was done with `path`.
+    pub(super) fn at(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Directory { path, source }
+    }
+}
+
+macro_rules! from_redb {
+    ($($error:ident),+) => {$(
+        impl From<redb::$error> for Error {
+            fn from(error: redb::$error) -> Self {
+                Self::Metadata(Box::new(error.into()))
+            }
+        }
+    )+};
+}
+
+from_redb!(DatabaseError, TransactionError, TableError, StorageError, CommitError);

@@ -1,0 +1,299 @@
+//! The snapshots of a node: their names, parents, labels and directories, with the semantics of containerd's overlay
+//! snapshotter, and committed snapshots whose content is a lazily mounted layer.
+//!
+//! ```text
+//! <root>/metadata.db        names, parents, labels, kinds, usage
+//! <root>/snapshots/<id>/    fs and work of an ordinary snapshot
+//! <root>/lazy/<number>      the content of a lazy one: mounted and unmounted by the caller, only named here
+//! ```
+//! Everything blocks: call it where a thread may wait.
+
+mod directories;
+mod error;
+mod metadata;
+mod overlay;
+mod record;
+#[cfg(test)]
+mod tests;
+mod usage;
+
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use super::filter::Filter;
+use directories::Directories;
+pub use error::{Error, MAX_LABEL_LEN};
+use metadata::Metadata;
+pub use overlay::Mount;
+use overlay::{Overlay, Paths};
+pub use record::{Info, Kind, Labels, Usage};
+use record::{Lower, Record};
+
+/// The label that says which snapshot a Prepare works towards.
+pub const TARGET_LABEL: &str = "containerd.io/snapshot.ref";
+
+#[derive(Debug)]
+pub struct Snapshots {
+    metadata: Metadata,
+    directories: Directories,
+    overlay: Overlay,
+}
+
+/// Who knows what a snapshot takes of the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Measured {
+    Usage(Usage),
+    /// Ask for the lazily mounted layer with this number.
+    Lazy(u64),
+}
+
+/// Whether the snapshot that a Prepare works towards is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    Committed,
+    /// It is not; this name is free for it.
+    Free(String),
+    /// It is not, and its names are taken by something else.
+    Taken,
+}
+
+/// A committed snapshot whose content is a lazily mounted layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LazySnapshot {
+    pub name: String,
+    pub number: u64,
+    pub labels: Labels,
+}
+
+impl Snapshots {
+    /// Opens the snapshots beneath `root`, which is made if need be. One process at a time can have them open.
+    pub fn open(root: &Path) -> Result<Self, Error> {
+        let root = std::path::absolute(root).map_err(Error::at(root))?;
+        // The options of an overlay mount part paths by these.
+        if root.to_str().is_none_or(|text| text.contains([',', ':', '\\'])) {
+            return Err(Error::Root(root));
+        }
+        DirBuilder::new().recursive(true).mode(0o700).create(&root).map_err(Error::at(&root))?;
+        let directories = Directories::open(&root)?;
+        let metadata = Metadata::open(&root.join("metadata.db"))?;
+        Ok(Self { metadata, directories, overlay: Overlay::detect(&root) })
+    }
+
+    /// Makes a snapshot to be written, on top of the committed snapshot `parent` or of nothing.
+    pub fn prepare(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>, Error> {
+        self.create(Kind::Active, key, parent, labels)
+    }
+
+    /// Makes a snapshot to be read.
+    pub fn view(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>, Error> {
+        self.create(Kind::View, key, parent, labels)
+    }
+
+    fn create(&self, kind: Kind, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>, Error> {
+        record::checked_name(key)?;
+        let labels = record::checked(labels)?;
+        // Asked before the change begins: a lazy parent answers through FUSE, which may take its time.
+        let owner = match parent {
+            Some(parent) => {
+                let top = self.committed(parent)?.lower();
+                Some((top, self.directories.owner(top)?))
+            }
+            None => None,
+        };
+        let change = self.metadata.change()?;
+        let lowers = change.lowers(parent)?;
+        if let (Some(parent), Some((top, _))) = (parent, owner)
+            && lowers.first() != Some(&top)
+        {
+            return Err(Error::NotFound(parent.to_owned()));
+        }
+        if change.exists(key)? {
+            return Err(Error::AlreadyExists(key.to_owned()));
+        }
+        let id = change.next_id()?;
+        change.insert(key, &Record::new(id, kind, parent, labels))?;
+        self.directories.create(id, kind, owner.map(|(_, owner)| owner))?;
+        if let Err(error) = change.commit() {
+            self.directories.remove(id);
+            return Err(error);
+        }
+        Ok(self.mounts_of(id, kind, &lowers))
+    }
+
+    fn committed(&self, name: &str) -> Result<Record, Error> {
+        let record = self.metadata.record(name)?;
+        if record.kind == Kind::Committed { Ok(record) } else { Err(Error::ParentNotCommitted(name.to_owned())) }
+    }
+
+    /// The mounts of an active snapshot or a view.
+    pub fn mounts(&self, key: &str) -> Result<Vec<Mount>, Error> {
+        let (record, lowers) = self.metadata.with_lowers(key)?;
+        if record.kind == Kind::Committed {
+            return Err(Error::NotMountable(key.to_owned()));
+        }
+        Ok(self.mounts_of(record.id, record.kind, &lowers))
+    }
+
+    fn mounts_of(&self, id: u64, kind: Kind, lowers: &[Lower]) -> Vec<Mount> {
+        let lowers: Vec<PathBuf> = lowers.iter().map(|&lower| self.directories.lower(lower)).collect();
+        let paths = Paths { upper: self.directories.upper(id), work: self.directories.work(id), lowers };
+        vec![self.overlay.mount(kind, &paths)]
+    }
+
+    /// Makes the active snapshot `key` the committed snapshot `name`. Labels are replaced, not inherited.
+    pub fn commit(&self, name: &str, key: &str, labels: Labels) -> Result<(), Error> {
+        record::checked_name(name)?;
+        let labels = record::checked(labels)?;
+        let active = self.metadata.record(key)?;
+        let usage = match active.kind {
+            Kind::Active => Some(usage::measure(&self.directories.upper(active.id))?),
+            Kind::View | Kind::Committed => None,
+        };
+        let change = self.metadata.change()?;
+        if change.exists(name)? {
+            return Err(Error::AlreadyExists(name.to_owned()));
+        }
+        let record = change.record(key)?;
+        if record.kind != Kind::Active {
+            return Err(Error::NotActive(key.to_owned()));
+        }
+        if record.id != active.id {
+            return Err(Error::NotFound(key.to_owned()));
+        }
+        let committed = Record::new(record.id, Kind::Committed, record.parent.as_deref(), labels);
+        change.rename(key, name, &Record { usage, ..committed })?;
+        change.commit()
+    }
+
+    /// Makes a committed snapshot `name` whose content is the lazily mounted layer `number`, in place of the active
+    /// snapshot `key` that was asked for.
+    pub fn commit_lazy(
+        &self,
+        key: &str,
+        name: &str,
+        parent: Option<&str>,
+        labels: Labels,
+        number: u64,
+    ) -> Result<(), Error> {
+        record::checked_name(key)?;
+        record::checked_name(name)?;
+        let labels = record::checked(labels)?;
+        let change = self.metadata.change()?;
+        change.lowers(parent)?;
+        if let Some(taken) = [name, key].into_iter().find_map(|name| match change.exists(name) {
+            Ok(false) => None,
+            Ok(true) => Some(Error::AlreadyExists(name.to_owned())),
+            Err(error) => Some(error),
+        }) {
+            return Err(taken);
+        }
+        let record = Record::new(change.next_id()?, Kind::Committed, parent, labels);
+        change.insert(name, &Record { lazy: Some(number), ..record })?;
+        change.commit()
+    }
+
+    /// Whether a snapshot for `target` on top of `parent` is committed, and under which name it could be.
+    ///
+    /// containerd looks for it by label and parent. The same target may lie on different parents: another namespace
+    /// may have unpacked the lower layers on its own.
+    pub fn target(&self, target: &str, parent: Option<&str>) -> Result<Target, Error> {
+        let below = parent.map(|parent| self.committed(parent)).transpose()?.map_or(0, |parent| parent.id);
+        let fits = |record: &Record| {
+            record.kind == Kind::Committed
+                && record.parent.as_deref() == parent
+                && record.labels.get(TARGET_LABEL).is_some_and(|label| label == target)
+        };
+        for name in [target.to_owned(), format!("{target}@{below}")] {
+            match self.metadata.record(&name) {
+                Ok(record) if fits(&record) => return Ok(Target::Committed),
+                Err(Error::NotFound(_)) => return Ok(Target::Free(name)),
+                Ok(_) | Err(Error::Damaged { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Target::Taken)
+    }
+
+    pub fn stat(&self, name: &str) -> Result<Info, Error> {
+        Ok(self.metadata.record(name)?.info(name))
+    }
+
+    /// Replaces the labels that `paths` name (`labels`, `labels.KEY`), all of them where it is empty.
+    pub fn update(&self, name: &str, mut labels: Labels, paths: &[String]) -> Result<Info, Error> {
+        let change = self.metadata.change()?;
+        let mut record = change.record(name)?;
+        if paths.is_empty() {
+            record.labels = std::mem::take(&mut labels);
+        }
+        for path in paths {
+            if let Some(key) = path.strip_prefix("labels.") {
+                record.labels.insert(key.to_owned(), labels.get(key).cloned().unwrap_or_default());
+            } else if path == "labels" {
+                record.labels.clone_from(&labels);
+            } else {
+                return Err(Error::NoSuchField(path.clone()));
+            }
+        }
+        record.labels = record::checked(record.labels)?;
+        record.updated = record::now();
+        change.replace(name, &record)?;
+        change.commit()?;
+        Ok(record.info(name))
+    }
+
+    /// Removes a snapshot that has no children, and its directory.
+    ///
+    /// Gives the number of the layer that was its content if it was lazy: the caller unmounts it.
+    pub fn remove(&self, name: &str) -> Result<Option<u64>, Error> {
+        let change = self.metadata.change()?;
+        let id = change.id(name)?;
+        if change.has_children(id)? {
+            return Err(Error::HasChildren(name.to_owned()));
+        }
+        // Of a record that makes no sense the number is lost; the layers that no snapshot names are let go at start.
+        let lazy = change.record(name).ok().and_then(|record| record.lazy);
+        change.remove(name, id)?;
+        change.commit()?;
+        if lazy.is_none() {
+            self.directories.remove(id);
+        }
+        Ok(lazy)
+    }
+
+    /// What the snapshot takes of the disk; an active one is walked.
+    pub fn usage(&self, name: &str) -> Result<Measured, Error> {
+        let record = self.metadata.record(name)?;
+        match (record.lazy, record.kind) {
+            (Some(number), _) => Ok(Measured::Lazy(number)),
+            (None, Kind::Active) => Ok(Measured::Usage(usage::measure(&self.directories.upper(record.id))?)),
+            (None, Kind::View | Kind::Committed) => Ok(Measured::Usage(record.usage.unwrap_or_default())),
+        }
+    }
+
+    /// The snapshots that `filter` lets through, in the order of names.
+    pub fn list(&self, filter: &Filter) -> Result<Vec<Info>, Error> {
+        let all = self.metadata.all()?.into_iter().map(|(name, record)| record.info(&name));
+        Ok(all.filter(|info| filter.matches(|path| info.field(path))).collect())
+    }
+
+    /// The lazy snapshots, to be mounted again at start.
+    pub fn lazy_numbers(&self) -> Result<Vec<LazySnapshot>, Error> {
+        let lazy =
+            |(name, record): (String, Record)| Some(LazySnapshot { number: record.lazy?, name, labels: record.labels });
+        Ok(self.metadata.all()?.into_iter().filter_map(lazy).collect())
+    }
+
+    /// Removes directories that belong to no snapshot.
+    pub fn cleanup(&self) -> Result<(), Error> {
+        // Inside a change, so that no directory is between its making and its commit.
+        let change = self.metadata.change()?;
+        let orphans = self.directories.set_orphans_aside(&change.ids()?)?;
+        drop(change);
+        for orphan in orphans {
+            directories::remove(&orphan);
+            tracing::info!(path = %orphan.display(), "an orphan is removed");
+        }
+        Ok(())
+    }
+}

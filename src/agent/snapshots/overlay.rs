@@ -1,0 +1,120 @@
+//! The mounts of a snapshot, as containerd's overlay snapshotter words them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::record::Kind;
+
+/// What containerd is to mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// `overlay` or `bind`.
+    pub kind: &'static str,
+    pub source: String,
+    pub options: Vec<String>,
+}
+
+/// The options that this kernel wants on every overlay.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Overlay {
+    options: Vec<&'static str>,
+}
+
+/// The paths that a mount is made of.
+#[derive(Debug)]
+pub(super) struct Paths {
+    pub(super) upper: PathBuf,
+    pub(super) work: PathBuf,
+    /// Top first.
+    pub(super) lowers: Vec<PathBuf>,
+}
+
+impl Overlay {
+    /// Asks the kernel; `root` is where upper directories will be.
+    pub(super) fn detect(root: &Path) -> Self {
+        let mut options = Vec::new();
+        if Path::new("/sys/module/overlay/parameters/index").exists() {
+            options.push("index=off");
+        }
+        if in_user_namespace() && !on_tmpfs(root) {
+            options.push("userxattr");
+        }
+        Self { options }
+    }
+
+    pub(super) fn mount(&self, kind: Kind, paths: &Paths) -> Mount {
+        match (kind, paths.lowers.as_slice()) {
+            (Kind::View, []) => bind(&paths.upper, "ro"),
+            (_, []) => bind(&paths.upper, "rw"),
+            (Kind::View, [lower]) => bind(lower, "ro"),
+            (_, lowers) => self.overlay(kind, paths, lowers),
+        }
+    }
+
+    fn overlay(&self, kind: Kind, paths: &Paths, lowers: &[PathBuf]) -> Mount {
+        let mut options: Vec<String> = self.options.iter().map(|&option| option.to_owned()).collect();
+        if kind == Kind::Active {
+            options.push(format!("workdir={}", paths.work.display()));
+            options.push(format!("upperdir={}", paths.upper.display()));
+        }
+        let lowers: Vec<String> = lowers.iter().map(|lower| lower.display().to_string()).collect();
+        options.push(format!("lowerdir={}", lowers.join(":")));
+        Mount { kind: "overlay", source: "overlay".to_owned(), options }
+    }
+}
+
+fn bind(path: &Path, access: &str) -> Mount {
+    let options = vec![access.to_owned(), "rbind".to_owned()];
+    Mount { kind: "bind", source: path.display().to_string(), options }
+}
+
+/// Inside a user namespace overlayfs keeps its marks in `user.` attributes.
+fn in_user_namespace() -> bool {
+    let whole = ["0", "0", "4294967295"];
+    fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !map.split_whitespace().eq(whole))
+}
+
+/// tmpfs has no `user.` attributes for overlayfs to use.
+fn on_tmpfs(path: &Path) -> bool {
+    const TMPFS_MAGIC: i64 = 0x0102_1994;
+    rustix::fs::statfs(path).is_ok_and(|statfs| statfs.f_type == TMPFS_MAGIC)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(kind: Kind, lowers: &[&str]) -> Mount {
+        let overlay = Overlay { options: vec!["index=off"] };
+        let lowers = lowers.iter().map(PathBuf::from).collect();
+        overlay.mount(kind, &Paths { upper: "/r/snapshots/9/fs".into(), work: "/r/snapshots/9/work".into(), lowers })
+    }
+
+    fn words(mount: &Mount) -> String {
+        format!("{} {} {}", mount.kind, mount.source, mount.options.join(","))
+    }
+
+    #[test]
+    fn without_parents_the_directory_itself_is_bound() {
+        assert_eq!(words(&mount(Kind::Active, &[])), "bind /r/snapshots/9/fs rw,rbind");
+        assert_eq!(words(&mount(Kind::View, &[])), "bind /r/snapshots/9/fs ro,rbind");
+    }
+
+    #[test]
+    fn a_view_of_one_parent_is_the_parent_bound_read_only() {
+        assert_eq!(words(&mount(Kind::View, &["/r/lazy/3"])), "bind /r/lazy/3 ro,rbind");
+    }
+
+    #[test]
+    fn an_overlay_has_the_options_in_containerds_order() {
+        assert_eq!(
+            words(&mount(Kind::Active, &["/r/snapshots/2/fs", "/r/lazy/1"])),
+            "overlay overlay index=off,workdir=/r/snapshots/9/work,upperdir=/r/snapshots/9/fs,\
+             lowerdir=/r/snapshots/2/fs:/r/lazy/1"
+        );
+        assert_eq!(
+            words(&mount(Kind::View, &["/r/snapshots/2/fs", "/r/lazy/1"])),
+            "overlay overlay index=off,lowerdir=/r/snapshots/2/fs:/r/lazy/1"
+        );
+    }
+}

@@ -1,0 +1,130 @@
+//! A snapshot as it is kept, and as it is told.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use super::error::{Error, MAX_LABEL_LEN};
+
+pub type Labels = BTreeMap<String, String>;
+
+/// What may be done with a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Mounted to be read.
+    View,
+    /// Mounted to be written, and committed perhaps.
+    Active,
+    /// Never changes; may be a parent.
+    Committed,
+}
+
+/// What a snapshot takes of the disk, its parents not counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Bytes of the blocks that are allocated.
+    pub size: u64,
+    pub inodes: u64,
+}
+
+/// What is told of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Info {
+    pub name: String,
+    pub parent: Option<String>,
+    pub kind: Kind,
+    pub labels: Labels,
+    pub created: SystemTime,
+    pub updated: SystemTime,
+}
+
+/// What is kept of a snapshot under its name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Record {
+    /// The name of the snapshot's directory; never given twice.
+    pub(super) id: u64,
+    pub(super) kind: Kind,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) parent: Option<String>,
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub(super) labels: Labels,
+    pub(super) created: SystemTime,
+    pub(super) updated: SystemTime,
+    /// Of a committed snapshot that is not lazy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) usage: Option<Usage>,
+    /// The number of the lazily mounted layer that is this snapshot's content.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) lazy: Option<u64>,
+}
+
+impl Kind {
+    /// As filters spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::View => "view",
+            Self::Active => "active",
+            Self::Committed => "committed",
+        }
+    }
+}
+
+impl Info {
+    /// The value of a field for [`Filter`](crate::agent::filter::Filter): `name`, `parent`, `kind` or `labels.…`.
+    pub fn field(&self, path: &[String]) -> Option<&str> {
+        let (first, rest) = path.split_first()?;
+        match first.as_str() {
+            "name" => Some(&self.name),
+            "parent" => Some(self.parent.as_deref().unwrap_or_default()),
+            "kind" => Some(self.kind.as_str()),
+            "labels" => self.labels.get(&rest.join(".")).map(String::as_str),
+            _ => None,
+        }
+    }
+}
+
+impl Record {
+    pub(super) fn new(id: u64, kind: Kind, parent: Option<&str>, labels: Labels) -> Self {
+        let now = now();
+        let parent = parent.map(str::to_owned);
+        Self { id, kind, parent, labels, created: now, updated: now, usage: None, lazy: None }
+    }
+
+    pub(super) fn info(self, name: &str) -> Info {
+        let Self { kind, parent, labels, created, updated, .. } = self;
+        Info { name: name.to_owned(), parent, kind, labels, created, updated }
+    }
+
+    pub(super) fn lower(&self) -> Lower {
+        self.lazy.map_or(Lower::Own(self.id), Lower::Lazy)
+    }
+}
+
+/// Where a committed snapshot's content lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lower {
+    /// The snapshot's own directory, by id.
+    Own(u64),
+    /// A lazily mounted layer, by number.
+    Lazy(u64),
+}
+
+/// The present; a clock before 1970 must not keep containers from starting.
+pub(super) fn now() -> SystemTime {
+    SystemTime::now().max(SystemTime::UNIX_EPOCH)
+}
+
+/// Labels as they are kept: an empty value means none, as in containerd's own store.
+pub(super) fn checked(mut labels: Labels) -> Result<Labels, Error> {
+    labels.retain(|_, value| !value.is_empty());
+    match labels.iter().find(|(key, value)| key.len() + value.len() > MAX_LABEL_LEN) {
+        None => Ok(labels),
+        Some((key, _)) => Err(Error::LabelTooLong(key.chars().take(100).collect())),
+    }
+}
+
+pub(super) fn checked_name(name: &str) -> Result<(), Error> {
+    if name.is_empty() { Err(Error::NoName) } else { Ok(()) }
+}

@@ -1,0 +1,440 @@
+//! The contract of containerd's snapshotters, and what a crash between two steps leaves.
+
+use std::collections::HashSet;
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::Duration;
+
+use super::*;
+
+struct Node {
+    root: tempfile::TempDir,
+    snapshots: Snapshots,
+}
+
+impl Node {
+    fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let snapshots = Snapshots::open(root.path()).unwrap();
+        Self { root, snapshots }
+    }
+
+    /// As after a stop and a start of the agent.
+    fn restarted(self) -> Self {
+        let Self { root, snapshots } = self;
+        drop(snapshots);
+        let snapshots = Snapshots::open(root.path()).unwrap();
+        Self { root, snapshots }
+    }
+
+    /// A committed snapshot by this name.
+    fn committed(&self, name: &str, parent: Option<&str>) -> &Self {
+        self.snapshots.prepare("committing", parent, Labels::new()).unwrap();
+        self.snapshots.commit(name, "committing", Labels::new()).unwrap();
+        self
+    }
+
+    /// A committed snapshot that is lazy, as the adapter makes them.
+    fn lazy(&self, target: &str, parent: Option<&str>, number: u64) -> &Self {
+        fs::create_dir_all(self.root.path().join(format!("lazy/{number}"))).unwrap();
+        let labels = labels(&[(TARGET_LABEL, target)]);
+        self.snapshots.commit_lazy("preparing", target, parent, labels, number).unwrap();
+        self
+    }
+
+    fn path(&self, below: &str) -> String {
+        self.root.path().join(below).to_str().unwrap().to_owned()
+    }
+
+    fn directories(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.path("snapshots")).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    fn names(&self, filters: &[&str]) -> Vec<String> {
+        let filters: Vec<String> = filters.iter().map(|&filter| filter.to_owned()).collect();
+        let found = self.snapshots.list(&Filter::parse(&filters).unwrap()).unwrap();
+        found.into_iter().map(|info| info.name).collect()
+    }
+
+    /// Writes a record past all checks.
+    fn write_record(&self, name: &str, json: &[u8]) {
+        const RECORDS: redb::TableDefinition<'_, &str, &[u8]> = redb::TableDefinition::new("records");
+        let db = self.snapshots.metadata.database();
+        let transaction = db.begin_write().unwrap();
+        transaction.open_table(RECORDS).unwrap().insert(name, json).unwrap();
+        transaction.commit().unwrap();
+    }
+}
+
+fn labels(pairs: &[(&str, &str)]) -> Labels {
+    pairs.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect()
+}
+
+fn prepare(node: &Node, key: &str, parent: Option<&str>) -> Result<Vec<Mount>, Error> {
+    node.snapshots.prepare(key, parent, Labels::new())
+}
+
+fn mode(path: &str) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+#[test]
+fn the_directories_are_as_containerd_makes_them() {
+    let node = Node::new();
+    prepare(&node, "a", None).unwrap();
+    let modes = ["snapshots", "snapshots/1", "snapshots/1/fs", "snapshots/1/work"].map(|dir| mode(&node.path(dir)));
+    assert_eq!(modes.map(|mode| format!("{mode:o}")), ["700", "700", "755", "711"]);
+    node.snapshots.view("v", None, Labels::new()).unwrap();
+    assert!(!fs::exists(node.path("snapshots/2/work")).unwrap());
+}
+
+#[test]
+fn mounts_name_the_parents_top_first_lazy_or_not() {
+    let node = Node::new();
+    node.committed("one", None).lazy("two", Some("one"), 7).committed("three", Some("two"));
+    let mounts = prepare(&node, "top", Some("three")).unwrap();
+    assert_eq!(mounts, node.snapshots.mounts("top").unwrap());
+    let lowers = format!("{}:{}:{}", node.path("snapshots/3/fs"), node.path("lazy/7"), node.path("snapshots/1/fs"));
+    assert_eq!(mounts[0].kind, "overlay");
+    assert_eq!(mounts[0].options.last().unwrap(), &format!("lowerdir={lowers}"));
+    assert!(mounts[0].options.contains(&format!("upperdir={}", node.path("snapshots/4/fs"))));
+
+    node.lazy("alone", None, 8);
+    let view = node.snapshots.view("view", Some("alone"), Labels::new()).unwrap();
+    assert_eq!((view[0].kind, view[0].source.as_str()), ("bind", node.path("lazy/8").as_str()));
+}
+
+#[test]
+fn a_snapshots_root_has_its_parents_owner() {
+    if !rustix::process::getuid().is_root() {
+        println!("skipped: only root may give files away");
+        return;
+    }
+    let node = Node::new();
+    node.lazy("lazy", None, 1);
+    std::os::unix::fs::chown(node.path("lazy/1"), Some(12), Some(34)).unwrap();
+    prepare(&node, "a", Some("lazy")).unwrap();
+    let owner = fs::metadata(node.path("snapshots/2/fs")).unwrap();
+    assert_eq!((owner.uid(), owner.gid()), (12, 34));
+}
+
+#[test]
+fn what_is_not_there_is_not_found() {
+    let node = Node::new();
+    assert!(matches!(prepare(&node, "a", Some("none")), Err(Error::NotFound(name)) if name == "none"));
+    assert!(matches!(node.snapshots.mounts("none"), Err(Error::NotFound(_))));
+    assert!(matches!(node.snapshots.stat("none"), Err(Error::NotFound(_))));
+    assert!(matches!(node.snapshots.usage("none"), Err(Error::NotFound(_))));
+    assert!(matches!(node.snapshots.remove("none"), Err(Error::NotFound(_))));
+    assert!(matches!(node.snapshots.commit("a", "none", Labels::new()), Err(Error::NotFound(_))));
+    assert!(matches!(node.snapshots.update("none", Labels::new(), &[]), Err(Error::NotFound(_))));
+    assert!(matches!(node.snapshots.commit_lazy("k", "n", Some("none"), Labels::new(), 1), Err(Error::NotFound(_))));
+    assert!(matches!(node.snapshots.target("t", Some("none")), Err(Error::NotFound(_))));
+    assert!(node.directories().is_empty());
+}
+
+#[test]
+fn a_name_is_taken_once() {
+    let node = Node::new();
+    node.committed("base", None);
+    prepare(&node, "a", None).unwrap();
+    let taken = |outcome: Result<(), Error>, by: &str| {
+        assert!(matches!(outcome, Err(Error::AlreadyExists(name)) if name == by));
+    };
+    taken(prepare(&node, "a", None).map(drop), "a");
+    taken(node.snapshots.view("base", None, Labels::new()).map(drop), "base");
+    taken(node.snapshots.commit("base", "a", Labels::new()), "base");
+    taken(node.snapshots.commit_lazy("a", "lazy", None, Labels::new(), 1), "a");
+    taken(node.snapshots.commit_lazy("b", "base", None, Labels::new(), 1), "base");
+    assert_eq!(node.names(&[]), ["a", "base"]);
+    assert_eq!(node.directories(), ["1", "2"]);
+}
+
+#[test]
+fn kinds_allow_what_they_are_for() {
+    let node = Node::new();
+    node.committed("base", None);
+    prepare(&node, "active", None).unwrap();
+    node.snapshots.view("view", Some("base"), Labels::new()).unwrap();
+    assert!(matches!(prepare(&node, "x", Some("active")), Err(Error::ParentNotCommitted(_))));
+    assert!(matches!(prepare(&node, "x", Some("view")), Err(Error::ParentNotCommitted(_))));
+    assert!(matches!(node.snapshots.commit("x", "view", Labels::new()), Err(Error::NotActive(_))));
+    assert!(matches!(node.snapshots.commit("x", "base", Labels::new()), Err(Error::NotActive(_))));
+    assert!(matches!(node.snapshots.mounts("base"), Err(Error::NotMountable(_))));
+    assert!(matches!(prepare(&node, "", None), Err(Error::NoName)));
+    assert!(matches!(node.snapshots.commit("", "active", Labels::new()), Err(Error::NoName)));
+}
+
+#[test]
+fn a_parent_stays_until_its_last_child_is_gone() {
+    let node = Node::new();
+    node.lazy("base", None, 5);
+    prepare(&node, "child", Some("base")).unwrap();
+    assert!(matches!(node.snapshots.remove("base"), Err(Error::HasChildren(_))));
+    node.snapshots.commit("grown", "child", Labels::new()).unwrap();
+    assert!(matches!(node.snapshots.remove("base"), Err(Error::HasChildren(_))));
+    assert_eq!(node.snapshots.remove("grown").unwrap(), None);
+    assert!(node.directories().is_empty());
+    assert_eq!(node.snapshots.remove("base").unwrap(), Some(5));
+    assert!(node.names(&[]).is_empty());
+}
+
+#[test]
+fn commit_replaces_labels_and_keeps_the_content() {
+    let node = Node::new();
+    node.snapshots.prepare("a", None, labels(&[("old", "1")])).unwrap();
+    fs::write(node.path("snapshots/1/fs/file"), vec![1; 10_000]).unwrap();
+    fs::hard_link(node.path("snapshots/1/fs/file"), node.path("snapshots/1/fs/link")).unwrap();
+    let Measured::Usage(active) = node.snapshots.usage("a").unwrap() else { panic!("it is not lazy") };
+    assert_eq!(active.inodes, 2, "the root and one file");
+    assert!((10_000..100_000).contains(&active.size), "{active:?}");
+    node.snapshots.commit("n", "a", labels(&[("new", "2")])).unwrap();
+    let info = node.snapshots.stat("n").unwrap();
+    assert_eq!((info.kind, info.parent, info.labels), (Kind::Committed, None, labels(&[("new", "2")])));
+    fs::remove_file(node.path("snapshots/1/fs/link")).unwrap();
+    fs::remove_file(node.path("snapshots/1/fs/file")).unwrap();
+    assert_eq!(node.snapshots.usage("n").unwrap(), Measured::Usage(active), "it is stored");
+    assert!(matches!(node.snapshots.stat("a"), Err(Error::NotFound(_))));
+}
+
+#[test]
+fn of_a_lazy_snapshot_the_layer_knows_the_usage() {
+    let node = Node::new();
+    node.lazy("lazy", None, 9);
+    assert_eq!(node.snapshots.usage("lazy").unwrap(), Measured::Lazy(9));
+    node.snapshots.view("view", Some("lazy"), Labels::new()).unwrap();
+    assert_eq!(node.snapshots.usage("view").unwrap(), Measured::Usage(Usage::default()));
+}
+
+#[test]
+fn update_changes_the_labels_that_are_named() {
+    let node = Node::new();
+    node.snapshots.prepare("a", None, labels(&[("one", "1"), ("two", "2")])).unwrap();
+    let before = node.snapshots.stat("a").unwrap();
+    let update = |new: &[(&str, &str)], paths: &[&str]| {
+        let paths: Vec<String> = paths.iter().map(|&path| path.to_owned()).collect();
+        node.snapshots.update("a", labels(new), &paths)
+    };
+    let after = update(&[("one", "x"), ("three.3", "3")], &["labels.three.3", "labels.two"]).unwrap();
+    assert_eq!(after.labels, labels(&[("one", "1"), ("three.3", "3")]), "without a value a label goes");
+    assert_eq!(after, node.snapshots.stat("a").unwrap());
+    assert!(after.updated > before.updated && after.created == before.created);
+    assert_eq!(update(&[("x", "1"), ("empty", "")], &["labels"]).unwrap().labels, labels(&[("x", "1")]));
+    assert_eq!(update(&[("y", "1")], &[]).unwrap().labels, labels(&[("y", "1")]));
+    assert!(
+        matches!(update(&[("z", "1")], &["labels.z", "parent"]), Err(Error::NoSuchField(path)) if path == "parent")
+    );
+    assert_eq!(node.snapshots.stat("a").unwrap().labels, labels(&[("y", "1")]), "all or nothing");
+}
+
+#[test]
+fn labels_have_containerds_limit() {
+    let node = Node::new();
+    let fits = "v".repeat(MAX_LABEL_LEN - 1);
+    let too_long = format!("{fits}v");
+    assert!(node.snapshots.prepare("a", None, labels(&[("k", &fits)])).is_ok());
+    let refused = |outcome: Result<(), Error>| assert!(matches!(outcome, Err(Error::LabelTooLong(key)) if key == "k"));
+    refused(node.snapshots.prepare("b", None, labels(&[("k", &too_long)])).map(drop));
+    refused(node.snapshots.commit("b", "a", labels(&[("k", &too_long)])));
+    refused(node.snapshots.commit_lazy("b", "c", None, labels(&[("k", &too_long)]), 1));
+    refused(node.snapshots.update("a", labels(&[("k", &too_long)]), &[]).map(drop));
+    assert_eq!(node.names(&[]), ["a"]);
+}
+
+#[test]
+fn lists_are_filtered() {
+    let node = Node::new();
+    node.committed("base", None).lazy("sha256:target", Some("base"), 1);
+    node.snapshots.view("view", Some("base"), labels(&[("a", "b")])).unwrap();
+    assert_eq!(node.names(&[]), ["base", "sha256:target", "view"]);
+    assert_eq!(node.names(&["kind==committed"]), ["base", "sha256:target"]);
+    assert_eq!(node.names(&["kind==view", "parent==\"\""]), ["base", "view"]);
+    assert_eq!(node.names(&["labels.a==b"]), ["view"]);
+    let containerds = "labels.\"containerd.io/snapshot.ref\"==sha256:target,parent==\"base\"";
+    assert_eq!(node.names(&[containerds]), ["sha256:target"]);
+}
+
+#[test]
+fn a_target_is_found_by_its_parent_too() {
+    let node = Node::new();
+    node.committed("default/1/base", None).committed("other/2/base", None);
+    let target = |parent| node.snapshots.target("sha256:top", Some(parent)).unwrap();
+    assert_eq!(target("default/1/base"), Target::Free("sha256:top".to_owned()));
+    node.lazy("sha256:top", Some("default/1/base"), 1);
+    assert_eq!(target("default/1/base"), Target::Committed);
+    let Target::Free(other) = target("other/2/base") else { panic!("it lies on another parent") };
+    let of_target = labels(&[(TARGET_LABEL, "sha256:top")]);
+    node.snapshots.commit_lazy("k", &other, Some("other/2/base"), of_target, 2).unwrap();
+    assert_eq!(target("other/2/base"), Target::Committed);
+    assert_eq!(target("default/1/base"), Target::Committed);
+}
+
+#[test]
+fn fifty_prepares_at_once_give_each_key_one_snapshot() {
+    let node = Arc::new(Node::new());
+    node.committed("base", None);
+    let barrier = Arc::new(Barrier::new(50));
+    let prepares = (0..50).map(|number| {
+        let (node, barrier) = (Arc::clone(&node), Arc::clone(&barrier));
+        thread::spawn(move || {
+            barrier.wait();
+            // Ten of the keys are wanted twice.
+            let outcome = prepare(&node, &format!("key-{}", number % 40), Some("base"));
+            outcome.map(|mounts| mounts[0].options.clone())
+        })
+    });
+    let prepares: Vec<_> = prepares.collect();
+    let outcomes: Vec<_> = prepares.into_iter().map(|thread| thread.join().unwrap()).collect();
+    let made: HashSet<_> = outcomes.iter().flatten().collect();
+    assert_eq!((made.len(), node.names(&["kind==active"]).len(), node.directories().len()), (40, 40, 41));
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, Ok(_) | Err(Error::AlreadyExists(_)))));
+}
+
+#[test]
+fn one_of_many_commits_of_a_name_wins() {
+    let node = Arc::new(Node::new());
+    let barrier = Arc::new(Barrier::new(8));
+    let commits: Vec<_> = (0..8)
+        .map(|number| {
+            let (node, barrier) = (Arc::clone(&node), Arc::clone(&barrier));
+            thread::spawn(move || {
+                let key = format!("key-{number}");
+                prepare(&node, &key, None).unwrap();
+                barrier.wait();
+                node.snapshots.commit("name", &key, Labels::new()).is_ok()
+            })
+        })
+        .collect();
+    let won = commits.into_iter().map(|thread| thread.join().unwrap()).filter(|&won| won).count();
+    assert_eq!((won, node.names(&["kind==active"]).len()), (1, 7));
+}
+
+#[test]
+fn everything_is_there_after_a_restart() {
+    let node = Node::new();
+    node.committed("base", None).lazy("lazy", Some("base"), 3);
+    node.snapshots.prepare("a", Some("lazy"), labels(&[("k", "v")])).unwrap();
+    let before = (node.snapshots.mounts("a").unwrap(), node.snapshots.stat("a").unwrap());
+    let node = node.restarted();
+    assert_eq!((node.snapshots.mounts("a").unwrap(), node.snapshots.stat("a").unwrap()), before);
+    let lazy = node.snapshots.lazy_numbers().unwrap();
+    assert_eq!(lazy, [LazySnapshot { name: "lazy".into(), number: 3, labels: labels(&[(TARGET_LABEL, "lazy")]) }]);
+    assert!(matches!(node.snapshots.remove("lazy"), Err(Error::HasChildren(_))), "links are kept");
+}
+
+#[test]
+fn ids_are_never_given_twice() {
+    let node = Node::new();
+    prepare(&node, "a", None).unwrap();
+    node.snapshots.remove("a").unwrap();
+    let node = node.restarted();
+    prepare(&node, "a", None).unwrap();
+    assert_eq!(node.directories(), ["2"]);
+}
+
+#[test]
+fn two_processes_cannot_open_the_same_snapshots() {
+    let node = Node::new();
+    assert!(matches!(Snapshots::open(node.root.path()), Err(Error::Metadata(_))));
+}
+
+#[test]
+fn a_crash_leaves_orphans_that_go_and_nothing_else() {
+    let node = Node::new();
+    node.committed("base", None);
+    prepare(&node, "a", Some("base")).unwrap();
+    // Between the making of a directory and its new name; between that and the commit; between the commit of a removal
+    // and the removal of the directory; and what someone put there.
+    for orphan in ["new-abc/fs", "3/fs/etc", "99/work/work", "07/fs"] {
+        fs::create_dir_all(node.path(&format!("snapshots/{orphan}"))).unwrap();
+    }
+    fs::write(node.path("snapshots/file"), "").unwrap();
+    let node = node.restarted();
+    // The id of the uncommitted directory is given out: its content must not be what was left.
+    prepare(&node, "b", None).unwrap();
+    assert!(!fs::exists(node.path("snapshots/3/fs/etc")).unwrap());
+    node.snapshots.cleanup().unwrap();
+    assert_eq!(node.directories(), ["1", "2", "3"]);
+    assert_eq!(node.names(&[]), ["a", "b", "base"]);
+}
+
+#[test]
+fn a_clean_up_spares_what_is_being_prepared() {
+    let node = Arc::new(Node::new());
+    let cleaner = Arc::clone(&node);
+    let barrier = Arc::new(Barrier::new(2));
+    let started = Arc::clone(&barrier);
+    let cleaning = thread::spawn(move || {
+        started.wait();
+        (0..50).for_each(|_| cleaner.snapshots.cleanup().unwrap());
+    });
+    barrier.wait();
+    (0..50).for_each(|number| drop(prepare(&node, &number.to_string(), None).unwrap()));
+    cleaning.join().unwrap();
+    assert_eq!(node.directories().len(), 50);
+}
+
+#[test]
+fn a_record_that_makes_no_sense_does_not_block_the_rest() {
+    let node = Node::new();
+    node.committed("good", None).lazy("lazy", None, 4).committed("bad", None);
+    node.write_record("bad", b"{\"id\": 3, \"kind\": \"from the future\"}");
+    let node = node.restarted();
+    assert_eq!(node.names(&[]), ["good", "lazy"]);
+    assert_eq!(node.snapshots.lazy_numbers().unwrap().len(), 1);
+    assert!(matches!(node.snapshots.stat("bad"), Err(Error::Damaged { name, .. }) if name == "bad"));
+    node.snapshots.cleanup().unwrap();
+    assert_eq!(node.directories(), ["1", "3"], "its directory may be mounted");
+    prepare(&node, "a", Some("good")).unwrap();
+    node.snapshots.remove("bad").unwrap();
+    assert_eq!(node.directories(), ["1", "4"]);
+}
+
+#[test]
+fn a_directory_that_is_gone_does_not_block_the_rest() {
+    let node = Node::new();
+    node.committed("base", None);
+    prepare(&node, "a", None).unwrap();
+    fs::remove_dir_all(node.path("snapshots/1")).unwrap();
+    let node = node.restarted();
+    node.snapshots.cleanup().unwrap();
+    assert!(matches!(prepare(&node, "b", Some("base")), Err(Error::Directory { .. })));
+    assert_eq!(node.names(&[]), ["a", "base"]);
+    node.snapshots.remove("base").unwrap();
+    assert!(node.snapshots.mounts("a").is_ok());
+}
+
+#[test]
+fn a_failure_to_make_the_directory_leaves_no_record() {
+    let node = Node::new();
+    fs::rename(node.path("snapshots"), node.path("elsewhere")).unwrap();
+    assert!(matches!(prepare(&node, "a", None), Err(Error::Directory { .. })));
+    fs::rename(node.path("elsewhere"), node.path("snapshots")).unwrap();
+    assert!(node.names(&[]).is_empty() && node.directories().is_empty());
+    prepare(&node, "a", None).unwrap();
+}
+
+#[test]
+fn reading_does_not_wait_for_a_change() {
+    let node = Arc::new(Node::new());
+    node.committed("base", None);
+    let change = node.snapshots.metadata.change().unwrap();
+    let (done, seen) = std::sync::mpsc::channel();
+    let reader = Arc::clone(&node);
+    thread::spawn(move || done.send((reader.snapshots.stat("base").is_ok(), reader.names(&[]).len())));
+    assert_eq!(seen.recv_timeout(Duration::from_secs(10)), Ok((true, 1)));
+    drop(change);
+}
+
+#[test]
+fn a_root_that_mount_options_cannot_name_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    for name in ["a,b", "a:b", "a\\b"] {
+        assert!(matches!(Snapshots::open(&root.path().join(name)), Err(Error::Root(_))), "{name}");
+    }
+}

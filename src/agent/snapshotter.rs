@@ -1,0 +1,252 @@
+//! containerd's snapshots service over [`Snapshots`]: words of the wire in, words of the wire out.
+//!
+//! A Prepare that names the layer it works towards is answered with a lazy mount where that is possible:
+//! ```text
+//! Prepare(key, parent, labels: snapshot.ref = N) ▶ N committed already? ▶ layers.mount ▶ commit_lazy ▶ AlreadyExists
+//!                                                                           └ not lazy ▶ an ordinary active snapshot
+//! ```
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::vec;
+
+use prost_types::Timestamp;
+use tonic::{Request, Response, Status};
+
+use super::filter::Filter;
+use super::layers::Layers;
+use super::snapshots::{Error, Info, Kind, Labels, Measured, Mount, Snapshots, TARGET_LABEL, Target};
+use super::spec::LayerSpec;
+use crate::containerd::services::snapshots::v1 as wire;
+use crate::containerd::types;
+
+/// How many snapshots one message of a list holds, as containerd's own service has it.
+const PAGE: usize = 100;
+/// What the reference snapshotter marks lazy snapshots with; buildkit and nerdctl look for it.
+const REMOTE_LABEL: (&str, &str) = ("containerd.io/snapshot/remote", "remote snapshot");
+
+/// Serves snapshots; clones share them.
+#[derive(Debug, Clone)]
+pub struct Snapshotter {
+    snapshots: Arc<Snapshots>,
+    layers: Arc<Layers>,
+}
+
+impl Snapshotter {
+    pub fn new(snapshots: Arc<Snapshots>, layers: Arc<Layers>) -> Self {
+        Self { snapshots, layers }
+    }
+
+    /// Does what blocks where a thread may wait. Goes on to its end when the client goes away.
+    async fn blocking<T, E, F>(&self, work: F) -> Result<T, Status>
+    where
+        T: Send + 'static,
+        E: Into<Status> + Send + 'static,
+        F: FnOnce(&Snapshots) -> Result<T, E> + Send + 'static,
+    {
+        let snapshots = Arc::clone(&self.snapshots);
+        match tokio::task::spawn_blocking(move || work(&snapshots)).await {
+            Ok(outcome) => outcome.map_err(Into::into),
+            Err(error) => Err(Status::internal(error.to_string())),
+        }
+    }
+
+    /// Whether the snapshot that this Prepare works towards is there now, lazily perhaps.
+    async fn lazily(&self, target: &str, ask: &Ask) -> Result<bool, Status> {
+        let (wanted, parent) = (target.to_owned(), ask.parent.clone());
+        let found = self.blocking(move |snapshots| snapshots.target(&wanted, parent.as_deref())).await?;
+        let name = match found {
+            Target::Committed => return Ok(true),
+            Target::Taken => return Ok(false),
+            Target::Free(name) => name,
+        };
+        let spec = match LayerSpec::from_labels(&ask.labels) {
+            Ok(spec) => spec,
+            Err(reason) => {
+                tracing::debug!(target, %reason, "not lazy");
+                return Ok(false);
+            }
+        };
+        match self.layers.mount(&spec).await {
+            Ok(number) => self.commit_lazy(name, ask, number).await,
+            Err(reason) => {
+                tracing::info!(layer = %spec.digest, reference = spec.reference, %reason, "not lazy");
+                Ok(false)
+            }
+        }
+    }
+
+    async fn commit_lazy(&self, name: String, ask: &Ask, number: u64) -> Result<bool, Status> {
+        let Ask { key, parent, mut labels } = ask.clone();
+        labels.insert(REMOTE_LABEL.0.to_owned(), REMOTE_LABEL.1.to_owned());
+        let commit =
+            move |snapshots: &Snapshots| match snapshots.commit_lazy(&key, &name, parent.as_deref(), labels, number) {
+                Ok(()) => Ok(true),
+                // Another Prepare for the same target was faster.
+                Err(Error::AlreadyExists(taken)) if taken == name => Ok(false),
+                Err(error) => Err(error),
+            };
+        let committed = self.blocking(commit).await;
+        if !matches!(committed, Ok(true)) {
+            self.layers.unmount(number).await;
+        }
+        committed.map(|_ours| true)
+    }
+
+    async fn prepare(&self, ask: Ask) -> Result<Vec<Mount>, Status> {
+        if let Some(target) = ask.labels.get(TARGET_LABEL)
+            && self.lazily(target, &ask).await?
+        {
+            return Err(Status::already_exists(format!("target snapshot {target:?}: already exists")));
+        }
+        let Ask { key, parent, labels } = ask;
+        self.blocking(move |snapshots| snapshots.prepare(&key, parent.as_deref(), labels)).await
+    }
+
+    async fn remove(&self, name: String) -> Result<(), Status> {
+        let lazy = self.blocking(move |snapshots| snapshots.remove(&name)).await?;
+        if let Some(number) = lazy {
+            self.layers.unmount(number).await;
+        }
+        Ok(())
+    }
+}
+
+/// What a new snapshot is to be.
+#[derive(Debug, Clone)]
+struct Ask {
+    key: String,
+    parent: Option<String>,
+    labels: Labels,
+}
+
+impl Ask {
+    fn new(key: String, parent: String, labels: HashMap<String, String>) -> Self {
+        let parent = Some(parent).filter(|parent| !parent.is_empty());
+        Self { key, parent, labels: labels.into_iter().collect() }
+    }
+}
+
+/// Runs `work` to its end even when the client goes away: it has two steps that belong together.
+async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Status>> + Send + 'static,
+) -> Result<T, Status> {
+    tokio::spawn(work).await.unwrap_or_else(|error| Err(Status::internal(error.to_string())))
+}
+
+#[tonic::async_trait]
+impl wire::snapshots_server::Snapshots for Snapshotter {
+    async fn prepare(
+        &self,
+        request: Request<wire::PrepareSnapshotRequest>,
+    ) -> Result<Response<wire::PrepareSnapshotResponse>, Status> {
+        let wire::PrepareSnapshotRequest { key, parent, labels, .. } = request.into_inner();
+        let (own, ask) = (self.clone(), Ask::new(key, parent, labels));
+        let mounts = to_its_end(async move { own.prepare(ask).await }).await?;
+        Ok(Response::new(wire::PrepareSnapshotResponse { mounts: to_wire(mounts) }))
+    }
+
+    async fn view(
+        &self,
+        request: Request<wire::ViewSnapshotRequest>,
+    ) -> Result<Response<wire::ViewSnapshotResponse>, Status> {
+        let wire::ViewSnapshotRequest { key, parent, labels, .. } = request.into_inner();
+        let Ask { key, parent, labels } = Ask::new(key, parent, labels);
+        let mounts = self.blocking(move |snapshots| snapshots.view(&key, parent.as_deref(), labels)).await?;
+        Ok(Response::new(wire::ViewSnapshotResponse { mounts: to_wire(mounts) }))
+    }
+
+    async fn mounts(&self, request: Request<wire::MountsRequest>) -> Result<Response<wire::MountsResponse>, Status> {
+        let key = request.into_inner().key;
+        let mounts = self.blocking(move |snapshots| snapshots.mounts(&key)).await?;
+        Ok(Response::new(wire::MountsResponse { mounts: to_wire(mounts) }))
+    }
+
+    async fn commit(&self, request: Request<wire::CommitSnapshotRequest>) -> Result<Response<()>, Status> {
+        let wire::CommitSnapshotRequest { name, key, labels, .. } = request.into_inner();
+        let labels = labels.into_iter().collect();
+        self.blocking(move |snapshots| snapshots.commit(&name, &key, labels)).await?;
+        Ok(Response::new(()))
+    }
+
+    async fn remove(&self, request: Request<wire::RemoveSnapshotRequest>) -> Result<Response<()>, Status> {
+        let (own, key) = (self.clone(), request.into_inner().key);
+        to_its_end(async move { own.remove(key).await }).await?;
+        Ok(Response::new(()))
+    }
+
+    async fn stat(
+        &self,
+        request: Request<wire::StatSnapshotRequest>,
+    ) -> Result<Response<wire::StatSnapshotResponse>, Status> {
+        let key = request.into_inner().key;
+        let info = self.blocking(move |snapshots| snapshots.stat(&key)).await?;
+        Ok(Response::new(wire::StatSnapshotResponse { info: Some(info.into()) }))
+    }
+
+    async fn update(
+        &self,
+        request: Request<wire::UpdateSnapshotRequest>,
+    ) -> Result<Response<wire::UpdateSnapshotResponse>, Status> {
+        let wire::UpdateSnapshotRequest { info, update_mask, .. } = request.into_inner();
+        // Of the info only name and labels count: its times are often Go's zero time.
+        let wire::Info { name, labels, .. } = info.unwrap_or_default();
+        let labels = labels.into_iter().collect();
+        let paths = update_mask.unwrap_or_default().paths;
+        let info = self.blocking(move |snapshots| snapshots.update(&name, labels, &paths)).await?;
+        Ok(Response::new(wire::UpdateSnapshotResponse { info: Some(info.into()) }))
+    }
+
+    type ListStream = tokio_stream::Iter<vec::IntoIter<Result<wire::ListSnapshotsResponse, Status>>>;
+
+    async fn list(&self, request: Request<wire::ListSnapshotsRequest>) -> Result<Response<Self::ListStream>, Status> {
+        let filter = Filter::parse(&request.into_inner().filters)?;
+        let found = self.blocking(move |snapshots| snapshots.list(&filter)).await?;
+        let page = |page: &[Info]| wire::ListSnapshotsResponse { info: page.iter().cloned().map(Into::into).collect() };
+        let pages: Vec<_> = found.chunks(PAGE).map(|infos| Ok(page(infos))).collect();
+        Ok(Response::new(tokio_stream::iter(pages)))
+    }
+
+    async fn usage(&self, request: Request<wire::UsageRequest>) -> Result<Response<wire::UsageResponse>, Status> {
+        let key = request.into_inner().key;
+        let usage = match self.blocking(move |snapshots| snapshots.usage(&key)).await? {
+            Measured::Usage(usage) => usage,
+            Measured::Lazy(number) => self.layers.usage(number).await,
+        };
+        let count = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        Ok(Response::new(wire::UsageResponse { size: count(usage.size), inodes: count(usage.inodes) }))
+    }
+
+    async fn cleanup(&self, _request: Request<wire::CleanupRequest>) -> Result<Response<()>, Status> {
+        self.blocking(Snapshots::cleanup).await?;
+        Ok(Response::new(()))
+    }
+}
+
+fn to_wire(mounts: Vec<Mount>) -> Vec<types::Mount> {
+    let one = |Mount { kind, source, options }| types::Mount {
+        r#type: kind.to_owned(),
+        source,
+        options,
+        ..types::Mount::default()
+    };
+    mounts.into_iter().map(one).collect()
+}
+
+impl From<Info> for wire::Info {
+    fn from(info: Info) -> Self {
+        let kind = match info.kind {
+            Kind::View => wire::Kind::View,
+            Kind::Active => wire::Kind::Active,
+            Kind::Committed => wire::Kind::Committed,
+        };
+        Self {
+            name: info.name,
+            parent: info.parent.unwrap_or_default(),
+            kind: kind.into(),
+            created_at: Some(Timestamp::from(info.created)),
+            updated_at: Some(Timestamp::from(info.updated)),
+            labels: info.labels.into_iter().collect(),
+        }
+    }
+}

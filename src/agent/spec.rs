@@ -1,0 +1,134 @@
+//! The layer that a snapshot is to be: what containerd's clients say of it in labels.
+
+use super::snapshots::Labels;
+use crate::oci::Digest;
+use crate::oci::digest::ParseDigestError;
+
+const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
+
+/// The names under which a client tells of a layer.
+struct Dialect {
+    reference: &'static str,
+    digest: &'static str,
+    layers: &'static str,
+    manifest: Option<&'static str>,
+}
+
+/// `ctr-remote`, nerdctl and buildkit; then the CRI plugin.
+const DIALECTS: [Dialect; 2] = [
+    Dialect {
+        reference: "containerd.io/snapshot/remote/stargz.reference",
+        digest: "containerd.io/snapshot/remote/stargz.digest",
+        layers: "containerd.io/snapshot/remote/stargz.layers",
+        manifest: None,
+    },
+    Dialect {
+        reference: "containerd.io/snapshot/cri.image-ref",
+        digest: "containerd.io/snapshot/cri.layer-digest",
+        layers: "containerd.io/snapshot/cri.image-layers",
+        manifest: Some("containerd.io/snapshot/cri.manifest-digest"),
+    },
+];
+
+/// A layer of an image in a registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerSpec {
+    /// The image, as the client names it: `registry.example/app:1`.
+    pub reference: String,
+    pub digest: Digest,
+    pub toc_digest: Option<Digest>,
+    pub manifest_digest: Option<Digest>,
+    /// This layer and those above it, as far as the label held them.
+    pub image_layers: Vec<Digest>,
+    /// All that was said, for what only some clients say.
+    pub labels: Labels,
+}
+
+/// Why labels do not tell of a layer.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    #[error("no label says which image and layer it is")]
+    Absent,
+    #[error("label {label:?} holds no digest: {source}")]
+    Digest { label: &'static str, source: ParseDigestError },
+}
+
+impl LayerSpec {
+    /// Reads the labels of a Prepare. Digests must be valid where there are any; a neighbour that is not is left out.
+    pub fn from_labels(labels: &Labels) -> Result<Self, SpecError> {
+        let told = |dialect: &&Dialect| labels.contains_key(dialect.reference) && labels.contains_key(dialect.digest);
+        let dialect = DIALECTS.iter().find(told).ok_or(SpecError::Absent)?;
+        let neighbours = labels.get(dialect.layers).map(String::as_str).unwrap_or_default();
+        Ok(Self {
+            reference: labels.get(dialect.reference).cloned().ok_or(SpecError::Absent)?,
+            digest: digest(labels, dialect.digest)?.ok_or(SpecError::Absent)?,
+            toc_digest: digest(labels, TOC_DIGEST)?,
+            manifest_digest: dialect.manifest.map(|label| digest(labels, label)).transpose()?.flatten(),
+            image_layers: neighbours.split(',').filter_map(|layer| layer.parse().ok()).collect(),
+            labels: labels.clone(),
+        })
+    }
+}
+
+fn digest(labels: &Labels, label: &'static str) -> Result<Option<Digest>, SpecError> {
+    let parse = |text: &String| text.parse().map_err(|source| SpecError::Digest { label, source });
+    labels.get(label).map(parse).transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(pairs: &[(&str, &str)]) -> Labels {
+        pairs.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect()
+    }
+
+    fn a_digest(of: &str) -> Digest {
+        Digest::sha256_of(of.as_bytes())
+    }
+
+    #[test]
+    fn the_stargz_plugins_labels_are_read() {
+        let (one, two, toc) = (a_digest("1").to_string(), a_digest("2").to_string(), a_digest("toc").to_string());
+        let labels = labels(&[
+            ("containerd.io/snapshot.ref", "sha256:chain"),
+            ("containerd.io/snapshot/remote/stargz.reference", "registry.example/app:1"),
+            ("containerd.io/snapshot/remote/stargz.digest", &one),
+            ("containerd.io/snapshot/remote/stargz.layers", &format!("{one},{two},sha256:cut")),
+            ("containerd.io/snapshot/stargz/toc.digest", &toc),
+        ]);
+        let spec = LayerSpec::from_labels(&labels).unwrap();
+        assert_eq!(spec.reference, "registry.example/app:1");
+        assert_eq!((spec.digest, spec.toc_digest), (a_digest("1"), Some(a_digest("toc"))));
+        assert_eq!(spec.image_layers, [a_digest("1"), a_digest("2")]);
+        assert_eq!((spec.manifest_digest, spec.labels), (None, labels));
+    }
+
+    #[test]
+    fn the_cri_plugins_labels_are_read() {
+        let (one, manifest) = (a_digest("1").to_string(), a_digest("manifest").to_string());
+        let spec = LayerSpec::from_labels(&labels(&[
+            ("containerd.io/snapshot/cri.image-ref", "registry.example/app@sha256:x"),
+            ("containerd.io/snapshot/cri.layer-digest", &one),
+            ("containerd.io/snapshot/cri.manifest-digest", &manifest),
+        ]))
+        .unwrap();
+        assert_eq!((spec.digest, spec.manifest_digest), (a_digest("1"), Some(a_digest("manifest"))));
+        assert_eq!((spec.reference.as_str(), spec.toc_digest), ("registry.example/app@sha256:x", None));
+        assert!(spec.image_layers.is_empty());
+    }
+
+    #[test]
+    fn half_a_dialect_and_bad_digests_are_refused() {
+        let reference = ("containerd.io/snapshot/remote/stargz.reference", "registry.example/app:1");
+        let digest = "containerd.io/snapshot/remote/stargz.digest";
+        assert_eq!(LayerSpec::from_labels(&labels(&[reference])), Err(SpecError::Absent));
+        let other = ("containerd.io/snapshot/cri.layer-digest", "sha256:1");
+        assert_eq!(LayerSpec::from_labels(&labels(&[reference, other])), Err(SpecError::Absent));
+        let bad = LayerSpec::from_labels(&labels(&[reference, (digest, "sha256:1")]));
+        assert!(matches!(bad, Err(SpecError::Digest { label, .. }) if label == digest));
+        let good = a_digest("1").to_string();
+        let bad = LayerSpec::from_labels(&labels(&[reference, (digest, &good), (TOC_DIGEST, "")]));
+        assert!(matches!(bad, Err(SpecError::Digest { label, .. }) if label == TOC_DIGEST));
+    }
+}
