@@ -1,5 +1,6 @@
 //! Peers and inputs that more than one test uses.
 
+pub(crate) mod agent;
 pub(crate) mod bucket;
 pub(crate) mod containerd;
 pub(crate) mod docker_registry;
