@@ -76,7 +76,7 @@ pub struct Config {
     pub layers_at_once: NonZeroUsize,
     /// Images converted at once; more of them wait.
     pub images_at_once: NonZeroUsize,
-    /// A layer larger than this, as the upstream holds it, passes through; a change does not touch images seen before.
+    /// A layer larger than this, as the upstream holds it, passes through until the limit is raised.
     pub max_layer_size: ByteSize,
     /// A layer that inflates to more than this passes through: the bound on compression bombs.
     pub max_unpacked_size: ByteSize,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use estargz::pool::Pool;
-use futures::future::{BoxFuture, join_all, try_join_all};
+use futures::future::{BoxFuture, try_join_all};
 use futures::{FutureExt as _, StreamExt as _};
 use moka::future::Cache;
 use tokio::sync::Semaphore;
@@ -16,13 +16,12 @@ use super::config::{self, Config};
 use super::error::Error;
 use super::failures::Failures;
 use super::image;
-use super::index::{self, Child};
+use super::index;
 use super::memo::{self, Layers};
-use super::plan::{self, ChildPlan, ImagePlan, IndexPlan, LayerPlan, Plan, Wanted};
+use super::plan::{self, ImagePlan, LayerPlan, Plan, Wanted};
 use super::status::{self, Board, Conversion, Running};
 use crate::flight::Flight;
-use crate::oci::media_type::{self, ManifestKind};
-use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
+use crate::oci::{Descriptor, Digest, Manifest, Repository};
 use crate::store::records::PassedThrough;
 use crate::store::{Generation, ImageRecord, LayerOutcome, Store};
 use crate::telemetry::metrics;
@@ -41,24 +40,24 @@ const FRESH_INDEXES: u64 = 10_000;
 /// Converts images, each once however many ask; clones share the work.
 #[derive(Debug, Clone)]
 pub struct Converter {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 #[derive(Debug)]
-struct Shared {
-    config: Config,
-    generation: Generation,
-    store: Store,
+pub(super) struct Shared {
+    pub(super) config: Config,
+    pub(super) generation: Generation,
+    pub(super) store: Store,
     layers: Arc<Layers>,
     image_slots: Semaphore,
     flight: Flight<Asked, Outcome>,
     failures: Failures<Asked, Outcome>,
     /// Indexes that were looked at a moment ago.
-    fresh: Cache<Digest, ()>,
+    pub(super) fresh: Cache<Digest, ()>,
     board: Arc<Board>,
 }
 
-type Outcome = Result<ImageRecord, Arc<Error>>;
+pub(super) type Outcome = Result<ImageRecord, Arc<Error>>;
 
 /// A manifest and where it is asked for: another place's failure is not this one's.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -69,7 +68,7 @@ struct Asked {
 }
 
 /// An image's or an index's outcome and whether it stands.
-enum Made {
+pub(super) enum Made {
     Final(ImageRecord),
     /// A child failed for now: good to serve, not good to record.
     ForNow(ImageRecord),
@@ -125,6 +124,7 @@ impl Converter {
     /// An index some of whose platforms are not converted is looked at again in the background, now and then.
     pub async fn lookup(&self, source: &Digest) -> Result<Option<ImageRecord>, Error> {
         let record = self.shared.store.image(&self.shared.generation, source).await?;
+        let record = record.filter(|record| !self.shared.is_outgrown(record));
         if let Some(record) = record.as_ref().filter(|record| self.shared.is_stale(record)) {
             let (shared, record) = (Arc::clone(&self.shared), record.clone());
             tokio::spawn(async move {
@@ -145,40 +145,20 @@ impl Converter {
         self.shared.joined(source, repository, manifest).await
     }
 
-    /// The external TOCs of a twin as the image that stargz-snapshotter looks for under `TAG-esgztoc`, its objects
-    /// readable in the store. `None` when no layer of the twin has one.
-    pub async fn toc_image(&self, twin: &ImageRecord) -> Result<Option<Manifest>, Error> {
-        let mut tocs = Vec::new();
-        let mut seen = Vec::new();
-        for digest in &twin.objects {
-            // Manifests and layers look alike here; only the twins' manifests are documents.
-            let Some(object) = self.shared.store.find(digest).await? else { continue };
-            let is_image =
-                object.media_type.as_deref().and_then(media_type::manifest_kind) == Some(ManifestKind::Image);
-            if !is_image || digest == &twin.source {
-                continue;
-            }
-            let bytes = self.shared.store.read_all(&object).await?;
-            for (layer, toc) in self.shared.external_tocs(&bytes).await? {
-                let Some(object) = self.shared.store.find(&toc).await? else { continue };
-                if !seen.contains(&layer) {
-                    seen.push(layer.clone());
-                    tocs.push((layer, toc, object.size));
-                }
-            }
+    /// Keeps `objects`, which are in the store, for as long as the twin is kept.
+    ///
+    /// Two who do so at once may undo each other's; whoever hands such an object out again does it again.
+    pub async fn keep_with(&self, twin: &ImageRecord, objects: &[Digest]) -> Result<(), Error> {
+        // What others keep with it meanwhile is in the store's record alone.
+        match self.shared.store.image(&self.shared.generation, &twin.source).await? {
+            Some(mut record) => self.shared.keep_with(&mut record, objects).await,
+            None => Ok(()),
         }
-        if tocs.is_empty() {
-            return Ok(None);
-        }
-        let (config, manifest) = image::toc_image(&tocs)?;
-        self.shared.store.put(media_type::OCI_CONFIG, config).await?;
-        self.shared.store.put(&manifest.media_type, manifest.bytes.clone()).await?;
-        Ok(Some(manifest))
     }
 }
 
 impl Shared {
-    fn joined(
+    pub(super) fn joined(
         self: &Arc<Self>,
         source: &Source,
         repository: &Repository,
@@ -246,12 +226,17 @@ impl Shared {
         repository: &Repository,
         manifest: &Manifest,
     ) -> Result<Made, Error> {
-        if let Some(record) = self.store.image(&self.generation, &manifest.digest).await? {
-            let record = if self.is_stale(&record) { self.refresh(&record).await? } else { record };
+        let recorded = self.store.image(&self.generation, &manifest.digest).await?;
+        if let Some(record) = recorded.as_ref().filter(|record| !self.is_outgrown(record)) {
+            let record = if self.is_stale(record) { self.refresh(record).await? } else { record.clone() };
             return Ok(Made::Final(record));
         }
         let running = self.board.start(source.name(), repository, &manifest.digest);
-        let made = self.made(source, repository, manifest, &running).await;
+        let mut made = self.made(source, repository, manifest, &running).await;
+        if let (Ok(Made::Final(record)), Some(outgrown)) = (&mut made, recorded) {
+            // The twin handed out before stays readable.
+            self.keep_with(record, &outgrown.objects).await?;
+        }
         match &made {
             Ok(Made::Final(record) | Made::ForNow(record)) => running.finish(Ok(record)),
             Err(error) => running.finish(Err(error)),
@@ -273,12 +258,25 @@ impl Shared {
         }
     }
 
-    fn wanted(&self) -> Wanted<'_> {
-        Wanted {
-            platforms: &self.config.platforms,
-            all_platforms: self.config.all_platforms,
-            max_layer_size: self.config.max_layer_size.as_u64(),
+    /// Whether limits that were met are higher here.
+    fn is_outgrown(&self, record: &ImageRecord) -> bool {
+        record.limits.iter().any(|limit| self.layers.is_raised(*limit))
+    }
+
+    /// Keeps `objects` for as long as the record is kept.
+    async fn keep_with(&self, record: &mut ImageRecord, objects: &[Digest]) -> Result<(), Error> {
+        let before = record.objects.len();
+        record.objects.extend_from_slice(objects);
+        record.objects.sort_unstable();
+        record.objects.dedup();
+        if record.objects.len() > before {
+            self.store.put_image(&self.generation, record).await?;
         }
+        Ok(())
+    }
+
+    pub(super) fn wanted(&self) -> Wanted<'_> {
+        Wanted { platforms: &self.config.platforms, all_platforms: self.config.all_platforms }
     }
 
     async fn pass_through(&self, manifest: &Manifest, reason: String) -> Result<ImageRecord, Error> {
@@ -312,7 +310,7 @@ impl Shared {
             tracing::info!(source = %manifest.digest, %digest, reason, "layer stays as it is");
         }
         let mut record = index::unchanged(manifest);
-        record.passed_through = assembled.passed_through;
+        (record.passed_through, record.limits) = (assembled.passed_through, assembled.limits);
         if let Some(twin) = assembled.twin {
             record.objects = twin.objects;
             if let Some(config) = twin.config {
@@ -343,130 +341,6 @@ impl Shared {
         let outcome = self.layers.outcome(source, repository, layer).await;
         let outcome = outcome.map_err(|error| memo::of_image(&layer.digest, error))?;
         Ok((layer.digest.clone(), outcome))
-    }
-
-    async fn index(
-        self: &Arc<Self>,
-        source: &Source,
-        repository: &Repository,
-        manifest: &Manifest,
-        plan: &IndexPlan,
-    ) -> Result<Made, Error> {
-        let children = plan.index.manifests.iter().zip(&plan.children);
-        let wanted = children.filter(|(_, plan)| **plan == ChildPlan::Convert);
-        let made = join_all(wanted.map(|(child, _)| async move {
-            let made = self.child(source, repository, &child.digest).await;
-            (child.digest.clone(), made)
-        }));
-        let made = made.await;
-        let mut failure = None;
-        let mut children = self.recorded_children(plan).await?;
-        for (digest, made) in made {
-            let child = match made {
-                Ok(record) => Child::Recorded(record),
-                Err(error) => {
-                    let reason = format!("not converted for now: {}", status::chain(error.as_ref()));
-                    failure = Some(error);
-                    Child::Original(reason)
-                }
-            };
-            children.insert(digest, child);
-        }
-        let (mut record, twin) = index::assemble(manifest, plan, &children, &self.generation)?;
-        match (failure, twin) {
-            (Some(error), None) => Err(Error::Children(error)),
-            (Some(_), Some(twin)) => {
-                self.store.put(&twin.media_type, twin.bytes).await?;
-                Ok(Made::ForNow(record))
-            }
-            (None, twin) => {
-                self.keep_index(manifest, plan, &mut record, twin).await?;
-                Ok(Made::Final(record))
-            }
-        }
-    }
-
-    async fn child(self: &Arc<Self>, source: &Source, repository: &Repository, digest: &Digest) -> Outcome {
-        let reference = Reference::Digest(digest.clone());
-        let child = source.manifest(repository, &reference).await.map_err(|error| Arc::new(error.into()))?;
-        self.joined(source, repository, &child).await
-    }
-
-    /// The children that have a record already, wanted or pulled.
-    async fn recorded_children(&self, plan: &IndexPlan) -> Result<HashMap<Digest, Child>, Error> {
-        let mut children = HashMap::new();
-        for (child, plan) in plan.index.manifests.iter().zip(&plan.children) {
-            if matches!(plan, ChildPlan::Leave(_)) || children.contains_key(&child.digest) {
-                continue;
-            }
-            if let Some(record) = self.store.image(&self.generation, &child.digest).await? {
-                children.insert(child.digest.clone(), Child::Recorded(record));
-            }
-        }
-        Ok(children)
-    }
-
-    /// Keeps an index's twin, and the source's bytes where another platform may yet join.
-    async fn keep_index(
-        &self,
-        manifest: &Manifest,
-        plan: &IndexPlan,
-        record: &mut ImageRecord,
-        twin: Option<Manifest>,
-    ) -> Result<(), Error> {
-        if plan.children.iter().any(|child| matches!(child, ChildPlan::IfPulled(_))) {
-            self.store.put(&manifest.media_type, manifest.bytes.clone()).await?;
-            record.objects.push(manifest.digest.clone());
-        }
-        if let Some(twin) = twin {
-            self.store.put(&twin.media_type, twin.bytes).await?;
-        }
-        record.objects.sort_unstable();
-        record.objects.dedup();
-        self.store.put_image(&self.generation, record).await?;
-        tracing::info!(source = %record.source, twin = %record.twin, platforms = record.platforms.len(), "index converted");
-        Ok(())
-    }
-
-    /// Whether an index may have children that were pulled since it was last looked at.
-    fn is_stale(&self, record: &ImageRecord) -> bool {
-        let keeps_source = record.objects.contains(&record.source);
-        keeps_source && !self.fresh.contains_key(&record.source)
-    }
-
-    /// Takes the children pulled meanwhile into an index's twin. Twins handed out before stay readable.
-    async fn refresh(&self, record: &ImageRecord) -> Result<ImageRecord, Error> {
-        self.fresh.insert(record.source.clone(), ()).await;
-        let Some(object) = self.store.find(&record.source).await? else { return Ok(record.clone()) };
-        let bytes = self.store.read_all(&object).await?;
-        let media_type = object.media_type.unwrap_or_else(|| record.media_type.clone());
-        let manifest = Manifest { media_type, digest: record.source.clone(), bytes };
-        let Plan::Index(plan) = plan::plan(&manifest, &self.wanted()) else { return Ok(record.clone()) };
-        let children = self.recorded_children(&plan).await?;
-        let (mut renewed, twin) = index::assemble(&manifest, &plan, &children, &self.generation)?;
-        if renewed.twin == record.twin || renewed.platforms.len() < record.platforms.len() {
-            return Ok(record.clone());
-        }
-        renewed.objects.extend(record.objects.iter().cloned());
-        self.keep_index(&manifest, &plan, &mut renewed, twin).await?;
-        Ok(renewed)
-    }
-
-    /// Each layer of a twin that has an external TOC, and that TOC.
-    async fn external_tocs(&self, manifest: &Bytes) -> Result<Vec<(Digest, Digest)>, Error> {
-        let Ok(manifest) = serde_json::from_slice::<crate::oci::manifest::ImageManifest>(manifest) else {
-            return Ok(Vec::new());
-        };
-        let mut tocs = Vec::new();
-        for layer in &manifest.layers {
-            let source = layer.annotations.get(image::SOURCE_DIGEST).and_then(serde_json::Value::as_str);
-            let Some(source) = source.and_then(|text| text.parse().ok()) else { continue };
-            let record = self.store.layer(&self.generation, &source).await?;
-            if let Some(LayerOutcome::Converted(converted)) = record.map(|record| record.outcome) {
-                tocs.extend(converted.external_toc.map(|toc| (converted.digest, toc)));
-            }
-        }
-        Ok(tocs)
     }
 }
 

@@ -4,7 +4,7 @@
 //! reads the format, refuses zstd layers in Docker manifests ("unsupported docker v2s2 media type"). A zstd:chunked layer
 //! gets no stargz annotation: containers/storage refuses a layer that has both (`pkg/chunked/toc/toc.go`).
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use bytes::Bytes;
 use serde_json::{Map, Value};
@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use super::plan::{ImagePlan, LayerPlan, TOC_DIGEST, ZSTD_CHECKSUM};
 use crate::oci::manifest::{ImageConfig, ImageManifest, MAX_MANIFEST_BYTES};
 use crate::oci::{Descriptor, Digest, Manifest, media_type};
-use crate::store::records::{ConvertedLayer, PassedThrough};
+use crate::store::records::{ConvertedLayer, Limit, PassedThrough};
 use crate::store::{Generation, LayerOutcome};
 
 /// On a twin, its index and its layers: the digest of what it was made from.
@@ -42,6 +42,8 @@ pub(super) struct Assembled {
     /// `None` when nothing of the image could be replaced.
     pub(super) twin: Option<Twin>,
     pub(super) passed_through: Vec<PassedThrough>,
+    /// Limits among the reasons.
+    pub(super) limits: Vec<Limit>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -88,6 +90,8 @@ pub(super) fn assemble(
     let mut diff_ids = config.diff_ids.clone();
     let mut objects = Vec::new();
     let mut passed_through = Vec::new();
+    let limits: BTreeSet<_> = outcomes.values().filter_map(LayerOutcome::limit).collect();
+    let limits: Vec<_> = limits.into_iter().collect();
     for ((layer, plan), diff_id) in image.layers.iter_mut().zip(&plan.layers).zip(&mut diff_ids) {
         match replacement(layer, plan, diff_id, outcomes) {
             Ok(converted) => {
@@ -100,7 +104,7 @@ pub(super) fn assemble(
         }
     }
     if objects.is_empty() {
-        return Ok(Assembled { twin: None, passed_through });
+        return Ok(Assembled { twin: None, passed_through, limits });
     }
     let config = config.with_diff_ids(&diff_ids);
     if let Some(config) = &config {
@@ -116,9 +120,9 @@ pub(super) fn assemble(
     if manifest.size() > MAX_MANIFEST_BYTES {
         let reason = format!("its twin would be over the limit of {MAX_MANIFEST_BYTES} bytes");
         passed_through.push(PassedThrough { digest: source.digest.clone(), reason });
-        return Ok(Assembled { twin: None, passed_through });
+        return Ok(Assembled { twin: None, passed_through, limits });
     }
-    Ok(Assembled { twin: Some(Twin { config, manifest, objects }), passed_through })
+    Ok(Assembled { twin: Some(Twin { config, manifest, objects }), passed_through, limits })
 }
 
 /// Calls everything in the image by its OCI name.
@@ -146,7 +150,7 @@ fn replacement<'a>(
         Some(LayerOutcome::Converted(converted)) => {
             Err(format!("its diff-id is {}, the image configuration says {diff_id}", converted.source_diff_id))
         }
-        Some(LayerOutcome::PassedThrough { reason }) => Err(reason.clone()),
+        Some(LayerOutcome::PassedThrough { reason, .. }) => Err(reason.clone()),
         None => Err("not converted".to_owned()),
     }
 }
@@ -269,7 +273,7 @@ mod tests {
             "config": {"mediaType": media_type::DOCKER_CONFIG, "digest": digest("config"), "size": 9}, "layers": layers,
             "annotations": {"also": "kept"}, "com.example": [1]});
         let source = Manifest::new(media_type::DOCKER_MANIFEST.to_owned(), document.to_string().into());
-        let wanted = plan::Wanted { platforms: &[], all_platforms: true, max_layer_size: 100 };
+        let wanted = plan::Wanted { platforms: &[], all_platforms: true };
         let Plan::Image(plan) = plan::plan(&source, &wanted) else { panic!("no image") };
         let config = Config::parse(config.to_string().as_bytes(), names.len()).unwrap();
         let outcomes = outcomes.iter().map(|(name, outcome)| (digest(name), outcome.clone())).collect();
@@ -313,7 +317,7 @@ mod tests {
     #[test]
     fn a_layer_that_passes_through_stays_as_it_is() {
         let mut outcomes = both();
-        outcomes[1].1 = LayerOutcome::PassedThrough { reason: "odd".to_owned() };
+        outcomes[1].1 = LayerOutcome::PassedThrough { reason: "odd".to_owned(), limit: None };
         let assembled = assembled(&["a", "b"], &config_of(&["a", "b"]), &outcomes);
         let manifest: Value = serde_json::from_slice(&assembled.twin.unwrap().manifest.bytes).unwrap();
         assert_eq!(manifest["layers"][1], layer("b"));

@@ -38,6 +38,10 @@ pub(super) fn assemble(
     let mut record = unchanged(source);
     let mut twins = HashMap::new();
     for (descriptor, plan) in index.manifests.iter_mut().zip(&plan.children) {
+        // A platform that is not converted by itself is not tried again by itself.
+        if let (ChildPlan::Convert, Some(Child::Recorded(child))) = (plan, children.get(&descriptor.digest)) {
+            record.limits.extend(&child.limits);
+        }
         match twin_of(descriptor, plan, children) {
             Ok(twin) => {
                 twins.insert(descriptor.digest.clone(), twin.twin.clone());
@@ -51,6 +55,8 @@ pub(super) fn assemble(
             Err(reason) => record.passed_through.push(PassedThrough { digest: descriptor.digest.clone(), reason }),
         }
     }
+    record.limits.sort_unstable();
+    record.limits.dedup();
     if twins.is_empty() {
         return Ok((record, None));
     }
@@ -63,7 +69,7 @@ pub(super) fn assemble(
     }
     let manifest = Manifest::new(record.media_type.clone(), serde_json::to_vec(&index)?.into());
     if manifest.size() > MAX_MANIFEST_BYTES {
-        let mut record = unchanged(source);
+        let mut record = ImageRecord { limits: record.limits, ..unchanged(source) };
         let reason = format!("its twin would be over the limit of {MAX_MANIFEST_BYTES} bytes");
         record.passed_through.push(PassedThrough { digest: source.digest.clone(), reason });
         return Ok((record, None));
@@ -84,6 +90,7 @@ pub(super) fn unchanged(source: &Manifest) -> ImageRecord {
         platforms: Vec::new(),
         objects: Vec::new(),
         passed_through: Vec::new(),
+        limits: Vec::new(),
     }
 }
 
@@ -157,14 +164,14 @@ mod tests {
             platforms: vec![],
             objects: vec![digest(&format!("{name} layer"))],
             passed_through: vec![],
+            limits: vec![],
         })
     }
 
     fn assembled(manifests: &[Value], children: &[(&str, Child)]) -> (ImageRecord, Option<Value>) {
         let document = json!({"schemaVersion": 2, "manifests": manifests, "annotations": {"kept": "yes"}});
         let source = Manifest::new(media_type::OCI_INDEX.to_owned(), document.to_string().into());
-        let wanted =
-            plan::Wanted { platforms: &["linux/amd64".parse().unwrap()], all_platforms: false, max_layer_size: 1 };
+        let wanted = plan::Wanted { platforms: &["linux/amd64".parse().unwrap()], all_platforms: false };
         let Plan::Index(plan) = plan::plan(&source, &wanted) else { panic!("no index") };
         let children = children.iter().map(|(name, child)| (digest(name), child.clone())).collect();
         let (record, manifest) = assemble(&source, &plan, &children, &Generation("g1".to_owned())).unwrap();
@@ -197,7 +204,7 @@ mod tests {
         let document =
             json!({"schemaVersion": 2, "mediaType": media_type::DOCKER_MANIFEST_LIST, "manifests": [docker]});
         let source = Manifest::new(media_type::DOCKER_MANIFEST_LIST.to_owned(), document.to_string().into());
-        let wanted = plan::Wanted { platforms: &[], all_platforms: true, max_layer_size: 1 };
+        let wanted = plan::Wanted { platforms: &[], all_platforms: true };
         let Plan::Index(plan) = plan::plan(&source, &wanted) else { panic!("no index") };
         let children = HashMap::from([(digest("amd"), record("amd"))]);
         let (record, manifest) = assemble(&source, &plan, &children, &Generation("g1".to_owned())).unwrap();

@@ -23,7 +23,7 @@ use super::inflate::Inflate;
 use super::pipe::{Piece, SourceReader, StoreWriter};
 use super::status::{self, LayerProgress};
 use crate::oci::{Digest, Repository, media_type};
-use crate::store::records::ConvertedLayer;
+use crate::store::records::{ConvertedLayer, Limit};
 use crate::store::{Generation, LayerOutcome, LayerUpload, Store};
 use crate::upstream::{self, Source};
 
@@ -45,7 +45,7 @@ pub(super) struct Job {
 enum Made {
     Blob(Box<Written>),
     /// The layer is what its digest says, and it stays as it is.
-    Unfit(String),
+    Unfit(String, Option<Limit>),
 }
 
 impl Job {
@@ -57,8 +57,7 @@ impl Job {
         self.progress.reset();
         let body = self.source.blob(&self.repository, &self.digest, None).await?;
         if body.blob_size > self.max_layer_size {
-            let reason = format!("over the limit of {} bytes", self.max_layer_size);
-            return Ok(LayerOutcome::PassedThrough { reason });
+            return Ok(over_size(self.max_layer_size));
         }
         let mut upload = self.store.upload_layer(&self.generation, &self.digest).await?;
         match self.convert(body.stream, &mut upload).await {
@@ -66,9 +65,9 @@ impl Job {
                 upload.finish().await?;
                 self.outcome(*written).await
             }
-            Ok(Made::Unfit(reason)) => {
+            Ok(Made::Unfit(reason, limit)) => {
                 upload.abort().await;
-                Ok(LayerOutcome::PassedThrough { reason })
+                Ok(LayerOutcome::PassedThrough { reason, limit })
             }
             Err(error) => {
                 upload.abort().await;
@@ -120,6 +119,12 @@ impl Job {
     }
 }
 
+/// The outcome for a layer that is larger, as the upstream holds it, than is converted.
+pub(super) fn over_size(limit: u64) -> LayerOutcome {
+    let reason = format!("over the limit of {limit} bytes");
+    LayerOutcome::PassedThrough { reason, limit: Some(Limit::LayerSize(limit)) }
+}
+
 fn to_oci(digest: estargz::Digest) -> Digest {
     Digest::from_sha256(*digest.as_bytes())
 }
@@ -165,14 +170,20 @@ fn make(
             | write::Error::Limit { .. }
             | write::Error::Path { .. }
             | write::Error::SparseExternal),
-        ) => Made::Unfit(status::chain(&error)),
+        ) => Made::Unfit(status::chain(&error), outgrown(&error, options)),
         Err(error) => return Err(error),
     };
     source.drain().map_err(write::Error::Source)?;
     if let Some(footer) = source.footer() {
-        return Ok(Made::Unfit(format!("lazily readable already ({:?})", footer.form())));
+        return Ok(Made::Unfit(format!("lazily readable already ({:?})", footer.form()), None));
     }
     Ok(made)
+}
+
+/// The configured limit that the layer is over, if that is what is wrong.
+fn outgrown(error: &write::Error, options: &Options) -> Option<Limit> {
+    let unpacked = options.limits.max_source_bytes;
+    matches!(error, write::Error::Limit { limit, .. } if *limit == unpacked).then_some(Limit::UnpackedSize(unpacked))
 }
 
 fn write_layer(

@@ -9,10 +9,11 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::error::Error;
-use super::layer::Job;
+use super::layer::{self, Job};
 use super::status::{self, Board};
 use crate::flight::Flight;
 use crate::oci::{Descriptor, Digest, Repository};
+use crate::store::records::Limit;
 use crate::store::{Generation, LayerOutcome, LayerRecord, Store};
 use crate::telemetry::metrics;
 use crate::upstream::Source;
@@ -58,6 +59,9 @@ impl Layers {
         repository: &Repository,
         layer: &Descriptor,
     ) -> Result<LayerOutcome, Arc<Error>> {
+        if layer.size > self.max_layer_size {
+            return Ok(layer::over_size(self.max_layer_size));
+        }
         let origin = Origin { upstream: source.name().to_owned(), repository: repository.clone() };
         for attempt in 0.. {
             let landed = self.flight.join(layer.digest.clone(), || {
@@ -92,7 +96,7 @@ impl Layers {
         let give_up = Instant::now() + self.lease_wait;
         let mut poll = FIRST_POLL;
         loop {
-            if let Some(record) = self.store.layer(&self.generation, &layer.digest).await? {
+            if let Some(record) = self.recorded(&layer.digest).await? {
                 progress.complete(layer.size);
                 count("found");
                 return Ok(record.outcome);
@@ -113,6 +117,20 @@ impl Layers {
         }
     }
 
+    /// The layer's record, unless a limit has been raised since.
+    async fn recorded(&self, digest: &Digest) -> Result<Option<LayerRecord>, Error> {
+        let record = self.store.layer(&self.generation, digest).await?;
+        Ok(record.filter(|record| !record.outcome.limit().is_some_and(|limit| self.is_raised(limit))))
+    }
+
+    /// Whether a limit is higher here than the one that was met.
+    pub(super) fn is_raised(&self, limit: Limit) -> bool {
+        match limit {
+            Limit::LayerSize(met) => self.max_layer_size > met,
+            Limit::UnpackedSize(met) => self.options.limits.max_source_bytes > met,
+        }
+    }
+
     /// Converts the layer while this process holds its lease.
     async fn convert_alone(
         &self,
@@ -121,7 +139,7 @@ impl Layers {
         digest: &Digest,
     ) -> Result<LayerOutcome, Error> {
         // The last holder may have put the record between our look and our lease.
-        if let Some(record) = self.store.layer(&self.generation, digest).await? {
+        if let Some(record) = self.recorded(digest).await? {
             return Ok(record.outcome);
         }
         let started = Instant::now();
@@ -154,7 +172,7 @@ fn tell(record: &LayerRecord, took: Duration) {
             metrics.layer_bytes.inc_by(layer.size);
             tracing::info!(%source, digest = %layer.digest, size = layer.size, source_size = layer.source_size, ?took, "layer converted");
         }
-        LayerOutcome::PassedThrough { reason } => {
+        LayerOutcome::PassedThrough { reason, .. } => {
             count("passed-through");
             tracing::info!(%source, reason, ?took, "layer passes through");
         }

@@ -7,6 +7,7 @@ mod budget;
 mod config;
 mod converter;
 mod error;
+mod external;
 mod failures;
 mod image;
 mod index;
@@ -15,6 +16,7 @@ mod layer;
 mod memo;
 mod pipe;
 mod plan;
+mod platforms;
 mod status;
 
 pub use config::{Config, Format, Layout, Setting, generation};

@@ -59,20 +59,19 @@ pub(super) enum ChildPlan {
 pub(super) struct Wanted<'a> {
     pub(super) platforms: &'a [Platform],
     pub(super) all_platforms: bool,
-    pub(super) max_layer_size: u64,
 }
 
 /// Decides what to do with `manifest`.
 pub(super) fn plan(manifest: &Manifest, wanted: &Wanted<'_>) -> Plan {
     let planned = match media_type::manifest_kind(&manifest.media_type) {
-        Some(ManifestKind::Image) => plan_image(manifest, wanted),
+        Some(ManifestKind::Image) => plan_image(manifest),
         Some(ManifestKind::Index) => plan_index(manifest, wanted),
         None => Err(format!("manifests of the type {} are not converted", manifest.media_type)),
     };
     planned.unwrap_or_else(Plan::PassThrough)
 }
 
-fn plan_image(manifest: &Manifest, wanted: &Wanted<'_>) -> Result<Plan, String> {
+fn plan_image(manifest: &Manifest) -> Result<Plan, String> {
     let image: ImageManifest =
         serde_json::from_slice(&manifest.bytes).map_err(|error| format!("the manifest is not readable: {error}"))?;
     check_kind(manifest, image.schema_version, image.media_type.as_deref(), &image.rest, "manifests")?;
@@ -80,7 +79,7 @@ fn plan_image(manifest: &Manifest, wanted: &Wanted<'_>) -> Result<Plan, String> 
     if !matches!(config_type, media_type::DOCKER_CONFIG | media_type::OCI_CONFIG) {
         return Err(format!("an artifact: its configuration is of the type {config_type}"));
     }
-    let layers: Vec<_> = image.layers.iter().map(|layer| plan_layer(layer, wanted.max_layer_size)).collect();
+    let layers: Vec<_> = image.layers.iter().map(plan_layer).collect();
     if layers.contains(&LayerPlan::Convert) {
         return Ok(Plan::Image(Box::new(ImagePlan { manifest: image, layers })));
     }
@@ -90,7 +89,7 @@ fn plan_image(manifest: &Manifest, wanted: &Wanted<'_>) -> Result<Plan, String> 
     })
 }
 
-fn plan_layer(layer: &Descriptor, max_layer_size: u64) -> LayerPlan {
+fn plan_layer(layer: &Descriptor) -> LayerPlan {
     let media_type = layer.media_type.as_str();
     let has = |key: &str| layer.annotations.contains_key(key);
     let reason = if media_type.ends_with("+encrypted") {
@@ -103,8 +102,6 @@ fn plan_layer(layer: &Descriptor, max_layer_size: u64) -> LayerPlan {
         "zstd:chunked already".to_owned()
     } else if has(TOC_DIGEST) {
         "eStargz already".to_owned()
-    } else if layer.size > max_layer_size {
-        format!("over the limit of {max_layer_size} bytes")
     } else {
         return LayerPlan::Convert;
     };
@@ -181,7 +178,7 @@ mod tests {
     fn planned(media_type: &str, document: &Value) -> Plan {
         let manifest = Manifest::new(media_type.to_owned(), document.to_string().into());
         let platforms = ["linux/amd64".parse().unwrap(), "linux/arm64".parse().unwrap()];
-        plan(&manifest, &Wanted { platforms: &platforms, all_platforms: false, max_layer_size: 1000 })
+        plan(&manifest, &Wanted { platforms: &platforms, all_platforms: false })
     }
 
     fn descriptor(media_type: &str) -> Value {
@@ -238,7 +235,6 @@ mod tests {
             (descriptor("application/x-thing"), "of the type application/x-thing"),
             (with("annotations", json!({TOC_DIGEST: "x"})), "eStargz already"),
             (with("annotations", json!({ZSTD_CHECKSUM: "x"})), "zstd:chunked already"),
-            (with("size", json!(1001)), "over the limit of 1000 bytes"),
         ];
         for (layer, reason) in odd {
             assert_eq!(layer_plans(&[layer]), [LayerPlan::PassThrough(reason.to_owned())]);

@@ -27,7 +27,18 @@ pub enum LayerOutcome {
     /// The layer is served as it is.
     PassedThrough {
         reason: String,
+        /// Set where a configured limit is the reason.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        limit: Option<Limit>,
     },
+}
+
+/// A configured limit, in bytes, that kept a layer from being converted: once it is raised another try is worth it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Limit {
+    LayerSize(u64),
+    UnpackedSize(u64),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +78,9 @@ pub struct ImageRecord {
     /// Why layers or children pass through, by digest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub passed_through: Vec<PassedThrough>,
+    /// The limits that kept layers from being converted; for an index, layers of its converted platforms.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<Limit>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,6 +102,16 @@ pub(super) struct DigestRecord {
 impl DigestRecord {
     fn of(object: &Object) -> Self {
         Self { size: object.size, media_type: object.media_type.clone(), key: object.key.to_string() }
+    }
+}
+
+impl LayerOutcome {
+    /// The limit that is the reason why the layer is served as it is.
+    pub fn limit(&self) -> Option<Limit> {
+        match self {
+            Self::PassedThrough { limit, .. } => *limit,
+            Self::Converted(_) => None,
+        }
     }
 }
 

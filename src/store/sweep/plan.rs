@@ -272,6 +272,7 @@ mod tests {
                 platforms: Vec::new(),
                 objects: std::iter::once(&name).chain(objects).map(|name| digest(name)).collect(),
                 passed_through: Vec::new(),
+                limits: Vec::new(),
             };
             let key = Key::ImageRecord { generation: Generation("g".to_owned()), source };
             self.images.push(Record { key, recorded: day(recorded), content });

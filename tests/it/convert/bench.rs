@@ -22,7 +22,7 @@ pub(crate) struct Bench {
     pub(crate) registry: Registry,
     pub(crate) store: Store,
     pub(crate) converter: Converter,
-    source: Source,
+    pub(super) source: Source,
 }
 
 /// Two threads, so that members are compressed out of order here too.

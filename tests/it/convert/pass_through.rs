@@ -129,3 +129,67 @@ async fn what_is_no_image_is_its_own_twin() {
     assert_eq!(bench.convert(&empty).await.unwrap().twin, empty.digest());
     assert_eq!(media_type::manifest_kind(&empty.media_type), Some(media_type::ManifestKind::Image));
 }
+
+#[tokio::test]
+async fn an_entry_below_a_symlink_of_the_same_layer_is_left_to_unpackers() {
+    let bench = Bench::new().await;
+    let image = ImageBuilder::new(10).build();
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_ustar();
+    header.set_entry_type(tar::EntryType::Symlink);
+    header.set_size(0);
+    tar.append_link(&mut header, "lib", "usr/lib").unwrap();
+    let mut header = tar::Header::new_ustar();
+    header.set_size(1);
+    header.set_mode(0o644);
+    tar.append_data(&mut header, "lib/x", &b"x"[..]).unwrap();
+    let layer = compress(&tar.into_inner().unwrap(), Compression::Gzip);
+    last_layer_stays(&bench, &with_last_layer(&image, layer, None), "below something that is no directory").await;
+}
+
+/// What the same store gives with other limits.
+fn with_limits(bench: Bench, change: impl FnOnce(&mut Config)) -> Bench {
+    let mut config = config();
+    change(&mut config);
+    let converter = starlift::convert::Converter::new(&config, bench.store.clone()).unwrap();
+    Bench { converter, ..bench }
+}
+
+#[tokio::test]
+async fn a_limit_that_is_raised_lets_the_layer_be_tried_again() {
+    let large = ImageBuilder::new(11).layers(2).max_file(100_000).build();
+    let index = Image::index(vec![("linux/amd64", large.clone())], false);
+    let limits: [fn(&mut Config); 2] =
+        [|config| config.max_layer_size = ByteSize::kib(2), |config| config.max_unpacked_size = ByteSize::kib(20)];
+    for limit in limits {
+        let bench = with_limits(Bench::new().await, limit);
+        let record = bench.convert(&index).await.unwrap();
+        assert_eq!(record.twin, index.digest(), "nothing is converted");
+        assert_eq!(bench.converter.lookup(&index.digest()).await.unwrap(), Some(record.clone()), "that is recorded");
+        let lowered = with_limits(bench, |config| (limit(config), config.max_layer_size = ByteSize::kib(1)).0);
+        assert_eq!(lowered.convert(&index).await.unwrap(), record, "a lower limit changes nothing");
+        let raised = with_limits(lowered, |_| {});
+        assert_eq!(raised.converter.lookup(&index.digest()).await.unwrap(), None);
+        let record = raised.convert(&index).await.unwrap();
+        assert_ne!(record.twin, index.digest());
+        assert_eq!(raised.converter.lookup(&index.digest()).await.unwrap(), Some(record));
+        let child = raised.converter.lookup(&large.digest()).await.unwrap().unwrap();
+        raised.check_twin(&large, &child).await;
+    }
+}
+
+#[tokio::test]
+async fn twins_made_under_a_lower_limit_stay_readable() {
+    let image = with_last_layer(
+        &ImageBuilder::new(12).max_file(1000).build(),
+        ImageBuilder::new(13).layers(1).max_file(200_000).build().layers()[0].clone(),
+        None,
+    );
+    let bench = with_limits(Bench::new().await, |config| config.max_layer_size = ByteSize::kib(60));
+    let before = bench.convert(&image).await.unwrap();
+    assert_eq!(before.limits.len(), 1);
+    let bench = with_limits(bench, |_| {});
+    let after = bench.convert(&image).await.unwrap();
+    assert!(before.objects.iter().all(|object| after.objects.contains(object)));
+    assert_eq!(after.limits, []);
+}

@@ -65,6 +65,7 @@ pub(crate) async fn put_image(store: &Store, seed: u32, layer_len: usize) -> Res
         platforms: Vec::new(),
         objects: vec![twin.digest, config.digest, Digest::sha256_of(&layer)],
         passed_through: Vec::new(),
+        limits: Vec::new(),
     };
     store.put_image(&generation(), &record).await?;
     Ok(record)
@@ -144,7 +145,7 @@ async fn ranges_are_exact(store: &Store, length: usize) {
 async fn what_the_records_say_is_kept(store: &Store) {
     let passed = LayerRecord {
         source: source_of(1001),
-        outcome: LayerOutcome::PassedThrough { reason: "it is encrypted".to_owned() },
+        outcome: LayerOutcome::PassedThrough { reason: "it is encrypted".to_owned(), limit: None },
     };
     store.put_layer(&generation(), &passed).await.unwrap();
     assert_eq!(store.layer(&generation(), &passed.source).await.unwrap(), Some(passed.clone()));

@@ -1,0 +1,65 @@
+//! The image of a twin's external TOCs.
+
+use bytes::Bytes;
+use serde_json::Value;
+
+use super::converter::{Converter, Shared};
+use super::error::Error;
+use super::image;
+use crate::oci::manifest::ImageManifest;
+use crate::oci::media_type::{self, ManifestKind};
+use crate::oci::{Digest, Manifest};
+use crate::store::{ImageRecord, LayerOutcome};
+
+impl Converter {
+    /// The external TOCs of a twin as the image that stargz-snapshotter looks for under `TAG-esgztoc`, its objects
+    /// readable in the store. `None` when no layer of the twin has one.
+    pub async fn toc_image(&self, twin: &ImageRecord) -> Result<Option<Manifest>, Error> {
+        let mut tocs = Vec::new();
+        let mut seen = Vec::new();
+        for digest in &twin.objects {
+            // Manifests and layers look alike here; only the twins' manifests are documents.
+            let Some(object) = self.shared.store.find(digest).await? else { continue };
+            let is_image =
+                object.media_type.as_deref().and_then(media_type::manifest_kind) == Some(ManifestKind::Image);
+            if !is_image || digest == &twin.source {
+                continue;
+            }
+            let bytes = self.shared.store.read_all(&object).await?;
+            for (layer, toc) in self.shared.external_tocs(&bytes).await? {
+                let Some(object) = self.shared.store.find(&toc).await? else { continue };
+                if !seen.contains(&layer) {
+                    seen.push(layer.clone());
+                    tocs.push((layer, toc, object.size));
+                }
+            }
+        }
+        if tocs.is_empty() {
+            return Ok(None);
+        }
+        let (config, manifest) = image::toc_image(&tocs)?;
+        let config = self.shared.store.put(media_type::OCI_CONFIG, config).await?;
+        self.shared.store.put(&manifest.media_type, manifest.bytes.clone()).await?;
+        self.keep_with(twin, &[config.digest, manifest.digest.clone()]).await?;
+        Ok(Some(manifest))
+    }
+}
+
+impl Shared {
+    /// Each layer of a twin that has an external TOC, and that TOC.
+    async fn external_tocs(&self, manifest: &Bytes) -> Result<Vec<(Digest, Digest)>, Error> {
+        let Ok(manifest) = serde_json::from_slice::<ImageManifest>(manifest) else {
+            return Ok(Vec::new());
+        };
+        let mut tocs = Vec::new();
+        for layer in &manifest.layers {
+            let source = layer.annotations.get(image::SOURCE_DIGEST).and_then(Value::as_str);
+            let Some(source) = source.and_then(|text| text.parse().ok()) else { continue };
+            let record = self.store.layer(&self.generation, &source).await?;
+            if let Some(LayerOutcome::Converted(converted)) = record.map(|record| record.outcome) {
+                tocs.extend(converted.external_toc.map(|toc| (converted.digest, toc)));
+            }
+        }
+        Ok(tocs)
+    }
+}
