@@ -20,7 +20,7 @@ use super::app::App;
 use super::ask::Ask;
 use super::config::OnMiss;
 use super::error::{Asked, Chain, Failure};
-use super::negotiate::negotiate;
+use super::negotiate::{of_original, of_twin};
 use super::response;
 
 /// What stargz-snapshotter and `ctr-remote` append to a tag.
@@ -153,18 +153,29 @@ async fn by_tag(app: &Arc<App>, ask: &Ask, tag: &Tag) -> Result<(Document, Kind)
         Err(error) => return Err(failure(&error, ask)),
     };
     match twin(app, ask, &source, &found.digest, ready_by).await? {
-        Ok(manifest) => Ok((negotiate(app, ask, &source, manifest, true).await?.into(), Kind::Twin)),
+        Ok((record, twin)) => match of_twin(app, ask, &source, &record, twin).await? {
+            Some(manifest) => Ok((manifest.into(), Kind::Twin)),
+            None => by_original(app, ask, &source, &found, Kind::PassThrough).await,
+        },
         Err(Kind::Original(_)) if ask.is_mirror && app.config.on_miss == OnMiss::NotFound => {
             Err(Failure::not_found(Asked::Manifest))
         }
-        Err(kind) if ask.is_head && Accept::from_headers(&ask.headers).choose(&found.media_type) == Choice::AsIs => {
-            Ok((Document::without_bytes(found), kind))
-        }
-        Err(kind) => {
-            let original = original(app, ask, &source, &found.digest).await?;
-            Ok((negotiate(app, ask, &source, original, false).await?.into(), kind))
-        }
+        Err(kind) => by_original(app, ask, &source, &found, kind).await,
     }
+}
+
+async fn by_original(
+    app: &App,
+    ask: &Ask,
+    source: &Source,
+    found: &Descriptor,
+    kind: Kind,
+) -> Result<(Document, Kind), Failure> {
+    if ask.is_head && Accept::from_headers(&ask.headers).choose(&found.media_type) == Choice::AsIs {
+        return Ok((Document::without_bytes(found.clone()), kind));
+    }
+    let original = original(app, ask, source, &found.digest).await?;
+    Ok((of_original(app, ask, source, original).await?.into(), kind))
 }
 
 /// The image of external TOCs that stargz-snapshotter looks for beside an image: `TAG-esgztoc`.
@@ -188,7 +199,7 @@ async fn twin(
     source: &Source,
     digest: &Digest,
     ready_by: Instant,
-) -> Result<Result<Manifest, Kind>, Failure> {
+) -> Result<Result<(ImageRecord, Manifest), Kind>, Failure> {
     let record = match app.converter.lookup(digest).await {
         Ok(Some(record)) => Some(record),
         Ok(None) => {
@@ -209,7 +220,7 @@ async fn twin(
     }
     // A store that fails is logged where it failed; the original is an answer still.
     let twin = stored(app, &record.twin).await.unwrap_or_default();
-    Ok(twin.ok_or(Kind::Original("the twin is out of reach")))
+    Ok(twin.map(|twin| (record, twin)).ok_or(Kind::Original("the twin is out of reach")))
 }
 
 /// Waits for the conversion until `ready_by`; it goes on without us after that.

@@ -3,6 +3,7 @@
 use crate::oci::manifest::Index;
 use crate::oci::media_type::{ManifestKind, manifest_kind};
 use crate::oci::{Digest, Manifest, Platform};
+use crate::store::ImageRecord;
 use crate::upstream::Source;
 
 use super::accept::{Accept, Choice};
@@ -12,29 +13,43 @@ use super::error::Failure;
 use super::manifests::{original, stored};
 use super::translate;
 
-/// Gives the client a document of a type it takes.
-///
-/// Only a twin is translated: an original's bytes are its identity.
-pub(crate) async fn negotiate(
+/// The original in a form that the client takes: its bytes are its identity, so that an index may give way to one of
+/// its images and nothing else changes.
+pub(crate) async fn of_original(
     app: &App,
     ask: &Ask,
     source: &Source,
     manifest: Manifest,
-    is_twin: bool,
 ) -> Result<Manifest, Failure> {
+    match Accept::from_headers(&ask.headers).choose(&manifest.media_type) {
+        Choice::AsIs | Choice::Translate(_) => Ok(manifest),
+        Choice::Child => match default_child(&manifest) {
+            Some(digest) => original(app, ask, source, &digest).await,
+            None => Ok(manifest),
+        },
+    }
+}
+
+/// The twin in a form that the client takes; `None` when there is none in the types it knows.
+pub(crate) async fn of_twin(
+    app: &App,
+    ask: &Ask,
+    source: &Source,
+    record: &ImageRecord,
+    manifest: Manifest,
+) -> Result<Option<Manifest>, Failure> {
     let accept = Accept::from_headers(&ask.headers);
     match accept.choose(&manifest.media_type) {
-        Choice::Translate(_) if is_twin => translated(app, manifest).await,
-        Choice::AsIs | Choice::Translate(_) => Ok(manifest),
+        Choice::AsIs => Ok(Some(manifest)),
+        Choice::Translate(_) => translated(app, record, &manifest).await,
         Choice::Child => {
-            let Some(digest) = default_child(&manifest) else { return Ok(manifest) };
-            let child = match stored(app, &digest).await? {
-                Some(child) => child,
-                None => original(app, ask, source, &digest).await?,
+            let Some(digest) = default_child(&manifest) else { return Ok(Some(manifest)) };
+            let Some(child) = stored(app, &digest).await? else {
+                return original(app, ask, source, &digest).await.map(Some);
             };
             match accept.choose(&child.media_type) {
-                Choice::Translate(_) if is_twin => translated(app, child).await,
-                Choice::AsIs | Choice::Translate(_) | Choice::Child => Ok(child),
+                Choice::Translate(_) => translated(app, record, &child).await,
+                Choice::AsIs | Choice::Child => Ok(Some(child)),
             }
         }
     }
@@ -51,35 +66,36 @@ fn default_child(index: &Manifest) -> Option<Digest> {
         .map(|child| child.digest)
 }
 
-/// The same document in the other family's types, kept so that its digest can be read. As it is where that fails.
-async fn translated(app: &App, manifest: Manifest) -> Result<Manifest, Failure> {
-    let other = match manifest_kind(&manifest.media_type) {
-        Some(ManifestKind::Image) => translate::image(&manifest),
-        Some(ManifestKind::Index) => translated_index(app, &manifest).await?,
-        None => None,
+/// The same document in the other family's types, kept for as long as the twin so that its digest can be read.
+async fn translated(app: &App, record: &ImageRecord, manifest: &Manifest) -> Result<Option<Manifest>, Failure> {
+    let (other, mut needed) = match manifest_kind(&manifest.media_type) {
+        Some(ManifestKind::Image) => (translate::image(manifest), Vec::new()),
+        Some(ManifestKind::Index) => translated_index(app, manifest).await?,
+        None => (None, Vec::new()),
     };
-    let Some(other) = other else { return Ok(manifest) };
-    keep(app, &other).await?;
-    Ok(other)
+    let Some(other) = other else { return Ok(None) };
+    needed.push(other.clone());
+    for document in &needed {
+        if app.store.find(&document.digest).await?.is_none() {
+            app.store.put(&document.media_type, document.bytes.clone()).await?;
+        }
+    }
+    let digests: Vec<_> = needed.into_iter().map(|document| document.digest).collect();
+    app.converter.keep_with(record, &digests).await.map_err(|error| Failure::inside(&error))?;
+    Ok(Some(other))
 }
 
-async fn translated_index(app: &App, manifest: &Manifest) -> Result<Option<Manifest>, Failure> {
-    let Ok(index) = serde_json::from_slice::<Index>(&manifest.bytes) else { return Ok(None) };
+/// An index with its children, as far as they are ours. None without a child that has no name there.
+async fn translated_index(app: &App, manifest: &Manifest) -> Result<(Option<Manifest>, Vec<Manifest>), Failure> {
+    let Ok(index) = serde_json::from_slice::<Index>(&manifest.bytes) else { return Ok((None, Vec::new())) };
     let mut children = Vec::new();
     for child in index.manifests {
         let Some(stored) = stored(app, &child.digest).await? else { continue };
-        let Some(other) = translate::image(&stored) else { continue };
-        keep(app, &other).await?;
+        let Some(other) = translate::image(&stored) else { return Ok((None, Vec::new())) };
         children.push((child.digest, other));
     }
-    Ok(translate::index(manifest, |child| {
+    let other = translate::index(manifest, |child| {
         children.iter().find(|(digest, _)| *digest == child.digest).map(|(_, other)| other.clone())
-    }))
-}
-
-async fn keep(app: &App, manifest: &Manifest) -> Result<(), Failure> {
-    if app.store.find(&manifest.digest).await?.is_none() {
-        app.store.put(&manifest.media_type, manifest.bytes.clone()).await?;
-    }
-    Ok(())
+    });
+    Ok((other, children.into_iter().map(|(_, other)| other).collect()))
 }

@@ -31,6 +31,10 @@ pub(crate) fn other_type(media_type: &str) -> Option<&'static str> {
 pub(crate) fn image(manifest: &Manifest) -> Option<Manifest> {
     let media_type = other_type(&manifest.media_type)?;
     let mut image: ImageManifest = serde_json::from_slice(&manifest.bytes).ok()?;
+    // Docker's name for zstd is one that Docker's own clients, skopeo and buildah refuse.
+    if image.layers.iter().any(|layer| layer.media_type == types::OCI_LAYER_ZSTD) {
+        return None;
+    }
     image.media_type = Some(media_type.to_owned());
     for descriptor in image.layers.iter_mut().chain([&mut image.config]) {
         descriptor.media_type = other_type(&descriptor.media_type)?.to_owned();
@@ -79,6 +83,13 @@ mod tests {
         assert_eq!(oci.media_type, types::OCI_MANIFEST);
         assert!(!String::from_utf8_lossy(&oci.bytes).contains("vnd.docker"));
         assert_eq!(image(&oci), Some(docker));
+    }
+
+    #[test]
+    fn zstd_is_not_translated_to_what_nobody_takes() {
+        let oci = image(&docker_image(types::DOCKER_LAYER_ZSTD)).unwrap();
+        assert!(String::from_utf8_lossy(&oci.bytes).contains(types::OCI_LAYER_ZSTD));
+        assert_eq!(image(&oci), None);
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! What a manifest request is answered with once conversions are done.
 
 use reqwest::Method;
-use starlift::oci::media_type::{DOCKER_MANIFEST, DOCKER_MANIFEST_LIST, OCI_INDEX, OCI_MANIFEST};
+use starlift::convert;
+use starlift::oci::Digest;
+use starlift::oci::media_type::{DOCKER_MANIFEST, DOCKER_MANIFEST_LIST, OCI_INDEX, OCI_LAYER_ZSTD, OCI_MANIFEST};
+use starlift::store::Store;
 
 use super::Stage;
 use crate::support::image::{Image, ImageBuilder};
@@ -82,6 +85,31 @@ async fn the_type_follows_the_source_unless_the_client_takes_only_the_other() {
     assert!(!String::from_utf8_lossy(&other.body).contains("vnd.docker"));
     let by_digest = stage.get_and_head(&format!("/v2/local/app/manifests/{}", other.digest()), &[]).await;
     assert_eq!(by_digest.body, other.body);
+    let source = stage.registry.manifest("app", "docker").unwrap().1;
+    let record = stage.converter.lookup(&Digest::sha256_of(&source)).await.unwrap().unwrap();
+    assert!(record.objects.contains(&other.digest().parse().unwrap()), "it is kept as long as the twin");
+}
+
+#[tokio::test]
+async fn docker_clients_get_the_original_of_a_twin_in_zstd() {
+    let config = convert::Config { format: convert::Format::Zstdchunked, ..convert::Config::default() };
+    let stage = Stage::converting(Store::in_memory(), &config, |_| {}).await;
+    let docker = ImageBuilder::new(7).docker().build();
+    stage.registry.push("app", "docker", &docker);
+    let oci = ImageBuilder::new(8).build();
+    let index = Image::index(vec![("linux/amd64", oci.clone())], false);
+    stage.registry.push("app", "index", &index);
+    let path = "/v2/local/app/manifests/docker";
+    let twin = stage.get_and_head(path, &[("accept", OCI_MANIFEST)]).await;
+    assert!(String::from_utf8_lossy(&twin.body).contains(OCI_LAYER_ZSTD));
+    let original = stage.get_and_head(path, &[("accept", DOCKER_MANIFEST)]).await;
+    assert_eq!((original.status, &original.body), (200, &docker.bytes));
+    // An original that is not Docker's either is all there is.
+    let path = "/v2/local/app/manifests/index";
+    assert!(String::from_utf8_lossy(&stage.get(path).await.body).contains("dev.starlift"));
+    let both = format!("{DOCKER_MANIFEST}, {DOCKER_MANIFEST_LIST}");
+    let original = stage.get_and_head(path, &[("accept", &both)]).await;
+    assert_eq!(original.body, index.bytes);
 }
 
 #[tokio::test]
