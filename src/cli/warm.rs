@@ -1,9 +1,10 @@
 //! `starlift warm`: asks a server to convert images before anyone pulls them, and waits until it has.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget};
+use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget};
 use reqwest::{Client, Response, StatusCode};
 use serde::{Deserialize, Serialize};
 use url::Url;
@@ -60,6 +61,31 @@ enum State {
 #[derive(Deserialize)]
 struct Answer {
     conversion: Job,
+    #[serde(default)]
+    progress: Vec<Progress>,
+}
+
+/// How far one image of the reference is.
+#[derive(Deserialize)]
+struct Progress {
+    layers: Vec<Layer>,
+}
+
+/// Bytes of a source layer, taken and in all.
+#[derive(Deserialize)]
+struct Layer {
+    source: String,
+    done: u64,
+    total: u64,
+}
+
+impl Answer {
+    /// Bytes taken of all there are; a layer of several images counts once.
+    fn bytes(&self) -> (u64, u64) {
+        let layers = self.progress.iter().flat_map(|image| &image.layers);
+        let layers: BTreeMap<_, _> = layers.map(|layer| (&layer.source, layer)).collect();
+        layers.values().fold((0, 0), |(done, total), layer| (done + layer.done, total + layer.total))
+    }
 }
 
 pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
@@ -70,7 +96,7 @@ pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failur
     let conversions = args.server.join("api/v1/conversions").map_err(Failure::from_error)?;
     let mut jobs = Vec::new();
     for reference in &args.references {
-        jobs.push(start(&client, &conversions, reference).await?);
+        jobs.push(start(&client, &conversions, reference).await?.conversion);
     }
     if !args.no_wait {
         wait(&client, &conversions, &mut jobs, args.json).await?;
@@ -80,20 +106,19 @@ pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failur
     Ok(if has_failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-async fn start(client: &Client, conversions: &Url, reference: &str) -> Result<Job, Failure> {
+async fn start(client: &Client, conversions: &Url, reference: &str) -> Result<Answer, Failure> {
     let request = client.post(conversions.clone()).json(&serde_json::json!({ "reference": reference }));
     let response = request.send().await.map_err(Failure::when(format!("{conversions} does not answer")))?;
-    job(response, reference).await
+    answer(response, reference).await
 }
 
-async fn job(response: Response, reference: &str) -> Result<Job, Failure> {
+async fn answer(response: Response, reference: &str) -> Result<Answer, Failure> {
     let status = response.status();
     if !status.is_success() {
         let text = response.text().await.unwrap_or_default();
         return Err(Failure::new(format!("the server refuses {reference}: {}", refusal(status, &text))));
     }
-    let answer: Answer = response.json().await.map_err(Failure::when("the server's answer makes no sense"))?;
-    Ok(answer.conversion)
+    response.json().await.map_err(Failure::when("the server's answer makes no sense"))
 }
 
 /// The message of an error body, or the bare status.
@@ -108,13 +133,16 @@ async fn wait(client: &Client, conversions: &Url, jobs: &mut [Job], quiet: bool)
     let spinner = ProgressBar::with_draw_target(None, target);
     spinner.enable_steady_tick(Duration::from_millis(100));
     let mut failed_polls = 0;
+    let mut bytes = (0, 0);
     while let Some(running) = jobs.iter_mut().find(|job| !job.has_ended()) {
-        spinner.set_message(format!("{} is {}", running.reference, running.state.name()));
+        spinner.set_message(shown(running, bytes));
         tokio::time::sleep(POLL_INTERVAL).await;
         let address = format!("{conversions}/{}", running.id);
         match client.get(address).send().await {
             Ok(response) => {
-                *running = job(response, &running.reference).await?;
+                let answer = answer(response, &running.reference).await?;
+                bytes = if answer.conversion.has_ended() { (0, 0) } else { answer.bytes() };
+                *running = answer.conversion;
                 failed_polls = 0;
             }
             Err(_) if failed_polls < MAX_FAILED_POLLS => failed_polls += 1,
@@ -123,6 +151,11 @@ async fn wait(client: &Client, conversions: &Url, jobs: &mut [Job], quiet: bool)
     }
     spinner.finish_and_clear();
     Ok(())
+}
+
+fn shown(job: &Job, (done, total): (u64, u64)) -> String {
+    let state = format!("{} is {}", job.reference, job.state.name());
+    if total == 0 { state } else { format!("{state}: {} of {}", HumanBytes(done), HumanBytes(total)) }
 }
 
 fn report(jobs: &[Job], json: bool) -> Result<(), Failure> {
@@ -156,6 +189,17 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_of_a_layer_count_once() {
+        let layers = serde_json::json!({"layers": [{"source": "sha256:a", "done": 512, "total": 2048}]});
+        let job = serde_json::json!({"id": "1", "reference": "app:1", "state": "converting", "source": null,
+            "twin": null, "error": null, "upstream": "docker.io"});
+        let answer = serde_json::json!({"conversion": job, "progress": [layers, layers]});
+        let answer: Answer = serde_json::from_value(answer).unwrap();
+        assert_eq!(shown(&answer.conversion, answer.bytes()), "app:1 is being converted: 512 B of 2.00 KiB");
+        assert_eq!(shown(&answer.conversion, (0, 0)), "app:1 is being converted");
+    }
 
     #[test]
     fn refusals_tell_the_servers_message() {
