@@ -12,7 +12,7 @@ use moka::future::Cache;
 use tokio::sync::Semaphore;
 
 use super::budget::Budget;
-use super::config::{self, Config};
+use super::config::{self, Config, Layout};
 use super::error::Error;
 use super::failures::Failures;
 use super::image;
@@ -305,7 +305,8 @@ impl Shared {
         running.layers(&layers.iter().map(|layer| (layer.digest.clone(), layer.size)).collect::<Vec<_>>());
         let outcomes = try_join_all(layers.iter().map(|layer| self.layer(source, repository, layer))).await?;
         let outcomes: HashMap<_, _> = outcomes.into_iter().collect();
-        let assembled = image::assemble(manifest, plan, config, &outcomes, &self.generation)?;
+        let keeps_source = self.config.layout == Layout::SourceFirst;
+        let assembled = image::assemble(manifest, plan, config, &outcomes, &self.generation, keeps_source)?;
         for PassedThrough { digest, reason } in &assembled.passed_through {
             tracing::info!(source = %manifest.digest, %digest, reason, "layer stays as it is");
         }

@@ -78,13 +78,15 @@ impl Config {
     }
 }
 
-/// Puts the converted layers into the image. `outcomes` holds every layer the plan converts, by source digest.
+/// Puts the converted layers into the image. `outcomes` holds every layer the plan converts, by source digest;
+/// `keeps_source` says that a converted layer begins with the source's tar.
 pub(super) fn assemble(
     source: &Manifest,
     plan: &ImagePlan,
     config: Config,
     outcomes: &HashMap<Digest, LayerOutcome>,
     generation: &Generation,
+    keeps_source: bool,
 ) -> Result<Assembled, serde_json::Error> {
     let mut image = plan.manifest.clone();
     let mut diff_ids = config.diff_ids.clone();
@@ -95,7 +97,7 @@ pub(super) fn assemble(
     for ((layer, plan), diff_id) in image.layers.iter_mut().zip(&plan.layers).zip(&mut diff_ids) {
         match replacement(layer, plan, diff_id, outcomes) {
             Ok(converted) => {
-                *layer = layer_descriptor(layer, converted);
+                *layer = layer_descriptor(layer, converted, keeps_source);
                 *diff_id = converted.diff_id.clone();
                 objects.push(converted.digest.clone());
                 objects.extend(converted.external_toc.clone());
@@ -155,7 +157,7 @@ fn replacement<'a>(
     }
 }
 
-fn layer_descriptor(source: &Descriptor, converted: &ConvertedLayer) -> Descriptor {
+fn layer_descriptor(source: &Descriptor, converted: &ConvertedLayer, keeps_source: bool) -> Descriptor {
     let is_zstd = converted.compression == "zstd";
     let media_type = match (is_zstd, media_type::is_docker(&source.media_type)) {
         (true, _) => media_type::OCI_LAYER_ZSTD,
@@ -176,7 +178,9 @@ fn layer_descriptor(source: &Descriptor, converted: &ConvertedLayer) -> Descript
     }
     annotate(SOURCE_DIGEST, source.digest.to_string());
     annotate(SOURCE_DIFF_ID, converted.source_diff_id.to_string());
-    annotate(SOURCE_SIZE, converted.source_size.to_string());
+    if keeps_source {
+        annotate(SOURCE_SIZE, converted.source_size.to_string());
+    }
     if source.annotations.contains_key(UNCOMPRESSED) {
         annotate(UNCOMPRESSED, converted.diff_id.to_string());
     }
@@ -277,7 +281,7 @@ mod tests {
         let Plan::Image(plan) = plan::plan(&source, &wanted) else { panic!("no image") };
         let config = Config::parse(config.to_string().as_bytes(), names.len()).unwrap();
         let outcomes = outcomes.iter().map(|(name, outcome)| (digest(name), outcome.clone())).collect();
-        assemble(&source, &plan, config, &outcomes, &Generation("g1".to_owned())).unwrap()
+        assemble(&source, &plan, config, &outcomes, &Generation("g1".to_owned()), true).unwrap()
     }
 
     fn both() -> Vec<(&'static str, LayerOutcome)> {

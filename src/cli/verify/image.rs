@@ -150,6 +150,7 @@ impl Image {
             if let Some((source, theirs)) = source.filter(|(_, theirs)| theirs.digest != layer.digest) {
                 let file = download(source, theirs, bar).await?;
                 claims.source = Some(Source::of(&file).map_err(Failure::when(format!("reading {}", theirs.digest)))?);
+                claims.against = Some(file);
             }
             parts.push(verify_blob(name, file, claims).await?);
         }
@@ -164,6 +165,7 @@ impl Image {
             diff_id: diff_id.and_then(in_estargz_words),
             source: report.and_then(claimed_source),
             external_toc: None,
+            against: None,
         }
     }
 }

@@ -17,12 +17,14 @@ use crate::convert::Inflate;
 const HASH_PIECE: usize = 1 << 20;
 
 /// What is claimed about a layer and must hold.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub(super) struct Claims {
     pub(super) toc_digest: Option<estargz::Digest>,
     pub(super) diff_id: Option<estargz::Digest>,
     pub(super) source: Option<Source>,
     pub(super) external_toc: Option<Vec<u8>>,
+    /// The layer it was made of, whose file tree must be the same where its tar is no prefix.
+    pub(super) against: Option<File>,
 }
 
 /// The tar that the layer was made of.
@@ -51,6 +53,7 @@ pub(super) async fn verify_file(args: &Args) -> Result<Part, Failure> {
     if let Some(path) = &args.against {
         let source = File::open(Path::new(path)).map_err(cannot(path))?;
         claims.source = Some(Source::of(&source).map_err(cannot(path))?);
+        claims.against = Some(source);
     }
     verify_blob(args.what.clone(), file, claims).await
 }
@@ -72,12 +75,38 @@ fn check(file: &File, claims: &Claims) -> Result<(String, Vec<String>), VerifyEr
         ..Expected::default()
     };
     match verify::blob(file, &expected) {
-        Ok(report) => Ok((described(&report), found(&report))),
+        Ok(report) => match claims.against.as_ref().filter(|_| !begins_with_source(&report, claims)) {
+            None => Ok((described(&report), found(&report))),
+            Some(source) => {
+                let report = verify::blob(file, &Expected { source_diff_id: None, source_size: None, ..expected })?;
+                let what = format!("{}, its tree against the source's", described(&report));
+                Ok((what, [found(&report), against(file, claims, source)].concat()))
+            }
+        },
         Err(VerifyError::Footer(FooterError::NotAFooter)) if claims.toc_digest.is_none() => plain(file, claims),
         Err(error @ (VerifyError::Footer(_) | VerifyError::Toc(_))) => {
             Ok(("broken".to_owned(), vec![error.to_string()]))
         }
         Err(error) => Err(error),
+    }
+}
+
+/// Whether the source's tar is there as it is. Classic and reordered layers keep the source's files alone.
+fn begins_with_source(report: &Report, claims: &Claims) -> bool {
+    claims.source.is_none_or(|source| report.source_diff_id == Some(source.diff_id))
+}
+
+/// What differs between the file trees of the layer and its source.
+fn against(file: &File, claims: &Claims, mut source: &File) -> Vec<String> {
+    let expected = Expected { external_toc: claims.external_toc.as_deref(), ..Expected::default() };
+    let tar = io::Seek::rewind(&mut source).and_then(|()| Inflate::new(BufReader::with_capacity(HASH_PIECE, source)));
+    let compared = match tar {
+        Ok(tar) => verify::against(file, &expected, tar),
+        Err(error) => return vec![format!("the source cannot be read: {error}")],
+    };
+    match compared {
+        Ok(findings) => findings.iter().map(ToString::to_string).collect(),
+        Err(error) => vec![error.to_string()],
     }
 }
 

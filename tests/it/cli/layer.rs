@@ -44,7 +44,14 @@ async fn the_toc_is_printed_as_it_is_hashed() {
 
 #[tokio::test]
 async fn every_format_verifies_against_its_source() {
-    for flags in [&[][..], &["--zstdchunked"], &["--fast"], &["--chunk-size", "1KiB"], &["--min-chunk-size", "64KiB"]] {
+    for flags in [
+        &[][..],
+        &["--zstdchunked"],
+        &["--fast"],
+        &["--chunk-size", "1KiB"],
+        &["--min-chunk-size", "64KiB"],
+        &["--layout", "classic"],
+    ] {
         let desk = desk();
         desk.run(&[&["convert", "--layer", "in.tar.gz", "out"], flags].concat()).await.text();
         desk.run(&["verify", "out", "--against", "in.tar.zst"]).await.text();
