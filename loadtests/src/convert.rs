@@ -5,178 +5,136 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, ensure};
-use serde_json::Value;
+use crate::containerd::Containerd;
+use crate::figures::{Spread, float};
+use crate::harness::{Cost, measure, run};
+use crate::images::{Image, layer_bytes};
+use crate::invariants::{SameBytes, is_twin};
+use crate::plot::{Bar, Bars, Plot};
+use crate::report::Report;
 
-use crate::harness::{Cost, measure, run, spread};
-
-/// How long containerd may take to answer.
-const START_LIMIT: Duration = Duration::from_secs(30);
-/// Clock ticks a second in `/proc/PID/stat` (proc(5); 100 on every Linux we run on).
-const TICKS: f64 = 100.0;
+/// DESIGN.md, section 8: how many times the reference's speed each setting reaches, at which size.
+const BARS: [(&str, f64, f64); 2] = [("default", 8.0, 1.0), ("fast", 20.0, 1.11)];
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// The image: an OCI layout.
-    layout: PathBuf,
-    /// The image's tag in the layout.
-    #[arg(long, default_value = "1")]
-    tag: String,
+    /// The images: names that the tests' `make-image` knows.
+    #[arg(default_values = ["rootfs", "python"])]
+    images: Vec<String>,
     /// The executable to measure.
     #[arg(long, default_value = "target/release/starlift")]
     starlift: PathBuf,
     /// Rounds; in each, every contestant runs once.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 5)]
     rounds: usize,
 }
 
 /// One way to convert: its name in the table and what its runs cost.
+#[derive(Debug)]
 struct Contestant {
     name: &'static str,
     costs: Vec<Cost>,
     bytes: u64,
 }
 
-fn run_all(arguments: &Arguments, place: &Path) -> anyhow::Result<Vec<Contestant>> {
-    let source = format!("oci:{}:{}", arguments.layout.display(), arguments.tag);
-    let archive = place.join("source.tar");
-    run(&format!("skopeo copy --quiet {source} oci-archive:{}:source:1", archive.display()))?;
-    let containerd = Containerd::start(place)?;
-    containerd.ctr(&format!("images import --base-name source --all-platforms {}", archive.display()))?;
-    let listed = containerd.ctr("images ls -q")?;
-    let image = listed.lines().next().context("nothing imported")?.to_owned();
+impl Contestant {
+    fn spread(&self, figure: fn(&Cost) -> f64) -> Spread {
+        Spread::of(self.costs.iter().map(figure))
+    }
+}
 
+pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
+    let mut report = Report::begin("convert", "Conversion, whole, against `ctr-remote image convert --estargz --oci`")?;
+    report.note(format!("{} rounds, the contestants by turns; medians (least–most)", arguments.rounds));
+    report.note("× is the reference's median over the contestant's; size is the layers' bytes over the reference's");
+    report.note(
+        "the reference's time includes the containerd it converts in; memory is ctr-remote's or starlift's alone",
+    );
+    let mut bars = Vec::new();
+    for (group, name) in arguments.images.iter().enumerate() {
+        let image = Image::get(name)?;
+        let place = tempfile::tempdir()?;
+        let contestants = contest(arguments, &image, place.path())?;
+        let Some((reference, ours)) = contestants.split_first() else { continue };
+        report.table(
+            format!("Image `{name}`, {:.1} MB of gzip layers", float(layer_bytes(&image.manifest()?)?) / 1e6),
+            &["", "wall s", "CPU s", "peak MiB", "layers MB", "wall ×", "CPU ×", "size"],
+            contestants.iter().map(|contestant| row(contestant, reference)).collect(),
+        );
+        bars.extend(ours.iter().map(|contestant| bar(contestant, reference, name, group)));
+    }
+    report.plot(Plot::Bars(Bars {
+        title: "Times the reference's speed (wall; whisker: fastest and slowest round)".to_owned(),
+        unit: "times",
+        bars,
+        marks: BARS.map(|(name, times, size)| (times, format!("bar of {name}, size ≤ {size:.2}"))).into(),
+    }));
+    Ok(report)
+}
+
+fn contest(arguments: &Arguments, image: &Image, place: &Path) -> anyhow::Result<[Contestant; 3]> {
+    let containerd = Containerd::start(place)?;
+    let imported = containerd.import(image, place)?;
     let mut contestants = ["reference", "default", "fast"].map(|name| Contestant { name, costs: Vec::new(), bytes: 0 });
+    let mut same = SameBytes::default();
     for round in 0..arguments.rounds {
         for contestant in &mut contestants {
+            // What the last one wrote is not to be paid for by the next.
+            run("sync")?;
             if contestant.name == "reference" {
-                let before = containerd.cpu()?;
-                let made = format!("made:{round}");
-                let line = format!("ctr-remote -a {} images convert --estargz --oci {image} {made}", containerd.socket);
-                let mut cost = measure(&line)?;
-                cost.cpu += containerd.cpu()? - before;
-                contestant.costs.push(cost);
-                contestant.bytes = containerd.layer_bytes(&made)?;
-                containerd.ctr(&format!("images rm --sync {made}"))?;
+                by_reference(&containerd, &imported, contestant)?;
             } else {
-                let target = place.join(contestant.name);
+                let layout = Image { name: contestant.name.to_owned(), dir: place.join(contestant.name) };
                 let flag = if contestant.name == "fast" { " --fast" } else { "" };
                 let starlift = arguments.starlift.display();
-                let line = format!("{starlift} convert{flag} {source} oci:{}:1", target.display());
-                contestant.costs.push(measure(&line)?);
-                contestant.bytes = layout_layer_bytes(&target)?;
-                fs::remove_dir_all(&target)?;
+                contestant.costs.push(measure(&format!("{starlift} convert{flag} {} {}", image.oci(), layout.oci()))?);
+                let manifest = layout.manifest()?;
+                contestant.bytes = layer_bytes(&manifest)?;
+                same.note(contestant.name, &manifest.to_string())?;
+                if round == 0 {
+                    is_twin(&arguments.starlift, &layout.dir, image)?;
+                }
+                fs::remove_dir_all(layout.dir)?;
             }
         }
     }
-    Ok(contestants.into())
+    Ok(contestants)
 }
 
-#[expect(clippy::print_stdout, reason = "the table is what this program is for")]
-pub(crate) fn run_and_print(arguments: &Arguments) -> anyhow::Result<()> {
-    let place = tempfile::tempdir()?;
-    let contestants = run_all(arguments, place.path())?;
-    let load = fs::read_to_string("/proc/loadavg")?;
-    println!("load average at the end: {}", load.trim());
-    println!("| | wall s (least–most) | CPU s | peak MiB | layers MB | wall × | CPU × | size |");
-    println!("|---|---|---|---|---|---|---|---|");
-    let of = |contestant: &Contestant, figure: fn(&Cost) -> f64| spread(contestant.costs.iter().map(figure).collect());
-    let Some(reference) = contestants.first() else { return Ok(()) };
-    for contestant in &contestants {
-        let (wall, least, most) = of(contestant, |cost| cost.wall);
-        let (cpu, ..) = of(contestant, |cost| cost.cpu);
-        let (memory, ..) = of(contestant, |cost| cost.memory);
-        #[expect(clippy::cast_precision_loss, reason = "a table needs three digits")]
-        let (bytes, reference_bytes) = (contestant.bytes as f64, reference.bytes as f64);
-        println!(
-            "| {} | {wall:.2} ({least:.2}–{most:.2}) | {cpu:.2} | {memory:.0} | {:.2} | {:.1} | {:.1} | {:.3} |",
-            contestant.name,
-            bytes / 1e6,
-            of(reference, |cost| cost.wall).0 / wall,
-            of(reference, |cost| cost.cpu).0 / cpu,
-            bytes / reference_bytes,
-        );
-    }
-    Ok(())
+fn by_reference(containerd: &Containerd, image: &str, contestant: &mut Contestant) -> anyhow::Result<()> {
+    let before = containerd.daemon.cpu()?;
+    let mut cost =
+        measure(&format!("ctr-remote -a {} images convert --estargz --oci {image} made:1", containerd.socket))?;
+    cost.cpu += containerd.daemon.cpu()? - before;
+    contestant.costs.push(cost);
+    contestant.bytes = containerd.layer_bytes("made:1")?;
+    // Otherwise the next round finds its blobs made already.
+    containerd.ctr("images rm --sync made:1").map(drop)
 }
 
-fn layout_layer_bytes(layout: &Path) -> anyhow::Result<u64> {
-    let index: Value = serde_json::from_slice(&fs::read(layout.join("index.json"))?)?;
-    let blob = |digest: &Value| {
-        let hex = digest.as_str().unwrap_or_default().trim_start_matches("sha256:").to_owned();
-        fs::read(layout.join("blobs/sha256").join(hex))
-    };
-    layer_bytes(&serde_json::from_slice(&blob(&index["manifests"][0]["digest"])?)?)
+fn row(contestant: &Contestant, reference: &Contestant) -> Vec<String> {
+    let times = |figure| reference.spread(figure).median / contestant.spread(figure).median;
+    vec![
+        contestant.name.to_owned(),
+        contestant.spread(|cost| cost.wall).show(2),
+        contestant.spread(|cost| cost.cpu).show(2),
+        format!("{:.0}", contestant.spread(|cost| cost.memory).most),
+        format!("{:.2}", float(contestant.bytes) / 1e6),
+        format!("{:.1}", times(|cost| cost.wall)),
+        format!("{:.1}", times(|cost| cost.cpu)),
+        format!("{:.3}", float(contestant.bytes) / float(reference.bytes)),
+    ]
 }
 
-fn layer_bytes(manifest: &Value) -> anyhow::Result<u64> {
-    let layers = manifest["layers"].as_array().context("no image manifest")?;
-    ensure!(!layers.is_empty(), "no layers");
-    Ok(layers.iter().filter_map(|layer| layer["size"].as_u64()).sum())
-}
-
-/// A containerd of our own; ends when dropped.
-struct Containerd {
-    child: Child,
-    socket: String,
-}
-
-impl Containerd {
-    fn start(place: &Path) -> anyhow::Result<Self> {
-        let at = |name: &str| place.join(name).display().to_string();
-        let config = place.join("containerd.toml");
-        fs::write(&config, "version = 2\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n")?;
-        let socket = at("containerd.sock");
-        let log = fs::File::create(place.join("containerd.log"))?;
-        let child = Command::new("containerd")
-            .args(["--config", &at("containerd.toml"), "--root", &at("root"), "--state", &at("state")])
-            .args(["--address", &socket])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .context("containerd")?;
-        let containerd = Self { child, socket };
-        let begun = Instant::now();
-        while containerd.ctr("version").is_err() {
-            ensure!(begun.elapsed() < START_LIMIT, "containerd does not answer");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        Ok(containerd)
-    }
-
-    fn ctr(&self, arguments: &str) -> anyhow::Result<String> {
-        run(&format!("ctr -a {} {arguments}", self.socket))
-    }
-
-    /// Processor seconds it has used.
-    fn cpu(&self) -> anyhow::Result<f64> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        // Fields 14 and 15, counted from behind the name, which may hold blanks.
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
-        Ok((ticks(11) + ticks(12)) / TICKS)
-    }
-
-    fn layer_bytes(&self, image: &str) -> anyhow::Result<u64> {
-        let listed = self.ctr("images ls")?;
-        let line = listed.lines().find(|line| line.split_whitespace().next() == Some(image)).context("not listed")?;
-        let digest = line.split_whitespace().nth(2).context("no digest")?;
-        let mut manifest: Value = serde_json::from_str(&self.ctr(&format!("content get {digest}"))?)?;
-        if let Some(child) = manifest["manifests"][0]["digest"].as_str() {
-            manifest = serde_json::from_str(&self.ctr(&format!("content get {child}"))?)?;
-        }
-        layer_bytes(&manifest)
-    }
-}
-
-impl Drop for Containerd {
-    fn drop(&mut self) {
-        // It may be gone already.
-        let _gone = self.child.kill();
-        let _reaped = self.child.wait();
+fn bar(contestant: &Contestant, reference: &Contestant, image: &str, group: usize) -> Bar {
+    let (theirs, ours) = (reference.spread(|cost| cost.wall), contestant.spread(|cost| cost.wall));
+    let size = float(contestant.bytes) / float(reference.bytes);
+    Bar {
+        label: format!("{image}, {}, size {size:.3}", contestant.name),
+        value: theirs.median / ours.median,
+        least: theirs.median / ours.most,
+        most: theirs.median / ours.least,
+        group,
     }
 }

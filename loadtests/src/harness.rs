@@ -1,8 +1,19 @@
-//! Runs a command as a whole process and reads what it cost; medians and ratios.
+//! Runs commands and daemons as whole processes and reads what they cost.
 
-use std::process::Command;
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
+
+/// How long a daemon may take to answer.
+const START_LIMIT: Duration = Duration::from_secs(30);
+/// How often a daemon that starts is asked.
+const START_POLL: Duration = Duration::from_millis(50);
+/// Clock ticks a second in `/proc/PID/stat` (proc(5); 100 on every Linux we run on).
+const TICKS: f64 = 100.0;
 
 /// What one run of a command cost.
 #[derive(Debug, Clone, Copy)]
@@ -17,16 +28,18 @@ pub(crate) struct Cost {
 
 /// Runs `line`, words parted by blanks, under GNU time. An error unless it succeeds.
 pub(crate) fn measure(line: &str) -> anyhow::Result<Cost> {
+    let begun = Instant::now();
     let output = Command::new("/usr/bin/time")
-        .args(["-f", "cost %e %U %S %M"])
+        .args(["-f", "cost %U %S %M"])
         .args(line.split_whitespace())
         .output()
         .context("GNU time")?;
+    let wall = begun.elapsed().as_secs_f64();
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{line}: {said}");
     let cost = said.lines().rev().find_map(|line| line.strip_prefix("cost ")).context("time said nothing")?;
     let numbers: Vec<f64> = cost.split(' ').map(str::parse).collect::<Result<_, _>>()?;
-    let [wall, user, system, kib] = numbers[..] else { bail!("time said {cost:?}") };
+    let [user, system, kib] = numbers[..] else { bail!("time said {cost:?}") };
     Ok(Cost { wall, cpu: user + system, memory: kib / 1024.0 })
 }
 
@@ -38,9 +51,65 @@ pub(crate) fn run(line: &str) -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// The middle, the least and the most of some figures.
-pub(crate) fn spread(mut figures: Vec<f64>) -> (f64, f64, f64) {
-    figures.sort_by(f64::total_cmp);
-    let at = |index: usize| figures.get(index).copied().unwrap_or(f64::NAN);
-    (at(figures.len() / 2), at(0), at(figures.len().saturating_sub(1)))
+/// A process that serves; ends when dropped.
+#[derive(Debug)]
+pub(crate) struct Daemon {
+    child: Child,
+}
+
+impl Daemon {
+    /// Starts `command`, its output in `log`, and waits until it is `ready`.
+    pub(crate) fn start(mut command: Command, log: &Path, ready: impl Fn() -> bool) -> anyhow::Result<Self> {
+        let name = command.get_program().to_string_lossy().into_owned();
+        let output = File::create(log)?;
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        let mut daemon = Self { child: command.spawn().with_context(|| name.clone())? };
+        let begun = Instant::now();
+        while !ready() {
+            let is_running = daemon.child.try_wait()?.is_none();
+            ensure!(is_running && begun.elapsed() < START_LIMIT, "{name}: {}", fs::read_to_string(log)?);
+            std::thread::sleep(START_POLL);
+        }
+        Ok(daemon)
+    }
+
+    /// Processor seconds that it and its living children have used.
+    pub(crate) fn cpu(&self) -> anyhow::Result<f64> {
+        let pid = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+        children.split_whitespace().map(str::to_owned).chain([pid.to_string()]).map(|pid| cpu_of(&pid)).sum()
+    }
+
+    /// Peak resident memory, MiB.
+    pub(crate) fn peak_memory(&self) -> anyhow::Result<f64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+        Ok(line.trim().trim_end_matches("kB").trim().parse::<f64>()? / 1024.0)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // SIGTERM first: nginx takes its workers along. It may be gone already.
+        let _unsent = Command::new("kill").arg(self.child.id().to_string()).status();
+        let begun = Instant::now();
+        while begun.elapsed() < START_LIMIT && matches!(self.child.try_wait(), Ok(None)) {
+            std::thread::sleep(START_POLL);
+        }
+        let _gone = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+fn cpu_of(pid: &str) -> anyhow::Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // Fields 14 and 15, counted from behind the name, which may hold blanks.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
+    Ok((ticks(11) + ticks(12)) / TICKS)
+}
+
+/// An address on the loopback that nobody listens on now.
+pub(crate) fn free_address() -> anyhow::Result<SocketAddr> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }

@@ -1,25 +1,55 @@
 //! Measures Starlift against its peers, side by side in one run. Speed is a ratio here, never an assertion.
+//!
+//! A file per scenario; `images` has what is measured, `harness` runs it, `invariants` says what must hold meanwhile,
+//! `report` and `plot` show what came out.
 
+mod codecs;
+mod containerd;
 mod convert;
+mod figures;
 mod harness;
+mod images;
+mod invariants;
+mod members;
+mod memory;
+mod plot;
+mod report;
+mod serve;
+mod wrk;
+
+use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-/// Load tests: each prints a table in Markdown.
+/// Load tests: each prints a report in Markdown
 #[derive(Debug, Parser)]
 struct Arguments {
     #[command(subcommand)]
     scenario: Scenario,
+    /// Keep the report, and its plots as SVG, in this folder
+    #[arg(long, global = true, value_name = "DIR")]
+    out: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Scenario {
-    /// `starlift convert` against `ctr-remote image convert --estargz --oci`. Needs root, containerd and skopeo.
+    /// `starlift convert` against `ctr-remote image convert --estargz --oci`; needs root, containerd and skopeo
     Convert(convert::Arguments),
+    /// Peak memory of `starlift convert` for a layer of 4 GiB
+    Memory(memory::Arguments),
+    /// Speed and size of every codec considered; needs Go
+    Codecs(codecs::Arguments),
+    /// `starlift serve`, warm, against nginx and docker-registry; needs both, wrk, curl and skopeo
+    Serve(serve::Arguments),
 }
 
 fn main() -> anyhow::Result<()> {
-    match Arguments::parse().scenario {
-        Scenario::Convert(arguments) => convert::run_and_print(&arguments),
-    }
+    let Arguments { scenario, out } = Arguments::parse();
+    let report = match scenario {
+        Scenario::Convert(arguments) => convert::measure_all(&arguments),
+        Scenario::Memory(arguments) => memory::measure_all(&arguments),
+        Scenario::Codecs(arguments) => codecs::measure_all(&arguments),
+        Scenario::Serve(arguments) => serve::measure_all(&arguments),
+    }?;
+    report.finish(out.as_deref())
 }

@@ -1,0 +1,196 @@
+//! The images that are measured: those of the tests' `make-image`, in the tests' cache, and a large one of our own.
+
+use std::fs::{self, File};
+use std::io::{BufReader, BufWriter, Read as _, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, ensure};
+use flate2::Compression;
+use flate2::read::GzDecoder;
+use flate2::write::GzEncoder;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use crate::harness::run;
+
+const MAKE_IMAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/it/fixtures/make-image");
+const CREATED: &str = "2023-11-14T22:13:20Z";
+const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// An OCI layout with one image, tagged `1`.
+#[derive(Debug, Clone)]
+pub(crate) struct Image {
+    pub(crate) name: String,
+    pub(crate) dir: PathBuf,
+}
+
+impl Image {
+    /// The image by this name, made now if this machine has not made it yet.
+    pub(crate) fn get(name: &str) -> anyhow::Result<Self> {
+        let cache = cache_dir()?;
+        let (finished, partial) = (cache.join(name), cache.join("partial").join(name));
+        let lock = File::create(cache.join("lock"))?;
+        lock.lock()?;
+        if !finished.exists() {
+            fs::create_dir_all(cache.join("partial"))?;
+            run(&format!("{MAKE_IMAGE} {name} {}", partial.display()))?;
+            fs::rename(&partial, &finished)?;
+        }
+        Ok(Self { name: name.to_owned(), dir: finished })
+    }
+
+    /// One layer of at least `bytes` bytes: the files of `model` again and again, each time in a directory of its own.
+    pub(crate) fn large(model: &Self, bytes: u64) -> anyhow::Result<Self> {
+        let name = format!("{}-{}m", model.name, bytes >> 20);
+        let dir = cache_dir()?.join(&name);
+        if !dir.exists() {
+            let partial = dir.with_extension("partial");
+            let _absent = fs::remove_dir_all(&partial);
+            fs::create_dir_all(partial.join("blobs/sha256"))?;
+            write_large(model, bytes, &partial)?;
+            fs::rename(&partial, &dir)?;
+        }
+        Ok(Self { name, dir })
+    }
+
+    /// As skopeo and starlift name it.
+    pub(crate) fn oci(&self) -> String {
+        format!("oci:{}:1", self.dir.display())
+    }
+
+    pub(crate) fn manifest(&self) -> anyhow::Result<Value> {
+        let index: Value = serde_json::from_slice(&fs::read(self.dir.join("index.json"))?)?;
+        let digest = index["manifests"][0]["digest"].as_str().context("an empty layout")?;
+        Ok(serde_json::from_slice(&fs::read(self.blob_path(digest))?)?)
+    }
+
+    /// The files of the image's layers.
+    pub(crate) fn layers(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let manifest = self.manifest()?;
+        let layers = manifest["layers"].as_array().context("no image manifest")?;
+        ensure!(!layers.is_empty(), "no layers");
+        Ok(layers.iter().map(|layer| self.blob_path(layer["digest"].as_str().unwrap_or_default())).collect())
+    }
+
+    /// The tar of each layer, one behind the other.
+    pub(crate) fn tars(&self) -> anyhow::Result<Vec<Vec<u8>>> {
+        let inflate = |path: PathBuf| {
+            let mut tar = Vec::new();
+            GzDecoder::new(BufReader::new(File::open(path)?)).read_to_end(&mut tar)?;
+            Ok(tar)
+        };
+        self.layers()?.into_iter().map(inflate).collect()
+    }
+
+    fn blob_path(&self, digest: &str) -> PathBuf {
+        self.dir.join("blobs/sha256").join(digest.trim_start_matches("sha256:"))
+    }
+}
+
+/// All bytes of an image manifest's layers.
+pub(crate) fn layer_bytes(manifest: &Value) -> anyhow::Result<u64> {
+    let layers = manifest["layers"].as_array().context("no image manifest")?;
+    ensure!(!layers.is_empty(), "no layers");
+    Ok(layers.iter().filter_map(|layer| layer["size"].as_u64()).sum())
+}
+
+/// As the tests name it: a folder for each version of the script.
+fn cache_dir() -> anyhow::Result<PathBuf> {
+    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home).context("HOME is not set")?;
+    let version = hex::encode(&Sha256::digest(fs::read(MAKE_IMAGE)?)[..6]);
+    let dir = cache.join("starlift-tests").join(version);
+    fs::create_dir_all(&dir)?;
+    Ok(dir)
+}
+
+fn write_large(model: &Image, bytes: u64, dir: &Path) -> anyhow::Result<()> {
+    let blobs = dir.join("blobs/sha256");
+    let tars = model.tars()?;
+    let layer = blobs.join("layer");
+    let compressed = GzEncoder::new(Hashing::new(BufWriter::new(File::create(&layer)?)), Compression::fast());
+    let mut archive = tar::Builder::new(Hashing::new(compressed));
+    for copy in 0.. {
+        for tar in &tars {
+            append(&mut archive, tar, &format!("copy-{copy}"))?;
+        }
+        if archive.get_ref().size >= bytes {
+            break;
+        }
+    }
+    let stream = archive.into_inner()?;
+    let (diff_id, compressed) = (stream.hex(), stream.inner.finish()?);
+    let (digest, size) = (compressed.hex(), compressed.size);
+    compressed.inner.into_inner()?;
+    fs::rename(layer, blobs.join(&digest))?;
+
+    let put = |value: &Value| -> anyhow::Result<(String, usize)> {
+        let text = value.to_string();
+        let digest = hex::encode(Sha256::digest(&text));
+        fs::write(blobs.join(&digest), &text)?;
+        Ok((format!("sha256:{digest}"), text.len()))
+    };
+    let (config, config_size) = put(&json!({
+        "created": CREATED, "architecture": "amd64", "os": "linux",
+        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{diff_id}")] },
+    }))?;
+    let (manifest, manifest_size) = put(&json!({
+        "schemaVersion": 2, "mediaType": MANIFEST_TYPE,
+        "config": { "mediaType": "application/vnd.oci.image.config.v1+json", "digest": config, "size": config_size },
+        "layers": [{ "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": format!("sha256:{digest}"), "size": size }],
+    }))?;
+    let index = json!({ "schemaVersion": 2, "manifests": [{
+        "mediaType": MANIFEST_TYPE, "digest": manifest, "size": manifest_size,
+        "annotations": { "org.opencontainers.image.ref.name": "1" } }] });
+    fs::write(dir.join("index.json"), index.to_string())?;
+    fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
+    Ok(())
+}
+
+/// Appends the regular files, directories and symlinks of `tar` beneath `folder`.
+fn append<W: Write>(archive: &mut tar::Builder<W>, tar: &[u8], folder: &str) -> anyhow::Result<()> {
+    for entry in tar::Archive::new(tar).entries()? {
+        let entry = entry?;
+        let mut header = entry.header().clone();
+        let path = Path::new(folder).join(entry.path()?.strip_prefix(".").unwrap_or(&entry.path()?));
+        match entry.header().entry_type() {
+            tar::EntryType::Symlink => {
+                let target = entry.link_name()?.context("a symlink without a target")?.into_owned();
+                archive.append_link(&mut header, path, target)?;
+            }
+            tar::EntryType::Regular | tar::EntryType::Directory => archive.append_data(&mut header, path, entry)?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Writes on, counts and digests.
+struct Hashing<W> {
+    inner: W,
+    hash: Sha256,
+    size: u64,
+}
+
+impl<W> Hashing<W> {
+    fn new(inner: W) -> Self {
+        Self { inner, hash: Sha256::new(), size: 0 }
+    }
+
+    fn hex(&self) -> String {
+        hex::encode(self.hash.clone().finalize())
+    }
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = self.inner.write(bytes)?;
+        self.hash.update(&bytes[..written]);
+        self.size += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.inner.flush()
+    }
+}

@@ -1,0 +1,226 @@
+//! Plots as SVG, written by hand: bars with their spread, and points on a logarithmic scale.
+
+use std::fmt::Write as _;
+
+const WIDTH: f64 = 860.0;
+const MARGIN: f64 = 20.0;
+const ROW: f64 = 24.0;
+/// Room for the title above the data, and for the scale below.
+const TOP: f64 = 44.0;
+const BOTTOM: f64 = 44.0;
+/// Room for labels left of the bars, and for values right of them.
+const LABELS: f64 = 250.0;
+const VALUES: f64 = 90.0;
+const SCATTER_HEIGHT: f64 = 420.0;
+const COLOURS: [&str; 6] = ["#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860"];
+
+#[derive(Debug)]
+pub(crate) enum Plot {
+    Bars(Bars),
+    Scatter(Scatter),
+}
+
+/// A horizontal bar for each figure, with a whisker from the least to the most.
+#[derive(Debug)]
+pub(crate) struct Bars {
+    pub(crate) title: String,
+    pub(crate) unit: &'static str,
+    pub(crate) bars: Vec<Bar>,
+    /// Values to compare with, each a dashed line with its label.
+    pub(crate) marks: Vec<(f64, String)>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Bar {
+    pub(crate) label: String,
+    pub(crate) value: f64,
+    pub(crate) least: f64,
+    pub(crate) most: f64,
+    /// Bars of one group have one colour.
+    pub(crate) group: usize,
+}
+
+/// Named points; x is logarithmic.
+#[derive(Debug)]
+pub(crate) struct Scatter {
+    pub(crate) title: String,
+    pub(crate) x: &'static str,
+    pub(crate) y: &'static str,
+    pub(crate) points: Vec<Point>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Point {
+    pub(crate) label: String,
+    pub(crate) x: f64,
+    pub(crate) y: f64,
+    /// Points of one group have one colour.
+    pub(crate) group: usize,
+}
+
+/// Collects elements; the coordinates are pixels.
+#[derive(Default)]
+struct Canvas(String);
+
+impl Canvas {
+    fn line(&mut self, (x1, y1): (f64, f64), (x2, y2): (f64, f64), style: &str) {
+        let _infallible = writeln!(self.0, r#"<line x1="{x1:.1}" y1="{y1:.1}" x2="{x2:.1}" y2="{y2:.1}" {style}/>"#);
+    }
+
+    fn text(&mut self, (x, y): (f64, f64), style: &str, text: &str) {
+        let text = text.replace('&', "&amp;").replace('<', "&lt;");
+        let _infallible = writeln!(self.0, r#"<text x="{x:.1}" y="{y:.1}" {style}>{text}</text>"#);
+    }
+
+    fn shape(&mut self, shape: &str) {
+        self.0.push_str(shape);
+        self.0.push('\n');
+    }
+
+    fn finish(self, height: f64) -> String {
+        format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" \
+             viewBox=\"0 0 {WIDTH} {height}\" font-family=\"sans-serif\" font-size=\"12\">\n\
+             <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n{}</svg>\n",
+            self.0
+        )
+    }
+}
+
+const GRID: &str = r##"stroke="#dddddd""##;
+const DASHED: &str = r##"stroke="#333333" stroke-dasharray="5 4""##;
+
+impl Plot {
+    pub(crate) fn title(&self) -> &str {
+        match self {
+            Self::Bars(bars) => &bars.title,
+            Self::Scatter(scatter) => &scatter.title,
+        }
+    }
+
+    pub(crate) fn svg(&self) -> String {
+        match self {
+            Self::Bars(bars) => bars.svg(),
+            Self::Scatter(scatter) => scatter.svg(),
+        }
+    }
+}
+
+impl Bars {
+    fn svg(&self) -> String {
+        let figures = self.bars.iter().map(|bar| bar.most).chain(self.marks.iter().map(|mark| mark.0));
+        let ticks = ticks(0.0, figures.fold(0.0, f64::max));
+        let scale = ticks.last().copied().unwrap_or(1.0);
+        let x = |value: f64| LABELS + value / scale * (WIDTH - LABELS - VALUES);
+        let bottom = self.bars.iter().fold(TOP, |y, _| y + ROW);
+        let mut canvas = Canvas::default();
+        canvas.text((MARGIN, 24.0), r#"font-size="15" font-weight="bold""#, &self.title);
+        for tick in ticks {
+            canvas.line((x(tick), TOP), (x(tick), bottom), GRID);
+            canvas.text((x(tick), bottom + 16.0), r#"text-anchor="middle""#, &short(tick));
+        }
+        canvas.text((x(scale), bottom + 34.0), r#"text-anchor="end""#, self.unit);
+        let mut y = TOP;
+        for bar in &self.bars {
+            let middle = y + ROW / 2.0;
+            let (colour, width) = (colour(bar.group), x(bar.value) - LABELS);
+            canvas.text((LABELS - 8.0, middle + 4.0), r#"text-anchor="end""#, &bar.label);
+            canvas.shape(&format!(
+                r#"<rect x="{LABELS}" y="{:.1}" width="{width:.1}" height="{:.1}" fill="{colour}"/>"#,
+                y + 4.0,
+                ROW - 8.0
+            ));
+            canvas.line((x(bar.least), middle), (x(bar.most), middle), r#"stroke="black""#);
+            canvas.text((x(bar.most.max(bar.value)) + 6.0, middle + 4.0), "", &short(bar.value));
+            y += ROW;
+        }
+        for (value, label) in &self.marks {
+            canvas.line((x(*value), TOP - 4.0), (x(*value), bottom), DASHED);
+            canvas.text((x(*value), TOP - 6.0), r#"text-anchor="middle" font-size="11""#, label);
+        }
+        canvas.finish(bottom + BOTTOM)
+    }
+}
+
+impl Scatter {
+    fn svg(&self) -> String {
+        let (left, right, bottom) = (MARGIN + 50.0, WIDTH - MARGIN - 70.0, SCATTER_HEIGHT - BOTTOM);
+        let bounds = |value: fn(&Point) -> f64| {
+            let values = self.points.iter().map(value);
+            values.fold((f64::INFINITY, f64::NEG_INFINITY), |(least, most), value| (least.min(value), most.max(value)))
+        };
+        let ((x_least, x_most), (y_least, y_most)) = (bounds(|point| point.x), bounds(|point| point.y));
+        let x_ticks: Vec<f64> = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0].into();
+        let first = x_ticks.iter().copied().rfind(|tick| *tick <= x_least).unwrap_or(1.0);
+        let last = x_ticks.iter().copied().find(|tick| *tick >= x_most).unwrap_or(2000.0);
+        let y_ticks = ticks(y_least, y_most);
+        let (lowest, highest) = (y_ticks.first().copied().unwrap_or(0.0), y_ticks.last().copied().unwrap_or(1.0));
+        let x = |value: f64| left + (value / first).ln() / (last / first).ln() * (right - left);
+        let y = |value: f64| bottom - (value - lowest) / (highest - lowest) * (bottom - TOP);
+        let mut canvas = Canvas::default();
+        canvas.text((MARGIN, 24.0), r#"font-size="15" font-weight="bold""#, &self.title);
+        for tick in x_ticks.into_iter().filter(|tick| (first..=last).contains(tick)) {
+            canvas.line((x(tick), TOP), (x(tick), bottom), GRID);
+            canvas.text((x(tick), bottom + 16.0), r#"text-anchor="middle""#, &short(tick));
+        }
+        for tick in y_ticks {
+            canvas.line((left, y(tick)), (right, y(tick)), GRID);
+            canvas.text((left - 6.0, y(tick) + 4.0), r#"text-anchor="end""#, &format!("{tick:.2}"));
+        }
+        canvas.text((right, bottom + 34.0), r#"text-anchor="end""#, self.x);
+        canvas.text((MARGIN, TOP - 6.0), "", self.y);
+        for point in &self.points {
+            let (cx, cy, colour) = (x(point.x), y(point.y), colour(point.group));
+            canvas.shape(&format!(r#"<circle cx="{cx:.1}" cy="{cy:.1}" r="5" fill="{colour}"/>"#));
+            canvas.text((cx + 7.0, cy + 4.0), r#"font-size="11""#, &point.label);
+        }
+        canvas.finish(SCATTER_HEIGHT)
+    }
+}
+
+fn colour(group: usize) -> &'static str {
+    COLOURS[group % COLOURS.len()]
+}
+
+/// About five round values that enclose the span.
+fn ticks(least: f64, most: f64) -> Vec<f64> {
+    let rough = ((most - least) / 5.0).max(1e-9);
+    let magnitude = 10_f64.powf(rough.log10().floor());
+    let step = [1.0, 2.0, 5.0, 10.0].map(|factor| factor * magnitude).into_iter().find(|step| *step >= rough);
+    let step = step.unwrap_or(rough);
+    let mut tick = (least / step).floor() * step;
+    let mut ticks = vec![tick];
+    while tick < most {
+        tick += step;
+        ticks.push(tick);
+    }
+    ticks
+}
+
+/// Three digits.
+fn short(value: f64) -> String {
+    let decimals = match value {
+        value if value.fract() == 0.0 || value >= 100.0 => 0,
+        value if value >= 10.0 => 1,
+        _ => 2,
+    };
+    format!("{value:.decimals$}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_are_round_and_enclose_the_span() {
+        assert_eq!(ticks(0.0, 20.0), [0.0, 5.0, 10.0, 15.0, 20.0]);
+        assert_eq!(ticks(0.0, 9.0), [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]);
+    }
+
+    #[test]
+    fn labels_are_escaped() {
+        let bar = Bar { label: "a<b&c".to_owned(), value: 1.0, least: 1.0, most: 1.0, group: 7 };
+        let plot = Plot::Bars(Bars { title: "t".to_owned(), unit: "u", bars: vec![bar], marks: Vec::new() });
+        assert!(plot.svg().contains("a&lt;b&amp;c"));
+    }
+}

@@ -1,0 +1,322 @@
+//! Warm reads: blobs, whole and in ranges, against nginx serving the same file; manifests against docker-registry.
+//!
+//! All servers and wrk share the machine, so throughput is what is left beside wrk; a server's own processor time for
+//! each request tells what it costs.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+use crate::figures::Spread;
+use crate::harness::{Daemon, free_address, run};
+use crate::images::Image;
+use crate::plot::{Bar, Bars, Plot};
+use crate::report::Report;
+use crate::wrk::{self, Load, Ranges, Seen};
+
+/// How long the conversion may take before the measurement.
+const CONVERSION_LIMIT: Duration = Duration::from_secs(120);
+const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// The image: a name that the tests' `make-image` knows.
+    #[arg(default_value = "rootfs")]
+    image: String,
+    /// The executable to measure.
+    #[arg(long, default_value = "target/release/starlift")]
+    starlift: PathBuf,
+    /// Rounds; in each, every server gets every load once.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Seconds of each load.
+    #[arg(long, default_value_t = 3)]
+    seconds: u64,
+}
+
+/// The servers, all holding the same layer and manifest.
+#[derive(Debug)]
+struct Servers {
+    starlift: Daemon,
+    nginx: Daemon,
+    registry: Daemon,
+    urls: Urls,
+    blob_size: u64,
+}
+
+#[derive(Debug)]
+struct Urls {
+    our_blob: String,
+    their_blob: String,
+    our_tag: String,
+    our_digest: String,
+    their_tag: String,
+    their_digest: String,
+}
+
+/// One load on one of our URLs and on the peer's.
+struct Contest<'s> {
+    name: &'static str,
+    load: Load,
+    ours: (&'s str, &'s Daemon),
+    theirs: (&'static str, &'s str, &'s Daemon),
+    our_runs: Vec<Run>,
+    their_runs: Vec<Run>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    seen: Seen,
+    /// Processor seconds of the server.
+    cpu: f64,
+}
+
+pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
+    let mut report = Report::begin("serve", "Warm reads, against nginx and docker-registry")?;
+    report.note(format!(
+        "{} rounds of {} s a load, the servers by turns, medians (least–most); wrk with one thread on the same machine",
+        arguments.rounds, arguments.seconds
+    ));
+    report.note(
+        "× is our median over the peer's: requests a second, and requests for a second of the server's processor time",
+    );
+    let place = tempfile::tempdir()?;
+    let servers = start(arguments, place.path())?;
+    report.note(format!(
+        "the blob: a converted layer of {} bytes; nginx 2 workers, sendfile; no TLS, no access logs",
+        servers.blob_size
+    ));
+    let mut contests = contests(&servers, arguments.seconds);
+    for _ in 0..arguments.rounds {
+        for contest in &mut contests {
+            contest.our_runs.push(load(&contest.load, contest.ours, place.path())?);
+            let (_, url, daemon) = contest.theirs;
+            contest.their_runs.push(load(&contest.load, (url, daemon), place.path())?);
+        }
+    }
+    let rows = contests.iter().flat_map(Contest::rows).collect();
+    let head = ["load", "server", "requests/s", "MB/s", "p99 ms", "CPU ms/request", "requests/s ×", "per CPU ×"];
+    report.table("Closed loop", &head, rows);
+    report.plot(Plot::Bars(Bars {
+        title: "Requests a second against the peer's (whisker: best and worst round)".to_owned(),
+        unit: "times the peer's",
+        bars: contests.iter().enumerate().map(|(group, contest)| contest.bar(group)).collect(),
+        marks: vec![(1.0, "as the peer".to_owned())],
+    }));
+    report.note(format!("starlift's peak memory at the end: {:.0} MiB", servers.starlift.peak_memory()?));
+    Ok(report)
+}
+
+fn contests(servers: &Servers, seconds: u64) -> Vec<Contest<'_>> {
+    let Servers { starlift, nginx, registry, urls, blob_size } = servers;
+    let blob = |name, connections, ranges: Option<(u64, usize)>| Contest {
+        name,
+        load: Load {
+            connections,
+            seconds,
+            accept: "*/*",
+            ranges: ranges.map(|(length, count)| Ranges { blob_size: *blob_size, length, count }),
+        },
+        ours: (&urls.our_blob, starlift),
+        theirs: ("nginx", &urls.their_blob, nginx),
+        our_runs: Vec::new(),
+        their_runs: Vec::new(),
+    };
+    let manifest = |name, connections, ours, theirs| Contest {
+        name,
+        load: Load { connections, seconds, accept: MANIFEST_TYPE, ranges: None },
+        ours: (ours, starlift),
+        theirs: ("docker-registry", theirs, registry),
+        our_runs: Vec::new(),
+        their_runs: Vec::new(),
+    };
+    vec![
+        blob("blob, whole, 4 connections", 4, None),
+        blob("range of 64 KiB, 16 connections", 16, Some((64 << 10, 1))),
+        blob("range of 4 MiB, 4 connections", 4, Some((4 << 20, 1))),
+        blob("8 ranges of 16 KiB, 16 connections", 16, Some((16 << 10, 8))),
+        manifest("manifest by tag, 16 connections", 16, urls.our_tag.as_str(), urls.their_tag.as_str()),
+        manifest("manifest by digest, 16 connections", 16, &urls.our_digest, &urls.their_digest),
+        manifest("manifest by digest, 1 connection", 1, &urls.our_digest, &urls.their_digest),
+    ]
+}
+
+fn load(load: &Load, (url, daemon): (&str, &Daemon), place: &Path) -> anyhow::Result<Run> {
+    let before = daemon.cpu()?;
+    let seen = wrk::run(load, url, place)?;
+    Ok(Run { seen, cpu: daemon.cpu()? - before })
+}
+
+impl Run {
+    fn rate(&self) -> f64 {
+        self.seen.requests / self.seen.seconds
+    }
+
+    fn cpu_of_each(&self) -> f64 {
+        self.cpu * 1e3 / self.seen.requests
+    }
+}
+
+impl Contest<'_> {
+    fn rows(&self) -> [Vec<String>; 2] {
+        let median = |runs: &[Run], figure: fn(&Run) -> f64| Spread::of(runs.iter().map(figure)).median;
+        let times = median(&self.our_runs, Run::rate) / median(&self.their_runs, Run::rate);
+        let per_cpu = median(&self.their_runs, Run::cpu_of_each) / median(&self.our_runs, Run::cpu_of_each);
+        [("starlift", &self.our_runs, Some((times, per_cpu))), (self.theirs.0, &self.their_runs, None)].map(
+            |(server, runs, ratios)| {
+                let spread = |figure: fn(&Run) -> f64| Spread::of(runs.iter().map(figure));
+                let ratio = |value: Option<f64>| value.map_or(String::new(), |value| format!("{value:.2}"));
+                vec![
+                    self.name.to_owned(),
+                    server.to_owned(),
+                    spread(Run::rate).show(0),
+                    format!("{:.0}", spread(|run| run.seen.bytes / run.seen.seconds / 1e6).median),
+                    spread(|run| run.seen.p99_milliseconds).show(2),
+                    format!("{:.3}", spread(Run::cpu_of_each).median),
+                    ratio(ratios.map(|ratios| ratios.0)),
+                    ratio(ratios.map(|ratios| ratios.1)),
+                ]
+            },
+        )
+    }
+
+    fn bar(&self, group: usize) -> Bar {
+        let ours = Spread::of(self.our_runs.iter().map(Run::rate));
+        let theirs = Spread::of(self.their_runs.iter().map(Run::rate));
+        Bar {
+            label: self.name.to_owned(),
+            value: ours.median / theirs.median,
+            least: ours.least / theirs.median,
+            most: ours.most / theirs.median,
+            group,
+        }
+    }
+}
+
+fn start(arguments: &Arguments, place: &Path) -> anyhow::Result<Servers> {
+    let image = Image::get(&arguments.image)?;
+    let (registry, registry_address) = docker_registry(place)?;
+    let name = image.name.as_str();
+    let source = image.oci();
+    run(&format!("skopeo copy --quiet --dest-tls-verify=false {source} docker://{registry_address}/{name}:1"))?;
+
+    let address = free_address()?;
+    let mut command = Command::new(&arguments.starlift);
+    command.args(["serve", "--listen", &address.to_string(), "--store"]).arg(place.join("store"));
+    command.args(["--upstream", &format!("local=http://{registry_address}")]);
+    let ready = format!("http://{address}/readyz");
+    let starlift = Daemon::start(command, &place.join("starlift.log"), || run(&format!("curl -sf {ready}")).is_ok())?;
+
+    let our_tag = format!("http://{address}/v2/local/{name}/manifests/1");
+    let (digest, manifest) = twin(&our_tag)?;
+    let layer = manifest["layers"][0]["digest"].as_str().context("no layer")?;
+    let our_blob = format!("http://{address}/v2/local/{name}/blobs/{layer}");
+    let file = place.join("blob");
+    run(&format!("curl -sf -o {} {our_blob}", file.display()))?;
+    let sum = format!("sha256:{}", hex::encode(Sha256::digest(fs::read(&file)?)));
+    ensure!(sum == layer, "{our_blob} gave {sum}");
+    // The registry holds the twin's manifest too, so that both answer with the same bytes.
+    let twin = format!("{address}/local/{name}:1");
+    let tls = "--src-tls-verify=false --dest-tls-verify=false";
+    run(&format!("skopeo copy --quiet --preserve-digests {tls} docker://{twin} docker://{registry_address}/twin:1"))?;
+    let (nginx, nginx_address) = nginx(place)?;
+    let their_blob = format!("http://{nginx_address}/blob");
+    same_answers(&our_blob, &their_blob)?;
+    let urls = Urls {
+        our_digest: format!("http://{address}/v2/local/{name}/manifests/{digest}"),
+        their_tag: format!("http://{registry_address}/v2/twin/manifests/1"),
+        their_digest: format!("http://{registry_address}/v2/twin/manifests/{digest}"),
+        our_blob,
+        their_blob,
+        our_tag,
+    };
+    same_manifests(&urls)?;
+    let blob_size = fs::metadata(file)?.len();
+    Ok(Servers { starlift, nginx, registry, urls, blob_size })
+}
+
+/// Waits until the tag is answered with the twin: its digest and content.
+fn twin(url: &str) -> anyhow::Result<(String, Value)> {
+    let begun = Instant::now();
+    loop {
+        let text = run(&format!("curl -sf -H Accept:{MANIFEST_TYPE} {url}"))?;
+        if text.contains("containerd.io/snapshot/stargz/toc.digest") {
+            let digest = format!("sha256:{}", hex::encode(Sha256::digest(&text)));
+            return Ok((digest, serde_json::from_str(&text)?));
+        }
+        ensure!(begun.elapsed() < CONVERSION_LIMIT, "no twin: {text}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// An error unless both servers give the same bytes, whole and in ranges.
+fn same_answers(ours: &str, theirs: &str) -> anyhow::Result<()> {
+    for range in ["0-", "100-65635", "-1000"] {
+        let ask = |url: &str| -> anyhow::Result<String> {
+            let output = Command::new("curl").args(["-sf", "-r", range, url]).output()?;
+            ensure!(output.status.success(), "{url}: {:?}", output.status);
+            Ok(hex::encode(Sha256::digest(output.stdout)))
+        };
+        ensure!(ask(ours)? == ask(theirs)?, "the servers disagree on the bytes {range}");
+    }
+    Ok(())
+}
+
+fn same_manifests(urls: &Urls) -> anyhow::Result<()> {
+    let ask = |url: &String| run(&format!("curl -sf -H Accept:{MANIFEST_TYPE} {url}"));
+    let first = ask(&urls.our_digest)?;
+    for url in [&urls.our_tag, &urls.their_tag, &urls.their_digest] {
+        ensure!(ask(url)? == first, "{url} gives another manifest");
+    }
+    Ok(())
+}
+
+fn docker_registry(place: &Path) -> anyhow::Result<(Daemon, SocketAddr)> {
+    let address = free_address()?;
+    let config = place.join("registry.yml");
+    let root = place.join("registry");
+    fs::write(
+        &config,
+        format!(
+            "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n\
+             storage: {{filesystem: {{rootdirectory: {}}}, cache: {{blobdescriptor: inmemory}}}}\n\
+             http: {{addr: \"{address}\"}}\n",
+            root.display()
+        ),
+    )?;
+    let mut command = Command::new("docker-registry");
+    command.arg("serve").arg(config);
+    let url = format!("http://{address}/v2/");
+    let ready = || run(&format!("curl -sf {url}")).is_ok();
+    Ok((Daemon::start(command, &place.join("registry.log"), ready)?, address))
+}
+
+fn nginx(place: &Path) -> anyhow::Result<(Daemon, SocketAddr)> {
+    let address = free_address()?;
+    let config = place.join("nginx.conf");
+    let root = place.display();
+    // Workers give up root and could not enter a private folder.
+    fs::write(
+        &config,
+        format!(
+            "user root;\ndaemon off;\nworker_processes 2;\npid {root}/nginx.pid;\nerror_log {root}/nginx.log;\n\
+             events {{ worker_connections 256; }}\n\
+             http {{\n  access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000000;\n  \
+             default_type application/octet-stream;\n  client_body_temp_path {root}/nginx-body;\n  \
+             proxy_temp_path {root}/nginx-proxy; fastcgi_temp_path {root}/nginx-fcgi;\n  \
+             uwsgi_temp_path {root}/nginx-uwsgi; scgi_temp_path {root}/nginx-scgi;\n  \
+             server {{ listen {address}; location = /blob {{ alias {root}/blob; }} }}\n}}\n"
+        ),
+    )?;
+    let mut command = Command::new("nginx");
+    command.arg("-c").arg(config);
+    let url = format!("http://{address}/blob");
+    let ready = || run(&format!("curl -sfI {url}")).is_ok();
+    Ok((Daemon::start(command, &place.join("nginx.out"), ready)?, address))
+}
