@@ -17,7 +17,9 @@ pub(crate) struct Reservation {
 /// Members in the making.
 #[derive(Debug)]
 pub(crate) struct Batch {
+    /// Longer than what was filled of it: a buffer that comes back is not zeroed again.
     data: Vec<u8>,
+    filled: usize,
     /// Where each member but the last ends in `data`.
     member_ends: Vec<usize>,
     chunks: Vec<Range<usize>>,
@@ -28,7 +30,8 @@ pub(crate) struct Batch {
 /// Members as they stand in the blob.
 #[derive(Debug)]
 pub(crate) struct Compressed {
-    bytes: Vec<u8>,
+    /// The members, and then what a buffer that came back held before.
+    buffer: Vec<u8>,
     ends: Vec<usize>,
     digests: Vec<Digest>,
     _reservation: Reservation,
@@ -60,23 +63,22 @@ impl Drop for Reservation {
 
 impl Batch {
     pub(super) fn new(mut data: Vec<u8>, room: usize, reservation: Reservation) -> Self {
-        data.clear();
-        data.reserve(room);
-        Self { data, member_ends: Vec::new(), chunks: Vec::new(), room, reservation }
+        lengthen(&mut data, 0, with_slack(room));
+        Self { data, filled: 0, member_ends: Vec::new(), chunks: Vec::new(), room, reservation }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.data.len()
+        self.filled
     }
 
     /// Bytes that still fit into what was reserved.
     pub(crate) fn room(&self) -> usize {
-        self.room.saturating_sub(self.data.len())
+        self.room.saturating_sub(self.filled)
     }
 
     /// Bytes in the member being filled.
     pub(crate) fn member_len(&self) -> usize {
-        self.data.len() - self.member_ends.last().copied().unwrap_or(0)
+        self.filled - self.member_ends.last().copied().unwrap_or(0)
     }
 
     /// The number of the member being filled.
@@ -85,26 +87,27 @@ impl Batch {
     }
 
     pub(crate) fn push(&mut self, bytes: &[u8]) {
-        self.data.extend_from_slice(bytes);
+        self.extend(bytes.len()).copy_from_slice(bytes);
     }
 
-    /// `size` more bytes, to be filled in place.
+    /// `size` more bytes, to be filled in place: they hold anything.
     pub(crate) fn extend(&mut self, size: usize) -> &mut [u8] {
-        let start = self.data.len();
-        self.data.resize(start + size, 0);
-        &mut self.data[start..]
+        let start = self.filled;
+        lengthen(&mut self.data, start, start + size);
+        self.filled += size;
+        &mut self.data[start..self.filled]
     }
 
     /// Has the last `size` bytes digested; the number of the digest.
     pub(crate) fn add_chunk(&mut self, size: usize) -> usize {
-        self.chunks.push(self.data.len() - size..self.data.len());
+        self.chunks.push(self.filled - size..self.filled);
         self.chunks.len() - 1
     }
 
     /// Ends the member being filled, unless it is empty.
     pub(crate) fn end_member(&mut self) {
         if self.member_len() > 0 {
-            self.member_ends.push(self.data.len());
+            self.member_ends.push(self.filled);
         }
     }
 
@@ -113,21 +116,21 @@ impl Batch {
         self.end_member();
         let digests = self.chunks.iter().map(|range| Digest::of(&self.data[range.clone()])).collect();
         let mut ends = Vec::with_capacity(self.member_ends.len());
+        lengthen(&mut out, 0, with_slack(self.filled));
         let (mut start, mut used) = (0, 0);
         for end in &self.member_ends {
             used += encoder.encode(&self.data[start..*end], &mut out, used)?;
             ends.push(used);
             start = *end;
         }
-        out.truncate(used);
-        let compressed = Compressed { bytes: out, ends, digests, _reservation: self.reservation };
+        let compressed = Compressed { buffer: out, ends, digests, _reservation: self.reservation };
         Ok((compressed, self.data))
     }
 }
 
 impl Compressed {
     pub(crate) fn bytes(&self) -> &[u8] {
-        &self.bytes
+        &self.buffer[..self.ends.last().copied().unwrap_or(0)]
     }
 
     /// Where the member begins within [`bytes`](Self::bytes).
@@ -140,6 +143,25 @@ impl Compressed {
     }
 
     pub(super) fn into_buffer(self) -> Vec<u8> {
-        self.bytes
+        self.buffer
+    }
+}
+
+/// A buffer for `bytes` of content, or for what becomes of them: content that does not compress grows a little.
+fn with_slack(bytes: usize) -> usize {
+    bytes + bytes / 64 + 4096
+}
+
+/// Makes `buffer` at least `length` bytes long, keeping the first `kept`.
+///
+/// A new buffer's zero pages come from the system and cost memory only where they are written.
+pub(super) fn lengthen(buffer: &mut Vec<u8>, kept: usize, length: usize) {
+    if buffer.len() >= length {
+        return;
+    }
+    if kept == 0 {
+        *buffer = vec![0; length];
+    } else {
+        buffer.resize(length, 0);
     }
 }

@@ -2,6 +2,7 @@
 
 use libdeflater::{CompressionLvl, Compressor};
 
+use super::batch::lengthen;
 use crate::write::Compression;
 
 /// A worker gave up: a panic, or a compressor that refused its input.
@@ -47,17 +48,14 @@ impl Encoder {
     }
 
     /// Writes `data` as one member to `out` from `at` on, which grows as needed; the member's length.
+    ///
+    /// What follows the member in `out` may be anything.
     pub(crate) fn encode(&mut self, data: &[u8], out: &mut Vec<u8>, at: usize) -> Result<usize, Failed> {
         let bound = match self {
             Self::Gzip(compressor) => compressor.gzip_compress_bound(data.len()),
             Self::Zstd(_) => zstd::zstd_safe::compress_bound(data.len()),
         };
-        if out.capacity() == 0 {
-            // Zero pages from the system cost memory only where they are written: the bound is far above the need.
-            *out = vec![0; at + bound];
-        } else if out.len() < at + bound {
-            out.resize(at + bound, 0);
-        }
+        lengthen(out, at, at + bound);
         match self {
             Self::Gzip(compressor) => compressor.gzip_compress(data, &mut out[at..]).map_err(|_no_room| Failed),
             Self::Zstd(compressor) => compressor.compress_to_buffer(data, &mut out[at..]).map_err(|_refused| Failed),

@@ -21,6 +21,9 @@ pub(crate) use encoder::{Encoder, Failed};
 
 use crate::write::Compression;
 
+/// The part of the budget that may lie in buffers nobody uses: enough for the batches of one layer.
+const SPARE_SHARE: usize = 4;
+
 /// Threads and the bytes they may hold in flight. Dropping it waits for the members being compressed.
 #[derive(Debug)]
 pub struct Pool {
@@ -33,7 +36,7 @@ struct Shared {
     queue: Mutex<Queue>,
     has_work: Condvar,
     budget: Budget,
-    buffers: Mutex<Vec<Vec<u8>>>,
+    spare: Mutex<Spare>,
     threads: usize,
 }
 
@@ -41,6 +44,13 @@ struct Shared {
 struct Queue {
     jobs: VecDeque<Job>,
     is_closed: bool,
+}
+
+/// Buffers for the next batches. Fresh ones would cost a page fault for every page, again and again.
+#[derive(Debug, Default)]
+struct Spare {
+    buffers: Vec<Vec<u8>>,
+    bytes: usize,
 }
 
 #[derive(Debug)]
@@ -69,7 +79,8 @@ struct Slot {
 pub(crate) struct Ticket(Arc<Slot>);
 
 impl Pool {
-    /// Starts `threads` workers that together hold at most about `budget` bytes of members.
+    /// Starts `threads` workers that together hold at most about `budget` bytes of members, and a quarter of it in
+    /// buffers for the next.
     ///
     /// A single batch larger than the budget is still worked on, alone.
     pub fn new(threads: NonZeroUsize, budget: usize) -> Self {
@@ -77,7 +88,7 @@ impl Pool {
             queue: Mutex::default(),
             has_work: Condvar::new(),
             budget: Budget { limit: budget, free: Mutex::new(budget), freed: Condvar::new() },
-            buffers: Mutex::default(),
+            spare: Mutex::default(),
             threads: threads.get(),
         });
         let start = |_| {
@@ -190,13 +201,17 @@ impl Shared {
     }
 
     fn buffer(&self) -> Vec<u8> {
-        lock(&self.buffers).pop().unwrap_or_default()
+        let mut spare = lock(&self.spare);
+        let buffer = spare.buffers.pop().unwrap_or_default();
+        spare.bytes -= buffer.capacity();
+        buffer
     }
 
     fn recycle(&self, buffer: Vec<u8>) {
-        let mut buffers = lock(&self.buffers);
-        if buffers.len() < 2 * self.threads {
-            buffers.push(buffer);
+        let mut spare = lock(&self.spare);
+        if spare.bytes + buffer.capacity() <= self.budget.limit / SPARE_SHARE {
+            spare.bytes += buffer.capacity();
+            spare.buffers.push(buffer);
         }
     }
 }
