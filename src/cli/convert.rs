@@ -225,17 +225,16 @@ struct Workshop {
 
 impl Workshop {
     async fn open(config: &Config, named: Option<&str>, folder: Option<&Path>) -> Result<Self, Failure> {
-        let (location, temporary) = match named {
-            Some(location) => (location.to_owned(), None),
-            None => {
-                let temporary = temporary_folder(folder)?;
-                let location = temporary.path().to_str().map(str::to_owned);
-                (location.ok_or_else(|| Failure::new("the temporary folder's path is not UTF-8"))?, Some(temporary))
-            }
-        };
-        let config = store::Config { location, ..config.store.clone() };
-        let store = Store::open(&config).await.map_err(Failure::from_error)?;
-        Ok(Self { store, _temporary: temporary })
+        let at = |location: &str| store::Config { location: location.to_owned(), ..config.store.clone() };
+        if let Some(location) = named {
+            let store = Store::open(&at(location)).await.map_err(Failure::from_error)?;
+            return Ok(Self { store, _temporary: None });
+        }
+        let temporary = temporary_folder(folder)?;
+        let location = temporary.path().to_str();
+        let location = location.ok_or_else(|| Failure::new("the temporary folder's path is not UTF-8"))?;
+        let store = Store::scratch(&at(location)).map_err(Failure::from_error)?;
+        Ok(Self { store, _temporary: Some(temporary) })
     }
 }
 

@@ -1,6 +1,6 @@
 //! Files that are written under a temporary name and renamed when whole: nothing half-written is ever seen.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -22,10 +22,15 @@ pub(super) fn new_file_for(path: &Path) -> io::Result<NamedTempFile> {
 
 /// Renames a finished temporary file to `path`, on disk before it is visible.
 pub(super) fn keep(file: NamedTempFile, path: &Path) -> io::Result<()> {
-    file.as_file().set_permissions(fs::Permissions::from_mode(MODE))?;
-    file.as_file().sync_all()?;
+    sync(file.as_file())?;
     file.persist(path)?;
     Ok(())
+}
+
+/// Makes a finished file readable for others and puts it on disk.
+pub(super) fn sync(file: &File) -> io::Result<()> {
+    file.set_permissions(fs::Permissions::from_mode(MODE))?;
+    file.sync_all()
 }
 
 /// Writes `bytes` to `path`, all or nothing.

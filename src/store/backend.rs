@@ -34,6 +34,8 @@ pub(super) struct Backend {
     prefix: Path,
     /// Set when the objects are files here.
     folder: Option<PathBuf>,
+    /// Nothing in it outlives the process.
+    is_scratch: bool,
     signer: Option<Arc<dyn Signer>>,
 }
 
@@ -65,25 +67,40 @@ pub(super) struct Body {
 }
 
 impl Backend {
-    /// Keeps the objects as files in `root`, which is made when it is missing.
+    /// Keeps the objects as files in `root`, which is made when it is missing; on disk before they are visible.
     pub(super) fn folder(root: &FilePath) -> Result<Self, Error> {
+        Self::files(root, false)
+    }
+
+    /// As [`folder`](Self::folder), for objects that nobody will look for after a crash: they are not synced.
+    pub(super) fn scratch(root: &FilePath) -> Result<Self, Error> {
+        Self::files(root, true)
+    }
+
+    fn files(root: &FilePath, is_scratch: bool) -> Result<Self, Error> {
         let refused = |source: std::io::Error| Error::Config(format!("cannot write to {}: {source}", root.display()));
         std::fs::create_dir_all(root).map_err(refused)?;
         let root = root.canonicalize().map_err(refused)?;
         let files = LocalFileSystem::new_with_prefix(&root)
             .map_err(|source| Error::Backend { what: format!("opening {}", root.display()), source })?
-            .with_fsync(true);
-        Ok(Self { objects: Arc::new(files), prefix: Path::default(), folder: Some(root), signer: None })
+            .with_fsync(!is_scratch);
+        Ok(Self { objects: Arc::new(files), prefix: Path::default(), folder: Some(root), is_scratch, signer: None })
     }
 
     /// Keeps the objects in a bucket, which must know conditional puts.
     pub(super) fn bucket(objects: Arc<dyn ObjectStore>, prefix: Path, signer: Option<Arc<dyn Signer>>) -> Self {
-        Self { objects, prefix, folder: None, signer }
+        Self { objects, prefix, folder: None, is_scratch: false, signer }
     }
 
     /// The folder the objects are files of, if it is one.
     pub(super) fn root(&self) -> Option<&FilePath> {
         self.folder.as_deref()
+    }
+
+    /// The file that `key` is in, if it goes with this process.
+    pub(super) fn scratch_file(&self, key: &Key) -> Option<PathBuf> {
+        let root = self.folder.as_ref().filter(|_| self.is_scratch)?;
+        Some(root.join(self.path(key).as_ref()))
     }
 
     pub(super) fn signer(&self) -> Option<&Arc<dyn Signer>> {

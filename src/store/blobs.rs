@@ -1,6 +1,7 @@
 //! Objects by digest: found through their record, read in ranges, put when small.
 
 use std::ops::Range;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -72,6 +73,11 @@ impl Store {
         let what = format!("reading {}", object.key);
         let bytes = body.stream.map_err(move |source| Error::Backend { what: what.clone(), source });
         Ok(exactly(object.digest.clone(), range.end - range.start, bytes.boxed()))
+    }
+
+    /// The object's file in a [`scratch`](Self::scratch) store: it may be given another name. It is not synced.
+    pub fn scratch_file(&self, object: &Object) -> Option<PathBuf> {
+        self.inner.backend.scratch_file(&object.key)
     }
 
     /// All bytes of a small object, checked against its digest.

@@ -96,6 +96,11 @@ impl Store {
         Ok(store)
     }
 
+    /// A store in the folder `config.location` that nobody looks for after this process: nothing is synced to disk.
+    pub fn scratch(config: &Config) -> Result<Self, Error> {
+        Ok(Self::with_backend(Backend::scratch(Path::new(&config.location))?, config.clone()))
+    }
+
     /// A store that forgets everything with its last handle.
     pub fn in_memory() -> Self {
         Self::over(Arc::new(InMemory::new()), &Config::default())

@@ -1,7 +1,7 @@
 //! Writes an image into an OCI image layout (OCI image-spec, image-layout.md).
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Write as _};
+use std::io::{self, ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
 use futures::TryStreamExt as _;
@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::Bytes;
 use crate::cli::failure::Failure;
-use crate::cli::tempfiles::{keep, new_file_for, write_atomically};
+use crate::cli::tempfiles::{keep, new_file_for, sync, write_atomically};
 use crate::oci::manifest::Index;
 use crate::oci::media_type::OCI_INDEX;
 use crate::oci::{Descriptor, Digest, Manifest, Tag};
@@ -58,6 +58,18 @@ impl Layout {
             return Err(Failure::new(format!("what should be {} has another digest", blob.digest)));
         }
         keep(file, &path).map_err(cannot())
+    }
+
+    /// Gives `file`, whose bytes are the blob's, a name in the layout, on disk before it is visible.
+    ///
+    /// Fails where the blob is there already or the file lies elsewhere; then it can still be copied.
+    pub(super) fn link(&self, blob: &Descriptor, file: &Path) -> io::Result<()> {
+        let path = self.blob_path(&blob.digest);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        sync(&File::open(file)?)?;
+        fs::hard_link(file, path)
     }
 
     pub(super) fn put_manifest(&mut self, manifest: &Manifest) -> Result<(), Failure> {
@@ -136,6 +148,20 @@ mod tests {
         Layout::open(dir.path(), Some(&a)).unwrap().commit(&second).unwrap();
         let expected = [(Some("b".to_owned()), first.digest), (Some("a".to_owned()), second.digest)];
         assert_eq!(tags(dir.path()), expected);
+    }
+
+    #[test]
+    fn a_linked_blob_is_there_once_its_link_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::open(&dir.path().join("layout"), None).unwrap();
+        let blob = Descriptor { size: 1, ..layout.entry(&manifest("x")) };
+        let file = dir.path().join("file");
+        assert!(layout.link(&blob, &file).is_err());
+        assert!(!layout.has(&blob));
+        fs::write(&file, "x").unwrap();
+        layout.link(&blob, &file).unwrap();
+        assert!(layout.has(&blob));
+        assert!(layout.link(&blob, &file).is_err(), "the name is taken");
     }
 
     #[tokio::test]

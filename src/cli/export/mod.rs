@@ -80,6 +80,14 @@ impl Destination {
         }
     }
 
+    /// Puts the blob by giving its file a second name, where that is possible.
+    fn link(&self, blob: &Descriptor, file: &Path) -> bool {
+        match self {
+            Self::Layout(layout) => layout.link(blob, file).is_ok(),
+            Self::Archive(_) | Self::Registry { .. } => false,
+        }
+    }
+
     /// Puts a manifest that the root, put last, refers to.
     async fn put_child(&mut self, manifest: &Manifest) -> Result<(), Failure> {
         match self {

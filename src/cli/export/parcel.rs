@@ -1,6 +1,7 @@
 //! Everything that belongs to a twin: its manifests and blobs, and where each is read from.
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 
 use futures::{StreamExt as _, TryStreamExt as _};
 
@@ -63,6 +64,11 @@ impl Shelf<'_> {
             }
         }
         Ok(bytes)
+    }
+
+    /// The blob's file, if it lies in a store that goes with this process.
+    async fn scratch_file(&self, blob: &Descriptor) -> Result<Option<PathBuf>, Failure> {
+        Ok(self.find(&blob.digest).await?.and_then(|(store, object)| store.scratch_file(&object)))
     }
 
     /// The bytes of a blob, as a stream.
@@ -157,7 +163,13 @@ impl Parcel {
         bar: &Bar,
     ) -> Result<(), Failure> {
         for blob in &self.blobs {
-            if !destination.has(blob).await {
+            if destination.has(blob).await {
+                continue;
+            }
+            let file = shelf.scratch_file(blob).await?;
+            if file.is_some_and(|file| destination.link(blob, &file)) {
+                bar.advance(usize::try_from(blob.size).unwrap_or(usize::MAX));
+            } else {
                 let counted = bar.clone();
                 let bytes = shelf.blob(blob).await?.inspect_ok(move |piece| counted.advance(piece.len())).boxed();
                 destination.put_blob(blob, bytes).await?;
