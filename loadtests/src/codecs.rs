@@ -66,7 +66,7 @@ struct Run {
 impl Codec {
     fn name(self) -> String {
         match self {
-            Self::Go(level) => format!("Go compress/gzip {level}"),
+            Self::Go(level) => format!("Go gzip {level}"),
             Self::ZlibRs(level) => format!("zlib-rs {level}"),
             Self::Libdeflate(level) => format!("libdeflate {level}"),
             Self::Zstd(level) => format!("zstd {level}"),

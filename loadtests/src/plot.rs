@@ -6,7 +6,7 @@ const WIDTH: f64 = 860.0;
 const MARGIN: f64 = 20.0;
 const ROW: f64 = 24.0;
 /// Room for the title above the data, and for the scale below.
-const TOP: f64 = 44.0;
+const TOP: f64 = 56.0;
 const BOTTOM: f64 = 44.0;
 /// Room for labels left of the bars, and for values right of them.
 const LABELS: f64 = 250.0;
@@ -169,12 +169,48 @@ impl Scatter {
         }
         canvas.text((right, bottom + 34.0), r#"text-anchor="end""#, self.x);
         canvas.text((MARGIN, TOP - 6.0), "", self.y);
-        for point in &self.points {
-            let (cx, cy, colour) = (x(point.x), y(point.y), colour(point.group));
-            canvas.shape(&format!(r#"<circle cx="{cx:.1}" cy="{cy:.1}" r="5" fill="{colour}"/>"#));
-            canvas.text((cx + 7.0, cy + 4.0), r#"font-size="11""#, &point.label);
+        let places: Vec<(f64, f64)> = self.points.iter().map(|point| (x(point.x), y(point.y))).collect();
+        let mut taken: Vec<Area> = places.iter().map(|place| Area::around(*place)).collect();
+        for (point, place) in self.points.iter().zip(&places) {
+            let (cx, cy) = place;
+            canvas.shape(&format!(r#"<circle cx="{cx:.1}" cy="{cy:.1}" r="5" fill="{}"/>"#, colour(point.group)));
+            let label = Area::of_label(&point.label, *place, &taken);
+            canvas.text((label.left, label.bottom - 3.0), r#"font-size="11""#, &point.label);
+            taken.push(label);
         }
         canvas.finish(SCATTER_HEIGHT)
+    }
+}
+
+/// A rectangle that something is drawn in.
+#[derive(Debug, Clone, Copy)]
+struct Area {
+    left: f64,
+    right: f64,
+    top: f64,
+    bottom: f64,
+}
+
+impl Area {
+    fn around((x, y): (f64, f64)) -> Self {
+        Self { left: x - 5.0, right: x + 5.0, top: y - 5.0, bottom: y + 5.0 }
+    }
+
+    /// Beside the point, or else where the label covers the least of what is `taken`.
+    fn of_label(label: &str, (x, y): (f64, f64), taken: &[Self]) -> Self {
+        // Letters of 11 pixels are about six wide.
+        let (width, height) = (label.chars().fold(0.0, |width, _| width + 6.2), 13.0);
+        let at = |left: f64, top: f64| Self { left, right: left + width, top, bottom: top + height };
+        let beside = [(x + 7.0, y - 6.0), (x - 7.0 - width, y - 6.0)];
+        let above_or_below =
+            [(x - width / 2.0, y - 20.0), (x - width / 2.0, y + 7.0), (x + 4.0, y - 19.0), (x + 4.0, y + 6.0)];
+        let places = beside.into_iter().chain(above_or_below).map(|(left, top)| at(left, top));
+        let covered = |area: &Self| taken.iter().filter(|other| area.overlaps(other)).count();
+        places.min_by_key(covered).unwrap_or_else(|| at(x, y))
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        self.left < other.right && other.left < self.right && self.top < other.bottom && other.top < self.bottom
     }
 }
 
@@ -215,6 +251,13 @@ mod tests {
     fn ticks_are_round_and_enclose_the_span() {
         assert_eq!(ticks(0.0, 20.0), [0.0, 5.0, 10.0, 15.0, 20.0]);
         assert_eq!(ticks(0.0, 9.0), [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]);
+    }
+
+    #[test]
+    fn a_label_keeps_clear_of_what_is_there() {
+        let taken = [Area::around((100.0, 100.0)), Area::around((120.0, 100.0))];
+        let label = Area::of_label("label", (100.0, 100.0), &taken);
+        assert!(taken.iter().all(|area| !label.overlaps(area)), "{label:?}");
     }
 
     #[test]
