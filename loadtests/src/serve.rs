@@ -210,6 +210,8 @@ fn start(arguments: &Arguments, place: &Path) -> anyhow::Result<Servers> {
     let mut command = Command::new(&arguments.starlift);
     command.args(["serve", "--listen", &address.to_string(), "--store"]).arg(place.join("store"));
     command.args(["--upstream", &format!("local=http://{registry_address}")]);
+    // Nobody logs each request: nginx and the registry are told not to.
+    command.env("STARLIFT_LOG_FILTER", "warn");
     let ready = format!("http://{address}/readyz");
     let starlift = Daemon::start(command, &place.join("starlift.log"), || run(&format!("curl -sf {ready}")).is_ok())?;
 
