@@ -26,6 +26,13 @@ impl TocWriter {
         Self { json: "{\n\t\"version\": 1,\n\t\"entries\": ".to_owned(), entries: 0 }
     }
 
+    /// As [`new`](Self::new), with room for `bytes` bytes of JSON: growing holds the JSON twice for a moment.
+    pub fn with_capacity(bytes: usize) -> Self {
+        let mut writer = Self::new();
+        writer.json.reserve(bytes);
+        writer
+    }
+
     /// Adds the next entry.
     pub fn push(&mut self, entry: &Entry) {
         self.json.push_str(if self.entries == 0 { "[\n\t\t{" } else { ",\n\t\t{" });

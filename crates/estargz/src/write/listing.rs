@@ -92,17 +92,20 @@ impl Listing {
 
     pub(super) fn finish(mut self) -> Result<Finished, Error> {
         self.follow_moves();
-        let mut toc = TocWriter::new();
+        let Self { entries: listing, standings, links, names, json_bytes, limits } = self;
+        // The JSON is as large as all of the listing; what is needed no more makes room for it.
+        drop((standings, links));
+        let mut toc = TocWriter::with_capacity(usize::try_from(json_bytes.min(limits.max_toc_bytes)).unwrap_or(0));
         let (mut entries, mut chunks) = (0, 0);
         let mut seen = Seen::default();
-        for listed in self.entries.into_iter().flatten() {
+        for listed in listing.into_iter().flatten() {
             entries += u64::from(listed.kind != EntryKind::Chunk);
             chunks += u64::from(listed.place.chunk_digest.is_some());
-            toc.push(&listed.into_entry(&self.names, &mut seen));
+            toc.push(&listed.into_entry(&names, &mut seen));
         }
         let json = toc.finish();
-        if json.len() as u64 > self.limits.max_toc_bytes {
-            return Err(Error::Limit { what: "bytes of TOC", limit: self.limits.max_toc_bytes });
+        if json.len() as u64 > limits.max_toc_bytes {
+            return Err(Error::Limit { what: "bytes of TOC", limit: limits.max_toc_bytes });
         }
         Ok(Finished { json, entries, chunks })
     }
