@@ -5,6 +5,10 @@ use libdeflater::{CompressionLvl, Compressor};
 use super::batch::lengthen;
 use crate::write::Compression;
 
+/// A TOC becomes about a sixth of its length, and a very short one does not matter.
+const TEXT_SHRINKS: usize = 3;
+const TEXT_LEAST: usize = 4096;
+
 /// A worker gave up: a panic, or a compressor that refused its input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a worker thread failed to compress a member")]
@@ -56,9 +60,23 @@ impl Encoder {
             Self::Zstd(_) => zstd::zstd_safe::compress_bound(data.len()),
         };
         lengthen(out, at, at + bound);
+        self.fill(data, &mut out[at..])
+    }
+
+    /// `data`, which is as repetitive as a TOC, as one member.
+    pub(crate) fn encode_text(&mut self, data: &[u8]) -> Result<Vec<u8>, Failed> {
+        // Room up to the bound may cost memory as large as the text itself. zstd's bytes could depend on the room.
+        let mut out = vec![0; data.len() / TEXT_SHRINKS + TEXT_LEAST];
+        let fitted = if matches!(self, Self::Gzip(_)) { self.fill(data, &mut out) } else { Err(Failed) };
+        let length = fitted.or_else(|_no_room| self.encode(data, &mut out, 0))?;
+        out.truncate(length);
+        Ok(out)
+    }
+
+    fn fill(&mut self, data: &[u8], out: &mut [u8]) -> Result<usize, Failed> {
         match self {
-            Self::Gzip(compressor) => compressor.gzip_compress(data, &mut out[at..]).map_err(|_no_room| Failed),
-            Self::Zstd(compressor) => compressor.compress_to_buffer(data, &mut out[at..]).map_err(|_refused| Failed),
+            Self::Gzip(compressor) => compressor.gzip_compress(data, out).map_err(|_no_room| Failed),
+            Self::Zstd(compressor) => compressor.compress_to_buffer(data, out).map_err(|_refused| Failed),
         }
     }
 }

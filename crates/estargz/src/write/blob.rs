@@ -175,9 +175,8 @@ impl<'p, W: Write> Blob<'p, W> {
         self.flush()?;
         self.stream.update(bytes);
         let offset = self.out.stream.size;
-        let mut member = Vec::new();
-        let length = Encoder::new(self.compression)?.encode(bytes, &mut member, 0)?;
-        self.out.write(&member[..length])?;
+        let member = Encoder::new(self.compression)?.encode_text(bytes)?;
+        self.out.write(&member)?;
         Ok(offset)
     }
 

@@ -123,10 +123,7 @@ fn zstd<W: Write>(blob: &mut Blob<'_, W>, json: &[u8], options: &Options) -> Res
 }
 
 fn compress(compression: Compression, bytes: &[u8]) -> Result<Vec<u8>, Error> {
-    let mut member = Vec::new();
-    let length = Encoder::new(compression)?.encode(bytes, &mut member, 0)?;
-    member.truncate(length);
-    Ok(member)
+    Ok(Encoder::new(compression)?.encode_text(bytes)?)
 }
 
 fn skippable(payload: &[u8]) -> Result<Vec<u8>, Error> {
