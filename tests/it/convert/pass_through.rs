@@ -131,7 +131,7 @@ async fn what_is_no_image_is_its_own_twin() {
 }
 
 #[tokio::test]
-async fn an_entry_below_a_symlink_of_the_same_layer_is_left_to_unpackers() {
+async fn what_leads_through_a_symlink_of_the_same_layer_is_left_to_unpackers() {
     let bench = Bench::new().await;
     let image = ImageBuilder::new(10).build();
     let mut tar = tar::Builder::new(Vec::new());
@@ -143,8 +143,20 @@ async fn an_entry_below_a_symlink_of_the_same_layer_is_left_to_unpackers() {
     header.set_size(1);
     header.set_mode(0o644);
     tar.append_data(&mut header, "lib/x", &b"x"[..]).unwrap();
-    let layer = compress(&tar.into_inner().unwrap(), Compression::Gzip);
-    last_layer_stays(&bench, &with_last_layer(&image, layer, None), "below something that is no directory").await;
+    let mut linking = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_ustar();
+    header.set_mode(0o644);
+    header.set_size(1);
+    linking.append_data(&mut header, "usr/lib/x", &b"x"[..]).unwrap();
+    header.set_size(0);
+    header.set_entry_type(tar::EntryType::Symlink);
+    linking.append_link(&mut header, "lib", "usr/lib").unwrap();
+    header.set_entry_type(tar::EntryType::Link);
+    linking.append_link(&mut header, "y", "lib/x").unwrap();
+    for tar in [tar, linking] {
+        let layer = compress(&tar.into_inner().unwrap(), Compression::Gzip);
+        last_layer_stays(&bench, &with_last_layer(&image, layer, None), "below something that is no directory").await;
+    }
 }
 
 /// What the same store gives with other limits.

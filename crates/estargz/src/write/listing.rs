@@ -51,7 +51,7 @@ impl Listing {
         let names = header.path.len() + header.link.len() + header.user_name.len() + header.group_name.len();
         let xattrs: usize = header.xattrs.iter().map(|(key, value)| key.len() + 2 * value.len() + 16).sum();
         let path = Path::new(&header.path);
-        let target = self.target(header, &path);
+        let target = self.target(header, &path)?;
         let listed = Listed::new(header, &mut self.names);
         let id = self.add(listed, names + xattrs)?;
         self.replace(&path, Some(id.0), header.kind == EntryKind::Dir)?;
@@ -125,18 +125,20 @@ impl Listing {
         Ok(EntryId(id))
     }
 
-    /// What a hard link shares its content with, if that stands already.
-    fn target(&self, header: &Header, path: &Path) -> Option<Target> {
+    /// What a hard link shares its content with, if that stands already. Fails where readers would not find it.
+    fn target(&self, header: &Header, path: &Path) -> Result<Option<Target>, Error> {
         let target = Path::new(&header.link);
         if header.kind != EntryKind::Hardlink || target == *path {
-            return None;
+            return Ok(None);
         }
-        let standing = self.standings.get(&target).filter(|standing| !standing.is_directory)?;
-        Some(match standing.entry {
+        let Some(standing) = self.standings.get(&target) else {
+            return self.standings.check_target(&target).map(|()| None);
+        };
+        Ok((!standing.is_directory).then(|| match standing.entry {
             None => Target::Postponed(target),
             // A link that dangles is a thing of its own.
             Some(entry) => self.links.target_of(entry).unwrap_or(Target::Entry(entry)),
-        })
+        }))
     }
 
     /// Puts `entry` at `path`. Hard links to what stood there keep it: the first takes its place in the listing.

@@ -1,7 +1,8 @@
 //! What stands at each path when the tar has been unpacked so far.
 //!
 //! Unpackers disagree about an entry below a symbolic link, and about what becomes of a directory that something else
-//! replaces; readers of a TOC see no order that could settle it. Such a tar is refused.
+//! replaces; readers of a TOC see no order that could settle it. A hard link to what lies below a symbolic link is one
+//! that unpackers follow and readers do not. Such a tar is refused.
 
 use std::collections::HashMap;
 
@@ -57,6 +58,21 @@ impl Path {
 impl Standings {
     pub(super) fn get(&self, path: &Path) -> Option<Standing> {
         self.at.get(&path.key).copied()
+    }
+
+    /// Fails for a path that leads below something that is no directory.
+    pub(super) fn check_target(&self, target: &Path) -> Result<(), Error> {
+        let standing = |end: &usize| self.get(&Path::of_clean(target.clean[..*end].to_vec()));
+        let slashes = target.clean.iter().enumerate().filter(|(_, byte)| **byte == b'/');
+        let ends: Vec<usize> = slashes.map(|(end, _)| end).collect();
+        // All above what stands stands too, so that few of many directories need a look.
+        let known = ends.partition_point(|end| standing(end).is_some());
+        match ends[..known].last().and_then(standing) {
+            Some(deepest) if !deepest.is_directory => {
+                Err(target.refused("it is the target of a hard link, below something that is no directory"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Puts an entry at `path` and gives the one that it replaces. `entry` is none for one that is listed later.
@@ -154,6 +170,20 @@ mod tests {
         }
         put(&mut standings, "empty/", true).unwrap();
         put(&mut standings, "empty", false).unwrap();
+    }
+
+    #[test]
+    fn targets_below_files_are_found_at_any_depth() {
+        let mut standings = Standings::default();
+        put(&mut standings, "a/b/c/link", false).unwrap();
+        put(&mut standings, "d", false).unwrap();
+        let check = |target: &str| standings.check_target(&Path::new(target.as_bytes())).is_ok();
+        for target in ["a/b/c/link/x", "/a/b/c/link/x/y/z/", "d/e", "./d/e/f/g"] {
+            assert!(!check(target), "{target}");
+        }
+        for target in ["", "a", "d", "x/d/e", "a/b/c/other/x/y", "a/b/c/link", "a/b/c/x", "d/../a/b"] {
+            assert!(check(target), "{target}");
+        }
     }
 
     #[test]

@@ -73,6 +73,19 @@ fn a_link_keeps_the_content_that_its_target_had() {
     assert_eq!(lazily(tar), expected(&[("a", "new", 1), ("l", "old", 1)]));
 }
 
+/// Unpackers follow the symbolic link, readers of a TOC do not.
+#[test]
+fn a_link_to_what_lies_below_a_symbolic_link_is_refused() {
+    let tar = Tar::default().file("usr/lib/x", b"x").entry(b'2', b"lib", b"usr/lib", b"");
+    let above = hard(Tar { bytes: tar.bytes.clone() }, "y", "lib");
+    let source = hard(tar, "y", "./lib/x").end();
+    for options in all_options() {
+        let error = try_convert(&source, &options).unwrap_err();
+        assert!(matches!(&error, Error::Path { path, .. } if path == "lib/x"), "{error}");
+        convert(&Tar { bytes: above.bytes.clone() }.end(), &options);
+    }
+}
+
 #[test]
 fn all_links_go_on_sharing_it() {
     let tar = hard(hard(Tar::default().file("a", b"old"), "dir/l", "./a"), "m", "dir/l").dir("dir/");
