@@ -318,11 +318,12 @@ impl Shared {
                 let config = self.store.put(&plan.manifest.config.media_type, config).await?;
                 record.objects.push(config.digest);
             }
-            self.store.put(&twin.manifest.media_type, twin.manifest.bytes.clone()).await?;
-            record.size = twin.manifest.size();
-            record.objects.push(twin.manifest.digest.clone());
-            record.media_type = twin.manifest.media_type;
-            record.twin = twin.manifest.digest;
+            let Descriptor { media_type, digest, size, .. } = twin.manifest.descriptor();
+            (record.media_type, record.twin, record.size) = (media_type, digest, size);
+            record.translated = twin.translated.as_ref().map(Manifest::descriptor);
+            let documents: Vec<_> = twin.translated.into_iter().chain([twin.manifest]).collect();
+            record.objects.extend(documents.iter().map(|document| document.digest.clone()));
+            self.put_documents(documents).await?;
             record.objects.sort_unstable();
             record.objects.dedup();
         }
@@ -331,6 +332,14 @@ impl Shared {
         self.fresh.invalidate_all();
         tracing::info!(source = %record.source, twin = %record.twin, "image converted");
         Ok(record)
+    }
+
+    /// Stores manifests of our own making; nothing names them yet.
+    pub(super) async fn put_documents(&self, documents: Vec<Manifest>) -> Result<(), Error> {
+        for document in documents {
+            self.store.put(&document.media_type, document.bytes).await?;
+        }
+        Ok(())
     }
 
     async fn layer(

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use super::plan::{ImagePlan, LayerPlan, TOC_DIGEST, ZSTD_CHECKSUM};
 use crate::oci::manifest::{ImageConfig, ImageManifest, MAX_MANIFEST_BYTES};
-use crate::oci::{Descriptor, Digest, Manifest, media_type};
+use crate::oci::{Descriptor, Digest, Manifest, media_type, translate};
 use crate::store::records::{ConvertedLayer, Limit, PassedThrough};
 use crate::store::{Generation, LayerOutcome};
 
@@ -51,6 +51,8 @@ pub(super) struct Twin {
     /// The new configuration; `None` when it is the source's.
     pub(super) config: Option<Bytes>,
     pub(super) manifest: Manifest,
+    /// The same in the other family's types; `None` when something in it has no name there.
+    pub(super) translated: Option<Manifest>,
     /// The layers and external TOCs it names that are ours.
     pub(super) objects: Vec<Digest>,
 }
@@ -124,7 +126,8 @@ pub(super) fn assemble(
         passed_through.push(PassedThrough { digest: source.digest.clone(), reason });
         return Ok(Assembled { twin: None, passed_through, limits });
     }
-    Ok(Assembled { twin: Some(Twin { config, manifest, objects }), passed_through, limits })
+    let translated = translate::image(&manifest);
+    Ok(Assembled { twin: Some(Twin { config, manifest, translated, objects }), passed_through, limits })
 }
 
 /// Calls everything in the image by its OCI name.

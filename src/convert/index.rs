@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::image::{self, SOURCE_DIGEST};
 use super::plan::{ChildPlan, IndexPlan};
 use crate::oci::manifest::MAX_MANIFEST_BYTES;
-use crate::oci::{Descriptor, Digest, Manifest, media_type};
+use crate::oci::{Descriptor, Digest, Manifest, media_type, translate};
 use crate::store::records::PassedThrough;
 use crate::store::{Generation, ImageRecord};
 
@@ -21,19 +21,20 @@ const REFERENCE_DIGEST: &str = "vnd.docker.reference.digest";
 /// What became of a child.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Child {
-    Recorded(ImageRecord),
+    Recorded(Box<ImageRecord>),
     Original(String),
 }
 
 /// Puts the children's twins into the index. `children` holds what is known of them, by source digest.
 ///
-/// The record's twin is the source itself when nothing is replaced; the manifest is `None` then.
+/// Beside the record, the documents to store: the twin, and the same in the other family's types. When nothing is
+/// replaced there are none and the record's twin is the source itself.
 pub(super) fn assemble(
     source: &Manifest,
     plan: &IndexPlan,
     children: &HashMap<Digest, Child>,
     generation: &Generation,
-) -> Result<(ImageRecord, Option<Manifest>), serde_json::Error> {
+) -> Result<(ImageRecord, Vec<Manifest>), serde_json::Error> {
     let mut index = plan.index.clone();
     let mut record = unchanged(source);
     let mut twins = HashMap::new();
@@ -44,7 +45,7 @@ pub(super) fn assemble(
         }
         match twin_of(descriptor, plan, children) {
             Ok(twin) => {
-                twins.insert(descriptor.digest.clone(), twin.twin.clone());
+                twins.insert(descriptor.digest.clone(), twin);
                 if is_translated(descriptor, twin) {
                     record.media_type = media_type::to_oci(&source.media_type).unwrap_or(&source.media_type).to_owned();
                 }
@@ -58,7 +59,7 @@ pub(super) fn assemble(
     record.limits.sort_unstable();
     record.limits.dedup();
     if twins.is_empty() {
-        return Ok((record, None));
+        return Ok((record, Vec::new()));
     }
     for descriptor in &mut index.manifests {
         follow(descriptor, &twins);
@@ -72,12 +73,22 @@ pub(super) fn assemble(
         let mut record = ImageRecord { limits: record.limits, ..unchanged(source) };
         let reason = format!("its twin would be over the limit of {MAX_MANIFEST_BYTES} bytes");
         record.passed_through.push(PassedThrough { digest: source.digest.clone(), reason });
-        return Ok((record, None));
+        return Ok((record, Vec::new()));
     }
     record.twin = manifest.digest.clone();
     record.size = manifest.size();
-    record.objects.push(manifest.digest.clone());
-    Ok((record, Some(manifest)))
+    let translated = translated(&manifest, &twins);
+    record.translated = translated.as_ref().map(Manifest::descriptor);
+    let documents: Vec<_> = translated.into_iter().chain([manifest]).collect();
+    record.objects.extend(documents.iter().map(|document| document.digest.clone()));
+    Ok((record, documents))
+}
+
+/// The index in the other family's types, as are the twins it names. None while one of them has no name there.
+fn translated(index: &Manifest, twins: &HashMap<Digest, &ImageRecord>) -> Option<Manifest> {
+    let children = twins.values().map(|child| Some((&child.twin, child.translated.as_ref()?)));
+    let children = children.collect::<Option<HashMap<_, _>>>()?;
+    translate::index(index, |child| children.get(&child.digest).copied().cloned())
 }
 
 /// The record of a manifest that is its own twin.
@@ -87,6 +98,7 @@ pub(super) fn unchanged(source: &Manifest) -> ImageRecord {
         twin: source.digest.clone(),
         media_type: source.media_type.clone(),
         size: source.size(),
+        translated: None,
         platforms: Vec::new(),
         objects: Vec::new(),
         passed_through: Vec::new(),
@@ -124,11 +136,11 @@ fn replace(descriptor: &mut Descriptor, twin: &ImageRecord) {
     descriptor.media_type = twin.media_type.clone();
 }
 
-fn follow(descriptor: &mut Descriptor, twins: &HashMap<Digest, Digest>) {
+fn follow(descriptor: &mut Descriptor, twins: &HashMap<Digest, &ImageRecord>) {
     let subject = descriptor.annotations.get(REFERENCE_DIGEST).and_then(Value::as_str);
     let Some(subject) = subject.and_then(|text| text.parse::<Digest>().ok()) else { return };
     if let Some(twin) = twins.get(&subject) {
-        descriptor.annotations.insert(REFERENCE_DIGEST.to_owned(), Value::from(twin.to_string()));
+        descriptor.annotations.insert(REFERENCE_DIGEST.to_owned(), Value::from(twin.twin.to_string()));
         descriptor.annotations.insert(SOURCE_DIGEST.to_owned(), Value::from(subject.to_string()));
     }
 }
@@ -155,17 +167,22 @@ mod tests {
             "platform": {"os": "unknown", "architecture": "unknown"}})
     }
 
+    fn in_docker(name: &str) -> Manifest {
+        Manifest::new(media_type::DOCKER_MANIFEST.to_owned(), format!("{name} in Docker's words").into())
+    }
+
     fn record(name: &str) -> Child {
-        Child::Recorded(ImageRecord {
+        Child::Recorded(Box::new(ImageRecord {
             source: digest(name),
             twin: digest(&format!("{name} twin")),
             media_type: media_type::OCI_MANIFEST.to_owned(),
             size: 99,
+            translated: Some(in_docker(name).descriptor()),
             platforms: vec![],
             objects: vec![digest(&format!("{name} layer"))],
             passed_through: vec![],
             limits: vec![],
-        })
+        }))
     }
 
     fn assembled(manifests: &[Value], children: &[(&str, Child)]) -> (ImageRecord, Option<Value>) {
@@ -174,9 +191,10 @@ mod tests {
         let wanted = plan::Wanted { platforms: &["linux/amd64".parse().unwrap()], all_platforms: false };
         let Plan::Index(plan) = plan::plan(&source, &wanted) else { panic!("no index") };
         let children = children.iter().map(|(name, child)| (digest(name), child.clone())).collect();
-        let (record, manifest) = assemble(&source, &plan, &children, &Generation("g1".to_owned())).unwrap();
-        assert_eq!(manifest.is_some(), record.twin != record.source);
-        (record, manifest.map(|manifest| serde_json::from_slice(&manifest.bytes).unwrap()))
+        let (record, documents) = assemble(&source, &plan, &children, &Generation("g1".to_owned())).unwrap();
+        assert_eq!(documents.is_empty(), record.twin == record.source);
+        assert!(documents.iter().all(|document| record.objects.contains(&document.digest)));
+        (record, documents.last().map(|twin| serde_json::from_slice(&twin.bytes).unwrap()))
     }
 
     #[test]
@@ -193,7 +211,8 @@ mod tests {
         assert_eq!(index["manifests"][3], original[3]);
         assert_eq!(index["annotations"]["kept"], "yes");
         assert_eq!(recorded.platforms, ["linux/amd64".parse().unwrap()]);
-        assert_eq!(recorded.objects, [digest("amd layer"), recorded.twin.clone()]);
+        let translated = recorded.translated.unwrap().digest;
+        assert_eq!(recorded.objects, [digest("amd layer"), translated, recorded.twin]);
         assert_eq!(recorded.passed_through.len(), 3);
     }
 
@@ -207,12 +226,36 @@ mod tests {
         let wanted = plan::Wanted { platforms: &[], all_platforms: true };
         let Plan::Index(plan) = plan::plan(&source, &wanted) else { panic!("no index") };
         let children = HashMap::from([(digest("amd"), record("amd"))]);
-        let (record, manifest) = assemble(&source, &plan, &children, &Generation("g1".to_owned())).unwrap();
-        let manifest = manifest.unwrap();
+        let (record, documents) = assemble(&source, &plan, &children, &Generation("g1".to_owned())).unwrap();
+        let manifest = documents.last().unwrap();
         assert_eq!((&*record.media_type, &*manifest.media_type), (media_type::OCI_INDEX, media_type::OCI_INDEX));
         let document: Value = serde_json::from_slice(&manifest.bytes).unwrap();
         assert_eq!(document["mediaType"], media_type::OCI_INDEX);
         assert_eq!(document["manifests"][0]["mediaType"], media_type::OCI_MANIFEST);
+    }
+
+    #[test]
+    fn an_index_is_translated_with_all_its_twins_or_not_at_all() {
+        let children = [child("amd", "amd64"), child("ibm", "s390x")];
+        let document = json!({"schemaVersion": 2, "manifests": children});
+        let source = Manifest::new(media_type::OCI_INDEX.to_owned(), document.to_string().into());
+        let wanted = plan::Wanted { platforms: &[], all_platforms: true };
+        let Plan::Index(plan) = plan::plan(&source, &wanted) else { panic!("no index") };
+        let assembled = |ibm: Child| {
+            let children = HashMap::from([(digest("amd"), record("amd")), (digest("ibm"), ibm)]);
+            assemble(&source, &plan, &children, &Generation("g1".to_owned())).unwrap()
+        };
+        let (_, documents) = assembled(Child::Original("odd".to_owned()));
+        let [translated, _twin] = &*documents else { panic!("{documents:?}") };
+        assert_eq!(translated.media_type, media_type::DOCKER_MANIFEST_LIST);
+        let list: Value = serde_json::from_slice(&translated.bytes).unwrap();
+        assert_eq!(list["manifests"][0]["digest"], json!(in_docker("amd").digest));
+        assert_eq!(list["manifests"][0]["mediaType"], media_type::DOCKER_MANIFEST);
+        assert_eq!(list["manifests"][1], children[1], "an original keeps its name");
+        let Child::Recorded(mut nameless) = record("ibm") else { unreachable!() };
+        nameless.translated = None;
+        let (record, documents) = assembled(Child::Recorded(nameless));
+        assert_eq!((record.translated, documents.len()), (None, 1));
     }
 
     #[test]

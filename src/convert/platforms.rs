@@ -33,7 +33,7 @@ impl Shared {
         let mut children = self.recorded_children(plan).await?;
         for (digest, made) in made {
             let child = match made {
-                Ok(record) => Child::Recorded(record),
+                Ok(record) => Child::Recorded(Box::new(record)),
                 Err(error) => {
                     let reason = format!("not converted for now: {}", status::chain(error.as_ref()));
                     failure = Some(error);
@@ -42,15 +42,15 @@ impl Shared {
             };
             children.insert(digest, child);
         }
-        let (mut record, twin) = index::assemble(manifest, plan, &children, &self.generation)?;
-        match (failure, twin) {
-            (Some(error), None) => Err(Error::Children(error)),
-            (Some(_), Some(twin)) => {
-                self.store.put(&twin.media_type, twin.bytes).await?;
+        let (mut record, documents) = index::assemble(manifest, plan, &children, &self.generation)?;
+        match failure {
+            Some(error) if documents.is_empty() => Err(Error::Children(error)),
+            Some(_) => {
+                self.put_documents(documents).await?;
                 Ok(Made::ForNow(record))
             }
-            (None, twin) => {
-                self.keep_index(manifest, plan, &mut record, twin).await?;
+            None => {
+                self.keep_index(manifest, plan, &mut record, documents).await?;
                 Ok(Made::Final(record))
             }
         }
@@ -70,7 +70,7 @@ impl Shared {
                 continue;
             }
             if let Some(record) = self.store.image(&self.generation, &child.digest).await? {
-                children.insert(child.digest.clone(), Child::Recorded(record));
+                children.insert(child.digest.clone(), Child::Recorded(Box::new(record)));
             }
         }
         Ok(children)
@@ -82,15 +82,13 @@ impl Shared {
         manifest: &Manifest,
         plan: &IndexPlan,
         record: &mut ImageRecord,
-        twin: Option<Manifest>,
+        documents: Vec<Manifest>,
     ) -> Result<(), Error> {
         if plan.children.iter().any(|child| matches!(child, ChildPlan::IfPulled(_))) {
             self.store.put(&manifest.media_type, manifest.bytes.clone()).await?;
             record.objects.push(manifest.digest.clone());
         }
-        if let Some(twin) = twin {
-            self.store.put(&twin.media_type, twin.bytes).await?;
-        }
+        self.put_documents(documents).await?;
         record.objects.sort_unstable();
         record.objects.dedup();
         self.store.put_image(&self.generation, record).await?;
@@ -113,12 +111,12 @@ impl Shared {
         let manifest = Manifest { media_type, digest: record.source.clone(), bytes };
         let Plan::Index(plan) = plan::plan(&manifest, &self.wanted()) else { return Ok(record.clone()) };
         let children = self.recorded_children(&plan).await?;
-        let (mut renewed, twin) = index::assemble(&manifest, &plan, &children, &self.generation)?;
+        let (mut renewed, documents) = index::assemble(&manifest, &plan, &children, &self.generation)?;
         if renewed.twin == record.twin || renewed.platforms.len() < record.platforms.len() {
             return Ok(record.clone());
         }
         renewed.objects.extend(record.objects.iter().cloned());
-        self.keep_index(&manifest, &plan, &mut renewed, twin).await?;
+        self.keep_index(&manifest, &plan, &mut renewed, documents).await?;
         Ok(renewed)
     }
 }

@@ -12,7 +12,7 @@ use super::platform::Platform;
 pub const MAX_MANIFEST_BYTES: u64 = 4 << 20;
 
 /// Points at an object by digest (OCI image-spec, descriptor.md).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Descriptor {
     #[serde(rename = "mediaType")]
     pub media_type: String,
@@ -29,7 +29,7 @@ pub struct Descriptor {
 }
 
 /// The `platform` of an index child; unknown and unusual fields are kept.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DescriptorPlatform {
     pub architecture: String,
     pub os: String,
@@ -61,6 +61,19 @@ impl Manifest {
 
     pub fn size(&self) -> u64 {
         self.bytes.len() as u64
+    }
+
+    /// What points at it.
+    pub fn descriptor(&self) -> Descriptor {
+        Descriptor {
+            media_type: self.media_type.clone(),
+            digest: self.digest.clone(),
+            size: self.size(),
+            urls: Vec::new(),
+            annotations: Map::new(),
+            platform: None,
+            rest: Map::new(),
+        }
     }
 }
 

@@ -11,6 +11,7 @@ pub mod platform;
 pub mod range;
 pub mod reference;
 pub mod route;
+pub mod translate;
 
 pub use digest::Digest;
 pub use manifest::{Descriptor, Manifest};

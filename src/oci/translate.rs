@@ -1,12 +1,11 @@
-//! A twin's documents in the words of the other family: Docker schema 2 to OCI and back.
+//! Manifests and indexes in the words of the other family: Docker schema 2 to OCI and back.
 //!
 //! Only types change; the layers and the configuration are the same blobs.
 
 use bytes::Bytes;
 
-use crate::oci::manifest::{ImageManifest, Index};
-use crate::oci::media_type as types;
-use crate::oci::{Descriptor, Manifest};
+use super::manifest::{Descriptor, ImageManifest, Index, MAX_MANIFEST_BYTES, Manifest};
+use super::media_type as types;
 
 /// Type names that mean the same, Docker's first.
 const PAIRS: [(&str, &str); 6] = [
@@ -19,7 +18,7 @@ const PAIRS: [(&str, &str); 6] = [
 ];
 
 /// The other family's name for a type; `None` for types that exist in one family only.
-pub(crate) fn other_type(media_type: &str) -> Option<&'static str> {
+fn other_type(media_type: &str) -> Option<&'static str> {
     PAIRS.iter().find_map(|(docker, oci)| match media_type {
         known if known == *docker => Some(*oci),
         known if known == *oci => Some(*docker),
@@ -28,7 +27,7 @@ pub(crate) fn other_type(media_type: &str) -> Option<&'static str> {
 }
 
 /// An image manifest in the other family's types; `None` when something in it has no name there.
-pub(crate) fn image(manifest: &Manifest) -> Option<Manifest> {
+pub fn image(manifest: &Manifest) -> Option<Manifest> {
     let media_type = other_type(&manifest.media_type)?;
     let mut image: ImageManifest = serde_json::from_slice(&manifest.bytes).ok()?;
     // Docker's name for zstd is one that Docker's own clients, skopeo and buildah refuse.
@@ -42,14 +41,14 @@ pub(crate) fn image(manifest: &Manifest) -> Option<Manifest> {
     written(media_type, &image)
 }
 
-/// An index in the other family's types, each child replaced by what `replace` gives for it.
-pub(crate) fn index(manifest: &Manifest, replace: impl Fn(&Descriptor) -> Option<Manifest>) -> Option<Manifest> {
+/// An index in the other family's types, each child pointed at what `replace` gives for it.
+pub fn index(manifest: &Manifest, replace: impl Fn(&Descriptor) -> Option<Descriptor>) -> Option<Manifest> {
     let media_type = other_type(&manifest.media_type)?;
     let mut index: Index = serde_json::from_slice(&manifest.bytes).ok()?;
     index.media_type = Some(media_type.to_owned());
     for child in &mut index.manifests {
         if let Some(replacement) = replace(child) {
-            child.size = replacement.size();
+            child.size = replacement.size;
             child.digest = replacement.digest;
             child.media_type = replacement.media_type;
         }
@@ -59,7 +58,7 @@ pub(crate) fn index(manifest: &Manifest, replace: impl Fn(&Descriptor) -> Option
 
 fn written(media_type: &str, document: &impl serde::Serialize) -> Option<Manifest> {
     let bytes = Bytes::from(serde_json::to_vec(document).ok()?);
-    Some(Manifest::new(media_type.to_owned(), bytes))
+    Some(Manifest::new(media_type.to_owned(), bytes)).filter(|manifest| manifest.size() <= MAX_MANIFEST_BYTES)
 }
 
 #[cfg(test)]

@@ -29,7 +29,6 @@ mod router;
 mod server;
 mod stall;
 mod tags;
-pub(crate) mod translate;
 
 pub use config::{ANSWER_LIMIT, Config, ConfigError, OnMiss, TlsConfig};
 pub use server::{Server, StartError};

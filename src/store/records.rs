@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::error::Error;
 use super::key::{Generation, Key};
 use super::{Object, Store};
-use crate::oci::{Digest, Platform};
+use crate::oci::{Descriptor, Digest, Platform};
 
 /// What became of a source layer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +70,9 @@ pub struct ImageRecord {
     pub twin: Digest,
     pub media_type: String,
     pub size: u64,
+    /// The twin in the types of the other family, Docker's or OCI's, for clients that take no others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub translated: Option<Descriptor>,
     /// For an index: the platforms whose children are converted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub platforms: Vec<Platform>,

@@ -11,8 +11,7 @@ use crate::cli::failure::Failure;
 use crate::cli::progress::Bar;
 use crate::oci::manifest::{DescriptorPlatform, ImageManifest, Index};
 use crate::oci::media_type::{ManifestKind, is_docker, manifest_kind};
-use crate::oci::{Descriptor, Digest, Manifest, Platform, Reference};
-use crate::serve::translate;
+use crate::oci::{Descriptor, Digest, Manifest, Platform, Reference, translate};
 use crate::store::{Object, Store};
 
 /// A twin and all it is made of.
@@ -132,7 +131,7 @@ impl Parcel {
         let root = if is_docker(&self.root.media_type) && is_index(&self.root) {
             let twin_of = |child: &Descriptor| {
                 let at = self.children.iter().position(|original| original.digest == child.digest)?;
-                children.get(at).cloned()
+                children.get(at).map(Manifest::descriptor)
             };
             translate::index(&self.root, twin_of).unwrap_or(self.root)
         } else {

@@ -7,6 +7,7 @@ use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde::de::DeserializeOwned;
 
 use crate::oci::Digest;
+use crate::oci::media_type::manifest_kind;
 use crate::store::Store;
 use crate::store::backend::{Listed, Meta};
 use crate::store::error::Error;
@@ -38,6 +39,7 @@ pub(super) struct Inventory {
 pub(super) struct Visible {
     pub(super) key: Key,
     pub(super) recorded: SystemTime,
+    pub(super) is_manifest: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -60,7 +62,8 @@ impl Inventory {
         }
         for record in read_all::<DigestRecord>(store, store.list("records/digest").await?).await? {
             if let (Key::DigestRecord(digest), Ok(key)) = (record.key, record.content.key.parse()) {
-                inventory.visible.insert(digest, Visible { key, recorded: record.recorded });
+                let is_manifest = record.content.media_type.as_deref().and_then(manifest_kind).is_some();
+                inventory.visible.insert(digest, Visible { key, recorded: record.recorded, is_manifest });
             }
         }
         inventory.layers = read_all(store, store.list("records/layer").await?).await?;
@@ -68,6 +71,19 @@ impl Inventory {
         inventory.leases = store.list("leases").await?;
         inventory.probes = store.list("probe").await?;
         Ok(inventory)
+    }
+
+    /// Every document whose reader relies on all of the image: its twin, that of an index's children, in the words of
+    /// either family, and twins that were handed out before.
+    pub(super) fn manifests<'a>(&'a self, image: &'a ImageRecord) -> impl Iterator<Item = &'a Digest> {
+        let is_manifest = |digest: &&Digest| self.visible.get(*digest).is_some_and(|visible| visible.is_manifest);
+        image.objects.iter().filter(is_manifest).chain([&image.twin])
+    }
+
+    /// When the image was last asked for, under any of its digests, or recorded.
+    pub(super) fn last_image_use(&self, image: &Record<ImageRecord>) -> SystemTime {
+        let used = self.manifests(&image.content).filter_map(|digest| self.used.get(digest)).max();
+        used.map_or(image.recorded, |used| image.recorded.max(*used))
     }
 
     /// When the object was last asked for or made visible.

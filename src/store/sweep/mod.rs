@@ -110,9 +110,10 @@ impl Sweep<'_> {
 
     /// Deletes the image's record unless it was written or used since the inventory.
     async fn image(&mut self, inventory: &Inventory, image: &Record<ImageRecord>) -> Result<bool, Error> {
-        let twin = &image.content.twin;
-        if self.used_since(twin, inventory.used.get(twin).copied()).await? {
-            return Ok(false);
+        for manifest in inventory.manifests(&image.content) {
+            if self.used_since(manifest, inventory.used.get(manifest).copied()).await? {
+                return Ok(false);
+            }
         }
         let deleted = self.unchanged(&image.key, image.recorded).await?;
         if deleted {

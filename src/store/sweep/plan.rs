@@ -3,7 +3,7 @@
 //! | what | goes when |
 //! |---|---|
 //! | bytes that no digest record shows | older than the grace |
-//! | an image | unused for longer than `max_age`, or the longest unused while the store is above `max_size` |
+//! | an image | no manifest of it was used for `max_age`, or the longest unused while the store is above `max_size` |
 //! | a visible object that no kept image names | the same |
 //! | records that show nothing, marks, probes, leases | older than the grace |
 
@@ -120,10 +120,6 @@ impl<'a> Choice<'a> {
         }
     }
 
-    fn image_use(&self, image: &Record<ImageRecord>) -> SystemTime {
-        self.inventory.last_use(&image.content.twin, image.recorded)
-    }
-
     fn object_use(&self, digest: &Digest) -> Option<SystemTime> {
         let visible = self.inventory.visible.get(digest)?;
         Some(self.inventory.last_use(digest, visible.recorded))
@@ -131,7 +127,7 @@ impl<'a> Choice<'a> {
 
     fn drop_aged(&mut self, limits: &Limits) {
         let inventory = self.inventory;
-        for image in inventory.images.iter().filter(|image| limits.is_aged(self.image_use(image))).collect::<Vec<_>>() {
+        for image in inventory.images.iter().filter(|image| limits.is_aged(inventory.last_image_use(image))) {
             self.drop_image(image);
         }
         for digest in inventory.visible.keys() {
@@ -154,7 +150,7 @@ impl<'a> Choice<'a> {
             Object(&'a Digest),
         }
         let inventory = self.inventory;
-        let images = self.kept.iter().map(|image| (self.image_use(image), Unit::Image(image)));
+        let images = self.kept.iter().map(|image| (inventory.last_image_use(image), Unit::Image(image)));
         let lone = inventory.visible.keys().filter(|digest| !self.is_named(digest) && !self.doomed.contains(*digest));
         let objects = lone.filter_map(|digest| Some((self.object_use(digest)?, Unit::Object(digest))));
         let mut units: Vec<_> = images.chain(objects).filter(|(last_use, _)| *last_use < limits.grace).collect();
@@ -257,7 +253,13 @@ mod tests {
         fn object(mut self, name: &str, recorded: u32) -> Self {
             let key = Key::Blob(digest(name));
             self.objects.insert(key.clone(), Meta { size: 100, modified: day(recorded) });
-            self.visible.insert(digest(name), Visible { key, recorded: day(recorded) });
+            self.visible.insert(digest(name), Visible { key, recorded: day(recorded), is_manifest: false });
+            self
+        }
+
+        fn manifest(mut self, name: &str, recorded: u32) -> Self {
+            self = self.object(name, recorded);
+            self.visible.entry(digest(name)).and_modify(|visible| visible.is_manifest = true);
             self
         }
 
@@ -269,6 +271,7 @@ mod tests {
                 twin: digest(name),
                 media_type: String::new(),
                 size: 100,
+                translated: None,
                 platforms: Vec::new(),
                 objects: std::iter::once(&name).chain(objects).map(|name| digest(name)).collect(),
                 passed_through: Vec::new(),
@@ -317,6 +320,16 @@ mod tests {
     fn a_layer_that_is_still_read_outlives_its_image() {
         let inventory = Inventory::default().object("layer", 10).used("layer", 99).image("old", &["layer"], 10);
         assert_eq!(inventory.keeps(&retention(Some(30), None), &["old", "layer"]), ["layer"]);
+    }
+
+    #[test]
+    fn an_image_is_used_under_any_of_its_digests() {
+        let image = || Inventory::default().object("layer", 10).manifest("translated", 10);
+        let image = || image().image("twin", &["layer", "translated"], 10);
+        let (names, month) = (["layer", "translated", "twin"], retention(Some(30), None));
+        assert_eq!(image().keeps(&month, &names), [""; 0]);
+        assert_eq!(image().used("translated", 95).keeps(&month, &names), names);
+        assert_eq!(image().used("layer", 95).keeps(&month, &names), ["layer"]);
     }
 
     #[test]

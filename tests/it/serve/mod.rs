@@ -12,6 +12,7 @@ mod manifests;
 mod names;
 mod panics;
 mod redirects;
+mod retention;
 mod tags;
 mod tls;
 mod waiting;

@@ -62,6 +62,7 @@ pub(crate) async fn put_image(store: &Store, seed: u32, layer_len: usize) -> Res
         twin: twin.digest.clone(),
         media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
         size: twin.size,
+        translated: None,
         platforms: Vec::new(),
         objects: vec![twin.digest, config.digest, Digest::sha256_of(&layer)],
         passed_through: Vec::new(),
