@@ -84,8 +84,9 @@ struct FormatArgs {
     /// Where our own entries stand: source-first (the default) or classic
     #[arg(long, value_name = "LAYOUT")]
     layout: Option<String>,
-    /// Put the files of this record first, which `ctr-remote image optimize --record-out` wrote; with --layer only
-    #[arg(long, value_name = "FILE", requires = "layer", aliases = ["estargz-record-in", "zstdchunked-record-in"])]
+    /// Put the files of this record first, which `ctr-remote image optimize --record-out` wrote
+    #[arg(long, value_name = "FILE", conflicts_with = "keep_diff_id",
+        aliases = ["estargz-record-in", "zstdchunked-record-in"])]
     record_in: Option<PathBuf>,
 }
 
@@ -133,22 +134,25 @@ impl Args {
 
 pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     let config = global.load(args.layers())?.config;
+    let recorded = args.format.record_in.as_deref().map(record::read).transpose()?.unwrap_or_default();
     if args.layer {
-        let prioritized = args.format.record_in.as_deref().map(record::read).transpose()?;
+        let prioritized = record::of_layer(recorded);
         layer::convert(&args.source, &args.destination, &config.convert, prioritized, args.json).await?;
     } else {
-        image(args, &config).await?;
+        image(args, &config, recorded).await?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn image(args: &Args, config: &Config) -> Result<(), Failure> {
+async fn image(args: &Args, config: &Config, recorded: Vec<record::Line>) -> Result<(), Failure> {
     let source: Location = args.source.parse().map_err(Failure::from_error)?;
     let target: Location = args.destination.parse().map_err(Failure::from_error)?;
     let endpoint = Endpoint::open(&config.upstreams, &source, args.registry)?;
     let workshop = Workshop::open(config, args.store.as_deref(), Destination::folder(&target)).await?;
     let original = endpoint.manifest().await?;
-    let converter = Converter::new(&config.convert, workshop.store.clone()).map_err(Failure::from_error)?;
+    let priorities = record::of_image(recorded, &endpoint, &original).await?;
+    let converter = Converter::prioritizing(&config.convert, workshop.store.clone(), priorities);
+    let converter = converter.map_err(Failure::from_error)?;
     let record = convert(&converter, &endpoint, &original, args.json).await?;
 
     let shelf = Shelf { store: Some(&workshop.store), endpoint: &endpoint };

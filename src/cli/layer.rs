@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use estargz::pool::Pool;
-use estargz::write::{Landmark, Layout, Options, Written, reorder};
+use estargz::write::{Options, Written};
 use serde::Serialize;
 
 use super::failure::Failure;
@@ -14,7 +14,7 @@ use super::output;
 use super::progress::Bar;
 use super::table::printable;
 use super::tempfiles::{keep, new_file_for};
-use crate::convert::{self, Inflate};
+use crate::convert::{self, Inflate, Prioritized};
 
 /// Bytes read from the input at once.
 const READ_SIZE: usize = 1 << 20;
@@ -47,7 +47,7 @@ pub(super) async fn convert(
     source: &str,
     destination: &str,
     config: &convert::Config,
-    prioritized: Option<Vec<Vec<u8>>>,
+    prioritized: Vec<Vec<u8>>,
     json: bool,
 ) -> Result<(), Failure> {
     let options = config.options().map_err(Failure::from_error)?;
@@ -74,8 +74,8 @@ struct Work {
     source: String,
     destination: String,
     options: Options,
-    /// The files that come first, if an order was asked for.
-    prioritized: Option<Vec<Vec<u8>>>,
+    /// The files that come first; empty for the order of the source.
+    prioritized: Vec<Vec<u8>>,
     threads: NonZeroUsize,
     memory: usize,
     json: bool,
@@ -124,20 +124,17 @@ impl Work {
         let what = format!("{} cannot be converted", self.source);
         let unread = || Failure::when(what.clone());
         let cannot = || Failure::when(what.clone());
-        let mut tar = Inflate::new(input).map_err(unread())?;
+        let tar = Inflate::new(input).map_err(unread())?;
         let pool = Pool::new(self.threads, self.memory);
-        let Some(prioritized) = &self.prioritized else {
+        if self.prioritized.is_empty() {
             return estargz::write::write(tar, out, &self.options, &pool).map_err(cannot());
-        };
-        // Another order needs all of the tar before its first byte can be written.
-        let mut whole = tempfile::tempfile().map_err(unread())?;
-        io::copy(&mut tar, &mut whole).map_err(unread())?;
-        let reordered = reorder(whole, prioritized).map_err(cannot())?;
-        for missing in reordered.missing() {
-            output::say(&format!("{} is not in the layer", printable(&String::from_utf8_lossy(missing))));
         }
-        let options = Options { layout: Layout::Classic, landmark: Landmark::InSource, ..self.options.clone() };
-        estargz::write::write(reordered, out, &options, &pool).map_err(cannot())
+        let made = convert::write_prioritized(tar, out, &self.options, &pool, &self.prioritized);
+        let Prioritized { written, missing } = made.map_err(cannot())?;
+        for path in missing {
+            output::say(&format!("{} is not in the layer", printable(&String::from_utf8_lossy(&path))));
+        }
+        Ok(written)
     }
 }
 

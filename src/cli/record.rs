@@ -1,41 +1,87 @@
 //! The record files of `ctr-remote image optimize --record-out`: which files a container opened, in order.
+//!
+//! A line names a path and, where the recorder knew it, the layer that it was read from: the digest of the image's
+//! manifest and the layer's place in it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use serde::Deserialize;
 
+use super::endpoint::Endpoint;
+use super::export::{is_index, parse};
 use super::failure::Failure;
+use crate::convert::{Priorities, Priority};
+use crate::oci::manifest::{ImageManifest, Index};
+use crate::oci::{Digest, Manifest, Reference};
 
 /// A record over this is not read: one of a million files is a fifth of it.
 const MAX_RECORD_BYTES: u64 = 1 << 30;
 
-/// A line of the record; which image and layer it was is of no concern here.
-#[derive(Deserialize)]
-struct Line {
+/// A line of the record (stargz-snapshotter, `recorder.Entry`).
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Line {
     path: String,
+    #[serde(default)]
+    manifest_digest: Option<Digest>,
+    #[serde(default)]
+    layer_index: Option<usize>,
 }
 
-/// The paths in `file`, each once, in the order of their first use.
-pub(super) fn read(file: &Path) -> Result<Vec<Vec<u8>>, Failure> {
+/// The lines in `file`, in the order of first use.
+pub(super) fn read(file: &Path) -> Result<Vec<Line>, Failure> {
     let cannot = || Failure::when(format!("{} cannot be read", file.display()));
     if std::fs::metadata(file).map_err(cannot())?.len() > MAX_RECORD_BYTES {
         return Err(Failure::new(format!("{} is over {MAX_RECORD_BYTES} bytes long", file.display())));
     }
     let text = std::fs::read(file).map_err(cannot())?;
-    paths(&text).map_err(Failure::when(format!("{} is no record", file.display())))
+    lines(&text).map_err(Failure::when(format!("{} is no record", file.display())))
 }
 
-fn paths(text: &[u8]) -> Result<Vec<Vec<u8>>, serde_json::Error> {
+fn lines(text: &[u8]) -> Result<Vec<Line>, serde_json::Error> {
+    serde_json::Deserializer::from_slice(text).into_iter().collect()
+}
+
+/// The paths for a single layer, whichever image it was in, each once.
+pub(super) fn of_layer(lines: Vec<Line>) -> Vec<Vec<u8>> {
     let mut seen = HashSet::new();
-    let mut paths = Vec::new();
-    for line in serde_json::Deserializer::from_slice(text).into_iter::<Line>() {
-        let path = line?.path.into_bytes();
-        if seen.insert(path.clone()) {
-            paths.push(path);
+    let paths = lines.into_iter().map(|line| line.path.into_bytes());
+    paths.filter(|path| seen.insert(path.clone())).collect()
+}
+
+/// What the record says about the layers of `root`, an image or an index. As in the reference, what is not of this
+/// image counts for every layer that has the path.
+pub(super) async fn of_image(lines: Vec<Line>, endpoint: &Endpoint, root: &Manifest) -> Result<Priorities, Failure> {
+    let mut images = HashMap::new();
+    for digest in lines.iter().filter_map(|line| line.manifest_digest.as_ref()) {
+        if !images.contains_key(digest) {
+            images.insert(digest.clone(), layers(digest, endpoint, root).await?);
         }
     }
-    Ok(paths)
+    let files = lines.into_iter().map(|line| {
+        let layers = line.manifest_digest.and_then(|digest| images.get(&digest));
+        let layer = layers.zip(line.layer_index).and_then(|(layers, index)| layers.get(index)).cloned();
+        Priority { path: line.path.into_bytes(), layer }
+    });
+    Ok(Priorities::new(files.collect()))
+}
+
+/// The layers of the image with this digest, if it is `root` or one of its children.
+async fn layers(digest: &Digest, endpoint: &Endpoint, root: &Manifest) -> Result<Vec<Digest>, Failure> {
+    let manifest = if *digest == root.digest {
+        root.clone()
+    } else if is_index(root) && parse::<Index>(root)?.manifests.iter().any(|child| child.digest == *digest) {
+        let what = format!("reading the manifest {digest}");
+        let reference = Reference::Digest(digest.clone());
+        endpoint.source.manifest(&endpoint.repository, &reference).await.map_err(Failure::when(what))?
+    } else {
+        return Ok(Vec::new());
+    };
+    if is_index(&manifest) {
+        return Ok(Vec::new());
+    }
+    Ok(parse::<ImageManifest>(&manifest)?.layers.into_iter().map(|layer| layer.digest).collect())
 }
 
 #[cfg(test)]
@@ -43,12 +89,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_come_once_and_in_order() {
-        let text = br#"{"path":"bin/sh","layerIndex":0}
-{"path":"lib/libc.so"}
-{"path":"bin/sh","manifestDigest":"sha256:00"}"#;
-        assert_eq!(paths(text).unwrap(), [b"bin/sh".to_vec(), b"lib/libc.so".to_vec()]);
-        assert!(paths(b"{\"path\":1}").is_err());
-        assert!(paths(b"").unwrap().is_empty());
+    fn lines_are_the_references() {
+        let digest = Digest::sha256_of(b"");
+        let text =
+            format!("{{\"path\":\"bin/sh\",\"manifestDigest\":\"{digest}\",\"layerIndex\":0}}\n{{\"path\":\"b\"}}\n");
+        let [first, second] = &*lines(text.as_bytes()).unwrap() else { panic!("two lines") };
+        assert_eq!((&*first.path, &first.manifest_digest, first.layer_index), ("bin/sh", &Some(digest), Some(0)));
+        assert_eq!((&*second.path, &second.manifest_digest, second.layer_index), ("b", &None, None));
+        assert_eq!(of_layer([first, second, first].map(Clone::clone).to_vec()), [b"bin/sh".to_vec(), b"b".to_vec()]);
+        assert!(lines(b"").unwrap().is_empty());
+        for wrong in ["{\"path\":1}", "{}", "bin/sh", "{\"path\":\"a\",\"manifestDigest\":\"x\"}"] {
+            assert!(lines(wrong.as_bytes()).is_err(), "{wrong}");
+        }
     }
 }

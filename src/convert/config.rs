@@ -7,11 +7,15 @@ use bytesize::ByteSize;
 use estargz::write::{Compression, Limits, MAX_CHUNK_SIZE, Options, TocPlacement};
 
 use super::error::Error;
+use super::priority::Priorities;
 use crate::oci::Platform;
 use crate::store::Generation;
 
 /// Raised whenever the writer's bytes change for the same options: older twins are then made anew.
 const FORMAT_GENERATION: u32 = 1;
+
+/// How much of the digest of priorities tells one generation from another.
+const PRIORITIES_DIGITS: usize = 32;
 
 /// How hard to compress.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -163,7 +167,7 @@ fn chunk_bytes(key: &str, size: ByteSize) -> Result<u32, Error> {
 }
 
 /// The name of everything that the bytes of a twin depend on, beside the source: `g1-gzip6-source-4194304`.
-pub fn generation(options: &Options) -> Generation {
+pub fn generation(options: &Options, priorities: &Priorities) -> Generation {
     let compression = match options.compression {
         Compression::Gzip(level) => format!("gzip{level}"),
         Compression::Zstd(level) => format!("zstd{level}"),
@@ -179,15 +183,20 @@ pub fn generation(options: &Options) -> Generation {
     if options.toc == TocPlacement::External {
         name.push_str("-external");
     }
+    if !priorities.is_empty() {
+        name.push_str("-first-");
+        name.extend(priorities.digest().hex().chars().take(PRIORITIES_DIGITS));
+    }
     Generation(name)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::convert::Priority;
 
     fn named(config: &Config) -> String {
-        generation(&config.options().unwrap()).0
+        generation(&config.options().unwrap(), &Priorities::default()).0
     }
 
     #[test]
@@ -200,8 +209,13 @@ mod tests {
         let external =
             Config { format: Format::EstargzExternalToc, min_chunk_size: ByteSize::kib(1), ..config.clone() };
         assert_eq!(named(&external), "g1-gzip6-source-4194304-min1024-external");
-        let elsewhere = Config { threads: NonZeroUsize::new(7), memory: ByteSize::gib(1), platforms: vec![], ..config };
+        let elsewhere =
+            Config { threads: NonZeroUsize::new(7), memory: ByteSize::gib(1), platforms: vec![], ..config.clone() };
         assert_eq!(named(&elsewhere), "g1-gzip6-source-4194304");
+        let priorities = Priorities::new(vec![Priority { path: b"bin/sh".to_vec(), layer: None }]);
+        let prioritized = generation(&config.options().unwrap(), &priorities).0;
+        let digest = prioritized.strip_prefix("g1-gzip6-source-4194304-first-").unwrap();
+        assert!(priorities.digest().to_string().starts_with(&format!("sha256:{digest}")));
     }
 
     #[test]

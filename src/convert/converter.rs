@@ -19,6 +19,7 @@ use super::image;
 use super::index;
 use super::memo::{self, Layers};
 use super::plan::{self, ImagePlan, LayerPlan, Plan, Wanted};
+use super::priority::Priorities;
 use super::status::{self, Board, Conversion, Running};
 use crate::flight::Flight;
 use crate::oci::{Descriptor, Digest, Manifest, Repository};
@@ -77,8 +78,17 @@ pub(super) enum Made {
 impl Converter {
     /// Starts the compressing threads. Fails on a configuration that makes no sense.
     pub fn new(config: &Config, store: Store) -> Result<Self, Error> {
+        Self::prioritizing(config, store, Priorities::default())
+    }
+
+    /// As [`new`](Self::new), with some files in front of their layers: all layers are in the classic layout then.
+    pub fn prioritizing(config: &Config, store: Store, priorities: Priorities) -> Result<Self, Error> {
+        let mut config = config.clone();
+        if !priorities.is_empty() {
+            config.layout = Layout::Classic;
+        }
         let options = config.options()?;
-        let generation = config::generation(&options);
+        let generation = config::generation(&options, &priorities);
         let budget = Budget::divide(config.memory.as_u64(), config.layers_at_once)?;
         let threads = match config.threads {
             Some(threads) => threads,
@@ -89,6 +99,7 @@ impl Converter {
             store: store.clone(),
             generation: generation.clone(),
             options,
+            priorities,
             pool: Arc::new(Pool::new(threads, budget.members)),
             slots: Semaphore::new(budget.layers),
             max_layer_size: config.max_layer_size.as_u64(),
@@ -97,11 +108,11 @@ impl Converter {
             flight: Flight::default(),
         };
         let shared = Shared {
-            config: config.clone(),
             generation,
             store,
             layers: Arc::new(layers),
             image_slots: Semaphore::new(config.images_at_once.get()),
+            config,
             flight: Flight::default(),
             failures: Failures::new(),
             fresh: Cache::builder().max_capacity(FRESH_INDEXES).time_to_live(FRESH_FOR).build(),

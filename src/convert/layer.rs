@@ -21,6 +21,7 @@ use super::budget::{OUTPUT_PIECES, SOURCE_PIECES};
 use super::error::Error;
 use super::inflate::Inflate;
 use super::pipe::{Piece, SourceReader, StoreWriter};
+use super::priority;
 use super::status::{self, LayerProgress};
 use crate::oci::{Digest, Repository, media_type};
 use crate::store::records::{ConvertedLayer, Limit};
@@ -36,6 +37,8 @@ pub(super) struct Job {
     pub(super) store: Store,
     pub(super) generation: Generation,
     pub(super) options: Options,
+    /// The files that come first; empty for the order of the source.
+    pub(super) prioritized: Vec<Vec<u8>>,
     pub(super) pool: Arc<Pool>,
     pub(super) max_layer_size: u64,
     pub(super) progress: Arc<LayerProgress>,
@@ -85,8 +88,8 @@ impl Job {
         let (output_sender, output_receiver) = mpsc::channel(OUTPUT_PIECES);
         let source = SourceReader::new(source_receiver, Arc::clone(&self.progress));
         let (options, pool) = (self.options.clone(), Arc::clone(&self.pool));
-        let thread =
-            tokio::task::spawn_blocking(move || make(source, StoreWriter::new(output_sender), &options, &pool));
+        let (output, prioritized) = (StoreWriter::new(output_sender), self.prioritized.clone());
+        let thread = tokio::task::spawn_blocking(move || make(source, output, &options, &pool, &prioritized));
         let (fetched, stored) = tokio::join!(fetch(body, source_sender), store(output_receiver, upload));
         let made = thread.await.map_err(|_panicked| Error::BrokenOff);
         stored?;
@@ -160,8 +163,9 @@ fn make(
     mut output: StoreWriter,
     options: &Options,
     pool: &Pool,
+    prioritized: &[Vec<u8>],
 ) -> Result<Made, write::Error> {
-    let written = write_layer(&mut source, &mut output, options, pool);
+    let written = write_layer(&mut source, &mut output, options, pool, prioritized);
     let made = match written {
         Ok(written) => Made::Blob(Box::new(written)),
         Err(
@@ -191,9 +195,14 @@ fn write_layer(
     output: &mut StoreWriter,
     options: &Options,
     pool: &Pool,
+    prioritized: &[Vec<u8>],
 ) -> Result<Written, write::Error> {
     let tar = Inflate::new(source).map_err(write::Error::Source)?;
-    let written = write::write(tar, &mut *output, options, pool)?;
+    let written = if prioritized.is_empty() {
+        write::write(tar, &mut *output, options, pool)?
+    } else {
+        priority::write_prioritized(tar, &mut *output, options, pool, prioritized)?.written
+    };
     std::io::Write::flush(output).map_err(write::Error::Output)?;
     Ok(written)
 }

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::error::Error;
 use super::layer::{self, Job};
+use super::priority::Priorities;
 use super::status::{self, Board};
 use crate::flight::Flight;
 use crate::oci::{Descriptor, Digest, Repository};
@@ -40,6 +41,7 @@ pub(super) struct Layers {
     pub(super) store: Store,
     pub(super) generation: Generation,
     pub(super) options: Options,
+    pub(super) priorities: Priorities,
     pub(super) pool: Arc<Pool>,
     pub(super) slots: Semaphore,
     pub(super) max_layer_size: u64,
@@ -150,6 +152,7 @@ impl Layers {
             store: self.store.clone(),
             generation: self.generation.clone(),
             options: self.options.clone(),
+            prioritized: self.priorities.of(digest),
             pool: Arc::clone(&self.pool),
             max_layer_size: self.max_layer_size,
             progress: self.board.layer(digest),

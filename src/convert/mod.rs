@@ -17,6 +17,7 @@ mod memo;
 mod pipe;
 mod plan;
 mod platforms;
+mod priority;
 mod status;
 
 pub use config::{Config, Format, Layout, Setting, generation};
@@ -24,4 +25,5 @@ pub use converter::Converter;
 pub use error::Error;
 pub use image::{GENERATION, SOURCE_DIFF_ID, SOURCE_DIGEST, SOURCE_SIZE};
 pub use inflate::Inflate;
+pub use priority::{Priorities, Prioritized, Priority, write_prioritized};
 pub use status::{Conversion, Layer, State};

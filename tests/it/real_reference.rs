@@ -88,6 +88,42 @@ fn the_toc_of_a_root_file_system_is_the_references() {
     agrees_with_the_reference("rootfs");
 }
 
+/// The names in front of the landmark, which comes last.
+fn front(toc: &str) -> Vec<String> {
+    let toc: Value = serde_json::from_str(toc).unwrap();
+    let names = toc["entries"].as_array().unwrap().iter().map(|entry| entry["name"].as_str().unwrap().to_owned());
+    let mut names: Vec<_> = names.collect();
+    names.truncate(names.iter().position(|name| name.ends_with(".prefetch.landmark")).expect("a landmark") + 1);
+    names
+}
+
+#[test]
+fn a_record_of_the_reference_orders_our_layers_as_its_own() {
+    let Some(place) = place(&[]) else { return };
+    let registry = DockerRegistry::start(&place, Access::Anyone);
+    registry.push(&place, &Fixture::get("app"), "image", false);
+    let containerd = Containerd::start(&place);
+    let original = format!("{}/image:1", registry.address);
+    containerd.ctr(&format!("images pull --plain-http {original}"));
+    let record = place.path().join("record").display().to_string();
+    let workload = r#"--entrypoint ["/bin/cat"] --args ["/var/lib/state/run"] --period 1"#;
+    containerd.ctr_remote(&format!("images optimize --oci {workload} --record-out {record} {original} reference:1"));
+    let reference = containerd.manifest("reference:1");
+
+    let ours = format!("oci:{}:1", place.path().join("ours").display());
+    let starlift = |arguments: &str| place.run(&format!("{} {arguments}", env!("CARGO_BIN_EXE_starlift")));
+    starlift(&format!("convert --estargz-record-in {record} {original} {ours}"));
+    let mut landmarks = std::collections::BTreeSet::new();
+    for (at, layer) in reference["layers"].as_array().unwrap().iter().enumerate() {
+        let digest = layer["digest"].as_str().unwrap();
+        let theirs = front(&containerd.ctr_remote(&format!("images get-toc-digest --dump-toc {digest}")));
+        assert_eq!(front(&starlift(&format!("inspect --toc --layer {at} {ours}"))), theirs, "layer {at}");
+        landmarks.extend(theirs.last().cloned());
+    }
+    assert_eq!(landmarks.len(), 2, "some layers are read at the start, some are not: {landmarks:?}");
+    starlift(&format!("verify {ours} --against {original}"));
+}
+
 fn mounted_lazily(image: &str) {
     let Some(place) = place(&["go", "fusermount"]) else { return };
     let registry = DockerRegistry::start(&place, Access::Anyone);

@@ -19,7 +19,7 @@ use super::failure::Failure;
 use super::location::Location;
 use crate::oci::{Descriptor, ImageName, Manifest, Reference};
 use crate::upstream;
-pub(super) use parcel::{Parcel, Shelf, parse};
+pub(super) use parcel::{Parcel, Shelf, is_index, parse};
 
 /// A blob's bytes on their way to a destination.
 type Bytes = BoxStream<'static, Result<bytes::Bytes, Failure>>;

@@ -181,7 +181,7 @@ impl Parcel {
     }
 }
 
-fn is_index(manifest: &Manifest) -> bool {
+pub(in crate::cli) fn is_index(manifest: &Manifest) -> bool {
     manifest_kind(&manifest.media_type) == Some(ManifestKind::Index)
 }
 

@@ -1,6 +1,7 @@
 //! Images between registries, layouts and archives: `convert`, `inspect` and `verify`.
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use starlift::oci::Digest;
 
 use super::{Desk, check_layout};
 use crate::support::image::{Compression, Image, ImageBuilder};
@@ -85,6 +86,49 @@ async fn dockers_types_become_ocis_when_asked() {
     let oci = types(desk.run(&["inspect", "--json", "oci:out:oci"]).await.json());
     assert!(oci.0.contains("oci") && oci.1.contains("oci"), "{oci:?}");
     desk.run(&["verify", "oci:out:oci", "--against", &source]).await.text();
+}
+
+#[tokio::test]
+async fn a_record_puts_files_first_in_the_layers_it_names() {
+    let desk = Desk::new();
+    let index = two_platforms();
+    let (registry, source) = registry(&index).await;
+    let amd = index.document()["manifests"][0]["digest"].clone();
+    let shared = |names: &[&str]| -> Vec<Value> { names.iter().map(|name| json!({"path": name})).collect() };
+    let lines = [
+        vec![json!({"path": "layer1/file3", "manifestDigest": amd, "layerIndex": 1})],
+        shared(&["layer0/file2", "no/such/file"]),
+        // Of another image: for every layer that has it.
+        vec![json!({"path": "layer0/file1", "manifestDigest": index.digest(), "layerIndex": 1})],
+        // A layer that has no such file.
+        vec![json!({"path": "layer0/file0", "manifestDigest": amd, "layerIndex": 1})],
+    ];
+    let record: String = lines.concat().iter().map(|line| format!("{line}\n")).collect();
+    std::fs::write(desk.path("record"), record).unwrap();
+    let words = ["convert", "--json", "--store", "store", "--estargz-record-in", "record", &source, "oci:out:v1"];
+    let made = desk.run(&words).await.json();
+    assert_eq!(made["passed_through"].as_array().unwrap().len(), 2, "the attestations: {}", made["passed_through"]);
+    let mut fronts = Vec::new();
+    for (platform, layer) in [("linux/amd64", "0"), ("linux/amd64", "1"), ("linux/arm64", "1")] {
+        let words = ["inspect", "--toc", "--platform", platform, "--layer", layer, "oci:out:v1"];
+        let toc: Value = serde_json::from_str(&desk.run(&words).await.text()).unwrap();
+        let names = toc["entries"].as_array().unwrap().iter().map(|entry| entry["name"].as_str().unwrap().to_owned());
+        fronts.push(names.take_while(|name| name != ".prefetch.landmark").collect::<Vec<_>>());
+    }
+    assert_eq!(fronts[0], ["layer0/", "layer0/file2", "layer0/file1"]);
+    assert_eq!(fronts[1], ["layer1/", "layer1/file3"]);
+    assert_eq!(fronts[2], [""; 0], "a layer without any of them");
+    desk.run(&["verify", "oci:out:v1", "--against", &source]).await.text();
+
+    let layer = Digest::sha256_of(&ImageBuilder::new(1).build().layers()[0]).to_string();
+    registry.forget_requests();
+    assert_eq!(desk.run(&words).await.json(), made);
+    assert_eq!(registry.count("GET", &layer), 0, "it is found in the store");
+    std::fs::write(desk.path("record"), "{\"path\":\"layer0/file2\"}").unwrap();
+    assert_ne!(desk.run(&words).await.json()["twin"], made["twin"]);
+    assert_eq!(registry.count("GET", &layer), 1, "another record is another conversion");
+    let refused = desk.run(&[&words[..], &["--keep-diff-id"]].concat()).await;
+    assert_eq!(refused.code, Some(2), "the order is part of what diff-ids are digests of");
 }
 
 #[tokio::test]

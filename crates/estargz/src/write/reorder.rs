@@ -33,6 +33,8 @@ struct Place {
     /// Zeros to add behind it: the last entry of a source may lack its padding.
     missing: usize,
     is_taken: bool,
+    /// A hard link to it came.
+    is_linked: bool,
 }
 
 /// Puts the entries named by `prioritized`, in that order, to the front of `tar`: each after its parents and, if it
@@ -41,7 +43,8 @@ struct Place {
 /// [`missing`](Reordered::missing).
 ///
 /// # Errors
-/// When `tar` cannot be read or is no tar.
+/// When `tar` cannot be read or is no tar, and when a file is replaced that has hard links: in another order they would
+/// be links to its replacement.
 pub fn reorder<R: Read + Seek>(mut tar: R, prioritized: &[Vec<u8>]) -> Result<Reordered<R>, Error> {
     tar.seek(SeekFrom::Start(0)).map_err(Error::Source)?;
     let mut order = Order::read(&mut tar)?;
@@ -125,10 +128,20 @@ impl Order {
                 continue;
             }
             let hard_link = (header.kind == EntryKind::Hardlink).then(|| tar::clean(&header.link));
+            if let Some(target) = hard_link.as_ref().filter(|target| **target != path)
+                && let Some(target) = order.latest.get(target)
+            {
+                order.places[*target].is_linked = true;
+            }
             if let Some(earlier) = order.latest.insert(path.clone(), order.places.len()) {
                 order.places[earlier].is_taken = true;
+                if order.places[earlier].is_linked {
+                    let reason = "it replaces a file that has hard links, so that its entries cannot change places";
+                    return Err(Error::Path { path: tar::lossy(&path), reason });
+                }
             }
-            order.places.push(Place { path, hard_link, range: before..end, missing: 0, is_taken: false });
+            let place = Place { path, hard_link, range: before..end, missing: 0, is_taken: false, is_linked: false };
+            order.places.push(place);
         }
         if let Some(last) = order.places.last_mut().filter(|last| last.range.end > walker.position()) {
             last.range.end = walker.position();

@@ -2,7 +2,7 @@
 
 use std::io::{Cursor, Read};
 
-use estargz::write::{Landmark, Layout, Options, reorder};
+use estargz::write::{Error, Landmark, Layout, Options, reorder};
 
 use crate::support::{Tar, convert, noise, read_back};
 
@@ -46,6 +46,15 @@ fn naming_nothing_keeps_the_order_and_says_so() {
     let (names, _, _) = names(&source(), &[]);
     assert_eq!(names[0], ".no.prefetch.landmark");
     assert_eq!(names[1..], ["./", "etc/", "usr/", "usr/bin/", "usr/bin/app", "app", "etc/conf", "zz"]);
+}
+
+#[test]
+fn a_replaced_file_with_hard_links_keeps_its_place() {
+    let linked = Tar::default().file("a", b"old").entry(b'1', b"l", b"a", b"");
+    let again = Tar { bytes: linked.bytes.clone() }.file("b", b"").file("l", b"new").end();
+    assert!(reorder(Cursor::new(&again), &[b"b".to_vec()]).is_ok(), "the link itself may be replaced");
+    let error = reorder(Cursor::new(linked.file("a", b"new").end()), &[b"l".to_vec()]).unwrap_err();
+    assert!(matches!(&error, Error::Path { path, .. } if path == "a"), "{error}");
 }
 
 #[test]

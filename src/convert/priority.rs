@@ -1,0 +1,151 @@
+//! The files that a container needs first, known beforehand: they go to the front of their layers.
+//!
+//! Another order needs all of a layer before its first byte can be written, so a prioritized layer waits in a temporary
+//! file; the server never asks for one.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{Read, Write};
+
+use estargz::pool::Pool;
+use estargz::write::{self, Error, Landmark, Layout, Options, Written, reorder};
+use sha2::{Digest as _, Sha256};
+
+use crate::oci::Digest;
+
+/// Bytes moved at once into the temporary file.
+const SPOOL_BYTES: usize = 256 << 10;
+
+/// Files in the order of their first use.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Priorities {
+    files: Vec<Priority>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Priority {
+    pub path: Vec<u8>,
+    /// Digest of the source layer it was read from; `None` means every layer that has it.
+    pub layer: Option<Digest>,
+}
+
+/// What a prioritized layer became.
+#[derive(Debug)]
+pub struct Prioritized {
+    /// Its source is the tar that was given, not the one in another order.
+    pub written: Written,
+    /// The paths that the layer does not have.
+    pub missing: Vec<Vec<u8>>,
+}
+
+/// A tar in a temporary file.
+struct Spooled {
+    file: File,
+    digest: estargz::Digest,
+    size: u64,
+}
+
+impl Priorities {
+    pub fn new(files: Vec<Priority>) -> Self {
+        Self { files }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty()
+    }
+
+    /// The paths that come first in `layer`, each once.
+    pub fn of(&self, layer: &Digest) -> Vec<Vec<u8>> {
+        let ours = self.files.iter().filter(|file| file.layer.as_ref().is_none_or(|of| of == layer));
+        let mut seen = HashSet::new();
+        ours.map(|file| &file.path).filter(|path| seen.insert(*path)).cloned().collect()
+    }
+
+    /// Of all that a layer's bytes depend on.
+    pub(super) fn digest(&self) -> Digest {
+        let mut text = Vec::new();
+        for Priority { path, layer } in &self.files {
+            let layer = layer.as_ref().map(Digest::to_string).unwrap_or_default();
+            text.extend(format!("{} {layer} ", path.len()).into_bytes());
+            text.extend(path);
+        }
+        Digest::sha256_of(&text)
+    }
+}
+
+/// Writes the blob of `tar` with the files of `prioritized`, in their order, in front of the landmark.
+///
+/// # Errors
+/// As [`write::write`]; a temporary file that cannot be written counts as output.
+pub fn write_prioritized(
+    tar: impl Read,
+    out: impl Write,
+    options: &Options,
+    pool: &Pool,
+    prioritized: &[Vec<u8>],
+) -> Result<Prioritized, Error> {
+    let source = spool(tar, options.limits.max_source_bytes)?;
+    let reordered = reorder(source.file, prioritized)?;
+    let missing = reordered.missing().to_vec();
+    let options = Options { layout: Layout::Classic, landmark: Landmark::InSource, ..options.clone() };
+    let written = write::write(reordered, out, &options, pool)?;
+    let written = Written { source_diff_id: source.digest, source_size: source.size, ..written };
+    Ok(Prioritized { written, missing })
+}
+
+fn spool(mut tar: impl Read, limit: u64) -> Result<Spooled, Error> {
+    let mut file = tempfile::tempfile().map_err(Error::Output)?;
+    let (mut hasher, mut size) = (Sha256::new(), 0);
+    let mut buffer = vec![0; SPOOL_BYTES];
+    loop {
+        let read = tar.read(&mut buffer).map_err(Error::Source)?;
+        if read == 0 {
+            return Ok(Spooled { file, digest: hasher.into(), size });
+        }
+        size += read as u64;
+        if size > limit {
+            return Err(Error::Limit { what: "bytes of source", limit });
+        }
+        hasher.update(&buffer[..read]);
+        file.write_all(&buffer[..read]).map_err(Error::Output)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+
+    use super::*;
+
+    fn file(path: &str, layer: Option<&str>) -> Priority {
+        let layer = layer.map(|layer| Digest::sha256_of(layer.as_bytes()));
+        Priority { path: path.as_bytes().to_vec(), layer }
+    }
+
+    #[test]
+    fn a_layer_gets_its_own_files_and_those_of_no_layer_once_and_in_order() {
+        let files = [file("a", None), file("b", Some("top")), file("c", Some("base")), file("a", Some("top"))];
+        let priorities = Priorities::new(files.to_vec());
+        assert_eq!(priorities.of(&Digest::sha256_of(b"top")), [b"a", b"b"]);
+        assert_eq!(priorities.of(&Digest::sha256_of(b"base")), [b"a", b"c"]);
+        assert_eq!(priorities.of(&Digest::sha256_of(b"else")), [b"a"]);
+    }
+
+    #[test]
+    fn the_digest_tells_files_layers_and_orders_apart() {
+        let lists =
+            [vec![], vec![file("ab", None)], vec![file("a", None), file("b", None)], vec![file("a", Some("x"))]];
+        let digests: HashSet<_> = lists.into_iter().map(|files| Priorities::new(files).digest()).collect();
+        assert_eq!(digests.len(), 4);
+    }
+
+    #[test]
+    fn a_bomb_stops_at_the_limit() {
+        let limits = write::Limits { max_source_bytes: 1 << 20, ..write::Limits::default() };
+        let options = Options { limits, ..Options::default() };
+        let pool = Pool::new(NonZeroUsize::MIN, 1 << 20);
+        let bomb = std::io::repeat(0);
+        let error = write_prioritized(bomb, Vec::new(), &options, &pool, &[b"a".to_vec()]).unwrap_err();
+        assert!(matches!(error, Error::Limit { limit: 1_048_576, .. }), "{error}");
+    }
+}
