@@ -1,13 +1,11 @@
 //! The door to the module: one flight per manifest, records first, failures remembered for a while.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
 use estargz::pool::Pool;
-use futures::future::{BoxFuture, try_join_all};
-use futures::{FutureExt as _, StreamExt as _};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use moka::future::Cache;
 use tokio::sync::Semaphore;
 
@@ -15,21 +13,15 @@ use super::budget::Budget;
 use super::config::{self, Config, Layout};
 use super::error::Error;
 use super::failures::Failures;
-use super::image;
-use super::index;
-use super::memo::{self, Layers};
-use super::plan::{self, ImagePlan, LayerPlan, Plan, Wanted};
+use super::memo::Layers;
+use super::plan::{self, Plan, Wanted};
 use super::priority::Priorities;
 use super::status::{self, Board, Conversion, Running};
 use crate::flight::Flight;
-use crate::oci::{Descriptor, Digest, Manifest, Repository};
-use crate::store::records::PassedThrough;
-use crate::store::{Generation, ImageRecord, LayerOutcome, Store};
+use crate::oci::{Digest, Manifest, Repository};
+use crate::store::{Generation, ImageRecord, Store};
 use crate::telemetry::metrics;
-use crate::upstream::{self, Source};
-
-/// Most bytes of an image configuration; the largest in the wild hold some hundred KiB of history.
-const MAX_CONFIG_BYTES: u64 = 8 << 20;
+use crate::upstream::Source;
 
 /// Manifests whose conversion runs or waits at once, each with its bytes in memory.
 const MAX_WAITING: usize = 4096;
@@ -49,8 +41,8 @@ pub(super) struct Shared {
     pub(super) config: Config,
     pub(super) generation: Generation,
     pub(super) store: Store,
-    layers: Arc<Layers>,
-    image_slots: Semaphore,
+    pub(super) layers: Arc<Layers>,
+    pub(super) image_slots: Semaphore,
     flight: Flight<Asked, Outcome>,
     failures: Failures<Asked, Outcome>,
     /// Indexes that were looked at a moment ago.
@@ -154,17 +146,6 @@ impl Converter {
     /// then the same error comes back at once.
     pub async fn convert(&self, source: &Source, repository: &Repository, manifest: &Manifest) -> Outcome {
         self.shared.joined(source, repository, manifest).await
-    }
-
-    /// Keeps `objects`, which are in the store, for as long as the twin is kept.
-    ///
-    /// Two who do so at once may undo each other's; whoever hands such an object out again does it again.
-    pub async fn keep_with(&self, twin: &ImageRecord, objects: &[Digest]) -> Result<(), Error> {
-        // What others keep with it meanwhile is in the store's record alone.
-        match self.shared.store.image(&self.shared.generation, &twin.source).await? {
-            Some(mut record) => self.shared.keep_with(&mut record, objects).await,
-            None => Ok(()),
-        }
     }
 }
 
@@ -275,7 +256,7 @@ impl Shared {
     }
 
     /// Keeps `objects` for as long as the record is kept.
-    async fn keep_with(&self, record: &mut ImageRecord, objects: &[Digest]) -> Result<(), Error> {
+    pub(super) async fn keep_with(&self, record: &mut ImageRecord, objects: &[Digest]) -> Result<(), Error> {
         let before = record.objects.len();
         record.objects.extend_from_slice(objects);
         record.objects.sort_unstable();
@@ -289,105 +270,4 @@ impl Shared {
     pub(super) fn wanted(&self) -> Wanted<'_> {
         Wanted { platforms: &self.config.platforms, all_platforms: self.config.all_platforms }
     }
-
-    async fn pass_through(&self, manifest: &Manifest, reason: String) -> Result<ImageRecord, Error> {
-        tracing::info!(source = %manifest.digest, reason, "image passes through");
-        let mut record = index::unchanged(manifest);
-        record.passed_through.push(PassedThrough { digest: manifest.digest.clone(), reason });
-        self.store.put_image(&self.generation, &record).await?;
-        Ok(record)
-    }
-
-    async fn image(
-        &self,
-        source: &Source,
-        repository: &Repository,
-        manifest: &Manifest,
-        plan: &ImagePlan,
-        running: &Running,
-    ) -> Result<ImageRecord, Error> {
-        let _slot = self.image_slots.acquire().await.map_err(|_closed| Error::BrokenOff)?;
-        let config = fetch_config(source, repository, &plan.manifest.config).await?;
-        let config = match image::Config::parse(&config, plan.layers.len()) {
-            Ok(config) => config,
-            Err(reason) => return self.pass_through(manifest, reason).await,
-        };
-        let layers = to_convert(plan);
-        running.layers(&layers.iter().map(|layer| (layer.digest.clone(), layer.size)).collect::<Vec<_>>());
-        let outcomes = try_join_all(layers.iter().map(|layer| self.layer(source, repository, layer))).await?;
-        let outcomes: HashMap<_, _> = outcomes.into_iter().collect();
-        let keeps_source = self.config.layout == Layout::SourceFirst;
-        let assembled = image::assemble(manifest, plan, config, &outcomes, &self.generation, keeps_source)?;
-        for PassedThrough { digest, reason } in &assembled.passed_through {
-            tracing::info!(source = %manifest.digest, %digest, reason, "layer stays as it is");
-        }
-        let mut record = index::unchanged(manifest);
-        (record.passed_through, record.limits) = (assembled.passed_through, assembled.limits);
-        if let Some(twin) = assembled.twin {
-            record.objects = twin.objects;
-            if let Some(config) = twin.config {
-                let config = self.store.put(&plan.manifest.config.media_type, config).await?;
-                record.objects.push(config.digest);
-            }
-            let Descriptor { media_type, digest, size, .. } = twin.manifest.descriptor();
-            (record.media_type, record.twin, record.size) = (media_type, digest, size);
-            record.translated = twin.translated.as_ref().map(Manifest::descriptor);
-            let documents: Vec<_> = twin.translated.into_iter().chain([twin.manifest]).collect();
-            record.objects.extend(documents.iter().map(|document| document.digest.clone()));
-            self.put_documents(documents).await?;
-            record.objects.sort_unstable();
-            record.objects.dedup();
-        }
-        self.store.put_image(&self.generation, &record).await?;
-        // An index that holds this image may take it in now.
-        self.fresh.invalidate_all();
-        tracing::info!(source = %record.source, twin = %record.twin, "image converted");
-        Ok(record)
-    }
-
-    /// Stores manifests of our own making; nothing names them yet.
-    pub(super) async fn put_documents(&self, documents: Vec<Manifest>) -> Result<(), Error> {
-        for document in documents {
-            self.store.put(&document.media_type, document.bytes).await?;
-        }
-        Ok(())
-    }
-
-    async fn layer(
-        &self,
-        source: &Source,
-        repository: &Repository,
-        layer: &Descriptor,
-    ) -> Result<(Digest, LayerOutcome), Error> {
-        let outcome = self.layers.outcome(source, repository, layer).await;
-        let outcome = outcome.map_err(|error| memo::of_image(&layer.digest, error))?;
-        Ok((layer.digest.clone(), outcome))
-    }
-}
-
-/// The layers to convert, each once.
-fn to_convert(plan: &ImagePlan) -> Vec<&Descriptor> {
-    let mut layers: Vec<&Descriptor> = Vec::new();
-    for (layer, plan) in plan.manifest.layers.iter().zip(&plan.layers) {
-        if *plan == LayerPlan::Convert && !layers.iter().any(|other| other.digest == layer.digest) {
-            layers.push(layer);
-        }
-    }
-    layers
-}
-
-async fn fetch_config(source: &Source, repository: &Repository, config: &Descriptor) -> Result<Bytes, Error> {
-    let mut body = source.blob(repository, &config.digest, None).await?;
-    let too_large = || upstream::Error::TooLarge { limit: MAX_CONFIG_BYTES };
-    if body.blob_size > MAX_CONFIG_BYTES {
-        return Err(too_large().into());
-    }
-    let mut bytes = BytesMut::new();
-    while let Some(piece) = body.stream.next().await {
-        bytes.extend_from_slice(&piece?);
-        if bytes.len() as u64 > MAX_CONFIG_BYTES {
-            return Err(too_large().into());
-        }
-    }
-    Ok(bytes.freeze())
 }

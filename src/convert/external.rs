@@ -40,7 +40,11 @@ impl Converter {
         let (config, manifest) = image::toc_image(&tocs)?;
         let config = self.shared.store.put(media_type::OCI_CONFIG, config).await?;
         self.shared.store.put(&manifest.media_type, manifest.bytes.clone()).await?;
-        self.keep_with(twin, &[config.digest, manifest.digest.clone()]).await?;
+        // The caller's record may lack what was kept since it was read. Two who keep at once may undo each other's;
+        // whoever hands the image out again keeps it again.
+        if let Some(mut record) = self.shared.store.image(&self.shared.generation, &twin.source).await? {
+            self.shared.keep_with(&mut record, &[config.digest, manifest.digest.clone()]).await?;
+        }
         Ok(Some(manifest))
     }
 }
