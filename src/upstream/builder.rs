@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use url::{Host as UrlHost, Url};
 
-use super::auth::{Credentials, DockerConfig};
+use super::auth::{Credentials, DockerConfig, Given, Logins};
 use super::config::{Config, UpstreamConfig};
 use super::dial::DialRules;
 use super::endpoint::{Endpoint, Place};
@@ -24,16 +24,18 @@ pub(super) struct Builder {
     pub(super) roots: Roots,
     clients: Clients,
     docker: Arc<DockerConfig>,
+    logins: Option<Logins>,
 }
 
 impl Builder {
-    pub(super) fn new(config: &Config) -> Result<Self, Error> {
+    pub(super) fn new(config: &Config, logins: Option<Logins>) -> Result<Self, Error> {
         let docker = DockerConfig::new(config.docker_config.clone(), config.credential_helpers.clone());
         Ok(Self {
             config: config.clone(),
             roots: Roots::new(config.certs_dir.as_deref()),
             clients: Clients::new(config, None)?,
             docker: Arc::new(docker),
+            logins,
         })
     }
 
@@ -64,10 +66,12 @@ impl Builder {
         let mirror_of = name.contains('.').then(|| name.to_owned());
         let mirrors = mirrors.iter().map(|mirror| {
             let place = Place { mirror_of: mirror_of.clone(), ..Place::with_prefix(mirror) };
-            Ok(Endpoint::new(http.clone(), place, self.credentials(None, mirror)?))
+            Ok(Endpoint::new(http.clone(), place, self.credentials(None, mirror, None)?))
         });
         let mirrors = mirrors.collect::<Result<_, Error>>()?;
-        let own = Endpoint::new(http.clone(), Place::with_prefix(&url), self.credentials(Some(upstream), &url)?);
+        let place = Place::with_prefix(&url);
+        let given = self.given(name, &url, &place);
+        let own = Endpoint::new(http.clone(), place, self.credentials(Some(upstream), &url, given)?);
         Ok(Kind::Registry(Arc::new(Registry::new(mirrors, own, self.retry()))))
     }
 
@@ -79,7 +83,9 @@ impl Builder {
             rules.name(&url);
         }
         let http = Http::new(self.clients.clone(), rules, self.config.read_timeout);
-        let own = Endpoint::new(http, Place::with_prefix(&url), self.credentials(None, &url)?);
+        let place = Place::with_prefix(&url);
+        let given = self.given(name, &url, &place);
+        let own = Endpoint::new(http, place, self.credentials(None, &url, given)?);
         Ok(Registry::new(Vec::new(), own, self.retry()))
     }
 
@@ -111,7 +117,8 @@ impl Builder {
             headers: host.headers.clone(),
             ..Place::at(url)
         };
-        Ok(Endpoint::new(http, place, self.credentials(None, url)?))
+        let given = if is_own { self.given(name, url, &place) } else { None };
+        Ok(Endpoint::new(http, place, self.credentials(None, url, given)?))
     }
 
     fn rules(&self) -> DialRules {
@@ -122,8 +129,20 @@ impl Builder {
         Retry { attempts: self.config.retries, first_pause: self.config.retry_delay }
     }
 
-    fn credentials(&self, upstream: Option<&UpstreamConfig>, url: &Url) -> Result<Credentials, Error> {
-        Credentials::new(upstream, Arc::clone(&self.docker), &host_of(url))
+    fn credentials(
+        &self,
+        upstream: Option<&UpstreamConfig>,
+        url: &Url,
+        given: Option<Given>,
+    ) -> Result<Credentials, Error> {
+        Credentials::new(upstream, Arc::clone(&self.docker), &host_of(url), given)
+    }
+
+    /// What callers know of the registry that is called `name`, in images also by its host.
+    fn given(&self, name: &str, url: &Url, place: &Place) -> Option<Given> {
+        let mut names = vec![name.to_owned(), host_of(url)];
+        names.dedup();
+        Some(Given { logins: self.logins.clone()?, names, prefix: place.prefix.clone() })
     }
 
     fn is_plain_loopback(&self, url: &Url) -> bool {

@@ -112,6 +112,13 @@ pub struct UpstreamConfig {
     pub client_key: Option<PathBuf>,
 }
 
+impl UpstreamConfig {
+    /// Leaves out who we are, so that it is looked for elsewhere.
+    pub fn forget_credentials(&mut self) {
+        (self.username, self.password, self.password_file, self.token) = (None, None, None, None);
+    }
+}
+
 /// A text that is neither printed nor logged.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Box<str>);

@@ -32,6 +32,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use url::Url;
 
+pub use self::auth::{Login, Logins};
 use self::builder::Builder;
 pub use self::config::{Config, HostPattern, Secret, UpstreamConfig};
 pub use self::error::Error;
@@ -63,7 +64,17 @@ struct Inner {
 impl Upstreams {
     /// Reads certificates and opens connection pools; dials nobody.
     pub fn new(config: &Config) -> Result<Self, Error> {
-        let builder = Arc::new(Builder::new(config)?);
+        Self::build(config, None)
+    }
+
+    /// The same where `logins` are asked for registries that the configuration has no credentials for, before Docker's
+    /// configuration is. They go to the registry itself and to no mirror of it.
+    pub fn with_logins(config: &Config, logins: Logins) -> Result<Self, Error> {
+        Self::build(config, Some(logins))
+    }
+
+    fn build(config: &Config, logins: Option<Logins>) -> Result<Self, Error> {
+        let builder = Arc::new(Builder::new(config, logins)?);
         let (mut configured, mut by_host) = (HashMap::new(), HashMap::new());
         for (name, upstream) in &config.upstream {
             let name = canonical(name);

@@ -1,4 +1,5 @@
-//! Who we are to one registry: what the configuration says, else what Docker's configuration says, else nobody.
+//! Who we are to one registry: what the configuration says, else what a caller gave, else what Docker's configuration
+//! says, else nobody.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use tokio::sync::Mutex;
 
 use super::Authorization;
 use super::docker_config::DockerConfig;
+use super::given::Given;
 use crate::upstream::config::{Secret, UpstreamConfig};
 use crate::upstream::error::Error;
 
@@ -19,7 +21,7 @@ const LOGIN_LIFETIME: Duration = Duration::from_secs(60);
 
 /// How to log in.
 #[derive(Debug, Clone)]
-pub(super) enum Login {
+pub enum Login {
     Anonymous,
     Password {
         user: String,
@@ -62,20 +64,24 @@ enum Origin {
 /// Where one registry's login comes from, and the login while it is new enough.
 #[derive(Debug)]
 pub(in crate::upstream) struct Credentials {
+    /// Asked first; `None` where the configuration says who we are.
+    given: Option<Given>,
     origin: Origin,
     login: Mutex<Option<(Instant, Login)>>,
 }
 
 impl Credentials {
-    /// Credentials from an upstream's own configuration, else from Docker's for `host`.
+    /// Credentials from an upstream's own configuration, else those given, else from Docker's for `host`.
     pub(in crate::upstream) fn new(
         upstream: Option<&UpstreamConfig>,
         docker: Arc<DockerConfig>,
         host: &str,
+        given: Option<Given>,
     ) -> Result<Self, Error> {
         let configured = upstream.map(configured).transpose()?.flatten();
+        let given = given.filter(|_| configured.is_none());
         let origin = configured.unwrap_or_else(|| Origin::Docker { config: docker, host: host.to_owned() });
-        Ok(Self { origin, login: Mutex::default() })
+        Ok(Self { given, origin, login: Mutex::default() })
     }
 
     /// The configured token, which needs no endpoint.
@@ -86,13 +92,13 @@ impl Credentials {
         }
     }
 
-    pub(super) async fn login(&self) -> Result<Login, Error> {
-        self.login_and_age().await.map(|(login, _)| login)
+    pub(super) async fn login(&self, repository: &str) -> Result<Login, Error> {
+        self.login_and_age(repository).await.map(|(login, _)| login)
     }
 
     /// The header for a Basic challenge; [`Error::Unauthorized`] for those who have no password.
-    pub(super) async fn basic(&self) -> Result<Authorization, Error> {
-        let (login, is_fresh) = self.login_and_age().await?;
+    pub(super) async fn basic(&self, repository: &str) -> Result<Authorization, Error> {
+        let (login, is_fresh) = self.login_and_age(repository).await?;
         let header = login.basic()?.ok_or(Error::Unauthorized)?;
         Ok(Authorization { header, is_fresh })
     }
@@ -102,7 +108,10 @@ impl Credentials {
         *self.login.lock().await = None;
     }
 
-    async fn login_and_age(&self) -> Result<(Login, bool), Error> {
+    async fn login_and_age(&self, repository: &str) -> Result<(Login, bool), Error> {
+        if let Some(login) = self.given.as_ref().and_then(|given| given.login(repository)) {
+            return Ok((login, true));
+        }
         let mut held = self.login.lock().await;
         if let Some((since, login)) = &*held
             && since.elapsed() < LOGIN_LIFETIME

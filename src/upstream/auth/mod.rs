@@ -8,6 +8,7 @@
 mod challenge;
 mod credentials;
 mod docker_config;
+mod given;
 mod token;
 
 use moka::future::Cache;
@@ -16,7 +17,10 @@ use url::Url;
 
 pub(super) use self::challenge::Challenge;
 pub(super) use self::credentials::Credentials;
+pub use self::credentials::Login;
 pub(super) use self::docker_config::DockerConfig;
+pub(super) use self::given::Given;
+pub use self::given::Logins;
 use self::token::Tokens;
 use super::error::Error;
 use super::http::Http;
@@ -96,13 +100,14 @@ impl Authenticator {
 
     async fn satisfy(&self, challenge: &Challenge, repository: &str, action: Action) -> Result<Authorization, Error> {
         match challenge {
-            Challenge::Basic => self.credentials.basic().await,
+            Challenge::Basic => self.credentials.basic(repository).await,
             Challenge::Bearer { .. } => {
                 if let Some(header) = self.credentials.bearer()? {
                     return Ok(Authorization { header, is_fresh: true });
                 }
                 let key = challenge.token_key(repository, action);
-                self.tokens.get(key, &self.http, &self.registry, &self.credentials).await
+                let login = self.credentials.login(repository);
+                self.tokens.get(key, &self.http, &self.registry, login).await
             }
         }
     }

@@ -14,7 +14,7 @@ use url::Url;
 use url::form_urlencoded::Serializer;
 
 use super::Authorization;
-use super::credentials::{Credentials, Login};
+use super::credentials::Login;
 use crate::upstream::answer::Answer;
 use crate::upstream::error::Error;
 use crate::upstream::http::{Fetch, Http, refuse_downgrade};
@@ -75,22 +75,27 @@ impl Tokens {
         key: TokenKey,
         http: &Http,
         registry: &Url,
-        credentials: &Credentials,
+        login: impl Future<Output = Result<Login, Error>>,
     ) -> Result<Authorization, Error> {
         let is_fresh = AtomicBool::new(false);
         let fetched = async {
             is_fresh.store(true, Ordering::Relaxed);
-            fetch(&key, http, registry, credentials).await
+            fetch(&key, http, registry, login).await
         };
         let token = self.0.try_get_with(key.clone(), fetched).await.map_err(|error: Arc<Error>| (*error).clone())?;
         Ok(Authorization { header: token.header, is_fresh: is_fresh.into_inner() })
     }
 }
 
-async fn fetch(key: &TokenKey, http: &Http, registry: &Url, credentials: &Credentials) -> Result<Token, Error> {
+async fn fetch(
+    key: &TokenKey,
+    http: &Http,
+    registry: &Url,
+    login: impl Future<Output = Result<Login, Error>>,
+) -> Result<Token, Error> {
     let realm: Url = key.realm.parse().map_err(|_error: url::ParseError| no_realm(&key.realm))?;
     refuse_downgrade(registry, &realm)?;
-    let login = credentials.login().await?;
+    let login = login.await?;
     let answer = match &login {
         Login::Identity(identity) => post(key, realm, http, identity.expose()).await?,
         Login::Anonymous | Login::Password { .. } => get(key, realm, http, &login).await?,

@@ -1,8 +1,9 @@
 //! Challenges, tokens, credentials.
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::sync::{Arc, Mutex};
 
-use starlift::upstream::{Config, Error, Secret, UpstreamConfig};
+use starlift::upstream::{Config, Error, Login, Logins, Secret, Source, UpstreamConfig, Upstreams};
 
 use super::{app, at, config, source, source_of, v1};
 use crate::support::image::ImageBuilder;
@@ -171,4 +172,60 @@ async fn secrets_are_not_sent_to_where_a_redirect_leads() {
     assert!(registry.seen().iter().any(|seen| seen.authorization().is_some()));
     assert_eq!(elsewhere.seen().len(), 1, "its challenge is none of ours");
     assert_eq!(elsewhere.seen()[0].authorization(), None);
+}
+
+/// The upstream `local` of `upstream`, and a caller who knows a login for `library/app` there.
+fn with_logins(upstream: UpstreamConfig, known: &Arc<Mutex<Option<Login>>>) -> Source {
+    let config = Config { upstream: [("local".to_owned(), upstream)].into(), ..config() };
+    let known = Arc::clone(known);
+    let logins = Logins::new(move |name, repository| {
+        (name == "local" && *repository == app()).then(|| known.lock().unwrap().clone())?
+    });
+    Upstreams::with_logins(&config, logins).unwrap().get("local").unwrap()
+}
+
+fn password(password: &str) -> Login {
+    Login::Password { user: "me".to_owned(), password: Secret::new(password) }
+}
+
+#[tokio::test]
+async fn a_login_that_a_caller_knows_is_used_for_its_repository_alone() {
+    for auth in [Auth::Basic { user: "me", password: "secret" }, Auth::Token(TokenAuth::user("me", "secret"))] {
+        let registry = registry(auth).await;
+        let source = with_logins(at(registry.url()), &Arc::new(Mutex::new(Some(password("secret")))));
+        source.manifest(&app(), &v1()).await.unwrap();
+        let other = source.manifest(&"library/other".parse().unwrap(), &v1()).await;
+        assert!(matches!(other, Err(Error::Unauthorized)), "{other:?}");
+    }
+    let registry = registry(Auth::Token(TokenAuth::identity("refresh"))).await;
+    let known = Arc::new(Mutex::new(Some(Login::Identity(Secret::new("refresh")))));
+    with_logins(at(registry.url()), &known).manifest(&app(), &v1()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_caller_may_learn_a_login_later_and_another_after_that() {
+    let registry = registry(Auth::Basic { user: "me", password: "one" }).await;
+    let known = Arc::new(Mutex::new(None));
+    let source = with_logins(at(registry.url()), &known);
+    let manifest = async || source.manifest(&app(), &v1()).await;
+    assert!(matches!(manifest().await, Err(Error::Unauthorized)));
+    *known.lock().unwrap() = Some(password("one"));
+    manifest().await.unwrap();
+    registry.require(Auth::Basic { user: "me", password: "two" });
+    assert!(matches!(manifest().await, Err(Error::Unauthorized)));
+    *known.lock().unwrap() = Some(password("two"));
+    manifest().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_configuration_goes_before_callers_and_mirrors_are_told_nothing() {
+    let registry = registry(Auth::Basic { user: "me", password: "secret" }).await;
+    let wrong = Arc::new(Mutex::new(Some(password("wrong"))));
+    with_logins(with_password(&registry, "secret"), &wrong).manifest(&app(), &v1()).await.unwrap();
+
+    let mirror = self::registry(Auth::Basic { user: "me", password: "secret" }).await;
+    let known = Arc::new(Mutex::new(Some(password("secret"))));
+    let source = with_logins(UpstreamConfig { mirrors: vec![mirror.url()], ..at(registry.url()) }, &known);
+    source.manifest(&app(), &v1()).await.unwrap();
+    assert!(!mirror.seen().is_empty() && mirror.seen().iter().all(|seen| seen.authorization().is_none()));
 }
