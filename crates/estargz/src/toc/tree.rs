@@ -139,6 +139,12 @@ impl Toc {
         self.chunks.len()
     }
 
+    /// The chunk with this number, below [`Toc::chunk_count`]; they are numbered in the order of the TOC, which is that of
+    /// the blob but for odd ones.
+    pub fn chunk(&self, number: u32) -> Option<Chunk> {
+        self.chunks.get(number as usize).map(|chunk| chunk.unpack(self.codec))
+    }
+
     /// The node at `path`, which may begin with `/` or `./`. Symbolic links are not followed.
     pub fn lookup(&self, path: impl AsRef<[u8]>) -> Option<Node<'_>> {
         let components = path.as_ref().split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".");
@@ -272,9 +278,21 @@ impl<'a> Node<'a> {
 
     /// The chunk that holds the byte at `offset` of a regular file.
     pub fn chunk_at(&self, offset: u64) -> Option<Chunk> {
-        let chunks = self.packed_chunks();
-        let index = chunks.partition_point(|chunk| chunk.file_offset <= offset).checked_sub(1)?;
-        (offset < self.size()).then(|| chunks[index].unpack(self.toc.codec))
+        self.toc.chunk(self.chunk_number_at(offset)?)
+    }
+
+    /// The number, for [`Toc::chunk`], of the chunk that holds the byte at `offset` of a regular file.
+    pub fn chunk_number_at(&self, offset: u64) -> Option<u32> {
+        let before = self.packed_chunks().partition_point(|chunk| chunk.file_offset <= offset);
+        let index = u32::try_from(before.checked_sub(1)?).ok()?;
+        (offset < self.size()).then(|| self.chunk_numbers().start + index)
+    }
+
+    /// The numbers of a regular file's chunks, for [`Toc::chunk`].
+    pub fn chunk_numbers(&self) -> Range<u32> {
+        let inode = self.inode();
+        let Run { first, count } = if inode.kind == Kind::File { inode.content } else { Run::default() };
+        first..first + count
     }
 
     fn packed_chunks(&self) -> &'a [PackedChunk] {
