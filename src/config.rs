@@ -16,6 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
+use crate::agent;
 use crate::convert;
 use crate::serve;
 use crate::store;
@@ -27,7 +28,7 @@ pub use layer::Layer;
 const DEFAULT_FILES: [&str; 2] = ["starlift.toml", "/etc/starlift/starlift.toml"];
 
 /// The tables of the file. `[upstream.NAME]` and `[pull]` are both the upstreams': each one, and what holds for all.
-const TABLES: [&str; 6] = ["serve", "store", "convert", "pull", "upstream", "log"];
+const TABLES: [&str; 7] = ["serve", "store", "convert", "agent", "pull", "upstream", "log"];
 
 /// Where a value is: the tables' names and the key.
 type KeyPath = Vec<String>;
@@ -38,6 +39,7 @@ pub struct Config {
     pub serve: serve::Config,
     pub store: store::Config,
     pub convert: convert::Config,
+    pub agent: agent::Config,
     /// `[pull]` and `[upstream.NAME]`.
     pub upstreams: upstream::Config,
     pub log: log::Config,
@@ -117,6 +119,7 @@ impl Config {
             serve: section(&mut table, "serve")?,
             store: section(&mut table, "store")?,
             convert: section(&mut table, "convert")?,
+            agent: section(&mut table, "agent")?,
             upstreams: upstreams(&mut table)?,
             log: section(&mut table, "log")?,
         };
@@ -136,6 +139,7 @@ impl Config {
         table.insert("serve".to_owned(), Value::Table(table_of(&self.serve)));
         table.insert("store".to_owned(), Value::Table(table_of(&self.store)));
         table.insert("convert".to_owned(), Value::Table(table_of(&self.convert)));
+        table.insert("agent".to_owned(), Value::Table(table_of(&self.agent)));
         table.insert("pull".to_owned(), Value::Table(pull));
         table.insert("upstream".to_owned(), upstream);
         table.insert("log".to_owned(), Value::Table(table_of(&self.log)));

@@ -1,33 +1,344 @@
 //! Mounts layers lazily, each as a directory of the agent's one file system.
+//!
+//! ```text
+//! mount:  open (registry) ▶ numbers ▶ record on disk ▶ visible ▶ prefetch
+//! start:  records ▶ visible; each is read from disk when it is first used, or soon after
+//! ```
 
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
+
+use tokio::task::spawn_blocking;
+
+use super::cache::Cache;
+use super::config::Config;
+use super::fetch::{Blob, Fetcher, Reason};
+use super::layer::Layer;
+use super::mount::{Mount, Mounts};
+use super::notify::Notifier;
+use super::prefetch::Prefetch;
+use super::records::{Record, Records};
+pub use super::remote::NotLazy;
+use super::remote::{self, Opened, Tail, TocDigest};
+use super::report::{LayerReport, Refusals, Report};
 use super::snapshots::Usage;
 use super::spec::LayerSpec;
+use super::tree::{FileId, Tree};
+use crate::oci::Digest;
+use crate::telemetry::metrics::metrics;
+use crate::upstream::Upstreams;
 
 /// The layers that are mounted lazily.
-#[derive(Debug, Default)]
-pub struct Layers;
-
-/// Why a layer is not mounted lazily; its snapshot is unpacked the ordinary way then.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct NotLazy(pub String);
+#[derive(Debug)]
+pub struct Layers {
+    config: Config,
+    upstreams: Upstreams,
+    records: Records,
+    fetcher: Fetcher,
+    prefetch: Arc<Prefetch>,
+    mounts: RwLock<Mounts>,
+    /// Held while numbers are given and records come and go.
+    bookkeeping: Mutex<()>,
+    trees: Mutex<HashMap<(Digest, TocDigest), Weak<Tree>>>,
+    notifier: OnceLock<Notifier>,
+    refusals: Refusals,
+}
 
 impl Layers {
+    /// Takes up what is mounted according to the records beneath the root. Blocks; asks no registry.
+    ///
+    /// # Errors
+    /// When the root cannot be used.
+    pub fn open(config: &Config, upstreams: Upstreams) -> io::Result<Self> {
+        let records = Records::open(&config.root)?;
+        let mut mounts = Mounts::default();
+        for (number, record) in records.load()? {
+            match record {
+                Ok(record) => mounts.insert(Arc::new(Mount::new(record, None))),
+                Err(error) => tracing::error!(number, %error, "a layer's record is damaged; its files cannot be read"),
+            }
+        }
+        metrics().agent_mounts.set(i64::try_from(mounts.all().len()).unwrap_or(i64::MAX));
+        let cache = Arc::new(Cache::open(&config.root.join("cache"), config.cache_size, config.memory)?);
+        Ok(Self {
+            fetcher: Fetcher::new(cache, config.max_request.as_u64()),
+            prefetch: Arc::new(Prefetch::new(config)),
+            config: config.clone(),
+            upstreams,
+            records,
+            mounts: RwLock::new(mounts),
+            bookkeeping: Mutex::default(),
+            trees: Mutex::default(),
+            notifier: OnceLock::new(),
+            refusals: Refusals::default(),
+        })
+    }
+
+    /// Tells the kernel of directories that are gone, from now on.
+    pub fn announce_to(&self, notifier: Notifier) {
+        if self.notifier.set(notifier).is_err() {
+            tracing::warn!("the kernel is told of layers that go by one session alone");
+        }
+    }
+
+    /// The directory where the layers of an agent with this root are mounted.
+    pub fn mountpoint(root: &Path) -> std::path::PathBuf {
+        root.join("lazy")
+    }
+
     /// Makes the layer's tree visible and gives the number of its directory.
     ///
     /// The caller hands back a number it does not keep, with [`Self::unmount`].
-    #[expect(clippy::unused_async, reason = "mounting asks a registry")]
-    pub async fn mount(&self, _spec: &LayerSpec) -> Result<u64, NotLazy> {
-        Err(NotLazy("lazy mounts are off".to_owned()))
+    ///
+    /// # Errors
+    /// When the layer cannot be shown lazily: it is to be unpacked.
+    pub async fn mount(self: &Arc<Self>, spec: &LayerSpec) -> Result<u64, NotLazy> {
+        let outcome = self.try_mount(spec).await;
+        let label = if outcome.is_ok() { "lazy" } else { "unpacked" };
+        metrics().agent_layers.get_or_create(&[("outcome", label)]).inc();
+        if let Err(reason) = &outcome {
+            self.refusals.note(spec, reason);
+        }
+        outcome
+    }
+
+    async fn try_mount(self: &Arc<Self>, spec: &LayerSpec) -> Result<u64, NotLazy> {
+        if self.notifier.get().is_none() {
+            return Err(NotLazy::Off("the file system is not mounted".to_owned()));
+        }
+        if !self.config.policy(&spec.reference).lazy {
+            return Err(NotLazy::Excluded);
+        }
+        let limit = self.config.mount_timeout;
+        let found = tokio::time::timeout(limit, self.find(spec)).await.map_err(|_elapsed| NotLazy::Slow(limit))??;
+        let own = Arc::clone(self);
+        let reference = spec.reference.clone();
+        let mount = spawn_blocking(move || own.add(reference, found)).await;
+        let mount = mount.map_err(|error| NotLazy::Internal(error.to_string()))??;
+        self.fill(&mount);
+        Ok(mount.record.number)
+    }
+
+    /// The layer from a mount of the same layer if there is one, else from the registry.
+    async fn find(&self, spec: &LayerSpec) -> Result<Found, NotLazy> {
+        if let Some(toc_digest) = spec.toc_digest.clone().map(TocDigest::Json)
+            && let Some(twin) = self.mounted(&spec.digest, &toc_digest)
+        {
+            // Asked all the same: who may not read it in this repository must not get it.
+            let (name, source) = remote::find(&self.upstreams, &spec.reference)?;
+            let size = source.blob_size(&name.repository, &spec.digest).await?;
+            let blob = Blob { source, repository: name.repository, digest: spec.digest.clone(), size };
+            let layer = Layer::new(Arc::clone(twin.shared_tree()), blob, self.fetcher.clone());
+            layer.traffic().add(1, 0, Reason::Read);
+            return Ok(Found { layer, toc_digest, tail: None });
+        }
+        let Opened { toc, toc_digest, blob, tail, requests } = remote::open(&self.upstreams, spec).await?;
+        let tree = self.share(&blob, &toc_digest, toc)?;
+        let layer = Layer::new(tree, blob, self.fetcher.clone());
+        layer.traffic().add(requests, tail.bytes.len() as u64, Reason::Read);
+        Ok(Found { layer, toc_digest, tail: Some(tail) })
+    }
+
+    /// A mount of the same layer that was loaded.
+    fn mounted(&self, digest: &Digest, toc_digest: &TocDigest) -> Option<Arc<Layer>> {
+        let mounts = self.mounts.read().unwrap_or_else(PoisonError::into_inner);
+        let is_twin = |mount: &&Arc<Mount>| mount.record.digest == *digest && mount.record.toc_digest == *toc_digest;
+        mounts.all().filter(is_twin).find_map(|mount| mount.loaded()?.ok().cloned())
+    }
+
+    /// The tree of a TOC, one for all mounts of the same layer.
+    fn share(&self, blob: &Blob, toc_digest: &TocDigest, toc: estargz::Toc) -> Result<Arc<Tree>, NotLazy> {
+        let mut trees = self.trees.lock().unwrap_or_else(PoisonError::into_inner);
+        trees.retain(|_, tree| tree.strong_count() > 0);
+        let key = (blob.digest.clone(), toc_digest.clone());
+        if let Some(tree) = trees.get(&key).and_then(Weak::upgrade) {
+            return Ok(tree);
+        }
+        let (TocDigest::Json(toc_text) | TocDigest::Section(toc_text)) = toc_digest;
+        let state = serde_json::json!({"digest": blob.digest, "size": blob.size, "tocDigest": toc_text});
+        let tree = Arc::new(Tree::new(toc, &format!("{}.json", blob.digest), state.to_string().into_bytes())?);
+        trees.insert(key, Arc::downgrade(&tree));
+        Ok(tree)
+    }
+
+    /// Gives the layer its numbers, writes its record, makes it visible. Blocks.
+    fn add(&self, reference: String, found: Found) -> Result<Arc<Mount>, NotLazy> {
+        let Found { layer, toc_digest, tail } = found;
+        let failed = |error: io::Error| NotLazy::Internal(format!("its record cannot be written: {error}"));
+        if let Some(tail) = &tail {
+            layer.keep(tail.start, &tail.bytes);
+        }
+        let _bookkeeping = self.bookkeeping.lock().unwrap_or_else(PoisonError::into_inner);
+        let inodes = layer.tree().len();
+        let (number, inode) = self.records.reserve(inodes).map_err(failed)?;
+        let digest = layer.blob().digest.clone();
+        let tail = match tail {
+            Some(tail) => tail.trimmed(),
+            None => self.tail_of(&digest, &toc_digest).map_err(failed)?,
+        };
+        let (blob_size, tail_start) = (tail.blob_size, tail.start);
+        let record = Record { number, inode, inodes, reference, digest, toc_digest, blob_size, tail_start };
+        self.records.insert(&record, &tail).map_err(failed)?;
+        let mount = Arc::new(Mount::new(record, Some(Arc::new(layer))));
+        let mut mounts = self.mounts.write().unwrap_or_else(PoisonError::into_inner);
+        mounts.insert(Arc::clone(&mount));
+        drop(mounts);
+        metrics().agent_mounts.inc();
+        if let Some(notifier) = self.notifier.get() {
+            notifier.root_changed();
+        }
+        Ok(mount)
+    }
+
+    /// The end of the blob as another mount of the layer has it.
+    fn tail_of(&self, digest: &Digest, toc_digest: &TocDigest) -> io::Result<Tail> {
+        let twin = {
+            let mounts = self.mounts.read().unwrap_or_else(PoisonError::into_inner);
+            let is_twin =
+                |mount: &&Arc<Mount>| mount.record.digest == *digest && mount.record.toc_digest == *toc_digest;
+            mounts.all().find(is_twin).map(|mount| mount.record.clone())
+        };
+        // Let go between the look and now; the client unpacks or asks again.
+        let twin = twin.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        self.records.tail(&twin)
+    }
+
+    /// Begins to fetch what nobody reads yet.
+    fn fill(&self, mount: &Arc<Mount>) {
+        if let Some(Ok(layer)) = mount.loaded() {
+            let policy = self.config.policy(&mount.record.reference);
+            tokio::spawn(Arc::clone(&self.prefetch).run(Arc::clone(layer), policy, mount.gone.clone()));
+        }
+    }
+
+    /// The layer that has an inode, read from disk if it was not used since the start, and which file that is.
+    ///
+    /// # Errors
+    /// `None` when no layer has it; the text says why a layer cannot be read.
+    pub fn at(&self, inode: u64) -> Option<(Arc<Mount>, FileId)> {
+        let mounts = self.mounts.read().unwrap_or_else(PoisonError::into_inner);
+        mounts.at(inode).map(|(mount, id)| (Arc::clone(mount), id))
+    }
+
+    /// The layer of a mount. Blocks for as long as reading a large TOC takes, the first time.
+    ///
+    /// # Errors
+    /// When what is kept of it is damaged.
+    pub fn layer<'a>(&self, mount: &'a Mount) -> Result<&'a Arc<Layer>, &'a str> {
+        mount.layer(|record| {
+            let loaded = self.load(record).map_err(|error| error.to_string());
+            if let Err(error) = &loaded {
+                tracing::error!(number = record.number, layer = %record.digest, error, "a layer cannot be read any more");
+            }
+            loaded
+        })
+    }
+
+    fn load(&self, record: &Record) -> Result<Arc<Layer>, NotLazy> {
+        let failed = |error: io::Error| NotLazy::Internal(format!("what is kept of it cannot be read: {error}"));
+        let (name, source) = remote::find(&self.upstreams, &record.reference)?;
+        let blob = Blob { source, repository: name.repository, digest: record.digest.clone(), size: record.blob_size };
+        let tail = self.records.tail(record).map_err(failed)?;
+        let tree = self.share(&blob, &record.toc_digest, remote::read(&tail, &record.toc_digest)?)?;
+        if tree.len() != record.inodes {
+            return Err(NotLazy::Internal("it has another number of files than it had".to_owned()));
+        }
+        Ok(Arc::new(Layer::new(tree, blob, self.fetcher.clone())))
+    }
+
+    /// The layer's directory by its name in the root.
+    pub fn by_name(&self, name: &[u8]) -> Option<Arc<Mount>> {
+        let number = std::str::from_utf8(name).ok()?.parse::<u64>().ok()?;
+        let mounts = self.mounts.read().unwrap_or_else(PoisonError::into_inner);
+        mounts.get(number).filter(|_| number.to_string().as_bytes() == name).cloned()
+    }
+
+    /// The mounts with numbers above `number`, at most `count`.
+    pub fn after(&self, number: u64, count: usize) -> Vec<Arc<Mount>> {
+        let mounts = self.mounts.read().unwrap_or_else(PoisonError::into_inner);
+        mounts.after(number).take(count).cloned().collect()
+    }
+
+    pub fn len(&self) -> usize {
+        self.mounts.read().unwrap_or_else(PoisonError::into_inner).all().len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Reads every layer from disk that was not used since the start, and goes on fetching.
+    pub async fn resume(self: &Arc<Self>) {
+        for mount in self.after(0, usize::MAX) {
+            let (own, loading) = (Arc::clone(self), Arc::clone(&mount));
+            let loaded = spawn_blocking(move || own.layer(&loading).is_ok()).await;
+            if matches!(loaded, Ok(true)) {
+                self.fill(&mount);
+            }
+        }
     }
 
     /// Lets a layer's directory go; nothing happens where it is gone already.
-    #[expect(clippy::unused_async, reason = "unmounting waits for the file system")]
-    pub async fn unmount(&self, _number: u64) {}
+    pub async fn unmount(self: &Arc<Self>, number: u64) {
+        let own = Arc::clone(self);
+        if let Err(error) = spawn_blocking(move || own.drop_mount(number)).await {
+            tracing::error!(number, %error, "a layer was not let go");
+        }
+    }
+
+    fn drop_mount(&self, number: u64) {
+        let _bookkeeping = self.bookkeeping.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(mount) = self.mounts.write().unwrap_or_else(PoisonError::into_inner).remove(number) else { return };
+        mount.gone.cancel();
+        metrics().agent_mounts.dec();
+        if let Some(notifier) = self.notifier.get() {
+            notifier.is_gone(number);
+            notifier.root_changed();
+        }
+        if let Err(error) = self.records.remove(&mount.record) {
+            tracing::warn!(number, %error, "a layer's record stays until the next start");
+        }
+    }
+
+    /// Lets go what none of `numbers` names: left by a crash between a mount and its snapshot.
+    pub async fn retain(self: &Arc<Self>, numbers: &HashSet<u64>) {
+        for mount in self.after(0, usize::MAX) {
+            if !numbers.contains(&mount.record.number) {
+                tracing::info!(number = mount.record.number, layer = %mount.record.digest, "no snapshot has this layer");
+                self.unmount(mount.record.number).await;
+            }
+        }
+    }
 
     /// What the layer takes of this node's disk.
-    #[expect(clippy::unused_async, reason = "the cache is asked")]
-    pub async fn usage(&self, _number: u64) -> Usage {
-        Usage::default()
+    pub async fn usage(self: &Arc<Self>, number: u64) -> Usage {
+        let own = Arc::clone(self);
+        let measure = move || {
+            let mount = own.mounts.read().unwrap_or_else(PoisonError::into_inner).get(number).cloned();
+            let held = mount.as_ref().and_then(|mount| own.layer(mount).ok()).map(|layer| layer.measure());
+            held.map_or_else(Usage::default, |held| Usage { size: held.held_bytes, inodes: held.held_chunks })
+        };
+        spawn_blocking(measure).await.unwrap_or_default()
     }
+
+    /// What is mounted, what is held of it, and what was not mounted lazily.
+    pub fn report(&self) -> Report {
+        let layers = self.after(0, usize::MAX).iter().map(|mount| LayerReport::of(mount)).collect();
+        let cache = self.fetcher.cache();
+        Report { layers, cache: cache.held(), cache_limit: cache.limit(), refusals: self.refusals.all() }
+    }
+
+    pub fn fetcher(&self) -> &Fetcher {
+        &self.fetcher
+    }
+}
+
+/// A layer that is to be mounted.
+struct Found {
+    layer: Layer,
+    toc_digest: TocDigest,
+    /// Where it comes from the registry.
+    tail: Option<Tail>,
 }

@@ -1,11 +1,38 @@
 //! The node agent: what containerd talks to, and what it mounts.
 //!
-//! `snapshots` keeps the snapshots of a node, `snapshotter` serves them over containerd's gRPC API.
+//! ```text
+//! containerd ─ gRPC ▶ server ▶ snapshotter ▶ snapshots (ordinary)   on disk
+//!                                        └─▶ layers (lazy)           records, one mount
+//! container ─ read(2) ▶ kernel ─ FUSE ▶ session ▶ fuse ▶ filesystem ▶ layer ▶ cache
+//!                                                                       └───▶ fetch ▶ upstream ▶ a registry
+//! ```
+//! `run` puts it together; `keeper` keeps the mount while the agent is restarted; `api` tells how it is.
 
+pub mod api;
+pub mod cache;
+pub mod config;
+pub mod fetch;
+pub mod filesystem;
 pub mod filter;
+pub mod fuse;
+pub mod keeper;
+pub mod layer;
 pub mod layers;
+pub mod mount;
+pub mod notify;
+pub mod opens;
+mod passthrough;
+pub mod prefetch;
+pub mod records;
+pub mod remote;
+pub mod report;
+pub mod run;
 pub mod server;
+pub mod session;
 pub mod snapshots;
 pub mod snapshotter;
 pub mod spec;
 mod status;
+pub mod tree;
+
+pub use config::Config;

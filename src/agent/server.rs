@@ -2,12 +2,12 @@
 
 use std::fs::{self, Permissions};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
@@ -28,15 +28,26 @@ pub enum ServeError {
     NoSocket(PathBuf),
     #[error("cannot listen on {path}")]
     Listen { path: PathBuf, source: io::Error },
+    #[error("the socket cannot be waited on")]
+    Accept(#[source] io::Error),
     #[error("the snapshots service stopped")]
     Stopped(#[from] tonic::transport::Error),
 }
 
 /// Listens on a socket for root alone. Its folder is made if need be; a socket that nobody listens on is replaced.
 ///
-/// Call it inside a runtime.
-pub fn bind(path: &Path) -> Result<UnixListener, ServeError> {
+/// `kept` is the listener of an earlier process, on which clients may be waiting already; it is taken if it is the
+/// socket at `path`.
+pub fn bind(path: &Path, kept: Option<OwnedFd>) -> Result<UnixListener, ServeError> {
     let failed = |source| ServeError::Listen { path: path.to_owned(), source };
+    // Under another name until it has its mode: nobody else may connect, not even for a moment.
+    let new = path.with_added_extension("new");
+    if let Some(kept) = kept.map(UnixListener::from)
+        && kept.local_addr().is_ok_and(|address| address.as_pathname() == Some(new.as_path()))
+        && fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
+    {
+        return Ok(kept);
+    }
     if let Some(folder) = path.parent() {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
     }
@@ -47,9 +58,6 @@ pub fn bind(path: &Path) -> Result<UnixListener, ServeError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(failed(error)),
     }
-    // Under another name until it has its mode: nobody else may connect, not even for a moment.
-    let mut new = path.as_os_str().to_owned();
-    new.push(".new");
     match fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
         _ => {}
@@ -61,11 +69,15 @@ pub fn bind(path: &Path) -> Result<UnixListener, ServeError> {
 }
 
 /// Serves snapshots until `shutdown`, then waits for running calls, but not for long.
+///
+/// Call it inside a runtime.
 pub async fn serve(
     listener: UnixListener,
     snapshotter: Snapshotter,
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
+    listener.set_nonblocking(true).map_err(ServeError::Accept)?;
+    let listener = tokio::net::UnixListener::from_std(listener).map_err(ServeError::Accept)?;
     let service =
         SnapshotsServer::new(snapshotter).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE);
     let server = Server::builder()

@@ -4,7 +4,7 @@ use super::snapshots::Labels;
 use crate::oci::Digest;
 use crate::oci::digest::ParseDigestError;
 
-const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
+pub(super) const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
 
 /// The names under which a client tells of a layer.
 struct Dialect {

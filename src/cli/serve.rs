@@ -32,7 +32,8 @@ pub(super) struct Args {
     wait: Option<String>,
 }
 
-fn upstream(text: &str) -> Result<(String, String), String> {
+/// Reads `NAME=URL`.
+pub(super) fn upstream(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, url)) if !name.is_empty() && !url.is_empty() => Ok((name.to_owned(), url.to_owned())),
         _ => Err("it is NAME=URL".to_owned()),

@@ -119,6 +119,24 @@ table! {
         "Sweeps of the store, by outcome.";
     swept_bytes: Counter<u64, AtomicU64> = Counter::default(), "counter", "swept_bytes_total", Some(Unit::Bytes), "",
         "Bytes the sweep deleted.";
+    agent_mounts: Gauge = Gauge::default(), "gauge", "agent_mounts", None::<Unit>, "",
+        "Layers that the agent has mounted lazily.";
+    agent_layers: Counters = Family::default(), "counter", "agent_layers_total", None::<Unit>, "outcome",
+        "Layers the agent was asked for: mounted lazily, or left to be unpacked.";
+    agent_reads: Counters = Family::default(), "counter", "agent_reads_total", None::<Unit>, "source",
+        "Reads of lazily mounted files: held on this node, or fetched first; the kernel's own are not seen.";
+    agent_read_errors: Counter = Counter::default(), "counter", "agent_read_errors_total", None::<Unit>, "",
+        "Reads of lazily mounted files that failed with EIO.";
+    agent_fetched_bytes: Counters = Family::default(), "counter", "agent_fetched_bytes_total", Some(Unit::Bytes),
+        "reason", "Bytes of layers fetched from registries, by what they were fetched for.";
+    cache_bytes: Gauge = Gauge::default(), "gauge", "agent_cache_bytes", Some(Unit::Bytes), "",
+        "Bytes of chunks that the agent's cache holds on disk.";
+    cache_evictions: Counter = Counter::default(), "counter", "agent_cache_evictions_total", None::<Unit>, "",
+        "Chunks that left the agent's cache to make room.";
+    cache_damaged: Counter = Counter::default(), "counter", "agent_cache_damaged_total", None::<Unit>, "",
+        "Cached chunks that were not what they should be, and were fetched again.";
+    cache_write_failures: Counter = Counter::default(), "counter", "agent_cache_write_failures_total", None::<Unit>, "",
+        "Chunks that could not be kept on disk, for want of space for instance.";
 }
 
 /// The name as the registry wants it: it appends the unit and `_total` by itself.

@@ -37,6 +37,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether another process has the snapshots open.
+    pub fn is_in_use(&self) -> bool {
+        matches!(self, Self::Metadata(error) if matches!(**error, redb::Error::DatabaseAlreadyOpen))
+    }
+
     /// For `map_err` of what was done with `path`.
     pub(super) fn at(path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();

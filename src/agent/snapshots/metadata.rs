@@ -65,18 +65,21 @@ impl Metadata {
         Ok((record, lowers))
     }
 
-    /// Every snapshot in the order of names. What makes no sense is passed over.
-    pub(super) fn all(&self) -> Result<Vec<(String, Record)>, Error> {
+    /// Every snapshot in the order of names. What makes no sense is passed over, and counted.
+    pub(super) fn all(&self) -> Result<(Vec<(String, Record)>, usize), Error> {
         let records = self.db.begin_read()?.open_table(RECORDS)?;
-        let mut all = Vec::new();
+        let (mut all, mut damaged) = (Vec::new(), 0);
         for entry in records.iter()? {
             let (name, json) = entry?;
             match parse(name.value(), json.value()) {
                 Ok(record) => all.push((name.value().to_owned(), record)),
-                Err(error) => tracing::warn!(%error, "a snapshot is passed over"),
+                Err(error) => {
+                    tracing::warn!(%error, "a snapshot is passed over");
+                    damaged += 1;
+                }
             }
         }
-        Ok(all)
+        Ok((all, damaged))
     }
 }
 

@@ -17,6 +17,7 @@ mod record;
 mod tests;
 mod usage;
 
+use std::collections::HashSet;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -56,14 +57,6 @@ pub enum Target {
     Free(String),
     /// It is not, and its names are taken by something else.
     Taken,
-}
-
-/// A committed snapshot whose content is a lazily mounted layer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LazySnapshot {
-    pub name: String,
-    pub number: u64,
-    pub labels: Labels,
 }
 
 impl Snapshots {
@@ -273,15 +266,15 @@ impl Snapshots {
 
     /// The snapshots that `filter` lets through, in the order of names.
     pub fn list(&self, filter: &Filter) -> Result<Vec<Info>, Error> {
-        let all = self.metadata.all()?.into_iter().map(|(name, record)| record.info(&name));
+        let (all, _damaged) = self.metadata.all()?;
+        let all = all.into_iter().map(|(name, record)| record.info(&name));
         Ok(all.filter(|info| filter.matches(|path| info.field(path))).collect())
     }
 
-    /// The lazy snapshots, to be mounted again at start.
-    pub fn lazy_numbers(&self) -> Result<Vec<LazySnapshot>, Error> {
-        let lazy =
-            |(name, record): (String, Record)| Some(LazySnapshot { number: record.lazy?, name, labels: record.labels });
-        Ok(self.metadata.all()?.into_iter().filter_map(lazy).collect())
+    /// The numbers of the lazily mounted layers that snapshots have; `None` where a damaged record may have had more.
+    pub fn lazy_numbers(&self) -> Result<Option<HashSet<u64>>, Error> {
+        let (all, damaged) = self.metadata.all()?;
+        Ok((damaged == 0).then(|| all.into_iter().filter_map(|(_, record)| record.lazy).collect()))
     }
 
     /// Removes directories that belong to no snapshot.

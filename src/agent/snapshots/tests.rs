@@ -322,8 +322,7 @@ fn everything_is_there_after_a_restart() {
     let before = (node.snapshots.mounts("a").unwrap(), node.snapshots.stat("a").unwrap());
     let node = node.restarted();
     assert_eq!((node.snapshots.mounts("a").unwrap(), node.snapshots.stat("a").unwrap()), before);
-    let lazy = node.snapshots.lazy_numbers().unwrap();
-    assert_eq!(lazy, [LazySnapshot { name: "lazy".into(), number: 3, labels: labels(&[(TARGET_LABEL, "lazy")]) }]);
+    assert_eq!(node.snapshots.lazy_numbers().unwrap(), Some(HashSet::from([3])));
     assert!(matches!(node.snapshots.remove("lazy"), Err(Error::HasChildren(_))), "links are kept");
 }
 
@@ -386,7 +385,7 @@ fn a_record_that_makes_no_sense_does_not_block_the_rest() {
     node.write_record("bad", b"{\"id\": 3, \"kind\": \"from the future\"}");
     let node = node.restarted();
     assert_eq!(node.names(&[]), ["good", "lazy"]);
-    assert_eq!(node.snapshots.lazy_numbers().unwrap().len(), 1);
+    assert_eq!(node.snapshots.lazy_numbers().unwrap(), None, "it may have been lazy");
     assert!(matches!(node.snapshots.stat("bad"), Err(Error::Damaged { name, .. }) if name == "bad"));
     node.snapshots.cleanup().unwrap();
     assert_eq!(node.directories(), ["1", "3"], "its directory may be mounted");

@@ -6,11 +6,13 @@ mod wire;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use starlift::agent::Config;
 use starlift::agent::layers::Layers;
 use starlift::agent::server::{self, ServeError};
 use starlift::agent::snapshots::Snapshots;
 use starlift::agent::snapshotter::Snapshotter;
 use starlift::containerd::services::snapshots::v1::snapshots_client::SnapshotsClient;
+use starlift::upstream::{self, Upstreams};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -30,8 +32,11 @@ impl Agent {
     fn on(root: tempfile::TempDir) -> Self {
         let snapshots = Arc::new(Snapshots::open(&root.path().join("root")).unwrap());
         let shutdown = CancellationToken::new();
-        let listener = server::bind(&socket_beneath(root.path())).unwrap();
-        let snapshotter = Snapshotter::new(snapshots, Arc::new(Layers));
+        let listener = server::bind(&socket_beneath(root.path()), None).unwrap();
+        let config = Config { root: root.path().join("root"), ..Config::default() };
+        let upstreams = Upstreams::new(&upstream::Config::default()).unwrap();
+        let layers = Layers::open(&config, upstreams).unwrap();
+        let snapshotter = Snapshotter::new(snapshots, Arc::new(layers));
         let served = tokio::spawn(server::serve(listener, snapshotter, shutdown.clone()));
         Self { root, shutdown, served }
     }

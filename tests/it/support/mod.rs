@@ -7,6 +7,7 @@ pub(crate) mod docker_registry;
 pub(crate) mod dockerd;
 pub(crate) mod fixture;
 pub(crate) mod image;
+pub(crate) mod lazy;
 pub(crate) mod moto;
 pub(crate) mod place;
 pub(crate) mod registry;

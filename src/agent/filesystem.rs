@@ -1,0 +1,199 @@
+//! The agent's file system: a root with a directory for each lazily mounted layer. Knows inodes, not the kernel.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use estargz::toc::{Kind, Time};
+
+use super::fetch::FetchError;
+use super::layer::Layer;
+use super::layers::Layers;
+use super::mount::{Mount, ROOT_INODE};
+use super::tree::{Attributes, FileId};
+
+/// Names that one look into the root takes.
+const ROOT_PAGE: usize = 256;
+
+/// Why an operation fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    #[error("there is no such file")]
+    NotFound,
+    #[error("it is no directory")]
+    NotDirectory,
+    #[error("it is a directory")]
+    IsDirectory,
+    #[error("it is not of the kind that this is for")]
+    Invalid,
+    #[error("it has no such attribute")]
+    NoAttribute,
+    #[error("its content cannot be had")]
+    Unreadable,
+}
+
+/// The file system. Answers block on the disk at most.
+#[derive(Debug, Clone)]
+pub struct FileSystem {
+    layers: Arc<Layers>,
+}
+
+/// A name in a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    pub name: Vec<u8>,
+    pub inode: u64,
+    pub attributes: Attributes,
+    /// Where to go on behind it.
+    pub next: u64,
+}
+
+/// A file of a layer, for reading.
+#[derive(Debug, Clone)]
+pub struct Opened {
+    layer: Arc<Layer>,
+    id: FileId,
+}
+
+impl FileSystem {
+    pub fn new(layers: Arc<Layers>) -> Self {
+        Self { layers }
+    }
+
+    fn at(&self, inode: u64) -> Result<(Arc<Mount>, Arc<Layer>, FileId), Error> {
+        let (mount, id) = self.layers.at(inode).ok_or(Error::NotFound)?;
+        let layer = self.layers.layer(&mount).map(Arc::clone).map_err(|_told_already| Error::Unreadable)?;
+        Ok((mount, layer, id))
+    }
+
+    fn root(&self) -> Attributes {
+        Attributes {
+            kind: Kind::Directory,
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+            links: u32::try_from(self.layers.len()).unwrap_or(u32::MAX - 2) + 2,
+            size: 0,
+            modified: Time::default(),
+            device: (0, 0),
+        }
+    }
+
+    pub fn attributes(&self, inode: u64) -> Result<Attributes, Error> {
+        if inode == ROOT_INODE {
+            return Ok(self.root());
+        }
+        let (_, layer, id) = self.at(inode)?;
+        layer.tree().attributes(id).ok_or(Error::NotFound)
+    }
+
+    /// The inode with this name in a directory.
+    pub fn lookup(&self, parent: u64, name: &[u8]) -> Result<(u64, Attributes), Error> {
+        let inode = if parent == ROOT_INODE {
+            self.layers.by_name(name).ok_or(Error::NotFound)?.inode(FileId::ROOT)
+        } else {
+            let (mount, layer, id) = self.at(parent)?;
+            mount.inode(layer.tree().lookup(id, name).ok_or(Error::NotFound)?)
+        };
+        Ok((inode, self.attributes(inode)?))
+    }
+
+    /// Gives `take` the names in a directory from `start` on, which is 0 or a name's `next`, until it wants no more.
+    pub fn list(&self, inode: u64, start: u64, mut take: impl FnMut(Listed) -> bool) -> Result<(), Error> {
+        if inode == ROOT_INODE {
+            for mount in self.layers.after(start, ROOT_PAGE) {
+                // A layer that cannot be read is not listed; whoever asks for it by name is told.
+                let inode = mount.inode(FileId::ROOT);
+                let Ok(attributes) = self.attributes(inode) else { continue };
+                let number = mount.record.number;
+                if !take(Listed { name: number.to_string().into(), inode, attributes, next: number }) {
+                    break;
+                }
+            }
+            return Ok(());
+        }
+        let (mount, layer, id) = self.at(inode)?;
+        let tree = layer.tree();
+        if tree.attributes(id).is_none_or(|attributes| attributes.kind != Kind::Directory) {
+            return Err(Error::NotDirectory);
+        }
+        for entry in tree.entries(id, usize::try_from(start).unwrap_or(usize::MAX)) {
+            let Some(attributes) = tree.attributes(entry.id) else { continue };
+            let listed =
+                Listed { name: entry.name.to_vec(), inode: mount.inode(entry.id), attributes, next: entry.next as u64 };
+            if !take(listed) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where a symbolic link points.
+    pub fn target(&self, inode: u64) -> Result<Vec<u8>, Error> {
+        let (_, layer, id) = self.at(inode)?;
+        layer.tree().target(id).map(<[u8]>::to_vec).ok_or(Error::Invalid)
+    }
+
+    pub fn xattr(&self, inode: u64, name: &[u8]) -> Result<Vec<u8>, Error> {
+        if inode == ROOT_INODE {
+            return Err(Error::NoAttribute);
+        }
+        let (_, layer, id) = self.at(inode)?;
+        layer.tree().xattr(id, name).map(<[u8]>::to_vec).ok_or(Error::NoAttribute)
+    }
+
+    /// The names of the extended attributes, each with a zero byte behind it.
+    pub fn xattrs(&self, inode: u64) -> Result<Vec<u8>, Error> {
+        if inode == ROOT_INODE {
+            return Ok(Vec::new());
+        }
+        let (_, layer, id) = self.at(inode)?;
+        Ok(layer.tree().xattrs(id).flat_map(|(name, _)| name.iter().copied().chain([0])).collect())
+    }
+
+    /// A regular file.
+    pub fn open(&self, inode: u64) -> Result<Opened, Error> {
+        if inode == ROOT_INODE {
+            return Err(Error::IsDirectory);
+        }
+        let (_, layer, id) = self.at(inode)?;
+        match layer.tree().attributes(id).map(|attributes| attributes.kind) {
+            Some(Kind::File) => Ok(Opened { layer, id }),
+            Some(Kind::Directory) => Err(Error::IsDirectory),
+            _ => Err(Error::Invalid),
+        }
+    }
+
+    /// Files and directories of all layers.
+    pub fn inodes(&self) -> u64 {
+        self.layers.after(0, usize::MAX).iter().map(|mount| u64::from(mount.record.inodes)).sum()
+    }
+}
+
+impl Opened {
+    /// Bytes from `offset` on, fewer at the file's end, if they are on this node.
+    pub fn read_held(&self, offset: u64, length: u64) -> Option<Bytes> {
+        self.layer.read_held(self.id, offset, length)
+    }
+
+    /// The same, from the registry where need be.
+    ///
+    /// Cancel safe: what is on its way arrives all the same.
+    ///
+    /// # Errors
+    /// When the registry does not give the bytes, or gives others.
+    pub async fn read(&self, offset: u64, length: u64) -> Result<Bytes, FetchError> {
+        self.layer.read(self.id, offset, length).await
+    }
+
+    /// The file of the cache that is this file, where it is held whole and in one piece.
+    pub fn backing(&self) -> Option<File> {
+        let chunk = self.layer.only_chunk(self.id)?;
+        self.layer.fetcher().cache().file(&chunk.digest?, chunk.size)
+    }
+
+    /// For the log.
+    pub fn layer(&self) -> &crate::oci::Digest {
+        &self.layer.blob().digest
+    }
+}

@@ -1,0 +1,36 @@
+//! systemd's descriptor store (systemd.service(5), `FileDescriptorStoreMax=`).
+
+use std::io;
+use std::os::fd::{BorrowedFd, FromRawFd as _, OwnedFd};
+
+use sd_notify::NotifyState;
+
+use super::Kept;
+
+const NAMES: [&str; 2] = [crate::agent::run::DEVICE, crate::agent::run::LISTENER];
+
+/// Whether the unit has a store: systemd 254 and newer say so. Older ones have to be named in the configuration.
+pub(super) fn has_store() -> bool {
+    std::env::var_os("FDSTORE").is_some() && std::env::var_os("NOTIFY_SOCKET").is_some()
+}
+
+#[expect(unsafe_code, reason = "inherited descriptors are numbers")]
+pub(super) fn take() -> io::Result<Kept> {
+    let mut kept = Kept::new();
+    for (number, name) in sd_notify::listen_fds_with_names()? {
+        // SAFETY: systemd opened it for this process, and nobody else in it has taken it: this is called once.
+        let fd = unsafe { OwnedFd::from_raw_fd(number) };
+        kept.insert(name, fd);
+    }
+    Ok(kept)
+}
+
+pub(super) fn keep(name: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
+    // One name may stand for several: what had it goes first.
+    sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)])?;
+    sd_notify::notify_with_fds(&[NotifyState::FdStore, NotifyState::FdName(name)], &[fd])
+}
+
+pub(super) fn release() -> io::Result<()> {
+    NAMES.iter().try_for_each(|name| sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]))
+}

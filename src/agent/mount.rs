@@ -1,0 +1,138 @@
+//! One lazily mounted layer: a directory of the agent's file system and the inodes of what is in it.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::{Arc, OnceLock};
+
+use tokio_util::sync::CancellationToken;
+
+use super::layer::Layer;
+use super::records::Record;
+use super::tree::FileId;
+
+/// The inode of the file system's root, where the layers' directories are.
+pub const ROOT_INODE: u64 = 1;
+
+/// A layer's directory.
+#[derive(Debug)]
+pub struct Mount {
+    pub record: Record,
+    /// Read from disk on first use where the agent was restarted.
+    layer: OnceLock<Result<Arc<Layer>, String>>,
+    /// Cancelled when the layer is let go.
+    pub gone: CancellationToken,
+}
+
+impl Mount {
+    pub fn new(record: Record, layer: Option<Arc<Layer>>) -> Self {
+        let cell = OnceLock::new();
+        if let Some(layer) = layer {
+            // The cell is new: nothing is in it.
+            let _set = cell.set(Ok(layer));
+        }
+        Self { record, layer: cell, gone: CancellationToken::new() }
+    }
+
+    /// The layer; `load` gets it from disk the first time. Others wait meanwhile.
+    pub fn layer(&self, load: impl FnOnce(&Record) -> Result<Arc<Layer>, String>) -> Result<&Arc<Layer>, &str> {
+        self.layer.get_or_init(|| load(&self.record)).as_ref().map_err(String::as_str)
+    }
+
+    /// The layer or why there is none, if that is known yet.
+    pub fn loaded(&self) -> Option<Result<&Arc<Layer>, &str>> {
+        self.layer.get().map(|outcome| outcome.as_ref().map_err(String::as_str))
+    }
+
+    /// The inode of a file of the layer.
+    pub fn inode(&self, id: FileId) -> u64 {
+        self.record.inode + u64::from(id.0)
+    }
+}
+
+/// All that is mounted.
+#[derive(Debug, Default)]
+pub struct Mounts {
+    by_number: BTreeMap<u64, Arc<Mount>>,
+    by_inode: BTreeMap<u64, Arc<Mount>>,
+}
+
+impl Mounts {
+    pub fn insert(&mut self, mount: Arc<Mount>) {
+        self.by_inode.insert(mount.record.inode, Arc::clone(&mount));
+        self.by_number.insert(mount.record.number, mount);
+    }
+
+    pub fn remove(&mut self, number: u64) -> Option<Arc<Mount>> {
+        let mount = self.by_number.remove(&number)?;
+        self.by_inode.remove(&mount.record.inode);
+        Some(mount)
+    }
+
+    pub fn get(&self, number: u64) -> Option<&Arc<Mount>> {
+        self.by_number.get(&number)
+    }
+
+    /// The layer that has the inode, and which of its files that is.
+    pub fn at(&self, inode: u64) -> Option<(&Arc<Mount>, FileId)> {
+        let (first, mount) = self.by_inode.range(..=inode).next_back()?;
+        let id = u32::try_from(inode - first).ok().filter(|id| *id < mount.record.inodes)?;
+        Some((mount, FileId(id)))
+    }
+
+    /// The mounts with numbers above `number`, in order.
+    pub fn after(&self, number: u64) -> impl Iterator<Item = &Arc<Mount>> {
+        self.by_number.range((Bound::Excluded(number), Bound::Unbounded)).map(|(_, mount)| mount)
+    }
+
+    pub fn all(&self) -> impl ExactSizeIterator<Item = &Arc<Mount>> {
+        self.by_number.values()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::remote::TocDigest;
+    use crate::oci::Digest;
+
+    fn mount(number: u64, inode: u64, inodes: u32) -> Arc<Mount> {
+        let digest = Digest::sha256_of(b"layer");
+        let record = Record {
+            number,
+            inode,
+            inodes,
+            reference: "registry.example/app:1".to_owned(),
+            digest: digest.clone(),
+            toc_digest: TocDigest::Json(digest),
+            blob_size: 0,
+            tail_start: 0,
+        };
+        Arc::new(Mount::new(record, None))
+    }
+
+    #[test]
+    fn every_inode_belongs_to_one_layer_or_none() {
+        let mut mounts = Mounts::default();
+        mounts.insert(mount(1, 2, 10));
+        mounts.insert(mount(2, 12, 3));
+        mounts.insert(mount(3, 20, 5));
+        let at = |mounts: &Mounts, inode| mounts.at(inode).map(|(mount, id)| (mount.record.number, id.0));
+        assert_eq!(at(&mounts, ROOT_INODE), None);
+        assert_eq!(
+            [2, 11, 12, 14].map(|inode| at(&mounts, inode)),
+            [Some((1, 0)), Some((1, 9)), Some((2, 0)), Some((2, 2))]
+        );
+        assert_eq!([15, 19, 25].map(|inode| at(&mounts, inode)), [None; 3]);
+        assert!(mounts.remove(2).is_some() && mounts.remove(2).is_none());
+        assert_eq!([12, 20].map(|inode| at(&mounts, inode)), [None, Some((3, 0))]);
+        assert_eq!(mounts.after(1).map(|mount| mount.record.number).collect::<Vec<_>>(), [3]);
+    }
+
+    #[test]
+    fn a_layer_is_loaded_once_and_a_bad_one_stays_bad() {
+        let mount = mount(1, 2, 10);
+        assert!(mount.loaded().is_none());
+        assert_eq!(mount.layer(|_| Err("damaged".to_owned())).unwrap_err(), "damaged");
+        assert_eq!(mount.layer(|_| panic!("loaded twice")).unwrap_err(), "damaged");
+    }
+}

@@ -1,0 +1,70 @@
+//! What the agent tells the kernel unasked (kernel, include/uapi/linux/fuse.h, `enum fuse_notify_code`).
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use super::mount::ROOT_INODE;
+
+const INVAL_INODE: u32 = 2;
+const INVAL_ENTRY: u32 = 3;
+const RESEND: u32 = 7;
+/// `struct fuse_out_header`.
+const HEADER_LEN: usize = 16;
+
+/// Writes notifications to the device of a mount.
+#[derive(Debug)]
+pub struct Notifier(OwnedFd);
+
+impl Notifier {
+    pub fn new(device: OwnedFd) -> Self {
+        Self(device)
+    }
+
+    /// Makes the kernel forget the directory of a layer, whose name it would else know for good.
+    pub fn is_gone(&self, number: u64) {
+        let name = number.to_string();
+        let length = u32::try_from(name.len()).unwrap_or_default();
+        let mut body = Vec::new();
+        body.extend(ROOT_INODE.to_ne_bytes());
+        body.extend(length.to_ne_bytes());
+        body.extend(0_u32.to_ne_bytes());
+        body.extend(name.as_bytes());
+        body.push(0);
+        match self.send(INVAL_ENTRY, &body) {
+            // It never looked the name up.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => tracing::warn!(number, %error, "the kernel was not told that a layer is gone"),
+            Ok(()) => {}
+        }
+    }
+
+    /// Makes the kernel forget which layers the root has: it keeps a listing as long as nobody says otherwise.
+    pub fn root_changed(&self) {
+        // From the first byte to the last.
+        let range = [ROOT_INODE, 0, 0];
+        let body: Vec<u8> = range.iter().flat_map(|number| number.to_ne_bytes()).collect();
+        match self.send(INVAL_INODE, &body) {
+            // It knows nothing of the root.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => tracing::debug!(%error, "the kernel may list layers that are gone"),
+            Ok(()) => {}
+        }
+    }
+
+    /// Has the kernel send again what was asked and never answered: of an agent that is no more (Linux 6.9).
+    pub fn resend(&self) -> io::Result<()> {
+        self.send(RESEND, &[])
+    }
+
+    fn send(&self, code: u32, body: &[u8]) -> io::Result<()> {
+        let length = u32::try_from(HEADER_LEN + body.len()).unwrap_or_default();
+        let mut message = Vec::with_capacity(HEADER_LEN + body.len());
+        message.extend(length.to_ne_bytes());
+        message.extend(code.to_ne_bytes());
+        // A notification answers no request.
+        message.extend(0_u64.to_ne_bytes());
+        message.extend(body);
+        rustix::io::write(&self.0, &message)?;
+        Ok(())
+    }
+}

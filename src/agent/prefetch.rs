@@ -1,0 +1,168 @@
+//! Fetches what nobody reads yet: at once what stands in front of a layer's landmark, later the rest.
+//!
+//! The rest is fetched one request at a time over all layers, only while no reader waits for bytes, and never so much
+//! that something else would have to leave the cache. A reader stops nothing that is under way.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::config::{Background, Config, Policy};
+use super::fetch::{FetchError, Reason};
+use super::layer::Layer;
+
+/// How long to stand back when a reader waits for bytes.
+const YIELD: Duration = Duration::from_millis(50);
+/// How long after a failure the rest is tried again; each further pause is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LAST_PAUSE: Duration = Duration::from_secs(300);
+
+/// What all layers share.
+#[derive(Debug)]
+pub struct Prefetch {
+    delay: Duration,
+    limit: u64,
+    /// Bytes a second; `u64::MAX` for no limit.
+    bandwidth: u64,
+    /// When the next request in the background may begin. Held while one is under way: they take turns.
+    turn: Mutex<Instant>,
+}
+
+impl Prefetch {
+    pub fn new(config: &Config) -> Self {
+        Self {
+            delay: config.background_delay,
+            limit: config.background_limit.as_u64(),
+            bandwidth: config.background_bandwidth.map_or(u64::MAX, |bandwidth| bandwidth.as_u64().max(1)),
+            turn: Mutex::new(Instant::now()),
+        }
+    }
+
+    /// Fetches of `layer` what `policy` wants, until that is done or `gone` is cancelled.
+    pub(super) async fn run(self: Arc<Self>, layer: Arc<Layer>, policy: Policy, gone: CancellationToken) {
+        let work = async {
+            if policy.prefetch {
+                self.up_to_the_landmark(&layer).await;
+            }
+            if policy.background != Background::Off {
+                tokio::time::sleep(self.delay).await;
+                self.the_rest(&layer, policy.background).await;
+            }
+        };
+        gone.run_until_cancelled(work).await;
+    }
+
+    async fn up_to_the_landmark(&self, layer: &Layer) {
+        for run in Runs::new(layer, 0..layer.tree().prefetched()) {
+            if !layer.fetcher().cache().has_room() {
+                return;
+            }
+            if let Err(error) = layer.hold(run, Reason::Prefetch).await {
+                tracing::warn!(layer = %layer.blob().digest, %error, "what should be fetched ahead is fetched when it is read");
+                return;
+            }
+        }
+    }
+
+    async fn the_rest(&self, layer: &Layer, background: Background) {
+        let budget = if background == Background::Limited { self.limit } else { u64::MAX };
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.once_through(layer, budget).await {
+                Ok(()) => return,
+                Err(error) => {
+                    tracing::debug!(layer = %layer.blob().digest, %error, "the rest is tried again later");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(LAST_PAUSE);
+                }
+            }
+        }
+    }
+
+    async fn once_through(&self, layer: &Layer, budget: u64) -> Result<(), FetchError> {
+        let chunks = u32::try_from(layer.tree().toc().chunk_count()).unwrap_or(u32::MAX);
+        for run in Runs::new(layer, 0..chunks) {
+            let mut turn = self.turn.lock().await;
+            tokio::time::sleep_until(*turn).await;
+            while layer.fetcher().is_urgent() {
+                tokio::time::sleep(YIELD).await;
+            }
+            let before = layer.traffic().bytes(Reason::Background);
+            if before >= budget || !layer.fetcher().cache().has_room() {
+                return Ok(());
+            }
+            let begun = Instant::now();
+            let outcome = layer.hold(run, Reason::Background).await;
+            *turn = begun + self.time_for(layer.traffic().bytes(Reason::Background) - before);
+            outcome?;
+        }
+        Ok(())
+    }
+
+    /// How long so many bytes take at the bandwidth that is allowed.
+    fn time_for(&self, bytes: u64) -> Duration {
+        if self.bandwidth == u64::MAX {
+            return Duration::ZERO;
+        }
+        Duration::from_nanos(
+            u64::try_from(u128::from(bytes) * 1_000_000_000 / u128::from(self.bandwidth)).unwrap_or(u64::MAX),
+        )
+    }
+}
+
+/// The chunks of a layer that are not on disk, in runs of about one request each.
+struct Runs<'a> {
+    layer: &'a Layer,
+    left: Range<u32>,
+}
+
+impl<'a> Runs<'a> {
+    fn new(layer: &'a Layer, chunks: Range<u32>) -> Self {
+        Self { layer, left: chunks }
+    }
+
+    /// How many bytes of the blob the chunk takes, if it has to be fetched.
+    fn missing(&self, number: u32) -> Option<u64> {
+        let chunk = self.layer.tree().toc().chunk(number)?;
+        let digest = chunk.digest?;
+        (!self.layer.fetcher().cache().keeps(&digest)).then(|| chunk.range.end - chunk.range.start)
+    }
+}
+
+impl Iterator for Runs<'_> {
+    type Item = Range<u32>;
+
+    fn next(&mut self) -> Option<Range<u32>> {
+        let first = self.left.clone().find(|&number| self.missing(number).is_some())?;
+        let mut bytes = self.missing(first).unwrap_or_default();
+        let mut end = first + 1;
+        while end < self.left.end
+            && let Some(more) = self.missing(end)
+            && bytes + more <= self.layer.fetcher().max_run()
+        {
+            bytes += more;
+            end += 1;
+        }
+        self.left.start = end;
+        Some(first..end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytesize::ByteSize;
+
+    use super::*;
+
+    #[test]
+    fn a_bandwidth_makes_requests_wait() {
+        let with = |background_bandwidth| Prefetch::new(&Config { background_bandwidth, ..Config::default() });
+        assert_eq!(with(None).time_for(u64::MAX), Duration::ZERO);
+        assert_eq!(with(Some(ByteSize::mib(1))).time_for(1 << 19), Duration::from_millis(500));
+        assert_eq!(with(Some(ByteSize(0))).time_for(2), Duration::from_secs(2), "none at all would be `off`");
+    }
+}

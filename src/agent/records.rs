@@ -1,0 +1,197 @@
+//! What is kept on disk of the layers that are mounted, so that a start needs no registry.
+//!
+//! ```text
+//! <root>/layers/<number>.json       a mounted layer
+//! <root>/layers/<hex digest>.tail   the end of its blob, with the TOC; shared by mounts of the same layer
+//! <root>/layers/next                the first number and inode that were never given
+//! ```
+//! A file is written under another name and renamed. A record is there before its layer is visible, and gone after.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::remote::{Tail, TocDigest};
+use crate::oci::Digest;
+
+const NEXT: &str = "next";
+/// The inode of the root, and the first number of a layer.
+const FIRST: Next = Next { number: 1, inode: 2 };
+
+/// A mounted layer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    pub number: u64,
+    /// The inode of its root; those of its files follow.
+    pub inode: u64,
+    pub inodes: u32,
+    /// The image, as the client names it.
+    pub reference: String,
+    pub digest: Digest,
+    pub toc_digest: TocDigest,
+    pub blob_size: u64,
+    /// Where the kept end of the blob begins.
+    pub tail_start: u64,
+}
+
+/// What was never given out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Next {
+    number: u64,
+    inode: u64,
+}
+
+#[derive(Debug)]
+pub struct Records {
+    folder: PathBuf,
+}
+
+impl Records {
+    pub fn open(root: &Path) -> io::Result<Self> {
+        let folder = root.join("layers");
+        DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+        Ok(Self { folder })
+    }
+
+    /// A number and the first of `inodes` inodes for a layer; never given again, not even after a crash.
+    ///
+    /// One caller at a time.
+    pub fn reserve(&self, inodes: u32) -> io::Result<(u64, u64)> {
+        let path = self.folder.join(NEXT);
+        let next = match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes)?,
+            // Without the file no record may be there that could have the numbers already.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.load()?.is_empty() => FIRST,
+            Err(error) => return Err(error),
+        };
+        let after = Next { number: next.number + 1, inode: next.inode + u64::from(inodes) };
+        self.write(NEXT, &serde_json::to_vec(&after)?)?;
+        Ok((next.number, next.inode))
+    }
+
+    pub fn insert(&self, record: &Record, tail: &Tail) -> io::Result<()> {
+        let tail_name = tail_name(&record.digest);
+        if !self.folder.join(&tail_name).exists() {
+            self.write(&tail_name, &tail.bytes)?;
+        }
+        self.write(&record_name(record.number), &serde_json::to_vec(record)?)
+    }
+
+    /// Removes a record, and the end of the blob with the last record that needs it.
+    pub fn remove(&self, record: &Record) -> io::Result<()> {
+        remove(&self.folder.join(record_name(record.number)))?;
+        if self.load()?.iter().any(|(_, other)| other.as_ref().is_ok_and(|other| other.digest == record.digest)) {
+            return Ok(());
+        }
+        remove(&self.folder.join(tail_name(&record.digest)))
+    }
+
+    /// Every record by its number, those that cannot be read among them.
+    pub fn load(&self) -> io::Result<Vec<(u64, io::Result<Record>)>> {
+        let mut records = Vec::new();
+        for entry in fs::read_dir(&self.folder)? {
+            let path = entry?.path();
+            let stem = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
+            let Some(number) = stem.filter(|_| path.extension().is_some_and(|extension| extension == "json")) else {
+                continue;
+            };
+            records.push((number, fs::read(&path).and_then(|bytes| Ok(serde_json::from_slice(&bytes)?))));
+        }
+        records.sort_by_key(|(number, _)| *number);
+        Ok(records)
+    }
+
+    /// The end of a layer's blob.
+    pub fn tail(&self, record: &Record) -> io::Result<Tail> {
+        let bytes = fs::read(self.folder.join(tail_name(&record.digest)))?;
+        Ok(Tail { blob_size: record.blob_size, start: record.tail_start, bytes: bytes.into() })
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let new = self.folder.join(format!("{name}.new"));
+        let mut file = File::create(&new)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&new, self.folder.join(name))?;
+        File::open(&self.folder)?.sync_all()
+    }
+}
+
+fn record_name(number: u64) -> String {
+    format!("{number}.json")
+}
+
+fn tail_name(digest: &Digest) -> String {
+    format!("{}-{}.tail", digest.algorithm().name(), digest.hex())
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        outcome => outcome,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(number: u64, digest: &Digest) -> Record {
+        Record {
+            number,
+            inode: 2,
+            inodes: 10,
+            reference: "registry.example/app:1".to_owned(),
+            digest: digest.clone(),
+            toc_digest: TocDigest::Json(Digest::sha256_of(b"toc")),
+            blob_size: 100,
+            tail_start: 96,
+        }
+    }
+
+    fn tail() -> Tail {
+        Tail { blob_size: 100, start: 96, bytes: "tail".into() }
+    }
+
+    #[test]
+    fn records_come_back_and_share_the_end_of_their_blob() {
+        let root = tempfile::tempdir().unwrap();
+        let records = Records::open(root.path()).unwrap();
+        let digest = Digest::sha256_of(b"layer");
+        let (one, two) = (record(1, &digest), record(2, &digest));
+        records.insert(&one, &tail()).unwrap();
+        records.insert(&two, &tail()).unwrap();
+        let loaded: Vec<Record> = records.load().unwrap().into_iter().map(|(_, record)| record.unwrap()).collect();
+        assert_eq!(loaded, [one.clone(), two.clone()]);
+        records.remove(&one).unwrap();
+        assert_eq!(records.tail(&two).unwrap().bytes, "tail");
+        records.remove(&two).unwrap();
+        assert!(records.tail(&two).is_err());
+        assert_eq!(fs::read_dir(root.path().join("layers")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn numbers_are_never_given_again() {
+        let root = tempfile::tempdir().unwrap();
+        let records = Records::open(root.path()).unwrap();
+        assert_eq!(records.reserve(10).unwrap(), (1, 2));
+        assert_eq!(records.reserve(5).unwrap(), (2, 12));
+        assert_eq!(Records::open(root.path()).unwrap().reserve(1).unwrap(), (3, 17));
+        records.insert(&record(3, &Digest::sha256_of(b"layer")), &tail()).unwrap();
+        fs::remove_file(root.path().join("layers/next")).unwrap();
+        assert!(records.reserve(1).is_err(), "what is mounted could have the number");
+    }
+
+    #[test]
+    fn a_bad_record_hides_no_other() {
+        let root = tempfile::tempdir().unwrap();
+        let records = Records::open(root.path()).unwrap();
+        records.insert(&record(2, &Digest::sha256_of(b"layer")), &tail()).unwrap();
+        fs::write(root.path().join("layers/1.json"), "{").unwrap();
+        let loaded = records.load().unwrap();
+        assert!(matches!(loaded.as_slice(), [(1, Err(_)), (2, Ok(_))]));
+    }
+}

@@ -1,0 +1,183 @@
+//! Opens a layer in a registry: its TOC, verified, from one or two requests.
+//!
+//! ```text
+//! labels: digest, TOC digest ─ none? ─▶ the manifest says it
+//! GET the blob's last bytes ▶ footer ▶ TOC within? ─ no ─▶ GET the rest of it ▶ inflate ▶ verify
+//! ```
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use estargz::toc::{Limits, TocError};
+use estargz::{Footer, Toc, UnverifiedToc, footer};
+use futures::TryStreamExt as _;
+use serde::{Deserialize, Serialize};
+
+use super::fetch::Blob;
+use super::spec::{LayerSpec, TOC_DIGEST};
+use crate::oci::manifest::ImageManifest;
+use crate::oci::{Digest, ImageName, Reference};
+use crate::upstream::{self, Source, Upstreams};
+
+/// How much of a blob's end is asked for first: the TOC of some ten thousand files, or the whole of a small layer.
+const TAIL: u64 = 512 << 10;
+/// What names the TOC of a zstd:chunked layer (containers/storage, pkg/chunked); the older name comes second.
+const ZSTD_CHECKSUMS: [&str; 2] =
+    ["io.github.containers.zstd-chunked.manifest-checksum", "io.containers.zstd-chunked.manifest-checksum"];
+
+/// Which TOC a layer is to have.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TocDigest {
+    /// Of its JSON.
+    Json(Digest),
+    /// Of its compressed bytes, as zstd:chunked has it.
+    Section(Digest),
+}
+
+/// The end of a blob, from the TOC's first byte on at the latest.
+#[derive(Debug, Clone)]
+pub struct Tail {
+    pub blob_size: u64,
+    pub start: u64,
+    pub bytes: Bytes,
+}
+
+/// A layer that can be read.
+#[derive(Debug)]
+pub struct Opened {
+    pub toc: Toc,
+    pub toc_digest: TocDigest,
+    pub blob: Blob,
+    pub tail: Tail,
+    /// Requests that it took.
+    pub requests: u64,
+}
+
+/// Why a layer is not mounted lazily; its snapshot is unpacked the ordinary way then.
+#[derive(Debug, thiserror::Error)]
+pub enum NotLazy {
+    #[error("a rule of the configuration has it unpacked")]
+    Excluded,
+    #[error("nothing says which TOC it has")]
+    NoTocDigest,
+    #[error("the manifest of {0} does not name it")]
+    NotInManifest(String),
+    #[error("{0:?} names no image: {1}")]
+    Reference(String, String),
+    #[error("the registry: {0}")]
+    Upstream(#[from] upstream::Error),
+    #[error("its footer: {0}")]
+    Footer(#[from] estargz::footer::FooterError),
+    #[error("its TOC: {0}")]
+    Toc(#[from] TocError),
+    #[error("its TOC is another blob, which is not supported")]
+    ExternalToc,
+    #[error("{0}")]
+    Tree(#[from] super::tree::TreeError),
+    #[error("opening it took longer than {}", humantime::format_duration(*.0))]
+    Slow(std::time::Duration),
+    #[error("lazy mounts are off: {0}")]
+    Off(String),
+    #[error("{0}")]
+    Internal(String),
+}
+
+/// Opens the layer that a client asks for.
+///
+/// # Errors
+/// When it cannot be had, has no TOC, or another one than its image says.
+pub async fn open(upstreams: &Upstreams, spec: &LayerSpec) -> Result<Opened, NotLazy> {
+    let (name, source) = find(upstreams, &spec.reference)?;
+    let (toc_digest, asked) = match &spec.toc_digest {
+        Some(digest) => (TocDigest::Json(digest.clone()), 0),
+        None => (from_manifest(&source, &name, spec).await?, 1),
+    };
+    let (tail, requests) = tail(&source, &name, &spec.digest).await?;
+    let toc = {
+        let (tail, toc_digest) = (tail.clone(), toc_digest.clone());
+        let read = tokio::task::spawn_blocking(move || read(&tail, &toc_digest));
+        read.await.map_err(|error| NotLazy::Internal(error.to_string()))??
+    };
+    let blob = Blob { source, repository: name.repository, digest: spec.digest.clone(), size: tail.blob_size };
+    Ok(Opened { toc, toc_digest, blob, tail, requests: asked + requests })
+}
+
+/// Where an image is.
+pub fn find(upstreams: &Upstreams, reference: &str) -> Result<(ImageName, Source), NotLazy> {
+    let bad = |error: crate::oci::name::ParseImageNameError| NotLazy::Reference(reference.to_owned(), error.reason);
+    let name: ImageName = reference.parse().map_err(bad)?;
+    let source = upstreams.get(&name.host)?;
+    Ok((name, source))
+}
+
+/// The TOC in the end of a blob. Blocks: a large TOC takes a second.
+pub fn read(tail: &Tail, toc_digest: &TocDigest) -> Result<Toc, NotLazy> {
+    let footer = footer_in(tail)?;
+    let section = footer.toc_range().and_then(|range| tail.slice(&range)).ok_or(NotLazy::ExternalToc)?;
+    let unverified = UnverifiedToc::parse(section, &footer, &Limits::default())?;
+    Ok(match toc_digest {
+        TocDigest::Json(digest) => unverified.verify(&checked(digest)?)?,
+        TocDigest::Section(digest) => unverified.verify_section(&checked(digest)?)?,
+    })
+}
+
+fn checked(digest: &Digest) -> Result<estargz::Digest, NotLazy> {
+    digest.to_string().parse().map_err(|error: estargz::digest::ParseDigestError| NotLazy::Internal(error.to_string()))
+}
+
+async fn from_manifest(source: &Source, name: &ImageName, spec: &LayerSpec) -> Result<TocDigest, NotLazy> {
+    let by_digest = spec.manifest_digest.clone().map(Reference::Digest);
+    let Some(reference) = by_digest.or_else(|| name.reference()) else { return Err(NotLazy::NoTocDigest) };
+    let manifest = source.manifest(&name.repository, &reference).await?;
+    // An index has no layers; the client would have named the manifest it chose from it.
+    let Ok(manifest) = serde_json::from_slice::<ImageManifest>(&manifest.bytes) else {
+        return Err(NotLazy::NoTocDigest);
+    };
+    let layer = manifest.layers.iter().find(|layer| layer.digest == spec.digest);
+    let layer = layer.ok_or_else(|| NotLazy::NotInManifest(name.to_string()))?;
+    let digest = |key: &str| layer.annotations.get(key)?.as_str()?.parse::<Digest>().ok();
+    let section = || ZSTD_CHECKSUMS.iter().find_map(|key| digest(key)).map(TocDigest::Section);
+    digest(TOC_DIGEST).map(TocDigest::Json).or_else(section).ok_or(NotLazy::NoTocDigest)
+}
+
+/// The end of a blob with all of its TOC, and how many requests that took.
+async fn tail(source: &Source, name: &ImageName, digest: &Digest) -> Result<(Tail, u64), NotLazy> {
+    let body = source.blob_tail(&name.repository, digest, TAIL).await?;
+    let (blob_size, start) = (body.blob_size, body.range.start);
+    let pieces: Vec<Bytes> = body.stream.try_collect().await?;
+    let tail = Tail { blob_size, start, bytes: pieces.concat().into() };
+    let Some(toc) = footer_in(&tail)?.toc_range() else { return Err(NotLazy::ExternalToc) };
+    let limit = Limits::default().max_compressed_bytes;
+    if toc.end - toc.start > limit {
+        return Err(TocError::Limit { what: "compressed bytes", limit }.into());
+    }
+    if toc.start >= start {
+        return Ok((tail, 1));
+    }
+    let body = source.blob(&name.repository, digest, Some(toc.start..start)).await?;
+    let mut pieces: Vec<Bytes> = body.stream.try_collect().await?;
+    pieces.push(tail.bytes);
+    Ok((Tail { blob_size, start: toc.start, bytes: pieces.concat().into() }, 2))
+}
+
+fn footer_in(tail: &Tail) -> Result<Footer, NotLazy> {
+    let end = tail.slice(&footer::tail_range(tail.blob_size)).unwrap_or(&tail.bytes);
+    Ok(Footer::parse(end, tail.blob_size)?)
+}
+
+impl Tail {
+    fn slice(&self, range: &Range<u64>) -> Option<&[u8]> {
+        let start = usize::try_from(range.start.checked_sub(self.start)?).ok()?;
+        let end = usize::try_from(range.end.checked_sub(self.start)?).ok()?;
+        self.bytes.get(start..end)
+    }
+
+    /// No more than it takes to read the TOC again.
+    #[must_use]
+    pub fn trimmed(&self) -> Self {
+        let from = footer_in(self).ok().and_then(|footer| footer.toc_range()).map_or(self.start, |range| range.start);
+        let cut = usize::try_from(from.saturating_sub(self.start)).unwrap_or_default().min(self.bytes.len());
+        Self { blob_size: self.blob_size, start: self.start + cut as u64, bytes: self.bytes.slice(cut..) }
+    }
+}

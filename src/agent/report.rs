@@ -1,0 +1,114 @@
+//! What the agent tells of itself: which layers are lazy, how much of them is here, and which are not lazy and why.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use super::cache::Held;
+use super::fetch::Reason;
+use super::mount::Mount;
+use super::remote::NotLazy;
+use super::spec::LayerSpec;
+use crate::oci::Digest;
+
+/// How many layers that were not mounted lazily are remembered.
+const MAX_REFUSALS: usize = 200;
+
+/// All that is told.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    pub layers: Vec<LayerReport>,
+    pub cache: Held,
+    /// Most bytes of the cache.
+    pub cache_limit: u64,
+    /// The newest come last.
+    pub refusals: Vec<Refusal>,
+}
+
+/// A layer that is mounted lazily.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LayerReport {
+    pub number: u64,
+    pub image: String,
+    pub digest: Digest,
+    /// Bytes of the layer in the registry.
+    pub blob_size: u64,
+    /// What its files hold, and what of that is on this node; not known before its first use since the start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<Measure>,
+    pub requests: u64,
+    pub read_bytes: u64,
+    pub prefetched_bytes: u64,
+    pub background_bytes: u64,
+    /// Chunks that could not be had, or were refused.
+    pub errors: u64,
+    /// Why none of its files can be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub damage: Option<String>,
+}
+
+/// What a layer's files hold.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Measure {
+    pub bytes: u64,
+    pub held_bytes: u64,
+    pub held_chunks: u64,
+}
+
+/// A layer that is not mounted lazily.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    pub image: String,
+    pub digest: Digest,
+    pub reason: String,
+    /// When it was last asked for.
+    #[serde(with = "humantime_serde")]
+    pub at: SystemTime,
+    pub times: u64,
+}
+
+impl LayerReport {
+    pub(super) fn of(mount: &Mount) -> Self {
+        let loaded = mount.loaded();
+        let damage = loaded.and_then(Result::err).map(str::to_owned);
+        let layer = loaded.and_then(Result::ok);
+        let traffic = layer.map(|layer| layer.traffic());
+        let bytes = |reason| traffic.map_or(0, |traffic| traffic.bytes(reason));
+        Self {
+            number: mount.record.number,
+            image: mount.record.reference.clone(),
+            digest: mount.record.digest.clone(),
+            blob_size: mount.record.blob_size,
+            content: layer.map(|layer| layer.measure()),
+            requests: traffic.map_or(0, |traffic| traffic.requests()),
+            read_bytes: bytes(Reason::Read),
+            prefetched_bytes: bytes(Reason::Prefetch),
+            background_bytes: bytes(Reason::Background),
+            errors: traffic.map_or(0, |traffic| traffic.errors()),
+            damage,
+        }
+    }
+}
+
+/// The layers that were not mounted lazily of late.
+#[derive(Debug, Default)]
+pub(super) struct Refusals(Mutex<VecDeque<Refusal>>);
+
+impl Refusals {
+    pub(super) fn note(&self, spec: &LayerSpec, reason: &NotLazy) {
+        let mut refusals = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (image, digest, reason) = (spec.reference.clone(), spec.digest.clone(), reason.to_string());
+        let is_same = |known: &Refusal| (&known.image, &known.digest, &known.reason) == (&image, &digest, &reason);
+        let known = refusals.iter().position(is_same).and_then(|index| refusals.remove(index));
+        let times = known.map_or(0, |known| known.times) + 1;
+        refusals.push_back(Refusal { image, digest, reason, at: SystemTime::now(), times });
+        let surplus = refusals.len().saturating_sub(MAX_REFUSALS);
+        drop(refusals.drain(..surplus));
+    }
+
+    pub(super) fn all(&self) -> Vec<Refusal> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+}

@@ -1,0 +1,242 @@
+//! The agent's life: take over what an earlier process left, serve, and leave it to the next.
+
+use std::fs::DirBuilder;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
+
+use super::api::{self, Api};
+use super::config::Config;
+use super::filesystem::FileSystem;
+use super::fuse::Adapter;
+use super::keeper::{Keeper, Kept};
+use super::layers::Layers;
+use super::notify::Notifier;
+use super::opens::Opens;
+use super::server::{self, ServeError};
+use super::session::{self, Device, SessionError};
+use super::snapshots::{self, Snapshots};
+use super::snapshotter::Snapshotter;
+use crate::upstream::Upstreams;
+
+/// What a keeper knows the FUSE device and the listening socket by.
+pub const DEVICE: &str = "fuse";
+pub const LISTENER: &str = "socket";
+
+/// How long an earlier process may take to let go of the metadata: a read of its own may have to be answered first.
+const PATIENCE: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(50);
+
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("an agent runs already with the root {0}")]
+    Running(PathBuf),
+    #[error("the root {path} cannot be used")]
+    Root { path: PathBuf, source: io::Error },
+    #[error("nothing keeps the mounts while the agent restarts")]
+    Keeper(#[source] io::Error),
+    #[error("the snapshots cannot be opened")]
+    Snapshots(#[source] snapshots::Error),
+    #[error("the lazy mounts ended: somebody unmounted {0}")]
+    Unmounted(PathBuf),
+    #[error(transparent)]
+    Api(#[from] api::ApiError),
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    #[error("{0}")]
+    Internal(String),
+}
+
+/// Serves containerd until `shutdown`; the lazy mounts stay.
+///
+/// # Errors
+/// When the root, the socket or the keeper cannot be used, or when the mount goes away.
+pub async fn run(config: &Config, upstreams: Upstreams, shutdown: CancellationToken) -> Result<(), RunError> {
+    let root = checked_root(config).await?;
+    let (kind, place) = (config.keeper, root.clone());
+    let (keeper, mut kept) = blocking(move || Keeper::open(kind, &place)).await?.map_err(RunError::Keeper)?;
+    let (own, upstreams) = (config.clone(), upstreams.clone());
+    let layers = blocking(move || Layers::open(&own, upstreams)).await?;
+    let layers = Arc::new(layers.map_err(|source| RunError::Root { path: root.clone(), source })?);
+
+    // Before the snapshots: an earlier process may wait for an answer of the file system before it lets go of them.
+    let unmounted = match mount(config, &keeper, &mut kept, &layers).await {
+        Ok(unmounted) => Some(unmounted),
+        Err(error) => {
+            tracing::error!(error = chain(&error), "no layer is mounted lazily: images are unpacked");
+            None
+        }
+    };
+    let place = root.clone();
+    let snapshots = blocking(move || open_snapshots(&place)).await?.map_err(RunError::Snapshots)?;
+    let snapshots = Arc::new(snapshots);
+    tidy_up(&layers, &snapshots).await?;
+
+    let listener = server::bind(&config.address, kept.remove(LISTENER))?;
+    keeper.keep(LISTENER, listener.as_fd()).map_err(RunError::Keeper)?;
+    let api = Api::bind(&root, config.listen, Arc::clone(&layers)).await?;
+    let api = tokio::spawn(api.serve(shutdown.clone()));
+    let resumed = Arc::clone(&layers);
+    let resuming = tokio::spawn(async move { resumed.resume().await });
+    tracing::info!(
+        address = %config.address.display(),
+        root = %root.display(),
+        keeper = keeper.name(),
+        layers = layers.len(),
+        "listening"
+    );
+    // Nobody may be listening: not every start is systemd's.
+    let _unheard = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+
+    let serving = server::serve(listener, Snapshotter::new(snapshots, layers), shutdown);
+    let outcome = tokio::select! {
+        outcome = serving => outcome.map_err(RunError::Serve),
+        () = ended(unmounted) => Err(RunError::Unmounted(Layers::mountpoint(&root))),
+    };
+    resuming.abort();
+    api.abort();
+    outcome
+}
+
+/// The root, made if need be, which no other agent uses.
+async fn checked_root(config: &Config) -> Result<PathBuf, RunError> {
+    let failed = |source| RunError::Root { path: config.root.clone(), source };
+    let root = std::path::absolute(&config.root).map_err(failed)?;
+    DirBuilder::new().recursive(true).mode(0o700).create(&root).map_err(failed)?;
+    if api::is_answered(&root).await { Err(RunError::Running(root)) } else { Ok(root) }
+}
+
+/// Takes over the mount of an earlier process or makes one, and answers the kernel on threads of its own. What is
+/// given is told when the mount is gone.
+async fn mount(
+    config: &Config,
+    keeper: &Keeper,
+    kept: &mut Kept,
+    layers: &Arc<Layers>,
+) -> Result<oneshot::Receiver<()>, MountError> {
+    let root = std::path::absolute(&config.root)?;
+    let fd = kept.remove(DEVICE);
+    let place = root.clone();
+    let device = blocking(move || device(&place, fd)).await.map_err(io::Error::other)??;
+    if device.is_new() {
+        // From here on a crash loses nothing.
+        keeper.keep(DEVICE, device.as_fd())?;
+    }
+    let opens = Opens::load(&root.join("opens"), device.is_new())?;
+    let adapter = Adapter::new(
+        FileSystem::new(Arc::clone(layers)),
+        opens,
+        device.duplicate()?,
+        tokio::runtime::Handle::current(),
+        config.read_timeout,
+        config.passthrough,
+    );
+    let threads = config.threads;
+    let notifier = Notifier::new(device.duplicate()?);
+    let is_new = device.is_new();
+    let session = blocking(move || device.serve(adapter, threads)).await.map_err(io::Error::other)??;
+    let (done, unmounted) = oneshot::channel();
+    std::thread::Builder::new().name("fuse".to_owned()).spawn(move || {
+        if let Err(error) = session.run() {
+            tracing::error!(%error, "the kernel is not answered any more");
+        }
+        // Nobody hears it while the agent stops.
+        let _unheard = done.send(());
+    })?;
+    if !is_new && let Err(error) = notifier.resend() {
+        tracing::warn!(%error, "reads that an earlier process left unanswered stay so: the kernel is older than Linux 6.9");
+    }
+    layers.announce_to(notifier);
+    let mountpoint = Layers::mountpoint(&root);
+    blocking(move || session::read_further_ahead(&mountpoint)).await.map_err(io::Error::other)?;
+    Ok(unmounted)
+}
+
+#[derive(Debug, thiserror::Error)]
+enum MountError {
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    #[error("the mount cannot be served")]
+    Io(#[from] io::Error),
+}
+
+fn device(root: &Path, kept: Option<OwnedFd>) -> Result<Device, SessionError> {
+    let saved = root.join("init");
+    if let Some(fd) = kept {
+        match Device::adopt(fd, &saved) {
+            Ok(device) => return Ok(device),
+            Err(error) => tracing::error!(error = chain(&error), "the kept mount cannot be taken over"),
+        }
+    }
+    Device::mount(&Layers::mountpoint(root), &saved)
+}
+
+/// Waits for an earlier process to let go of the metadata.
+fn open_snapshots(root: &Path) -> Result<Snapshots, snapshots::Error> {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    loop {
+        match Snapshots::open(root) {
+            Err(error) if error.is_in_use() && std::time::Instant::now() < deadline => std::thread::sleep(POLL),
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Lets go what a crash left: layers without a snapshot, directories without a record.
+async fn tidy_up(layers: &Arc<Layers>, snapshots: &Arc<Snapshots>) -> Result<(), RunError> {
+    let own = Arc::clone(snapshots);
+    match blocking(move || own.lazy_numbers()).await?.map_err(RunError::Snapshots)? {
+        Some(numbers) => layers.retain(&numbers).await,
+        None => tracing::warn!("a snapshot's record is damaged: layers without a snapshot are kept"),
+    }
+    let own = Arc::clone(snapshots);
+    if let Err(error) = blocking(move || own.cleanup()).await? {
+        tracing::warn!(%error, "orphans stay");
+    }
+    Ok(())
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, RunError> {
+    spawn_blocking(work).await.map_err(|error| RunError::Internal(error.to_string()))
+}
+
+/// Waits for the end of a mount, for ever if there is none.
+async fn ended(unmounted: Option<oneshot::Receiver<()>>) {
+    match unmounted {
+        Some(unmounted) => drop(unmounted.await),
+        None => std::future::pending().await,
+    }
+}
+
+/// Unmounts the lazy layers of an agent that does not run, and ends their keeper.
+///
+/// # Errors
+/// When the agent runs, or its mount cannot be undone.
+pub async fn unmount(config: &Config) -> Result<(), RunError> {
+    let root = checked_root(config).await?;
+    let kind = config.keeper;
+    let work = move || {
+        let (keeper, kept) = Keeper::open(kind, &root)?;
+        drop(kept);
+        session::clear(&Layers::mountpoint(&root))?;
+        keeper.release()
+    };
+    blocking(work).await?.map_err(RunError::Keeper)
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

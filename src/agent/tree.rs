@@ -1,0 +1,391 @@
+//! The tree of a layer as overlayfs wants it, from a TOC.
+//!
+//! A whiteout entry `.wh.NAME` is the character device 0:0 called `NAME`, an opaque directory has an attribute that
+//! says so (kernel, overlayfs.rst, "whiteouts and opaque directories"); the format's own entries are not shown. The
+//! root has a hidden directory `.stargz-snapshotter` with one file that tells of the layer, as the reference has it.
+
+use std::collections::HashSet;
+
+use estargz::Toc;
+use estargz::toc::{Kind, Node, NodeId, Time};
+
+/// How the name of a whiteout begins (OCI image-spec, layer.md, "Whiteouts").
+const WHITEOUT: &[u8] = b".wh.";
+/// Entries of AUFS's own, the opaque marker among them; none is a whiteout of a name.
+const AUFS: &[u8] = b".wh..wh.";
+const OPAQUE: &[u8] = b".wh..wh..opq";
+/// The format's own entries, in the root.
+const HIDDEN: [&[u8]; 3] = [b".prefetch.landmark", b".no.prefetch.landmark", b"stargz.index.json"];
+const STATE_DIRECTORY: &[u8] = b".stargz-snapshotter";
+/// overlayfs's own attributes, which no image may set.
+const OVERLAY_XATTRS: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
+/// What marks an opaque directory, with and without the mount option `userxattr`.
+const OPAQUE_XATTRS: [&[u8]; 2] = [b"trusted.overlay.opaque", b"user.overlay.opaque"];
+/// As ext4 has it for a directory of one block.
+const DIRECTORY_SIZE: u64 = 4096;
+
+/// A file or directory of a layer; the numbers of the TOC's nodes, then those of the state directory and its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FileId(pub u32);
+
+impl FileId {
+    pub const ROOT: Self = Self(0);
+}
+
+/// The tree of one layer.
+#[derive(Debug)]
+pub struct Tree {
+    toc: Toc,
+    whiteouts: HashSet<u32>,
+    opaque: HashSet<u32>,
+    state_name: Vec<u8>,
+    state: Vec<u8>,
+}
+
+/// Why a layer cannot be shown lazily.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TreeError {
+    #[error("{0:?} is a hard link to a file of a lower layer")]
+    LinkOutside(String),
+    #[error("{0:?} is a whiteout with several names")]
+    LinkedWhiteout(String),
+}
+
+/// What `stat` tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attributes {
+    pub kind: Kind,
+    /// Permission bits, set-uid, set-gid and sticky.
+    pub mode: u16,
+    pub uid: u32,
+    pub gid: u32,
+    pub links: u32,
+    pub size: u64,
+    pub modified: Time,
+    /// Major and minor number of a device.
+    pub device: (u32, u32),
+}
+
+/// A name in a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry<'a> {
+    pub name: &'a [u8],
+    pub id: FileId,
+    /// Where to go on behind this entry.
+    pub next: usize,
+}
+
+/// Where the content of a regular file is.
+#[derive(Debug)]
+pub enum Content<'a> {
+    /// In the layer's chunks.
+    Chunks(Node<'a>),
+    /// Here.
+    Bytes(&'a [u8]),
+}
+
+impl Tree {
+    /// `state` is what the hidden file `NAME` tells of the layer.
+    ///
+    /// # Errors
+    /// When the layer alone does not say what a file is.
+    pub fn new(toc: Toc, state_name: &str, state: Vec<u8>) -> Result<Self, TreeError> {
+        let (mut whiteouts, mut opaque) = (HashSet::new(), HashSet::new());
+        for directory in nodes(&toc).filter(|node| node.kind() == Kind::Directory) {
+            for (name, node) in directory.children() {
+                let shown = || String::from_utf8_lossy(name).into_owned();
+                if node.kind() == Kind::DanglingLink {
+                    return Err(TreeError::LinkOutside(shown()));
+                }
+                if name == OPAQUE {
+                    opaque.insert(directory.id().0);
+                } else if is_whiteout(name) {
+                    if node.links() > 1 {
+                        return Err(TreeError::LinkedWhiteout(shown()));
+                    }
+                    whiteouts.insert(node.id().0);
+                }
+            }
+        }
+        Ok(Self { toc, whiteouts, opaque, state_name: state_name.as_bytes().to_vec(), state })
+    }
+
+    pub fn toc(&self) -> &Toc {
+        &self.toc
+    }
+
+    /// How many files and directories there are: their numbers are below.
+    pub fn len(&self) -> u32 {
+        // The reader's limit on names keeps it far below.
+        u32::try_from(self.toc.len()).unwrap_or(u32::MAX - 2) + 2
+    }
+
+    /// A tree has a root at least.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    fn state_directory(&self) -> FileId {
+        FileId(self.len() - 2)
+    }
+
+    fn state_file(&self) -> FileId {
+        FileId(self.len() - 1)
+    }
+
+    pub fn attributes(&self, id: FileId) -> Option<Attributes> {
+        let root = self.toc.root();
+        let own = |kind, mode, links, size| Attributes {
+            kind,
+            mode,
+            uid: 0,
+            gid: 0,
+            links,
+            size,
+            modified: root.modified(),
+            device: (0, 0),
+        };
+        if id == self.state_directory() {
+            return Some(own(Kind::Directory, 0o500, 2, DIRECTORY_SIZE));
+        }
+        if id == self.state_file() {
+            return Some(own(Kind::File, 0o400, 1, self.state.len() as u64));
+        }
+        let node = self.toc.node(NodeId(id.0))?;
+        let is_whiteout = self.whiteouts.contains(&id.0);
+        Some(Attributes {
+            kind: if is_whiteout { Kind::CharDevice } else { node.kind() },
+            mode: if is_whiteout { 0 } else { node.mode() },
+            uid: node.uid(),
+            gid: node.gid(),
+            links: node.links(),
+            size: match node.kind() {
+                Kind::Directory => DIRECTORY_SIZE,
+                Kind::Symlink => node.target().len() as u64,
+                _ if is_whiteout => 0,
+                _ => node.size(),
+            },
+            modified: node.modified(),
+            device: if is_whiteout { (0, 0) } else { node.device() },
+        })
+    }
+
+    /// The file called `name` in a directory.
+    pub fn lookup(&self, parent: FileId, name: &[u8]) -> Option<FileId> {
+        if parent == self.state_directory() {
+            return (name == self.state_name).then_some(self.state_file());
+        }
+        if parent == FileId::ROOT && name == STATE_DIRECTORY {
+            return Some(self.state_directory());
+        }
+        let directory = self.toc.node(NodeId(parent.0))?;
+        if is_hidden(parent, name) || name.starts_with(WHITEOUT) {
+            return None;
+        }
+        let node = directory.child(name).or_else(|| directory.child(&[WHITEOUT, name].concat()))?;
+        Some(FileId(node.id().0))
+    }
+
+    /// The names in a directory from `start` on, which is 0 or an entry's `next`.
+    pub fn entries(&self, directory: FileId, start: usize) -> impl Iterator<Item = Entry<'_>> {
+        let node = self.toc.node(NodeId(directory.0));
+        let children = node.into_iter().flat_map(|node| node.children());
+        children.enumerate().skip(start).filter_map(move |(index, (name, child))| {
+            let name = match name.strip_prefix(WHITEOUT) {
+                _ if is_hidden(directory, name) => return None,
+                None => name,
+                Some(_) if !is_whiteout(name) => return None,
+                // A layer that removes a name and has it anew shows it anew.
+                Some(name) if node.is_some_and(|node| node.child(name).is_some()) => return None,
+                Some(name) => name,
+            };
+            Some(Entry { name, id: FileId(child.id().0), next: index + 1 })
+        })
+    }
+
+    /// Where a symbolic link points.
+    pub fn target(&self, id: FileId) -> Option<&[u8]> {
+        let node = self.toc.node(NodeId(id.0))?;
+        (node.kind() == Kind::Symlink).then(|| node.target())
+    }
+
+    /// The content of a regular file.
+    pub fn content(&self, id: FileId) -> Option<Content<'_>> {
+        if id == self.state_file() {
+            return Some(Content::Bytes(&self.state));
+        }
+        let node = self.toc.node(NodeId(id.0))?;
+        (node.kind() == Kind::File && !self.whiteouts.contains(&id.0)).then_some(Content::Chunks(node))
+    }
+
+    /// The value of an extended attribute.
+    pub fn xattr(&self, id: FileId, name: &[u8]) -> Option<&[u8]> {
+        if OPAQUE_XATTRS.contains(&name) {
+            return self.opaque.contains(&id.0).then_some(b"y");
+        }
+        self.xattrs(id).find(|(key, _)| *key == name).map(|(_, value)| value)
+    }
+
+    /// The extended attributes that are the image's; what is said to overlayfs alone is not among them.
+    pub fn xattrs(&self, id: FileId) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let node = self.toc.node(NodeId(id.0)).filter(|_| !self.whiteouts.contains(&id.0));
+        let is_overlays = |name: &[u8]| OVERLAY_XATTRS.iter().any(|prefix| name.starts_with(prefix));
+        node.into_iter().flat_map(|node| node.xattrs()).filter(move |(name, _)| !is_overlays(name))
+    }
+
+    /// The chunks up to which the layer's maker wants it fetched at once, by number.
+    pub fn prefetched(&self) -> u32 {
+        let landmark = self.toc.root().child(HIDDEN[0]);
+        landmark.map_or(0, |node| node.chunk_numbers().start)
+    }
+}
+
+fn nodes(toc: &Toc) -> impl Iterator<Item = Node<'_>> {
+    (0..u32::try_from(toc.len()).unwrap_or(u32::MAX)).filter_map(|number| toc.node(NodeId(number)))
+}
+
+fn is_whiteout(name: &[u8]) -> bool {
+    name.len() > WHITEOUT.len() && name.starts_with(WHITEOUT) && !name.starts_with(AUFS)
+}
+
+fn is_hidden(directory: FileId, name: &[u8]) -> bool {
+    directory == FileId::ROOT && HIDDEN.contains(&name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::num::NonZeroUsize;
+
+    use estargz::pool::Pool;
+    use estargz::toc::Limits;
+    use estargz::write::{Options, write};
+    use estargz::{Footer, UnverifiedToc, footer};
+    use tar::{Builder, EntryType, Header};
+
+    use super::*;
+
+    fn header(kind: EntryType, size: usize) -> Header {
+        let mut header = Header::new_ustar();
+        header.set_entry_type(kind);
+        header.set_size(size as u64);
+        header.set_mode(0o644);
+        header
+    }
+
+    /// Adds entries: a name with a slash at its end is a directory, `name -> target` a hard link.
+    fn tree(names: &[&str]) -> Result<Tree, TreeError> {
+        let mut tar = Builder::new(Vec::new());
+        for name in names {
+            match name.split_once(" -> ") {
+                Some((name, target)) => tar.append_link(&mut header(EntryType::Link, 0), name, target).unwrap(),
+                None if name.ends_with('/') => {
+                    tar.append_data(&mut header(EntryType::Directory, 0), name, &[][..]).unwrap();
+                }
+                None => tar.append_data(&mut header(EntryType::Regular, 1), name, &b"x"[..]).unwrap(),
+            }
+        }
+        of(tar)
+    }
+
+    fn of(tar: Builder<Vec<u8>>) -> Result<Tree, TreeError> {
+        let mut blob = Vec::new();
+        let pool = Pool::new(NonZeroUsize::MIN, 64 << 20);
+        let written = write(tar.into_inner().unwrap().as_slice(), &mut blob, &Options::default(), &pool).unwrap();
+        let size = blob.len() as u64;
+        let slice = |range: std::ops::Range<u64>| {
+            &blob[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()]
+        };
+        let footer = Footer::parse(slice(footer::tail_range(size)), size).unwrap();
+        let section = slice(footer.toc_range().unwrap());
+        let toc = UnverifiedToc::parse(section, &footer, &Limits::default()).unwrap();
+        Tree::new(toc.verify(&written.toc_digest).unwrap(), "sha256:x.json", b"{}".to_vec())
+    }
+
+    fn at(tree: &Tree, path: &str) -> Option<FileId> {
+        path.split('/').try_fold(FileId::ROOT, |parent, name| tree.lookup(parent, name.as_bytes()))
+    }
+
+    fn listed(tree: &Tree, directory: FileId) -> BTreeMap<String, Kind> {
+        let kind = |entry: Entry<'_>| {
+            let name = String::from_utf8(entry.name.to_vec()).unwrap();
+            assert_eq!(tree.lookup(directory, entry.name), Some(entry.id), "{name}");
+            (name, tree.attributes(entry.id).unwrap().kind)
+        };
+        tree.entries(directory, 0).map(kind).collect()
+    }
+
+    #[test]
+    fn whiteouts_are_devices_and_the_formats_own_entries_are_hidden() {
+        let tree = tree(&["dir/", "dir/.wh.gone", "dir/.wh.back", "dir/back", ".wh..wh.aufs", "kept"]).unwrap();
+        let names = |names: &[(&str, Kind)]| names.iter().map(|&(name, kind)| (name.to_owned(), kind)).collect();
+        let expected: BTreeMap<String, Kind> = names(&[("dir", Kind::Directory), ("kept", Kind::File)]);
+        assert_eq!(listed(&tree, FileId::ROOT), expected);
+        let directory = at(&tree, "dir").unwrap();
+        let expected: BTreeMap<String, Kind> = names(&[("back", Kind::File), ("gone", Kind::CharDevice)]);
+        assert_eq!(listed(&tree, directory), expected);
+        let gone = tree.attributes(at(&tree, "dir/gone").unwrap()).unwrap();
+        assert_eq!((gone.device, gone.mode, gone.size), ((0, 0), 0, 0));
+        for hidden in [".no.prefetch.landmark", "dir/.wh.gone", ".wh..wh.aufs", "stargz.index.json"] {
+            assert_eq!(at(&tree, hidden), None, "{hidden}");
+        }
+        assert!(tree.content(at(&tree, "dir/gone").unwrap()).is_none());
+    }
+
+    #[test]
+    fn opaque_directories_tell_overlayfs_and_nobody_else() {
+        let tree = tree(&["opaque/", "opaque/.wh..wh..opq", "plain/"]).unwrap();
+        let (opaque, plain) = (at(&tree, "opaque").unwrap(), at(&tree, "plain").unwrap());
+        for name in OPAQUE_XATTRS {
+            assert_eq!(tree.xattr(opaque, name), Some(&b"y"[..]));
+            assert_eq!(tree.xattr(plain, name), None);
+        }
+        assert_eq!(tree.xattrs(opaque).count(), 0);
+        assert!(listed(&tree, opaque).is_empty());
+    }
+
+    #[test]
+    fn no_image_speaks_to_overlayfs() {
+        let mut tar = Builder::new(Vec::new());
+        let redirect = [("SCHILY.xattr.trusted.overlay.redirect", &b"/etc"[..]), ("SCHILY.xattr.user.x", b"1")];
+        tar.append_pax_extensions(redirect).unwrap();
+        tar.append_data(&mut header(EntryType::Regular, 1), "file", &b"x"[..]).unwrap();
+        let tree = of(tar).unwrap();
+        let file = at(&tree, "file").unwrap();
+        assert_eq!(tree.xattr(file, b"trusted.overlay.redirect"), None);
+        assert_eq!(tree.xattrs(file).collect::<Vec<_>>(), [(&b"user.x"[..], &b"1"[..])]);
+    }
+
+    #[test]
+    fn the_state_is_found_by_its_name_and_not_listed() {
+        let tree = tree(&["file"]).unwrap();
+        let state = at(&tree, ".stargz-snapshotter/sha256:x.json").unwrap();
+        assert!(matches!(tree.content(state), Some(Content::Bytes(b"{}"))));
+        assert_eq!(tree.attributes(state).unwrap().size, 2);
+        assert_eq!(state.0, tree.len() - 1);
+        assert_eq!(listed(&tree, FileId::ROOT).into_keys().collect::<Vec<_>>(), ["file"]);
+        assert_eq!(at(&tree, ".stargz-snapshotter/other"), None);
+        assert!(tree.attributes(FileId(tree.len())).is_none());
+    }
+
+    #[test]
+    fn what_one_layer_cannot_say_is_refused() {
+        assert_eq!(tree(&["a -> below"]).unwrap_err(), TreeError::LinkOutside("a".to_owned()));
+        let linked = tree(&[".wh.a", "b -> .wh.a"]).unwrap_err();
+        assert!(matches!(linked, TreeError::LinkedWhiteout(_)), "{linked}");
+        let hard = tree(&["a", "b -> a"]).unwrap();
+        assert_eq!((at(&hard, "a"), hard.attributes(at(&hard, "a").unwrap()).unwrap().links), (at(&hard, "b"), 2));
+    }
+
+    #[test]
+    fn a_listing_goes_on_where_it_stopped() {
+        let names: Vec<String> = (0..100).map(|number| format!("file{number:03}")).collect();
+        let tree = tree(&names.iter().map(String::as_str).collect::<Vec<_>>()).unwrap();
+        let (mut found, mut next) = (Vec::new(), 0);
+        while let Some(entry) = tree.entries(FileId::ROOT, next).next() {
+            found.push(String::from_utf8(entry.name.to_vec()).unwrap());
+            next = entry.next;
+        }
+        assert_eq!(found, names);
+    }
+}

@@ -1,0 +1,87 @@
+//! `starlift agent status`: what a running agent tells of itself.
+
+use std::process::ExitCode;
+
+use bytesize::ByteSize;
+
+use super::Place;
+use crate::agent::api;
+use crate::agent::report::{LayerReport, Report};
+use crate::cli::failure::Failure;
+use crate::cli::table::Table;
+use crate::cli::{Global, output};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    place: Place,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
+    let loaded = global.load(args.place.layers())?;
+    let report = api::report(&loaded.config.agent.root).await.map_err(Failure::from_error)?;
+    if args.json {
+        output::print_json(&report)?;
+    } else {
+        output::print(&text(&report))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn text(report: &Report) -> String {
+    let mut lazy = Table::new();
+    lazy.row(["IMAGE", "LAYER", "SIZE", "FETCHED", "HELD", "REQUESTS", "ERRORS"]);
+    for layer in &report.layers {
+        lazy.row([
+            layer.image.as_str(),
+            short(&layer.digest.to_string()),
+            &size(layer.blob_size),
+            &size(layer.read_bytes + layer.prefetched_bytes + layer.background_bytes),
+            &held(layer),
+            &layer.requests.to_string(),
+            &layer.errors.to_string(),
+        ]);
+    }
+    let mut text = format!(
+        "{} of {} in the cache, {} chunks\n\n",
+        size(report.cache.bytes),
+        size(report.cache_limit),
+        report.cache.chunks
+    );
+    text += &if report.layers.is_empty() { "No layer is mounted lazily.\n".to_owned() } else { lazy.to_string() };
+    for layer in &report.layers {
+        if let Some(damage) = &layer.damage {
+            text += &format!("\n{} {} cannot be read: {damage}\n", layer.image, short(&layer.digest.to_string()));
+        }
+    }
+    if !report.refusals.is_empty() {
+        let mut unpacked = Table::new();
+        unpacked.row(["IMAGE", "LAYER", "TIMES", "UNPACKED, BECAUSE"]);
+        for refusal in &report.refusals {
+            let (digest, times) = (refusal.digest.to_string(), refusal.times.to_string());
+            unpacked.row([refusal.image.as_str(), short(&digest), &times, &refusal.reason]);
+        }
+        text += &format!("\n{unpacked}");
+    }
+    text
+}
+
+/// How much of what the layer's files hold is on this node.
+fn held(layer: &LayerReport) -> String {
+    match layer.content {
+        Some(content) if content.bytes > 0 => format!("{}%", content.held_bytes * 100 / content.bytes),
+        Some(_) => "100%".to_owned(),
+        None => "?".to_owned(),
+    }
+}
+
+fn short(digest: &str) -> &str {
+    digest.get(.."sha256:".len() + 12).unwrap_or(digest)
+}
+
+fn size(bytes: u64) -> String {
+    ByteSize(bytes).display().iec().to_string()
+}

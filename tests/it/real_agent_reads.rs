@@ -1,0 +1,369 @@
+//! What a reader of lazily mounted files sees: the right bytes, whatever happens to the agent, the registry, the
+//! cache; else an error in time, and the right bytes afterwards.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::support::agent::{Agent, Settings};
+use crate::support::image::Random;
+use crate::support::lazy::{CHUNK, Layer, Node, ON_DEMAND, cached_files, read, read_at};
+use crate::support::place::until;
+use crate::support::registry::{Auth, Gate, TokenAuth};
+
+/// How long something that comes by itself may take.
+const SOON: Duration = Duration::from_secs(30);
+const EIO: i32 = 5;
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.unwrap()
+}
+
+async fn read_later(path: PathBuf) -> io::Result<Vec<u8>> {
+    blocking(move || read(&path)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mount_takes_one_request_and_each_chunk_is_fetched_once() {
+    let node = Node::start(&[ON_DEMAND]).await;
+    // Larger than the end of the blob that is looked at, so that there is something left to fetch.
+    let layer = Layer::random(1, &[4 << 20, 100, 3 * CHUNK]);
+    let directory = node.mount("target", &layer).await;
+    assert_eq!(node.blob_requests(), 1, "one request for footer and TOC");
+    assert_eq!(node.registry.count("GET", "/manifests/"), 0);
+
+    for (name, content) in &layer.files {
+        assert!(read_later(directory.join(name)).await.unwrap() == *content, "{name}");
+    }
+    let requests = node.blob_requests();
+    let again = node.mount("again", &layer).await;
+    for (name, content) in &layer.files {
+        assert!(read_later(directory.join(name)).await.unwrap() == *content);
+        assert!(read_later(again.join(name)).await.unwrap() == *content, "another mount of the same layer");
+    }
+    assert_eq!(node.blob_requests(), requests, "nothing is fetched twice");
+    let status = node.agent.status();
+    let fetched = status["layers"][0]["read_bytes"].as_u64().unwrap();
+    assert!(fetched <= layer.blob.len() as u64 + (64 << 10), "{fetched} bytes of {}", layer.blob.len());
+}
+
+/// Reads at random places and checks every byte, until told to stop; how often it read.
+struct Reader {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<io::Result<u64>>,
+}
+
+impl Reader {
+    fn start(directory: &Path, layer: &Layer) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, directory, files) = (Arc::clone(&stop), directory.to_owned(), layer.files.clone());
+        let thread = std::thread::spawn(move || {
+            let mut random = Random::new(7);
+            let mut reads = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                let (name, content) = &files[usize::try_from(random.below(files.len() as u64)).unwrap()];
+                let offset = random.below(content.len() as u64);
+                let length = usize::try_from(random.below(200_000))
+                    .unwrap()
+                    .min(content.len() - usize::try_from(offset).unwrap());
+                let read = read_at(&directory.join(name), offset, length)?;
+                let start = usize::try_from(offset).unwrap();
+                assert!(read == content[start..start + length], "{name} at {offset}");
+                reads += 1;
+            }
+            Ok(reads)
+        });
+        Self { stop, thread }
+    }
+
+    /// Stops it; no read of it may have failed.
+    fn stop(self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap().unwrap()
+    }
+}
+
+async fn readers_survive_kills(settings: Settings<'_>) {
+    let mut node = Node::start(settings).await;
+    let layer = Layer::random(2, &[2 << 20, 30_000, 60_000, 1 << 20, 10]);
+    let directory = node.mount("target", &layer).await;
+    let reader = Reader::start(&directory, &layer);
+    for _ in 0..20 {
+        node.restart(settings);
+    }
+    assert!(reader.stop() > 20, "it read on");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_survive_twenty_kills() {
+    readers_survive_kills(&[ON_DEMAND]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_survive_twenty_kills_without_passthrough() {
+    readers_survive_kills(&[ON_DEMAND, ("PASSTHROUGH", "false")]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_survive_a_restart_and_an_upgrade() {
+    let mut node = Node::start(&[ON_DEMAND]).await;
+    let layer = Layer::random(3, &[2 << 20, 30_000, 60_000]);
+    let directory = node.mount("target", &layer).await;
+    let reader = Reader::start(&directory, &layer);
+    node.agent.daemon.stop();
+    node.restart(&[ON_DEMAND]);
+    // Another executable, the old one gone from the disk as an upgrade leaves it.
+    let newer = node.place.path().join("starlift-new");
+    fs::copy(env!("CARGO_BIN_EXE_starlift"), &newer).unwrap();
+    node.agent.daemon.stop();
+    let next = Agent::start_as(&newer, &node.place, &[ON_DEMAND]);
+    drop(std::mem::replace(&mut node.agent, next));
+    fs::remove_file(&newer).unwrap();
+    node.restart(&[ON_DEMAND]);
+    assert!(reader.stop() > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_under_way_is_answered_by_the_next_agent() {
+    let mut node = Node::start(&[ON_DEMAND]).await;
+    let layer = Layer::random(4, &[2 << 20]);
+    let directory = node.mount("target", &layer).await;
+    let gate = Gate::new();
+    node.registry.on("/blobs/").gate(&gate);
+    let reading = tokio::spawn(read_later(directory.join("file0")));
+    gate.reached(1).await;
+    node.restart(&[ON_DEMAND]);
+    gate.reached(2).await;
+    gate.open();
+    assert!(reading.await.unwrap().unwrap() == layer.files[0].1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_registry_is_an_error_in_time_and_then_forgiven() {
+    let node = Node::start(&[ON_DEMAND, ("READ_TIMEOUT", "1s")]).await;
+    let layer = Layer::random(5, &[2 << 20]);
+    let directory = node.mount("target", &layer).await;
+    let gate = Gate::new();
+    node.registry.on("/blobs/").gate(&gate);
+    let error = read_later(directory.join("file0")).await.unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(EIO));
+    assert!(node.agent.metric("starlift_agent_read_errors_total").unwrap() > 0);
+    gate.open();
+    node.registry.heal();
+    assert!(read_later(directory.join("file0")).await.unwrap() == layer.files[0].1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_is_away_for_a_while_is_waited_for() {
+    let node = Node::start(&[ON_DEMAND]).await;
+    let layer = Layer::random(6, &[1 << 20, 1 << 20]);
+    let directory = node.mount("target", &layer).await;
+    assert!(read_later(directory.join("file1")).await.unwrap() == layer.files[1].1);
+    node.registry.on("/blobs/").times(2).answer(503, &[]);
+    assert!(read_later(directory.join("file1")).await.unwrap() == layer.files[1].1, "cached reads go on");
+    assert!(read_later(directory.join("file0")).await.unwrap() == layer.files[0].1, "others wait");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_bytes_are_refused_chunk_by_chunk() {
+    let node = Node::start(&[ON_DEMAND]).await;
+    let layer = Layer::random(7, &[300_000, 2 << 20]);
+    let directory = node.mount("target", &layer).await;
+    // Somewhere inside the first file's third chunk.
+    let mut spoiled = layer.blob.to_vec();
+    spoiled[2 * CHUNK + CHUNK / 2] ^= 1;
+    node.registry.put_wrong_blob(&layer.digest, spoiled);
+    let path = directory.join("file0");
+    let at = |chunk: usize| {
+        let path = path.clone();
+        blocking(move || read_at(&path, (chunk * CHUNK) as u64, 4096))
+    };
+    assert_eq!(at(2).await.unwrap_err().raw_os_error(), Some(EIO));
+    assert!(at(0).await.unwrap() == layer.files[0].1[..4096]);
+    let errors = node.agent.status()["layers"][0]["errors"].as_u64().unwrap();
+    assert!(errors > 0, "it is counted");
+    node.registry.put_blob(layer.blob.clone());
+    assert!(read_later(path.clone()).await.unwrap() == layer.files[0].1, "the right bytes are taken then");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn expired_tokens_are_renewed_while_files_are_read() {
+    let node = Node::start(&[ON_DEMAND]).await;
+    node.registry.require(Auth::Token(TokenAuth::anonymous()));
+    let layer = Layer::random(8, &[1 << 20, 1 << 20]);
+    let directory = node.mount("target", &layer).await;
+    assert!(read_later(directory.join("file0")).await.unwrap() == layer.files[0].1);
+    node.registry.expire_tokens();
+    assert!(read_later(directory.join("file1")).await.unwrap() == layer.files[1].1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_needs_no_registry() {
+    let mut node = Node::start(&[ON_DEMAND]).await;
+    let layer = Layer::random(9, &[1 << 20, 100_000]);
+    let directory = node.mount("target", &layer).await;
+    assert!(read_later(directory.join("file1")).await.unwrap() == layer.files[1].1);
+    node.agent.daemon.stop();
+    node.registry.on("/").answer(404, &[]);
+    node.restart(&[ON_DEMAND]);
+    assert!(read_later(directory.join("file1")).await.unwrap() == layer.files[1].1);
+    assert_eq!(fs::read_dir(&directory).unwrap().count(), 2);
+    assert_eq!(read_later(directory.join("file0")).await.unwrap_err().raw_os_error(), Some(EIO));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_files_of_the_cache_are_fetched_again() {
+    let mut node = Node::start(&[ON_DEMAND]).await;
+    let layer = Layer::random(10, &[1 << 20, 5_000]);
+    let directory = node.mount("target", &layer).await;
+    for (name, content) in &layer.files {
+        assert!(read_later(directory.join(name)).await.unwrap() == *content);
+    }
+    node.agent.daemon.kill();
+    let files = cached_files(&node.agent);
+    for (number, path) in files.iter().enumerate() {
+        let mut content = fs::read(path).unwrap();
+        match number % 3 {
+            0 => content[0] ^= 1,
+            1 => content.truncate(content.len() / 2),
+            _ => continue,
+        }
+        fs::write(path, content).unwrap();
+    }
+    node.restart(&[ON_DEMAND]);
+    for (name, content) in &layer.files {
+        assert!(read_later(directory.join(name)).await.unwrap() == *content, "{name}");
+    }
+    let damaged = node.agent.metric("starlift_agent_cache_damaged_total").unwrap();
+    assert_eq!(damaged, files.len().div_ceil(3) as u64 + (files.len() as u64 + 1) / 3, "of {}", files.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_cache_keeps_its_limit() {
+    let limit = 300_000;
+    let node = Node::start(&[ON_DEMAND, ("CACHE_SIZE", "300kB"), ("MEMORY", "0")]).await;
+    let layer = Layer::random(11, &[1 << 20, 50_000]);
+    let directory = node.mount("target", &layer).await;
+    for _ in 0..2 {
+        for (name, content) in &layer.files {
+            assert!(read_later(directory.join(name)).await.unwrap() == *content);
+        }
+    }
+    let on_disk: u64 = cached_files(&node.agent).iter().map(|path| fs::metadata(path).unwrap().len()).sum();
+    assert!(on_disk <= limit, "{on_disk}");
+    assert_eq!(node.agent.status()["cache"]["bytes"], on_disk);
+    assert!(node.agent.metric("starlift_agent_cache_evictions_total").unwrap() > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_no_error() {
+    let mut node = Node::start(&[ON_DEMAND]).await;
+    node.agent.daemon.stop();
+    let cache = node.place.dir("agent/cache");
+    node.place.run(&format!("mount -t tmpfs -o size=128k tmpfs {}", cache.display()));
+    node.restart(&[ON_DEMAND]);
+    let layer = Layer::random(12, &[2 << 20, 50_000]);
+    let directory = node.mount("target", &layer).await;
+    for (name, content) in &layer.files {
+        assert!(read_later(directory.join(name)).await.unwrap() == *content, "{name}");
+    }
+    assert!(node.agent.metric("starlift_agent_cache_write_failures_total").unwrap() > 0);
+    node.agent.daemon.stop();
+    node.place.run(&format!("umount {}", cache.display()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_with_another_toc_than_its_image_says_is_unpacked() {
+    let node = Node::start(&[ON_DEMAND]).await;
+    let layer = Layer::random(13, &[1000]);
+    node.registry.put_blob(layer.blob.clone());
+    let other = Layer::random(14, &[1000]);
+    let forged = Layer { toc_digest: other.toc_digest, ..layer };
+    assert!(!node.prepare("target", &forged).await.unwrap());
+    let refusal = &node.agent.status()["refusals"][0];
+    assert_eq!(refusal["digest"], forged.digest.to_string());
+    assert!(refusal["reason"].as_str().unwrap().contains("digest"), "{refusal}");
+    assert!(node.agent.lazy().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_cannot_be_had_is_unpacked() {
+    let node = Node::start(&[ON_DEMAND, ("MOUNT_TIMEOUT", "500ms")]).await;
+    let layer = Layer::random(15, &[1000]);
+    assert!(!node.prepare("absent", &layer).await.unwrap());
+    node.registry.put_blob(layer.blob.clone());
+    let gate = Gate::new();
+    node.registry.on("/blobs/").gate(&gate);
+    assert!(!node.prepare("slow", &layer).await.unwrap());
+    gate.open();
+    let status = node.agent.status();
+    let reasons: Vec<&str> =
+        status["refusals"].as_array().unwrap().iter().map(|refusal| refusal["reason"].as_str().unwrap()).collect();
+    assert!(reasons[0].contains("does not have it") && reasons[1].contains("500ms"), "{reasons:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_removed_leaves_nothing() {
+    let mut node = Node::start(&[ON_DEMAND]).await;
+    let layer = Layer::random(16, &[1 << 20]);
+    let directory = node.mount("target", &layer).await;
+    let open = fs::File::open(directory.join("file0")).unwrap();
+    node.remove("target").await.unwrap();
+    assert!(!directory.exists() && node.agent.lazy().is_empty());
+    assert_eq!(
+        fs::read_dir(node.agent.root.join("layers"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect::<Vec<_>>(),
+        ["next"]
+    );
+    drop(open);
+    let again = node.mount("target", &layer).await;
+    assert_ne!(again, directory, "a directory is never used again");
+    assert!(read_later(again.join("file0")).await.unwrap() == layer.files[0].1);
+    node.restart(&[ON_DEMAND]);
+    assert_eq!(node.agent.lazy(), [again]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_rest_is_fetched_without_anyone_reading() {
+    let node = Node::start(&[("BACKGROUND_DELAY", "0s")]).await;
+    let layer = Layer::random(17, &[2 << 20, 100, 1 << 20]);
+    let directory = node.mount("target", &layer).await;
+    until("everything is held", SOON, || {
+        let status = node.agent.status();
+        let content = &status["layers"][0]["content"];
+        content["bytes"] == content["held_bytes"]
+    });
+    node.registry.on("/").answer(404, &[]);
+    for (name, content) in &layer.files {
+        assert!(read_later(directory.join(name)).await.unwrap() == *content);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_keepers_death_is_made_good() {
+    let mut node = Node::start(&[ON_DEMAND]).await;
+    let layer = Layer::random(18, &[1 << 20]);
+    let directory = node.mount("target", &layer).await;
+    let reader = Reader::start(&directory, &layer);
+    let keeper = || {
+        let named = node.agent.root.join("keeper.sock").display().to_string();
+        let lists = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
+            let line = String::from_utf8_lossy(&fs::read(entry.path().join("cmdline")).ok()?).into_owned();
+            let is_alive = !line.is_empty();
+            (is_alive && line.contains(&named)).then(|| entry.file_name().into_string().unwrap())
+        });
+        lists.last()
+    };
+    let first = keeper().expect("a keeper runs");
+    node.place.run(&format!("kill -9 {first}"));
+    until("another keeper runs", SOON, || keeper().is_some_and(|next| next != first));
+    until("it has the mount", SOON, || node.agent.daemon.log().contains("was handed everything"));
+    node.restart(&[ON_DEMAND]);
+    assert!(reader.stop() > 0);
+}

@@ -1,0 +1,170 @@
+//! A node for tests of lazy layers: a registry in this process, the real agent, layers made by hand, mounted as
+//! containerd has them mounted.
+
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::num::NonZeroUsize;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use estargz::pool::Pool;
+use estargz::write::{Options, write};
+use rustix::fs::{Advice, fadvise};
+use starlift::containerd::services::snapshots::v1::snapshots_client::SnapshotsClient;
+use starlift::containerd::services::snapshots::v1::{
+    PrepareSnapshotRequest, RemoveSnapshotRequest, ViewSnapshotRequest,
+};
+use starlift::oci::Digest;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+use super::agent::{Agent, Settings};
+use super::image::Random;
+use super::place::Place;
+use super::registry::Registry;
+
+/// The repository that layers lie in.
+const REPOSITORY: &str = "library/app";
+/// Small enough that a file of a megabyte has many.
+pub(crate) const CHUNK: usize = 64 << 10;
+
+/// A layer of files, as eStargz.
+#[derive(Debug, Clone)]
+pub(crate) struct Layer {
+    pub(crate) blob: Bytes,
+    pub(crate) digest: Digest,
+    pub(crate) toc_digest: Digest,
+    /// Path and content, in the order of the blob.
+    pub(crate) files: Vec<(String, Vec<u8>)>,
+}
+
+impl Layer {
+    /// Files of these sizes, `file0`, `file1`, …, whose bytes do not shrink.
+    pub(crate) fn random(seed: u64, sizes: &[usize]) -> Self {
+        let mut random = Random::new(seed);
+        let file = |(number, size): (usize, &usize)| (format!("file{number}"), random.bytes(*size));
+        Self::of(sizes.iter().enumerate().map(file).collect())
+    }
+
+    pub(crate) fn of(files: Vec<(String, Vec<u8>)>) -> Self {
+        let mut tar = tar::Builder::new(Vec::new());
+        for (path, content) in &files {
+            let mut header = tar::Header::new_ustar();
+            header.set_size(content.len() as u64);
+            header.set_mode(0o644);
+            header.set_mtime(1_600_000_000);
+            tar.append_data(&mut header, path, content.as_slice()).unwrap();
+        }
+        let options = Options { chunk_size: u32::try_from(CHUNK).unwrap(), ..Options::default() };
+        let mut blob = Vec::new();
+        let pool = Pool::new(NonZeroUsize::MIN, 64 << 20);
+        let written = write(tar.into_inner().unwrap().as_slice(), &mut blob, &options, &pool).unwrap();
+        let toc_digest = written.toc_digest.to_string().parse().unwrap();
+        Self { digest: Digest::sha256_of(&blob), blob: blob.into(), toc_digest, files }
+    }
+}
+
+/// A registry and an agent that pulls from it.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) registry: Registry,
+    pub(crate) agent: Agent,
+    pub(crate) place: Place,
+}
+
+/// Nothing is fetched but what is read.
+pub(crate) const ON_DEMAND: (&str, &str) = ("BACKGROUND", "off");
+
+impl Node {
+    pub(crate) async fn start(settings: Settings<'_>) -> Self {
+        let place = Place::with(&[]).unwrap();
+        let registry = Registry::start().await;
+        let agent = Agent::start_with(&place, settings);
+        Self { registry, agent, place }
+    }
+
+    /// Kills the agent and starts it again.
+    pub(crate) fn restart(&mut self, settings: Settings<'_>) {
+        self.agent.daemon.kill();
+        let next = Agent::start_with(&self.place, settings);
+        drop(std::mem::replace(&mut self.agent, next));
+    }
+
+    pub(crate) async fn client(&self) -> SnapshotsClient<Channel> {
+        let address = format!("unix://{}", self.agent.socket.display());
+        SnapshotsClient::new(Endpoint::from_shared(address).unwrap().connect().await.unwrap())
+    }
+
+    /// Asks for the layer as the stargz plugin does; whether it is lazy.
+    pub(crate) async fn prepare(&self, target: &str, layer: &Layer) -> Result<bool, Status> {
+        let labels = [
+            ("containerd.io/snapshot.ref", target.to_owned()),
+            ("containerd.io/snapshot/remote/stargz.reference", format!("{}/{REPOSITORY}:1", self.registry.host())),
+            ("containerd.io/snapshot/remote/stargz.digest", layer.digest.to_string()),
+            ("containerd.io/snapshot/stargz/toc.digest", layer.toc_digest.to_string()),
+        ];
+        let labels = labels.map(|(key, value)| (key.to_owned(), value)).into();
+        let request = PrepareSnapshotRequest { key: format!("extract-{target}"), labels, ..Default::default() };
+        match self.client().await.prepare(request).await {
+            Ok(_) => Ok(false),
+            Err(status) if status.code() == Code::AlreadyExists => Ok(true),
+            Err(status) => Err(status),
+        }
+    }
+
+    /// Pushes the layer and mounts it; the directory where its files are.
+    pub(crate) async fn mount(&self, target: &str, layer: &Layer) -> PathBuf {
+        self.registry.put_blob(layer.blob.clone());
+        let is_lazy = self.prepare(target, layer).await.unwrap();
+        assert!(is_lazy, "{}", self.agent.status());
+        self.directory(target).await
+    }
+
+    /// Where the content of a committed snapshot is.
+    pub(crate) async fn directory(&self, target: &str) -> PathBuf {
+        let key = format!("view-{target}");
+        let view = ViewSnapshotRequest { key: key.clone(), parent: target.to_owned(), ..Default::default() };
+        let mut client = self.client().await;
+        let mounts = client.view(view).await.unwrap().into_inner().mounts;
+        client.remove(RemoveSnapshotRequest { key, ..Default::default() }).await.unwrap();
+        PathBuf::from(&mounts[0].source)
+    }
+
+    pub(crate) async fn remove(&self, target: &str) -> Result<(), Status> {
+        let request = RemoveSnapshotRequest { key: target.to_owned(), ..Default::default() };
+        self.client().await.remove(request).await.map(drop)
+    }
+
+    /// How many requests for blobs there were.
+    pub(crate) fn blob_requests(&self) -> usize {
+        self.registry.count("GET", "/blobs/")
+    }
+}
+
+/// Reads a file that the kernel has not cached.
+pub(crate) fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut file = uncached(path)?;
+    let mut content = Vec::new();
+    file.read_to_end(&mut content)?;
+    Ok(content)
+}
+
+/// Reads a part of a file that the kernel has not cached.
+pub(crate) fn read_at(path: &Path, offset: u64, length: usize) -> std::io::Result<Vec<u8>> {
+    let mut content = vec![0; length];
+    uncached(path)?.read_exact_at(&mut content, offset)?;
+    Ok(content)
+}
+
+fn uncached(path: &Path) -> std::io::Result<File> {
+    let file = File::open(path)?;
+    fadvise(&file, 0, None, Advice::DontNeed)?;
+    Ok(file)
+}
+
+/// Every file of the cache.
+pub(crate) fn cached_files(agent: &Agent) -> Vec<PathBuf> {
+    let shelves = fs::read_dir(agent.root.join("cache")).unwrap().map(|entry| entry.unwrap().path());
+    shelves.flat_map(|shelf| fs::read_dir(shelf).unwrap().map(|entry| entry.unwrap().path())).collect()
+}
