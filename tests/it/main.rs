@@ -13,6 +13,7 @@ mod architecture;
 mod cli;
 mod convert;
 mod fake_registry;
+mod real_agent;
 mod real_agent_reads;
 mod real_agent_snapshots;
 mod real_pulls;

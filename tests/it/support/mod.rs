@@ -8,6 +8,7 @@ pub(crate) mod dockerd;
 pub(crate) mod fixture;
 pub(crate) mod image;
 pub(crate) mod lazy;
+pub(crate) mod link;
 pub(crate) mod moto;
 pub(crate) mod place;
 pub(crate) mod registry;
