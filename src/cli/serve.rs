@@ -1,6 +1,7 @@
 //! `starlift serve`: the registry front end, until it is told to stop.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::ExitCode;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -82,8 +83,14 @@ async fn serve(config: &Config) -> Result<(), Failure> {
     Ok(())
 }
 
-/// One line that says where everything is, and what to try.
+/// One line that says where everything is, and what to try; and one for each local upstream that is not there yet.
 fn announce(config: &Config, address: SocketAddr) {
+    for (name, upstream) in &config.upstreams.upstream {
+        let path = upstream.url.strip_prefix("oci:").or_else(|| upstream.url.strip_prefix("docker-archive:"));
+        if let Some(path) = path.filter(|path| !Path::new(path).exists()) {
+            tracing::warn!(upstream = name, path, "there is nothing at the upstream's path");
+        }
+    }
     let upstream = config.upstreams.upstream.keys().next();
     let image = upstream.map_or("docker.io/library/alpine:latest".to_owned(), |name| format!("{name}/REPOSITORY:TAG"));
     let tls = if config.serve.tls.is_some() { "" } else { " --src-tls-verify=false" };

@@ -1,6 +1,7 @@
 //! The conversion of an image manifest: its layers, and then the documents that name them.
 
 use std::collections::HashMap;
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
@@ -37,6 +38,7 @@ impl Shared {
         plan: &ImagePlan,
         running: &Running,
     ) -> Result<ImageRecord, Error> {
+        let started = Instant::now();
         let _slot = self.image_slots.acquire().await.map_err(|_closed| Error::BrokenOff)?;
         let config = fetch_config(source, repository, &plan.manifest.config).await?;
         let config = match image::Config::parse(&config, plan.layers.len()) {
@@ -72,7 +74,8 @@ impl Shared {
         self.store.put_image(&self.generation, &record).await?;
         // An index that holds this image may take it in now.
         self.fresh.invalidate_all();
-        tracing::info!(source = %record.source, twin = %record.twin, "image converted");
+        let (upstream, took) = (source.name(), started.elapsed());
+        tracing::info!(upstream, %repository, source = %record.source, twin = %record.twin, ?took, "image converted");
         Ok(record)
     }
 

@@ -51,6 +51,8 @@ impl Shared {
             }
             None => {
                 self.keep_index(manifest, plan, &mut record, documents).await?;
+                let (upstream, platforms) = (source.name(), record.platforms.len());
+                tracing::info!(upstream, %repository, source = %record.source, twin = %record.twin, platforms, "index converted");
                 Ok(Made::Final(record))
             }
         }
@@ -92,7 +94,6 @@ impl Shared {
         record.objects.sort_unstable();
         record.objects.dedup();
         self.store.put_image(&self.generation, record).await?;
-        tracing::info!(source = %record.source, twin = %record.twin, platforms = record.platforms.len(), "index converted");
         Ok(())
     }
 
@@ -117,6 +118,8 @@ impl Shared {
         }
         renewed.objects.extend(record.objects.iter().cloned());
         self.keep_index(&manifest, &plan, &mut renewed, documents).await?;
+        let platforms = renewed.platforms.len();
+        tracing::info!(source = %renewed.source, twin = %renewed.twin, platforms, "index brought up to date");
         Ok(renewed)
     }
 }

@@ -69,6 +69,9 @@ pub(crate) async fn answer(app: &Arc<App>, ask: &Ask, reference: &Reference) -> 
         .await
         .unwrap_or_else(|_| Err(Failure::timeout()))?;
     count(kind);
+    if let Kind::Original(reason) = kind {
+        tracing::info!(digest = %document.digest, reason, "the original is answered");
+    }
     Ok(respond(ask, reference, document, kind))
 }
 

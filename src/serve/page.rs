@@ -49,14 +49,16 @@ fn conversion_rows(conversions: &[Conversion]) -> String {
     }))
 }
 
-/// `Running, 2 layers, 41 %`.
+/// `running, 41 % of 2 layers`.
 fn progress(conversion: &Conversion) -> String {
     let (done, total) =
         conversion.layers.iter().fold((0, 0), |(done, total), layer| (done + layer.done, total + layer.total));
     match conversion.state {
         State::Running if total > 0 => {
             let percent = u128::from(done) * 100 / u128::from(total);
-            format!("running, {} layers, {} %", conversion.layers.len(), percent.min(100))
+            let layers = conversion.layers.len();
+            let plural = if layers == 1 { "" } else { "s" };
+            format!("running, {} % of {layers} layer{plural}", percent.min(100))
         }
         State::Running => "running".to_owned(),
         State::Converted => "converted".to_owned(),

@@ -150,6 +150,8 @@ async fn renew_certificate(tls: Option<(TlsConfig, RustlsConfig)>, mut hangups: 
         return;
     };
     let mut ticks = interval(CERTIFICATE_INTERVAL);
+    // The first tick is immediate, and the files were read a moment ago.
+    ticks.tick().await;
     let mut seen = modified(&files).await;
     loop {
         let is_asked = tokio::select! {

@@ -46,7 +46,8 @@ impl Files {
         let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
         let directory = openat(CWD, path, flags, Mode::empty());
         // An absent layout is no absent image: the configuration is wrong.
-        let directory = directory.map_err(|error| Error::Unavailable(format!("the layout: {error}")))?;
+        let directory =
+            directory.map_err(|error| Error::Unavailable(format!("the layout {}: {error}", path.display())))?;
         Ok(Self::Directory(Arc::new(directory.into())))
     }
 

@@ -141,7 +141,7 @@ fn body(extent: Extent, digest: &Digest, range: Range<u64>) -> Body {
 }
 
 fn archive(path: &Path, held: &Mutex<Option<(Identity, Arc<Images>)>>) -> Result<Arc<Images>, Error> {
-    let unreadable = |error: std::io::Error| Error::Unavailable(format!("the archive: {error}"));
+    let unreadable = |error: std::io::Error| Error::Unavailable(format!("the archive {}: {error}", path.display()));
     let file = std::fs::File::open(path).map_err(unreadable)?;
     let metadata = file.metadata().map_err(unreadable)?;
     let identity = Identity {
