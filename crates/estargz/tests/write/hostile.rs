@@ -109,6 +109,41 @@ fn more_than_the_limits() {
     }
 }
 
+/// A tar of empty files, each made as it is read.
+struct EmptyFiles {
+    numbers: std::ops::Range<usize>,
+    block: io::Cursor<Vec<u8>>,
+}
+
+impl EmptyFiles {
+    fn new(count: usize) -> Self {
+        Self { numbers: 0..count, block: io::Cursor::default() }
+    }
+}
+
+impl Read for EmptyFiles {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.block.read(buffer)?;
+        if read > 0 || buffer.is_empty() {
+            return Ok(read);
+        }
+        let Some(number) = self.numbers.next() else { return Ok(0) };
+        let name = format!("{}/{}/{number}", number % 100, number / 1000);
+        self.block = io::Cursor::new(Tar::default().file(&name, b"").bytes);
+        self.block.read(buffer)
+    }
+}
+
+#[test]
+fn a_hundred_thousand_files_are_listed_and_a_million_are_too_many() {
+    let mut out = Vec::new();
+    let written = write(EmptyFiles::new(120_000), &mut out, &Options::fast(), &pool(2)).unwrap();
+    // With the landmark.
+    assert_eq!((written.entries, written.chunks), (120_001, 1));
+    let error = write(EmptyFiles::new(1_000_001), io::sink(), &Options::fast(), &pool(2)).unwrap_err();
+    assert!(matches!(error, Error::Limit { what: "entries", limit: 1_000_000 }), "{error}");
+}
+
 #[test]
 fn options_that_make_no_sense() {
     use estargz::write::{Compression, TocPlacement};
