@@ -13,10 +13,12 @@ const REFERENCE: &str = "docs/CONFIGURATION.md";
 const MARKER: &str = "<!-- From here on generated from the source: UPDATE_DOCS=1 cargo test reference -->\n";
 
 /// Table in the file, source, struct.
-const PARTS: [(&str, &str, &str); 6] = [
+const PARTS: [(&str, &str, &str); 8] = [
     ("serve", "src/serve/config.rs", "Config"),
     ("store", "src/store/config.rs", "Config"),
     ("convert", "src/convert/config.rs", "Config"),
+    ("agent", "src/agent/config.rs", "Config"),
+    ("agent.image", "src/agent/config.rs", "ImageRule"),
     ("pull", "src/upstream/config.rs", "Config"),
     ("upstream.NAME", "src/upstream/config.rs", "UpstreamConfig"),
     ("log", "src/telemetry/log.rs", "Config"),
