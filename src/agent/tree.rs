@@ -155,7 +155,12 @@ impl Tree {
         let is_whiteout = self.whiteouts.contains(&id.0);
         Some(Attributes {
             kind: if is_whiteout { Kind::CharDevice } else { node.kind() },
-            mode: if is_whiteout { 0 } else { node.mode() },
+            mode: match node.kind() {
+                _ if is_whiteout => 0,
+                // Whatever the tar says: Linux has no other.
+                Kind::Symlink => 0o777,
+                _ => node.mode(),
+            },
             uid: node.uid(),
             gid: node.gid(),
             links: node.links(),

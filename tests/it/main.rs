@@ -14,6 +14,7 @@ mod cli;
 mod convert;
 mod fake_registry;
 mod real_agent;
+mod real_agent_model;
 mod real_agent_reads;
 mod real_agent_snapshots;
 mod real_pulls;

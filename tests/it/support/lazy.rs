@@ -1,6 +1,7 @@
 //! A node for tests of lazy layers: a registry in this process, the real agent, layers made by hand, mounted as
 //! containerd has them mounted.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::num::NonZeroUsize;
@@ -56,12 +57,16 @@ impl Layer {
             header.set_mtime(1_600_000_000);
             tar.append_data(&mut header, path, content.as_slice()).unwrap();
         }
+        Self { files, ..Self::of_tar(&tar.into_inner().unwrap()) }
+    }
+
+    pub(crate) fn of_tar(tar: &[u8]) -> Self {
         let options = Options { chunk_size: u32::try_from(CHUNK).unwrap(), ..Options::default() };
         let mut blob = Vec::new();
         let pool = Pool::new(NonZeroUsize::MIN, 64 << 20);
-        let written = write(tar.into_inner().unwrap().as_slice(), &mut blob, &options, &pool).unwrap();
+        let written = write(tar, &mut blob, &options, &pool).unwrap();
         let toc_digest = written.toc_digest.to_string().parse().unwrap();
-        Self { digest: Digest::sha256_of(&blob), blob: blob.into(), toc_digest, files }
+        Self { digest: Digest::sha256_of(&blob), blob: blob.into(), toc_digest, files: Vec::new() }
     }
 }
 
@@ -96,16 +101,21 @@ impl Node {
         SnapshotsClient::new(Endpoint::from_shared(address).unwrap().connect().await.unwrap())
     }
 
-    /// Asks for the layer as the stargz plugin does; whether it is lazy.
-    pub(crate) async fn prepare(&self, target: &str, layer: &Layer) -> Result<bool, Status> {
+    /// What the stargz plugin says of a layer.
+    pub(crate) fn labels(&self, target: &str, layer: &Layer) -> HashMap<String, String> {
         let labels = [
             ("containerd.io/snapshot.ref", target.to_owned()),
             ("containerd.io/snapshot/remote/stargz.reference", format!("{}/{REPOSITORY}:1", self.registry.host())),
             ("containerd.io/snapshot/remote/stargz.digest", layer.digest.to_string()),
             ("containerd.io/snapshot/stargz/toc.digest", layer.toc_digest.to_string()),
         ];
-        let labels = labels.map(|(key, value)| (key.to_owned(), value)).into();
-        let request = PrepareSnapshotRequest { key: format!("extract-{target}"), labels, ..Default::default() };
+        labels.map(|(key, value)| (key.to_owned(), value)).into()
+    }
+
+    /// Asks for the layer as the stargz plugin does; whether it is lazy.
+    pub(crate) async fn prepare(&self, target: &str, layer: &Layer) -> Result<bool, Status> {
+        let (key, labels) = (format!("extract-{target}"), self.labels(target, layer));
+        let request = PrepareSnapshotRequest { key, labels, ..Default::default() };
         match self.client().await.prepare(request).await {
             Ok(_) => Ok(false),
             Err(status) if status.code() == Code::AlreadyExists => Ok(true),
