@@ -12,8 +12,9 @@ use std::time::Duration;
 use crate::support::agent::{Agent, Settings};
 use crate::support::image::Random;
 use crate::support::lazy::{CHUNK, Layer, Node, ON_DEMAND, cached_files, read, read_at};
-use crate::support::place::until;
-use crate::support::registry::{Auth, Gate, TokenAuth};
+use crate::support::place::{Place, until};
+use crate::support::registry::{Auth, Gate, Registry, TokenAuth};
+use crate::support::systemd::Manager;
 
 /// How long something that comes by itself may take.
 const SOON: Duration = Duration::from_secs(30);
@@ -366,4 +367,26 @@ async fn the_keepers_death_is_made_good() {
     until("it has the mount", SOON, || node.agent.daemon.log().contains("was handed everything"));
     node.restart(&[ON_DEMAND]);
     assert!(reader.stop() > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn systemd_keeps_the_mount_while_the_agent_restarts() {
+    let registry = Registry::start().await;
+    let place = Place::with(&[]).unwrap();
+    let mut manager = Manager::new(place.path().join("notify"));
+    let settings = [ON_DEMAND, ("KEEPER", "systemd")];
+    let agent = Agent::start_under(&mut manager, &place, &settings);
+    let mut node = Node { registry, agent, place };
+    let layer = Layer::random(19, &[1 << 20, 70_000]);
+    let directory = node.mount("target", &layer).await;
+    let reader = Reader::start(&directory, &layer);
+    for _ in 0..3 {
+        node.agent.daemon.kill();
+        let next = Agent::start_under(&mut manager, &node.place, &settings);
+        drop(std::mem::replace(&mut node.agent, next));
+        assert_eq!(manager.store.keys().collect::<Vec<_>>(), ["fuse", "socket"]);
+        assert!(!node.agent.root.join("keeper.sock").exists(), "nobody else keeps it");
+    }
+    assert!(reader.stop() > 0);
+    assert!(node.remove("target").await.is_ok());
 }

@@ -6,6 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use super::place::{Daemon, Place};
+use super::systemd::Manager;
 
 /// `starlift agent` in a process of its own; drop it after the containerd that uses it.
 ///
@@ -38,6 +39,19 @@ impl Agent {
         command.envs(settings.iter().map(|(key, value)| (format!("STARLIFT_AGENT_{key}"), value)));
         // The socket takes calls before anyone answers them; the status is answered when everything is.
         let daemon = place.daemon("agent", &mut command, || status(&root).is_some());
+        Self { daemon, socket, root }
+    }
+
+    /// As a service of systemd's, which keeps its descriptors.
+    pub(crate) fn start_under(manager: &mut Manager, place: &Place, settings: Settings<'_>) -> Self {
+        let (socket, root) = (place.path().join("agent.sock"), place.dir("agent"));
+        let mut command = manager.command(env!("CARGO_BIN_EXE_starlift"));
+        command.current_dir(place.path()).arg("agent").arg("--address").arg(&socket).arg("--root").arg(&root);
+        command.envs(settings.iter().map(|(key, value)| (format!("STARLIFT_AGENT_{key}"), value)));
+        let daemon = place.spawn("agent", &mut command, || {
+            manager.listen();
+            manager.is_ready && status(&root).is_some()
+        });
         Self { daemon, socket, root }
     }
 

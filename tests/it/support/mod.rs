@@ -15,4 +15,5 @@ pub(crate) mod registry;
 pub(crate) mod s3;
 pub(crate) mod stargz;
 pub(crate) mod starlift;
+pub(crate) mod systemd;
 pub(crate) mod tree;

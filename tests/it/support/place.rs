@@ -69,10 +69,19 @@ impl Place {
     }
 
     /// Starts a daemon that logs to a file of its name and waits until `ready`.
-    pub(crate) fn daemon(&self, name: &str, command: &mut Command, mut ready: impl FnMut() -> bool) -> Daemon {
+    pub(crate) fn daemon(&self, name: &str, command: &mut Command, ready: impl FnMut() -> bool) -> Daemon {
+        command.stdin(Stdio::null()).stdout(self.log_of(name));
+        self.spawn(name, command, ready)
+    }
+
+    fn log_of(&self, name: &str) -> File {
+        File::options().create(true).append(true).open(self.path().join(format!("{name}.log"))).unwrap()
+    }
+
+    /// The same with standard input and output as the command has them.
+    pub(crate) fn spawn(&self, name: &str, command: &mut Command, mut ready: impl FnMut() -> bool) -> Daemon {
         let log = self.path().join(format!("{name}.log"));
-        let file = File::options().create(true).append(true).open(&log).unwrap();
-        command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
+        command.stderr(self.log_of(name));
         command.env("PATH", search_path()).env("HOME", self.dir("home")).env("TMPDIR", self.dir("tmp"));
         let mut daemon = Daemon { child: command.spawn().unwrap(), log };
         until(&format!("{name} is ready"), READY, || {

@@ -1,0 +1,80 @@
+//! As much of systemd as a service with a descriptor store meets: the notification socket that takes descriptors, and
+//! the start that gives them back (systemd.service(5), `FileDescriptorStoreMax=`; sd_listen_fds(3)).
+
+use std::collections::BTreeMap;
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+
+/// The manager of one service.
+#[derive(Debug)]
+pub(crate) struct Manager {
+    path: PathBuf,
+    socket: UnixDatagram,
+    pub(crate) store: BTreeMap<String, OwnedFd>,
+    pub(crate) is_ready: bool,
+}
+
+impl Manager {
+    pub(crate) fn new(path: PathBuf) -> Self {
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        Self { path, socket, store: BTreeMap::new(), is_ready: false }
+    }
+
+    /// The command as systemd starts it: with what the store holds, under its names.
+    pub(crate) fn command(&mut self, executable: &str) -> Command {
+        self.is_ready = false;
+        let mut command = Command::new("sh");
+        // Two descriptors can be passed by the standard library: as standard input and output.
+        let store: Vec<(String, OwnedFd)> =
+            self.store.iter().map(|(name, fd)| (name.clone(), fd.try_clone().unwrap())).collect();
+        assert!(store.len() <= 2, "{store:?}");
+        let names = store.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(":");
+        let mut script = "exec 3<&0 4<&1 0</dev/null 1>&2; ".to_owned();
+        if !store.is_empty() {
+            script += &format!("export LISTEN_PID=$$ LISTEN_FDS={} LISTEN_FDNAMES={names}; ", store.len());
+        }
+        command.args(["-c", &format!("{script}exec {executable} \"$@\""), "sh"]);
+        let mut fds = store.into_iter().map(|(_, fd)| Stdio::from(fd));
+        command.stdin(fds.next().unwrap_or_else(Stdio::null)).stdout(fds.next().unwrap_or_else(Stdio::null));
+        command.env("NOTIFY_SOCKET", &self.path);
+        command
+    }
+
+    /// Takes what the service said since the last look.
+    pub(crate) fn listen(&mut self) {
+        loop {
+            let mut message = [0; 4096];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let mut buffers = [IoSliceMut::new(&mut message)];
+            let Ok(received) = rustix::net::recvmsg(&self.socket, &mut buffers, &mut control, RecvFlags::CMSG_CLOEXEC)
+            else {
+                return;
+            };
+            let fd = control.drain().find_map(|message| match message {
+                RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+                _ => None,
+            });
+            self.heed(&String::from_utf8_lossy(&message[..received.bytes]), fd);
+        }
+    }
+
+    fn heed(&mut self, message: &str, fd: Option<OwnedFd>) {
+        let name = message.lines().find_map(|line| line.strip_prefix("FDNAME=")).unwrap_or("stored");
+        for line in message.lines() {
+            match (line, &fd) {
+                ("FDSTORE=1", Some(fd)) => drop(self.store.insert(name.to_owned(), fd.try_clone().unwrap())),
+                ("FDSTOREREMOVE=1", None) => drop(self.store.remove(name)),
+                ("READY=1", _) => self.is_ready = true,
+                _ => {}
+            }
+        }
+    }
+}
