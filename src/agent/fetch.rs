@@ -84,6 +84,17 @@ pub enum Wanted {
     Landing(Landing),
 }
 
+impl FetchError {
+    /// Whether the same request may well succeed in a while: the registry is away, or busy.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Upstream(error) => error.is_transient(),
+            Self::Short | Self::Aborted => true,
+            Self::Wrong(_) => false,
+        }
+    }
+}
+
 impl Reason {
     fn as_str(self) -> &'static str {
         match self {

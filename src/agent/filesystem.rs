@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use estargz::toc::{Kind, Time};
@@ -12,6 +13,10 @@ use super::layers::Layers;
 use super::mount::{Mount, ROOT_INODE};
 use super::tree::{Attributes, FileId};
 
+/// How long after a registry that is away it is asked again; each further pause is twice as long. Its client has tried
+/// several times already.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LAST_PAUSE: Duration = Duration::from_secs(4);
 /// Names that one look into the root takes.
 const ROOT_PAGE: usize = 256;
 
@@ -176,14 +181,22 @@ impl Opened {
         self.layer.read_held(self.id, offset, length)
     }
 
-    /// The same, from the registry where need be.
+    /// The same, from the registry where need be. Asks again and again while the registry is away: the caller says how
+    /// long is too long.
     ///
     /// Cancel safe: what is on its way arrives all the same.
     ///
     /// # Errors
-    /// When the registry does not give the bytes, or gives others.
+    /// When the registry does not have the bytes, does not give them to us, or gives others.
     pub async fn read(&self, offset: u64, length: u64) -> Result<Bytes, FetchError> {
-        self.layer.read(self.id, offset, length).await
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.layer.read(self.id, offset, length).await {
+                Err(error) if error.is_transient() => tokio::time::sleep(pause).await,
+                outcome => return outcome,
+            }
+            pause = (pause * 2).min(LAST_PAUSE);
+        }
     }
 
     /// The file of the cache that is this file, where it is held whole and in one piece.

@@ -3,7 +3,9 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -159,14 +161,66 @@ async fn a_silent_registry_is_an_error_in_time_and_then_forgiven() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_registry_that_is_away_for_a_while_is_waited_for() {
+async fn a_registry_that_is_away_is_waited_for() {
     let node = Node::start(&[ON_DEMAND]).await;
     let layer = Layer::random(6, &[1 << 20, 1 << 20]);
     let directory = node.mount("target", &layer).await;
     assert!(read_later(directory.join("file1")).await.unwrap() == layer.files[1].1);
-    node.registry.on("/blobs/").times(2).answer(503, &[]);
-    assert!(read_later(directory.join("file1")).await.unwrap() == layer.files[1].1, "cached reads go on");
-    assert!(read_later(directory.join("file0")).await.unwrap() == layer.files[0].1, "others wait");
+    node.registry.on("/").answer(503, &[]);
+    let cached = Reader::start(&directory, &Layer { files: vec![layer.files[1].clone()], ..layer.clone() });
+    let waiting = tokio::spawn(read_later(directory.join("file0")));
+    // Its client gave up and was sent again more than once.
+    let node = blocking(move || {
+        until("the registry was asked again and again", SOON, || node.blob_requests() > 12);
+        node
+    })
+    .await;
+    assert!(!waiting.is_finished());
+    assert!(cached.stop() > 0, "cached reads go on");
+    node.registry.heal();
+    assert!(waiting.await.unwrap().unwrap() == layer.files[0].1, "the others go on when it is back");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_stays_away_is_an_error_in_time() {
+    let node = Node::start(&[ON_DEMAND, ("READ_TIMEOUT", "1s")]).await;
+    let layer = Layer::random(20, &[1 << 20, 1 << 20]);
+    let directory = node.mount("target", &layer).await;
+    node.registry.on("/").answer(503, &[]);
+    assert_eq!(read_later(directory.join("file0")).await.unwrap_err().raw_os_error(), Some(EIO));
+    node.registry.heal();
+    assert!(read_later(directory.join("file0")).await.unwrap() == layer.files[0].1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clocks_may_jump() {
+    let Some(place) = Place::with(&["faketime"]) else { return };
+    let clock = place.write("clock", "+0");
+    let faketime = Command::new("sh").args(["-c", "ls /usr/lib/*/faketime/libfaketime.so.1"]).output().unwrap();
+    let library = String::from_utf8(faketime.stdout).unwrap().trim().to_owned();
+    let wrapper = place.write(
+        "wrapper",
+        format!(
+            "#!/bin/sh\nexec env LD_PRELOAD={library} FAKETIME_TIMESTAMP_FILE={} FAKETIME_NO_CACHE=1 \
+             FAKETIME_DONT_FAKE_MONOTONIC=1 DONT_FAKE_MONOTONIC=1 {} \"$@\"\n",
+            clock.display(),
+            env!("CARGO_BIN_EXE_starlift")
+        ),
+    );
+    fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).unwrap();
+    let agent = Agent::start_as(&wrapper, &place, &[ON_DEMAND]);
+    let node = Node { registry: Registry::start().await, agent, place };
+    node.registry.require(Auth::Token(TokenAuth::anonymous()));
+    let layer = Layer::random(21, &[1 << 20, 1 << 20, 1 << 20]);
+    let directory = node.mount("target", &layer).await;
+    let reader = Reader::start(&directory, &Layer { files: vec![layer.files[2].clone()], ..layer.clone() });
+    for (number, jump) in ["+3650d", "-3650d"].iter().enumerate() {
+        fs::write(&clock, jump).unwrap();
+        assert!(read_later(directory.join(format!("file{number}"))).await.unwrap() == layer.files[number].1, "{jump}");
+    }
+    assert!(!node.prepare("absent", &Layer::random(22, &[10])).await.unwrap(), "it answers containerd");
+    assert!(node.agent.daemon.log().contains("2016-"), "its clock did jump");
+    assert!(reader.stop() > 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
