@@ -161,7 +161,7 @@ async fn image(args: &Args, config: &Config, recorded: Vec<record::Line>) -> Res
     if !args.platform.is_empty() {
         parcel = parcel.select(&args.platform)?;
     } else if Destination::takes_one_image(&target) {
-        parcel = parcel.select(&[this_machine()])?;
+        parcel = parcel.select(&[Platform::of_this_machine()])?;
     }
     if args.oci {
         parcel = parcel.translated_to_oci();
@@ -208,16 +208,6 @@ fn show(bar: &Bar, converter: &Converter) {
     let layers = conversions.iter().flat_map(|conversion| &conversion.layers);
     let (done, total) = layers.fold((0, 0), |(done, total), layer| (done + layer.done, total + layer.total));
     bar.set(done, total);
-}
-
-/// The platform that an archive, which holds one image, is made for.
-fn this_machine() -> Platform {
-    let architecture = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    };
-    Platform { os: "linux".to_owned(), architecture: architecture.to_owned(), variant: None }
 }
 
 /// A store for this one conversion, or the one that was named.

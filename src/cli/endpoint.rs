@@ -7,7 +7,7 @@ use super::location::Location;
 use crate::oci::manifest::Index;
 use crate::oci::route::DOCKER_HUB;
 use crate::oci::{ImageName, Manifest, Reference, Repository};
-use crate::upstream::{self, Source, UpstreamConfig, Upstreams};
+use crate::upstream::{self, HostPattern, Logins, Source, UpstreamConfig, Upstreams};
 
 /// The name that a layout or an archive is opened under.
 const LOCAL_NAME: &str = "local";
@@ -31,24 +31,39 @@ pub(super) struct RegistryArgs {
 impl Endpoint {
     /// Opens `location` with the credentials and rules of `config`.
     pub(super) fn open(config: &upstream::Config, location: &Location, args: RegistryArgs) -> Result<Self, Failure> {
-        let (name, url, repository) = match location {
-            Location::Registry(image) => (image.host.clone(), registry_url(image, args), image.repository.clone()),
+        Self::open_with(config, location, args, None)
+    }
+
+    /// The same with `logins` that go before all others.
+    pub(super) fn open_with(
+        config: &upstream::Config,
+        location: &Location,
+        args: RegistryArgs,
+        logins: Option<Logins>,
+    ) -> Result<Self, Failure> {
+        let mut config = config.clone();
+        let (name, repository) = match location {
+            Location::Registry(image) => {
+                name_registry(&mut config, image, args)?;
+                (image.host.as_str(), image.repository.clone())
+            }
             Location::Layout(image) => {
-                (LOCAL_NAME.to_owned(), Some(local_url("oci", &image.dir)?), local_repository()?)
+                name_local(&mut config, "oci", &image.dir)?;
+                (LOCAL_NAME, local_repository()?)
             }
             Location::Archive(image) => {
-                (LOCAL_NAME.to_owned(), Some(local_url("docker-archive", &image.file)?), local_repository()?)
+                name_local(&mut config, "docker-archive", &image.file)?;
+                (LOCAL_NAME, local_repository()?)
             }
         };
-        let mut config = config.clone();
-        if let Some(url) = url {
-            let is_local = !matches!(location, Location::Registry(_));
-            if is_local || !config.upstream.contains_key(&name) {
-                config.upstream.insert(name.clone(), UpstreamConfig { url, ..UpstreamConfig::default() });
+        let upstreams = match logins {
+            Some(logins) => {
+                config.upstream.get_mut(name).into_iter().for_each(UpstreamConfig::forget_credentials);
+                Upstreams::with_logins(&config, logins)
             }
-        }
-        let upstreams = Upstreams::new(&config).map_err(Failure::from_error)?;
-        let source = upstreams.get(&name).map_err(Failure::from_error)?;
+            None => Upstreams::new(&config),
+        };
+        let source = upstreams.and_then(|upstreams| upstreams.get(name)).map_err(Failure::from_error)?;
         Ok(Self { source, repository, reference: reference(location)? })
     }
 
@@ -59,11 +74,30 @@ impl Endpoint {
     }
 }
 
-/// Docker Hub's address is known to `upstream`; every other host is where its name says.
-fn registry_url(image: &ImageName, args: RegistryArgs) -> Option<String> {
-    let is_docker_hub = image.host == DOCKER_HUB;
-    let scheme = if args.plain_http || is_loopback(&image.host) { "http" } else { "https" };
-    (!is_docker_hub).then(|| format!("{scheme}://{}", image.host))
+/// Lets the registry of `image` be asked: the one that is configured by this name, else the one that containerd's
+/// directory of hosts describes, else the one that is where its name says. Docker Hub's address is known to `upstream`.
+fn name_registry(config: &mut upstream::Config, image: &ImageName, args: RegistryArgs) -> Result<(), Failure> {
+    let host = &image.host;
+    if host == DOCKER_HUB || config.upstream.contains_key(host) {
+        return Ok(());
+    }
+    if config.certs_dir.is_some() && !args.plain_http {
+        let pattern: HostPattern = host.parse().map_err(Failure::from_error)?;
+        config.allow.push(pattern.clone());
+        config.allowed_hosts.push(pattern);
+        config.plain_http_loopback = true;
+        return Ok(());
+    }
+    let scheme = if args.plain_http || is_loopback(host) { "http" } else { "https" };
+    let url = format!("{scheme}://{host}");
+    config.upstream.insert(host.clone(), UpstreamConfig { url, ..UpstreamConfig::default() });
+    Ok(())
+}
+
+fn name_local(config: &mut upstream::Config, scheme: &str, path: &Path) -> Result<(), Failure> {
+    let url = local_url(scheme, path)?;
+    config.upstream.insert(LOCAL_NAME.to_owned(), UpstreamConfig { url, ..UpstreamConfig::default() });
+    Ok(())
 }
 
 /// As Docker does: registries on this very machine are asked without TLS.

@@ -17,6 +17,7 @@ mod output;
 mod progress;
 mod record;
 mod report;
+mod rpull;
 mod serve;
 mod table;
 mod tempfiles;
@@ -62,6 +63,7 @@ enum Command {
     Inspect(inspect::Args),
     Verify(verify::Args),
     Warm(warm::Args),
+    Rpull(rpull::Args),
     Config(config::Args),
 }
 
@@ -103,21 +105,36 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Inspect(args) => until_interrupted(inspect::run(args, global)),
         Command::Verify(args) => until_interrupted(verify::run(args, global)),
         Command::Warm(args) => until_interrupted(warm::run(args, global)),
+        Command::Rpull(args) => on_a_runtime(rpull::run(args, global)).map(|()| ExitCode::SUCCESS),
         Command::Config(args) => config::run(args, global),
     }
 }
 
 /// Runs a command on a runtime of its own. An interrupt drops it, and with it its temporary files.
 fn until_interrupted(command: impl Future<Output = Result<ExitCode, Failure>>) -> Result<ExitCode, Failure> {
-    let runtime = tokio::runtime::Runtime::new().map_err(Failure::when("threads cannot be started"))?;
-    let outcome = runtime.block_on(async {
-        let mut terminated = signal(SignalKind::terminate()).map_err(Failure::when("signals cannot be listened to"))?;
+    on_a_runtime(async {
         tokio::select! {
             outcome = command => outcome,
-            _ = tokio::signal::ctrl_c() => Err(Failure::new("interrupted")),
-            _ = terminated.recv() => Err(Failure::new("terminated")),
+            failure = interruption() => Err(failure),
         }
-    });
+    })
+}
+
+/// Ends when somebody wants the command to end.
+async fn interruption() -> Failure {
+    let mut terminated = match signal(SignalKind::terminate()) {
+        Ok(terminated) => terminated,
+        Err(error) => return Failure::when("signals cannot be listened to")(error),
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => Failure::new("interrupted"),
+        _ = terminated.recv() => Failure::new("terminated"),
+    }
+}
+
+fn on_a_runtime<T>(command: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Runtime::new().map_err(Failure::when("threads cannot be started"))?;
+    let outcome = runtime.block_on(command);
     // Nothing that still runs in the background is waited for: its result has no taker.
     runtime.shutdown_background();
     outcome

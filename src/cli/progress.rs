@@ -27,6 +27,11 @@ impl Bar {
         self.0.inc(bytes as u64);
     }
 
+    /// Counts more bytes into the total.
+    pub(super) fn expect(&self, bytes: u64) {
+        self.0.inc_length(bytes);
+    }
+
     /// Shows `done` of `total`.
     pub(super) fn set(&self, done: u64, total: u64) {
         self.0.set_length(total);

@@ -19,6 +19,16 @@ pub struct Platform {
 pub struct ParsePlatformError(String);
 
 impl Platform {
+    /// What images for Linux on this processor are called.
+    pub fn of_this_machine() -> Self {
+        let architecture = match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            other => other,
+        };
+        Self { os: "linux".to_owned(), architecture: architecture.to_owned(), variant: None }
+    }
+
     /// Whether an image for `other` is what someone who names this platform asks for.
     ///
     /// A platform without a variant matches every variant; `arm64` and `arm64/v8` are the same.

@@ -1,0 +1,192 @@
+//! `starlift rpull`: brings an image into containerd, each layer lazily where the snapshotter can.
+//!
+//! ```text
+//! registry ▶ Image (index, manifest, configuration) ▶ content store, under a lease
+//!            └ layers ▶ Unpacker ▶ snapshotter ─ has it: lazy
+//!                                              └ mounts: fetch ▶ content store ▶ apply ▶ commit
+//! ```
+
+mod content;
+mod image;
+mod labels;
+mod lease;
+mod login;
+mod media_type;
+mod platform;
+mod session;
+mod unpack;
+
+use std::path::PathBuf;
+
+use bytesize::ByteSize;
+use serde::Serialize;
+
+use self::image::Image;
+use self::labels::{Dialect, Labels, Source};
+use self::lease::Lease;
+use self::login::LoginArgs;
+use self::session::Session;
+use self::unpack::{Outcome, Unpacker};
+use super::endpoint::{Endpoint, RegistryArgs};
+use super::failure::Failure;
+use super::location::Location;
+use super::progress::Bar;
+use super::{Global, output};
+use crate::config::Layer as ConfigLayer;
+use crate::oci::{Digest, ImageName, Platform};
+
+/// Pull an image into containerd, lazily where its snapshotter can
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// `HOST/repository:tag[@digest]`
+    image: ImageName,
+    /// containerd's socket
+    #[arg(
+        long,
+        short,
+        value_name = "SOCKET",
+        env = "CONTAINERD_ADDRESS",
+        default_value = "/run/containerd/containerd.sock"
+    )]
+    address: PathBuf,
+    /// containerd's namespace; kubelets use k8s.io
+    #[arg(long, short, value_name = "NAME", env = "CONTAINERD_NAMESPACE", default_value = "default")]
+    namespace: String,
+    /// The snapshotter, by its name in containerd's configuration
+    #[arg(long, value_name = "NAME", env = "CONTAINERD_SNAPSHOTTER", default_value = "stargz")]
+    snapshotter: String,
+    /// The platform of a multi-platform image [default: this machine's]
+    #[arg(long, value_name = "OS/ARCH")]
+    platform: Option<Platform>,
+    /// A label of the image, where it stands in containerd; repeatable
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_and_value)]
+    label: Vec<(String, String)>,
+    /// Tell the snapshotter not to verify the layers of this image
+    #[arg(long)]
+    skip_content_verify: bool,
+    /// Tell the snapshotter of layers by the label names that CRI uses, not by the stargz plugin's
+    #[arg(long)]
+    use_containerd_labels: bool,
+    /// containerd's directory of `HOST/hosts.toml`
+    #[arg(long, value_name = "DIR")]
+    hosts_dir: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    login: LoginArgs,
+    #[command(flatten)]
+    registry: RegistryArgs,
+}
+
+/// What was pulled.
+#[derive(Debug, Serialize)]
+struct Pulled {
+    reference: String,
+    digest: Digest,
+    media_type: String,
+    /// The image of the platform, where the digest is an index's.
+    manifest: Digest,
+    snapshotter: String,
+    /// The snapshot with all layers; `None` for an image without layers.
+    chain_id: Option<Digest>,
+    layers: Vec<PulledLayer>,
+}
+
+#[derive(Debug, Serialize)]
+struct PulledLayer {
+    digest: Digest,
+    size: u64,
+    diff_id: Digest,
+    chain_id: Digest,
+    outcome: Outcome,
+}
+
+/// Interrupted or failed, it leaves nothing in containerd but what was there before.
+pub(super) async fn run(args: &Args, global: &Global) -> Result<(), Failure> {
+    let hosts_dir = args.hosts_dir.as_deref();
+    let flags = hosts_dir.map(|dir| ConfigLayer::flag("--hosts-dir", &["pull", "certs_dir"], dir));
+    let config = global.load(flags.into_iter().collect())?.config;
+    let location = Location::Registry(args.image.clone());
+    let logins = args.login.logins(&args.image.host).await?;
+    let endpoint = Endpoint::open_with(&config.upstreams, &location, args.registry, logins)?;
+    let session = Session::open(&args.address, &args.namespace).await?;
+    let (lease, leased) = Lease::take(&session).await?;
+    let outcome = tokio::select! {
+        outcome = pull(args, &endpoint, &leased) => outcome,
+        interruption = super::interruption() => Err(interruption),
+    };
+    // What a failed pull brought goes before its failure is told.
+    let ended = tokio::select! {
+        ended = lease.end(outcome.is_err()) => ended,
+        interruption = super::interruption() => Err(interruption),
+    };
+    if let Err(failure) = ended {
+        output::say(&failure.to_string());
+    }
+    report(&outcome?, args.json)
+}
+
+async fn pull(args: &Args, endpoint: &Endpoint, session: &Session) -> Result<Pulled, Failure> {
+    let wanted = args.platform.clone().unwrap_or_else(Platform::of_this_machine);
+    let image = Image::read(endpoint, &wanted).await?;
+    let reference = args.image.to_string();
+    let source = Source {
+        dialect: if args.use_containerd_labels { Dialect::Containerd } else { Dialect::Stargz },
+        reference: reference.clone(),
+        manifest: image.digest().clone(),
+        skip_verify: args.skip_content_verify,
+    };
+    image.keep(session, &args.image).await?;
+    let bar = Bar::new("pulling", 0, args.json);
+    let unpacker = Unpacker { session, endpoint, name: &args.image, snapshotter: &args.snapshotter, bar: &bar };
+    for other in image.others() {
+        unpacker.fetch(other).await?;
+    }
+    let layers = unpack::layers_of(&image, &source);
+    let outcomes = unpacker.unpack(&layers).await?;
+    bar.finish();
+    let chain_id = layers.last().map(|layer| layer.chain_id.clone());
+    if let Some(chain_id) = &chain_id {
+        let key = format!("containerd.io/gc.ref.snapshot.{}", args.snapshotter);
+        content::label(session, image.config(), [(key, chain_id.to_string())].into()).await?;
+    }
+    image.record(session, &reference, args.label.iter().cloned().collect::<Labels>()).await?;
+    let target = image.target();
+    Ok(Pulled {
+        reference,
+        digest: target.digest.clone(),
+        media_type: target.media_type.clone(),
+        manifest: image.digest().clone(),
+        snapshotter: args.snapshotter.clone(),
+        chain_id,
+        layers: layers.into_iter().zip(outcomes).map(PulledLayer::new).collect(),
+    })
+}
+
+fn report(pulled: &Pulled, json: bool) -> Result<(), Failure> {
+    if json {
+        return output::print_json(pulled);
+    }
+    let with = |outcome: Outcome| pulled.layers.iter().filter(move |layer| layer.outcome == outcome);
+    let (lazy, present) = (with(Outcome::Lazy).count(), with(Outcome::Present).count());
+    let fetched = ByteSize::b(with(Outcome::Unpacked).map(|layer| layer.size).sum());
+    let unpacked = with(Outcome::Unpacked).count();
+    let count = pulled.layers.len();
+    output::say(&format!(
+        "of {count} layers {lazy} are lazy, {unpacked} were unpacked ({fetched}), {present} were there"
+    ));
+    output::print(&format!("{}\n", pulled.digest))
+}
+
+impl PulledLayer {
+    fn new((layer, outcome): (unpack::Layer, Outcome)) -> Self {
+        let unpack::Layer { descriptor, diff_id, chain_id, .. } = layer;
+        Self { digest: descriptor.digest, size: descriptor.size, diff_id, chain_id, outcome }
+    }
+}
+
+fn key_and_value(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').filter(|(key, _)| !key.is_empty());
+    pair.map(|(key, value)| (key.to_owned(), value.to_owned())).ok_or_else(|| "a label is KEY=VALUE".to_owned())
+}

@@ -1,0 +1,104 @@
+//! `starlift rpull` into a real containerd: what is there afterwards, and what is not after a failure.
+
+mod faults;
+mod images;
+mod logins;
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use crate::support::agent::Agent;
+use crate::support::containerd::{self, Containerd};
+use crate::support::fixture;
+use crate::support::place::Place;
+
+const STARLIFT: &str = env!("CARGO_BIN_EXE_starlift");
+
+fn place(more: &[&str]) -> Option<Place> {
+    Place::with(&[containerd::TOOLS, more].concat())
+}
+
+/// Those for images with real programs in them.
+fn place_with_images(more: &[&str]) -> Option<Place> {
+    place(&[fixture::TOOLS, &["docker-registry"], more].concat())
+}
+
+/// containerd, and our agent as its snapshotter `stargz`.
+struct Node<'a> {
+    place: &'a Place,
+    containerd: Containerd<'a>,
+    /// Ends after containerd.
+    _agent: Agent,
+}
+
+impl<'a> Node<'a> {
+    fn start(place: &'a Place) -> Self {
+        let agent = Agent::start(place);
+        let containerd = Containerd::start_with(place, &agent.plugin("stargz"));
+        Self { place, containerd, _agent: agent }
+    }
+
+    /// `starlift rpull` with these words, which ends by itself.
+    fn command(&self, words: &str) -> Command {
+        self.rpull(self.place.command(STARLIFT), words)
+    }
+
+    fn rpull(&self, mut command: Command, words: &str) -> Command {
+        command.current_dir(self.place.path()).env_remove("STARLIFT_CONFIG").env_remove("CONTAINERD_SNAPSHOTTER");
+        command.args(["rpull", "--address"]).arg(&self.containerd.socket).args(words.split_whitespace());
+        command
+    }
+
+    /// What a pull that must go well reports.
+    #[track_caller]
+    fn pull(&self, words: &str) -> Value {
+        let output = self.command(&format!("--json {words}")).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.stderr.is_empty(), "nobody is there to be told: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// The one line that a pull which must fail says.
+    #[track_caller]
+    fn refusal(&self, words: &str) -> String {
+        refusal(&self.command(words).output().unwrap())
+    }
+
+    fn ctr(&self, line: &str) -> String {
+        self.containerd.ctr(line)
+    }
+
+    fn snapshots(&self, snapshotter: &str) -> Vec<String> {
+        let listed = self.ctr(&format!("snapshots --snapshotter {snapshotter} ls"));
+        listed.lines().skip(1).map(|line| line.split_whitespace().next().unwrap().to_owned()).collect()
+    }
+
+    /// Nothing of a pull is in containerd: no image, lease, blob, half-written blob or snapshot.
+    #[track_caller]
+    fn assert_empty(&self) {
+        for list in ["images ls -q", "leases ls -q", "content ls -q"] {
+            assert_eq!(self.ctr(list), "", "{list}");
+        }
+        let active = self.ctr("content active");
+        assert_eq!(active.lines().count(), 1, "the heading alone: {active}");
+        for snapshotter in ["stargz", "overlayfs"] {
+            assert!(self.snapshots(snapshotter).is_empty(), "{:?}", self.snapshots(snapshotter));
+        }
+    }
+}
+
+#[track_caller]
+fn refusal(output: &Output) -> String {
+    let said = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(output.stdout.is_empty());
+    let line = said.trim_end();
+    assert!(line.starts_with("error: ") && !line.contains('\n'), "{line}");
+    line.to_owned()
+}
+
+/// How each layer came about, bottom first.
+fn outcomes(pulled: &Value) -> Vec<&str> {
+    pulled["layers"].as_array().unwrap().iter().map(|layer| layer["outcome"].as_str().unwrap()).collect()
+}
