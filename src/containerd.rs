@@ -1,4 +1,5 @@
-//! containerd's gRPC API, generated from `proto/`: the agent serves its snapshots service, `rpull` calls the others.
+//! containerd's gRPC APIs, generated from `proto/`: the agent serves the snapshots service and reads what kubelets say to
+//! the CRI service, `rpull` calls the others.
 
 #![expect(
     clippy::clone_on_ref_ptr,
@@ -39,6 +40,21 @@ pub mod services {
     pub mod snapshots {
         pub mod v1 {
             tonic::include_proto!("containerd.services.snapshots.v1");
+        }
+    }
+}
+
+pub mod runtime {
+    pub mod v1 {
+        use std::fmt;
+
+        tonic::include_proto!("runtime.v1");
+
+        impl fmt::Debug for AuthConfig {
+            /// Without its secrets.
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct("AuthConfig").field("server_address", &self.server_address).finish_non_exhaustive()
+            }
         }
     }
 }

@@ -11,6 +11,7 @@
 pub mod api;
 pub mod cache;
 pub mod config;
+pub mod cri;
 pub mod fetch;
 pub mod filesystem;
 pub mod filter;

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
+use base64::alphabet;
 use base64::engine::general_purpose::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use reqwest::header::HeaderValue;
 use tokio::sync::Mutex;
 
@@ -32,6 +34,15 @@ pub enum Login {
 }
 
 impl Login {
+    /// What Docker writes in one field: base64, padded or not, of `user:password`.
+    pub fn from_basic(encoded: &str) -> Option<Self> {
+        let lenient = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+        let bytes = GeneralPurpose::new(&alphabet::STANDARD, lenient).decode(encoded).ok()?;
+        let text = String::from_utf8(bytes).ok()?;
+        let (user, password) = text.split_once(':')?;
+        Some(Self::Password { user: user.to_owned(), password: Secret::new(password.trim_end_matches('\0')) })
+    }
+
     /// The `Authorization: Basic` header, for those who have a password.
     pub(super) fn basic(&self) -> Result<Option<HeaderValue>, Error> {
         let Self::Password { user, password } = self else { return Ok(None) };

@@ -7,9 +7,6 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::alphabet::STANDARD;
-use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
@@ -156,20 +153,11 @@ impl Auth {
             return Ok(Some(Login::Identity(identity.clone())));
         }
         if let Some(encoded) = self.auth.as_ref().filter(|auth| !auth.is_empty()) {
-            return decode(encoded).map(Some);
+            return Login::from_basic(encoded).map(Some).ok_or(Failure::Encoding);
         }
         let Some((user, password)) = self.username.clone().zip(self.password.clone()) else { return Ok(None) };
         Ok(Some(Login::Password { user, password }))
     }
-}
-
-fn decode(encoded: &str) -> Result<Login, Failure> {
-    let lenient = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
-    // The causes are dropped on purpose: the text is secret.
-    let bytes = GeneralPurpose::new(&STANDARD, lenient).decode(encoded).map_err(|_error| Failure::Encoding)?;
-    let text = String::from_utf8(bytes).map_err(|_error| Failure::Encoding)?;
-    let (user, password) = text.split_once(':').ok_or(Failure::Encoding)?;
-    Ok(Login::Password { user: user.to_owned(), password: Secret::new(password.trim_end_matches('\0')) })
 }
 
 /// `$DOCKER_CONFIG`, else `~/.docker`, as Docker looks for it.

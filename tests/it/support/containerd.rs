@@ -22,11 +22,24 @@ impl<'a> Containerd<'a> {
 
     /// With more lines of configuration.
     pub(crate) fn start_with(place: &'a Place, more: &str) -> Self {
+        Self::start_without(place, &["io.containerd.grpc.v1.cri"], more)
+    }
+
+    /// With the CRI service, and nothing to run pods with.
+    pub(crate) fn start_with_cri(place: &'a Place) -> Self {
+        let cni = place.dir("cni");
+        let section = "plugins.\"io.containerd.grpc.v1.cri\"";
+        let folders = format!("bin_dir = \"{0}\"\nconf_dir = \"{0}\"\n", cni.display());
+        Self::start_without(place, &[], &format!("[{section}]\nstream_server_port = \"0\"\n[{section}.cni]\n{folders}"))
+    }
+
+    fn start_without(place: &'a Place, plugins: &[&str], more: &str) -> Self {
         let socket = place.path().join("ctd.sock");
         let config = format!(
             "version = 2\nroot = \"{root}\"\nstate = \"{state}\"\n\
-             disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\n\
+             disabled_plugins = {disabled:?}\n\
              [grpc]\naddress = \"{socket}\"\n{more}",
+            disabled = [plugins, &["io.containerd.internal.v1.opt"]].concat(),
             root = place.dir("ctd").display(),
             state = place.dir("ctd-state").display(),
             socket = socket.display(),

@@ -3,6 +3,7 @@
 pub(crate) mod agent;
 pub(crate) mod bucket;
 pub(crate) mod containerd;
+pub(crate) mod cri;
 pub(crate) mod docker_registry;
 pub(crate) mod dockerd;
 pub(crate) mod fixture;

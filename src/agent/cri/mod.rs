@@ -1,0 +1,17 @@
+//! Credentials of pods: a proxy in front of containerd's CRI image service hears what kubelets send with each pull.
+//!
+//! ```text
+//! kubelet ─ --image-service-endpoint ▶ ImageService ▶ containerd's CRI socket
+//!                                      │ PullImage: auth
+//!                                      ▼
+//!                                      CriCredentials ◀ Upstreams::with_logins, at each login
+//! ```
+//!
+//! They are held in memory alone: after a restart they come with the next pull.
+
+mod credentials;
+mod frame;
+mod service;
+
+pub use self::credentials::CriCredentials;
+pub use self::service::ImageService;
