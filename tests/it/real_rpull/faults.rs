@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::{Node, STARLIFT, outcomes, place, refusal};
+use super::{Node, STARLIFT, outcomes, place, refusal, rpull};
 use crate::support::image::{Image, ImageBuilder};
 use crate::support::place::until;
 use crate::support::registry::{Gate, Registry};
@@ -146,7 +146,7 @@ async fn a_killed_pull_is_taken_up_where_it_was() {
     let node = Node::start(&place);
     let gate = Gate::new();
     registry.on(&layer).times(1).gate_after(&gate, HELD);
-    let mut command = node.rpull(Command::new(STARLIFT), &name);
+    let mut command = rpull(&place, Command::new(STARLIFT), &node.containerd, &name);
     let has_what_was_sent = || node.ctr("content active").contains("3.146MB");
     place.daemon("rpull", &mut command, has_what_was_sent).kill();
     assert_eq!(node.ctr("leases ls -q").lines().count(), 1, "containerd drops it within a day");

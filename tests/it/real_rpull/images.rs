@@ -1,12 +1,15 @@
 //! Images that are pulled, run, and the same as what containerd's own clients make of them.
 
+use std::process::Stdio;
+use std::time::Duration;
+
 use serde_json::Value;
 
-use super::{Node, STARLIFT, outcomes, place, place_with_images};
+use super::{Node, STARLIFT, outcomes, place, place_with_images, pulled};
 use crate::support::docker_registry::{Access, DockerRegistry};
 use crate::support::fixture::Fixture;
 use crate::support::image::{Image, ImageBuilder};
-use crate::support::place::Place;
+use crate::support::place::{Place, until};
 use crate::support::registry::Registry;
 use crate::support::tree::Tree;
 
@@ -121,6 +124,23 @@ async fn what_is_there_is_not_fetched_again() {
     assert_eq!(outcomes(&overlay), ["unpacked"; 3]);
     assert_eq!(registry.count("GET", "/blobs/"), 6, "the layers are in the content store");
     assert_eq!(node.ctr("content ls -q"), content);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_pulls_at_once_fetch_each_layer_once() {
+    let Some(place) = place(&[]) else { return };
+    let registry = Registry::start().await;
+    registry.push("app", "v1", &ImageBuilder::new(1).layers(4).files(8).max_file(2 << 20).build());
+    let image = format!("{}/app:v1", registry.host());
+    let node = Node::start(&place);
+    let start = || node.command(&format!("--json {image}")).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let children = [start().unwrap(), start().unwrap()];
+    let [one, other] = children.map(|child| pulled(&child.wait_with_output().unwrap()));
+    assert_eq!((&one["chain_id"], &one["digest"]), (&other["chain_id"], &other["digest"]));
+    assert_eq!(registry.count("GET", "/blobs/"), 2 + 4, "the configuration twice, each layer once");
+    assert_eq!(node.ctr("leases ls -q"), "");
+    let is_gone = || node.snapshots("stargz").len() == 4;
+    until("what the slower one prepared is collected", Duration::from_secs(30), is_gone);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,6 +2,7 @@
 
 mod faults;
 mod images;
+mod lazy;
 mod logins;
 
 use std::process::{Command, Output};
@@ -41,22 +42,13 @@ impl<'a> Node<'a> {
 
     /// `starlift rpull` with these words, which ends by itself.
     fn command(&self, words: &str) -> Command {
-        self.rpull(self.place.command(STARLIFT), words)
-    }
-
-    fn rpull(&self, mut command: Command, words: &str) -> Command {
-        command.current_dir(self.place.path()).env_remove("STARLIFT_CONFIG").env_remove("CONTAINERD_SNAPSHOTTER");
-        command.args(["rpull", "--address"]).arg(&self.containerd.socket).args(words.split_whitespace());
-        command
+        rpull(self.place, self.place.command(STARLIFT), &self.containerd, words)
     }
 
     /// What a pull that must go well reports.
     #[track_caller]
     fn pull(&self, words: &str) -> Value {
-        let output = self.command(&format!("--json {words}")).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        assert!(output.stderr.is_empty(), "nobody is there to be told: {}", String::from_utf8_lossy(&output.stderr));
-        serde_json::from_slice(&output.stdout).unwrap()
+        pull(self.place, &self.containerd, words)
     }
 
     /// The one line that a pull which must fail says.
@@ -86,6 +78,25 @@ impl<'a> Node<'a> {
             assert!(self.snapshots(snapshotter).is_empty(), "{:?}", self.snapshots(snapshotter));
         }
     }
+}
+
+/// Adds the words of an `rpull` to a command that is `starlift`.
+fn rpull(place: &Place, mut command: Command, containerd: &Containerd<'_>, words: &str) -> Command {
+    command.current_dir(place.path()).env_remove("STARLIFT_CONFIG").env_remove("CONTAINERD_SNAPSHOTTER");
+    command.args(["rpull", "--address"]).arg(&containerd.socket).args(words.split_whitespace());
+    command
+}
+
+#[track_caller]
+fn pull(place: &Place, containerd: &Containerd<'_>, words: &str) -> Value {
+    pulled(&rpull(place, place.command(STARLIFT), containerd, &format!("--json {words}")).output().unwrap())
+}
+
+#[track_caller]
+fn pulled(output: &Output) -> Value {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.stderr.is_empty(), "nobody is there to be told: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
 }
 
 #[track_caller]

@@ -1,0 +1,108 @@
+//! With a snapshotter that mounts lazily, the reference's and ours: only what it refuses is fetched.
+
+use super::{STARLIFT, outcomes, place_with_images, pull};
+use crate::support::agent::Agent;
+use crate::support::containerd::Containerd;
+use crate::support::docker_registry::{Access, DockerRegistry};
+use crate::support::fixture::{Fixture, Layout};
+use crate::support::place::Place;
+use crate::support::stargz::Stargz;
+
+enum Snapshotter {
+    Reference(Stargz),
+    Ours(Agent),
+}
+
+impl Snapshotter {
+    fn plugin(&self) -> String {
+        match self {
+            Self::Reference(stargz) => stargz.plugin(),
+            Self::Ours(agent) => agent.plugin("stargz"),
+        }
+    }
+
+    fn log(&self) -> String {
+        match self {
+            Self::Reference(stargz) => stargz.daemon.log(),
+            Self::Ours(agent) => agent.daemon.log(),
+        }
+    }
+}
+
+fn reference(place: &Place) -> Snapshotter {
+    Snapshotter::Reference(Stargz::start(place))
+}
+
+fn ours(place: &Place) -> Snapshotter {
+    Snapshotter::Ours(Agent::start(place))
+}
+
+/// A registry with the twin of `app`, and a plain layer on top if asked for.
+fn pushed(place: &Place, with_plain_layer: bool) -> (DockerRegistry, String, Layout) {
+    let registry = DockerRegistry::start(place, Access::Anyone);
+    let twin = place.path().join("twin");
+    place.run(&format!("{STARLIFT} convert {} oci:{}:1", Fixture::get("app").oci(), twin.display()));
+    if with_plain_layer {
+        let file = place.write("added", "added\n");
+        place.run(&format!("umoci insert --image {}:1 {} /etc/added", twin.display(), file.display()));
+    }
+    let fixture = Fixture { dir: twin };
+    registry.push(place, &fixture, "image", false);
+    let name = format!("{}/image:1", registry.address);
+    (registry, name, fixture.layout())
+}
+
+fn a_container_runs(
+    snapshotter: fn(&Place) -> Snapshotter,
+    with_plain_layer: bool,
+    expected: &[&str],
+    script: &str,
+    said: &str,
+) {
+    let Some(place) = place_with_images(&["go", "fusermount"]) else { return };
+    let (_registry, image, layout) = pushed(&place, with_plain_layer);
+    let snapshotter = snapshotter(&place);
+    let containerd = Containerd::start_with(&place, &snapshotter.plugin());
+    let pulled = pull(&place, &containerd, &image);
+    assert_eq!(outcomes(&pulled), expected, "{}", snapshotter.log());
+    let held = containerd.ctr("content ls -q");
+    for (layer, outcome) in layout.manifest("1")["layers"].as_array().unwrap().iter().zip(expected) {
+        let digest = layer["digest"].as_str().unwrap();
+        assert_eq!(held.contains(digest), *outcome == "unpacked", "{digest}");
+    }
+    // What a pull without a name would lose now.
+    containerd.ctr("leases create --id short");
+    containerd.ctr("leases delete --sync short");
+    let id = format!("lazy-{}", place.path().file_name().unwrap().to_str().unwrap());
+    assert_eq!(containerd.ctr(&format!("run --rm --snapshotter stargz {image} {id} {script}")), said);
+    assert_eq!(outcomes(&pull(&place, &containerd, &image)), vec!["present"; expected.len()]);
+}
+
+fn an_estargz_image_is_lazy_and_outlives_the_lease(snapshotter: fn(&Place) -> Snapshotter) {
+    a_container_runs(snapshotter, false, &["lazy"; 3], "/bin/cat /var/lib/state/run", "run\n");
+}
+
+fn a_plain_layer_on_top_is_all_that_is_fetched(snapshotter: fn(&Place) -> Snapshotter) {
+    let expected = ["lazy", "lazy", "lazy", "unpacked"];
+    a_container_runs(snapshotter, true, &expected, "/bin/cat /var/lib/state/run /etc/added", "run\nadded\n");
+}
+
+#[test]
+fn an_estargz_image_is_lazy_with_the_reference() {
+    an_estargz_image_is_lazy_and_outlives_the_lease(reference);
+}
+
+#[test]
+fn an_estargz_image_is_lazy_with_our_agent() {
+    an_estargz_image_is_lazy_and_outlives_the_lease(ours);
+}
+
+#[test]
+fn a_plain_layer_alone_is_fetched_with_the_reference() {
+    a_plain_layer_on_top_is_all_that_is_fetched(reference);
+}
+
+#[test]
+fn a_plain_layer_alone_is_fetched_with_our_agent() {
+    a_plain_layer_on_top_is_all_that_is_fetched(ours);
+}
