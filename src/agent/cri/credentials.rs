@@ -2,8 +2,11 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::kept::{self, Kept, Record};
 use crate::containerd::runtime::v1::AuthConfig;
 use crate::oci::{ImageName, Repository};
 use crate::upstream::{Login, Logins, Secret};
@@ -22,6 +25,8 @@ struct Held {
     by_repository: HashMap<Key, Entry>,
     /// Counts what was noted, to know what is old.
     noted: u64,
+    /// Where all of it stands too.
+    kept: Option<Kept>,
 }
 
 /// What an image is pulled from: the host as images name it, and the repository.
@@ -41,6 +46,23 @@ pub(super) struct Noted {
 }
 
 impl CriCredentials {
+    /// Memory for [`Self::kept_in`]; it is gone when the last descriptor of it is closed.
+    pub fn memory() -> io::Result<OwnedFd> {
+        kept::memory()
+    }
+
+    /// Starts with the logins in `memory`, and keeps all there from now on.
+    pub fn kept_in(memory: OwnedFd) -> Self {
+        let (kept, records) = Kept::open(memory);
+        let mut held = Held { kept: Some(kept), ..Held::default() };
+        for record in records.iter().take(MAX_REPOSITORIES) {
+            if let Ok(repository) = record.repository.parse() {
+                held.insert((record.host.clone(), repository), record.login());
+            }
+        }
+        Self(Arc::new(Mutex::new(held)))
+    }
+
     /// The login that was last sent for images of this one's repository.
     pub fn for_image(&self, reference: &str) -> Option<Login> {
         let image: ImageName = reference.parse().ok()?;
@@ -64,13 +86,12 @@ impl CriCredentials {
         let login = login(auth, &image.host)?;
         let key = (image.host, image.repository);
         let mut held = self.held();
-        held.noted += 1;
-        let number = held.noted;
         if held.by_repository.len() >= MAX_REPOSITORIES && !held.by_repository.contains_key(&key) {
             held.forget_oldest();
         }
-        let before = held.by_repository.insert(key.clone(), Entry { login, number });
-        Some(Noted { key, number, before })
+        let before = held.insert(key.clone(), login);
+        held.keep();
+        Some(Noted { key, number: held.noted, before })
     }
 
     /// Takes back what was noted, unless another login took its place: the pull that it came with failed, and what runs
@@ -84,6 +105,7 @@ impl CriCredentials {
             Some(before) => held.by_repository.insert(noted.key, before),
             None => held.by_repository.remove(&noted.key),
         };
+        held.keep();
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
@@ -92,6 +114,22 @@ impl CriCredentials {
 }
 
 impl Held {
+    /// Gives what was there for this repository.
+    fn insert(&mut self, key: Key, login: Login) -> Option<Entry> {
+        self.noted += 1;
+        self.by_repository.insert(key, Entry { login, number: self.noted })
+    }
+
+    fn keep(&mut self) {
+        let Some(kept) = &mut self.kept else { return };
+        let mut entries: Vec<_> = self.by_repository.iter().collect();
+        entries.sort_by_key(|(_, entry)| entry.number);
+        let record = |((host, repository), entry): (&Key, &Entry)| Record::new(host, repository.as_str(), &entry.login);
+        if let Err(error) = kept.write(entries.into_iter().map(record).collect()) {
+            tracing::warn!(%error, "the logins of pods will not outlive a restart");
+        }
+    }
+
     fn forget_oldest(&mut self) {
         let oldest = self.by_repository.iter().min_by_key(|(_, entry)| entry.number);
         if let Some(key) = oldest.map(|(key, _)| key.clone()) {
@@ -212,6 +250,22 @@ mod tests {
         let only = credentials.note("ghcr.io/c/d:1", &user("only")).unwrap();
         credentials.take_back(only);
         assert_eq!(known(&credentials, "ghcr.io/c/d:1"), "nothing");
+    }
+
+    #[test]
+    fn what_is_kept_outlives_the_one_who_noted_it() {
+        let memory = CriCredentials::memory().unwrap();
+        let reopened = || CriCredentials::kept_in(memory.try_clone().unwrap());
+        let credentials = reopened();
+        credentials.note("ghcr.io/a/b:1", &user("first")).unwrap();
+        let token = AuthConfig { identity_token: "refresh".to_owned(), ..AuthConfig::default() };
+        credentials.note("nginx", &token).unwrap();
+        let failed = credentials.note("ghcr.io/a/b:1", &user("second")).unwrap();
+        assert_eq!(known(&reopened(), "ghcr.io/a/b:1"), "second:secret");
+        credentials.take_back(failed);
+        drop(credentials);
+        assert_eq!(known(&reopened(), "ghcr.io/a/b:2"), "first:secret");
+        assert_eq!(known(&reopened(), "docker.io/library/nginx:1"), "identity:refresh");
     }
 
     #[test]

@@ -7,10 +7,12 @@
 //!                                      CriCredentials ◀ Upstreams::with_logins, at each login
 //! ```
 //!
-//! They are held in memory alone: after a restart they come with the next pull.
+//! They are held in memory alone. Where that memory is kept by another process, they outlive a restart of this one; else
+//! they come again with the next pull.
 
 mod credentials;
 mod frame;
+mod kept;
 mod service;
 
 pub use self::credentials::CriCredentials;
