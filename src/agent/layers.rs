@@ -213,10 +213,7 @@ impl Layers {
         }
     }
 
-    /// The layer that has an inode, read from disk if it was not used since the start, and which file that is.
-    ///
-    /// # Errors
-    /// `None` when no layer has it; the text says why a layer cannot be read.
+    /// The mount that has an inode, and which of its files that is.
     pub fn at(&self, inode: u64) -> Option<(Arc<Mount>, FileId)> {
         let mounts = self.mounts.read().unwrap_or_else(PoisonError::into_inner);
         mounts.at(inode).map(|(mount, id)| (Arc::clone(mount), id))

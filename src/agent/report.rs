@@ -38,6 +38,7 @@ pub struct LayerReport {
     /// What its files hold, and what of that is on this node; not known before its first use since the start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<Measure>,
+    /// Since the agent was started, as are the bytes.
     pub requests: u64,
     pub read_bytes: u64,
     pub prefetched_bytes: u64,

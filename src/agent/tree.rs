@@ -194,8 +194,8 @@ impl Tree {
     /// The names in a directory from `start` on, which is 0 or an entry's `next`.
     pub fn entries(&self, directory: FileId, start: usize) -> impl Iterator<Item = Entry<'_>> {
         let node = self.toc.node(NodeId(directory.0));
-        let children = node.into_iter().flat_map(|node| node.children());
-        children.enumerate().skip(start).filter_map(move |(index, (name, child))| {
+        let children = node.into_iter().flat_map(move |node| node.children_from(start));
+        children.enumerate().filter_map(move |(index, (name, child))| {
             let name = match name.strip_prefix(WHITEOUT) {
                 _ if is_hidden(directory, name) => return None,
                 None => name,
@@ -204,7 +204,7 @@ impl Tree {
                 Some(name) if node.is_some_and(|node| node.child(name).is_some()) => return None,
                 Some(name) => name,
             };
-            Some(Entry { name, id: FileId(child.id().0), next: index + 1 })
+            Some(Entry { name, id: FileId(child.id().0), next: start + index + 1 })
         })
     }
 
