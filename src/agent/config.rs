@@ -20,6 +20,10 @@ pub struct Config {
     pub cache_size: ByteSize,
     /// Memory for chunks just fetched, which are served from there while the disk is full.
     pub memory: ByteSize,
+    /// containerd's socket, where kubelets are to find their image service on `address` (`--image-service-endpoint`): calls
+    /// are handed on, and the credentials of pods' pulls are used for lazy reads too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cri: Option<PathBuf>,
     /// How long opening a layer may take; one that takes longer is unpacked the ordinary way.
     #[serde(with = "humantime_serde")]
     pub mount_timeout: Duration,
@@ -108,6 +112,7 @@ impl Default for Config {
         Self {
             address: PathBuf::from("/run/starlift-agent/agent.sock"),
             root: PathBuf::from("/var/lib/starlift-agent"),
+            cri: None,
             cache_size: ByteSize::gib(20),
             memory: ByteSize::mib(64),
             mount_timeout: Duration::from_secs(30),

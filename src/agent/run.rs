@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::api::{self, Api};
 use super::config::Config;
+use super::cri::{CriCredentials, ImageService};
 use super::filesystem::FileSystem;
 use super::fuse::Adapter;
 use super::keeper::{Keeper, Kept};
@@ -24,11 +25,12 @@ use super::server::{self, ServeError};
 use super::session::{self, Device, SessionError};
 use super::snapshots::{self, Snapshots};
 use super::snapshotter::Snapshotter;
-use crate::upstream::Upstreams;
+use crate::upstream::{self, Upstreams};
 
-/// What a keeper knows the FUSE device and the listening socket by.
+/// What a keeper knows the FUSE device, the listening socket and the credentials of pods by.
 pub const DEVICE: &str = "fuse";
 pub const LISTENER: &str = "socket";
+pub const CREDENTIALS: &str = "credentials";
 
 /// How long an earlier process may take to let go of the metadata: a read of its own may have to be answered first.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -47,6 +49,10 @@ pub enum RunError {
     #[error("the lazy mounts ended: somebody unmounted {0}")]
     Unmounted(PathBuf),
     #[error(transparent)]
+    Upstreams(#[from] upstream::Error),
+    #[error("containerd's socket cannot be dialled")]
+    Cri(#[from] tonic::transport::Error),
+    #[error(transparent)]
     Api(#[from] api::ApiError),
     #[error(transparent)]
     Serve(#[from] ServeError),
@@ -58,11 +64,14 @@ pub enum RunError {
 ///
 /// # Errors
 /// When the root, the socket or the keeper cannot be used, or when the mount goes away.
-pub async fn run(config: &Config, upstreams: Upstreams, shutdown: CancellationToken) -> Result<(), RunError> {
+pub async fn run(config: &Config, upstreams: &upstream::Config, shutdown: CancellationToken) -> Result<(), RunError> {
     let root = checked_root(config).await?;
     let (kind, place) = (config.keeper, root.clone());
     let (keeper, mut kept) = blocking(move || Keeper::open(kind, &place)).await?.map_err(RunError::Keeper)?;
-    let (own, upstreams) = (config.clone(), upstreams.clone());
+    let credentials = credentials(config, &keeper, kept.remove(CREDENTIALS)).map_err(RunError::Keeper)?;
+    let upstreams = Upstreams::with_logins(upstreams, credentials.logins())?;
+    let images = config.cri.as_deref().map(|containerd| ImageService::new(containerd, credentials)).transpose()?;
+    let own = config.clone();
     let layers = blocking(move || Layers::open(&own, upstreams)).await?;
     let layers = Arc::new(layers.map_err(|source| RunError::Root { path: root.clone(), source })?);
 
@@ -95,7 +104,7 @@ pub async fn run(config: &Config, upstreams: Upstreams, shutdown: CancellationTo
     // Nobody may be listening: not every start is systemd's.
     let _unheard = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
-    let serving = server::serve(listener, Snapshotter::new(snapshots, layers), shutdown);
+    let serving = server::serve(listener, Snapshotter::new(snapshots, layers), images, shutdown);
     let outcome = tokio::select! {
         outcome = serving => outcome.map_err(RunError::Serve),
         () = ended(unmounted) => Err(RunError::Unmounted(Layers::mountpoint(&root))),
@@ -103,6 +112,22 @@ pub async fn run(config: &Config, upstreams: Upstreams, shutdown: CancellationTo
     resuming.abort();
     api.abort();
     outcome
+}
+
+/// What pods' pulls bring, in memory that the keeper holds as well.
+fn credentials(config: &Config, keeper: &Keeper, kept: Option<OwnedFd>) -> io::Result<CriCredentials> {
+    if config.cri.is_none() {
+        return Ok(CriCredentials::default());
+    }
+    let memory = match kept {
+        Some(memory) => memory,
+        None => {
+            let memory = CriCredentials::memory()?;
+            keeper.keep(CREDENTIALS, memory.as_fd())?;
+            memory
+        }
+    };
+    Ok(CriCredentials::kept_in(memory))
 }
 
 /// The root, made if need be, which no other agent uses.

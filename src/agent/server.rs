@@ -12,6 +12,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
+use super::cri::ImageService;
 use super::snapshotter::Snapshotter;
 use crate::containerd::services::snapshots::v1::snapshots_server::SnapshotsServer;
 
@@ -68,12 +69,14 @@ pub fn bind(path: &Path, kept: Option<OwnedFd>) -> Result<UnixListener, ServeErr
     Ok(listener)
 }
 
-/// Serves snapshots until `shutdown`, then waits for running calls, but not for long.
+/// Serves snapshots, and images where kubelets are to find them here, until `shutdown`; then waits for running calls, but
+/// not for long.
 ///
 /// Call it inside a runtime.
 pub async fn serve(
     listener: UnixListener,
     snapshotter: Snapshotter,
+    images: Option<ImageService>,
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
     listener.set_nonblocking(true).map_err(ServeError::Accept)?;
@@ -82,6 +85,7 @@ pub async fn serve(
         SnapshotsServer::new(snapshotter).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE);
     let server = Server::builder()
         .add_service(service)
+        .add_optional_service(images)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown.clone().cancelled_owned());
     let too_long = async {
         shutdown.cancelled().await;

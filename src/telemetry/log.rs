@@ -58,12 +58,16 @@ pub enum LogError {
     Twice(#[from] tracing_subscriber::util::TryInitError),
 }
 
+/// In front of every filter, which may say otherwise: a reader that was killed takes no answer, and `fuser` calls that an
+/// error.
+const QUIET: &str = "fuser::reply=off";
+
 /// Starts logging.
 ///
 /// # Errors
 /// The filter is malformed, or logging was started before.
 pub fn start(config: &Config) -> Result<(), LogError> {
-    let registry = tracing_subscriber::registry().with(config.filter.parse::<EnvFilter>()?);
+    let registry = tracing_subscriber::registry().with(format!("{QUIET},{}", config.filter).parse::<EnvFilter>()?);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(true);
     match config.format {
         LogFormat::Text => registry.with(lines.with_ansi(std::io::stderr().is_terminal())).try_init()?,

@@ -9,10 +9,13 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 use tonic::{Code, Request};
 
+use crate::support::agent::Agent;
 use crate::support::containerd::{self, Containerd};
 use crate::support::cri::Kubelet;
+use crate::support::fixture::{self, Fixture, Layout};
 use crate::support::image::ImageBuilder;
 use crate::support::place::Place;
+use crate::support::pods::Pod;
 use crate::support::registry::{Auth, Registry};
 
 fn pull(image: &str, password: &str) -> Request<bytes::Bytes> {
@@ -49,4 +52,52 @@ async fn containerd_pulls_through_the_proxy_and_the_login_is_known() {
     let unknown = kubelet.call("NotYetInvented", Request::new(bytes::Bytes::new())).await.unwrap_err();
     assert_eq!(unknown.code(), Code::Unimplemented);
     proxy.abort();
+}
+
+/// A pod of a private image: pulled by what a kubelet sends, mounted lazily, read with the login that came with the pull.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_starts_lazily_from_a_private_registry() {
+    let Some(place) = Place::with(&[fixture::TOOLS, containerd::TOOLS].concat()) else { return };
+    let registry = Registry::start().await;
+    registry.push_layout("app", "v1", &place_twin(&place));
+    registry.require(Auth::Basic { user: "me", password: "secret" });
+    let image = format!("{}/app:v1", registry.host());
+    let cri = place.path().join("ctd.sock").display().to_string();
+    let settings = [("BACKGROUND", "off"), ("CRI", cri.as_str())];
+    let mut agent = Agent::start_with(&place, &settings);
+    let containerd = Containerd::start_with_pods(&place, &agent.plugin("stargz"), &image);
+
+    // The kubelet's image service is the agent's socket, its runtime containerd's.
+    Kubelet::new(&agent.socket).call("PullImage", pull(&image, "secret")).await.unwrap();
+    let held = containerd.ctr("-n k8s.io content ls -q");
+    let layers = agent.lazy().len();
+    assert!(
+        layers > 0 && held.lines().count() == 2,
+        "manifest and configuration, no layer: {held}\n{}",
+        agent.status()
+    );
+
+    let kubelet = Kubelet::new(&containerd.socket);
+    let pod = Pod::start(&kubelet, "lazy", &image, &["/bin/sleep", "1000"]).await.unwrap();
+    assert_eq!(pod.exec(&["/bin/cat", "/usr/share/old/d"]).await.unwrap(), "new\n");
+    agent.daemon.kill();
+    let next = Agent::start_with(&place, &settings);
+    drop(std::mem::replace(&mut agent, next));
+    // What was never read, through another agent: the login is known to it.
+    let large = pod.exec(&["/bin/sh", "-c", "find / -xdev -type f | xargs cat | wc -c"]).await.unwrap();
+    assert!(large.trim().parse::<u64>().unwrap() > 100_000, "{large}");
+    assert_eq!(agent.status()["layers"][0]["errors"], 0);
+    pod.remove().await.unwrap();
+    assert_eq!(agent.lazy().len(), layers);
+}
+
+/// The image as `starlift convert` makes it, and with a command that a sandbox can live on.
+fn place_twin(place: &Place) -> Layout {
+    let (plain, twin) = (place.path().join("plain"), place.path().join("twin"));
+    place.run(&format!("cp -r {} {}", Fixture::get("app").dir.display(), plain.display()));
+    let command = "--clear config.entrypoint --clear config.cmd --config.cmd /bin/sleep --config.cmd 1000";
+    place.run(&format!("umoci config --image {}:1 {command}", plain.display()));
+    let (from, to) = (format!("oci:{}:1", plain.display()), format!("oci:{}:1", twin.display()));
+    place.run(&format!("{} convert {from} {to}", env!("CARGO_BIN_EXE_starlift")));
+    Layout(twin)
 }

@@ -6,8 +6,9 @@ use std::os::fd::{BorrowedFd, FromRawFd as _, OwnedFd};
 use sd_notify::NotifyState;
 
 use super::Kept;
+use crate::agent::run;
 
-const NAMES: [&str; 2] = [crate::agent::run::DEVICE, crate::agent::run::LISTENER];
+const NAMES: [&str; 3] = [run::DEVICE, run::LISTENER, run::CREDENTIALS];
 
 /// Whether the unit has a store: systemd 254 and newer say so. Older ones have to be named in the configuration.
 pub(super) fn has_store() -> bool {

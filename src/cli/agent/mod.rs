@@ -14,7 +14,7 @@ use super::serve::cancel_when_told;
 use crate::agent::{self, keeper, run};
 use crate::config::Layer;
 use crate::telemetry::log;
-use crate::upstream::{self, Upstreams};
+use crate::upstream;
 
 /// Where containerd and Docker look for the hosts of a registry.
 const CERTS_DIR: &str = "/etc/containerd/certs.d:/etc/docker/certs.d";
@@ -109,10 +109,9 @@ fn serve(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
 }
 
 async fn until_told(config: &agent::Config, upstreams: &upstream::Config) -> Result<(), Failure> {
-    let upstreams = Upstreams::new(&nodes(upstreams)).map_err(Failure::from_error)?;
     let shutdown = CancellationToken::new();
     tokio::spawn(cancel_when_told(shutdown.clone()));
-    run::run(config, upstreams, shutdown).await.map_err(Failure::from_error)?;
+    run::run(config, &nodes(upstreams), shutdown).await.map_err(Failure::from_error)?;
     tracing::info!("stopped");
     Ok(())
 }

@@ -37,7 +37,7 @@ impl Agent {
         let upstreams = Upstreams::new(&upstream::Config::default()).unwrap();
         let layers = Layers::open(&config, upstreams).unwrap();
         let snapshotter = Snapshotter::new(snapshots, Arc::new(layers));
-        let served = tokio::spawn(server::serve(listener, snapshotter, shutdown.clone()));
+        let served = tokio::spawn(server::serve(listener, snapshotter, None, shutdown.clone()));
         Self { root, shutdown, served }
     }
 

@@ -8,6 +8,9 @@ use super::tree::Tree;
 
 pub(crate) const TOOLS: &[&str] = &["containerd", "ctr", "runc"];
 
+/// The CRI plugin's part of the configuration.
+const CRI: &str = "plugins.\"io.containerd.grpc.v1.cri\"";
+
 #[derive(Debug)]
 pub(crate) struct Containerd<'a> {
     place: &'a Place,
@@ -27,10 +30,15 @@ impl<'a> Containerd<'a> {
 
     /// With the CRI service, and nothing to run pods with.
     pub(crate) fn start_with_cri(place: &'a Place) -> Self {
-        let cni = place.dir("cni");
-        let section = "plugins.\"io.containerd.grpc.v1.cri\"";
-        let folders = format!("bin_dir = \"{0}\"\nconf_dir = \"{0}\"\n", cni.display());
-        Self::start_without(place, &[], &format!("[{section}]\nstream_server_port = \"0\"\n[{section}.cni]\n{folders}"))
+        Self::start_without(place, &[], &cri(place, ""))
+    }
+
+    /// With a CRI service whose pods, their sandboxes of the image `sandbox`, are on the snapshotter `stargz`, which
+    /// `plugin` says where to find.
+    pub(crate) fn start_with_pods(place: &'a Place, plugin: &str, sandbox: &str) -> Self {
+        let pods = format!("[{CRI}.containerd]\nsnapshotter = \"stargz\"\ndisable_snapshot_annotations = false\n");
+        let settings = format!("sandbox_image = \"{sandbox}\"\nrestrict_oom_score_adj = true\n");
+        Self::start_without(place, &[], &format!("{}{pods}{plugin}", cri(place, &settings)))
     }
 
     fn start_without(place: &'a Place, plugins: &[&str], more: &str) -> Self {
@@ -107,4 +115,10 @@ impl<'a> Containerd<'a> {
         self.place.run(&format!("umount {}", target.display()));
         tree
     }
+}
+
+/// The CRI plugin's part: no network plugins, no port that another test has.
+fn cri(place: &Place, settings: &str) -> String {
+    let cni = format!("bin_dir = \"{0}\"\nconf_dir = \"{0}\"\n", place.dir("cni").display());
+    format!("[{CRI}]\nstream_server_port = \"0\"\n{settings}[{CRI}.cni]\n{cni}")
 }

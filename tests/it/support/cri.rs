@@ -23,9 +23,23 @@ impl Kubelet {
 
     /// Calls a method of the image service.
     pub(crate) async fn call(&self, method: &str, request: Request<Bytes>) -> Result<Response<Bytes>, Status> {
+        self.call_service("ImageService", method, request).await
+    }
+
+    /// Calls a method of the runtime service.
+    pub(crate) async fn call_runtime(&self, method: &str, request: Request<Bytes>) -> Result<Response<Bytes>, Status> {
+        self.call_service("RuntimeService", method, request).await
+    }
+
+    async fn call_service(
+        &self,
+        service: &str,
+        method: &str,
+        request: Request<Bytes>,
+    ) -> Result<Response<Bytes>, Status> {
         let mut client = Grpc::new(self.0.clone()).max_decoding_message_size(64 << 20);
         client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
-        let path = format!("/runtime.v1.ImageService/{method}").parse().unwrap();
+        let path = format!("/runtime.v1.{service}/{method}").parse().unwrap();
         client.unary(request, path, Raw).await
     }
 }

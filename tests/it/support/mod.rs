@@ -12,6 +12,7 @@ pub(crate) mod lazy;
 pub(crate) mod link;
 pub(crate) mod moto;
 pub(crate) mod place;
+pub(crate) mod pods;
 pub(crate) mod registry;
 pub(crate) mod s3;
 pub(crate) mod stargz;
