@@ -62,14 +62,14 @@ impl Manager {
                 RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
                 _ => None,
             });
-            self.heed(&String::from_utf8_lossy(&message[..received.bytes]), fd);
+            self.heed(&String::from_utf8_lossy(&message[..received.bytes]), fd.as_ref());
         }
     }
 
-    fn heed(&mut self, message: &str, fd: Option<OwnedFd>) {
+    fn heed(&mut self, message: &str, fd: Option<&OwnedFd>) {
         let name = message.lines().find_map(|line| line.strip_prefix("FDNAME=")).unwrap_or("stored");
         for line in message.lines() {
-            match (line, &fd) {
+            match (line, fd) {
                 ("FDSTORE=1", Some(fd)) => drop(self.store.insert(name.to_owned(), fd.try_clone().unwrap())),
                 ("FDSTOREREMOVE=1", None) => drop(self.store.remove(name)),
                 ("READY=1", _) => self.is_ready = true,
