@@ -108,7 +108,8 @@ impl<'a> Containerd<'a> {
         let is_parent = |key: &str| rows.iter().any(|row| row.len() == 3 && row[1] == key);
         let top = rows.iter().map(|row| row[0]).find(|key| !is_parent(key)).unwrap();
         let target = self.place.dir(name);
-        self.ctr(&format!("{snapshots} view {name} {top}"));
+        // Unlike `view`, `prepare` marks what it makes as a root of the garbage collection that a pull ends with.
+        self.ctr(&format!("{snapshots} prepare {name} {top}"));
         let mount = self.ctr(&format!("{snapshots} mounts {} {name}", target.display()));
         self.place.run(mount.trim());
         let tree = Tree::read(&target, start);
