@@ -118,7 +118,9 @@ impl Layers {
         let mount = spawn_blocking(move || own.add(reference, found)).await;
         let mount = mount.map_err(|error| NotLazy::Internal(error.to_string()))??;
         self.fill(&mount);
-        Ok(mount.record.number)
+        let Record { number, digest, reference, .. } = &mount.record;
+        tracing::info!(number, layer = %digest, reference, "mounted lazily");
+        Ok(*number)
     }
 
     /// The layer from a mount of the same layer if there is one, else from the registry.
