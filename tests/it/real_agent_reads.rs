@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -382,6 +382,51 @@ async fn what_is_removed_leaves_nothing() {
     assert!(read_later(again.join("file0")).await.unwrap() == layer.files[0].1);
     node.restart(&[ON_DEMAND]);
     assert_eq!(node.agent.lazy(), [again]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_stands_before_the_landmark_is_fetched_at_once() {
+    let node = Node::start(&[ON_DEMAND]).await;
+    let mut random = Random::new(23);
+    let landmark = (".prefetch.landmark".to_owned(), vec![0x0f]);
+    // The last file is what is looked at for the TOC, so that neither of the others is.
+    let files = [("first", 300_000), ("second", 300_000), ("last", 1 << 20)];
+    let mut files: Vec<_> = files.map(|(name, size)| (name.to_owned(), random.bytes(size))).into();
+    files.insert(1, landmark);
+    let layer = Layer::with_landmark(files);
+    let directory = node.mount("target", &layer).await;
+    until("the first file is fetched", SOON, || {
+        node.agent.status()["layers"][0]["prefetched_bytes"].as_u64().unwrap() >= 300_000
+    });
+    let requests = node.blob_requests();
+    assert!(read_later(directory.join("first")).await.unwrap() == layer.files[0].1);
+    assert_eq!(node.blob_requests(), requests, "it is here already");
+    assert!(read_later(directory.join("second")).await.unwrap() == layer.files[2].1);
+    assert!(node.blob_requests() > requests, "nobody asked for it before");
+    assert!(!directory.join(".prefetch.landmark").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_over_four_gibibytes_are_read_to_their_ends() {
+    const END: u64 = 5 << 30;
+    let node = Node::start(&[ON_DEMAND]).await;
+    let directory = node.place.dir("large");
+    let file = fs::File::create(directory.join("file")).unwrap();
+    file.write_all_at(b"beyond the fourth", (4 << 30) + 1000).unwrap();
+    file.write_all_at(b"the end", END - 7).unwrap();
+    let tar = node.place.path().join("large.tar");
+    node.place.run(&format!("tar --sparse -cf {} -C {} file", tar.display(), directory.display()));
+    let layer = blocking(move || Layer::of_tar(&fs::read(&tar).unwrap())).await;
+    let path = node.mount("target", &layer).await.join("file");
+    assert_eq!(fs::metadata(&path).unwrap().len(), END);
+    let at = |offset: u64, length: usize| {
+        let path = path.clone();
+        blocking(move || read_at(&path, offset, length))
+    };
+    assert_eq!(at((4 << 30) + 1000, 17).await.unwrap(), b"beyond the fourth");
+    assert_eq!(at(END - 7, 7).await.unwrap(), b"the end");
+    assert_eq!(at(3 << 30, 100).await.unwrap(), [0; 100], "a hole");
+    assert!(at(END - 7, 8).await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]

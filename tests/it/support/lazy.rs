@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use estargz::pool::Pool;
-use estargz::write::{Options, write};
+use estargz::write::{Landmark, Options, write};
 use rustix::fs::{Advice, fadvise};
 use starlift::containerd::services::snapshots::v1::snapshots_client::SnapshotsClient;
 use starlift::containerd::services::snapshots::v1::{
@@ -60,8 +60,21 @@ impl Layer {
         Self { files, ..Self::of_tar(&tar.into_inner().unwrap()) }
     }
 
+    /// The same with what lies in front of the file `.prefetch.landmark` to be fetched at once.
+    pub(crate) fn with_landmark(files: Vec<(String, Vec<u8>)>) -> Self {
+        let plain = Self::of(files);
+        let mut tar = Vec::new();
+        flate2::read::MultiGzDecoder::new(&*plain.blob).read_to_end(&mut tar).unwrap();
+        let options = Options { landmark: Landmark::InSource, ..Options::default() };
+        Self { files: plain.files, ..Self::written(&tar, &options) }
+    }
+
     pub(crate) fn of_tar(tar: &[u8]) -> Self {
-        let options = Options { chunk_size: u32::try_from(CHUNK).unwrap(), ..Options::default() };
+        Self::written(tar, &Options::default())
+    }
+
+    fn written(tar: &[u8], options: &Options) -> Self {
+        let options = Options { chunk_size: u32::try_from(CHUNK).unwrap(), ..options.clone() };
         let mut blob = Vec::new();
         let pool = Pool::new(NonZeroUsize::MIN, 64 << 20);
         let written = write(tar, &mut blob, &options, &pool).unwrap();
