@@ -5,6 +5,7 @@ use std::path::Path;
 use starlift::config::Config;
 
 use super::Desk;
+use crate::support::place::Place;
 
 #[tokio::test]
 async fn flags_cover_the_environment_and_that_the_file() {
@@ -66,5 +67,24 @@ fn the_snippets_for_containerd_are_toml() {
     for name in ["hosts.toml", "containerd.toml"] {
         let text = std::fs::read_to_string(deploy.join(name)).unwrap();
         assert!(!text.parse::<toml::Table>().unwrap().is_empty(), "{name}");
+    }
+}
+
+#[test]
+fn systemd_takes_the_units() {
+    let Some(place) = Place::with(&["systemd-analyze"]) else { return };
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
+    for name in ["starlift.service", "starlift-agent.service"] {
+        let text = std::fs::read_to_string(deploy.join(name)).unwrap();
+        let command = "ExecStart=/usr/local/bin/starlift ";
+        assert!(text.contains(command), "{name}");
+        // Newer than Debian 12's, which ignores it, and says so.
+        let text = text.replace("FileDescriptorStorePreserve=yes", "");
+        let unit = text.replace(command, &format!("ExecStart={} ", env!("CARGO_BIN_EXE_starlift")));
+        let unit = place.write(name, unit);
+        let verified = place.command("systemd-analyze").args(["verify", "--man=no"]).arg(&unit).output().unwrap();
+        let said = String::from_utf8_lossy(&verified.stderr).into_owned();
+        let of_ours: Vec<&str> = said.lines().filter(|line| line.contains(name)).collect();
+        assert!(of_ours.is_empty(), "{said}");
     }
 }
