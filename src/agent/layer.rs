@@ -187,16 +187,17 @@ impl Layer {
     /// Sends for the chunks with these numbers, as far as they are not held; waits until they are there.
     ///
     /// # Errors
-    /// When one could not be had. The others are kept.
+    /// When one could not be had, after all the others arrived or did not.
     pub async fn hold(&self, numbers: Range<u32>, reason: Reason) -> Result<(), FetchError> {
         let chunks: Vec<Chunk> =
             numbers.filter_map(|number| self.tree.toc().chunk(number)).filter(|chunk| chunk.digest.is_some()).collect();
+        let mut outcome = Ok(());
         for wanted in self.fetcher.fetch(&self.blob, &chunks, reason, &self.traffic) {
             if let Wanted::Landing(landing) = wanted {
-                landing.await?;
+                outcome = outcome.and(landing.await.map(drop));
             }
         }
-        Ok(())
+        outcome
     }
 
     /// Keeps the chunks that lie in `bytes`, which begin at `start` of the blob. Blocks.

@@ -83,6 +83,10 @@ impl Prefetch {
         }
     }
 
+    /// Fetches what is missing, once. Chunks of which the registry has other bytes are passed over.
+    ///
+    /// # Errors
+    /// When the registry is away; what it denies is not asked for again.
     async fn once_through(&self, layer: &Layer, budget: u64) -> Result<(), FetchError> {
         let chunks = u32::try_from(layer.tree().toc().chunk_count()).unwrap_or(u32::MAX);
         for run in Runs::new(layer, 0..chunks) {
@@ -98,7 +102,11 @@ impl Prefetch {
             let begun = Instant::now();
             let outcome = layer.hold(run, Reason::Background).await;
             *turn = begun + self.time_for(layer.traffic().bytes(Reason::Background) - before);
-            outcome?;
+            match outcome {
+                Ok(()) | Err(FetchError::Wrong(_)) => {}
+                Err(error) if error.is_transient() => return Err(error),
+                Err(_told_where_it_happened) => return Ok(()),
+            }
         }
         Ok(())
     }

@@ -446,6 +446,20 @@ async fn the_rest_is_fetched_without_anyone_reading() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_bad_chunk_does_not_keep_the_rest_away() {
+    let node = Node::start(&[("BACKGROUND_DELAY", "0s"), ("MAX_REQUEST", "200kB")]).await;
+    let layer = Layer::random(24, &[4 << 20]);
+    let mut spoiled = layer.blob.to_vec();
+    spoiled[2 * CHUNK + CHUNK / 2] ^= 1;
+    node.registry.put_wrong_blob(&layer.digest, spoiled);
+    assert!(node.prepare("target", &layer).await.unwrap());
+    until("all but one is held", SOON, || {
+        let content = node.agent.status()["layers"][0]["content"].clone();
+        content["bytes"].as_u64().unwrap() == content["held_bytes"].as_u64().unwrap() + CHUNK as u64
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_keepers_death_is_made_good() {
     let mut node = Node::start(&[ON_DEMAND]).await;
     let layer = Layer::random(18, &[1 << 20]);
