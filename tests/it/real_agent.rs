@@ -212,6 +212,28 @@ fn a_lazy_image_is_removed_collected_and_pulled_again() {
 }
 
 #[test]
+fn the_doctor_finds_a_node_well_and_knows_what_ails_it() {
+    let Some(place) = place(&[]) else { return };
+    let agent = Agent::start(&place);
+    let containerd = Containerd::start_with(&place, &agent.plugin("stargz"));
+    let ask = |config: &str| {
+        let mut doctor = place.command(env!("CARGO_BIN_EXE_starlift"));
+        doctor.args(["agent", "doctor", "--json", "--root"]).arg(&agent.root).arg("--address").arg(&agent.socket);
+        doctor.arg("--containerd-config").arg(place.path().join(config));
+        let output = doctor.arg("--containerd-address").arg(&containerd.socket).output().unwrap();
+        let checks: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let bad = checks.as_array().unwrap().iter().filter(|check| check["state"] == "bad");
+        let bad: Vec<String> = bad.map(|check| check["what"].as_str().unwrap().to_owned()).collect();
+        (output.status.code(), bad)
+    };
+    assert_eq!(ask("containerd.toml"), (Some(0), vec![]));
+    place.write("other.toml", "version = 2\n");
+    assert_eq!(ask("other.toml"), (Some(1), vec!["snapshotter plugin".to_owned()]));
+    place.write("broken.toml", "version =\n");
+    assert_eq!(ask("broken.toml"), (Some(1), vec!["containerd's configuration".to_owned()]));
+}
+
+#[test]
 fn fifty_containers_start_at_once() {
     let Some(place) = place(&[]) else { return };
     let (server, _) = serving(&place, &Fixture::get("app"));

@@ -37,6 +37,7 @@ async fn a_mount_takes_one_request_and_each_chunk_is_fetched_once() {
     let layer = Layer::random(1, &[4 << 20, 100, 3 * CHUNK]);
     let directory = node.mount("target", &layer).await;
     assert_eq!(node.blob_requests(), 1, "one request for footer and TOC");
+    assert!(node.usage("target").await.0 < 1 << 20, "what is not here takes nothing");
     assert_eq!(node.registry.count("GET", "/manifests/"), 0);
 
     for (name, content) in &layer.files {
@@ -439,6 +440,9 @@ async fn the_rest_is_fetched_without_anyone_reading() {
         let content = &status["layers"][0]["content"];
         content["bytes"] == content["held_bytes"]
     });
+    // The landmark is a file of one byte.
+    let chunks = (2 << 20) / CHUNK + 1 + (1 << 20) / CHUNK + 1;
+    assert_eq!(node.usage("target").await, ((3 << 20) + 100 + 1, i64::try_from(chunks).unwrap()));
     node.registry.on("/").answer(404, &[]);
     for (name, content) in &layer.files {
         assert!(read_later(directory.join(name)).await.unwrap() == *content);

@@ -14,7 +14,7 @@ use estargz::write::{Landmark, Options, write};
 use rustix::fs::{Advice, fadvise};
 use starlift::containerd::services::snapshots::v1::snapshots_client::SnapshotsClient;
 use starlift::containerd::services::snapshots::v1::{
-    PrepareSnapshotRequest, RemoveSnapshotRequest, ViewSnapshotRequest,
+    PrepareSnapshotRequest, RemoveSnapshotRequest, UsageRequest, ViewSnapshotRequest,
 };
 use starlift::oci::Digest;
 use tonic::transport::{Channel, Endpoint};
@@ -157,6 +157,13 @@ impl Node {
     pub(crate) async fn remove(&self, target: &str) -> Result<(), Status> {
         let request = RemoveSnapshotRequest { key: target.to_owned(), ..Default::default() };
         self.client().await.remove(request).await.map(drop)
+    }
+
+    /// What containerd is told that a snapshot takes of the disk: bytes and files.
+    pub(crate) async fn usage(&self, target: &str) -> (i64, i64) {
+        let request = UsageRequest { key: target.to_owned(), ..Default::default() };
+        let usage = self.client().await.usage(request).await.unwrap().into_inner();
+        (usage.size, usage.inodes)
     }
 
     /// How many requests for blobs there were.
