@@ -11,8 +11,9 @@ use super::fetch::{Blob, FetchError, Fetcher, Reason, Traffic, Wanted};
 use super::report::Measure;
 use super::tree::{Content, FileId, Tree};
 
-/// Bytes fetched along with the first chunk of a reader: less than what 100 Mbit/s carry in a round trip of 20 ms.
-const FIRST_WINDOW: u64 = 128 << 10;
+/// Bytes fetched along with the first chunk of a reader: what 100 Mbit/s carry in a round trip of 20 ms, so that asking
+/// again would take as long.
+const FIRST_WINDOW: u64 = 256 << 10;
 /// Readers whose place is remembered: more than read one layer from end to end at once.
 const MAX_READERS: usize = 8;
 /// How many chunks a reader may skip and still count as going on.
