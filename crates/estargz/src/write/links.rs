@@ -64,12 +64,4 @@ impl Links {
     pub(super) fn has_moved(&self, entry: u32) -> bool {
         self.moved.contains(&entry)
     }
-
-    /// The entry that `link` links to, if its path is not the one that the link names.
-    pub(super) fn moved_target(&self, link: u32) -> Option<u32> {
-        match self.target.get(&link) {
-            Some(Target::Entry(entry)) if self.has_moved(*entry) => Some(*entry),
-            Some(Target::Entry(_) | Target::Postponed(_)) | None => None,
-        }
-    }
 }

@@ -127,6 +127,10 @@ impl Listed {
         self.path = path.into();
     }
 
+    pub(super) fn link(&self) -> &[u8] {
+        &self.link
+    }
+
     pub(super) fn link_to(&mut self, path: Box<[u8]>) {
         self.link = path;
     }

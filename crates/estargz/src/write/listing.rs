@@ -164,13 +164,13 @@ impl Listing {
         }
     }
 
-    /// Tells chunks and links of entries that moved their paths: once, however often those moved.
+    /// Tells chunks and links of entries that moved their paths: once, however often those moved. So are links told
+    /// that named another link, whose path is another entry's now.
     fn follow_moves(&mut self) {
         let mut moved_to: Option<Box<[u8]>> = None;
         for id in 0..self.entries.len() {
             let number = u32::try_from(id).unwrap_or(u32::MAX);
-            let linked = self.links.moved_target(number).and_then(|target| self.entries[target as usize].as_ref());
-            let linked = linked.map(|target| Box::from(target.path()));
+            let linked = self.strayed(number);
             let Some(listed) = &mut self.entries[id] else { continue };
             if listed.kind != EntryKind::Chunk {
                 moved_to = self.links.has_moved(number).then(|| listed.path().into());
@@ -180,6 +180,22 @@ impl Listing {
             if let Some(path) = linked {
                 listed.link_to(path);
             }
+        }
+    }
+
+    /// The path of what `link` links to, if the path that it names leads elsewhere.
+    fn strayed(&self, link: u32) -> Option<Box<[u8]>> {
+        let target = self.links.target_of(link)?;
+        let named = Path::new(self.entries[link as usize].as_ref()?.link());
+        let standing = self.standings.get(&named).and_then(|standing| standing.entry);
+        let is_link_to_it = || standing.and_then(|entry| self.links.target_of(entry)).as_ref() == Some(&target);
+        match &target {
+            Target::Entry(entry) => {
+                let leads_there = standing == Some(*entry) || is_link_to_it();
+                let path = || self.entries[*entry as usize].as_ref().map(|target| Box::from(target.path()));
+                if leads_there && !self.links.has_moved(*entry) { None } else { path() }
+            }
+            Target::Postponed(path) => (named != *path && !is_link_to_it()).then(|| path.clean().into()),
         }
     }
 

@@ -50,6 +50,10 @@ impl Path {
         Self { clean, key: key.try_into().unwrap_or_default() }
     }
 
+    pub(super) fn clean(&self) -> &[u8] {
+        &self.clean
+    }
+
     pub(super) fn refused(&self, reason: &'static str) -> Error {
         Error::Path { path: tar::lossy(&self.clean), reason }
     }

@@ -108,6 +108,17 @@ fn whoever_takes_over_can_be_replaced_too() {
 }
 
 #[test]
+fn a_link_to_a_link_keeps_what_both_link_to() {
+    let linked = || hard(hard(Tar::default().file("a", b"old"), "l", "a"), "m", "l");
+    assert_eq!(lazily(linked().file("l", b"new")), expected(&[("a", "old", 2), ("l", "new", 1), ("m", "old", 2)]));
+    assert_eq!(lazily(linked().dir("l/")), expected(&[("a", "old", 2), ("m", "old", 2)]));
+    let other = hard(linked().file("b", b"other"), "l", "b");
+    assert_eq!(lazily(other), expected(&[("a", "old", 2), ("b", "other", 2), ("l", "other", 2), ("m", "old", 2)]));
+    let both = linked().file("l", b"new").file("a", b"newer");
+    assert_eq!(lazily(both), expected(&[("a", "newer", 1), ("l", "new", 1), ("m", "old", 1)]));
+}
+
+#[test]
 fn a_link_that_replaces_its_target_is_no_change() {
     let tar = hard(hard(Tar::default().file("a", b"old"), "l", "a"), "a", "l");
     assert_eq!(lazily(tar), expected(&[("a", "old", 2), ("l", "old", 2)]));
