@@ -11,6 +11,7 @@ use super::fetch::FetchError;
 use super::layer::Layer;
 use super::layers::Layers;
 use super::mount::{Mount, ROOT_INODE};
+use super::recorder::Recorder;
 use super::tree::{Attributes, FileId};
 
 /// How long after a registry that is away it is asked again; each further pause is twice as long. Its client has tried
@@ -41,6 +42,7 @@ pub enum Error {
 #[derive(Debug, Clone)]
 pub struct FileSystem {
     layers: Arc<Layers>,
+    recorder: Option<Arc<Recorder>>,
 }
 
 /// A name in a directory.
@@ -62,7 +64,12 @@ pub struct Opened {
 
 impl FileSystem {
     pub fn new(layers: Arc<Layers>) -> Self {
-        Self { layers }
+        Self { layers, recorder: None }
+    }
+
+    /// The same, and `recorder` hears of every file that is opened or read.
+    pub fn recorded(layers: Arc<Layers>, recorder: Arc<Recorder>) -> Self {
+        Self { layers, recorder: Some(recorder) }
     }
 
     fn at(&self, inode: u64) -> Result<(Arc<Mount>, Arc<Layer>, FileId), Error> {
@@ -163,7 +170,10 @@ impl FileSystem {
         }
         let (_, layer, id) = self.at(inode)?;
         match layer.tree().attributes(id).map(|attributes| attributes.kind) {
-            Some(Kind::File) => Ok(Opened { layer, id }),
+            Some(Kind::File) => {
+                self.recorder.iter().for_each(|recorder| recorder.note(inode));
+                Ok(Opened { layer, id })
+            }
             Some(Kind::Directory) => Err(Error::IsDirectory),
             _ => Err(Error::Invalid),
         }

@@ -6,7 +6,8 @@
 //! container ─ read(2) ▶ kernel ─ FUSE ▶ session ▶ fuse ▶ filesystem ▶ layer ▶ cache
 //!                                                                       └───▶ fetch ▶ upstream ▶ a registry
 //! ```
-//! `run` puts it together; `keeper` keeps the mount while the agent is restarted; `api` tells how it is.
+//! `run` puts it together; `keeper` keeps the mount while the agent is restarted; `api` tells how it is. `observe` is a
+//! mount for one process, without containerd.
 
 pub mod api;
 pub mod cache;
@@ -21,9 +22,11 @@ pub mod layer;
 pub mod layers;
 pub mod mount;
 pub mod notify;
+pub mod observe;
 pub mod opens;
 mod passthrough;
 pub mod prefetch;
+pub mod recorder;
 pub mod records;
 pub mod remote;
 pub mod report;
