@@ -33,9 +33,20 @@ pub(super) struct Args {
     /// Convert a single layer: a tar, plain or compressed with gzip or zstd
     #[arg(long)]
     layer: bool,
+    /// Put the files of this record first, which `ctr-remote image optimize --record-out` wrote
+    #[arg(long, value_name = "FILE", conflicts_with = "keep_diff_id",
+        aliases = ["estargz-record-in", "zstdchunked-record-in"])]
+    record_in: Option<PathBuf>,
+    #[command(flatten)]
+    image: ImageArgs,
+}
+
+/// Flags of every command that makes a twin.
+#[derive(Debug, Default, clap::Args)]
+pub(super) struct ImageArgs {
     /// Print what was made as JSON, and nothing else
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     /// Keep converted layers in this store, a folder or a bucket's URL, to be found again by the next conversion
     #[arg(long, value_name = "URL-or-DIR")]
     store: Option<String>,
@@ -44,18 +55,18 @@ pub(super) struct Args {
     oci: bool,
     /// Take only this platform of a multi-platform image (repeatable, or separated by commas)
     #[arg(long, value_name = "OS/ARCH", value_delimiter = ',')]
-    platform: Vec<Platform>,
+    pub(super) platform: Vec<Platform>,
     /// Convert every platform of a multi-platform image
     #[arg(long, conflicts_with = "platform")]
     all_platforms: bool,
     #[command(flatten)]
     format: FormatArgs,
     #[command(flatten)]
-    registry: RegistryArgs,
+    pub(super) registry: RegistryArgs,
 }
 
 /// Flags on the bytes of the layers; the names of the reference's tools are understood too.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 struct FormatArgs {
     /// Write eStargz layers (the default)
     #[arg(long)]
@@ -84,15 +95,30 @@ struct FormatArgs {
     /// Where our own entries stand: source-first (the default) or classic
     #[arg(long, value_name = "LAYOUT")]
     layout: Option<String>,
-    /// Put the files of this record first, which `ctr-remote image optimize --record-out` wrote
-    #[arg(long, value_name = "FILE", conflicts_with = "keep_diff_id",
-        aliases = ["estargz-record-in", "zstdchunked-record-in"])]
-    record_in: Option<PathBuf>,
 }
 
-impl Args {
+/// One conversion of an image.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Job<'a> {
+    pub(super) source: &'a Location,
+    pub(super) target: &'a Location,
+    pub(super) args: &'a ImageArgs,
+    pub(super) config: &'a Config,
+}
+
+impl ImageArgs {
+    /// The flags without those on what is made.
+    pub(super) fn bare(&self) -> Self {
+        Self { json: self.json, registry: self.registry, ..Self::default() }
+    }
+
+    /// Whether the flags ask for streams that are the source's.
+    pub(super) fn keeps_diff_ids(&self) -> bool {
+        self.format.external_toc || self.format.keep_diff_id
+    }
+
     /// The flags as a layer of the configuration's `[convert]`.
-    fn layers(&self) -> Vec<Layer> {
+    pub(super) fn layers(&self) -> Vec<Layer> {
         let format = &self.format;
         let mut layers = Vec::new();
         let mut set =
@@ -133,22 +159,29 @@ impl Args {
 }
 
 pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
-    let config = global.load(args.layers())?.config;
-    let recorded = args.format.record_in.as_deref().map(record::read).transpose()?.unwrap_or_default();
+    let config = global.load(args.image.layers())?.config;
+    let recorded = args.record_in.as_deref().map(record::read).transpose()?.unwrap_or_default();
     if args.layer {
         let prioritized = record::of_layer(recorded);
-        layer::convert(&args.source, &args.destination, &config.convert, prioritized, args.json).await?;
+        layer::convert(&args.source, &args.destination, &config.convert, prioritized, args.image.json).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let source: Location = args.source.parse().map_err(Failure::from_error)?;
+    let target: Location = args.destination.parse().map_err(Failure::from_error)?;
+    let made = image(Job { source: &source, target: &target, args: &args.image, config: &config }, recorded).await?;
+    if args.image.json {
+        output::print_json(&made)?
     } else {
-        image(args, &config, recorded).await?;
+        made.tell(&args.destination)?
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn image(args: &Args, config: &Config, recorded: Vec<record::Line>) -> Result<(), Failure> {
-    let source: Location = args.source.parse().map_err(Failure::from_error)?;
-    let target: Location = args.destination.parse().map_err(Failure::from_error)?;
-    let endpoint = Endpoint::open(&config.upstreams, &source, args.registry)?;
-    let workshop = Workshop::open(config, args.store.as_deref(), Destination::folder(&target)).await?;
+/// Converts an image, the files of `recorded` first, and carries it to its target.
+pub(super) async fn image(job: Job<'_>, recorded: Vec<record::Line>) -> Result<Made, Failure> {
+    let Job { source, target, args, config } = job;
+    let endpoint = Endpoint::open(&config.upstreams, source, args.registry)?;
+    let workshop = Workshop::open(config, args.store.as_deref(), Destination::folder(target)).await?;
     let original = endpoint.manifest().await?;
     let priorities = record::of_image(recorded, &endpoint, &original).await?;
     let converter = Converter::prioritizing(&config.convert, workshop.store.clone(), priorities);
@@ -160,25 +193,24 @@ async fn image(args: &Args, config: &Config, recorded: Vec<record::Line>) -> Res
     let mut parcel = Parcel::pack(shelf, twin).await?;
     if !args.platform.is_empty() {
         parcel = parcel.select(&args.platform)?;
-    } else if Destination::takes_one_image(&target) {
+    } else if Destination::takes_one_image(target) {
         parcel = parcel.select(&[Platform::of_this_machine()])?;
     }
     if args.oci {
         parcel = parcel.translated_to_oci();
     }
-    let destination = Destination::open(&config.upstreams, &target, args.registry)?;
+    let destination = Destination::open(&config.upstreams, target, args.registry)?;
     let bar = Bar::new("writing", parcel.blobs.iter().map(|blob| blob.size).sum(), args.json);
     parcel.deliver(shelf, destination, &bar).await?;
     bar.finish();
-    let made = Made {
+    Ok(Made {
         source: original.digest.clone(),
         generation: converter.generation().0.clone(),
         images: ImageReport::of_parcel(shelf, &parcel).await?,
         twin: parcel.root.digest.clone(),
         media_type: parcel.root.media_type.clone(),
         passed_through: record.passed_through,
-    };
-    if args.json { output::print_json(&made) } else { made.tell(&args.destination) }
+    })
 }
 
 /// Converts while showing how far it is.
@@ -246,17 +278,17 @@ fn temporary_folder(beside: Option<&Path>) -> Result<TempDir, Failure> {
 
 /// What a conversion made.
 #[derive(Debug, serde::Serialize)]
-struct Made {
+pub(super) struct Made {
     source: Digest,
     twin: Digest,
     media_type: String,
     generation: String,
-    images: Vec<ImageReport>,
+    pub(super) images: Vec<ImageReport>,
     passed_through: Vec<store::records::PassedThrough>,
 }
 
 impl Made {
-    fn tell(&self, destination: &str) -> Result<(), Failure> {
+    pub(super) fn tell(&self, destination: &str) -> Result<(), Failure> {
         for passed in &self.passed_through {
             output::say(&format!("{} passed through: {}", passed.digest, passed.reason));
         }

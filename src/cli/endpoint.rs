@@ -21,7 +21,7 @@ pub(super) struct Endpoint {
 }
 
 /// Flags of every command that talks to a registry.
-#[derive(Debug, Clone, Copy, clap::Args)]
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
 pub(super) struct RegistryArgs {
     /// Talk plain HTTP to registries that the configuration does not name; loopback hosts need no such flag
     #[arg(long)]

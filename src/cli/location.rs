@@ -48,6 +48,18 @@ impl Location {
         };
         digest.map(Reference::Digest).or(tag.map(Reference::Tag))
     }
+
+    /// The image with this digest in the same place. An archive has no more than the one.
+    #[must_use]
+    pub(super) fn at(&self, digest: &Digest) -> Self {
+        let mut location = self.clone();
+        match &mut location {
+            Self::Registry(image) => image.digest = Some(digest.clone()),
+            Self::Layout(image) => image.digest = Some(digest.clone()),
+            Self::Archive(_) => {}
+        }
+        location
+    }
 }
 
 impl FromStr for Location {

@@ -13,7 +13,9 @@ mod failure;
 mod inspect;
 mod layer;
 mod location;
+mod optimize;
 mod output;
+mod platform;
 mod progress;
 mod record;
 mod report;
@@ -60,6 +62,7 @@ enum Command {
     Serve(serve::Args),
     Agent(agent::Args),
     Convert(convert::Args),
+    Optimize(Box<optimize::Args>),
     Inspect(inspect::Args),
     Verify(verify::Args),
     Warm(warm::Args),
@@ -102,6 +105,7 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Serve(args) => serve::run(args, global),
         Command::Agent(args) => agent::run(args, global),
         Command::Convert(args) => until_interrupted(convert::run(args, global)),
+        Command::Optimize(args) => optimize::run(args, global),
         Command::Inspect(args) => until_interrupted(inspect::run(args, global)),
         Command::Verify(args) => until_interrupted(verify::run(args, global)),
         Command::Warm(args) => until_interrupted(warm::run(args, global)),
@@ -112,23 +116,33 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
 
 /// Runs a command on a runtime of its own. An interrupt drops it, and with it its temporary files.
 fn until_interrupted(command: impl Future<Output = Result<ExitCode, Failure>>) -> Result<ExitCode, Failure> {
-    on_a_runtime(async {
-        tokio::select! {
-            outcome = command => outcome,
-            failure = interruption() => Err(failure),
-        }
-    })
+    on_a_runtime(interruptible(command))
+}
+
+/// Does the work unless somebody wants the command to end before it is done.
+async fn interruptible<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::select! {
+        outcome = work => outcome,
+        failure = interruption() => Err(failure),
+    }
 }
 
 /// Ends when somebody wants the command to end.
 async fn interruption() -> Failure {
-    let mut terminated = match signal(SignalKind::terminate()) {
-        Ok(terminated) => terminated,
-        Err(error) => return Failure::when("signals cannot be listened to")(error),
-    };
     tokio::select! {
         _ = tokio::signal::ctrl_c() => Failure::new("interrupted"),
-        _ = terminated.recv() => Failure::new("terminated"),
+        failure = termination() => failure,
+    }
+}
+
+/// The same, with an interrupt from the keyboard left to others.
+async fn termination() -> Failure {
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminated) => {
+            terminated.recv().await;
+            Failure::new("terminated")
+        }
+        Err(error) => Failure::when("signals cannot be listened to")(error),
     }
 }
 

@@ -1,10 +1,25 @@
-//! Which child of an index is pulled: containerd's choice for a platform (`platforms/compare.go`, `Only`).
+//! Which child of an index is taken: containerd's choice for a platform (`platforms/compare.go`, `Only`).
 
-use crate::oci::manifest::DescriptorPlatform;
-use crate::oci::{Descriptor, Platform};
+use std::collections::BTreeSet;
+
+use super::export::parse;
+use super::failure::Failure;
+use crate::oci::manifest::{DescriptorPlatform, Index};
+use crate::oci::{Descriptor, Manifest, Platform};
+
+/// The image of `index` for a platform.
+pub(super) fn child_of(index: &Manifest, wanted: &Platform) -> Result<Descriptor, Failure> {
+    let children = parse::<Index>(index)?.manifests;
+    choose(&children, wanted).cloned().ok_or_else(|| {
+        let platforms = children.iter().filter_map(|child| child.platform.as_ref());
+        let offered: BTreeSet<_> = platforms.map(DescriptorPlatform::to_platform).collect();
+        let offered = offered.iter().map(Platform::to_string).collect::<Vec<_>>().join(", ");
+        Failure::new(format!("the image has nothing for {wanted}, but for {offered}"))
+    })
+}
 
 /// The child that containerd would take on a machine of this platform: the closest one, then one of no platform.
-pub(super) fn choose<'a>(children: &'a [Descriptor], wanted: &Platform) -> Option<&'a Descriptor> {
+fn choose<'a>(children: &'a [Descriptor], wanted: &Platform) -> Option<&'a Descriptor> {
     let platform =
         |child: &Descriptor| child.platform.as_ref().map(|p| normalised(&DescriptorPlatform::to_platform(p)));
     let closest = runnable(wanted)

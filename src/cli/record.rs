@@ -1,4 +1,4 @@
-//! The record files of `ctr-remote image optimize --record-out`: which files a container opened, in order.
+//! The record files of `optimize --record-out`, ours and `ctr-remote`'s: which files a container opened, in order.
 //!
 //! A line names a path and, where the recorder knew it, the layer that it was read from: the digest of the image's
 //! manifest and the layer's place in it.
@@ -6,11 +6,12 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::endpoint::Endpoint;
 use super::export::{is_index, parse};
 use super::failure::Failure;
+use super::tempfiles::write_atomically;
 use crate::convert::{Priorities, Priority};
 use crate::oci::manifest::{ImageManifest, Index};
 use crate::oci::{Digest, Manifest, Reference};
@@ -19,14 +20,21 @@ use crate::oci::{Digest, Manifest, Reference};
 const MAX_RECORD_BYTES: u64 = 1 << 30;
 
 /// A line of the record (stargz-snapshotter, `recorder.Entry`).
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Line {
     path: String,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     manifest_digest: Option<Digest>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     layer_index: Option<usize>,
+}
+
+impl Line {
+    /// A file in the layer at `layer_index` of the image with this manifest.
+    pub(super) fn new(path: String, manifest_digest: Digest, layer_index: usize) -> Self {
+        Self { path, manifest_digest: Some(manifest_digest), layer_index: Some(layer_index) }
+    }
 }
 
 /// The lines in `file`, in the order of first use.
@@ -37,6 +45,16 @@ pub(super) fn read(file: &Path) -> Result<Vec<Line>, Failure> {
     }
     let text = std::fs::read(file).map_err(cannot())?;
     lines(&text).map_err(Failure::when(format!("{} is no record", file.display())))
+}
+
+/// Writes the lines as the reference does.
+pub(super) fn write(file: &Path, lines: &[Line]) -> Result<(), Failure> {
+    let mut text = Vec::new();
+    for line in lines {
+        serde_json::to_writer(&mut text, line).map_err(Failure::from_error)?;
+        text.push(b'\n');
+    }
+    write_atomically(file, &text).map_err(Failure::when(format!("{} cannot be written", file.display())))
 }
 
 fn lines(text: &[u8]) -> Result<Vec<Line>, serde_json::Error> {

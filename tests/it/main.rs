@@ -19,6 +19,7 @@ mod real_agent_model;
 mod real_agent_reads;
 mod real_agent_snapshots;
 mod real_cri;
+mod real_optimize;
 mod real_pulls;
 mod real_reference;
 mod real_rpull;

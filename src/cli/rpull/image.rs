@@ -8,14 +8,14 @@ use tonic::Code;
 use super::content::{self, Bytestream};
 use super::labels::Labels;
 use super::media_type::Role;
-use super::platform;
 use super::session::{Session, refused};
 use crate::cli::endpoint::Endpoint;
 use crate::cli::export::{Shelf, parse};
 use crate::cli::failure::Failure;
+use crate::cli::platform::child_of;
 use crate::containerd::services::images::v1::{CreateImageRequest, Image as Record, UpdateImageRequest};
 use crate::containerd::types::Descriptor as Target;
-use crate::oci::manifest::{DescriptorPlatform, ImageConfig, ImageManifest, Index};
+use crate::oci::manifest::{ImageConfig, ImageManifest};
 use crate::oci::{Descriptor, Digest, ImageName, Manifest, Platform, Reference};
 
 /// An image configuration over this is refused: real ones are a few kilobytes.
@@ -180,16 +180,6 @@ fn descriptor(manifest: &Manifest) -> Descriptor {
         platform: None,
         rest: serde_json::Map::new(),
     }
-}
-
-fn child_of(index: &Manifest, wanted: &Platform) -> Result<Descriptor, Failure> {
-    let children = parse::<Index>(index)?.manifests;
-    platform::choose(&children, wanted).cloned().ok_or_else(|| {
-        let platforms = children.iter().filter_map(|child| child.platform.as_ref());
-        let offered: BTreeSet<_> = platforms.map(DescriptorPlatform::to_platform).collect();
-        let offered = offered.iter().map(Platform::to_string).collect::<Vec<_>>().join(", ");
-        Failure::new(format!("the image has nothing for {wanted}, but for {offered}"))
-    })
 }
 
 async fn read(endpoint: &Endpoint, child: &Descriptor) -> Result<Manifest, Failure> {

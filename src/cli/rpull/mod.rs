@@ -12,7 +12,6 @@ mod labels;
 mod lease;
 mod login;
 mod media_type;
-mod platform;
 mod session;
 mod unpack;
 

@@ -1,0 +1,98 @@
+//! `starlift optimize`: runs an image's workload on lazily mounted layers, sees which files it reads, and writes the twin
+//! whose layers have those files first.
+//!
+//! ```text
+//! SRC ▶ twin in a temporary layout ▶ lazy mounts ▶ overlay ▶ runc ▶ files in order ─┐
+//!                                                  --record-in ─────────────────────┼▶ SRC, converted ▶ DST
+//!                                                                     --record-out ◀┘
+//! ```
+
+mod bundle;
+mod container;
+mod mounts;
+mod observe;
+mod user;
+mod workload;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::convert::{self, ImageArgs, Job, Made};
+use super::failure::Failure;
+use super::location::Location;
+use super::record::{self, Line};
+use super::{Global, interruptible, on_a_runtime, output};
+use observe::{Observed, observe};
+use workload::WorkloadArgs;
+
+/// Run an image to see which files it reads, and convert it with those files first
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The image: `HOST/repository:tag[@digest]`, `oci:DIR[:tag]` or `docker-archive:FILE`
+    source: String,
+    /// Where the twin goes, named in the same ways
+    destination: String,
+    /// Write down which files were read, in order, for --record-in
+    #[arg(long, value_name = "FILE", conflicts_with = "record_in")]
+    record_out: Option<PathBuf>,
+    /// Run nothing: take the files from this record
+    #[arg(long, value_name = "FILE")]
+    record_in: Option<PathBuf>,
+    #[command(flatten)]
+    workload: WorkloadArgs,
+    #[command(flatten)]
+    image: ImageArgs,
+}
+
+/// What was run and what it became.
+#[derive(Debug, serde::Serialize)]
+struct Optimized {
+    #[serde(flatten)]
+    made: Made,
+    /// Nothing where a record was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    workload: Option<Observed>,
+}
+
+/// Runs the command on a runtime whose threads have mounts of their own where there is something to mount.
+pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
+    if args.image.keeps_diff_ids() {
+        return Err(Failure::new("another order of files needs other diff-ids: --external-toc keeps them"));
+    }
+    if args.record_in.is_none() {
+        container::check()?;
+        mounts::keep_to_ourselves()?;
+    }
+    on_a_runtime(optimize(args, global))
+}
+
+async fn optimize(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
+    let config = global.load(args.image.layers())?.config;
+    let source: Location = args.source.parse().map_err(Failure::from_error)?;
+    let target: Location = args.destination.parse().map_err(Failure::from_error)?;
+    let job = Job { source: &source, target: &target, args: &args.image, config: &config };
+    let (recorded, workload) = match &args.record_in {
+        Some(file) => (record::read(file)?, None),
+        None => observe(job, &args.workload).await.map(|(recorded, observed)| (recorded, Some(observed)))?,
+    };
+    if let Some(file) = &args.record_out {
+        record::write(file, &recorded)?;
+    }
+    tell(&recorded, workload.as_ref());
+    let made = interruptible(convert::image(job, recorded)).await?;
+    if args.image.json {
+        output::print_json(&Optimized { made, workload })?;
+    } else {
+        made.tell(&args.destination)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn tell(recorded: &[Line], workload: Option<&Observed>) {
+    if let Some(workload) = workload {
+        output::say(&format!("{workload}; it read {} files of the image", recorded.len()));
+    }
+    if recorded.is_empty() {
+        output::say("no files are known to come first: the twin is an ordinary one");
+    }
+}

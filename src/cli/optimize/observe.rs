@@ -1,0 +1,211 @@
+//! Runs the workload once and says which files of which layers it read.
+
+use std::fmt;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
+
+use super::bundle::{self, Network};
+use super::container::{Container, End};
+use super::mounts::RootFs;
+use super::user::User;
+use super::workload::{RunConfig, Until, WorkloadArgs};
+use crate::agent::observe::{Observatory, Shown};
+use crate::agent::spec::LayerSpec;
+use crate::cli::convert::{self, Job};
+use crate::cli::endpoint::Endpoint;
+use crate::cli::export::{Shelf, is_index, parse};
+use crate::cli::failure::Failure;
+use crate::cli::location::{LayoutImage, Location};
+use crate::cli::platform::child_of;
+use crate::cli::record::Line;
+use crate::cli::report::LayerReport;
+use crate::cli::{interruptible, output, termination};
+use crate::config::Config;
+use crate::convert::{Format, Setting};
+use crate::oci::manifest::ImageManifest;
+use crate::oci::{Digest, Manifest, Platform, Reference};
+use crate::upstream::{self, UpstreamConfig, Upstreams};
+
+/// What the temporary layout is called among upstreams: no other can be meant.
+const HOST: &str = "localhost";
+/// How a workload is stopped whose image does not say.
+const KILL: &str = "SIGKILL";
+
+/// How the workload went.
+#[derive(Debug, Serialize)]
+pub(super) struct Observed {
+    platform: Platform,
+    /// `None` where it was stopped.
+    exit_code: Option<i32>,
+    files: usize,
+}
+
+/// The image that is run.
+struct Image {
+    manifest: Manifest,
+    config: RunConfig,
+}
+
+/// The image's layers, visible in a directory each.
+struct Stage {
+    observatory: Observatory,
+    layers: Vec<Shown>,
+    /// Holds the layout that the layers are read from.
+    _twin: Twin,
+}
+
+struct Twin {
+    folder: TempDir,
+    layers: Vec<LayerReport>,
+    manifest: Digest,
+}
+
+/// Runs the image of this machine's platform. Nothing that was mounted or started outlives the call.
+pub(super) async fn observe(job: Job<'_>, args: &WorkloadArgs) -> Result<(Vec<Line>, Observed), Failure> {
+    let folder = tempfile::Builder::new().prefix("starlift-").tempdir();
+    let folder = folder.map_err(Failure::when("no temporary folder can be made"))?;
+    let (image, stage) = interruptible(async {
+        let image = Image::find(job).await?;
+        let stage = Stage::set(job, &image.manifest, folder.path()).await?;
+        Ok((image, stage))
+    })
+    .await?;
+    let end = perform(&image, &stage, folder.path(), args).await?;
+    let files = stage.observatory.end(&stage.layers);
+    let lines: Vec<Line> = files.into_iter().filter_map(|(layer, path)| line(&image, layer, path)).collect();
+    let exit_code = match end {
+        End::Exited(status) => status.code(),
+        End::Stopped => None,
+    };
+    let observed = Observed { platform: Platform::of_this_machine(), exit_code, files: lines.len() };
+    Ok((lines, observed))
+}
+
+/// A record is JSON, which has no words for other bytes than UTF-8.
+fn line(image: &Image, layer: usize, path: Vec<u8>) -> Option<Line> {
+    match String::from_utf8(path) {
+        Ok(path) => Some(Line::new(path, image.manifest.digest.clone(), layer)),
+        Err(error) => {
+            let path = String::from_utf8_lossy(error.as_bytes()).into_owned();
+            output::say(&format!("{path:?} was read, and is left out: a record cannot hold its name"));
+            None
+        }
+    }
+}
+
+async fn perform(image: &Image, stage: &Stage, folder: &Path, args: &WorkloadArgs) -> Result<End, Failure> {
+    let workload = args.workload(&image.config)?;
+    let paths: Vec<_> = stage.layers.iter().map(|layer| layer.path.clone()).collect();
+    let rootfs = RootFs::mount(folder, &paths)?;
+    let user = User::find(&workload.user, &rootfs.path)?;
+    let network = if args.net_host { Network::Host } else { Network::Loopback };
+    let bundle = folder.join("bundle");
+    bundle::write(&bundle, &rootfs.path, &workload, &user, network, &args.mount)?;
+    let signal = image.config.stop_signal.as_deref().filter(|signal| !signal.is_empty()).unwrap_or(KILL);
+    stage.observatory.begin();
+    let mut container = Container::start(folder, &bundle)?;
+    match args.until() {
+        Until::After(period) => interruptible(container.wait(tokio::time::sleep(period), signal)).await,
+        Until::Interrupt => {
+            output::say("the workload runs until it ends or Ctrl-C is pressed");
+            tokio::select! {
+                end = container.wait(interrupt(), signal) => end,
+                failure = termination() => Err(failure),
+            }
+        }
+    }
+}
+
+async fn interrupt() {
+    if tokio::signal::ctrl_c().await.is_err() {
+        // There is no such signal then; the workload ends by itself, or with this process.
+        std::future::pending().await
+    }
+}
+
+impl Image {
+    async fn find(job: Job<'_>) -> Result<Self, Failure> {
+        let platform = Platform::of_this_machine();
+        if !job.args.platform.is_empty() && !job.args.platform.iter().any(|wanted| wanted.matches(&platform)) {
+            let reason = "only an image for this machine can be run: take another's files from --record-in, or convert";
+            return Err(Failure::new(format!("{platform} is not among the platforms: {reason}")));
+        }
+        let endpoint = Endpoint::open(&job.config.upstreams, job.source, job.args.registry)?;
+        let mut manifest = endpoint.manifest().await?;
+        if is_index(&manifest) {
+            let reference = Reference::Digest(child_of(&manifest, &platform)?.digest);
+            let child = endpoint.source.manifest(&endpoint.repository, &reference).await;
+            manifest = child.map_err(Failure::when(format!("reading the manifest for {platform}")))?;
+        }
+        #[derive(Deserialize)]
+        struct Configuration {
+            #[serde(default)]
+            config: Option<RunConfig>,
+        }
+        let config = parse::<ImageManifest>(&manifest)?.config;
+        let bytes = Shelf { store: None, endpoint: &endpoint }.bytes(&config).await?;
+        let config: Configuration =
+            serde_json::from_slice(&bytes).map_err(Failure::when(format!("{} is no configuration", config.digest)))?;
+        Ok(Self { manifest, config: config.config.unwrap_or_default() })
+    }
+}
+
+impl Stage {
+    /// Makes the image's layers lazy and mounts them.
+    async fn set(job: Job<'_>, manifest: &Manifest, folder: &Path) -> Result<Self, Failure> {
+        let twin = Twin::make(job, manifest, folder).await?;
+        let layout =
+            twin.folder.path().to_str().ok_or_else(|| Failure::new("the temporary folder's path is not UTF-8"))?;
+        let local = UpstreamConfig { url: format!("oci:{layout}"), ..UpstreamConfig::default() };
+        let upstreams = upstream::Config { upstream: [(HOST.to_owned(), local)].into(), ..upstream::Config::default() };
+        let upstreams = Upstreams::new(&upstreams).map_err(Failure::from_error)?;
+        let observatory = Observatory::mount(folder, upstreams).await.map_err(Failure::from_error)?;
+        let mut layers = Vec::new();
+        for layer in &twin.layers {
+            let what = format!("{} cannot be read lazily, so nobody sees what is read of it", layer.digest);
+            layers.push(observatory.show(&spec(layer, &twin.manifest)?).await.map_err(Failure::when(what))?);
+        }
+        Ok(Self { observatory, layers, _twin: twin })
+    }
+}
+
+fn spec(layer: &LayerReport, manifest: &Digest) -> Result<LayerSpec, Failure> {
+    let toc_digest = layer.toc_digest.as_deref().map(str::parse).transpose().map_err(Failure::from_error)?;
+    Ok(LayerSpec {
+        reference: format!("{HOST}/image:1"),
+        digest: layer.digest.clone(),
+        toc_digest,
+        manifest_digest: Some(manifest.clone()),
+        image_layers: Vec::new(),
+        labels: Default::default(),
+    })
+}
+
+impl Twin {
+    /// Converts the one image, fast: it is read once.
+    async fn make(job: Job<'_>, manifest: &Manifest, beside: &Path) -> Result<Self, Failure> {
+        let folder = tempfile::tempdir_in(beside).map_err(Failure::when("no temporary folder can be made"))?;
+        let mut config: Config = job.config.clone();
+        (config.convert.format, config.convert.setting, config.convert.level) = (Format::Estargz, Setting::Fast, None);
+        let tag = "1".parse().map_err(Failure::from_error)?;
+        let target = Location::Layout(LayoutImage { dir: folder.path().to_owned(), tag: Some(tag), digest: None });
+        let source = job.source.at(&manifest.digest);
+        let args = job.args.bare();
+        let job = Job { source: &source, target: &target, args: &args, config: &config };
+        let mut images = convert::image(job, Vec::new()).await?.images;
+        let image = images.pop().ok_or_else(|| Failure::new("the image is none that can be run"))?;
+        Ok(Self { folder, layers: image.layers, manifest: image.digest })
+    }
+}
+
+impl fmt::Display for Observed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.exit_code {
+            Some(0) => write!(f, "the workload ended by itself"),
+            Some(code) => write!(f, "the workload failed with the exit code {code}"),
+            None => write!(f, "the workload was stopped"),
+        }
+    }
+}

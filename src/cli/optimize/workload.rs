@@ -1,0 +1,252 @@
+//! What is run, and for how long: the image's configuration with the command line's flags on top.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::cli::failure::Failure;
+
+/// What a container is given where the image says nothing (containerd, `oci.defaultUnixEnv`).
+const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Flags on the workload, called as the reference calls them.
+#[derive(Debug, clap::Args)]
+pub(super) struct WorkloadArgs {
+    /// In place of the image's entrypoint, a JSON array
+    #[arg(long, value_name = "JSON")]
+    entrypoint: Option<Words>,
+    /// In place of the image's command, a JSON array
+    #[arg(long, value_name = "JSON")]
+    args: Option<Words>,
+    /// Set an environment variable (repeatable)
+    #[arg(long, value_name = "NAME=VALUE")]
+    env: Vec<String>,
+    /// Set the environment variables of a file, one a line
+    #[arg(long, value_name = "FILE")]
+    env_file: Option<PathBuf>,
+    /// In place of the image's user
+    #[arg(long, value_name = "USER[:GROUP]")]
+    user: Option<String>,
+    /// In place of the image's working directory
+    #[arg(long, value_name = "DIR")]
+    cwd: Option<String>,
+    /// Mount something into the container (repeatable): type=bind,source=/path,destination=/path,options=rbind:ro
+    #[arg(long, value_name = "MOUNT")]
+    pub(super) mount: Vec<Mount>,
+    /// Use this machine's network; without it there is a loopback interface and nothing else
+    #[arg(long)]
+    pub(super) net_host: bool,
+    /// Seconds after which the workload is stopped; one that ends by itself is not waited for any longer
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, conflicts_with = "wait_on_signal")]
+    period: u32,
+    /// Let the workload run until it ends or Ctrl-C (SIGINT) comes
+    #[arg(long)]
+    wait_on_signal: bool,
+}
+
+/// Words of a command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Words(Vec<String>);
+
+/// A mount of the runtime's (OCI runtime-spec, config.md, "Mounts").
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub(super) struct Mount {
+    #[serde(rename = "type")]
+    kind: String,
+    source: String,
+    destination: String,
+    options: Vec<String>,
+}
+
+/// When a workload is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Until {
+    After(Duration),
+    Interrupt,
+}
+
+/// The `config` of an image's configuration (OCI image-spec, config.md), as far as it says what to run.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(super) struct RunConfig {
+    entrypoint: Option<Vec<String>>,
+    cmd: Option<Vec<String>>,
+    env: Option<Vec<String>>,
+    user: Option<String>,
+    working_dir: Option<String>,
+    pub(super) stop_signal: Option<String>,
+}
+
+/// What is run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Workload {
+    pub(super) args: Vec<String>,
+    pub(super) env: Vec<String>,
+    /// `user[:group]`, each a name or a number; empty means root.
+    pub(super) user: String,
+    pub(super) cwd: String,
+}
+
+impl WorkloadArgs {
+    /// When the workload is stopped.
+    pub(super) fn until(&self) -> Until {
+        if self.wait_on_signal { Until::Interrupt } else { Until::After(Duration::from_secs(self.period.into())) }
+    }
+
+    /// What is run. As in the reference, entrypoint and command are replaced each by itself.
+    pub(super) fn workload(&self, config: &RunConfig) -> Result<Workload, Failure> {
+        let chosen = |flag: &Option<Words>, own: &Option<Vec<String>>| match flag {
+            Some(Words(words)) => words.clone(),
+            None => own.clone().unwrap_or_default(),
+        };
+        let args = [chosen(&self.entrypoint, &config.entrypoint), chosen(&self.args, &config.cmd)].concat();
+        if args.is_empty() {
+            return Err(Failure::new("the image has neither entrypoint nor command: say what to run with --args"));
+        }
+        let text = |flag: &Option<String>, own: &Option<String>| flag.clone().or(own.clone()).unwrap_or_default();
+        let cwd = Some(text(&self.cwd, &config.working_dir)).filter(|cwd| !cwd.is_empty());
+        Ok(Workload {
+            args,
+            env: self.environment(config)?,
+            user: text(&self.user, &config.user),
+            cwd: cwd.unwrap_or_else(|| "/".to_owned()),
+        })
+    }
+
+    /// Later settings of a variable replace earlier ones, in their place.
+    fn environment(&self, config: &RunConfig) -> Result<Vec<String>, Failure> {
+        let file = match &self.env_file {
+            Some(file) => {
+                std::fs::read_to_string(file).map_err(Failure::when(format!("{} cannot be read", file.display())))?
+            }
+            None => String::new(),
+        };
+        let own = config.env.iter().flatten().map(String::as_str);
+        let settings =
+            own.chain(self.env.iter().map(String::as_str)).chain(file.lines().filter(|line| !line.is_empty()));
+        let mut environment = vec![DEFAULT_PATH.to_owned()];
+        for setting in settings {
+            let name = |setting: &str| setting.split('=').next().map(str::to_owned);
+            match environment.iter_mut().find(|earlier| name(earlier) == name(setting)) {
+                Some(earlier) => setting.clone_into(earlier),
+                None => environment.push(setting.to_owned()),
+            }
+        }
+        if let Some(wrong) = environment.iter().find(|setting| !setting.contains('=') || setting.starts_with('=')) {
+            return Err(Failure::new(format!("{wrong:?} is no environment variable: NAME=VALUE")));
+        }
+        Ok(environment)
+    }
+}
+
+impl FromStr for Words {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wanted = r#"a JSON array of strings is wanted, as in '["/bin/sh", "-c", "true"]'"#;
+        serde_json::from_str(text).map(Self).map_err(|error| format!("{wanted}: {error}"))
+    }
+}
+
+impl FromStr for Mount {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut mount = Self::default();
+        for field in text.split(',') {
+            let (key, value) = field.split_once('=').ok_or_else(|| format!("{field:?} is not KEY=VALUE"))?;
+            match key {
+                "type" => value.clone_into(&mut mount.kind),
+                "source" | "src" => value.clone_into(&mut mount.source),
+                "destination" | "dst" => value.clone_into(&mut mount.destination),
+                "options" => mount.options = value.split(':').map(str::to_owned).collect(),
+                _ => return Err(format!("{key:?} is none of type, source, destination and options")),
+            }
+        }
+        if mount.destination.starts_with('/') {
+            Ok(mount)
+        } else {
+            Err("the destination is no absolute path".to_owned())
+        }
+    }
+}
+
+impl Mount {
+    /// A file of this machine in the container, read-only.
+    pub(super) fn of_file(source: String, destination: &str) -> Self {
+        let options = ["rbind", "ro"].map(str::to_owned).to_vec();
+        Self { kind: "bind".to_owned(), source, destination: destination.to_owned(), options }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: WorkloadArgs,
+    }
+
+    fn args(flags: &[&str]) -> WorkloadArgs {
+        Line::try_parse_from([&["test"], flags].concat()).unwrap().args
+    }
+
+    fn config() -> RunConfig {
+        let config = serde_json::json!({"Entrypoint": ["/entry"], "Cmd": ["a", "b"], "Env": ["A=1", "PATH=/x"],
+            "User": "app", "WorkingDir": "/srv", "StopSignal": "SIGQUIT", "Labels": {"x": "y"}});
+        serde_json::from_value(config).unwrap()
+    }
+
+    #[test]
+    fn the_images_configuration_is_what_is_run() {
+        let workload = args(&[]).workload(&config()).unwrap();
+        assert_eq!(workload.args, ["/entry", "a", "b"]);
+        assert_eq!((workload.user.as_str(), workload.cwd.as_str()), ("app", "/srv"));
+        assert_eq!(workload.env, ["PATH=/x", "A=1"]);
+        assert_eq!(args(&[]).until(), Until::After(Duration::from_secs(10)));
+        assert!(args(&[]).workload(&RunConfig::default()).is_err(), "nothing to run");
+        let nulls = serde_json::from_str::<RunConfig>(r#"{"Cmd": ["x"], "Entrypoint": null, "Env": null}"#).unwrap();
+        let workload = args(&[]).workload(&nulls).unwrap();
+        assert_eq!(
+            (workload.args, workload.env, workload.cwd),
+            (vec!["x".to_owned()], vec![DEFAULT_PATH.to_owned()], "/".to_owned())
+        );
+    }
+
+    #[test]
+    fn flags_go_before_the_configuration_each_by_itself() {
+        let workload = args(&["--entrypoint", r#"["/bin/cat"]"#, "--env", "A=2=3", "--env", "B=", "--cwd", "/"]);
+        let workload = workload.workload(&config()).unwrap();
+        assert_eq!(workload.args, ["/bin/cat", "a", "b"]);
+        assert_eq!(
+            (workload.env, workload.cwd),
+            (["PATH=/x", "A=2=3", "B="].map(str::to_owned).to_vec(), "/".to_owned())
+        );
+        let workload =
+            args(&["--entrypoint", "[]", "--args", r#"["x"]"#, "--user", "1:2"]).workload(&config()).unwrap();
+        assert_eq!((workload.args, workload.user.as_str()), (vec!["x".to_owned()], "1:2"));
+        assert_eq!(args(&["--wait-on-signal"]).until(), Until::Interrupt);
+        for wrong in [["--env", "A"], ["--env", "=x"]] {
+            assert!(args(&wrong).workload(&config()).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn bad_flags_are_told() {
+        let mount: Mount = "type=bind,src=/a,dst=/b=c,options=rbind:ro".parse().unwrap();
+        assert_eq!(mount, Mount::of_file("/a".to_owned(), "/b=c"));
+        for wrong in ["", "type", "type=bind", "dst=relative", "dst=/x,size=1"] {
+            assert!(wrong.parse::<Mount>().is_err(), "{wrong:?}");
+        }
+        for wrong in ["/bin/sh", r#"{"a": 1}"#, "[1]"] {
+            assert!(wrong.parse::<Words>().is_err(), "{wrong:?}");
+        }
+        assert!(Line::try_parse_from(["test", "--period", "1", "--wait-on-signal"]).is_err());
+    }
+}
