@@ -158,18 +158,18 @@ impl Filesystem for Adapter {
             count("held");
             return reply.data(&bytes);
         }
-        let limit = self.read_timeout;
+        let (limit, waiting) = (self.read_timeout, Waiting(Some(reply)));
         self.runtime.spawn(async move {
             match tokio::time::timeout(limit, opened.read(offset, length)).await {
                 Ok(Ok(bytes)) => {
                     count("fetched");
-                    reply.data(&bytes);
+                    waiting.answer(&bytes);
                 }
                 // What went wrong was told where it did.
-                Ok(Err(_told)) => fail(reply),
+                Ok(Err(_told)) => waiting.fail(),
                 Err(_elapsed) => {
                     tracing::warn!(layer = %opened.layer(), waited = ?limit, "a read was given up: the registry is silent");
-                    fail(reply);
+                    waiting.fail();
                 }
             }
         });
@@ -276,9 +276,35 @@ fn count(source: &'static str) {
     metrics().agent_reads.get_or_create(&[("source", source)]).inc();
 }
 
-fn fail(reply: ReplyData) {
-    metrics().agent_read_errors.inc();
-    reply.error(Errno::EIO);
+/// A read that is answered when its bytes are here. One that the agent's end cuts off is left to the next agent: `fuser`
+/// would answer a dropped reply with EIO.
+#[derive(Debug)]
+struct Waiting(Option<ReplyData>);
+
+impl Waiting {
+    fn answer(mut self, bytes: &[u8]) {
+        if let Some(reply) = self.0.take() {
+            reply.data(bytes);
+        }
+    }
+
+    fn fail(mut self) {
+        metrics().agent_read_errors.inc();
+        if let Some(reply) = self.0.take() {
+            reply.error(Errno::EIO);
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        // After a panic nobody will answer but this one.
+        if let Some(reply) = self.0.take()
+            && !std::thread::panicking()
+        {
+            std::mem::forget(reply);
+        }
+    }
 }
 
 fn dot_name(dot: u64) -> &'static str {

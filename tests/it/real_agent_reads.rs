@@ -131,8 +131,7 @@ async fn readers_survive_a_restart_and_an_upgrade() {
     assert!(reader.stop() > 0);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_read_under_way_is_answered_by_the_next_agent() {
+async fn the_next_agent_answers_what_was_under_way(end: fn(&mut Agent)) {
     let mut node = Node::start(&[ON_DEMAND]).await;
     let layer = Layer::random(4, &[2 << 20]);
     let directory = node.mount("target", &layer).await;
@@ -140,10 +139,21 @@ async fn a_read_under_way_is_answered_by_the_next_agent() {
     node.registry.on("/blobs/").gate(&gate);
     let reading = tokio::spawn(read_later(directory.join("file0")));
     gate.reached(1).await;
+    end(&mut node.agent);
     node.restart(&[ON_DEMAND]);
     gate.reached(2).await;
     gate.open();
     assert!(reading.await.unwrap().unwrap() == layer.files[0].1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_under_way_is_answered_by_the_next_agent() {
+    the_next_agent_answers_what_was_under_way(|agent| agent.daemon.kill()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_under_way_at_a_stop_is_answered_by_the_next_agent() {
+    the_next_agent_answers_what_was_under_way(|agent| agent.daemon.stop()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
