@@ -1,4 +1,4 @@
-//! A containerd of our own, for the reference's converter.
+//! A containerd of our own: for the reference's converter, and for images that are pulled, mounted and run.
 
 use std::fs;
 use std::path::Path;
@@ -18,8 +18,14 @@ pub(crate) struct Containerd {
 
 impl Containerd {
     pub(crate) fn start(place: &Path) -> anyhow::Result<Self> {
+        Self::start_with(place, "")
+    }
+
+    /// With more lines of configuration.
+    pub(crate) fn start_with(place: &Path, more: &str) -> anyhow::Result<Self> {
         let at = |name: &str| place.join(name).display().to_string();
-        fs::write(at("containerd.toml"), "version = 2\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n")?;
+        let disabled = "disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]";
+        fs::write(at("containerd.toml"), format!("version = 2\n{disabled}\n{more}"))?;
         let socket = at("containerd.sock");
         let mut command = Command::new("containerd");
         command.args(["--config", &at("containerd.toml"), "--root", &at("root"), "--state", &at("state")]);
@@ -31,6 +37,10 @@ impl Containerd {
 
     pub(crate) fn ctr(&self, arguments: &str) -> anyhow::Result<String> {
         run(&format!("ctr -a {} {arguments}", self.socket))
+    }
+
+    pub(crate) fn ctr_remote(&self, arguments: &str) -> anyhow::Result<String> {
+        run(&format!("ctr-remote -a {} {arguments}", self.socket))
     }
 
     /// Takes the image in; what containerd calls it.

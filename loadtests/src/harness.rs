@@ -82,8 +82,17 @@ impl Daemon {
 
     /// Peak resident memory, MiB.
     pub(crate) fn peak_memory(&self) -> anyhow::Result<f64> {
+        self.memory_of("VmHWM:")
+    }
+
+    /// Resident memory, MiB.
+    pub(crate) fn memory(&self) -> anyhow::Result<f64> {
+        self.memory_of("VmRSS:")
+    }
+
+    fn memory_of(&self, field: &str) -> anyhow::Result<f64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).context(field.to_owned())?;
         Ok(line.trim().trim_end_matches("kB").trim().parse::<f64>()? / 1024.0)
     }
 }
@@ -107,6 +116,16 @@ fn cpu_of(pid: &str) -> anyhow::Result<f64> {
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
     Ok((ticks(11) + ticks(12)) / TICKS)
+}
+
+/// Forgets what the kernel caches of files: pages, names and inodes.
+pub(crate) fn drop_caches() -> anyhow::Result<()> {
+    run("sync")?;
+    // Twice: the names of one file system hold the inodes of those below it.
+    for _ in 0..2 {
+        fs::write("/proc/sys/vm/drop_caches", "3")?;
+    }
+    Ok(())
 }
 
 /// An address on the loopback that nobody listens on now.

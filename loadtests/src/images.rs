@@ -1,4 +1,4 @@
-//! The images that are measured: those of the tests' `make-image`, in the tests' cache, and a large one of our own.
+//! The images that are measured: those of the tests' `make-image`, in the tests' cache, and some of our own.
 
 use std::fs::{self, File};
 use std::io::{BufReader, BufWriter, Read as _, Write};
@@ -12,10 +12,16 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::harness::run;
+use crate::random::Random;
 
 const MAKE_IMAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/it/fixtures/make-image");
 const CREATED: &str = "2023-11-14T22:13:20Z";
+/// The same moment.
+const MODIFIED: u64 = 1_700_000_000;
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// A layer that is being written.
+type Archive = tar::Builder<Hashing<GzEncoder<Hashing<BufWriter<File>>>>>;
 
 /// An OCI layout with one image, tagged `1`.
 #[derive(Debug, Clone)]
@@ -41,16 +47,49 @@ impl Image {
 
     /// One layer of at least `bytes` bytes: the files of `model` again and again, each time in a directory of its own.
     pub(crate) fn large(model: &Self, bytes: u64) -> anyhow::Result<Self> {
-        let name = format!("{}-{}m", model.name, bytes >> 20);
-        let dir = cache_dir()?.join(&name);
+        Self::made(&format!("{}-{}m", model.name, bytes >> 20), |archive| {
+            let tars = model.tars()?;
+            for copy in 0.. {
+                for tar in &tars {
+                    append(archive, tar, &format!("copy-{copy}"))?;
+                }
+                if archive.get_ref().size >= bytes {
+                    break;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// One layer of files whose bytes do not shrink, each with its path and size.
+    pub(crate) fn of_noise(name: &str, files: &[(String, usize)]) -> anyhow::Result<Self> {
+        Self::made(name, |archive| {
+            let mut random = Random::new(1);
+            files.iter().try_for_each(|(path, size)| put(archive, path, &random.bytes(*size)))
+        })
+    }
+
+    /// One layer of `count` small files, a hundred to a directory, as source code is installed.
+    pub(crate) fn of_many(count: usize) -> anyhow::Result<Self> {
+        Self::made(&format!("many-{count}"), |archive| {
+            (0..count).try_for_each(|number| {
+                let path = format!("usr/lib/node_modules/package-{}/lib/module-{number}.js", number / 100);
+                put(archive, &path, format!("module.exports = {{ number: {number} }};\n").repeat(5).as_bytes())
+            })
+        })
+    }
+
+    /// One layer that `fill` writes, made now if this machine has not made it yet.
+    fn made(name: &str, fill: impl FnOnce(&mut Archive) -> anyhow::Result<()>) -> anyhow::Result<Self> {
+        let dir = cache_dir()?.join(name);
         if !dir.exists() {
             let partial = dir.with_extension("partial");
             let _absent = fs::remove_dir_all(&partial);
             fs::create_dir_all(partial.join("blobs/sha256"))?;
-            write_large(model, bytes, &partial)?;
+            write_layout(&partial, fill)?;
             fs::rename(&partial, &dir)?;
         }
-        Ok(Self { name, dir })
+        Ok(Self { name: name.to_owned(), dir })
     }
 
     /// As skopeo and starlift name it.
@@ -104,20 +143,12 @@ fn cache_dir() -> anyhow::Result<PathBuf> {
     Ok(dir)
 }
 
-fn write_large(model: &Image, bytes: u64, dir: &Path) -> anyhow::Result<()> {
+fn write_layout(dir: &Path, fill: impl FnOnce(&mut Archive) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let blobs = dir.join("blobs/sha256");
-    let tars = model.tars()?;
     let layer = blobs.join("layer");
     let compressed = GzEncoder::new(Hashing::new(BufWriter::new(File::create(&layer)?)), Compression::fast());
     let mut archive = tar::Builder::new(Hashing::new(compressed));
-    for copy in 0.. {
-        for tar in &tars {
-            append(&mut archive, tar, &format!("copy-{copy}"))?;
-        }
-        if archive.get_ref().size >= bytes {
-            break;
-        }
-    }
+    fill(&mut archive)?;
     let stream = archive.into_inner()?;
     let (diff_id, compressed) = (stream.hex(), stream.inner.finish()?);
     let (digest, size) = (compressed.hex(), compressed.size);
@@ -132,7 +163,7 @@ fn write_large(model: &Image, bytes: u64, dir: &Path) -> anyhow::Result<()> {
     };
     let (config, config_size) = put(&json!({
         "created": CREATED, "architecture": "amd64", "os": "linux",
-        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{diff_id}")] },
+        "config": {}, "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{diff_id}")] },
     }))?;
     let (manifest, manifest_size) = put(&json!({
         "schemaVersion": 2, "mediaType": MANIFEST_TYPE,
@@ -147,8 +178,16 @@ fn write_large(model: &Image, bytes: u64, dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn put(archive: &mut Archive, path: &str, content: &[u8]) -> anyhow::Result<()> {
+    let mut header = tar::Header::new_ustar();
+    header.set_size(content.len() as u64);
+    header.set_mode(0o644);
+    header.set_mtime(MODIFIED);
+    Ok(archive.append_data(&mut header, path, content)?)
+}
+
 /// Appends the regular files, directories and symlinks of `tar` beneath `folder`.
-fn append<W: Write>(archive: &mut tar::Builder<W>, tar: &[u8], folder: &str) -> anyhow::Result<()> {
+fn append(archive: &mut Archive, tar: &[u8], folder: &str) -> anyhow::Result<()> {
     for entry in tar::Archive::new(tar).entries()? {
         let entry = entry?;
         let mut header = entry.header().clone();

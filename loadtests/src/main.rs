@@ -3,6 +3,7 @@
 //! A file per scenario; `images` has what is measured, `harness` runs it, `invariants` says what must hold meanwhile,
 //! `report` and `plot` show what came out.
 
+mod agent;
 mod codecs;
 mod containerd;
 mod convert;
@@ -10,11 +11,17 @@ mod figures;
 mod harness;
 mod images;
 mod invariants;
+#[expect(clippy::unwrap_used, reason = "the tests' own, who may")]
+#[path = "../../tests/it/support/link.rs"]
+mod link;
 mod members;
 mod memory;
+mod node;
 mod plot;
+mod random;
 mod report;
 mod serve;
+mod server;
 mod wrk;
 
 use std::path::PathBuf;
@@ -41,6 +48,8 @@ enum Scenario {
     Codecs(codecs::Arguments),
     /// `starlift serve`, warm, against nginx and docker-registry; needs both, wrk, curl and skopeo
     Serve(serve::Arguments),
+    /// `starlift agent` against ext4 and the reference snapshotter; needs root, containerd, `ctr-remote`, runc and Go
+    Agent(agent::Arguments),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -50,6 +59,7 @@ fn main() -> anyhow::Result<()> {
         Scenario::Memory(arguments) => memory::measure_all(&arguments),
         Scenario::Codecs(arguments) => codecs::measure_all(&arguments),
         Scenario::Serve(arguments) => serve::measure_all(&arguments),
+        Scenario::Agent(arguments) => agent::measure_all(&arguments),
     }?;
     report.finish(out.as_deref())
 }

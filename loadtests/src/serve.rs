@@ -7,10 +7,8 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use crate::figures::Spread;
@@ -18,11 +16,8 @@ use crate::harness::{Daemon, free_address, run};
 use crate::images::Image;
 use crate::plot::{Bar, Bars, Plot};
 use crate::report::Report;
+use crate::server::{self, MANIFEST_TYPE, Server};
 use crate::wrk::{self, Load, Ranges, Seen};
-
-/// How long the conversion may take before the measurement.
-const CONVERSION_LIMIT: Duration = Duration::from_secs(120);
-const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -208,17 +203,10 @@ fn start(arguments: &Arguments, place: &Path) -> anyhow::Result<Servers> {
     let source = image.oci();
     run(&format!("skopeo copy --quiet --dest-tls-verify=false {source} docker://{registry_address}/{name}:1"))?;
 
-    let address = free_address()?;
-    let mut command = Command::new(&arguments.starlift);
-    command.args(["serve", "--listen", &address.to_string(), "--store"]).arg(place.join("store"));
-    command.args(["--upstream", &format!("local=http://{registry_address}")]);
-    // Nobody logs each request: nginx and the registry are told not to.
-    command.env("STARLIFT_LOG_FILTER", "warn");
-    let ready = format!("http://{address}/readyz");
-    let starlift = Daemon::start(command, &place.join("starlift.log"), || run(&format!("curl -sf {ready}")).is_ok())?;
-
+    let upstream = format!("local=http://{registry_address}");
+    let Server { daemon: starlift, address } = Server::start(&arguments.starlift, place, &[upstream])?;
     let our_tag = format!("http://{address}/v2/local/{name}/manifests/1");
-    let (digest, manifest) = twin(&our_tag)?;
+    let (digest, manifest) = server::twin(&our_tag)?;
     let layer = manifest["layers"][0]["digest"].as_str().context("no layer")?;
     let our_blob = format!("http://{address}/v2/local/{name}/blobs/{layer}");
     let file = place.join("blob");
@@ -243,20 +231,6 @@ fn start(arguments: &Arguments, place: &Path) -> anyhow::Result<Servers> {
     same_manifests(&urls)?;
     let blob_size = fs::metadata(file)?.len();
     Ok(Servers { starlift, nginx, registry, urls, blob_size })
-}
-
-/// Waits until the tag is answered with the twin: its digest and content.
-fn twin(url: &str) -> anyhow::Result<(String, Value)> {
-    let begun = Instant::now();
-    loop {
-        let text = run(&format!("curl -sf -H Accept:{MANIFEST_TYPE} {url}"))?;
-        if text.contains("containerd.io/snapshot/stargz/toc.digest") {
-            let digest = format!("sha256:{}", hex::encode(Sha256::digest(&text)));
-            return Ok((digest, serde_json::from_str(&text)?));
-        }
-        ensure!(begun.elapsed() < CONVERSION_LIMIT, "no twin: {text}");
-        std::thread::sleep(Duration::from_millis(200));
-    }
 }
 
 /// An error unless both servers give the same bytes, whole and in ranges.

@@ -1,0 +1,94 @@
+//! What a layer of very many files costs in memory, and how long it takes to mount.
+
+use std::time::Instant;
+
+use super::{Arguments, LAZY, REFERENCE};
+use crate::figures::{Spread, float};
+use crate::images::Image;
+use crate::node::{Node, Snapshotter};
+use crate::plot::{Bar, Bars, Plot};
+use crate::report::Report;
+use crate::server::{self, Server};
+
+/// Files that the figures are put in relation to.
+const PER: f64 = 100_000.0;
+
+/// One snapshotter before, with and after the layer.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    /// Seconds of the whole `rpull`.
+    seconds: f64,
+    /// Resident memory, MiB.
+    before: f64,
+    mounted: f64,
+    walked: f64,
+    peak: f64,
+}
+
+pub(super) fn measure(arguments: &Arguments, report: &mut Report) -> anyhow::Result<()> {
+    report.note(
+        "memory: resident, of a snapshotter that holds nothing else; files of 200 bytes, 100 to a directory; mounted \
+         with `ctr-remote images rpull` from a server on the same machine",
+    );
+    let (mut rows, mut bars) = (Vec::new(), Vec::new());
+    for &count in &arguments.files {
+        let (image, place) = (Image::of_many(count)?, tempfile::tempdir()?);
+        let upstream = format!("{}=oci:{}", image.name, image.dir.display());
+        let server = Server::start(&arguments.starlift, place.path(), &[upstream])?;
+        let address = server.address;
+        server::twin(&format!("http://{address}/v2/{}/image/manifests/1", image.name))?;
+        let reference = format!("{address}/{}/image:1", image.name);
+        let mut runs = [LAZY, REFERENCE].map(|contestant| (contestant, Vec::new()));
+        for _ in 0..arguments.rounds {
+            for (contestant, runs) in &mut runs {
+                runs.push(once(arguments, contestant, &reference, count)?);
+            }
+        }
+        for (group, (contestant, runs)) in runs.iter().enumerate() {
+            let spread = |figure: fn(&Run) -> f64| Spread::of(runs.iter().map(figure));
+            let hundred_thousands = float(count as u64) / PER;
+            let per = Spread::of(runs.iter().map(|run| (run.walked - run.before) / hundred_thousands));
+            rows.push(vec![
+                count.to_string(),
+                (*contestant).to_owned(),
+                spread(|run| run.seconds).show(2),
+                spread(|run| run.before).show(0),
+                spread(|run| run.mounted).show(0),
+                spread(|run| run.walked).show(0),
+                spread(|run| run.peak).show(0),
+                per.show(1),
+            ]);
+            let (value, least, most) = (per.median, per.least, per.most);
+            bars.push(Bar { label: format!("{}k files, {contestant}", count / 1000), value, least, most, group });
+        }
+    }
+    let head =
+        ["files", "", "mount s", "MiB before", "MiB mounted", "MiB walked", "peak MiB", "MiB per 100k files, walked"];
+    report.table("A layer of many files", &head, rows);
+    report.plot(Plot::Bars(Bars {
+        title: "Resident memory per 100k files, after a walk (whisker: least and most)".to_owned(),
+        unit: "MiB",
+        bars,
+        marks: Vec::new(),
+    }));
+    Ok(())
+}
+
+fn once(arguments: &Arguments, contestant: &'static str, image: &str, count: usize) -> anyhow::Result<Run> {
+    let place = tempfile::tempdir()?;
+    let snapshotter = if contestant == LAZY {
+        Snapshotter::starlift(LAZY, &arguments.starlift, place.path(), &[("BACKGROUND", "off")])?
+    } else {
+        Snapshotter::reference(REFERENCE, place.path())?
+    };
+    let node = Node::start(place.path(), vec![snapshotter])?;
+    let daemon = node.daemon(contestant)?;
+    let before = daemon.memory()?;
+    let begun = Instant::now();
+    let tree = node.pull_and_mount(image, contestant, "many")?;
+    let seconds = begun.elapsed().as_secs_f64();
+    let mounted = daemon.memory()?;
+    let found = super::reads::files(&tree.target)?.len();
+    anyhow::ensure!(found == count, "{found} files of {count}");
+    Ok(Run { seconds, before, mounted, walked: daemon.memory()?, peak: daemon.peak_memory()? })
+}

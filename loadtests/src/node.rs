@@ -1,0 +1,194 @@
+//! A node: containerd with snapshotters beside its own, images pulled into them, mounted, and run.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context as _, ensure};
+
+use crate::containerd::Containerd;
+use crate::harness::{Daemon, drop_caches, run};
+
+/// The reference snapshotter as a daemon; the tests have it.
+const REFERENCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/it/fixtures/stargz-grpc");
+/// Where Debian keeps the sources of its library.
+const GOPATH: &str = "/usr/share/gocode";
+/// The snapshotter that unpacks, containerd's own.
+pub(crate) const UNPACKED: &str = "overlayfs";
+
+/// A containerd and the snapshotters that it knows besides its own.
+#[derive(Debug)]
+pub(crate) struct Node {
+    containerd: Containerd,
+    snapshotters: Vec<Snapshotter>,
+    place: PathBuf,
+}
+
+/// A snapshotter that mounts lazily, in a process of its own.
+#[derive(Debug)]
+pub(crate) struct Snapshotter {
+    pub(crate) name: &'static str,
+    pub(crate) daemon: Daemon,
+    socket: PathBuf,
+    _mounts: Mounts,
+}
+
+/// An image's files, as a container would see them; unmounted when dropped.
+#[derive(Debug)]
+pub(crate) struct Mounted {
+    pub(crate) target: PathBuf,
+    /// What mounts them.
+    command: String,
+}
+
+/// What is mounted beneath a directory; unmounted when dropped.
+#[derive(Debug)]
+struct Mounts {
+    root: PathBuf,
+    /// Does it in place of umount(8), where somebody keeps the mount.
+    unmount: Option<String>,
+}
+
+/// When a container's first byte came, and all it said.
+#[derive(Debug)]
+pub(crate) struct Output {
+    pub(crate) first: Instant,
+    pub(crate) text: String,
+}
+
+impl Snapshotter {
+    /// `starlift agent`, with settings as the environment has them (`("PASSTHROUGH", "false")`).
+    pub(crate) fn starlift(
+        name: &'static str,
+        starlift: &Path,
+        place: &Path,
+        settings: &[(&str, &str)],
+    ) -> anyhow::Result<Self> {
+        let (root, socket) = (place.join(name), place.join(format!("{name}.sock")));
+        let mut command = Command::new(starlift);
+        command.arg("agent").arg("--address").arg(&socket).arg("--root").arg(&root);
+        command.envs(settings.iter().map(|(key, value)| (format!("STARLIFT_AGENT_{key}"), value)));
+        let agent = |word: &str| format!("{} agent {word} --root {}", starlift.display(), root.display());
+        let is_ready = || run(&agent("status")).is_ok();
+        let daemon = Daemon::start(command, &place.join(format!("{name}.log")), is_ready)?;
+        let unmount = Some(agent("unmount"));
+        Ok(Self { name, daemon, socket, _mounts: Mounts { root, unmount } })
+    }
+
+    /// The reference, which fetches nothing ahead and nothing in the background.
+    pub(crate) fn reference(name: &'static str, place: &Path) -> anyhow::Result<Self> {
+        let (root, socket, program) =
+            (place.join(name), place.join(format!("{name}.sock")), place.join(format!("{name}-grpc")));
+        let mut build = Command::new("go");
+        build.args(["build", "-o"]).arg(&program).arg(".").current_dir(REFERENCE);
+        build.env("GO111MODULE", "off").env("GOPATH", GOPATH).env("GOFLAGS", "");
+        ensure!(build.status().context("go")?.success(), "the reference snapshotter cannot be built");
+        let mut command = Command::new(program);
+        command.arg(&socket).arg(&root);
+        let daemon = Daemon::start(command, &place.join(format!("{name}.log")), || socket.exists())?;
+        Ok(Self { name, daemon, socket, _mounts: Mounts { root, unmount: None } })
+    }
+}
+
+impl Drop for Mounts {
+    fn drop(&mut self) {
+        if let Some(command) = &self.unmount {
+            let _reported_by_what_is_left = run(command);
+        }
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+        for point in points.filter(|point| Path::new(point).starts_with(&self.root)) {
+            let _gone_already = run(&format!("umount -l {point}"));
+        }
+    }
+}
+
+impl Node {
+    pub(crate) fn start(place: &Path, snapshotters: Vec<Snapshotter>) -> anyhow::Result<Self> {
+        let plugin = |snapshotter: &Snapshotter| {
+            let Snapshotter { name, socket, .. } = snapshotter;
+            format!("[proxy_plugins.{name}]\ntype = \"snapshot\"\naddress = \"{}\"\n", socket.display())
+        };
+        let plugins: String = snapshotters.iter().map(plugin).collect();
+        Ok(Self { containerd: Containerd::start_with(place, &plugins)?, snapshotters, place: place.to_owned() })
+    }
+
+    pub(crate) fn daemon(&self, name: &str) -> anyhow::Result<&Daemon> {
+        let found = self.snapshotters.iter().find(|snapshotter| snapshotter.name == name);
+        found.map(|snapshotter| &snapshotter.daemon).with_context(|| format!("no snapshotter {name}"))
+    }
+
+    /// Pulls `image` over plain HTTP: unpacks it with containerd's own snapshotter, else mounts it lazily.
+    pub(crate) fn pull(&self, image: &str, snapshotter: &str) -> anyhow::Result<()> {
+        let flags = format!("--plain-http --snapshotter {snapshotter}");
+        if snapshotter == UNPACKED {
+            return self.containerd.ctr(&format!("images pull {flags} {image}")).map(drop);
+        }
+        self.containerd.ctr_remote(&format!("images rpull {flags} {image}")).map(drop)
+    }
+
+    /// Pulls `image` and mounts it as for a container: an overlay that can be written to.
+    pub(crate) fn pull_and_mount(&self, image: &str, snapshotter: &str, name: &str) -> anyhow::Result<Mounted> {
+        let before = self.tops(snapshotter)?;
+        self.pull(image, snapshotter)?;
+        let top = self.tops(snapshotter)?.into_iter().find(|top| !before.contains(top)).context("no new snapshot")?;
+        let (key, target) = (format!("{snapshotter}-{name}"), self.place.join(format!("{snapshotter}-{name}")));
+        fs::create_dir(&target)?;
+        let snapshots = format!("snapshots --snapshotter {snapshotter}");
+        self.containerd.ctr(&format!("{snapshots} prepare {key} {top}"))?;
+        let command = self.containerd.ctr(&format!("{snapshots} mounts {} {key}", target.display()))?;
+        let lower = command.split_once("lowerdir=").and_then(|(_, rest)| rest.split([',', ':', ' ']).next());
+        let kind = run(&format!("stat -f -c %T {}", lower.with_context(|| format!("no overlay: {command}"))?))?;
+        let is_lazy = kind.starts_with("fuse");
+        ensure!(is_lazy == (snapshotter != UNPACKED), "{snapshotter} has {image} on {kind}");
+        run(command.trim())?;
+        Ok(Mounted { target, command })
+    }
+
+    /// Committed snapshots that none is built upon.
+    fn tops(&self, snapshotter: &str) -> anyhow::Result<BTreeSet<String>> {
+        let listed = self.containerd.ctr(&format!("snapshots --snapshotter {snapshotter} ls"))?;
+        let rows: Vec<Vec<&str>> = listed.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
+        let committed = rows.iter().filter(|row| row.last() == Some(&"Committed")).map(|row| row[0]);
+        let is_parent = |key: &str| rows.iter().any(|row| row.len() == 3 && row[1] == key && row[2] == "Committed");
+        Ok(committed.filter(|key| !is_parent(key)).map(str::to_owned).collect())
+    }
+
+    /// Runs `script` in a container of `image`.
+    pub(crate) fn run(&self, image: &str, snapshotter: &str, script: &str) -> anyhow::Result<Output> {
+        let file = self.place.join("script");
+        fs::write(&file, script)?;
+        // runc keeps the containers of the whole machine in one place.
+        let id = format!("loadtest-{}-{snapshotter}", std::process::id());
+        let mount = format!("type=bind,src={},dst=/script,options=rbind:ro", file.display());
+        let mut command = Command::new("ctr");
+        command.args(["-a", &self.containerd.socket, "run", "--rm", "--snapshotter", snapshotter]);
+        command.args(["--mount", &mount, image, &id, "/bin/sh", "/script"]);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+        let mut stdout = child.stdout.take().context("no output")?;
+        let mut text = vec![0];
+        let begun = stdout.read(&mut text)?;
+        let first = Instant::now();
+        stdout.read_to_end(&mut text)?;
+        ensure!(child.wait()?.success() && begun == 1, "{script} failed in {image}");
+        Ok(Output { first, text: String::from_utf8_lossy(&text).into_owned() })
+    }
+}
+
+impl Mounted {
+    /// Mounts anew, with nothing of the files in the kernel's caches.
+    pub(crate) fn cool(&self) -> anyhow::Result<()> {
+        run(&format!("umount {}", self.target.display()))?;
+        drop_caches()?;
+        run(self.command.trim()).map(drop)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _gone_already = run(&format!("umount {}", self.target.display()));
+    }
+}

@@ -1,0 +1,59 @@
+//! `starlift serve` in a process of its own.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+use crate::harness::{Daemon, free_address, run};
+
+pub(crate) const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+/// How long the conversion may take before the measurement.
+const CONVERSION_LIMIT: Duration = Duration::from_secs(120);
+
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub(crate) daemon: Daemon,
+    pub(crate) address: SocketAddr,
+}
+
+impl Server {
+    /// Serves these upstreams (`NAME=SOURCE`), its store in `place`.
+    pub(crate) fn start(starlift: &Path, place: &Path, upstreams: &[String]) -> anyhow::Result<Self> {
+        let address = free_address()?;
+        let mut command = Command::new(starlift);
+        command.args(["serve", "--listen", &address.to_string(), "--store"]).arg(place.join("store"));
+        command.args(upstreams.iter().flat_map(|upstream| ["--upstream", upstream]));
+        // Nobody logs each request: the peers are told not to.
+        command.env("STARLIFT_LOG_FILTER", "warn");
+        let ready = format!("http://{address}/readyz");
+        let is_ready = || run(&format!("curl -sf {ready}")).is_ok();
+        Ok(Self { daemon: Daemon::start(command, &place.join("starlift.log"), is_ready)?, address })
+    }
+
+    /// Requests for manifests and blobs that were answered so far.
+    pub(crate) fn requests(&self) -> anyhow::Result<u64> {
+        let metrics = run(&format!("curl -sf http://{}/metrics", self.address))?;
+        let counts = ["manifest", "blob"].map(|endpoint| format!("starlift_requests_total{{endpoint=\"{endpoint}\","));
+        let lines = metrics.lines().filter(|line| counts.iter().any(|count| line.starts_with(count)));
+        lines.map(|line| Ok(line.rsplit(' ').next().context("no value")?.parse::<u64>()?)).sum()
+    }
+}
+
+/// Waits until the tag is answered with the twin: its digest and content.
+pub(crate) fn twin(url: &str) -> anyhow::Result<(String, Value)> {
+    let begun = Instant::now();
+    loop {
+        let text = run(&format!("curl -sf -H Accept:{MANIFEST_TYPE} {url}"))?;
+        if text.contains("containerd.io/snapshot/stargz/toc.digest") {
+            let digest = format!("sha256:{}", hex::encode(Sha256::digest(&text)));
+            return Ok((digest, serde_json::from_str(&text)?));
+        }
+        ensure!(begun.elapsed() < CONVERSION_LIMIT, "no twin: {text}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
