@@ -4,15 +4,17 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
 use crate::support::containerd::{self, Containerd};
 use crate::support::docker_registry::{Access, DockerRegistry};
 use crate::support::fixture::{self, Fixture};
-use crate::support::place::{Daemon, Place};
+use crate::support::place::{Daemon, Place, until};
 
+/// How long a container may take to end, on a machine that does other things too.
+const SOON: Duration = Duration::from_secs(60);
 /// Reads a file of the top layer with a program of the lowest.
 const CAT: &[&str] = &["--entrypoint", r#"["/bin/cat"]"#, "--args", r#"["/var/lib/state/run"]"#];
 
@@ -239,4 +241,14 @@ fn an_interrupt_ends_the_workload_and_with_it_everything_unless_it_is_waited_for
         assert_eq!(place.path().join("twin").exists(), code == 0);
         assert_eq!(fs::read_dir(place.dir("tmp")).unwrap().count(), 0);
     }
+}
+
+#[test]
+fn a_killed_command_leaves_no_container() {
+    let Some(place) = place(&[]) else { return };
+    let mut running = endless(&place, &["--period", "1000"]);
+    assert!(place.processes().iter().any(|(_, line)| line.contains("while :")), "{:?}", place.processes());
+    running.kill();
+    until("its processes end", SOON, || place.processes().is_empty());
+    assert!(!place.path().join("twin").exists());
 }

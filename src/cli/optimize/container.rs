@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::AsFd as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -24,7 +25,12 @@ pub(super) struct Container {
     log: PathBuf,
     pid: PathBuf,
     child: Child,
+    _warden: Warden,
 }
+
+/// A process that removes a container when this one lets go of it, if only by being killed.
+#[derive(Debug)]
+struct Warden(std::process::Child);
 
 /// How a workload ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +56,7 @@ impl Container {
         // Its control group is named by it, on the whole machine.
         let id = format!("starlift-optimize-{}-{:08x}", std::process::id(), rand::random::<u32>());
         let [state, log, pid] = ["runc", "runc.log", "pid"].map(|name| root.join(name));
+        let warden = Warden::of(&state, &id).map_err(cannot())?;
         let output = || io::stderr().as_fd().try_clone_to_owned().map(Stdio::from);
         let child = Command::new(RUNTIME)
             .args(["--log-format", "json", "--log"])
@@ -66,9 +73,11 @@ impl Container {
             .stderr(Stdio::inherit())
             // An interrupt from the keyboard is for us to act on.
             .process_group(0)
+            // One that is still starting has no container yet that could be removed.
+            .kill_on_drop(true)
             .spawn()
             .map_err(cannot())?;
-        Ok(Self { id, state, log, pid, child })
+        Ok(Self { id, state, log, pid, child, _warden: warden })
     }
 
     /// Waits for the workload to end, and stops it by `signal` when `enough` is over.
@@ -117,10 +126,21 @@ impl Container {
     }
 }
 
-impl Drop for Container {
+impl Warden {
+    fn of(state: &Path, id: &str) -> io::Result<Self> {
+        // Its standard input ends with the last process that holds the other end, which is this one.
+        let script = format!("read -r _; exec {RUNTIME} --root \"$1\" delete --force \"$2\"");
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", &script, "warden"]).arg(state).arg(id).process_group(0);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().map(Self)
+    }
+}
+
+impl Drop for Warden {
     fn drop(&mut self) {
+        drop(self.0.stdin.take());
         // There is nothing left to be removed where the workload ended by itself.
-        let _removed = self.runtime().args(["delete", "--force", &self.id]).status();
+        let _removed = self.0.wait();
     }
 }
 

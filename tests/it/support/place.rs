@@ -93,8 +93,8 @@ impl Place {
         daemon
     }
 
-    /// Ends and names the processes whose command line names this place.
-    fn end_processes(&self) -> Vec<String> {
+    /// The processes whose command line names this place.
+    pub(crate) fn processes(&self) -> Vec<(u32, String)> {
         let needle = self.path().to_str().unwrap();
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").unwrap().flatten() {
@@ -102,11 +102,19 @@ impl Place {
             let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let line = String::from_utf8_lossy(&line).replace('\0', " ");
             if pid != std::process::id() && line.contains(needle) {
-                let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
-                found.push(line);
+                found.push((pid, line));
             }
         }
         found
+    }
+
+    /// Ends and names them.
+    fn end_processes(&self) -> Vec<String> {
+        let end = |(pid, line): (u32, String)| {
+            let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
+            line
+        };
+        self.processes().into_iter().map(end).collect()
     }
 
     /// Unmounts and names what is mounted beneath this place.
