@@ -11,9 +11,10 @@ use super::fetch::{Blob, FetchError, Fetcher, Reason, Traffic, Wanted};
 use super::report::Measure;
 use super::tree::{Content, FileId, Tree};
 
-/// Bytes fetched along with the first chunk of a reader: what 100 Mbit/s carry in a round trip of 20 ms, so that asking
-/// again would take as long.
-const FIRST_WINDOW: u64 = 256 << 10;
+/// Bytes fetched along with the first chunk of a reader, behind it and before it: together what 100 Mbit/s carry in a
+/// round trip of 20 ms, so that asking again would take as long. A program jumps back and forth among the files of a
+/// directory, which lie side by side.
+const FIRST_WINDOW: u64 = 128 << 10;
 /// Readers whose place is remembered: more than read one layer from end to end at once.
 const MAX_READERS: usize = 8;
 /// How many chunks a reader may skip and still count as going on.
@@ -113,7 +114,7 @@ impl Layer {
         let missing: Vec<&Piece> = pieces.iter().filter(|piece| !self.is_held(&piece.chunk)).collect();
         let mut chunks: Vec<Chunk> = missing.iter().map(|piece| piece.chunk.clone()).collect();
         if let (Some(first), Some(last)) = (missing.first(), missing.last()) {
-            chunks.extend(self.ahead_of(first.number, last.number));
+            chunks.extend(self.beside(first.number, last.number));
         }
         let mut landings = self.fetcher.fetch(&self.blob, &chunks, Reason::Read, &self.traffic).into_iter();
         let mut content = BytesMut::new();
@@ -145,10 +146,13 @@ impl Layer {
         }
     }
 
-    /// The chunks to fetch along with those from `first` to `last`: more and more for whoever reads on and on.
-    fn ahead_of(&self, first: u32, last: u32) -> Vec<Chunk> {
-        let window = self.window(first);
-        let mut chunks = Vec::new();
+    /// The chunks to fetch along with those from `first` to `last`: more and more for whoever reads on and on, those on
+    /// both sides for whoever just came.
+    fn beside(&self, first: u32, last: u32) -> Vec<Chunk> {
+        let (window, mut chunks) = match self.expected(first) {
+            Some(reader) => ((reader.window * 2).min(self.fetcher.max_run()), Vec::new()),
+            None => (FIRST_WINDOW, self.before(first)),
+        };
         let Some(end) = self.tree.toc().chunk(last).map(|chunk| chunk.range.end) else { return chunks };
         let mut next = last.saturating_add(1);
         while let Some(chunk) = self.tree.toc().chunk(next)
@@ -167,14 +171,20 @@ impl Layer {
         chunks
     }
 
-    /// How far to fetch ahead for who misses the chunk `first`; whoever was expected there is taken off the list.
-    fn window(&self, first: u32) -> u64 {
+    /// The reader that was expected to miss the chunk `first`; it is taken off the list.
+    fn expected(&self, first: u32) -> Option<Reader> {
         let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
         let goes_on = |reader: &Reader| (reader.next..reader.next.saturating_add(MAX_SKIP)).contains(&first);
-        match readers.iter().position(goes_on) {
-            Some(index) => (readers.remove(index).window * 2).min(self.fetcher.max_run()),
-            None => FIRST_WINDOW,
-        }
+        readers.iter().position(goes_on).map(|index| readers.remove(index))
+    }
+
+    /// The chunks just before `first`, up to the nearest that is held.
+    fn before(&self, first: u32) -> Vec<Chunk> {
+        let toc = self.tree.toc();
+        let Some(start) = toc.chunk(first).map(|chunk| chunk.range.start) else { return Vec::new() };
+        let is_near = |chunk: &Chunk| start.checked_sub(chunk.range.start).is_some_and(|bytes| bytes <= FIRST_WINDOW);
+        let chunks = (0..first).rev().map_while(|number| toc.chunk(number));
+        chunks.take_while(|chunk| is_near(chunk) && !self.is_held(chunk)).collect()
     }
 
     /// The file's only chunk, where it has no more than one: its cached copy is the whole file.
