@@ -319,9 +319,12 @@ async fn the_cache_keeps_its_limit() {
             assert!(read_later(directory.join(name)).await.unwrap() == *content);
         }
     }
-    let on_disk: u64 = cached_files(&node.agent).iter().map(|path| fs::metadata(path).unwrap().len()).sum();
-    assert!(on_disk <= limit, "{on_disk}");
-    assert_eq!(node.agent.status()["cache"]["bytes"], on_disk);
+    // What was fetched along with the last read may still come, and let others go.
+    until("the cache is within its limit, and says so", SOON, || {
+        let sizes = cached_files(&node.agent).into_iter().filter_map(|path| Some(fs::metadata(path).ok()?.len()));
+        let on_disk: u64 = sizes.sum();
+        on_disk <= limit && node.agent.status()["cache"]["bytes"] == on_disk
+    });
     assert!(node.agent.metric("starlift_agent_cache_evictions_total").unwrap() > 0);
 }
 
