@@ -25,6 +25,7 @@ use super::server::{self, ServeError};
 use super::session::{self, Device, SessionError};
 use super::snapshots::{self, Snapshots};
 use super::snapshotter::Snapshotter;
+use crate::telemetry::log::chain;
 use crate::upstream::{self, Upstreams};
 
 /// What a keeper knows the FUSE device, the listening socket and the credentials of pods by.
@@ -254,14 +255,4 @@ pub async fn unmount(config: &Config) -> Result<(), RunError> {
         keeper.release()
     };
     blocking(work).await?.map_err(RunError::Keeper)
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

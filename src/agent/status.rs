@@ -1,15 +1,15 @@
 //! Errors of the agent as gRPC answers: the codes that containerd knows errors by.
 
-use std::error::Error as _;
-
 use tonic::{Code, Status};
 
 use super::filter::ParseFilterError;
 use super::snapshots::Error;
+use crate::telemetry::log::chain;
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
         let code = code(&error);
+        // The socket is for root alone, so nothing is kept back.
         let message = chain(&error);
         if code == Code::Internal {
             tracing::error!(error = message, "a snapshot operation failed");
@@ -34,18 +34,6 @@ fn code(error: &Error) -> Code {
         Error::HasChildren(_) | Error::NotActive(_) | Error::NotMountable(_) => Code::FailedPrecondition,
         Error::Damaged { .. } | Error::Root(_) | Error::Metadata(_) | Error::Directory { .. } => Code::Internal,
     }
-}
-
-/// The error and its causes; the socket is for root alone, so nothing is kept back.
-fn chain(error: &Error) -> String {
-    let mut message = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        message.push_str(": ");
-        message.push_str(&error.to_string());
-        cause = error.source();
-    }
-    message
 }
 
 #[cfg(test)]

@@ -16,10 +16,11 @@ use super::failures::Failures;
 use super::memo::Layers;
 use super::plan::{self, Plan, Wanted};
 use super::priority::Priorities;
-use super::status::{self, Board, Conversion, Running};
+use super::status::{Board, Conversion, Running};
 use crate::flight::Flight;
 use crate::oci::{Digest, Manifest, Repository};
 use crate::store::{Generation, ImageRecord, Store};
+use crate::telemetry::log;
 use crate::telemetry::metrics;
 use crate::upstream::Source;
 
@@ -132,7 +133,7 @@ impl Converter {
             let (shared, record) = (Arc::clone(&self.shared), record.clone());
             tokio::spawn(async move {
                 if let Err(error) = shared.refresh(&record).await {
-                    let error = status::chain(&error);
+                    let error = log::chain(&error);
                     tracing::warn!(source = %record.source, error, "index not brought up to date");
                 }
             });
@@ -205,7 +206,7 @@ impl Shared {
             Err(error) => {
                 let error = Arc::new(error);
                 self.failures.note(asked.clone(), Err(Arc::clone(&error)), error.retry_after(), Instant::now()).await;
-                let chain = status::chain(error.as_ref());
+                let chain = log::chain(error.as_ref());
                 tracing::warn!(upstream = asked.upstream, repository = asked.repository, source = %asked.digest, error = chain, "image not converted");
                 Err(error)
             }

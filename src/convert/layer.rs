@@ -22,10 +22,11 @@ use super::error::Error;
 use super::inflate::Inflate;
 use super::pipe::{Piece, SourceReader, StoreWriter};
 use super::priority;
-use super::status::{self, LayerProgress};
+use super::status::LayerProgress;
 use crate::oci::{Digest, Repository, media_type};
 use crate::store::records::{ConvertedLayer, Limit};
 use crate::store::{Generation, LayerOutcome, LayerUpload, Store};
+use crate::telemetry::log;
 use crate::upstream::{self, Source};
 
 /// All that a layer's conversion needs.
@@ -174,7 +175,7 @@ fn make(
             | write::Error::Limit { .. }
             | write::Error::Path { .. }
             | write::Error::SparseExternal),
-        ) => Made::Unfit(status::chain(&error), outgrown(&error, options)),
+        ) => Made::Unfit(log::chain(&error), outgrown(&error, options)),
         Err(error) => return Err(error),
     };
     source.drain().map_err(write::Error::Source)?;

@@ -11,11 +11,12 @@ use tokio::time::Instant;
 use super::error::Error;
 use super::layer::{self, Job};
 use super::priority::Priorities;
-use super::status::{self, Board};
+use super::status::Board;
 use crate::flight::Flight;
 use crate::oci::{Descriptor, Digest, Repository};
 use crate::store::records::Limit;
 use crate::store::{Generation, LayerOutcome, LayerRecord, Store};
+use crate::telemetry::log;
 use crate::telemetry::metrics;
 use crate::upstream::Source;
 
@@ -188,6 +189,6 @@ fn count(outcome: &'static str) {
 
 /// The failure of one layer, as the failure of its image.
 pub(super) fn of_image(digest: &Digest, error: Arc<Error>) -> Error {
-    tracing::debug!(%digest, error = status::chain(error.as_ref()), "layer failed");
+    tracing::debug!(%digest, error = log::chain(error.as_ref()), "layer failed");
     Error::Layer { digest: digest.clone(), source: error }
 }

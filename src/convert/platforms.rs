@@ -9,9 +9,9 @@ use super::converter::{Made, Outcome, Shared};
 use super::error::Error;
 use super::index::{self, Child};
 use super::plan::{self, ChildPlan, IndexPlan, Plan};
-use super::status;
 use crate::oci::{Digest, Manifest, Reference, Repository};
 use crate::store::ImageRecord;
+use crate::telemetry::log;
 use crate::upstream::Source;
 
 impl Shared {
@@ -35,7 +35,7 @@ impl Shared {
             let child = match made {
                 Ok(record) => Child::Recorded(Box::new(record)),
                 Err(error) => {
-                    let reason = format!("not converted for now: {}", status::chain(error.as_ref()));
+                    let reason = format!("not converted for now: {}", log::chain(error.as_ref()));
                     failure = Some(error);
                     Child::Original(reason)
                 }

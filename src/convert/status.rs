@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::error::Error;
 use crate::oci::{Digest, Repository};
 use crate::store::ImageRecord;
+use crate::telemetry::log;
 
 /// Finished conversions that are remembered.
 const RECENT: usize = 256;
@@ -184,7 +185,7 @@ impl Running {
             }
             Err(error) => {
                 entry.conversion.state = State::Failed;
-                entry.conversion.error = Some(chain(error));
+                entry.conversion.error = Some(log::chain(error));
             }
         });
     }
@@ -219,18 +220,6 @@ impl Drop for Running {
 
 fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
-}
-
-/// An error and its causes on one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

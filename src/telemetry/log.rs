@@ -58,6 +58,17 @@ pub enum LogError {
     Twice(#[from] tracing_subscriber::util::TryInitError),
 }
 
+/// The messages of an error and of what caused it, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
 /// In front of every filter, which may say otherwise: a reader that was killed takes no answer, and `fuser` calls that an
 /// error.
 const QUIET: &str = "fuser::reply=off";

@@ -42,14 +42,3 @@ impl Error {
         matches!(self, Self::Unavailable(_) | Self::TooManyRequests { .. })
     }
 }
-
-/// The messages of an error and of what caused it, in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
-}

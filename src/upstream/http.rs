@@ -10,8 +10,9 @@ use url::{Origin, Url};
 use super::answer::{Answer, heard};
 use super::config::Config;
 use super::dial::{DialRules, PrivateName, PublicResolver, Reach};
-use super::error::{Error, chain};
+use super::error::Error;
 use super::tls::Tls;
+use crate::telemetry::log::chain;
 use crate::telemetry::metrics;
 
 /// Registries redirect once, to their storage; some object stores once more, to a region.

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use reqwest::{Certificate, Identity};
 
 use super::config::UpstreamConfig;
-use super::error::{Error, chain};
+use super::error::Error;
+use crate::telemetry::log::chain;
 
 /// Files with certificates and keys, all PEM.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
