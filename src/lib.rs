@@ -1,7 +1,8 @@
 //! Starlift makes any container image start before it is downloaded.
 //!
-//! The map of the crate: `oci` holds the words, `upstream` pulls, `store` keeps, `convert` makes twins, `serve` hands
-//! them out, `cli` is the command line. Who may import whom stands in `docs/ARCHITECTURE.md` and is tested.
+//! The map of the crate: `oci` holds the words, `profile` what containers read, `upstream` pulls, `store` keeps, `convert`
+//! makes twins, `serve` hands them out, `agent` mounts them lazily, `cli` is the command line. Who may import whom stands
+//! in `docs/ARCHITECTURE.md` and is tested.
 
 pub mod agent;
 pub mod cli;
@@ -10,6 +11,7 @@ pub mod containerd;
 pub mod convert;
 pub mod flight;
 pub mod oci;
+pub mod profile;
 pub mod serve;
 pub mod store;
 pub mod telemetry;

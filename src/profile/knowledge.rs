@@ -1,0 +1,193 @@
+//! All that is known of one image: small enough to be one document, whatever is sent.
+
+use std::collections::{BTreeMap, HashSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::document::{Profile, ProfiledFile, Source, Sources};
+use super::file::FileUse;
+use super::learned::Learned;
+use super::observation::{MAX_FILES, Observation};
+use super::workload::Workload;
+use crate::oci::Digest;
+
+/// Most workloads of one image; the one heard of longest ago makes room.
+pub const MAX_WORKLOADS: usize = 8;
+/// Most files over all observers and workloads: some 10 MiB of JSON.
+pub const MAX_KNOWN_FILES: usize = 131_072;
+
+/// What is known of an image's workloads.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Knowledge {
+    version: u32,
+    /// Digest of the configuration of the source image.
+    image: Digest,
+    /// What its configuration and files suggest; counts until something better is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    suggested: Option<Vec<FileUse>>,
+    /// What was recorded by hand; counts always, and first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    recorded: Option<Vec<FileUse>>,
+    #[serde(default)]
+    workloads: BTreeMap<Workload, Learned>,
+}
+
+impl Knowledge {
+    /// Of an image of which nothing is known.
+    pub fn new(image: Digest) -> Self {
+        Self { version: Profile::VERSION, image, suggested: None, recorded: None, workloads: BTreeMap::new() }
+    }
+
+    /// Whether the image was looked at for what it suggests.
+    pub fn has_suggestions(&self) -> bool {
+        self.suggested.is_some()
+    }
+
+    pub fn suggest(&mut self, files: Vec<FileUse>) {
+        self.suggested = Some(bounded(files));
+    }
+
+    /// Whether someone recorded the workload by hand.
+    pub fn has_record(&self) -> bool {
+        self.recorded.is_some()
+    }
+
+    pub fn record(&mut self, files: Vec<FileUse>) {
+        self.recorded = Some(bounded(files));
+    }
+
+    /// Takes in what `observer` saw at `heard`, in seconds since 1970. See `learned` for the rule.
+    pub fn observe(&mut self, workload: &Workload, observer: &str, source: Source, seen: &Observation, heard: u64) {
+        self.workloads.entry(workload.clone()).or_default().observe(observer, source, seen, heard);
+        while self.workloads.len() > MAX_WORKLOADS
+            && let Some(oldest) = self.oldest_but(workload)
+        {
+            self.workloads.remove(&oldest);
+        }
+        while self.workloads.values().map(Learned::len).sum::<usize>() > MAX_KNOWN_FILES {
+            let place = self.oldest_but(workload).unwrap_or_else(|| workload.clone());
+            let Some(learned) = self.workloads.get_mut(&place) else { return };
+            learned.forget_first();
+            if learned.observers() == 0 {
+                self.workloads.remove(&place);
+            }
+        }
+    }
+
+    fn oldest_but(&self, kept: &Workload) -> Option<Workload> {
+        let others = self.workloads.iter().filter(|(workload, _)| *workload != kept);
+        others.min_by_key(|(_, learned)| learned.heard()).map(|(workload, _)| workload.clone())
+    }
+
+    /// The files to fetch ahead for a workload: those recorded by hand, then those learned; where there are none, those
+    /// suggested. A workload of which nothing was learned is taken for the default one.
+    pub fn profile(&self, workload: &Workload) -> Profile {
+        let learned = self.workloads.get(workload).or_else(|| self.workloads.get(&Workload::default()));
+        let agreed = learned.map(Learned::agreed).unwrap_or_default();
+        let mut files: Vec<ProfiledFile> = of(self.recorded.as_deref(), Source::ByHand).collect();
+        if files.is_empty() {
+            files = agreed;
+        } else {
+            let recorded: HashSet<_> = files.iter().map(|file| (file.layer, file.path.clone())).collect();
+            files.extend(agreed.into_iter().filter(|file| !recorded.contains(&(file.layer, file.path.clone()))));
+        }
+        if files.is_empty() {
+            files = of(self.suggested.as_deref(), Source::Static).collect();
+        }
+        files.truncate(MAX_FILES);
+        Profile {
+            version: Profile::VERSION,
+            image: self.image.clone(),
+            workload: workload.clone(),
+            observers: learned.map_or(0, Learned::observers),
+            files,
+        }
+    }
+}
+
+fn of(files: Option<&[FileUse]>, source: Source) -> impl Iterator<Item = ProfiledFile> {
+    let files = files.unwrap_or_default().iter().cloned();
+    files.map(move |file| ProfiledFile::new(file, Sources::from([source])))
+}
+
+/// In the order that they are given in, each once.
+fn bounded(mut files: Vec<FileUse>) -> Vec<FileUse> {
+    let mut seen = HashSet::new();
+    files.retain(|file| file.is_well_formed() && seen.insert((file.layer, file.path.clone())));
+    files.truncate(MAX_FILES);
+    files
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::profile::Extents;
+
+    fn file(path: &str) -> FileUse {
+        FileUse { layer: 0, path: path.to_owned(), extents: Extents::default(), after: Duration::ZERO }
+    }
+
+    fn workload(name: &str) -> Workload {
+        name.parse().unwrap()
+    }
+
+    fn knowledge() -> Knowledge {
+        Knowledge::new(Digest::sha256_of(b"config"))
+    }
+
+    fn paths(knowledge: &Knowledge, name: &str) -> Vec<String> {
+        knowledge.profile(&workload(name)).files.into_iter().map(|file| file.path).collect()
+    }
+
+    fn observe(knowledge: &mut Knowledge, name: &str, observer: &str, files: &[&str], heard: u64) {
+        let seen = Observation::new(files.iter().map(|path| file(path)).collect());
+        knowledge.observe(&workload(name), observer, Source::Agents, &seen, heard);
+    }
+
+    #[test]
+    fn what_is_suggested_counts_until_someone_looked() {
+        let mut knowledge = knowledge();
+        assert!(!knowledge.has_suggestions() && knowledge.profile(&Workload::default()).is_empty());
+        knowledge.suggest(vec![file("guess"), file("guess"), file("../odd")]);
+        assert_eq!(paths(&knowledge, "default"), ["guess"]);
+        observe(&mut knowledge, "default", "one", &["seen"], 1);
+        assert_eq!(paths(&knowledge, "default"), ["seen"]);
+        knowledge.record(vec![file("hand"), file("seen")]);
+        assert_eq!(paths(&knowledge, "default"), ["hand", "seen"]);
+    }
+
+    #[test]
+    fn workloads_are_learned_apart_and_a_new_one_begins_with_the_default() {
+        let mut knowledge = knowledge();
+        observe(&mut knowledge, "default", "one", &["a"], 1);
+        observe(&mut knowledge, "web", "two", &["b"], 1);
+        assert_eq!(["default", "web", "batch"].map(|name| paths(&knowledge, name)), [["a"], ["b"], ["a"]]);
+    }
+
+    #[test]
+    fn whatever_is_sent_it_stays_small() {
+        let names: Vec<String> = (0..MAX_FILES).map(|at| format!("f{at}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let mut knowledge = knowledge();
+        for heard in 0..20 {
+            observe(&mut knowledge, &format!("w{heard}"), &format!("o{heard}"), &names, heard);
+        }
+        for heard in 20..40 {
+            observe(&mut knowledge, "w19", &format!("o{heard}"), &names, heard);
+        }
+        assert!(knowledge.workloads.len() <= MAX_WORKLOADS);
+        assert!(knowledge.workloads.values().map(Learned::len).sum::<usize>() <= MAX_KNOWN_FILES);
+        assert_eq!(paths(&knowledge, "w19").len(), MAX_FILES);
+    }
+
+    #[test]
+    fn it_is_read_back_as_it_was() {
+        let mut knowledge = knowledge();
+        knowledge.suggest(vec![file("guess")]);
+        observe(&mut knowledge, "default", "one", &["seen", "ü"], 1);
+        let json = serde_json::to_vec(&knowledge).unwrap();
+        assert_eq!(serde_json::from_slice::<Knowledge>(&json).unwrap(), knowledge);
+    }
+}

@@ -1,0 +1,313 @@
+//! What many starts of one workload have in common.
+//!
+//! The rule, in full:
+//! * Of each observer (a node, or a client seen by its ranges) one opinion is kept, of at most [`MAX_OBSERVERS`]: those
+//!   heard of last. Its first start counts whole; each further one counts half, all before it the other half. So a
+//!   file that is no longer used is out after two starts, and saying the same again and again changes nothing.
+//! * An opinion's weight halves with each [`HALF_LIFE`] that it is older than the newest one, and what was inferred from
+//!   ranges weighs a quarter of what a node saw.
+//! * A file is in when at least half of the weight says so, a part of it when more than half of those who know parts
+//!   do. One liar among three observers adds nothing and removes nothing.
+//! * The order is that of the weighted mean of the file's place in each opinion.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::document::{ProfiledFile, Source, Sources};
+use super::extents::Extents;
+use super::file::{FileUse, milliseconds};
+use super::observation::Observation;
+
+/// Most observers whose opinion is kept: enough to outvote a few that are odd.
+pub const MAX_OBSERVERS: usize = 16;
+/// How much newer another opinion must be for one to weigh half: a new version of what runs is learned within days.
+pub const HALF_LIFE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// What a start that used a file says of it, and what all before it can say together.
+const SURE: u16 = 1000;
+/// A file is forgotten when this is left: four starts without it.
+const FORGOTTEN: u16 = 100;
+/// Ranges show what lies beside a file too.
+const WEIGHT_OF_RANGES: f64 = 0.25;
+
+/// The opinions of a workload's observers, those heard of last at the end.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Learned {
+    observers: Vec<Observer>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Observer {
+    id: String,
+    source: Source,
+    /// Seconds since 1970.
+    heard: u64,
+    files: Vec<Known>,
+}
+
+/// A file as one observer knows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Known {
+    layer: u32,
+    path: String,
+    #[serde(default, skip_serializing_if = "Extents::is_empty")]
+    extents: Extents,
+    #[serde(rename = "after_ms", with = "milliseconds")]
+    after: Duration,
+    /// Of [`SURE`].
+    score: u16,
+}
+
+/// What all say of one file.
+#[derive(Default)]
+struct Opinions<'a> {
+    weight: f64,
+    places: f64,
+    after: f64,
+    extents: Vec<(&'a Extents, f64)>,
+    sources: Sources,
+}
+
+impl Learned {
+    /// Takes in what the observer `id` saw at `heard`, in seconds since 1970.
+    pub(super) fn observe(&mut self, id: &str, source: Source, observation: &Observation, heard: u64) {
+        let known = self.observers.iter().position(|observer| observer.id == id && observer.source == source);
+        let before = known.map(|index| self.observers.remove(index).files);
+        let files = match before {
+            Some(before) => blended(before, observation.files()),
+            None => observation.files().iter().map(|file| Known::new(file, SURE)).collect(),
+        };
+        self.observers.push(Observer { id: id.to_owned(), source, heard, files });
+        let surplus = self.observers.len().saturating_sub(MAX_OBSERVERS);
+        drop(self.observers.drain(..surplus));
+    }
+
+    pub(super) fn observers(&self) -> usize {
+        self.observers.len()
+    }
+
+    /// When the last observer was heard of, in seconds since 1970.
+    pub(super) fn heard(&self) -> u64 {
+        self.observers.iter().map(|observer| observer.heard).max().unwrap_or_default()
+    }
+
+    /// Files over all opinions.
+    pub(super) fn len(&self) -> usize {
+        self.observers.iter().map(|observer| observer.files.len()).sum()
+    }
+
+    /// Lets the opinion go that was heard first.
+    pub(super) fn forget_first(&mut self) {
+        if !self.observers.is_empty() {
+            self.observers.remove(0);
+        }
+    }
+
+    /// The files that are agreed on, in order.
+    pub(super) fn agreed(&self) -> Vec<ProfiledFile> {
+        let newest = self.heard();
+        let mut files: BTreeMap<(u32, &str), Opinions<'_>> = BTreeMap::new();
+        let mut total = 0.0;
+        for observer in &self.observers {
+            let weight = observer.weight(newest);
+            total += weight;
+            for (place, known) in (0_u32..).zip(&observer.files) {
+                files.entry((known.layer, &known.path)).or_default().add(observer.source, known, place, weight);
+            }
+        }
+        let agreed = files.into_iter().filter(|(_, opinions)| opinions.weight * 2.0 >= total);
+        let mut agreed: Vec<_> = agreed.map(|(key, opinions)| opinions.together(key)).collect();
+        agreed.sort_by(|(one, _), (other, _)| one.total_cmp(other));
+        agreed.into_iter().map(|(_, file)| file).collect()
+    }
+}
+
+impl Observer {
+    fn weight(&self, newest: u64) -> f64 {
+        let age = Duration::from_secs(newest.saturating_sub(self.heard));
+        let of_source = if self.source == Source::Ranges { WEIGHT_OF_RANGES } else { 1.0 };
+        of_source * (-age.div_duration_f64(HALF_LIFE)).exp2()
+    }
+}
+
+impl Known {
+    fn new(file: &FileUse, score: u16) -> Self {
+        let FileUse { layer, path, extents, after } = file.clone();
+        Self { layer, path, extents, after, score }
+    }
+}
+
+/// What an observer knows after a further start: in the start's order, then what was not used this time.
+fn blended(before: Vec<Known>, start: &[FileUse]) -> Vec<Known> {
+    let mut before_by_key: BTreeMap<(u32, String), Known> = BTreeMap::new();
+    let mut order = Vec::new();
+    for known in before {
+        let key = (known.layer, known.path.clone());
+        order.push(key.clone());
+        before_by_key.insert(key, known);
+    }
+    let mut after: Vec<Known> = Vec::with_capacity(start.len());
+    for file in start {
+        let earlier = before_by_key.remove(&(file.layer, file.path.clone()));
+        let mut known = Known::new(file, SURE / 2);
+        if let Some(earlier) = earlier {
+            known.score += earlier.score / 2;
+            // A start whose pages are in memory still shows that files are opened, but not what is read of them.
+            known.extents = known.extents.union(&earlier.extents);
+        }
+        after.push(known);
+    }
+    for key in order {
+        if let Some(mut known) = before_by_key.remove(&key) {
+            known.score /= 2;
+            if known.score >= FORGOTTEN {
+                after.push(known);
+            }
+        }
+    }
+    after
+}
+
+impl<'a> Opinions<'a> {
+    fn add(&mut self, source: Source, known: &'a Known, place: u32, weight: f64) {
+        let weight = weight * f64::from(known.score) / f64::from(SURE);
+        self.weight += weight;
+        self.places += weight * f64::from(place);
+        self.after += weight * known.after.as_secs_f64();
+        if !known.extents.is_empty() {
+            self.extents.push((&known.extents, weight));
+        }
+        self.sources.insert(source);
+    }
+
+    /// The file's mean place, and the file.
+    fn together(self, (layer, path): (u32, &str)) -> (f64, ProfiledFile) {
+        let after = Duration::try_from_secs_f64(self.after / self.weight).unwrap_or_default();
+        // Whole milliseconds, as it is written.
+        let after = Duration::from_millis(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
+        let file = FileUse { layer, path: path.to_owned(), extents: Extents::agreed(self.extents), after };
+        (self.places / self.weight, ProfiledFile::new(file, self.sources))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: u64 = 1_800_000_000;
+
+    fn observation(paths: &[&str]) -> Observation {
+        let files = (0..).zip(paths).map(|(at, path)| FileUse {
+            layer: 0,
+            path: (*path).to_owned(),
+            extents: Extents::default(),
+            after: Duration::from_millis(at),
+        });
+        Observation::new(files.collect())
+    }
+
+    fn learned(starts: &[(&str, &[&str])]) -> Learned {
+        let mut learned = Learned::default();
+        for (id, paths) in starts {
+            learned.observe(id, Source::Agents, &observation(paths), NOW);
+        }
+        learned
+    }
+
+    fn agreed(learned: &Learned) -> Vec<String> {
+        learned.agreed().into_iter().map(|file| file.path).collect()
+    }
+
+    #[test]
+    fn one_start_is_all_there_is() {
+        assert_eq!(agreed(&learned(&[("one", &["c", "a", "b"])])), ["c", "a", "b"]);
+        assert_eq!(agreed(&Learned::default()), [""; 0]);
+    }
+
+    #[test]
+    fn a_liar_among_three_adds_and_removes_nothing() {
+        let lie: Vec<String> = (0..1000).map(|at| format!("lie{at}")).collect();
+        let lie: Vec<&str> = lie.iter().map(String::as_str).collect();
+        let mut learned = learned(&[("one", &["a", "b"]), ("two", &["a", "b"])]);
+        for _ in 0..50 {
+            learned.observe("liar", Source::Agents, &observation(&lie), NOW);
+        }
+        assert_eq!(agreed(&learned), ["a", "b"]);
+        assert_eq!(learned.observers(), 3);
+    }
+
+    #[test]
+    fn saying_it_again_changes_nothing() {
+        let once = learned(&[("one", &["a"]), ("two", &["b"])]);
+        let again = learned(&[("one", &["a"]), ("two", &["b"]), ("one", &["a"]), ("one", &["a"])]);
+        assert_eq!(agreed(&once), agreed(&again));
+    }
+
+    #[test]
+    fn what_is_no_longer_used_goes_and_what_is_new_comes() {
+        let mut starts: Vec<(&str, &[&str])> = vec![("one", &["old", "both"])];
+        starts.push(("one", &["both", "new"]));
+        assert_eq!(agreed(&learned(&starts)), ["both", "new", "old"], "half a chance each");
+        starts.push(("one", &["both", "new"]));
+        assert_eq!(agreed(&learned(&starts)), ["both", "new"]);
+        starts.extend([("one", &["both", "new"] as &[&str]); 3]);
+        assert_eq!(learned(&starts).len(), 2, "forgotten altogether");
+    }
+
+    #[test]
+    fn a_new_version_is_learned_within_days_of_many_old_ones() {
+        let mut learned = Learned::default();
+        for id in ["one", "two", "three", "four"] {
+            learned.observe(id, Source::Agents, &observation(&["old"]), NOW);
+        }
+        let weeks = |count: u64| NOW + count * HALF_LIFE.as_secs();
+        learned.observe("five", Source::Agents, &observation(&["new"]), weeks(0));
+        assert_eq!(agreed(&learned), ["old"]);
+        learned.observe("five", Source::Agents, &observation(&["new"]), weeks(2));
+        assert_eq!(agreed(&learned), ["new", "old"], "four of a quarter each are a draw");
+        learned.observe("five", Source::Agents, &observation(&["new"]), weeks(3));
+        assert_eq!(agreed(&learned), ["new"]);
+    }
+
+    #[test]
+    fn what_nodes_saw_outweighs_what_ranges_suggest() {
+        let mut learned = learned(&[("node", &["exact"])]);
+        for id in ["a", "b", "c"] {
+            learned.observe(id, Source::Ranges, &observation(&["exact", "beside"]), NOW);
+        }
+        let files = learned.agreed();
+        assert_eq!(agreed(&learned), ["exact"]);
+        assert_eq!(files[0].sources, Sources::from([Source::Agents, Source::Ranges]));
+    }
+
+    #[test]
+    fn the_order_is_the_mean_of_all() {
+        let starts: [(&str, &[&str]); 3] = [("1", &["a", "b", "c"]), ("2", &["a", "c", "b"]), ("3", &["c", "a", "b"])];
+        assert_eq!(agreed(&learned(&starts)), ["a", "c", "b"]);
+    }
+
+    #[test]
+    fn the_oldest_opinions_make_room() {
+        let ids: Vec<String> = (0..MAX_OBSERVERS + 5).map(|at| at.to_string()).collect();
+        let mut learned = Learned::default();
+        ids.iter().for_each(|id| learned.observe(id, Source::Agents, &observation(&[id]), NOW));
+        assert_eq!(learned.observers(), MAX_OBSERVERS);
+        assert_eq!(learned.observers[0].id, "5");
+    }
+
+    #[test]
+    fn parts_are_kept_when_a_later_start_shows_none_and_a_liar_adds_no_parts() {
+        let read = |range| {
+            let file = FileUse { layer: 0, path: "a".to_owned(), extents: Extents::new(range), after: Duration::ZERO };
+            Observation::new(vec![file])
+        };
+        let mut learned = Learned::default();
+        learned.observe("one", Source::Agents, &read(Some(0..10)), NOW);
+        learned.observe("one", Source::Agents, &read(None), NOW);
+        assert_eq!(learned.agreed()[0].extents, Extents::new(Some(0..10)));
+        learned.observe("two", Source::Agents, &read(Some(0..10)), NOW);
+        learned.observe("liar", Source::Agents, &read(Some(0..1 << 40)), NOW);
+        assert_eq!(learned.agreed()[0].extents, Extents::new(Some(0..10)));
+    }
+}
