@@ -17,6 +17,7 @@ use super::memo::Layers;
 use super::plan::{self, Plan, Wanted};
 use super::priority::Priorities;
 use super::status::{Board, Conversion, Running};
+use super::tocs::Tocs;
 use crate::flight::Flight;
 use crate::oci::{Digest, Manifest, Repository};
 use crate::store::{Generation, ImageRecord, Store};
@@ -43,6 +44,7 @@ pub(super) struct Shared {
     pub(super) generation: Generation,
     pub(super) store: Store,
     pub(super) layers: Arc<Layers>,
+    pub(super) tocs: Tocs,
     pub(super) image_slots: Semaphore,
     flight: Flight<Asked, Outcome>,
     failures: Failures<Asked, Outcome>,
@@ -102,6 +104,7 @@ impl Converter {
         };
         let shared = Shared {
             generation,
+            tocs: Tocs::new(store.clone()),
             store,
             layers: Arc::new(layers),
             image_slots: Semaphore::new(config.images_at_once.get()),
@@ -116,6 +119,11 @@ impl Converter {
 
     pub fn generation(&self) -> &Generation {
         &self.shared.generation
+    }
+
+    /// The layers that were converted, to be read file by file.
+    pub fn tocs(&self) -> &Tocs {
+        &self.shared.tocs
     }
 
     /// What is being converted and what was lately, newest first.

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::tocs::Unreadable;
 use crate::oci::Digest;
 use crate::store;
 use crate::upstream;
 
-/// Why an image has no twin.
+/// Why an image has no twin, or why a twin's layers cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -33,6 +34,12 @@ pub enum Error {
     Busy { limit: usize },
     #[error("another process holds the lease on the layer {0} for too long")]
     Lease(Digest),
+    #[error("the stored layer {digest} cannot be read")]
+    Unreadable {
+        digest: Digest,
+        #[source]
+        source: Arc<Unreadable>,
+    },
     #[error("the conversion's configuration: {0}")]
     Config(String),
 }

@@ -21,6 +21,7 @@ mod plan;
 mod platforms;
 mod priority;
 mod status;
+mod tocs;
 
 pub use config::{Config, Format, Layout, Setting, generation};
 pub use converter::Converter;
@@ -29,3 +30,4 @@ pub use image::{GENERATION, SOURCE_DIFF_ID, SOURCE_DIGEST, SOURCE_SIZE};
 pub use inflate::Inflate;
 pub use priority::{Priorities, Prioritized, Priority, write_prioritized};
 pub use status::{Conversion, Layer, State};
+pub use tocs::{Tocs, Unreadable};

@@ -7,3 +7,4 @@ mod images;
 mod indexes;
 mod once;
 mod pass_through;
+mod tocs;
