@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::export::is_artifact;
 use super::failure::Failure;
 use super::location::Location;
 use crate::oci::manifest::Index;
@@ -131,7 +132,8 @@ fn sole_reference(dir: &Path) -> Result<Reference, Failure> {
     let bytes = std::fs::read(&index).map_err(Failure::when(format!("{} cannot be read", index.display())))?;
     let index: Index =
         serde_json::from_slice(&bytes).map_err(Failure::when(format!("{} is no index", index.display())))?;
-    match index.manifests.as_slice() {
+    let images: Vec<_> = index.manifests.iter().filter(|entry| !is_artifact(entry)).collect();
+    match images.as_slice() {
         [only] => Ok(Reference::Digest(only.digest.clone())),
         images => Err(Failure::new(format!("{} holds {} images: name a tag", dir.display(), images.len()))),
     }
@@ -152,6 +154,9 @@ mod tests {
         };
         write(&image);
         assert_eq!(sole_reference(dir.path()).ok(), Some(Reference::Digest(digest)));
+        let artifact = image.replace("\"size\"", "\"artifactType\":\"text/x\",\"size\"");
+        write(&format!("{image},{artifact}"));
+        assert!(sole_reference(dir.path()).is_ok(), "an artifact is no image");
         write(&format!("{image},{image}"));
         assert!(sole_reference(dir.path()).is_err());
     }

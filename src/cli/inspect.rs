@@ -11,6 +11,7 @@ use super::endpoint::{Endpoint, RegistryArgs};
 use super::export::{Parcel, Shelf};
 use super::failure::Failure;
 use super::location::Location;
+use super::profiles::{self, ProfileReport};
 use super::report::{ImageReport, Kind, LayerReport, TocReport};
 use super::table::Table;
 use super::{Global, output};
@@ -30,6 +31,9 @@ pub(super) struct Args {
     /// The layer whose TOC is wanted, counted from 0 at the bottom
     #[arg(long, value_name = "N", requires = "toc")]
     layer: Option<usize>,
+    /// Show what is known of the files that containers of the image read first: which, how soon, and from where it is known
+    #[arg(long, conflicts_with = "toc")]
+    profile: bool,
     /// Only this platform of a multi-platform image
     #[arg(long, value_name = "OS/ARCH")]
     platform: Option<Platform>,
@@ -39,6 +43,9 @@ pub(super) struct Args {
 
 pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     if Path::new(&args.what).is_file() {
+        if args.profile {
+            return Err(Failure::new("the file of a layer has no profile: name an image"));
+        }
         file(args).await?;
     } else {
         image(args, global).await?;
@@ -104,12 +111,43 @@ async fn image(args: &Args, global: &Global) -> Result<(), Failure> {
     if args.toc {
         return output::print_bytes(&toc_of_layer(args, &endpoint, &parcel).await?);
     }
+    if args.profile {
+        return profiles(args, &endpoint, &parcel).await;
+    }
     let mut images = Vec::new();
     for manifest in parcel.images() {
         images.push(ImageReport::of_image(shelf, manifest).await?);
     }
     let report = Report { digest, media_type, images };
     if args.json { output::print_json(&report) } else { output::print(&report.tables(&args.what)) }
+}
+
+/// The profiles of one image.
+#[derive(Debug, Serialize)]
+struct Profiled {
+    image: Digest,
+    profiles: Vec<ProfileReport>,
+}
+
+async fn profiles(args: &Args, endpoint: &Endpoint, parcel: &Parcel) -> Result<(), Failure> {
+    let mut images = Vec::new();
+    for manifest in parcel.images() {
+        let profiles = profiles::of_image(endpoint, manifest).await?;
+        images.push(Profiled { image: manifest.digest.clone(), profiles });
+    }
+    if args.json {
+        return output::print_json(&images);
+    }
+    for Profiled { image, profiles } in &images {
+        output::print(&format!("{image}\n"))?;
+        if profiles.is_empty() {
+            output::print("  no profile refers to it\n")?;
+        }
+        for profile in profiles {
+            output::print(&profile.table())?;
+        }
+    }
+    Ok(())
 }
 
 async fn toc_of_layer(args: &Args, endpoint: &Endpoint, parcel: &Parcel) -> Result<Vec<u8>, Failure> {

@@ -16,6 +16,7 @@ mod location;
 mod optimize;
 mod output;
 mod platform;
+mod profiles;
 mod progress;
 mod record;
 mod report;

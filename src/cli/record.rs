@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +16,7 @@ use super::tempfiles::write_atomically;
 use crate::convert::{Priorities, Priority};
 use crate::oci::manifest::{ImageManifest, Index};
 use crate::oci::{Digest, Manifest, Reference};
+use crate::profile::{Extents, FileUse};
 
 /// A record over this is not read: one of a million files is a fifth of it.
 const MAX_RECORD_BYTES: u64 = 1 << 30;
@@ -68,6 +70,16 @@ pub(super) fn of_layer(lines: Vec<Line>) -> Vec<Vec<u8>> {
     paths.filter(|path| seen.insert(path.clone())).collect()
 }
 
+/// What the record says of the image with this manifest; of files without a layer nothing can be told.
+pub(super) fn of_manifest(lines: &[Line], manifest: &Digest) -> Vec<FileUse> {
+    let ours = lines.iter().filter(|line| line.manifest_digest.as_ref() == Some(manifest));
+    let file = |line: &Line| {
+        let layer = u32::try_from(line.layer_index?).ok()?;
+        Some(FileUse { layer, path: line.path.clone(), extents: Extents::default(), after: Duration::ZERO })
+    };
+    ours.filter_map(file).collect()
+}
+
 /// What the record says about the layers of `root`, an image or an index. As in the reference, what is not of this
 /// image counts for every layer that has the path.
 pub(super) async fn of_image(lines: Vec<Line>, endpoint: &Endpoint, root: &Manifest) -> Result<Priorities, Failure> {
@@ -112,9 +124,14 @@ mod tests {
         let text =
             format!("{{\"path\":\"bin/sh\",\"manifestDigest\":\"{digest}\",\"layerIndex\":0}}\n{{\"path\":\"b\"}}\n");
         let [first, second] = &*lines(text.as_bytes()).unwrap() else { panic!("two lines") };
-        assert_eq!((&*first.path, &first.manifest_digest, first.layer_index), ("bin/sh", &Some(digest), Some(0)));
+        assert_eq!(
+            (&*first.path, &first.manifest_digest, first.layer_index),
+            ("bin/sh", &Some(digest.clone()), Some(0))
+        );
         assert_eq!((&*second.path, &second.manifest_digest, second.layer_index), ("b", &None, None));
         assert_eq!(of_layer([first, second, first].map(Clone::clone).to_vec()), [b"bin/sh".to_vec(), b"b".to_vec()]);
+        let used = of_manifest(&[first.clone(), second.clone()], &digest);
+        assert_eq!(used.iter().map(|file| (file.layer, &*file.path)).collect::<Vec<_>>(), [(0, "bin/sh")]);
         assert!(lines(b"").unwrap().is_empty());
         for wrong in ["{\"path\":1}", "{}", "bin/sh", "{\"path\":\"a\",\"manifestDigest\":\"x\"}"] {
             assert!(lines(wrong.as_bytes()).is_err(), "{wrong}");

@@ -7,6 +7,7 @@
 //! ```
 //! Nothing here reads a clock, a network or an image: who calls says when it is, and whether a file exists.
 
+pub mod artifact;
 mod document;
 mod extents;
 mod file;
@@ -16,6 +17,7 @@ mod observation;
 mod stack;
 mod workload;
 
+pub use artifact::Artifact;
 pub use document::{MAX_PROFILE_BYTES, MEDIA_TYPE, Profile, ProfileError, ProfiledFile, Source, Sources};
 pub use extents::Extents;
 pub use file::{FileUse, MAX_PATH_BYTES};

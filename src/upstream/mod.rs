@@ -304,4 +304,18 @@ impl Source {
             Reader::Layout(_) => Err(Error::ReadOnly(self.name.to_string())),
         }
     }
+
+    /// Puts a manifest that refers to `subject`, and lists it among the referrers. What it names must be there.
+    pub async fn push_referrer(
+        &self,
+        repository: &Repository,
+        subject: &Digest,
+        manifest: &Manifest,
+        listed: &Descriptor,
+    ) -> Result<(), Error> {
+        match self.reader().await? {
+            Reader::Registry(registry) => registry.push_referrer(repository, subject, manifest, listed).await,
+            Reader::Layout(_) => Err(Error::ReadOnly(self.name.to_string())),
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
+use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION};
 use reqwest::{Body, Method};
 use url::Url;
 
@@ -10,8 +10,12 @@ use super::answer::Answer;
 use super::endpoint::Read;
 use super::error::Error;
 use super::http::refuse_downgrade;
-use super::registry::Registry;
-use crate::oci::{Digest, Manifest, Reference, Repository, media_type};
+use super::registry::{Registry, referrers_tag, tagged_referrers};
+use crate::oci::manifest::Index;
+use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository, media_type};
+
+/// In the answer of a registry that lists referrers (distribution-spec, "Pushing Manifests with Subject").
+const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 
 impl Registry {
     /// Sends a blob unless the registry has it. POST, PATCH, PUT, as Docker does: every registry takes this.
@@ -47,11 +51,50 @@ impl Registry {
         reference: &Reference,
         manifest: &Manifest,
     ) -> Result<(), Error> {
+        self.put_manifest(repository, reference, manifest).await.map(drop)
+    }
+
+    async fn put_manifest(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+        manifest: &Manifest,
+    ) -> Result<Answer, Error> {
         let media_type = HeaderValue::from_str(&manifest.media_type);
         let media_type = media_type.map_err(|error| Error::Malformed(error.to_string()))?;
         let headers = HeaderMap::from_iter([(CONTENT_TYPE, media_type)]);
         let body = || Some(Body::from(manifest.bytes.clone()));
-        self.own.write(Method::PUT, repository, None, &format!("manifests/{reference}"), headers, body).await?;
+        self.own.write(Method::PUT, repository, None, &format!("manifests/{reference}"), headers, body).await
+    }
+
+    /// Puts a manifest that refers to `subject`, by its digest. Where the registry does not list referrers by itself,
+    /// `listed` is added to the list under the tag that stands for it (distribution-spec, "Pushing Manifests with
+    /// Subject"); two who do so at once may lose one of theirs.
+    pub(super) async fn push_referrer(
+        &self,
+        repository: &Repository,
+        subject: &Digest,
+        manifest: &Manifest,
+        listed: &Descriptor,
+    ) -> Result<(), Error> {
+        let by_digest = Reference::Digest(manifest.digest.clone());
+        let answer = self.put_manifest(repository, &by_digest, manifest).await?;
+        if answer.header(OCI_SUBJECT).is_some() {
+            return Ok(());
+        }
+        let mut list = tagged_referrers(&self.own, repository, subject).await?;
+        list.retain(|referrer| referrer.digest != listed.digest);
+        list.push(listed.clone());
+        let index = Index {
+            schema_version: 2,
+            media_type: Some(media_type::OCI_INDEX.to_owned()),
+            artifact_type: None,
+            manifests: list,
+            rest: serde_json::Map::new(),
+        };
+        let bytes = serde_json::to_vec(&index).map_err(|error| Error::Malformed(error.to_string()))?;
+        let index = Manifest::new(media_type::OCI_INDEX.to_owned(), bytes.into());
+        self.put_manifest(repository, &referrers_tag(subject)?, &index).await?;
         Ok(())
     }
 }

@@ -263,19 +263,23 @@ async fn referrers(endpoint: &Endpoint, repository: &Repository, digest: &Digest
 }
 
 /// Referrers by the tag schema (distribution-spec, "Referrers Tag Schema").
-async fn tagged_referrers(
+pub(super) async fn tagged_referrers(
     endpoint: &Endpoint,
     repository: &Repository,
     digest: &Digest,
 ) -> Result<Vec<Descriptor>, Error> {
-    let hex = digest.hex().get(..64).unwrap_or(digest.hex());
-    let tag = format!("{}-{hex}", digest.algorithm().name());
-    let reference = tag.parse().map_err(|_error| Error::Malformed(format!("{tag} is no tag")))?;
-    match manifest(endpoint, repository, &Reference::Tag(reference)).await {
+    match manifest(endpoint, repository, &referrers_tag(digest)?).await {
         Ok(index) => index_children(&index.bytes),
         Err(Error::NotFound) => Ok(Vec::new()),
         Err(error) => Err(error),
     }
+}
+
+/// The tag of the list of what refers to `digest`, where there is no API for it.
+pub(super) fn referrers_tag(digest: &Digest) -> Result<Reference, Error> {
+    let hex = digest.hex().get(..64).unwrap_or(digest.hex());
+    let tag = format!("{}-{hex}", digest.algorithm().name());
+    tag.parse().map(Reference::Tag).map_err(|_error| Error::Malformed(format!("{tag} is no tag")))
 }
 
 fn index_children(bytes: &[u8]) -> Result<Vec<Descriptor>, Error> {

@@ -128,6 +128,53 @@ fn an_optimized_image_of_a_registry_is_the_image_and_runs() {
     assert_eq!(containerd.ctr(&format!("run --rm {optimized} {id} /bin/cat /usr/share/old/d")), "new\n");
 }
 
+/// What `inspect` shows of an image's profiles: path and layer of each file, and where it is known from.
+#[track_caller]
+fn profiled(place: &Place, image: &str) -> Vec<(String, u64, String)> {
+    let shown = json(&starlift(place, &["inspect", "--profile", "--json", "--platform", "linux/amd64", image]));
+    let [image] = &**shown.as_array().unwrap() else { panic!("{shown}") };
+    let [profile] = &**image["profiles"].as_array().unwrap() else { panic!("{shown}") };
+    assert_eq!(profile["workload"], "default");
+    let file = |file: &Value| {
+        assert!(file["size"].as_u64().is_some(), "the image has it: {file}");
+        (file["path"].as_str().unwrap().to_owned(), file["layer"].as_u64().unwrap(), file["sources"][0].to_string())
+    };
+    profile["files"].as_array().unwrap().iter().map(file).collect()
+}
+
+#[test]
+fn a_profile_refers_to_the_image_in_a_layout_and_in_a_registry_without_referrers() {
+    let Some(place) = place(&["docker-registry"]) else { return };
+    let registry = DockerRegistry::start(&place, Access::Anyone);
+    let source = Fixture::get("app");
+    let record = place.path().join("record");
+    let flags = [CAT, &["--profile", "--record-out", record.to_str().unwrap()]].concat();
+    let output = optimize(&place, &flags, &source.oci(), &layout(&place, "fast"));
+    assert!(output.status.success() && said(&output).contains("1 profiles attached"), "{}", said(&output));
+    let recorded: Vec<_> =
+        lines(&record).into_iter().map(|(path, _, layer)| (path, layer, "\"by-hand\"".to_owned())).collect();
+    assert_eq!(profiled(&place, &layout(&place, "fast")), recorded);
+    let untagged = format!("oci:{}", place.path().join("fast").display());
+    assert_eq!(profiled(&place, &untagged), recorded, "the layout has one image all the same");
+
+    let pushed = format!("{}/image:fast", registry.address);
+    let flags = ["--profile", "--record-in", record.to_str().unwrap()];
+    for _ in 0..2 {
+        let output = optimize(&place, &flags, &source.oci(), &pushed);
+        assert!(output.status.success(), "{}", said(&output));
+    }
+    assert_eq!(profiled(&place, &pushed), recorded, "the newest of the two");
+    let table = starlift(&place, &["inspect", "--profile", &pushed]);
+    let table = String::from_utf8(table.stdout).unwrap();
+    assert!(table.contains("by hand  bin/busybox"), "{table}");
+    let none = starlift(&place, &["inspect", "--profile", &source.oci()]);
+    assert!(String::from_utf8_lossy(&none.stdout).contains("no profile refers to it"));
+
+    let archive = format!("docker-archive:{}", place.path().join("fast.tar").display());
+    let refused = optimize(&place, &flags, &source.oci(), &archive);
+    assert!(said(&refused).contains("an archive holds an image alone"), "{}", said(&refused));
+}
+
 #[test]
 fn a_record_has_what_the_references_has() {
     let Some(place) = place(&[&["docker-registry", "ctr-remote"], containerd::TOOLS].concat()) else { return };

@@ -80,14 +80,26 @@ impl Layout {
     /// Puts `root` and gives it the tag; other tags stay.
     pub(super) fn commit(mut self, root: &Manifest) -> Result<(), Failure> {
         self.put_manifest(root)?;
+        let entry = self.entry(root);
+        self.list(entry, |other| !is_artifact(other) && ref_name(other) == self.tag.as_deref())
+    }
+
+    /// Lists a manifest that is there and refers to another; it has no tag.
+    pub(super) fn commit_referrer(&self, listed: Descriptor) -> Result<(), Failure> {
+        let digest = listed.digest.clone();
+        self.list(listed, |other| other.digest == digest)
+    }
+
+    /// Puts an entry into the index in the place of those that it replaces.
+    fn list(&self, entry: Descriptor, is_replaced: impl Fn(&Descriptor) -> bool) -> Result<(), Failure> {
         let path = self.dir.join(INDEX_FILE);
         let cannot = || Failure::when(format!("{} cannot be written", path.display()));
         // Two commands that add to one layout at once must not forget each other's tag.
         let lock = File::open(&self.dir).map_err(cannot())?;
         lock.lock().map_err(cannot())?;
         let mut index = read_index(&path)?;
-        index.manifests.retain(|entry| ref_name(entry) != self.tag.as_deref());
-        index.manifests.push(self.entry(root));
+        index.manifests.retain(|other| !is_replaced(other));
+        index.manifests.push(entry);
         let text = serde_json::to_vec(&index).map_err(Failure::from_error)?;
         write_atomically(&path, &text).map_err(cannot())
     }
@@ -104,6 +116,11 @@ impl Layout {
             rest: Map::new(),
         }
     }
+}
+
+/// Whether a layout's entry is no image but belongs to one.
+pub(in crate::cli) fn is_artifact(entry: &Descriptor) -> bool {
+    entry.rest.contains_key("artifactType")
 }
 
 fn ref_name(entry: &Descriptor) -> Option<&str> {

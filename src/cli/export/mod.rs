@@ -12,13 +12,16 @@ mod parcel;
 
 use std::path::Path;
 
+use futures::StreamExt as _;
 use futures::stream::BoxStream;
 
 use super::endpoint::{Endpoint, RegistryArgs};
 use super::failure::Failure;
 use super::location::Location;
-use crate::oci::{Descriptor, ImageName, Manifest, Reference};
+use crate::oci::{Descriptor, Digest, ImageName, Manifest, Reference};
+use crate::profile::Artifact;
 use crate::upstream;
+pub(super) use layout::is_artifact;
 pub(super) use parcel::{Parcel, Shelf, is_index, parse};
 
 /// A blob's bytes on their way to a destination.
@@ -44,6 +47,32 @@ impl Destination {
                 let endpoint = Endpoint::open(config, location, args)?;
                 Ok(Self::Registry { endpoint, reference: pushed_reference(image)? })
             }
+        }
+    }
+
+    /// Puts an artifact that refers to the image with the digest `subject`, which is there.
+    pub(super) async fn attach(mut self, artifact: &Artifact, subject: &Digest) -> Result<(), Failure> {
+        for (blob, bytes) in &artifact.blobs {
+            if !self.has(blob).await {
+                let bytes = bytes.clone();
+                self.put_blob(blob, futures::stream::once(async move { Ok(bytes) }).boxed()).await?;
+            }
+        }
+        let what = format!("attaching {} to {subject}", artifact.manifest.digest);
+        match self {
+            Self::Layout(mut layout) => {
+                layout.put_manifest(&artifact.manifest)?;
+                layout.commit_referrer(artifact.listed())
+            }
+            Self::Registry { endpoint, .. } => {
+                let Endpoint { source, repository, .. } = &endpoint;
+                let listed = artifact.listed();
+                source
+                    .push_referrer(repository, subject, &artifact.manifest, &listed)
+                    .await
+                    .map_err(Failure::when(what))
+            }
+            Self::Archive(_) => Err(Failure::new("an archive holds an image alone")),
         }
     }
 
@@ -118,7 +147,6 @@ fn pushed_reference(image: &ImageName) -> Result<Reference, Failure> {
 }
 
 async fn push_blob(endpoint: &Endpoint, blob: &Descriptor, bytes: Bytes) -> Result<(), Failure> {
-    use futures::StreamExt as _;
     let bytes = bytes.map(|piece| piece.map_err(std::io::Error::other)).boxed();
     let what = format!("pushing {}", blob.digest);
     endpoint.source.push_blob(&endpoint.repository, &blob.digest, blob.size, bytes).await.map_err(Failure::when(what))

@@ -20,6 +20,7 @@ use std::process::ExitCode;
 use super::convert::{self, ImageArgs, Job, Made};
 use super::failure::Failure;
 use super::location::Location;
+use super::profiles;
 use super::record::{self, Line};
 use super::{Global, interruptible, on_a_runtime, output};
 use observe::{Observed, observe};
@@ -38,6 +39,9 @@ pub(super) struct Args {
     /// Run nothing: take the files from this record
     #[arg(long, value_name = "FILE")]
     record_in: Option<PathBuf>,
+    /// Attach to DST what was read, as a referrer: a profile that every node can fetch by, whatever the order of the layers
+    #[arg(long)]
+    profile: bool,
     #[command(flatten)]
     workload: WorkloadArgs,
     #[command(flatten)]
@@ -70,6 +74,9 @@ async fn optimize(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     let config = global.load(args.image.layers())?.config;
     let source: Location = args.source.parse().map_err(Failure::from_error)?;
     let target: Location = args.destination.parse().map_err(Failure::from_error)?;
+    if args.profile {
+        profiles::check(&target)?;
+    }
     let job = Job { source: &source, target: &target, args: &args.image, config: &config };
     let (recorded, workload) = match &args.record_in {
         Some(file) => (record::read(file)?, None),
@@ -79,7 +86,11 @@ async fn optimize(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
         record::write(file, &recorded)?;
     }
     tell(&recorded, workload.as_ref());
-    let made = interruptible(convert::image(job, recorded)).await?;
+    let made = interruptible(convert::image(job, recorded.clone())).await?;
+    if args.profile {
+        let attached = interruptible(profiles::attach(job, &made, &recorded)).await?;
+        output::say(&format!("{attached} profiles attached to {}", args.destination));
+    }
     if args.image.json {
         output::print_json(&Optimized { made, workload })?;
     } else {

@@ -1,0 +1,183 @@
+//! Profiles that refer to an image: attached by `optimize`, shown by `inspect`.
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::SystemTime;
+
+use bytesize::ByteSize;
+use serde::Serialize;
+
+use super::blob::Blob;
+use super::convert::{Job, Made};
+use super::endpoint::Endpoint;
+use super::export::{Destination, Shelf, parse};
+use super::failure::Failure;
+use super::location::Location;
+use super::record::{self, Line};
+use super::report::ImageReport;
+use super::table::Table;
+use crate::convert::SOURCE_DIGEST;
+use crate::oci::manifest::ImageManifest;
+use crate::oci::{Digest, Manifest, Reference};
+use crate::profile::{Artifact, Knowledge, Profile, ProfiledFile, Source, Workload, artifact};
+
+/// Whether something can refer to an image there.
+pub(super) fn check(target: &Location) -> Result<(), Failure> {
+    match target {
+        Location::Archive(_) => {
+            Err(Failure::new("--profile needs a registry or a layout: an archive holds an image alone"))
+        }
+        Location::Registry(_) | Location::Layout(_) => Ok(()),
+    }
+}
+
+/// Attaches what was recorded of each source image to the image that was made of it. How many profiles there are.
+pub(super) async fn attach(job: Job<'_>, made: &Made, recorded: &[Line]) -> Result<usize, Failure> {
+    let Job { source, target, args, config } = job;
+    let endpoint = Endpoint::open(&config.upstreams, source, args.registry)?;
+    let created = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+    let mut attached = 0;
+    for image in &made.images {
+        let original = source_of(image);
+        let files = record::of_manifest(recorded, &original);
+        if files.is_empty() {
+            continue;
+        }
+        let reference = Reference::Digest(original);
+        let what = format!("reading the manifest {reference}");
+        let original = endpoint.source.manifest(&endpoint.repository, &reference).await.map_err(Failure::when(what))?;
+        let mut knowledge = Knowledge::new(parse::<ImageManifest>(&original)?.config.digest);
+        knowledge.record(files);
+        let subject = Endpoint::open(&config.upstreams, &target.at(&image.digest), args.registry)?.manifest().await?;
+        let artifact = Artifact::new(&knowledge.profile(&Workload::default()), &subject.descriptor(), &created);
+        let artifact = artifact.map_err(Failure::from_error)?;
+        Destination::open(&config.upstreams, target, args.registry)?.attach(&artifact, &subject.digest).await?;
+        attached += 1;
+    }
+    Ok(attached)
+}
+
+/// The manifest that an image was made of: itself where nothing was converted.
+fn source_of(image: &ImageReport) -> Digest {
+    let named = image.annotations.get(SOURCE_DIGEST).and_then(|digest| digest.as_str()?.parse().ok());
+    named.unwrap_or_else(|| image.digest.clone())
+}
+
+/// A profile with what the layers say of its files.
+#[derive(Debug, Serialize)]
+pub(super) struct ProfileReport {
+    workload: Workload,
+    observers: usize,
+    sources: BTreeSet<Source>,
+    /// Of the files that the image has.
+    bytes: u64,
+    files: Vec<FileReport>,
+}
+
+#[derive(Debug, Serialize)]
+struct FileReport {
+    /// `None`: the image has no such file, or its layer no TOC.
+    size: Option<u64>,
+    #[serde(flatten)]
+    file: ProfiledFile,
+}
+
+/// The profiles of an image, as its registry or layout lists them.
+pub(super) async fn of_image(endpoint: &Endpoint, image: &Manifest) -> Result<Vec<ProfileReport>, Failure> {
+    let Endpoint { source, repository, .. } = endpoint;
+    let what = format!("asking what refers to {}", image.digest);
+    let referrers = source.referrers(repository, &image.digest).await.map_err(Failure::when(what))?;
+    let mut sizes = Sizes { endpoint, image: parse(image)?, layers: HashMap::new() };
+    let mut reports = Vec::new();
+    for referrer in artifact::newest(&referrers) {
+        let what = format!("the profile {}", referrer.digest);
+        let reference = Reference::Digest(referrer.digest.clone());
+        let manifest = source.manifest(repository, &reference).await.map_err(Failure::when(what.as_str()))?;
+        let document = artifact::document_of(&manifest);
+        let document = document.ok_or_else(|| Failure::new(format!("{} holds no profile", referrer.digest)))?;
+        let bytes = Shelf { store: None, endpoint }.bytes(&document).await?;
+        let profile = Profile::parse(&bytes).map_err(Failure::when(what))?;
+        reports.push(sizes.report(profile).await?);
+    }
+    Ok(reports)
+}
+
+/// Sizes of an image's files; a layer's TOC is read when the first of its files is asked for.
+struct Sizes<'a> {
+    endpoint: &'a Endpoint,
+    image: ImageManifest,
+    layers: HashMap<u32, Option<estargz::Toc>>,
+}
+
+impl Sizes<'_> {
+    async fn report(&mut self, profile: Profile) -> Result<ProfileReport, Failure> {
+        let Profile { workload, observers, files, .. } = profile;
+        let mut reports = Vec::with_capacity(files.len());
+        for file in files {
+            let toc = self.toc(file.layer).await?;
+            let size = toc.and_then(|toc| toc.lookup(&file.path)).map(|node| node.size());
+            reports.push(FileReport { size, file });
+        }
+        let sources = reports.iter().flat_map(|report| report.file.sources.iter().copied()).collect();
+        let bytes = reports.iter().filter_map(|report| report.size).sum();
+        Ok(ProfileReport { workload, observers, sources, bytes, files: reports })
+    }
+
+    async fn toc(&mut self, number: u32) -> Result<Option<&estargz::Toc>, Failure> {
+        if !self.layers.contains_key(&number) {
+            let toc = self.read(number).await?;
+            self.layers.insert(number, toc);
+        }
+        Ok(self.layers.get(&number).and_then(Option::as_ref))
+    }
+
+    /// The TOC of a layer as it stands there; `verify` is who checks it.
+    async fn read(&self, number: u32) -> Result<Option<estargz::Toc>, Failure> {
+        let layer = usize::try_from(number).ok().and_then(|number| self.image.layers.get(number));
+        let Some(layer) = layer else { return Ok(None) };
+        let blob = Blob::Remote { endpoint: self.endpoint, layer };
+        let Some(footer) = blob.footer().await? else { return Ok(None) };
+        let Some(toc) = blob.toc(&footer).await? else { return Ok(None) };
+        let digest = toc.digest();
+        toc.verify(&digest).map(Some).map_err(Failure::from_error)
+    }
+}
+
+impl ProfileReport {
+    /// As people read it.
+    pub(super) fn table(&self) -> String {
+        let sources: Vec<_> = self.sources.iter().map(|source| name(*source)).collect();
+        let mut text = format!(
+            "  workload {}: {} files, {}, {}",
+            self.workload,
+            self.files.len(),
+            ByteSize::b(self.bytes),
+            if sources.is_empty() { "nothing is known".to_owned() } else { sources.join(" and ") },
+        );
+        if self.observers > 0 {
+            text.push_str(&format!(", {} observers", self.observers));
+        }
+        let mut table = Table::new();
+        table.row(["order", "after", "size", "layer", "source", "path"]);
+        for (place, FileReport { size, file }) in self.files.iter().enumerate() {
+            let sources: Vec<_> = file.sources.iter().map(|source| name(*source)).collect();
+            table.row([
+                (place + 1).to_string().as_str(),
+                &format!("{} ms", file.after.as_millis()),
+                &size.map_or("none".to_owned(), |size| ByteSize::b(size).to_string()),
+                &file.layer.to_string(),
+                &sources.join(","),
+                &file.path,
+            ]);
+        }
+        format!("{text}\n{table}")
+    }
+}
+
+fn name(source: Source) -> &'static str {
+    match source {
+        Source::ByHand => "by hand",
+        Source::Agents => "agents",
+        Source::Ranges => "ranges",
+        Source::Static => "static",
+    }
+}

@@ -1,0 +1,146 @@
+//! A profile as an OCI artifact that refers to its image, so that it travels with a copy of it.
+//!
+//! An image manifest with an empty configuration and one layer, the profile's document (OCI image-spec, manifest.md,
+//! "Guidelines for Artifact Usage").
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use super::document::{MAX_PROFILE_BYTES, MEDIA_TYPE, Profile};
+use super::workload::Workload;
+use crate::oci::media_type::OCI_MANIFEST;
+use crate::oci::{Descriptor, Digest, Manifest};
+
+/// On the artifact: the workload whose profile it is.
+const WORKLOAD: &str = "dev.starlift.profile.workload";
+/// When it was made (image-spec, annotations.md). The newest of several for one workload counts.
+const CREATED: &str = "org.opencontainers.image.created";
+/// The configuration of an artifact that has none (image-spec, "Guidance for an Empty Descriptor").
+const EMPTY: &[u8] = b"{}";
+const EMPTY_TYPE: &str = "application/vnd.oci.empty.v1+json";
+
+/// The objects that an artifact consists of.
+#[derive(Debug, Clone)]
+pub struct Artifact {
+    pub manifest: Manifest,
+    /// What the manifest names: the empty configuration and the document.
+    pub blobs: [(Descriptor, Bytes); 2],
+}
+
+impl Artifact {
+    /// Makes `profile` a referrer of the image that `subject` points at. `created` is a time as RFC 3339 has it.
+    ///
+    /// # Errors
+    /// Never: everything in it has a JSON form.
+    pub fn new(profile: &Profile, subject: &Descriptor, created: &str) -> serde_json::Result<Self> {
+        let empty = (described(EMPTY_TYPE, EMPTY), Bytes::from_static(EMPTY));
+        let document = Bytes::from(profile.to_json()?);
+        let document = (described(MEDIA_TYPE, &document), document);
+        let subject = json!({"mediaType": subject.media_type, "digest": subject.digest, "size": subject.size});
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": OCI_MANIFEST,
+            "artifactType": MEDIA_TYPE,
+            "config": empty.0,
+            "layers": [document.0],
+            "subject": subject,
+            "annotations": {WORKLOAD: profile.workload.to_string(), CREATED: created},
+        });
+        let manifest = Manifest::new(OCI_MANIFEST.to_owned(), manifest.to_string().into());
+        Ok(Self { manifest, blobs: [empty, document] })
+    }
+
+    /// As a list of referrers shows it (distribution-spec, "Listing Referrers").
+    pub fn listed(&self) -> Descriptor {
+        let mut descriptor = self.manifest.descriptor();
+        let document: Value = serde_json::from_slice(&self.manifest.bytes).unwrap_or_default();
+        if let Some(Value::Object(annotations)) = document.get("annotations") {
+            descriptor.annotations = annotations.clone();
+        }
+        descriptor.rest.insert("artifactType".to_owned(), MEDIA_TYPE.into());
+        descriptor
+    }
+}
+
+fn described(media_type: &str, bytes: &[u8]) -> Descriptor {
+    let mut descriptor = Manifest::new(media_type.to_owned(), Bytes::copy_from_slice(bytes)).descriptor();
+    descriptor.digest = Digest::sha256_of(bytes);
+    descriptor
+}
+
+/// The workload that a referrer has the profile of; `None` for other referrers.
+pub fn workload_of(referrer: &Descriptor) -> Option<Workload> {
+    let is_profile = referrer.rest.get("artifactType").and_then(Value::as_str) == Some(MEDIA_TYPE);
+    let workload = referrer.annotations.get(WORKLOAD).and_then(Value::as_str);
+    workload.filter(|_| is_profile)?.parse().ok()
+}
+
+/// The profiles among an image's referrers, one for each workload: the newest.
+pub fn newest(referrers: &[Descriptor]) -> Vec<&Descriptor> {
+    let created = |referrer: &Descriptor| referrer.annotations.get(CREATED).and_then(Value::as_str).map(str::to_owned);
+    let mut found: Vec<_> = referrers.iter().filter_map(|referrer| Some((workload_of(referrer)?, referrer))).collect();
+    found.sort_by_key(|(workload, referrer)| (workload.clone(), created(referrer), referrer.digest.clone()));
+    found.reverse();
+    found.dedup_by_key(|(workload, _)| workload.clone());
+    found.reverse();
+    found.into_iter().map(|(_, referrer)| referrer).collect()
+}
+
+/// Where the document of an artifact is; `None` where the manifest is of something else or too large a one.
+pub fn document_of(manifest: &Manifest) -> Option<Descriptor> {
+    let manifest: crate::oci::manifest::ImageManifest = serde_json::from_slice(&manifest.bytes).ok()?;
+    let fits = |layer: &Descriptor| layer.size <= MAX_PROFILE_BYTES as u64 && layer.media_type == MEDIA_TYPE;
+    manifest.layers.into_iter().next().filter(fits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::profile::Knowledge;
+
+    fn profile(workload: &str) -> Profile {
+        Knowledge::new(Digest::sha256_of(b"config")).profile(&workload.parse().unwrap())
+    }
+
+    fn subject() -> Descriptor {
+        Manifest::new(OCI_MANIFEST.to_owned(), Bytes::from_static(b"image")).descriptor()
+    }
+
+    #[test]
+    fn an_artifact_is_an_image_manifest_that_refers_to_its_image() {
+        let artifact = Artifact::new(&profile("web"), &subject(), "2026-01-01T00:00:00Z").unwrap();
+        let manifest: Value = serde_json::from_slice(&artifact.manifest.bytes).unwrap();
+        assert_eq!(manifest["subject"]["digest"], json!(subject().digest));
+        assert_eq!(manifest["artifactType"], MEDIA_TYPE);
+        // The digest that the specification gives for the empty descriptor.
+        let empty = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a";
+        assert_eq!(manifest["config"]["digest"], empty);
+        let document = document_of(&artifact.manifest).unwrap();
+        assert_eq!(document, artifact.blobs[1].0);
+        assert_eq!(Profile::parse(&artifact.blobs[1].1).unwrap(), profile("web"));
+        assert_eq!(workload_of(&artifact.listed()), Some("web".parse().unwrap()));
+    }
+
+    #[test]
+    fn the_newest_profile_of_each_workload_counts() {
+        let listed = |workload, created| Artifact::new(&profile(workload), &subject(), created).unwrap().listed();
+        let (old, new) = (listed("web", "2026-01-01T00:00:00Z"), listed("web", "2026-02-01T00:00:00Z"));
+        let other = listed("batch", "2025-01-01T00:00:00Z");
+        let mut foreign = subject();
+        foreign.rest.insert("artifactType".to_owned(), "application/spdx+json".into());
+        let all = [new.clone(), foreign, old, other.clone()];
+        assert_eq!(newest(&all), [&other, &new]);
+    }
+
+    #[test]
+    fn other_manifests_have_no_document() {
+        let manifest = |text: &str| Manifest::new(OCI_MANIFEST.to_owned(), text.to_owned().into());
+        assert_eq!(document_of(&manifest("{}")), None);
+        let artifact = Artifact::new(&profile("web"), &subject(), "").unwrap();
+        let text = String::from_utf8(artifact.manifest.bytes.to_vec()).unwrap();
+        assert_eq!(document_of(&manifest(&text.replace(MEDIA_TYPE, "text/plain"))), None);
+        let huge = format!("\"size\":{}", MAX_PROFILE_BYTES + 1);
+        let size = format!("\"size\":{}", artifact.blobs[1].0.size);
+        assert_eq!(document_of(&manifest(&text.replace(&size, &huge))), None);
+    }
+}
