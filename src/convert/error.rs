@@ -16,6 +16,9 @@ pub enum Error {
     Upstream(#[from] upstream::Error),
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// The store failed someone else who asked for the same.
+    #[error(transparent)]
+    Shared(Arc<store::Error>),
     #[error("the layer {digest} is not converted")]
     Layer {
         digest: Digest,

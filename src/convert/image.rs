@@ -51,6 +51,8 @@ pub(super) struct Twin {
     /// The new configuration; `None` when it is the source's.
     pub(super) config: Option<Bytes>,
     pub(super) manifest: Manifest,
+    /// What the manifest's bytes say.
+    pub(super) image: ImageManifest,
     /// The same in the other family's types; `None` when something in it has no name there.
     pub(super) translated: Option<Manifest>,
     /// The layers and external TOCs it names that are ours.
@@ -127,7 +129,7 @@ pub(super) fn assemble(
         return Ok(Assembled { twin: None, passed_through, limits });
     }
     let translated = translate::image(&manifest);
-    Ok(Assembled { twin: Some(Twin { config, manifest, translated, objects }), passed_through, limits })
+    Ok(Assembled { twin: Some(Twin { config, manifest, image, translated, objects }), passed_through, limits })
 }
 
 /// Calls everything in the image by its OCI name.

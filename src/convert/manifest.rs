@@ -12,10 +12,11 @@ use super::converter::Shared;
 use super::error::Error;
 use super::plan::{ImagePlan, LayerPlan};
 use super::status::Running;
-use super::{image, index, memo};
+use super::{image, index, memo, profiles};
 use crate::oci::{Descriptor, Digest, Manifest, Repository};
 use crate::store::records::PassedThrough;
-use crate::store::{ImageRecord, LayerOutcome};
+use crate::store::{ImageRecord, LayerOutcome, StackRecord};
+use crate::telemetry::log;
 use crate::upstream::{self, Source};
 
 /// Most bytes of an image configuration; the largest in the wild hold some hundred KiB of history.
@@ -26,6 +27,7 @@ impl Shared {
         tracing::info!(source = %manifest.digest, reason, "image passes through");
         let mut record = index::unchanged(manifest);
         record.passed_through.push(PassedThrough { digest: manifest.digest.clone(), reason });
+        self.keep_stack(profiles::of_itself(manifest)).await;
         self.store.put_image(&self.generation, &record).await?;
         Ok(record)
     }
@@ -57,6 +59,8 @@ impl Shared {
         let mut record = index::unchanged(manifest);
         (record.passed_through, record.limits) = (assembled.passed_through, assembled.limits);
         if let Some(twin) = assembled.twin {
+            let stack = profiles::record(&manifest.digest, &plan.manifest.config.digest, &twin.image);
+            self.keep_stack(Some(stack)).await;
             record.objects = twin.objects;
             if let Some(config) = twin.config {
                 let config = self.store.put(&plan.manifest.config.media_type, config).await?;
@@ -77,6 +81,14 @@ impl Shared {
         let (upstream, took) = (source.name(), started.elapsed());
         tracing::info!(upstream, %repository, source = %record.source, twin = %record.twin, ?took, "image converted");
         Ok(record)
+    }
+
+    /// Keeps which image a stack of layers is. Without it an image is never learned of, and is as good as it was.
+    async fn keep_stack(&self, stack: Option<StackRecord>) {
+        let Some(stack) = stack else { return };
+        if let Err(error) = self.store.put_stack(&stack).await {
+            tracing::warn!(source = %stack.source, error = log::chain(&error), "the image's stack is not kept");
+        }
     }
 
     /// Stores manifests of our own making; nothing names them yet.

@@ -20,6 +20,7 @@ mod pipe;
 mod plan;
 mod platforms;
 mod priority;
+mod profiles;
 mod status;
 mod tocs;
 
@@ -29,5 +30,6 @@ pub use error::Error;
 pub use image::{GENERATION, SOURCE_DIFF_ID, SOURCE_DIGEST, SOURCE_SIZE};
 pub use inflate::Inflate;
 pub use priority::{Priorities, Prioritized, Priority, write_prioritized};
+pub use profiles::{Profiles, Refused, Status as ProfilesStatus};
 pub use status::{Conversion, Layer, State};
 pub use tocs::{Tocs, Unreadable};

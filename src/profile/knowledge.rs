@@ -56,6 +56,16 @@ impl Knowledge {
         self.recorded = Some(bounded(files));
     }
 
+    /// How many files all that is known names: what it takes in memory goes by it.
+    pub fn len(&self) -> usize {
+        let named = self.suggested.iter().chain(&self.recorded).map(Vec::len);
+        named.chain(self.workloads.values().map(Learned::len)).sum()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Takes in what `observer` saw at `heard`, in seconds since 1970. See `learned` for the rule.
     pub fn observe(&mut self, workload: &Workload, observer: &str, source: Source, seen: &Observation, heard: u64) {
         self.workloads.entry(workload.clone()).or_default().observe(observer, source, seen, heard);

@@ -57,6 +57,7 @@ pub(crate) async fn status(State(app): State<Arc<App>>) -> Response {
         "uptime_seconds": app.started.elapsed().as_secs(),
         "draining": app.is_draining(),
         "conversions": app.converter.status(),
+        "profiles": app.profiles.status(),
     });
     response::json(StatusCode::OK, &status)
 }
@@ -81,11 +82,7 @@ pub(crate) async fn one(State(app): State<Arc<App>>, Path(id): Path<String>) -> 
 
 /// Starts a conversion and answers 202 at once. JSON alone is taken: a foreign web page cannot send it unasked.
 pub(crate) async fn start(State(app): State<Arc<App>>, headers: HeaderMap, body: Bytes) -> Response {
-    let is_json = headers
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .is_some_and(|value| value.split(';').next().is_some_and(|kind| kind.trim() == "application/json"));
-    if !is_json {
+    if !is_json(&headers) {
         return refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the body is application/json").into_response();
     }
     let Ok(Wanted { reference }) = serde_json::from_slice(&body) else {
@@ -105,7 +102,12 @@ pub(crate) async fn start(State(app): State<Arc<App>>, headers: HeaderMap, body:
     response
 }
 
-fn refused(status: StatusCode, message: &str) -> Failure {
+pub(crate) fn is_json(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    kind.is_some_and(|value| value.split(';').next().is_some_and(|kind| kind.trim() == "application/json"))
+}
+
+pub(crate) fn refused(status: StatusCode, message: impl Into<String>) -> Failure {
     Failure::new(status, ErrorCode::Unsupported, message)
 }
 

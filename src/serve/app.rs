@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use tokio::sync::Semaphore;
 
-use crate::convert::Converter;
+use crate::convert::{Converter, Profiles};
 use crate::store::Store;
 use crate::upstream::{self, Source, Upstreams};
 
@@ -28,6 +28,9 @@ pub(crate) struct App {
     pub(crate) originals: Originals,
     pub(crate) blob_sizes: BlobSizes,
     pub(crate) jobs: Jobs,
+    pub(crate) profiles: Profiles,
+    /// One permit for each node that may tell what it saw at once.
+    pub(crate) senders: Semaphore,
     /// One permit for each request that may run at once.
     pub(crate) permits: Arc<Semaphore>,
     pub(crate) started: Instant,
@@ -41,6 +44,8 @@ impl App {
             originals: Originals::new(config.manifest_cache),
             blob_sizes: BlobSizes::new(MAX_BLOB_SIZES),
             jobs: Jobs::new(config.max_jobs),
+            profiles: Profiles::new(&converter, config.profiles.merge_interval),
+            senders: Semaphore::new(config.profiles.max_senders.min(Semaphore::MAX_PERMITS)),
             permits: Arc::new(Semaphore::new(config.max_requests.min(Semaphore::MAX_PERMITS))),
             started: Instant::now(),
             is_draining: AtomicBool::new(false),

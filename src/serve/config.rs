@@ -2,9 +2,11 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr as _;
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use http::HeaderName;
 use serde::{Deserialize, Serialize};
 
 /// No manifest is answered later than this: containerd 2.3 gives up after 30 s without response headers.
@@ -65,6 +67,24 @@ pub struct Config {
     pub shutdown_grace: Duration,
     /// Most conversions asked for by API that are remembered.
     pub max_jobs: usize,
+    /// The header in which a trusted proxy in front names the client (`X-Forwarded-For`, its last address), by which
+    /// nodes are told apart; without it they are by the address they connect from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_header: Option<String>,
+    pub profiles: ProfilesConfig,
+}
+
+/// What containers read of images, learned and handed out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProfilesConfig {
+    /// Hand profiles out, and take what nodes say they saw.
+    pub enabled: bool,
+    /// For how long what is said of an image is gathered before it is written.
+    #[serde(with = "humantime_serde")]
+    pub merge_interval: Duration,
+    /// Most nodes that are listened to at once; one more gets 503. Each may take 2 MiB.
+    pub max_senders: usize,
 }
 
 /// What a client in mirror mode gets while the twin is not ready.
@@ -112,7 +132,15 @@ impl Default for Config {
             sweep_interval: Duration::from_secs(60 * 60),
             shutdown_grace: Duration::from_secs(30),
             max_jobs: 1024,
+            client_header: None,
+            profiles: ProfilesConfig::default(),
         }
+    }
+}
+
+impl Default for ProfilesConfig {
+    fn default() -> Self {
+        Self { enabled: true, merge_interval: Duration::from_secs(5), max_senders: 16 }
     }
 }
 
@@ -132,6 +160,11 @@ impl Config {
             (self.max_header_size >= ByteSize::kib(8), "serve.max_header_size is under 8 KiB"),
             (!self.header_timeout.is_zero(), "serve.header_timeout is 0s"),
             (!self.write_timeout.is_zero(), "serve.write_timeout is 0s"),
+            (self.profiles.max_senders > 0, "serve.profiles.max_senders is 0"),
+            (
+                self.client_header.as_ref().is_none_or(|name| HeaderName::from_str(name).is_ok()),
+                "serve.client_header is no header's name",
+            ),
         ];
         match rules.iter().find(|(holds, _)| !holds) {
             Some((_, broken)) => Err(ConfigError(broken)),

@@ -60,6 +60,10 @@ impl Failure {
         self.status == StatusCode::NOT_FOUND
     }
 
+    pub(crate) fn is_busy(&self) -> bool {
+        self.status == StatusCode::SERVICE_UNAVAILABLE
+    }
+
     /// Something of ours failed: logged here, told to nobody.
     pub(crate) fn inside(error: &(dyn StdError + 'static)) -> Self {
         warn(error);

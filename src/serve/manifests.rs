@@ -69,10 +69,24 @@ pub(crate) async fn answer(app: &Arc<App>, ask: &Ask, reference: &Reference) -> 
         .await
         .unwrap_or_else(|_| Err(Failure::timeout()))?;
     count(kind);
+    if !ask.is_head && app.config.profiles.enabled {
+        notice(app, ask, &document);
+    }
     if let Kind::Original(reason) = kind {
         tracing::info!(digest = %document.digest, reason, "the original is answered");
     }
     Ok(respond(ask, reference, document, kind))
+}
+
+/// Lets the image be asked about by its layers, if that is not so yet.
+fn notice(app: &Arc<App>, ask: &Ask, document: &Document) {
+    let Document { media_type, digest, bytes: Some(bytes), .. } = document else { return };
+    let manifest = Manifest { media_type: media_type.clone(), digest: digest.clone(), bytes: bytes.clone() };
+    let (shared, location) = (Arc::clone(app), ask.location.clone());
+    app.profiles.notice(&manifest, |original| async move {
+        let source = shared.source(&location.upstream).ok()?;
+        shared.originals.get(&source, &location, &original).await.ok()
+    });
 }
 
 fn count(kind: Kind) {

@@ -11,7 +11,7 @@ use axum::extract::{ConnectInfo, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_LENGTH, SERVER};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::sync::OwnedSemaphorePermit;
@@ -24,6 +24,8 @@ use super::error::{Chain, Failure};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+/// By which agents know whom to ask for profiles.
+const NAME: HeaderValue = HeaderValue::from_static(concat!("starlift/", env!("CARGO_PKG_VERSION")));
 /// A request id from outside is kept up to this length.
 const MAX_REQUEST_ID: usize = 64;
 
@@ -42,6 +44,7 @@ pub(crate) async fn observe(State(app): State<Arc<App>>, request: Request, next:
         }
     };
     let headers = response.headers_mut();
+    headers.insert(SERVER, NAME);
     if let Ok(id) = HeaderValue::from_str(&id) {
         headers.insert(REQUEST_ID, id);
     }

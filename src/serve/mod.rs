@@ -1,7 +1,7 @@
 //! The distribution read API over twins and originals, and a small API and page of our own.
 //!
 //! ```text
-//! request ▶ middleware (id, span, limit, access line, panic) ▶ router ▶ manifests │ blobs │ referrers │ tags │ api │ page
+//! request ▶ middleware (id, span, limit, access line, panic) ▶ router ▶ manifests │ blobs │ referrers │ tags │ api │ profiles │ page
 //!                                                     resolver (tags) ◀──┤     └──▶ store or upstream, in parts
 //!                                                     originals          ◀┘
 //! ```
@@ -22,6 +22,8 @@ mod multipart;
 mod negotiate;
 mod originals;
 mod page;
+mod peer;
+mod profiles;
 mod referrers;
 mod resolver;
 mod response;
@@ -30,5 +32,5 @@ mod server;
 mod stall;
 mod tags;
 
-pub use config::{ANSWER_LIMIT, Config, ConfigError, OnMiss, TlsConfig};
+pub use config::{ANSWER_LIMIT, Config, ConfigError, OnMiss, ProfilesConfig, TlsConfig};
 pub use server::{Server, StartError};

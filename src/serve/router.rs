@@ -17,7 +17,7 @@ use crate::oci::route::{Operation, RouteError};
 use super::app::App;
 use super::ask::Ask;
 use super::error::Failure;
-use super::{api, blobs, health, manifests, middleware, page, referrers, response, tags};
+use super::{api, blobs, health, manifests, middleware, page, profiles, referrers, response, tags};
 
 /// The longest request body the API takes: one reference.
 const MAX_REQUEST_BODY: usize = 16 << 10;
@@ -34,6 +34,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/api/v1/status", get(api::status))
         .route("/api/v1/conversions", get(api::list).post(api::start))
         .route("/api/v1/conversions/{id}", get(api::one))
+        // Its body has a limit of its own.
+        .route("/api/v1/profiles/{stack}", get(profiles::show).post(profiles::take))
         .fallback(missing)
         .layer(DefaultBodyLimit::max(MAX_REQUEST_BODY))
         .layer(CatchPanicLayer::custom(panicked))

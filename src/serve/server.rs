@@ -9,7 +9,7 @@ use axum_server::Handle;
 use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::convert::Converter;
@@ -25,6 +25,9 @@ use super::stall::StallAcceptor;
 
 /// How often the certificate's files are looked at.
 const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How long a stopping server may take to write what was learned last.
+const LAST_WRITES: Duration = Duration::from_secs(10);
 
 /// A server that listens and is about to serve.
 pub struct Server {
@@ -98,13 +101,17 @@ impl Server {
         let service = router(Arc::clone(&app)).into_make_service_with_connect_info::<SocketAddr>();
         let plain = axum_server::from_tcp(listener)?;
         let accept = StallAcceptor::new(app.config.write_timeout);
-        match tls {
+        let served = match tls {
             Some((_, config)) => {
                 let acceptor = RustlsAcceptor::new(config).acceptor(accept);
                 tuned(plain.acceptor(acceptor), &app.config, handle).serve(service).await
             }
             None => tuned(plain.acceptor(accept), &app.config, handle).serve(service).await,
+        };
+        if timeout(LAST_WRITES, app.profiles.flush()).await.is_err() {
+            tracing::warn!("what was learned last could not be written");
         }
+        served
     }
 }
 

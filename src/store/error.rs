@@ -29,6 +29,8 @@ pub enum Error {
     Damaged { digest: Digest, reason: String },
     #[error("the bytes {range:?} do not lie within {digest}")]
     OutOfBounds { digest: Digest, range: Range<u64> },
+    #[error("others wrote {0} whenever it was tried")]
+    Contended(String),
     #[error("a part of the upload was lost: {0}")]
     Upload(String),
     #[error("the store's configuration: {0}")]

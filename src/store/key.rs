@@ -6,6 +6,9 @@
 //! records/digest/sha256/<hex>.json
 //! records/layer/<generation>/sha256/<hex of the source layer>.json
 //! records/image/<generation>/sha256/<hex of the source manifest>.json
+//! records/stack/sha256/<hex of the stack>.json
+//! profiles/sha256/<hex of the source configuration>.json
+//! salt                         what the ids of observers are made with
 //! used/sha256/<hex>            its time of writing is the object's last use
 //! leases/<name>
 //! probe/<name>                 written and deleted when a store is opened
@@ -15,6 +18,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::oci::Digest;
+use crate::profile::Stack;
 
 /// The format generation and options that a converted object's bytes depend on: `g1-gzip6-source-4194304`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -41,6 +45,11 @@ pub enum Key {
         generation: Generation,
         source: Digest,
     },
+    /// Which image has this stack of layers.
+    StackRecord(Stack),
+    /// What is known of how the image with this source configuration is used.
+    Knowledge(Digest),
+    Salt,
     /// When the object with this digest was last asked for: the time this empty object was written.
     Used(Digest),
     Lease(String),
@@ -65,6 +74,9 @@ impl fmt::Display for Key {
             Self::ImageRecord { generation, source } => {
                 write!(f, "records/image/{}/{}.json", Name(&generation.0), Place(source))
             }
+            Self::StackRecord(Stack(digest)) => write!(f, "records/stack/{}.json", Place(digest)),
+            Self::Knowledge(image) => write!(f, "profiles/{}.json", Place(image)),
+            Self::Salt => f.write_str("salt"),
             Self::Used(digest) => write!(f, "used/{}", Place(digest)),
             Self::Lease(name) => write!(f, "leases/{}", Name(name)),
             Self::Probe(name) => write!(f, "probe/{}", Name(name)),
@@ -94,6 +106,9 @@ fn parse(path: &str) -> Option<Key> {
         ["records", "image", generation, algorithm, file] => {
             Key::ImageRecord { generation: Generation(unescape(generation)?), source: digest(algorithm, json(file)?)? }
         }
+        ["records", "stack", algorithm, file] => Key::StackRecord(Stack(digest(algorithm, json(file)?)?)),
+        ["profiles", algorithm, file] => Key::Knowledge(digest(algorithm, json(file)?)?),
+        ["salt"] => Key::Salt,
         ["used", algorithm, hex] => Key::Used(digest(algorithm, hex)?),
         ["leases", name] => Key::Lease(unescape(name)?),
         ["probe", name] => Key::Probe(unescape(name)?),
@@ -179,7 +194,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_key_is_read_back_from_its_path(name: String, seed: u64, kind in 0..8) {
+        fn a_key_is_read_back_from_its_path(name: String, seed: u64, kind in 0..11) {
             let source = Digest::sha256_of(&seed.to_le_bytes());
             let generation = Generation(format!("g{name}"));
             let key = match kind {
@@ -190,6 +205,9 @@ mod tests {
                 4 => Key::ImageRecord { generation, source },
                 5 => Key::Used(source),
                 6 => Key::Probe(format!("p{name}")),
+                7 => Key::StackRecord(Stack(source)),
+                8 => Key::Knowledge(source),
+                9 => Key::Salt,
                 _ => Key::Lease(name),
             };
             let path = key.to_string();

@@ -246,7 +246,7 @@ impl Store {
         }
     }
 
-    async fn put_record(&self, key: &Key, record: &impl Serialize) -> Result<(), Error> {
+    pub(super) async fn put_record(&self, key: &Key, record: &impl Serialize) -> Result<(), Error> {
         let json = serde_json::to_vec_pretty(record)
             .map_err(|error| Error::Record { key: key.to_string(), reason: error.to_string() })?;
         self.inner.backend.put(key, Bytes::from(json)).await

@@ -119,6 +119,14 @@ table! {
         "Sweeps of the store, by outcome.";
     swept_bytes: Counter<u64, AtomicU64> = Counter::default(), "counter", "swept_bytes_total", Some(Unit::Bytes), "",
         "Bytes the sweep deleted.";
+    profiles: Counters = Family::default(), "counter", "profiles_total", None::<Unit>, "answer",
+        "Profiles asked for: given, empty because nothing is known, or of an image that is not known.";
+    observations: Counters2 = Family::default(), "counter", "observations_total", None::<Unit>, "source, outcome",
+        "Starts told by agents or inferred from ranges, by outcome: taken, refused, or too many at once.";
+    profile_merges: Counters = Family::default(), "counter", "profile_merges_total", None::<Unit>, "outcome",
+        "Times that observations of an image were merged into what is known of it: written, or failed for now.";
+    profile_merge_seconds: Histogram = seconds(), "histogram", "profile_merge_seconds", Some(Unit::Seconds), "",
+        "Time such a merge took.";
     agent_mounts: Gauge = Gauge::default(), "gauge", "agent_mounts", None::<Unit>, "",
         "Layers that the agent has mounted lazily.";
     agent_layers: Counters = Family::default(), "counter", "agent_layers_total", None::<Unit>, "outcome",

@@ -12,6 +12,7 @@ use crate::store::Store;
 use crate::store::backend::{Listed, Meta};
 use crate::store::error::Error;
 use crate::store::key::Key;
+use crate::store::profiles::StackRecord;
 use crate::store::records::{DigestRecord, ImageRecord, LayerRecord};
 
 /// How many records are read at once.
@@ -31,6 +32,9 @@ pub(super) struct Inventory {
     pub(super) visible: HashMap<Digest, Visible>,
     pub(super) layers: Vec<Record<LayerRecord>>,
     pub(super) images: Vec<Record<ImageRecord>>,
+    pub(super) stacks: Vec<Record<StackRecord>>,
+    /// What is known of images' use, unread.
+    pub(super) knowledge: Vec<Listed>,
     pub(super) leases: Vec<Listed>,
     pub(super) probes: Vec<Listed>,
 }
@@ -67,6 +71,8 @@ impl Inventory {
             }
         }
         inventory.layers = read_all(store, store.list("records/layer").await?).await?;
+        inventory.knowledge = store.list("profiles").await?;
+        inventory.stacks = read_all(store, store.list("records/stack").await?).await?;
         inventory.images = images(store).await?;
         inventory.leases = store.list("leases").await?;
         inventory.probes = store.list("probe").await?;

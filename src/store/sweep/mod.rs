@@ -35,6 +35,8 @@ pub struct SweepReport {
     pub objects: u64,
     /// Bytes of uploads that were never committed, staging files included.
     pub unrecorded: u64,
+    /// What was known of how images are used.
+    pub profiles: u64,
     /// Use marks, probes and old leases.
     pub leftovers: u64,
     pub freed_bytes: u64,
@@ -72,10 +74,11 @@ struct Sweep<'a> {
 impl Sweep<'_> {
     async fn run(&mut self, inventory: &Inventory, plan: Plan) -> Result<(), Error> {
         self.report.kept_bytes = plan.kept_bytes;
-        let mut spared = HashSet::new();
+        let (mut spared, mut spared_images) = (HashSet::new(), HashSet::new());
         for image in plan.images {
             if !self.image(inventory, &image).await? {
                 spared.extend(image.content.objects);
+                spared_images.insert(image.content.source);
             }
         }
         spared.extend(self.named_since(inventory).await?);
@@ -89,6 +92,17 @@ impl Sweep<'_> {
                 self.report.kept_bytes += object.size;
             } else {
                 self.object(&object).await?;
+            }
+        }
+        let (kept, stacks): (Vec<_>, Vec<_>) =
+            plan.stacks.into_iter().partition(|stack| spared_images.contains(&stack.content.source));
+        for stack in stacks {
+            self.unchanged(&stack.key, stack.recorded).await?;
+        }
+        for (image, written) in plan.knowledge {
+            if !kept.iter().any(|stack| stack.content.config == image) {
+                let gone = self.unchanged(&Key::Knowledge(image), written).await?;
+                self.report.profiles += u64::from(gone);
             }
         }
         for (key, written) in plan.unrecorded {

@@ -5,6 +5,8 @@
 //! | bytes that no digest record shows | older than the grace |
 //! | an image | no manifest of it was used for `max_age`, or the longest unused while the store is above `max_size` |
 //! | a visible object that no kept image names | the same |
+//! | which image a stack is | older than the grace, and the image's records have gone |
+//! | what was learned of an image | no stack is that image, and nothing was learned for `max_age` |
 //! | records that show nothing, marks, probes, leases | older than the grace |
 
 use std::collections::{HashMap, HashSet};
@@ -14,6 +16,7 @@ use super::inventory::{Inventory, Record};
 use crate::oci::Digest;
 use crate::store::config::Retention;
 use crate::store::key::Key;
+use crate::store::profiles::StackRecord;
 use crate::store::records::{ImageRecord, LayerOutcome, LayerRecord};
 
 /// What is to go, in the order it goes; each with what must not have changed by then.
@@ -23,6 +26,9 @@ pub(super) struct Plan {
     /// Layer records that show nothing or are outdated.
     pub(super) layers: Vec<Record<LayerRecord>>,
     pub(super) objects: Vec<DoomedObject>,
+    pub(super) stacks: Vec<Record<StackRecord>>,
+    /// What was learned of images, by their configurations, with the time it was written.
+    pub(super) knowledge: Vec<(Digest, SystemTime)>,
     /// Bytes without a record, with the time they were written.
     pub(super) unrecorded: Vec<(Key, SystemTime)>,
     /// Marks and probes, which nothing depends on.
@@ -50,12 +56,15 @@ pub(super) fn plan(inventory: &Inventory, retention: &Retention, now: SystemTime
     if let Some(max_size) = retention.max_size {
         choice.drop_until(max_size.as_u64(), &limits);
     }
+    let (stays, goes) = choice.stacks(&limits);
     let doomed = choice.doomed;
     let kept_bytes = choice.bytes;
     let gone = |digest: &Digest| doomed.contains(digest) || !inventory.visible.contains_key(digest);
     Plan {
         images: choice.dropped,
         layers: inventory.layers.iter().filter(|record| limits.outdates(record, gone)).cloned().collect(),
+        stacks: goes.into_iter().cloned().collect(),
+        knowledge: outlived(inventory, &stays, &limits),
         objects: doomed.iter().filter_map(|digest| doomed_object(inventory, digest)).collect(),
         unrecorded: unrecorded(inventory, &limits),
         leftovers: leftovers(inventory, &limits),
@@ -174,6 +183,14 @@ impl<'a> Choice<'a> {
         }
     }
 
+    /// The stacks whose image is kept or that are young, and the others.
+    fn stacks(&self, limits: &Limits) -> (Vec<&'a Record<StackRecord>>, Vec<&'a Record<StackRecord>>) {
+        let sources: HashSet<&Digest> = self.kept.iter().map(|image| &image.content.source).collect();
+        let stays =
+            |stack: &&Record<StackRecord>| stack.recorded >= limits.grace || sources.contains(&stack.content.source);
+        self.inventory.stacks.iter().partition(stays)
+    }
+
     fn is_named(&self, digest: &Digest) -> bool {
         self.named.get(digest).is_some_and(|images| *images > 0)
     }
@@ -196,6 +213,18 @@ impl<'a> Choice<'a> {
             self.bytes = self.bytes.saturating_sub(meta.size);
         }
     }
+}
+
+/// What was learned of images that no stack is any more.
+fn outlived(inventory: &Inventory, stacks: &[&Record<StackRecord>], limits: &Limits) -> Vec<(Digest, SystemTime)> {
+    let named: HashSet<&Digest> = stacks.iter().map(|stack| &stack.content.config).collect();
+    let until = limits.age.unwrap_or(limits.grace);
+    let old = inventory.knowledge.iter().filter(|listed| listed.meta.modified < until);
+    let images = old.filter_map(|listed| match &listed.key {
+        Key::Knowledge(image) => Some((image.clone(), listed.meta.modified)),
+        _ => None,
+    });
+    images.filter(|(image, _)| !named.contains(image)).collect()
 }
 
 fn doomed_object(inventory: &Inventory, digest: &Digest) -> Option<DoomedObject> {
@@ -234,7 +263,7 @@ fn leases(inventory: &Inventory, limits: &Limits) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::backend::Meta;
+    use crate::store::backend::{Listed, Meta};
     use crate::store::key::Generation;
     use crate::store::sweep::inventory::Visible;
 
@@ -293,6 +322,44 @@ mod tests {
             let doomed: HashSet<_> = plan.objects.iter().map(|object| &object.digest).collect();
             names.iter().copied().filter(|name| !doomed.contains(&digest(name))).collect()
         }
+    }
+
+    impl Inventory {
+        /// The stack of an image, recorded on a day.
+        fn stack(mut self, name: &str, recorded: u32) -> Self {
+            let content = StackRecord {
+                config: digest(&format!("configuration of {name}")),
+                source: digest(&format!("source of {name}")),
+                layers: vec![digest(name)],
+            };
+            self.stacks.push(Record { key: Key::StackRecord(content.stack()), recorded: day(recorded), content });
+            self
+        }
+
+        fn learned(mut self, name: &str, written: u32) -> Self {
+            let key = Key::Knowledge(digest(&format!("configuration of {name}")));
+            self.knowledge.push(Listed { key, meta: Meta { size: 10, modified: day(written) } });
+            self
+        }
+    }
+
+    #[test]
+    fn what_was_learned_goes_after_its_image() {
+        let inventory = Inventory::default()
+            .image("old", &[], 10)
+            .stack("old", 10)
+            .learned("old", 10)
+            .image("used", &[], 10)
+            .used("used", 95)
+            .stack("used", 10)
+            .learned("used", 10)
+            .stack("to come", 100)
+            .learned("to come", 10)
+            .learned("of lately", 80);
+        let plan = plan(&inventory, &retention(Some(30), None), day(100));
+        let stacks: Vec<_> = plan.stacks.iter().map(|stack| &stack.content.source).collect();
+        assert_eq!(stacks, [&digest("source of old")]);
+        assert_eq!(plan.knowledge, [(digest("configuration of old"), day(10))]);
     }
 
     fn retention(max_age: Option<u32>, max_size: Option<u64>) -> Retention {

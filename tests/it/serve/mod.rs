@@ -11,6 +11,7 @@ mod lists;
 mod manifests;
 mod names;
 mod panics;
+mod profiles;
 mod redirects;
 mod retention;
 mod tags;

@@ -1,13 +1,16 @@
 //! What every store promises, as functions over a store: each backend runs all of them.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::TryStreamExt as _;
 use futures::future::join_all;
 use starlift::oci::Digest;
+use starlift::profile::{Extents, FileUse, Knowledge, Observation, Source, Workload};
 use starlift::store::records::ConvertedLayer;
-use starlift::store::{Error, Generation, ImageRecord, LayerOutcome, LayerRecord, Object, Store};
+use starlift::store::{Error, Generation, ImageRecord, LayerOutcome, LayerRecord, Merge, Object, StackRecord, Store};
 
 pub(crate) fn generation() -> Generation {
     Generation("g1-test".to_owned())
@@ -91,6 +94,7 @@ pub(crate) async fn all(store: &Store) {
     what_the_records_say_is_kept(store).await;
     an_image_without_its_objects_is_not_committed(store).await;
     one_of_many_gets_the_lease(store).await;
+    what_many_learn_at_once_is_all_kept(store).await;
 }
 
 async fn small_objects_are_found_and_read(store: &Store) {
@@ -183,4 +187,39 @@ async fn one_of_many_gets_the_lease(store: &Store) {
     holder.release().await;
     let next = store.lease(name).await.unwrap();
     assert!(next.is_some());
+}
+
+async fn what_many_learn_at_once_is_all_kept(store: &Store) {
+    let image = Digest::sha256_of(b"configuration");
+    assert!(store.knowledge(&image).await.unwrap().is_empty());
+    let learn = |number: u32| {
+        let path = format!("file{number}");
+        let file = FileUse { layer: 0, path, extents: Extents::default(), after: Duration::ZERO };
+        let seen = Observation::new(vec![file]);
+        let merge: Merge = Arc::new(move |known: &mut Knowledge| {
+            known.observe(&Workload::default(), &number.to_string(), Source::Agents, &seen, 1);
+        });
+        let (store, image) = (store.clone(), image.clone());
+        tokio::spawn(async move { store.learn(&image, &merge).await.unwrap() })
+    };
+    join_all((0..6).map(learn)).await.into_iter().for_each(|ended| drop(ended.unwrap()));
+    let known = store.knowledge(&image).await.unwrap();
+    assert_eq!(known.profile(&Workload::default()).observers, 6);
+    assert_eq!(known.len(), 6);
+
+    let salts = join_all((0..4).map(|_| store.salt())).await;
+    assert!(salts.windows(2).all(|pair| pair[0].as_ref().unwrap() == pair[1].as_ref().unwrap()));
+    assert_eq!(salts[0].as_ref().unwrap().as_bytes().len(), 32);
+
+    let stack = |source: &str, layers: &[&str]| StackRecord {
+        config: Digest::sha256_of(format!("configuration of {source}").as_bytes()),
+        source: Digest::sha256_of(source.as_bytes()),
+        layers: layers.iter().map(|layer| Digest::sha256_of(layer.as_bytes())).collect(),
+    };
+    let (first, second) = (stack("first", &["a", "b"]), stack("second", &["a", "b"]));
+    assert_eq!(store.stack(&first.stack()).await.unwrap(), None);
+    for record in [&first, &second, &first] {
+        store.put_stack(record).await.unwrap();
+    }
+    assert_eq!(store.stack(&first.stack()).await.unwrap(), Some(first), "the first of those with the same layers");
 }

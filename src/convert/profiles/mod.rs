@@ -1,0 +1,225 @@
+//! How images are used, for nodes that ask and by nodes that tell.
+//!
+//! ```text
+//! a node's observation ▶ check (its paths are in the image) ▶ merger (a few seconds) ▶ store::learn
+//! a node that asks ▶ stack record ▶ store::knowledge ▶ Profile
+//! ```
+//! Nothing here is needed for a pull, and no pull waits for it.
+
+mod check;
+mod merger;
+mod stack;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use moka::future::Cache;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{OnceCell, Semaphore};
+
+use super::converter::Converter;
+use super::error::Error;
+use super::tocs::Tocs;
+use crate::oci::{Digest, Manifest};
+use crate::profile::{Knowledge, Observation, ObservationError, Profile, Source, Stack, Workload};
+use crate::store::{self, Salt, StackRecord, Store};
+use crate::telemetry::log;
+use merger::{Merger, Seen};
+pub(super) use stack::{of_itself, record};
+
+/// The memory for what is known, in files: some 30 MiB.
+const REMEMBERED_FILES: u64 = 200_000;
+/// How long it is believed: other replicas learn too.
+const REMEMBERED_FOR: Duration = Duration::from_secs(10);
+/// The memory for stacks, in layers: some 10 MiB.
+const REMEMBERED_LAYERS: u64 = 100_000;
+const STACK_FOR: Duration = Duration::from_secs(5 * 60);
+/// How many profiles are made at once: each may take megabytes and tens of milliseconds.
+const MADE_AT_ONCE: usize = 4;
+/// How many images are remembered as seen to, and how long: then it is looked again whether their stacks are there.
+const SEEN_IMAGES: u64 = 10_000;
+const SEEN_FOR: Duration = Duration::from_secs(60 * 60);
+
+/// What is known of images' use; clones share it.
+#[derive(Debug, Clone)]
+pub struct Profiles {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    store: Store,
+    tocs: Tocs,
+    merger: Merger,
+    known: Cache<Digest, Arc<Knowledge>>,
+    stacks: Cache<Stack, Arc<StackRecord>>,
+    seen: Cache<Digest, ()>,
+    slots: Semaphore,
+    salt: OnceCell<Salt>,
+}
+
+/// Why an observation is not taken.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refused {
+    #[error("no image here has these layers")]
+    UnknownStack,
+    #[error(transparent)]
+    Observation(#[from] ObservationError),
+    #[error("{unknown} of its {files} files are not in the image")]
+    OfAnotherImage { unknown: usize, files: usize },
+    #[error("too many observations are waiting")]
+    Busy,
+    #[error(transparent)]
+    Failed(#[from] Error),
+}
+
+impl From<store::Error> for Refused {
+    fn from(error: store::Error) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// What is being learned, for people.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Status {
+    /// How often something was learned of an image here since the start.
+    pub merges: u64,
+    /// When something was last learned, in seconds since 1970.
+    pub last_learned: Option<u64>,
+    /// Images whose observations wait to be merged.
+    pub waiting_images: usize,
+}
+
+impl Profiles {
+    /// Over what `converter` converts. Observations of one image are gathered for `merge_interval` before they are
+    /// written.
+    pub fn new(converter: &Converter, merge_interval: Duration) -> Self {
+        let store = converter.shared.store.clone();
+        let files = |_: &Digest, known: &Arc<Knowledge>| u32::try_from(known.len()).unwrap_or(u32::MAX).max(10);
+        let layers = |_: &Stack, record: &Arc<StackRecord>| u32::try_from(record.layers.len()).unwrap_or(u32::MAX);
+        let known = Cache::builder().max_capacity(REMEMBERED_FILES).weigher(files).time_to_live(REMEMBERED_FOR).build();
+        let shared = Shared {
+            tocs: converter.tocs().clone(),
+            merger: Merger::new(store.clone(), known.clone(), merge_interval),
+            known,
+            store,
+            stacks: Cache::builder().max_capacity(REMEMBERED_LAYERS).weigher(layers).time_to_live(STACK_FOR).build(),
+            seen: Cache::builder().max_capacity(SEEN_IMAGES).time_to_live(SEEN_FOR).build(),
+            slots: Semaphore::new(MADE_AT_ONCE),
+            salt: OnceCell::new(),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// What to fetch ahead of an image's start; `None` when no image here has these layers.
+    pub async fn profile(&self, stack: &Stack, workload: &Workload) -> Result<Option<Profile>, Error> {
+        let Some(image) = self.stack(stack).await? else { return Ok(None) };
+        let _slot = self.shared.slots.acquire().await.map_err(|_closed| Error::BrokenOff)?;
+        let (known, workload) = (self.known(&image.config).await?, workload.clone());
+        let made = tokio::task::spawn_blocking(move || known.profile(&workload)).await;
+        made.map(Some).map_err(|_ended| Error::BrokenOff)
+    }
+
+    /// Takes in what the node at `address` saw of a start; how many of its files are not in the image.
+    ///
+    /// It is written a little later, with others.
+    pub async fn observe(
+        &self,
+        stack: &Stack,
+        workload: &Workload,
+        address: IpAddr,
+        document: Vec<u8>,
+    ) -> Result<usize, Refused> {
+        let image = self.stack(stack).await?.ok_or(Refused::UnknownStack)?;
+        let layers = image.layers.len();
+        let parsed = tokio::task::spawn_blocking(move || Observation::parse(&document, layers)).await;
+        let observation = parsed.map_err(|_ended| Error::BrokenOff)??;
+        let files = observation.files().len();
+        let observation = check::in_image(&self.shared.tocs, &image, observation).await?;
+        let unknown = files - observation.files().len();
+        if unknown * 2 > files {
+            return Err(Refused::OfAnotherImage { unknown, files });
+        }
+        let observer = self.observer(&image.config, address).await?;
+        let seen = Seen { observation, heard: now() };
+        let is_taken = self.shared.merger.offer(&image.config, workload, observer, Source::Agents, seen);
+        is_taken.then_some(unknown).ok_or(Refused::Busy)
+    }
+
+    /// Sees to it in the background that the image whose manifest is handed out can be asked about, also when it was
+    /// converted before stacks were kept. `original` gets the manifest that it was made from.
+    pub fn notice<F>(&self, manifest: &Manifest, original: impl FnOnce(Digest) -> F + Send + 'static)
+    where
+        F: Future<Output = Option<Manifest>> + Send,
+    {
+        let (this, manifest) = (self.clone(), manifest.clone());
+        tokio::spawn(async move {
+            if !this.shared.seen.entry(manifest.digest.clone()).or_insert(()).await.is_fresh() {
+                return;
+            }
+            if let Err(error) = this.keep(&manifest, original).await {
+                this.shared.seen.invalidate(&manifest.digest).await;
+                tracing::warn!(manifest = %manifest.digest, error = log::chain(&error), "the image's stack is not kept");
+            }
+        });
+    }
+
+    /// Writes what waits to be written.
+    pub async fn flush(&self) {
+        self.shared.merger.flush().await;
+    }
+
+    pub fn status(&self) -> Status {
+        self.shared.merger.status()
+    }
+
+    async fn keep<F>(&self, manifest: &Manifest, original: impl FnOnce(Digest) -> F) -> Result<(), Error>
+    where
+        F: Future<Output = Option<Manifest>>,
+    {
+        let Some(source) = stack::source_of(manifest) else { return Ok(()) };
+        let Some(stack) = stack::of_manifest(manifest) else { return Ok(()) };
+        if self.shared.store.stack(&stack).await?.is_some() {
+            return Ok(());
+        }
+        let original = if source == manifest.digest { Some(manifest.clone()) } else { original(source).await };
+        if let Some(record) = original.and_then(|original| stack::of_pair(&original, manifest)) {
+            self.shared.store.put_stack(&record).await?;
+        }
+        Ok(())
+    }
+
+    async fn stack(&self, stack: &Stack) -> Result<Option<Arc<StackRecord>>, Error> {
+        if let Some(record) = self.shared.stacks.get(stack).await {
+            return Ok(Some(record));
+        }
+        let Some(record) = self.shared.store.stack(stack).await?.map(Arc::new) else { return Ok(None) };
+        self.shared.stacks.insert(stack.clone(), Arc::clone(&record)).await;
+        Ok(Some(record))
+    }
+
+    async fn known(&self, image: &Digest) -> Result<Arc<Knowledge>, Error> {
+        let read = async { self.shared.store.knowledge(image).await.map(Arc::new) };
+        let known = self.shared.known.try_get_with(image.clone(), read).await;
+        known.map_err(Error::Shared)
+    }
+
+    /// A name for whoever is at `address`, which is not to be found in it: of an IPv6 address the network (/64) counts,
+    /// since its owner has all the addresses in it.
+    async fn observer(&self, image: &Digest, address: IpAddr) -> Result<String, Error> {
+        let salt = self.shared.salt.get_or_try_init(|| self.shared.store.salt()).await?;
+        let hasher = Sha256::new().chain_update(salt.as_bytes()).chain_update(image.to_string());
+        let sum = match address.to_canonical() {
+            IpAddr::V4(address) => hasher.chain_update(address.octets()).finalize(),
+            IpAddr::V6(address) => hasher.chain_update(&address.octets()[..8]).finalize(),
+        };
+        Ok(hex::encode(&sum[..8]))
+    }
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

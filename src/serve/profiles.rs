@@ -1,0 +1,134 @@
+//! What nodes fetch ahead of a start, and what they saw of one.
+
+use std::sync::Arc;
+
+use axum::body::{Body, to_bytes};
+use axum::extract::{Path, Request, State};
+use axum::response::{IntoResponse as _, Response};
+use http::header::CONTENT_LENGTH;
+use http::{HeaderMap, HeaderValue, StatusCode, Uri};
+use serde_json::json;
+use tokio::time::timeout;
+
+use crate::convert::Refused;
+use crate::oci::Digest;
+use crate::oci::digest::ParseDigestError;
+use crate::oci::error::ErrorCode;
+use crate::profile::{MAX_OBSERVATION_BYTES, MEDIA_TYPE, ParseWorkloadError, Stack, Workload};
+use crate::telemetry::metrics;
+
+use super::api::{is_json, refused};
+use super::app::App;
+use super::error::Failure;
+use super::{peer, response};
+
+/// `GET /api/v1/profiles/{stack}?workload=NAME`
+pub(crate) async fn show(
+    State(app): State<Arc<App>>,
+    Path(stack): Path<String>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Response {
+    let (answer, response) = match read(&app, &stack, &uri) {
+        Ok((stack, workload)) => profile(&app, &headers, &stack, &workload).await,
+        Err(failure) => Err(failure),
+    }
+    .unwrap_or_else(|failure| {
+        let answer = if failure.is_not_found() { "unknown" } else { "failed" };
+        (answer, failure.into_response())
+    });
+    metrics().profiles.get_or_create(&[("answer", answer)]).inc();
+    response
+}
+
+/// `POST /api/v1/profiles/{stack}?workload=NAME`
+pub(crate) async fn take(
+    State(app): State<Arc<App>>,
+    Path(stack): Path<String>,
+    uri: Uri,
+    request: Request,
+) -> Response {
+    let taken = match read(&app, &stack, &uri) {
+        Ok((stack, workload)) => observe(&app, &stack, &workload, request).await,
+        Err(failure) => Err(failure),
+    };
+    let outcome = match &taken {
+        Ok(_) => "taken",
+        Err(failure) if failure.is_busy() => "busy",
+        Err(_) => "refused",
+    };
+    metrics().observations.get_or_create(&[("source", "agents"), ("outcome", outcome)]).inc();
+    match taken {
+        Ok(unknown) => response::json(StatusCode::ACCEPTED, &json!({ "unknown_files": unknown })),
+        Err(failure) => failure.into_response(),
+    }
+}
+
+fn read(app: &App, stack: &str, uri: &Uri) -> Result<(Stack, Workload), Failure> {
+    if !app.config.profiles.enabled {
+        return Err(refused(StatusCode::NOT_FOUND, "this server keeps no profiles"));
+    }
+    let bad = |reason: String| refused(StatusCode::BAD_REQUEST, reason);
+    let stack = stack.parse().map_err(|error: ParseDigestError| bad(format!("the stack: {error}")))?;
+    let mut query = url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
+    let workload = match query.find(|(key, _)| key == "workload") {
+        Some((_, name)) => name.parse().map_err(|error: ParseWorkloadError| bad(error.to_string()))?,
+        None => Workload::default(),
+    };
+    Ok((stack, workload))
+}
+
+async fn profile(
+    app: &App,
+    headers: &HeaderMap,
+    stack: &Stack,
+    workload: &Workload,
+) -> Result<(&'static str, Response), Failure> {
+    let profile = app.profiles.profile(stack, workload).await.map_err(|error| Failure::inside(&error))?;
+    let profile = profile.ok_or_else(unknown)?;
+    let json = profile.to_json().map_err(|error| Failure::inside(&error))?;
+    let digest = Digest::sha256_of(&json);
+    let is_known = response::is_known_to_client(headers, &digest);
+    let mut response = response::of_digest(if is_known { StatusCode::NOT_MODIFIED } else { StatusCode::OK }, &digest);
+    response::cache(&mut response, HeaderValue::from_static("no-cache"));
+    if !is_known {
+        response::describe(&mut response, MEDIA_TYPE, json.len() as u64);
+        *response.body_mut() = Body::from(json);
+    }
+    Ok((if profile.is_empty() { "empty" } else { "given" }, response))
+}
+
+async fn observe(app: &App, stack: &Stack, workload: &Workload, request: Request) -> Result<usize, Failure> {
+    if !is_json(request.headers()) {
+        return Err(refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the body is application/json"));
+    }
+    let _permit = app.senders.try_acquire().map_err(|_all_taken| Failure::busy())?;
+    let address = peer::address(&app.config, request.headers(), request.extensions());
+    let address = address.ok_or_else(Failure::internal)?;
+    let document = document(app, request).await?;
+    app.profiles.observe(stack, workload, address, document).await.map_err(|refusal| match refusal {
+        Refused::UnknownStack => unknown(),
+        Refused::Busy => Failure::busy(),
+        Refused::Failed(error) => Failure::inside(&error),
+        bad => refused(StatusCode::BAD_REQUEST, bad.to_string()),
+    })
+}
+
+/// The body, as long as an observation may be, within the time that a client has for its headers.
+async fn document(app: &App, request: Request) -> Result<Vec<u8>, Failure> {
+    let too_long = || refused(StatusCode::PAYLOAD_TOO_LARGE, format!("it is over {MAX_OBSERVATION_BYTES} bytes"));
+    let length = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    if length.is_some_and(|length| length > MAX_OBSERVATION_BYTES) {
+        return Err(too_long());
+    }
+    match timeout(app.config.header_timeout, to_bytes(request.into_body(), MAX_OBSERVATION_BYTES)).await {
+        Ok(Ok(bytes)) => Ok(bytes.into()),
+        // A client that leaves in the middle hears nothing of it.
+        Ok(Err(_)) => Err(too_long()),
+        Err(_) => Err(refused(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")),
+    }
+}
+
+fn unknown() -> Failure {
+    Failure::new(StatusCode::NOT_FOUND, ErrorCode::ManifestUnknown, "no image here has these layers")
+}
