@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -49,6 +49,45 @@ pub(crate) fn run(line: &str) -> anyhow::Result<String> {
     let output = Command::new(words.next().unwrap_or_default()).args(words).output().context(line.to_owned())?;
     ensure!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// A command under way, and the file that it says everything in.
+#[derive(Debug)]
+pub(crate) struct Running {
+    line: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Running {
+    pub(crate) fn start(line: &str, log: &Path) -> anyhow::Result<Self> {
+        let mut words = line.split_whitespace();
+        let mut command = Command::new(words.next().unwrap_or_default());
+        let output = File::create(log)?;
+        command.args(words).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        Ok(Self { line: line.to_owned(), child: command.spawn().context(line.to_owned())?, log: log.to_owned() })
+    }
+
+    /// What it said so far.
+    pub(crate) fn said(&self) -> anyhow::Result<String> {
+        Ok(fs::read_to_string(&self.log)?)
+    }
+
+    pub(crate) fn has_ended(&mut self) -> anyhow::Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
+    }
+
+    /// Waits until it ends. An error unless it succeeds.
+    pub(crate) fn finish(mut self) -> anyhow::Result<()> {
+        let status = self.child.wait()?;
+        ensure!(status.success(), "{}: {status}: {}", self.line, self.said()?);
+        Ok(())
+    }
+
+    /// Waits until it ends, however it does.
+    pub(crate) fn wait(&mut self) {
+        let _reaped = self.child.wait();
+    }
 }
 
 /// A process that serves; ends when dropped.

@@ -33,13 +33,27 @@ pub(crate) struct Image {
 impl Image {
     /// The image by this name, made now if this machine has not made it yet.
     pub(crate) fn get(name: &str) -> anyhow::Result<Self> {
-        let cache = cache_dir()?;
-        let (finished, partial) = (cache.join(name), cache.join("partial").join(name));
+        Self::by(MAKE_IMAGE, name)
+    }
+
+    /// The image that `script` makes by this name, made now if this machine has not made it yet.
+    pub(crate) fn by(script: &str, name: &str) -> anyhow::Result<Self> {
+        Self::kept(script, name, |dir| run(&format!("{script} {name} {}", dir.display())).map(drop))
+    }
+
+    /// A layout that `make` fills, kept beside the images of `script` and made anew once that changes.
+    pub(crate) fn kept(
+        script: &str,
+        name: &str,
+        make: impl FnOnce(&Path) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Self> {
+        let cache = cache_dir(script)?;
+        let (finished, partial) = (cache.join(name), cache.join(format!("{name}.partial")));
         let lock = File::create(cache.join("lock"))?;
         lock.lock()?;
         if !finished.exists() {
-            fs::create_dir_all(cache.join("partial"))?;
-            run(&format!("{MAKE_IMAGE} {name} {}", partial.display()))?;
+            let _absent = fs::remove_dir_all(&partial);
+            make(&partial)?;
             fs::rename(&partial, &finished)?;
         }
         Ok(Self { name: name.to_owned(), dir: finished })
@@ -81,7 +95,7 @@ impl Image {
 
     /// One layer that `fill` writes, made now if this machine has not made it yet.
     fn made(name: &str, fill: impl FnOnce(&mut Archive) -> anyhow::Result<()>) -> anyhow::Result<Self> {
-        let dir = cache_dir()?.join(name);
+        let dir = cache_dir(MAKE_IMAGE)?.join(name);
         if !dir.exists() {
             let partial = dir.with_extension("partial");
             let _absent = fs::remove_dir_all(&partial);
@@ -97,10 +111,14 @@ impl Image {
         format!("oci:{}:1", self.dir.display())
     }
 
-    pub(crate) fn manifest(&self) -> anyhow::Result<Value> {
+    /// The manifest's digest.
+    pub(crate) fn digest(&self) -> anyhow::Result<String> {
         let index: Value = serde_json::from_slice(&fs::read(self.dir.join("index.json"))?)?;
-        let digest = index["manifests"][0]["digest"].as_str().context("an empty layout")?;
-        Ok(serde_json::from_slice(&fs::read(self.blob_path(digest))?)?)
+        Ok(index["manifests"][0]["digest"].as_str().context("an empty layout")?.to_owned())
+    }
+
+    pub(crate) fn manifest(&self) -> anyhow::Result<Value> {
+        Ok(serde_json::from_slice(&fs::read(self.blob_path(&self.digest()?))?)?)
     }
 
     /// The files of the image's layers.
@@ -134,10 +152,10 @@ pub(crate) fn layer_bytes(manifest: &Value) -> anyhow::Result<u64> {
 }
 
 /// As the tests name it: a folder for each version of the script.
-fn cache_dir() -> anyhow::Result<PathBuf> {
+fn cache_dir(script: &str) -> anyhow::Result<PathBuf> {
     let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home).context("HOME is not set")?;
-    let version = hex::encode(&Sha256::digest(fs::read(MAKE_IMAGE)?)[..6]);
+    let version = hex::encode(&Sha256::digest(fs::read(script)?)[..6]);
     let dir = cache.join("starlift-tests").join(version);
     fs::create_dir_all(&dir)?;
     Ok(dir)

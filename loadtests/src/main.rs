@@ -22,6 +22,7 @@ mod random;
 mod report;
 mod serve;
 mod server;
+mod start;
 mod wrk;
 
 use std::path::PathBuf;
@@ -50,6 +51,8 @@ enum Scenario {
     Serve(serve::Arguments),
     /// `starlift agent` against ext4 and the reference snapshotter; needs root, containerd, `ctr-remote`, runc and Go
     Agent(agent::Arguments),
+    /// Real images started lazily, with and without a profile, against a plain pull; needs what `agent` needs, and buildah
+    Start(start::Arguments),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -60,6 +63,7 @@ fn main() -> anyhow::Result<()> {
         Scenario::Codecs(arguments) => codecs::measure_all(&arguments),
         Scenario::Serve(arguments) => serve::measure_all(&arguments),
         Scenario::Agent(arguments) => agent::measure_all(&arguments),
+        Scenario::Start(arguments) => start::measure_all(&arguments),
     }?;
     report.finish(out.as_deref())
 }

@@ -10,7 +10,7 @@ use std::time::Instant;
 use anyhow::{Context as _, ensure};
 
 use crate::containerd::Containerd;
-use crate::harness::{Daemon, drop_caches, run};
+use crate::harness::{Daemon, Running, drop_caches, run};
 
 /// The reference snapshotter as a daemon; the tests have it.
 const REFERENCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/it/fixtures/stargz-grpc");
@@ -50,6 +50,13 @@ struct Mounts {
     root: PathBuf,
     /// Does it in place of umount(8), where somebody keeps the mount.
     unmount: Option<String>,
+}
+
+/// A container that runs what its image says, on this machine's network; killed when dropped.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) process: Running,
+    kill: String,
 }
 
 /// When a container's first byte came, and all it said.
@@ -161,8 +168,7 @@ impl Node {
     pub(crate) fn run(&self, image: &str, snapshotter: &str, script: &str) -> anyhow::Result<Output> {
         let file = self.place.join("script");
         fs::write(&file, script)?;
-        // runc keeps the containers of the whole machine in one place.
-        let id = format!("loadtest-{}-{snapshotter}", std::process::id());
+        let id = container_id(snapshotter);
         let mount = format!("type=bind,src={},dst=/script,options=rbind:ro", file.display());
         let mut command = Command::new("ctr");
         command.args(["-a", &self.containerd.socket, "run", "--rm", "--snapshotter", snapshotter]);
@@ -176,6 +182,27 @@ impl Node {
         ensure!(child.wait()?.success() && begun == 1, "{script} failed in {image}");
         Ok(Output { first, text: String::from_utf8_lossy(&text).into_owned() })
     }
+
+    /// Starts what `image` says is to be run.
+    pub(crate) fn start_container(&self, image: &str, snapshotter: &str) -> anyhow::Result<Container> {
+        let id = container_id(snapshotter);
+        let ctr = format!("ctr -a {}", self.containerd.socket);
+        let line = format!("{ctr} run --rm --net-host --snapshotter {snapshotter} {image} {id}");
+        let process = Running::start(&line, &self.place.join("container.log"))?;
+        Ok(Container { process, kill: format!("{ctr} task kill -s SIGKILL {id}") })
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let _ended_by_itself = run(&self.kill);
+        self.process.wait();
+    }
+}
+
+/// runc keeps the containers of the whole machine in one place.
+fn container_id(snapshotter: &str) -> String {
+    format!("loadtest-{}-{snapshotter}", std::process::id())
 }
 
 impl Mounted {

@@ -1,0 +1,65 @@
+//! The images that are started, and what others make of them by hand: run once, and put first what was read.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::ready::Ready;
+use crate::containerd::Containerd;
+use crate::harness::{Running, run};
+use crate::images::Image;
+
+const MAKE_IMAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/start/make-image");
+/// The image that the others stand on.
+const BASE: &str = "debian";
+
+/// An image and when its container is there.
+#[derive(Debug)]
+pub(super) struct Workload {
+    pub(super) image: Image,
+    pub(super) ready: Ready,
+}
+
+impl Workload {
+    pub(super) fn get(name: &str) -> anyhow::Result<Self> {
+        let ready = match name {
+            "nginx" => Ready::Serves(18080),
+            "node" => Ready::Serves(18081),
+            "postgres" => Ready::Answers(15432),
+            _ => Ready::Says,
+        };
+        Image::by(MAKE_IMAGE, BASE)?;
+        Ok(Self { image: Image::by(MAKE_IMAGE, name)?, ready })
+    }
+
+    /// By `starlift optimize`, in `place`.
+    pub(super) fn by_starlift(&self, starlift: &Path, place: &Path) -> anyhow::Result<Image> {
+        let made = Image { name: format!("{}-by-starlift", self.image.name), dir: place.join("by-starlift") };
+        let line = format!("{} optimize --net-host {} {}", starlift.display(), self.image.oci(), made.oci());
+        self.observe(&line, &place.join("optimize.log"))?;
+        Ok(made)
+    }
+
+    /// By `ctr-remote image optimize --oci`; kept, for it takes minutes and comes out the same.
+    pub(super) fn by_reference(&self) -> anyhow::Result<Image> {
+        Image::kept(MAKE_IMAGE, &format!("{}-by-reference", self.image.name), |dir| {
+            let place = tempfile::tempdir()?;
+            let containerd = Containerd::start(place.path())?;
+            let imported = containerd.import(&self.image, place.path())?;
+            let optimize = "images optimize --oci --net-host";
+            let line = format!("ctr-remote -a {} {optimize} {imported} optimized:1", containerd.socket);
+            self.observe(&line, &place.path().join("optimize.log"))?;
+            let archive: PathBuf = place.path().join("optimized.tar");
+            containerd.ctr(&format!("images export {} optimized:1", archive.display()))?;
+            let (from, to) = (archive.display(), dir.display());
+            run(&format!("skopeo copy --quiet --preserve-digests oci-archive:{from} oci:{to}:1"))?;
+            Ok(fs::remove_file(archive)?)
+        })
+    }
+
+    /// Runs a command that runs the workload, and asks of that what is asked when it is measured.
+    fn observe(&self, line: &str, log: &Path) -> anyhow::Result<()> {
+        let mut process = Running::start(line, log)?;
+        self.ready.wait(&mut process)?;
+        process.finish()
+    }
+}
