@@ -29,7 +29,7 @@ pub enum Error {
     Children(#[source] Arc<Error>),
     #[error("the converted layer cannot be written")]
     Write(#[from] estargz::write::Error),
-    #[error("a document of the twin cannot be written")]
+    #[error("a document of ours cannot be written")]
     Document(#[from] serde_json::Error),
     #[error("the conversion broke off")]
     BrokenOff,

@@ -105,6 +105,13 @@ impl Profile {
     }
 }
 
+impl From<ProfiledFile> for FileUse {
+    fn from(file: ProfiledFile) -> Self {
+        let ProfiledFile { layer, path, extents, after, .. } = file;
+        Self { layer, path, extents, after }
+    }
+}
+
 impl ProfiledFile {
     pub(super) fn new(file: FileUse, sources: Sources) -> Self {
         let FileUse { layer, path, extents, after } = file;

@@ -16,6 +16,9 @@ pub const MAX_WORKLOADS: usize = 8;
 /// Most files over all observers and workloads: some 10 MiB of JSON.
 pub const MAX_KNOWN_FILES: usize = 131_072;
 
+/// Starts that must have been told of before an order of files is built on them: a single one may have been odd.
+const SETTLED_AFTER: u32 = 3;
+
 /// What is known of an image's workloads.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Knowledge {
@@ -87,6 +90,17 @@ impl Knowledge {
     fn oldest_but(&self, kept: &Workload) -> Option<Workload> {
         let others = self.workloads.iter().filter(|(workload, _)| *workload != kept);
         others.min_by_key(|(_, learned)| learned.heard()).map(|(workload, _)| workload.clone())
+    }
+
+    /// Whether enough is known of a workload to build on: it was recorded by hand, or some starts were told of.
+    pub fn is_settled(&self, workload: &Workload) -> bool {
+        let starts = self.workloads.get(workload).map_or(0, Learned::starts);
+        self.has_record() || starts >= SETTLED_AFTER
+    }
+
+    /// When something was last told of any workload, in seconds since 1970; 0 where nothing was.
+    pub fn heard(&self) -> u64 {
+        self.workloads.values().map(Learned::heard).max().unwrap_or_default()
     }
 
     /// The files to fetch ahead for a workload: those recorded by hand, then those learned; where there are none, those
@@ -166,6 +180,20 @@ mod tests {
         assert_eq!(paths(&knowledge, "default"), ["seen"]);
         knowledge.record(vec![file("hand"), file("seen")]);
         assert_eq!(paths(&knowledge, "default"), ["hand", "seen"]);
+    }
+
+    #[test]
+    fn an_order_is_built_on_some_starts_or_on_a_record() {
+        let mut knowledge = knowledge();
+        for start in 0..SETTLED_AFTER {
+            assert!(!knowledge.is_settled(&Workload::default()), "after {start}");
+            observe(&mut knowledge, "default", &format!("{}", start / 2), &["a"], u64::from(start) + 7);
+        }
+        assert!(knowledge.is_settled(&Workload::default()) && !knowledge.is_settled(&workload("web")));
+        assert_eq!(knowledge.heard(), 9);
+        let mut recorded = Knowledge::new(Digest::sha256_of(b"config"));
+        recorded.record(vec![file("a")]);
+        assert!(recorded.is_settled(&Workload::default()));
     }
 
     #[test]

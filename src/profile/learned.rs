@@ -43,6 +43,8 @@ struct Observer {
     source: Source,
     /// Seconds since 1970.
     heard: u64,
+    /// How many it told of.
+    starts: u32,
     files: Vec<Known>,
 }
 
@@ -73,18 +75,23 @@ impl Learned {
     /// Takes in what the observer `id` saw at `heard`, in seconds since 1970.
     pub(super) fn observe(&mut self, id: &str, source: Source, observation: &Observation, heard: u64) {
         let known = self.observers.iter().position(|observer| observer.id == id && observer.source == source);
-        let before = known.map(|index| self.observers.remove(index).files);
-        let files = match before {
-            Some(before) => blended(before, observation.files()),
-            None => observation.files().iter().map(|file| Known::new(file, SURE)).collect(),
+        let before = known.map(|index| self.observers.remove(index));
+        let (starts, files) = match before {
+            Some(before) => (before.starts.saturating_add(1), blended(before.files, observation.files())),
+            None => (1, observation.files().iter().map(|file| Known::new(file, SURE)).collect()),
         };
-        self.observers.push(Observer { id: id.to_owned(), source, heard, files });
+        self.observers.push(Observer { id: id.to_owned(), source, heard, starts, files });
         let surplus = self.observers.len().saturating_sub(MAX_OBSERVERS);
         drop(self.observers.drain(..surplus));
     }
 
     pub(super) fn observers(&self) -> usize {
         self.observers.len()
+    }
+
+    /// How many starts were told of.
+    pub(super) fn starts(&self) -> u32 {
+        self.observers.iter().fold(0, |sum, observer| sum.saturating_add(observer.starts))
     }
 
     /// When the last observer was heard of, in seconds since 1970.

@@ -80,6 +80,9 @@ pub struct Config {
 pub struct ProfilesConfig {
     /// Hand profiles out, and take what nodes say they saw.
     pub enabled: bool,
+    /// Take over profiles that were recorded by hand (`starlift optimize --profile`) and refer to an upstream's image. Asks
+    /// the upstream for referrers, once an hour for each image that is pulled.
+    pub recorded: bool,
     /// For how long what is said of an image is gathered before it is written.
     #[serde(with = "humantime_serde")]
     pub merge_interval: Duration,
@@ -140,7 +143,7 @@ impl Default for Config {
 
 impl Default for ProfilesConfig {
     fn default() -> Self {
-        Self { enabled: true, merge_interval: Duration::from_secs(5), max_senders: 16 }
+        Self { enabled: true, recorded: false, merge_interval: Duration::from_secs(5), max_senders: 16 }
     }
 }
 

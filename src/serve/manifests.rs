@@ -21,7 +21,7 @@ use super::ask::Ask;
 use super::config::OnMiss;
 use super::error::{Asked, Chain, Failure};
 use super::negotiate::{of_original, of_twin};
-use super::response;
+use super::{recorded, response};
 
 /// What stargz-snapshotter and `ctr-remote` append to a tag.
 const TOC_SUFFIX: &str = "-esgztoc";
@@ -83,9 +83,13 @@ fn notice(app: &Arc<App>, ask: &Ask, document: &Document) {
     let Document { media_type, digest, bytes: Some(bytes), .. } = document else { return };
     let manifest = Manifest { media_type: media_type.clone(), digest: digest.clone(), bytes: bytes.clone() };
     let (shared, location) = (Arc::clone(app), ask.location.clone());
-    app.profiles.notice(&manifest, |original| async move {
+    let (asked, place) = (Arc::clone(app), ask.location.clone());
+    let original = |original| async move {
         let source = shared.source(&location.upstream).ok()?;
         shared.originals.get(&source, &location, &original).await.ok()
+    };
+    app.profiles.notice(&manifest, original, |original| async move {
+        if asked.config.profiles.recorded { recorded::find(&asked, &place, &original).await } else { None }
     });
 }
 

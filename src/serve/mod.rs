@@ -24,6 +24,7 @@ mod originals;
 mod page;
 mod peer;
 mod profiles;
+mod recorded;
 mod referrers;
 mod resolver;
 mod response;

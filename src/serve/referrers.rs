@@ -23,13 +23,20 @@ const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-app
 
 pub(crate) async fn answer(app: &App, ask: &Ask, digest: &Digest) -> Result<Response, Failure> {
     let mut referrers = match stored(app, digest).await? {
-        Some(twin) => match source_digest(&twin) {
-            Some(source) => of_upstream(app, ask, &source).await?,
-            None => Vec::new(),
-        },
+        Some(twin) => {
+            let mut referrers = match source_digest(&twin.bytes) {
+                Some(source) => of_upstream(app, ask, &source).await?,
+                None => Vec::new(),
+            };
+            referrers.extend(our_profile(app, &twin).await);
+            referrers
+        }
         None => {
             let mut referrers = of_upstream(app, ask, digest).await?;
             referrers.extend(our_twin(app, digest).await);
+            if let Some(original) = app.originals.known(&ask.location, digest).await {
+                referrers.extend(our_profile(app, &original).await);
+            }
             referrers
         }
     };
@@ -76,8 +83,23 @@ async fn our_twin(app: &App, source: &Digest) -> Option<Descriptor> {
     })
 }
 
-fn source_digest(twin: &Manifest) -> Option<Digest> {
-    let document: Value = serde_json::from_slice(&twin.bytes).ok()?;
+/// What is known of how the image is used, listed as a referrer of it.
+async fn our_profile(app: &App, image: &Manifest) -> Option<Descriptor> {
+    if !app.config.profiles.enabled {
+        return None;
+    }
+    match app.profiles.artifact(image).await {
+        Ok(listed) => listed,
+        Err(error) => {
+            tracing::warn!(error = %Chain(&error), "what is known of an image cannot be read");
+            None
+        }
+    }
+}
+
+/// What a twin says that it was made from.
+pub(super) fn source_digest(twin: &[u8]) -> Option<Digest> {
+    let document: Value = serde_json::from_slice(twin).ok()?;
     document.get("annotations")?.get(SOURCE_DIGEST)?.as_str()?.parse().ok()
 }
 

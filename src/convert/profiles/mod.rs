@@ -21,8 +21,8 @@ use tokio::sync::{OnceCell, Semaphore};
 use super::converter::Converter;
 use super::error::Error;
 use super::tocs::Tocs;
-use crate::oci::{Digest, Manifest};
-use crate::profile::{Knowledge, Observation, ObservationError, Profile, Source, Stack, Workload};
+use crate::oci::{Descriptor, Digest, Manifest};
+use crate::profile::{Artifact, FileUse, Knowledge, Observation, ObservationError, Profile, Source, Stack, Workload};
 use crate::store::{self, Salt, StackRecord, Store};
 use crate::telemetry::log;
 use merger::{Merger, Seen};
@@ -149,19 +149,29 @@ impl Profiles {
     }
 
     /// Sees to it in the background that the image whose manifest is handed out can be asked about, also when it was
-    /// converted before stacks were kept. `original` gets the manifest that it was made from.
-    pub fn notice<F>(&self, manifest: &Manifest, original: impl FnOnce(Digest) -> F + Send + 'static)
-    where
+    /// converted before stacks were kept. `original` gets the manifest that it was made from, `recorded` the profile that
+    /// somebody recorded of that.
+    pub fn notice<F, G>(
+        &self,
+        manifest: &Manifest,
+        original: impl FnOnce(Digest) -> F + Send + 'static,
+        recorded: impl FnOnce(Digest) -> G + Send + 'static,
+    ) where
         F: Future<Output = Option<Manifest>> + Send,
+        G: Future<Output = Option<Profile>> + Send,
     {
         let (this, manifest) = (self.clone(), manifest.clone());
         tokio::spawn(async move {
             if !this.shared.seen.entry(manifest.digest.clone()).or_insert(()).await.is_fresh() {
                 return;
             }
-            if let Err(error) = this.keep(&manifest, original).await {
+            let kept = match this.keep(&manifest, original).await {
+                Ok(Some(kept)) => this.take_record(kept, recorded).await,
+                outcome => outcome.map(drop),
+            };
+            if let Err(error) = kept {
                 this.shared.seen.invalidate(&manifest.digest).await;
-                tracing::warn!(manifest = %manifest.digest, error = log::chain(&error), "the image's stack is not kept");
+                tracing::warn!(manifest = %manifest.digest, error = log::chain(&error), "the image is not learned of");
             }
         });
     }
@@ -175,20 +185,73 @@ impl Profiles {
         self.shared.merger.status()
     }
 
-    async fn keep<F>(&self, manifest: &Manifest, original: impl FnOnce(Digest) -> F) -> Result<(), Error>
+    /// The record of the image's stack, which is there from here on.
+    async fn keep<F>(
+        &self,
+        manifest: &Manifest,
+        original: impl FnOnce(Digest) -> F,
+    ) -> Result<Option<StackRecord>, Error>
     where
         F: Future<Output = Option<Manifest>>,
     {
-        let Some(source) = stack::source_of(manifest) else { return Ok(()) };
-        let Some(stack) = stack::of_manifest(manifest) else { return Ok(()) };
-        if self.shared.store.stack(&stack).await?.is_some() {
-            return Ok(());
+        let Some(source) = stack::source_of(manifest) else { return Ok(None) };
+        let Some(stack) = stack::of_manifest(manifest) else { return Ok(None) };
+        if let Some(record) = self.shared.store.stack(&stack).await? {
+            return Ok(Some(record));
         }
         let original = if source == manifest.digest { Some(manifest.clone()) } else { original(source).await };
-        if let Some(record) = original.and_then(|original| stack::of_pair(&original, manifest)) {
-            self.shared.store.put_stack(&record).await?;
+        let Some(record) = original.and_then(|original| stack::of_pair(&original, manifest)) else { return Ok(None) };
+        self.shared.store.put_stack(&record).await?;
+        Ok(Some(record))
+    }
+
+    /// Takes over what was recorded of an image by hand.
+    async fn take_record<G>(&self, image: StackRecord, recorded: impl FnOnce(Digest) -> G) -> Result<(), Error>
+    where
+        G: Future<Output = Option<Profile>>,
+    {
+        let Some(profile) = recorded(image.source.clone()).await else { return Ok(()) };
+        let by_hand = profile.files.into_iter().filter(|file| file.sources.contains(&Source::ByHand));
+        let files: Vec<FileUse> = by_hand.map(FileUse::from).collect();
+        if files.is_empty() {
+            return Ok(());
         }
+        tracing::info!(source = %image.source, files = files.len(), "a profile recorded by hand is taken over");
+        let merge: store::Merge = Arc::new(move |knowledge: &mut Knowledge| knowledge.record(files.clone()));
+        self.shared.store.learn(&image.config, &merge).await?;
+        self.shared.known.invalidate(&image.config).await;
         Ok(())
+    }
+
+    /// What is known of the image with this manifest, a source's or a twin's, as an artifact that refers to it. It is
+    /// stored, so that it can be fetched.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn artifact(&self, subject: &Manifest) -> Result<Option<Descriptor>, Error> {
+        let Some(stack) = stack::of_manifest(subject) else { return Ok(None) };
+        let config = match self.stack(&stack).await? {
+            Some(record) => Some(record.config.clone()),
+            None => stack::config_of(subject),
+        };
+        let Some(config) = config else { return Ok(None) };
+        let known = self.known(&config).await?;
+        if known.is_empty() {
+            return Ok(None);
+        }
+        let _slot = self.shared.slots.acquire().await.map_err(|_closed| Error::BrokenOff)?;
+        let created = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(known.heard())).to_string();
+        let subject = subject.descriptor();
+        let made = tokio::task::spawn_blocking(move || {
+            Artifact::new(&known.profile(&Workload::default()), &subject, &created)
+        });
+        let artifact = made.await.map_err(|_ended| Error::BrokenOff)?.map_err(Error::Document)?;
+        let listed = artifact.listed();
+        for (blob, bytes) in artifact.blobs {
+            self.shared.store.put(&blob.media_type, bytes).await?;
+        }
+        self.shared.store.put(&artifact.manifest.media_type, artifact.manifest.bytes).await?;
+        Ok(Some(listed))
     }
 
     async fn stack(&self, stack: &Stack) -> Result<Option<Arc<StackRecord>>, Error> {

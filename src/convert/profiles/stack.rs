@@ -37,6 +37,11 @@ pub(super) fn source_of(manifest: &Manifest) -> Option<Digest> {
     }
 }
 
+/// The configuration of an image.
+pub(super) fn config_of(manifest: &Manifest) -> Option<Digest> {
+    read(manifest).map(|image| image.config.digest)
+}
+
 /// The stack of `twin`, which was made from `source`.
 pub(super) fn of_pair(source: &Manifest, twin: &Manifest) -> Option<StackRecord> {
     Some(record(&source.digest, &read(source)?.config.digest, &read(twin)?))

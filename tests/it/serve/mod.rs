@@ -12,6 +12,7 @@ mod manifests;
 mod names;
 mod panics;
 mod profiles;
+mod recorded;
 mod redirects;
 mod retention;
 mod tags;

@@ -20,9 +20,9 @@ use crate::support::bucket::Bucket;
 use crate::support::image::Image;
 
 /// What the layers of a small image have.
-const FILES: [(u32, &str); 3] = [(0, "layer0/file1"), (1, "layer1/file0"), (1, "layer1/file7")];
+pub(crate) const FILES: [(u32, &str); 3] = [(0, "layer0/file1"), (1, "layer1/file0"), (1, "layer1/file7")];
 
-fn quick(config: &mut Config) {
+pub(crate) fn quick(config: &mut Config) {
     config.profiles.merge_interval = Duration::from_millis(10);
 }
 
@@ -33,11 +33,11 @@ pub(crate) fn stack_of(manifest: &Value) -> Stack {
     Stack::of(&layers)
 }
 
-fn path_of(stack: &Stack) -> String {
+pub(crate) fn path_of(stack: &Stack) -> String {
     format!("/api/v1/profiles/{stack}")
 }
 
-fn seen(files: &[(u32, &str)]) -> Value {
+pub(crate) fn seen(files: &[(u32, &str)]) -> Value {
     let files: Vec<_> =
         files.iter().map(|(layer, path)| json!({"layer": layer, "path": path, "after_ms": 1})).collect();
     json!({"version": 1, "files": files})
@@ -50,12 +50,12 @@ impl Stage {
         stack_of(&self.get("/v2/local/app/manifests/v1").await.json())
     }
 
-    async fn tell(&self, stack: &Stack, document: impl Into<reqwest::Body>) -> Answer {
+    pub(crate) async fn tell(&self, stack: &Stack, document: impl Into<reqwest::Body>) -> Answer {
         self.tell_as([127, 0, 0, 1], &path_of(stack), document).await
     }
 
     /// As a node with another address.
-    async fn tell_as(&self, node: [u8; 4], path: &str, document: impl Into<reqwest::Body>) -> Answer {
+    pub(crate) async fn tell_as(&self, node: [u8; 4], path: &str, document: impl Into<reqwest::Body>) -> Answer {
         let client = reqwest::Client::builder().local_address(IpAddr::from(node)).build().unwrap();
         let request = client.post(format!("http://{}{path}", self.server.address));
         let response = request.header("content-type", "application/json").body(document).send().await.unwrap();

@@ -104,12 +104,16 @@ fn referrers(state: &Contents, repository: &str, digest: &str) -> Response<Bytes
     for ((name, referrer), (media_type, bytes)) in &state.manifests {
         let Ok(document) = serde_json::from_slice::<serde_json::Value>(bytes) else { continue };
         if name == repository && document["subject"]["digest"] == digest {
-            found.push(serde_json::json!({
+            let mut descriptor = serde_json::json!({
                 "mediaType": media_type,
                 "digest": referrer.to_string(),
                 "size": bytes.len(),
                 "artifactType": document["artifactType"],
-            }));
+            });
+            if let Some(annotations) = document.get("annotations") {
+                descriptor["annotations"] = annotations.clone();
+            }
+            found.push(descriptor);
         }
     }
     let index = serde_json::json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found});
