@@ -31,6 +31,9 @@ const MAX_WAITING: usize = 4096;
 /// How long an index counts as up to date before it is looked whether someone pulled another of its platforms.
 const FRESH_FOR: Duration = Duration::from_secs(60);
 const FRESH_INDEXES: u64 = 10_000;
+/// How often it is looked whether an image wants another order of its files.
+const ORDERED_FOR: Duration = Duration::from_secs(60);
+const ORDERED_IMAGES: u64 = 10_000;
 
 /// Converts images, each once however many ask; clones share the work.
 #[derive(Debug, Clone)]
@@ -46,18 +49,20 @@ pub(super) struct Shared {
     pub(super) layers: Arc<Layers>,
     pub(super) tocs: Tocs,
     pub(super) image_slots: Semaphore,
-    flight: Flight<Asked, Outcome>,
-    failures: Failures<Asked, Outcome>,
+    pub(super) flight: Flight<Asked, Outcome>,
+    pub(super) failures: Failures<Asked, Outcome>,
     /// Indexes that were looked at a moment ago.
     pub(super) fresh: Cache<Digest, ()>,
-    board: Arc<Board>,
+    /// Twins whose order was looked at a moment ago.
+    pub(super) ordered: Cache<Digest, ()>,
+    pub(super) board: Arc<Board>,
 }
 
 pub(super) type Outcome = Result<ImageRecord, Arc<Error>>;
 
 /// A manifest and where it is asked for: another place's failure is not this one's.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Asked {
+pub(super) struct Asked {
     upstream: String,
     repository: String,
     digest: Digest,
@@ -112,6 +117,7 @@ impl Converter {
             flight: Flight::default(),
             failures: Failures::new(),
             fresh: Cache::builder().max_capacity(FRESH_INDEXES).time_to_live(FRESH_FOR).build(),
+            ordered: Cache::builder().max_capacity(ORDERED_IMAGES).time_to_live(ORDERED_FOR).build(),
             board,
         };
         Ok(Self { shared: Arc::new(shared) })

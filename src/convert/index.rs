@@ -103,6 +103,7 @@ pub(super) fn unchanged(source: &Manifest) -> ImageRecord {
         objects: Vec::new(),
         passed_through: Vec::new(),
         limits: Vec::new(),
+        order: None,
     }
 }
 
@@ -182,6 +183,7 @@ mod tests {
             objects: vec![digest(&format!("{name} layer"))],
             passed_through: vec![],
             limits: vec![],
+            order: None,
         }))
     }
 

@@ -21,6 +21,7 @@ mod plan;
 mod platforms;
 mod priority;
 mod profiles;
+mod reorder;
 mod status;
 mod tocs;
 

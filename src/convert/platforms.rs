@@ -78,7 +78,7 @@ impl Shared {
         Ok(children)
     }
 
-    /// Keeps an index's twin, and the source's bytes where another platform may yet join.
+    /// Keeps an index's twin, and the source's bytes where another platform may yet join or one may be made anew.
     async fn keep_index(
         &self,
         manifest: &Manifest,
@@ -86,7 +86,7 @@ impl Shared {
         record: &mut ImageRecord,
         documents: Vec<Manifest>,
     ) -> Result<(), Error> {
-        if plan.children.iter().any(|child| matches!(child, ChildPlan::IfPulled(_))) {
+        if self.config.reorder || plan.children.iter().any(|child| matches!(child, ChildPlan::IfPulled(_))) {
             self.store.put(&manifest.media_type, manifest.bytes.clone()).await?;
             record.objects.push(manifest.digest.clone());
         }
@@ -97,7 +97,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Whether an index may have children that were pulled since it was last looked at.
+    /// Whether an index may have children that were pulled or made anew since it was last looked at.
     pub(super) fn is_stale(&self, record: &ImageRecord) -> bool {
         let keeps_source = record.objects.contains(&record.source);
         keeps_source && !self.fresh.contains_key(&record.source)

@@ -21,7 +21,7 @@ use super::ask::Ask;
 use super::config::OnMiss;
 use super::error::{Asked, Chain, Failure};
 use super::negotiate::{of_original, of_twin};
-use super::{recorded, response};
+use super::{recorded, referrers, response};
 
 /// What stargz-snapshotter and `ctr-remote` append to a tag.
 const TOC_SUFFIX: &str = "-esgztoc";
@@ -71,6 +71,9 @@ pub(crate) async fn answer(app: &Arc<App>, ask: &Ask, reference: &Reference) -> 
     count(kind);
     if !ask.is_head && app.config.profiles.enabled {
         notice(app, ask, &document);
+        if kind == Kind::Twin && app.converter.reorders() {
+            reorder(app, ask, &document);
+        }
     }
     if let Kind::Original(reason) = kind {
         tracing::info!(digest = %document.digest, reason, "the original is answered");
@@ -91,6 +94,15 @@ fn notice(app: &Arc<App>, ask: &Ask, document: &Document) {
     app.profiles.notice(&manifest, original, |original| async move {
         if asked.config.profiles.recorded { recorded::find(&asked, &place, &original).await } else { None }
     });
+}
+
+/// Lets the twin be made anew in the order in which its files are read, if that is wanted.
+fn reorder(app: &Arc<App>, ask: &Ask, twin: &Document) {
+    let Some(original) = twin.bytes.as_ref().and_then(|bytes| referrers::source_digest(bytes)) else { return };
+    let Ok(source) = app.source(&ask.location.upstream) else { return };
+    let (shared, location, upstream) = (Arc::clone(app), ask.location.clone(), source.clone());
+    let original = async move { shared.originals.get(&upstream, &location, &original).await.ok() };
+    app.converter.reorder(&twin.digest, source, ask.location.repository.clone(), original);
 }
 
 fn count(kind: Kind) {

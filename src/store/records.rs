@@ -84,6 +84,18 @@ pub struct ImageRecord {
     /// The limits that kept layers from being converted; for an index, layers of its converted platforms.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub limits: Vec<Limit>,
+    /// Set where the twin has files in front that are read first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<Order>,
+}
+
+/// The order of files that a twin has, and since when.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    /// Of its layers: it names the files and their order.
+    pub generation: Generation,
+    /// Seconds since 1970.
+    pub since: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

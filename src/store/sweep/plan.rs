@@ -305,6 +305,7 @@ mod tests {
                 objects: std::iter::once(&name).chain(objects).map(|name| digest(name)).collect(),
                 passed_through: Vec::new(),
                 limits: Vec::new(),
+                order: None,
             };
             let key = Key::ImageRecord { generation: Generation("g".to_owned()), source };
             self.images.push(Record { key, recorded: day(recorded), content });

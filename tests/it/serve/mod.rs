@@ -14,6 +14,7 @@ mod panics;
 mod profiles;
 mod recorded;
 mod redirects;
+mod reorder;
 mod retention;
 mod tags;
 mod tls;

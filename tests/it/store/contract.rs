@@ -70,6 +70,7 @@ pub(crate) async fn put_image(store: &Store, seed: u32, layer_len: usize) -> Res
         objects: vec![twin.digest, config.digest, Digest::sha256_of(&layer)],
         passed_through: Vec::new(),
         limits: Vec::new(),
+        order: None,
     };
     store.put_image(&generation(), &record).await?;
     Ok(record)

@@ -1,0 +1,193 @@
+//! An image's next generation: made once more with the files in front that its containers read first, for lazy clients
+//! that fetch up to a landmark and know nothing of profiles.
+//!
+//! ```text
+//! a twin is handed out ▶ known well enough? ▶ due? ▶ lease ▶ layers in the new order ▶ the image's record, replaced
+//! ```
+//! The tag moves on to another digest. The twins handed out before stay readable for as long as the record is kept, so
+//! nothing that runs notices. A layer in another order is in the classic layout: its stream is not the source's tar.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::Semaphore;
+
+use super::config::{self, Layout};
+use super::converter::{Converter, Shared};
+use super::error::Error;
+use super::failures::Failures;
+use super::memo::Layers;
+use super::plan::{self, ImagePlan, Plan};
+use super::priority::{Priorities, Priority};
+use crate::flight::Flight;
+use crate::oci::{Digest, Manifest, Repository};
+use crate::profile::{Profile, Workload};
+use crate::store::ImageRecord;
+use crate::store::records::Order;
+use crate::telemetry::log;
+use crate::upstream::Source;
+
+/// How long an order stands though another is known meanwhile: every change makes nodes fetch their layers anew.
+const STANDS_FOR: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+impl Converter {
+    /// Whether images are made anew in the order in which their files are read.
+    pub fn reorders(&self) -> bool {
+        self.shared.config.reorder
+    }
+
+    /// Sees to it in the background that the image is in the order in which its files are read, where that is wanted.
+    /// `original` gets the manifest that the twin with this digest was made from.
+    pub fn reorder<F>(&self, twin: &Digest, source: Source, repository: Repository, original: F)
+    where
+        F: Future<Output = Option<Manifest>> + Send + 'static,
+    {
+        if !self.reorders() {
+            return;
+        }
+        let (shared, twin) = (Arc::clone(&self.shared), twin.clone());
+        tokio::spawn(async move {
+            if !shared.ordered.entry(twin.clone()).or_insert(()).await.is_fresh() {
+                return;
+            }
+            let Some(original) = original.await else { return };
+            if let Err(error) = shared.reorder(&source, &repository, &original).await {
+                tracing::warn!(%twin, error = log::chain(&error), "the image stays in the order it has");
+            }
+        });
+    }
+}
+
+impl Shared {
+    async fn reorder(
+        self: &Arc<Self>,
+        source: &Source,
+        repository: &Repository,
+        original: &Manifest,
+    ) -> Result<(), Error> {
+        let Plan::Image(plan) = plan::plan(original, &self.wanted()) else { return Ok(()) };
+        let Some(record) = self.store.image(&self.generation, &original.digest).await? else { return Ok(()) };
+        let known = self.store.knowledge(&plan.manifest.config.digest).await?;
+        if record.twin == record.source || !known.is_settled(&Workload::default()) {
+            return Ok(());
+        }
+        let profile = tokio::task::spawn_blocking(move || known.profile(&Workload::default())).await;
+        let profile = profile.map_err(|_ended| Error::BrokenOff)?;
+        let inner = self.in_order(priorities(&profile, &plan))?;
+        let order = Order { generation: inner.generation.clone(), since: now() };
+        if !is_due(record.order.as_ref(), &order) {
+            return Ok(());
+        }
+        let name = format!("order/{}/{}", self.generation.0, original.digest);
+        let Some(lease) = self.store.lease(&name).await? else { return Ok(()) };
+        let made = inner.made_in_order(source, repository, original, &plan).await;
+        let outcome = match made {
+            Ok(made) => self.replace(record, made, order).await,
+            Err(error) => Err(error),
+        };
+        lease.release().await;
+        outcome
+    }
+
+    /// The same converter for another order of files: one layer at a time, beside the work that somebody waits for.
+    fn in_order(&self, priorities: Priorities) -> Result<Arc<Self>, Error> {
+        let config = config::Config { layout: Layout::Classic, ..self.config.clone() };
+        let options = config.options()?;
+        let generation = config::generation(&options, &priorities);
+        let layers = Layers {
+            store: self.store.clone(),
+            generation: generation.clone(),
+            options,
+            priorities,
+            pool: Arc::clone(&self.layers.pool),
+            slots: Semaphore::new(1),
+            max_layer_size: self.layers.max_layer_size,
+            lease_wait: self.layers.lease_wait,
+            board: Arc::clone(&self.board),
+            flight: Flight::default(),
+        };
+        Ok(Arc::new(Self {
+            config,
+            generation,
+            store: self.store.clone(),
+            layers: Arc::new(layers),
+            image_slots: Semaphore::new(1),
+            flight: Flight::default(),
+            failures: Failures::new(),
+            tocs: self.tocs.clone(),
+            fresh: self.fresh.clone(),
+            ordered: self.ordered.clone(),
+            board: Arc::clone(&self.board),
+        }))
+    }
+
+    async fn made_in_order(
+        &self,
+        source: &Source,
+        repository: &Repository,
+        original: &Manifest,
+        plan: &ImagePlan,
+    ) -> Result<ImageRecord, Error> {
+        let running = self.board.start(source.name(), repository, &original.digest);
+        let made = self.image(source, repository, original, plan, &running).await;
+        running.finish(made.as_ref());
+        made
+    }
+
+    /// Hands out `made` from here on in the place of `record`'s twin, which stays readable.
+    async fn replace(&self, record: ImageRecord, mut made: ImageRecord, order: Order) -> Result<(), Error> {
+        if made.twin == made.source {
+            return Ok(());
+        }
+        made.objects.extend(record.objects);
+        made.objects.sort_unstable();
+        made.objects.dedup();
+        made.order = Some(order);
+        self.store.put_image(&self.generation, &made).await?;
+        // An index that holds this image takes it in when it is next looked at.
+        self.fresh.invalidate_all();
+        tracing::info!(source = %made.source, twin = %made.twin, before = %record.twin, "image reordered");
+        Ok(())
+    }
+}
+
+/// The files of a profile, each in the layer that has it.
+fn priorities(profile: &Profile, plan: &ImagePlan) -> Priorities {
+    let files = profile.files.iter().filter_map(|file| {
+        let layer = plan.manifest.layers.get(usize::try_from(file.layer).ok()?)?;
+        Some(Priority { path: file.path.clone().into_bytes(), layer: Some(layer.digest.clone()) })
+    });
+    Priorities::new(files.collect())
+}
+
+/// Whether an image is to be made in the order `wanted`.
+fn is_due(current: Option<&Order>, wanted: &Order) -> bool {
+    current.is_none_or(|current| {
+        current.generation != wanted.generation && wanted.since.saturating_sub(current.since) >= STANDS_FOR.as_secs()
+    })
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Generation;
+
+    fn order(name: &str, since: u64) -> Order {
+        Order { generation: Generation(name.to_owned()), since }
+    }
+
+    #[test]
+    fn an_order_is_due_when_there_is_none_or_another_for_long() {
+        let week = STANDS_FOR.as_secs();
+        assert!(is_due(None, &order("a", 0)));
+        assert!(!is_due(Some(&order("a", 0)), &order("a", week * 2)));
+        assert!(!is_due(Some(&order("a", 0)), &order("b", week - 1)));
+        assert!(is_due(Some(&order("a", 0)), &order("b", week)));
+        assert!(!is_due(Some(&order("a", week)), &order("b", 0)), "the clock went back");
+    }
+}
