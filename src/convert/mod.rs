@@ -22,6 +22,7 @@ mod platforms;
 mod priority;
 mod profiles;
 mod reorder;
+mod statics;
 mod status;
 mod tocs;
 

@@ -23,6 +23,7 @@ mod real_optimize;
 mod real_pulls;
 mod real_reference;
 mod real_rpull;
+mod real_static;
 mod real_upstreams;
 mod serve;
 mod serve_crash;

@@ -1,0 +1,381 @@
+//! Images of a few files, made of real ones of this machine where a program is needed, and what is said about them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path, PathBuf};
+use std::process::Command;
+
+use estargz::toc::Kind;
+use estargz::write::{Options, write};
+use proptest::prelude::*;
+
+use super::view::View;
+use super::*;
+use crate::store::records::LayerRecord;
+use crate::store::{Generation, LayerOutcome, Store};
+
+/// What a layer has at a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Node {
+    File(Vec<u8>),
+    Directory,
+    Symlink(String),
+}
+
+type Layer = BTreeMap<String, Node>;
+
+fn text(text: &str) -> Node {
+    Node::File(text.as_bytes().to_vec())
+}
+
+fn layer(entries: &[(&str, Node)]) -> Layer {
+    entries.iter().map(|(path, node)| ((*path).to_owned(), node.clone())).collect()
+}
+
+fn blob(layer: &Layer) -> (Vec<u8>, estargz::write::Written) {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (path, node) in layer {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o755);
+        match node {
+            Node::File(content) => {
+                header.set_size(content.len() as u64);
+                tar.append_data(&mut header, path, content.as_slice()).unwrap();
+            }
+            Node::Directory => {
+                header.set_entry_type(tar::EntryType::Directory);
+                header.set_size(0);
+                tar.append_data(&mut header, path, std::io::empty()).unwrap();
+            }
+            Node::Symlink(target) => {
+                header.set_entry_type(tar::EntryType::Symlink);
+                header.set_size(0);
+                tar.append_link(&mut header, path, target).unwrap();
+            }
+        }
+    }
+    let (tar, mut blob) = (tar.into_inner().unwrap(), Vec::new());
+    let pool = estargz::pool::Pool::new(std::num::NonZeroUsize::MIN, 8 << 20);
+    let written = write(tar.as_slice(), &mut blob, &Options::default(), &pool).unwrap();
+    (blob, written)
+}
+
+/// A stored layer.
+async fn stored(store: &Store, layer: &Layer) -> ConvertedLayer {
+    let (blob, written) = blob(layer);
+    let (generation, source) = (Generation("g".to_owned()), Digest::sha256_of(&blob));
+    let mut upload = store.upload_layer(&generation, &source).await.unwrap();
+    upload.write(blob.into()).await.unwrap();
+    upload.finish().await.unwrap();
+    let digest = |digest: estargz::Digest| digest.to_string().parse::<Digest>().unwrap();
+    let converted = ConvertedLayer {
+        digest: source.clone(),
+        size: written.blob_size,
+        diff_id: digest(written.diff_id),
+        uncompressed_size: written.uncompressed_size,
+        source_diff_id: digest(written.source_diff_id),
+        source_size: written.source_size,
+        toc_digest: digest(written.toc_digest),
+        compression: "gzip".to_owned(),
+        external_toc: None,
+        zstd_manifest_position: None,
+        zstd_manifest_checksum: None,
+    };
+    let record = LayerRecord { source, outcome: LayerOutcome::Converted(converted.clone()) };
+    store.put_layer(&generation, &record).await.unwrap();
+    converted
+}
+
+/// The paths that are named for `argv`, in order; all come from the layers that have them.
+async fn named(layers: &[Layer], argv: &[&str]) -> Vec<String> {
+    let store = Store::in_memory();
+    let mut all = Vec::new();
+    for layer in layers {
+        all.push(Some(stored(&store, layer).await));
+    }
+    let execution =
+        || Execution { command: Some(argv.iter().map(|word| (*word).to_owned()).collect()), ..Execution::default() };
+    let tocs = Tocs::new(store);
+    let files = profile(&tocs, &all, execution()).await.unwrap();
+    assert_eq!(files, profile(&tocs, &all, execution()).await.unwrap(), "the same image, the same list");
+    for file in &files {
+        assert!(matches!(layers[file.layer as usize].get(&file.path), Some(Node::File(_))), "{file:?}");
+    }
+    files.into_iter().map(|file| file.path).collect()
+}
+
+/// Adds a file of this machine, and the links that lead to it.
+fn add(layer: &mut Layer, path: &str) {
+    let mut left: Vec<String> = view::components(path).rev().map(str::to_owned).collect();
+    let mut at = PathBuf::from("/");
+    while let Some(name) = left.pop() {
+        let next = at.join(&name);
+        let key = next.strip_prefix("/").unwrap().to_str().unwrap().to_owned();
+        let Ok(found) = std::fs::symlink_metadata(&next) else { return };
+        if found.is_symlink() {
+            let target = std::fs::read_link(&next).unwrap();
+            layer.insert(key, Node::Symlink(target.to_str().unwrap().to_owned()));
+            let absolute: PathBuf = at.join(target).components().fold(PathBuf::new(), |mut path, component| {
+                if component == Component::ParentDir {
+                    path.pop();
+                } else {
+                    path.push(component);
+                }
+                path
+            });
+            left.extend(view::components(absolute.to_str().unwrap()).rev().map(str::to_owned));
+            at = PathBuf::from("/");
+        } else if found.is_dir() {
+            at = next;
+        } else {
+            layer.insert(key, Node::File(std::fs::read(&next).unwrap()));
+        }
+    }
+}
+
+/// The libraries of a program, as ldd(1) says, by their real paths.
+fn ldd(program: &str) -> Vec<String> {
+    let output = Command::new("ldd").arg(program).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.split_whitespace().filter(|word| word.starts_with('/')).map(str::to_owned).collect()
+}
+
+/// A layer with these programs and all they load.
+fn programs(programs: &[&str]) -> Layer {
+    let mut layer = Layer::new();
+    for program in programs {
+        add(&mut layer, program);
+        for library in ldd(program) {
+            add(&mut layer, &library);
+        }
+    }
+    for entry in std::fs::read_dir("/etc/ld.so.conf.d").into_iter().flatten().flatten() {
+        add(&mut layer, entry.path().to_str().unwrap());
+    }
+    add(&mut layer, "/etc/ld.so.conf");
+    add(&mut layer, "/etc/ld.so.cache");
+    layer
+}
+
+fn real(path: &str) -> String {
+    Path::new(path).canonicalize().unwrap().strip_prefix("/").unwrap().to_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_programs_libraries_are_those_that_ldd_finds() {
+    for program in ["/bin/sh", "/usr/bin/curl"] {
+        if !Path::new(program).exists() {
+            continue;
+        }
+        let image = programs(&[program]);
+        let files = named(&[image], &[program]).await;
+        let is_library = |path: &&String| path.contains(".so") && !path.ends_with(".cache");
+        let found: BTreeSet<String> = files.iter().filter(is_library).cloned().collect();
+        let expected: BTreeSet<String> = ldd(program).iter().map(|path| real(path)).collect();
+        assert_eq!(found, expected, "{program}");
+        assert_eq!(files[0], real(program), "the program comes first");
+        assert_eq!(files[2], "etc/ld.so.cache", "behind the interpreter");
+    }
+}
+
+#[tokio::test]
+async fn an_upper_layer_replaces_removes_and_leads_elsewhere() {
+    let lower = layer(&[("bin/run", text("#!/bin/old\n")), ("bin/old", text("old")), ("opt/a/x", text("a"))]);
+    let upper = layer(&[
+        ("bin/.wh.old", text("")),
+        ("bin/run", text("#!/opt/link/x\n")),
+        ("opt/link", Node::Symlink("a".to_owned())),
+    ]);
+    assert_eq!(named(&[lower.clone(), upper], &["run"]).await[..2], ["bin/run", "opt/a/x"]);
+    let gone = layer(&[("bin/.wh..wh..opq", text(""))]);
+    assert_eq!(named(&[lower, gone], &["run"]).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_script_starts_what_it_names_and_becomes_what_it_is_given() {
+    let mut image = programs(&["/bin/sh", "/usr/bin/env"]);
+    let script = "#!/usr/bin/env sh\n. /lib.sh\nif [ \"$1\" = app ]; then helper /etc/app.conf >/dev/null; fi\nset -- no\nexec \"$@\"\n";
+    for (path, content) in [
+        ("entry", script),
+        ("lib.sh", "X=/opt\n"),
+        ("usr/bin/helper", "#!/bin/sh\ncat <<E\nother\nE\n$X/more one\n"),
+        ("usr/bin/other", "#!/bin/sh\n"),
+        ("opt/more", "#!/bin/sh\n"),
+        ("etc/app.conf", "x"),
+        ("usr/bin/app", "#!/bin/sh\n"),
+    ] {
+        image.insert(path.to_owned(), text(content));
+    }
+    let files = named(&[image], &["/entry", "app"]).await;
+    let own = ["entry", "lib.sh", "usr/bin/helper", "opt/more", "etc/app.conf", "usr/bin/app", "usr/bin/other"];
+    let own: Vec<_> = files.iter().filter(|path| own.contains(&path.as_str())).collect();
+    assert_eq!(own, ["entry", "lib.sh", "usr/bin/helper", "opt/more", "etc/app.conf", "usr/bin/app"]);
+    assert!(files.contains(&real("/usr/bin/env")) && files.contains(&real("/bin/sh")), "{files:?}");
+}
+
+#[tokio::test]
+async fn what_starts_itself_comes_to_an_end() {
+    let looped = layer(&[
+        ("a", text("#!/b\n")),
+        ("b", text("#!/a\n")),
+        ("bin/sh", text("sh")),
+        ("c", Node::Symlink("d".to_owned())),
+        ("d", Node::Symlink("/c".to_owned())),
+    ]);
+    assert_eq!(named(std::slice::from_ref(&looped), &["/a"]).await, ["a", "b"]);
+    assert_eq!(named(std::slice::from_ref(&looped), &["/c"]).await, [""; 0]);
+    assert_eq!(named(&[looped], &["sh"]).await, ["bin/sh"]);
+}
+
+#[tokio::test]
+async fn layers_without_a_record_are_not_looked_into() {
+    let store = Store::in_memory();
+    let upper = stored(&store, &layer(&[("bin/app", text("#!/bin/sh\n"))])).await;
+    let execution = Execution { command: Some(vec!["app".to_owned()]), ..Execution::default() };
+    let files = profile(&Tocs::new(store), &[None, Some(upper)], execution).await.unwrap();
+    let files: Vec<_> = files.iter().map(|file| (file.layer, file.path.as_str())).collect();
+    assert_eq!(files, [(1, "bin/app")]);
+}
+
+/// What an unpacker has after all layers: the reference that the view is compared with.
+#[derive(Default)]
+struct Unpacked(BTreeMap<Vec<String>, (usize, Node)>);
+
+impl Unpacked {
+    fn new(layers: &[Layer]) -> Self {
+        let mut all = Self::default();
+        for (number, layer) in layers.iter().enumerate() {
+            all.apply(number, layer);
+        }
+        all
+    }
+
+    fn apply(&mut self, number: usize, layer: &Layer) {
+        let paths = || layer.iter().map(|(path, node)| (names(path), node));
+        for (mut path, _) in paths() {
+            let name = path.pop().unwrap();
+            if name == ".wh..wh..opq" {
+                self.remove(&path, false);
+            } else if let Some(name) = name.strip_prefix(".wh.") {
+                path.push(name.to_owned());
+                self.remove(&path, true);
+            }
+        }
+        for (path, node) in paths() {
+            for end in 1..path.len() {
+                self.put(path[..end].to_vec(), number, Node::Directory);
+            }
+            if !path.last().unwrap().starts_with(".wh.") {
+                self.put(path, number, node.clone());
+            }
+        }
+    }
+
+    fn put(&mut self, path: Vec<String>, number: usize, node: Node) {
+        if node != Node::Directory || self.0.get(&path).is_some_and(|(_, before)| *before != Node::Directory) {
+            self.remove(&path, true);
+        }
+        self.0.insert(path, (number, node));
+    }
+
+    fn remove(&mut self, path: &[String], itself: bool) {
+        self.0.retain(|other, _| !other.starts_with(path) || !itself && other == path);
+    }
+
+    fn resolve(&self, path: &str) -> Option<(usize, String)> {
+        let (mut at, mut left, mut hops) = (Vec::new(), names(path), 0);
+        while !left.is_empty() {
+            let name = left.remove(0);
+            if name == ".." {
+                at.pop();
+                continue;
+            }
+            at.push(name);
+            match self.0.get(&at)? {
+                (_, Node::Directory) => {}
+                (_, Node::Symlink(target)) => {
+                    hops += 1;
+                    at.pop();
+                    if target.starts_with('/') {
+                        at.clear();
+                    }
+                    left.splice(0..0, names(target));
+                    if hops > 40 {
+                        return None;
+                    }
+                }
+                (number, Node::File(_)) => return left.is_empty().then(|| (*number, at.join("/"))),
+            }
+        }
+        Some((self.0.get(&at).map_or(usize::MAX, |(number, _)| *number), at.join("/")))
+    }
+}
+
+fn names(path: &str) -> Vec<String> {
+    view::components(path).map(str::to_owned).collect()
+}
+
+fn any_path() -> impl Strategy<Value = String> {
+    proptest::collection::vec(prop_oneof!["[abc]", "[abc]", "[abc]"], 1..4).prop_map(|names| names.join("/"))
+}
+
+fn any_layer() -> impl Strategy<Value = Layer> {
+    let target = prop_oneof![
+        any_path(),
+        any_path().prop_map(|path| format!("/{path}")),
+        any_path().prop_map(|path| format!("../{path}"))
+    ];
+    let node = prop_oneof![
+        3 => Just((text("x"), "")),
+        2 => Just((Node::Directory, "")),
+        2 => target.prop_map(|target| (Node::Symlink(target), "")),
+        1 => Just((text(""), ".wh.")),
+        1 => Just((text(""), "/.wh..wh..opq")),
+    ];
+    proptest::collection::vec((any_path(), node), 0..8).prop_map(|entries| {
+        let mut layer = Layer::new();
+        for (path, (node, mark)) in entries {
+            let path = match mark {
+                ".wh." => match path.rsplit_once('/') {
+                    Some((parent, name)) => format!("{parent}/.wh.{name}"),
+                    None => format!(".wh.{path}"),
+                },
+                mark => format!("{path}{mark}"),
+            };
+            layer.insert(path, node);
+        }
+        // No tar has something below what is no directory, in one layer.
+        let others: Vec<String> =
+            layer.iter().filter(|(_, node)| **node != Node::Directory).map(|(path, _)| path.clone()).collect();
+        layer.retain(|path, _| !others.iter().any(|other| path.starts_with(&format!("{other}/"))));
+        layer
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+    #[test]
+    fn the_view_is_what_an_unpacker_has(layers in proptest::collection::vec(any_layer(), 1..4), paths in proptest::collection::vec(any_path(), 1..40)) {
+        let toc = |layer: &Layer| {
+            let (blob, written) = blob(layer);
+            let size = blob.len() as u64;
+            let at = |range: std::ops::Range<u64>| &blob[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()];
+            let footer = estargz::Footer::parse(at(estargz::footer::tail_range(size)), size).unwrap();
+            let section = at(footer.toc_range().unwrap());
+            let toc = estargz::UnverifiedToc::parse(section, &footer, &estargz::toc::Limits::default()).unwrap();
+            std::sync::Arc::new(toc.verify(&written.toc_digest).unwrap())
+        };
+        let view = View::new(layers.iter().map(|layer| Some(toc(layer))).collect());
+        let unpacked = Unpacked::new(&layers);
+        for path in &paths {
+            let found = view.resolve(path).map(|found| (found.layer, found.path, found.kind));
+            let expected = unpacked.resolve(path);
+            prop_assert_eq!(found.clone().map(|(layer, path, _)| (layer, path)), expected, "{}", path);
+            if let Some((_, at, Kind::Directory)) = found {
+                let at = names(&at);
+                let children = unpacked.0.keys().filter(|path| path.len() == at.len() + 1 && path.starts_with(&at));
+                let children: Vec<String> = children.map(|path| path.last().unwrap().clone()).collect();
+                prop_assert_eq!(view.names(path), children, "{}", path);
+            }
+        }
+    }
+}

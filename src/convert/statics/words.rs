@@ -1,0 +1,349 @@
+//! The commands of a shell script, cut into words (POSIX, "Shell Command Language", section 2.3), without running any.
+//!
+//! What a substitution gives is not known: a word with one in it is dropped, the command within it counts for itself.
+
+use std::collections::BTreeMap;
+use std::iter::Peekable;
+use std::str::Chars;
+
+/// How deep substitutions may lie in each other.
+const MAX_NESTED: usize = 32;
+
+/// The words of a command; its redirections are left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Command {
+    words: Vec<Word>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Word {
+    parts: Vec<Part>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Part {
+    Text(String),
+    /// A variable, and what stands where it is empty.
+    Variable(String, Option<String>),
+    /// What a substitution or a calculation gives.
+    Unknown,
+}
+
+impl Command {
+    /// The words with these variables; those that are not known are left out.
+    pub(super) fn expanded(&self, variables: &BTreeMap<String, String>, arguments: &[String]) -> Vec<String> {
+        let mut words = Vec::new();
+        for word in &self.words {
+            if let [Part::Variable(name, _)] = word.parts.as_slice()
+                && matches!(name.as_str(), "@" | "*")
+            {
+                words.extend(arguments.iter().cloned());
+                continue;
+            }
+            words.extend(word.expanded(variables, arguments));
+        }
+        words
+    }
+}
+
+impl Word {
+    fn expanded(&self, variables: &BTreeMap<String, String>, arguments: &[String]) -> Option<String> {
+        let mut text = String::new();
+        for part in &self.parts {
+            match part {
+                Part::Text(piece) => text.push_str(piece),
+                Part::Variable(name, otherwise) => {
+                    let argument = || arguments.get(name.parse::<usize>().ok()?.checked_sub(1)?);
+                    let value = variables.get(name).or_else(argument).filter(|value| !value.is_empty());
+                    text.push_str(value.or(otherwise.as_ref())?);
+                }
+                Part::Unknown => return None,
+            }
+        }
+        Some(text)
+    }
+
+    fn push(&mut self, letter: char) {
+        match self.parts.last_mut() {
+            Some(Part::Text(text)) => text.push(letter),
+            _ => self.parts.push(Part::Text(letter.into())),
+        }
+    }
+}
+
+/// The commands of a script, those in substitutions before the ones they are part of.
+pub(super) fn commands(text: &str) -> Vec<Command> {
+    let mut reader =
+        Reader { letters: text.chars().peekable(), done: Vec::new(), open: vec![Open::default()], here: Vec::new() };
+    reader.read();
+    reader.done
+}
+
+/// A command that is being read.
+#[derive(Default)]
+struct Open {
+    command: Command,
+    word: Option<Word>,
+    in_quotes: bool,
+    /// It ends at a backquote.
+    is_backquoted: bool,
+    /// The next word is a redirection's.
+    redirects: Option<Redirection>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Redirection {
+    File,
+    Here,
+}
+
+struct Reader<'a> {
+    letters: Peekable<Chars<'a>>,
+    done: Vec<Command>,
+    /// The outermost first; never empty.
+    open: Vec<Open>,
+    /// The ends of the here-documents of this line.
+    here: Vec<String>,
+}
+
+impl Reader<'_> {
+    fn read(&mut self) {
+        while let Some(letter) = self.letters.next() {
+            let in_quotes = self.top().in_quotes;
+            match letter {
+                '\\' => match self.letters.next() {
+                    Some('\n') | None => {}
+                    Some(letter) => self.word().push(letter),
+                },
+                '\'' if !in_quotes => self.single_quoted(),
+                '"' => {
+                    self.word();
+                    self.top().in_quotes = !in_quotes;
+                }
+                '$' => self.dollar(),
+                '`' => self.backquote(),
+                letter if in_quotes => self.word().push(letter),
+                ' ' | '\t' | '\r' => self.end_word(),
+                '\n' => {
+                    self.end_command();
+                    self.skip_here_documents();
+                }
+                ';' | '&' | '|' | '(' => self.end_command(),
+                ')' => self.close(),
+                '<' | '>' => self.redirection(letter),
+                '#' if self.top().word.is_none() => while self.letters.next_if(|letter| *letter != '\n').is_some() {},
+                letter => self.word().push(letter),
+            }
+        }
+        while self.open.len() > 1 {
+            self.close();
+        }
+        self.end_command();
+    }
+
+    fn top(&mut self) -> &mut Open {
+        if self.open.is_empty() {
+            self.open.push(Open::default());
+        }
+        let last = self.open.len() - 1;
+        &mut self.open[last]
+    }
+
+    fn word(&mut self) -> &mut Word {
+        self.top().word.get_or_insert_default()
+    }
+
+    fn end_word(&mut self) {
+        let top = self.top();
+        let Some(word) = top.word.take() else { return };
+        match top.redirects.take() {
+            None => top.command.words.push(word),
+            Some(Redirection::File) => {}
+            Some(Redirection::Here) => {
+                let end = word.expanded(&BTreeMap::new(), &[]).unwrap_or_default();
+                self.here.push(end);
+            }
+        }
+    }
+
+    fn end_command(&mut self) {
+        self.end_word();
+        let command = std::mem::take(&mut self.top().command);
+        if !command.words.is_empty() {
+            self.done.push(command);
+        }
+    }
+
+    fn single_quoted(&mut self) {
+        self.word();
+        while let Some(letter) = self.letters.next_if(|letter| *letter != '\'') {
+            self.word().push(letter);
+        }
+        self.letters.next();
+    }
+
+    fn dollar(&mut self) {
+        match self.letters.peek() {
+            Some('(') => {
+                self.letters.next();
+                self.word().parts.push(Part::Unknown);
+                if self.open.len() <= MAX_NESTED {
+                    self.open.push(Open::default());
+                }
+            }
+            Some('{') => {
+                self.letters.next();
+                let variable = self.braced();
+                self.word().parts.push(variable);
+            }
+            Some(letter) if letter.is_ascii_alphabetic() || *letter == '_' => {
+                let mut name = String::new();
+                while let Some(letter) = self.letters.next_if(|letter| letter.is_ascii_alphanumeric() || *letter == '_')
+                {
+                    name.push(letter);
+                }
+                self.word().parts.push(Part::Variable(name, None));
+            }
+            Some(letter) if letter.is_ascii_digit() || "@*#?$!-".contains(*letter) => {
+                let name = self.letters.next().into_iter().collect();
+                self.word().parts.push(Part::Variable(name, None));
+            }
+            _ => self.word().push('$'),
+        }
+    }
+
+    /// Behind `${`.
+    fn braced(&mut self) -> Part {
+        let mut depth = 1;
+        let mut text = String::new();
+        for letter in self.letters.by_ref() {
+            match letter {
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                _ => {}
+            }
+            if depth == 0 {
+                break;
+            }
+            text.push(letter);
+        }
+        let end = text.find(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_').unwrap_or(text.len());
+        let (name, rest) = if text == "@" || text == "*" { (text.as_str(), "") } else { text.split_at(end) };
+        let otherwise = rest.strip_prefix(":-").or_else(|| rest.strip_prefix('-')).or_else(|| rest.strip_prefix(":="));
+        match (name, rest, otherwise) {
+            ("", _, _) => Part::Unknown,
+            (name, "", _) => Part::Variable(name.to_owned(), None),
+            (name, _, Some(otherwise)) if !otherwise.contains('$') => {
+                Part::Variable(name.to_owned(), Some(otherwise.trim_matches(['"', '\'']).to_owned()))
+            }
+            _ => Part::Unknown,
+        }
+    }
+
+    /// The old substitution cannot hold itself: its second mark closes it.
+    fn backquote(&mut self) {
+        if self.top().is_backquoted {
+            self.close();
+            return;
+        }
+        self.word().parts.push(Part::Unknown);
+        if self.open.len() <= MAX_NESTED {
+            self.open.push(Open { is_backquoted: true, ..Open::default() });
+        }
+    }
+
+    /// `)` ends a substitution, a group, or the pattern of a case, which is no command.
+    fn close(&mut self) {
+        if self.open.len() > 1 {
+            self.end_command();
+            self.open.pop();
+            return;
+        }
+        self.end_word();
+        let words = std::mem::take(&mut self.top().command.words);
+        if words.len() > 1 {
+            self.done.push(Command { words });
+        }
+    }
+
+    fn redirection(&mut self, letter: char) {
+        let is_number = |word: &Word| matches!(word.parts.as_slice(), [Part::Text(text)] if text.parse::<u8>().is_ok());
+        if self.top().word.as_ref().is_some_and(is_number) {
+            self.top().word = None;
+        }
+        self.end_word();
+        let mut kind = Redirection::File;
+        if letter == '<' && self.letters.next_if_eq(&'<').is_some() {
+            // `<<<` takes a word of text.
+            kind = if self.letters.next_if_eq(&'<').is_some() { Redirection::File } else { Redirection::Here };
+            self.letters.next_if_eq(&'-');
+        }
+        while self.letters.next_if(|letter| matches!(letter, '>' | '&' | '|')).is_some() {}
+        self.top().redirects = Some(kind);
+    }
+
+    fn skip_here_documents(&mut self) {
+        for end in std::mem::take(&mut self.here) {
+            loop {
+                let mut line = String::new();
+                let mut ended = true;
+                for letter in self.letters.by_ref() {
+                    if letter == '\n' {
+                        ended = false;
+                        break;
+                    }
+                    line.push(letter);
+                }
+                if ended || line.trim_start_matches('\t') == end {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read(text: &str) -> Vec<String> {
+        let variables = [("HOME", "/root"), ("EMPTY", "")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let arguments = ["one".to_owned(), "two words".to_owned()];
+        let expanded = |command: Command| command.expanded(&variables.clone().into(), &arguments).join("_");
+        commands(text).into_iter().map(expanded).collect()
+    }
+
+    #[test]
+    fn a_script_is_cut_into_commands_and_words() {
+        for (text, expected) in [
+            ("a b; c | d && e & f", &["a_b", "c", "d", "e", "f"][..]),
+            ("a 'b c' \"d $HOME\" e\\ f # g\nh#i", &["a_b c_d /root_e f", "h#i"]),
+            ("a \\\n b", &["a_b"]),
+            ("exec \"$@\" $1 x$2 $3 ${EMPTY:-y} ${HOME%/*}", &["exec_one_two words_one_xtwo words_y"]),
+            ("a=$(b \"$(c d)\") e", &["c_d", "b", "e"]),
+            ("a `b c` d", &["b_c", "a_d"]),
+            ("a >b 2>&1 <c d 3>/dev/null", &["a_d"]),
+            ("a <<EOF; b\nc d\nEOF\ne", &["a", "b", "e"]),
+            ("a <<-'X Y'\n\tc\n\tX Y\ne", &["a", "e"]),
+            ("case $1 in\n one) a;;\n *) b c;;\nesac", &["case_one_in", "a", "b_c", "esac"]),
+            ("f() { a; }", &["f", "{_a", "}"]),
+            ("if [ -n \"$X\" ]; then a; fi", &["if_[_-n_]", "then_a", "fi"]),
+        ] {
+            assert_eq!(read(text), expected, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_to_its_end(text in "[a-z$(){}`'\"\\\\<>|;& \n#=@*-]{0,200}") {
+            let _ = read(&text);
+        }
+
+        #[test]
+        fn plain_words_come_back(words in proptest::collection::vec("[a-z0-9/._]{1,8}", 1..8)) {
+            prop_assert_eq!(read(&words.join(" ")), [words.join("_")]);
+        }
+    }
+}
