@@ -20,13 +20,19 @@ pub(super) struct Answer {
     pub(super) url: Url,
     /// Whether it came from the host that was asked.
     pub(super) is_own: bool,
+    /// Whether the host that was asked is a Starlift server.
+    pub(super) is_starlift: bool,
     /// How long the body may say nothing.
     patience: Duration,
 }
 
 impl Answer {
     pub(super) fn new(response: Response, url: Url, is_own: bool, patience: Duration) -> Self {
-        Self { response, url, is_own, patience }
+        Self { response, url, is_own, is_starlift: false, patience }
+    }
+
+    pub(super) fn of_starlift(self, is_starlift: bool) -> Self {
+        Self { is_starlift, ..self }
     }
 
     pub(super) fn status(&self) -> StatusCode {

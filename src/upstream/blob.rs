@@ -10,6 +10,7 @@ use futures::stream;
 use super::Body;
 use super::error::Error;
 use super::part::{Chunks, Part, Wanted, size_at};
+use super::peer::{Peer, Purpose};
 use super::registry::{PULL, Registry};
 use super::verify::verified;
 use crate::oci::{Digest, Repository};
@@ -22,20 +23,35 @@ impl Registry {
         self.try_each(PULL, |_, endpoint| size_at(endpoint, repository, digest)).await
     }
 
+    /// The size of a blob, and the Starlift server that has it, if it is one.
+    pub(super) async fn locate(
+        self: &Arc<Self>,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<(u64, Option<Peer>), Error> {
+        let locate = |number, endpoint| async move {
+            let size = size_at(endpoint, repository, digest).await?;
+            Ok((size, endpoint.is_starlift().then(|| Peer::new(self, number, repository))))
+        };
+        self.try_each(PULL, locate).await
+    }
+
     /// A blob's bytes; a range is cut at the blob's end, and one that starts behind it is an error.
     pub(super) async fn blob(
         self: &Arc<Self>,
         repository: &Repository,
         digest: &Digest,
         range: Option<Range<u64>>,
+        purpose: Option<Purpose>,
     ) -> Result<Body, Error> {
         if let Some(range) = range.as_ref().filter(|range| range.is_empty()) {
             let blob_size = self.blob_size(repository, digest).await?;
-            return Ok(Body { blob_size, range: range.start..range.start, stream: stream::empty().boxed() });
+            let (range, stream) = (range.start..range.start, stream::empty().boxed());
+            return Ok(Body { blob_size, range, stream, peer: None });
         }
         let wanted = range.map_or(Wanted::Whole, Wanted::Range);
-        let part = self.part(repository, digest, &wanted).await?;
-        Ok(self.body(repository, digest, part))
+        let part = self.part(repository, digest, &wanted, purpose).await?;
+        Ok(self.body(repository, digest, part, purpose))
     }
 
     /// The last `length` bytes of a blob, all of it where it is shorter.
@@ -47,18 +63,21 @@ impl Registry {
     ) -> Result<Body, Error> {
         if length == 0 {
             let blob_size = self.blob_size(repository, digest).await?;
-            return Ok(Body { blob_size, range: blob_size..blob_size, stream: stream::empty().boxed() });
+            let (range, stream) = (blob_size..blob_size, stream::empty().boxed());
+            return Ok(Body { blob_size, range, stream, peer: None });
         }
-        let part = self.part(repository, digest, &Wanted::Tail(length)).await?;
-        Ok(self.body(repository, digest, part))
+        let part = self.part(repository, digest, &Wanted::Tail(length), None).await?;
+        Ok(self.body(repository, digest, part, None))
     }
 
-    fn body(self: &Arc<Self>, repository: &Repository, digest: &Digest, part: Part) -> Body {
-        let Part { blob_size, range, chunks } = part;
+    fn body(self: &Arc<Self>, repository: &Repository, digest: &Digest, part: Part, purpose: Option<Purpose>) -> Body {
+        let Part { blob_size, range, chunks, starlift } = part;
+        let peer = starlift.map(|number| Peer::new(self, number, repository));
         let reading = Reading {
             registry: Arc::clone(self),
             repository: repository.clone(),
             digest: digest.clone(),
+            purpose,
             blob_size,
             left: range.clone(),
             chunks: Some(chunks),
@@ -68,7 +87,7 @@ impl Registry {
         let chunks = reading.stream();
         let is_whole = range == (0..blob_size);
         let stream = if is_whole { verified(chunks, digest.clone(), blob_size) } else { chunks };
-        Body { blob_size, range, stream }
+        Body { blob_size, range, stream, peer }
     }
 }
 
@@ -77,6 +96,7 @@ struct Reading {
     registry: Arc<Registry>,
     repository: Repository,
     digest: Digest,
+    purpose: Option<Purpose>,
     blob_size: u64,
     left: Range<u64>,
     chunks: Option<Chunks>,
@@ -133,7 +153,8 @@ impl Reading {
     }
 
     async fn reopen(&mut self) -> Result<Chunks, Error> {
-        let part = self.registry.part(&self.repository, &self.digest, &Wanted::Range(self.left.clone())).await?;
+        let wanted = Wanted::Range(self.left.clone());
+        let part = self.registry.part(&self.repository, &self.digest, &wanted, self.purpose).await?;
         if part.blob_size != self.blob_size {
             return Err(Error::WrongDigest { expected: self.digest.clone() });
         }

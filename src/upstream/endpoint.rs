@@ -1,5 +1,8 @@
 //! One registry host: requests with the authorization it wants, its refusals as errors.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, HeaderMap};
 use reqwest::{Body, Method, StatusCode};
 use url::Url;
@@ -7,7 +10,9 @@ use url::Url;
 use super::answer::Answer;
 use super::auth::{Action, Authenticator, Authorization, Credentials};
 use super::error::Error;
+use super::host_of;
 use super::http::{Fetch, Http, same_origin};
+use super::peer::{PURPOSE_HEADER, Purpose};
 use crate::oci::Repository;
 
 /// A token known, a challenge, and a second one because the token had expired.
@@ -22,6 +27,8 @@ pub(super) struct Endpoint {
     http: Http,
     place: Place,
     auth: Authenticator,
+    /// Whether its last answer said that it is a Starlift server.
+    is_starlift: AtomicBool,
 }
 
 /// Where the API is, and how it is spoken there.
@@ -98,11 +105,14 @@ pub(super) struct Read<'a> {
     pub(super) path: String,
     pub(super) query: Vec<(&'static str, String)>,
     pub(super) headers: HeaderMap,
+    /// Told to a Starlift server, and to no other.
+    pub(super) purpose: Option<Purpose>,
 }
 
 impl<'a> Read<'a> {
     pub(super) fn get(repository: &'a Repository, path: String) -> Self {
-        Self { method: Method::GET, repository, path, query: Vec::new(), headers: HeaderMap::new() }
+        let (query, headers) = (Vec::new(), HeaderMap::new());
+        Self { method: Method::GET, repository, path, query, headers, purpose: None }
     }
 
     pub(super) fn head(repository: &'a Repository, path: String) -> Self {
@@ -113,7 +123,17 @@ impl<'a> Read<'a> {
 impl Endpoint {
     pub(super) fn new(http: Http, place: Place, credentials: Credentials) -> Self {
         let auth = Authenticator::new(http.clone(), place.base.clone(), credentials);
-        Self { http, place, auth }
+        Self { http, place, auth, is_starlift: AtomicBool::new(false) }
+    }
+
+    /// Whether it is a Starlift server, as far as its answers say.
+    pub(super) fn is_starlift(&self) -> bool {
+        self.is_starlift.load(Ordering::Relaxed)
+    }
+
+    /// `host[:port]`.
+    pub(super) fn host(&self) -> String {
+        host_of(&self.place.base)
     }
 
     pub(super) fn http(&self) -> &Http {
@@ -167,13 +187,13 @@ impl Endpoint {
         let name = self.name_of(read.repository);
         let mut authorization = self.auth.known(&name, Action::Pull).await?;
         for _ in 0..MAX_ROUNDS {
-            let fetch = Fetch {
-                method: read.method.clone(),
-                url: url.clone(),
-                headers: read.headers.clone(),
-                secrets: self.secrets(authorization.as_ref()),
-            };
-            let answer = self.http.fetch(&fetch).await?;
+            let mut secrets = self.secrets(authorization.as_ref());
+            if let Some(purpose) = read.purpose.filter(|_| self.is_starlift()) {
+                secrets.insert(PURPOSE_HEADER, purpose.header());
+            }
+            let (method, headers) = (read.method.clone(), read.headers.clone());
+            let answer = self.http.fetch(&Fetch { method, url: url.clone(), headers, secrets }).await?;
+            self.is_starlift.store(answer.is_starlift, Ordering::Relaxed);
             // A challenge of a host behind a redirect is none of ours.
             if answer.status() != StatusCode::UNAUTHORIZED || !answer.is_own {
                 return answer.accepted();
@@ -192,11 +212,39 @@ impl Endpoint {
         url: Option<Url>,
         path: &str,
         headers: HeaderMap,
+        make_body: impl FnMut() -> Option<Body>,
+    ) -> Result<Answer, Error> {
+        let url = url.unwrap_or_else(|| self.url(repository, path));
+        self.send(Action::Push, method, repository, url, headers, make_body).await
+    }
+
+    /// Asks for something that is outside the distribution API, as whoever may read the repository.
+    pub(super) async fn call(
+        &self,
+        method: Method,
+        repository: &Repository,
+        path: &str,
+        query: &[(&str, &str)],
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<Answer, Error> {
+        let mut url = self.place.base.clone();
+        url.set_path(path);
+        url.query_pairs_mut().extend_pairs(query);
+        self.send(Action::Pull, method, repository, url, headers, || Some(body.clone().into())).await
+    }
+
+    async fn send(
+        &self,
+        action: Action,
+        method: Method,
+        repository: &Repository,
+        url: Url,
+        headers: HeaderMap,
         mut make_body: impl FnMut() -> Option<Body>,
     ) -> Result<Answer, Error> {
         let name = self.name_of(repository);
-        let url = url.unwrap_or_else(|| self.url(repository, path));
-        let mut authorization = self.auth.known(&name, Action::Push).await?;
+        let mut authorization = self.auth.known(&name, action).await?;
         for _ in 0..MAX_ROUNDS {
             // A body that can be sent but once is gone after a refusal.
             let body = make_body().ok_or(Error::Unauthorized)?;
@@ -209,7 +257,7 @@ impl Endpoint {
                 return answer.accepted();
             }
             let headers = answer.headers();
-            authorization = Some(self.auth.after_refusal(headers, &name, Action::Push, authorization.as_ref()).await?);
+            authorization = Some(self.auth.after_refusal(headers, &name, action, authorization.as_ref()).await?);
         }
         Err(Error::Unauthorized)
     }

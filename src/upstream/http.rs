@@ -11,6 +11,7 @@ use super::answer::{Answer, heard};
 use super::config::Config;
 use super::dial::{DialRules, PrivateName, PublicResolver, Reach};
 use super::error::Error;
+use super::peer;
 use super::tls::Tls;
 use crate::telemetry::log::chain;
 use crate::telemetry::metrics;
@@ -111,6 +112,7 @@ impl Http {
     pub(super) async fn fetch(&self, fetch: &Fetch) -> Result<Answer, Error> {
         let mut url = fetch.url.clone();
         let mut headers = fetch.headers.clone();
+        let mut is_starlift = false;
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         for _ in 0..=MAX_REDIRECTS {
             let is_own = url.origin() == fetch.url.origin();
@@ -122,8 +124,11 @@ impl Http {
             let response = heard(self.patience, request.headers(headers.clone()).send()).await;
             metrics().count_upstream(url.path(), response.as_ref().ok().map(|response| response.status().as_u16()));
             let response = response?;
+            if is_own {
+                is_starlift = peer::is_starlift(response.headers());
+            }
             if !is_redirect(response.status()) {
-                return Ok(Answer::new(response, url, is_own, self.patience));
+                return Ok(Answer::new(response, url, is_own, self.patience).of_starlift(is_starlift));
             }
             url = redirected(&url, response.headers())?;
         }

@@ -18,6 +18,7 @@ mod hosts;
 mod http;
 mod layout;
 mod part;
+mod peer;
 mod push;
 mod registry;
 mod retry;
@@ -38,6 +39,7 @@ pub use self::config::{Config, HostPattern, Secret, UpstreamConfig};
 pub use self::error::Error;
 use self::hosts::Hosted;
 use self::layout::Layout;
+pub use self::peer::{Peer, Purpose};
 use self::registry::{Registry, descriptor_of};
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
 
@@ -184,6 +186,8 @@ pub struct Body {
     pub range: Range<u64>,
     /// Ends with [`Error::WrongDigest`] instead of its last bytes when a whole blob is not what was asked for.
     pub stream: BoxStream<'static, Result<Bytes, Error>>,
+    /// Who gives it, where that is a Starlift server.
+    pub peer: Option<Peer>,
 }
 
 impl std::fmt::Debug for Body {
@@ -238,6 +242,14 @@ impl Source {
         }
     }
 
+    /// The size of a blob, and the Starlift server that has it, if it is one.
+    pub async fn locate(&self, repository: &Repository, digest: &Digest) -> Result<(u64, Option<Peer>), Error> {
+        match self.reader().await? {
+            Reader::Registry(registry) => registry.locate(repository, digest).await,
+            Reader::Layout(layout) => Ok((layout.blob_size(digest).await?, None)),
+        }
+    }
+
     /// A blob, whole or in part. A broken connection is taken up again where it broke; whole blobs are verified.
     ///
     /// A range is cut at the blob's end; one that starts behind it is [`Error::RangeNotSatisfiable`].
@@ -248,8 +260,22 @@ impl Source {
         range: Option<Range<u64>>,
     ) -> Result<Body, Error> {
         match self.reader().await? {
-            Reader::Registry(registry) => registry.blob(repository, digest, range).await,
+            Reader::Registry(registry) => registry.blob(repository, digest, range, None).await,
             Reader::Layout(layout) => layout.blob(digest, range).await,
+        }
+    }
+
+    /// A part of a blob; a Starlift server is told what for.
+    pub async fn blob_for(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        range: Range<u64>,
+        purpose: Purpose,
+    ) -> Result<Body, Error> {
+        match self.reader().await? {
+            Reader::Registry(registry) => registry.blob(repository, digest, Some(range), Some(purpose)).await,
+            Reader::Layout(layout) => layout.blob(digest, Some(range)).await,
         }
     }
 

@@ -12,6 +12,7 @@ use super::answer::Answer;
 use super::endpoint::{Endpoint, Read};
 use super::error::Error;
 use super::http::Fetch;
+use super::peer::Purpose;
 use super::registry::{PULL, Registry, Target};
 use crate::oci::{Digest, Repository};
 
@@ -25,6 +26,8 @@ pub(super) struct Part {
     pub(super) blob_size: u64,
     pub(super) range: Range<u64>,
     pub(super) chunks: Chunks,
+    /// The number of the endpoint that gave it, where that is a Starlift server.
+    pub(super) starlift: Option<usize>,
 }
 
 /// What of a blob is asked for.
@@ -39,7 +42,8 @@ pub(super) enum Wanted {
 
 /// What came of it.
 enum Found {
-    Part(Part),
+    /// The blob's size, the bytes' place in it, the bytes.
+    Part(u64, Range<u64>, Chunks),
     /// A whole blob of a length that is not said.
     WithoutSize(Chunks),
     /// The blob's size and not the bytes that were wanted: a suffix range was not understood.
@@ -47,14 +51,24 @@ enum Found {
 }
 
 impl Registry {
-    pub(super) async fn part(&self, repository: &Repository, digest: &Digest, wanted: &Wanted) -> Result<Part, Error> {
+    pub(super) async fn part(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        wanted: &Wanted,
+        purpose: Option<Purpose>,
+    ) -> Result<Part, Error> {
         self.try_each(PULL, |number, endpoint| async move {
             let target = (number, repository.clone(), digest.clone());
-            let size = match self.ask(endpoint, &target, wanted).await {
-                Ok(Found::Part(part)) => return Ok(part),
+            let part = |blob_size, range, chunks| {
+                let starlift = endpoint.is_starlift().then_some(number);
+                Ok(Part { blob_size, range, chunks, starlift })
+            };
+            let size = match self.ask(endpoint, &target, wanted, purpose).await {
+                Ok(Found::Part(size, range, chunks)) => return part(size, range, chunks),
                 Ok(Found::WithoutSize(chunks)) => {
-                    let blob_size = size_at(endpoint, repository, digest).await?;
-                    return Ok(Part { blob_size, range: 0..blob_size, chunks });
+                    let size = size_at(endpoint, repository, digest).await?;
+                    return part(size, 0..size, chunks);
                 }
                 Ok(Found::OnlySize(size)) => size,
                 // Some refuse a suffix longer than the blob, and some stores every suffix.
@@ -65,17 +79,23 @@ impl Registry {
                 Err(error) => return Err(error),
             };
             let Some(range) = wanted.within(size) else {
-                return Ok(Part { blob_size: size, range: size..size, chunks: stream::empty().boxed() });
+                return part(size, size..size, stream::empty().boxed());
             };
-            match self.ask(endpoint, &target, &range).await? {
-                Found::Part(part) => Ok(part),
+            match self.ask(endpoint, &target, &range, purpose).await? {
+                Found::Part(size, range, chunks) => part(size, range, chunks),
                 Found::WithoutSize(_) | Found::OnlySize(_) => Err(Error::Malformed("a blob without a size".to_owned())),
             }
         })
         .await
     }
 
-    async fn ask(&self, endpoint: &Endpoint, target: &Target, wanted: &Wanted) -> Result<Found, Error> {
+    async fn ask(
+        &self,
+        endpoint: &Endpoint,
+        target: &Target,
+        wanted: &Wanted,
+        purpose: Option<Purpose>,
+    ) -> Result<Found, Error> {
         let (_, repository, digest) = target;
         let remembered = match wanted {
             Wanted::Whole => None,
@@ -85,7 +105,7 @@ impl Registry {
             Some(answer) => answer,
             None => {
                 let read = Read::get(repository, format!("blobs/{digest}"));
-                endpoint.read(&Read { headers: wanted.headers()?, ..read }).await?
+                endpoint.read(&Read { headers: wanted.headers()?, purpose, ..read }).await?
             }
         };
         if !answer.is_own {
@@ -191,7 +211,7 @@ fn found_in(answer: Answer, wanted: &Wanted) -> Result<Found, Error> {
         return partial(given, chunks, wanted);
     }
     match (wanted, length) {
-        (Wanted::Whole, Some(size)) => Ok(Found::Part(Part { blob_size: size, range: 0..size, chunks })),
+        (Wanted::Whole, Some(size)) => Ok(Found::Part(size, 0..size, chunks)),
         (Wanted::Whole, None) => Ok(Found::WithoutSize(chunks)),
         (_, None) => Err(Error::Malformed("a blob of unknown length".to_owned())),
         // The range was ignored: what lies before it is thrown away.
@@ -200,11 +220,9 @@ fn found_in(answer: Answer, wanted: &Wanted) -> Result<Found, Error> {
                 return Err(Error::RangeNotSatisfiable { size: Some(size) });
             }
             let chunks = without_first(chunks, range.start);
-            Ok(Found::Part(Part { blob_size: size, range: range.start..range.end.min(size), chunks }))
+            Ok(Found::Part(size, range.start..range.end.min(size), chunks))
         }
-        (Wanted::Tail(tail), Some(size)) if *tail >= size => {
-            Ok(Found::Part(Part { blob_size: size, range: 0..size, chunks }))
-        }
+        (Wanted::Tail(tail), Some(size)) if *tail >= size => Ok(Found::Part(size, 0..size, chunks)),
         // The answer is dropped unread: a blob is long, and ranges by position may well be understood.
         (Wanted::Tail(_), Some(size)) => Ok(Found::OnlySize(size)),
     }
@@ -220,7 +238,7 @@ fn partial(given: Option<(Range<u64>, u64)>, chunks: Chunks, wanted: &Wanted) ->
         Wanted::Tail(tail) if range.start == size.saturating_sub(*tail) && range.end == size => true,
         Wanted::Tail(_) => return Ok(Found::OnlySize(size)),
     };
-    if is_wanted { Ok(Found::Part(Part { blob_size: size, range, chunks })) } else { Err(other()) }
+    if is_wanted { Ok(Found::Part(size, range, chunks)) } else { Err(other()) }
 }
 
 fn without_first(chunks: Chunks, count: u64) -> Chunks {
