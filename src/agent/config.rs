@@ -8,6 +8,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
+use crate::profile::Workload;
+
 /// The agent's part of the configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -34,6 +36,16 @@ pub struct Config {
     pub max_request: ByteSize,
     /// Fetch the files in front of a layer's prefetch landmark as soon as it is mounted.
     pub prefetch: bool,
+    /// Ask a Starlift server what containers of an image read when they start, and fetch that as soon as layers are mounted.
+    pub profiles: bool,
+    /// Most bytes that are fetched of one image by such a profile.
+    pub profile_limit: ByteSize,
+    /// How long a container's start is watched; which files it read is told to the Starlift server that gave the image. `0s`:
+    /// nothing is watched or told.
+    #[serde(with = "humantime_serde")]
+    pub record: Duration,
+    /// What images are used for here: profiles are kept apart by it.
+    pub workload: Workload,
     /// Whether the rest of a layer is fetched too: `off`, `limited` (up to `background_limit`) or `full`.
     pub background: Background,
     /// Most bytes that `limited` fetches of a layer.
@@ -97,14 +109,18 @@ pub struct ImageRule {
     /// In place of the agent's `background`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub background: Option<Background>,
+    /// In place of the agent's `workload`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload: Option<Workload>,
 }
 
 /// What holds for one image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Policy {
     pub(super) lazy: bool,
     pub(super) prefetch: bool,
     pub(super) background: Background,
+    pub(super) workload: Workload,
 }
 
 impl Default for Config {
@@ -119,6 +135,10 @@ impl Default for Config {
             read_timeout: Duration::from_secs(60),
             max_request: ByteSize::mib(8),
             prefetch: true,
+            profiles: true,
+            profile_limit: ByteSize::mib(512),
+            record: Duration::from_secs(30),
+            workload: Workload::default(),
             background: Background::default(),
             background_limit: ByteSize::mib(256),
             background_delay: Duration::from_secs(10),
@@ -140,6 +160,7 @@ impl Config {
             lazy: rule.and_then(|rule| rule.lazy).unwrap_or(true),
             prefetch: rule.and_then(|rule| rule.prefetch).unwrap_or(self.prefetch),
             background: rule.and_then(|rule| rule.background).unwrap_or(self.background),
+            workload: rule.and_then(|rule| rule.workload.clone()).unwrap_or_else(|| self.workload.clone()),
         }
     }
 }
@@ -181,11 +202,13 @@ mod tests {
 
     #[test]
     fn the_first_rule_that_fits_counts() {
-        let text = "background = 'limited'\n[[image]]\npattern = 'a/*'\nlazy = false\n[[image]]\npattern = '*'\nbackground = 'off'";
+        let text = "background = 'limited'\n[[image]]\npattern = 'a/*'\nlazy = false\n[[image]]\npattern = '*'\nbackground = 'off'\nworkload = 'web'";
         let config: Config = toml::from_str(text).unwrap();
         let policy = config.policy("a/b:1");
         assert_eq!((policy.lazy, policy.background), (false, Background::Limited));
+        assert_eq!(policy.workload, Workload::default());
         let policy = config.policy("b:1");
+        assert_eq!(String::from(policy.workload), "web");
         assert_eq!((policy.lazy, policy.prefetch, policy.background), (true, true, Background::Off));
         assert!(toml::from_str::<Config>("[[image]]\nlazy = true").is_err(), "a rule needs its pattern");
     }

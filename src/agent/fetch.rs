@@ -19,10 +19,10 @@ use tokio::sync::oneshot;
 use super::cache::Cache;
 use crate::oci;
 use crate::telemetry::metrics;
-use crate::upstream::{self, Source};
+use crate::upstream::{self, Purpose, Source};
 
 /// Bytes between two chunks that are fetched along rather than asked around: about what a round trip costs.
-const MAX_GAP: u64 = 64 << 10;
+pub(super) const MAX_GAP: u64 = 64 << 10;
 
 /// A blob in a registry.
 #[derive(Debug, Clone)]
@@ -53,6 +53,8 @@ pub enum Reason {
     Read,
     /// It stands in front of the landmark.
     Prefetch,
+    /// Containers read it when they start, its profile says.
+    Profile,
     Background,
 }
 
@@ -60,7 +62,7 @@ pub enum Reason {
 #[derive(Debug, Default)]
 pub struct Traffic {
     requests: AtomicU64,
-    bytes: [AtomicU64; 3],
+    bytes: [AtomicU64; 4],
     errors: AtomicU64,
 }
 
@@ -100,7 +102,16 @@ impl Reason {
         match self {
             Self::Read => "read",
             Self::Prefetch => "prefetch",
+            Self::Profile => "profile",
             Self::Background => "background",
+        }
+    }
+
+    fn purpose(self) -> Purpose {
+        match self {
+            Self::Read => Purpose::Read,
+            Self::Prefetch | Self::Profile => Purpose::Prefetch,
+            Self::Background => Purpose::Background,
         }
     }
 }
@@ -284,7 +295,7 @@ impl Flight {
     async fn land(&self, range: Range<u64>, claims: &mut std::vec::IntoIter<Claim>) -> Result<(), FetchError> {
         self.traffic.requests.fetch_add(1, Ordering::Relaxed);
         let Blob { source, repository, digest, .. } = &*self.blob;
-        let mut body = source.blob(repository, digest, Some(range.clone())).await?;
+        let mut body = source.blob_for(repository, digest, range.clone(), self.reason.purpose()).await?;
         let mut window = Window { start: body.range.start, bytes: BytesMut::new() };
         while let Some(next) = claims.as_slice().first() {
             let wanted = next.chunk.range.clone();

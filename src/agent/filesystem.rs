@@ -11,7 +11,6 @@ use super::fetch::FetchError;
 use super::layer::Layer;
 use super::layers::Layers;
 use super::mount::{Mount, ROOT_INODE};
-use super::recorder::Recorder;
 use super::tree::{Attributes, FileId};
 
 /// How long after a registry that is away it is asked again; each further pause is twice as long. Its client has tried
@@ -42,7 +41,6 @@ pub enum Error {
 #[derive(Debug, Clone)]
 pub struct FileSystem {
     layers: Arc<Layers>,
-    recorder: Option<Arc<Recorder>>,
 }
 
 /// A name in a directory.
@@ -58,18 +56,14 @@ pub struct Listed {
 /// A file of a layer, for reading.
 #[derive(Debug, Clone)]
 pub struct Opened {
+    number: u64,
     layer: Arc<Layer>,
     id: FileId,
 }
 
 impl FileSystem {
     pub fn new(layers: Arc<Layers>) -> Self {
-        Self { layers, recorder: None }
-    }
-
-    /// The same, and `recorder` hears of every file that is opened or read.
-    pub fn recorded(layers: Arc<Layers>, recorder: Arc<Recorder>) -> Self {
-        Self { layers, recorder: Some(recorder) }
+        Self { layers }
     }
 
     fn at(&self, inode: u64) -> Result<(Arc<Mount>, Arc<Layer>, FileId), Error> {
@@ -163,17 +157,28 @@ impl FileSystem {
         Ok(layer.tree().xattrs(id).flat_map(|(name, _)| name.iter().copied().chain([0])).collect())
     }
 
-    /// A regular file.
+    /// A regular file that is opened.
     pub fn open(&self, inode: u64) -> Result<Opened, Error> {
+        let opened = self.file(inode)?;
+        self.layers.recorder().note(opened.number, opened.id, || None);
+        Ok(opened)
+    }
+
+    /// A regular file of which `length` bytes from `offset` on are read.
+    pub fn read(&self, inode: u64, offset: u64, length: u64) -> Result<Opened, Error> {
+        let opened = self.file(inode)?;
+        let part = || opened.layer.chunks_at(opened.id, offset, length);
+        self.layers.recorder().note(opened.number, opened.id, part);
+        Ok(opened)
+    }
+
+    fn file(&self, inode: u64) -> Result<Opened, Error> {
         if inode == ROOT_INODE {
             return Err(Error::IsDirectory);
         }
-        let (_, layer, id) = self.at(inode)?;
+        let (mount, layer, id) = self.at(inode)?;
         match layer.tree().attributes(id).map(|attributes| attributes.kind) {
-            Some(Kind::File) => {
-                self.recorder.iter().for_each(|recorder| recorder.note(inode));
-                Ok(Opened { layer, id })
-            }
+            Some(Kind::File) => Ok(Opened { number: mount.record.number, layer, id }),
             Some(Kind::Directory) => Err(Error::IsDirectory),
             _ => Err(Error::Invalid),
         }

@@ -149,11 +149,11 @@ impl Filesystem for Adapter {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let opened = match self.filesystem.open(inode.0) {
+        let length = u64::from(size);
+        let opened = match self.filesystem.read(inode.0, offset, length) {
             Ok(opened) => opened,
             Err(error) => return reply.error(errno(error)),
         };
-        let length = u64::from(size);
         if let Some(bytes) = opened.read_held(offset, length) {
             count("held");
             return reply.data(&bytes);

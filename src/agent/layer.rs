@@ -6,10 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::{Bytes, BytesMut};
 use estargz::toc::Node;
 use estargz::{Chunk, Toc};
+use tokio::sync::OnceCell;
 
 use super::fetch::{Blob, FetchError, Fetcher, Reason, Traffic, Wanted};
 use super::report::Measure;
 use super::tree::{Content, FileId, Tree};
+use crate::upstream::Peer;
 
 /// Bytes fetched along with the first chunk of a reader, behind it and before it: together what 100 Mbit/s carry in a
 /// round trip of 20 ms, so that asking again would take as long. A program jumps back and forth among the files of a
@@ -28,6 +30,7 @@ pub struct Layer {
     fetcher: Fetcher,
     traffic: Arc<Traffic>,
     readers: Mutex<Vec<Reader>>,
+    peer: OnceCell<Option<Peer>>,
 }
 
 /// Where something that reads from end to end will go on, and how much is fetched ahead of it.
@@ -48,7 +51,21 @@ struct Piece {
 impl Layer {
     pub fn new(tree: Arc<Tree>, blob: Blob, fetcher: Fetcher) -> Self {
         let blob = Arc::new(blob);
-        Self { tree, blob, fetcher, traffic: Arc::default(), readers: Mutex::default() }
+        let (traffic, readers, peer) = (Arc::default(), Mutex::default(), OnceCell::new());
+        Self { tree, blob, fetcher, traffic, readers, peer }
+    }
+
+    /// The same, given by `peer`; by no Starlift server where there is none.
+    #[must_use]
+    pub fn given_by(self, peer: Option<Peer>) -> Self {
+        Self { peer: OnceCell::new_with(Some(peer)), ..self }
+    }
+
+    /// The Starlift server that gives the layer, if it is one; asks where that is not known yet.
+    pub async fn peer(&self) -> Option<Peer> {
+        let Blob { source, repository, digest, .. } = &*self.blob;
+        let locate = || async { source.locate(repository, digest).await.map(|(_, peer)| peer) };
+        self.peer.get_or_try_init(locate).await.ok().cloned().flatten()
     }
 
     pub fn tree(&self) -> &Tree {
@@ -126,8 +143,22 @@ impl Layer {
         Ok(content.freeze())
     }
 
-    fn is_held(&self, chunk: &Chunk) -> bool {
+    /// Where the chunks begin and end that hold these bytes of a file.
+    pub fn chunks_at(&self, id: FileId, offset: u64, length: u64) -> Option<Range<u64>> {
+        let Content::Chunks(node) = self.tree.content(id)? else { return None };
+        let pieces = pieces(self.tree.toc(), node, offset, length);
+        let (first, last) = (pieces.first()?, pieces.last()?);
+        Some(first.chunk.file_offset..last.chunk.file_offset + last.chunk.size)
+    }
+
+    pub(super) fn is_held(&self, chunk: &Chunk) -> bool {
         chunk.digest.is_none_or(|digest| self.fetcher.cache().holds(&digest))
+    }
+
+    /// Whether a file's first chunk is on this node.
+    pub(super) fn begins_here(&self, id: FileId) -> bool {
+        let Some(Content::Chunks(node)) = self.tree.content(id) else { return true };
+        node.chunks().next().is_none_or(|chunk| self.is_held(&chunk))
     }
 
     async fn landed(&self, piece: &Piece, landing: Option<Wanted>) -> Result<Bytes, FetchError> {
@@ -200,6 +231,14 @@ impl Layer {
     /// # Errors
     /// When one could not be had, after all the others arrived or did not.
     pub async fn hold(&self, numbers: Range<u32>, reason: Reason) -> Result<(), FetchError> {
+        self.hold_all(numbers, reason).await
+    }
+
+    /// The same of chunks that do not follow each other.
+    ///
+    /// # Errors
+    /// As [`Self::hold`].
+    pub async fn hold_all(&self, numbers: impl Iterator<Item = u32>, reason: Reason) -> Result<(), FetchError> {
         let chunks: Vec<Chunk> =
             numbers.filter_map(|number| self.tree.toc().chunk(number)).filter(|chunk| chunk.digest.is_some()).collect();
         let mut outcome = Ok(());

@@ -19,6 +19,8 @@ use super::layer::Layer;
 use super::mount::{Mount, Mounts};
 use super::notify::Notifier;
 use super::prefetch::Prefetch;
+use super::profiles::{ImageLayers, Occasion, Profiles, Turn};
+use super::recorder::Recorder;
 use super::records::{Record, Records};
 pub use super::remote::NotLazy;
 use super::remote::{self, Opened, Tail, TocDigest};
@@ -38,6 +40,8 @@ pub struct Layers {
     records: Records,
     fetcher: Fetcher,
     prefetch: Arc<Prefetch>,
+    profiles: Profiles,
+    recorder: Arc<Recorder>,
     mounts: RwLock<Mounts>,
     /// Held while numbers are given and records come and go.
     bookkeeping: Mutex<()>,
@@ -65,6 +69,8 @@ impl Layers {
         Ok(Self {
             fetcher: Fetcher::new(cache, config.max_request.as_u64()),
             prefetch: Arc::new(Prefetch::new(config)),
+            profiles: Profiles::new(config),
+            recorder: Arc::default(),
             config: config.clone(),
             upstreams,
             records,
@@ -88,14 +94,15 @@ impl Layers {
         root.join("lazy")
     }
 
-    /// Makes the layer's tree visible and gives the number of its directory.
+    /// Makes the layer's tree visible and gives the number of its directory. It is the next one above what is mounted of
+    /// `image`, where that is known.
     ///
     /// The caller hands back a number it does not keep, with [`Self::unmount`].
     ///
     /// # Errors
     /// When the layer cannot be shown lazily: it is to be unpacked.
-    pub async fn mount(self: &Arc<Self>, spec: &LayerSpec) -> Result<u64, NotLazy> {
-        let outcome = self.try_mount(spec).await;
+    pub async fn mount(self: &Arc<Self>, spec: &LayerSpec, image: Option<ImageLayers>) -> Result<u64, NotLazy> {
+        let outcome = self.try_mount(spec, image).await;
         let label = if outcome.is_ok() { "lazy" } else { "unpacked" };
         metrics().agent_layers.get_or_create(&[("outcome", label)]).inc();
         if let Err(reason) = &outcome {
@@ -104,7 +111,7 @@ impl Layers {
         outcome
     }
 
-    async fn try_mount(self: &Arc<Self>, spec: &LayerSpec) -> Result<u64, NotLazy> {
+    async fn try_mount(self: &Arc<Self>, spec: &LayerSpec, image: Option<ImageLayers>) -> Result<u64, NotLazy> {
         if self.notifier.get().is_none() {
             return Err(NotLazy::Off("the file system is not mounted".to_owned()));
         }
@@ -117,7 +124,7 @@ impl Layers {
         let reference = spec.reference.clone();
         let mount = spawn_blocking(move || own.add(reference, found)).await;
         let mount = mount.map_err(|error| NotLazy::Internal(error.to_string()))??;
-        self.fill(&mount);
+        self.fill(&mount, image.map(|image| image.with(mount.record.number)));
         let Record { number, digest, reference, .. } = &mount.record;
         tracing::info!(number, layer = %digest, reference, "mounted lazily");
         Ok(*number)
@@ -130,15 +137,15 @@ impl Layers {
         {
             // Asked all the same: who may not read it in this repository must not get it.
             let (name, source) = remote::find(&self.upstreams, &spec.reference)?;
-            let size = source.blob_size(&name.repository, &spec.digest).await?;
+            let (size, peer) = source.locate(&name.repository, &spec.digest).await?;
             let blob = Blob { source, repository: name.repository, digest: spec.digest.clone(), size };
-            let layer = Layer::new(Arc::clone(twin.shared_tree()), blob, self.fetcher.clone());
+            let layer = Layer::new(Arc::clone(twin.shared_tree()), blob, self.fetcher.clone()).given_by(peer);
             layer.traffic().add(1, 0, Reason::Read);
             return Ok(Found { layer, toc_digest, tail: None });
         }
-        let Opened { toc, toc_digest, blob, tail, requests } = remote::open(&self.upstreams, spec).await?;
+        let Opened { toc, toc_digest, blob, tail, peer, requests } = remote::open(&self.upstreams, spec).await?;
         let tree = self.share(&blob, &toc_digest, toc)?;
-        let layer = Layer::new(tree, blob, self.fetcher.clone());
+        let layer = Layer::new(tree, blob, self.fetcher.clone()).given_by(peer);
         layer.traffic().add(requests, tail.bytes.len() as u64, Reason::Read);
         Ok(Found { layer, toc_digest, tail: Some(tail) })
     }
@@ -208,11 +215,54 @@ impl Layers {
     }
 
     /// Begins to fetch what nobody reads yet.
-    fn fill(&self, mount: &Arc<Mount>) {
-        if let Some(Ok(layer)) = mount.loaded() {
-            let policy = self.config.policy(&mount.record.reference);
-            tokio::spawn(Arc::clone(&self.prefetch).run(Arc::clone(layer), policy, mount.gone.clone()));
+    fn fill(self: &Arc<Self>, mount: &Arc<Mount>, image: Option<ImageLayers>) {
+        let Some(Ok(layer)) = mount.loaded() else { return };
+        let policy = self.config.policy(&mount.record.reference);
+        let (own, layer, gone) = (Arc::clone(self), Arc::clone(layer), mount.gone.clone());
+        tokio::spawn(async move {
+            let turn = match &image {
+                Some(image) => own.fetch_ahead(image, Occasion::Mount).await,
+                None => None,
+            };
+            Arc::clone(&own.prefetch).run(layer, policy, gone, turn).await;
+        });
+    }
+
+    /// Has fetched ahead what the profile of `image` names in those of its layers that are mounted, if the server that
+    /// gave the topmost of them is a Starlift server.
+    pub(super) async fn fetch_ahead(self: &Arc<Self>, image: &ImageLayers, occasion: Occasion) -> Option<Turn> {
+        if !self.profiles.are_used() {
+            return None;
         }
+        let own = Arc::clone(self);
+        let mounted = Arc::clone(&image.mounted);
+        let look = move || {
+            let layer = |(place, number): &(u32, u64)| {
+                let mount = own.by_number(*number)?;
+                let layer = Arc::clone(own.layer(&mount).ok()?);
+                Some((*place, mount, layer))
+            };
+            mounted.iter().filter_map(layer).collect::<Vec<_>>()
+        };
+        let layers = spawn_blocking(look).await.ok()?;
+        let (_, mount, top) = layers.last()?;
+        let peer = top.peer().await?;
+        let reference = mount.record.reference.as_str();
+        let workload = self.config.policy(reference).workload;
+        self.profiles.announce(image, (reference, workload), &layers, peer, occasion)
+    }
+
+    pub(super) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub(super) fn profiles(&self) -> &Profiles {
+        &self.profiles
+    }
+
+    /// Who hears of every file that is opened or read.
+    pub fn recorder(&self) -> &Arc<Recorder> {
+        &self.recorder
     }
 
     /// The mount that has an inode, and which of its files that is.
@@ -247,11 +297,14 @@ impl Layers {
         Ok(Arc::new(Layer::new(tree, blob, self.fetcher.clone())))
     }
 
+    pub fn by_number(&self, number: u64) -> Option<Arc<Mount>> {
+        self.mounts.read().unwrap_or_else(PoisonError::into_inner).get(number).cloned()
+    }
+
     /// The layer's directory by its name in the root.
     pub fn by_name(&self, name: &[u8]) -> Option<Arc<Mount>> {
         let number = std::str::from_utf8(name).ok()?.parse::<u64>().ok()?;
-        let mounts = self.mounts.read().unwrap_or_else(PoisonError::into_inner);
-        mounts.get(number).filter(|_| number.to_string().as_bytes() == name).cloned()
+        self.by_number(number).filter(|_| number.to_string().as_bytes() == name)
     }
 
     /// The mounts with numbers above `number`, at most `count`.
@@ -274,7 +327,7 @@ impl Layers {
             let (own, loading) = (Arc::clone(self), Arc::clone(&mount));
             let loaded = spawn_blocking(move || own.layer(&loading).is_ok()).await;
             if matches!(loaded, Ok(true)) {
-                self.fill(&mount);
+                self.fill(&mount, None);
             }
         }
     }
@@ -315,7 +368,7 @@ impl Layers {
     pub async fn usage(self: &Arc<Self>, number: u64) -> Usage {
         let own = Arc::clone(self);
         let measure = move || {
-            let mount = own.mounts.read().unwrap_or_else(PoisonError::into_inner).get(number).cloned();
+            let mount = own.by_number(number);
             let held = mount.as_ref().and_then(|mount| own.layer(mount).ok()).map(|layer| layer.measure());
             held.map_or_else(Usage::default, |held| Usage { size: held.held_bytes, inodes: held.held_chunks })
         };
@@ -326,7 +379,8 @@ impl Layers {
     pub fn report(&self) -> Report {
         let layers = self.after(0, usize::MAX).iter().map(|mount| LayerReport::of(mount)).collect();
         let cache = self.fetcher.cache();
-        Report { layers, cache: cache.held(), cache_limit: cache.limit(), refusals: self.refusals.all() }
+        let profiles = self.profiles.report();
+        Report { layers, profiles, cache: cache.held(), cache_limit: cache.limit(), refusals: self.refusals.all() }
     }
 
     pub fn fetcher(&self) -> &Fetcher {

@@ -6,10 +6,12 @@
 //! container ─ read(2) ▶ kernel ─ FUSE ▶ session ▶ fuse ▶ filesystem ▶ layer ▶ cache
 //!                                                                       └───▶ fetch ▶ upstream ▶ a registry
 //! ```
+//! `profiles` tells a Starlift server what containers read when they start, and has fetched ahead what others told it.
 //! `run` puts it together; `keeper` keeps the mount while the agent is restarted; `api` tells how it is. `observe` is a
 //! mount for one process, without containerd.
 
 pub mod api;
+mod attach;
 pub mod cache;
 pub mod config;
 pub mod cri;
@@ -26,6 +28,7 @@ pub mod observe;
 pub mod opens;
 mod passthrough;
 pub mod prefetch;
+pub mod profiles;
 pub mod recorder;
 pub mod records;
 pub mod remote;

@@ -7,26 +7,26 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use estargz::toc::NodeId;
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
+pub use super::attach::MountError;
+use super::attach::attach;
 use super::config::{Background, Config, KeeperKind};
-use super::filesystem::FileSystem;
-use super::fuse::Adapter;
 use super::layers::{Layers, NotLazy};
-use super::notify::Notifier;
-use super::opens::Opens;
-use super::recorder::Recorder;
-use super::session::{self, Device, SessionError};
+pub use super::recorder::Recording;
+use super::recorder::Used;
+use super::session::{self, Device};
 use super::spec::LayerSpec;
 use crate::upstream::Upstreams;
+
+/// A workload that opens more files than this gains nothing by having them all first.
+const MAX_FILES: usize = 1 << 20;
 
 /// The mount; undone when dropped.
 #[derive(Debug)]
 pub struct Observatory {
     layers: Arc<Layers>,
-    recorder: Arc<Recorder>,
     mountpoint: PathBuf,
 }
 
@@ -37,20 +37,12 @@ pub struct Shown {
     pub path: PathBuf,
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum ObserveError {
-    #[error(transparent)]
-    Session(#[from] SessionError),
-    #[error("the mount cannot be served")]
-    Io(#[from] io::Error),
-}
-
 impl Observatory {
     /// Mounts beneath `root`, an empty directory, with the layers of `upstreams` to be shown.
     ///
     /// # Errors
     /// When this process may not mount, or there is no /dev/fuse.
-    pub async fn mount(root: &Path, upstreams: Upstreams) -> Result<Self, ObserveError> {
+    pub async fn mount(root: &Path, upstreams: Upstreams) -> Result<Self, MountError> {
         let config = Config {
             root: root.to_owned(),
             prefetch: false,
@@ -63,28 +55,13 @@ impl Observatory {
         spawn_blocking(move || Self::serve(&config, upstreams, runtime)).await.map_err(io::Error::other)?
     }
 
-    fn serve(config: &Config, upstreams: Upstreams, runtime: Handle) -> Result<Self, ObserveError> {
+    fn serve(config: &Config, upstreams: Upstreams, runtime: Handle) -> Result<Self, MountError> {
         let layers = Arc::new(Layers::open(config, upstreams)?);
-        let recorder = Arc::new(Recorder::default());
         let mountpoint = Layers::mountpoint(&config.root);
         let device = Device::mount(&mountpoint, &config.root.join("init"))?;
-        let observatory = Self { layers, recorder, mountpoint };
-        let adapter = Adapter::new(
-            FileSystem::recorded(Arc::clone(&observatory.layers), Arc::clone(&observatory.recorder)),
-            Opens::load(&config.root.join("opens"), true)?,
-            device.duplicate()?,
-            runtime,
-            config.read_timeout,
-            config.passthrough,
-        );
-        let notifier = Notifier::new(device.duplicate()?);
-        let session = device.serve(adapter, config.threads)?;
-        std::thread::Builder::new().name("fuse".to_owned()).spawn(move || {
-            if let Err(error) = session.run() {
-                tracing::error!(%error, "the kernel is not answered any more");
-            }
-        })?;
-        observatory.layers.announce_to(notifier);
+        let observatory = Self { layers, mountpoint };
+        // It is unmounted by this process alone.
+        let _unmounted = attach(&device, &observatory.layers, config, runtime)?;
         Ok(observatory)
     }
 
@@ -93,33 +70,27 @@ impl Observatory {
     /// # Errors
     /// When it cannot be read lazily.
     pub async fn show(&self, layer: &LayerSpec) -> Result<Shown, NotLazy> {
-        let number = self.layers.mount(layer).await?;
+        let number = self.layers.mount(layer, None).await?;
         Ok(Shown { number, path: self.mountpoint.join(number.to_string()) })
     }
 
-    /// What is opened from here on is recorded.
-    pub fn begin(&self) {
-        self.recorder.begin();
+    /// Records what is opened of `layers` from here on.
+    pub fn begin(&self, layers: &[Shown]) -> Recording {
+        self.layers.recorder().begin(layers.iter().map(|shown| shown.number), MAX_FILES)
     }
 
     /// Ends the recording: each file by the place of its layer in `layers` and its path there, in the order of first use.
-    pub fn end(&self, layers: &[Shown]) -> Vec<(usize, Vec<u8>)> {
-        let files = self.recorder.end().into_iter().filter_map(|inode| self.layers.at(inode));
-        let files: Vec<_> = files.map(|(mount, id)| (mount.record.number, NodeId(id.0))).collect();
-        let numbers = layers.iter().enumerate().map(|(place, shown)| (shown.number, place));
-        let places: HashMap<u64, usize> = numbers.collect();
+    pub fn end(&self, recording: Recording, layers: &[Shown]) -> Vec<(usize, Vec<u8>)> {
+        let files = recording.end();
+        let places: HashMap<u64, usize> = layers.iter().map(|shown| shown.number).zip(0..).collect();
         let mut paths = HashMap::new();
         for shown in layers {
-            let nodes = files.iter().filter(|(number, _)| *number == shown.number).map(|(_, node)| *node);
-            let nodes: std::collections::HashSet<NodeId> = nodes.collect();
-            let Some(mount) = self.layers.by_name(shown.number.to_string().as_bytes()) else { continue };
+            let Some(mount) = self.layers.by_number(shown.number) else { continue };
             let Ok(layer) = self.layers.layer(&mount) else { continue };
-            for entry in layer.tree().toc().entries().filter(|entry| nodes.contains(&entry.node.id())) {
-                // A file of several names is called by the first of them: whichever comes first brings the content.
-                paths.entry((shown.number, entry.node.id())).or_insert(entry.path);
-            }
+            let ids = files.iter().filter(|used| used.number == shown.number).map(|used| used.id).collect();
+            paths.insert(shown.number, layer.tree().paths(&ids));
         }
-        let found = |file: (u64, NodeId)| Some((*places.get(&file.0)?, paths.remove(&file)?));
+        let found = |used: Used| Some((*places.get(&used.number)?, paths.get_mut(&used.number)?.remove(&used.id)?));
         files.into_iter().filter_map(found).collect()
     }
 }

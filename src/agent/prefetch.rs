@@ -1,4 +1,5 @@
-//! Fetches what nobody reads yet: at once what stands in front of a layer's landmark, later the rest.
+//! Fetches what nobody reads yet: what stands in front of a layer's landmark at once, or as soon as that is here which
+//! the image's profile names; later the rest.
 //!
 //! The rest is fetched one request at a time over all layers, only while no reader waits for bytes, and never so much
 //! that something else would have to leave the cache. A reader stops nothing that is under way.
@@ -14,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::config::{Background, Config, Policy};
 use super::fetch::{FetchError, Reason};
 use super::layer::Layer;
+use super::profiles::Turn;
 
 /// How long to stand back when a reader waits for bytes.
 const YIELD: Duration = Duration::from_millis(50);
@@ -42,9 +44,18 @@ impl Prefetch {
         }
     }
 
-    /// Fetches of `layer` what `policy` wants, until that is done or `gone` is cancelled.
-    pub(super) async fn run(self: Arc<Self>, layer: Arc<Layer>, policy: Policy, gone: CancellationToken) {
+    /// Fetches of `layer` what `policy` wants, until that is done or `gone` is cancelled; after its `turn` by a profile.
+    pub(super) async fn run(
+        self: Arc<Self>,
+        layer: Arc<Layer>,
+        policy: Policy,
+        gone: CancellationToken,
+        turn: Option<Turn>,
+    ) {
         let work = async {
+            if let Some(turn) = turn {
+                turn.pass().await;
+            }
             if policy.prefetch {
                 self.up_to_the_landmark(&layer).await;
             }

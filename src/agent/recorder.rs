@@ -1,58 +1,148 @@
-//! Which files were opened, in the order of first use. Nobody asks for it but `starlift optimize`.
+//! Notes which files of some mounts are opened and read: while a container starts, or while `starlift optimize` runs one.
 
-use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
-/// A workload that opens more files than this gains nothing by having them all first.
-const MAX_FILES: usize = 1 << 20;
+use super::tree::FileId;
+use crate::profile::Extents;
 
-/// Files by their inodes. Notes cost a look into a set, hold no file's name, and never outgrow a bound.
-#[derive(Debug)]
+/// Parts of one file that are kept before near ones are made one.
+const MAX_PARTS: usize = 512;
+
+/// What is noted, for whoever records. A note costs nothing while nobody does, else a look into a table; it holds no
+/// file's name, and tables do not outgrow their bounds.
+#[derive(Debug, Default)]
 pub struct Recorder {
-    is_on: AtomicBool,
-    files: Mutex<Files>,
+    /// How many recordings there are, to be looked at without a lock.
+    running: AtomicUsize,
+    tables: RwLock<Vec<Arc<Table>>>,
+}
+
+/// A recording that runs until it is ended or dropped.
+#[derive(Debug)]
+pub struct Recording {
+    recorder: Arc<Recorder>,
+    table: Arc<Table>,
+}
+
+/// What was noted of one file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Used {
+    /// The number of its mount.
+    pub number: u64,
+    pub id: FileId,
+    /// From the beginning of the recording to the file's first use.
+    pub after: Duration,
+    /// What of it was read, in whole chunks; nothing where it was opened and the kernel had its pages.
+    pub extents: Extents,
+}
+
+/// What one recording noted.
+#[derive(Debug)]
+struct Table {
+    begun: Instant,
+    mounts: HashSet<u64>,
     limit: usize,
+    noted: Mutex<Noted>,
 }
 
 #[derive(Debug, Default)]
-struct Files {
-    in_order: Vec<u64>,
-    seen: HashSet<u64>,
+struct Noted {
+    files: Vec<File>,
+    places: HashMap<(u64, FileId), usize>,
+    last: Option<Instant>,
 }
 
-impl Default for Recorder {
-    fn default() -> Self {
-        Self::with_limit(MAX_FILES)
-    }
+#[derive(Debug)]
+struct File {
+    number: u64,
+    id: FileId,
+    after: Duration,
+    parts: Vec<Range<u64>>,
 }
 
 impl Recorder {
-    fn with_limit(limit: usize) -> Self {
-        Self { is_on: AtomicBool::new(false), files: Mutex::default(), limit }
+    /// Notes what is used of the mounts with these numbers from here on: of the first `limit` files.
+    pub fn begin(self: &Arc<Self>, mounts: impl IntoIterator<Item = u64>, limit: usize) -> Recording {
+        let (begun, mounts, noted) = (Instant::now(), mounts.into_iter().collect(), Mutex::default());
+        let table = Arc::new(Table { begun, mounts, limit, noted });
+        let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+        tables.push(Arc::clone(&table));
+        self.running.store(tables.len(), Ordering::Release);
+        Recording { recorder: Arc::clone(self), table }
     }
 
-    /// Notes from here on; what was opened before does not count.
-    pub fn begin(&self) {
-        self.is_on.store(true, Ordering::Release);
-    }
-
-    /// The file was opened or read.
-    pub fn note(&self, inode: u64) {
-        if !self.is_on.load(Ordering::Acquire) {
+    /// The file was opened, or the part of it that `part` gives was read.
+    pub(super) fn note(&self, number: u64, id: FileId, part: impl Fn() -> Option<Range<u64>>) {
+        if self.running.load(Ordering::Acquire) == 0 {
             return;
         }
-        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        if files.in_order.len() < self.limit && files.seen.insert(inode) {
-            files.in_order.push(inode);
+        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+        for table in tables.iter().filter(|table| table.mounts.contains(&number)) {
+            table.note(number, id, part());
         }
     }
+}
 
-    /// Ends the recording and gives the inodes, each once.
-    pub fn end(&self) -> Vec<u64> {
-        self.is_on.store(false, Ordering::Release);
-        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut *files).in_order
+impl Table {
+    fn note(&self, number: u64, id: FileId, part: Option<Range<u64>>) {
+        let now = Instant::now();
+        let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        let Noted { files, places, last } = &mut *noted;
+        *last = Some(now);
+        let place = match places.get(&(number, id)) {
+            Some(place) => *place,
+            None if files.len() >= self.limit => return,
+            None => {
+                places.insert((number, id), files.len());
+                files.push(File { number, id, after: now.duration_since(self.begun), parts: Vec::new() });
+                files.len() - 1
+            }
+        };
+        if let (Some(file), Some(part)) = (files.get_mut(place), part) {
+            file.add(part);
+        }
+    }
+}
+
+impl File {
+    fn add(&mut self, part: Range<u64>) {
+        match self.parts.last_mut() {
+            Some(last) if last.start <= part.start && part.start <= last.end => last.end = last.end.max(part.end),
+            _ => self.parts.push(part),
+        }
+        if self.parts.len() > MAX_PARTS {
+            self.parts = Extents::new(self.parts.drain(..)).iter().collect();
+        }
+    }
+}
+
+impl Recording {
+    pub fn begun(&self) -> Instant {
+        self.table.begun
+    }
+
+    /// When something was last used.
+    pub fn last(&self) -> Option<Instant> {
+        self.table.noted.lock().unwrap_or_else(PoisonError::into_inner).last
+    }
+
+    /// Ends it and gives each file once, in the order of first use.
+    pub fn end(self) -> Vec<Used> {
+        let noted = std::mem::take(&mut *self.table.noted.lock().unwrap_or_else(PoisonError::into_inner));
+        let used = |File { number, id, after, parts }| Used { number, id, after, extents: Extents::new(parts) };
+        noted.files.into_iter().map(used).collect()
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        let mut tables = self.recorder.tables.write().unwrap_or_else(PoisonError::into_inner);
+        tables.retain(|table| !Arc::ptr_eq(table, &self.table));
+        self.recorder.running.store(tables.len(), Ordering::Release);
     }
 }
 
@@ -60,24 +150,58 @@ impl Recorder {
 mod tests {
     use super::*;
 
-    fn recorded(recorder: &Recorder, inodes: &[u64]) -> Vec<u64> {
-        inodes.iter().for_each(|inode| recorder.note(*inode));
-        recorder.end()
+    fn opened(recorder: &Recorder, files: &[(u64, u32)]) {
+        files.iter().for_each(|(number, id)| recorder.note(*number, FileId(*id), || None));
+    }
+
+    fn files(recording: Recording) -> Vec<(u64, u32)> {
+        recording.end().into_iter().map(|used| (used.number, used.id.0)).collect()
     }
 
     #[test]
     fn files_are_noted_once_in_order_between_begin_and_end() {
-        let recorder = Recorder::default();
-        assert!(recorded(&recorder, &[1]).is_empty(), "it has not begun");
-        recorder.begin();
-        assert_eq!(recorded(&recorder, &[5, 3, 5, 9, 3]), [5, 3, 9]);
-        assert!(recorded(&recorder, &[7]).is_empty(), "it has ended");
+        let recorder = Arc::new(Recorder::default());
+        opened(&recorder, &[(1, 1)]);
+        let recording = recorder.begin([1, 2], 10);
+        assert_eq!(recording.last(), None);
+        opened(&recorder, &[(1, 5), (2, 5), (3, 5), (1, 5), (1, 4)]);
+        assert!(recording.last().is_some());
+        assert_eq!(files(recording), [(1, 5), (2, 5), (1, 4)]);
+        assert_eq!(recorder.running.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn several_record_at_once() {
+        let recorder = Arc::new(Recorder::default());
+        let (one, two) = (recorder.begin([1], 10), recorder.begin([1, 2], 10));
+        opened(&recorder, &[(2, 1), (1, 1)]);
+        assert_eq!(files(one), [(1, 1)]);
+        opened(&recorder, &[(1, 2)]);
+        assert_eq!(files(two), [(2, 1), (1, 1), (1, 2)]);
     }
 
     #[test]
     fn the_first_files_are_kept_when_there_are_too_many() {
-        let recorder = Recorder::with_limit(2);
-        recorder.begin();
-        assert_eq!(recorded(&recorder, &[1, 2, 3, 1]), [1, 2]);
+        let recorder = Arc::new(Recorder::default());
+        let recording = recorder.begin([1], 2);
+        opened(&recorder, &[(1, 1), (1, 2), (1, 3), (1, 1)]);
+        assert_eq!(files(recording), [(1, 1), (1, 2)]);
+    }
+
+    #[test]
+    fn parts_that_were_read_become_extents() {
+        let recorder = Arc::new(Recorder::default());
+        let recording = recorder.begin([1], 2);
+        opened(&recorder, &[(1, 1)]);
+        for part in [0..10, 10..20, 40..50, 5..8] {
+            recorder.note(1, FileId(1), || Some(part.clone()));
+        }
+        for number in 0..10_000 {
+            recorder.note(1, FileId(2), || Some(number * 20..number * 20 + 10));
+        }
+        let used = recording.end();
+        assert_eq!(used[0].extents, Extents::new([0..20, 40..50]));
+        let read = &used[1].extents;
+        assert!(read.iter().count() <= MAX_PARTS && read.iter().any(|range| range.contains(&199_985)));
     }
 }

@@ -17,7 +17,7 @@ use super::fetch::Blob;
 use super::spec::{LayerSpec, TOC_DIGEST};
 use crate::oci::manifest::ImageManifest;
 use crate::oci::{Digest, ImageName, Reference};
-use crate::upstream::{self, Source, Upstreams};
+use crate::upstream::{self, Peer, Source, Upstreams};
 
 /// How much of a blob's end is asked for first: the TOC of some ten thousand files, or the whole of a small layer.
 const TAIL: u64 = 512 << 10;
@@ -50,6 +50,8 @@ pub struct Opened {
     pub toc_digest: TocDigest,
     pub blob: Blob,
     pub tail: Tail,
+    /// The Starlift server that gave it, if it is one.
+    pub peer: Option<Peer>,
     /// Requests that it took.
     pub requests: u64,
 }
@@ -93,14 +95,14 @@ pub async fn open(upstreams: &Upstreams, spec: &LayerSpec) -> Result<Opened, Not
         Some(digest) => (TocDigest::Json(digest.clone()), 0),
         None => (from_manifest(&source, &name, spec).await?, 1),
     };
-    let (tail, requests) = tail(&source, &name, &spec.digest).await?;
+    let (tail, peer, requests) = tail(&source, &name, &spec.digest).await?;
     let toc = {
         let (tail, toc_digest) = (tail.clone(), toc_digest.clone());
         let read = tokio::task::spawn_blocking(move || read(&tail, &toc_digest));
         read.await.map_err(|error| NotLazy::Internal(error.to_string()))??
     };
     let blob = Blob { source, repository: name.repository, digest: spec.digest.clone(), size: tail.blob_size };
-    Ok(Opened { toc, toc_digest, blob, tail, requests: asked + requests })
+    Ok(Opened { toc, toc_digest, blob, tail, peer, requests: asked + requests })
 }
 
 /// Where an image is.
@@ -141,10 +143,10 @@ async fn from_manifest(source: &Source, name: &ImageName, spec: &LayerSpec) -> R
     digest(TOC_DIGEST).map(TocDigest::Json).or_else(section).ok_or(NotLazy::NoTocDigest)
 }
 
-/// The end of a blob with all of its TOC, and how many requests that took.
-async fn tail(source: &Source, name: &ImageName, digest: &Digest) -> Result<(Tail, u64), NotLazy> {
+/// The end of a blob with all of its TOC, which Starlift server gave it, and how many requests that took.
+async fn tail(source: &Source, name: &ImageName, digest: &Digest) -> Result<(Tail, Option<Peer>, u64), NotLazy> {
     let body = source.blob_tail(&name.repository, digest, TAIL).await?;
-    let (blob_size, start) = (body.blob_size, body.range.start);
+    let (blob_size, start, peer) = (body.blob_size, body.range.start, body.peer);
     let pieces: Vec<Bytes> = body.stream.try_collect().await?;
     let tail = Tail { blob_size, start, bytes: pieces.concat().into() };
     let Some(toc) = footer_in(&tail)?.toc_range() else { return Err(NotLazy::ExternalToc) };
@@ -153,12 +155,12 @@ async fn tail(source: &Source, name: &ImageName, digest: &Digest) -> Result<(Tai
         return Err(TocError::Limit { what: "compressed bytes", limit }.into());
     }
     if toc.start >= start {
-        return Ok((tail, 1));
+        return Ok((tail, peer, 1));
     }
     let body = source.blob(&name.repository, digest, Some(toc.start..start)).await?;
     let mut pieces: Vec<Bytes> = body.stream.try_collect().await?;
     pieces.push(tail.bytes);
-    Ok((Tail { blob_size, start: toc.start, bytes: pieces.concat().into() }, 2))
+    Ok((Tail { blob_size, start: toc.start, bytes: pieces.concat().into() }, peer, 2))
 }
 
 fn footer_in(tail: &Tail) -> Result<Footer, NotLazy> {

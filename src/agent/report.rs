@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::cache::Held;
 use super::fetch::Reason;
 use super::mount::Mount;
+use super::profiles::ProfileReport;
 use super::remote::NotLazy;
 use super::spec::LayerSpec;
 use crate::oci::Digest;
@@ -20,6 +21,9 @@ const MAX_REFUSALS: usize = 200;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     pub layers: Vec<LayerReport>,
+    /// Asked for since the agent was started; the newest come last.
+    #[serde(default)]
+    pub profiles: Vec<ProfileReport>,
     pub cache: Held,
     /// Most bytes of the cache.
     pub cache_limit: u64,
@@ -42,6 +46,8 @@ pub struct LayerReport {
     pub requests: u64,
     pub read_bytes: u64,
     pub prefetched_bytes: u64,
+    #[serde(default)]
+    pub profile_bytes: u64,
     pub background_bytes: u64,
     /// Chunks that could not be had, or were refused.
     pub errors: u64,
@@ -86,6 +92,7 @@ impl LayerReport {
             requests: traffic.map_or(0, |traffic| traffic.requests()),
             read_bytes: bytes(Reason::Read),
             prefetched_bytes: bytes(Reason::Prefetch),
+            profile_bytes: bytes(Reason::Profile),
             background_bytes: bytes(Reason::Background),
             errors: traffic.map_or(0, |traffic| traffic.errors()),
             damage,

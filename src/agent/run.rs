@@ -8,19 +8,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
 use super::api::{self, Api};
+use super::attach::{MountError, attach};
 use super::config::Config;
 use super::cri::{CriCredentials, ImageService};
-use super::filesystem::FileSystem;
-use super::fuse::Adapter;
 use super::keeper::{Keeper, Kept};
 use super::layers::Layers;
-use super::notify::Notifier;
-use super::opens::Opens;
 use super::server::{self, ServeError};
 use super::session::{self, Device, SessionError};
 use super::snapshots::{self, Snapshots};
@@ -155,42 +153,12 @@ async fn mount(
         // From here on a crash loses nothing.
         keeper.keep(DEVICE, device.as_fd())?;
     }
-    let opens = Opens::load(&root.join("opens"), device.is_new())?;
-    let adapter = Adapter::new(
-        FileSystem::new(Arc::clone(layers)),
-        opens,
-        device.duplicate()?,
-        tokio::runtime::Handle::current(),
-        config.read_timeout,
-        config.passthrough,
-    );
-    let threads = config.threads;
-    let notifier = Notifier::new(device.duplicate()?);
-    let is_new = device.is_new();
-    let session = blocking(move || device.serve(adapter, threads)).await.map_err(io::Error::other)??;
-    let (done, unmounted) = oneshot::channel();
-    std::thread::Builder::new().name("fuse".to_owned()).spawn(move || {
-        if let Err(error) = session.run() {
-            tracing::error!(%error, "the kernel is not answered any more");
-        }
-        // Nobody hears it while the agent stops.
-        let _unheard = done.send(());
-    })?;
-    if !is_new && let Err(error) = notifier.resend() {
-        tracing::warn!(%error, "reads that an earlier process left unanswered stay so: the kernel is older than Linux 6.9");
-    }
-    layers.announce_to(notifier);
+    let (own, config, runtime) =
+        (Arc::clone(layers), Config { root: root.clone(), ..config.clone() }, Handle::current());
+    let unmounted = blocking(move || attach(&device, &own, &config, runtime)).await.map_err(io::Error::other)??;
     let mountpoint = Layers::mountpoint(&root);
     blocking(move || session::read_further_ahead(&mountpoint)).await.map_err(io::Error::other)?;
     Ok(unmounted)
-}
-
-#[derive(Debug, thiserror::Error)]
-enum MountError {
-    #[error(transparent)]
-    Session(#[from] SessionError),
-    #[error("the mount cannot be served")]
-    Io(#[from] io::Error),
 }
 
 fn device(root: &Path, kept: Option<OwnedFd>) -> Result<Device, SessionError> {

@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status};
 
 use super::filter::Filter;
 use super::layers::Layers;
+use super::profiles::{ImageLayers, Starts};
 use super::snapshots::{Error, Info, Kind, Labels, Measured, Mount, Snapshots, TARGET_LABEL, Target};
 use super::spec::LayerSpec;
 use crate::containerd::services::snapshots::v1 as wire;
@@ -22,6 +23,8 @@ use crate::containerd::types;
 
 /// How many snapshots one message of a list holds, as containerd's own service has it.
 const PAGE: usize = 100;
+/// How the last part of a key begins that is unpacked into (containerd, `snapshots.UnpackKeyPrefix`): no container's.
+const UNPACK_KEY: &str = "extract-";
 /// What the reference snapshotter marks lazy snapshots with; buildkit and nerdctl look for it.
 const REMOTE_LABEL: (&str, &str) = ("containerd.io/snapshot/remote", "remote snapshot");
 
@@ -29,12 +32,13 @@ const REMOTE_LABEL: (&str, &str) = ("containerd.io/snapshot/remote", "remote sna
 #[derive(Debug, Clone)]
 pub struct Snapshotter {
     snapshots: Arc<Snapshots>,
+    starts: Starts,
     layers: Arc<Layers>,
 }
 
 impl Snapshotter {
     pub fn new(snapshots: Arc<Snapshots>, layers: Arc<Layers>) -> Self {
-        Self { snapshots, layers }
+        Self { snapshots, starts: Starts::new(Arc::clone(&layers)), layers }
     }
 
     /// Does what blocks where a thread may wait. Goes on to its end when the client goes away.
@@ -54,7 +58,11 @@ impl Snapshotter {
     /// Whether the snapshot that this Prepare works towards is there now, lazily perhaps.
     async fn lazily(&self, target: &str, ask: &Ask) -> Result<bool, Status> {
         let (wanted, parent) = (target.to_owned(), ask.parent.clone());
-        let found = self.blocking(move |snapshots| snapshots.target(&wanted, parent.as_deref())).await?;
+        let look = move |snapshots: &Snapshots| {
+            let found = snapshots.target(&wanted, parent.as_deref())?;
+            Ok::<_, Error>((found, snapshots.below(parent.as_deref())?))
+        };
+        let (found, below) = self.blocking(look).await?;
         let name = match found {
             Target::Committed => return Ok(true),
             Target::Taken => return Ok(false),
@@ -67,7 +75,7 @@ impl Snapshotter {
                 return Ok(false);
             }
         };
-        match self.layers.mount(&spec).await {
+        match self.layers.mount(&spec, ImageLayers::around(&below, &spec)).await {
             Ok(number) => self.commit_lazy(name, ask, number).await,
             Err(reason) => {
                 tracing::info!(layer = %spec.digest, reference = spec.reference, %reason, "not lazy");
@@ -99,8 +107,18 @@ impl Snapshotter {
         {
             return Err(Status::already_exists(format!("target snapshot {target:?}: already exists")));
         }
+        let is_unpacked = ask.labels.contains_key(TARGET_LABEL) || is_for_unpacking(&ask.key);
         let Ask { key, parent, labels } = ask;
-        self.blocking(move |snapshots| snapshots.prepare(&key, parent.as_deref(), labels)).await
+        let make = move |snapshots: &Snapshots| {
+            let mounts = snapshots.prepare(&key, parent.as_deref(), labels)?;
+            let below = if is_unpacked { Vec::new() } else { snapshots.below(parent.as_deref())? };
+            Ok::<_, Error>((mounts, below))
+        };
+        let (mounts, below) = self.blocking(make).await?;
+        if let Some(image) = ImageLayers::under(&below) {
+            self.starts.begin(image);
+        }
+        Ok(mounts)
     }
 
     async fn remove(&self, name: String) -> Result<(), Status> {
@@ -110,6 +128,11 @@ impl Snapshotter {
         }
         Ok(())
     }
+}
+
+/// Whether a layer is unpacked into the snapshot with this key. containerd puts namespace and number before a key.
+fn is_for_unpacking(key: &str) -> bool {
+    key.split('/').any(|part| part.starts_with(UNPACK_KEY))
 }
 
 /// What a new snapshot is to be.

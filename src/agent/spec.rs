@@ -1,6 +1,6 @@
 //! The layer that a snapshot is to be: what containerd's clients say of it in labels.
 
-use super::snapshots::Labels;
+use super::snapshots::{Labels, MAX_LABEL_LEN};
 use crate::oci::Digest;
 use crate::oci::digest::ParseDigestError;
 
@@ -38,7 +38,7 @@ pub struct LayerSpec {
     pub digest: Digest,
     pub toc_digest: Option<Digest>,
     pub manifest_digest: Option<Digest>,
-    /// This layer and those above it, as far as the label held them.
+    /// This layer and all above it; empty where the label does not hold them all.
     pub image_layers: Vec<Digest>,
     /// All that was said, for what only some clients say.
     pub labels: Labels,
@@ -54,19 +54,35 @@ pub enum SpecError {
 }
 
 impl LayerSpec {
-    /// Reads the labels of a Prepare. Digests must be valid where there are any; a neighbour that is not is left out.
+    /// Reads the labels of a Prepare. The layer's own digests must be valid where there are any.
     pub fn from_labels(labels: &Labels) -> Result<Self, SpecError> {
         let told = |dialect: &&Dialect| labels.contains_key(dialect.reference) && labels.contains_key(dialect.digest);
         let dialect = DIALECTS.iter().find(told).ok_or(SpecError::Absent)?;
-        let neighbours = labels.get(dialect.layers).map(String::as_str).unwrap_or_default();
         Ok(Self {
             reference: labels.get(dialect.reference).cloned().ok_or(SpecError::Absent)?,
             digest: digest(labels, dialect.digest)?.ok_or(SpecError::Absent)?,
             toc_digest: digest(labels, TOC_DIGEST)?,
             manifest_digest: dialect.manifest.map(|label| digest(labels, label)).transpose()?.flatten(),
-            image_layers: neighbours.split(',').filter_map(|layer| layer.parse().ok()).collect(),
+            image_layers: dialect.layers_from(labels),
             labels: labels.clone(),
         })
+    }
+}
+
+/// The layer that a snapshot was made of, if its labels say so.
+pub(super) fn layer_digest(labels: &Labels) -> Option<Digest> {
+    DIALECTS.iter().find_map(|dialect| labels.get(dialect.digest)?.parse().ok())
+}
+
+impl Dialect {
+    /// The layers that the label lists, if those are all: clients leave out the last where the label would be too long.
+    fn layers_from(&self, labels: &Labels) -> Vec<Digest> {
+        let Some(list) = labels.get(self.layers) else { return Vec::new() };
+        let layers: Result<Vec<Digest>, _> = list.split(',').map(str::parse).collect();
+        let layers = layers.unwrap_or_default();
+        let longest = layers.iter().map(|layer| layer.to_string().len()).max().unwrap_or_default();
+        let held_one_more = self.layers.len() + list.len() + ",".len() + longest <= MAX_LABEL_LEN;
+        if held_one_more { layers } else { Vec::new() }
     }
 }
 
@@ -94,7 +110,7 @@ mod tests {
             ("containerd.io/snapshot.ref", "sha256:chain"),
             ("containerd.io/snapshot/remote/stargz.reference", "registry.example/app:1"),
             ("containerd.io/snapshot/remote/stargz.digest", &one),
-            ("containerd.io/snapshot/remote/stargz.layers", &format!("{one},{two},sha256:cut")),
+            ("containerd.io/snapshot/remote/stargz.layers", &format!("{one},{two}")),
             ("containerd.io/snapshot/stargz/toc.digest", &toc),
         ]);
         let spec = LayerSpec::from_labels(&labels).unwrap();
@@ -116,6 +132,23 @@ mod tests {
         assert_eq!((spec.digest, spec.manifest_digest), (a_digest("1"), Some(a_digest("manifest"))));
         assert_eq!((spec.reference.as_str(), spec.toc_digest), ("registry.example/app@sha256:x", None));
         assert!(spec.image_layers.is_empty());
+    }
+
+    #[test]
+    fn a_list_of_layers_that_may_have_been_cut_counts_for_nothing() {
+        let listed = |list: String| {
+            let one = a_digest("1").to_string();
+            let spec = LayerSpec::from_labels(&labels(&[
+                ("containerd.io/snapshot/remote/stargz.reference", "registry.example/app:1"),
+                ("containerd.io/snapshot/remote/stargz.digest", &one),
+                ("containerd.io/snapshot/remote/stargz.layers", &list),
+            ]));
+            spec.unwrap().image_layers.len()
+        };
+        let list = |count| vec![a_digest("1").to_string(); count].join(",");
+        // 43 bytes of the label's name, 71 of each digest, the commas.
+        assert_eq!([1, 55, 56].map(|count| listed(list(count))), [1, 55, 0]);
+        assert_eq!(listed(format!("{},sha256:no", list(1))), 0);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! says so (kernel, overlayfs.rst, "whiteouts and opaque directories"); the format's own entries are not shown. The
 //! root has a hidden directory `.stargz-snapshotter` with one file that tells of the layer, as the reference has it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use estargz::Toc;
 use estargz::toc::{Kind, Node, NodeId, Time};
@@ -221,6 +221,22 @@ impl Tree {
         }
         let node = self.toc.node(NodeId(id.0))?;
         (node.kind() == Kind::File && !self.whiteouts.contains(&id.0)).then_some(Content::Chunks(node))
+    }
+
+    /// The regular file at a path in the layer; symbolic links are not followed.
+    pub fn file(&self, path: &str) -> Option<FileId> {
+        let id = path.split('/').try_fold(FileId::ROOT, |directory, name| self.lookup(directory, name.as_bytes()))?;
+        self.content(id).map(|_| id)
+    }
+
+    /// The paths of `files`, a file of several names by the first of them: whichever comes first brings the content.
+    pub fn paths(&self, files: &HashSet<FileId>) -> HashMap<FileId, Vec<u8>> {
+        let mut paths = HashMap::new();
+        let entries = self.toc.entries().map(|entry| (FileId(entry.node.id().0), entry.path));
+        for (id, path) in entries.filter(|(id, _)| files.contains(id)) {
+            paths.entry(id).or_insert(path);
+        }
+        paths
     }
 
     /// The value of an extended attribute.

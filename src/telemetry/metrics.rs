@@ -137,6 +137,12 @@ table! {
         "Reads of lazily mounted files that failed with EIO.";
     agent_fetched_bytes: Counters = Family::default(), "counter", "agent_fetched_bytes_total", Some(Unit::Bytes),
         "reason", "Bytes of layers fetched from registries, by what they were fetched for.";
+    agent_profiles: Counters = Family::default(), "counter", "agent_profiles_total", None::<Unit>, "outcome",
+        "Profiles the agent asked servers for, by outcome: used, none, failed.";
+    agent_profile_files: Counters = Family::default(), "counter", "agent_profile_files_total", None::<Unit>, "use",
+        "Files that starts of containers used: here ahead by the profile, late, or unknown to it.";
+    agent_observations: Counters = Family::default(), "counter", "agent_observations_total", None::<Unit>, "outcome",
+        "Starts of containers that the agent told servers of: sent, or refused.";
     cache_bytes: Gauge = Gauge::default(), "gauge", "agent_cache_bytes", Some(Unit::Bytes), "",
         "Bytes of chunks that the agent's cache holds on disk.";
     cache_evictions: Counter = Counter::default(), "counter", "agent_cache_evictions_total", None::<Unit>, "",

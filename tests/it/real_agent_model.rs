@@ -233,7 +233,7 @@ async fn in_process(place: &Place, node: &Node, layer: &Layer) -> (FileSystem, u
     let layers = Arc::new(Layers::open(&config, Upstreams::new(&plain).unwrap()).unwrap());
     layers.announce_to(Notifier::new(File::options().write(true).open("/dev/null").unwrap().into()));
     let labels = node.labels("direct", layer).into_iter().collect();
-    let number = layers.mount(&LayerSpec::from_labels(&labels).unwrap()).await.unwrap();
+    let number = layers.mount(&LayerSpec::from_labels(&labels).unwrap(), None).await.unwrap();
     let filesystem = FileSystem::new(layers);
     let (inode, _) = filesystem.lookup(ROOT_INODE, number.to_string().as_bytes()).unwrap();
     (filesystem, inode)

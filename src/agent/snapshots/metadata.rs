@@ -65,6 +65,11 @@ impl Metadata {
         Ok((record, lowers))
     }
 
+    /// The committed snapshot `parent` and all below it, top first.
+    pub(super) fn chain(&self, parent: Option<&str>) -> Result<Vec<Record>, Error> {
+        chain(&self.db.begin_read()?.open_table(RECORDS)?, parent)
+    }
+
     /// Every snapshot in the order of names. What makes no sense is passed over, and counted.
     pub(super) fn all(&self) -> Result<(Vec<(String, Record)>, usize), Error> {
         let records = self.db.begin_read()?.open_table(RECORDS)?;
@@ -182,15 +187,23 @@ fn lowers(
     records: &impl ReadableTable<&'static str, &'static [u8]>,
     parent: Option<&str>,
 ) -> Result<Vec<Lower>, Error> {
-    let mut lowers = Vec::new();
+    Ok(chain(records, parent)?.iter().map(Record::lower).collect())
+}
+
+/// `parent` and all below it, top first.
+fn chain(
+    records: &impl ReadableTable<&'static str, &'static [u8]>,
+    parent: Option<&str>,
+) -> Result<Vec<Record>, Error> {
+    let mut chain = Vec::new();
     let mut next = parent.map(str::to_owned);
     while let Some(name) = next {
         let record = read(records, &name)?;
         if record.kind != Kind::Committed {
             return Err(Error::ParentNotCommitted(name));
         }
-        lowers.push(record.lower());
-        next = record.parent;
+        next = record.parent.clone();
+        chain.push(record);
     }
-    Ok(lowers)
+    Ok(chain)
 }

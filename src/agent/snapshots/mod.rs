@@ -41,6 +41,14 @@ pub struct Snapshots {
     overlay: Overlay,
 }
 
+/// A committed snapshot under another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Below {
+    pub labels: Labels,
+    /// The number of the lazily mounted layer that is its content.
+    pub lazy: Option<u64>,
+}
+
 /// Who knows what a snapshot takes of the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Measured {
@@ -184,6 +192,12 @@ impl Snapshots {
         let record = Record::new(change.next_id()?, Kind::Committed, parent, labels);
         change.insert(name, &Record { lazy: Some(number), ..record })?;
         change.commit()
+    }
+
+    /// What a child of `parent` lies on, bottom first.
+    pub fn below(&self, parent: Option<&str>) -> Result<Vec<Below>, Error> {
+        let chain = self.metadata.chain(parent)?.into_iter().rev();
+        Ok(chain.map(|record| Below { labels: record.labels, lazy: record.lazy }).collect())
     }
 
     /// Whether a snapshot for `target` on top of `parent` is committed, and under which name it could be.

@@ -6,6 +6,7 @@ use bytesize::ByteSize;
 
 use super::Place;
 use crate::agent::api;
+use crate::agent::profiles::{ProfileReport, State};
 use crate::agent::report::{LayerReport, Report};
 use crate::cli::failure::Failure;
 use crate::cli::table::Table;
@@ -39,7 +40,7 @@ fn text(report: &Report) -> String {
             layer.image.as_str(),
             short(&layer.digest.to_string()),
             &size(layer.blob_size),
-            &size(layer.read_bytes + layer.prefetched_bytes + layer.background_bytes),
+            &size(layer.read_bytes + layer.prefetched_bytes + layer.profile_bytes + layer.background_bytes),
             &held(layer),
             &layer.requests.to_string(),
             &layer.errors.to_string(),
@@ -57,6 +58,14 @@ fn text(report: &Report) -> String {
             text += &format!("\n{} {} cannot be read: {damage}\n", layer.image, short(&layer.digest.to_string()));
         }
     }
+    if !report.profiles.is_empty() {
+        let mut profiles = Table::new();
+        profiles.row(["IMAGE", "WORKLOAD", "PROFILE OF", "FILES", "HERE", "FETCHED"]);
+        for profile in &report.profiles {
+            profiles.row(profile_row(profile).each_ref().map(String::as_str));
+        }
+        text += &format!("\n{profiles}");
+    }
     if !report.refusals.is_empty() {
         let mut unpacked = Table::new();
         unpacked.row(["IMAGE", "LAYER", "TIMES", "UNPACKED, BECAUSE"]);
@@ -67,6 +76,17 @@ fn text(report: &Report) -> String {
         text += &format!("\n{unpacked}");
     }
     text
+}
+
+fn profile_row(profile: &ProfileReport) -> [String; 6] {
+    let (image, workload) = (profile.image.clone(), String::from(profile.workload.clone()));
+    let numbers = match profile.state {
+        State::Used => [profile.files.to_string(), profile.held_files.to_string(), size(profile.bytes)],
+        State::Asked => ["asked".to_owned(), String::new(), String::new()],
+        State::None => ["none".to_owned(), String::new(), String::new()],
+    };
+    let [files, held, bytes] = numbers;
+    [image, workload, profile.server.clone(), files, held, bytes]
 }
 
 /// How much of what the layer's files hold is on this node.

@@ -11,7 +11,7 @@ use super::container::{Container, End};
 use super::mounts::RootFs;
 use super::user::User;
 use super::workload::{RunConfig, Until, WorkloadArgs};
-use crate::agent::observe::{Observatory, Shown};
+use crate::agent::observe::{Observatory, Recording, Shown};
 use crate::agent::spec::LayerSpec;
 use crate::cli::convert::{self, Job};
 use crate::cli::endpoint::Endpoint;
@@ -72,8 +72,8 @@ pub(super) async fn observe(job: Job<'_>, args: &WorkloadArgs) -> Result<(Vec<Li
         Ok((image, stage))
     })
     .await?;
-    let end = perform(&image, &stage, folder.path(), args).await?;
-    let files = stage.observatory.end(&stage.layers);
+    let (end, recording) = perform(&image, &stage, folder.path(), args).await?;
+    let files = stage.observatory.end(recording, &stage.layers);
     let lines: Vec<Line> = files.into_iter().filter_map(|(layer, path)| line(&image, layer, path)).collect();
     let exit_code = match end {
         End::Exited(status) => status.code(),
@@ -95,7 +95,12 @@ fn line(image: &Image, layer: usize, path: Vec<u8>) -> Option<Line> {
     }
 }
 
-async fn perform(image: &Image, stage: &Stage, folder: &Path, args: &WorkloadArgs) -> Result<End, Failure> {
+async fn perform(
+    image: &Image,
+    stage: &Stage,
+    folder: &Path,
+    args: &WorkloadArgs,
+) -> Result<(End, Recording), Failure> {
     let workload = args.workload(&image.config)?;
     let paths: Vec<_> = stage.layers.iter().map(|layer| layer.path.clone()).collect();
     let rootfs = RootFs::mount(folder, &paths)?;
@@ -104,9 +109,9 @@ async fn perform(image: &Image, stage: &Stage, folder: &Path, args: &WorkloadArg
     let bundle = folder.join("bundle");
     bundle::write(&bundle, &rootfs.path, &workload, &user, network, &args.mount)?;
     let signal = image.config.stop_signal.as_deref().filter(|signal| !signal.is_empty()).unwrap_or(KILL);
-    stage.observatory.begin();
+    let recording = stage.observatory.begin(&stage.layers);
     let mut container = Container::start(folder, &bundle)?;
-    match args.until() {
+    let end = match args.until() {
         Until::After(period) => interruptible(container.wait(tokio::time::sleep(period), signal)).await,
         Until::Interrupt => {
             output::say("the workload runs until it ends or Ctrl-C is pressed");
@@ -115,7 +120,8 @@ async fn perform(image: &Image, stage: &Stage, folder: &Path, args: &WorkloadArg
                 failure = termination() => Err(failure),
             }
         }
-    }
+    };
+    Ok((end?, recording))
 }
 
 async fn interrupt() {

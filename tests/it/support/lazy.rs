@@ -125,10 +125,46 @@ impl Node {
         labels.map(|(key, value)| (key.to_owned(), value)).into()
     }
 
+    /// Pushes the layers and has them mounted as the stargz plugin does with an image: each is told of those above it.
+    /// The topmost snapshot.
+    pub(crate) async fn pull(&self, image: &str, layers: &[&Layer]) -> String {
+        let mut parent = String::new();
+        for (place, layer) in layers.iter().enumerate() {
+            self.registry.put_blob(layer.blob.clone());
+            let target = format!("{image}-{place}");
+            let mut labels = self.labels(&target, layer);
+            let above: Vec<String> = layers[place..].iter().map(|layer| layer.digest.to_string()).collect();
+            labels.insert("containerd.io/snapshot/remote/stargz.layers".to_owned(), above.join(","));
+            let is_lazy = self.prepare_on(&target, &parent, labels).await.unwrap();
+            assert!(is_lazy, "{}", self.agent.status());
+            parent = target;
+        }
+        parent
+    }
+
+    /// Prepares a container's snapshot as containerd does; the directories of its lazy layers, topmost first.
+    pub(crate) async fn begin_container(&self, key: &str, top: &str) -> Vec<PathBuf> {
+        let (key, parent) = (key.to_owned(), top.to_owned());
+        let request = PrepareSnapshotRequest { key, parent, ..Default::default() };
+        let mounts = self.client().await.prepare(request).await.unwrap().into_inner().mounts;
+        let lower = mounts[0].options.iter().find_map(|option| option.strip_prefix("lowerdir=")).unwrap();
+        lower.split(':').map(PathBuf::from).collect()
+    }
+
     /// Asks for the layer as the stargz plugin does; whether it is lazy.
     pub(crate) async fn prepare(&self, target: &str, layer: &Layer) -> Result<bool, Status> {
-        let (key, labels) = (format!("extract-{target}"), self.labels(target, layer));
-        let request = PrepareSnapshotRequest { key, labels, ..Default::default() };
+        self.prepare_on(target, "", self.labels(target, layer)).await
+    }
+
+    /// The same with other labels, on top of a snapshot.
+    pub(crate) async fn prepare_on(
+        &self,
+        target: &str,
+        parent: &str,
+        labels: HashMap<String, String>,
+    ) -> Result<bool, Status> {
+        let (key, parent) = (format!("extract-{target}"), parent.to_owned());
+        let request = PrepareSnapshotRequest { key, parent, labels, ..Default::default() };
         match self.client().await.prepare(request).await {
             Ok(_) => Ok(false),
             Err(status) if status.code() == Code::AlreadyExists => Ok(true),

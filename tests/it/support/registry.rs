@@ -14,6 +14,7 @@
 mod answer;
 mod auth;
 mod fault;
+mod profiles;
 mod pull;
 mod upload;
 
@@ -33,6 +34,7 @@ use self::auth::Tokens;
 pub(crate) use self::auth::{Auth, TokenAuth};
 use self::fault::{Fault, Rule};
 pub(crate) use self::fault::{Gate, On};
+use self::profiles::Profiles;
 use super::fixture::Layout;
 use super::image::Image;
 
@@ -83,6 +85,8 @@ struct Contents {
     lacks: Lacks,
     auth: Option<Auth>,
     tokens: Tokens,
+    /// Where it is a Starlift server.
+    profiles: Option<Profiles>,
 }
 
 impl Shared {
@@ -299,11 +303,14 @@ fn respond(state: &mut Contents, parts: &axum::http::request::Parts, body: Bytes
     {
         return refusal;
     }
-    match parts.method.as_str() {
+    let own = profiles::respond(state, parts, &body);
+    let mut response = own.unwrap_or_else(|| match parts.method.as_str() {
         "GET" | "HEAD" => pull::respond(state, parts),
         "POST" | "PATCH" | "PUT" => upload::respond(state, parts, body),
         _ => answer::error(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED"),
-    }
+    });
+    profiles::sign(state, &mut response);
+    response
 }
 
 /// Whether requests seen carry an `Authorization` header.

@@ -1,0 +1,265 @@
+//! Fetches by the profile of one image, while its layers are mounted and a container starts on them.
+//!
+//! ```text
+//! ask the server ▶ files, in order ─┬▶ queue ▶ a few requests at once ▶ cache
+//! layers as they are mounted ───────┘
+//! ```
+//! A read takes what is under way from here, and asks by itself for what is still queued: nobody waits for the queue.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::plan::{Planned, plan};
+use super::progress::{Progress, State};
+use super::queue::{Queue, Run};
+use super::{API, Key};
+use crate::agent::fetch::{FetchError, Reason};
+use crate::agent::layer::Layer;
+use crate::agent::tree::FileId;
+use crate::profile::{MAX_PROFILE_BYTES, Profile, Source};
+use crate::telemetry::metrics::metrics;
+use crate::upstream::{self, Peer};
+
+/// Most requests under way. With small files eight hide a round trip of 20 ms at 100 Mbit/s.
+const MAX_REQUESTS: usize = 8;
+/// Most bytes under way, a larger chunk aside: a third of a second at 100 Mbit/s, so that what is read first is not held
+/// up by what is read last, nor a read that nobody foresaw by either.
+const MAX_BYTES: u64 = 4 << 20;
+/// How long more layers of the image may take to be mounted.
+const LINGER: Duration = Duration::from_secs(30);
+/// How long the landmark waits for the server's answer.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A layer of the image that is mounted.
+#[derive(Debug, Clone)]
+pub(super) struct Arrival {
+    pub(super) place: u32,
+    pub(super) layer: Arc<Layer>,
+    pub(super) gone: CancellationToken,
+}
+
+/// How many announcements of layers were dealt with; nothing while the server is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Status {
+    Asking,
+    Done(u64),
+}
+
+/// Where a layer stands in line for what its image's profile says.
+#[derive(Debug)]
+pub struct Turn {
+    pub(super) status: watch::Receiver<Status>,
+    pub(super) announcement: u64,
+}
+
+/// The work for one image.
+pub(super) struct Ahead {
+    pub(super) key: Key,
+    /// How many layers the image has.
+    pub(super) layers: u32,
+    pub(super) peer: Peer,
+    pub(super) limit: u64,
+    pub(super) progress: Arc<Progress>,
+    pub(super) status: watch::Sender<Status>,
+    pub(super) arrivals: mpsc::UnboundedReceiver<Vec<Arrival>>,
+}
+
+/// What is wanted, of which layers.
+#[derive(Default)]
+struct Work {
+    layers: HashMap<u32, Arrival>,
+    queue: Queue,
+    /// Of each file its layer and its chunks that are still missing.
+    left: HashMap<u32, (u32, FileId, usize)>,
+}
+
+impl Turn {
+    /// Waits until the layer's files are here that its profile names. Not for a server that says nothing.
+    pub(crate) async fn pass(mut self) {
+        let answered = self.status.wait_for(|status| *status != Status::Asking);
+        if !matches!(tokio::time::timeout(PATIENCE, answered).await, Ok(Ok(_))) {
+            return;
+        }
+        let announcement = self.announcement;
+        let is_done = |status: &Status| matches!(status, Status::Done(dealt_with) if *dealt_with >= announcement);
+        // An error: nobody is at it any more.
+        let _ended = self.status.wait_for(is_done).await;
+    }
+}
+
+impl Ahead {
+    pub(super) async fn run(mut self) {
+        let Some(profile) = self.ask().await else {
+            self.progress.set(State::None);
+            return;
+        };
+        self.progress.set(State::Used);
+        metrics().agent_profiles.get_or_create(&[("outcome", "used")]).inc();
+        let begun = Instant::now();
+        self.fetch(&profile).await;
+        let report = self.progress.report();
+        tracing::info!(
+            image = report.image,
+            files = report.files,
+            held = report.held_files,
+            bytes = report.bytes,
+            requests = report.requests,
+            seconds = begun.elapsed().as_secs_f64(),
+            sources = sources(&profile),
+            server = report.server,
+            "fetched by profile"
+        );
+    }
+
+    async fn ask(&self) -> Option<Arc<Profile>> {
+        let Key { stack, workload } = &self.key;
+        let workload = String::from(workload.clone());
+        let path = format!("{API}/{stack}");
+        let answer = self.peer.get(&path, &[("workload", workload.as_str())], MAX_PROFILE_BYTES as u64).await;
+        let count = |outcome| metrics().agent_profiles.get_or_create(&[("outcome", outcome)]).inc();
+        let bytes = match answer {
+            Ok(bytes) => bytes,
+            Err(upstream::Error::NotFound) => {
+                count("none");
+                tracing::debug!(%stack, workload, server = self.progress.server(), "there is no profile");
+                return None;
+            }
+            Err(error) => {
+                count("failed");
+                tracing::warn!(%stack, workload, server = self.progress.server(), %error, "the profile could not be had");
+                return None;
+            }
+        };
+        let parsed = tokio::task::spawn_blocking(move || Profile::parse(&bytes).map_err(|error| error.to_string()));
+        match parsed.await.unwrap_or_else(|error| Err(error.to_string())) {
+            Ok(profile) if profile.is_empty() => {
+                count("none");
+                None
+            }
+            Ok(profile) => Some(Arc::new(profile)),
+            Err(error) => {
+                count("failed");
+                tracing::warn!(%stack, workload, server = self.progress.server(), error, "what was given is no profile");
+                None
+            }
+        }
+    }
+
+    /// Fetches until all is here of all layers, or no more of them come.
+    async fn fetch(&mut self, profile: &Arc<Profile>) {
+        let mut work = Work::default();
+        let mut running = JoinSet::new();
+        let (mut under_way, mut next, mut dealt_with) = (0, None, 0);
+        loop {
+            while running.len() < MAX_REQUESTS
+                && let Some(run) = next.take().or_else(|| work.queue.next())
+            {
+                let bytes = run.bytes();
+                if !running.is_empty() && under_way + bytes > MAX_BYTES {
+                    next = Some(run);
+                    break;
+                }
+                let Some(arrival) = work.layers.get(&run.layer).cloned() else { continue };
+                if arrival.gone.is_cancelled() {
+                    work.queue.forget(run.layer);
+                    continue;
+                }
+                if self.progress.bytes() + bytes > self.limit || !arrival.layer.fetcher().cache().has_room() {
+                    tracing::info!(stack = %self.key.stack, "the rest of the profile is fetched when it is read");
+                    work.queue.clear();
+                    break;
+                }
+                under_way += bytes;
+                self.progress.count(bytes);
+                running.spawn(hold(arrival, run));
+            }
+            let is_idle = running.is_empty();
+            if is_idle {
+                // Nobody may be waiting.
+                let _unheard = self.status.send(Status::Done(dealt_with));
+                if work.layers.contains_key(&(self.layers.saturating_sub(1))) {
+                    return;
+                }
+            }
+            tokio::select! {
+                Some(done) = running.join_next(), if !is_idle => {
+                    let Ok((run, outcome)) = done else { return };
+                    under_way -= run.bytes();
+                    match outcome {
+                        Ok(()) => work.landed(&run, &self.progress),
+                        Err(FetchError::Wrong(_)) => {}
+                        // What went wrong was told where it did.
+                        Err(_told) => return,
+                    }
+                }
+                Some(arrivals) = self.arrivals.recv() => {
+                    dealt_with += 1;
+                    for arrival in arrivals {
+                        work.add(profile, arrival, &self.progress).await;
+                    }
+                }
+                () = tokio::time::sleep(LINGER), if is_idle => return,
+                else => return,
+            }
+        }
+    }
+}
+
+impl Work {
+    async fn add(&mut self, profile: &Arc<Profile>, arrival: Arrival, progress: &Progress) {
+        let place = arrival.place;
+        if self.layers.get(&place).is_some_and(|known| !known.gone.is_cancelled()) {
+            return;
+        }
+        self.queue.forget(place);
+        let (own, layer) = (Arc::clone(profile), Arc::clone(&arrival.layer));
+        self.layers.insert(place, arrival);
+        let planned = tokio::task::spawn_blocking(move || plan(&own, place, &layer)).await.unwrap_or_default();
+        for Planned { file, id, missing } in planned {
+            if missing.is_empty() {
+                progress.arrived(place, id);
+            } else {
+                progress.expect(place, id);
+                self.left.insert(file, (place, id, missing.len()));
+                self.queue.add(place, missing);
+            }
+        }
+    }
+
+    fn landed(&mut self, run: &Run, progress: &Progress) {
+        for wish in &run.wishes {
+            let Some((place, id, left)) = self.left.get_mut(&wish.file) else { continue };
+            *left -= 1;
+            if *left == 0 {
+                progress.arrived(*place, *id);
+                self.left.remove(&wish.file);
+            }
+        }
+    }
+}
+
+async fn hold(arrival: Arrival, run: Run) -> (Run, Result<(), FetchError>) {
+    let numbers = run.wishes.iter().map(|wish| wish.number);
+    let held = arrival.gone.run_until_cancelled(arrival.layer.hold_all(numbers, Reason::Profile)).await;
+    (run, held.unwrap_or(Ok(())))
+}
+
+/// `412 by-hand, 30 agents`: how many files each source knows of.
+fn sources(profile: &Profile) -> String {
+    let named = [
+        (Source::ByHand, "by hand"),
+        (Source::Agents, "agents"),
+        (Source::Ranges, "ranges"),
+        (Source::Static, "static"),
+    ];
+    let count = |source| profile.files.iter().filter(|file| file.sources.contains(&source)).count();
+    let counted = named.map(|(source, name)| (count(source), name));
+    let told: Vec<String> =
+        counted.iter().filter(|(count, _)| *count > 0).map(|(count, name)| format!("{count} {name}")).collect();
+    told.join(", ")
+}

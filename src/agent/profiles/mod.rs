@@ -1,0 +1,178 @@
+//! What containers read when they start: learned from them, told to the server that gave the image, asked of it and
+//! fetched ahead. Only a Starlift server is asked or told; see `upstream::Peer`.
+//!
+//! ```text
+//! a layer is mounted ▶ image ▶ ahead (ask) ▶ plan ▶ queue ▶ fetch
+//! a container starts ▶ image ▶ starts ─ recorder ▶ Observation ▶ the server
+//! ```
+
+mod ahead;
+mod image;
+mod plan;
+mod progress;
+mod queue;
+mod starts;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+
+pub use self::ahead::Turn;
+use self::ahead::{Ahead, Arrival, Status};
+pub use self::image::ImageLayers;
+use self::progress::Progress;
+pub use self::progress::{ProfileReport, State};
+pub use self::starts::Starts;
+use super::config::Config;
+use super::layer::Layer;
+use super::mount::Mount;
+use crate::profile::{Stack, Workload};
+use crate::upstream::Peer;
+
+/// Below it the server's profiles are, by stack.
+const API: &str = "/api/v1/profiles";
+/// Most images whose profiles are remembered; the one asked for longest ago makes room.
+const MAX_KNOWN: usize = 64;
+/// How soon the server is asked for the same profile again where it had none, or where what it named is here.
+const AGAIN: Duration = Duration::from_secs(60);
+/// How soon it is asked again, though all is here: what is read may have changed.
+const RENEWED: Duration = Duration::from_secs(600);
+
+/// What a profile is kept under.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Key {
+    stack: Stack,
+    workload: Workload,
+}
+
+/// Why layers are announced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Occasion {
+    /// One was mounted.
+    Mount,
+    /// A container starts on them.
+    Start,
+}
+
+/// The profiles of the images that are mounted.
+#[derive(Debug)]
+pub struct Profiles {
+    is_on: bool,
+    limit: u64,
+    known: Mutex<HashMap<Key, Known>>,
+}
+
+#[derive(Debug)]
+struct Known {
+    progress: Arc<Progress>,
+    asked: Instant,
+    arrivals: mpsc::UnboundedSender<Vec<Arrival>>,
+    announced: u64,
+    status: watch::Receiver<Status>,
+}
+
+impl Profiles {
+    pub(super) fn new(config: &Config) -> Self {
+        Self { is_on: config.profiles, limit: config.profile_limit.as_u64(), known: Mutex::default() }
+    }
+
+    /// Whether servers are asked.
+    pub(super) fn are_used(&self) -> bool {
+        self.is_on
+    }
+
+    /// Has fetched ahead what the profile of `image` names in these layers of it, which are mounted; the caller may wait
+    /// for it.
+    pub(super) fn announce(
+        &self,
+        image: &ImageLayers,
+        named: (&str, Workload),
+        layers: &[(u32, Arc<Mount>, Arc<Layer>)],
+        peer: Peer,
+        occasion: Occasion,
+    ) -> Option<Turn> {
+        let (reference, workload) = named;
+        let key = Key { stack: image.stack.clone(), workload };
+        let arrivals: Vec<Arrival> = layers.iter().map(Arrival::from).collect();
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known.get_mut(&key) {
+            if let Some(turn) = known.announce(arrivals.clone()) {
+                return Some(turn);
+            }
+            if !known.is_worth_asking_again(layers, occasion) {
+                return None;
+            }
+        }
+        make_room(&mut known)?;
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let (status, watched) = watch::channel(Status::Asking);
+        let progress = Arc::new(Progress::new(reference, &key.stack, &key.workload, peer.host()));
+        let mut new = Known { progress, asked: Instant::now(), arrivals: sender, announced: 0, status: watched };
+        let progress = Arc::clone(&new.progress);
+        let turn = new.announce(arrivals);
+        let (layers, limit) = (image.count, self.limit);
+        let ahead = Ahead { key: key.clone(), layers, peer, limit, progress, status, arrivals: receiver };
+        known.insert(key, new);
+        drop(known);
+        tokio::spawn(ahead.run());
+        turn
+    }
+
+    fn progress(&self, key: &Key) -> Option<Arc<Progress>> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(key).map(|known| Arc::clone(&known.progress))
+    }
+
+    /// What was asked for of late.
+    pub(super) fn report(&self) -> Vec<ProfileReport> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known: Vec<&Known> = known.values().collect();
+        known.sort_by_key(|known| known.asked);
+        known.into_iter().map(|known| known.progress.report()).collect()
+    }
+}
+
+/// Lets one go that nobody works for; `None` where there is none and no room.
+fn make_room(known: &mut HashMap<Key, Known>) -> Option<()> {
+    if known.len() >= MAX_KNOWN {
+        let idle = known.iter().filter(|(_, known)| known.arrivals.is_closed());
+        let oldest = idle.min_by_key(|(_, known)| known.asked).map(|(key, _)| key.clone())?;
+        known.remove(&oldest);
+    }
+    Some(())
+}
+
+impl Known {
+    /// Tells who fetches; `None` when nobody does any more.
+    fn announce(&mut self, arrivals: Vec<Arrival>) -> Option<Turn> {
+        self.arrivals.send(arrivals).ok()?;
+        self.announced += 1;
+        Some(Turn { status: self.status.clone(), announcement: self.announced })
+    }
+
+    fn is_worth_asking_again(&self, layers: &[(u32, Arc<Mount>, Arc<Layer>)], occasion: Occasion) -> bool {
+        let age = self.asked.elapsed();
+        match (occasion, self.progress.state()) {
+            // A profile was used and its layers are mounted anew.
+            (Occasion::Mount, State::Used) => true,
+            _ if age < AGAIN => false,
+            (_, State::Asked | State::None) => true,
+            (Occasion::Start, State::Used) => age >= RENEWED || self.lacks_something(layers),
+        }
+    }
+
+    /// Whether a file that was fetched is here no more.
+    fn lacks_something(&self, layers: &[(u32, Arc<Mount>, Arc<Layer>)]) -> bool {
+        let by_place: HashMap<u32, &Arc<Layer>> = layers.iter().map(|(place, _, layer)| (*place, layer)).collect();
+        let is_gone = |(place, id)| by_place.get(&place).is_some_and(|layer| !layer.begins_here(id));
+        self.progress.held().into_iter().any(is_gone)
+    }
+}
+
+impl From<&(u32, Arc<Mount>, Arc<Layer>)> for Arrival {
+    fn from((place, mount, layer): &(u32, Arc<Mount>, Arc<Layer>)) -> Self {
+        Self { place: *place, layer: Arc::clone(layer), gone: mount.gone.clone() }
+    }
+}

@@ -1,0 +1,54 @@
+//! Which chunks of a layer a profile means.
+
+use std::collections::HashSet;
+
+use super::queue::Wish;
+use crate::agent::layer::Layer;
+use crate::agent::tree::{Content, FileId};
+use crate::profile::{Profile, ProfiledFile};
+
+/// Of a file up to this size all chunks are fetched where nobody knows which are read: four of the default size.
+const WHOLE: u64 = 16 << 20;
+
+/// A file of a profile that a layer has.
+#[derive(Debug)]
+pub(super) struct Planned {
+    /// Its place in the profile.
+    pub(super) file: u32,
+    pub(super) id: FileId,
+    /// Its chunks that are not on this node.
+    pub(super) missing: Vec<Wish>,
+}
+
+/// The files that `profile` names of the layer in this place of its image. What the layer does not have is passed over.
+pub(super) fn plan(profile: &Profile, place: u32, layer: &Layer) -> Vec<Planned> {
+    let mut seen = HashSet::new();
+    let files = (0..).zip(&profile.files).filter(|(_, profiled)| profiled.layer == place);
+    let planned = files.filter_map(|(file, profiled)| {
+        let id = layer.tree().file(&profiled.path)?;
+        seen.insert(id).then(|| Planned { file, id, missing: missing(layer, id, file, profiled) })
+    });
+    planned.collect()
+}
+
+fn missing(layer: &Layer, id: FileId, file: u32, profiled: &ProfiledFile) -> Vec<Wish> {
+    let Some(Content::Chunks(node)) = layer.tree().content(id) else { return Vec::new() };
+    let all = node.chunk_numbers();
+    let at = |offset| node.chunk_number_at(offset);
+    let numbers: Vec<u32> = if !profiled.extents.is_empty() {
+        let parts = profiled.extents.iter().filter_map(|part| {
+            let first = at(part.start)?;
+            let last = at((part.end - 1).min(node.size() - 1))?;
+            Some(first..=last)
+        });
+        parts.flatten().collect()
+    } else if node.size() <= WHOLE {
+        all.collect()
+    } else {
+        // A header (ELF, SQLite, a JVM's modules), and the directory that zip and its like have at the end.
+        all.clone().take(1).chain(all.last()).collect()
+    };
+    let chunks = numbers.into_iter().filter_map(|number| Some((number, layer.tree().toc().chunk(number)?)));
+    let missing = chunks.filter(|(_, chunk)| chunk.digest.is_some() && !layer.is_held(chunk));
+    missing.map(|(number, chunk)| Wish { file, number, range: chunk.range }).collect()
+}
