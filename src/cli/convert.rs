@@ -59,6 +59,9 @@ pub(super) struct ImageArgs {
     /// Convert every platform of a multi-platform image
     #[arg(long, conflicts_with = "platform")]
     all_platforms: bool,
+    /// Leave layers that are eStargz already in the order they have
+    #[arg(long)]
+    reuse: bool,
     #[command(flatten)]
     format: FormatArgs,
     #[command(flatten)]
@@ -184,6 +187,7 @@ pub(super) async fn image(job: Job<'_>, recorded: Vec<record::Line>) -> Result<M
     let workshop = Workshop::open(config, args.store.as_deref(), Destination::folder(target)).await?;
     let original = endpoint.manifest().await?;
     let priorities = record::of_image(recorded, &endpoint, &original).await?;
+    let priorities = priorities.keeping_lazy_layers(args.reuse);
     let converter = Converter::prioritizing(&config.convert, workshop.store.clone(), priorities);
     let converter = converter.map_err(Failure::from_error)?;
     let record = convert(&converter, &endpoint, &original, args.json).await?;

@@ -283,6 +283,10 @@ impl Shared {
     }
 
     pub(super) fn wanted(&self) -> Wanted<'_> {
-        Wanted { platforms: &self.config.platforms, all_platforms: self.config.all_platforms }
+        Wanted {
+            platforms: &self.config.platforms,
+            all_platforms: self.config.all_platforms,
+            renew: self.layers.priorities.renew_lazy_layers(),
+        }
     }
 }

@@ -282,7 +282,7 @@ mod tests {
             "config": {"mediaType": media_type::DOCKER_CONFIG, "digest": digest("config"), "size": 9}, "layers": layers,
             "annotations": {"also": "kept"}, "com.example": [1]});
         let source = Manifest::new(media_type::DOCKER_MANIFEST.to_owned(), document.to_string().into());
-        let wanted = plan::Wanted { platforms: &[], all_platforms: true };
+        let wanted = plan::Wanted { platforms: &[], all_platforms: true, renew: false };
         let Plan::Image(plan) = plan::plan(&source, &wanted) else { panic!("no image") };
         let config = Config::parse(config.to_string().as_bytes(), names.len()).unwrap();
         let outcomes = outcomes.iter().map(|(name, outcome)| (digest(name), outcome.clone())).collect();

@@ -190,7 +190,7 @@ mod tests {
     fn assembled(manifests: &[Value], children: &[(&str, Child)]) -> (ImageRecord, Option<Value>) {
         let document = json!({"schemaVersion": 2, "manifests": manifests, "annotations": {"kept": "yes"}});
         let source = Manifest::new(media_type::OCI_INDEX.to_owned(), document.to_string().into());
-        let wanted = plan::Wanted { platforms: &["linux/amd64".parse().unwrap()], all_platforms: false };
+        let wanted = plan::Wanted { platforms: &["linux/amd64".parse().unwrap()], all_platforms: false, renew: false };
         let Plan::Index(plan) = plan::plan(&source, &wanted) else { panic!("no index") };
         let children = children.iter().map(|(name, child)| (digest(name), child.clone())).collect();
         let (record, documents) = assemble(&source, &plan, &children, &Generation("g1".to_owned())).unwrap();
@@ -225,7 +225,7 @@ mod tests {
         let document =
             json!({"schemaVersion": 2, "mediaType": media_type::DOCKER_MANIFEST_LIST, "manifests": [docker]});
         let source = Manifest::new(media_type::DOCKER_MANIFEST_LIST.to_owned(), document.to_string().into());
-        let wanted = plan::Wanted { platforms: &[], all_platforms: true };
+        let wanted = plan::Wanted { platforms: &[], all_platforms: true, renew: false };
         let Plan::Index(plan) = plan::plan(&source, &wanted) else { panic!("no index") };
         let children = HashMap::from([(digest("amd"), record("amd"))]);
         let (record, documents) = assemble(&source, &plan, &children, &Generation("g1".to_owned())).unwrap();
@@ -241,7 +241,7 @@ mod tests {
         let children = [child("amd", "amd64"), child("ibm", "s390x")];
         let document = json!({"schemaVersion": 2, "manifests": children});
         let source = Manifest::new(media_type::OCI_INDEX.to_owned(), document.to_string().into());
-        let wanted = plan::Wanted { platforms: &[], all_platforms: true };
+        let wanted = plan::Wanted { platforms: &[], all_platforms: true, renew: false };
         let Plan::Index(plan) = plan::plan(&source, &wanted) else { panic!("no index") };
         let assembled = |ibm: Child| {
             let children = HashMap::from([(digest("amd"), record("amd")), (digest("ibm"), ibm)]);

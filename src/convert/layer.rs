@@ -11,6 +11,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use estargz::footer::Form;
 use estargz::pool::Pool;
 use estargz::write::{self, Compression, Options, Written};
 use futures::StreamExt as _;
@@ -40,6 +41,8 @@ pub(super) struct Job {
     pub(super) options: Options,
     /// The files that come first; empty for the order of the source.
     pub(super) prioritized: Vec<Vec<u8>>,
+    /// Convert it though it is eStargz already.
+    pub(super) renew: bool,
     pub(super) pool: Arc<Pool>,
     pub(super) max_layer_size: u64,
     pub(super) progress: Arc<LayerProgress>,
@@ -89,8 +92,8 @@ impl Job {
         let (output_sender, output_receiver) = mpsc::channel(OUTPUT_PIECES);
         let source = SourceReader::new(source_receiver, Arc::clone(&self.progress));
         let (options, pool) = (self.options.clone(), Arc::clone(&self.pool));
-        let (output, prioritized) = (StoreWriter::new(output_sender), self.prioritized.clone());
-        let thread = tokio::task::spawn_blocking(move || make(source, output, &options, &pool, &prioritized));
+        let (output, prioritized, renew) = (StoreWriter::new(output_sender), self.prioritized.clone(), self.renew);
+        let thread = tokio::task::spawn_blocking(move || make(source, output, &options, &pool, &prioritized, renew));
         let (fetched, stored) = tokio::join!(fetch(body, source_sender), store(output_receiver, upload));
         let made = thread.await.map_err(|_panicked| Error::BrokenOff);
         stored?;
@@ -165,6 +168,7 @@ fn make(
     options: &Options,
     pool: &Pool,
     prioritized: &[Vec<u8>],
+    renew: bool,
 ) -> Result<Made, write::Error> {
     let written = write_layer(&mut source, &mut output, options, pool, prioritized);
     let made = match written {
@@ -179,7 +183,7 @@ fn make(
         Err(error) => return Err(error),
     };
     source.drain().map_err(write::Error::Source)?;
-    if let Some(footer) = source.footer() {
+    if let Some(footer) = source.footer().filter(|footer| !(renew && footer.form() == Form::Estargz)) {
         return Ok(Made::Unfit(format!("lazily readable already ({:?})", footer.form()), None));
     }
     Ok(made)

@@ -154,6 +154,7 @@ impl Layers {
             generation: self.generation.clone(),
             options: self.options.clone(),
             prioritized: self.priorities.of(digest),
+            renew: self.priorities.renew_lazy_layers(),
             pool: Arc::clone(&self.pool),
             max_layer_size: self.max_layer_size,
             progress: self.board.layer(digest),

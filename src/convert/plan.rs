@@ -59,19 +59,21 @@ pub(super) enum ChildPlan {
 pub(super) struct Wanted<'a> {
     pub(super) platforms: &'a [Platform],
     pub(super) all_platforms: bool,
+    /// Make layers anew that are eStargz already.
+    pub(super) renew: bool,
 }
 
 /// Decides what to do with `manifest`.
 pub(super) fn plan(manifest: &Manifest, wanted: &Wanted<'_>) -> Plan {
     let planned = match media_type::manifest_kind(&manifest.media_type) {
-        Some(ManifestKind::Image) => plan_image(manifest),
+        Some(ManifestKind::Image) => plan_image(manifest, wanted),
         Some(ManifestKind::Index) => plan_index(manifest, wanted),
         None => Err(format!("manifests of the type {} are not converted", manifest.media_type)),
     };
     planned.unwrap_or_else(Plan::PassThrough)
 }
 
-fn plan_image(manifest: &Manifest) -> Result<Plan, String> {
+fn plan_image(manifest: &Manifest, wanted: &Wanted<'_>) -> Result<Plan, String> {
     let image: ImageManifest =
         serde_json::from_slice(&manifest.bytes).map_err(|error| format!("the manifest is not readable: {error}"))?;
     check_kind(manifest, image.schema_version, image.media_type.as_deref(), &image.rest, "manifests")?;
@@ -79,7 +81,7 @@ fn plan_image(manifest: &Manifest) -> Result<Plan, String> {
     if !matches!(config_type, media_type::DOCKER_CONFIG | media_type::OCI_CONFIG) {
         return Err(format!("an artifact: its configuration is of the type {config_type}"));
     }
-    let layers: Vec<_> = image.layers.iter().map(plan_layer).collect();
+    let layers: Vec<_> = image.layers.iter().map(|layer| plan_layer(layer, wanted)).collect();
     if layers.contains(&LayerPlan::Convert) {
         return Ok(Plan::Image(Box::new(ImagePlan { manifest: image, layers })));
     }
@@ -89,7 +91,7 @@ fn plan_image(manifest: &Manifest) -> Result<Plan, String> {
     })
 }
 
-fn plan_layer(layer: &Descriptor) -> LayerPlan {
+fn plan_layer(layer: &Descriptor, wanted: &Wanted<'_>) -> LayerPlan {
     let media_type = layer.media_type.as_str();
     let has = |key: &str| layer.annotations.contains_key(key);
     let reason = if media_type.ends_with("+encrypted") {
@@ -100,7 +102,7 @@ fn plan_layer(layer: &Descriptor) -> LayerPlan {
         format!("of the type {media_type}")
     } else if has(ZSTD_CHECKSUM) || has(OLDER_ZSTD_CHECKSUM) {
         "zstd:chunked already".to_owned()
-    } else if has(TOC_DIGEST) {
+    } else if has(TOC_DIGEST) && !wanted.renew {
         "eStargz already".to_owned()
     } else {
         return LayerPlan::Convert;
@@ -178,7 +180,7 @@ mod tests {
     fn planned(media_type: &str, document: &Value) -> Plan {
         let manifest = Manifest::new(media_type.to_owned(), document.to_string().into());
         let platforms = ["linux/amd64".parse().unwrap(), "linux/arm64".parse().unwrap()];
-        plan(&manifest, &Wanted { platforms: &platforms, all_platforms: false })
+        plan(&manifest, &Wanted { platforms: &platforms, all_platforms: false, renew: false })
     }
 
     fn descriptor(media_type: &str) -> Value {

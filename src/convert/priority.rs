@@ -20,6 +20,7 @@ const SPOOL_BYTES: usize = 256 << 10;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Priorities {
     files: Vec<Priority>,
+    keeps_lazy: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,7 +48,18 @@ struct Spooled {
 
 impl Priorities {
     pub fn new(files: Vec<Priority>) -> Self {
-        Self { files }
+        Self { files, keeps_lazy: false }
+    }
+
+    /// Layers that are eStargz already keep the order they have.
+    #[must_use]
+    pub fn keeping_lazy_layers(self, keeps_lazy: bool) -> Self {
+        Self { keeps_lazy, ..self }
+    }
+
+    /// Whether layers that are eStargz already are made anew: they may have another order.
+    pub(super) fn renew_lazy_layers(&self) -> bool {
+        !self.is_empty() && !self.keeps_lazy
     }
 
     pub fn is_empty(&self) -> bool {
@@ -63,7 +75,7 @@ impl Priorities {
 
     /// Of all that a layer's bytes depend on.
     pub(super) fn digest(&self) -> Digest {
-        let mut text = Vec::new();
+        let mut text = if self.keeps_lazy { b"lazy layers stay ".to_vec() } else { Vec::new() };
         for Priority { path, layer } in &self.files {
             let layer = layer.as_ref().map(Digest::to_string).unwrap_or_default();
             text.extend(format!("{} {layer} ", path.len()).into_bytes());
@@ -135,8 +147,9 @@ mod tests {
     fn the_digest_tells_files_layers_and_orders_apart() {
         let lists =
             [vec![], vec![file("ab", None)], vec![file("a", None), file("b", None)], vec![file("a", Some("x"))]];
-        let digests: HashSet<_> = lists.into_iter().map(|files| Priorities::new(files).digest()).collect();
-        assert_eq!(digests.len(), 4);
+        let keeping = Priorities::new(lists[1].clone()).keeping_lazy_layers(true);
+        let digests = lists.into_iter().map(|files| Priorities::new(files).digest()).chain([keeping.digest()]);
+        assert_eq!(digests.collect::<HashSet<_>>().len(), 5);
     }
 
     #[test]

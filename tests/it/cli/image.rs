@@ -127,6 +127,21 @@ async fn a_record_puts_files_first_in_the_layers_it_names() {
     std::fs::write(desk.path("record"), "{\"path\":\"layer0/file2\"}").unwrap();
     assert_ne!(desk.run(&words).await.json()["twin"], made["twin"]);
     assert_eq!(registry.count("GET", &layer), 1, "another record is another conversion");
+    let layers = |image: &Value| -> Vec<Value> {
+        image["images"][0]["layers"].as_array().unwrap().iter().map(|layer| layer["digest"].clone()).collect()
+    };
+    let lazy = made["images"][0]["digest"].as_str().unwrap();
+    let again = ["convert", "--json", "--record-in", "record", &format!("oci:out@{lazy}"), "oci:again:v1"];
+    let renewed = desk.run(&again).await.json();
+    assert!(layers(&renewed).iter().zip(&layers(&made)).all(|(new, old)| new != old), "in the order of the new record");
+    let toc: Value =
+        serde_json::from_str(&desk.run(&["inspect", "--toc", "--layer", "0", "oci:again:v1"]).await.text()).unwrap();
+    let names = toc["entries"].as_array().unwrap().iter().map(|entry| entry["name"].as_str().unwrap());
+    assert!(names.clone().take(3).eq(["layer0/", "layer0/file2", ".prefetch.landmark"]), "{toc}");
+    assert_eq!(names.filter(|name| name.ends_with("landmark")).count(), 1);
+    desk.run(&["verify", "oci:again:v1", "--against", &format!("oci:out@{lazy}")]).await.text();
+    let kept = desk.run(&[&again[..], &["--reuse"]].concat()).await.json();
+    assert_eq!(layers(&kept), layers(&made));
     let refused = desk.run(&[&words[..], &["--keep-diff-id"]].concat()).await;
     assert_eq!(refused.code, Some(2), "the order is part of what diff-ids are digests of");
 }
