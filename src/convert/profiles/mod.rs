@@ -3,12 +3,14 @@
 //! ```text
 //! a node's observation ▶ check (its paths are in the image) ▶ merger (a few seconds) ▶ store::learn
 //! a node that asks ▶ stack record ▶ store::knowledge ▶ Profile
+//! a manifest that is handed out ▶ its stack's record ▶ statics, once ▶ store::learn
 //! ```
 //! Nothing here is needed for a pull, and no pull waits for it.
 
 mod check;
 mod merger;
 mod stack;
+mod suggest;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -21,6 +23,7 @@ use tokio::sync::{OnceCell, Semaphore};
 use super::converter::Converter;
 use super::error::Error;
 use super::tocs::Tocs;
+use crate::flight::Flight;
 use crate::oci::{Descriptor, Digest, Manifest};
 use crate::profile::{Artifact, FileUse, Knowledge, Observation, ObservationError, Profile, Source, Stack, Workload};
 use crate::store::{self, Salt, StackRecord, Store};
@@ -40,6 +43,8 @@ const MADE_AT_ONCE: usize = 4;
 /// How many images are remembered as seen to, and how long: then it is looked again whether their stacks are there.
 const SEEN_IMAGES: u64 = 10_000;
 const SEEN_FOR: Duration = Duration::from_secs(60 * 60);
+/// How long after a failure an image is looked at again for what it suggests.
+const UNLOOKED_FOR: Duration = Duration::from_secs(5 * 60);
 
 /// What is known of images' use; clones share it.
 #[derive(Debug, Clone)]
@@ -57,6 +62,11 @@ struct Shared {
     seen: Cache<Digest, ()>,
     slots: Semaphore,
     salt: OnceCell<Salt>,
+    converter: Converter,
+    /// Images that are being looked at.
+    looking: Flight<Digest, ()>,
+    /// Images that could not be looked at a moment ago.
+    unlooked: Cache<Digest, ()>,
 }
 
 /// Why an observation is not taken.
@@ -109,6 +119,9 @@ impl Profiles {
             seen: Cache::builder().max_capacity(SEEN_IMAGES).time_to_live(SEEN_FOR).build(),
             slots: Semaphore::new(MADE_AT_ONCE),
             salt: OnceCell::new(),
+            converter: converter.clone(),
+            looking: Flight::default(),
+            unlooked: Cache::builder().max_capacity(SEEN_IMAGES).time_to_live(UNLOOKED_FOR).build(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -116,8 +129,13 @@ impl Profiles {
     /// What to fetch ahead of an image's start; `None` when no image here has these layers.
     pub async fn profile(&self, stack: &Stack, workload: &Workload) -> Result<Option<Profile>, Error> {
         let Some(image) = self.stack(stack).await? else { return Ok(None) };
+        let mut known = self.known(&image.config).await?;
+        if known.is_empty() && !known.has_suggestions() {
+            self.suggest_soon(&image).await;
+            known = self.known(&image.config).await?;
+        }
         let _slot = self.shared.slots.acquire().await.map_err(|_closed| Error::BrokenOff)?;
-        let (known, workload) = (self.known(&image.config).await?, workload.clone());
+        let workload = workload.clone();
         let made = tokio::task::spawn_blocking(move || known.profile(&workload)).await;
         made.map(Some).map_err(|_ended| Error::BrokenOff)
     }
@@ -166,7 +184,10 @@ impl Profiles {
                 return;
             }
             let kept = match this.keep(&manifest, original).await {
-                Ok(Some(kept)) => this.take_record(kept, recorded).await,
+                Ok(Some(kept)) => {
+                    this.suggest(&kept).await;
+                    this.take_record(kept, recorded).await
+                }
                 outcome => outcome.map(drop),
             };
             if let Err(error) = kept {

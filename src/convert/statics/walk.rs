@@ -55,8 +55,9 @@ pub(super) struct Walk<'a> {
 impl<'a> Walk<'a> {
     /// Through the image of these layers, bottom first; those without a record are not looked into.
     pub(super) async fn new(tocs: &'a Tocs, layers: &'a [Option<ConvertedLayer>]) -> Result<Self, Error> {
-        let opened = stream::iter(layers).map(|layer| async move {
-            Ok::<_, Error>(match layer {
+        // By place: a closure over references would not be general enough for a future that is sent to another thread.
+        let opened = stream::iter(0..layers.len()).map(|place| async move {
+            Ok::<_, Error>(match &layers[place] {
                 Some(layer) => Some(tocs.toc(layer).await?),
                 None => None,
             })

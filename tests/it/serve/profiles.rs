@@ -17,7 +17,9 @@ use tokio::time::timeout;
 
 use super::{Answer, PATIENT, Stage};
 use crate::support::bucket::Bucket;
+use crate::support::fixture::{self, Fixture};
 use crate::support::image::Image;
+use crate::support::place::Place;
 
 /// What the layers of a small image have.
 pub(crate) const FILES: [(u32, &str); 3] = [(0, "layer0/file1"), (1, "layer1/file0"), (1, "layer1/file7")];
@@ -288,7 +290,9 @@ async fn with_profiles_off_nothing_is_told_and_nothing_taken() {
 async fn thousands_of_stacks_that_nobody_has_leave_nothing() {
     let bucket = Bucket::new();
     let stage = Stage::over(Store::over(Arc::new(bucket.clone()), &store::Config::default()), quick).await;
-    stage.pulled().await;
+    let stack = stage.pulled().await;
+    // What the image suggests is there when this is answered.
+    stage.get(&path_of(&stack)).await;
     let before = bucket.paths().await.len();
     let document = seen(&FILES).to_string();
     for number in 0..2000u32 {
@@ -351,4 +355,23 @@ async fn an_image_converted_before_stacks_were_kept_is_learned_too() {
     let image = stage.push_app();
     let profile = stage.ask_at(&later, Method::GET, &path_of(&stack), &[]).await.json();
     assert_eq!(profile["image"], image.document()["config"]["digest"]);
+}
+
+#[tokio::test]
+async fn an_image_that_nobody_started_suggests_what_it_will_read() {
+    if Place::with(fixture::TOOLS).is_none() {
+        return;
+    }
+    let stage = Stage::with(quick).await;
+    let layout = Fixture::get("app").layout();
+    stage.registry.push_layout("app", "v1", &layout);
+    let stack = stack_of(&stage.get("/v2/local/app/manifests/v1").await.json());
+    let profile = stage.profile_when(&path_of(&stack), |profile| profile["files"] != json!([])).await;
+    assert_eq!((&profile["observers"], &profile["files"][0]["sources"]), (&json!(0), &json!(["static"])));
+    assert!(paths(&profile).contains(&(0, "bin/busybox".to_owned())), "{profile}");
+
+    let told = stage.tell(&stack, seen(&[(0, "etc/hostname"), (0, "bin/busybox")]).to_string()).await;
+    assert_eq!(told.status, 202);
+    let profile = stage.profile_when(&path_of(&stack), |profile| profile["observers"] == 1).await;
+    assert!(profile["files"].as_array().unwrap().iter().all(|file| file["sources"] == json!(["agents"])), "{profile}");
 }
