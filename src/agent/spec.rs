@@ -127,11 +127,12 @@ mod tests {
             ("containerd.io/snapshot/cri.image-ref", "registry.example/app@sha256:x"),
             ("containerd.io/snapshot/cri.layer-digest", &one),
             ("containerd.io/snapshot/cri.manifest-digest", &manifest),
+            ("containerd.io/snapshot/cri.image-layers", &format!("{one},{manifest}")),
         ]))
         .unwrap();
         assert_eq!((spec.digest, spec.manifest_digest), (a_digest("1"), Some(a_digest("manifest"))));
         assert_eq!((spec.reference.as_str(), spec.toc_digest), ("registry.example/app@sha256:x", None));
-        assert!(spec.image_layers.is_empty());
+        assert_eq!(spec.image_layers, [a_digest("1"), a_digest("manifest")]);
     }
 
     #[test]

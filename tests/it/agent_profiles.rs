@@ -204,6 +204,25 @@ async fn a_base_layer_that_came_with_another_image_is_fetched_of_too() {
     });
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_asks_for_what_was_not_known_when_the_layers_were_mounted() {
+    let mut node = node(&[]).await;
+    let layers = layers();
+    let top = pulled(&node, &layers).await;
+    // Nothing was known then, and an agent that was restarted remembers no server.
+    node.restart(&[ON_DEMAND, RECORD]);
+    assert_eq!(node.agent.status()["profiles"], json!([]));
+    node.registry.put_profile(&stack(&layers), profile(&[(1, "file0", &[]), (0, "file0", &[])]));
+    let directories = node.begin_container("container", &top).await;
+    until("the files are here", SOON, || node.agent.status()["profiles"][0]["held_files"] == 2);
+    let requests = node.blob_requests();
+    for place in [0, 1] {
+        assert_eq!(read_later(directories[place].join("file0")).await, layers[1 - place].files[0].1);
+    }
+    assert_eq!(node.blob_requests(), requests, "nothing was missing");
+    assert_eq!(told(&node).await[0].files().len(), 2);
+}
+
 /// Everything a server may answer but a profile that makes sense, and how long a mount takes then.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_answer_of_a_server_harms_a_start() {
