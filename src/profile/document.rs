@@ -12,7 +12,7 @@ use super::workload::Workload;
 use crate::oci::Digest;
 
 /// Of a profile's document, and the artifact type of an image's referrer that carries one.
-pub const MEDIA_TYPE: &str = "application/vnd.starlift.profile.v1+json";
+pub const MEDIA_TYPE: &str = "application/vnd.dev.starlift.profile.v1+json";
 
 /// The longest document: the most files with paths of 200 bytes or so.
 pub const MAX_PROFILE_BYTES: usize = 4 << 20;

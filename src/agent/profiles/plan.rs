@@ -38,7 +38,7 @@ fn missing(layer: &Layer, id: FileId, file: u32, profiled: &ProfiledFile) -> Vec
     let numbers: Vec<u32> = if !profiled.extents.is_empty() {
         let parts = profiled.extents.iter().filter_map(|part| {
             let first = at(part.start)?;
-            let last = at((part.end - 1).min(node.size() - 1))?;
+            let last = at((part.end - 1).min(node.size().saturating_sub(1)))?;
             Some(first..=last)
         });
         parts.flatten().collect()
