@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use tokio::sync::Semaphore;
 
-use crate::convert::{Converter, Profiles};
+use crate::convert::{Converter, Profiles, Ranges};
 use crate::store::Store;
 use crate::upstream::{self, Source, Upstreams};
 
@@ -29,6 +29,8 @@ pub(crate) struct App {
     pub(crate) blob_sizes: BlobSizes,
     pub(crate) jobs: Jobs,
     pub(crate) profiles: Profiles,
+    /// Set where ranges are learned from.
+    pub(crate) ranges: Option<Ranges>,
     /// One permit for each node that may tell what it saw at once.
     pub(crate) senders: Semaphore,
     /// One permit for each request that may run at once.
@@ -38,13 +40,17 @@ pub(crate) struct App {
 }
 
 impl App {
+    /// Needs a runtime.
     pub(crate) fn new(config: Config, store: Store, upstreams: Upstreams, converter: Converter) -> Self {
+        let profiles = Profiles::new(&converter, config.profiles.merge_interval);
+        let learns = config.profiles.enabled && config.profiles.learn_from_ranges;
         Self {
+            ranges: learns.then(|| Ranges::start(profiles.clone(), config.profiles.starts_before_redirect)),
+            profiles,
             resolver: Resolver::new(&config),
             originals: Originals::new(config.manifest_cache),
             blob_sizes: BlobSizes::new(MAX_BLOB_SIZES),
             jobs: Jobs::new(config.max_jobs),
-            profiles: Profiles::new(&converter, config.profiles.merge_interval),
             senders: Semaphore::new(config.profiles.max_senders.min(Semaphore::MAX_PERMITS)),
             permits: Arc::new(Semaphore::new(config.max_requests.min(Semaphore::MAX_PERMITS))),
             started: Instant::now(),

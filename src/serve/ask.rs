@@ -1,5 +1,7 @@
 //! A registry request, read once: where the repository lies and what the client says about itself.
 
+use std::net::IpAddr;
+
 use axum::extract::Request;
 use http::{HeaderMap, Method};
 use percent_encoding::percent_decode_str;
@@ -7,7 +9,9 @@ use tokio::time::Instant;
 
 use crate::oci::Repository;
 use crate::oci::route::{Location, Operation, Route, RouteError};
-use crate::upstream::Upstreams;
+
+use super::app::App;
+use super::peer;
 
 /// The header that containerd's `hosts.toml` can be told to send where a client sends no `ns`.
 const NAMESPACE_HEADER: &str = "oci-namespace";
@@ -24,11 +28,13 @@ pub(crate) struct Ask {
     pub(crate) is_head: bool,
     pub(crate) query: Vec<(String, String)>,
     pub(crate) headers: HeaderMap,
+    /// The client's address.
+    pub(crate) client: Option<IpAddr>,
     pub(crate) started: Instant,
 }
 
 impl Ask {
-    pub(crate) fn read(request: Request, upstreams: &Upstreams) -> Result<Self, RouteError> {
+    pub(crate) fn read(app: &App, request: Request) -> Result<Self, RouteError> {
         let started = Instant::now();
         let (parts, _body) = request.into_parts();
         let path = parts.uri.path().strip_prefix("/v2/").ok_or(RouteError::Endpoint)?;
@@ -40,9 +46,11 @@ impl Ask {
         let header = parts.headers.get(NAMESPACE_HEADER).and_then(|value| value.to_str().ok());
         let named = namespace.as_deref().or(header.filter(|ns| !ns.is_empty()));
         let is_mirror = named.is_some();
-        let location = Location::of(&name, named, |name| upstreams.is_configured(name)).ok_or(RouteError::Name)?;
+        let location = Location::of(&name, named, |name| app.upstreams.is_configured(name)).ok_or(RouteError::Name)?;
         let is_head = parts.method == Method::HEAD;
-        Ok(Self { name, operation, location, namespace, is_mirror, is_head, query, headers: parts.headers, started })
+        let client = peer::address(&app.config, &parts.headers, &parts.extensions);
+        let headers = parts.headers;
+        Ok(Self { name, operation, location, namespace, is_mirror, is_head, query, headers, client, started })
     }
 
     /// The first query parameter called `key`.

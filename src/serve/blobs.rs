@@ -9,14 +9,14 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use http::header::{ACCEPT_RANGES, CONTENT_RANGE, LOCATION, RANGE};
-use http::{HeaderValue, StatusCode};
+use http::{HeaderName, HeaderValue, StatusCode};
 use moka::future::Cache;
 
 use crate::oci::media_type::OCTET_STREAM;
 use crate::oci::range::{Selection, content_range, parse, select};
 use crate::oci::route::Location;
 use crate::oci::{Digest, Repository};
-use crate::store::{self, Object, Store};
+use crate::store::{self, Key, Object, Store};
 use crate::telemetry::metrics;
 use crate::upstream::{self, Source};
 
@@ -31,6 +31,9 @@ pub(crate) type BlobSizes = Cache<(Location, Digest), u64>;
 
 /// Most reads of one multi-range answer from the store.
 const MAX_STORE_READS: usize = 256;
+
+/// What the agent says that bytes are for: it tells by itself what was read, and is not learned from a second time.
+const PURPOSE: HeaderName = HeaderName::from_static("starlift-purpose");
 
 type Bodies = BoxStream<'static, Result<Bytes, BodyError>>;
 
@@ -83,8 +86,10 @@ pub(crate) async fn answer(app: &App, ask: &Ask, digest: &Digest) -> Result<Resp
 }
 
 async fn from_store(app: &App, ask: &Ask, object: Object) -> Result<Response, Failure> {
+    let is_learned_from = is_learned_from(app, ask, &object);
     if app.config.redirect
         && !ask.is_head
+        && !is_learned_from
         && let Some(url) = app.store.signed_url(&object, app.config.redirect_lifetime).await?
     {
         count("redirected");
@@ -92,10 +97,30 @@ async fn from_store(app: &App, ask: &Ask, object: Object) -> Result<Response, Fa
         response::set(response.headers_mut(), LOCATION, url.as_str());
         return Ok(response);
     }
+    if !ask.is_head {
+        note(app, ask, &object);
+    }
     count("store");
     let digest = object.digest.clone();
     let origin = Origin::Store { store: app.store.clone(), object };
     send(ask, &digest, &origin, app.config.max_ranges, MAX_STORE_READS).await
+}
+
+/// Whether ranges of the layer come through here, though blobs are redirected, because its image is not known well.
+fn is_learned_from(app: &App, ask: &Ask, object: &Object) -> bool {
+    let wants = app.ranges.as_ref().is_some_and(|ranges| ranges.wants(&object.digest));
+    wants && ask.headers.contains_key(RANGE) && !ask.headers.contains_key(PURPOSE)
+}
+
+/// Lets it be learned from ranges of a layer which files are read at a start.
+fn note(app: &App, ask: &Ask, object: &Object) {
+    let (Some(ranges), Some(client), Key::Layer { .. }) = (&app.ranges, ask.client, &object.key) else { return };
+    if !ask.headers.contains_key(RANGE) || ask.headers.contains_key(PURPOSE) {
+        return;
+    }
+    if let Some(Selection::Parts(parts)) = wanted(ask, &object.digest, object.size, app.config.max_ranges) {
+        ranges.read(client, &object.digest, object.size, parts);
+    }
 }
 
 async fn from_upstream(app: &App, ask: &Ask, digest: &Digest) -> Result<Response, Failure> {

@@ -88,6 +88,11 @@ pub struct ProfilesConfig {
     pub merge_interval: Duration,
     /// Most nodes that are listened to at once; one more gets 503. Each may take 2 MiB.
     pub max_senders: usize,
+    /// Learn from the ranges that lazy clients ask for, too.
+    pub learn_from_ranges: bool,
+    /// With `serve.redirect`: ranges come through here until an image is known of so many starts, and are redirected
+    /// after that.
+    pub starts_before_redirect: usize,
 }
 
 /// What a client in mirror mode gets while the twin is not ready.
@@ -143,7 +148,14 @@ impl Default for Config {
 
 impl Default for ProfilesConfig {
     fn default() -> Self {
-        Self { enabled: true, recorded: false, merge_interval: Duration::from_secs(5), max_senders: 16 }
+        Self {
+            enabled: true,
+            recorded: false,
+            merge_interval: Duration::from_secs(5),
+            max_senders: 16,
+            learn_from_ranges: true,
+            starts_before_redirect: 3,
+        }
     }
 }
 

@@ -85,6 +85,9 @@ pub(crate) async fn answer(app: &Arc<App>, ask: &Ask, reference: &Reference) -> 
 fn notice(app: &Arc<App>, ask: &Ask, document: &Document) {
     let Document { media_type, digest, bytes: Some(bytes), .. } = document else { return };
     let manifest = Manifest { media_type: media_type.clone(), digest: digest.clone(), bytes: bytes.clone() };
+    if let (Some(ranges), Some(client)) = (&app.ranges, ask.client) {
+        ranges.pulled(client, &manifest);
+    }
     let (shared, location) = (Arc::clone(app), ask.location.clone());
     let (asked, place) = (Arc::clone(app), ask.location.clone());
     let original = |original| async move {

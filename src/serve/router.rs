@@ -55,7 +55,7 @@ async fn registry(State(app): State<Arc<App>>, request: Request) -> Response {
     if !is_read(request.method()) {
         return Failure::method().into_response();
     }
-    let ask = match Ask::read(request, &app.upstreams) {
+    let ask = match Ask::read(&app, request) {
         Ok(ask) => ask,
         Err(error) => return Failure::route(&error).into_response(),
     };

@@ -123,6 +123,8 @@ table! {
         "Profiles asked for: given, empty because nothing is known, or of an image that is not known.";
     observations: Counters2 = Family::default(), "counter", "observations_total", None::<Unit>, "source, outcome",
         "Starts told by agents or inferred from ranges, by outcome: taken, refused, or too many at once.";
+    range_requests: Counters = Family::default(), "counter", "range_requests_total", None::<Unit>, "outcome",
+        "Range requests for converted layers that were looked at: noted, of no image known here, or lost in a rush.";
     profile_merges: Counters = Family::default(), "counter", "profile_merges_total", None::<Unit>, "outcome",
         "Times that observations of an image were merged into what is known of it: written, or failed for now.";
     profile_merge_seconds: Histogram = seconds(), "histogram", "profile_merge_seconds", Some(Unit::Seconds), "",

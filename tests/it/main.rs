@@ -23,6 +23,7 @@ mod real_agent_snapshots;
 mod real_cri;
 mod real_optimize;
 mod real_pulls;
+mod real_ranges;
 mod real_reference;
 mod real_rpull;
 mod real_static;

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! a node's observation ▶ check (its paths are in the image) ▶ merger (a few seconds) ▶ store::learn
+//! a client's ranges ▶ ranges (which files?) ────────────────┘
 //! a node that asks ▶ stack record ▶ store::knowledge ▶ Profile
 //! a manifest that is handed out ▶ its stack's record ▶ statics, once ▶ store::learn
 //! ```
@@ -9,6 +10,7 @@
 
 mod check;
 mod merger;
+mod ranges;
 mod stack;
 mod suggest;
 
@@ -29,6 +31,7 @@ use crate::profile::{Artifact, FileUse, Knowledge, Observation, ObservationError
 use crate::store::{self, Salt, StackRecord, Store};
 use crate::telemetry::log;
 use merger::{Merger, Seen};
+pub use ranges::Ranges;
 pub(super) use stack::{of_itself, record};
 
 /// The memory for what is known, in files: some 30 MiB.
@@ -216,12 +219,17 @@ impl Profiles {
         F: Future<Output = Option<Manifest>>,
     {
         let Some(source) = stack::source_of(manifest) else { return Ok(None) };
-        let Some(stack) = stack::of_manifest(manifest) else { return Ok(None) };
-        if let Some(record) = self.shared.store.stack(&stack).await? {
+        let Some(layers) = stack::layers(manifest) else { return Ok(None) };
+        if let Some(record) = self.shared.store.stack(&Stack::of(&layers)).await? {
             return Ok(Some(record));
         }
-        let original = if source == manifest.digest { Some(manifest.clone()) } else { original(source).await };
-        let Some(record) = original.and_then(|original| stack::of_pair(&original, manifest)) else { return Ok(None) };
+        let original = if source == manifest.digest { None } else { original(source).await };
+        // A twin that was made elsewhere is an image of its own here.
+        let record = match original {
+            Some(original) => stack::of_pair(&original, manifest),
+            None => stack::of_itself(manifest),
+        };
+        let Some(record) = record else { return Ok(None) };
         self.shared.store.put_stack(&record).await?;
         Ok(Some(record))
     }
@@ -250,7 +258,7 @@ impl Profiles {
     /// # Errors
     /// When the store fails.
     pub async fn artifact(&self, subject: &Manifest) -> Result<Option<Descriptor>, Error> {
-        let Some(stack) = stack::of_manifest(subject) else { return Ok(None) };
+        let Some(stack) = stack::layers(subject).map(|layers| Stack::of(&layers)) else { return Ok(None) };
         let config = match self.stack(&stack).await? {
             Some(record) => Some(record.config.clone()),
             None => stack::config_of(subject),

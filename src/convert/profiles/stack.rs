@@ -7,7 +7,6 @@ use crate::convert::plan::TOC_DIGEST;
 use crate::oci::manifest::ImageManifest;
 use crate::oci::media_type::{self, ManifestKind, manifest_kind};
 use crate::oci::{Digest, Manifest};
-use crate::profile::Stack;
 use crate::store::StackRecord;
 
 /// The stack of an image with this manifest, made from `source`.
@@ -22,8 +21,9 @@ pub(in crate::convert) fn of_itself(manifest: &Manifest) -> Option<StackRecord> 
     is_lazy(&image).then(|| record(&manifest.digest, &image.config.digest, &image))
 }
 
-pub(super) fn of_manifest(manifest: &Manifest) -> Option<Stack> {
-    read(manifest).map(|image| Stack::of(image.layers.iter().map(|layer| &layer.digest)))
+/// The layers of an image, from the bottom to the top; `None` when the manifest is not an image's.
+pub(super) fn layers(manifest: &Manifest) -> Option<Vec<Digest>> {
+    Some(read(manifest)?.layers.into_iter().map(|layer| layer.digest).collect())
 }
 
 /// What an image was made from: itself, where it is lazily readable as it is.
@@ -86,7 +86,7 @@ mod tests {
         assert_eq!(source_of(&twin), Some(source.digest.clone()));
         let record = of_pair(&source, &twin).unwrap();
         assert_eq!((&record.config, &record.source), (&digest("source's"), &source.digest));
-        assert_eq!(Some(record.stack()), of_manifest(&twin));
+        assert_eq!(Some(record.layers), layers(&twin));
     }
 
     #[test]

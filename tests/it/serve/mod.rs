@@ -12,6 +12,7 @@ mod manifests;
 mod names;
 mod panics;
 mod profiles;
+mod ranges;
 mod recorded;
 mod redirects;
 mod reorder;

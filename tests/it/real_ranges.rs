@@ -1,0 +1,121 @@
+//! What is learned from a client that knows nothing of us: stargz-snapshotter, whose ranges alone tell what was read;
+//! held against what `starlift optimize` sees of the same workload, which is every file that is opened.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use starlift::oci::Digest;
+use starlift::profile::Stack;
+
+use crate::support::containerd::{self, Containerd};
+use crate::support::fixture::{self, Fixture};
+use crate::support::place::{Place, fetch, until};
+use crate::support::stargz::Stargz;
+use crate::support::starlift::Starlift;
+
+const STARLIFT: &str = env!("CARGO_BIN_EXE_starlift");
+
+/// A file of the image: its layer and path.
+type File = (u64, String);
+type Files = BTreeSet<File>;
+
+/// Shares of two sets of files, by their bytes.
+#[derive(Debug)]
+struct Agreement {
+    /// Of what was used, what was learned.
+    found: f64,
+    /// Of what was learned, what was used.
+    right: f64,
+}
+
+/// Files of an entry of a profile or a line of a record.
+fn file(document: &Value, layer: &str) -> File {
+    (document[layer].as_u64().unwrap(), document["path"].as_str().unwrap().to_owned())
+}
+
+/// What is learned of a container on stargz-snapshotter.
+fn learned(place: &Place, fixture: &Fixture, name: &str, workload: &[&str]) -> Files {
+    let upstream = format!("local=oci:{}", fixture.dir.display());
+    let quick = |command: &mut Command| {
+        command.env("STARLIFT_SERVE_PROFILES__MERGE_INTERVAL", "50ms");
+    };
+    let server = Starlift::start_with(place, &["--wait", "25s", "--upstream", &upstream], quick);
+    let manifest = server.converted("local/image", "1");
+    let stargz = Stargz::start(place);
+    let containerd = Containerd::start_with(place, &stargz.plugin());
+    let twin = format!("{}/local/image:1", server.address);
+    containerd.ctr_remote(&format!("images rpull --plain-http {twin}"));
+    let address = containerd.socket.to_str().unwrap();
+    let run = ["-a", address, "run", "--rm", "--snapshotter", "stargz", &twin, name];
+    let output = place.command("ctr").args(run).args(workload).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+    let digest = |layer: &Value| layer["digest"].as_str().unwrap().parse().unwrap();
+    let layers: Vec<Digest> = manifest["layers"].as_array().unwrap().iter().map(digest).collect();
+    let url = server.url(&format!("/api/v1/profiles/{}", Stack::of(&layers)));
+    let mut files = Vec::new();
+    until("something is learned", Duration::from_secs(60), || {
+        let profile: Value = serde_json::from_slice(&fetch(&url).unwrap()).unwrap();
+        files.clone_from(profile["files"].as_array().unwrap());
+        profile["observers"] == 1
+    });
+    assert!(files.iter().all(|file| file["sources"] == json!(["ranges"])));
+    files.iter().map(|learned| file(learned, "layer")).collect()
+}
+
+/// What the workload opens, and the sizes of all files of the image.
+fn used(place: &Place, fixture: &Fixture, workload: &[&str]) -> (Files, BTreeMap<File, u64>) {
+    let record = place.path().join("record");
+    let target = format!("oci:{}:1", place.path().join("optimized").display());
+    let list = |words: &[&str]| serde_json::to_string(words).unwrap();
+    let (entrypoint, arguments) = (list(&workload[..1]), list(&workload[1..]));
+    let mut command = place.command(STARLIFT);
+    command.args(["optimize", "--entrypoint", &entrypoint, "--args", &arguments, "--record-out"]).arg(&record);
+    let output = command.args([&fixture.oci(), &target]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+    let mut sizes = BTreeMap::new();
+    let toc: Value = serde_json::from_str(&place.run(&format!("{STARLIFT} inspect --toc --layer 0 {target}"))).unwrap();
+    for entry in toc["entries"].as_array().unwrap().iter().filter(|entry| entry["type"] == "reg") {
+        let path = entry["name"].as_str().unwrap().trim_start_matches("./").to_owned();
+        sizes.insert((0, path), entry["size"].as_u64().unwrap_or(0));
+    }
+    let lines = std::fs::read_to_string(&record).unwrap();
+    let used = lines.lines().map(|line| file(&serde_json::from_str(line).unwrap(), "layerIndex"));
+    (used.filter(|file| sizes.contains_key(file)).collect(), sizes)
+}
+
+fn compared(image: &str, workload: &[&str]) -> Option<Agreement> {
+    let tools = [fixture::TOOLS, containerd::TOOLS, &["ctr-remote", "go", "fusermount"]].concat();
+    let (place, other) = (Place::with(&tools)?, Place::with(&tools)?);
+    let fixture = Fixture::get(image);
+    let learned = learned(&place, &fixture, &format!("ranges-{image}"), workload);
+    let (used, sizes) = used(&other, &fixture, workload);
+    let bytes = |files: &Files| files.iter().filter_map(|file| sizes.get(file)).sum::<u64>() as f64;
+    let common = &learned & &used;
+    let agreement = Agreement { found: bytes(&common) / bytes(&used), right: bytes(&common) / bytes(&learned) };
+    let counts = (used.len(), learned.len(), common.len());
+    println!("{image}: {agreement:?}; files used, learned, common: {counts:?}");
+    Some(agreement)
+}
+
+/// Measured: all is found, and 92 percent of it is right: small files that lie beside others in blocks of the blob are
+/// learned with them (118 files for 26).
+#[test]
+fn ranges_of_stargz_snapshotter_tell_what_a_program_reads() {
+    let program = "print POSIX::floor(3.5), -s '/etc/passwd'";
+    let workload = ["/usr/bin/perl", "-MPOSIX", "-MFile::Spec", "-e", program];
+    let Some(Agreement { found, right }) = compared("rootfs", &workload) else { return };
+    assert!(found > 0.95 && right > 0.85, "{found} {right}");
+}
+
+/// The worst case, hundreds of small files beside hundreds of others. Measured: 95 percent is found, and 84 is right
+/// (1181 files for 656, 577 of them the same).
+#[test]
+fn ranges_of_stargz_snapshotter_tell_most_of_what_an_interpreter_reads() {
+    let workload = ["/usr/bin/python3", "-c", "import flask, sqlalchemy; print(flask.__version__)"];
+    let Some(Agreement { found, right }) = compared("python", &workload) else { return };
+    assert!(found > 0.9 && right > 0.75, "{found} {right}");
+}
