@@ -12,7 +12,7 @@ const BOTTOM: f64 = 44.0;
 const LABELS: f64 = 250.0;
 const VALUES: f64 = 90.0;
 const SCATTER_HEIGHT: f64 = 420.0;
-const COLOURS: [&str; 6] = ["#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860"];
+const COLOURS: [&str; 7] = ["#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8bc3"];
 
 #[derive(Debug)]
 pub(crate) enum Plot {

@@ -11,6 +11,8 @@ use crate::images::Image;
 const MAKE_IMAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/start/make-image");
 /// The image that the others stand on.
 const BASE: &str = "debian";
+/// Seconds that a workload is watched for, enough on a machine that does other things too.
+const PERIOD: u32 = 15;
 
 /// An image and when its container is there.
 #[derive(Debug)]
@@ -34,7 +36,8 @@ impl Workload {
     /// By `starlift optimize`, in `place`.
     pub(super) fn by_starlift(&self, starlift: &Path, place: &Path) -> anyhow::Result<Image> {
         let made = Image { name: format!("{}-by-starlift", self.image.name), dir: place.join("by-starlift") };
-        let line = format!("{} optimize --net-host {} {}", starlift.display(), self.image.oci(), made.oci());
+        let optimize = format!("{} optimize --net-host --period {PERIOD}", starlift.display());
+        let line = format!("{optimize} {} {}", self.image.oci(), made.oci());
         self.observe(&line, &place.join("optimize.log"))?;
         Ok(made)
     }
@@ -45,8 +48,8 @@ impl Workload {
             let place = tempfile::tempdir()?;
             let containerd = Containerd::start(place.path())?;
             let imported = containerd.import(&self.image, place.path())?;
-            let optimize = "images optimize --oci --net-host";
-            let line = format!("ctr-remote -a {} {optimize} {imported} optimized:1", containerd.socket);
+            let optimize = format!("ctr-remote -a {} images optimize --oci --net-host", containerd.socket);
+            let line = format!("{optimize} --period {PERIOD} {imported} optimized:1");
             self.observe(&line, &place.path().join("optimize.log"))?;
             let archive: PathBuf = place.path().join("optimized.tar");
             containerd.ctr(&format!("images export {} optimized:1", archive.display()))?;

@@ -11,13 +11,18 @@ use super::rows::{Form, Row};
 use crate::figures::Spread;
 use crate::harness::run;
 use crate::link::Link;
-use crate::node::{Node, Snapshotter, UNPACKED};
+use crate::node::{Container, Node, Snapshotter, UNPACKED};
 use crate::server::{self, Server};
 
 pub(super) const MEGABITS: u64 = 100;
 pub(super) const ROUND_TRIP: Duration = Duration::from_millis(20);
 /// Our agent's name in containerd.
 const LAZY: &str = "lazy";
+/// How long a start that teaches is watched: all that is ready by then is known.
+const RECORD: &str = "15s";
+/// How long it may take after that until the server has it written down.
+const LEARNING_LIMIT: Duration = Duration::from_secs(120);
+const LEARNING_POLL: Duration = Duration::from_millis(200);
 
 /// A row's registry, which no other row's starts teach anything, and the starts that were measured.
 #[derive(Debug)]
@@ -43,6 +48,14 @@ pub(super) struct Run {
     pub(super) bytes: u64,
 }
 
+/// A workload that is ready, and all it runs on, in the order in which it is let go.
+struct Started {
+    run: Run,
+    _container: Container,
+    _node: Node,
+    _link: Link,
+}
+
 impl Starts {
     /// Has a registry serve the image as the row wants it; `place` is for images that are made for that.
     pub(super) fn begin(row: &'static Row, workload: &Workload, starlift: &Path, place: &Path) -> anyhow::Result<Self> {
@@ -52,14 +65,23 @@ impl Starts {
             Form::ByReference => workload.by_reference()?,
         };
         let store = tempfile::tempdir()?;
-        let server = Server::start(starlift, store.path(), &[format!("local=oci:{}", image.dir.display())])?;
-        let mut name = "local/image:1".to_owned();
+        // It learns what agents tell it before the measurement, and nothing of the requests meanwhile.
+        let settings = [("PROFILES__LEARN_FROM_RANGES", "false")];
+        let upstream = format!("local=oci:{}", image.dir.display());
+        let server = Server::start_with(starlift, store.path(), &[upstream], &settings)?;
         if row.form == Form::Original {
-            name = format!("local/image@{}", image.digest()?);
-        } else {
-            server::twin(&format!("http://{}/v2/local/image/manifests/1", server.address))?;
+            let image = format!("local/image@{}", image.digest()?);
+            return Ok(Self { row, runs: Vec::new(), server, image, _store: store });
         }
-        Ok(Self { row, runs: Vec::new(), server, image: name, _store: store })
+        let image = "local/image:1".to_owned();
+        let (_, manifest) = server::twin(&format!("http://{}/v2/local/image/manifests/1", server.address))?;
+        let starts = Self { row, runs: Vec::new(), server, image, _store: store };
+        if row.profiles {
+            // What the server makes of the image itself comes a moment after the twin.
+            until(|| Ok(starts.server.files_ahead(&manifest)? > 0)).context(row.name)?;
+        }
+        (0..row.learned).try_for_each(|_| starts.teach(workload, starlift)).context(row.name)?;
+        Ok(starts)
     }
 
     pub(super) fn measure(&mut self, workload: &Workload, starlift: &Path) -> anyhow::Result<()> {
@@ -68,12 +90,33 @@ impl Starts {
         Ok(())
     }
 
+    /// A start that the server is told of.
+    fn teach(&self, workload: &Workload, starlift: &Path) -> anyhow::Result<()> {
+        let place = tempfile::tempdir()?;
+        let known = self.server.profiles_written()?;
+        let _running = self.start(workload, starlift, place.path(), &[("RECORD", RECORD)])?;
+        until(|| Ok(self.server.profiles_written()? > known))
+    }
+
     fn once(&self, workload: &Workload, starlift: &Path) -> anyhow::Result<Run> {
         let place = tempfile::tempdir()?;
-        let place = place.path();
+        let profiles = self.row.profiles.to_string();
+        // A start that is measured teaches nothing: the next round is to find what this one found.
+        let started = self.start(workload, starlift, place.path(), &[("PROFILES", &profiles), ("RECORD", "0s")])?;
+        Ok(started.run)
+    }
+
+    /// Pulls the image onto a new node, with the agent set so where one is needed, and runs it until it is ready.
+    fn start(
+        &self,
+        workload: &Workload,
+        starlift: &Path,
+        place: &Path,
+        agent: &[(&str, &str)],
+    ) -> anyhow::Result<Started> {
         let (snapshotter, snapshotters) = match self.row.form {
             Form::Original => (UNPACKED, Vec::new()),
-            _ => (LAZY, vec![Snapshotter::starlift(LAZY, starlift, place, &[])?]),
+            _ => (LAZY, vec![Snapshotter::starlift(LAZY, starlift, place, agent)?]),
         };
         let node = Node::start(place, snapshotters)?;
         let link = Link::start(self.server.address, MEGABITS, ROUND_TRIP);
@@ -89,7 +132,8 @@ impl Starts {
         if snapshotter == LAZY {
             all_is_lazy(starlift, &place.join(LAZY))?;
         }
-        Ok(Run { pull, ready: (ready - begun).as_secs_f64(), requests, bytes })
+        let run = Run { pull, ready: (ready - begun).as_secs_f64(), requests, bytes };
+        Ok(Started { run, _container: container, _node: node, _link: link })
     }
 
     pub(super) fn spread(&self, figure: fn(&Run) -> f64) -> Spread {
@@ -100,6 +144,16 @@ impl Starts {
     pub(super) fn ready(&self) -> f64 {
         self.spread(|run| run.ready).median
     }
+}
+
+/// Waits until the server knows what it is to know.
+fn until(is_so: impl Fn() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    while !is_so()? {
+        ensure!(begun.elapsed() < LEARNING_LIMIT, "the server learned nothing");
+        std::thread::sleep(LEARNING_POLL);
+    }
+    Ok(())
 }
 
 /// An error if the agent in `root` had a layer unpacked.
