@@ -32,6 +32,8 @@ const MAX_PARTS: usize = 64;
 const MAX_PROBE: u64 = 2;
 /// Longer manifests are not looked into.
 const MAX_MANIFEST: usize = 256 << 10;
+/// Images of more layers are not learned: no node could mount them (overlayfs, `OVL_MAX_STACK`).
+const MAX_LAYERS: usize = 500;
 /// How often it is looked whether a session is over.
 const TICK: Duration = Duration::from_millis(500);
 /// Sessions that are looked into at once; each may take a TOC's worth of memory.
@@ -41,6 +43,8 @@ const UNLEARNED_LAYERS: u64 = 10_000;
 const UNLEARNED_FOR: Duration = Duration::from_secs(15 * 60);
 /// Images whose sessions are counted.
 const COUNTED_IMAGES: u64 = 10_000;
+/// The memory for images, in layers: some 10 MiB.
+const REMEMBERED_LAYERS: u64 = 100_000;
 /// Of more than this share of all files no start is made: it is a client that fetches everything.
 const MOST_FILES: f64 = 0.5;
 
@@ -86,14 +90,18 @@ impl Ranges {
             slots: Arc::new(Semaphore::new(LEARNING_AT_ONCE)),
         };
         tokio::spawn(learner.run(received));
-        Self { events, images: moka::sync::Cache::new(COUNTED_IMAGES), unlearned }
+        let layers = |_: &Digest, image: &Option<Arc<Image>>| {
+            u32::try_from(image.as_ref().map_or(1, |image| image.layers.len())).unwrap_or(u32::MAX)
+        };
+        let images = moka::sync::Cache::builder().max_capacity(REMEMBERED_LAYERS).weigher(layers).build();
+        Self { events, images, unlearned }
     }
 
     /// Notes that a client fetched an image's manifest. Never waits.
     pub fn pulled(&self, client: IpAddr, manifest: &Manifest) {
         let image = self.images.get_with(manifest.digest.clone(), || {
             let layers = (manifest.bytes.len() <= MAX_MANIFEST).then(|| stack::layers(manifest)).flatten();
-            layers.map(|layers| Arc::new(Image { layers }))
+            layers.filter(|layers| layers.len() <= MAX_LAYERS).map(|layers| Arc::new(Image { layers }))
         });
         if let Some(image) = image {
             self.tell(Event::Pulled { client, image, at: Instant::now() });
