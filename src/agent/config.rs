@@ -38,6 +38,9 @@ pub struct Config {
     pub prefetch: bool,
     /// Ask a Starlift server what containers of an image read when they start, and fetch that as soon as layers are mounted.
     pub profiles: bool,
+    /// Where the registry is no Starlift server, look for a profile that refers to the image (`starlift optimize --profile`, or
+    /// a copy with its referrers): up to five more requests for each image, two of them for manifests.
+    pub referrers: bool,
     /// Most bytes that are fetched of one image by such a profile.
     pub profile_limit: ByteSize,
     /// How long a container's start is watched; which files it read is told to the Starlift server that gave the image. `0s`:
@@ -136,6 +139,7 @@ impl Default for Config {
             max_request: ByteSize::mib(8),
             prefetch: true,
             profiles: true,
+            referrers: false,
             profile_limit: ByteSize::mib(512),
             record: Duration::from_secs(30),
             workload: Workload::default(),

@@ -19,7 +19,7 @@ use super::layer::Layer;
 use super::mount::{Mount, Mounts};
 use super::notify::Notifier;
 use super::prefetch::Prefetch;
-use super::profiles::{ImageLayers, Occasion, Profiles, Turn};
+use super::profiles::{ImageLayers, Occasion, Oracle, Profiles, Turn};
 use super::recorder::Recorder;
 use super::records::{Record, Records};
 pub use super::remote::NotLazy;
@@ -229,7 +229,7 @@ impl Layers {
     }
 
     /// Has fetched ahead what the profile of `image` names in those of its layers that are mounted, if the server that
-    /// gave the topmost of them is a Starlift server.
+    /// gave the topmost of them is a Starlift server, or profiles that refer to images are wanted.
     pub(super) async fn fetch_ahead(self: &Arc<Self>, image: &ImageLayers, occasion: Occasion) -> Option<Turn> {
         if !self.profiles.are_used() {
             return None;
@@ -246,10 +246,21 @@ impl Layers {
         };
         let layers = spawn_blocking(look).await.ok()?;
         let (_, mount, top) = layers.last()?;
-        let peer = top.peer().await?;
         let reference = mount.record.reference.as_str();
+        let oracle = match top.peer().await {
+            Some(peer) => Oracle::Server(peer),
+            None if self.config.referrers => self.referrers_of(reference)?,
+            None => return None,
+        };
         let workload = self.config.policy(reference).workload;
-        self.profiles.announce(image, (reference, workload), &layers, peer, occasion)
+        self.profiles.announce(image, (reference, workload), &layers, oracle, occasion)
+    }
+
+    /// What refers to an image in a registry that is no Starlift server.
+    fn referrers_of(&self, reference: &str) -> Option<Oracle> {
+        let (name, source) = remote::find(&self.upstreams, reference).ok()?;
+        let reference = name.reference()?;
+        Some(Oracle::Referrers { source, repository: name.repository, reference })
     }
 
     pub(super) fn config(&self) -> &Config {

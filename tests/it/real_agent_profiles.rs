@@ -128,3 +128,31 @@ fn another_registry_hears_of_nothing_but_pulls() {
     let odd: Vec<_> = asked.iter().filter(|line| !line.contains(" /v2/")).collect();
     assert!(odd.is_empty(), "{odd:?}");
 }
+
+#[test]
+fn a_profile_that_refers_to_an_image_of_any_registry_is_fetched_by() {
+    let Some(place) = Place::with(&[fixture::TOOLS, containerd::TOOLS, &["ctr-remote", "docker-registry"]].concat())
+    else {
+        return;
+    };
+    let registry = DockerRegistry::start(&place, Access::Anyone);
+    let source = Fixture::get("app");
+    let manifest = source.layout().digest("1");
+    let line = |path: &str, layer: u32| {
+        format!("{{\"path\":\"{path}\",\"manifestDigest\":\"{manifest}\",\"layerIndex\":{layer}}}\n")
+    };
+    let record = place.write("record", line("bin/busybox", 0) + &line("var/lib/state/run", 2));
+    let image = format!("{}/image:lazy", registry.address);
+    let starlift = env!("CARGO_BIN_EXE_starlift");
+    place.run(&format!("{starlift} optimize --profile --record-in {} {} {image}", record.display(), source.oci()));
+
+    let settings = [("BACKGROUND", "off"), ("PREFETCH", "false"), ("REFERRERS", "true"), ("RECORD", "0s")];
+    let agent = Agent::start_with(&place, &settings);
+    let containerd = Containerd::start_with(&place, &agent.plugin("stargz"));
+    containerd.ctr_remote(&format!("images rpull --plain-http {image}"));
+    let profile = || agent.status()["profiles"][0].clone();
+    until("its files are here", SOON, || profile()["held_files"] == 2);
+    let profile = profile();
+    assert_eq!((&profile["state"], &profile["files"]), (&"used".into(), &2.into()), "{profile}");
+    assert_eq!(profile["server"], registry.address.to_string());
+}

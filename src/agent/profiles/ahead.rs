@@ -17,13 +17,13 @@ use tokio_util::sync::CancellationToken;
 use super::plan::{Planned, plan};
 use super::progress::{Progress, State};
 use super::queue::{Queue, Run};
-use super::{API, Key};
+use super::{Key, Oracle};
 use crate::agent::fetch::{FetchError, Reason};
 use crate::agent::layer::Layer;
 use crate::agent::tree::FileId;
-use crate::profile::{MAX_PROFILE_BYTES, Profile, Source};
+use crate::profile::{Profile, Source};
 use crate::telemetry::metrics::metrics;
-use crate::upstream::{self, Peer};
+use crate::upstream;
 
 /// Most requests under way. With small files eight hide a round trip of 20 ms at 100 Mbit/s.
 const MAX_REQUESTS: usize = 8;
@@ -62,7 +62,7 @@ pub(super) struct Ahead {
     pub(super) key: Key,
     /// How many layers the image has.
     pub(super) layers: u32,
-    pub(super) peer: Peer,
+    pub(super) oracle: Oracle,
     pub(super) limit: u64,
     pub(super) progress: Arc<Progress>,
     pub(super) status: watch::Sender<Status>,
@@ -118,20 +118,18 @@ impl Ahead {
 
     async fn ask(&self) -> Option<Arc<Profile>> {
         let Key { stack, workload } = &self.key;
-        let workload = String::from(workload.clone());
-        let path = format!("{API}/{stack}");
-        let answer = self.peer.get(&path, &[("workload", workload.as_str())], MAX_PROFILE_BYTES as u64).await;
+        let answer = self.oracle.ask(&self.key).await;
         let count = |outcome| metrics().agent_profiles.get_or_create(&[("outcome", outcome)]).inc();
         let bytes = match answer {
             Ok(bytes) => bytes,
             Err(upstream::Error::NotFound) => {
                 count("none");
-                tracing::debug!(%stack, workload, server = self.progress.server(), "there is no profile");
+                tracing::debug!(%stack, %workload, server = self.progress.server(), "there is no profile");
                 return None;
             }
             Err(error) => {
                 count("failed");
-                tracing::warn!(%stack, workload, server = self.progress.server(), %error, "the profile could not be had");
+                tracing::warn!(%stack, %workload, server = self.progress.server(), %error, "the profile could not be had");
                 return None;
             }
         };
@@ -144,7 +142,7 @@ impl Ahead {
             Ok(profile) => Some(Arc::new(profile)),
             Err(error) => {
                 count("failed");
-                tracing::warn!(%stack, workload, server = self.progress.server(), error, "what was given is no profile");
+                tracing::warn!(%stack, %workload, server = self.progress.server(), error, "what was given is no profile");
                 None
             }
         }

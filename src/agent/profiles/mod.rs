@@ -8,6 +8,7 @@
 
 mod ahead;
 mod image;
+mod oracle;
 mod plan;
 mod progress;
 mod queue;
@@ -22,6 +23,7 @@ use tokio::sync::{mpsc, watch};
 pub use self::ahead::Turn;
 use self::ahead::{Ahead, Arrival, Status};
 pub use self::image::ImageLayers;
+pub(super) use self::oracle::Oracle;
 use self::progress::Progress;
 pub use self::progress::{ProfileReport, State};
 pub use self::starts::Starts;
@@ -29,7 +31,6 @@ use super::config::Config;
 use super::layer::Layer;
 use super::mount::Mount;
 use crate::profile::{Stack, Workload};
-use crate::upstream::Peer;
 
 /// Below it the server's profiles are, by stack.
 const API: &str = "/api/v1/profiles";
@@ -90,7 +91,7 @@ impl Profiles {
         image: &ImageLayers,
         named: (&str, Workload),
         layers: &[(u32, Arc<Mount>, Arc<Layer>)],
-        peer: Peer,
+        oracle: Oracle,
         occasion: Occasion,
     ) -> Option<Turn> {
         let (reference, workload) = named;
@@ -108,12 +109,12 @@ impl Profiles {
         make_room(&mut known)?;
         let (sender, receiver) = mpsc::unbounded_channel();
         let (status, watched) = watch::channel(Status::Asking);
-        let progress = Arc::new(Progress::new(reference, &key.stack, &key.workload, peer.host()));
+        let progress = Arc::new(Progress::new(reference, &key.stack, &key.workload, oracle.name()));
         let mut new = Known { progress, asked: Instant::now(), arrivals: sender, announced: 0, status: watched };
         let progress = Arc::clone(&new.progress);
         let turn = new.announce(arrivals);
         let (layers, limit) = (image.count, self.limit);
-        let ahead = Ahead { key: key.clone(), layers, peer, limit, progress, status, arrivals: receiver };
+        let ahead = Ahead { key: key.clone(), layers, oracle, limit, progress, status, arrivals: receiver };
         known.insert(key, new);
         drop(known);
         tokio::spawn(ahead.run());
