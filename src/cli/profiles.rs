@@ -154,7 +154,8 @@ impl ProfileReport {
             if sources.is_empty() { "nothing is known".to_owned() } else { sources.join(" and ") },
         );
         if self.observers > 0 {
-            text.push_str(&format!(", {} observers", self.observers));
+            let plural = if self.observers == 1 { "" } else { "s" };
+            text.push_str(&format!(", {} observer{plural}", self.observers));
         }
         let mut table = Table::new();
         table.row(["order", "after", "size", "layer", "source", "path"]);

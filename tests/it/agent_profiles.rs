@@ -107,6 +107,15 @@ async fn what_a_start_reads_is_told_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_start_is_over_when_nothing_more_is_read() {
+    let node = node(&[("RECORD", "10m")]).await;
+    let top = pulled(&node, &layers()).await;
+    let directories = node.begin_container("container", &top).await;
+    read_later(directories[0].join("file1")).await;
+    assert_eq!(told(&node).await.len(), 1, "long before ten minutes are over");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_container_that_starts_again_and_again_is_told_of_once() {
     let node = node(&[("RECORD", "500ms")]).await;
     let top = pulled(&node, &layers()).await;

@@ -118,7 +118,8 @@ impl Inner {
             if quiet <= Instant::now() {
                 return;
             }
-            tokio::time::sleep_until(quiet.into()).await;
+            // Looked at again soon where nothing was read yet: the first read may be the last.
+            tokio::time::sleep_until(quiet.min(Instant::now() + QUIET).into()).await;
         }
     }
 
