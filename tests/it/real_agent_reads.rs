@@ -281,6 +281,12 @@ async fn a_start_needs_no_registry() {
     assert_eq!(read_later(directory.join("file0")).await.unwrap_err().raw_os_error(), Some(EIO));
 }
 
+/// Whether no slot of the table of open files counts an open: inode, backing file, count, kind.
+fn nothing_is_open(agent: &Agent) -> bool {
+    let table = fs::read(agent.root.join("opens")).unwrap();
+    table.chunks_exact(24).all(|slot| slot[12..16] == [0; 4])
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn damaged_files_of_the_cache_are_fetched_again() {
     let mut node = Node::start(&[ON_DEMAND]).await;
@@ -289,6 +295,8 @@ async fn damaged_files_of_the_cache_are_fetched_again() {
     for (name, content) in &layer.files {
         assert!(read_later(directory.join(name)).await.unwrap() == *content);
     }
+    // A file that the kernel still has open it goes on reading by itself, from the copy in the cache.
+    until("the kernel has closed all files", SOON, || nothing_is_open(&node.agent));
     node.agent.daemon.kill();
     let files = cached_files(&node.agent);
     for (number, path) in files.iter().enumerate() {
