@@ -33,7 +33,6 @@ const STOCK_BLOCK: u64 = 50_000;
 pub(super) struct Asked {
     /// Since the session began.
     pub(super) after: Duration,
-    /// In order, apart from each other.
     pub(super) parts: Vec<Range<u64>>,
 }
 
@@ -84,8 +83,13 @@ pub(super) fn files(
     let mut held = Held::default();
     let mut used: BTreeMap<usize, FileUse> = BTreeMap::new();
     for Asked { after, parts } in asked {
-        let news: Vec<_> = parts.iter().flat_map(|part| held.missing(part)).collect();
-        parts.iter().for_each(|part| held.add(part.clone()));
+        let mut news = Vec::new();
+        for part in parts {
+            news.extend(held.missing(part));
+            held.add(part.clone());
+        }
+        // A client may ask in any order, and twice for the same.
+        news.sort_unstable_by_key(|part: &Range<u64>| part.start);
         for (place, extents) in files.meant(&news, block, &held, &is_likely) {
             let path = files.spans[place].path.clone();
             let file = FileUse { layer, path, extents: Extents::default(), after: *after };
@@ -362,6 +366,17 @@ mod tests {
         let used = super::files(&toc, 0, block, &asked, |_| false);
         let used: Vec<_> = used.into_iter().map(|file| file.path).collect();
         assert_eq!(used, ["small1", "small2", "small5"]);
+    }
+
+    #[test]
+    fn parts_may_come_in_any_order_and_overlap() {
+        let (toc, size) = layer(&FILES[..3]);
+        let asked = |parts: &[Range<u64>]| vec![Asked { after: Duration::ZERO, parts: parts.to_vec() }];
+        for block in [1, STOCK_BLOCK] {
+            let whole = super::files(&toc, 0, block, &asked(&[0..size / 2, size / 2..size]), |_| false);
+            let mixed = [size / 4 * 3..size, size / 4..size, 0..size / 2];
+            assert_eq!(super::files(&toc, 0, block, &asked(&mixed), |_| false), whole);
+        }
     }
 
     proptest! {
