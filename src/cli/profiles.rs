@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::blob::Blob;
 use super::convert::{Job, Made};
 use super::endpoint::Endpoint;
-use super::export::{Destination, Shelf, parse};
+use super::export::{Destination, parse};
 use super::failure::Failure;
 use super::location::Location;
 use super::record::{self, Line};
@@ -90,11 +90,9 @@ pub(super) async fn of_image(endpoint: &Endpoint, image: &Manifest) -> Result<Ve
     let mut reports = Vec::new();
     for referrer in artifact::newest(&referrers) {
         let what = format!("the profile {}", referrer.digest);
-        let reference = Reference::Digest(referrer.digest.clone());
-        let manifest = source.manifest(repository, &reference).await.map_err(Failure::when(what.as_str()))?;
-        let document = artifact::document_of(&manifest);
-        let document = document.ok_or_else(|| Failure::new(format!("{} holds no profile", referrer.digest)))?;
-        let bytes = Shelf { store: None, endpoint }.bytes(&document).await?;
+        let document = source.document(repository, &referrer.digest, artifact::document_of).await;
+        let bytes = document.map_err(Failure::when(what.as_str()))?;
+        let bytes = bytes.ok_or_else(|| Failure::new(format!("{} holds no profile", referrer.digest)))?;
         let profile = Profile::parse(&bytes).map_err(Failure::when(what))?;
         reports.push(sizes.report(profile).await?);
     }
@@ -145,7 +143,7 @@ impl Sizes<'_> {
 impl ProfileReport {
     /// As people read it.
     pub(super) fn table(&self) -> String {
-        let sources: Vec<_> = self.sources.iter().map(|source| name(*source)).collect();
+        let sources: Vec<_> = self.sources.iter().map(|source| source.name()).collect();
         let mut text = format!(
             "  workload {}: {} files, {}, {}",
             self.workload,
@@ -160,7 +158,7 @@ impl ProfileReport {
         let mut table = Table::new();
         table.row(["order", "after", "size", "layer", "source", "path"]);
         for (place, FileReport { size, file }) in self.files.iter().enumerate() {
-            let sources: Vec<_> = file.sources.iter().map(|source| name(*source)).collect();
+            let sources: Vec<_> = file.sources.iter().map(|source| source.name()).collect();
             table.row([
                 (place + 1).to_string().as_str(),
                 &format!("{} ms", file.after.as_millis()),
@@ -171,14 +169,5 @@ impl ProfileReport {
             ]);
         }
         format!("{text}\n{table}")
-    }
-}
-
-fn name(source: Source) -> &'static str {
-    match source {
-        Source::ByHand => "by hand",
-        Source::Agents => "agents",
-        Source::Ranges => "ranges",
-        Source::Static => "static",
     }
 }

@@ -8,7 +8,7 @@
 //! nothing that runs notices. A layer in another order is in the classic layout: its stream is not the source's tar.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
@@ -19,6 +19,7 @@ use super::failures::Failures;
 use super::memo::Layers;
 use super::plan::{self, ImagePlan, Plan};
 use super::priority::{Priorities, Priority};
+use super::profiles::now;
 use crate::flight::Flight;
 use crate::oci::{Digest, Manifest, Repository};
 use crate::profile::{Profile, Workload};
@@ -165,11 +166,6 @@ fn is_due(current: Option<&Order>, wanted: &Order) -> bool {
     current.is_none_or(|current| {
         current.generation != wanted.generation && wanted.since.saturating_sub(current.since) >= STANDS_FOR.as_secs()
     })
-}
-
-/// Seconds since 1970.
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]

@@ -86,6 +86,13 @@ pub fn newest(referrers: &[Descriptor]) -> Vec<&Descriptor> {
     found.into_iter().map(|(_, referrer)| referrer).collect()
 }
 
+/// The profile of a workload among an image's referrers; that of the default workload where it has none.
+pub fn of_workload<'a>(referrers: &'a [Descriptor], workload: &Workload) -> Option<&'a Descriptor> {
+    let newest = newest(referrers);
+    let of = |wanted: &Workload| newest.iter().find(|referrer| workload_of(referrer).as_ref() == Some(wanted)).copied();
+    of(workload).or_else(|| of(&Workload::default()))
+}
+
 /// Where the document of an artifact is; `None` where the manifest is of something else or too large a one.
 pub fn document_of(manifest: &Manifest) -> Option<Descriptor> {
     let manifest: crate::oci::manifest::ImageManifest = serde_json::from_slice(&manifest.bytes).ok()?;

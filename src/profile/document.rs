@@ -33,6 +33,20 @@ pub enum Source {
 
 pub type Sources = BTreeSet<Source>;
 
+impl Source {
+    pub const ALL: [Self; 4] = [Self::ByHand, Self::Agents, Self::Ranges, Self::Static];
+
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ByHand => "by hand",
+            Self::Agents => "agents",
+            Self::Ranges => "ranges",
+            Self::Static => "static",
+        }
+    }
+}
+
 /// The files of an image that a workload reads, those to fetch first in front.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Profile {

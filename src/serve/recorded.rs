@@ -1,9 +1,9 @@
 //! Profiles that were recorded by hand and refer to an upstream's image.
 
-use futures::TryStreamExt as _;
+use bytes::Bytes;
 
+use crate::oci::Digest;
 use crate::oci::route::Location;
-use crate::oci::{Digest, Reference};
 use crate::profile::{Profile, Workload, artifact};
 use crate::upstream;
 
@@ -24,19 +24,10 @@ pub(super) async fn find(app: &App, location: &Location, image: &Digest) -> Opti
     })
 }
 
-async fn read(app: &App, location: &Location, image: &Digest) -> Result<Option<Vec<u8>>, upstream::Error> {
+async fn read(app: &App, location: &Location, image: &Digest) -> Result<Option<Bytes>, upstream::Error> {
     let source = app.source(&location.upstream)?;
     let repository = &location.repository;
     let referrers = source.referrers(repository, image).await?;
-    let newest = artifact::newest(&referrers);
-    let of_default = |referrer: &&&_| artifact::workload_of(referrer) == Some(Workload::default());
-    let Some(referrer) = newest.iter().find(of_default) else { return Ok(None) };
-    let manifest = source.manifest(repository, &Reference::Digest(referrer.digest.clone())).await?;
-    let Some(document) = artifact::document_of(&manifest) else { return Ok(None) };
-    let body = source.blob(repository, &document.digest, None).await?;
-    if body.blob_size != document.size {
-        return Ok(None);
-    }
-    let pieces: Vec<_> = body.stream.try_collect().await?;
-    Ok(Some(pieces.concat()))
+    let Some(referrer) = artifact::of_workload(&referrers, &Workload::default()) else { return Ok(None) };
+    source.document(repository, &referrer.digest, artifact::document_of).await
 }

@@ -30,6 +30,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use futures::TryStreamExt as _;
 use futures::stream::BoxStream;
 use url::Url;
 
@@ -302,6 +303,24 @@ impl Source {
             Reader::Registry(registry) => registry.referrers(repository, digest).await,
             Reader::Layout(layout) => layout.referrers(digest).await,
         }
+    }
+
+    /// The blob that `choose` picks from an artifact's manifest, whole; `None` where it picks none. What is chosen must be
+    /// small: it is held in memory.
+    pub async fn document(
+        &self,
+        repository: &Repository,
+        artifact: &Digest,
+        choose: impl FnOnce(&Manifest) -> Option<Descriptor>,
+    ) -> Result<Option<Bytes>, Error> {
+        let manifest = self.manifest(repository, &Reference::Digest(artifact.clone())).await?;
+        let Some(chosen) = choose(&manifest) else { return Ok(None) };
+        let body = self.blob(repository, &chosen.digest, None).await?;
+        if body.blob_size != chosen.size {
+            return Err(Error::Malformed(format!("{} has another size than its manifest says", chosen.digest)));
+        }
+        let pieces: Vec<Bytes> = body.stream.try_collect().await?;
+        Ok(Some(pieces.concat().into()))
     }
 
     /// Sends a blob of `size` bytes unless the registry has it already. The stream is read once: no retries.

@@ -249,14 +249,8 @@ async fn hold(arrival: Arrival, run: Run) -> (Run, Result<(), FetchError>) {
 
 /// `412 by-hand, 30 agents`: how many files each source knows of.
 fn sources(profile: &Profile) -> String {
-    let named = [
-        (Source::ByHand, "by hand"),
-        (Source::Agents, "agents"),
-        (Source::Ranges, "ranges"),
-        (Source::Static, "static"),
-    ];
     let count = |source| profile.files.iter().filter(|file| file.sources.contains(&source)).count();
-    let counted = named.map(|(source, name)| (count(source), name));
+    let counted = Source::ALL.map(|source| (count(source), source.name()));
     let told: Vec<String> =
         counted.iter().filter(|(count, _)| *count > 0).map(|(count, name)| format!("{count} {name}")).collect();
     told.join(", ")

@@ -2,7 +2,6 @@
 //! it lies.
 
 use bytes::Bytes;
-use futures::TryStreamExt as _;
 
 use super::{API, Key};
 use crate::oci::manifest::{ImageManifest, Index};
@@ -82,17 +81,6 @@ async fn referring(
     workload: &Workload,
 ) -> Result<Bytes, Error> {
     let referrers = source.referrers(repository, &image.digest).await?;
-    let newest = artifact::newest(&referrers);
-    let of = |workload: &Workload| {
-        newest.iter().find(|referrer| artifact::workload_of(referrer).as_ref() == Some(workload)).copied()
-    };
-    let referrer = of(workload).or_else(|| of(&Workload::default())).ok_or(Error::NotFound)?;
-    let manifest = source.manifest(repository, &Reference::Digest(referrer.digest.clone())).await?;
-    let document = artifact::document_of(&manifest).ok_or(Error::NotFound)?;
-    let body = source.blob(repository, &document.digest, None).await?;
-    if body.blob_size != document.size {
-        return Err(Error::Malformed("a profile of another size than its manifest says".to_owned()));
-    }
-    let pieces: Vec<Bytes> = body.stream.try_collect().await?;
-    Ok(pieces.concat().into())
+    let referrer = artifact::of_workload(&referrers, workload).ok_or(Error::NotFound)?;
+    source.document(repository, &referrer.digest, artifact::document_of).await?.ok_or(Error::NotFound)
 }

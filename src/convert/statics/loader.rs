@@ -36,7 +36,7 @@ const TRIPLETS: &[(u16, bool, &str)] = &[
 pub(super) struct Loader {
     main: Arc<Elf>,
     /// Of the process's environment.
-    library_path: Vec<String>,
+    ld_library_path: Vec<String>,
     /// The directories that hold for every library.
     directories: Vec<String>,
     /// Names that need no more looking for.
@@ -58,11 +58,11 @@ impl Loader {
         walk: &mut Walk<'_>,
         program: &Found,
         main: Arc<Elf>,
-        library_path: &[String],
+        ld_library_path: &[String],
     ) -> Result<Self, Error> {
         let mut loader = Self {
             main: Arc::clone(&main),
-            library_path: library_path.to_vec(),
+            ld_library_path: ld_library_path.to_vec(),
             directories: Vec::new(),
             names: HashSet::new(),
         };
@@ -127,7 +127,7 @@ impl Loader {
             // A library's DT_RUNPATH takes the place of all DT_RPATHs.
             let rpath = if object.elf.runpath.is_empty() { rpath } else { &[] };
             let runpath = object.elf.runpath.iter().map(|path| self.expanded(path, &object.origin));
-            let own = rpath.iter().cloned().chain(self.library_path.iter().cloned()).chain(runpath);
+            let own = rpath.iter().cloned().chain(self.ld_library_path.iter().cloned()).chain(runpath);
             own.chain(self.directories.iter().cloned()).map(|directory| join(&directory, name)).collect()
         };
         for path in candidates {
