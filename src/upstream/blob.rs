@@ -4,23 +4,25 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::StreamExt as _;
 use futures::stream;
+use futures::{StreamExt as _, TryStreamExt as _};
 
 use super::Body;
 use super::error::Error;
+use super::origin::Origin;
 use super::part::{Chunks, Part, Wanted, size_at};
 use super::peer::{Peer, Purpose};
 use super::registry::{PULL, Registry};
 use super::verify::verified;
 use crate::oci::{Digest, Repository};
 
-/// A blob that got this much further has its attempts back: one that breaks every few bytes must come to an end.
-const PROGRESS: u64 = 1 << 20;
+/// An attempt that brought this much does not count as failed: more than a head, less than any window of a connection.
+/// A blob that breaks off every few bytes must come to an end.
+const PROGRESS: u64 = 4 << 10;
 
 impl Registry {
     pub(super) async fn blob_size(&self, repository: &Repository, digest: &Digest) -> Result<u64, Error> {
-        self.try_each(PULL, |_, endpoint| size_at(endpoint, repository, digest)).await
+        self.try_each(PULL, Some(digest), |_, endpoint| size_at(endpoint, repository, digest)).await
     }
 
     /// The size of a blob, and the Starlift server that has it, if it is one.
@@ -33,7 +35,7 @@ impl Registry {
             let size = size_at(endpoint, repository, digest).await?;
             Ok((size, endpoint.is_starlift().then(|| Peer::new(self, number, repository))))
         };
-        self.try_each(PULL, locate).await
+        self.try_each(PULL, Some(digest), locate).await
     }
 
     /// A blob's bytes; a range is cut at the blob's end, and one that starts behind it is an error.
@@ -47,7 +49,7 @@ impl Registry {
         if let Some(range) = range.as_ref().filter(|range| range.is_empty()) {
             let blob_size = self.blob_size(repository, digest).await?;
             let (range, stream) = (range.start..range.start, stream::empty().boxed());
-            return Ok(Body { blob_size, range, stream, peer: None });
+            return Ok(Body { blob_size, range, stream, peer: None, origin: None });
         }
         let wanted = range.map_or(Wanted::Whole, Wanted::Range);
         let part = self.part(repository, digest, &wanted, purpose).await?;
@@ -64,20 +66,23 @@ impl Registry {
         if length == 0 {
             let blob_size = self.blob_size(repository, digest).await?;
             let (range, stream) = (blob_size..blob_size, stream::empty().boxed());
-            return Ok(Body { blob_size, range, stream, peer: None });
+            return Ok(Body { blob_size, range, stream, peer: None, origin: None });
         }
         let part = self.part(repository, digest, &Wanted::Tail(length), None).await?;
         Ok(self.body(repository, digest, part, None))
     }
 
     fn body(self: &Arc<Self>, repository: &Repository, digest: &Digest, part: Part, purpose: Option<Purpose>) -> Body {
-        let Part { blob_size, range, chunks, starlift } = part;
-        let peer = starlift.map(|number| Peer::new(self, number, repository));
+        let Part { blob_size, range, chunks, number, starlift } = part;
+        let host = Arc::clone(self.endpoint(number).key());
+        let origin = Origin::new(self.own.http().health().clone(), digest.clone(), host);
+        let peer = starlift.then(|| Peer::new(self, number, repository));
         let reading = Reading {
             registry: Arc::clone(self),
             repository: repository.clone(),
             digest: digest.clone(),
             purpose,
+            origin: origin.clone(),
             blob_size,
             left: range.clone(),
             chunks: Some(chunks),
@@ -86,9 +91,20 @@ impl Registry {
         };
         let chunks = reading.stream();
         let is_whole = range == (0..blob_size);
-        let stream = if is_whole { verified(chunks, digest.clone(), blob_size) } else { chunks };
-        Body { blob_size, range, stream, peer }
+        let stream = if is_whole { reported(verified(chunks, digest.clone(), blob_size), &origin) } else { chunks };
+        Body { blob_size, range, stream, peer, origin: Some(origin) }
     }
+}
+
+/// Reports the host that sent other bytes than the blob's.
+fn reported(chunks: Chunks, origin: &Origin) -> Chunks {
+    let origin = origin.clone();
+    let report = move |error: &Error| {
+        if matches!(error, Error::WrongDigest { .. }) {
+            origin.report_bad();
+        }
+    };
+    chunks.inspect_err(report).boxed()
 }
 
 /// A blob on its way, and what is needed to ask for the rest of it again.
@@ -97,9 +113,11 @@ struct Reading {
     repository: Repository,
     digest: Digest,
     purpose: Option<Purpose>,
+    origin: Origin,
     blob_size: u64,
     left: Range<u64>,
     chunks: Option<Chunks>,
+    /// Failures in a row that brought no bytes.
     failures: u32,
     /// Bytes since the last failure.
     progress: u64,
@@ -135,19 +153,20 @@ impl Reading {
         chunk.truncate(wanted);
         self.left.start += chunk.len() as u64;
         self.progress += chunk.len() as u64;
-        if self.progress >= PROGRESS {
-            self.failures = 0;
-        }
         chunk
     }
 
-    /// Waits until it is time to try again; gives the error back when it is not worth it.
+    /// Waits until it is time to try again; gives the error back when it is not worth it. Attempts that
+    /// made progress do not count.
     async fn broke_off(&mut self, error: Error) -> Result<(), Error> {
+        if std::mem::take(&mut self.progress) >= PROGRESS {
+            self.failures = 0;
+        }
+        self.origin.report_bad();
         let Some(pause) = self.registry.retry.pause_after(self.failures, &error) else { return Err(error) };
         tracing::debug!(digest = %self.digest, at = self.left.start, %error, "a blob is taken up where it broke off");
         self.chunks = None;
         self.failures += 1;
-        self.progress = 0;
         tokio::time::sleep(pause).await;
         Ok(())
     }
@@ -158,6 +177,7 @@ impl Reading {
         if part.blob_size != self.blob_size {
             return Err(Error::WrongDigest { expected: self.digest.clone() });
         }
+        self.origin.moved_to(Arc::clone(self.registry.endpoint(part.number).key()));
         Ok(part.chunks)
     }
 }

@@ -9,6 +9,7 @@ use super::config::{Config, UpstreamConfig};
 use super::dial::DialRules;
 use super::endpoint::{Endpoint, Place};
 use super::error::Error;
+use super::health::Health;
 use super::hosts::{Host, Hosts, Roots};
 use super::http::{Clients, Http};
 use super::layout::Layout;
@@ -23,6 +24,7 @@ pub(super) struct Builder {
     pub(super) config: Config,
     pub(super) roots: Roots,
     clients: Clients,
+    health: Health,
     docker: Arc<DockerConfig>,
     logins: Option<Logins>,
 }
@@ -34,6 +36,7 @@ impl Builder {
             config: config.clone(),
             roots: Roots::new(config.certs_dir.as_deref()),
             clients: Clients::new(config, None)?,
+            health: Health::default(),
             docker: Arc::new(docker),
             logins,
         })
@@ -62,7 +65,7 @@ impl Builder {
             Some(tls) => Clients::new(&self.config, Some(&tls))?,
             None => self.clients.clone(),
         };
-        let http = Http::new(clients, rules, self.config.read_timeout);
+        let http = self.http(clients, rules);
         let mirror_of = name.contains('.').then(|| name.to_owned());
         let mirrors = mirrors.iter().map(|mirror| {
             let place = Place { mirror_of: mirror_of.clone(), ..Place::with_prefix(mirror) };
@@ -82,7 +85,7 @@ impl Builder {
         if is_named || self.is_plain_loopback(&url) {
             rules.name(&url);
         }
-        let http = Http::new(self.clients.clone(), rules, self.config.read_timeout);
+        let http = self.http(self.clients.clone(), rules);
         let place = Place::with_prefix(&url);
         let given = self.given(name, &url, &place);
         let own = Endpoint::new(http, place, self.credentials(None, &url, given)?);
@@ -108,7 +111,7 @@ impl Builder {
         let url = host.url.as_ref().unwrap_or(default_url);
         let clients =
             if host.tls.is_plain() { self.clients.clone() } else { Clients::new(&self.config, Some(&host.tls))? };
-        let http = Http::new(clients, rules.clone(), self.config.read_timeout);
+        let http = self.http(clients, rules.clone());
         let is_own = host_of(url) == host_of(default_url);
         let place = Place {
             root: host.root.clone(),
@@ -119,6 +122,10 @@ impl Builder {
         };
         let given = if is_own { self.given(name, url, &place) } else { None };
         Ok(Endpoint::new(http, place, self.credentials(None, url, given)?))
+    }
+
+    fn http(&self, clients: Clients, rules: DialRules) -> Http {
+        Http::new(clients, rules, self.health.clone(), self.config.read_timeout)
     }
 
     fn rules(&self) -> DialRules {

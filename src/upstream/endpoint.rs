@@ -1,5 +1,6 @@
 //! One registry host: requests with the authorization it wants, its refusals as errors.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
@@ -10,6 +11,7 @@ use url::Url;
 use super::answer::Answer;
 use super::auth::{Action, Authenticator, Authorization, Credentials};
 use super::error::Error;
+use super::health::host_key;
 use super::host_of;
 use super::http::{Fetch, Http, same_origin};
 use super::peer::{PURPOSE_HEADER, Purpose};
@@ -26,6 +28,7 @@ pub(super) const API_ROOT: &str = "/v2";
 pub(super) struct Endpoint {
     http: Http,
     place: Place,
+    key: Arc<str>,
     auth: Authenticator,
     /// Whether its last answer said that it is a Starlift server.
     is_starlift: AtomicBool,
@@ -123,12 +126,18 @@ impl<'a> Read<'a> {
 impl Endpoint {
     pub(super) fn new(http: Http, place: Place, credentials: Credentials) -> Self {
         let auth = Authenticator::new(http.clone(), place.base.clone(), credentials);
-        Self { http, place, auth, is_starlift: AtomicBool::new(false) }
+        let key = host_key(&place.base);
+        Self { http, place, key, auth, is_starlift: AtomicBool::new(false) }
     }
 
     /// Whether it is a Starlift server, as far as its answers say.
     pub(super) fn is_starlift(&self) -> bool {
         self.is_starlift.load(Ordering::Relaxed)
+    }
+
+    /// What the host is remembered by.
+    pub(super) fn key(&self) -> &Arc<str> {
+        &self.key
     }
 
     /// `host[:port]`.

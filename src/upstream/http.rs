@@ -11,6 +11,7 @@ use super::answer::{Answer, heard};
 use super::config::Config;
 use super::dial::{DialRules, PrivateName, PublicResolver, Reach};
 use super::error::Error;
+use super::health::Health;
 use super::peer;
 use super::tls::Tls;
 use crate::telemetry::log::chain;
@@ -90,13 +91,19 @@ pub(super) struct Fetch {
 pub(super) struct Http {
     clients: Clients,
     rules: Arc<DialRules>,
+    health: Health,
     /// How long an upstream may stay silent.
     patience: Duration,
 }
 
 impl Http {
-    pub(super) fn new(clients: Clients, rules: DialRules, patience: Duration) -> Self {
-        Self { clients, rules: Arc::new(rules), patience }
+    pub(super) fn new(clients: Clients, rules: DialRules, health: Health, patience: Duration) -> Self {
+        Self { clients, rules: Arc::new(rules), health, patience }
+    }
+
+    /// What is remembered of hosts.
+    pub(super) fn health(&self) -> &Health {
+        &self.health
     }
 
     fn client(&self, url: &Url) -> Result<&Client, Error> {
@@ -117,12 +124,17 @@ impl Http {
         for _ in 0..=MAX_REDIRECTS {
             let is_own = url.origin() == fetch.url.origin();
             let mut request = self.client(&url)?.request(fetch.method.clone(), url.clone());
+            let watch = self.health.admit(&url)?;
             if is_own {
                 request = request.headers(fetch.secrets.clone());
             }
             // Later headers replace earlier ones: what somebody wants sent to a host is no way to spoil a request.
             let response = heard(self.patience, request.headers(headers.clone()).send()).await;
             metrics().count_upstream(url.path(), response.as_ref().ok().map(|response| response.status().as_u16()));
+            match &response {
+                Ok(_) => watch.heard(),
+                Err(_) => watch.failed(),
+            }
             let response = response?;
             if is_own {
                 is_starlift = peer::is_starlift(response.headers());

@@ -14,9 +14,11 @@ mod config;
 mod dial;
 mod endpoint;
 mod error;
+mod health;
 mod hosts;
 mod http;
 mod layout;
+mod origin;
 mod part;
 mod peer;
 mod push;
@@ -40,6 +42,7 @@ pub use self::config::{Config, HostPattern, Secret, UpstreamConfig};
 pub use self::error::Error;
 use self::hosts::Hosted;
 use self::layout::Layout;
+pub use self::origin::Origin;
 pub use self::peer::{Peer, Purpose};
 use self::registry::{Registry, descriptor_of};
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
@@ -189,6 +192,8 @@ pub struct Body {
     pub stream: BoxStream<'static, Result<Bytes, Error>>,
     /// Who gives it, where that is a Starlift server.
     pub peer: Option<Peer>,
+    /// The registry host it comes from; none for a layout.
+    pub origin: Option<Origin>,
 }
 
 impl std::fmt::Debug for Body {

@@ -26,8 +26,10 @@ pub(super) struct Part {
     pub(super) blob_size: u64,
     pub(super) range: Range<u64>,
     pub(super) chunks: Chunks,
-    /// The number of the endpoint that gave it, where that is a Starlift server.
-    pub(super) starlift: Option<usize>,
+    /// The number of the endpoint that gave it.
+    pub(super) number: usize,
+    /// Whether that is a Starlift server.
+    pub(super) starlift: bool,
 }
 
 /// What of a blob is asked for.
@@ -58,11 +60,11 @@ impl Registry {
         wanted: &Wanted,
         purpose: Option<Purpose>,
     ) -> Result<Part, Error> {
-        self.try_each(PULL, |number, endpoint| async move {
+        self.try_each(PULL, Some(digest), |number, endpoint| async move {
             let target = (number, repository.clone(), digest.clone());
             let part = |blob_size, range, chunks| {
-                let starlift = endpoint.is_starlift().then_some(number);
-                Ok(Part { blob_size, range, chunks, starlift })
+                let starlift = endpoint.is_starlift();
+                Ok(Part { blob_size, range, chunks, number, starlift })
             };
             let size = match self.ask(endpoint, &target, wanted, purpose).await {
                 Ok(Found::Part(size, range, chunks)) => return part(size, range, chunks),

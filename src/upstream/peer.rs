@@ -65,7 +65,7 @@ impl Peer {
     }
 
     fn endpoint(&self) -> &Endpoint {
-        self.registry.mirrors.get(self.number).unwrap_or(&self.registry.own)
+        self.registry.endpoint(self.number)
     }
 
     /// `host[:port]`, for people.

@@ -57,38 +57,58 @@ impl Registry {
         Self { mirrors, own, retry, targets }
     }
 
-    /// Calls `attempt` with one endpoint after the other that can do what is wanted, and its number, until one gives it.
+    /// An endpoint by its number: the mirrors in their order, the registry itself behind them.
+    pub(super) fn endpoint(&self, number: usize) -> &Endpoint {
+        self.mirrors.get(number).unwrap_or(&self.own)
+    }
+
+    /// Calls `attempt` with one endpoint after the other that can do what is wanted, and its number, until one gives it:
+    /// the mirrors, the registry itself, and then the mirrors that failed of late. A mirror that is bad for `digest` is
+    /// left out.
     pub(super) async fn try_each<'a, T, F>(
         &'a self,
         wanted: Capabilities,
+        digest: Option<&Digest>,
         attempt: impl Fn(usize, &'a Endpoint) -> F,
     ) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Error>> + 'a,
     {
-        let mut last = None;
-        for (number, mirror) in self.mirrors.iter().enumerate().filter(|(_, mirror)| mirror.can(wanted)) {
+        let health = self.own.http().health();
+        let able = self.mirrors.iter().enumerate().filter(|(_, mirror)| {
+            mirror.can(wanted) && !digest.is_some_and(|digest| health.is_bad(mirror.key(), digest))
+        });
+        let (last, first): (Vec<_>, Vec<_>) = able.partition(|(_, mirror)| health.is_last(mirror.key()));
+        let mut failure = None;
+        for (number, mirror) in first {
             match attempt(number, mirror).await {
                 Ok(value) => return Ok(value),
-                Err(error) => {
-                    tracing::debug!(number, %error, "a mirror is passed over");
-                    last = Some(error);
-                }
+                Err(error) => failure = Some(passed_over(mirror, error)),
             }
         }
-        if !self.own.can(wanted) {
-            let incapable = || Error::Unavailable("none of its hosts may be asked for this".to_owned());
-            return Err(last.unwrap_or_else(incapable));
+        if self.own.can(wanted) {
+            match self.retry.run(|| attempt(self.mirrors.len(), &self.own)).await {
+                Ok(value) => return Ok(value),
+                Err(error) => failure = Some(error),
+            }
         }
-        self.retry.run(|| attempt(self.mirrors.len(), &self.own)).await
+        for (number, mirror) in last {
+            match attempt(number, mirror).await {
+                Ok(value) => return Ok(value),
+                Err(error) => failure = failure.or(Some(passed_over(mirror, error))),
+            }
+        }
+        Err(failure.unwrap_or_else(|| Error::Unavailable("none of its hosts may be asked for this".to_owned())))
     }
 
     pub(super) async fn resolve(&self, repository: &Repository, reference: &Reference) -> Result<Descriptor, Error> {
-        self.try_each(needed(reference), |_, endpoint| resolve(endpoint, repository, reference)).await
+        self.try_each(needed(reference), digest_of(reference), |_, endpoint| resolve(endpoint, repository, reference))
+            .await
     }
 
     pub(super) async fn manifest(&self, repository: &Repository, reference: &Reference) -> Result<Manifest, Error> {
-        self.try_each(needed(reference), |_, endpoint| manifest(endpoint, repository, reference)).await
+        self.try_each(needed(reference), digest_of(reference), |_, endpoint| manifest(endpoint, repository, reference))
+            .await
     }
 
     pub(super) async fn tags(
@@ -97,11 +117,26 @@ impl Registry {
         n: Option<usize>,
         last: Option<&str>,
     ) -> Result<Tags, Error> {
-        self.try_each(RESOLVE, |_, endpoint| tags(endpoint, repository, n, last)).await
+        self.try_each(RESOLVE, None, |_, endpoint| tags(endpoint, repository, n, last)).await
     }
 
     pub(super) async fn referrers(&self, repository: &Repository, digest: &Digest) -> Result<Vec<Descriptor>, Error> {
-        self.try_each(PULL, |_, endpoint| referrers(endpoint, repository, digest)).await
+        self.try_each(PULL, Some(digest), |_, endpoint| referrers(endpoint, repository, digest)).await
+    }
+}
+
+fn passed_over(mirror: &Endpoint, error: Error) -> Error {
+    tracing::debug!(host = mirror.host(), %error, "mirror passed over");
+    if let Error::WrongDigest { expected } = &error {
+        mirror.http().health().report_bad(mirror.key(), expected);
+    }
+    error
+}
+
+fn digest_of(reference: &Reference) -> Option<&Digest> {
+    match reference {
+        Reference::Tag(_) => None,
+        Reference::Digest(digest) => Some(digest),
     }
 }
 

@@ -137,7 +137,7 @@ fn body(extent: Extent, digest: &Digest, range: Range<u64>) -> Body {
     let stream = extent.stream(range.clone());
     let is_whole = range == (0..blob_size);
     let stream = if is_whole { verified(stream, digest.clone(), blob_size) } else { stream };
-    Body { blob_size, range, stream, peer: None }
+    Body { blob_size, range, stream, peer: None, origin: None }
 }
 
 fn archive(path: &Path, held: &Mutex<Option<(Identity, Arc<Images>)>>) -> Result<Arc<Images>, Error> {
