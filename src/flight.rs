@@ -65,6 +65,11 @@ where
         shared
     }
 
+    /// The computation under `key`, if one is running.
+    pub fn running(&self, key: &K) -> Option<impl Future<Output = Option<V>> + Send + use<K, V>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    }
+
     /// How many computations are running.
     pub fn len(&self) -> usize {
         self.running.lock().unwrap_or_else(PoisonError::into_inner).len()

@@ -88,6 +88,15 @@ pub struct Config {
     /// up to a landmark and know nothing of profiles. Tags move on to other digests, at most once a week; digests handed
     /// out before stay readable. Not with `estargz-external-toc`.
     pub reorder: bool,
+    /// A layer that comes at fewer bytes in a second than this is given up, and its image is served as it is. While an
+    /// image of another upstream waits, sixteen times as much is asked for.
+    pub least_rate: ByteSize,
+    /// For how long a layer may come slower than `least_rate`; a sixth of it while an image of another upstream waits.
+    #[serde(with = "humantime_serde")]
+    pub slow_after: Duration,
+    /// How long an upstream may take to give a layer, however fast it comes.
+    #[serde(with = "humantime_serde")]
+    pub layer_within: Duration,
     /// How long to wait for a layer that another process converts.
     #[serde(with = "humantime_serde")]
     pub lease_wait: Duration,
@@ -116,6 +125,9 @@ impl Default for Config {
             max_layer_size: ByteSize::gib(64),
             max_unpacked_size: ByteSize::gib(256),
             reorder: false,
+            least_rate: ByteSize::kib(16),
+            slow_after: Duration::from_secs(60),
+            layer_within: Duration::from_secs(2 * 3600),
             lease_wait: Duration::from_secs(3600),
         }
     }

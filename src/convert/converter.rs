@@ -7,15 +7,17 @@ use estargz::pool::Pool;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use moka::future::Cache;
-use tokio::sync::Semaphore;
 
 use super::budget::Budget;
 use super::config::{self, Config, Layout};
+use super::documents::Documents;
 use super::error::Error;
 use super::failures::Failures;
-use super::memo::Layers;
-use super::plan::{self, Plan, Wanted};
+use super::memo::{self, Attempts, Layers};
+use super::pace::Pace;
+use super::plan::{Plan, Wanted};
 use super::priority::Priorities;
+use super::shares::{Share, Shares};
 use super::status::{Board, Conversion, Running};
 use super::tocs::Tocs;
 use crate::flight::Flight;
@@ -25,15 +27,14 @@ use crate::telemetry::log;
 use crate::telemetry::metrics;
 use crate::upstream::Source;
 
-/// Manifests whose conversion runs or waits at once, each with its bytes in memory.
-const MAX_WAITING: usize = 4096;
-
 /// How long an index counts as up to date before it is looked whether someone pulled another of its platforms.
 const FRESH_FOR: Duration = Duration::from_secs(60);
 const FRESH_INDEXES: u64 = 10_000;
 /// How often it is looked whether an image wants another order of its files.
 const ORDERED_FOR: Duration = Duration::from_secs(60);
 const ORDERED_IMAGES: u64 = 10_000;
+/// What a digest takes, its text and its place counted in.
+const DIGEST_BYTES: usize = 128;
 
 /// Converts images, each once however many ask; clones share the work.
 #[derive(Debug, Clone)]
@@ -48,7 +49,7 @@ pub(super) struct Shared {
     pub(super) store: Store,
     pub(super) layers: Arc<Layers>,
     pub(super) tocs: Tocs,
-    pub(super) image_slots: Semaphore,
+    pub(super) documents: Documents,
     pub(super) flight: Flight<Asked, Outcome>,
     pub(super) failures: Failures<Asked, Outcome>,
     /// Indexes that were looked at a moment ago.
@@ -73,6 +74,37 @@ pub(super) enum Made {
     Final(ImageRecord),
     /// A child failed for now: good to serve, not good to record.
     ForNow(ImageRecord),
+}
+
+/// What has to be done for a manifest; small, for it waits.
+enum Work {
+    PassThrough(String),
+    Image,
+    /// The children to convert, each once.
+    Index(Vec<Digest>),
+}
+
+impl Work {
+    fn of(plan: Plan) -> Self {
+        match plan {
+            Plan::PassThrough(reason) => Self::PassThrough(reason),
+            Plan::Image(_) => Self::Image,
+            Plan::Index(plan) => Self::Index(plan.to_convert()),
+        }
+    }
+}
+
+/// Failures are weighed by what their records name.
+pub(super) fn failures() -> Failures<Asked, Outcome> {
+    Failures::new(|asked: &Asked, outcome: &Outcome| {
+        let record = outcome.as_ref().map_or(0, weight_of);
+        asked.upstream.len() + asked.repository.len() + record
+    })
+}
+
+fn weight_of(record: &ImageRecord) -> usize {
+    let reasons: usize = record.passed_through.iter().map(|passed| passed.reason.len() + DIGEST_BYTES).sum();
+    reasons + (record.objects.len() + record.platforms.len()) * DIGEST_BYTES
 }
 
 impl Converter {
@@ -101,21 +133,25 @@ impl Converter {
             options,
             priorities,
             pool: Arc::new(Pool::new(threads, budget.members)),
-            slots: Semaphore::new(budget.layers),
+            slots: Shares::of_slots("layer slots", budget.layers),
+            image_slots: Shares::of_slots("image slots", config.images_at_once.get()),
+            pace: Pace::new(config.least_rate.as_u64(), config.slow_after, config.layer_within),
             max_layer_size: config.max_layer_size.as_u64(),
             lease_wait: config.lease_wait,
             board: Arc::clone(&board),
             flight: Flight::default(),
+            attempts: Attempts::default(),
+            slow: memo::slow_fetches(),
         };
         let shared = Shared {
             generation,
             tocs: Tocs::new(store.clone()),
             store,
             layers: Arc::new(layers),
-            image_slots: Semaphore::new(config.images_at_once.get()),
+            documents: Documents::default(),
             config,
             flight: Flight::default(),
-            failures: Failures::new(),
+            failures: failures(),
             fresh: Cache::builder().max_capacity(FRESH_INDEXES).time_to_live(FRESH_FOR).build(),
             ordered: Cache::builder().max_capacity(ORDERED_IMAGES).time_to_live(ORDERED_FOR).build(),
             board,
@@ -160,7 +196,7 @@ impl Converter {
     /// The record's twin is the source itself when the image passes through. An error is worth another try later; until
     /// then the same error comes back at once.
     pub async fn convert(&self, source: &Source, repository: &Repository, manifest: &Manifest) -> Outcome {
-        self.shared.joined(source, repository, manifest).await
+        self.shared.joined(source, repository, manifest, None).await
     }
 }
 
@@ -170,6 +206,7 @@ impl Shared {
         source: &Source,
         repository: &Repository,
         manifest: &Manifest,
+        room: Option<Share>,
     ) -> BoxFuture<'static, Outcome> {
         let asked = Asked {
             upstream: source.name().to_owned(),
@@ -182,13 +219,20 @@ impl Shared {
             if let Some(answer) = this.failures.answer(&asked, Instant::now()).await {
                 return answer;
             }
-            if this.flight.len() >= MAX_WAITING {
-                return Err(Arc::new(Error::Busy { limit: MAX_WAITING }));
+            if let Some(outcome) = this.flight.running(&asked) {
+                return outcome.await.unwrap_or_else(|| Err(Arc::new(Error::BrokenOff)));
             }
+            // Waited for by the caller, who may leave, and not by a task that nobody counts yet.
+            let room = match room {
+                Some(room) => room,
+                None => this.documents.conversion(source.name(), &manifest).await?,
+            };
             let running = Arc::clone(&this);
-            let outcome = this
-                .flight
-                .join(asked.clone(), || async move { running.run(asked, &source, &repository, &manifest).await });
+            let outcome = this.flight.join(asked.clone(), || async move {
+                let outcome = running.run(asked, &source, &repository, &manifest).await;
+                drop(room);
+                outcome
+            });
             outcome.await.unwrap_or_else(|| Err(Arc::new(Error::BrokenOff)))
         };
         joined.boxed()
@@ -258,10 +302,10 @@ impl Shared {
         manifest: &Manifest,
         running: &Running,
     ) -> Result<Made, Error> {
-        match plan::plan(manifest, &self.wanted()) {
-            Plan::PassThrough(reason) => self.pass_through(manifest, reason).await.map(Made::Final),
-            Plan::Image(plan) => self.image(source, repository, manifest, &plan, running).await.map(Made::Final),
-            Plan::Index(plan) => self.index(source, repository, manifest, &plan).await,
+        match self.glance(manifest, Work::of).await? {
+            Work::PassThrough(reason) => self.pass_through(manifest, reason).await.map(Made::Final),
+            Work::Image => self.image(source, repository, manifest, running).await.map(Made::Final),
+            Work::Index(children) => self.index(source, repository, manifest, children).await,
         }
     }
 

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::shares::SLOW_FOR;
 use super::tocs::Unreadable;
+use crate::budget::Full;
 use crate::oci::Digest;
 use crate::store;
 use crate::upstream;
@@ -33,8 +35,12 @@ pub enum Error {
     Document(#[from] serde_json::Error),
     #[error("the conversion broke off")]
     BrokenOff,
-    #[error("{limit} conversions are waiting already")]
-    Busy { limit: usize },
+    #[error("too many conversions are waiting")]
+    Busy(#[from] Full),
+    #[error("the upstream gives less than {rate} bytes in a second")]
+    Slow { rate: u64 },
+    #[error("the upstream did not give all of it within {}", humantime::format_duration(*.within))]
+    Overdue { within: Duration },
     #[error("another process holds the lease on the layer {0} for too long")]
     Lease(Digest),
     #[error("the stored layer {digest} cannot be read")]
@@ -48,12 +54,18 @@ pub enum Error {
 }
 
 impl Error {
-    /// How long the upstream asks us to stay away.
+    /// How long there is no point in another try.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
+            Self::Slow { .. } | Self::Overdue { .. } => Some(SLOW_FOR),
             Self::Upstream(upstream::Error::TooManyRequests { retry_after }) => *retry_after,
             Self::Layer { source, .. } | Self::Children(source) => source.retry_after(),
             _ => None,
         }
+    }
+
+    /// Whether the upstream did not keep the pace.
+    pub(super) fn is_slow(&self) -> bool {
+        matches!(self, Self::Slow { .. } | Self::Overdue { .. })
     }
 }

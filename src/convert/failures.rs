@@ -9,8 +9,10 @@ use moka::future::Cache;
 const FIRST_WAIT: Duration = Duration::from_secs(2);
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
 
-/// Failures remembered at once.
-const CAPACITY: u64 = 10_000;
+/// The memory for failures, in bytes: ten thousand or so.
+const CAPACITY: u64 = 8 << 20;
+/// What a failure takes beside what its weigher counts.
+const FAILURE_BYTES: usize = 512;
 
 /// Recent failures, each with the answer to give until the next try.
 #[derive(Debug)]
@@ -34,9 +36,13 @@ where
     K: Hash + Eq + Clone + Send + Sync + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    pub(super) fn new() -> Self {
+    /// `weight` is what an answer and its key take, in bytes.
+    pub(super) fn new(weight: impl Fn(&K, &V) -> usize + Send + Sync + 'static) -> Self {
+        let weight = move |key: &K, failure: &Failure<V>| {
+            u32::try_from(weight(key, &failure.answer).saturating_add(FAILURE_BYTES)).unwrap_or(u32::MAX)
+        };
         // Twice the longest wait: a failure that comes back soon after its wait still doubles it.
-        let recent = Cache::builder().max_capacity(CAPACITY).time_to_live(LONGEST_WAIT * 2).build();
+        let recent = Cache::builder().max_capacity(CAPACITY).weigher(weight).time_to_live(LONGEST_WAIT * 2).build();
         Self { recent }
     }
 
@@ -64,7 +70,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_wait_doubles_up_to_a_bound() {
-        let failures = Failures::new();
+        let failures = Failures::new(|_, _| 0);
         let mut now = Instant::now();
         assert_eq!(failures.answer(&"key", now).await, None);
         for seconds in [2, 4, 8, 16, 32, 64, 128, 256, 300, 300] {
@@ -81,7 +87,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_upstream_may_ask_for_longer_but_not_for_ever() {
-        let failures = Failures::new();
+        let failures = Failures::new(|_, _| 0);
         let now = Instant::now();
         failures.note("key", (), Some(Duration::from_secs(60)), now).await;
         assert!(failures.answer(&"key", now + Duration::from_secs(59)).await.is_some());

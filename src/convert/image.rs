@@ -29,11 +29,11 @@ const ZSTD_POSITION: &str = "io.github.containers.zstd-chunked.manifest-position
 /// The diff-id of a layer (containerd, `labels.LabelUncompressed`), which some builders also write as annotation.
 const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 
-/// An image's configuration: what we must know of it, and all of it.
+/// An image's configuration: what we must know of it, and all of it as text.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Config {
     diff_ids: Vec<Digest>,
-    document: Value,
+    text: Bytes,
 }
 
 /// What an image became.
@@ -61,24 +61,26 @@ pub(super) struct Twin {
 
 impl Config {
     /// Reads the configuration of an image of `layers` layers; fails with the reason why it is none.
-    pub(super) fn parse(bytes: &[u8], layers: usize) -> Result<Self, String> {
+    pub(super) fn parse(text: Bytes, layers: usize) -> Result<Self, String> {
         let unreadable = |error: serde_json::Error| format!("the image configuration is not readable: {error}");
-        let document: Value = serde_json::from_slice(bytes).map_err(unreadable)?;
-        let diff_ids = serde_json::from_slice::<ImageConfig>(bytes).map_err(unreadable)?.rootfs.diff_ids;
+        let diff_ids = serde_json::from_slice::<ImageConfig>(&text).map_err(unreadable)?.rootfs.diff_ids;
         if diff_ids.len() != layers {
             return Err(format!("the image has {layers} layers, its configuration {} diff-ids", diff_ids.len()));
         }
-        Ok(Self { diff_ids, document })
+        Ok(Self { diff_ids, text })
     }
 
     /// The configuration with other diff-ids; `None` when they are the same.
-    fn with_diff_ids(mut self, diff_ids: &[Digest]) -> Option<Bytes> {
+    fn with_diff_ids(&self, diff_ids: &[Digest]) -> Result<Option<Bytes>, serde_json::Error> {
         if self.diff_ids == diff_ids {
-            return None;
+            return Ok(None);
         }
+        let mut document: Value = serde_json::from_slice(&self.text)?;
         let texts = diff_ids.iter().map(|diff_id| Value::from(diff_id.to_string())).collect();
-        *self.document.get_mut("rootfs")?.get_mut("diff_ids")? = Value::Array(texts);
-        Some(self.document.to_string().into())
+        if let Some(place) = document.get_mut("rootfs").and_then(|rootfs| rootfs.get_mut("diff_ids")) {
+            *place = Value::Array(texts);
+        }
+        serde_json::to_vec(&document).map(|text| Some(text.into()))
     }
 }
 
@@ -87,7 +89,7 @@ impl Config {
 pub(super) fn assemble(
     source: &Manifest,
     plan: &ImagePlan,
-    config: Config,
+    config: &Config,
     outcomes: &HashMap<Digest, LayerOutcome>,
     generation: &Generation,
     keeps_source: bool,
@@ -112,7 +114,7 @@ pub(super) fn assemble(
     if objects.is_empty() {
         return Ok(Assembled { twin: None, passed_through, limits });
     }
-    let config = config.with_diff_ids(&diff_ids);
+    let config = config.with_diff_ids(&diff_ids)?;
     if let Some(config) = &config {
         point_at(&mut image.config, Digest::sha256_of(config), config.len() as u64);
     }
@@ -284,9 +286,9 @@ mod tests {
         let source = Manifest::new(media_type::DOCKER_MANIFEST.to_owned(), document.to_string().into());
         let wanted = plan::Wanted { platforms: &[], all_platforms: true, renew: false };
         let Plan::Image(plan) = plan::plan(&source, &wanted) else { panic!("no image") };
-        let config = Config::parse(config.to_string().as_bytes(), names.len()).unwrap();
+        let config = Config::parse(config.to_string().into(), names.len()).unwrap();
         let outcomes = outcomes.iter().map(|(name, outcome)| (digest(name), outcome.clone())).collect();
-        assemble(&source, &plan, config, &outcomes, &Generation("g1".to_owned()), true).unwrap()
+        assemble(&source, &plan, &config, &outcomes, &Generation("g1".to_owned()), true).unwrap()
     }
 
     fn both() -> Vec<(&'static str, LayerOutcome)> {
@@ -371,9 +373,9 @@ mod tests {
     #[test]
     fn nonsense_configurations_are_told() {
         for text in ["", "[]", "{}", r#"{"rootfs":{"type":"layers","diff_ids":["x"]}}"#] {
-            assert!(Config::parse(text.as_bytes(), 1).is_err(), "{text}");
+            assert!(Config::parse(Bytes::copy_from_slice(text.as_bytes()), 1).is_err(), "{text}");
         }
-        assert!(Config::parse(config_of(&["a", "b"]).to_string().as_bytes(), 1).unwrap_err().contains("2 diff-ids"));
+        assert!(Config::parse(config_of(&["a", "b"]).to_string().into(), 1).unwrap_err().contains("2 diff-ids"));
     }
 
     #[test]

@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 use super::budget::{OUTPUT_PIECES, SOURCE_PIECES};
 use super::error::Error;
 use super::inflate::Inflate;
+use super::pace::{Pace, Pacer};
 use super::pipe::{Piece, SourceReader, StoreWriter};
 use super::priority;
 use super::status::LayerProgress;
@@ -45,6 +46,7 @@ pub(super) struct Job {
     pub(super) renew: bool,
     pub(super) pool: Arc<Pool>,
     pub(super) max_layer_size: u64,
+    pub(super) pace: Pace,
     pub(super) progress: Arc<LayerProgress>,
 }
 
@@ -58,16 +60,19 @@ enum Made {
 impl Job {
     /// Converts the layer into the store, without its record.
     ///
-    /// An error is worth another try; what lies in the layer itself is an outcome. Cancel safe: a dropped conversion
-    /// leaves nothing visible.
-    pub(super) async fn run(self) -> Result<LayerOutcome, Error> {
+    /// An error is worth another try; what lies in the layer itself is an outcome, known only once all of its bytes were
+    /// hashed. `is_contended` says whether others wait for the layer's slot. Cancel safe: a dropped conversion leaves
+    /// nothing visible.
+    pub(super) async fn run(self, is_contended: &(dyn Fn() -> bool + Send + Sync)) -> Result<LayerOutcome, Error> {
         self.progress.reset();
-        let body = self.source.blob(&self.repository, &self.digest, None).await?;
+        let mut pacer = Pacer::new(self.pace, is_contended);
+        let body = pacer.wait(self.source.blob(&self.repository, &self.digest, None)).await??;
         if body.blob_size > self.max_layer_size {
-            return Ok(over_size(self.max_layer_size));
+            // The manifest, whose bytes were hashed, says less: one of them lies, and it may be this upstream.
+            return Err(upstream::Error::TooLarge { limit: self.max_layer_size }.into());
         }
         let mut upload = self.store.upload_layer(&self.generation, &self.digest).await?;
-        match self.convert(body.stream, &mut upload).await {
+        match self.convert(body.stream, &mut upload, &mut pacer).await {
             Ok(Made::Blob(written)) => {
                 upload.finish().await?;
                 self.outcome(*written).await
@@ -87,6 +92,7 @@ impl Job {
         &self,
         body: BoxStream<'static, Result<Bytes, upstream::Error>>,
         upload: &mut LayerUpload,
+        pacer: &mut Pacer<'_>,
     ) -> Result<Made, Error> {
         let (source_sender, source_receiver) = mpsc::channel(SOURCE_PIECES);
         let (output_sender, output_receiver) = mpsc::channel(OUTPUT_PIECES);
@@ -94,11 +100,32 @@ impl Job {
         let (options, pool) = (self.options.clone(), Arc::clone(&self.pool));
         let (output, prioritized, renew) = (StoreWriter::new(output_sender), self.prioritized.clone(), self.renew);
         let thread = tokio::task::spawn_blocking(move || make(source, output, &options, &pool, &prioritized, renew));
-        let (fetched, stored) = tokio::join!(fetch(body, source_sender), store(output_receiver, upload));
+        let fetch = self.fetch(body, source_sender, pacer);
+        let (fetched, stored) = tokio::join!(fetch, store(output_receiver, upload));
         let made = thread.await.map_err(|_panicked| Error::BrokenOff);
         stored?;
         fetched?;
         made?.map_err(Error::Write)
+    }
+
+    /// Hands the body's pieces on. The end mark follows only when the upstream vouches for the whole.
+    async fn fetch(
+        &self,
+        mut body: BoxStream<'static, Result<Bytes, upstream::Error>>,
+        pieces: mpsc::Sender<Piece>,
+        pacer: &mut Pacer<'_>,
+    ) -> Result<(), Error> {
+        while let Some(bytes) = pacer.wait(body.next()).await? {
+            let bytes = bytes?;
+            pacer.came(bytes.len());
+            // A thread that listens no more has its own reason, which is told instead.
+            if pieces.send(Piece::Bytes(bytes)).await.is_err() {
+                return Ok(());
+            }
+        }
+        self.progress.fetched();
+        let _unheard = pieces.send(Piece::End).await;
+        Ok(())
     }
 
     async fn outcome(&self, written: Written) -> Result<LayerOutcome, Error> {
@@ -126,7 +153,7 @@ impl Job {
     }
 }
 
-/// The outcome for a layer that is larger, as the upstream holds it, than is converted.
+/// The outcome for a layer that is larger, by its manifest, than is converted.
 pub(super) fn over_size(limit: u64) -> LayerOutcome {
     let reason = format!("over the limit of {limit} bytes");
     LayerOutcome::PassedThrough { reason, limit: Some(Limit::LayerSize(limit)) }
@@ -134,21 +161,6 @@ pub(super) fn over_size(limit: u64) -> LayerOutcome {
 
 fn to_oci(digest: estargz::Digest) -> Digest {
     Digest::from_sha256(*digest.as_bytes())
-}
-
-/// Hands the body's pieces on. The end mark follows only when the upstream vouches for the whole.
-async fn fetch(
-    mut body: BoxStream<'static, Result<Bytes, upstream::Error>>,
-    pieces: mpsc::Sender<Piece>,
-) -> Result<(), Error> {
-    while let Some(bytes) = body.next().await {
-        // A thread that listens no more has its own reason, which is told instead.
-        if pieces.send(Piece::Bytes(bytes?)).await.is_err() {
-            return Ok(());
-        }
-    }
-    let _unheard = pieces.send(Piece::End).await;
-    Ok(())
 }
 
 async fn store(mut pieces: mpsc::Receiver<Bytes>, upload: &mut LayerUpload) -> Result<(), Error> {

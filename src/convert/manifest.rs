@@ -1,69 +1,77 @@
 //! The conversion of an image manifest: its layers, and then the documents that name them.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
-use futures::StreamExt as _;
+use bytes::Bytes;
 use futures::future::try_join_all;
 
 use super::config::Layout;
 use super::converter::Shared;
+use super::documents::{self, off_worker};
 use super::error::Error;
-use super::plan::{ImagePlan, LayerPlan};
+use super::image::Assembled;
+use super::memo::SLOT_WITHIN;
+use super::plan::{ImagePlan, LayerPlan, Plan};
 use super::status::Running;
 use super::{image, index, memo, profiles};
 use crate::oci::{Descriptor, Digest, Manifest, Repository};
 use crate::store::records::PassedThrough;
 use crate::store::{ImageRecord, LayerOutcome, StackRecord};
 use crate::telemetry::log;
-use crate::upstream::{self, Source};
-
-/// Most bytes of an image configuration; the largest in the wild hold some hundred KiB of history.
-const MAX_CONFIG_BYTES: u64 = 8 << 20;
+use crate::upstream::Source;
 
 impl Shared {
     pub(super) async fn pass_through(&self, manifest: &Manifest, reason: String) -> Result<ImageRecord, Error> {
         tracing::info!(source = %manifest.digest, reason, "image passes through");
         let mut record = index::unchanged(manifest);
         record.passed_through.push(PassedThrough { digest: manifest.digest.clone(), reason });
-        self.keep_stack(profiles::of_itself(manifest)).await;
+        let (len, read) = (manifest.bytes.len(), manifest.clone());
+        self.keep_stack(off_worker(len, move || profiles::of_itself(&read)).await?).await;
         self.store.put_image(&self.generation, &record).await?;
         Ok(record)
     }
 
     pub(super) async fn image(
-        &self,
+        self: &Arc<Self>,
         source: &Source,
         repository: &Repository,
         manifest: &Manifest,
-        plan: &ImagePlan,
         running: &Running,
     ) -> Result<ImageRecord, Error> {
         let started = Instant::now();
-        let _slot = self.image_slots.acquire().await.map_err(|_closed| Error::BrokenOff)?;
-        let config = fetch_config(source, repository, &plan.manifest.config).await?;
-        let config = match image::Config::parse(&config, plan.layers.len()) {
+        let _slot = self.layers.image_slots.take(source.name(), 1, SLOT_WITHIN).await?;
+        let planned = self.planned(source.name(), manifest).await?;
+        let plan = match planned.plan {
+            Plan::Image(plan) => plan,
+            Plan::PassThrough(reason) => return self.pass_through(manifest, reason).await,
+            Plan::Index(_) => return self.pass_through(manifest, "an index and no image".to_owned()).await,
+        };
+        let (text, _config_share) = self.config_bytes(source, repository, &plan.manifest.config).await?;
+        let (config, config_weight) = match self.read_config(text, plan.layers.len()).await? {
             Ok(config) => config,
             Err(reason) => return self.pass_through(manifest, reason).await,
         };
-        let layers = to_convert(plan);
+        let layers = to_convert(&plan);
         running.layers(&layers.iter().map(|layer| (layer.digest.clone(), layer.size)).collect::<Vec<_>>());
         let outcomes = try_join_all(layers.iter().map(|layer| self.layer(source, repository, layer))).await?;
         let outcomes: HashMap<_, _> = outcomes.into_iter().collect();
-        let keeps_source = self.config.layout == Layout::SourceFirst;
-        let assembled = image::assemble(manifest, plan, config, &outcomes, &self.generation, keeps_source)?;
+        let Descriptor { media_type: config_type, digest: config_digest, .. } = plan.manifest.config.clone();
+        let assembled = self.assembled(manifest, plan, (config, config_weight), outcomes).await?;
         for PassedThrough { digest, reason } in &assembled.passed_through {
             tracing::info!(source = %manifest.digest, %digest, reason, "layer stays as it is");
         }
         let mut record = index::unchanged(manifest);
         (record.passed_through, record.limits) = (assembled.passed_through, assembled.limits);
         if let Some(twin) = assembled.twin {
-            let stack = profiles::record(&manifest.digest, &plan.manifest.config.digest, &twin.image);
+            let is_verified = record.passed_through.is_empty();
+            let layers = twin.image.layers.iter().map(|layer| layer.digest.clone()).collect();
+            let stack = profiles::record(&manifest.digest, is_verified.then_some(&config_digest), layers);
             self.keep_stack(Some(stack)).await;
             record.objects = twin.objects;
             if let Some(config) = twin.config {
-                let config = self.store.put(&plan.manifest.config.media_type, config).await?;
+                let config = self.store.put(&config_type, config).await?;
                 record.objects.push(config.digest);
             }
             let Descriptor { media_type, digest, size, .. } = twin.manifest.descriptor();
@@ -81,6 +89,33 @@ impl Shared {
         let (upstream, took) = (source.name(), started.elapsed());
         tracing::info!(upstream, %repository, source = %record.source, twin = %record.twin, ?took, "image converted");
         Ok(record)
+    }
+
+    /// The configuration of an image of `layers` layers with the weight of its tree, or the reason why it is none.
+    async fn read_config(&self, text: Bytes, layers: usize) -> Result<Result<(image::Config, u64), String>, Error> {
+        let weight = match documents::weigh(&text).await? {
+            Ok(weight) => weight,
+            Err(reason) => return Ok(Err(format!("its configuration: {reason}"))),
+        };
+        let _weight = self.documents.tree(weight).await?;
+        let parsed = off_worker(text.len(), move || image::Config::parse(text, layers)).await?;
+        Ok(parsed.map(|config| (config, weight)))
+    }
+
+    /// The image's new documents.
+    async fn assembled(
+        &self,
+        manifest: &Manifest,
+        plan: Box<ImagePlan>,
+        (config, weight): (image::Config, u64),
+        outcomes: HashMap<Digest, LayerOutcome>,
+    ) -> Result<Assembled, Error> {
+        let _weight = self.documents.tree(weight).await?;
+        let (manifest, generation) = (manifest.clone(), self.generation.clone());
+        let keeps_source = self.config.layout == Layout::SourceFirst;
+        let assemble = move || image::assemble(&manifest, &plan, &config, &outcomes, &generation, keeps_source);
+        // Documents of a few KiB are worked on here and now.
+        Ok(off_worker(usize::try_from(weight).unwrap_or(usize::MAX) / 16, assemble).await??)
     }
 
     /// Keeps which image a stack of layers is. Without it an image is never learned of, and is as good as it was.
@@ -120,20 +155,4 @@ fn to_convert(plan: &ImagePlan) -> Vec<&Descriptor> {
         }
     }
     layers
-}
-
-async fn fetch_config(source: &Source, repository: &Repository, config: &Descriptor) -> Result<Bytes, Error> {
-    let mut body = source.blob(repository, &config.digest, None).await?;
-    let too_large = || upstream::Error::TooLarge { limit: MAX_CONFIG_BYTES };
-    if body.blob_size > MAX_CONFIG_BYTES {
-        return Err(too_large().into());
-    }
-    let mut bytes = BytesMut::new();
-    while let Some(piece) = body.stream.next().await {
-        bytes.extend_from_slice(&piece?);
-        if bytes.len() as u64 > MAX_CONFIG_BYTES {
-            return Err(too_large().into());
-        }
-    }
-    Ok(bytes.freeze())
 }

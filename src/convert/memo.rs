@@ -1,17 +1,22 @@
 //! A layer is converted once: its record is looked up, then one flight in this process, then one lease per store.
+//!
+//! Whoever waits for a flight or a lease of others that does not get on tries by itself.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use estargz::pool::Pool;
 use estargz::write::Options;
-use tokio::sync::Semaphore;
+use moka::sync::Cache;
 use tokio::time::Instant;
 
 use super::error::Error;
 use super::layer::{self, Job};
+use super::pace::Pace;
 use super::priority::Priorities;
-use super::status::Board;
+use super::shares::{SLOW_FOR, Shares};
+use super::status::{Board, LayerProgress};
 use crate::flight::Flight;
 use crate::oci::{Descriptor, Digest, Repository};
 use crate::store::records::Limit;
@@ -24,17 +29,29 @@ use crate::upstream::Source;
 const FIRST_POLL: Duration = Duration::from_millis(100);
 const SLOWEST_POLL: Duration = Duration::from_secs(2);
 
-/// How many failed flights of others a caller sits through before it takes their failure for its own.
-const FLIGHTS_OF_OTHERS: usize = 3;
+/// How long a conversion waits for a slot before its image is served as it is.
+pub(super) const SLOT_WITHIN: Duration = Duration::from_secs(1800);
+/// Fetches remembered as too slow.
+const SLOW_FETCHES: u64 = 10_000;
 
 /// Where a layer is fetched from: whose credentials, whose faults.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Origin {
     upstream: String,
     repository: Repository,
 }
 
-pub(super) type Landed = Result<LayerOutcome, (Origin, Arc<Error>)>;
+/// A layer, and the one origin that it is fetched from where the shared attempt is not waited for.
+pub(super) type Wanted = (Digest, Option<Origin>);
+
+pub(super) type Landed = Result<LayerOutcome, Arc<Error>>;
+
+/// An attempt at a layer that all who want it share.
+#[derive(Debug)]
+pub(super) struct Attempt {
+    origin: Origin,
+    progress: Arc<LayerProgress>,
+}
 
 /// Converts layers, each once.
 #[derive(Debug)]
@@ -44,57 +61,122 @@ pub(super) struct Layers {
     pub(super) options: Options,
     pub(super) priorities: Priorities,
     pub(super) pool: Arc<Pool>,
-    pub(super) slots: Semaphore,
+    pub(super) slots: Shares,
+    pub(super) image_slots: Shares,
     pub(super) max_layer_size: u64,
+    pub(super) pace: Pace,
     pub(super) lease_wait: Duration,
     pub(super) board: Arc<Board>,
-    pub(super) flight: Flight<Digest, Landed>,
+    pub(super) flight: Flight<Wanted, Landed>,
+    /// The shared attempts of `flight`.
+    pub(super) attempts: Attempts,
+    pub(super) slow: Cache<Wanted, u64>,
+}
+
+/// The shared attempts that run, by layer.
+pub(super) type Attempts = Arc<Mutex<HashMap<Digest, Arc<Attempt>>>>;
+
+/// Fetches that were given up as too slow a while ago, with the rate that was asked for.
+pub(super) fn slow_fetches() -> Cache<Wanted, u64> {
+    Cache::builder().max_capacity(SLOW_FETCHES).time_to_live(SLOW_FOR).build()
 }
 
 impl Layers {
     /// What becomes of a layer. The work goes on when the caller stops waiting.
     ///
-    /// Another image may already be waiting for the same layer from another place. When that place fails it, the layer
-    /// is tried from `source`: nobody's broken registry is held against others.
+    /// Another image may already be waiting for the same layer from another place. When that place fails it, or does not
+    /// get on with it, the layer is tried from `source`: nobody's broken or slow registry is held against others.
     pub(super) async fn outcome(
         self: &Arc<Self>,
         source: &Source,
         repository: &Repository,
         layer: &Descriptor,
-    ) -> Result<LayerOutcome, Arc<Error>> {
+    ) -> Landed {
         if layer.size > self.max_layer_size {
             return Ok(layer::over_size(self.max_layer_size));
         }
         let origin = Origin { upstream: source.name().to_owned(), repository: repository.clone() };
-        for attempt in 0.. {
-            let landed = self.flight.join(layer.digest.clone(), || {
-                let (this, source, layer) = (Arc::clone(self), source.clone(), layer.clone());
-                let origin = origin.clone();
-                async move {
-                    let converted = this.converted(&source, &origin.repository, &layer).await;
-                    if converted.is_err() {
-                        count("failed");
-                    }
-                    converted.map_err(|error| (origin, Arc::new(error)))
-                }
-            });
-            match landed.await {
-                Some(Ok(outcome)) => return Ok(outcome),
-                Some(Err((whose, _))) if whose != origin && attempt < FLIGHTS_OF_OTHERS => {}
-                Some(Err((_, error))) => return Err(error),
-                None => break,
-            }
+        let own = (layer.digest.clone(), Some(origin.clone()));
+        if let Some(rate) = self.slow.get(&own) {
+            return Err(Arc::new(Error::Slow { rate }));
         }
-        Err(Arc::new(Error::BrokenOff))
+        if let Some(outcome) = self.shared(source, &origin, layer).await? {
+            return Ok(outcome);
+        }
+        let landed = self.flight.join(own, || {
+            let (this, source, layer) = (Arc::clone(self), source.clone(), layer.clone());
+            async move { this.attempt(&source, &origin, &layer, Arc::default(), false).await }
+        });
+        landed.await.unwrap_or_else(|| Err(Arc::new(Error::BrokenOff)))
     }
 
+    /// The outcome of the attempt that is shared; `None` when another place does not make it.
+    async fn shared(
+        self: &Arc<Self>,
+        source: &Source,
+        origin: &Origin,
+        layer: &Descriptor,
+    ) -> Result<Option<LayerOutcome>, Arc<Error>> {
+        let landed = self.flight.join((layer.digest.clone(), None), || {
+            let (this, source, layer, origin) = (Arc::clone(self), source.clone(), layer.clone(), origin.clone());
+            let progress = self.board.layer(&layer.digest);
+            let attempt = Arc::new(Attempt { origin: origin.clone(), progress: Arc::clone(&progress) });
+            self.attempts().insert(layer.digest.clone(), attempt);
+            async move {
+                let landed = this.attempt(&source, &origin, &layer, progress, true).await;
+                this.attempts().remove(&layer.digest);
+                landed
+            }
+        });
+        // One that has ended by now has its outcome.
+        let theirs = self.attempts().get(&layer.digest).filter(|attempt| attempt.origin != *origin).cloned();
+        let Some(theirs) = theirs else {
+            return landed.await.unwrap_or_else(|| Err(Arc::new(Error::BrokenOff))).map(Some);
+        };
+        tokio::select! {
+            landed = landed => Ok(landed.and_then(Result::ok)),
+            () = theirs.stalls(self.pace, origin) => {
+                tracing::debug!(layer = %layer.digest, upstream = origin.upstream, "another upstream is waited for in vain");
+                Ok(None)
+            }
+        }
+    }
+
+    fn attempts(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Attempt>>> {
+        self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn attempt(
+        &self,
+        source: &Source,
+        origin: &Origin,
+        layer: &Descriptor,
+        progress: Arc<LayerProgress>,
+        is_shared: bool,
+    ) -> Landed {
+        let converted = self.converted(source, &origin.repository, layer, &progress, is_shared).await;
+        if let Err(error) = &converted {
+            count("failed");
+            if let Error::Slow { rate } = error {
+                self.slow.insert((layer.digest.clone(), Some(origin.clone())), *rate);
+            }
+            if error.is_slow() {
+                self.slots.slow_down(&origin.upstream);
+            }
+        }
+        converted.map_err(Arc::new)
+    }
+
+    /// Converts the layer unless its record comes first. An attempt of one origin alone does not wait for a lease: the
+    /// holder may be the one that does not get on.
     async fn converted(
         &self,
         source: &Source,
         repository: &Repository,
         layer: &Descriptor,
+        progress: &Arc<LayerProgress>,
+        is_shared: bool,
     ) -> Result<LayerOutcome, Error> {
-        let progress = self.board.layer(&layer.digest);
         let lease_name = format!("layer/{}/{}", self.generation.0, layer.digest);
         let give_up = Instant::now() + self.lease_wait;
         let mut poll = FIRST_POLL;
@@ -105,10 +187,14 @@ impl Layers {
                 return Ok(record.outcome);
             }
             // The slot comes first: a lease that waits for a slot would keep idle replicas from the work.
-            let slot = self.slots.acquire().await.map_err(|_closed| Error::BrokenOff)?;
-            if let Some(lease) = self.store.lease(&lease_name).await? {
-                let outcome = self.convert_alone(source, repository, &layer.digest).await;
-                lease.release().await;
+            let slot = self.slots.take(source.name(), 1, SLOT_WITHIN).await?;
+            let lease =
+                self.store.lease_while(&lease_name, moving(progress, self.pace, self.store.config().lease_ttl)).await?;
+            if lease.is_some() || !is_shared {
+                let outcome = self.convert_alone(source, repository, &layer.digest, progress).await;
+                if let Some(lease) = lease {
+                    lease.release().await;
+                }
                 return outcome.inspect(|_| progress.complete(layer.size));
             }
             drop(slot);
@@ -140,6 +226,7 @@ impl Layers {
         source: &Source,
         repository: &Repository,
         digest: &Digest,
+        progress: &Arc<LayerProgress>,
     ) -> Result<LayerOutcome, Error> {
         // The last holder may have put the record between our look and our lease.
         if let Some(record) = self.recorded(digest).await? {
@@ -157,13 +244,52 @@ impl Layers {
             renew: self.priorities.renew_lazy_layers(),
             pool: Arc::clone(&self.pool),
             max_layer_size: self.max_layer_size,
-            progress: self.board.layer(digest),
+            pace: self.pace,
+            progress: Arc::clone(progress),
         };
-        let outcome = job.run().await?;
+        let upstream = source.name();
+        let is_contended =
+            || self.slots.is_wanted_by_another(upstream) || self.image_slots.is_wanted_by_another(upstream);
+        let outcome = job.run(&is_contended).await?;
         let record = LayerRecord { source: digest.clone(), outcome };
         self.store.put_layer(&self.generation, &record).await?;
         tell(&record, started.elapsed());
         Ok(record.outcome)
+    }
+}
+
+impl Attempt {
+    /// Returns when the attempt does not get on, in the eyes of somebody who could fetch the layer from `origin`.
+    ///
+    /// The queue for a slot and the line to the registry are shared by all of an upstream's repositories, so there the
+    /// least rate is enough.
+    async fn stalls(&self, pace: Pace, origin: &Origin) {
+        let is_same_upstream = self.origin.upstream == origin.upstream;
+        let least = if is_same_upstream { pace.least_in_window() } else { pace.contended_in_window() };
+        let mut before = self.progress.done();
+        loop {
+            tokio::time::sleep(pace.window).await;
+            let (now, is_fetching) = (self.progress.done(), self.progress.is_fetching());
+            let is_waiting = now == 0 && !is_fetching;
+            let moved = now.saturating_sub(before);
+            before = now;
+            if (is_fetching && moved < least) || (is_waiting && !is_same_upstream) {
+                return;
+            }
+        }
+    }
+}
+
+/// Whether a layer's bytes moved since this was last asked, every third of `ttl`: else its lease is not renewed.
+fn moving(progress: &Arc<LayerProgress>, pace: Pace, ttl: Duration) -> impl FnMut() -> bool + Send + 'static {
+    let progress = Arc::clone(progress);
+    let renewal = Pace { window: ttl / 3, ..pace };
+    let mut before = 0;
+    move || {
+        let now = progress.done();
+        let moved = now.saturating_sub(before);
+        before = now;
+        !progress.is_fetching() || moved >= renewal.contended_in_window()
     }
 }
 

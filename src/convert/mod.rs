@@ -7,6 +7,7 @@
 mod budget;
 mod config;
 mod converter;
+mod documents;
 mod error;
 mod external;
 mod failures;
@@ -16,15 +17,18 @@ mod inflate;
 mod layer;
 mod manifest;
 mod memo;
+mod pace;
 mod pipe;
 mod plan;
 mod platforms;
 mod priority;
 mod profiles;
 mod reorder;
+mod shares;
 mod statics;
 mod status;
 mod tocs;
+mod weigh;
 
 pub use config::{Config, Format, Layout, Setting, generation};
 pub use converter::Converter;

@@ -1,10 +1,12 @@
 //! What to do with a manifest, decided from its bytes alone.
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value};
 
 use crate::oci::manifest::{ImageManifest, Index};
 use crate::oci::media_type::{self, ManifestKind};
-use crate::oci::{Descriptor, Manifest, Platform};
+use crate::oci::{Descriptor, Digest, Manifest, Platform};
 
 /// Names the digest of the TOC of an eStargz layer (stargz-snapshotter, `estargz.TOCJSONDigestAnnotation`).
 pub(super) const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
@@ -15,6 +17,13 @@ const OLDER_ZSTD_CHECKSUM: &str = "io.containers.zstd-chunked.manifest-checksum"
 /// Marks an index child that describes another one (BuildKit, `docs/attestations/attestation-storage.md`).
 const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
 const ATTESTATION: &str = "attestation-manifest";
+
+/// Most layers of an image: overlayfs mounts no more than 500, and images of all layers twice still fit.
+const MAX_LAYERS: usize = 1024;
+/// Most children of an index: the largest in the wild have some hundred, attestations counted in.
+const MAX_CHILDREN: usize = 1024;
+/// Most children of an index that are converted because somebody pulled the index.
+const MAX_CONVERTED: usize = 64;
 
 /// What to do with a manifest.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,6 +53,16 @@ pub(super) struct IndexPlan {
     pub(super) index: Index,
     /// One for each child of the index.
     pub(super) children: Vec<ChildPlan>,
+}
+
+impl IndexPlan {
+    /// The children to convert, each once.
+    pub(super) fn to_convert(&self) -> Vec<Digest> {
+        let children = self.index.manifests.iter().zip(&self.children);
+        let wanted = children.filter(|(_, plan)| **plan == ChildPlan::Convert).map(|(child, _)| &child.digest);
+        let mut seen = HashSet::new();
+        wanted.filter(|digest| seen.insert(*digest)).cloned().collect()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,6 +100,9 @@ fn plan_image(manifest: &Manifest, wanted: &Wanted<'_>) -> Result<Plan, String> 
     if !matches!(config_type, media_type::DOCKER_CONFIG | media_type::OCI_CONFIG) {
         return Err(format!("an artifact: its configuration is of the type {config_type}"));
     }
+    if image.layers.len() > MAX_LAYERS {
+        return Err(format!("it has {} layers, more than {MAX_LAYERS}", image.layers.len()));
+    }
     let layers: Vec<_> = image.layers.iter().map(|layer| plan_layer(layer, wanted)).collect();
     if layers.contains(&LayerPlan::Convert) {
         return Ok(Plan::Image(Box::new(ImagePlan { manifest: image, layers })));
@@ -114,7 +136,13 @@ fn plan_index(manifest: &Manifest, wanted: &Wanted<'_>) -> Result<Plan, String> 
     let index: Index =
         serde_json::from_slice(&manifest.bytes).map_err(|error| format!("the index is not readable: {error}"))?;
     check_kind(manifest, index.schema_version, index.media_type.as_deref(), &index.rest, "layers")?;
-    let children: Vec<_> = index.manifests.iter().map(|child| plan_child(child, wanted)).collect();
+    if index.manifests.len() > MAX_CHILDREN {
+        return Err(format!("it has {} children, more than {MAX_CHILDREN}", index.manifests.len()));
+    }
+    let mut children: Vec<_> = index.manifests.iter().map(|child| plan_child(child, wanted)).collect();
+    for child in children.iter_mut().filter(|child| **child == ChildPlan::Convert).skip(MAX_CONVERTED) {
+        *child = ChildPlan::IfPulled(format!("one of more than {MAX_CONVERTED}, and nobody has pulled it"));
+    }
     if children.iter().all(|child| matches!(child, ChildPlan::Leave(_))) {
         return Err("an index of no image manifests".to_owned());
     }
@@ -175,7 +203,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::oci::Digest;
 
     fn planned(media_type: &str, document: &Value) -> Plan {
         let manifest = Manifest::new(media_type.to_owned(), document.to_string().into());
@@ -286,5 +313,24 @@ mod tests {
                 ChildPlan::IfPulled(_)
             ]
         ));
+    }
+
+    #[test]
+    fn more_layers_or_children_than_any_image_has_pass_through() {
+        let layers = vec![descriptor(media_type::OCI_LAYER_GZIP); MAX_LAYERS + 1];
+        assert!(reason(media_type::OCI_MANIFEST, &image(&layers)).contains("1025 layers"));
+        let index = |children: usize| {
+            let child = |number: usize| {
+                let mut child = descriptor(media_type::OCI_MANIFEST);
+                child["digest"] = json!(Digest::sha256_of(number.to_string().as_bytes()));
+                child["platform"] = json!({"os": "linux", "architecture": "amd64"});
+                child
+            };
+            json!({"schemaVersion": 2, "manifests": (0..children).map(child).collect::<Vec<_>>()})
+        };
+        assert!(reason(media_type::OCI_INDEX, &index(MAX_CHILDREN + 1)).contains("1025 children"));
+        let Plan::Index(plan) = planned(media_type::OCI_INDEX, &index(MAX_CHILDREN)) else { panic!("no index") };
+        assert_eq!(plan.to_convert().len(), MAX_CONVERTED);
+        assert!(matches!(plan.children.last(), Some(ChildPlan::IfPulled(_))));
     }
 }

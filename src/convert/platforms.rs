@@ -1,18 +1,26 @@
 //! The conversion of an index: the platforms that are wanted, and later those that somebody pulled.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use futures::future::join_all;
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 
 use super::converter::{Made, Outcome, Shared};
+use super::documents::off_worker;
 use super::error::Error;
 use super::index::{self, Child};
-use super::plan::{self, ChildPlan, IndexPlan, Plan};
-use crate::oci::{Digest, Manifest, Reference, Repository};
+use super::plan::{ChildPlan, IndexPlan, Plan};
+use crate::oci::{Digest, Manifest, Repository};
 use crate::store::ImageRecord;
 use crate::telemetry::log;
 use crate::upstream::Source;
+
+/// Children of an index that are fetched and converted at once; the usual two platforms with room to spare.
+const CHILDREN_AT_ONCE: usize = 4;
+/// Records of children that are looked up at once.
+const LOOKUPS_AT_ONCE: usize = 16;
+/// Who takes room to bring an index up to date; no upstream has an empty name.
+const REFRESHED: &str = "";
 
 impl Shared {
     pub(super) async fn index(
@@ -20,17 +28,24 @@ impl Shared {
         source: &Source,
         repository: &Repository,
         manifest: &Manifest,
-        plan: &IndexPlan,
+        wanted: Vec<Digest>,
     ) -> Result<Made, Error> {
-        let children = plan.index.manifests.iter().zip(&plan.children);
-        let wanted = children.filter(|(_, plan)| **plan == ChildPlan::Convert);
-        let made = join_all(wanted.map(|(child, _)| async move {
-            let made = self.child(source, repository, &child.digest).await;
-            (child.digest.clone(), made)
-        }));
-        let made = made.await;
+        let made = stream::iter(wanted).map(|digest| async move {
+            let made = self.child(source, repository, &digest).await;
+            (digest, made)
+        });
+        let made: Vec<_> = made.buffer_unordered(CHILDREN_AT_ONCE).collect().await;
+        // Parsed anew: the tree is not held while the children are converted.
+        let planned = self.planned(source.name(), manifest).await?;
+        let plan = match planned.plan {
+            Plan::Index(plan) => plan,
+            Plan::PassThrough(reason) => return self.pass_through(manifest, reason).await.map(Made::Final),
+            Plan::Image(_) => {
+                return self.pass_through(manifest, "an image and no index".to_owned()).await.map(Made::Final);
+            }
+        };
         let mut failure = None;
-        let mut children = self.recorded_children(plan).await?;
+        let mut children = self.recorded_children(&plan).await?;
         for (digest, made) in made {
             let child = match made {
                 Ok(record) => Child::Recorded(Box::new(record)),
@@ -42,7 +57,7 @@ impl Shared {
             };
             children.insert(digest, child);
         }
-        let (mut record, documents) = index::assemble(manifest, plan, &children, &self.generation)?;
+        let (plan, mut record, documents) = self.assembled_index(manifest, plan, children).await?;
         match failure {
             Some(error) if documents.is_empty() => Err(Error::Children(error)),
             Some(_) => {
@@ -50,7 +65,7 @@ impl Shared {
                 Ok(Made::ForNow(record))
             }
             None => {
-                self.keep_index(manifest, plan, &mut record, documents).await?;
+                self.keep_index(manifest, &plan, &mut record, documents).await?;
                 let (upstream, platforms) = (source.name(), record.platforms.len());
                 tracing::info!(upstream, %repository, source = %record.source, twin = %record.twin, platforms, "index converted");
                 Ok(Made::Final(record))
@@ -59,23 +74,35 @@ impl Shared {
     }
 
     async fn child(self: &Arc<Self>, source: &Source, repository: &Repository, digest: &Digest) -> Outcome {
-        let reference = Reference::Digest(digest.clone());
-        let child = source.manifest(repository, &reference).await.map_err(|error| Arc::new(error.into()))?;
-        self.joined(source, repository, &child).await
+        let (child, room) = self.documents.child(source, repository, digest).await?;
+        self.joined(source, repository, &child, Some(room)).await
+    }
+
+    /// The twin of an index as far as its children have theirs; the plan comes back.
+    async fn assembled_index(
+        &self,
+        manifest: &Manifest,
+        plan: IndexPlan,
+        children: HashMap<Digest, Child>,
+    ) -> Result<(IndexPlan, ImageRecord, Vec<Manifest>), Error> {
+        let (len, manifest, generation) = (manifest.bytes.len(), manifest.clone(), self.generation.clone());
+        let assembled = off_worker(len, move || {
+            index::assemble(&manifest, &plan, &children, &generation)
+                .map(|(record, documents)| (plan, record, documents))
+        });
+        Ok(assembled.await??)
     }
 
     /// The children that have a record already, wanted or pulled.
     async fn recorded_children(&self, plan: &IndexPlan) -> Result<HashMap<Digest, Child>, Error> {
-        let mut children = HashMap::new();
-        for (child, plan) in plan.index.manifests.iter().zip(&plan.children) {
-            if matches!(plan, ChildPlan::Leave(_)) || children.contains_key(&child.digest) {
-                continue;
-            }
-            if let Some(record) = self.store.image(&self.generation, &child.digest).await? {
-                children.insert(child.digest.clone(), Child::Recorded(Box::new(record)));
-            }
-        }
-        Ok(children)
+        let children = plan.index.manifests.iter().zip(&plan.children);
+        let children = children.filter(|(_, plan)| !matches!(plan, ChildPlan::Leave(_)));
+        let digests: HashSet<Digest> = children.map(|(child, _)| child.digest.clone()).collect();
+        let records = stream::iter(digests).map(|digest| async move {
+            let record = self.store.image(&self.generation, &digest).await?;
+            Ok::<_, Error>(record.map(|record| (digest, Child::Recorded(Box::new(record)))))
+        });
+        records.buffer_unordered(LOOKUPS_AT_ONCE).try_filter_map(|found| async { Ok(found) }).try_collect().await
     }
 
     /// Keeps an index's twin, and the source's bytes where another platform may yet join or one may be made anew.
@@ -104,15 +131,16 @@ impl Shared {
     }
 
     /// Takes the children pulled meanwhile into an index's twin. Twins handed out before stay readable.
-    pub(super) async fn refresh(&self, record: &ImageRecord) -> Result<ImageRecord, Error> {
+    pub(super) async fn refresh(self: &Arc<Self>, record: &ImageRecord) -> Result<ImageRecord, Error> {
         self.fresh.insert(record.source.clone(), ()).await;
         let Some(object) = self.store.find(&record.source).await? else { return Ok(record.clone()) };
         let bytes = self.store.read_all(&object).await?;
         let media_type = object.media_type.unwrap_or_else(|| record.media_type.clone());
         let manifest = Manifest { media_type, digest: record.source.clone(), bytes };
-        let Plan::Index(plan) = plan::plan(&manifest, &self.wanted()) else { return Ok(record.clone()) };
+        let planned = self.planned(REFRESHED, &manifest).await?;
+        let Plan::Index(plan) = planned.plan else { return Ok(record.clone()) };
         let children = self.recorded_children(&plan).await?;
-        let (mut renewed, documents) = index::assemble(&manifest, &plan, &children, &self.generation)?;
+        let (plan, mut renewed, documents) = self.assembled_index(&manifest, plan, children).await?;
         if renewed.twin == record.twin || renewed.platforms.len() < record.platforms.len() {
             return Ok(record.clone());
         }

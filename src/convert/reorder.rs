@@ -10,16 +10,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
-
 use super::config::{self, Layout};
-use super::converter::{Converter, Shared};
+use super::converter::{self, Converter, Shared};
 use super::error::Error;
-use super::failures::Failures;
-use super::memo::Layers;
-use super::plan::{self, ImagePlan, Plan};
+use super::memo::{self, Attempts, Layers};
+use super::plan::Plan;
 use super::priority::{Priorities, Priority};
-use super::profiles::now;
+use super::profiles::{self, now};
+use super::shares::Shares;
 use crate::flight::Flight;
 use crate::oci::{Digest, Manifest, Repository};
 use crate::profile::{Profile, Workload};
@@ -30,6 +28,20 @@ use crate::upstream::Source;
 
 /// How long an order stands though another is known meanwhile: every change makes nodes fetch their layers anew.
 const STANDS_FOR: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// What must be known of an image that is to be made anew.
+struct SourceImage {
+    config: Digest,
+    layers: Vec<Digest>,
+}
+
+impl SourceImage {
+    fn of(plan: Plan) -> Option<Self> {
+        let Plan::Image(plan) = plan else { return None };
+        let layers = plan.manifest.layers.into_iter().map(|layer| layer.digest).collect();
+        Some(Self { config: plan.manifest.config.digest, layers })
+    }
+}
 
 impl Converter {
     /// Whether images are made anew in the order in which their files are read.
@@ -66,28 +78,40 @@ impl Shared {
         repository: &Repository,
         original: &Manifest,
     ) -> Result<(), Error> {
-        let Plan::Image(plan) = plan::plan(original, &self.wanted()) else { return Ok(()) };
+        let Some(source_image) = self.glance(original, SourceImage::of).await? else { return Ok(()) };
         let Some(record) = self.store.image(&self.generation, &original.digest).await? else { return Ok(()) };
-        let known = self.store.knowledge(&plan.manifest.config.digest).await?;
+        let Some(image) = self.image_of(&record, &source_image).await? else { return Ok(()) };
+        let known = self.store.knowledge(&image).await?;
         if record.twin == record.source || !known.is_settled(&Workload::default()) {
             return Ok(());
         }
         let profile = tokio::task::spawn_blocking(move || known.profile(&Workload::default())).await;
         let profile = profile.map_err(|_ended| Error::BrokenOff)?;
-        let inner = self.in_order(priorities(&profile, &plan))?;
+        let inner = self.in_order(priorities(&profile, &source_image))?;
         let order = Order { generation: inner.generation.clone(), since: now() };
         if !is_due(record.order.as_ref(), &order) {
             return Ok(());
         }
         let name = format!("order/{}/{}", self.generation.0, original.digest);
         let Some(lease) = self.store.lease(&name).await? else { return Ok(()) };
-        let made = inner.made_in_order(source, repository, original, &plan).await;
+        let made = inner.made_in_order(source, repository, original).await;
         let outcome = match made {
             Ok(made) => self.replace(record, made, order).await,
             Err(error) => Err(error),
         };
         lease.release().await;
         outcome
+    }
+
+    /// What the knowledge of a converted image is kept under.
+    async fn image_of(&self, record: &ImageRecord, source: &SourceImage) -> Result<Option<Digest>, Error> {
+        if record.passed_through.is_empty() {
+            return Ok(Some(source.config.clone()));
+        }
+        let Some(object) = self.store.find(&record.twin).await? else { return Ok(None) };
+        let bytes = self.store.read_all(&object).await?;
+        let twin = Manifest { media_type: record.media_type.clone(), digest: record.twin.clone(), bytes };
+        Ok(profiles::stack_of(&twin).map(|stack| stack.0))
     }
 
     /// The same converter for another order of files: one layer at a time, beside the work that somebody waits for.
@@ -101,20 +125,24 @@ impl Shared {
             options,
             priorities,
             pool: Arc::clone(&self.layers.pool),
-            slots: Semaphore::new(1),
+            slots: Shares::of_slots("reordering slots", 1),
+            image_slots: Shares::of_slots("reordering image slots", 1),
+            pace: self.layers.pace,
             max_layer_size: self.layers.max_layer_size,
             lease_wait: self.layers.lease_wait,
             board: Arc::clone(&self.board),
             flight: Flight::default(),
+            attempts: Attempts::default(),
+            slow: memo::slow_fetches(),
         };
         Ok(Arc::new(Self {
             config,
             generation,
             store: self.store.clone(),
             layers: Arc::new(layers),
-            image_slots: Semaphore::new(1),
+            documents: self.documents.clone(),
             flight: Flight::default(),
-            failures: Failures::new(),
+            failures: converter::failures(),
             tocs: self.tocs.clone(),
             fresh: self.fresh.clone(),
             ordered: self.ordered.clone(),
@@ -123,14 +151,13 @@ impl Shared {
     }
 
     async fn made_in_order(
-        &self,
+        self: &Arc<Self>,
         source: &Source,
         repository: &Repository,
         original: &Manifest,
-        plan: &ImagePlan,
     ) -> Result<ImageRecord, Error> {
         let running = self.board.start(source.name(), repository, &original.digest);
-        let made = self.image(source, repository, original, plan, &running).await;
+        let made = self.image(source, repository, original, &running).await;
         running.finish(made.as_ref());
         made
     }
@@ -153,10 +180,10 @@ impl Shared {
 }
 
 /// The files of a profile, each in the layer that has it.
-fn priorities(profile: &Profile, plan: &ImagePlan) -> Priorities {
+fn priorities(profile: &Profile, image: &SourceImage) -> Priorities {
     let files = profile.files.iter().filter_map(|file| {
-        let layer = plan.manifest.layers.get(usize::try_from(file.layer).ok()?)?;
-        Some(Priority { path: file.path.clone().into_bytes(), layer: Some(layer.digest.clone()) })
+        let layer = image.layers.get(usize::try_from(file.layer).ok()?)?;
+        Some(Priority { path: file.path.clone().into_bytes(), layer: Some(layer.clone()) })
     });
     Priorities::new(files.collect())
 }

@@ -1,7 +1,7 @@
 //! What is being converted and what was, for the API and for `warm`. Bounded; gone with the process.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -65,6 +65,8 @@ pub struct Layer {
 #[derive(Debug, Default)]
 pub(super) struct LayerProgress {
     done: AtomicU64,
+    /// Set while an upstream is asked for the layer.
+    is_fetching: AtomicBool,
 }
 
 impl LayerProgress {
@@ -75,6 +77,21 @@ impl LayerProgress {
     /// Starts over, as a second attempt does.
     pub(super) fn reset(&self) {
         self.done.store(0, Ordering::Relaxed);
+        self.is_fetching.store(true, Ordering::Relaxed);
+    }
+
+    /// The upstream gave all of it.
+    pub(super) fn fetched(&self) {
+        self.is_fetching.store(false, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_fetching(&self) -> bool {
+        self.is_fetching.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of the source layer taken so far.
+    pub(super) fn done(&self) -> u64 {
+        self.done.load(Ordering::Relaxed)
     }
 
     /// All of it is there, wherever it came from.

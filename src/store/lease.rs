@@ -7,8 +7,8 @@
 
 use std::fs::{File, TryLockError};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use object_store::{PutMode, UpdateVersion};
@@ -29,9 +29,12 @@ pub struct Lease {
 
 #[derive(Debug)]
 enum Held {
-    File(LockedFile),
+    File(Watched),
     Object(Renewed),
 }
+
+/// Whether the work that a lease is held for gets on; asked whenever the lease would be renewed.
+type Moving = Box<dyn FnMut() -> bool + Send>;
 
 /// A lease object's content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,10 +49,27 @@ struct Claim {
 impl Store {
     /// Takes the lease on `name` for this process, renewed until dropped; `None` while another holder has it.
     pub async fn lease(&self, name: &str) -> Result<Option<Lease>, Error> {
+        self.take_lease(name, None).await
+    }
+
+    /// The same, but renewed only while `moving` says that the work gets on. It is asked three times in each
+    /// `lease_ttl`; when it says no the lease is lost at its end, for others to try.
+    pub async fn lease_while(
+        &self,
+        name: &str,
+        moving: impl FnMut() -> bool + Send + 'static,
+    ) -> Result<Option<Lease>, Error> {
+        self.take_lease(name, Some(Box::new(moving))).await
+    }
+
+    async fn take_lease(&self, name: &str, moving: Option<Moving>) -> Result<Option<Lease>, Error> {
         let key = Key::Lease(name.to_owned());
         let held = match self.inner.backend.root() {
-            Some(root) => LockedFile::take(root, &key).await?.map(Held::File),
-            None => Renewed::take(&self.inner, key).await?.map(Held::Object),
+            Some(root) => {
+                let file = LockedFile::take(root, &key).await?;
+                file.map(|file| Held::File(Watched::new(file, moving, self.inner.config.lease_ttl)))
+            }
+            None => Renewed::take(&self.inner, key, moving).await?.map(Held::Object),
         };
         let outcome = if held.is_some() { "taken" } else { "held" };
         metrics().leases.get_or_create(&[("outcome", outcome)]).inc();
@@ -72,7 +92,7 @@ impl Lease {
     /// Whether another process may hold it by now.
     pub fn is_lost(&self) -> bool {
         match &self.held {
-            Held::File(_) => false,
+            Held::File(watched) => watched.is_lost(),
             Held::Object(renewed) => renewed.lost.load(Ordering::Acquire),
         }
     }
@@ -80,7 +100,7 @@ impl Lease {
     /// Gives the lease up and waits until others can take it. Dropping it does the same in the background.
     pub async fn release(self) {
         match self.held {
-            Held::File(file) => drop(file),
+            Held::File(watched) => drop(watched),
             Held::Object(mut renewed) => {
                 if let Some(task) = renewed.stop() {
                     // Only a panic would be news, and then the lease runs out by itself.
@@ -88,6 +108,47 @@ impl Lease {
                 }
             }
         }
+    }
+}
+
+/// A locked file, given up early when the work does not get on.
+#[derive(Debug)]
+struct Watched {
+    file: Arc<Mutex<Option<LockedFile>>>,
+    watch: Option<JoinHandle<()>>,
+}
+
+impl Watched {
+    fn new(file: LockedFile, moving: Option<Moving>, ttl: Duration) -> Self {
+        let file = Arc::new(Mutex::new(Some(file)));
+        let watch = moving.map(|mut moving| {
+            let file = Arc::clone(&file);
+            tokio::spawn(async move {
+                loop {
+                    tokio::time::sleep(ttl / 3).await;
+                    if !moving() {
+                        metrics().leases.get_or_create(&[("outcome", "lost")]).inc();
+                        drop(file.lock().unwrap_or_else(PoisonError::into_inner).take());
+                        return;
+                    }
+                }
+            })
+        });
+        Self { file, watch }
+    }
+
+    fn is_lost(&self) -> bool {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if let Some(watch) = &self.watch {
+            watch.abort();
+        }
+        // The aborted task may live a moment longer than this.
+        drop(self.file.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 }
 
@@ -163,10 +224,11 @@ struct Renewal {
     /// When the lease runs out unless it is renewed.
     until: Instant,
     lost: Arc<AtomicBool>,
+    moving: Option<Moving>,
 }
 
 impl Renewed {
-    async fn take(inner: &Arc<Inner>, key: Key) -> Result<Option<Self>, Error> {
+    async fn take(inner: &Arc<Inner>, key: Key, moving: Option<Moving>) -> Result<Option<Self>, Error> {
         let mut claim = Claim { owner: format!("{:032x}", rand::random::<u128>()), epoch: 0, expires: 0 };
         let found = inner.backend.get(&key).await?;
         let mode = match &found {
@@ -185,7 +247,8 @@ impl Renewed {
         let Some(version) = write(inner, &key, &mut claim, mode).await? else { return Ok(None) };
         let lost = Arc::new(AtomicBool::new(false));
         let until = started + inner.config.lease_ttl;
-        let renewal = Renewal { inner: Arc::clone(inner), key, claim, version, until, lost: Arc::clone(&lost) };
+        let (renewed, lost_here) = (Arc::clone(inner), Arc::clone(&lost));
+        let renewal = Renewal { inner: renewed, key, claim, version, until, lost: lost_here, moving };
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let task = tokio::spawn(renewal.run(stopped));
         Ok(Some(Self { lost, stop: Some(stop), task: Some(task) }))
@@ -205,7 +268,8 @@ impl Renewal {
                 _ = &mut stopped => return self.release().await,
                 () = tokio::time::sleep(third) => {}
             }
-            if !self.renew().await {
+            let is_moving = self.moving.as_mut().is_none_or(|moving| moving());
+            if !(is_moving && self.renew().await) {
                 self.lost.store(true, Ordering::Release);
                 metrics().leases.get_or_create(&[("outcome", "lost")]).inc();
                 tracing::warn!(lease = %self.key, "a lease was lost");

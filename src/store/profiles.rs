@@ -26,7 +26,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// An image as a node knows it, and as it is known here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StackRecord {
-    /// Digest of the source image's configuration, which its knowledge is kept under.
+    /// What its knowledge is kept under: the digest of the source image's configuration, or the stack's own where
+    /// nobody checked that these layers belong to that configuration.
     pub config: Digest,
     /// Digest of the source image's manifest, whose record keeps this one.
     pub source: Digest,
@@ -43,6 +44,11 @@ pub type Merge = Arc<dyn Fn(&mut Knowledge) + Send + Sync>;
 pub struct Salt(Bytes);
 
 impl StackRecord {
+    /// Whether the configuration is known to belong to the layers.
+    pub fn is_verified(&self) -> bool {
+        self.config != self.stack().0
+    }
+
     pub fn stack(&self) -> Stack {
         Stack::of(&self.layers)
     }
@@ -68,10 +74,12 @@ impl Store {
         Ok(record.filter(|record| record.stack() == *stack))
     }
 
-    /// Keeps which image the stack is. Images may have the same layers and other configurations: the first one counts.
+    /// Keeps which image the stack is. Images may have the same layers and other configurations: the first one counts
+    /// whose configuration was verified.
     pub async fn put_stack(&self, record: &StackRecord) -> Result<(), Error> {
         let stack = record.stack();
-        if self.stack(&stack).await?.is_some_and(|there| there.source != record.source) {
+        let there = self.stack(&stack).await?.filter(|there| there.source != record.source);
+        if there.is_some_and(|there| there.is_verified() || !record.is_verified()) {
             return Ok(());
         }
         // Written again when it is there: a sweep that is about to let it go sees that it is wanted.

@@ -23,16 +23,18 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::{OnceCell, Semaphore};
 
 use super::converter::Converter;
+use super::documents::off_worker;
 use super::error::Error;
 use super::tocs::Tocs;
 use crate::flight::Flight;
 use crate::oci::{Descriptor, Digest, Manifest};
 use crate::profile::{Artifact, FileUse, Knowledge, Observation, ObservationError, Profile, Source, Stack, Workload};
-use crate::store::{self, Salt, StackRecord, Store};
+use crate::store::{self, ImageRecord, Salt, StackRecord, Store};
 use crate::telemetry::log;
 use merger::{Merger, Seen};
 pub use ranges::Ranges;
-pub(super) use stack::{of_itself, record};
+use stack::Outline;
+pub(super) use stack::{of_itself, record, stack_of};
 
 /// The memory for what is known, in files: some 30 MiB.
 const REMEMBERED_FILES: u64 = 200_000;
@@ -210,6 +212,9 @@ impl Profiles {
     }
 
     /// The record of the image's stack, which is there from here on.
+    ///
+    /// What a manifest says of itself counts only where it is one that was made here: everyone may write that his image
+    /// was made from another's.
     async fn keep<F>(
         &self,
         manifest: &Manifest,
@@ -218,20 +223,40 @@ impl Profiles {
     where
         F: Future<Output = Option<Manifest>>,
     {
-        let Some(source) = stack::source_of(manifest) else { return Ok(None) };
-        let Some(layers) = stack::layers(manifest) else { return Ok(None) };
-        if let Some(record) = self.shared.store.stack(&Stack::of(&layers)).await? {
+        let Some(outline) = outline(manifest).await? else { return Ok(None) };
+        let Some(source) = outline.source(manifest) else { return Ok(None) };
+        if let Some(record) = self.shared.store.stack(&outline.stack()).await? {
             return Ok(Some(record));
         }
-        let original = if source == manifest.digest { None } else { original(source).await };
-        // A twin that was made elsewhere is an image of its own here.
-        let record = match original {
-            Some(original) => stack::of_pair(&original, manifest),
-            None => stack::of_itself(manifest),
+        let record = match self.made_here(&source, &manifest.digest).await? {
+            Some(made) => {
+                let Some(original) = original(source).await else { return Ok(None) };
+                let Some(original) = self::outline(&original).await? else { return Ok(None) };
+                let config = made.passed_through.is_empty().then_some(&original.config);
+                Some(record(&made.source, config, outline.layers))
+            }
+            // A twin that was made elsewhere is an image of its own here.
+            None => outline.of_itself(manifest),
         };
         let Some(record) = record else { return Ok(None) };
         self.shared.store.put_stack(&record).await?;
         Ok(Some(record))
+    }
+
+    /// The record of the image `source`, if the manifest `twin` was made from it here.
+    async fn made_here(&self, source: &Digest, twin: &Digest) -> Result<Option<ImageRecord>, Error> {
+        let made = self.shared.store.image(self.shared.converter.generation(), source).await?;
+        Ok(made.filter(|made| made.twin != made.source && made.objects.contains(twin)))
+    }
+
+    /// What the knowledge of a converted image is kept under, found by the source's manifest.
+    async fn image_of_source(&self, source: &Digest) -> Result<Option<Digest>, Error> {
+        let store = &self.shared.store;
+        let Some(made) = store.image(self.shared.converter.generation(), source).await? else { return Ok(None) };
+        let Some(object) = store.find(&made.twin).await? else { return Ok(None) };
+        let twin = Manifest { media_type: made.media_type, digest: made.twin, bytes: store.read_all(&object).await? };
+        let Some(outline) = outline(&twin).await? else { return Ok(None) };
+        Ok(self.stack(&outline.stack()).await?.map(|record| record.config.clone()))
     }
 
     /// Takes over what was recorded of an image by hand.
@@ -241,7 +266,8 @@ impl Profiles {
     {
         let Some(profile) = recorded(image.source.clone()).await else { return Ok(()) };
         let by_hand = profile.files.into_iter().filter(|file| file.sources.contains(&Source::ByHand));
-        let files: Vec<FileUse> = by_hand.map(FileUse::from).collect();
+        let recorded = Observation::new(by_hand.map(FileUse::from).collect());
+        let files = check::in_image(&self.shared.tocs, &image, recorded).await?.files().to_vec();
         if files.is_empty() {
             return Ok(());
         }
@@ -258,10 +284,10 @@ impl Profiles {
     /// # Errors
     /// When the store fails.
     pub async fn artifact(&self, subject: &Manifest) -> Result<Option<Descriptor>, Error> {
-        let Some(stack) = stack::layers(subject).map(|layers| Stack::of(&layers)) else { return Ok(None) };
-        let config = match self.stack(&stack).await? {
+        let Some(outline) = outline(subject).await? else { return Ok(None) };
+        let config = match self.stack(&outline.stack()).await? {
             Some(record) => Some(record.config.clone()),
-            None => stack::config_of(subject),
+            None => self.image_of_source(&subject.digest).await?,
         };
         let Some(config) = config else { return Ok(None) };
         let known = self.known(&config).await?;
@@ -309,6 +335,12 @@ impl Profiles {
         };
         Ok(hex::encode(&sum[..8]))
     }
+}
+
+/// What must be known of a manifest of any size.
+async fn outline(manifest: &Manifest) -> Result<Option<Outline>, Error> {
+    let (len, manifest) = (manifest.bytes.len(), manifest.clone());
+    off_worker(len, move || Outline::read(&manifest)).await
 }
 
 /// Seconds since 1970.

@@ -1,69 +1,129 @@
 //! Which stack of layers an image is, from its manifests alone.
 
-use serde_json::Value;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 
-use crate::convert::image::SOURCE_DIGEST;
-use crate::convert::plan::TOC_DIGEST;
-use crate::oci::manifest::ImageManifest;
 use crate::oci::media_type::{self, ManifestKind, manifest_kind};
 use crate::oci::{Digest, Manifest};
+use crate::profile::Stack;
 use crate::store::StackRecord;
 
-/// The stack of an image with this manifest, made from `source`.
-pub(in crate::convert) fn record(source: &Digest, config: &Digest, twin: &ImageManifest) -> StackRecord {
-    let layers = twin.layers.iter().map(|layer| layer.digest.clone()).collect();
-    StackRecord { config: config.clone(), source: source.clone(), layers }
+/// What must be known of an image's manifest; all else in it takes no memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Outline {
+    /// What the manifest says that its configuration is.
+    pub(super) config: Digest,
+    /// From the bottom to the top.
+    pub(super) layers: Vec<Digest>,
+    /// What it was made from, by its own word.
+    source: Option<Digest>,
+    /// Every layer is lazily readable.
+    is_lazy: bool,
 }
 
-/// The stack of an image that is lazily readable as it is; `None` for every other.
-pub(in crate::convert) fn of_itself(manifest: &Manifest) -> Option<StackRecord> {
-    let image = read(manifest)?;
-    is_lazy(&image).then(|| record(&manifest.digest, &image.config.digest, &image))
+#[derive(Deserialize)]
+struct Document {
+    config: Config,
+    #[serde(default)]
+    layers: Vec<Layer>,
+    #[serde(default)]
+    annotations: Option<Annotations>,
+}
+
+#[derive(Deserialize)]
+struct Config {
+    #[serde(rename = "mediaType")]
+    media_type: String,
+    digest: Digest,
+}
+
+#[derive(Deserialize)]
+struct Layer {
+    digest: Digest,
+    #[serde(default)]
+    annotations: Option<LayerAnnotations>,
+}
+
+#[derive(Deserialize)]
+struct LayerAnnotations {
+    /// `plan::TOC_DIGEST`.
+    #[serde(default, rename = "containerd.io/snapshot/stargz/toc.digest")]
+    toc: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+struct Annotations {
+    /// `image::SOURCE_DIGEST`.
+    #[serde(default, rename = "dev.starlift.source.digest")]
+    source: Option<String>,
+}
+
+impl Outline {
+    /// Reads a manifest; `None` when it is not that of an image that can run.
+    pub(super) fn read(manifest: &Manifest) -> Option<Self> {
+        let is_image = manifest_kind(&manifest.media_type) == Some(ManifestKind::Image);
+        let document: Document = is_image.then(|| serde_json::from_slice(&manifest.bytes).ok())??;
+        let config = document.config.media_type.as_str();
+        if !matches!(config, media_type::DOCKER_CONFIG | media_type::OCI_CONFIG) || document.layers.is_empty() {
+            return None;
+        }
+        let has_toc = |layer: &Layer| layer.annotations.as_ref().is_some_and(|annotations| annotations.toc.is_some());
+        let source = document.annotations.and_then(|annotations| annotations.source);
+        Some(Self {
+            config: document.config.digest,
+            is_lazy: document.layers.iter().all(has_toc),
+            layers: document.layers.into_iter().map(|layer| layer.digest).collect(),
+            source: source.and_then(|source| source.parse().ok()),
+        })
+    }
+
+    pub(super) fn stack(&self) -> Stack {
+        Stack::of(&self.layers)
+    }
+
+    /// What the image says that it was made from: itself, where it is lazily readable as it is.
+    pub(super) fn source(&self, manifest: &Manifest) -> Option<Digest> {
+        self.source.clone().or_else(|| self.is_lazy.then(|| manifest.digest.clone()))
+    }
+
+    /// The stack of the image with this manifest, if it is lazily readable as it is.
+    pub(super) fn of_itself(self, manifest: &Manifest) -> Option<StackRecord> {
+        self.is_lazy.then(|| record(&manifest.digest, None, self.layers))
+    }
+}
+
+/// The stack of `layers`, of an image made from `source`.
+///
+/// `config` is the configuration of an image all of whose layers were converted, and so found to be those that it names.
+/// Else a manifest may name any configuration beside any layers: what is known is then kept under the stack itself, for
+/// those who have all of its layers.
+pub(in crate::convert) fn record(source: &Digest, config: Option<&Digest>, layers: Vec<Digest>) -> StackRecord {
+    let config = config.cloned().unwrap_or_else(|| Stack::of(&layers).0);
+    StackRecord { config, source: source.clone(), layers }
 }
 
 /// The layers of an image, from the bottom to the top; `None` when the manifest is not an image's.
 pub(super) fn layers(manifest: &Manifest) -> Option<Vec<Digest>> {
-    Some(read(manifest)?.layers.into_iter().map(|layer| layer.digest).collect())
+    Outline::read(manifest).map(|outline| outline.layers)
 }
 
-/// What an image was made from: itself, where it is lazily readable as it is.
-pub(super) fn source_of(manifest: &Manifest) -> Option<Digest> {
-    let image = read(manifest)?;
-    let annotations = image.rest.get("annotations").and_then(Value::as_object);
-    let source = annotations.and_then(|annotations| annotations.get(SOURCE_DIGEST)).and_then(Value::as_str);
-    match source.and_then(|source| source.parse().ok()) {
-        Some(source) => Some(source),
-        None => is_lazy(&image).then(|| manifest.digest.clone()),
-    }
+/// The stack of an image; `None` when the manifest is not an image's.
+pub(in crate::convert) fn stack_of(manifest: &Manifest) -> Option<Stack> {
+    Outline::read(manifest).map(|outline| outline.stack())
 }
 
-/// The configuration of an image.
-pub(super) fn config_of(manifest: &Manifest) -> Option<Digest> {
-    read(manifest).map(|image| image.config.digest)
-}
-
-/// The stack of `twin`, which was made from `source`.
-pub(super) fn of_pair(source: &Manifest, twin: &Manifest) -> Option<StackRecord> {
-    Some(record(&source.digest, &read(source)?.config.digest, &read(twin)?))
-}
-
-fn read(manifest: &Manifest) -> Option<ImageManifest> {
-    let is_image = manifest_kind(&manifest.media_type) == Some(ManifestKind::Image);
-    let image: ImageManifest = is_image.then(|| serde_json::from_slice(&manifest.bytes).ok())??;
-    let config = image.config.media_type.as_str();
-    let is_runnable = matches!(config, media_type::DOCKER_CONFIG | media_type::OCI_CONFIG);
-    (is_runnable && !image.layers.is_empty()).then_some(image)
-}
-
-fn is_lazy(image: &ImageManifest) -> bool {
-    image.layers.iter().all(|layer| layer.annotations.contains_key(TOC_DIGEST))
+/// The stack of an image that is lazily readable as it is; `None` for every other.
+pub(in crate::convert) fn of_itself(manifest: &Manifest) -> Option<StackRecord> {
+    Outline::read(manifest)?.of_itself(manifest)
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
+    use crate::convert::image::SOURCE_DIGEST;
+    use crate::convert::plan::TOC_DIGEST;
 
     fn digest(text: &str) -> Digest {
         Digest::sha256_of(text.as_bytes())
@@ -79,14 +139,15 @@ mod tests {
         json!({"mediaType": media_type::OCI_LAYER_GZIP, "digest": digest(name), "size": 9, "annotations": annotations})
     }
 
+    fn source_of(manifest: &Manifest) -> Option<Digest> {
+        Outline::read(manifest)?.source(manifest)
+    }
+
     #[test]
-    fn a_twin_is_the_image_that_it_was_made_from() {
-        let source = manifest("source's", &[layer("a", &json!({}))], &json!({}));
-        let twin = manifest("twin's", &[layer("b", &json!({}))], &json!({ SOURCE_DIGEST: source.digest }));
-        assert_eq!(source_of(&twin), Some(source.digest.clone()));
-        let record = of_pair(&source, &twin).unwrap();
-        assert_eq!((&record.config, &record.source), (&digest("source's"), &source.digest));
-        assert_eq!(Some(record.layers), layers(&twin));
+    fn a_twin_says_what_it_was_made_from() {
+        let twin = manifest("twin's", &[layer("b", &json!({}))], &json!({ SOURCE_DIGEST: digest("source") }));
+        assert_eq!(source_of(&twin), Some(digest("source")));
+        assert_eq!(layers(&twin), Some(vec![digest("b")]));
     }
 
     #[test]
@@ -99,5 +160,14 @@ mod tests {
             let other = manifest("c", &layers, &json!({}));
             assert_eq!((of_itself(&other), source_of(&other)), (None, None));
         }
+    }
+
+    #[test]
+    fn a_configuration_that_is_only_named_is_not_believed() {
+        let toc = json!({ TOC_DIGEST: digest("toc") });
+        let lazy = manifest("another's", &[layer("a", &toc)], &json!({}));
+        let record = of_itself(&lazy).unwrap();
+        assert_eq!(record.config, record.stack().0);
+        assert_ne!(record.config, digest("another's"));
     }
 }

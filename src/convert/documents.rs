@@ -1,0 +1,192 @@
+//! The documents of an image: what of them may be in memory, and off the runtime's threads what is done with them.
+//!
+//! A conversion that waits holds its manifest's bytes, weighed; they are parsed when there is room for the tree, and
+//! parsed again when their turn has come.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt as _;
+use tokio::time::timeout;
+
+use super::converter::Shared;
+use super::error::Error;
+use super::pace::{DOCUMENT_WITHIN, Pacer};
+use super::plan::{self, Plan};
+use super::shares::{Share, Shares};
+use super::weigh::{self, MAX_WEIGHT};
+use crate::budget::{Budget, Weight};
+use crate::oci::manifest::MAX_MANIFEST_BYTES;
+use crate::oci::media_type::manifest_kind;
+use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
+use crate::upstream::{self, Source};
+
+/// Manifests of conversions that run or wait: some thousands of ordinary ones, or sixteen of one upstream that are as
+/// large as may be.
+const WAITING_BYTES: u64 = 128 << 20;
+/// The same of children of indexes, which wait for nobody but images.
+const CHILDREN_BYTES: u64 = 64 << 20;
+/// Plans of images and indexes that are being converted.
+const PLANS_BYTES: u64 = 128 << 20;
+/// Configurations of images that are being converted.
+const CONFIGS_BYTES: u64 = 64 << 20;
+/// Trees that are looked at for a moment.
+const TREES_BYTES: u64 = 64 << 20;
+/// What a conversion takes beside its manifest: tasks, places in queues, its line in the status.
+const CONVERSION_BYTES: u64 = 32 << 10;
+
+/// How long is waited for room in one of these before the source image is served.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Most bytes of an image configuration; the largest in the wild hold some hundred KiB of history.
+const MAX_CONFIG_BYTES: u64 = 8 << 20;
+
+/// Documents up to this size are worked on where they are; it takes less than a millisecond.
+const SMALL: usize = 32 << 10;
+
+/// The memory for others' documents.
+#[derive(Debug, Clone)]
+pub(super) struct Documents {
+    waiting: Shares,
+    children: Shares,
+    plans: Shares,
+    configs: Shares,
+    trees: Budget,
+}
+
+/// A plan, and the room that it takes.
+#[derive(Debug)]
+pub(super) struct Planned {
+    pub(super) plan: Plan,
+    _share: Share,
+}
+
+impl Default for Documents {
+    fn default() -> Self {
+        Self {
+            waiting: Shares::of_bytes("waiting manifests", WAITING_BYTES),
+            children: Shares::of_bytes("manifests of index children", CHILDREN_BYTES),
+            plans: Shares::of_bytes("conversion plans", PLANS_BYTES),
+            configs: Shares::of_bytes("image configurations", CONFIGS_BYTES),
+            trees: Budget::new("parsed documents", TREES_BYTES),
+        }
+    }
+}
+
+impl Documents {
+    /// Room for a conversion of this manifest, from its first to its last moment.
+    pub(super) async fn conversion(&self, upstream: &str, manifest: &Manifest) -> Result<Share, Error> {
+        Ok(self.waiting.take(upstream, manifest.size() + CONVERSION_BYTES, PATIENCE).await?)
+    }
+
+    /// A child of an index, and room for its conversion.
+    pub(super) async fn child(
+        &self,
+        source: &Source,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<(Manifest, Share), Error> {
+        let most = MAX_MANIFEST_BYTES + CONVERSION_BYTES;
+        let mut share = self.children.take(source.name(), most, PATIENCE).await?;
+        let reference = Reference::Digest(digest.clone());
+        let fetched = timeout(DOCUMENT_WITHIN, source.manifest(repository, &reference)).await;
+        let child = fetched.map_err(|_elapsed| Error::Overdue { within: DOCUMENT_WITHIN })??;
+        share.shrink_to(child.size() + CONVERSION_BYTES);
+        Ok((child, share))
+    }
+
+    /// Room to look at the tree of a document of this weight for a moment.
+    pub(super) async fn tree(&self, weight: u64) -> Result<Weight, Error> {
+        Ok(self.trees.take_within(weight, PATIENCE).await?)
+    }
+}
+
+impl Shared {
+    /// What kind of work the manifest is, as far as a moment's look tells.
+    pub(super) async fn glance<T>(
+        self: &Arc<Self>,
+        manifest: &Manifest,
+        look: impl FnOnce(Plan) -> T + Send + 'static,
+    ) -> Result<T, Error>
+    where
+        T: Send + 'static,
+    {
+        let weight = match weigh_manifest(manifest).await? {
+            Ok(weight) => weight,
+            Err(reason) => return Ok(look(Plan::PassThrough(reason))),
+        };
+        let _weight = self.documents.tree(weight).await?;
+        let (this, manifest) = (Arc::clone(self), manifest.clone());
+        off_worker(manifest.bytes.len(), move || look(plan::plan(&manifest, &this.wanted()))).await
+    }
+
+    /// The plan for a manifest, for as long as its conversion takes.
+    pub(super) async fn planned(self: &Arc<Self>, upstream: &str, manifest: &Manifest) -> Result<Planned, Error> {
+        let (weight, refused) = match weigh_manifest(manifest).await? {
+            Ok(weight) => (weight, None),
+            Err(reason) => (0, Some(reason)),
+        };
+        let share = self.documents.plans.take(upstream, weight, PATIENCE).await?;
+        if let Some(reason) = refused {
+            return Ok(Planned { plan: Plan::PassThrough(reason), _share: share });
+        }
+        let (this, manifest) = (Arc::clone(self), manifest.clone());
+        let plan = off_worker(manifest.bytes.len(), move || plan::plan(&manifest, &this.wanted())).await?;
+        Ok(Planned { plan, _share: share })
+    }
+
+    /// The bytes of an image's configuration, and the room that they take. They have the digest that the manifest says.
+    pub(super) async fn config_bytes(
+        &self,
+        source: &Source,
+        repository: &Repository,
+        config: &Descriptor,
+    ) -> Result<(Bytes, Share), Error> {
+        let is_contended = || self.layers.image_slots.is_wanted_by_another(source.name());
+        let mut pacer = Pacer::new(self.layers.pace.of_document(), &is_contended);
+        let mut body = pacer.wait(source.blob(repository, &config.digest, None)).await??;
+        if body.blob_size > MAX_CONFIG_BYTES {
+            return Err(upstream::Error::TooLarge { limit: MAX_CONFIG_BYTES }.into());
+        }
+        // No more comes than the head of the answer said.
+        let share = self.documents.configs.take(source.name(), body.blob_size, PATIENCE).await?;
+        let mut bytes = BytesMut::new();
+        while let Some(piece) = pacer.wait(body.stream.next()).await? {
+            let piece = piece?;
+            pacer.came(piece.len());
+            bytes.extend_from_slice(&piece);
+        }
+        Ok((bytes.freeze(), share))
+    }
+}
+
+/// What the tree of a manifest takes, or why there is none. Of unknown types there is none to be made.
+async fn weigh_manifest(manifest: &Manifest) -> Result<Result<u64, String>, Error> {
+    match manifest_kind(&manifest.media_type) {
+        Some(_) => weigh(&manifest.bytes).await,
+        None => Ok(Ok(0)),
+    }
+}
+
+/// What the tree of a document takes, or why there is none.
+pub(super) async fn weigh(text: &Bytes) -> Result<Result<u64, String>, Error> {
+    let bytes = text.clone();
+    off_worker(text.len(), move || match weigh::document(&bytes) {
+        Ok(weight) if weight <= MAX_WEIGHT => Ok(weight),
+        Ok(_) => Err("it has too many values for a manifest or a configuration".to_owned()),
+        Err(error) => Err(format!("it is not readable: {error}")),
+    })
+    .await
+}
+
+/// Does `work` on a document of `len` bytes, on a thread that may take its time unless it is small.
+pub(super) async fn off_worker<T: Send + 'static>(
+    len: usize,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Error> {
+    if len <= SMALL {
+        return Ok(work());
+    }
+    tokio::task::spawn_blocking(work).await.map_err(|_ended| Error::BrokenOff)
+}

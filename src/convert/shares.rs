@@ -1,0 +1,270 @@
+//! Something scarce, shared fairly between upstreams.
+//!
+//! Each upstream has a queue of its own, free units go to the queues in turn, and one upstream never holds more than its
+//! part. An upstream whose work does not end is in nobody's way but its own.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::budget::Full;
+
+/// How long an upstream that was slow gets one unit at a time.
+pub(super) const SLOW_FOR: Duration = Duration::from_secs(300);
+/// Upstreams that are remembered as slow.
+const SLOW_UPSTREAMS: u64 = 10_000;
+
+/// A named number of units: slots or bytes. Clones share them.
+#[derive(Debug, Clone)]
+pub(super) struct Shares {
+    inner: Arc<Inner>,
+}
+
+/// Units that an upstream holds, given back when dropped.
+#[derive(Debug)]
+pub(super) struct Share {
+    inner: Arc<Inner>,
+    upstream: Arc<str>,
+    units: u64,
+}
+
+#[derive(Debug)]
+struct Inner {
+    name: &'static str,
+    total: u64,
+    /// Units that one upstream may hold.
+    most: u64,
+    slow: moka::sync::Cache<Arc<str>, ()>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    free: u64,
+    held: HashMap<Arc<str>, u64>,
+    /// In the order of their turns; none is empty.
+    queues: VecDeque<Queue>,
+}
+
+#[derive(Debug)]
+struct Queue {
+    upstream: Arc<str>,
+    waiters: VecDeque<Waiter>,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    units: u64,
+    granted: oneshot::Sender<Share>,
+}
+
+impl Shares {
+    /// So many bytes, half of them for one upstream.
+    pub(super) fn of_bytes(name: &'static str, bytes: u64) -> Self {
+        Self::new(name, bytes, bytes.div_ceil(2))
+    }
+
+    /// So many slots, one of them kept for another upstream where there are more than two.
+    pub(super) fn of_slots(name: &'static str, slots: usize) -> Self {
+        let slots = slots as u64;
+        Self::new(name, slots, if slots > 2 { slots - 1 } else { slots })
+    }
+
+    fn new(name: &'static str, total: u64, most: u64) -> Self {
+        let slow = moka::sync::Cache::builder().max_capacity(SLOW_UPSTREAMS).time_to_live(SLOW_FOR).build();
+        let state = State { free: total, held: HashMap::new(), queues: VecDeque::new() };
+        Self { inner: Arc::new(Inner { name, total, most, slow, state: Mutex::new(state) }) }
+    }
+
+    /// Takes `units` for `upstream`, waiting for its turn no longer than `patience`. Cancel safe.
+    ///
+    /// # Errors
+    /// [`Full`] when they were not free in time, or when they are more than one upstream may ever hold.
+    pub(super) async fn take(&self, upstream: &str, units: u64, patience: Duration) -> Result<Share, Full> {
+        let full = || Full { name: self.inner.name, wanted: units, bytes: self.inner.total };
+        if units > self.inner.most {
+            return Err(full());
+        }
+        let (granted, share) = oneshot::channel();
+        self.inner.enqueue(upstream, Waiter { units, granted });
+        Inner::grant(&self.inner);
+        // The sender is in the queue until it grants.
+        tokio::time::timeout(patience, share).await.map_err(|_elapsed| full())?.map_err(|_gone| full())
+    }
+
+    /// Lets `upstream` hold one unit at a time for a while.
+    pub(super) fn slow_down(&self, upstream: &str) {
+        self.inner.slow.insert(upstream.into(), ());
+    }
+
+    /// Whether an upstream other than `upstream` waits for what others hold.
+    pub(super) fn is_wanted_by_another(&self, upstream: &str) -> bool {
+        let state = self.inner.lock();
+        let waits = |queue: &Queue| {
+            let head = queue.waiters.iter().find(|waiter| !waiter.granted.is_closed());
+            head.is_some_and(|head| state.held_by(&queue.upstream) + head.units <= self.inner.most_of(&queue.upstream))
+        };
+        state.queues.iter().any(|queue| *queue.upstream != *upstream && waits(queue))
+    }
+}
+
+impl Share {
+    /// Gives back all but `units`.
+    pub(super) fn shrink_to(&mut self, units: u64) {
+        let surplus = self.units.saturating_sub(units);
+        self.units -= surplus;
+        self.inner.give_back(&self.upstream, surplus);
+        Inner::grant(&self.inner);
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.inner.give_back(&self.upstream, self.units);
+        Inner::grant(&self.inner);
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn most_of(&self, upstream: &Arc<str>) -> u64 {
+        if self.slow.contains_key(upstream) { 1 } else { self.most }
+    }
+
+    fn enqueue(&self, upstream: &str, waiter: Waiter) {
+        let mut state = self.lock();
+        match state.queues.iter_mut().find(|queue| *queue.upstream == *upstream) {
+            Some(queue) => queue.waiters.push_back(waiter),
+            None => state.queues.push_back(Queue { upstream: upstream.into(), waiters: VecDeque::from([waiter]) }),
+        }
+    }
+
+    fn give_back(&self, upstream: &Arc<str>, units: u64) {
+        let mut state = self.lock();
+        state.free += units;
+        if let Some(held) = state.held.get_mut(upstream) {
+            *held = held.saturating_sub(units);
+            if *held == 0 {
+                state.held.remove(upstream);
+            }
+        }
+    }
+
+    /// Hands out what is free. A waiter that left meanwhile drops its share, which comes here again.
+    fn grant(this: &Arc<Self>) {
+        while let Some((upstream, waiter)) = this.next() {
+            let share = Share { inner: Arc::clone(this), upstream, units: waiter.units };
+            let _returned = waiter.granted.send(share);
+        }
+    }
+
+    /// The waiter whose turn it is, its units taken.
+    fn next(&self) -> Option<(Arc<str>, Waiter)> {
+        let mut state = self.lock();
+        for _ in 0..state.queues.len() {
+            let mut queue = state.queues.pop_front()?;
+            while queue.waiters.front().is_some_and(|waiter| waiter.granted.is_closed()) {
+                queue.waiters.pop_front();
+            }
+            let Some(units) = queue.waiters.front().map(|waiter| waiter.units) else { continue };
+            if state.held_by(&queue.upstream) + units > self.most_of(&queue.upstream) {
+                state.queues.push_back(queue);
+                continue;
+            }
+            if units > state.free {
+                // It keeps its turn, or small ones would go ahead of it for ever.
+                state.queues.push_front(queue);
+                return None;
+            }
+            let waiter = queue.waiters.pop_front()?;
+            let upstream = Arc::clone(&queue.upstream);
+            state.free -= units;
+            *state.held.entry(Arc::clone(&upstream)).or_default() += units;
+            if !queue.waiters.is_empty() {
+                state.queues.push_back(queue);
+            }
+            return Some((upstream, waiter));
+        }
+        None
+    }
+}
+
+impl State {
+    fn held_by(&self, upstream: &Arc<str>) -> u64 {
+        self.held.get(upstream).copied().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn take_now(shares: &Shares, upstream: &str, units: u64) -> Option<Share> {
+        shares.take(upstream, units, LONG).now_or_never().map(Result::unwrap)
+    }
+
+    #[tokio::test]
+    async fn one_upstream_leaves_a_slot_to_others() {
+        let slots = Shares::of_slots("test", 4);
+        let held: Vec<_> = (0..3).map(|_| take_now(&slots, "slow", 1).unwrap()).collect();
+        assert!(take_now(&slots, "slow", 1).is_none());
+        assert!(take_now(&slots, "other", 1).is_some());
+        drop(held);
+        assert!(take_now(&slots, "slow", 1).is_some());
+    }
+
+    #[tokio::test]
+    async fn what_is_freed_goes_to_upstreams_in_turn() {
+        let slots = Shares::of_slots("test", 1);
+        let held = take_now(&slots, "a", 1).unwrap();
+        let (done, mut order) = tokio::sync::mpsc::unbounded_channel();
+        for (upstream, number) in [("a", 1), ("a", 2), ("b", 3), ("a", 4)] {
+            let (slots, done) = (slots.clone(), done.clone());
+            tokio::spawn(async move {
+                let _slot = slots.take(upstream, 1, LONG).await.unwrap();
+                done.send(number).unwrap();
+            });
+            tokio::task::yield_now().await;
+        }
+        assert!(slots.is_wanted_by_another("a") && slots.is_wanted_by_another("b"));
+        drop(held);
+        let mut got = Vec::new();
+        for _ in 0..4 {
+            got.push(order.recv().await.unwrap());
+        }
+        assert_eq!(got, [1, 3, 2, 4]);
+        assert!(!slots.is_wanted_by_another("a"));
+    }
+
+    #[tokio::test]
+    async fn a_slow_upstream_gets_one_unit_at_a_time() {
+        let slots = Shares::of_slots("test", 4);
+        slots.slow_down("slow");
+        let held = take_now(&slots, "slow", 1).unwrap();
+        assert!(take_now(&slots, "slow", 1).is_none());
+        drop(held);
+        assert!(take_now(&slots, "slow", 1).is_some());
+    }
+
+    #[tokio::test]
+    async fn waiters_that_left_take_nothing() {
+        let bytes = Shares::of_bytes("test", 10);
+        let mut held = take_now(&bytes, "a", 5).unwrap();
+        assert!(bytes.take("a", 5, Duration::ZERO).await.is_err());
+        assert!(bytes.take("b", 6, LONG).await.is_err(), "more than one upstream may hold");
+        held.shrink_to(2);
+        assert!(take_now(&bytes, "a", 3).is_some());
+        drop(held);
+        let (a, b) = (take_now(&bytes, "a", 5), take_now(&bytes, "b", 5));
+        assert!(a.is_some() && b.is_some(), "all of it is free");
+    }
+}
