@@ -22,7 +22,13 @@ mod random;
 mod report;
 mod serve;
 mod server;
+mod soak;
 mod start;
+#[expect(dead_code, reason = "the tests' own; not all of it is used here")]
+#[path = "../../tests/it/support"]
+mod support {
+    pub(crate) mod s3;
+}
 mod wrk;
 
 use std::path::PathBuf;
@@ -53,6 +59,8 @@ enum Scenario {
     Agent(agent::Arguments),
     /// Real images started lazily, with and without a profile, against a plain pull; needs what `agent` needs, and buildah
     Start(start::Arguments),
+    /// Minutes of load, abuse and faults on three replicas over one bucket; asserts that no byte is wrong and nothing leaks
+    Soak(soak::Arguments),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -64,6 +72,7 @@ fn main() -> anyhow::Result<()> {
         Scenario::Serve(arguments) => serve::measure_all(&arguments),
         Scenario::Agent(arguments) => agent::measure_all(&arguments),
         Scenario::Start(arguments) => start::measure_all(&arguments),
+        Scenario::Soak(arguments) => soak::measure_all(&arguments),
     }?;
     report.finish(out.as_deref())
 }

@@ -1,4 +1,4 @@
-//! Plots as SVG, written by hand: bars with their spread, and points on a logarithmic scale.
+//! Plots as SVG, written by hand: bars with their spread, points on a logarithmic scale, curves over time.
 
 use std::fmt::Write as _;
 
@@ -18,6 +18,7 @@ const COLOURS: [&str; 7] = ["#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3
 pub(crate) enum Plot {
     Bars(Bars),
     Scatter(Scatter),
+    Lines(Lines),
 }
 
 /// A horizontal bar for each figure, with a whisker from the least to the most.
@@ -58,6 +59,23 @@ pub(crate) struct Point {
     pub(crate) group: usize,
 }
 
+/// Curves over one linear scale, from zero.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    pub(crate) title: String,
+    pub(crate) x: &'static str,
+    pub(crate) y: &'static str,
+    pub(crate) curves: Vec<Curve>,
+    /// Events, each a dashed line at its x.
+    pub(crate) marks: Vec<f64>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Curve {
+    pub(crate) label: String,
+    pub(crate) points: Vec<(f64, f64)>,
+}
+
 /// Collects elements; the coordinates are pixels.
 #[derive(Default)]
 struct Canvas(String);
@@ -95,6 +113,7 @@ impl Plot {
         match self {
             Self::Bars(bars) => &bars.title,
             Self::Scatter(scatter) => &scatter.title,
+            Self::Lines(lines) => &lines.title,
         }
     }
 
@@ -102,6 +121,7 @@ impl Plot {
         match self {
             Self::Bars(bars) => bars.svg(),
             Self::Scatter(scatter) => scatter.svg(),
+            Self::Lines(lines) => lines.svg(),
         }
     }
 }
@@ -177,6 +197,46 @@ impl Scatter {
             let label = Area::of_label(&point.label, *place, &taken);
             canvas.text((label.left, label.bottom - 3.0), r#"font-size="11""#, &point.label);
             taken.push(label);
+        }
+        canvas.finish(SCATTER_HEIGHT)
+    }
+}
+
+impl Lines {
+    fn svg(&self) -> String {
+        let (left, right, bottom) = (MARGIN + 50.0, WIDTH - MARGIN - 90.0, SCATTER_HEIGHT - BOTTOM);
+        let points = || self.curves.iter().flat_map(|curve| &curve.points);
+        let x_ticks = ticks(0.0, points().map(|point| point.0).fold(0.0, f64::max));
+        let y_ticks = ticks(0.0, points().map(|point| point.1).fold(0.0, f64::max));
+        let scale = |ticks: &[f64]| ticks.last().copied().unwrap_or(1.0);
+        let x = |value: f64| left + value / scale(&x_ticks) * (right - left);
+        let y = |value: f64| bottom - value / scale(&y_ticks) * (bottom - TOP);
+        let mut canvas = Canvas::default();
+        canvas.text((MARGIN, 24.0), r#"font-size="15" font-weight="bold""#, &self.title);
+        for tick in &x_ticks {
+            canvas.line((x(*tick), TOP), (x(*tick), bottom), GRID);
+            canvas.text((x(*tick), bottom + 16.0), r#"text-anchor="middle""#, &short(*tick));
+        }
+        for tick in &y_ticks {
+            canvas.line((left, y(*tick)), (right, y(*tick)), GRID);
+            canvas.text((left - 6.0, y(*tick) + 4.0), r#"text-anchor="end""#, &short(*tick));
+        }
+        canvas.text((right, bottom + 34.0), r#"text-anchor="end""#, self.x);
+        canvas.text((MARGIN, TOP - 6.0), "", self.y);
+        for mark in &self.marks {
+            canvas.line((x(*mark), TOP), (x(*mark), bottom), DASHED);
+        }
+        let mut legend = TOP + 12.0;
+        for (group, curve) in self.curves.iter().enumerate() {
+            let places: Vec<String> =
+                curve.points.iter().map(|point| format!("{:.1},{:.1}", x(point.0), y(point.1))).collect();
+            let colour = colour(group);
+            canvas.shape(&format!(
+                r#"<polyline points="{}" fill="none" stroke="{colour}" stroke-width="1.5"/>"#,
+                places.join(" ")
+            ));
+            canvas.text((right + 10.0, legend), &format!(r#"fill="{colour}""#), &curve.label);
+            legend += 16.0;
         }
         canvas.finish(SCATTER_HEIGHT)
     }

@@ -21,6 +21,11 @@ impl Random {
         self.next() % limit
     }
 
+    /// An index below `limit`, which is not 0.
+    pub(crate) fn index(&mut self, limit: usize) -> usize {
+        usize::try_from(self.below(limit as u64)).unwrap_or(0)
+    }
+
     /// So many bytes, which do not shrink.
     pub(crate) fn bytes(&mut self, count: usize) -> Vec<u8> {
         let words = std::iter::repeat_with(|| self.next().to_le_bytes());

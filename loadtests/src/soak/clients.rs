@@ -1,0 +1,231 @@
+//! Well-behaved clients: whole pulls and ranges, every byte compared with what it should be.
+
+use std::io::Read as _;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use flate2::read::MultiGzDecoder;
+use reqwest::header;
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+use crate::random::Random;
+use crate::server::MANIFEST_TYPE;
+use crate::soak::tally::{Outcome, Tally};
+use crate::soak::upstream::{Image, REPOSITORY, Upstream, digest};
+
+/// How long one request may take before the client gives up.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Most bytes of layers that are remembered to compare ranges with.
+const KNOWN_BYTES: usize = 256 << 20;
+/// Longest range that is asked for.
+const LONGEST_RANGE: usize = 256 << 10;
+
+/// What all clients share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) replicas: Vec<SocketAddr>,
+    pub(crate) upstreams: Vec<Upstream>,
+    pub(crate) tally: Tally,
+    known: Mutex<Known>,
+}
+
+/// Layers that were received whole and verified, by upstream name and digest.
+#[derive(Debug, Default)]
+struct Known {
+    layers: Vec<(&'static str, String, bytes::Bytes)>,
+    bytes: usize,
+}
+
+/// A request's answer that ended well, or how it failed.
+type Answered = Result<(reqwest::StatusCode, header::HeaderMap, bytes::Bytes), Outcome>;
+
+impl Shared {
+    pub(crate) fn new(replicas: Vec<SocketAddr>, upstreams: Vec<Upstream>) -> Arc<Self> {
+        Arc::new(Self { replicas, upstreams, tally: Tally::default(), known: Mutex::default() })
+    }
+
+    fn any_replica(&self, random: &mut Random) -> SocketAddr {
+        self.replicas[random.index(self.replicas.len())]
+    }
+
+    /// Pulls one random image as a container engine does; true when it was converted.
+    pub(crate) async fn pull(&self, client: &reqwest::Client, random: &mut Random) -> Outcome {
+        let upstream = &self.upstreams[random.index(self.upstreams.len())];
+        let image = &upstream.images[random.index(upstream.images.len())];
+        let base = format!("http://{}/v2/{}/{REPOSITORY}", self.any_replica(random), upstream.behaviour.name());
+        match self.pull_image(client, &base, upstream, image).await {
+            Ok(outcome) | Err(outcome) => outcome,
+        }
+    }
+
+    async fn pull_image(
+        &self,
+        client: &reqwest::Client,
+        base: &str,
+        upstream: &Upstream,
+        image: &Image,
+    ) -> Result<Outcome, Outcome> {
+        let (_, headers, body) = get(client, &format!("{base}/manifests/{}", image.tag), None).await?;
+        let said = headers.get("docker-content-digest").and_then(|value| value.to_str().ok());
+        if said != Some(&digest(&body)) {
+            return Err(Outcome::Wrong(format!("manifest of {base}: {said:?} for other bytes")));
+        }
+        let manifest: Value = serde_json::from_slice(&body).map_err(|error| Outcome::Wrong(error.to_string()))?;
+        let config = manifest["config"]["digest"].as_str().unwrap_or_default().to_owned();
+        self.blob(client, base, &config).await?;
+        let layers = manifest["layers"].as_array().cloned().unwrap_or_default();
+        if layers.len() != image.layers.len() {
+            return Err(Outcome::Wrong(format!("{} layers in {base}", layers.len())));
+        }
+        let mut converted = false;
+        for (number, layer) in layers.iter().enumerate() {
+            let name = layer["digest"].as_str().unwrap_or_default();
+            let bytes = self.blob(client, base, name).await?;
+            if name != image.layers[number] {
+                converted = true;
+                begins_with_the_source(layer, &bytes, &image.diff_ids[number])
+                    .map_err(|error| Outcome::Wrong(format!("{base}@{name}: {error:#}")))?;
+                self.remember(upstream.behaviour.name(), name, bytes);
+            }
+        }
+        Ok(if converted { Outcome::Converted } else { Outcome::Source })
+    }
+
+    /// A whole blob, whose bytes must have the digest.
+    async fn blob(&self, client: &reqwest::Client, base: &str, name: &str) -> Result<bytes::Bytes, Outcome> {
+        let (_, _, body) = get(client, &format!("{base}/blobs/{name}"), None).await?;
+        if digest(&body) == name { Ok(body) } else { Err(Outcome::Wrong(format!("{base}@{name}: other bytes"))) }
+    }
+
+    fn remember(&self, upstream: &'static str, name: &str, bytes: bytes::Bytes) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = known.layers.iter().all(|(_, other, _)| other != name);
+        if is_new && known.bytes + bytes.len() <= KNOWN_BYTES {
+            known.bytes += bytes.len();
+            known.layers.push((upstream, name.to_owned(), bytes));
+        }
+    }
+
+    /// Asks for one to eight ranges of a layer, converted or as the honest registry has it.
+    pub(crate) async fn ranges(&self, client: &reqwest::Client, random: &mut Random) -> Outcome {
+        let Some((upstream, name, bytes)) = self.any_layer(random) else { return Outcome::Source };
+        let url = format!("http://{}/v2/{upstream}/{REPOSITORY}/blobs/{name}", self.any_replica(random));
+        let count = [1, 1, 1, 2, 8][random.index(5)];
+        let spans: Vec<(usize, usize)> = (0..count)
+            .map(|_| {
+                let first = random.index(bytes.len());
+                (first, (first + random.index(LONGEST_RANGE)).min(bytes.len() - 1))
+            })
+            .collect();
+        let wanted: Vec<String> = spans.iter().map(|(first, last)| format!("{first}-{last}")).collect();
+        match get(client, &url, Some(&format!("bytes={}", wanted.join(",")))).await {
+            Ok((reqwest::StatusCode::PARTIAL_CONTENT, headers, body)) => match parts(&headers, &body) {
+                Ok(parts) if parts.iter().all(|(first, part)| bytes[*first..].starts_with(part)) => Outcome::Ranges,
+                Ok(_) => Outcome::Wrong(format!("ranges of {url}: other bytes")),
+                Err(error) => Outcome::Wrong(format!("ranges of {url}: {error:#}")),
+            },
+            Ok((_, _, body)) if body == bytes => Outcome::Ranges,
+            Ok((status, ..)) => Outcome::Wrong(format!("ranges of {url}: {status} with other bytes")),
+            Err(outcome) => outcome,
+        }
+    }
+
+    fn any_layer(&self, random: &mut Random) -> Option<(&'static str, String, bytes::Bytes)> {
+        // Half of them are converted layers, half blobs that only the registry holds.
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if random.index(2) == 0 && !known.layers.is_empty() {
+            return Some(known.layers[random.index(known.layers.len())].clone());
+        }
+        let honest = self.upstreams.first()?;
+        let image = &honest.images[random.index(honest.images.len())];
+        let name = &image.layers[random.index(image.layers.len())];
+        Some((honest.behaviour.name(), name.clone(), honest.blob(name)?.clone()))
+    }
+}
+
+/// A client with an address of its own on the loopback.
+pub(crate) fn client(number: u8) -> anyhow::Result<reqwest::Client> {
+    let address = std::net::Ipv4Addr::new(127, 0, 1, number);
+    Ok(reqwest::Client::builder().local_address(std::net::IpAddr::from(address)).timeout(PATIENCE).build()?)
+}
+
+async fn get(client: &reqwest::Client, url: &str, range: Option<&str>) -> Answered {
+    let mut request = client.get(url).header(header::ACCEPT, MANIFEST_TYPE);
+    if let Some(range) = range {
+        request = request.header(header::RANGE, range);
+    }
+    let response = request.send().await.map_err(|_error| Outcome::Broken)?;
+    let status = response.status();
+    if !status.is_success() {
+        return Err(Outcome::Refused(status.as_u16()));
+    }
+    let headers = response.headers().clone();
+    // A body that breaks off is an honest answer to a fault; one that ends well must be right.
+    let body = response.bytes().await.map_err(|_error| Outcome::Broken)?;
+    Ok((status, headers, body))
+}
+
+/// The tar of the source must be a prefix of what the converted layer inflates to.
+fn begins_with_the_source(layer: &Value, bytes: &[u8], diff_id: &str) -> anyhow::Result<()> {
+    let size = layer["annotations"]["dev.starlift.source.size"].as_str().context("no source size")?.parse::<u64>()?;
+    let mut hash = Sha256::new();
+    let mut piece = [0; 64 << 10];
+    let mut prefix = MultiGzDecoder::new(bytes).take(size);
+    loop {
+        let read = prefix.read(&mut piece)?;
+        if read == 0 {
+            break;
+        }
+        hash.update(&piece[..read]);
+    }
+    anyhow::ensure!(hex::encode(hash.finalize()) == diff_id, "does not begin with the source's tar");
+    Ok(())
+}
+
+/// The parts of a 206: where each begins, and its bytes.
+fn parts(headers: &header::HeaderMap, body: &bytes::Bytes) -> anyhow::Result<Vec<(usize, bytes::Bytes)>> {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    if let Some(range) = text(header::CONTENT_RANGE) {
+        return Ok(vec![(begin(range)?, body.clone())]);
+    }
+    let boundary = text(header::CONTENT_TYPE).and_then(|kind| kind.split_once("boundary=")).context("no boundary")?.1;
+    let delimiter = format!("\r\n--{boundary}");
+    let mut found = Vec::new();
+    let mut at = find(body, delimiter.trim_start().as_bytes(), 0).context("no part")?;
+    while let Some(head_end) = find(body, b"\r\n\r\n", at) {
+        let head = String::from_utf8_lossy(&body[at..head_end]).to_ascii_lowercase();
+        let range = head.split_once("content-range:").context("a part without a range")?.1.to_owned();
+        let end = find(body, delimiter.as_bytes(), head_end + 4).context("a part without an end")?;
+        found.push((begin(&range)?, body.slice(head_end + 4..end)));
+        at = end + delimiter.len();
+    }
+    Ok(found)
+}
+
+fn begin(content_range: &str) -> anyhow::Result<usize> {
+    let (first, _) = content_range.trim().trim_start_matches("bytes ").split_once('-').context("no span")?;
+    Ok(first.parse()?)
+}
+
+fn find(haystack: &[u8], needle: &[u8], from: usize) -> Option<usize> {
+    let found = haystack.get(from..)?.windows(needle.len()).position(|window| window == needle)?;
+    Some(from + found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_a_multipart_answer_are_found() {
+        let body =
+            "--X\r\nContent-Range: bytes 0-1/9\r\n\r\nab\r\n--X\r\nContent-Range: bytes 7-8/9\r\n\r\nhi\r\n--X--\r\n";
+        let content_type = header::HeaderValue::from_static("multipart/byteranges; boundary=X");
+        let headers = [(header::CONTENT_TYPE, content_type)].into_iter().collect::<header::HeaderMap>();
+        let found = parts(&headers, &bytes::Bytes::from_static(body.as_bytes())).unwrap();
+        assert_eq!(found, [(0, "ab".into()), (7, "hi".into())]);
+    }
+}

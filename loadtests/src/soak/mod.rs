@@ -1,0 +1,338 @@
+//! Minutes of everything at once on three replicas over one S3-compatible store: pulls cold and warm, ranges, clients
+//! that mean no good, upstreams that trickle, lie, cut and stay silent, a store that fails, replicas that are killed.
+//!
+//! Nothing is asserted about speed. What must hold: no answer ends well with a wrong byte, no replica ends by itself,
+//! nothing panics, and what is held afterwards is what was held before.
+
+mod abuse;
+mod clients;
+mod replicas;
+mod tally;
+mod upstream;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+
+use crate::plot::{Curve, Lines, Plot};
+use crate::random::Random;
+use crate::report::Report;
+use crate::soak::clients::{Shared, client};
+use crate::soak::replicas::{Replica, Sample, Settings};
+use crate::soak::tally::Outcome;
+use crate::soak::upstream::{Behaviour, Upstream};
+use crate::support::s3::{self, Fault, S3};
+
+/// Replicas over one bucket. The first is never killed, so that a leak shows.
+const REPLICAS: usize = 3;
+const PULLERS: u8 = 6;
+const RANGE_CLIENTS: u8 = 4;
+const ABUSERS: u8 = 8;
+const SAMPLE_EVERY: Duration = Duration::from_secs(1);
+/// Between two kills, and how long the killed replica stays away.
+const KILL_EVERY: Duration = Duration::from_secs(25);
+const AWAY_FOR: Duration = Duration::from_secs(2);
+/// The store fails for a while, then works for a while.
+const STORE_FAILS_FOR: Duration = Duration::from_secs(4);
+const STORE_WORKS_FOR: Duration = Duration::from_secs(20);
+/// How long the replicas may take to come to rest when all load is over.
+const REST_WITHIN: Duration = Duration::from_secs(180);
+/// Descriptors that may be open at rest beyond those at the start: kept connections to upstreams and the store.
+const KEPT_DESCRIPTORS: f64 = 64.0;
+/// Gauges that are zero at rest.
+const ZERO_AT_REST: [&str; 1] = ["starlift_conversions_running"];
+
+/// What is shown of a sample.
+type Figure = fn(&Sample) -> f64;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// The executable to soak.
+    #[arg(long, default_value = "target/release/starlift")]
+    starlift: PathBuf,
+    /// Seconds of load.
+    #[arg(long, default_value_t = 600)]
+    seconds: u64,
+    /// Images of each upstream.
+    #[arg(long, default_value_t = 40)]
+    images: usize,
+    /// Most bytes of a layer's tar, about.
+    #[arg(long, default_value_t = 8 << 20)]
+    layer: usize,
+}
+
+/// What was seen of the replicas meanwhile.
+#[derive(Debug, Default)]
+struct Seen {
+    samples: Vec<Vec<Sample>>,
+    /// Seconds since the beginning, and which replica.
+    kills: Vec<(f64, usize)>,
+    crashes: Vec<String>,
+}
+
+pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
+    // Already installed when a client was made before.
+    let _installed = rustls::crypto::ring::default_provider().install_default();
+    let runtime = tokio::runtime::Runtime::new()?;
+    runtime.block_on(soak(arguments))
+}
+
+async fn soak(arguments: &Arguments) -> anyhow::Result<Report> {
+    let mut report = Report::begin("soak", "Three replicas over one bucket, everything at once")?;
+    let folder = tempfile::tempdir()?;
+    let s3 = S3::start().await;
+    let mut upstreams = Vec::new();
+    for behaviour in Behaviour::ALL {
+        // The honest one has most of the images: it is what the well-behaved clients live on.
+        let count = if behaviour == Behaviour::Honest { arguments.images } else { arguments.images.div_ceil(8) };
+        upstreams.push(Upstream::start(behaviour, count, arguments.layer).await?);
+    }
+    let settings = Settings {
+        executable: &arguments.starlift,
+        upstreams: &upstreams,
+        s3: &s3.endpoint,
+        bucket: s3::BUCKET,
+        folder: folder.path(),
+    };
+    let mut replicas = Vec::new();
+    for number in 0..REPLICAS {
+        replicas.push(Replica::start(number, &settings).await?);
+    }
+    let begun = Instant::now();
+    let before: Vec<Sample> = replicas.iter().filter_map(|replica| replica.sample(begun)).collect();
+    let gauges_before = replicas[0].gauges().await?;
+    let shared = Shared::new(replicas.iter().map(|replica| replica.address).collect(), upstreams);
+    let load = start_load(&shared)?;
+    let mut seen = Seen { samples: vec![Vec::new(); REPLICAS], ..Seen::default() };
+    disturb(&mut replicas, &s3, begun, Duration::from_secs(arguments.seconds), &mut seen).await?;
+    for task in load {
+        task.abort();
+    }
+    let rested = come_to_rest(&mut replicas, begun, &mut seen).await?;
+    let after: Vec<Sample> = replicas.iter().filter_map(|replica| replica.sample(begun)).collect();
+    let gauges_after = replicas[0].gauges().await?;
+    let panics = replicas.iter().map(Replica::panics).sum::<anyhow::Result<usize>>()?;
+
+    report.note(format!(
+        "{} s of load: {PULLERS} pulling clients, {RANGE_CLIENTS} asking for ranges, {ABUSERS} abusive; {} kills; the store \
+         fails for {} of every {} s; upstreams: {} images honest, {} each trickling, lying, cutting, silent",
+        arguments.seconds,
+        seen.kills.len(),
+        STORE_FAILS_FOR.as_secs(),
+        (STORE_FAILS_FOR + STORE_WORKS_FOR).as_secs(),
+        arguments.images,
+        arguments.images.div_ceil(8),
+    ));
+    report.note(format!("at rest {rested:.0} s after the load; panics in the logs: {panics}"));
+    report.table("Requests", &["client", "outcome", "count"], shared.tally.rows());
+    report.table(
+        "Replicas",
+        &["replica", "kills", "", "before", "peak", "at rest"],
+        rows(&replicas, &before, &seen, &after),
+    );
+    report.table(
+        "Gauges of replica 1, never killed",
+        &["gauge", "before", "at rest"],
+        gauges(&gauges_before, &gauges_after),
+    );
+    for (title, unit, value) in [
+        ("Resident memory", "MiB", (|sample| sample.memory_mib) as Figure),
+        ("Open descriptors", "descriptors", |sample| sample.descriptors),
+    ] {
+        report.plot(lines(title, unit, value, &seen));
+    }
+    let wrong = shared.tally.wrong();
+    ensure!(wrong.is_empty(), "wrong answers:\n{}", wrong.join("\n"));
+    ensure!(seen.crashes.is_empty(), "ended by themselves: {}", seen.crashes.join(", "));
+    ensure!(panics == 0, "{panics} panics in the logs");
+    ensure!(shared.tally.total("converted image, verified") > 0, "nothing was ever converted");
+    for (start, end) in before.iter().zip(&after) {
+        ensure!(
+            end.descriptors <= start.descriptors + KEPT_DESCRIPTORS,
+            "{} descriptors at rest, {} before",
+            end.descriptors,
+            start.descriptors
+        );
+    }
+    Ok(report)
+}
+
+/// All clients, each in a task of its own until aborted.
+fn start_load(shared: &Arc<Shared>) -> anyhow::Result<Vec<tokio::task::JoinHandle<()>>> {
+    let mut tasks = Vec::new();
+    for number in 0..PULLERS {
+        let (shared, client, mut random) =
+            (Arc::clone(shared), client(number + 1)?, Random::new(100 + u64::from(number)));
+        tasks.push(tokio::spawn(async move {
+            loop {
+                let outcome = shared.pull(&client, &mut random).await;
+                pause_after(&outcome).await;
+                shared.tally.count("pull", outcome);
+            }
+        }));
+    }
+    for number in 0..RANGE_CLIENTS {
+        let (shared, client, mut random) =
+            (Arc::clone(shared), client(number + 50)?, Random::new(200 + u64::from(number)));
+        tasks.push(tokio::spawn(async move {
+            loop {
+                let outcome = shared.ranges(&client, &mut random).await;
+                pause_after(&outcome).await;
+                shared.tally.count("ranges", outcome);
+            }
+        }));
+    }
+    for number in 0..ABUSERS {
+        let (shared, mut random) = (Arc::clone(shared), Random::new(300 + u64::from(number)));
+        tasks.push(tokio::spawn(async move {
+            loop {
+                abuse::once(&shared, number + 1, &mut random).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }));
+    }
+    Ok(tasks)
+}
+
+/// A client that was refused asks again a little later, as engines do.
+async fn pause_after(outcome: &Outcome) {
+    let pause = if matches!(outcome, Outcome::Refused(_) | Outcome::Broken) { 500 } else { 20 };
+    tokio::time::sleep(Duration::from_millis(pause)).await;
+}
+
+/// Kills replicas and breaks the store by turns until the time is over; samples meanwhile.
+async fn disturb(
+    replicas: &mut [Replica],
+    s3: &S3,
+    begun: Instant,
+    length: Duration,
+    seen: &mut Seen,
+) -> anyhow::Result<()> {
+    let mut random = Random::new(7);
+    let (mut next_kill, mut away) = (KILL_EVERY, None);
+    let mut store_turn = STORE_WORKS_FOR;
+    let mut store_fails = false;
+    while begun.elapsed() < length {
+        tokio::time::sleep(SAMPLE_EVERY).await;
+        sample(replicas, begun, seen);
+        let now = begun.elapsed();
+        if now >= store_turn {
+            store_fails = !store_fails;
+            store_turn = now + if store_fails { STORE_FAILS_FOR } else { STORE_WORKS_FOR };
+            if store_fails { s3.fail(|asked| fault(asked.number)) } else { s3.fail(|_| Fault::None) }
+        }
+        match away {
+            Some((victim, until)) if now >= until && !store_fails => {
+                let replica: &mut Replica = &mut replicas[victim];
+                replica.restart().await?;
+                away = None;
+            }
+            None if now >= next_kill && !store_fails => {
+                let victim = 1 + random.index(REPLICAS - 1);
+                replicas[victim].kill().await?;
+                seen.kills.push((now.as_secs_f64(), victim));
+                away = Some((victim, now + AWAY_FOR));
+                next_kill = now + KILL_EVERY;
+            }
+            _ => {}
+        }
+    }
+    s3.fail(|_| Fault::None);
+    if let Some((victim, _)) = away {
+        replicas[victim].restart().await?;
+    }
+    Ok(())
+}
+
+/// Every third request to the store fails, each time in another way.
+fn fault(number: usize) -> Fault {
+    match number % 12 {
+        0 => Fault::SlowDown,
+        3 => Fault::LoseAnswer,
+        6 => Fault::CutBody(100),
+        9 => Fault::Silence,
+        _ => Fault::None,
+    }
+}
+
+fn sample(replicas: &mut [Replica], begun: Instant, seen: &mut Seen) {
+    for (number, replica) in replicas.iter_mut().enumerate() {
+        seen.samples[number].extend(replica.sample(begun));
+        if replica.has_crashed() {
+            seen.crashes.push(format!("replica {} after {:.0} s", number + 1, begun.elapsed().as_secs_f64()));
+        }
+    }
+}
+
+/// Waits until no replica works any more and descriptors are back; how many seconds that took.
+async fn come_to_rest(replicas: &mut [Replica], begun: Instant, seen: &mut Seen) -> anyhow::Result<f64> {
+    let since = Instant::now();
+    while since.elapsed() < REST_WITHIN {
+        tokio::time::sleep(SAMPLE_EVERY).await;
+        sample(replicas, begun, seen);
+        let mut at_rest = true;
+        for replica in replicas.iter() {
+            let gauges = replica.gauges().await?;
+            at_rest &= ZERO_AT_REST.iter().all(|name| gauges.get(*name).is_none_or(|value| *value == 0.0));
+        }
+        if at_rest {
+            break;
+        }
+    }
+    // Idle connections to upstreams and the store are closed by timers of their own.
+    let took = since.elapsed().as_secs_f64();
+    for _ in 0..100 {
+        tokio::time::sleep(SAMPLE_EVERY).await;
+        sample(replicas, begun, seen);
+    }
+    Ok(took)
+}
+
+fn rows(replicas: &[Replica], before: &[Sample], seen: &Seen, after: &[Sample]) -> Vec<Vec<String>> {
+    let figures: [(&str, Figure); 3] = [
+        ("resident memory, MiB", |sample| sample.memory_mib),
+        ("descriptors", |sample| sample.descriptors),
+        ("threads", |sample| sample.threads),
+    ];
+    let mut rows = Vec::new();
+    for (number, replica) in replicas.iter().enumerate() {
+        for (name, value) in figures {
+            let peak = seen.samples[number].iter().map(value).fold(0.0, f64::max);
+            let show = |sample: Option<&Sample>| {
+                sample.map_or_else(|| "–".to_owned(), |sample| format!("{:.0}", value(sample)))
+            };
+            rows.push(vec![
+                (number + 1).to_string(),
+                replica.kills.to_string(),
+                name.to_owned(),
+                show(before.get(number)),
+                format!("{peak:.0}"),
+                show(after.get(number)),
+            ]);
+        }
+    }
+    rows
+}
+
+fn gauges(before: &BTreeMap<String, f64>, after: &BTreeMap<String, f64>) -> Vec<Vec<String>> {
+    let show = |value: Option<&f64>| value.map_or_else(|| "–".to_owned(), f64::to_string);
+    let names = after.keys().filter(|name| !name.starts_with("starlift_agent"));
+    names.map(|name| vec![format!("`{name}`"), show(before.get(name)), show(after.get(name))]).collect()
+}
+
+fn lines(title: &str, unit: &'static str, value: Figure, seen: &Seen) -> Plot {
+    let curves = seen.samples.iter().enumerate().map(|(number, samples)| Curve {
+        label: format!("replica {}", number + 1),
+        points: samples.iter().map(|sample| (sample.at, value(sample))).collect(),
+    });
+    Plot::Lines(Lines {
+        title: format!("{title} (dashed: a replica is killed)"),
+        x: "seconds",
+        y: unit,
+        curves: curves.collect(),
+        marks: seen.kills.iter().map(|(at, _)| *at).collect(),
+    })
+}

@@ -1,0 +1,253 @@
+//! The registries that the soak pulls from: one that is honest, and some that are not.
+//!
+//! All hold the same kind of random images. How an answer is spoiled is decided for each request by the registry's
+//! behaviour; manifests are always right, so that a server gets as far as the blobs.
+
+use std::collections::HashMap;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Method, Response, StatusCode, header};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use futures::StreamExt as _;
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+
+use crate::random::Random;
+use crate::server::MANIFEST_TYPE;
+
+/// The one repository of each registry.
+pub(crate) const REPOSITORY: &str = "app";
+/// Bytes that a trickling registry sends at a time, and how long it waits between.
+const TRICKLE: (usize, Duration) = (16, Duration::from_secs(1));
+/// A cut answer ends behind this share of its body.
+const CUT: usize = 2;
+
+/// What a registry does to the blobs it sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Behaviour {
+    Honest,
+    /// A few bytes a second, for ever.
+    Trickles,
+    /// Other bytes than the digest says, of the right length.
+    Lies,
+    /// The connection breaks in the middle of each body.
+    Cuts,
+    /// Headers never come.
+    Silent,
+}
+
+impl Behaviour {
+    pub(crate) const ALL: [Self; 5] = [Self::Honest, Self::Trickles, Self::Lies, Self::Cuts, Self::Silent];
+
+    /// The name of the upstream that behaves so.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Honest => "honest",
+            Self::Trickles => "trickles",
+            Self::Lies => "lies",
+            Self::Cuts => "cuts",
+            Self::Silent => "silent",
+        }
+    }
+}
+
+/// An image as its source has it.
+#[derive(Debug, Clone)]
+pub(crate) struct Image {
+    pub(crate) tag: String,
+    /// SHA-256 of each layer's tar, bottom first, in hex.
+    pub(crate) diff_ids: Vec<String>,
+    /// The digests of its layers as the source holds them.
+    pub(crate) layers: Vec<String>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Upstream {
+    pub(crate) behaviour: Behaviour,
+    pub(crate) address: SocketAddr,
+    pub(crate) images: Vec<Image>,
+    contents: Arc<Contents>,
+}
+
+#[derive(Debug)]
+struct Contents {
+    behaviour: Behaviour,
+    blobs: HashMap<String, Bytes>,
+    manifests: HashMap<String, Bytes>,
+}
+
+impl Upstream {
+    /// A registry with `count` random images of up to `largest` bytes a layer, some of which share their lowest layer.
+    pub(crate) async fn start(behaviour: Behaviour, count: usize, largest: usize) -> anyhow::Result<Self> {
+        let mut random = Random::new(behaviour as u64 + 1);
+        let mut contents = Contents { behaviour, blobs: HashMap::new(), manifests: HashMap::new() };
+        let base = layer(&mut random, largest)?;
+        let mut images = Vec::new();
+        for number in 0..count {
+            let top = layer(&mut random, largest)?;
+            let layers = if number % 2 == 0 { vec![base.clone(), top] } else { vec![top] };
+            images.push(contents.add(number, &layers));
+        }
+        let contents = Arc::new(contents);
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let router = Router::new().fallback(answer).with_state(Arc::clone(&contents));
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        Ok(Self { behaviour, address, images, contents })
+    }
+
+    /// A blob as it should be.
+    pub(crate) fn blob(&self, digest: &str) -> Option<&Bytes> {
+        self.contents.blobs.get(digest)
+    }
+}
+
+impl Contents {
+    /// Holds an image of these layers: compressed bytes and the digest of the tar.
+    fn add(&mut self, number: usize, layers: &[(Bytes, String)]) -> Image {
+        let diff_ids: Vec<String> = layers.iter().map(|(_, diff_id)| diff_id.clone()).collect();
+        let config = json!({
+            "architecture": "amd64", "os": "linux", "config": {"Cmd": ["/bin/sh"]},
+            "rootfs": {"type": "layers", "diff_ids": diff_ids.iter().map(|id| format!("sha256:{id}")).collect::<Vec<_>>()},
+            "number": number,
+        });
+        let config = Bytes::from(config.to_string());
+        let describe = |media_type: &str, bytes: &Bytes| json!({"mediaType": media_type, "digest": digest(bytes), "size": bytes.len()});
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": MANIFEST_TYPE,
+            "config": describe("application/vnd.oci.image.config.v1+json", &config),
+            "layers": layers.iter().map(|(bytes, _)| describe("application/vnd.oci.image.layer.v1.tar+gzip", bytes)).collect::<Vec<_>>(),
+        });
+        let manifest = Bytes::from(manifest.to_string());
+        for bytes in layers.iter().map(|(bytes, _)| bytes).chain([&config]) {
+            self.blobs.insert(digest(bytes), bytes.clone());
+        }
+        let tag = format!("v{number}");
+        self.manifests.insert(digest(&manifest), manifest.clone());
+        self.manifests.insert(tag.clone(), manifest);
+        Image { tag, diff_ids, layers: layers.iter().map(|(bytes, _)| digest(bytes)).collect() }
+    }
+}
+
+pub(crate) fn digest(bytes: &[u8]) -> String {
+    format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
+}
+
+/// A random layer, gzip-compressed, and the digest of its tar.
+fn layer(random: &mut Random, largest: usize) -> anyhow::Result<(Bytes, String)> {
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut left = largest / 8 + random.index(largest);
+    let mut number = 0;
+    while left > 0 {
+        let size = random.index((largest / 4).max(2)).min(left).max(1);
+        let mut content = random.bytes(size);
+        // Half of it compresses well.
+        content[size / 2..].fill(b'x');
+        let mut entry = tar::Header::new_gnu();
+        entry.set_size(size as u64);
+        entry.set_mode(0o644);
+        entry.set_cksum();
+        tar.append_data(&mut entry, format!("usr/share/{number}"), content.as_slice())?;
+        left -= size;
+        number += 1;
+    }
+    let tar = tar.into_inner()?;
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::new(4));
+    gzip.write_all(&tar)?;
+    Ok((gzip.finish()?.into(), hex::encode(Sha256::digest(&tar))))
+}
+
+async fn answer(State(contents): State<Arc<Contents>>, request: Request) -> Response<Body> {
+    let path = request.uri().path().to_owned();
+    let Some((kind, reference)) =
+        path.strip_prefix(&format!("/v2/{REPOSITORY}/")).and_then(|rest| rest.split_once('/'))
+    else {
+        return plain(if path == "/v2/" { StatusCode::OK } else { StatusCode::NOT_FOUND });
+    };
+    let (documents, media_type) = match kind {
+        "manifests" => (&contents.manifests, MANIFEST_TYPE),
+        "blobs" => (&contents.blobs, "application/octet-stream"),
+        _ => return plain(StatusCode::NOT_FOUND),
+    };
+    let Some(bytes) = documents.get(reference).cloned() else { return plain(StatusCode::NOT_FOUND) };
+    let behaviour = if kind == "blobs" { contents.behaviour } else { Behaviour::Honest };
+    let described = Response::builder()
+        .header(header::CONTENT_TYPE, media_type)
+        .header("docker-content-digest", digest(&bytes))
+        .header(header::ACCEPT_RANGES, "bytes");
+    let (status, slice, content_range) = ranged(request.headers(), &bytes);
+    let mut response = described.status(status).header(header::CONTENT_LENGTH, slice.len());
+    if let Some(content_range) = content_range {
+        response = response.header(header::CONTENT_RANGE, content_range);
+    }
+    let body = if request.method() == Method::HEAD { Body::empty() } else { spoiled(slice, behaviour).await };
+    response.body(body).unwrap_or_else(|_invalid| plain(StatusCode::INTERNAL_SERVER_ERROR))
+}
+
+fn plain(status: StatusCode) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    response
+}
+
+/// What one range of the form `a-b`, `a-` or `-n` asks for; all of it otherwise.
+fn ranged(headers: &HeaderMap, bytes: &Bytes) -> (StatusCode, Bytes, Option<String>) {
+    let total = bytes.len();
+    let wanted = headers.get(header::RANGE).and_then(|value| value.to_str().ok());
+    let span = wanted.and_then(|text| text.strip_prefix("bytes=")?.split_once('-')).and_then(|(first, last)| {
+        let (first, end) = match (first.parse::<usize>(), last.parse::<usize>()) {
+            (Ok(first), Ok(last)) => (first, last.saturating_add(1).min(total)),
+            (Ok(first), Err(_)) => (first, total),
+            (Err(_), Ok(length)) => (total.saturating_sub(length), total),
+            (Err(_), Err(_)) => return None,
+        };
+        (first < end).then_some((first, end))
+    });
+    match span {
+        Some((first, end)) => {
+            let content_range = format!("bytes {first}-{}/{total}", end - 1);
+            (StatusCode::PARTIAL_CONTENT, bytes.slice(first..end), Some(content_range))
+        }
+        None => (StatusCode::OK, bytes.clone(), None),
+    }
+}
+
+async fn spoiled(bytes: Bytes, behaviour: Behaviour) -> Body {
+    match behaviour {
+        Behaviour::Honest => Body::from(bytes),
+        Behaviour::Lies => {
+            let mut other = bytes.to_vec();
+            if let Some(middle) = other.get_mut(bytes.len() / 2) {
+                *middle ^= 1;
+            }
+            Body::from(other)
+        }
+        Behaviour::Cuts => {
+            let head = bytes.slice(..bytes.len() / CUT);
+            let broken = futures::stream::once(async {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                Err(std::io::Error::other("cut on purpose"))
+            });
+            Body::from_stream(futures::stream::once(async { Ok(head) }).chain(broken))
+        }
+        Behaviour::Trickles => {
+            let (step, pause) = TRICKLE;
+            Body::from_stream(futures::stream::unfold(bytes, move |mut left| async move {
+                if left.is_empty() {
+                    return None;
+                }
+                tokio::time::sleep(pause).await;
+                let piece = left.split_to(step.min(left.len()));
+                Some((Ok::<_, std::io::Error>(piece), left))
+            }))
+        }
+        Behaviour::Silent => std::future::pending().await,
+    }
+}
