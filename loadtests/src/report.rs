@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
+use anyhow::ensure;
+
 use crate::harness::run;
 use crate::plot::Plot;
 
@@ -13,6 +15,8 @@ pub(crate) struct Report {
     name: &'static str,
     title: &'static str,
     notes: Vec<String>,
+    /// What must hold and did not.
+    failures: Vec<String>,
     tables: Vec<Table>,
     plots: Vec<Plot>,
 }
@@ -27,7 +31,8 @@ struct Table {
 impl Report {
     /// Begins a report; notes the day, the machine and how busy it is.
     pub(crate) fn begin(name: &'static str, title: &'static str) -> anyhow::Result<Self> {
-        let mut report = Self { name, title, notes: Vec::new(), tables: Vec::new(), plots: Vec::new() };
+        let mut report =
+            Self { name, title, notes: Vec::new(), failures: Vec::new(), tables: Vec::new(), plots: Vec::new() };
         report.note(format!("{} on {}", run("date -u +%F")?.trim(), machine()?));
         report.note(format!("load average at the start: {}", load()?));
         Ok(report)
@@ -35,6 +40,11 @@ impl Report {
 
     pub(crate) fn note(&mut self, note: impl Into<String>) {
         self.notes.push(note.into());
+    }
+
+    /// Notes what must hold and did not; the program ends with an error once the report is written.
+    pub(crate) fn fail(&mut self, failure: impl Into<String>) {
+        self.failures.push(failure.into());
     }
 
     pub(crate) fn table(&mut self, caption: impl Into<String>, head: &[&'static str], rows: Vec<Vec<String>>) {
@@ -46,6 +56,9 @@ impl Report {
     }
 
     /// Prints the report, or writes it into `folder`.
+    ///
+    /// # Errors
+    /// When it cannot be written, or something that must hold did not.
     #[expect(clippy::print_stdout, reason = "the report is what this program is for")]
     pub(crate) fn finish(mut self, folder: Option<&Path>) -> anyhow::Result<()> {
         self.note(format!("load average at the end: {}", load()?));
@@ -60,6 +73,7 @@ impl Report {
             fs::write(folder.join(format!("{}.md", self.name)), &text)?;
         }
         println!("{text}");
+        ensure!(self.failures.is_empty(), "{}", self.failures.join("\n"));
         Ok(())
     }
 
@@ -67,6 +81,9 @@ impl Report {
         let mut text = format!("# {}\n\n", self.title);
         for note in &self.notes {
             writeln!(text, "* {note}")?;
+        }
+        for failure in &self.failures {
+            writeln!(text, "* **failed**: {failure}")?;
         }
         for Table { caption, head, rows } in &self.tables {
             writeln!(text, "\n{caption}\n\n| {} |\n|{}", head.join(" | "), "---|".repeat(head.len()))?;

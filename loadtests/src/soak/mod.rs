@@ -15,8 +15,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
-
 use crate::plot::{Curve, Lines, Plot};
 use crate::random::Random;
 use crate::report::Report;
@@ -126,7 +124,9 @@ async fn soak(arguments: &Arguments) -> anyhow::Result<Report> {
         arguments.images,
         arguments.images.div_ceil(8),
     ));
-    report.note(format!("at rest {rested:.0} s after the load; panics in the logs: {panics}"));
+    let rest =
+        rested.map_or_else(|| "not at rest".to_owned(), |seconds| format!("at rest {seconds:.0} s after the load"));
+    report.note(format!("{rest}; panics in the logs: {panics}"));
     report.table("Requests", &["client", "outcome", "count"], shared.tally.rows());
     report.table(
         "Replicas",
@@ -144,20 +144,36 @@ async fn soak(arguments: &Arguments) -> anyhow::Result<Report> {
     ] {
         report.plot(lines(title, unit, value, &seen));
     }
-    let wrong = shared.tally.wrong();
-    ensure!(wrong.is_empty(), "wrong answers:\n{}", wrong.join("\n"));
-    ensure!(seen.crashes.is_empty(), "ended by themselves: {}", seen.crashes.join(", "));
-    ensure!(panics == 0, "{panics} panics in the logs");
-    ensure!(shared.tally.total("converted image, verified") > 0, "nothing was ever converted");
-    for (start, end) in before.iter().zip(&after) {
-        ensure!(
-            end.descriptors <= start.descriptors + KEPT_DESCRIPTORS,
-            "{} descriptors at rest, {} before",
-            end.descriptors,
-            start.descriptors
-        );
-    }
+    let failures = failures(&shared, &seen, panics, rested, (&before, &after));
+    failures.into_iter().for_each(|failure| report.fail(failure));
     Ok(report)
+}
+
+/// What must hold and did not.
+fn failures(
+    shared: &Shared,
+    seen: &Seen,
+    panics: usize,
+    rested: Option<f64>,
+    (before, after): (&[Sample], &[Sample]),
+) -> Vec<String> {
+    let mut failures: Vec<String> = shared.tally.wrong().into_iter().map(|wrong| format!("wrong: {wrong}")).collect();
+    failures.extend(seen.crashes.iter().map(|crash| format!("ended by itself: {crash}")));
+    if panics > 0 {
+        failures.push(format!("{panics} panics in the logs"));
+    }
+    if shared.tally.total("converted image, verified") == 0 {
+        failures.push("nothing was ever converted".to_owned());
+    }
+    if rested.is_none() {
+        failures.push(format!("still at work {} s after the load", REST_WITHIN.as_secs()));
+    }
+    for (start, end) in before.iter().zip(after) {
+        if end.descriptors > start.descriptors + KEPT_DESCRIPTORS {
+            failures.push(format!("{} descriptors at rest, {} before", end.descriptors, start.descriptors));
+        }
+    }
+    failures
 }
 
 /// All clients, each in a task of its own until aborted.
@@ -267,9 +283,11 @@ fn sample(replicas: &mut [Replica], begun: Instant, seen: &mut Seen) {
     }
 }
 
-/// Waits until no replica works any more and descriptors are back; how many seconds that took.
-async fn come_to_rest(replicas: &mut [Replica], begun: Instant, seen: &mut Seen) -> anyhow::Result<f64> {
+/// Waits until no replica works any more, then until idle connections are closed; how many seconds the first took, if
+/// it came to that.
+async fn come_to_rest(replicas: &mut [Replica], begun: Instant, seen: &mut Seen) -> anyhow::Result<Option<f64>> {
     let since = Instant::now();
+    let mut rested = None;
     while since.elapsed() < REST_WITHIN {
         tokio::time::sleep(SAMPLE_EVERY).await;
         sample(replicas, begun, seen);
@@ -279,16 +297,16 @@ async fn come_to_rest(replicas: &mut [Replica], begun: Instant, seen: &mut Seen)
             at_rest &= ZERO_AT_REST.iter().all(|name| gauges.get(*name).is_none_or(|value| *value == 0.0));
         }
         if at_rest {
+            rested = Some(since.elapsed().as_secs_f64());
             break;
         }
     }
     // Idle connections to upstreams and the store are closed by timers of their own.
-    let took = since.elapsed().as_secs_f64();
     for _ in 0..100 {
         tokio::time::sleep(SAMPLE_EVERY).await;
         sample(replicas, begun, seen);
     }
-    Ok(took)
+    Ok(rested)
 }
 
 fn rows(replicas: &[Replica], before: &[Sample], seen: &Seen, after: &[Sample]) -> Vec<Vec<String>> {
