@@ -186,9 +186,9 @@ impl wire::snapshots_server::Snapshots for Snapshotter {
     }
 
     async fn commit(&self, request: Request<wire::CommitSnapshotRequest>) -> Result<Response<()>, Status> {
-        let wire::CommitSnapshotRequest { name, key, labels, .. } = request.into_inner();
-        let labels = labels.into_iter().collect();
-        self.blocking(move |snapshots| snapshots.commit(&name, &key, labels)).await?;
+        let wire::CommitSnapshotRequest { name, key, parent, labels, .. } = request.into_inner();
+        let Ask { key, parent, labels } = Ask::new(key, parent, labels);
+        self.blocking(move |snapshots| snapshots.commit(&name, &key, parent.as_deref(), labels)).await?;
         Ok(Response::new(()))
     }
 

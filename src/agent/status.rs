@@ -28,9 +28,11 @@ fn code(error: &Error) -> Code {
     match error {
         Error::NotFound(_) => Code::NotFound,
         Error::AlreadyExists(_) => Code::AlreadyExists,
-        Error::NoName | Error::ParentNotCommitted(_) | Error::LabelTooLong(_) | Error::NoSuchField(_) => {
-            Code::InvalidArgument
-        }
+        Error::NoName
+        | Error::ParentNotCommitted(_)
+        | Error::ParentChanged(_)
+        | Error::LabelTooLong(_)
+        | Error::NoSuchField(_) => Code::InvalidArgument,
         Error::HasChildren(_) | Error::NotActive(_) | Error::NotMountable(_) => Code::FailedPrecondition,
         Error::Damaged { .. } | Error::Root(_) | Error::Metadata(_) | Error::Directory { .. } => Code::Internal,
     }

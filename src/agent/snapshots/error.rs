@@ -20,6 +20,8 @@ pub enum Error {
     LabelTooLong(String),
     #[error("field {0:?} of a snapshot cannot be updated, only labels can")]
     NoSuchField(String),
+    #[error("snapshot {0:?} has another parent than the commit names")]
+    ParentChanged(String),
     #[error("snapshot {0:?} has children and cannot be removed")]
     HasChildren(String),
     #[error("snapshot {0:?} is not active")]
@@ -40,6 +42,17 @@ impl Error {
     /// Whether another process has the snapshots open.
     pub fn is_in_use(&self) -> bool {
         matches!(self, Self::Metadata(error) if matches!(**error, redb::Error::DatabaseAlreadyOpen))
+    }
+
+    /// Whether the metadata cannot be read or written for now, which may pass.
+    pub(super) fn is_io(&self) -> bool {
+        let Self::Metadata(error) = self else { return false };
+        matches!(**error, redb::Error::Io(_) | redb::Error::PreviousIo | redb::Error::DatabaseClosed)
+    }
+
+    /// The metadata could not be opened again after an error.
+    pub(super) fn closed() -> Self {
+        Self::Metadata(Box::new(redb::Error::DatabaseClosed))
     }
 
     /// For `map_err` of what was done with `path`.

@@ -1,11 +1,17 @@
 //! The names, ids and parents of all snapshots, in one redb file.
 //!
 //! A change is one durable transaction; there is one at a time, and readers never wait for it.
+//!
+//! redb refuses everything after its first I/O error until the file is opened again. A disk that was full for a moment
+//! must not cost a node its snapshots, so the next transaction opens the file again.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
-use redb::{Database, ReadableDatabase as _, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{
+    Database, ReadTransaction, ReadableDatabase as _, ReadableTable, TableDefinition, TableError, WriteTransaction,
+};
 
 use super::error::Error;
 use super::record::{Kind, Lower, Record};
@@ -21,74 +27,130 @@ const LAST_ID: &str = "last-id";
 
 #[derive(Debug)]
 pub(super) struct Metadata {
-    db: Database,
+    file: PathBuf,
+    /// Shared by all transactions; alone while the file is opened again. `None` after that failed.
+    db: RwLock<Option<Database>>,
 }
 
 /// A transaction; dropped without [`Change::commit`] it changes nothing.
-pub(super) struct Change {
+pub(super) struct Change<'a> {
     transaction: WriteTransaction,
+    /// Given back after the transaction: fields are dropped in this order.
+    _open: RwLockReadGuard<'a, Option<Database>>,
 }
 
 impl Metadata {
     /// Opens the file, new if need be. Only one process can have it open.
     pub(super) fn open(file: &Path) -> Result<Self, Error> {
-        let metadata = Self { db: Database::create(file)? };
-        let change = metadata.change()?;
-        change.transaction.open_table(RECORDS)?;
-        change.transaction.open_table(NAMES)?;
-        change.transaction.open_table(CHILDREN)?;
-        change.transaction.open_table(COUNTERS)?;
-        change.commit()?;
-        Ok(metadata)
+        let db = Database::create(file)?;
+        if is_new(&db)? {
+            let transaction = db.begin_write()?;
+            transaction.open_table(RECORDS)?;
+            transaction.open_table(NAMES)?;
+            transaction.open_table(CHILDREN)?;
+            transaction.open_table(COUNTERS)?;
+            transaction.commit()?;
+        }
+        Ok(Self { file: file.to_owned(), db: RwLock::new(Some(db)) })
     }
 
-    /// For tests that write what no change would.
+    /// For tests that write what no change would, or have the disk fail.
     #[cfg(test)]
-    pub(super) fn database(&self) -> &Database {
+    pub(super) fn database(&self) -> &RwLock<Option<Database>> {
         &self.db
     }
 
-    pub(super) fn change(&self) -> Result<Change, Error> {
-        Ok(Change { transaction: self.db.begin_write()? })
+    /// Begins a change. Where an earlier transaction met an I/O error, the file is opened again first.
+    pub(super) fn change(&self) -> Result<Change<'_>, Error> {
+        match self.begin() {
+            Err(error) if error.is_io() => {
+                self.reopen()?;
+                self.begin()
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn begin(&self) -> Result<Change<'_>, Error> {
+        let open = self.db.read().unwrap_or_else(PoisonError::into_inner);
+        let transaction = open.as_ref().ok_or_else(Error::closed)?.begin_write()?;
+        Ok(Change { transaction, _open: open })
+    }
+
+    /// Looks at one state of the file. An I/O error is met by opening the file again and a second look.
+    fn read<T>(&self, look: impl Fn(&ReadTransaction) -> Result<T, Error>) -> Result<T, Error> {
+        let once = || {
+            let open = self.db.read().unwrap_or_else(PoisonError::into_inner);
+            let transaction = open.as_ref().ok_or_else(Error::closed)?.begin_read()?;
+            look(&transaction)
+        };
+        match once() {
+            Err(error) if error.is_io() => {
+                self.reopen()?;
+                once()
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Opens the file again unless it can be written. Every change that was committed is in it; one whose commit failed
+    /// may be in it or not.
+    ///
+    /// Call it without a transaction.
+    pub(super) fn reopen(&self) -> Result<(), Error> {
+        let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        if db.as_ref().is_some_and(|db| db.begin_write().is_ok()) {
+            // Another thread was faster.
+            return Ok(());
+        }
+        // Closed first: a file can be open once.
+        *db = None;
+        // Never made anew: the records would be lost.
+        *db = Some(Database::open(&self.file)?);
+        tracing::warn!(file = %self.file.display(), "metadata reopened after an I/O error");
+        Ok(())
     }
 
     /// The snapshot `name`, or that it does not exist.
     pub(super) fn record(&self, name: &str) -> Result<Record, Error> {
-        read(&self.db.begin_read()?.open_table(RECORDS)?, name)
+        self.read(|transaction| read(&transaction.open_table(RECORDS)?, name))
     }
 
     /// The snapshot `name` and what lies under it, top first.
     pub(super) fn with_lowers(&self, name: &str) -> Result<(Record, Vec<Lower>), Error> {
-        let records = self.db.begin_read()?.open_table(RECORDS)?;
-        let record = read(&records, name)?;
-        let lowers = lowers(&records, record.parent.as_deref())?;
-        Ok((record, lowers))
+        self.read(|transaction| {
+            let records = transaction.open_table(RECORDS)?;
+            let record = read(&records, name)?;
+            let lowers = lowers(&records, record.parent.as_deref())?;
+            Ok((record, lowers))
+        })
     }
 
     /// The committed snapshot `parent` and all below it, top first.
     pub(super) fn chain(&self, parent: Option<&str>) -> Result<Vec<Record>, Error> {
-        chain(&self.db.begin_read()?.open_table(RECORDS)?, parent)
+        self.read(|transaction| chain(&transaction.open_table(RECORDS)?, parent))
     }
 
     /// Every snapshot in the order of names. What makes no sense is passed over, and counted.
     pub(super) fn all(&self) -> Result<(Vec<(String, Record)>, usize), Error> {
-        let records = self.db.begin_read()?.open_table(RECORDS)?;
-        let (mut all, mut damaged) = (Vec::new(), 0);
-        for entry in records.iter()? {
-            let (name, json) = entry?;
-            match parse(name.value(), json.value()) {
-                Ok(record) => all.push((name.value().to_owned(), record)),
-                Err(error) => {
-                    tracing::warn!(%error, "a snapshot is passed over");
-                    damaged += 1;
+        self.read(|transaction| {
+            let (mut all, mut damaged) = (Vec::new(), 0);
+            for entry in transaction.open_table(RECORDS)?.iter()? {
+                let (name, json) = entry?;
+                match parse(name.value(), json.value()) {
+                    Ok(record) => all.push((name.value().to_owned(), record)),
+                    Err(error) => {
+                        tracing::warn!(%error, "a snapshot is passed over");
+                        damaged += 1;
+                    }
                 }
             }
-        }
-        Ok((all, damaged))
+            Ok((all, damaged))
+        })
     }
 }
 
-impl Change {
+impl Change<'_> {
     pub(super) fn commit(self) -> Result<(), Error> {
         Ok(self.transaction.commit()?)
     }
@@ -116,11 +178,17 @@ impl Change {
     /// Adds a snapshot under a free name. Its parent must exist.
     pub(super) fn insert(&self, name: &str, record: &Record) -> Result<(), Error> {
         if let Some(parent) = &record.parent {
-            let parent = self.record(parent)?.id;
-            self.transaction.open_table(CHILDREN)?.insert((parent, record.id), ())?;
+            self.link(parent, record.id)?;
         }
         self.transaction.open_table(NAMES)?.insert(record.id, name)?;
         self.replace(name, record)
+    }
+
+    /// Makes the snapshot with the id `child` a child of the snapshot `parent`.
+    pub(super) fn link(&self, parent: &str, child: u64) -> Result<(), Error> {
+        let parent = self.record(parent)?.id;
+        self.transaction.open_table(CHILDREN)?.insert((parent, child), ())?;
+        Ok(())
     }
 
     /// Writes the record of a snapshot anew; id and parent stay.
@@ -130,7 +198,7 @@ impl Change {
         Ok(())
     }
 
-    /// Gives the snapshot `old` another name, which must be free, and another record with its id and parent.
+    /// Gives the snapshot `old` another name, which must be free, and another record with its id.
     pub(super) fn rename(&self, old: &str, new: &str, record: &Record) -> Result<(), Error> {
         self.transaction.open_table(RECORDS)?.remove(old)?;
         self.transaction.open_table(NAMES)?.insert(record.id, new)?;
@@ -171,6 +239,15 @@ impl Change {
         let names = self.transaction.open_table(NAMES)?;
         let ids = names.iter()?.map(|entry| Ok(entry?.0.value()));
         ids.collect()
+    }
+}
+
+/// Whether the tables were never made.
+fn is_new(db: &Database) -> Result<bool, Error> {
+    match db.begin_read()?.open_table(COUNTERS) {
+        Ok(_) => Ok(false),
+        Err(TableError::TableDoesNotExist(_)) => Ok(true),
+        Err(error) => Err(error.into()),
     }
 }
 

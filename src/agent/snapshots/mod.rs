@@ -9,6 +9,8 @@
 //! Everything blocks: call it where a thread may wait.
 
 mod directories;
+#[cfg(test)]
+mod disk_tests;
 mod error;
 mod metadata;
 mod overlay;
@@ -116,10 +118,25 @@ impl Snapshots {
         change.insert(key, &Record::new(id, kind, parent, labels))?;
         self.directories.create(id, kind, owner.map(|(_, owner)| owner))?;
         if let Err(error) = change.commit() {
-            self.directories.remove(id);
+            self.forget(key, id);
             return Err(error);
         }
         Ok(self.mounts_of(id, kind, &lowers))
+    }
+
+    /// Removes the directory of a snapshot whose change could not be committed, unless the change was made all the same
+    /// or nobody can say.
+    fn forget(&self, key: &str, id: u64) {
+        let record = self.metadata.reopen().and_then(|()| self.metadata.record(key));
+        let is_unknown = match record {
+            Ok(record) => record.id != id,
+            Err(Error::NotFound(_)) => true,
+            // Found by the next clean-up if it belongs to nothing.
+            Err(_) => false,
+        };
+        if is_unknown {
+            self.directories.remove(id);
+        }
     }
 
     fn committed(&self, name: &str) -> Result<Record, Error> {
@@ -137,13 +154,17 @@ impl Snapshots {
     }
 
     fn mounts_of(&self, id: u64, kind: Kind, lowers: &[Lower]) -> Vec<Mount> {
+        let lazy = lowers.iter().filter(|lower| matches!(lower, Lower::Lazy(_))).count();
         let lowers: Vec<PathBuf> = lowers.iter().map(|&lower| self.directories.lower(lower)).collect();
-        let paths = Paths { upper: self.directories.upper(id), work: self.directories.work(id), lowers };
+        let paths = Paths { upper: self.directories.upper(id), work: self.directories.work(id), lowers, lazy };
         vec![self.overlay.mount(kind, &paths)]
     }
 
     /// Makes the active snapshot `key` the committed snapshot `name`. Labels are replaced, not inherited.
-    pub fn commit(&self, name: &str, key: &str, labels: Labels) -> Result<(), Error> {
+    ///
+    /// An active snapshot without a parent is put on `parent` if there is one: clients that unpack layers in parallel
+    /// prepare them without, and say at the end what they lie on.
+    pub fn commit(&self, name: &str, key: &str, parent: Option<&str>, labels: Labels) -> Result<(), Error> {
         record::checked_name(name)?;
         let labels = record::checked(labels)?;
         let active = self.metadata.record(key)?;
@@ -162,7 +183,16 @@ impl Snapshots {
         if record.id != active.id {
             return Err(Error::NotFound(key.to_owned()));
         }
-        let committed = Record::new(record.id, Kind::Committed, record.parent.as_deref(), labels);
+        let parent = match (record.parent.as_deref(), parent) {
+            (None, Some(parent)) => {
+                change.lowers(Some(parent))?;
+                change.link(parent, record.id)?;
+                Some(parent)
+            }
+            (Some(own), Some(parent)) if own != parent => return Err(Error::ParentChanged(key.to_owned())),
+            (own, _) => own,
+        };
+        let committed = Record::new(record.id, Kind::Committed, parent, labels);
         change.rename(key, name, &Record { usage, ..committed })?;
         change.commit()
     }

@@ -14,10 +14,13 @@ pub struct Mount {
     pub options: Vec<String>,
 }
 
-/// The options that this kernel wants on every overlay.
+/// The options that this kernel takes (docs/KERNEL.md decides each).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Overlay {
+    /// For every overlay.
     options: Vec<&'static str>,
+    /// Whether an overlay over several file systems can give all files one device and lasting inode numbers.
+    has_xino: bool,
 }
 
 /// The paths that a mount is made of.
@@ -27,19 +30,22 @@ pub(super) struct Paths {
     pub(super) work: PathBuf,
     /// Top first.
     pub(super) lowers: Vec<PathBuf>,
+    /// How many of `lowers` are lazily mounted layers: these lie on a file system of their own.
+    pub(super) lazy: usize,
 }
 
 impl Overlay {
     /// Asks the kernel; `root` is where upper directories will be.
     pub(super) fn detect(root: &Path) -> Self {
         let mut options = Vec::new();
-        if Path::new("/sys/module/overlay/parameters/index").exists() {
+        let has = |parameter: &str| Path::new("/sys/module/overlay/parameters").join(parameter).exists();
+        if has("index") {
             options.push("index=off");
         }
         if in_user_namespace() && !on_tmpfs(root) {
             options.push("userxattr");
         }
-        Self { options }
+        Self { options, has_xino: has("xino_auto") }
     }
 
     pub(super) fn mount(&self, kind: Kind, paths: &Paths) -> Mount {
@@ -53,6 +59,11 @@ impl Overlay {
 
     fn overlay(&self, kind: Kind, paths: &Paths, lowers: &[PathBuf]) -> Mount {
         let mut options: Vec<String> = self.options.iter().map(|&option| option.to_owned()).collect();
+        // On one file system the numbers are the files' own, and the kernel logs a line if asked for more.
+        let is_on_several = paths.lazy > 0 && (kind == Kind::Active || paths.lazy < lowers.len());
+        if self.has_xino && is_on_several {
+            options.push("xino=on".to_owned());
+        }
         if kind == Kind::Active {
             options.push(format!("workdir={}", paths.work.display()));
             options.push(format!("upperdir={}", paths.upper.display()));
@@ -85,9 +96,11 @@ mod tests {
     use super::*;
 
     fn mount(kind: Kind, lowers: &[&str]) -> Mount {
-        let overlay = Overlay { options: vec!["index=off"] };
+        let overlay = Overlay { options: vec!["index=off"], has_xino: true };
+        let lazy = lowers.iter().filter(|path| path.starts_with("/r/lazy/")).count();
         let lowers = lowers.iter().map(PathBuf::from).collect();
-        overlay.mount(kind, &Paths { upper: "/r/snapshots/9/fs".into(), work: "/r/snapshots/9/work".into(), lowers })
+        let (upper, work) = ("/r/snapshots/9/fs".into(), "/r/snapshots/9/work".into());
+        overlay.mount(kind, &Paths { upper, work, lowers, lazy })
     }
 
     fn words(mount: &Mount) -> String {
@@ -109,12 +122,24 @@ mod tests {
     fn an_overlay_has_the_options_in_containerds_order() {
         assert_eq!(
             words(&mount(Kind::Active, &["/r/snapshots/2/fs", "/r/lazy/1"])),
-            "overlay overlay index=off,workdir=/r/snapshots/9/work,upperdir=/r/snapshots/9/fs,\
+            "overlay overlay index=off,xino=on,workdir=/r/snapshots/9/work,upperdir=/r/snapshots/9/fs,\
              lowerdir=/r/snapshots/2/fs:/r/lazy/1"
         );
         assert_eq!(
             words(&mount(Kind::View, &["/r/snapshots/2/fs", "/r/lazy/1"])),
-            "overlay overlay index=off,lowerdir=/r/snapshots/2/fs:/r/lazy/1"
+            "overlay overlay index=off,xino=on,lowerdir=/r/snapshots/2/fs:/r/lazy/1"
         );
+    }
+
+    #[test]
+    fn one_file_system_needs_no_numbers_of_overlayfs() {
+        for (kind, lowers) in [
+            (Kind::Active, &["/r/snapshots/2/fs", "/r/snapshots/1/fs"][..]),
+            (Kind::View, &["/r/snapshots/2/fs", "/r/snapshots/1/fs"]),
+            (Kind::View, &["/r/lazy/2", "/r/lazy/1"]),
+        ] {
+            assert!(!words(&mount(kind, lowers)).contains("xino"), "{kind:?} {lowers:?}");
+        }
+        assert!(words(&mount(Kind::Active, &["/r/lazy/2"])).contains("xino=on"));
     }
 }

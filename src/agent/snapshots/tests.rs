@@ -32,7 +32,7 @@ impl Node {
     /// A committed snapshot by this name.
     fn committed(&self, name: &str, parent: Option<&str>) -> &Self {
         self.snapshots.prepare("committing", parent, Labels::new()).unwrap();
-        self.snapshots.commit(name, "committing", Labels::new()).unwrap();
+        self.snapshots.commit(name, "committing", None, Labels::new()).unwrap();
         self
     }
 
@@ -64,7 +64,8 @@ impl Node {
     /// Writes a record past all checks.
     fn write_record(&self, name: &str, json: &[u8]) {
         const RECORDS: redb::TableDefinition<'_, &str, &[u8]> = redb::TableDefinition::new("records");
-        let db = self.snapshots.metadata.database();
+        let db = self.snapshots.metadata.database().read().unwrap();
+        let db = db.as_ref().unwrap();
         let transaction = db.begin_write().unwrap();
         transaction.open_table(RECORDS).unwrap().insert(name, json).unwrap();
         transaction.commit().unwrap();
@@ -131,7 +132,7 @@ fn what_is_not_there_is_not_found() {
     assert!(matches!(node.snapshots.stat("none"), Err(Error::NotFound(_))));
     assert!(matches!(node.snapshots.usage("none"), Err(Error::NotFound(_))));
     assert!(matches!(node.snapshots.remove("none"), Err(Error::NotFound(_))));
-    assert!(matches!(node.snapshots.commit("a", "none", Labels::new()), Err(Error::NotFound(_))));
+    assert!(matches!(node.snapshots.commit("a", "none", None, Labels::new()), Err(Error::NotFound(_))));
     assert!(matches!(node.snapshots.update("none", Labels::new(), &[]), Err(Error::NotFound(_))));
     assert!(matches!(node.snapshots.commit_lazy("k", "n", Some("none"), Labels::new(), 1), Err(Error::NotFound(_))));
     assert!(matches!(node.snapshots.target("t", Some("none")), Err(Error::NotFound(_))));
@@ -148,7 +149,7 @@ fn a_name_is_taken_once() {
     };
     taken(prepare(&node, "a", None).map(drop), "a");
     taken(node.snapshots.view("base", None, Labels::new()).map(drop), "base");
-    taken(node.snapshots.commit("base", "a", Labels::new()), "base");
+    taken(node.snapshots.commit("base", "a", None, Labels::new()), "base");
     taken(node.snapshots.commit_lazy("a", "lazy", None, Labels::new(), 1), "a");
     taken(node.snapshots.commit_lazy("b", "base", None, Labels::new(), 1), "base");
     assert_eq!(node.names(&[]), ["a", "base"]);
@@ -163,11 +164,11 @@ fn kinds_allow_what_they_are_for() {
     node.snapshots.view("view", Some("base"), Labels::new()).unwrap();
     assert!(matches!(prepare(&node, "x", Some("active")), Err(Error::ParentNotCommitted(_))));
     assert!(matches!(prepare(&node, "x", Some("view")), Err(Error::ParentNotCommitted(_))));
-    assert!(matches!(node.snapshots.commit("x", "view", Labels::new()), Err(Error::NotActive(_))));
-    assert!(matches!(node.snapshots.commit("x", "base", Labels::new()), Err(Error::NotActive(_))));
+    assert!(matches!(node.snapshots.commit("x", "view", None, Labels::new()), Err(Error::NotActive(_))));
+    assert!(matches!(node.snapshots.commit("x", "base", None, Labels::new()), Err(Error::NotActive(_))));
     assert!(matches!(node.snapshots.mounts("base"), Err(Error::NotMountable(_))));
     assert!(matches!(prepare(&node, "", None), Err(Error::NoName)));
-    assert!(matches!(node.snapshots.commit("", "active", Labels::new()), Err(Error::NoName)));
+    assert!(matches!(node.snapshots.commit("", "active", None, Labels::new()), Err(Error::NoName)));
 }
 
 #[test]
@@ -176,12 +177,31 @@ fn a_parent_stays_until_its_last_child_is_gone() {
     node.lazy("base", None, 5);
     prepare(&node, "child", Some("base")).unwrap();
     assert!(matches!(node.snapshots.remove("base"), Err(Error::HasChildren(_))));
-    node.snapshots.commit("grown", "child", Labels::new()).unwrap();
+    node.snapshots.commit("grown", "child", None, Labels::new()).unwrap();
     assert!(matches!(node.snapshots.remove("base"), Err(Error::HasChildren(_))));
     assert_eq!(node.snapshots.remove("grown").unwrap(), None);
     assert!(node.directories().is_empty());
     assert_eq!(node.snapshots.remove("base").unwrap(), Some(5));
     assert!(node.names(&[]).is_empty());
+}
+
+#[test]
+fn a_snapshot_without_a_parent_is_put_on_the_one_that_its_commit_names() {
+    let node = Node::new();
+    node.lazy("base", None, 5).committed("other", None);
+    prepare(&node, "layer", None).unwrap();
+    let commit = |name: &str, key: &str, parent: &str| node.snapshots.commit(name, key, Some(parent), Labels::new());
+    assert!(matches!(commit("top", "layer", "none"), Err(Error::NotFound(_))));
+    assert!(matches!(commit("top", "layer", "layer"), Err(Error::ParentNotCommitted(_))));
+    commit("top", "layer", "base").unwrap();
+    assert_eq!(node.snapshots.stat("top").unwrap().parent.as_deref(), Some("base"));
+    assert!(matches!(node.snapshots.remove("base"), Err(Error::HasChildren(_))));
+    let mounts = prepare(&node, "container", Some("top")).unwrap();
+    assert!(mounts[0].options.iter().any(|option| option.ends_with("/lazy/5")), "{mounts:?}");
+
+    prepare(&node, "child", Some("top")).unwrap();
+    assert!(matches!(commit("moved", "child", "other"), Err(Error::ParentChanged(_))));
+    commit("grown", "child", "top").unwrap();
 }
 
 #[test]
@@ -193,7 +213,7 @@ fn commit_replaces_labels_and_keeps_the_content() {
     let Measured::Usage(active) = node.snapshots.usage("a").unwrap() else { panic!("it is not lazy") };
     assert_eq!(active.inodes, 2, "the root and one file");
     assert!((10_000..100_000).contains(&active.size), "{active:?}");
-    node.snapshots.commit("n", "a", labels(&[("new", "2")])).unwrap();
+    node.snapshots.commit("n", "a", None, labels(&[("new", "2")])).unwrap();
     let info = node.snapshots.stat("n").unwrap();
     assert_eq!((info.kind, info.parent, info.labels), (Kind::Committed, None, labels(&[("new", "2")])));
     fs::remove_file(node.path("snapshots/1/fs/link")).unwrap();
@@ -240,7 +260,7 @@ fn labels_have_containerds_limit() {
     assert!(node.snapshots.prepare("a", None, labels(&[("k", &fits)])).is_ok());
     let refused = |outcome: Result<(), Error>| assert!(matches!(outcome, Err(Error::LabelTooLong(key)) if key == "k"));
     refused(node.snapshots.prepare("b", None, labels(&[("k", &too_long)])).map(drop));
-    refused(node.snapshots.commit("b", "a", labels(&[("k", &too_long)])));
+    refused(node.snapshots.commit("b", "a", None, labels(&[("k", &too_long)])));
     refused(node.snapshots.commit_lazy("b", "c", None, labels(&[("k", &too_long)]), 1));
     refused(node.snapshots.update("a", labels(&[("k", &too_long)]), &[]).map(drop));
     assert_eq!(node.names(&[]), ["a"]);
@@ -306,7 +326,7 @@ fn one_of_many_commits_of_a_name_wins() {
                 let key = format!("key-{number}");
                 prepare(&node, &key, None).unwrap();
                 barrier.wait();
-                node.snapshots.commit("name", &key, Labels::new()).is_ok()
+                node.snapshots.commit("name", &key, None, Labels::new()).is_ok()
             })
         })
         .collect();

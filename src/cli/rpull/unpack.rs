@@ -214,6 +214,8 @@ impl Unpacker<'_> {
             name: layer.chain_id.to_string(),
             key,
             labels: layer.labels.clone(),
+            // The snapshot was prepared on it.
+            parent: String::new(),
         };
         match self.session.snapshots().commit(request).await {
             // Somebody else was faster.
