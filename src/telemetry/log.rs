@@ -69,9 +69,9 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// In front of every filter, which may say otherwise: a reader that was killed takes no answer, and `fuser` calls that an
-/// error.
-const QUIET: &str = "fuser::reply=off";
+/// In front of every filter, which may say otherwise: containers cause the lines of `fuser` as often as they like. A reader
+/// that was killed takes no answer, and `fuser` calls that an error.
+const QUIET: &str = "fuser=error,fuser::reply=off";
 
 /// Starts logging.
 ///

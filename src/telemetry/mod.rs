@@ -1,5 +1,6 @@
 //! What the process says about itself: tracing and metrics.
 
+pub mod limit;
 pub mod log;
 pub mod metrics;
 
