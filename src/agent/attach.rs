@@ -12,6 +12,7 @@ use super::fuse::Adapter;
 use super::layers::Layers;
 use super::notify::Notifier;
 use super::opens::Opens;
+use super::request_timeout::ReadLimits;
 use super::session::{Device, SessionError};
 
 #[derive(Debug, thiserror::Error)]
@@ -22,7 +23,8 @@ pub enum MountError {
     Io(#[from] io::Error),
 }
 
-/// Shows `layers` on the mount of `device`, from threads of their own, until it is unmounted; that is told. Blocks.
+/// Serves `layers` over the FUSE connection `device` on dedicated threads. Returns once the handshake is done; the
+/// returned receiver fires when the kernel ends the connection. Blocking.
 ///
 /// # Errors
 /// When the kernel does not greet, or what is open cannot be read from beneath the root.
@@ -33,12 +35,16 @@ pub(super) fn attach(
     runtime: Handle,
 ) -> Result<oneshot::Receiver<()>, MountError> {
     let opens = Opens::load(&config.root.join("opens"), device.is_new())?;
+    let limits = ReadLimits::new(config.read_timeout, device.request_timeout());
+    if limits.fresh < config.read_timeout {
+        tracing::warn!(limit = ?limits.fresh, configured = ?config.read_timeout, "reads limited by fs.fuse.*_request_timeout");
+    }
     let adapter = Adapter::new(
         FileSystem::new(Arc::clone(layers)),
         opens,
         device.duplicate()?,
         runtime,
-        config.read_timeout,
+        limits,
         config.passthrough,
     );
     let notifier = Notifier::new(device.duplicate()?);
@@ -56,6 +62,6 @@ pub(super) fn attach(
     {
         tracing::warn!(%error, "reads that an earlier process left unanswered stay so: the kernel is older than Linux 6.9");
     }
-    layers.announce_to(notifier);
+    layers.announce_to(Some(notifier));
     Ok(unmounted)
 }

@@ -75,7 +75,8 @@ impl FileSystem {
     fn root(&self) -> Attributes {
         Attributes {
             kind: Kind::Directory,
-            mode: 0o755,
+            // Containers and overlayfs come to a layer by its path as root; nobody else gets past this.
+            mode: 0o700,
             uid: 0,
             gid: 0,
             links: u32::try_from(self.layers.len()).unwrap_or(u32::MAX - 2) + 2,
@@ -93,9 +94,11 @@ impl FileSystem {
         layer.tree().attributes(id).ok_or(Error::NotFound)
     }
 
-    /// The inode with this name in a directory.
+    /// The inode with this name in a directory. `.` names any inode itself: the kernel asks so for one that it forgot.
     pub fn lookup(&self, parent: u64, name: &[u8]) -> Result<(u64, Attributes), Error> {
-        let inode = if parent == ROOT_INODE {
+        let inode = if name == b"." {
+            parent
+        } else if parent == ROOT_INODE {
             self.layers.by_name(name).ok_or(Error::NotFound)?.inode(FileId::ROOT)
         } else {
             let (mount, layer, id) = self.at(parent)?;

@@ -8,7 +8,7 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use tokio::task::spawn_blocking;
 
@@ -46,7 +46,8 @@ pub struct Layers {
     /// Held while numbers are given and records come and go.
     bookkeeping: Mutex<()>,
     trees: Mutex<HashMap<(Digest, TocDigest), Weak<Tree>>>,
-    notifier: OnceLock<Notifier>,
+    /// The connection to the kernel; `None` while nothing is mounted.
+    notifier: RwLock<Option<Arc<Notifier>>>,
     refusals: Refusals,
 }
 
@@ -77,16 +78,18 @@ impl Layers {
             mounts: RwLock::new(mounts),
             bookkeeping: Mutex::default(),
             trees: Mutex::default(),
-            notifier: OnceLock::new(),
+            notifier: RwLock::default(),
             refusals: Refusals::default(),
         })
     }
 
-    /// Tells the kernel of directories that are gone, from now on.
-    pub fn announce_to(&self, notifier: Notifier) {
-        if self.notifier.set(notifier).is_err() {
-            tracing::warn!("the kernel is told of layers that go by one session alone");
-        }
+    /// Notifies the kernel of layers that come and go from now on. Without a notifier no layer is mounted lazily.
+    pub fn announce_to(&self, notifier: Option<Notifier>) {
+        *self.notifier.write().unwrap_or_else(PoisonError::into_inner) = notifier.map(Arc::new);
+    }
+
+    fn notifier(&self) -> Option<Arc<Notifier>> {
+        self.notifier.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The directory where the layers of an agent with this root are mounted.
@@ -112,7 +115,7 @@ impl Layers {
     }
 
     async fn try_mount(self: &Arc<Self>, spec: &LayerSpec, image: Option<ImageLayers>) -> Result<u64, NotLazy> {
-        if self.notifier.get().is_none() {
+        if self.notifier().is_none() {
             return Err(NotLazy::Off("the file system is not mounted".to_owned()));
         }
         if !self.config.policy(&spec.reference).lazy {
@@ -195,7 +198,7 @@ impl Layers {
         mounts.insert(Arc::clone(&mount));
         drop(mounts);
         metrics().agent_mounts.inc();
-        if let Some(notifier) = self.notifier.get() {
+        if let Some(notifier) = self.notifier() {
             notifier.root_changed();
         }
         Ok(mount)
@@ -356,7 +359,7 @@ impl Layers {
         let Some(mount) = self.mounts.write().unwrap_or_else(PoisonError::into_inner).remove(number) else { return };
         mount.gone.cancel();
         metrics().agent_mounts.dec();
-        if let Some(notifier) = self.notifier.get() {
+        if let Some(notifier) = self.notifier() {
             notifier.is_gone(number);
             notifier.root_changed();
         }

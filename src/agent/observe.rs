@@ -14,9 +14,10 @@ pub use super::attach::MountError;
 use super::attach::attach;
 use super::config::{Background, Config, KeeperKind};
 use super::layers::{Layers, NotLazy};
+use super::mountpoint;
 pub use super::recorder::Recording;
 use super::recorder::Used;
-use super::session::{self, Device};
+use super::session::Device;
 use super::spec::LayerSpec;
 use crate::upstream::Upstreams;
 
@@ -97,7 +98,7 @@ impl Observatory {
 
 impl Drop for Observatory {
     fn drop(&mut self) {
-        if let Err(error) = session::clear(&self.mountpoint) {
+        if let Err(error) = mountpoint::clear(&self.mountpoint) {
             tracing::warn!(%error, path = %self.mountpoint.display(), "the layers stay mounted");
         }
     }

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 /// Inode, backing identifier, count, how: little-endian.
@@ -41,7 +41,14 @@ struct Open {
 impl Opens {
     /// Reads the file, or begins a new one where nothing is open: with a new mount.
     pub fn load(path: &Path, is_new: bool) -> io::Result<Self> {
-        let file = File::options().read(true).write(true).create(true).truncate(is_new).open(path)?;
+        if is_new {
+            // Another file: an earlier mount may be served until the last container over it ends.
+            match std::fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
         let mut opens =
             Self { slots: file.metadata()?.len() / SLOT_LEN as u64, file, open: HashMap::new(), free: Vec::new() };
         for slot in 0..opens.slots {

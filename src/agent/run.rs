@@ -1,33 +1,30 @@
 //! The agent's life: take over what an earlier process left, serve, and leave it to the next.
 
-use std::fs::DirBuilder;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::runtime::Handle;
-use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
 use super::api::{self, Api};
-use super::attach::{MountError, attach};
 use super::config::Config;
 use super::cri::{CriCredentials, ImageService};
-use super::keeper::{Keeper, Kept};
+use super::keeper::Keeper;
 use super::layers::Layers;
+use super::mounted::Mounted;
+use super::mountpoint;
+use super::root;
 use super::server::{self, ServeError};
-use super::session::{self, Device, SessionError};
 use super::snapshots::{self, Snapshots};
 use super::snapshotter::Snapshotter;
-use crate::telemetry::log::chain;
 use crate::upstream::{self, Upstreams};
 
-/// What a keeper knows the FUSE device, the listening socket and the credentials of pods by.
+/// What a keeper knows the FUSE device, the clone of its mount, the listening socket and the credentials of pods by.
 pub const DEVICE: &str = "fuse";
+pub const MOUNT: &str = "mount";
 pub const LISTENER: &str = "socket";
 pub const CREDENTIALS: &str = "credentials";
 
@@ -41,12 +38,12 @@ pub enum RunError {
     Running(PathBuf),
     #[error("the root {path} cannot be used")]
     Root { path: PathBuf, source: io::Error },
+    #[error("the root cannot be used")]
+    UnsafeRoot(#[from] root::RootError),
     #[error("nothing keeps the mounts while the agent restarts")]
     Keeper(#[source] io::Error),
     #[error("the snapshots cannot be opened")]
     Snapshots(#[source] snapshots::Error),
-    #[error("the lazy mounts ended: somebody unmounted {0}")]
-    Unmounted(PathBuf),
     #[error(transparent)]
     Upstreams(#[from] upstream::Error),
     #[error("containerd's socket cannot be dialled")]
@@ -62,7 +59,7 @@ pub enum RunError {
 /// Serves containerd until `shutdown`; the lazy mounts stay.
 ///
 /// # Errors
-/// When the root, the socket or the keeper cannot be used, or when the mount goes away.
+/// When the root, the socket or the keeper cannot be used.
 pub async fn run(config: &Config, upstreams: &upstream::Config, shutdown: CancellationToken) -> Result<(), RunError> {
     let root = checked_root(config).await?;
     let (kind, place) = (config.keeper, root.clone());
@@ -75,13 +72,9 @@ pub async fn run(config: &Config, upstreams: &upstream::Config, shutdown: Cancel
     let layers = Arc::new(layers.map_err(|source| RunError::Root { path: root.clone(), source })?);
 
     // Before the snapshots: an earlier process may wait for an answer of the file system before it lets go of them.
-    let unmounted = match mount(config, &keeper, &mut kept, &layers).await {
-        Ok(unmounted) => Some(unmounted),
-        Err(error) => {
-            tracing::error!(error = chain(&error), "no layer is mounted lazily: images are unpacked");
-            None
-        }
-    };
+    let keeper = Arc::new(keeper);
+    let config = &Config { root: root.clone(), ..config.clone() };
+    let mounted = Mounted::start(config, Arc::clone(&keeper), Arc::clone(&layers), &mut kept).await;
     let place = root.clone();
     let snapshots = blocking(move || open_snapshots(&place)).await?.map_err(RunError::Snapshots)?;
     let snapshots = Arc::new(snapshots);
@@ -104,10 +97,9 @@ pub async fn run(config: &Config, upstreams: &upstream::Config, shutdown: Cancel
     let _unheard = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
     let serving = server::serve(listener, Snapshotter::new(snapshots, layers), images, shutdown);
-    let outcome = tokio::select! {
-        outcome = serving => outcome.map_err(RunError::Serve),
-        () = ended(unmounted) => Err(RunError::Unmounted(Layers::mountpoint(&root))),
-    };
+    let mounted = tokio::spawn(mounted.keep());
+    let outcome = serving.await.map_err(RunError::Serve);
+    mounted.abort();
     resuming.abort();
     api.abort();
     outcome
@@ -129,47 +121,11 @@ fn credentials(config: &Config, keeper: &Keeper, kept: Option<OwnedFd>) -> io::R
     Ok(CriCredentials::kept_in(memory))
 }
 
-/// The root, made if need be, which no other agent uses.
+/// The root, made if need be, which no other user reaches and no other agent uses.
 async fn checked_root(config: &Config) -> Result<PathBuf, RunError> {
-    let failed = |source| RunError::Root { path: config.root.clone(), source };
-    let root = std::path::absolute(&config.root).map_err(failed)?;
-    DirBuilder::new().recursive(true).mode(0o700).create(&root).map_err(failed)?;
+    let given = config.root.clone();
+    let root = blocking(move || root::secure(&given)).await??;
     if api::is_answered(&root).await { Err(RunError::Running(root)) } else { Ok(root) }
-}
-
-/// Takes over the mount of an earlier process or makes one, and answers the kernel on threads of its own. What is
-/// given is told when the mount is gone.
-async fn mount(
-    config: &Config,
-    keeper: &Keeper,
-    kept: &mut Kept,
-    layers: &Arc<Layers>,
-) -> Result<oneshot::Receiver<()>, MountError> {
-    let root = std::path::absolute(&config.root)?;
-    let fd = kept.remove(DEVICE);
-    let place = root.clone();
-    let device = blocking(move || device(&place, fd)).await.map_err(io::Error::other)??;
-    if device.is_new() {
-        // From here on a crash loses nothing.
-        keeper.keep(DEVICE, device.as_fd())?;
-    }
-    let (own, config, runtime) =
-        (Arc::clone(layers), Config { root: root.clone(), ..config.clone() }, Handle::current());
-    let unmounted = blocking(move || attach(&device, &own, &config, runtime)).await.map_err(io::Error::other)??;
-    let mountpoint = Layers::mountpoint(&root);
-    blocking(move || session::read_further_ahead(&mountpoint)).await.map_err(io::Error::other)?;
-    Ok(unmounted)
-}
-
-fn device(root: &Path, kept: Option<OwnedFd>) -> Result<Device, SessionError> {
-    let saved = root.join("init");
-    if let Some(fd) = kept {
-        match Device::adopt(fd, &saved) {
-            Ok(device) => return Ok(device),
-            Err(error) => tracing::error!(error = chain(&error), "the kept mount cannot be taken over"),
-        }
-    }
-    Device::mount(&Layers::mountpoint(root), &saved)
 }
 
 /// Waits for an earlier process to let go of the metadata.
@@ -201,14 +157,6 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     spawn_blocking(work).await.map_err(|error| RunError::Internal(error.to_string()))
 }
 
-/// Waits for the end of a mount, for ever if there is none.
-async fn ended(unmounted: Option<oneshot::Receiver<()>>) {
-    match unmounted {
-        Some(unmounted) => drop(unmounted.await),
-        None => std::future::pending().await,
-    }
-}
-
 /// Unmounts the lazy layers of an agent that does not run, and ends their keeper.
 ///
 /// # Errors
@@ -219,7 +167,7 @@ pub async fn unmount(config: &Config) -> Result<(), RunError> {
     let work = move || {
         let (keeper, kept) = Keeper::open(kind, &root)?;
         drop(kept);
-        session::clear(&Layers::mountpoint(&root))?;
+        mountpoint::clear(&Layers::mountpoint(&root))?;
         keeper.release()
     };
     blocking(work).await?.map_err(RunError::Keeper)

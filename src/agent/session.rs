@@ -8,30 +8,32 @@
 
 use std::ffi::CString;
 use std::fs;
-use std::io::{self, Read as _};
+use std::io::{self, Write as _};
 use std::mem::ManuallyDrop;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use fuser::{Filesystem, Session, SessionACL};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{DupFlags, dup3, fcntl_dupfd_cloexec};
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::MountFlags;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+
+use super::{mountpoint, request_timeout};
 
 /// The kernel takes no smaller buffer for a request (`FUSE_MIN_READ_BUFFER`); its INIT is far shorter.
 const REQUEST_LEN: usize = 8192;
 /// What the file system is called in /proc/mounts.
 const SOURCE: &str = "starlift";
-/// How far the kernel reads ahead, in KiB: a few of our chunks' worth would cost more than it saves.
-const READ_AHEAD_KIB: &str = "512";
 
 /// The device of a mount, and the kernel's INIT request to it.
 #[derive(Debug)]
 pub struct Device {
     fd: OwnedFd,
-    init: Vec<u8>,
+    saved: Saved,
     is_new: bool,
 }
 
@@ -41,6 +43,8 @@ pub enum SessionError {
     Open(#[source] io::Error),
     #[error("{path} cannot be mounted")]
     Mount { path: PathBuf, source: io::Error },
+    #[error("the kernel has ended the connection")]
+    Ended,
     #[error("the kernel's greeting cannot be read or saved")]
     Init(#[source] io::Error),
     #[error("the handshake with the kernel failed")]
@@ -51,29 +55,50 @@ impl Device {
     /// Mounts the file system on `at`, a dead one's place as well. `saved` is where its INIT is kept.
     pub fn mount(at: &Path, saved: &Path) -> Result<Self, SessionError> {
         let failed = |source: io::Error| SessionError::Mount { path: at.to_owned(), source };
-        if clear(at).map_err(failed)? {
-            tracing::error!(path = %at.display(), "the lazy mounts of an earlier agent were lost; containers on them cannot read on");
+        if mountpoint::clear(at).map_err(failed)? {
+            tracing::error!(path = %at.display(), "an earlier mount of the layers was lost; containers over it have to be restarted");
         }
         fs::create_dir_all(at).map_err(failed)?;
+        // The kernel's limit on this connection from here on, whatever it is set to later.
+        let timeout = request_timeout::current();
         let fd: OwnedFd =
             fs::File::options().read(true).write(true).open("/dev/fuse").map_err(SessionError::Open)?.into();
         let options =
-            format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions", fd.as_raw_fd());
+            format!("fd={},rootmode=40700,user_id=0,group_id=0,allow_other,default_permissions", fd.as_raw_fd());
         let options = CString::new(options).map_err(|error| failed(error.into()))?;
-        // Neither NOSUID nor NODEV: a bind mount of a layer would keep them. Only root gets here, through overlayfs.
-        let flags = MountFlags::RDONLY | MountFlags::NOATIME;
+        // Containers have the flags of their own overlay, or of a bind mount that containerd remounts with its own.
+        let flags = MountFlags::RDONLY | MountFlags::NOATIME | MountFlags::NOSUID | MountFlags::NODEV;
         let mounted = rustix::mount::mount(SOURCE, at, "fuse.starlift", flags, options.as_c_str());
         mounted.map_err(|error| failed(error.into()))?;
         let mut init = vec![0; REQUEST_LEN];
         let length = rustix::io::read(&fd, &mut init).map_err(|error| SessionError::Init(error.into()))?;
         init.truncate(length);
-        fs::write(saved, &init).map_err(SessionError::Init)?;
-        Ok(Self { fd, init, is_new: true })
+        let timeout = timeout.map_or(0, |timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
+        let device = mountpoint::device_at(at).map_err(SessionError::Init)?;
+        let state = Saved { device, timeout, init };
+        state.write(saved).map_err(SessionError::Init)?;
+        Ok(Self { fd, saved: state, is_new: true })
     }
 
     /// Takes over the mount whose device a keeper kept.
+    ///
+    /// # Errors
+    /// When the kernel has ended the connection, or what was saved of it cannot be read.
     pub fn adopt(fd: OwnedFd, saved: &Path) -> Result<Self, SessionError> {
-        Ok(Self { fd, init: fs::read(saved).map_err(SessionError::Init)?, is_new: false })
+        if !is_connected(&fd).map_err(|error| SessionError::Init(error.into()))? {
+            return Err(SessionError::Ended);
+        }
+        Ok(Self { fd, saved: Saved::read(saved).map_err(SessionError::Init)?, is_new: false })
+    }
+
+    /// The device number of the file system.
+    pub fn number(&self) -> u64 {
+        self.saved.device
+    }
+
+    /// After how long an unanswered request ends the connection, if ever.
+    pub fn request_timeout(&self) -> Option<Duration> {
+        (self.saved.timeout > 0).then(|| Duration::from_millis(self.saved.timeout))
     }
 
     /// Whether the mount was made by this process.
@@ -92,7 +117,7 @@ impl Device {
         let (ours, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .map_err(handshake)?;
-        rustix::net::send(&ours, &self.init, SendFlags::NOSIGNAL).map_err(handshake)?;
+        rustix::net::send(&ours, &self.saved.init, SendFlags::NOSIGNAL).map_err(handshake)?;
         let mut config = fuser::Config::default();
         config.n_threads = Some(threads.get());
         let session = Session::from_fd(filesystem, theirs, SessionACL::All, config).map_err(SessionError::Handshake)?;
@@ -120,53 +145,37 @@ fn replace<F: Filesystem>(session: &Session<F>, device: &OwnedFd) -> rustix::io:
     dup3(device, &mut lent, DupFlags::CLOEXEC)
 }
 
-/// Unmounts whatever is mounted on `at`, however often; open files keep it alive. Whether something was.
-pub fn clear(at: &Path) -> io::Result<bool> {
-    let mut was_mounted = false;
-    while mounted(at)?.is_some() {
-        rustix::mount::unmount(at, UnmountFlags::DETACH)?;
-        was_mounted = true;
-    }
-    Ok(was_mounted)
+/// Whether the kernel still sends requests: not after the last unmount, and not after an abort.
+fn is_connected(fd: &OwnedFd) -> rustix::io::Result<bool> {
+    let mut polled = [PollFd::new(fd, PollFlags::empty())];
+    poll(&mut polled, Some(&Timespec::default()))?;
+    Ok(!polled[0].revents().contains(PollFlags::ERR))
 }
 
-/// Lets the kernel read further ahead than its default of 128 KiB: each request has a price.
-///
-/// The mount is looked for in /proc: a look at itself would ask the agent.
-pub fn read_further_ahead(at: &Path) {
-    let set = mounted(at).and_then(|device| {
-        let device = device.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-        fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), READ_AHEAD_KIB)
-    });
-    if let Err(error) = set {
-        tracing::debug!(%error, "the kernel's read-ahead stays as it is");
-    }
+/// What a later process has to know of a connection: kept in one file, the kernel's INIT last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Saved {
+    /// The device number of the file system.
+    device: u64,
+    /// The kernel's limit on unanswered requests, in milliseconds; 0 if it has none.
+    timeout: u64,
+    init: Vec<u8>,
 }
 
-/// The device number, `major:minor`, of what is mounted on `at` (proc_pid_mountinfo(5)).
-fn mounted(at: &Path) -> io::Result<Option<String>> {
-    let mut table = Vec::new();
-    fs::File::open("/proc/self/mountinfo")?.read_to_end(&mut table)?;
-    let escaped = escape(at.as_os_str().as_bytes());
-    // The last line is what is on top.
-    let mut on_it = table.split(|byte| *byte == b'\n').rev().filter_map(|line| {
-        let mut fields = line.split(|byte| *byte == b' ').skip(2);
-        let device = fields.next()?;
-        (fields.nth(1)? == escaped).then(|| String::from_utf8_lossy(device).into_owned())
-    });
-    Ok(on_it.next())
-}
-
-/// As mountinfo writes a path: blanks and backslashes in octal.
-fn escape(path: &[u8]) -> Vec<u8> {
-    let mut escaped = Vec::new();
-    for byte in path {
-        match byte {
-            b' ' | b'\t' | b'\n' | b'\\' => escaped.extend(format!("\\{byte:03o}").as_bytes()),
-            _ => escaped.push(*byte),
-        }
+impl Saved {
+    fn write(&self, path: &Path) -> io::Result<()> {
+        let numbers = [self.device.to_le_bytes(), self.timeout.to_le_bytes()].concat();
+        let mut file = fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        file.write_all(&[numbers.as_slice(), &self.init].concat())
     }
-    escaped
+
+    fn read(path: &Path) -> io::Result<Self> {
+        let bytes = fs::read(path)?;
+        let (device, rest) = bytes.split_first_chunk().ok_or(io::ErrorKind::UnexpectedEof)?;
+        let (timeout, init) = rest.split_first_chunk().ok_or(io::ErrorKind::UnexpectedEof)?;
+        let (device, timeout) = (u64::from_le_bytes(*device), u64::from_le_bytes(*timeout));
+        Ok(Self { device, timeout, init: init.to_vec() })
+    }
 }
 
 #[cfg(test)]
@@ -174,9 +183,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mounts_are_found_by_their_place() {
-        assert!(mounted(Path::new("/proc")).unwrap().is_some());
-        assert_eq!(mounted(Path::new("/proc/self")).unwrap(), None);
-        assert_eq!(escape(b"/a b\\c"), b"/a\\040b\\134c");
+    fn a_later_process_reads_what_an_earlier_one_saved() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("init");
+        let saved = Saved { device: 42, timeout: 20_000, init: vec![1, 2, 3] };
+        saved.write(&path).unwrap();
+        assert_eq!(Saved::read(&path).unwrap(), saved);
+        fs::write(&path, "short").unwrap();
+        assert!(Saved::read(&path).is_err());
+    }
+
+    #[test]
+    fn a_device_without_a_mount_is_not_adopted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("init");
+        Saved { device: 42, timeout: 0, init: vec![1] }.write(&path).unwrap();
+        // A pipe without a reader polls as a device does after an abort.
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        assert!(matches!(Device::adopt(writer.into(), &path), Err(SessionError::Ended)));
     }
 }

@@ -17,6 +17,7 @@ mod cri_proxy;
 mod fake_registry;
 mod real_agent;
 mod real_agent_model;
+mod real_agent_mount;
 mod real_agent_profiles;
 mod real_agent_reads;
 mod real_agent_snapshots;

@@ -108,8 +108,8 @@ async fn readers_survive_twenty_kills() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn readers_survive_twenty_kills_without_passthrough() {
-    readers_survive_kills(&[ON_DEMAND, ("PASSTHROUGH", "false")]).await;
+async fn readers_survive_twenty_kills_with_passthrough() {
+    readers_survive_kills(&[ON_DEMAND, ("PASSTHROUGH", "true")]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -49,6 +49,14 @@ impl Keeper {
         }
     }
 
+    /// Hands over a mount that is in no directory, which a descriptor of `O_PATH` stands for. systemd takes none of these.
+    pub fn keep_mount(&self, name: &str, mount: BorrowedFd<'_>) -> io::Result<()> {
+        match self {
+            Self::Process(keeper) => keeper.keep(name, mount),
+            Self::Systemd | Self::Nobody => Ok(()),
+        }
+    }
+
     /// Has all descriptors dropped; a keeper's process ends.
     pub fn release(&self) -> io::Result<()> {
         match self {

@@ -101,6 +101,9 @@ fn serve(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     let upstreams = upstreams.map(|(name, url)| Layer::flag("--upstream", &["upstream", name, "url"], url.as_str()));
     let loaded = global.load(args.place.layers().into_iter().chain(upstreams).collect())?;
     log::start(&loaded.config.log).map_err(Failure::from_error)?;
+    // Sockets and files of the agent are for its owner, whatever the umask of whoever starts it. Directories of
+    // snapshots get their modes explicitly.
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     let runtime = tokio::runtime::Runtime::new().map_err(Failure::when("threads cannot be started"))?;
     let outcome = runtime.block_on(until_told(&loaded.config.agent, &loaded.config.upstreams));
     // Reads that still wait are answered by the next agent.

@@ -2,43 +2,55 @@
 //!
 //! What is on this node is answered at once on the thread that read the request; what has to be fetched is answered
 //! when it is there, or with EIO when that takes too long.
+//!
+//! Every request has an answer here: the defaults of `fuser` write a line to the log for each, and containers can send
+//! as many as they like. docs/KERNEL.md says which requests the kernel sends, and why each is answered as it is.
+
+mod attributes;
+mod init;
 
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use estargz::toc::{Kind, Time};
 use fuser::{
-    BackingId, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    AccessFlags, BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FileType, Filesystem, FopenFlags,
+    Generation, INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags,
+    PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
+use rustix::ioctl::{Opcode, opcode};
 use tokio::runtime::Handle;
 
 use super::filesystem::{Error, FileSystem, Listed, Opened};
 use super::opens::{How, Opens};
 use super::passthrough;
-use super::tree::Attributes;
+use super::request_timeout::ReadLimits;
+use crate::telemetry::limit::LineLimit;
 use crate::telemetry::metrics::metrics;
+use attributes::{BLOCK, attr, file_type};
 
 /// Nothing ever changes but that layers come and go, of which the kernel is told.
 const FOREVER: Duration = Duration::MAX;
 const GENERATION: Generation = Generation(0);
 /// Files have no state of their own.
 const HANDLE: FileHandle = FileHandle(0);
-const BLOCK: u32 = 4096;
-/// As large as one block of stat(2)'s `st_blocks`.
-const STAT_BLOCK: u64 = 512;
-/// Requests of the kernel's own, such as read-ahead, that may wait at once.
-const MAX_BACKGROUND: u16 = 128;
 /// `.` and `..` come before the names.
 const DOTS: u64 = 2;
 /// The longest file name.
 const NAME_LEN: u32 = 255;
+/// Marks the number of a request that the kernel sends once more (`FUSE_UNIQUE_RESEND`).
+const UNIQUE_RESEND: u64 = 1 << 63;
+/// `FS_IOC_GETFLAGS` and `FS_IOC_FSGETXATTR`: which flags a file has. overlayfs asks for every file that it copies.
+const FILE_FLAGS: [Opcode; 2] = [opcode::read::<isize>(b'f', 1), opcode::read::<[u8; 28]>(b'X', 31)];
+/// As long as the longer answer to these.
+const MAX_FILE_FLAGS: usize = 28;
 
 /// The kernel's side of the file system.
 #[derive(Debug)]
@@ -47,7 +59,7 @@ pub struct Adapter {
     opens: Arc<Mutex<Opens>>,
     device: OwnedFd,
     runtime: Handle,
-    read_timeout: Duration,
+    limits: ReadLimits,
     passthrough: bool,
 }
 
@@ -57,10 +69,10 @@ impl Adapter {
         opens: Opens,
         device: OwnedFd,
         runtime: Handle,
-        read_timeout: Duration,
+        limits: ReadLimits,
         passthrough: bool,
     ) -> Self {
-        Self { filesystem, opens: Arc::new(Mutex::new(opens)), device, runtime, read_timeout, passthrough }
+        Self { filesystem, opens: Arc::new(Mutex::new(opens)), device, runtime, limits, passthrough }
     }
 
     /// Opens the file as it is open already, else through its backing file if it has one.
@@ -71,7 +83,7 @@ impl Adapter {
         let mut opens = self.opens.lock().unwrap_or_else(PoisonError::into_inner);
         let how = opens.how(inode).unwrap_or_else(|| self.best_way(file.as_ref()));
         if let Err(error) = opens.add(inode, how) {
-            tracing::error!(%error, "the table of open files cannot be written");
+            report_table(&error);
             return reply.error(Errno::EIO);
         }
         match how {
@@ -89,21 +101,7 @@ impl Adapter {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let wanted = [
-            InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_READDIRPLUS_AUTO,
-            InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_CACHE_SYMLINKS,
-            InitFlags::FUSE_NO_OPENDIR_SUPPORT,
-        ];
-        for flag in wanted {
-            // What this kernel lacks it does without.
-            let _lacking = config.add_capabilities(flag);
-        }
-        // The backing files lie below this file system, overlayfs above: the kernel's limit is two.
-        let has_passthrough = self.passthrough && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok();
-        self.passthrough = has_passthrough && config.set_max_stack_depth(1).is_ok();
-        let _kept = config.set_max_background(MAX_BACKGROUND);
+        self.passthrough = init::greet(config, &self.limits, self.passthrough);
         Ok(())
     }
 
@@ -140,7 +138,7 @@ impl Filesystem for Adapter {
 
     fn read(
         &self,
-        _request: &Request,
+        request: &Request,
         inode: INodeNo,
         _handle: FileHandle,
         offset: u64,
@@ -158,7 +156,9 @@ impl Filesystem for Adapter {
             count("held");
             return reply.data(&bytes);
         }
-        let (limit, waiting) = (self.read_timeout, Waiting(Some(reply)));
+        let is_resent = request.unique().0 & UNIQUE_RESEND != 0;
+        let limit = if is_resent { self.limits.resent } else { self.limits.fresh };
+        let waiting = Waiting(Some(reply));
         self.runtime.spawn(async move {
             match tokio::time::timeout(limit, opened.read(offset, length)).await {
                 Ok(Ok(bytes)) => {
@@ -168,7 +168,10 @@ impl Filesystem for Adapter {
                 // What went wrong was told where it did.
                 Ok(Err(_told)) => waiting.fail(),
                 Err(_elapsed) => {
-                    tracing::warn!(layer = %opened.layer(), waited = ?limit, "a read was given up: the registry is silent");
+                    static LINES: LineLimit = LineLimit::new();
+                    if let Some(dropped) = LINES.pass() {
+                        tracing::warn!(layer = %opened.layer(), waited = ?limit, dropped, "read timed out");
+                    }
                     waiting.fail();
                 }
             }
@@ -191,7 +194,7 @@ impl Filesystem for Adapter {
         match opens.remove(inode.0) {
             Ok(Some(backing)) => passthrough::close(&self.device, backing),
             Ok(None) => {}
-            Err(error) => tracing::error!(%error, "the table of open files cannot be written"),
+            Err(error) => report_table(&error),
         }
     }
 
@@ -260,6 +263,261 @@ impl Filesystem for Adapter {
     fn statfs(&self, _request: &Request, _inode: INodeNo, reply: ReplyStatfs) {
         reply.statfs(0, 0, 0, self.filesystem.inodes(), 0, BLOCK, NAME_LEN, BLOCK);
     }
+
+    /// No file of an image has flags. Any other ioctl is for another kind of file.
+    fn ioctl(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _flags: IoctlFlags,
+        command: u32,
+        _input: &[u8],
+        output_len: u32,
+        reply: ReplyIoctl,
+    ) {
+        let length = usize::try_from(output_len).unwrap_or(usize::MAX);
+        match [0; MAX_FILE_FLAGS].get(..length) {
+            Some(flags) if FILE_FLAGS.contains(&command) => reply.ioctl(0, flags),
+            _ => reply.error(Errno::ENOTTY),
+        }
+    }
+
+    // ENOSYS to the requests from here on means: the kernel does it by itself and does not ask again.
+
+    fn releasedir(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        reply.ok();
+    }
+
+    fn fsync(&self, _request: &Request, _inode: INodeNo, _handle: FileHandle, _data_only: bool, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fsyncdir(&self, _request: &Request, _inode: INodeNo, _handle: FileHandle, _data_only: bool, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn access(&self, _request: &Request, _inode: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn getlk(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _owner: LockOwner,
+        _start: u64,
+        _end: u64,
+        _kind: i32,
+        _pid: u32,
+        reply: ReplyLock,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn setlk(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _owner: LockOwner,
+        _start: u64,
+        _end: u64,
+        _kind: i32,
+        _pid: u32,
+        _waits: bool,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn bmap(&self, _request: &Request, _inode: INodeNo, _block_size: u32, _block: u64, reply: ReplyBmap) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn poll(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _notifier: PollNotifier,
+        _events: PollEvents,
+        _flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn lseek(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _offset: i64,
+        _whence: i32,
+        reply: ReplyLseek,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn copy_file_range(
+        &self,
+        _request: &Request,
+        _from: INodeNo,
+        _from_handle: FileHandle,
+        _from_offset: u64,
+        _to: INodeNo,
+        _to_handle: FileHandle,
+        _to_offset: u64,
+        _length: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    // The mount is read-only: the kernel refuses what follows before it asks.
+
+    fn setattr(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _mode: Option<u32>,
+        _uid: Option<u32>,
+        _gid: Option<u32>,
+        _size: Option<u64>,
+        _atime: Option<TimeOrNow>,
+        _mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _handle: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn mknod(
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _device: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn mkdir(&self, _request: &Request, _parent: INodeNo, _name: &OsStr, _mode: u32, _umask: u32, reply: ReplyEntry) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn unlink(&self, _request: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn rmdir(&self, _request: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn symlink(&self, _request: &Request, _parent: INodeNo, _name: &OsStr, _target: &Path, reply: ReplyEntry) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn rename(
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _new_parent: INodeNo,
+        _new_name: &OsStr,
+        _flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn link(&self, _request: &Request, _inode: INodeNo, _new_parent: INodeNo, _new_name: &OsStr, reply: ReplyEntry) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn create(
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _offset: u64,
+        _data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn fallocate(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _offset: u64,
+        _length: u64,
+        _mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn setxattr(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _name: &OsStr,
+        _value: &[u8],
+        _flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn removexattr(&self, _request: &Request, _inode: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+}
+
+/// A disk without room fails every open of every container.
+fn report_table(error: &io::Error) {
+    static LINES: LineLimit = LineLimit::new();
+    if let Some(dropped) = LINES.pass() {
+        tracing::error!(%error, dropped, "table of open files not written");
+    }
 }
 
 fn answer_xattr(found: Result<Vec<u8>, Error>, size: u32, reply: ReplyXattr) {
@@ -319,70 +577,5 @@ fn errno(error: Error) -> Errno {
         Error::Invalid => Errno::EINVAL,
         Error::NoAttribute => Errno::ENODATA,
         Error::Unreadable => Errno::EIO,
-    }
-}
-
-fn file_type(kind: Kind) -> FileType {
-    match kind {
-        Kind::Directory => FileType::Directory,
-        // A layer with such a link is never mounted.
-        Kind::File | Kind::DanglingLink => FileType::RegularFile,
-        Kind::Symlink => FileType::Symlink,
-        Kind::CharDevice => FileType::CharDevice,
-        Kind::BlockDevice => FileType::BlockDevice,
-        Kind::Fifo => FileType::NamedPipe,
-    }
-}
-
-fn attr(inode: u64, attributes: &Attributes) -> FileAttr {
-    let modified = time(attributes.modified);
-    FileAttr {
-        ino: INodeNo(inode),
-        size: attributes.size,
-        blocks: attributes.size.div_ceil(STAT_BLOCK),
-        atime: modified,
-        mtime: modified,
-        ctime: modified,
-        crtime: modified,
-        kind: file_type(attributes.kind),
-        perm: attributes.mode,
-        nlink: attributes.links,
-        uid: attributes.uid,
-        gid: attributes.gid,
-        rdev: rdev(attributes.device),
-        blksize: BLOCK,
-        flags: 0,
-    }
-}
-
-fn time(Time { seconds, nanoseconds }: Time) -> SystemTime {
-    let whole = Duration::from_secs(seconds.unsigned_abs());
-    let time =
-        if seconds < 0 { SystemTime::UNIX_EPOCH.checked_sub(whole) } else { SystemTime::UNIX_EPOCH.checked_add(whole) };
-    let time = time.and_then(|time| time.checked_add(Duration::from_nanos(nanoseconds.into())));
-    time.unwrap_or(SystemTime::UNIX_EPOCH)
-}
-
-/// As the kernel takes device numbers from user space (`new_decode_dev`).
-fn rdev((major, minor): (u32, u32)) -> u32 {
-    (minor & 0xff) | (major & 0xfff) << 8 | (minor & !0xff) << 12
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_before_1970_and_far_ahead_are_taken() {
-        let at = |seconds, nanoseconds| time(Time { seconds, nanoseconds });
-        assert_eq!(at(1, 5), SystemTime::UNIX_EPOCH + Duration::new(1, 5));
-        assert_eq!(at(-2, 500_000_000), SystemTime::UNIX_EPOCH - Duration::from_millis(1500));
-        assert_eq!(at(i64::MAX, 999_999_999), SystemTime::UNIX_EPOCH + Duration::new(u64::MAX / 2, 999_999_999));
-    }
-
-    #[test]
-    fn device_numbers_are_the_kernels() {
-        assert_eq!(rdev((8, 1)), 0x801);
-        assert_eq!(rdev((259, 0x12345)), 0x1231_0345);
     }
 }

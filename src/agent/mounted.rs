@@ -1,0 +1,203 @@
+//! Keeps the layers mounted in their place, whatever happens to the mount.
+//!
+//! ```text
+//! unmounted, connection alive  ▶ its clone is moved into the place: readers notice nothing
+//! connection ended (an abort)  ▶ another mount with the same inodes: containers over the old one have to be restarted
+//! mount failed                 ▶ tried again; images are unpacked meanwhile
+//! ```
+
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
+
+use super::attach::{MountError, attach};
+use super::config::Config;
+use super::keeper::{Keeper, Kept};
+use super::layers::Layers;
+use super::mountpoint::{self, Mountpoint};
+use super::run;
+use super::session::Device;
+use crate::telemetry::limit::LineLimit;
+use crate::telemetry::log::chain;
+
+/// Between two attempts to mount; short beside a container's start, and long beside the work of one attempt.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The mount of the layers.
+#[derive(Debug)]
+pub(super) struct Mounted {
+    context: Context,
+    connection: Option<Connection>,
+}
+
+#[derive(Debug, Clone)]
+struct Context {
+    config: Config,
+    keeper: Arc<Keeper>,
+    layers: Arc<Layers>,
+    runtime: Handle,
+}
+
+/// A connection to the kernel that is served.
+#[derive(Debug)]
+struct Connection {
+    place: Mountpoint,
+    ended: oneshot::Receiver<()>,
+    begun: Instant,
+}
+
+impl Mounted {
+    /// Takes over what an earlier process left in `kept`, or mounts. Images are unpacked where that fails.
+    pub(super) async fn start(config: &Config, keeper: Arc<Keeper>, layers: Arc<Layers>, kept: &mut Kept) -> Self {
+        let context = Context { config: config.clone(), keeper, layers, runtime: Handle::current() };
+        let (device, spare) = (kept.remove(run::DEVICE), kept.remove(run::MOUNT));
+        let connection = context.blocking(move |context| context.begin(device, spare)).await;
+        Self { connection: context.report(connection), context }
+    }
+
+    /// Watches the mount and mends it, for ever.
+    pub(super) async fn keep(mut self) {
+        let mut changes = MountChanges::watch();
+        loop {
+            let connection = match self.connection.take() {
+                Some(mut connection) => tokio::select! {
+                    _ended = &mut connection.ended => {
+                        tracing::error!("kernel ended the connection of the layers; containers over it have to be restarted");
+                        self.context.layers.announce_to(None);
+                        // One that ends at once must not be made again at once.
+                        tokio::time::sleep(PAUSE.saturating_sub(connection.begun.elapsed())).await;
+                        self.context.blocking(Context::mount).await
+                    }
+                    () = changes.next() => self.context.blocking(|context| context.check(connection)).await,
+                },
+                None => {
+                    tokio::time::sleep(PAUSE).await;
+                    self.context.blocking(Context::mount).await
+                }
+            };
+            self.connection = self.context.report(connection);
+        }
+    }
+}
+
+impl Context {
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> Result<T, MountError> + Send + 'static,
+    ) -> Result<T, MountError> {
+        let own = self.clone();
+        spawn_blocking(move || work(&own)).await.map_err(io::Error::other)?
+    }
+
+    fn report(&self, outcome: Result<Connection, MountError>) -> Option<Connection> {
+        static LINES: LineLimit = LineLimit::new();
+        match outcome {
+            Ok(connection) => Some(connection),
+            Err(error) => {
+                if let Some(dropped) = LINES.pass() {
+                    tracing::error!(error = chain(&error), dropped, "layers not mounted; images are unpacked");
+                }
+                None
+            }
+        }
+    }
+
+    /// Serves the connection that was kept, in its place; else a new one. A kept one whose place cannot be had again is
+    /// served beside the new one, for the containers over it.
+    fn begin(&self, device: Option<OwnedFd>, spare: Option<OwnedFd>) -> Result<Connection, MountError> {
+        let Some(fd) = device else { return self.mount() };
+        match Device::adopt(fd, &self.config.root.join("init")) {
+            Ok(device) => {
+                let connection = self.serve(&device, spare)?;
+                self.check(connection)
+            }
+            Err(error) => {
+                tracing::error!(error = chain(&error), "kept mount not taken over");
+                self.mount()
+            }
+        }
+    }
+
+    /// Mounts in the place, whatever is there.
+    fn mount(&self) -> Result<Connection, MountError> {
+        let device = Device::mount(&Layers::mountpoint(&self.config.root), &self.config.root.join("init"))?;
+        // From here on a crash loses nothing.
+        self.keeper.keep(run::DEVICE, device.as_fd())?;
+        let connection = self.serve(&device, None)?;
+        tracing::info!(path = %connection.place.path().display(), "layers mounted");
+        Ok(connection)
+    }
+
+    fn serve(&self, device: &Device, spare: Option<OwnedFd>) -> Result<Connection, MountError> {
+        let ended = attach(device, &self.layers, &self.config, self.runtime.clone())?;
+        let path = Layers::mountpoint(&self.config.root);
+        let place = Mountpoint::new(&path, device.number(), spare);
+        self.keep_spare(&place);
+        mountpoint::read_further_ahead(&path);
+        Ok(Connection { place, ended, begun: Instant::now() })
+    }
+
+    /// Hands the clone to the keeper. Without it a start finds the mount in its place or makes another.
+    fn keep_spare(&self, place: &Mountpoint) {
+        if let Some(spare) = place.spare()
+            && let Err(error) = self.keeper.keep_mount(run::MOUNT, spare)
+        {
+            tracing::warn!(%error, "clone of the mount not kept");
+        }
+    }
+
+    /// Puts the mount back if it is not in its place; makes another if that cannot be done.
+    fn check(&self, mut connection: Connection) -> Result<Connection, MountError> {
+        if connection.place.is_in_place() {
+            return Ok(connection);
+        }
+        match connection.place.put_back() {
+            Ok(()) => {
+                tracing::warn!(path = %connection.place.path().display(), "layers were unmounted; put back");
+                self.keep_spare(&connection.place);
+                Ok(connection)
+            }
+            Err(error) => {
+                tracing::error!(%error, "layers were unmounted and cannot be put back; running containers keep the old mount");
+                self.mount()
+            }
+        }
+    }
+}
+
+/// The kernel's word that something was mounted or unmounted (proc_pid_mountinfo(5)).
+#[derive(Debug)]
+struct MountChanges {
+    table: Option<AsyncFd<std::fs::File>>,
+}
+
+impl MountChanges {
+    #[expect(unsafe_code, reason = "a file cannot promise to keep its descriptor")]
+    fn watch() -> Self {
+        let registered = std::fs::File::open("/proc/self/mountinfo").and_then(|table| {
+            // SAFETY: the file is owned by the registration, which closes its descriptor after the reactor let go of it.
+            let table = unsafe { AsyncFd::register_with_interest(table, Interest::PRIORITY | Interest::ERROR) };
+            Ok(table?)
+        });
+        if let Err(error) = &registered {
+            tracing::debug!(%error, "mounts are looked at every second only");
+        }
+        Self { table: registered.ok() }
+    }
+
+    /// Waits for a change, or for a second.
+    async fn next(&mut self) {
+        let Some(table) = &mut self.table else { return tokio::time::sleep(PAUSE).await };
+        let changed = tokio::time::timeout(PAUSE, table.ready(Interest::PRIORITY | Interest::ERROR)).await;
+        if let Ok(Ok(mut ready)) = changed {
+            ready.clear_ready();
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! The mount of the lazy layers: it comes back, others do not reach it, and containers see over it what they see over
+//! any overlay.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use starlift::containerd::services::snapshots::v1::PrepareSnapshotRequest;
+
+use crate::support::agent::Agent;
+use crate::support::lazy::{Layer, Node, ON_DEMAND, read};
+use crate::support::place::{Place, until};
+use crate::support::registry::Registry;
+
+const SOON: Duration = Duration::from_secs(30);
+const NOBODY: u32 = 65534;
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.unwrap()
+}
+
+async fn eventually(what: &'static str, mut done: impl FnMut() -> bool + Send + 'static) {
+    blocking(move || until(what, SOON, &mut done)).await;
+}
+
+fn run(line: &str) {
+    let status = Command::new("sh").args(["-c", line]).status().unwrap();
+    assert!(status.success(), "{line}");
+}
+
+/// Something that is mounted for a while.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn new(kind: &str, options: &str, at: PathBuf) -> Self {
+        fs::create_dir_all(&at).unwrap();
+        run(&format!("mount -t {kind} {kind} -o {options} {}", at.display()));
+        Self(at)
+    }
+
+    /// A container's root file system on the snapshot `top`, as the agent words it.
+    async fn container(node: &Node, key: &str, top: &str) -> Self {
+        let request = PrepareSnapshotRequest { key: key.to_owned(), parent: top.to_owned(), ..Default::default() };
+        let mounts = node.client().await.prepare(request).await.unwrap().into_inner().mounts;
+        assert_eq!(mounts[0].r#type, "overlay");
+        Self::new("overlay", &mounts[0].options.join(","), node.place.path().join(key))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+/// Has the kernel end the connection on which `path` lies.
+fn abort(place: &Place, path: &Path) {
+    let minor = rustix::fs::minor(fs::metadata(path).unwrap().dev());
+    let control = Mounted::new("fusectl", "rw", place.path().join("fusectl"));
+    fs::write(control.0.join(minor.to_string()).join("abort"), "1").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unmounted_mount_is_put_back_and_containers_read_on() {
+    let node = Node::start(&[ON_DEMAND]).await;
+    let layer = Layer::random(61, &[300_000, 300_000]);
+    let directory = node.mount("target", &layer).await;
+    let container = Mounted::container(&node, "container", "target").await;
+    let inode = fs::metadata(directory.join("file0")).unwrap().ino();
+    for round in 0..2 {
+        run(&format!("umount -l {}", node.agent.root.join("lazy").display()));
+        let file = directory.join("file0");
+        eventually("the mount is in its place", move || file.exists()).await;
+        assert_eq!(fs::metadata(directory.join("file0")).unwrap().ino(), inode, "{round}");
+    }
+    let path = container.0.join("file1");
+    assert!(blocking(move || read(&path)).await.unwrap() == layer.files[1].1, "over the same connection");
+    assert!(node.prepare("again", &layer).await.unwrap(), "further layers are lazy");
+    drop(container);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_aborted_connection_is_replaced_and_layers_keep_their_inodes() {
+    let mut node = Node::start(&[ON_DEMAND]).await;
+    let layer = Layer::random(62, &[300_000]);
+    let directory = node.mount("target", &layer).await;
+    let container = Mounted::container(&node, "before", "target").await;
+    let inode = fs::metadata(directory.join("file0")).unwrap().ino();
+    abort(&node.place, &directory);
+    let file = directory.join("file0");
+    eventually("the layers are mounted anew", move || read(&file).is_ok()).await;
+    assert_eq!(fs::metadata(directory.join("file0")).unwrap().ino(), inode);
+    let lost = File::open(container.0.join("file0")).unwrap_err();
+    assert!(matches!(lost.kind(), io::ErrorKind::NotConnected), "what runs over the old connection: {lost}");
+    let next = Mounted::container(&node, "after", "target").await;
+    let path = next.0.join("file0");
+    assert!(blocking(move || read(&path)).await.unwrap() == layer.files[0].1, "new containers start");
+    node.restart(&[ON_DEMAND]);
+    let path = next.0.join("file0");
+    assert!(blocking(move || read(&path)).await.unwrap() == layer.files[0].1, "and live through a restart");
+    drop((container, next));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_died_without_an_agent_is_not_taken_over() {
+    let mut node = Node::start(&[ON_DEMAND]).await;
+    let layer = Layer::random(63, &[300_000]);
+    let directory = node.mount("target", &layer).await;
+    node.agent.daemon.kill();
+    abort(&node.place, &directory);
+    for _ in 0..2 {
+        node.restart(&[ON_DEMAND]);
+        let path = directory.join("file0");
+        assert!(blocking(move || read(&path)).await.unwrap() == layer.files[0].1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mount_that_went_without_an_agent_is_put_back_at_the_start() {
+    let mut node = Node::start(&[ON_DEMAND]).await;
+    let layer = Layer::random(64, &[300_000, 300_000]);
+    let directory = node.mount("target", &layer).await;
+    let container = Mounted::container(&node, "container", "target").await;
+    node.agent.daemon.kill();
+    run(&format!("umount -l {}", node.agent.root.join("lazy").display()));
+    node.restart(&[ON_DEMAND]);
+    for path in [directory.join("file0"), container.0.join("file0")] {
+        assert!(blocking(move || read(&path)).await.unwrap() == layer.files[0].1);
+    }
+    drop(container);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn others_reach_neither_the_mount_nor_the_files_of_the_agent() {
+    let place = Place::with(&[]).unwrap();
+    let root = place.dir("agent");
+    for (path, mode) in [(place.path(), 0o755), (root.as_path(), 0o777)] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let wrapper = format!("#!/bin/sh\numask 000\nexec {} \"$@\"\n", env!("CARGO_BIN_EXE_starlift"));
+    let wrapper = place.write("wrapper", wrapper);
+    fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).unwrap();
+    let agent = Agent::start_as(&wrapper, &place, &[ON_DEMAND]);
+    let node = Node { registry: Registry::start().await, agent, place };
+    let layer = Layer::random(65, &[100]);
+    let directory = node.mount("target", &layer).await;
+    assert_eq!(fs::metadata(&root).unwrap().mode() & 0o7777, 0o700);
+    for path in [directory.join("file0"), root.join("metadata.db"), root.join("api.sock")] {
+        let mut cat = Command::new("cat");
+        assert!(!cat.arg(&path).uid(NOBODY).gid(NOBODY).output().unwrap().status.success(), "{}", path.display());
+    }
+    for entry in fs::read_dir(&root).unwrap() {
+        let entry = entry.unwrap();
+        let mode = entry.metadata().unwrap().mode();
+        assert_eq!(mode & 0o077, 0, "{} {mode:o}", entry.path().display());
+    }
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let line = mounts.lines().find(|line| line.contains(&format!(" {} ", root.join("lazy").display()))).unwrap();
+    assert!(line.contains("nosuid") && line.contains("nodev"), "{line}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_a_container_have_one_device_and_lasting_inodes() {
+    let node = Node::start(&[ON_DEMAND]).await;
+    let layer = Layer::of(vec![("dir/a".to_owned(), b"a".to_vec()), ("b".to_owned(), b"b".to_vec())]);
+    node.mount("target", &layer).await;
+    let container = Mounted::container(&node, "container", "target").await;
+    let at = |name: &str| fs::metadata(container.0.join(name)).unwrap();
+    fs::write(container.0.join("new"), "new").unwrap();
+    let device = at("").dev();
+    for name in ["dir", "dir/a", "b", "new"] {
+        assert_eq!(at(name).dev(), device, "{name}");
+    }
+    let before = ["dir", "dir/a", "b"].map(|name| at(name).ino());
+    for name in ["dir", "dir/a", "b"] {
+        fs::set_permissions(container.0.join(name), fs::Permissions::from_mode(0o700)).unwrap();
+    }
+    // Nothing of them is cached: what lasts is on disk.
+    fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+    assert_eq!(["dir", "dir/a", "b"].map(|name| at(name).ino()), before, "copied by the change of their modes");
+    assert_eq!(["dir", "dir/a", "b"].map(|name| at(name).dev()), [device; 3]);
+    drop(container);
+}
+
+/// An access control list as the kernel stores it: version 2, then (tag, permissions, id).
+fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
+    let mut bytes = 2_u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in entries {
+        bytes.extend(tag.to_le_bytes());
+        bytes.extend(permissions.to_le_bytes());
+        bytes.extend(id.to_le_bytes());
+    }
+    bytes
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn access_control_lists_of_the_image_decide() {
+    const NONE: u32 = u32::MAX;
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut add = |name: &str, mode, list: &[u8]| {
+        tar.append_pax_extensions([("SCHILY.xattr.system.posix_acl_access", list)]).unwrap();
+        let mut header = tar::Header::new_ustar();
+        header.set_size(1);
+        header.set_mode(mode);
+        tar.append_data(&mut header, name, &b"x"[..]).unwrap();
+    };
+    add("denied", 0o644, &acl(&[(1, 6, NONE), (2, 0, NOBODY), (4, 4, NONE), (16, 4, NONE), (32, 4, NONE)]));
+    add("allowed", 0o640, &acl(&[(1, 6, NONE), (2, 4, NOBODY), (4, 0, NONE), (16, 4, NONE), (32, 0, NONE)]));
+    let layer = Layer::of_tar(&tar.into_inner().unwrap());
+    let node = Node::start(&[ON_DEMAND]).await;
+    fs::set_permissions(node.place.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    node.mount("target", &layer).await;
+    let container = Mounted::container(&node, "container", "target").await;
+    let may_read = |name: &str| {
+        let mut cat = Command::new("cat");
+        cat.arg(container.0.join(name)).uid(NOBODY).gid(NOBODY).output().unwrap().status.success()
+    };
+    assert_eq!([may_read("denied"), may_read("allowed")], [false, true]);
+    drop(container);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_request_of_a_container_writes_to_the_log() {
+    let node = Node::start(&[ON_DEMAND]).await;
+    let directory = node.mount("target", &Layer::random(66, &[100, 100])).await;
+    let container = Mounted::container(&node, "container", "target").await;
+    let before = node.agent.daemon.log();
+    for path in [directory.join("file0"), container.0.join("file0")] {
+        let file = File::open(path).unwrap();
+        for _ in 0..20 {
+            assert!(rustix::fs::ioctl_getflags(&file).unwrap().is_empty());
+            assert!(!rustix::termios::isatty(&file));
+            rustix::fs::fsync(&file).unwrap();
+            assert_eq!(rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(0)).unwrap(), 100);
+        }
+    }
+    fs::set_permissions(container.0.join("file1"), fs::Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(node.agent.daemon.log(), before);
+    drop(container);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_overlay_can_be_mounted_over_a_directory_of_a_container() {
+    let node = Node::start(&[ON_DEMAND]).await;
+    let layer = Layer::of(vec![("dir/a".to_owned(), b"a".to_vec())]);
+    node.mount("target", &layer).await;
+    let container = Mounted::container(&node, "container", "target").await;
+    let (upper, work) = (node.place.dir("upper"), node.place.dir("work"));
+    let lower = container.0.join("dir");
+    let options = format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+    let nested = Mounted::new("overlay", &options, node.place.path().join("nested"));
+    assert_eq!(fs::read(nested.0.join("a")).unwrap(), b"a");
+    drop(nested);
+    drop(container);
+}
