@@ -12,7 +12,7 @@ mod labels;
 mod lease;
 mod login;
 mod media_type;
-mod session;
+pub(super) mod session;
 mod unpack;
 
 use std::path::PathBuf;

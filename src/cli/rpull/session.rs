@@ -20,23 +20,23 @@ const LEASE_HEADER: &str = "containerd-lease";
 
 /// Makes clients that all speak in the same namespace, and under the same lease if there is one.
 #[derive(Debug, Clone)]
-pub(super) struct Session {
+pub(in crate::cli) struct Session {
     channel: Channel,
     headers: Headers,
 }
 
 /// What containerd reads beside each request.
 #[derive(Debug, Clone)]
-pub(super) struct Headers {
+pub(in crate::cli) struct Headers {
     namespace: AsciiMetadataValue,
     lease: Option<AsciiMetadataValue>,
 }
 
-pub(super) type Service = InterceptedService<Channel, Headers>;
+pub(in crate::cli) type Service = InterceptedService<Channel, Headers>;
 
 impl Session {
     /// Connects to the unix socket `address`.
-    pub(super) async fn open(address: &Path, namespace: &str) -> Result<Self, Failure> {
+    pub(in crate::cli) async fn open(address: &Path, namespace: &str) -> Result<Self, Failure> {
         let unreachable = || format!("containerd cannot be reached at {}", address.display());
         let absolute = std::path::absolute(address).map_err(Failure::when(unreachable()))?;
         let endpoint = Endpoint::from_shared(format!("unix://{}", absolute.display()));
@@ -54,7 +54,7 @@ impl Session {
         Ok(Self { channel: self.channel.clone(), headers: Headers { lease: Some(lease), ..self.headers.clone() } })
     }
 
-    pub(super) fn content(&self) -> ContentClient<Service> {
+    pub(in crate::cli) fn content(&self) -> ContentClient<Service> {
         ContentClient::with_interceptor(self.channel.clone(), self.headers.clone())
     }
 
@@ -62,7 +62,7 @@ impl Session {
         DiffClient::with_interceptor(self.channel.clone(), self.headers.clone())
     }
 
-    pub(super) fn images(&self) -> ImagesClient<Service> {
+    pub(in crate::cli) fn images(&self) -> ImagesClient<Service> {
         ImagesClient::with_interceptor(self.channel.clone(), self.headers.clone())
     }
 

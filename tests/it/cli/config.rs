@@ -64,7 +64,7 @@ fn the_example_is_valid() {
 #[test]
 fn the_snippets_for_containerd_are_toml() {
     let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
-    for name in ["hosts.toml", "containerd.toml"] {
+    for name in ["hosts.toml", "containerd.toml", "containerd-1.toml"] {
         let text = std::fs::read_to_string(deploy.join(name)).unwrap();
         assert!(!text.parse::<toml::Table>().unwrap().is_empty(), "{name}");
     }
