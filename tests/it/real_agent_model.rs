@@ -231,7 +231,7 @@ async fn in_process(place: &Place, node: &Node, layer: &Layer) -> (FileSystem, u
     let config = Config { root: place.dir("direct"), ..Config::default() };
     let plain = upstream::Config { plain_http_loopback: true, ..upstream::Config::default() };
     let layers = Arc::new(Layers::open(&config, Upstreams::new(&plain).unwrap()).unwrap());
-    layers.announce_to(Notifier::new(File::options().write(true).open("/dev/null").unwrap().into()));
+    layers.announce_to(Some(Notifier::new(File::options().write(true).open("/dev/null").unwrap().into())));
     let labels = node.labels("direct", layer).into_iter().collect();
     let number = layers.mount(&LayerSpec::from_labels(&labels).unwrap(), None).await.unwrap();
     let filesystem = FileSystem::new(layers);

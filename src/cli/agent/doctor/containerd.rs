@@ -39,7 +39,7 @@ pub(super) fn judge(dump: &Table, facts: &Facts<'_>) -> Vec<Check> {
         let told = format!("no proxy_plugins entry has the address {}", facts.address.display());
         return vec![Check::bad(PLUGIN, told, facts.lines())];
     };
-    let mut checks = vec![own(name, plugin), image_fs(plugin, facts)];
+    let mut checks = vec![own(name, plugin), image_fs(name, plugin, facts)];
     let cri = Cri::find(dump, facts);
     match &cri {
         Some(cri) => checks.extend(cri.judge(name, plugin, facts)),
@@ -79,15 +79,19 @@ fn own(name: &str, plugin: &Value) -> Check {
 }
 
 /// Where kubelets are told that images lie.
-fn image_fs(plugin: &Value, facts: &Facts<'_>) -> Check {
+fn image_fs(name: &str, plugin: &Value, facts: &Facts<'_>) -> Check {
     let exported = plugin.get("exports").and_then(|exports| text(exports, "root"));
-    let line = format!("[proxy_plugins.NAME.exports]\nroot = {:?}", facts.root);
+    let line = format!("[proxy_plugins.{name}.exports]\nroot = {:?}", facts.root);
     match exported {
         Some(root) if Path::new(root) == facts.root => Check::good(IMAGE_FS, root),
         Some(root) => Check::bad(IMAGE_FS, format!("kubelets look at {root}"), line),
         None if facts.version.is_some_and(|version| !version.has_exports()) => {
             let told = "this containerd cannot be told where it is: kubelets look at a directory that is not there";
-            Check::fair(IMAGE_FS, told, "containerd 1.6.32, 1.7.16 or newer, with proxy_plugins.NAME.exports.root")
+            Check::fair(
+                IMAGE_FS,
+                told,
+                format!("containerd 1.6.32, 1.7.16 or newer, with proxy_plugins.{name}.exports.root"),
+            )
         }
         None => {
             let told = "kubelets look at a directory that is not there, and never collect images";
@@ -162,10 +166,10 @@ impl<'a> Cri<'a> {
                 let mend = "disable_snapshot_annotations = false in its table: without the annotations every layer is unpacked";
                 return Check::bad(CRI, "it does not say which layers it wants", mend);
             }
-            let by = if reasons.is_empty() {
-                String::new()
-            } else {
+            let by = if facts.is_at_least(2, 1) {
                 format!(", pulled by CRI itself and not by the transfer service: {}", reasons.join(", "))
+            } else {
+                String::new()
             };
             return Check::good(CRI, format!("pods use {plugin:?}{by}"));
         }
