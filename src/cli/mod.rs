@@ -1,6 +1,6 @@
 //! The command line: a file for each command, and the only place that prints.
 //!
-//! Exit codes: 0 done; 1 the answer is no (`verify` found differences, a conversion asked of a server failed);
+//! Exit codes: 0 done; 1 the answer is no (`verify` found differences, `store check` damage, a conversion asked of a server failed);
 //! 2 it could not be done (usage, input and output, network).
 
 mod agent;
@@ -22,6 +22,7 @@ mod record;
 mod report;
 mod rpull;
 mod serve;
+mod store;
 mod table;
 mod tempfiles;
 mod verify;
@@ -68,6 +69,7 @@ enum Command {
     Verify(verify::Args),
     Warm(warm::Args),
     Rpull(rpull::Args),
+    Store(store::Args),
     Config(config::Args),
 }
 
@@ -111,6 +113,7 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Verify(args) => until_interrupted(verify::run(args, global)),
         Command::Warm(args) => until_interrupted(warm::run(args, global)),
         Command::Rpull(args) => on_a_runtime(rpull::run(args, global)).map(|()| ExitCode::SUCCESS),
+        Command::Store(args) => until_interrupted(store::run(args, global)),
         Command::Config(args) => config::run(args, global),
     }
 }

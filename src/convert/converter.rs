@@ -13,6 +13,7 @@ use super::config::{self, Config, Layout};
 use super::documents::Documents;
 use super::error::Error;
 use super::failures::Failures;
+use super::index;
 use super::memo::{self, Attempts, Layers};
 use super::pace::Pace;
 use super::plan::{Plan, Wanted};
@@ -193,10 +194,16 @@ impl Converter {
 
     /// The twin of a manifest or an index, converted now if need be. The work goes on when the caller stops waiting.
     ///
-    /// The record's twin is the source itself when the image passes through. An error is worth another try later; until
+    /// The record's twin is the source itself when the image passes through, also when it does so for want of room in the
+    /// store. An error is worth another try later; until
     /// then the same error comes back at once.
     pub async fn convert(&self, source: &Source, repository: &Repository, manifest: &Manifest) -> Outcome {
-        self.shared.joined(source, repository, manifest, None).await
+        let outcome = self.shared.joined(source, repository, manifest, None).await;
+        match outcome.as_ref().err().and_then(|error| error.full()) {
+            // Not recorded: there may be room for it later.
+            Some(full) => Ok(index::passed_through(manifest, full.to_string())),
+            None => outcome,
+        }
     }
 }
 
@@ -245,7 +252,11 @@ impl Shared {
         repository: &Repository,
         manifest: &Manifest,
     ) -> Outcome {
-        let outcome = self.found_or_made(source, repository, manifest).await;
+        let mut outcome = self.found_or_made(source, repository, manifest).await;
+        if outcome.as_ref().is_err_and(Error::is_forgotten) {
+            // A stored object was found damaged: once it is forgotten, it is made again.
+            outcome = self.found_or_made(source, repository, manifest).await;
+        }
         let ended = match &outcome {
             Ok(Made::Final(_)) => "final",
             Ok(Made::ForNow(_)) => "for-now",

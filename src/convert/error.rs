@@ -68,4 +68,22 @@ impl Error {
     pub(super) fn is_slow(&self) -> bool {
         matches!(self, Self::Slow { .. } | Self::Overdue { .. })
     }
+
+    /// Whether something in the store was found damaged or gone: it is forgotten, and the same again makes it anew.
+    pub(super) fn is_forgotten(&self) -> bool {
+        match self {
+            Self::Store(error) => error.is_forgotten(),
+            Self::Layer { source, .. } | Self::Children(source) => source.is_forgotten(),
+            _ => false,
+        }
+    }
+
+    /// Why the store has no room for it, if that is what is wrong.
+    pub(super) fn full(&self) -> Option<&store::Error> {
+        match self {
+            Self::Store(error @ store::Error::Full { .. }) => Some(error),
+            Self::Layer { source, .. } | Self::Children(source) => source.full(),
+            _ => None,
+        }
+    }
 }

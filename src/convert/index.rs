@@ -107,6 +107,12 @@ pub(super) fn unchanged(source: &Manifest) -> ImageRecord {
     }
 }
 
+/// As [`unchanged`], with the reason why it is.
+pub(super) fn passed_through(source: &Manifest, reason: String) -> ImageRecord {
+    let passed_through = vec![PassedThrough { digest: source.digest.clone(), reason }];
+    ImageRecord { passed_through, ..unchanged(source) }
+}
+
 fn twin_of<'a>(
     descriptor: &Descriptor,
     plan: &ChildPlan,

@@ -71,10 +71,10 @@ impl Job {
             // The manifest, whose bytes were hashed, says less: one of them lies, and it may be this upstream.
             return Err(upstream::Error::TooLarge { limit: self.max_layer_size }.into());
         }
-        let mut upload = self.store.upload_layer(&self.generation, &self.digest).await?;
+        let mut upload = self.store.upload_layer(&self.generation, &self.digest, body.blob_size).await?;
         match self.convert(body.stream, &mut upload, &mut pacer).await {
             Ok(Made::Blob(written)) => {
-                upload.finish().await?;
+                upload.finish(&to_oci(written.blob_digest)).await?;
                 self.outcome(*written).await
             }
             Ok(Made::Unfit(reason, limit)) => {

@@ -25,8 +25,7 @@ use crate::upstream::Source;
 impl Shared {
     pub(super) async fn pass_through(&self, manifest: &Manifest, reason: String) -> Result<ImageRecord, Error> {
         tracing::info!(source = %manifest.digest, reason, "image passes through");
-        let mut record = index::unchanged(manifest);
-        record.passed_through.push(PassedThrough { digest: manifest.digest.clone(), reason });
+        let record = index::passed_through(manifest, reason);
         let (len, read) = (manifest.bytes.len(), manifest.clone());
         self.keep_stack(off_worker(len, move || profiles::of_itself(&read)).await?).await;
         self.store.put_image(&self.generation, &record).await?;

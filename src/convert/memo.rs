@@ -20,7 +20,7 @@ use super::status::{Board, LayerProgress};
 use crate::flight::Flight;
 use crate::oci::{Descriptor, Digest, Repository};
 use crate::store::records::Limit;
-use crate::store::{Generation, LayerOutcome, LayerRecord, Store};
+use crate::store::{Generation, LayerOutcome, LayerRecord, Store, layer_lease};
 use crate::telemetry::log;
 use crate::telemetry::metrics;
 use crate::upstream::Source;
@@ -177,7 +177,7 @@ impl Layers {
         progress: &Arc<LayerProgress>,
         is_shared: bool,
     ) -> Result<LayerOutcome, Error> {
-        let lease_name = format!("layer/{}/{}", self.generation.0, layer.digest);
+        let lease_name = layer_lease(&self.generation, &layer.digest);
         let give_up = Instant::now() + self.lease_wait;
         let mut poll = FIRST_POLL;
         loop {

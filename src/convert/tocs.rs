@@ -89,7 +89,7 @@ impl Tocs {
     /// When the layer is not in the store, or does not have the TOC that its record says.
     pub async fn toc(&self, layer: &ConvertedLayer) -> Result<Arc<Toc>, Error> {
         let toc = self.tocs.try_get_with(layer.digest.clone(), self.open(layer)).await;
-        toc.map_err(|source| unreadable(layer, source))
+        toc.map_err(|source| self.unreadable(layer, source))
     }
 
     /// The content of a chunk of the layer; it has the digest that the TOC says.
@@ -97,7 +97,7 @@ impl Tocs {
     /// # Errors
     /// When the store or the blob's bytes do not have it.
     pub async fn chunk(&self, layer: &ConvertedLayer, chunk: Chunk) -> Result<Vec<u8>, Error> {
-        self.decoded(layer, chunk).await.map_err(|source| unreadable(layer, source))
+        self.decoded(layer, chunk).await.map_err(|source| self.unreadable(layer, source))
     }
 
     /// The bytes `range` of a regular file of the layer, less where the file ends before.
@@ -143,6 +143,15 @@ impl Tocs {
         Ok(tokio::task::spawn_blocking(move || chunk.decode(&member)).await??)
     }
 
+    /// The failure to read a layer. Bytes that make no sense are a sign of damage: the whole layer is checked.
+    fn unreadable(&self, layer: &ConvertedLayer, source: impl Into<Arc<Unreadable>>) -> Error {
+        let source = source.into();
+        if matches!(*source, Unreadable::Footer(_) | Unreadable::Toc(_) | Unreadable::Chunk(_)) {
+            self.store.suspect(&layer.digest);
+        }
+        Error::Unreadable { digest: layer.digest.clone(), source }
+    }
+
     async fn find(&self, digest: &Digest) -> Result<Object, Unreadable> {
         self.store.find(digest).await?.ok_or_else(|| Unreadable::Absent(digest.clone()))
     }
@@ -154,8 +163,4 @@ impl Tocs {
             last => Ok(pieces.into_iter().chain(last).collect::<Vec<_>>().concat().into()),
         }
     }
-}
-
-fn unreadable(layer: &ConvertedLayer, source: impl Into<Arc<Unreadable>>) -> Error {
-    Error::Unreadable { digest: layer.digest.clone(), source: source.into() }
 }

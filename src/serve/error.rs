@@ -146,7 +146,13 @@ impl Failure {
 
 impl From<store::Error> for Failure {
     fn from(error: store::Error) -> Self {
-        Self::inside(&error)
+        let failure = Self::inside(&error);
+        if !error.is_forgotten() && !matches!(error, store::Error::Full { .. }) {
+            return failure;
+        }
+        let message = "the store has to make it again; ask once more";
+        let busy = Self::new(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, message);
+        Self { retry_after: Some(Duration::from_secs(1)), ..busy }
     }
 }
 

@@ -96,6 +96,7 @@ impl Server {
         let handle = Handle::new();
         let mut beside = JoinSet::new();
         beside.spawn(sweep(Arc::clone(&app)));
+        beside.spawn(app.store.clone().tend());
         beside.spawn(renew_certificate(tls.clone(), signal(SignalKind::hangup())?));
         beside.spawn(stop(shutdown, Arc::clone(&app), handle.clone()));
         let service = router(Arc::clone(&app)).into_make_service_with_connect_info::<SocketAddr>();

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
 
+use super::damage::Damage;
 use super::error::Error;
 use super::key::Key;
 use super::{Object, Store};
@@ -14,6 +15,9 @@ use crate::oci::Digest;
 
 /// Objects up to this size are kept in memory after `read_all`: manifests and configurations, not TOCs.
 const MAX_CACHED_BYTES: u64 = 1 << 20;
+/// Objects up to this size are read and compared with their digest before the first byte is passed on, so that damage
+/// still has a status: configurations and manifests. A client's first piece takes four times as much.
+const CHECKED_FIRST: u64 = 64 << 10;
 
 impl Store {
     /// The object with this digest, if a record makes it visible. Counts as a use of it.
@@ -40,18 +44,24 @@ impl Store {
     /// As [`locate`](Self::locate), past the cache: what it gives could be read a moment ago.
     pub(super) async fn look_up(&self, digest: &Digest) -> Result<Option<Object>, Error> {
         let Some(object) = self.digest_record(digest).await? else { return Ok(None) };
-        let stored = self.inner.backend.head(&object.key).await?;
-        if stored.as_ref().is_some_and(|meta| meta.size == object.size) {
-            return Ok(Some(object));
-        }
-        let size = stored.map(|meta| meta.size);
-        tracing::warn!(%digest, key = %object.key, expected = object.size, ?size, "a visible object is missing or torn");
+        let damage = match self.inner.backend.head(&object.key).await? {
+            Some(meta) if meta.size == object.size => return Ok(Some(object)),
+            Some(_) => Damage::Size,
+            None => Damage::Missing,
+        };
+        self.forget_damaged(&object, damage).await;
         Ok(None)
     }
 
     /// The bytes of `range`, which lies within the object.
     ///
-    /// The stream fails rather than end early. [`Error::Gone`] means that the object went since it was found.
+    /// The stream fails rather than end early. The whole object is compared with its digest on the way: the last bytes
+    /// come only when all of them are right. A part cannot be compared: a layer it is of is checked in the background.
+    /// What is found damaged is forgotten.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] when the object went since it was found, [`Error::Damaged`] when its bytes are not what was put;
+    /// else the backend's.
     pub async fn read(
         &self,
         object: &Object,
@@ -63,16 +73,54 @@ impl Store {
         if range.is_empty() {
             return Ok(stream::empty().boxed());
         }
-        let body = match self.inner.backend.open(&object.key, range.clone()).await? {
-            Some(body) if body.object_size == object.size => body,
-            _ => {
-                self.forget(&object.digest).await;
+        let body = match self.body(object, range.clone()).await? {
+            Ok(body) => body,
+            Err(damage) => {
+                self.forget_damaged(object, damage).await;
                 return Err(Error::Gone(object.digest.clone()));
             }
         };
         let what = format!("reading {}", object.key);
-        let bytes = body.stream.map_err(move |source| Error::Backend { what: what.clone(), source });
-        Ok(exactly(object.digest.clone(), range.end - range.start, bytes.boxed()))
+        let bytes = body.stream.map_err(move |source| Error::Backend { what: what.clone(), source }).boxed();
+        if range != (0..object.size) {
+            self.check_later(object);
+            return Ok(exactly(object.digest.clone(), range.end - range.start, bytes));
+        }
+        let bytes = self.verified(object.clone(), bytes);
+        if object.size > CHECKED_FIRST {
+            return Ok(bytes);
+        }
+        let pieces: Vec<Bytes> = bytes.try_collect().await?;
+        Ok(stream::iter(pieces.into_iter().map(Ok)).boxed())
+    }
+
+    /// Passes all of the object's bytes on; the last of them only once they are known to have its digest.
+    fn verified(
+        &self,
+        object: Object,
+        bytes: BoxStream<'static, Result<Bytes, Error>>,
+    ) -> BoxStream<'static, Result<Bytes, Error>> {
+        let state = (bytes, object.digest.hasher(), object.size, self.clone());
+        stream::try_unfold(state, move |(mut bytes, mut hasher, left, store)| {
+            let object = object.clone();
+            async move {
+                if left == 0 {
+                    return Ok(None);
+                }
+                let damaged =
+                    |reason: &str| Error::Damaged { digest: object.digest.clone(), reason: reason.to_owned() };
+                let piece = bytes.try_next().await?.ok_or_else(|| damaged("the bytes ended too early"))?;
+                hasher.update(&piece);
+                let left = left.checked_sub(piece.len() as u64);
+                let left = left.ok_or_else(|| damaged("more bytes came than were asked for"))?;
+                if left == 0 && hasher.clone().finish() != object.digest {
+                    store.forget_damaged(&object, Damage::Bytes).await;
+                    return Err(damaged("its bytes have another digest"));
+                }
+                Ok(Some((piece, (bytes, hasher, left, store))))
+            }
+        })
+        .boxed()
     }
 
     /// The object's file in a [`scratch`](Self::scratch) store: it may be given another name. It is not synced.
@@ -90,38 +138,50 @@ impl Store {
             Ok([whole]) => whole,
             Err(pieces) => pieces.concat().into(),
         };
-        let mut hasher = object.digest.hasher();
-        hasher.update(&bytes);
-        if hasher.finish() != object.digest {
-            let reason = "its bytes have another digest".to_owned();
-            return Err(Error::Damaged { digest: object.digest.clone(), reason });
-        }
         if object.size <= MAX_CACHED_BYTES {
             self.inner.small.insert(object.digest.clone(), bytes.clone()).await;
         }
         Ok(bytes)
     }
 
-    /// Keeps a small object under its own digest and makes it visible.
+    /// Keeps a small object under its own digest and makes it visible. Bytes that lie there are compared, not believed.
+    ///
+    /// # Errors
+    /// [`Error::Full`] when there is no room for it; else the backend's.
     pub async fn put(&self, media_type: &str, bytes: Bytes) -> Result<Object, Error> {
         let digest = Digest::sha256_of(&bytes);
         if self.digest_record(&digest).await?.is_some() {
             // Marked before the look, for the sweep's sake.
             self.mark_used(&digest).await?;
-            if let Some(object) = self.look_up(&digest).await? {
+            if let Some(object) = self.look_up(&digest).await?
+                && self.is_whole(&object).await?
+            {
                 return Ok(object);
             }
         }
         let key = Key::Blob(digest.clone());
         let object = Object { digest, size: bytes.len() as u64, media_type: Some(media_type.to_owned()), key };
+        let room = self.reserve(object.size).await?;
         self.inner.backend.put(&object.key, bytes).await?;
+        room.keep(object.size);
         self.record_object(&object).await?;
         Ok(object)
+    }
+
+    /// Whether the object's bytes are what was put; they are forgotten if not.
+    pub(super) async fn is_whole(&self, object: &Object) -> Result<bool, Error> {
+        match self.check(object).await {
+            Ok(()) => Ok(true),
+            Err(Error::Damaged { .. } | Error::Gone(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// A URL that lets anyone read the object for `lifetime`, where the backend can sign one.
     pub async fn signed_url(&self, object: &Object, lifetime: Duration) -> Result<Option<url::Url>, Error> {
         let Some(signer) = self.inner.backend.signer() else { return Ok(None) };
+        // None of the bytes come through here.
+        self.check_later(object);
         let path = self.inner.backend.path(&object.key);
         match signer.signed_url(http::Method::GET, &path, lifetime).await {
             Ok(url) => Ok(Some(url)),

@@ -41,6 +41,7 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     pub lease_ttl: Duration,
     pub retention: Retention,
+    pub scrub: Scrub,
 }
 
 impl Default for Config {
@@ -57,6 +58,7 @@ impl Default for Config {
             part_size: ByteSize::mib(8),
             lease_ttl: Duration::from_secs(30),
             retention: Retention::default(),
+            scrub: Scrub::default(),
         }
     }
 }
@@ -68,13 +70,53 @@ pub struct Retention {
     /// Images and layers that nobody asked for during this time go; left out, they stay.
     #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
     pub max_age: Option<Duration>,
-    /// Above this size the images that nobody asked for the longest go; left out, there is no limit.
+    /// Above this size the images that nobody asked for the longest go, none that was asked for in the last ten minutes;
+    /// an image for which there is no room passes through. Left out, there is no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_size: Option<ByteSize>,
-    /// Nothing younger or used more recently than this goes. It must be longer than any upload takes and than clients
+    /// Nothing younger or used more recently than this goes, unless `max_size` is reached. It must be longer than any upload takes and than clients
     /// hold on to a manifest before they ask for its layers.
     #[serde(with = "humantime_serde")]
     pub grace: Duration,
+}
+
+/// The search for objects that rotted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Scrub {
+    /// How often everything in the store is read and compared with its digest, by one replica; `0s` never.
+    #[serde(with = "humantime_serde")]
+    pub interval: Duration,
+    /// Most bytes a second that are read for it. Layers of which ranges are asked for are checked at this rate too; `0B`:
+    /// neither is limited by it, and ranges cause no checks.
+    pub rate: ByteSize,
+}
+
+impl Default for Scrub {
+    fn default() -> Self {
+        // A terabyte takes a day and a half.
+        Self { interval: Duration::from_secs(7 * 24 * 60 * 60), rate: ByteSize::mib(8) }
+    }
+}
+
+/// How long what was asked for stays though the store is above `max_size`: longer than a client takes from a manifest to
+/// its last layer, and twice as long as another replica may remember what is gone.
+const IN_USE: Duration = Duration::from_secs(10 * 60);
+
+/// How long what no image names yet stays though the store is above `max_size`: the layers of an image whose last layer
+/// is still being converted.
+const UNFINISHED: Duration = Duration::from_secs(60 * 60);
+
+impl Retention {
+    /// How long bytes stay that nobody has committed or gone on with.
+    pub(super) fn abandoned(&self) -> Duration {
+        if self.max_size.is_some() { self.grace.min(UNFINISHED) } else { self.grace }
+    }
+
+    /// How long a use keeps an object in any case.
+    pub(super) fn idle(&self) -> Duration {
+        if self.max_size.is_some() { self.grace.min(IN_USE) } else { self.grace }
+    }
 }
 
 impl Default for Retention {

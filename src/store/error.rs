@@ -27,6 +27,9 @@ pub enum Error {
     Gone(Digest),
     #[error("{digest} in the store is damaged: {reason}")]
     Damaged { digest: Digest, reason: String },
+    /// `store.retention.max_size` is reached, and nothing may go for it.
+    #[error("{bytes} bytes do not fit into the store: store.retention.max_size is {max_size}")]
+    Full { bytes: u64, max_size: bytesize::ByteSize },
     #[error("the bytes {range:?} do not lie within {digest}")]
     OutOfBounds { digest: Digest, range: Range<u64> },
     #[error("others wrote {0} whenever it was tried")]
@@ -35,4 +38,11 @@ pub enum Error {
     Upload(String),
     #[error("the store's configuration: {0}")]
     Config(String),
+}
+
+impl Error {
+    /// Whether something was found damaged or gone, and forgotten: the same again makes it anew.
+    pub fn is_forgotten(&self) -> bool {
+        matches!(self, Self::Gone(_) | Self::Damaged { .. })
+    }
 }

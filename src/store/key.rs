@@ -1,4 +1,4 @@
-//! Every key of the bucket, in one enum: this is the whole layout.
+//! Every key of the bucket, in one enum: this is the whole layout. What ends in `.json` is a record with a checksum.
 //!
 //! ```text
 //! layers/<generation>/sha256/<hex of the source layer>
@@ -8,9 +8,10 @@
 //! records/image/<generation>/sha256/<hex of the source manifest>.json
 //! records/stack/sha256/<hex of the stack>.json
 //! profiles/sha256/<hex of the source configuration>.json
-//! salt                         what the ids of observers are made with
+//! salt.json                    what the ids of observers are made with
 //! used/sha256/<hex>            its time of writing is the object's last use
 //! leases/<name>
+//! scrub.json                   when everything here was last checked
 //! probe/<name>                 written and deleted when a store is opened
 //! ```
 
@@ -53,8 +54,30 @@ pub enum Key {
     /// When the object with this digest was last asked for: the time this empty object was written.
     Used(Digest),
     Lease(String),
+    /// When the whole store was last checked.
+    Scrub,
     /// Shows that the store can be written.
     Probe(String),
+}
+
+impl Key {
+    /// What lies there, as metrics call it.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Layer { .. } => "layer",
+            Self::Blob(_) => "blob",
+            Self::DigestRecord(_) => "digest-record",
+            Self::LayerRecord { .. } => "layer-record",
+            Self::ImageRecord { .. } => "image-record",
+            Self::StackRecord(_) => "stack-record",
+            Self::Knowledge(_) => "profile",
+            Self::Salt => "salt",
+            Self::Used(_) => "mark",
+            Self::Lease(_) => "lease",
+            Self::Scrub => "scrub",
+            Self::Probe(_) => "probe",
+        }
+    }
 }
 
 /// A path is no key of ours.
@@ -76,9 +99,10 @@ impl fmt::Display for Key {
             }
             Self::StackRecord(Stack(digest)) => write!(f, "records/stack/{}.json", Place(digest)),
             Self::Knowledge(image) => write!(f, "profiles/{}.json", Place(image)),
-            Self::Salt => f.write_str("salt"),
+            Self::Salt => f.write_str("salt.json"),
             Self::Used(digest) => write!(f, "used/{}", Place(digest)),
             Self::Lease(name) => write!(f, "leases/{}", Name(name)),
+            Self::Scrub => f.write_str("scrub.json"),
             Self::Probe(name) => write!(f, "probe/{}", Name(name)),
         }
     }
@@ -108,9 +132,10 @@ fn parse(path: &str) -> Option<Key> {
         }
         ["records", "stack", algorithm, file] => Key::StackRecord(Stack(digest(algorithm, json(file)?)?)),
         ["profiles", algorithm, file] => Key::Knowledge(digest(algorithm, json(file)?)?),
-        ["salt"] => Key::Salt,
+        ["salt.json"] => Key::Salt,
         ["used", algorithm, hex] => Key::Used(digest(algorithm, hex)?),
         ["leases", name] => Key::Lease(unescape(name)?),
+        ["scrub.json"] => Key::Scrub,
         ["probe", name] => Key::Probe(unescape(name)?),
         _ => return None,
     })
@@ -194,7 +219,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_key_is_read_back_from_its_path(name: String, seed: u64, kind in 0..11) {
+        fn a_key_is_read_back_from_its_path(name: String, seed: u64, kind in 0..12) {
             let source = Digest::sha256_of(&seed.to_le_bytes());
             let generation = Generation(format!("g{name}"));
             let key = match kind {
@@ -208,6 +233,7 @@ mod tests {
                 7 => Key::StackRecord(Stack(source)),
                 8 => Key::Knowledge(source),
                 9 => Key::Salt,
+                10 => Key::Scrub,
                 _ => Key::Lease(name),
             };
             let path = key.to_string();

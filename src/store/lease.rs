@@ -16,9 +16,12 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::damage::report;
 use super::error::Error;
-use super::key::Key;
+use super::key::{Generation, Key};
+use super::seal;
 use super::{Inner, Store};
+use crate::oci::Digest;
 use crate::telemetry::metrics;
 
 /// Held while this process alone may work on something.
@@ -44,6 +47,11 @@ struct Claim {
     epoch: u64,
     /// Milliseconds since 1970.
     expires: u64,
+}
+
+/// The lease that the conversion of a layer holds: while it is held, bytes under the layer's key are not swept.
+pub fn layer_lease(generation: &Generation, source: &Digest) -> String {
+    format!("layer/{}/{source}", generation.0)
 }
 
 impl Store {
@@ -234,8 +242,8 @@ impl Renewed {
         let mode = match &found {
             None => PutMode::Create,
             Some(found) => {
-                let theirs: Option<Claim> = serde_json::from_slice(&found.bytes).ok();
-                // What is no claim was not written by us and holds nothing.
+                // What is damaged holds nothing: a changed date would hold for ever.
+                let theirs = seal::unseal::<Claim>(&key, &found.bytes).inspect_err(|damage| report(&key, *damage)).ok();
                 if theirs.as_ref().is_some_and(|theirs| theirs.expires > now()) {
                     return Ok(None);
                 }
@@ -315,16 +323,14 @@ impl Renewal {
 async fn write(inner: &Inner, key: &Key, claim: &mut Claim, mode: PutMode) -> Result<Option<UpdateVersion>, Error> {
     let ttl = u64::try_from(inner.config.lease_ttl.as_millis()).unwrap_or(u64::MAX);
     claim.expires = now().saturating_add(ttl);
-    let json =
-        serde_json::to_vec(claim).map_err(|error| Error::Record { key: key.to_string(), reason: error.to_string() })?;
-    let failed = match inner.backend.put_if(key, json.into(), mode).await {
+    let failed = match inner.backend.put_if(key, seal::seal(key, claim)?, mode).await {
         Ok(put) => return Ok(Some(put.into())),
         Err(failed) => failed,
     };
     // The answer to a put that succeeded may have been lost and its repetition refused: look who is there.
     let there = inner.backend.get(key).await?;
     if let Some(there) = there
-        && serde_json::from_slice::<Claim>(&there.bytes).is_ok_and(|theirs| theirs == *claim)
+        && seal::unseal::<Claim>(key, &there.bytes).is_ok_and(|theirs| theirs == *claim)
     {
         return Ok(Some(there.version));
     }

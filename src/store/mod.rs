@@ -11,6 +11,7 @@
 mod backend;
 mod blobs;
 mod config;
+mod damage;
 mod error;
 mod folder;
 pub mod key;
@@ -18,6 +19,9 @@ mod lease;
 mod profiles;
 pub mod records;
 mod remote;
+mod room;
+mod scrub;
+mod seal;
 mod sweep;
 mod upload;
 mod used;
@@ -34,30 +38,36 @@ use tokio::sync::Semaphore;
 
 use crate::oci::Digest;
 use backend::Backend;
-pub use config::{Config, Retention, Secret};
+pub use config::{Config, Retention, Scrub, Secret};
+pub use damage::Damage;
 pub use error::Error;
 pub use key::{Generation, Key};
-pub use lease::Lease;
+pub use lease::{Lease, layer_lease};
 pub use profiles::{Merge, Salt, StackRecord};
 pub use records::{ImageRecord, LayerOutcome, LayerRecord};
+pub use scrub::{Finding, ScrubReport};
 pub use sweep::SweepReport;
 pub use upload::LayerUpload;
 
-/// How many objects' places are remembered: about 30 MiB.
-const FOUND_OBJECTS: u64 = 100_000;
+/// The memory for objects' places, in bytes: about 100,000 of them.
+const FOUND_OBJECTS: u64 = 32 << 20;
 /// How long an object's place is believed; shorter than any sensible grace, so that what another replica swept is
 /// forgotten in time.
 const FOUND_FOR: Duration = Duration::from_secs(5 * 60);
-/// How many image records are remembered.
-const FOUND_IMAGES: u64 = 10_000;
+/// The memory for image records, in bytes: about 10,000 images of twenty layers.
+const FOUND_IMAGES: u64 = 32 << 20;
 /// How long an image record is believed: another replica may add a platform to an index.
 const IMAGE_FOR: Duration = Duration::from_secs(10);
 /// The memory for manifests and configurations, in bytes.
 const SMALL_OBJECTS: u64 = 32 << 20;
-/// A use is written down at most once in this time, or twice in the grace if that is shorter.
+/// The memory for which uses were noted and which layers were checked, in bytes each: about 100,000 of them.
+const DIGESTS: u64 = 16 << 20;
+/// A use is written down at most once in this time, or twice in the time that a use protects if that is shorter.
 const USE_NOTED_FOR: Duration = Duration::from_secs(60 * 60);
 /// How many uses are written down at once.
 const NOTES_AT_ONCE: usize = 4;
+/// What an entry of a cache takes besides its text: the digest, the entry, the table's share.
+const ENTRY: usize = 160;
 
 /// A handle on the store; clones share it.
 #[derive(Debug, Clone)]
@@ -74,6 +84,10 @@ struct Inner {
     small: Cache<Digest, Bytes>,
     noted: Cache<Digest, ()>,
     notes: Semaphore,
+    /// Layers that were read in whole lately, because a range of them was asked for.
+    checked: Cache<Digest, ()>,
+    checks: damage::Checks,
+    room: Arc<room::Room>,
 }
 
 /// An object that can be read.
@@ -114,17 +128,22 @@ impl Store {
     }
 
     fn with_backend(backend: Backend, config: Config) -> Self {
-        let weight = |_: &Digest, bytes: &Bytes| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        // A use must be on record while the grace still covers the last one.
-        let noted_for = USE_NOTED_FOR.min(config.retention.grace / 2);
+        // A use must be on record while what it protects from still counts the last one.
+        let noted_for = USE_NOTED_FOR.min(config.retention.idle() / 2);
+        let digests = || Cache::builder().max_capacity(DIGESTS).weigher(|_: &Digest, ()| weight(0));
         let inner = Inner {
             backend,
-            config,
-            objects: Cache::builder().max_capacity(FOUND_OBJECTS).time_to_live(FOUND_FOR).build(),
-            images: Cache::builder().max_capacity(FOUND_IMAGES).time_to_live(IMAGE_FOR).build(),
-            small: Cache::builder().max_capacity(SMALL_OBJECTS).weigher(weight).time_to_live(FOUND_FOR).build(),
-            noted: Cache::builder().max_capacity(FOUND_OBJECTS).time_to_live(noted_for).build(),
+            objects: weighed(FOUND_OBJECTS, FOUND_FOR, |_, object: &Object| {
+                ENTRY * 2 + object.media_type.as_ref().map_or(0, String::len)
+            }),
+            images: weighed(FOUND_IMAGES, IMAGE_FOR, |_, record: &Arc<ImageRecord>| record.weight()),
+            small: weighed(SMALL_OBJECTS, FOUND_FOR, |_, bytes: &Bytes| bytes.len()),
+            noted: digests().time_to_live(noted_for).build(),
             notes: Semaphore::new(NOTES_AT_ONCE),
+            checked: digests().time_to_live(damage::CHECKED_FOR).build(),
+            checks: damage::Checks::default(),
+            room: Arc::default(),
+            config,
         };
         Self { inner: Arc::new(inner) }
     }
@@ -144,4 +163,18 @@ impl Store {
         self.inner.backend.put(&probe, Bytes::from_static(b"starlift")).await?;
         self.inner.backend.delete(&probe).await
     }
+}
+
+/// A cache of `capacity` bytes, each entry weighed with what it takes in memory.
+fn weighed<K, V>(capacity: u64, lifetime: Duration, weigh: fn(&K, &V) -> usize) -> Cache<K, V>
+where
+    K: std::hash::Hash + Eq + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    let weigher = move |key: &K, value: &V| weight(weigh(key, value));
+    Cache::builder().max_capacity(capacity).weigher(weigher).time_to_live(lifetime).build()
+}
+
+fn weight(bytes: usize) -> u32 {
+    u32::try_from(bytes.saturating_add(ENTRY)).unwrap_or(u32::MAX)
 }

@@ -12,8 +12,10 @@ use serde::{Deserialize, Serialize};
 
 use super::Store;
 use super::backend::Versioned;
+use super::damage;
 use super::error::Error;
 use super::key::Key;
+use super::seal;
 use crate::oci::Digest;
 use crate::profile::{Knowledge, Stack};
 
@@ -138,21 +140,32 @@ impl Store {
         }
     }
 
-    /// The store's salt, made by who is first to ask for it.
+    /// The store's salt, made by who is first to ask for it, and made anew when it is damaged: senders then count twice.
     pub async fn salt(&self) -> Result<Salt, Error> {
-        let backend = &self.inner.backend;
-        if let Some(found) = backend.get(&Key::Salt).await? {
-            return Ok(Salt(found.bytes));
+        if let Some(salt) = self.record::<SaltRecord>(&Key::Salt).await? {
+            return Ok(salt.into());
         }
-        let made = Bytes::from_owner(rand::random::<[u8; 32]>());
-        match backend.put_if(&Key::Salt, made, PutMode::Create).await {
+        let made = seal::seal(&Key::Salt, &SaltRecord { salt: rand::random() })?;
+        match self.inner.backend.put_if(&Key::Salt, made, PutMode::Create).await {
             Ok(_) | Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {}
             Err(source) => return Err(Error::Backend { what: format!("writing {}", Key::Salt), source }),
         }
-        match backend.get(&Key::Salt).await? {
-            Some(found) => Ok(Salt(found.bytes)),
+        match self.record::<SaltRecord>(&Key::Salt).await? {
+            Some(salt) => Ok(salt.into()),
             None => Err(Error::Contended(Key::Salt.to_string())),
         }
+    }
+}
+
+/// The salt as it is kept.
+#[derive(Debug, Serialize, Deserialize)]
+struct SaltRecord {
+    salt: [u8; 32],
+}
+
+impl From<SaltRecord> for Salt {
+    fn from(record: SaltRecord) -> Self {
+        Self(Bytes::from_owner(record.salt))
     }
 }
 
@@ -160,12 +173,14 @@ impl Store {
 async fn merged(image: &Digest, found: Option<Versioned>, merge: Merge) -> Result<(Knowledge, Bytes), Error> {
     let image = image.clone();
     let work = tokio::task::spawn_blocking(move || {
-        let known = found.and_then(|found| serde_json::from_slice::<Knowledge>(&found.bytes).ok());
-        // What makes no sense is learned anew.
+        let key = Key::Knowledge(image.clone());
+        let known = found.and_then(|found| {
+            seal::unseal::<Knowledge>(&key, &found.bytes).inspect_err(|damage| damage::report(&key, *damage)).ok()
+        });
+        // What is damaged is learned anew.
         let mut knowledge = known.unwrap_or_else(|| Knowledge::new(image));
         merge(&mut knowledge);
-        serde_json::to_vec(&knowledge).map(|json| (knowledge, Bytes::from(json)))
+        seal::seal(&key, &knowledge).map(|json| (knowledge, json))
     });
-    let failed = |reason: String| Error::Record { key: "profiles".to_owned(), reason };
-    work.await.map_err(|ended| failed(ended.to_string()))?.map_err(|error| failed(error.to_string()))
+    work.await.map_err(|ended| Error::Record { key: "profiles".to_owned(), reason: ended.to_string() })?
 }

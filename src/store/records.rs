@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use futures::future::try_join_all;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::damage::Damage;
 use super::error::Error;
 use super::key::{Generation, Key};
+use super::seal;
 use super::{Object, Store};
 use crate::oci::{Descriptor, Digest, Platform};
 
@@ -130,6 +131,19 @@ impl LayerOutcome {
     }
 }
 
+impl ImageRecord {
+    /// What the record takes in memory, in bytes.
+    pub(super) fn weight(&self) -> usize {
+        /// A digest's text and what holds it.
+        const DIGEST: usize = 96;
+        let reasons = self.passed_through.iter().map(|passed| DIGEST + passed.reason.len());
+        let translated = self.translated.as_ref().map_or(0, |_| 4 * DIGEST);
+        (self.objects.len() + self.platforms.len() + self.limits.len() + 4) * DIGEST
+            + translated
+            + reasons.sum::<usize>()
+    }
+}
+
 impl LayerRecord {
     /// The objects that a converted layer consists of.
     pub(super) fn objects(&self) -> impl Iterator<Item = &Digest> {
@@ -211,13 +225,11 @@ impl Store {
         Ok(gone.is_none())
     }
 
-    /// Makes an object visible whose bytes are stored, unless the same bytes are visible elsewhere.
+    /// Makes an object visible whose bytes were stored just now. The same bytes may be visible elsewhere: they may also
+    /// have rotted there, so these count from here on.
     async fn make_visible(&self, object: &Object) -> Result<(), Error> {
         if self.digest_record(&object.digest).await?.is_some() {
             self.mark_used(&object.digest).await?;
-            if self.look_up(&object.digest).await?.is_some() {
-                return Ok(());
-            }
         }
         let stored = self.inner.backend.head(&object.key).await?;
         if stored.is_none_or(|meta| meta.size != object.size) {
@@ -237,30 +249,43 @@ impl Store {
     pub(super) async fn digest_record(&self, digest: &Digest) -> Result<Option<Object>, Error> {
         let key = Key::DigestRecord(digest.clone());
         let Some(DigestRecord { size, media_type, key: place }) = self.record(&key).await? else { return Ok(None) };
-        match place.parse() {
-            Ok(key) => Ok(Some(Object { digest: digest.clone(), size, media_type, key })),
-            Err(error) => {
-                tracing::warn!(record = %key, %error, "a record makes no sense and is passed over");
+        // The record is what was written, so its place is a key.
+        let Ok(key) = place.parse() else { return Ok(None) };
+        Ok(Some(Object { digest: digest.clone(), size, media_type, key }))
+    }
+
+    /// Reads a record. One that is not what was written counts as none and is deleted: the work is done again and writes
+    /// it anew.
+    pub(super) async fn record<R: DeserializeOwned>(&self, key: &Key) -> Result<Option<R>, Error> {
+        match self.inspect_record(key).await? {
+            Some(Ok(record)) => Ok(Some(record)),
+            None => Ok(None),
+            Some(Err(damage)) => {
+                self.forget_record(key, damage).await;
                 Ok(None)
             }
         }
     }
 
-    /// Reads a record. One that makes no sense counts as none: the work is done again and writes it anew.
-    pub(super) async fn record<R: DeserializeOwned>(&self, key: &Key) -> Result<Option<R>, Error> {
-        let Some(found) = self.inner.backend.get(key).await? else { return Ok(None) };
-        match serde_json::from_slice(&found.bytes) {
-            Ok(record) => Ok(Some(record)),
-            Err(error) => {
-                tracing::warn!(record = %key, %error, "a record makes no sense and is passed over");
-                Ok(None)
-            }
+    /// As [`record`](Self::record), and nothing is deleted.
+    pub(super) async fn inspect_record<R: DeserializeOwned>(
+        &self,
+        key: &Key,
+    ) -> Result<Option<Result<R, Damage>>, Error> {
+        match self.inner.backend.get(key).await {
+            Ok(found) => Ok(found.map(|found| seal::unseal(key, &found.bytes))),
+            // It is larger than any record of ours.
+            Err(Error::Record { .. }) => Ok(Some(Err(Damage::Record))),
+            Err(error) => Err(error),
         }
     }
 
     pub(super) async fn put_record(&self, key: &Key, record: &impl Serialize) -> Result<(), Error> {
-        let json = serde_json::to_vec_pretty(record)
-            .map_err(|error| Error::Record { key: key.to_string(), reason: error.to_string() })?;
-        self.inner.backend.put(key, Bytes::from(json)).await
+        self.inner.backend.put(key, seal::seal(key, record)?).await
     }
+}
+
+/// Whether the digest record in `bytes` shows this very object.
+pub(super) fn names(key: &Key, bytes: &[u8], object: &Object) -> bool {
+    seal::unseal::<DigestRecord>(key, bytes).is_ok_and(|record| record == DigestRecord::of(object))
 }

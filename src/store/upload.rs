@@ -13,7 +13,8 @@ use tokio::task::JoinSet;
 
 use super::error::Error;
 use super::key::{Generation, Key};
-use super::{Inner, Store};
+use super::room::Reservation;
+use super::{Inner, Object, Store};
 use crate::oci::Digest;
 
 /// With 8 MiB parts this keeps 100 ms round trips at over 250 MB/s and an upload under 40 MiB of memory.
@@ -31,6 +32,7 @@ pub struct LayerUpload {
     buffer: Vec<Bytes>,
     buffered: usize,
     written: u64,
+    room: Reservation,
     /// Begun when the first part is full.
     parts: Option<Parts>,
 }
@@ -43,8 +45,18 @@ struct Parts {
 }
 
 impl Store {
-    /// Starts the upload of the layer converted from `source`. Dropping it unfinished leaves nothing visible.
-    pub async fn upload_layer(&self, generation: &Generation, source: &Digest) -> Result<LayerUpload, Error> {
+    /// Starts the upload of the layer converted from `source`, of `expected` bytes or about so many. Dropping it
+    /// unfinished leaves nothing visible.
+    ///
+    /// # Errors
+    /// [`Error::Full`] when there is no room for it.
+    pub async fn upload_layer(
+        &self,
+        generation: &Generation,
+        source: &Digest,
+        expected: u64,
+    ) -> Result<LayerUpload, Error> {
+        let room = self.reserve(expected).await?;
         let configured = self.inner.config.part_size.as_u64();
         let part_size = if self.inner.backend.root().is_some() { configured.min(FOLDER_PART) } else { configured };
         Ok(LayerUpload {
@@ -54,6 +66,7 @@ impl Store {
             buffer: Vec::new(),
             buffered: 0,
             written: 0,
+            room,
             parts: None,
         })
     }
@@ -63,8 +76,12 @@ impl LayerUpload {
     /// Appends bytes; waits while too many parts are in flight.
     ///
     /// After an error the upload can only be aborted or dropped.
+    ///
+    /// # Errors
+    /// [`Error::Full`] when the layer is larger than was thought and does not fit.
     pub async fn write(&mut self, mut bytes: Bytes) -> Result<(), Error> {
         self.written += bytes.len() as u64;
+        self.room.cover(self.written)?;
         // Parts are cut to exactly one size because some object stores demand it.
         while self.buffered + bytes.len() >= self.part_size {
             self.buffer.push(bytes.split_to(self.part_size - self.buffered));
@@ -77,11 +94,14 @@ impl LayerUpload {
         Ok(())
     }
 
-    /// Completes the upload. The layer stays invisible until its record is put.
-    pub async fn finish(mut self) -> Result<(), Error> {
+    /// Completes the upload of the layer, whose bytes have this digest. It stays invisible until its record is put.
+    pub async fn finish(mut self, digest: &Digest) -> Result<(), Error> {
+        let store = Store { inner: Arc::clone(&self.inner) };
         if self.parts.is_none() {
             let payload = PutPayload::from_iter(std::mem::take(&mut self.buffer));
-            return self.inner.backend.put(&self.key, payload).await;
+            self.inner.backend.put(&self.key, payload).await?;
+            self.room.keep(self.written);
+            return Ok(());
         }
         if self.buffered > 0 {
             self.send_part().await?;
@@ -91,11 +111,15 @@ impl LayerUpload {
             Ok(()) => parts.complete(&self.key).await,
             Err(error) => Err(error),
         };
-        let Err(error) = completed else { return Ok(()) };
-        // The answer to a completion may be lost and its repetition refused. The key names the source and the
-        // generation, of which the bytes are a function: an object of this size is the one.
-        let stored = self.inner.backend.head(&self.key).await;
-        if stored.is_ok_and(|meta| meta.is_some_and(|meta| meta.size == self.written)) {
+        let Err(error) = completed else {
+            self.room.keep(self.written);
+            return Ok(());
+        };
+        // The answer to a completion may be lost and its repetition refused: what lies there may be what was sent, or what
+        // an earlier upload left.
+        let object = Object { digest: digest.clone(), size: self.written, media_type: None, key: self.key.clone() };
+        if matches!(store.inspect(&object, 0).await, Ok(None)) {
+            self.room.keep(self.written);
             return Ok(());
         }
         self.abort().await;

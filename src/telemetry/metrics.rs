@@ -119,6 +119,14 @@ table! {
         "Sweeps of the store, by outcome.";
     swept_bytes: Counter<u64, AtomicU64> = Counter::default(), "counter", "swept_bytes_total", Some(Unit::Bytes), "",
         "Bytes the sweep deleted.";
+    store_damaged: Counters2 = Family::default(), "counter", "store_damaged_total", None::<Unit>, "object, damage",
+        "Objects and records of the store found damaged, truncated or gone, and forgotten, by what is wrong with them.";
+    scrubbed_objects: Counter = Counter::default(), "counter", "store_scrubbed_objects_total", None::<Unit>, "",
+        "Objects and records of the store compared with their digests and checksums by the scrub.";
+    scrubbed_bytes: Counter<u64, AtomicU64> = Counter::default(), "counter", "store_scrubbed_bytes_total",
+        Some(Unit::Bytes), "", "Bytes of objects the scrub read.";
+    scrub_finished: Gauge = Gauge::default(), "gauge", "store_scrub_finished_timestamp_seconds", Some(Unit::Seconds), "",
+        "When the last scrub of the whole store ended, in seconds since 1970, whichever replica ran it.";
     profiles: Counters = Family::default(), "counter", "profiles_total", None::<Unit>, "answer",
         "Profiles asked for: given, empty because nothing is known, or of an image that is not known.";
     observations: Counters2 = Family::default(), "counter", "observations_total", None::<Unit>, "source, outcome",

@@ -63,10 +63,10 @@ fn blob(layer: &Layer) -> (Vec<u8>, estargz::write::Written) {
 async fn stored(store: &Store, layer: &Layer) -> ConvertedLayer {
     let (blob, written) = blob(layer);
     let (generation, source) = (Generation("g".to_owned()), Digest::sha256_of(&blob));
-    let mut upload = store.upload_layer(&generation, &source).await.unwrap();
+    let mut upload = store.upload_layer(&generation, &source, 0).await.unwrap();
     upload.write(blob.into()).await.unwrap();
-    upload.finish().await.unwrap();
     let digest = |digest: estargz::Digest| digest.to_string().parse::<Digest>().unwrap();
+    upload.finish(&source).await.unwrap();
     let converted = ConvertedLayer {
         digest: source.clone(),
         size: written.blob_size,

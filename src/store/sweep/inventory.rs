@@ -12,6 +12,7 @@ use crate::store::Store;
 use crate::store::backend::{Listed, Meta};
 use crate::store::error::Error;
 use crate::store::key::Key;
+use crate::store::lease::layer_lease;
 use crate::store::profiles::StackRecord;
 use crate::store::records::{DigestRecord, ImageRecord, LayerRecord};
 
@@ -44,12 +45,15 @@ pub(super) struct Visible {
     pub(super) key: Key,
     pub(super) recorded: SystemTime,
     pub(super) is_manifest: bool,
+    /// Of its record.
+    pub(super) record_size: u64,
 }
 
 #[derive(Debug, Clone)]
 pub(super) struct Record<R> {
     pub(super) key: Key,
     pub(super) recorded: SystemTime,
+    pub(super) size: u64,
     pub(super) content: R,
 }
 
@@ -67,7 +71,8 @@ impl Inventory {
         for record in read_all::<DigestRecord>(store, store.list("records/digest").await?).await? {
             if let (Key::DigestRecord(digest), Ok(key)) = (record.key, record.content.key.parse()) {
                 let is_manifest = record.content.media_type.as_deref().and_then(manifest_kind).is_some();
-                inventory.visible.insert(digest, Visible { key, recorded: record.recorded, is_manifest });
+                let Record { recorded, size: record_size, .. } = record;
+                inventory.visible.insert(digest, Visible { key, recorded, is_manifest, record_size });
             }
         }
         inventory.layers = read_all(store, store.list("records/layer").await?).await?;
@@ -77,6 +82,23 @@ impl Inventory {
         inventory.leases = store.list("leases").await?;
         inventory.probes = store.list("probe").await?;
         Ok(inventory)
+    }
+
+    /// The size of everything that counts for the store's size.
+    pub(super) fn bytes(&self) -> u64 {
+        let records = self.visible.values().map(|visible| visible.record_size);
+        let records = records.chain(self.layers.iter().map(|record| record.size));
+        let records = records.chain(self.images.iter().map(|record| record.size));
+        let records = records.chain(self.stacks.iter().map(|record| record.size));
+        let listed = self.objects.values().chain(self.knowledge.iter().map(|listed| &listed.meta));
+        records.sum::<u64>() + listed.map(|meta| meta.size).sum::<u64>()
+    }
+
+    /// Whether the layer may be being converted: its lease is there.
+    pub(super) fn is_leased(&self, key: &Key) -> bool {
+        let Key::Layer { generation, source } = key else { return false };
+        let lease = Key::Lease(layer_lease(generation, source));
+        self.leases.iter().any(|held| held.key == lease)
     }
 
     /// Every document whose reader relies on all of the image: its twin, that of an index's children, in the words of
@@ -114,7 +136,8 @@ async fn read_all<R: DeserializeOwned>(store: &Store, listed: Vec<Listed>) -> Re
     stream::iter(listed)
         .map(|listed| async move {
             let content = store.record::<R>(&listed.key).await?;
-            Ok(content.map(|content| Record { key: listed.key, recorded: listed.meta.modified, content }))
+            let Listed { key, meta: Meta { size, modified: recorded } } = listed;
+            Ok(content.map(|content| Record { key, recorded, size, content }))
         })
         .buffer_unordered(READS_AT_ONCE)
         .try_filter_map(|record| async move { Ok(record) })

@@ -17,7 +17,7 @@ use crate::store::error::Error;
 use crate::store::folder;
 use crate::store::key::Key;
 use crate::store::records::ImageRecord;
-use crate::store::{Lease, Store};
+use crate::store::{Lease, Store, layer_lease};
 use inventory::{Inventory, Record};
 use plan::{DoomedObject, Plan};
 
@@ -40,7 +40,7 @@ pub struct SweepReport {
     /// Use marks, probes and old leases.
     pub leftovers: u64,
     pub freed_bytes: u64,
-    /// What the visible objects take now.
+    /// What everything takes now.
     pub kept_bytes: u64,
 }
 
@@ -50,15 +50,22 @@ impl Store {
     ///
     /// Safe beside running conversions and other sweeps. After an error the rest is left for the next sweep.
     pub async fn sweep(&self, now: SystemTime) -> Result<SweepReport, Error> {
+        let report = self.sweep_for(now, 0).await;
+        self.forget_size().await;
+        report
+    }
+
+    /// As [`sweep`](Self::sweep), until there is room for `wanted` bytes below the size limit.
+    pub(super) async fn sweep_for(&self, now: SystemTime, wanted: u64) -> Result<SweepReport, Error> {
         let Some(lease) = self.lease(SWEEP).await? else {
             return Ok(SweepReport { busy: true, ..SweepReport::default() });
         };
         let inventory = Inventory::take(self).await?;
         let retention = &self.inner.config.retention;
-        let plan = plan::plan(&inventory, retention, now);
+        let plan = plan::plan(&inventory, retention, now, wanted);
         let mut sweep = Sweep { store: self, lease: &lease, report: SweepReport::default() };
         sweep.run(&inventory, plan).await?;
-        sweep.staging_files(now.checked_sub(retention.grace).unwrap_or(SystemTime::UNIX_EPOCH)).await?;
+        sweep.staging_files(now.checked_sub(retention.abandoned()).unwrap_or(SystemTime::UNIX_EPOCH)).await?;
         let report = sweep.report;
         lease.release().await;
         Ok(report)
@@ -77,13 +84,17 @@ impl Sweep<'_> {
         let (mut spared, mut spared_images) = (HashSet::new(), HashSet::new());
         for image in plan.images {
             if !self.image(inventory, &image).await? {
+                self.report.kept_bytes += image.size;
                 spared.extend(image.content.objects);
                 spared_images.insert(image.content.source);
             }
         }
         spared.extend(self.named_since(inventory).await?);
         for record in plan.layers {
-            if !record.content.objects().any(|digest| spared.contains(digest)) {
+            let is_needed = record.content.objects().any(|digest| spared.contains(digest));
+            if is_needed {
+                self.report.kept_bytes += record.size;
+            } else {
                 self.report.layer_records += u64::from(self.unchanged(&record.key, record.recorded).await?);
             }
         }
@@ -147,19 +158,52 @@ impl Sweep<'_> {
     }
 
     /// Deletes a visible object: its records first, so that at no time a record shows what cannot be read.
+    ///
+    /// The record goes before the last look at the mark: whoever marked the object before that looks for the record
+    /// after it, and finds it gone or given back.
     async fn object(&mut self, object: &DoomedObject) -> Result<(), Error> {
         let record = Key::DigestRecord(object.digest.clone());
+        let shown = self.store.digest_record(&object.digest).await?;
         let used = self.used_since(&object.digest, object.used).await?;
         if used || !self.unchanged(&record, object.recorded).await? {
             self.report.kept_bytes += object.size;
             return Ok(());
         }
         self.store.forget(&object.digest).await;
-        self.store.inner.backend.delete(&object.key).await?;
+        if let Some(shown) = shown
+            && self.used_since(&object.digest, object.used).await?
+        {
+            self.report.kept_bytes += object.size;
+            return self.store.record_object(&shown).await;
+        }
+        if !self.bytes(&object.key, &object.digest).await? {
+            self.report.kept_bytes += object.size;
+            return Ok(());
+        }
         self.store.inner.backend.delete(&Key::Used(object.digest.clone())).await?;
         self.report.objects += 1;
         self.report.freed_bytes += object.size;
         Ok(())
+    }
+
+    /// Deletes bytes whose record went, unless they are being made again or were: a layer's conversion holds its lease
+    /// from before the upload until its record is there.
+    async fn bytes(&self, key: &Key, digest: &Digest) -> Result<bool, Error> {
+        let lease = match key {
+            Key::Layer { generation, source } => match self.store.lease(&layer_lease(generation, source)).await? {
+                Some(lease) => Some(lease),
+                None => return Ok(false),
+            },
+            _ => None,
+        };
+        let is_free = self.store.digest_record(digest).await?.is_none();
+        if is_free {
+            self.store.inner.backend.delete(key).await?;
+        }
+        if let Some(lease) = lease {
+            lease.release().await;
+        }
+        Ok(is_free)
     }
 
     async fn used_since(&self, digest: &Digest, known: Option<SystemTime>) -> Result<bool, Error> {

@@ -5,15 +5,20 @@
 //! | bytes that no digest record shows | older than the grace |
 //! | an image | no manifest of it was used for `max_age`, or the longest unused while the store is above `max_size` |
 //! | a visible object that no kept image names | the same |
+//! | bytes and records that show nothing, what was learned of images | also while the store is above `max_size` |
 //! | which image a stack is | older than the grace, and the image's records have gone |
 //! | what was learned of an image | no stack is that image, and nothing was learned for `max_age` |
 //! | records that show nothing, marks, probes, leases | older than the grace |
+//!
+//! Above `max_size` the grace protects nothing but what was used in the last minutes, or what an hour ago was begun and
+//! no image names yet.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime};
 
 use super::inventory::{Inventory, Record};
 use crate::oci::Digest;
+use crate::store::backend::{Listed, Meta};
 use crate::store::config::Retention;
 use crate::store::key::Key;
 use crate::store::profiles::StackRecord;
@@ -48,35 +53,44 @@ pub(super) struct DoomedObject {
     pub(super) size: u64,
 }
 
-/// Decides what goes at `now`.
-pub(super) fn plan(inventory: &Inventory, retention: &Retention, now: SystemTime) -> Plan {
+/// Decides what goes at `now`, and what besides, oldest use first, until `wanted` bytes fit below the size limit.
+pub(super) fn plan(inventory: &Inventory, retention: &Retention, now: SystemTime, wanted: u64) -> Plan {
     let limits = Limits::at(now, retention);
     let mut choice = Choice::new(inventory);
     choice.drop_aged(&limits);
+    choice.unrecorded = unrecorded(inventory, &limits);
+    choice.bytes -= choice.unrecorded.iter().filter_map(|(key, _)| Some(inventory.objects.get(key)?.size)).sum::<u64>();
     if let Some(max_size) = retention.max_size {
-        choice.drop_until(max_size.as_u64(), &limits);
+        choice.drop_until(max_size.as_u64().saturating_sub(wanted), &limits);
     }
     let (stays, goes) = choice.stacks(&limits);
+    let mut knowledge = outlived(inventory, &stays, &limits);
+    knowledge.append(&mut choice.knowledge);
     let doomed = choice.doomed;
-    let kept_bytes = choice.bytes;
     let gone = |digest: &Digest| doomed.contains(digest) || !inventory.visible.contains_key(digest);
+    let outdated = inventory.layers.iter().filter(|record| limits.outdates(record, gone));
+    let passed = choice.passed.into_iter().filter(|record| !limits.is_aged(record.recorded));
     Plan {
         images: choice.dropped,
-        layers: inventory.layers.iter().filter(|record| limits.outdates(record, gone)).cloned().collect(),
+        layers: outdated.chain(passed).cloned().collect(),
         stacks: goes.into_iter().cloned().collect(),
-        knowledge: outlived(inventory, &stays, &limits),
+        knowledge,
         objects: doomed.iter().filter_map(|digest| doomed_object(inventory, digest)).collect(),
-        unrecorded: unrecorded(inventory, &limits),
+        unrecorded: choice.unrecorded,
         leftovers: leftovers(inventory, &limits),
         leases: leases(inventory, &limits),
-        kept_bytes,
+        kept_bytes: choice.bytes,
     }
 }
 
 /// The times that decide.
 struct Limits {
-    /// What is younger stays in any case.
+    /// What is younger stays unless the store is above its size.
     grace: SystemTime,
+    /// What was used since stays in any case.
+    idle: SystemTime,
+    /// What no image names and was used since stays in any case.
+    abandoned: SystemTime,
     /// What was used since stays; `None` when age is no reason to go.
     age: Option<SystemTime>,
 }
@@ -85,7 +99,12 @@ impl Limits {
     fn at(now: SystemTime, retention: &Retention) -> Self {
         let before = |age: Duration| now.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
         let grace = before(retention.grace);
-        Self { grace, age: retention.max_age.map(|age| before(age).min(grace)) }
+        Self {
+            grace,
+            idle: before(retention.idle()),
+            abandoned: before(retention.abandoned()),
+            age: retention.max_age.map(|age| before(age).min(grace)),
+        }
     }
 
     fn is_aged(&self, last_use: SystemTime) -> bool {
@@ -95,9 +114,22 @@ impl Limits {
     fn outdates(&self, record: &Record<LayerRecord>, gone: impl Fn(&Digest) -> bool) -> bool {
         match &record.content.outcome {
             LayerOutcome::PassedThrough { .. } => self.is_aged(record.recorded),
-            LayerOutcome::Converted(_) => record.recorded < self.grace && record.content.objects().any(gone),
+            LayerOutcome::Converted(_) => record.recorded < self.idle && record.content.objects().any(gone),
         }
     }
+}
+
+/// What may go to make room.
+enum Unit<'a> {
+    Image(&'a Record<ImageRecord>),
+    /// A visible object that no image names.
+    Object(&'a Digest),
+    /// Bytes that no record shows.
+    Bytes(&'a Key, &'a Meta),
+    /// A layer that is served as it is.
+    Passed(&'a Record<LayerRecord>),
+    /// What was learned of an image that is not kept.
+    Knowledge(&'a Listed),
 }
 
 /// The images and visible objects that stay so far.
@@ -108,7 +140,10 @@ struct Choice<'a> {
     /// How many kept images name it.
     named: HashMap<&'a Digest, usize>,
     doomed: HashSet<Digest>,
-    /// The size of all visible objects that are not doomed.
+    unrecorded: Vec<(Key, SystemTime)>,
+    passed: Vec<&'a Record<LayerRecord>>,
+    knowledge: Vec<(Digest, SystemTime)>,
+    /// The size of everything that stays.
     bytes: u64,
 }
 
@@ -118,14 +153,16 @@ impl<'a> Choice<'a> {
         for digest in inventory.images.iter().flat_map(|image| &image.content.objects) {
             *named.entry(digest).or_default() += 1;
         }
-        let bytes = inventory.visible.values().filter_map(|visible| inventory.objects.get(&visible.key));
         Self {
             inventory,
             kept: inventory.images.iter().collect(),
             dropped: Vec::new(),
             named,
             doomed: HashSet::new(),
-            bytes: bytes.map(|meta| meta.size).sum(),
+            unrecorded: Vec::new(),
+            passed: Vec::new(),
+            knowledge: Vec::new(),
+            bytes: inventory.bytes(),
         }
     }
 
@@ -154,31 +191,65 @@ impl<'a> Choice<'a> {
 
     /// Lets what was unused the longest go until `max` bytes are left.
     fn drop_until(&mut self, max: u64, limits: &Limits) {
-        enum Unit<'a> {
-            Image(&'a Record<ImageRecord>),
-            Object(&'a Digest),
+        if self.bytes <= max {
+            return;
         }
-        let inventory = self.inventory;
-        let images = self.kept.iter().map(|image| (inventory.last_image_use(image), Unit::Image(image)));
-        let lone = inventory.visible.keys().filter(|digest| !self.is_named(digest) && !self.doomed.contains(*digest));
-        let objects = lone.filter_map(|digest| Some((self.object_use(digest)?, Unit::Object(digest))));
-        let mut units: Vec<_> = images.chain(objects).filter(|(last_use, _)| *last_use < limits.grace).collect();
+        let mut units = self.units(limits);
         units.sort_by_key(|(last_use, _)| *last_use);
-        for (_, unit) in units {
+        for (last_use, unit) in units {
             if self.bytes <= max {
                 return;
             }
             match unit {
                 Unit::Object(digest) => self.doom(digest),
-                Unit::Image(image) => {
-                    self.drop_image(image);
-                    for digest in &image.content.objects {
-                        let idle = self.object_use(digest).is_some_and(|last_use| last_use < limits.grace);
-                        if idle && !self.is_named(digest) {
-                            self.doom(digest);
-                        }
+                Unit::Image(image) => self.drop_with_objects(image, limits),
+                Unit::Bytes(key, meta) => {
+                    self.unrecorded.push((key.clone(), last_use));
+                    self.bytes = self.bytes.saturating_sub(meta.size);
+                }
+                Unit::Passed(record) => {
+                    self.passed.push(record);
+                    self.bytes = self.bytes.saturating_sub(record.size);
+                }
+                Unit::Knowledge(listed) => {
+                    if let Key::Knowledge(image) = &listed.key {
+                        self.knowledge.push((image.clone(), last_use));
+                        self.bytes = self.bytes.saturating_sub(listed.meta.size);
                     }
                 }
+            }
+        }
+    }
+
+    /// Everything that may go for want of room, with its last use.
+    fn units(&self, limits: &Limits) -> Vec<(SystemTime, Unit<'a>)> {
+        let inventory = self.inventory;
+        let images = self.kept.iter().map(|image| (inventory.last_image_use(image), Unit::Image(image)));
+        let images = images.filter(|(last_use, _)| *last_use < limits.idle);
+        let lone = inventory.visible.keys().filter(|digest| !self.is_named(digest) && !self.doomed.contains(*digest));
+        let lone = lone.filter_map(|digest| Some((self.object_use(digest)?, Unit::Object(digest))));
+        let lone = lone.filter(|(last_use, _)| *last_use < limits.abandoned);
+        let bare = bare(inventory, limits.idle).filter(|(_, meta)| meta.modified >= limits.grace);
+        let bare = bare.map(|(key, meta)| (meta.modified, Unit::Bytes(key, meta)));
+        let passed = inventory.layers.iter().filter(|record| record.recorded < limits.idle);
+        let passed = passed.filter(|record| matches!(record.content.outcome, LayerOutcome::PassedThrough { .. }));
+        let passed = passed.map(|record| (record.recorded, Unit::Passed(record)));
+        let sources: HashSet<&Digest> = self.kept.iter().map(|image| &image.content.source).collect();
+        let kept = inventory.stacks.iter().filter(|stack| sources.contains(&stack.content.source));
+        let kept: HashSet<Key> = kept.map(|stack| Key::Knowledge(stack.content.config.clone())).collect();
+        let until = limits.age.unwrap_or(limits.grace);
+        let learned = inventory.knowledge.iter().filter(|listed| (until..limits.idle).contains(&listed.meta.modified));
+        let learned = learned.filter(|listed| !kept.contains(&listed.key));
+        let learned = learned.map(|listed| (listed.meta.modified, Unit::Knowledge(listed)));
+        images.chain(lone).chain(bare).chain(passed).chain(learned).collect()
+    }
+
+    fn drop_with_objects(&mut self, image: &'a Record<ImageRecord>, limits: &Limits) {
+        self.drop_image(image);
+        for digest in &image.content.objects {
+            let is_idle = self.object_use(digest).is_some_and(|last_use| last_use < limits.idle);
+            if is_idle && !self.is_named(digest) {
+                self.doom(digest);
             }
         }
     }
@@ -202,15 +273,16 @@ impl<'a> Choice<'a> {
                 *images = images.saturating_sub(1);
             }
         }
+        self.bytes = self.bytes.saturating_sub(image.size);
         self.dropped.push(image.clone());
     }
 
     fn doom(&mut self, digest: &Digest) {
         if self.doomed.insert(digest.clone())
             && let Some(visible) = self.inventory.visible.get(digest)
-            && let Some(meta) = self.inventory.objects.get(&visible.key)
         {
-            self.bytes = self.bytes.saturating_sub(meta.size);
+            let size = self.inventory.objects.get(&visible.key).map_or(0, |meta| meta.size);
+            self.bytes = self.bytes.saturating_sub(size + visible.record_size);
         }
     }
 }
@@ -239,9 +311,16 @@ fn doomed_object(inventory: &Inventory, digest: &Digest) -> Option<DoomedObject>
 }
 
 fn unrecorded(inventory: &Inventory, limits: &Limits) -> Vec<(Key, SystemTime)> {
+    bare(inventory, limits.grace).map(|(key, meta)| (key.clone(), meta.modified)).collect()
+}
+
+/// The bytes written before `until` that no record shows.
+fn bare(inventory: &Inventory, until: SystemTime) -> impl Iterator<Item = (&Key, &Meta)> {
     let recorded: HashSet<&Key> = inventory.visible.values().map(|visible| &visible.key).collect();
-    let bare = inventory.objects.iter().filter(|(key, meta)| meta.modified < limits.grace && !recorded.contains(key));
-    bare.map(|(key, meta)| (key.clone(), meta.modified)).collect()
+    inventory
+        .objects
+        .iter()
+        .filter(move |(key, meta)| meta.modified < until && !recorded.contains(key) && !inventory.is_leased(key))
 }
 
 fn leftovers(inventory: &Inventory, limits: &Limits) -> Vec<Key> {
@@ -263,8 +342,8 @@ fn leases(inventory: &Inventory, limits: &Limits) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::backend::{Listed, Meta};
     use crate::store::key::Generation;
+    use crate::store::lease::layer_lease;
     use crate::store::sweep::inventory::Visible;
 
     const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -282,7 +361,8 @@ mod tests {
         fn object(mut self, name: &str, recorded: u32) -> Self {
             let key = Key::Blob(digest(name));
             self.objects.insert(key.clone(), Meta { size: 100, modified: day(recorded) });
-            self.visible.insert(digest(name), Visible { key, recorded: day(recorded), is_manifest: false });
+            self.visible
+                .insert(digest(name), Visible { key, recorded: day(recorded), is_manifest: false, record_size: 0 });
             self
         }
 
@@ -308,7 +388,7 @@ mod tests {
                 order: None,
             };
             let key = Key::ImageRecord { generation: Generation("g".to_owned()), source };
-            self.images.push(Record { key, recorded: day(recorded), content });
+            self.images.push(Record { key, recorded: day(recorded), size: 0, content });
             self.object(name, recorded)
         }
 
@@ -319,7 +399,7 @@ mod tests {
 
         /// The names, among those given, whose objects stay at day 100.
         fn keeps<'n>(&self, retention: &Retention, names: &[&'n str]) -> Vec<&'n str> {
-            let plan = plan(self, retention, day(100));
+            let plan = plan(self, retention, day(100), 0);
             let doomed: HashSet<_> = plan.objects.iter().map(|object| &object.digest).collect();
             names.iter().copied().filter(|name| !doomed.contains(&digest(name))).collect()
         }
@@ -333,7 +413,8 @@ mod tests {
                 source: digest(&format!("source of {name}")),
                 layers: vec![digest(name)],
             };
-            self.stacks.push(Record { key: Key::StackRecord(content.stack()), recorded: day(recorded), content });
+            let key = Key::StackRecord(content.stack());
+            self.stacks.push(Record { key, recorded: day(recorded), size: 0, content });
             self
         }
 
@@ -357,7 +438,7 @@ mod tests {
             .stack("to come", 100)
             .learned("to come", 10)
             .learned("of lately", 80);
-        let plan = plan(&inventory, &retention(Some(30), None), day(100));
+        let plan = plan(&inventory, &retention(Some(30), None), day(100), 0);
         let stacks: Vec<_> = plan.stacks.iter().map(|stack| &stack.content.source).collect();
         assert_eq!(stacks, [&digest("source of old")]);
         assert_eq!(plan.knowledge, [(digest("configuration of old"), day(10))]);
@@ -381,7 +462,7 @@ mod tests {
         let names = ["base", "app", "old", "read", "alone", "lately read alone"];
         assert_eq!(inventory.keeps(&retention(Some(30), None), &names), ["base", "read", "lately read alone"]);
         assert_eq!(inventory.keeps(&retention(None, None), &names), names);
-        assert_eq!(plan(&inventory, &retention(Some(30), None), day(100)).kept_bytes, 300);
+        assert_eq!(plan(&inventory, &retention(Some(30), None), day(100), 0).kept_bytes, 300);
     }
 
     #[test]
@@ -424,12 +505,49 @@ mod tests {
     }
 
     #[test]
+    fn above_the_size_a_day_protects_nothing_that_was_not_used_for_minutes() {
+        let now = day(100);
+        let ago = |minutes: u64| now - Duration::from_secs(60 * minutes);
+        let mut inventory = Inventory::default();
+        for (name, minutes) in [("idle", 11), ("in use", 9)] {
+            inventory = inventory.image(name, &[], 100);
+            inventory.images.last_mut().unwrap().recorded = ago(minutes);
+            inventory.visible.get_mut(&digest(name)).unwrap().recorded = ago(minutes);
+        }
+        let lone = |name: &str| Visible { recorded: ago(11), ..inventory.visible[&digest(name)].clone() };
+        let (key, visible) = (digest("layer of an image to come"), lone("idle"));
+        inventory.visible.insert(key, visible);
+        assert_eq!(inventory.keeps(&retention(None, Some(1 << 20)), &["idle", "in use"]), ["idle", "in use"]);
+        let names = ["idle", "in use", "layer of an image to come"];
+        assert_eq!(inventory.keeps(&retention(None, Some(0)), &names), ["in use", "layer of an image to come"]);
+        assert_eq!(inventory.keeps(&retention(None, None), &names), names);
+    }
+
+    #[test]
+    fn above_the_size_bytes_without_a_record_go_unless_their_lease_is_held() {
+        let layer = |name: &str| Key::Layer { generation: Generation("g".to_owned()), source: digest(name) };
+        let now = day(100);
+        let meta = |minutes: u64| Meta { size: 5, modified: now - Duration::from_secs(60 * minutes) };
+        let mut inventory = Inventory::default();
+        inventory.objects.insert(layer("left"), meta(11));
+        inventory.objects.insert(layer("fresh"), meta(9));
+        inventory.objects.insert(layer("converted now"), meta(11));
+        let lease = Key::Lease(layer_lease(&Generation("g".to_owned()), &digest("converted now")));
+        inventory.leases.push(Listed { key: lease, meta: meta(11) });
+        let left = |max_size, wanted| plan(&inventory, &retention(None, max_size), now, wanted).unrecorded;
+        assert_eq!(left(None, 0), []);
+        assert_eq!(left(Some(15), 0), []);
+        assert_eq!(left(Some(15), 1), [(layer("left"), meta(11).modified)]);
+        assert_eq!(left(Some(0), 0), [(layer("left"), meta(11).modified)]);
+    }
+
+    #[test]
     fn bytes_without_a_record_go_after_the_grace() {
         let layer = |name: &str| Key::Layer { generation: Generation("g".to_owned()), source: digest(name) };
         let mut inventory = Inventory::default().object("visible", 10);
         inventory.objects.insert(layer("left"), Meta { size: 5, modified: day(98) });
         inventory.objects.insert(layer("under way"), Meta { size: 5, modified: day(100) });
-        let plan = plan(&inventory, &retention(None, None), day(100));
+        let plan = plan(&inventory, &retention(None, None), day(100), 0);
         assert_eq!(plan.unrecorded, [(layer("left"), day(98))]);
         assert!(plan.objects.is_empty());
     }

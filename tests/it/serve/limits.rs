@@ -1,12 +1,17 @@
 //! Limits on clients, and the end of a server.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use reqwest::Method;
+use starlift::convert;
+use starlift::oci::Digest;
+use starlift::store::{Store, layer_lease};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::Stage;
+use crate::support::image::ImageBuilder;
 use crate::support::registry::Gate;
 
 #[tokio::test]
@@ -138,4 +143,76 @@ async fn wait_until(holds: impl Fn() -> bool) {
         }
     };
     tokio::time::timeout(Duration::from_secs(30), looking).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_answer_that_never_ends_is_cut_after_the_grace() {
+    let mut stage = Stage::with(|config| config.shutdown_grace = Duration::from_millis(50)).await;
+    let digest = stage.registry.put_blob(vec![9; 300_000]);
+    let gate = Gate::new();
+    stage.registry.on("/blobs/").method("GET").gate_after(&gate, 1000);
+    let response = stage.request(Method::GET, &format!("/v2/local/app/blobs/{digest}")).send().await.unwrap();
+    gate.reached(1).await;
+    stage.server.shutdown.cancel();
+    (&mut stage.server.ended).await.unwrap().unwrap();
+    assert!(response.bytes().await.is_err(), "the gate was never opened");
+}
+
+/// Asks often enough that work which is not held back would have been seen.
+async fn settle(stage: &Stage) {
+    for _ in 0..50 {
+        assert_eq!(stage.get("/healthz").await.status, 200);
+    }
+}
+
+#[tokio::test]
+async fn no_more_layers_are_converted_at_once_than_configured() {
+    let config = convert::Config { layers_at_once: NonZeroUsize::MIN, ..convert::Config::default() };
+    let stage = Stage::converting(Store::in_memory(), &config, |_| {}).await;
+    stage.registry.push("app", "v1", &ImageBuilder::new(1).layers(3).build());
+    let gate = Gate::new();
+    // The first blob is the configuration.
+    stage.registry.on("/blobs/").method("GET").skip(1).gate(&gate);
+    let pull = tokio::spawn(stage.request(Method::GET, "/v2/local/app/manifests/v1").send());
+    gate.reached(1).await;
+    settle(&stage).await;
+    assert_eq!(stage.registry.count("GET", "/blobs/"), 2);
+    gate.open();
+    assert!(!pull.await.unwrap().unwrap().headers().contains_key("warning"));
+}
+
+#[tokio::test]
+async fn no_more_images_are_converted_at_once_than_configured() {
+    let config = convert::Config { images_at_once: NonZeroUsize::MIN, ..convert::Config::default() };
+    let stage = Stage::converting(Store::in_memory(), &config, |_| {}).await;
+    let gate = Gate::new();
+    stage.registry.on("/blobs/").method("GET").gate(&gate);
+    let pulls: Vec<_> = (0..3)
+        .map(|seed| {
+            stage.registry.push("app", &format!("v{seed}"), &ImageBuilder::new(seed).layers(1).build());
+            tokio::spawn(stage.request(Method::GET, &format!("/v2/local/app/manifests/v{seed}")).send())
+        })
+        .collect();
+    gate.reached(1).await;
+    settle(&stage).await;
+    assert_eq!(stage.registry.count("GET", "/blobs/"), 1);
+    gate.open();
+    for pull in pulls {
+        assert!(!pull.await.unwrap().unwrap().headers().contains_key("warning"));
+    }
+}
+
+#[tokio::test]
+async fn a_lease_that_is_never_given_up_is_waited_for_as_long_as_configured() {
+    let config = convert::Config { lease_wait: Duration::from_millis(50), ..convert::Config::default() };
+    let stage = Stage::converting(Store::in_memory(), &config, |_| {}).await;
+    let image = stage.push_app();
+    for layer in image.layers() {
+        let name = layer_lease(stage.converter.generation(), &Digest::sha256_of(layer));
+        // Renewed for as long as the test runs.
+        std::mem::forget(stage.store.lease(&name).await.unwrap().unwrap());
+    }
+    let answer = stage.get("/v2/local/app/manifests/v1").await;
+    assert_eq!((answer.status, &answer.body), (200, &image.bytes));
+    assert!(answer.headers.contains_key("warning"));
 }

@@ -17,6 +17,8 @@ mod recorded;
 mod redirects;
 mod reorder;
 mod retention;
+mod room;
+mod rot;
 mod tags;
 mod tls;
 mod waiting;

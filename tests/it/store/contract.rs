@@ -42,13 +42,21 @@ pub(crate) fn layer_record(source: &Digest, layer: &Bytes) -> LayerRecord {
     }
 }
 
+/// A record as the store writes it: with the checksum of its key and its own bytes in front.
+pub(crate) fn sealed(path: &str, record: &serde_json::Value) -> String {
+    let json = record.to_string();
+    let rest = json.strip_prefix('{').unwrap();
+    let checksum = Digest::sha256_of(format!("{path}\n{rest}").as_bytes());
+    format!("{{\"checksum\":\"{}\",{rest}", checksum.hex())
+}
+
 /// Uploads and commits a layer.
 pub(crate) async fn put_layer(store: &Store, source: &Digest, layer: &Bytes) -> Result<LayerRecord, Error> {
-    let mut upload = store.upload_layer(&generation(), source).await?;
+    let mut upload = store.upload_layer(&generation(), source, 0).await?;
     for piece in layer.chunks(700_001) {
         upload.write(layer.slice_ref(piece)).await?;
     }
-    upload.finish().await?;
+    upload.finish(&Digest::sha256_of(layer)).await?;
     let record = layer_record(source, layer);
     store.put_layer(&generation(), &record).await?;
     Ok(record)
@@ -114,7 +122,7 @@ async fn small_objects_are_found_and_read(store: &Store) {
 async fn an_upload_is_invisible_until_its_record(store: &Store) {
     let layer = bytes_of(9 << 20, 77);
     let (source, digest) = (source_of(77), Digest::sha256_of(&layer));
-    let mut upload = store.upload_layer(&generation(), &source).await.unwrap();
+    let mut upload = store.upload_layer(&generation(), &source, 0).await.unwrap();
     upload.write(layer.clone()).await.unwrap();
     upload.abort().await;
     assert_eq!(store.find(&digest).await.unwrap(), None);
@@ -122,9 +130,9 @@ async fn an_upload_is_invisible_until_its_record(store: &Store) {
     assert!(matches!(unfinished, Err(Error::Gone(_))), "{unfinished:?}");
     assert_eq!(store.layer(&generation(), &source).await.unwrap(), None);
 
-    let mut upload = store.upload_layer(&generation(), &source).await.unwrap();
+    let mut upload = store.upload_layer(&generation(), &source, 0).await.unwrap();
     upload.write(layer.clone()).await.unwrap();
-    upload.finish().await.unwrap();
+    upload.finish(&digest).await.unwrap();
     assert_eq!(store.find(&digest).await.unwrap(), None);
     store.put_layer(&generation(), &layer_record(&source, &layer)).await.unwrap();
     let object = store.find(&digest).await.unwrap().unwrap();

@@ -150,9 +150,9 @@ async fn damaged_bytes_and_records_are_not_handed_out() {
 async fn a_young_upload_survives_a_sweep() {
     let bucket = Bucket::new();
     let store = open(&bucket);
-    let mut upload = store.upload_layer(&generation(), &source_of(8)).await.unwrap();
+    let mut upload = store.upload_layer(&generation(), &source_of(8), 0).await.unwrap();
     upload.write(bytes_of(100, 8)).await.unwrap();
-    upload.finish().await.unwrap();
+    upload.finish(&Digest::sha256_of(&bytes_of(100, 8))).await.unwrap();
     let report = store.sweep(SystemTime::now()).await.unwrap();
     assert_eq!(report, SweepReport::default());
     assert_eq!(bucket.paths().await.len(), 1);
@@ -225,4 +225,68 @@ async fn two_sweeps_at_once_do_the_work_once() {
     gate.open();
     let report = first.await.unwrap().unwrap();
     assert_eq!((report.images, report.objects, report.kept_bytes), (1, 3, 0));
+}
+
+/// A completion whose answer is lost may have found what an earlier upload left: only the bytes tell.
+#[tokio::test]
+async fn an_object_of_the_right_length_is_not_taken_for_what_was_sent() {
+    let bucket = Bucket::new();
+    put_layer(&open(&bucket), &source_of(31), &bytes_of(LAYER, 31)).await.unwrap();
+    let losing = bucket.broken(|operation| if operation.kind == "complete" { Fate::Fail } else { Fate::Pass });
+    let other = bytes_of(LAYER, 32);
+    let failed = put_layer(&open(&losing), &source_of(31), &other).await;
+    assert!(failed.is_err(), "{failed:?}");
+    let lost = bucket.broken(|operation| if operation.kind == "complete" { Fate::LoseAnswer } else { Fate::Pass });
+    put_layer(&open(&lost), &source_of(31), &other).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_small_object_that_rotted_is_written_again_by_the_next_put() {
+    let bucket = Bucket::new();
+    let object = open(&bucket).put("text/plain", "content".into()).await.unwrap();
+    let path = object_store::path::Path::from(object.key.to_string());
+    object_store::ObjectStoreExt::put(&bucket, &path, "conTent".into()).await.unwrap();
+    let store = open(&bucket);
+    let damaged = store.read_all(&object).await;
+    assert!(matches!(damaged, Err(Error::Damaged { .. })), "{damaged:?}");
+    assert_eq!(store.find(&object.digest).await.unwrap(), None, "it is forgotten");
+    object_store::ObjectStoreExt::put(&bucket, &path, "conTent".into()).await.unwrap();
+    let store = open(&bucket);
+    assert_eq!(store.put("text/plain", "content".into()).await.unwrap(), object);
+    assert_eq!(store.read_all(&object).await.unwrap(), "content");
+}
+
+#[tokio::test]
+async fn a_scrub_reads_no_faster_than_its_rate() {
+    let store = open(&Bucket::new());
+    put_layer(&store, &source_of(33), &bytes_of(LAYER, 33)).await.unwrap();
+    let started = std::time::Instant::now();
+    let report = store.scrub(false, 10 * LAYER as u64, &mut |finding| panic!("{finding:?}")).await.unwrap();
+    assert_eq!((report.objects, report.bytes), (1, LAYER as u64));
+    assert!(started.elapsed() >= Duration::from_millis(99), "{:?}", started.elapsed());
+}
+
+/// The mark comes after the sweep's first look and before its last: the layer stays.
+#[tokio::test]
+async fn a_layer_that_is_asked_for_while_its_record_goes_gets_it_back() {
+    let bucket = Bucket::new();
+    let gate = Gate::new();
+    put_layer(&open(&bucket), &source_of(34), &bytes_of(LAYER, 34)).await.unwrap();
+    let held = gate.clone();
+    let sweeping =
+        bucket.broken(move |operation| match operation.kind == "delete" && operation.path.contains("records/digest") {
+            true => Fate::Wait(held.clone()),
+            false => Fate::Pass,
+        });
+    let sweeper = open(&sweeping);
+    let sweep = tokio::spawn(async move { sweeper.sweep(in_a_year()).await.unwrap() });
+    gate.reached().await;
+    let store = open(&bucket);
+    assert!(store.layer(&generation(), &source_of(34)).await.unwrap().is_none(), "its layer record went first");
+    let record = super::contract::layer_record(&source_of(34), &bytes_of(LAYER, 34));
+    store.put_layer(&generation(), &record).await.unwrap();
+    gate.open();
+    sweep.await.unwrap();
+    let object = open(&bucket).find(&Digest::sha256_of(&bytes_of(LAYER, 34))).await.unwrap().unwrap();
+    assert_eq!(read(&store, &object, 0..object.size).await.unwrap(), bytes_of(LAYER, 34));
 }

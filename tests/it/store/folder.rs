@@ -71,7 +71,7 @@ async fn the_sweep_leaves_an_empty_folder() {
     drop(store.lease("left").await.unwrap());
     let root = Path::new(&config.location);
     // What a process leaves that is killed while it uploads and holds a lease.
-    let mut upload = store.upload_layer(&generation(), &source_of(3)).await.unwrap();
+    let mut upload = store.upload_layer(&generation(), &source_of(3), 0).await.unwrap();
     upload.write(bytes_of(3 << 20, 3)).await.unwrap();
     let staging = files(root).into_iter().find(|path| path.to_string_lossy().ends_with("#1")).unwrap();
     std::fs::copy(root.join(&staging), root.join(staging.to_string_lossy().replace("#1", "#2"))).unwrap();

@@ -9,6 +9,7 @@ use object_store::ObjectStoreExt as _;
 use object_store::path::Path;
 use starlift::store::{Config, Store};
 
+use super::contract::sealed;
 use crate::support::bucket::{Bucket, Fate};
 
 const NAME: &str = "layer";
@@ -44,7 +45,7 @@ async fn claimed_by_another(bucket: &Bucket, left: i64) {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis();
     let expires = i64::try_from(now).unwrap() + left;
     let claim = serde_json::json!({ "owner": "another", "epoch": 3, "expires": expires });
-    bucket.put(&place(), claim.to_string().into()).await.unwrap();
+    bucket.put(&place(), sealed(place().as_ref(), &claim).into()).await.unwrap();
 }
 
 #[tokio::test]

@@ -39,7 +39,7 @@ async fn a_bucket_keeps_the_contract() {
     assert_eq!(other.image(&generation(), &source_of(2000)).await.unwrap(), None);
     open(&s3).await.sweep(in_a_year()).await.unwrap();
     open(&s3).await.sweep(in_a_year()).await.unwrap();
-    assert_eq!(s3.keys(), ["some/prefix/salt"]);
+    assert_eq!(s3.keys(), ["some/prefix/salt.json"]);
 }
 
 #[tokio::test]
@@ -95,7 +95,7 @@ async fn an_upload_given_up_leaves_no_parts() {
     let s3 = S3::start().await;
     let store = open(&s3).await;
     for is_dropped in [false, true] {
-        let mut upload = store.upload_layer(&generation(), &source_of(4)).await.unwrap();
+        let mut upload = store.upload_layer(&generation(), &source_of(4), 0).await.unwrap();
         upload.write(bytes_of(17 << 20, 4)).await.unwrap();
         until(|| s3.open_uploads() == 1).await;
         if is_dropped {
@@ -117,7 +117,7 @@ async fn an_upload_given_up_leaves_no_parts() {
 async fn parts_in_flight_are_bounded() {
     let s3 = S3::start().await;
     let store = open(&s3).await;
-    let mut upload = store.upload_layer(&generation(), &source_of(5)).await.unwrap();
+    let mut upload = store.upload_layer(&generation(), &source_of(5), 0).await.unwrap();
     // No part ever gets through, so the fifth has to wait.
     s3.fail(|asked| if asked.method == Method::PUT { Fault::SlowDown } else { Fault::None });
     let part = bytes_of(8 << 20, 5);
@@ -140,6 +140,16 @@ async fn a_signed_url_needs_no_credentials() {
     unsigned.set_query(None);
     assert_eq!(reqwest::get(unsigned).await.unwrap().status(), 403);
     assert_eq!(Store::in_memory().signed_url(&object, Duration::from_secs(60)).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_signed_url_is_good_for_as_long_as_configured() {
+    let s3 = S3::start().await;
+    let store = open(&s3).await;
+    let object = store.put("text/plain", "content".into()).await.unwrap();
+    let url = store.signed_url(&object, Duration::from_secs(67)).await.unwrap().unwrap();
+    let expires = url.query_pairs().find(|(name, _)| name == "X-Amz-Expires").unwrap().1;
+    assert_eq!(expires, "67");
 }
 
 #[tokio::test]

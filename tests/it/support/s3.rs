@@ -107,6 +107,19 @@ impl S3 {
         lock(&self.shelf).objects.keys().cloned().collect()
     }
 
+    pub(crate) fn object(&self, key: &str) -> Option<Bytes> {
+        lock(&self.shelf).objects.get(key).map(|stored| stored.bytes.clone())
+    }
+
+    /// Changes an object's bytes as rot does, behind everybody's back: nothing else of it changes.
+    pub(crate) fn replace(&self, key: &str, content: Option<Vec<u8>>) {
+        let objects = &mut lock(&self.shelf).objects;
+        match content {
+            Some(content) => objects.get_mut(key).unwrap().bytes = content.into(),
+            None => drop(objects.remove(key)),
+        }
+    }
+
     /// How many multipart uploads are neither completed nor aborted.
     pub(crate) fn open_uploads(&self) -> usize {
         lock(&self.shelf).uploads.len()

@@ -1,0 +1,78 @@
+//! `starlift store`: looks after what a server keeps.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use bytesize::ByteSize;
+
+use super::failure::Failure;
+use super::{Global, output};
+use crate::config::Layer;
+use crate::store::{Finding, Store};
+
+/// Look after what a server keeps
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    Check(CheckArgs),
+}
+
+/// Read everything in the store and say what is not what was put; safe while servers use it
+#[derive(Debug, clap::Args)]
+struct CheckArgs {
+    /// A folder, or s3://BUCKET[/PREFIX], gs://…, az://… [default: ./starlift-store]
+    #[arg(long, value_name = "URL-or-DIR")]
+    store: Option<String>,
+    /// Forget what is damaged: a server makes it again when it is next asked for
+    #[arg(long)]
+    repair: bool,
+    /// Most bytes a second to read, such as 50MiB [default: no limit]
+    #[arg(long, value_name = "SIZE")]
+    rate: Option<ByteSize>,
+}
+
+pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
+    match &args.command {
+        Command::Check(args) => check(args, global).await,
+    }
+}
+
+async fn check(args: &CheckArgs, global: &Global) -> Result<ExitCode, Failure> {
+    let flag = args.store.iter().map(|store| Layer::flag("--store", &["store", "location"], store.as_str()));
+    let config = global.load(flag.collect())?.config.store;
+    let is_folder = !config.location.contains("://");
+    if is_folder && !Path::new(&config.location).is_dir() {
+        // Opening it would make it.
+        return Err(Failure::new(format!("there is no store in {}", config.location)));
+    }
+    let store = Store::open(&config).await.map_err(Failure::from_error)?;
+    let mut printed = Ok(());
+    let mut found = |finding: &Finding| {
+        if printed.is_ok() {
+            printed = output::print(&line(finding));
+        }
+    };
+    let rate = args.rate.map_or(0, |rate| rate.as_u64());
+    let report = store.scrub(args.repair, rate, &mut found).await.map_err(Failure::from_error)?;
+    printed?;
+    let (objects, records, size) = (report.objects, report.records, ByteSize::b(report.bytes));
+    let damaged = match (report.damaged, args.repair) {
+        (0, _) => "nothing is damaged".to_owned(),
+        (damaged, true) => format!("{damaged} damaged and forgotten"),
+        (damaged, false) => format!("{damaged} damaged"),
+    };
+    output::print(&format!("{objects} objects of {size} and {records} records: {damaged}\n"))?;
+    Ok(if report.damaged == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn line(finding: &Finding) -> String {
+    match &finding.digest {
+        Some(digest) => format!("{}: {} ({digest})\n", finding.key, finding.damage),
+        None => format!("{}: {}\n", finding.key, finding.damage),
+    }
+}
