@@ -2,6 +2,7 @@
 //!
 //! Every module owns the struct of its own part; here they are composed and filled from four layers, each over the
 //! one before it: defaults, the file `starlift.toml`, the environment `STARLIFT_*`, the flags of the command line.
+//! The proxies that the environment names for all programs lie right above the defaults.
 //! A key that nobody knows stops the start, whichever layer it stands in.
 
 mod effective;
@@ -94,7 +95,8 @@ impl Config {
         flags: Vec<Layer>,
     ) -> Result<Loaded, Error> {
         let file = file.map(Path::to_owned).or_else(default_file);
-        let mut layers = Vec::new();
+        let environment: Vec<_> = environment.into_iter().collect();
+        let mut layers = environment::proxies(&environment);
         if let Some(file) = &file {
             layers.push(Layer::read(file)?);
         }
@@ -221,6 +223,29 @@ mod tests {
         assert_eq!(load(file, &[], vec![]).unwrap().config.store.location, "from-file");
         assert_eq!(load(file, &environment, vec![]).unwrap().config.store.location, "from-environment");
         assert_eq!(load(file, &environment, flag).unwrap().config.store.location, "from-flag");
+    }
+
+    #[test]
+    fn proxies_of_the_environment_are_used_unless_we_have_our_own() {
+        let environment = [
+            ("HTTP_PROXY", "proxy:3128"),
+            ("http_proxy", "http://other:1"),
+            ("https_proxy", "http://me:hush@tls:3128"),
+            ("NO_PROXY", ""),
+            ("no_proxy", "a.example"),
+            ("ALL_PROXY", "x"),
+        ];
+        let proxies = |file: &str, environment: &[(&str, &str)]| load(file, environment, vec![]).unwrap();
+        let loaded = proxies("", &environment);
+        let pull = &loaded.config.upstreams;
+        assert_eq!(pull.http_proxy, "http://proxy:3128".parse().ok());
+        assert_eq!(pull.https_proxy, "http://me:hush@tls:3128".parse().ok());
+        assert_eq!(pull.no_proxy, "a.example");
+        assert!(!loaded.to_toml().contains("hush"));
+        let ours = proxies("[pull]\nhttp_proxy = \"ours:1\"\nno_proxy = \"b\"\n", &environment);
+        assert_eq!(ours.config.upstreams.http_proxy, "ours:1".parse().ok());
+        assert_eq!(ours.config.upstreams.no_proxy, "b");
+        assert_eq!(proxies("", &[("HTTP_PROXY", "socks5://x")]).config.upstreams.http_proxy, None);
     }
 
     #[test]

@@ -12,6 +12,24 @@ const PREFIX: &str = "STARLIFT_";
 /// Says which file to read; it is no key of that file.
 const CONFIG_FILE: &str = "STARLIFT_CONFIG";
 
+/// What all programs read, and the key of ours. The capital letters win, as in containerd and Docker.
+const PROXIES: [([&str; 2], &str); 3] = [
+    (["HTTP_PROXY", "http_proxy"], "http_proxy"),
+    (["HTTPS_PROXY", "https_proxy"], "https_proxy"),
+    (["NO_PROXY", "no_proxy"], "no_proxy"),
+];
+
+/// The proxies that the environment names. One that we cannot use is left out: the variables are not ours alone.
+pub(super) fn proxies(environment: &[(String, String)]) -> Vec<Layer> {
+    let value = |wanted: &str| environment.iter().find(|(name, value)| name == wanted && !value.is_empty());
+    let found = PROXIES.iter().filter_map(|(names, key)| {
+        let (name, value) = names.iter().find_map(|name| value(name))?;
+        let path = ["pull".to_owned(), (*key).to_owned()];
+        Some(Layer::single(Origin::Environment(name.clone()), &path, Value::String(value.clone())))
+    });
+    found.filter(|layer| layer.check().is_ok()).collect()
+}
+
 /// One layer for each variable that concerns us.
 pub(super) fn layers(environment: impl IntoIterator<Item = (String, String)>) -> Result<Vec<Layer>, Error> {
     let mut ours: Vec<_> = environment.into_iter().filter(|(name, value)| concerns_us(name, value)).collect();

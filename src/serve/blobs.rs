@@ -68,6 +68,9 @@ impl Origin {
                 // A whole blob is asked for as one: then its digest is checked.
                 let range = Some(range).filter(|range| *range != (0..*size));
                 let body = source.blob(repository, digest, range).await?;
+                if body.blob_size != *size {
+                    return Err(upstream::Error::Malformed("a blob of another size than was told".to_owned()).into());
+                }
                 Ok(body.stream.map_err(BodyError::from).boxed())
             }
         }
@@ -128,17 +131,37 @@ async fn from_upstream(app: &App, ask: &Ask, digest: &Digest) -> Result<Response
     let source = app.source(&ask.location.upstream).map_err(fail)?;
     let key = (ask.location.clone(), digest.clone());
     let repository = ask.location.repository.clone();
+    count("upstream");
+    let is_known = response::is_known_to_client(&ask.headers, digest);
+    if !ask.is_head && !is_known && !ask.headers.contains_key(RANGE) {
+        let body = source.blob(&repository, digest, None).await.map_err(fail)?;
+        app.blob_sizes.insert(key, body.blob_size).await;
+        return Ok(through(digest, body));
+    }
     let size = match app.blob_sizes.get(&key).await {
         Some(size) => size,
-        None => {
-            let size = source.blob_size(&repository, digest).await.map_err(fail)?;
-            app.blob_sizes.insert(key, size).await;
-            size
-        }
+        None => source.blob_size(&repository, digest).await.map_err(fail)?,
     };
-    count("upstream");
     let origin = Origin::Upstream { source, repository, digest: digest.clone(), size };
-    send(ask, digest, &origin, app.config.max_ranges, app.config.max_cold_reads).await
+    let answer = send(ask, digest, &origin, app.config.max_ranges, app.config.max_cold_reads).await;
+    // What HEAD told is remembered once bytes came of it.
+    match &answer {
+        Ok(_) if !ask.is_head => app.blob_sizes.insert(key, size).await,
+        Ok(_) => {}
+        Err(_) => app.blob_sizes.invalidate(&key).await,
+    }
+    answer
+}
+
+/// A whole blob of the upstream: its answer says the size, and nothing is asked before it.
+fn through(digest: &Digest, body: upstream::Body) -> Response {
+    let mut response = decorated(StatusCode::OK, digest);
+    response::describe(&mut response, OCTET_STREAM, body.blob_size);
+    response.headers_mut().insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    if body.blob_size > 0 {
+        *response.body_mut() = Body::from_stream(body.stream.map_err(BodyError::from));
+    }
+    response
 }
 
 fn count(answer: &'static str) {

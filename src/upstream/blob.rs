@@ -10,7 +10,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use super::Body;
 use super::error::Error;
 use super::origin::Origin;
-use super::part::{Chunks, Part, Wanted, size_at};
+use super::part::{Blob, Chunks, Part, Wanted};
 use super::peer::{Peer, Purpose};
 use super::registry::{PULL, Registry};
 use super::verify::verified;
@@ -22,7 +22,8 @@ const PROGRESS: u64 = 4 << 10;
 
 impl Registry {
     pub(super) async fn blob_size(&self, repository: &Repository, digest: &Digest) -> Result<u64, Error> {
-        self.try_each(PULL, Some(digest), |_, endpoint| size_at(endpoint, repository, digest)).await
+        let size = async |endpoint| Blob { endpoint, repository, digest, purpose: None }.size().await;
+        self.try_each(PULL, Some(digest), |_, endpoint| size(endpoint)).await
     }
 
     /// The size of a blob, and the Starlift server that has it, if it is one.
@@ -32,7 +33,7 @@ impl Registry {
         digest: &Digest,
     ) -> Result<(u64, Option<Peer>), Error> {
         let locate = |number, endpoint| async move {
-            let size = size_at(endpoint, repository, digest).await?;
+            let size = Blob { endpoint, repository, digest, purpose: None }.size().await?;
             Ok((size, endpoint.is_starlift().then(|| Peer::new(self, number, repository))))
         };
         self.try_each(PULL, Some(digest), locate).await

@@ -9,10 +9,10 @@ use super::config::{Config, UpstreamConfig};
 use super::dial::DialRules;
 use super::endpoint::{Endpoint, Place};
 use super::error::Error;
-use super::health::Health;
 use super::hosts::{Host, Hosts, Roots};
-use super::http::{Clients, Http};
+use super::http::{Clients, Context, Http};
 use super::layout::Layout;
+use super::proxy::Proxies;
 use super::registry::Registry;
 use super::retry::Retry;
 use super::tls::Tls;
@@ -24,7 +24,8 @@ pub(super) struct Builder {
     pub(super) config: Config,
     pub(super) roots: Roots,
     clients: Clients,
-    health: Health,
+    context: Context,
+    proxies: Arc<Proxies>,
     docker: Arc<DockerConfig>,
     logins: Option<Logins>,
 }
@@ -36,7 +37,8 @@ impl Builder {
             config: config.clone(),
             roots: Roots::new(config.certs_dir.as_deref()),
             clients: Clients::new(config, None)?,
-            health: Health::default(),
+            context: Context::new(config),
+            proxies: Arc::new(config.proxies()),
             docker: Arc::new(docker),
             logins,
         })
@@ -65,14 +67,14 @@ impl Builder {
             Some(tls) => Clients::new(&self.config, Some(&tls))?,
             None => self.clients.clone(),
         };
-        let http = self.http(clients, rules);
+        let http = self.http(clients, rules, mirrors.iter().chain([&url]).cloned().collect());
         let mirror_of = name.contains('.').then(|| name.to_owned());
         let mirrors = mirrors.iter().map(|mirror| {
-            let place = Place { mirror_of: mirror_of.clone(), ..Place::with_prefix(mirror) };
+            let place = Place { mirror_of: mirror_of.clone(), is_named: true, ..Place::with_prefix(mirror) };
             Ok(Endpoint::new(http.clone(), place, self.credentials(None, mirror, None)?))
         });
         let mirrors = mirrors.collect::<Result<_, Error>>()?;
-        let place = Place::with_prefix(&url);
+        let place = Place { is_named: true, ..Place::with_prefix(&url) };
         let given = self.given(name, &url, &place);
         let own = Endpoint::new(http.clone(), place, self.credentials(Some(upstream), &url, given)?);
         Ok(Kind::Registry(Arc::new(Registry::new(mirrors, own, self.retry()))))
@@ -85,8 +87,8 @@ impl Builder {
         if is_named || self.is_plain_loopback(&url) {
             rules.name(&url);
         }
-        let http = self.http(self.clients.clone(), rules);
-        let place = Place::with_prefix(&url);
+        let http = self.http(self.clients.clone(), rules, Vec::new());
+        let place = Place { is_named: is_named || self.is_server(&url), ..Place::with_prefix(&url) };
         let given = self.given(name, &url, &place);
         let own = Endpoint::new(http, place, self.credentials(None, &url, given)?);
         Ok(Registry::new(Vec::new(), own, self.retry()))
@@ -101,31 +103,38 @@ impl Builder {
         }
         let all = || hosts.mirrors.iter().chain([&hosts.server]);
         all().filter_map(|host| host.url.as_ref()).for_each(|url| rules.name(url));
-        let mirrors = hosts.mirrors.iter().map(|host| self.host(name, host, &default_url, &rules));
+        let mirrors = hosts.mirrors.iter().map(|host| self.host(name, host, (&default_url, is_named), &rules));
         let mirrors = mirrors.collect::<Result<_, Error>>()?;
-        let own = self.host(name, &hosts.server, &default_url, &rules)?;
+        let own = self.host(name, &hosts.server, (&default_url, is_named), &rules)?;
         Ok(Registry::new(mirrors, own, self.retry()))
     }
 
-    fn host(&self, name: &str, host: &Host, default_url: &Url, rules: &DialRules) -> Result<Endpoint, Error> {
+    fn host(
+        &self,
+        name: &str,
+        host: &Host,
+        (default_url, is_named): (&Url, bool),
+        rules: &DialRules,
+    ) -> Result<Endpoint, Error> {
         let url = host.url.as_ref().unwrap_or(default_url);
         let clients =
             if host.tls.is_plain() { self.clients.clone() } else { Clients::new(&self.config, Some(&host.tls))? };
-        let http = self.http(clients, rules.clone());
+        let http = self.http(clients, rules.clone(), vec![url.clone()]);
         let is_own = host_of(url) == host_of(default_url);
         let place = Place {
             root: host.root.clone(),
             mirror_of: (!is_own).then(|| name.to_owned()),
             capabilities: host.capabilities,
             headers: host.headers.clone(),
+            is_named: host.url.is_some() || is_named || self.is_server(url),
             ..Place::at(url)
         };
         let given = if is_own { self.given(name, url, &place) } else { None };
         Ok(Endpoint::new(http, place, self.credentials(None, url, given)?))
     }
 
-    fn http(&self, clients: Clients, rules: DialRules) -> Http {
-        Http::new(clients, rules, self.health.clone(), self.config.read_timeout)
+    fn http(&self, clients: Clients, rules: DialRules, given_for: Vec<Url>) -> Http {
+        Http::new(clients, rules, Arc::clone(&self.proxies), given_for, self.context.clone())
     }
 
     fn rules(&self) -> DialRules {
@@ -150,6 +159,11 @@ impl Builder {
         let mut names = vec![name.to_owned(), host_of(url)];
         names.dedup();
         Some(Given { logins: self.logins.clone()?, names, prefix: place.prefix.clone() })
+    }
+
+    fn is_server(&self, url: &Url) -> bool {
+        let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else { return false };
+        self.config.servers.iter().any(|pattern| pattern.matches(host, port))
     }
 
     fn is_plain_loopback(&self, url: &Url) -> bool {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::error::Error;
+use super::proxy::{Proxies, ProxyUrl};
 
 /// The upstreams' part of the configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -21,6 +22,9 @@ pub struct Config {
     pub allowed_hosts: Vec<HostPattern>,
     /// Lets every host have private addresses.
     pub allow_private: bool,
+    /// Starlift servers, `host` or `*.domain`, that nodes ask what containers read and tell it. Upstreams, their mirrors
+    /// and hosts with a directory or an entry in `certs_dir` are named already; an image's name alone names none.
+    pub servers: Vec<HostPattern>,
     /// The directory of Docker's `config.json`; `$DOCKER_CONFIG`, then `~/.docker`, when not given.
     pub docker_config: Option<PathBuf>,
     /// The directory of `docker-credential-*` programs; `$PATH` is searched when not given.
@@ -35,6 +39,18 @@ pub struct Config {
     /// Lets `localhost` and other loopback hosts that are not configured be dialled, in plain HTTP but for port 443, as
     /// containerd does.
     pub plain_http_loopback: bool,
+    /// The forward proxy for `http://` URLs; `$HTTP_PROXY` or `$http_proxy` when not given. Registries, token endpoints
+    /// and redirect targets are asked through it, loopback hosts never; it resolves their names, so that their addresses
+    /// are not judged here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http_proxy: Option<ProxyUrl>,
+    /// The same for `https://` URLs, by CONNECT; `$HTTPS_PROXY` or `$https_proxy` when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub https_proxy: Option<ProxyUrl>,
+    /// Hosts that are asked without a proxy, with commas between them: domains (with all below them; `.domain`: only
+    /// those below), addresses, networks (`10.0.0.0/8`), each but a network also with a port, or `*`; `$NO_PROXY` or
+    /// `$no_proxy` when not given.
+    pub no_proxy: String,
     /// How long a connection, its TLS included, may take to come about.
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
@@ -55,11 +71,15 @@ impl Default for Config {
             allow: vec![HostPattern("*".into())],
             allowed_hosts: Vec::new(),
             allow_private: false,
+            servers: Vec::new(),
             docker_config: None,
             credential_helpers: None,
             certs_dir: None,
             certs_interval: Duration::from_secs(60),
             plain_http_loopback: false,
+            http_proxy: None,
+            https_proxy: None,
+            no_proxy: String::new(),
             connect_timeout: Duration::from_secs(5),
             read_timeout: Duration::from_secs(20),
             retries: 3,
@@ -69,6 +89,10 @@ impl Default for Config {
 }
 
 impl Config {
+    pub(super) fn proxies(&self) -> Proxies {
+        Proxies::new(self.http_proxy.as_ref(), self.https_proxy.as_ref(), &self.no_proxy)
+    }
+
     /// Adds what `--upstream NAME=URL` says; a name that is there already gets the new URL.
     pub fn add(&mut self, flag: &str) -> Result<(), Error> {
         let (name, url) = flag

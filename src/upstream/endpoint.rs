@@ -14,11 +14,12 @@ use super::error::Error;
 use super::health::host_key;
 use super::host_of;
 use super::http::{Fetch, Http, same_origin};
+use super::memory::EndpointId;
 use super::peer::{PURPOSE_HEADER, Purpose};
 use crate::oci::Repository;
 
-/// A token known, a challenge, and a second one because the token had expired.
-const MAX_ROUNDS: usize = 3;
+/// A token known, a challenge, a second one because the token had expired, and one that was momentary.
+const MAX_ROUNDS: usize = 4;
 
 /// What the distribution API is below, nearly everywhere.
 pub(super) const API_ROOT: &str = "/v2";
@@ -29,6 +30,7 @@ pub(super) struct Endpoint {
     http: Http,
     place: Place,
     key: Arc<str>,
+    id: EndpointId,
     auth: Authenticator,
     /// Whether its last answer said that it is a Starlift server.
     is_starlift: AtomicBool,
@@ -48,6 +50,8 @@ pub(super) struct Place {
     pub(super) capabilities: Capabilities,
     /// Sent with every request, and to no other host.
     pub(super) headers: HeaderMap,
+    /// Whether the configuration names the host, which an image's name alone does not.
+    pub(super) is_named: bool,
 }
 
 /// What a host may be asked for.
@@ -88,6 +92,7 @@ impl Place {
             mirror_of: None,
             capabilities: Capabilities::ALL,
             headers: HeaderMap::new(),
+            is_named: false,
         }
     }
 
@@ -125,14 +130,29 @@ impl<'a> Read<'a> {
 
 impl Endpoint {
     pub(super) fn new(http: Http, place: Place, credentials: Credentials) -> Self {
-        let auth = Authenticator::new(http.clone(), place.base.clone(), credentials);
+        let memory = Arc::clone(&http.context().memory);
+        let id = memory.endpoint();
+        let auth = Authenticator::new(http.clone(), place.base.clone(), credentials, memory, id);
         let key = host_key(&place.base);
-        Self { http, place, key, auth, is_starlift: AtomicBool::new(false) }
+        Self { http, place, key, id, auth, is_starlift: AtomicBool::new(false) }
     }
 
-    /// Whether it is a Starlift server, as far as its answers say.
+    /// Whether it is a Starlift server: the configuration names the host, and its answers say so.
     pub(super) fn is_starlift(&self) -> bool {
-        self.is_starlift.load(Ordering::Relaxed)
+        self.place.is_named && self.is_starlift.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn id(&self) -> EndpointId {
+        self.id
+    }
+
+    /// The tags of a repository, where they were gathered a moment ago.
+    pub(super) async fn gathered_tags(&self, repository: &Repository) -> Option<Arc<Vec<String>>> {
+        self.http.context().memory.tags.get(&(self.id, repository.clone())).await
+    }
+
+    pub(super) async fn remember_tags(&self, repository: &Repository, tags: Arc<Vec<String>>) {
+        self.http.context().memory.tags.insert((self.id, repository.clone()), tags).await;
     }
 
     /// What the host is remembered by.
@@ -185,16 +205,15 @@ impl Endpoint {
     }
 
     /// Reads a link that the registry gave; one to another host is refused.
-    pub(super) async fn follow(&self, read: &Read<'_>, link: Url) -> Result<Answer, Error> {
-        if !same_origin(&link, &self.place.base) {
-            return Err(Error::Malformed("a link leads to another host".to_owned()));
-        }
-        self.read_url(read, link).await
+    pub(super) async fn follow(&self, read: &Read<'_>, link: &Url) -> Result<Answer, Error> {
+        let elsewhere = || Error::Malformed("a link leads to another host".to_owned());
+        self.read_url(read, linked(&self.place.base, link).ok_or_else(elsewhere)?).await
     }
 
     async fn read_url(&self, read: &Read<'_>, url: Url) -> Result<Answer, Error> {
         let name = self.name_of(read.repository);
         let mut authorization = self.auth.known(&name, Action::Pull).await?;
+        let mut is_second_chance = false;
         for _ in 0..MAX_ROUNDS {
             let mut secrets = self.secrets(authorization.as_ref());
             if let Some(purpose) = read.purpose.filter(|_| self.is_starlift()) {
@@ -203,12 +222,23 @@ impl Endpoint {
             let (method, headers) = (read.method.clone(), read.headers.clone());
             let answer = self.http.fetch(&Fetch { method, url: url.clone(), headers, secrets }).await?;
             self.is_starlift.store(answer.is_starlift, Ordering::Relaxed);
-            // A challenge of a host behind a redirect is none of ours.
-            if answer.status() != StatusCode::UNAUTHORIZED || !answer.is_own {
+            let is_challenge = answer.status() == StatusCode::UNAUTHORIZED && answer.is_own;
+            let is_refusal = matches!(answer.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+            if is_challenge && !authorization.as_ref().is_some_and(|sent| sent.is_fresh) {
+                let headers = answer.headers();
+                authorization =
+                    Some(self.auth.after_refusal(headers, &name, Action::Pull, authorization.as_ref()).await?);
+                continue;
+            }
+            // Replicas that do not know a new token yet, and stores that do not know a new grant, refuse for a moment.
+            let may_be_momentary =
+                answer.status() == StatusCode::FORBIDDEN || authorization.as_ref().is_some_and(|sent| sent.is_token);
+            if !is_refusal || is_second_chance || !may_be_momentary {
                 return answer.accepted();
             }
-            let headers = answer.headers();
-            authorization = Some(self.auth.after_refusal(headers, &name, Action::Pull, authorization.as_ref()).await?);
+            is_second_chance = true;
+            tokio::time::sleep(self.http.context().pause).await;
+            authorization = self.auth.renewed(&name, Action::Pull).await?;
         }
         Err(Error::Unauthorized)
     }
@@ -269,5 +299,27 @@ impl Endpoint {
             authorization = Some(self.auth.after_refusal(headers, &name, action, authorization.as_ref()).await?);
         }
         Err(Error::Unauthorized)
+    }
+}
+
+/// Where a link of the registry at `base` leads: a registry behind a proxy often does not know its own scheme and port.
+fn linked(base: &Url, link: &Url) -> Option<Url> {
+    let mut url = base.clone();
+    url.set_path(link.path());
+    url.set_query(link.query());
+    (link.host_str() == base.host_str()).then_some(url)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_stay_with_the_registry() {
+        let linked = |link: &str| linked(&"https://a.example/".parse().unwrap(), &link.parse().unwrap());
+        for link in ["https://a.example/v2/x?n=1", "http://a.example/v2/x?n=1", "https://a.example:8443/v2/x?n=1"] {
+            assert_eq!(linked(link).unwrap().as_str(), "https://a.example/v2/x?n=1");
+        }
+        assert_eq!(linked("https://b.example/v2/x"), None);
     }
 }

@@ -14,16 +14,21 @@ mod config;
 mod dial;
 mod endpoint;
 mod error;
+mod headers;
 mod health;
 mod hosts;
 mod http;
 mod layout;
+mod memory;
 mod origin;
 mod part;
 mod peer;
+mod proxy;
 mod push;
+mod referrers;
 mod registry;
 mod retry;
+mod tags;
 mod tls;
 mod verify;
 
@@ -40,19 +45,27 @@ pub use self::auth::{Login, Logins};
 use self::builder::Builder;
 pub use self::config::{Config, HostPattern, Secret, UpstreamConfig};
 pub use self::error::Error;
+use self::error::excerpt;
 use self::hosts::Hosted;
 use self::layout::Layout;
 pub use self::origin::Origin;
 pub use self::peer::{Peer, Purpose};
+pub use self::proxy::ProxyUrl;
 use self::registry::{Registry, descriptor_of};
+use crate::oci::manifest::MAX_MANIFEST_BYTES;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
 
 /// Docker Hub, by the name that images carry and by the host that serves them.
 const HUB: &str = "docker.io";
 const HUB_URL: &str = "https://registry-1.docker.io";
 
-/// How many registries that are not configured are remembered with their tokens.
+/// How many registries that are not configured are remembered; their tokens are in the memory of all.
 const MAX_OTHERS: usize = 1024;
+/// The longest name of one, with its port: DNS allows 253 bytes.
+const MAX_NAME: usize = 300;
+
+/// The longest document of an artifact, which is held in memory: as long as a manifest.
+const MAX_DOCUMENT: u64 = MAX_MANIFEST_BYTES;
 
 /// All upstreams; clones share connections, tokens and caches.
 #[derive(Debug, Clone)]
@@ -105,8 +118,8 @@ impl Upstreams {
         if let Some(source) = others.get(name) {
             return Ok(source.clone());
         }
-        if !self.0.builder.may_dial(name) {
-            return Err(Error::UnknownUpstream(name.to_owned()));
+        if name.len() > MAX_NAME || !self.0.builder.may_dial(name) {
+            return Err(Error::UnknownUpstream(excerpt(name)));
         }
         let hosted = Hosted::new(name.to_owned(), Arc::clone(&self.0.builder));
         let source = Source { name: name.into(), kind: Kind::Hosted(Arc::new(hosted)) };
@@ -310,8 +323,8 @@ impl Source {
         }
     }
 
-    /// The blob that `choose` picks from an artifact's manifest, whole; `None` where it picks none. What is chosen must be
-    /// small: it is held in memory.
+    /// The blob that `choose` picks from an artifact's manifest, whole, at most `MAX_DOCUMENT` bytes; `None` where it
+    /// picks none.
     pub async fn document(
         &self,
         repository: &Repository,
@@ -320,6 +333,9 @@ impl Source {
     ) -> Result<Option<Bytes>, Error> {
         let manifest = self.manifest(repository, &Reference::Digest(artifact.clone())).await?;
         let Some(chosen) = choose(&manifest) else { return Ok(None) };
+        if chosen.size > MAX_DOCUMENT {
+            return Err(Error::TooLarge { limit: MAX_DOCUMENT });
+        }
         let body = self.blob(repository, &chosen.digest, None).await?;
         if body.blob_size != chosen.size {
             return Err(Error::Malformed(format!("{} has another size than its manifest says", chosen.digest)));

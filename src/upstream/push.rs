@@ -10,7 +10,8 @@ use super::answer::Answer;
 use super::endpoint::Read;
 use super::error::Error;
 use super::http::refuse_downgrade;
-use super::registry::{Registry, referrers_tag, tagged_referrers};
+use super::referrers::{referrers_tag, tagged_referrers};
+use super::registry::Registry;
 use crate::oci::manifest::Index;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository, media_type};
 

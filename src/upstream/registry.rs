@@ -3,35 +3,24 @@
 //! Mirrors are asked in order and each but once; whatever keeps a mirror from answering, the next is asked. The
 //! registry itself comes last and is asked again where that may help.
 
-use std::time::Duration;
-
-use moka::future::Cache;
-use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, LINK};
+use reqwest::header::{ACCEPT, CONTENT_LENGTH, HeaderMap, HeaderValue};
 use serde::Deserialize;
-use url::Url;
 
 use super::Tags;
 use super::answer::Answer;
 use super::endpoint::{Capabilities, Endpoint, Read};
 use super::error::Error;
+use super::headers::content_digest;
+use super::referrers::referrers;
 use super::retry::Retry;
-use crate::oci::manifest::{Index, MAX_MANIFEST_BYTES};
+use super::tags::tags;
+use crate::oci::manifest::MAX_MANIFEST_BYTES;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository, media_type};
-
-pub(super) const DIGEST_HEADER: &str = "docker-content-digest";
 
 /// Every manifest type we can handle; a registry may turn an image into what it thinks we can when one is missing.
 const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, \
     application/vnd.docker.distribution.manifest.v2+json, */*;q=0.1";
-
-/// Docker Hub lists up to 10,000 tags in one answer.
-const MAX_TAGS_ANSWER: u64 = 4 << 20;
-/// Referrers of one manifest come in pages of a hundred or so; who has more than this many pages gets no more of them.
-const MAX_REFERRER_PAGES: usize = 20;
-/// How many redirect targets are remembered, and for how long: signed URLs live for some minutes.
-const MAX_TARGETS: u64 = 10_000;
-const TARGET_LIFETIME: Duration = Duration::from_secs(300);
 
 /// What a host must be able to do to give something by its digest.
 pub(super) const PULL: Capabilities = Capabilities { pull: true, resolve: false };
@@ -44,17 +33,11 @@ pub(super) struct Registry {
     pub(super) mirrors: Vec<Endpoint>,
     pub(super) own: Endpoint,
     pub(super) retry: Retry,
-    /// Where reads of blobs were redirected to.
-    pub(super) targets: Cache<Target, Url>,
 }
-
-/// A blob at one of the endpoints: their number, the repository and the digest.
-pub(super) type Target = (usize, Repository, Digest);
 
 impl Registry {
     pub(super) fn new(mirrors: Vec<Endpoint>, own: Endpoint, retry: Retry) -> Self {
-        let targets = Cache::builder().max_capacity(MAX_TARGETS).time_to_live(TARGET_LIFETIME).build();
-        Self { mirrors, own, retry, targets }
+        Self { mirrors, own, retry }
     }
 
     /// An endpoint by its number: the mirrors in their order, the registry itself behind them.
@@ -156,8 +139,8 @@ async fn resolve(endpoint: &Endpoint, repository: &Repository, reference: &Refer
     let head = Read { headers: manifest_headers(), ..head };
     let answered = match endpoint.read(&head).await {
         Ok(answer) => described(&answer, reference)?,
-        // Some registries know no HEAD.
-        Err(Error::Malformed(_)) => None,
+        // Some registries know no HEAD, or have only what was fetched from them before: GET decides.
+        Err(Error::Malformed(_) | Error::NotFound | Error::Denied) => None,
         Err(error) => return Err(error),
     };
     match answered {
@@ -170,19 +153,17 @@ async fn resolve(endpoint: &Endpoint, repository: &Repository, reference: &Refer
 fn described(answer: &Answer, reference: &Reference) -> Result<Option<Descriptor>, Error> {
     let digest = promised_digest(answer, reference)?;
     let size = answer.header(CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
-    let media_type = media_type_of(answer).filter(|media_type| media_type::manifest_kind(media_type).is_some());
+    let media_type = answer.media_type().filter(|media_type| media_type::manifest_kind(media_type).is_some());
     let (Some(digest), Some(size), Some(media_type)) = (digest, size, media_type) else { return Ok(None) };
     if size > MAX_MANIFEST_BYTES {
         return Err(Error::TooLarge { limit: MAX_MANIFEST_BYTES });
     }
-    Ok(Some(plain_descriptor(media_type.to_owned(), digest, size)))
+    Ok(Some(plain_descriptor(media_type, digest, size)))
 }
 
 /// The digest that was asked for or, by tag, the one the registry names.
 fn promised_digest(answer: &Answer, reference: &Reference) -> Result<Option<Digest>, Error> {
-    let named = answer.header(DIGEST_HEADER).map(str::parse::<Digest>).transpose();
-    let named = named.map_err(|error| Error::Malformed(format!("{DIGEST_HEADER}: {error}")))?;
-    match (reference, named) {
+    match (reference, content_digest(answer.headers())) {
         (Reference::Tag(_), named) => Ok(named),
         (Reference::Digest(wanted), Some(named)) if named.algorithm() == wanted.algorithm() && named != *wanted => {
             Err(Error::WrongDigest { expected: wanted.clone() })
@@ -191,11 +172,15 @@ fn promised_digest(answer: &Answer, reference: &Reference) -> Result<Option<Dige
     }
 }
 
-async fn manifest(endpoint: &Endpoint, repository: &Repository, reference: &Reference) -> Result<Manifest, Error> {
+pub(super) async fn manifest(
+    endpoint: &Endpoint,
+    repository: &Repository,
+    reference: &Reference,
+) -> Result<Manifest, Error> {
     let get = Read::get(repository, format!("manifests/{reference}"));
     let answer = endpoint.read(&Read { headers: manifest_headers(), ..get }).await?;
     let promised = promised_digest(&answer, reference)?;
-    let named_type = media_type_of(&answer).map(str::to_owned);
+    let named_type = answer.media_type();
     let bytes = answer.limited_body(MAX_MANIFEST_BYTES).await?;
     let digest = match promised {
         Some(expected) => {
@@ -213,12 +198,6 @@ async fn manifest(endpoint: &Endpoint, repository: &Repository, reference: &Refe
         named => own_media_type(&bytes).or(named).unwrap_or_else(|| media_type::OCTET_STREAM.to_owned()),
     };
     Ok(Manifest { media_type, digest, bytes })
-}
-
-/// `Content-Type` without its parameters.
-fn media_type_of(answer: &Answer) -> Option<&str> {
-    let media_type = answer.header(CONTENT_TYPE)?.split(';').next().unwrap_or_default().trim();
-    Some(media_type).filter(|media_type| !media_type.is_empty())
 }
 
 /// The media type that a manifest's own bytes say, by name or by their shape.
@@ -253,80 +232,6 @@ fn plain_descriptor(media_type: String, digest: Digest, size: u64) -> Descriptor
         platform: None,
         rest: serde_json::Map::new(),
     }
-}
-
-async fn tags(
-    endpoint: &Endpoint,
-    repository: &Repository,
-    n: Option<usize>,
-    last: Option<&str>,
-) -> Result<Tags, Error> {
-    #[derive(Deserialize)]
-    struct List {
-        tags: Option<Vec<String>>,
-    }
-    let mut read = Read::get(repository, "tags/list".to_owned());
-    read.query.extend(n.map(|n| ("n", n.to_string())));
-    read.query.extend(last.map(|last| ("last", last.to_owned())));
-    let answer = endpoint.read(&read).await?;
-    let more = next_link(&answer).is_some();
-    let body = answer.limited_body(MAX_TAGS_ANSWER).await?;
-    let list: List = serde_json::from_slice(&body).map_err(|error| Error::Malformed(error.to_string()))?;
-    Ok(Tags { tags: list.tags.unwrap_or_default(), more })
-}
-
-async fn referrers(endpoint: &Endpoint, repository: &Repository, digest: &Digest) -> Result<Vec<Descriptor>, Error> {
-    let read = Read::get(repository, format!("referrers/{digest}"));
-    let mut answer = match endpoint.read(&read).await {
-        Ok(answer) => answer,
-        // A registry without the API says 404, or that it knows no such request.
-        Err(Error::NotFound | Error::Malformed(_)) => return tagged_referrers(endpoint, repository, digest).await,
-        Err(error) => return Err(error),
-    };
-    if media_type_of(&answer) != Some(media_type::OCI_INDEX) {
-        return tagged_referrers(endpoint, repository, digest).await;
-    }
-    let mut found = Vec::new();
-    for _ in 0..MAX_REFERRER_PAGES {
-        let next = next_link(&answer);
-        let body = answer.limited_body(MAX_MANIFEST_BYTES).await?;
-        found.extend(index_children(&body)?);
-        let Some(next) = next else { break };
-        answer = endpoint.follow(&read, next).await?;
-    }
-    Ok(found)
-}
-
-/// Referrers by the tag schema (distribution-spec, "Referrers Tag Schema").
-pub(super) async fn tagged_referrers(
-    endpoint: &Endpoint,
-    repository: &Repository,
-    digest: &Digest,
-) -> Result<Vec<Descriptor>, Error> {
-    match manifest(endpoint, repository, &referrers_tag(digest)?).await {
-        Ok(index) => index_children(&index.bytes),
-        Err(Error::NotFound) => Ok(Vec::new()),
-        Err(error) => Err(error),
-    }
-}
-
-/// The tag of the list of what refers to `digest`, where there is no API for it.
-pub(super) fn referrers_tag(digest: &Digest) -> Result<Reference, Error> {
-    let hex = digest.hex().get(..64).unwrap_or(digest.hex());
-    let tag = format!("{}-{hex}", digest.algorithm().name());
-    tag.parse().map(Reference::Tag).map_err(|_error| Error::Malformed(format!("{tag} is no tag")))
-}
-
-fn index_children(bytes: &[u8]) -> Result<Vec<Descriptor>, Error> {
-    let index: Index = serde_json::from_slice(bytes).map_err(|error| Error::Malformed(error.to_string()))?;
-    Ok(index.manifests)
-}
-
-/// The target of `Link: <…>; rel="next"` (RFC 8288).
-fn next_link(answer: &Answer) -> Option<Url> {
-    let (target, parameters) = answer.header(LINK)?.trim().strip_prefix('<')?.split_once('>')?;
-    let is_next = parameters.split(';').any(|parameter| matches!(parameter.trim(), r#"rel="next""# | "rel=next"));
-    if is_next { answer.url.join(target).ok() } else { None }
 }
 
 #[cfg(test)]

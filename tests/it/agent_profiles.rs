@@ -77,6 +77,16 @@ fn facts(observation: &Observation) -> Vec<(u32, String, Extents)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_the_configuration_does_not_name_hears_of_nothing_but_pulls() {
+    let node = node(&[("PULL_SERVERS", "other.test")]).await;
+    let layers = layers();
+    pulled(&node, &layers).await;
+    let asks = node.registry.seen().into_iter().filter(|seen| !seen.path_and_query.starts_with("/v2/")).count();
+    let is_marked = |seen: &crate::support::registry::Seen| seen.headers.contains_key("starlift-purpose");
+    assert_eq!((asks, node.registry.seen().iter().filter(|seen| is_marked(seen)).count()), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_start_reads_is_told_in_order() {
     let node = node(&[]).await;
     let layers = layers();

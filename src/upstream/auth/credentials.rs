@@ -1,6 +1,7 @@
 //! Who we are to one registry: what the configuration says, else what a caller gave, else what Docker's configuration
 //! says, else nobody.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,7 +20,10 @@ use crate::upstream::config::{Secret, UpstreamConfig};
 use crate::upstream::error::Error;
 
 /// How long an answer of a credential helper or a password file is used before it is asked for again.
-const LOGIN_LIFETIME: Duration = Duration::from_secs(60);
+pub(super) const LOGIN_LIFETIME: Duration = Duration::from_secs(60);
+
+/// How many repositories' logins are held; they come from our own files and helpers.
+const MAX_LOGINS: usize = 1024;
 
 /// How to log in.
 #[derive(Debug, Clone)]
@@ -78,7 +82,8 @@ pub(in crate::upstream) struct Credentials {
     /// Asked first; `None` where the configuration says who we are.
     given: Option<Given>,
     origin: Origin,
-    login: Mutex<Option<(Instant, Login)>>,
+    /// By repository, where it makes a difference.
+    logins: Mutex<HashMap<String, (Instant, Login)>>,
 }
 
 impl Credentials {
@@ -92,7 +97,7 @@ impl Credentials {
         let configured = upstream.map(configured).transpose()?.flatten();
         let given = given.filter(|_| configured.is_none());
         let origin = configured.unwrap_or_else(|| Origin::Docker { config: docker, host: host.to_owned() });
-        Ok(Self { given, origin, login: Mutex::default() })
+        Ok(Self { given, origin, logins: Mutex::default() })
     }
 
     /// The configured token, which needs no endpoint.
@@ -111,26 +116,33 @@ impl Credentials {
     pub(super) async fn basic(&self, repository: &str) -> Result<Authorization, Error> {
         let (login, is_fresh) = self.login_and_age(repository).await?;
         let header = login.basic()?.ok_or(Error::Unauthorized)?;
-        Ok(Authorization { header, is_fresh })
+        Ok(Authorization { header, is_fresh, is_token: false })
     }
 
     /// Makes the next login a new one.
     pub(super) async fn forget(&self) {
-        *self.login.lock().await = None;
+        self.logins.lock().await.clear();
+        if let Origin::Docker { config, .. } = &self.origin {
+            config.forget().await;
+        }
     }
 
     async fn login_and_age(&self, repository: &str) -> Result<(Login, bool), Error> {
         if let Some(login) = self.given.as_ref().and_then(|given| given.login(repository)) {
             return Ok((login, true));
         }
-        let mut held = self.login.lock().await;
-        if let Some((since, login)) = &*held
+        let key = self.origin.scope(repository);
+        let mut held = self.logins.lock().await;
+        if let Some((since, login)) = held.get(key)
             && since.elapsed() < LOGIN_LIFETIME
         {
             return Ok((login.clone(), false));
         }
-        let login = self.origin.login().await?;
-        *held = Some((Instant::now(), login.clone()));
+        let login = self.origin.login(repository).await?;
+        if held.len() >= MAX_LOGINS {
+            held.clear();
+        }
+        held.insert(key.to_owned(), (Instant::now(), login.clone()));
         Ok((login, true))
     }
 }
@@ -152,7 +164,15 @@ fn configured(upstream: &UpstreamConfig) -> Result<Option<Origin>, Error> {
 }
 
 impl Origin {
-    async fn login(&self) -> Result<Login, Error> {
+    /// What of a repository's name the login depends on.
+    fn scope<'a>(&self, repository: &'a str) -> &'a str {
+        match self {
+            Self::Docker { .. } => repository,
+            Self::Password { .. } | Self::PasswordFile { .. } | Self::Token(_) => "",
+        }
+    }
+
+    async fn login(&self, repository: &str) -> Result<Login, Error> {
         match self {
             Self::Token(_) => Ok(Login::Anonymous),
             Self::Password { user, password } => Ok(Login::Password { user: user.clone(), password: password.clone() }),
@@ -161,7 +181,7 @@ impl Origin {
                 let text = tokio::fs::read_to_string(path).await.map_err(unreadable)?;
                 Ok(Login::Password { user: user.clone(), password: Secret::new(text.trim_end_matches(['\r', '\n'])) })
             }
-            Self::Docker { config, host } => Ok(config.login(host).await),
+            Self::Docker { config, host } => Ok(config.login(host, repository).await),
         }
     }
 }

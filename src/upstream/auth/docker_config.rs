@@ -2,16 +2,18 @@
 //!
 //! Read anew for each login: `docker login` and rotating helpers take effect at once.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
+use tokio::sync::Mutex;
 
-use super::credentials::Login;
+use super::credentials::{LOGIN_LIFETIME, Login};
+use super::docker_keys::{fit, is_hub};
 use crate::upstream::config::Secret;
 
 /// A helper that takes longer is killed; helpers of clouds make a request or two.
@@ -23,19 +25,24 @@ const HUB_KEY: &str = "https://index.docker.io/v1/";
 /// The user name that says the secret is an identity token (docker-credential-helpers).
 const TOKEN_USER: &str = "<token>";
 
+/// When a helper was asked, and the login that it knew.
+type Answered = (Instant, Option<Login>);
+
 /// Where Docker's configuration and helpers are.
 #[derive(Debug)]
 pub(in crate::upstream) struct DockerConfig {
     directory: Option<PathBuf>,
     helpers: Option<PathBuf>,
+    /// What helpers answered a moment ago, by helper and server: many repositories ask for the same.
+    answers: Mutex<HashMap<(String, String), Answered>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct File {
-    auths: HashMap<String, Auth>,
+    auths: BTreeMap<String, Auth>,
     creds_store: Option<String>,
-    cred_helpers: HashMap<String, String>,
+    cred_helpers: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -71,12 +78,12 @@ enum Failure {
 
 impl DockerConfig {
     pub(in crate::upstream) fn new(directory: Option<PathBuf>, helpers: Option<PathBuf>) -> Self {
-        Self { directory: directory.or_else(default_directory), helpers }
+        Self { directory: directory.or_else(default_directory), helpers, answers: Mutex::default() }
     }
 
-    /// The login for `host`; anonymous where there is none, or where it cannot be had, which is logged.
-    pub(super) async fn login(&self, host: &str) -> Login {
-        match self.find(host).await {
+    /// The login for a repository at `host`; anonymous where there is none, or where it cannot be had, which is logged.
+    pub(super) async fn login(&self, host: &str, repository: &str) -> Login {
+        match self.find(host, repository).await {
             Ok(login) => login.unwrap_or(Login::Anonymous),
             Err(error) => {
                 tracing::warn!(host, %error, "no login from Docker's configuration");
@@ -85,7 +92,12 @@ impl DockerConfig {
         }
     }
 
-    async fn find(&self, host: &str) -> Result<Option<Login>, Failure> {
+    /// Makes the next login a new one.
+    pub(super) async fn forget(&self) {
+        self.answers.lock().await.clear();
+    }
+
+    async fn find(&self, host: &str, repository: &str) -> Result<Option<Login>, Failure> {
         let Some(directory) = &self.directory else { return Ok(None) };
         let text = match tokio::fs::read(directory.join("config.json")).await {
             Ok(text) => text,
@@ -95,20 +107,37 @@ impl DockerConfig {
         // The cause is dropped on purpose: it can quote the file.
         let file: File = serde_json::from_slice(&text).map_err(|_error| Failure::Json)?;
         let key = if is_hub(host) { HUB_KEY } else { host };
-        let helper = file.cred_helpers.iter().find(|(server, _)| is_same(server, host)).map(|(_, helper)| helper);
-        if let Some(helper) = helper {
+        if let Some(helper) = by_fit(&file.cred_helpers, host, repository).into_iter().next() {
             return self.ask(helper, key).await;
         }
-        let stored = file.auths.iter().find(|(server, _)| is_same(server, host)).map(|(_, auth)| auth.login());
-        match (stored.transpose()?.flatten(), &file.creds_store) {
+        let mut stored = None;
+        for auth in by_fit(&file.auths, host, repository) {
+            stored = auth.login()?;
+            if stored.is_some() {
+                break;
+            }
+        }
+        match (stored, &file.creds_store) {
             (Some(login), _) => Ok(Some(login)),
             (None, Some(helper)) if !helper.is_empty() => self.ask(helper, key).await,
             (None, _) => Ok(None),
         }
     }
 
-    /// Runs `docker-credential-HELPER get` (docker-credential-helpers, "Development").
     async fn ask(&self, helper: &str, server: &str) -> Result<Option<Login>, Failure> {
+        let key = (helper.to_owned(), server.to_owned());
+        let mut answers = self.answers.lock().await;
+        answers.retain(|_, (since, _)| since.elapsed() < LOGIN_LIFETIME);
+        if let Some((_, login)) = answers.get(&key) {
+            return Ok(login.clone());
+        }
+        let login = self.run_helper(helper, server).await?;
+        answers.insert(key, (Instant::now(), login.clone()));
+        Ok(login)
+    }
+
+    /// Runs `docker-credential-HELPER get` (docker-credential-helpers, "Development").
+    async fn run_helper(&self, helper: &str, server: &str) -> Result<Option<Login>, Failure> {
         let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
         if helper.is_empty() || !helper.bytes().all(is_name) {
             return Err(Failure::Name(helper.to_owned()));
@@ -166,15 +195,12 @@ fn default_directory() -> Option<PathBuf> {
     std::env::var_os("DOCKER_CONFIG").map(PathBuf::from).or_else(home)
 }
 
-fn is_hub(host: &str) -> bool {
-    matches!(host, "docker.io" | "index.docker.io" | "registry-1.docker.io")
-}
-
-/// Whether a key of the file, a host or a URL, means `host`.
-fn is_same(key: &str, host: &str) -> bool {
-    let bare = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
-    let bare = bare.split('/').next().unwrap_or(bare);
-    bare == host || (is_hub(bare) && is_hub(host))
+/// The values whose keys are for a repository at `host`, the best first.
+fn by_fit<'a, T>(values: &'a BTreeMap<String, T>, host: &str, repository: &str) -> Vec<&'a T> {
+    let fitting = values.iter().filter_map(|(key, value)| Some((fit(key, host, repository)?, value)));
+    let mut fitting: Vec<_> = fitting.collect();
+    fitting.sort_by_key(|(fit, _)| std::cmp::Reverse(*fit));
+    fitting.into_iter().map(|(_, value)| value).collect()
 }
 
 #[cfg(test)]
@@ -184,6 +210,10 @@ mod tests {
     use super::*;
 
     async fn login(config: &str, host: &str) -> String {
+        login_for(config, host, "library/app").await
+    }
+
+    async fn login_for(config: &str, host: &str, repository: &str) -> String {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("config.json"), config).unwrap();
         let helper = directory.path().join("docker-credential-test");
@@ -199,7 +229,7 @@ esac
         std::fs::write(&helper, script).unwrap();
         std::fs::set_permissions(&helper, std::fs::Permissions::from_mode(0o755)).unwrap();
         let place = directory.path().to_owned();
-        match DockerConfig::new(Some(place.clone()), Some(place)).login(host).await {
+        match DockerConfig::new(Some(place.clone()), Some(place)).login(host, repository).await {
             Login::Anonymous => "anonymous".to_owned(),
             Login::Password { user, password } => format!("{user}:{}", password.expose()),
             Login::Identity(token) => format!("identity:{}", token.expose()),
@@ -220,6 +250,25 @@ esac
         assert_eq!(login(config, "b.example").await, "identity:refresh");
         assert_eq!(login(config, "c.example").await, "anonymous");
         assert_eq!(login("no json", "c.example").await, "anonymous");
+    }
+
+    #[tokio::test]
+    async fn each_path_has_its_own_login() {
+        let config = r#"{"auths": {
+            "a.example/team-a": {"username": "a", "password": "1"},
+            "a.example/team-b": {"username": "b", "password": "2"},
+            "a.example/team-b/deep": {},
+            "*.example": {"username": "any", "password": "3"}
+        }}"#;
+        for (repository, expected) in [
+            ("team-a/app", "a:1"),
+            ("team-b/app", "b:2"),
+            ("team-b/deep/app", "b:2"),
+            ("team-ab/app", "any:3"),
+            ("other", "any:3"),
+        ] {
+            assert_eq!(login_for(config, "a.example", repository).await, expected, "{repository}");
+        }
     }
 
     #[tokio::test]

@@ -8,10 +8,12 @@
 mod challenge;
 mod credentials;
 mod docker_config;
+mod docker_keys;
 mod given;
 mod token;
 
-use moka::future::Cache;
+use std::sync::Arc;
+
 use reqwest::header::{HeaderMap, HeaderValue};
 use url::Url;
 
@@ -21,12 +23,11 @@ pub use self::credentials::Login;
 pub(super) use self::docker_config::DockerConfig;
 pub(super) use self::given::Given;
 pub use self::given::Logins;
-use self::token::Tokens;
+use self::token::get_token;
+pub(super) use self::token::{Token, TokenKey, UntilRenewal};
 use super::error::Error;
 use super::http::Http;
-
-/// How many repositories' challenges are remembered; the next request to a forgotten one asks once more.
-const MAX_CHALLENGES: u64 = 4096;
+use super::memory::{EndpointId, Memory};
 
 /// What a request does to a repository, in the words of token scopes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -50,6 +51,8 @@ impl Action {
 pub(super) struct Authorization {
     pub(super) header: HeaderValue,
     pub(super) is_fresh: bool,
+    /// Whether a token endpoint gave it, which may give another.
+    pub(super) is_token: bool,
 }
 
 /// Answers one registry's challenges.
@@ -58,21 +61,35 @@ pub(super) struct Authenticator {
     http: Http,
     registry: Url,
     credentials: Credentials,
-    challenges: Cache<(String, Action), Challenge>,
-    tokens: Tokens,
+    memory: Arc<Memory>,
+    id: EndpointId,
 }
 
 impl Authenticator {
-    pub(super) fn new(http: Http, registry: Url, credentials: Credentials) -> Self {
-        Self { http, registry, credentials, challenges: Cache::new(MAX_CHALLENGES), tokens: Tokens::new() }
+    pub(super) fn new(
+        http: Http,
+        registry: Url,
+        credentials: Credentials,
+        memory: Arc<Memory>,
+        id: EndpointId,
+    ) -> Self {
+        Self { http, registry, credentials, memory, id }
     }
 
     /// The header that satisfied the registry the last time; none before its first challenge.
     pub(super) async fn known(&self, repository: &str, action: Action) -> Result<Option<Authorization>, Error> {
-        match self.challenges.get(&(repository.to_owned(), action)).await {
+        match self.memory.challenges.get(&(self.id, repository.to_owned(), action)).await {
             Some(challenge) => self.satisfy(&challenge, repository, action).await.map(Some),
             None => Ok(None),
         }
+    }
+
+    /// What [`Self::known`] gives, with a token that is fetched anew.
+    pub(super) async fn renewed(&self, repository: &str, action: Action) -> Result<Option<Authorization>, Error> {
+        if let Some(challenge) = self.memory.challenges.get(&(self.id, repository.to_owned(), action)).await {
+            self.memory.tokens.invalidate(&(self.id, challenge.token_key(repository, action))).await;
+        }
+        self.known(repository, action).await
     }
 
     /// The header that a refusal asks for. `refused` is what was sent before, which is forgotten.
@@ -91,10 +108,10 @@ impl Authenticator {
         let challenge = Challenge::from_headers(headers)?;
         if refused.is_some() {
             self.credentials.forget().await;
-            self.tokens.forget(&challenge.token_key(repository, action)).await;
+            self.memory.tokens.invalidate(&(self.id, challenge.token_key(repository, action))).await;
         }
         let authorization = self.satisfy(&challenge, repository, action).await?;
-        self.challenges.insert((repository.to_owned(), action), challenge).await;
+        self.memory.challenges.insert((self.id, repository.to_owned(), action), challenge).await;
         Ok(authorization)
     }
 
@@ -103,11 +120,11 @@ impl Authenticator {
             Challenge::Basic => self.credentials.basic(repository).await,
             Challenge::Bearer { .. } => {
                 if let Some(header) = self.credentials.bearer()? {
-                    return Ok(Authorization { header, is_fresh: true });
+                    return Ok(Authorization { header, is_fresh: true, is_token: false });
                 }
                 let key = challenge.token_key(repository, action);
                 let login = self.credentials.login(repository);
-                self.tokens.get(key, &self.http, &self.registry, login).await
+                get_token((&self.memory, self.id), key, &self.http, &self.registry, login).await
             }
         }
     }

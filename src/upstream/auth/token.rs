@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use moka::Expiry;
-use moka::future::Cache;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Method, StatusCode};
 use serde::Deserialize;
@@ -16,12 +15,14 @@ use url::form_urlencoded::Serializer;
 use super::Authorization;
 use super::credentials::Login;
 use crate::upstream::answer::Answer;
-use crate::upstream::error::Error;
+use crate::upstream::error::{Error, excerpt};
 use crate::upstream::http::{Fetch, Http, refuse_downgrade};
+use crate::upstream::memory::{EndpointId, Memory};
 
-/// Tokens of private registries with many claims come to some tens of KiB.
-const MAX_TOKEN_ANSWER: u64 = 1 << 20;
-const MAX_TOKENS: u64 = 4096;
+/// Tokens of private registries with many claims come to some 10 or 20 KiB; servers take no longer headers.
+const MAX_TOKEN: usize = 32 << 10;
+/// A token, often under two names, and one to renew it.
+const MAX_TOKEN_ANSWER: u64 = 128 << 10;
 /// What an answer without `expires_in` means (distribution, "Token Authentication Specification").
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(60);
 const MAX_LIFETIME: Duration = Duration::from_secs(24 * 3600);
@@ -34,17 +35,29 @@ pub(in crate::upstream) struct TokenKey {
     pub(super) realm: String,
     pub(super) service: Option<String>,
     pub(super) scope: String,
+    /// Whose login it was fetched with, for scopes that do not say it.
+    pub(super) repository: String,
 }
 
 #[derive(Clone)]
-struct Token {
+pub(in crate::upstream) struct Token {
     header: HeaderValue,
     lifetime: Duration,
 }
 
-/// Tokens by what they are good for; each is fetched once however many wait for it.
-#[derive(Debug)]
-pub(super) struct Tokens(Cache<TokenKey, Token>);
+impl TokenKey {
+    /// Bytes that it takes to remember.
+    pub(in crate::upstream) fn weight(&self) -> usize {
+        self.realm.len() + self.service.as_ref().map_or(0, String::len) + self.scope.len() + self.repository.len()
+    }
+}
+
+impl Token {
+    /// Bytes that it takes to remember.
+    pub(in crate::upstream) fn weight(&self) -> usize {
+        self.header.len()
+    }
+}
 
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -52,39 +65,31 @@ impl fmt::Debug for Token {
     }
 }
 
-struct UntilRenewal;
+/// Lets tokens go before they expire.
+pub(in crate::upstream) struct UntilRenewal;
 
-impl Expiry<TokenKey, Token> for UntilRenewal {
-    fn expire_after_create(&self, _: &TokenKey, token: &Token, _: Instant) -> Option<Duration> {
+impl<K> Expiry<K, Token> for UntilRenewal {
+    fn expire_after_create(&self, _: &K, token: &Token, _: Instant) -> Option<Duration> {
         Some(token.lifetime.saturating_sub(RENEW_BEFORE.min(token.lifetime / 5)))
     }
 }
 
-impl Tokens {
-    pub(super) fn new() -> Self {
-        Self(Cache::builder().max_capacity(MAX_TOKENS).expire_after(UntilRenewal).build())
-    }
-
-    pub(super) async fn forget(&self, key: &TokenKey) {
-        self.0.invalidate(key).await;
-    }
-
-    /// The token for `key`, from the cache or from its realm.
-    pub(super) async fn get(
-        &self,
-        key: TokenKey,
-        http: &Http,
-        registry: &Url,
-        login: impl Future<Output = Result<Login, Error>>,
-    ) -> Result<Authorization, Error> {
-        let is_fresh = AtomicBool::new(false);
-        let fetched = async {
-            is_fresh.store(true, Ordering::Relaxed);
-            fetch(&key, http, registry, login).await
-        };
-        let token = self.0.try_get_with(key.clone(), fetched).await.map_err(|error: Arc<Error>| (*error).clone())?;
-        Ok(Authorization { header: token.header, is_fresh: is_fresh.into_inner() })
-    }
+/// The token for `key` of one endpoint, from memory or from its realm.
+pub(super) async fn get_token(
+    (memory, id): (&Memory, EndpointId),
+    key: TokenKey,
+    http: &Http,
+    registry: &Url,
+    login: impl Future<Output = Result<Login, Error>>,
+) -> Result<Authorization, Error> {
+    let is_fresh = AtomicBool::new(false);
+    let fetched = async {
+        is_fresh.store(true, Ordering::Relaxed);
+        fetch(&key, http, registry, login).await
+    };
+    let token = memory.tokens.try_get_with((id, key.clone()), fetched).await;
+    let token = token.map_err(|error: Arc<Error>| (*error).clone())?;
+    Ok(Authorization { header: token.header, is_fresh: is_fresh.into_inner(), is_token: true })
 }
 
 async fn fetch(
@@ -93,7 +98,7 @@ async fn fetch(
     registry: &Url,
     login: impl Future<Output = Result<Login, Error>>,
 ) -> Result<Token, Error> {
-    let realm: Url = key.realm.parse().map_err(|_error: url::ParseError| no_realm(&key.realm))?;
+    let realm = registry.join(&key.realm).map_err(|_error| no_realm(&key.realm))?;
     refuse_downgrade(registry, &realm)?;
     let login = login.await?;
     let answer = match &login {
@@ -111,7 +116,7 @@ async fn fetch(
 }
 
 fn no_realm(realm: &str) -> Error {
-    Error::Malformed(format!("the token endpoint {realm:?} is no URL"))
+    Error::Malformed(format!("the token endpoint {:?} is no URL", excerpt(realm)))
 }
 
 async fn get(key: &TokenKey, mut url: Url, http: &Http, login: &Login) -> Result<Answer, Error> {
@@ -152,7 +157,14 @@ fn form(key: &TokenKey, identity: &str) -> String {
 struct TokenAnswer {
     token: Option<String>,
     access_token: Option<String>,
-    expires_in: Option<u64>,
+    /// A number, or a text with one, as some endpoints write it.
+    expires_in: Option<serde_json::Value>,
+}
+
+/// Seconds; none where they cannot be read.
+fn seconds(value: &serde_json::Value) -> Option<u64> {
+    let whole = |number: f64| Duration::try_from_secs_f64(number).ok().map(|time| time.as_secs());
+    value.as_u64().or_else(|| value.as_f64().and_then(whole)).or_else(|| value.as_str()?.trim().parse().ok())
 }
 
 fn parse(body: &[u8]) -> Result<Token, Error> {
@@ -160,8 +172,13 @@ fn parse(body: &[u8]) -> Result<Token, Error> {
     // The cause is dropped on purpose: it can quote the token.
     let answer: TokenAnswer = serde_json::from_slice(body).map_err(|_error| nonsense())?;
     let given = [answer.token, answer.access_token].into_iter().flatten().find(|token| !token.is_empty());
-    let header = super::credentials::bearer_header(&given.ok_or_else(nonsense)?)?;
-    let lifetime = answer.expires_in.map_or(DEFAULT_LIFETIME, Duration::from_secs).min(MAX_LIFETIME);
+    let given = given.ok_or_else(nonsense)?;
+    if given.len() > MAX_TOKEN {
+        return Err(Error::TooLarge { limit: MAX_TOKEN as u64 });
+    }
+    let header = super::credentials::bearer_header(&given)?;
+    let lifetime =
+        answer.expires_in.as_ref().and_then(seconds).map_or(DEFAULT_LIFETIME, Duration::from_secs).min(MAX_LIFETIME);
     Ok(Token { header, lifetime })
 }
 
@@ -180,6 +197,13 @@ mod tests {
         assert_eq!(kept_for(r#"{"access_token": "x"}"#), Duration::from_secs(48));
         assert_eq!(kept_for(r#"{"token": "", "access_token": "x", "expires_in": 0}"#), Duration::ZERO);
         assert!(kept_for(&format!(r#"{{"token": "x", "expires_in": {}}}"#, u64::MAX)) < MAX_LIFETIME);
+    }
+
+    #[test]
+    fn a_token_that_no_server_would_take_is_not_kept() {
+        let answer = |length: usize| parse(format!(r#"{{"token": "{}"}}"#, "a".repeat(length)).as_bytes());
+        assert!(answer(MAX_TOKEN).is_ok());
+        assert!(matches!(answer(MAX_TOKEN + 1), Err(Error::TooLarge { .. })));
     }
 
     #[test]

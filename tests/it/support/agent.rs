@@ -21,6 +21,16 @@ pub(crate) struct Agent {
 /// Configuration as the environment has it: `("READ_TIMEOUT", "2s")`.
 pub(crate) type Settings<'a> = &'a [(&'a str, &'a str)];
 
+/// Keys of `[agent]`, and of `[pull]` behind `PULL_`. Servers on loopback are named, unless the settings say otherwise.
+fn environment(settings: Settings<'_>) -> impl Iterator<Item = (String, &str)> {
+    let variable = |key: &str| match key.strip_prefix("PULL_") {
+        Some(_) => format!("STARLIFT_{key}"),
+        None => format!("STARLIFT_AGENT_{key}"),
+    };
+    let servers = [("PULL_SERVERS", "127.0.0.1")];
+    servers.into_iter().chain(settings.iter().copied()).map(move |(key, value)| (variable(key), value))
+}
+
 impl Agent {
     /// Serves the snapshots in the place's directory `agent`; a second start finds those of the first.
     pub(crate) fn start(place: &Place) -> Self {
@@ -36,7 +46,7 @@ impl Agent {
         let (socket, root) = (place.path().join("agent.sock"), place.dir("agent"));
         let mut command = Command::new(executable);
         command.current_dir(place.path()).arg("agent").arg("--address").arg(&socket).arg("--root").arg(&root);
-        command.envs(settings.iter().map(|(key, value)| (format!("STARLIFT_AGENT_{key}"), value)));
+        command.envs(environment(settings));
         // The socket takes calls before anyone answers them; the status is answered when everything is.
         let daemon = place.daemon("agent", &mut command, || status(&root).is_some());
         Self { daemon, socket, root }
@@ -47,7 +57,7 @@ impl Agent {
         let (socket, root) = (place.path().join("agent.sock"), place.dir("agent"));
         let mut command = manager.command(env!("CARGO_BIN_EXE_starlift"));
         command.current_dir(place.path()).arg("agent").arg("--address").arg(&socket).arg("--root").arg(&root);
-        command.envs(settings.iter().map(|(key, value)| (format!("STARLIFT_AGENT_{key}"), value)));
+        command.envs(environment(settings));
         let daemon = place.spawn("agent", &mut command, || {
             manager.listen();
             manager.is_ready && status(&root).is_some()

@@ -273,8 +273,8 @@ async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response
     };
     for fault in &faults {
         match fault {
-            Fault::Answer { status, headers } => {
-                let mut response = answer::empty(*status);
+            Fault::Answer { status, headers, body } => {
+                let mut response = answer::empty(*status).map(|_| body.clone());
                 response.headers_mut().extend(headers.iter().cloned());
                 return response.map(Body::from);
             }

@@ -229,3 +229,26 @@ async fn the_configuration_goes_before_callers_and_mirrors_are_told_nothing() {
     source.manifest(&app(), &v1()).await.unwrap();
     assert!(!mirror.seen().is_empty() && mirror.seen().iter().all(|seen| seen.authorization().is_none()));
 }
+
+#[tokio::test]
+async fn a_refusal_that_is_momentary_costs_one_more_token() {
+    for status in [401, 403] {
+        let registry = registry(Auth::Token(TokenAuth::anonymous())).await;
+        registry.on("/manifests/").skip(1).times(1).answer(status, &[]);
+        source(&registry).manifest(&app(), &v1()).await.unwrap();
+        assert_eq!((registry.count("GET", "/token"), registry.count("GET", "/manifests/")), (2, 3), "{status}");
+        registry.on("/manifests/").answer(403, &[]);
+        let answer = source(&registry).manifest(&app(), &v1()).await;
+        assert!(matches!(answer, Err(Error::Denied)), "{answer:?}");
+        assert_eq!(registry.count("GET", "/manifests/"), 5, "once more, and no more");
+    }
+}
+
+#[tokio::test]
+async fn a_token_longer_than_any_server_takes_is_refused() {
+    let registry = registry(Auth::Token(TokenAuth::anonymous())).await;
+    let token = format!(r#"{{"token":"{}"}}"#, "a".repeat(40 << 10));
+    registry.on("/token").reply(200, &[], token);
+    let answer = source(&registry).manifest(&app(), &v1()).await;
+    assert!(matches!(answer, Err(Error::TooLarge { .. })), "{answer:?}");
+}

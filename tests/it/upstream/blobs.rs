@@ -222,3 +222,84 @@ async fn a_redirect_is_remembered_for_ranges_while_it_works() {
     ended.unwrap();
     assert_eq!((registry.seen().len(), bucket.seen().len()), (2, 6), "asked anew when the signed URL has expired");
 }
+
+#[tokio::test]
+async fn a_blob_whose_length_nothing_tells_is_given_whole_and_in_parts() {
+    let (registry, blob, digest) = with_blob().await;
+    registry.lack(Lacks { ranges: true, ..Lacks::default() });
+    registry.on("/blobs/").without_header("content-length");
+    let source = source(&registry);
+    let (got, ended) = read(&source, &digest, Some(100..200)).await;
+    ended.unwrap();
+    assert_eq!(got, blob[100..200]);
+    registry.forget_requests();
+    let (got, ended) = read(&source, &digest, None).await;
+    ended.unwrap();
+    assert_eq!((got, registry.seen().len()), (blob.to_vec(), 1), "a verified size is remembered");
+    assert_eq!(tail(&source, &digest, 50).await.2, blob[SIZE - 50..]);
+    assert_eq!(source.blob_size(&app(), &digest).await.unwrap(), SIZE as u64);
+}
+
+#[tokio::test]
+async fn no_size_is_remembered_of_bytes_that_are_not_the_blobs() {
+    let (registry, _, digest) = with_blob().await;
+    registry.lack(Lacks { ranges: true, ..Lacks::default() });
+    registry.on("/blobs/").without_header("content-length");
+    registry.on("/blobs/").wrong_bytes();
+    let size = source(&registry).blob_size(&app(), &digest).await;
+    assert!(matches!(size, Err(Error::WrongDigest { .. })), "{size:?}");
+}
+
+#[tokio::test]
+async fn whatever_head_says_get_decides() {
+    let (registry, blob, digest) = with_blob().await;
+    for status in [400, 403, 404, 405, 500] {
+        registry.heal();
+        registry.on("/blobs/").method("HEAD").answer(status, &[]);
+        let source = source(&registry);
+        assert_eq!(source.blob_size(&app(), &digest).await.unwrap(), SIZE as u64, "{status}");
+        let (got, ended) = read(&source, &digest, None).await;
+        ended.unwrap();
+        assert_eq!(got, blob, "{status}");
+    }
+    registry.heal();
+    registry.on("/blobs/").method("HEAD").with_header("content-length", "7");
+    let body = source(&registry).blob(&app(), &digest, None).await.unwrap();
+    assert_eq!(body.blob_size, SIZE as u64);
+}
+
+#[tokio::test]
+async fn parts_that_are_not_as_asked_for_are_cut_or_asked_for_otherwise() {
+    let (registry, blob, digest) = with_blob().await;
+    for given in ["bytes 5-9/*", "bytes 7-11/300000", "bytes 9-13/*", "nonsense", "bytes 5-9/5", "items 5-9/300000"] {
+        registry.heal();
+        registry.on("/blobs/").method("GET").times(1).with_header("content-range", given);
+        let (got, ended) = read(&source(&registry), &digest, Some(5..10)).await;
+        ended.unwrap();
+        assert_eq!(got, blob[5..10], "{given}");
+    }
+    registry.heal();
+    registry.on("/blobs/").method("GET").times(1).answer(400, &[]);
+    let (got, ended) = read(&source(&registry), &digest, Some(5..10)).await;
+    ended.unwrap();
+    assert_eq!(got, blob[5..10], "ranges are refused");
+}
+
+#[tokio::test]
+async fn a_label_of_an_encoding_spoils_no_blob() {
+    let (registry, blob, digest) = with_blob().await;
+    registry.on("/blobs/").with_header("content-encoding", "gzip");
+    let (got, ended) = read(&source(&registry), &digest, None).await;
+    ended.unwrap();
+    assert_eq!(got, blob);
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_again_and_again_goes_on_while_bytes_come() {
+    let (registry, blob, digest) = with_blob().await;
+    registry.on("/blobs/").cut_after(20_000);
+    let (got, ended) = read(&source(&registry), &digest, None).await;
+    ended.unwrap();
+    assert_eq!(got, blob);
+    assert_eq!(registry.seen().len(), SIZE.div_ceil(20_000));
+}

@@ -197,13 +197,89 @@ async fn a_link_to_another_host_is_not_followed() {
 #[tokio::test]
 async fn nonsense_is_an_error() {
     let (registry, _) = with_image().await;
-    registry.on("/manifests/").with_header("docker-content-digest", "sha256:no");
     registry.on("/tags/").answer(200, &[]);
     let source = source(&registry);
-    assert!(matches!(source.manifest(&app(), &v1()).await, Err(Error::Malformed(_))));
     assert!(matches!(source.tags(&app(), None, None).await, Err(Error::Malformed(_))));
     let absent: Repository = "no/such".parse().unwrap();
     assert!(matches!(source.manifest(&absent, &v1()).await, Err(Error::NotFound)));
     let absent = Reference::Digest(Digest::sha256_of(b"absent"));
     assert!(matches!(source.resolve(&app(), &absent).await, Err(Error::NotFound)));
+}
+
+/// A registry that names its pages by tokens, as Quay does, 40 tags on each.
+fn pages_by_token(registry: &Registry, tags: &[String]) {
+    let pages: Vec<_> = tags.chunks(40).collect();
+    for (number, page) in pages.iter().enumerate().rev() {
+        let body = serde_json::json!({"name": "library/app", "tags": page}).to_string();
+        let next = format!("</v2/library/app/tags/list?n=40&next_page={}x>; rel=\"next\"", number + 1);
+        let link = [("link", next.as_str())];
+        let headers: &[_] = if number + 1 < pages.len() { &link } else { &[] };
+        let path = if number == 0 { "/tags/list".to_owned() } else { format!("next_page={number}x") };
+        registry.on(&path).reply(200, headers, body);
+    }
+}
+
+#[tokio::test]
+async fn pages_that_are_named_by_tokens_are_followed_and_given_in_order() {
+    let registry = Registry::start().await;
+    let tags: Vec<String> = (0..110).rev().map(|number| format!("v{number:03}")).collect();
+    pages_by_token(&registry, &tags);
+    let source = source(&registry);
+    let mut sorted = tags.clone();
+    sorted.sort();
+    let all = source.tags(&app(), None, None).await.unwrap();
+    assert_eq!((all.tags, all.more), (sorted.clone(), false));
+    assert_eq!(registry.seen().len(), 3);
+    let (mut got, mut last) = (Vec::new(), None);
+    loop {
+        let page = source.tags(&app(), Some(25), last.as_deref()).await.unwrap();
+        last = page.tags.last().cloned();
+        got.extend(page.tags);
+        if !page.more {
+            break;
+        }
+    }
+    assert_eq!(got, sorted);
+    assert_eq!(registry.seen().len(), 6, "the pages of one listing are gathered once");
+}
+
+#[tokio::test]
+async fn a_list_of_tags_without_an_end_is_given_up() {
+    let registry = Registry::start().await;
+    let next = "</v2/library/app/tags/list?next_page=again&x=1>; rel=\"next\"";
+    registry.on("/tags/list").reply(200, &[("link", next)], r#"{"tags":["a"]}"#);
+    let page = source(&registry).tags(&app(), None, None).await.unwrap();
+    assert_eq!((page.tags, page.more), (vec!["a".to_owned()], false), "a page that names itself is the last");
+    assert_eq!(registry.seen().len(), 2);
+}
+
+#[tokio::test]
+async fn referrers_of_a_hostile_registry_are_bounded() {
+    let registry = Registry::start().await;
+    let digest = Digest::sha256_of(b"x");
+    let descriptor = format!(r#"{{"mediaType":"a","digest":"{digest}","size":1,"x":[{}0]}}"#, "0,".repeat(1 << 20));
+    let page = format!(r#"{{"schemaVersion":2,"manifests":[{descriptor}]}}"#);
+    let next = format!("</v2/library/app/referrers/{digest}?next=1>; rel=\"next\"");
+    registry.on("/referrers/").reply(200, &[("content-type", media_type::OCI_INDEX), ("link", &next)], page);
+    assert!(source(&registry).referrers(&app(), &digest).await.unwrap().is_empty());
+    assert_eq!(registry.seen().len(), 4, "two MiB each, eight in all");
+}
+
+#[tokio::test]
+async fn a_digest_header_that_is_none_is_passed_over() {
+    let (registry, image) = with_image().await;
+    registry.on("/manifests/").with_header("docker-content-digest", "sha256:short");
+    let source = source(&registry);
+    assert_eq!(source.manifest(&app(), &v1()).await.unwrap().digest, image.digest());
+    assert_eq!(source.resolve(&app(), &v1()).await.unwrap().digest, image.digest());
+}
+
+#[tokio::test]
+async fn a_document_that_is_compressed_unasked_is_read() {
+    use std::io::Write as _;
+    let registry = Registry::start().await;
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(br#"{"name":"library/app","tags":["v1"]}"#).unwrap();
+    registry.on("/tags/list").reply(200, &[("content-encoding", "gzip")], encoder.finish().unwrap());
+    assert_eq!(source(&registry).tags(&app(), None, None).await.unwrap().tags, ["v1"]);
 }

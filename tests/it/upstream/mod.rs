@@ -6,6 +6,7 @@ mod dial;
 mod hosts;
 mod manifests;
 mod mirrors;
+mod proxy;
 mod push;
 mod tls;
 

@@ -105,3 +105,39 @@ async fn a_redirect_out_of_tls_is_refused() {
     assert!(matches!(answer, Err(Error::Refused(_))), "{answer:?}");
     assert!(plain.seen().is_empty());
 }
+
+#[tokio::test]
+async fn a_client_certificate_is_not_shown_where_a_redirect_leads() {
+    let authority = Authority::new();
+    let (registry, other) = (authority.registry(true).await, authority.registry(true).await);
+    registry.on("/manifests/").redirect(&format!("{}/v2/library/app/manifests/v1", other.url()));
+    let upstream = UpstreamConfig {
+        ca_file: Some(authority.path("ca.pem")),
+        client_cert: Some(authority.path("client.pem")),
+        client_key: Some(authority.path("client.key")),
+        ..at(registry.url())
+    };
+    let config = starlift::upstream::Config { allow_private: true, ..config() };
+    let answer = source_of(config, upstream).manifest(&app(), &v1()).await;
+    assert!(matches!(answer, Err(Error::Unavailable(_))), "{answer:?}");
+    assert!(!registry.seen().is_empty() && other.seen().is_empty());
+}
+
+#[tokio::test]
+async fn leave_to_skip_verification_ends_where_a_redirect_leads() {
+    let authority = Authority::new();
+    let (registry, other) = (authority.registry(false).await, authority.registry(false).await);
+    let certs = tempfile::tempdir().unwrap();
+    let directory = certs.path().join(registry.host().replace(':', "_") + "_");
+    std::fs::create_dir(&directory).unwrap();
+    let text = format!("server = '{}'\nskip_verify = true\n", registry.url());
+    std::fs::write(directory.join("hosts.toml"), text).unwrap();
+    let config =
+        starlift::upstream::Config { certs_dir: Some(certs.path().to_owned()), allow_private: true, ..config() };
+    let source = starlift::upstream::Upstreams::new(&config).unwrap().get(&registry.host()).unwrap();
+    source.manifest(&app(), &v1()).await.unwrap();
+    registry.on("/manifests/").redirect(&format!("{}/v2/library/app/manifests/v1", other.url()));
+    let answer = source.manifest(&app(), &v1()).await;
+    assert!(matches!(&answer, Err(Error::Unavailable(why)) if why.contains("certificate")), "{answer:?}");
+    assert!(other.seen().is_empty());
+}

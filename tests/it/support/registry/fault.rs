@@ -39,7 +39,7 @@ impl Gate {
 
 #[derive(Debug, Clone)]
 pub(super) enum Fault {
-    Answer { status: StatusCode, headers: Vec<(HeaderName, HeaderValue)> },
+    Answer { status: StatusCode, headers: Vec<(HeaderName, HeaderValue)>, body: Bytes },
     CutAfter(usize),
     WrongBytes,
     Gate { gate: Gate, after: usize },
@@ -104,8 +104,14 @@ impl<'a> On<'a> {
 
     /// Answers with this status and these headers, nothing else.
     pub(crate) fn answer(self, status: u16, headers: &[(&str, &str)]) {
+        self.reply(status, headers, Bytes::new());
+    }
+
+    /// The same with a body.
+    pub(crate) fn reply(self, status: u16, headers: &[(&str, &str)], body: impl Into<Bytes>) {
         let headers = headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
-        self.fault(Fault::Answer { status: StatusCode::from_u16(status).unwrap(), headers });
+        let status = StatusCode::from_u16(status).unwrap();
+        self.fault(Fault::Answer { status, headers, body: body.into() });
     }
 
     pub(crate) fn redirect(self, location: &str) {
