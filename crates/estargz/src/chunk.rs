@@ -3,14 +3,14 @@
 use std::io::{self, Read};
 use std::ops::Range;
 
-use crate::codec::Codec;
+use crate::codec::{Codec, ZSTD_WINDOW_LOG_MAX};
 use crate::digest::Digest;
 
 /// A piece of a regular file, as a verified TOC describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Chunk {
     /// Bytes of the blob to fetch: from the start of the chunk's member to where the next content begins.
-    /// Empty for a hole.
+    /// Empty for a hole. Never longer than the chunk's size can need, whatever a TOC says.
     pub range: Range<u64>,
     /// Bytes to skip in what the range inflates to.
     pub inner_offset: u64,
@@ -22,6 +22,16 @@ pub struct Chunk {
     pub digest: Option<Digest>,
     /// Compression of the range.
     pub codec: Codec,
+}
+
+/// Bytes that a member may take beyond its share of what it holds: headers with names, and the empty blocks of encoders
+/// that flush often.
+const MEMBER_SLACK: u64 = 64 << 10;
+
+/// Most bytes of a blob in which `inflated` bytes of content can lie. Fixed Huffman codes, the worst that deflate has for
+/// what cannot be shrunk, take nine bits for a byte; stored blocks and zstd take less.
+pub(crate) fn member_bound(inflated: u64) -> u64 {
+    inflated.saturating_add(inflated / 8).saturating_add(MEMBER_SLACK)
 }
 
 /// Why bytes of a blob are not the content of a chunk.
@@ -39,6 +49,17 @@ pub enum ChunkError {
 }
 
 impl Chunk {
+    /// Most bytes that [`Chunk::decode`] holds in memory, those of the range included.
+    pub fn decoding_bytes(&self) -> u64 {
+        let member = self.range.end.saturating_sub(self.range.start);
+        let window = match self.codec {
+            Codec::Gzip => 0,
+            // A frame may refer to all that came before in it, up to its window.
+            Codec::Zstd => self.inner_offset.saturating_add(self.size).min(1 << ZSTD_WINDOW_LOG_MAX),
+        };
+        member.saturating_add(self.size).saturating_add(window)
+    }
+
     /// The content of the chunk, from the blob's bytes at [`Chunk::range`]; it has the TOC's digest.
     ///
     /// # Errors
@@ -169,6 +190,23 @@ mod tests {
         let member = gzip(b"content");
         let wanted = chunk(&member, 0, b"content", Codec::Gzip);
         assert!(matches!(wanted.decode(&member[1..]), Err(ChunkError::WrongRange { .. })));
+    }
+
+    #[test]
+    fn the_bound_of_a_member_holds_for_what_cannot_be_shrunk() {
+        for size in [0, 1, 1000, 1 << 20] {
+            let mut state = 1_u64;
+            let content: Vec<u8> = (0..size)
+                .map(|_| {
+                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    state.to_le_bytes()[7]
+                })
+                .collect();
+            let bound = member_bound(content.len() as u64);
+            assert!(gzip(&content).len() as u64 <= bound);
+            assert!(zstd::encode_all(&content[..], 1).unwrap().len() as u64 <= bound);
+        }
+        assert_eq!(member_bound(u64::MAX), u64::MAX);
     }
 
     #[test]

@@ -93,6 +93,9 @@ impl<'l> Builder<'l> {
         };
         let modified = time::parse(&entry.mod_time);
         let (user, group) = self.owners.of(entry);
+        if self.owners.len() > self.limits.max_owners as usize {
+            return Err(TocError::Limit { what: "names of owners", limit: u64::from(self.limits.max_owners) });
+        }
         Ok(Inode {
             kind,
             mode: u16::try_from(entry.mode & MODE_BITS).unwrap_or_default(),
@@ -119,6 +122,10 @@ impl<'l> Builder<'l> {
             let name = self.names.keep(name.as_bytes())?;
             let value = self.names.keep(&value)?;
             self.xattrs.push((name, value));
+        }
+        if self.xattrs.len() > self.limits.max_xattrs as usize {
+            let limit = u64::from(self.limits.max_xattrs);
+            return Err(TocError::Limit { what: "extended attributes", limit });
         }
         let count = u32::try_from(self.xattrs.len()).map_err(over)? - first;
         Ok(Run { first, count })

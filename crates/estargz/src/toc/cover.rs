@@ -5,6 +5,7 @@ use super::json::RawEntry;
 use super::limits::Limits;
 use super::path::lossy;
 use super::tree::{PackedChunk, Run};
+use crate::chunk::member_bound;
 use crate::digest::Digest;
 use crate::entry::EntryKind;
 
@@ -93,15 +94,19 @@ impl Cover {
         Ok(Some(Covered { inode: open.inode, run: Run { first: open.first, count } }))
     }
 
-    /// Gives each chunk its end: where the next content in the blob begins.
+    /// Gives each chunk its end: where the next content in the blob begins, but no further than its size can need.
     pub(super) fn finish(mut self) -> Vec<PackedChunk> {
         let held = self.chunks.iter().filter(|chunk| chunk.digest.is_some());
         let mut starts: Vec<u64> = held.map(|chunk| chunk.offset).collect();
         starts.sort_unstable();
         starts.dedup();
-        for chunk in self.chunks.iter_mut().filter(|chunk| chunk.digest.is_some() && chunk.end == 0) {
-            let next = starts.partition_point(|start| *start <= chunk.offset);
-            chunk.end = starts.get(next).copied().unwrap_or(self.payload_end);
+        for chunk in self.chunks.iter_mut().filter(|chunk| chunk.digest.is_some()) {
+            if chunk.end == 0 {
+                let next = starts.partition_point(|start| *start <= chunk.offset);
+                chunk.end = starts.get(next).copied().unwrap_or(self.payload_end);
+            }
+            let bound = member_bound(chunk.inner_offset.saturating_add(chunk.size));
+            chunk.end = chunk.end.min(chunk.offset.saturating_add(bound));
         }
         self.chunks.shrink_to_fit();
         self.chunks

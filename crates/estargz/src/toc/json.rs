@@ -45,7 +45,7 @@ pub(crate) struct RawEntry<'a> {
     pub(crate) dev_major: i64,
     #[serde(default)]
     pub(crate) dev_minor: i64,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "xattrs")]
     pub(crate) xattrs: Option<BTreeMap<String, Option<String>>>,
     #[serde(borrow, default)]
     pub(crate) digest: Cow<'a, str>,
@@ -61,6 +61,47 @@ pub(crate) struct RawEntry<'a> {
     pub(crate) raw_name: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
     pub(crate) raw_link_name: Option<Cow<'a, str>>,
+}
+
+/// Extended attributes of one file: listxattr(2) lists at most 64 KiB of names, and a name with its space takes 8 bytes.
+const MAX_FILE_XATTRS: usize = 8192;
+
+fn xattrs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<BTreeMap<String, Option<String>>>, D::Error> {
+    deserializer.deserialize_option(Xattrs)
+}
+
+/// Reads a map of limited length: the tree that holds it is many times as large as the text.
+struct Xattrs;
+
+impl<'de> Visitor<'de> for Xattrs {
+    type Value = Option<BTreeMap<String, Option<String>>>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "at most {MAX_FILE_XATTRS} extended attributes")
+    }
+
+    fn visit_none<E>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut xattrs = BTreeMap::new();
+        while let Some((name, value)) = map.next_entry()? {
+            if xattrs.len() == MAX_FILE_XATTRS {
+                return Err(serde::de::Error::invalid_length(xattrs.len() + 1, &self));
+            }
+            xattrs.insert(name, value);
+        }
+        Ok(Some(xattrs))
+    }
 }
 
 /// Gives every entry of `json` to `each`, in order; stops at its first error.

@@ -11,6 +11,10 @@ pub struct Limits {
     pub max_names: u32,
     /// Chunks of all files.
     pub max_chunks: u32,
+    /// Extended attributes of all entries.
+    pub max_xattrs: u32,
+    /// Names of users and groups.
+    pub max_owners: u32,
     /// Bytes of one chunk, which are held in memory until its digest is known, and bytes before it in its member.
     pub max_chunk_bytes: u64,
     /// Bytes of a path: as many as a tar may have here. One system call takes 4096.
@@ -20,16 +24,25 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// Room for every image that was seen in the wild, times ten: four million files.
+    /// Room for every layer that was seen in the wild, times ten, and for all that this crate writes. Other readers stop
+    /// at a JSON of 100 to 150 MB as well: the TOC of half a million files.
     fn default() -> Self {
         Self {
-            max_compressed_bytes: 256 << 20,
-            max_json_bytes: 2 << 30,
-            max_names: 4_000_000,
-            max_chunks: 8_000_000,
-            max_chunk_bytes: 1 << 30,
+            max_compressed_bytes: 64 << 20,
+            max_json_bytes: MAX_JSON_BYTES,
+            max_names: 1_000_000,
+            max_chunks: 1_000_000,
+            max_xattrs: 1_000_000,
+            max_owners: 65_536,
+            max_chunk_bytes: MAX_CHUNK_BYTES,
             max_path_bytes: 16 << 10,
             max_path_depth: 1024,
         }
     }
 }
+
+/// Bytes of a TOC's JSON, for readers and for the writer.
+pub(crate) const MAX_JSON_BYTES: u64 = 150 << 20;
+/// Bytes of a chunk, for readers and for the writer: eight times the default size. A reader holds a whole chunk, compressed
+/// and inflated, before it can use a byte of it.
+pub(crate) const MAX_CHUNK_BYTES: u64 = 32 << 20;

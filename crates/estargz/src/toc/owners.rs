@@ -22,6 +22,11 @@ impl Default for Owners {
 impl Owners {
     pub(super) const NOBODY: u32 = 0;
 
+    /// How many names, or ids with a name, there are.
+    pub(super) fn len(&self) -> usize {
+        self.texts.len().max(self.users.len()).max(self.groups.len())
+    }
+
     /// Numbers of the names that hold for `entry`, which comes after all others this was called with.
     pub(crate) fn of(&mut self, entry: &RawEntry<'_>) -> (u32, u32) {
         if !entry.user_name.is_empty() {

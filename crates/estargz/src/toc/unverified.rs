@@ -43,7 +43,7 @@ impl UnverifiedToc {
         }
         let json = match footer.codec() {
             Codec::Gzip => inflate_tar(section, limits)?,
-            Codec::Zstd => inflate_frame(section, limits)?,
+            Codec::Zstd => inflate_frame(section, Self::json_bytes(section, footer, limits)?)?,
         };
         Ok(Self {
             digest: Digest::of(&json),
@@ -53,6 +53,19 @@ impl UnverifiedToc {
             payload_end: footer.payload_end(),
             limits: *limits,
         })
+    }
+
+    /// How many bytes of JSON [`UnverifiedToc::parse`] will hold for this section, as its header or the footer claim; it
+    /// inflates no more than that. The tree that is built of it takes as much again, or less.
+    ///
+    /// # Errors
+    /// When the bytes hold no TOC, or one over the limits.
+    pub fn json_bytes(section: &[u8], footer: &Footer, limits: &Limits) -> Result<u64, TocError> {
+        let claimed = match footer.codec() {
+            Codec::Gzip => claimed_size(&mut Codec::Gzip.decoder(section).map_err(TocError::Inflate)?)?,
+            Codec::Zstd => footer.toc_json_size().unwrap_or(limits.max_json_bytes),
+        };
+        within(claimed, limits)
     }
 
     /// Digest of the JSON, what the annotation `containerd.io/snapshot/stargz/toc.digest` holds.
@@ -105,12 +118,7 @@ fn check(actual: Digest, expected: &Digest) -> Result<(), TocError> {
 
 fn inflate_tar(section: &[u8], limits: &Limits) -> Result<Vec<u8>, TocError> {
     let mut archive = Codec::Gzip.decoder(section).map_err(TocError::Inflate)?;
-    let mut header = [0; BLOCK];
-    archive.read_exact(&mut header).map_err(TocError::Inflate)?;
-    let size = toc_entry_size(&header).ok_or(TocError::NotATocEntry)?;
-    if size > limits.max_json_bytes {
-        return Err(TocError::Limit { what: "bytes of JSON", limit: limits.max_json_bytes });
-    }
+    let size = within(claimed_size(&mut archive)?, limits)?;
     let mut json = Vec::new();
     archive.take(size).read_to_end(&mut json).map_err(TocError::Inflate)?;
     if json.len() as u64 == size {
@@ -118,6 +126,18 @@ fn inflate_tar(section: &[u8], limits: &Limits) -> Result<Vec<u8>, TocError> {
     } else {
         Err(TocError::WrongRange { got: json.len() as u64, wanted: size })
     }
+}
+
+/// The size of the JSON that the tar entry at the start of `archive` claims.
+fn claimed_size(archive: &mut impl Read) -> Result<u64, TocError> {
+    let mut header = [0; BLOCK];
+    archive.read_exact(&mut header).map_err(TocError::Inflate)?;
+    toc_entry_size(&header).ok_or(TocError::NotATocEntry)
+}
+
+fn within(claimed: u64, limits: &Limits) -> Result<u64, TocError> {
+    let limit = limits.max_json_bytes;
+    if claimed > limit { Err(TocError::Limit { what: "bytes of JSON", limit }) } else { Ok(claimed) }
 }
 
 /// The size in a ustar header of the TOC's entry.
@@ -132,12 +152,14 @@ fn toc_entry_size(header: &[u8; BLOCK]) -> Option<u64> {
     u64::from_str_radix(digits, 8).ok()
 }
 
-fn inflate_frame(section: &[u8], limits: &Limits) -> Result<Vec<u8>, TocError> {
+/// Inflates a frame that holds at most `size` bytes, as its footer says.
+fn inflate_frame(section: &[u8], size: u64) -> Result<Vec<u8>, TocError> {
     let mut json = Vec::new();
     let decoder = Codec::Zstd.decoder(section).map_err(TocError::Inflate)?;
-    decoder.take(limits.max_json_bytes.saturating_add(1)).read_to_end(&mut json).map_err(TocError::Inflate)?;
-    if json.len() as u64 > limits.max_json_bytes {
-        return Err(TocError::Limit { what: "bytes of JSON", limit: limits.max_json_bytes });
+    decoder.take(size.saturating_add(1)).read_to_end(&mut json).map_err(TocError::Inflate)?;
+    if json.len() as u64 <= size {
+        Ok(json)
+    } else {
+        Err(TocError::WrongRange { got: json.len() as u64, wanted: size })
     }
-    Ok(json)
 }

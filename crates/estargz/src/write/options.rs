@@ -1,6 +1,7 @@
 //! What the bytes of a blob depend on beside the tar.
 
 use super::Error;
+use crate::toc::MAX_JSON_BYTES;
 
 /// Where our own entries stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -63,8 +64,9 @@ pub struct Limits {
     pub max_source_bytes: u64,
 }
 
-/// A chunk is compressed in one piece, so it must fit in memory a few times.
-pub const MAX_CHUNK_SIZE: u32 = 64 * 1024 * 1024;
+/// A chunk is compressed in one piece, so it must fit in memory a few times; readers refuse larger ones
+/// ([`toc::Limits`](crate::toc::Limits)).
+pub const MAX_CHUNK_SIZE: u32 = 32 * 1024 * 1024;
 
 const DEFAULT_CHUNK_SIZE: u32 = 4 * 1024 * 1024;
 
@@ -85,7 +87,7 @@ impl Default for Options {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_toc_bytes: 256 * 1024 * 1024, max_entries: 1_000_000, max_source_bytes: 1 << 40 }
+        Self { max_toc_bytes: MAX_JSON_BYTES, max_entries: 1_000_000, max_source_bytes: 1 << 40 }
     }
 }
 

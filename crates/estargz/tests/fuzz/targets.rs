@@ -136,6 +136,9 @@ fn check_tree(toc: &Toc) {
             assert!(chunk.range.start <= chunk.range.end && chunk.range.end <= PAYLOAD);
             assert!(chunk.size > 0 && chunk.digest.is_some() != chunk.range.is_empty());
             assert_eq!(node.chunk_at(end).unwrap(), chunk);
+            let inflated = chunk.inner_offset + chunk.size;
+            assert!(inflated <= 2 * limits().max_chunk_bytes);
+            assert!(chunk.range.end - chunk.range.start <= inflated + inflated / 8 + (64 << 10));
             end += chunk.size;
         }
         assert_eq!(end, node.size());

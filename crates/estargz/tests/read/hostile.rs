@@ -1,7 +1,8 @@
 //! Input made to hurt: each is an error with a name, or harmless.
 
 use estargz::digest::Digest;
-use estargz::toc::{Kind, Limits, TocError, UnverifiedToc};
+use estargz::footer::{self, Footer};
+use estargz::toc::{Kind, Limits, Toc, TocError, UnverifiedToc};
 
 use crate::support::{PAYLOAD, entries, file, footer_for, gzip, parse, section_of, tar_of};
 
@@ -40,6 +41,85 @@ fn a_huge_chunk_is_over_the_limit() {
     let object =
         format!(r#"{{"name":"a","type":"reg","size":9223372036854775807,"offset":5,"chunkDigest":"{DIGEST}"}}"#);
     assert!(matches!(entries(&[&object]), Err(TocError::Limit { what: "bytes in a chunk", .. })));
+}
+
+/// The TOC of `objects` in a blob with 2^40 bytes of payload.
+fn in_a_long_blob(objects: &[&str]) -> Result<Toc, TocError> {
+    let payload = 1_u64 << 40;
+    let section = section_of(&format!(r#"{{"version":1,"entries":[{}]}}"#, objects.join(",")));
+    let tail = [vec![0; 21].as_slice(), &footer::gzip(payload)].concat();
+    let footer = Footer::parse(&tail, payload + section.len() as u64 + 51).unwrap();
+    let unverified = UnverifiedToc::parse(&section, &footer, &Limits::default())?;
+    let digest = unverified.digest();
+    unverified.verify(&digest)
+}
+
+#[test]
+fn a_chunk_takes_no_more_of_the_blob_than_its_size_can_need() {
+    let reaching = format!(r#"{{"name":"a","type":"reg","size":4096,"offset":0,"chunkDigest":"{DIGEST}"}}"#);
+    let with_end = format!(
+        r#"{{"name":"b","type":"reg","size":1,"offset":5,"endOffset":1000000000,"innerOffset":800,"chunkDigest":"{DIGEST}"}}"#
+    );
+    let toc = in_a_long_blob(&[&with_end]).unwrap();
+    assert_eq!(toc.chunk(0).unwrap().range, 5..5 + 801 + 100 + (64 << 10));
+    let toc = in_a_long_blob(&[&reaching]).unwrap();
+    assert_eq!(toc.chunk(0).unwrap().range, 0..4096 + 512 + (64 << 10));
+    assert_eq!(toc.chunk(0).unwrap().decoding_bytes(), 2 * 4096 + 512 + (64 << 10));
+}
+
+#[test]
+fn chunks_of_more_than_32_mib_are_over_the_limit() {
+    let chunk = |size: u64, inner: u64| {
+        format!(
+            r#"{{"name":"a","type":"reg","size":{size},"offset":5,"innerOffset":{inner},"chunkDigest":"{DIGEST}"}}"#
+        )
+    };
+    assert!(in_a_long_blob(&[&chunk(32 << 20, 32 << 20)]).is_ok());
+    for (size, inner) in [((32 << 20) + 1, 0), (1, (32 << 20) + 1), (1 << 30, 0), (u64::MAX, u64::MAX)] {
+        let outcome = in_a_long_blob(&[&chunk(size, inner)]);
+        assert!(matches!(outcome, Err(TocError::Limit { what: "bytes in a chunk", .. })), "{size} {inner}");
+    }
+}
+
+#[test]
+fn attributes_and_owners_without_number_are_over_the_limit() {
+    let many: Vec<String> = (0..9000).map(|number| format!(r#""user.{number}":null"#)).collect();
+    let object = format!(r#"{{"name":"a","type":"dir","xattrs":{{{}}}}}"#, many.join(","));
+    assert!(matches!(entries(&[&object]), Err(TocError::Json(_))));
+    let limits = Limits { max_xattrs: 1, max_owners: 2, ..Limits::default() };
+    let json = r#"{"version":1,"entries":[{"name":"a","type":"dir","xattrs":{"user.a":"","user.b":""}}]}"#;
+    assert!(matches!(parse(json, &limits), Err(TocError::Limit { what: "extended attributes", limit: 1 })));
+    let json = r#"{"version":1,"entries":[{"name":"a","type":"dir","userName":"x"},{"name":"b","type":"dir","groupName":"y"}]}"#;
+    assert!(matches!(parse(json, &limits), Err(TocError::Limit { what: "names of owners", limit: 2 })));
+}
+
+#[test]
+fn a_section_tells_how_much_it_will_take_before_it_is_inflated() {
+    let json = r#"{"version":1,"entries":[]}"#;
+    let section = section_of(json);
+    let bytes = UnverifiedToc::json_bytes(&section, &footer_for(&section), &Limits::default()).unwrap();
+    assert_eq!(bytes, json.len() as u64);
+    let limits = Limits { max_json_bytes: bytes - 1, ..Limits::default() };
+    let error = UnverifiedToc::json_bytes(&section, &footer_for(&section), &limits).unwrap_err();
+    assert!(matches!(error, TocError::Limit { what: "bytes of JSON", .. }));
+}
+
+#[test]
+fn a_zstd_section_of_more_than_its_footer_says_is_an_error() {
+    let json = br#"{"version":1,"entries":[]}"#;
+    let section = zstd::encode_all(&json[..], 3).unwrap();
+    let footer = |raw: u64| {
+        let payload = footer::zstd_chunked(PAYLOAD + 8, section.len() as u64, raw);
+        let frame = [&[0x50, 0x2a, 0x4d, 0x18, 40, 0, 0, 0][..], &payload].concat();
+        let tail = [&[0; 24], &frame[..]].concat();
+        Footer::parse(&tail, PAYLOAD + 8 + section.len() as u64 + 48).unwrap()
+    };
+    let size = json.len() as u64;
+    assert!(UnverifiedToc::parse(&section, &footer(size), &Limits::default()).is_ok());
+    let outcome = UnverifiedToc::parse(&section, &footer(size - 1), &Limits::default());
+    assert!(matches!(outcome, Err(TocError::WrongRange { .. })));
+    let outcome = UnverifiedToc::parse(&section, &footer(u64::MAX), &Limits::default());
+    assert!(matches!(outcome, Err(TocError::Limit { what: "bytes of JSON", .. })));
 }
 
 #[test]
