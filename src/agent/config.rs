@@ -20,7 +20,8 @@ pub struct Config {
     pub root: PathBuf,
     /// Most bytes of the disk that cached chunks take; the longest unused go first.
     pub cache_size: ByteSize,
-    /// Memory for chunks just fetched, which are served from there while the disk is full.
+    /// Memory for chunks: three quarters for those on their way from a registry, readers' first, and one for those that just
+    /// came, which are served from there while the disk is full.
     pub memory: ByteSize,
     /// containerd's socket, where kubelets are to find their image service on `address` (`--image-service-endpoint`): calls
     /// are handed on, and the credentials of pods' pulls are used for lazy reads too.
@@ -158,6 +159,11 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Bytes of memory for chunks on their way.
+    pub(super) fn fetch_memory(&self) -> u64 {
+        self.memory.as_u64() / 4 * 3
+    }
+
     /// What holds for the image that containerd calls `reference`.
     pub(super) fn policy(&self, reference: &str) -> Policy {
         let rule = self.image.iter().find(|rule| fits(&rule.pattern, reference));

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use estargz::toc::{Kind, Time};
@@ -17,6 +17,9 @@ use super::tree::{Attributes, FileId};
 /// several times already.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LAST_PAUSE: Duration = Duration::from_secs(4);
+/// How long a registry is asked again that refuses us: as long as one takes to restart that checks tokens. A container
+/// whose image was withdrawn waits so long for its EIO.
+const REFUSED: Duration = Duration::from_secs(10);
 /// Names that one look into the root takes.
 const ROOT_PAGE: usize = 256;
 
@@ -199,18 +202,21 @@ impl Opened {
         self.layer.read_held(self.id, offset, length)
     }
 
-    /// The same, from the registry where need be. Asks again and again while the registry is away: the caller says how
-    /// long is too long.
+    /// The same, from the registry where need be. Asks again and again while the registry is away, and for a while where
+    /// it refuses: the caller says how long is too long.
     ///
     /// Cancel safe: what is on its way arrives all the same.
     ///
     /// # Errors
     /// When the registry does not have the bytes, does not give them to us, or gives others.
     pub async fn read(&self, offset: u64, length: u64) -> Result<Bytes, FetchError> {
+        let begun = Instant::now();
         let mut pause = FIRST_PAUSE;
         loop {
             match self.layer.read(self.id, offset, length).await {
-                Err(error) if error.is_transient() => tokio::time::sleep(pause).await,
+                Err(error) if error.is_transient() || (error.is_denial() && begun.elapsed() < REFUSED) => {
+                    tokio::time::sleep(pause).await;
+                }
                 outcome => return outcome,
             }
             pause = (pause * 2).min(LAST_PAUSE);
@@ -221,6 +227,11 @@ impl Opened {
     pub fn backing(&self) -> Option<File> {
         let chunk = self.layer.only_chunk(self.id)?;
         self.layer.fetcher().cache().file(&chunk.digest?, chunk.size)
+    }
+
+    /// Bytes that came for the file's layer so far.
+    pub fn received(&self) -> u64 {
+        self.layer.traffic().received()
     }
 
     /// For the log.

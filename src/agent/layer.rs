@@ -6,9 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::{Bytes, BytesMut};
 use estargz::toc::Node;
 use estargz::{Chunk, Toc};
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use tokio::sync::OnceCell;
 
-use super::fetch::{Blob, FetchError, Fetcher, Reason, Traffic, Wanted};
+use super::fetch::{Blob, FetchError, Fetcher, Lookup, Reason, Traffic};
 use super::report::Measure;
 use super::tree::{Content, FileId, Tree};
 use crate::upstream::Peer;
@@ -21,6 +23,12 @@ const FIRST_WINDOW: u64 = 128 << 10;
 const MAX_READERS: usize = 8;
 /// How many chunks a reader may skip and still count as going on.
 const MAX_SKIP: u32 = 8;
+/// Most chunks that are looked up at once for one read, and most that are fetched along with them on either side. Sixteen
+/// of the smallest useful size make a block of the kernel's read-ahead; chunks of a byte are hostile.
+const MAX_PIECES: usize = 64;
+const MAX_BESIDE: usize = 1024;
+/// Most bytes that are inflated of the end of a blob that came with its TOC: some times what it is long.
+const MAX_KEPT: u64 = 16 << 20;
 
 /// A layer: its tree, and how to get what is in its files.
 #[derive(Debug)]
@@ -96,13 +104,20 @@ impl Layer {
             Content::Bytes(bytes) => return Some(cut(bytes, offset, length)),
             Content::Chunks(node) => node,
         };
-        let pieces = pieces(self.tree.toc(), node, offset, length);
-        if let [piece] = pieces.as_slice() {
-            return self.held(piece);
-        }
+        let end = offset.saturating_add(length).min(node.size());
         let mut content = BytesMut::new();
-        for piece in &pieces {
-            content.extend_from_slice(&self.held(piece)?);
+        let mut at = offset;
+        while at < end {
+            let pieces = pieces(self.tree.toc(), node, at..end);
+            if let [piece] = pieces.as_slice()
+                && piece.file_range() == (offset..end)
+            {
+                return self.held(piece);
+            }
+            at = pieces.last()?.file_range().end;
+            for piece in &pieces {
+                content.extend_from_slice(&self.held(piece)?);
+            }
         }
         Some(content.freeze())
     }
@@ -127,28 +142,49 @@ impl Layer {
             Some(Content::Bytes(bytes)) => return Ok(cut(bytes, offset, length)),
             None => return Ok(Bytes::new()),
         };
-        let pieces = pieces(self.tree.toc(), node, offset, length);
-        let missing: Vec<&Piece> = pieces.iter().filter(|piece| !self.is_held(&piece.chunk)).collect();
-        let mut chunks: Vec<Chunk> = missing.iter().map(|piece| piece.chunk.clone()).collect();
-        if let (Some(first), Some(last)) = (missing.first(), missing.last()) {
-            chunks.extend(self.beside(first.number, last.number));
-        }
-        let mut landings = self.fetcher.fetch(&self.blob, &chunks, Reason::Read, &self.traffic).into_iter();
+        let end = offset.saturating_add(length).min(node.size());
         let mut content = BytesMut::new();
-        for piece in &pieces {
-            let was_missing = missing.iter().any(|missing| missing.number == piece.number);
-            let landing = if was_missing { landings.next() } else { None };
-            content.extend_from_slice(&self.landed(piece, landing).await?);
+        let mut at = offset;
+        while at < end {
+            let pieces = pieces(self.tree.toc(), node, at..end);
+            let Some(last) = pieces.last() else { break };
+            at = last.file_range().end;
+            for part in self.read_pieces(&pieces).await? {
+                content.extend_from_slice(&part);
+            }
         }
         Ok(content.freeze())
+    }
+
+    /// The parts of the chunks in their order.
+    async fn read_pieces(&self, pieces: &[Piece]) -> Result<Vec<Bytes>, FetchError> {
+        let mut parts: Vec<Option<Bytes>> = pieces.iter().map(|piece| self.held(piece)).collect();
+        let missing = |parts: &[Option<Bytes>]| -> Vec<usize> {
+            (0..pieces.len()).filter(|index| parts[*index].is_none()).collect()
+        };
+        let wanted = missing(&parts);
+        if let (Some(first), Some(last)) = (wanted.first(), wanted.last()) {
+            let chunks: Vec<Chunk> = wanted.iter().map(|index| pieces[*index].chunk.clone()).collect();
+            let beside = self.beside(pieces[*first].number, pieces[*last].number);
+            let found = self.fetcher.fetch(&self.blob, &chunks, &beside, &self.traffic);
+            collect(pieces, &mut parts, wanted.into_iter().zip(found)).await?;
+        }
+        // Let go, found damaged, or not readable for the moment.
+        for index in missing(&parts) {
+            parts[index] = self.held(&pieces[index]);
+        }
+        let fetch = |index: usize| (index, self.fetcher.fetch_anew(&self.blob, &pieces[index].chunk, &self.traffic));
+        let found: Vec<(usize, Lookup)> = missing(&parts).into_iter().map(fetch).collect();
+        collect(pieces, &mut parts, found.into_iter()).await?;
+        parts.into_iter().collect::<Option<_>>().ok_or(FetchError::Aborted)
     }
 
     /// Where the chunks begin and end that hold these bytes of a file.
     pub fn chunks_at(&self, id: FileId, offset: u64, length: u64) -> Option<Range<u64>> {
         let Content::Chunks(node) = self.tree.content(id)? else { return None };
-        let pieces = pieces(self.tree.toc(), node, offset, length);
-        let (first, last) = (pieces.first()?, pieces.last()?);
-        Some(first.chunk.file_offset..last.chunk.file_offset + last.chunk.size)
+        let end = offset.saturating_add(length).min(node.size());
+        let (first, last) = (node.chunk_at(offset)?, node.chunk_at(end.checked_sub(1)?)?);
+        Some(first.file_offset..last.file_offset + last.size)
     }
 
     pub(super) fn is_held(&self, chunk: &Chunk) -> bool {
@@ -159,22 +195,6 @@ impl Layer {
     pub(super) fn begins_here(&self, id: FileId) -> bool {
         let Some(Content::Chunks(node)) = self.tree.content(id) else { return true };
         node.chunks().next().is_none_or(|chunk| self.is_held(&chunk))
-    }
-
-    async fn landed(&self, piece: &Piece, landing: Option<Wanted>) -> Result<Bytes, FetchError> {
-        let part = |content: &Bytes| cut(content, piece.part.start, piece.part.end - piece.part.start);
-        if let Some(Wanted::Landing(landing)) = landing {
-            return landing.await.map(|content| part(&content));
-        }
-        if let Some(held) = self.held(piece) {
-            return Ok(held);
-        }
-        // Let go, or found damaged, since it was looked for.
-        let chunk = std::slice::from_ref(&piece.chunk);
-        match self.fetcher.fetch(&self.blob, chunk, Reason::Read, &self.traffic).pop() {
-            Some(Wanted::Landing(landing)) => landing.await.map(|content| part(&content)),
-            _ => self.held(piece).ok_or(FetchError::Aborted),
-        }
     }
 
     /// The chunks to fetch along with those from `first` to `last`: more and more for whoever reads on and on, those on
@@ -189,6 +209,7 @@ impl Layer {
         while let Some(chunk) = self.tree.toc().chunk(next)
             && chunk.range.end >= end
             && chunk.range.end - end <= window
+            && chunks.len() < MAX_BESIDE
         {
             next += 1;
             if chunk.digest.is_some() {
@@ -215,7 +236,7 @@ impl Layer {
         let Some(start) = toc.chunk(first).map(|chunk| chunk.range.start) else { return Vec::new() };
         let is_near = |chunk: &Chunk| start.checked_sub(chunk.range.start).is_some_and(|bytes| bytes <= FIRST_WINDOW);
         let chunks = (0..first).rev().map_while(|number| toc.chunk(number));
-        chunks.take_while(|chunk| is_near(chunk) && !self.is_held(chunk)).collect()
+        chunks.take_while(|chunk| is_near(chunk) && !self.is_held(chunk)).take(MAX_BESIDE / 2).collect()
     }
 
     /// The file's only chunk, where it has no more than one: its cached copy is the whole file.
@@ -226,31 +247,17 @@ impl Layer {
         (chunks.next().is_none() && first.size == node.size() && first.digest.is_some()).then_some(first)
     }
 
-    /// Sends for the chunks with these numbers, as far as they are not held; waits until they are there.
+    /// Fetches the chunks with these numbers, as far as they are not held; waits until they are there.
     ///
     /// # Errors
     /// When one could not be had, after all the others arrived or did not.
-    pub async fn hold(&self, numbers: Range<u32>, reason: Reason) -> Result<(), FetchError> {
-        self.hold_all(numbers, reason).await
+    pub async fn hold(&self, numbers: impl Iterator<Item = u32>, reason: Reason) -> Result<(), FetchError> {
+        let chunks = numbers.filter_map(|number| self.tree.toc().chunk(number)).collect();
+        self.fetcher.fetch_ahead(&self.blob, chunks, reason, &self.traffic).await
     }
 
-    /// The same of chunks that do not follow each other.
-    ///
-    /// # Errors
-    /// As [`Self::hold`].
-    pub async fn hold_all(&self, numbers: impl Iterator<Item = u32>, reason: Reason) -> Result<(), FetchError> {
-        let chunks: Vec<Chunk> =
-            numbers.filter_map(|number| self.tree.toc().chunk(number)).filter(|chunk| chunk.digest.is_some()).collect();
-        let mut outcome = Ok(());
-        for wanted in self.fetcher.fetch(&self.blob, &chunks, reason, &self.traffic) {
-            if let Wanted::Landing(landing) = wanted {
-                outcome = outcome.and(landing.await.map(drop));
-            }
-        }
-        outcome
-    }
-
-    /// Keeps the chunks that lie in `bytes`, which begin at `start` of the blob. Blocks.
+    /// Keeps the chunks that lie in `bytes`, which begin at `start` of the blob; not those that would inflate to many times
+    /// as much. Blocks.
     pub fn keep(&self, start: u64, bytes: &[u8]) {
         let end = start + bytes.len() as u64;
         let toc = self.tree.toc();
@@ -260,8 +267,13 @@ impl Layer {
         let within = numbers
             .filter_map(|number| toc.chunk(number))
             .take_while(|chunk| chunk.digest.is_none() || chunk.range.start >= start);
+        let mut inflated = 0;
         for chunk in within.filter(|chunk| chunk.range.end <= end) {
             let Some(digest) = chunk.digest else { continue };
+            inflated += chunk.inner_offset + chunk.size;
+            if inflated > MAX_KEPT {
+                return;
+            }
             let (from, to) = (chunk.range.start - start, chunk.range.end - start);
             let (Ok(from), Ok(to)) = (usize::try_from(from), usize::try_from(to)) else { continue };
             // What does not decode is fetched when it is read, and reported then.
@@ -288,17 +300,41 @@ impl Layer {
     }
 }
 
-/// The pieces that make up these bytes of a file.
-fn pieces(toc: &Toc, node: Node<'_>, offset: u64, length: u64) -> Vec<Piece> {
-    let end = offset.saturating_add(length).min(node.size());
-    let first = node.chunk_number_at(offset);
+impl Piece {
+    fn file_range(&self) -> Range<u64> {
+        self.chunk.file_offset + self.part.start..self.chunk.file_offset + self.part.end
+    }
+}
+
+/// The pieces that make up these bytes of a file, the first [`MAX_PIECES`] of them.
+fn pieces(toc: &Toc, node: Node<'_>, bytes: Range<u64>) -> Vec<Piece> {
+    let first = node.chunk_number_at(bytes.start);
     let numbers = first.into_iter().flat_map(|first| first..node.chunk_numbers().end);
     let piece = |number| {
-        let chunk = toc.chunk(number).filter(|chunk| chunk.file_offset < end)?;
-        let part = offset.saturating_sub(chunk.file_offset)..(end - chunk.file_offset).min(chunk.size);
+        let chunk = toc.chunk(number).filter(|chunk| chunk.file_offset < bytes.end)?;
+        let part = bytes.start.saturating_sub(chunk.file_offset)..(bytes.end - chunk.file_offset).min(chunk.size);
         Some(Piece { number, chunk, part })
     };
-    numbers.map_while(piece).collect()
+    numbers.map_while(piece).take(MAX_PIECES).collect()
+}
+
+/// Puts the parts of the chunks that are on their way into their places, each as soon as it is here: whole chunks are
+/// held no longer than that.
+async fn collect(
+    pieces: &[Piece],
+    parts: &mut [Option<Bytes>],
+    found: impl Iterator<Item = (usize, Lookup)>,
+) -> Result<(), FetchError> {
+    let pending = found.filter_map(|(index, lookup)| match lookup {
+        Lookup::Pending(pending) => Some(async move { (index, pending.await) }),
+        Lookup::Held => None,
+    });
+    let mut pending: FuturesUnordered<_> = pending.collect();
+    while let Some((index, content)) = pending.next().await {
+        let part = &pieces[index].part;
+        parts[index] = Some(cut(content?.bytes(), part.start, part.end - part.start));
+    }
+    Ok(())
 }
 
 /// The bytes from `offset` on, at most `length`.

@@ -9,7 +9,9 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::time::{Duration, Instant};
 
+use bytesize::ByteSize;
 use tokio::task::spawn_blocking;
 
 use super::cache::Cache;
@@ -27,10 +29,18 @@ use super::remote::{self, Opened, Tail, TocDigest};
 use super::report::{LayerReport, Refusals, Report};
 use super::snapshots::Usage;
 use super::spec::LayerSpec;
+use super::toc_memory::TocMemory;
 use super::tree::{FileId, Tree};
+use super::unreachable::Unreachable;
+use crate::budget::Weight;
 use crate::oci::Digest;
 use crate::telemetry::metrics::metrics;
 use crate::upstream::Upstreams;
+
+/// How long after a failure the layers are tried again that could not be read at a start; each further pause is twice as
+/// long.
+const RESUME_PAUSE: Duration = Duration::from_secs(10);
+const LAST_RESUME_PAUSE: Duration = Duration::from_secs(600);
 
 /// The layers that are mounted lazily.
 #[derive(Debug)]
@@ -49,6 +59,8 @@ pub struct Layers {
     /// The connection to the kernel; `None` while nothing is mounted.
     notifier: RwLock<Option<Arc<Notifier>>>,
     refusals: Refusals,
+    toc_memory: TocMemory,
+    unreachable: Unreachable,
 }
 
 impl Layers {
@@ -66,9 +78,10 @@ impl Layers {
             }
         }
         metrics().agent_mounts.set(i64::try_from(mounts.all().len()).unwrap_or(i64::MAX));
-        let cache = Arc::new(Cache::open(&config.root.join("cache"), config.cache_size, config.memory)?);
+        let memory = ByteSize(config.memory.as_u64() - config.fetch_memory());
+        let cache = Arc::new(Cache::open(&config.root.join("cache"), config.cache_size, memory)?);
         Ok(Self {
-            fetcher: Fetcher::new(cache, config.max_request.as_u64()),
+            fetcher: Fetcher::new(cache, config.max_request.as_u64(), config.fetch_memory()),
             prefetch: Arc::new(Prefetch::new(config)),
             profiles: Profiles::new(config),
             recorder: Arc::default(),
@@ -80,6 +93,8 @@ impl Layers {
             trees: Mutex::default(),
             notifier: RwLock::default(),
             refusals: Refusals::default(),
+            toc_memory: TocMemory::default(),
+            unreachable: Unreachable::default(),
         })
     }
 
@@ -121,8 +136,7 @@ impl Layers {
         if !self.config.policy(&spec.reference).lazy {
             return Err(NotLazy::Excluded);
         }
-        let limit = self.config.mount_timeout;
-        let found = tokio::time::timeout(limit, self.find(spec)).await.map_err(|_elapsed| NotLazy::Slow(limit))??;
+        let found = self.find_in_time(spec).await?;
         let own = Arc::clone(self);
         let reference = spec.reference.clone();
         let mount = spawn_blocking(move || own.add(reference, found)).await;
@@ -131,6 +145,24 @@ impl Layers {
         let Record { number, digest, reference, .. } = &mount.record;
         tracing::info!(number, layer = %digest, reference, "mounted lazily");
         Ok(*number)
+    }
+
+    /// The layer, unless its registry cost another one its time a moment ago.
+    async fn find_in_time(&self, spec: &LayerSpec) -> Result<Found, NotLazy> {
+        let (_, source) = remote::find(&self.upstreams, &spec.reference)?;
+        let (host, begun) = (source.name(), Instant::now());
+        let limit = self.unreachable.allowance(host, self.config.mount_timeout, begun);
+        let limit = limit.ok_or_else(|| NotLazy::Unreachable(host.to_owned()))?;
+        let found = tokio::time::timeout(limit, self.find(spec)).await.map_err(|_elapsed| NotLazy::Slow(limit));
+        let found = found.and_then(|found| found);
+        match &found {
+            Err(NotLazy::Slow(_)) => self.unreachable.failed(host, begun, Instant::now()),
+            Err(NotLazy::Upstream(error)) if error.is_transient() => {
+                self.unreachable.failed(host, begun, Instant::now());
+            }
+            _ => self.unreachable.answered(host),
+        }
+        found
     }
 
     /// The layer from a mount of the same layer if there is one, else from the registry.
@@ -144,13 +176,15 @@ impl Layers {
             let blob = Blob { source, repository: name.repository, digest: spec.digest.clone(), size };
             let layer = Layer::new(Arc::clone(twin.shared_tree()), blob, self.fetcher.clone()).given_by(peer);
             layer.traffic().add(1, 0, Reason::Read);
-            return Ok(Found { layer, toc_digest, tail: None });
+            return Ok(Found { layer, toc_digest, tail: None, _weight: None });
         }
-        let Opened { toc, toc_digest, blob, tail, peer, requests } = remote::open(&self.upstreams, spec).await?;
-        let tree = self.share(&blob, &toc_digest, toc)?;
+        let opened = remote::open(&self.upstreams, spec, &self.toc_memory).await?;
+        let Opened { toc, toc_digest, blob, tail, peer, requests, weight } = opened;
+        let tree_weight = self.toc_memory.tree(&toc)?;
+        let tree = self.share(&blob, &toc_digest, toc, Some(tree_weight))?;
         let layer = Layer::new(tree, blob, self.fetcher.clone()).given_by(peer);
         layer.traffic().add(requests, tail.bytes.len() as u64, Reason::Read);
-        Ok(Found { layer, toc_digest, tail: Some(tail) })
+        Ok(Found { layer, toc_digest, tail: Some(tail), _weight: Some(weight) })
     }
 
     /// A mount of the same layer that was loaded.
@@ -161,7 +195,13 @@ impl Layers {
     }
 
     /// The tree of a TOC, one for all mounts of the same layer.
-    fn share(&self, blob: &Blob, toc_digest: &TocDigest, toc: estargz::Toc) -> Result<Arc<Tree>, NotLazy> {
+    fn share(
+        &self,
+        blob: &Blob,
+        toc_digest: &TocDigest,
+        toc: estargz::Toc,
+        weight: Option<Weight>,
+    ) -> Result<Arc<Tree>, NotLazy> {
         let mut trees = self.trees.lock().unwrap_or_else(PoisonError::into_inner);
         trees.retain(|_, tree| tree.strong_count() > 0);
         let key = (blob.digest.clone(), toc_digest.clone());
@@ -170,14 +210,15 @@ impl Layers {
         }
         let (TocDigest::Json(toc_text) | TocDigest::Section(toc_text)) = toc_digest;
         let state = serde_json::json!({"digest": blob.digest, "size": blob.size, "tocDigest": toc_text});
-        let tree = Arc::new(Tree::new(toc, &format!("{}.json", blob.digest), state.to_string().into_bytes())?);
+        let tree = Tree::new(toc, &format!("{}.json", blob.digest), state.to_string().into_bytes())?;
+        let tree = Arc::new(tree.with_weight(weight));
         trees.insert(key, Arc::downgrade(&tree));
         Ok(tree)
     }
 
     /// Gives the layer its numbers, writes its record, makes it visible. Blocks.
     fn add(&self, reference: String, found: Found) -> Result<Arc<Mount>, NotLazy> {
-        let Found { layer, toc_digest, tail } = found;
+        let Found { layer, toc_digest, tail, _weight } = found;
         let failed = |error: io::Error| NotLazy::Internal(format!("its record cannot be written: {error}"));
         if let Some(tail) = &tail {
             layer.keep(tail.start, &tail.bytes);
@@ -289,11 +330,11 @@ impl Layers {
     ///
     /// # Errors
     /// When what is kept of it is damaged.
-    pub fn layer<'a>(&self, mount: &'a Mount) -> Result<&'a Arc<Layer>, &'a str> {
+    pub fn layer<'a>(&self, mount: &'a Mount) -> Result<&'a Arc<Layer>, String> {
         mount.layer(|record| {
             let loaded = self.load(record).map_err(|error| error.to_string());
             if let Err(error) = &loaded {
-                tracing::error!(number = record.number, layer = %record.digest, error, "a layer cannot be read any more");
+                tracing::error!(number = record.number, layer = %record.digest, error, "layer could not be read from disk");
             }
             loaded
         })
@@ -304,7 +345,10 @@ impl Layers {
         let (name, source) = remote::find(&self.upstreams, &record.reference)?;
         let blob = Blob { source, repository: name.repository, digest: record.digest.clone(), size: record.blob_size };
         let tail = self.records.tail(record).map_err(failed)?;
-        let tree = self.share(&blob, &record.toc_digest, remote::read(&tail, &record.toc_digest)?)?;
+        let toc = remote::read(&tail, &record.toc_digest)?;
+        // Containers use it: it is here however much memory others take.
+        let weight = self.toc_memory.tree(&toc).ok();
+        let tree = self.share(&blob, &record.toc_digest, toc, weight)?;
         if tree.len() != record.inodes {
             return Err(NotLazy::Internal("it has another number of files than it had".to_owned()));
         }
@@ -335,14 +379,28 @@ impl Layers {
         self.len() == 0
     }
 
-    /// Reads every layer from disk that was not used since the start, and goes on fetching.
+    /// Reads every layer from disk that was not used since the start, and goes on fetching. A layer that cannot be read is
+    /// tried again and again as long as it is mounted.
     pub async fn resume(self: &Arc<Self>) {
-        for mount in self.after(0, usize::MAX) {
-            let (own, loading) = (Arc::clone(self), Arc::clone(&mount));
-            let loaded = spawn_blocking(move || own.layer(&loading).is_ok()).await;
-            if matches!(loaded, Ok(true)) {
-                self.fill(&mount, None);
+        let mut left = self.after(0, usize::MAX);
+        let mut pause = RESUME_PAUSE;
+        loop {
+            let mut failed = Vec::new();
+            for mount in left.into_iter().filter(|mount| !mount.gone.is_cancelled()) {
+                let (own, loading) = (Arc::clone(self), Arc::clone(&mount));
+                let loaded = spawn_blocking(move || own.layer(&loading).is_ok()).await;
+                if matches!(loaded, Ok(true)) {
+                    self.fill(&mount, None);
+                } else {
+                    failed.push(mount);
+                }
             }
+            if failed.is_empty() {
+                return;
+            }
+            left = failed;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LAST_RESUME_PAUSE);
         }
     }
 
@@ -408,4 +466,5 @@ struct Found {
     toc_digest: TocDigest,
     /// Where it comes from the registry.
     tail: Option<Tail>,
+    _weight: Option<Weight>,
 }

@@ -29,6 +29,7 @@ pub mod notify;
 pub mod observe;
 pub mod opens;
 mod passthrough;
+mod patience;
 pub mod prefetch;
 pub mod profiles;
 pub mod recorder;
@@ -44,6 +45,8 @@ pub mod snapshots;
 pub mod snapshotter;
 pub mod spec;
 mod status;
+pub mod toc_memory;
 pub mod tree;
+mod unreachable;
 
 pub use config::Config;

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
@@ -13,12 +14,17 @@ use super::tree::FileId;
 /// The inode of the file system's root, where the layers' directories are.
 pub const ROOT_INODE: u64 = 1;
 
+/// How soon a layer that could not be read from disk is tried again: the fault may have been one of the moment.
+const AGAIN: Duration = Duration::from_secs(5);
+
 /// A layer's directory.
 #[derive(Debug)]
 pub struct Mount {
     pub record: Record,
     /// Read from disk on first use where the agent was restarted.
-    layer: OnceLock<Result<Arc<Layer>, String>>,
+    layer: OnceLock<Arc<Layer>>,
+    /// Why the last attempt to read it failed, and when.
+    failure: Mutex<Option<(String, Instant)>>,
     /// Cancelled when the layer is let go.
     pub gone: CancellationToken,
 }
@@ -28,19 +34,43 @@ impl Mount {
         let cell = OnceLock::new();
         if let Some(layer) = layer {
             // The cell is new: nothing is in it.
-            let _set = cell.set(Ok(layer));
+            let _set = cell.set(layer);
         }
-        Self { record, layer: cell, gone: CancellationToken::new() }
+        Self { record, layer: cell, failure: Mutex::default(), gone: CancellationToken::new() }
     }
 
-    /// The layer; `load` gets it from disk the first time. Others wait meanwhile.
-    pub fn layer(&self, load: impl FnOnce(&Record) -> Result<Arc<Layer>, String>) -> Result<&Arc<Layer>, &str> {
-        self.layer.get_or_init(|| load(&self.record)).as_ref().map_err(String::as_str)
+    /// The layer; `load` gets it from disk the first time. Others wait meanwhile. A failure holds for a few seconds.
+    pub fn layer(&self, load: impl FnOnce(&Record) -> Result<Arc<Layer>, String>) -> Result<&Arc<Layer>, String> {
+        if let Some(layer) = self.layer.get() {
+            return Ok(layer);
+        }
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(layer) = self.layer.get() {
+            return Ok(layer);
+        }
+        if let Some((reason, _)) = failure.as_ref().filter(|(_, when)| when.elapsed() < AGAIN) {
+            return Err(reason.clone());
+        }
+        match load(&self.record) {
+            Ok(layer) => {
+                *failure = None;
+                Ok(self.layer.get_or_init(|| layer))
+            }
+            Err(reason) => {
+                *failure = Some((reason.clone(), Instant::now()));
+                Err(reason)
+            }
+        }
     }
 
-    /// The layer or why there is none, if that is known yet.
-    pub fn loaded(&self) -> Option<Result<&Arc<Layer>, &str>> {
-        self.layer.get().map(|outcome| outcome.as_ref().map_err(String::as_str))
+    /// The layer or why there is none, if that is known.
+    pub fn loaded(&self) -> Option<Result<&Arc<Layer>, String>> {
+        if let Some(layer) = self.layer.get() {
+            return Some(Ok(layer));
+        }
+        // Not waited for: somebody may be reading it.
+        let failure = self.failure.try_lock().ok()?;
+        failure.as_ref().map(|(reason, _)| Err(reason.clone()))
     }
 
     /// The inode of a file of the layer.
@@ -129,10 +159,14 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_is_loaded_once_and_a_bad_one_stays_bad() {
+    fn a_layer_that_cannot_be_read_is_tried_again_later() {
         let mount = mount(1, 2, 10);
         assert!(mount.loaded().is_none());
         assert_eq!(mount.layer(|_| Err("damaged".to_owned())).unwrap_err(), "damaged");
-        assert_eq!(mount.layer(|_| panic!("loaded twice")).unwrap_err(), "damaged");
+        assert_eq!(mount.layer(|_| panic!("too soon")).unwrap_err(), "damaged");
+        assert_eq!(mount.loaded().unwrap().unwrap_err(), "damaged");
+        let long_ago = Instant::now().checked_sub(AGAIN).unwrap();
+        *mount.failure.lock().unwrap() = Some(("damaged".to_owned(), long_ago));
+        assert_eq!(mount.layer(|_| Err("still".to_owned())).unwrap_err(), "still");
     }
 }

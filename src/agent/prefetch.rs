@@ -97,7 +97,7 @@ impl Prefetch {
     /// Fetches what is missing, once. Chunks of which the registry has other bytes are passed over.
     ///
     /// # Errors
-    /// When the registry is away; what it denies is not asked for again.
+    /// When the registry is away or refuses; neither needs to be for good.
     async fn once_through(&self, layer: &Layer, budget: u64) -> Result<(), FetchError> {
         let chunks = u32::try_from(layer.tree().toc().chunk_count()).unwrap_or(u32::MAX);
         for run in Runs::new(layer, 0..chunks) {
@@ -115,8 +115,7 @@ impl Prefetch {
             *turn = begun + self.time_for(layer.traffic().bytes(Reason::Background) - before);
             match outcome {
                 Ok(()) | Err(FetchError::Wrong(_)) => {}
-                Err(error) if error.is_transient() => return Err(error),
-                Err(_told_where_it_happened) => return Ok(()),
+                Err(error) => return Err(error),
             }
         }
         Ok(())

@@ -15,9 +15,11 @@ use serde::{Deserialize, Serialize};
 
 use super::fetch::Blob;
 use super::spec::{LayerSpec, TOC_DIGEST};
+use super::toc_memory::TocMemory;
+use crate::budget::{Full, Weight};
 use crate::oci::manifest::ImageManifest;
 use crate::oci::{Digest, ImageName, Reference};
-use crate::upstream::{self, Peer, Source, Upstreams};
+use crate::upstream::{self, Body, Peer, Source, Upstreams};
 
 /// How much of a blob's end is asked for first: the TOC of some ten thousand files, or the whole of a small layer.
 const TAIL: u64 = 512 << 10;
@@ -54,6 +56,8 @@ pub struct Opened {
     pub peer: Option<Peer>,
     /// Requests that it took.
     pub requests: u64,
+    /// The memory of `tail`.
+    pub weight: Weight,
 }
 
 /// Why a layer is not mounted lazily; its snapshot is unpacked the ordinary way then.
@@ -77,6 +81,10 @@ pub enum NotLazy {
     ExternalToc,
     #[error("{0}")]
     Tree(#[from] super::tree::TreeError),
+    #[error("{0} gave no answer a moment ago")]
+    Unreachable(String),
+    #[error("no memory for its TOC: {0}")]
+    Memory(#[from] Full),
     #[error("opening it took longer than {}", humantime::format_duration(*.0))]
     Slow(std::time::Duration),
     #[error("lazy mounts are off: {0}")]
@@ -89,20 +97,22 @@ pub enum NotLazy {
 ///
 /// # Errors
 /// When it cannot be had, has no TOC, or another one than its image says.
-pub async fn open(upstreams: &Upstreams, spec: &LayerSpec) -> Result<Opened, NotLazy> {
+pub async fn open(upstreams: &Upstreams, spec: &LayerSpec, memory: &TocMemory) -> Result<Opened, NotLazy> {
     let (name, source) = find(upstreams, &spec.reference)?;
     let (toc_digest, asked) = match &spec.toc_digest {
         Some(digest) => (TocDigest::Json(digest.clone()), 0),
         None => (from_manifest(&source, &name, spec).await?, 1),
     };
-    let (tail, peer, requests) = tail(&source, &name, &spec.digest).await?;
+    let (tail, weight, peer, requests) = tail(&source, &name, &spec.digest, memory).await?;
+    let parsing = memory.parsing(json_bytes(&tail)?).await?;
     let toc = {
         let (tail, toc_digest) = (tail.clone(), toc_digest.clone());
-        let read = tokio::task::spawn_blocking(move || read(&tail, &toc_digest));
-        read.await.map_err(|error| NotLazy::Internal(error.to_string()))??
+        // The weight goes along: the work does not end when its caller leaves.
+        let read = move || (read(&tail, &toc_digest), parsing).0;
+        tokio::task::spawn_blocking(read).await.map_err(|error| NotLazy::Internal(error.to_string()))??
     };
     let blob = Blob { source, repository: name.repository, digest: spec.digest.clone(), size: tail.blob_size };
-    Ok(Opened { toc, toc_digest, blob, tail, peer, requests: asked + requests })
+    Ok(Opened { toc, toc_digest, blob, tail, peer, requests: asked + requests, weight })
 }
 
 /// Where an image is.
@@ -111,6 +121,13 @@ pub fn find(upstreams: &Upstreams, reference: &str) -> Result<(ImageName, Source
     let name: ImageName = reference.parse().map_err(bad)?;
     let source = upstreams.get(&name.host)?;
     Ok((name, source))
+}
+
+/// How many bytes of JSON the TOC in the end of a blob claims.
+fn json_bytes(tail: &Tail) -> Result<u64, NotLazy> {
+    let footer = footer_in(tail)?;
+    let section = footer.toc_range().and_then(|range| tail.slice(&range)).ok_or(NotLazy::ExternalToc)?;
+    Ok(UnverifiedToc::json_bytes(section, &footer, &Limits::default())?)
 }
 
 /// The TOC in the end of a blob. Blocks: a large TOC takes a second.
@@ -143,24 +160,45 @@ async fn from_manifest(source: &Source, name: &ImageName, spec: &LayerSpec) -> R
     digest(TOC_DIGEST).map(TocDigest::Json).or_else(section).ok_or(NotLazy::NoTocDigest)
 }
 
-/// The end of a blob with all of its TOC, which Starlift server gave it, and how many requests that took.
-async fn tail(source: &Source, name: &ImageName, digest: &Digest) -> Result<(Tail, Option<Peer>, u64), NotLazy> {
+/// The end of a blob with all of its TOC, its memory, which Starlift server gave it, and how many requests that took.
+async fn tail(
+    source: &Source,
+    name: &ImageName,
+    digest: &Digest,
+    memory: &TocMemory,
+) -> Result<(Tail, Weight, Option<Peer>, u64), NotLazy> {
+    let weight = memory.section(TAIL).await?;
     let body = source.blob_tail(&name.repository, digest, TAIL).await?;
-    let (blob_size, start, peer) = (body.blob_size, body.range.start, body.peer);
-    let pieces: Vec<Bytes> = body.stream.try_collect().await?;
-    let tail = Tail { blob_size, start, bytes: pieces.concat().into() };
+    let (blob_size, start, peer) = (body.blob_size, body.range.start, body.peer.clone());
+    let tail = Tail { blob_size, start, bytes: collect(body, TAIL).await?.into() };
     let Some(toc) = footer_in(&tail)?.toc_range() else { return Err(NotLazy::ExternalToc) };
     let limit = Limits::default().max_compressed_bytes;
     if toc.end - toc.start > limit {
         return Err(TocError::Limit { what: "compressed bytes", limit }.into());
     }
     if toc.start >= start {
-        return Ok((tail, peer, 1));
+        return Ok((tail, weight, peer, 1));
     }
+    // Given back first: nobody waits for more while holding some.
+    drop(weight);
+    let weight = memory.section(blob_size - toc.start).await?;
     let body = source.blob(&name.repository, digest, Some(toc.start..start)).await?;
-    let mut pieces: Vec<Bytes> = body.stream.try_collect().await?;
-    pieces.push(tail.bytes);
-    Ok((Tail { blob_size, start: toc.start, bytes: pieces.concat().into() }, peer, 2))
+    let mut bytes = collect(body, start - toc.start).await?;
+    bytes.extend_from_slice(&tail.bytes);
+    Ok((Tail { blob_size, start: toc.start, bytes: bytes.into() }, weight, peer, 2))
+}
+
+/// The bytes of a body that is no longer than `limit`; the buffer grows with what really comes.
+async fn collect(mut body: Body, limit: u64) -> Result<Vec<u8>, NotLazy> {
+    let length = body.range.end.saturating_sub(body.range.start);
+    let mut bytes = Vec::new();
+    while let Some(piece) = body.stream.try_next().await? {
+        if length > limit || (bytes.len() + piece.len()) as u64 > length {
+            return Err(upstream::Error::TooLarge { limit }.into());
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(bytes)
 }
 
 fn footer_in(tail: &Tail) -> Result<Footer, NotLazy> {

@@ -79,8 +79,11 @@ pub struct Refusal {
 impl LayerReport {
     pub(super) fn of(mount: &Mount) -> Self {
         let loaded = mount.loaded();
-        let damage = loaded.and_then(Result::err).map(str::to_owned);
-        let layer = loaded.and_then(Result::ok);
+        let (layer, damage) = match loaded {
+            Some(Ok(layer)) => (Some(layer), None),
+            Some(Err(reason)) => (None, Some(reason)),
+            None => (None, None),
+        };
         let traffic = layer.map(|layer| layer.traffic());
         let bytes = |reason| traffic.map_or(0, |traffic| traffic.bytes(reason));
         Self {

@@ -20,12 +20,20 @@ fn combined(default: u64, max: u64) -> Option<Duration> {
     [default, max].into_iter().filter(|seconds| *seconds > 0).min().map(Duration::from_secs)
 }
 
+/// How many times the allowed silence a read may take while bytes come: with the default of a minute, as long as a chunk of
+/// 4 MiB takes on the slowest link that is waited for.
+const MOST: u32 = 10;
+
 /// How long the answers to reads may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReadLimits {
+    /// How long nothing may come.
     pub fresh: Duration,
+    /// How long it may take in all.
+    pub most_fresh: Duration,
     /// For requests that an earlier agent received and did not answer.
     pub resent: Duration,
+    pub most_resent: Duration,
     /// Read-ahead requests that are sent at once. Others wait in the kernel, which counts that time too.
     pub max_background: u16,
 }
@@ -34,11 +42,18 @@ impl ReadLimits {
     /// Half of the kernel's limit is for a read, a quarter for a restart of the agent, the rest for the same read sent
     /// again.
     pub fn new(configured: Duration, kernel: Option<Duration>) -> Self {
-        match kernel {
-            None => Self { fresh: configured, resent: configured, max_background: MAX_BACKGROUND },
-            Some(limit) => {
-                Self { fresh: configured.min(limit / 2), resent: configured.min(limit / 4), max_background: u16::MAX }
-            }
+        let most = configured * MOST;
+        let Some(limit) = kernel else {
+            let (fresh, most_fresh) = (configured, most);
+            return Self { fresh, most_fresh, resent: fresh, most_resent: most, max_background: MAX_BACKGROUND };
+        };
+        let (half, quarter) = (limit / 2, limit / 4);
+        Self {
+            fresh: configured.min(half),
+            most_fresh: most.min(half),
+            resent: configured.min(quarter),
+            most_resent: most.min(quarter),
+            max_background: u16::MAX,
         }
     }
 }
@@ -63,7 +78,8 @@ mod tests {
         for seconds in [1, 15, 20, 119, 120, 3600] {
             let kernel = Duration::from_secs(seconds);
             let limits = ReadLimits::new(MINUTE, Some(kernel));
-            assert!(limits.fresh + limits.resent <= kernel * 3 / 4, "{seconds}");
+            assert!(limits.most_fresh + limits.most_resent <= kernel * 3 / 4, "{seconds}");
+            assert!(limits.fresh <= limits.most_fresh && limits.resent <= limits.most_resent, "{seconds}");
             assert_eq!(limits.fresh, MINUTE.min(kernel / 2));
         }
         let limits = ReadLimits::new(MINUTE, None);

@@ -9,6 +9,8 @@ use std::collections::{HashMap, HashSet};
 use estargz::Toc;
 use estargz::toc::{Kind, Node, NodeId, Time};
 
+use crate::budget::Weight;
+
 /// How the name of a whiteout begins (OCI image-spec, layer.md, "Whiteouts").
 const WHITEOUT: &[u8] = b".wh.";
 /// Entries of AUFS's own, the opaque marker among them; none is a whiteout of a name.
@@ -40,6 +42,7 @@ pub struct Tree {
     opaque: HashSet<u32>,
     state_name: Vec<u8>,
     state: Vec<u8>,
+    _weight: Option<Weight>,
 }
 
 /// Why a layer cannot be shown lazily.
@@ -107,7 +110,13 @@ impl Tree {
                 }
             }
         }
-        Ok(Self { toc, whiteouts, opaque, state_name: state_name.as_bytes().to_vec(), state })
+        Ok(Self { toc, whiteouts, opaque, state_name: state_name.as_bytes().to_vec(), state, _weight: None })
+    }
+
+    /// The same, with the memory that was taken for it.
+    #[must_use]
+    pub fn with_weight(self, weight: Option<Weight>) -> Self {
+        Self { _weight: weight, ..self }
     }
 
     pub fn toc(&self) -> &Toc {

@@ -54,9 +54,19 @@ impl Disk {
         match file.read_exact_at(&mut bytes, part.start) {
             Ok(()) => Some(bytes),
             Err(error) => {
-                self.forget(digest, &error.to_string());
+                self.pass_over(digest, &error);
                 None
             }
+        }
+    }
+
+    /// Forgets a file that is damaged or gone. One that cannot be read for the moment is left alone: descriptors or memory
+    /// are short, or the disk has a fault that may pass.
+    fn pass_over(&self, digest: &Digest, error: &io::Error) {
+        if is_damage(error) {
+            self.forget(digest, &error.to_string());
+        } else {
+            tracing::debug!(%digest, %error, "cached chunk cannot be read for the moment");
         }
     }
 
@@ -77,7 +87,7 @@ impl Disk {
                 Some(file)
             }
             Err(error) => {
-                self.forget(digest, &error.to_string());
+                self.pass_over(digest, &error);
                 None
             }
         }
@@ -160,6 +170,11 @@ impl Disk {
     fn index(&self) -> MutexGuard<'_, Index> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether the file itself is bad: of another length or content than it should have, or not there.
+fn is_damage(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof | io::ErrorKind::NotFound)
 }
 
 fn compare(file: &mut File, digest: &Digest, size: u64) -> io::Result<()> {

@@ -58,6 +58,8 @@ impl Cache {
     /// Keeps a chunk, whose content has this digest.
     pub fn put(&self, digest: Digest, content: &Bytes) {
         self.memory.insert(digest, content.clone());
+        // It would shrink to its size only after some hundred chunks, however large.
+        self.memory.run_pending_tasks();
         self.disk.put(&digest, content);
     }
 

@@ -31,6 +31,7 @@ use tokio::runtime::Handle;
 use super::filesystem::{Error, FileSystem, Listed, Opened};
 use super::opens::{How, Opens};
 use super::passthrough;
+use super::patience::patiently;
 use super::request_timeout::ReadLimits;
 use crate::telemetry::limit::LineLimit;
 use crate::telemetry::metrics::metrics;
@@ -157,20 +158,24 @@ impl Filesystem for Adapter {
             return reply.data(&bytes);
         }
         let is_resent = request.unique().0 & UNIQUE_RESEND != 0;
-        let limit = if is_resent { self.limits.resent } else { self.limits.fresh };
+        let (limit, most) = if is_resent {
+            (self.limits.resent, self.limits.most_resent)
+        } else {
+            (self.limits.fresh, self.limits.most_fresh)
+        };
         let waiting = Waiting(Some(reply));
         self.runtime.spawn(async move {
-            match tokio::time::timeout(limit, opened.read(offset, length)).await {
-                Ok(Ok(bytes)) => {
+            match patiently(limit, most, || opened.received(), opened.read(offset, length)).await {
+                Some(Ok(bytes)) => {
                     count("fetched");
                     waiting.answer(&bytes);
                 }
                 // What went wrong was told where it did.
-                Ok(Err(_told)) => waiting.fail(),
-                Err(_elapsed) => {
+                Some(Err(_told)) => waiting.fail(),
+                None => {
                     static LINES: LineLimit = LineLimit::new();
                     if let Some(dropped) = LINES.pass() {
-                        tracing::warn!(layer = %opened.layer(), waited = ?limit, dropped, "read timed out");
+                        tracing::warn!(layer = %opened.layer(), silence = ?limit, dropped, "read timed out");
                     }
                     waiting.fail();
                 }

@@ -32,6 +32,10 @@ const MAX_REQUESTS: usize = 8;
 const MAX_BYTES: u64 = 4 << 20;
 /// How long more layers of the image may take to be mounted.
 const LINGER: Duration = Duration::from_secs(30);
+/// Failures in a row after which the rest is left to readers, and the pause behind the first; each further pause is twice
+/// as long.
+const MAX_FAILURES: u32 = 5;
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// How long the landmark waits for the server's answer.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -152,7 +156,7 @@ impl Ahead {
     async fn fetch(&mut self, profile: &Arc<Profile>) {
         let mut work = Work::default();
         let mut running = JoinSet::new();
-        let (mut under_way, mut next, mut dealt_with) = (0, None, 0);
+        let (mut under_way, mut next, mut dealt_with, mut failures) = (0, None, 0, 0);
         loop {
             while running.len() < MAX_REQUESTS
                 && let Some(run) = next.take().or_else(|| work.queue.next())
@@ -189,10 +193,18 @@ impl Ahead {
                     let Ok((run, outcome)) = done else { return };
                     under_way -= run.bytes();
                     match outcome {
-                        Ok(()) => work.landed(&run, &self.progress),
+                        Ok(()) => {
+                            failures = 0;
+                            work.landed(&run, &self.progress);
+                        }
                         Err(FetchError::Wrong(_)) => {}
-                        // What went wrong was told where it did.
-                        Err(_told) => return,
+                        // The request has logged what went wrong.
+                        Err(_logged) if failures < MAX_FAILURES => {
+                            tokio::time::sleep(FIRST_PAUSE * (1 << failures)).await;
+                            failures += 1;
+                            work.queue.add(run.layer, run.wishes);
+                        }
+                        Err(_logged) => return,
                     }
                 }
                 Some(arrivals) = self.arrivals.recv() => {
@@ -243,7 +255,7 @@ impl Work {
 
 async fn hold(arrival: Arrival, run: Run) -> (Run, Result<(), FetchError>) {
     let numbers = run.wishes.iter().map(|wish| wish.number);
-    let held = arrival.gone.run_until_cancelled(arrival.layer.hold_all(numbers, Reason::Profile)).await;
+    let held = arrival.gone.run_until_cancelled(arrival.layer.hold(numbers, Reason::Profile)).await;
     (run, held.unwrap_or(Ok(())))
 }
 

@@ -139,6 +139,13 @@ impl Toc {
         self.chunks.len()
     }
 
+    /// Bytes of memory that the tree takes.
+    pub fn memory_bytes(&self) -> u64 {
+        let tables = size_of_val(&*self.inodes) + size_of_val(&*self.names) + size_of_val(&*self.chunks);
+        let owners: usize = self.owners.iter().map(|name| size_of::<String>() + name.len()).sum();
+        (size_of::<Self>() + tables + size_of_val(&*self.xattrs) + self.arena.len() + owners) as u64
+    }
+
     /// The chunk with this number, below [`Toc::chunk_count`]; they are numbered in the order of the TOC, which is that of
     /// the blob but for odd ones.
     pub fn chunk(&self, number: u32) -> Option<Chunk> {

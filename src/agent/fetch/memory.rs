@@ -1,0 +1,127 @@
+//! How much memory chunks on their way may take, and whose come first.
+//!
+//! ```text
+//! ahead of readers ▶ half of all ─┐
+//! reads ──────────────────────────┴▶ a registry's share ▶ all
+//! ```
+//! Weights are taken in this order and given back together, so no one waits for a weight while others wait for theirs.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use super::Reason;
+use crate::budget::{Budget, Full, Weight};
+
+/// What a run takes whatever its chunks: what HTTP holds of a body that is read piece by piece (hyper's buffer grows to
+/// 408 KiB), and what is known of the run itself.
+const RUN: u64 = 512 << 10;
+/// Registries whose shares are remembered before those that nothing is fetched from are forgotten.
+const MAX_SHARES: usize = 64;
+
+/// The memory for chunks on their way.
+#[derive(Debug)]
+pub(super) struct Memory {
+    all: Budget,
+    /// For what nobody waits for: readers always find the other half.
+    ahead: Budget,
+    /// By the name of the registry: one that is slow or hostile leaves a quarter to all others.
+    shares: Mutex<HashMap<String, Budget>>,
+}
+
+/// The memory of one run, given back when dropped.
+#[derive(Debug)]
+pub(super) struct Taken {
+    _ahead: Option<Weight>,
+    _share: Weight,
+    _all: Weight,
+}
+
+impl Memory {
+    pub(super) fn new(bytes: u64) -> Self {
+        let ahead = Budget::new("fetch ahead", bytes / 2);
+        Self { all: Budget::new("fetch", bytes), ahead, shares: Mutex::default() }
+    }
+
+    /// Takes what fetching chunks one after the other holds, of which the largest takes `bytes`; waits in order. A chunk
+    /// that is larger than all of the memory gets all of it.
+    pub(super) async fn take(&self, registry: &str, bytes: u64, reason: Reason) -> Result<Taken, Full> {
+        let bytes = bytes.saturating_add(RUN);
+        let ahead = if reason == Reason::Read { None } else { Some(take(&self.ahead, bytes).await?) };
+        let share = take(&self.share(registry), bytes).await?;
+        Ok(Taken { _ahead: ahead, _share: share, _all: take(&self.all, bytes).await? })
+    }
+
+    fn share(&self, registry: &str) -> Budget {
+        let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(share) = shares.get(registry) {
+            return share.clone();
+        }
+        if shares.len() >= MAX_SHARES {
+            shares.retain(|_, share| share.free() < share.bytes());
+        }
+        let share = Budget::new("fetch from a registry", self.all.bytes() / 4 * 3);
+        shares.insert(registry.to_owned(), share.clone());
+        share
+    }
+
+    /// Bytes that nobody took.
+    #[cfg(test)]
+    pub(super) fn free(&self) -> u64 {
+        self.all.free()
+    }
+}
+
+async fn take(budget: &Budget, bytes: u64) -> Result<Weight, Full> {
+    budget.take(bytes.min(budget.bytes())).await
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    const ALL: u64 = 16 << 20;
+
+    #[tokio::test]
+    async fn reads_find_room_while_everything_else_waits() {
+        let memory = Memory::new(ALL);
+        let ahead = memory.take("a", ALL / 2, Reason::Background).await.unwrap();
+        assert!(memory.take("b", 1, Reason::Profile).now_or_never().is_none());
+        let read = memory.take("b", ALL / 4, Reason::Read).now_or_never().unwrap().unwrap();
+        drop(ahead);
+        assert!(memory.take("b", 1, Reason::Profile).now_or_never().is_some());
+        drop(read);
+        assert_eq!(memory.free(), ALL);
+    }
+
+    #[tokio::test]
+    async fn one_registry_leaves_room_for_others() {
+        let memory = Memory::new(ALL);
+        let slow = memory.take("slow", ALL, Reason::Read).await.unwrap();
+        assert!(memory.take("slow", 1, Reason::Read).now_or_never().is_none());
+        assert!(memory.take("other", 1, Reason::Read).now_or_never().unwrap().is_ok());
+        drop(slow);
+    }
+
+    #[tokio::test]
+    async fn a_chunk_larger_than_all_of_it_is_fetched_alone() {
+        let memory = Memory::new(ALL);
+        let taken = memory.take("a", u64::MAX, Reason::Read).await.unwrap();
+        assert!(memory.take("a", 1, Reason::Read).now_or_never().is_none());
+        drop(taken);
+        assert!(memory.take("a", 1, Reason::Read).now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn shares_of_registries_that_are_idle_are_forgotten() {
+        let memory = Memory::new(ALL);
+        let held = memory.take("held", 1, Reason::Read).await.unwrap();
+        for number in 0..2 * MAX_SHARES {
+            drop(memory.take(&number.to_string(), 1, Reason::Read).await.unwrap());
+        }
+        let shares = memory.shares.lock().unwrap();
+        assert!(shares.len() <= MAX_SHARES && shares.contains_key("held"));
+        drop(held);
+    }
+}

@@ -1,0 +1,204 @@
+//! One run of chunks on its way: asked for, taken up where it was cut, and handed out chunk by chunk.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{FutureExt as _, StreamExt as _};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+use super::memory::{Memory, Taken};
+use super::pending::{Content, PendingChunk, Table};
+use super::run::ChunkRun;
+use super::window::Window;
+use super::{Blob, FetchError, Reason, Traffic};
+use crate::agent::cache::Cache;
+
+/// Bytes a second below which a registry is given up, over a whole run: a quarter of what the slowest links in use carry.
+const LEAST_RATE: u64 = 8 << 10;
+/// How long a run may take whatever its length: connecting, and a registry that is busy for a while.
+const LEAST_TIME: Duration = Duration::from_secs(120);
+/// The pause before a run that was cut is taken up.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How often a chunk is asked for again whose bytes were wrong: other hosts may have the right ones.
+const MAX_WRONG: u32 = 2;
+
+/// What a run needs on its way.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) blob: Arc<Blob>,
+    pub(super) cache: Arc<Cache>,
+    pub(super) memory: Arc<Memory>,
+    pub(super) table: Table,
+    pub(super) traffic: Arc<Traffic>,
+    pub(super) reason: Reason,
+    pub(super) _urgency: Option<Urgency>,
+}
+
+/// Counts as urgent while it lives.
+#[derive(Debug)]
+pub(super) struct Urgency(Arc<AtomicUsize>);
+
+/// A run under way.
+struct Way {
+    chunks: VecDeque<PendingChunk>,
+    end: u64,
+    window: Window,
+    /// One place for a chunk that is inflated: the next one waits until nobody holds its content any more.
+    places: Arc<Semaphore>,
+    /// How often the bytes of the first chunk were wrong.
+    wrong: u32,
+}
+
+impl Urgency {
+    pub(super) fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Urgency {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Request {
+    /// Fetches the chunks of `run`, in memory that was `taken` or is waited for here.
+    pub(super) async fn run(self, run: ChunkRun<PendingChunk>, taken: Option<Taken>) {
+        let (bytes, ChunkRun { range, chunks, .. }) = (run.decoding_bytes(), run);
+        let length = range.end - range.start;
+        let places = Arc::new(Semaphore::new(1));
+        let mut way = Way { chunks, end: range.end, window: Window::at(range.start), places, wrong: 0 };
+        if let Err(error) = self.fetch(&mut way, length, bytes, taken).await {
+            self.fail(way.chunks, &error);
+        }
+    }
+
+    fn fail(&self, lost: VecDeque<PendingChunk>, error: &FetchError) {
+        if !matches!(error, FetchError::Unwanted) {
+            self.traffic.count_errors(lost.len() as u64);
+            let Blob { digest, repository, .. } = &*self.blob;
+            tracing::warn!(layer = %digest, %repository, chunks = lost.len(), %error, "chunks could not be fetched");
+        }
+        lost.into_iter().for_each(|chunk| chunk.settle(Err(error.clone())));
+    }
+
+    /// Takes chunks out of `way` as they are here; those left when it fails were not had.
+    async fn fetch(&self, way: &mut Way, length: u64, bytes: u64, taken: Option<Taken>) -> Result<(), FetchError> {
+        let taken = match taken {
+            Some(taken) => taken,
+            None => self.memory(way, bytes).await?,
+        };
+        let deadline = Instant::now() + LEAST_TIME + Duration::from_secs(length / LEAST_RATE);
+        let outcome = tokio::time::timeout_at(deadline, self.all(way)).await;
+        // The last content counts until whoever waited for it has taken a part.
+        drop(way.place().await);
+        drop(taken);
+        outcome.map_err(|_elapsed| FetchError::Slow)?
+    }
+
+    async fn memory(&self, way: &Way, bytes: u64) -> Result<Taken, FetchError> {
+        let registry = self.blob.source.name();
+        if let Some(taken) = self.memory.take(registry, bytes, self.reason).now_or_never() {
+            return Ok(taken?);
+        }
+        let taken = self.memory.take(registry, bytes, self.reason).await?;
+        // Readers may have given up meanwhile.
+        let is_wanted = way.chunks.iter().any(|chunk| self.table.is_awaited(&chunk.digest));
+        if is_wanted { Ok(taken) } else { Err(FetchError::Unwanted) }
+    }
+
+    /// Asks until all is here, as long as each attempt brings something.
+    async fn all(&self, way: &mut Way) -> Result<(), FetchError> {
+        loop {
+            let before = way.window.end();
+            let Err(error) = self.attempt(way).await else { return Ok(()) };
+            match error {
+                // Another host may have the right ones.
+                FetchError::Wrong(_) => {}
+                error if error.is_transient() && way.window.end() > before => {
+                    tracing::debug!(layer = %self.blob.digest, at = way.window.end(), %error, "run taken up where it was cut");
+                }
+                error => return Err(error),
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn attempt(&self, way: &mut Way) -> Result<(), FetchError> {
+        self.traffic.count_request();
+        let Blob { source, repository, digest, .. } = &*self.blob;
+        let range = way.window.end()..way.end;
+        let mut body = source.blob_for(repository, digest, range.clone(), self.reason.purpose()).await?;
+        if body.range.start != range.start {
+            return Err(FetchError::Short);
+        }
+        while let Some(next) = way.chunks.front() {
+            let wanted = next.chunk.range.clone();
+            way.window.forget_before(wanted.start);
+            while way.window.get(&wanted).is_none() {
+                let piece = body.stream.next().await.ok_or(FetchError::Short)??;
+                self.traffic.count(piece.len() as u64, self.reason);
+                way.window.push(&piece);
+                way.window.forget_before(wanted.start);
+            }
+            let Some(place) = way.place().await else { return Err(FetchError::Aborted) };
+            match self.decode(way, &wanted, place).await {
+                Err(FetchError::Wrong(error)) if way.wrong < MAX_WRONG => {
+                    way.wrong += 1;
+                    way.window = Window::at(wanted.start);
+                    return Err(FetchError::Wrong(error));
+                }
+                outcome => self.settle(way, outcome),
+            }
+        }
+        Ok(())
+    }
+
+    fn settle(&self, way: &mut Way, outcome: Result<Content, FetchError>) {
+        way.wrong = 0;
+        let Some(pending) = way.chunks.pop_front() else { return };
+        if let Err(error) = &outcome {
+            self.traffic.count_errors(1);
+            let Blob { digest, repository, .. } = &*self.blob;
+            tracing::error!(layer = %digest, %repository, chunk = %pending.digest, %error, "chunk refused");
+        }
+        pending.settle(outcome);
+    }
+
+    /// The content of the first chunk, cached as well.
+    async fn decode(
+        &self,
+        way: &mut Way,
+        range: &Range<u64>,
+        place: OwnedSemaphorePermit,
+    ) -> Result<Content, FetchError> {
+        let Some((chunk, digest)) = way.chunks.front().map(|next| (next.chunk.clone(), next.digest)) else {
+            return Err(FetchError::Aborted);
+        };
+        let (cache, range) = (Arc::clone(&self.cache), range.clone());
+        let window = std::mem::replace(&mut way.window, Window::at(range.start));
+        let work = move || {
+            let decoded = chunk.decode(window.get(&range).unwrap_or_default()).map(Bytes::from);
+            if let Ok(content) = &decoded {
+                cache.put(digest, content);
+            }
+            (window, decoded)
+        };
+        let (window, decoded) = tokio::task::spawn_blocking(work).await.map_err(|_panicked| FetchError::Aborted)?;
+        way.window = window;
+        decoded.map(|bytes| Content::new(bytes, place)).map_err(|error| FetchError::Wrong(Arc::new(error)))
+    }
+}
+
+impl Way {
+    /// Waits until the content of the chunk before is gone.
+    async fn place(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.places).acquire_owned().await.ok()
+    }
+}

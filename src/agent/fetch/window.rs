@@ -1,0 +1,77 @@
+//! The bytes of a blob between the next chunk and where its body has come to.
+
+use std::ops::Range;
+
+/// How much room is made at least: as much as HTTP gives in a piece.
+const ROOM: usize = 512 << 10;
+
+/// Bytes of a blob on their way to its chunks: no more than the next chunk's and one piece of the body.
+#[derive(Debug)]
+pub(super) struct Window {
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl Window {
+    pub(super) fn at(start: u64) -> Self {
+        Self { start, bytes: Vec::new() }
+    }
+
+    /// Where the next bytes belong.
+    pub(super) fn end(&self) -> u64 {
+        self.start + self.bytes.len() as u64
+    }
+
+    pub(super) fn push(&mut self, piece: &[u8]) {
+        // Half as much again, where a vector would double: a chunk takes tens of megabytes at most.
+        if self.bytes.capacity() - self.bytes.len() < piece.len() {
+            self.bytes.reserve_exact(piece.len().max(self.bytes.len() / 2).max(ROOM));
+        }
+        self.bytes.extend_from_slice(piece);
+    }
+
+    /// Drops what lies before `start`.
+    pub(super) fn forget_before(&mut self, start: u64) {
+        let before = start.saturating_sub(self.start).min(self.bytes.len() as u64);
+        self.bytes.drain(..usize::try_from(before).unwrap_or(usize::MAX));
+        self.start += before;
+    }
+
+    /// The bytes at `range`, if they are here.
+    pub(super) fn get(&self, range: &Range<u64>) -> Option<&[u8]> {
+        let start = usize::try_from(range.start.checked_sub(self.start)?).ok()?;
+        let end = usize::try_from(range.end.checked_sub(self.start)?).ok()?;
+        self.bytes.get(start..end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_gives_members_as_they_come() {
+        let mut window = Window::at(100);
+        assert_eq!(window.get(&(102..105)), None);
+        window.push(b"abcde");
+        window.forget_before(102);
+        assert_eq!(window.get(&(102..105)).unwrap(), b"cde");
+        window.forget_before(103);
+        assert_eq!(window.get(&(103..105)).unwrap(), b"de", "the same bytes again");
+        window.forget_before(110);
+        assert_eq!((window.get(&(110..112)), window.end()), (None, 105));
+        window.push(b"fghijklm");
+        window.forget_before(110);
+        assert_eq!(window.get(&(110..112)).unwrap(), b"kl");
+        assert_eq!(window.get(&(109..112)), None, "bytes that were dropped are gone");
+    }
+
+    #[test]
+    fn a_window_grows_little_beyond_what_it_holds() {
+        let mut window = Window::at(0);
+        for _ in 0..1000 {
+            window.push(&[0; 16 << 10]);
+        }
+        assert!(window.bytes.capacity() <= window.bytes.len() / 2 * 3 + ROOM);
+    }
+}
