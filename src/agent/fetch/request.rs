@@ -151,6 +151,9 @@ impl Request {
             match self.decode(way, &wanted, place).await {
                 Err(FetchError::Wrong(error)) if way.wrong < MAX_WRONG => {
                     way.wrong += 1;
+                    if let Some(origin) = &body.origin {
+                        origin.report_bad();
+                    }
                     way.window = Window::at(wanted.start);
                     return Err(FetchError::Wrong(error));
                 }
