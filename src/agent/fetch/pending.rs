@@ -113,3 +113,55 @@ impl Drop for PendingChunk {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use estargz::codec::Codec;
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    fn chunk(number: u8) -> Chunk {
+        let digest = Some(Digest::of(&[number]));
+        Chunk { range: 0..1, inner_offset: 0, file_offset: 0, size: 1, digest, codec: Codec::Gzip }
+    }
+
+    fn pending(lookup: Lookup) -> ChunkFuture {
+        match lookup {
+            Lookup::Pending(pending) => pending,
+            Lookup::Held => panic!("it is not held"),
+        }
+    }
+
+    #[tokio::test]
+    async fn one_fetches_and_all_get_it() {
+        let (table, mut claimed) = (Table::default(), Vec::new());
+        let all = [1, 1, 2, 1].map(|number| pending(table.look_up(&chunk(number), None, &mut claimed)));
+        assert_eq!((claimed.len(), table.len()), (2, 2));
+        let places = Arc::new(Semaphore::new(1));
+        let place = Arc::clone(&places).try_acquire_owned().unwrap();
+        claimed.remove(0).settle(Ok(Content::new(Bytes::from_static(b"x"), place)));
+        let [one, same, other, last] = all;
+        for pending in [one, same, last] {
+            assert_eq!(places.available_permits(), 0, "the place is taken as long as somebody holds the content");
+            assert_eq!(pending.await.unwrap().bytes(), b"x");
+        }
+        assert_eq!(places.available_permits(), 1);
+        assert!(table.is_awaited(&Digest::of(&[2])));
+        drop(claimed);
+        assert!(matches!(other.await, Err(FetchError::Aborted)));
+        assert_eq!(table.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn readers_that_leave_are_noticed() {
+        let (table, mut claimed, digest) = (Table::default(), Vec::new(), Digest::of(&[1]));
+        let lookup = table.look_up(&chunk(1), None, &mut claimed);
+        assert!(table.is_awaited(&digest));
+        drop(lookup);
+        assert!(!table.is_awaited(&digest));
+        let again = table.look_up(&chunk(1), None, &mut claimed);
+        assert!(table.is_awaited(&digest) && claimed.len() == 1);
+        drop(again);
+    }
+}

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use super::session::{Session, refused};
 use crate::cli::failure::Failure;
-use crate::containerd::services::leases::v1::{CreateRequest, DeleteRequest};
+use crate::containerd::services::leases::v1::{AddResourceRequest, CreateRequest, DeleteRequest, Resource};
 
 const EXPIRE_LABEL: &str = "containerd.io/gc.expire";
 /// When containerd drops a lease whose pull was killed; as long as its own client's.
@@ -33,4 +33,13 @@ impl Lease {
         let what = format!("the lease {} could not be ended and stays for a day", self.id);
         self.session.leases().delete(request).await.map_err(refused(what)).map(drop)
     }
+}
+
+/// Puts a snapshot that was there before under the session's lease: what a removal at the same time leaves without a name
+/// would be collected beneath the pull. Whether it was still there is to be asked afterwards.
+pub(super) async fn hold_snapshot(session: &Session, snapshotter: &str, key: &str) -> Result<(), Failure> {
+    let Some(lease) = session.lease() else { return Ok(()) };
+    let resource = Resource { id: key.to_owned(), r#type: format!("snapshots/{snapshotter}") };
+    let request = AddResourceRequest { id: lease.to_owned(), resource: Some(resource) };
+    session.leases().add_resource(request).await.map_err(refused(format!("holding the snapshot {key}"))).map(drop)
 }

@@ -58,6 +58,11 @@ impl Session {
         ContentClient::with_interceptor(self.channel.clone(), self.headers.clone())
     }
 
+    /// The lease that calls are under.
+    pub(super) fn lease(&self) -> Option<&str> {
+        self.headers.lease.as_ref()?.to_str().ok()
+    }
+
     pub(super) fn diff(&self) -> DiffClient<Service> {
         DiffClient::with_interceptor(self.channel.clone(), self.headers.clone())
     }

@@ -13,6 +13,7 @@ use tonic::Code;
 use super::content;
 use super::image::{Image, note_source};
 use super::labels::{self, Labels, Source};
+use super::lease;
 use super::session::{Session, refused};
 use crate::cli::endpoint::Endpoint;
 use crate::cli::failure::Failure;
@@ -120,7 +121,7 @@ impl Unpacker<'_> {
     async fn each<'l>(&self, layers: &'l [Layer], mut ahead: Ahead<'l>) -> Result<Vec<Outcome>, Failure> {
         let mut outcomes = Vec::new();
         for (number, layer) in layers.iter().enumerate() {
-            if self.exists(&layer.chain_id).await? {
+            if self.is_held(&layer.chain_id).await? {
                 outcomes.push(Outcome::Present);
                 continue;
             }
@@ -156,6 +157,16 @@ impl Unpacker<'_> {
         note_source(self.session, self.name, &blob.digest).await
     }
 
+    /// Whether the snapshot is there, and stays there as long as the lease.
+    async fn is_held(&self, chain_id: &Digest) -> Result<bool, Failure> {
+        if !self.exists(chain_id).await? {
+            return Ok(false);
+        }
+        lease::hold_snapshot(self.session, self.snapshotter, &chain_id.to_string()).await?;
+        // It may have been collected in between.
+        self.exists(chain_id).await
+    }
+
     async fn exists(&self, chain_id: &Digest) -> Result<bool, Failure> {
         let request = StatSnapshotRequest { snapshotter: self.snapshotter.to_owned(), key: chain_id.to_string() };
         match self.session.snapshots().stat(request).await {
@@ -178,7 +189,7 @@ impl Unpacker<'_> {
             match self.session.snapshots().prepare(request).await {
                 Ok(response) => return Ok(Prepared::Active { key, mounts: response.into_inner().mounts }),
                 Err(status) if status.code() == Code::AlreadyExists => {
-                    if self.exists(&layer.chain_id).await? {
+                    if self.is_held(&layer.chain_id).await? {
                         return Ok(Prepared::Held);
                     }
                 }
@@ -219,7 +230,12 @@ impl Unpacker<'_> {
         };
         match self.session.snapshots().commit(request).await {
             // Somebody else was faster.
-            Err(status) if status.code() == Code::AlreadyExists => {}
+            Err(status) if status.code() == Code::AlreadyExists => {
+                if !self.is_held(&layer.chain_id).await? {
+                    let why = "the snapshot was removed by somebody else";
+                    return Err(Failure::new(format!("committing {}: {why}", layer.descriptor.digest)));
+                }
+            }
             committed => {
                 committed.map_err(refused(format!("committing {}", layer.descriptor.digest)))?;
             }

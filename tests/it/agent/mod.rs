@@ -1,5 +1,6 @@
 //! The agent's gRPC service in process, asked as containerd asks.
 
+mod fetching;
 mod socket;
 mod wire;
 

@@ -127,6 +127,27 @@ async fn what_is_there_is_not_fetched_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pull_beside_the_removal_of_an_image_with_the_same_layers_succeeds() {
+    let Some(place) = place(&[]) else { return };
+    let registry = Registry::start().await;
+    let image = ImageBuilder::new(1).layers(4).build();
+    let [old, new] = ["old", "new"].map(|tag| {
+        registry.push("app", tag, &image);
+        format!("{}/app:{tag}", registry.host())
+    });
+    let node = Node::start(&place);
+    for _ in 0..5 {
+        node.pull(&old);
+        let pull =
+            node.command(&format!("--json {new}")).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        node.ctr(&format!("images rm --sync {old}"));
+        pulled(&pull.wait_with_output().unwrap());
+        assert_eq!(node.snapshots("stargz").len(), 4, "every layer is there");
+        node.ctr(&format!("images rm --sync {new}"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_pulls_at_once_fetch_each_layer_once() {
     let Some(place) = place(&[]) else { return };
     let registry = Registry::start().await;

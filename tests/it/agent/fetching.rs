@@ -1,0 +1,202 @@
+//! Reads of a layer in this process, from registries that break on demand.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use bytesize::ByteSize;
+use starlift::agent::cache::Cache;
+use starlift::agent::fetch::{FetchError, Fetcher, Reason};
+use starlift::agent::layer::Layer;
+use starlift::agent::remote::{self, NotLazy};
+use starlift::agent::spec::LayerSpec;
+use starlift::agent::toc_memory::TocMemory;
+use starlift::agent::tree::Tree;
+use starlift::upstream::{self, UpstreamConfig, Upstreams};
+
+use crate::support::lazy::{CHUNK, Layer as Blob};
+use crate::support::registry::{Gate, Registry};
+
+/// Enough for two runs of small chunks at once: each takes half a megabyte and its largest chunk.
+const LITTLE: u64 = 2 << 20;
+
+/// A registry, another in front of it, and a layer that both have.
+struct World {
+    own: Registry,
+    mirror: Registry,
+    blob: Blob,
+    folder: tempfile::TempDir,
+}
+
+impl World {
+    async fn with(sizes: &[usize]) -> Self {
+        let blob = Blob::random(1, sizes);
+        let [own, mirror] = [Registry::start().await, Registry::start().await];
+        own.put_blob(blob.blob.clone());
+        mirror.put_blob(blob.blob.clone());
+        Self { own, mirror, blob, folder: tempfile::tempdir().unwrap() }
+    }
+
+    fn upstreams(&self) -> Upstreams {
+        let (url, mirrors) = (self.own.url(), vec![self.mirror.url()]);
+        let upstream = UpstreamConfig { url, mirrors, ..UpstreamConfig::default() };
+        let config = upstream::Config {
+            docker_config: Some("/nonexistent".into()),
+            retry_delay: Duration::from_millis(1),
+            upstream: [("local".to_owned(), upstream)].into(),
+            ..upstream::Config::default()
+        };
+        Upstreams::new(&config).unwrap()
+    }
+
+    fn spec(&self) -> LayerSpec {
+        LayerSpec {
+            reference: "local/library/app:v1".to_owned(),
+            digest: self.blob.digest.clone(),
+            toc_digest: Some(self.blob.toc_digest.clone()),
+            manifest_digest: None,
+            image_layers: Vec::new(),
+            labels: Default::default(),
+        }
+    }
+
+    async fn layer(&self, memory: u64) -> Arc<Layer> {
+        let opened = remote::open(&self.upstreams(), &self.spec(), &TocMemory::default()).await.unwrap();
+        let cache = Cache::open(&self.folder.path().join("cache"), ByteSize::gib(1), ByteSize(0)).unwrap();
+        let tree = Tree::new(opened.toc, "state", Vec::new()).unwrap();
+        Arc::new(Layer::new(Arc::new(tree), opened.blob, Fetcher::new(Arc::new(cache), 8 << 20, memory)))
+    }
+
+    /// Has a registry give other bytes than the blob's, but for the end with the TOC.
+    fn lie(&self, registry: &Registry) {
+        let mut bytes = self.blob.blob.to_vec();
+        let end = bytes.len() - (512 << 10);
+        bytes[..end].iter_mut().for_each(|byte| *byte ^= 0x55);
+        registry.put_wrong_blob(&self.blob.digest, bytes);
+    }
+
+    fn content(&self, number: usize) -> &[u8] {
+        &self.blob.files[number].1
+    }
+
+    fn requests(&self) -> (usize, usize) {
+        (self.mirror.count("GET", "/blobs/"), self.own.count("GET", "/blobs/"))
+    }
+}
+
+async fn read(layer: &Layer, number: usize) -> Result<Bytes, FetchError> {
+    let id = layer.tree().file(&format!("file{number}")).unwrap();
+    layer.read(id, 0, u64::MAX).await
+}
+
+#[tokio::test]
+async fn wrong_bytes_of_a_mirror_are_asked_of_the_registry() {
+    let world = World::with(&[CHUNK / 2, 1 << 20]).await;
+    let layer = world.layer(64 << 20).await;
+    let before = world.requests();
+    world.lie(&world.mirror);
+    assert_eq!(read(&layer, 0).await.unwrap(), world.content(0));
+    assert!(world.requests().1 > before.1, "the registry itself was asked");
+    let mirror = world.requests().0;
+    layer.hold(1..5, Reason::Background).await.unwrap();
+    assert_eq!(world.requests().0, mirror, "the mirror is not asked for this blob any more");
+}
+
+#[tokio::test]
+async fn wrong_bytes_from_everywhere_are_an_error_that_is_not_remembered() {
+    let world = World::with(&[CHUNK / 2, 1 << 20]).await;
+    let layer = world.layer(64 << 20).await;
+    world.lie(&world.mirror);
+    world.lie(&world.own);
+    assert!(matches!(layer.hold(0..1, Reason::Background).await, Err(FetchError::Wrong(_))));
+    assert!(matches!(read(&layer, 0).await, Err(FetchError::Wrong(_))));
+    world.own.put_blob(world.blob.blob.clone());
+    assert_eq!(read(&layer, 0).await.unwrap(), world.content(0));
+}
+
+#[tokio::test]
+async fn answers_that_are_cut_again_and_again_make_a_whole() {
+    let world = World::with(&[3 << 20]).await;
+    let layer = world.layer(64 << 20).await;
+    world.mirror.on("/blobs/").cut_after(50_000);
+    world.own.on("/blobs/").cut_after(50_000);
+    assert_eq!(read(&layer, 0).await.unwrap(), world.content(0));
+}
+
+#[tokio::test]
+async fn reads_wait_in_order_for_memory_and_all_are_served() {
+    let sizes = [CHUNK; 40];
+    let world = World::with(&[&sizes[..], &[1 << 20]].concat()).await;
+    let layer = world.layer(LITTLE).await;
+    let (gate, before) = (Gate::new(), world.requests().0);
+    world.mirror.on("/blobs/").gate(&gate);
+    // Far enough from each other that none comes along with another.
+    let numbers: Vec<usize> = (0..40).step_by(5).collect();
+    let reads: Vec<_> = numbers
+        .iter()
+        .map(|&number| {
+            let layer = Arc::clone(&layer);
+            tokio::spawn(async move { read(&layer, number).await })
+        })
+        .collect();
+    gate.reached(2).await;
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    assert!(world.requests().0 - before <= 2, "no more is asked for than there is memory");
+    gate.open();
+    for (number, read) in numbers.into_iter().zip(reads) {
+        assert_eq!(read.await.unwrap().unwrap(), world.content(number));
+    }
+}
+
+#[tokio::test]
+async fn a_read_does_not_stand_behind_what_is_fetched_ahead() {
+    let world = World::with(&[CHUNK, 1 << 20, CHUNK, 1 << 20]).await;
+    let layer = world.layer(LITTLE).await;
+    let gate = Gate::new();
+    world.mirror.on("/blobs/").times(1).gate(&gate);
+    let ahead = tokio::spawn({
+        let layer = Arc::clone(&layer);
+        async move { layer.hold(0..1, Reason::Background).await }
+    });
+    gate.reached(1).await;
+    let waiting = tokio::spawn({
+        let layer = Arc::clone(&layer);
+        async move { layer.hold(10..12, Reason::Background).await }
+    });
+    assert_eq!(read(&layer, 2).await.unwrap(), world.content(2));
+    gate.open();
+    ahead.await.unwrap().unwrap();
+    waiting.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_copy_that_cannot_be_read_for_the_moment_is_fetched_and_stays() {
+    let world = World::with(&[CHUNK, 1 << 20]).await;
+    let layer = world.layer(64 << 20).await;
+    read(&layer, 0).await.unwrap();
+    let held = layer.fetcher().cache().held();
+    // A directory in the place of a folder of chunks: no descriptor to be had of any of them.
+    let folder = world.folder.path().join("cache");
+    let aside = world.folder.path().join("aside");
+    std::fs::rename(&folder, &aside).unwrap();
+    std::fs::write(&folder, "in the way").unwrap();
+    assert_eq!(read(&layer, 0).await.unwrap(), world.content(0));
+    std::fs::remove_file(&folder).unwrap();
+    std::fs::rename(&aside, &folder).unwrap();
+    assert_eq!(layer.fetcher().cache().held(), held, "nothing was taken for damaged");
+    let requests = world.requests();
+    assert_eq!(read(&layer, 0).await.unwrap(), world.content(0));
+    assert_eq!(world.requests(), requests);
+}
+
+#[tokio::test]
+async fn a_toc_of_another_length_than_its_registry_says_is_not_lazy() {
+    let world = World::with(&[1 << 20]).await;
+    for registry in [&world.mirror, &world.own] {
+        registry.on("/blobs/").with_header("content-range", "bytes 0-99999999999/100000000000");
+    }
+    let outcome = remote::open(&world.upstreams(), &world.spec(), &TocMemory::default()).await;
+    assert!(matches!(outcome, Err(NotLazy::Upstream(_) | NotLazy::Footer(_))), "{outcome:?}");
+}
