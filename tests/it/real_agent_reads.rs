@@ -11,8 +11,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use starlift::oci::Digest;
+
 use crate::support::agent::{Agent, Settings};
-use crate::support::image::Random;
+use crate::support::image::{Compression, Random, compress};
 use crate::support::lazy::{CHUNK, Layer, Node, ON_DEMAND, cached_files, read, read_at};
 use crate::support::place::{Place, until};
 use crate::support::registry::{Auth, Gate, Registry, TokenAuth};
@@ -527,4 +529,51 @@ async fn systemd_keeps_the_mount_while_the_agent_restarts() {
     }
     assert!(reader.stop() > 0);
     assert!(node.remove("target").await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_momentary_refusal_fails_no_read() {
+    let node = Node::start(&[ON_DEMAND]).await;
+    let layer = Layer::random(31, &[1 << 20, 1 << 20]);
+    let directory = node.mount("target", &layer).await;
+    node.registry.on("/blobs/").times(2).answer(403, &[]);
+    assert!(read_later(directory.join("file0")).await.unwrap() == layer.files[0].1);
+}
+
+fn refusals(node: &Node) -> Vec<String> {
+    let status = node.agent.status();
+    let refusals = status["refusals"].as_array().unwrap();
+    refusals.iter().map(|refusal| refusal["reason"].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_gives_no_answer_is_waited_for_once() {
+    let node = Node::start(&[ON_DEMAND, ("MOUNT_TIMEOUT", "1s")]).await;
+    let gate = Gate::new();
+    node.registry.on("/").gate(&gate);
+    for seed in 32..36 {
+        let layer = Layer::random(seed, &[1000]);
+        node.registry.put_blob(layer.blob.clone());
+        assert!(!node.prepare(&format!("layer{seed}"), &layer).await.unwrap());
+    }
+    let reasons = refusals(&node);
+    assert!(reasons[0].contains("longer than 1s"), "{reasons:?}");
+    assert!(reasons[1..].iter().all(|reason| reason.contains("no answer a moment ago")), "{reasons:?}");
+    gate.open();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_with_chunks_too_large_to_hold_is_unpacked() {
+    let node = Node::start(&[ON_DEMAND]).await;
+    let digest = Digest::sha256_of(b"");
+    let file = format!(r#"{{"name":"f","type":"reg","size":1073741824,"digest":"{digest}","chunkDigest":"{digest}"}}"#);
+    let json = format!(r#"{{"version":1,"entries":[{file}]}}"#);
+    let section = compress(&estargz::tar::build::file("stargz.index.json", json.as_bytes()), Compression::Gzip);
+    let payload = [0; 100];
+    let blob = [&payload[..], &section, &estargz::footer::gzip(payload.len() as u64)].concat();
+    let (digest, toc_digest) = (Digest::sha256_of(&blob), Digest::sha256_of(json.as_bytes()));
+    let layer = Layer { blob: blob.into(), digest, toc_digest, files: Vec::new() };
+    node.registry.put_blob(layer.blob.clone());
+    assert!(!node.prepare("hostile", &layer).await.unwrap());
+    assert!(refusals(&node)[0].contains("bytes in a chunk"), "{:?}", refusals(&node));
 }

@@ -17,6 +17,7 @@ use super::run::ChunkRun;
 use super::window::Window;
 use super::{Blob, FetchError, Reason, Traffic};
 use crate::agent::cache::Cache;
+use crate::telemetry::limit::LineLimit;
 
 /// Bytes a second below which a registry is given up, over a whole run: a quarter of what the slowest links in use carry.
 const LEAST_RATE: u64 = 8 << 10;
@@ -83,7 +84,11 @@ impl Request {
         if !matches!(error, FetchError::Unwanted) {
             self.traffic.count_errors(lost.len() as u64);
             let Blob { digest, repository, .. } = &*self.blob;
-            tracing::warn!(layer = %digest, %repository, chunks = lost.len(), %error, "chunks could not be fetched");
+            static LINES: LineLimit = LineLimit::new();
+            if let Some(dropped) = LINES.pass() {
+                let chunks = lost.len();
+                tracing::warn!(layer = %digest, %repository, chunks, %error, dropped, "chunks could not be fetched");
+            }
         }
         lost.into_iter().for_each(|chunk| chunk.settle(Err(error.clone())));
     }
@@ -169,7 +174,10 @@ impl Request {
         if let Err(error) = &outcome {
             self.traffic.count_errors(1);
             let Blob { digest, repository, .. } = &*self.blob;
-            tracing::error!(layer = %digest, %repository, chunk = %pending.digest, %error, "chunk refused");
+            static LINES: LineLimit = LineLimit::new();
+            if let Some(dropped) = LINES.pass() {
+                tracing::error!(layer = %digest, %repository, chunk = %pending.digest, %error, dropped, "chunk refused");
+            }
         }
         pending.settle(outcome);
     }
