@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use crate::codec::{Codec, ZSTD_WINDOW_LOG_MAX};
 use crate::digest::Digest;
+use crate::toc::MAX_CHUNK_BYTES;
 
 /// A piece of a regular file, as a verified TOC describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -88,13 +89,15 @@ impl Chunk {
         if got == wanted { Ok(()) } else { Err(ChunkError::WrongRange { got, wanted }) }
     }
 
-    /// The buffer grows with what is really inflated, never ahead of it: a size in a TOC is a claim.
+    /// The buffer holds what is really inflated: a size in a TOC is a claim.
     fn inflate(&self, member: &[u8], content: &mut Vec<u8>) -> Result<(), ChunkError> {
         let Some(expected) = self.digest else {
             return io::repeat(0).take(self.size).read_to_end(content).map(|_| ()).map_err(ChunkError::Inflate);
         };
         let mut decoder = self.codec.decoder(member).map_err(ChunkError::Inflate)?;
         io::copy(&mut decoder.by_ref().take(self.inner_offset), &mut io::sink()).map_err(ChunkError::Inflate)?;
+        // Untouched room costs no memory; a vector that doubles would keep up to twice the content.
+        content.reserve_exact(usize::try_from(self.size.min(MAX_CHUNK_BYTES)).unwrap_or_default());
         decoder.take(self.size).read_to_end(content).map_err(ChunkError::Inflate)?;
         let got = content.len() as u64;
         if got != self.size {

@@ -19,7 +19,7 @@ mod write;
 
 pub use error::TocError;
 pub use limits::Limits;
-pub(crate) use limits::MAX_JSON_BYTES;
+pub(crate) use limits::{MAX_CHUNK_BYTES, MAX_JSON_BYTES};
 pub use tree::{Entries, Kind, Located, Node, NodeId, Time, Toc};
 pub use unverified::UnverifiedToc;
 pub use write::TocWriter;
