@@ -5,6 +5,7 @@
 //! in `docs/ARCHITECTURE.md` and is tested.
 
 pub mod agent;
+pub mod aside;
 pub mod budget;
 pub mod cli;
 pub mod config;

@@ -1,6 +1,6 @@
 //! The conversion of an image manifest: its layers, and then the documents that name them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -147,11 +147,7 @@ impl Shared {
 
 /// The layers to convert, each once.
 fn to_convert(plan: &ImagePlan) -> Vec<&Descriptor> {
-    let mut layers: Vec<&Descriptor> = Vec::new();
-    for (layer, plan) in plan.manifest.layers.iter().zip(&plan.layers) {
-        if *plan == LayerPlan::Convert && !layers.iter().any(|other| other.digest == layer.digest) {
-            layers.push(layer);
-        }
-    }
-    layers
+    let mut seen = HashSet::new();
+    let layers = plan.manifest.layers.iter().zip(&plan.layers).filter(|(_, plan)| **plan == LayerPlan::Convert);
+    layers.map(|(layer, _)| layer).filter(|layer| seen.insert(&layer.digest)).collect()
 }

@@ -72,7 +72,7 @@ pub(crate) async fn answer(app: &Arc<App>, ask: &Ask, reference: &Reference) -> 
     if !ask.is_head && app.config.profiles.enabled {
         notice(app, ask, &document);
         if kind == Kind::Twin && app.converter.reorders() {
-            reorder(app, ask, &document);
+            reorder(app, ask, &document).await;
         }
     }
     if let Kind::Original(reason) = kind {
@@ -100,8 +100,9 @@ fn notice(app: &Arc<App>, ask: &Ask, document: &Document) {
 }
 
 /// Lets the twin be made anew in the order in which its files are read, if that is wanted.
-fn reorder(app: &Arc<App>, ask: &Ask, twin: &Document) {
-    let Some(original) = twin.bytes.as_ref().and_then(|bytes| referrers::source_digest(bytes)) else { return };
+async fn reorder(app: &Arc<App>, ask: &Ask, twin: &Document) {
+    let Some(bytes) = &twin.bytes else { return };
+    let Some(original) = referrers::source_digest(bytes).await else { return };
     let Ok(source) = app.source(&ask.location.upstream) else { return };
     let (shared, location, upstream) = (Arc::clone(app), ask.location.clone(), source.clone());
     let original = async move { shared.originals.get(&upstream, &location, &original).await.ok() };

@@ -1,5 +1,6 @@
 //! The same image in the words a client understands: one of two families, an index or one image of it.
 
+use crate::aside::aside;
 use crate::oci::manifest::Index;
 use crate::oci::{Digest, Manifest, Platform, translate};
 use crate::store::ImageRecord;
@@ -21,7 +22,7 @@ pub(crate) async fn of_original(
 ) -> Result<Manifest, Failure> {
     match Accept::from_headers(&ask.headers).choose(&manifest.media_type) {
         Choice::AsIs | Choice::Translate(_) => Ok(manifest),
-        Choice::Child => match default_child(&manifest) {
+        Choice::Child => match child(&manifest).await {
             Some(digest) => original(app, ask, source, &digest).await,
             None => Ok(manifest),
         },
@@ -44,17 +45,22 @@ pub(crate) async fn of_twin(
             None => Ok(None),
         },
         Choice::Child => {
-            let Some(digest) = default_child(&manifest) else { return Ok(Some(manifest)) };
+            let Some(digest) = child(&manifest).await else { return Ok(Some(manifest)) };
             let Some(child) = stored(app, &digest).await? else {
                 return original(app, ask, source, &digest).await.map(Some);
             };
             match accept.choose(&child.media_type) {
                 // The very bytes that its conversion stored beside it.
-                Choice::Translate(_) => Ok(translate::image(&child)),
+                Choice::Translate(_) => Ok(aside(child.bytes.len(), move || translate::image(&child)).await),
                 Choice::AsIs | Choice::Child => Ok(Some(child)),
             }
         }
     }
+}
+
+async fn child(index: &Manifest) -> Option<Digest> {
+    let own = index.clone();
+    aside(index.bytes.len(), move || default_child(&own)).await
 }
 
 /// The child for linux/amd64, which is what docker-registry gives to clients that know no indexes.

@@ -1,10 +1,12 @@
 //! Referrers of a digest: the upstream's, found for twins through their originals, and our twins of originals.
 
 use axum::response::Response;
+use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderName, HeaderValue, StatusCode};
 use serde_json::{Map, Value, json};
 
+use crate::aside::aside;
 use crate::convert::SOURCE_DIGEST;
 use crate::oci::manifest::Index;
 use crate::oci::media_type::OCI_INDEX;
@@ -24,7 +26,7 @@ const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-app
 pub(crate) async fn answer(app: &App, ask: &Ask, digest: &Digest) -> Result<Response, Failure> {
     let mut referrers = match stored(app, digest).await? {
         Some(twin) => {
-            let mut referrers = match source_digest(&twin.bytes) {
+            let mut referrers = match source_digest(&twin.bytes).await {
                 Some(source) => of_upstream(app, ask, &source).await?,
                 None => Vec::new(),
             };
@@ -98,8 +100,9 @@ async fn our_profile(app: &App, image: &Manifest) -> Option<Descriptor> {
 }
 
 /// What a twin says that it was made from.
-pub(super) fn source_digest(twin: &[u8]) -> Option<Digest> {
-    let document: Value = serde_json::from_slice(twin).ok()?;
+pub(super) async fn source_digest(twin: &Bytes) -> Option<Digest> {
+    let bytes = twin.clone();
+    let document = aside(twin.len(), move || serde_json::from_slice::<Value>(&bytes).ok()).await?;
     document.get("annotations")?.get(SOURCE_DIGEST)?.as_str()?.parse().ok()
 }
 

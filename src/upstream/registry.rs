@@ -3,6 +3,7 @@
 //! Mirrors are asked in order and each but once; whatever keeps a mirror from answering, the next is asked. The
 //! registry itself comes last and is asked again where that may help.
 
+use bytes::Bytes;
 use reqwest::header::{ACCEPT, CONTENT_LENGTH, HeaderMap, HeaderValue};
 use serde::Deserialize;
 
@@ -14,6 +15,7 @@ use super::headers::content_digest;
 use super::referrers::referrers;
 use super::retry::Retry;
 use super::tags::tags;
+use crate::aside::aside;
 use crate::oci::manifest::MAX_MANIFEST_BYTES;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository, media_type};
 
@@ -182,6 +184,11 @@ pub(super) async fn manifest(
     let promised = promised_digest(&answer, reference)?;
     let named_type = answer.media_type();
     let bytes = answer.limited_body(MAX_MANIFEST_BYTES).await?;
+    aside(bytes.len(), move || checked(promised, named_type, bytes)).await
+}
+
+/// The manifest of these bytes, if they are what was promised.
+fn checked(promised: Option<Digest>, named_type: Option<String>, bytes: Bytes) -> Result<Manifest, Error> {
     let digest = match promised {
         Some(expected) => {
             let mut hasher = expected.hasher();

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A module of `src/` and the modules it may name; `budget`, `flight` and `telemetry` may be named by all.
+/// A module of `src/` and the modules it may name; `aside`, `budget`, `flight` and `telemetry` may be named by all.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("serve", &["convert", "store", "upstream", "profile", "oci"]),
     ("convert", &["store", "upstream", "profile", "oci"]),
@@ -13,11 +13,12 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("upstream", &["oci"]),
     ("oci", &[]),
     ("containerd", &[]),
+    ("aside", &[]),
     ("budget", &[]),
     ("flight", &[]),
     ("telemetry", &[]),
 ];
-const FOR_ALL: &[&str] = &["budget", "flight", "telemetry"];
+const FOR_ALL: &[&str] = &["aside", "budget", "flight", "telemetry"];
 /// These may import everything.
 const ROOTS: &[&str] = &["cli", "config", "main", "lib"];
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use estargz::Toc;
 use estargz::toc::Kind;
 
+use crate::aside::aside;
 use crate::convert::error::Error;
 use crate::convert::tocs::Tocs;
 use crate::oci::Digest;
@@ -17,6 +18,7 @@ use crate::store::StackRecord;
 /// Layers that are not held here, because they pass through, cannot be looked into: their files are taken as they are.
 /// A node that fetches by the profile finds nothing under such a name.
 pub(super) async fn in_image(tocs: &Tocs, image: &StackRecord, seen: Observation) -> Result<Observation, Error> {
+    let bytes = seen.files().iter().map(|file| size_of::<FileUse>() + file.path.len()).sum();
     let mut known: HashMap<u32, Option<Arc<Toc>>> = HashMap::new();
     let named: BTreeSet<u32> = seen.files().iter().map(|file| file.layer).collect();
     for layer in named {
@@ -27,11 +29,14 @@ pub(super) async fn in_image(tocs: &Tocs, image: &StackRecord, seen: Observation
         };
         known.insert(layer, toc);
     }
-    let files = seen.files().iter().filter_map(|file| match known.get(&file.layer) {
-        Some(Some(toc)) => within(toc, file),
-        _ => Some(file.clone()),
-    });
-    Ok(Observation::new(files.collect()))
+    let within = move || {
+        let files = seen.files().iter().filter_map(|file| match known.get(&file.layer) {
+            Some(Some(toc)) => within(toc, file),
+            _ => Some(file.clone()),
+        });
+        Observation::new(files.collect())
+    };
+    Ok(aside(bytes, within).await)
 }
 
 /// The TOC of a layer; `None` when it is not held here.
