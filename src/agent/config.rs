@@ -70,6 +70,10 @@ pub struct Config {
     /// An address to serve `/metrics` and the status on, besides the socket in the root.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listen: Option<SocketAddr>,
+    /// An address on which a thread of its own tells whether the agent's threads run: 200, or 503 when they are more than
+    /// 20 s late. For probes of liveness; nothing listens when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub liveness: Option<SocketAddr>,
     /// What holds for some images only; the first rule that fits an image counts.
     pub image: Vec<ImageRule>,
 }
@@ -153,6 +157,7 @@ impl Default for Config {
             keeper: KeeperKind::default(),
             threads: NonZeroUsize::new(4).unwrap_or(NonZeroUsize::MIN),
             listen: None,
+            liveness: None,
             image: Vec::new(),
         }
     }

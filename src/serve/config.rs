@@ -18,6 +18,10 @@ pub const ANSWER_LIMIT: Duration = Duration::from_secs(25);
 pub struct Config {
     /// Address and port to listen on.
     pub listen: SocketAddr,
+    /// Address and port on which a thread of its own tells whether the server's threads run: 200, or 503 when they are
+    /// more than 20 s late. For probes of liveness; nothing listens when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub liveness: Option<SocketAddr>,
     /// How long a manifest request waits for its twin before the original is answered.
     #[serde(with = "humantime_serde")]
     pub wait: Duration,
@@ -120,6 +124,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            liveness: None,
             wait: Duration::from_secs(8),
             answer_within: ANSWER_LIMIT,
             on_miss: OnMiss::default(),

@@ -137,6 +137,15 @@ table! {
         "Times that observations of an image were merged into what is known of it: written, or failed for now.";
     profile_merge_seconds: Histogram = seconds(), "histogram", "profile_merge_seconds", Some(Unit::Seconds), "",
         "Time such a merge took.";
+    predictions: Counters = Family::default(), "counter", "predictions_total", None::<Unit>, "outcome",
+        "Images looked at for what their starts read: made, cut because it took too much, failed, died at a limit, too \
+         long, or not made for want of the store or a process.";
+    prediction_seconds: Histogram = seconds(), "histogram", "prediction_seconds", Some(Unit::Seconds), "",
+        "Time such a look took.";
+    runtime_late: Gauge<f64, AtomicU64> = Gauge::default(), "gauge", "runtime_late_seconds", Some(Unit::Seconds), "",
+        "How late the runtime is with a task that is due each second.";
+    runtime_stalls: Counter = Counter::default(), "counter", "runtime_stalls_total", None::<Unit>, "",
+        "Times the runtime was later than five seconds.";
     agent_mounts: Gauge = Gauge::default(), "gauge", "agent_mounts", None::<Unit>, "",
         "Layers that the agent has mounted lazily.";
     agent_layers: Counters = Family::default(), "counter", "agent_layers_total", None::<Unit>, "outcome",

@@ -31,6 +31,7 @@ mod real_static;
 mod real_upstreams;
 mod serve;
 mod serve_crash;
+mod serve_liveness;
 mod serve_metrics;
 mod serve_promises;
 mod serve_replicas;

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Global;
 use super::failure::Failure;
-use super::serve::cancel_when_told;
+use super::serve::{cancel_when_told, watch};
 use crate::agent::{self, keeper, run};
 use crate::config::Layer;
 use crate::telemetry::log;
@@ -105,7 +105,9 @@ fn serve(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     // snapshots get their modes explicitly.
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     let runtime = tokio::runtime::Runtime::new().map_err(Failure::when("threads cannot be started"))?;
+    let watchdog = watch(&runtime, loaded.config.agent.liveness)?;
     let outcome = runtime.block_on(until_told(&loaded.config.agent, &loaded.config.upstreams));
+    drop(watchdog);
     // Reads that still wait are answered by the next agent.
     runtime.shutdown_background();
     outcome.map(|()| ExitCode::SUCCESS)
