@@ -16,6 +16,7 @@ mod location;
 mod optimize;
 mod output;
 mod platform;
+mod predict;
 mod profiles;
 mod progress;
 mod record;
@@ -71,6 +72,8 @@ enum Command {
     Rpull(rpull::Args),
     Store(store::Args),
     Config(config::Args),
+    #[command(hide = true)]
+    Predict(predict::Args),
 }
 
 impl Global {
@@ -115,6 +118,7 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Rpull(args) => on_a_runtime(rpull::run(args, global)).map(|()| ExitCode::SUCCESS),
         Command::Store(args) => until_interrupted(store::run(args, global)),
         Command::Config(args) => config::run(args, global),
+        Command::Predict(args) => predict::run(args),
     }
 }
 

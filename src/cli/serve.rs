@@ -4,17 +4,21 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::Global;
 use super::failure::Failure;
 use crate::config::{Config, Layer};
-use crate::convert::Converter;
+use crate::convert::{Converter, PredictionLimits, Predictor};
 use crate::serve::Server;
 use crate::store::Store;
-use crate::telemetry::log;
+use crate::telemetry::{Watchdog, log};
 use crate::upstream::Upstreams;
+
+/// The executable of this process, also when another one was put in its place.
+const OWN_EXECUTABLE: &str = "/proc/self/exe";
 
 /// Serve any image as eStargz, converted when it is first asked for
 #[derive(Debug, clap::Args)]
@@ -63,17 +67,30 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     if let Some(file) = &loaded.file {
         tracing::info!(file = %file.display(), "configuration read");
     }
-    let runtime = tokio::runtime::Runtime::new().map_err(Failure::when("threads cannot be started"))?;
+    let runtime = Runtime::new().map_err(Failure::when("threads cannot be started"))?;
+    let watchdog = watch(&runtime, loaded.config.serve.liveness)?;
     let outcome = runtime.block_on(serve(&loaded.config));
+    drop(watchdog);
     // Conversions that still run leave nothing visible; the next start takes them up again.
     runtime.shutdown_background();
     outcome.map(|()| ExitCode::SUCCESS)
 }
 
+/// Watches the runtime, and tells who asks on `liveness`.
+pub(super) fn watch(runtime: &Runtime, liveness: Option<SocketAddr>) -> Result<Watchdog, Failure> {
+    let watchdog = Watchdog::start(runtime.handle(), liveness);
+    let watchdog = watchdog.map_err(Failure::when("liveness cannot be told on its address"))?;
+    if let Some(address) = watchdog.liveness() {
+        tracing::info!(%address, "liveness is told");
+    }
+    Ok(watchdog)
+}
+
 async fn serve(config: &Config) -> Result<(), Failure> {
     let store = Store::open(&config.store).await.map_err(Failure::from_error)?;
     let upstreams = Upstreams::new(&config.upstreams).map_err(Failure::from_error)?;
-    let converter = Converter::new(&config.convert, store.clone()).map_err(Failure::from_error)?;
+    let predictor = Predictor::in_processes(OWN_EXECUTABLE, PredictionLimits::default());
+    let converter = Converter::predicting(&config.convert, store.clone(), predictor).map_err(Failure::from_error)?;
     let server = Server::bind(&config.serve, store, upstreams, converter).await.map_err(Failure::from_error)?;
     announce(config, server.address());
     let shutdown = CancellationToken::new();

@@ -19,6 +19,7 @@ use super::pace::Pace;
 use super::plan::{Plan, Wanted};
 use super::priority::Priorities;
 use super::shares::{Share, Shares};
+use super::statics::Predictor;
 use super::status::{Board, Conversion, Running};
 use super::tocs::Tocs;
 use crate::flight::Flight;
@@ -58,6 +59,7 @@ pub(super) struct Shared {
     /// Twins whose order was looked at a moment ago.
     pub(super) ordered: Cache<Digest, ()>,
     pub(super) board: Arc<Board>,
+    pub(super) predictor: Arc<Predictor>,
 }
 
 pub(super) type Outcome = Result<ImageRecord, Arc<Error>>;
@@ -116,6 +118,15 @@ impl Converter {
 
     /// As [`new`](Self::new), with some files in front of their layers: all layers are in the classic layout then.
     pub fn prioritizing(config: &Config, store: Store, priorities: Priorities) -> Result<Self, Error> {
+        Self::with(config, store, priorities, Predictor::default())
+    }
+
+    /// As [`new`](Self::new), with the starts of images predicted by processes of their own.
+    pub fn predicting(config: &Config, store: Store, predictor: Predictor) -> Result<Self, Error> {
+        Self::with(config, store, Priorities::default(), predictor)
+    }
+
+    fn with(config: &Config, store: Store, priorities: Priorities, predictor: Predictor) -> Result<Self, Error> {
         let mut config = config.clone();
         if !priorities.is_empty() {
             config.layout = Layout::Classic;
@@ -156,6 +167,7 @@ impl Converter {
             fresh: Cache::builder().max_capacity(FRESH_INDEXES).time_to_live(FRESH_FOR).build(),
             ordered: Cache::builder().max_capacity(ORDERED_IMAGES).time_to_live(ORDERED_FOR).build(),
             board,
+            predictor: Arc::new(predictor),
         };
         Ok(Self { shared: Arc::new(shared) })
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::shares::SLOW_FOR;
+use super::statics::{Blame, Failure};
 use super::tocs::Unreadable;
 use crate::budget::Full;
 use crate::oci::Digest;
@@ -49,11 +50,21 @@ pub enum Error {
         #[source]
         source: Arc<Unreadable>,
     },
+    #[error("the image's start is not predicted")]
+    Prediction(#[from] Failure),
     #[error("the conversion's configuration: {0}")]
     Config(String),
 }
 
 impl Error {
+    /// Who failed when an image's start could not be predicted.
+    pub(super) fn blame(&self) -> Blame {
+        match self {
+            Self::Prediction(failure) => failure.blame(),
+            _ => Blame::Ours,
+        }
+    }
+
     /// How long there is no point in another try.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {

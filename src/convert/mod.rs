@@ -37,5 +37,6 @@ pub use image::{GENERATION, SOURCE_DIFF_ID, SOURCE_DIGEST, SOURCE_SIZE};
 pub use inflate::Inflate;
 pub use priority::{Priorities, Prioritized, Priority, write_prioritized};
 pub use profiles::{Profiles, Ranges, Refused, Status as ProfilesStatus};
+pub use statics::{Failure as PredictionFailure, PredictionLimits, Predictor, work as predict};
 pub use status::{Conversion, Layer, State};
 pub use tocs::{Tocs, Unreadable};

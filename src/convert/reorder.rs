@@ -147,6 +147,7 @@ impl Shared {
             fresh: self.fresh.clone(),
             ordered: self.ordered.clone(),
             board: Arc::clone(&self.board),
+            predictor: Arc::clone(&self.predictor),
         }))
     }
 

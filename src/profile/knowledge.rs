@@ -19,6 +19,17 @@ pub const MAX_KNOWN_FILES: usize = 131_072;
 /// Starts that must have been told of before an order of files is built on them: a single one may have been odd.
 const SETTLED_AFTER: u32 = 3;
 
+/// How often an image is looked at before it is given up: the first time may end with the server, for no fault of its.
+const MAX_TRIES: u32 = 2;
+
+/// Looks at an image of which nothing came yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Tried {
+    /// What looked: another one may see more.
+    by: String,
+    times: u32,
+}
+
 /// What is known of an image's workloads.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Knowledge {
@@ -28,6 +39,9 @@ pub struct Knowledge {
     /// What its configuration and files suggest; counts until something better is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     suggested: Option<Vec<FileUse>>,
+    /// How often it was tried to look at it, and by what; until something is suggested.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tried: Option<Tried>,
     /// What was recorded by hand; counts always, and first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     recorded: Option<Vec<FileUse>>,
@@ -38,7 +52,14 @@ pub struct Knowledge {
 impl Knowledge {
     /// Of an image of which nothing is known.
     pub fn new(image: Digest) -> Self {
-        Self { version: Profile::VERSION, image, suggested: None, recorded: None, workloads: BTreeMap::new() }
+        Self {
+            version: Profile::VERSION,
+            image,
+            suggested: None,
+            tried: None,
+            recorded: None,
+            workloads: BTreeMap::new(),
+        }
     }
 
     /// Whether the image was looked at for what it suggests.
@@ -48,6 +69,28 @@ impl Knowledge {
 
     pub fn suggest(&mut self, files: Vec<FileUse>) {
         self.suggested = Some(bounded(files));
+        self.tried = None;
+    }
+
+    /// Whether `by` may look at the image: it did not fail at it, and it did not end twice while it looked.
+    pub fn may_be_tried(&self, by: &str) -> bool {
+        self.tried.as_ref().is_none_or(|tried| tried.by != by || tried.times < MAX_TRIES)
+    }
+
+    /// Notes that `by` is about to look at the image.
+    pub fn is_tried(&mut self, by: &str) {
+        let times = self.tried.as_ref().filter(|tried| tried.by == by).map_or(0, |tried| tried.times);
+        self.tried = Some(Tried { by: by.to_owned(), times: times.saturating_add(1) });
+    }
+
+    /// Notes that `by` failed at the image, and will fail again.
+    pub fn give_up(&mut self, by: &str) {
+        self.tried = Some(Tried { by: by.to_owned(), times: MAX_TRIES });
+    }
+
+    /// Notes that the last look does not count.
+    pub fn was_not_tried(&mut self) {
+        self.tried = None;
     }
 
     /// Whether someone recorded the workload by hand.
@@ -98,6 +141,15 @@ impl Knowledge {
         self.has_record() || starts >= SETTLED_AFTER
     }
 
+    /// How many nodes told of a workload; of the default one where nothing is known of it.
+    pub fn observers(&self, workload: &Workload) -> usize {
+        self.learned(workload).map_or(0, Learned::observers)
+    }
+
+    fn learned(&self, workload: &Workload) -> Option<&Learned> {
+        self.workloads.get(workload).or_else(|| self.workloads.get(&Workload::default()))
+    }
+
     /// When something was last told of any workload, in seconds since 1970; 0 where nothing was.
     pub fn heard(&self) -> u64 {
         self.workloads.values().map(Learned::heard).max().unwrap_or_default()
@@ -106,7 +158,7 @@ impl Knowledge {
     /// The files to fetch ahead for a workload: those recorded by hand, then those learned; where there are none, those
     /// suggested. A workload of which nothing was learned is taken for the default one.
     pub fn profile(&self, workload: &Workload) -> Profile {
-        let learned = self.workloads.get(workload).or_else(|| self.workloads.get(&Workload::default()));
+        let learned = self.learned(workload);
         let agreed = learned.map(Learned::agreed).unwrap_or_default();
         let mut files: Vec<ProfiledFile> = of(self.recorded.as_deref(), Source::ByHand).collect();
         if files.is_empty() {
@@ -180,6 +232,26 @@ mod tests {
         assert_eq!(paths(&knowledge, "default"), ["seen"]);
         knowledge.record(vec![file("hand"), file("seen")]);
         assert_eq!(paths(&knowledge, "default"), ["hand", "seen"]);
+    }
+
+    #[test]
+    fn an_image_is_given_up_when_looking_at_it_failed_or_ended_twice_with_the_server() {
+        let mut failed = knowledge();
+        failed.is_tried("p1");
+        failed.give_up("p1");
+        assert!(!failed.may_be_tried("p1") && failed.may_be_tried("p2"));
+        let mut ended = knowledge();
+        for time in 0..MAX_TRIES {
+            assert!(ended.may_be_tried("p1"), "{time}");
+            ended.is_tried("p1");
+        }
+        let text = serde_json::to_string(&ended).unwrap();
+        let mut ended: Knowledge = serde_json::from_str(&text).unwrap();
+        assert!(!ended.may_be_tried("p1"));
+        ended.is_tried("p2");
+        assert!(ended.may_be_tried("p2"));
+        ended.was_not_tried();
+        assert!(ended.may_be_tried("p1") && ended.may_be_tried("p2"));
     }
 
     #[test]

@@ -7,10 +7,13 @@ use tokio::time::timeout;
 
 use super::Profiles;
 use crate::convert::error::Error;
+use crate::convert::statics::Blame;
 use crate::profile::Knowledge;
 use crate::store::{self, StackRecord};
 use crate::telemetry::log;
 
+/// Raised whenever a prediction may say something else of the same image: those given up are then looked at again.
+const PREDICTIONS: u32 = 1;
 /// How long who asks for a profile waits for the image to be looked at: a node starts its container meanwhile.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -41,13 +44,36 @@ impl Profiles {
     }
 
     async fn look(&self, image: &StackRecord) -> Result<(), Error> {
-        if self.known(&image.config).await?.has_suggestions() {
+        let converter = &self.shared.converter;
+        let by = format!("{}-p{PREDICTIONS}", converter.generation().0);
+        let known = self.known(&image.config).await?;
+        if known.has_suggestions() || !known.may_be_tried(&by) {
             return Ok(());
         }
-        let converter = &self.shared.converter;
         let Some(record) = self.shared.store.image(converter.generation(), &image.source).await? else { return Ok(()) };
-        let files = converter.static_profile(&record).await?;
-        let merge: store::Merge = Arc::new(move |knowledge: &mut Knowledge| knowledge.suggest(files.clone()));
+        // Before anything of the image is looked at: what ends this process must not end the next one, and so on.
+        let before = by.clone();
+        self.note(image, move |knowledge| knowledge.is_tried(&before)).await?;
+        match converter.static_profile(&record).await {
+            Ok(files) => self.note(image, move |knowledge| knowledge.suggest(files.clone())).await,
+            Err(error) => {
+                match error.blame() {
+                    Blame::Image => self.note(image, move |knowledge| knowledge.give_up(&by)).await?,
+                    Blame::Ours => self.note(image, Knowledge::was_not_tried).await?,
+                    // One more time, and then never again.
+                    Blame::Unclear => {}
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn note(
+        &self,
+        image: &StackRecord,
+        note: impl Fn(&mut Knowledge) + Send + Sync + 'static,
+    ) -> Result<(), Error> {
+        let merge: store::Merge = Arc::new(note);
         self.shared.store.learn(&image.config, &merge).await?;
         self.shared.known.invalidate(&image.config).await;
         Ok(())

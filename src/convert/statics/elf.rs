@@ -12,6 +12,7 @@ use object::elf::{
 use object::read::elf::{Dyn, FileHeader, ProgramHeader};
 use object::{Endianness, ReadRef};
 
+use super::fuel::Fuel;
 use super::sparse::Sparse;
 
 const MAGIC: &[u8] = b"\x7fELF";
@@ -74,21 +75,21 @@ impl Elf {
 }
 
 /// Reads an ELF file as far as it is known.
-pub(super) fn read(file: &Sparse) -> Result<Elf, Refused> {
+pub(super) fn read(file: &Sparse, fuel: &Fuel) -> Result<Elf, Refused> {
     let refused = || file.missing().map_or(Refused::NotElf, Refused::Missing);
     let identity = file.read_bytes_at(0, 16).map_err(|()| refused())?;
     if !identity.starts_with(MAGIC) {
         return Err(Refused::NotElf);
     }
     let read = if identity.get(4) == Some(&ELFCLASS64.0) {
-        parse::<FileHeader64<Endianness>>(file)
+        parse::<FileHeader64<Endianness>>(file, fuel)
     } else {
-        parse::<FileHeader32<Endianness>>(file)
+        parse::<FileHeader32<Endianness>>(file, fuel)
     };
     read.ok_or_else(refused)
 }
 
-fn parse<H: FileHeader<Endian = Endianness>>(file: &Sparse) -> Option<Elf> {
+fn parse<H: FileHeader<Endian = Endianness>>(file: &Sparse, fuel: &Fuel) -> Option<Elf> {
     let header = H::parse(file).ok()?;
     let endian = header.endian().ok()?;
     let mut elf = Elf {
@@ -102,24 +103,24 @@ fn parse<H: FileHeader<Endian = Endianness>>(file: &Sparse) -> Option<Elf> {
     };
     let segments = header.program_headers(endian, file).ok()?;
     let mut entries: &[H::Dyn] = &[];
-    for segment in segments {
+    for segment in fuel.each(segments) {
         match segment.p_type(endian) {
-            PT_INTERP => elf.interpreter = text(segment.data(endian, file).ok()?),
+            PT_INTERP => elf.interpreter = text(segment.data(endian, file).ok()?, fuel),
             PT_DYNAMIC => entries = segment.data_as_array(endian, file).ok()?,
             _ => {}
         }
     }
     let entries = entries.get(..MAX_DYNAMIC).unwrap_or(entries);
     let entries = || {
-        let pairs = entries.iter().map(|entry| (entry.d_tag(endian), entry.d_val(endian).into()));
+        let pairs = fuel.each(entries).map(|entry| (entry.d_tag(endian), entry.d_val(endian).into()));
         pairs.take_while(|(tag, _)| *tag != DT_NULL)
     };
     let value = |wanted| entries().find(|(tag, _)| *tag == wanted).map(|(_, value): (_, u64)| value);
     let (Some(address), Some(length)) = (value(DT_STRTAB), value(DT_STRSZ)) else { return Some(elf) };
     let strings = in_file::<H>(segments, endian, address, length.min(MAX_STRINGS))?;
     let strings = file.read_bytes_at(strings.start, strings.end - strings.start).ok()?;
-    let string = |offset: u64| text(strings.get(usize::try_from(offset).ok()?..)?);
-    let list = |offset: u64| string(offset).map(|list| list.split(':').map(str::to_owned).collect());
+    let string = |offset: u64| text(strings.get(usize::try_from(offset).ok()?..)?, fuel);
+    let list = |offset: u64| string(offset).map(|list| fuel.copies(list.split(':')));
     for (tag, value) in entries() {
         match tag {
             DT_NEEDED => elf.needed.extend(string(value)),
@@ -128,7 +129,8 @@ fn parse<H: FileHeader<Endian = Endianness>>(file: &Sparse) -> Option<Elf> {
             _ => {}
         }
     }
-    let names = strings.split(|byte| *byte == 0);
+    // Every name is compared with all hints.
+    let names = strings.split(|byte| *byte == 0).take_while(|name| fuel.look_through(name.len() + HINTS.len()));
     elf.hints = names.filter_map(|name| HINTS.iter().find(|hint| hint.as_bytes() == name)).copied().collect();
     Some(elf)
 }
@@ -150,11 +152,13 @@ fn in_file<H: FileHeader<Endian = Endianness>>(
     })
 }
 
-/// The text up to the first NUL byte.
-fn text(bytes: &[u8]) -> Option<String> {
+/// The text up to the first NUL byte, unless that is farther than a path may be long.
+fn text(bytes: &[u8], fuel: &Fuel) -> Option<String> {
+    let bytes = bytes.get(..MAX_NAME + 1).unwrap_or(bytes);
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     let text = bytes.get(..end).filter(|text| text.len() <= MAX_NAME)?;
-    Some(std::str::from_utf8(text).ok()?.to_owned())
+    let text = std::str::from_utf8(text).ok().filter(|text| fuel.make(text.len()))?;
+    Some(text.to_owned())
 }
 
 #[cfg(test)]
@@ -169,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_real_executable_says_what_it_needs() {
-        let elf = read(&Sparse::whole(&shell())).unwrap();
+        let elf = read(&Sparse::whole(&shell()), &Fuel::new()).unwrap();
         assert!(elf.interpreter.as_deref().is_some_and(|path| path.contains("ld-")), "{elf:?}");
         assert!(elf.needed.iter().any(|name| name.starts_with("libc.")), "{elf:?}");
         assert!(elf.is_64 && elf.fits(&elf));
@@ -180,7 +184,7 @@ mod tests {
         let bytes = shell();
         let (mut sparse, mut pieces) = (Sparse::new(bytes.len() as u64), 0);
         let elf = loop {
-            match read(&sparse) {
+            match read(&sparse, &Fuel::new()) {
                 Ok(elf) => break elf,
                 Err(Refused::Missing(offset)) => {
                     let start = usize::try_from(offset).unwrap() / 4096 * 4096;
@@ -190,14 +194,14 @@ mod tests {
                 Err(Refused::NotElf) => panic!("it is one"),
             }
         };
-        assert_eq!(Ok(elf), read(&Sparse::whole(&bytes)));
+        assert_eq!(Ok(elf), read(&Sparse::whole(&bytes), &Fuel::new()));
         assert!(pieces * 4096 < bytes.len(), "{pieces} pieces");
     }
 
     #[test]
     fn other_files_are_none() {
         for bytes in [&b""[..], b"#!/bin/sh\n", b"\x7fELF", &[0; 100]] {
-            assert_eq!(read(&Sparse::whole(bytes)), Err(Refused::NotElf), "{bytes:?}");
+            assert_eq!(read(&Sparse::whole(bytes), &Fuel::new()), Err(Refused::NotElf), "{bytes:?}");
         }
     }
 
@@ -214,7 +218,7 @@ mod tests {
                     *place = byte;
                 }
             }
-            if let Ok(elf) = read(&Sparse::whole(&bytes)) {
+            if let Ok(elf) = read(&Sparse::whole(&bytes), &Fuel::new()) {
                 prop_assert!(elf.needed.len() <= MAX_DYNAMIC);
             }
         }

@@ -5,7 +5,6 @@ use super::launch::{Process, Program};
 use super::system;
 use super::view::{join, parent};
 use super::walk::Walk;
-use crate::convert::error::Error;
 
 /// Most archives of a class path.
 const MAX_ARCHIVES: usize = 512;
@@ -24,14 +23,14 @@ const VALUED: &[&str] =
 const PATHS: &[&str] = &["-cp", "-classpath", "--class-path", "-p", "--module-path"];
 
 /// Runs Java.
-pub(super) async fn run(walk: &mut Walk<'_>, process: &Process, mut program: Program) -> Result<(), Error> {
+pub(super) fn run(walk: &mut Walk<'_>, process: &Process, mut program: Program) {
     let bin = format!("/{}", parent(&program.file.path));
     let home = parent(&bin).to_owned();
     for path in BEFORE {
         walk.name_path(&join(&home, path));
     }
     for path in std::iter::once(&MACHINE).chain(LIBRARIES) {
-        open(walk, &mut program, &join(&home, path)).await?;
+        open(walk, &mut program, &join(&home, path));
     }
     for path in FILES {
         walk.name_path(&join(&home, path));
@@ -42,7 +41,7 @@ pub(super) async fn run(walk: &mut Walk<'_>, process: &Process, mut program: Pro
     system::name_time_zone(walk, process);
     let has_archives = archives.iter().any(|path| path.ends_with(".jar"));
     for path in SECOND.iter().filter(|_| has_archives) {
-        open(walk, &mut program, &join(&home, path)).await?;
+        open(walk, &mut program, &join(&home, path));
     }
     for path in &archives {
         walk.name_path(path);
@@ -50,13 +49,11 @@ pub(super) async fn run(walk: &mut Walk<'_>, process: &Process, mut program: Pro
     for path in SETTINGS.iter().filter(|_| has_archives) {
         walk.name_path(&join(&home, path));
     }
-    Ok(())
 }
 
-async fn open(walk: &mut Walk<'_>, program: &mut Program, path: &str) -> Result<(), Error> {
-    match walk.view.file(path) {
-        Some(library) => program.loader.open(walk, &library).await,
-        None => Ok(()),
+fn open(walk: &mut Walk<'_>, program: &mut Program, path: &str) {
+    if let Some(library) = walk.view.file(path) {
+        program.loader.open(walk, &library);
     }
 }
 
@@ -64,7 +61,8 @@ async fn open(walk: &mut Walk<'_>, program: &mut Program, path: &str) -> Result<
 fn archives(walk: &Walk<'_>, process: &Process) -> Vec<String> {
     let (mut paths, mut agents) = (Vec::new(), Vec::new());
     let mut class = None;
-    let mut words = process.argv.iter().skip(1).map(String::as_str);
+    let fuel = &walk.fuel;
+    let mut words = fuel.each(process.argv.iter().skip(1)).map(String::as_str);
     while let Some(word) = words.next() {
         if PATHS.contains(&word) {
             paths.extend(words.next());
@@ -83,13 +81,16 @@ fn archives(walk: &Walk<'_>, process: &Process) -> Vec<String> {
     if paths.is_empty() {
         paths.extend(process.variable("CLASSPATH").or_else(|| class.map(|_| ".")));
     }
-    let mut all: Vec<String> = agents.into_iter().map(|agent| process.absolute(agent)).collect();
-    for path in paths.iter().flat_map(|paths| paths.split(':')) {
+    let mut all: Vec<String> = fuel.each(agents).map(|agent| process.absolute(agent)).take(MAX_ARCHIVES).collect();
+    for path in fuel.each(paths.iter().flat_map(|paths| paths.split(':'))) {
+        if all.len() >= MAX_ARCHIVES {
+            break;
+        }
         let path = process.absolute(path);
         match path.strip_suffix("/*") {
             Some(directory) => {
-                let names = walk.view.names(directory).into_iter().filter(|name| name.ends_with(".jar"));
-                all.extend(names.map(|name| join(directory, &name)));
+                let names = fuel.each(walk.view.names(directory)).filter(|name| name.ends_with(".jar"));
+                all.extend(names.map(|name| join(directory, &name)).take(MAX_ARCHIVES));
             }
             None if walk.view.is_directory(&path) => {
                 all.extend(class.map(|class| join(&path, &format!("{}.class", class.replace('.', "/")))));

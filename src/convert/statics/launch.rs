@@ -7,17 +7,16 @@
 
 use std::collections::BTreeMap;
 
-use futures::FutureExt as _;
-use futures::future::BoxFuture;
-
+use super::fuel::Fuel;
 use super::loader::Loader;
 use super::view::{Found, base_name, join};
 use super::walk::Walk;
 use super::{java, node, python, servers, shell, system};
-use crate::convert::error::Error;
 
 /// How deep programs start programs: shebangs and launchers take a few steps each.
 const MAX_DEPTH: usize = 12;
+/// Most bytes of an environment (Linux, `ARG_MAX` of the usual stack): with more, no program starts.
+const MAX_ENVIRONMENT: usize = 2 << 20;
 /// The longest first line of a script (Linux, `BINPRM_BUF_SIZE`).
 const MAX_SHEBANG: usize = 256;
 /// Where programs are looked for when the environment does not say (containerd, `oci.defaultUnixEnv`).
@@ -66,9 +65,23 @@ pub(super) struct Program {
 }
 
 impl Process {
-    /// The same surroundings with another program.
-    pub(super) fn then(&self, argv: Vec<String>) -> Self {
-        Self { argv, depth: self.depth + 1, ..self.clone() }
+    /// The same surroundings with another program. They are empty once the fuel has ended.
+    pub(super) fn then(&self, argv: Vec<String>, fuel: &Fuel) -> Self {
+        let is_paid = fuel.burn(self.env.len() as u64) && fuel.make(self.size());
+        let env = if is_paid { self.env.clone() } else { BTreeMap::new() };
+        Self { argv, env, directory: fuel.copy(&self.directory), depth: self.depth + 1 }
+    }
+
+    /// Sets variables, unless the environment is too large with them.
+    pub(super) fn set(&mut self, variables: BTreeMap<String, String>, fuel: &Fuel) {
+        let is_paid = fuel.burn((self.env.len() + variables.len()) as u64);
+        if is_paid && self.size() + size(&variables) <= MAX_ENVIRONMENT {
+            self.env.extend(variables);
+        }
+    }
+
+    fn size(&self) -> usize {
+        size(&self.env)
     }
 
     pub(super) fn variable(&self, name: &str) -> Option<&str> {
@@ -87,59 +100,70 @@ impl Process {
             return at(self.absolute(name));
         }
         let path = self.variable("PATH").unwrap_or(DEFAULT_PATH);
-        path.split(':').filter(|_| !name.is_empty()).find_map(|directory| at(join(&self.absolute(directory), name)))
+        let mut directories = walk.fuel.each(path.split(':')).filter(|_| !name.is_empty());
+        directories.find_map(|directory| at(join(&self.absolute(directory), name)))
     }
+}
+
+/// The bytes of variables.
+fn size(variables: &BTreeMap<String, String>) -> usize {
+    variables.iter().map(|(name, value)| name.len() + value.len() + 2 * size_of::<String>()).sum()
 }
 
 /// Names what starting the process reads, in order.
-pub(super) fn start<'a>(walk: &'a mut Walk<'_>, process: Process) -> BoxFuture<'a, Result<(), Error>> {
-    async move {
-        let Some(name) = process.argv.first().filter(|_| process.depth < MAX_DEPTH) else { return Ok(()) };
-        let Some((path, file)) = process.find(walk, name) else { return Ok(()) };
-        if !walk.may_start(&process.argv) {
-            return Ok(());
-        }
-        walk.name(&file);
-        let Some(elf) = walk.elf(&file).await? else {
-            let text = walk.text(&file).await?;
-            return start(walk, interpreted(&process, &path, &text)).await;
-        };
-        let libraries = process.variable("LD_LIBRARY_PATH").unwrap_or_default();
-        let libraries: Vec<_> =
-            libraries.split([':', ';']).filter(|path| !path.is_empty()).map(str::to_owned).collect();
-        let loader = Loader::load(walk, &file, elf, &libraries).await?;
-        let program = Program { path, file, loader };
-        system::started(walk, &process, &program);
-        run(walk, process, program).await
+pub(super) fn start(walk: &mut Walk<'_>, process: &Process) {
+    let Some(name) = process.argv.first().filter(|_| process.depth < MAX_DEPTH) else { return };
+    let Some((path, file)) = process.find(walk, name) else { return };
+    if !walk.may_start(&process.argv) {
+        return;
     }
-    .boxed()
+    walk.name(&file);
+    let Some(elf) = walk.elf(&file) else {
+        let text = walk.text(&file);
+        let interpreted = interpreted(process, &path, &text, &walk.fuel);
+        start(walk, &interpreted);
+        return;
+    };
+    let libraries = process.variable("LD_LIBRARY_PATH").unwrap_or_default();
+    let libraries = walk.fuel.copies(libraries.split([':', ';']).filter(|path| !path.is_empty()));
+    let loader = Loader::load(walk, &file, elf, libraries);
+    let program = Program { path, file, loader };
+    system::started(walk, process, &program);
+    run(walk, process, program);
 }
 
 /// What a program does, as far as its name says it.
-async fn run(walk: &mut Walk<'_>, process: Process, program: Program) -> Result<(), Error> {
+fn run(walk: &mut Walk<'_>, process: &Process, program: Program) {
     // A link says what is meant (`sh`), its target what it is (`python3.11`).
     let name = base_name(&program.path).to_owned();
     let target = base_name(&program.file.path).to_owned();
-    if let Some(argv) = launched(&name, &process.argv) {
-        return start(walk, process.then(argv)).await;
+    let fuel = walk.fuel.clone();
+    if let Some(argv) = launched(&name, &process.argv, &fuel) {
+        start(walk, &process.then(argv, &fuel));
+        return;
     }
     match name.as_str() {
-        "busybox" => start(walk, process.then(process.argv.get(1..).unwrap_or_default().to_vec())).await,
-        name if SHELLS.contains(&name) => shell::run(walk, &process).await,
-        _ if target.starts_with("python") => python::run(walk, &process, program).await,
-        "node" | "nodejs" => node::run(walk, &process, program).await,
-        "java" => java::run(walk, &process, program).await,
-        "nginx" => servers::nginx(walk, &process, program).await,
-        "postgres" => servers::postgres(walk, &process, &program).await,
-        _ => Ok(()),
+        "busybox" => {
+            let argv = fuel.copies(process.argv.iter().skip(1).map(String::as_str));
+            start(walk, &process.then(argv, &fuel));
+        }
+        name if SHELLS.contains(&name) => shell::run(walk, process),
+        _ if target.starts_with("python") => python::run(walk, process, program),
+        "node" | "nodejs" => node::run(walk, process, program),
+        "java" => java::run(walk, process, program),
+        "nginx" => servers::nginx(walk, process, program),
+        "postgres" => servers::postgres(walk, process, &program),
+        _ => {}
     }
 }
 
 /// The arguments of what a launcher starts.
-fn launched(name: &str, argv: &[String]) -> Option<Vec<String>> {
+fn launched(name: &str, argv: &[String], fuel: &Fuel) -> Option<Vec<String>> {
     let (_, valued, before) = LAUNCHERS.iter().find(|(launcher, _, _)| *launcher == name)?;
     let mut rest = argv.get(1..)?;
-    while let [word, behind @ ..] = rest {
+    while let [word, behind @ ..] = rest
+        && fuel.burn(1)
+    {
         rest = match word.as_str() {
             "--" => {
                 rest = behind;
@@ -150,11 +174,11 @@ fn launched(name: &str, argv: &[String]) -> Option<Vec<String>> {
             _ => break,
         };
     }
-    rest.get(*before..).map(<[String]>::to_vec)
+    rest.get(*before..).map(|argv| fuel.copies(argv.iter().map(String::as_str)))
 }
 
 /// The process that interprets a text.
-fn interpreted(process: &Process, path: &str, text: &str) -> Process {
+fn interpreted(process: &Process, path: &str, text: &str, fuel: &Fuel) -> Process {
     let mut argv = match shebang(text) {
         Some((interpreter, argument)) => std::iter::once(interpreter).chain(argument).collect(),
         None => vec!["/bin/sh".to_owned()],
@@ -166,9 +190,9 @@ fn interpreted(process: &Process, path: &str, text: &str) -> Process {
     {
         argv = std::iter::once(env.clone()).chain(words.split_whitespace().map(str::to_owned)).collect();
     }
-    argv.push(path.to_owned());
-    argv.extend(process.argv.iter().skip(1).cloned());
-    process.then(argv)
+    argv.push(fuel.copy(path));
+    argv.extend(fuel.copies(process.argv.iter().skip(1).map(String::as_str)));
+    process.then(argv, fuel)
 }
 
 /// The interpreter in a script's first line, and its one argument.
@@ -203,9 +227,9 @@ mod tests {
             ("nice app", "app"),
         ] {
             let argv = words(line);
-            assert_eq!(launched(&argv[0], &argv), Some(words(starts)), "{line}");
+            assert_eq!(launched(&argv[0], &argv, &Fuel::new()), Some(words(starts)), "{line}");
         }
-        assert_eq!(launched("app", &words("app x")), None);
+        assert_eq!(launched("app", &words("app x"), &Fuel::new()), None);
     }
 
     #[test]
@@ -220,7 +244,7 @@ mod tests {
     #[test]
     fn a_text_is_run_by_its_interpreter() {
         let process = Process { argv: words("app one"), env: BTreeMap::new(), directory: "/".to_owned(), depth: 0 };
-        let argv = |text| interpreted(&process, "/bin/app", text).argv;
+        let argv = |text| interpreted(&process, "/bin/app", text, &Fuel::new()).argv;
         assert_eq!(argv("#!/usr/bin/env -S python3 -u"), words("/usr/bin/env python3 -u /bin/app one"));
         assert_eq!(argv("#!/bin/bash -e"), words("/bin/bash -e /bin/app one"));
         assert_eq!(argv("echo"), words("/bin/sh /bin/app one"));

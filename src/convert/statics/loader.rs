@@ -3,18 +3,23 @@
 //! Directories are searched as ld.so(8) and musl's ldso search them. The loader's cache is not read: it was made from
 //! the directories of `ld.so.conf`. Variants for processors (`glibc-hwcaps`) depend on the node and are left out.
 
+use std::borrow::Cow;
 use std::collections::{HashSet, VecDeque};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use super::elf::Elf;
+use super::fuel::Fuel;
 use super::view::{Found, join, parent};
 use super::walk::Walk;
-use crate::convert::error::Error;
+use estargz::toc::NodeId;
 
 /// Most libraries of one process.
 const MAX_LIBRARIES: usize = 1024;
 /// Most directories that a configuration may add.
 const MAX_DIRECTORIES: usize = 128;
+/// The longest path (Linux, `PATH_MAX`).
+const MAX_PATH: usize = 4096;
 /// How deep `ld.so.conf` includes itself.
 const MAX_INCLUDES: usize = 4;
 /// What is behind the directories of the configuration, in Debian's order for a triplet and without.
@@ -49,39 +54,30 @@ struct Object {
     /// Its own directory, for `$ORIGIN`.
     origin: String,
     /// `DT_RPATH` of what it was loaded by.
-    inherited: Vec<String>,
+    inherited: Rc<[String]>,
 }
 
 impl Loader {
     /// Loads an executable: names its interpreter, the loader's own files and all libraries.
-    pub(super) async fn load(
-        walk: &mut Walk<'_>,
-        program: &Found,
-        main: Arc<Elf>,
-        ld_library_path: &[String],
-    ) -> Result<Self, Error> {
-        let mut loader = Self {
-            main: Arc::clone(&main),
-            ld_library_path: ld_library_path.to_vec(),
-            directories: Vec::new(),
-            names: HashSet::new(),
-        };
+    pub(super) fn load(walk: &mut Walk<'_>, program: &Found, main: Arc<Elf>, ld_library_path: Vec<String>) -> Self {
+        let mut loader =
+            Self { main: Arc::clone(&main), ld_library_path, directories: Vec::new(), names: HashSet::new() };
         // A static executable loads nothing.
         if let Some(interpreter) = &main.interpreter {
             walk.name_path(interpreter);
             loader.names.insert(interpreter.clone());
-            loader.directories = directories(walk, &main, interpreter).await?;
-            loader.add(walk, program, main).await?;
+            loader.directories = directories(walk, &main, interpreter);
+            loader.add(walk, program, main);
         }
-        Ok(loader)
+        loader
     }
 
     /// Loads a library into the process, as `dlopen` does, and what it needs.
-    pub(super) async fn open(&mut self, walk: &mut Walk<'_>, library: &Found) -> Result<(), Error> {
+    pub(super) fn open(&mut self, walk: &mut Walk<'_>, library: &Found) {
         walk.name(library);
-        match walk.elf(library).await? {
-            Some(elf) if elf.fits(&self.main) => self.add(walk, library, elf).await,
-            _ => Ok(()),
+        match walk.elf(library) {
+            Some(elf) if elf.fits(&self.main) => self.add(walk, library, elf),
+            _ => {}
         }
     }
 
@@ -96,62 +92,63 @@ impl Loader {
     }
 
     /// Names what `file` needs, breadth first as the loader does.
-    async fn add(&mut self, walk: &mut Walk<'_>, file: &Found, elf: Arc<Elf>) -> Result<(), Error> {
-        let mut queue = VecDeque::from([Object { elf, origin: origin(file), inherited: Vec::new() }]);
-        while let Some(object) = queue.pop_front() {
+    fn add(&mut self, walk: &mut Walk<'_>, file: &Found, elf: Arc<Elf>) {
+        let mut queue = VecDeque::from([Object { elf, origin: origin(file), inherited: Rc::default() }]);
+        let fuel = walk.fuel.clone();
+        while let Some(object) = queue.pop_front().filter(|_| fuel.lasts()) {
             let elf = Arc::clone(&object.elf);
-            let rpath = rpath(&object);
-            for name in &elf.needed {
-                if self.names.len() >= MAX_LIBRARIES || !self.names.insert(name.clone()) {
+            let rpath = rpath(&object, &fuel);
+            for name in fuel.each(&elf.needed) {
+                if self.names.len() >= MAX_LIBRARIES || !self.names.insert(fuel.copy(name)) {
                     continue;
                 }
-                if let Some((library, elf)) = self.find(walk, &object, &rpath, name).await? {
+                if let Some((library, elf)) = self.find(walk, &object, &rpath, name) {
                     walk.name(&library);
-                    queue.push_back(Object { elf, origin: origin(&library), inherited: rpath.clone() });
+                    queue.push_back(Object { elf, origin: origin(&library), inherited: Rc::clone(&rpath) });
                 }
             }
         }
-        Ok(())
     }
 
-    async fn find(
-        &self,
-        walk: &mut Walk<'_>,
-        object: &Object,
-        rpath: &[String],
-        name: &str,
-    ) -> Result<Option<(Found, Arc<Elf>)>, Error> {
-        let candidates: Vec<String> = if name.contains('/') {
-            vec![self.expanded(name, &object.origin)]
-        } else {
-            // A library's DT_RUNPATH takes the place of all DT_RPATHs.
-            let rpath = if object.elf.runpath.is_empty() { rpath } else { &[] };
-            let runpath = object.elf.runpath.iter().map(|path| self.expanded(path, &object.origin));
-            let own = rpath.iter().cloned().chain(self.ld_library_path.iter().cloned()).chain(runpath);
-            own.chain(self.directories.iter().cloned()).map(|directory| join(&directory, name)).collect()
-        };
-        for path in candidates {
-            let Some(found) = walk.view.file(&path) else { continue };
-            match walk.elf(&found).await? {
-                Some(elf) if elf.fits(&self.main) => return Ok(Some((found, elf))),
-                _ => {}
-            }
+    fn find(&self, walk: &mut Walk<'_>, object: &Object, rpath: &[String], name: &str) -> Option<(Found, Arc<Elf>)> {
+        let fuel = walk.fuel.clone();
+        if name.contains('/') {
+            let path = expanded(name, &object.origin, &self.main, &fuel);
+            return self.fitting(walk, &path);
         }
-        Ok(None)
+        // A library's DT_RUNPATH takes the place of all DT_RPATHs.
+        let rpath = if object.elf.runpath.is_empty() { rpath } else { &[] };
+        let runpath = object.elf.runpath.iter();
+        let runpath = runpath.map(|path| Cow::Owned(expanded(path, &object.origin, &self.main, &fuel)));
+        let own = rpath.iter().chain(&self.ld_library_path).map(Cow::Borrowed).chain(runpath);
+        let mut all = fuel.each(own.chain(self.directories.iter().map(Cow::Borrowed)));
+        all.find_map(|directory| self.fitting(walk, &join(&directory, name)))
     }
 
-    fn expanded(&self, path: &str, origin: &str) -> String {
-        expanded(path, origin, &self.main)
+    /// The library at a path, if it can be in this process.
+    fn fitting(&self, walk: &mut Walk<'_>, path: &str) -> Option<(Found, Arc<Elf>)> {
+        let found = walk.view.file(path)?;
+        let elf = walk.elf(&found).filter(|elf| elf.fits(&self.main))?;
+        Some((found, elf))
     }
 }
 
 /// The object's `DT_RPATH` and that of those which loaded it, in the order of the search.
-fn rpath(object: &Object) -> Vec<String> {
-    let own = object.elf.rpath.iter().map(|path| expanded(path, &object.origin, &object.elf));
-    own.chain(object.inherited.iter().cloned()).collect()
+fn rpath(object: &Object, fuel: &Fuel) -> Rc<[String]> {
+    if object.elf.rpath.is_empty() {
+        return Rc::clone(&object.inherited);
+    }
+    let own = fuel.each(&object.elf.rpath).map(|path| expanded(path, &object.origin, &object.elf, fuel));
+    own.chain(fuel.copies(object.inherited.iter().map(String::as_str))).collect()
 }
 
-fn expanded(path: &str, origin: &str, elf: &Elf) -> String {
+/// A path with the loader's words replaced, unless it would be too long for one: each word may be replaced by thousands of
+/// letters.
+fn expanded(path: &str, origin: &str, elf: &Elf, fuel: &Fuel) -> String {
+    let longest = path.len().max(path.matches('$').count() * origin.len() + path.len());
+    if longest > MAX_PATH || !fuel.make(longest) {
+        return path.to_owned();
+    }
     let lib = if elf.is_64 { "lib64" } else { "lib" };
     let path = path.replace("${ORIGIN}", origin).replace("$ORIGIN", origin);
     path.replace("${LIB}", lib).replace("$LIB", lib)
@@ -162,55 +159,68 @@ fn origin(file: &Found) -> String {
 }
 
 /// Names the loader's own files and gives the directories they speak of.
-async fn directories(walk: &mut Walk<'_>, main: &Elf, interpreter: &str) -> Result<Vec<String>, Error> {
+fn directories(walk: &mut Walk<'_>, main: &Elf, interpreter: &str) -> Vec<String> {
+    let fuel = walk.fuel.clone();
     if let Some(musl) = interpreter.rsplit('/').next().and_then(|name| name.strip_prefix("ld-musl-")) {
         let architecture = musl.trim_end_matches(".so.1");
         let Some(path) = walk.name_path(&format!("/etc/ld-musl-{architecture}.path")) else {
-            return Ok(MUSL_DIRECTORIES.iter().map(|path| (*path).to_owned()).collect());
+            return MUSL_DIRECTORIES.iter().map(|path| (*path).to_owned()).collect();
         };
-        let text = walk.text(&path).await?;
-        return Ok(text.split([':', '\n']).filter(|path| !path.is_empty()).map(str::to_owned).collect());
+        let text = walk.text(&path);
+        return fuel.copies(text.split([':', '\n']).filter(|path| !path.is_empty()).take(MAX_DIRECTORIES));
     }
     walk.name_path("/etc/ld.so.preload");
     walk.name_path("/etc/ld.so.cache");
-    let mut all = configured(walk, "/etc/ld.so.conf", MAX_INCLUDES).await?;
+    let mut configured = Configured { directories: Vec::new(), read: HashSet::new() };
+    configured.read(walk, "/etc/ld.so.conf", MAX_INCLUDES);
+    let mut all = configured.directories;
     let triplet = TRIPLETS.iter().find(|(machine, is_64, _)| (*machine, *is_64) == (main.machine, main.is_64));
     if let Some((_, _, triplet)) = triplet {
         all.extend([format!("/lib/{triplet}"), format!("/usr/lib/{triplet}")]);
     }
     all.truncate(MAX_DIRECTORIES);
     all.extend(DEFAULT_DIRECTORIES.iter().map(|path| (*path).to_owned()));
-    Ok(all)
+    all
 }
 
 /// The directories of an `ld.so.conf` and of what it includes (ldconfig(8)).
-async fn configured(walk: &mut Walk<'_>, path: &str, depth: usize) -> Result<Vec<String>, Error> {
-    let Some(file) = walk.view.file(path) else { return Ok(Vec::new()) };
-    let text = walk.text(&file).await?;
-    let mut all = Vec::new();
-    for line in text.lines() {
-        let line = line.split('#').next().unwrap_or_default().trim();
-        match line.strip_prefix("include") {
-            Some(pattern) if depth > 0 => {
-                for path in globbed(walk, &join(parent(path), pattern.trim())) {
-                    all.extend(Box::pin(configured(walk, &path, depth - 1)).await?);
-                }
+struct Configured {
+    directories: Vec<String>,
+    /// What was read: a second time it says nothing new.
+    read: HashSet<(usize, NodeId)>,
+}
+
+impl Configured {
+    fn read(&mut self, walk: &mut Walk<'_>, path: &str, depth: usize) {
+        let Some(file) = walk.view.file(path).filter(|file| self.read.insert((file.layer, file.node))) else { return };
+        let (text, fuel) = (walk.text(&file), walk.fuel.clone());
+        for line in fuel.each(text.lines()) {
+            if self.directories.len() >= MAX_DIRECTORIES {
+                return;
             }
-            Some(_) => {}
-            None if line.starts_with('/') => all.push(line.to_owned()),
-            None => {}
+            let line = line.split('#').next().unwrap_or_default().trim();
+            match line.strip_prefix("include") {
+                Some(pattern) if depth > 0 => {
+                    for path in fuel.each(globbed(walk, &join(parent(path), pattern.trim()))) {
+                        self.read(walk, &path, depth - 1);
+                    }
+                }
+                Some(_) => {}
+                None if line.starts_with('/') => self.directories.push(fuel.copy(line)),
+                None => {}
+            }
         }
     }
-    Ok(all)
 }
 
 /// The files of a pattern with at most one `*`, in its last name.
 pub(super) fn globbed(walk: &Walk<'_>, pattern: &str) -> Vec<String> {
+    let fuel = &walk.fuel;
     let Some((directory, name)) = pattern.rsplit_once('/') else { return Vec::new() };
-    let Some((prefix, suffix)) = name.split_once('*') else { return vec![pattern.to_owned()] };
+    let Some((prefix, suffix)) = name.split_once('*') else { return vec![fuel.copy(pattern)] };
     let fits =
         |name: &String| name.len() >= prefix.len() + suffix.len() && name.starts_with(prefix) && name.ends_with(suffix);
     let is_hidden = |name: &String| name.starts_with('.') && !prefix.starts_with('.');
-    let names = walk.view.names(directory).into_iter().filter(fits).filter(|name| !is_hidden(name));
-    names.map(|name| join(directory, &name)).collect()
+    let names = fuel.each(walk.view.names(directory)).filter(fits).filter(|name| !is_hidden(name));
+    names.take_while(|name| fuel.make(directory.len() + name.len())).map(|name| join(directory, &name)).collect()
 }

@@ -5,7 +5,6 @@ use super::loader::globbed;
 use super::system;
 use super::view::{join, parent};
 use super::walk::Walk;
-use crate::convert::error::Error;
 use estargz::toc::Kind;
 
 /// Most files of one server's configuration.
@@ -70,31 +69,32 @@ const DATABASE: &[&str] = &[
 const TEMPLATES: &[&str] = &["1", "4"];
 
 /// Runs nginx.
-pub(super) async fn nginx(walk: &mut Walk<'_>, process: &Process, mut program: Program) -> Result<(), Error> {
-    let given = process.argv.iter().skip_while(|word| *word != "-c").nth(1);
+pub(super) fn nginx(walk: &mut Walk<'_>, process: &Process, mut program: Program) {
+    let fuel = walk.fuel.clone();
+    let given = fuel.each(&process.argv).skip_while(|word| *word != "-c").nth(1);
     let main = given.map_or(NGINX.to_owned(), |path| join(parent(NGINX), path));
     let base = parent(&main).to_owned();
     let mut left = vec![main];
     let mut roots = Vec::new();
     let mut seen = 0;
-    while let Some(path) = left.pop() {
+    while let Some(path) = left.pop().filter(|_| fuel.burn(1)) {
         let Some(file) = walk.view.file(&path).filter(|_| seen < MAX_CONFIGURATION) else { continue };
         if !walk.name(&file) {
             continue;
         }
         seen += 1;
-        let text = walk.text(&file).await?;
+        let text = walk.text(&file);
         let mut included = Vec::new();
-        for (directive, value) in directives(&text) {
+        for (directive, value) in fuel.each(directives(&text)) {
             match directive {
                 "include" => included.extend(globbed(walk, &join(&base, value))),
                 "load_module" => {
                     let places = NGINX_PREFIXES.iter().map(|prefix| join(prefix, value));
                     if let Some(module) = places.into_iter().find_map(|path| walk.view.file(&path)) {
-                        program.loader.open(walk, &module).await?;
+                        program.loader.open(walk, &module);
                     }
                 }
-                "root" => roots.push(value.to_owned()),
+                "root" => roots.push(fuel.copy(value)),
                 name if NGINX_FILES.contains(&name) => drop(walk.name_path(&join(&base, value))),
                 _ => {}
             }
@@ -103,10 +103,9 @@ pub(super) async fn nginx(walk: &mut Walk<'_>, process: &Process, mut program: P
     }
     system::name_users(walk);
     // The first request is for the root, as far as anyone can say.
-    for root in roots {
+    for root in fuel.each(roots) {
         walk.name_path(&join(&root, "index.html"));
     }
-    Ok(())
 }
 
 /// The directives of a configuration and their first values.
@@ -119,9 +118,10 @@ fn directives(text: &str) -> impl Iterator<Item = (&str, &str)> {
 }
 
 /// Runs PostgreSQL.
-pub(super) async fn postgres(walk: &mut Walk<'_>, process: &Process, program: &Program) -> Result<(), Error> {
+pub(super) fn postgres(walk: &mut Walk<'_>, process: &Process, program: &Program) {
+    let fuel = walk.fuel.clone();
     let mut data = process.variable("PGDATA").map(str::to_owned);
-    let mut words = process.argv.iter().skip(1);
+    let mut words = fuel.each(process.argv.iter().skip(1));
     while let Some(word) = words.next() {
         match word.strip_prefix("-D") {
             Some("") => data = words.next().cloned().or(data),
@@ -132,7 +132,7 @@ pub(super) async fn postgres(walk: &mut Walk<'_>, process: &Process, program: &P
             walk.name_path(&process.absolute(path));
         }
     }
-    let Some(data) = data.map(|path| process.absolute(&path)) else { return Ok(()) };
+    let Some(data) = data.map(|path| process.absolute(&path)) else { return };
     for share in share(program) {
         walk.name_path(&join(&share, "timezonesets/Default"));
     }
@@ -142,15 +142,14 @@ pub(super) async fn postgres(walk: &mut Walk<'_>, process: &Process, program: &P
             name_all(walk, &path);
         }
     }
-    let databases = walk.view.names(&join(&data, "base")).into_iter();
+    let databases = fuel.each(walk.view.names(&join(&data, "base")));
     let databases = databases.filter(|name| !TEMPLATES.contains(&name.as_str())).map(|name| format!("base/{name}"));
     let tables = DATABASE.iter();
     let shared = GLOBAL.iter().map(|table| format!("global/{table}"));
     let own = databases.take(MAX_DATABASE).flat_map(|base| tables.clone().map(move |table| format!("{base}/{table}")));
-    for path in shared.chain(own) {
+    for path in fuel.each(shared.chain(own)) {
         walk.name_path(&join(&data, &path));
     }
-    Ok(())
 }
 
 /// Where the server's own tables may be, seen from its program.
@@ -163,7 +162,8 @@ fn share(program: &Program) -> Vec<String> {
 }
 
 fn name_all(walk: &mut Walk<'_>, directory: &str) {
-    for name in walk.view.names(directory).into_iter().take(MAX_DATABASE) {
+    let fuel = walk.fuel.clone();
+    for name in fuel.each(walk.view.names(directory)).take(MAX_DATABASE) {
         if let Some(file) = walk.view.resolve(&join(directory, &name)).filter(|found| found.kind == Kind::File) {
             walk.name(&file);
         }

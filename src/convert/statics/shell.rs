@@ -1,13 +1,12 @@
 //! What a shell script starts and reads, as far as its words say it. Conditions are not judged: both ways count.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, VecDeque};
 
+use super::fuel::Fuel;
 use super::launch::{Process, start};
 use super::view::{base_name, join};
 use super::walk::Walk;
 use super::words::{Command, commands};
-use crate::convert::error::Error;
 use estargz::toc::Kind;
 
 /// Most commands of one script that are looked at.
@@ -40,8 +39,9 @@ struct Shell {
 }
 
 /// Runs a shell: its script, or what is behind `-c`.
-pub(super) async fn run(walk: &mut Walk<'_>, process: &Process) -> Result<(), Error> {
-    let mut words = process.argv.iter().skip(1);
+pub(super) fn run(walk: &mut Walk<'_>, process: &Process) {
+    let fuel = walk.fuel.clone();
+    let mut words = fuel.each(process.argv.iter().skip(1));
     let mut is_text = false;
     let script = loop {
         match words.next() {
@@ -51,95 +51,95 @@ pub(super) async fn run(walk: &mut Walk<'_>, process: &Process) -> Result<(), Er
             other => break other,
         }
     };
-    let Some(script) = script else { return Ok(()) };
-    let mut shell = Shell { process: process.clone(), arguments: words.cloned().collect(), sources: 0 };
+    let Some(script) = script else { return };
+    // The first word behind a text is the name that the shell goes by.
+    let arguments = fuel.copies(words.skip(usize::from(is_text)).map(String::as_str));
+    let mut shell = Shell { process: process.then(Vec::new(), &fuel), arguments, sources: 0 };
+    shell.process.depth = process.depth;
     if is_text {
-        // The first word behind the text is the name that the shell goes by.
-        shell.arguments = shell.arguments.into_iter().skip(1).collect();
-        return shell.text(walk, &Arc::from(script.as_str())).await;
+        return shell.text(walk, script);
     }
-    shell.source(walk, script).await
+    shell.source(walk, script)
 }
 
 impl Shell {
-    async fn source(&mut self, walk: &mut Walk<'_>, script: &str) -> Result<(), Error> {
-        let Some((_, file)) = self.process.find(walk, script) else { return Ok(()) };
+    fn source(&mut self, walk: &mut Walk<'_>, script: &str) {
+        let Some((_, file)) = self.process.find(walk, script) else { return };
         if self.sources >= MAX_SOURCES {
-            return Ok(());
+            return;
         }
         self.sources += 1;
         walk.name(&file);
-        let text = walk.text(&file).await?;
-        Box::pin(self.text(walk, &text)).await
+        let text = walk.text(&file);
+        self.text(walk, &text)
     }
 
-    async fn text(&mut self, walk: &mut Walk<'_>, text: &str) -> Result<(), Error> {
-        for command in commands(text).into_iter().take(MAX_COMMANDS) {
-            self.command(walk, &command).await?;
+    fn text(&mut self, walk: &mut Walk<'_>, text: &str) {
+        let fuel = walk.fuel.clone();
+        for command in fuel.each(commands(text, MAX_COMMANDS, &fuel)) {
+            self.command(walk, &command);
         }
-        Ok(())
     }
 
-    async fn command(&mut self, walk: &mut Walk<'_>, command: &Command) -> Result<(), Error> {
-        let mut words: Vec<String> = command.expanded(&self.process.env, &self.arguments);
+    fn command(&mut self, walk: &mut Walk<'_>, command: &Command) {
+        let fuel = walk.fuel.clone();
+        let mut words = VecDeque::from(command.expanded(&self.process.env, &self.arguments, &fuel));
         let mut assigned = BTreeMap::new();
-        loop {
-            match words.first() {
-                Some(word) if BEFORE.contains(&word.as_str()) => drop(words.remove(0)),
-                Some(word) => match assignment(word) {
-                    Some((name, value)) => {
-                        assigned.insert(name.to_owned(), value.to_owned());
-                        words.remove(0);
-                    }
-                    None => break,
-                },
-                None => break,
+        while let Some(word) = words.front().filter(|_| fuel.burn(1)) {
+            if let Some((name, value)) = assignment(word) {
+                assigned.insert(fuel.copy(name), fuel.copy(value));
+            } else if !BEFORE.contains(&word.as_str()) {
+                break;
             }
+            words.pop_front();
         }
-        let Some(name) = words.first().cloned() else {
-            self.process.env.extend(assigned);
-            return Ok(());
+        let Some(name) = words.pop_front() else {
+            self.process.set(assigned, &fuel);
+            return;
         };
         match name.as_str() {
-            "export" => self.process.env.extend(words.iter().filter_map(|word| assignment(word)).map(owned)),
-            "cd" => self.change_directory(walk, words.get(1)),
-            "set" => self.set(&words),
+            "export" => {
+                let pairs = fuel.each(&words).filter_map(|word| assignment(word));
+                let pairs = pairs.map(|(name, value)| (fuel.copy(name), fuel.copy(value)));
+                self.process.set(pairs.collect(), &fuel);
+            }
+            "cd" => self.change_directory(walk, words.front()),
+            "set" => self.set(&words.into(), &fuel),
             "." | "source" => {
-                if let Some(script) = words.get(1) {
-                    self.source(walk, script).await?;
+                if let Some(script) = words.front() {
+                    self.source(walk, script);
                 }
             }
             name if BUILTINS.contains(&name) => {}
             _ => {
-                let files = words.split_off(1);
-                let argv: Vec<String> = std::iter::once(name).chain(files.iter().cloned()).collect();
-                let mut process = self.process.then(argv);
-                process.env.extend(assigned);
-                start(walk, process).await?;
-                self.mentioned(walk, &files).await?;
+                let files = Vec::from(words);
+                let argv = fuel.copies(std::iter::once(&name).chain(&files).map(String::as_str));
+                let mut process = self.process.then(argv, &fuel);
+                process.set(assigned, &fuel);
+                start(walk, &process);
+                self.mentioned(walk, &files);
             }
         }
-        Ok(())
     }
 
     /// Absolute paths among a command's words: it reads the files, and runs what is in directories made for that.
-    async fn mentioned(&self, walk: &mut Walk<'_>, words: &[String]) -> Result<(), Error> {
-        for word in words.iter().filter(|word| word.starts_with('/')) {
+    fn mentioned(&self, walk: &mut Walk<'_>, words: &[String]) {
+        let fuel = walk.fuel.clone();
+        for word in fuel.each(words).filter(|word| word.starts_with('/')) {
             if VOLATILE.iter().any(|directory| word.starts_with(directory)) {
                 continue;
             }
             match walk.view.resolve(word) {
                 Some(found) if found.kind == Kind::File => drop(walk.name(&found)),
                 Some(found) if found.kind == Kind::Directory && base_name(&found.path).ends_with(".d") => {
-                    let names = walk.view.names(word).into_iter();
-                    for name in names.filter(|name| name.ends_with("sh")).take(MAX_PARTS) {
-                        start(walk, self.process.then(vec![join(word, &name)])).await?;
+                    let names = fuel.each(walk.view.names(word)).filter(|name| name.ends_with("sh"));
+                    for name in names.take(MAX_PARTS) {
+                        start(walk, &self.process.then(vec![join(word, &name)], &fuel));
                     }
                 }
                 _ => {}
             }
         }
-        Ok(())
     }
 
     fn change_directory(&mut self, walk: &Walk<'_>, to: Option<&String>) {
@@ -150,15 +150,11 @@ impl Shell {
     }
 
     /// `set -- server "$@"` stands where the arguments are options alone, or none.
-    fn set(&mut self, words: &[String]) {
+    fn set(&mut self, words: &Vec<String>, fuel: &Fuel) {
         let is_for_us = self.arguments.first().is_none_or(|first| first.starts_with('-'));
-        let (Some(behind), true) = (words.iter().position(|word| word == "--"), is_for_us) else { return };
-        self.arguments = words.iter().skip(behind + 1).cloned().collect();
+        let (Some(behind), true) = (fuel.each(words).position(|word| word == "--"), is_for_us) else { return };
+        self.arguments = fuel.copies(words.iter().skip(behind + 1).map(String::as_str));
     }
-}
-
-fn owned((name, value): (&str, &str)) -> (String, String) {
-    (name.to_owned(), value.to_owned())
 }
 
 /// `NAME=value`.

@@ -5,6 +5,9 @@ use std::ops::Range;
 
 use object::ReadRef;
 
+/// Most bytes of one file that are held: the string tables of the largest libraries with the chunks they lie in.
+const MAX_HELD: u64 = 96 << 20;
+
 /// Pieces of a file's content.
 #[derive(Debug, Default)]
 pub(super) struct Sparse {
@@ -41,6 +44,12 @@ impl Sparse {
             touches
         });
         self.missing.set(None);
+    }
+
+    /// Whether so many bytes more can be held.
+    pub(super) fn has_room_for(&self, bytes: u64) -> bool {
+        let held: u64 = self.pieces.iter().map(|(_, piece)| piece.len() as u64).sum();
+        held.saturating_add(bytes) <= MAX_HELD
     }
 
     /// What was asked for in vain since the last piece came.

@@ -19,6 +19,8 @@ const CERTIFICATES: &[&str] = &[
 ];
 /// The functions that ask for users and groups.
 const USERS: &[&str] = &["getpwnam", "getpwuid", "getpwuid_r", "getgrnam", "initgroups"];
+/// The longest name of a locale (Linux, `NAME_MAX`).
+const MAX_LOCALE: usize = 255;
 const LOCALES: &str = "/usr/lib/locale";
 /// What a locale consists of, in the order in which `setlocale(LC_ALL, "")` opens it (glibc, `locale/findlocale.c`).
 const CATEGORIES: &[&str] = &[
@@ -89,7 +91,8 @@ pub(super) fn name_time_zone(walk: &mut Walk<'_>, process: &Process) {
 /// The locale that the environment asks for, unless it is one that needs no files.
 pub(super) fn locale(process: &Process) -> Option<&str> {
     let asked = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().find_map(|name| process.variable(name));
-    asked.filter(|name| !matches!(*name, "C" | "POSIX") && !name.contains('/'))
+    let is_name = |name: &&str| name.len() <= MAX_LOCALE && !name.contains('/');
+    asked.filter(is_name).filter(|name| !matches!(*name, "C" | "POSIX"))
 }
 
 /// Names the locale that the environment asks for.
@@ -110,7 +113,8 @@ pub(super) fn name_categories(walk: &mut Walk<'_>, locale: &str, categories: &[&
         walk.name_path(&format!("{LOCALES}/{directory}/{category}"));
     }
     // The converters of the locale's character set.
-    for name in walk.view.names("/usr/lib") {
+    let fuel = walk.fuel.clone();
+    for name in fuel.each(walk.view.names("/usr/lib")) {
         walk.name_path(&format!("/usr/lib/{name}/gconv/gconv-modules.cache"));
     }
 }

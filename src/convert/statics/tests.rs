@@ -8,26 +8,25 @@ use estargz::toc::Kind;
 use estargz::write::{Options, write};
 use proptest::prelude::*;
 
+use super::blobs::{Blob, Piece};
 use super::view::View;
 use super::*;
-use crate::store::records::LayerRecord;
-use crate::store::{Generation, LayerOutcome, Store};
 
 /// What a layer has at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Node {
+pub(super) enum Node {
     File(Vec<u8>),
     Directory,
     Symlink(String),
 }
 
-type Layer = BTreeMap<String, Node>;
+pub(super) type Layer = BTreeMap<String, Node>;
 
-fn text(text: &str) -> Node {
+pub(super) fn text(text: &str) -> Node {
     Node::File(text.as_bytes().to_vec())
 }
 
-fn layer(entries: &[(&str, Node)]) -> Layer {
+pub(super) fn layer(entries: &[(&str, Node)]) -> Layer {
     entries.iter().map(|(path, node)| ((*path).to_owned(), node.clone())).collect()
 }
 
@@ -59,48 +58,41 @@ fn blob(layer: &Layer) -> (Vec<u8>, estargz::write::Written) {
     (blob, written)
 }
 
-/// A stored layer.
-async fn stored(store: &Store, layer: &Layer) -> ConvertedLayer {
-    let (blob, written) = blob(layer);
-    let (generation, source) = (Generation("g".to_owned()), Digest::sha256_of(&blob));
-    let mut upload = store.upload_layer(&generation, &source, 0).await.unwrap();
-    upload.write(blob.into()).await.unwrap();
-    let digest = |digest: estargz::Digest| digest.to_string().parse::<Digest>().unwrap();
-    upload.finish(&source).await.unwrap();
-    let converted = ConvertedLayer {
-        digest: source.clone(),
-        size: written.blob_size,
-        diff_id: digest(written.diff_id),
-        uncompressed_size: written.uncompressed_size,
-        source_diff_id: digest(written.source_diff_id),
-        source_size: written.source_size,
-        toc_digest: digest(written.toc_digest),
-        compression: "gzip".to_owned(),
-        external_toc: None,
-        zstd_manifest_position: None,
-        zstd_manifest_checksum: None,
+/// What is told of an image of these layers, and the blobs themselves.
+pub(super) fn image(layers: &[Option<Layer>], configuration: &serde_json::Value) -> (Task, Vec<Vec<u8>>) {
+    let built = layers.iter().map(|layer| {
+        let (blob, written) = layer.as_ref().map(blob)?;
+        let told =
+            super::Layer { size: written.blob_size, toc_digest: written.toc_digest.to_string(), external_toc: None };
+        Some((told, blob))
+    });
+    let (layers, blobs) =
+        built.map(|layer| layer.map_or((None, Vec::new()), |(told, blob)| (Some(told), blob))).unzip();
+    (Task { configuration: configuration.to_string(), layers }, blobs)
+}
+
+/// Gives pieces of blobs in memory.
+pub(super) fn reader(blobs: &[Vec<u8>]) -> Box<Read<'_>> {
+    let at = |piece: &Piece| {
+        let Blob::Layer(number) = piece.blob else { return Err(std::io::ErrorKind::NotFound.into()) };
+        let range = usize::try_from(piece.start).unwrap()..usize::try_from(piece.end).unwrap();
+        Ok(bytes::Bytes::copy_from_slice(&blobs[number as usize][range]))
     };
-    let record = LayerRecord { source, outcome: LayerOutcome::Converted(converted.clone()) };
-    store.put_layer(&generation, &record).await.unwrap();
-    converted
+    Box::new(move |pieces: &[Piece]| pieces.iter().map(at).collect())
 }
 
 /// The paths that are named for `argv`, in order; all come from the layers that have them.
-async fn named(layers: &[Layer], argv: &[&str]) -> Vec<String> {
-    let store = Store::in_memory();
-    let mut all = Vec::new();
-    for layer in layers {
-        all.push(Some(stored(&store, layer).await));
+fn named(layers: &[Layer], argv: &[&str]) -> Vec<String> {
+    let layers: Vec<Option<Layer>> = layers.iter().cloned().map(Some).collect();
+    let (task, blobs) = image(&layers, &serde_json::json!({"config": {"Cmd": argv}}));
+    let predicted = predict(&task, reader(&blobs)).unwrap();
+    assert_eq!(predicted.ended, None);
+    assert_eq!(Ok(&predicted), predict(&task, reader(&blobs)).as_ref(), "the same image, the same list");
+    for file in &predicted.files {
+        let layer = layers[file.layer as usize].as_ref().unwrap();
+        assert!(matches!(layer.get(&file.path), Some(Node::File(_))), "{file:?}");
     }
-    let execution =
-        || Execution { command: Some(argv.iter().map(|word| (*word).to_owned()).collect()), ..Execution::default() };
-    let tocs = Tocs::new(store);
-    let files = profile(&tocs, &all, execution()).await.unwrap();
-    assert_eq!(files, profile(&tocs, &all, execution()).await.unwrap(), "the same image, the same list");
-    for file in &files {
-        assert!(matches!(layers[file.layer as usize].get(&file.path), Some(Node::File(_))), "{file:?}");
-    }
-    files.into_iter().map(|file| file.path).collect()
+    predicted.files.into_iter().map(|file| file.path).collect()
 }
 
 /// Adds a file of this machine, and the links that lead to it.
@@ -140,7 +132,7 @@ fn ldd(program: &str) -> Vec<String> {
 }
 
 /// A layer with these programs and all they load.
-fn programs(programs: &[&str]) -> Layer {
+pub(super) fn programs(programs: &[&str]) -> Layer {
     let mut layer = Layer::new();
     for program in programs {
         add(&mut layer, program);
@@ -160,14 +152,14 @@ fn real(path: &str) -> String {
     Path::new(path).canonicalize().unwrap().strip_prefix("/").unwrap().to_str().unwrap().to_owned()
 }
 
-#[tokio::test]
-async fn a_programs_libraries_are_those_that_ldd_finds() {
+#[test]
+fn a_programs_libraries_are_those_that_ldd_finds() {
     for program in ["/bin/sh", "/usr/bin/curl"] {
         if !Path::new(program).exists() {
             continue;
         }
         let image = programs(&[program]);
-        let files = named(&[image], &[program]).await;
+        let files = named(&[image], &[program]);
         let is_library = |path: &&String| path.contains(".so") && !path.ends_with(".cache");
         let found: BTreeSet<String> = files.iter().filter(is_library).cloned().collect();
         let expected: BTreeSet<String> = ldd(program).iter().map(|path| real(path)).collect();
@@ -177,21 +169,21 @@ async fn a_programs_libraries_are_those_that_ldd_finds() {
     }
 }
 
-#[tokio::test]
-async fn an_upper_layer_replaces_removes_and_leads_elsewhere() {
+#[test]
+fn an_upper_layer_replaces_removes_and_leads_elsewhere() {
     let lower = layer(&[("bin/run", text("#!/bin/old\n")), ("bin/old", text("old")), ("opt/a/x", text("a"))]);
     let upper = layer(&[
         ("bin/.wh.old", text("")),
         ("bin/run", text("#!/opt/link/x\n")),
         ("opt/link", Node::Symlink("a".to_owned())),
     ]);
-    assert_eq!(named(&[lower.clone(), upper], &["run"]).await[..2], ["bin/run", "opt/a/x"]);
+    assert_eq!(named(&[lower.clone(), upper], &["run"])[..2], ["bin/run", "opt/a/x"]);
     let gone = layer(&[("bin/.wh..wh..opq", text(""))]);
-    assert_eq!(named(&[lower, gone], &["run"]).await, [""; 0]);
+    assert_eq!(named(&[lower, gone], &["run"]), [""; 0]);
 }
 
-#[tokio::test]
-async fn a_script_starts_what_it_names_and_becomes_what_it_is_given() {
+#[test]
+fn a_script_starts_what_it_names_and_becomes_what_it_is_given() {
     let mut image = programs(&["/bin/sh", "/usr/bin/env"]);
     let script = "#!/usr/bin/env sh\n. /lib.sh\nif [ \"$1\" = app ]; then helper /etc/app.conf >/dev/null; fi\nset -- no\nexec \"$@\"\n";
     for (path, content) in [
@@ -205,15 +197,15 @@ async fn a_script_starts_what_it_names_and_becomes_what_it_is_given() {
     ] {
         image.insert(path.to_owned(), text(content));
     }
-    let files = named(&[image], &["/entry", "app"]).await;
+    let files = named(&[image], &["/entry", "app"]);
     let own = ["entry", "lib.sh", "usr/bin/helper", "opt/more", "etc/app.conf", "usr/bin/app", "usr/bin/other"];
     let own: Vec<_> = files.iter().filter(|path| own.contains(&path.as_str())).collect();
     assert_eq!(own, ["entry", "lib.sh", "usr/bin/helper", "opt/more", "etc/app.conf", "usr/bin/app"]);
     assert!(files.contains(&real("/usr/bin/env")) && files.contains(&real("/bin/sh")), "{files:?}");
 }
 
-#[tokio::test]
-async fn what_starts_itself_comes_to_an_end() {
+#[test]
+fn what_starts_itself_comes_to_an_end() {
     let looped = layer(&[
         ("a", text("#!/b\n")),
         ("b", text("#!/a\n")),
@@ -221,17 +213,16 @@ async fn what_starts_itself_comes_to_an_end() {
         ("c", Node::Symlink("d".to_owned())),
         ("d", Node::Symlink("/c".to_owned())),
     ]);
-    assert_eq!(named(std::slice::from_ref(&looped), &["/a"]).await, ["a", "b"]);
-    assert_eq!(named(std::slice::from_ref(&looped), &["/c"]).await, [""; 0]);
-    assert_eq!(named(&[looped], &["sh"]).await, ["bin/sh"]);
+    assert_eq!(named(std::slice::from_ref(&looped), &["/a"]), ["a", "b"]);
+    assert_eq!(named(std::slice::from_ref(&looped), &["/c"]), [""; 0]);
+    assert_eq!(named(&[looped], &["sh"]), ["bin/sh"]);
 }
 
-#[tokio::test]
-async fn layers_without_a_record_are_not_looked_into() {
-    let store = Store::in_memory();
-    let upper = stored(&store, &layer(&[("bin/app", text("#!/bin/sh\n"))])).await;
-    let execution = Execution { command: Some(vec!["app".to_owned()]), ..Execution::default() };
-    let files = profile(&Tocs::new(store), &[None, Some(upper)], execution).await.unwrap();
+#[test]
+fn layers_without_a_record_are_not_looked_into() {
+    let upper = layer(&[("bin/app", text("#!/bin/sh\n"))]);
+    let (task, blobs) = image(&[None, Some(upper)], &serde_json::json!({"config": {"Cmd": ["app"]}}));
+    let files = predict(&task, reader(&blobs)).unwrap().files;
     let files: Vec<_> = files.iter().map(|file| (file.layer, file.path.as_str())).collect();
     assert_eq!(files, [(1, "bin/app")]);
 }
@@ -364,7 +355,7 @@ proptest! {
             let toc = estargz::UnverifiedToc::parse(section, &footer, &estargz::toc::Limits::default()).unwrap();
             std::sync::Arc::new(toc.verify(&written.toc_digest).unwrap())
         };
-        let view = View::new(layers.iter().map(|layer| Some(toc(layer))).collect());
+        let view = View::new(layers.iter().map(|layer| Some(toc(layer))).collect(), Fuel::new());
         let unpacked = Unpacked::new(&layers);
         for path in &paths {
             let found = view.resolve(path).map(|found| (found.layer, found.path, found.kind));

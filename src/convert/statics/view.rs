@@ -9,8 +9,14 @@ use std::sync::Arc;
 use estargz::Toc;
 use estargz::toc::{Kind, Node, NodeId};
 
+use super::fuel::Fuel;
+
 /// How many symbolic links a path may lead through (Linux, `MAXSYMLINKS`).
 const MAX_HOPS: usize = 40;
+/// The longest path that leads anywhere (Linux, `PATH_MAX`).
+const MAX_PATH: usize = 4096;
+/// What looking a name up in one layer takes, in steps: the name and its whiteout, each among all names of a directory.
+const STEPS_OF_LAYER: u64 = 4;
 /// Most components that are left to walk, those of links' targets among them: `PATH_MAX` holds half as many.
 const MAX_COMPONENTS: usize = 4096;
 /// How the name of a whiteout begins, and the name of the mark of an opaque directory.
@@ -23,6 +29,8 @@ const HIDDEN: [&str; 3] = [".prefetch.landmark", ".no.prefetch.landmark", "starg
 #[derive(Debug)]
 pub(super) struct View {
     layers: Vec<Option<Arc<Toc>>>,
+    root: Directory,
+    fuel: Fuel,
 }
 
 /// What a path leads to once all symbolic links are followed.
@@ -47,15 +55,21 @@ enum Child {
 
 impl View {
     /// Over the TOCs of an image's layers, bottom first.
-    pub(super) fn new(layers: Vec<Option<Arc<Toc>>>) -> Self {
-        Self { layers }
+    pub(super) fn new(layers: Vec<Option<Arc<Toc>>>, fuel: Fuel) -> Self {
+        let root = root(&layers);
+        Self { layers, root, fuel }
     }
 
-    /// What `path` leads to from the root; `None` if it leads nowhere.
+    /// What `path` leads to from the root; `None` if it leads nowhere, and once the fuel has ended.
     pub(super) fn resolve(&self, path: &str) -> Option<Found> {
+        // Whoever asks has put the path together, however long it is.
+        if !self.fuel.look_through(path.len() + self.root.len()) || path.len() > MAX_PATH || !self.fuel.make(path.len())
+        {
+            return None;
+        }
         let mut left: Vec<String> = reversed(path);
         let mut names: Vec<String> = Vec::new();
-        let mut walked = vec![self.root()];
+        let mut walked = vec![self.root.clone()];
         let mut hops = 0;
         while let Some(name) = left.pop() {
             if name == ".." {
@@ -77,20 +91,24 @@ impl View {
                     }
                     hops += 1;
                     let target = std::str::from_utf8(node.target()).ok()?;
+                    if hops > MAX_HOPS || !self.fuel.make(target.len()) {
+                        return None;
+                    }
                     // A hard link to a file of another layer names it from the root.
                     if target.starts_with('/') || node.kind() == Kind::DanglingLink {
                         names.clear();
                         walked.truncate(1);
                     }
                     left.extend(reversed(target));
-                    if hops > MAX_HOPS || left.len() > MAX_COMPONENTS {
+                    if left.len() > MAX_COMPONENTS {
                         return None;
                     }
                 }
             }
         }
         let (layer, id) = *walked.last()?.first()?;
-        Some(found(layer, self.node(layer, id)?, &names))
+        let node = self.node(layer, id)?;
+        self.fuel.lasts().then(|| found(layer, node, &names))
     }
 
     /// The regular file that `path` leads to.
@@ -103,17 +121,21 @@ impl View {
         self.resolve(path).is_some_and(|found| found.kind == Kind::Directory)
     }
 
-    /// The names in the directory that `path` leads to, in order; none if there is no such directory.
+    /// The names in the directory that `path` leads to, in order; none if there is no such directory, and once the fuel
+    /// has ended.
     pub(super) fn names(&self, path: &str) -> Vec<String> {
         let Some(found) = self.resolve(path).filter(|found| found.kind == Kind::Directory) else { return Vec::new() };
-        let mut directory = self.root();
+        let mut directory = self.root.clone();
         for name in components(&found.path) {
             let Some(Child::Directory(child)) = self.child(&directory, name) else { return Vec::new() };
             directory = child;
         }
         let nodes = directory.iter().filter_map(|(layer, id)| self.node(*layer, *id));
-        let all = nodes.flat_map(|node| node.children()).filter_map(|(name, _)| std::str::from_utf8(name).ok());
-        let mut names: Vec<String> = all.map(str::to_owned).collect();
+        let all = self
+            .fuel
+            .each(nodes.flat_map(|node| node.children()))
+            .filter_map(|(name, _)| std::str::from_utf8(name).ok());
+        let mut names = self.fuel.copies(all);
         names.sort_unstable();
         names.dedup();
         names.retain(|name| self.child(&directory, name).is_some());
@@ -129,19 +151,10 @@ impl View {
         self.layers.get(layer)?.as_deref()?.node(id)
     }
 
-    fn root(&self) -> Directory {
-        let mut root = Directory::new();
-        for (layer, toc) in self.layers.iter().enumerate().rev() {
-            let Some(toc) = toc else { continue };
-            root.push((layer, toc.root().id()));
-            if is_opaque(toc.root()) {
-                break;
-            }
-        }
-        root
-    }
-
     fn child(&self, directory: &Directory, name: &str) -> Option<Child> {
+        if !self.fuel.burn(1 + STEPS_OF_LAYER * directory.len() as u64) {
+            return None;
+        }
         let is_root = directory.first().is_some_and(|(_, id)| id.0 == 0);
         if name.starts_with(WHITEOUT) || is_root && HIDDEN.contains(&name) {
             return None;
@@ -168,6 +181,19 @@ impl View {
         }
         (!merged.is_empty()).then_some(Child::Directory(merged))
     }
+}
+
+/// The roots of the layers down to one that is opaque.
+fn root(layers: &[Option<Arc<Toc>>]) -> Directory {
+    let mut root = Directory::new();
+    for (layer, toc) in layers.iter().enumerate().rev() {
+        let Some(toc) = toc else { continue };
+        root.push((layer, toc.root().id()));
+        if is_opaque(toc.root()) {
+            break;
+        }
+    }
+    root
 }
 
 fn is_opaque(directory: Node<'_>) -> bool {

@@ -2,33 +2,28 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use estargz::Chunk;
 use estargz::toc::NodeId;
-use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 
+use super::blobs::{Blobs, Read, Task};
 use super::elf::{self, Elf, Refused};
+use super::fuel::{End, Fuel};
 use super::sparse::Sparse;
 use super::view::{Found, View};
-use crate::convert::error::Error;
-use crate::convert::tocs::Tocs;
 use crate::profile::{Extents, FileUse};
-use crate::store::records::ConvertedLayer;
 
 /// Most files that are named: far more than any start was seen to read, a quarter of what a profile may hold.
 const MAX_NAMED: usize = 4096;
-/// Most files that are read to learn what comes next, libraries among them.
-const MAX_READS: usize = 4096;
-/// Most bytes of them in all.
-const MAX_READ_BYTES: u64 = 1 << 30;
 /// The longest text that is read; longer ones are data, whatever they are called.
 const MAX_TEXT: u64 = 1 << 20;
-/// How long the reading may take; what is known by then is the answer.
-const MAX_TIME: Duration = Duration::from_secs(60);
 /// Most programs that are started; a script that starts more is a loop.
 const MAX_STARTS: usize = 256;
-/// Texts that are read at once, where the store is far away.
-const READS_AT_ONCE: usize = 16;
+/// Chunks that are asked for at once, where the store is far away.
+const CHUNKS_AT_ONCE: usize = 16;
+/// Most bytes of content that is asked for at once.
+const BYTES_AT_ONCE: u64 = 16 << 20;
 /// Pieces of one ELF file: its headers, its dynamic section and its strings lie in three places at most, and the
 /// strings in several chunks.
 const MAX_PIECES: usize = 12;
@@ -40,52 +35,51 @@ const MAX_WHOLE: u64 = 64 << 20;
 #[derive(Debug)]
 pub(super) struct Walk<'a> {
     pub(super) view: View,
-    tocs: &'a Tocs,
-    layers: &'a [Option<ConvertedLayer>],
+    pub(super) fuel: Fuel,
+    blobs: Blobs<'a>,
     files: Vec<FileUse>,
     named: HashSet<(usize, NodeId)>,
     elves: HashMap<(usize, NodeId), Option<Arc<Elf>>>,
     texts: HashMap<(usize, NodeId), Arc<str>>,
     started: HashSet<Vec<String>>,
-    reads: usize,
-    bytes: u64,
-    until: Instant,
 }
 
 impl<'a> Walk<'a> {
-    /// Through the image of these layers, bottom first; those without a record are not looked into.
-    pub(super) async fn new(tocs: &'a Tocs, layers: &'a [Option<ConvertedLayer>]) -> Result<Self, Error> {
-        // By place: a closure over references would not be general enough for a future that is sent to another thread.
-        let opened = stream::iter(0..layers.len()).map(|place| async move {
-            Ok::<_, Error>(match &layers[place] {
-                Some(layer) => Some(tocs.toc(layer).await?),
-                None => None,
-            })
-        });
-        let opened = opened.buffered(READS_AT_ONCE).try_collect().await?;
-        Ok(Self {
-            view: View::new(opened),
-            tocs,
-            layers,
+    /// Through the image of the task's layers.
+    pub(super) fn new(task: &Task, read: Box<Read<'a>>, fuel: Fuel) -> Self {
+        let mut blobs = Blobs::new(read, fuel.clone());
+        let layers = (0..).zip(&task.layers);
+        let tocs = layers.map(|(number, layer)| blobs.toc(number, layer.as_ref()?).map(Arc::new)).collect();
+        Self {
+            view: View::new(tocs, fuel.clone()),
+            fuel,
+            blobs,
             files: Vec::new(),
             named: HashSet::new(),
             elves: HashMap::new(),
             texts: HashMap::new(),
             started: HashSet::new(),
-            reads: 0,
-            bytes: 0,
-            until: Instant::now() + MAX_TIME,
-        })
+        }
     }
 
-    /// The files that were named, in the order of their first use.
-    pub(super) fn finish(self) -> Vec<FileUse> {
-        self.files
+    /// The files that were named, in the order of their first use; or why the image could not be read.
+    ///
+    /// # Errors
+    /// What broke.
+    pub(super) fn finish(mut self) -> Result<Vec<FileUse>, String> {
+        match self.blobs.broken() {
+            Some(broken) => Err(broken),
+            None => Ok(self.files),
+        }
     }
 
     /// Names a file; whether it is new.
     pub(super) fn name(&mut self, file: &Found) -> bool {
-        if self.files.len() >= MAX_NAMED || !self.named.insert((file.layer, file.node)) {
+        if !self.fuel.make(file.path.len()) || !self.named.insert((file.layer, file.node)) {
+            return false;
+        }
+        if self.files.len() >= MAX_NAMED {
+            self.fuel.end(End::Named);
             return false;
         }
         let Ok(layer) = u32::try_from(file.layer) else { return false };
@@ -101,14 +95,9 @@ impl<'a> Walk<'a> {
         Some(file)
     }
 
-    /// Whether the time is up.
-    pub(super) fn is_late(&self) -> bool {
-        Instant::now() >= self.until
-    }
-
     /// Whether a program that starts with these arguments says something new.
     pub(super) fn may_start(&mut self, argv: &[String]) -> bool {
-        self.started.len() < MAX_STARTS && self.started.insert(argv.to_vec())
+        self.started.len() < MAX_STARTS && self.started.insert(self.fuel.copies(argv.iter().map(String::as_str)))
     }
 
     /// The first and the last chunk.
@@ -119,87 +108,107 @@ impl<'a> Walk<'a> {
         Extents::new(ends.into_iter().flatten().map(|chunk| chunk.file_offset..chunk.file_offset + chunk.size))
     }
 
-    /// The content of a text; empty for what is too long to be one, and once the walk has read enough.
-    pub(super) async fn text(&mut self, file: &Found) -> Result<Arc<str>, Error> {
-        self.prepare(std::slice::from_ref(file)).await?;
-        Ok(self.texts.get(&(file.layer, file.node)).cloned().unwrap_or_default())
+    /// The content of a text; empty for what is too long to be one, and once the fuel has ended.
+    pub(super) fn text(&mut self, file: &Found) -> Arc<str> {
+        self.prepare(std::slice::from_ref(file));
+        self.texts.get(&(file.layer, file.node)).cloned().unwrap_or_default()
     }
 
     /// Reads texts that will be asked for, several at once.
-    pub(super) async fn prepare(&mut self, files: &[Found]) -> Result<(), Error> {
-        let mut wanted = Vec::new();
-        let mut seen = HashSet::new();
-        for file in files.iter().filter(|file| file.size <= MAX_TEXT) {
+    pub(super) fn prepare(&mut self, files: &[Found]) {
+        let fuel = self.fuel.clone();
+        let (mut wanted, mut bytes) = (Vec::new(), 0);
+        for file in fuel.each(files).filter(|file| file.size <= MAX_TEXT) {
             let key = (file.layer, file.node);
-            if !self.texts.contains_key(&key) && seen.insert(key) && self.may_read(file.size) {
-                wanted.push(file.clone());
+            let is_asked = wanted.iter().any(|other: &Found| (other.layer, other.node) == key);
+            if is_asked || self.texts.contains_key(&key) || !fuel.open() {
+                continue;
+            }
+            bytes += file.size;
+            wanted.push(file.clone());
+            if wanted.len() >= CHUNKS_AT_ONCE || bytes >= BYTES_AT_ONCE {
+                self.read_texts(&std::mem::take(&mut wanted));
+                bytes = 0;
             }
         }
-        let this = &*self;
-        let read = stream::iter(wanted).map(|file| async move {
-            let content = this.content(&file).await?;
-            Ok::<_, Error>(((file.layer, file.node), Arc::from(String::from_utf8_lossy(&content))))
-        });
-        let read: Vec<_> = read.buffered(READS_AT_ONCE).try_collect().await?;
-        self.texts.extend(read);
-        Ok(())
+        self.read_texts(&wanted);
     }
 
-    /// The first bytes of a file; none once the walk has read enough.
-    pub(super) async fn head(&mut self, file: &Found, bytes: u64) -> Result<Vec<u8>, Error> {
-        if !self.may_read(bytes) {
-            return Ok(Vec::new());
+    fn read_texts(&mut self, files: &[Found]) {
+        // Most texts are one chunk.
+        let (mut chunks, mut owners) = (Vec::new(), Vec::new());
+        for (number, file) in files.iter().enumerate() {
+            let of_file = self.chunks_within(file, file.size);
+            owners.extend(std::iter::repeat_n(number, of_file.len()));
+            chunks.extend(of_file);
         }
-        match (self.layers.get(file.layer), self.view.node_of(file)) {
-            (Some(Some(layer)), Some(node)) => self.tocs.read(layer, node, 0..bytes).await,
-            _ => Ok(Vec::new()),
+        let mut contents = vec![Vec::new(); files.len()];
+        for (owner, content) in owners.iter().zip(self.blobs.chunks(&chunks)) {
+            if let Some(whole) = contents.get_mut(*owner) {
+                whole.extend(content);
+            }
         }
-    }
-
-    async fn content(&self, file: &Found) -> Result<Vec<u8>, Error> {
-        match (self.layers.get(file.layer), self.view.node_of(file)) {
-            (Some(Some(layer)), Some(node)) => self.tocs.read(layer, node, 0..file.size).await,
-            _ => Ok(Vec::new()),
+        for (file, content) in files.iter().zip(contents) {
+            let text = text_of(&content, &self.fuel);
+            self.texts.insert((file.layer, file.node), text);
         }
     }
 
-    /// What an ELF file says; `None` for other files, and once the walk has read enough.
-    pub(super) async fn elf(&mut self, file: &Found) -> Result<Option<Arc<Elf>>, Error> {
+    /// The first bytes of a file; none once the fuel has ended.
+    pub(super) fn head(&mut self, file: &Found, bytes: u64) -> Vec<u8> {
+        if !self.fuel.open() {
+            return Vec::new();
+        }
+        let chunks = self.chunks_within(file, bytes);
+        let mut head = self.blobs.chunks(&chunks).concat();
+        head.truncate(usize::try_from(bytes).unwrap_or(usize::MAX));
+        head
+    }
+
+    /// The chunks of a file up to an offset that may be inflated.
+    fn chunks_within(&self, file: &Found, end: u64) -> Vec<(u32, Chunk)> {
+        let (Some(node), Ok(layer)) = (self.view.node_of(file), u32::try_from(file.layer)) else { return Vec::new() };
+        let chunks = self.fuel.each(node.chunks()).take_while(|chunk| chunk.file_offset < end);
+        chunks.take_while(|chunk| self.blobs.may_inflate(chunk)).map(|chunk| (layer, chunk)).collect()
+    }
+
+    /// What an ELF file says; `None` for other files, and once the fuel has ended.
+    pub(super) fn elf(&mut self, file: &Found) -> Option<Arc<Elf>> {
         let key = (file.layer, file.node);
         if let Some(known) = self.elves.get(&key) {
-            return Ok(known.clone());
+            return known.clone();
         }
-        let read = self.read_elf(file).await?.map(Arc::new);
+        let read = self.read_elf(file).map(Arc::new);
         self.elves.insert(key, read.clone());
-        Ok(read)
+        read
     }
 
-    async fn read_elf(&mut self, file: &Found) -> Result<Option<Elf>, Error> {
+    fn read_elf(&mut self, file: &Found) -> Option<Elf> {
+        let layer = u32::try_from(file.layer).ok()?;
         let mut known = Sparse::new(file.size);
         for _piece in 0..MAX_PIECES {
-            let offset = match elf::read(&known) {
-                Ok(elf) => return Ok(Some(elf)),
-                Err(Refused::NotElf) => return Ok(None),
+            let offset = match elf::read(&known, &self.fuel) {
+                Ok(elf) => return Some(elf),
+                Err(Refused::NotElf) => return None,
                 Err(Refused::Missing(offset)) => offset,
             };
-            let chunk = self.view.node_of(file).and_then(|node| node.chunk_at(offset));
-            let (Some(Some(layer)), Some(chunk)) = (self.layers.get(file.layer), chunk) else { return Ok(None) };
-            if !self.may_read(chunk.size) {
-                return Ok(None);
+            let chunk = self.view.node_of(file).and_then(|node| node.chunk_at(offset))?;
+            if !self.fuel.open() || !self.blobs.may_inflate(&chunk) || !known.has_room_for(chunk.size) {
+                return None;
             }
             let start = chunk.file_offset;
-            known.add(start, self.tocs.chunk(layer, chunk).await?);
+            let content = self.blobs.chunks(&[(layer, chunk)]).pop().filter(|content| !content.is_empty())?;
+            known.add(start, content);
         }
-        Ok(None)
+        None
     }
+}
 
-    /// Whether so many bytes more may be read; they count from now on.
-    fn may_read(&mut self, bytes: u64) -> bool {
-        let may = self.reads < MAX_READS && self.bytes + bytes <= MAX_READ_BYTES && !self.is_late();
-        if may {
-            self.reads += 1;
-            self.bytes += bytes;
-        }
-        may
+/// The text of these bytes. What is no UTF-8 may take three times its bytes.
+fn text_of(content: &[u8], fuel: &Fuel) -> Arc<str> {
+    match std::str::from_utf8(content) {
+        Ok(text) if fuel.make(text.len()) => Arc::from(text),
+        Err(_) if fuel.make(content.len() * 3) => Arc::from(String::from_utf8_lossy(content)),
+        _ => Arc::from(""),
     }
 }

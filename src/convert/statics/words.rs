@@ -6,8 +6,17 @@ use std::collections::BTreeMap;
 use std::iter::Peekable;
 use std::str::Chars;
 
+use super::fuel::Fuel;
+
 /// How deep substitutions may lie in each other.
 const MAX_NESTED: usize = 32;
+/// The longest word, the value of a variable among them (Linux, `MAX_ARG_STRLEN`): no program can be given a longer one.
+const MAX_WORD: usize = 128 << 10;
+/// Most bytes of a command's words. Programs could be given sixteen times as many; no image was seen that does.
+const MAX_WORDS: usize = 128 << 10;
+/// What a word, a part of one and a command take beside their text.
+const BYTES_OF_WORD: usize = 256;
+const BYTES_OF_PART: usize = 64;
 
 /// The words of a command; its redirections are left out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -30,35 +39,50 @@ enum Part {
 }
 
 impl Command {
-    /// The words with these variables; those that are not known are left out.
-    pub(super) fn expanded(&self, variables: &BTreeMap<String, String>, arguments: &[String]) -> Vec<String> {
-        let mut words = Vec::new();
-        for word in &self.words {
+    /// The words with these variables; those that are not known are left out. None of a command whose words are too long
+    /// for any program, and once the fuel has ended.
+    pub(super) fn expanded(
+        &self,
+        variables: &BTreeMap<String, String>,
+        arguments: &[String],
+        fuel: &Fuel,
+    ) -> Vec<String> {
+        let (mut words, mut bytes) = (Vec::new(), 0);
+        for word in fuel.each(&self.words) {
+            let before = words.len();
             if let [Part::Variable(name, _)] = word.parts.as_slice()
                 && matches!(name.as_str(), "@" | "*")
             {
-                words.extend(arguments.iter().cloned());
-                continue;
+                words.extend(fuel.copies(arguments.iter().map(String::as_str)));
+            } else {
+                words.extend(word.expanded(variables, arguments, fuel));
             }
-            words.extend(word.expanded(variables, arguments));
+            bytes += words.iter().skip(before).map(|word| word.len() + size_of::<String>()).sum::<usize>();
+            if bytes > MAX_WORDS || !fuel.lasts() {
+                return Vec::new();
+            }
         }
         words
     }
 }
 
 impl Word {
-    fn expanded(&self, variables: &BTreeMap<String, String>, arguments: &[String]) -> Option<String> {
+    fn expanded(&self, variables: &BTreeMap<String, String>, arguments: &[String], fuel: &Fuel) -> Option<String> {
         let mut text = String::new();
-        for part in &self.parts {
-            match part {
-                Part::Text(piece) => text.push_str(piece),
+        for part in fuel.each(&self.parts) {
+            let piece = match part {
+                Part::Text(piece) => piece,
                 Part::Variable(name, otherwise) => {
                     let argument = || arguments.get(name.parse::<usize>().ok()?.checked_sub(1)?);
                     let value = variables.get(name).or_else(argument).filter(|value| !value.is_empty());
-                    text.push_str(value.or(otherwise.as_ref())?);
+                    value.or(otherwise.as_ref())?
                 }
                 Part::Unknown => return None,
+            };
+            if text.len() + piece.len() > MAX_WORD || !fuel.make(piece.len()) {
+                return None;
             }
+            text.push_str(piece);
         }
         Some(text)
     }
@@ -71,11 +95,17 @@ impl Word {
     }
 }
 
-/// The commands of a script, those in substitutions before the ones they are part of.
-pub(super) fn commands(text: &str) -> Vec<Command> {
-    let mut reader =
-        Reader { letters: text.chars().peekable(), done: Vec::new(), open: vec![Open::default()], here: Vec::new() };
-    reader.read();
+/// The first commands of a script, those in substitutions before the ones they are part of; `most` of them.
+pub(super) fn commands(text: &str, most: usize, fuel: &Fuel) -> Vec<Command> {
+    let mut reader = Reader {
+        letters: text.chars().peekable(),
+        done: Vec::new(),
+        open: vec![Open::default()],
+        here: Vec::new(),
+        fuel: fuel.clone(),
+    };
+    reader.read(most);
+    reader.done.truncate(most);
     reader.done
 }
 
@@ -104,14 +134,17 @@ struct Reader<'a> {
     open: Vec<Open>,
     /// The ends of the here-documents of this line.
     here: Vec<String>,
+    fuel: Fuel,
 }
 
 impl Reader<'_> {
-    fn read(&mut self) {
-        while let Some(letter) = self.letters.next() {
+    fn read(&mut self, most: usize) {
+        while self.done.len() < most
+            && let Some(letter) = self.letter()
+        {
             let in_quotes = self.top().in_quotes;
             match letter {
-                '\\' => match self.letters.next() {
+                '\\' => match self.letter() {
                     Some('\n') | None => {}
                     Some(letter) => self.word().push(letter),
                 },
@@ -131,7 +164,7 @@ impl Reader<'_> {
                 ';' | '&' | '|' | '(' => self.end_command(),
                 ')' => self.close(),
                 '<' | '>' => self.redirection(letter),
-                '#' if self.top().word.is_none() => while self.letters.next_if(|letter| *letter != '\n').is_some() {},
+                '#' if self.top().word.is_none() => while self.letter_if(|letter| letter != '\n').is_some() {},
                 letter => self.word().push(letter),
             }
         }
@@ -139,6 +172,15 @@ impl Reader<'_> {
             self.close();
         }
         self.end_command();
+    }
+
+    fn letter(&mut self) -> Option<char> {
+        self.letter_if(|_| true)
+    }
+
+    /// The next letter, if it is one of those that are wanted.
+    fn letter_if(&mut self, is_wanted: impl FnOnce(char) -> bool) -> Option<char> {
+        self.letters.next_if(|letter| self.fuel.burn(1) && is_wanted(*letter))
     }
 
     fn top(&mut self) -> &mut Open {
@@ -149,7 +191,11 @@ impl Reader<'_> {
         &mut self.open[last]
     }
 
+    /// The word that is being read. Its parts are paid for where they begin, its letters as they come.
     fn word(&mut self) -> &mut Word {
+        if self.top().word.is_none() {
+            self.fuel.make(BYTES_OF_WORD);
+        }
         self.top().word.get_or_insert_default()
     }
 
@@ -160,7 +206,7 @@ impl Reader<'_> {
             None => top.command.words.push(word),
             Some(Redirection::File) => {}
             Some(Redirection::Here) => {
-                let end = word.expanded(&BTreeMap::new(), &[]).unwrap_or_default();
+                let end = word.expanded(&BTreeMap::new(), &[], &self.fuel).unwrap_or_default();
                 self.here.push(end);
             }
         }
@@ -176,13 +222,14 @@ impl Reader<'_> {
 
     fn single_quoted(&mut self) {
         self.word();
-        while let Some(letter) = self.letters.next_if(|letter| *letter != '\'') {
+        while let Some(letter) = self.letter_if(|letter| letter != '\'') {
             self.word().push(letter);
         }
         self.letters.next();
     }
 
     fn dollar(&mut self) {
+        self.fuel.make(BYTES_OF_PART);
         match self.letters.peek() {
             Some('(') => {
                 self.letters.next();
@@ -198,8 +245,7 @@ impl Reader<'_> {
             }
             Some(letter) if letter.is_ascii_alphabetic() || *letter == '_' => {
                 let mut name = String::new();
-                while let Some(letter) = self.letters.next_if(|letter| letter.is_ascii_alphanumeric() || *letter == '_')
-                {
+                while let Some(letter) = self.letter_if(|letter| letter.is_ascii_alphanumeric() || letter == '_') {
                     name.push(letter);
                 }
                 self.word().parts.push(Part::Variable(name, None));
@@ -216,7 +262,7 @@ impl Reader<'_> {
     fn braced(&mut self) -> Part {
         let mut depth = 1;
         let mut text = String::new();
-        for letter in self.letters.by_ref() {
+        while let Some(letter) = self.letter() {
             match letter {
                 '{' => depth += 1,
                 '}' => depth -= 1,
@@ -246,6 +292,7 @@ impl Reader<'_> {
             self.close();
             return;
         }
+        self.fuel.make(BYTES_OF_PART);
         self.word().parts.push(Part::Unknown);
         if self.open.len() <= MAX_NESTED {
             self.open.push(Open { is_backquoted: true, ..Open::default() });
@@ -278,7 +325,7 @@ impl Reader<'_> {
             kind = if self.letters.next_if_eq(&'<').is_some() { Redirection::File } else { Redirection::Here };
             self.letters.next_if_eq(&'-');
         }
-        while self.letters.next_if(|letter| matches!(letter, '>' | '&' | '|')).is_some() {}
+        while self.letter_if(|letter| matches!(letter, '>' | '&' | '|')).is_some() {}
         self.top().redirects = Some(kind);
     }
 
@@ -287,7 +334,7 @@ impl Reader<'_> {
             loop {
                 let mut line = String::new();
                 let mut ended = true;
-                for letter in self.letters.by_ref() {
+                while let Some(letter) = self.letter() {
                     if letter == '\n' {
                         ended = false;
                         break;
@@ -311,8 +358,9 @@ mod tests {
     fn read(text: &str) -> Vec<String> {
         let variables = [("HOME", "/root"), ("EMPTY", "")].map(|(name, value)| (name.to_owned(), value.to_owned()));
         let arguments = ["one".to_owned(), "two words".to_owned()];
-        let expanded = |command: Command| command.expanded(&variables.clone().into(), &arguments).join("_");
-        commands(text).into_iter().map(expanded).collect()
+        let expanded =
+            |command: Command| command.expanded(&variables.clone().into(), &arguments, &Fuel::new()).join("_");
+        commands(text, 1000, &Fuel::new()).into_iter().map(expanded).collect()
     }
 
     #[test]

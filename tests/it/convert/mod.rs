@@ -7,4 +7,5 @@ mod images;
 mod indexes;
 mod once;
 mod pass_through;
+pub(crate) mod predictions;
 mod tocs;

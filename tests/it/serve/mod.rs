@@ -11,6 +11,7 @@ mod lists;
 mod manifests;
 mod names;
 mod panics;
+mod predictions;
 mod profiles;
 mod ranges;
 mod recorded;
@@ -108,11 +109,15 @@ impl Stage {
     }
 
     pub(crate) async fn converting(store: Store, convert: &convert::Config, change: impl FnOnce(&mut Config)) -> Self {
+        let converter = Converter::new(convert, store.clone()).unwrap();
+        Self::with_converter(store, converter, change).await
+    }
+
+    pub(crate) async fn with_converter(store: Store, converter: Converter, change: impl FnOnce(&mut Config)) -> Self {
         let registry = Registry::start().await;
         let mut config = upstream::Config { retries: 1, retry_delay: Duration::from_millis(1), ..Default::default() };
         config.add(&format!("local={}", registry.url())).unwrap();
         let upstreams = Upstreams::new(&config).unwrap();
-        let converter = Converter::new(convert, store.clone()).unwrap();
         let server = start(change, &store, &upstreams, &converter).await;
         let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
         Self { registry, store, upstreams, converter, client, server }

@@ -17,6 +17,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::merger::Seen;
 use super::{Profiles, check, now, stack};
+use crate::aside::aside;
 use crate::convert::error::Error;
 use crate::oci::{Digest, Manifest};
 use crate::profile::{FileUse, Knowledge, Observation, Source, Stack, Workload};
@@ -170,7 +171,7 @@ impl Learner {
             return true;
         }
         let known = self.profiles.known(&record.config).await;
-        known.is_ok_and(|known| known.profile(&Workload::default()).observers >= self.enough)
+        known.is_ok_and(|known| known.observers(&Workload::default()) >= self.enough)
     }
 
     /// Looks in the background into what a client was after.
@@ -228,11 +229,12 @@ async fn files(
     profiles: &Profiles,
     session: &Session,
     record: &StackRecord,
-    known: &Knowledge,
+    known: &Arc<Knowledge>,
 ) -> Result<Option<Vec<FileUse>>, Error> {
     let all = session.layers.values().flat_map(|layer| layer.asked.iter().map(|asked| (asked, layer.size)));
     let block = trace::block_of(all);
-    let likely = likely(known);
+    let (all_known, size) = (Arc::clone(known), known.len() * size_of::<FileUse>());
+    let likely = aside(size, move || likely(&all_known)).await;
     let (mut files, mut all_files, mut seen) = (Vec::new(), 0, HashSet::new());
     for (number, digest) in (0u32..).zip(&record.layers) {
         let Some(layer) = session.layers.get(digest).filter(|_| seen.insert(digest)) else { continue };

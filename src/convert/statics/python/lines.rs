@@ -1,6 +1,8 @@
 //! The logical lines of a Python source (language reference, section 2.1): comments and long texts left out, lines within
 //! brackets joined.
 
+use crate::convert::statics::fuel::Fuel;
+
 /// The longest logical line that is kept; what is longer is data.
 const MAX_LINE: usize = 64 << 10;
 /// How far a tabulator goes.
@@ -14,17 +16,17 @@ pub(super) struct Line {
 }
 
 /// Cuts a source into its lines; empty ones are left out.
-pub(super) fn lines(source: &str) -> Vec<Line> {
+pub(super) fn lines(source: &str, fuel: &Fuel) -> Vec<Line> {
     let mut lines = Vec::new();
     let mut line = Line::default();
     let mut depth = 0usize;
     let mut rest = source;
-    while let Some(letter) = rest.chars().next() {
+    while let Some(letter) = rest.chars().next().filter(|_| fuel.burn(1)) {
         let at_start = line.text.is_empty();
         match letter {
             ' ' if at_start && depth == 0 => line.indent += 1,
             '\t' if at_start && depth == 0 => line.indent = (line.indent / TAB + 1) * TAB,
-            '\n' if depth == 0 => end(&mut lines, &mut line),
+            '\n' if depth == 0 => end(&mut lines, &mut line, fuel),
             '\n' | '\r' => push(&mut line, ' '),
             '#' => {
                 rest = &rest[rest.find('\n').unwrap_or(rest.len())..];
@@ -36,7 +38,9 @@ pub(super) fn lines(source: &str) -> Vec<Line> {
                 continue;
             }
             '\'' | '"' => {
-                rest = text(rest, &mut line);
+                let behind = text(rest, &mut line);
+                fuel.look_through(rest.len() - behind.len());
+                rest = behind;
                 continue;
             }
             _ => {
@@ -50,7 +54,7 @@ pub(super) fn lines(source: &str) -> Vec<Line> {
         }
         rest = &rest[letter.len_utf8()..];
     }
-    end(&mut lines, &mut line);
+    end(&mut lines, &mut line, fuel);
     lines
 }
 
@@ -60,9 +64,9 @@ fn push(line: &mut Line, letter: char) {
     }
 }
 
-fn end(lines: &mut Vec<Line>, line: &mut Line) {
+fn end(lines: &mut Vec<Line>, line: &mut Line, fuel: &Fuel) {
     let line = std::mem::take(line);
-    if !line.text.trim().is_empty() {
+    if !line.text.trim().is_empty() && fuel.make(line.text.len() + size_of::<Line>()) {
         lines.push(Line { indent: line.indent, text: line.text.trim_end().to_owned() });
     }
 }
@@ -105,7 +109,7 @@ mod tests {
     use super::*;
 
     fn read(source: &str) -> Vec<(usize, String)> {
-        lines(source).into_iter().map(|line| (line.indent, line.text)).collect()
+        lines(source, &Fuel::new()).into_iter().map(|line| (line.indent, line.text)).collect()
     }
 
     #[test]

@@ -8,15 +8,19 @@ mod lines;
 mod modules;
 mod scan;
 
+use super::fuel::Fuel;
 use super::launch::{Process, Program};
 use super::system;
 use super::view::{Found, base_name, join, parent};
 use super::walk::Walk;
-use crate::convert::error::Error;
 use modules::Modules;
+use scan::MAX_NAME;
 
 /// Where an interpreter keeps its modules, beside its directory of programs.
 const LIBRARIES: &[&str] = &["lib", "lib64"];
+/// Most directories of `PYTHONPATH`, and most modules that arguments name.
+const MAX_GIVEN: usize = 32;
+const MAX_NAMED: usize = 16;
 /// Most `.pth` files of a directory.
 const MAX_PTH: usize = 64;
 /// What the interpreter imports before anything else (CPython, `Python/pylifecycle.c` and `Lib/site.py`).
@@ -67,54 +71,54 @@ enum Asked {
 }
 
 /// Runs Python.
-pub(super) async fn run(walk: &mut Walk<'_>, process: &Process, program: Program) -> Result<(), Error> {
-    let Some(home) = Home::find(walk, &program).await? else { return Ok(()) };
+pub(super) fn run(walk: &mut Walk<'_>, process: &Process, program: Program) {
+    let Some(home) = Home::find(walk, &program) else { return };
     // Where nothing else is asked for, Python asks for UTF-8 (PEP 538).
     system::name_categories(walk, system::locale(process).unwrap_or("C.UTF-8"), &["LC_CTYPE"]);
     let mut modules = Modules::new(walk, home.search.clone(), home.version, program.loader);
     modules.freeze(if home.version >= FIRST_FROZEN { FROZEN } else { &[] });
     if home.version <= LAST_WITH_LATIN_1 {
-        modules.import(walk, &["encodings.latin_1"]).await?;
+        modules.import(walk, &["encodings.latin_1"]);
     }
-    modules.import(walk, STARTED).await?;
-    let code = site(walk, &mut modules, &home).await?;
-    modules.run(walk, &code, false).await?;
-    modules.import(walk, &["sitecustomize", "usercustomize"]).await?;
-    let (asked, arguments) = asked(&process.argv);
-    let given = process.variable("PYTHONPATH").unwrap_or_default();
-    let mut first: Vec<String> =
-        given.split(':').filter(|path| !path.is_empty()).map(|path| process.absolute(path)).collect();
+    modules.import(walk, STARTED);
+    let code = site(walk, &mut modules, &home);
+    modules.run(walk, &code, false);
+    modules.import(walk, &["sitecustomize", "usercustomize"]);
+    let (asked, arguments) = asked(&process.argv, &walk.fuel);
+    let fuel = walk.fuel.clone();
+    let given = process.variable("PYTHONPATH").unwrap_or_default().split(':').filter(|path| !path.is_empty());
+    let mut first: Vec<String> = fuel.each(given).take(MAX_GIVEN).map(|path| process.absolute(path)).collect();
     match asked {
         Asked::Nothing => {}
         Asked::Code(code) => {
             first.insert(0, process.directory.clone());
             modules.search_first(first);
-            modules.run(walk, &code, true).await?;
+            modules.run(walk, &code, true);
         }
         Asked::Module(name) => {
             first.insert(0, process.directory.clone());
             modules.search_first(first);
-            modules.import(walk, &["runpy"]).await?;
-            modules.run_module(walk, &name).await?;
+            modules.import(walk, &["runpy"]);
+            modules.run_module(walk, &name);
         }
         Asked::Script(path) => {
             let path = process.absolute(&path);
-            let Some(script) = script(walk, &path) else { return Ok(()) };
+            let Some(script) = script(walk, &path) else { return };
             first.insert(
                 0,
                 if walk.view.is_directory(&path) { path } else { parent(&format!("/{}", script.path)).to_owned() },
             );
             modules.search_first(first);
             walk.name(&script);
-            let code = walk.text(&script).await?;
-            modules.run(walk, &code, true).await?;
+            let code = walk.text(&script);
+            modules.run(walk, &code, true);
         }
     }
     // `gunicorn package.module:application`: servers are told what to import.
-    let named: Vec<&str> = arguments.iter().filter_map(|word| application(word)).collect();
+    let named: Vec<&str> = fuel.each(arguments).filter_map(|word| application(word)).take(MAX_NAMED).collect();
     if !named.is_empty() {
         modules.search_first(vec![process.directory.clone()]);
-        modules.import(walk, &named).await?;
+        modules.import(walk, &named);
     }
     if modules.loader.has("libcrypto.so") {
         system::name_openssl(walk, process);
@@ -122,7 +126,6 @@ pub(super) async fn run(walk: &mut Walk<'_>, process: &Process, program: Program
     if modules.loader.has("libssl.so") {
         system::name_certificates(walk, process);
     }
-    Ok(())
 }
 
 /// Where an interpreter finds its modules.
@@ -136,10 +139,10 @@ struct Home {
 }
 
 impl Home {
-    async fn find(walk: &mut Walk<'_>, program: &Program) -> Result<Option<Self>, Error> {
+    fn find(walk: &mut Walk<'_>, program: &Program) -> Option<Self> {
         let bin = format!("/{}", parent(&program.file.path).trim_start_matches('/'));
         let prefix = parent(&bin).to_owned();
-        let Some((version, library)) = library(walk, &prefix, base_name(&program.file.path)) else { return Ok(None) };
+        let (version, library) = library(walk, &prefix, base_name(&program.file.path))?;
         let (major, minor) = version;
         let mut search = vec![library.clone(), join(&library, "lib-dynload")];
         let environment = parent(parent(&program.path)).to_owned();
@@ -149,9 +152,7 @@ impl Home {
             site.push(format!("{environment}/lib/python{major}.{minor}/site-packages"));
         }
         let with_system = match &configuration {
-            Some(file) => {
-                walk.text(file).await?.to_lowercase().replace(' ', "").contains("include-system-site-packages=true")
-            }
+            Some(file) => walk.text(file).to_lowercase().replace(' ', "").contains("include-system-site-packages=true"),
             None => true,
         };
         if with_system {
@@ -164,7 +165,7 @@ impl Home {
         site.retain(|directory| walk.view.is_directory(directory));
         site.dedup();
         search.extend(site.iter().cloned());
-        Ok(Some(Self { version, search, site }))
+        Some(Self { version, search, site })
     }
 }
 
@@ -172,7 +173,7 @@ impl Home {
 fn library(walk: &Walk<'_>, prefix: &str, program: &str) -> Option<((u32, u32), String)> {
     let own = program.strip_prefix("python").and_then(version);
     for directory in LIBRARIES.iter().map(|name| join(prefix, name)) {
-        let names = walk.view.names(&directory).into_iter();
+        let names = walk.fuel.each(walk.view.names(&directory));
         let all = names.filter_map(|name| Some((version(name.strip_prefix("python")?)?, join(&directory, &name))));
         let fits = |(version, path): &((u32, u32), String)| {
             own.is_none_or(|own| own == *version) && walk.view.file(&join(path, "os.py")).is_some()
@@ -190,15 +191,17 @@ fn version(text: &str) -> Option<(u32, u32)> {
 }
 
 /// Names the `.pth` files, searches where they say, and gives the code in them (CPython, `site.addpackage`).
-async fn site(walk: &mut Walk<'_>, modules: &mut Modules, home: &Home) -> Result<String, Error> {
+fn site(walk: &mut Walk<'_>, modules: &mut Modules, home: &Home) -> String {
+    let fuel = walk.fuel.clone();
     let mut code = String::new();
     for directory in &home.site {
-        let names = walk.view.names(directory).into_iter().filter(|name| name.ends_with(".pth"));
+        let names = fuel.each(walk.view.names(directory)).filter(|name| name.ends_with(".pth"));
         for name in names.take(MAX_PTH) {
             let Some(file) = walk.name_path(&join(directory, &name)) else { continue };
-            let text = walk.text(&file).await?;
-            for line in text.lines().map(str::trim_end).filter(|line| !line.is_empty() && !line.starts_with('#')) {
-                if line.starts_with("import ") {
+            let text = walk.text(&file);
+            let lines = fuel.each(text.lines()).map(str::trim_end);
+            for line in lines.filter(|line| !line.is_empty() && !line.starts_with('#')) {
+                if line.starts_with("import ") && fuel.make(line.len()) {
                     code.push_str(line);
                     code.push('\n');
                 } else if walk.view.is_directory(&join(directory, line)) {
@@ -207,7 +210,7 @@ async fn site(walk: &mut Walk<'_>, modules: &mut Modules, home: &Home) -> Result
             }
         }
     }
-    Ok(code)
+    code
 }
 
 /// The file of a program: itself, or the one within a directory.
@@ -216,11 +219,13 @@ fn script(walk: &Walk<'_>, path: &str) -> Option<Found> {
 }
 
 /// What the arguments ask for, and those that are the program's.
-fn asked(argv: &[String]) -> (Asked, &[String]) {
+fn asked<'a>(argv: &'a [String], fuel: &Fuel) -> (Asked, &'a [String]) {
     let mut rest = argv.get(1..).unwrap_or_default();
-    while let [word, behind @ ..] = rest {
+    while let [word, behind @ ..] = rest
+        && fuel.burn(1)
+    {
         let Some(flags) = word.strip_prefix('-').filter(|flags| !flags.is_empty()) else {
-            return (Asked::Script(word.clone()), behind);
+            return (Asked::Script(fuel.copy(word)), behind);
         };
         rest = behind;
         if flags.starts_with('-') {
@@ -228,13 +233,13 @@ fn asked(argv: &[String]) -> (Asked, &[String]) {
         }
         // A letter with a value ends the word: the rest of it is the value, or the next word.
         let Some((at, letter)) = flags.char_indices().find(|(_, letter)| "cmWX".contains(*letter)) else { continue };
-        let own = flags.get(at + 1..).filter(|value| !value.is_empty()).map(str::to_owned);
+        let own = flags.get(at + 1..).filter(|value| !value.is_empty()).map(|value| fuel.copy(value));
         let value = match own {
             Some(value) => value,
             None => {
                 let Some((value, behind)) = rest.split_first() else { break };
                 rest = behind;
-                value.clone()
+                fuel.copy(value)
             }
         };
         match letter {
@@ -253,7 +258,7 @@ fn application(word: &str) -> Option<&str> {
         text.starts_with(|letter: char| letter.is_ascii_alphabetic() || letter == '_')
             && text.chars().all(|letter| letter.is_ascii_alphanumeric() || "_.".contains(letter))
     };
-    (is_name(module) && is_name(name.trim_end_matches("()"))).then_some(module)
+    (module.len() <= MAX_NAME && is_name(module) && is_name(name.trim_end_matches("()"))).then_some(module)
 }
 
 #[cfg(test)]
@@ -264,7 +269,7 @@ mod tests {
     fn arguments_say_what_to_run() {
         let ask = |line: &str| {
             let argv: Vec<String> = line.split(' ').map(str::to_owned).collect();
-            let (asked, arguments) = asked(&argv);
+            let (asked, arguments) = asked(&argv, &Fuel::new());
             (asked, arguments.join(" "))
         };
         let script = |path: &str| Asked::Script(path.to_owned());

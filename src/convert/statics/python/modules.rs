@@ -1,9 +1,10 @@
 //! Modules: found on the path as `importlib` finds them, scanned level by level, named in the order of their imports.
 
 use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
 
-use super::scan::{Import, imports};
-use crate::convert::error::Error;
+use super::scan::{Import, MAX_NAME, imports};
+use crate::convert::statics::fuel::Fuel;
 use crate::convert::statics::loader::Loader;
 use crate::convert::statics::view::{Found, join, parent as directory};
 use crate::convert::statics::walk::Walk;
@@ -45,7 +46,7 @@ struct Module {
     /// Where its submodules are; `None` for what is no package.
     directory: Option<String>,
     /// What it imports, in order, once it was scanned.
-    imports: Option<Vec<String>>,
+    imports: Option<Rc<[String]>>,
 }
 
 impl Modules {
@@ -53,7 +54,7 @@ impl Modules {
         // The library's own extensions say what the platform is called.
         let tag = format!("cpython-{major}{minor}");
         let dynload = search.iter().flat_map(|directory| walk.view.names(directory));
-        let platform = dynload.into_iter().find_map(|name| {
+        let platform = walk.fuel.each(dynload).find_map(|name| {
             let (_, suffix) = name.split_once('.').filter(|(_, suffix)| suffix.starts_with(&tag))?;
             suffix.ends_with(".so").then(|| format!(".{suffix}"))
         });
@@ -73,11 +74,15 @@ impl Modules {
     /// Searches these directories before all others.
     pub(super) fn search_first(&mut self, directories: Vec<String>) {
         self.search.splice(0..0, directories);
+        self.search.truncate(MAX_SEARCHED);
         // What was not found may be found now.
         self.known.retain(|_, module| module.is_some());
     }
 
     pub(super) fn search_last(&mut self, directory: String) {
+        if self.search.len() >= MAX_SEARCHED {
+            return;
+        }
         self.search.push(directory);
         self.known.retain(|_, module| module.is_some());
     }
@@ -88,39 +93,43 @@ impl Modules {
     }
 
     /// Imports modules by their absolute names.
-    pub(super) async fn import(&mut self, walk: &mut Walk<'_>, names: &[&str]) -> Result<(), Error> {
-        let names: Vec<String> = names.iter().flat_map(|name| with_parents(name)).collect();
-        self.scan(walk, names.clone()).await?;
-        self.name(walk, names).await
+    pub(super) fn import(&mut self, walk: &mut Walk<'_>, names: &[&str]) {
+        let names: Vec<String> = names.iter().flat_map(|name| with_parents(name, &walk.fuel)).collect();
+        self.scan(walk, &names);
+        self.name(walk, &names);
     }
 
     /// Runs code that no module has; with `all`, its functions too.
-    pub(super) async fn run(&mut self, walk: &mut Walk<'_>, code: &str, all: bool) -> Result<(), Error> {
-        let names = self.resolved(walk, &imports(code, all), "");
-        self.scan(walk, names.clone()).await?;
-        self.name(walk, names).await
+    pub(super) fn run(&mut self, walk: &mut Walk<'_>, code: &str, all: bool) {
+        let names = self.resolved(walk, &imports(code, all, &walk.fuel), "");
+        self.scan(walk, &names);
+        self.name(walk, &names);
     }
 
     /// Runs a module as the program.
-    pub(super) async fn run_module(&mut self, walk: &mut Walk<'_>, name: &str) -> Result<(), Error> {
+    pub(super) fn run_module(&mut self, walk: &mut Walk<'_>, name: &str) {
+        if name.len() > MAX_NAME {
+            return;
+        }
         let main = format!("{name}.__main__");
-        self.import(walk, &[name]).await?;
+        self.import(walk, &[name]);
         let is_package = self.locate(walk, name).is_some_and(|module| module.directory.is_some());
         let (main, package) = if is_package { (main.as_str(), name) } else { (name, parent(name)) };
-        self.import(walk, &[main]).await?;
-        let Some(source) = self.locate(walk, main).and_then(|module| module.source) else { return Ok(()) };
-        let code = walk.text(&source).await?;
-        let names = self.resolved(walk, &imports(&code, true), package);
-        self.scan(walk, names.clone()).await?;
-        self.name(walk, names).await
+        self.import(walk, &[main]);
+        let Some(source) = self.locate(walk, main).and_then(|module| module.source) else { return };
+        let code = walk.text(&source);
+        let names = self.resolved(walk, &imports(&code, true, &walk.fuel), package);
+        self.scan(walk, &names);
+        self.name(walk, &names);
     }
 
     /// Learns what these and all that they import import, a level at a time.
-    async fn scan(&mut self, walk: &mut Walk<'_>, names: Vec<String>) -> Result<(), Error> {
-        let mut level = names;
-        while !level.is_empty() && !walk.is_late() {
+    fn scan(&mut self, walk: &mut Walk<'_>, names: &[String]) {
+        let fuel = walk.fuel.clone();
+        let mut level = fuel.copies(names.iter().map(String::as_str));
+        while !level.is_empty() && fuel.lasts() {
             let mut sources = Vec::new();
-            for name in std::mem::take(&mut level) {
+            for name in fuel.each(std::mem::take(&mut level)) {
                 let Some(module) = self.locate(walk, &name).filter(|module| module.imports.is_none()) else { continue };
                 self.remember(&name, Vec::new());
                 let package = if module.directory.is_some() { name.clone() } else { parent(&name).to_owned() };
@@ -129,39 +138,40 @@ impl Modules {
                 }
             }
             let files: Vec<Found> = sources.iter().map(|(_, _, source)| source.clone()).collect();
-            walk.prepare(&files).await?;
-            for (name, package, source) in sources {
-                let code = walk.text(&source).await?;
-                let imported = self.resolved(walk, &imports(&code, false), &package);
-                level.extend(imported.iter().cloned());
+            walk.prepare(&files);
+            for (name, package, source) in fuel.each(sources) {
+                let code = walk.text(&source);
+                let imported = self.resolved(walk, &imports(&code, false, &fuel), &package);
+                level.extend(fuel.copies(imported.iter().map(String::as_str)));
                 self.remember(&name, imported);
             }
         }
-        Ok(())
     }
 
     fn remember(&mut self, name: &str, imported: Vec<String>) {
         if let Some(Some(module)) = self.known.get_mut(name) {
-            module.imports = Some(imported);
+            module.imports = Some(imported.into());
         }
     }
 
     /// Names the files of modules, each before those that it imports.
-    async fn name(&mut self, walk: &mut Walk<'_>, names: Vec<String>) -> Result<(), Error> {
-        let mut left: Vec<String> = names.into_iter().rev().collect();
-        while let Some(name) = left.pop() {
-            if self.imported.len() >= MAX_MODULES || !self.imported.insert(name.clone()) {
+    fn name(&mut self, walk: &mut Walk<'_>, names: &[String]) {
+        let fuel = walk.fuel.clone();
+        let mut left = fuel.copies(names.iter().rev().map(String::as_str));
+        while let Some(name) = left.pop().filter(|_| fuel.burn(1)) {
+            if self.imported.len() >= MAX_MODULES || !self.imported.insert(fuel.copy(&name)) {
                 continue;
             }
             let Some(Some(module)) = self.known.get(&name) else { continue };
-            left.extend(module.imports.iter().flatten().rev().cloned());
+            let imports = module.imports.iter().flat_map(|imports| imports.iter().rev());
+            left.extend(fuel.copies(imports.map(String::as_str)));
             match module.file.clone().filter(|_| !self.frozen.contains(&name)) {
-                Some(file) if module.is_extension => self.loader.open(walk, &file).await?,
+                Some(file) if module.is_extension => self.loader.open(walk, &file),
                 Some(file) => {
                     let source = module.source.clone().filter(|source| *source != file);
                     walk.name(&file);
                     if let Some(source) = source
-                        && self.is_checked(walk, &file).await?
+                        && self.is_checked(walk, &file)
                     {
                         walk.name(&source);
                     }
@@ -169,27 +179,27 @@ impl Modules {
                 None => {}
             }
         }
-        Ok(())
     }
 
     /// Whether a compiled file holds its source's digest and asks for the source to be compared (PEP 552), as those do that
     /// were made with `SOURCE_DATE_EPOCH` set. One file speaks for all of its directory.
-    async fn is_checked(&mut self, walk: &mut Walk<'_>, compiled: &Found) -> Result<bool, Error> {
+    fn is_checked(&mut self, walk: &mut Walk<'_>, compiled: &Found) -> bool {
         let directory = directory(&compiled.path);
         if let Some(known) = self.checked.get(directory) {
-            return Ok(*known);
+            return *known;
         }
-        let head = walk.head(compiled, HEADER).await?;
+        let head = walk.head(compiled, HEADER);
         let is_checked = head.get(4..8) == Some(&CHECKED);
         self.checked.insert(directory.to_owned(), is_checked);
-        Ok(is_checked)
+        is_checked
     }
 
     /// The absolute names that imports mean, as far as they are in files. `package` is where relative ones start.
     fn resolved(&mut self, walk: &Walk<'_>, imports: &[Import], package: &str) -> Vec<String> {
         let mut names = Vec::new();
         let mut failed = HashSet::new();
-        for import in imports {
+        let fuel = &walk.fuel;
+        for import in fuel.each(imports) {
             if import.instead_of.is_some_and(|number| !failed.contains(&number)) {
                 continue;
             }
@@ -198,8 +208,8 @@ impl Modules {
             if let (false, Some(number)) = (is_there || is_builtin(&module), import.tried) {
                 failed.insert(number);
             }
-            names.extend(with_parents(&module));
-            for name in &import.names {
+            names.extend(with_parents(&module, fuel));
+            for name in fuel.each(&import.names) {
                 let inner = if module.is_empty() { name.clone() } else { format!("{module}.{name}") };
                 if is_there && self.locate(walk, &inner).is_some() {
                     names.push(inner);
@@ -213,12 +223,13 @@ impl Modules {
     /// Finds a module, its packages first.
     fn locate(&mut self, walk: &Walk<'_>, name: &str) -> Option<Module> {
         if let Some(known) = self.known.get(name) {
-            return known.clone();
+            // Its paths are copied with it.
+            return known.clone().filter(|_| walk.fuel.make(name.len()));
         }
-        if self.known.len() >= MAX_LOOKED_FOR {
+        if self.known.len() >= MAX_LOOKED_FOR || name.len() > MAX_NAME || !walk.fuel.make(name.len()) {
             return None;
         }
-        let mut directories: Vec<String> = self.search.iter().take(MAX_SEARCHED).cloned().collect();
+        let mut directories: Vec<String> = walk.fuel.copies(self.search.iter().take(MAX_SEARCHED).map(String::as_str));
         if let Some((package, _)) = name.rsplit_once('.') {
             directories = self.locate(walk, package)?.directory.into_iter().collect();
         }
@@ -281,9 +292,9 @@ fn parent(name: &str) -> &str {
 }
 
 /// A module and the packages that are imported before it.
-fn with_parents(name: &str) -> Vec<String> {
+fn with_parents(name: &str, fuel: &Fuel) -> Vec<String> {
     let ends = name.match_indices('.').map(|(at, _)| at).chain([name.len()]);
-    ends.filter_map(|end| name.get(..end)).filter(|name| !name.is_empty()).map(str::to_owned).collect()
+    fuel.copies(ends.filter_map(|end| name.get(..end)).filter(|name| !name.is_empty()))
 }
 
 /// The absolute name of what an import in `package` names.
@@ -313,6 +324,6 @@ mod tests {
         assert_eq!(absolute(&import(1, "a"), "p.q").as_deref(), Some("p.q.a"));
         assert_eq!(absolute(&import(2, ""), "p.q").as_deref(), Some("p"));
         assert_eq!(absolute(&import(3, "a"), "p.q"), None);
-        assert_eq!(with_parents("a.b.c"), ["a", "a.b", "a.b.c"]);
+        assert_eq!(with_parents("a.b.c", &Fuel::new()), ["a", "a.b", "a.b.c"]);
     }
 }

@@ -4,11 +4,12 @@
 //! and for older interpreters too.
 
 use super::lines::{Line, lines};
+use crate::convert::statics::fuel::Fuel;
 
 /// Most imports of one source.
 const MAX_IMPORTS: usize = 2048;
 /// The longest name of a module, dots and all.
-const MAX_NAME: usize = 256;
+pub(super) const MAX_NAME: usize = 256;
 /// Most names that one import takes from its module.
 const MAX_NAMES: usize = 256;
 /// In conditions: what is not so in a container.
@@ -68,9 +69,11 @@ enum Branch {
 }
 
 /// The imports of a source in their order; with `all`, those in functions and behind `__name__ == "__main__"` too.
-pub(super) fn imports(source: &str, all: bool) -> Vec<Import> {
-    let mut scan = Scan { all, blocks: Vec::new(), tries: 0, last_try: None, last_if: None, found: Vec::new() };
-    for line in lines(source) {
+pub(super) fn imports(source: &str, all: bool, fuel: &Fuel) -> Vec<Import> {
+    let fuel = fuel.clone();
+    let mut scan = Scan { all, blocks: Vec::new(), tries: 0, last_try: None, last_if: None, found: Vec::new(), fuel };
+    let source = lines(source, &scan.fuel);
+    for line in scan.fuel.clone().each(source) {
         if scan.found.len() >= MAX_IMPORTS {
             break;
         }
@@ -87,10 +90,15 @@ struct Scan {
     last_try: Option<(usize, usize)>,
     last_if: Option<(usize, Branch)>,
     found: Vec<Import>,
+    fuel: Fuel,
 }
 
 impl Scan {
     fn line(&mut self, line: &Line) {
+        // It is looked through for every word that means something, and all open blocks with it.
+        if !self.fuel.look_through(line.text.len() * (NEVER.len() + ALWAYS.len()) + self.blocks.len()) {
+            return;
+        }
         self.blocks.retain(|block| block.indent < line.indent);
         if self.blocks.iter().any(|block| block.kind == Kind::Skipped) {
             return;
@@ -171,25 +179,26 @@ impl Scan {
     }
 
     fn statements(&mut self, text: &str) {
-        for statement in text.split(';') {
+        for statement in self.fuel.clone().each(text.split(';')) {
             self.statement(statement.trim());
         }
     }
 
     fn statement(&mut self, text: &str) {
         if let Some(modules) = text.strip_prefix("import ") {
-            for module in modules.split(',') {
+            for module in self.fuel.clone().each(modules.split(',')) {
                 self.add(0, module, Vec::new());
             }
         } else if let Some((module, names)) = text.strip_prefix("from ").and_then(|rest| rest.split_once(" import")) {
             let module = module.trim();
             let level = module.len() - module.trim_start_matches('.').len();
             let names = names.trim_matches(|letter: char| letter.is_whitespace() || "()".contains(letter));
-            let names = names.split(',').filter_map(|name| name.split_whitespace().next()).map(str::to_owned);
-            self.add(level, module.get(level..).unwrap_or_default(), names.take(MAX_NAMES).collect());
+            let names = names.split(',').filter_map(|name| name.split_whitespace().next());
+            let names = self.fuel.copies(names.filter(|name| name.len() <= MAX_NAME).take(MAX_NAMES));
+            self.add(level, module.get(level..).unwrap_or_default(), names);
         }
         for call in CALLS {
-            for behind in text.split(call).skip(1) {
+            for behind in self.fuel.clone().each(text.split(call).skip(1)) {
                 let Some(quote) = behind.chars().next().filter(|letter| "'\"".contains(*letter)) else { continue };
                 let name = behind.get(1..).and_then(|behind| behind.split(quote).next());
                 self.add(0, name.unwrap_or_default(), Vec::new());
@@ -199,6 +208,9 @@ impl Scan {
 
     fn add(&mut self, level: usize, module: &str, names: Vec<String>) {
         let module = module.split_whitespace().next().unwrap_or_default();
+        if !self.fuel.make(size_of::<Import>() + module.len().min(MAX_NAME)) {
+            return;
+        }
         let is_name = |letter: char| letter.is_alphanumeric() || letter == '_' || letter == '.';
         if module.is_empty() && level == 0
             || module.len() > MAX_NAME
@@ -230,7 +242,7 @@ mod tests {
             let names = if import.names.is_empty() { String::new() } else { format!(":{}", import.names.join(",")) };
             format!("{}{}{names}", ".".repeat(import.level), import.module)
         };
-        imports(source, all).into_iter().map(name).collect()
+        imports(source, all, &Fuel::new()).into_iter().map(name).collect()
     }
 
     #[test]
@@ -257,7 +269,8 @@ mod tests {
     #[test]
     fn what_is_tried_first_is_told_from_what_comes_instead() {
         let source = "try:\n    import a\n    import b\nexcept ImportError:\n    import c\nexcept ValueError:\n    import no\nimport d\n";
-        let found: Vec<_> = imports(source, false).into_iter().map(|i| (i.module, i.tried, i.instead_of)).collect();
+        let found: Vec<_> =
+            imports(source, false, &Fuel::new()).into_iter().map(|i| (i.module, i.tried, i.instead_of)).collect();
         let expected = [("a", Some(1), None), ("b", Some(1), None), ("c", None, Some(1)), ("d", None, None)];
         assert_eq!(found, expected.map(|(name, tried, instead)| (name.to_owned(), tried, instead)));
     }
@@ -265,7 +278,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_is_read_to_its_end(text in "([a-z.,:;#()'\"\\\\ \n]|import |from |try:|\"\"\"){0,200}") {
-            prop_assert!(imports(&text, true).len() <= MAX_IMPORTS);
+            prop_assert!(imports(&text, true, &Fuel::new()).len() <= MAX_IMPORTS);
         }
     }
 }

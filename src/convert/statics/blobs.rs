@@ -1,0 +1,159 @@
+//! The image's blobs as a prediction has them: bytes asked of whoever started it, inflated and checked here.
+//!
+//! ```text
+//! last bytes ▶ Footer ─ toc_range ▶ UnverifiedToc ─ verify(the record's digest) ▶ Toc ─ chunk ▶ content
+//! ```
+
+use std::io;
+
+use bytes::Bytes;
+use estargz::footer;
+use estargz::toc::Limits;
+use estargz::{Chunk, Footer, Toc, UnverifiedToc};
+use serde::{Deserialize, Serialize};
+
+use super::fuel::{End, Fuel};
+
+/// Most bytes of one piece of a blob: the largest members, and the TOCs of a million files.
+pub(super) const MAX_PIECE: u64 = 32 << 20;
+/// The longest TOC that is inflated: some 400,000 files.
+const MAX_TOC: u64 = 128 << 20;
+/// The largest chunk that is inflated, as large as our own may be.
+const MAX_CHUNK: u64 = 64 << 20;
+
+/// An image to predict the start of.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Task {
+    /// The image's configuration, as it is in the store.
+    pub(super) configuration: String,
+    /// Bottom first; those without a record are not looked into.
+    pub(super) layers: Vec<Option<Layer>>,
+}
+
+/// A layer, as far as it must be known to be read.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Layer {
+    pub(super) size: u64,
+    pub(super) toc_digest: String,
+    /// The size of its external TOC, if it has one.
+    pub(super) external_toc: Option<u64>,
+}
+
+/// Which blob of a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Blob {
+    Layer(u32),
+    ExternalToc(u32),
+}
+
+/// Bytes of a blob that are asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Piece {
+    pub(super) blob: Blob,
+    pub(super) start: u64,
+    pub(super) end: u64,
+}
+
+impl Piece {
+    pub(super) fn len(&self) -> u64 {
+        self.end.saturating_sub(self.start)
+    }
+}
+
+/// Gives the pieces that are asked for, in their order.
+pub(super) type Read<'a> = dyn FnMut(&[Piece]) -> io::Result<Vec<Bytes>> + 'a;
+
+/// Reads the blobs of an image.
+pub(super) struct Blobs<'a> {
+    read: Box<Read<'a>>,
+    fuel: Fuel,
+    /// What broke first.
+    broken: Option<String>,
+}
+
+impl std::fmt::Debug for Blobs<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Blobs").field("broken", &self.broken).finish_non_exhaustive()
+    }
+}
+
+impl<'a> Blobs<'a> {
+    pub(super) fn new(read: Box<Read<'a>>, fuel: Fuel) -> Self {
+        Self { read, fuel, broken: None }
+    }
+
+    /// Why the fuel ended, where it is that bytes could not be had.
+    pub(super) fn broken(&mut self) -> Option<String> {
+        self.broken.take()
+    }
+
+    /// The TOC of a layer.
+    pub(super) fn toc(&mut self, number: u32, layer: &Layer) -> Option<Toc> {
+        let opened = self.open(number, layer);
+        opened.map_err(|error| self.breaks(format!("layer {number}: {error}"))).ok()
+    }
+
+    /// The content of chunks of layers, each of which may be inflated; empty ones once something broke.
+    pub(super) fn chunks(&mut self, chunks: &[(u32, Chunk)]) -> Vec<Vec<u8>> {
+        let piece = |(layer, chunk): &(u32, Chunk)| Piece {
+            blob: Blob::Layer(*layer),
+            start: chunk.range.start,
+            end: chunk.range.end,
+        };
+        let pieces: Vec<Piece> = chunks.iter().map(piece).collect();
+        let decoded = self.pieces(&pieces).and_then(|members| {
+            let pairs = chunks.iter().zip(members);
+            pairs.map(|((_, chunk), member)| chunk.decode(&member).map_err(io::Error::other)).collect()
+        });
+        decoded.unwrap_or_else(|error: io::Error| {
+            self.breaks(error.to_string());
+            vec![Vec::new(); chunks.len()]
+        })
+    }
+
+    /// Whether a chunk may be inflated; it counts from now on.
+    pub(super) fn may_inflate(&self, chunk: &Chunk) -> bool {
+        let fetched = chunk.range.end.saturating_sub(chunk.range.start);
+        let fits = chunk.size <= MAX_CHUNK && fetched <= MAX_PIECE;
+        fits && self.fuel.inflate(chunk.size.saturating_add(chunk.inner_offset).saturating_add(fetched))
+    }
+
+    fn open(&mut self, number: u32, layer: &Layer) -> io::Result<Toc> {
+        let blob = Blob::Layer(number);
+        let tail = footer::tail_range(layer.size);
+        let tail = self.piece(Piece { blob, start: tail.start, end: tail.end })?;
+        let footer = Footer::parse(&tail, layer.size).map_err(io::Error::other)?;
+        let piece = match (footer.toc_range(), layer.external_toc) {
+            (Some(range), _) => Piece { blob, start: range.start, end: range.end },
+            (None, Some(size)) => Piece { blob: Blob::ExternalToc(number), start: 0, end: size },
+            (None, None) => {
+                return Err(io::Error::other("its TOC is a blob of its own, which the record does not name"));
+            }
+        };
+        let section = self.piece(piece)?;
+        let limits = Limits { max_compressed_bytes: MAX_PIECE, max_json_bytes: MAX_TOC, ..Limits::default() };
+        let toc = UnverifiedToc::parse(&section, &footer, &limits).map_err(io::Error::other)?;
+        let digest: estargz::Digest = layer.toc_digest.parse().map_err(io::Error::other)?;
+        toc.verify(&digest).map_err(io::Error::other)
+    }
+
+    fn piece(&mut self, piece: Piece) -> io::Result<Bytes> {
+        self.pieces(&[piece])?.pop().ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    }
+
+    fn pieces(&mut self, pieces: &[Piece]) -> io::Result<Vec<Bytes>> {
+        if let Some(piece) = pieces.iter().find(|piece| piece.len() > MAX_PIECE) {
+            return Err(io::Error::other(format!("{} bytes are more than a piece may have", piece.len())));
+        }
+        let read = (self.read)(pieces)?;
+        let are_whole = read.iter().zip(pieces).all(|(bytes, piece)| bytes.len() as u64 == piece.len());
+        let all = read.len() == pieces.len() && are_whole;
+        all.then_some(read).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    }
+
+    fn breaks(&mut self, why: String) {
+        self.fuel.end(End::Broken);
+        self.broken.get_or_insert(why);
+    }
+}

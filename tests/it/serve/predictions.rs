@@ -1,0 +1,52 @@
+//! An image that ends whoever looks at it is looked at once, and not again after a restart.
+
+use std::fs;
+use std::path::Path;
+
+use reqwest::Method;
+use starlift::convert::{Config, Converter, PredictionLimits, Predictor};
+use starlift::store::Store;
+use tokio::time::timeout;
+
+use super::profiles::{path_of, quick, stack_of};
+use super::{PATIENT, Stage, start};
+use crate::convert::predictions::{fake, script};
+
+/// A converter whose predictor counts its starts in a file of the folder, and dies of whatever it is told.
+fn deadly(folder: &Path, store: &Store) -> Converter {
+    let ready = r#"printf '\000\000\000\036{"ready":{"is_filtered":true}}'"#;
+    let body = format!("echo x >>{}\n{ready}\nread line\nkill -9 $$", folder.join("starts").display());
+    let body = body.replace("read line", "dd bs=1 count=4 of=/dev/null 2>/dev/null");
+    let predictor = Predictor::in_processes(fake(folder, &body), PredictionLimits::default());
+    Converter::predicting(&Config::default(), store.clone(), predictor).unwrap()
+}
+
+fn starts(folder: &Path) -> usize {
+    fs::read_to_string(folder.join("starts")).map_or(0, |text| text.lines().count())
+}
+
+#[tokio::test]
+async fn an_image_that_kills_its_predictor_is_not_tried_again_after_a_restart() {
+    let (folder, store) = (tempfile::tempdir().unwrap(), Store::in_memory());
+    let stage = Stage::with_converter(store.clone(), deadly(folder.path(), &store), quick).await;
+    let image = script("#!/bin/sh\n");
+    let config = image.document()["config"]["digest"].as_str().unwrap().parse().unwrap();
+    stage.registry.push("app", "v1", &image);
+    let stack = stack_of(&stage.get("/v2/local/app/manifests/v1").await.json());
+    let by = format!("{}-p1", stage.converter.generation().0);
+    let given_up = async {
+        while store.knowledge(&config).await.unwrap().may_be_tried(&by) {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENT, given_up).await.unwrap();
+    assert_eq!(starts(folder.path()), 1);
+
+    let restarted = start(quick, &store, &stage.upstreams, &deadly(folder.path(), &store)).await;
+    let manifest = stage.ask_at(&restarted, Method::GET, "/v2/local/app/manifests/v1", &[]).await;
+    assert_eq!(stack_of(&manifest.json()), stack);
+    // Who asks for a profile waits for the image to be looked at.
+    let profile = stage.ask_at(&restarted, Method::GET, &path_of(&stack), &[]).await;
+    assert_eq!((profile.status, profile.json()["files"].clone()), (200, serde_json::json!([])));
+    assert_eq!(starts(folder.path()), 1);
+}
