@@ -14,6 +14,7 @@ use super::converter::Shared;
 use super::error::Error;
 use super::pace::{DOCUMENT_WITHIN, Pacer};
 use super::plan::{self, Plan};
+use super::reason::told;
 use super::shares::{Share, Shares};
 use super::weigh::{self, MAX_WEIGHT};
 use crate::budget::{Budget, Weight};
@@ -175,7 +176,7 @@ pub(super) async fn weigh(text: &Bytes) -> Result<Result<u64, String>, Error> {
     off_worker(text.len(), move || match weigh::document(&bytes) {
         Ok(weight) if weight <= MAX_WEIGHT => Ok(weight),
         Ok(_) => Err("it has too many values for a manifest or a configuration".to_owned()),
-        Err(error) => Err(format!("it is not readable: {error}")),
+        Err(error) => Err(format!("it is not readable: {}", told(&error.to_string()))),
     })
     .await
 }

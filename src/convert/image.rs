@@ -10,6 +10,7 @@ use bytes::Bytes;
 use serde_json::{Map, Value};
 
 use super::plan::{ImagePlan, LayerPlan, TOC_DIGEST, ZSTD_CHECKSUM};
+use super::reason::told;
 use crate::oci::manifest::{ImageConfig, ImageManifest, MAX_MANIFEST_BYTES};
 use crate::oci::{Descriptor, Digest, Manifest, media_type, translate};
 use crate::store::records::{ConvertedLayer, Limit, PassedThrough};
@@ -62,7 +63,8 @@ pub(super) struct Twin {
 impl Config {
     /// Reads the configuration of an image of `layers` layers; fails with the reason why it is none.
     pub(super) fn parse(text: Bytes, layers: usize) -> Result<Self, String> {
-        let unreadable = |error: serde_json::Error| format!("the image configuration is not readable: {error}");
+        let unreadable =
+            |error: serde_json::Error| format!("the image configuration is not readable: {}", told(&error.to_string()));
         let diff_ids = serde_json::from_slice::<ImageConfig>(&text).map_err(unreadable)?.rootfs.diff_ids;
         if diff_ids.len() != layers {
             return Err(format!("the image has {layers} layers, its configuration {} diff-ids", diff_ids.len()));

@@ -24,6 +24,7 @@ use super::inflate::Inflate;
 use super::pace::{Pace, Pacer};
 use super::pipe::{Piece, SourceReader, StoreWriter};
 use super::priority;
+use super::reason::told;
 use super::status::LayerProgress;
 use crate::oci::{Digest, Repository, media_type};
 use crate::store::records::{ConvertedLayer, Limit};
@@ -191,7 +192,7 @@ fn make(
             | write::Error::Limit { .. }
             | write::Error::Path { .. }
             | write::Error::SparseExternal),
-        ) => Made::Unfit(log::chain(&error), outgrown(&error, options)),
+        ) => Made::Unfit(told(&log::chain(&error)), outgrown(&error, options)),
         Err(error) => return Err(error),
     };
     source.drain().map_err(write::Error::Source)?;

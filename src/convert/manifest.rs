@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use futures::future::try_join_all;
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 
 use super::config::Layout;
 use super::converter::Shared;
@@ -54,8 +54,10 @@ impl Shared {
         };
         let layers = to_convert(&plan);
         running.layers(&layers.iter().map(|layer| (layer.digest.clone(), layer.size)).collect::<Vec<_>>());
-        let outcomes = try_join_all(layers.iter().map(|layer| self.layer(source, repository, layer))).await?;
-        let outcomes: HashMap<_, _> = outcomes.into_iter().collect();
+        // No more of them than have slots: those of an image that fails are waited for by nobody.
+        let outcomes = stream::iter(layers).map(|layer| async move { self.layer(source, repository, &layer).await });
+        let outcomes = outcomes.buffer_unordered(self.config.layers_at_once.get());
+        let outcomes: HashMap<_, _> = outcomes.try_collect().await?;
         let Descriptor { media_type: config_type, digest: config_digest, .. } = plan.manifest.config.clone();
         let assembled = self.assembled(manifest, plan, (config, config_weight), outcomes).await?;
         for PassedThrough { digest, reason } in &assembled.passed_through {
@@ -146,8 +148,9 @@ impl Shared {
 }
 
 /// The layers to convert, each once.
-fn to_convert(plan: &ImagePlan) -> Vec<&Descriptor> {
+fn to_convert(plan: &ImagePlan) -> Vec<Descriptor> {
+    let layers = plan.manifest.layers.iter().zip(&plan.layers);
+    let wanted = layers.filter(|(_, plan)| **plan == LayerPlan::Convert).map(|(layer, _)| layer);
     let mut seen = HashSet::new();
-    let layers = plan.manifest.layers.iter().zip(&plan.layers).filter(|(_, plan)| **plan == LayerPlan::Convert);
-    layers.map(|(layer, _)| layer).filter(|layer| seen.insert(&layer.digest)).collect()
+    wanted.filter(|layer| seen.insert(&layer.digest)).cloned().collect()
 }

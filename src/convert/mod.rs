@@ -23,6 +23,7 @@ mod plan;
 mod platforms;
 mod priority;
 mod profiles;
+mod reason;
 mod reorder;
 mod shares;
 mod statics;

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use serde_json::{Map, Value};
 
+use super::reason::told;
 use crate::oci::manifest::{ImageManifest, Index};
 use crate::oci::media_type::{self, ManifestKind};
 use crate::oci::{Descriptor, Digest, Manifest, Platform};
@@ -87,18 +88,18 @@ pub(super) fn plan(manifest: &Manifest, wanted: &Wanted<'_>) -> Plan {
     let planned = match media_type::manifest_kind(&manifest.media_type) {
         Some(ManifestKind::Image) => plan_image(manifest, wanted),
         Some(ManifestKind::Index) => plan_index(manifest, wanted),
-        None => Err(format!("manifests of the type {} are not converted", manifest.media_type)),
+        None => Err(format!("manifests of the type {} are not converted", told(&manifest.media_type))),
     };
     planned.unwrap_or_else(Plan::PassThrough)
 }
 
 fn plan_image(manifest: &Manifest, wanted: &Wanted<'_>) -> Result<Plan, String> {
-    let image: ImageManifest =
-        serde_json::from_slice(&manifest.bytes).map_err(|error| format!("the manifest is not readable: {error}"))?;
+    let image: ImageManifest = serde_json::from_slice(&manifest.bytes)
+        .map_err(|error| format!("the manifest is not readable: {}", told(&error.to_string())))?;
     check_kind(manifest, image.schema_version, image.media_type.as_deref(), &image.rest, "manifests")?;
     let config_type = image.config.media_type.as_str();
     if !matches!(config_type, media_type::DOCKER_CONFIG | media_type::OCI_CONFIG) {
-        return Err(format!("an artifact: its configuration is of the type {config_type}"));
+        return Err(format!("an artifact: its configuration is of the type {}", told(config_type)));
     }
     if image.layers.len() > MAX_LAYERS {
         return Err(format!("it has {} layers, more than {MAX_LAYERS}", image.layers.len()));
@@ -121,7 +122,7 @@ fn plan_layer(layer: &Descriptor, wanted: &Wanted<'_>) -> LayerPlan {
     } else if !layer.urls.is_empty() || media_type.contains("foreign") || media_type.contains("nondistributable") {
         "foreign".to_owned()
     } else if !media_type::is_convertible_layer(media_type) {
-        format!("of the type {media_type}")
+        format!("of the type {}", told(media_type))
     } else if has(ZSTD_CHECKSUM) || has(OLDER_ZSTD_CHECKSUM) {
         "zstd:chunked already".to_owned()
     } else if has(TOC_DIGEST) && !wanted.renew {
@@ -133,8 +134,8 @@ fn plan_layer(layer: &Descriptor, wanted: &Wanted<'_>) -> LayerPlan {
 }
 
 fn plan_index(manifest: &Manifest, wanted: &Wanted<'_>) -> Result<Plan, String> {
-    let index: Index =
-        serde_json::from_slice(&manifest.bytes).map_err(|error| format!("the index is not readable: {error}"))?;
+    let index: Index = serde_json::from_slice(&manifest.bytes)
+        .map_err(|error| format!("the index is not readable: {}", told(&error.to_string())))?;
     check_kind(manifest, index.schema_version, index.media_type.as_deref(), &index.rest, "layers")?;
     if index.manifests.len() > MAX_CHILDREN {
         return Err(format!("it has {} children, more than {MAX_CHILDREN}", index.manifests.len()));
@@ -151,7 +152,7 @@ fn plan_index(manifest: &Manifest, wanted: &Wanted<'_>) -> Result<Plan, String> 
 
 fn plan_child(child: &Descriptor, wanted: &Wanted<'_>) -> ChildPlan {
     if media_type::manifest_kind(&child.media_type) != Some(ManifestKind::Image) {
-        return ChildPlan::Leave(format!("of the type {}", child.media_type));
+        return ChildPlan::Leave(format!("of the type {}", told(&child.media_type)));
     }
     if child.annotations.get(REFERENCE_TYPE).and_then(Value::as_str) == Some(ATTESTATION) {
         return ChildPlan::Leave("an attestation".to_owned());
@@ -171,7 +172,7 @@ fn plan_child(child: &Descriptor, wanted: &Wanted<'_>) -> ChildPlan {
     } else if wanted.all_platforms || wanted.platforms.iter().any(|wanted| wanted.matches(&platform)) {
         ChildPlan::Convert
     } else {
-        ChildPlan::IfPulled(format!("for {platform}, which nobody has pulled"))
+        ChildPlan::IfPulled(format!("for {}, which nobody has pulled", told(&platform.to_string())))
     }
 }
 
@@ -187,7 +188,7 @@ fn check_kind(
         return Err(format!("its schemaVersion is {schema_version}"));
     }
     if let Some(inner) = inner_type.filter(|inner| *inner != manifest.media_type) {
-        return Err(format!("it was served as {} and calls itself {inner}", manifest.media_type));
+        return Err(format!("it was served as {} and calls itself {}", told(&manifest.media_type), told(inner)));
     }
     if rest.contains_key(foreign_key) || rest.contains_key("fsLayers") {
         return Err("it can be read as more than one kind of manifest".to_owned());

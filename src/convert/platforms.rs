@@ -10,6 +10,7 @@ use super::documents::off_worker;
 use super::error::Error;
 use super::index::{self, Child};
 use super::plan::{ChildPlan, IndexPlan, Plan};
+use super::reason::told;
 use crate::oci::{Digest, Manifest, Repository};
 use crate::store::ImageRecord;
 use crate::telemetry::log;
@@ -50,7 +51,7 @@ impl Shared {
             let child = match made {
                 Ok(record) => Child::Recorded(Box::new(record)),
                 Err(error) => {
-                    let reason = format!("not converted for now: {}", log::chain(error.as_ref()));
+                    let reason = format!("not converted for now: {}", told(&log::chain(error.as_ref())));
                     failure = Some(error);
                     Child::Original(reason)
                 }

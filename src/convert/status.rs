@@ -6,12 +6,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::error::Error;
+use super::reason::told;
 use crate::oci::{Digest, Repository};
 use crate::store::ImageRecord;
 use crate::telemetry::log;
 
 /// Finished conversions that are remembered.
 const RECENT: usize = 256;
+/// Layers that are listed of a conversion; Docker's own images have at most 127.
+const LISTED_LAYERS: usize = 128;
 
 /// The conversion of one image manifest or index.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -184,6 +187,7 @@ pub(super) struct Running {
 impl Running {
     /// Says which layers are being converted, with their sizes.
     pub(super) fn layers(&self, layers: &[(Digest, u64)]) {
+        let layers = &layers[..layers.len().min(LISTED_LAYERS)];
         let progress: Vec<_> = layers.iter().map(|(source, _)| self.board.layer(source)).collect();
         let layers = layers.iter().map(|(source, total)| Layer { source: source.clone(), done: 0, total: *total });
         let layers: Vec<_> = layers.collect();
@@ -202,7 +206,7 @@ impl Running {
             }
             Err(error) => {
                 entry.conversion.state = State::Failed;
-                entry.conversion.error = Some(log::chain(error));
+                entry.conversion.error = Some(told(&log::chain(error)));
             }
         });
     }

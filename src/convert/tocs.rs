@@ -7,6 +7,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use estargz::chunk::ChunkError;
@@ -18,6 +19,7 @@ use futures::TryStreamExt as _;
 use moka::future::Cache;
 
 use super::error::Error;
+use crate::budget::{Budget, Full};
 use crate::oci::Digest;
 use crate::store;
 use crate::store::records::ConvertedLayer;
@@ -30,11 +32,19 @@ const BYTES_OF_NODE: usize = 160;
 /// What a chunk takes in a packed TOC.
 const BYTES_OF_CHUNK: usize = 80;
 
+/// TOCs that are being read, compressed and unpacked: one of the largest, or many of the usual ones.
+const READING_BYTES: u64 = 256 << 20;
+/// What a byte of a compressed TOC becomes while it is read: six bytes of JSON, as much again once it is packed.
+const BYTES_OF_SECTION_BYTE: u64 = 12;
+/// How long a TOC waits to be read.
+const READ_WITHIN: Duration = Duration::from_secs(30);
+
 /// Reads stored layers file by file; clones share the memory.
 #[derive(Debug, Clone)]
 pub struct Tocs {
     store: Store,
     tocs: Cache<Digest, Arc<Toc>>,
+    reading: Budget,
 }
 
 /// Why a stored layer cannot be read.
@@ -55,6 +65,8 @@ pub enum Unreadable {
     NoExternalToc,
     #[error("one of its chunks")]
     Chunk(#[from] ChunkError),
+    #[error("too many TOCs are being read")]
+    Busy(#[from] Full),
     #[error("the reading broke off")]
     BrokenOff(#[from] tokio::task::JoinError),
 }
@@ -66,7 +78,8 @@ impl Tocs {
             let bytes = toc.len() * BYTES_OF_NODE + toc.chunk_count() * BYTES_OF_CHUNK;
             u32::try_from(bytes).unwrap_or(u32::MAX)
         };
-        Self { store, tocs: Cache::builder().max_capacity(TOC_BYTES).weigher(weight).build() }
+        let tocs = Cache::builder().max_capacity(TOC_BYTES).weigher(weight).build();
+        Self { store, tocs, reading: Budget::new("TOCs being read", READING_BYTES) }
     }
 
     /// The record of the converted layer whose blob has this digest; `None` for everything else.
@@ -126,9 +139,20 @@ impl Tocs {
         let object = self.find(&layer.digest).await?;
         let tail = self.bytes(&object, footer::tail_range(object.size)).await?;
         let footer = Footer::parse(&tail, object.size)?;
-        let section = match (footer.toc_range(), &layer.external_toc) {
+        let external = match &layer.external_toc {
+            Some(toc) => Some(self.find(toc).await?),
+            None => None,
+        };
+        let length = match (footer.toc_range(), &external) {
+            (Some(range), _) => range.end - range.start,
+            (None, Some(toc)) => toc.size,
+            (None, None) => return Err(Unreadable::NoExternalToc),
+        };
+        let weight = length.saturating_mul(BYTES_OF_SECTION_BYTE).min(READING_BYTES);
+        let _weight = self.reading.take_within(weight, READ_WITHIN).await?;
+        let section = match (footer.toc_range(), &external) {
             (Some(range), _) => self.bytes(&object, range).await?,
-            (None, Some(toc)) => self.store.read_all(&self.find(toc).await?).await?,
+            (None, Some(toc)) => self.store.read_all(toc).await?,
             (None, None) => return Err(Unreadable::NoExternalToc),
         };
         let expected: estargz::Digest = layer.toc_digest.to_string().parse()?;

@@ -3,9 +3,11 @@
 
 mod bench;
 mod faults;
+mod hostile;
 mod images;
 mod indexes;
 mod once;
 mod pass_through;
 pub(crate) mod predictions;
+mod slow;
 mod tocs;

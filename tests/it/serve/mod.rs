@@ -9,6 +9,7 @@ mod failures;
 mod limits;
 mod lists;
 mod manifests;
+mod memory;
 mod names;
 mod panics;
 mod predictions;

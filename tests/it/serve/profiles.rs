@@ -7,7 +7,7 @@ use std::time::Duration;
 use object_store::ObjectStoreExt as _;
 use reqwest::Method;
 use serde_json::{Value, json};
-use starlift::oci::Digest;
+use starlift::oci::{Digest, media_type};
 use starlift::profile::{MAX_OBSERVATION_BYTES, MEDIA_TYPE, Stack, Workload};
 use starlift::serve::Config;
 use starlift::store::{self, Store};
@@ -332,7 +332,40 @@ async fn an_image_that_is_lazy_already_is_learned_too() {
     assert_eq!(stage.tell(&stack, seen(&FILES).to_string()).await.status, 202);
     let profile = stage.profile_when(&path_of(&stack), |profile| profile["observers"] == 1).await;
     assert_eq!(paths(&profile).len(), FILES.len());
-    assert_eq!(profile["image"], image.document()["config"]["digest"]);
+    assert_eq!(profile["image"], json!(stack), "nobody checked that the layers are those of its configuration");
+}
+
+#[tokio::test]
+async fn a_manifest_that_names_anothers_image_learns_and_teaches_nothing() {
+    let stage = Stage::with(quick).await;
+    let victim = stage.pulled().await;
+    assert_eq!(stage.tell(&victim, seen(&FILES).to_string()).await.status, 202);
+    stage.profile_when(&path_of(&victim), |profile| profile["observers"] == 1).await;
+    let image = stage.push_app();
+    let layer = json!({
+        "mediaType": media_type::OCI_LAYER_GZIP, "digest": Digest::sha256_of(b"his own"), "size": 10,
+        "annotations": {"containerd.io/snapshot/stargz/toc.digest": Digest::sha256_of(b"toc")},
+    });
+    // By the configuration that it names, and by the image that it says it was made from.
+    for annotations in [json!({}), json!({"dev.starlift.source.digest": image.digest()})] {
+        let document = json!({
+            "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST, "annotations": annotations,
+            "config": image.document()["config"], "layers": [layer],
+        });
+        let digest = stage.registry.put_manifest("app", media_type::OCI_MANIFEST, document.to_string());
+        stage.registry.tag("app", "his", &digest);
+        let served = stage.get("/v2/local/app/manifests/his").await;
+        assert_eq!(served.status, 200);
+        let his = stack_of(&served.json());
+        let profile = stage.profile_when(&path_of(&his), |_| true).await;
+        assert_eq!(profile["files"], json!([]), "{annotations}");
+        let told = stage.tell(&his, seen(&[(0, "no/such/file")]).to_string()).await;
+        assert_eq!(told.status, 202);
+        stage.profile_when(&path_of(&his), |profile| profile["observers"] == 1).await;
+    }
+    let profile = stage.get(&path_of(&victim)).await.json();
+    assert_eq!((&profile["observers"], paths(&profile).len()), (&json!(1), FILES.len()));
+    assert!(!profile.to_string().contains("no/such"));
 }
 
 #[tokio::test]

@@ -111,3 +111,20 @@ async fn the_lost_answer_of_a_claim_does_not_lock_its_owner_out() {
     let losing = bucket.broken(|operation| if operation.kind == "put" { Fate::LoseAnswer } else { Fate::Pass });
     assert!(open(&losing).lease(NAME).await.unwrap().is_some());
 }
+
+#[tokio::test]
+async fn a_lease_is_renewed_only_while_its_work_gets_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = Config { location: folder.path().display().to_string(), lease_ttl: TTL, ..Config::default() };
+    for store in [open(&Bucket::new()), Store::open(&config).await.unwrap()] {
+        let mut asked = 0;
+        let moving = move || {
+            asked += 1;
+            asked < 3
+        };
+        let lease = store.lease_while(NAME, moving).await.unwrap().unwrap();
+        assert!(store.lease(NAME).await.unwrap().is_none());
+        until(async || lease.is_lost()).await;
+        until(async || store.lease(NAME).await.unwrap().is_some()).await;
+    }
+}

@@ -10,6 +10,7 @@ pub(crate) mod fixture;
 pub(crate) mod image;
 pub(crate) mod lazy;
 pub(crate) mod link;
+pub(crate) mod memory;
 pub(crate) mod moto;
 pub(crate) mod place;
 pub(crate) mod pods;

@@ -1,0 +1,83 @@
+//! What hostile documents cost a server: a process of its own, whose peak the kernel keeps.
+
+use std::io::Write as _;
+use std::net::TcpStream;
+use std::time::Duration;
+
+use serde_json::json;
+use starlift::oci::{Digest, media_type};
+
+use crate::support::image::{Image, ImageBuilder};
+use crate::support::place::{Place, until};
+use crate::support::registry::{Gate, Registry};
+use crate::support::starlift::Starlift;
+
+/// Nearly the most that a manifest may have.
+const LARGE: usize = 4_000_000;
+/// What a dozen manifests of 4 MiB may cost: themselves, in two caches, and a few trees. Parsed at once they would take
+/// two gigabytes.
+const MOST: u64 = 400 << 20;
+
+fn wide(seed: u64, value: &str, comma: &str) -> Image {
+    let image = ImageBuilder::new(seed).layers(1).files(1).build();
+    let mut text = image.document().to_string();
+    text.pop();
+    let values = vec![value; LARGE / (value.len() + comma.len())].join(comma);
+    Image { bytes: format!("{text},\"x\":[{values}]}}").into(), ..image }
+}
+
+/// Pulls `tag` and does not read more of the answer than that it begins.
+fn pull(server: &Starlift, tag: &str) -> std::io::Result<()> {
+    let mut connection = TcpStream::connect(server.address)?;
+    connection.set_read_timeout(Some(Duration::from_secs(60)))?;
+    write!(connection, "GET /v2/local/app/manifests/{tag} HTTP/1.1\r\nHost: {}\r\n\r\n", server.address)?;
+    std::io::Read::read(&mut connection, &mut [0; 1]).map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn manifests_of_many_values_cost_little_while_they_wait() {
+    let Some(place) = Place::with(&["curl"]) else { return };
+    let registry = Registry::start().await;
+    let gate = Gate::new();
+    registry.on("/blobs/").gate(&gate);
+    for (number, (value, comma)) in
+        [("0", ","), ("{}", ","), ("\"\"", ","), ("[]", ",")].into_iter().cycle().take(12).enumerate()
+    {
+        registry.push("app", &number.to_string(), &wide(number as u64, value, comma));
+    }
+    let upstream = format!("local={}", registry.url());
+    let server = Starlift::start(&place, &["--upstream", &upstream]);
+    let before = server.daemon.memory_now();
+    for tag in 0..12 {
+        pull(&server, &tag.to_string()).unwrap();
+    }
+    let peak = server.daemon.peak_memory() - before;
+    assert!(peak < MOST, "{} MiB", peak >> 20);
+    gate.open();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_of_many_large_children_costs_little() {
+    let Some(place) = Place::with(&["curl"]) else { return };
+    let registry = Registry::start().await;
+    let gate = Gate::new();
+    registry.on("/blobs/").gate(&gate);
+    let child = |number: u64| {
+        let image = ImageBuilder::new(number).layers(1).files(1).build();
+        let mut document = image.document();
+        document["annotations"] = json!({"p": "p".repeat(1 << 20)});
+        Image { bytes: document.to_string().into(), ..image }
+    };
+    let index = Image::index((0..60).map(|number| ("linux/amd64", child(number))).collect(), false);
+    let digest: Digest = registry.push("app", "index", &index);
+    assert_eq!(registry.manifest("app", &digest.to_string()).unwrap().0, media_type::OCI_INDEX);
+    let server = Starlift::start(&place, &["--upstream", &format!("local={}", registry.url()), "--wait", "100ms"]);
+    let before = server.daemon.memory_now();
+    pull(&server, "index").unwrap();
+    // Four children are under way, and wait for their configurations.
+    until("children are fetched", Duration::from_secs(30), || registry.count("GET", "/blobs/") >= 4);
+    let peak = server.daemon.peak_memory() - before;
+    assert!(peak < MOST / 4, "{} MiB", peak >> 20);
+    assert!(registry.count("GET", "/manifests/sha256") <= 6, "{}", registry.count("GET", "/manifests/sha256"));
+    gate.open();
+}
