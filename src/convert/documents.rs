@@ -144,6 +144,19 @@ impl Shared {
         repository: &Repository,
         config: &Descriptor,
     ) -> Result<(Bytes, Share), Error> {
+        let fetched = self.fetch_config(source, repository, config).await;
+        if fetched.as_ref().is_err_and(Error::is_slow) {
+            self.layers.slow_down(source.name());
+        }
+        fetched
+    }
+
+    async fn fetch_config(
+        &self,
+        source: &Source,
+        repository: &Repository,
+        config: &Descriptor,
+    ) -> Result<(Bytes, Share), Error> {
         let is_contended = || self.layers.image_slots.is_wanted_by_another(source.name());
         let mut pacer = Pacer::new(self.layers.pace.of_document(), &is_contended);
         let mut body = pacer.wait(source.blob(repository, &config.digest, None)).await??;

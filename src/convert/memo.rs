@@ -142,6 +142,12 @@ impl Layers {
         }
     }
 
+    /// Lets an upstream that did not keep the pace convert one thing at a time for a while.
+    pub(super) fn slow_down(&self, upstream: &str) {
+        self.slots.slow_down(upstream);
+        self.image_slots.slow_down(upstream);
+    }
+
     fn attempts(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Attempt>>> {
         self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -161,7 +167,7 @@ impl Layers {
                 self.slow.insert((layer.digest.clone(), Some(origin.clone())), *rate);
             }
             if error.is_slow() {
-                self.slots.slow_down(&origin.upstream);
+                self.slow_down(&origin.upstream);
             }
         }
         converted.map_err(Arc::new)

@@ -18,6 +18,8 @@ use crate::upstream::Source;
 
 /// Children of an index that are fetched and converted at once; the usual two platforms with room to spare.
 const CHILDREN_AT_ONCE: usize = 4;
+/// Objects that the record of an index may name: those of some sixty images of 127 layers.
+const MAX_OBJECTS: usize = 8192;
 /// Records of children that are looked up at once.
 const LOOKUPS_AT_ONCE: usize = 16;
 /// Who takes room to bring an index up to date; no upstream has an empty name.
@@ -47,6 +49,7 @@ impl Shared {
         };
         let mut failure = None;
         let mut children = self.recorded_children(&plan).await?;
+        // They are few, and somebody waited for them: they come before those that happen to be there.
         for (digest, made) in made {
             let child = match made {
                 Ok(record) => Child::Recorded(Box::new(record)),
@@ -98,12 +101,28 @@ impl Shared {
     async fn recorded_children(&self, plan: &IndexPlan) -> Result<HashMap<Digest, Child>, Error> {
         let children = plan.index.manifests.iter().zip(&plan.children);
         let children = children.filter(|(_, plan)| !matches!(plan, ChildPlan::Leave(_)));
-        let digests: HashSet<Digest> = children.map(|(child, _)| child.digest.clone()).collect();
+        let mut seen = HashSet::new();
+        let digests = children.map(|(child, _)| &child.digest).filter(|digest| seen.insert(*digest));
+        let digests: Vec<Digest> = digests.cloned().collect();
         let records = stream::iter(digests).map(|digest| async move {
             let record = self.store.image(&self.generation, &digest).await?;
-            Ok::<_, Error>(record.map(|record| (digest, Child::Recorded(Box::new(record)))))
+            Ok::<_, Error>(record.map(|record| (digest, record)))
         });
-        records.buffer_unordered(LOOKUPS_AT_ONCE).try_filter_map(|found| async { Ok(found) }).try_collect().await
+        let mut records = records.buffered(LOOKUPS_AT_ONCE);
+        let (mut children, mut objects) = (HashMap::new(), 0);
+        while let Some(found) = records.try_next().await? {
+            let Some((digest, mut record)) = found else { continue };
+            objects += record.objects.len();
+            let child = if objects <= MAX_OBJECTS {
+                // Of an image that passes through the first reason is repeated.
+                record.passed_through.truncate(1);
+                Child::Recorded(Box::new(record))
+            } else {
+                Child::Original(format!("one of an index of more than {MAX_OBJECTS} objects"))
+            };
+            children.insert(digest, child);
+        }
+        Ok(children)
     }
 
     /// Keeps an index's twin, and the source's bytes where another platform may yet join or one may be made anew.

@@ -5,9 +5,8 @@ use std::fmt;
 use serde::Deserializer as _;
 use serde::de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor};
 
-/// What a value takes in a tree, its place in a map or an array counted in: 72 bytes for the value, as many for a map
-/// entry, and half of it again in arrays that grow.
-const NODE_BYTES: u64 = 256;
+/// What a key or a value takes in a tree: 72 bytes, in arrays that grow up to twice as many, and the text of a key.
+const NODE_BYTES: u64 = 128;
 /// Trees of a document that are there at once: the source's, the converted one's, and that in other types.
 const TREES: u64 = 3;
 
@@ -25,7 +24,7 @@ pub(super) fn document(text: &[u8]) -> Result<u64, serde_json::Error> {
     deserializer.deserialize_any(Counter { nodes: &mut nodes })?;
     deserializer.end()?;
     let text = (text.len() as u64).saturating_mul(TREES);
-    Ok(nodes.saturating_mul(NODE_BYTES * TREES / 2).saturating_add(text))
+    Ok(nodes.saturating_mul(NODE_BYTES * TREES).saturating_add(text))
 }
 
 /// Counts values and keys.

@@ -31,6 +31,11 @@ impl Extents {
         self.0.is_empty()
     }
 
+    /// The bytes that it takes beside itself.
+    pub(super) fn weight(&self) -> usize {
+        self.0.len() * size_of::<Range<u64>>()
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = Range<u64>> + '_ {
         self.0.iter().cloned()
     }

@@ -25,6 +25,11 @@ pub struct FileUse {
 }
 
 impl FileUse {
+    /// The bytes that it takes.
+    pub fn weight(&self) -> usize {
+        size_of::<Self>() + self.path.len() + self.extents.weight()
+    }
+
     pub(super) fn is_well_formed(&self) -> bool {
         is_well_formed(&self.path)
     }

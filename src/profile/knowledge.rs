@@ -108,6 +108,12 @@ impl Knowledge {
         named.chain(self.workloads.values().map(Learned::len)).sum()
     }
 
+    /// The bytes that it takes.
+    pub fn weight(&self) -> usize {
+        let named = self.suggested.iter().chain(&self.recorded).flatten().map(FileUse::weight);
+        size_of::<Self>() + named.sum::<usize>() + self.workloads.values().map(Learned::weight).sum::<usize>()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

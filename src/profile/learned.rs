@@ -104,6 +104,12 @@ impl Learned {
         self.observers.iter().map(|observer| observer.files.len()).sum()
     }
 
+    /// The bytes that all opinions take.
+    pub(super) fn weight(&self) -> usize {
+        let known = |known: &Known| size_of::<Known>() + known.path.len() + known.extents.weight();
+        self.observers.iter().map(|observer| observer.files.iter().map(known).sum::<usize>()).sum()
+    }
+
     /// Lets the opinion go that was heard first.
     pub(super) fn forget_first(&mut self) {
         if !self.observers.is_empty() {

@@ -101,6 +101,11 @@ impl Observation {
         before - self.files.len()
     }
 
+    /// The bytes that it takes.
+    pub fn weight(&self) -> usize {
+        self.files.iter().map(FileUse::weight).sum()
+    }
+
     pub fn files(&self) -> &[FileUse] {
         &self.files
     }

@@ -15,10 +15,10 @@ use crate::profile::{Knowledge, Observation, Source, Workload};
 use crate::store::{Merge, Store};
 use crate::telemetry::{log, metrics};
 
-/// Most files that wait to be written: some 40 MiB.
-const MAX_WAITING_FILES: usize = 262_144;
-/// What an observation takes besides its files, in files.
-const WEIGHT_OF_ONE: usize = 4;
+/// Most bytes of observations that wait to be written.
+const MAX_WAITING_BYTES: usize = 40 << 20;
+/// What an observation takes besides its files, in bytes.
+const WEIGHT_OF_ONE: usize = 512;
 /// How many images are written at once.
 const WRITES_AT_ONCE: usize = 4;
 
@@ -51,7 +51,7 @@ struct Inner {
 #[derive(Debug, Default)]
 struct State {
     images: HashMap<Digest, Waiting>,
-    /// The weight of what waits or is being written, in files.
+    /// The weight of what waits or is being written, in bytes.
     weight: usize,
     is_scheduled: bool,
     merges: u64,
@@ -75,7 +75,7 @@ impl Merger {
     ) -> bool {
         let mut state = self.inner.lock();
         let weight = weight(&seen);
-        if state.weight + weight > MAX_WAITING_FILES {
+        if state.weight + weight > MAX_WAITING_BYTES {
             return false;
         }
         let waiting = state.images.entry(image.clone()).or_default();
@@ -123,13 +123,13 @@ impl Inner {
     }
 
     async fn write_image(&self, image: Digest, waiting: Waiting) {
-        let (opinions, files) = (waiting.len(), waiting.values().map(weight).sum::<usize>());
+        let (opinions, weight_of_all) = (waiting.len(), waiting.values().map(weight).sum::<usize>());
         let waiting = Arc::new(waiting);
         let (merge, started): (Merge, _) = (merging(Arc::clone(&waiting)), Instant::now());
         let outcome = self.store.learn(&image, &merge).await;
         drop(merge);
         metrics().profile_merge_seconds.observe(started.elapsed().as_secs_f64());
-        self.lock().weight -= files;
+        self.lock().weight -= weight_of_all;
         match outcome {
             Ok(known) => {
                 self.lock().learned();
@@ -165,7 +165,7 @@ impl State {
 }
 
 fn weight(seen: &Seen) -> usize {
-    seen.observation.files().len() + WEIGHT_OF_ONE
+    seen.observation.weight() + WEIGHT_OF_ONE
 }
 
 /// Takes all that waits into what is known, what was heard first before the rest.

@@ -36,8 +36,8 @@ pub use ranges::Ranges;
 use stack::Outline;
 pub(super) use stack::{of_itself, record, stack_of};
 
-/// The memory for what is known, in files: some 30 MiB.
-const REMEMBERED_FILES: u64 = 200_000;
+/// The memory for what is known, in bytes.
+const REMEMBERED_BYTES: u64 = 32 << 20;
 /// How long it is believed: other replicas learn too.
 const REMEMBERED_FOR: Duration = Duration::from_secs(10);
 /// The memory for stacks, in layers: some 10 MiB.
@@ -112,9 +112,9 @@ impl Profiles {
     /// written.
     pub fn new(converter: &Converter, merge_interval: Duration) -> Self {
         let store = converter.shared.store.clone();
-        let files = |_: &Digest, known: &Arc<Knowledge>| u32::try_from(known.len()).unwrap_or(u32::MAX).max(10);
+        let bytes = |_: &Digest, known: &Arc<Knowledge>| u32::try_from(known.weight()).unwrap_or(u32::MAX);
         let layers = |_: &Stack, record: &Arc<StackRecord>| u32::try_from(record.layers.len()).unwrap_or(u32::MAX);
-        let known = Cache::builder().max_capacity(REMEMBERED_FILES).weigher(files).time_to_live(REMEMBERED_FOR).build();
+        let known = Cache::builder().max_capacity(REMEMBERED_BYTES).weigher(bytes).time_to_live(REMEMBERED_FOR).build();
         let shared = Shared {
             tocs: converter.tocs().clone(),
             merger: Merger::new(store.clone(), known.clone(), merge_interval),

@@ -20,7 +20,7 @@ fn patient() -> Config {
 }
 
 fn impatient() -> Config {
-    Config { slow_after: Duration::from_millis(60), ..config() }
+    Config { slow_after: Duration::from_millis(900), ..config() }
 }
 
 /// A registry that gives the first bytes of each layer and no more.

@@ -342,19 +342,20 @@ async fn a_manifest_that_names_anothers_image_learns_and_teaches_nothing() {
     assert_eq!(stage.tell(&victim, seen(&FILES).to_string()).await.status, 202);
     stage.profile_when(&path_of(&victim), |profile| profile["observers"] == 1).await;
     let image = stage.push_app();
-    let layer = json!({
-        "mediaType": media_type::OCI_LAYER_GZIP, "digest": Digest::sha256_of(b"his own"), "size": 10,
-        "annotations": {"containerd.io/snapshot/stargz/toc.digest": Digest::sha256_of(b"toc")},
-    });
     // By the configuration that it names, and by the image that it says it was made from.
-    for annotations in [json!({}), json!({"dev.starlift.source.digest": image.digest()})] {
+    let claims = [("his", json!({})), ("his-too", json!({"dev.starlift.source.digest": image.digest()}))];
+    for (tag, annotations) in claims {
+        let layer = json!({
+            "mediaType": media_type::OCI_LAYER_GZIP, "digest": Digest::sha256_of(tag.as_bytes()), "size": 10,
+            "annotations": {"containerd.io/snapshot/stargz/toc.digest": Digest::sha256_of(b"toc")},
+        });
         let document = json!({
             "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST, "annotations": annotations,
             "config": image.document()["config"], "layers": [layer],
         });
         let digest = stage.registry.put_manifest("app", media_type::OCI_MANIFEST, document.to_string());
-        stage.registry.tag("app", "his", &digest);
-        let served = stage.get("/v2/local/app/manifests/his").await;
+        stage.registry.tag("app", tag, &digest);
+        let served = stage.get(&format!("/v2/local/app/manifests/{tag}")).await;
         assert_eq!(served.status, 200);
         let his = stack_of(&served.json());
         let profile = stage.profile_when(&path_of(&his), |_| true).await;
