@@ -190,12 +190,14 @@ impl Store {
             return Ok(());
         }
         let wanted = bytes.saturating_add(self.inner.room.reserved.load(Ordering::Acquire));
-        let report = self.sweep_for(SystemTime::now(), wanted.max(max / FREED_SHARE)).await?;
+        let wanted = wanted.max(max / FREED_SHARE);
+        let report = self.sweep_for(SystemTime::now(), wanted).await?;
         if !report.busy {
             metrics().swept_bytes.inc_by(report.freed_bytes);
             tracing::info!(?report, "the store is swept to make room");
         }
-        times.swept = Some(Instant::now());
+        // One that made no room is not tried again at once.
+        times.swept = (report.freed_bytes < wanted).then(Instant::now);
         self.list_now(&mut times).await
     }
 }

@@ -15,6 +15,7 @@ mod cli;
 mod convert;
 mod cri_proxy;
 mod fake_registry;
+mod limits;
 mod real_agent;
 mod real_agent_model;
 mod real_agent_mount;

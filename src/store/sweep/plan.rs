@@ -64,22 +64,28 @@ pub(super) fn plan(inventory: &Inventory, retention: &Retention, now: SystemTime
         choice.drop_until(max_size.as_u64().saturating_sub(wanted), &limits);
     }
     let (stays, goes) = choice.stacks(&limits);
-    let mut knowledge = outlived(inventory, &stays, &limits);
-    knowledge.append(&mut choice.knowledge);
+    let outlived = outlived(inventory, &stays, &limits);
     let doomed = choice.doomed;
     let gone = |digest: &Digest| doomed.contains(digest) || !inventory.visible.contains_key(digest);
-    let outdated = inventory.layers.iter().filter(|record| limits.outdates(record, gone));
+    let outdated: Vec<_> = inventory.layers.iter().filter(|record| limits.outdates(record, gone)).collect();
+    let learned: HashSet<&Digest> = outlived.iter().map(|(image, _)| image).collect();
+    let learned = inventory
+        .knowledge
+        .iter()
+        .filter(|listed| matches!(&listed.key, Key::Knowledge(image) if learned.contains(image)));
+    let records = outdated.iter().map(|record| record.size).chain(goes.iter().map(|record| record.size));
+    let records = records.chain(learned.map(|listed| listed.meta.size)).sum();
     let passed = choice.passed.into_iter().filter(|record| !limits.is_aged(record.recorded));
     Plan {
         images: choice.dropped,
-        layers: outdated.chain(passed).cloned().collect(),
+        layers: outdated.into_iter().chain(passed).cloned().collect(),
         stacks: goes.into_iter().cloned().collect(),
-        knowledge,
+        knowledge: outlived.into_iter().chain(choice.knowledge).collect(),
         objects: doomed.iter().filter_map(|digest| doomed_object(inventory, digest)).collect(),
         unrecorded: choice.unrecorded,
         leftovers: leftovers(inventory, &limits),
         leases: leases(inventory, &limits),
-        kept_bytes: choice.bytes,
+        kept_bytes: choice.bytes.saturating_sub(records),
     }
 }
 
