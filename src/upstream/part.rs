@@ -104,7 +104,7 @@ impl Blob<'_> {
             Err(error) => return Err(error),
         };
         let Some(range) = wanted.within(size) else {
-            return Ok((size, size..size, stream::empty().boxed()));
+            return cut(wanted, size, 0..size, stream::empty().boxed());
         };
         match self.ask(&range).await {
             Ok(Found::Part(part)) => Ok(part),
