@@ -32,6 +32,7 @@ fn code(error: &Error) -> Code {
         | Error::ParentNotCommitted(_)
         | Error::ParentChanged(_)
         | Error::LabelTooLong(_)
+        | Error::IdMap(_)
         | Error::NoSuchField(_) => Code::InvalidArgument,
         Error::HasChildren(_) | Error::NotActive(_) | Error::NotMountable(_) => Code::FailedPrecondition,
         Error::Damaged { .. } | Error::Root(_) | Error::Metadata(_) | Error::Directory { .. } => Code::Internal,

@@ -24,8 +24,14 @@ pub(super) struct Directories {
 }
 
 /// User and group of a directory.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Owner(u32, u32);
+
+impl Owner {
+    pub(super) fn new(user: u32, group: u32) -> Self {
+        Self(user, group)
+    }
+}
 
 impl Directories {
     pub(super) fn open(root: &Path) -> Result<Self, Error> {

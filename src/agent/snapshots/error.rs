@@ -18,6 +18,8 @@ pub enum Error {
     ParentNotCommitted(String),
     #[error("label {0:?} has more than {MAX_LABEL_LEN} bytes, key and value together")]
     LabelTooLong(String),
+    #[error("{0:?} maps no root of a user namespace")]
+    IdMap(String),
     #[error("field {0:?} of a snapshot cannot be updated, only labels can")]
     NoSuchField(String),
     #[error("snapshot {0:?} has another parent than the commit names")]

@@ -12,6 +12,7 @@ mod directories;
 #[cfg(test)]
 mod disk_tests;
 mod error;
+mod id_map;
 mod metadata;
 mod overlay;
 mod record;
@@ -96,6 +97,8 @@ impl Snapshots {
     fn create(&self, kind: Kind, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>, Error> {
         record::checked_name(key)?;
         let labels = record::checked(labels)?;
+        let mapped = id_map::owner(&labels)?;
+        let maps = id_map::options(&labels);
         // Asked before the change begins: a lazy parent answers through FUSE, which may take its time.
         let owner = match parent {
             Some(parent) => {
@@ -116,12 +119,12 @@ impl Snapshots {
         }
         let id = change.next_id()?;
         change.insert(key, &Record::new(id, kind, parent, labels))?;
-        self.directories.create(id, kind, owner.map(|(_, owner)| owner))?;
+        self.directories.create(id, kind, mapped.or(owner.map(|(_, owner)| owner)))?;
         if let Err(error) = change.commit() {
             self.forget(key, id);
             return Err(error);
         }
-        Ok(self.mounts_of(id, kind, &lowers))
+        Ok(self.mounts_of(id, kind, &lowers, maps))
     }
 
     /// Removes the directory of a snapshot whose change could not be committed, unless the change was made all the same
@@ -150,13 +153,13 @@ impl Snapshots {
         if record.kind == Kind::Committed {
             return Err(Error::NotMountable(key.to_owned()));
         }
-        Ok(self.mounts_of(record.id, record.kind, &lowers))
+        Ok(self.mounts_of(record.id, record.kind, &lowers, id_map::options(&record.labels)))
     }
 
-    fn mounts_of(&self, id: u64, kind: Kind, lowers: &[Lower]) -> Vec<Mount> {
+    fn mounts_of(&self, id: u64, kind: Kind, lowers: &[Lower], maps: Vec<String>) -> Vec<Mount> {
         let lazy = lowers.iter().filter(|lower| matches!(lower, Lower::Lazy(_))).count();
         let lowers: Vec<PathBuf> = lowers.iter().map(|&lower| self.directories.lower(lower)).collect();
-        let paths = Paths { upper: self.directories.upper(id), work: self.directories.work(id), lowers, lazy };
+        let paths = Paths { upper: self.directories.upper(id), work: self.directories.work(id), lowers, lazy, maps };
         vec![self.overlay.mount(kind, &paths)]
     }
 

@@ -32,6 +32,8 @@ pub(super) struct Paths {
     pub(super) lowers: Vec<PathBuf>,
     /// How many of `lowers` are lazily mounted layers: these lie on a file system of their own.
     pub(super) lazy: usize,
+    /// The options that have containerd map owners.
+    pub(super) maps: Vec<String>,
 }
 
 impl Overlay {
@@ -50,15 +52,16 @@ impl Overlay {
 
     pub(super) fn mount(&self, kind: Kind, paths: &Paths) -> Mount {
         match (kind, paths.lowers.as_slice()) {
-            (Kind::View, []) => bind(&paths.upper, "ro"),
-            (_, []) => bind(&paths.upper, "rw"),
-            (Kind::View, [lower]) => bind(lower, "ro"),
+            (Kind::View, []) => bind(&paths.upper, &paths.maps, "ro"),
+            (_, []) => bind(&paths.upper, &paths.maps, "rw"),
+            (Kind::View, [lower]) => bind(lower, &paths.maps, "ro"),
             (_, lowers) => self.overlay(kind, paths, lowers),
         }
     }
 
     fn overlay(&self, kind: Kind, paths: &Paths, lowers: &[PathBuf]) -> Mount {
-        let mut options: Vec<String> = self.options.iter().map(|&option| option.to_owned()).collect();
+        let mut options = paths.maps.clone();
+        options.extend(self.options.iter().map(|&option| option.to_owned()));
         // On one file system the numbers are the files' own, and the kernel logs a line if asked for more.
         let is_on_several = paths.lazy > 0 && (kind == Kind::Active || paths.lazy < lowers.len());
         if self.has_xino && is_on_several {
@@ -74,8 +77,8 @@ impl Overlay {
     }
 }
 
-fn bind(path: &Path, access: &str) -> Mount {
-    let options = vec![access.to_owned(), "rbind".to_owned()];
+fn bind(path: &Path, maps: &[String], access: &str) -> Mount {
+    let options = [maps, &[access.to_owned(), "rbind".to_owned()]].concat();
     Mount { kind: "bind", source: path.display().to_string(), options }
 }
 
@@ -100,7 +103,7 @@ mod tests {
         let lazy = lowers.iter().filter(|path| path.starts_with("/r/lazy/")).count();
         let lowers = lowers.iter().map(PathBuf::from).collect();
         let (upper, work) = ("/r/snapshots/9/fs".into(), "/r/snapshots/9/work".into());
-        overlay.mount(kind, &Paths { upper, work, lowers, lazy })
+        overlay.mount(kind, &Paths { upper, work, lowers, lazy, maps: Vec::new() })
     }
 
     fn words(mount: &Mount) -> String {

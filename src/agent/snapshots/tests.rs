@@ -205,6 +205,27 @@ fn a_snapshot_without_a_parent_is_put_on_the_one_that_its_commit_names() {
 }
 
 #[test]
+fn a_pod_with_a_user_namespace_owns_its_upper_directory() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let node = Node::new();
+    node.lazy("base", None, 5);
+    let maps = || {
+        let (users, groups) = ("containerd.io/snapshot/uidmapping", "containerd.io/snapshot/gidmapping");
+        labels(&[(users, "0:100000:65536"), (groups, "0:200000:65536")])
+    };
+    let mounts = node.snapshots.prepare("pod", Some("base"), maps()).unwrap();
+    assert_eq!(mounts[0].options[..2], ["uidmap=0:100000:65536", "gidmap=0:200000:65536"]);
+    assert_eq!(node.snapshots.mounts("pod").unwrap(), mounts);
+    let upper = mounts[0].options.iter().find_map(|option| option.strip_prefix("upperdir=")).unwrap();
+    let found = fs::metadata(upper).unwrap();
+    assert_eq!((found.uid(), found.gid()), (100_000, 200_000));
+    let image = node.snapshots.view("image", Some("base"), maps()).unwrap();
+    assert_eq!(image[0].options, ["uidmap=0:100000:65536", "gidmap=0:200000:65536", "ro", "rbind"]);
+}
+
+#[test]
 fn commit_replaces_labels_and_keeps_the_content() {
     let node = Node::new();
     node.snapshots.prepare("a", None, labels(&[("old", "1")])).unwrap();
