@@ -11,8 +11,13 @@ use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
+use rustix::fs::{FallocateFlags, fallocate};
+
 /// Inode, backing identifier, count, how: little-endian.
 const SLOT_LEN: usize = 24;
+
+/// For ten thousand files that are open at once.
+const RESERVED_LEN: u64 = 10_000 * SLOT_LEN as u64;
 
 /// How an inode is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +54,8 @@ impl Opens {
             }
         }
         let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        // A disk that is full later refuses no open. Where blocks cannot be had ahead, each open asks for its own.
+        let _refused = fallocate(&file, FallocateFlags::KEEP_SIZE, 0, RESERVED_LEN);
         let mut opens =
             Self { slots: file.metadata()?.len() / SLOT_LEN as u64, file, open: HashMap::new(), free: Vec::new() };
         for slot in 0..opens.slots {
