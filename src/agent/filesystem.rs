@@ -97,9 +97,10 @@ impl FileSystem {
         layer.tree().attributes(id).ok_or(Error::NotFound)
     }
 
-    /// The inode with this name in a directory. `.` names any inode itself: the kernel asks so for one that it forgot.
+    /// The inode with this name in a directory. `.` names any inode itself: the kernel asks so for one that it forgot, and
+    /// `/` does: an entry that it found by a file handle has no other name.
     pub fn lookup(&self, parent: u64, name: &[u8]) -> Result<(u64, Attributes), Error> {
-        let inode = if name == b"." {
+        let inode = if name == b"." || name == b"/" {
             parent
         } else if parent == ROOT_INODE {
             self.layers.by_name(name).ok_or(Error::NotFound)?.inode(FileId::ROOT)

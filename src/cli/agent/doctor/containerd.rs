@@ -297,8 +297,8 @@ fn has_text(list: &Value, text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::check::State;
     use super::*;
+    use crate::cli::agent::doctor::check::State;
 
     const V1: Version = Version(1, 7, 20);
     const V2: Version = Version(2, 4, 2);
