@@ -197,7 +197,8 @@ impl Store {
             tracing::info!(?report, "the store is swept to make room");
         }
         // One that made no room is not tried again at once.
-        times.swept = (report.freed_bytes < wanted).then(Instant::now);
+        let is_made = !report.busy && report.kept_bytes <= max.saturating_sub(wanted);
+        times.swept = (!is_made).then(Instant::now);
         self.list_now(&mut times).await
     }
 }
