@@ -13,8 +13,8 @@ const WANTED: [InitFlags; 8] = [
     InitFlags::FUSE_NO_OPENDIR_SUPPORT,
     // Access control lists of an image's files decide who may read them.
     InitFlags::FUSE_POSIX_ACL,
-    // A file keeps its inode number after a write made overlayfs copy it, even when nothing is cached.
-    InitFlags::FUSE_EXPORT_SUPPORT,
+    // An entry that overlayfs finds by a file handle makes the copied file above it stale (Linux 6.16 and newer).
+    InitFlags::FUSE_NO_EXPORT_SUPPORT,
     // Pods with a user namespace see their own owners without a copy of the image.
     InitFlags::FUSE_ALLOW_IDMAP,
 ];
