@@ -43,7 +43,7 @@ impl World {
         let config = upstream::Config {
             docker_config: Some("/nonexistent".into()),
             retry_delay: Duration::from_millis(1),
-            upstream: [("local".to_owned(), upstream)].into(),
+            upstream: [("registry.example".to_owned(), upstream)].into(),
             ..upstream::Config::default()
         };
         Upstreams::new(&config).unwrap()
@@ -51,7 +51,7 @@ impl World {
 
     fn spec(&self) -> LayerSpec {
         LayerSpec {
-            reference: "local/library/app:v1".to_owned(),
+            reference: "registry.example/library/app:v1".to_owned(),
             digest: self.blob.digest.clone(),
             toc_digest: Some(self.blob.toc_digest.clone()),
             manifest_digest: None,

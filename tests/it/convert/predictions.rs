@@ -113,7 +113,13 @@ async fn a_process_says_what_a_thread_says() {
 async fn a_process_dies_at_its_limit_of_memory() {
     let few = PredictionLimits { memory: 40 << 20, ..patient() };
     let failure = failure(&heavy(), Predictor::in_processes(EXECUTABLE, few)).await;
-    assert!(matches!(failure, PredictionFailure::Died(_)), "{failure:?}");
+    // Where the allocation that is one too many can fail, the process says so and ends by itself.
+    let is_over = match &failure {
+        PredictionFailure::Died(_) => true,
+        PredictionFailure::Refused(reason) => reason.contains("out of memory"),
+        _ => false,
+    };
+    assert!(is_over, "{failure:?}");
 }
 
 #[tokio::test]

@@ -141,7 +141,7 @@ fn a_hundred_thousand_files_are_listed_and_a_million_are_too_many() {
     // With the landmark.
     assert_eq!((written.entries, written.chunks), (120_001, 1));
     let error = write(EmptyFiles::new(1_000_001), io::sink(), &Options::fast(), &pool(2)).unwrap_err();
-    assert!(matches!(error, Error::Limit { what: "entries", limit: 1_000_000 }), "{error}");
+    assert!(matches!(error, Error::Limit { what: "bytes of TOC", limit: 157_286_400 }), "{error}");
 }
 
 #[test]
