@@ -180,6 +180,8 @@ async fn files_of_a_container_have_one_device_and_lasting_inodes() {
     for name in ["dir", "b"] {
         fs::set_permissions(container.0.join(name), fs::Permissions::from_mode(0o700)).unwrap();
     }
+    fs::hard_link(container.0.join("b"), container.0.join("link")).unwrap();
+    assert_eq!(at("b").ino(), at("link").ino(), "two names of a copied file");
     // Twice, because the second look finds what the first one made anew.
     for _ in 0..2 {
         fs::write("/proc/sys/vm/drop_caches", "2").unwrap();

@@ -5,7 +5,7 @@ use fuser::{InitFlags, KernelConfig};
 use crate::agent::request_timeout::ReadLimits;
 
 /// Asked for where the kernel has them.
-const WANTED: [InitFlags; 8] = [
+const WANTED: [InitFlags; 7] = [
     InitFlags::FUSE_DO_READDIRPLUS,
     InitFlags::FUSE_READDIRPLUS_AUTO,
     InitFlags::FUSE_PARALLEL_DIROPS,
@@ -13,8 +13,6 @@ const WANTED: [InitFlags; 8] = [
     InitFlags::FUSE_NO_OPENDIR_SUPPORT,
     // Access control lists of an image's files decide who may read them.
     InitFlags::FUSE_POSIX_ACL,
-    // An entry that overlayfs finds by a file handle makes the copied file above it stale (Linux 6.16 and newer).
-    InitFlags::FUSE_NO_EXPORT_SUPPORT,
     // Pods with a user namespace see their own owners without a copy of the image.
     InitFlags::FUSE_ALLOW_IDMAP,
 ];
