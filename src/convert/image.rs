@@ -11,8 +11,8 @@ use serde_json::{Map, Value};
 
 use super::plan::{ImagePlan, LayerPlan, TOC_DIGEST, ZSTD_CHECKSUM};
 use super::reason::told;
-use crate::oci::manifest::{ImageConfig, ImageManifest, MAX_MANIFEST_BYTES};
-use crate::oci::{Descriptor, Digest, Manifest, media_type, translate};
+use crate::oci::manifest::{ImageManifest, MAX_MANIFEST_BYTES};
+use crate::oci::{Descriptor, Digest, Manifest, lenient, media_type, translate};
 use crate::store::records::{ConvertedLayer, Limit, PassedThrough};
 use crate::store::{Generation, LayerOutcome};
 
@@ -33,7 +33,8 @@ const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 /// An image's configuration: what we must know of it, and all of it as text.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Config {
-    diff_ids: Vec<Digest>,
+    /// `None` where a text is no digest: that layer stays as it is.
+    diff_ids: Vec<Option<Digest>>,
     text: Bytes,
 }
 
@@ -63,9 +64,10 @@ pub(super) struct Twin {
 impl Config {
     /// Reads the configuration of an image of `layers` layers; fails with the reason why it is none.
     pub(super) fn parse(text: Bytes, layers: usize) -> Result<Self, String> {
-        let unreadable =
-            |error: serde_json::Error| format!("the image configuration is not readable: {}", told(&error.to_string()));
-        let diff_ids = serde_json::from_slice::<ImageConfig>(&text).map_err(unreadable)?.rootfs.diff_ids;
+        let unreadable = |reason: String| format!("the image configuration is not readable: {}", told(&reason));
+        let mut document: Value = serde_json::from_slice(&text).map_err(|error| unreadable(error.to_string()))?;
+        let list = diff_ids_of(&mut document).map_err(unreadable)?;
+        let diff_ids: Vec<_> = list.iter().map(|text| text.as_str()?.parse().ok()).collect();
         if diff_ids.len() != layers {
             return Err(format!("the image has {layers} layers, its configuration {} diff-ids", diff_ids.len()));
         }
@@ -73,17 +75,26 @@ impl Config {
     }
 
     /// The configuration with other diff-ids; `None` when they are the same.
-    fn with_diff_ids(&self, diff_ids: &[Digest]) -> Result<Option<Bytes>, serde_json::Error> {
+    fn with_diff_ids(&self, diff_ids: &[Option<Digest>]) -> Result<Option<Bytes>, serde_json::Error> {
         if self.diff_ids == diff_ids {
             return Ok(None);
         }
         let mut document: Value = serde_json::from_slice(&self.text)?;
-        let texts = diff_ids.iter().map(|diff_id| Value::from(diff_id.to_string())).collect();
-        if let Some(place) = document.get_mut("rootfs").and_then(|rootfs| rootfs.get_mut("diff_ids")) {
-            *place = Value::Array(texts);
+        let list = diff_ids_of(&mut document).map_err(serde::de::Error::custom)?;
+        for (text, diff_id) in list.iter_mut().zip(diff_ids) {
+            if let Some(diff_id) = diff_id {
+                *text = Value::from(diff_id.to_string());
+            }
         }
         serde_json::to_vec(&document).map(|text| Some(text.into()))
     }
+}
+
+/// The list of diff-ids in an image configuration.
+fn diff_ids_of(document: &mut Value) -> Result<&mut Vec<Value>, String> {
+    let rootfs = lenient::get_mut(document, "rootfs")?.ok_or("it has no rootfs")?;
+    let list = lenient::get_mut(rootfs, "diff_ids")?.ok_or("it has no diff-ids")?;
+    list.as_array_mut().ok_or_else(|| "its diff-ids are no list".to_owned())
 }
 
 /// Puts the converted layers into the image. `outcomes` holds every layer the plan converts, by source digest;
@@ -106,7 +117,7 @@ pub(super) fn assemble(
         match replacement(layer, plan, diff_id, outcomes) {
             Ok(converted) => {
                 *layer = layer_descriptor(layer, converted, keeps_source);
-                *diff_id = converted.diff_id.clone();
+                *diff_id = Some(converted.diff_id.clone());
                 objects.push(converted.digest.clone());
                 objects.extend(converted.external_toc.clone());
             }
@@ -150,16 +161,19 @@ fn make_oci(image: &mut ImageManifest) {
 fn replacement<'a>(
     layer: &Descriptor,
     plan: &LayerPlan,
-    diff_id: &Digest,
+    diff_id: &Option<Digest>,
     outcomes: &'a HashMap<Digest, LayerOutcome>,
 ) -> Result<&'a ConvertedLayer, String> {
     if let LayerPlan::PassThrough(reason) = plan {
         return Err(reason.clone());
     }
     match outcomes.get(&layer.digest) {
-        Some(LayerOutcome::Converted(converted)) if converted.source_diff_id == *diff_id => Ok(converted),
+        Some(LayerOutcome::Converted(converted)) if Some(&converted.source_diff_id) == diff_id.as_ref() => {
+            Ok(converted)
+        }
         Some(LayerOutcome::Converted(converted)) => {
-            Err(format!("its diff-id is {}, the image configuration says {diff_id}", converted.source_diff_id))
+            let said = diff_id.as_ref().map_or("none".to_owned(), Digest::to_string);
+            Err(format!("its diff-id is {}, the image configuration says {said}", converted.source_diff_id))
         }
         Some(LayerOutcome::PassedThrough { reason, .. }) => Err(reason.clone()),
         None => Err("not converted".to_owned()),
@@ -201,6 +215,7 @@ pub(super) fn point_at(descriptor: &mut Descriptor, digest: Digest, size: u64) {
     descriptor.digest = digest;
     descriptor.size = size;
     descriptor.rest.shift_remove("data");
+    descriptor.rest.shift_remove("size");
 }
 
 /// Says in a manifest's or an index's annotations what it was made from.
@@ -374,7 +389,9 @@ mod tests {
 
     #[test]
     fn nonsense_configurations_are_told() {
-        for text in ["", "[]", "{}", r#"{"rootfs":{"type":"layers","diff_ids":["x"]}}"#] {
+        for text in
+            ["", "[]", "{}", r#"{"rootfs":null}"#, r#"{"rootfs":{"diff_ids":{}}}"#, r#"{"rootfs":{"diff_ids":null}}"#]
+        {
             assert!(Config::parse(Bytes::copy_from_slice(text.as_bytes()), 1).is_err(), "{text}");
         }
         assert!(Config::parse(config_of(&["a", "b"]).to_string().into(), 1).unwrap_err().contains("2 diff-ids"));

@@ -61,7 +61,7 @@ pub(super) fn assemble(
     if twins.is_empty() {
         return Ok((record, Vec::new()));
     }
-    for descriptor in &mut index.manifests {
+    for descriptor in index.manifests.iter_mut() {
         follow(descriptor, &twins);
     }
     image::annotate(&mut index.rest, &source.digest, generation);

@@ -3,7 +3,9 @@
 //! Nothing here does IO and nothing here imports another module of ours.
 
 pub mod digest;
+pub mod document;
 pub mod error;
+pub(crate) mod lenient;
 pub mod manifest;
 pub mod media_type;
 pub mod name;

@@ -46,7 +46,7 @@ pub fn index(manifest: &Manifest, replace: impl Fn(&Descriptor) -> Option<Descri
     let media_type = other_type(&manifest.media_type)?;
     let mut index: Index = serde_json::from_slice(&manifest.bytes).ok()?;
     index.media_type = Some(media_type.to_owned());
-    for child in &mut index.manifests {
+    for child in index.manifests.iter_mut() {
         if let Some(replacement) = replace(child) {
             child.size = replacement.size;
             child.digest = replacement.digest;

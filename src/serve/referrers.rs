@@ -115,7 +115,7 @@ fn listed(referrers: Vec<Descriptor>) -> Response {
         schema_version: 2,
         media_type: Some(OCI_INDEX.to_owned()),
         artifact_type: None,
-        manifests: referrers,
+        manifests: referrers.into(),
         rest: Map::new(),
     };
     let mut response = response::json(StatusCode::OK, &index);

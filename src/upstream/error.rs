@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::oci::Digest;
+use crate::oci::document::DocumentError;
 
 /// Why an upstream did not give what was asked. Clones, because answers are shared by all who asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -53,6 +54,15 @@ pub(super) fn excerpt(text: &str) -> String {
         safe.push('…');
     }
     safe
+}
+
+impl From<DocumentError> for Error {
+    fn from(error: DocumentError) -> Self {
+        match error {
+            DocumentError::WrongDigest { expected } => Self::WrongDigest { expected },
+            DocumentError::NoManifest(reason) => Self::Malformed(reason),
+        }
+    }
 }
 
 impl Error {

@@ -90,7 +90,7 @@ impl Registry {
             schema_version: 2,
             media_type: Some(media_type::OCI_INDEX.to_owned()),
             artifact_type: None,
-            manifests: list,
+            manifests: list.into(),
             rest: serde_json::Map::new(),
         };
         let bytes = serde_json::to_vec(&index).map_err(|error| Error::Malformed(error.to_string()))?;

@@ -3,9 +3,7 @@
 //! Mirrors are asked in order and each but once; whatever keeps a mirror from answering, the next is asked. The
 //! registry itself comes last and is asked again where that may help.
 
-use bytes::Bytes;
 use reqwest::header::{ACCEPT, CONTENT_LENGTH, HeaderMap, HeaderValue};
-use serde::Deserialize;
 
 use super::Tags;
 use super::answer::Answer;
@@ -17,7 +15,7 @@ use super::retry::Retry;
 use super::tags::tags;
 use crate::aside::aside;
 use crate::oci::manifest::MAX_MANIFEST_BYTES;
-use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository, media_type};
+use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository, document, media_type};
 
 /// Every manifest type we can handle; a registry may turn an image into what it thinks we can when one is missing.
 const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
@@ -184,74 +182,13 @@ pub(super) async fn manifest(
     let promised = promised_digest(&answer, reference)?;
     let named_type = answer.media_type();
     let bytes = answer.limited_body(MAX_MANIFEST_BYTES).await?;
-    aside(bytes.len(), move || checked(promised, named_type, bytes)).await
-}
-
-/// The manifest of these bytes, if they are what was promised.
-fn checked(promised: Option<Digest>, named_type: Option<String>, bytes: Bytes) -> Result<Manifest, Error> {
-    let digest = match promised {
-        Some(expected) => {
-            let mut hasher = expected.hasher();
-            hasher.update(&bytes);
-            if hasher.finish() != expected {
-                return Err(Error::WrongDigest { expected });
-            }
-            expected
-        }
-        None => Digest::sha256_of(&bytes),
-    };
-    let media_type = match named_type {
-        Some(named) if media_type::manifest_kind(&named).is_some() => named,
-        named => own_media_type(&bytes).or(named).unwrap_or_else(|| media_type::OCTET_STREAM.to_owned()),
-    };
-    Ok(Manifest { media_type, digest, bytes })
-}
-
-/// The media type that a manifest's own bytes say, by name or by their shape.
-pub(super) fn own_media_type(bytes: &[u8]) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Shape {
-        #[serde(rename = "mediaType")]
-        media_type: Option<String>,
-        manifests: Option<Vec<serde::de::IgnoredAny>>,
-        config: Option<serde::de::IgnoredAny>,
-    }
-    let shape: Shape = serde_json::from_slice(bytes).ok()?;
-    let by_shape = match (&shape.manifests, &shape.config) {
-        (Some(_), _) => Some(media_type::OCI_INDEX.to_owned()),
-        (None, Some(_)) => Some(media_type::OCI_MANIFEST.to_owned()),
-        (None, None) => None,
-    };
-    shape.media_type.or(by_shape)
+    Ok(aside(bytes.len(), move || document::read(named_type.as_deref(), promised, bytes)).await?)
 }
 
 pub(super) fn descriptor_of(manifest: &Manifest) -> Descriptor {
-    plain_descriptor(manifest.media_type.clone(), manifest.digest.clone(), manifest.size())
+    manifest.descriptor()
 }
 
 fn plain_descriptor(media_type: String, digest: Digest, size: u64) -> Descriptor {
-    Descriptor {
-        media_type,
-        digest,
-        size,
-        urls: Vec::new(),
-        annotations: serde_json::Map::new(),
-        platform: None,
-        rest: serde_json::Map::new(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_manifest_knows_its_type() {
-        let own = |text: &str| own_media_type(text.as_bytes());
-        assert_eq!(own(r#"{"mediaType": "a/b", "manifests": []}"#).as_deref(), Some("a/b"));
-        assert_eq!(own(r#"{"manifests": []}"#).as_deref(), Some(media_type::OCI_INDEX));
-        assert_eq!(own(r#"{"config": {}}"#).as_deref(), Some(media_type::OCI_MANIFEST));
-        assert_eq!(own("{}"), None);
-        assert_eq!(own("<html>"), None);
-    }
+    Descriptor::plain(media_type, digest, size)
 }

@@ -3,15 +3,15 @@
 use std::collections::{BTreeSet, HashMap};
 
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
 use super::docker;
 use super::files::{Extent, Files};
+use crate::oci::document::{self, DocumentError};
 use crate::oci::manifest::{Index, MAX_MANIFEST_BYTES};
-use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository, media_type};
+use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
 use crate::upstream::error::Error;
-use crate::upstream::registry::{descriptor_of, own_media_type};
+use crate::upstream::registry::descriptor_of;
 
 /// The tag, or a whole reference (image-spec, annotations.md).
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
@@ -127,21 +127,11 @@ impl Images {
 
     /// The manifest or index with this digest; any other object is not found as one.
     fn document(&self, digest: &Digest) -> Result<Manifest, Error> {
-        #[derive(Deserialize)]
-        struct Versioned {
-            /// A configuration has the shape of a manifest otherwise.
-            #[serde(rename = "schemaVersion")]
-            _version: IgnoredAny,
-        }
         let bytes = self.open(digest)?.read(MAX_MANIFEST_BYTES)?;
-        let mut hasher = digest.hasher();
-        hasher.update(&bytes);
-        if hasher.finish() != *digest {
-            return Err(Error::WrongDigest { expected: digest.clone() });
+        match document::read(None, Some(digest.clone()), bytes) {
+            Err(DocumentError::NoManifest(_)) => Err(Error::NotFound),
+            read => Ok(read?),
         }
-        let is_versioned = serde_json::from_slice::<Versioned>(&bytes).is_ok();
-        let media_type = own_media_type(&bytes).filter(|own| is_versioned && media_type::manifest_kind(own).is_some());
-        Ok(Manifest { media_type: media_type.ok_or(Error::NotFound)?, digest: digest.clone(), bytes })
     }
 
     /// The image under a tag: in the repository if one is there, else anywhere if it is but one. An only image is
