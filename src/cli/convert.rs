@@ -8,6 +8,7 @@ use tempfile::TempDir;
 
 use super::endpoint::{Endpoint, RegistryArgs};
 use super::export::{Destination, Parcel, Shelf};
+use super::external;
 use super::failure::Failure;
 use super::layer;
 use super::location::Location;
@@ -50,7 +51,7 @@ pub(super) struct ImageArgs {
     /// Keep converted layers in this store, a folder or a bucket's URL, to be found again by the next conversion
     #[arg(long, value_name = "URL-or-DIR")]
     store: Option<String>,
-    /// Write Docker's media types as OCI's
+    /// Write Docker's media types as OCI's, as is always done in layouts and archives
     #[arg(long)]
     oci: bool,
     /// Take only this platform of a multi-platform image (repeatable, or separated by commas)
@@ -194,18 +195,23 @@ pub(super) async fn image(job: Job<'_>, recorded: Vec<record::Line>) -> Result<M
 
     let shelf = Shelf { store: Some(&workshop.store), endpoint: &endpoint };
     let twin = shelf.manifest(&record.twin, &record.media_type).await?;
-    let mut parcel = Parcel::pack(shelf, twin).await?;
+    let packed = Parcel::pack(shelf, twin).await?;
+    if !packed.missing.is_empty() {
+        output::say(&format!("left out because the source does not hold them: {} images", packed.missing.len()));
+    }
+    let mut parcel = packed.without_missing()?;
     if !args.platform.is_empty() {
         parcel = parcel.select(&args.platform)?;
     } else if Destination::takes_one_image(target) {
         parcel = parcel.select(&[Platform::of_this_machine()])?;
     }
-    if args.oci {
-        parcel = parcel.translated_to_oci();
+    if args.oci || Destination::is_layout(target) {
+        parcel = parcel.translated_to_oci()?;
     }
+    let tocs = external::of_parcel(&converter, &record, shelf, &parcel).await?;
     let destination = Destination::open(&config.upstreams, target, args.registry)?;
     let bar = Bar::new("writing", parcel.blobs.iter().map(|blob| blob.size).sum(), args.json);
-    parcel.deliver(shelf, destination, &bar).await?;
+    parcel.deliver(shelf, destination, tocs.as_ref(), &bar).await?;
     bar.finish();
     Ok(Made {
         source: original.digest.clone(),

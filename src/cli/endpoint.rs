@@ -18,7 +18,8 @@ const LOCAL_NAME: &str = "local";
 pub(super) struct Endpoint {
     pub(super) source: Source,
     pub(super) repository: Repository,
-    reference: Reference,
+    pub(super) reference: Option<Reference>,
+    wanted: Reference,
 }
 
 /// Flags of every command that talks to a registry.
@@ -54,7 +55,7 @@ impl Endpoint {
             }
             Location::Archive(image) => {
                 name_local(&mut config, "docker-archive", &image.file)?;
-                (LOCAL_NAME, local_repository()?)
+                (LOCAL_NAME, image.repository().map_or_else(local_repository, Ok)?)
             }
         };
         let upstreams = match logins {
@@ -65,13 +66,13 @@ impl Endpoint {
             None => Upstreams::new(&config),
         };
         let source = upstreams.and_then(|upstreams| upstreams.get(name)).map_err(Failure::from_error)?;
-        Ok(Self { source, repository, reference: reference(location)? })
+        Ok(Self { source, repository, reference: location.reference(), wanted: reference(location)? })
     }
 
     /// The manifest or index that was named.
     pub(super) async fn manifest(&self) -> Result<Manifest, Failure> {
-        let what = format!("{}/{} {}", self.source.name(), self.repository, self.reference);
-        self.source.manifest(&self.repository, &self.reference).await.map_err(Failure::when(what))
+        let what = format!("{}/{} {}", self.source.name(), self.repository, self.wanted);
+        self.source.manifest(&self.repository, &self.wanted).await.map_err(Failure::when(what))
     }
 }
 

@@ -116,7 +116,15 @@ async fn image(args: &Args, global: &Global) -> Result<(), Failure> {
     }
     let mut images = Vec::new();
     for manifest in parcel.images() {
-        images.push(ImageReport::of_image(shelf, manifest).await?);
+        match ImageReport::of_image(shelf, manifest).await {
+            Ok(image) => images.push(image),
+            // One of several platforms may be broken or incomplete.
+            Err(failure) if manifest.digest != digest => output::say(&format!("{}: {failure}", manifest.digest)),
+            Err(failure) => return Err(failure),
+        }
+    }
+    if !parcel.missing.is_empty() {
+        output::say(&format!("not in the source: {} images of the index", parcel.missing.len()));
     }
     let report = Report { digest, media_type, images };
     if args.json { output::print_json(&report) } else { output::print(&report.tables(&args.what)) }
@@ -151,7 +159,7 @@ async fn profiles(args: &Args, endpoint: &Endpoint, parcel: &Parcel) -> Result<(
 }
 
 async fn toc_of_layer(args: &Args, endpoint: &Endpoint, parcel: &Parcel) -> Result<Vec<u8>, Failure> {
-    let [manifest] = parcel.images() else {
+    let [manifest] = *parcel.images() else {
         return Err(Failure::new("the image has several platforms: name one with --platform"));
     };
     let image: crate::oci::manifest::ImageManifest = super::export::parse(manifest)?;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::oci::name::ParseImageNameError;
-use crate::oci::{Digest, ImageName, Reference, Tag};
+use crate::oci::{Digest, ImageName, Reference, Repository, Tag};
 
 /// A place that holds an image or takes one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,7 +44,7 @@ impl Location {
         let (tag, digest) = match self {
             Self::Registry(image) => return image.reference(),
             Self::Layout(image) => (image.tag.clone(), image.digest.clone()),
-            Self::Archive(_) => (None, None),
+            Self::Archive(image) => (image.tag(), None),
         };
         digest.map(Reference::Digest).or(tag.map(Reference::Tag))
     }
@@ -59,6 +59,26 @@ impl Location {
             Self::Archive(_) => {}
         }
         location
+    }
+}
+
+impl ArchiveImage {
+    /// The tag at the end of the name inside.
+    fn tag(&self) -> Option<Tag> {
+        let name = self.reference.as_deref()?;
+        let (_, tag) = name.rsplit_once(':').unwrap_or((name, "latest"));
+        tag.parse().ok()
+    }
+
+    /// The name inside without host and tag, for what it is among several.
+    pub(super) fn repository(&self) -> Option<Repository> {
+        let name = self.reference.as_deref()?;
+        let name = name.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')).map_or(name, |(name, _)| name);
+        let path = match name.split_once('/') {
+            Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => path,
+            _ => name,
+        };
+        path.parse().ok()
     }
 }
 
@@ -139,6 +159,20 @@ mod tests {
         assert_eq!((image.dir.to_str(), image.tag), (Some("dir"), None));
         let Location::Archive(image) = parsed("docker-archive:x.tar:library/app:1") else { panic!("an archive") };
         assert_eq!((image.file.to_str(), image.reference.as_deref()), (Some("x.tar"), Some("library/app:1")));
+    }
+
+    #[test]
+    fn one_of_several_images_in_an_archive_is_named() {
+        for (name, repository, tag) in [
+            ("app:1", "app", "1"),
+            ("localhost:5000/a/b:2", "a/b", "2"),
+            ("docker.io/library/app", "library/app", "latest"),
+        ] {
+            let location = parsed(&format!("docker-archive:x.tar:{name}"));
+            let Location::Archive(image) = &location else { panic!("an archive") };
+            assert_eq!(image.repository(), Some(repository.parse().unwrap()), "{name}");
+            assert_eq!(location.reference(), Some(tag.parse().unwrap()), "{name}");
+        }
     }
 
     #[test]

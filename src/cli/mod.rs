@@ -9,6 +9,7 @@ mod config;
 mod convert;
 mod endpoint;
 mod export;
+mod external;
 mod failure;
 mod inspect;
 mod layer;

@@ -88,11 +88,11 @@ enum Work {
 }
 
 impl Work {
-    fn of(plan: Plan) -> Self {
+    fn of(plan: Plan, depth: usize) -> Self {
         match plan {
             Plan::PassThrough(reason) => Self::PassThrough(reason),
             Plan::Image(_) => Self::Image,
-            Plan::Index(plan) => Self::Index(plan.to_convert()),
+            Plan::Index(plan) => Self::Index(plan.to_convert(depth)),
         }
     }
 }
@@ -210,7 +210,7 @@ impl Converter {
     /// store. An error is worth another try later; until
     /// then the same error comes back at once.
     pub async fn convert(&self, source: &Source, repository: &Repository, manifest: &Manifest) -> Outcome {
-        let outcome = self.shared.joined(source, repository, manifest, None).await;
+        let outcome = self.shared.joined(source, repository, manifest, 0, None).await;
         match outcome.as_ref().err().and_then(|error| error.full()) {
             // Not recorded: there may be room for it later.
             Some(full) => Ok(index::passed_through(manifest, full.to_string())),
@@ -220,11 +220,13 @@ impl Converter {
 }
 
 impl Shared {
+    /// Converts a manifest that was found in `depth` indexes, once for all who ask.
     pub(super) fn joined(
         self: &Arc<Self>,
         source: &Source,
         repository: &Repository,
         manifest: &Manifest,
+        depth: usize,
         room: Option<Share>,
     ) -> BoxFuture<'static, Outcome> {
         let asked = Asked {
@@ -248,7 +250,7 @@ impl Shared {
             };
             let running = Arc::clone(&this);
             let outcome = this.flight.join(asked.clone(), || async move {
-                let outcome = running.run(asked, &source, &repository, &manifest).await;
+                let outcome = running.run(asked, &source, &repository, &manifest, depth).await;
                 drop(room);
                 outcome
             });
@@ -263,11 +265,12 @@ impl Shared {
         source: &Source,
         repository: &Repository,
         manifest: &Manifest,
+        depth: usize,
     ) -> Outcome {
-        let mut outcome = self.found_or_made(source, repository, manifest).await;
+        let mut outcome = self.found_or_made(source, repository, manifest, depth).await;
         if outcome.as_ref().is_err_and(Error::is_forgotten) {
             // A stored object was found damaged: once it is forgotten, it is made again.
-            outcome = self.found_or_made(source, repository, manifest).await;
+            outcome = self.found_or_made(source, repository, manifest, depth).await;
         }
         let ended = match &outcome {
             Ok(Made::Final(_)) => "final",
@@ -299,6 +302,7 @@ impl Shared {
         source: &Source,
         repository: &Repository,
         manifest: &Manifest,
+        depth: usize,
     ) -> Result<Made, Error> {
         let recorded = self.store.image(&self.generation, &manifest.digest).await?;
         if let Some(record) = recorded.as_ref().filter(|record| !self.is_outgrown(record)) {
@@ -306,7 +310,7 @@ impl Shared {
             return Ok(Made::Final(record));
         }
         let running = self.board.start(source.name(), repository, &manifest.digest);
-        let mut made = self.made(source, repository, manifest, &running).await;
+        let mut made = self.made(source, repository, manifest, depth, &running).await;
         if let (Ok(Made::Final(record)), Some(outgrown)) = (&mut made, recorded) {
             // The twin handed out before stays readable.
             self.keep_with(record, &outgrown.objects).await?;
@@ -323,12 +327,13 @@ impl Shared {
         source: &Source,
         repository: &Repository,
         manifest: &Manifest,
+        depth: usize,
         running: &Running,
     ) -> Result<Made, Error> {
-        match self.glance(manifest, Work::of).await? {
+        match self.glance(manifest, move |plan| Work::of(plan, depth)).await? {
             Work::PassThrough(reason) => self.pass_through(manifest, reason).await.map(Made::Final),
             Work::Image => self.image(source, repository, manifest, running).await.map(Made::Final),
-            Work::Index(children) => self.index(source, repository, manifest, children).await,
+            Work::Index(children) => self.index(source, repository, manifest, children, depth).await,
         }
     }
 

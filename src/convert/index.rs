@@ -51,7 +51,10 @@ pub(super) fn assemble(
                 }
                 replace(descriptor, twin);
                 record.objects.extend(twin.objects.iter().cloned());
-                record.platforms.extend(descriptor.platform.as_ref().map(|platform| platform.to_platform()));
+                match &descriptor.platform {
+                    Some(platform) => record.platforms.push(platform.to_platform()),
+                    None => record.platforms.extend(twin.platforms.iter().cloned()),
+                }
             }
             Err(reason) => record.passed_through.push(PassedThrough { digest: descriptor.digest.clone(), reason }),
         }

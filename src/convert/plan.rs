@@ -25,6 +25,8 @@ const MAX_LAYERS: usize = 1024;
 const MAX_CHILDREN: usize = 1024;
 /// Most children of an index that are converted because somebody pulled the index.
 const MAX_CONVERTED: usize = 64;
+/// Indexes within an index within an index: deeper ones have not been seen.
+const MAX_NESTED: usize = 3;
 
 /// What to do with a manifest.
 #[derive(Debug, Clone, PartialEq)]
@@ -57,9 +59,10 @@ pub(super) struct IndexPlan {
 }
 
 impl IndexPlan {
-    /// The children to convert, each once.
-    pub(super) fn to_convert(&self) -> Vec<Digest> {
+    /// The children to convert, each once, of an index that was found in `depth` others.
+    pub(super) fn to_convert(&self, depth: usize) -> Vec<Digest> {
         let children = self.index.manifests.iter().zip(&self.children);
+        let children = children.filter(|(child, _)| depth < MAX_NESTED || !is_index(child));
         let wanted = children.filter(|(_, plan)| **plan == ChildPlan::Convert).map(|(child, _)| &child.digest);
         let mut seen = HashSet::new();
         wanted.filter(|digest| seen.insert(*digest)).cloned().collect()
@@ -72,6 +75,22 @@ pub(super) enum ChildPlan {
     /// Takes its twin's place when someone has pulled it, else stays as it is.
     IfPulled(String),
     Leave(String),
+}
+
+impl IndexPlan {
+    /// Whether children may get a twin without the index being converted anew.
+    pub(super) fn may_change(&self) -> bool {
+        let mut children = self.index.manifests.iter().zip(&self.children);
+        children.any(|(child, plan)| match plan {
+            ChildPlan::IfPulled(_) => true,
+            ChildPlan::Convert => is_index(child),
+            ChildPlan::Leave(_) => false,
+        })
+    }
+}
+
+fn is_index(child: &Descriptor) -> bool {
+    media_type::manifest_kind(&child.media_type) == Some(ManifestKind::Index)
 }
 
 /// What the operator wants converted.
@@ -151,7 +170,7 @@ fn plan_index(manifest: &Manifest, wanted: &Wanted<'_>) -> Result<Plan, String> 
 }
 
 fn plan_child(child: &Descriptor, wanted: &Wanted<'_>) -> ChildPlan {
-    if media_type::manifest_kind(&child.media_type) != Some(ManifestKind::Image) {
+    if media_type::manifest_kind(&child.media_type).is_none() {
         return ChildPlan::Leave(format!("of the type {}", told(&child.media_type)));
     }
     if child.annotations.get(REFERENCE_TYPE).and_then(Value::as_str) == Some(ATTESTATION) {
@@ -161,7 +180,8 @@ fn plan_child(child: &Descriptor, wanted: &Wanted<'_>) -> ChildPlan {
         return ChildPlan::Leave("an artifact".to_owned());
     }
     let Some(platform) = child.platform.as_ref().map(|platform| platform.to_platform()) else {
-        return if wanted.all_platforms {
+        // The children of an index say what they are for.
+        return if wanted.all_platforms || is_index(child) {
             ChildPlan::Convert
         } else {
             ChildPlan::IfPulled("for no named platform".to_owned())
@@ -310,7 +330,7 @@ mod tests {
                 ChildPlan::IfPulled(_),
                 ChildPlan::Leave(_),
                 ChildPlan::Leave(_),
-                ChildPlan::Leave(_),
+                ChildPlan::Convert,
                 ChildPlan::IfPulled(_)
             ]
         ));
@@ -331,7 +351,15 @@ mod tests {
         };
         assert!(reason(media_type::OCI_INDEX, &index(MAX_CHILDREN + 1)).contains("1025 children"));
         let Plan::Index(plan) = planned(media_type::OCI_INDEX, &index(MAX_CHILDREN)) else { panic!("no index") };
-        assert_eq!(plan.to_convert().len(), MAX_CONVERTED);
+        assert_eq!(plan.to_convert(0).len(), MAX_CONVERTED);
         assert!(matches!(plan.children.last(), Some(ChildPlan::IfPulled(_))));
+    }
+
+    #[test]
+    fn indexes_are_converted_to_a_bounded_depth() {
+        let document = json!({"schemaVersion": 2, "manifests": [descriptor(media_type::OCI_INDEX)]});
+        let Plan::Index(plan) = planned(media_type::OCI_INDEX, &document) else { panic!("no index") };
+        assert_eq!([0, MAX_NESTED - 1, MAX_NESTED].map(|depth| plan.to_convert(depth).len()), [1, 1, 0]);
+        assert!(plan.may_change());
     }
 }

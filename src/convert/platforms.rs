@@ -14,7 +14,7 @@ use super::reason::told;
 use crate::oci::{Digest, Manifest, Repository};
 use crate::store::ImageRecord;
 use crate::telemetry::log;
-use crate::upstream::Source;
+use crate::upstream::{self, Source};
 
 /// Children of an index that are fetched and converted at once; the usual two platforms with room to spare.
 const CHILDREN_AT_ONCE: usize = 4;
@@ -32,9 +32,10 @@ impl Shared {
         repository: &Repository,
         manifest: &Manifest,
         wanted: Vec<Digest>,
+        depth: usize,
     ) -> Result<Made, Error> {
         let made = stream::iter(wanted).map(|digest| async move {
-            let made = self.child(source, repository, &digest).await;
+            let made = self.child(source, repository, &digest, depth + 1).await;
             (digest, made)
         });
         let made: Vec<_> = made.buffer_unordered(CHILDREN_AT_ONCE).collect().await;
@@ -53,6 +54,10 @@ impl Shared {
         for (digest, made) in made {
             let child = match made {
                 Ok(record) => Child::Recorded(Box::new(record)),
+                // Sparse copies of an index lack most of its images.
+                Err(error) if matches!(*error, Error::Upstream(upstream::Error::NotFound)) => {
+                    Child::Original("not in the upstream".to_owned())
+                }
                 Err(error) => {
                     let reason = format!("not converted for now: {}", told(&log::chain(error.as_ref())));
                     failure = Some(error);
@@ -77,9 +82,16 @@ impl Shared {
         }
     }
 
-    async fn child(self: &Arc<Self>, source: &Source, repository: &Repository, digest: &Digest) -> Outcome {
+    /// Converts a child that is in `depth` indexes.
+    async fn child(
+        self: &Arc<Self>,
+        source: &Source,
+        repository: &Repository,
+        digest: &Digest,
+        depth: usize,
+    ) -> Outcome {
         let (child, room) = self.documents.child(source, repository, digest).await?;
-        self.joined(source, repository, &child, Some(room)).await
+        self.joined(source, repository, &child, depth, Some(room)).await
     }
 
     /// The twin of an index as far as its children have theirs; the plan comes back.
@@ -133,7 +145,7 @@ impl Shared {
         record: &mut ImageRecord,
         documents: Vec<Manifest>,
     ) -> Result<(), Error> {
-        if self.config.reorder || plan.children.iter().any(|child| matches!(child, ChildPlan::IfPulled(_))) {
+        if self.config.reorder || plan.may_change() || record.platforms.is_empty() {
             self.store.put(&manifest.media_type, manifest.bytes.clone()).await?;
             record.objects.push(manifest.digest.clone());
         }

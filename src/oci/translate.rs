@@ -4,8 +4,12 @@
 
 use bytes::Bytes;
 
+use super::digest::Digest;
 use super::manifest::{Descriptor, ImageManifest, Index, MAX_MANIFEST_BYTES, Manifest};
-use super::media_type as types;
+use super::media_type::{self as types, ManifestKind};
+
+/// Names the child of an index that an attestation beside it describes (BuildKit).
+const REFERENCE_DIGEST: &str = "vnd.docker.reference.digest";
 
 /// Type names that mean the same, Docker's first.
 const PAIRS: [(&str, &str); 6] = [
@@ -56,6 +60,56 @@ pub fn index(manifest: &Manifest, replace: impl Fn(&Descriptor) -> Option<Descri
     written(media_type, &index)
 }
 
+/// The document in OCI's types, its children pointed at what `replace` gives for their digests: an OCI layout with
+/// Docker's types in it is read by no tool on containers/image. What OCI has no name for keeps its own.
+///
+/// `None` for what is in OCI's types already.
+pub fn to_oci(manifest: &Manifest, replace: impl Fn(&Digest) -> Option<Descriptor>) -> Option<Manifest> {
+    let media_type = types::to_oci(&manifest.media_type);
+    if types::manifest_kind(&manifest.media_type)? == ManifestKind::Image {
+        let mut image: ImageManifest = serde_json::from_slice(&manifest.bytes).ok()?;
+        let descriptors = image.layers.iter_mut().chain([&mut image.config]);
+        descriptors.for_each(|descriptor| rename(&mut descriptor.media_type));
+        image.media_type = Some(media_type?.to_owned());
+        return written(media_type?, &image);
+    }
+    let mut index: Index = serde_json::from_slice(&manifest.bytes).ok()?;
+    let is_replaced = repoint(&mut index, replace);
+    if media_type.is_none() && !is_replaced {
+        return None;
+    }
+    let media_type = media_type.unwrap_or(&manifest.media_type);
+    index.media_type = Some(media_type.to_owned());
+    written(media_type, &index)
+}
+
+/// Points the children of an index at what `replace` gives for their digests; attestations follow the child that they
+/// describe. Returns whether there were any.
+pub fn repoint(index: &mut Index, replace: impl Fn(&Digest) -> Option<Descriptor>) -> bool {
+    let mut is_replaced = false;
+    for child in index.manifests.iter_mut() {
+        let subject = child.annotations.get_mut(REFERENCE_DIGEST);
+        let followed = subject.as_ref().and_then(|text| replace(&text.as_str()?.parse().ok()?));
+        if let (Some(subject), Some(followed)) = (subject, followed) {
+            *subject = followed.digest.to_string().into();
+        }
+        if let Some(replacement) = replace(&child.digest).filter(|replacement| replacement.digest != child.digest) {
+            is_replaced = true;
+            child.rest.shift_remove("size");
+            child.size = replacement.size;
+            child.digest = replacement.digest;
+            child.media_type = replacement.media_type;
+        }
+    }
+    is_replaced
+}
+
+fn rename(media_type: &mut String) {
+    if let Some(oci) = types::to_oci(media_type) {
+        *media_type = oci.to_owned();
+    }
+}
+
 fn written(media_type: &str, document: &impl serde::Serialize) -> Option<Manifest> {
     let bytes = Bytes::from(serde_json::to_vec(document).ok()?);
     Some(Manifest::new(media_type.to_owned(), bytes)).filter(|manifest| manifest.size() <= MAX_MANIFEST_BYTES)
@@ -89,6 +143,27 @@ mod tests {
         let oci = image(&docker_image(types::DOCKER_LAYER_ZSTD)).unwrap();
         assert!(String::from_utf8_lossy(&oci.bytes).contains(types::OCI_LAYER_ZSTD));
         assert_eq!(image(&oci), None);
+    }
+
+    #[test]
+    fn an_oci_layout_gets_ocis_types_whatever_is_in_the_image() {
+        for layer in [types::DOCKER_LAYER_GZIP, types::DOCKER_LAYER_ZSTD, types::DOCKER_LAYER_FOREIGN] {
+            let docker = docker_image(layer);
+            let oci = to_oci(&docker, |_| None).unwrap();
+            assert_eq!(oci.media_type, types::OCI_MANIFEST);
+            assert!(!String::from_utf8_lossy(&oci.bytes).contains("vnd.docker"), "{layer}");
+            assert_eq!(to_oci(&oci, |_| None), None);
+            let attested = r#"{"digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}"#;
+            let mut index: Index = serde_json::from_str(&format!(r#"{{"manifests":[{attested}]}}"#)).unwrap();
+            let subject = serde_json::Value::from(docker.digest.to_string());
+            index.manifests[0].annotations.insert(REFERENCE_DIGEST.to_owned(), subject);
+            index.manifests.push(docker.descriptor());
+            let index = Manifest::new(types::OCI_INDEX.to_owned(), serde_json::to_vec(&index).unwrap().into());
+            let index = to_oci(&index, |digest| (*digest == docker.digest).then(|| oci.descriptor())).unwrap();
+            let index: Index = serde_json::from_slice(&index.bytes).unwrap();
+            assert_eq!(index.manifests[1], oci.descriptor());
+            assert_eq!(index.manifests[0].annotations[REFERENCE_DIGEST], oci.digest.to_string());
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use tempfile::NamedTempFile;
 
 use super::Bytes;
 use super::parcel::parse;
+use crate::cli::external;
 use crate::cli::failure::Failure;
 use crate::cli::tempfiles::{keep, new_file_for};
 use crate::oci::manifest::ImageManifest;
@@ -51,28 +52,25 @@ impl Archive {
         self.put(&blob_name(&manifest.digest), &manifest.bytes)
     }
 
-    pub(super) fn commit(mut self, root: &Manifest) -> Result<(), Failure> {
+    /// Ends the archive. The image of external TOCs is in `index.json` alone: it is none that `docker load` could load.
+    pub(super) fn commit(mut self, root: &Manifest, tocs: Option<&Manifest>) -> Result<(), Failure> {
         let image: ImageManifest = parse(root)?;
         self.put_manifest(root)?;
+        if let Some(tocs) = tocs {
+            self.put_manifest(tocs)?;
+        }
         let layers: Vec<_> = image.layers.iter().map(|layer| blob_name(&layer.digest)).collect();
         let names: Vec<_> = self.name.iter().collect();
         let manifest = json!([{ "Config": blob_name(&image.config.digest), "RepoTags": names, "Layers": layers }]);
         self.put("manifest.json", manifest.to_string().as_bytes())?;
-        let index = self.index(root);
+        let beside = external::name(self.name.as_deref());
+        let tocs = tocs.map(|tocs| entry(tocs, Some(&beside)));
+        let entries: Vec<_> = std::iter::once(entry(root, self.name.as_deref())).chain(tocs).collect();
+        let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries });
         self.put("index.json", index.to_string().as_bytes())?;
         self.put("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
         let cannot = self.cannot();
         self.finish().map_err(cannot)
-    }
-
-    fn index(&self, root: &Manifest) -> serde_json::Value {
-        let mut entry = json!({ "mediaType": root.media_type, "digest": root.digest, "size": root.size() });
-        if let Some(name) = &self.name {
-            let tag = name.rsplit_once(':').map_or("latest", |(_, tag)| tag);
-            entry["annotations"] =
-                json!({ "io.containerd.image.name": name, "org.opencontainers.image.ref.name": tag });
-        }
-        json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry] })
     }
 
     fn put(&mut self, name: &str, bytes: &[u8]) -> Result<(), Failure> {
@@ -96,6 +94,15 @@ impl Archive {
     fn cannot(&self) -> impl FnOnce(io::Error) -> Failure + use<> {
         Failure::when(format!("{} cannot be written", self.path.display()))
     }
+}
+
+fn entry(manifest: &Manifest, name: Option<&str>) -> serde_json::Value {
+    let mut entry = json!(manifest.descriptor());
+    if let Some(name) = name {
+        let tag = name.rsplit_once(':').map_or(name, |(_, tag)| tag);
+        entry["annotations"] = json!({ "io.containerd.image.name": name, "org.opencontainers.image.ref.name": tag });
+    }
+    entry
 }
 
 fn blob_name(digest: &Digest) -> String {

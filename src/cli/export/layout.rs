@@ -5,9 +5,10 @@ use std::io::{self, ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
 use futures::TryStreamExt as _;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::Bytes;
+use crate::cli::external;
 use crate::cli::failure::Failure;
 use crate::cli::tempfiles::{keep, new_file_for, sync, write_atomically};
 use crate::oci::manifest::Index;
@@ -77,21 +78,27 @@ impl Layout {
         write_atomically(&path, &manifest.bytes).map_err(Failure::when(format!("{} cannot be written", path.display())))
     }
 
-    /// Puts `root` and gives it the tag; other tags stay.
-    pub(super) fn commit(mut self, root: &Manifest) -> Result<(), Failure> {
-        self.put_manifest(root)?;
-        let entry = self.entry(root);
-        self.list(entry, |other| !is_artifact(other) && ref_name(other) == self.tag.as_deref())
+    /// Puts `root` and gives it the tag, and the image of its external TOCs the tag that goes with it; other tags stay.
+    pub(super) fn commit(mut self, root: &Manifest, tocs: Option<&Manifest>) -> Result<(), Failure> {
+        let beside = external::name(self.tag.as_deref());
+        let mut entries = Vec::new();
+        for (manifest, tag) in [(Some(root), self.tag.clone()), (tocs, Some(beside.clone()))] {
+            let Some(manifest) = manifest else { continue };
+            self.put_manifest(manifest)?;
+            entries.push(entry(manifest, tag.as_deref()));
+        }
+        let is_ours = |other: &Descriptor| ref_name(other) == self.tag.as_deref() || ref_name(other) == Some(&beside);
+        self.list(entries, |other| !is_artifact(other) && is_ours(other))
     }
 
     /// Lists a manifest that is there and refers to another; it has no tag.
     pub(super) fn commit_referrer(&self, listed: Descriptor) -> Result<(), Failure> {
         let digest = listed.digest.clone();
-        self.list(listed, |other| other.digest == digest)
+        self.list(vec![listed], |other| other.digest == digest)
     }
 
-    /// Puts an entry into the index in the place of those that it replaces.
-    fn list(&self, entry: Descriptor, is_replaced: impl Fn(&Descriptor) -> bool) -> Result<(), Failure> {
+    /// Puts entries into the index in the place of those that they replace.
+    fn list(&self, entries: Vec<Descriptor>, is_replaced: impl Fn(&Descriptor) -> bool) -> Result<(), Failure> {
         let path = self.dir.join(INDEX_FILE);
         let cannot = || Failure::when(format!("{} cannot be written", path.display()));
         // Two commands that add to one layout at once must not forget each other's tag.
@@ -99,28 +106,20 @@ impl Layout {
         lock.lock().map_err(cannot())?;
         let mut index = read_index(&path)?;
         index.manifests.retain(|other| !is_replaced(other));
-        index.manifests.push(entry);
+        entries.into_iter().for_each(|entry| index.manifests.push(entry));
         let text = serde_json::to_vec(&index).map_err(Failure::from_error)?;
         write_atomically(&path, &text).map_err(cannot())
     }
+}
 
-    fn entry(&self, root: &Manifest) -> Descriptor {
-        let name = self.tag.iter().map(|tag| (REF_NAME.to_owned(), Value::from(tag.as_str())));
-        Descriptor {
-            media_type: root.media_type.clone(),
-            digest: root.digest.clone(),
-            size: root.size(),
-            urls: Vec::new(),
-            annotations: name.collect(),
-            platform: None,
-            rest: Map::new(),
-        }
-    }
+fn entry(manifest: &Manifest, tag: Option<&str>) -> Descriptor {
+    let name = tag.map(|tag| (REF_NAME.to_owned(), Value::from(tag)));
+    Descriptor { annotations: name.into_iter().collect(), ..manifest.descriptor() }
 }
 
 /// Whether a layout's entry is no image but belongs to one.
 pub(in crate::cli) fn is_artifact(entry: &Descriptor) -> bool {
-    entry.rest.contains_key("artifactType")
+    entry.rest.contains_key("artifactType") || ref_name(entry).is_some_and(external::is_name)
 }
 
 fn ref_name(entry: &Descriptor) -> Option<&str> {
@@ -160,18 +159,30 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (a, b): (Tag, Tag) = ("a".parse().unwrap(), "b".parse().unwrap());
         let (first, second) = (manifest("{\"1\":0}"), manifest("{\"2\":0}"));
-        Layout::open(dir.path(), Some(&a)).unwrap().commit(&first).unwrap();
-        Layout::open(dir.path(), Some(&b)).unwrap().commit(&first).unwrap();
-        Layout::open(dir.path(), Some(&a)).unwrap().commit(&second).unwrap();
+        Layout::open(dir.path(), Some(&a)).unwrap().commit(&first, None).unwrap();
+        Layout::open(dir.path(), Some(&b)).unwrap().commit(&first, None).unwrap();
+        Layout::open(dir.path(), Some(&a)).unwrap().commit(&second, None).unwrap();
         let expected = [(Some("b".to_owned()), first.digest), (Some("a".to_owned()), second.digest)];
         assert_eq!(tags(dir.path()), expected);
+    }
+
+    #[test]
+    fn the_tocs_of_an_image_come_and_go_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let tag: Tag = "a".parse().unwrap();
+        let (image, tocs) = (manifest("{\"1\":0}"), manifest("{\"2\":0}"));
+        Layout::open(dir.path(), Some(&tag)).unwrap().commit(&image, Some(&tocs)).unwrap();
+        let named = |name: &str, manifest: &Manifest| (Some(name.to_owned()), manifest.digest.clone());
+        assert_eq!(tags(dir.path()), [named("a", &image), named("a-esgztoc", &tocs)]);
+        Layout::open(dir.path(), Some(&tag)).unwrap().commit(&image, None).unwrap();
+        assert_eq!(tags(dir.path()), [named("a", &image)]);
     }
 
     #[test]
     fn a_linked_blob_is_there_once_its_link_is() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::open(&dir.path().join("layout"), None).unwrap();
-        let blob = Descriptor { size: 1, ..layout.entry(&manifest("x")) };
+        let blob = Descriptor { size: 1, ..manifest("x").descriptor() };
         let file = dir.path().join("file");
         assert!(layout.link(&blob, &file).is_err());
         assert!(!layout.has(&blob));
@@ -185,7 +196,7 @@ mod tests {
     async fn a_blob_with_another_digest_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let mut layout = Layout::open(dir.path(), None).unwrap();
-        let blob = Descriptor { size: 1, ..layout.entry(&manifest("x")) };
+        let blob = Descriptor { size: 1, ..manifest("x").descriptor() };
         let bytes = stream::iter([Ok(Piece::from_static(b"y"))]).boxed();
         assert!(layout.put_blob(&blob, bytes).await.is_err());
         assert_eq!(fs::read_dir(dir.path().join("blobs/sha256")).unwrap().count(), 0);

@@ -16,6 +16,7 @@ use futures::StreamExt as _;
 use futures::stream::BoxStream;
 
 use super::endpoint::{Endpoint, RegistryArgs};
+use super::external;
 use super::failure::Failure;
 use super::location::Location;
 use crate::oci::{Descriptor, Digest, ImageName, Manifest, Reference};
@@ -128,12 +129,22 @@ impl Destination {
         }
     }
 
-    /// Puts the root manifest and makes everything visible.
-    async fn commit(self, root: &Manifest) -> Result<(), Failure> {
+    /// Whether what is written is an OCI layout, in which nobody looks for Docker's types.
+    pub(super) fn is_layout(location: &Location) -> bool {
+        matches!(location, Location::Layout(_) | Location::Archive(_))
+    }
+
+    /// Puts the root manifest and makes everything visible; the image of its external TOCs is named after it.
+    async fn commit(self, root: &Manifest, tocs: Option<&Manifest>) -> Result<(), Failure> {
         match self {
-            Self::Layout(layout) => layout.commit(root),
-            Self::Archive(archive) => archive.commit(root),
-            Self::Registry { endpoint, reference } => push_manifest(&endpoint, &reference, root).await,
+            Self::Layout(layout) => layout.commit(root, tocs),
+            Self::Archive(archive) => archive.commit(root, tocs),
+            Self::Registry { endpoint, reference } => {
+                if let Some(tocs) = tocs {
+                    push_manifest(&endpoint, &external::beside(Some(&reference))?, tocs).await?;
+                }
+                push_manifest(&endpoint, &reference, root).await
+            }
         }
     }
 }

@@ -1,18 +1,27 @@
 //! Everything that belongs to a twin: its manifests and blobs, and where each is read from.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::future::BoxFuture;
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 
 use super::{Bytes, Destination};
 use crate::cli::endpoint::Endpoint;
 use crate::cli::failure::Failure;
 use crate::cli::progress::Bar;
 use crate::oci::manifest::{DescriptorPlatform, ImageManifest, Index};
-use crate::oci::media_type::{ManifestKind, is_docker, manifest_kind};
+use crate::oci::media_type::{ManifestKind, manifest_kind};
 use crate::oci::{Descriptor, Digest, Manifest, Platform, Reference, translate};
 use crate::store::{Object, Store};
+use crate::upstream;
+
+/// Indexes within the index that was named: nobody was seen to nest them deeper than two.
+const MAX_NESTED: usize = 4;
+/// Manifests below one index: the images with the most platforms have some thirty, and an attestation for each.
+const MAX_CHILDREN: usize = 4096;
+/// A document whose size is not said is not read beyond this.
+const MAX_UNSIZED: u64 = 8 << 20;
 
 /// A twin and all it is made of.
 #[derive(Debug)]
@@ -22,6 +31,8 @@ pub(in crate::cli) struct Parcel {
     pub(in crate::cli) children: Vec<Manifest>,
     /// Each once.
     pub(in crate::cli) blobs: Vec<Descriptor>,
+    /// Children of its indexes that the source does not hold, or whose configurations it lacks.
+    pub(in crate::cli) missing: Vec<Digest>,
 }
 
 /// Reads objects of a twin: from the store what was converted, from the source what passed through.
@@ -41,24 +52,65 @@ impl Shelf<'_> {
 
     /// The manifest with this digest, be it ours or an original.
     pub(in crate::cli) async fn manifest(&self, digest: &Digest, media_type: &str) -> Result<Manifest, Failure> {
+        let found = self.find_manifest(digest, media_type).await?;
+        found.ok_or_else(|| Failure::new(format!("the source does not have the manifest {digest}")))
+    }
+
+    /// The same; `None` when it is not there.
+    async fn find_manifest(&self, digest: &Digest, media_type: &str) -> Result<Option<Manifest>, Failure> {
         let what = format!("reading the manifest {digest}");
         if let Some((store, object)) = self.find(digest).await? {
             let bytes = store.read_all(&object).await.map_err(Failure::when(what))?;
             let media_type = object.media_type.unwrap_or_else(|| media_type.to_owned());
-            return Ok(Manifest { media_type, digest: digest.clone(), bytes });
+            return Ok(Some(Manifest { media_type, digest: digest.clone(), bytes }));
         }
         let reference = Reference::Digest(digest.clone());
         let Endpoint { source, repository, .. } = self.endpoint;
-        source.manifest(repository, &reference).await.map_err(Failure::when(what))
+        match source.manifest(repository, &reference).await {
+            Err(upstream::Error::NotFound) => Ok(None),
+            found => found.map(Some).map_err(Failure::when(what)),
+        }
+    }
+
+    /// The size of an object; `None` when it is not there.
+    async fn size(&self, digest: &Digest) -> Result<Option<u64>, Failure> {
+        if let Some((_, object)) = self.find(digest).await? {
+            return Ok(Some(object.size));
+        }
+        let Endpoint { source, repository, .. } = self.endpoint;
+        match source.blob_size(repository, digest).await {
+            Err(upstream::Error::NotFound) => Ok(None),
+            size => size.map(Some).map_err(Failure::when(format!("reading {digest}"))),
+        }
+    }
+
+    /// The blob with its true size, where its descriptor does not say it.
+    async fn sized(&self, blob: &Descriptor) -> Result<Descriptor, Failure> {
+        let size = match blob.known_size() {
+            Some(size) => size,
+            None => self.size(&blob.digest).await?.unwrap_or_default(),
+        };
+        Ok(Descriptor::plain(blob.media_type.clone(), blob.digest.clone(), size))
+    }
+
+    /// Whether the configuration of an image is there: sparse copies hold manifests of which they hold nothing more.
+    async fn holds_config(&self, manifest: &Manifest) -> Result<bool, Failure> {
+        match serde_json::from_slice::<ImageManifest>(&manifest.bytes) {
+            Ok(image) if is_image(manifest) && image.config.urls.is_empty() => {
+                Ok(self.size(&image.config.digest).await?.is_some())
+            }
+            _ => Ok(true),
+        }
     }
 
     /// All bytes of a small blob.
     pub(in crate::cli) async fn bytes(&self, blob: &Descriptor) -> Result<Vec<u8>, Failure> {
+        let limit = blob.known_size().unwrap_or(MAX_UNSIZED);
         let mut stream = self.blob(blob).await?;
         let mut bytes = Vec::new();
         while let Some(piece) = stream.try_next().await? {
             bytes.extend_from_slice(&piece);
-            if bytes.len() as u64 > blob.size {
+            if bytes.len() as u64 > limit {
                 return Err(Failure::new(format!("{} is longer than its descriptor says", blob.digest)));
             }
         }
@@ -84,21 +136,25 @@ impl Shelf<'_> {
 }
 
 impl Parcel {
-    /// Finds out what belongs to `root`.
+    /// Finds out what belongs to `root`. An index may hold indexes, artifacts and other blobs, and may lack children.
     pub(in crate::cli) async fn pack(shelf: Shelf<'_>, root: Manifest) -> Result<Self, Failure> {
-        let mut children = Vec::new();
+        let mut packing =
+            Packing { shelf, children: Vec::new(), blobs: Vec::new(), missing: Vec::new(), seen: HashSet::new() };
         if is_index(&root) {
-            let index: Index = parse(&root)?;
-            for child in index.manifests {
-                children.push(shelf.manifest(&child.digest, &child.media_type).await?);
-            }
+            packing.add_children(&root, 0).await?;
         }
-        Self { root, children, blobs: Vec::new() }.counted()
+        let Packing { children, blobs, missing, .. } = packing;
+        Self { root, children, blobs, missing }.counted()
+    }
+
+    /// The only image there is, or an artifact.
+    pub(in crate::cli) fn of_image(root: Manifest) -> Result<Self, Failure> {
+        Self { root, children: Vec::new(), blobs: Vec::new(), missing: Vec::new() }.counted()
     }
 
     /// The image manifests of the parcel.
-    pub(in crate::cli) fn images(&self) -> &[Manifest] {
-        if is_index(&self.root) { &self.children } else { std::slice::from_ref(&self.root) }
+    pub(in crate::cli) fn images(&self) -> Vec<&Manifest> {
+        self.children.iter().chain([&self.root]).filter(|manifest| is_image(manifest)).collect()
     }
 
     /// Keeps only what is for one of `platforms`: a single image if one is left. Parcels of one image stay as they are.
@@ -107,16 +163,26 @@ impl Parcel {
             return Ok(self);
         }
         let mut index: Index = parse(&self.root)?;
-        index.manifests.retain(|child| is_for(child, platforms));
-        let kept: Vec<_> = index.manifests.iter().map(|child| child.digest.clone()).collect();
-        let mut children: Vec<_> = self.children.into_iter().filter(|child| kept.contains(&child.digest)).collect();
+        let offered = self.offered(&index, None);
+        let named = |(child, platform): &(Descriptor, Option<Platform>)| {
+            let fits = |theirs: &Platform| platforms.iter().any(|asked| asked.matches(theirs));
+            platform.as_ref().is_some_and(fits).then(|| child.clone())
+        };
+        let mut chosen: Vec<_> = offered.iter().filter_map(named).collect();
+        if chosen.is_empty() {
+            // As containerd does: an image for no platform may be for every one.
+            chosen.extend(offered.into_iter().filter(|(_, platform)| platform.is_none()).map(|(child, _)| child));
+        }
+        let is_chosen = |manifest: &Manifest| chosen.iter().any(|child| child.digest == manifest.digest);
+        let mut children: Vec<_> = self.children.into_iter().filter(is_chosen).collect();
         match (children.len(), children.pop()) {
-            (1, Some(root)) => Self { root, children, blobs: Vec::new() }.counted(),
+            (1, Some(root)) => Self::of_image(root),
             (_, Some(last)) => {
                 children.push(last);
+                index.manifests = chosen.into();
                 let bytes = serde_json::to_vec(&index).map_err(Failure::from_error)?;
                 let root = Manifest::new(self.root.media_type, bytes.into());
-                Self { root, children, blobs: Vec::new() }.counted()
+                Self { root, children, blobs: Vec::new(), missing: Vec::new() }.counted()
             }
             (_, None) => {
                 let asked = platforms.iter().map(Platform::to_string).collect::<Vec<_>>().join(", ");
@@ -125,27 +191,81 @@ impl Parcel {
         }
     }
 
-    /// The same in OCI's words: only types change. What has no name there stays as it is.
-    pub(in crate::cli) fn translated_to_oci(self) -> Self {
-        let children: Vec<_> = self.children.iter().map(to_oci).collect();
-        let root = if is_docker(&self.root.media_type) && is_index(&self.root) {
-            let twin_of = |child: &Descriptor| {
-                let at = self.children.iter().position(|original| original.digest == child.digest)?;
-                children.get(at).map(Manifest::descriptor)
+    /// The images below `index` that are here, each with its platform: its own, or that of the index it is in.
+    fn offered(&self, index: &Index, platform: Option<&Platform>) -> Vec<(Descriptor, Option<Platform>)> {
+        let mut offered = Vec::new();
+        for child in index.manifests.iter().filter(|child| !is_beside(child)) {
+            let platform = child.platform.as_ref().map(DescriptorPlatform::to_platform).or(platform.cloned());
+            let Some(manifest) = self.children.iter().find(|manifest| manifest.digest == child.digest) else {
+                continue;
             };
-            translate::index(&self.root, twin_of).unwrap_or(self.root)
-        } else {
-            to_oci(&self.root)
-        };
-        Self { root, children, blobs: self.blobs }
+            if is_image(manifest) {
+                offered.push((child.clone(), platform));
+            } else if let Ok(nested) = parse::<Index>(manifest) {
+                offered.extend(self.offered(&nested, platform.as_ref()));
+            }
+        }
+        offered
     }
 
-    /// Lists the blobs of all images, each once.
+    /// Leaves children that are not here out of their indexes.
+    pub(in crate::cli) fn without_missing(self) -> Result<Self, Failure> {
+        if self.missing.is_empty() {
+            return Ok(self);
+        }
+        let missing: HashSet<_> = self.missing.iter().cloned().collect();
+        let mut kept = self.rewritten(|manifest, replacements| {
+            if !is_index(manifest) {
+                return Ok(None);
+            }
+            let mut index: Index = parse(manifest)?;
+            let before = index.manifests.len();
+            index.manifests.retain(|child| !missing.contains(&child.digest));
+            let is_repointed = translate::repoint(&mut index, |digest| replacements.get(digest).cloned());
+            if index.manifests.len() == before && !is_repointed {
+                return Ok(None);
+            }
+            let bytes = serde_json::to_vec(&index).map_err(Failure::from_error)?;
+            Ok(Some(Manifest::new(manifest.media_type.clone(), bytes.into())))
+        })?;
+        kept.missing.clear();
+        Ok(kept)
+    }
+
+    /// The same in OCI's words: only types change. What has no name there stays as it is.
+    pub(in crate::cli) fn translated_to_oci(self) -> Result<Self, Failure> {
+        self.rewritten(|manifest, replacements| {
+            Ok(translate::to_oci(manifest, |digest| replacements.get(digest).cloned()))
+        })
+    }
+
+    /// Replaces documents by what `rewrite` gives for them and the replacements of what they name.
+    fn rewritten(
+        self,
+        rewrite: impl Fn(&Manifest, &HashMap<Digest, Descriptor>) -> Result<Option<Manifest>, Failure>,
+    ) -> Result<Self, Failure> {
+        let mut replacements = HashMap::new();
+        let mut children = Vec::new();
+        for child in self.children {
+            let replacement = rewrite(&child, &replacements)?;
+            replacements.extend(replacement.as_ref().map(|new| (child.digest.clone(), new.descriptor())));
+            children.push(replacement.unwrap_or(child));
+        }
+        let root = rewrite(&self.root, &replacements)?.unwrap_or(self.root);
+        Ok(Self { root, children, ..self })
+    }
+
+    /// Lists the blobs of all images beside those there are, each once.
     fn counted(mut self) -> Result<Self, Failure> {
-        let mut seen = HashSet::new();
-        let mut blobs = Vec::new();
+        let mut blobs = std::mem::take(&mut self.blobs);
+        let mut seen: HashSet<_> = blobs.iter().map(|blob| blob.digest.clone()).collect();
         for manifest in self.images() {
-            let image: ImageManifest = parse(manifest)?;
+            let image: ImageManifest = match parse(manifest) {
+                Ok(image) => image,
+                // One odd child fails no index.
+                Err(_) if manifest.digest != self.root.digest => continue,
+                Err(error) => return Err(error),
+            };
             let parts = image.layers.into_iter().chain([image.config]);
             // What has URLs is fetched from them by whoever needs it; registries do not hold it.
             blobs.extend(parts.filter(|blob| blob.urls.is_empty() && seen.insert(blob.digest.clone())));
@@ -154,14 +274,16 @@ impl Parcel {
         Ok(self)
     }
 
-    /// Carries everything to `destination`, the root last.
+    /// Carries everything to `destination`, the root last, and `tocs` beside it.
     pub(in crate::cli) async fn deliver(
         &self,
         shelf: Shelf<'_>,
         mut destination: Destination,
+        tocs: Option<&Self>,
         bar: &Bar,
     ) -> Result<(), Failure> {
-        for blob in &self.blobs {
+        for blob in self.blobs.iter().chain(tocs.iter().flat_map(|tocs| &tocs.blobs)) {
+            let blob = &shelf.sized(blob).await?;
             if destination.has(blob).await {
                 continue;
             }
@@ -177,7 +299,55 @@ impl Parcel {
         for child in &self.children {
             destination.put_child(child).await?;
         }
-        destination.commit(&self.root).await
+        destination.commit(&self.root, tocs.map(|tocs| &tocs.root)).await
+    }
+}
+
+/// A parcel that is being made.
+struct Packing<'a> {
+    shelf: Shelf<'a>,
+    children: Vec<Manifest>,
+    blobs: Vec<Descriptor>,
+    missing: Vec<Digest>,
+    seen: HashSet<Digest>,
+}
+
+impl Packing<'_> {
+    /// Adds the children of an index that was found in `depth` others.
+    fn add_children<'b>(&'b mut self, index: &'b Manifest, depth: usize) -> BoxFuture<'b, Result<(), Failure>> {
+        let added = async move {
+            if depth > MAX_NESTED {
+                return Err(Failure::new(format!("indexes are nested more than {MAX_NESTED} deep")));
+            }
+            for child in parse::<Index>(index)?.manifests {
+                if !self.seen.insert(child.digest.clone()) {
+                    continue;
+                }
+                if self.seen.len() > MAX_CHILDREN {
+                    return Err(Failure::new(format!("the index holds more than {MAX_CHILDREN} manifests")));
+                }
+                self.add(child, depth).await?;
+            }
+            Ok(())
+        };
+        added.boxed()
+    }
+
+    async fn add(&mut self, child: Descriptor, depth: usize) -> Result<(), Failure> {
+        match self.shelf.find_manifest(&child.digest, &child.media_type).await? {
+            Some(manifest) if is_index(&manifest) => {
+                self.add_children(&manifest, depth + 1).await?;
+                self.children.push(manifest);
+            }
+            Some(manifest) if self.shelf.holds_config(&manifest).await? => self.children.push(manifest),
+            Some(_) => self.missing.push(child.digest),
+            // An index may name any object.
+            None if manifest_kind(&child.media_type).is_none() && self.shelf.size(&child.digest).await?.is_some() => {
+                self.blobs.push(child);
+            }
+            None => self.missing.push(child.digest),
+        }
+        Ok(())
     }
 }
 
@@ -185,14 +355,13 @@ pub(in crate::cli) fn is_index(manifest: &Manifest) -> bool {
     manifest_kind(&manifest.media_type) == Some(ManifestKind::Index)
 }
 
-fn is_for(child: &Descriptor, platforms: &[Platform]) -> bool {
-    let platform = child.platform.as_ref().map(DescriptorPlatform::to_platform);
-    platform.is_some_and(|theirs| platforms.iter().any(|asked| asked.matches(&theirs)))
+fn is_image(manifest: &Manifest) -> bool {
+    manifest_kind(&manifest.media_type) == Some(ManifestKind::Image)
 }
 
-fn to_oci(manifest: &Manifest) -> Manifest {
-    let translated = is_docker(&manifest.media_type).then(|| translate::image(manifest)).flatten();
-    translated.unwrap_or_else(|| manifest.clone())
+/// Whether a child of an index describes another, or is an artifact: it is nothing that runs.
+fn is_beside(child: &Descriptor) -> bool {
+    child.annotations.contains_key("vnd.docker.reference.type") || child.rest.contains_key("artifactType")
 }
 
 pub(in crate::cli) fn parse<T: serde::de::DeserializeOwned>(manifest: &Manifest) -> Result<T, Failure> {

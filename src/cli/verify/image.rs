@@ -1,5 +1,6 @@
 //! Images: every document and layer, and the images they were made of.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write as _;
 
@@ -9,6 +10,7 @@ use super::layer::{Claims, Source, verify_blob};
 use super::{Args, Part};
 use crate::cli::endpoint::Endpoint;
 use crate::cli::export::{Parcel, Shelf, parse};
+use crate::cli::external;
 use crate::cli::failure::Failure;
 use crate::cli::location::Location;
 use crate::cli::progress::Bar;
@@ -22,6 +24,8 @@ use crate::oci::{Descriptor, Digest, Manifest};
 struct Opened {
     endpoint: Endpoint,
     parcel: Parcel,
+    /// The external TOCs beside the image, by layer.
+    tocs: HashMap<Digest, Descriptor>,
 }
 
 impl Opened {
@@ -33,7 +37,10 @@ impl Opened {
         if let Some(platform) = &args.platform {
             parcel = parcel.select(std::slice::from_ref(platform))?;
         }
-        Ok(Self { endpoint, parcel })
+        let tocs = external::of_source(&endpoint, &external::layers(&parcel)).await;
+        let tocs = tocs.into_iter().flat_map(|image| image.layers);
+        let tocs = tocs.filter_map(|toc| Some((external::layer_of(&toc)?, toc))).collect();
+        Ok(Self { endpoint, parcel, tocs })
     }
 
     fn shelf(&self) -> Shelf<'_> {
@@ -50,7 +57,8 @@ pub(super) async fn verify(args: &Args, config: &Config) -> Result<Vec<Part>, Fa
     };
     let total = twin.parcel.blobs.iter().map(|blob| blob.size).sum();
     let bar = Bar::new("verifying", total, args.json);
-    let mut parts = Vec::new();
+    let missing = twin.parcel.missing.iter();
+    let mut parts: Vec<_> = missing.map(|digest| Part::not_held(digest.to_string())).collect();
     for manifest in twin.parcel.images() {
         let image = Image::read(&twin, manifest).await?;
         let original = match &source {
@@ -85,7 +93,7 @@ impl Image {
 
     /// What it was made of: the image of `source` for the same platform, or the very same one.
     async fn original_in(&self, source: &Opened) -> Result<Option<Self>, Failure> {
-        if let Some(same) = source.parcel.images().iter().find(|manifest| manifest.digest == self.report.digest) {
+        if let Some(same) = source.parcel.images().into_iter().find(|manifest| manifest.digest == self.report.digest) {
             return Self::read(source, same).await.map(Some);
         }
         for manifest in source.parcel.images() {
@@ -146,6 +154,9 @@ impl Image {
                 continue;
             }
             let mut claims = self.claims(number);
+            if let Some(toc) = opened.tocs.get(&layer.digest) {
+                claims.external_toc = Some(opened.shelf().bytes(toc).await?);
+            }
             let source = original.and_then(|(source, image)| Some((*source, image.manifest.layers.get(number)?)));
             if let Some((source, theirs)) = source.filter(|(_, theirs)| theirs.digest != layer.digest) {
                 let file = download(source, theirs, bar).await?;

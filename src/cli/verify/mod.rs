@@ -71,6 +71,13 @@ pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failur
     Ok(if outcome.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+impl Part {
+    /// A child of a sparse index: there is nothing that could be wrong.
+    fn not_held(name: String) -> Self {
+        Self { name, what: "not in the source".to_owned(), findings: Vec::new() }
+    }
+}
+
 impl Outcome {
     fn text(&self) -> String {
         let mut text = String::new();

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use serde::Deserialize;
 use serde_json::Map;
 
-use super::files::{Extent, Files};
+use super::files::Extent;
 use super::images::{Entry, Images, Name};
 use crate::oci::manifest::{ImageManifest, MAX_MANIFEST_BYTES};
 use crate::oci::{Descriptor, Digest, Manifest, media_type};
@@ -22,14 +22,17 @@ const MAX_IMAGES: usize = 1024;
 #[serde(rename_all = "PascalCase")]
 struct Saved {
     config: String,
-    #[serde(default)]
     repo_tags: Option<Vec<String>>,
-    layers: Vec<String>,
+    layers: Option<Vec<String>>,
 }
 
-/// The images of an archive. Every file is read once, for its digest, however many images name it.
-pub(super) fn load(files: Files) -> Result<Images, Error> {
-    let list = match files.open("manifest.json") {
+/// The list of images in an archive.
+pub(super) const LIST: &str = "manifest.json";
+
+/// Adds the images of an archive that are not among `images` yet. Every file is read once, for its digest, however many
+/// images name it.
+pub(super) fn load(images: Images) -> Result<Images, Error> {
+    let list = match images.files().open(LIST) {
         Ok(list) => list.read(MAX_MANIFEST_BYTES)?,
         Err(Error::NotFound) => return Err(malformed("neither index.json nor manifest.json is in it")),
         Err(error) => return Err(error),
@@ -38,9 +41,12 @@ pub(super) fn load(files: Files) -> Result<Images, Error> {
     if list.len() > MAX_IMAGES {
         return Err(malformed(&format!("more than {MAX_IMAGES} images")));
     }
-    let mut loading = Loading { images: Images::new(files), described: HashMap::new() };
+    let mut loading = Loading { images, described: HashMap::new() };
     for saved in list {
-        loading.add(&saved)?;
+        let names: Vec<_> = saved.repo_tags.iter().flatten().filter_map(|name| Name::parse(name)).collect();
+        if !loading.images.holds(&names) {
+            loading.add(&saved, names)?;
+        }
     }
     Ok(loading.images)
 }
@@ -63,12 +69,13 @@ struct Described {
 }
 
 impl Loading {
-    fn add(&mut self, saved: &Saved) -> Result<(), Error> {
-        if saved.layers.len() > MAX_LAYERS {
+    fn add(&mut self, saved: &Saved, names: Vec<Name>) -> Result<(), Error> {
+        let layers = saved.layers.as_deref().unwrap_or_default();
+        if layers.len() > MAX_LAYERS {
             return Err(malformed(&format!("more than {MAX_LAYERS} layers")));
         }
         let config = self.describe(&saved.config)?;
-        let layers = saved.layers.iter().map(|name| self.describe(name)).collect::<Result<Vec<_>, _>>()?;
+        let layers = layers.iter().map(|name| self.describe(name)).collect::<Result<Vec<_>, _>>()?;
         let manifest = ImageManifest {
             schema_version: 2,
             media_type: Some(media_type::DOCKER_MANIFEST.to_owned()),
@@ -81,7 +88,6 @@ impl Loading {
         let manifest = Manifest::new(media_type::DOCKER_MANIFEST.to_owned(), bytes.into());
         let descriptor = descriptor_of(&manifest);
         self.images.hold(manifest.digest, Extent::Memory(manifest.bytes));
-        let names = saved.repo_tags.iter().flatten().filter_map(|name| Name::parse(name)).collect();
         self.images.add(Entry { names, descriptor });
         Ok(())
     }
@@ -105,15 +111,7 @@ impl Loading {
 
 impl Described {
     fn descriptor(&self, media_type: &str) -> Descriptor {
-        Descriptor {
-            media_type: media_type.to_owned(),
-            digest: self.digest.clone(),
-            size: self.size,
-            urls: Vec::new(),
-            annotations: Map::new(),
-            platform: None,
-            rest: Map::new(),
-        }
+        Descriptor::plain(media_type.to_owned(), self.digest.clone(), self.size)
     }
 }
 

@@ -12,6 +12,7 @@ use futures::StreamExt as _;
 use futures::stream::{self, BoxStream};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 
+use super::inflate;
 use super::tar::TarIndex;
 use crate::oci::Digest;
 use crate::upstream::error::Error;
@@ -51,7 +52,9 @@ impl Files {
         Ok(Self::Directory(Arc::new(directory.into())))
     }
 
+    /// The files of a tar; a compressed one is inflated into a file without a name first.
     pub(super) fn archive(file: File) -> Result<Self, Error> {
+        let file = inflate::plain(file)?;
         let index = TarIndex::read(&file)?;
         Ok(Self::Archive { file: Arc::new(file), index })
     }

@@ -18,6 +18,9 @@ const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// The whole reference, by containerd and newer Docker engines.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
 
+/// What stargz-snapshotter appends to the tag of an image for the image of its external TOCs.
+const TOC_SUFFIX: &str = "-esgztoc";
+
 /// Images with their names.
 #[derive(Debug)]
 pub(super) struct Images {
@@ -51,6 +54,16 @@ impl Name {
         tag.parse::<crate::oci::Tag>().ok().map(|tag| Self { repository, tag: tag.as_str().to_owned() })
     }
 
+    /// Whether two names may be of one image: `app:1` is `docker.io/library/app:1`.
+    fn is_like(&self, other: &Self) -> bool {
+        let ends_with = |long: &str, short: &str| {
+            long.strip_suffix(short).is_some_and(|parents| parents.is_empty() || parents.ends_with('/'))
+        };
+        let is_like = |mine: &str, theirs: &str| ends_with(mine, theirs) || ends_with(theirs, mine);
+        let repositories = self.repository.as_deref().zip(other.repository.as_deref());
+        self.tag == other.tag && repositories.is_none_or(|(mine, theirs)| is_like(mine, theirs))
+    }
+
     /// Whether this names something in `repository`, as far as is told.
     fn is_in(&self, repository: &Repository) -> bool {
         self.repository.as_deref().is_none_or(|mine| {
@@ -58,6 +71,19 @@ impl Name {
             host_and_parents.is_some_and(|parents| parents.is_empty() || parents.ends_with('/'))
         })
     }
+}
+
+impl Entry {
+    /// Whether this belongs to another image: an artifact, or the TOCs of its layers.
+    fn is_beside(&self) -> bool {
+        self.descriptor.rest.contains_key("artifactType")
+            || self.names.iter().any(|name| name.tag.ends_with(TOC_SUFFIX))
+    }
+}
+
+fn read_index(index: &Extent) -> Result<Index, Error> {
+    let index = index.read(MAX_MANIFEST_BYTES)?;
+    serde_json::from_slice(&index).map_err(|error| Error::Malformed(format!("index.json: {error}")))
 }
 
 impl Images {
@@ -68,24 +94,35 @@ impl Images {
     /// What the `index.json` of a layout lists.
     pub(super) fn of_directory(files: Files) -> Result<Self, Error> {
         match files.open("index.json") {
-            Ok(index) => Self::listed(files, &index),
+            Ok(index) => Ok(Self::listed(files, read_index(&index)?)),
             Err(Error::NotFound) => Err(Error::Malformed("the layout has no index.json".to_owned())),
             Err(error) => Err(error),
         }
     }
 
-    /// What an archive lists: in `index.json`, or in the older `manifest.json` where there is none.
+    /// What an archive lists in `index.json`, whose manifests are those that the images were pulled by, and what it
+    /// lists in the older `manifest.json` alone.
+    ///
+    /// Without `oci-layout` an `index.json` is some file, as it is to containerd and Docker; one that cannot be read is
+    /// no loss where there is a `manifest.json`, which is all that skopeo and older engines read.
     pub(super) fn of_archive(files: Files) -> Result<Self, Error> {
-        match files.open("index.json") {
-            Ok(index) => Self::listed(files, &index),
-            Err(Error::NotFound) => docker::load(files),
-            Err(error) => Err(error),
+        let has = |name: &str| files.open(name).is_ok();
+        if !has(docker::LIST) || has("oci-layout") {
+            match files.open("index.json") {
+                Ok(index) => match (read_index(&index), has(docker::LIST)) {
+                    (Ok(index), true) => return docker::load(Self::listed(files, index)),
+                    (Ok(index), false) => return Ok(Self::listed(files, index)),
+                    (Err(_), true) => {}
+                    (Err(error), false) => return Err(error),
+                },
+                Err(Error::NotFound) => {}
+                Err(error) => return Err(error),
+            }
         }
+        docker::load(Self::new(files))
     }
 
-    fn listed(files: Files, index: &Extent) -> Result<Self, Error> {
-        let index = index.read(MAX_MANIFEST_BYTES)?;
-        let index: Index = serde_json::from_slice(&index).map_err(|error| Error::Malformed(error.to_string()))?;
+    fn listed(files: Files, index: Index) -> Self {
         let mut images = Self::new(files);
         for descriptor in index.manifests {
             let annotation = |key| descriptor.annotations.get(key).and_then(|value| value.as_str());
@@ -93,7 +130,14 @@ impl Images {
             let name = [CONTAINERD_NAME, REF_NAME].into_iter().filter_map(annotation).find_map(Name::parse);
             images.add(Entry { names: name.into_iter().collect(), descriptor });
         }
-        Ok(images)
+        images
+    }
+
+    /// Whether an image is listed under one of `names`, or any image where there are none, and its document is there.
+    pub(super) fn holds(&self, names: &[Name]) -> bool {
+        let is_named =
+            |entry: &Entry| names.is_empty() || entry.names.iter().any(|own| names.iter().any(|n| n.is_like(own)));
+        self.entries.iter().any(|entry| is_named(entry) && self.document(&entry.descriptor.digest).is_ok())
     }
 
     pub(super) fn add(&mut self, entry: Entry) {
@@ -143,7 +187,8 @@ impl Images {
             return Some(&entry.descriptor);
         }
         let mut anywhere = self.entries.iter().filter(tagged);
-        match (anywhere.next(), anywhere.next(), self.entries.as_slice()) {
+        let images: Vec<_> = self.entries.iter().filter(|entry| !entry.is_beside()).collect();
+        match (anywhere.next(), anywhere.next(), images.as_slice()) {
             (Some(only), None, _) => Some(&only.descriptor),
             (None, None, [only]) if tag == "latest" => Some(&only.descriptor),
             _ => None,
@@ -169,8 +214,7 @@ impl Images {
             #[serde(rename = "artifactType")]
             artifact_type: Option<String>,
             config: Option<Descriptor>,
-            #[serde(default)]
-            annotations: Map<String, Value>,
+            annotations: Option<Map<String, Value>>,
         }
         let mut found = Vec::new();
         for entry in &self.entries {
@@ -185,7 +229,7 @@ impl Images {
                 continue;
             }
             let mut descriptor = descriptor_of(&manifest);
-            descriptor.annotations = referring.annotations;
+            descriptor.annotations = referring.annotations.unwrap_or_default();
             let kind = referring.artifact_type.or(referring.config.map(|config| config.media_type));
             descriptor.rest.extend(kind.map(|kind| ("artifactType".to_owned(), kind.into())));
             found.push(descriptor);
@@ -197,6 +241,7 @@ impl Images {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::oci::media_type;
 
     #[test]
     fn names_come_in_two_forms() {
@@ -212,6 +257,14 @@ mod tests {
         assert!(Name::parse("docker.io/library/app:1").unwrap().is_in(&app));
         assert!(!Name::parse("docker.io/my-library/app:1").unwrap().is_in(&"library/ap".parse().unwrap()));
         assert!(!Name::parse("other:1").unwrap().is_in(&app));
+    }
+
+    #[test]
+    fn short_names_are_those_of_longer_ones() {
+        let is_like = |a: &str, b: &str| Name::parse(a).unwrap().is_like(&Name::parse(b).unwrap());
+        assert!(is_like("app:1", "docker.io/library/app:1") && is_like("docker.io/library/app:1", "app:1"));
+        assert!(is_like("1", "app:1"));
+        assert!(!is_like("app:1", "docker.io/library/my-app:1") && !is_like("app:1", "app:2"));
     }
 
     #[test]

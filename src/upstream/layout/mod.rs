@@ -4,6 +4,7 @@
 mod docker;
 mod files;
 mod images;
+mod inflate;
 mod tar;
 
 use std::ops::Range;
