@@ -51,7 +51,7 @@ impl Endpoint {
             }
             Location::Layout(image) => {
                 name_local(&mut config, "oci", &image.dir)?;
-                (LOCAL_NAME, local_repository()?)
+                (LOCAL_NAME, image.repository.clone().map_or_else(local_repository, Ok)?)
             }
             Location::Archive(image) => {
                 name_local(&mut config, "docker-archive", &image.file)?;

@@ -18,6 +18,8 @@ pub(super) enum Location {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct LayoutImage {
     pub(super) dir: PathBuf,
+    /// The image's name without host and tag, where it is named in full, as skopeo allows.
+    pub(super) repository: Option<Repository>,
     pub(super) tag: Option<Tag>,
     pub(super) digest: Option<Digest>,
 }
@@ -72,14 +74,18 @@ impl ArchiveImage {
 
     /// The name inside without host and tag, for what it is among several.
     pub(super) fn repository(&self) -> Option<Repository> {
-        let name = self.reference.as_deref()?;
-        let name = name.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')).map_or(name, |(name, _)| name);
-        let path = match name.split_once('/') {
-            Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => path,
-            _ => name,
-        };
-        path.parse().ok()
+        repository_of(self.reference.as_deref()?)
     }
+}
+
+/// A name without its host and its tag.
+fn repository_of(name: &str) -> Option<Repository> {
+    let name = name.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')).map_or(name, |(name, _)| name);
+    let path = match name.split_once('/') {
+        Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => path,
+        _ => name,
+    };
+    path.parse().ok()
 }
 
 impl FromStr for Location {
@@ -100,6 +106,12 @@ impl FromStr for Location {
 
 fn layout(text: &str) -> Result<LayoutImage, String> {
     let (text, digest) = split_digest(text)?;
+    // `DIR:HOST/NAME:TAG`, if there is such a folder: a path may hold colons too.
+    let full_name = text.split_once(':').filter(|(dir, name)| name.contains('/') && Path::new(dir).is_dir());
+    if let Some((dir, name)) = full_name.filter(|_| !Path::new(text).is_dir()) {
+        let tag = name.rsplit_once(':').map_or("latest", |(_, tag)| tag).parse().map_err(describe)?;
+        return Ok(LayoutImage { dir: dir.into(), repository: repository_of(name), tag: Some(tag), digest });
+    }
     let (dir, tag) = match text.rsplit_once(':') {
         // A colon inside of the path is no tag's.
         Some((dir, tag)) if !tag.contains('/') && !Path::new(text).is_dir() => {
@@ -110,7 +122,7 @@ fn layout(text: &str) -> Result<LayoutImage, String> {
     if dir.is_empty() {
         return Err("the folder is missing".to_owned());
     }
-    Ok(LayoutImage { dir: dir.into(), tag, digest })
+    Ok(LayoutImage { dir: dir.into(), repository: None, tag, digest })
 }
 
 fn archive(text: &str) -> Result<ArchiveImage, String> {
@@ -159,6 +171,17 @@ mod tests {
         assert_eq!((image.dir.to_str(), image.tag), (Some("dir"), None));
         let Location::Archive(image) = parsed("docker-archive:x.tar:library/app:1") else { panic!("an archive") };
         assert_eq!((image.file.to_str(), image.reference.as_deref()), (Some("x.tar"), Some("library/app:1")));
+    }
+
+    #[test]
+    fn an_image_in_a_layout_may_be_named_in_full() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_str().unwrap();
+        let Location::Layout(image) = parsed(&format!("oci:{path}:docker.io/library/app:1")) else {
+            panic!("a layout")
+        };
+        assert_eq!((image.dir.to_str(), image.tag), (Some(path), Some("1".parse().unwrap())));
+        assert_eq!(image.repository, Some("library/app".parse().unwrap()));
     }
 
     #[test]

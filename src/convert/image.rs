@@ -9,6 +9,7 @@ use std::collections::{BTreeSet, HashMap};
 use bytes::Bytes;
 use serde_json::{Map, Value};
 
+use super::claims;
 use super::plan::{ImagePlan, LayerPlan, TOC_DIGEST, ZSTD_CHECKSUM};
 use super::reason::told;
 use crate::oci::manifest::{ImageManifest, MAX_MANIFEST_BYTES};
@@ -121,7 +122,12 @@ pub(super) fn assemble(
                 objects.push(converted.digest.clone());
                 objects.extend(converted.external_toc.clone());
             }
-            Err(reason) => passed_through.push(PassedThrough { digest: layer.digest.clone(), reason }),
+            Err(reason) => {
+                if *plan == LayerPlan::Renew {
+                    layer.annotations.retain(|key, _| !claims::is_lazy_key(key));
+                }
+                passed_through.push(PassedThrough { digest: layer.digest.clone(), reason });
+            }
         }
     }
     if objects.is_empty() {
@@ -164,7 +170,7 @@ fn replacement<'a>(
     diff_id: &Option<Digest>,
     outcomes: &'a HashMap<Digest, LayerOutcome>,
 ) -> Result<&'a ConvertedLayer, String> {
-    if let LayerPlan::PassThrough(reason) = plan {
+    if let LayerPlan::PassThrough(reason) | LayerPlan::Claimed(reason) = plan {
         return Err(reason.clone());
     }
     match outcomes.get(&layer.digest) {
@@ -191,6 +197,9 @@ fn layer_descriptor(source: &Descriptor, converted: &ConvertedLayer, keeps_sourc
     layer.media_type = media_type.to_owned();
     point_at(&mut layer, converted.digest.clone(), converted.size);
     let annotations = &mut layer.annotations;
+    let written = if is_zstd { [ZSTD_CHECKSUM, ZSTD_POSITION] } else { [TOC_DIGEST, UNCOMPRESSED_SIZE] };
+    // What told readers of the source how it is read is not true of the converted layer.
+    annotations.retain(|key, _| written.contains(&key.as_str()) || !claims::is_lazy_key(key));
     let mut annotate = |key: &str, value: String| annotations.insert(key.to_owned(), Value::from(value));
     if is_zstd {
         converted.zstd_manifest_checksum.as_ref().map(|checksum| annotate(ZSTD_CHECKSUM, checksum.to_string()));

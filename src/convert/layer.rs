@@ -45,6 +45,8 @@ pub(super) struct Job {
     pub(super) prioritized: Vec<Vec<u8>>,
     /// Convert it though it is eStargz already.
     pub(super) renew: bool,
+    /// Convert it whatever it is: it claims to be lazily readable, and is not as it claims.
+    pub(super) is_claimed: bool,
     pub(super) pool: Arc<Pool>,
     pub(super) max_layer_size: u64,
     pub(super) pace: Pace,
@@ -99,8 +101,10 @@ impl Job {
         let (output_sender, output_receiver) = mpsc::channel(OUTPUT_PIECES);
         let source = SourceReader::new(source_receiver, Arc::clone(&self.progress));
         let (options, pool) = (self.options.clone(), Arc::clone(&self.pool));
-        let (output, prioritized, renew) = (StoreWriter::new(output_sender), self.prioritized.clone(), self.renew);
-        let thread = tokio::task::spawn_blocking(move || make(source, output, &options, &pool, &prioritized, renew));
+        let (output, prioritized) = (StoreWriter::new(output_sender), self.prioritized.clone());
+        let (renew, is_claimed) = (self.renew, self.is_claimed);
+        let keeps = move |form: Form| !is_claimed && !(renew && form == Form::Estargz);
+        let thread = tokio::task::spawn_blocking(move || make(source, output, &options, &pool, &prioritized, keeps));
         let fetch = self.fetch(body, source_sender, pacer);
         let (fetched, stored) = tokio::join!(fetch, store(output_receiver, upload));
         let made = thread.await.map_err(|_panicked| Error::BrokenOff);
@@ -181,7 +185,7 @@ fn make(
     options: &Options,
     pool: &Pool,
     prioritized: &[Vec<u8>],
-    renew: bool,
+    keeps: impl Fn(Form) -> bool,
 ) -> Result<Made, write::Error> {
     let written = write_layer(&mut source, &mut output, options, pool, prioritized);
     let made = match written {
@@ -196,7 +200,7 @@ fn make(
         Err(error) => return Err(error),
     };
     source.drain().map_err(write::Error::Source)?;
-    if let Some(footer) = source.footer().filter(|footer| !(renew && footer.form() == Form::Estargz)) {
+    if let Some(footer) = source.footer().filter(|footer| keeps(footer.form())) {
         return Ok(Made::Unfit(format!("lazily readable already ({:?})", footer.form()), None));
     }
     Ok(made)

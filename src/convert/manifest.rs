@@ -43,10 +43,13 @@ impl Shared {
         let _slot = self.layers.image_slots.take(source.name(), 1, SLOT_WITHIN).await?;
         let planned = self.planned(source.name(), manifest).await?;
         let plan = match planned.plan {
-            Plan::Image(plan) => plan,
+            Plan::Image(plan) => self.with_claims_checked(source, repository, plan).await?,
             Plan::PassThrough(reason) => return self.pass_through(manifest, reason).await,
             Plan::Index(_) => return self.pass_through(manifest, "an index and no image".to_owned()).await,
         };
+        if let Some(reason) = plan.unconverted() {
+            return self.pass_through(manifest, reason).await;
+        }
         let (text, _config_share) = self.config_bytes(source, repository, &plan.manifest.config).await?;
         let (config, config_weight) = match self.read_config(text, plan.layers.len()).await? {
             Ok(config) => config,
@@ -150,7 +153,8 @@ impl Shared {
 /// The layers to convert, each once.
 fn to_convert(plan: &ImagePlan) -> Vec<Descriptor> {
     let layers = plan.manifest.layers.iter().zip(&plan.layers);
-    let wanted = layers.filter(|(_, plan)| **plan == LayerPlan::Convert).map(|(layer, _)| layer);
+    let wanted =
+        layers.filter(|(_, plan)| matches!(plan, LayerPlan::Convert | LayerPlan::Renew)).map(|(layer, _)| layer);
     let mut seen = HashSet::new();
     wanted.filter(|layer| seen.insert(&layer.digest)).cloned().collect()
 }

@@ -11,6 +11,7 @@ use estargz::write::Options;
 use moka::sync::Cache;
 use tokio::time::Instant;
 
+use super::claims;
 use super::error::Error;
 use super::layer::{self, Job};
 use super::pace::Pace;
@@ -197,7 +198,7 @@ impl Layers {
             let lease =
                 self.store.lease_while(&lease_name, moving(progress, self.pace, self.store.config().lease_ttl)).await?;
             if lease.is_some() || !is_shared {
-                let outcome = self.convert_alone(source, repository, &layer.digest, progress).await;
+                let outcome = self.convert_alone(source, repository, layer, progress).await;
                 if let Some(lease) = lease {
                     lease.release().await;
                 }
@@ -231,9 +232,10 @@ impl Layers {
         &self,
         source: &Source,
         repository: &Repository,
-        digest: &Digest,
+        layer: &Descriptor,
         progress: &Arc<LayerProgress>,
     ) -> Result<LayerOutcome, Error> {
+        let digest = &layer.digest;
         // The last holder may have put the record between our look and our lease.
         if let Some(record) = self.recorded(digest).await? {
             return Ok(record.outcome);
@@ -248,6 +250,7 @@ impl Layers {
             options: self.options.clone(),
             prioritized: self.priorities.of(digest),
             renew: self.priorities.renew_lazy_layers(),
+            is_claimed: claims::are_made(&layer.annotations),
             pool: Arc::clone(&self.pool),
             max_layer_size: self.max_layer_size,
             pace: self.pace,

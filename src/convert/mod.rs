@@ -5,6 +5,7 @@
 //! twice, in this process or in another one over the same store.
 
 mod budget;
+mod claims;
 mod config;
 mod converter;
 mod documents;

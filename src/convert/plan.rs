@@ -13,7 +13,7 @@ use crate::oci::{Descriptor, Digest, Manifest, Platform};
 pub(super) const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
 /// Name the digest of the TOC of a zstd:chunked layer (containers/storage; the older is stargz-snapshotter's).
 pub(super) const ZSTD_CHECKSUM: &str = "io.github.containers.zstd-chunked.manifest-checksum";
-const OLDER_ZSTD_CHECKSUM: &str = "io.containers.zstd-chunked.manifest-checksum";
+pub(super) const OLDER_ZSTD_CHECKSUM: &str = "io.containers.zstd-chunked.manifest-checksum";
 
 /// Marks an index child that describes another one (BuildKit, `docs/attestations/attestation-storage.md`).
 const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
@@ -48,6 +48,10 @@ pub(super) struct ImagePlan {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum LayerPlan {
     Convert,
+    /// Is claimed to be lazily readable and is not as claimed: it is converted, and what it says of itself is dropped.
+    Renew,
+    /// Passes through for this reason if it is what its annotations claim.
+    Claimed(String),
     PassThrough(String),
 }
 
@@ -124,13 +128,24 @@ fn plan_image(manifest: &Manifest, wanted: &Wanted<'_>) -> Result<Plan, String> 
         return Err(format!("it has {} layers, more than {MAX_LAYERS}", image.layers.len()));
     }
     let layers: Vec<_> = image.layers.iter().map(|layer| plan_layer(layer, wanted)).collect();
-    if layers.contains(&LayerPlan::Convert) {
-        return Ok(Plan::Image(Box::new(ImagePlan { manifest: image, layers })));
+    let plan = ImagePlan { manifest: image, layers };
+    match plan.unconverted() {
+        None => Ok(Plan::Image(Box::new(plan))),
+        Some(reason) => Err(reason),
     }
-    Err(match layers.into_iter().next() {
-        Some(LayerPlan::PassThrough(reason)) => format!("no layer is converted, the first because it is {reason}"),
-        Some(LayerPlan::Convert) | None => "an image without layers".to_owned(),
-    })
+}
+
+impl ImagePlan {
+    /// Why no layer is converted, if that is so.
+    pub(super) fn unconverted(&self) -> Option<String> {
+        match self.layers.first() {
+            _ if self.layers.iter().any(|layer| !matches!(layer, LayerPlan::PassThrough(_))) => None,
+            Some(LayerPlan::PassThrough(reason)) => {
+                Some(format!("no layer is converted, the first because it is {reason}"))
+            }
+            _ => Some("an image without layers".to_owned()),
+        }
+    }
 }
 
 fn plan_layer(layer: &Descriptor, wanted: &Wanted<'_>) -> LayerPlan {
@@ -143,9 +158,9 @@ fn plan_layer(layer: &Descriptor, wanted: &Wanted<'_>) -> LayerPlan {
     } else if !media_type::is_convertible_layer(media_type) {
         format!("of the type {}", told(media_type))
     } else if has(ZSTD_CHECKSUM) || has(OLDER_ZSTD_CHECKSUM) {
-        "zstd:chunked already".to_owned()
+        return LayerPlan::Claimed("zstd:chunked already".to_owned());
     } else if has(TOC_DIGEST) && !wanted.renew {
-        "eStargz already".to_owned()
+        return LayerPlan::Claimed("eStargz already".to_owned());
     } else {
         return LayerPlan::Convert;
     };
@@ -283,11 +298,17 @@ mod tests {
             (with("urls", json!(["https://example.com/layer"])), "foreign"),
             (descriptor("application/vnd.oci.image.layer.v1.tar+gzip+encrypted"), "encrypted"),
             (descriptor("application/x-thing"), "of the type application/x-thing"),
-            (with("annotations", json!({TOC_DIGEST: "x"})), "eStargz already"),
-            (with("annotations", json!({ZSTD_CHECKSUM: "x"})), "zstd:chunked already"),
         ];
         for (layer, reason) in odd {
             assert_eq!(layer_plans(&[layer]), [LayerPlan::PassThrough(reason.to_owned())]);
+        }
+        for (key, reason) in [
+            (TOC_DIGEST, "eStargz already"),
+            (ZSTD_CHECKSUM, "zstd:chunked already"),
+            (OLDER_ZSTD_CHECKSUM, "zstd:chunked already"),
+        ] {
+            let layer = with("annotations", json!({key: "x"}));
+            assert_eq!(layer_plans(&[layer]), [LayerPlan::Claimed(reason.to_owned())], "{key}");
         }
     }
 

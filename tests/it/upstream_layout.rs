@@ -10,7 +10,7 @@ use starlift::oci::{Digest, Manifest, Reference, Repository, media_type};
 use starlift::upstream::{Config, Error, Source, UpstreamConfig, Upstreams};
 use tempfile::TempDir;
 
-use crate::support::image::{Compression, Image, ImageBuilder};
+use crate::support::image::{Compression, Image, ImageBuilder, compress};
 
 /// A directory with a layout in it, and archives beside.
 struct Files(TempDir);
@@ -277,4 +277,69 @@ async fn an_archive_that_makes_no_sense_is_malformed() {
     }
     std::fs::write(files.path("image.tar"), vec![1; 4096]).unwrap();
     assert!(matches!(manifest(&source, "any", "latest").await, Err(Error::Malformed(_))));
+}
+
+#[tokio::test]
+async fn a_compressed_archive_is_read_like_a_plain_one() {
+    let one = image(1).build();
+    let files = Files::layout(&[("1.0", &one)]);
+    let mut tar = tar::Builder::new(Vec::new());
+    tar.append_dir_all(".", files.path("layout")).unwrap();
+    let tar = tar.into_inner().unwrap();
+    for compression in [Compression::Plain, Compression::Gzip, Compression::Zstd] {
+        std::fs::write(files.path("image.tar"), compress(&tar, compression)).unwrap();
+        let source = files.archive("image.tar");
+        assert_eq!(manifest(&source, "any", "1.0").await.unwrap().bytes, one.bytes, "{compression:?}");
+        assert_eq!(read(&source, &Digest::sha256_of(&one.layers()[1]), None).await.unwrap(), one.layers()[1]);
+    }
+    std::fs::write(files.path("image.tar"), b"\xfd7zXZ\0and so on").unwrap();
+    let Err(Error::Malformed(text)) = manifest(&files.archive("image.tar"), "any", "1.0").await else { panic!("xz") };
+    assert!(text.contains("xz"), "{text}");
+}
+
+#[tokio::test]
+async fn both_lists_of_an_archive_count() {
+    let (one, two) = (image(1).build(), image(2).build());
+    let files = Files::layout(&[("docker.io/library/app:1.0", &one)]);
+    files.add(&two);
+    let saved = |tag: &str, image: &Image| {
+        let path = |bytes: &Bytes| format!("blobs/sha256/{}", Digest::sha256_of(bytes).hex());
+        json!({"Config": path(&image.blobs[0]), "RepoTags": [tag],
+            "Layers": image.layers().iter().map(path).collect::<Vec<_>>()})
+    };
+    let list = json!([saved("app:1.0", &one), saved("app:2.0", &two)]);
+    std::fs::write(files.path("layout/manifest.json"), list.to_string()).unwrap();
+    let save = || {
+        let mut tar = tar::Builder::new(std::fs::File::create(files.path("image.tar")).unwrap());
+        tar.append_dir_all(".", files.path("layout")).unwrap();
+        tar.finish().unwrap();
+        files.archive("image.tar")
+    };
+    let source = save();
+    let found = manifest(&source, "library/app", "1.0").await.unwrap();
+    assert_eq!(found.bytes, one.bytes, "the manifest it was pulled by");
+    let found = manifest(&source, "app", "2.0").await.unwrap();
+    assert_eq!(found.media_type, media_type::DOCKER_MANIFEST, "made of the older list");
+    for (name, text) in [("index.json", "{"), ("oci-layout", "")] {
+        if text.is_empty() {
+            std::fs::remove_file(files.path("layout").join(name)).unwrap();
+        } else {
+            std::fs::write(files.path("layout").join(name), text).unwrap();
+        }
+        let found = manifest(&save(), "app", "1.0").await.unwrap();
+        assert_eq!(found.media_type, media_type::DOCKER_MANIFEST, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn odd_entries_of_a_layout_hide_no_other() {
+    let one = image(1).build();
+    let files = Files::layout(&[("1.0", &one)]);
+    let mut index: Value = serde_json::from_slice(&std::fs::read(files.path("layout/index.json")).unwrap()).unwrap();
+    let entries = index["manifests"].as_array_mut().unwrap();
+    entries[0]["platform"] = Value::Null;
+    entries.insert(0, json!({"digest": "blake3:00", "size": 1}));
+    entries.push(Value::Null);
+    std::fs::write(files.path("layout/index.json"), index.to_string()).unwrap();
+    assert_eq!(manifest(&files.directory(), "any", "1.0").await.unwrap().bytes, one.bytes);
 }

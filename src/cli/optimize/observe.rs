@@ -196,7 +196,12 @@ impl Twin {
         let mut config: Config = job.config.clone();
         (config.convert.format, config.convert.setting, config.convert.level) = (Format::Estargz, Setting::Fast, None);
         let tag = "1".parse().map_err(Failure::from_error)?;
-        let target = Location::Layout(LayoutImage { dir: folder.path().to_owned(), tag: Some(tag), digest: None });
+        let target = Location::Layout(LayoutImage {
+            dir: folder.path().to_owned(),
+            repository: None,
+            tag: Some(tag),
+            digest: None,
+        });
         let source = job.source.at(&manifest.digest);
         let args = job.args.bare();
         let job = Job { source: &source, target: &target, args: &args, config: &config };

@@ -72,20 +72,61 @@ async fn from_a_layout_to_a_registry_and_back_as_an_archive() {
 }
 
 #[tokio::test]
-async fn dockers_types_become_ocis_when_asked() {
+async fn layouts_get_ocis_types_and_registries_when_asked() {
     let desk = Desk::new();
-    let (_registry, source) = registry(&ImageBuilder::new(4).docker().build()).await;
-    desk.run(&["convert", &source, "oci:out:docker"]).await.text();
-    desk.run(&["convert", "--oci", &source, "oci:out:oci"]).await.text();
-    let types = |report: Value| {
-        let layer = report["images"][0]["layers"][0]["media_type"].as_str().unwrap().to_owned();
-        (report["media_type"].as_str().unwrap().to_owned(), layer)
+    let index = Image::index(vec![("linux/amd64", ImageBuilder::new(4).docker().build())], true);
+    let (registry, source) = registry(&index).await;
+    let copy = |tag: &str| format!("{}/copies/app:{tag}", registry.host());
+    desk.run(&["convert", &source, "oci:out:v1"]).await.text();
+    desk.run(&["convert", &source, &copy("docker")]).await.text();
+    desk.run(&["convert", "--oci", &source, &copy("oci")]).await.text();
+    for (name, is_docker) in [("oci:out:v1", false), (&copy("docker"), true), (&copy("oci"), false)] {
+        let report = desk.run(&["inspect", "--json", name]).await.json();
+        assert_eq!(report["images"][0].to_string().contains("vnd.docker.distribution"), is_docker, "{name}: {report}");
+        desk.run(&["verify", name, "--against", &source]).await.text();
+    }
+    check_layout(&desk.path("out"));
+}
+
+#[tokio::test]
+async fn nested_and_sparse_indexes_are_converted_inspected_and_verified() {
+    let desk = Desk::new();
+    let nested = |seed: u64, architecture: &str| {
+        let platform = format!("linux/{architecture}");
+        Image::index(vec![(&*platform, ImageBuilder::new(seed).architecture(architecture).build())], true)
     };
-    let docker = types(desk.run(&["inspect", "--json", "oci:out:docker"]).await.json());
-    assert!(docker.0.contains("docker") && docker.1.contains("docker"), "{docker:?}");
-    let oci = types(desk.run(&["inspect", "--json", "oci:out:oci"]).await.json());
-    assert!(oci.0.contains("oci") && oci.1.contains("oci"), "{oci:?}");
-    desk.run(&["verify", "oci:out:oci", "--against", &source]).await.text();
+    let (amd, arm) = (nested(1, "amd64"), nested(2, "arm64"));
+    let lost = arm.children[0].digest();
+    let (registry, source) = registry(&Image::index(vec![("linux/amd64", amd), ("linux/arm64", arm)], false)).await;
+    desk.run(&["convert", "--all-platforms", &source, "oci:out:all"]).await.text();
+    desk.run(&["convert", "--platform", "linux/arm64", &source, "oci:out:arm"]).await.text();
+    let all = desk.run(&["inspect", "--json", "oci:out:all"]).await.json();
+    assert_eq!(all["images"].as_array().unwrap().len(), 4);
+    desk.run(&["verify", "oci:out:all", "--against", &source]).await.text();
+    let arm = desk.run(&["inspect", "--json", "oci:out:arm"]).await.json();
+    assert_eq!(arm["images"][0]["platform"], "linux/arm64");
+
+    registry.on(&format!("/manifests/{lost}")).answer(404, &[]);
+    desk.run(&["inspect", &source]).await.text();
+    desk.run(&["convert", &source, "oci:out:sparse"]).await.text();
+    desk.run(&["verify", "oci:out:sparse", "--against", &source]).await.text();
+    assert!(desk.run(&["convert", &source, "oci:out:x", "--platform", "linux/arm64"]).await.error().contains("arm64"));
+    check_layout(&desk.path("out"));
+}
+
+#[tokio::test]
+async fn external_tocs_go_along_and_are_read_again() {
+    let desk = Desk::new();
+    let (registry, source) = registry(&ImageBuilder::new(3).build()).await;
+    let copy = format!("{}/copies/app:v1", registry.host());
+    for target in ["oci:out:v1", "docker-archive:out.tar:app:v1", &copy] {
+        desk.run(&["convert", "--external-toc", &source, target]).await.text();
+        desk.run(&["verify", target, "--against", &source]).await.text();
+    }
+    assert!(registry.manifest("copies/app", "v1-esgztoc").is_some());
+    desk.run(&["convert", "oci:out:v1", "oci:again:v2"]).await.text();
+    desk.run(&["verify", "oci:again:v2", "--against", &source]).await.text();
+    desk.run(&["inspect", "docker-archive:out.tar"]).await.text();
 }
 
 #[tokio::test]

@@ -105,3 +105,28 @@ async fn an_index_for_other_platforms_is_its_own_twin_until_one_is_pulled() {
     let record = bench.convert(&index).await.unwrap();
     assert_eq!(children(&bench.twin(&record).await).len(), 1);
 }
+
+#[tokio::test]
+async fn indexes_within_an_index_are_converted_with_it() {
+    let bench = Bench::new().await;
+    let nested = Image::index(vec![("linux/amd64", image(1, "amd64"))], true);
+    let outer = Image::index(vec![("linux/amd64", nested.clone())], false);
+    let record = bench.convert(&outer).await.unwrap();
+    let inner = bench.converter.lookup(&nested.digest()).await.unwrap().unwrap();
+    assert_eq!(digest(&children(&bench.twin(&record).await)[0]["digest"]), inner.twin);
+    let leaf = bench.converter.lookup(&nested.children[0].digest()).await.unwrap().unwrap();
+    assert_eq!(digest(&children(&bench.twin(&inner).await)[0]["digest"]), leaf.twin);
+    assert!(leaf.objects.iter().all(|object| record.objects.contains(object)), "the sweep keeps what it names");
+}
+
+#[tokio::test]
+async fn a_sparse_index_is_converted_as_far_as_it_goes() {
+    let bench = Bench::new().await;
+    let index = index();
+    bench.registry.on(&format!("/manifests/{}", index.children[1].digest())).answer(404, &[]);
+    let record = bench.convert(&index).await.unwrap();
+    assert_eq!(record.platforms, ["linux/amd64".parse().unwrap()]);
+    let told = record.passed_through.iter().find(|told| told.digest == index.children[1].digest()).unwrap();
+    assert_eq!(told.reason, "not in the upstream");
+    assert_eq!(bench.converter.lookup(&index.digest()).await.unwrap(), Some(record), "it is recorded");
+}

@@ -205,3 +205,60 @@ async fn twins_made_under_a_lower_limit_stay_readable() {
     assert!(before.objects.iter().all(|object| after.objects.contains(object)));
     assert_eq!(after.limits, []);
 }
+
+const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
+
+/// The image with these annotations on one of its layers.
+fn annotated(image: &Image, layer: usize, annotations: Value) -> Image {
+    let mut document = image.document();
+    document["layers"][layer]["annotations"] = annotations;
+    Image { bytes: document.to_string().into(), ..image.clone() }
+}
+
+#[tokio::test]
+async fn a_layer_that_is_not_as_its_annotations_say_is_converted_without_them() {
+    let bench = Bench::new().await;
+    let image = ImageBuilder::new(14).build();
+    let wrong = Digest::sha256_of(b"another TOC").to_string();
+    for claims in [
+        serde_json::json!({TOC_DIGEST: wrong, "io.containers.estargz.uncompressed-size": "1"}),
+        serde_json::json!({"io.github.containers.zstd-chunked.manifest-checksum": wrong,
+            "io.github.containers.zstd-chunked.manifest-position": "1:2:3:1"}),
+        serde_json::json!({"io.containers.zstd-chunked.manifest-checksum": wrong}),
+    ] {
+        let stale = annotated(&image, 1, claims);
+        let record = bench.convert(&stale).await.unwrap();
+        bench.check_twin(&stale, &record).await;
+        let twin = bench.twin(&record).await;
+        let annotations = twin["layers"][1]["annotations"].as_object().unwrap();
+        assert!(annotations.keys().all(|key| !key.contains("zstd-chunked")), "{annotations:?}");
+        assert_ne!(annotations[TOC_DIGEST], wrong);
+        assert_ne!(annotations["io.containers.estargz.uncompressed-size"], "1");
+    }
+}
+
+#[tokio::test]
+async fn a_layer_that_is_as_its_annotations_say_is_not_fetched() {
+    let bench = Bench::new().await;
+    let image = ImageBuilder::new(15).build();
+    let record = bench.convert(&image).await.unwrap();
+    let twin = bench.twin(&record).await;
+    let mut blobs = vec![bench.bytes(&digest(&twin["config"]["digest"])).await];
+    for layer in twin["layers"].as_array().unwrap() {
+        blobs.push(bench.bytes(&digest(&layer["digest"])).await);
+    }
+    let lazy = Image { bytes: bench.bytes(&record.twin).await, blobs, ..image };
+    let record = bench.convert(&lazy).await.unwrap();
+    assert_eq!(record.twin, lazy.digest());
+    assert!(record.passed_through[0].reason.contains("eStargz already"), "{:?}", record.passed_through);
+    let layer = format!("/blobs/{}", Digest::sha256_of(&lazy.layers()[0]));
+    let whole = |seen: &crate::support::registry::Seen| {
+        seen.method == "GET" && seen.path_and_query.contains(&layer) && !seen.headers.contains_key("range")
+    };
+    assert!(!bench.registry.seen().iter().any(whole), "its end is enough");
+    let renamed = annotated(&lazy, 0, serde_json::json!({TOC_DIGEST: Digest::sha256_of(b"x").to_string()}));
+    let record = bench.convert(&renamed).await.unwrap();
+    let renewed = bench.twin(&record).await;
+    assert_ne!(renewed["layers"][0]["digest"], twin["layers"][0]["digest"]);
+    assert_eq!(renewed["layers"][1], twin["layers"][1]);
+}

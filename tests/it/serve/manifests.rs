@@ -154,3 +154,28 @@ async fn what_the_client_has_is_not_sent_again() {
     assert_eq!(answer.header("etag"), etag);
     assert_eq!(stage.ask(Method::GET, path, &[("if-none-match", "\"other\"")]).await.status, 200);
 }
+
+#[tokio::test]
+async fn a_client_without_indexes_gets_the_image_of_a_nested_index() {
+    let stage = Stage::new().await;
+    let image = ImageBuilder::new(5).build();
+    let nested = Image::index(vec![("linux/amd64", image.clone())], true);
+    stage.registry.push("app", "multi", &Image::index(vec![("linux/amd64", nested)], false));
+    let answer = stage.get_and_head("/v2/local/app/manifests/multi", &[("accept", OCI_MANIFEST)]).await;
+    assert_eq!(answer.header("content-type"), OCI_MANIFEST);
+    assert_eq!(answer.json()["annotations"]["dev.starlift.source.digest"], image.digest().to_string());
+}
+
+#[tokio::test]
+async fn a_login_page_answered_with_200_is_no_manifest() {
+    let stage = Stage::new().await;
+    stage.registry.put_manifest("app", "text/html", "<!doctype html>sign in");
+    let page = Digest::sha256_of(b"<!doctype html>sign in");
+    stage.registry.tag("app", "v1", &page);
+    for reference in ["v1", &page.to_string()] {
+        assert_eq!(stage.get(&format!("/v2/local/app/manifests/{reference}")).await.status, 502, "{reference}");
+    }
+    let image = stage.push_app();
+    assert_ne!(stage.get("/v2/local/app/manifests/v1").await.status, 502, "nothing is remembered of it");
+    drop(image);
+}

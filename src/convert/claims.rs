@@ -1,0 +1,188 @@
+//! Whether a layer is what its annotations claim: lazily readable, with the TOC that they name.
+//!
+//! Tools that pack a layer anew keep the annotations of the old one. Who believes them finds no TOC, so a claim is
+//! compared with the end of the blob, in one or two requests, and a layer that is something else is converted.
+
+use std::io::{self, Read};
+
+use bytes::Bytes;
+use estargz::footer::{self, Footer, Form};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use serde_json::{Map, Value};
+use sha2::{Digest as _, Sha256};
+
+use super::converter::Shared;
+use super::documents::off_worker;
+use super::error::Error;
+use super::plan::{ImagePlan, LayerPlan, OLDER_ZSTD_CHECKSUM, TOC_DIGEST, ZSTD_CHECKSUM};
+use crate::oci::{Descriptor, Digest, Repository};
+use crate::upstream::{self, Body, Source};
+
+/// Layers of an image whose claims are looked into at once.
+const CHECKED_AT_ONCE: usize = 2;
+/// A compressed TOC over this is believed: one of a million files is about as large.
+const MAX_SECTION: u64 = 16 << 20;
+/// Most bytes of a TOC that are hashed, as much as others read.
+const MAX_TOC: u64 = 256 << 20;
+/// A block of the tar that a TOC is in.
+const TAR_BLOCK: usize = 512;
+/// How the keys of annotations begin that tell readers how a layer is read lazily.
+const LAZY_KEYS: [&str; 4] = [
+    "containerd.io/snapshot/stargz/",
+    "io.containers.estargz.",
+    "io.github.containers.zstd-chunked.",
+    "io.containers.zstd-chunked.",
+];
+
+/// Whether an annotation tells how a layer is read lazily.
+pub(super) fn is_lazy_key(key: &str) -> bool {
+    LAZY_KEYS.iter().any(|start| key.starts_with(start))
+}
+
+/// What annotations name as the digest of a layer's TOC.
+struct Claims<'a> {
+    toc: Option<&'a str>,
+    zstd: Option<&'a str>,
+}
+
+impl<'a> Claims<'a> {
+    fn of(annotations: &'a Map<String, Value>) -> Self {
+        let text = |key: &str| annotations.get(key).map(|value| value.as_str().unwrap_or_default());
+        Self { toc: text(TOC_DIGEST), zstd: text(ZSTD_CHECKSUM).or_else(|| text(OLDER_ZSTD_CHECKSUM)) }
+    }
+
+    /// Whether they name the TOC in `section`.
+    fn name(&self, footer: &Footer, section: &[u8]) -> bool {
+        let is_zstd = footer.form() == Form::ZstdChunked;
+        let names_section = |claimed: &str| is_zstd && claimed == Digest::sha256_of(section).to_string();
+        let names_toc = |claimed: &str| toc_digest(section, is_zstd).is_ok_and(|digest| digest.to_string() == claimed);
+        self.zstd.is_none_or(names_section) && self.toc.is_none_or(names_toc)
+    }
+}
+
+/// Whether annotations say that a layer can be read lazily.
+pub(super) fn are_made(annotations: &Map<String, Value>) -> bool {
+    let Claims { toc, zstd } = Claims::of(annotations);
+    toc.or(zstd).is_some()
+}
+
+impl Shared {
+    /// The plan with every layer that is claimed to be lazily readable decided.
+    pub(super) async fn with_claims_checked(
+        &self,
+        source: &Source,
+        repository: &Repository,
+        mut plan: Box<ImagePlan>,
+    ) -> Result<Box<ImagePlan>, Error> {
+        let layers = plan.manifest.layers.iter().zip(&plan.layers).enumerate();
+        let claimed = layers.filter(|(_, (_, plan))| matches!(plan, LayerPlan::Claimed(_)));
+        let claimed: Vec<_> = claimed.map(|(place, (layer, _))| (place, layer.clone())).collect();
+        let checks = stream::iter(claimed).map(|(place, layer)| async move {
+            Ok::<_, Error>((place, self.is_as_claimed(source, repository, layer).await?))
+        });
+        let checked: Vec<_> = checks.buffer_unordered(CHECKED_AT_ONCE).try_collect().await?;
+        for (place, is_true) in checked {
+            let Some(layer) = plan.layers.get_mut(place) else { continue };
+            *layer = match std::mem::replace(layer, LayerPlan::Renew) {
+                LayerPlan::Claimed(reason) if is_true => LayerPlan::PassThrough(reason),
+                _ => LayerPlan::Renew,
+            };
+        }
+        Ok(plan)
+    }
+
+    async fn is_as_claimed(&self, source: &Source, repository: &Repository, layer: Descriptor) -> Result<bool, Error> {
+        let wanted = footer::tail_range(u64::MAX);
+        let body = source.blob_tail(repository, &layer.digest, wanted.end - wanted.start).await?;
+        let size = body.blob_size;
+        let tail = bytes_of(body).await?;
+        let Ok(footer) = Footer::parse(&tail, size) else { return Ok(false) };
+        // The TOC is elsewhere: nothing here says which.
+        let Some(range) = footer.toc_range() else { return Ok(Claims::of(&layer.annotations).zstd.is_none()) };
+        let length = range.end - range.start;
+        if length > MAX_SECTION {
+            return Ok(true);
+        }
+        let _weight = self.documents.tree(length).await?;
+        let section = bytes_of(source.blob(repository, &layer.digest, Some(range)).await?).await?;
+        let compare = move || Claims::of(&layer.annotations).name(&footer, &section);
+        off_worker(usize::try_from(MAX_SECTION).unwrap_or(usize::MAX), compare).await
+    }
+}
+
+/// The bytes of a part of a blob, no more than its head says.
+async fn bytes_of(mut body: Body) -> Result<Bytes, Error> {
+    let length = body.range.end - body.range.start;
+    let mut bytes = Vec::new();
+    while let Some(piece) = body.stream.try_next().await? {
+        bytes.extend_from_slice(&piece);
+        if bytes.len() as u64 > length {
+            return Err(upstream::Error::Malformed("more bytes came than were asked for".to_owned()).into());
+        }
+    }
+    Ok(bytes.into())
+}
+
+/// The digest of the TOC in `section`: the only file of a tar in gzip, or a zstd frame. It is never held whole.
+fn toc_digest(section: &[u8], is_zstd: bool) -> io::Result<Digest> {
+    let mut hasher = HashWriter(Sha256::new());
+    let copied = if is_zstd {
+        let decoder = zstd::stream::read::Decoder::with_buffer(section)?;
+        io::copy(&mut decoder.take(MAX_TOC + 1), &mut hasher)?
+    } else {
+        let mut tar = flate2::bufread::GzDecoder::new(section);
+        let mut header = [0; TAR_BLOCK];
+        tar.read_exact(&mut header)?;
+        let digits = String::from_utf8_lossy(&header[124..136]);
+        let digits = digits.trim_matches(['\0', ' ']);
+        let size = u64::from_str_radix(digits, 8).map_err(io::Error::other)?;
+        io::copy(&mut tar.take(size.min(MAX_TOC + 1)), &mut hasher)?
+    };
+    if copied > MAX_TOC {
+        return Err(io::Error::other("the TOC is too long"));
+    }
+    Ok(Digest::from_sha256(hasher.0.finalize().into()))
+}
+
+struct HashWriter(Sha256);
+
+impl io::Write for HashWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_every_lazy_format_are_known() {
+        for key in
+            [TOC_DIGEST, ZSTD_CHECKSUM, OLDER_ZSTD_CHECKSUM, "io.github.containers.zstd-chunked.tarsplit-position"]
+        {
+            assert!(is_lazy_key(key), "{key}");
+        }
+        assert!(!is_lazy_key("org.opencontainers.image.title") && !is_lazy_key("dev.starlift.source.digest"));
+    }
+
+    #[test]
+    fn the_digest_of_a_toc_is_that_of_its_text() {
+        let text = br#"{"version":1,"entries":[]}"#;
+        let mut tar = [0; TAR_BLOCK].to_vec();
+        tar[124..136].copy_from_slice(format!("{:011o}\0", text.len()).as_bytes());
+        tar.extend_from_slice(text);
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        io::Write::write_all(&mut encoder, &tar).unwrap();
+        let section = encoder.finish().unwrap();
+        assert_eq!(toc_digest(&section, false).unwrap(), Digest::sha256_of(text));
+        let frame = zstd::encode_all(&text[..], 1).unwrap();
+        assert_eq!(toc_digest(&frame, true).unwrap(), Digest::sha256_of(text));
+        assert!(toc_digest(b"garbage", false).is_err() && toc_digest(b"garbage", true).is_err());
+    }
+}
