@@ -186,6 +186,15 @@ impl From<Vec<Descriptor>> for Children {
     }
 }
 
+impl<'a> IntoIterator for &'a Children {
+    type Item = &'a Descriptor;
+    type IntoIter = std::slice::Iter<'a, Descriptor>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.known.iter()
+    }
+}
+
 impl IntoIterator for Children {
     type Item = Descriptor;
     type IntoIter = std::vec::IntoIter<Descriptor>;
