@@ -103,7 +103,7 @@ impl Job {
         let (options, pool) = (self.options.clone(), Arc::clone(&self.pool));
         let (output, prioritized) = (StoreWriter::new(output_sender), self.prioritized.clone());
         let (renew, is_claimed) = (self.renew, self.is_claimed);
-        let keeps = move |form: Form| !is_claimed && !(renew && form == Form::Estargz);
+        let keeps = move |form: Form| !(is_claimed || renew && form == Form::Estargz);
         let thread = tokio::task::spawn_blocking(move || make(source, output, &options, &pool, &prioritized, keeps));
         let fetch = self.fetch(body, source_sender, pacer);
         let (fetched, stored) = tokio::join!(fetch, store(output_receiver, upload));
