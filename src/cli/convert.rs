@@ -196,9 +196,7 @@ pub(super) async fn image(job: Job<'_>, recorded: Vec<record::Line>) -> Result<M
     let shelf = Shelf { store: Some(&workshop.store), endpoint: &endpoint };
     let twin = shelf.manifest(&record.twin, &record.media_type).await?;
     let packed = Parcel::pack(shelf, twin).await?;
-    if !packed.missing.is_empty() {
-        output::say(&format!("left out because the source does not hold them: {} images", packed.missing.len()));
-    }
+    let missing = packed.missing.len();
     let mut parcel = packed.without_missing()?;
     if !args.platform.is_empty() {
         parcel = parcel.select(&args.platform)?;
@@ -213,6 +211,9 @@ pub(super) async fn image(job: Job<'_>, recorded: Vec<record::Line>) -> Result<M
     let bar = Bar::new("writing", parcel.blobs.iter().map(|blob| blob.size).sum(), args.json);
     parcel.deliver(shelf, destination, tocs.as_ref(), &bar).await?;
     bar.finish();
+    if missing > 0 {
+        output::say(&format!("left out because the source does not hold them: {missing} images"));
+    }
     Ok(Made {
         source: original.digest.clone(),
         generation: converter.generation().0.clone(),

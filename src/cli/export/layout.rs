@@ -87,8 +87,11 @@ impl Layout {
             self.put_manifest(manifest)?;
             entries.push(entry(manifest, tag.as_deref()));
         }
-        let is_ours = |other: &Descriptor| ref_name(other) == self.tag.as_deref() || ref_name(other) == Some(&beside);
-        self.list(entries, |other| !is_artifact(other) && is_ours(other))
+        self.list(entries, |other| match ref_name(other) {
+            Some(name) => Some(name) == self.tag.as_deref() || name == beside,
+            // Artifacts have no tag either.
+            None => self.tag.is_none() && !is_artifact(other),
+        })
     }
 
     /// Lists a manifest that is there and refers to another; it has no tag.
