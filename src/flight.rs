@@ -1,17 +1,25 @@
 //! One computation per key, shared by all who ask for it while it runs.
 //!
-//! The computation runs in its own task: who asked first may go away without stopping it.
+//! The computation runs in its own task: who asked first may go away without stopping it. A computation that nobody waits
+//! for any more goes on for good, or as [`Forgotten`] allows.
 
 use std::collections::HashMap;
 use std::future::Future;
 use std::hash::Hash;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::timeout;
 
-/// The outcome of a computation: `None` when it panicked or the runtime shut down under it.
+/// The outcome of a computation: `None` when it panicked, was given up, or the runtime shut down under it.
 type Running<V> = Shared<BoxFuture<'static, Option<V>>>;
+
+type Table<K, V> = Arc<Mutex<HashMap<K, Entry<V>>>>;
 
 /// Computations in flight, by key; clones share them.
 #[derive(Debug)]
@@ -19,18 +27,56 @@ pub struct Flight<K, V>
 where
     V: Clone,
 {
-    running: Arc<Mutex<HashMap<K, Running<V>>>>,
+    running: Table<K, V>,
+    forgotten: Option<Forgotten>,
+}
+
+/// What computations that nobody waits for may do: a few go on for a while, so that who asks again finds the answer.
+/// Clones share the places.
+#[derive(Debug, Clone)]
+pub struct Forgotten {
+    places: Arc<Semaphore>,
+    time: Duration,
+}
+
+#[derive(Debug)]
+struct Entry<V>
+where
+    V: Clone,
+{
+    outcome: Running<V>,
+    /// How many wait for it.
+    waiting: Arc<watch::Sender<usize>>,
+}
+
+impl Forgotten {
+    /// `count` computations go on, for `time` at most; all others end when the last who waited leaves.
+    pub fn new(count: usize, time: Duration) -> Self {
+        Self { places: Arc::new(Semaphore::new(count)), time }
+    }
+
+    /// Returns when nobody waits and the computation may not go on.
+    async fn over(&self, waiting: &mut watch::Receiver<usize>) {
+        loop {
+            // The sender is in the table as long as the computation runs.
+            drop(waiting.wait_for(|count| *count == 0).await);
+            let Ok(_place) = self.places.try_acquire() else { return };
+            if timeout(self.time, waiting.wait_for(|count| *count > 0)).await.is_err() {
+                return;
+            }
+        }
+    }
 }
 
 impl<K, V: Clone> Clone for Flight<K, V> {
     fn clone(&self) -> Self {
-        Self { running: Arc::clone(&self.running) }
+        Self { running: Arc::clone(&self.running), forgotten: self.forgotten.clone() }
     }
 }
 
 impl<K, V: Clone> Default for Flight<K, V> {
     fn default() -> Self {
-        Self { running: Arc::default() }
+        Self { running: Arc::default(), forgotten: None }
     }
 }
 
@@ -39,35 +85,43 @@ where
     K: Clone + Eq + Hash + Send + 'static,
     V: Clone + Send + Sync + 'static,
 {
+    /// Computations that end when nobody waits for them, but for what `forgotten` allows.
+    pub fn while_awaited(forgotten: Forgotten) -> Self {
+        Self { running: Arc::default(), forgotten: Some(forgotten) }
+    }
+
     /// Waits for the computation under `key`, starting `compute` when none is running.
     ///
-    /// Cancel safe: dropping the future leaves the computation running. `None` means the computation panicked.
+    /// Cancel safe: dropping the future leaves the computation running, unless it was the last of those that keep it.
+    /// `None` means the computation panicked.
     pub fn join<F, C>(&self, key: K, compute: C) -> impl Future<Output = Option<V>> + Send + use<K, V, F, C>
     where
         C: FnOnce() -> F,
         F: Future<Output = V> + Send + 'static,
     {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(shared) = running.get(&key) {
-            return shared.clone();
+        if let Some(entry) = running.get(&key) {
+            return Waiting::on(entry);
         }
         let (done, outcome) = tokio::sync::oneshot::channel();
-        let shared = outcome.map(Result::ok).boxed().shared();
-        running.insert(key.clone(), shared.clone());
-        let landing = Landing { running: Arc::clone(&self.running), key };
+        let (waiting, watched) = watch::channel(0);
+        let entry = Entry { outcome: outcome.map(Result::ok).boxed().shared(), waiting: Arc::new(waiting) };
+        let joined = Waiting::on(&entry);
+        let landing = Landing { running: Arc::clone(&self.running), key: key.clone(), own: Arc::clone(&entry.waiting) };
+        running.insert(key, entry);
         let computation = compute();
+        let forgotten = self.forgotten.clone();
         tokio::spawn(async move {
-            let value = computation.await;
-            drop(landing);
+            let Some(value) = landing.run(computation, forgotten, watched).await else { return };
             // Nobody may be waiting any more, which is no failure.
             let _unheard = done.send(value);
         });
-        shared
+        joined
     }
 
     /// The computation under `key`, if one is running.
     pub fn running(&self, key: &K) -> Option<impl Future<Output = Option<V>> + Send + use<K, V>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).get(key).map(Waiting::on)
     }
 
     /// How many computations are running.
@@ -80,15 +134,80 @@ where
     }
 }
 
+/// One who waits for an outcome.
+struct Waiting<V: Clone> {
+    outcome: Running<V>,
+    waiting: Arc<watch::Sender<usize>>,
+}
+
+impl<V: Clone> Waiting<V> {
+    /// With the table locked, so that a computation is not given up at the same time.
+    fn on(entry: &Entry<V>) -> Self {
+        entry.waiting.send_modify(|count| *count += 1);
+        Self { outcome: entry.outcome.clone(), waiting: Arc::clone(&entry.waiting) }
+    }
+}
+
+impl<V: Clone> Future for Waiting<V> {
+    type Output = Option<V>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<V>> {
+        self.outcome.poll_unpin(context)
+    }
+}
+
+impl<V: Clone> Drop for Waiting<V> {
+    fn drop(&mut self) {
+        self.waiting.send_modify(|count| *count -= 1);
+    }
+}
+
 /// Takes the key off the table when the computation ends, also by panic or abort.
 struct Landing<K: Eq + Hash, V: Clone> {
-    running: Arc<Mutex<HashMap<K, Running<V>>>>,
+    running: Table<K, V>,
     key: K,
+    own: Arc<watch::Sender<usize>>,
+}
+
+impl<K: Eq + Hash, V: Clone> Landing<K, V> {
+    /// The computation's value, its key off the table; `None` when it was given up.
+    async fn run<F: Future<Output = V>>(
+        self,
+        computation: F,
+        forgotten: Option<Forgotten>,
+        mut waiting: watch::Receiver<usize>,
+    ) -> Option<V> {
+        let Some(forgotten) = forgotten else { return Some(computation.await) };
+        let mut computation = std::pin::pin!(computation);
+        loop {
+            tokio::select! {
+                value = &mut computation => return Some(value),
+                () = forgotten.over(&mut waiting) => {}
+            }
+            if self.give_up() {
+                return None;
+            }
+        }
+    }
+
+    /// Takes the key off the table, unless somebody waits again.
+    fn give_up(&self) -> bool {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if *self.own.borrow() > 0 {
+            return false;
+        }
+        running.remove(&self.key);
+        true
+    }
 }
 
 impl<K: Eq + Hash, V: Clone> Drop for Landing<K, V> {
     fn drop(&mut self) {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that was given up may have a successor under its key.
+        if running.get(&self.key).is_some_and(|entry| Arc::ptr_eq(&entry.waiting, &self.own)) {
+            running.remove(&self.key);
+        }
     }
 }
 
@@ -138,5 +257,36 @@ mod tests {
         let flight = Flight::<u8, u8>::default();
         assert_eq!(flight.join(1, || async { panic!("on purpose") }).await, None);
         assert_eq!(flight.join(1, || async { 2 }).await, Some(2));
+    }
+
+    async fn until(holds: impl Fn() -> bool) {
+        while !holds() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn what_nobody_waits_for_ends() {
+        let flight = Flight::<usize, usize>::while_awaited(Forgotten::new(2, Duration::from_secs(3600)));
+        let slow = || std::future::pending::<usize>();
+        let awaited = tokio::spawn(flight.join(0, slow));
+        for key in 1..10 {
+            drop(flight.join(key, slow));
+        }
+        // The one awaited, and two that may go on for a while.
+        until(|| flight.len() == 3).await;
+        let kept = flight.running.lock().unwrap().keys().copied().find(|key| *key > 0).unwrap();
+        let joined = flight.join(kept, || async { panic!("it goes on") });
+        awaited.abort();
+        drop(joined);
+        until(|| flight.len() == 2).await;
+    }
+
+    #[tokio::test]
+    async fn what_may_go_on_does_so_for_a_while_only() {
+        let flight = Flight::<usize, usize>::while_awaited(Forgotten::new(2, Duration::from_millis(1)));
+        drop(flight.join(1, std::future::pending::<usize>));
+        until(|| flight.is_empty()).await;
+        assert_eq!(flight.join(1, || async { 5 }).await, Some(5));
     }
 }

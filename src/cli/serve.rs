@@ -92,7 +92,7 @@ async fn serve(config: &Config) -> Result<(), Failure> {
     let predictor = Predictor::in_processes(OWN_EXECUTABLE, PredictionLimits::default());
     let converter = Converter::predicting(&config.convert, store.clone(), predictor).map_err(Failure::from_error)?;
     let server = Server::bind(&config.serve, store, upstreams, converter).await.map_err(Failure::from_error)?;
-    announce(config, server.address());
+    announce(config, &server);
     let shutdown = CancellationToken::new();
     tokio::spawn(cancel_when_told(shutdown.clone()));
     server.run(shutdown).await.map_err(Failure::when("the server stopped"))?;
@@ -101,7 +101,8 @@ async fn serve(config: &Config) -> Result<(), Failure> {
 }
 
 /// One line that says where everything is, and what to try; and one for each local upstream that is not there yet.
-fn announce(config: &Config, address: SocketAddr) {
+fn announce(config: &Config, server: &Server) {
+    let (address, api) = (server.address(), server.api_address());
     for (name, upstream) in &config.upstreams.upstream {
         let path = upstream.url.strip_prefix("oci:").or_else(|| upstream.url.strip_prefix("docker-archive:"));
         if let Some(path) = path.filter(|path| !Path::new(path).exists()) {
@@ -111,6 +112,9 @@ fn announce(config: &Config, address: SocketAddr) {
     let upstream = config.upstreams.upstream.keys().next();
     let image = upstream.map_or("docker.io/library/alpine:latest".to_owned(), |name| format!("{name}/REPOSITORY:TAG"));
     let tls = if config.serve.tls.is_some() { "" } else { " --src-tls-verify=false" };
+    if api != address {
+        tracing::info!(address = %api, "listening for status, conversions, page and metrics");
+    }
     tracing::info!(
         %address,
         store = config.store.location,

@@ -1,6 +1,7 @@
 //! `starlift warm`: asks a server to convert images before anyone pulls them, and waits until it has.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use url::Url;
 
 use super::failure::Failure;
 use super::{Global, output};
+use crate::serve;
 
 /// How often the server is asked how far it is.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
@@ -27,9 +29,9 @@ pub(super) struct Args {
     /// Images as clients of the server name them: docker.io/library/nginx:1.21.1, local/app:1
     #[arg(required = true, value_name = "REF")]
     references: Vec<String>,
-    /// The server
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
-    server: Url,
+    /// The server's own API; by default where the configuration of this machine has it [default: http://127.0.0.1:8080]
+    #[arg(long, value_name = "URL")]
+    server: Option<Url>,
     /// Print the outcome as JSON
     #[arg(long)]
     json: bool,
@@ -89,11 +91,15 @@ impl Answer {
 }
 
 pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
-    global.load(Vec::new())?;
+    let loaded = global.load(Vec::new())?;
+    let server = match &args.server {
+        Some(server) => server.clone(),
+        None => local(&loaded.config.serve).parse().map_err(Failure::from_error)?,
+    };
     // Whoever is first installs it; it is the same one for all.
     let _installed = rustls::crypto::ring::default_provider().install_default();
     let client = Client::builder().timeout(ANSWER_LIMIT).build().map_err(Failure::from_error)?;
-    let conversions = args.server.join("api/v1/conversions").map_err(Failure::from_error)?;
+    let conversions = server.join("api/v1/conversions").map_err(Failure::from_error)?;
     let mut jobs = Vec::new();
     for reference in &args.references {
         jobs.push(start(&client, &conversions, reference).await?.conversion);
@@ -106,6 +112,16 @@ pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failur
     Ok(if has_failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
+/// Where the server that this machine's configuration describes has its API.
+fn local(config: &serve::Config) -> String {
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
+    let mut address = if config.has_api_listener() { config.api_listen } else { config.listen };
+    if address.ip().is_unspecified() {
+        address.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
+    format!("{scheme}://{address}")
+}
+
 async fn start(client: &Client, conversions: &Url, reference: &str) -> Result<Answer, Failure> {
     let request = client.post(conversions.clone()).json(&serde_json::json!({ "reference": reference }));
     let response = request.send().await.map_err(Failure::when(format!("{conversions} does not answer")))?;
@@ -116,6 +132,11 @@ async fn answer(response: Response, reference: &str) -> Result<Answer, Failure> 
     let status = response.status();
     if !status.is_success() {
         let text = response.text().await.unwrap_or_default();
+        if status == StatusCode::NOT_FOUND {
+            let hint =
+                "no such API there; a server beyond loopback has it at serve.api_listen, 127.0.0.1:8081 by default";
+            return Err(Failure::new(format!("the server refuses {reference}: {hint}")));
+        }
         return Err(Failure::new(format!("the server refuses {reference}: {}", refusal(status, &text))));
     }
     response.json().await.map_err(Failure::when("the server's answer makes no sense"))

@@ -6,10 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::error::Error;
-use super::reason::told;
+use super::public_reason::Reason;
 use crate::oci::{Digest, Repository};
 use crate::store::ImageRecord;
-use crate::telemetry::log;
 
 /// Finished conversions that are remembered.
 const RECENT: usize = 256;
@@ -37,9 +36,9 @@ pub struct Conversion {
     /// The twin, once there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub twin: Option<Digest>,
-    /// What went wrong, cause by cause.
+    /// Why it failed; the log has more, beside the source's digest.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
+    pub error: Option<Reason>,
 }
 
 /// How far a conversion is.
@@ -206,7 +205,7 @@ impl Running {
             }
             Err(error) => {
                 entry.conversion.state = State::Failed;
-                entry.conversion.error = Some(told(&log::chain(error)));
+                entry.conversion.error = Some(error.into());
             }
         });
     }
@@ -224,7 +223,7 @@ impl Drop for Running {
         self.change(|entry| {
             if entry.conversion.state == State::Running {
                 entry.conversion.state = State::Failed;
-                entry.conversion.error = Some(Error::BrokenOff.to_string());
+                entry.conversion.error = Some(Reason::BrokenOff);
             }
             *entry = Entry { conversion: entry.now(), progress: Vec::new() };
             entry.conversion.ended = Some(unix_now());

@@ -19,6 +19,8 @@ pub const OCI_LAYER_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 /// Manifests of before 2016, which some registries still hold.
 pub const DOCKER_SCHEMA_1: &str = "application/vnd.docker.distribution.manifest.v1+json";
 pub const DOCKER_SIGNED_SCHEMA_1: &str = "application/vnd.docker.distribution.manifest.v1+prettyjws";
+/// Manifests of artifacts in a draft of OCI 1.1.
+pub const OCI_ARTIFACT: &str = "application/vnd.oci.artifact.manifest.v1+json";
 
 /// What OCI calls a foreign layer; deprecated there.
 pub const OCI_LAYER_FOREIGN_GZIP: &str = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip";
@@ -38,6 +40,16 @@ pub fn manifest_kind(media_type: &str) -> Option<ManifestKind> {
         DOCKER_MANIFEST | OCI_MANIFEST => Some(ManifestKind::Image),
         DOCKER_MANIFEST_LIST | OCI_INDEX => Some(ManifestKind::Index),
         _ => None,
+    }
+}
+
+/// The type under which a document of others is handed out: its own if it is a manifest of a known kind, else octets,
+/// which no browser takes for a page.
+pub fn document_type(media_type: &str) -> &str {
+    match media_type {
+        DOCKER_MANIFEST | OCI_MANIFEST | DOCKER_MANIFEST_LIST | OCI_INDEX => media_type,
+        DOCKER_SCHEMA_1 | DOCKER_SIGNED_SCHEMA_1 | OCI_ARTIFACT => media_type,
+        _ => OCTET_STREAM,
     }
 }
 

@@ -2,22 +2,28 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Path, State};
+use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse as _, Response};
-use bytes::Bytes;
 use http::header::{CONTENT_TYPE, LOCATION};
 use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::convert::{Conversion, State as ConversionState};
+use crate::convert::{self, Conversion, Reason, State as ConversionState};
 use crate::oci::error::ErrorCode;
 use crate::oci::route::Location;
 use crate::oci::{Digest, Reference, Repository};
+use crate::telemetry::log;
+use crate::upstream;
 
 use super::app::App;
-use super::error::{Chain, Failure};
-use super::response;
+use super::error::Failure;
+use super::{request_body, response};
+
+/// The longest request body: one reference, escaped as anybody likes.
+pub(crate) const MAX_BODY: usize = 16 << 10;
+/// The longest reference: a name has 255 characters at most, a tag 128, a digest 135.
+const MAX_REFERENCE: usize = 1 << 10;
 
 /// The body of a request to convert.
 #[derive(Debug, Deserialize)]
@@ -81,25 +87,28 @@ pub(crate) async fn one(State(app): State<Arc<App>>, Path(id): Path<String>) -> 
 }
 
 /// Starts a conversion and answers 202 at once. JSON alone is taken: a foreign web page cannot send it unasked.
-pub(crate) async fn start(State(app): State<Arc<App>>, headers: HeaderMap, body: Bytes) -> Response {
-    if !is_json(&headers) {
-        return refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the body is application/json").into_response();
+pub(crate) async fn start(State(app): State<Arc<App>>, request: Request) -> Response {
+    start_wanted(&app, request).await.unwrap_or_else(Failure::into_response)
+}
+
+async fn start_wanted(app: &Arc<App>, request: Request) -> Result<Response, Failure> {
+    let (parts, body) = request.into_parts();
+    if !is_json(&parts.headers) {
+        return Err(refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the body is application/json"));
     }
-    let Ok(Wanted { reference }) = serde_json::from_slice(&body) else {
-        return refused(StatusCode::BAD_REQUEST, "the body is {\"reference\": \"…\"}").into_response();
-    };
-    let Some(target) = Target::parse(&reference, |name| app.upstreams.is_configured(name)) else {
-        return refused(StatusCode::BAD_REQUEST, "that is no reference").into_response();
-    };
-    let Some((job, is_new)) = app.jobs.start(&reference, &target.location) else {
-        return Failure::busy().into_response();
-    };
+    let body = request_body::read(app, &parts.headers, body, MAX_BODY).await?;
+    let bad = |message: &str| refused(StatusCode::BAD_REQUEST, message);
+    let Wanted { reference } =
+        serde_json::from_slice(&body.bytes).map_err(|_no_reference| bad("the body is {\"reference\": \"…\"}"))?;
+    let target = Target::parse(&reference, |name| app.upstreams.is_configured(name));
+    let target = target.filter(|_| reference.len() <= MAX_REFERENCE).ok_or_else(|| bad("that is no reference"))?;
+    let (job, is_new) = app.jobs.start(&reference, &target.location).ok_or_else(Failure::busy)?;
     if is_new {
-        tokio::spawn(run(Arc::clone(&app), job.id.clone(), target));
+        tokio::spawn(run(Arc::clone(app), job.id.clone(), target));
     }
     let mut response = response::json(StatusCode::ACCEPTED, &json!({ "conversion": job }));
     response::set(response.headers_mut(), LOCATION, &format!("/api/v1/conversions/{}", job.id));
-    response
+    Ok(response)
 }
 
 pub(crate) fn is_json(headers: &HeaderMap) -> bool {
@@ -113,24 +122,21 @@ pub(crate) fn refused(status: StatusCode, message: impl Into<String>) -> Failure
 
 async fn run(app: Arc<App>, id: String, target: Target) {
     let outcome = convert(&app, &id, &target).await;
-    if let Err(reason) = &outcome {
-        tracing::warn!(id, upstream = target.location.upstream, reason, "a conversion asked for by API failed");
+    if let Err(error) = &outcome {
+        let error = log::chain(error.as_ref());
+        tracing::warn!(id, upstream = target.location.upstream, error, "a conversion asked for by API failed");
     }
-    app.jobs.end(&id, outcome);
+    app.jobs.end(&id, outcome.map_err(|error| Reason::from(error.as_ref())));
 }
 
-async fn convert(app: &App, id: &str, target: &Target) -> Result<Digest, String> {
+async fn convert(app: &App, id: &str, target: &Target) -> Result<Digest, Arc<convert::Error>> {
     let Location { upstream, repository } = &target.location;
-    let source = app.source(upstream).map_err(|error| error.to_string())?;
-    let found = source.resolve(repository, &target.reference).await.map_err(|error| error.to_string())?;
+    let failed = |error: upstream::Error| Arc::new(convert::Error::from(error));
+    let source = app.source(upstream).map_err(failed)?;
+    let found = source.resolve(repository, &target.reference).await.map_err(failed)?;
     app.jobs.converting(id, &found.digest);
-    let original =
-        app.originals.get(&source, &target.location, &found.digest).await.map_err(|error| error.to_string())?;
-    let record = app
-        .converter
-        .convert(&source, repository, &original)
-        .await
-        .map_err(|error| Chain(error.as_ref()).to_string())?;
+    let original = app.originals.get(&source, &target.location, &found.digest).await.map_err(failed)?;
+    let record = app.converter.convert(&source, repository, &original).await?;
     Ok(record.twin)
 }
 

@@ -2,22 +2,39 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
+use crate::budget::Budget;
 use crate::convert::{Converter, Profiles, Ranges};
+use crate::flight::Forgotten;
 use crate::store::Store;
 use crate::upstream::{self, Source, Upstreams};
 
 use super::blobs::BlobSizes;
 use super::config::Config;
+use super::documents::Documents;
+use super::guard::Names;
 use super::jobs::Jobs;
 use super::originals::Originals;
+use super::places::Places;
 use super::resolver::Resolver;
 
 /// Blob sizes remembered: 64 bytes or so each.
 const MAX_BLOB_SIZES: u64 = 100_000;
+
+/// Requests to our own API at once. Each makes an answer of a few hundred KiB at most.
+const API_PLACES: usize = 128;
+/// Percent of them that one client may have at least: an operator's machine asks for status and metrics alike.
+const API_SHARE: u8 = 50;
+
+/// Questions to upstreams that go on though their clients left, which may well ask again; and for how long.
+const FORGOTTEN: usize = 32;
+const FORGOTTEN_TIME: Duration = Duration::from_secs(10);
+
+/// Memory for bodies of requests: observations of ten nodes at once, or thousands of references.
+const BODIES: u64 = 64 << 20;
 
 pub(crate) struct App {
     pub(crate) config: Config,
@@ -33,8 +50,16 @@ pub(crate) struct App {
     pub(crate) ranges: Option<Ranges>,
     /// One permit for each node that may tell what it saw at once.
     pub(crate) senders: Semaphore,
-    /// One permit for each request that may run at once.
-    pub(crate) permits: Arc<Semaphore>,
+    /// One place for each request for images that may run at once.
+    pub(crate) places: Arc<Places>,
+    /// And for each request to our own API.
+    pub(crate) api_places: Arc<Places>,
+    /// Memory for documents of answers.
+    pub(crate) documents: Documents,
+    /// Memory for bodies of requests.
+    pub(crate) bodies: Budget,
+    /// The names by which this server is known.
+    pub(crate) names: Names,
     pub(crate) started: Instant,
     is_draining: AtomicBool,
 }
@@ -43,16 +68,21 @@ impl App {
     /// Needs a runtime.
     pub(crate) fn new(config: Config, store: Store, upstreams: Upstreams, converter: Converter) -> Self {
         let profiles = Profiles::new(&converter, config.profiles.merge_interval);
+        let forgotten = Forgotten::new(FORGOTTEN, FORGOTTEN_TIME);
         let learns = config.profiles.enabled && config.profiles.learn_from_ranges;
         Self {
             ranges: learns.then(|| Ranges::start(profiles.clone(), config.profiles.starts_before_redirect)),
             profiles,
-            resolver: Resolver::new(&config),
-            originals: Originals::new(config.manifest_cache),
+            resolver: Resolver::new(&config, forgotten.clone()),
+            originals: Originals::new(config.manifest_cache, forgotten),
             blob_sizes: BlobSizes::new(MAX_BLOB_SIZES),
             jobs: Jobs::new(config.max_jobs),
             senders: Semaphore::new(config.profiles.max_senders.min(Semaphore::MAX_PERMITS)),
-            permits: Arc::new(Semaphore::new(config.max_requests.min(Semaphore::MAX_PERMITS))),
+            places: Places::new(config.max_requests, config.client_share),
+            api_places: Places::new(API_PLACES, config.client_share.max(API_SHARE)),
+            documents: Documents::new(),
+            bodies: Budget::new("bodies of requests", BODIES),
+            names: Names::new(&config),
             started: Instant::now(),
             is_draining: AtomicBool::new(false),
             config,

@@ -11,7 +11,7 @@ use crate::oci::Repository;
 use crate::oci::route::{Location, Operation, Route, RouteError};
 
 use super::app::App;
-use super::peer;
+use super::{guard, peer};
 
 /// The header that containerd's `hosts.toml` can be told to send where a client sends no `ns`.
 const NAMESPACE_HEADER: &str = "oci-namespace";
@@ -26,6 +26,8 @@ pub(crate) struct Ask {
     /// Whether the client treats this server as a mirror and has other hosts to ask.
     pub(crate) is_mirror: bool,
     pub(crate) is_head: bool,
+    /// Whether a browser asks: looking at an image starts no work.
+    pub(crate) is_browser: bool,
     pub(crate) query: Vec<(String, String)>,
     pub(crate) headers: HeaderMap,
     /// The client's address.
@@ -49,8 +51,21 @@ impl Ask {
         let location = Location::of(&name, named, |name| app.upstreams.is_configured(name)).ok_or(RouteError::Name)?;
         let is_head = parts.method == Method::HEAD;
         let client = peer::address(&app.config, &parts.headers, &parts.extensions);
+        let is_browser = guard::is_browser(&parts.headers);
         let headers = parts.headers;
-        Ok(Self { name, operation, location, namespace, is_mirror, is_head, query, headers, client, started })
+        Ok(Self {
+            name,
+            operation,
+            location,
+            namespace,
+            is_mirror,
+            is_head,
+            is_browser,
+            query,
+            headers,
+            client,
+            started,
+        })
     }
 
     /// The first query parameter called `key`.

@@ -29,8 +29,8 @@ use super::response;
 /// Sizes of upstream blobs: lazy clients send many ranges for each.
 pub(crate) type BlobSizes = Cache<(Location, Digest), u64>;
 
-/// Most reads of one multi-range answer from the store.
-const MAX_STORE_READS: usize = 256;
+/// Each part of a multi-range answer from the store may be a read of its own; `max_ranges` bounds them.
+const MAX_STORE_READS: usize = usize::MAX;
 
 /// What the agent says that bytes are for: it tells by itself what was read, and is not learned from a second time.
 const PURPOSE: HeaderName = HeaderName::from_static("starlift-purpose");
@@ -231,7 +231,7 @@ async fn partial(
             response::set(response.headers_mut(), CONTENT_RANGE, &content_range(part, size));
             Layout::single(part.clone())
         }
-        _ => Layout::multipart(parts, size, &boundary(), max_reads),
+        _ => Layout::multipart(parts, size, &boundary(), max_reads).ok_or_else(Failure::far_parts)?,
     };
     response::describe(&mut response, &layout.content_type, layout.length);
     let stream = read(origin.clone(), layout).await.map_err(|error| failure(error, ask))?;
@@ -239,7 +239,7 @@ async fn partial(
     Ok(response)
 }
 
-/// Letters and digits alone: containers/image takes nothing else. Long enough not to be met in a blob.
+/// Letters and digits only: containers/image takes nothing else. Long enough not to be met in a blob.
 fn boundary() -> String {
     hex::encode(rand::random::<[u8; 16]>())
 }

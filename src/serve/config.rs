@@ -1,13 +1,15 @@
 //! The server's part of the configuration.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr as _;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use http::HeaderName;
-use serde::{Deserialize, Serialize};
+use ipnet::IpNet;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// No manifest is answered later than this: containerd 2.3 gives up after 30 s without response headers.
 pub const ANSWER_LIMIT: Duration = Duration::from_secs(25);
@@ -22,6 +24,12 @@ pub struct Config {
     /// more than 20 s late. For probes of liveness; nothing listens when not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub liveness: Option<SocketAddr>,
+    /// Where status, conversions, page and metrics are when `listen` is beyond loopback; on loopback they are there.
+    pub api_listen: SocketAddr,
+    /// Names by which clients reach this server, without ports. Addresses and `localhost` always work; other names get 421.
+    /// When this is empty, images are answered under any name beyond loopback, but not to browsers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<String>,
     /// How long a manifest request waits for its twin before the original is answered.
     #[serde(with = "humantime_serde")]
     pub wait: Duration,
@@ -51,16 +59,23 @@ pub struct Config {
     pub manifest_cache: ByteSize,
     /// Most parts of one Range request; a request for more is answered with the whole blob.
     pub max_ranges: usize,
-    /// Most upstream requests that one Range request on a blob not held may cause; near parts are then read together.
+    /// Most upstream requests that one Range request on a blob not held may cause. Near parts are read together; when the
+    /// parts are too many and too far from each other for that, the answer is 400.
     pub max_cold_reads: usize,
     /// Most requests answered at once; one more gets 503.
     pub max_requests: usize,
+    /// Most connections at once, and never more than half of the files that the process may open. The one that has been
+    /// idle for longest gives way to a new one.
+    pub max_connections: usize,
+    /// Percent of `max_requests` and of the connections that one client may have: an IPv4 address, or an IPv6 network of
+    /// 64 bits. 100 where all clients share an address and `trusted_proxies` cannot tell them apart.
+    pub client_share: u8,
     /// Most bytes of request headers.
     pub max_header_size: ByteSize,
     /// How long a client may take to send its request headers.
     #[serde(with = "humantime_serde")]
     pub header_timeout: Duration,
-    /// How long a client may take nothing of what it is sent before its connection is closed.
+    /// How long a client may take nothing of an answer before it is broken off, over HTTP/1.1 with its connection.
     #[serde(with = "humantime_serde")]
     pub write_timeout: Duration,
     /// How often the store is swept; `0s` never.
@@ -71,10 +86,13 @@ pub struct Config {
     pub shutdown_grace: Duration,
     /// Most conversions asked for by API that are remembered.
     pub max_jobs: usize,
-    /// The header in which a trusted proxy in front names the client (`X-Forwarded-For`, its last address), by which
-    /// nodes are told apart; without it they are by the address they connect from.
+    /// The header in which a proxy of `trusted_proxies` names the client (`X-Forwarded-For`, its last address), by which
+    /// clients and nodes are told apart; without it they are by the address they connect from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_header: Option<String>,
+    /// Addresses and networks (`10.0.0.0/8`) of the proxies in front whose `client_header` counts.
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "networks")]
+    pub trusted_proxies: Vec<IpNet>,
     pub profiles: ProfilesConfig,
 }
 
@@ -125,6 +143,8 @@ impl Default for Config {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             liveness: None,
+            api_listen: SocketAddr::from(([127, 0, 0, 1], 8081)),
+            hosts: Vec::new(),
             wait: Duration::from_secs(8),
             answer_within: ANSWER_LIMIT,
             on_miss: OnMiss::default(),
@@ -138,6 +158,8 @@ impl Default for Config {
             max_ranges: 1024,
             max_cold_reads: 32,
             max_requests: 4096,
+            max_connections: 8192,
+            client_share: 25,
             max_header_size: ByteSize::kib(64),
             header_timeout: Duration::from_secs(10),
             // As nginx's `send_timeout`.
@@ -146,6 +168,7 @@ impl Default for Config {
             shutdown_grace: Duration::from_secs(30),
             max_jobs: 1024,
             client_header: None,
+            trusted_proxies: Vec::new(),
             profiles: ProfilesConfig::default(),
         }
     }
@@ -165,6 +188,17 @@ impl Default for ProfilesConfig {
 }
 
 impl Config {
+    /// Whether our own API has a listener of its own: it is not for everybody who may pull.
+    pub fn has_api_listener(&self) -> bool {
+        !self.listen.ip().to_canonical().is_loopback()
+    }
+
+    /// Whether the peer is a proxy that speaks for others.
+    pub(crate) fn is_proxy(&self, peer: IpAddr) -> bool {
+        let peer = peer.to_canonical();
+        self.client_header.is_some() && self.trusted_proxies.iter().any(|network| network.contains(&peer))
+    }
+
     /// Checks what types cannot say.
     ///
     /// # Errors
@@ -174,9 +208,12 @@ impl Config {
             (self.wait <= ANSWER_LIMIT, "serve.wait is over 25s: containerd gives up at 30 s"),
             (self.answer_within <= ANSWER_LIMIT, "serve.answer_within is over 25s: containerd gives up at 30 s"),
             (self.wait <= self.answer_within, "serve.wait is over serve.answer_within"),
+            (self.hosts.iter().all(|name| is_host(name)), "serve.hosts has a name that is none, or a port"),
             (self.max_ranges > 0, "serve.max_ranges is 0"),
             (self.max_cold_reads > 0, "serve.max_cold_reads is 0"),
             (self.max_requests > 0, "serve.max_requests is 0"),
+            (self.max_connections > 0, "serve.max_connections is 0"),
+            ((1..=100).contains(&self.client_share), "serve.client_share is not between 1 and 100"),
             (self.max_header_size >= ByteSize::kib(8), "serve.max_header_size is under 8 KiB"),
             (!self.header_timeout.is_zero(), "serve.header_timeout is 0s"),
             (!self.write_timeout.is_zero(), "serve.write_timeout is 0s"),
@@ -185,12 +222,27 @@ impl Config {
                 self.client_header.as_ref().is_none_or(|name| HeaderName::from_str(name).is_ok()),
                 "serve.client_header is no header's name",
             ),
+            (
+                self.client_header.is_none() || !self.trusted_proxies.is_empty(),
+                "serve.client_header counts only from serve.trusted_proxies, which is empty",
+            ),
         ];
         match rules.iter().find(|(holds, _)| !holds) {
             Some((_, broken)) => Err(ConfigError(broken)),
             None => Ok(()),
         }
     }
+}
+
+/// Networks, or addresses, which are networks of one.
+fn networks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    let network = |text: &String| text.parse().or_else(|_no_network| text.parse::<IpAddr>().map(IpNet::from));
+    texts.iter().map(|text| network(text).map_err(|error| D::Error::custom(format!("{text}: {error}")))).collect()
+}
+
+fn is_host(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
 }
 
 /// A value is out of bounds.
@@ -207,6 +259,19 @@ mod tests {
         assert_eq!(Config::default().check(), Ok(()));
         let config = Config { wait: Duration::from_secs(26), ..Config::default() };
         assert!(config.check().is_err());
+    }
+
+    #[test]
+    fn a_client_header_counts_from_trusted_proxies_only() {
+        let config: Config = toml::from_str("client_header = 'x-forwarded-for'").unwrap();
+        assert!(config.check().is_err());
+        let text = "client_header = 'x-forwarded-for'\ntrusted_proxies = ['10.0.0.0/8', '192.0.2.1', '::1']";
+        let config: Config = toml::from_str(text).unwrap();
+        assert_eq!(config.check(), Ok(()));
+        for (peer, is_proxy) in [("10.1.2.3", true), ("::ffff:192.0.2.1", true), ("::1", true), ("192.0.2.2", false)] {
+            assert_eq!(config.is_proxy(peer.parse().unwrap()), is_proxy, "{peer}");
+        }
+        assert!(toml::from_str::<Config>("trusted_proxies = ['proxy.example']").is_err());
     }
 
     #[test]

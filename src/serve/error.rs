@@ -11,10 +11,12 @@ use http::header::{ALLOW, CONTENT_RANGE, RETRY_AFTER};
 use http::{HeaderValue, StatusCode};
 use serde_json::Value;
 
+use crate::budget::Full;
 use crate::oci::error::{ErrorBody, ErrorCode};
 use crate::oci::range::unsatisfied_range;
 use crate::oci::route::RouteError;
 use crate::store;
+use crate::telemetry::metrics;
 use crate::upstream;
 
 use super::response;
@@ -79,6 +81,13 @@ impl Failure {
         Self { retry_after: Some(Duration::from_secs(1)), ..busy }
     }
 
+    /// There is no memory left for what a request would hold.
+    pub(crate) fn full(full: &Full) -> Self {
+        metrics().requests_refused.get_or_create(&[("reason", "memory")]).inc();
+        tracing::info!(budget = full.name, wanted = full.wanted, "refused: no memory is left for it");
+        Self::busy()
+    }
+
     pub(crate) fn internal() -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unknown, "internal error; the log has more")
     }
@@ -93,6 +102,13 @@ impl Failure {
         let message = "no range lies within the blob";
         let failure = Self::new(StatusCode::RANGE_NOT_SATISFIABLE, ErrorCode::Unsupported, message);
         Self { content_range: Some(unsatisfied_range(size)), ..failure }
+    }
+
+    /// Parts so many and far that reading them would cost the upstream far more than the client takes. 400, since
+    /// stargz-snapshotter asks for one range at a time after it.
+    pub(crate) fn far_parts() -> Self {
+        let message = "too many parts far from each other in a blob that is not held here; ask for fewer at once";
+        Self::new(StatusCode::BAD_REQUEST, ErrorCode::Unsupported, message)
     }
 
     pub(crate) fn route(error: &RouteError) -> Self {

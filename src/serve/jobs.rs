@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
+use crate::convert::Reason;
 use crate::oci::Digest;
 use crate::oci::route::Location;
 
@@ -23,8 +24,8 @@ pub(crate) struct Job {
     pub(crate) source: Option<Digest>,
     /// Digest of the twin, once there is one; the original's where nothing can be converted.
     pub(crate) twin: Option<Digest>,
-    /// Why it failed.
-    pub(crate) error: Option<String>,
+    /// Why it failed; the log has more, beside the id.
+    pub(crate) error: Option<Reason>,
     /// Seconds since 1970.
     pub(crate) started: u64,
     pub(crate) ended: Option<u64>,
@@ -100,7 +101,7 @@ impl Jobs {
         });
     }
 
-    pub(crate) fn end(&self, id: &str, outcome: Result<Digest, String>) {
+    pub(crate) fn end(&self, id: &str, outcome: Result<Digest, Reason>) {
         self.change(id, |job| {
             job.ended = Some(now());
             match outcome {
@@ -148,7 +149,7 @@ mod tests {
             jobs.start("a:1", &location()).map(|(job, is_new)| (job.id, is_new)),
             Some((first.id.clone(), false))
         );
-        jobs.end(&first.id, Err("no".to_owned()));
+        jobs.end(&first.id, Err(Reason::NotFound));
         assert_eq!(jobs.get(&first.id).map(|job| job.state), Some(State::Failed));
         assert!(jobs.start("a:1", &location()).unwrap().1);
     }

@@ -9,7 +9,7 @@ use http::header::{VARY, WARNING};
 use http::{HeaderValue, StatusCode};
 use tokio::time::{Instant, timeout_at};
 
-use crate::oci::media_type::{ManifestKind, manifest_kind};
+use crate::oci::media_type::{ManifestKind, document_type, manifest_kind};
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Tag};
 use crate::store::ImageRecord;
 use crate::telemetry::metrics;
@@ -19,6 +19,7 @@ use super::accept::{Accept, Choice};
 use super::app::App;
 use super::ask::Ask;
 use super::config::OnMiss;
+use super::documents::Documents;
 use super::error::{Asked, Chain, Failure};
 use super::negotiate::{of_original, of_twin};
 use super::{recorded, referrers, response};
@@ -69,7 +70,7 @@ pub(crate) async fn answer(app: &Arc<App>, ask: &Ask, reference: &Reference) -> 
         .await
         .unwrap_or_else(|_| Err(Failure::timeout()))?;
     count(kind);
-    if !ask.is_head && app.config.profiles.enabled {
+    if !ask.is_head && !ask.is_browser && app.config.profiles.enabled {
         notice(app, ask, &document);
         if kind == Kind::Twin && app.converter.reorders() {
             reorder(app, ask, &document).await;
@@ -135,7 +136,7 @@ fn respond(ask: &Ask, reference: &Reference, document: Document, kind: Kind) -> 
     if is_known {
         return response;
     }
-    response::describe(&mut response, &document.media_type, document.size);
+    response::describe(&mut response, document_type(&document.media_type), document.size);
     if let Some(bytes) = document.bytes.filter(|_| !ask.is_head) {
         *response.body_mut() = Body::from(bytes);
     }
@@ -157,19 +158,19 @@ async fn by_digest(app: &Arc<App>, ask: &Ask, digest: &Digest) -> Result<(Docume
 async fn original_by_digest(app: &Arc<App>, ask: &Ask, digest: &Digest) -> Result<(Document, Kind), Failure> {
     let source = source(app, ask)?;
     if let Some(manifest) = app.originals.known(&ask.location, digest).await {
-        return Ok(original_child(app, ask, &source, manifest));
+        return Ok(original_child(app, ask, &source, weighed(app, manifest).await?));
     }
     if ask.is_head {
         let reference = Reference::Digest(digest.clone());
         let found = source.resolve(&ask.location.repository, &reference).await.map_err(|error| failure(&error, ask))?;
         return Ok((Document::without_bytes(found), Kind::PassThrough));
     }
-    let manifest = app.originals.get(&source, &ask.location, digest).await.map_err(|error| failure(&error, ask))?;
+    let manifest = original(app, ask, &source, digest).await?;
     Ok(original_child(app, ask, &source, manifest))
 }
 
 fn original_child(app: &Arc<App>, ask: &Ask, source: &Source, manifest: Manifest) -> (Document, Kind) {
-    if !ask.is_head && manifest_kind(&manifest.media_type) == Some(ManifestKind::Image) {
+    if !ask.is_head && !ask.is_browser && manifest_kind(&manifest.media_type) == Some(ManifestKind::Image) {
         let (app, source) = (Arc::clone(app), source.clone());
         let (repository, child) = (ask.location.repository.clone(), manifest.clone());
         tokio::spawn(async move {
@@ -239,6 +240,7 @@ async fn twin(
 ) -> Result<Result<(ImageRecord, Manifest), Kind>, Failure> {
     let record = match app.converter.lookup(digest).await {
         Ok(Some(record)) => Some(record),
+        Ok(None) if ask.is_browser => return Ok(Err(Kind::Original("browsers start no conversions"))),
         Ok(None) => {
             let original = original(app, ask, source, digest).await?;
             match converted(app, ask, source, &original, ready_by).await {
@@ -286,12 +288,20 @@ pub(crate) async fn stored(app: &App, digest: &Digest) -> Result<Option<Manifest
     let Some(media_type) = object.media_type.clone().filter(|name| manifest_kind(name).is_some()) else {
         return Ok(None);
     };
-    let bytes = app.store.read_all(&object).await?;
+    let weight = app.documents.take(object.size).await?;
+    let bytes = Documents::bind(app.store.read_all(&object).await?, weight);
     Ok(Some(Manifest { media_type, digest: digest.clone(), bytes }))
 }
 
 pub(crate) async fn original(app: &App, ask: &Ask, source: &Source, digest: &Digest) -> Result<Manifest, Failure> {
-    app.originals.get(source, &ask.location, digest).await.map_err(|error| failure(&error, ask))
+    let manifest = app.originals.get(source, &ask.location, digest).await.map_err(|error| failure(&error, ask))?;
+    weighed(app, manifest).await
+}
+
+/// A manifest of the upstream, which may be held by this answer only once it has left the cache.
+async fn weighed(app: &App, manifest: Manifest) -> Result<Manifest, Failure> {
+    let bytes = app.documents.weigh(manifest.bytes).await?;
+    Ok(Manifest { bytes, ..manifest })
 }
 
 fn source(app: &App, ask: &Ask) -> Result<Source, Failure> {

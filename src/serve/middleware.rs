@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use axum::body::Body;
@@ -14,45 +14,78 @@ use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, SERVER};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use tokio::sync::OwnedSemaphorePermit;
 use tracing::{Instrument as _, Span};
 
 use crate::telemetry::metrics;
 
 use super::app::App;
+use super::connections::{Busy, Connection};
 use super::error::{Chain, Failure};
+use super::places::Place;
+use super::streams::Clock;
+use super::{guard, peer, policy};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 /// By which agents know whom to ask for profiles.
 const NAME: HeaderValue = HeaderValue::from_static(concat!("starlift/", env!("CARGO_PKG_VERSION")));
+/// The longest piece of a body: what a client has to take within `write_timeout`, 1 KiB/s with the default.
+const PIECE: usize = 64 << 10;
 /// A request id from outside is kept up to this length.
 const MAX_REQUEST_ID: usize = 64;
 
 pub(crate) async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
     let span = tracing::info_span!("request", id);
-    let mut line = Line::of(&request, &span);
-    let is_registry = matches!(line.endpoint, "manifest" | "blob" | "referrers" | "tags");
-    // Health, metrics and the page must answer most of all when there is too much to do.
-    let permit = if is_registry { Arc::clone(&app.permits).try_acquire_owned().map(Some) } else { Ok(None) };
-    let (mut response, permit) = match permit {
-        Ok(permit) => (next.run(request).instrument(span.clone()).await, permit),
-        Err(_all_taken) => {
-            metrics().requests_refused.inc();
-            (Failure::busy().into_response(), None)
+    let line = Line::of(&request, &span);
+    if let Err(refusal) = guard::check(&app.names, &request) {
+        count_refused(refusal.label());
+        return finished(refusal.failure().into_response(), line, &id, Holds::default());
+    }
+    let busy = request.extensions().get::<Arc<Connection>>().map(Busy::new);
+    let address = peer::address(&app.config, request.headers(), request.extensions());
+    // Health and metrics must answer most of all when there is too much to do.
+    let places = match line.endpoint {
+        "manifest" | "blob" | "referrers" | "tags" => Some(&app.places),
+        "api" | "page" => Some(&app.api_places),
+        _ => None,
+    };
+    let place = match places.map(|places| places.take(address)).transpose() {
+        Ok(place) => place,
+        Err(none) => {
+            count_refused(none.label());
+            return finished(Failure::busy().into_response(), line, &id, Holds::default());
         }
     };
+    let response = next.run(request).instrument(span).await;
+    finished(response, line, &id, Holds { _place: place, _busy: busy })
+}
+
+fn count_refused(reason: &'static str) {
+    metrics().requests_refused.get_or_create(&[("reason", reason)]).inc();
+}
+
+/// What a request holds until its answer is gone.
+#[derive(Default)]
+struct Holds {
+    _place: Option<Place>,
+    _busy: Option<Busy>,
+}
+
+/// Adds the headers of every answer, and has its body counted.
+fn finished(mut response: Response, mut line: Line, id: &str, holds: Holds) -> Response {
+    policy::apply(&mut response);
     let headers = response.headers_mut();
     headers.insert(SERVER, NAME);
-    if let Ok(id) = HeaderValue::from_str(&id) {
+    if let Ok(id) = HeaderValue::from_str(id) {
         headers.insert(REQUEST_ID, id);
     }
     if line.is_api() {
         headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
     }
     line.answered(&response);
-    response.map(|inner| Body::new(Watched { inner, line, _permit: permit }))
+    let clock = Clock::current();
+    response.map(|inner| Body::new(Watched { inner, rest: Bytes::new(), line, clock, _holds: holds }))
 }
 
 /// The client's id where it is sane, else a new one.
@@ -157,11 +190,42 @@ impl Drop for Line {
     }
 }
 
-/// A body that counts its bytes, logs why it broke, and holds the request's permit until it is gone.
+/// A body that counts its bytes, logs why it broke, and holds what its request holds until it is gone.
+///
+/// It comes in pieces, so that a client that takes the answer is seen to. The last byte is a piece by itself: hyper lets
+/// go of a body as soon as its last piece waits in the stream's buffer, and no more than a byte may wait there for good.
 struct Watched {
     inner: Body,
+    /// What is left of the inner body's last frame.
+    rest: Bytes,
     line: Line,
-    _permit: Option<OwnedSemaphorePermit>,
+    clock: Option<Arc<Clock>>,
+    _holds: Holds,
+}
+
+impl Watched {
+    /// The next piece of what is left.
+    fn piece(&mut self) -> Option<Bytes> {
+        let length = self.rest.len().min(PIECE);
+        let ends = self.line.expected.is_some_and(|expected| expected == self.line.sent + length as u64);
+        let length = if ends && length > 1 { length - 1 } else { length };
+        if length == 0 {
+            return None;
+        }
+        self.line.sent += length as u64;
+        if let Some(clock) = &self.clock {
+            clock.start();
+        }
+        Some(self.rest.split_to(length))
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if let Some(clock) = &self.clock {
+            clock.stop();
+        }
+    }
 }
 
 impl HttpBody for Watched {
@@ -170,29 +234,60 @@ impl HttpBody for Watched {
 
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let this = self.get_mut();
-        let polled = Pin::new(&mut this.inner).poll_frame(context);
-        match &polled {
-            Poll::Ready(Some(Ok(frame))) => this.line.sent += frame.data_ref().map_or(0, |data| data.len() as u64),
-            Poll::Ready(Some(Err(error))) => {
-                this.line.span.in_scope(|| tracing::warn!(error = %Chain(error), "the answer broke off"));
-            }
-            Poll::Ready(None) | Poll::Pending => {}
+        if let Some(clock) = &this.clock {
+            clock.stop();
         }
-        polled
+        loop {
+            if let Some(piece) = this.piece() {
+                return Poll::Ready(Some(Ok(Frame::data(piece))));
+            }
+            match ready!(Pin::new(&mut this.inner).poll_frame(context)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => this.rest = data,
+                    Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+                },
+                Some(Err(error)) => {
+                    this.line.span.in_scope(|| tracing::warn!(error = %Chain(&error), "the answer broke off"));
+                    return Poll::Ready(Some(Err(error)));
+                }
+                None => return Poll::Ready(None),
+            }
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.rest.is_empty() && self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        match self.inner.size_hint().exact() {
+            Some(length) => SizeHint::with_exact(length + self.rest.len() as u64),
+            None => SizeHint::default(),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_body_comes_in_pieces_and_its_last_byte_alone() {
+        use http_body_util::BodyExt as _;
+        for (length, expected) in [(0, vec![]), (1, vec![1]), (2, vec![1, 1]), (PIECE + 5, vec![PIECE, 4, 1])] {
+            let request = Request::builder().uri("/v2/").body(Body::empty()).unwrap();
+            let line = Line::of(&request, &Span::none());
+            let mut response = Body::from(vec![7; length]).into_response();
+            response.headers_mut().insert(CONTENT_LENGTH, (length as u64).into());
+            let mut body = finished(response, line, "id", Holds::default()).into_body();
+            assert_eq!(body.size_hint().exact(), Some(length as u64));
+            let mut pieces = Vec::new();
+            while let Some(frame) = body.frame().await {
+                pieces.push(frame.unwrap().into_data().unwrap().len());
+            }
+            assert_eq!(pieces, expected);
+        }
+    }
 
     #[test]
     fn only_sane_request_ids_are_kept() {

@@ -1,7 +1,8 @@
 //! The distribution read API over twins and originals, and a small API and page of our own.
 //!
 //! ```text
-//! request ▶ middleware (id, span, limit, access line, panic) ▶ router ▶ manifests │ blobs │ referrers │ tags │ api │ profiles │ page
+//! connection ▶ listener (room, TLS, stalls) ▶ stream (clock)
+//! request ▶ middleware (id, span, names, places, access line, panic) ▶ router ▶ manifests │ blobs │ referrers │ tags │ api │ profiles │ page
 //!                                                     resolver (tags) ◀──┤     └──▶ store or upstream, in parts
 //!                                                     originals          ◀┘
 //! ```
@@ -13,9 +14,14 @@ mod app;
 mod ask;
 mod blobs;
 mod config;
+mod connections;
+mod descriptors;
+mod documents;
 mod error;
+mod guard;
 mod health;
 mod jobs;
+mod listener;
 mod manifests;
 mod middleware;
 mod multipart;
@@ -23,14 +29,18 @@ mod negotiate;
 mod originals;
 mod page;
 mod peer;
+mod places;
+mod policy;
 mod profiles;
 mod recorded;
 mod referrers;
+mod request_body;
 mod resolver;
 mod response;
 mod router;
 mod server;
 mod stall;
+mod streams;
 mod tags;
 
 pub use config::{ANSWER_LIMIT, Config, ConfigError, OnMiss, ProfilesConfig, TlsConfig};

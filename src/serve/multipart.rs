@@ -16,6 +16,12 @@ use crate::oci::range::content_range;
 /// Parts with less than this between them are read together: one more request costs more than these bytes.
 const NEAR: u64 = 32 << 10;
 
+/// What is read and thrown away is at most this many times the body: a client pays for what it makes us read.
+const SPARE: u64 = 3;
+
+/// About the length of what stands before each part in the body.
+const PART_HEADER: u64 = 100;
+
 /// A part and what stands before it in the body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Part {
@@ -52,9 +58,10 @@ impl Layout {
         }
     }
 
-    /// The body for several parts of a blob of `size` bytes, made with at most `max_reads` reads.
-    pub(crate) fn multipart(parts: Vec<Range<u64>>, size: u64, boundary: &str, max_reads: usize) -> Self {
-        let groups = group(parts, max_reads);
+    /// The body for several parts of a blob of `size` bytes, made with at most `max_reads` reads. `None` when so few
+    /// would have to read far more than the body holds.
+    pub(crate) fn multipart(parts: Vec<Range<u64>>, size: u64, boundary: &str, max_reads: usize) -> Option<Self> {
+        let groups = group(parts, max_reads)?;
         let trailer = Bytes::from(format!("\r\n--{boundary}--\r\n"));
         let mut length = trailer.len() as u64;
         let mut is_first = true;
@@ -78,40 +85,50 @@ impl Layout {
                 parts.iter().map(|part| part.header.len() as u64 + part.range.end - part.range.start).sum::<u64>();
             reads.push(Read { range, parts });
         }
-        Self { reads, trailer, length, content_type: format!("multipart/byteranges; boundary={boundary}") }
+        Some(Self { reads, trailer, length, content_type: format!("multipart/byteranges; boundary={boundary}") })
     }
 }
 
-/// Groups parts that are read together. Where the order asked for needs too many reads the parts are sorted, and read
-/// with ever wider gaps until the reads suffice.
-fn group(mut parts: Vec<Range<u64>>, max_reads: usize) -> Vec<Vec<Range<u64>>> {
-    let groups = group_near(&parts, NEAR);
+/// Groups parts that are read together: near ones, as long as the gaps between them stay in proportion to the body.
+/// Where the order asked for needs too many reads the parts are sorted, and far ones are joined within the same bound.
+/// `None` when the reads are too many still.
+fn group(mut parts: Vec<Range<u64>>, max_reads: usize) -> Option<Vec<Vec<Range<u64>>>> {
+    let body: u64 = parts.iter().map(|part| part.end - part.start + PART_HEADER).sum();
+    let spare = body.saturating_mul(SPARE);
+    let groups = join(&parts, spare, usize::MAX);
     if groups.len() <= max_reads {
-        return groups;
+        return Some(groups);
     }
     parts.sort_by_key(|part| part.start);
-    let mut near = NEAR;
-    loop {
-        let groups = group_near(&parts, near);
-        if groups.len() <= max_reads || near == u64::MAX {
-            return groups;
-        }
-        near = near.saturating_mul(2);
-    }
+    let groups = join(&parts, spare, max_reads);
+    (groups.len() <= max_reads).then_some(groups)
 }
 
-fn group_near(parts: &[Range<u64>], near: u64) -> Vec<Vec<Range<u64>>> {
-    let mut groups: Vec<Vec<Range<u64>>> = Vec::new();
-    for part in parts {
-        let open = groups
-            .last_mut()
-            .filter(|group| group.last().is_some_and(|last| last.end <= part.start && part.start - last.end <= near));
-        match open {
+/// Joins parts over the smallest gaps first, `spare` bytes of gaps at most: near ones, and far ones too while there are
+/// more than `max_reads` groups.
+fn join(parts: &[Range<u64>], mut spare: u64, max_reads: usize) -> Vec<Vec<Range<u64>>> {
+    let gap = |(at, pair): (usize, &[Range<u64>])| Some((pair[1].start.checked_sub(pair[0].end)?, at + 1));
+    let mut gaps: Vec<(u64, usize)> = parts.windows(2).enumerate().filter_map(gap).collect();
+    gaps.sort_unstable();
+    let mut is_joined = vec![false; parts.len()];
+    let mut groups = parts.len();
+    for (gap, at) in gaps {
+        let is_wanted = gap <= NEAR || groups > max_reads;
+        if !is_wanted || gap > spare {
+            break;
+        }
+        spare -= gap;
+        groups -= 1;
+        is_joined[at] = true;
+    }
+    let mut joined: Vec<Vec<Range<u64>>> = Vec::with_capacity(groups);
+    for (part, is_joined) in parts.iter().zip(is_joined) {
+        match joined.last_mut().filter(|_| is_joined) {
             Some(group) => group.push(part.clone()),
-            None => groups.push(vec![part.clone()]),
+            None => joined.push(vec![part.clone()]),
         }
     }
-    groups
+    joined
 }
 
 /// Cuts the bytes of one read into its parts, their headers in front.
@@ -202,17 +219,32 @@ mod tests {
     #[test]
     fn near_parts_are_read_together_and_far_ones_apart() {
         let far = NEAR * 10;
-        let layout = Layout::multipart(vec![0..1, 10..20, far..far + 1], far * 2, "b", 8);
+        let layout = Layout::multipart(vec![0..1, 10..20, far..far + 1], far * 2, "b", 8).unwrap();
         let reads: Vec<_> = layout.reads.iter().map(|read| read.range.clone()).collect();
         assert_eq!(reads, [0..20, far..far + 1]);
     }
 
     #[test]
     fn never_more_reads_than_allowed() {
-        let parts: Vec<_> = (0..100_u64).rev().map(|at| at * NEAR * 4..at * NEAR * 4 + 1).collect();
-        let layout = Layout::multipart(parts, NEAR * 400, "b", 3);
+        let parts: Vec<_> = (0..100_u64).rev().map(|at| at * NEAR * 4..at * NEAR * 4 + NEAR * 2).collect();
+        let layout = Layout::multipart(parts, NEAR * 400, "b", 3).unwrap();
         assert!(layout.reads.len() <= 3);
         assert_eq!(layout.reads.iter().map(|read| read.parts.len()).sum::<usize>(), 100);
+    }
+
+    #[test]
+    fn what_is_read_stays_in_proportion_to_what_is_sent() {
+        for gap in [1, 500, NEAR - 1, NEAR * 10] {
+            for count in [2, 40, 1000_u64] {
+                let parts: Vec<_> = (0..count).map(|at| at * (gap + 1)..at * (gap + 1) + 1).collect();
+                let Some(layout) = Layout::multipart(parts, count * (gap + 1), "b", 32) else { continue };
+                let read: u64 = layout.reads.iter().map(|read| read.range.end - read.range.start).sum();
+                assert!(read <= 4 * layout.length, "{count} parts with gaps of {gap}: {read} for {}", layout.length);
+            }
+        }
+        let far: Vec<_> = (0..40_u64).map(|at| at * NEAR * 9..at * NEAR * 9 + 1).collect();
+        assert_eq!(Layout::multipart(far.clone(), NEAR * 400, "b", 32), None);
+        assert_eq!(Layout::multipart(far, NEAR * 400, "b", 40).unwrap().reads.len(), 40);
     }
 
     proptest! {
@@ -221,7 +253,7 @@ mod tests {
             cuts in prop::collection::btree_set(0_u64..500, 4..20),
             is_reversed in any::<bool>(),
             piece in 1_usize..64,
-            max_reads in 1_usize..5,
+            max_reads in 10_usize..20,
         ) {
             let blob: Vec<u8> = (0..500_u32).map(|at| u8::try_from(at % 251).unwrap()).collect();
             let cuts: Vec<u64> = cuts.into_iter().collect();
@@ -229,7 +261,7 @@ mod tests {
             if is_reversed {
                 parts.reverse();
             }
-            let layout = Layout::multipart(parts.clone(), 500, "b:-0", max_reads);
+            let layout = Layout::multipart(parts.clone(), 500, "b:-0", max_reads).unwrap();
             let body = body(&layout, &blob, piece);
             prop_assert_eq!(body.len() as u64, layout.length);
             let mut expected: Vec<_> = parts

@@ -1,9 +1,10 @@
 //! The same image in the words a client understands: one of two families, an index or one image of it.
 
+use serde::Deserialize;
+
 use crate::aside::aside;
-use crate::oci::manifest::Index;
 use crate::oci::media_type::{ManifestKind, manifest_kind};
-use crate::oci::{Descriptor, Digest, Manifest, Platform, translate};
+use crate::oci::{Digest, Manifest, Platform, translate};
 use crate::store::ImageRecord;
 use crate::upstream::Source;
 
@@ -77,16 +78,48 @@ async fn child(index: &Manifest) -> Option<Digest> {
     aside(index.bytes.len(), move || default_child(&own)).await
 }
 
+/// What of an index decides: others write megabytes into the rest, which must not become a tree in memory.
+#[derive(Deserialize)]
+struct Children {
+    manifests: Option<Vec<Child>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Child {
+    media_type: Option<String>,
+    digest: Option<String>,
+    platform: Option<ChildPlatform>,
+}
+
+#[derive(Deserialize)]
+struct ChildPlatform {
+    os: Option<String>,
+    architecture: Option<String>,
+    variant: Option<String>,
+}
+
+impl ChildPlatform {
+    fn to_platform(&self) -> Platform {
+        Platform {
+            os: self.os.clone().unwrap_or_default(),
+            architecture: self.architecture.clone().unwrap_or_default(),
+            variant: self.variant.clone(),
+        }
+    }
+}
+
 /// The child for linux/amd64, which is what docker-registry gives to clients that know no indexes.
 fn default_child(index: &Manifest) -> Option<Digest> {
     let wanted = Platform { os: "linux".to_owned(), architecture: "amd64".to_owned(), variant: None };
-    let index: Index = serde_json::from_slice(&index.bytes).ok()?;
-    let is_wanted = |child: &&Descriptor| match &child.platform {
-        Some(platform) => wanted.matches(&platform.to_platform()),
-        None => false,
+    let index: Children = serde_json::from_slice(&index.bytes).ok()?;
+    let children = index.manifests.unwrap_or_default();
+    let is_wanted =
+        |child: &&Child| child.platform.as_ref().is_some_and(|platform| wanted.matches(&platform.to_platform()));
+    let is_nested = |child: &&Child| {
+        let kind = child.media_type.as_deref().and_then(manifest_kind);
+        child.platform.is_none() && kind == Some(ManifestKind::Index)
     };
-    let is_nested =
-        |child: &&Descriptor| child.platform.is_none() && manifest_kind(&child.media_type) == Some(ManifestKind::Index);
-    let children = &index.manifests;
-    children.iter().find(is_wanted).or_else(|| children.iter().find(is_nested)).map(|child| child.digest.clone())
+    let child = children.iter().find(is_wanted).or_else(|| children.iter().find(is_nested))?;
+    child.digest.as_ref()?.parse().ok()
 }

@@ -3,7 +3,7 @@
 use bytesize::ByteSize;
 use moka::future::Cache;
 
-use crate::flight::Flight;
+use crate::flight::{Flight, Forgotten};
 use crate::oci::route::Location;
 use crate::oci::{Digest, Manifest, Reference};
 use crate::upstream::{Error, Source};
@@ -17,12 +17,12 @@ pub(crate) struct Originals {
 
 impl Originals {
     /// Keeps at most `capacity` bytes of manifests in memory.
-    pub(crate) fn new(capacity: ByteSize) -> Self {
+    pub(crate) fn new(capacity: ByteSize, forgotten: Forgotten) -> Self {
         let known = Cache::builder()
             .max_capacity(capacity.as_u64())
             .weigher(|_, manifest: &Manifest| u32::try_from(manifest.size()).unwrap_or(u32::MAX))
             .build();
-        Self { known, fetching: Flight::default() }
+        Self { known, fetching: Flight::while_awaited(forgotten) }
     }
 
     /// The manifest with this digest, from memory alone.
@@ -30,7 +30,7 @@ impl Originals {
         self.known.get(&(location.clone(), digest.clone())).await
     }
 
-    /// The manifest with this digest. Cancel safe: a fetch under way goes on and is remembered.
+    /// The manifest with this digest. Cancel safe: a fetch under way goes on for a while and is remembered.
     pub(crate) async fn get(&self, source: &Source, location: &Location, digest: &Digest) -> Result<Manifest, Error> {
         let key = (location.clone(), digest.clone());
         if let Some(manifest) = self.known.get(&key).await {

@@ -1,25 +1,36 @@
 //! The page at `/`: what this is, how to use it from here, what it is doing.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use axum::extract;
 use axum::response::{Html, IntoResponse as _, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use http::header::{CONTENT_SECURITY_POLICY, HOST};
 use http::{HeaderMap, HeaderValue};
+use sha2::{Digest as _, Sha256};
 
 use crate::convert::{Conversion, State};
 
 use super::app::App;
+use super::config::Config;
 use super::jobs::Job;
 
 const TEMPLATE: &str = include_str!("page.html");
-/// The page is one document with its own style; nothing else may load or run.
-const POLICY: HeaderValue = HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'");
+/// The page is one document with this one style; nothing else may load or run, and nobody may frame it.
+static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
+    let style = TEMPLATE.split_once("<style>").and_then(|(_, rest)| rest.split_once("</style>"));
+    let hash = STANDARD.encode(Sha256::digest(style.map_or("", |(style, _)| style)));
+    let policy = format!(
+        "default-src 'none'; style-src 'sha256-{hash}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    );
+    HeaderValue::from_str(&policy).unwrap_or(HeaderValue::from_static("default-src 'none'"))
+});
 /// Rows of each table.
 const MAX_ROWS: usize = 20;
 
 pub(crate) async fn show(extract::State(app): extract::State<Arc<App>>, headers: HeaderMap) -> Response {
-    let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost:8080");
+    let host = images_at(&app.config, &headers);
     let scheme = if app.config.tls.is_some() { "https" } else { "http" };
     let page = TEMPLATE
         .replace("{{version}}", env!("CARGO_PKG_VERSION"))
@@ -27,8 +38,18 @@ pub(crate) async fn show(extract::State(app): extract::State<Arc<App>>, headers:
         .replace("{{jobs}}", &job_rows(&app.jobs.list()))
         .replace("{{conversions}}", &conversion_rows(&app.converter.status()))
         .replace("{{scheme}}", scheme)
-        .replace("{{host}}", &escaped(host));
-    ([(CONTENT_SECURITY_POLICY, POLICY)], Html(page)).into_response()
+        .replace("{{host}}", &escaped(&host));
+    ([(CONTENT_SECURITY_POLICY, POLICY.clone())], Html(page)).into_response()
+}
+
+/// Where images are pulled from: here, or at the listener that is for everybody.
+fn images_at(config: &Config, headers: &HeaderMap) -> String {
+    let here = || headers.get(HOST).and_then(|host| host.to_str().ok()).map(str::to_owned);
+    let elsewhere = || match config.hosts.first() {
+        Some(name) => format!("{name}:{}", config.listen.port()),
+        None => config.listen.to_string(),
+    };
+    if config.has_api_listener() { elsewhere() } else { here().unwrap_or_else(elsewhere) }
 }
 
 fn job_rows(jobs: &[Job]) -> String {
@@ -37,7 +58,7 @@ fn job_rows(jobs: &[Job]) -> String {
         [
             job.reference.clone(),
             format!("{:?}", job.state).to_lowercase(),
-            twin.or(job.error.clone()).unwrap_or_default(),
+            twin.or(job.error.map(|reason| reason.to_string())).unwrap_or_default(),
         ]
     }))
 }

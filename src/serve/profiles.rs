@@ -2,13 +2,11 @@
 
 use std::sync::Arc;
 
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse as _, Response};
-use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use serde_json::json;
-use tokio::time::timeout;
 
 use crate::convert::Refused;
 use crate::oci::Digest;
@@ -20,7 +18,7 @@ use crate::telemetry::metrics;
 use super::api::{is_json, refused};
 use super::app::App;
 use super::error::Failure;
-use super::{peer, response};
+use super::{peer, request_body, response};
 
 /// `GET /api/v1/profiles/{stack}?workload=NAME`
 pub(crate) async fn show(
@@ -105,28 +103,14 @@ async fn observe(app: &App, stack: &Stack, workload: &Workload, request: Request
     let _permit = app.senders.try_acquire().map_err(|_all_taken| Failure::busy())?;
     let address = peer::address(&app.config, request.headers(), request.extensions());
     let address = address.ok_or_else(Failure::internal)?;
-    let document = document(app, request).await?;
-    app.profiles.observe(stack, workload, address, document).await.map_err(|refusal| match refusal {
+    let (parts, body) = request.into_parts();
+    let document = request_body::read(app, &parts.headers, body, MAX_OBSERVATION_BYTES).await?;
+    app.profiles.observe(stack, workload, address, document.bytes.to_vec()).await.map_err(|refusal| match refusal {
         Refused::UnknownStack => unknown(),
         Refused::Busy => Failure::busy(),
         Refused::Failed(error) => Failure::inside(&error),
         bad => refused(StatusCode::BAD_REQUEST, bad.to_string()),
     })
-}
-
-/// The body, as long as an observation may be, within the time that a client has for its headers.
-async fn document(app: &App, request: Request) -> Result<Vec<u8>, Failure> {
-    let too_long = || refused(StatusCode::PAYLOAD_TOO_LARGE, format!("it is over {MAX_OBSERVATION_BYTES} bytes"));
-    let length = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    if length.is_some_and(|length| length > MAX_OBSERVATION_BYTES) {
-        return Err(too_long());
-    }
-    match timeout(app.config.header_timeout, to_bytes(request.into_body(), MAX_OBSERVATION_BYTES)).await {
-        Ok(Ok(bytes)) => Ok(bytes.into()),
-        // A client that leaves in the middle hears nothing of it.
-        Ok(Err(_)) => Err(too_long()),
-        Err(_) => Err(refused(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")),
-    }
 }
 
 fn unknown() -> Failure {

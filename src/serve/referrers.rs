@@ -1,9 +1,12 @@
 //! Referrers of a digest: the upstream's, found for twins through their originals, and our twins of originals.
 
+use std::collections::HashMap;
+
 use axum::response::Response;
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderName, HeaderValue, StatusCode};
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::aside::aside;
@@ -101,9 +104,14 @@ async fn our_profile(app: &App, image: &Manifest) -> Option<Descriptor> {
 
 /// What a twin says that it was made from.
 pub(super) async fn source_digest(twin: &Bytes) -> Option<Digest> {
+    /// What of a manifest is asked for: the rest must not become a tree in memory.
+    #[derive(Deserialize)]
+    struct Annotated {
+        annotations: Option<HashMap<String, String>>,
+    }
     let bytes = twin.clone();
-    let document = aside(twin.len(), move || serde_json::from_slice::<Value>(&bytes).ok()).await?;
-    document.get("annotations")?.get(SOURCE_DIGEST)?.as_str()?.parse().ok()
+    let document = aside(twin.len(), move || serde_json::from_slice::<Annotated>(&bytes).ok()).await?;
+    document.annotations?.get(SOURCE_DIGEST)?.parse().ok()
 }
 
 fn artifact_type(referrer: &Descriptor) -> Option<&str> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use moka::future::Cache;
 use tokio::time::{Instant, timeout_at};
 
-use crate::flight::Flight;
+use crate::flight::{Flight, Forgotten};
 use crate::oci::route::Location;
 use crate::oci::{Descriptor, Reference, Tag};
 use crate::telemetry::metrics;
@@ -36,14 +36,14 @@ pub(crate) struct Resolver {
 }
 
 impl Resolver {
-    pub(crate) fn new(config: &Config) -> Self {
+    pub(crate) fn new(config: &Config, forgotten: Forgotten) -> Self {
         let revalidated = config.tag_fresh + config.tag_stale_while_revalidate;
         Self {
             known: Cache::builder()
                 .max_capacity(MAX_TAGS)
                 .time_to_live(revalidated.max(config.tag_stale_if_error))
                 .build(),
-            asking: Flight::default(),
+            asking: Flight::while_awaited(forgotten),
             fresh: config.tag_fresh,
             while_revalidate: revalidated,
             if_error: config.tag_stale_if_error,
@@ -52,7 +52,7 @@ impl Resolver {
 
     /// What `tag` names. A remembered answer stands in when the upstream fails or stays silent until `patience`.
     ///
-    /// Cancel safe: a question under way goes on and its answer is remembered.
+    /// Cancel safe: a question under way goes on for a while and its answer is remembered.
     pub(crate) async fn resolve(
         &self,
         source: &Source,

@@ -19,25 +19,39 @@ use super::ask::Ask;
 use super::error::Failure;
 use super::{api, blobs, health, manifests, middleware, page, profiles, referrers, response, tags};
 
-/// The longest request body the API takes: one reference.
-const MAX_REQUEST_BODY: usize = 16 << 10;
+/// What a listener is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Face {
+    /// Only this machine reaches it: everything.
+    Local,
+    /// Clients and nodes: images, profiles, health.
+    Public,
+    /// Operators: status, conversions, page, metrics, health.
+    Api,
+}
 
-pub(crate) fn router(app: Arc<App>) -> Router {
-    Router::new()
+pub(crate) fn router(app: Arc<App>, face: Face) -> Router {
+    let health = Router::new().route("/healthz", get(health::live)).route("/readyz", get(health::ready));
+    let public = Router::new()
         .route("/v2", any(ping))
         .route("/v2/", any(ping))
         .route("/v2/{*path}", any(registry))
-        .route("/healthz", get(health::live))
-        .route("/readyz", get(health::ready))
+        // Its body has a limit of its own.
+        .route("/api/v1/profiles/{stack}", get(profiles::show).post(profiles::take));
+    let api = Router::new()
         .route("/metrics", get(health::metrics))
         .route("/", get(page::show))
         .route("/api/v1/status", get(api::status))
         .route("/api/v1/conversions", get(api::list).post(api::start))
-        .route("/api/v1/conversions/{id}", get(api::one))
-        // Its body has a limit of its own.
-        .route("/api/v1/profiles/{stack}", get(profiles::show).post(profiles::take))
+        .route("/api/v1/conversions/{id}", get(api::one));
+    let routes = match face {
+        Face::Local => health.merge(public).merge(api),
+        Face::Public => health.merge(public),
+        Face::Api => health.merge(api),
+    };
+    routes
         .fallback(missing)
-        .layer(DefaultBodyLimit::max(MAX_REQUEST_BODY))
+        .layer(DefaultBodyLimit::max(api::MAX_BODY))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(Arc::clone(&app), middleware::observe))
         .with_state(app)

@@ -1,12 +1,12 @@
 //! The server's life: bind, serve, stop; and what goes on beside the requests.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use axum_server::Handle;
-use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
+use axum_server::tls_rustls::RustlsConfig;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -19,12 +19,18 @@ use crate::upstream::Upstreams;
 
 use super::app::App;
 use super::config::{Config, ConfigError, TlsConfig};
+use super::connections::Connections;
+use super::descriptors;
 use super::error::Chain;
-use super::router::router;
-use super::stall::StallAcceptor;
+use super::listener::Listener;
+use super::places::share;
+use super::router::{Face, router};
 
 /// How often the certificate's files are looked at.
 const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Connections to the API's own listener: operators, scrapes and probes.
+const API_CONNECTIONS: usize = 256;
 
 /// How long a stopping server may take to write what was learned last.
 const LAST_WRITES: Duration = Duration::from_secs(10);
@@ -33,6 +39,8 @@ const LAST_WRITES: Duration = Duration::from_secs(10);
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
+    /// The listener of our own API, where that is not for everybody.
+    api: Option<TcpListener>,
     tls: Option<(TlsConfig, RustlsConfig)>,
     app: Arc<App>,
 }
@@ -75,11 +83,10 @@ impl Server {
             Some(tls) => Some((tls.clone(), certificate(tls).await?)),
             None => None,
         };
-        let failed = |source| StartError::Listen { address: config.listen, source };
-        let listener = TcpListener::bind(config.listen).map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
+        let (listener, address) = listen(config.listen).await?;
+        let api = if config.has_api_listener() { Some(listen(config.api_listen).await?.0) } else { None };
         let app = Arc::new(App::new(config.clone(), store, upstreams, converter));
-        Ok(Self { listener, address, tls, app })
+        Ok(Self { listener, address, api, tls, app })
     }
 
     /// Where the server listens.
@@ -87,53 +94,53 @@ impl Server {
         self.address
     }
 
+    /// Where our own API is: at the same address, unless that is beyond loopback.
+    pub fn api_address(&self) -> SocketAddr {
+        self.api.as_ref().and_then(|api| api.local_addr().ok()).unwrap_or(self.address)
+    }
+
     /// Serves until `shutdown`, then lets running answers end for the configured grace.
     ///
     /// # Errors
     /// The listener or SIGHUP cannot be used.
     pub async fn run(self, shutdown: CancellationToken) -> io::Result<()> {
-        let Self { listener, tls, app, .. } = self;
-        let handle = Handle::new();
+        let Self { listener, api, tls, app, .. } = self;
         let mut beside = JoinSet::new();
         beside.spawn(sweep(Arc::clone(&app)));
         beside.spawn(app.store.clone().tend());
         beside.spawn(renew_certificate(tls.clone(), signal(SignalKind::hangup())?));
-        beside.spawn(stop(shutdown, Arc::clone(&app), handle.clone()));
-        let service = router(Arc::clone(&app)).into_make_service_with_connect_info::<SocketAddr>();
-        let plain = axum_server::from_tcp(listener)?;
-        let accept = StallAcceptor::new(app.config.write_timeout);
-        let served = match tls {
-            Some((_, config)) => {
-                let acceptor = RustlsAcceptor::new(config).acceptor(accept);
-                tuned(plain.acceptor(acceptor), &app.config, handle).serve(service).await
-            }
-            None => tuned(plain.acceptor(accept), &app.config, handle).serve(service).await,
+        beside.spawn(drain(shutdown.clone(), Arc::clone(&app)));
+        let config = Arc::new(app.config.clone());
+        let limit = descriptors::connections(config.max_connections, descriptors::raise());
+        let connections = Connections::new(limit, share(limit, config.client_share));
+        let of = |listener, face, connections| Listener {
+            listener,
+            tls: tls.as_ref().map(|(_, config)| config.clone()),
+            router: router(Arc::clone(&app), face),
+            config: Arc::clone(&config),
+            connections,
         };
+        let face = if api.is_some() { Face::Public } else { Face::Local };
+        let served = of(listener, face, connections).run(shutdown.clone());
+        match api {
+            Some(api) => {
+                let api = of(api, Face::Api, Connections::new(API_CONNECTIONS, API_CONNECTIONS));
+                tokio::join!(served, api.run(shutdown));
+            }
+            None => served.await,
+        }
         if timeout(LAST_WRITES, app.profiles.flush()).await.is_err() {
             tracing::warn!("what was learned last could not be written");
         }
-        served
+        Ok(())
     }
 }
 
-/// Sets the limits that keep slow and greedy clients from holding connections.
-fn tuned<A>(
-    mut server: axum_server::Server<SocketAddr, A>,
-    config: &Config,
-    handle: Handle<SocketAddr>,
-) -> axum_server::Server<SocketAddr, A> {
-    let headers = config.max_header_size.as_u64();
-    let builder = server.http_builder();
-    builder
-        .http1()
-        .header_read_timeout(config.header_timeout)
-        .max_buf_size(usize::try_from(headers).unwrap_or(usize::MAX));
-    builder
-        .http2()
-        .keep_alive_interval(config.write_timeout)
-        .keep_alive_timeout(config.write_timeout)
-        .max_header_list_size(u32::try_from(headers).unwrap_or(u32::MAX));
-    server.first_request_timeout(config.header_timeout).handle(handle)
+async fn listen(wanted: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let failed = |source| StartError::Listen { address: wanted, source };
+    let listener = TcpListener::bind(wanted).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
 }
 
 async fn certificate(tls: &TlsConfig) -> Result<RustlsConfig, StartError> {
@@ -144,10 +151,9 @@ async fn certificate(tls: &TlsConfig) -> Result<RustlsConfig, StartError> {
         .map_err(|source| StartError::Certificate { cert: tls.cert.display().to_string(), source })
 }
 
-async fn stop(shutdown: CancellationToken, app: Arc<App>, handle: Handle<SocketAddr>) {
+async fn drain(shutdown: CancellationToken, app: Arc<App>) {
     shutdown.cancelled().await;
     app.drain();
-    handle.graceful_shutdown(Some(app.config.shutdown_grace));
 }
 
 /// Reads the certificate again on SIGHUP, or when its files have changed.

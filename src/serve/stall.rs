@@ -1,7 +1,7 @@
 //! Hangs up on clients that take nothing of what they are sent: they would hold their request's place for good.
 //!
-//! The watch is on the socket, beneath TLS. Over HTTP/2 a client may stop one stream and go on with others, which costs
-//! it nothing here; one that reads nothing at all does not answer the server's pings.
+//! The watch is on the socket, beneath TLS. Over HTTP/2 a client may stop one stream and go on with others: see `streams`.
+//! One that reads nothing at all does not answer the server's pings.
 
 use std::future::Ready;
 use std::io::{self, IoSlice};

@@ -83,8 +83,16 @@ table! {
         "Time from the first byte of a request to the last byte of its answer.";
     requests_running: Gauge = Gauge::default(), "gauge", "requests_running", None::<Unit>, "",
         "Requests that are being answered.";
-    requests_refused: Counter = Counter::default(), "counter", "requests_refused_total", None::<Unit>, "",
-        "Requests refused with 503 because too many were running.";
+    requests_refused: Counters = Family::default(), "counter", "requests_refused_total", None::<Unit>, "reason",
+        "Requests refused: too many running in all or of one client, no memory left for such, a foreign name, or another site's page.";
+    connections: Gauge = Gauge::default(), "gauge", "connections", None::<Unit>, "",
+        "Open connections of clients.";
+    connections_refused: Counter = Counter::default(), "counter", "connections_refused_total", None::<Unit>, "",
+        "Connections closed at once because there were too many, in all or of one client, and none was idle.";
+    accept_failures: Counter = Counter::default(), "counter", "accept_failures_total", None::<Unit>, "",
+        "Times that the system could not give a connection to the server, as when it has no descriptor left.";
+    streams_stalled: Counter = Counter::default(), "counter", "streams_stalled_total", None::<Unit>, "",
+        "Answers broken off because the client asked for nothing more of them for too long.";
     clients_stalled: Counter = Counter::default(), "counter", "clients_stalled_total", None::<Unit>, "",
         "Connections closed because the client took nothing of what it was sent for too long.";
     sent_bytes: Counters = Family::default(), "counter", "sent_bytes_total", Some(Unit::Bytes), "endpoint",

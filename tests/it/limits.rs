@@ -30,6 +30,8 @@ const LIMITS: &[(&str, Shown)] = &[
     ("serve.max_ranges", By("more_ranges_than_allowed_give_the_whole")),
     ("serve.max_cold_reads", By("many_parts_of_a_cold_blob_cost_few_upstream_requests")),
     ("serve.max_requests", By("one_request_too_many_is_told_to_come_back")),
+    ("serve.max_connections", By("connections_that_ask_nothing_give_way")),
+    ("serve.client_share", By("one_client_has_its_share_of_places_and_others_have_theirs")),
     ("serve.max_header_size", By("headers_over_the_limit_are_refused")),
     ("serve.header_timeout", By("a_client_that_never_ends_its_headers_is_hung_up_on")),
     ("serve.write_timeout", By("a_client_that_stops_reading_is_hung_up_on")),

@@ -16,7 +16,7 @@ async fn start(stage: &Stage, body: &'static str) -> Answer {
 }
 
 /// Asks until the conversion has ended.
-async fn ended(stage: &Stage, location: &str) -> Value {
+pub(super) async fn ended(stage: &Stage, location: &str) -> Value {
     let asking = async {
         loop {
             let job = stage.get(location).await.json()["conversion"].clone();
@@ -69,7 +69,7 @@ async fn the_api_takes_nothing_but_its_json() {
 
 #[tokio::test]
 async fn health_metrics_and_page_answer() {
-    let stage = Stage::new().await;
+    let stage = Stage::with(|config| config.hosts = vec!["images.example".to_owned()]).await;
     stage.push_app();
     stage.get("/v2/local/app/manifests/v1").await;
     assert_eq!(stage.get("/healthz").await.status, 200);

@@ -114,10 +114,33 @@ async fn random_sets_of_ranges_give_what_a_naive_reader_sees() {
 async fn many_parts_of_a_cold_blob_cost_few_upstream_requests() {
     let stage = Stage::with(|config| config.max_cold_reads = 3).await;
     let digest = stage.registry.put_blob(pattern(4_000_000, 3));
-    let asked: Vec<_> = (0..60).map(|at| format!("{0}-{0}", at * 66_000)).collect();
+    let asked: Vec<_> = (0..60).map(|at| format!("{}-{}", at * 66_000, at * 66_000 + 40_000)).collect();
     let answer = range(&stage, &path(&digest), &format!("bytes={}", asked.join(","))).await;
     assert_eq!((answer.status, parts(&answer).len()), (206, 60));
     assert!(stage.registry.count("GET", "/blobs/") <= 3);
+}
+
+#[tokio::test]
+async fn far_parts_of_a_cold_blob_do_not_cost_the_upstream_all_of_it() {
+    let stage = Stage::new().await;
+    let digest = stage.registry.put_blob(pattern(4_000_000, 3));
+    let far = |count: usize| {
+        let asked: Vec<_> = (0..count).map(|at| format!("{0}-{0}", at * 66_000)).collect();
+        format!("bytes={}", asked.join(","))
+    };
+    let few = range(&stage, &path(&digest), &far(32)).await;
+    assert_eq!((few.status, parts(&few).len()), (206, 32));
+    let asked = stage.registry.seen().into_iter().filter_map(|seen| Some(seen.headers.get("range")?.clone()));
+    for range in asked {
+        let range = range.to_str().unwrap().trim_start_matches("bytes=").to_owned();
+        let (first, last) = range.split_once('-').unwrap();
+        let length = last.parse::<u64>().unwrap() + 1 - first.parse::<u64>().unwrap();
+        assert!(length < 4 * few.body.len() as u64 / 32, "{range} for one byte");
+    }
+    let before = stage.registry.count("GET", "/blobs/");
+    let many = range(&stage, &path(&digest), &far(60)).await;
+    assert_eq!((many.status, many.code().as_str()), (400, "UNSUPPORTED"));
+    assert_eq!(stage.registry.count("GET", "/blobs/"), before, "nothing was read for it");
 }
 
 #[tokio::test]

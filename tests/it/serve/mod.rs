@@ -4,8 +4,11 @@
 mod api;
 mod blobs;
 mod broken_store;
+mod browsers;
+mod exposure;
 mod external_toc;
 mod failures;
+mod held;
 mod limits;
 mod lists;
 mod manifests;
@@ -21,6 +24,7 @@ mod reorder;
 mod retention;
 mod room;
 mod rot;
+mod stalled;
 mod tags;
 mod tls;
 mod waiting;
@@ -56,6 +60,8 @@ pub(crate) struct Stage {
 #[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) address: SocketAddr,
+    /// Where status, page and metrics are.
+    pub(crate) api: SocketAddr,
     pub(crate) shutdown: CancellationToken,
     pub(crate) ended: JoinHandle<std::io::Result<()>>,
 }
@@ -163,7 +169,17 @@ impl Stage {
         path: &str,
         headers: &[(&str, &str)],
     ) -> Answer {
-        let mut request = self.client.request(method, format!("http://{}{path}", server.address));
+        self.ask_address(server.address, method, path, headers).await
+    }
+
+    pub(crate) async fn ask_address(
+        &self,
+        address: SocketAddr,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> Answer {
+        let mut request = self.client.request(method, format!("http://{address}{path}"));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -213,7 +229,7 @@ async fn try_start(
     let mut config = Config { listen: SocketAddr::from(([127, 0, 0, 1], 0)), wait: PATIENT, ..Config::default() };
     change(&mut config);
     let server = Server::bind(&config, store.clone(), upstreams.clone(), converter.clone()).await?;
-    let (address, shutdown) = (server.address(), CancellationToken::new());
+    let (address, api, shutdown) = (server.address(), server.api_address(), CancellationToken::new());
     let ended = tokio::spawn(server.run(shutdown.clone()));
-    Ok(Running { address, shutdown, ended })
+    Ok(Running { address, api, shutdown, ended })
 }

@@ -229,6 +229,7 @@ async fn a_proxys_header_tells_nodes_apart_where_it_is_trusted() {
     let stage = Stage::with(|config| {
         quick(config);
         config.client_header = Some("x-forwarded-for".to_owned());
+        config.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
     })
     .await;
     let stack = stage.pulled().await;

@@ -1,0 +1,75 @@
+//! Documents held for answers, weighed: an answer takes as long as its client likes, and thousands may wait.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::budget::{Budget, Weight};
+
+use super::error::Failure;
+
+/// The memory for documents of answers: 64 of the largest, or tens of thousands of ordinary ones.
+const BUDGET: u64 = 256 << 20;
+
+/// How long an answer waits for others to be taken before it is refused.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The memory that documents of answers may take.
+#[derive(Debug, Clone)]
+pub(crate) struct Documents {
+    budget: Budget,
+}
+
+/// Bytes that keep their weight until the last piece of them is sent.
+struct Held {
+    bytes: Bytes,
+    _weight: Weight,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Documents {
+    pub(crate) fn new() -> Self {
+        Self { budget: Budget::new("documents of answers", BUDGET) }
+    }
+
+    /// Room for a document of `size` bytes that is about to be read.
+    pub(crate) async fn take(&self, size: u64) -> Result<Weight, Failure> {
+        self.budget.take_within(size, PATIENCE).await.map_err(|full| Failure::full(&full))
+    }
+
+    /// Weighs a document that is held already.
+    pub(crate) async fn weigh(&self, bytes: Bytes) -> Result<Bytes, Failure> {
+        let weight = self.take(bytes.len() as u64).await?;
+        Ok(Self::bind(bytes, weight))
+    }
+
+    /// Binds the weight to the bytes it was taken for.
+    pub(crate) fn bind(bytes: Bytes, weight: Weight) -> Bytes {
+        Bytes::from_owner(Held { bytes, _weight: weight })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_document_is_weighed_until_its_last_piece_is_gone() {
+        let documents = Documents::new();
+        let half = usize::try_from(BUDGET / 2).unwrap();
+        let mut first = documents.weigh(Bytes::from(vec![1; half])).await.unwrap();
+        let piece = first.split_to(10);
+        drop(first);
+        let second = documents.weigh(Bytes::from(vec![2; half])).await.unwrap();
+        assert!(documents.budget.try_take(1).is_err(), "a piece keeps the whole in memory");
+        drop(piece);
+        documents.take(1).await.unwrap();
+        drop(second);
+        assert_eq!(documents.budget.free(), BUDGET);
+    }
+}

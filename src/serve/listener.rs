@@ -1,0 +1,219 @@
+//! The accept loop: takes connections in as far as there is room, serves each, and ends them.
+//!
+//! ```text
+//! accept ▶ Connections (room? whose?) ▶ TLS ▶ stall watch ▶ hyper ▶ a task for each stream, under its clock ▶ router
+//! ```
+
+use std::convert::Infallible;
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::ConnectInfo;
+use axum::response::Response;
+use axum_server::accept::Accept;
+use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
+use http::Request;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt as _;
+
+use crate::telemetry::metrics;
+
+use super::config::Config;
+use super::connections::{Admitted, Connection, Connections};
+use super::stall::StallAcceptor;
+use super::streams::{Executor, Timed};
+
+/// How long the listener rests when the system has no descriptor for a connection.
+const REST: Duration = Duration::from_millis(50);
+/// How often such a failure is logged.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+/// Streams of one HTTP/2 connection at once: hyper's default, and twice what RFC 9113 recommends as the least.
+const MAX_STREAMS: u32 = 200;
+/// What a client may send of request bodies before they are read: of one stream, and of all streams of a connection.
+const STREAM_WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = 256 << 10;
+
+/// A listener and what serves its connections.
+pub(super) struct Listener {
+    pub(super) listener: TcpListener,
+    pub(super) tls: Option<RustlsConfig>,
+    pub(super) router: Router,
+    pub(super) config: Arc<Config>,
+    pub(super) connections: Arc<Connections>,
+}
+
+/// What all connections of a listener share.
+struct Shared {
+    tls: Option<RustlsAcceptor<StallAcceptor>>,
+    stall: StallAcceptor,
+    router: Router,
+    config: Arc<Config>,
+    builder: Builder<Executor>,
+    /// No new requests are wanted.
+    stopping: CancellationToken,
+    /// Running answers have had their time.
+    ended: CancellationToken,
+}
+
+impl Listener {
+    /// Serves until `stopping`, then lets running answers end for the configured grace.
+    pub(super) async fn run(self, stopping: CancellationToken) {
+        let Self { listener, tls, router, config, connections } = self;
+        let stall = StallAcceptor::new(config.write_timeout);
+        let acceptor = |tls| RustlsAcceptor::new(tls).handshake_timeout(config.header_timeout).acceptor(stall);
+        let shared = Arc::new(Shared {
+            tls: tls.map(acceptor),
+            stall,
+            router,
+            builder: builder(&config),
+            stopping,
+            ended: CancellationToken::new(),
+            config,
+        });
+        let tasks = TaskTracker::new();
+        let mut log = FailureLog::default();
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = shared.stopping.cancelled() => break,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    let client = (!shared.config.is_proxy(peer.ip())).then_some(peer.ip());
+                    match connections.admit(client) {
+                        Some(admitted) => {
+                            tasks.spawn(Arc::clone(&shared).serve(stream, peer, admitted));
+                        }
+                        None => {
+                            metrics().connections_refused.inc();
+                        }
+                    }
+                }
+                Err(error) if is_of_one_connection(&error) => {}
+                Err(error) => {
+                    log.note(&error);
+                    connections.give_one_up();
+                    sleep(REST).await;
+                }
+            }
+        }
+        drop(listener);
+        tasks.close();
+        if timeout(shared.config.shutdown_grace, tasks.wait()).await.is_err() {
+            shared.ended.cancel();
+            tasks.wait().await;
+        }
+    }
+}
+
+/// Whether accepting failed for a reason that the next connection does not share.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::Interrupted)
+}
+
+/// Says at most once in a while that connections cannot be accepted.
+#[derive(Default)]
+struct FailureLog {
+    last: Option<Instant>,
+}
+
+impl FailureLog {
+    fn note(&mut self, error: &io::Error) {
+        metrics().accept_failures.inc();
+        if self.last.is_none_or(|last| last.elapsed() >= LOG_INTERVAL) {
+            tracing::warn!(%error, "a connection cannot be accepted");
+            self.last = Some(Instant::now());
+        }
+    }
+}
+
+/// Limits that keep slow and greedy clients from holding connections and memory.
+fn builder(config: &Config) -> Builder<Executor> {
+    let headers = config.max_header_size.as_u64();
+    let mut builder = Builder::new(Executor { limit: config.write_timeout });
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(config.header_timeout)
+        .max_buf_size(usize::try_from(headers).unwrap_or(usize::MAX));
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(config.write_timeout)
+        .keep_alive_timeout(config.write_timeout)
+        .max_concurrent_streams(MAX_STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(u32::try_from(headers).unwrap_or(u32::MAX));
+    builder
+}
+
+impl Shared {
+    async fn serve(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, admitted: Admitted) {
+        match &self.tls {
+            None => {
+                if let Ok((stream, ())) = self.stall.accept(stream, ()).await {
+                    self.drive(stream, peer, &admitted.connection).await;
+                }
+            }
+            Some(tls) => {
+                let accepted = tokio::select! {
+                    () = self.stopping.cancelled() => return,
+                    () = admitted.connection.given_up.cancelled() => return,
+                    accepted = tls.accept(stream, ()) => accepted,
+                };
+                if let Ok((stream, _service)) = accepted {
+                    self.drive(stream, peer, &admitted.connection).await;
+                }
+            }
+        }
+    }
+
+    /// Serves one connection to its end.
+    async fn drive<S>(&self, stream: S, peer: SocketAddr, connection: &Arc<Connection>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let service = service_fn(|mut request: Request<Incoming>| {
+            request.extensions_mut().insert(ConnectInfo(peer));
+            request.extensions_mut().insert(Arc::clone(connection));
+            self.answer(request)
+        });
+        let served = self.builder.serve_connection(TokioIo::new(stream), service);
+        let mut served = Timed::new(served, self.config.write_timeout);
+        tokio::select! {
+            biased;
+            () = connection.given_up.cancelled() => return,
+            () = &mut served => return,
+            () = self.stopping.cancelled() => served.inner().graceful_shutdown(),
+            () = connection.idle_for_too_long(self.config.header_timeout) => {
+                served.inner().graceful_shutdown();
+                // A client that does not hang up now is hung up on.
+                drop(timeout(self.config.header_timeout, &mut served).await);
+                return;
+            }
+        }
+        tokio::select! {
+            biased;
+            () = self.ended.cancelled() => {}
+            () = &mut served => {}
+        }
+    }
+
+    fn answer(&self, request: Request<Incoming>) -> impl Future<Output = Result<Response, Infallible>> + Send + use<> {
+        self.router.clone().oneshot(request.map(Body::new))
+    }
+}
