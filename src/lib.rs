@@ -12,6 +12,8 @@ pub mod config;
 pub mod containerd;
 pub mod convert;
 pub mod flight;
+#[cfg(test)]
+mod fuzzing;
 pub mod oci;
 pub mod profile;
 pub mod serve;

@@ -12,6 +12,8 @@ mod documents;
 mod error;
 mod external;
 mod failures;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod image;
 mod index;
 mod inflate;

@@ -5,6 +5,8 @@
 pub mod digest;
 pub mod document;
 pub mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub(crate) mod lenient;
 pub mod manifest;
 pub mod media_type;

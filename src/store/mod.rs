@@ -14,6 +14,8 @@ mod config;
 mod damage;
 mod error;
 mod folder;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod key;
 mod lease;
 mod profiles;

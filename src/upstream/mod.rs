@@ -14,6 +14,8 @@ mod config;
 mod dial;
 mod endpoint;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod headers;
 mod health;
 mod hosts;

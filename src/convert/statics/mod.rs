@@ -15,6 +15,8 @@ mod blobs;
 mod child;
 mod elf;
 mod fuel;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
 #[cfg(test)]
 mod hostile;
 mod java;

@@ -25,7 +25,7 @@ impl Sparse {
     }
 
     /// A file that is known whole.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn whole(bytes: &[u8]) -> Self {
         let mut sparse = Self::new(bytes.len() as u64);
         sparse.add(0, bytes.to_vec());

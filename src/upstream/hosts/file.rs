@@ -55,7 +55,7 @@ enum ClientFile {
 }
 
 /// Reads the text of a `hosts.toml`; paths in it are relative to `directory`.
-pub(super) fn parse(text: &str, directory: &Path) -> Result<Hosts, Problem> {
+pub(in crate::upstream) fn parse(text: &str, directory: &Path) -> Result<Hosts, Problem> {
     let file: File = toml::from_str(text).map_err(Problem::toml)?;
     let of_server: Settings = toml::from_str(text).map_err(Problem::toml)?;
     let mut hosts: Vec<_> = file.host.into_iter().collect();

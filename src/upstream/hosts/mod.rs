@@ -6,7 +6,7 @@
 //! ```
 
 mod certificates;
-mod file;
+pub(super) mod file;
 mod hosted;
 
 use std::io;

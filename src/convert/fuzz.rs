@@ -1,0 +1,30 @@
+//! Fuzz targets: manifests that are planned, and programs of images that are looked into.
+
+use bytes::Bytes;
+
+use super::plan::{Plan, Wanted, plan};
+use super::statics;
+use crate::oci::Platform;
+use crate::oci::document;
+
+/// A manifest: the plan has a decision for each layer and child.
+pub fn plans(data: &[u8]) {
+    let Ok(manifest) = document::read(None, None, Bytes::copy_from_slice(data)) else { return };
+    let platforms = [Platform::of_this_machine()];
+    let wanted = Wanted { platforms: &platforms, all_platforms: false, renew: false };
+    match plan(&manifest, &wanted) {
+        Plan::Image(image) => assert_eq!(image.manifest.layers.len(), image.layers.len()),
+        Plan::Index(index) => assert_eq!(index.index.manifests.len(), index.children.len()),
+        Plan::PassThrough(reason) => assert!(!reason.is_empty()),
+    }
+}
+
+/// A shell script.
+pub fn scripts(data: &[u8]) {
+    statics::fuzz::script(&String::from_utf8_lossy(data));
+}
+
+/// An ELF file.
+pub fn executables(data: &[u8]) {
+    statics::fuzz::executable(data);
+}

@@ -1,0 +1,24 @@
+//! Fuzz targets: the readers that need no image around them.
+
+use std::collections::BTreeMap;
+
+use super::fuel::Fuel;
+use super::sparse::Sparse;
+use super::{elf, words};
+
+/// Commands that are looked at.
+const MOST: usize = 1000;
+
+pub(in crate::convert) fn script(text: &str) {
+    let fuel = Fuel::new();
+    let variables = BTreeMap::from([("A".to_owned(), text.chars().take(100).collect())]);
+    let commands = words::commands(text, MOST, &fuel);
+    assert!(commands.len() <= MOST);
+    for command in commands {
+        let _words = command.expanded(&variables, &["argument".to_owned()], &fuel);
+    }
+}
+
+pub(in crate::convert) fn executable(bytes: &[u8]) {
+    let _read = elf::read(&Sparse::whole(bytes), &Fuel::new());
+}
