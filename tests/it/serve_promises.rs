@@ -1,4 +1,4 @@
-//! Every promise of docs/SEMANTICS.md has its test.
+//! Every promise of docs/SEMANTICS.md and every line of docs/THREATS.md has its test.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,13 +18,23 @@ fn tests_in(folder: &Path, found: &mut BTreeSet<String>) {
     }
 }
 
-#[test]
-fn every_promise_names_a_test_that_exists() {
+/// All test functions of the project.
+fn all_tests() -> BTreeSet<String> {
     let top = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut tests = BTreeSet::new();
-    tests_in(&top.join("src"), &mut tests);
-    tests_in(&top.join("tests"), &mut tests);
-    let text = fs::read_to_string(top.join("docs/SEMANTICS.md")).unwrap();
+    for folder in ["src", "tests", "crates"] {
+        tests_in(&top.join(folder), &mut tests);
+    }
+    tests
+}
+
+fn document(name: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(name)).unwrap()
+}
+
+#[test]
+fn every_promise_names_a_test_that_exists() {
+    let (tests, text) = (all_tests(), document("SEMANTICS.md"));
     let promises: Vec<_> = text.split("\n* ").skip(1).collect();
     assert!(promises.len() > 30);
     for promise in promises {
@@ -32,6 +42,20 @@ fn every_promise_names_a_test_that_exists() {
         for name in promise.rsplit('—').next().unwrap().split(',') {
             let name = name.trim().trim_matches('`');
             assert!(tests.contains(name), "no test {name:?} for: {promise}");
+        }
+    }
+}
+
+#[test]
+fn every_threat_names_a_test_that_exists() {
+    let (tests, text) = (all_tests(), document("THREATS.md"));
+    let rows: Vec<&str> = text.lines().filter(|line| line.starts_with("| ") && line.contains('`')).collect();
+    assert!(rows.len() > 30);
+    for row in rows {
+        let named = row.trim_end_matches([' ', '|']).rsplit('|').next().unwrap();
+        for name in named.split(',') {
+            let name = name.trim().trim_matches('`');
+            assert!(tests.contains(name), "no test {name:?} for: {row}");
         }
     }
 }
