@@ -16,6 +16,7 @@ use crate::cli::platform::child_of;
 use crate::containerd::services::images::v1::{CreateImageRequest, Image as Record, UpdateImageRequest};
 use crate::containerd::types::Descriptor as Target;
 use crate::oci::manifest::{ImageConfig, ImageManifest};
+use crate::oci::media_type::{DOCKER_CONFIG, OCI_CONFIG};
 use crate::oci::{Descriptor, Digest, ImageName, Manifest, Platform, Reference};
 
 /// An image configuration over this is refused: real ones are a few kilobytes.
@@ -53,7 +54,12 @@ impl Image {
         let manifest: ImageManifest = parse(&document)?;
         let config_bytes = configuration(endpoint, &manifest.config).await?;
         let what = format!("the image configuration {}", manifest.config.digest);
-        let config: ImageConfig = serde_json::from_slice(&config_bytes).map_err(Failure::when(what))?;
+        let config: ImageConfig = serde_json::from_slice(&config_bytes).map_err(Failure::when(what.clone()))?;
+        // An artifact's configuration may be anything; as an image's it reads like one without layers.
+        let config_type = manifest.config.media_type.as_str();
+        if !matches!(config_type, DOCKER_CONFIG | OCI_CONFIG) && config.rootfs.diff_ids.is_empty() {
+            return Err(Failure::new(format!("{what} is of the type {config_type:?}")));
+        }
         let image = Self { indexes, document, manifest, config_bytes, diff_ids: config.rootfs.diff_ids };
         let (layers, diff_ids) = (image.layers().count(), image.diff_ids.len());
         if layers == diff_ids {

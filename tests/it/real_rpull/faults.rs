@@ -97,7 +97,8 @@ async fn what_is_no_image_is_told() {
     let node = Node::start(&place);
     let told = node.refusal(&format!("{}@{artifact}", name.replace(":v1", "")));
     assert!(told.contains("image configuration"), "{told}");
-    let old = registry.put_manifest("app", "application/vnd.docker.distribution.manifest.v1+prettyjws", "{}");
+    let schema_1 = r#"{"schemaVersion":1,"name":"app","tag":"old","fsLayers":[],"history":[],"signatures":[]}"#;
+    let old = registry.put_manifest("app", "application/vnd.docker.distribution.manifest.v1+prettyjws", schema_1);
     registry.tag("app", "old", &old);
     let told = node.refusal(&name.replace(":v1", ":old"));
     assert!(told.contains("is no image but") && told.contains("v1+prettyjws"), "{told}");
