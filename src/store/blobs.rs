@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -34,9 +35,14 @@ impl Store {
         if let Some(object) = self.inner.objects.get(digest).await {
             return Ok(Some(object));
         }
+        let forgotten = self.inner.forgotten.load(Ordering::Acquire);
         let found = self.look_up(digest).await?;
         if let Some(object) = &found {
             self.inner.objects.insert(digest.clone(), object.clone()).await;
+            // Its record may have been read before it went, and remembered after it was forgotten.
+            if self.inner.forgotten.load(Ordering::Acquire) != forgotten {
+                self.inner.objects.invalidate(digest).await;
+            }
         }
         Ok(found)
     }
@@ -189,7 +195,9 @@ impl Store {
         }
     }
 
+    /// Forgets what is remembered of an object, after its record went.
     pub(super) async fn forget(&self, digest: &Digest) {
+        self.inner.forgotten.fetch_add(1, Ordering::AcqRel);
         self.inner.objects.invalidate(digest).await;
         self.inner.small.invalidate(digest).await;
         self.inner.images.invalidate_all();

@@ -84,7 +84,6 @@ impl Store {
 
     /// Makes the object invisible, unless its record is gone already: then it was swept, and nothing is damaged.
     pub(super) async fn forget_damaged(&self, object: &Object, damage: Damage) {
-        self.forget(&object.digest).await;
         let record = Key::DigestRecord(object.digest.clone());
         match self.inner.backend.get(&record).await {
             Ok(None) => {}
@@ -97,6 +96,7 @@ impl Store {
             }
             Err(error) => tracing::debug!(%record, %error, "a damaged object was not forgotten"),
         }
+        self.forget(&object.digest).await;
     }
 
     /// Deletes a record that is not what was written, unless it was written again since.

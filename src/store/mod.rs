@@ -30,6 +30,7 @@ mod used;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -82,6 +83,8 @@ struct Inner {
     backend: Backend,
     config: Config,
     objects: Cache<Digest, Object>,
+    /// How often something was forgotten: who remembers an object looks whether that happened meanwhile.
+    forgotten: AtomicU64,
     images: Cache<Key, Arc<ImageRecord>>,
     small: Cache<Digest, Bytes>,
     noted: Cache<Digest, ()>,
@@ -135,6 +138,7 @@ impl Store {
         let digests = || Cache::builder().max_capacity(DIGESTS).weigher(|_: &Digest, ()| weight(0));
         let inner = Inner {
             backend,
+            forgotten: AtomicU64::new(0),
             objects: weighed(FOUND_OBJECTS, FOUND_FOR, |_, object: &Object| {
                 ENTRY * 2 + object.media_type.as_ref().map_or(0, String::len)
             }),

@@ -72,7 +72,9 @@ async fn a_manifest_has_a_largest_size() {
     let registry = Registry::start().await;
     let largest = usize::try_from(MAX_MANIFEST_BYTES).unwrap();
     for (tag, length) in [("v1", largest + 1), ("v2", largest)] {
-        let digest = registry.put_manifest("library/app", media_type::OCI_MANIFEST, vec![b' '; length]);
+        let mut manifest = br#"{"schemaVersion":2,"config":{},"layers":[]}"#.to_vec();
+        manifest.resize(length, b' ');
+        let digest = registry.put_manifest("library/app", media_type::OCI_MANIFEST, manifest);
         registry.tag("library/app", tag, &digest);
     }
     let source = source(&registry);
