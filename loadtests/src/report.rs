@@ -15,7 +15,7 @@ pub(crate) struct Report {
     name: &'static str,
     title: &'static str,
     notes: Vec<String>,
-    /// What must hold and did not.
+    /// The invariants that were broken.
     failures: Vec<String>,
     tables: Vec<Table>,
     plots: Vec<Plot>,

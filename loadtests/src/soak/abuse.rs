@@ -1,4 +1,4 @@
-//! Clients that mean no good, each bounded in number and time: what they do must cost nobody else anything.
+//! Abusive clients, bounded in number and time. Other clients must not notice them.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -28,7 +28,7 @@ enum Abuse {
     ManyRanges,
     /// Headers larger than any client's.
     LargeHeaders,
-    /// A body of megabytes where a node tells of a start.
+    /// A body of megabytes to the endpoint for observations.
     LargeBody,
     /// Names, digests and paths that are none.
     Nonsense,

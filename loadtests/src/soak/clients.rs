@@ -23,7 +23,7 @@ const KNOWN_BYTES: usize = 256 << 20;
 /// Longest range that is asked for.
 const LONGEST_RANGE: usize = 256 << 10;
 
-/// What all clients share.
+/// State that all clients share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) replicas: Vec<SocketAddr>,

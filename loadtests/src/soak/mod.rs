@@ -43,7 +43,7 @@ const KEPT_DESCRIPTORS: f64 = 64.0;
 /// Gauges that are zero at rest.
 const ZERO_AT_REST: [&str; 1] = ["starlift_conversions_running"];
 
-/// What is shown of a sample.
+/// A figure of a sample.
 type Figure = fn(&Sample) -> f64;
 
 #[derive(Debug, clap::Args)]
@@ -62,7 +62,7 @@ pub(crate) struct Arguments {
     layer: usize,
 }
 
-/// What was seen of the replicas meanwhile.
+/// The replicas' samples, kills and crashes during the soak.
 #[derive(Debug, Default)]
 struct Seen {
     samples: Vec<Vec<Sample>>,
@@ -149,7 +149,7 @@ async fn soak(arguments: &Arguments) -> anyhow::Result<Report> {
     Ok(report)
 }
 
-/// What must hold and did not.
+/// The invariants that were broken.
 fn failures(
     shared: &Shared,
     seen: &Seen,
