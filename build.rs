@@ -3,8 +3,13 @@
 use std::error::Error;
 
 const FOLDER: &str = "proto";
-const SERVICES: [&str; 5] =
-    ["snapshots/v1/snapshots", "content/v1/content", "images/v1/images", "leases/v1/leases", "diff/v1/diff"];
+const SERVICES: [&str; 5] = [
+    "snapshots/v1/snapshots",
+    "content/v1/content",
+    "images/v1/images",
+    "leases/v1/leases",
+    "diff/v1/diff",
+];
 /// What kubelets say to its CRI service.
 const CRI: &str = "runtime/v1/image_service.proto";
 /// Holds secrets.
@@ -12,8 +17,14 @@ const CRI_AUTH: &str = "runtime.v1.AuthConfig";
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed={FOLDER}");
-    let file = |service: &str| format!("github.com/containerd/containerd/api/services/{service}.proto");
-    let descriptors = protox::compile(SERVICES.map(file).iter().map(String::as_str).chain([CRI]), [FOLDER])?;
-    tonic_prost_build::configure().skip_debug([CRI_AUTH]).compile_fds(descriptors)?;
+    let file =
+        |service: &str| format!("github.com/containerd/containerd/api/services/{service}.proto");
+    let descriptors = protox::compile(
+        SERVICES.map(file).iter().map(String::as_str).chain([CRI]),
+        [FOLDER],
+    )?;
+    tonic_prost_build::configure()
+        .skip_debug([CRI_AUTH])
+        .compile_fds(descriptors)?;
     Ok(())
 }

@@ -16,13 +16,17 @@ const MOMENT: usize = 64 << 10;
 /// How many such works run at once, for each processor. More would only take its time from those that run.
 const FOR_EACH_PROCESSOR: usize = 2;
 
-static SLOTS: LazyLock<Semaphore> =
-    LazyLock::new(|| Semaphore::new(available_parallelism().map_or(1, usize::from) * FOR_EACH_PROCESSOR));
+static SLOTS: LazyLock<Semaphore> = LazyLock::new(|| {
+    Semaphore::new(available_parallelism().map_or(1, usize::from) * FOR_EACH_PROCESSOR)
+});
 
 /// Does `work` over so many bytes of others' data: at once when they are few, aside in order of asking when not.
 ///
 /// What is aside goes on when the caller stops waiting. A panic in it is the caller's.
-pub async fn aside<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> T + Send + 'static) -> T {
+pub async fn aside<T: Send + 'static>(
+    bytes: usize,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
     if bytes <= MOMENT {
         return work();
     }

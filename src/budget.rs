@@ -41,7 +41,14 @@ impl Budget {
     /// A budget of `bytes`, rounded up to whole KiB and at least one.
     pub fn new(name: &'static str, bytes: u64) -> Self {
         let units = units(bytes);
-        Self { name, bytes, units, free: Arc::new(Semaphore::new(usize::try_from(units).unwrap_or(usize::MAX >> 4))) }
+        Self {
+            name,
+            bytes,
+            units,
+            free: Arc::new(Semaphore::new(
+                usize::try_from(units).unwrap_or(usize::MAX >> 4),
+            )),
+        }
     }
 
     /// Takes `bytes`, waiting in order until they are free. Cancel safe.
@@ -51,7 +58,10 @@ impl Budget {
     pub async fn take(&self, bytes: u64) -> Result<Weight, Full> {
         let wanted = self.checked(bytes)?;
         // The semaphore is never closed.
-        let permit = Arc::clone(&self.free).acquire_many_owned(wanted).await.map_err(|_closed| self.full(bytes))?;
+        let permit = Arc::clone(&self.free)
+            .acquire_many_owned(wanted)
+            .await
+            .map_err(|_closed| self.full(bytes))?;
         Ok(Weight { permit })
     }
 
@@ -60,7 +70,9 @@ impl Budget {
     /// # Errors
     /// [`Full`] when the bytes were not free in time, or the whole budget is smaller.
     pub async fn take_within(&self, bytes: u64, patience: Duration) -> Result<Weight, Full> {
-        tokio::time::timeout(patience, self.take(bytes)).await.map_err(|_elapsed| self.full(bytes))?
+        tokio::time::timeout(patience, self.take(bytes))
+            .await
+            .map_err(|_elapsed| self.full(bytes))?
     }
 
     /// Takes `bytes` if they are free now and nobody waits.
@@ -69,7 +81,9 @@ impl Budget {
     /// [`Full`] when they are not.
     pub fn try_take(&self, bytes: u64) -> Result<Weight, Full> {
         let wanted = self.checked(bytes)?;
-        let permit = Arc::clone(&self.free).try_acquire_many_owned(wanted).map_err(|_full| self.full(bytes))?;
+        let permit = Arc::clone(&self.free)
+            .try_acquire_many_owned(wanted)
+            .map_err(|_full| self.full(bytes))?;
         Ok(Weight { permit })
     }
 
@@ -85,11 +99,19 @@ impl Budget {
 
     fn checked(&self, bytes: u64) -> Result<u32, Full> {
         let wanted = units(bytes);
-        if wanted > self.units { Err(self.full(bytes)) } else { Ok(wanted) }
+        if wanted > self.units {
+            Err(self.full(bytes))
+        } else {
+            Ok(wanted)
+        }
     }
 
     fn full(&self, wanted: u64) -> Full {
-        Full { name: self.name, wanted, bytes: self.bytes }
+        Full {
+            name: self.name,
+            wanted,
+            bytes: self.bytes,
+        }
     }
 }
 
@@ -115,7 +137,14 @@ mod tests {
         let budget = Budget::new("test", 10 * UNIT);
         let mut a = budget.take(6 * UNIT).await.unwrap();
         assert_eq!(budget.free(), 4 * UNIT);
-        assert_eq!(budget.try_take(5 * UNIT).unwrap_err(), Full { name: "test", wanted: 5 * UNIT, bytes: 10 * UNIT });
+        assert_eq!(
+            budget.try_take(5 * UNIT).unwrap_err(),
+            Full {
+                name: "test",
+                wanted: 5 * UNIT,
+                bytes: 10 * UNIT
+            }
+        );
         a.shrink_to(2 * UNIT);
         let b = budget.try_take(8 * UNIT).unwrap();
         assert_eq!(budget.free(), 0);
@@ -133,7 +162,12 @@ mod tests {
     async fn takers_wait_in_order_and_no_longer_than_they_want() {
         let budget = Budget::new("test", 4 * UNIT);
         let held = budget.take(3 * UNIT).await.unwrap();
-        assert!(budget.take_within(2 * UNIT, Duration::from_millis(10)).await.is_err());
+        assert!(
+            budget
+                .take_within(2 * UNIT, Duration::from_millis(10))
+                .await
+                .is_err()
+        );
         let large = tokio::spawn({
             let budget = budget.clone();
             async move { budget.take(4 * UNIT).await.map(drop) }

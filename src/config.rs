@@ -29,7 +29,9 @@ pub use layer::Layer;
 const DEFAULT_FILES: [&str; 2] = ["starlift.toml", "/etc/starlift/starlift.toml"];
 
 /// The tables of the file. `[upstream.NAME]` and `[pull]` are both the upstreams': each one, and what holds for all.
-const TABLES: [&str; 7] = ["serve", "store", "convert", "agent", "pull", "upstream", "log"];
+const TABLES: [&str; 7] = [
+    "serve", "store", "convert", "agent", "pull", "upstream", "log",
+];
 
 /// Where a value is: the tables' names and the key.
 type KeyPath = Vec<String>;
@@ -77,9 +79,17 @@ pub enum Error {
         source: std::io::Error,
     },
     #[error("{}, line {line}: {reason}", file.display())]
-    Syntax { file: PathBuf, line: usize, reason: String },
+    Syntax {
+        file: PathBuf,
+        line: usize,
+        reason: String,
+    },
     #[error("{origin}: {key}: {reason}")]
-    Value { origin: Origin, key: String, reason: String },
+    Value {
+        origin: Origin,
+        key: String,
+        reason: String,
+    },
 }
 
 impl Config {
@@ -113,7 +123,11 @@ impl Config {
             key: error.key,
             reason: error.reason,
         })?;
-        Ok(Loaded { config, file, origins })
+        Ok(Loaded {
+            config,
+            file,
+            origins,
+        })
     }
 
     fn from_table(mut table: Table) -> Result<Self, BadValue> {
@@ -129,14 +143,19 @@ impl Config {
             None => Ok(config),
             Some(unknown) => {
                 let tables = TABLES.map(|name| format!("[{name}]")).join(", ");
-                Err(BadValue { key: unknown.clone(), reason: format!("unknown, expected one of {tables}") })
+                Err(BadValue {
+                    key: unknown.clone(),
+                    reason: format!("unknown, expected one of {tables}"),
+                })
             }
         }
     }
 
     fn to_table(&self) -> Table {
         let mut pull = table_of(&self.upstreams);
-        let upstream = pull.remove("upstream").unwrap_or_else(|| Value::Table(Table::new()));
+        let upstream = pull
+            .remove("upstream")
+            .unwrap_or_else(|| Value::Table(Table::new()));
         let mut table = Table::new();
         table.insert("serve".to_owned(), Value::Table(table_of(&self.serve)));
         table.insert("store".to_owned(), Value::Table(table_of(&self.store)));
@@ -156,10 +175,15 @@ struct BadValue {
 }
 
 fn section<T: DeserializeOwned + Default>(table: &mut Table, name: &str) -> Result<T, BadValue> {
-    let bad = |reason: String| BadValue { key: format!("[{name}]"), reason };
+    let bad = |reason: String| BadValue {
+        key: format!("[{name}]"),
+        reason,
+    };
     match table.remove(name) {
         None => Ok(T::default()),
-        Some(Value::Table(section)) => section.try_into().map_err(|error: toml::de::Error| bad(one_line(&error))),
+        Some(Value::Table(section)) => section
+            .try_into()
+            .map_err(|error: toml::de::Error| bad(one_line(&error))),
         Some(_) => Err(bad("is a table, not a value".to_owned())),
     }
 }
@@ -168,20 +192,34 @@ fn section<T: DeserializeOwned + Default>(table: &mut Table, name: &str) -> Resu
 fn upstreams(table: &mut Table) -> Result<upstream::Config, BadValue> {
     if let Some(upstream) = table.remove("upstream") {
         let alone = Table::from_iter([("upstream".to_owned(), upstream.clone())]);
-        section::<upstream::Config>(&mut Table::from_iter([("upstream".to_owned(), Value::Table(alone))]), "upstream")?;
-        let pull = table.entry("pull").or_insert_with(|| Value::Table(Table::new()));
+        section::<upstream::Config>(
+            &mut Table::from_iter([("upstream".to_owned(), Value::Table(alone))]),
+            "upstream",
+        )?;
+        let pull = table
+            .entry("pull")
+            .or_insert_with(|| Value::Table(Table::new()));
         if let Value::Table(pull) = pull
             && pull.insert("upstream".to_owned(), upstream).is_some()
         {
             let reason = "upstreams stand in [upstream.NAME]".to_owned();
-            return Err(BadValue { key: "[pull.upstream]".to_owned(), reason });
+            return Err(BadValue {
+                key: "[pull.upstream]".to_owned(),
+                reason,
+            });
         }
     }
     section(table, "pull")
 }
 
 fn one_line(error: &toml::de::Error) -> String {
-    error.to_string().lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(", ")
+    error
+        .to_string()
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// Serialising our own plain structs into a table cannot fail but by a type TOML has no word for, which a test rules out.
@@ -190,7 +228,10 @@ fn table_of<T: Serialize>(value: &T) -> Table {
 }
 
 fn default_file() -> Option<PathBuf> {
-    DEFAULT_FILES.iter().map(PathBuf::from).find(|file| file.exists())
+    DEFAULT_FILES
+        .iter()
+        .map(PathBuf::from)
+        .find(|file| file.exists())
 }
 
 impl fmt::Display for Origin {
@@ -211,7 +252,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("starlift.toml");
         std::fs::write(&path, file).unwrap();
-        let environment = environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned()));
+        let environment = environment
+            .iter()
+            .map(|&(name, value)| (name.to_owned(), value.to_owned()));
         Config::load(Some(&path), environment, flags)
     }
 
@@ -220,9 +263,26 @@ mod tests {
         let file = "[store]\nlocation = \"from-file\"\n";
         let environment = [("STARLIFT_STORE_LOCATION", "from-environment")];
         let flag = vec![Layer::flag("--store", &["store", "location"], "from-flag")];
-        assert_eq!(load(file, &[], vec![]).unwrap().config.store.location, "from-file");
-        assert_eq!(load(file, &environment, vec![]).unwrap().config.store.location, "from-environment");
-        assert_eq!(load(file, &environment, flag).unwrap().config.store.location, "from-flag");
+        assert_eq!(
+            load(file, &[], vec![]).unwrap().config.store.location,
+            "from-file"
+        );
+        assert_eq!(
+            load(file, &environment, vec![])
+                .unwrap()
+                .config
+                .store
+                .location,
+            "from-environment"
+        );
+        assert_eq!(
+            load(file, &environment, flag)
+                .unwrap()
+                .config
+                .store
+                .location,
+            "from-flag"
+        );
     }
 
     #[test]
@@ -235,41 +295,75 @@ mod tests {
             ("no_proxy", "a.example"),
             ("ALL_PROXY", "x"),
         ];
-        let proxies = |file: &str, environment: &[(&str, &str)]| load(file, environment, vec![]).unwrap();
+        let proxies =
+            |file: &str, environment: &[(&str, &str)]| load(file, environment, vec![]).unwrap();
         let loaded = proxies("", &environment);
         let pull = &loaded.config.upstreams;
         assert_eq!(pull.http_proxy, "http://proxy:3128".parse().ok());
         assert_eq!(pull.https_proxy, "http://me:hush@tls:3128".parse().ok());
         assert_eq!(pull.no_proxy, "a.example");
         assert!(!loaded.to_toml().contains("hush"));
-        let ours = proxies("[pull]\nhttp_proxy = \"ours:1\"\nno_proxy = \"b\"\n", &environment);
+        let ours = proxies(
+            "[pull]\nhttp_proxy = \"ours:1\"\nno_proxy = \"b\"\n",
+            &environment,
+        );
         assert_eq!(ours.config.upstreams.http_proxy, "ours:1".parse().ok());
         assert_eq!(ours.config.upstreams.no_proxy, "b");
-        assert_eq!(proxies("", &[("HTTP_PROXY", "socks5://x")]).config.upstreams.http_proxy, None);
+        assert_eq!(
+            proxies("", &[("HTTP_PROXY", "socks5://x")])
+                .config
+                .upstreams
+                .http_proxy,
+            None
+        );
     }
 
     #[test]
     fn unknown_keys_are_told_with_their_place() {
-        let error = load("[store]\nlocatoin = \"x\"\n", &[], vec![]).unwrap_err().to_string();
-        assert!(error.contains("starlift.toml") && error.contains("[store]") && error.contains("locatoin"), "{error}");
-        let error = load("[stroe]\nlocation = \"x\"\n", &[], vec![]).unwrap_err().to_string();
-        assert!(error.contains("stroe") && error.contains("[store]"), "{error}");
-        let error = load("", &[("STARLIFT_STORE_LOCATOIN", "x")], vec![]).unwrap_err().to_string();
-        assert!(error.contains("STARLIFT_STORE_LOCATOIN") && error.contains("locatoin"), "{error}");
-        let error = load("[upstream.x]\nurll = \"x\"\n", &[], vec![]).unwrap_err().to_string();
+        let error = load("[store]\nlocatoin = \"x\"\n", &[], vec![])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("starlift.toml")
+                && error.contains("[store]")
+                && error.contains("locatoin"),
+            "{error}"
+        );
+        let error = load("[stroe]\nlocation = \"x\"\n", &[], vec![])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("stroe") && error.contains("[store]"),
+            "{error}"
+        );
+        let error = load("", &[("STARLIFT_STORE_LOCATOIN", "x")], vec![])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("STARLIFT_STORE_LOCATOIN") && error.contains("locatoin"),
+            "{error}"
+        );
+        let error = load("[upstream.x]\nurll = \"x\"\n", &[], vec![])
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("urll"), "{error}");
     }
 
     #[test]
     fn broken_syntax_is_told_with_its_line() {
-        let error = load("[store]\nlocation = \n", &[], vec![]).unwrap_err().to_string();
+        let error = load("[store]\nlocation = \n", &[], vec![])
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("starlift.toml, line 2"), "{error}");
     }
 
     #[test]
     fn a_named_file_must_exist() {
         let missing = Path::new("/nonexistent/starlift.toml");
-        assert!(matches!(Config::load(Some(missing), [], vec![]), Err(Error::Read { .. })));
+        assert!(matches!(
+            Config::load(Some(missing), [], vec![]),
+            Err(Error::Read { .. })
+        ));
     }
 
     #[test]
@@ -277,7 +371,10 @@ mod tests {
         let environment = [("STARLIFT_UPSTREAM_LOCAL__URL", "http://127.0.0.1:5000")];
         let loaded = load("[store]\nlocation = \"a\"\n", &environment, vec![]).unwrap();
         let text = loaded.to_toml();
-        assert!(text.contains("url = \"http://127.0.0.1:5000\"  # STARLIFT_UPSTREAM_LOCAL__URL"), "{text}");
+        assert!(
+            text.contains("url = \"http://127.0.0.1:5000\"  # STARLIFT_UPSTREAM_LOCAL__URL"),
+            "{text}"
+        );
         assert_eq!(load(&text, &[], vec![]).unwrap().config, loaded.config);
     }
 }

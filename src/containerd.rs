@@ -53,7 +53,9 @@ pub mod runtime {
         impl fmt::Debug for AuthConfig {
             /// Without its secrets.
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.debug_struct("AuthConfig").field("server_address", &self.server_address).finish_non_exhaustive()
+                f.debug_struct("AuthConfig")
+                    .field("server_address", &self.server_address)
+                    .finish_non_exhaustive()
             }
         }
     }

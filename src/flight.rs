@@ -52,7 +52,10 @@ where
 impl Forgotten {
     /// `count` computations go on, for `time` at most; all others end when the last who waited leaves.
     pub fn new(count: usize, time: Duration) -> Self {
-        Self { places: Arc::new(Semaphore::new(count)), time }
+        Self {
+            places: Arc::new(Semaphore::new(count)),
+            time,
+        }
     }
 
     /// Returns when nobody waits and the computation may not go on.
@@ -60,8 +63,13 @@ impl Forgotten {
         loop {
             // The sender is in the table as long as the computation runs.
             drop(waiting.wait_for(|count| *count == 0).await);
-            let Ok(_place) = self.places.try_acquire() else { return };
-            if timeout(self.time, waiting.wait_for(|count| *count > 0)).await.is_err() {
+            let Ok(_place) = self.places.try_acquire() else {
+                return;
+            };
+            if timeout(self.time, waiting.wait_for(|count| *count > 0))
+                .await
+                .is_err()
+            {
                 return;
             }
         }
@@ -70,13 +78,19 @@ impl Forgotten {
 
 impl<K, V: Clone> Clone for Flight<K, V> {
     fn clone(&self) -> Self {
-        Self { running: Arc::clone(&self.running), forgotten: self.forgotten.clone() }
+        Self {
+            running: Arc::clone(&self.running),
+            forgotten: self.forgotten.clone(),
+        }
     }
 }
 
 impl<K, V: Clone> Default for Flight<K, V> {
     fn default() -> Self {
-        Self { running: Arc::default(), forgotten: None }
+        Self {
+            running: Arc::default(),
+            forgotten: None,
+        }
     }
 }
 
@@ -87,14 +101,21 @@ where
 {
     /// Computations that end when nobody waits for them, but for what `forgotten` allows.
     pub fn while_awaited(forgotten: Forgotten) -> Self {
-        Self { running: Arc::default(), forgotten: Some(forgotten) }
+        Self {
+            running: Arc::default(),
+            forgotten: Some(forgotten),
+        }
     }
 
     /// Waits for the computation under `key`, starting `compute` when none is running.
     ///
     /// Cancel safe: dropping the future leaves the computation running, unless it was the last of those that keep it.
     /// `None` means the computation panicked.
-    pub fn join<F, C>(&self, key: K, compute: C) -> impl Future<Output = Option<V>> + Send + use<K, V, F, C>
+    pub fn join<F, C>(
+        &self,
+        key: K,
+        compute: C,
+    ) -> impl Future<Output = Option<V>> + Send + use<K, V, F, C>
     where
         C: FnOnce() -> F,
         F: Future<Output = V> + Send + 'static,
@@ -105,14 +126,23 @@ where
         }
         let (done, outcome) = tokio::sync::oneshot::channel();
         let (waiting, watched) = watch::channel(0);
-        let entry = Entry { outcome: outcome.map(Result::ok).boxed().shared(), waiting: Arc::new(waiting) };
+        let entry = Entry {
+            outcome: outcome.map(Result::ok).boxed().shared(),
+            waiting: Arc::new(waiting),
+        };
         let joined = Waiting::on(&entry);
-        let landing = Landing { running: Arc::clone(&self.running), key: key.clone(), own: Arc::clone(&entry.waiting) };
+        let landing = Landing {
+            running: Arc::clone(&self.running),
+            key: key.clone(),
+            own: Arc::clone(&entry.waiting),
+        };
         running.insert(key, entry);
         let computation = compute();
         let forgotten = self.forgotten.clone();
         tokio::spawn(async move {
-            let Some(value) = landing.run(computation, forgotten, watched).await else { return };
+            let Some(value) = landing.run(computation, forgotten, watched).await else {
+                return;
+            };
             // Nobody may be waiting any more, which is no failure.
             let _unheard = done.send(value);
         });
@@ -121,12 +151,19 @@ where
 
     /// The computation under `key`, if one is running.
     pub fn running(&self, key: &K) -> Option<impl Future<Output = Option<V>> + Send + use<K, V>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).get(key).map(Waiting::on)
+        self.running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(key)
+            .map(Waiting::on)
     }
 
     /// How many computations are running.
     pub fn len(&self) -> usize {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -144,7 +181,10 @@ impl<V: Clone> Waiting<V> {
     /// With the table locked, so that a computation is not given up at the same time.
     fn on(entry: &Entry<V>) -> Self {
         entry.waiting.send_modify(|count| *count += 1);
-        Self { outcome: entry.outcome.clone(), waiting: Arc::clone(&entry.waiting) }
+        Self {
+            outcome: entry.outcome.clone(),
+            waiting: Arc::clone(&entry.waiting),
+        }
     }
 }
 
@@ -177,7 +217,9 @@ impl<K: Eq + Hash, V: Clone> Landing<K, V> {
         forgotten: Option<Forgotten>,
         mut waiting: watch::Receiver<usize>,
     ) -> Option<V> {
-        let Some(forgotten) = forgotten else { return Some(computation.await) };
+        let Some(forgotten) = forgotten else {
+            return Some(computation.await);
+        };
         let mut computation = std::pin::pin!(computation);
         loop {
             tokio::select! {
@@ -205,7 +247,10 @@ impl<K: Eq + Hash, V: Clone> Drop for Landing<K, V> {
     fn drop(&mut self) {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         // One that was given up may have a successor under its key.
-        if running.get(&self.key).is_some_and(|entry| Arc::ptr_eq(&entry.waiting, &self.own)) {
+        if running
+            .get(&self.key)
+            .is_some_and(|entry| Arc::ptr_eq(&entry.waiting, &self.own))
+        {
             running.remove(&self.key);
         }
     }
@@ -229,8 +274,9 @@ mod tests {
                 runs.fetch_add(1, Ordering::SeqCst) + 1
             }
         });
-        let others: Vec<_> =
-            (0..100).map(|_| flight.join("key", || async { panic!("a second computation") })).collect();
+        let others: Vec<_> = (0..100)
+            .map(|_| flight.join("key", || async { panic!("a second computation") }))
+            .collect();
         open.send(()).unwrap();
         assert_eq!(first.await, Some(1));
         for other in others {
@@ -255,7 +301,10 @@ mod tests {
     #[tokio::test]
     async fn a_panic_is_told_and_the_next_caller_starts_anew() {
         let flight = Flight::<u8, u8>::default();
-        assert_eq!(flight.join(1, || async { panic!("on purpose") }).await, None);
+        assert_eq!(
+            flight.join(1, || async { panic!("on purpose") }).await,
+            None
+        );
         assert_eq!(flight.join(1, || async { 2 }).await, Some(2));
     }
 
@@ -267,7 +316,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_nobody_waits_for_ends() {
-        let flight = Flight::<usize, usize>::while_awaited(Forgotten::new(2, Duration::from_secs(3600)));
+        let flight =
+            Flight::<usize, usize>::while_awaited(Forgotten::new(2, Duration::from_secs(3600)));
         let slow = || std::future::pending::<usize>();
         let awaited = tokio::spawn(flight.join(0, slow));
         for key in 1..10 {
@@ -275,7 +325,14 @@ mod tests {
         }
         // The one awaited, and two that may go on for a while.
         until(|| flight.len() == 3).await;
-        let kept = flight.running.lock().unwrap().keys().copied().find(|key| *key > 0).unwrap();
+        let kept = flight
+            .running
+            .lock()
+            .unwrap()
+            .keys()
+            .copied()
+            .find(|key| *key > 0)
+            .unwrap();
         let joined = flight.join(kept, || async { panic!("it goes on") });
         awaited.abort();
         drop(joined);
@@ -284,7 +341,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_may_go_on_does_so_for_a_while_only() {
-        let flight = Flight::<usize, usize>::while_awaited(Forgotten::new(2, Duration::from_millis(1)));
+        let flight =
+            Flight::<usize, usize>::while_awaited(Forgotten::new(2, Duration::from_millis(1)));
         drop(flight.join(1, std::future::pending::<usize>));
         until(|| flight.is_empty()).await;
         assert_eq!(flight.join(1, || async { 5 }).await, Some(5));

@@ -33,23 +33,39 @@ fn manifests() -> Vec<Vec<u8>> {
         "annotations": {"a": "b"}, "subject": null,
     });
     let mut child = descriptor(oci::media_type::OCI_MANIFEST);
-    child["platform"] = serde_json::json!({"os": "linux", "architecture": "arm64", "variant": "v8"});
+    child["platform"] =
+        serde_json::json!({"os": "linux", "architecture": "arm64", "variant": "v8"});
     let index = serde_json::json!({
         "schemaVersion": 2, "mediaType": oci::media_type::OCI_INDEX,
         "manifests": [child, descriptor(oci::media_type::OCI_INDEX)],
     });
-    [image, index].map(|document| document.to_string().into_bytes()).into()
+    [image, index]
+        .map(|document| document.to_string().into_bytes())
+        .into()
 }
 
 #[test]
 fn ranges() {
-    run("ranges", seeds(&["\u{1}\0\0\0\0\0\0\0bytes=0-1,5-,-3"]), mutate::bytes, oci::fuzz::ranges);
+    run(
+        "ranges",
+        seeds(&["\u{1}\0\0\0\0\0\0\0bytes=0-1,5-,-3"]),
+        mutate::bytes,
+        oci::fuzz::ranges,
+    );
 }
 
 #[test]
 fn names() {
-    let digest = format!("library/nginx/blobs/sha256:{}", "0123456789abcdef".repeat(4));
-    run("names", seeds(&["docker.io/library/nginx/manifests/1.21.1", &digest]), mutate::bytes, oci::fuzz::names);
+    let digest = format!(
+        "library/nginx/blobs/sha256:{}",
+        "0123456789abcdef".repeat(4)
+    );
+    run(
+        "names",
+        seeds(&["docker.io/library/nginx/manifests/1.21.1", &digest]),
+        mutate::bytes,
+        oci::fuzz::names,
+    );
 }
 
 #[test]
@@ -70,29 +86,54 @@ fn headers() {
         "</v2/app/tags/list?n=2&last=b>; rel=\"next\"",
         "Wed, 21 Oct 2026 07:28:00 GMT",
     ];
-    run("headers", seeds(&texts), mutate::bytes, upstream::fuzz::headers);
+    run(
+        "headers",
+        seeds(&texts),
+        mutate::bytes,
+        upstream::fuzz::headers,
+    );
 }
 
 #[test]
 fn hosts() {
     let text = "server = \"https://a.example\"\n[host.\"http://b.example:5000/v2\"]\ncapabilities = [\"pull\", \"resolve\"]\n\
                 client = [[\"c.cert\", \"c.key\"]]\nskip_verify = true\noverride_path = true\n[host.\"http://b.example:5000/v2\".header]\nx = [\"y\"]\n";
-    run("hosts", seeds(&[text]), mutate::bytes, upstream::fuzz::hosts);
+    run(
+        "hosts",
+        seeds(&[text]),
+        mutate::bytes,
+        upstream::fuzz::hosts,
+    );
 }
 
 #[test]
 fn scripts() {
     let text = "#!/bin/sh\nset -e\nA=${B:-x}$A\nfor i in 1 2; do echo \"$i\" `id -u`; done\ncat <<EOF >&2\nx$(y)\nEOF\nexec \"$@\"\n";
-    run("scripts", seeds(&[text]), mutate::bytes, convert::fuzz::scripts);
+    run(
+        "scripts",
+        seeds(&[text]),
+        mutate::bytes,
+        convert::fuzz::scripts,
+    );
 }
 
 #[test]
 fn executables() {
     let file = std::fs::read("/bin/true").unwrap();
-    run("executables", vec![file], mutate::bytes, convert::fuzz::executables);
+    run(
+        "executables",
+        vec![file],
+        mutate::bytes,
+        convert::fuzz::executables,
+    );
 }
 
 #[test]
 fn records() {
-    run("records", store::fuzz::seeds(), mutate::json, store::fuzz::records);
+    run(
+        "records",
+        store::fuzz::seeds(),
+        mutate::json,
+        store::fuzz::records,
+    );
 }

@@ -116,15 +116,29 @@ pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
     run(&format!("go build -o {} {PEER}", peer.display()))?;
     for name in &arguments.images {
         let tars = Image::get(name)?.tars()?;
-        let cuts: Vec<Vec<&[u8]>> = tars.iter().map(|tar| members::cut(tar)).collect::<anyhow::Result<_>>()?;
+        let cuts: Vec<Vec<&[u8]>> = tars
+            .iter()
+            .map(|tar| members::cut(tar))
+            .collect::<anyhow::Result<_>>()?;
         let members = cuts.concat();
         one_image(&mut report, name, &members, &peer, arguments.rounds)?;
-        inflate(&mut report, name, &Image::get(name)?.layers()?, arguments.rounds)?;
+        inflate(
+            &mut report,
+            name,
+            &Image::get(name)?.layers()?,
+            arguments.rounds,
+        )?;
     }
     Ok(report)
 }
 
-fn one_image(report: &mut Report, name: &str, members: &[&[u8]], peer: &Path, rounds: usize) -> anyhow::Result<()> {
+fn one_image(
+    report: &mut Report,
+    name: &str,
+    members: &[&[u8]],
+    peer: &Path,
+    rounds: usize,
+) -> anyhow::Result<()> {
     let total = float(members.iter().map(|member| member.len() as u64).sum());
     let mut runs: Vec<Vec<Run>> = CODECS.iter().map(|_| Vec::new()).collect();
     let mut same = SameBytes::default();
@@ -141,8 +155,18 @@ fn one_image(report: &mut Report, name: &str, members: &[&[u8]], peer: &Path, ro
     for (codec, runs) in CODECS.iter().zip(&runs) {
         let speed = Spread::of(runs.iter().map(|run| total / run.seconds / 1e6));
         let size = size_of(runs) / reference;
-        rows.push(vec![codec.name(), speed.show(1), format!("{size:.3}"), codec.remark().to_owned()]);
-        points.push(Point { label: codec.name(), x: speed.median, y: size, group: codec.group() });
+        rows.push(vec![
+            codec.name(),
+            speed.show(1),
+            format!("{size:.3}"),
+            codec.remark().to_owned(),
+        ]);
+        points.push(Point {
+            label: codec.name(),
+            x: speed.median,
+            y: size,
+            group: codec.group(),
+        });
     }
     let count = members.len();
     report.table(
@@ -179,13 +203,19 @@ fn timed(
     for member in members {
         bytes += compress(member, &mut out)? as u64;
     }
-    Ok(Run { seconds: cpu()? - begun, bytes })
+    Ok(Run {
+        seconds: cpu()? - begun,
+        bytes,
+    })
 }
 
 fn by_libdeflate(members: &[&[u8]], level: u8) -> anyhow::Result<Run> {
-    let level = CompressionLvl::new(level.into()).map_err(|_out_of_range| anyhow::anyhow!("no level {level}"))?;
+    let level = CompressionLvl::new(level.into())
+        .map_err(|_out_of_range| anyhow::anyhow!("no level {level}"))?;
     let mut compressor = Compressor::new(level);
-    timed(members, |member, out| Ok(compressor.gzip_compress(member, out)?))
+    timed(members, |member, out| {
+        Ok(compressor.gzip_compress(member, out)?)
+    })
 }
 
 fn by_zlib_rs(members: &[&[u8]], level: u8) -> anyhow::Result<Run> {
@@ -195,20 +225,30 @@ fn by_zlib_rs(members: &[&[u8]], level: u8) -> anyhow::Result<Run> {
         let mut sum = flate2::Crc::new();
         sum.update(member);
         let status = compressor.compress(member, out, FlushCompress::Finish)?;
-        ensure!(status == flate2::Status::StreamEnd, "zlib-rs did not finish");
+        ensure!(
+            status == flate2::Status::StreamEnd,
+            "zlib-rs did not finish"
+        );
         Ok(usize::try_from(compressor.total_out())? + GZIP_FRAME)
     })
 }
 
 fn by_zstd(members: &[&[u8]], level: u8) -> anyhow::Result<Run> {
     let mut compressor = zstd::bulk::Compressor::new(level.into())?;
-    timed(members, |member, out| Ok(compressor.compress_to_buffer(member, out)?))
+    timed(members, |member, out| {
+        Ok(compressor.compress_to_buffer(member, out)?)
+    })
 }
 
 fn by_go(members: &[&[u8]], peer: &Path, level: u8) -> anyhow::Result<Run> {
-    let mut child =
-        Command::new(peer).arg(level.to_string()).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("go")?;
-    let mut input = std::io::BufWriter::with_capacity(1 << 20, child.stdin.take().context("no stdin")?);
+    let mut child = Command::new(peer)
+        .arg(level.to_string())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("go")?;
+    let mut input =
+        std::io::BufWriter::with_capacity(1 << 20, child.stdin.take().context("no stdin")?);
     for member in members {
         input.write_all(&u32::try_from(member.len())?.to_le_bytes())?;
         input.write_all(member)?;
@@ -217,12 +257,23 @@ fn by_go(members: &[&[u8]], peer: &Path, level: u8) -> anyhow::Result<Run> {
     let output = child.wait_with_output()?;
     ensure!(output.status.success(), "the Go peer failed");
     let text = String::from_utf8(output.stdout)?;
-    let (seconds, bytes) = text.trim().split_once(' ').context("the Go peer said nothing")?;
-    Ok(Run { seconds: seconds.parse()?, bytes: bytes.parse()? })
+    let (seconds, bytes) = text
+        .trim()
+        .split_once(' ')
+        .context("the Go peer said nothing")?;
+    Ok(Run {
+        seconds: seconds.parse()?,
+        bytes: bytes.parse()?,
+    })
 }
 
 /// How fast the layers as they come are inflated: what every conversion starts with.
-fn inflate(report: &mut Report, name: &str, layers: &[PathBuf], rounds: usize) -> anyhow::Result<()> {
+fn inflate(
+    report: &mut Report,
+    name: &str,
+    layers: &[PathBuf],
+    rounds: usize,
+) -> anyhow::Result<()> {
     let layers: Vec<Vec<u8>> = layers.iter().map(fs::read).collect::<Result<_, _>>()?;
     let (mut zlib_rs, mut libdeflate) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
@@ -251,6 +302,10 @@ fn inflate(report: &mut Report, name: &str, layers: &[PathBuf], rounds: usize) -
         row("zlib-rs, streaming (what `convert` uses)", zlib_rs),
         row("libdeflate, needs the whole layer in memory", libdeflate),
     ];
-    report.table(format!("Inflating `{name}`'s layers"), &["", "MB/s of tar"], rows);
+    report.table(
+        format!("Inflating `{name}`'s layers"),
+        &["", "MB/s of tar"],
+        rows,
+    );
     Ok(())
 }

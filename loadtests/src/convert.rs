@@ -45,8 +45,14 @@ impl Contestant {
 }
 
 pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
-    let mut report = Report::begin("convert", "Conversion, whole, against `ctr-remote image convert --estargz --oci`")?;
-    report.note(format!("{} rounds, the contestants by turns; medians (least–most)", arguments.rounds));
+    let mut report = Report::begin(
+        "convert",
+        "Conversion, whole, against `ctr-remote image convert --estargz --oci`",
+    )?;
+    report.note(format!(
+        "{} rounds, the contestants by turns; medians (least–most)",
+        arguments.rounds
+    ));
     report.note("× is the reference's median over the contestant's; size is the layers' bytes over the reference's");
     report.note(
         "the reference's time includes the containerd it converts in; memory is ctr-remote's or starlift's alone",
@@ -56,19 +62,41 @@ pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
         let image = Image::get(name)?;
         let place = tempfile::tempdir()?;
         let contestants = contest(arguments, &image, place.path())?;
-        let Some((reference, ours)) = contestants.split_first() else { continue };
+        let Some((reference, ours)) = contestants.split_first() else {
+            continue;
+        };
         report.table(
-            format!("Image `{name}`, {:.1} MB of gzip layers", float(layer_bytes(&image.manifest()?)?) / 1e6),
-            &["", "wall s", "CPU s", "peak MiB", "layers MB", "wall ×", "CPU ×", "size"],
-            contestants.iter().map(|contestant| row(contestant, reference)).collect(),
+            format!(
+                "Image `{name}`, {:.1} MB of gzip layers",
+                float(layer_bytes(&image.manifest()?)?) / 1e6
+            ),
+            &[
+                "",
+                "wall s",
+                "CPU s",
+                "peak MiB",
+                "layers MB",
+                "wall ×",
+                "CPU ×",
+                "size",
+            ],
+            contestants
+                .iter()
+                .map(|contestant| row(contestant, reference))
+                .collect(),
         );
-        bars.extend(ours.iter().map(|contestant| bar(contestant, reference, name, group)));
+        bars.extend(
+            ours.iter()
+                .map(|contestant| bar(contestant, reference, name, group)),
+        );
     }
     report.plot(Plot::Bars(Bars {
         title: "Times the reference's speed (wall; whisker: fastest and slowest round)".to_owned(),
         unit: "times",
         bars,
-        marks: BARS.map(|(name, times, size)| (times, format!("bar of {name}, size ≤ {size:.2}"))).into(),
+        marks: BARS
+            .map(|(name, times, size)| (times, format!("bar of {name}, size ≤ {size:.2}")))
+            .into(),
     }));
     Ok(report)
 }
@@ -76,7 +104,11 @@ pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
 fn contest(arguments: &Arguments, image: &Image, place: &Path) -> anyhow::Result<[Contestant; 3]> {
     let containerd = Containerd::start(place)?;
     let imported = containerd.import(image, place)?;
-    let mut contestants = ["reference", "default", "fast"].map(|name| Contestant { name, costs: Vec::new(), bytes: 0 });
+    let mut contestants = ["reference", "default", "fast"].map(|name| Contestant {
+        name,
+        costs: Vec::new(),
+        bytes: 0,
+    });
     let mut same = SameBytes::default();
     for round in 0..arguments.rounds {
         for contestant in &mut contestants {
@@ -85,10 +117,21 @@ fn contest(arguments: &Arguments, image: &Image, place: &Path) -> anyhow::Result
             if contestant.name == "reference" {
                 by_reference(&containerd, &imported, contestant)?;
             } else {
-                let layout = Image { name: contestant.name.to_owned(), dir: place.join(contestant.name) };
-                let flag = if contestant.name == "fast" { " --fast" } else { "" };
+                let layout = Image {
+                    name: contestant.name.to_owned(),
+                    dir: place.join(contestant.name),
+                };
+                let flag = if contestant.name == "fast" {
+                    " --fast"
+                } else {
+                    ""
+                };
                 let starlift = arguments.starlift.display();
-                contestant.costs.push(measure(&format!("{starlift} convert{flag} {} {}", image.oci(), layout.oci()))?);
+                contestant.costs.push(measure(&format!(
+                    "{starlift} convert{flag} {} {}",
+                    image.oci(),
+                    layout.oci()
+                ))?);
                 let manifest = layout.manifest()?;
                 contestant.bytes = layer_bytes(&manifest)?;
                 same.note(contestant.name, &manifest.to_string())?;
@@ -102,10 +145,16 @@ fn contest(arguments: &Arguments, image: &Image, place: &Path) -> anyhow::Result
     Ok(contestants)
 }
 
-fn by_reference(containerd: &Containerd, image: &str, contestant: &mut Contestant) -> anyhow::Result<()> {
+fn by_reference(
+    containerd: &Containerd,
+    image: &str,
+    contestant: &mut Contestant,
+) -> anyhow::Result<()> {
     let before = containerd.daemon.cpu()?;
-    let mut cost =
-        measure(&format!("ctr-remote -a {} images convert --estargz --oci {image} made:1", containerd.socket))?;
+    let mut cost = measure(&format!(
+        "ctr-remote -a {} images convert --estargz --oci {image} made:1",
+        containerd.socket
+    ))?;
     cost.cpu += containerd.daemon.cpu()? - before;
     contestant.costs.push(cost);
     contestant.bytes = containerd.layer_bytes("made:1")?;
@@ -128,7 +177,10 @@ fn row(contestant: &Contestant, reference: &Contestant) -> Vec<String> {
 }
 
 fn bar(contestant: &Contestant, reference: &Contestant, image: &str, group: usize) -> Bar {
-    let (theirs, ours) = (reference.spread(|cost| cost.wall), contestant.spread(|cost| cost.wall));
+    let (theirs, ours) = (
+        reference.spread(|cost| cost.wall),
+        contestant.spread(|cost| cost.wall),
+    );
     let size = float(contestant.bytes) / float(reference.bytes);
     Bar {
         label: format!("{image}, {}, size {size:.3}", contestant.name),

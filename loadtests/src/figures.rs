@@ -19,12 +19,19 @@ impl Spread {
         } else {
             at(middle)
         };
-        Self { median, least: at(0), most: at(figures.len().wrapping_sub(1)) }
+        Self {
+            median,
+            least: at(0),
+            most: at(figures.len().wrapping_sub(1)),
+        }
     }
 
     /// `median (least–most)` with this many decimals.
     pub(crate) fn show(&self, decimals: usize) -> String {
-        format!("{:.decimals$} ({:.decimals$}–{:.decimals$})", self.median, self.least, self.most)
+        format!(
+            "{:.decimals$} ({:.decimals$}–{:.decimals$})",
+            self.median, self.least, self.most
+        )
     }
 }
 

@@ -37,17 +37,34 @@ pub(crate) fn measure(line: &str) -> anyhow::Result<Cost> {
     let wall = begun.elapsed().as_secs_f64();
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{line}: {said}");
-    let cost = said.lines().rev().find_map(|line| line.strip_prefix("cost ")).context("time said nothing")?;
+    let cost = said
+        .lines()
+        .rev()
+        .find_map(|line| line.strip_prefix("cost "))
+        .context("time said nothing")?;
     let numbers: Vec<f64> = cost.split(' ').map(str::parse).collect::<Result<_, _>>()?;
-    let [user, system, kib] = numbers[..] else { bail!("time said {cost:?}") };
-    Ok(Cost { wall, cpu: user + system, memory: kib / 1024.0 })
+    let [user, system, kib] = numbers[..] else {
+        bail!("time said {cost:?}")
+    };
+    Ok(Cost {
+        wall,
+        cpu: user + system,
+        memory: kib / 1024.0,
+    })
 }
 
 /// Runs `line` and gives its standard output. An error unless it succeeds.
 pub(crate) fn run(line: &str) -> anyhow::Result<String> {
     let mut words = line.split_whitespace();
-    let output = Command::new(words.next().unwrap_or_default()).args(words).output().context(line.to_owned())?;
-    ensure!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    let output = Command::new(words.next().unwrap_or_default())
+        .args(words)
+        .output()
+        .context(line.to_owned())?;
+    ensure!(
+        output.status.success(),
+        "{line}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
@@ -64,8 +81,16 @@ impl Running {
         let mut words = line.split_whitespace();
         let mut command = Command::new(words.next().unwrap_or_default());
         let output = File::create(log)?;
-        command.args(words).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        Ok(Self { line: line.to_owned(), child: command.spawn().context(line.to_owned())?, log: log.to_owned() })
+        command
+            .args(words)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output);
+        Ok(Self {
+            line: line.to_owned(),
+            child: command.spawn().context(line.to_owned())?,
+            log: log.to_owned(),
+        })
     }
 
     /// What it said so far.
@@ -80,7 +105,12 @@ impl Running {
     /// Waits until it ends. An error unless it succeeds.
     pub(crate) fn finish(mut self) -> anyhow::Result<()> {
         let status = self.child.wait()?;
-        ensure!(status.success(), "{}: {status}: {}", self.line, self.said()?);
+        ensure!(
+            status.success(),
+            "{}: {status}: {}",
+            self.line,
+            self.said()?
+        );
         Ok(())
     }
 
@@ -98,15 +128,28 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     /// Starts `command`, its output in `log`, and waits until it is `ready`.
-    pub(crate) fn start(mut command: Command, log: &Path, ready: impl Fn() -> bool) -> anyhow::Result<Self> {
+    pub(crate) fn start(
+        mut command: Command,
+        log: &Path,
+        ready: impl Fn() -> bool,
+    ) -> anyhow::Result<Self> {
         let name = command.get_program().to_string_lossy().into_owned();
         let output = File::create(log)?;
-        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        let mut daemon = Self { child: command.spawn().with_context(|| name.clone())? };
+        command
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output);
+        let mut daemon = Self {
+            child: command.spawn().with_context(|| name.clone())?,
+        };
         let begun = Instant::now();
         while !ready() {
             let is_running = daemon.child.try_wait()?.is_none();
-            ensure!(is_running && begun.elapsed() < START_LIMIT, "{name}: {}", fs::read_to_string(log)?);
+            ensure!(
+                is_running && begun.elapsed() < START_LIMIT,
+                "{name}: {}",
+                fs::read_to_string(log)?
+            );
             std::thread::sleep(START_POLL);
         }
         Ok(daemon)
@@ -116,7 +159,12 @@ impl Daemon {
     pub(crate) fn cpu(&self) -> anyhow::Result<f64> {
         let pid = self.child.id();
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
-        children.split_whitespace().map(str::to_owned).chain([pid.to_string()]).map(|pid| cpu_of(&pid)).sum()
+        children
+            .split_whitespace()
+            .map(str::to_owned)
+            .chain([pid.to_string()])
+            .map(|pid| cpu_of(&pid))
+            .sum()
     }
 
     /// Peak resident memory, MiB.
@@ -131,7 +179,10 @@ impl Daemon {
 
     fn memory_of(&self, field: &str) -> anyhow::Result<f64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix(field)).context(field.to_owned())?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(field))
+            .context(field.to_owned())?;
         Ok(line.trim().trim_end_matches("kB").trim().parse::<f64>()? / 1024.0)
     }
 }
@@ -139,7 +190,9 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         // SIGTERM first: nginx takes its workers along. It may be gone already.
-        let _unsent = Command::new("kill").arg(self.child.id().to_string()).status();
+        let _unsent = Command::new("kill")
+            .arg(self.child.id().to_string())
+            .status();
         let begun = Instant::now();
         while begun.elapsed() < START_LIMIT && matches!(self.child.try_wait(), Ok(None)) {
             std::thread::sleep(START_POLL);
@@ -152,8 +205,18 @@ impl Drop for Daemon {
 fn cpu_of(pid: &str) -> anyhow::Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // Fields 14 and 15, counted from behind the name, which may hold blanks.
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .collect();
+    let ticks = |index: usize| {
+        fields
+            .get(index)
+            .and_then(|field| field.parse::<f64>().ok())
+            .unwrap_or(0.0)
+    };
     Ok((ticks(11) + ticks(12)) / TICKS)
 }
 

@@ -14,7 +14,10 @@ use sha2::{Digest as _, Sha256};
 use crate::harness::run;
 use crate::random::Random;
 
-const MAKE_IMAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/it/fixtures/make-image");
+const MAKE_IMAGE: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../tests/it/fixtures/make-image"
+);
 const CREATED: &str = "2023-11-14T22:13:20Z";
 /// The same moment.
 const MODIFIED: u64 = 1_700_000_000;
@@ -38,7 +41,9 @@ impl Image {
 
     /// The image that `script` makes by this name, made now if this machine has not made it yet.
     pub(crate) fn by(script: &str, name: &str) -> anyhow::Result<Self> {
-        Self::kept(script, name, |dir| run(&format!("{script} {name} {}", dir.display())).map(drop))
+        Self::kept(script, name, |dir| {
+            run(&format!("{script} {name} {}", dir.display())).map(drop)
+        })
     }
 
     /// A layout that `make` fills, kept beside the images of `script` and made anew once that changes.
@@ -56,7 +61,10 @@ impl Image {
             make(&partial)?;
             fs::rename(&partial, &finished)?;
         }
-        Ok(Self { name: name.to_owned(), dir: finished })
+        Ok(Self {
+            name: name.to_owned(),
+            dir: finished,
+        })
     }
 
     /// One layer of at least `bytes` bytes: the files of `model` again and again, each time in a directory of its own.
@@ -79,7 +87,9 @@ impl Image {
     pub(crate) fn of_noise(name: &str, files: &[(String, usize)]) -> anyhow::Result<Self> {
         Self::made(name, |archive| {
             let mut random = Random::new(1);
-            files.iter().try_for_each(|(path, size)| put(archive, path, &random.bytes(*size)))
+            files
+                .iter()
+                .try_for_each(|(path, size)| put(archive, path, &random.bytes(*size)))
         })
     }
 
@@ -87,14 +97,26 @@ impl Image {
     pub(crate) fn of_many(count: usize) -> anyhow::Result<Self> {
         Self::made(&format!("many-{count}"), |archive| {
             (0..count).try_for_each(|number| {
-                let path = format!("usr/lib/node_modules/package-{}/lib/module-{number}.js", number / 100);
-                put(archive, &path, format!("module.exports = {{ number: {number} }};\n").repeat(5).as_bytes())
+                let path = format!(
+                    "usr/lib/node_modules/package-{}/lib/module-{number}.js",
+                    number / 100
+                );
+                put(
+                    archive,
+                    &path,
+                    format!("module.exports = {{ number: {number} }};\n")
+                        .repeat(5)
+                        .as_bytes(),
+                )
             })
         })
     }
 
     /// One layer that `fill` writes, made now if this machine has not made it yet.
-    fn made(name: &str, fill: impl FnOnce(&mut Archive) -> anyhow::Result<()>) -> anyhow::Result<Self> {
+    fn made(
+        name: &str,
+        fill: impl FnOnce(&mut Archive) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Self> {
         let dir = cache_dir(MAKE_IMAGE)?.join(name);
         if !dir.exists() {
             let partial = dir.with_extension("partial");
@@ -103,7 +125,10 @@ impl Image {
             write_layout(&partial, fill)?;
             fs::rename(&partial, &dir)?;
         }
-        Ok(Self { name: name.to_owned(), dir })
+        Ok(Self {
+            name: name.to_owned(),
+            dir,
+        })
     }
 
     /// As skopeo and starlift name it.
@@ -114,11 +139,16 @@ impl Image {
     /// The manifest's digest.
     pub(crate) fn digest(&self) -> anyhow::Result<String> {
         let index: Value = serde_json::from_slice(&fs::read(self.dir.join("index.json"))?)?;
-        Ok(index["manifests"][0]["digest"].as_str().context("an empty layout")?.to_owned())
+        Ok(index["manifests"][0]["digest"]
+            .as_str()
+            .context("an empty layout")?
+            .to_owned())
     }
 
     pub(crate) fn manifest(&self) -> anyhow::Result<Value> {
-        Ok(serde_json::from_slice(&fs::read(self.blob_path(&self.digest()?))?)?)
+        Ok(serde_json::from_slice(&fs::read(
+            self.blob_path(&self.digest()?),
+        )?)?)
     }
 
     /// The files of the image's layers.
@@ -126,7 +156,10 @@ impl Image {
         let manifest = self.manifest()?;
         let layers = manifest["layers"].as_array().context("no image manifest")?;
         ensure!(!layers.is_empty(), "no layers");
-        Ok(layers.iter().map(|layer| self.blob_path(layer["digest"].as_str().unwrap_or_default())).collect())
+        Ok(layers
+            .iter()
+            .map(|layer| self.blob_path(layer["digest"].as_str().unwrap_or_default()))
+            .collect())
     }
 
     /// The tar of each layer, one behind the other.
@@ -140,7 +173,9 @@ impl Image {
     }
 
     fn blob_path(&self, digest: &str) -> PathBuf {
-        self.dir.join("blobs/sha256").join(digest.trim_start_matches("sha256:"))
+        self.dir
+            .join("blobs/sha256")
+            .join(digest.trim_start_matches("sha256:"))
     }
 }
 
@@ -148,23 +183,35 @@ impl Image {
 pub(crate) fn layer_bytes(manifest: &Value) -> anyhow::Result<u64> {
     let layers = manifest["layers"].as_array().context("no image manifest")?;
     ensure!(!layers.is_empty(), "no layers");
-    Ok(layers.iter().filter_map(|layer| layer["size"].as_u64()).sum())
+    Ok(layers
+        .iter()
+        .filter_map(|layer| layer["size"].as_u64())
+        .sum())
 }
 
 /// As the tests name it: a folder for each version of the script.
 fn cache_dir(script: &str) -> anyhow::Result<PathBuf> {
     let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home).context("HOME is not set")?;
+    let cache = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(home)
+        .context("HOME is not set")?;
     let version = hex::encode(&Sha256::digest(fs::read(script)?)[..6]);
     let dir = cache.join("starlift-tests").join(version);
     fs::create_dir_all(&dir)?;
     Ok(dir)
 }
 
-fn write_layout(dir: &Path, fill: impl FnOnce(&mut Archive) -> anyhow::Result<()>) -> anyhow::Result<()> {
+fn write_layout(
+    dir: &Path,
+    fill: impl FnOnce(&mut Archive) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let blobs = dir.join("blobs/sha256");
     let layer = blobs.join("layer");
-    let compressed = GzEncoder::new(Hashing::new(BufWriter::new(File::create(&layer)?)), Compression::fast());
+    let compressed = GzEncoder::new(
+        Hashing::new(BufWriter::new(File::create(&layer)?)),
+        Compression::fast(),
+    );
     let mut archive = tar::Builder::new(Hashing::new(compressed));
     fill(&mut archive)?;
     let stream = archive.into_inner()?;
@@ -209,13 +256,19 @@ fn append(archive: &mut Archive, tar: &[u8], folder: &str) -> anyhow::Result<()>
     for entry in tar::Archive::new(tar).entries()? {
         let entry = entry?;
         let mut header = entry.header().clone();
-        let path = Path::new(folder).join(entry.path()?.strip_prefix(".").unwrap_or(&entry.path()?));
+        let path =
+            Path::new(folder).join(entry.path()?.strip_prefix(".").unwrap_or(&entry.path()?));
         match entry.header().entry_type() {
             tar::EntryType::Symlink => {
-                let target = entry.link_name()?.context("a symlink without a target")?.into_owned();
+                let target = entry
+                    .link_name()?
+                    .context("a symlink without a target")?
+                    .into_owned();
                 archive.append_link(&mut header, path, target)?;
             }
-            tar::EntryType::Regular | tar::EntryType::Directory => archive.append_data(&mut header, path, entry)?,
+            tar::EntryType::Regular | tar::EntryType::Directory => {
+                archive.append_data(&mut header, path, entry)?
+            }
             _ => {}
         }
     }
@@ -231,7 +284,11 @@ struct Hashing<W> {
 
 impl<W> Hashing<W> {
     fn new(inner: W) -> Self {
-        Self { inner, hash: Sha256::new(), size: 0 }
+        Self {
+            inner,
+            hash: Sha256::new(),
+            size: 0,
+        }
     }
 
     fn hex(&self) -> String {

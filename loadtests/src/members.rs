@@ -15,7 +15,9 @@ pub(crate) fn cut(tar: &[u8]) -> anyhow::Result<Vec<&[u8]>> {
         raw.clear();
         let start = usize::try_from(walker.position())?;
         let size = usize::try_from(header.stored)?;
-        let Some(content) = tar.get(start..start + size) else { anyhow::bail!("the tar ends within a file") };
+        let Some(content) = tar.get(start..start + size) else {
+            anyhow::bail!("the tar ends within a file")
+        };
         if header.kind == EntryKind::Reg && size > 0 {
             members.push(&tar[gap_start..start]);
             members.extend(content.chunks(CHUNK));
@@ -37,7 +39,9 @@ mod tests {
         for (name, size) in [("empty", 0), ("small", 10), ("large", CHUNK + 1)] {
             let mut header = tar::Header::new_gnu();
             header.set_size(size as u64);
-            archive.append_data(&mut header, name, &vec![7; size][..]).unwrap();
+            archive
+                .append_data(&mut header, name, &vec![7; size][..])
+                .unwrap();
         }
         let tar = archive.into_inner().unwrap();
         let members = cut(&tar).unwrap();

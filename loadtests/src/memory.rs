@@ -31,7 +31,11 @@ pub(crate) struct Arguments {
 pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
     let mut report = Report::begin("memory", "A very large layer through `starlift convert`")?;
     let image = Image::large(&Image::get(&arguments.model)?, arguments.mebibytes << 20)?;
-    let tar: u64 = image.layers()?.iter().map(|path| inflated_size(path)).sum::<anyhow::Result<u64>>()?;
+    let tar: u64 = image
+        .layers()?
+        .iter()
+        .map(|path| inflated_size(path))
+        .sum::<anyhow::Result<u64>>()?;
     report.note(format!(
         "one layer: {:.2} GiB of tar, {:.1} MB as gzip; {} rounds; the bar is {MOST:.0} MiB",
         float(tar) / 1073741824.0,
@@ -46,7 +50,11 @@ pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
         for round in 0..arguments.rounds {
             let out = place.path().join("out");
             let starlift = arguments.starlift.display();
-            costs.push(measure(&format!("{starlift} convert{flag} {} oci:{}:1", image.oci(), out.display()))?);
+            costs.push(measure(&format!(
+                "{starlift} convert{flag} {} oci:{}:1",
+                image.oci(),
+                out.display()
+            ))?);
             if round == 0 {
                 is_twin(&arguments.starlift, &out, &image)?;
             }
@@ -62,11 +70,24 @@ pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
             memory.show(0),
         ]);
         let (value, least, most) = (memory.median, memory.least, memory.most);
-        bars.push(Bar { label: setting.to_owned(), value, least, most, group });
+        bars.push(Bar {
+            label: setting.to_owned(),
+            value,
+            least,
+            most,
+            group,
+        });
     }
-    report.table("Whole program", &["", "wall s", "CPU s", "MB of tar a second", "peak MiB"], rows);
+    report.table(
+        "Whole program",
+        &["", "wall s", "CPU s", "MB of tar a second", "peak MiB"],
+        rows,
+    );
     report.plot(Plot::Bars(Bars {
-        title: format!("Peak memory for one layer of {:.2} GiB", float(tar) / 1073741824.0),
+        title: format!(
+            "Peak memory for one layer of {:.2} GiB",
+            float(tar) / 1073741824.0
+        ),
         unit: "MiB",
         bars,
         marks: vec![(MOST, "bar".to_owned())],

@@ -13,7 +13,10 @@ use crate::containerd::Containerd;
 use crate::harness::{Daemon, Running, drop_caches, run};
 
 /// The reference snapshotter as a daemon; the tests have it.
-const REFERENCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/it/fixtures/stargz-grpc");
+const REFERENCE: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../tests/it/fixtures/stargz-grpc"
+);
 /// Where Debian keeps the sources of its library.
 const GOPATH: &str = "/usr/share/gocode";
 /// The snapshotter that unpacks, containerd's own.
@@ -76,27 +79,70 @@ impl Snapshotter {
     ) -> anyhow::Result<Self> {
         let (root, socket) = (place.join(name), place.join(format!("{name}.sock")));
         let mut command = Command::new(starlift);
-        command.arg("agent").arg("--address").arg(&socket).arg("--root").arg(&root);
-        command.envs(settings.iter().map(|(key, value)| (format!("STARLIFT_AGENT_{key}"), value)));
-        let agent = |word: &str| format!("{} agent {word} --root {}", starlift.display(), root.display());
+        command
+            .arg("agent")
+            .arg("--address")
+            .arg(&socket)
+            .arg("--root")
+            .arg(&root);
+        command.envs(
+            settings
+                .iter()
+                .map(|(key, value)| (format!("STARLIFT_AGENT_{key}"), value)),
+        );
+        let agent = |word: &str| {
+            format!(
+                "{} agent {word} --root {}",
+                starlift.display(),
+                root.display()
+            )
+        };
         let is_ready = || run(&agent("status")).is_ok();
         let daemon = Daemon::start(command, &place.join(format!("{name}.log")), is_ready)?;
         let unmount = Some(agent("unmount"));
-        Ok(Self { name, daemon, socket, _mounts: Mounts { root, unmount } })
+        Ok(Self {
+            name,
+            daemon,
+            socket,
+            _mounts: Mounts { root, unmount },
+        })
     }
 
     /// The reference, which fetches nothing ahead and nothing in the background.
     pub(crate) fn reference(name: &'static str, place: &Path) -> anyhow::Result<Self> {
-        let (root, socket, program) =
-            (place.join(name), place.join(format!("{name}.sock")), place.join(format!("{name}-grpc")));
+        let (root, socket, program) = (
+            place.join(name),
+            place.join(format!("{name}.sock")),
+            place.join(format!("{name}-grpc")),
+        );
         let mut build = Command::new("go");
-        build.args(["build", "-o"]).arg(&program).arg(".").current_dir(REFERENCE);
-        build.env("GO111MODULE", "off").env("GOPATH", GOPATH).env("GOFLAGS", "");
-        ensure!(build.status().context("go")?.success(), "the reference snapshotter cannot be built");
+        build
+            .args(["build", "-o"])
+            .arg(&program)
+            .arg(".")
+            .current_dir(REFERENCE);
+        build
+            .env("GO111MODULE", "off")
+            .env("GOPATH", GOPATH)
+            .env("GOFLAGS", "");
+        ensure!(
+            build.status().context("go")?.success(),
+            "the reference snapshotter cannot be built"
+        );
         let mut command = Command::new(program);
         command.arg(&socket).arg(&root);
-        let daemon = Daemon::start(command, &place.join(format!("{name}.log")), || socket.exists())?;
-        Ok(Self { name, daemon, socket, _mounts: Mounts { root, unmount: None } })
+        let daemon = Daemon::start(command, &place.join(format!("{name}.log")), || {
+            socket.exists()
+        })?;
+        Ok(Self {
+            name,
+            daemon,
+            socket,
+            _mounts: Mounts {
+                root,
+                unmount: None,
+            },
+        })
     }
 }
 
@@ -117,79 +163,165 @@ impl Node {
     pub(crate) fn start(place: &Path, snapshotters: Vec<Snapshotter>) -> anyhow::Result<Self> {
         let plugin = |snapshotter: &Snapshotter| {
             let Snapshotter { name, socket, .. } = snapshotter;
-            format!("[proxy_plugins.{name}]\ntype = \"snapshot\"\naddress = \"{}\"\n", socket.display())
+            format!(
+                "[proxy_plugins.{name}]\ntype = \"snapshot\"\naddress = \"{}\"\n",
+                socket.display()
+            )
         };
         let plugins: String = snapshotters.iter().map(plugin).collect();
-        Ok(Self { containerd: Containerd::start_with(place, &plugins)?, snapshotters, place: place.to_owned() })
+        Ok(Self {
+            containerd: Containerd::start_with(place, &plugins)?,
+            snapshotters,
+            place: place.to_owned(),
+        })
     }
 
     pub(crate) fn daemon(&self, name: &str) -> anyhow::Result<&Daemon> {
-        let found = self.snapshotters.iter().find(|snapshotter| snapshotter.name == name);
-        found.map(|snapshotter| &snapshotter.daemon).with_context(|| format!("no snapshotter {name}"))
+        let found = self
+            .snapshotters
+            .iter()
+            .find(|snapshotter| snapshotter.name == name);
+        found
+            .map(|snapshotter| &snapshotter.daemon)
+            .with_context(|| format!("no snapshotter {name}"))
     }
 
     /// Pulls `image` over plain HTTP: unpacks it with containerd's own snapshotter, else mounts it lazily.
     pub(crate) fn pull(&self, image: &str, snapshotter: &str) -> anyhow::Result<()> {
         let flags = format!("--plain-http --snapshotter {snapshotter}");
         if snapshotter == UNPACKED {
-            return self.containerd.ctr(&format!("images pull {flags} {image}")).map(drop);
+            return self
+                .containerd
+                .ctr(&format!("images pull {flags} {image}"))
+                .map(drop);
         }
-        self.containerd.ctr_remote(&format!("images rpull {flags} {image}")).map(drop)
+        self.containerd
+            .ctr_remote(&format!("images rpull {flags} {image}"))
+            .map(drop)
     }
 
     /// Pulls `image` and mounts it as for a container: an overlay that can be written to.
-    pub(crate) fn pull_and_mount(&self, image: &str, snapshotter: &str, name: &str) -> anyhow::Result<Mounted> {
+    pub(crate) fn pull_and_mount(
+        &self,
+        image: &str,
+        snapshotter: &str,
+        name: &str,
+    ) -> anyhow::Result<Mounted> {
         let before = self.tops(snapshotter)?;
         self.pull(image, snapshotter)?;
-        let top = self.tops(snapshotter)?.into_iter().find(|top| !before.contains(top)).context("no new snapshot")?;
-        let (key, target) = (format!("{snapshotter}-{name}"), self.place.join(format!("{snapshotter}-{name}")));
+        let top = self
+            .tops(snapshotter)?
+            .into_iter()
+            .find(|top| !before.contains(top))
+            .context("no new snapshot")?;
+        let (key, target) = (
+            format!("{snapshotter}-{name}"),
+            self.place.join(format!("{snapshotter}-{name}")),
+        );
         fs::create_dir(&target)?;
         let snapshots = format!("snapshots --snapshotter {snapshotter}");
-        self.containerd.ctr(&format!("{snapshots} prepare {key} {top}"))?;
-        let command = self.containerd.ctr(&format!("{snapshots} mounts {} {key}", target.display()))?;
-        let lower = command.split_once("lowerdir=").and_then(|(_, rest)| rest.split([',', ':', ' ']).next());
-        let kind = run(&format!("stat -f -c %T {}", lower.with_context(|| format!("no overlay: {command}"))?))?;
+        self.containerd
+            .ctr(&format!("{snapshots} prepare {key} {top}"))?;
+        let command = self
+            .containerd
+            .ctr(&format!("{snapshots} mounts {} {key}", target.display()))?;
+        let lower = command
+            .split_once("lowerdir=")
+            .and_then(|(_, rest)| rest.split([',', ':', ' ']).next());
+        let kind = run(&format!(
+            "stat -f -c %T {}",
+            lower.with_context(|| format!("no overlay: {command}"))?
+        ))?;
         let is_lazy = kind.starts_with("fuse");
-        ensure!(is_lazy == (snapshotter != UNPACKED), "{snapshotter} has {image} on {kind}");
+        ensure!(
+            is_lazy == (snapshotter != UNPACKED),
+            "{snapshotter} has {image} on {kind}"
+        );
         run(command.trim())?;
         Ok(Mounted { target, command })
     }
 
     /// Committed snapshots that none is built upon.
     fn tops(&self, snapshotter: &str) -> anyhow::Result<BTreeSet<String>> {
-        let listed = self.containerd.ctr(&format!("snapshots --snapshotter {snapshotter} ls"))?;
-        let rows: Vec<Vec<&str>> = listed.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
-        let committed = rows.iter().filter(|row| row.last() == Some(&"Committed")).map(|row| row[0]);
-        let is_parent = |key: &str| rows.iter().any(|row| row.len() == 3 && row[1] == key && row[2] == "Committed");
-        Ok(committed.filter(|key| !is_parent(key)).map(str::to_owned).collect())
+        let listed = self
+            .containerd
+            .ctr(&format!("snapshots --snapshotter {snapshotter} ls"))?;
+        let rows: Vec<Vec<&str>> = listed
+            .lines()
+            .skip(1)
+            .map(|line| line.split_whitespace().collect())
+            .collect();
+        let committed = rows
+            .iter()
+            .filter(|row| row.last() == Some(&"Committed"))
+            .map(|row| row[0]);
+        let is_parent = |key: &str| {
+            rows.iter()
+                .any(|row| row.len() == 3 && row[1] == key && row[2] == "Committed")
+        };
+        Ok(committed
+            .filter(|key| !is_parent(key))
+            .map(str::to_owned)
+            .collect())
     }
 
     /// Runs `script` in a container of `image`.
-    pub(crate) fn run(&self, image: &str, snapshotter: &str, script: &str) -> anyhow::Result<Output> {
+    pub(crate) fn run(
+        &self,
+        image: &str,
+        snapshotter: &str,
+        script: &str,
+    ) -> anyhow::Result<Output> {
         let file = self.place.join("script");
         fs::write(&file, script)?;
         let id = container_id(snapshotter);
-        let mount = format!("type=bind,src={},dst=/script,options=rbind:ro", file.display());
+        let mount = format!(
+            "type=bind,src={},dst=/script,options=rbind:ro",
+            file.display()
+        );
         let mut command = Command::new("ctr");
-        command.args(["-a", &self.containerd.socket, "run", "--rm", "--snapshotter", snapshotter]);
+        command.args([
+            "-a",
+            &self.containerd.socket,
+            "run",
+            "--rm",
+            "--snapshotter",
+            snapshotter,
+        ]);
         command.args(["--mount", &mount, image, &id, "/bin/sh", "/script"]);
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
         let mut stdout = child.stdout.take().context("no output")?;
         let mut text = vec![0];
         let begun = stdout.read(&mut text)?;
         let first = Instant::now();
         stdout.read_to_end(&mut text)?;
-        ensure!(child.wait()?.success() && begun == 1, "{script} failed in {image}");
-        Ok(Output { first, text: String::from_utf8_lossy(&text).into_owned() })
+        ensure!(
+            child.wait()?.success() && begun == 1,
+            "{script} failed in {image}"
+        );
+        Ok(Output {
+            first,
+            text: String::from_utf8_lossy(&text).into_owned(),
+        })
     }
 
     /// Starts what `image` says is to be run.
-    pub(crate) fn start_container(&self, image: &str, snapshotter: &str) -> anyhow::Result<Container> {
+    pub(crate) fn start_container(
+        &self,
+        image: &str,
+        snapshotter: &str,
+    ) -> anyhow::Result<Container> {
         let id = container_id(snapshotter);
         let ctr = format!("ctr -a {}", self.containerd.socket);
         let line = format!("{ctr} run --rm --net-host --snapshotter {snapshotter} {image} {id}");
         let process = Running::start(&line, &self.place.join("container.log"))?;
-        Ok(Container { process, kill: format!("{ctr} task kill -s SIGKILL {id}") })
+        Ok(Container {
+            process,
+            kill: format!("{ctr} task kill -s SIGKILL {id}"),
+        })
     }
 }
 

@@ -12,7 +12,9 @@ const BOTTOM: f64 = 44.0;
 const LABELS: f64 = 250.0;
 const VALUES: f64 = 90.0;
 const SCATTER_HEIGHT: f64 = 420.0;
-const COLOURS: [&str; 7] = ["#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8bc3"];
+const COLOURS: [&str; 7] = [
+    "#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8bc3",
+];
 
 #[derive(Debug)]
 pub(crate) enum Plot {
@@ -82,12 +84,18 @@ struct Canvas(String);
 
 impl Canvas {
     fn line(&mut self, (x1, y1): (f64, f64), (x2, y2): (f64, f64), style: &str) {
-        let _infallible = writeln!(self.0, r#"<line x1="{x1:.1}" y1="{y1:.1}" x2="{x2:.1}" y2="{y2:.1}" {style}/>"#);
+        let _infallible = writeln!(
+            self.0,
+            r#"<line x1="{x1:.1}" y1="{y1:.1}" x2="{x2:.1}" y2="{y2:.1}" {style}/>"#
+        );
     }
 
     fn text(&mut self, (x, y): (f64, f64), style: &str, text: &str) {
         let text = text.replace('&', "&amp;").replace('<', "&lt;");
-        let _infallible = writeln!(self.0, r#"<text x="{x:.1}" y="{y:.1}" {style}>{text}</text>"#);
+        let _infallible = writeln!(
+            self.0,
+            r#"<text x="{x:.1}" y="{y:.1}" {style}>{text}</text>"#
+        );
     }
 
     fn shape(&mut self, shape: &str) {
@@ -128,35 +136,63 @@ impl Plot {
 
 impl Bars {
     fn svg(&self) -> String {
-        let figures = self.bars.iter().map(|bar| bar.most).chain(self.marks.iter().map(|mark| mark.0));
+        let figures = self
+            .bars
+            .iter()
+            .map(|bar| bar.most)
+            .chain(self.marks.iter().map(|mark| mark.0));
         let ticks = ticks(0.0, figures.fold(0.0, f64::max));
         let scale = ticks.last().copied().unwrap_or(1.0);
         let x = |value: f64| LABELS + value / scale * (WIDTH - LABELS - VALUES);
         let bottom = self.bars.iter().fold(TOP, |y, _| y + ROW);
         let mut canvas = Canvas::default();
-        canvas.text((MARGIN, 24.0), r#"font-size="15" font-weight="bold""#, &self.title);
+        canvas.text(
+            (MARGIN, 24.0),
+            r#"font-size="15" font-weight="bold""#,
+            &self.title,
+        );
         for tick in ticks {
             canvas.line((x(tick), TOP), (x(tick), bottom), GRID);
-            canvas.text((x(tick), bottom + 16.0), r#"text-anchor="middle""#, &short(tick));
+            canvas.text(
+                (x(tick), bottom + 16.0),
+                r#"text-anchor="middle""#,
+                &short(tick),
+            );
         }
         canvas.text((x(scale), bottom + 34.0), r#"text-anchor="end""#, self.unit);
         let mut y = TOP;
         for bar in &self.bars {
             let middle = y + ROW / 2.0;
             let (colour, width) = (colour(bar.group), x(bar.value) - LABELS);
-            canvas.text((LABELS - 8.0, middle + 4.0), r#"text-anchor="end""#, &bar.label);
+            canvas.text(
+                (LABELS - 8.0, middle + 4.0),
+                r#"text-anchor="end""#,
+                &bar.label,
+            );
             canvas.shape(&format!(
                 r#"<rect x="{LABELS}" y="{:.1}" width="{width:.1}" height="{:.1}" fill="{colour}"/>"#,
                 y + 4.0,
                 ROW - 8.0
             ));
-            canvas.line((x(bar.least), middle), (x(bar.most), middle), r#"stroke="black""#);
-            canvas.text((x(bar.most.max(bar.value)) + 6.0, middle + 4.0), "", &short(bar.value));
+            canvas.line(
+                (x(bar.least), middle),
+                (x(bar.most), middle),
+                r#"stroke="black""#,
+            );
+            canvas.text(
+                (x(bar.most.max(bar.value)) + 6.0, middle + 4.0),
+                "",
+                &short(bar.value),
+            );
             y += ROW;
         }
         for (value, label) in &self.marks {
             canvas.line((x(*value), TOP - 4.0), (x(*value), bottom), DASHED);
-            canvas.text((x(*value), TOP - 6.0), r#"text-anchor="middle" font-size="11""#, label);
+            canvas.text(
+                (x(*value), TOP - 6.0),
+                r#"text-anchor="middle" font-size="11""#,
+                label,
+            );
         }
         canvas.finish(bottom + BOTTOM)
     }
@@ -164,38 +200,86 @@ impl Bars {
 
 impl Scatter {
     fn svg(&self) -> String {
-        let (left, right, bottom) = (MARGIN + 50.0, WIDTH - MARGIN - 70.0, SCATTER_HEIGHT - BOTTOM);
+        let (left, right, bottom) = (
+            MARGIN + 50.0,
+            WIDTH - MARGIN - 70.0,
+            SCATTER_HEIGHT - BOTTOM,
+        );
         let bounds = |value: fn(&Point) -> f64| {
             let values = self.points.iter().map(value);
-            values.fold((f64::INFINITY, f64::NEG_INFINITY), |(least, most), value| (least.min(value), most.max(value)))
+            values.fold(
+                (f64::INFINITY, f64::NEG_INFINITY),
+                |(least, most), value| (least.min(value), most.max(value)),
+            )
         };
-        let ((x_least, x_most), (y_least, y_most)) = (bounds(|point| point.x), bounds(|point| point.y));
-        let x_ticks: Vec<f64> = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0].into();
-        let first = x_ticks.iter().copied().rfind(|tick| *tick <= x_least).unwrap_or(1.0);
-        let last = x_ticks.iter().copied().find(|tick| *tick >= x_most).unwrap_or(2000.0);
+        let ((x_least, x_most), (y_least, y_most)) =
+            (bounds(|point| point.x), bounds(|point| point.y));
+        let x_ticks: Vec<f64> = [
+            1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0,
+        ]
+        .into();
+        let first = x_ticks
+            .iter()
+            .copied()
+            .rfind(|tick| *tick <= x_least)
+            .unwrap_or(1.0);
+        let last = x_ticks
+            .iter()
+            .copied()
+            .find(|tick| *tick >= x_most)
+            .unwrap_or(2000.0);
         let y_ticks = ticks(y_least, y_most);
-        let (lowest, highest) = (y_ticks.first().copied().unwrap_or(0.0), y_ticks.last().copied().unwrap_or(1.0));
+        let (lowest, highest) = (
+            y_ticks.first().copied().unwrap_or(0.0),
+            y_ticks.last().copied().unwrap_or(1.0),
+        );
         let x = |value: f64| left + (value / first).ln() / (last / first).ln() * (right - left);
         let y = |value: f64| bottom - (value - lowest) / (highest - lowest) * (bottom - TOP);
         let mut canvas = Canvas::default();
-        canvas.text((MARGIN, 24.0), r#"font-size="15" font-weight="bold""#, &self.title);
-        for tick in x_ticks.into_iter().filter(|tick| (first..=last).contains(tick)) {
+        canvas.text(
+            (MARGIN, 24.0),
+            r#"font-size="15" font-weight="bold""#,
+            &self.title,
+        );
+        for tick in x_ticks
+            .into_iter()
+            .filter(|tick| (first..=last).contains(tick))
+        {
             canvas.line((x(tick), TOP), (x(tick), bottom), GRID);
-            canvas.text((x(tick), bottom + 16.0), r#"text-anchor="middle""#, &short(tick));
+            canvas.text(
+                (x(tick), bottom + 16.0),
+                r#"text-anchor="middle""#,
+                &short(tick),
+            );
         }
         for tick in y_ticks {
             canvas.line((left, y(tick)), (right, y(tick)), GRID);
-            canvas.text((left - 6.0, y(tick) + 4.0), r#"text-anchor="end""#, &format!("{tick:.2}"));
+            canvas.text(
+                (left - 6.0, y(tick) + 4.0),
+                r#"text-anchor="end""#,
+                &format!("{tick:.2}"),
+            );
         }
         canvas.text((right, bottom + 34.0), r#"text-anchor="end""#, self.x);
         canvas.text((MARGIN, TOP - 6.0), "", self.y);
-        let places: Vec<(f64, f64)> = self.points.iter().map(|point| (x(point.x), y(point.y))).collect();
+        let places: Vec<(f64, f64)> = self
+            .points
+            .iter()
+            .map(|point| (x(point.x), y(point.y)))
+            .collect();
         let mut taken: Vec<Area> = places.iter().map(|place| Area::around(*place)).collect();
         for (point, place) in self.points.iter().zip(&places) {
             let (cx, cy) = place;
-            canvas.shape(&format!(r#"<circle cx="{cx:.1}" cy="{cy:.1}" r="5" fill="{}"/>"#, colour(point.group)));
+            canvas.shape(&format!(
+                r#"<circle cx="{cx:.1}" cy="{cy:.1}" r="5" fill="{}"/>"#,
+                colour(point.group)
+            ));
             let label = Area::of_label(&point.label, *place, &taken);
-            canvas.text((label.left, label.bottom - 3.0), r#"font-size="11""#, &point.label);
+            canvas.text(
+                (label.left, label.bottom - 3.0),
+                r#"font-size="11""#,
+                &point.label,
+            );
             taken.push(label);
         }
         canvas.finish(SCATTER_HEIGHT)
@@ -204,7 +288,11 @@ impl Scatter {
 
 impl Lines {
     fn svg(&self) -> String {
-        let (left, right, bottom) = (MARGIN + 50.0, WIDTH - MARGIN - 90.0, SCATTER_HEIGHT - BOTTOM);
+        let (left, right, bottom) = (
+            MARGIN + 50.0,
+            WIDTH - MARGIN - 90.0,
+            SCATTER_HEIGHT - BOTTOM,
+        );
         let points = || self.curves.iter().flat_map(|curve| &curve.points);
         let x_ticks = ticks(0.0, points().map(|point| point.0).fold(0.0, f64::max));
         let y_ticks = ticks(0.0, points().map(|point| point.1).fold(0.0, f64::max));
@@ -212,14 +300,26 @@ impl Lines {
         let x = |value: f64| left + value / scale(&x_ticks) * (right - left);
         let y = |value: f64| bottom - value / scale(&y_ticks) * (bottom - TOP);
         let mut canvas = Canvas::default();
-        canvas.text((MARGIN, 24.0), r#"font-size="15" font-weight="bold""#, &self.title);
+        canvas.text(
+            (MARGIN, 24.0),
+            r#"font-size="15" font-weight="bold""#,
+            &self.title,
+        );
         for tick in &x_ticks {
             canvas.line((x(*tick), TOP), (x(*tick), bottom), GRID);
-            canvas.text((x(*tick), bottom + 16.0), r#"text-anchor="middle""#, &short(*tick));
+            canvas.text(
+                (x(*tick), bottom + 16.0),
+                r#"text-anchor="middle""#,
+                &short(*tick),
+            );
         }
         for tick in &y_ticks {
             canvas.line((left, y(*tick)), (right, y(*tick)), GRID);
-            canvas.text((left - 6.0, y(*tick) + 4.0), r#"text-anchor="end""#, &short(*tick));
+            canvas.text(
+                (left - 6.0, y(*tick) + 4.0),
+                r#"text-anchor="end""#,
+                &short(*tick),
+            );
         }
         canvas.text((right, bottom + 34.0), r#"text-anchor="end""#, self.x);
         canvas.text((MARGIN, TOP - 6.0), "", self.y);
@@ -228,14 +328,21 @@ impl Lines {
         }
         let mut legend = TOP + 12.0;
         for (group, curve) in self.curves.iter().enumerate() {
-            let places: Vec<String> =
-                curve.points.iter().map(|point| format!("{:.1},{:.1}", x(point.0), y(point.1))).collect();
+            let places: Vec<String> = curve
+                .points
+                .iter()
+                .map(|point| format!("{:.1},{:.1}", x(point.0), y(point.1)))
+                .collect();
             let colour = colour(group);
             canvas.shape(&format!(
                 r#"<polyline points="{}" fill="none" stroke="{colour}" stroke-width="1.5"/>"#,
                 places.join(" ")
             ));
-            canvas.text((right + 10.0, legend), &format!(r#"fill="{colour}""#), &curve.label);
+            canvas.text(
+                (right + 10.0, legend),
+                &format!(r#"fill="{colour}""#),
+                &curve.label,
+            );
             legend += 16.0;
         }
         canvas.finish(SCATTER_HEIGHT)
@@ -253,24 +360,44 @@ struct Area {
 
 impl Area {
     fn around((x, y): (f64, f64)) -> Self {
-        Self { left: x - 5.0, right: x + 5.0, top: y - 5.0, bottom: y + 5.0 }
+        Self {
+            left: x - 5.0,
+            right: x + 5.0,
+            top: y - 5.0,
+            bottom: y + 5.0,
+        }
     }
 
     /// Beside the point, or else where the label covers the least of what is `taken`.
     fn of_label(label: &str, (x, y): (f64, f64), taken: &[Self]) -> Self {
         // Letters of 11 pixels are about six wide.
         let (width, height) = (label.chars().fold(0.0, |width, _| width + 6.2), 13.0);
-        let at = |left: f64, top: f64| Self { left, right: left + width, top, bottom: top + height };
+        let at = |left: f64, top: f64| Self {
+            left,
+            right: left + width,
+            top,
+            bottom: top + height,
+        };
         let beside = [(x + 7.0, y - 6.0), (x - 7.0 - width, y - 6.0)];
-        let above_or_below =
-            [(x - width / 2.0, y - 20.0), (x - width / 2.0, y + 7.0), (x + 4.0, y - 19.0), (x + 4.0, y + 6.0)];
-        let places = beside.into_iter().chain(above_or_below).map(|(left, top)| at(left, top));
+        let above_or_below = [
+            (x - width / 2.0, y - 20.0),
+            (x - width / 2.0, y + 7.0),
+            (x + 4.0, y - 19.0),
+            (x + 4.0, y + 6.0),
+        ];
+        let places = beside
+            .into_iter()
+            .chain(above_or_below)
+            .map(|(left, top)| at(left, top));
         let covered = |area: &Self| taken.iter().filter(|other| area.overlaps(other)).count();
         places.min_by_key(covered).unwrap_or_else(|| at(x, y))
     }
 
     fn overlaps(&self, other: &Self) -> bool {
-        self.left < other.right && other.left < self.right && self.top < other.bottom && other.top < self.bottom
+        self.left < other.right
+            && other.left < self.right
+            && self.top < other.bottom
+            && other.top < self.bottom
     }
 }
 
@@ -282,7 +409,10 @@ fn colour(group: usize) -> &'static str {
 fn ticks(least: f64, most: f64) -> Vec<f64> {
     let rough = ((most - least) / 5.0).max(1e-9);
     let magnitude = 10_f64.powf(rough.log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0].map(|factor| factor * magnitude).into_iter().find(|step| *step >= rough);
+    let step = [1.0, 2.0, 5.0, 10.0]
+        .map(|factor| factor * magnitude)
+        .into_iter()
+        .find(|step| *step >= rough);
     let step = step.unwrap_or(rough);
     let mut tick = (least / step).floor() * step;
     let mut ticks = vec![tick];
@@ -322,8 +452,19 @@ mod tests {
 
     #[test]
     fn labels_are_escaped() {
-        let bar = Bar { label: "a<b&c".to_owned(), value: 1.0, least: 1.0, most: 1.0, group: 7 };
-        let plot = Plot::Bars(Bars { title: "t".to_owned(), unit: "u", bars: vec![bar], marks: Vec::new() });
+        let bar = Bar {
+            label: "a<b&c".to_owned(),
+            value: 1.0,
+            least: 1.0,
+            most: 1.0,
+            group: 7,
+        };
+        let plot = Plot::Bars(Bars {
+            title: "t".to_owned(),
+            unit: "u",
+            bars: vec![bar],
+            marks: Vec::new(),
+        });
         assert!(plot.svg().contains("a&lt;b&amp;c"));
     }
 }

@@ -29,6 +29,10 @@ impl Random {
     /// So many bytes, which do not shrink.
     pub(crate) fn bytes(&mut self, count: usize) -> Vec<u8> {
         let words = std::iter::repeat_with(|| self.next().to_le_bytes());
-        words.take(count.div_ceil(8)).flatten().take(count).collect()
+        words
+            .take(count.div_ceil(8))
+            .flatten()
+            .take(count)
+            .collect()
     }
 }

@@ -31,8 +31,14 @@ struct Table {
 impl Report {
     /// Begins a report; notes the day, the machine and how busy it is.
     pub(crate) fn begin(name: &'static str, title: &'static str) -> anyhow::Result<Self> {
-        let mut report =
-            Self { name, title, notes: Vec::new(), failures: Vec::new(), tables: Vec::new(), plots: Vec::new() };
+        let mut report = Self {
+            name,
+            title,
+            notes: Vec::new(),
+            failures: Vec::new(),
+            tables: Vec::new(),
+            plots: Vec::new(),
+        };
         report.note(format!("{} on {}", run("date -u +%F")?.trim(), machine()?));
         report.note(format!("load average at the start: {}", load()?));
         Ok(report)
@@ -47,8 +53,17 @@ impl Report {
         self.failures.push(failure.into());
     }
 
-    pub(crate) fn table(&mut self, caption: impl Into<String>, head: &[&'static str], rows: Vec<Vec<String>>) {
-        self.tables.push(Table { caption: caption.into(), head: head.to_vec(), rows });
+    pub(crate) fn table(
+        &mut self,
+        caption: impl Into<String>,
+        head: &[&'static str],
+        rows: Vec<Vec<String>>,
+    ) {
+        self.tables.push(Table {
+            caption: caption.into(),
+            head: head.to_vec(),
+            rows,
+        });
     }
 
     pub(crate) fn plot(&mut self, plot: Plot) {
@@ -59,7 +74,10 @@ impl Report {
     ///
     /// # Errors
     /// When it cannot be written, or something that must hold did not.
-    #[expect(clippy::print_stdout, reason = "the report is what this program is for")]
+    #[expect(
+        clippy::print_stdout,
+        reason = "the report is what this program is for"
+    )]
     pub(crate) fn finish(mut self, folder: Option<&Path>) -> anyhow::Result<()> {
         self.note(format!("load average at the end: {}", load()?));
         let mut text = self.markdown()?;
@@ -85,8 +103,18 @@ impl Report {
         for failure in &self.failures {
             writeln!(text, "* **failed**: {failure}")?;
         }
-        for Table { caption, head, rows } in &self.tables {
-            writeln!(text, "\n{caption}\n\n| {} |\n|{}", head.join(" | "), "---|".repeat(head.len()))?;
+        for Table {
+            caption,
+            head,
+            rows,
+        } in &self.tables
+        {
+            writeln!(
+                text,
+                "\n{caption}\n\n| {} |\n|{}",
+                head.join(" | "),
+                "---|".repeat(head.len())
+            )?;
             for row in rows {
                 writeln!(text, "| {} |", row.join(" | "))?;
             }
@@ -98,12 +126,23 @@ impl Report {
 fn machine() -> anyhow::Result<String> {
     let cores = std::thread::available_parallelism()?;
     let cpus = fs::read_to_string("/proc/cpuinfo")?;
-    let model = cpus.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
+    let model = cpus
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"))
+        .unwrap_or_default();
     let kernel = run("uname -r")?;
-    Ok(format!("{cores} cores, shared ({}), Linux {}", model.trim_start_matches(['\t', ':', ' ']), kernel.trim()))
+    Ok(format!(
+        "{cores} cores, shared ({}), Linux {}",
+        model.trim_start_matches(['\t', ':', ' ']),
+        kernel.trim()
+    ))
 }
 
 fn load() -> anyhow::Result<String> {
     let load = fs::read_to_string("/proc/loadavg")?;
-    Ok(load.split_whitespace().take(3).collect::<Vec<_>>().join(" "))
+    Ok(load
+        .split_whitespace()
+        .take(3)
+        .collect::<Vec<_>>()
+        .join(" "))
 }

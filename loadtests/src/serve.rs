@@ -90,35 +90,65 @@ pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
     let mut contests = contests(&servers, arguments.seconds);
     for _ in 0..arguments.rounds {
         for contest in &mut contests {
-            contest.our_runs.push(load(&contest.load, contest.ours, place.path())?);
+            contest
+                .our_runs
+                .push(load(&contest.load, contest.ours, place.path())?);
             let (_, url, daemon) = contest.theirs;
-            contest.their_runs.push(load(&contest.load, (url, daemon), place.path())?);
+            contest
+                .their_runs
+                .push(load(&contest.load, (url, daemon), place.path())?);
         }
     }
     let rows = contests.iter().flat_map(Contest::rows).collect();
-    let head = ["load", "server", "requests/s", "MB/s", "p99 ms", "CPU ms/request", "requests/s ×", "per CPU ×"];
+    let head = [
+        "load",
+        "server",
+        "requests/s",
+        "MB/s",
+        "p99 ms",
+        "CPU ms/request",
+        "requests/s ×",
+        "per CPU ×",
+    ];
     report.table("Closed loop", &head, rows);
     for peer in ["nginx", "docker-registry"] {
         report.plot(Plot::Bars(Bars {
             title: format!("Requests a second against {peer}'s (whisker: best and worst round)"),
             unit: "times the peer's",
-            bars: contests.iter().filter(|contest| contest.theirs.0 == peer).map(Contest::bar).collect(),
+            bars: contests
+                .iter()
+                .filter(|contest| contest.theirs.0 == peer)
+                .map(Contest::bar)
+                .collect(),
             marks: vec![(1.0, "as the peer".to_owned())],
         }));
     }
-    report.note(format!("starlift's peak memory at the end: {:.0} MiB", servers.starlift.peak_memory()?));
+    report.note(format!(
+        "starlift's peak memory at the end: {:.0} MiB",
+        servers.starlift.peak_memory()?
+    ));
     Ok(report)
 }
 
 fn contests(servers: &Servers, seconds: u64) -> Vec<Contest<'_>> {
-    let Servers { starlift, nginx, registry, urls, blob_size } = servers;
+    let Servers {
+        starlift,
+        nginx,
+        registry,
+        urls,
+        blob_size,
+    } = servers;
     let blob = |name, connections, ranges: Option<(u64, usize)>| Contest {
         name,
         load: Load {
             connections,
             seconds,
             accept: "*/*",
-            ranges: ranges.map(|(length, count)| Ranges { blob_size: *blob_size, length, count }),
+            ranges: ranges.map(|(length, count)| Ranges {
+                blob_size: *blob_size,
+                length,
+                count,
+            }),
         },
         ours: (&urls.our_blob, starlift),
         theirs: ("nginx", &urls.their_blob, nginx),
@@ -127,7 +157,12 @@ fn contests(servers: &Servers, seconds: u64) -> Vec<Contest<'_>> {
     };
     let manifest = |name, connections, ours, theirs| Contest {
         name,
-        load: Load { connections, seconds, accept: MANIFEST_TYPE, ranges: None },
+        load: Load {
+            connections,
+            seconds,
+            accept: MANIFEST_TYPE,
+            ranges: None,
+        },
         ours: (ours, starlift),
         theirs: ("docker-registry", theirs, registry),
         our_runs: Vec::new(),
@@ -137,17 +172,39 @@ fn contests(servers: &Servers, seconds: u64) -> Vec<Contest<'_>> {
         blob("blob, whole, 4 connections", 4, None),
         blob("range of 64 KiB, 16 connections", 16, Some((64 << 10, 1))),
         blob("range of 4 MiB, 4 connections", 4, Some((4 << 20, 1))),
-        blob("8 ranges of 16 KiB, 16 connections", 16, Some((16 << 10, 8))),
-        manifest("manifest by tag, 16 connections", 16, urls.our_tag.as_str(), urls.their_tag.as_str()),
-        manifest("manifest by digest, 16 connections", 16, &urls.our_digest, &urls.their_digest),
-        manifest("manifest by digest, 1 connection", 1, &urls.our_digest, &urls.their_digest),
+        blob(
+            "8 ranges of 16 KiB, 16 connections",
+            16,
+            Some((16 << 10, 8)),
+        ),
+        manifest(
+            "manifest by tag, 16 connections",
+            16,
+            urls.our_tag.as_str(),
+            urls.their_tag.as_str(),
+        ),
+        manifest(
+            "manifest by digest, 16 connections",
+            16,
+            &urls.our_digest,
+            &urls.their_digest,
+        ),
+        manifest(
+            "manifest by digest, 1 connection",
+            1,
+            &urls.our_digest,
+            &urls.their_digest,
+        ),
     ]
 }
 
 fn load(load: &Load, (url, daemon): (&str, &Daemon), place: &Path) -> anyhow::Result<Run> {
     let before = daemon.cpu()?;
     let seen = wrk::run(load, url, place)?;
-    Ok(Run { seen, cpu: daemon.cpu()? - before })
+    Ok(Run {
+        seen,
+        cpu: daemon.cpu()? - before,
+    })
 }
 
 impl Run {
@@ -162,25 +219,33 @@ impl Run {
 
 impl Contest<'_> {
     fn rows(&self) -> [Vec<String>; 2] {
-        let median = |runs: &[Run], figure: fn(&Run) -> f64| Spread::of(runs.iter().map(figure)).median;
+        let median =
+            |runs: &[Run], figure: fn(&Run) -> f64| Spread::of(runs.iter().map(figure)).median;
         let times = median(&self.our_runs, Run::rate) / median(&self.their_runs, Run::rate);
-        let per_cpu = median(&self.their_runs, Run::cpu_of_each) / median(&self.our_runs, Run::cpu_of_each);
-        [("starlift", &self.our_runs, Some((times, per_cpu))), (self.theirs.0, &self.their_runs, None)].map(
-            |(server, runs, ratios)| {
-                let spread = |figure: fn(&Run) -> f64| Spread::of(runs.iter().map(figure));
-                let ratio = |value: Option<f64>| value.map_or(String::new(), |value| format!("{value:.2}"));
-                vec![
-                    self.name.to_owned(),
-                    server.to_owned(),
-                    spread(Run::rate).show(0),
-                    format!("{:.0}", spread(|run| run.seen.bytes / run.seen.seconds / 1e6).median),
-                    spread(|run| run.seen.p99_milliseconds).show(2),
-                    format!("{:.3}", spread(Run::cpu_of_each).median),
-                    ratio(ratios.map(|ratios| ratios.0)),
-                    ratio(ratios.map(|ratios| ratios.1)),
-                ]
-            },
-        )
+        let per_cpu =
+            median(&self.their_runs, Run::cpu_of_each) / median(&self.our_runs, Run::cpu_of_each);
+        [
+            ("starlift", &self.our_runs, Some((times, per_cpu))),
+            (self.theirs.0, &self.their_runs, None),
+        ]
+        .map(|(server, runs, ratios)| {
+            let spread = |figure: fn(&Run) -> f64| Spread::of(runs.iter().map(figure));
+            let ratio =
+                |value: Option<f64>| value.map_or(String::new(), |value| format!("{value:.2}"));
+            vec![
+                self.name.to_owned(),
+                server.to_owned(),
+                spread(Run::rate).show(0),
+                format!(
+                    "{:.0}",
+                    spread(|run| run.seen.bytes / run.seen.seconds / 1e6).median
+                ),
+                spread(|run| run.seen.p99_milliseconds).show(2),
+                format!("{:.3}", spread(Run::cpu_of_each).median),
+                ratio(ratios.map(|ratios| ratios.0)),
+                ratio(ratios.map(|ratios| ratios.1)),
+            ]
+        })
     }
 
     fn bar(&self) -> Bar {
@@ -201,13 +266,20 @@ fn start(arguments: &Arguments, place: &Path) -> anyhow::Result<Servers> {
     let (registry, registry_address) = docker_registry(place)?;
     let name = image.name.as_str();
     let source = image.oci();
-    run(&format!("skopeo copy --quiet --dest-tls-verify=false {source} docker://{registry_address}/{name}:1"))?;
+    run(&format!(
+        "skopeo copy --quiet --dest-tls-verify=false {source} docker://{registry_address}/{name}:1"
+    ))?;
 
     let upstream = format!("local=http://{registry_address}");
-    let Server { daemon: starlift, address } = Server::start(&arguments.starlift, place, &[upstream])?;
+    let Server {
+        daemon: starlift,
+        address,
+    } = Server::start(&arguments.starlift, place, &[upstream])?;
     let our_tag = format!("http://{address}/v2/local/{name}/manifests/1");
     let (digest, manifest) = server::twin(&our_tag)?;
-    let layer = manifest["layers"][0]["digest"].as_str().context("no layer")?;
+    let layer = manifest["layers"][0]["digest"]
+        .as_str()
+        .context("no layer")?;
     let our_blob = format!("http://{address}/v2/local/{name}/blobs/{layer}");
     let file = place.join("blob");
     run(&format!("curl -sf -o {} {our_blob}", file.display()))?;
@@ -216,7 +288,9 @@ fn start(arguments: &Arguments, place: &Path) -> anyhow::Result<Servers> {
     // The registry holds the twin's manifest too, so that both answer with the same bytes.
     let twin = format!("{address}/local/{name}:1");
     let tls = "--src-tls-verify=false --dest-tls-verify=false";
-    run(&format!("skopeo copy --quiet --preserve-digests {tls} docker://{twin} docker://{registry_address}/twin:1"))?;
+    run(&format!(
+        "skopeo copy --quiet --preserve-digests {tls} docker://{twin} docker://{registry_address}/twin:1"
+    ))?;
     let (nginx, nginx_address) = nginx(place)?;
     let their_blob = format!("http://{nginx_address}/blob");
     same_answers(&our_blob, &their_blob)?;
@@ -230,18 +304,29 @@ fn start(arguments: &Arguments, place: &Path) -> anyhow::Result<Servers> {
     };
     same_manifests(&urls)?;
     let blob_size = fs::metadata(file)?.len();
-    Ok(Servers { starlift, nginx, registry, urls, blob_size })
+    Ok(Servers {
+        starlift,
+        nginx,
+        registry,
+        urls,
+        blob_size,
+    })
 }
 
 /// An error unless both servers give the same bytes, whole and in ranges.
 fn same_answers(ours: &str, theirs: &str) -> anyhow::Result<()> {
     for range in ["0-", "100-65635", "-1000"] {
         let ask = |url: &str| -> anyhow::Result<String> {
-            let output = Command::new("curl").args(["-sf", "-r", range, url]).output()?;
+            let output = Command::new("curl")
+                .args(["-sf", "-r", range, url])
+                .output()?;
             ensure!(output.status.success(), "{url}: {:?}", output.status);
             Ok(hex::encode(Sha256::digest(output.stdout)))
         };
-        ensure!(ask(ours)? == ask(theirs)?, "the servers disagree on the bytes {range}");
+        ensure!(
+            ask(ours)? == ask(theirs)?,
+            "the servers disagree on the bytes {range}"
+        );
     }
     Ok(())
 }
@@ -272,7 +357,10 @@ fn docker_registry(place: &Path) -> anyhow::Result<(Daemon, SocketAddr)> {
     command.arg("serve").arg(config);
     let url = format!("http://{address}/v2/");
     let ready = || run(&format!("curl -sf {url}")).is_ok();
-    Ok((Daemon::start(command, &place.join("registry.log"), ready)?, address))
+    Ok((
+        Daemon::start(command, &place.join("registry.log"), ready)?,
+        address,
+    ))
 }
 
 fn nginx(place: &Path) -> anyhow::Result<(Daemon, SocketAddr)> {
@@ -296,5 +384,8 @@ fn nginx(place: &Path) -> anyhow::Result<(Daemon, SocketAddr)> {
     command.arg("-c").arg(config);
     let url = format!("http://{address}/blob");
     let ready = || run(&format!("curl -sfI {url}")).is_ok();
-    Ok((Daemon::start(command, &place.join("nginx.out"), ready)?, address))
+    Ok((
+        Daemon::start(command, &place.join("nginx.out"), ready)?,
+        address,
+    ))
 }

@@ -23,7 +23,11 @@ pub(crate) struct Server {
 
 impl Server {
     /// Serves these upstreams (`NAME=SOURCE`), its store in `place`.
-    pub(crate) fn start(starlift: &Path, place: &Path, upstreams: &[String]) -> anyhow::Result<Self> {
+    pub(crate) fn start(
+        starlift: &Path,
+        place: &Path,
+        upstreams: &[String],
+    ) -> anyhow::Result<Self> {
         Self::start_with(starlift, place, upstreams, &[])
     }
 
@@ -36,19 +40,35 @@ impl Server {
     ) -> anyhow::Result<Self> {
         let address = free_address()?;
         let mut command = Command::new(starlift);
-        command.args(["serve", "--listen", &address.to_string(), "--store"]).arg(place.join("store"));
-        command.args(upstreams.iter().flat_map(|upstream| ["--upstream", upstream]));
-        command.envs(settings.iter().map(|(key, value)| (format!("STARLIFT_SERVE_{key}"), value)));
+        command
+            .args(["serve", "--listen", &address.to_string(), "--store"])
+            .arg(place.join("store"));
+        command.args(
+            upstreams
+                .iter()
+                .flat_map(|upstream| ["--upstream", upstream]),
+        );
+        command.envs(
+            settings
+                .iter()
+                .map(|(key, value)| (format!("STARLIFT_SERVE_{key}"), value)),
+        );
         // Nobody logs each request: the peers are told not to.
         command.env("STARLIFT_LOG_FILTER", "warn");
         let ready = format!("http://{address}/readyz");
         let is_ready = || run(&format!("curl -sf {ready}")).is_ok();
-        Ok(Self { daemon: Daemon::start(command, &place.join("starlift.log"), is_ready)?, address })
+        Ok(Self {
+            daemon: Daemon::start(command, &place.join("starlift.log"), is_ready)?,
+            address,
+        })
     }
 
     /// Requests for manifests, blobs and profiles that were answered so far.
     pub(crate) fn requests(&self) -> anyhow::Result<u64> {
-        self.count(&["manifest", "blob", "api"].map(|of| format!("starlift_requests_total{{endpoint=\"{of}\",")))
+        self.count(
+            &["manifest", "blob", "api"]
+                .map(|of| format!("starlift_requests_total{{endpoint=\"{of}\",")),
+        )
     }
 
     /// Times that what it knows of an image's starts was written down.
@@ -60,17 +80,39 @@ impl Server {
     pub(crate) fn files_ahead(&self, manifest: &Value) -> anyhow::Result<usize> {
         let layers = manifest["layers"].as_array().context("no image manifest")?;
         let digests = layers.iter().filter_map(|layer| layer["digest"].as_str());
-        let stack = hex::encode(Sha256::digest(digests.map(|digest| format!("{digest}\n")).collect::<String>()));
-        let profile = run(&format!("curl -sf http://{}/api/v1/profiles/sha256:{stack}", self.address))?;
+        let stack = hex::encode(Sha256::digest(
+            digests
+                .map(|digest| format!("{digest}\n"))
+                .collect::<String>(),
+        ));
+        let profile = run(&format!(
+            "curl -sf http://{}/api/v1/profiles/sha256:{stack}",
+            self.address
+        ))?;
         let files = &serde_json::from_str::<Value>(&profile)?["files"];
-        files.as_array().map(Vec::len).with_context(|| format!("no profile: {profile}"))
+        files
+            .as_array()
+            .map(Vec::len)
+            .with_context(|| format!("no profile: {profile}"))
     }
 
     /// The sum of the metrics that begin so.
     fn count(&self, beginnings: &[String]) -> anyhow::Result<u64> {
         let metrics = run(&format!("curl -sf http://{}/metrics", self.address))?;
-        let lines = metrics.lines().filter(|line| beginnings.iter().any(|beginning| line.starts_with(beginning)));
-        lines.map(|line| Ok(line.rsplit(' ').next().context("no value")?.parse::<u64>()?)).sum()
+        let lines = metrics.lines().filter(|line| {
+            beginnings
+                .iter()
+                .any(|beginning| line.starts_with(beginning))
+        });
+        lines
+            .map(|line| {
+                Ok(line
+                    .rsplit(' ')
+                    .next()
+                    .context("no value")?
+                    .parse::<u64>()?)
+            })
+            .sum()
     }
 }
 

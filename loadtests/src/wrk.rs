@@ -40,25 +40,53 @@ pub(crate) fn run(load: &Load, url: &str, place: &Path) -> anyhow::Result<Seen> 
     let script = place.join("load.lua");
     fs::write(&script, lua(load))?;
     let output = Command::new("wrk")
-        .args(["-t1", &format!("-c{}", load.connections), &format!("-d{}s", load.seconds), "--timeout", "30s", "-s"])
+        .args([
+            "-t1",
+            &format!("-c{}", load.connections),
+            &format!("-d{}s", load.seconds),
+            "--timeout",
+            "30s",
+            "-s",
+        ])
         .arg(&script)
         .arg(url)
         .output()
         .context("wrk")?;
     let said = String::from_utf8_lossy(&output.stdout);
-    ensure!(output.status.success(), "wrk: {said}{}", String::from_utf8_lossy(&output.stderr));
-    let line = said.lines().find_map(|line| line.strip_prefix("seen ")).with_context(|| format!("wrk said {said}"))?;
+    ensure!(
+        output.status.success(),
+        "wrk: {said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let line = said
+        .lines()
+        .find_map(|line| line.strip_prefix("seen "))
+        .with_context(|| format!("wrk said {said}"))?;
     let figures: Vec<f64> = line.split(' ').map(str::parse).collect::<Result<_, _>>()?;
-    let [requests, bytes, microseconds, p99, failed] = figures[..] else { anyhow::bail!("wrk said {line}") };
-    ensure!(failed == 0.0 && requests > 0.0, "{failed} of {requests} requests to {url} failed");
-    Ok(Seen { requests, bytes, seconds: microseconds / 1e6, p99_milliseconds: p99 / 1e3 })
+    let [requests, bytes, microseconds, p99, failed] = figures[..] else {
+        anyhow::bail!("wrk said {line}")
+    };
+    ensure!(
+        failed == 0.0 && requests > 0.0,
+        "{failed} of {requests} requests to {url} failed"
+    );
+    Ok(Seen {
+        requests,
+        bytes,
+        seconds: microseconds / 1e6,
+        p99_milliseconds: p99 / 1e3,
+    })
 }
 
 fn lua(load: &Load) -> String {
     let accept = load.accept;
     let request = match load.ranges {
         None => String::new(),
-        Some(Ranges { blob_size, length, count }) => format!(
+        Some(Ranges {
+            blob_size,
+            length,
+            count,
+        }) => format!(
             "math.randomseed(1)
              request = function()
                 local ranges = {{}}

@@ -53,10 +53,16 @@ impl Flight {
         let shared = outcome.map(Result::ok).boxed().shared();
         running.insert(KEY, shared.clone());
         *self.computing.lock().unwrap() += 1;
-        let landing = Landing { flight: self.clone() };
+        let landing = Landing {
+            flight: self.clone(),
+        };
         drop(running);
         let _detached = spawn(async move {
-            assert_eq!(*landing.flight.computing.lock().unwrap(), 1, "two computations of one key");
+            assert_eq!(
+                *landing.flight.computing.lock().unwrap(),
+                1,
+                "two computations of one key"
+            );
             yield_now().await;
             let End::Value(value) = end else { return };
             drop(landing);
@@ -77,8 +83,11 @@ fn whoever_leaves_or_fails_leaves_no_key_behind() {
         || {
             block_on(async {
                 let flight = Flight::default();
-                let callers =
-                    [caller(&flight, End::Value(1)), caller(&flight, End::Lost), caller(&flight, End::Value(3))];
+                let callers = [
+                    caller(&flight, End::Value(1)),
+                    caller(&flight, End::Lost),
+                    caller(&flight, End::Value(3)),
+                ];
                 // This one goes away at once; its computation, if it began one, goes on.
                 drop(flight.join(End::Value(4)));
                 for caller in callers {
@@ -88,7 +97,11 @@ fn whoever_leaves_or_fails_leaves_no_key_behind() {
                 while !flight.running.lock().unwrap().is_empty() {
                     yield_now().await;
                 }
-                assert_eq!(flight.join(End::Value(5)).await, Some(5), "the next caller starts anew");
+                assert_eq!(
+                    flight.join(End::Value(5)).await,
+                    Some(5),
+                    "the next caller starts anew"
+                );
             });
         },
         ORDERS,

@@ -104,9 +104,15 @@ fn convert(bucket: &Bucket) -> bool {
     }
     if !bucket.is_visible() {
         bucket.put(BYTES);
-        assert!(bucket.head(BYTES).is_some(), "bytes went whose lease is held");
+        assert!(
+            bucket.head(BYTES).is_some(),
+            "bytes went whose lease is held"
+        );
         bucket.put(RECORD);
-        assert!(bucket.head(BYTES).is_some(), "bytes went whose lease is held");
+        assert!(
+            bucket.head(BYTES).is_some(),
+            "bytes went whose lease is held"
+        );
     }
     bucket.delete(LEASE);
     true
@@ -128,12 +134,19 @@ fn no_image_is_committed_on_a_layer_that_a_sweep_lets_go() {
         let reader = thread::spawn({
             let bucket = Arc::clone(&bucket);
             // `Store::read`: what is gone is forgotten only while its record is there, and then it is damage.
-            move || bucket.head(RECORD).is_none() || bucket.head(BYTES).is_some() || bucket.head(RECORD).is_none()
+            move || {
+                bucket.head(RECORD).is_none()
+                    || bucket.head(BYTES).is_some()
+                    || bucket.head(RECORD).is_none()
+            }
         });
         sweeper.join().unwrap();
         let is_committed = builder.join().unwrap();
         assert_eq!(is_committed, bucket.head(IMAGE).is_some());
-        assert!(!is_committed || bucket.is_visible(), "a live image names a layer that is gone");
+        assert!(
+            !is_committed || bucket.is_visible(),
+            "a live image names a layer that is gone"
+        );
         assert!(bucket.head(LEASE).is_none());
         let _is_no_damage = reader.join().unwrap();
         // A second try is not disturbed by what the first left.
@@ -156,9 +169,15 @@ fn a_sweep_and_two_builders_agree() {
                 })
                 .collect();
             sweep(&bucket, marked, recorded);
-            let committed: Vec<bool> = builders.into_iter().map(|builder| builder.join().unwrap()).collect();
+            let committed: Vec<bool> = builders
+                .into_iter()
+                .map(|builder| builder.join().unwrap())
+                .collect();
             if committed.contains(&true) && bucket.head(IMAGE).is_some() {
-                assert!(bucket.is_visible(), "a live image names a layer that is gone");
+                assert!(
+                    bucket.is_visible(),
+                    "a live image names a layer that is gone"
+                );
             }
         },
         ORDERS,

@@ -48,9 +48,16 @@ pub(super) struct Api {
 
 impl Api {
     /// Listens in the root, where only its owner gets to, and on `address`.
-    pub(super) async fn bind(root: &Path, address: Option<SocketAddr>, layers: Arc<Layers>) -> Result<Self, ApiError> {
+    pub(super) async fn bind(
+        root: &Path,
+        address: Option<SocketAddr>,
+        layers: Arc<Layers>,
+    ) -> Result<Self, ApiError> {
         let path = root.join(SOCKET);
-        let failed = |source| ApiError::Listen { at: path.display().to_string(), source };
+        let failed = |source| ApiError::Listen {
+            at: path.display().to_string(),
+            source,
+        };
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
@@ -58,7 +65,10 @@ impl Api {
         let socket = UnixListener::bind(&path).map_err(failed)?;
         let address = match address {
             Some(address) => {
-                let failed = |source| ApiError::Listen { at: address.to_string(), source };
+                let failed = |source| ApiError::Listen {
+                    at: address.to_string(),
+                    source,
+                };
                 Some(TcpListener::bind(address).await.map_err(failed)?)
             }
             None => None,
@@ -68,15 +78,28 @@ impl Api {
             .route("/metrics", get(exposition))
             .route("/healthz", get(|| async { "ok\n" }))
             .with_state(layers);
-        Ok(Self { socket, address, router })
+        Ok(Self {
+            socket,
+            address,
+            router,
+        })
     }
 
     pub(super) async fn serve(self, shutdown: CancellationToken) {
-        let Self { socket, address, router } = self;
-        let on_socket = axum::serve(socket, router.clone()).with_graceful_shutdown(shutdown.clone().cancelled_owned());
+        let Self {
+            socket,
+            address,
+            router,
+        } = self;
+        let on_socket = axum::serve(socket, router.clone())
+            .with_graceful_shutdown(shutdown.clone().cancelled_owned());
         let on_address = async {
             match address {
-                Some(address) => axum::serve(address, router).with_graceful_shutdown(shutdown.cancelled_owned()).await,
+                Some(address) => {
+                    axum::serve(address, router)
+                        .with_graceful_shutdown(shutdown.cancelled_owned())
+                        .await
+                }
                 None => Ok(()),
             }
         };
@@ -88,14 +111,22 @@ impl Api {
 
 async fn status(State(layers): State<Arc<Layers>>) -> Result<Json<Report>, StatusCode> {
     let report = tokio::task::spawn_blocking(move || layers.report()).await;
-    report.map(Json).map_err(|_panicked| StatusCode::INTERNAL_SERVER_ERROR)
+    report
+        .map(Json)
+        .map_err(|_panicked| StatusCode::INTERNAL_SERVER_ERROR)
 }
 
 async fn exposition(State(layers): State<Arc<Layers>>) -> Result<Response<Body>, StatusCode> {
     let held = layers.fetcher().cache().held();
-    metrics::metrics().cache_bytes.set(i64::try_from(held.bytes).unwrap_or(i64::MAX));
-    let text = metrics::metrics().render().map_err(|_format| StatusCode::INTERNAL_SERVER_ERROR)?;
-    let response = Response::builder().header(header::CONTENT_TYPE, metrics::CONTENT_TYPE).body(Body::from(text));
+    metrics::metrics()
+        .cache_bytes
+        .set(i64::try_from(held.bytes).unwrap_or(i64::MAX));
+    let text = metrics::metrics()
+        .render()
+        .map_err(|_format| StatusCode::INTERNAL_SERVER_ERROR)?;
+    let response = Response::builder()
+        .header(header::CONTENT_TYPE, metrics::CONTENT_TYPE)
+        .body(Body::from(text));
     response.map_err(|_header| StatusCode::INTERNAL_SERVER_ERROR)
 }
 
@@ -110,7 +141,10 @@ pub(super) async fn is_answered(root: &Path) -> bool {
 /// When no agent answers, or one of another version in other words.
 pub async fn report(root: &Path) -> Result<Report, ApiError> {
     let answer = ask(root, STATUS).await;
-    let answer = answer.map_err(|source| ApiError::Silent { socket: root.join(SOCKET), source })?;
+    let answer = answer.map_err(|source| ApiError::Silent {
+        socket: root.join(SOCKET),
+        source,
+    })?;
     serde_json::from_slice(&answer).map_err(ApiError::Answer)
 }
 
@@ -118,15 +152,25 @@ async fn ask(root: &Path, path: &str) -> io::Result<Vec<u8>> {
     let exchange = async {
         let mut socket: UnixStream = UnixStream::connect(root.join(SOCKET)).await?;
         // The connection's end is the answer's: no length and no chunks to look for.
-        socket.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await?;
+        socket
+            .write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())
+            .await?;
         let mut answer = Vec::new();
         socket.take(MAX_ANSWER).read_to_end(&mut answer).await?;
         Ok::<_, io::Error>(answer)
     };
-    let answer = tokio::time::timeout(ANSWER_LIMIT, exchange).await.map_err(io::Error::from)??;
+    let answer = tokio::time::timeout(ANSWER_LIMIT, exchange)
+        .await
+        .map_err(io::Error::from)??;
     let end_of_head = answer.windows(4).position(|window| window == b"\r\n\r\n");
     match end_of_head {
         Some(end) if answer.starts_with(b"HTTP/1.0 200") => Ok(answer[end + 4..].to_vec()),
-        _ => Err(io::Error::other(String::from_utf8_lossy(&answer).lines().next().unwrap_or_default().to_owned())),
+        _ => Err(io::Error::other(
+            String::from_utf8_lossy(&answer)
+                .lines()
+                .next()
+                .unwrap_or_default()
+                .to_owned(),
+        )),
     }
 }

@@ -50,13 +50,15 @@ pub(super) fn attach(
     let notifier = Notifier::new(device.duplicate()?);
     let session = device.serve(adapter, config.threads)?;
     let (done, unmounted) = oneshot::channel();
-    std::thread::Builder::new().name("fuse".to_owned()).spawn(move || {
-        if let Err(error) = session.run() {
-            tracing::error!(%error, "the kernel is not answered any more");
-        }
-        // Nobody hears it while the agent stops.
-        let _unheard = done.send(());
-    })?;
+    std::thread::Builder::new()
+        .name("fuse".to_owned())
+        .spawn(move || {
+            if let Err(error) = session.run() {
+                tracing::error!(%error, "the kernel is not answered any more");
+            }
+            // Nobody hears it while the agent stops.
+            let _unheard = done.send(());
+        })?;
     if !device.is_new()
         && let Err(error) = notifier.resend()
     {

@@ -171,24 +171,39 @@ impl Config {
 
     /// What holds for the image that containerd calls `reference`.
     pub(super) fn policy(&self, reference: &str) -> Policy {
-        let rule = self.image.iter().find(|rule| fits(&rule.pattern, reference));
+        let rule = self
+            .image
+            .iter()
+            .find(|rule| fits(&rule.pattern, reference));
         Policy {
             lazy: rule.and_then(|rule| rule.lazy).unwrap_or(true),
             prefetch: rule.and_then(|rule| rule.prefetch).unwrap_or(self.prefetch),
-            background: rule.and_then(|rule| rule.background).unwrap_or(self.background),
-            workload: rule.and_then(|rule| rule.workload.clone()).unwrap_or_else(|| self.workload.clone()),
+            background: rule
+                .and_then(|rule| rule.background)
+                .unwrap_or(self.background),
+            workload: rule
+                .and_then(|rule| rule.workload.clone())
+                .unwrap_or_else(|| self.workload.clone()),
         }
     }
 }
 
 /// Whether `text` is `pattern` with some text in place of each `*`.
 fn fits(pattern: &str, text: &str) -> bool {
-    let Some((head, rest)) = pattern.split_once('*') else { return pattern == text };
-    let Some(mut left) = text.strip_prefix(head) else { return false };
-    let (middles, tail) = rest.rsplit_once('*').map_or((None, rest), |(middles, tail)| (Some(middles), tail));
+    let Some((head, rest)) = pattern.split_once('*') else {
+        return pattern == text;
+    };
+    let Some(mut left) = text.strip_prefix(head) else {
+        return false;
+    };
+    let (middles, tail) = rest
+        .rsplit_once('*')
+        .map_or((None, rest), |(middles, tail)| (Some(middles), tail));
     // Each middle part at its first place leaves the most to those behind it.
     for part in middles.into_iter().flat_map(|middles| middles.split('*')) {
-        let Some(at) = left.find(part) else { return false };
+        let Some(at) = left.find(part) else {
+            return false;
+        };
         left = &left[at + part.len()..];
     }
     left.ends_with(tail)
@@ -211,7 +226,13 @@ mod tests {
         ] {
             assert!(fits(pattern, text), "{pattern} {text}");
         }
-        for (pattern, text) in [("exact", "exacts"), ("a*b", "ba"), ("ab*b", "ab"), ("*x*y", "yx"), ("", "a")] {
+        for (pattern, text) in [
+            ("exact", "exacts"),
+            ("a*b", "ba"),
+            ("ab*b", "ab"),
+            ("*x*y", "yx"),
+            ("", "a"),
+        ] {
             assert!(!fits(pattern, text), "{pattern} {text}");
         }
     }
@@ -221,11 +242,20 @@ mod tests {
         let text = "background = 'limited'\n[[image]]\npattern = 'a/*'\nlazy = false\n[[image]]\npattern = '*'\nbackground = 'off'\nworkload = 'web'";
         let config: Config = toml::from_str(text).unwrap();
         let policy = config.policy("a/b:1");
-        assert_eq!((policy.lazy, policy.background), (false, Background::Limited));
+        assert_eq!(
+            (policy.lazy, policy.background),
+            (false, Background::Limited)
+        );
         assert_eq!(policy.workload, Workload::default());
         let policy = config.policy("b:1");
         assert_eq!(String::from(policy.workload), "web");
-        assert_eq!((policy.lazy, policy.prefetch, policy.background), (true, true, Background::Off));
-        assert!(toml::from_str::<Config>("[[image]]\nlazy = true").is_err(), "a rule needs its pattern");
+        assert_eq!(
+            (policy.lazy, policy.prefetch, policy.background),
+            (true, true, Background::Off)
+        );
+        assert!(
+            toml::from_str::<Config>("[[image]]\nlazy = true").is_err(),
+            "a rule needs its pattern"
+        );
     }
 }

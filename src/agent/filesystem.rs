@@ -71,7 +71,11 @@ impl FileSystem {
 
     fn at(&self, inode: u64) -> Result<(Arc<Mount>, Arc<Layer>, FileId), Error> {
         let (mount, id) = self.layers.at(inode).ok_or(Error::NotFound)?;
-        let layer = self.layers.layer(&mount).map(Arc::clone).map_err(|_told_already| Error::Unreadable)?;
+        let layer = self
+            .layers
+            .layer(&mount)
+            .map(Arc::clone)
+            .map_err(|_told_already| Error::Unreadable)?;
         Ok((mount, layer, id))
     }
 
@@ -103,7 +107,10 @@ impl FileSystem {
         let inode = if name == b"." || name == b"/" {
             parent
         } else if parent == ROOT_INODE {
-            self.layers.by_name(name).ok_or(Error::NotFound)?.inode(FileId::ROOT)
+            self.layers
+                .by_name(name)
+                .ok_or(Error::NotFound)?
+                .inode(FileId::ROOT)
         } else {
             let (mount, layer, id) = self.at(parent)?;
             mount.inode(layer.tree().lookup(id, name).ok_or(Error::NotFound)?)
@@ -112,14 +119,26 @@ impl FileSystem {
     }
 
     /// Gives `take` the names in a directory from `start` on, which is 0 or a name's `next`, until it wants no more.
-    pub fn list(&self, inode: u64, start: u64, mut take: impl FnMut(Listed) -> bool) -> Result<(), Error> {
+    pub fn list(
+        &self,
+        inode: u64,
+        start: u64,
+        mut take: impl FnMut(Listed) -> bool,
+    ) -> Result<(), Error> {
         if inode == ROOT_INODE {
             for mount in self.layers.after(start, ROOT_PAGE) {
                 // A layer that cannot be read is not listed; whoever asks for it by name is told.
                 let inode = mount.inode(FileId::ROOT);
-                let Ok(attributes) = self.attributes(inode) else { continue };
+                let Ok(attributes) = self.attributes(inode) else {
+                    continue;
+                };
                 let number = mount.record.number;
-                if !take(Listed { name: number.to_string().into(), inode, attributes, next: number }) {
+                if !take(Listed {
+                    name: number.to_string().into(),
+                    inode,
+                    attributes,
+                    next: number,
+                }) {
                     break;
                 }
             }
@@ -127,13 +146,22 @@ impl FileSystem {
         }
         let (mount, layer, id) = self.at(inode)?;
         let tree = layer.tree();
-        if tree.attributes(id).is_none_or(|attributes| attributes.kind != Kind::Directory) {
+        if tree
+            .attributes(id)
+            .is_none_or(|attributes| attributes.kind != Kind::Directory)
+        {
             return Err(Error::NotDirectory);
         }
         for entry in tree.entries(id, usize::try_from(start).unwrap_or(usize::MAX)) {
-            let Some(attributes) = tree.attributes(entry.id) else { continue };
-            let listed =
-                Listed { name: entry.name.to_vec(), inode: mount.inode(entry.id), attributes, next: entry.next as u64 };
+            let Some(attributes) = tree.attributes(entry.id) else {
+                continue;
+            };
+            let listed = Listed {
+                name: entry.name.to_vec(),
+                inode: mount.inode(entry.id),
+                attributes,
+                next: entry.next as u64,
+            };
             if !take(listed) {
                 break;
             }
@@ -144,7 +172,11 @@ impl FileSystem {
     /// Where a symbolic link points.
     pub fn target(&self, inode: u64) -> Result<Vec<u8>, Error> {
         let (_, layer, id) = self.at(inode)?;
-        layer.tree().target(id).map(<[u8]>::to_vec).ok_or(Error::Invalid)
+        layer
+            .tree()
+            .target(id)
+            .map(<[u8]>::to_vec)
+            .ok_or(Error::Invalid)
     }
 
     pub fn xattr(&self, inode: u64, name: &[u8]) -> Result<Vec<u8>, Error> {
@@ -152,7 +184,11 @@ impl FileSystem {
             return Err(Error::NoAttribute);
         }
         let (_, layer, id) = self.at(inode)?;
-        layer.tree().xattr(id, name).map(<[u8]>::to_vec).ok_or(Error::NoAttribute)
+        layer
+            .tree()
+            .xattr(id, name)
+            .map(<[u8]>::to_vec)
+            .ok_or(Error::NoAttribute)
     }
 
     /// The names of the extended attributes, each with a zero byte behind it.
@@ -161,13 +197,19 @@ impl FileSystem {
             return Ok(Vec::new());
         }
         let (_, layer, id) = self.at(inode)?;
-        Ok(layer.tree().xattrs(id).flat_map(|(name, _)| name.iter().copied().chain([0])).collect())
+        Ok(layer
+            .tree()
+            .xattrs(id)
+            .flat_map(|(name, _)| name.iter().copied().chain([0]))
+            .collect())
     }
 
     /// A regular file that is opened.
     pub fn open(&self, inode: u64) -> Result<Opened, Error> {
         let opened = self.file(inode)?;
-        self.layers.recorder().note(opened.number, opened.id, || None);
+        self.layers
+            .recorder()
+            .note(opened.number, opened.id, || None);
         Ok(opened)
     }
 
@@ -184,8 +226,16 @@ impl FileSystem {
             return Err(Error::IsDirectory);
         }
         let (mount, layer, id) = self.at(inode)?;
-        match layer.tree().attributes(id).map(|attributes| attributes.kind) {
-            Some(Kind::File) => Ok(Opened { number: mount.record.number, layer, id }),
+        match layer
+            .tree()
+            .attributes(id)
+            .map(|attributes| attributes.kind)
+        {
+            Some(Kind::File) => Ok(Opened {
+                number: mount.record.number,
+                layer,
+                id,
+            }),
             Some(Kind::Directory) => Err(Error::IsDirectory),
             _ => Err(Error::Invalid),
         }
@@ -193,7 +243,11 @@ impl FileSystem {
 
     /// Files and directories of all layers.
     pub fn inodes(&self) -> u64 {
-        self.layers.after(0, usize::MAX).iter().map(|mount| u64::from(mount.record.inodes)).sum()
+        self.layers
+            .after(0, usize::MAX)
+            .iter()
+            .map(|mount| u64::from(mount.record.inodes))
+            .sum()
     }
 }
 
@@ -215,7 +269,9 @@ impl Opened {
         let mut pause = FIRST_PAUSE;
         loop {
             match self.layer.read(self.id, offset, length).await {
-                Err(error) if error.is_transient() || (error.is_denial() && begun.elapsed() < REFUSED) => {
+                Err(error)
+                    if error.is_transient() || (error.is_denial() && begun.elapsed() < REFUSED) =>
+                {
                     tokio::time::sleep(pause).await;
                 }
                 outcome => return outcome,
@@ -227,7 +283,10 @@ impl Opened {
     /// The file of the cache that is this file, where it is held whole and in one piece.
     pub fn backing(&self) -> Option<File> {
         let chunk = self.layer.only_chunk(self.id)?;
-        self.layer.fetcher().cache().file(&chunk.digest?, chunk.size)
+        self.layer
+            .fetcher()
+            .cache()
+            .file(&chunk.digest?, chunk.size)
     }
 
     /// Bytes that came for the file's layer so far.

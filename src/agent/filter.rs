@@ -24,9 +24,16 @@ pub struct Filter {
 #[derive(Debug, thiserror::Error)]
 pub enum ParseFilterError {
     #[error("{filter:?} is no filter: {expected} expected at byte {at}")]
-    Syntax { filter: String, at: usize, expected: &'static str },
+    Syntax {
+        filter: String,
+        at: usize,
+        expected: &'static str,
+    },
     #[error("{pattern:?} is no regular expression")]
-    Pattern { pattern: String, source: Box<regex::Error> },
+    Pattern {
+        pattern: String,
+        source: Box<regex::Error>,
+    },
 }
 
 #[derive(Debug, Clone)]
@@ -46,13 +53,20 @@ enum Test {
 impl Filter {
     /// Reads filters of which one must match. An empty text matches everything.
     pub fn parse(filters: &[String]) -> Result<Self, ParseFilterError> {
-        let alternatives = filters.iter().map(|filter| Parser::new(filter).filter()).collect::<Result<_, _>>()?;
+        let alternatives = filters
+            .iter()
+            .map(|filter| Parser::new(filter).filter())
+            .collect::<Result<_, _>>()?;
         Ok(Self { alternatives })
     }
 
     /// Whether something matches; `value` gives the value at a path of fields, where it has one.
     pub fn matches<'a>(&self, value: impl Fn(&[String]) -> Option<&'a str>) -> bool {
-        let all = |selectors: &Vec<Selector>| selectors.iter().all(|selector| selector.matches(value(&selector.field)));
+        let all = |selectors: &Vec<Selector>| {
+            selectors
+                .iter()
+                .all(|selector| selector.matches(value(&selector.field)))
+        };
         self.alternatives.is_empty() || self.alternatives.iter().any(all)
     }
 }
@@ -75,7 +89,10 @@ struct Parser<'a> {
 
 impl<'a> Parser<'a> {
     fn new(text: &'a str) -> Self {
-        Self { text, rest: text.char_indices().peekable() }
+        Self {
+            text,
+            rest: text.char_indices().peekable(),
+        }
     }
 
     fn filter(mut self) -> Result<Vec<Selector>, ParseFilterError> {
@@ -122,7 +139,10 @@ impl<'a> Parser<'a> {
                 let pattern = self.value(true)?;
                 match Regex::new(&pattern) {
                     Ok(regex) => Ok(Test::Matches(regex)),
-                    Err(error) => Err(ParseFilterError::Pattern { pattern, source: Box::new(error) }),
+                    Err(error) => Err(ParseFilterError::Pattern {
+                        pattern,
+                        source: Box::new(error),
+                    }),
                 }
             }
             _ => Err(self.expected("==, != or ~=")),
@@ -141,7 +161,9 @@ impl<'a> Parser<'a> {
 
     /// A text between two quotes of the kind that comes next, with Go's escapes.
     fn quoted(&mut self) -> Result<String, ParseFilterError> {
-        let Some((_, quote)) = self.rest.next() else { return Err(self.expected("a quote")) };
+        let Some((_, quote)) = self.rest.next() else {
+            return Err(self.expected("a quote"));
+        };
         let mut bytes = Vec::new();
         loop {
             match self.rest.next() {
@@ -155,7 +177,9 @@ impl<'a> Parser<'a> {
     }
 
     fn escape(&mut self, quote: char, bytes: &mut Vec<u8>) -> Result<(), ParseFilterError> {
-        let Some((_, letter)) = self.rest.next() else { return Err(self.expected("an escape")) };
+        let Some((_, letter)) = self.rest.next() else {
+            return Err(self.expected("an escape"));
+        };
         match letter {
             'a' => bytes.push(0x07),
             'b' => bytes.push(0x08),
@@ -189,7 +213,10 @@ impl<'a> Parser<'a> {
     fn number(&mut self, start: u32, base: u32, digits: usize) -> Result<u32, ParseFilterError> {
         let mut number = start;
         for _ in 0..digits {
-            let digit = self.rest.next().and_then(|(_, letter)| letter.to_digit(base));
+            let digit = self
+                .rest
+                .next()
+                .and_then(|(_, letter)| letter.to_digit(base));
             number = number.wrapping_mul(base) | digit.ok_or_else(|| self.expected("a digit"))?;
         }
         Ok(number)
@@ -205,13 +232,21 @@ impl<'a> Parser<'a> {
 
     /// The next letter that is no blank; blanks before it are gone.
     fn peek(&mut self) -> Option<char> {
-        while self.rest.next_if(|(_, letter)| letter.is_whitespace()).is_some() {}
+        while self
+            .rest
+            .next_if(|(_, letter)| letter.is_whitespace())
+            .is_some()
+        {}
         self.rest.peek().map(|&(_, letter)| letter)
     }
 
     fn expected(&mut self, expected: &'static str) -> ParseFilterError {
         let at = self.rest.peek().map_or(self.text.len(), |&(at, _)| at);
-        ParseFilterError::Syntax { filter: self.text.to_owned(), at, expected }
+        ParseFilterError::Syntax {
+            filter: self.text.to_owned(),
+            at,
+            expected,
+        }
     }
 }
 
@@ -234,12 +269,14 @@ mod tests {
     /// Whether the filters let through what has a name, no parent, and one label with dots in its key.
     fn matches(filters: &[&str]) -> bool {
         let filters: Vec<String> = filters.iter().map(|&filter| filter.to_owned()).collect();
-        Filter::parse(&filters).unwrap().matches(|path| match path.join("/").as_str() {
-            "name" => Some("sha256:abc"),
-            "parent" => Some(""),
-            "labels/containerd.io/x.ref" | "labels/a/b" => Some("Ünit 7"),
-            _ => None,
-        })
+        Filter::parse(&filters)
+            .unwrap()
+            .matches(|path| match path.join("/").as_str() {
+                "name" => Some("sha256:abc"),
+                "parent" => Some(""),
+                "labels/containerd.io/x.ref" | "labels/a/b" => Some("Ünit 7"),
+                _ => None,
+            })
     }
 
     #[test]
@@ -261,7 +298,14 @@ mod tests {
         ] {
             assert!(matches(&[filter]), "{filter}");
         }
-        for filter in ["absent", "name==x", "name!=sha256:abc", "absent==\"\"", "name~=^abc", "name,absent"] {
+        for filter in [
+            "absent",
+            "name==x",
+            "name!=sha256:abc",
+            "absent==\"\"",
+            "name~=^abc",
+            "name,absent",
+        ] {
             assert!(!matches(&[filter]), "{filter}");
         }
     }
@@ -298,6 +342,9 @@ mod tests {
             assert!(Filter::parse(&[filter.to_owned()]).is_err(), "{filter}");
         }
         let error = Filter::parse(&["name==x y".to_owned()]).unwrap_err();
-        assert_eq!(error.to_string(), "\"name==x y\" is no filter: a comma expected at byte 8");
+        assert_eq!(
+            error.to_string(),
+            "\"name==x y\" is no filter: a comma expected at byte 8"
+        );
     }
 }

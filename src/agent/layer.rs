@@ -60,20 +60,45 @@ impl Layer {
     pub fn new(tree: Arc<Tree>, blob: Blob, fetcher: Fetcher) -> Self {
         let blob = Arc::new(blob);
         let (traffic, readers, peer) = (Arc::default(), Mutex::default(), OnceCell::new());
-        Self { tree, blob, fetcher, traffic, readers, peer }
+        Self {
+            tree,
+            blob,
+            fetcher,
+            traffic,
+            readers,
+            peer,
+        }
     }
 
     /// The same, given by `peer`; by no Starlift server where there is none.
     #[must_use]
     pub fn given_by(self, peer: Option<Peer>) -> Self {
-        Self { peer: OnceCell::new_with(Some(peer)), ..self }
+        Self {
+            peer: OnceCell::new_with(Some(peer)),
+            ..self
+        }
     }
 
     /// The Starlift server that gives the layer, if it is one; asks where that is not known yet.
     pub async fn peer(&self) -> Option<Peer> {
-        let Blob { source, repository, digest, .. } = &*self.blob;
-        let locate = || async { source.locate(repository, digest).await.map(|(_, peer)| peer) };
-        self.peer.get_or_try_init(locate).await.ok().cloned().flatten()
+        let Blob {
+            source,
+            repository,
+            digest,
+            ..
+        } = &*self.blob;
+        let locate = || async {
+            source
+                .locate(repository, digest)
+                .await
+                .map(|(_, peer)| peer)
+        };
+        self.peer
+            .get_or_try_init(locate)
+            .await
+            .ok()
+            .cloned()
+            .flatten()
     }
 
     pub fn tree(&self) -> &Tree {
@@ -126,7 +151,11 @@ impl Layer {
         let Piece { chunk, part, .. } = piece;
         match &chunk.digest {
             Some(digest) => self.fetcher.cache().read(digest, chunk.size, part.clone()),
-            None => Some(Bytes::from(vec![0; usize::try_from(part.end - part.start).ok()?])),
+            None => Some(Bytes::from(vec![
+                0;
+                usize::try_from(part.end - part.start)
+                    .ok()?
+            ])),
         }
     }
 
@@ -160,41 +189,65 @@ impl Layer {
     async fn read_pieces(&self, pieces: &[Piece]) -> Result<Vec<Bytes>, FetchError> {
         let mut parts: Vec<Option<Bytes>> = pieces.iter().map(|piece| self.held(piece)).collect();
         let missing = |parts: &[Option<Bytes>]| -> Vec<usize> {
-            (0..pieces.len()).filter(|index| parts[*index].is_none()).collect()
+            (0..pieces.len())
+                .filter(|index| parts[*index].is_none())
+                .collect()
         };
         let wanted = missing(&parts);
         if let (Some(first), Some(last)) = (wanted.first(), wanted.last()) {
-            let chunks: Vec<Chunk> = wanted.iter().map(|index| pieces[*index].chunk.clone()).collect();
+            let chunks: Vec<Chunk> = wanted
+                .iter()
+                .map(|index| pieces[*index].chunk.clone())
+                .collect();
             let beside = self.beside(pieces[*first].number, pieces[*last].number);
-            let found = self.fetcher.fetch(&self.blob, &chunks, &beside, &self.traffic);
+            let found = self
+                .fetcher
+                .fetch(&self.blob, &chunks, &beside, &self.traffic);
             collect(pieces, &mut parts, wanted.into_iter().zip(found)).await?;
         }
         // Let go, found damaged, or not readable for the moment.
         for index in missing(&parts) {
             parts[index] = self.held(&pieces[index]);
         }
-        let fetch = |index: usize| (index, self.fetcher.fetch_anew(&self.blob, &pieces[index].chunk, &self.traffic));
+        let fetch = |index: usize| {
+            (
+                index,
+                self.fetcher
+                    .fetch_anew(&self.blob, &pieces[index].chunk, &self.traffic),
+            )
+        };
         let found: Vec<(usize, Lookup)> = missing(&parts).into_iter().map(fetch).collect();
         collect(pieces, &mut parts, found.into_iter()).await?;
-        parts.into_iter().collect::<Option<_>>().ok_or(FetchError::Aborted)
+        parts
+            .into_iter()
+            .collect::<Option<_>>()
+            .ok_or(FetchError::Aborted)
     }
 
     /// Where the chunks begin and end that hold these bytes of a file.
     pub fn chunks_at(&self, id: FileId, offset: u64, length: u64) -> Option<Range<u64>> {
-        let Content::Chunks(node) = self.tree.content(id)? else { return None };
+        let Content::Chunks(node) = self.tree.content(id)? else {
+            return None;
+        };
         let end = offset.saturating_add(length).min(node.size());
         let (first, last) = (node.chunk_at(offset)?, node.chunk_at(end.checked_sub(1)?)?);
         Some(first.file_offset..last.file_offset + last.size)
     }
 
     pub(super) fn is_held(&self, chunk: &Chunk) -> bool {
-        chunk.digest.is_none_or(|digest| self.fetcher.cache().holds(&digest))
+        chunk
+            .digest
+            .is_none_or(|digest| self.fetcher.cache().holds(&digest))
     }
 
     /// Whether a file's first chunk is on this node.
     pub(super) fn begins_here(&self, id: FileId) -> bool {
-        let Some(Content::Chunks(node)) = self.tree.content(id) else { return true };
-        node.chunks().next().is_none_or(|chunk| self.is_held(&chunk))
+        let Some(Content::Chunks(node)) = self.tree.content(id) else {
+            return true;
+        };
+        node.chunks()
+            .next()
+            .is_none_or(|chunk| self.is_held(&chunk))
     }
 
     /// The chunks to fetch along with those from `first` to `last`: more and more for whoever reads on and on, those on
@@ -204,7 +257,9 @@ impl Layer {
             Some(reader) => ((reader.window * 2).min(self.fetcher.max_run()), Vec::new()),
             None => (FIRST_WINDOW, self.before(first)),
         };
-        let Some(end) = self.tree.toc().chunk(last).map(|chunk| chunk.range.end) else { return chunks };
+        let Some(end) = self.tree.toc().chunk(last).map(|chunk| chunk.range.end) else {
+            return chunks;
+        };
         let mut next = last.saturating_add(1);
         while let Some(chunk) = self.tree.toc().chunk(next)
             && chunk.range.end >= end
@@ -226,34 +281,58 @@ impl Layer {
     /// The reader that was expected to miss the chunk `first`; it is taken off the list.
     fn expected(&self, first: u32) -> Option<Reader> {
         let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
-        let goes_on = |reader: &Reader| (reader.next..reader.next.saturating_add(MAX_SKIP)).contains(&first);
-        readers.iter().position(goes_on).map(|index| readers.remove(index))
+        let goes_on =
+            |reader: &Reader| (reader.next..reader.next.saturating_add(MAX_SKIP)).contains(&first);
+        readers
+            .iter()
+            .position(goes_on)
+            .map(|index| readers.remove(index))
     }
 
     /// The chunks just before `first`, up to the nearest that is held.
     fn before(&self, first: u32) -> Vec<Chunk> {
         let toc = self.tree.toc();
-        let Some(start) = toc.chunk(first).map(|chunk| chunk.range.start) else { return Vec::new() };
-        let is_near = |chunk: &Chunk| start.checked_sub(chunk.range.start).is_some_and(|bytes| bytes <= FIRST_WINDOW);
+        let Some(start) = toc.chunk(first).map(|chunk| chunk.range.start) else {
+            return Vec::new();
+        };
+        let is_near = |chunk: &Chunk| {
+            start
+                .checked_sub(chunk.range.start)
+                .is_some_and(|bytes| bytes <= FIRST_WINDOW)
+        };
         let chunks = (0..first).rev().map_while(|number| toc.chunk(number));
-        chunks.take_while(|chunk| is_near(chunk) && !self.is_held(chunk)).take(MAX_BESIDE / 2).collect()
+        chunks
+            .take_while(|chunk| is_near(chunk) && !self.is_held(chunk))
+            .take(MAX_BESIDE / 2)
+            .collect()
     }
 
     /// The file's only chunk, where it has no more than one: its cached copy is the whole file.
     pub fn only_chunk(&self, id: FileId) -> Option<Chunk> {
-        let Content::Chunks(node) = self.tree.content(id)? else { return None };
+        let Content::Chunks(node) = self.tree.content(id)? else {
+            return None;
+        };
         let mut chunks = node.chunks();
         let first = chunks.next()?;
-        (chunks.next().is_none() && first.size == node.size() && first.digest.is_some()).then_some(first)
+        (chunks.next().is_none() && first.size == node.size() && first.digest.is_some())
+            .then_some(first)
     }
 
     /// Fetches the chunks with these numbers, as far as they are not held; waits until they are there.
     ///
     /// # Errors
     /// When one could not be had, after all the others arrived or did not.
-    pub async fn hold(&self, numbers: impl Iterator<Item = u32>, reason: Reason) -> Result<(), FetchError> {
-        let chunks = numbers.filter_map(|number| self.tree.toc().chunk(number)).collect();
-        self.fetcher.fetch_ahead(&self.blob, chunks, reason, &self.traffic).await
+    pub async fn hold(
+        &self,
+        numbers: impl Iterator<Item = u32>,
+        reason: Reason,
+    ) -> Result<(), FetchError> {
+        let chunks = numbers
+            .filter_map(|number| self.tree.toc().chunk(number))
+            .collect();
+        self.fetcher
+            .fetch_ahead(&self.blob, chunks, reason, &self.traffic)
+            .await
     }
 
     /// Keeps the chunks that lie in `bytes`, which begin at `start` of the blob; not those that would inflate to many times
@@ -275,7 +354,9 @@ impl Layer {
                 return;
             }
             let (from, to) = (chunk.range.start - start, chunk.range.end - start);
-            let (Ok(from), Ok(to)) = (usize::try_from(from), usize::try_from(to)) else { continue };
+            let (Ok(from), Ok(to)) = (usize::try_from(from), usize::try_from(to)) else {
+                continue;
+            };
             // What does not decode is fetched when it is read, and reported then.
             if let Ok(content) = chunk.decode(&bytes[from..to]) {
                 self.fetcher.cache().put(digest, &Bytes::from(content));
@@ -309,11 +390,20 @@ impl Piece {
 /// The pieces that make up these bytes of a file, the first [`MAX_PIECES`] of them.
 fn pieces(toc: &Toc, node: Node<'_>, bytes: Range<u64>) -> Vec<Piece> {
     let first = node.chunk_number_at(bytes.start);
-    let numbers = first.into_iter().flat_map(|first| first..node.chunk_numbers().end);
+    let numbers = first
+        .into_iter()
+        .flat_map(|first| first..node.chunk_numbers().end);
     let piece = |number| {
-        let chunk = toc.chunk(number).filter(|chunk| chunk.file_offset < bytes.end)?;
-        let part = bytes.start.saturating_sub(chunk.file_offset)..(bytes.end - chunk.file_offset).min(chunk.size);
-        Some(Piece { number, chunk, part })
+        let chunk = toc
+            .chunk(number)
+            .filter(|chunk| chunk.file_offset < bytes.end)?;
+        let part = bytes.start.saturating_sub(chunk.file_offset)
+            ..(bytes.end - chunk.file_offset).min(chunk.size);
+        Some(Piece {
+            number,
+            chunk,
+            part,
+        })
     };
     numbers.map_while(piece).take(MAX_PIECES).collect()
 }
@@ -339,7 +429,11 @@ async fn collect(
 
 /// The bytes from `offset` on, at most `length`.
 fn cut(bytes: &[u8], offset: u64, length: u64) -> Bytes {
-    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
-    let end = usize::try_from(offset.saturating_add(length)).unwrap_or(usize::MAX).min(bytes.len());
+    let start = usize::try_from(offset)
+        .unwrap_or(usize::MAX)
+        .min(bytes.len());
+    let end = usize::try_from(offset.saturating_add(length))
+        .unwrap_or(usize::MAX)
+        .min(bytes.len());
     Bytes::copy_from_slice(&bytes[start..end])
 }

@@ -74,12 +74,20 @@ impl Layers {
         for (number, record) in records.load()? {
             match record {
                 Ok(record) => mounts.insert(Arc::new(Mount::new(record, None))),
-                Err(error) => tracing::error!(number, %error, "a layer's record is damaged; its files cannot be read"),
+                Err(error) => {
+                    tracing::error!(number, %error, "a layer's record is damaged; its files cannot be read")
+                }
             }
         }
-        metrics().agent_mounts.set(i64::try_from(mounts.all().len()).unwrap_or(i64::MAX));
+        metrics()
+            .agent_mounts
+            .set(i64::try_from(mounts.all().len()).unwrap_or(i64::MAX));
         let memory = ByteSize(config.memory.as_u64() - config.fetch_memory());
-        let cache = Arc::new(Cache::open(&config.root.join("cache"), config.cache_size, memory)?);
+        let cache = Arc::new(Cache::open(
+            &config.root.join("cache"),
+            config.cache_size,
+            memory,
+        )?);
         Ok(Self {
             fetcher: Fetcher::new(cache, config.max_request.as_u64(), config.fetch_memory()),
             prefetch: Arc::new(Prefetch::new(config)),
@@ -100,11 +108,17 @@ impl Layers {
 
     /// Notifies the kernel of layers that come and go from now on. Without a notifier no layer is mounted lazily.
     pub fn announce_to(&self, notifier: Option<Notifier>) {
-        *self.notifier.write().unwrap_or_else(PoisonError::into_inner) = notifier.map(Arc::new);
+        *self
+            .notifier
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = notifier.map(Arc::new);
     }
 
     fn notifier(&self) -> Option<Arc<Notifier>> {
-        self.notifier.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.notifier
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// The directory where the layers of an agent with this root are mounted.
@@ -119,17 +133,28 @@ impl Layers {
     ///
     /// # Errors
     /// When the layer cannot be shown lazily: it is to be unpacked.
-    pub async fn mount(self: &Arc<Self>, spec: &LayerSpec, image: Option<ImageLayers>) -> Result<u64, NotLazy> {
+    pub async fn mount(
+        self: &Arc<Self>,
+        spec: &LayerSpec,
+        image: Option<ImageLayers>,
+    ) -> Result<u64, NotLazy> {
         let outcome = self.try_mount(spec, image).await;
         let label = if outcome.is_ok() { "lazy" } else { "unpacked" };
-        metrics().agent_layers.get_or_create(&[("outcome", label)]).inc();
+        metrics()
+            .agent_layers
+            .get_or_create(&[("outcome", label)])
+            .inc();
         if let Err(reason) = &outcome {
             self.refusals.note(spec, reason);
         }
         outcome
     }
 
-    async fn try_mount(self: &Arc<Self>, spec: &LayerSpec, image: Option<ImageLayers>) -> Result<u64, NotLazy> {
+    async fn try_mount(
+        self: &Arc<Self>,
+        spec: &LayerSpec,
+        image: Option<ImageLayers>,
+    ) -> Result<u64, NotLazy> {
         if self.notifier().is_none() {
             return Err(NotLazy::Off("the file system is not mounted".to_owned()));
         }
@@ -142,7 +167,12 @@ impl Layers {
         let mount = spawn_blocking(move || own.add(reference, found)).await;
         let mount = mount.map_err(|error| NotLazy::Internal(error.to_string()))??;
         self.fill(&mount, image.map(|image| image.with(mount.record.number)));
-        let Record { number, digest, reference, .. } = &mount.record;
+        let Record {
+            number,
+            digest,
+            reference,
+            ..
+        } = &mount.record;
         tracing::info!(number, layer = %digest, reference, "mounted lazily");
         Ok(*number)
     }
@@ -151,9 +181,13 @@ impl Layers {
     async fn find_in_time(&self, spec: &LayerSpec) -> Result<Found, NotLazy> {
         let (_, source) = remote::find(&self.upstreams, &spec.reference)?;
         let (host, begun) = (source.name(), Instant::now());
-        let limit = self.unreachable.allowance(host, self.config.mount_timeout, begun);
+        let limit = self
+            .unreachable
+            .allowance(host, self.config.mount_timeout, begun);
         let limit = limit.ok_or_else(|| NotLazy::Unreachable(host.to_owned()))?;
-        let found = tokio::time::timeout(limit, self.find(spec)).await.map_err(|_elapsed| NotLazy::Slow(limit));
+        let found = tokio::time::timeout(limit, self.find(spec))
+            .await
+            .map_err(|_elapsed| NotLazy::Slow(limit));
         let found = found.and_then(|found| found);
         match &found {
             Err(NotLazy::Slow(_)) => self.unreachable.failed(host, begun, Instant::now()),
@@ -173,25 +207,56 @@ impl Layers {
             // Asked all the same: who may not read it in this repository must not get it.
             let (name, source) = remote::find(&self.upstreams, &spec.reference)?;
             let (size, peer) = source.locate(&name.repository, &spec.digest).await?;
-            let blob = Blob { source, repository: name.repository, digest: spec.digest.clone(), size };
-            let layer = Layer::new(Arc::clone(twin.shared_tree()), blob, self.fetcher.clone()).given_by(peer);
+            let blob = Blob {
+                source,
+                repository: name.repository,
+                digest: spec.digest.clone(),
+                size,
+            };
+            let layer = Layer::new(Arc::clone(twin.shared_tree()), blob, self.fetcher.clone())
+                .given_by(peer);
             layer.traffic().add(1, 0, Reason::Read);
-            return Ok(Found { layer, toc_digest, tail: None, _weight: None });
+            return Ok(Found {
+                layer,
+                toc_digest,
+                tail: None,
+                _weight: None,
+            });
         }
         let opened = remote::open(&self.upstreams, spec, &self.toc_memory).await?;
-        let Opened { toc, toc_digest, blob, tail, peer, requests, weight } = opened;
+        let Opened {
+            toc,
+            toc_digest,
+            blob,
+            tail,
+            peer,
+            requests,
+            weight,
+        } = opened;
         let tree_weight = self.toc_memory.tree(&toc)?;
         let tree = self.share(&blob, &toc_digest, toc, Some(tree_weight))?;
         let layer = Layer::new(tree, blob, self.fetcher.clone()).given_by(peer);
-        layer.traffic().add(requests, tail.bytes.len() as u64, Reason::Read);
-        Ok(Found { layer, toc_digest, tail: Some(tail), _weight: Some(weight) })
+        layer
+            .traffic()
+            .add(requests, tail.bytes.len() as u64, Reason::Read);
+        Ok(Found {
+            layer,
+            toc_digest,
+            tail: Some(tail),
+            _weight: Some(weight),
+        })
     }
 
     /// A mount of the same layer that was loaded.
     fn mounted(&self, digest: &Digest, toc_digest: &TocDigest) -> Option<Arc<Layer>> {
         let mounts = self.mounts.read().unwrap_or_else(PoisonError::into_inner);
-        let is_twin = |mount: &&Arc<Mount>| mount.record.digest == *digest && mount.record.toc_digest == *toc_digest;
-        mounts.all().filter(is_twin).find_map(|mount| mount.loaded()?.ok().cloned())
+        let is_twin = |mount: &&Arc<Mount>| {
+            mount.record.digest == *digest && mount.record.toc_digest == *toc_digest
+        };
+        mounts
+            .all()
+            .filter(is_twin)
+            .find_map(|mount| mount.loaded()?.ok().cloned())
     }
 
     /// The tree of a TOC, one for all mounts of the same layer.
@@ -209,8 +274,13 @@ impl Layers {
             return Ok(tree);
         }
         let (TocDigest::Json(toc_text) | TocDigest::Section(toc_text)) = toc_digest;
-        let state = serde_json::json!({"digest": blob.digest, "size": blob.size, "tocDigest": toc_text});
-        let tree = Tree::new(toc, &format!("{}.json", blob.digest), state.to_string().into_bytes())?;
+        let state =
+            serde_json::json!({"digest": blob.digest, "size": blob.size, "tocDigest": toc_text});
+        let tree = Tree::new(
+            toc,
+            &format!("{}.json", blob.digest),
+            state.to_string().into_bytes(),
+        )?;
         let tree = Arc::new(tree.with_weight(weight));
         trees.insert(key, Arc::downgrade(&tree));
         Ok(tree)
@@ -218,12 +288,21 @@ impl Layers {
 
     /// Gives the layer its numbers, writes its record, makes it visible. Blocks.
     fn add(&self, reference: String, found: Found) -> Result<Arc<Mount>, NotLazy> {
-        let Found { layer, toc_digest, tail, _weight } = found;
-        let failed = |error: io::Error| NotLazy::Internal(format!("its record cannot be written: {error}"));
+        let Found {
+            layer,
+            toc_digest,
+            tail,
+            _weight,
+        } = found;
+        let failed =
+            |error: io::Error| NotLazy::Internal(format!("its record cannot be written: {error}"));
         if let Some(tail) = &tail {
             layer.keep(tail.start, &tail.bytes);
         }
-        let _bookkeeping = self.bookkeeping.lock().unwrap_or_else(PoisonError::into_inner);
+        let _bookkeeping = self
+            .bookkeeping
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let inodes = layer.tree().len();
         let (number, inode) = self.records.reserve(inodes).map_err(failed)?;
         let digest = layer.blob().digest.clone();
@@ -232,7 +311,16 @@ impl Layers {
             None => self.tail_of(&digest, &toc_digest).map_err(failed)?,
         };
         let (blob_size, tail_start) = (tail.blob_size, tail.start);
-        let record = Record { number, inode, inodes, reference, digest, toc_digest, blob_size, tail_start };
+        let record = Record {
+            number,
+            inode,
+            inodes,
+            reference,
+            digest,
+            toc_digest,
+            blob_size,
+            tail_start,
+        };
         self.records.insert(&record, &tail).map_err(failed)?;
         let mount = Arc::new(Mount::new(record, Some(Arc::new(layer))));
         let mut mounts = self.mounts.write().unwrap_or_else(PoisonError::into_inner);
@@ -249,8 +337,9 @@ impl Layers {
     fn tail_of(&self, digest: &Digest, toc_digest: &TocDigest) -> io::Result<Tail> {
         let twin = {
             let mounts = self.mounts.read().unwrap_or_else(PoisonError::into_inner);
-            let is_twin =
-                |mount: &&Arc<Mount>| mount.record.digest == *digest && mount.record.toc_digest == *toc_digest;
+            let is_twin = |mount: &&Arc<Mount>| {
+                mount.record.digest == *digest && mount.record.toc_digest == *toc_digest
+            };
             mounts.all().find(is_twin).map(|mount| mount.record.clone())
         };
         // Let go between the look and now; the client unpacks or asks again.
@@ -260,7 +349,9 @@ impl Layers {
 
     /// Begins to fetch what nobody reads yet.
     fn fill(self: &Arc<Self>, mount: &Arc<Mount>, image: Option<ImageLayers>) {
-        let Some(Ok(layer)) = mount.loaded() else { return };
+        let Some(Ok(layer)) = mount.loaded() else {
+            return;
+        };
         let policy = self.config.policy(&mount.record.reference);
         let (own, layer, gone) = (Arc::clone(self), Arc::clone(layer), mount.gone.clone());
         tokio::spawn(async move {
@@ -268,13 +359,19 @@ impl Layers {
                 Some(image) => own.fetch_ahead(image, Occasion::Mount).await,
                 None => None,
             };
-            Arc::clone(&own.prefetch).run(layer, policy, gone, turn).await;
+            Arc::clone(&own.prefetch)
+                .run(layer, policy, gone, turn)
+                .await;
         });
     }
 
     /// Has fetched ahead what the profile of `image` names in those of its layers that are mounted, if the server that
     /// gave the topmost of them is a Starlift server, or profiles that refer to images are wanted.
-    pub(super) async fn fetch_ahead(self: &Arc<Self>, image: &ImageLayers, occasion: Occasion) -> Option<Turn> {
+    pub(super) async fn fetch_ahead(
+        self: &Arc<Self>,
+        image: &ImageLayers,
+        occasion: Occasion,
+    ) -> Option<Turn> {
         if !self.profiles.are_used() {
             return None;
         }
@@ -297,14 +394,19 @@ impl Layers {
             None => return None,
         };
         let workload = self.config.policy(reference).workload;
-        self.profiles.announce(image, (reference, workload), &layers, oracle, occasion)
+        self.profiles
+            .announce(image, (reference, workload), &layers, oracle, occasion)
     }
 
     /// What refers to an image in a registry that is no Starlift server.
     fn referrers_of(&self, reference: &str) -> Option<Oracle> {
         let (name, source) = remote::find(&self.upstreams, reference).ok()?;
         let reference = name.reference()?;
-        Some(Oracle::Referrers { source, repository: name.repository, reference })
+        Some(Oracle::Referrers {
+            source,
+            repository: name.repository,
+            reference,
+        })
     }
 
     pub(super) fn config(&self) -> &Config {
@@ -341,28 +443,42 @@ impl Layers {
     }
 
     fn load(&self, record: &Record) -> Result<Arc<Layer>, NotLazy> {
-        let failed = |error: io::Error| NotLazy::Internal(format!("what is kept of it cannot be read: {error}"));
+        let failed = |error: io::Error| {
+            NotLazy::Internal(format!("what is kept of it cannot be read: {error}"))
+        };
         let (name, source) = remote::find(&self.upstreams, &record.reference)?;
-        let blob = Blob { source, repository: name.repository, digest: record.digest.clone(), size: record.blob_size };
+        let blob = Blob {
+            source,
+            repository: name.repository,
+            digest: record.digest.clone(),
+            size: record.blob_size,
+        };
         let tail = self.records.tail(record).map_err(failed)?;
         let toc = remote::read(&tail, &record.toc_digest)?;
         // Containers use it: it is here however much memory others take.
         let weight = self.toc_memory.tree(&toc).ok();
         let tree = self.share(&blob, &record.toc_digest, toc, weight)?;
         if tree.len() != record.inodes {
-            return Err(NotLazy::Internal("it has another number of files than it had".to_owned()));
+            return Err(NotLazy::Internal(
+                "it has another number of files than it had".to_owned(),
+            ));
         }
         Ok(Arc::new(Layer::new(tree, blob, self.fetcher.clone())))
     }
 
     pub fn by_number(&self, number: u64) -> Option<Arc<Mount>> {
-        self.mounts.read().unwrap_or_else(PoisonError::into_inner).get(number).cloned()
+        self.mounts
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(number)
+            .cloned()
     }
 
     /// The layer's directory by its name in the root.
     pub fn by_name(&self, name: &[u8]) -> Option<Arc<Mount>> {
         let number = std::str::from_utf8(name).ok()?.parse::<u64>().ok()?;
-        self.by_number(number).filter(|_| number.to_string().as_bytes() == name)
+        self.by_number(number)
+            .filter(|_| number.to_string().as_bytes() == name)
     }
 
     /// The mounts with numbers above `number`, at most `count`.
@@ -372,7 +488,11 @@ impl Layers {
     }
 
     pub fn len(&self) -> usize {
-        self.mounts.read().unwrap_or_else(PoisonError::into_inner).all().len()
+        self.mounts
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .all()
+            .len()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -413,8 +533,18 @@ impl Layers {
     }
 
     fn drop_mount(&self, number: u64) {
-        let _bookkeeping = self.bookkeeping.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(mount) = self.mounts.write().unwrap_or_else(PoisonError::into_inner).remove(number) else { return };
+        let _bookkeeping = self
+            .bookkeeping
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let Some(mount) = self
+            .mounts
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(number)
+        else {
+            return;
+        };
         mount.gone.cancel();
         metrics().agent_mounts.dec();
         if let Some(notifier) = self.notifier() {
@@ -441,18 +571,34 @@ impl Layers {
         let own = Arc::clone(self);
         let measure = move || {
             let mount = own.by_number(number);
-            let held = mount.as_ref().and_then(|mount| own.layer(mount).ok()).map(|layer| layer.measure());
-            held.map_or_else(Usage::default, |held| Usage { size: held.held_bytes, inodes: held.held_chunks })
+            let held = mount
+                .as_ref()
+                .and_then(|mount| own.layer(mount).ok())
+                .map(|layer| layer.measure());
+            held.map_or_else(Usage::default, |held| Usage {
+                size: held.held_bytes,
+                inodes: held.held_chunks,
+            })
         };
         spawn_blocking(measure).await.unwrap_or_default()
     }
 
     /// What is mounted, what is held of it, and what was not mounted lazily.
     pub fn report(&self) -> Report {
-        let layers = self.after(0, usize::MAX).iter().map(|mount| LayerReport::of(mount)).collect();
+        let layers = self
+            .after(0, usize::MAX)
+            .iter()
+            .map(|mount| LayerReport::of(mount))
+            .collect();
         let cache = self.fetcher.cache();
         let profiles = self.profiles.report();
-        Report { layers, profiles, cache: cache.held(), cache_limit: cache.limit(), refusals: self.refusals.all() }
+        Report {
+            layers,
+            profiles,
+            cache: cache.held(),
+            cache_limit: cache.limit(),
+            refusals: self.refusals.all(),
+        }
     }
 
     pub fn fetcher(&self) -> &Fetcher {

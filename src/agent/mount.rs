@@ -36,11 +36,19 @@ impl Mount {
             // The cell is new: nothing is in it.
             let _set = cell.set(layer);
         }
-        Self { record, layer: cell, failure: Mutex::default(), gone: CancellationToken::new() }
+        Self {
+            record,
+            layer: cell,
+            failure: Mutex::default(),
+            gone: CancellationToken::new(),
+        }
     }
 
     /// The layer; `load` gets it from disk the first time. Others wait meanwhile. A failure holds for a few seconds.
-    pub fn layer(&self, load: impl FnOnce(&Record) -> Result<Arc<Layer>, String>) -> Result<&Arc<Layer>, String> {
+    pub fn layer(
+        &self,
+        load: impl FnOnce(&Record) -> Result<Arc<Layer>, String>,
+    ) -> Result<&Arc<Layer>, String> {
         if let Some(layer) = self.layer.get() {
             return Ok(layer);
         }
@@ -105,13 +113,17 @@ impl Mounts {
     /// The layer that has the inode, and which of its files that is.
     pub fn at(&self, inode: u64) -> Option<(&Arc<Mount>, FileId)> {
         let (first, mount) = self.by_inode.range(..=inode).next_back()?;
-        let id = u32::try_from(inode - first).ok().filter(|id| *id < mount.record.inodes)?;
+        let id = u32::try_from(inode - first)
+            .ok()
+            .filter(|id| *id < mount.record.inodes)?;
         Some((mount, FileId(id)))
     }
 
     /// The mounts with numbers above `number`, in order.
     pub fn after(&self, number: u64) -> impl Iterator<Item = &Arc<Mount>> {
-        self.by_number.range((Bound::Excluded(number), Bound::Unbounded)).map(|(_, mount)| mount)
+        self.by_number
+            .range((Bound::Excluded(number), Bound::Unbounded))
+            .map(|(_, mount)| mount)
     }
 
     pub fn all(&self) -> impl ExactSizeIterator<Item = &Arc<Mount>> {
@@ -146,7 +158,11 @@ mod tests {
         mounts.insert(mount(1, 2, 10));
         mounts.insert(mount(2, 12, 3));
         mounts.insert(mount(3, 20, 5));
-        let at = |mounts: &Mounts, inode| mounts.at(inode).map(|(mount, id)| (mount.record.number, id.0));
+        let at = |mounts: &Mounts, inode| {
+            mounts
+                .at(inode)
+                .map(|(mount, id)| (mount.record.number, id.0))
+        };
         assert_eq!(at(&mounts, ROOT_INODE), None);
         assert_eq!(
             [2, 11, 12, 14].map(|inode| at(&mounts, inode)),
@@ -154,19 +170,34 @@ mod tests {
         );
         assert_eq!([15, 19, 25].map(|inode| at(&mounts, inode)), [None; 3]);
         assert!(mounts.remove(2).is_some() && mounts.remove(2).is_none());
-        assert_eq!([12, 20].map(|inode| at(&mounts, inode)), [None, Some((3, 0))]);
-        assert_eq!(mounts.after(1).map(|mount| mount.record.number).collect::<Vec<_>>(), [3]);
+        assert_eq!(
+            [12, 20].map(|inode| at(&mounts, inode)),
+            [None, Some((3, 0))]
+        );
+        assert_eq!(
+            mounts
+                .after(1)
+                .map(|mount| mount.record.number)
+                .collect::<Vec<_>>(),
+            [3]
+        );
     }
 
     #[test]
     fn a_layer_that_cannot_be_read_is_tried_again_later() {
         let mount = mount(1, 2, 10);
         assert!(mount.loaded().is_none());
-        assert_eq!(mount.layer(|_| Err("damaged".to_owned())).unwrap_err(), "damaged");
+        assert_eq!(
+            mount.layer(|_| Err("damaged".to_owned())).unwrap_err(),
+            "damaged"
+        );
         assert_eq!(mount.layer(|_| panic!("too soon")).unwrap_err(), "damaged");
         assert_eq!(mount.loaded().unwrap().unwrap_err(), "damaged");
         let long_ago = Instant::now().checked_sub(AGAIN).unwrap();
         *mount.failure.lock().unwrap() = Some(("damaged".to_owned(), long_ago));
-        assert_eq!(mount.layer(|_| Err("still".to_owned())).unwrap_err(), "still");
+        assert_eq!(
+            mount.layer(|_| Err("still".to_owned())).unwrap_err(),
+            "still"
+        );
     }
 }

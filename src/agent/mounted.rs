@@ -55,11 +55,26 @@ struct Connection {
 
 impl Mounted {
     /// Takes over what an earlier process left in `kept`, or mounts. Images are unpacked where that fails.
-    pub(super) async fn start(config: &Config, keeper: Arc<Keeper>, layers: Arc<Layers>, kept: &mut Kept) -> Self {
-        let context = Context { config: config.clone(), keeper, layers, runtime: Handle::current() };
+    pub(super) async fn start(
+        config: &Config,
+        keeper: Arc<Keeper>,
+        layers: Arc<Layers>,
+        kept: &mut Kept,
+    ) -> Self {
+        let context = Context {
+            config: config.clone(),
+            keeper,
+            layers,
+            runtime: Handle::current(),
+        };
         let (device, spare) = (kept.remove(run::DEVICE), kept.remove(run::MOUNT));
-        let connection = context.blocking(move |context| context.begin(device, spare)).await;
-        Self { connection: context.report(connection), context }
+        let connection = context
+            .blocking(move |context| context.begin(device, spare))
+            .await;
+        Self {
+            connection: context.report(connection),
+            context,
+        }
     }
 
     /// Watches the mount and mends it, for ever.
@@ -93,7 +108,9 @@ impl Context {
         work: impl FnOnce(&Self) -> Result<T, MountError> + Send + 'static,
     ) -> Result<T, MountError> {
         let own = self.clone();
-        spawn_blocking(move || work(&own)).await.map_err(io::Error::other)?
+        spawn_blocking(move || work(&own))
+            .await
+            .map_err(io::Error::other)?
     }
 
     fn report(&self, outcome: Result<Connection, MountError>) -> Option<Connection> {
@@ -102,7 +119,11 @@ impl Context {
             Ok(connection) => Some(connection),
             Err(error) => {
                 if let Some(dropped) = LINES.pass() {
-                    tracing::error!(error = chain(&error), dropped, "layers not mounted; images are unpacked");
+                    tracing::error!(
+                        error = chain(&error),
+                        dropped,
+                        "layers not mounted; images are unpacked"
+                    );
                 }
                 None
             }
@@ -111,8 +132,14 @@ impl Context {
 
     /// Serves the connection that was kept, in its place; else a new one. A kept one whose place cannot be had again is
     /// served beside the new one, for the containers over it.
-    fn begin(&self, device: Option<OwnedFd>, spare: Option<OwnedFd>) -> Result<Connection, MountError> {
-        let Some(fd) = device else { return self.mount() };
+    fn begin(
+        &self,
+        device: Option<OwnedFd>,
+        spare: Option<OwnedFd>,
+    ) -> Result<Connection, MountError> {
+        let Some(fd) = device else {
+            return self.mount();
+        };
         match Device::adopt(fd, &self.config.root.join("init")) {
             Ok(device) => {
                 let connection = self.serve(&device, spare)?;
@@ -127,7 +154,10 @@ impl Context {
 
     /// Mounts in the place, whatever is there.
     fn mount(&self) -> Result<Connection, MountError> {
-        let device = Device::mount(&Layers::mountpoint(&self.config.root), &self.config.root.join("init"))?;
+        let device = Device::mount(
+            &Layers::mountpoint(&self.config.root),
+            &self.config.root.join("init"),
+        )?;
         // From here on a crash loses nothing.
         self.keeper.keep(run::DEVICE, device.as_fd())?;
         let connection = self.serve(&device, None)?;
@@ -141,7 +171,11 @@ impl Context {
         let place = Mountpoint::new(&path, device.number(), spare);
         self.keep_spare(&place);
         mountpoint::read_further_ahead(&path);
-        Ok(Connection { place, ended, begun: Instant::now() })
+        Ok(Connection {
+            place,
+            ended,
+            begun: Instant::now(),
+        })
     }
 
     /// Hands the clone to the keeper. Without it a start finds the mount in its place or makes another.
@@ -183,19 +217,26 @@ impl MountChanges {
     fn watch() -> Self {
         let registered = std::fs::File::open("/proc/self/mountinfo").and_then(|table| {
             // SAFETY: the file is owned by the registration, which closes its descriptor after the reactor let go of it.
-            let table = unsafe { AsyncFd::register_with_interest(table, Interest::PRIORITY | Interest::ERROR) };
+            let table = unsafe {
+                AsyncFd::register_with_interest(table, Interest::PRIORITY | Interest::ERROR)
+            };
             Ok(table?)
         });
         if let Err(error) = &registered {
             tracing::debug!(%error, "mounts are looked at every second only");
         }
-        Self { table: registered.ok() }
+        Self {
+            table: registered.ok(),
+        }
     }
 
     /// Waits for a change, or for a second.
     async fn next(&mut self) {
-        let Some(table) = &mut self.table else { return tokio::time::sleep(PAUSE).await };
-        let changed = tokio::time::timeout(PAUSE, table.ready(Interest::PRIORITY | Interest::ERROR)).await;
+        let Some(table) = &mut self.table else {
+            return tokio::time::sleep(PAUSE).await;
+        };
+        let changed =
+            tokio::time::timeout(PAUSE, table.ready(Interest::PRIORITY | Interest::ERROR)).await;
         if let Ok(Ok(mut ready)) = changed {
             ready.clear_ready();
         }

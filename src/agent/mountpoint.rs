@@ -28,7 +28,11 @@ pub struct Mountpoint {
 impl Mountpoint {
     /// The place `path` of the file system `device`; `spare` is a clone that an earlier agent made.
     pub fn new(path: &Path, device: u64, spare: Option<OwnedFd>) -> Self {
-        let mut mountpoint = Self { path: path.to_owned(), device, spare };
+        let mut mountpoint = Self {
+            path: path.to_owned(),
+            device,
+            spare,
+        };
         if mountpoint.is_in_place() {
             mountpoint.clone_mount();
         }
@@ -54,11 +58,24 @@ impl Mountpoint {
     /// # Errors
     /// When there is no clone, or it cannot be moved.
     pub fn put_back(&mut self) -> io::Result<()> {
-        let spare = self.spare.take().ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))?;
+        let spare = self
+            .spare
+            .take()
+            .ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))?;
         fs::create_dir_all(&self.path)?;
-        move_mount(spare, "", CWD, &self.path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+        move_mount(
+            spare,
+            "",
+            CWD,
+            &self.path,
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+        )?;
         self.clone_mount();
-        if self.is_in_place() { Ok(()) } else { Err(io::Error::other("another file system was put back")) }
+        if self.is_in_place() {
+            Ok(())
+        } else {
+            Err(io::Error::other("another file system was put back"))
+        }
     }
 
     fn clone_mount(&mut self) {
@@ -74,7 +91,10 @@ impl Mountpoint {
 pub fn device_at(path: &Path) -> io::Result<u64> {
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
     let found = rustix::fs::statx(CWD, path, flags, StatxFlags::empty())?;
-    Ok(rustix::fs::makedev(found.stx_dev_major, found.stx_dev_minor))
+    Ok(rustix::fs::makedev(
+        found.stx_dev_major,
+        found.stx_dev_minor,
+    ))
 }
 
 /// Unmounts whatever is mounted on `at`, however often; open files keep it alive. Whether something was.
@@ -93,7 +113,10 @@ pub fn clear(at: &Path) -> io::Result<bool> {
 pub fn read_further_ahead(at: &Path) {
     let set = mounted(at).and_then(|device| {
         let device = device.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-        fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), READ_AHEAD_KIB)
+        fs::write(
+            format!("/sys/class/bdi/{device}/read_ahead_kb"),
+            READ_AHEAD_KIB,
+        )
     });
     if let Err(error) = set {
         tracing::debug!(%error, "the kernel's read-ahead stays as it is");
@@ -139,12 +162,22 @@ mod tests {
 
     #[test]
     fn another_file_system_in_the_place_is_noticed() {
-        let proc = Mountpoint { path: "/proc".into(), device: device_at(Path::new("/proc")).unwrap(), spare: None };
+        let proc = Mountpoint {
+            path: "/proc".into(),
+            device: device_at(Path::new("/proc")).unwrap(),
+            spare: None,
+        };
         assert!(proc.is_in_place());
         let folder = tempfile::tempdir().unwrap();
-        let elsewhere = Mountpoint { path: folder.path().to_owned(), ..proc };
+        let elsewhere = Mountpoint {
+            path: folder.path().to_owned(),
+            ..proc
+        };
         assert!(!elsewhere.is_in_place());
-        let gone = Mountpoint { path: folder.path().join("gone"), ..elsewhere };
+        let gone = Mountpoint {
+            path: folder.path().join("gone"),
+            ..elsewhere
+        };
         assert!(!gone.is_in_place());
     }
 }

@@ -33,7 +33,9 @@ impl Notifier {
         match self.send(INVAL_ENTRY, &body) {
             // It never looked the name up.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => tracing::warn!(number, %error, "the kernel was not told that a layer is gone"),
+            Err(error) => {
+                tracing::warn!(number, %error, "the kernel was not told that a layer is gone")
+            }
             Ok(()) => {}
         }
     }
@@ -42,7 +44,10 @@ impl Notifier {
     pub fn root_changed(&self) {
         // From the first byte to the last.
         let range = [ROOT_INODE, 0, 0];
-        let body: Vec<u8> = range.iter().flat_map(|number| number.to_ne_bytes()).collect();
+        let body: Vec<u8> = range
+            .iter()
+            .flat_map(|number| number.to_ne_bytes())
+            .collect();
         match self.send(INVAL_INODE, &body) {
             // It knows nothing of the root.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

@@ -53,7 +53,9 @@ impl Observatory {
             ..Config::default()
         };
         let runtime = Handle::current();
-        spawn_blocking(move || Self::serve(&config, upstreams, runtime)).await.map_err(io::Error::other)?
+        spawn_blocking(move || Self::serve(&config, upstreams, runtime))
+            .await
+            .map_err(io::Error::other)?
     }
 
     fn serve(config: &Config, upstreams: Upstreams, runtime: Handle) -> Result<Self, MountError> {
@@ -72,26 +74,45 @@ impl Observatory {
     /// When it cannot be read lazily.
     pub async fn show(&self, layer: &LayerSpec) -> Result<Shown, NotLazy> {
         let number = self.layers.mount(layer, None).await?;
-        Ok(Shown { number, path: self.mountpoint.join(number.to_string()) })
+        Ok(Shown {
+            number,
+            path: self.mountpoint.join(number.to_string()),
+        })
     }
 
     /// Records what is opened of `layers` from here on.
     pub fn begin(&self, layers: &[Shown]) -> Recording {
-        self.layers.recorder().begin(layers.iter().map(|shown| shown.number), MAX_FILES)
+        self.layers
+            .recorder()
+            .begin(layers.iter().map(|shown| shown.number), MAX_FILES)
     }
 
     /// Ends the recording: each file by the place of its layer in `layers` and its path there, in the order of first use.
     pub fn end(&self, recording: Recording, layers: &[Shown]) -> Vec<(usize, Vec<u8>)> {
         let files = recording.end();
-        let places: HashMap<u64, usize> = layers.iter().map(|shown| shown.number).zip(0..).collect();
+        let places: HashMap<u64, usize> =
+            layers.iter().map(|shown| shown.number).zip(0..).collect();
         let mut paths = HashMap::new();
         for shown in layers {
-            let Some(mount) = self.layers.by_number(shown.number) else { continue };
-            let Ok(layer) = self.layers.layer(&mount) else { continue };
-            let ids = files.iter().filter(|used| used.number == shown.number).map(|used| used.id).collect();
+            let Some(mount) = self.layers.by_number(shown.number) else {
+                continue;
+            };
+            let Ok(layer) = self.layers.layer(&mount) else {
+                continue;
+            };
+            let ids = files
+                .iter()
+                .filter(|used| used.number == shown.number)
+                .map(|used| used.id)
+                .collect();
             paths.insert(shown.number, layer.tree().paths(&ids));
         }
-        let found = |used: Used| Some((*places.get(&used.number)?, paths.get_mut(&used.number)?.remove(&used.id)?));
+        let found = |used: Used| {
+            Some((
+                *places.get(&used.number)?,
+                paths.get_mut(&used.number)?.remove(&used.id)?,
+            ))
+        };
         files.into_iter().filter_map(found).collect()
     }
 }

@@ -53,16 +53,30 @@ impl Opens {
                 _ => {}
             }
         }
-        let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)?;
         // A disk that is full later refuses no open. Where blocks cannot be had ahead, each open asks for its own.
         let _refused = fallocate(&file, FallocateFlags::KEEP_SIZE, 0, RESERVED_LEN);
-        let mut opens =
-            Self { slots: file.metadata()?.len() / SLOT_LEN as u64, file, open: HashMap::new(), free: Vec::new() };
+        let mut opens = Self {
+            slots: file.metadata()?.len() / SLOT_LEN as u64,
+            file,
+            open: HashMap::new(),
+            free: Vec::new(),
+        };
         for slot in 0..opens.slots {
             let mut bytes = [0; SLOT_LEN];
-            opens.file.read_exact_at(&mut bytes, slot * SLOT_LEN as u64)?;
+            opens
+                .file
+                .read_exact_at(&mut bytes, slot * SLOT_LEN as u64)?;
             match decode(&bytes) {
-                Some((inode, how, count)) => drop(opens.open.insert(inode, Open { how, count, slot })),
+                Some((inode, how, count)) => {
+                    drop(opens.open.insert(inode, Open { how, count, slot }))
+                }
                 None => opens.free.push(slot),
             }
         }
@@ -83,17 +97,25 @@ impl Opens {
                 self.slots - 1
             }),
         };
-        let open = self.open.entry(inode).or_insert(Open { how, count: 0, slot });
+        let open = self.open.entry(inode).or_insert(Open {
+            how,
+            count: 0,
+            slot,
+        });
         open.count = open.count.saturating_add(1);
-        self.file.write_all_at(&encode(inode, open.how, open.count), slot * SLOT_LEN as u64)
+        self.file
+            .write_all_at(&encode(inode, open.how, open.count), slot * SLOT_LEN as u64)
     }
 
     /// Counts a close, and gives the backing identifier that nothing needs any more.
     pub fn remove(&mut self, inode: u64) -> io::Result<Option<u32>> {
-        let Some(open) = self.open.get_mut(&inode) else { return Ok(None) };
+        let Some(open) = self.open.get_mut(&inode) else {
+            return Ok(None);
+        };
         open.count -= 1;
         let (how, count, slot) = (open.how, open.count, open.slot);
-        self.file.write_all_at(&encode(inode, how, count), slot * SLOT_LEN as u64)?;
+        self.file
+            .write_all_at(&encode(inode, how, count), slot * SLOT_LEN as u64)?;
         if count > 0 {
             return Ok(None);
         }
@@ -120,9 +142,18 @@ fn encode(inode: u64, how: How, count: u32) -> [u8; SLOT_LEN] {
 }
 
 fn decode(bytes: &[u8; SLOT_LEN]) -> Option<(u64, How, u32)> {
-    let number = |at: usize| bytes[at..at + 4].iter().rev().fold(0_u32, |number, byte| number << 8 | u32::from(*byte));
+    let number = |at: usize| {
+        bytes[at..at + 4]
+            .iter()
+            .rev()
+            .fold(0_u32, |number, byte| number << 8 | u32::from(*byte))
+    };
     let inode = u64::from(number(4)) << 32 | u64::from(number(0));
-    let how = if number(16) == 1 { How::Passthrough(number(8)) } else { How::Cached };
+    let how = if number(16) == 1 {
+        How::Passthrough(number(8))
+    } else {
+        How::Cached
+    };
     let count = number(12);
     (count > 0).then_some((inode, how, count))
 }
@@ -147,12 +178,24 @@ mod tests {
             [7, u64::MAX - 1, 9].map(|inode| opens.how(inode)),
             [Some(How::Cached), Some(How::Passthrough(3)), None]
         );
-        assert_eq!(opens.remove(u64::MAX - 1).unwrap(), None, "it is open once more");
+        assert_eq!(
+            opens.remove(u64::MAX - 1).unwrap(),
+            None,
+            "it is open once more"
+        );
         assert_eq!(opens.remove(u64::MAX - 1).unwrap(), Some(3));
         assert_eq!(opens.remove(7).unwrap(), None);
-        assert_eq!(opens.remove(7).unwrap(), None, "a close too many changes nothing");
+        assert_eq!(
+            opens.remove(7).unwrap(),
+            None,
+            "a close too many changes nothing"
+        );
         opens.add(1, How::Cached).unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().len(), 3 * SLOT_LEN as u64, "slots are used again");
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().len(),
+            3 * SLOT_LEN as u64,
+            "slots are used again"
+        );
         assert_eq!(Opens::load(&path, true).unwrap().how(1), None);
     }
 }

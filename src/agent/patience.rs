@@ -15,7 +15,10 @@ pub(super) async fn patiently<T>(
     received: impl Fn() -> u64,
     read: impl Future<Output = T>,
 ) -> Option<T> {
-    let least = u64::try_from(silence.as_millis()).unwrap_or(u64::MAX).saturating_mul(LEAST_RATE) / 1000;
+    let least = u64::try_from(silence.as_millis())
+        .unwrap_or(u64::MAX)
+        .saturating_mul(LEAST_RATE)
+        / 1000;
     let deadline = Instant::now() + most;
     let mut before = received();
     tokio::pin!(read);
@@ -77,6 +80,9 @@ mod tests {
     async fn bytes_that_never_make_the_answer_are_not_waited_for_without_end() {
         let count = Cell::new(0);
         let received = || count.replace(count.get() + LEAST_RATE);
-        assert_eq!(patiently(SILENCE, MOST, received, pending::<()>()).await, None);
+        assert_eq!(
+            patiently(SILENCE, MOST, received, pending::<()>()).await,
+            None
+        );
     }
 }

@@ -39,7 +39,9 @@ impl Prefetch {
         Self {
             delay: config.background_delay,
             limit: config.background_limit.as_u64(),
-            bandwidth: config.background_bandwidth.map_or(u64::MAX, |bandwidth| bandwidth.as_u64().max(1)),
+            bandwidth: config
+                .background_bandwidth
+                .map_or(u64::MAX, |bandwidth| bandwidth.as_u64().max(1)),
             turn: Mutex::new(Instant::now()),
         }
     }
@@ -80,7 +82,11 @@ impl Prefetch {
     }
 
     async fn the_rest(&self, layer: &Layer, background: Background) {
-        let budget = if background == Background::Limited { self.limit } else { u64::MAX };
+        let budget = if background == Background::Limited {
+            self.limit
+        } else {
+            u64::MAX
+        };
         let mut pause = FIRST_PAUSE;
         loop {
             match self.once_through(layer, budget).await {
@@ -127,7 +133,8 @@ impl Prefetch {
             return Duration::ZERO;
         }
         Duration::from_nanos(
-            u64::try_from(u128::from(bytes) * 1_000_000_000 / u128::from(self.bandwidth)).unwrap_or(u64::MAX),
+            u64::try_from(u128::from(bytes) * 1_000_000_000 / u128::from(self.bandwidth))
+                .unwrap_or(u64::MAX),
         )
     }
 }
@@ -140,7 +147,10 @@ struct Runs<'a> {
 
 impl<'a> Runs<'a> {
     fn new(layer: &'a Layer, chunks: Range<u32>) -> Self {
-        Self { layer, left: chunks }
+        Self {
+            layer,
+            left: chunks,
+        }
     }
 
     /// How many bytes of the blob the chunk takes, if it has to be fetched.
@@ -155,7 +165,10 @@ impl Iterator for Runs<'_> {
     type Item = Range<u32>;
 
     fn next(&mut self) -> Option<Range<u32>> {
-        let first = self.left.clone().find(|&number| self.missing(number).is_some())?;
+        let first = self
+            .left
+            .clone()
+            .find(|&number| self.missing(number).is_some())?;
         let mut bytes = self.missing(first).unwrap_or_default();
         let mut end = first + 1;
         while end < self.left.end
@@ -178,9 +191,21 @@ mod tests {
 
     #[test]
     fn a_bandwidth_makes_requests_wait() {
-        let with = |background_bandwidth| Prefetch::new(&Config { background_bandwidth, ..Config::default() });
+        let with = |background_bandwidth| {
+            Prefetch::new(&Config {
+                background_bandwidth,
+                ..Config::default()
+            })
+        };
         assert_eq!(with(None).time_for(u64::MAX), Duration::ZERO);
-        assert_eq!(with(Some(ByteSize::mib(1))).time_for(1 << 19), Duration::from_millis(500));
-        assert_eq!(with(Some(ByteSize(0))).time_for(2), Duration::from_secs(2), "none at all would be `off`");
+        assert_eq!(
+            with(Some(ByteSize::mib(1))).time_for(1 << 19),
+            Duration::from_millis(500)
+        );
+        assert_eq!(
+            with(Some(ByteSize(0))).time_for(2),
+            Duration::from_secs(2),
+            "none at all would be `off`"
+        );
     }
 }

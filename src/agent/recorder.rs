@@ -66,13 +66,29 @@ struct File {
 
 impl Recorder {
     /// Notes what is used of the mounts with these numbers from here on: of the first `limit` files.
-    pub fn begin(self: &Arc<Self>, mounts: impl IntoIterator<Item = u64>, limit: usize) -> Recording {
-        let (begun, mounts, noted) = (Instant::now(), mounts.into_iter().collect(), Mutex::default());
-        let table = Arc::new(Table { begun, mounts, limit, noted });
+    pub fn begin(
+        self: &Arc<Self>,
+        mounts: impl IntoIterator<Item = u64>,
+        limit: usize,
+    ) -> Recording {
+        let (begun, mounts, noted) = (
+            Instant::now(),
+            mounts.into_iter().collect(),
+            Mutex::default(),
+        );
+        let table = Arc::new(Table {
+            begun,
+            mounts,
+            limit,
+            noted,
+        });
         let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
         tables.push(Arc::clone(&table));
         self.running.store(tables.len(), Ordering::Release);
-        Recording { recorder: Arc::clone(self), table }
+        Recording {
+            recorder: Arc::clone(self),
+            table,
+        }
     }
 
     /// The file was opened, or the part of it that `part` gives was read.
@@ -91,14 +107,23 @@ impl Table {
     fn note(&self, number: u64, id: FileId, part: Option<Range<u64>>) {
         let now = Instant::now();
         let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
-        let Noted { files, places, last } = &mut *noted;
+        let Noted {
+            files,
+            places,
+            last,
+        } = &mut *noted;
         *last = Some(now);
         let place = match places.get(&(number, id)) {
             Some(place) => *place,
             None if files.len() >= self.limit => return,
             None => {
                 places.insert((number, id), files.len());
-                files.push(File { number, id, after: now.duration_since(self.begun), parts: Vec::new() });
+                files.push(File {
+                    number,
+                    id,
+                    after: now.duration_since(self.begun),
+                    parts: Vec::new(),
+                });
                 files.len() - 1
             }
         };
@@ -111,7 +136,9 @@ impl Table {
 impl File {
     fn add(&mut self, part: Range<u64>) {
         match self.parts.last_mut() {
-            Some(last) if last.start <= part.start && part.start <= last.end => last.end = last.end.max(part.end),
+            Some(last) if last.start <= part.start && part.start <= last.end => {
+                last.end = last.end.max(part.end)
+            }
             _ => self.parts.push(part),
         }
         if self.parts.len() > MAX_PARTS {
@@ -127,20 +154,44 @@ impl Recording {
 
     /// When something was last used.
     pub fn last(&self) -> Option<Instant> {
-        self.table.noted.lock().unwrap_or_else(PoisonError::into_inner).last
+        self.table
+            .noted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .last
     }
 
     /// Ends it and gives each file once, in the order of first use.
     pub fn end(self) -> Vec<Used> {
-        let noted = std::mem::take(&mut *self.table.noted.lock().unwrap_or_else(PoisonError::into_inner));
-        let used = |File { number, id, after, parts }| Used { number, id, after, extents: Extents::new(parts) };
+        let noted = std::mem::take(
+            &mut *self
+                .table
+                .noted
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+        let used = |File {
+                        number,
+                        id,
+                        after,
+                        parts,
+                    }| Used {
+            number,
+            id,
+            after,
+            extents: Extents::new(parts),
+        };
         noted.files.into_iter().map(used).collect()
     }
 }
 
 impl Drop for Recording {
     fn drop(&mut self) {
-        let mut tables = self.recorder.tables.write().unwrap_or_else(PoisonError::into_inner);
+        let mut tables = self
+            .recorder
+            .tables
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         tables.retain(|table| !Arc::ptr_eq(table, &self.table));
         self.recorder.running.store(tables.len(), Ordering::Release);
     }
@@ -151,11 +202,17 @@ mod tests {
     use super::*;
 
     fn opened(recorder: &Recorder, files: &[(u64, u32)]) {
-        files.iter().for_each(|(number, id)| recorder.note(*number, FileId(*id), || None));
+        files
+            .iter()
+            .for_each(|(number, id)| recorder.note(*number, FileId(*id), || None));
     }
 
     fn files(recording: Recording) -> Vec<(u64, u32)> {
-        recording.end().into_iter().map(|used| (used.number, used.id.0)).collect()
+        recording
+            .end()
+            .into_iter()
+            .map(|used| (used.number, used.id.0))
+            .collect()
     }
 
     #[test]
@@ -202,6 +259,8 @@ mod tests {
         let used = recording.end();
         assert_eq!(used[0].extents, Extents::new([0..20, 40..50]));
         let read = &used[1].extents;
-        assert!(read.iter().count() <= MAX_PARTS && read.iter().any(|range| range.contains(&199_985)));
+        assert!(
+            read.iter().count() <= MAX_PARTS && read.iter().any(|range| range.contains(&199_985))
+        );
     }
 }

@@ -19,7 +19,10 @@ use crate::oci::Digest;
 
 const NEXT: &str = "next";
 /// The inode of the root, and the first number of a layer.
-const FIRST: Next = Next { number: 1, inode: 2 };
+const FIRST: Next = Next {
+    number: 1,
+    inode: 2,
+};
 
 /// A mounted layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -52,7 +55,10 @@ pub struct Records {
 impl Records {
     pub fn open(root: &Path) -> io::Result<Self> {
         let folder = root.join("layers");
-        DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&folder)?;
         Ok(Self { folder })
     }
 
@@ -64,10 +70,15 @@ impl Records {
         let next = match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes)?,
             // Without the file no record may be there that could have the numbers already.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && self.load()?.is_empty() => FIRST,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.load()?.is_empty() => {
+                FIRST
+            }
             Err(error) => return Err(error),
         };
-        let after = Next { number: next.number + 1, inode: next.inode + u64::from(inodes) };
+        let after = Next {
+            number: next.number + 1,
+            inode: next.inode + u64::from(inodes),
+        };
         self.write(NEXT, &serde_json::to_vec(&after)?)?;
         Ok((next.number, next.inode))
     }
@@ -83,7 +94,11 @@ impl Records {
     /// Removes a record, and the end of the blob with the last record that needs it.
     pub fn remove(&self, record: &Record) -> io::Result<()> {
         remove(&self.folder.join(record_name(record.number)))?;
-        if self.load()?.iter().any(|(_, other)| other.as_ref().is_ok_and(|other| other.digest == record.digest)) {
+        if self.load()?.iter().any(|(_, other)| {
+            other
+                .as_ref()
+                .is_ok_and(|other| other.digest == record.digest)
+        }) {
             return Ok(());
         }
         remove(&self.folder.join(tail_name(&record.digest)))
@@ -94,11 +109,20 @@ impl Records {
         let mut records = Vec::new();
         for entry in fs::read_dir(&self.folder)? {
             let path = entry?.path();
-            let stem = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
-            let Some(number) = stem.filter(|_| path.extension().is_some_and(|extension| extension == "json")) else {
+            let stem = path
+                .file_stem()
+                .and_then(|stem| stem.to_str())
+                .and_then(|stem| stem.parse().ok());
+            let Some(number) = stem.filter(|_| {
+                path.extension()
+                    .is_some_and(|extension| extension == "json")
+            }) else {
                 continue;
             };
-            records.push((number, fs::read(&path).and_then(|bytes| Ok(serde_json::from_slice(&bytes)?))));
+            records.push((
+                number,
+                fs::read(&path).and_then(|bytes| Ok(serde_json::from_slice(&bytes)?)),
+            ));
         }
         records.sort_by_key(|(number, _)| *number);
         Ok(records)
@@ -107,7 +131,11 @@ impl Records {
     /// The end of a layer's blob.
     pub fn tail(&self, record: &Record) -> io::Result<Tail> {
         let bytes = fs::read(self.folder.join(tail_name(&record.digest)))?;
-        Ok(Tail { blob_size: record.blob_size, start: record.tail_start, bytes: bytes.into() })
+        Ok(Tail {
+            blob_size: record.blob_size,
+            start: record.tail_start,
+            bytes: bytes.into(),
+        })
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
@@ -153,7 +181,11 @@ mod tests {
     }
 
     fn tail() -> Tail {
-        Tail { blob_size: 100, start: 96, bytes: "tail".into() }
+        Tail {
+            blob_size: 100,
+            start: 96,
+            bytes: "tail".into(),
+        }
     }
 
     #[test]
@@ -164,7 +196,12 @@ mod tests {
         let (one, two) = (record(1, &digest), record(2, &digest));
         records.insert(&one, &tail()).unwrap();
         records.insert(&two, &tail()).unwrap();
-        let loaded: Vec<Record> = records.load().unwrap().into_iter().map(|(_, record)| record.unwrap()).collect();
+        let loaded: Vec<Record> = records
+            .load()
+            .unwrap()
+            .into_iter()
+            .map(|(_, record)| record.unwrap())
+            .collect();
         assert_eq!(loaded, [one.clone(), two.clone()]);
         records.remove(&one).unwrap();
         assert_eq!(records.tail(&two).unwrap().bytes, "tail");
@@ -179,17 +216,27 @@ mod tests {
         let records = Records::open(root.path()).unwrap();
         assert_eq!(records.reserve(10).unwrap(), (1, 2));
         assert_eq!(records.reserve(5).unwrap(), (2, 12));
-        assert_eq!(Records::open(root.path()).unwrap().reserve(1).unwrap(), (3, 17));
-        records.insert(&record(3, &Digest::sha256_of(b"layer")), &tail()).unwrap();
+        assert_eq!(
+            Records::open(root.path()).unwrap().reserve(1).unwrap(),
+            (3, 17)
+        );
+        records
+            .insert(&record(3, &Digest::sha256_of(b"layer")), &tail())
+            .unwrap();
         fs::remove_file(root.path().join("layers/next")).unwrap();
-        assert!(records.reserve(1).is_err(), "what is mounted could have the number");
+        assert!(
+            records.reserve(1).is_err(),
+            "what is mounted could have the number"
+        );
     }
 
     #[test]
     fn a_bad_record_hides_no_other() {
         let root = tempfile::tempdir().unwrap();
         let records = Records::open(root.path()).unwrap();
-        records.insert(&record(2, &Digest::sha256_of(b"layer")), &tail()).unwrap();
+        records
+            .insert(&record(2, &Digest::sha256_of(b"layer")), &tail())
+            .unwrap();
         fs::write(root.path().join("layers/1.json"), "{").unwrap();
         let loaded = records.load().unwrap();
         assert!(matches!(loaded.as_slice(), [(1, Err(_)), (2, Ok(_))]));

@@ -24,8 +24,10 @@ use crate::upstream::{self, Body, Peer, Source, Upstreams};
 /// How much of a blob's end is asked for first: the TOC of some ten thousand files, or the whole of a small layer.
 const TAIL: u64 = 512 << 10;
 /// What names the TOC of a zstd:chunked layer (containers/storage, pkg/chunked); the older name comes second.
-const ZSTD_CHECKSUMS: [&str; 2] =
-    ["io.github.containers.zstd-chunked.manifest-checksum", "io.containers.zstd-chunked.manifest-checksum"];
+const ZSTD_CHECKSUMS: [&str; 2] = [
+    "io.github.containers.zstd-chunked.manifest-checksum",
+    "io.containers.zstd-chunked.manifest-checksum",
+];
 
 /// Which TOC a layer is to have.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -97,7 +99,11 @@ pub enum NotLazy {
 ///
 /// # Errors
 /// When it cannot be had, has no TOC, or another one than its image says.
-pub async fn open(upstreams: &Upstreams, spec: &LayerSpec, memory: &TocMemory) -> Result<Opened, NotLazy> {
+pub async fn open(
+    upstreams: &Upstreams,
+    spec: &LayerSpec,
+    memory: &TocMemory,
+) -> Result<Opened, NotLazy> {
     let (name, source) = find(upstreams, &spec.reference)?;
     let (toc_digest, asked) = match &spec.toc_digest {
         Some(digest) => (TocDigest::Json(digest.clone()), 0),
@@ -109,15 +115,32 @@ pub async fn open(upstreams: &Upstreams, spec: &LayerSpec, memory: &TocMemory) -
         let (tail, toc_digest) = (tail.clone(), toc_digest.clone());
         // The weight goes along: the work does not end when its caller leaves.
         let read = move || (read(&tail, &toc_digest), parsing).0;
-        tokio::task::spawn_blocking(read).await.map_err(|error| NotLazy::Internal(error.to_string()))??
+        tokio::task::spawn_blocking(read)
+            .await
+            .map_err(|error| NotLazy::Internal(error.to_string()))??
     };
-    let blob = Blob { source, repository: name.repository, digest: spec.digest.clone(), size: tail.blob_size };
-    Ok(Opened { toc, toc_digest, blob, tail, peer, requests: asked + requests, weight })
+    let blob = Blob {
+        source,
+        repository: name.repository,
+        digest: spec.digest.clone(),
+        size: tail.blob_size,
+    };
+    Ok(Opened {
+        toc,
+        toc_digest,
+        blob,
+        tail,
+        peer,
+        requests: asked + requests,
+        weight,
+    })
 }
 
 /// Where an image is.
 pub fn find(upstreams: &Upstreams, reference: &str) -> Result<(ImageName, Source), NotLazy> {
-    let bad = |error: crate::oci::name::ParseImageNameError| NotLazy::Reference(reference.to_owned(), error.reason);
+    let bad = |error: crate::oci::name::ParseImageNameError| {
+        NotLazy::Reference(reference.to_owned(), error.reason)
+    };
     let name: ImageName = reference.parse().map_err(bad)?;
     let source = upstreams.get(&name.host)?;
     Ok((name, source))
@@ -126,14 +149,24 @@ pub fn find(upstreams: &Upstreams, reference: &str) -> Result<(ImageName, Source
 /// How many bytes of JSON the TOC in the end of a blob claims.
 fn json_bytes(tail: &Tail) -> Result<u64, NotLazy> {
     let footer = footer_in(tail)?;
-    let section = footer.toc_range().and_then(|range| tail.slice(&range)).ok_or(NotLazy::ExternalToc)?;
-    Ok(UnverifiedToc::json_bytes(section, &footer, &Limits::default())?)
+    let section = footer
+        .toc_range()
+        .and_then(|range| tail.slice(&range))
+        .ok_or(NotLazy::ExternalToc)?;
+    Ok(UnverifiedToc::json_bytes(
+        section,
+        &footer,
+        &Limits::default(),
+    )?)
 }
 
 /// The TOC in the end of a blob. Blocks: a large TOC takes a second.
 pub fn read(tail: &Tail, toc_digest: &TocDigest) -> Result<Toc, NotLazy> {
     let footer = footer_in(tail)?;
-    let section = footer.toc_range().and_then(|range| tail.slice(&range)).ok_or(NotLazy::ExternalToc)?;
+    let section = footer
+        .toc_range()
+        .and_then(|range| tail.slice(&range))
+        .ok_or(NotLazy::ExternalToc)?;
     let unverified = UnverifiedToc::parse(section, &footer, &Limits::default())?;
     Ok(match toc_digest {
         TocDigest::Json(digest) => unverified.verify(&checked(digest)?)?,
@@ -142,22 +175,42 @@ pub fn read(tail: &Tail, toc_digest: &TocDigest) -> Result<Toc, NotLazy> {
 }
 
 fn checked(digest: &Digest) -> Result<estargz::Digest, NotLazy> {
-    digest.to_string().parse().map_err(|error: estargz::digest::ParseDigestError| NotLazy::Internal(error.to_string()))
+    digest
+        .to_string()
+        .parse()
+        .map_err(|error: estargz::digest::ParseDigestError| NotLazy::Internal(error.to_string()))
 }
 
-async fn from_manifest(source: &Source, name: &ImageName, spec: &LayerSpec) -> Result<TocDigest, NotLazy> {
+async fn from_manifest(
+    source: &Source,
+    name: &ImageName,
+    spec: &LayerSpec,
+) -> Result<TocDigest, NotLazy> {
     let by_digest = spec.manifest_digest.clone().map(Reference::Digest);
-    let Some(reference) = by_digest.or_else(|| name.reference()) else { return Err(NotLazy::NoTocDigest) };
+    let Some(reference) = by_digest.or_else(|| name.reference()) else {
+        return Err(NotLazy::NoTocDigest);
+    };
     let manifest = source.manifest(&name.repository, &reference).await?;
     // An index has no layers; the client would have named the manifest it chose from it.
     let Ok(manifest) = serde_json::from_slice::<ImageManifest>(&manifest.bytes) else {
         return Err(NotLazy::NoTocDigest);
     };
-    let layer = manifest.layers.iter().find(|layer| layer.digest == spec.digest);
+    let layer = manifest
+        .layers
+        .iter()
+        .find(|layer| layer.digest == spec.digest);
     let layer = layer.ok_or_else(|| NotLazy::NotInManifest(name.to_string()))?;
     let digest = |key: &str| layer.annotations.get(key)?.as_str()?.parse::<Digest>().ok();
-    let section = || ZSTD_CHECKSUMS.iter().find_map(|key| digest(key)).map(TocDigest::Section);
-    digest(TOC_DIGEST).map(TocDigest::Json).or_else(section).ok_or(NotLazy::NoTocDigest)
+    let section = || {
+        ZSTD_CHECKSUMS
+            .iter()
+            .find_map(|key| digest(key))
+            .map(TocDigest::Section)
+    };
+    digest(TOC_DIGEST)
+        .map(TocDigest::Json)
+        .or_else(section)
+        .ok_or(NotLazy::NoTocDigest)
 }
 
 /// The end of a blob with all of its TOC, its memory, which Starlift server gave it, and how many requests that took.
@@ -170,11 +223,21 @@ async fn tail(
     let weight = memory.section(TAIL).await?;
     let body = source.blob_tail(&name.repository, digest, TAIL).await?;
     let (blob_size, start, peer) = (body.blob_size, body.range.start, body.peer.clone());
-    let tail = Tail { blob_size, start, bytes: collect(body, TAIL).await?.into() };
-    let Some(toc) = footer_in(&tail)?.toc_range() else { return Err(NotLazy::ExternalToc) };
+    let tail = Tail {
+        blob_size,
+        start,
+        bytes: collect(body, TAIL).await?.into(),
+    };
+    let Some(toc) = footer_in(&tail)?.toc_range() else {
+        return Err(NotLazy::ExternalToc);
+    };
     let limit = Limits::default().max_compressed_bytes;
     if toc.end - toc.start > limit {
-        return Err(TocError::Limit { what: "compressed bytes", limit }.into());
+        return Err(TocError::Limit {
+            what: "compressed bytes",
+            limit,
+        }
+        .into());
     }
     if toc.start >= start {
         return Ok((tail, weight, peer, 1));
@@ -182,10 +245,21 @@ async fn tail(
     // Given back first: nobody waits for more while holding some.
     drop(weight);
     let weight = memory.section(blob_size - toc.start).await?;
-    let body = source.blob(&name.repository, digest, Some(toc.start..start)).await?;
+    let body = source
+        .blob(&name.repository, digest, Some(toc.start..start))
+        .await?;
     let mut bytes = collect(body, start - toc.start).await?;
     bytes.extend_from_slice(&tail.bytes);
-    Ok((Tail { blob_size, start: toc.start, bytes: bytes.into() }, weight, peer, 2))
+    Ok((
+        Tail {
+            blob_size,
+            start: toc.start,
+            bytes: bytes.into(),
+        },
+        weight,
+        peer,
+        2,
+    ))
 }
 
 /// The bytes of a body that is no longer than `limit`; the buffer grows with what really comes.
@@ -202,7 +276,9 @@ async fn collect(mut body: Body, limit: u64) -> Result<Vec<u8>, NotLazy> {
 }
 
 fn footer_in(tail: &Tail) -> Result<Footer, NotLazy> {
-    let end = tail.slice(&footer::tail_range(tail.blob_size)).unwrap_or(&tail.bytes);
+    let end = tail
+        .slice(&footer::tail_range(tail.blob_size))
+        .unwrap_or(&tail.bytes);
     Ok(Footer::parse(end, tail.blob_size)?)
 }
 
@@ -216,8 +292,17 @@ impl Tail {
     /// No more than it takes to read the TOC again.
     #[must_use]
     pub fn trimmed(&self) -> Self {
-        let from = footer_in(self).ok().and_then(|footer| footer.toc_range()).map_or(self.start, |range| range.start);
-        let cut = usize::try_from(from.saturating_sub(self.start)).unwrap_or_default().min(self.bytes.len());
-        Self { blob_size: self.blob_size, start: self.start + cut as u64, bytes: self.bytes.slice(cut..) }
+        let from = footer_in(self)
+            .ok()
+            .and_then(|footer| footer.toc_range())
+            .map_or(self.start, |range| range.start);
+        let cut = usize::try_from(from.saturating_sub(self.start))
+            .unwrap_or_default()
+            .min(self.bytes.len());
+        Self {
+            blob_size: self.blob_size,
+            start: self.start + cut as u64,
+            bytes: self.bytes.slice(cut..),
+        }
     }
 }

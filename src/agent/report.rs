@@ -110,16 +110,36 @@ pub(super) struct Refusals(Mutex<VecDeque<Refusal>>);
 impl Refusals {
     pub(super) fn note(&self, spec: &LayerSpec, reason: &NotLazy) {
         let mut refusals = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (image, digest, reason) = (spec.reference.clone(), spec.digest.clone(), reason.to_string());
-        let is_same = |known: &Refusal| (&known.image, &known.digest, &known.reason) == (&image, &digest, &reason);
-        let known = refusals.iter().position(is_same).and_then(|index| refusals.remove(index));
+        let (image, digest, reason) = (
+            spec.reference.clone(),
+            spec.digest.clone(),
+            reason.to_string(),
+        );
+        let is_same = |known: &Refusal| {
+            (&known.image, &known.digest, &known.reason) == (&image, &digest, &reason)
+        };
+        let known = refusals
+            .iter()
+            .position(is_same)
+            .and_then(|index| refusals.remove(index));
         let times = known.map_or(0, |known| known.times) + 1;
-        refusals.push_back(Refusal { image, digest, reason, at: SystemTime::now(), times });
+        refusals.push_back(Refusal {
+            image,
+            digest,
+            reason,
+            at: SystemTime::now(),
+            times,
+        });
         let surplus = refusals.len().saturating_sub(MAX_REFUSALS);
         drop(refusals.drain(..surplus));
     }
 
     pub(super) fn all(&self) -> Vec<Refusal> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .cloned()
+            .collect()
     }
 }

@@ -17,7 +17,11 @@ pub fn current() -> Option<Duration> {
 
 /// As the kernel combines the two (fs/fuse/inode.c, `init_server_timeout`), without rounding up.
 fn combined(default: u64, max: u64) -> Option<Duration> {
-    [default, max].into_iter().filter(|seconds| *seconds > 0).min().map(Duration::from_secs)
+    [default, max]
+        .into_iter()
+        .filter(|seconds| *seconds > 0)
+        .min()
+        .map(Duration::from_secs)
 }
 
 /// How many times the allowed silence a read may take while bytes come: with the default of a minute, as long as a chunk of
@@ -45,7 +49,13 @@ impl ReadLimits {
         let most = configured * MOST;
         let Some(limit) = kernel else {
             let (fresh, most_fresh) = (configured, most);
-            return Self { fresh, most_fresh, resent: fresh, most_resent: most, max_background: MAX_BACKGROUND };
+            return Self {
+                fresh,
+                most_fresh,
+                resent: fresh,
+                most_resent: most,
+                max_background: MAX_BACKGROUND,
+            };
         };
         let (half, quarter) = (limit / 2, limit / 4);
         Self {
@@ -68,7 +78,11 @@ mod tests {
     fn the_shorter_of_the_kernels_limits_counts() {
         assert_eq!(combined(0, 0), None);
         assert_eq!(combined(20, 0), Some(Duration::from_secs(20)));
-        assert_eq!(combined(0, 30), Some(Duration::from_secs(30)), "a maximum alone is in force too");
+        assert_eq!(
+            combined(0, 30),
+            Some(Duration::from_secs(30)),
+            "a maximum alone is in force too"
+        );
         assert_eq!(combined(20, 10), Some(Duration::from_secs(10)));
         assert_eq!(combined(20, 60), Some(Duration::from_secs(20)));
     }
@@ -78,8 +92,14 @@ mod tests {
         for seconds in [1, 15, 20, 119, 120, 3600] {
             let kernel = Duration::from_secs(seconds);
             let limits = ReadLimits::new(MINUTE, Some(kernel));
-            assert!(limits.most_fresh + limits.most_resent <= kernel * 3 / 4, "{seconds}");
-            assert!(limits.fresh <= limits.most_fresh && limits.resent <= limits.most_resent, "{seconds}");
+            assert!(
+                limits.most_fresh + limits.most_resent <= kernel * 3 / 4,
+                "{seconds}"
+            );
+            assert!(
+                limits.fresh <= limits.most_fresh && limits.resent <= limits.most_resent,
+                "{seconds}"
+            );
             assert_eq!(limits.fresh, MINUTE.min(kernel / 2));
         }
         let limits = ReadLimits::new(MINUTE, None);

@@ -20,7 +20,9 @@ const MAX_LINKS: usize = 40;
 /// Why a directory cannot be the root.
 #[derive(Debug, thiserror::Error)]
 pub enum RootError {
-    #[error("{path} belongs to user {owner}, who could replace what the agent keeps: chown it to root")]
+    #[error(
+        "{path} belongs to user {owner}, who could replace what the agent keeps: chown it to root"
+    )]
     Owner { path: PathBuf, owner: u32 },
     #[error("{0} can be changed by others: chmod go-w")]
     Writable(PathBuf),
@@ -36,8 +38,15 @@ pub enum RootError {
 ///
 /// Returns its path without symbolic links. Their owners are trusted as those of directories are.
 pub fn secure(root: &Path) -> Result<PathBuf, RootError> {
-    let failed = |source| RootError::Io { path: root.to_owned(), source };
-    DirBuilder::new().recursive(true).mode(PRIVATE).create(root).map_err(failed)?;
+    let failed = |source| RootError::Io {
+        path: root.to_owned(),
+        source,
+    };
+    DirBuilder::new()
+        .recursive(true)
+        .mode(PRIVATE)
+        .create(root)
+        .map_err(failed)?;
     let path = resolve(&std::path::absolute(root).map_err(failed)?)?;
     fs::set_permissions(&path, Permissions::from_mode(PRIVATE)).map_err(failed)?;
     check_entries(&path)?;
@@ -91,14 +100,25 @@ fn names(path: &Path) -> VecDeque<OsString> {
 
 fn check_owner(path: &Path, found: &Metadata) -> Result<(), RootError> {
     let (owner, own) = (found.uid(), rustix::process::geteuid().as_raw());
-    if owner == 0 || owner == own { Ok(()) } else { Err(RootError::Owner { path: path.to_owned(), owner }) }
+    if owner == 0 || owner == own {
+        Ok(())
+    } else {
+        Err(RootError::Owner {
+            path: path.to_owned(),
+            owner,
+        })
+    }
 }
 
 /// In a sticky directory such as /tmp, nobody else can rename or remove our entry.
 fn check_writers(path: &Path, found: &Metadata) -> Result<(), RootError> {
     let mode = found.mode();
     let is_open = mode & OTHERS_WRITE != 0 || mode & GROUP_WRITES != 0 && found.gid() != 0;
-    if is_open && mode & STICKY == 0 { Err(RootError::Writable(path.to_owned())) } else { Ok(()) }
+    if is_open && mode & STICKY == 0 {
+        Err(RootError::Writable(path.to_owned()))
+    } else {
+        Ok(())
+    }
 }
 
 /// Refuses a root into which another user has put something while it was open.
@@ -107,7 +127,9 @@ fn check_entries(root: &Path) -> Result<(), RootError> {
         let entry = entry.map_err(io_at(root))?;
         let path = entry.path();
         // The mount of an earlier agent may answer nothing: it is a directory, and nothing more is asked.
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) && path == super::layers::Layers::mountpoint(root) {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir())
+            && path == super::layers::Layers::mountpoint(root)
+        {
             continue;
         }
         check_owner(&path, &fs::symlink_metadata(&path).map_err(io_at(&path))?)?;
@@ -181,7 +203,9 @@ mod tests {
         let root = made(&parent.join("root"), 0o700);
         for path in [&root, &parent, &made(&root.join("snapshots"), 0o755)] {
             chown(path, Some(65534), None).unwrap();
-            assert!(matches!(secure(&root), Err(RootError::Owner { path: found, owner: 65534 }) if found == *path));
+            assert!(
+                matches!(secure(&root), Err(RootError::Owner { path: found, owner: 65534 }) if found == *path)
+            );
             chown(path, Some(0), None).unwrap();
         }
         secure(&root).unwrap();
@@ -196,7 +220,9 @@ mod tests {
         let open = made(&folder.path().join("open"), 0o777);
         assert_eq!(secure(&link.join("root")).unwrap(), target.join("root"));
         symlink(&target, open.join("theirs")).unwrap();
-        assert!(matches!(secure(&open.join("theirs/root")), Err(RootError::Writable(path)) if path == open));
+        assert!(
+            matches!(secure(&open.join("theirs/root")), Err(RootError::Writable(path)) if path == open)
+        );
         symlink("loop", folder.path().join("loop")).unwrap();
         assert!(secure(&folder.path().join("loop")).is_err());
         fs::write(folder.path().join("file"), "").unwrap();

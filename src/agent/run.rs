@@ -60,28 +60,49 @@ pub enum RunError {
 ///
 /// # Errors
 /// When the root, the socket or the keeper cannot be used.
-pub async fn run(config: &Config, upstreams: &upstream::Config, shutdown: CancellationToken) -> Result<(), RunError> {
+pub async fn run(
+    config: &Config,
+    upstreams: &upstream::Config,
+    shutdown: CancellationToken,
+) -> Result<(), RunError> {
     let root = checked_root(config).await?;
     let (kind, place) = (config.keeper, root.clone());
-    let (keeper, mut kept) = blocking(move || Keeper::open(kind, &place)).await?.map_err(RunError::Keeper)?;
-    let credentials = credentials(config, &keeper, kept.remove(CREDENTIALS)).map_err(RunError::Keeper)?;
+    let (keeper, mut kept) = blocking(move || Keeper::open(kind, &place))
+        .await?
+        .map_err(RunError::Keeper)?;
+    let credentials =
+        credentials(config, &keeper, kept.remove(CREDENTIALS)).map_err(RunError::Keeper)?;
     let upstreams = Upstreams::with_logins(upstreams, credentials.logins())?;
-    let images = config.cri.as_deref().map(|containerd| ImageService::new(containerd, credentials)).transpose()?;
+    let images = config
+        .cri
+        .as_deref()
+        .map(|containerd| ImageService::new(containerd, credentials))
+        .transpose()?;
     let own = config.clone();
     let layers = blocking(move || Layers::open(&own, upstreams)).await?;
-    let layers = Arc::new(layers.map_err(|source| RunError::Root { path: root.clone(), source })?);
+    let layers = Arc::new(layers.map_err(|source| RunError::Root {
+        path: root.clone(),
+        source,
+    })?);
 
     // Before the snapshots: an earlier process may wait for an answer of the file system before it lets go of them.
     let keeper = Arc::new(keeper);
-    let config = &Config { root: root.clone(), ..config.clone() };
+    let config = &Config {
+        root: root.clone(),
+        ..config.clone()
+    };
     let mounted = Mounted::start(config, Arc::clone(&keeper), Arc::clone(&layers), &mut kept).await;
     let place = root.clone();
-    let snapshots = blocking(move || open_snapshots(&place)).await?.map_err(RunError::Snapshots)?;
+    let snapshots = blocking(move || open_snapshots(&place))
+        .await?
+        .map_err(RunError::Snapshots)?;
     let snapshots = Arc::new(snapshots);
     tidy_up(&layers, &snapshots).await?;
 
     let listener = server::bind(&config.address, kept.remove(LISTENER))?;
-    keeper.keep(LISTENER, listener.as_fd()).map_err(RunError::Keeper)?;
+    keeper
+        .keep(LISTENER, listener.as_fd())
+        .map_err(RunError::Keeper)?;
     let api = Api::bind(&root, config.listen, Arc::clone(&layers)).await?;
     let api = tokio::spawn(api.serve(shutdown.clone()));
     let resumed = Arc::clone(&layers);
@@ -96,7 +117,12 @@ pub async fn run(config: &Config, upstreams: &upstream::Config, shutdown: Cancel
     // Nobody may be listening: not every start is systemd's.
     let _unheard = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
-    let serving = server::serve(listener, Snapshotter::new(snapshots, layers), images, shutdown);
+    let serving = server::serve(
+        listener,
+        Snapshotter::new(snapshots, layers),
+        images,
+        shutdown,
+    );
     let mounted = tokio::spawn(mounted.keep());
     let outcome = serving.await.map_err(RunError::Serve);
     mounted.abort();
@@ -106,7 +132,11 @@ pub async fn run(config: &Config, upstreams: &upstream::Config, shutdown: Cancel
 }
 
 /// What pods' pulls bring, in memory that the keeper holds as well.
-fn credentials(config: &Config, keeper: &Keeper, kept: Option<OwnedFd>) -> io::Result<CriCredentials> {
+fn credentials(
+    config: &Config,
+    keeper: &Keeper,
+    kept: Option<OwnedFd>,
+) -> io::Result<CriCredentials> {
     if config.cri.is_none() {
         return Ok(CriCredentials::default());
     }
@@ -125,7 +155,11 @@ fn credentials(config: &Config, keeper: &Keeper, kept: Option<OwnedFd>) -> io::R
 async fn checked_root(config: &Config) -> Result<PathBuf, RunError> {
     let given = config.root.clone();
     let root = blocking(move || root::secure(&given)).await??;
-    if api::is_answered(&root).await { Err(RunError::Running(root)) } else { Ok(root) }
+    if api::is_answered(&root).await {
+        Err(RunError::Running(root))
+    } else {
+        Ok(root)
+    }
 }
 
 /// Waits for an earlier process to let go of the metadata.
@@ -133,7 +167,9 @@ fn open_snapshots(root: &Path) -> Result<Snapshots, snapshots::Error> {
     let deadline = std::time::Instant::now() + PATIENCE;
     loop {
         match Snapshots::open(root) {
-            Err(error) if error.is_in_use() && std::time::Instant::now() < deadline => std::thread::sleep(POLL),
+            Err(error) if error.is_in_use() && std::time::Instant::now() < deadline => {
+                std::thread::sleep(POLL)
+            }
             outcome => return outcome,
         }
     }
@@ -142,9 +178,14 @@ fn open_snapshots(root: &Path) -> Result<Snapshots, snapshots::Error> {
 /// Lets go what a crash left: layers without a snapshot, directories without a record.
 async fn tidy_up(layers: &Arc<Layers>, snapshots: &Arc<Snapshots>) -> Result<(), RunError> {
     let own = Arc::clone(snapshots);
-    match blocking(move || own.lazy_numbers()).await?.map_err(RunError::Snapshots)? {
+    match blocking(move || own.lazy_numbers())
+        .await?
+        .map_err(RunError::Snapshots)?
+    {
         Some(numbers) => layers.retain(&numbers).await,
-        None => tracing::warn!("a snapshot's record is damaged: layers without a snapshot are kept"),
+        None => {
+            tracing::warn!("a snapshot's record is damaged: layers without a snapshot are kept")
+        }
     }
     let own = Arc::clone(snapshots);
     if let Err(error) = blocking(move || own.cleanup()).await? {
@@ -153,8 +194,12 @@ async fn tidy_up(layers: &Arc<Layers>, snapshots: &Arc<Snapshots>) -> Result<(),
     Ok(())
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, RunError> {
-    spawn_blocking(work).await.map_err(|error| RunError::Internal(error.to_string()))
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, RunError> {
+    spawn_blocking(work)
+        .await
+        .map_err(|error| RunError::Internal(error.to_string()))
 }
 
 /// Unmounts the lazy layers of an agent that does not run, and ends their keeper.

@@ -40,21 +40,34 @@ pub enum ServeError {
 /// `kept` is the listener of an earlier process, on which clients may be waiting already; it is taken if it is the
 /// socket at `path`.
 pub fn bind(path: &Path, kept: Option<OwnedFd>) -> Result<UnixListener, ServeError> {
-    let failed = |source| ServeError::Listen { path: path.to_owned(), source };
+    let failed = |source| ServeError::Listen {
+        path: path.to_owned(),
+        source,
+    };
     // Under another name until it has its mode: nobody else may connect, not even for a moment.
     let new = path.with_added_extension("new");
     if let Some(kept) = kept.map(UnixListener::from)
-        && kept.local_addr().is_ok_and(|address| address.as_pathname() == Some(new.as_path()))
+        && kept
+            .local_addr()
+            .is_ok_and(|address| address.as_pathname() == Some(new.as_path()))
         && fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
     {
         return Ok(kept);
     }
     if let Some(folder) = path.parent() {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)
+            .map_err(failed)?;
     }
     match fs::symlink_metadata(path) {
-        Ok(found) if !found.file_type().is_socket() => return Err(ServeError::NoSocket(path.to_owned())),
-        Ok(_) if UnixStream::connect(path).is_ok() => return Err(ServeError::InUse(path.to_owned())),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(ServeError::NoSocket(path.to_owned()));
+        }
+        Ok(_) if UnixStream::connect(path).is_ok() => {
+            return Err(ServeError::InUse(path.to_owned()));
+        }
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(failed(error)),
@@ -81,12 +94,16 @@ pub async fn serve(
 ) -> Result<(), ServeError> {
     listener.set_nonblocking(true).map_err(ServeError::Accept)?;
     let listener = tokio::net::UnixListener::from_std(listener).map_err(ServeError::Accept)?;
-    let service =
-        SnapshotsServer::new(snapshotter).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE);
+    let service = SnapshotsServer::new(snapshotter)
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
     let server = Server::builder()
         .add_service(service)
         .add_optional_service(images)
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown.clone().cancelled_owned());
+        .serve_with_incoming_shutdown(
+            UnixListenerStream::new(listener),
+            shutdown.clone().cancelled_owned(),
+        );
     let too_long = async {
         shutdown.cancelled().await;
         tokio::time::sleep(GRACE).await;

@@ -54,30 +54,51 @@ pub enum SessionError {
 impl Device {
     /// Mounts the file system on `at`, a dead one's place as well. `saved` is where its INIT is kept.
     pub fn mount(at: &Path, saved: &Path) -> Result<Self, SessionError> {
-        let failed = |source: io::Error| SessionError::Mount { path: at.to_owned(), source };
+        let failed = |source: io::Error| SessionError::Mount {
+            path: at.to_owned(),
+            source,
+        };
         if mountpoint::clear(at).map_err(failed)? {
             tracing::error!(path = %at.display(), "an earlier mount of the layers was lost; containers over it have to be restarted");
         }
         fs::create_dir_all(at).map_err(failed)?;
         // The kernel's limit on this connection from here on, whatever it is set to later.
         let timeout = request_timeout::current();
-        let fd: OwnedFd =
-            fs::File::options().read(true).write(true).open("/dev/fuse").map_err(SessionError::Open)?.into();
-        let options =
-            format!("fd={},rootmode=40700,user_id=0,group_id=0,allow_other,default_permissions", fd.as_raw_fd());
+        let fd: OwnedFd = fs::File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/fuse")
+            .map_err(SessionError::Open)?
+            .into();
+        let options = format!(
+            "fd={},rootmode=40700,user_id=0,group_id=0,allow_other,default_permissions",
+            fd.as_raw_fd()
+        );
         let options = CString::new(options).map_err(|error| failed(error.into()))?;
         // Containers have the flags of their own overlay, or of a bind mount that containerd remounts with its own.
-        let flags = MountFlags::RDONLY | MountFlags::NOATIME | MountFlags::NOSUID | MountFlags::NODEV;
+        let flags =
+            MountFlags::RDONLY | MountFlags::NOATIME | MountFlags::NOSUID | MountFlags::NODEV;
         let mounted = rustix::mount::mount(SOURCE, at, "fuse.starlift", flags, options.as_c_str());
         mounted.map_err(|error| failed(error.into()))?;
         let mut init = vec![0; REQUEST_LEN];
-        let length = rustix::io::read(&fd, &mut init).map_err(|error| SessionError::Init(error.into()))?;
+        let length =
+            rustix::io::read(&fd, &mut init).map_err(|error| SessionError::Init(error.into()))?;
         init.truncate(length);
-        let timeout = timeout.map_or(0, |timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
+        let timeout = timeout.map_or(0, |timeout| {
+            u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)
+        });
         let device = mountpoint::device_at(at).map_err(SessionError::Init)?;
-        let state = Saved { device, timeout, init };
+        let state = Saved {
+            device,
+            timeout,
+            init,
+        };
         state.write(saved).map_err(SessionError::Init)?;
-        Ok(Self { fd, saved: state, is_new: true })
+        Ok(Self {
+            fd,
+            saved: state,
+            is_new: true,
+        })
     }
 
     /// Takes over the mount whose device a keeper kept.
@@ -88,7 +109,11 @@ impl Device {
         if !is_connected(&fd).map_err(|error| SessionError::Init(error.into()))? {
             return Err(SessionError::Ended);
         }
-        Ok(Self { fd, saved: Saved::read(saved).map_err(SessionError::Init)?, is_new: false })
+        Ok(Self {
+            fd,
+            saved: Saved::read(saved).map_err(SessionError::Init)?,
+            is_new: false,
+        })
     }
 
     /// The device number of the file system.
@@ -112,17 +137,27 @@ impl Device {
     }
 
     /// Lets `filesystem` answer the kernel; requests that an earlier process left unanswered are not sent again by this.
-    pub fn serve<F: Filesystem>(&self, filesystem: F, threads: NonZeroUsize) -> Result<Session<F>, SessionError> {
+    pub fn serve<F: Filesystem>(
+        &self,
+        filesystem: F,
+        threads: NonZeroUsize,
+    ) -> Result<Session<F>, SessionError> {
         let handshake = |error: rustix::io::Errno| SessionError::Handshake(error.into());
-        let (ours, theirs) =
-            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-                .map_err(handshake)?;
+        let (ours, theirs) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .map_err(handshake)?;
         rustix::net::send(&ours, &self.saved.init, SendFlags::NOSIGNAL).map_err(handshake)?;
         let mut config = fuser::Config::default();
         config.n_threads = Some(threads.get());
-        let session = Session::from_fd(filesystem, theirs, SessionACL::All, config).map_err(SessionError::Handshake)?;
+        let session = Session::from_fd(filesystem, theirs, SessionACL::All, config)
+            .map_err(SessionError::Handshake)?;
         let mut answer = vec![0; REQUEST_LEN];
-        let (length, _) = rustix::net::recv(&ours, answer.as_mut_slice(), RecvFlags::DONTWAIT).map_err(handshake)?;
+        let (length, _) = rustix::net::recv(&ours, answer.as_mut_slice(), RecvFlags::DONTWAIT)
+            .map_err(handshake)?;
         if self.is_new {
             rustix::io::write(&self.fd, &answer[..length]).map_err(handshake)?;
         }
@@ -138,7 +173,10 @@ impl AsFd for Device {
 }
 
 /// Puts the device in the place of the socket that the session was made with.
-#[expect(unsafe_code, reason = "a session lends its descriptor, and dup3 wants to own the one it replaces")]
+#[expect(
+    unsafe_code,
+    reason = "a session lends its descriptor, and dup3 wants to own the one it replaces"
+)]
 fn replace<F: Filesystem>(session: &Session<F>, device: &OwnedFd) -> rustix::io::Result<()> {
     // SAFETY: the descriptor is open for as long as the session is borrowed; it is never closed through this value.
     let mut lent = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(session.as_fd().as_raw_fd()) });
@@ -165,16 +203,29 @@ struct Saved {
 impl Saved {
     fn write(&self, path: &Path) -> io::Result<()> {
         let numbers = [self.device.to_le_bytes(), self.timeout.to_le_bytes()].concat();
-        let mut file = fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        let mut file = fs::File::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(path)?;
         file.write_all(&[numbers.as_slice(), &self.init].concat())
     }
 
     fn read(path: &Path) -> io::Result<Self> {
         let bytes = fs::read(path)?;
-        let (device, rest) = bytes.split_first_chunk().ok_or(io::ErrorKind::UnexpectedEof)?;
-        let (timeout, init) = rest.split_first_chunk().ok_or(io::ErrorKind::UnexpectedEof)?;
+        let (device, rest) = bytes
+            .split_first_chunk()
+            .ok_or(io::ErrorKind::UnexpectedEof)?;
+        let (timeout, init) = rest
+            .split_first_chunk()
+            .ok_or(io::ErrorKind::UnexpectedEof)?;
         let (device, timeout) = (u64::from_le_bytes(*device), u64::from_le_bytes(*timeout));
-        Ok(Self { device, timeout, init: init.to_vec() })
+        Ok(Self {
+            device,
+            timeout,
+            init: init.to_vec(),
+        })
     }
 }
 
@@ -186,7 +237,11 @@ mod tests {
     fn a_later_process_reads_what_an_earlier_one_saved() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("init");
-        let saved = Saved { device: 42, timeout: 20_000, init: vec![1, 2, 3] };
+        let saved = Saved {
+            device: 42,
+            timeout: 20_000,
+            init: vec![1, 2, 3],
+        };
         saved.write(&path).unwrap();
         assert_eq!(Saved::read(&path).unwrap(), saved);
         fs::write(&path, "short").unwrap();
@@ -197,10 +252,19 @@ mod tests {
     fn a_device_without_a_mount_is_not_adopted() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("init");
-        Saved { device: 42, timeout: 0, init: vec![1] }.write(&path).unwrap();
+        Saved {
+            device: 42,
+            timeout: 0,
+            init: vec![1],
+        }
+        .write(&path)
+        .unwrap();
         // A pipe without a reader polls as a device does after an abort.
         let (reader, writer) = io::pipe().unwrap();
         drop(reader);
-        assert!(matches!(Device::adopt(writer.into(), &path), Err(SessionError::Ended)));
+        assert!(matches!(
+            Device::adopt(writer.into(), &path),
+            Err(SessionError::Ended)
+        ));
     }
 }

@@ -16,7 +16,9 @@ use tonic::{Request, Response, Status};
 use super::filter::Filter;
 use super::layers::Layers;
 use super::profiles::{ImageLayers, Starts};
-use super::snapshots::{Error, Info, Kind, Labels, Measured, Mount, Snapshots, TARGET_LABEL, Target};
+use super::snapshots::{
+    Error, Info, Kind, Labels, Measured, Mount, Snapshots, TARGET_LABEL, Target,
+};
 use super::spec::LayerSpec;
 use crate::containerd::services::snapshots::v1 as wire;
 use crate::containerd::types;
@@ -38,7 +40,11 @@ pub struct Snapshotter {
 
 impl Snapshotter {
     pub fn new(snapshots: Arc<Snapshots>, layers: Arc<Layers>) -> Self {
-        Self { snapshots, starts: Starts::new(Arc::clone(&layers)), layers }
+        Self {
+            snapshots,
+            starts: Starts::new(Arc::clone(&layers)),
+            layers,
+        }
     }
 
     /// Does what blocks where a thread may wait. Goes on to its end when the client goes away.
@@ -75,7 +81,11 @@ impl Snapshotter {
                 return Ok(false);
             }
         };
-        match self.layers.mount(&spec, ImageLayers::around(&below, &spec)).await {
+        match self
+            .layers
+            .mount(&spec, ImageLayers::around(&below, &spec))
+            .await
+        {
             Ok(number) => self.commit_lazy(name, ask, number).await,
             Err(reason) => {
                 tracing::info!(layer = %spec.digest, reference = spec.reference, %reason, "not lazy");
@@ -85,15 +95,24 @@ impl Snapshotter {
     }
 
     async fn commit_lazy(&self, name: String, ask: &Ask, number: u64) -> Result<bool, Status> {
-        let Ask { key, parent, mut labels } = ask.clone();
+        let Ask {
+            key,
+            parent,
+            mut labels,
+        } = ask.clone();
         labels.insert(REMOTE_LABEL.0.to_owned(), REMOTE_LABEL.1.to_owned());
-        let commit =
-            move |snapshots: &Snapshots| match snapshots.commit_lazy(&key, &name, parent.as_deref(), labels, number) {
-                Ok(()) => Ok(true),
-                // Another Prepare for the same target was faster.
-                Err(Error::AlreadyExists(taken)) if taken == name => Ok(false),
-                Err(error) => Err(error),
-            };
+        let commit = move |snapshots: &Snapshots| match snapshots.commit_lazy(
+            &key,
+            &name,
+            parent.as_deref(),
+            labels,
+            number,
+        ) {
+            Ok(()) => Ok(true),
+            // Another Prepare for the same target was faster.
+            Err(Error::AlreadyExists(taken)) if taken == name => Ok(false),
+            Err(error) => Err(error),
+        };
         let committed = self.blocking(commit).await;
         if !matches!(committed, Ok(true)) {
             self.layers.unmount(number).await;
@@ -105,13 +124,23 @@ impl Snapshotter {
         if let Some(target) = ask.labels.get(TARGET_LABEL)
             && self.lazily(target, &ask).await?
         {
-            return Err(Status::already_exists(format!("target snapshot {target:?}: already exists")));
+            return Err(Status::already_exists(format!(
+                "target snapshot {target:?}: already exists"
+            )));
         }
         let is_unpacked = ask.labels.contains_key(TARGET_LABEL) || is_for_unpacking(&ask.key);
-        let Ask { key, parent, labels } = ask;
+        let Ask {
+            key,
+            parent,
+            labels,
+        } = ask;
         let make = move |snapshots: &Snapshots| {
             let mounts = snapshots.prepare(&key, parent.as_deref(), labels)?;
-            let below = if is_unpacked { Vec::new() } else { snapshots.below(parent.as_deref())? };
+            let below = if is_unpacked {
+                Vec::new()
+            } else {
+                snapshots.below(parent.as_deref())?
+            };
             Ok::<_, Error>((mounts, below))
         };
         let (mounts, below) = self.blocking(make).await?;
@@ -122,7 +151,9 @@ impl Snapshotter {
     }
 
     async fn remove(&self, name: String) -> Result<(), Status> {
-        let lazy = self.blocking(move |snapshots| snapshots.remove(&name)).await?;
+        let lazy = self
+            .blocking(move |snapshots| snapshots.remove(&name))
+            .await?;
         if let Some(number) = lazy {
             self.layers.unmount(number).await;
         }
@@ -146,7 +177,11 @@ struct Ask {
 impl Ask {
     fn new(key: String, parent: String, labels: HashMap<String, String>) -> Self {
         let parent = Some(parent).filter(|parent| !parent.is_empty());
-        Self { key, parent, labels: labels.into_iter().collect() }
+        Self {
+            key,
+            parent,
+            labels: labels.into_iter().collect(),
+        }
     }
 }
 
@@ -154,7 +189,9 @@ impl Ask {
 async fn to_its_end<T: Send + 'static>(
     work: impl Future<Output = Result<T, Status>> + Send + 'static,
 ) -> Result<T, Status> {
-    tokio::spawn(work).await.unwrap_or_else(|error| Err(Status::internal(error.to_string())))
+    tokio::spawn(work)
+        .await
+        .unwrap_or_else(|error| Err(Status::internal(error.to_string())))
 }
 
 #[tonic::async_trait]
@@ -163,36 +200,80 @@ impl wire::snapshots_server::Snapshots for Snapshotter {
         &self,
         request: Request<wire::PrepareSnapshotRequest>,
     ) -> Result<Response<wire::PrepareSnapshotResponse>, Status> {
-        let wire::PrepareSnapshotRequest { key, parent, labels, .. } = request.into_inner();
+        let wire::PrepareSnapshotRequest {
+            key,
+            parent,
+            labels,
+            ..
+        } = request.into_inner();
         let (own, ask) = (self.clone(), Ask::new(key, parent, labels));
         let mounts = to_its_end(async move { own.prepare(ask).await }).await?;
-        Ok(Response::new(wire::PrepareSnapshotResponse { mounts: to_wire(mounts) }))
+        Ok(Response::new(wire::PrepareSnapshotResponse {
+            mounts: to_wire(mounts),
+        }))
     }
 
     async fn view(
         &self,
         request: Request<wire::ViewSnapshotRequest>,
     ) -> Result<Response<wire::ViewSnapshotResponse>, Status> {
-        let wire::ViewSnapshotRequest { key, parent, labels, .. } = request.into_inner();
-        let Ask { key, parent, labels } = Ask::new(key, parent, labels);
-        let mounts = self.blocking(move |snapshots| snapshots.view(&key, parent.as_deref(), labels)).await?;
-        Ok(Response::new(wire::ViewSnapshotResponse { mounts: to_wire(mounts) }))
+        let wire::ViewSnapshotRequest {
+            key,
+            parent,
+            labels,
+            ..
+        } = request.into_inner();
+        let Ask {
+            key,
+            parent,
+            labels,
+        } = Ask::new(key, parent, labels);
+        let mounts = self
+            .blocking(move |snapshots| snapshots.view(&key, parent.as_deref(), labels))
+            .await?;
+        Ok(Response::new(wire::ViewSnapshotResponse {
+            mounts: to_wire(mounts),
+        }))
     }
 
-    async fn mounts(&self, request: Request<wire::MountsRequest>) -> Result<Response<wire::MountsResponse>, Status> {
+    async fn mounts(
+        &self,
+        request: Request<wire::MountsRequest>,
+    ) -> Result<Response<wire::MountsResponse>, Status> {
         let key = request.into_inner().key;
-        let mounts = self.blocking(move |snapshots| snapshots.mounts(&key)).await?;
-        Ok(Response::new(wire::MountsResponse { mounts: to_wire(mounts) }))
+        let mounts = self
+            .blocking(move |snapshots| snapshots.mounts(&key))
+            .await?;
+        Ok(Response::new(wire::MountsResponse {
+            mounts: to_wire(mounts),
+        }))
     }
 
-    async fn commit(&self, request: Request<wire::CommitSnapshotRequest>) -> Result<Response<()>, Status> {
-        let wire::CommitSnapshotRequest { name, key, parent, labels, .. } = request.into_inner();
-        let Ask { key, parent, labels } = Ask::new(key, parent, labels);
-        self.blocking(move |snapshots| snapshots.commit(&name, &key, parent.as_deref(), labels)).await?;
+    async fn commit(
+        &self,
+        request: Request<wire::CommitSnapshotRequest>,
+    ) -> Result<Response<()>, Status> {
+        let wire::CommitSnapshotRequest {
+            name,
+            key,
+            parent,
+            labels,
+            ..
+        } = request.into_inner();
+        let Ask {
+            key,
+            parent,
+            labels,
+        } = Ask::new(key, parent, labels);
+        self.blocking(move |snapshots| snapshots.commit(&name, &key, parent.as_deref(), labels))
+            .await?;
         Ok(Response::new(()))
     }
 
-    async fn remove(&self, request: Request<wire::RemoveSnapshotRequest>) -> Result<Response<()>, Status> {
+    async fn remove(
+        &self,
+        request: Request<wire::RemoveSnapshotRequest>,
+    ) -> Result<Response<()>, Status> {
         let (own, key) = (self.clone(), request.into_inner().key);
         to_its_end(async move { own.remove(key).await }).await?;
         Ok(Response::new(()))
@@ -204,50 +285,82 @@ impl wire::snapshots_server::Snapshots for Snapshotter {
     ) -> Result<Response<wire::StatSnapshotResponse>, Status> {
         let key = request.into_inner().key;
         let info = self.blocking(move |snapshots| snapshots.stat(&key)).await?;
-        Ok(Response::new(wire::StatSnapshotResponse { info: Some(info.into()) }))
+        Ok(Response::new(wire::StatSnapshotResponse {
+            info: Some(info.into()),
+        }))
     }
 
     async fn update(
         &self,
         request: Request<wire::UpdateSnapshotRequest>,
     ) -> Result<Response<wire::UpdateSnapshotResponse>, Status> {
-        let wire::UpdateSnapshotRequest { info, update_mask, .. } = request.into_inner();
+        let wire::UpdateSnapshotRequest {
+            info, update_mask, ..
+        } = request.into_inner();
         // Of the info only name and labels count: its times are often Go's zero time.
         let wire::Info { name, labels, .. } = info.unwrap_or_default();
         let labels = labels.into_iter().collect();
         let paths = update_mask.unwrap_or_default().paths;
-        let info = self.blocking(move |snapshots| snapshots.update(&name, labels, &paths)).await?;
-        Ok(Response::new(wire::UpdateSnapshotResponse { info: Some(info.into()) }))
+        let info = self
+            .blocking(move |snapshots| snapshots.update(&name, labels, &paths))
+            .await?;
+        Ok(Response::new(wire::UpdateSnapshotResponse {
+            info: Some(info.into()),
+        }))
     }
 
-    type ListStream = tokio_stream::Iter<vec::IntoIter<Result<wire::ListSnapshotsResponse, Status>>>;
+    type ListStream =
+        tokio_stream::Iter<vec::IntoIter<Result<wire::ListSnapshotsResponse, Status>>>;
 
-    async fn list(&self, request: Request<wire::ListSnapshotsRequest>) -> Result<Response<Self::ListStream>, Status> {
+    async fn list(
+        &self,
+        request: Request<wire::ListSnapshotsRequest>,
+    ) -> Result<Response<Self::ListStream>, Status> {
         let filter = Filter::parse(&request.into_inner().filters)?;
-        let found = self.blocking(move |snapshots| snapshots.list(&filter)).await?;
-        let page = |page: &[Info]| wire::ListSnapshotsResponse { info: page.iter().cloned().map(Into::into).collect() };
+        let found = self
+            .blocking(move |snapshots| snapshots.list(&filter))
+            .await?;
+        let page = |page: &[Info]| wire::ListSnapshotsResponse {
+            info: page.iter().cloned().map(Into::into).collect(),
+        };
         let pages: Vec<_> = found.chunks(PAGE).map(|infos| Ok(page(infos))).collect();
         Ok(Response::new(tokio_stream::iter(pages)))
     }
 
-    async fn usage(&self, request: Request<wire::UsageRequest>) -> Result<Response<wire::UsageResponse>, Status> {
+    async fn usage(
+        &self,
+        request: Request<wire::UsageRequest>,
+    ) -> Result<Response<wire::UsageResponse>, Status> {
         let key = request.into_inner().key;
-        let usage = match self.blocking(move |snapshots| snapshots.usage(&key)).await? {
+        let usage = match self
+            .blocking(move |snapshots| snapshots.usage(&key))
+            .await?
+        {
             Measured::Usage(usage) => usage,
             Measured::Lazy(number) => self.layers.usage(number).await,
         };
         let count = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-        Ok(Response::new(wire::UsageResponse { size: count(usage.size), inodes: count(usage.inodes) }))
+        Ok(Response::new(wire::UsageResponse {
+            size: count(usage.size),
+            inodes: count(usage.inodes),
+        }))
     }
 
-    async fn cleanup(&self, _request: Request<wire::CleanupRequest>) -> Result<Response<()>, Status> {
+    async fn cleanup(
+        &self,
+        _request: Request<wire::CleanupRequest>,
+    ) -> Result<Response<()>, Status> {
         self.blocking(Snapshots::cleanup).await?;
         Ok(Response::new(()))
     }
 }
 
 fn to_wire(mounts: Vec<Mount>) -> Vec<types::Mount> {
-    let one = |Mount { kind, source, options }| types::Mount {
+    let one = |Mount {
+                   kind,
+                   source,
+                   options,
+               }| types::Mount {
         r#type: kind.to_owned(),
         source,
         options,

@@ -50,19 +50,31 @@ pub enum SpecError {
     #[error("no label says which image and layer it is")]
     Absent,
     #[error("label {label:?} holds no digest: {source}")]
-    Digest { label: &'static str, source: ParseDigestError },
+    Digest {
+        label: &'static str,
+        source: ParseDigestError,
+    },
 }
 
 impl LayerSpec {
     /// Reads the labels of a Prepare. The layer's own digests must be valid where there are any.
     pub fn from_labels(labels: &Labels) -> Result<Self, SpecError> {
-        let told = |dialect: &&Dialect| labels.contains_key(dialect.reference) && labels.contains_key(dialect.digest);
+        let told = |dialect: &&Dialect| {
+            labels.contains_key(dialect.reference) && labels.contains_key(dialect.digest)
+        };
         let dialect = DIALECTS.iter().find(told).ok_or(SpecError::Absent)?;
         Ok(Self {
-            reference: labels.get(dialect.reference).cloned().ok_or(SpecError::Absent)?,
+            reference: labels
+                .get(dialect.reference)
+                .cloned()
+                .ok_or(SpecError::Absent)?,
             digest: digest(labels, dialect.digest)?.ok_or(SpecError::Absent)?,
             toc_digest: digest(labels, TOC_DIGEST)?,
-            manifest_digest: dialect.manifest.map(|label| digest(labels, label)).transpose()?.flatten(),
+            manifest_digest: dialect
+                .manifest
+                .map(|label| digest(labels, label))
+                .transpose()?
+                .flatten(),
             image_layers: dialect.layers_from(labels),
             labels: labels.clone(),
         })
@@ -71,23 +83,34 @@ impl LayerSpec {
 
 /// The layer that a snapshot was made of, if its labels say so.
 pub(super) fn layer_digest(labels: &Labels) -> Option<Digest> {
-    DIALECTS.iter().find_map(|dialect| labels.get(dialect.digest)?.parse().ok())
+    DIALECTS
+        .iter()
+        .find_map(|dialect| labels.get(dialect.digest)?.parse().ok())
 }
 
 impl Dialect {
     /// The layers that the label lists, if those are all: clients leave out the last where the label would be too long.
     fn layers_from(&self, labels: &Labels) -> Vec<Digest> {
-        let Some(list) = labels.get(self.layers) else { return Vec::new() };
+        let Some(list) = labels.get(self.layers) else {
+            return Vec::new();
+        };
         let layers: Result<Vec<Digest>, _> = list.split(',').map(str::parse).collect();
         let layers = layers.unwrap_or_default();
-        let longest = layers.iter().map(|layer| layer.to_string().len()).max().unwrap_or_default();
+        let longest = layers
+            .iter()
+            .map(|layer| layer.to_string().len())
+            .max()
+            .unwrap_or_default();
         let held_one_more = self.layers.len() + list.len() + ",".len() + longest <= MAX_LABEL_LEN;
         if held_one_more { layers } else { Vec::new() }
     }
 }
 
 fn digest(labels: &Labels, label: &'static str) -> Result<Option<Digest>, SpecError> {
-    let parse = |text: &String| text.parse().map_err(|source| SpecError::Digest { label, source });
+    let parse = |text: &String| {
+        text.parse()
+            .map_err(|source| SpecError::Digest { label, source })
+    };
     labels.get(label).map(parse).transpose()
 }
 
@@ -96,7 +119,10 @@ mod tests {
     use super::*;
 
     fn labels(pairs: &[(&str, &str)]) -> Labels {
-        pairs.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect()
+        pairs
+            .iter()
+            .map(|&(key, value)| (key.to_owned(), value.to_owned()))
+            .collect()
     }
 
     fn a_digest(of: &str) -> Digest {
@@ -105,17 +131,30 @@ mod tests {
 
     #[test]
     fn the_stargz_plugins_labels_are_read() {
-        let (one, two, toc) = (a_digest("1").to_string(), a_digest("2").to_string(), a_digest("toc").to_string());
+        let (one, two, toc) = (
+            a_digest("1").to_string(),
+            a_digest("2").to_string(),
+            a_digest("toc").to_string(),
+        );
         let labels = labels(&[
             ("containerd.io/snapshot.ref", "sha256:chain"),
-            ("containerd.io/snapshot/remote/stargz.reference", "registry.example/app:1"),
+            (
+                "containerd.io/snapshot/remote/stargz.reference",
+                "registry.example/app:1",
+            ),
             ("containerd.io/snapshot/remote/stargz.digest", &one),
-            ("containerd.io/snapshot/remote/stargz.layers", &format!("{one},{two}")),
+            (
+                "containerd.io/snapshot/remote/stargz.layers",
+                &format!("{one},{two}"),
+            ),
             ("containerd.io/snapshot/stargz/toc.digest", &toc),
         ]);
         let spec = LayerSpec::from_labels(&labels).unwrap();
         assert_eq!(spec.reference, "registry.example/app:1");
-        assert_eq!((spec.digest, spec.toc_digest), (a_digest("1"), Some(a_digest("toc"))));
+        assert_eq!(
+            (spec.digest, spec.toc_digest),
+            (a_digest("1"), Some(a_digest("toc")))
+        );
         assert_eq!(spec.image_layers, [a_digest("1"), a_digest("2")]);
         assert_eq!((spec.manifest_digest, spec.labels), (None, labels));
     }
@@ -124,14 +163,26 @@ mod tests {
     fn the_cri_plugins_labels_are_read() {
         let (one, manifest) = (a_digest("1").to_string(), a_digest("manifest").to_string());
         let spec = LayerSpec::from_labels(&labels(&[
-            ("containerd.io/snapshot/cri.image-ref", "registry.example/app@sha256:x"),
+            (
+                "containerd.io/snapshot/cri.image-ref",
+                "registry.example/app@sha256:x",
+            ),
             ("containerd.io/snapshot/cri.layer-digest", &one),
             ("containerd.io/snapshot/cri.manifest-digest", &manifest),
-            ("containerd.io/snapshot/cri.image-layers", &format!("{one},{manifest}")),
+            (
+                "containerd.io/snapshot/cri.image-layers",
+                &format!("{one},{manifest}"),
+            ),
         ]))
         .unwrap();
-        assert_eq!((spec.digest, spec.manifest_digest), (a_digest("1"), Some(a_digest("manifest"))));
-        assert_eq!((spec.reference.as_str(), spec.toc_digest), ("registry.example/app@sha256:x", None));
+        assert_eq!(
+            (spec.digest, spec.manifest_digest),
+            (a_digest("1"), Some(a_digest("manifest")))
+        );
+        assert_eq!(
+            (spec.reference.as_str(), spec.toc_digest),
+            ("registry.example/app@sha256:x", None)
+        );
         assert_eq!(spec.image_layers, [a_digest("1"), a_digest("manifest")]);
     }
 
@@ -140,7 +191,10 @@ mod tests {
         let listed = |list: String| {
             let one = a_digest("1").to_string();
             let spec = LayerSpec::from_labels(&labels(&[
-                ("containerd.io/snapshot/remote/stargz.reference", "registry.example/app:1"),
+                (
+                    "containerd.io/snapshot/remote/stargz.reference",
+                    "registry.example/app:1",
+                ),
                 ("containerd.io/snapshot/remote/stargz.digest", &one),
                 ("containerd.io/snapshot/remote/stargz.layers", &list),
             ]));
@@ -154,11 +208,20 @@ mod tests {
 
     #[test]
     fn half_a_dialect_and_bad_digests_are_refused() {
-        let reference = ("containerd.io/snapshot/remote/stargz.reference", "registry.example/app:1");
+        let reference = (
+            "containerd.io/snapshot/remote/stargz.reference",
+            "registry.example/app:1",
+        );
         let digest = "containerd.io/snapshot/remote/stargz.digest";
-        assert_eq!(LayerSpec::from_labels(&labels(&[reference])), Err(SpecError::Absent));
+        assert_eq!(
+            LayerSpec::from_labels(&labels(&[reference])),
+            Err(SpecError::Absent)
+        );
         let other = ("containerd.io/snapshot/cri.layer-digest", "sha256:1");
-        assert_eq!(LayerSpec::from_labels(&labels(&[reference, other])), Err(SpecError::Absent));
+        assert_eq!(
+            LayerSpec::from_labels(&labels(&[reference, other])),
+            Err(SpecError::Absent)
+        );
         let bad = LayerSpec::from_labels(&labels(&[reference, (digest, "sha256:1")]));
         assert!(matches!(bad, Err(SpecError::Digest { label, .. }) if label == digest));
         let good = a_digest("1").to_string();

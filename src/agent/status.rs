@@ -34,8 +34,12 @@ fn code(error: &Error) -> Code {
         | Error::LabelTooLong(_)
         | Error::IdMap(_)
         | Error::NoSuchField(_) => Code::InvalidArgument,
-        Error::HasChildren(_) | Error::NotActive(_) | Error::NotMountable(_) => Code::FailedPrecondition,
-        Error::Damaged { .. } | Error::Root(_) | Error::Metadata(_) | Error::Directory { .. } => Code::Internal,
+        Error::HasChildren(_) | Error::NotActive(_) | Error::NotMountable(_) => {
+            Code::FailedPrecondition
+        }
+        Error::Damaged { .. } | Error::Root(_) | Error::Metadata(_) | Error::Directory { .. } => {
+            Code::Internal
+        }
     }
 }
 
@@ -58,7 +62,13 @@ mod tests {
             assert_eq!(Status::from(error).code(), code);
         }
         let io = std::io::Error::other("disk on fire");
-        let status = Status::from(Error::Directory { path: "/x".into(), source: io });
-        assert_eq!((status.code(), status.message()), (Code::Internal, "/x: disk on fire"));
+        let status = Status::from(Error::Directory {
+            path: "/x".into(),
+            source: io,
+        });
+        assert_eq!(
+            (status.code(), status.message()),
+            (Code::Internal, "/x: disk on fire")
+        );
     }
 }

@@ -17,7 +17,11 @@ const WHITEOUT: &[u8] = b".wh.";
 const AUFS: &[u8] = b".wh..wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// The format's own entries, in the root.
-const HIDDEN: [&[u8]; 3] = [b".prefetch.landmark", b".no.prefetch.landmark", b"stargz.index.json"];
+const HIDDEN: [&[u8]; 3] = [
+    b".prefetch.landmark",
+    b".no.prefetch.landmark",
+    b"stargz.index.json",
+];
 const STATE_DIRECTORY: &[u8] = b".stargz-snapshotter";
 /// overlayfs's own attributes, which no image may set.
 const OVERLAY_XATTRS: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
@@ -110,13 +114,23 @@ impl Tree {
                 }
             }
         }
-        Ok(Self { toc, whiteouts, opaque, state_name: state_name.as_bytes().to_vec(), state, _weight: None })
+        Ok(Self {
+            toc,
+            whiteouts,
+            opaque,
+            state_name: state_name.as_bytes().to_vec(),
+            state,
+            _weight: None,
+        })
     }
 
     /// The same, with the memory that was taken for it.
     #[must_use]
     pub fn with_weight(self, weight: Option<Weight>) -> Self {
-        Self { _weight: weight, ..self }
+        Self {
+            _weight: weight,
+            ..self
+        }
     }
 
     pub fn toc(&self) -> &Toc {
@@ -163,7 +177,11 @@ impl Tree {
         let node = self.toc.node(NodeId(id.0))?;
         let is_whiteout = self.whiteouts.contains(&id.0);
         Some(Attributes {
-            kind: if is_whiteout { Kind::CharDevice } else { node.kind() },
+            kind: if is_whiteout {
+                Kind::CharDevice
+            } else {
+                node.kind()
+            },
             mode: match node.kind() {
                 _ if is_whiteout => 0,
                 // Whatever the tar says: Linux has no other.
@@ -196,25 +214,37 @@ impl Tree {
         if is_hidden(parent, name) || name.starts_with(WHITEOUT) {
             return None;
         }
-        let node = directory.child(name).or_else(|| directory.child(&[WHITEOUT, name].concat()))?;
+        let node = directory
+            .child(name)
+            .or_else(|| directory.child(&[WHITEOUT, name].concat()))?;
         Some(FileId(node.id().0))
     }
 
     /// The names in a directory from `start` on, which is 0 or an entry's `next`.
     pub fn entries(&self, directory: FileId, start: usize) -> impl Iterator<Item = Entry<'_>> {
         let node = self.toc.node(NodeId(directory.0));
-        let children = node.into_iter().flat_map(move |node| node.children_from(start));
-        children.enumerate().filter_map(move |(index, (name, child))| {
-            let name = match name.strip_prefix(WHITEOUT) {
-                _ if is_hidden(directory, name) => return None,
-                None => name,
-                Some(_) if !is_whiteout(name) => return None,
-                // A layer that removes a name and has it anew shows it anew.
-                Some(name) if node.is_some_and(|node| node.child(name).is_some()) => return None,
-                Some(name) => name,
-            };
-            Some(Entry { name, id: FileId(child.id().0), next: start + index + 1 })
-        })
+        let children = node
+            .into_iter()
+            .flat_map(move |node| node.children_from(start));
+        children
+            .enumerate()
+            .filter_map(move |(index, (name, child))| {
+                let name = match name.strip_prefix(WHITEOUT) {
+                    _ if is_hidden(directory, name) => return None,
+                    None => name,
+                    Some(_) if !is_whiteout(name) => return None,
+                    // A layer that removes a name and has it anew shows it anew.
+                    Some(name) if node.is_some_and(|node| node.child(name).is_some()) => {
+                        return None;
+                    }
+                    Some(name) => name,
+                };
+                Some(Entry {
+                    name,
+                    id: FileId(child.id().0),
+                    next: start + index + 1,
+                })
+            })
     }
 
     /// Where a symbolic link points.
@@ -229,19 +259,25 @@ impl Tree {
             return Some(Content::Bytes(&self.state));
         }
         let node = self.toc.node(NodeId(id.0))?;
-        (node.kind() == Kind::File && !self.whiteouts.contains(&id.0)).then_some(Content::Chunks(node))
+        (node.kind() == Kind::File && !self.whiteouts.contains(&id.0))
+            .then_some(Content::Chunks(node))
     }
 
     /// The regular file at a path in the layer; symbolic links are not followed.
     pub fn file(&self, path: &str) -> Option<FileId> {
-        let id = path.split('/').try_fold(FileId::ROOT, |directory, name| self.lookup(directory, name.as_bytes()))?;
+        let id = path.split('/').try_fold(FileId::ROOT, |directory, name| {
+            self.lookup(directory, name.as_bytes())
+        })?;
         self.content(id).map(|_| id)
     }
 
     /// The paths of `files`, a file of several names by the first of them: whichever comes first brings the content.
     pub fn paths(&self, files: &HashSet<FileId>) -> HashMap<FileId, Vec<u8>> {
         let mut paths = HashMap::new();
-        let entries = self.toc.entries().map(|entry| (FileId(entry.node.id().0), entry.path));
+        let entries = self
+            .toc
+            .entries()
+            .map(|entry| (FileId(entry.node.id().0), entry.path));
         for (id, path) in entries.filter(|(id, _)| files.contains(id)) {
             paths.entry(id).or_insert(path);
         }
@@ -253,14 +289,22 @@ impl Tree {
         if OPAQUE_XATTRS.contains(&name) {
             return self.opaque.contains(&id.0).then_some(b"y");
         }
-        self.xattrs(id).find(|(key, _)| *key == name).map(|(_, value)| value)
+        self.xattrs(id)
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| value)
     }
 
     /// The extended attributes that are the image's; what is said to overlayfs alone is not among them.
     pub fn xattrs(&self, id: FileId) -> impl Iterator<Item = (&[u8], &[u8])> {
-        let node = self.toc.node(NodeId(id.0)).filter(|_| !self.whiteouts.contains(&id.0));
-        let is_overlays = |name: &[u8]| OVERLAY_XATTRS.iter().any(|prefix| name.starts_with(prefix));
-        node.into_iter().flat_map(|node| node.xattrs()).filter(move |(name, _)| !is_overlays(name))
+        let node = self
+            .toc
+            .node(NodeId(id.0))
+            .filter(|_| !self.whiteouts.contains(&id.0));
+        let is_overlays =
+            |name: &[u8]| OVERLAY_XATTRS.iter().any(|prefix| name.starts_with(prefix));
+        node.into_iter()
+            .flat_map(|node| node.xattrs())
+            .filter(move |(name, _)| !is_overlays(name))
     }
 
     /// The chunks up to which the layer's maker wants it fetched at once, by number.
@@ -308,11 +352,16 @@ mod tests {
         let mut tar = Builder::new(Vec::new());
         for name in names {
             match name.split_once(" -> ") {
-                Some((name, target)) => tar.append_link(&mut header(EntryType::Link, 0), name, target).unwrap(),
+                Some((name, target)) => tar
+                    .append_link(&mut header(EntryType::Link, 0), name, target)
+                    .unwrap(),
                 None if name.ends_with('/') => {
-                    tar.append_data(&mut header(EntryType::Directory, 0), name, &[][..]).unwrap();
+                    tar.append_data(&mut header(EntryType::Directory, 0), name, &[][..])
+                        .unwrap();
                 }
-                None => tar.append_data(&mut header(EntryType::Regular, 1), name, &b"x"[..]).unwrap(),
+                None => tar
+                    .append_data(&mut header(EntryType::Regular, 1), name, &b"x"[..])
+                    .unwrap(),
             }
         }
         of(tar)
@@ -321,7 +370,13 @@ mod tests {
     fn of(tar: Builder<Vec<u8>>) -> Result<Tree, TreeError> {
         let mut blob = Vec::new();
         let pool = Pool::new(NonZeroUsize::MIN, 64 << 20);
-        let written = write(tar.into_inner().unwrap().as_slice(), &mut blob, &Options::default(), &pool).unwrap();
+        let written = write(
+            tar.into_inner().unwrap().as_slice(),
+            &mut blob,
+            &Options::default(),
+            &pool,
+        )
+        .unwrap();
         let size = blob.len() as u64;
         let slice = |range: std::ops::Range<u64>| {
             &blob[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()]
@@ -329,11 +384,17 @@ mod tests {
         let footer = Footer::parse(slice(footer::tail_range(size)), size).unwrap();
         let section = slice(footer.toc_range().unwrap());
         let toc = UnverifiedToc::parse(section, &footer, &Limits::default()).unwrap();
-        Tree::new(toc.verify(&written.toc_digest).unwrap(), "sha256:x.json", b"{}".to_vec())
+        Tree::new(
+            toc.verify(&written.toc_digest).unwrap(),
+            "sha256:x.json",
+            b"{}".to_vec(),
+        )
     }
 
     fn at(tree: &Tree, path: &str) -> Option<FileId> {
-        path.split('/').try_fold(FileId::ROOT, |parent, name| tree.lookup(parent, name.as_bytes()))
+        path.split('/').try_fold(FileId::ROOT, |parent, name| {
+            tree.lookup(parent, name.as_bytes())
+        })
     }
 
     fn listed(tree: &Tree, directory: FileId) -> BTreeMap<String, Kind> {
@@ -347,16 +408,36 @@ mod tests {
 
     #[test]
     fn whiteouts_are_devices_and_the_formats_own_entries_are_hidden() {
-        let tree = tree(&["dir/", "dir/.wh.gone", "dir/.wh.back", "dir/back", ".wh..wh.aufs", "kept"]).unwrap();
-        let names = |names: &[(&str, Kind)]| names.iter().map(|&(name, kind)| (name.to_owned(), kind)).collect();
-        let expected: BTreeMap<String, Kind> = names(&[("dir", Kind::Directory), ("kept", Kind::File)]);
+        let tree = tree(&[
+            "dir/",
+            "dir/.wh.gone",
+            "dir/.wh.back",
+            "dir/back",
+            ".wh..wh.aufs",
+            "kept",
+        ])
+        .unwrap();
+        let names = |names: &[(&str, Kind)]| {
+            names
+                .iter()
+                .map(|&(name, kind)| (name.to_owned(), kind))
+                .collect()
+        };
+        let expected: BTreeMap<String, Kind> =
+            names(&[("dir", Kind::Directory), ("kept", Kind::File)]);
         assert_eq!(listed(&tree, FileId::ROOT), expected);
         let directory = at(&tree, "dir").unwrap();
-        let expected: BTreeMap<String, Kind> = names(&[("back", Kind::File), ("gone", Kind::CharDevice)]);
+        let expected: BTreeMap<String, Kind> =
+            names(&[("back", Kind::File), ("gone", Kind::CharDevice)]);
         assert_eq!(listed(&tree, directory), expected);
         let gone = tree.attributes(at(&tree, "dir/gone").unwrap()).unwrap();
         assert_eq!((gone.device, gone.mode, gone.size), ((0, 0), 0, 0));
-        for hidden in [".no.prefetch.landmark", "dir/.wh.gone", ".wh..wh.aufs", "stargz.index.json"] {
+        for hidden in [
+            ".no.prefetch.landmark",
+            "dir/.wh.gone",
+            ".wh..wh.aufs",
+            "stargz.index.json",
+        ] {
             assert_eq!(at(&tree, hidden), None, "{hidden}");
         }
         assert!(tree.content(at(&tree, "dir/gone").unwrap()).is_none());
@@ -377,13 +458,20 @@ mod tests {
     #[test]
     fn no_image_speaks_to_overlayfs() {
         let mut tar = Builder::new(Vec::new());
-        let redirect = [("SCHILY.xattr.trusted.overlay.redirect", &b"/etc"[..]), ("SCHILY.xattr.user.x", b"1")];
+        let redirect = [
+            ("SCHILY.xattr.trusted.overlay.redirect", &b"/etc"[..]),
+            ("SCHILY.xattr.user.x", b"1"),
+        ];
         tar.append_pax_extensions(redirect).unwrap();
-        tar.append_data(&mut header(EntryType::Regular, 1), "file", &b"x"[..]).unwrap();
+        tar.append_data(&mut header(EntryType::Regular, 1), "file", &b"x"[..])
+            .unwrap();
         let tree = of(tar).unwrap();
         let file = at(&tree, "file").unwrap();
         assert_eq!(tree.xattr(file, b"trusted.overlay.redirect"), None);
-        assert_eq!(tree.xattrs(file).collect::<Vec<_>>(), [(&b"user.x"[..], &b"1"[..])]);
+        assert_eq!(
+            tree.xattrs(file).collect::<Vec<_>>(),
+            [(&b"user.x"[..], &b"1"[..])]
+        );
     }
 
     #[test]
@@ -393,18 +481,30 @@ mod tests {
         assert!(matches!(tree.content(state), Some(Content::Bytes(b"{}"))));
         assert_eq!(tree.attributes(state).unwrap().size, 2);
         assert_eq!(state.0, tree.len() - 1);
-        assert_eq!(listed(&tree, FileId::ROOT).into_keys().collect::<Vec<_>>(), ["file"]);
+        assert_eq!(
+            listed(&tree, FileId::ROOT).into_keys().collect::<Vec<_>>(),
+            ["file"]
+        );
         assert_eq!(at(&tree, ".stargz-snapshotter/other"), None);
         assert!(tree.attributes(FileId(tree.len())).is_none());
     }
 
     #[test]
     fn what_one_layer_cannot_say_is_refused() {
-        assert_eq!(tree(&["a -> below"]).unwrap_err(), TreeError::LinkOutside("a".to_owned()));
+        assert_eq!(
+            tree(&["a -> below"]).unwrap_err(),
+            TreeError::LinkOutside("a".to_owned())
+        );
         let linked = tree(&[".wh.a", "b -> .wh.a"]).unwrap_err();
         assert!(matches!(linked, TreeError::LinkedWhiteout(_)), "{linked}");
         let hard = tree(&["a", "b -> a"]).unwrap();
-        assert_eq!((at(&hard, "a"), hard.attributes(at(&hard, "a").unwrap()).unwrap().links), (at(&hard, "b"), 2));
+        assert_eq!(
+            (
+                at(&hard, "a"),
+                hard.attributes(at(&hard, "a").unwrap()).unwrap().links
+            ),
+            (at(&hard, "b"), 2)
+        );
     }
 
     #[test]

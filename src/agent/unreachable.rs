@@ -29,9 +29,16 @@ struct Rest {
 
 impl Unreachable {
     /// How long `host` may be waited for, `patience` at most; `None` while it is not asked.
-    pub(super) fn allowance(&self, host: &str, patience: Duration, now: Instant) -> Option<Duration> {
+    pub(super) fn allowance(
+        &self,
+        host: &str,
+        patience: Duration,
+        now: Instant,
+    ) -> Option<Duration> {
         let mut hosts = self.lock();
-        let Some(rest) = hosts.get_mut(host) else { return Some(patience) };
+        let Some(rest) = hosts.get_mut(host) else {
+            return Some(patience);
+        };
         if now < rest.until {
             return None;
         }
@@ -56,7 +63,13 @@ impl Unreachable {
         }
         if hosts.len() < MAX_HOSTS {
             tracing::warn!(host, ?pause, "registry not asked for layers for a while");
-            hosts.insert(host.to_owned(), Rest { until: now + pause, pause });
+            hosts.insert(
+                host.to_owned(),
+                Rest {
+                    until: now + pause,
+                    pause,
+                },
+            );
         }
     }
 
@@ -83,13 +96,28 @@ mod tests {
         assert_eq!(hosts.allowance("a", PATIENCE, start), Some(PATIENCE));
         hosts.failed("a", start, start + PATIENCE);
         assert_eq!(hosts.allowance("a", PATIENCE, start + PATIENCE), None);
-        assert_eq!(hosts.allowance("b", PATIENCE, start + PATIENCE), Some(PATIENCE), "others are asked");
+        assert_eq!(
+            hosts.allowance("b", PATIENCE, start + PATIENCE),
+            Some(PATIENCE),
+            "others are asked"
+        );
         let probe = start + PATIENCE + FIRST_PAUSE;
         assert_eq!(hosts.allowance("a", PATIENCE, probe), Some(PROBE));
-        assert_eq!(hosts.allowance("a", PATIENCE, probe), None, "one asks again");
+        assert_eq!(
+            hosts.allowance("a", PATIENCE, probe),
+            None,
+            "one asks again"
+        );
         hosts.failed("a", probe, probe + PROBE);
-        assert_eq!(hosts.allowance("a", PATIENCE, probe + PROBE + FIRST_PAUSE), None, "the pause has doubled");
-        assert_eq!(hosts.allowance("a", PATIENCE, probe + PROBE + 2 * FIRST_PAUSE), Some(PROBE));
+        assert_eq!(
+            hosts.allowance("a", PATIENCE, probe + PROBE + FIRST_PAUSE),
+            None,
+            "the pause has doubled"
+        );
+        assert_eq!(
+            hosts.allowance("a", PATIENCE, probe + PROBE + 2 * FIRST_PAUSE),
+            Some(PROBE)
+        );
         hosts.answered("a");
         assert_eq!(hosts.allowance("a", PATIENCE, probe), Some(PATIENCE));
     }
@@ -100,7 +128,11 @@ mod tests {
         hosts.failed("a", start, start + COSTLY / 2);
         assert_eq!(hosts.allowance("a", PATIENCE, start), Some(PATIENCE));
         (0..10).for_each(|_| hosts.failed("a", start, start + PATIENCE));
-        assert!(hosts.allowance("a", PATIENCE, start + PATIENCE + FIRST_PAUSE + SECOND).is_some());
+        assert!(
+            hosts
+                .allowance("a", PATIENCE, start + PATIENCE + FIRST_PAUSE + SECOND)
+                .is_some()
+        );
     }
 
     #[test]

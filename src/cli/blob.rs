@@ -16,8 +16,14 @@ use crate::oci::Descriptor;
 /// A layer's blob.
 #[derive(Debug)]
 pub(super) enum Blob<'a> {
-    File { file: File, size: u64 },
-    Remote { endpoint: &'a Endpoint, layer: &'a Descriptor },
+    File {
+        file: File,
+        size: u64,
+    },
+    Remote {
+        endpoint: &'a Endpoint,
+        layer: &'a Descriptor,
+    },
 }
 
 impl Blob<'_> {
@@ -37,22 +43,30 @@ impl Blob<'_> {
 
     /// The bytes of `range`.
     async fn read(&self, range: Range<u64>) -> Result<Vec<u8>, Failure> {
-        let wanted = usize::try_from(range.end.saturating_sub(range.start)).map_err(Failure::from_error)?;
+        let wanted =
+            usize::try_from(range.end.saturating_sub(range.start)).map_err(Failure::from_error)?;
         match self {
             Self::File { file, .. } => {
                 let mut bytes = vec![0; wanted];
-                file.read_exact_at(&mut bytes, range.start).map_err(Failure::when("the blob cannot be read"))?;
+                file.read_exact_at(&mut bytes, range.start)
+                    .map_err(Failure::when("the blob cannot be read"))?;
                 Ok(bytes)
             }
             Self::Remote { endpoint, layer } => {
                 let what = || Failure::when(format!("reading {}", layer.digest));
-                let body = endpoint.source.blob(&endpoint.repository, &layer.digest, Some(range)).await;
+                let body = endpoint
+                    .source
+                    .blob(&endpoint.repository, &layer.digest, Some(range))
+                    .await;
                 let mut stream = body.map_err(what())?.stream;
                 let mut bytes = Vec::new();
                 while let Some(piece) = stream.try_next().await.map_err(what())? {
                     bytes.extend_from_slice(&piece);
                     if bytes.len() > wanted {
-                        return Err(Failure::new(format!("{}: more bytes came than were asked for", layer.digest)));
+                        return Err(Failure::new(format!(
+                            "{}: more bytes came than were asked for",
+                            layer.digest
+                        )));
                     }
                 }
                 Ok(bytes)
@@ -73,11 +87,18 @@ impl Blob<'_> {
     /// The TOC that `footer` points at; `None` when it lies in another blob.
     pub(super) async fn toc(&self, footer: &Footer) -> Result<Option<UnverifiedToc>, Failure> {
         let limits = Limits::default();
-        let Some(range) = footer.toc_range() else { return Ok(None) };
+        let Some(range) = footer.toc_range() else {
+            return Ok(None);
+        };
         if range.end - range.start > limits.max_compressed_bytes {
-            return Err(Failure::new(format!("the TOC is over {} bytes long", limits.max_compressed_bytes)));
+            return Err(Failure::new(format!(
+                "the TOC is over {} bytes long",
+                limits.max_compressed_bytes
+            )));
         }
         let section = self.read(range).await?;
-        UnverifiedToc::parse(&section, footer, &limits).map(Some).map_err(Failure::from_error)
+        UnverifiedToc::parse(&section, footer, &limits)
+            .map(Some)
+            .map_err(Failure::from_error)
     }
 }

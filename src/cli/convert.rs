@@ -113,7 +113,11 @@ pub(super) struct Job<'a> {
 impl ImageArgs {
     /// The flags without those on what is made.
     pub(super) fn bare(&self) -> Self {
-        Self { json: self.json, registry: self.registry, ..Self::default() }
+        Self {
+            json: self.json,
+            registry: self.registry,
+            ..Self::default()
+        }
     }
 
     /// Whether the flags ask for streams that are the source's.
@@ -125,8 +129,9 @@ impl ImageArgs {
     pub(super) fn layers(&self) -> Vec<Layer> {
         let format = &self.format;
         let mut layers = Vec::new();
-        let mut set =
-            |flag: &str, key: &str, value: toml::Value| layers.push(Layer::flag(flag, &["convert", key], value));
+        let mut set = |flag: &str, key: &str, value: toml::Value| {
+            layers.push(Layer::flag(flag, &["convert", key], value))
+        };
         if format.estargz {
             set("--estargz", "format", "estargz".into());
         }
@@ -152,7 +157,11 @@ impl ImageArgs {
             }
         }
         if !self.platform.is_empty() {
-            let platforms = self.platform.iter().map(|platform| toml::Value::from(platform.to_string())).collect();
+            let platforms = self
+                .platform
+                .iter()
+                .map(|platform| toml::Value::from(platform.to_string()))
+                .collect();
             set("--platform", "platforms", toml::Value::Array(platforms));
         }
         if self.all_platforms {
@@ -164,15 +173,36 @@ impl ImageArgs {
 
 pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     let config = global.load(args.image.layers())?.config;
-    let recorded = args.record_in.as_deref().map(record::read).transpose()?.unwrap_or_default();
+    let recorded = args
+        .record_in
+        .as_deref()
+        .map(record::read)
+        .transpose()?
+        .unwrap_or_default();
     if args.layer {
         let prioritized = record::of_layer(recorded);
-        layer::convert(&args.source, &args.destination, &config.convert, prioritized, args.image.json).await?;
+        layer::convert(
+            &args.source,
+            &args.destination,
+            &config.convert,
+            prioritized,
+            args.image.json,
+        )
+        .await?;
         return Ok(ExitCode::SUCCESS);
     }
     let source: Location = args.source.parse().map_err(Failure::from_error)?;
     let target: Location = args.destination.parse().map_err(Failure::from_error)?;
-    let made = image(Job { source: &source, target: &target, args: &args.image, config: &config }, recorded).await?;
+    let made = image(
+        Job {
+            source: &source,
+            target: &target,
+            args: &args.image,
+            config: &config,
+        },
+        recorded,
+    )
+    .await?;
     if args.image.json {
         output::print_json(&made)?
     } else {
@@ -183,9 +213,15 @@ pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failur
 
 /// Converts an image, the files of `recorded` first, and carries it to its target.
 pub(super) async fn image(job: Job<'_>, recorded: Vec<record::Line>) -> Result<Made, Failure> {
-    let Job { source, target, args, config } = job;
+    let Job {
+        source,
+        target,
+        args,
+        config,
+    } = job;
     let endpoint = Endpoint::open(&config.upstreams, source, args.registry)?;
-    let workshop = Workshop::open(config, args.store.as_deref(), Destination::folder(target)).await?;
+    let workshop =
+        Workshop::open(config, args.store.as_deref(), Destination::folder(target)).await?;
     let original = endpoint.manifest().await?;
     let priorities = record::of_image(recorded, &endpoint, &original).await?;
     let priorities = priorities.keeping_lazy_layers(args.reuse);
@@ -193,7 +229,10 @@ pub(super) async fn image(job: Job<'_>, recorded: Vec<record::Line>) -> Result<M
     let converter = converter.map_err(Failure::from_error)?;
     let record = convert(&converter, &endpoint, &original, args.json).await?;
 
-    let shelf = Shelf { store: Some(&workshop.store), endpoint: &endpoint };
+    let shelf = Shelf {
+        store: Some(&workshop.store),
+        endpoint: &endpoint,
+    };
     let twin = shelf.manifest(&record.twin, &record.media_type).await?;
     let packed = Parcel::pack(shelf, twin).await?;
     let missing = packed.missing.len();
@@ -208,11 +247,19 @@ pub(super) async fn image(job: Job<'_>, recorded: Vec<record::Line>) -> Result<M
     }
     let tocs = external::of_parcel(&converter, &record, shelf, &parcel).await?;
     let destination = Destination::open(&config.upstreams, target, args.registry)?;
-    let bar = Bar::new("writing", parcel.blobs.iter().map(|blob| blob.size).sum(), args.json);
-    parcel.deliver(shelf, destination, tocs.as_ref(), &bar).await?;
+    let bar = Bar::new(
+        "writing",
+        parcel.blobs.iter().map(|blob| blob.size).sum(),
+        args.json,
+    );
+    parcel
+        .deliver(shelf, destination, tocs.as_ref(), &bar)
+        .await?;
     bar.finish();
     if missing > 0 {
-        output::say(&format!("left out because the source does not hold them: {missing} images"));
+        output::say(&format!(
+            "left out because the source does not hold them: {missing} images"
+        ));
     }
     Ok(Made {
         source: original.digest.clone(),
@@ -249,7 +296,9 @@ async fn convert(
 fn show(bar: &Bar, converter: &Converter) {
     let conversions = converter.status();
     let layers = conversions.iter().flat_map(|conversion| &conversion.layers);
-    let (done, total) = layers.fold((0, 0), |(done, total), layer| (done + layer.done, total + layer.total));
+    let (done, total) = layers.fold((0, 0), |(done, total), layer| {
+        (done + layer.done, total + layer.total)
+    });
     bar.set(done, total);
 }
 
@@ -261,17 +310,33 @@ struct Workshop {
 }
 
 impl Workshop {
-    async fn open(config: &Config, named: Option<&str>, folder: Option<&Path>) -> Result<Self, Failure> {
-        let at = |location: &str| store::Config { location: location.to_owned(), ..config.store.clone() };
+    async fn open(
+        config: &Config,
+        named: Option<&str>,
+        folder: Option<&Path>,
+    ) -> Result<Self, Failure> {
+        let at = |location: &str| store::Config {
+            location: location.to_owned(),
+            ..config.store.clone()
+        };
         if let Some(location) = named {
-            let store = Store::open(&at(location)).await.map_err(Failure::from_error)?;
-            return Ok(Self { store, _temporary: None });
+            let store = Store::open(&at(location))
+                .await
+                .map_err(Failure::from_error)?;
+            return Ok(Self {
+                store,
+                _temporary: None,
+            });
         }
         let temporary = temporary_folder(folder)?;
         let location = temporary.path().to_str();
-        let location = location.ok_or_else(|| Failure::new("the temporary folder's path is not UTF-8"))?;
+        let location =
+            location.ok_or_else(|| Failure::new("the temporary folder's path is not UTF-8"))?;
         let store = Store::scratch(&at(location)).map_err(Failure::from_error)?;
-        Ok(Self { store, _temporary: Some(temporary) })
+        Ok(Self {
+            store,
+            _temporary: Some(temporary),
+        })
     }
 }
 
@@ -301,7 +366,10 @@ pub(super) struct Made {
 impl Made {
     pub(super) fn tell(&self, destination: &str) -> Result<(), Failure> {
         for passed in &self.passed_through {
-            output::say(&format!("{} passed through: {}", passed.digest, passed.reason));
+            output::say(&format!(
+                "{} passed through: {}",
+                passed.digest, passed.reason
+            ));
         }
         output::say(&format!("{destination} is the twin of {}", self.source));
         output::print(&format!("{}\n", self.twin))

@@ -32,7 +32,11 @@ pub(super) struct RegistryArgs {
 
 impl Endpoint {
     /// Opens `location` with the credentials and rules of `config`.
-    pub(super) fn open(config: &upstream::Config, location: &Location, args: RegistryArgs) -> Result<Self, Failure> {
+    pub(super) fn open(
+        config: &upstream::Config,
+        location: &Location,
+        args: RegistryArgs,
+    ) -> Result<Self, Failure> {
         Self::open_with(config, location, args, None)
     }
 
@@ -51,34 +55,58 @@ impl Endpoint {
             }
             Location::Layout(image) => {
                 name_local(&mut config, "oci", &image.dir)?;
-                (LOCAL_NAME, image.repository.clone().map_or_else(local_repository, Ok)?)
+                (
+                    LOCAL_NAME,
+                    image.repository.clone().map_or_else(local_repository, Ok)?,
+                )
             }
             Location::Archive(image) => {
                 name_local(&mut config, "docker-archive", &image.file)?;
-                (LOCAL_NAME, image.repository().map_or_else(local_repository, Ok)?)
+                (
+                    LOCAL_NAME,
+                    image.repository().map_or_else(local_repository, Ok)?,
+                )
             }
         };
         let upstreams = match logins {
             Some(logins) => {
-                config.upstream.get_mut(name).into_iter().for_each(UpstreamConfig::forget_credentials);
+                config
+                    .upstream
+                    .get_mut(name)
+                    .into_iter()
+                    .for_each(UpstreamConfig::forget_credentials);
                 Upstreams::with_logins(&config, logins)
             }
             None => Upstreams::new(&config),
         };
-        let source = upstreams.and_then(|upstreams| upstreams.get(name)).map_err(Failure::from_error)?;
-        Ok(Self { source, repository, reference: location.reference(), wanted: reference(location)? })
+        let source = upstreams
+            .and_then(|upstreams| upstreams.get(name))
+            .map_err(Failure::from_error)?;
+        Ok(Self {
+            source,
+            repository,
+            reference: location.reference(),
+            wanted: reference(location)?,
+        })
     }
 
     /// The manifest or index that was named.
     pub(super) async fn manifest(&self) -> Result<Manifest, Failure> {
         let what = format!("{}/{} {}", self.source.name(), self.repository, self.wanted);
-        self.source.manifest(&self.repository, &self.wanted).await.map_err(Failure::when(what))
+        self.source
+            .manifest(&self.repository, &self.wanted)
+            .await
+            .map_err(Failure::when(what))
     }
 }
 
 /// Lets the registry of `image` be asked: the one that is configured by this name, else the one that containerd's
 /// directory of hosts describes, else the one that is where its name says. Docker Hub's address is known to `upstream`.
-fn name_registry(config: &mut upstream::Config, image: &ImageName, args: RegistryArgs) -> Result<(), Failure> {
+fn name_registry(
+    config: &mut upstream::Config,
+    image: &ImageName,
+    args: RegistryArgs,
+) -> Result<(), Failure> {
     let host = &image.host;
     if host == DOCKER_HUB || config.upstream.contains_key(host) {
         return Ok(());
@@ -90,27 +118,48 @@ fn name_registry(config: &mut upstream::Config, image: &ImageName, args: Registr
         config.plain_http_loopback = true;
         return Ok(());
     }
-    let scheme = if args.plain_http || is_loopback(host) { "http" } else { "https" };
+    let scheme = if args.plain_http || is_loopback(host) {
+        "http"
+    } else {
+        "https"
+    };
     let url = format!("{scheme}://{host}");
-    config.upstream.insert(host.clone(), UpstreamConfig { url, ..UpstreamConfig::default() });
+    config.upstream.insert(
+        host.clone(),
+        UpstreamConfig {
+            url,
+            ..UpstreamConfig::default()
+        },
+    );
     Ok(())
 }
 
 fn name_local(config: &mut upstream::Config, scheme: &str, path: &Path) -> Result<(), Failure> {
     let url = local_url(scheme, path)?;
-    config.upstream.insert(LOCAL_NAME.to_owned(), UpstreamConfig { url, ..UpstreamConfig::default() });
+    config.upstream.insert(
+        LOCAL_NAME.to_owned(),
+        UpstreamConfig {
+            url,
+            ..UpstreamConfig::default()
+        },
+    );
     Ok(())
 }
 
 /// As Docker does: registries on this very machine are asked without TLS.
 fn is_loopback(host: &str) -> bool {
     let name = host.rsplit_once(':').map_or(host, |(name, _port)| name);
-    name == "localhost" || name.parse::<std::net::Ipv4Addr>().is_ok_and(|address| address.is_loopback())
+    name == "localhost"
+        || name
+            .parse::<std::net::Ipv4Addr>()
+            .is_ok_and(|address| address.is_loopback())
 }
 
 fn local_url(scheme: &str, path: &Path) -> Result<String, Failure> {
     let path = std::path::absolute(path).map_err(Failure::when(format!("{}", path.display())))?;
-    let path = path.to_str().ok_or_else(|| Failure::new(format!("{} is not UTF-8", path.display())))?;
+    let path = path
+        .to_str()
+        .ok_or_else(|| Failure::new(format!("{} is not UTF-8", path.display())))?;
     Ok(format!("{scheme}:{path}"))
 }
 
@@ -130,13 +179,22 @@ fn reference(location: &Location) -> Result<Reference, Failure> {
 /// What a layout without a given tag means: its only image.
 fn sole_reference(dir: &Path) -> Result<Reference, Failure> {
     let index = dir.join("index.json");
-    let bytes = std::fs::read(&index).map_err(Failure::when(format!("{} cannot be read", index.display())))?;
-    let index: Index =
-        serde_json::from_slice(&bytes).map_err(Failure::when(format!("{} is no index", index.display())))?;
-    let images: Vec<_> = index.manifests.iter().filter(|entry| !is_artifact(entry)).collect();
+    let bytes = std::fs::read(&index)
+        .map_err(Failure::when(format!("{} cannot be read", index.display())))?;
+    let index: Index = serde_json::from_slice(&bytes)
+        .map_err(Failure::when(format!("{} is no index", index.display())))?;
+    let images: Vec<_> = index
+        .manifests
+        .iter()
+        .filter(|entry| !is_artifact(entry))
+        .collect();
     match images.as_slice() {
         [only] => Ok(Reference::Digest(only.digest.clone())),
-        images => Err(Failure::new(format!("{} holds {} images: name a tag", dir.display(), images.len()))),
+        images => Err(Failure::new(format!(
+            "{} holds {} images: name a tag",
+            dir.display(),
+            images.len()
+        ))),
     }
 }
 
@@ -154,10 +212,16 @@ mod tests {
             std::fs::write(dir.path().join("index.json"), text).unwrap();
         };
         write(&image);
-        assert_eq!(sole_reference(dir.path()).ok(), Some(Reference::Digest(digest)));
+        assert_eq!(
+            sole_reference(dir.path()).ok(),
+            Some(Reference::Digest(digest))
+        );
         let artifact = image.replace("\"size\"", "\"artifactType\":\"text/x\",\"size\"");
         write(&format!("{image},{artifact}"));
-        assert!(sole_reference(dir.path()).is_ok(), "an artifact is no image");
+        assert!(
+            sole_reference(dir.path()).is_ok(),
+            "an artifact is no image"
+        );
         write(&format!("{image},{image}"));
         assert!(sole_reference(dir.path()).is_err());
     }

@@ -36,7 +36,10 @@ pub(super) fn beside(reference: Option<&Reference>) -> Result<Reference, Failure
         Some(Reference::Tag(tag)) => Some(tag.as_str()),
         Some(Reference::Digest(_)) | None => None,
     };
-    name(tag).parse().map(Reference::Tag).map_err(Failure::from_error)
+    name(tag)
+        .parse()
+        .map(Reference::Tag)
+        .map_err(Failure::from_error)
 }
 
 /// The TOCs of the parcel's layers as an image: those that were made with them, and those the source has of layers that
@@ -47,20 +50,27 @@ pub(super) async fn of_parcel(
     shelf: Shelf<'_>,
     parcel: &Parcel,
 ) -> Result<Option<Parcel>, Failure> {
-    let made = converter.toc_image(record).await.map_err(Failure::from_error)?;
+    let made = converter
+        .toc_image(record)
+        .await
+        .map_err(Failure::from_error)?;
     let made = made.as_ref().map(parse::<ImageManifest>).transpose()?;
     let held = of_source(shelf.endpoint, &layers(parcel)).await;
     let mut known = HashSet::new();
     let ours: HashSet<_> = parcel.blobs.iter().map(|blob| &blob.digest).collect();
     let mut image: Option<ImageManifest> = None;
     for mut other in made.into_iter().chain(held) {
-        other.layers.retain(|toc| layer_of(toc).is_some_and(|layer| ours.contains(&layer) && known.insert(layer)));
+        other.layers.retain(|toc| {
+            layer_of(toc).is_some_and(|layer| ours.contains(&layer) && known.insert(layer))
+        });
         match &mut image {
             Some(image) => image.layers.append(&mut other.layers),
             None => image = Some(other),
         }
     }
-    let Some(image) = image.filter(|image| !image.layers.is_empty()) else { return Ok(None) };
+    let Some(image) = image.filter(|image| !image.layers.is_empty()) else {
+        return Ok(None);
+    };
     let bytes = serde_json::to_vec(&image).map_err(Failure::from_error)?;
     let media_type = crate::oci::media_type::OCI_MANIFEST.to_owned();
     Parcel::of_image(Manifest::new(media_type, bytes.into())).map(Some)
@@ -68,24 +78,39 @@ pub(super) async fn of_parcel(
 
 /// The layers of a parcel's images.
 pub(super) fn layers(parcel: &Parcel) -> Vec<Descriptor> {
-    let images = parcel.images().into_iter().filter_map(|manifest| parse::<ImageManifest>(manifest).ok());
+    let images = parcel
+        .images()
+        .into_iter()
+        .filter_map(|manifest| parse::<ImageManifest>(manifest).ok());
     images.flat_map(|image| image.layers).collect()
 }
 
 /// The image of TOCs beside the one that `endpoint` names. It is asked for only if a layer may have its TOC there; an
 /// image that cannot be had is none.
 pub(super) async fn of_source(endpoint: &Endpoint, layers: &[Descriptor]) -> Option<ImageManifest> {
-    let may_be = layers.iter().any(|layer| layer.annotations.contains_key(TOC_DIGEST));
-    let reference = beside(endpoint.reference.as_ref()).ok().filter(|_| may_be)?;
+    let may_be = layers
+        .iter()
+        .any(|layer| layer.annotations.contains_key(TOC_DIGEST));
+    let reference = beside(endpoint.reference.as_ref())
+        .ok()
+        .filter(|_| may_be)?;
     let manifest = manifest(endpoint, &endpoint.repository, &reference).await?;
     parse(&manifest).ok()
 }
 
-async fn manifest(endpoint: &Endpoint, repository: &Repository, reference: &Reference) -> Option<Manifest> {
+async fn manifest(
+    endpoint: &Endpoint,
+    repository: &Repository,
+    reference: &Reference,
+) -> Option<Manifest> {
     endpoint.source.manifest(repository, reference).await.ok()
 }
 
 /// The layer that a TOC is of.
 pub(super) fn layer_of(toc: &Descriptor) -> Option<Digest> {
-    toc.annotations.get(LAYER_DIGEST).and_then(Value::as_str)?.parse().ok()
+    toc.annotations
+        .get(LAYER_DIGEST)
+        .and_then(Value::as_str)?
+        .parse()
+        .ok()
 }

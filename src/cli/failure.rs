@@ -15,18 +15,24 @@ pub(super) struct Failure {
 
 impl Failure {
     pub(super) fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into() }
+        Self {
+            message: message.into(),
+        }
     }
 
     /// The whole chain of causes of `error`.
     pub(super) fn from_error(error: impl Error) -> Self {
-        Self { message: chain(&error) }
+        Self {
+            message: chain(&error),
+        }
     }
 
     /// What was tried when `error` came.
     pub(super) fn when<E: Error>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
         let what = what.into();
-        move |error| Self { message: format!("{what}: caused by {}", chain(&error)) }
+        move |error| Self {
+            message: format!("{what}: caused by {}", chain(&error)),
+        }
     }
 
     pub(super) fn exit_code(&self) -> ExitCode {
@@ -71,7 +77,13 @@ mod tests {
 
     #[test]
     fn the_whole_chain_stands_in_one_line() {
-        assert_eq!(Failure::from_error(Outer(Inner)).to_string(), "outer line: caused by inner");
-        assert_eq!(Failure::when("trying")(Inner).to_string(), "trying: caused by inner");
+        assert_eq!(
+            Failure::from_error(Outer(Inner)).to_string(),
+            "outer line: caused by inner"
+        );
+        assert_eq!(
+            Failure::when("trying")(Inner).to_string(),
+            "trying: caused by inner"
+        );
     }
 }

@@ -44,7 +44,9 @@ pub(super) struct Args {
 pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     if Path::new(&args.what).is_file() {
         if args.profile {
-            return Err(Failure::new("the file of a layer has no profile: name an image"));
+            return Err(Failure::new(
+                "the file of a layer has no profile: name an image",
+            ));
         }
         file(args).await?;
     } else {
@@ -73,7 +75,11 @@ async fn file(args: &Args) -> Result<(), Failure> {
         return output::print_bytes(toc.json());
     }
     let toc = toc.map(|toc| TocReport::of(toc, None, None)).transpose()?;
-    let report = FileReport { size: blob.size(), kind: Kind::of_footer(footer.as_ref()), toc };
+    let report = FileReport {
+        size: blob.size(),
+        kind: Kind::of_footer(footer.as_ref()),
+        toc,
+    };
     if args.json {
         return output::print_json(&report);
     }
@@ -101,7 +107,10 @@ async fn image(args: &Args, global: &Global) -> Result<(), Failure> {
     let config = global.load(Vec::new())?.config;
     let location: Location = args.what.parse().map_err(Failure::from_error)?;
     let endpoint = Endpoint::open(&config.upstreams, &location, args.registry)?;
-    let shelf = Shelf { store: None, endpoint: &endpoint };
+    let shelf = Shelf {
+        store: None,
+        endpoint: &endpoint,
+    };
     let root = endpoint.manifest().await?;
     let (digest, media_type) = (root.digest.clone(), root.media_type.clone());
     let mut parcel = Parcel::pack(shelf, root).await?;
@@ -119,15 +128,28 @@ async fn image(args: &Args, global: &Global) -> Result<(), Failure> {
         match ImageReport::of_image(shelf, manifest).await {
             Ok(image) => images.push(image),
             // One of several platforms may be broken or incomplete.
-            Err(failure) if manifest.digest != digest => output::say(&format!("{}: {failure}", manifest.digest)),
+            Err(failure) if manifest.digest != digest => {
+                output::say(&format!("{}: {failure}", manifest.digest))
+            }
             Err(failure) => return Err(failure),
         }
     }
     if !parcel.missing.is_empty() {
-        output::say(&format!("not in the source: {} images of the index", parcel.missing.len()));
+        output::say(&format!(
+            "not in the source: {} images of the index",
+            parcel.missing.len()
+        ));
     }
-    let report = Report { digest, media_type, images };
-    if args.json { output::print_json(&report) } else { output::print(&report.tables(&args.what)) }
+    let report = Report {
+        digest,
+        media_type,
+        images,
+    };
+    if args.json {
+        output::print_json(&report)
+    } else {
+        output::print(&report.tables(&args.what))
+    }
 }
 
 /// The profiles of one image.
@@ -141,7 +163,10 @@ async fn profiles(args: &Args, endpoint: &Endpoint, parcel: &Parcel) -> Result<(
     let mut images = Vec::new();
     for manifest in parcel.images() {
         let profiles = profiles::of_image(endpoint, manifest).await?;
-        images.push(Profiled { image: manifest.digest.clone(), profiles });
+        images.push(Profiled {
+            image: manifest.digest.clone(),
+            profiles,
+        });
     }
     if args.json {
         return output::print_json(&images);
@@ -158,24 +183,36 @@ async fn profiles(args: &Args, endpoint: &Endpoint, parcel: &Parcel) -> Result<(
     Ok(())
 }
 
-async fn toc_of_layer(args: &Args, endpoint: &Endpoint, parcel: &Parcel) -> Result<Vec<u8>, Failure> {
+async fn toc_of_layer(
+    args: &Args,
+    endpoint: &Endpoint,
+    parcel: &Parcel,
+) -> Result<Vec<u8>, Failure> {
     let [manifest] = *parcel.images() else {
-        return Err(Failure::new("the image has several platforms: name one with --platform"));
+        return Err(Failure::new(
+            "the image has several platforms: name one with --platform",
+        ));
     };
     let image: crate::oci::manifest::ImageManifest = super::export::parse(manifest)?;
     let number = match (args.layer, image.layers.len()) {
         (Some(number), _) => number,
         (None, 1) => 0,
-        (None, count) => return Err(Failure::new(format!("the image has {count} layers: name one with --layer"))),
+        (None, count) => {
+            return Err(Failure::new(format!(
+                "the image has {count} layers: name one with --layer"
+            )));
+        }
     };
     let layer = image.layers.get(number);
-    let layer = layer.ok_or_else(|| Failure::new(format!("the image has {} layers", image.layers.len())))?;
+    let layer = layer
+        .ok_or_else(|| Failure::new(format!("the image has {} layers", image.layers.len())))?;
     let blob = Blob::Remote { endpoint, layer };
     let toc = match blob.footer().await? {
         Some(footer) => blob.toc(&footer).await?,
         None => None,
     };
-    let toc = toc.ok_or_else(|| Failure::new(format!("the layer {} holds no TOC", layer.digest)))?;
+    let toc =
+        toc.ok_or_else(|| Failure::new(format!("the layer {} holds no TOC", layer.digest)))?;
     Ok(toc.json().to_vec())
 }
 
@@ -196,7 +233,16 @@ impl Report {
 
 fn layers(layers: &[LayerReport]) -> Table {
     let mut table = Table::new();
-    table.row(["layer", "kind", "size", "unpacked", "entries", "chunks", "digest", "TOC digest"]);
+    table.row([
+        "layer",
+        "kind",
+        "size",
+        "unpacked",
+        "entries",
+        "chunks",
+        "digest",
+        "TOC digest",
+    ]);
     for (number, layer) in layers.iter().enumerate() {
         let toc = layer.toc.as_ref();
         table.row([

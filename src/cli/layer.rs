@@ -51,21 +51,40 @@ pub(super) async fn convert(
     json: bool,
 ) -> Result<(), Failure> {
     let options = config.options().map_err(Failure::from_error)?;
-    let threads = config.threads.or_else(|| std::thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN);
+    let threads = config
+        .threads
+        .or_else(|| std::thread::available_parallelism().ok())
+        .unwrap_or(NonZeroUsize::MIN);
     let memory = usize::try_from(config.memory.as_u64()).map_err(Failure::from_error)?;
     let (source, target) = (source.to_owned(), destination.to_owned());
-    let work = Work { source, destination: target, options, prioritized, threads, memory, json };
-    let made = tokio::task::spawn_blocking(move || work.run()).await.map_err(Failure::from_error)??;
+    let work = Work {
+        source,
+        destination: target,
+        options,
+        prioritized,
+        threads,
+        memory,
+        json,
+    };
+    let made = tokio::task::spawn_blocking(move || work.run())
+        .await
+        .map_err(Failure::from_error)??;
     let is_stdout_taken = destination == STANDARD;
     match (json, is_stdout_taken) {
         (true, false) => output::print_json(&made),
-        (true, true) => serde_json::to_string(&made).map_err(Failure::from_error).map(|text| output::say(&text)),
+        (true, true) => serde_json::to_string(&made)
+            .map_err(Failure::from_error)
+            .map(|text| output::say(&text)),
         (false, _) => {
             output::say(&format!(
                 "{destination}: {} entries, {} chunks, {} bytes",
                 made.entries, made.chunks, made.size
             ));
-            if is_stdout_taken { Ok(()) } else { output::print(&format!("{}\n", made.digest)) }
+            if is_stdout_taken {
+                Ok(())
+            } else {
+                output::print(&format!("{}\n", made.digest))
+            }
         }
     }
 }
@@ -85,7 +104,13 @@ impl Work {
     fn run(&self) -> Result<Made, Failure> {
         let (input, size) = open(&self.source)?;
         let bar = Bar::new("converting", size, self.json);
-        let counted = BufReader::with_capacity(READ_SIZE, Counted { inner: input, bar: bar.clone() });
+        let counted = BufReader::with_capacity(
+            READ_SIZE,
+            Counted {
+                inner: input,
+                bar: bar.clone(),
+            },
+        );
         let outcome = if self.destination == STANDARD {
             self.to_stdout(counted)
         } else {
@@ -98,9 +123,12 @@ impl Work {
     fn to_stdout(&self, input: impl BufRead) -> Result<Made, Failure> {
         let mut out = BufWriter::new(io::stdout().lock());
         let written = self.write(input, &mut out)?;
-        out.flush().map_err(Failure::when("standard output cannot be written"))?;
+        out.flush()
+            .map_err(Failure::when("standard output cannot be written"))?;
         if written.external_toc.is_some() {
-            return Err(Failure::new("the external TOC needs a destination file beside which it can lie"));
+            return Err(Failure::new(
+                "the external TOC needs a destination file beside which it can lie",
+            ));
         }
         Ok(Made::of(&written, None))
     }
@@ -115,7 +143,10 @@ impl Work {
             super::tempfiles::write_atomically(&beside, toc).map_err(cannot())?;
             toc_path = Some(beside);
         }
-        let file = out.into_inner().map_err(io::IntoInnerError::into_error).map_err(cannot())?;
+        let file = out
+            .into_inner()
+            .map_err(io::IntoInnerError::into_error)
+            .map_err(cannot())?;
         keep(file, path).map_err(cannot())?;
         Ok(Made::of(&written, toc_path))
     }
@@ -132,7 +163,10 @@ impl Work {
         let made = convert::write_prioritized(tar, out, &self.options, &pool, &self.prioritized);
         let Prioritized { written, missing } = made.map_err(cannot())?;
         for path in missing {
-            output::say(&format!("{} is not in the layer", printable(&String::from_utf8_lossy(&path))));
+            output::say(&format!(
+                "{} is not in the layer",
+                printable(&String::from_utf8_lossy(&path))
+            ));
         }
         Ok(written)
     }

@@ -34,7 +34,9 @@ pub(super) struct ArchiveImage {
 
 /// The text names no image.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} names no image: {reason} (HOST/repository:tag, oci:DIR[:tag] or docker-archive:FILE[:name:tag])")]
+#[error(
+    "{text:?} names no image: {reason} (HOST/repository:tag, oci:DIR[:tag] or docker-archive:FILE[:name:tag])"
+)]
 pub(super) struct ParseLocationError {
     text: String,
     reason: String,
@@ -80,7 +82,10 @@ impl ArchiveImage {
 
 /// A name without its host and its tag.
 fn repository_of(name: &str) -> Option<Repository> {
-    let name = name.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')).map_or(name, |(name, _)| name);
+    let name = name
+        .rsplit_once(':')
+        .filter(|(_, tag)| !tag.contains('/'))
+        .map_or(name, |(name, _)| name);
     let path = match name.split_once('/') {
         Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => path,
         _ => name,
@@ -92,7 +97,10 @@ impl FromStr for Location {
     type Err = ParseLocationError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let wrong = |reason: String| ParseLocationError { text: text.to_owned(), reason };
+        let wrong = |reason: String| ParseLocationError {
+            text: text.to_owned(),
+            reason,
+        };
         if let Some(rest) = text.strip_prefix("oci:") {
             return layout(rest).map(Self::Layout).map_err(wrong);
         }
@@ -100,17 +108,29 @@ impl FromStr for Location {
             return archive(rest).map(Self::Archive).map_err(wrong);
         }
         let name = text.strip_prefix("docker://").unwrap_or(text).parse();
-        name.map(Self::Registry).map_err(|error: ParseImageNameError| wrong(error.reason))
+        name.map(Self::Registry)
+            .map_err(|error: ParseImageNameError| wrong(error.reason))
     }
 }
 
 fn layout(text: &str) -> Result<LayoutImage, String> {
     let (text, digest) = split_digest(text)?;
     // `DIR:HOST/NAME:TAG`, if there is such a folder: a path may hold colons too.
-    let full_name = text.split_once(':').filter(|(dir, name)| name.contains('/') && Path::new(dir).is_dir());
+    let full_name = text
+        .split_once(':')
+        .filter(|(dir, name)| name.contains('/') && Path::new(dir).is_dir());
     if let Some((dir, name)) = full_name.filter(|_| !Path::new(text).is_dir()) {
-        let tag = name.rsplit_once(':').map_or("latest", |(_, tag)| tag).parse().map_err(describe)?;
-        return Ok(LayoutImage { dir: dir.into(), repository: repository_of(name), tag: Some(tag), digest });
+        let tag = name
+            .rsplit_once(':')
+            .map_or("latest", |(_, tag)| tag)
+            .parse()
+            .map_err(describe)?;
+        return Ok(LayoutImage {
+            dir: dir.into(),
+            repository: repository_of(name),
+            tag: Some(tag),
+            digest,
+        });
     }
     let (dir, tag) = match text.rsplit_once(':') {
         // A colon inside of the path is no tag's.
@@ -122,7 +142,12 @@ fn layout(text: &str) -> Result<LayoutImage, String> {
     if dir.is_empty() {
         return Err("the folder is missing".to_owned());
     }
-    Ok(LayoutImage { dir: dir.into(), repository: None, tag, digest })
+    Ok(LayoutImage {
+        dir: dir.into(),
+        repository: None,
+        tag,
+        digest,
+    })
 }
 
 fn archive(text: &str) -> Result<ArchiveImage, String> {
@@ -133,7 +158,10 @@ fn archive(text: &str) -> Result<ArchiveImage, String> {
     if file.is_empty() {
         return Err("the file is missing".to_owned());
     }
-    Ok(ArchiveImage { file: file.into(), reference })
+    Ok(ArchiveImage {
+        file: file.into(),
+        reference,
+    })
 }
 
 fn split_digest(text: &str) -> Result<(&str, Option<Digest>), String> {
@@ -158,19 +186,33 @@ mod tests {
     #[test]
     fn what_has_no_prefix_is_in_a_registry() {
         for text in ["docker://ghcr.io/x/y:z", "ghcr.io/x/y:z"] {
-            let Location::Registry(image) = parsed(text) else { panic!("{text} is a registry's") };
+            let Location::Registry(image) = parsed(text) else {
+                panic!("{text} is a registry's")
+            };
             assert_eq!(image.to_string(), "ghcr.io/x/y:z");
         }
     }
 
     #[test]
     fn layouts_and_archives_have_their_prefixes() {
-        let Location::Layout(image) = parsed("oci:/a/b:v1") else { panic!("a layout") };
-        assert_eq!((image.dir.to_str(), image.tag.as_ref().map(Tag::as_str)), (Some("/a/b"), Some("v1")));
-        let Location::Layout(image) = parsed("oci:dir") else { panic!("a layout") };
+        let Location::Layout(image) = parsed("oci:/a/b:v1") else {
+            panic!("a layout")
+        };
+        assert_eq!(
+            (image.dir.to_str(), image.tag.as_ref().map(Tag::as_str)),
+            (Some("/a/b"), Some("v1"))
+        );
+        let Location::Layout(image) = parsed("oci:dir") else {
+            panic!("a layout")
+        };
         assert_eq!((image.dir.to_str(), image.tag), (Some("dir"), None));
-        let Location::Archive(image) = parsed("docker-archive:x.tar:library/app:1") else { panic!("an archive") };
-        assert_eq!((image.file.to_str(), image.reference.as_deref()), (Some("x.tar"), Some("library/app:1")));
+        let Location::Archive(image) = parsed("docker-archive:x.tar:library/app:1") else {
+            panic!("an archive")
+        };
+        assert_eq!(
+            (image.file.to_str(), image.reference.as_deref()),
+            (Some("x.tar"), Some("library/app:1"))
+        );
     }
 
     #[test]
@@ -180,7 +222,10 @@ mod tests {
         let Location::Layout(image) = parsed(&format!("oci:{path}:docker.io/library/app:1")) else {
             panic!("a layout")
         };
-        assert_eq!((image.dir.to_str(), image.tag), (Some(path), Some("1".parse().unwrap())));
+        assert_eq!(
+            (image.dir.to_str(), image.tag),
+            (Some(path), Some("1".parse().unwrap()))
+        );
         assert_eq!(image.repository, Some("library/app".parse().unwrap()));
     }
 
@@ -192,15 +237,29 @@ mod tests {
             ("docker.io/library/app", "library/app", "latest"),
         ] {
             let location = parsed(&format!("docker-archive:x.tar:{name}"));
-            let Location::Archive(image) = &location else { panic!("an archive") };
-            assert_eq!(image.repository(), Some(repository.parse().unwrap()), "{name}");
+            let Location::Archive(image) = &location else {
+                panic!("an archive")
+            };
+            assert_eq!(
+                image.repository(),
+                Some(repository.parse().unwrap()),
+                "{name}"
+            );
             assert_eq!(location.reference(), Some(tag.parse().unwrap()), "{name}");
         }
     }
 
     #[test]
     fn nonsense_is_told() {
-        for text in ["", "oci:", "docker-archive:", "UPPER", "a:b:c", "x@sha256:00", "ghcr.io/"] {
+        for text in [
+            "",
+            "oci:",
+            "docker-archive:",
+            "UPPER",
+            "a:b:c",
+            "x@sha256:00",
+            "ghcr.io/",
+        ] {
             assert!(text.parse::<Location>().is_err(), "{text:?}");
         }
     }

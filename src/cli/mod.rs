@@ -80,7 +80,11 @@ enum Command {
 impl Global {
     /// The effective configuration with `flags` on top.
     fn load(&self, mut flags: Vec<Layer>) -> Result<Loaded, Failure> {
-        flags.extend(self.log.iter().map(|format| Layer::flag("--log", &["log", "format"], format.as_str())));
+        flags.extend(
+            self.log
+                .iter()
+                .map(|format| Layer::flag("--log", &["log", "format"], format.as_str())),
+        );
         // Variables that are not UTF-8 cannot be ours: names and values of ours are text.
         let environment = std::env::vars_os().filter_map(|(name, value)| both_text(name, value));
         Config::load(self.config.as_deref(), environment, flags).map_err(Failure::from_error)
@@ -124,7 +128,9 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
 }
 
 /// Runs a command on a runtime of its own. An interrupt drops it, and with it its temporary files.
-fn until_interrupted(command: impl Future<Output = Result<ExitCode, Failure>>) -> Result<ExitCode, Failure> {
+fn until_interrupted(
+    command: impl Future<Output = Result<ExitCode, Failure>>,
+) -> Result<ExitCode, Failure> {
     on_a_runtime(interruptible(command))
 }
 
@@ -156,7 +162,8 @@ async fn termination() -> Failure {
 }
 
 fn on_a_runtime<T>(command: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    let runtime = tokio::runtime::Runtime::new().map_err(Failure::when("threads cannot be started"))?;
+    let runtime =
+        tokio::runtime::Runtime::new().map_err(Failure::when("threads cannot be started"))?;
     let outcome = runtime.block_on(command);
     // Nothing that still runs in the background is waited for: its result has no taker.
     runtime.shutdown_background();

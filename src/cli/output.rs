@@ -22,7 +22,8 @@ pub(super) fn print_bytes(bytes: &[u8]) -> Result<(), Failure> {
 
 /// Writes `value` to standard output as JSON for machines and readers alike.
 pub(super) fn print_json<T: serde::Serialize>(value: &T) -> Result<(), Failure> {
-    let mut text = serde_json::to_string_pretty(value).map_err(Failure::when("the result is no JSON"))?;
+    let mut text =
+        serde_json::to_string_pretty(value).map_err(Failure::when("the result is no JSON"))?;
     text.push('\n');
     print(&text)
 }

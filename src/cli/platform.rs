@@ -13,18 +13,30 @@ pub(super) fn child_of(index: &Manifest, wanted: &Platform) -> Result<Descriptor
     choose(&children, wanted).cloned().ok_or_else(|| {
         let platforms = children.iter().filter_map(|child| child.platform.as_ref());
         let offered: BTreeSet<_> = platforms.map(DescriptorPlatform::to_platform).collect();
-        let offered = offered.iter().map(Platform::to_string).collect::<Vec<_>>().join(", ");
-        Failure::new(format!("the image has nothing for {wanted}, but for {offered}"))
+        let offered = offered
+            .iter()
+            .map(Platform::to_string)
+            .collect::<Vec<_>>()
+            .join(", ");
+        Failure::new(format!(
+            "the image has nothing for {wanted}, but for {offered}"
+        ))
     })
 }
 
 /// The child that containerd would take on a machine of this platform: the closest one, then one of no platform.
 fn choose<'a>(children: &'a [Descriptor], wanted: &Platform) -> Option<&'a Descriptor> {
-    let platform =
-        |child: &Descriptor| child.platform.as_ref().map(|p| normalised(&DescriptorPlatform::to_platform(p)));
-    let closest = runnable(wanted)
-        .into_iter()
-        .find_map(|taken| children.iter().find(|child| platform(child).as_ref() == Some(&taken)));
+    let platform = |child: &Descriptor| {
+        child
+            .platform
+            .as_ref()
+            .map(|p| normalised(&DescriptorPlatform::to_platform(p)))
+    };
+    let closest = runnable(wanted).into_iter().find_map(|taken| {
+        children
+            .iter()
+            .find(|child| platform(child).as_ref() == Some(&taken))
+    });
     closest.or_else(|| children.iter().find(|child| child.platform.is_none()))
 }
 
@@ -36,16 +48,25 @@ fn runnable(platform: &Platform) -> Vec<Platform> {
         architecture: architecture.to_owned(),
         variant,
     };
-    let level = first.variant.as_deref().and_then(|variant| variant.strip_prefix('v')?.parse::<u8>().ok());
+    let level = first
+        .variant
+        .as_deref()
+        .and_then(|variant| variant.strip_prefix('v')?.parse::<u8>().ok());
     let below = |level: u8, lowest: u8| (lowest..level).rev().map(|level| format!("v{level}"));
     let mut others = Vec::new();
     match first.architecture.as_str() {
         "amd64" => {
-            others.extend(below(level.unwrap_or(1), 1).map(|variant| normalised(&like("amd64", Some(variant)))));
+            others.extend(
+                below(level.unwrap_or(1), 1)
+                    .map(|variant| normalised(&like("amd64", Some(variant)))),
+            );
             others.push(like("386", None));
         }
-        "arm" => others.extend(below(level.unwrap_or(5), 5).map(|variant| like("arm", Some(variant)))),
-        "arm64" => others.extend(below(level.unwrap_or(8) + 1, 5).map(|variant| like("arm", Some(variant)))),
+        "arm" => {
+            others.extend(below(level.unwrap_or(5), 5).map(|variant| like("arm", Some(variant))))
+        }
+        "arm64" => others
+            .extend(below(level.unwrap_or(8) + 1, 5).map(|variant| like("arm", Some(variant)))),
         _ => {}
     }
     std::iter::once(first).chain(others).collect()
@@ -58,7 +79,10 @@ fn normalised(platform: &Platform) -> Platform {
         ("arm", None) => Some("v7".to_owned()),
         (_, variant) => variant.map(str::to_owned),
     };
-    Platform { variant, ..platform.clone() }
+    Platform {
+        variant,
+        ..platform.clone()
+    }
 }
 
 #[cfg(test)]
@@ -70,14 +94,16 @@ mod tests {
     fn taken(offered: &[&str], wanted: &str) -> Option<String> {
         let children: Vec<Descriptor> = offered.iter().map(|text| child(text)).collect();
         let child = choose(&children, &wanted.parse().unwrap())?;
-        Some(child.platform.as_ref().map_or("-".to_owned(), |platform| platform.to_platform().to_string()))
+        Some(child.platform.as_ref().map_or("-".to_owned(), |platform| {
+            platform.to_platform().to_string()
+        }))
     }
 
     fn child(platform: &str) -> Descriptor {
-        let mut text =
-            serde_json::json!({"mediaType": "a", "digest": Digest::sha256_of(platform.as_bytes()), "size": 1});
+        let mut text = serde_json::json!({"mediaType": "a", "digest": Digest::sha256_of(platform.as_bytes()), "size": 1});
         if let Ok(platform) = platform.parse::<Platform>() {
-            text["platform"] = serde_json::json!({"os": platform.os, "architecture": platform.architecture});
+            text["platform"] =
+                serde_json::json!({"os": platform.os, "architecture": platform.architecture});
             if let Some(variant) = platform.variant {
                 text["platform"]["variant"] = variant.into();
             }
@@ -88,17 +114,44 @@ mod tests {
     #[test]
     fn the_closest_is_taken_whatever_its_place() {
         for (offered, wanted, expected) in [
-            (&["linux/arm64", "linux/386", "linux/amd64"][..], "linux/amd64", "linux/amd64"),
-            (&["linux/amd64/v3", "linux/amd64/v1"], "linux/amd64", "linux/amd64/v1"),
-            (&["linux/amd64", "linux/amd64/v2"], "linux/amd64/v3", "linux/amd64/v2"),
+            (
+                &["linux/arm64", "linux/386", "linux/amd64"][..],
+                "linux/amd64",
+                "linux/amd64",
+            ),
+            (
+                &["linux/amd64/v3", "linux/amd64/v1"],
+                "linux/amd64",
+                "linux/amd64/v1",
+            ),
+            (
+                &["linux/amd64", "linux/amd64/v2"],
+                "linux/amd64/v3",
+                "linux/amd64/v2",
+            ),
             (&["linux/386"], "linux/amd64", "linux/386"),
-            (&["linux/arm/v5", "linux/arm/v6"], "linux/arm", "linux/arm/v6"),
-            (&["linux/arm/v7", "linux/arm64/v8"], "linux/arm64", "linux/arm64/v8"),
+            (
+                &["linux/arm/v5", "linux/arm/v6"],
+                "linux/arm",
+                "linux/arm/v6",
+            ),
+            (
+                &["linux/arm/v7", "linux/arm64/v8"],
+                "linux/arm64",
+                "linux/arm64/v8",
+            ),
             (&["linux/arm/v7"], "linux/arm64", "linux/arm/v7"),
             (&["-", "linux/s390x"], "linux/amd64", "-"),
         ] {
-            assert_eq!(taken(offered, wanted).as_deref(), Some(expected), "{wanted} of {offered:?}");
+            assert_eq!(
+                taken(offered, wanted).as_deref(),
+                Some(expected),
+                "{wanted} of {offered:?}"
+            );
         }
-        assert_eq!(taken(&["windows/amd64", "linux/amd64/v3"], "linux/amd64"), None);
+        assert_eq!(
+            taken(&["windows/amd64", "linux/amd64/v3"], "linux/amd64"),
+            None
+        );
     }
 }

@@ -19,7 +19,11 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let processor = Duration::from_secs(args.processor);
-    let limits = PredictionLimits { memory: args.memory, processor, ..PredictionLimits::default() };
+    let limits = PredictionLimits {
+        memory: args.memory,
+        processor,
+        ..PredictionLimits::default()
+    };
     predict(&limits).map_err(Failure::when("nothing is predicted"))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -23,16 +23,21 @@ use crate::profile::{Artifact, Knowledge, Profile, ProfiledFile, Source, Workloa
 /// Whether something can refer to an image there.
 pub(super) fn check(target: &Location) -> Result<(), Failure> {
     match target {
-        Location::Archive(_) => {
-            Err(Failure::new("--profile needs a registry or a layout: an archive holds an image alone"))
-        }
+        Location::Archive(_) => Err(Failure::new(
+            "--profile needs a registry or a layout: an archive holds an image alone",
+        )),
         Location::Registry(_) | Location::Layout(_) => Ok(()),
     }
 }
 
 /// Attaches what was recorded of each source image to the image that was made of it. How many profiles there are.
 pub(super) async fn attach(job: Job<'_>, made: &Made, recorded: &[Line]) -> Result<usize, Failure> {
-    let Job { source, target, args, config } = job;
+    let Job {
+        source,
+        target,
+        args,
+        config,
+    } = job;
     let endpoint = Endpoint::open(&config.upstreams, source, args.registry)?;
     let created = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     let mut attached = 0;
@@ -44,13 +49,25 @@ pub(super) async fn attach(job: Job<'_>, made: &Made, recorded: &[Line]) -> Resu
         }
         let reference = Reference::Digest(original);
         let what = format!("reading the manifest {reference}");
-        let original = endpoint.source.manifest(&endpoint.repository, &reference).await.map_err(Failure::when(what))?;
+        let original = endpoint
+            .source
+            .manifest(&endpoint.repository, &reference)
+            .await
+            .map_err(Failure::when(what))?;
         let mut knowledge = Knowledge::new(parse::<ImageManifest>(&original)?.config.digest);
         knowledge.record(files);
-        let subject = Endpoint::open(&config.upstreams, &target.at(&image.digest), args.registry)?.manifest().await?;
-        let artifact = Artifact::new(&knowledge.profile(&Workload::default()), &subject.descriptor(), &created);
+        let subject = Endpoint::open(&config.upstreams, &target.at(&image.digest), args.registry)?
+            .manifest()
+            .await?;
+        let artifact = Artifact::new(
+            &knowledge.profile(&Workload::default()),
+            &subject.descriptor(),
+            &created,
+        );
         let artifact = artifact.map_err(Failure::from_error)?;
-        Destination::open(&config.upstreams, target, args.registry)?.attach(&artifact, &subject.digest).await?;
+        Destination::open(&config.upstreams, target, args.registry)?
+            .attach(&artifact, &subject.digest)
+            .await?;
         attached += 1;
     }
     Ok(attached)
@@ -58,7 +75,10 @@ pub(super) async fn attach(job: Job<'_>, made: &Made, recorded: &[Line]) -> Resu
 
 /// The manifest that an image was made of: itself where nothing was converted.
 fn source_of(image: &ImageReport) -> Digest {
-    let named = image.annotations.get(SOURCE_DIGEST).and_then(|digest| digest.as_str()?.parse().ok());
+    let named = image
+        .annotations
+        .get(SOURCE_DIGEST)
+        .and_then(|digest| digest.as_str()?.parse().ok());
     named.unwrap_or_else(|| image.digest.clone())
 }
 
@@ -82,17 +102,32 @@ struct FileReport {
 }
 
 /// The profiles of an image, as its registry or layout lists them.
-pub(super) async fn of_image(endpoint: &Endpoint, image: &Manifest) -> Result<Vec<ProfileReport>, Failure> {
-    let Endpoint { source, repository, .. } = endpoint;
+pub(super) async fn of_image(
+    endpoint: &Endpoint,
+    image: &Manifest,
+) -> Result<Vec<ProfileReport>, Failure> {
+    let Endpoint {
+        source, repository, ..
+    } = endpoint;
     let what = format!("asking what refers to {}", image.digest);
-    let referrers = source.referrers(repository, &image.digest).await.map_err(Failure::when(what))?;
-    let mut sizes = Sizes { endpoint, image: parse(image)?, layers: HashMap::new() };
+    let referrers = source
+        .referrers(repository, &image.digest)
+        .await
+        .map_err(Failure::when(what))?;
+    let mut sizes = Sizes {
+        endpoint,
+        image: parse(image)?,
+        layers: HashMap::new(),
+    };
     let mut reports = Vec::new();
     for referrer in artifact::newest(&referrers) {
         let what = format!("the profile {}", referrer.digest);
-        let document = source.document(repository, &referrer.digest, artifact::document_of).await;
+        let document = source
+            .document(repository, &referrer.digest, artifact::document_of)
+            .await;
         let bytes = document.map_err(Failure::when(what.as_str()))?;
-        let bytes = bytes.ok_or_else(|| Failure::new(format!("{} holds no profile", referrer.digest)))?;
+        let bytes =
+            bytes.ok_or_else(|| Failure::new(format!("{} holds no profile", referrer.digest)))?;
         let profile = Profile::parse(&bytes).map_err(Failure::when(what))?;
         reports.push(sizes.report(profile).await?);
     }
@@ -108,16 +143,32 @@ struct Sizes<'a> {
 
 impl Sizes<'_> {
     async fn report(&mut self, profile: Profile) -> Result<ProfileReport, Failure> {
-        let Profile { workload, observers, files, .. } = profile;
+        let Profile {
+            workload,
+            observers,
+            files,
+            ..
+        } = profile;
         let mut reports = Vec::with_capacity(files.len());
         for file in files {
             let toc = self.toc(file.layer).await?;
-            let size = toc.and_then(|toc| toc.lookup(&file.path)).map(|node| node.size());
+            let size = toc
+                .and_then(|toc| toc.lookup(&file.path))
+                .map(|node| node.size());
             reports.push(FileReport { size, file });
         }
-        let sources = reports.iter().flat_map(|report| report.file.sources.iter().copied()).collect();
+        let sources = reports
+            .iter()
+            .flat_map(|report| report.file.sources.iter().copied())
+            .collect();
         let bytes = reports.iter().filter_map(|report| report.size).sum();
-        Ok(ProfileReport { workload, observers, sources, bytes, files: reports })
+        Ok(ProfileReport {
+            workload,
+            observers,
+            sources,
+            bytes,
+            files: reports,
+        })
     }
 
     async fn toc(&mut self, number: u32) -> Result<Option<&estargz::Toc>, Failure> {
@@ -130,11 +181,20 @@ impl Sizes<'_> {
 
     /// The TOC of a layer as it stands there; `verify` is who checks it.
     async fn read(&self, number: u32) -> Result<Option<estargz::Toc>, Failure> {
-        let layer = usize::try_from(number).ok().and_then(|number| self.image.layers.get(number));
+        let layer = usize::try_from(number)
+            .ok()
+            .and_then(|number| self.image.layers.get(number));
         let Some(layer) = layer else { return Ok(None) };
-        let blob = Blob::Remote { endpoint: self.endpoint, layer };
-        let Some(footer) = blob.footer().await? else { return Ok(None) };
-        let Some(toc) = blob.toc(&footer).await? else { return Ok(None) };
+        let blob = Blob::Remote {
+            endpoint: self.endpoint,
+            layer,
+        };
+        let Some(footer) = blob.footer().await? else {
+            return Ok(None);
+        };
+        let Some(toc) = blob.toc(&footer).await? else {
+            return Ok(None);
+        };
         let digest = toc.digest();
         toc.verify(&digest).map(Some).map_err(Failure::from_error)
     }
@@ -149,7 +209,11 @@ impl ProfileReport {
             self.workload,
             self.files.len(),
             ByteSize::b(self.bytes),
-            if sources.is_empty() { "nothing is known".to_owned() } else { sources.join(" and ") },
+            if sources.is_empty() {
+                "nothing is known".to_owned()
+            } else {
+                sources.join(" and ")
+            },
         );
         if self.observers > 0 {
             let plural = if self.observers == 1 { "" } else { "s" };

@@ -4,7 +4,8 @@ use std::io::IsTerminal as _;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-const TEMPLATE: &str = "{msg:14} {bar:32} {bytes:>10} / {total_bytes:10} {bytes_per_sec:>12} {eta:>4}";
+const TEMPLATE: &str =
+    "{msg:14} {bar:32} {bytes:>10} / {total_bytes:10} {bytes_per_sec:>12} {eta:>4}";
 
 /// A count of bytes on its way to a total; clones share it.
 #[derive(Debug, Clone)]
@@ -14,7 +15,11 @@ impl Bar {
     /// A bar that shows itself if standard error is a terminal and nobody asked for `quiet`.
     pub(super) fn new(what: &'static str, total: u64, quiet: bool) -> Self {
         let visible = !quiet && std::io::stderr().is_terminal();
-        let target = if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let target = if visible {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        };
         let bar = ProgressBar::with_draw_target(Some(total), target).with_message(what);
         // The template is a constant that a test builds.
         Self(match ProgressStyle::with_template(TEMPLATE) {

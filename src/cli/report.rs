@@ -133,10 +133,16 @@ impl ImageReport {
     }
 
     /// What the manifest and the configuration say.
-    pub(super) async fn of_documents(shelf: Shelf<'_>, manifest: &Manifest) -> Result<Self, Failure> {
+    pub(super) async fn of_documents(
+        shelf: Shelf<'_>,
+        manifest: &Manifest,
+    ) -> Result<Self, Failure> {
         let image: ImageManifest = parse(manifest)?;
         let config = configuration(shelf, &image.config).await?;
-        let diff_ids = config.as_ref().map(|config| config.rootfs.diff_ids.as_slice()).unwrap_or_default();
+        let diff_ids = config
+            .as_ref()
+            .map(|config| config.rootfs.diff_ids.as_slice())
+            .unwrap_or_default();
         let annotations = match image.rest.get("annotations") {
             Some(Value::Object(annotations)) => annotations.clone(),
             _ => Map::new(),
@@ -148,7 +154,9 @@ impl ImageReport {
             platform: config.as_ref().and_then(platform),
             config: image.config.digest,
             annotations,
-            layers: layers.map(|(n, layer)| LayerReport::of_descriptor(layer, diff_ids.get(n))).collect(),
+            layers: layers
+                .map(|(n, layer)| LayerReport::of_descriptor(layer, diff_ids.get(n)))
+                .collect(),
         })
     }
 
@@ -167,7 +175,13 @@ impl ImageReport {
 
 impl LayerReport {
     fn of_descriptor(layer: &Descriptor, diff_id: Option<&Digest>) -> Self {
-        let text = |key: &str| layer.annotations.get(key).and_then(Value::as_str).map(str::to_owned);
+        let text = |key: &str| {
+            layer
+                .annotations
+                .get(key)
+                .and_then(Value::as_str)
+                .map(str::to_owned)
+        };
         let number = |key: &str| text(key).and_then(|digits| digits.parse().ok());
         let source = text(SOURCE_DIGEST).map(|digest| SourceReport {
             digest,
@@ -204,13 +218,20 @@ impl LayerReport {
 
 impl TocReport {
     /// `named` is the TOC digest of the manifest, `checksum` that of the TOC's compressed bytes.
-    pub(super) fn of(toc: UnverifiedToc, named: Option<&str>, checksum: Option<&str>) -> Result<Self, Failure> {
+    pub(super) fn of(
+        toc: UnverifiedToc,
+        named: Option<&str>,
+        checksum: Option<&str>,
+    ) -> Result<Self, Failure> {
         let digest = toc.digest();
         let section = toc.section_digest().to_string();
         let json_bytes = toc.json().len();
-        let named_by_manifest =
-            named.map(|named| named == digest.to_string()).or(checksum.map(|checksum| checksum == section));
-        let toc = toc.verify(&digest).map_err(Failure::when(format!("the TOC {digest} makes no sense")))?;
+        let named_by_manifest = named
+            .map(|named| named == digest.to_string())
+            .or(checksum.map(|checksum| checksum == section));
+        let toc = toc
+            .verify(&digest)
+            .map_err(Failure::when(format!("the TOC {digest} makes no sense")))?;
         Ok(Self {
             digest: digest.to_string(),
             named_by_manifest,
@@ -222,7 +243,10 @@ impl TocReport {
 }
 
 /// The image configuration; `None` for artifacts, whose configuration is something else.
-async fn configuration(shelf: Shelf<'_>, config: &Descriptor) -> Result<Option<ImageConfig>, Failure> {
+async fn configuration(
+    shelf: Shelf<'_>,
+    config: &Descriptor,
+) -> Result<Option<ImageConfig>, Failure> {
     if config.size > MAX_CONFIG_BYTES {
         return Ok(None);
     }

@@ -40,7 +40,9 @@ pub(super) struct Args {
 /// Reads `NAME=URL`.
 pub(super) fn upstream(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
-        Some((name, url)) if !name.is_empty() && !url.is_empty() => Ok((name.to_owned(), url.to_owned())),
+        Some((name, url)) if !name.is_empty() && !url.is_empty() => {
+            Ok((name.to_owned(), url.to_owned()))
+        }
         _ => Err("it is NAME=URL".to_owned()),
     }
 }
@@ -52,11 +54,12 @@ impl Args {
             ("--store", ["store", "location"], &self.store),
             ("--wait", ["serve", "wait"], &self.wait),
         ];
-        let single =
-            single.into_iter().filter_map(|(flag, path, value)| Some(Layer::flag(flag, &path, value.clone()?)));
+        let single = single
+            .into_iter()
+            .filter_map(|(flag, path, value)| Some(Layer::flag(flag, &path, value.clone()?)));
         let upstreams = self.upstream.iter();
-        let upstreams =
-            upstreams.map(|(name, url)| Layer::flag("--upstream", &["upstream", name, "url"], url.as_str()));
+        let upstreams = upstreams
+            .map(|(name, url)| Layer::flag("--upstream", &["upstream", name, "url"], url.as_str()));
         single.chain(upstreams).collect()
     }
 }
@@ -87,15 +90,23 @@ pub(super) fn watch(runtime: &Runtime, liveness: Option<SocketAddr>) -> Result<W
 }
 
 async fn serve(config: &Config) -> Result<(), Failure> {
-    let store = Store::open(&config.store).await.map_err(Failure::from_error)?;
+    let store = Store::open(&config.store)
+        .await
+        .map_err(Failure::from_error)?;
     let upstreams = Upstreams::new(&config.upstreams).map_err(Failure::from_error)?;
     let predictor = Predictor::in_processes(OWN_EXECUTABLE, PredictionLimits::default());
-    let converter = Converter::predicting(&config.convert, store.clone(), predictor).map_err(Failure::from_error)?;
-    let server = Server::bind(&config.serve, store, upstreams, converter).await.map_err(Failure::from_error)?;
+    let converter = Converter::predicting(&config.convert, store.clone(), predictor)
+        .map_err(Failure::from_error)?;
+    let server = Server::bind(&config.serve, store, upstreams, converter)
+        .await
+        .map_err(Failure::from_error)?;
     announce(config, &server);
     let shutdown = CancellationToken::new();
     tokio::spawn(cancel_when_told(shutdown.clone()));
-    server.run(shutdown).await.map_err(Failure::when("the server stopped"))?;
+    server
+        .run(shutdown)
+        .await
+        .map_err(Failure::when("the server stopped"))?;
     tracing::info!("stopped");
     Ok(())
 }
@@ -104,14 +115,27 @@ async fn serve(config: &Config) -> Result<(), Failure> {
 fn announce(config: &Config, server: &Server) {
     let (address, api) = (server.address(), server.api_address());
     for (name, upstream) in &config.upstreams.upstream {
-        let path = upstream.url.strip_prefix("oci:").or_else(|| upstream.url.strip_prefix("docker-archive:"));
+        let path = upstream
+            .url
+            .strip_prefix("oci:")
+            .or_else(|| upstream.url.strip_prefix("docker-archive:"));
         if let Some(path) = path.filter(|path| !Path::new(path).exists()) {
-            tracing::warn!(upstream = name, path, "there is nothing at the upstream's path");
+            tracing::warn!(
+                upstream = name,
+                path,
+                "there is nothing at the upstream's path"
+            );
         }
     }
     let upstream = config.upstreams.upstream.keys().next();
-    let image = upstream.map_or("docker.io/library/alpine:latest".to_owned(), |name| format!("{name}/REPOSITORY:TAG"));
-    let tls = if config.serve.tls.is_some() { "" } else { " --src-tls-verify=false" };
+    let image = upstream.map_or("docker.io/library/alpine:latest".to_owned(), |name| {
+        format!("{name}/REPOSITORY:TAG")
+    });
+    let tls = if config.serve.tls.is_some() {
+        ""
+    } else {
+        " --src-tls-verify=false"
+    };
     if api != address {
         tracing::info!(address = %api, "listening for status, conversions, page and metrics");
     }

@@ -43,12 +43,18 @@ pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failur
 }
 
 async fn check(args: &CheckArgs, global: &Global) -> Result<ExitCode, Failure> {
-    let flag = args.store.iter().map(|store| Layer::flag("--store", &["store", "location"], store.as_str()));
+    let flag = args
+        .store
+        .iter()
+        .map(|store| Layer::flag("--store", &["store", "location"], store.as_str()));
     let config = global.load(flag.collect())?.config.store;
     let is_folder = !config.location.contains("://");
     if is_folder && !Path::new(&config.location).is_dir() {
         // Opening it would make it.
-        return Err(Failure::new(format!("there is no store in {}", config.location)));
+        return Err(Failure::new(format!(
+            "there is no store in {}",
+            config.location
+        )));
     }
     let store = Store::open(&config).await.map_err(Failure::from_error)?;
     let mut printed = Ok(());
@@ -58,7 +64,10 @@ async fn check(args: &CheckArgs, global: &Global) -> Result<ExitCode, Failure> {
         }
     };
     let rate = args.rate.map_or(0, |rate| rate.as_u64());
-    let report = store.scrub(args.repair, rate, &mut found).await.map_err(Failure::from_error)?;
+    let report = store
+        .scrub(args.repair, rate, &mut found)
+        .await
+        .map_err(Failure::from_error)?;
     printed?;
     let (objects, records, size) = (report.objects, report.records, ByteSize::b(report.bytes));
     let damaged = match (report.damaged, args.repair) {
@@ -66,8 +75,14 @@ async fn check(args: &CheckArgs, global: &Global) -> Result<ExitCode, Failure> {
         (damaged, true) => format!("{damaged} damaged and forgotten"),
         (damaged, false) => format!("{damaged} damaged"),
     };
-    output::print(&format!("{objects} objects of {size} and {records} records: {damaged}\n"))?;
-    Ok(if report.damaged == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    output::print(&format!(
+        "{objects} objects of {size} and {records} records: {damaged}\n"
+    ))?;
+    Ok(if report.damaged == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn line(finding: &Finding) -> String {

@@ -15,7 +15,10 @@ const MODE: u32 = 0o644;
 
 /// A temporary file that can be renamed to `path`: in the same folder, gone when dropped.
 pub(super) fn new_file_for(path: &Path) -> io::Result<NamedTempFile> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
     tempfile::Builder::new().prefix(PREFIX).tempfile_in(folder)
 }

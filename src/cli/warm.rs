@@ -86,7 +86,9 @@ impl Answer {
     fn bytes(&self) -> (u64, u64) {
         let layers = self.progress.iter().flat_map(|image| &image.layers);
         let layers: BTreeMap<_, _> = layers.map(|layer| (&layer.source, layer)).collect();
-        layers.values().fold((0, 0), |(done, total), layer| (done + layer.done, total + layer.total))
+        layers.values().fold((0, 0), |(done, total), layer| {
+            (done + layer.done, total + layer.total)
+        })
     }
 }
 
@@ -94,12 +96,19 @@ pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failur
     let loaded = global.load(Vec::new())?;
     let server = match &args.server {
         Some(server) => server.clone(),
-        None => local(&loaded.config.serve).parse().map_err(Failure::from_error)?,
+        None => local(&loaded.config.serve)
+            .parse()
+            .map_err(Failure::from_error)?,
     };
     // Whoever is first installs it; it is the same one for all.
     let _installed = rustls::crypto::ring::default_provider().install_default();
-    let client = Client::builder().timeout(ANSWER_LIMIT).build().map_err(Failure::from_error)?;
-    let conversions = server.join("api/v1/conversions").map_err(Failure::from_error)?;
+    let client = Client::builder()
+        .timeout(ANSWER_LIMIT)
+        .build()
+        .map_err(Failure::from_error)?;
+    let conversions = server
+        .join("api/v1/conversions")
+        .map_err(Failure::from_error)?;
     let mut jobs = Vec::new();
     for reference in &args.references {
         jobs.push(start(&client, &conversions, reference).await?.conversion);
@@ -109,13 +118,25 @@ pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failur
     }
     report(&jobs, args.json)?;
     let has_failed = jobs.iter().any(|job| job.state == State::Failed);
-    Ok(if has_failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if has_failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 /// Where the server that this machine's configuration describes has its API.
 fn local(config: &serve::Config) -> String {
-    let scheme = if config.tls.is_some() { "https" } else { "http" };
-    let mut address = if config.has_api_listener() { config.api_listen } else { config.listen };
+    let scheme = if config.tls.is_some() {
+        "https"
+    } else {
+        "http"
+    };
+    let mut address = if config.has_api_listener() {
+        config.api_listen
+    } else {
+        config.listen
+    };
     if address.ip().is_unspecified() {
         address.set_ip(Ipv4Addr::LOCALHOST.into());
     }
@@ -123,8 +144,13 @@ fn local(config: &serve::Config) -> String {
 }
 
 async fn start(client: &Client, conversions: &Url, reference: &str) -> Result<Answer, Failure> {
-    let request = client.post(conversions.clone()).json(&serde_json::json!({ "reference": reference }));
-    let response = request.send().await.map_err(Failure::when(format!("{conversions} does not answer")))?;
+    let request = client
+        .post(conversions.clone())
+        .json(&serde_json::json!({ "reference": reference }));
+    let response = request
+        .send()
+        .await
+        .map_err(Failure::when(format!("{conversions} does not answer")))?;
     answer(response, reference).await
 }
 
@@ -133,24 +159,45 @@ async fn answer(response: Response, reference: &str) -> Result<Answer, Failure> 
     if !status.is_success() {
         let text = response.text().await.unwrap_or_default();
         if status == StatusCode::NOT_FOUND {
-            let hint =
-                "no such API there; a server beyond loopback has it at serve.api_listen, 127.0.0.1:8081 by default";
-            return Err(Failure::new(format!("the server refuses {reference}: {hint}")));
+            let hint = "no such API there; a server beyond loopback has it at serve.api_listen, 127.0.0.1:8081 by default";
+            return Err(Failure::new(format!(
+                "the server refuses {reference}: {hint}"
+            )));
         }
-        return Err(Failure::new(format!("the server refuses {reference}: {}", refusal(status, &text))));
+        return Err(Failure::new(format!(
+            "the server refuses {reference}: {}",
+            refusal(status, &text)
+        )));
     }
-    response.json().await.map_err(Failure::when("the server's answer makes no sense"))
+    response
+        .json()
+        .await
+        .map_err(Failure::when("the server's answer makes no sense"))
 }
 
 /// The message of an error body, or the bare status.
 fn refusal(status: StatusCode, body: &str) -> String {
     let message = serde_json::from_str::<serde_json::Value>(body).ok();
-    let message = message.as_ref().and_then(|body| body.pointer("/errors/0/message")?.as_str());
-    message.map_or_else(|| status.to_string(), |message| format!("{status}: {message}"))
+    let message = message
+        .as_ref()
+        .and_then(|body| body.pointer("/errors/0/message")?.as_str());
+    message.map_or_else(
+        || status.to_string(),
+        |message| format!("{status}: {message}"),
+    )
 }
 
-async fn wait(client: &Client, conversions: &Url, jobs: &mut [Job], quiet: bool) -> Result<(), Failure> {
-    let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+async fn wait(
+    client: &Client,
+    conversions: &Url,
+    jobs: &mut [Job],
+    quiet: bool,
+) -> Result<(), Failure> {
+    let target = if quiet {
+        ProgressDrawTarget::hidden()
+    } else {
+        ProgressDrawTarget::stderr()
+    };
     let spinner = ProgressBar::with_draw_target(None, target);
     spinner.enable_steady_tick(Duration::from_millis(100));
     let mut failed_polls = 0;
@@ -162,7 +209,11 @@ async fn wait(client: &Client, conversions: &Url, jobs: &mut [Job], quiet: bool)
         match client.get(address).send().await {
             Ok(response) => {
                 let answer = answer(response, &running.reference).await?;
-                bytes = if answer.conversion.has_ended() { (0, 0) } else { answer.bytes() };
+                bytes = if answer.conversion.has_ended() {
+                    (0, 0)
+                } else {
+                    answer.bytes()
+                };
                 *running = answer.conversion;
                 failed_polls = 0;
             }
@@ -176,7 +227,11 @@ async fn wait(client: &Client, conversions: &Url, jobs: &mut [Job], quiet: bool)
 
 fn shown(job: &Job, (done, total): (u64, u64)) -> String {
     let state = format!("{} is {}", job.reference, job.state.name());
-    if total == 0 { state } else { format!("{state}: {} of {}", HumanBytes(done), HumanBytes(total)) }
+    if total == 0 {
+        state
+    } else {
+        format!("{state}: {} of {}", HumanBytes(done), HumanBytes(total))
+    }
 }
 
 fn report(jobs: &[Job], json: bool) -> Result<(), Failure> {
@@ -184,8 +239,16 @@ fn report(jobs: &[Job], json: bool) -> Result<(), Failure> {
         return output::print_json(&jobs);
     }
     for job in jobs {
-        let rest = job.error.as_deref().or(job.twin.as_deref()).unwrap_or_default();
-        output::print(&format!("{}  {}  {rest}\n", job.reference, job.state.name()))?;
+        let rest = job
+            .error
+            .as_deref()
+            .or(job.twin.as_deref())
+            .unwrap_or_default();
+        output::print(&format!(
+            "{}  {}  {rest}\n",
+            job.reference,
+            job.state.name()
+        ))?;
     }
     Ok(())
 }
@@ -213,19 +276,32 @@ mod tests {
 
     #[test]
     fn bytes_of_a_layer_count_once() {
-        let layers = serde_json::json!({"layers": [{"source": "sha256:a", "done": 512, "total": 2048}]});
+        let layers =
+            serde_json::json!({"layers": [{"source": "sha256:a", "done": 512, "total": 2048}]});
         let job = serde_json::json!({"id": "1", "reference": "app:1", "state": "converting", "source": null,
             "twin": null, "error": null, "upstream": "docker.io"});
         let answer = serde_json::json!({"conversion": job, "progress": [layers, layers]});
         let answer: Answer = serde_json::from_value(answer).unwrap();
-        assert_eq!(shown(&answer.conversion, answer.bytes()), "app:1 is being converted: 512 B of 2.00 KiB");
-        assert_eq!(shown(&answer.conversion, (0, 0)), "app:1 is being converted");
+        assert_eq!(
+            shown(&answer.conversion, answer.bytes()),
+            "app:1 is being converted: 512 B of 2.00 KiB"
+        );
+        assert_eq!(
+            shown(&answer.conversion, (0, 0)),
+            "app:1 is being converted"
+        );
     }
 
     #[test]
     fn refusals_tell_the_servers_message() {
         let body = r#"{"errors":[{"code":"UNSUPPORTED","message":"that is no reference"}]}"#;
-        assert_eq!(refusal(StatusCode::BAD_REQUEST, body), "400 Bad Request: that is no reference");
-        assert_eq!(refusal(StatusCode::BAD_GATEWAY, "<html>"), "502 Bad Gateway");
+        assert_eq!(
+            refusal(StatusCode::BAD_REQUEST, body),
+            "400 Bad Request: that is no reference"
+        );
+        assert_eq!(
+            refusal(StatusCode::BAD_GATEWAY, "<html>"),
+            "502 Bad Gateway"
+        );
     }
 }

@@ -17,9 +17,14 @@ impl Loaded {
     }
 
     fn print_table(&self, table: &Table, path: &mut KeyPath, text: &mut String) {
-        let (tables, values): (Vec<_>, Vec<_>) = table.iter().partition(|(_, value)| value.is_table());
+        let (tables, values): (Vec<_>, Vec<_>) =
+            table.iter().partition(|(_, value)| value.is_table());
         if !path.is_empty() && !values.is_empty() {
-            let header = path.iter().map(|part| quoted(part)).collect::<Vec<_>>().join(".");
+            let header = path
+                .iter()
+                .map(|part| quoted(part))
+                .collect::<Vec<_>>()
+                .join(".");
             let gap = if text.is_empty() { "" } else { "\n" };
             // Writing to a String cannot fail.
             let _ = writeln!(text, "{gap}[{header}]");
@@ -42,19 +47,32 @@ impl Loaded {
 
 fn shown(key: &str, value: &Value) -> String {
     let has_value = value.as_str().is_none_or(|text| !text.is_empty());
-    if is_secret(key) && has_value { Value::from(REDACTED).to_string() } else { value.to_string() }
+    if is_secret(key) && has_value {
+        Value::from(REDACTED).to_string()
+    } else {
+        value.to_string()
+    }
 }
 
 /// Keys whose values let someone in. Those that name a file are not secret themselves.
 fn is_secret(key: &str) -> bool {
-    let names_a_secret = ["password", "secret", "token"].iter().any(|word| key.contains(word));
+    let names_a_secret = ["password", "secret", "token"]
+        .iter()
+        .any(|word| key.contains(word));
     names_a_secret && !key.ends_with("_file")
 }
 
 /// A key as TOML wants it: bare where it may be.
 fn quoted(key: &str) -> String {
-    let is_bare = !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
-    if is_bare { key.to_owned() } else { Value::from(key).to_string() }
+    let is_bare = !key.is_empty()
+        && key
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
+    if is_bare {
+        key.to_owned()
+    } else {
+        Value::from(key).to_string()
+    }
 }
 
 #[cfg(test)]

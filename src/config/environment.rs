@@ -21,20 +21,35 @@ const PROXIES: [([&str; 2], &str); 3] = [
 
 /// The proxies that the environment names. One that we cannot use is left out: the variables are not ours alone.
 pub(super) fn proxies(environment: &[(String, String)]) -> Vec<Layer> {
-    let value = |wanted: &str| environment.iter().find(|(name, value)| name == wanted && !value.is_empty());
+    let value = |wanted: &str| {
+        environment
+            .iter()
+            .find(|(name, value)| name == wanted && !value.is_empty())
+    };
     let found = PROXIES.iter().filter_map(|(names, key)| {
         let (name, value) = names.iter().find_map(|name| value(name))?;
         let path = ["pull".to_owned(), (*key).to_owned()];
-        Some(Layer::single(Origin::Environment(name.clone()), &path, Value::String(value.clone())))
+        Some(Layer::single(
+            Origin::Environment(name.clone()),
+            &path,
+            Value::String(value.clone()),
+        ))
     });
     found.filter(|layer| layer.check().is_ok()).collect()
 }
 
 /// One layer for each variable that concerns us.
-pub(super) fn layers(environment: impl IntoIterator<Item = (String, String)>) -> Result<Vec<Layer>, Error> {
-    let mut ours: Vec<_> = environment.into_iter().filter(|(name, value)| concerns_us(name, value)).collect();
+pub(super) fn layers(
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> Result<Vec<Layer>, Error> {
+    let mut ours: Vec<_> = environment
+        .into_iter()
+        .filter(|(name, value)| concerns_us(name, value))
+        .collect();
     ours.sort();
-    ours.into_iter().map(|(name, value)| layer(name, &value)).collect()
+    ours.into_iter()
+        .map(|(name, value)| layer(name, &value))
+        .collect()
 }
 
 fn concerns_us(name: &str, value: &str) -> bool {
@@ -44,11 +59,15 @@ fn concerns_us(name: &str, value: &str) -> bool {
 /// Kubernetes tells every pod about every service of its namespace by such variables; a service named `starlift`
 /// makes them look like ours (kubernetes.io, "Environment variables" of services).
 fn is_service_link(name: &str, value: &str) -> bool {
-    let is_url = value.starts_with("tcp://") || value.starts_with("udp://") || value.starts_with("sctp://");
+    let is_url =
+        value.starts_with("tcp://") || value.starts_with("udp://") || value.starts_with("sctp://");
     name.ends_with("_SERVICE_HOST")
         || name.contains("_SERVICE_PORT")
         || (name.ends_with("_PORT") && is_url)
-        || name.contains("_PORT_") && ["_TCP", "_UDP", "_SCTP"].iter().any(|protocol| name.contains(protocol))
+        || name.contains("_PORT_")
+            && ["_TCP", "_UDP", "_SCTP"]
+                .iter()
+                .any(|protocol| name.contains(protocol))
 }
 
 fn layer(name: String, value: &str) -> Result<Layer, Error> {
@@ -62,15 +81,25 @@ fn layer(name: String, value: &str) -> Result<Layer, Error> {
             Err(error) => first_error.get_or_insert(error),
         };
     }
-    Err(first_error.unwrap_or(Error::Value { origin, key: path.join("."), reason: "has no value".to_owned() }))
+    Err(first_error.unwrap_or(Error::Value {
+        origin,
+        key: path.join("."),
+        reason: "has no value".to_owned(),
+    }))
 }
 
 fn path_of(name: &str) -> Vec<String> {
-    let name = name.strip_prefix(PREFIX).unwrap_or(name).to_ascii_lowercase();
+    let name = name
+        .strip_prefix(PREFIX)
+        .unwrap_or(name)
+        .to_ascii_lowercase();
     match name.split_once('_') {
         Some((table, rest)) if TABLES.contains(&table) => {
             let keys = rest.trim_start_matches('_').split("__");
-            std::iter::once(table).chain(keys).map(str::to_owned).collect()
+            std::iter::once(table)
+                .chain(keys)
+                .map(str::to_owned)
+                .collect()
         }
         _ => name.split("__").map(str::to_owned).collect(),
     }
@@ -78,10 +107,19 @@ fn path_of(name: &str) -> Vec<String> {
 
 fn candidates(value: &str) -> Vec<Value> {
     let mut candidates = vec![Value::String(value.to_owned())];
-    if let Some(parsed) = format!("value = {value}").parse::<Table>().ok().and_then(|mut table| table.remove("value")) {
+    if let Some(parsed) = format!("value = {value}")
+        .parse::<Table>()
+        .ok()
+        .and_then(|mut table| table.remove("value"))
+    {
         candidates.push(parsed);
     }
-    candidates.push(Value::Array(value.split(',').map(|item| Value::String(item.trim().to_owned())).collect()));
+    candidates.push(Value::Array(
+        value
+            .split(',')
+            .map(|item| Value::String(item.trim().to_owned()))
+            .collect(),
+    ));
     candidates
 }
 
@@ -93,9 +131,18 @@ mod tests {
     fn the_first_word_is_the_table_and_two_underscores_go_deeper() {
         assert_eq!(path_of("STARLIFT_STORE_LOCATION"), ["store", "location"]);
         assert_eq!(path_of("STARLIFT_STORE__LOCATION"), ["store", "location"]);
-        assert_eq!(path_of("STARLIFT_STORE_RETENTION__MAX_AGE"), ["store", "retention", "max_age"]);
-        assert_eq!(path_of("STARLIFT_UPSTREAM_LOCAL__URL"), ["upstream", "local", "url"]);
-        assert_eq!(path_of("STARLIFT_PULL_ALLOW_PRIVATE"), ["pull", "allow_private"]);
+        assert_eq!(
+            path_of("STARLIFT_STORE_RETENTION__MAX_AGE"),
+            ["store", "retention", "max_age"]
+        );
+        assert_eq!(
+            path_of("STARLIFT_UPSTREAM_LOCAL__URL"),
+            ["upstream", "local", "url"]
+        );
+        assert_eq!(
+            path_of("STARLIFT_PULL_ALLOW_PRIVATE"),
+            ["pull", "allow_private"]
+        );
     }
 
     #[test]

@@ -25,29 +25,38 @@ impl Layer {
         let mut table = Table::new();
         if let Some((last, parents)) = path.split_last() {
             let leaf = Table::from_iter([(last.clone(), value)]);
-            table = parents
-                .iter()
-                .rev()
-                .fold(leaf, |inner, parent| Table::from_iter([(parent.clone(), Value::Table(inner))]));
+            table = parents.iter().rev().fold(leaf, |inner, parent| {
+                Table::from_iter([(parent.clone(), Value::Table(inner))])
+            });
         }
         Self { table, origin }
     }
 
     pub(super) fn read(file: &Path) -> Result<Self, Error> {
-        let text = std::fs::read_to_string(file).map_err(|source| Error::Read { file: file.to_owned(), source })?;
+        let text = std::fs::read_to_string(file).map_err(|source| Error::Read {
+            file: file.to_owned(),
+            source,
+        })?;
         let table = text.parse::<Table>().map_err(|error| Error::Syntax {
             file: file.to_owned(),
             line: error.span().map_or(1, |span| line_of(&text, span.start)),
             reason: error.message().to_owned(),
         })?;
-        Ok(Self { table, origin: Origin::File(file.to_owned()) })
+        Ok(Self {
+            table,
+            origin: Origin::File(file.to_owned()),
+        })
     }
 
     /// Whether every key is known and every value possible, so that the error can name this layer.
     pub(super) fn check(&self) -> Result<(), Error> {
         match Config::from_table(self.table.clone()) {
             Ok(_) => Ok(()),
-            Err(bad) => Err(Error::Value { origin: self.origin.clone(), key: bad.key, reason: bad.reason }),
+            Err(bad) => Err(Error::Value {
+                origin: self.origin.clone(),
+                key: bad.key,
+                reason: bad.reason,
+            }),
         }
     }
 
@@ -78,5 +87,9 @@ fn merge(under: &mut Table, over: Table, path: &mut KeyPath, placed: &mut impl F
 }
 
 fn line_of(text: &str, offset: usize) -> usize {
-    1 + text.bytes().take(offset).filter(|&byte| byte == b'\n').count()
+    1 + text
+        .bytes()
+        .take(offset)
+        .filter(|&byte| byte == b'\n')
+        .count()
 }

@@ -51,8 +51,20 @@ mod tests {
 
     #[test]
     fn little_memory_means_fewer_layers() {
-        assert_eq!(divide(128, 4).unwrap(), Budget { members: 64 << 20, layers: 4 });
-        assert_eq!(divide(64, 4).unwrap(), Budget { members: 32 << 20, layers: 2 });
+        assert_eq!(
+            divide(128, 4).unwrap(),
+            Budget {
+                members: 64 << 20,
+                layers: 4
+            }
+        );
+        assert_eq!(
+            divide(64, 4).unwrap(),
+            Budget {
+                members: 32 << 20,
+                layers: 2
+            }
+        );
         assert_eq!(divide(1024, 4).unwrap().layers, 4);
         assert_eq!(divide(32, 4).unwrap().layers, 1);
         assert!(divide(31, 1).is_err());

@@ -47,15 +47,25 @@ struct Claims<'a> {
 
 impl<'a> Claims<'a> {
     fn of(annotations: &'a Map<String, Value>) -> Self {
-        let text = |key: &str| annotations.get(key).map(|value| value.as_str().unwrap_or_default());
-        Self { toc: text(TOC_DIGEST), zstd: text(ZSTD_CHECKSUM).or_else(|| text(OLDER_ZSTD_CHECKSUM)) }
+        let text = |key: &str| {
+            annotations
+                .get(key)
+                .map(|value| value.as_str().unwrap_or_default())
+        };
+        Self {
+            toc: text(TOC_DIGEST),
+            zstd: text(ZSTD_CHECKSUM).or_else(|| text(OLDER_ZSTD_CHECKSUM)),
+        }
     }
 
     /// Whether they name the TOC in `section`.
     fn name(&self, footer: &Footer, section: &[u8]) -> bool {
         let is_zstd = footer.form() == Form::ZstdChunked;
-        let names_section = |claimed: &str| is_zstd && claimed == Digest::sha256_of(section).to_string();
-        let names_toc = |claimed: &str| toc_digest(section, is_zstd).is_ok_and(|digest| digest.to_string() == claimed);
+        let names_section =
+            |claimed: &str| is_zstd && claimed == Digest::sha256_of(section).to_string();
+        let names_toc = |claimed: &str| {
+            toc_digest(section, is_zstd).is_ok_and(|digest| digest.to_string() == claimed)
+        };
         self.zstd.is_none_or(names_section) && self.toc.is_none_or(names_toc)
     }
 }
@@ -76,13 +86,20 @@ impl Shared {
     ) -> Result<Box<ImagePlan>, Error> {
         let layers = plan.manifest.layers.iter().zip(&plan.layers).enumerate();
         let claimed = layers.filter(|(_, (_, plan))| matches!(plan, LayerPlan::Claimed(_)));
-        let claimed: Vec<_> = claimed.map(|(place, (layer, _))| (place, layer.clone())).collect();
+        let claimed: Vec<_> = claimed
+            .map(|(place, (layer, _))| (place, layer.clone()))
+            .collect();
         let checks = stream::iter(claimed).map(|(place, layer)| async move {
             Ok::<_, Error>((place, self.is_as_claimed(source, repository, layer).await?))
         });
-        let checked: Vec<_> = checks.buffer_unordered(CHECKED_AT_ONCE).try_collect().await?;
+        let checked: Vec<_> = checks
+            .buffer_unordered(CHECKED_AT_ONCE)
+            .try_collect()
+            .await?;
         for (place, is_true) in checked {
-            let Some(layer) = plan.layers.get_mut(place) else { continue };
+            let Some(layer) = plan.layers.get_mut(place) else {
+                continue;
+            };
             *layer = match std::mem::replace(layer, LayerPlan::Renew) {
                 LayerPlan::Claimed(reason) if is_true => LayerPlan::PassThrough(reason),
                 _ => LayerPlan::Renew,
@@ -91,14 +108,25 @@ impl Shared {
         Ok(plan)
     }
 
-    async fn is_as_claimed(&self, source: &Source, repository: &Repository, layer: Descriptor) -> Result<bool, Error> {
+    async fn is_as_claimed(
+        &self,
+        source: &Source,
+        repository: &Repository,
+        layer: Descriptor,
+    ) -> Result<bool, Error> {
         let wanted = footer::tail_range(u64::MAX);
-        let body = source.blob_tail(repository, &layer.digest, wanted.end - wanted.start).await?;
+        let body = source
+            .blob_tail(repository, &layer.digest, wanted.end - wanted.start)
+            .await?;
         let size = body.blob_size;
         let tail = bytes_of(body).await?;
-        let Ok(footer) = Footer::parse(&tail, size) else { return Ok(false) };
+        let Ok(footer) = Footer::parse(&tail, size) else {
+            return Ok(false);
+        };
         // The TOC is elsewhere: nothing here says which.
-        let Some(range) = footer.toc_range() else { return Ok(Claims::of(&layer.annotations).zstd.is_none()) };
+        let Some(range) = footer.toc_range() else {
+            return Ok(Claims::of(&layer.annotations).zstd.is_none());
+        };
         let length = range.end - range.start;
         if length > MAX_SECTION {
             return Ok(true);
@@ -117,7 +145,10 @@ async fn bytes_of(mut body: Body) -> Result<Bytes, Error> {
     while let Some(piece) = body.stream.try_next().await? {
         bytes.extend_from_slice(&piece);
         if bytes.len() as u64 > length {
-            return Err(upstream::Error::Malformed("more bytes came than were asked for".to_owned()).into());
+            return Err(upstream::Error::Malformed(
+                "more bytes came than were asked for".to_owned(),
+            )
+            .into());
         }
     }
     Ok(bytes.into())
@@ -163,12 +194,18 @@ mod tests {
 
     #[test]
     fn keys_of_every_lazy_format_are_known() {
-        for key in
-            [TOC_DIGEST, ZSTD_CHECKSUM, OLDER_ZSTD_CHECKSUM, "io.github.containers.zstd-chunked.tarsplit-position"]
-        {
+        for key in [
+            TOC_DIGEST,
+            ZSTD_CHECKSUM,
+            OLDER_ZSTD_CHECKSUM,
+            "io.github.containers.zstd-chunked.tarsplit-position",
+        ] {
             assert!(is_lazy_key(key), "{key}");
         }
-        assert!(!is_lazy_key("org.opencontainers.image.title") && !is_lazy_key("dev.starlift.source.digest"));
+        assert!(
+            !is_lazy_key("org.opencontainers.image.title")
+                && !is_lazy_key("dev.starlift.source.digest")
+        );
     }
 
     #[test]
@@ -180,7 +217,10 @@ mod tests {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         io::Write::write_all(&mut encoder, &tar).unwrap();
         let section = encoder.finish().unwrap();
-        assert_eq!(toc_digest(&section, false).unwrap(), Digest::sha256_of(text));
+        assert_eq!(
+            toc_digest(&section, false).unwrap(),
+            Digest::sha256_of(text)
+        );
         let frame = zstd::encode_all(&text[..], 1).unwrap();
         assert_eq!(toc_digest(&frame, true).unwrap(), Digest::sha256_of(text));
         assert!(toc_digest(b"garbage", false).is_err() && toc_digest(b"garbage", true).is_err());

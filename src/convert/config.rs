@@ -143,7 +143,9 @@ impl Config {
             return Err(Error::Config("chunk_size is 0".to_owned()));
         }
         if self.reorder && self.format == Format::EstargzExternalToc {
-            return Err(Error::Config("reorder needs other diff-ids: estargz-external-toc keeps them".to_owned()));
+            return Err(Error::Config(
+                "reorder needs other diff-ids: estargz-external-toc keeps them".to_owned(),
+            ));
         }
         Ok(Options {
             layout: match self.layout {
@@ -157,7 +159,10 @@ impl Config {
                 Format::Estargz | Format::Zstdchunked => TocPlacement::Inside,
                 Format::EstargzExternalToc => TocPlacement::External,
             },
-            limits: Limits { max_source_bytes: self.max_unpacked_size.as_u64(), ..Limits::default() },
+            limits: Limits {
+                max_source_bytes: self.max_unpacked_size.as_u64(),
+                ..Limits::default()
+            },
             ..Options::default()
         })
     }
@@ -172,7 +177,9 @@ impl Config {
             Setting::Fast => fast,
         });
         if !(1..=highest).contains(&level) {
-            return Err(Error::Config(format!("level {level} is not one of {name}'s, 1 to {highest}")));
+            return Err(Error::Config(format!(
+                "level {level} is not one of {name}'s, 1 to {highest}"
+            )));
         }
         Ok(match self.format {
             Format::Estargz | Format::EstargzExternalToc => Compression::Gzip(level),
@@ -182,7 +189,9 @@ impl Config {
 }
 
 fn chunk_bytes(key: &str, size: ByteSize) -> Result<u32, Error> {
-    let bytes = u32::try_from(size.as_u64()).ok().filter(|bytes| *bytes <= MAX_CHUNK_SIZE);
+    let bytes = u32::try_from(size.as_u64())
+        .ok()
+        .filter(|bytes| *bytes <= MAX_CHUNK_SIZE);
     bytes.ok_or_else(|| Error::Config(format!("{key} is over {MAX_CHUNK_SIZE} bytes")))
 }
 
@@ -196,7 +205,10 @@ pub fn generation(options: &Options, priorities: &Priorities) -> Generation {
         estargz::write::Layout::SourceFirst => "source",
         estargz::write::Layout::Classic => "classic",
     };
-    let mut name = format!("g{FORMAT_GENERATION}-{compression}-{layout}-{}", options.chunk_size);
+    let mut name = format!(
+        "g{FORMAT_GENERATION}-{compression}-{layout}-{}",
+        options.chunk_size
+    );
     if options.min_chunk_size > 0 {
         name.push_str(&format!("-min{}", options.min_chunk_size));
     }
@@ -223,36 +235,121 @@ mod tests {
     fn the_generation_names_what_bytes_depend_on_and_nothing_else() {
         let config = Config::default();
         assert_eq!(named(&config), "g1-gzip6-source-4194304");
-        assert_eq!(named(&Config { setting: Setting::Fast, ..config.clone() }), "g1-gzip1-source-4194304");
-        assert_eq!(named(&Config { layout: Layout::Classic, ..config.clone() }), "g1-gzip6-classic-4194304");
-        assert_eq!(named(&Config { format: Format::Zstdchunked, ..config.clone() }), "g1-zstd3-source-4194304");
-        let external =
-            Config { format: Format::EstargzExternalToc, min_chunk_size: ByteSize::kib(1), ..config.clone() };
+        assert_eq!(
+            named(&Config {
+                setting: Setting::Fast,
+                ..config.clone()
+            }),
+            "g1-gzip1-source-4194304"
+        );
+        assert_eq!(
+            named(&Config {
+                layout: Layout::Classic,
+                ..config.clone()
+            }),
+            "g1-gzip6-classic-4194304"
+        );
+        assert_eq!(
+            named(&Config {
+                format: Format::Zstdchunked,
+                ..config.clone()
+            }),
+            "g1-zstd3-source-4194304"
+        );
+        let external = Config {
+            format: Format::EstargzExternalToc,
+            min_chunk_size: ByteSize::kib(1),
+            ..config.clone()
+        };
         assert_eq!(named(&external), "g1-gzip6-source-4194304-min1024-external");
-        let elsewhere =
-            Config { threads: NonZeroUsize::new(7), memory: ByteSize::gib(1), platforms: vec![], ..config.clone() };
+        let elsewhere = Config {
+            threads: NonZeroUsize::new(7),
+            memory: ByteSize::gib(1),
+            platforms: vec![],
+            ..config.clone()
+        };
         assert_eq!(named(&elsewhere), "g1-gzip6-source-4194304");
-        let priorities = Priorities::new(vec![Priority { path: b"bin/sh".to_vec(), layer: None }]);
+        let priorities = Priorities::new(vec![Priority {
+            path: b"bin/sh".to_vec(),
+            layer: None,
+        }]);
         let prioritized = generation(&config.options().unwrap(), &priorities).0;
-        let digest = prioritized.strip_prefix("g1-gzip6-source-4194304-first-").unwrap();
-        assert!(priorities.digest().to_string().starts_with(&format!("sha256:{digest}")));
+        let digest = prioritized
+            .strip_prefix("g1-gzip6-source-4194304-first-")
+            .unwrap();
+        assert!(
+            priorities
+                .digest()
+                .to_string()
+                .starts_with(&format!("sha256:{digest}"))
+        );
     }
 
     #[test]
     fn levels_and_sizes_out_of_range_are_refused() {
         let config = Config::default();
-        assert!(Config { level: Some(13), ..config.clone() }.options().is_err());
-        assert!(Config { level: Some(0), ..config.clone() }.options().is_err());
-        assert!(Config { level: Some(13), format: Format::Zstdchunked, ..config.clone() }.options().is_ok());
-        assert!(Config { reorder: true, format: Format::EstargzExternalToc, ..config.clone() }.options().is_err());
-        assert!(Config { chunk_size: ByteSize::b(0), ..config.clone() }.options().is_err());
-        assert!(Config { chunk_size: ByteSize::mib(65), ..config }.options().is_err());
+        assert!(
+            Config {
+                level: Some(13),
+                ..config.clone()
+            }
+            .options()
+            .is_err()
+        );
+        assert!(
+            Config {
+                level: Some(0),
+                ..config.clone()
+            }
+            .options()
+            .is_err()
+        );
+        assert!(
+            Config {
+                level: Some(13),
+                format: Format::Zstdchunked,
+                ..config.clone()
+            }
+            .options()
+            .is_ok()
+        );
+        assert!(
+            Config {
+                reorder: true,
+                format: Format::EstargzExternalToc,
+                ..config.clone()
+            }
+            .options()
+            .is_err()
+        );
+        assert!(
+            Config {
+                chunk_size: ByteSize::b(0),
+                ..config.clone()
+            }
+            .options()
+            .is_err()
+        );
+        assert!(
+            Config {
+                chunk_size: ByteSize::mib(65),
+                ..config
+            }
+            .options()
+            .is_err()
+        );
     }
 
     #[test]
     fn the_configuration_survives_toml() {
-        let config = Config { level: Some(9), ..Config::default() };
-        assert_eq!(toml::from_str::<Config>(&toml::to_string(&config).unwrap()).unwrap(), config);
+        let config = Config {
+            level: Some(9),
+            ..Config::default()
+        };
+        assert_eq!(
+            toml::from_str::<Config>(&toml::to_string(&config).unwrap()).unwrap(),
+            config
+        );
         assert!(toml::from_str::<Config>("chunksize = 1").is_err());
     }
 }

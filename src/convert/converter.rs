@@ -106,7 +106,11 @@ pub(super) fn failures() -> Failures<Asked, Outcome> {
 }
 
 fn weight_of(record: &ImageRecord) -> usize {
-    let reasons: usize = record.passed_through.iter().map(|passed| passed.reason.len() + DIGEST_BYTES).sum();
+    let reasons: usize = record
+        .passed_through
+        .iter()
+        .map(|passed| passed.reason.len() + DIGEST_BYTES)
+        .sum();
     reasons + (record.objects.len() + record.platforms.len()) * DIGEST_BYTES
 }
 
@@ -117,7 +121,11 @@ impl Converter {
     }
 
     /// As [`new`](Self::new), with some files in front of their layers: all layers are in the classic layout then.
-    pub fn prioritizing(config: &Config, store: Store, priorities: Priorities) -> Result<Self, Error> {
+    pub fn prioritizing(
+        config: &Config,
+        store: Store,
+        priorities: Priorities,
+    ) -> Result<Self, Error> {
         Self::with(config, store, priorities, Predictor::default())
     }
 
@@ -126,7 +134,12 @@ impl Converter {
         Self::with(config, store, Priorities::default(), predictor)
     }
 
-    fn with(config: &Config, store: Store, priorities: Priorities, predictor: Predictor) -> Result<Self, Error> {
+    fn with(
+        config: &Config,
+        store: Store,
+        priorities: Priorities,
+        predictor: Predictor,
+    ) -> Result<Self, Error> {
         let mut config = config.clone();
         if !priorities.is_empty() {
             config.layout = Layout::Classic;
@@ -147,7 +160,11 @@ impl Converter {
             pool: Arc::new(Pool::new(threads, budget.members)),
             slots: Shares::of_slots("layer slots", budget.layers),
             image_slots: Shares::of_slots("image slots", config.images_at_once.get()),
-            pace: Pace::new(config.least_rate.as_u64(), config.slow_after, config.layer_within),
+            pace: Pace::new(
+                config.least_rate.as_u64(),
+                config.slow_after,
+                config.layer_within,
+            ),
             max_layer_size: config.max_layer_size.as_u64(),
             lease_wait: config.lease_wait,
             board: Arc::clone(&board),
@@ -164,12 +181,20 @@ impl Converter {
             config,
             flight: Flight::default(),
             failures: failures(),
-            fresh: Cache::builder().max_capacity(FRESH_INDEXES).time_to_live(FRESH_FOR).build(),
-            ordered: Cache::builder().max_capacity(ORDERED_IMAGES).time_to_live(ORDERED_FOR).build(),
+            fresh: Cache::builder()
+                .max_capacity(FRESH_INDEXES)
+                .time_to_live(FRESH_FOR)
+                .build(),
+            ordered: Cache::builder()
+                .max_capacity(ORDERED_IMAGES)
+                .time_to_live(ORDERED_FOR)
+                .build(),
             board,
             predictor: Arc::new(predictor),
         };
-        Ok(Self { shared: Arc::new(shared) })
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
     }
 
     pub fn generation(&self) -> &Generation {
@@ -190,9 +215,16 @@ impl Converter {
     ///
     /// An index some of whose platforms are not converted is looked at again in the background, now and then.
     pub async fn lookup(&self, source: &Digest) -> Result<Option<ImageRecord>, Error> {
-        let record = self.shared.store.image(&self.shared.generation, source).await?;
+        let record = self
+            .shared
+            .store
+            .image(&self.shared.generation, source)
+            .await?;
         let record = record.filter(|record| !self.shared.is_outgrown(record));
-        if let Some(record) = record.as_ref().filter(|record| self.shared.is_stale(record)) {
+        if let Some(record) = record
+            .as_ref()
+            .filter(|record| self.shared.is_stale(record))
+        {
             let (shared, record) = (Arc::clone(&self.shared), record.clone());
             tokio::spawn(async move {
                 if let Err(error) = shared.refresh(&record).await {
@@ -209,8 +241,16 @@ impl Converter {
     /// The record's twin is the source itself when the image passes through, also when it does so for want of room in the
     /// store. An error is worth another try later; until
     /// then the same error comes back at once.
-    pub async fn convert(&self, source: &Source, repository: &Repository, manifest: &Manifest) -> Outcome {
-        let outcome = self.shared.joined(source, repository, manifest, 0, None).await;
+    pub async fn convert(
+        &self,
+        source: &Source,
+        repository: &Repository,
+        manifest: &Manifest,
+    ) -> Outcome {
+        let outcome = self
+            .shared
+            .joined(source, repository, manifest, 0, None)
+            .await;
         match outcome.as_ref().err().and_then(|error| error.full()) {
             // Not recorded: there may be room for it later.
             Some(full) => Ok(index::passed_through(manifest, full.to_string())),
@@ -241,7 +281,9 @@ impl Shared {
                 return answer;
             }
             if let Some(outcome) = this.flight.running(&asked) {
-                return outcome.await.unwrap_or_else(|| Err(Arc::new(Error::BrokenOff)));
+                return outcome
+                    .await
+                    .unwrap_or_else(|| Err(Arc::new(Error::BrokenOff)));
             }
             // Waited for by the caller, who may leave, and not by a task that nobody counts yet.
             let room = match room {
@@ -250,11 +292,15 @@ impl Shared {
             };
             let running = Arc::clone(&this);
             let outcome = this.flight.join(asked.clone(), || async move {
-                let outcome = running.run(asked, &source, &repository, &manifest, depth).await;
+                let outcome = running
+                    .run(asked, &source, &repository, &manifest, depth)
+                    .await;
                 drop(room);
                 outcome
             });
-            outcome.await.unwrap_or_else(|| Err(Arc::new(Error::BrokenOff)))
+            outcome
+                .await
+                .unwrap_or_else(|| Err(Arc::new(Error::BrokenOff)))
         };
         joined.boxed()
     }
@@ -267,29 +313,45 @@ impl Shared {
         manifest: &Manifest,
         depth: usize,
     ) -> Outcome {
-        let mut outcome = self.found_or_made(source, repository, manifest, depth).await;
+        let mut outcome = self
+            .found_or_made(source, repository, manifest, depth)
+            .await;
         if outcome.as_ref().is_err_and(Error::is_forgotten) {
             // A stored object was found damaged: once it is forgotten, it is made again.
-            outcome = self.found_or_made(source, repository, manifest, depth).await;
+            outcome = self
+                .found_or_made(source, repository, manifest, depth)
+                .await;
         }
         let ended = match &outcome {
             Ok(Made::Final(_)) => "final",
             Ok(Made::ForNow(_)) => "for-now",
             Err(_) => "failed",
         };
-        metrics().conversions.get_or_create(&[("outcome", ended)]).inc();
+        metrics()
+            .conversions
+            .get_or_create(&[("outcome", ended)])
+            .inc();
         match outcome {
             Ok(Made::Final(record)) => {
                 self.failures.forget(&asked).await;
                 Ok(record)
             }
             Ok(Made::ForNow(record)) => {
-                self.failures.note(asked, Ok(record.clone()), None, Instant::now()).await;
+                self.failures
+                    .note(asked, Ok(record.clone()), None, Instant::now())
+                    .await;
                 Ok(record)
             }
             Err(error) => {
                 let error = Arc::new(error);
-                self.failures.note(asked.clone(), Err(Arc::clone(&error)), error.retry_after(), Instant::now()).await;
+                self.failures
+                    .note(
+                        asked.clone(),
+                        Err(Arc::clone(&error)),
+                        error.retry_after(),
+                        Instant::now(),
+                    )
+                    .await;
                 let chain = log::chain(error.as_ref());
                 tracing::warn!(upstream = asked.upstream, repository = asked.repository, source = %asked.digest, error = chain, "image not converted");
                 Err(error)
@@ -306,11 +368,19 @@ impl Shared {
     ) -> Result<Made, Error> {
         let recorded = self.store.image(&self.generation, &manifest.digest).await?;
         if let Some(record) = recorded.as_ref().filter(|record| !self.is_outgrown(record)) {
-            let record = if self.is_stale(record) { self.refresh(record).await? } else { record.clone() };
+            let record = if self.is_stale(record) {
+                self.refresh(record).await?
+            } else {
+                record.clone()
+            };
             return Ok(Made::Final(record));
         }
-        let running = self.board.start(source.name(), repository, &manifest.digest);
-        let mut made = self.made(source, repository, manifest, depth, &running).await;
+        let running = self
+            .board
+            .start(source.name(), repository, &manifest.digest);
+        let mut made = self
+            .made(source, repository, manifest, depth, &running)
+            .await;
         if let (Ok(Made::Final(record)), Some(outgrown)) = (&mut made, recorded) {
             // The twin handed out before stays readable.
             self.keep_with(record, &outgrown.objects).await?;
@@ -330,20 +400,36 @@ impl Shared {
         depth: usize,
         running: &Running,
     ) -> Result<Made, Error> {
-        match self.glance(manifest, move |plan| Work::of(plan, depth)).await? {
+        match self
+            .glance(manifest, move |plan| Work::of(plan, depth))
+            .await?
+        {
             Work::PassThrough(reason) => self.pass_through(manifest, reason).await.map(Made::Final),
-            Work::Image => self.image(source, repository, manifest, running).await.map(Made::Final),
-            Work::Index(children) => self.index(source, repository, manifest, children, depth).await,
+            Work::Image => self
+                .image(source, repository, manifest, running)
+                .await
+                .map(Made::Final),
+            Work::Index(children) => {
+                self.index(source, repository, manifest, children, depth)
+                    .await
+            }
         }
     }
 
     /// Whether limits that were met are higher here.
     fn is_outgrown(&self, record: &ImageRecord) -> bool {
-        record.limits.iter().any(|limit| self.layers.is_raised(*limit))
+        record
+            .limits
+            .iter()
+            .any(|limit| self.layers.is_raised(*limit))
     }
 
     /// Keeps `objects` for as long as the record is kept.
-    pub(super) async fn keep_with(&self, record: &mut ImageRecord, objects: &[Digest]) -> Result<(), Error> {
+    pub(super) async fn keep_with(
+        &self,
+        record: &mut ImageRecord,
+        objects: &[Digest],
+    ) -> Result<(), Error> {
         let before = record.objects.len();
         record.objects.extend_from_slice(objects);
         record.objects.sort_unstable();

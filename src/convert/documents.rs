@@ -77,8 +77,15 @@ impl Default for Documents {
 
 impl Documents {
     /// Room for a conversion of this manifest, from its first to its last moment.
-    pub(super) async fn conversion(&self, upstream: &str, manifest: &Manifest) -> Result<Share, Error> {
-        Ok(self.waiting.take(upstream, manifest.size() + CONVERSION_BYTES, PATIENCE).await?)
+    pub(super) async fn conversion(
+        &self,
+        upstream: &str,
+        manifest: &Manifest,
+    ) -> Result<Share, Error> {
+        Ok(self
+            .waiting
+            .take(upstream, manifest.size() + CONVERSION_BYTES, PATIENCE)
+            .await?)
     }
 
     /// A child of an index, and room for its conversion.
@@ -92,7 +99,9 @@ impl Documents {
         let mut share = self.children.take(source.name(), most, PATIENCE).await?;
         let reference = Reference::Digest(digest.clone());
         let fetched = timeout(DOCUMENT_WITHIN, source.manifest(repository, &reference)).await;
-        let child = fetched.map_err(|_elapsed| Error::Overdue { within: DOCUMENT_WITHIN })??;
+        let child = fetched.map_err(|_elapsed| Error::Overdue {
+            within: DOCUMENT_WITHIN,
+        })??;
         share.shrink_to(child.size() + CONVERSION_BYTES);
         Ok((child, share))
     }
@@ -119,22 +128,42 @@ impl Shared {
         };
         let _weight = self.documents.tree(weight).await?;
         let (this, manifest) = (Arc::clone(self), manifest.clone());
-        off_worker(manifest.bytes.len(), move || look(plan::plan(&manifest, &this.wanted()))).await
+        off_worker(manifest.bytes.len(), move || {
+            look(plan::plan(&manifest, &this.wanted()))
+        })
+        .await
     }
 
     /// The plan for a manifest, for as long as its conversion takes.
-    pub(super) async fn planned(self: &Arc<Self>, upstream: &str, manifest: &Manifest) -> Result<Planned, Error> {
+    pub(super) async fn planned(
+        self: &Arc<Self>,
+        upstream: &str,
+        manifest: &Manifest,
+    ) -> Result<Planned, Error> {
         let (weight, refused) = match weigh_manifest(manifest).await? {
             Ok(weight) => (weight, None),
             Err(reason) => (0, Some(reason)),
         };
-        let share = self.documents.plans.take(upstream, weight, PATIENCE).await?;
+        let share = self
+            .documents
+            .plans
+            .take(upstream, weight, PATIENCE)
+            .await?;
         if let Some(reason) = refused {
-            return Ok(Planned { plan: Plan::PassThrough(reason), _share: share });
+            return Ok(Planned {
+                plan: Plan::PassThrough(reason),
+                _share: share,
+            });
         }
         let (this, manifest) = (Arc::clone(self), manifest.clone());
-        let plan = off_worker(manifest.bytes.len(), move || plan::plan(&manifest, &this.wanted())).await?;
-        Ok(Planned { plan, _share: share })
+        let plan = off_worker(manifest.bytes.len(), move || {
+            plan::plan(&manifest, &this.wanted())
+        })
+        .await?;
+        Ok(Planned {
+            plan,
+            _share: share,
+        })
     }
 
     /// The bytes of an image's configuration, and the room that they take. They have the digest that the manifest says.
@@ -159,12 +188,21 @@ impl Shared {
     ) -> Result<(Bytes, Share), Error> {
         let is_contended = || self.layers.image_slots.is_wanted_by_another(source.name());
         let mut pacer = Pacer::new(self.layers.pace.of_document(), &is_contended);
-        let mut body = pacer.wait(source.blob(repository, &config.digest, None)).await??;
+        let mut body = pacer
+            .wait(source.blob(repository, &config.digest, None))
+            .await??;
         if body.blob_size > MAX_CONFIG_BYTES {
-            return Err(upstream::Error::TooLarge { limit: MAX_CONFIG_BYTES }.into());
+            return Err(upstream::Error::TooLarge {
+                limit: MAX_CONFIG_BYTES,
+            }
+            .into());
         }
         // No more comes than the head of the answer said.
-        let share = self.documents.configs.take(source.name(), body.blob_size, PATIENCE).await?;
+        let share = self
+            .documents
+            .configs
+            .take(source.name(), body.blob_size, PATIENCE)
+            .await?;
         let mut bytes = BytesMut::new();
         while let Some(piece) = pacer.wait(body.stream.next()).await? {
             let piece = piece?;
@@ -202,5 +240,7 @@ pub(super) async fn off_worker<T: Send + 'static>(
     if len <= SMALL {
         return Ok(work());
     }
-    tokio::task::spawn_blocking(work).await.map_err(|_ended| Error::BrokenOff)
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_ended| Error::BrokenOff)
 }

@@ -19,15 +19,22 @@ impl Converter {
         let mut seen = Vec::new();
         for digest in &twin.objects {
             // Manifests and layers look alike here; only the twins' manifests are documents.
-            let Some(object) = self.shared.store.find(digest).await? else { continue };
-            let is_image =
-                object.media_type.as_deref().and_then(media_type::manifest_kind) == Some(ManifestKind::Image);
+            let Some(object) = self.shared.store.find(digest).await? else {
+                continue;
+            };
+            let is_image = object
+                .media_type
+                .as_deref()
+                .and_then(media_type::manifest_kind)
+                == Some(ManifestKind::Image);
             if !is_image || digest == &twin.source {
                 continue;
             }
             let bytes = self.shared.store.read_all(&object).await?;
             for (layer, toc) in self.shared.external_tocs(&bytes).await? {
-                let Some(object) = self.shared.store.find(&toc).await? else { continue };
+                let Some(object) = self.shared.store.find(&toc).await? else {
+                    continue;
+                };
                 if !seen.contains(&layer) {
                     seen.push(layer.clone());
                     tocs.push((layer, toc, object.size));
@@ -38,12 +45,26 @@ impl Converter {
             return Ok(None);
         }
         let (config, manifest) = image::toc_image(&tocs)?;
-        let config = self.shared.store.put(media_type::OCI_CONFIG, config).await?;
-        self.shared.store.put(&manifest.media_type, manifest.bytes.clone()).await?;
+        let config = self
+            .shared
+            .store
+            .put(media_type::OCI_CONFIG, config)
+            .await?;
+        self.shared
+            .store
+            .put(&manifest.media_type, manifest.bytes.clone())
+            .await?;
         // The caller's record may lack what was kept since it was read. Two who keep at once may undo each other's;
         // whoever hands the image out again keeps it again.
-        if let Some(mut record) = self.shared.store.image(&self.shared.generation, &twin.source).await? {
-            self.shared.keep_with(&mut record, &[config.digest, manifest.digest.clone()]).await?;
+        if let Some(mut record) = self
+            .shared
+            .store
+            .image(&self.shared.generation, &twin.source)
+            .await?
+        {
+            self.shared
+                .keep_with(&mut record, &[config.digest, manifest.digest.clone()])
+                .await?;
         }
         Ok(Some(manifest))
     }
@@ -57,8 +78,13 @@ impl Shared {
         };
         let mut tocs = Vec::new();
         for layer in &manifest.layers {
-            let source = layer.annotations.get(image::SOURCE_DIGEST).and_then(Value::as_str);
-            let Some(source) = source.and_then(|text| text.parse().ok()) else { continue };
+            let source = layer
+                .annotations
+                .get(image::SOURCE_DIGEST)
+                .and_then(Value::as_str);
+            let Some(source) = source.and_then(|text| text.parse().ok()) else {
+                continue;
+            };
             let record = self.store.layer(&self.generation, &source).await?;
             if let Some(LayerOutcome::Converted(converted)) = record.map(|record| record.outcome) {
                 tocs.extend(converted.external_toc.map(|toc| (converted.digest, toc)));

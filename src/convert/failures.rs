@@ -39,10 +39,15 @@ where
     /// `weight` is what an answer and its key take, in bytes.
     pub(super) fn new(weight: impl Fn(&K, &V) -> usize + Send + Sync + 'static) -> Self {
         let weight = move |key: &K, failure: &Failure<V>| {
-            u32::try_from(weight(key, &failure.answer).saturating_add(FAILURE_BYTES)).unwrap_or(u32::MAX)
+            u32::try_from(weight(key, &failure.answer).saturating_add(FAILURE_BYTES))
+                .unwrap_or(u32::MAX)
         };
         // Twice the longest wait: a failure that comes back soon after its wait still doubles it.
-        let recent = Cache::builder().max_capacity(CAPACITY).weigher(weight).time_to_live(LONGEST_WAIT * 2).build();
+        let recent = Cache::builder()
+            .max_capacity(CAPACITY)
+            .weigher(weight)
+            .time_to_live(LONGEST_WAIT * 2)
+            .build();
         Self { recent }
     }
 
@@ -54,9 +59,22 @@ where
 
     /// Notes a failure; the next try comes after a doubling wait, or after `at_least`, which is capped too.
     pub(super) async fn note(&self, key: K, answer: V, at_least: Option<Duration>, now: Instant) {
-        let doubled = self.recent.get(&key).await.map_or(FIRST_WAIT, |failure| failure.wait * 2);
+        let doubled = self
+            .recent
+            .get(&key)
+            .await
+            .map_or(FIRST_WAIT, |failure| failure.wait * 2);
         let wait = doubled.max(at_least.unwrap_or_default()).min(LONGEST_WAIT);
-        self.recent.insert(key, Failure { wait, until: now + wait, answer }).await;
+        self.recent
+            .insert(
+                key,
+                Failure {
+                    wait,
+                    until: now + wait,
+                    answer,
+                },
+            )
+            .await;
     }
 
     pub(super) async fn forget(&self, key: &K) {
@@ -76,7 +94,12 @@ mod tests {
         for seconds in [2, 4, 8, 16, 32, 64, 128, 256, 300, 300] {
             failures.note("key", seconds, None, now).await;
             let next_try = now + Duration::from_secs(seconds);
-            assert_eq!(failures.answer(&"key", next_try - Duration::from_millis(1)).await, Some(seconds));
+            assert_eq!(
+                failures
+                    .answer(&"key", next_try - Duration::from_millis(1))
+                    .await,
+                Some(seconds)
+            );
             assert_eq!(failures.answer(&"key", next_try).await, None);
             now = next_try;
         }
@@ -89,9 +112,18 @@ mod tests {
     async fn an_upstream_may_ask_for_longer_but_not_for_ever() {
         let failures = Failures::new(|_, _| 0);
         let now = Instant::now();
-        failures.note("key", (), Some(Duration::from_secs(60)), now).await;
-        assert!(failures.answer(&"key", now + Duration::from_secs(59)).await.is_some());
-        failures.note("key", (), Some(Duration::from_secs(1 << 40)), now).await;
+        failures
+            .note("key", (), Some(Duration::from_secs(60)), now)
+            .await;
+        assert!(
+            failures
+                .answer(&"key", now + Duration::from_secs(59))
+                .await
+                .is_some()
+        );
+        failures
+            .note("key", (), Some(Duration::from_secs(1 << 40)), now)
+            .await;
         assert!(failures.answer(&"key", now + LONGEST_WAIT).await.is_none());
     }
 }

@@ -65,18 +65,29 @@ pub(super) struct Twin {
 impl Config {
     /// Reads the configuration of an image of `layers` layers; fails with the reason why it is none.
     pub(super) fn parse(text: Bytes, layers: usize) -> Result<Self, String> {
-        let unreadable = |reason: String| format!("the image configuration is not readable: {}", told(&reason));
-        let mut document: Value = serde_json::from_slice(&text).map_err(|error| unreadable(error.to_string()))?;
+        let unreadable =
+            |reason: String| format!("the image configuration is not readable: {}", told(&reason));
+        let mut document: Value =
+            serde_json::from_slice(&text).map_err(|error| unreadable(error.to_string()))?;
         let list = diff_ids_of(&mut document).map_err(unreadable)?;
-        let diff_ids: Vec<_> = list.iter().map(|text| text.as_str()?.parse().ok()).collect();
+        let diff_ids: Vec<_> = list
+            .iter()
+            .map(|text| text.as_str()?.parse().ok())
+            .collect();
         if diff_ids.len() != layers {
-            return Err(format!("the image has {layers} layers, its configuration {} diff-ids", diff_ids.len()));
+            return Err(format!(
+                "the image has {layers} layers, its configuration {} diff-ids",
+                diff_ids.len()
+            ));
         }
         Ok(Self { diff_ids, text })
     }
 
     /// The configuration with other diff-ids; `None` when they are the same.
-    fn with_diff_ids(&self, diff_ids: &[Option<Digest>]) -> Result<Option<Bytes>, serde_json::Error> {
+    fn with_diff_ids(
+        &self,
+        diff_ids: &[Option<Digest>],
+    ) -> Result<Option<Bytes>, serde_json::Error> {
         if self.diff_ids == diff_ids {
             return Ok(None);
         }
@@ -95,7 +106,8 @@ impl Config {
 fn diff_ids_of(document: &mut Value) -> Result<&mut Vec<Value>, String> {
     let rootfs = lenient::get_mut(document, "rootfs")?.ok_or("it has no rootfs")?;
     let list = lenient::get_mut(rootfs, "diff_ids")?.ok_or("it has no diff-ids")?;
-    list.as_array_mut().ok_or_else(|| "its diff-ids are no list".to_owned())
+    list.as_array_mut()
+        .ok_or_else(|| "its diff-ids are no list".to_owned())
 }
 
 /// Puts the converted layers into the image. `outcomes` holds every layer the plan converts, by source digest;
@@ -126,36 +138,72 @@ pub(super) fn assemble(
                 if *plan == LayerPlan::Renew {
                     layer.annotations.retain(|key, _| !claims::is_lazy_key(key));
                 }
-                passed_through.push(PassedThrough { digest: layer.digest.clone(), reason });
+                passed_through.push(PassedThrough {
+                    digest: layer.digest.clone(),
+                    reason,
+                });
             }
         }
     }
     if objects.is_empty() {
-        return Ok(Assembled { twin: None, passed_through, limits });
+        return Ok(Assembled {
+            twin: None,
+            passed_through,
+            limits,
+        });
     }
     let config = config.with_diff_ids(&diff_ids)?;
     if let Some(config) = &config {
-        point_at(&mut image.config, Digest::sha256_of(config), config.len() as u64);
+        point_at(
+            &mut image.config,
+            Digest::sha256_of(config),
+            config.len() as u64,
+        );
     }
     annotate(&mut image.rest, &source.digest, generation);
     let mut media_type = source.media_type.as_str();
-    if image.layers.iter().any(|layer| layer.media_type == media_type::OCI_LAYER_ZSTD) {
+    if image
+        .layers
+        .iter()
+        .any(|layer| layer.media_type == media_type::OCI_LAYER_ZSTD)
+    {
         media_type = media_type::to_oci(media_type).unwrap_or(media_type);
         make_oci(&mut image);
     }
     let manifest = Manifest::new(media_type.to_owned(), serde_json::to_vec(&image)?.into());
     if manifest.size() > MAX_MANIFEST_BYTES {
         let reason = format!("its twin would be over the limit of {MAX_MANIFEST_BYTES} bytes");
-        passed_through.push(PassedThrough { digest: source.digest.clone(), reason });
-        return Ok(Assembled { twin: None, passed_through, limits });
+        passed_through.push(PassedThrough {
+            digest: source.digest.clone(),
+            reason,
+        });
+        return Ok(Assembled {
+            twin: None,
+            passed_through,
+            limits,
+        });
     }
     let translated = translate::image(&manifest);
-    Ok(Assembled { twin: Some(Twin { config, manifest, image, translated, objects }), passed_through, limits })
+    Ok(Assembled {
+        twin: Some(Twin {
+            config,
+            manifest,
+            image,
+            translated,
+            objects,
+        }),
+        passed_through,
+        limits,
+    })
 }
 
 /// Calls everything in the image by its OCI name.
 fn make_oci(image: &mut ImageManifest) {
-    let descriptors = image.layers.iter_mut().chain([&mut image.config]).map(|descriptor| &mut descriptor.media_type);
+    let descriptors = image
+        .layers
+        .iter_mut()
+        .chain([&mut image.config])
+        .map(|descriptor| &mut descriptor.media_type);
     for media_type in descriptors.chain(&mut image.media_type) {
         if let Some(oci) = media_type::to_oci(media_type) {
             *media_type = oci.to_owned();
@@ -174,19 +222,30 @@ fn replacement<'a>(
         return Err(reason.clone());
     }
     match outcomes.get(&layer.digest) {
-        Some(LayerOutcome::Converted(converted)) if Some(&converted.source_diff_id) == diff_id.as_ref() => {
+        Some(LayerOutcome::Converted(converted))
+            if Some(&converted.source_diff_id) == diff_id.as_ref() =>
+        {
             Ok(converted)
         }
         Some(LayerOutcome::Converted(converted)) => {
-            let said = diff_id.as_ref().map_or("none".to_owned(), Digest::to_string);
-            Err(format!("its diff-id is {}, the image configuration says {said}", converted.source_diff_id))
+            let said = diff_id
+                .as_ref()
+                .map_or("none".to_owned(), Digest::to_string);
+            Err(format!(
+                "its diff-id is {}, the image configuration says {said}",
+                converted.source_diff_id
+            ))
         }
         Some(LayerOutcome::PassedThrough { reason, .. }) => Err(reason.clone()),
         None => Err("not converted".to_owned()),
     }
 }
 
-fn layer_descriptor(source: &Descriptor, converted: &ConvertedLayer, keeps_source: bool) -> Descriptor {
+fn layer_descriptor(
+    source: &Descriptor,
+    converted: &ConvertedLayer,
+    keeps_source: bool,
+) -> Descriptor {
     let is_zstd = converted.compression == "zstd";
     let media_type = match (is_zstd, media_type::is_docker(&source.media_type)) {
         (true, _) => media_type::OCI_LAYER_ZSTD,
@@ -197,13 +256,24 @@ fn layer_descriptor(source: &Descriptor, converted: &ConvertedLayer, keeps_sourc
     layer.media_type = media_type.to_owned();
     point_at(&mut layer, converted.digest.clone(), converted.size);
     let annotations = &mut layer.annotations;
-    let written = if is_zstd { [ZSTD_CHECKSUM, ZSTD_POSITION] } else { [TOC_DIGEST, UNCOMPRESSED_SIZE] };
+    let written = if is_zstd {
+        [ZSTD_CHECKSUM, ZSTD_POSITION]
+    } else {
+        [TOC_DIGEST, UNCOMPRESSED_SIZE]
+    };
     // What told readers of the source how it is read is not true of the converted layer.
     annotations.retain(|key, _| written.contains(&key.as_str()) || !claims::is_lazy_key(key));
-    let mut annotate = |key: &str, value: String| annotations.insert(key.to_owned(), Value::from(value));
+    let mut annotate =
+        |key: &str, value: String| annotations.insert(key.to_owned(), Value::from(value));
     if is_zstd {
-        converted.zstd_manifest_checksum.as_ref().map(|checksum| annotate(ZSTD_CHECKSUM, checksum.to_string()));
-        converted.zstd_manifest_position.as_ref().map(|position| annotate(ZSTD_POSITION, position.clone()));
+        converted
+            .zstd_manifest_checksum
+            .as_ref()
+            .map(|checksum| annotate(ZSTD_CHECKSUM, checksum.to_string()));
+        converted
+            .zstd_manifest_position
+            .as_ref()
+            .map(|position| annotate(ZSTD_POSITION, position.clone()));
     } else {
         annotate(TOC_DIGEST, converted.toc_digest.to_string());
         annotate(UNCOMPRESSED_SIZE, converted.uncompressed_size.to_string());
@@ -229,7 +299,9 @@ pub(super) fn point_at(descriptor: &mut Descriptor, digest: Digest, size: u64) {
 
 /// Says in a manifest's or an index's annotations what it was made from.
 pub(super) fn annotate(rest: &mut Map<String, Value>, source: &Digest, generation: &Generation) {
-    let annotations = rest.entry("annotations").or_insert_with(|| Value::Object(Map::new()));
+    let annotations = rest
+        .entry("annotations")
+        .or_insert_with(|| Value::Object(Map::new()));
     if let Value::Object(annotations) = annotations {
         annotations.insert(SOURCE_DIGEST.to_owned(), Value::from(source.to_string()));
         annotations.insert(GENERATION.to_owned(), Value::from(generation.0.clone()));
@@ -238,7 +310,9 @@ pub(super) fn annotate(rest: &mut Map<String, Value>, source: &Digest, generatio
 
 /// A manifest of `{}` and the TOCs of `layers`, as stargz-snapshotter looks for it under `TAG-esgztoc`
 /// (`nativeconverter/estargz/externaltoc/fetcher.go`). `layers` gives each layer's digest and its TOC's digest and size.
-pub(super) fn toc_image(layers: &[(Digest, Digest, u64)]) -> Result<(Bytes, Manifest), serde_json::Error> {
+pub(super) fn toc_image(
+    layers: &[(Digest, Digest, u64)],
+) -> Result<(Bytes, Manifest), serde_json::Error> {
     let config = Bytes::from_static(b"{}");
     let descriptor = |media_type: &str, digest: Digest, size: u64| Descriptor {
         media_type: media_type.to_owned(),
@@ -251,18 +325,28 @@ pub(super) fn toc_image(layers: &[(Digest, Digest, u64)]) -> Result<(Bytes, Mani
     };
     let toc = |(layer, toc, size): &(Digest, Digest, u64)| {
         let mut toc = descriptor(media_type::OCI_LAYER_GZIP, toc.clone(), *size);
-        toc.annotations.insert("containerd.io/snapshot/stargz/layer.digest".to_owned(), layer.to_string().into());
+        toc.annotations.insert(
+            "containerd.io/snapshot/stargz/layer.digest".to_owned(),
+            layer.to_string().into(),
+        );
         toc
     };
     let image = ImageManifest {
         schema_version: 2,
         media_type: Some(media_type::OCI_MANIFEST.to_owned()),
         artifact_type: None,
-        config: descriptor(media_type::OCI_CONFIG, Digest::sha256_of(&config), config.len() as u64),
+        config: descriptor(
+            media_type::OCI_CONFIG,
+            Digest::sha256_of(&config),
+            config.len() as u64,
+        ),
         layers: layers.iter().map(toc).collect(),
         rest: Map::new(),
     };
-    let manifest = Manifest::new(media_type::OCI_MANIFEST.to_owned(), serde_json::to_vec(&image)?.into());
+    let manifest = Manifest::new(
+        media_type::OCI_MANIFEST.to_owned(),
+        serde_json::to_vec(&image)?.into(),
+    );
     Ok((config, manifest))
 }
 
@@ -299,7 +383,10 @@ mod tests {
     }
 
     fn config_of(names: &[&str]) -> Value {
-        let diff_ids: Vec<_> = names.iter().map(|name| digest(&format!("{name} tar"))).collect();
+        let diff_ids: Vec<_> = names
+            .iter()
+            .map(|name| digest(&format!("{name} tar")))
+            .collect();
         json!({"architecture": "amd64", "config": {"Env": ["A=<1>"]}, "rootfs": {"type": "layers", "diff_ids": diff_ids},
             "history": [{"created_by": "RUN \u{1F680}"}, {"empty_layer": true}], "x": 1.50})
     }
@@ -309,16 +396,39 @@ mod tests {
         let document = json!({"schemaVersion": 2, "mediaType": media_type::DOCKER_MANIFEST,
             "config": {"mediaType": media_type::DOCKER_CONFIG, "digest": digest("config"), "size": 9}, "layers": layers,
             "annotations": {"also": "kept"}, "com.example": [1]});
-        let source = Manifest::new(media_type::DOCKER_MANIFEST.to_owned(), document.to_string().into());
-        let wanted = plan::Wanted { platforms: &[], all_platforms: true, renew: false };
-        let Plan::Image(plan) = plan::plan(&source, &wanted) else { panic!("no image") };
+        let source = Manifest::new(
+            media_type::DOCKER_MANIFEST.to_owned(),
+            document.to_string().into(),
+        );
+        let wanted = plan::Wanted {
+            platforms: &[],
+            all_platforms: true,
+            renew: false,
+        };
+        let Plan::Image(plan) = plan::plan(&source, &wanted) else {
+            panic!("no image")
+        };
         let config = Config::parse(config.to_string().into(), names.len()).unwrap();
-        let outcomes = outcomes.iter().map(|(name, outcome)| (digest(name), outcome.clone())).collect();
-        assemble(&source, &plan, &config, &outcomes, &Generation("g1".to_owned()), true).unwrap()
+        let outcomes = outcomes
+            .iter()
+            .map(|(name, outcome)| (digest(name), outcome.clone()))
+            .collect();
+        assemble(
+            &source,
+            &plan,
+            &config,
+            &outcomes,
+            &Generation("g1".to_owned()),
+            true,
+        )
+        .unwrap()
     }
 
     fn both() -> Vec<(&'static str, LayerOutcome)> {
-        vec![("a", LayerOutcome::Converted(converted("a"))), ("b", LayerOutcome::Converted(converted("b")))]
+        vec![
+            ("a", LayerOutcome::Converted(converted("a"))),
+            ("b", LayerOutcome::Converted(converted("b"))),
+        ]
     }
 
     #[test]
@@ -327,14 +437,31 @@ mod tests {
         let twin = assembled(&["a", "b", "a"], &config, &both()).twin.unwrap();
         let new_config: Value = serde_json::from_slice(&twin.config.clone().unwrap()).unwrap();
         let mut expected = config.clone();
-        expected["rootfs"]["diff_ids"] =
-            json!([converted("a").diff_id, converted("b").diff_id, converted("a").diff_id]);
+        expected["rootfs"]["diff_ids"] = json!([
+            converted("a").diff_id,
+            converted("b").diff_id,
+            converted("a").diff_id
+        ]);
         assert_eq!(new_config, expected);
-        let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-        assert_eq!(keys(&new_config), keys(&config), "the order of the keys too");
+        let keys = |value: &Value| {
+            value
+                .as_object()
+                .unwrap()
+                .keys()
+                .cloned()
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            keys(&new_config),
+            keys(&config),
+            "the order of the keys too"
+        );
 
         let manifest: Value = serde_json::from_slice(&twin.manifest.bytes).unwrap();
-        assert_eq!(manifest["config"]["digest"], json!(Digest::sha256_of(&twin.config.unwrap())));
+        assert_eq!(
+            manifest["config"]["digest"],
+            json!(Digest::sha256_of(&twin.config.unwrap()))
+        );
         assert_eq!(manifest["com.example"], json!([1]));
         assert_eq!(manifest["annotations"]["also"], "kept");
         assert_eq!(manifest["annotations"][GENERATION], "g1");
@@ -343,7 +470,10 @@ mod tests {
         assert_eq!(first["digest"], json!(converted("a").digest));
         assert_eq!(first["size"], 77);
         assert_eq!(first["annotations"]["kept"], "yes");
-        assert_eq!(first["annotations"][TOC_DIGEST], json!(converted("a").toc_digest));
+        assert_eq!(
+            first["annotations"][TOC_DIGEST],
+            json!(converted("a").toc_digest)
+        );
         assert_eq!(first["annotations"][UNCOMPRESSED_SIZE], "1234");
         assert_eq!(first["annotations"][SOURCE_DIGEST], json!(digest("a")));
         assert_eq!(first["annotations"][SOURCE_SIZE], "1000");
@@ -354,11 +484,21 @@ mod tests {
     #[test]
     fn a_layer_that_passes_through_stays_as_it_is() {
         let mut outcomes = both();
-        outcomes[1].1 = LayerOutcome::PassedThrough { reason: "odd".to_owned(), limit: None };
+        outcomes[1].1 = LayerOutcome::PassedThrough {
+            reason: "odd".to_owned(),
+            limit: None,
+        };
         let assembled = assembled(&["a", "b"], &config_of(&["a", "b"]), &outcomes);
-        let manifest: Value = serde_json::from_slice(&assembled.twin.unwrap().manifest.bytes).unwrap();
+        let manifest: Value =
+            serde_json::from_slice(&assembled.twin.unwrap().manifest.bytes).unwrap();
         assert_eq!(manifest["layers"][1], layer("b"));
-        assert_eq!(assembled.passed_through, [PassedThrough { digest: digest("b"), reason: "odd".to_owned() }]);
+        assert_eq!(
+            assembled.passed_through,
+            [PassedThrough {
+                digest: digest("b"),
+                reason: "odd".to_owned()
+            }]
+        );
     }
 
     #[test]
@@ -373,7 +513,13 @@ mod tests {
         let mut a = converted("a");
         a.diff_id = a.source_diff_id.clone();
         a.external_toc = Some(digest("external"));
-        let twin = assembled(&["a"], &config_of(&["a"]), &[("a", LayerOutcome::Converted(a.clone()))]).twin.unwrap();
+        let twin = assembled(
+            &["a"],
+            &config_of(&["a"]),
+            &[("a", LayerOutcome::Converted(a.clone()))],
+        )
+        .twin
+        .unwrap();
         assert_eq!(twin.config, None);
         assert_eq!(twin.objects, [a.digest, digest("external")]);
     }
@@ -384,34 +530,59 @@ mod tests {
         a.compression = "zstd".to_owned();
         a.zstd_manifest_position = Some("1:2:3:1".to_owned());
         a.zstd_manifest_checksum = Some(digest("checksum"));
-        let twin = assembled(&["a"], &config_of(&["a"]), &[("a", LayerOutcome::Converted(a))]).twin.unwrap();
+        let twin = assembled(
+            &["a"],
+            &config_of(&["a"]),
+            &[("a", LayerOutcome::Converted(a))],
+        )
+        .twin
+        .unwrap();
         let manifest: Value = serde_json::from_slice(&twin.manifest.bytes).unwrap();
         let layer = &manifest["layers"][0];
         assert_eq!(twin.manifest.media_type, media_type::OCI_MANIFEST);
         assert_eq!(manifest["mediaType"], media_type::OCI_MANIFEST);
         assert_eq!(manifest["config"]["mediaType"], media_type::OCI_CONFIG);
         assert_eq!(layer["mediaType"], media_type::OCI_LAYER_ZSTD);
-        assert_eq!(layer["annotations"][ZSTD_CHECKSUM], json!(digest("checksum")));
+        assert_eq!(
+            layer["annotations"][ZSTD_CHECKSUM],
+            json!(digest("checksum"))
+        );
         assert_eq!(layer["annotations"][ZSTD_POSITION], "1:2:3:1");
         assert!(layer["annotations"].get(TOC_DIGEST).is_none());
     }
 
     #[test]
     fn nonsense_configurations_are_told() {
-        for text in
-            ["", "[]", "{}", r#"{"rootfs":null}"#, r#"{"rootfs":{"diff_ids":{}}}"#, r#"{"rootfs":{"diff_ids":null}}"#]
-        {
-            assert!(Config::parse(Bytes::copy_from_slice(text.as_bytes()), 1).is_err(), "{text}");
+        for text in [
+            "",
+            "[]",
+            "{}",
+            r#"{"rootfs":null}"#,
+            r#"{"rootfs":{"diff_ids":{}}}"#,
+            r#"{"rootfs":{"diff_ids":null}}"#,
+        ] {
+            assert!(
+                Config::parse(Bytes::copy_from_slice(text.as_bytes()), 1).is_err(),
+                "{text}"
+            );
         }
-        assert!(Config::parse(config_of(&["a", "b"]).to_string().into(), 1).unwrap_err().contains("2 diff-ids"));
+        assert!(
+            Config::parse(config_of(&["a", "b"]).to_string().into(), 1)
+                .unwrap_err()
+                .contains("2 diff-ids")
+        );
     }
 
     #[test]
     fn a_toc_image_names_each_layer() {
         let (config, manifest) = toc_image(&[(digest("layer"), digest("toc"), 9)]).unwrap();
         let document: Value = serde_json::from_slice(&manifest.bytes).unwrap();
-        assert_eq!(document["config"]["digest"], json!(Digest::sha256_of(&config)));
-        let annotation = &document["layers"][0]["annotations"]["containerd.io/snapshot/stargz/layer.digest"];
+        assert_eq!(
+            document["config"]["digest"],
+            json!(Digest::sha256_of(&config))
+        );
+        let annotation =
+            &document["layers"][0]["annotations"]["containerd.io/snapshot/stargz/layer.digest"];
         assert_eq!(*annotation, json!(digest("layer")));
     }
 }

@@ -40,14 +40,18 @@ pub(super) fn assemble(
     let mut twins = HashMap::new();
     for (descriptor, plan) in index.manifests.iter_mut().zip(&plan.children) {
         // A platform that is not converted by itself is not tried again by itself.
-        if let (ChildPlan::Convert, Some(Child::Recorded(child))) = (plan, children.get(&descriptor.digest)) {
+        if let (ChildPlan::Convert, Some(Child::Recorded(child))) =
+            (plan, children.get(&descriptor.digest))
+        {
             record.limits.extend(&child.limits);
         }
         match twin_of(descriptor, plan, children) {
             Ok(twin) => {
                 twins.insert(descriptor.digest.clone(), twin);
                 if is_translated(descriptor, twin) {
-                    record.media_type = media_type::to_oci(&source.media_type).unwrap_or(&source.media_type).to_owned();
+                    record.media_type = media_type::to_oci(&source.media_type)
+                        .unwrap_or(&source.media_type)
+                        .to_owned();
                 }
                 replace(descriptor, twin);
                 record.objects.extend(twin.objects.iter().cloned());
@@ -56,7 +60,10 @@ pub(super) fn assemble(
                     None => record.platforms.extend(twin.platforms.iter().cloned()),
                 }
             }
-            Err(reason) => record.passed_through.push(PassedThrough { digest: descriptor.digest.clone(), reason }),
+            Err(reason) => record.passed_through.push(PassedThrough {
+                digest: descriptor.digest.clone(),
+                reason,
+            }),
         }
     }
     record.limits.sort_unstable();
@@ -71,11 +78,20 @@ pub(super) fn assemble(
     if record.media_type != source.media_type {
         index.media_type = Some(record.media_type.clone());
     }
-    let manifest = Manifest::new(record.media_type.clone(), serde_json::to_vec(&index)?.into());
+    let manifest = Manifest::new(
+        record.media_type.clone(),
+        serde_json::to_vec(&index)?.into(),
+    );
     if manifest.size() > MAX_MANIFEST_BYTES {
-        let mut record = ImageRecord { limits: record.limits, ..unchanged(source) };
+        let mut record = ImageRecord {
+            limits: record.limits,
+            ..unchanged(source)
+        };
         let reason = format!("its twin would be over the limit of {MAX_MANIFEST_BYTES} bytes");
-        record.passed_through.push(PassedThrough { digest: source.digest.clone(), reason });
+        record.passed_through.push(PassedThrough {
+            digest: source.digest.clone(),
+            reason,
+        });
         return Ok((record, Vec::new()));
     }
     record.twin = manifest.digest.clone();
@@ -83,13 +99,17 @@ pub(super) fn assemble(
     let translated = translated(&manifest, &twins);
     record.translated = translated.as_ref().map(Manifest::descriptor);
     let documents: Vec<_> = translated.into_iter().chain([manifest]).collect();
-    record.objects.extend(documents.iter().map(|document| document.digest.clone()));
+    record
+        .objects
+        .extend(documents.iter().map(|document| document.digest.clone()));
     Ok((record, documents))
 }
 
 /// The index in the other family's types, as are the twins it names. None while one of them has no name there.
 fn translated(index: &Manifest, twins: &HashMap<Digest, &ImageRecord>) -> Option<Manifest> {
-    let children = twins.values().map(|child| Some((&child.twin, child.translated.as_ref()?)));
+    let children = twins
+        .values()
+        .map(|child| Some((&child.twin, child.translated.as_ref()?)));
     let children = children.collect::<Option<HashMap<_, _>>>()?;
     translate::index(index, |child| children.get(&child.digest).copied().cloned())
 }
@@ -112,8 +132,14 @@ pub(super) fn unchanged(source: &Manifest) -> ImageRecord {
 
 /// As [`unchanged`], with the reason why it is.
 pub(super) fn passed_through(source: &Manifest, reason: String) -> ImageRecord {
-    let passed_through = vec![PassedThrough { digest: source.digest.clone(), reason }];
-    ImageRecord { passed_through, ..unchanged(source) }
+    let passed_through = vec![PassedThrough {
+        digest: source.digest.clone(),
+        reason,
+    }];
+    ImageRecord {
+        passed_through,
+        ..unchanged(source)
+    }
 }
 
 fn twin_of<'a>(
@@ -128,9 +154,11 @@ fn twin_of<'a>(
     };
     match children.get(&descriptor.digest) {
         Some(Child::Recorded(record)) if record.twin != record.source => Ok(record),
-        Some(Child::Recorded(record)) => {
-            Err(record.passed_through.first().map_or(default_reason, |first| first.reason.as_str()).to_owned())
-        }
+        Some(Child::Recorded(record)) => Err(record
+            .passed_through
+            .first()
+            .map_or(default_reason, |first| first.reason.as_str())
+            .to_owned()),
         Some(Child::Original(reason)) => Err(reason.clone()),
         None => Err(default_reason.to_owned()),
     }
@@ -147,11 +175,21 @@ fn replace(descriptor: &mut Descriptor, twin: &ImageRecord) {
 }
 
 fn follow(descriptor: &mut Descriptor, twins: &HashMap<Digest, &ImageRecord>) {
-    let subject = descriptor.annotations.get(REFERENCE_DIGEST).and_then(Value::as_str);
-    let Some(subject) = subject.and_then(|text| text.parse::<Digest>().ok()) else { return };
+    let subject = descriptor
+        .annotations
+        .get(REFERENCE_DIGEST)
+        .and_then(Value::as_str);
+    let Some(subject) = subject.and_then(|text| text.parse::<Digest>().ok()) else {
+        return;
+    };
     if let Some(twin) = twins.get(&subject) {
-        descriptor.annotations.insert(REFERENCE_DIGEST.to_owned(), Value::from(twin.twin.to_string()));
-        descriptor.annotations.insert(SOURCE_DIGEST.to_owned(), Value::from(subject.to_string()));
+        descriptor.annotations.insert(
+            REFERENCE_DIGEST.to_owned(),
+            Value::from(twin.twin.to_string()),
+        );
+        descriptor
+            .annotations
+            .insert(SOURCE_DIGEST.to_owned(), Value::from(subject.to_string()));
     }
 }
 
@@ -178,7 +216,10 @@ mod tests {
     }
 
     fn in_docker(name: &str) -> Manifest {
-        Manifest::new(media_type::DOCKER_MANIFEST.to_owned(), format!("{name} in Docker's words").into())
+        Manifest::new(
+            media_type::DOCKER_MANIFEST.to_owned(),
+            format!("{name} in Docker's words").into(),
+        )
     }
 
     fn record(name: &str) -> Child {
@@ -197,20 +238,48 @@ mod tests {
     }
 
     fn assembled(manifests: &[Value], children: &[(&str, Child)]) -> (ImageRecord, Option<Value>) {
-        let document = json!({"schemaVersion": 2, "manifests": manifests, "annotations": {"kept": "yes"}});
-        let source = Manifest::new(media_type::OCI_INDEX.to_owned(), document.to_string().into());
-        let wanted = plan::Wanted { platforms: &["linux/amd64".parse().unwrap()], all_platforms: false, renew: false };
-        let Plan::Index(plan) = plan::plan(&source, &wanted) else { panic!("no index") };
-        let children = children.iter().map(|(name, child)| (digest(name), child.clone())).collect();
-        let (record, documents) = assemble(&source, &plan, &children, &Generation("g1".to_owned())).unwrap();
+        let document =
+            json!({"schemaVersion": 2, "manifests": manifests, "annotations": {"kept": "yes"}});
+        let source = Manifest::new(
+            media_type::OCI_INDEX.to_owned(),
+            document.to_string().into(),
+        );
+        let wanted = plan::Wanted {
+            platforms: &["linux/amd64".parse().unwrap()],
+            all_platforms: false,
+            renew: false,
+        };
+        let Plan::Index(plan) = plan::plan(&source, &wanted) else {
+            panic!("no index")
+        };
+        let children = children
+            .iter()
+            .map(|(name, child)| (digest(name), child.clone()))
+            .collect();
+        let (record, documents) =
+            assemble(&source, &plan, &children, &Generation("g1".to_owned())).unwrap();
         assert_eq!(documents.is_empty(), record.twin == record.source);
-        assert!(documents.iter().all(|document| record.objects.contains(&document.digest)));
-        (record, documents.last().map(|twin| serde_json::from_slice(&twin.bytes).unwrap()))
+        assert!(
+            documents
+                .iter()
+                .all(|document| record.objects.contains(&document.digest))
+        );
+        (
+            record,
+            documents
+                .last()
+                .map(|twin| serde_json::from_slice(&twin.bytes).unwrap()),
+        )
     }
 
     #[test]
     fn twins_take_their_place_and_the_rest_stays() {
-        let original = [child("amd", "amd64"), child("ibm", "s390x"), attestation("amd"), attestation("ibm")];
+        let original = [
+            child("amd", "amd64"),
+            child("ibm", "s390x"),
+            attestation("amd"),
+            attestation("ibm"),
+        ];
         let (recorded, index) = assembled(&original, &[("amd", record("amd"))]);
         let index = index.unwrap();
         let first = &index["manifests"][0];
@@ -223,7 +292,10 @@ mod tests {
         assert_eq!(index["annotations"]["kept"], "yes");
         assert_eq!(recorded.platforms, ["linux/amd64".parse().unwrap()]);
         let translated = recorded.translated.unwrap().digest;
-        assert_eq!(recorded.objects, [digest("amd layer"), translated, recorded.twin]);
+        assert_eq!(
+            recorded.objects,
+            [digest("amd layer"), translated, recorded.twin]
+        );
         assert_eq!(recorded.passed_through.len(), 3);
     }
 
@@ -231,39 +303,76 @@ mod tests {
     fn a_list_of_an_image_that_became_oci_is_an_index() {
         let mut docker = child("amd", "amd64");
         docker["mediaType"] = json!(media_type::DOCKER_MANIFEST);
-        let document =
-            json!({"schemaVersion": 2, "mediaType": media_type::DOCKER_MANIFEST_LIST, "manifests": [docker]});
-        let source = Manifest::new(media_type::DOCKER_MANIFEST_LIST.to_owned(), document.to_string().into());
-        let wanted = plan::Wanted { platforms: &[], all_platforms: true, renew: false };
-        let Plan::Index(plan) = plan::plan(&source, &wanted) else { panic!("no index") };
+        let document = json!({"schemaVersion": 2, "mediaType": media_type::DOCKER_MANIFEST_LIST, "manifests": [docker]});
+        let source = Manifest::new(
+            media_type::DOCKER_MANIFEST_LIST.to_owned(),
+            document.to_string().into(),
+        );
+        let wanted = plan::Wanted {
+            platforms: &[],
+            all_platforms: true,
+            renew: false,
+        };
+        let Plan::Index(plan) = plan::plan(&source, &wanted) else {
+            panic!("no index")
+        };
         let children = HashMap::from([(digest("amd"), record("amd"))]);
-        let (record, documents) = assemble(&source, &plan, &children, &Generation("g1".to_owned())).unwrap();
+        let (record, documents) =
+            assemble(&source, &plan, &children, &Generation("g1".to_owned())).unwrap();
         let manifest = documents.last().unwrap();
-        assert_eq!((&*record.media_type, &*manifest.media_type), (media_type::OCI_INDEX, media_type::OCI_INDEX));
+        assert_eq!(
+            (&*record.media_type, &*manifest.media_type),
+            (media_type::OCI_INDEX, media_type::OCI_INDEX)
+        );
         let document: Value = serde_json::from_slice(&manifest.bytes).unwrap();
         assert_eq!(document["mediaType"], media_type::OCI_INDEX);
-        assert_eq!(document["manifests"][0]["mediaType"], media_type::OCI_MANIFEST);
+        assert_eq!(
+            document["manifests"][0]["mediaType"],
+            media_type::OCI_MANIFEST
+        );
     }
 
     #[test]
     fn an_index_is_translated_with_all_its_twins_or_not_at_all() {
         let children = [child("amd", "amd64"), child("ibm", "s390x")];
         let document = json!({"schemaVersion": 2, "manifests": children});
-        let source = Manifest::new(media_type::OCI_INDEX.to_owned(), document.to_string().into());
-        let wanted = plan::Wanted { platforms: &[], all_platforms: true, renew: false };
-        let Plan::Index(plan) = plan::plan(&source, &wanted) else { panic!("no index") };
+        let source = Manifest::new(
+            media_type::OCI_INDEX.to_owned(),
+            document.to_string().into(),
+        );
+        let wanted = plan::Wanted {
+            platforms: &[],
+            all_platforms: true,
+            renew: false,
+        };
+        let Plan::Index(plan) = plan::plan(&source, &wanted) else {
+            panic!("no index")
+        };
         let assembled = |ibm: Child| {
             let children = HashMap::from([(digest("amd"), record("amd")), (digest("ibm"), ibm)]);
             assemble(&source, &plan, &children, &Generation("g1".to_owned())).unwrap()
         };
         let (_, documents) = assembled(Child::Original("odd".to_owned()));
-        let [translated, _twin] = &*documents else { panic!("{documents:?}") };
+        let [translated, _twin] = &*documents else {
+            panic!("{documents:?}")
+        };
         assert_eq!(translated.media_type, media_type::DOCKER_MANIFEST_LIST);
         let list: Value = serde_json::from_slice(&translated.bytes).unwrap();
-        assert_eq!(list["manifests"][0]["digest"], json!(in_docker("amd").digest));
-        assert_eq!(list["manifests"][0]["mediaType"], media_type::DOCKER_MANIFEST);
-        assert_eq!(list["manifests"][1], children[1], "an original keeps its name");
-        let Child::Recorded(mut nameless) = record("ibm") else { unreachable!() };
+        assert_eq!(
+            list["manifests"][0]["digest"],
+            json!(in_docker("amd").digest)
+        );
+        assert_eq!(
+            list["manifests"][0]["mediaType"],
+            media_type::DOCKER_MANIFEST
+        );
+        assert_eq!(
+            list["manifests"][1], children[1],
+            "an original keeps its name"
+        );
+        let Child::Recorded(mut nameless) = record("ibm") else {
+            unreachable!()
+        };
         nameless.translated = None;
         let (record, documents) = assembled(Child::Recorded(nameless));
         assert_eq!((record.translated, documents.len()), (None, 1));
@@ -271,10 +380,16 @@ mod tests {
 
     #[test]
     fn an_attestation_follows_what_it_describes() {
-        let (_, index) = assembled(&[child("amd", "amd64"), attestation("amd")], &[("amd", record("amd"))]);
+        let (_, index) = assembled(
+            &[child("amd", "amd64"), attestation("amd")],
+            &[("amd", record("amd"))],
+        );
         let follower = &index.unwrap()["manifests"][1];
         assert_eq!(follower["digest"], json!(digest("attestation")));
-        assert_eq!(follower["annotations"][REFERENCE_DIGEST], json!(digest("amd twin")));
+        assert_eq!(
+            follower["annotations"][REFERENCE_DIGEST],
+            json!(digest("amd twin"))
+        );
         assert_eq!(follower["annotations"][SOURCE_DIGEST], json!(digest("amd")));
     }
 
@@ -282,7 +397,10 @@ mod tests {
     fn a_platform_someone_pulled_joins() {
         let manifests = [child("amd", "amd64"), child("ibm", "s390x")];
         let (before, _) = assembled(&manifests, &[("amd", record("amd"))]);
-        let (after, _) = assembled(&manifests, &[("amd", record("amd")), ("ibm", record("ibm"))]);
+        let (after, _) = assembled(
+            &manifests,
+            &[("amd", record("amd")), ("ibm", record("ibm"))],
+        );
         assert_ne!(before.twin, after.twin);
         assert_eq!(after.platforms.len(), 2);
         assert_eq!(after.passed_through, []);
@@ -290,7 +408,10 @@ mod tests {
 
     #[test]
     fn nothing_replaced_is_the_source_itself() {
-        let (record, index) = assembled(&[child("amd", "amd64")], &[("amd", Child::Original("odd".to_owned()))]);
+        let (record, index) = assembled(
+            &[child("amd", "amd64")],
+            &[("amd", Child::Original("odd".to_owned()))],
+        );
         assert_eq!(index, None);
         assert_eq!(record.passed_through[0].reason, "odd");
     }

@@ -29,7 +29,10 @@ impl<R: BufRead> Inflate<R> {
     /// Reads the first bytes of `source` to see what it is.
     pub fn new(mut source: R) -> io::Result<Self> {
         let mut magic = Vec::with_capacity(MAGIC_LEN);
-        source.by_ref().take(MAGIC_LEN as u64).read_to_end(&mut magic)?;
+        source
+            .by_ref()
+            .take(MAGIC_LEN as u64)
+            .read_to_end(&mut magic)?;
         let is_gzip = magic.starts_with(&[0x1f, 0x8b]);
         let is_zstd = is_zstd_frame(&magic);
         let source = Cursor::new(magic).chain(source);
@@ -47,7 +50,10 @@ impl<R: BufRead> Inflate<R> {
 
 /// A frame or a skippable frame (RFC 8878, sections 3.1.1 and 3.1.2).
 fn is_zstd_frame(magic: &[u8]) -> bool {
-    matches!(magic, [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18])
+    matches!(
+        magic,
+        [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18]
+    )
 }
 
 impl<R: BufRead> Read for Inflate<R> {
@@ -74,12 +80,16 @@ impl<R: BufRead> Read for Gzip<R> {
             return Ok(0);
         }
         loop {
-            let Self::Member(member) = self else { return Ok(0) };
+            let Self::Member(member) = self else {
+                return Ok(0);
+            };
             let read = member.read(buffer)?;
             if read > 0 {
                 return Ok(read);
             }
-            let Self::Member(member) = std::mem::replace(self, Self::Ended) else { return Ok(0) };
+            let Self::Member(member) = std::mem::replace(self, Self::Ended) else {
+                return Ok(0);
+            };
             let mut rest = member.into_inner();
             if has_next_member(&mut rest)? {
                 *self = Self::Member(Box::new(GzDecoder::new(rest)));
@@ -93,10 +103,16 @@ fn has_next_member<R: BufRead>(rest: &mut R) -> io::Result<bool> {
     let mut padded = false;
     loop {
         let available = rest.fill_buf()?;
-        let Some(&first) = available.first() else { return Ok(false) };
+        let Some(&first) = available.first() else {
+            return Ok(false);
+        };
         if first != 0 {
             let reason = "garbage follows the gzip padding";
-            return if padded { Err(io::Error::new(io::ErrorKind::InvalidData, reason)) } else { Ok(true) };
+            return if padded {
+                Err(io::Error::new(io::ErrorKind::InvalidData, reason))
+            } else {
+                Ok(true)
+            };
         }
         padded = true;
         let zeros = available.iter().take_while(|&&byte| byte == 0).count();

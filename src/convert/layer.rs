@@ -66,15 +66,26 @@ impl Job {
     /// An error is worth another try; what lies in the layer itself is an outcome, known only once all of its bytes were
     /// hashed. `is_contended` says whether others wait for the layer's slot. Cancel safe: a dropped conversion leaves
     /// nothing visible.
-    pub(super) async fn run(self, is_contended: &(dyn Fn() -> bool + Send + Sync)) -> Result<LayerOutcome, Error> {
+    pub(super) async fn run(
+        self,
+        is_contended: &(dyn Fn() -> bool + Send + Sync),
+    ) -> Result<LayerOutcome, Error> {
         self.progress.reset();
         let mut pacer = Pacer::new(self.pace, is_contended);
-        let body = pacer.wait(self.source.blob(&self.repository, &self.digest, None)).await??;
+        let body = pacer
+            .wait(self.source.blob(&self.repository, &self.digest, None))
+            .await??;
         if body.blob_size > self.max_layer_size {
             // The manifest, whose bytes were hashed, says less: one of them lies, and it may be this upstream.
-            return Err(upstream::Error::TooLarge { limit: self.max_layer_size }.into());
+            return Err(upstream::Error::TooLarge {
+                limit: self.max_layer_size,
+            }
+            .into());
         }
-        let mut upload = self.store.upload_layer(&self.generation, &self.digest, body.blob_size).await?;
+        let mut upload = self
+            .store
+            .upload_layer(&self.generation, &self.digest, body.blob_size)
+            .await?;
         match self.convert(body.stream, &mut upload, &mut pacer).await {
             Ok(Made::Blob(written)) => {
                 upload.finish(&to_oci(written.blob_digest)).await?;
@@ -104,7 +115,9 @@ impl Job {
         let (output, prioritized) = (StoreWriter::new(output_sender), self.prioritized.clone());
         let (renew, is_claimed) = (self.renew, self.is_claimed);
         let keeps = move |form: Form| !(is_claimed || renew && form == Form::Estargz);
-        let thread = tokio::task::spawn_blocking(move || make(source, output, &options, &pool, &prioritized, keeps));
+        let thread = tokio::task::spawn_blocking(move || {
+            make(source, output, &options, &pool, &prioritized, keeps)
+        });
         let fetch = self.fetch(body, source_sender, pacer);
         let (fetched, stored) = tokio::join!(fetch, store(output_receiver, upload));
         let made = thread.await.map_err(|_panicked| Error::BrokenOff);
@@ -135,7 +148,12 @@ impl Job {
 
     async fn outcome(&self, written: Written) -> Result<LayerOutcome, Error> {
         let external_toc = match written.external_toc {
-            Some(toc) => Some(self.store.put(media_type::OCI_LAYER_GZIP, toc.into()).await?.digest),
+            Some(toc) => Some(
+                self.store
+                    .put(media_type::OCI_LAYER_GZIP, toc.into())
+                    .await?
+                    .digest,
+            ),
             None => None,
         };
         let compression = match self.options.compression {
@@ -161,7 +179,10 @@ impl Job {
 /// The outcome for a layer that is larger, by its manifest, than is converted.
 pub(super) fn over_size(limit: u64) -> LayerOutcome {
     let reason = format!("over the limit of {limit} bytes");
-    LayerOutcome::PassedThrough { reason, limit: Some(Limit::LayerSize(limit)) }
+    LayerOutcome::PassedThrough {
+        reason,
+        limit: Some(Limit::LayerSize(limit)),
+    }
 }
 
 fn to_oci(digest: estargz::Digest) -> Digest {
@@ -201,7 +222,10 @@ fn make(
     };
     source.drain().map_err(write::Error::Source)?;
     if let Some(footer) = source.footer().filter(|footer| keeps(footer.form())) {
-        return Ok(Made::Unfit(format!("lazily readable already ({:?})", footer.form()), None));
+        return Ok(Made::Unfit(
+            format!("lazily readable already ({:?})", footer.form()),
+            None,
+        ));
     }
     Ok(made)
 }
@@ -209,7 +233,8 @@ fn make(
 /// The configured limit that the layer is over, if that is what is wrong.
 fn outgrown(error: &write::Error, options: &Options) -> Option<Limit> {
     let unpacked = options.limits.max_source_bytes;
-    matches!(error, write::Error::Limit { limit, .. } if *limit == unpacked).then_some(Limit::UnpackedSize(unpacked))
+    matches!(error, write::Error::Limit { limit, .. } if *limit == unpacked)
+        .then_some(Limit::UnpackedSize(unpacked))
 }
 
 fn write_layer(

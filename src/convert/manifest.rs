@@ -23,11 +23,16 @@ use crate::telemetry::log;
 use crate::upstream::Source;
 
 impl Shared {
-    pub(super) async fn pass_through(&self, manifest: &Manifest, reason: String) -> Result<ImageRecord, Error> {
+    pub(super) async fn pass_through(
+        &self,
+        manifest: &Manifest,
+        reason: String,
+    ) -> Result<ImageRecord, Error> {
         tracing::info!(source = %manifest.digest, reason, "image passes through");
         let record = index::passed_through(manifest, reason);
         let (len, read) = (manifest.bytes.len(), manifest.clone());
-        self.keep_stack(off_worker(len, move || profiles::of_itself(&read)).await?).await;
+        self.keep_stack(off_worker(len, move || profiles::of_itself(&read)).await?)
+            .await;
         self.store.put_image(&self.generation, &record).await?;
         Ok(record)
     }
@@ -40,29 +45,51 @@ impl Shared {
         running: &Running,
     ) -> Result<ImageRecord, Error> {
         let started = Instant::now();
-        let _slot = self.layers.image_slots.take(source.name(), 1, SLOT_WITHIN).await?;
+        let _slot = self
+            .layers
+            .image_slots
+            .take(source.name(), 1, SLOT_WITHIN)
+            .await?;
         let planned = self.planned(source.name(), manifest).await?;
         let plan = match planned.plan {
             Plan::Image(plan) => self.with_claims_checked(source, repository, plan).await?,
             Plan::PassThrough(reason) => return self.pass_through(manifest, reason).await,
-            Plan::Index(_) => return self.pass_through(manifest, "an index and no image".to_owned()).await,
+            Plan::Index(_) => {
+                return self
+                    .pass_through(manifest, "an index and no image".to_owned())
+                    .await;
+            }
         };
         if let Some(reason) = plan.unconverted() {
             return self.pass_through(manifest, reason).await;
         }
-        let (text, _config_share) = self.config_bytes(source, repository, &plan.manifest.config).await?;
+        let (text, _config_share) = self
+            .config_bytes(source, repository, &plan.manifest.config)
+            .await?;
         let (config, config_weight) = match self.read_config(text, plan.layers.len()).await? {
             Ok(config) => config,
             Err(reason) => return self.pass_through(manifest, reason).await,
         };
         let layers = to_convert(&plan);
-        running.layers(&layers.iter().map(|layer| (layer.digest.clone(), layer.size)).collect::<Vec<_>>());
+        running.layers(
+            &layers
+                .iter()
+                .map(|layer| (layer.digest.clone(), layer.size))
+                .collect::<Vec<_>>(),
+        );
         // No more of them than have slots: those of an image that fails are waited for by nobody.
-        let outcomes = stream::iter(layers).map(|layer| async move { self.layer(source, repository, &layer).await });
+        let outcomes = stream::iter(layers)
+            .map(|layer| async move { self.layer(source, repository, &layer).await });
         let outcomes = outcomes.buffer_unordered(self.config.layers_at_once.get());
         let outcomes: HashMap<_, _> = outcomes.try_collect().await?;
-        let Descriptor { media_type: config_type, digest: config_digest, .. } = plan.manifest.config.clone();
-        let assembled = self.assembled(manifest, plan, (config, config_weight), outcomes).await?;
+        let Descriptor {
+            media_type: config_type,
+            digest: config_digest,
+            ..
+        } = plan.manifest.config.clone();
+        let assembled = self
+            .assembled(manifest, plan, (config, config_weight), outcomes)
+            .await?;
         for PassedThrough { digest, reason } in &assembled.passed_through {
             tracing::info!(source = %manifest.digest, %digest, reason, "layer stays as it is");
         }
@@ -70,19 +97,35 @@ impl Shared {
         (record.passed_through, record.limits) = (assembled.passed_through, assembled.limits);
         if let Some(twin) = assembled.twin {
             let is_verified = record.passed_through.is_empty();
-            let layers = twin.image.layers.iter().map(|layer| layer.digest.clone()).collect();
-            let stack = profiles::record(&manifest.digest, is_verified.then_some(&config_digest), layers);
+            let layers = twin
+                .image
+                .layers
+                .iter()
+                .map(|layer| layer.digest.clone())
+                .collect();
+            let stack = profiles::record(
+                &manifest.digest,
+                is_verified.then_some(&config_digest),
+                layers,
+            );
             self.keep_stack(Some(stack)).await;
             record.objects = twin.objects;
             if let Some(config) = twin.config {
                 let config = self.store.put(&config_type, config).await?;
                 record.objects.push(config.digest);
             }
-            let Descriptor { media_type, digest, size, .. } = twin.manifest.descriptor();
+            let Descriptor {
+                media_type,
+                digest,
+                size,
+                ..
+            } = twin.manifest.descriptor();
             (record.media_type, record.twin, record.size) = (media_type, digest, size);
             record.translated = twin.translated.as_ref().map(Manifest::descriptor);
             let documents: Vec<_> = twin.translated.into_iter().chain([twin.manifest]).collect();
-            record.objects.extend(documents.iter().map(|document| document.digest.clone()));
+            record
+                .objects
+                .extend(documents.iter().map(|document| document.digest.clone()));
             self.put_documents(documents).await?;
             record.objects.sort_unstable();
             record.objects.dedup();
@@ -96,7 +139,11 @@ impl Shared {
     }
 
     /// The configuration of an image of `layers` layers with the weight of its tree, or the reason why it is none.
-    async fn read_config(&self, text: Bytes, layers: usize) -> Result<Result<(image::Config, u64), String>, Error> {
+    async fn read_config(
+        &self,
+        text: Bytes,
+        layers: usize,
+    ) -> Result<Result<(image::Config, u64), String>, Error> {
         let weight = match documents::weigh(&text).await? {
             Ok(weight) => weight,
             Err(reason) => return Ok(Err(format!("its configuration: {reason}"))),
@@ -117,7 +164,16 @@ impl Shared {
         let _weight = self.documents.tree(weight).await?;
         let (manifest, generation) = (manifest.clone(), self.generation.clone());
         let keeps_source = self.config.layout == Layout::SourceFirst;
-        let assemble = move || image::assemble(&manifest, &plan, &config, &outcomes, &generation, keeps_source);
+        let assemble = move || {
+            image::assemble(
+                &manifest,
+                &plan,
+                &config,
+                &outcomes,
+                &generation,
+                keeps_source,
+            )
+        };
         // Documents of a few KiB are worked on here and now.
         Ok(off_worker(usize::try_from(weight).unwrap_or(usize::MAX) / 16, assemble).await??)
     }
@@ -153,8 +209,12 @@ impl Shared {
 /// The layers to convert, each once.
 fn to_convert(plan: &ImagePlan) -> Vec<Descriptor> {
     let layers = plan.manifest.layers.iter().zip(&plan.layers);
-    let wanted =
-        layers.filter(|(_, plan)| matches!(plan, LayerPlan::Convert | LayerPlan::Renew)).map(|(layer, _)| layer);
+    let wanted = layers
+        .filter(|(_, plan)| matches!(plan, LayerPlan::Convert | LayerPlan::Renew))
+        .map(|(layer, _)| layer);
     let mut seen = HashSet::new();
-    wanted.filter(|layer| seen.insert(&layer.digest)).cloned().collect()
+    wanted
+        .filter(|layer| seen.insert(&layer.digest))
+        .cloned()
+        .collect()
 }

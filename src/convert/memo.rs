@@ -79,7 +79,10 @@ pub(super) type Attempts = Arc<Mutex<HashMap<Digest, Arc<Attempt>>>>;
 
 /// Fetches that were given up as too slow a while ago, with the rate that was asked for.
 pub(super) fn slow_fetches() -> Cache<Wanted, u64> {
-    Cache::builder().max_capacity(SLOW_FETCHES).time_to_live(SLOW_FOR).build()
+    Cache::builder()
+        .max_capacity(SLOW_FETCHES)
+        .time_to_live(SLOW_FOR)
+        .build()
 }
 
 impl Layers {
@@ -96,7 +99,10 @@ impl Layers {
         if layer.size > self.max_layer_size {
             return Ok(layer::over_size(self.max_layer_size));
         }
-        let origin = Origin { upstream: source.name().to_owned(), repository: repository.clone() };
+        let origin = Origin {
+            upstream: source.name().to_owned(),
+            repository: repository.clone(),
+        };
         let own = (layer.digest.clone(), Some(origin.clone()));
         if let Some(rate) = self.slow.get(&own) {
             return Err(Arc::new(Error::Slow { rate }));
@@ -106,9 +112,14 @@ impl Layers {
         }
         let landed = self.flight.join(own, || {
             let (this, source, layer) = (Arc::clone(self), source.clone(), layer.clone());
-            async move { this.attempt(&source, &origin, &layer, Arc::default(), false).await }
+            async move {
+                this.attempt(&source, &origin, &layer, Arc::default(), false)
+                    .await
+            }
         });
-        landed.await.unwrap_or_else(|| Err(Arc::new(Error::BrokenOff)))
+        landed
+            .await
+            .unwrap_or_else(|| Err(Arc::new(Error::BrokenOff)))
     }
 
     /// The outcome of the attempt that is shared; `None` when another place does not make it.
@@ -119,9 +130,17 @@ impl Layers {
         layer: &Descriptor,
     ) -> Result<Option<LayerOutcome>, Arc<Error>> {
         let landed = self.flight.join((layer.digest.clone(), None), || {
-            let (this, source, layer, origin) = (Arc::clone(self), source.clone(), layer.clone(), origin.clone());
+            let (this, source, layer, origin) = (
+                Arc::clone(self),
+                source.clone(),
+                layer.clone(),
+                origin.clone(),
+            );
             let progress = self.board.layer(&layer.digest);
-            let attempt = Arc::new(Attempt { origin: origin.clone(), progress: Arc::clone(&progress) });
+            let attempt = Arc::new(Attempt {
+                origin: origin.clone(),
+                progress: Arc::clone(&progress),
+            });
             self.attempts().insert(layer.digest.clone(), attempt);
             async move {
                 let landed = this.attempt(&source, &origin, &layer, progress, true).await;
@@ -130,9 +149,16 @@ impl Layers {
             }
         });
         // One that has ended by now has its outcome.
-        let theirs = self.attempts().get(&layer.digest).filter(|attempt| attempt.origin != *origin).cloned();
+        let theirs = self
+            .attempts()
+            .get(&layer.digest)
+            .filter(|attempt| attempt.origin != *origin)
+            .cloned();
         let Some(theirs) = theirs else {
-            return landed.await.unwrap_or_else(|| Err(Arc::new(Error::BrokenOff))).map(Some);
+            return landed
+                .await
+                .unwrap_or_else(|| Err(Arc::new(Error::BrokenOff)))
+                .map(Some);
         };
         tokio::select! {
             landed = landed => Ok(landed.and_then(Result::ok)),
@@ -161,11 +187,14 @@ impl Layers {
         progress: Arc<LayerProgress>,
         is_shared: bool,
     ) -> Landed {
-        let converted = self.converted(source, &origin.repository, layer, &progress, is_shared).await;
+        let converted = self
+            .converted(source, &origin.repository, layer, &progress, is_shared)
+            .await;
         if let Err(error) = &converted {
             count("failed");
             if let Error::Slow { rate } = error {
-                self.slow.insert((layer.digest.clone(), Some(origin.clone())), *rate);
+                self.slow
+                    .insert((layer.digest.clone(), Some(origin.clone())), *rate);
             }
             if error.is_slow() {
                 self.slow_down(&origin.upstream);
@@ -195,10 +224,17 @@ impl Layers {
             }
             // The slot comes first: a lease that waits for a slot would keep idle replicas from the work.
             let slot = self.slots.take(source.name(), 1, SLOT_WITHIN).await?;
-            let lease =
-                self.store.lease_while(&lease_name, moving(progress, self.pace, self.store.config().lease_ttl)).await?;
+            let lease = self
+                .store
+                .lease_while(
+                    &lease_name,
+                    moving(progress, self.pace, self.store.config().lease_ttl),
+                )
+                .await?;
             if lease.is_some() || !is_shared {
-                let outcome = self.convert_alone(source, repository, layer, progress).await;
+                let outcome = self
+                    .convert_alone(source, repository, layer, progress)
+                    .await;
                 if let Some(lease) = lease {
                     lease.release().await;
                 }
@@ -216,7 +252,12 @@ impl Layers {
     /// The layer's record, unless a limit has been raised since.
     async fn recorded(&self, digest: &Digest) -> Result<Option<LayerRecord>, Error> {
         let record = self.store.layer(&self.generation, digest).await?;
-        Ok(record.filter(|record| !record.outcome.limit().is_some_and(|limit| self.is_raised(limit))))
+        Ok(record.filter(|record| {
+            !record
+                .outcome
+                .limit()
+                .is_some_and(|limit| self.is_raised(limit))
+        }))
     }
 
     /// Whether a limit is higher here than the one that was met.
@@ -257,10 +298,15 @@ impl Layers {
             progress: Arc::clone(progress),
         };
         let upstream = source.name();
-        let is_contended =
-            || self.slots.is_wanted_by_another(upstream) || self.image_slots.is_wanted_by_another(upstream);
+        let is_contended = || {
+            self.slots.is_wanted_by_another(upstream)
+                || self.image_slots.is_wanted_by_another(upstream)
+        };
         let outcome = job.run(&is_contended).await?;
-        let record = LayerRecord { source: digest.clone(), outcome };
+        let record = LayerRecord {
+            source: digest.clone(),
+            outcome,
+        };
         self.store.put_layer(&self.generation, &record).await?;
         tell(&record, started.elapsed());
         Ok(record.outcome)
@@ -274,7 +320,11 @@ impl Attempt {
     /// least rate is enough.
     async fn stalls(&self, pace: Pace, origin: &Origin) {
         let is_same_upstream = self.origin.upstream == origin.upstream;
-        let least = if is_same_upstream { pace.least_in_window() } else { pace.contended_in_window() };
+        let least = if is_same_upstream {
+            pace.least_in_window()
+        } else {
+            pace.contended_in_window()
+        };
         let mut before = self.progress.done();
         loop {
             tokio::time::sleep(pace.window).await;
@@ -290,9 +340,16 @@ impl Attempt {
 }
 
 /// Whether a layer's bytes moved since this was last asked, every third of `ttl`: else its lease is not renewed.
-fn moving(progress: &Arc<LayerProgress>, pace: Pace, ttl: Duration) -> impl FnMut() -> bool + Send + 'static {
+fn moving(
+    progress: &Arc<LayerProgress>,
+    pace: Pace,
+    ttl: Duration,
+) -> impl FnMut() -> bool + Send + 'static {
     let progress = Arc::clone(progress);
-    let renewal = Pace { window: ttl / 3, ..pace };
+    let renewal = Pace {
+        window: ttl / 3,
+        ..pace
+    };
     let mut before = 0;
     move || {
         let now = progress.done();
@@ -320,11 +377,17 @@ fn tell(record: &LayerRecord, took: Duration) {
 }
 
 fn count(outcome: &'static str) {
-    metrics().layers.get_or_create(&[("outcome", outcome)]).inc();
+    metrics()
+        .layers
+        .get_or_create(&[("outcome", outcome)])
+        .inc();
 }
 
 /// The failure of one layer, as the failure of its image.
 pub(super) fn of_image(digest: &Digest, error: Arc<Error>) -> Error {
     tracing::debug!(%digest, error = log::chain(error.as_ref()), "layer failed");
-    Error::Layer { digest: digest.clone(), source: error }
+    Error::Layer {
+        digest: digest.clone(),
+        source: error,
+    }
 }

@@ -41,12 +41,19 @@ impl Pace {
     /// With the least rate measured over `slow_after`.
     pub(super) fn new(least_rate: u64, slow_after: Duration, within: Duration) -> Self {
         let window = (slow_after / PATIENT_WINDOWS).max(Duration::from_millis(1));
-        Self { least_rate, window, within }
+        Self {
+            least_rate,
+            window,
+            within,
+        }
     }
 
     /// The same for a document.
     pub(super) fn of_document(self) -> Self {
-        Self { within: self.within.min(DOCUMENT_WITHIN), ..self }
+        Self {
+            within: self.within.min(DOCUMENT_WITHIN),
+            ..self
+        }
     }
 
     /// Bytes that a body gives in a window at the least rate.
@@ -64,7 +71,14 @@ impl Pace {
 impl<'a> Pacer<'a> {
     pub(super) fn new(pace: Pace, is_contended: &'a (dyn Fn() -> bool + Send + Sync)) -> Self {
         let (waited, waited_in_window) = (Duration::ZERO, Duration::ZERO);
-        Self { pace, is_contended, waited, waited_in_window, bytes_in_window: 0, slow_windows: 0 }
+        Self {
+            pace,
+            is_contended,
+            waited,
+            waited_in_window,
+            bytes_in_window: 0,
+            slow_windows: 0,
+        }
     }
 
     /// Waits for what the upstream gives next.
@@ -77,7 +91,11 @@ impl<'a> Pacer<'a> {
             self.check()?;
             let left = self.pace.window.saturating_sub(self.waited_in_window);
             let started = Instant::now();
-            let came = timeout(left.min(self.pace.within.saturating_sub(self.waited)), &mut next).await;
+            let came = timeout(
+                left.min(self.pace.within.saturating_sub(self.waited)),
+                &mut next,
+            )
+            .await;
             let waited = started.elapsed();
             self.waited += waited;
             self.waited_in_window += waited;
@@ -94,7 +112,9 @@ impl<'a> Pacer<'a> {
 
     fn check(&mut self) -> Result<(), Error> {
         if self.waited >= self.pace.within {
-            return Err(Error::Overdue { within: self.pace.within });
+            return Err(Error::Overdue {
+                within: self.pace.within,
+            });
         }
         if self.waited_in_window < self.pace.window {
             return Ok(());
@@ -108,7 +128,9 @@ impl<'a> Pacer<'a> {
             return Err(Error::Slow { rate });
         }
         if bytes < self.pace.contended_in_window() && (self.is_contended)() {
-            return Err(Error::Slow { rate: rate.saturating_mul(CONTENDED) });
+            return Err(Error::Slow {
+                rate: rate.saturating_mul(CONTENDED),
+            });
         }
         Ok(())
     }
@@ -140,10 +162,16 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_at_the_least_rate_goes_on_to_its_deadline() {
-        let pace = Pace { within: Duration::from_millis(300), ..pace() };
+        let pace = Pace {
+            within: Duration::from_millis(300),
+            ..pace()
+        };
         let mut pacer = Pacer::new(pace, &|| false);
         let overdue = loop {
-            match pacer.wait(tokio::time::sleep(Duration::from_millis(5))).await {
+            match pacer
+                .wait(tokio::time::sleep(Duration::from_millis(5)))
+                .await
+            {
                 Ok(()) => pacer.came(1000),
                 Err(error) => break error,
             }

@@ -34,7 +34,14 @@ pub(super) struct SourceReader {
 
 impl SourceReader {
     pub(super) fn new(pieces: mpsc::Receiver<Piece>, progress: Arc<LayerProgress>) -> Self {
-        Self { pieces, current: Bytes::new(), ended: false, tail: Vec::new(), length: 0, progress }
+        Self {
+            pieces,
+            current: Bytes::new(),
+            ended: false,
+            tail: Vec::new(),
+            length: 0,
+            progress,
+        }
     }
 
     /// Reads to the end, so that the digest is checked whatever became of the content.
@@ -72,7 +79,12 @@ impl BufRead for SourceReader {
                     self.keep_tail();
                 }
                 Some(Piece::End) => self.ended = true,
-                None => return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the layer broke off")),
+                None => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::ConnectionAborted,
+                        "the layer broke off",
+                    ));
+                }
             }
         }
         Ok(&self.current)
@@ -102,7 +114,10 @@ pub(super) struct StoreWriter {
 
 impl StoreWriter {
     pub(super) fn new(pieces: mpsc::Sender<Bytes>) -> Self {
-        Self { pieces, gathered: BytesMut::with_capacity(OUTPUT_PIECE) }
+        Self {
+            pieces,
+            gathered: BytesMut::with_capacity(OUTPUT_PIECE),
+        }
     }
 }
 
@@ -120,7 +135,8 @@ impl Write for StoreWriter {
         if self.gathered.is_empty() {
             return Ok(());
         }
-        let piece = std::mem::replace(&mut self.gathered, BytesMut::with_capacity(OUTPUT_PIECE)).freeze();
+        let piece =
+            std::mem::replace(&mut self.gathered, BytesMut::with_capacity(OUTPUT_PIECE)).freeze();
         self.pieces
             .blocking_send(piece)
             .map_err(|_closed| io::Error::new(io::ErrorKind::BrokenPipe, "the store takes no more"))
@@ -143,7 +159,14 @@ mod tests {
     fn an_end_is_told_from_a_break() {
         let bytes = || Piece::Bytes(Bytes::from_static(b"abc"));
         let mut text = String::new();
-        reader(vec![bytes(), Piece::Bytes(Bytes::new()), bytes(), Piece::End]).read_to_string(&mut text).unwrap();
+        reader(vec![
+            bytes(),
+            Piece::Bytes(Bytes::new()),
+            bytes(),
+            Piece::End,
+        ])
+        .read_to_string(&mut text)
+        .unwrap();
         assert_eq!(text, "abcabc");
         assert!(reader(vec![bytes()]).read_to_string(&mut text).is_err());
     }
@@ -152,11 +175,15 @@ mod tests {
     fn the_tail_is_kept_across_pieces() {
         let layer: Vec<u8> = (0..200).collect();
         for size in [1, 7, 127, 128, 130, 200] {
-            let mut pieces: Vec<_> =
-                layer.chunks(size).map(|piece| Piece::Bytes(Bytes::copy_from_slice(piece))).collect();
+            let mut pieces: Vec<_> = layer
+                .chunks(size)
+                .map(|piece| Piece::Bytes(Bytes::copy_from_slice(piece)))
+                .collect();
             pieces.push(Piece::End);
             let (sender, receiver) = mpsc::channel(pieces.len());
-            pieces.into_iter().for_each(|piece| sender.try_send(piece).unwrap());
+            pieces
+                .into_iter()
+                .for_each(|piece| sender.try_send(piece).unwrap());
             let mut reader = SourceReader::new(receiver, Arc::default());
             reader.drain().unwrap();
             assert_eq!(reader.tail, &layer[200 - TAIL_LEN..], "pieces of {size}");

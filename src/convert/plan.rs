@@ -67,9 +67,14 @@ impl IndexPlan {
     pub(super) fn to_convert(&self, depth: usize) -> Vec<Digest> {
         let children = self.index.manifests.iter().zip(&self.children);
         let children = children.filter(|(child, _)| depth < MAX_NESTED || !is_index(child));
-        let wanted = children.filter(|(_, plan)| **plan == ChildPlan::Convert).map(|(child, _)| &child.digest);
+        let wanted = children
+            .filter(|(_, plan)| **plan == ChildPlan::Convert)
+            .map(|(child, _)| &child.digest);
         let mut seen = HashSet::new();
-        wanted.filter(|digest| seen.insert(*digest)).cloned().collect()
+        wanted
+            .filter(|digest| seen.insert(*digest))
+            .cloned()
+            .collect()
     }
 }
 
@@ -111,7 +116,10 @@ pub(super) fn plan(manifest: &Manifest, wanted: &Wanted<'_>) -> Plan {
     let planned = match media_type::manifest_kind(&manifest.media_type) {
         Some(ManifestKind::Image) => plan_image(manifest, wanted),
         Some(ManifestKind::Index) => plan_index(manifest, wanted),
-        None => Err(format!("manifests of the type {} are not converted", told(&manifest.media_type))),
+        None => Err(format!(
+            "manifests of the type {} are not converted",
+            told(&manifest.media_type)
+        )),
     };
     planned.unwrap_or_else(Plan::PassThrough)
 }
@@ -119,16 +127,38 @@ pub(super) fn plan(manifest: &Manifest, wanted: &Wanted<'_>) -> Plan {
 fn plan_image(manifest: &Manifest, wanted: &Wanted<'_>) -> Result<Plan, String> {
     let image: ImageManifest = serde_json::from_slice(&manifest.bytes)
         .map_err(|error| format!("the manifest is not readable: {}", told(&error.to_string())))?;
-    check_kind(manifest, image.schema_version, image.media_type.as_deref(), &image.rest, "manifests")?;
+    check_kind(
+        manifest,
+        image.schema_version,
+        image.media_type.as_deref(),
+        &image.rest,
+        "manifests",
+    )?;
     let config_type = image.config.media_type.as_str();
-    if !matches!(config_type, media_type::DOCKER_CONFIG | media_type::OCI_CONFIG) {
-        return Err(format!("an artifact: its configuration is of the type {}", told(config_type)));
+    if !matches!(
+        config_type,
+        media_type::DOCKER_CONFIG | media_type::OCI_CONFIG
+    ) {
+        return Err(format!(
+            "an artifact: its configuration is of the type {}",
+            told(config_type)
+        ));
     }
     if image.layers.len() > MAX_LAYERS {
-        return Err(format!("it has {} layers, more than {MAX_LAYERS}", image.layers.len()));
+        return Err(format!(
+            "it has {} layers, more than {MAX_LAYERS}",
+            image.layers.len()
+        ));
     }
-    let layers: Vec<_> = image.layers.iter().map(|layer| plan_layer(layer, wanted)).collect();
-    let plan = ImagePlan { manifest: image, layers };
+    let layers: Vec<_> = image
+        .layers
+        .iter()
+        .map(|layer| plan_layer(layer, wanted))
+        .collect();
+    let plan = ImagePlan {
+        manifest: image,
+        layers,
+    };
     match plan.unconverted() {
         None => Ok(Plan::Image(Box::new(plan))),
         Some(reason) => Err(reason),
@@ -139,10 +169,16 @@ impl ImagePlan {
     /// Why no layer is converted, if that is so.
     pub(super) fn unconverted(&self) -> Option<String> {
         match self.layers.first() {
-            _ if self.layers.iter().any(|layer| !matches!(layer, LayerPlan::PassThrough(_))) => None,
-            Some(LayerPlan::PassThrough(reason)) => {
-                Some(format!("no layer is converted, the first because it is {reason}"))
+            _ if self
+                .layers
+                .iter()
+                .any(|layer| !matches!(layer, LayerPlan::PassThrough(_))) =>
+            {
+                None
             }
+            Some(LayerPlan::PassThrough(reason)) => Some(format!(
+                "no layer is converted, the first because it is {reason}"
+            )),
             _ => Some("an image without layers".to_owned()),
         }
     }
@@ -153,7 +189,10 @@ fn plan_layer(layer: &Descriptor, wanted: &Wanted<'_>) -> LayerPlan {
     let has = |key: &str| layer.annotations.contains_key(key);
     let reason = if media_type.ends_with("+encrypted") {
         "encrypted".to_owned()
-    } else if !layer.urls.is_empty() || media_type.contains("foreign") || media_type.contains("nondistributable") {
+    } else if !layer.urls.is_empty()
+        || media_type.contains("foreign")
+        || media_type.contains("nondistributable")
+    {
         "foreign".to_owned()
     } else if !media_type::is_convertible_layer(media_type) {
         format!("of the type {}", told(media_type))
@@ -170,15 +209,37 @@ fn plan_layer(layer: &Descriptor, wanted: &Wanted<'_>) -> LayerPlan {
 fn plan_index(manifest: &Manifest, wanted: &Wanted<'_>) -> Result<Plan, String> {
     let index: Index = serde_json::from_slice(&manifest.bytes)
         .map_err(|error| format!("the index is not readable: {}", told(&error.to_string())))?;
-    check_kind(manifest, index.schema_version, index.media_type.as_deref(), &index.rest, "layers")?;
+    check_kind(
+        manifest,
+        index.schema_version,
+        index.media_type.as_deref(),
+        &index.rest,
+        "layers",
+    )?;
     if index.manifests.len() > MAX_CHILDREN {
-        return Err(format!("it has {} children, more than {MAX_CHILDREN}", index.manifests.len()));
+        return Err(format!(
+            "it has {} children, more than {MAX_CHILDREN}",
+            index.manifests.len()
+        ));
     }
-    let mut children: Vec<_> = index.manifests.iter().map(|child| plan_child(child, wanted)).collect();
-    for child in children.iter_mut().filter(|child| **child == ChildPlan::Convert).skip(MAX_CONVERTED) {
-        *child = ChildPlan::IfPulled(format!("one of more than {MAX_CONVERTED}, and nobody has pulled it"));
+    let mut children: Vec<_> = index
+        .manifests
+        .iter()
+        .map(|child| plan_child(child, wanted))
+        .collect();
+    for child in children
+        .iter_mut()
+        .filter(|child| **child == ChildPlan::Convert)
+        .skip(MAX_CONVERTED)
+    {
+        *child = ChildPlan::IfPulled(format!(
+            "one of more than {MAX_CONVERTED}, and nobody has pulled it"
+        ));
     }
-    if children.iter().all(|child| matches!(child, ChildPlan::Leave(_))) {
+    if children
+        .iter()
+        .all(|child| matches!(child, ChildPlan::Leave(_)))
+    {
         return Err("an index of no image manifests".to_owned());
     }
     Ok(Plan::Index(IndexPlan { index, children }))
@@ -188,13 +249,22 @@ fn plan_child(child: &Descriptor, wanted: &Wanted<'_>) -> ChildPlan {
     if media_type::manifest_kind(&child.media_type).is_none() {
         return ChildPlan::Leave(format!("of the type {}", told(&child.media_type)));
     }
-    if child.annotations.get(REFERENCE_TYPE).and_then(Value::as_str) == Some(ATTESTATION) {
+    if child
+        .annotations
+        .get(REFERENCE_TYPE)
+        .and_then(Value::as_str)
+        == Some(ATTESTATION)
+    {
         return ChildPlan::Leave("an attestation".to_owned());
     }
     if child.rest.contains_key("artifactType") {
         return ChildPlan::Leave("an artifact".to_owned());
     }
-    let Some(platform) = child.platform.as_ref().map(|platform| platform.to_platform()) else {
+    let Some(platform) = child
+        .platform
+        .as_ref()
+        .map(|platform| platform.to_platform())
+    else {
         // The children of an index say what they are for.
         return if wanted.all_platforms || is_index(child) {
             ChildPlan::Convert
@@ -204,10 +274,18 @@ fn plan_child(child: &Descriptor, wanted: &Wanted<'_>) -> ChildPlan {
     };
     if platform.os == "unknown" {
         ChildPlan::Leave("for no platform".to_owned())
-    } else if wanted.all_platforms || wanted.platforms.iter().any(|wanted| wanted.matches(&platform)) {
+    } else if wanted.all_platforms
+        || wanted
+            .platforms
+            .iter()
+            .any(|wanted| wanted.matches(&platform))
+    {
         ChildPlan::Convert
     } else {
-        ChildPlan::IfPulled(format!("for {}, which nobody has pulled", told(&platform.to_string())))
+        ChildPlan::IfPulled(format!(
+            "for {}, which nobody has pulled",
+            told(&platform.to_string())
+        ))
     }
 }
 
@@ -223,12 +301,19 @@ fn check_kind(
         return Err(format!("its schemaVersion is {schema_version}"));
     }
     if let Some(inner) = inner_type.filter(|inner| *inner != manifest.media_type) {
-        return Err(format!("it was served as {} and calls itself {}", told(&manifest.media_type), told(inner)));
+        return Err(format!(
+            "it was served as {} and calls itself {}",
+            told(&manifest.media_type),
+            told(inner)
+        ));
     }
     if rest.contains_key(foreign_key) || rest.contains_key("fsLayers") {
         return Err("it can be read as more than one kind of manifest".to_owned());
     }
-    if rest.get("annotations").is_some_and(|annotations| !annotations.is_object()) {
+    if rest
+        .get("annotations")
+        .is_some_and(|annotations| !annotations.is_object())
+    {
         return Err("its annotations are no object".to_owned());
     }
     Ok(())
@@ -242,8 +327,18 @@ mod tests {
 
     fn planned(media_type: &str, document: &Value) -> Plan {
         let manifest = Manifest::new(media_type.to_owned(), document.to_string().into());
-        let platforms = ["linux/amd64".parse().unwrap(), "linux/arm64".parse().unwrap()];
-        plan(&manifest, &Wanted { platforms: &platforms, all_platforms: false, renew: false })
+        let platforms = [
+            "linux/amd64".parse().unwrap(),
+            "linux/arm64".parse().unwrap(),
+        ];
+        plan(
+            &manifest,
+            &Wanted {
+                platforms: &platforms,
+                all_platforms: false,
+                renew: false,
+            },
+        )
     }
 
     fn descriptor(media_type: &str) -> Value {
@@ -256,7 +351,11 @@ mod tests {
     }
 
     fn layer_plans(layers: &[Value]) -> Vec<LayerPlan> {
-        let with_one_more: Vec<_> = layers.iter().cloned().chain([descriptor(media_type::OCI_LAYER)]).collect();
+        let with_one_more: Vec<_> = layers
+            .iter()
+            .cloned()
+            .chain([descriptor(media_type::OCI_LAYER)])
+            .collect();
         match planned(media_type::OCI_MANIFEST, &image(&with_one_more)) {
             Plan::Image(mut image) => {
                 image.layers.pop();
@@ -283,7 +382,10 @@ mod tests {
             media_type::OCI_LAYER_GZIP,
             media_type::OCI_LAYER_ZSTD,
         ];
-        assert_eq!(layer_plans(&types.map(descriptor)), types.map(|_| LayerPlan::Convert));
+        assert_eq!(
+            layer_plans(&types.map(descriptor)),
+            types.map(|_| LayerPlan::Convert)
+        );
     }
 
     #[test]
@@ -295,12 +397,24 @@ mod tests {
         };
         let odd = [
             (descriptor(media_type::DOCKER_LAYER_FOREIGN), "foreign"),
-            (with("urls", json!(["https://example.com/layer"])), "foreign"),
-            (descriptor("application/vnd.oci.image.layer.v1.tar+gzip+encrypted"), "encrypted"),
-            (descriptor("application/x-thing"), "of the type application/x-thing"),
+            (
+                with("urls", json!(["https://example.com/layer"])),
+                "foreign",
+            ),
+            (
+                descriptor("application/vnd.oci.image.layer.v1.tar+gzip+encrypted"),
+                "encrypted",
+            ),
+            (
+                descriptor("application/x-thing"),
+                "of the type application/x-thing",
+            ),
         ];
         for (layer, reason) in odd {
-            assert_eq!(layer_plans(&[layer]), [LayerPlan::PassThrough(reason.to_owned())]);
+            assert_eq!(
+                layer_plans(&[layer]),
+                [LayerPlan::PassThrough(reason.to_owned())]
+            );
         }
         for (key, reason) in [
             (TOC_DIGEST, "eStargz already"),
@@ -308,7 +422,11 @@ mod tests {
             (OLDER_ZSTD_CHECKSUM, "zstd:chunked already"),
         ] {
             let layer = with("annotations", json!({key: "x"}));
-            assert_eq!(layer_plans(&[layer]), [LayerPlan::Claimed(reason.to_owned())], "{key}");
+            assert_eq!(
+                layer_plans(&[layer]),
+                [LayerPlan::Claimed(reason.to_owned())],
+                "{key}"
+            );
         }
     }
 
@@ -342,7 +460,9 @@ mod tests {
         let document = json!({"schemaVersion": 2, "manifests": [
             child("linux", "amd64"), child("linux", "arm64"), child("linux", "s390x"), attestation,
             child("unknown", "unknown"), descriptor(media_type::OCI_INDEX), descriptor(media_type::OCI_MANIFEST)]});
-        let Plan::Index(index) = planned(media_type::OCI_INDEX, &document) else { panic!("no index") };
+        let Plan::Index(index) = planned(media_type::OCI_INDEX, &document) else {
+            panic!("no index")
+        };
         assert!(matches!(
             index.children.as_slice(),
             [
@@ -371,16 +491,24 @@ mod tests {
             json!({"schemaVersion": 2, "manifests": (0..children).map(child).collect::<Vec<_>>()})
         };
         assert!(reason(media_type::OCI_INDEX, &index(MAX_CHILDREN + 1)).contains("1025 children"));
-        let Plan::Index(plan) = planned(media_type::OCI_INDEX, &index(MAX_CHILDREN)) else { panic!("no index") };
+        let Plan::Index(plan) = planned(media_type::OCI_INDEX, &index(MAX_CHILDREN)) else {
+            panic!("no index")
+        };
         assert_eq!(plan.to_convert(0).len(), MAX_CONVERTED);
         assert!(matches!(plan.children.last(), Some(ChildPlan::IfPulled(_))));
     }
 
     #[test]
     fn indexes_are_converted_to_a_bounded_depth() {
-        let document = json!({"schemaVersion": 2, "manifests": [descriptor(media_type::OCI_INDEX)]});
-        let Plan::Index(plan) = planned(media_type::OCI_INDEX, &document) else { panic!("no index") };
-        assert_eq!([0, MAX_NESTED - 1, MAX_NESTED].map(|depth| plan.to_convert(depth).len()), [1, 1, 0]);
+        let document =
+            json!({"schemaVersion": 2, "manifests": [descriptor(media_type::OCI_INDEX)]});
+        let Plan::Index(plan) = planned(media_type::OCI_INDEX, &document) else {
+            panic!("no index")
+        };
+        assert_eq!(
+            [0, MAX_NESTED - 1, MAX_NESTED].map(|depth| plan.to_convert(depth).len()),
+            [1, 1, 0]
+        );
         assert!(plan.may_change());
     }
 }

@@ -43,9 +43,14 @@ impl Shared {
         let planned = self.planned(source.name(), manifest).await?;
         let plan = match planned.plan {
             Plan::Index(plan) => plan,
-            Plan::PassThrough(reason) => return self.pass_through(manifest, reason).await.map(Made::Final),
+            Plan::PassThrough(reason) => {
+                return self.pass_through(manifest, reason).await.map(Made::Final);
+            }
             Plan::Image(_) => {
-                return self.pass_through(manifest, "an image and no index".to_owned()).await.map(Made::Final);
+                return self
+                    .pass_through(manifest, "an image and no index".to_owned())
+                    .await
+                    .map(Made::Final);
             }
         };
         let mut failure = None;
@@ -59,7 +64,10 @@ impl Shared {
                     Child::Original("not in the upstream".to_owned())
                 }
                 Err(error) => {
-                    let reason = format!("not converted for now: {}", told(&log::chain(error.as_ref())));
+                    let reason = format!(
+                        "not converted for now: {}",
+                        told(&log::chain(error.as_ref()))
+                    );
                     failure = Some(error);
                     Child::Original(reason)
                 }
@@ -74,7 +82,8 @@ impl Shared {
                 Ok(Made::ForNow(record))
             }
             None => {
-                self.keep_index(manifest, &plan, &mut record, documents).await?;
+                self.keep_index(manifest, &plan, &mut record, documents)
+                    .await?;
                 let (upstream, platforms) = (source.name(), record.platforms.len());
                 tracing::info!(upstream, %repository, source = %record.source, twin = %record.twin, platforms, "index converted");
                 Ok(Made::Final(record))
@@ -91,7 +100,8 @@ impl Shared {
         depth: usize,
     ) -> Outcome {
         let (child, room) = self.documents.child(source, repository, digest).await?;
-        self.joined(source, repository, &child, depth, Some(room)).await
+        self.joined(source, repository, &child, depth, Some(room))
+            .await
     }
 
     /// The twin of an index as far as its children have theirs; the plan comes back.
@@ -101,7 +111,11 @@ impl Shared {
         plan: IndexPlan,
         children: HashMap<Digest, Child>,
     ) -> Result<(IndexPlan, ImageRecord, Vec<Manifest>), Error> {
-        let (len, manifest, generation) = (manifest.bytes.len(), manifest.clone(), self.generation.clone());
+        let (len, manifest, generation) = (
+            manifest.bytes.len(),
+            manifest.clone(),
+            self.generation.clone(),
+        );
         let assembled = off_worker(len, move || {
             index::assemble(&manifest, &plan, &children, &generation)
                 .map(|(record, documents)| (plan, record, documents))
@@ -114,7 +128,9 @@ impl Shared {
         let children = plan.index.manifests.iter().zip(&plan.children);
         let children = children.filter(|(_, plan)| !matches!(plan, ChildPlan::Leave(_)));
         let mut seen = HashSet::new();
-        let digests = children.map(|(child, _)| &child.digest).filter(|digest| seen.insert(*digest));
+        let digests = children
+            .map(|(child, _)| &child.digest)
+            .filter(|digest| seen.insert(*digest));
         let digests: Vec<Digest> = digests.cloned().collect();
         let records = stream::iter(digests).map(|digest| async move {
             let record = self.store.image(&self.generation, &digest).await?;
@@ -123,14 +139,18 @@ impl Shared {
         let mut records = records.buffered(LOOKUPS_AT_ONCE);
         let (mut children, mut objects) = (HashMap::new(), 0);
         while let Some(found) = records.try_next().await? {
-            let Some((digest, mut record)) = found else { continue };
+            let Some((digest, mut record)) = found else {
+                continue;
+            };
             objects += record.objects.len();
             let child = if objects <= MAX_OBJECTS {
                 // Of an image that passes through the first reason is repeated.
                 record.passed_through.truncate(1);
                 Child::Recorded(Box::new(record))
             } else {
-                Child::Original(format!("one of an index of more than {MAX_OBJECTS} objects"))
+                Child::Original(format!(
+                    "one of an index of more than {MAX_OBJECTS} objects"
+                ))
             };
             children.insert(digest, child);
         }
@@ -146,7 +166,9 @@ impl Shared {
         documents: Vec<Manifest>,
     ) -> Result<(), Error> {
         if self.config.reorder || plan.may_change() || record.platforms.is_empty() {
-            self.store.put(&manifest.media_type, manifest.bytes.clone()).await?;
+            self.store
+                .put(&manifest.media_type, manifest.bytes.clone())
+                .await?;
             record.objects.push(manifest.digest.clone());
         }
         self.put_documents(documents).await?;
@@ -163,21 +185,36 @@ impl Shared {
     }
 
     /// Takes the children pulled meanwhile into an index's twin. Twins handed out before stay readable.
-    pub(super) async fn refresh(self: &Arc<Self>, record: &ImageRecord) -> Result<ImageRecord, Error> {
+    pub(super) async fn refresh(
+        self: &Arc<Self>,
+        record: &ImageRecord,
+    ) -> Result<ImageRecord, Error> {
         self.fresh.insert(record.source.clone(), ()).await;
-        let Some(object) = self.store.find(&record.source).await? else { return Ok(record.clone()) };
+        let Some(object) = self.store.find(&record.source).await? else {
+            return Ok(record.clone());
+        };
         let bytes = self.store.read_all(&object).await?;
-        let media_type = object.media_type.unwrap_or_else(|| record.media_type.clone());
-        let manifest = Manifest { media_type, digest: record.source.clone(), bytes };
+        let media_type = object
+            .media_type
+            .unwrap_or_else(|| record.media_type.clone());
+        let manifest = Manifest {
+            media_type,
+            digest: record.source.clone(),
+            bytes,
+        };
         let planned = self.planned(REFRESHED, &manifest).await?;
-        let Plan::Index(plan) = planned.plan else { return Ok(record.clone()) };
+        let Plan::Index(plan) = planned.plan else {
+            return Ok(record.clone());
+        };
         let children = self.recorded_children(&plan).await?;
-        let (plan, mut renewed, documents) = self.assembled_index(&manifest, plan, children).await?;
+        let (plan, mut renewed, documents) =
+            self.assembled_index(&manifest, plan, children).await?;
         if renewed.twin == record.twin || renewed.platforms.len() < record.platforms.len() {
             return Ok(record.clone());
         }
         renewed.objects.extend(record.objects.iter().cloned());
-        self.keep_index(&manifest, &plan, &mut renewed, documents).await?;
+        self.keep_index(&manifest, &plan, &mut renewed, documents)
+            .await?;
         let platforms = renewed.platforms.len();
         tracing::info!(source = %renewed.source, twin = %renewed.twin, platforms, "index brought up to date");
         Ok(renewed)

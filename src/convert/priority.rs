@@ -48,7 +48,10 @@ struct Spooled {
 
 impl Priorities {
     pub fn new(files: Vec<Priority>) -> Self {
-        Self { files, keeps_lazy: false }
+        Self {
+            files,
+            keeps_lazy: false,
+        }
     }
 
     /// Layers that are eStargz already keep the order they have.
@@ -68,14 +71,24 @@ impl Priorities {
 
     /// The paths that come first in `layer`, each once.
     pub fn of(&self, layer: &Digest) -> Vec<Vec<u8>> {
-        let ours = self.files.iter().filter(|file| file.layer.as_ref().is_none_or(|of| of == layer));
+        let ours = self
+            .files
+            .iter()
+            .filter(|file| file.layer.as_ref().is_none_or(|of| of == layer));
         let mut seen = HashSet::new();
-        ours.map(|file| &file.path).filter(|path| seen.insert(*path)).cloned().collect()
+        ours.map(|file| &file.path)
+            .filter(|path| seen.insert(*path))
+            .cloned()
+            .collect()
     }
 
     /// Of all that a layer's bytes depend on.
     pub(super) fn digest(&self) -> Digest {
-        let mut text = if self.keeps_lazy { b"lazy layers stay ".to_vec() } else { Vec::new() };
+        let mut text = if self.keeps_lazy {
+            b"lazy layers stay ".to_vec()
+        } else {
+            Vec::new()
+        };
         for Priority { path, layer } in &self.files {
             let layer = layer.as_ref().map(Digest::to_string).unwrap_or_default();
             text.extend(format!("{} {layer} ", path.len()).into_bytes());
@@ -99,9 +112,17 @@ pub fn write_prioritized(
     let source = spool(tar, options.limits.max_source_bytes)?;
     let reordered = reorder(source.file, prioritized)?;
     let missing = reordered.missing().to_vec();
-    let options = Options { layout: Layout::Classic, landmark: Landmark::InSource, ..options.clone() };
+    let options = Options {
+        layout: Layout::Classic,
+        landmark: Landmark::InSource,
+        ..options.clone()
+    };
     let written = write::write(reordered, out, &options, pool)?;
-    let written = Written { source_diff_id: source.digest, source_size: source.size, ..written };
+    let written = Written {
+        source_diff_id: source.digest,
+        source_size: source.size,
+        ..written
+    };
     Ok(Prioritized { written, missing })
 }
 
@@ -112,11 +133,18 @@ fn spool(mut tar: impl Read, limit: u64) -> Result<Spooled, Error> {
     loop {
         let read = tar.read(&mut buffer).map_err(Error::Source)?;
         if read == 0 {
-            return Ok(Spooled { file, digest: hasher.into(), size });
+            return Ok(Spooled {
+                file,
+                digest: hasher.into(),
+                size,
+            });
         }
         size += read as u64;
         if size > limit {
-            return Err(Error::Limit { what: "bytes of source", limit });
+            return Err(Error::Limit {
+                what: "bytes of source",
+                limit,
+            });
         }
         hasher.update(&buffer[..read]);
         file.write_all(&buffer[..read]).map_err(Error::Output)?;
@@ -131,12 +159,20 @@ mod tests {
 
     fn file(path: &str, layer: Option<&str>) -> Priority {
         let layer = layer.map(|layer| Digest::sha256_of(layer.as_bytes()));
-        Priority { path: path.as_bytes().to_vec(), layer }
+        Priority {
+            path: path.as_bytes().to_vec(),
+            layer,
+        }
     }
 
     #[test]
     fn a_layer_gets_its_own_files_and_those_of_no_layer_once_and_in_order() {
-        let files = [file("a", None), file("b", Some("top")), file("c", Some("base")), file("a", Some("top"))];
+        let files = [
+            file("a", None),
+            file("b", Some("top")),
+            file("c", Some("base")),
+            file("a", Some("top")),
+        ];
         let priorities = Priorities::new(files.to_vec());
         assert_eq!(priorities.of(&Digest::sha256_of(b"top")), [b"a", b"b"]);
         assert_eq!(priorities.of(&Digest::sha256_of(b"base")), [b"a", b"c"]);
@@ -145,20 +181,43 @@ mod tests {
 
     #[test]
     fn the_digest_tells_files_layers_and_orders_apart() {
-        let lists =
-            [vec![], vec![file("ab", None)], vec![file("a", None), file("b", None)], vec![file("a", Some("x"))]];
+        let lists = [
+            vec![],
+            vec![file("ab", None)],
+            vec![file("a", None), file("b", None)],
+            vec![file("a", Some("x"))],
+        ];
         let keeping = Priorities::new(lists[1].clone()).keeping_lazy_layers(true);
-        let digests = lists.into_iter().map(|files| Priorities::new(files).digest()).chain([keeping.digest()]);
+        let digests = lists
+            .into_iter()
+            .map(|files| Priorities::new(files).digest())
+            .chain([keeping.digest()]);
         assert_eq!(digests.collect::<HashSet<_>>().len(), 5);
     }
 
     #[test]
     fn a_bomb_stops_at_the_limit() {
-        let limits = write::Limits { max_source_bytes: 1 << 20, ..write::Limits::default() };
-        let options = Options { limits, ..Options::default() };
+        let limits = write::Limits {
+            max_source_bytes: 1 << 20,
+            ..write::Limits::default()
+        };
+        let options = Options {
+            limits,
+            ..Options::default()
+        };
         let pool = Pool::new(NonZeroUsize::MIN, 1 << 20);
         let bomb = std::io::repeat(0);
-        let error = write_prioritized(bomb, Vec::new(), &options, &pool, &[b"a".to_vec()]).unwrap_err();
-        assert!(matches!(error, Error::Limit { limit: 1_048_576, .. }), "{error}");
+        let error =
+            write_prioritized(bomb, Vec::new(), &options, &pool, &[b"a".to_vec()]).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                Error::Limit {
+                    limit: 1_048_576,
+                    ..
+                }
+            ),
+            "{error}"
+        );
     }
 }

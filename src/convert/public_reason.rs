@@ -99,8 +99,15 @@ mod tests {
         let store = Error::Store(store::Error::Config(secret.to_owned()));
         let upstream = Error::Upstream(upstream::Error::Unavailable(secret.to_owned()));
         let refused = Error::Upstream(upstream::Error::Refused(secret.to_owned()));
-        let layer = Error::Layer { digest: Digest::sha256_of(b""), source: Arc::new(refused) };
-        let cases = [(store, Reason::Store), (upstream, Reason::Upstream), (layer, Reason::Refused)];
+        let layer = Error::Layer {
+            digest: Digest::sha256_of(b""),
+            source: Arc::new(refused),
+        };
+        let cases = [
+            (store, Reason::Store),
+            (upstream, Reason::Upstream),
+            (layer, Reason::Refused),
+        ];
         for (error, expected) in cases {
             let reason = Reason::from(&error);
             assert_eq!(reason, expected);

@@ -5,7 +5,11 @@ const MOST: usize = 200;
 
 /// The beginning of `text` on one line.
 pub(super) fn told(text: &str) -> String {
-    let mut told: String = text.chars().take(MOST).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    let mut told: String = text
+        .chars()
+        .take(MOST)
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect();
     if text.chars().nth(MOST).is_some() {
         told.push('…');
     }
@@ -18,7 +22,10 @@ mod tests {
 
     #[test]
     fn short_text_stays_and_long_text_is_cut() {
-        assert_eq!(told("application/vnd.oci.image.index.v1+json"), "application/vnd.oci.image.index.v1+json");
+        assert_eq!(
+            told("application/vnd.oci.image.index.v1+json"),
+            "application/vnd.oci.image.index.v1+json"
+        );
         assert_eq!(told("a\n\u{1b}[31m"), "a\u{fffd}\u{fffd}[31m");
         assert_eq!(told(&"é".repeat(1 << 20)).chars().count(), MOST + 1);
     }

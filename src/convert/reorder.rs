@@ -38,8 +38,16 @@ struct SourceImage {
 impl SourceImage {
     fn of(plan: Plan) -> Option<Self> {
         let Plan::Image(plan) = plan else { return None };
-        let layers = plan.manifest.layers.into_iter().map(|layer| layer.digest).collect();
-        Some(Self { config: plan.manifest.config.digest, layers })
+        let layers = plan
+            .manifest
+            .layers
+            .into_iter()
+            .map(|layer| layer.digest)
+            .collect();
+        Some(Self {
+            config: plan.manifest.config.digest,
+            layers,
+        })
     }
 }
 
@@ -60,10 +68,18 @@ impl Converter {
         }
         let (shared, twin) = (Arc::clone(&self.shared), twin.clone());
         tokio::spawn(async move {
-            if !shared.ordered.entry(twin.clone()).or_insert(()).await.is_fresh() {
+            if !shared
+                .ordered
+                .entry(twin.clone())
+                .or_insert(())
+                .await
+                .is_fresh()
+            {
                 return;
             }
-            let Some(original) = original.await else { return };
+            let Some(original) = original.await else {
+                return;
+            };
             if let Err(error) = shared.reorder(&source, &repository, &original).await {
                 tracing::warn!(%twin, error = log::chain(&error), "the image stays in the order it has");
             }
@@ -78,22 +94,34 @@ impl Shared {
         repository: &Repository,
         original: &Manifest,
     ) -> Result<(), Error> {
-        let Some(source_image) = self.glance(original, SourceImage::of).await? else { return Ok(()) };
-        let Some(record) = self.store.image(&self.generation, &original.digest).await? else { return Ok(()) };
-        let Some(image) = self.image_of(&record, &source_image).await? else { return Ok(()) };
+        let Some(source_image) = self.glance(original, SourceImage::of).await? else {
+            return Ok(());
+        };
+        let Some(record) = self.store.image(&self.generation, &original.digest).await? else {
+            return Ok(());
+        };
+        let Some(image) = self.image_of(&record, &source_image).await? else {
+            return Ok(());
+        };
         let known = self.store.knowledge(&image).await?;
         if record.twin == record.source || !known.is_settled(&Workload::default()) {
             return Ok(());
         }
-        let profile = tokio::task::spawn_blocking(move || known.profile(&Workload::default())).await;
+        let profile =
+            tokio::task::spawn_blocking(move || known.profile(&Workload::default())).await;
         let profile = profile.map_err(|_ended| Error::BrokenOff)?;
         let inner = self.in_order(priorities(&profile, &source_image))?;
-        let order = Order { generation: inner.generation.clone(), since: now() };
+        let order = Order {
+            generation: inner.generation.clone(),
+            since: now(),
+        };
         if !is_due(record.order.as_ref(), &order) {
             return Ok(());
         }
         let name = format!("order/{}/{}", self.generation.0, original.digest);
-        let Some(lease) = self.store.lease(&name).await? else { return Ok(()) };
+        let Some(lease) = self.store.lease(&name).await? else {
+            return Ok(());
+        };
         let made = inner.made_in_order(source, repository, original).await;
         let outcome = match made {
             Ok(made) => self.replace(record, made, order).await,
@@ -104,19 +132,32 @@ impl Shared {
     }
 
     /// What the knowledge of a converted image is kept under.
-    async fn image_of(&self, record: &ImageRecord, source: &SourceImage) -> Result<Option<Digest>, Error> {
+    async fn image_of(
+        &self,
+        record: &ImageRecord,
+        source: &SourceImage,
+    ) -> Result<Option<Digest>, Error> {
         if record.passed_through.is_empty() {
             return Ok(Some(source.config.clone()));
         }
-        let Some(object) = self.store.find(&record.twin).await? else { return Ok(None) };
+        let Some(object) = self.store.find(&record.twin).await? else {
+            return Ok(None);
+        };
         let bytes = self.store.read_all(&object).await?;
-        let twin = Manifest { media_type: record.media_type.clone(), digest: record.twin.clone(), bytes };
+        let twin = Manifest {
+            media_type: record.media_type.clone(),
+            digest: record.twin.clone(),
+            bytes,
+        };
         Ok(profiles::stack_of(&twin).map(|stack| stack.0))
     }
 
     /// The same converter for another order of files: one layer at a time, beside the work that somebody waits for.
     fn in_order(&self, priorities: Priorities) -> Result<Arc<Self>, Error> {
-        let config = config::Config { layout: Layout::Classic, ..self.config.clone() };
+        let config = config::Config {
+            layout: Layout::Classic,
+            ..self.config.clone()
+        };
         let options = config.options()?;
         let generation = config::generation(&options, &priorities);
         let layers = Layers {
@@ -157,14 +198,21 @@ impl Shared {
         repository: &Repository,
         original: &Manifest,
     ) -> Result<ImageRecord, Error> {
-        let running = self.board.start(source.name(), repository, &original.digest);
+        let running = self
+            .board
+            .start(source.name(), repository, &original.digest);
         let made = self.image(source, repository, original, &running).await;
         running.finish(made.as_ref());
         made
     }
 
     /// Hands out `made` from here on in the place of `record`'s twin, which stays readable.
-    async fn replace(&self, record: ImageRecord, mut made: ImageRecord, order: Order) -> Result<(), Error> {
+    async fn replace(
+        &self,
+        record: ImageRecord,
+        mut made: ImageRecord,
+        order: Order,
+    ) -> Result<(), Error> {
         if made.twin == made.source {
             return Ok(());
         }
@@ -184,7 +232,10 @@ impl Shared {
 fn priorities(profile: &Profile, image: &SourceImage) -> Priorities {
     let files = profile.files.iter().filter_map(|file| {
         let layer = image.layers.get(usize::try_from(file.layer).ok()?)?;
-        Some(Priority { path: file.path.clone().into_bytes(), layer: Some(layer.clone()) })
+        Some(Priority {
+            path: file.path.clone().into_bytes(),
+            layer: Some(layer.clone()),
+        })
     });
     Priorities::new(files.collect())
 }
@@ -192,7 +243,8 @@ fn priorities(profile: &Profile, image: &SourceImage) -> Priorities {
 /// Whether an image is to be made in the order `wanted`.
 fn is_due(current: Option<&Order>, wanted: &Order) -> bool {
     current.is_none_or(|current| {
-        current.generation != wanted.generation && wanted.since.saturating_sub(current.since) >= STANDS_FOR.as_secs()
+        current.generation != wanted.generation
+            && wanted.since.saturating_sub(current.since) >= STANDS_FOR.as_secs()
     })
 }
 
@@ -202,7 +254,10 @@ mod tests {
     use crate::store::Generation;
 
     fn order(name: &str, since: u64) -> Order {
-        Order { generation: Generation(name.to_owned()), since }
+        Order {
+            generation: Generation(name.to_owned()),
+            since,
+        }
     }
 
     #[test]
@@ -212,6 +267,9 @@ mod tests {
         assert!(!is_due(Some(&order("a", 0)), &order("a", week * 2)));
         assert!(!is_due(Some(&order("a", 0)), &order("b", week - 1)));
         assert!(is_due(Some(&order("a", 0)), &order("b", week)));
-        assert!(!is_due(Some(&order("a", week)), &order("b", 0)), "the clock went back");
+        assert!(
+            !is_due(Some(&order("a", week)), &order("b", 0)),
+            "the clock went back"
+        );
     }
 }

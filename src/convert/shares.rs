@@ -73,17 +73,41 @@ impl Shares {
     }
 
     fn new(name: &'static str, total: u64, most: u64) -> Self {
-        let slow = moka::sync::Cache::builder().max_capacity(SLOW_UPSTREAMS).time_to_live(SLOW_FOR).build();
-        let state = State { free: total, held: HashMap::new(), queues: VecDeque::new() };
-        Self { inner: Arc::new(Inner { name, total, most, slow, state: Mutex::new(state) }) }
+        let slow = moka::sync::Cache::builder()
+            .max_capacity(SLOW_UPSTREAMS)
+            .time_to_live(SLOW_FOR)
+            .build();
+        let state = State {
+            free: total,
+            held: HashMap::new(),
+            queues: VecDeque::new(),
+        };
+        Self {
+            inner: Arc::new(Inner {
+                name,
+                total,
+                most,
+                slow,
+                state: Mutex::new(state),
+            }),
+        }
     }
 
     /// Takes `units` for `upstream`, waiting for its turn no longer than `patience`. Cancel safe.
     ///
     /// # Errors
     /// [`Full`] when they were not free in time, or when they are more than one upstream may ever hold.
-    pub(super) async fn take(&self, upstream: &str, units: u64, patience: Duration) -> Result<Share, Full> {
-        let full = || Full { name: self.inner.name, wanted: units, bytes: self.inner.total };
+    pub(super) async fn take(
+        &self,
+        upstream: &str,
+        units: u64,
+        patience: Duration,
+    ) -> Result<Share, Full> {
+        let full = || Full {
+            name: self.inner.name,
+            wanted: units,
+            bytes: self.inner.total,
+        };
         if units > self.inner.most {
             return Err(full());
         }
@@ -91,7 +115,10 @@ impl Shares {
         self.inner.enqueue(upstream, Waiter { units, granted });
         Inner::grant(&self.inner);
         // The sender is in the queue until it grants.
-        tokio::time::timeout(patience, share).await.map_err(|_elapsed| full())?.map_err(|_gone| full())
+        tokio::time::timeout(patience, share)
+            .await
+            .map_err(|_elapsed| full())?
+            .map_err(|_gone| full())
     }
 
     /// Lets `upstream` hold one unit at a time for a while.
@@ -103,10 +130,18 @@ impl Shares {
     pub(super) fn is_wanted_by_another(&self, upstream: &str) -> bool {
         let state = self.inner.lock();
         let waits = |queue: &Queue| {
-            let head = queue.waiters.iter().find(|waiter| !waiter.granted.is_closed());
-            head.is_some_and(|head| state.held_by(&queue.upstream) + head.units <= self.inner.most_of(&queue.upstream))
+            let head = queue
+                .waiters
+                .iter()
+                .find(|waiter| !waiter.granted.is_closed());
+            head.is_some_and(|head| {
+                state.held_by(&queue.upstream) + head.units <= self.inner.most_of(&queue.upstream)
+            })
         };
-        state.queues.iter().any(|queue| *queue.upstream != *upstream && waits(queue))
+        state
+            .queues
+            .iter()
+            .any(|queue| *queue.upstream != *upstream && waits(queue))
     }
 }
 
@@ -133,14 +168,25 @@ impl Inner {
     }
 
     fn most_of(&self, upstream: &Arc<str>) -> u64 {
-        if self.slow.contains_key(upstream) { 1 } else { self.most }
+        if self.slow.contains_key(upstream) {
+            1
+        } else {
+            self.most
+        }
     }
 
     fn enqueue(&self, upstream: &str, waiter: Waiter) {
         let mut state = self.lock();
-        match state.queues.iter_mut().find(|queue| *queue.upstream == *upstream) {
+        match state
+            .queues
+            .iter_mut()
+            .find(|queue| *queue.upstream == *upstream)
+        {
             Some(queue) => queue.waiters.push_back(waiter),
-            None => state.queues.push_back(Queue { upstream: upstream.into(), waiters: VecDeque::from([waiter]) }),
+            None => state.queues.push_back(Queue {
+                upstream: upstream.into(),
+                waiters: VecDeque::from([waiter]),
+            }),
         }
     }
 
@@ -158,7 +204,11 @@ impl Inner {
     /// Hands out what is free. A waiter that left meanwhile drops its share, which comes here again.
     fn grant(this: &Arc<Self>) {
         while let Some((upstream, waiter)) = this.next() {
-            let share = Share { inner: Arc::clone(this), upstream, units: waiter.units };
+            let share = Share {
+                inner: Arc::clone(this),
+                upstream,
+                units: waiter.units,
+            };
             let _returned = waiter.granted.send(share);
         }
     }
@@ -168,10 +218,16 @@ impl Inner {
         let mut state = self.lock();
         for _ in 0..state.queues.len() {
             let mut queue = state.queues.pop_front()?;
-            while queue.waiters.front().is_some_and(|waiter| waiter.granted.is_closed()) {
+            while queue
+                .waiters
+                .front()
+                .is_some_and(|waiter| waiter.granted.is_closed())
+            {
                 queue.waiters.pop_front();
             }
-            let Some(units) = queue.waiters.front().map(|waiter| waiter.units) else { continue };
+            let Some(units) = queue.waiters.front().map(|waiter| waiter.units) else {
+                continue;
+            };
             if state.held_by(&queue.upstream) + units > self.most_of(&queue.upstream) {
                 state.queues.push_back(queue);
                 continue;
@@ -209,13 +265,18 @@ mod tests {
     const LONG: Duration = Duration::from_secs(60);
 
     fn take_now(shares: &Shares, upstream: &str, units: u64) -> Option<Share> {
-        shares.take(upstream, units, LONG).now_or_never().map(Result::unwrap)
+        shares
+            .take(upstream, units, LONG)
+            .now_or_never()
+            .map(Result::unwrap)
     }
 
     #[tokio::test]
     async fn one_upstream_leaves_a_slot_to_others() {
         let slots = Shares::of_slots("test", 4);
-        let held: Vec<_> = (0..3).map(|_| take_now(&slots, "slow", 1).unwrap()).collect();
+        let held: Vec<_> = (0..3)
+            .map(|_| take_now(&slots, "slow", 1).unwrap())
+            .collect();
         assert!(take_now(&slots, "slow", 1).is_none());
         assert!(take_now(&slots, "other", 1).is_some());
         drop(held);
@@ -262,7 +323,10 @@ mod tests {
         let bytes = Shares::of_bytes("test", 10);
         let mut held = take_now(&bytes, "a", 5).unwrap();
         assert!(bytes.take("a", 5, Duration::ZERO).await.is_err());
-        assert!(bytes.take("b", 6, LONG).await.is_err(), "more than one upstream may hold");
+        assert!(
+            bytes.take("b", 6, LONG).await.is_err(),
+            "more than one upstream may hold"
+        );
         held.shrink_to(2);
         assert!(take_now(&bytes, "a", 3).is_some());
         drop(held);

@@ -124,7 +124,12 @@ struct Entry {
 
 impl Board {
     /// Notes a conversion that begins.
-    pub(super) fn start(self: &Arc<Self>, upstream: &str, repository: &Repository, source: &Digest) -> Running {
+    pub(super) fn start(
+        self: &Arc<Self>,
+        upstream: &str,
+        repository: &Repository,
+        source: &Digest,
+    ) -> Running {
         let mut state = self.state();
         state.last_id += 1;
         let id = state.last_id;
@@ -140,8 +145,14 @@ impl Board {
             twin: None,
             error: None,
         };
-        state.entries.push_back(Entry { conversion, progress: Vec::new() });
-        Running { board: Arc::clone(self), id }
+        state.entries.push_back(Entry {
+            conversion,
+            progress: Vec::new(),
+        });
+        Running {
+            board: Arc::clone(self),
+            id,
+        }
     }
 
     /// The counter of a layer, shared by all who convert it at this moment.
@@ -150,9 +161,13 @@ impl Board {
         if let Some(progress) = state.layers.get(source).and_then(Weak::upgrade) {
             return progress;
         }
-        state.layers.retain(|_, progress| progress.strong_count() > 0);
+        state
+            .layers
+            .retain(|_, progress| progress.strong_count() > 0);
         let progress = Arc::default();
-        state.layers.insert(source.clone(), Arc::downgrade(&progress));
+        state
+            .layers
+            .insert(source.clone(), Arc::downgrade(&progress));
         progress
     }
 
@@ -187,8 +202,15 @@ impl Running {
     /// Says which layers are being converted, with their sizes.
     pub(super) fn layers(&self, layers: &[(Digest, u64)]) {
         let layers = &layers[..layers.len().min(LISTED_LAYERS)];
-        let progress: Vec<_> = layers.iter().map(|(source, _)| self.board.layer(source)).collect();
-        let layers = layers.iter().map(|(source, total)| Layer { source: source.clone(), done: 0, total: *total });
+        let progress: Vec<_> = layers
+            .iter()
+            .map(|(source, _)| self.board.layer(source))
+            .collect();
+        let layers = layers.iter().map(|(source, total)| Layer {
+            source: source.clone(),
+            done: 0,
+            total: *total,
+        });
         let layers: Vec<_> = layers.collect();
         self.change(|entry| {
             entry.conversion.layers = layers;
@@ -198,7 +220,9 @@ impl Running {
 
     pub(super) fn finish(self, outcome: Result<&ImageRecord, &Error>) {
         self.change(|entry| match outcome {
-            Ok(record) if record.twin == record.source => entry.conversion.state = State::PassedThrough,
+            Ok(record) if record.twin == record.source => {
+                entry.conversion.state = State::PassedThrough
+            }
             Ok(record) => {
                 entry.conversion.state = State::Converted;
                 entry.conversion.twin = Some(record.twin.clone());
@@ -212,7 +236,11 @@ impl Running {
 
     fn change(&self, change: impl FnOnce(&mut Entry)) {
         let mut state = self.board.state();
-        if let Some(entry) = state.entries.iter_mut().find(|entry| entry.conversion.id == self.id) {
+        if let Some(entry) = state
+            .entries
+            .iter_mut()
+            .find(|entry| entry.conversion.id == self.id)
+        {
             change(entry);
         }
     }
@@ -225,13 +253,23 @@ impl Drop for Running {
                 entry.conversion.state = State::Failed;
                 entry.conversion.error = Some(Reason::BrokenOff);
             }
-            *entry = Entry { conversion: entry.now(), progress: Vec::new() };
+            *entry = Entry {
+                conversion: entry.now(),
+                progress: Vec::new(),
+            };
             entry.conversion.ended = Some(unix_now());
         });
         let mut state = self.board.state();
-        let finished = state.entries.iter().filter(|entry| entry.conversion.ended.is_some()).count();
+        let finished = state
+            .entries
+            .iter()
+            .filter(|entry| entry.conversion.ended.is_some())
+            .count();
         if finished > RECENT
-            && let Some(oldest) = state.entries.iter().position(|entry| entry.conversion.ended.is_some())
+            && let Some(oldest) = state
+                .entries
+                .iter()
+                .position(|entry| entry.conversion.ended.is_some())
         {
             state.entries.remove(oldest);
         }
@@ -239,7 +277,10 @@ impl Drop for Running {
 }
 
 fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
 }
 
 #[cfg(test)]
@@ -247,7 +288,11 @@ mod tests {
     use super::*;
 
     fn start(board: &Arc<Board>, name: &str) -> Running {
-        board.start("docker.io", &"library/app".parse().unwrap(), &Digest::sha256_of(name.as_bytes()))
+        board.start(
+            "docker.io",
+            &"library/app".parse().unwrap(),
+            &Digest::sha256_of(name.as_bytes()),
+        )
     }
 
     #[test]
@@ -258,7 +303,11 @@ mod tests {
         first.layers(std::slice::from_ref(&layer));
         second.layers(std::slice::from_ref(&layer));
         board.layer(&layer.0).add(4);
-        let done: Vec<_> = board.list().iter().map(|conversion| conversion.layers[0].done).collect();
+        let done: Vec<_> = board
+            .list()
+            .iter()
+            .map(|conversion| conversion.layers[0].done)
+            .collect();
         assert_eq!(done, [4, 4]);
         assert_eq!(board.list()[0].id, 2, "newest first");
     }
@@ -281,6 +330,9 @@ mod tests {
         }
         let list = board.list();
         assert_eq!(list.len(), RECENT + 1);
-        assert_eq!(list.last().map(|conversion| conversion.id), Some(running.id));
+        assert_eq!(
+            list.last().map(|conversion| conversion.id),
+            Some(running.id)
+        );
     }
 }

@@ -78,8 +78,15 @@ impl Tocs {
             let bytes = toc.len() * BYTES_OF_NODE + toc.chunk_count() * BYTES_OF_CHUNK;
             u32::try_from(bytes).unwrap_or(u32::MAX)
         };
-        let tocs = Cache::builder().max_capacity(TOC_BYTES).weigher(weight).build();
-        Self { store, tocs, reading: Budget::new("TOCs being read", READING_BYTES) }
+        let tocs = Cache::builder()
+            .max_capacity(TOC_BYTES)
+            .weigher(weight)
+            .build();
+        Self {
+            store,
+            tocs,
+            reading: Budget::new("TOCs being read", READING_BYTES),
+        }
     }
 
     /// The record of the converted layer whose blob has this digest; `None` for everything else.
@@ -87,13 +94,24 @@ impl Tocs {
     /// # Errors
     /// When the store fails.
     pub async fn layer(&self, blob: &Digest) -> Result<Option<ConvertedLayer>, Error> {
-        let Some(Object { key: Key::Layer { generation, source }, .. }) = self.store.find(blob).await? else {
+        let Some(Object {
+            key: Key::Layer { generation, source },
+            ..
+        }) = self.store.find(blob).await?
+        else {
             return Ok(None);
         };
-        Ok(match self.store.layer(&generation, &source).await?.map(|record| record.outcome) {
-            Some(LayerOutcome::Converted(layer)) if layer.digest == *blob => Some(layer),
-            _ => None,
-        })
+        Ok(
+            match self
+                .store
+                .layer(&generation, &source)
+                .await?
+                .map(|record| record.outcome)
+            {
+                Some(LayerOutcome::Converted(layer)) if layer.digest == *blob => Some(layer),
+                _ => None,
+            },
+        )
     }
 
     /// The TOC of a converted layer; read once however many ask, and remembered for a while.
@@ -101,7 +119,10 @@ impl Tocs {
     /// # Errors
     /// When the layer is not in the store, or does not have the TOC that its record says.
     pub async fn toc(&self, layer: &ConvertedLayer) -> Result<Arc<Toc>, Error> {
-        let toc = self.tocs.try_get_with(layer.digest.clone(), self.open(layer)).await;
+        let toc = self
+            .tocs
+            .try_get_with(layer.digest.clone(), self.open(layer))
+            .await;
         toc.map_err(|source| self.unreadable(layer, source))
     }
 
@@ -110,7 +131,9 @@ impl Tocs {
     /// # Errors
     /// When the store or the blob's bytes do not have it.
     pub async fn chunk(&self, layer: &ConvertedLayer, chunk: Chunk) -> Result<Vec<u8>, Error> {
-        self.decoded(layer, chunk).await.map_err(|source| self.unreadable(layer, source))
+        self.decoded(layer, chunk)
+            .await
+            .map_err(|source| self.unreadable(layer, source))
     }
 
     /// The bytes `range` of a regular file of the layer, less where the file ends before.
@@ -119,7 +142,12 @@ impl Tocs {
     ///
     /// # Errors
     /// As [`chunk`](Self::chunk).
-    pub async fn read(&self, layer: &ConvertedLayer, file: Node<'_>, range: Range<u64>) -> Result<Vec<u8>, Error> {
+    pub async fn read(
+        &self,
+        layer: &ConvertedLayer,
+        file: Node<'_>,
+        range: Range<u64>,
+    ) -> Result<Vec<u8>, Error> {
         let range = range.start..range.end.min(file.size());
         let mut content = Vec::new();
         for chunk in file.chunks() {
@@ -148,7 +176,9 @@ impl Tocs {
             (None, Some(toc)) => toc.size,
             (None, None) => return Err(Unreadable::NoExternalToc),
         };
-        let weight = length.saturating_mul(BYTES_OF_SECTION_BYTE).min(READING_BYTES);
+        let weight = length
+            .saturating_mul(BYTES_OF_SECTION_BYTE)
+            .min(READING_BYTES);
         let _weight = self.reading.take_within(weight, READ_WITHIN).await?;
         let section = match (footer.toc_range(), &external) {
             (Some(range), _) => self.bytes(&object, range).await?,
@@ -157,7 +187,8 @@ impl Tocs {
         };
         let expected: estargz::Digest = layer.toc_digest.to_string().parse()?;
         // A large TOC takes a second.
-        let parse = move || UnverifiedToc::parse(&section, &footer, &Limits::default())?.verify(&expected);
+        let parse =
+            move || UnverifiedToc::parse(&section, &footer, &Limits::default())?.verify(&expected);
         Ok(Arc::new(tokio::task::spawn_blocking(parse).await??))
     }
 
@@ -170,21 +201,35 @@ impl Tocs {
     /// The failure to read a layer. Bytes that make no sense are a sign of damage: the whole layer is checked.
     fn unreadable(&self, layer: &ConvertedLayer, source: impl Into<Arc<Unreadable>>) -> Error {
         let source = source.into();
-        if matches!(*source, Unreadable::Footer(_) | Unreadable::Toc(_) | Unreadable::Chunk(_)) {
+        if matches!(
+            *source,
+            Unreadable::Footer(_) | Unreadable::Toc(_) | Unreadable::Chunk(_)
+        ) {
             self.store.suspect(&layer.digest);
         }
-        Error::Unreadable { digest: layer.digest.clone(), source }
+        Error::Unreadable {
+            digest: layer.digest.clone(),
+            source,
+        }
     }
 
     async fn find(&self, digest: &Digest) -> Result<Object, Unreadable> {
-        self.store.find(digest).await?.ok_or_else(|| Unreadable::Absent(digest.clone()))
+        self.store
+            .find(digest)
+            .await?
+            .ok_or_else(|| Unreadable::Absent(digest.clone()))
     }
 
     async fn bytes(&self, object: &Object, range: Range<u64>) -> Result<Bytes, Unreadable> {
         let mut pieces: Vec<Bytes> = self.store.read(object, range).await?.try_collect().await?;
         match pieces.pop() {
             Some(whole) if pieces.is_empty() => Ok(whole),
-            last => Ok(pieces.into_iter().chain(last).collect::<Vec<_>>().concat().into()),
+            last => Ok(pieces
+                .into_iter()
+                .chain(last)
+                .collect::<Vec<_>>()
+                .concat()
+                .into()),
         }
     }
 }

@@ -24,7 +24,9 @@ pub(super) fn document(text: &[u8]) -> Result<u64, serde_json::Error> {
     deserializer.deserialize_any(Counter { nodes: &mut nodes })?;
     deserializer.end()?;
     let text = (text.len() as u64).saturating_mul(TREES);
-    Ok(nodes.saturating_mul(NODE_BYTES * TREES).saturating_add(text))
+    Ok(nodes
+        .saturating_mul(NODE_BYTES * TREES)
+        .saturating_add(text))
 }
 
 /// Counts values and keys.

@@ -51,7 +51,10 @@ pub enum ParseDigestError {
 impl Digest {
     /// The digest whose SHA-256 sum is `sum`.
     pub fn from_sha256(sum: [u8; 32]) -> Self {
-        Self { algorithm: Algorithm::Sha256, hex: hex::encode(sum).into() }
+        Self {
+            algorithm: Algorithm::Sha256,
+            hex: hex::encode(sum).into(),
+        }
     }
 
     /// The SHA-256 digest of `bytes`.
@@ -84,11 +87,16 @@ impl FromStr for Digest {
             "sha512" => Algorithm::Sha512,
             _ => return Err(ParseDigestError::Algorithm),
         };
-        let is_hex = hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let is_hex = hex
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         if !is_hex || hex.len() != algorithm.hex_len() {
             return Err(ParseDigestError::Hex(algorithm.hex_len()));
         }
-        Ok(Self { algorithm, hex: hex.into() })
+        Ok(Self {
+            algorithm,
+            hex: hex.into(),
+        })
     }
 }
 
@@ -145,7 +153,10 @@ impl Hasher {
     pub fn finish(self) -> Digest {
         match self.0 {
             State::Sha256(state) => Digest::from_sha256(state.finalize().into()),
-            State::Sha512(state) => Digest { algorithm: Algorithm::Sha512, hex: hex::encode(state.finalize()).into() },
+            State::Sha512(state) => Digest {
+                algorithm: Algorithm::Sha512,
+                hex: hex::encode(state.finalize()).into(),
+            },
         }
     }
 }
@@ -157,14 +168,25 @@ mod tests {
     #[test]
     fn accepts_what_it_prints() {
         let digest = Digest::sha256_of(b"");
-        assert_eq!(digest.to_string(), "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+        assert_eq!(
+            digest.to_string(),
+            "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+        );
         assert_eq!(digest.to_string().parse(), Ok(digest));
     }
 
     #[test]
     fn refuses_every_other_form() {
         let upper = format!("sha256:{}", "A".repeat(64));
-        for text in ["", "sha256", "sha256:", "md5:00", "sha256:00", upper.as_str(), "sha256:../../etc"] {
+        for text in [
+            "",
+            "sha256",
+            "sha256:",
+            "md5:00",
+            "sha256:00",
+            upper.as_str(),
+            "sha256:../../etc",
+        ] {
             assert!(text.parse::<Digest>().is_err(), "{text:?}");
         }
     }

@@ -25,7 +25,11 @@ pub enum DocumentError {
 }
 
 /// Reads the manifest in `bytes`, which was served as `named`, and checks it against the digest it must have.
-pub fn read(named: Option<&str>, expected: Option<Digest>, bytes: Bytes) -> Result<Manifest, DocumentError> {
+pub fn read(
+    named: Option<&str>,
+    expected: Option<Digest>,
+    bytes: Bytes,
+) -> Result<Manifest, DocumentError> {
     let digest = match expected {
         Some(expected) => {
             let is = |bytes: &[u8]| {
@@ -42,10 +46,16 @@ pub fn read(named: Option<&str>, expected: Option<Digest>, bytes: Bytes) -> Resu
     };
     let media_type = media_type_of(named, &bytes).map_err(DocumentError::NoManifest)?;
     let digest = digest.unwrap_or_else(|| {
-        let payload = (media_type == DOCKER_SIGNED_SCHEMA_1).then(|| signed_payload(&bytes)).flatten();
+        let payload = (media_type == DOCKER_SIGNED_SCHEMA_1)
+            .then(|| signed_payload(&bytes))
+            .flatten();
         Digest::sha256_of(payload.as_deref().unwrap_or(&bytes))
     });
-    Ok(Manifest { media_type, digest, bytes })
+    Ok(Manifest {
+        media_type,
+        digest,
+        bytes,
+    })
 }
 
 /// The media type of the manifest in `bytes`, which was served as `named`; else why it is none.
@@ -57,7 +67,11 @@ pub fn media_type_of(named: Option<&str>, bytes: &[u8]) -> Result<String, String
     let Ok(outline) = serde_json::from_slice::<Document>(bytes) else {
         return Err(format!(
             "it is no manifest but {}",
-            if named.is_empty() { "something else".to_owned() } else { cut(named) }
+            if named.is_empty() {
+                "something else".to_owned()
+            } else {
+                cut(named)
+            }
         ));
     };
     let own = outline.media_type.as_deref().unwrap_or_default();
@@ -65,7 +79,11 @@ pub fn media_type_of(named: Option<&str>, bytes: &[u8]) -> Result<String, String
     for candidate in [named, own] {
         if let Some(wanted) = Shape::of_type(candidate) {
             let disagree = || format!("it is called {} and is something else", cut(candidate));
-            return if shape.may_be(wanted) { Ok(candidate.to_owned()) } else { Err(disagree()) };
+            return if shape.may_be(wanted) {
+                Ok(candidate.to_owned())
+            } else {
+                Err(disagree())
+            };
         }
     }
     // A kind of manifest that we do not know, as artifacts have had some.
@@ -74,7 +92,9 @@ pub fn media_type_of(named: Option<&str>, bytes: &[u8]) -> Result<String, String
     }
     let by_shape = match shape {
         Shape::Index => Some(media_type::OCI_INDEX),
-        Shape::Image if outline.version.is_some() || outline.has_layers => Some(media_type::OCI_MANIFEST),
+        Shape::Image if outline.version.is_some() || outline.has_layers => {
+            Some(media_type::OCI_MANIFEST)
+        }
         Shape::Schema1 if outline.has_signatures => Some(DOCKER_SIGNED_SCHEMA_1),
         Shape::Schema1 => Some(DOCKER_SCHEMA_1),
         Shape::Image | Shape::Several | Shape::Other => None,
@@ -172,7 +192,15 @@ impl<'de> Deserialize<'de> for Document {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Document, A::Error> {
-                let known = &["schemaVersion", "mediaType", "manifests", "config", "layers", "fsLayers", "signatures"];
+                let known = &[
+                    "schemaVersion",
+                    "mediaType",
+                    "manifests",
+                    "config",
+                    "layers",
+                    "fsLayers",
+                    "signatures",
+                ];
                 let mut document = Document::default();
                 while let Some((key, value)) = object.next_entry::<String, Outline>()? {
                     if let Some(name) = field(&key, known) {
@@ -205,9 +233,14 @@ fn signed_payload(bytes: &[u8]) -> Option<Vec<u8>> {
     }
     let signed: Signed = serde_json::from_slice(bytes).ok()?;
     let decoded = |text: &str| URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).ok();
-    let protected = |signature: &Signature| serde_json::from_slice::<Protected>(&decoded(&signature.protected)?).ok();
+    let protected = |signature: &Signature| {
+        serde_json::from_slice::<Protected>(&decoded(&signature.protected)?).ok()
+    };
     let first = protected(signed.signatures.first()?)?;
-    let agree = signed.signatures.iter().all(|signature| protected(signature).as_ref() == Some(&first));
+    let agree = signed
+        .signatures
+        .iter()
+        .all(|signature| protected(signature).as_ref() == Some(&first));
     let mut payload = bytes.get(..first.format_length).filter(|_| agree)?.to_vec();
     payload.extend_from_slice(&decoded(&first.format_tail)?);
     Some(payload)
@@ -220,10 +253,13 @@ mod tests {
     #[test]
     fn only_manifests_of_their_type_are_manifests() {
         use media_type::{DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
-        let (index, image) =
-            (r#"{"schemaVersion":2,"manifests":[]}"#, r#"{"schemaVersion":2,"config":{},"layers":[]}"#);
+        let (index, image) = (
+            r#"{"schemaVersion":2,"manifests":[]}"#,
+            r#"{"schemaVersion":2,"config":{},"layers":[]}"#,
+        );
         let old = r#"{"schemaVersion":1,"fsLayers":[]}"#;
-        let artifact = r#"{"mediaType":"application/vnd.oci.artifact.manifest.v1+json","blobs":[]}"#;
+        let artifact =
+            r#"{"mediaType":"application/vnd.oci.artifact.manifest.v1+json","blobs":[]}"#;
         let artifact_type = "application/vnd.oci.artifact.manifest.v1+json";
         for (named, text, expected) in [
             ("", index, Some(OCI_INDEX)),
@@ -239,19 +275,34 @@ mod tests {
             ("", "[]", None),
             ("application/json", r#"{"errors":[]}"#, None),
             (OCI_MANIFEST, r#"{"errors":[]}"#, None),
-            ("", r#"{"architecture":"amd64","config":{},"rootfs":{}}"#, None),
+            (
+                "",
+                r#"{"architecture":"amd64","config":{},"rootfs":{}}"#,
+                None,
+            ),
             ("", r#"{"mediaType":"a/b","manifests":[]}"#, Some(OCI_INDEX)),
             ("application/json", old, Some(DOCKER_SCHEMA_1)),
             (DOCKER_SIGNED_SCHEMA_1, old, Some(DOCKER_SIGNED_SCHEMA_1)),
             (DOCKER_SIGNED_SCHEMA_1, image, None),
             (artifact_type, artifact, Some(artifact_type)),
             ("", artifact, None),
-            ("application/vnd.example+json", r#"{"schemaVersion":3}"#, Some("application/vnd.example+json")),
+            (
+                "application/vnd.example+json",
+                r#"{"schemaVersion":3}"#,
+                Some("application/vnd.example+json"),
+            ),
         ] {
-            assert_eq!(media_type_of(Some(named), text.as_bytes()).ok().as_deref(), expected, "{named} {text}");
+            assert_eq!(
+                media_type_of(Some(named), text.as_bytes()).ok().as_deref(),
+                expected,
+                "{named} {text}"
+            );
         }
         let own = format!(r#"{{"schemaVersion":2,"mediaType":"{DOCKER_MANIFEST}","config":{{}}}}"#);
-        assert_eq!(media_type_of(Some("text/plain"), own.as_bytes()).as_deref(), Ok(DOCKER_MANIFEST));
+        assert_eq!(
+            media_type_of(Some("text/plain"), own.as_bytes()).as_deref(),
+            Ok(DOCKER_MANIFEST)
+        );
         let long = media_type_of(Some(&"\u{1b}x".repeat(1000)), b"").unwrap_err();
         assert!(long.len() < 1000 && !long.contains('\u{1b}'), "{long}");
     }
@@ -259,8 +310,15 @@ mod tests {
     fn signed(payload: &str) -> String {
         let encode = |text: &str| URL_SAFE_NO_PAD.encode(text);
         let (head, tail) = payload.split_at(payload.len() - 2);
-        let protected = format!(r#"{{"formatLength":{},"formatTail":"{}"}}"#, head.len(), encode(tail));
-        format!(r#"{head},"signatures":[{{"protected":"{}"}}]{tail}"#, encode(&protected))
+        let protected = format!(
+            r#"{{"formatLength":{},"formatTail":"{}"}}"#,
+            head.len(),
+            encode(tail)
+        );
+        format!(
+            r#"{head},"signatures":[{{"protected":"{}"}}]{tail}"#,
+            encode(&protected)
+        )
     }
 
     #[test]

@@ -37,7 +37,13 @@ pub struct ErrorEntry {
 
 impl ErrorBody {
     pub fn new(code: ErrorCode, message: String, detail: serde_json::Value) -> Self {
-        Self { errors: vec![ErrorEntry { code, message, detail }] }
+        Self {
+            errors: vec![ErrorEntry {
+                code,
+                message,
+                detail,
+            }],
+        }
     }
 }
 
@@ -47,9 +53,16 @@ mod tests {
 
     #[test]
     fn looks_as_the_specification_says() {
-        let body = ErrorBody::new(ErrorCode::ManifestUnknown, "no".to_owned(), serde_json::Value::Null);
+        let body = ErrorBody::new(
+            ErrorCode::ManifestUnknown,
+            "no".to_owned(),
+            serde_json::Value::Null,
+        );
         let text = serde_json::to_string(&body).unwrap();
-        assert_eq!(text, r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"no","detail":null}]}"#);
+        assert_eq!(
+            text,
+            r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"no","detail":null}]}"#
+        );
         let code = serde_json::to_string(&ErrorCode::TooManyRequests).unwrap();
         assert_eq!(code, r#""TOOMANYREQUESTS""#);
     }

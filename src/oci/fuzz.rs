@@ -8,13 +8,27 @@ use super::{Reference, document};
 
 /// Eight bytes of an object's size, then a `Range` header: parts lie in the object, and no two touch.
 pub fn ranges(data: &[u8]) {
-    let Some((size, header)) = data.split_first_chunk::<8>() else { return };
+    let Some((size, header)) = data.split_first_chunk::<8>() else {
+        return;
+    };
     let (size, header) = (u64::from_le_bytes(*size), String::from_utf8_lossy(header));
-    let Some(specs) = range::parse(&header) else { return };
-    let Selection::Parts(mut parts) = range::select(&specs, size) else { return };
+    let Some(specs) = range::parse(&header) else {
+        return;
+    };
+    let Selection::Parts(mut parts) = range::select(&specs, size) else {
+        return;
+    };
     parts.sort_by_key(|part| part.start);
-    assert!(parts.iter().all(|part| part.start < part.end && part.end <= size), "{parts:?} of {size}");
-    assert!(parts.windows(2).all(|pair| pair[0].end < pair[1].start), "{parts:?}");
+    assert!(
+        parts
+            .iter()
+            .all(|part| part.start < part.end && part.end <= size),
+        "{parts:?} of {size}"
+    );
+    assert!(
+        parts.windows(2).all(|pair| pair[0].end < pair[1].start),
+        "{parts:?}"
+    );
 }
 
 /// A path behind `/v2/`, a reference, a repository: what is read is written again as it was.
@@ -25,7 +39,10 @@ pub fn names(data: &[u8]) {
         assert_eq!(name.parse::<super::Repository>().ok(), Some(route.name));
     }
     if let Ok(reference) = text.parse::<Reference>() {
-        assert_eq!(reference.to_string().parse::<Reference>().ok(), Some(reference));
+        assert_eq!(
+            reference.to_string().parse::<Reference>().ok(),
+            Some(reference)
+        );
     }
 }
 

@@ -11,7 +11,11 @@ use serde_json::{Map, Value};
 /// The name among `known` that Go takes `key` for.
 pub(super) fn field(key: &str, known: &[&'static str]) -> Option<&'static str> {
     let same = |name: &&&'static str| key.chars().map(folded).eq(name.chars().map(folded));
-    known.iter().find(|name| **name == key).or_else(|| known.iter().find(same)).copied()
+    known
+        .iter()
+        .find(|name| **name == key)
+        .or_else(|| known.iter().find(same))
+        .copied()
 }
 
 /// The lower-case form; two letters outside of ASCII fold into it (Go, `encoding/json`, `foldRune`).
@@ -31,7 +35,12 @@ pub(super) fn set<T>(slot: &mut Option<T>, value: Option<T>) {
 }
 
 /// Keeps a field that the reader does not know, or that it keeps as it is.
-pub(super) fn keep(rest: &mut Map<String, Value>, key: String, kept: &[&'static str], value: Value) {
+pub(super) fn keep(
+    rest: &mut Map<String, Value>,
+    key: String,
+    kept: &[&'static str],
+    value: Value,
+) {
     match field(&key, kept) {
         Some(_) if value.is_null() => {}
         Some(name) => drop(rest.insert(name.to_owned(), value)),
@@ -40,12 +49,21 @@ pub(super) fn keep(rest: &mut Map<String, Value>, key: String, kept: &[&'static 
 }
 
 /// The value of the field `name`, under whatever spelling; an error if there are several.
-pub(crate) fn get_mut<'a>(object: &'a mut Value, name: &'static str) -> Result<Option<&'a mut Value>, String> {
-    let Some(object) = object.as_object_mut() else { return Ok(None) };
-    let mut found = object.iter_mut().filter(|(key, _)| field(key, &[name]).is_some());
+pub(crate) fn get_mut<'a>(
+    object: &'a mut Value,
+    name: &'static str,
+) -> Result<Option<&'a mut Value>, String> {
+    let Some(object) = object.as_object_mut() else {
+        return Ok(None);
+    };
+    let mut found = object
+        .iter_mut()
+        .filter(|(key, _)| field(key, &[name]).is_some());
     match (found.next(), found.next()) {
         (Some(_), Some(_)) => Err(format!("{name:?} is in it more than once")),
-        (found, _) => Ok(found.map(|(_, value)| value).filter(|value| !value.is_null())),
+        (found, _) => Ok(found
+            .map(|(_, value)| value)
+            .filter(|value| !value.is_null())),
     }
 }
 

@@ -48,7 +48,11 @@ pub struct DescriptorPlatform {
 
 impl DescriptorPlatform {
     pub fn to_platform(&self) -> Platform {
-        Platform { os: self.os.clone(), architecture: self.architecture.clone(), variant: self.variant.clone() }
+        Platform {
+            os: self.os.clone(),
+            architecture: self.architecture.clone(),
+            variant: self.variant.clone(),
+        }
     }
 }
 
@@ -56,7 +60,15 @@ impl Descriptor {
     /// Names an object and nothing more.
     pub fn plain(media_type: String, digest: Digest, size: u64) -> Self {
         let (urls, annotations, rest) = (Vec::new(), Map::new(), Map::new());
-        Self { media_type, digest, size, urls, annotations, platform: None, rest }
+        Self {
+            media_type,
+            digest,
+            size,
+            urls,
+            annotations,
+            platform: None,
+            rest,
+        }
     }
 
     /// The size, if it is said. No object that a manifest names is empty.
@@ -76,7 +88,11 @@ pub struct Manifest {
 impl Manifest {
     /// A manifest of our own making.
     pub fn new(media_type: String, bytes: bytes::Bytes) -> Self {
-        Self { media_type, digest: Digest::sha256_of(&bytes), bytes }
+        Self {
+            media_type,
+            digest: Digest::sha256_of(&bytes),
+            bytes,
+        }
     }
 
     pub fn size(&self) -> u64 {
@@ -182,7 +198,10 @@ impl std::ops::DerefMut for Children {
 
 impl From<Vec<Descriptor>> for Children {
     fn from(known: Vec<Descriptor>) -> Self {
-        Self { known, odd: Vec::new() }
+        Self {
+            known,
+            odd: Vec::new(),
+        }
     }
 }
 
@@ -235,7 +254,9 @@ impl<'de> Deserialize<'de> for Children {
                 let mut children = Children::default();
                 while let Some(value) = list.next_element::<Value>()? {
                     if children.known.len() + children.odd.len() >= MAX_DESCRIPTORS {
-                        return Err(A::Error::custom(format!("more than {MAX_DESCRIPTORS} children")));
+                        return Err(A::Error::custom(format!(
+                            "more than {MAX_DESCRIPTORS} children"
+                        )));
                     }
                     match Descriptor::deserialize(&value) {
                         Ok(child) => children.known.push(child),
@@ -266,7 +287,9 @@ impl<'de> Deserialize<'de> for Layers {
                 let mut layers = Vec::new();
                 while let Some(layer) = list.next_element()? {
                     if layers.len() >= MAX_DESCRIPTORS {
-                        return Err(A::Error::custom(format!("more than {MAX_DESCRIPTORS} layers")));
+                        return Err(A::Error::custom(format!(
+                            "more than {MAX_DESCRIPTORS} layers"
+                        )));
                     }
                     layers.push(layer);
                 }
@@ -436,15 +459,28 @@ mod tests {
             r#","annotations":{}"#,
         ] {
             let read = descriptor(fields).unwrap_or_else(|error| panic!("{fields}: {error}"));
-            assert_eq!(read, Descriptor::plain(String::new(), DIGEST.parse().unwrap(), 0), "{fields}");
+            assert_eq!(
+                read,
+                Descriptor::plain(String::new(), DIGEST.parse().unwrap(), 0),
+                "{fields}"
+            );
             assert_eq!(read.known_size(), None);
         }
-        let read = descriptor(r#","SIZE":7,"MediaType":"a/b","Annotations":{"k":null},"urls":[null,"u"]"#).unwrap();
-        assert_eq!((read.size, read.media_type.as_str(), read.urls.len()), (7, "a/b", 2));
+        let read =
+            descriptor(r#","SIZE":7,"MediaType":"a/b","Annotations":{"k":null},"urls":[null,"u"]"#)
+                .unwrap();
+        assert_eq!(
+            (read.size, read.media_type.as_str(), read.urls.len()),
+            (7, "a/b", 2)
+        );
         assert!(read.annotations.contains_key("k"));
-        for fields in
-            [r#","size":"7""#, r#","size":7.0"#, r#","size":1e3"#, r#","annotations":[]"#, r#","platform":"linux""#]
-        {
+        for fields in [
+            r#","size":"7""#,
+            r#","size":7.0"#,
+            r#","size":1e3"#,
+            r#","annotations":[]"#,
+            r#","platform":"linux""#,
+        ] {
             assert!(descriptor(fields).is_err(), "Go refuses {fields}");
         }
     }
@@ -453,13 +489,23 @@ mod tests {
     fn an_unknown_size_is_kept_as_it_is_written() {
         let read = descriptor(r#","size":-1"#).unwrap();
         assert_eq!((read.size, read.known_size()), (0, None));
-        assert!(serde_json::to_string(&read).unwrap().ends_with(r#""size":-1}"#));
+        assert!(
+            serde_json::to_string(&read)
+                .unwrap()
+                .ends_with(r#""size":-1}"#)
+        );
     }
 
     #[test]
     fn an_odd_child_fails_no_index_and_keeps_its_place() {
         let good = format!(r#"{{"mediaType":"a","digest":"{DIGEST}","size":1}}"#);
-        let odd = [r#"{"digest":"blake3:00","size":1}"#, "null", "{}", "7", r#"{"digest":null}"#];
+        let odd = [
+            r#"{"digest":"blake3:00","size":1}"#,
+            "null",
+            "{}",
+            "7",
+            r#"{"digest":null}"#,
+        ];
         let children = [odd[0], &good, odd[1], odd[2], &good, odd[3], odd[4]].join(",");
         let text = format!(r#"{{"schemaVersion":2,"manifests":[{children}]}}"#);
         let mut index: Index = serde_json::from_str(&text).unwrap();
@@ -472,24 +518,53 @@ mod tests {
         });
         let children = [odd[0], odd[1], odd[2], &good, odd[3], odd[4]].join(",");
         let left = serde_json::to_string(&index).unwrap();
-        assert_eq!(left, format!(r#"{{"schemaVersion":2,"manifests":[{children}]}}"#));
+        assert_eq!(
+            left,
+            format!(r#"{{"schemaVersion":2,"manifests":[{children}]}}"#)
+        );
     }
 
     #[test]
     fn documents_without_this_or_that_are_read() {
-        for text in ["{}", r#"{"manifests":null}"#, r#"{"schemaVersion":null,"mediaType":null,"annotations":null}"#] {
+        for text in [
+            "{}",
+            r#"{"manifests":null}"#,
+            r#"{"schemaVersion":null,"mediaType":null,"annotations":null}"#,
+        ] {
             let index: Index = serde_json::from_str(text).unwrap();
-            assert_eq!((index.schema_version, index.manifests.len(), index.rest.len()), (2, 0, 0), "{text}");
+            assert_eq!(
+                (
+                    index.schema_version,
+                    index.manifests.len(),
+                    index.rest.len()
+                ),
+                (2, 0, 0),
+                "{text}"
+            );
         }
-        let text = format!(r#"{{"Config":{{"digest":"{DIGEST}"}},"layers":null,"FSLAYERS":[],"annotations":null}}"#);
+        let text = format!(
+            r#"{{"Config":{{"digest":"{DIGEST}"}},"layers":null,"FSLAYERS":[],"annotations":null}}"#
+        );
         let image: ImageManifest = serde_json::from_str(&text).unwrap();
-        assert!(image.layers.is_empty() && image.rest.contains_key("fsLayers") && image.rest.len() == 1);
-        for text in ["{}", r#"{"rootfs":null,"history":null}"#, r#"{"rootfs":{"type":null,"diff_ids":null}}"#] {
+        assert!(
+            image.layers.is_empty() && image.rest.contains_key("fsLayers") && image.rest.len() == 1
+        );
+        for text in [
+            "{}",
+            r#"{"rootfs":null,"history":null}"#,
+            r#"{"rootfs":{"type":null,"diff_ids":null}}"#,
+        ] {
             let config: ImageConfig = serde_json::from_str(text).unwrap();
             assert!(config.rootfs.diff_ids.is_empty(), "{text}");
         }
         let twice = r#"{"mediaType":"a","mediaType":"b","manifests":[]}"#;
-        assert_eq!(serde_json::from_str::<Index>(twice).unwrap().media_type.as_deref(), Some("b"));
+        assert_eq!(
+            serde_json::from_str::<Index>(twice)
+                .unwrap()
+                .media_type
+                .as_deref(),
+            Some("b")
+        );
     }
 
     #[test]

@@ -18,12 +18,14 @@ pub const OCI_LAYER_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 
 /// Manifests of before 2016, which some registries still hold.
 pub const DOCKER_SCHEMA_1: &str = "application/vnd.docker.distribution.manifest.v1+json";
-pub const DOCKER_SIGNED_SCHEMA_1: &str = "application/vnd.docker.distribution.manifest.v1+prettyjws";
+pub const DOCKER_SIGNED_SCHEMA_1: &str =
+    "application/vnd.docker.distribution.manifest.v1+prettyjws";
 /// Manifests of artifacts in a draft of OCI 1.1.
 pub const OCI_ARTIFACT: &str = "application/vnd.oci.artifact.manifest.v1+json";
 
 /// What OCI calls a foreign layer; deprecated there.
-pub const OCI_LAYER_FOREIGN_GZIP: &str = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip";
+pub const OCI_LAYER_FOREIGN_GZIP: &str =
+    "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip";
 
 pub const OCTET_STREAM: &str = "application/octet-stream";
 
@@ -59,7 +61,12 @@ pub fn document_type(media_type: &str) -> &str {
 pub fn is_convertible_layer(media_type: &str) -> bool {
     matches!(
         media_type,
-        DOCKER_LAYER | DOCKER_LAYER_GZIP | DOCKER_LAYER_ZSTD | OCI_LAYER | OCI_LAYER_GZIP | OCI_LAYER_ZSTD
+        DOCKER_LAYER
+            | DOCKER_LAYER_GZIP
+            | DOCKER_LAYER_ZSTD
+            | OCI_LAYER
+            | OCI_LAYER_GZIP
+            | OCI_LAYER_ZSTD
     )
 }
 

@@ -33,7 +33,10 @@ pub struct ParseImageNameError {
 impl ImageName {
     /// What names the image's manifest: the digest where one is given, else the tag.
     pub fn reference(&self) -> Option<Reference> {
-        self.digest.clone().map(Reference::Digest).or(self.tag.clone().map(Reference::Tag))
+        self.digest
+            .clone()
+            .map(Reference::Digest)
+            .or(self.tag.clone().map(Reference::Tag))
     }
 }
 
@@ -42,7 +45,10 @@ impl FromStr for ImageName {
 
     /// As Docker reads names: the first component is a host if it holds a dot or a colon or is `localhost`.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        parse(text).map_err(|reason| ParseImageNameError { text: text.to_owned(), reason })
+        parse(text).map_err(|reason| ParseImageNameError {
+            text: text.to_owned(),
+            reason,
+        })
     }
 }
 
@@ -52,24 +58,41 @@ fn parse(text: &str) -> Result<ImageName, String> {
         None => (text, None),
     };
     let (name, tag) = match name.rsplit_once(':') {
-        Some((name, tag)) if !tag.contains('/') => (name, Some(tag.parse::<Tag>().map_err(describe)?)),
+        Some((name, tag)) if !tag.contains('/') => {
+            (name, Some(tag.parse::<Tag>().map_err(describe)?))
+        }
         _ => (name, None),
     };
     let (host, path) = match name.split_once('/') {
-        Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => (canonical_host(host), path),
+        Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => {
+            (canonical_host(host), path)
+        }
         _ => (DOCKER_HUB, name),
     };
     let is_official = host == DOCKER_HUB && !path.contains('/');
-    let path = if is_official { format!("library/{path}") } else { path.to_owned() };
+    let path = if is_official {
+        format!("library/{path}")
+    } else {
+        path.to_owned()
+    };
     let tag = match (tag, &digest) {
         (None, None) => Some(DEFAULT_TAG.parse().map_err(describe)?),
         (tag, _) => tag,
     };
-    Ok(ImageName { host: host.to_owned(), repository: path.parse().map_err(describe)?, tag, digest })
+    Ok(ImageName {
+        host: host.to_owned(),
+        repository: path.parse().map_err(describe)?,
+        tag,
+        digest,
+    })
 }
 
 fn canonical_host(host: &str) -> &str {
-    if matches!(host, "index.docker.io" | "registry-1.docker.io") { DOCKER_HUB } else { host }
+    if matches!(host, "index.docker.io" | "registry-1.docker.io") {
+        DOCKER_HUB
+    } else {
+        host
+    }
 }
 
 fn describe(error: impl std::error::Error) -> String {
@@ -103,7 +126,11 @@ mod tests {
             ("localhost/x:1", "localhost/x:1"),
             ("127.0.0.1:5000/x/y", "127.0.0.1:5000/x/y:latest"),
         ] {
-            assert_eq!(text.parse::<ImageName>().unwrap().to_string(), full, "{text}");
+            assert_eq!(
+                text.parse::<ImageName>().unwrap().to_string(),
+                full,
+                "{text}"
+            );
         }
         for text in ["", "A/b", "a:b:c", "a@sha256:00"] {
             assert!(text.parse::<ImageName>().is_err(), "{text}");

@@ -28,7 +28,12 @@ pub fn parse(header: &str) -> Option<Vec<RangeSpec>> {
     if !unit.trim().eq_ignore_ascii_case("bytes") {
         return None;
     }
-    let specs: Option<Vec<_>> = set.split(',').map(str::trim).filter(|part| !part.is_empty()).map(parse_spec).collect();
+    let specs: Option<Vec<_>> = set
+        .split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .map(parse_spec)
+        .collect();
     specs.filter(|specs| !specs.is_empty())
 }
 
@@ -42,7 +47,10 @@ fn parse_spec(text: &str) -> Option<RangeSpec> {
         return Some(RangeSpec::From { first, last: None });
     }
     let last = number(last)?;
-    (first <= last).then_some(RangeSpec::From { first, last: Some(last) })
+    (first <= last).then_some(RangeSpec::From {
+        first,
+        last: Some(last),
+    })
 }
 
 /// Digits alone: `u64::from_str` would also take a sign. More digits than fit mean "to the end".
@@ -56,7 +64,10 @@ fn number(text: &str) -> Option<u64> {
 /// Parts that overlap or touch become one, as RFC 9110 section 15.3.7.2 allows: the answer is never longer than the
 /// object.
 pub fn select(specs: &[RangeSpec], size: u64) -> Selection {
-    let parts: Vec<Range<u64>> = specs.iter().filter_map(|spec| resolve(*spec, size)).collect();
+    let parts: Vec<Range<u64>> = specs
+        .iter()
+        .filter_map(|spec| resolve(*spec, size))
+        .collect();
     if parts.is_empty() {
         return Selection::Unsatisfiable;
     }
@@ -66,7 +77,10 @@ pub fn select(specs: &[RangeSpec], size: u64) -> Selection {
 fn resolve(spec: RangeSpec, size: u64) -> Option<Range<u64>> {
     let range = match spec {
         RangeSpec::From { first, last: None } => first..size,
-        RangeSpec::From { first, last: Some(last) } => first..last.saturating_add(1).min(size),
+        RangeSpec::From {
+            first,
+            last: Some(last),
+        } => first..last.saturating_add(1).min(size),
         RangeSpec::Suffix(length) => size.saturating_sub(length)..size,
     };
     (range.start < range.end).then_some(range)
@@ -126,22 +140,44 @@ mod tests {
         ];
         for (header, expected) in cases {
             let expected = expected.iter().map(|&(start, end)| start..end).collect();
-            assert_eq!(parts(header, 10), Some(Selection::Parts(expected)), "{header}");
+            assert_eq!(
+                parts(header, 10),
+                Some(Selection::Parts(expected)),
+                "{header}"
+            );
         }
     }
 
     #[test]
     fn what_is_malformed_is_ignored() {
-        for header in ["", "bytes", "bytes=", "bytes=,", "bytes=a-b", "bytes=5-2", "bytes=+1-2", "bytes=-", "lines=0-1"]
-        {
+        for header in [
+            "",
+            "bytes",
+            "bytes=",
+            "bytes=,",
+            "bytes=a-b",
+            "bytes=5-2",
+            "bytes=+1-2",
+            "bytes=-",
+            "lines=0-1",
+        ] {
             assert_eq!(parse(header), None, "{header}");
         }
     }
 
     #[test]
     fn what_lies_outside_cannot_be_satisfied() {
-        for (header, size) in [("bytes=10-", 10), ("bytes=10-20,30-", 10), ("bytes=-0", 10), ("bytes=0-", 0)] {
-            assert_eq!(parts(header, size), Some(Selection::Unsatisfiable), "{header} of {size}");
+        for (header, size) in [
+            ("bytes=10-", 10),
+            ("bytes=10-20,30-", 10),
+            ("bytes=-0", 10),
+            ("bytes=0-", 0),
+        ] {
+            assert_eq!(
+                parts(header, size),
+                Some(Selection::Unsatisfiable),
+                "{header} of {size}"
+            );
         }
     }
 

@@ -29,7 +29,9 @@ pub enum Reference {
 /// Why a text is no repository name, tag or reference.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseReferenceError {
-    #[error("{0:?} is no repository name: lower-case letters, digits, single separators, at most 255 characters")]
+    #[error(
+        "{0:?} is no repository name: lower-case letters, digits, single separators, at most 255 characters"
+    )]
     Repository(String),
     #[error("{0:?} is no tag: letters, digits, '_', '.', '-', at most 128 characters")]
     Tag(String),
@@ -59,11 +61,12 @@ impl FromStr for Repository {
 fn is_path_component(component: &str) -> bool {
     let bytes = component.as_bytes();
     let is_alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    let edges_fit = bytes.first().is_some_and(is_alphanumeric) && bytes.last().is_some_and(is_alphanumeric);
+    let edges_fit =
+        bytes.first().is_some_and(is_alphanumeric) && bytes.last().is_some_and(is_alphanumeric);
     edges_fit
-        && bytes
-            .split(is_alphanumeric)
-            .all(|separator| matches!(separator, b"" | b"." | b"_" | b"__") || separator.iter().all(|&b| b == b'-'))
+        && bytes.split(is_alphanumeric).all(|separator| {
+            matches!(separator, b"" | b"." | b"_" | b"__") || separator.iter().all(|&b| b == b'-')
+        })
 }
 
 impl fmt::Display for Repository {
@@ -85,8 +88,14 @@ impl FromStr for Tag {
         let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
         let fits = text.len() <= MAX_TAG_LEN
             && text.bytes().next().is_some_and(is_word)
-            && text.bytes().all(|byte| is_word(byte) || matches!(byte, b'.' | b'-'));
-        if fits { Ok(Self(text.into())) } else { Err(ParseReferenceError::Tag(text.to_owned())) }
+            && text
+                .bytes()
+                .all(|byte| is_word(byte) || matches!(byte, b'.' | b'-'));
+        if fits {
+            Ok(Self(text.into()))
+        } else {
+            Err(ParseReferenceError::Tag(text.to_owned()))
+        }
     }
 }
 
@@ -102,7 +111,9 @@ impl FromStr for Reference {
     /// A text with a colon is a digest, any other a tag: no tag may hold a colon.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text.contains(':') {
-            text.parse().map(Self::Digest).map_err(|error| ParseReferenceError::Digest(text.to_owned(), error))
+            text.parse()
+                .map(Self::Digest)
+                .map_err(|error| ParseReferenceError::Digest(text.to_owned(), error))
         } else {
             text.parse().map(Self::Tag)
         }
@@ -124,10 +135,17 @@ mod tests {
 
     #[test]
     fn repository_names_follow_the_grammar() {
-        for name in ["nginx", "library/nginx", "a.b/c_d/e__f/g--h", "docker.io/library/nginx"] {
+        for name in [
+            "nginx",
+            "library/nginx",
+            "a.b/c_d/e__f/g--h",
+            "docker.io/library/nginx",
+        ] {
             assert!(name.parse::<Repository>().is_ok(), "{name}");
         }
-        for name in ["", "/", "a/", "/a", "a//b", "A", "a..b", "a___b", "-a", "a:5000/b", "..", "a/../b"] {
+        for name in [
+            "", "/", "a/", "/a", "a//b", "A", "a..b", "a___b", "-a", "a:5000/b", "..", "a/../b",
+        ] {
             assert!(name.parse::<Repository>().is_err(), "{name}");
         }
     }

@@ -10,7 +10,11 @@ use super::reference::{Reference, Repository};
 /// The name Docker Hub goes by; what names no host means it.
 pub const DOCKER_HUB: &str = "docker.io";
 /// Hosts that are Docker Hub too.
-const DOCKER_HUB_ALIASES: [&str; 3] = ["index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"];
+const DOCKER_HUB_ALIASES: [&str; 3] = [
+    "index.docker.io",
+    "registry-1.docker.io",
+    "registry.hub.docker.com",
+];
 
 /// A request: the name as the client wrote it, and what is wanted of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,7 +62,9 @@ impl Route {
         let operation = match (kind, last) {
             ("manifests", reference) => Operation::Manifest(parse_reference(reference)?),
             ("blobs", digest) => Operation::Blob(digest.parse().map_err(RouteError::Digest)?),
-            ("referrers", digest) => Operation::Referrers(digest.parse().map_err(RouteError::Digest)?),
+            ("referrers", digest) => {
+                Operation::Referrers(digest.parse().map_err(RouteError::Digest)?)
+            }
             ("tags", "list") => Operation::Tags,
             _ => return Err(RouteError::Endpoint),
         };
@@ -69,7 +75,9 @@ impl Route {
 
 fn parse_reference(text: &str) -> Result<Reference, RouteError> {
     if text.contains(':') {
-        text.parse().map(Reference::Digest).map_err(RouteError::Digest)
+        text.parse()
+            .map(Reference::Digest)
+            .map_err(RouteError::Digest)
     } else {
         text.parse().map(Reference::Tag).ok().ok_or(RouteError::Tag)
     }
@@ -88,18 +96,35 @@ impl Location {
     /// The first of two or more components is a prefix when `is_configured` says so or when it holds a dot, as a host
     /// does. containerd's `override_path` sends prefix and namespace together, so the prefix wins and is not doubled.
     /// `None` when nothing is left to be a repository.
-    pub fn of(name: &Repository, namespace: Option<&str>, is_configured: impl Fn(&str) -> bool) -> Option<Self> {
-        let prefix = name.as_str().split_once('/').filter(|(first, _)| first.contains('.') || is_configured(first));
+    pub fn of(
+        name: &Repository,
+        namespace: Option<&str>,
+        is_configured: impl Fn(&str) -> bool,
+    ) -> Option<Self> {
+        let prefix = name
+            .as_str()
+            .split_once('/')
+            .filter(|(first, _)| first.contains('.') || is_configured(first));
         let (upstream, repository) = match (prefix, namespace) {
             (Some((first, rest)), _) => (first, rest),
             (None, Some(namespace)) => (namespace, name.as_str()),
             (None, None) => (DOCKER_HUB, name.as_str()),
         };
-        let upstream = if DOCKER_HUB_ALIASES.contains(&upstream) { DOCKER_HUB } else { upstream };
+        let upstream = if DOCKER_HUB_ALIASES.contains(&upstream) {
+            DOCKER_HUB
+        } else {
+            upstream
+        };
         let is_official = upstream == DOCKER_HUB && !repository.contains('/');
-        let repository: Cow<'_, str> =
-            if is_official { format!("library/{repository}").into() } else { repository.into() };
-        Some(Self { upstream: upstream.to_owned(), repository: repository.parse().ok()? })
+        let repository: Cow<'_, str> = if is_official {
+            format!("library/{repository}").into()
+        } else {
+            repository.into()
+        };
+        Some(Self {
+            upstream: upstream.to_owned(),
+            repository: repository.parse().ok()?,
+        })
     }
 }
 
@@ -119,9 +144,15 @@ mod tests {
         let route = Route::parse(&format!("a/manifests/b/blobs/{digest}")).unwrap();
         assert_eq!(route.name.as_str(), "a/manifests/b");
         assert_eq!(route.operation, Operation::Blob(digest.clone()));
-        assert_eq!(Route::parse("a/tags/list").unwrap().operation, Operation::Tags);
+        assert_eq!(
+            Route::parse("a/tags/list").unwrap().operation,
+            Operation::Tags
+        );
         let by_digest = Route::parse(&format!("a/manifests/{digest}")).unwrap();
-        assert_eq!(by_digest.operation, Operation::Manifest(Reference::Digest(digest)));
+        assert_eq!(
+            by_digest.operation,
+            Operation::Manifest(Reference::Digest(digest))
+        );
     }
 
     #[test]
@@ -138,9 +169,15 @@ mod tests {
             ("a/../b/tags/list", RouteError::Name),
             ("/tags/list", RouteError::Name),
             ("a/manifests/.hidden", RouteError::Tag),
-            ("a/manifests/sha256:12", RouteError::Digest(ParseDigestError::Hex(64))),
+            (
+                "a/manifests/sha256:12",
+                RouteError::Digest(ParseDigestError::Hex(64)),
+            ),
             ("a/blobs/latest", RouteError::Digest(ParseDigestError::Form)),
-            ("a/referrers/md5:00", RouteError::Digest(ParseDigestError::Algorithm)),
+            (
+                "a/referrers/md5:00",
+                RouteError::Digest(ParseDigestError::Algorithm),
+            ),
         ];
         for (path, expected) in cases {
             assert_eq!(Route::parse(path), Err(expected), "{path}");
@@ -153,15 +190,35 @@ mod tests {
             ("nginx", None, "docker.io", "library/nginx"),
             ("a/b", None, "docker.io", "a/b"),
             ("docker.io/nginx", None, "docker.io", "library/nginx"),
-            ("index.docker.io/library/nginx", None, "docker.io", "library/nginx"),
+            (
+                "index.docker.io/library/nginx",
+                None,
+                "docker.io",
+                "library/nginx",
+            ),
             ("ghcr.io/a/b", None, "ghcr.io", "a/b"),
             ("local/a", None, "local", "a"),
             ("local", None, "docker.io", "library/local"),
             ("a.b", None, "docker.io", "library/a.b"),
-            ("library/nginx", Some("docker.io"), "docker.io", "library/nginx"),
-            ("nginx", Some("registry-1.docker.io"), "docker.io", "library/nginx"),
+            (
+                "library/nginx",
+                Some("docker.io"),
+                "docker.io",
+                "library/nginx",
+            ),
+            (
+                "nginx",
+                Some("registry-1.docker.io"),
+                "docker.io",
+                "library/nginx",
+            ),
             ("app", Some("127.0.0.1:5000"), "127.0.0.1:5000", "app"),
-            ("docker.io/library/nginx", Some("docker.io"), "docker.io", "library/nginx"),
+            (
+                "docker.io/library/nginx",
+                Some("docker.io"),
+                "docker.io",
+                "library/nginx",
+            ),
             ("ghcr.io/a/b", Some("quay.io"), "ghcr.io", "a/b"),
             ("local/a", Some("127.0.0.1:5000"), "local", "a"),
         ];

@@ -35,7 +35,11 @@ pub fn image(manifest: &Manifest) -> Option<Manifest> {
     let media_type = other_type(&manifest.media_type)?;
     let mut image: ImageManifest = serde_json::from_slice(&manifest.bytes).ok()?;
     // Docker's name for zstd is one that Docker's own clients, skopeo and buildah refuse.
-    if image.layers.iter().any(|layer| layer.media_type == types::OCI_LAYER_ZSTD) {
+    if image
+        .layers
+        .iter()
+        .any(|layer| layer.media_type == types::OCI_LAYER_ZSTD)
+    {
         return None;
     }
     image.media_type = Some(media_type.to_owned());
@@ -46,7 +50,10 @@ pub fn image(manifest: &Manifest) -> Option<Manifest> {
 }
 
 /// An index in the other family's types, each child pointed at what `replace` gives for it.
-pub fn index(manifest: &Manifest, replace: impl Fn(&Descriptor) -> Option<Descriptor>) -> Option<Manifest> {
+pub fn index(
+    manifest: &Manifest,
+    replace: impl Fn(&Descriptor) -> Option<Descriptor>,
+) -> Option<Manifest> {
     let media_type = other_type(&manifest.media_type)?;
     let mut index: Index = serde_json::from_slice(&manifest.bytes).ok()?;
     index.media_type = Some(media_type.to_owned());
@@ -64,7 +71,10 @@ pub fn index(manifest: &Manifest, replace: impl Fn(&Descriptor) -> Option<Descri
 /// Docker's types in it is read by no tool on containers/image. What OCI has no name for keeps its own.
 ///
 /// `None` for what is in OCI's types already.
-pub fn to_oci(manifest: &Manifest, replace: impl Fn(&Digest) -> Option<Descriptor>) -> Option<Manifest> {
+pub fn to_oci(
+    manifest: &Manifest,
+    replace: impl Fn(&Digest) -> Option<Descriptor>,
+) -> Option<Manifest> {
     let media_type = types::to_oci(&manifest.media_type);
     if types::manifest_kind(&manifest.media_type)? == ManifestKind::Image {
         let mut image: ImageManifest = serde_json::from_slice(&manifest.bytes).ok()?;
@@ -89,11 +99,15 @@ pub fn repoint(index: &mut Index, replace: impl Fn(&Digest) -> Option<Descriptor
     let mut is_replaced = false;
     for child in index.manifests.iter_mut() {
         let subject = child.annotations.get_mut(REFERENCE_DIGEST);
-        let followed = subject.as_ref().and_then(|text| replace(&text.as_str()?.parse().ok()?));
+        let followed = subject
+            .as_ref()
+            .and_then(|text| replace(&text.as_str()?.parse().ok()?));
         if let (Some(subject), Some(followed)) = (subject, followed) {
             *subject = followed.digest.to_string().into();
         }
-        if let Some(replacement) = replace(&child.digest).filter(|replacement| replacement.digest != child.digest) {
+        if let Some(replacement) =
+            replace(&child.digest).filter(|replacement| replacement.digest != child.digest)
+        {
             is_replaced = true;
             child.rest.shift_remove("size");
             child.size = replacement.size;
@@ -112,7 +126,8 @@ fn rename(media_type: &mut String) {
 
 fn written(media_type: &str, document: &impl serde::Serialize) -> Option<Manifest> {
     let bytes = Bytes::from(serde_json::to_vec(document).ok()?);
-    Some(Manifest::new(media_type.to_owned(), bytes)).filter(|manifest| manifest.size() <= MAX_MANIFEST_BYTES)
+    Some(Manifest::new(media_type.to_owned(), bytes))
+        .filter(|manifest| manifest.size() <= MAX_MANIFEST_BYTES)
 }
 
 #[cfg(test)]
@@ -147,22 +162,41 @@ mod tests {
 
     #[test]
     fn an_oci_layout_gets_ocis_types_whatever_is_in_the_image() {
-        for layer in [types::DOCKER_LAYER_GZIP, types::DOCKER_LAYER_ZSTD, types::DOCKER_LAYER_FOREIGN] {
+        for layer in [
+            types::DOCKER_LAYER_GZIP,
+            types::DOCKER_LAYER_ZSTD,
+            types::DOCKER_LAYER_FOREIGN,
+        ] {
             let docker = docker_image(layer);
             let oci = to_oci(&docker, |_| None).unwrap();
             assert_eq!(oci.media_type, types::OCI_MANIFEST);
-            assert!(!String::from_utf8_lossy(&oci.bytes).contains("vnd.docker"), "{layer}");
+            assert!(
+                !String::from_utf8_lossy(&oci.bytes).contains("vnd.docker"),
+                "{layer}"
+            );
             assert_eq!(to_oci(&oci, |_| None), None);
             let attested = r#"{"digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}"#;
-            let mut index: Index = serde_json::from_str(&format!(r#"{{"manifests":[{attested}]}}"#)).unwrap();
+            let mut index: Index =
+                serde_json::from_str(&format!(r#"{{"manifests":[{attested}]}}"#)).unwrap();
             let subject = serde_json::Value::from(docker.digest.to_string());
-            index.manifests[0].annotations.insert(REFERENCE_DIGEST.to_owned(), subject);
+            index.manifests[0]
+                .annotations
+                .insert(REFERENCE_DIGEST.to_owned(), subject);
             index.manifests.push(docker.descriptor());
-            let index = Manifest::new(types::OCI_INDEX.to_owned(), serde_json::to_vec(&index).unwrap().into());
-            let index = to_oci(&index, |digest| (*digest == docker.digest).then(|| oci.descriptor())).unwrap();
+            let index = Manifest::new(
+                types::OCI_INDEX.to_owned(),
+                serde_json::to_vec(&index).unwrap().into(),
+            );
+            let index = to_oci(&index, |digest| {
+                (*digest == docker.digest).then(|| oci.descriptor())
+            })
+            .unwrap();
             let index: Index = serde_json::from_slice(&index.bytes).unwrap();
             assert_eq!(index.manifests[1], oci.descriptor());
-            assert_eq!(index.manifests[0].annotations[REFERENCE_DIGEST], oci.digest.to_string());
+            assert_eq!(
+                index.manifests[0].annotations[REFERENCE_DIGEST],
+                oci.digest.to_string()
+            );
         }
     }
 

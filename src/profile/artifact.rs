@@ -47,7 +47,10 @@ impl Artifact {
             "annotations": {WORKLOAD: profile.workload.to_string(), CREATED: created},
         });
         let manifest = Manifest::new(OCI_MANIFEST.to_owned(), manifest.to_string().into());
-        Ok(Self { manifest, blobs: [empty, document] })
+        Ok(Self {
+            manifest,
+            blobs: [empty, document],
+        })
     }
 
     /// As a list of referrers shows it (distribution-spec, "Listing Referrers").
@@ -57,13 +60,16 @@ impl Artifact {
         if let Some(Value::Object(annotations)) = document.get("annotations") {
             descriptor.annotations = annotations.clone();
         }
-        descriptor.rest.insert("artifactType".to_owned(), MEDIA_TYPE.into());
+        descriptor
+            .rest
+            .insert("artifactType".to_owned(), MEDIA_TYPE.into());
         descriptor
     }
 }
 
 fn described(media_type: &str, bytes: &[u8]) -> Descriptor {
-    let mut descriptor = Manifest::new(media_type.to_owned(), Bytes::copy_from_slice(bytes)).descriptor();
+    let mut descriptor =
+        Manifest::new(media_type.to_owned(), Bytes::copy_from_slice(bytes)).descriptor();
     descriptor.digest = Digest::sha256_of(bytes);
     descriptor
 }
@@ -77,9 +83,20 @@ pub fn workload_of(referrer: &Descriptor) -> Option<Workload> {
 
 /// The profiles among an image's referrers, one for each workload: the newest.
 pub fn newest(referrers: &[Descriptor]) -> Vec<&Descriptor> {
-    let created = |referrer: &Descriptor| referrer.annotations.get(CREATED).and_then(Value::as_str).map(str::to_owned);
-    let mut found: Vec<_> = referrers.iter().filter_map(|referrer| Some((workload_of(referrer)?, referrer))).collect();
-    found.sort_by_key(|(workload, referrer)| (workload.clone(), created(referrer), referrer.digest.clone()));
+    let created = |referrer: &Descriptor| {
+        referrer
+            .annotations
+            .get(CREATED)
+            .and_then(Value::as_str)
+            .map(str::to_owned)
+    };
+    let mut found: Vec<_> = referrers
+        .iter()
+        .filter_map(|referrer| Some((workload_of(referrer)?, referrer)))
+        .collect();
+    found.sort_by_key(|(workload, referrer)| {
+        (workload.clone(), created(referrer), referrer.digest.clone())
+    });
     found.reverse();
     found.dedup_by_key(|(workload, _)| workload.clone());
     found.reverse();
@@ -89,14 +106,22 @@ pub fn newest(referrers: &[Descriptor]) -> Vec<&Descriptor> {
 /// The profile of a workload among an image's referrers; that of the default workload where it has none.
 pub fn of_workload<'a>(referrers: &'a [Descriptor], workload: &Workload) -> Option<&'a Descriptor> {
     let newest = newest(referrers);
-    let of = |wanted: &Workload| newest.iter().find(|referrer| workload_of(referrer).as_ref() == Some(wanted)).copied();
+    let of = |wanted: &Workload| {
+        newest
+            .iter()
+            .find(|referrer| workload_of(referrer).as_ref() == Some(wanted))
+            .copied()
+    };
     of(workload).or_else(|| of(&Workload::default()))
 }
 
 /// Where the document of an artifact is; `None` where the manifest is of something else or too large a one.
 pub fn document_of(manifest: &Manifest) -> Option<Descriptor> {
-    let manifest: crate::oci::manifest::ImageManifest = serde_json::from_slice(&manifest.bytes).ok()?;
-    let fits = |layer: &Descriptor| layer.size <= MAX_PROFILE_BYTES as u64 && layer.media_type == MEDIA_TYPE;
+    let manifest: crate::oci::manifest::ImageManifest =
+        serde_json::from_slice(&manifest.bytes).ok()?;
+    let fits = |layer: &Descriptor| {
+        layer.size <= MAX_PROFILE_BYTES as u64 && layer.media_type == MEDIA_TYPE
+    };
     manifest.layers.into_iter().next().filter(fits)
 }
 
@@ -124,17 +149,32 @@ mod tests {
         assert_eq!(manifest["config"]["digest"], empty);
         let document = document_of(&artifact.manifest).unwrap();
         assert_eq!(document, artifact.blobs[1].0);
-        assert_eq!(Profile::parse(&artifact.blobs[1].1).unwrap(), profile("web"));
-        assert_eq!(workload_of(&artifact.listed()), Some("web".parse().unwrap()));
+        assert_eq!(
+            Profile::parse(&artifact.blobs[1].1).unwrap(),
+            profile("web")
+        );
+        assert_eq!(
+            workload_of(&artifact.listed()),
+            Some("web".parse().unwrap())
+        );
     }
 
     #[test]
     fn the_newest_profile_of_each_workload_counts() {
-        let listed = |workload, created| Artifact::new(&profile(workload), &subject(), created).unwrap().listed();
-        let (old, new) = (listed("web", "2026-01-01T00:00:00Z"), listed("web", "2026-02-01T00:00:00Z"));
+        let listed = |workload, created| {
+            Artifact::new(&profile(workload), &subject(), created)
+                .unwrap()
+                .listed()
+        };
+        let (old, new) = (
+            listed("web", "2026-01-01T00:00:00Z"),
+            listed("web", "2026-02-01T00:00:00Z"),
+        );
         let other = listed("batch", "2025-01-01T00:00:00Z");
         let mut foreign = subject();
-        foreign.rest.insert("artifactType".to_owned(), "application/spdx+json".into());
+        foreign
+            .rest
+            .insert("artifactType".to_owned(), "application/spdx+json".into());
         let all = [new.clone(), foreign, old, other.clone()];
         assert_eq!(newest(&all), [&other, &new]);
     }
@@ -145,7 +185,10 @@ mod tests {
         assert_eq!(document_of(&manifest("{}")), None);
         let artifact = Artifact::new(&profile("web"), &subject(), "").unwrap();
         let text = String::from_utf8(artifact.manifest.bytes.to_vec()).unwrap();
-        assert_eq!(document_of(&manifest(&text.replace(MEDIA_TYPE, "text/plain"))), None);
+        assert_eq!(
+            document_of(&manifest(&text.replace(MEDIA_TYPE, "text/plain"))),
+            None
+        );
         let huge = format!("\"size\":{}", MAX_PROFILE_BYTES + 1);
         let size = format!("\"size\":{}", artifact.blobs[1].0.size);
         assert_eq!(document_of(&manifest(&text.replace(&size, &huge))), None);

@@ -102,7 +102,9 @@ impl Profile {
         if profile.files.len() > MAX_FILES {
             return Err(ProfileError::TooMany);
         }
-        profile.files.retain(|file| file::is_well_formed(&file.path));
+        profile
+            .files
+            .retain(|file| file::is_well_formed(&file.path));
         Ok(profile)
     }
 
@@ -121,15 +123,37 @@ impl Profile {
 
 impl From<ProfiledFile> for FileUse {
     fn from(file: ProfiledFile) -> Self {
-        let ProfiledFile { layer, path, extents, after, .. } = file;
-        Self { layer, path, extents, after }
+        let ProfiledFile {
+            layer,
+            path,
+            extents,
+            after,
+            ..
+        } = file;
+        Self {
+            layer,
+            path,
+            extents,
+            after,
+        }
     }
 }
 
 impl ProfiledFile {
     pub(super) fn new(file: FileUse, sources: Sources) -> Self {
-        let FileUse { layer, path, extents, after } = file;
-        Self { layer, path, extents, after, sources }
+        let FileUse {
+            layer,
+            path,
+            extents,
+            after,
+        } = file;
+        Self {
+            layer,
+            path,
+            extents,
+            after,
+            sources,
+        }
     }
 }
 
@@ -149,7 +173,10 @@ mod tests {
             image: Digest::sha256_of(b""),
             workload: Workload::default(),
             observers: 1,
-            files: vec![ProfiledFile::new(file, Sources::from([Source::Agents, Source::ByHand]))],
+            files: vec![ProfiledFile::new(
+                file,
+                Sources::from([Source::Agents, Source::ByHand]),
+            )],
         }
     }
 
@@ -163,16 +190,31 @@ mod tests {
     #[test]
     fn other_documents_are_refused_and_odd_paths_left_out() {
         assert!(matches!(Profile::parse(b"{}"), Err(ProfileError::Json(_))));
-        let newer = Profile { version: 2, ..profile() };
-        assert!(matches!(Profile::parse(&newer.to_json().unwrap()), Err(ProfileError::Version(2))));
+        let newer = Profile {
+            version: 2,
+            ..profile()
+        };
+        assert!(matches!(
+            Profile::parse(&newer.to_json().unwrap()),
+            Err(ProfileError::Version(2))
+        ));
         let one = &profile().files[0];
         let files = vec![one.clone(); MAX_FILES + 1];
         assert!(matches!(
             Profile::parse(&Profile { files, ..profile() }.to_json().unwrap()),
             Err(ProfileError::TooMany)
         ));
-        assert!(matches!(Profile::parse(&vec![b' '; MAX_PROFILE_BYTES + 1]), Err(ProfileError::TooLong)));
-        let files = vec![ProfiledFile { path: "../a".to_owned(), ..one.clone() }, one.clone()];
+        assert!(matches!(
+            Profile::parse(&vec![b' '; MAX_PROFILE_BYTES + 1]),
+            Err(ProfileError::TooLong)
+        ));
+        let files = vec![
+            ProfiledFile {
+                path: "../a".to_owned(),
+                ..one.clone()
+            },
+            one.clone(),
+        ];
         let parsed = Profile::parse(&Profile { files, ..profile() }.to_json().unwrap()).unwrap();
         assert_eq!(parsed, profile());
     }

@@ -16,11 +16,17 @@ pub struct Extents(Vec<Range<u64>>);
 impl Extents {
     /// The ranges in order; those that touch become one, empty ones go. With too many, the nearest become one.
     pub fn new(ranges: impl IntoIterator<Item = Range<u64>>) -> Self {
-        let mut ranges: Vec<_> = ranges.into_iter().filter(|range| range.start < range.end).collect();
+        let mut ranges: Vec<_> = ranges
+            .into_iter()
+            .filter(|range| range.start < range.end)
+            .collect();
         ranges.sort_unstable_by_key(|range| range.start);
         let mut joined = joined(ranges, 0);
         if joined.len() > MAX_EXTENTS {
-            let mut gaps: Vec<u64> = joined.windows(2).map(|pair| pair[1].start - pair[0].end).collect();
+            let mut gaps: Vec<u64> = joined
+                .windows(2)
+                .map(|pair| pair[1].start - pair[0].end)
+                .collect();
             gaps.sort_unstable();
             joined = self::joined(joined, gaps[gaps.len() - MAX_EXTENTS]);
         }
@@ -52,7 +58,12 @@ impl Extents {
         let mut total = 0.0;
         for (extents, weight) in all {
             total += weight;
-            edges.extend(extents.0.iter().flat_map(|range| [(range.start, weight), (range.end, -weight)]));
+            edges.extend(
+                extents
+                    .0
+                    .iter()
+                    .flat_map(|range| [(range.start, weight), (range.end, -weight)]),
+            );
         }
         edges.sort_unstable_by_key(|(at, _)| *at);
         let (mut agreed, mut weight, mut from) = (Vec::new(), 0.0, 0);
@@ -72,7 +83,9 @@ fn joined(ranges: Vec<Range<u64>>, gap: u64) -> Vec<Range<u64>> {
     let mut joined: Vec<Range<u64>> = Vec::new();
     for range in ranges {
         match joined.last_mut() {
-            Some(last) if range.start <= last.end.saturating_add(gap) => last.end = last.end.max(range.end),
+            Some(last) if range.start <= last.end.saturating_add(gap) => {
+                last.end = last.end.max(range.end)
+            }
             _ => joined.push(range),
         }
     }
@@ -87,7 +100,11 @@ impl From<Vec<(u64, u64)>> for Extents {
 
 impl From<Extents> for Vec<(u64, u64)> {
     fn from(extents: Extents) -> Self {
-        extents.0.into_iter().map(|range| (range.start, range.end)).collect()
+        extents
+            .0
+            .into_iter()
+            .map(|range| (range.start, range.end))
+            .collect()
     }
 }
 
@@ -106,7 +123,10 @@ mod tests {
         #[expect(clippy::reversed_empty_ranges, reason = "what a liar sends")]
         let odd = [8..9, 4..6, 7..3, 0..2, 5..7, 2..2];
         assert_eq!(Extents::new(odd), extents(&[(0, 2), (4, 7), (8, 9)]));
-        assert_eq!(extents(&[(0, 4)]).union(&extents(&[(4, 6), (9, 10)])), extents(&[(0, 6), (9, 10)]));
+        assert_eq!(
+            extents(&[(0, 4)]).union(&extents(&[(4, 6), (9, 10)])),
+            extents(&[(0, 6), (9, 10)])
+        );
     }
 
     #[test]
@@ -114,22 +134,43 @@ mod tests {
         let many = Extents::new((0..1000u64).map(|at| at * at..at * at + 1));
         assert!(many.0.len() <= MAX_EXTENTS);
         assert_eq!(
-            (many.0.first().map(|range| range.start), many.0.last().map(|range| range.end)),
+            (
+                many.0.first().map(|range| range.start),
+                many.0.last().map(|range| range.end)
+            ),
             (Some(0), Some(998_002))
         );
-        assert!(many.0.last().is_some_and(|range| range.end - range.start == 1), "the widest gaps stay");
         assert!(
-            Extents::new((0..100_000).map(|at| at * 2..at * 2 + 1)).0.len() <= MAX_EXTENTS,
+            many.0
+                .last()
+                .is_some_and(|range| range.end - range.start == 1),
+            "the widest gaps stay"
+        );
+        assert!(
+            Extents::new((0..100_000).map(|at| at * 2..at * 2 + 1))
+                .0
+                .len()
+                <= MAX_EXTENTS,
             "also where all gaps are one"
         );
     }
 
     #[test]
     fn bytes_are_agreed_on_by_more_than_half() {
-        let (one, two, three) = (extents(&[(0, 10)]), extents(&[(5, 20)]), extents(&[(0, 7), (18, 1000)]));
-        assert_eq!(Extents::agreed([(&one, 1.0), (&two, 1.0), (&three, 1.0)]), extents(&[(0, 10), (18, 20)]));
+        let (one, two, three) = (
+            extents(&[(0, 10)]),
+            extents(&[(5, 20)]),
+            extents(&[(0, 7), (18, 1000)]),
+        );
+        assert_eq!(
+            Extents::agreed([(&one, 1.0), (&two, 1.0), (&three, 1.0)]),
+            extents(&[(0, 10), (18, 20)])
+        );
         assert_eq!(Extents::agreed([(&one, 1.0)]), one);
-        assert_eq!(Extents::agreed([(&one, 1.0), (&two, 1.0)]), extents(&[(5, 10)]));
+        assert_eq!(
+            Extents::agreed([(&one, 1.0), (&two, 1.0)]),
+            extents(&[(5, 10)])
+        );
     }
 
     proptest! {

@@ -47,11 +47,16 @@ pub(super) mod milliseconds {
 
     use serde::{Deserialize, Deserializer, Serializer};
 
-    pub(in crate::profile) fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(in crate::profile) fn serialize<S: Serializer>(
+        duration: &Duration,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         serializer.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
     }
 
-    pub(in crate::profile) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    pub(in crate::profile) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Duration, D::Error> {
         u64::deserialize(deserializer).map(Duration::from_millis)
     }
 }
@@ -65,7 +70,17 @@ mod tests {
         for path in ["a", "usr/bin/env", "a/..b", "ü/ö", "a b"] {
             assert!(is_well_formed(path), "{path:?}");
         }
-        for path in ["", "/etc/shadow", "../a", "a/../../b", "a//b", "a/", "./a", "a\0b", &"a/".repeat(3000)] {
+        for path in [
+            "",
+            "/etc/shadow",
+            "../a",
+            "a/../../b",
+            "a//b",
+            "a/",
+            "./a",
+            "a\0b",
+            &"a/".repeat(3000),
+        ] {
             assert!(!is_well_formed(path), "{path:?}");
         }
     }

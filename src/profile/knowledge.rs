@@ -74,18 +74,30 @@ impl Knowledge {
 
     /// Whether `by` may look at the image: it did not fail at it, and it did not end twice while it looked.
     pub fn may_be_tried(&self, by: &str) -> bool {
-        self.tried.as_ref().is_none_or(|tried| tried.by != by || tried.times < MAX_TRIES)
+        self.tried
+            .as_ref()
+            .is_none_or(|tried| tried.by != by || tried.times < MAX_TRIES)
     }
 
     /// Notes that `by` is about to look at the image.
     pub fn is_tried(&mut self, by: &str) {
-        let times = self.tried.as_ref().filter(|tried| tried.by == by).map_or(0, |tried| tried.times);
-        self.tried = Some(Tried { by: by.to_owned(), times: times.saturating_add(1) });
+        let times = self
+            .tried
+            .as_ref()
+            .filter(|tried| tried.by == by)
+            .map_or(0, |tried| tried.times);
+        self.tried = Some(Tried {
+            by: by.to_owned(),
+            times: times.saturating_add(1),
+        });
     }
 
     /// Notes that `by` failed at the image, and will fail again.
     pub fn give_up(&mut self, by: &str) {
-        self.tried = Some(Tried { by: by.to_owned(), times: MAX_TRIES });
+        self.tried = Some(Tried {
+            by: by.to_owned(),
+            times: MAX_TRIES,
+        });
     }
 
     /// Notes that the last look does not count.
@@ -110,8 +122,15 @@ impl Knowledge {
 
     /// The bytes that it takes.
     pub fn weight(&self) -> usize {
-        let named = self.suggested.iter().chain(&self.recorded).flatten().map(FileUse::weight);
-        size_of::<Self>() + named.sum::<usize>() + self.workloads.values().map(Learned::weight).sum::<usize>()
+        let named = self
+            .suggested
+            .iter()
+            .chain(&self.recorded)
+            .flatten()
+            .map(FileUse::weight);
+        size_of::<Self>()
+            + named.sum::<usize>()
+            + self.workloads.values().map(Learned::weight).sum::<usize>()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -119,16 +138,30 @@ impl Knowledge {
     }
 
     /// Takes in what `observer` saw at `heard`, in seconds since 1970. See `learned` for the rule.
-    pub fn observe(&mut self, workload: &Workload, observer: &str, source: Source, seen: &Observation, heard: u64) {
-        self.workloads.entry(workload.clone()).or_default().observe(observer, source, seen, heard);
+    pub fn observe(
+        &mut self,
+        workload: &Workload,
+        observer: &str,
+        source: Source,
+        seen: &Observation,
+        heard: u64,
+    ) {
+        self.workloads
+            .entry(workload.clone())
+            .or_default()
+            .observe(observer, source, seen, heard);
         while self.workloads.len() > MAX_WORKLOADS
             && let Some(oldest) = self.oldest_but(workload)
         {
             self.workloads.remove(&oldest);
         }
         while self.workloads.values().map(Learned::len).sum::<usize>() > MAX_KNOWN_FILES {
-            let place = self.oldest_but(workload).unwrap_or_else(|| workload.clone());
-            let Some(learned) = self.workloads.get_mut(&place) else { return };
+            let place = self
+                .oldest_but(workload)
+                .unwrap_or_else(|| workload.clone());
+            let Some(learned) = self.workloads.get_mut(&place) else {
+                return;
+            };
             learned.forget_first();
             if learned.observers() == 0 {
                 self.workloads.remove(&place);
@@ -137,8 +170,13 @@ impl Knowledge {
     }
 
     fn oldest_but(&self, kept: &Workload) -> Option<Workload> {
-        let others = self.workloads.iter().filter(|(workload, _)| *workload != kept);
-        others.min_by_key(|(_, learned)| learned.heard()).map(|(workload, _)| workload.clone())
+        let others = self
+            .workloads
+            .iter()
+            .filter(|(workload, _)| *workload != kept);
+        others
+            .min_by_key(|(_, learned)| learned.heard())
+            .map(|(workload, _)| workload.clone())
     }
 
     /// Whether enough is known of a workload to build on: it was recorded by hand, or some starts were told of.
@@ -153,12 +191,18 @@ impl Knowledge {
     }
 
     fn learned(&self, workload: &Workload) -> Option<&Learned> {
-        self.workloads.get(workload).or_else(|| self.workloads.get(&Workload::default()))
+        self.workloads
+            .get(workload)
+            .or_else(|| self.workloads.get(&Workload::default()))
     }
 
     /// When something was last told of any workload, in seconds since 1970; 0 where nothing was.
     pub fn heard(&self) -> u64 {
-        self.workloads.values().map(Learned::heard).max().unwrap_or_default()
+        self.workloads
+            .values()
+            .map(Learned::heard)
+            .max()
+            .unwrap_or_default()
     }
 
     /// The files to fetch ahead for a workload: those recorded by hand, then those learned; where there are none, those
@@ -170,8 +214,15 @@ impl Knowledge {
         if files.is_empty() {
             files = agreed;
         } else {
-            let recorded: HashSet<_> = files.iter().map(|file| (file.layer, file.path.clone())).collect();
-            files.extend(agreed.into_iter().filter(|file| !recorded.contains(&(file.layer, file.path.clone()))));
+            let recorded: HashSet<_> = files
+                .iter()
+                .map(|file| (file.layer, file.path.clone()))
+                .collect();
+            files.extend(
+                agreed
+                    .into_iter()
+                    .filter(|file| !recorded.contains(&(file.layer, file.path.clone()))),
+            );
         }
         if files.is_empty() {
             files = of(self.suggested.as_deref(), Source::Static).collect();
@@ -208,7 +259,12 @@ mod tests {
     use crate::profile::Extents;
 
     fn file(path: &str) -> FileUse {
-        FileUse { layer: 0, path: path.to_owned(), extents: Extents::default(), after: Duration::ZERO }
+        FileUse {
+            layer: 0,
+            path: path.to_owned(),
+            extents: Extents::default(),
+            after: Duration::ZERO,
+        }
     }
 
     fn workload(name: &str) -> Workload {
@@ -220,7 +276,12 @@ mod tests {
     }
 
     fn paths(knowledge: &Knowledge, name: &str) -> Vec<String> {
-        knowledge.profile(&workload(name)).files.into_iter().map(|file| file.path).collect()
+        knowledge
+            .profile(&workload(name))
+            .files
+            .into_iter()
+            .map(|file| file.path)
+            .collect()
     }
 
     fn observe(knowledge: &mut Knowledge, name: &str, observer: &str, files: &[&str], heard: u64) {
@@ -265,9 +326,17 @@ mod tests {
         let mut knowledge = knowledge();
         for start in 0..SETTLED_AFTER {
             assert!(!knowledge.is_settled(&Workload::default()), "after {start}");
-            observe(&mut knowledge, "default", &format!("{}", start / 2), &["a"], u64::from(start) + 7);
+            observe(
+                &mut knowledge,
+                "default",
+                &format!("{}", start / 2),
+                &["a"],
+                u64::from(start) + 7,
+            );
         }
-        assert!(knowledge.is_settled(&Workload::default()) && !knowledge.is_settled(&workload("web")));
+        assert!(
+            knowledge.is_settled(&Workload::default()) && !knowledge.is_settled(&workload("web"))
+        );
         assert_eq!(knowledge.heard(), 9);
         let mut recorded = Knowledge::new(Digest::sha256_of(b"config"));
         recorded.record(vec![file("a")]);
@@ -279,7 +348,10 @@ mod tests {
         let mut knowledge = knowledge();
         observe(&mut knowledge, "default", "one", &["a"], 1);
         observe(&mut knowledge, "web", "two", &["b"], 1);
-        assert_eq!(["default", "web", "batch"].map(|name| paths(&knowledge, name)), [["a"], ["b"], ["a"]]);
+        assert_eq!(
+            ["default", "web", "batch"].map(|name| paths(&knowledge, name)),
+            [["a"], ["b"], ["a"]]
+        );
     }
 
     #[test]
@@ -288,13 +360,26 @@ mod tests {
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let mut knowledge = knowledge();
         for heard in 0..20 {
-            observe(&mut knowledge, &format!("w{heard}"), &format!("o{heard}"), &names, heard);
+            observe(
+                &mut knowledge,
+                &format!("w{heard}"),
+                &format!("o{heard}"),
+                &names,
+                heard,
+            );
         }
         for heard in 20..40 {
             observe(&mut knowledge, "w19", &format!("o{heard}"), &names, heard);
         }
         assert!(knowledge.workloads.len() <= MAX_WORKLOADS);
-        assert!(knowledge.workloads.values().map(Learned::len).sum::<usize>() <= MAX_KNOWN_FILES);
+        assert!(
+            knowledge
+                .workloads
+                .values()
+                .map(Learned::len)
+                .sum::<usize>()
+                <= MAX_KNOWN_FILES
+        );
         assert_eq!(paths(&knowledge, "w19").len(), MAX_FILES);
     }
 
@@ -304,6 +389,9 @@ mod tests {
         knowledge.suggest(vec![file("guess")]);
         observe(&mut knowledge, "default", "one", &["seen", "ü"], 1);
         let json = serde_json::to_vec(&knowledge).unwrap();
-        assert_eq!(serde_json::from_slice::<Knowledge>(&json).unwrap(), knowledge);
+        assert_eq!(
+            serde_json::from_slice::<Knowledge>(&json).unwrap(),
+            knowledge
+        );
     }
 }

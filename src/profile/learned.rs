@@ -73,14 +73,39 @@ struct Opinions<'a> {
 
 impl Learned {
     /// Takes in what the observer `id` saw at `heard`, in seconds since 1970.
-    pub(super) fn observe(&mut self, id: &str, source: Source, observation: &Observation, heard: u64) {
-        let known = self.observers.iter().position(|observer| observer.id == id && observer.source == source);
+    pub(super) fn observe(
+        &mut self,
+        id: &str,
+        source: Source,
+        observation: &Observation,
+        heard: u64,
+    ) {
+        let known = self
+            .observers
+            .iter()
+            .position(|observer| observer.id == id && observer.source == source);
         let before = known.map(|index| self.observers.remove(index));
         let (starts, files) = match before {
-            Some(before) => (before.starts.saturating_add(1), blended(before.files, observation.files())),
-            None => (1, observation.files().iter().map(|file| Known::new(file, SURE)).collect()),
+            Some(before) => (
+                before.starts.saturating_add(1),
+                blended(before.files, observation.files()),
+            ),
+            None => (
+                1,
+                observation
+                    .files()
+                    .iter()
+                    .map(|file| Known::new(file, SURE))
+                    .collect(),
+            ),
         };
-        self.observers.push(Observer { id: id.to_owned(), source, heard, starts, files });
+        self.observers.push(Observer {
+            id: id.to_owned(),
+            source,
+            heard,
+            starts,
+            files,
+        });
         let surplus = self.observers.len().saturating_sub(MAX_OBSERVERS);
         drop(self.observers.drain(..surplus));
     }
@@ -91,23 +116,35 @@ impl Learned {
 
     /// How many starts were told of.
     pub(super) fn starts(&self) -> u32 {
-        self.observers.iter().fold(0, |sum, observer| sum.saturating_add(observer.starts))
+        self.observers
+            .iter()
+            .fold(0, |sum, observer| sum.saturating_add(observer.starts))
     }
 
     /// When the last observer was heard of, in seconds since 1970.
     pub(super) fn heard(&self) -> u64 {
-        self.observers.iter().map(|observer| observer.heard).max().unwrap_or_default()
+        self.observers
+            .iter()
+            .map(|observer| observer.heard)
+            .max()
+            .unwrap_or_default()
     }
 
     /// Files over all opinions.
     pub(super) fn len(&self) -> usize {
-        self.observers.iter().map(|observer| observer.files.len()).sum()
+        self.observers
+            .iter()
+            .map(|observer| observer.files.len())
+            .sum()
     }
 
     /// The bytes that all opinions take.
     pub(super) fn weight(&self) -> usize {
         let known = |known: &Known| size_of::<Known>() + known.path.len() + known.extents.weight();
-        self.observers.iter().map(|observer| observer.files.iter().map(known).sum::<usize>()).sum()
+        self.observers
+            .iter()
+            .map(|observer| observer.files.iter().map(known).sum::<usize>())
+            .sum()
     }
 
     /// Lets the opinion go that was heard first.
@@ -126,11 +163,20 @@ impl Learned {
             let weight = observer.weight(newest);
             total += weight;
             for (place, known) in (0_u32..).zip(&observer.files) {
-                files.entry((known.layer, &known.path)).or_default().add(observer.source, known, place, weight);
+                files.entry((known.layer, &known.path)).or_default().add(
+                    observer.source,
+                    known,
+                    place,
+                    weight,
+                );
             }
         }
-        let agreed = files.into_iter().filter(|(_, opinions)| opinions.weight * 2.0 >= total);
-        let mut agreed: Vec<_> = agreed.map(|(key, opinions)| opinions.together(key)).collect();
+        let agreed = files
+            .into_iter()
+            .filter(|(_, opinions)| opinions.weight * 2.0 >= total);
+        let mut agreed: Vec<_> = agreed
+            .map(|(key, opinions)| opinions.together(key))
+            .collect();
         agreed.sort_by(|(one, _), (other, _)| one.total_cmp(other));
         agreed.into_iter().map(|(_, file)| file).collect()
     }
@@ -139,15 +185,30 @@ impl Learned {
 impl Observer {
     fn weight(&self, newest: u64) -> f64 {
         let age = Duration::from_secs(newest.saturating_sub(self.heard));
-        let of_source = if self.source == Source::Ranges { WEIGHT_OF_RANGES } else { 1.0 };
+        let of_source = if self.source == Source::Ranges {
+            WEIGHT_OF_RANGES
+        } else {
+            1.0
+        };
         of_source * (-age.div_duration_f64(HALF_LIFE)).exp2()
     }
 }
 
 impl Known {
     fn new(file: &FileUse, score: u16) -> Self {
-        let FileUse { layer, path, extents, after } = file.clone();
-        Self { layer, path, extents, after, score }
+        let FileUse {
+            layer,
+            path,
+            extents,
+            after,
+        } = file.clone();
+        Self {
+            layer,
+            path,
+            extents,
+            after,
+            score,
+        }
     }
 }
 
@@ -199,8 +260,16 @@ impl<'a> Opinions<'a> {
         let after = Duration::try_from_secs_f64(self.after / self.weight).unwrap_or_default();
         // Whole milliseconds, as it is written.
         let after = Duration::from_millis(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
-        let file = FileUse { layer, path: path.to_owned(), extents: Extents::agreed(self.extents), after };
-        (self.places / self.weight, ProfiledFile::new(file, self.sources))
+        let file = FileUse {
+            layer,
+            path: path.to_owned(),
+            extents: Extents::agreed(self.extents),
+            after,
+        };
+        (
+            self.places / self.weight,
+            ProfiledFile::new(file, self.sources),
+        )
     }
 }
 
@@ -234,7 +303,10 @@ mod tests {
 
     #[test]
     fn one_start_is_all_there_is() {
-        assert_eq!(agreed(&learned(&[("one", &["c", "a", "b"])])), ["c", "a", "b"]);
+        assert_eq!(
+            agreed(&learned(&[("one", &["c", "a", "b"])])),
+            ["c", "a", "b"]
+        );
         assert_eq!(agreed(&Learned::default()), [""; 0]);
     }
 
@@ -253,7 +325,12 @@ mod tests {
     #[test]
     fn saying_it_again_changes_nothing() {
         let once = learned(&[("one", &["a"]), ("two", &["b"])]);
-        let again = learned(&[("one", &["a"]), ("two", &["b"]), ("one", &["a"]), ("one", &["a"])]);
+        let again = learned(&[
+            ("one", &["a"]),
+            ("two", &["b"]),
+            ("one", &["a"]),
+            ("one", &["a"]),
+        ]);
         assert_eq!(agreed(&once), agreed(&again));
     }
 
@@ -261,7 +338,11 @@ mod tests {
     fn what_is_no_longer_used_goes_and_what_is_new_comes() {
         let mut starts: Vec<(&str, &[&str])> = vec![("one", &["old", "both"])];
         starts.push(("one", &["both", "new"]));
-        assert_eq!(agreed(&learned(&starts)), ["both", "new", "old"], "half a chance each");
+        assert_eq!(
+            agreed(&learned(&starts)),
+            ["both", "new", "old"],
+            "half a chance each"
+        );
         starts.push(("one", &["both", "new"]));
         assert_eq!(agreed(&learned(&starts)), ["both", "new"]);
         starts.extend([("one", &["both", "new"] as &[&str]); 3]);
@@ -278,7 +359,11 @@ mod tests {
         learned.observe("five", Source::Agents, &observation(&["new"]), weeks(0));
         assert_eq!(agreed(&learned), ["old"]);
         learned.observe("five", Source::Agents, &observation(&["new"]), weeks(2));
-        assert_eq!(agreed(&learned), ["new", "old"], "four of a quarter each are a draw");
+        assert_eq!(
+            agreed(&learned),
+            ["new", "old"],
+            "four of a quarter each are a draw"
+        );
         learned.observe("five", Source::Agents, &observation(&["new"]), weeks(3));
         assert_eq!(agreed(&learned), ["new"]);
     }
@@ -291,12 +376,19 @@ mod tests {
         }
         let files = learned.agreed();
         assert_eq!(agreed(&learned), ["exact"]);
-        assert_eq!(files[0].sources, Sources::from([Source::Agents, Source::Ranges]));
+        assert_eq!(
+            files[0].sources,
+            Sources::from([Source::Agents, Source::Ranges])
+        );
     }
 
     #[test]
     fn the_order_is_the_mean_of_all() {
-        let starts: [(&str, &[&str]); 3] = [("1", &["a", "b", "c"]), ("2", &["a", "c", "b"]), ("3", &["c", "a", "b"])];
+        let starts: [(&str, &[&str]); 3] = [
+            ("1", &["a", "b", "c"]),
+            ("2", &["a", "c", "b"]),
+            ("3", &["c", "a", "b"]),
+        ];
         assert_eq!(agreed(&learned(&starts)), ["a", "c", "b"]);
     }
 
@@ -304,7 +396,8 @@ mod tests {
     fn the_oldest_opinions_make_room() {
         let ids: Vec<String> = (0..MAX_OBSERVERS + 5).map(|at| at.to_string()).collect();
         let mut learned = Learned::default();
-        ids.iter().for_each(|id| learned.observe(id, Source::Agents, &observation(&[id]), NOW));
+        ids.iter()
+            .for_each(|id| learned.observe(id, Source::Agents, &observation(&[id]), NOW));
         assert_eq!(learned.observers(), MAX_OBSERVERS);
         assert_eq!(learned.observers[0].id, "5");
     }
@@ -312,7 +405,12 @@ mod tests {
     #[test]
     fn parts_are_kept_when_a_later_start_shows_none_and_a_liar_adds_no_parts() {
         let read = |range| {
-            let file = FileUse { layer: 0, path: "a".to_owned(), extents: Extents::new(range), after: Duration::ZERO };
+            let file = FileUse {
+                layer: 0,
+                path: "a".to_owned(),
+                extents: Extents::new(range),
+                after: Duration::ZERO,
+            };
             Observation::new(vec![file])
         };
         let mut learned = Learned::default();

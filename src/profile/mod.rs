@@ -18,7 +18,9 @@ mod stack;
 mod workload;
 
 pub use artifact::Artifact;
-pub use document::{MAX_PROFILE_BYTES, MEDIA_TYPE, Profile, ProfileError, ProfiledFile, Source, Sources};
+pub use document::{
+    MAX_PROFILE_BYTES, MEDIA_TYPE, Profile, ProfileError, ProfiledFile, Source, Sources,
+};
 pub use extents::Extents;
 pub use file::{FileUse, MAX_PATH_BYTES};
 pub use knowledge::{Knowledge, MAX_KNOWN_FILES, MAX_WORKLOADS};

@@ -80,7 +80,10 @@ impl Observation {
                 return Err(ObservationError::Path(file.path.clone()));
             }
             if usize::try_from(file.layer).map_or(true, |layer| layer >= layers) {
-                return Err(ObservationError::Layer { layer: file.layer, layers });
+                return Err(ObservationError::Layer {
+                    layer: file.layer,
+                    layers,
+                });
             }
         }
         Ok(Self::new(files))
@@ -91,7 +94,10 @@ impl Observation {
     /// # Errors
     /// Never: everything in it has a JSON form.
     pub fn to_json(&self) -> serde_json::Result<Vec<u8>> {
-        serde_json::to_vec(&Document { version: VERSION, files: &self.files })
+        serde_json::to_vec(&Document {
+            version: VERSION,
+            files: &self.files,
+        })
     }
 
     /// Leaves out the files that `is_there` does not know. How many those were.
@@ -125,7 +131,12 @@ mod tests {
     use crate::profile::Extents;
 
     fn file(layer: u32, path: &str, after: u64) -> FileUse {
-        FileUse { layer, path: path.to_owned(), extents: Extents::default(), after: Duration::from_millis(after) }
+        FileUse {
+            layer,
+            path: path.to_owned(),
+            extents: Extents::default(),
+            after: Duration::from_millis(after),
+        }
     }
 
     fn parsed(text: &str) -> Result<Observation, ObservationError> {
@@ -134,33 +145,69 @@ mod tests {
 
     #[test]
     fn files_stand_in_the_order_of_their_first_use() {
-        let observation = Observation::new(vec![file(0, "b", 9), file(1, "a", 3), file(0, "b", 1), file(0, "../c", 0)]);
+        let observation = Observation::new(vec![
+            file(0, "b", 9),
+            file(1, "a", 3),
+            file(0, "b", 1),
+            file(0, "../c", 0),
+        ]);
         assert_eq!(observation.files(), [file(0, "b", 1), file(1, "a", 3)]);
     }
 
     #[test]
     fn what_is_sent_is_read_again() {
         let extents = Extents::new([0..4096, 8192..9000]);
-        let observation = Observation::new(vec![file(0, "a", 0), FileUse { extents, ..file(1, "b/ü", 7) }]);
+        let observation = Observation::new(vec![
+            file(0, "a", 0),
+            FileUse {
+                extents,
+                ..file(1, "b/ü", 7)
+            },
+        ]);
         let json = observation.to_json().unwrap();
-        assert_eq!(String::from_utf8_lossy(&json).matches("[0,4096],[8192,9000]").count(), 1);
+        assert_eq!(
+            String::from_utf8_lossy(&json)
+                .matches("[0,4096],[8192,9000]")
+                .count(),
+            1
+        );
         assert_eq!(Observation::parse(&json, 2).unwrap(), observation);
     }
 
     #[test]
     fn what_cannot_be_is_refused_with_its_reason() {
-        let many: Vec<String> = (0..=MAX_FILES).map(|at| format!(r#"{{"layer":0,"path":"{at}"}}"#)).collect();
+        let many: Vec<String> = (0..=MAX_FILES)
+            .map(|at| format!(r#"{{"layer":0,"path":"{at}"}}"#))
+            .collect();
         let cases = [
             (String::new(), "JSON"),
             (r#"{"version":1,"files":[],"x":1}"#.to_owned(), "JSON"),
-            (r#"{"version":1,"files":[{"layer":0,"path":"a","argv":["secret"]}]}"#.to_owned(), "JSON"),
+            (
+                r#"{"version":1,"files":[{"layer":0,"path":"a","argv":["secret"]}]}"#.to_owned(),
+                "JSON",
+            ),
             (r#"{"version":2,"files":[]}"#.to_owned(), "version 2"),
             (r#"{"version":1,"files":[]}"#.to_owned(), "no files"),
-            (r#"{"version":1,"files":[{"layer":0,"path":"/etc/shadow"}]}"#.to_owned(), "no path within"),
-            (r#"{"version":1,"files":[{"layer":0,"path":"a/../../b"}]}"#.to_owned(), "no path within"),
-            (r#"{"version":1,"files":[{"layer":2,"path":"a"}]}"#.to_owned(), "layer 2 of an image of 2"),
-            (r#"{"version":1,"files":[{"layer":-1,"path":"a"}]}"#.to_owned(), "JSON"),
-            (format!(r#"{{"version":1,"files":[{}]}}"#, many.join(",")), "more than"),
+            (
+                r#"{"version":1,"files":[{"layer":0,"path":"/etc/shadow"}]}"#.to_owned(),
+                "no path within",
+            ),
+            (
+                r#"{"version":1,"files":[{"layer":0,"path":"a/../../b"}]}"#.to_owned(),
+                "no path within",
+            ),
+            (
+                r#"{"version":1,"files":[{"layer":2,"path":"a"}]}"#.to_owned(),
+                "layer 2 of an image of 2",
+            ),
+            (
+                r#"{"version":1,"files":[{"layer":-1,"path":"a"}]}"#.to_owned(),
+                "JSON",
+            ),
+            (
+                format!(r#"{{"version":1,"files":[{}]}}"#, many.join(",")),
+                "more than",
+            ),
             (" ".repeat(MAX_OBSERVATION_BYTES + 1), "longer than"),
         ];
         for (text, reason) in cases {

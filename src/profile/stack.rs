@@ -18,7 +18,10 @@ pub struct Stack(pub Digest);
 impl Stack {
     /// Of layers from the bottom to the top.
     pub fn of<'a>(layers: impl IntoIterator<Item = &'a Digest>) -> Self {
-        let text: String = layers.into_iter().map(|layer| format!("{layer}\n")).collect();
+        let text: String = layers
+            .into_iter()
+            .map(|layer| format!("{layer}\n"))
+            .collect();
         Self(Digest::sha256_of(text.as_bytes()))
     }
 }
@@ -45,6 +48,9 @@ mod tests {
     fn the_order_of_the_layers_counts() {
         let (one, two) = (Digest::sha256_of(b"1"), Digest::sha256_of(b"2"));
         assert_ne!(Stack::of([&one, &two]), Stack::of([&two, &one]));
-        assert_eq!(Stack::of([&one]).0, Digest::sha256_of(format!("{one}\n").as_bytes()));
+        assert_eq!(
+            Stack::of([&one]).0,
+            Digest::sha256_of(format!("{one}\n").as_bytes())
+        );
     }
 }

@@ -31,7 +31,11 @@ impl TryFrom<String> for Workload {
     fn try_from(name: String) -> Result<Self, Self::Error> {
         let is_fine = |byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.');
         let fits = (1..=MAX_BYTES).contains(&name.len()) && name.bytes().all(is_fine);
-        if fits { Ok(Self(name)) } else { Err(ParseWorkloadError) }
+        if fits {
+            Ok(Self(name))
+        } else {
+            Err(ParseWorkloadError)
+        }
     }
 }
 
@@ -61,7 +65,15 @@ mod tests {
 
     #[test]
     fn names_are_short_and_plain() {
-        assert!(["default", "web-1", "a.b_c"].iter().all(|name| name.parse::<Workload>().is_ok()));
-        assert!(["", "A", "a b", "a/b", &"a".repeat(64)].iter().all(|name| name.parse::<Workload>().is_err()));
+        assert!(
+            ["default", "web-1", "a.b_c"]
+                .iter()
+                .all(|name| name.parse::<Workload>().is_ok())
+        );
+        assert!(
+            ["", "A", "a b", "a/b", &"a".repeat(64)]
+                .iter()
+                .all(|name| name.parse::<Workload>().is_err())
+        );
     }
 }

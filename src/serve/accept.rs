@@ -40,7 +40,9 @@ impl Accept {
         let fits = |range: &String| {
             range == "*/*"
                 || range == media_type
-                || range.strip_suffix('*').is_some_and(|kind| media_type.starts_with(kind))
+                || range
+                    .strip_suffix('*')
+                    .is_some_and(|kind| media_type.starts_with(kind))
         };
         self.types.is_empty() || self.types.iter().any(fits)
     }
@@ -70,10 +72,16 @@ impl Accept {
 /// The media range of one element, without parameters; `None` when its weight is zero.
 fn media_range(element: &str) -> Option<String> {
     let mut parts = element.split(';').map(str::trim);
-    let range = parts.next().filter(|range| !range.is_empty())?.to_ascii_lowercase();
-    let is_refused = parts
-        .filter_map(|parameter| parameter.split_once('='))
-        .any(|(name, value)| name.trim().eq_ignore_ascii_case("q") && value.trim().parse::<f32>() == Ok(0.0));
+    let range = parts
+        .next()
+        .filter(|range| !range.is_empty())?
+        .to_ascii_lowercase();
+    let is_refused =
+        parts
+            .filter_map(|parameter| parameter.split_once('='))
+            .any(|(name, value)| {
+                name.trim().eq_ignore_ascii_case("q") && value.trim().parse::<f32>() == Ok(0.0)
+            });
     (!is_refused).then_some(range)
 }
 
@@ -102,16 +110,40 @@ mod tests {
             (vec![], OCI_INDEX, Choice::AsIs),
             (vec!["*/*"], OCI_INDEX, Choice::AsIs),
             (vec!["application/*"], DOCKER_MANIFEST, Choice::AsIs),
-            (vec![OCI_MANIFEST, DOCKER_MANIFEST], DOCKER_MANIFEST, Choice::AsIs),
-            (vec![DOCKER_MANIFEST], OCI_MANIFEST, Choice::Translate(DOCKER_MANIFEST)),
-            (vec![OCI_MANIFEST], DOCKER_MANIFEST, Choice::Translate(OCI_MANIFEST)),
-            (vec![DOCKER_MANIFEST, DOCKER_MANIFEST_LIST], OCI_INDEX, Choice::Translate(DOCKER_MANIFEST_LIST)),
+            (
+                vec![OCI_MANIFEST, DOCKER_MANIFEST],
+                DOCKER_MANIFEST,
+                Choice::AsIs,
+            ),
+            (
+                vec![DOCKER_MANIFEST],
+                OCI_MANIFEST,
+                Choice::Translate(DOCKER_MANIFEST),
+            ),
+            (
+                vec![OCI_MANIFEST],
+                DOCKER_MANIFEST,
+                Choice::Translate(OCI_MANIFEST),
+            ),
+            (
+                vec![DOCKER_MANIFEST, DOCKER_MANIFEST_LIST],
+                OCI_INDEX,
+                Choice::Translate(DOCKER_MANIFEST_LIST),
+            ),
             (vec![DOCKER_MANIFEST], OCI_INDEX, Choice::Child),
             (vec!["application/json"], OCI_INDEX, Choice::AsIs),
-            (vec!["*/*;q=0", OCI_MANIFEST], DOCKER_MANIFEST, Choice::Translate(OCI_MANIFEST)),
+            (
+                vec!["*/*;q=0", OCI_MANIFEST],
+                DOCKER_MANIFEST,
+                Choice::Translate(OCI_MANIFEST),
+            ),
         ];
         for (lines, media_type, expected) in cases {
-            assert_eq!(accept(&lines).choose(media_type), expected, "{lines:?} for {media_type}");
+            assert_eq!(
+                accept(&lines).choose(media_type),
+                expected,
+                "{lines:?} for {media_type}"
+            );
         }
     }
 }

@@ -52,7 +52,10 @@ impl Target {
         let tag = tag.parse().ok()?;
         let name: Repository = name.parse().ok()?;
         let location = Location::of(&name, None, is_configured)?;
-        Some(Self { location, reference: digest.map_or(Reference::Tag(tag), Reference::Digest) })
+        Some(Self {
+            location,
+            reference: digest.map_or(Reference::Tag(tag), Reference::Digest),
+        })
     }
 }
 
@@ -83,37 +86,61 @@ pub(crate) async fn one(State(app): State<Arc<App>>, Path(id): Path<String>) -> 
             || is_running && job.is_of(&conversion.upstream, &conversion.repository)
     };
     let progress: Vec<_> = app.converter.status().into_iter().filter(is_part).collect();
-    response::json(StatusCode::OK, &json!({ "conversion": job, "progress": progress }))
+    response::json(
+        StatusCode::OK,
+        &json!({ "conversion": job, "progress": progress }),
+    )
 }
 
 /// Starts a conversion and answers 202 at once. JSON alone is taken: a foreign web page cannot send it unasked.
 pub(crate) async fn start(State(app): State<Arc<App>>, request: Request) -> Response {
-    start_wanted(&app, request).await.unwrap_or_else(Failure::into_response)
+    start_wanted(&app, request)
+        .await
+        .unwrap_or_else(Failure::into_response)
 }
 
 async fn start_wanted(app: &Arc<App>, request: Request) -> Result<Response, Failure> {
     let (parts, body) = request.into_parts();
     if !is_json(&parts.headers) {
-        return Err(refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the body is application/json"));
+        return Err(refused(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "the body is application/json",
+        ));
     }
     let body = request_body::read(app, &parts.headers, body, MAX_BODY).await?;
     let bad = |message: &str| refused(StatusCode::BAD_REQUEST, message);
-    let Wanted { reference } =
-        serde_json::from_slice(&body.bytes).map_err(|_no_reference| bad("the body is {\"reference\": \"…\"}"))?;
+    let Wanted { reference } = serde_json::from_slice(&body.bytes)
+        .map_err(|_no_reference| bad("the body is {\"reference\": \"…\"}"))?;
     let target = Target::parse(&reference, |name| app.upstreams.is_configured(name));
-    let target = target.filter(|_| reference.len() <= MAX_REFERENCE).ok_or_else(|| bad("that is no reference"))?;
-    let (job, is_new) = app.jobs.start(&reference, &target.location).ok_or_else(Failure::busy)?;
+    let target = target
+        .filter(|_| reference.len() <= MAX_REFERENCE)
+        .ok_or_else(|| bad("that is no reference"))?;
+    let (job, is_new) = app
+        .jobs
+        .start(&reference, &target.location)
+        .ok_or_else(Failure::busy)?;
     if is_new {
         tokio::spawn(run(Arc::clone(app), job.id.clone(), target));
     }
     let mut response = response::json(StatusCode::ACCEPTED, &json!({ "conversion": job }));
-    response::set(response.headers_mut(), LOCATION, &format!("/api/v1/conversions/{}", job.id));
+    response::set(
+        response.headers_mut(),
+        LOCATION,
+        &format!("/api/v1/conversions/{}", job.id),
+    );
     Ok(response)
 }
 
 pub(crate) fn is_json(headers: &HeaderMap) -> bool {
-    let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    kind.is_some_and(|value| value.split(';').next().is_some_and(|kind| kind.trim() == "application/json"))
+    let kind = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
+    kind.is_some_and(|value| {
+        value
+            .split(';')
+            .next()
+            .is_some_and(|kind| kind.trim() == "application/json")
+    })
 }
 
 pub(crate) fn refused(status: StatusCode, message: impl Into<String>) -> Failure {
@@ -124,19 +151,38 @@ async fn run(app: Arc<App>, id: String, target: Target) {
     let outcome = convert(&app, &id, &target).await;
     if let Err(error) = &outcome {
         let error = log::chain(error.as_ref());
-        tracing::warn!(id, upstream = target.location.upstream, error, "a conversion asked for by API failed");
+        tracing::warn!(
+            id,
+            upstream = target.location.upstream,
+            error,
+            "a conversion asked for by API failed"
+        );
     }
-    app.jobs.end(&id, outcome.map_err(|error| Reason::from(error.as_ref())));
+    app.jobs
+        .end(&id, outcome.map_err(|error| Reason::from(error.as_ref())));
 }
 
 async fn convert(app: &App, id: &str, target: &Target) -> Result<Digest, Arc<convert::Error>> {
-    let Location { upstream, repository } = &target.location;
+    let Location {
+        upstream,
+        repository,
+    } = &target.location;
     let failed = |error: upstream::Error| Arc::new(convert::Error::from(error));
     let source = app.source(upstream).map_err(failed)?;
-    let found = source.resolve(repository, &target.reference).await.map_err(failed)?;
+    let found = source
+        .resolve(repository, &target.reference)
+        .await
+        .map_err(failed)?;
     app.jobs.converting(id, &found.digest);
-    let original = app.originals.get(&source, &target.location, &found.digest).await.map_err(failed)?;
-    let record = app.converter.convert(&source, repository, &original).await?;
+    let original = app
+        .originals
+        .get(&source, &target.location, &found.digest)
+        .await
+        .map_err(failed)?;
+    let record = app
+        .converter
+        .convert(&source, repository, &original)
+        .await?;
     Ok(record.twin)
 }
 
@@ -146,7 +192,11 @@ mod tests {
 
     fn target(text: &str) -> Option<(String, String, String)> {
         let target = Target::parse(text, |name| name == "local")?;
-        Some((target.location.upstream, target.location.repository.to_string(), target.reference.to_string()))
+        Some((
+            target.location.upstream,
+            target.location.repository.to_string(),
+            target.reference.to_string(),
+        ))
     }
 
     #[test]
@@ -159,7 +209,11 @@ mod tests {
             (format!("local/a:2@{digest}"), "local", "a", digest.as_str()),
         ];
         for (text, upstream, repository, reference) in cases {
-            let expected = (upstream.to_owned(), repository.to_owned(), reference.to_owned());
+            let expected = (
+                upstream.to_owned(),
+                repository.to_owned(),
+                reference.to_owned(),
+            );
             assert_eq!(target(&text), Some(expected), "{text}");
         }
         for text in ["", "A", "a:", "a@b", "local:5000/a"] {

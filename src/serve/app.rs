@@ -66,12 +66,18 @@ pub(crate) struct App {
 
 impl App {
     /// Needs a runtime.
-    pub(crate) fn new(config: Config, store: Store, upstreams: Upstreams, converter: Converter) -> Self {
+    pub(crate) fn new(
+        config: Config,
+        store: Store,
+        upstreams: Upstreams,
+        converter: Converter,
+    ) -> Self {
         let profiles = Profiles::new(&converter, config.profiles.merge_interval);
         let forgotten = Forgotten::new(FORGOTTEN, FORGOTTEN_TIME);
         let learns = config.profiles.enabled && config.profiles.learn_from_ranges;
         Self {
-            ranges: learns.then(|| Ranges::start(profiles.clone(), config.profiles.starts_before_redirect)),
+            ranges: learns
+                .then(|| Ranges::start(profiles.clone(), config.profiles.starts_before_redirect)),
             profiles,
             resolver: Resolver::new(&config, forgotten.clone()),
             originals: Originals::new(config.manifest_cache, forgotten),

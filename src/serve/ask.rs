@@ -39,16 +39,30 @@ impl Ask {
     pub(crate) fn read(app: &App, request: Request) -> Result<Self, RouteError> {
         let started = Instant::now();
         let (parts, _body) = request.into_parts();
-        let path = parts.uri.path().strip_prefix("/v2/").ok_or(RouteError::Endpoint)?;
-        let path = percent_decode_str(path).decode_utf8().map_err(|_not_utf8| RouteError::Name)?;
+        let path = parts
+            .uri
+            .path()
+            .strip_prefix("/v2/")
+            .ok_or(RouteError::Endpoint)?;
+        let path = percent_decode_str(path)
+            .decode_utf8()
+            .map_err(|_not_utf8| RouteError::Name)?;
         let Route { name, operation } = Route::parse(&path)?;
         let query: Vec<(String, String)> =
-            url::form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes()).into_owned().collect();
-        let namespace = value(&query, "ns").filter(|ns| !ns.is_empty()).map(str::to_owned);
-        let header = parts.headers.get(NAMESPACE_HEADER).and_then(|value| value.to_str().ok());
+            url::form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes())
+                .into_owned()
+                .collect();
+        let namespace = value(&query, "ns")
+            .filter(|ns| !ns.is_empty())
+            .map(str::to_owned);
+        let header = parts
+            .headers
+            .get(NAMESPACE_HEADER)
+            .and_then(|value| value.to_str().ok());
         let named = namespace.as_deref().or(header.filter(|ns| !ns.is_empty()));
         let is_mirror = named.is_some();
-        let location = Location::of(&name, named, |name| app.upstreams.is_configured(name)).ok_or(RouteError::Name)?;
+        let location = Location::of(&name, named, |name| app.upstreams.is_configured(name))
+            .ok_or(RouteError::Name)?;
         let is_head = parts.method == Method::HEAD;
         let client = peer::address(&app.config, &parts.headers, &parts.extensions);
         let is_browser = guard::is_browser(&parts.headers);
@@ -80,5 +94,8 @@ impl Ask {
 }
 
 fn value<'a>(query: &'a [(String, String)], key: &str) -> Option<&'a str> {
-    query.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
+    query
+        .iter()
+        .find(|(name, _)| name == key)
+        .map(|(_, value)| value.as_str())
 }

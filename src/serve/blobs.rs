@@ -49,8 +49,16 @@ enum BodyError {
 /// Where a blob's bytes come from.
 #[derive(Clone)]
 enum Origin {
-    Store { store: Store, object: Object },
-    Upstream { source: Source, repository: Repository, digest: Digest, size: u64 },
+    Store {
+        store: Store,
+        object: Object,
+    },
+    Upstream {
+        source: Source,
+        repository: Repository,
+        digest: Digest,
+        size: u64,
+    },
 }
 
 impl Origin {
@@ -63,13 +71,25 @@ impl Origin {
 
     async fn open(&self, range: Range<u64>) -> Result<Bodies, BodyError> {
         match self {
-            Self::Store { store, object } => Ok(store.read(object, range).await?.map_err(BodyError::from).boxed()),
-            Self::Upstream { source, repository, digest, size } => {
+            Self::Store { store, object } => Ok(store
+                .read(object, range)
+                .await?
+                .map_err(BodyError::from)
+                .boxed()),
+            Self::Upstream {
+                source,
+                repository,
+                digest,
+                size,
+            } => {
                 // A whole blob is asked for as one: then its digest is checked.
                 let range = Some(range).filter(|range| *range != (0..*size));
                 let body = source.blob(repository, digest, range).await?;
                 if body.blob_size != *size {
-                    return Err(upstream::Error::Malformed("a blob of another size than was told".to_owned()).into());
+                    return Err(upstream::Error::Malformed(
+                        "a blob of another size than was told".to_owned(),
+                    )
+                    .into());
                 }
                 Ok(body.stream.map_err(BodyError::from).boxed())
             }
@@ -93,7 +113,10 @@ async fn from_store(app: &App, ask: &Ask, object: Object) -> Result<Response, Fa
     if app.config.redirect
         && !ask.is_head
         && !is_learned_from
-        && let Some(url) = app.store.signed_url(&object, app.config.redirect_lifetime).await?
+        && let Some(url) = app
+            .store
+            .signed_url(&object, app.config.redirect_lifetime)
+            .await?
     {
         count("redirected");
         let mut response = response::of_digest(StatusCode::TEMPORARY_REDIRECT, &object.digest);
@@ -105,23 +128,41 @@ async fn from_store(app: &App, ask: &Ask, object: Object) -> Result<Response, Fa
     }
     count("store");
     let digest = object.digest.clone();
-    let origin = Origin::Store { store: app.store.clone(), object };
-    send(ask, &digest, &origin, app.config.max_ranges, MAX_STORE_READS).await
+    let origin = Origin::Store {
+        store: app.store.clone(),
+        object,
+    };
+    send(
+        ask,
+        &digest,
+        &origin,
+        app.config.max_ranges,
+        MAX_STORE_READS,
+    )
+    .await
 }
 
 /// Whether ranges of the layer come through here, though blobs are redirected, because its image is not known well.
 fn is_learned_from(app: &App, ask: &Ask, object: &Object) -> bool {
-    let wants = app.ranges.as_ref().is_some_and(|ranges| ranges.wants(&object.digest));
+    let wants = app
+        .ranges
+        .as_ref()
+        .is_some_and(|ranges| ranges.wants(&object.digest));
     wants && ask.headers.contains_key(RANGE) && !ask.headers.contains_key(PURPOSE)
 }
 
 /// Lets it be learned from ranges of a layer which files are read at a start.
 fn note(app: &App, ask: &Ask, object: &Object) {
-    let (Some(ranges), Some(client), Key::Layer { .. }) = (&app.ranges, ask.client, &object.key) else { return };
+    let (Some(ranges), Some(client), Key::Layer { .. }) = (&app.ranges, ask.client, &object.key)
+    else {
+        return;
+    };
     if !ask.headers.contains_key(RANGE) || ask.headers.contains_key(PURPOSE) {
         return;
     }
-    if let Some(Selection::Parts(parts)) = wanted(ask, &object.digest, object.size, app.config.max_ranges) {
+    if let Some(Selection::Parts(parts)) =
+        wanted(ask, &object.digest, object.size, app.config.max_ranges)
+    {
         ranges.read(client, &object.digest, object.size, parts);
     }
 }
@@ -142,8 +183,20 @@ async fn from_upstream(app: &App, ask: &Ask, digest: &Digest) -> Result<Response
         Some(size) => size,
         None => source.blob_size(&repository, digest).await.map_err(fail)?,
     };
-    let origin = Origin::Upstream { source, repository, digest: digest.clone(), size };
-    let answer = send(ask, digest, &origin, app.config.max_ranges, app.config.max_cold_reads).await;
+    let origin = Origin::Upstream {
+        source,
+        repository,
+        digest: digest.clone(),
+        size,
+    };
+    let answer = send(
+        ask,
+        digest,
+        &origin,
+        app.config.max_ranges,
+        app.config.max_cold_reads,
+    )
+    .await;
     // What HEAD told is remembered once bytes came of it.
     match &answer {
         Ok(_) if !ask.is_head => app.blob_sizes.insert(key, size).await,
@@ -157,7 +210,9 @@ async fn from_upstream(app: &App, ask: &Ask, digest: &Digest) -> Result<Response
 fn through(digest: &Digest, body: upstream::Body) -> Response {
     let mut response = decorated(StatusCode::OK, digest);
     response::describe(&mut response, OCTET_STREAM, body.blob_size);
-    response.headers_mut().insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    response
+        .headers_mut()
+        .insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     if body.blob_size > 0 {
         *response.body_mut() = Body::from_stream(body.stream.map_err(BodyError::from));
     }
@@ -184,7 +239,9 @@ async fn send(
         Some(Selection::Parts(parts)) => partial(ask, digest, origin, parts, max_reads).await?,
         None => whole(ask, digest, origin).await?,
     };
-    response.headers_mut().insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    response
+        .headers_mut()
+        .insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     Ok(response)
 }
 
@@ -211,7 +268,10 @@ async fn whole(ask: &Ask, digest: &Digest, origin: &Origin) -> Result<Response, 
     let mut response = decorated(StatusCode::OK, digest);
     response::describe(&mut response, OCTET_STREAM, size);
     if !ask.is_head && size > 0 {
-        let stream = origin.open(0..size).await.map_err(|error| failure(error, ask))?;
+        let stream = origin
+            .open(0..size)
+            .await
+            .map_err(|error| failure(error, ask))?;
         *response.body_mut() = Body::from_stream(stream);
     }
     Ok(response)
@@ -228,13 +288,21 @@ async fn partial(
     let mut response = decorated(StatusCode::PARTIAL_CONTENT, digest);
     let layout = match parts.as_slice() {
         [part] => {
-            response::set(response.headers_mut(), CONTENT_RANGE, &content_range(part, size));
+            response::set(
+                response.headers_mut(),
+                CONTENT_RANGE,
+                &content_range(part, size),
+            );
             Layout::single(part.clone())
         }
-        _ => Layout::multipart(parts, size, &boundary(), max_reads).ok_or_else(Failure::far_parts)?,
+        _ => {
+            Layout::multipart(parts, size, &boundary(), max_reads).ok_or_else(Failure::far_parts)?
+        }
     };
     response::describe(&mut response, &layout.content_type, layout.length);
-    let stream = read(origin.clone(), layout).await.map_err(|error| failure(error, ask))?;
+    let stream = read(origin.clone(), layout)
+        .await
+        .map_err(|error| failure(error, ask))?;
     *response.body_mut() = Body::from_stream(stream);
     Ok(response)
 }
@@ -248,7 +316,9 @@ fn boundary() -> String {
 /// after the other.
 async fn read(origin: Origin, layout: Layout) -> Result<Bodies, BodyError> {
     let mut reads = layout.reads.into_iter();
-    let Some(first) = reads.next() else { return Ok(stream::empty().boxed()) };
+    let Some(first) = reads.next() else {
+        return Ok(stream::empty().boxed());
+    };
     let first = slice(&first, origin.open(first.range.clone()).await?);
     let origin = Arc::new(origin);
     let others = stream::iter(reads)
@@ -257,13 +327,20 @@ async fn read(origin: Origin, layout: Layout) -> Result<Bodies, BodyError> {
             async move { Ok::<_, BodyError>(slice(&read, origin.open(read.range.clone()).await?)) }
         })
         .try_flatten();
-    let trailer = stream::iter(Some(layout.trailer).filter(|trailer| !trailer.is_empty()).map(Ok));
+    let trailer = stream::iter(
+        Some(layout.trailer)
+            .filter(|trailer| !trailer.is_empty())
+            .map(Ok),
+    );
     Ok(first.chain(others).chain(trailer).boxed())
 }
 
 fn slice(read: &Read, bytes: Bodies) -> Bodies {
     let mut slicer = Slicer::new(read);
-    bytes.map_ok(move |bytes| stream::iter(slicer.push(bytes).into_iter().map(Ok))).try_flatten().boxed()
+    bytes
+        .map_ok(move |bytes| stream::iter(slicer.push(bytes).into_iter().map(Ok)))
+        .try_flatten()
+        .boxed()
 }
 
 fn failure(error: BodyError, ask: &Ask) -> Failure {

@@ -196,7 +196,11 @@ impl Config {
     /// Whether the peer is a proxy that speaks for others.
     pub(crate) fn is_proxy(&self, peer: IpAddr) -> bool {
         let peer = peer.to_canonical();
-        self.client_header.is_some() && self.trusted_proxies.iter().any(|network| network.contains(&peer))
+        self.client_header.is_some()
+            && self
+                .trusted_proxies
+                .iter()
+                .any(|network| network.contains(&peer))
     }
 
     /// Checks what types cannot say.
@@ -205,21 +209,44 @@ impl Config {
     /// The sentence names the key and its bound.
     pub fn check(&self) -> Result<(), ConfigError> {
         let rules = [
-            (self.wait <= ANSWER_LIMIT, "serve.wait is over 25s: containerd gives up at 30 s"),
-            (self.answer_within <= ANSWER_LIMIT, "serve.answer_within is over 25s: containerd gives up at 30 s"),
-            (self.wait <= self.answer_within, "serve.wait is over serve.answer_within"),
-            (self.hosts.iter().all(|name| is_host(name)), "serve.hosts has a name that is none, or a port"),
+            (
+                self.wait <= ANSWER_LIMIT,
+                "serve.wait is over 25s: containerd gives up at 30 s",
+            ),
+            (
+                self.answer_within <= ANSWER_LIMIT,
+                "serve.answer_within is over 25s: containerd gives up at 30 s",
+            ),
+            (
+                self.wait <= self.answer_within,
+                "serve.wait is over serve.answer_within",
+            ),
+            (
+                self.hosts.iter().all(|name| is_host(name)),
+                "serve.hosts has a name that is none, or a port",
+            ),
             (self.max_ranges > 0, "serve.max_ranges is 0"),
             (self.max_cold_reads > 0, "serve.max_cold_reads is 0"),
             (self.max_requests > 0, "serve.max_requests is 0"),
             (self.max_connections > 0, "serve.max_connections is 0"),
-            ((1..=100).contains(&self.client_share), "serve.client_share is not between 1 and 100"),
-            (self.max_header_size >= ByteSize::kib(8), "serve.max_header_size is under 8 KiB"),
+            (
+                (1..=100).contains(&self.client_share),
+                "serve.client_share is not between 1 and 100",
+            ),
+            (
+                self.max_header_size >= ByteSize::kib(8),
+                "serve.max_header_size is under 8 KiB",
+            ),
             (!self.header_timeout.is_zero(), "serve.header_timeout is 0s"),
             (!self.write_timeout.is_zero(), "serve.write_timeout is 0s"),
-            (self.profiles.max_senders > 0, "serve.profiles.max_senders is 0"),
             (
-                self.client_header.as_ref().is_none_or(|name| HeaderName::from_str(name).is_ok()),
+                self.profiles.max_senders > 0,
+                "serve.profiles.max_senders is 0",
+            ),
+            (
+                self.client_header
+                    .as_ref()
+                    .is_none_or(|name| HeaderName::from_str(name).is_ok()),
                 "serve.client_header is no header's name",
             ),
             (
@@ -237,12 +264,21 @@ impl Config {
 /// Networks, or addresses, which are networks of one.
 fn networks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {
     let texts = Vec::<String>::deserialize(deserializer)?;
-    let network = |text: &String| text.parse().or_else(|_no_network| text.parse::<IpAddr>().map(IpNet::from));
-    texts.iter().map(|text| network(text).map_err(|error| D::Error::custom(format!("{text}: {error}")))).collect()
+    let network = |text: &String| {
+        text.parse()
+            .or_else(|_no_network| text.parse::<IpAddr>().map(IpNet::from))
+    };
+    texts
+        .iter()
+        .map(|text| network(text).map_err(|error| D::Error::custom(format!("{text}: {error}"))))
+        .collect()
 }
 
 fn is_host(name: &str) -> bool {
-    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+    !name.is_empty()
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
 }
 
 /// A value is out of bounds.
@@ -257,7 +293,10 @@ mod tests {
     #[test]
     fn the_default_is_valid_and_the_wait_is_capped() {
         assert_eq!(Config::default().check(), Ok(()));
-        let config = Config { wait: Duration::from_secs(26), ..Config::default() };
+        let config = Config {
+            wait: Duration::from_secs(26),
+            ..Config::default()
+        };
         assert!(config.check().is_err());
     }
 
@@ -268,7 +307,12 @@ mod tests {
         let text = "client_header = 'x-forwarded-for'\ntrusted_proxies = ['10.0.0.0/8', '192.0.2.1', '::1']";
         let config: Config = toml::from_str(text).unwrap();
         assert_eq!(config.check(), Ok(()));
-        for (peer, is_proxy) in [("10.1.2.3", true), ("::ffff:192.0.2.1", true), ("::1", true), ("192.0.2.2", false)] {
+        for (peer, is_proxy) in [
+            ("10.1.2.3", true),
+            ("::ffff:192.0.2.1", true),
+            ("::1", true),
+            ("192.0.2.2", false),
+        ] {
             assert_eq!(config.is_proxy(peer.parse().unwrap()), is_proxy, "{peer}");
         }
         assert!(toml::from_str::<Config>("trusted_proxies = ['proxy.example']").is_err());
@@ -278,6 +322,9 @@ mod tests {
     fn unknown_keys_are_refused() {
         assert!(toml::from_str::<Config>("wiat = '1s'").is_err());
         let config: Config = toml::from_str("wait = '1s'\non_miss = 'not-found'").unwrap();
-        assert_eq!((config.wait, config.on_miss), (Duration::from_secs(1), OnMiss::NotFound));
+        assert_eq!(
+            (config.wait, config.on_miss),
+            (Duration::from_secs(1), OnMiss::NotFound)
+        );
     }
 }

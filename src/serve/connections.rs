@@ -64,8 +64,16 @@ pub(super) struct Admitted {
 
 impl Connection {
     fn new(client: Option<Client>) -> Self {
-        let state = State { running: 0, has_asked: false, idle_since: Instant::now() };
-        Self { client, state: Mutex::new(state), given_up: CancellationToken::new() }
+        let state = State {
+            running: 0,
+            has_asked: false,
+            idle_since: Instant::now(),
+        };
+        Self {
+            client,
+            state: Mutex::new(state),
+            given_up: CancellationToken::new(),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -80,7 +88,11 @@ impl Connection {
     /// Returns once nothing was asked for too long: `first` for the first request, which is the time for its headers.
     pub(super) async fn idle_for_too_long(&self, first: Duration) {
         loop {
-            let limit = if self.state().has_asked { IDLE_LIMIT } else { first };
+            let limit = if self.state().has_asked {
+                IDLE_LIMIT
+            } else {
+                first
+            };
             match self.idle_since().map(|since| since + limit) {
                 None => sleep(limit).await,
                 Some(end) if end <= Instant::now() => return,
@@ -110,7 +122,11 @@ impl Drop for Busy {
 
 impl Connections {
     pub(super) fn new(limit: usize, share: usize) -> Arc<Self> {
-        Arc::new(Self { limit: limit.max(1), share: share.max(1), table: Mutex::default() })
+        Arc::new(Self {
+            limit: limit.max(1),
+            share: share.max(1),
+            table: Mutex::default(),
+        })
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -121,7 +137,12 @@ impl Connections {
     pub(super) fn admit(self: &Arc<Self>, client: Option<IpAddr>) -> Option<Admitted> {
         let client = client.map(Client::from);
         let mut table = self.table();
-        let has_share = client.is_some_and(|client| table.by_client.get(&client).is_some_and(|&n| n >= self.share));
+        let has_share = client.is_some_and(|client| {
+            table
+                .by_client
+                .get(&client)
+                .is_some_and(|&n| n >= self.share)
+        });
         if has_share && !table.give_up(|connection| connection.client == client) {
             return None;
         }
@@ -132,7 +153,11 @@ impl Connections {
         let id = table.insert(Arc::clone(&connection));
         drop(table);
         metrics().connections.inc();
-        Some(Admitted { connections: Arc::clone(self), id, connection })
+        Some(Admitted {
+            connections: Arc::clone(self),
+            id,
+            connection,
+        })
     }
 
     /// Closes the connection that has been idle for longest, as when descriptors are short.
@@ -168,7 +193,9 @@ impl Table {
     fn give_up(&mut self, fits: impl Fn(&Connection) -> bool) -> bool {
         let idle = self.all.iter().filter(|(_, connection)| fits(connection));
         let idle = idle.filter_map(|(id, connection)| Some((connection.idle_since()?, *id)));
-        let Some((_, id)) = idle.min() else { return false };
+        let Some((_, id)) = idle.min() else {
+            return false;
+        };
         if let Some(connection) = self.remove(id) {
             connection.given_up.cancel();
         }
@@ -213,14 +240,21 @@ mod tests {
         later().await;
         drop((old, requests));
         assert!(connections.admit(address(5)).is_some());
-        assert!(!young.connection.given_up.is_cancelled() && busy.connection.given_up.is_cancelled());
+        assert!(
+            !young.connection.given_up.is_cancelled() && busy.connection.given_up.is_cancelled()
+        );
     }
 
     #[test]
     fn one_client_has_its_share_and_a_proxy_all() {
         let connections = Connections::new(100, 2);
-        let held: Vec<_> = (0..2).map(|_| connections.admit(address(1)).unwrap()).collect();
-        let requests: Vec<_> = held.iter().map(|admitted| Busy::new(&admitted.connection)).collect();
+        let held: Vec<_> = (0..2)
+            .map(|_| connections.admit(address(1)).unwrap())
+            .collect();
+        let requests: Vec<_> = held
+            .iter()
+            .map(|admitted| Busy::new(&admitted.connection))
+            .collect();
         assert!(connections.admit(address(1)).is_none());
         assert!(connections.admit(address(2)).is_some());
         let proxied: Vec<_> = (0..50).map(|_| connections.admit(None).unwrap()).collect();
@@ -238,7 +272,8 @@ mod tests {
         silent.connection.idle_for_too_long(first).await;
         let asking = connections.admit(None).unwrap();
         let request = Busy::new(&asking.connection);
-        let ended = tokio::time::timeout(first * 5, asking.connection.idle_for_too_long(first)).await;
+        let ended =
+            tokio::time::timeout(first * 5, asking.connection.idle_for_too_long(first)).await;
         assert!(ended.is_err(), "a long answer is no silence");
         drop(request);
         assert!(asking.connection.idle_since().is_some());

@@ -8,7 +8,10 @@ const UNBOUNDED: u64 = 1 << 20;
 /// Raises the number of descriptors that may be open as far as the process may, and returns it.
 pub(super) fn raise() -> u64 {
     let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
     if limit.current != limit.maximum
         && let Err(error) = setrlimit(Resource::Nofile, raised)
     {
@@ -20,7 +23,9 @@ pub(super) fn raise() -> u64 {
 /// How many connections there may be: as many as configured, and half of the descriptors at most. Each request may need
 /// one more for an upstream or a file, and conversions need theirs.
 pub(super) fn connections(configured: usize, descriptors: u64) -> usize {
-    configured.min(usize::try_from(descriptors / 2).unwrap_or(usize::MAX)).max(1)
+    configured
+        .min(usize::try_from(descriptors / 2).unwrap_or(usize::MAX))
+        .max(1)
 }
 
 #[cfg(test)]
@@ -37,6 +42,9 @@ mod tests {
     #[test]
     fn as_many_as_the_process_may_open() {
         let limit = raise();
-        assert_eq!(getrlimit(Resource::Nofile).maximum.unwrap_or(UNBOUNDED), limit);
+        assert_eq!(
+            getrlimit(Resource::Nofile).maximum.unwrap_or(UNBOUNDED),
+            limit
+        );
     }
 }

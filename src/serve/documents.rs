@@ -34,12 +34,17 @@ impl AsRef<[u8]> for Held {
 
 impl Documents {
     pub(crate) fn new() -> Self {
-        Self { budget: Budget::new("documents of answers", BUDGET) }
+        Self {
+            budget: Budget::new("documents of answers", BUDGET),
+        }
     }
 
     /// Room for a document of `size` bytes that is about to be read.
     pub(crate) async fn take(&self, size: u64) -> Result<Weight, Failure> {
-        self.budget.take_within(size, PATIENCE).await.map_err(|full| Failure::full(&full))
+        self.budget
+            .take_within(size, PATIENCE)
+            .await
+            .map_err(|full| Failure::full(&full))
     }
 
     /// Weighs a document that is held already.
@@ -50,7 +55,10 @@ impl Documents {
 
     /// Binds the weight to the bytes it was taken for.
     pub(crate) fn bind(bytes: Bytes, weight: Weight) -> Bytes {
-        Bytes::from_owner(Held { bytes, _weight: weight })
+        Bytes::from_owner(Held {
+            bytes,
+            _weight: weight,
+        })
     }
 }
 
@@ -66,7 +74,10 @@ mod tests {
         let piece = first.split_to(10);
         drop(first);
         let second = documents.weigh(Bytes::from(vec![2; half])).await.unwrap();
-        assert!(documents.budget.try_take(1).is_err(), "a piece keeps the whole in memory");
+        assert!(
+            documents.budget.try_take(1).is_err(),
+            "a piece keeps the whole in memory"
+        );
         drop(piece);
         documents.take(1).await.unwrap();
         drop(second);

@@ -51,11 +51,21 @@ pub(crate) struct Failure {
 
 impl Failure {
     pub(crate) fn new(status: StatusCode, code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), retry_after: None, content_range: None }
+        Self {
+            status,
+            code,
+            message: message.into(),
+            retry_after: None,
+            content_range: None,
+        }
     }
 
     pub(crate) fn not_found(asked: Asked) -> Self {
-        Self::new(StatusCode::NOT_FOUND, asked.unknown(), "not known here nor to the upstream")
+        Self::new(
+            StatusCode::NOT_FOUND,
+            asked.unknown(),
+            "not known here nor to the upstream",
+        )
     }
 
     pub(crate) fn is_not_found(&self) -> bool {
@@ -73,23 +83,45 @@ impl Failure {
     }
 
     pub(crate) fn method() -> Self {
-        Self::new(StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported, "this registry is read-only")
+        Self::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            ErrorCode::Unsupported,
+            "this registry is read-only",
+        )
     }
 
     pub(crate) fn busy() -> Self {
-        let busy = Self::new(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, "too many requests at once");
-        Self { retry_after: Some(Duration::from_secs(1)), ..busy }
+        let busy = Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            ErrorCode::Unavailable,
+            "too many requests at once",
+        );
+        Self {
+            retry_after: Some(Duration::from_secs(1)),
+            ..busy
+        }
     }
 
     /// There is no memory left for what a request would hold.
     pub(crate) fn full(full: &Full) -> Self {
-        metrics().requests_refused.get_or_create(&[("reason", "memory")]).inc();
-        tracing::info!(budget = full.name, wanted = full.wanted, "refused: no memory is left for it");
+        metrics()
+            .requests_refused
+            .get_or_create(&[("reason", "memory")])
+            .inc();
+        tracing::info!(
+            budget = full.name,
+            wanted = full.wanted,
+            "refused: no memory is left for it"
+        );
         Self::busy()
     }
 
     pub(crate) fn internal() -> Self {
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unknown, "internal error; the log has more")
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            ErrorCode::Unknown,
+            "internal error; the log has more",
+        )
     }
 
     /// The upstream did not answer in time.
@@ -100,8 +132,15 @@ impl Failure {
 
     pub(crate) fn unsatisfiable(size: u64) -> Self {
         let message = "no range lies within the blob";
-        let failure = Self::new(StatusCode::RANGE_NOT_SATISFIABLE, ErrorCode::Unsupported, message);
-        Self { content_range: Some(unsatisfied_range(size)), ..failure }
+        let failure = Self::new(
+            StatusCode::RANGE_NOT_SATISFIABLE,
+            ErrorCode::Unsupported,
+            message,
+        );
+        Self {
+            content_range: Some(unsatisfied_range(size)),
+            ..failure
+        }
     }
 
     /// Parts so many and far that reading them would cost the upstream far more than the client takes. 400, since
@@ -131,10 +170,14 @@ impl Failure {
         use upstream::Error;
         match error {
             Error::NotFound => Self::not_found(asked),
-            Error::UnknownUpstream(_) => {
-                Self::new(StatusCode::NOT_FOUND, ErrorCode::NameUnknown, "no such upstream is configured or allowed")
+            Error::UnknownUpstream(_) => Self::new(
+                StatusCode::NOT_FOUND,
+                ErrorCode::NameUnknown,
+                "no such upstream is configured or allowed",
+            ),
+            Error::Unauthorized => {
+                Self::denied("the upstream wants credentials that this server does not have")
             }
-            Error::Unauthorized => Self::denied("the upstream wants credentials that this server does not have"),
             Error::Denied => Self::denied("the upstream denies access"),
             // Only the log says which address it was: an operator has to allow it by name.
             refused @ Error::Refused(_) => {
@@ -143,9 +186,20 @@ impl Failure {
             }
             Error::RangeNotSatisfiable { size: Some(size) } => Self::unsatisfiable(*size),
             Error::TooManyRequests { retry_after } => {
-                let status = if is_mirror { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::TOO_MANY_REQUESTS };
-                let failure = Self::new(status, ErrorCode::TooManyRequests, "the upstream asks for fewer requests");
-                Self { retry_after: *retry_after, ..failure }
+                let status = if is_mirror {
+                    StatusCode::SERVICE_UNAVAILABLE
+                } else {
+                    StatusCode::TOO_MANY_REQUESTS
+                };
+                let failure = Self::new(
+                    status,
+                    ErrorCode::TooManyRequests,
+                    "the upstream asks for fewer requests",
+                );
+                Self {
+                    retry_after: *retry_after,
+                    ..failure
+                }
             }
             other => {
                 warn(other);
@@ -167,8 +221,15 @@ impl From<store::Error> for Failure {
             return failure;
         }
         let message = "the store has to make it again; ask once more";
-        let busy = Self::new(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, message);
-        Self { retry_after: Some(Duration::from_secs(1)), ..busy }
+        let busy = Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            ErrorCode::Unavailable,
+            message,
+        );
+        Self {
+            retry_after: Some(Duration::from_secs(1)),
+            ..busy
+        }
     }
 }
 
@@ -201,7 +262,10 @@ impl IntoResponse for Failure {
         if let Some(after) = self.retry_after {
             headers.insert(RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
         }
-        if let Some(range) = self.content_range.and_then(|range| HeaderValue::from_str(&range).ok()) {
+        if let Some(range) = self
+            .content_range
+            .and_then(|range| HeaderValue::from_str(&range).ok())
+        {
             headers.insert(CONTENT_RANGE, range);
         }
         if self.status == StatusCode::METHOD_NOT_ALLOWED {
@@ -216,7 +280,10 @@ mod tests {
     use super::*;
 
     fn status_of(error: &upstream::Error, is_mirror: bool) -> u16 {
-        Failure::upstream(error, Asked::Manifest, is_mirror).into_response().status().as_u16()
+        Failure::upstream(error, Asked::Manifest, is_mirror)
+            .into_response()
+            .status()
+            .as_u16()
     }
 
     #[test]
@@ -241,7 +308,9 @@ mod tests {
 
     #[test]
     fn retry_after_is_kept() {
-        let error = upstream::Error::TooManyRequests { retry_after: Some(Duration::from_secs(7)) };
+        let error = upstream::Error::TooManyRequests {
+            retry_after: Some(Duration::from_secs(7)),
+        };
         let response = Failure::upstream(&error, Asked::Manifest, true).into_response();
         assert_eq!(response.headers()[RETRY_AFTER], "7");
     }

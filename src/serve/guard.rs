@@ -51,10 +51,14 @@ impl Refusal {
     pub(crate) fn failure(self) -> Failure {
         let (status, message) = match self {
             Self::BadHost => (StatusCode::BAD_REQUEST, "the Host header is no host's name"),
-            Self::Misdirected => {
-                (StatusCode::MISDIRECTED_REQUEST, "this server is not known by that name; serve.hosts lists its names")
-            }
-            Self::CrossSite => (StatusCode::FORBIDDEN, "pages of other sites may not ask this server"),
+            Self::Misdirected => (
+                StatusCode::MISDIRECTED_REQUEST,
+                "this server is not known by that name; serve.hosts lists its names",
+            ),
+            Self::CrossSite => (
+                StatusCode::FORBIDDEN,
+                "pages of other sites may not ask this server",
+            ),
         };
         Failure::new(status, ErrorCode::Denied, message)
     }
@@ -72,7 +76,11 @@ impl Host {
     fn of(authority: &Authority) -> Option<Self> {
         let text = authority.host();
         if let Some(inner) = text.strip_prefix('[') {
-            return inner.strip_suffix(']')?.parse::<Ipv6Addr>().ok().map(|address| Self::Address(address.into()));
+            return inner
+                .strip_suffix(']')?
+                .parse::<Ipv6Addr>()
+                .ok()
+                .map(|address| Self::Address(address.into()));
         }
         if let Ok(address) = text.parse() {
             return Some(Self::Address(address));
@@ -89,8 +97,15 @@ fn is_of_name(byte: u8) -> bool {
 
 impl Names {
     pub(crate) fn new(config: &Config) -> Self {
-        let configured = config.hosts.iter().map(|name| name.to_ascii_lowercase()).collect();
-        Self { configured, is_loopback: !config.has_api_listener() }
+        let configured = config
+            .hosts
+            .iter()
+            .map(|name| name.to_ascii_lowercase())
+            .collect();
+        Self {
+            configured,
+            is_loopback: !config.has_api_listener(),
+        }
     }
 
     /// Whether nobody else's name can be behind `host`: a page's name never is an address, and browsers resolve
@@ -99,7 +114,9 @@ impl Names {
         match host {
             Host::Address(_) => true,
             Host::Name(name) => {
-                name == "localhost" || name.ends_with(".localhost") || self.configured.iter().any(|own| own == name)
+                name == "localhost"
+                    || name.ends_with(".localhost")
+                    || self.configured.iter().any(|own| own == name)
             }
         }
     }
@@ -121,7 +138,9 @@ impl Names {
 /// other headers are for those that a page can change.
 pub(crate) fn is_browser(headers: &HeaderMap) -> bool {
     let agent = headers.get(USER_AGENT).map(http::HeaderValue::as_bytes);
-    [ACCEPT_LANGUAGE, ORIGIN, SEC_FETCH_SITE, SEC_FETCH_MODE].iter().any(|name| headers.contains_key(name))
+    [ACCEPT_LANGUAGE, ORIGIN, SEC_FETCH_SITE, SEC_FETCH_MODE]
+        .iter()
+        .any(|name| headers.contains_key(name))
         || agent.is_some_and(|agent| agent.starts_with(b"Mozilla/"))
 }
 
@@ -139,13 +158,20 @@ pub(crate) fn check(names: &Names, request: &Request) -> Result<(), Refusal> {
     let authority = authority(request)?;
     if let Some(authority) = &authority {
         let host = Host::of(authority).ok_or(Refusal::BadHost)?;
-        let is_answered =
-            if is_of_clients { names.is_answered(&host, request.headers()) } else { names.is_known(&host) };
+        let is_answered = if is_of_clients {
+            names.is_answered(&host, request.headers())
+        } else {
+            names.is_known(&host)
+        };
         if !is_answered {
             return Err(Refusal::Misdirected);
         }
     }
-    if is_cross_site(request, authority.as_ref(), is_of_clients) { Err(Refusal::CrossSite) } else { Ok(()) }
+    if is_cross_site(request, authority.as_ref(), is_of_clients) {
+        Err(Refusal::CrossSite)
+    } else {
+        Ok(())
+    }
 }
 
 /// Whether a path is for those who pull: images, and what nodes tell and ask about them, under the name they pull by.
@@ -161,7 +187,12 @@ fn authority(request: &Request) -> Result<Option<Authority>, Refusal> {
         return Err(Refusal::BadHost);
     }
     let header = match line {
-        Some(line) => Some(line.to_str().ok().and_then(|text| text.parse::<Authority>().ok()).ok_or(Refusal::BadHost)?),
+        Some(line) => Some(
+            line.to_str()
+                .ok()
+                .and_then(|text| text.parse::<Authority>().ok())
+                .ok_or(Refusal::BadHost)?,
+        ),
         None => None,
     };
     // Over HTTP/2 the target names the host. Where both do, both have to be right: the header is the stricter choice,
@@ -182,14 +213,20 @@ fn is_cross_site(request: &Request, authority: Option<&Authority>, is_of_clients
     {
         return true;
     }
-    let is_foreign = text(&SEC_FETCH_SITE).is_some_and(|site| !matches!(site, "same-origin" | "none"));
-    let is_link = *request.method() == Method::GET && text(&SEC_FETCH_MODE) == Some("navigate") && !is_of_clients;
+    let is_foreign =
+        text(&SEC_FETCH_SITE).is_some_and(|site| !matches!(site, "same-origin" | "none"));
+    let is_link = *request.method() == Method::GET
+        && text(&SEC_FETCH_MODE) == Some("navigate")
+        && !is_of_clients;
     is_foreign && !is_link
 }
 
 fn is_same_origin(origin: &str, authority: Option<&Authority>) -> bool {
-    let bare = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
-    bare.zip(authority).is_some_and(|(origin, own)| own.as_str().eq_ignore_ascii_case(origin))
+    let bare = origin
+        .strip_prefix("https://")
+        .or_else(|| origin.strip_prefix("http://"));
+    bare.zip(authority)
+        .is_some_and(|(origin, own)| own.as_str().eq_ignore_ascii_case(origin))
 }
 
 #[cfg(test)]
@@ -200,7 +237,11 @@ mod tests {
 
     fn names(listen: &str, hosts: &[&str]) -> Names {
         let hosts = hosts.iter().map(|&host| host.to_owned()).collect();
-        Names::new(&Config { listen: listen.parse().unwrap(), hosts, ..Config::default() })
+        Names::new(&Config {
+            listen: listen.parse().unwrap(),
+            hosts,
+            ..Config::default()
+        })
     }
 
     fn request(method: &str, path: &str, headers: &[(&str, &str)]) -> Request {
@@ -222,15 +263,34 @@ mod tests {
     fn the_api_is_answered_under_known_names_only() {
         for listen in [LOCAL, WIDE] {
             let names = names(listen, &["Images.example"]);
-            for host in ["127.0.0.1:8080", "10.0.0.1", "[::1]:8080", "localhost", "a.localhost:1", "IMAGES.example.:80"]
-            {
-                assert_eq!(asked(&names, "/api/v1/status", &[("host", host)]), Ok(()), "{host} at {listen}");
+            for host in [
+                "127.0.0.1:8080",
+                "10.0.0.1",
+                "[::1]:8080",
+                "localhost",
+                "a.localhost:1",
+                "IMAGES.example.:80",
+            ] {
+                assert_eq!(
+                    asked(&names, "/api/v1/status", &[("host", host)]),
+                    Ok(()),
+                    "{host} at {listen}"
+                );
             }
-            for host in ["rebind.evil.example", "localhost.evil.example", "evil", "images.example.evil.example"] {
+            for host in [
+                "rebind.evil.example",
+                "localhost.evil.example",
+                "evil",
+                "images.example.evil.example",
+            ] {
                 let refused = asked(&names, "/api/v1/status", &[("host", host)]);
                 assert_eq!(refused, Err(Refusal::Misdirected), "{host} at {listen}");
             }
-            assert_eq!(asked(&names, "/healthz", &[("host", "any.example")]), Ok(()), "probes know no names");
+            assert_eq!(
+                asked(&names, "/healthz", &[("host", "any.example")]),
+                Ok(()),
+                "probes know no names"
+            );
         }
     }
 
@@ -240,10 +300,22 @@ mod tests {
         for path in ["/v2/", "/api/v1/profiles/sha256:0"] {
             assert_eq!(asked(&names(WIDE, &[]), path, &mirror), Ok(()), "{path}");
         }
-        assert_eq!(asked(&names(WIDE, &["other.example"]), "/v2/", &mirror), Err(Refusal::Misdirected));
-        assert_eq!(asked(&names(WIDE, &["mirror.example"]), "/v2/", &mirror), Ok(()));
-        assert_eq!(asked(&names(LOCAL, &[]), "/v2/", &mirror), Err(Refusal::Misdirected));
-        assert_eq!(asked(&names(LOCAL, &[]), "/v2/", &[("host", "mirror")]), Ok(()));
+        assert_eq!(
+            asked(&names(WIDE, &["other.example"]), "/v2/", &mirror),
+            Err(Refusal::Misdirected)
+        );
+        assert_eq!(
+            asked(&names(WIDE, &["mirror.example"]), "/v2/", &mirror),
+            Ok(())
+        );
+        assert_eq!(
+            asked(&names(LOCAL, &[]), "/v2/", &mirror),
+            Err(Refusal::Misdirected)
+        );
+        assert_eq!(
+            asked(&names(LOCAL, &[]), "/v2/", &[("host", "mirror")]),
+            Ok(())
+        );
     }
 
     #[test]
@@ -256,8 +328,15 @@ mod tests {
         ];
         for mark in marks {
             let headers = [("host", "rebind.evil.example"), mark];
-            assert_eq!(asked(&names(WIDE, &[]), "/v2/a/manifests/1", &headers), Err(Refusal::Misdirected), "{mark:?}");
-            assert_eq!(asked(&names(WIDE, &[]), "/v2/", &[("host", "10.0.0.1"), mark]).is_ok(), mark.0 != "origin");
+            assert_eq!(
+                asked(&names(WIDE, &[]), "/v2/a/manifests/1", &headers),
+                Err(Refusal::Misdirected),
+                "{mark:?}"
+            );
+            assert_eq!(
+                asked(&names(WIDE, &[]), "/v2/", &[("host", "10.0.0.1"), mark]).is_ok(),
+                mark.0 != "origin"
+            );
         }
     }
 
@@ -265,30 +344,71 @@ mod tests {
     fn a_host_that_is_none_is_refused() {
         let local = names(LOCAL, &[]);
         for host in ["\"><script>alert(1)</script>", "a b", "", "[::1", "a,b"] {
-            assert_eq!(asked(&local, "/", &[("host", host)]), Err(Refusal::BadHost), "{host:?}");
+            assert_eq!(
+                asked(&local, "/", &[("host", host)]),
+                Err(Refusal::BadHost),
+                "{host:?}"
+            );
         }
         let two = [("host", "localhost"), ("host", "rebind.evil.example")];
         assert_eq!(asked(&local, "/", &two), Err(Refusal::BadHost));
-        let both = request("GET", "http://rebind.evil.example/", &[("host", "localhost")]);
+        let both = request(
+            "GET",
+            "http://rebind.evil.example/",
+            &[("host", "localhost")],
+        );
         assert_eq!(check(&local, &both), Err(Refusal::BadHost));
-        assert_eq!(check(&local, &request("GET", "http://rebind.evil.example/", &[])), Err(Refusal::Misdirected));
+        assert_eq!(
+            check(&local, &request("GET", "http://rebind.evil.example/", &[])),
+            Err(Refusal::Misdirected)
+        );
     }
 
     #[test]
     fn pages_of_other_sites_are_refused_and_links_to_ours_are_followed() {
         let local = names(LOCAL, &[]);
         let host = ("host", "localhost:8080");
-        let image = [host, ("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "no-cors")];
-        let link = [host, ("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate")];
+        let image = [
+            host,
+            ("sec-fetch-site", "cross-site"),
+            ("sec-fetch-mode", "no-cors"),
+        ];
+        let link = [
+            host,
+            ("sec-fetch-site", "cross-site"),
+            ("sec-fetch-mode", "navigate"),
+        ];
         for path in ["/", "/api/v1/status", "/v2/a/manifests/1"] {
-            assert_eq!(asked(&local, path, &image), Err(Refusal::CrossSite), "{path}");
+            assert_eq!(
+                asked(&local, path, &image),
+                Err(Refusal::CrossSite),
+                "{path}"
+            );
         }
         assert_eq!(asked(&local, "/", &link), Ok(()));
-        assert_eq!(asked(&local, "/v2/a/manifests/1", &link), Err(Refusal::CrossSite));
-        assert_eq!(check(&local, &request("POST", "/api/v1/conversions", &link)), Err(Refusal::CrossSite));
-        for origin in ["http://evil.example", "null", "http://localhost:9", "http://localhost:8080.evil.example"] {
-            assert_eq!(asked(&local, "/", &[host, ("origin", origin)]), Err(Refusal::CrossSite), "{origin}");
+        assert_eq!(
+            asked(&local, "/v2/a/manifests/1", &link),
+            Err(Refusal::CrossSite)
+        );
+        assert_eq!(
+            check(&local, &request("POST", "/api/v1/conversions", &link)),
+            Err(Refusal::CrossSite)
+        );
+        for origin in [
+            "http://evil.example",
+            "null",
+            "http://localhost:9",
+            "http://localhost:8080.evil.example",
+        ] {
+            assert_eq!(
+                asked(&local, "/", &[host, ("origin", origin)]),
+                Err(Refusal::CrossSite),
+                "{origin}"
+            );
         }
-        assert_eq!(asked(&local, "/", &[host, ("origin", "http://localhost:8080")]), Ok(()));
+        assert_eq!(
+            asked(&local, "/", &[host, ("origin", "http://localhost:8080")]),
+            Ok(())
+        );
     }
 }

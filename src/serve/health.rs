@@ -39,14 +39,24 @@ pub(crate) async fn ready(State(app): State<Arc<App>>) -> Response {
             Err(_) => "the store does not answer",
         }
     };
-    response::json(StatusCode::SERVICE_UNAVAILABLE, &json!({ "ready": false, "reason": reason }))
+    response::json(
+        StatusCode::SERVICE_UNAVAILABLE,
+        &json!({ "ready": false, "reason": reason }),
+    )
 }
 
 /// The process's metrics, with those that are counted only when somebody looks.
 pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Response {
     let is_running = |conversion: &Conversion| conversion.state == Progress::Running;
-    let running = app.converter.status().iter().filter(|conversion| is_running(conversion)).count();
-    process().conversions_running.set(i64::try_from(running).unwrap_or(i64::MAX));
+    let running = app
+        .converter
+        .status()
+        .iter()
+        .filter(|conversion| is_running(conversion))
+        .count();
+    process()
+        .conversions_running
+        .set(i64::try_from(running).unwrap_or(i64::MAX));
     match process().render() {
         Ok(text) => ([(CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
         Err(error) => {

@@ -60,7 +60,10 @@ pub(crate) struct Jobs {
 
 impl Jobs {
     pub(crate) fn new(capacity: usize) -> Self {
-        Self { jobs: Mutex::default(), capacity: capacity.max(1) }
+        Self {
+            jobs: Mutex::default(),
+            capacity: capacity.max(1),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Job>> {
@@ -71,7 +74,10 @@ impl Jobs {
     /// remembered still run.
     pub(crate) fn start(&self, reference: &str, location: &Location) -> Option<(Job, bool)> {
         let mut jobs = self.lock();
-        if let Some(running) = jobs.iter().find(|job| job.reference == reference && job.state.is_running()) {
+        if let Some(running) = jobs
+            .iter()
+            .find(|job| job.reference == reference && job.state.is_running())
+        {
             return Some((running.clone(), false));
         }
         if jobs.len() >= self.capacity {
@@ -129,7 +135,9 @@ impl Jobs {
 
 /// Seconds since 1970.
 pub(crate) fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]
@@ -146,11 +154,15 @@ mod tests {
         let (first, is_new) = jobs.start("a:1", &location()).unwrap();
         assert!(is_new);
         assert_eq!(
-            jobs.start("a:1", &location()).map(|(job, is_new)| (job.id, is_new)),
+            jobs.start("a:1", &location())
+                .map(|(job, is_new)| (job.id, is_new)),
             Some((first.id.clone(), false))
         );
         jobs.end(&first.id, Err(Reason::NotFound));
-        assert_eq!(jobs.get(&first.id).map(|job| job.state), Some(State::Failed));
+        assert_eq!(
+            jobs.get(&first.id).map(|job| job.state),
+            Some(State::Failed)
+        );
         assert!(jobs.start("a:1", &location()).unwrap().1);
     }
 

@@ -70,9 +70,19 @@ struct Shared {
 impl Listener {
     /// Serves until `stopping`, then lets running answers end for the configured grace.
     pub(super) async fn run(self, stopping: CancellationToken) {
-        let Self { listener, tls, router, config, connections } = self;
+        let Self {
+            listener,
+            tls,
+            router,
+            config,
+            connections,
+        } = self;
         let stall = StallAcceptor::new(config.write_timeout);
-        let acceptor = |tls| RustlsAcceptor::new(tls).handshake_timeout(config.header_timeout).acceptor(stall);
+        let acceptor = |tls| {
+            RustlsAcceptor::new(tls)
+                .handshake_timeout(config.header_timeout)
+                .acceptor(stall)
+        };
         let shared = Arc::new(Shared {
             tls: tls.map(acceptor),
             stall,
@@ -112,7 +122,10 @@ impl Listener {
         }
         drop(listener);
         tasks.close();
-        if timeout(shared.config.shutdown_grace, tasks.wait()).await.is_err() {
+        if timeout(shared.config.shutdown_grace, tasks.wait())
+            .await
+            .is_err()
+        {
             shared.ended.cancel();
             tasks.wait().await;
         }
@@ -121,7 +134,10 @@ impl Listener {
 
 /// Whether accepting failed for a reason that the next connection does not share.
 fn is_of_one_connection(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::Interrupted)
+    matches!(
+        error.kind(),
+        ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::Interrupted
+    )
 }
 
 /// Says at most once in a while that connections cannot be accepted.
@@ -143,7 +159,9 @@ impl FailureLog {
 /// Limits that keep slow and greedy clients from holding connections and memory.
 fn builder(config: &Config) -> Builder<Executor> {
     let headers = config.max_header_size.as_u64();
-    let mut builder = Builder::new(Executor { limit: config.write_timeout });
+    let mut builder = Builder::new(Executor {
+        limit: config.write_timeout,
+    });
     builder
         .http1()
         .timer(TokioTimer::new())
@@ -213,7 +231,10 @@ impl Shared {
         }
     }
 
-    fn answer(&self, request: Request<Incoming>) -> impl Future<Output = Result<Response, Infallible>> + Send + use<> {
+    fn answer(
+        &self,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Result<Response, Infallible>> + Send + use<> {
         self.router.clone().oneshot(request.map(Body::new))
     }
 }

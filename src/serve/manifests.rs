@@ -37,14 +37,24 @@ struct Document {
 
 impl Document {
     fn without_bytes(found: Descriptor) -> Self {
-        Self { media_type: found.media_type, digest: found.digest, size: found.size, bytes: None }
+        Self {
+            media_type: found.media_type,
+            digest: found.digest,
+            size: found.size,
+            bytes: None,
+        }
     }
 }
 
 impl From<Manifest> for Document {
     fn from(manifest: Manifest) -> Self {
         let size = manifest.size();
-        Self { media_type: manifest.media_type, digest: manifest.digest, size, bytes: Some(manifest.bytes) }
+        Self {
+            media_type: manifest.media_type,
+            digest: manifest.digest,
+            size,
+            bytes: Some(manifest.bytes),
+        }
     }
 }
 
@@ -59,7 +69,11 @@ enum Kind {
 }
 
 /// Answers within the configured time, whatever the upstream does.
-pub(crate) async fn answer(app: &Arc<App>, ask: &Ask, reference: &Reference) -> Result<Response, Failure> {
+pub(crate) async fn answer(
+    app: &Arc<App>,
+    ask: &Ask,
+    reference: &Reference,
+) -> Result<Response, Failure> {
     let document = async {
         match reference {
             Reference::Digest(digest) => by_digest(app, ask, digest).await,
@@ -84,8 +98,20 @@ pub(crate) async fn answer(app: &Arc<App>, ask: &Ask, reference: &Reference) -> 
 
 /// Lets the image be asked about by its layers, if that is not so yet.
 fn notice(app: &Arc<App>, ask: &Ask, document: &Document) {
-    let Document { media_type, digest, bytes: Some(bytes), .. } = document else { return };
-    let manifest = Manifest { media_type: media_type.clone(), digest: digest.clone(), bytes: bytes.clone() };
+    let Document {
+        media_type,
+        digest,
+        bytes: Some(bytes),
+        ..
+    } = document
+    else {
+        return;
+    };
+    let manifest = Manifest {
+        media_type: media_type.clone(),
+        digest: digest.clone(),
+        bytes: bytes.clone(),
+    };
     if let (Some(ranges), Some(client)) = (&app.ranges, ask.client) {
         ranges.pulled(client, &manifest);
     }
@@ -93,21 +119,45 @@ fn notice(app: &Arc<App>, ask: &Ask, document: &Document) {
     let (asked, place) = (Arc::clone(app), ask.location.clone());
     let original = |original| async move {
         let source = shared.source(&location.upstream).ok()?;
-        shared.originals.get(&source, &location, &original).await.ok()
+        shared
+            .originals
+            .get(&source, &location, &original)
+            .await
+            .ok()
     };
-    app.profiles.notice(&manifest, original, |original| async move {
-        if asked.config.profiles.recorded { recorded::find(&asked, &place, &original).await } else { None }
-    });
+    app.profiles
+        .notice(&manifest, original, |original| async move {
+            if asked.config.profiles.recorded {
+                recorded::find(&asked, &place, &original).await
+            } else {
+                None
+            }
+        });
 }
 
 /// Lets the twin be made anew in the order in which its files are read, if that is wanted.
 async fn reorder(app: &Arc<App>, ask: &Ask, twin: &Document) {
     let Some(bytes) = &twin.bytes else { return };
-    let Some(original) = referrers::source_digest(bytes).await else { return };
-    let Ok(source) = app.source(&ask.location.upstream) else { return };
+    let Some(original) = referrers::source_digest(bytes).await else {
+        return;
+    };
+    let Ok(source) = app.source(&ask.location.upstream) else {
+        return;
+    };
     let (shared, location, upstream) = (Arc::clone(app), ask.location.clone(), source.clone());
-    let original = async move { shared.originals.get(&upstream, &location, &original).await.ok() };
-    app.converter.reorder(&twin.digest, source, ask.location.repository.clone(), original);
+    let original = async move {
+        shared
+            .originals
+            .get(&upstream, &location, &original)
+            .await
+            .ok()
+    };
+    app.converter.reorder(
+        &twin.digest,
+        source,
+        ask.location.repository.clone(),
+        original,
+    );
 }
 
 fn count(kind: Kind) {
@@ -116,27 +166,44 @@ fn count(kind: Kind) {
         Kind::Original(_) => "original",
         Kind::PassThrough => "pass-through",
     };
-    metrics().manifests.get_or_create(&[("answer", answer)]).inc();
+    metrics()
+        .manifests
+        .get_or_create(&[("answer", answer)])
+        .inc();
 }
 
 fn respond(ask: &Ask, reference: &Reference, document: Document, kind: Kind) -> Response {
     let is_known = response::is_known_to_client(&ask.headers, &document.digest);
-    let status = if is_known { StatusCode::NOT_MODIFIED } else { StatusCode::OK };
+    let status = if is_known {
+        StatusCode::NOT_MODIFIED
+    } else {
+        StatusCode::OK
+    };
     let mut response = response::of_digest(status, &document.digest);
     match reference {
         Reference::Digest(_) => response::cache(&mut response, response::IMMUTABLE),
         Reference::Tag(_) => {
             response::cache(&mut response, HeaderValue::from_static("no-cache"));
-            response.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
+            response
+                .headers_mut()
+                .insert(VARY, HeaderValue::from_static("accept"));
         }
     }
     if let Kind::Original(reason) = kind {
-        response::set(response.headers_mut(), WARNING, &format!("299 starlift \"{reason}\""));
+        response::set(
+            response.headers_mut(),
+            WARNING,
+            &format!("299 starlift \"{reason}\""),
+        );
     }
     if is_known {
         return response;
     }
-    response::describe(&mut response, document_type(&document.media_type), document.size);
+    response::describe(
+        &mut response,
+        document_type(&document.media_type),
+        document.size,
+    );
     if let Some(bytes) = document.bytes.filter(|_| !ask.is_head) {
         *response.body_mut() = Body::from(bytes);
     }
@@ -144,7 +211,11 @@ fn respond(ask: &Ask, reference: &Reference, document: Document, kind: Kind) -> 
 }
 
 /// What we made, else the upstream's exact bytes. Whose original image is pulled gets a twin in the background.
-async fn by_digest(app: &Arc<App>, ask: &Ask, digest: &Digest) -> Result<(Document, Kind), Failure> {
+async fn by_digest(
+    app: &Arc<App>,
+    ask: &Ask,
+    digest: &Digest,
+) -> Result<(Document, Kind), Failure> {
     let failed = match stored(app, digest).await {
         Ok(Some(manifest)) => return Ok((manifest.into(), Kind::Twin)),
         Ok(None) => None,
@@ -155,22 +226,42 @@ async fn by_digest(app: &Arc<App>, ask: &Ask, digest: &Digest) -> Result<(Docume
     original.map_err(|failure| failed.filter(|_| failure.is_not_found()).unwrap_or(failure))
 }
 
-async fn original_by_digest(app: &Arc<App>, ask: &Ask, digest: &Digest) -> Result<(Document, Kind), Failure> {
+async fn original_by_digest(
+    app: &Arc<App>,
+    ask: &Ask,
+    digest: &Digest,
+) -> Result<(Document, Kind), Failure> {
     let source = source(app, ask)?;
     if let Some(manifest) = app.originals.known(&ask.location, digest).await {
-        return Ok(original_child(app, ask, &source, weighed(app, manifest).await?));
+        return Ok(original_child(
+            app,
+            ask,
+            &source,
+            weighed(app, manifest).await?,
+        ));
     }
     if ask.is_head {
         let reference = Reference::Digest(digest.clone());
-        let found = source.resolve(&ask.location.repository, &reference).await.map_err(|error| failure(&error, ask))?;
+        let found = source
+            .resolve(&ask.location.repository, &reference)
+            .await
+            .map_err(|error| failure(&error, ask))?;
         return Ok((Document::without_bytes(found), Kind::PassThrough));
     }
     let manifest = original(app, ask, &source, digest).await?;
     Ok(original_child(app, ask, &source, manifest))
 }
 
-fn original_child(app: &Arc<App>, ask: &Ask, source: &Source, manifest: Manifest) -> (Document, Kind) {
-    if !ask.is_head && !ask.is_browser && manifest_kind(&manifest.media_type) == Some(ManifestKind::Image) {
+fn original_child(
+    app: &Arc<App>,
+    ask: &Ask,
+    source: &Source,
+    manifest: Manifest,
+) -> (Document, Kind) {
+    if !ask.is_head
+        && !ask.is_browser
+        && manifest_kind(&manifest.media_type) == Some(ManifestKind::Image)
+    {
         let (app, source) = (Arc::clone(app), source.clone());
         let (repository, child) = (ask.location.repository.clone(), manifest.clone());
         tokio::spawn(async move {
@@ -185,9 +276,15 @@ async fn by_tag(app: &Arc<App>, ask: &Ask, tag: &Tag) -> Result<(Document, Kind)
     let source = source(app, ask)?;
     let ready_by = ask.started + app.config.wait;
     let patience = ready_by.max(ask.started + app.config.answer_within / 2);
-    let found = match app.resolver.resolve(&source, &ask.location, tag, patience).await {
+    let found = match app
+        .resolver
+        .resolve(&source, &ask.location, tag, patience)
+        .await
+    {
         Ok(found) => found,
-        Err(upstream::Error::NotFound) => return Ok((toc_image(app, ask, &source, tag).await?.into(), Kind::Twin)),
+        Err(upstream::Error::NotFound) => {
+            return Ok((toc_image(app, ask, &source, tag).await?.into(), Kind::Twin));
+        }
         Err(error) => return Err(failure(&error, ask)),
     };
     match twin(app, ask, &source, &found.digest, ready_by).await? {
@@ -219,15 +316,29 @@ async fn by_original(
 /// The image of external TOCs that stargz-snapshotter looks for beside an image: `TAG-esgztoc`.
 async fn toc_image(app: &App, ask: &Ask, source: &Source, tag: &Tag) -> Result<Manifest, Failure> {
     let missing = || Failure::not_found(Asked::Manifest);
-    let base: Tag = tag.as_str().strip_suffix(TOC_SUFFIX).and_then(|base| base.parse().ok()).ok_or_else(missing)?;
-    let found = app.resolver.resolve(source, &ask.location, &base, ask.started + app.config.answer_within).await;
+    let base: Tag = tag
+        .as_str()
+        .strip_suffix(TOC_SUFFIX)
+        .and_then(|base| base.parse().ok())
+        .ok_or_else(missing)?;
+    let found = app
+        .resolver
+        .resolve(
+            source,
+            &ask.location,
+            &base,
+            ask.started + app.config.answer_within,
+        )
+        .await;
     let found = found.map_err(|error| failure(&error, ask))?;
     let record = match app.converter.lookup(&found.digest).await {
         Ok(Some(record)) => app.converter.toc_image(&record).await,
         Ok(None) => return Err(missing()),
         Err(error) => Err(error),
     };
-    record.map_err(|error| Failure::inside(&error))?.ok_or_else(missing)
+    record
+        .map_err(|error| Failure::inside(&error))?
+        .ok_or_else(missing)
 }
 
 /// The twin of the source with this digest, if it is ready by `ready_by`; else why the original must do.
@@ -240,7 +351,9 @@ async fn twin(
 ) -> Result<Result<(ImageRecord, Manifest), Kind>, Failure> {
     let record = match app.converter.lookup(digest).await {
         Ok(Some(record)) => Some(record),
-        Ok(None) if ask.is_browser => return Ok(Err(Kind::Original("browsers start no conversions"))),
+        Ok(None) if ask.is_browser => {
+            return Ok(Err(Kind::Original("browsers start no conversions")));
+        }
         Ok(None) => {
             let original = original(app, ask, source, digest).await?;
             match converted(app, ask, source, &original, ready_by).await {
@@ -253,13 +366,17 @@ async fn twin(
             None
         }
     };
-    let Some(record) = record else { return Ok(Err(Kind::Original("the twin is out of reach"))) };
+    let Some(record) = record else {
+        return Ok(Err(Kind::Original("the twin is out of reach")));
+    };
     if record.twin == record.source {
         return Ok(Err(Kind::PassThrough));
     }
     // A store that fails is logged where it failed; the original is an answer still.
     let twin = stored(app, &record.twin).await.unwrap_or_default();
-    Ok(twin.map(|twin| (record, twin)).ok_or(Kind::Original("the twin is out of reach")))
+    Ok(twin
+        .map(|twin| (record, twin))
+        .ok_or(Kind::Original("the twin is out of reach")))
 }
 
 /// Waits for the conversion until `ready_by`; it goes on without us after that.
@@ -271,30 +388,60 @@ async fn converted(
     ready_by: Instant,
 ) -> Result<ImageRecord, &'static str> {
     let since = Instant::now();
-    let conversion = app.converter.convert(source, &ask.location.repository, original);
+    let conversion = app
+        .converter
+        .convert(source, &ask.location.repository, original);
     let (outcome, answer) = match timeout_at(ready_by, conversion).await {
         Ok(Ok(record)) => ("ready", Ok(record)),
         // The converter logs why.
-        Ok(Err(_)) => ("failed", Err("conversion failed; this is the original image")),
-        Err(_) => ("late", Err("conversion under way; this is the original image")),
+        Ok(Err(_)) => (
+            "failed",
+            Err("conversion failed; this is the original image"),
+        ),
+        Err(_) => (
+            "late",
+            Err("conversion under way; this is the original image"),
+        ),
     };
-    metrics().conversion_waits.get_or_create(&[("outcome", outcome)]).observe(since.elapsed().as_secs_f64());
+    metrics()
+        .conversion_waits
+        .get_or_create(&[("outcome", outcome)])
+        .observe(since.elapsed().as_secs_f64());
     answer
 }
 
 /// A manifest of our own making.
 pub(crate) async fn stored(app: &App, digest: &Digest) -> Result<Option<Manifest>, Failure> {
-    let Some(object) = app.store.find(digest).await? else { return Ok(None) };
-    let Some(media_type) = object.media_type.clone().filter(|name| manifest_kind(name).is_some()) else {
+    let Some(object) = app.store.find(digest).await? else {
+        return Ok(None);
+    };
+    let Some(media_type) = object
+        .media_type
+        .clone()
+        .filter(|name| manifest_kind(name).is_some())
+    else {
         return Ok(None);
     };
     let weight = app.documents.take(object.size).await?;
     let bytes = Documents::bind(app.store.read_all(&object).await?, weight);
-    Ok(Some(Manifest { media_type, digest: digest.clone(), bytes }))
+    Ok(Some(Manifest {
+        media_type,
+        digest: digest.clone(),
+        bytes,
+    }))
 }
 
-pub(crate) async fn original(app: &App, ask: &Ask, source: &Source, digest: &Digest) -> Result<Manifest, Failure> {
-    let manifest = app.originals.get(source, &ask.location, digest).await.map_err(|error| failure(&error, ask))?;
+pub(crate) async fn original(
+    app: &App,
+    ask: &Ask,
+    source: &Source,
+    digest: &Digest,
+) -> Result<Manifest, Failure> {
+    let manifest = app
+        .originals
+        .get(source, &ask.location, digest)
+        .await
+        .map_err(|error| failure(&error, ask))?;
     weighed(app, manifest).await
 }
 
@@ -305,7 +452,8 @@ async fn weighed(app: &App, manifest: Manifest) -> Result<Manifest, Failure> {
 }
 
 fn source(app: &App, ask: &Ask) -> Result<Source, Failure> {
-    app.source(&ask.location.upstream).map_err(|error| failure(&error, ask))
+    app.source(&ask.location.upstream)
+        .map_err(|error| failure(&error, ask))
 }
 
 fn failure(error: &upstream::Error, ask: &Ask) -> Failure {

@@ -40,7 +40,12 @@ pub(crate) async fn observe(State(app): State<Arc<App>>, request: Request, next:
     let line = Line::of(&request, &span);
     if let Err(refusal) = guard::check(&app.names, &request) {
         count_refused(refusal.label());
-        return finished(refusal.failure().into_response(), line, &id, Holds::default());
+        return finished(
+            refusal.failure().into_response(),
+            line,
+            &id,
+            Holds::default(),
+        );
     }
     let busy = request.extensions().get::<Arc<Connection>>().map(Busy::new);
     let address = peer::address(&app.config, request.headers(), request.extensions());
@@ -58,11 +63,22 @@ pub(crate) async fn observe(State(app): State<Arc<App>>, request: Request, next:
         }
     };
     let response = next.run(request).instrument(span).await;
-    finished(response, line, &id, Holds { _place: place, _busy: busy })
+    finished(
+        response,
+        line,
+        &id,
+        Holds {
+            _place: place,
+            _busy: busy,
+        },
+    )
 }
 
 fn count_refused(reason: &'static str) {
-    metrics().requests_refused.get_or_create(&[("reason", reason)]).inc();
+    metrics()
+        .requests_refused
+        .get_or_create(&[("reason", reason)])
+        .inc();
 }
 
 /// What a request holds until its answer is gone.
@@ -85,16 +101,30 @@ fn finished(mut response: Response, mut line: Line, id: &str, holds: Holds) -> R
     }
     line.answered(&response);
     let clock = Clock::current();
-    response.map(|inner| Body::new(Watched { inner, rest: Bytes::new(), line, clock, _holds: holds }))
+    response.map(|inner| {
+        Body::new(Watched {
+            inner,
+            rest: Bytes::new(),
+            line,
+            clock,
+            _holds: holds,
+        })
+    })
 }
 
 /// The client's id where it is sane, else a new one.
 fn request_id(headers: &HeaderMap) -> String {
     let is_sane = |id: &&str| {
         (1..=MAX_REQUEST_ID).contains(&id.len())
-            && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+            && id
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
     };
-    match headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).filter(is_sane) {
+    match headers
+        .get(REQUEST_ID)
+        .and_then(|id| id.to_str().ok())
+        .filter(is_sane)
+    {
         Some(id) => id.to_owned(),
         None => hex::encode(rand::random::<[u8; 8]>()),
     }
@@ -138,11 +168,17 @@ struct Line {
 impl Line {
     fn of(request: &Request, span: &Span) -> Self {
         metrics().requests_running.inc();
-        let client = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
+        let client = request
+            .extensions()
+            .get::<ConnectInfo<SocketAddr>>()
+            .map(|info| info.0);
         Self {
             span: span.clone(),
             method: request.method().clone(),
-            path: request.uri().path_and_query().map_or_else(String::new, |path| path.as_str().to_owned()),
+            path: request
+                .uri()
+                .path_and_query()
+                .map_or_else(String::new, |path| path.as_str().to_owned()),
             client,
             endpoint: endpoint(request.uri().path()),
             // What a client that leaves before the answer gets, as nginx logs it.
@@ -160,8 +196,13 @@ impl Line {
     fn answered(&mut self, response: &Response) {
         self.status = response.status();
         let has_body = self.method != Method::HEAD && self.status != StatusCode::NOT_MODIFIED;
-        let length = response.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-        self.expected = length.and_then(|length| length.parse().ok()).filter(|_| has_body);
+        let length = response
+            .headers()
+            .get(CONTENT_LENGTH)
+            .and_then(|value| value.to_str().ok());
+        self.expected = length
+            .and_then(|length| length.parse().ok())
+            .filter(|_| has_body);
     }
 }
 
@@ -177,12 +218,25 @@ impl Drop for Line {
         };
         let metrics = metrics();
         metrics.requests_running.dec();
-        metrics.requests.get_or_create(&[("endpoint", self.endpoint), ("class", class)]).inc();
-        metrics.request_seconds.get_or_create(&[("endpoint", self.endpoint)]).observe(seconds);
-        metrics.sent_bytes.get_or_create(&[("endpoint", self.endpoint)]).inc_by(self.sent);
-        let client = self.client.map(|client| client.to_string()).unwrap_or_default();
+        metrics
+            .requests
+            .get_or_create(&[("endpoint", self.endpoint), ("class", class)])
+            .inc();
+        metrics
+            .request_seconds
+            .get_or_create(&[("endpoint", self.endpoint)])
+            .observe(seconds);
+        metrics
+            .sent_bytes
+            .get_or_create(&[("endpoint", self.endpoint)])
+            .inc_by(self.sent);
+        let client = self
+            .client
+            .map(|client| client.to_string())
+            .unwrap_or_default();
         let is_cut = self.expected.is_some_and(|expected| self.sent < expected);
-        let (method, path, status, bytes) = (&self.method, &self.path, self.status.as_u16(), self.sent);
+        let (method, path, status, bytes) =
+            (&self.method, &self.path, self.status.as_u16(), self.sent);
         self.span.in_scope(|| match self.endpoint {
             "health" => tracing::debug!(%method, path, status, bytes, seconds, client, "answered"),
             _ => tracing::info!(%method, path, status, bytes, seconds, client, is_cut, "answered"),
@@ -207,8 +261,15 @@ impl Watched {
     /// The next piece of what is left.
     fn piece(&mut self) -> Option<Bytes> {
         let length = self.rest.len().min(PIECE);
-        let ends = self.line.expected.is_some_and(|expected| expected == self.line.sent + length as u64);
-        let length = if ends && length > 1 { length - 1 } else { length };
+        let ends = self
+            .line
+            .expected
+            .is_some_and(|expected| expected == self.line.sent + length as u64);
+        let length = if ends && length > 1 {
+            length - 1
+        } else {
+            length
+        };
         if length == 0 {
             return None;
         }
@@ -232,7 +293,10 @@ impl HttpBody for Watched {
     type Data = Bytes;
     type Error = axum::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let this = self.get_mut();
         if let Some(clock) = &this.clock {
             clock.stop();
@@ -247,7 +311,9 @@ impl HttpBody for Watched {
                     Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
                 },
                 Some(Err(error)) => {
-                    this.line.span.in_scope(|| tracing::warn!(error = %Chain(&error), "the answer broke off"));
+                    this.line.span.in_scope(
+                        || tracing::warn!(error = %Chain(&error), "the answer broke off"),
+                    );
                     return Poll::Ready(Some(Err(error)));
                 }
                 None => return Poll::Ready(None),
@@ -274,11 +340,18 @@ mod tests {
     #[tokio::test]
     async fn a_body_comes_in_pieces_and_its_last_byte_alone() {
         use http_body_util::BodyExt as _;
-        for (length, expected) in [(0, vec![]), (1, vec![1]), (2, vec![1, 1]), (PIECE + 5, vec![PIECE, 4, 1])] {
+        for (length, expected) in [
+            (0, vec![]),
+            (1, vec![1]),
+            (2, vec![1, 1]),
+            (PIECE + 5, vec![PIECE, 4, 1]),
+        ] {
             let request = Request::builder().uri("/v2/").body(Body::empty()).unwrap();
             let line = Line::of(&request, &Span::none());
             let mut response = Body::from(vec![7; length]).into_response();
-            response.headers_mut().insert(CONTENT_LENGTH, (length as u64).into());
+            response
+                .headers_mut()
+                .insert(CONTENT_LENGTH, (length as u64).into());
             let mut body = finished(response, line, "id", Holds::default()).into_body();
             assert_eq!(body.size_hint().exact(), Some(length as u64));
             let mut pieces = Vec::new();

@@ -49,9 +49,15 @@ impl Layout {
     /// The body for one part: its bare bytes.
     pub(crate) fn single(range: Range<u64>) -> Self {
         let length = range.end - range.start;
-        let part = Part { range: range.clone(), header: Bytes::new() };
+        let part = Part {
+            range: range.clone(),
+            header: Bytes::new(),
+        };
         Self {
-            reads: vec![Read { range, parts: vec![part] }],
+            reads: vec![Read {
+                range,
+                parts: vec![part],
+            }],
             trailer: Bytes::new(),
             length,
             content_type: OCTET_STREAM.to_owned(),
@@ -60,14 +66,21 @@ impl Layout {
 
     /// The body for several parts of a blob of `size` bytes, made with at most `max_reads` reads. `None` when so few
     /// would have to read far more than the body holds.
-    pub(crate) fn multipart(parts: Vec<Range<u64>>, size: u64, boundary: &str, max_reads: usize) -> Option<Self> {
+    pub(crate) fn multipart(
+        parts: Vec<Range<u64>>,
+        size: u64,
+        boundary: &str,
+        max_reads: usize,
+    ) -> Option<Self> {
         let groups = group(parts, max_reads)?;
         let trailer = Bytes::from(format!("\r\n--{boundary}--\r\n"));
         let mut length = trailer.len() as u64;
         let mut is_first = true;
         let mut reads = Vec::with_capacity(groups.len());
         for group in groups {
-            let (Some(first), Some(last)) = (group.first(), group.last()) else { continue };
+            let (Some(first), Some(last)) = (group.first(), group.last()) else {
+                continue;
+            };
             let range = first.start..last.end;
             let parts: Vec<Part> = group
                 .into_iter()
@@ -81,11 +94,18 @@ impl Layout {
                     Part { range, header }
                 })
                 .collect();
-            length +=
-                parts.iter().map(|part| part.header.len() as u64 + part.range.end - part.range.start).sum::<u64>();
+            length += parts
+                .iter()
+                .map(|part| part.header.len() as u64 + part.range.end - part.range.start)
+                .sum::<u64>();
             reads.push(Read { range, parts });
         }
-        Some(Self { reads, trailer, length, content_type: format!("multipart/byteranges; boundary={boundary}") })
+        Some(Self {
+            reads,
+            trailer,
+            length,
+            content_type: format!("multipart/byteranges; boundary={boundary}"),
+        })
     }
 }
 
@@ -93,7 +113,10 @@ impl Layout {
 /// Where the order asked for needs too many reads the parts are sorted, and far ones are joined within the same bound.
 /// `None` when the reads are too many still.
 fn group(mut parts: Vec<Range<u64>>, max_reads: usize) -> Option<Vec<Vec<Range<u64>>>> {
-    let body: u64 = parts.iter().map(|part| part.end - part.start + PART_HEADER).sum();
+    let body: u64 = parts
+        .iter()
+        .map(|part| part.end - part.start + PART_HEADER)
+        .sum();
     let spare = body.saturating_mul(SPARE);
     let groups = join(&parts, spare, usize::MAX);
     if groups.len() <= max_reads {
@@ -107,7 +130,9 @@ fn group(mut parts: Vec<Range<u64>>, max_reads: usize) -> Option<Vec<Vec<Range<u
 /// Joins parts over the smallest gaps first, `spare` bytes of gaps at most: near ones, and far ones too while there are
 /// more than `max_reads` groups.
 fn join(parts: &[Range<u64>], mut spare: u64, max_reads: usize) -> Vec<Vec<Range<u64>>> {
-    let gap = |(at, pair): (usize, &[Range<u64>])| Some((pair[1].start.checked_sub(pair[0].end)?, at + 1));
+    let gap = |(at, pair): (usize, &[Range<u64>])| {
+        Some((pair[1].start.checked_sub(pair[0].end)?, at + 1))
+    };
     let mut gaps: Vec<(u64, usize)> = parts.windows(2).enumerate().filter_map(gap).collect();
     gaps.sort_unstable();
     let mut is_joined = vec![false; parts.len()];
@@ -141,7 +166,11 @@ pub(crate) struct Slicer {
 
 impl Slicer {
     pub(crate) fn new(read: &Read) -> Self {
-        Self { at: read.range.start, parts: read.parts.iter().cloned().collect(), is_inside: false }
+        Self {
+            at: read.range.start,
+            parts: read.parts.iter().cloned().collect(),
+            is_inside: false,
+        }
     }
 
     /// What of `bytes`, which follow those pushed before, belongs into the body.
@@ -170,7 +199,9 @@ impl Slicer {
 
 /// Takes up to `length` bytes off the front.
 fn cut(bytes: &mut Bytes, length: u64) -> Bytes {
-    let length = usize::try_from(length).unwrap_or(usize::MAX).min(bytes.len());
+    let length = usize::try_from(length)
+        .unwrap_or(usize::MAX)
+        .min(bytes.len());
     bytes.split_to(length)
 }
 
@@ -190,7 +221,10 @@ mod tests {
             let mut slicer = Slicer::new(read);
             let bytes = &blob[to_usize(read.range.start)..to_usize(read.range.end)];
             for chunk in bytes.chunks(piece) {
-                slicer.push(Bytes::copy_from_slice(chunk)).iter().for_each(|out| body.extend_from_slice(out));
+                slicer
+                    .push(Bytes::copy_from_slice(chunk))
+                    .iter()
+                    .for_each(|out| body.extend_from_slice(out));
             }
         }
         body.extend_from_slice(&layout.trailer);
@@ -203,14 +237,25 @@ mod tests {
         let mut parts = Vec::new();
         let mut rest = body;
         while let Some(inner) = rest.strip_prefix(delimiter.as_slice()) {
-            let head_end = inner.windows(4).position(|window| window == b"\r\n\r\n").unwrap();
+            let head_end = inner
+                .windows(4)
+                .position(|window| window == b"\r\n\r\n")
+                .unwrap();
             let head = std::str::from_utf8(&inner[..head_end]).unwrap();
-            let range = head.split("Content-Range: bytes ").nth(1).unwrap().split('/').next().unwrap();
+            let range = head
+                .split("Content-Range: bytes ")
+                .nth(1)
+                .unwrap()
+                .split('/')
+                .next()
+                .unwrap();
             let (first, last) = range.split_once('-').unwrap();
             let (first, last): (u64, u64) = (first.parse().unwrap(), last.parse().unwrap());
             let length = usize::try_from(last - first + 1).unwrap();
             parts.push((first, inner[head_end + 4..head_end + 4 + length].to_vec()));
-            rest = inner[head_end + 4 + length..].strip_prefix(b"\r\n").unwrap();
+            rest = inner[head_end + 4 + length..]
+                .strip_prefix(b"\r\n")
+                .unwrap();
         }
         assert_eq!(rest, format!("--{boundary}--\r\n").as_bytes());
         parts
@@ -226,25 +271,55 @@ mod tests {
 
     #[test]
     fn never_more_reads_than_allowed() {
-        let parts: Vec<_> = (0..100_u64).rev().map(|at| at * NEAR * 4..at * NEAR * 4 + NEAR * 2).collect();
+        let parts: Vec<_> = (0..100_u64)
+            .rev()
+            .map(|at| at * NEAR * 4..at * NEAR * 4 + NEAR * 2)
+            .collect();
         let layout = Layout::multipart(parts, NEAR * 400, "b", 3).unwrap();
         assert!(layout.reads.len() <= 3);
-        assert_eq!(layout.reads.iter().map(|read| read.parts.len()).sum::<usize>(), 100);
+        assert_eq!(
+            layout
+                .reads
+                .iter()
+                .map(|read| read.parts.len())
+                .sum::<usize>(),
+            100
+        );
     }
 
     #[test]
     fn what_is_read_stays_in_proportion_to_what_is_sent() {
         for gap in [1, 500, NEAR - 1, NEAR * 10] {
             for count in [2, 40, 1000_u64] {
-                let parts: Vec<_> = (0..count).map(|at| at * (gap + 1)..at * (gap + 1) + 1).collect();
-                let Some(layout) = Layout::multipart(parts, count * (gap + 1), "b", 32) else { continue };
-                let read: u64 = layout.reads.iter().map(|read| read.range.end - read.range.start).sum();
-                assert!(read <= 4 * layout.length, "{count} parts with gaps of {gap}: {read} for {}", layout.length);
+                let parts: Vec<_> = (0..count)
+                    .map(|at| at * (gap + 1)..at * (gap + 1) + 1)
+                    .collect();
+                let Some(layout) = Layout::multipart(parts, count * (gap + 1), "b", 32) else {
+                    continue;
+                };
+                let read: u64 = layout
+                    .reads
+                    .iter()
+                    .map(|read| read.range.end - read.range.start)
+                    .sum();
+                assert!(
+                    read <= 4 * layout.length,
+                    "{count} parts with gaps of {gap}: {read} for {}",
+                    layout.length
+                );
             }
         }
-        let far: Vec<_> = (0..40_u64).map(|at| at * NEAR * 9..at * NEAR * 9 + 1).collect();
+        let far: Vec<_> = (0..40_u64)
+            .map(|at| at * NEAR * 9..at * NEAR * 9 + 1)
+            .collect();
         assert_eq!(Layout::multipart(far.clone(), NEAR * 400, "b", 32), None);
-        assert_eq!(Layout::multipart(far, NEAR * 400, "b", 40).unwrap().reads.len(), 40);
+        assert_eq!(
+            Layout::multipart(far, NEAR * 400, "b", 40)
+                .unwrap()
+                .reads
+                .len(),
+            40
+        );
     }
 
     proptest! {

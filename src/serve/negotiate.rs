@@ -31,7 +31,9 @@ pub(crate) async fn of_original(
         if accept.choose(&manifest.media_type) != Choice::Child {
             break;
         }
-        let Some(digest) = child(&manifest).await else { break };
+        let Some(digest) = child(&manifest).await else {
+            break;
+        };
         manifest = original(app, ask, source, &digest).await?;
     }
     Ok(manifest)
@@ -61,7 +63,9 @@ pub(crate) async fn of_twin(
                 return Ok(aside(manifest.bytes.len(), move || translate::image(&manifest)).await);
             }
             Choice::Child => {
-                let Some(digest) = child(&manifest).await else { break };
+                let Some(digest) = child(&manifest).await else {
+                    break;
+                };
                 let Some(next) = stored(app, &digest).await? else {
                     let next = original(app, ask, source, &digest).await?;
                     return of_original(app, ask, source, next).await.map(Some);
@@ -111,15 +115,26 @@ impl ChildPlatform {
 
 /// The child for linux/amd64, which is what docker-registry gives to clients that know no indexes.
 fn default_child(index: &Manifest) -> Option<Digest> {
-    let wanted = Platform { os: "linux".to_owned(), architecture: "amd64".to_owned(), variant: None };
+    let wanted = Platform {
+        os: "linux".to_owned(),
+        architecture: "amd64".to_owned(),
+        variant: None,
+    };
     let index: Children = serde_json::from_slice(&index.bytes).ok()?;
     let children = index.manifests.unwrap_or_default();
-    let is_wanted =
-        |child: &&Child| child.platform.as_ref().is_some_and(|platform| wanted.matches(&platform.to_platform()));
+    let is_wanted = |child: &&Child| {
+        child
+            .platform
+            .as_ref()
+            .is_some_and(|platform| wanted.matches(&platform.to_platform()))
+    };
     let is_nested = |child: &&Child| {
         let kind = child.media_type.as_deref().and_then(manifest_kind);
         child.platform.is_none() && kind == Some(ManifestKind::Index)
     };
-    let child = children.iter().find(is_wanted).or_else(|| children.iter().find(is_nested))?;
+    let child = children
+        .iter()
+        .find(is_wanted)
+        .or_else(|| children.iter().find(is_nested))?;
     child.digest.as_ref()?.parse().ok()
 }

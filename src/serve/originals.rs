@@ -22,7 +22,10 @@ impl Originals {
             .max_capacity(capacity.as_u64())
             .weigher(|_, manifest: &Manifest| u32::try_from(manifest.size()).unwrap_or(u32::MAX))
             .build();
-        Self { known, fetching: Flight::while_awaited(forgotten) }
+        Self {
+            known,
+            fetching: Flight::while_awaited(forgotten),
+        }
     }
 
     /// The manifest with this digest, from memory alone.
@@ -31,7 +34,12 @@ impl Originals {
     }
 
     /// The manifest with this digest. Cancel safe: a fetch under way goes on for a while and is remembered.
-    pub(crate) async fn get(&self, source: &Source, location: &Location, digest: &Digest) -> Result<Manifest, Error> {
+    pub(crate) async fn get(
+        &self,
+        source: &Source,
+        location: &Location,
+        digest: &Digest,
+    ) -> Result<Manifest, Error> {
         let key = (location.clone(), digest.clone());
         if let Some(manifest) = self.known.get(&key).await {
             return Ok(manifest);
@@ -39,10 +47,14 @@ impl Originals {
         let (source, known) = (source.clone(), self.known.clone());
         let fetched = self.fetching.join(key.clone(), move || async move {
             let (location, digest) = &key;
-            let manifest = source.manifest(&location.repository, &Reference::Digest(digest.clone())).await?;
+            let manifest = source
+                .manifest(&location.repository, &Reference::Digest(digest.clone()))
+                .await?;
             known.insert(key, manifest.clone()).await;
             Ok(manifest)
         });
-        fetched.await.unwrap_or_else(|| Err(Error::Unavailable("the fetch was given up".to_owned())))
+        fetched
+            .await
+            .unwrap_or_else(|| Err(Error::Unavailable("the fetch was given up".to_owned())))
     }
 }

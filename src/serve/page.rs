@@ -19,7 +19,9 @@ use super::jobs::Job;
 const TEMPLATE: &str = include_str!("page.html");
 /// The page is one document with this one style; nothing else may load or run, and nobody may frame it.
 static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
-    let style = TEMPLATE.split_once("<style>").and_then(|(_, rest)| rest.split_once("</style>"));
+    let style = TEMPLATE
+        .split_once("<style>")
+        .and_then(|(_, rest)| rest.split_once("</style>"));
     let hash = STANDARD.encode(Sha256::digest(style.map_or("", |(style, _)| style)));
     let policy = format!(
         "default-src 'none'; style-src 'sha256-{hash}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -29,9 +31,16 @@ static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
 /// Rows of each table.
 const MAX_ROWS: usize = 20;
 
-pub(crate) async fn show(extract::State(app): extract::State<Arc<App>>, headers: HeaderMap) -> Response {
+pub(crate) async fn show(
+    extract::State(app): extract::State<Arc<App>>,
+    headers: HeaderMap,
+) -> Response {
     let host = images_at(&app.config, &headers);
-    let scheme = if app.config.tls.is_some() { "https" } else { "http" };
+    let scheme = if app.config.tls.is_some() {
+        "https"
+    } else {
+        "http"
+    };
     let page = TEMPLATE
         .replace("{{version}}", env!("CARGO_PKG_VERSION"))
         .replace("{{generation}}", &escaped(&app.converter.generation().0))
@@ -44,12 +53,21 @@ pub(crate) async fn show(extract::State(app): extract::State<Arc<App>>, headers:
 
 /// Where images are pulled from: here, or at the listener that is for everybody.
 fn images_at(config: &Config, headers: &HeaderMap) -> String {
-    let here = || headers.get(HOST).and_then(|host| host.to_str().ok()).map(str::to_owned);
+    let here = || {
+        headers
+            .get(HOST)
+            .and_then(|host| host.to_str().ok())
+            .map(str::to_owned)
+    };
     let elsewhere = || match config.hosts.first() {
         Some(name) => format!("{name}:{}", config.listen.port()),
         None => config.listen.to_string(),
     };
-    if config.has_api_listener() { elsewhere() } else { here().unwrap_or_else(elsewhere) }
+    if config.has_api_listener() {
+        elsewhere()
+    } else {
+        here().unwrap_or_else(elsewhere)
+    }
 }
 
 fn job_rows(jobs: &[Job]) -> String {
@@ -58,7 +76,8 @@ fn job_rows(jobs: &[Job]) -> String {
         [
             job.reference.clone(),
             format!("{:?}", job.state).to_lowercase(),
-            twin.or(job.error.map(|reason| reason.to_string())).unwrap_or_default(),
+            twin.or(job.error.map(|reason| reason.to_string()))
+                .unwrap_or_default(),
         ]
     }))
 }
@@ -72,8 +91,12 @@ fn conversion_rows(conversions: &[Conversion]) -> String {
 
 /// `running, 41 % of 2 layers`.
 fn progress(conversion: &Conversion) -> String {
-    let (done, total) =
-        conversion.layers.iter().fold((0, 0), |(done, total), layer| (done + layer.done, total + layer.total));
+    let (done, total) = conversion
+        .layers
+        .iter()
+        .fold((0, 0), |(done, total), layer| {
+            (done + layer.done, total + layer.total)
+        });
     match conversion.state {
         State::Running if total > 0 => {
             let percent = u128::from(done) * 100 / u128::from(total);
@@ -95,11 +118,19 @@ fn table(rows: impl Iterator<Item = [String; 3]>) -> String {
             format!("<tr><td>{name}</td><td>{state}</td><td class=digest>{what}</td></tr>")
         })
         .collect();
-    if rows.is_empty() { "<tr><td colspan=3 class=none>None yet.</td></tr>".to_owned() } else { rows }
+    if rows.is_empty() {
+        "<tr><td colspan=3 class=none>None yet.</td></tr>".to_owned()
+    } else {
+        rows
+    }
 }
 
 fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
+        .replace('\'', "&#39;")
 }
 
 #[cfg(test)]
@@ -108,7 +139,11 @@ mod tests {
 
     #[test]
     fn what_others_wrote_cannot_become_markup() {
-        let row = table(std::iter::once(["<script>".to_owned(), "\"".to_owned(), "&".to_owned()]));
+        let row = table(std::iter::once([
+            "<script>".to_owned(),
+            "\"".to_owned(),
+            "&".to_owned(),
+        ]));
         assert!(!row.contains("<script>"));
         assert!(row.contains("&lt;script&gt;") && row.contains("&quot;") && row.contains("&amp;"));
     }

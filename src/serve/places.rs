@@ -64,12 +64,18 @@ impl NoPlace {
 impl Places {
     pub(crate) fn new(all: usize, percent: u8) -> Arc<Self> {
         let all = all.min(Semaphore::MAX_PERMITS);
-        Arc::new(Self { free: Arc::new(Semaphore::new(all)), share: share(all, percent), taken: Mutex::default() })
+        Arc::new(Self {
+            free: Arc::new(Semaphore::new(all)),
+            share: share(all, percent),
+            taken: Mutex::default(),
+        })
     }
 
     /// Takes a place for a client; one whose address is not known is bounded by the number of places only.
     pub(crate) fn take(self: &Arc<Self>, address: Option<IpAddr>) -> Result<Place, NoPlace> {
-        let permit = Arc::clone(&self.free).try_acquire_owned().map_err(|_all_taken| NoPlace::AllTaken)?;
+        let permit = Arc::clone(&self.free)
+            .try_acquire_owned()
+            .map_err(|_all_taken| NoPlace::AllTaken)?;
         let client = address.map(Client::from);
         if let Some(client) = client {
             let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
@@ -79,14 +85,22 @@ impl Places {
             }
             *count += 1;
         }
-        Ok(Place { places: Arc::clone(self), client, _permit: permit })
+        Ok(Place {
+            places: Arc::clone(self),
+            client,
+            _permit: permit,
+        })
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let Some(client) = self.client else { return };
-        let mut taken = self.places.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self
+            .places
+            .taken
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = taken.get_mut(&client) {
             *count -= 1;
             if *count == 0 {
@@ -110,7 +124,11 @@ mod tests {
         let (a, b) = (address("10.0.0.1"), address("10.0.0.2"));
         let held = [places.take(a).unwrap(), places.take(a).unwrap()];
         assert_eq!(places.take(a).unwrap_err(), NoPlace::ClientHasShare);
-        assert_eq!(places.take(address("::ffff:10.0.0.1")).unwrap_err(), NoPlace::ClientHasShare, "the same address");
+        assert_eq!(
+            places.take(address("::ffff:10.0.0.1")).unwrap_err(),
+            NoPlace::ClientHasShare,
+            "the same address"
+        );
         let other = places.take(b).unwrap();
         drop(held);
         let _again = places.take(a).unwrap();
@@ -118,14 +136,21 @@ mod tests {
         assert_eq!(places.take(b).unwrap_err(), NoPlace::AllTaken);
         drop((other, unknown));
         assert_eq!(places.free.available_permits(), 7);
-        assert_eq!(places.taken.lock().unwrap().len(), 1, "clients without a place are forgotten");
+        assert_eq!(
+            places.taken.lock().unwrap().len(),
+            1,
+            "clients without a place are forgotten"
+        );
     }
 
     #[test]
     fn one_network_of_ipv6_is_one_client() {
         let places = Places::new(4, 25);
         let _held = places.take(address("2001:db8::1")).unwrap();
-        assert_eq!(places.take(address("2001:db8::2:3")).unwrap_err(), NoPlace::ClientHasShare);
+        assert_eq!(
+            places.take(address("2001:db8::2:3")).unwrap_err(),
+            NoPlace::ClientHasShare
+        );
         places.take(address("2001:db8:0:1::1")).unwrap();
     }
 

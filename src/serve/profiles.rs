@@ -32,10 +32,17 @@ pub(crate) async fn show(
         Err(failure) => Err(failure),
     }
     .unwrap_or_else(|failure| {
-        let answer = if failure.is_not_found() { "unknown" } else { "failed" };
+        let answer = if failure.is_not_found() {
+            "unknown"
+        } else {
+            "failed"
+        };
         (answer, failure.into_response())
     });
-    metrics().profiles.get_or_create(&[("answer", answer)]).inc();
+    metrics()
+        .profiles
+        .get_or_create(&[("answer", answer)])
+        .inc();
     response
 }
 
@@ -55,7 +62,10 @@ pub(crate) async fn take(
         Err(failure) if failure.is_busy() => "busy",
         Err(_) => "refused",
     };
-    metrics().observations.get_or_create(&[("source", "agents"), ("outcome", outcome)]).inc();
+    metrics()
+        .observations
+        .get_or_create(&[("source", "agents"), ("outcome", outcome)])
+        .inc();
     match taken {
         Ok(unknown) => response::json(StatusCode::ACCEPTED, &json!({ "unknown_files": unknown })),
         Err(failure) => failure.into_response(),
@@ -64,13 +74,20 @@ pub(crate) async fn take(
 
 fn read(app: &App, stack: &str, uri: &Uri) -> Result<(Stack, Workload), Failure> {
     if !app.config.profiles.enabled {
-        return Err(refused(StatusCode::NOT_FOUND, "this server keeps no profiles"));
+        return Err(refused(
+            StatusCode::NOT_FOUND,
+            "this server keeps no profiles",
+        ));
     }
     let bad = |reason: String| refused(StatusCode::BAD_REQUEST, reason);
-    let stack = stack.parse().map_err(|error: ParseDigestError| bad(format!("the stack: {error}")))?;
+    let stack = stack
+        .parse()
+        .map_err(|error: ParseDigestError| bad(format!("the stack: {error}")))?;
     let mut query = url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
     let workload = match query.find(|(key, _)| key == "workload") {
-        Some((_, name)) => name.parse().map_err(|error: ParseWorkloadError| bad(error.to_string()))?,
+        Some((_, name)) => name
+            .parse()
+            .map_err(|error: ParseWorkloadError| bad(error.to_string()))?,
         None => Workload::default(),
     };
     Ok((stack, workload))
@@ -82,12 +99,23 @@ async fn profile(
     stack: &Stack,
     workload: &Workload,
 ) -> Result<(&'static str, Response), Failure> {
-    let profile = app.profiles.profile(stack, workload).await.map_err(|error| Failure::inside(&error))?;
+    let profile = app
+        .profiles
+        .profile(stack, workload)
+        .await
+        .map_err(|error| Failure::inside(&error))?;
     let profile = profile.ok_or_else(unknown)?;
     let json = profile.to_json().map_err(|error| Failure::inside(&error))?;
     let digest = Digest::sha256_of(&json);
     let is_known = response::is_known_to_client(headers, &digest);
-    let mut response = response::of_digest(if is_known { StatusCode::NOT_MODIFIED } else { StatusCode::OK }, &digest);
+    let mut response = response::of_digest(
+        if is_known {
+            StatusCode::NOT_MODIFIED
+        } else {
+            StatusCode::OK
+        },
+        &digest,
+    );
     response::cache(&mut response, HeaderValue::from_static("no-cache"));
     if !is_known {
         response::describe(&mut response, MEDIA_TYPE, json.len() as u64);
@@ -96,23 +124,41 @@ async fn profile(
     Ok((if profile.is_empty() { "empty" } else { "given" }, response))
 }
 
-async fn observe(app: &App, stack: &Stack, workload: &Workload, request: Request) -> Result<usize, Failure> {
+async fn observe(
+    app: &App,
+    stack: &Stack,
+    workload: &Workload,
+    request: Request,
+) -> Result<usize, Failure> {
     if !is_json(request.headers()) {
-        return Err(refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the body is application/json"));
+        return Err(refused(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "the body is application/json",
+        ));
     }
-    let _permit = app.senders.try_acquire().map_err(|_all_taken| Failure::busy())?;
+    let _permit = app
+        .senders
+        .try_acquire()
+        .map_err(|_all_taken| Failure::busy())?;
     let address = peer::address(&app.config, request.headers(), request.extensions());
     let address = address.ok_or_else(Failure::internal)?;
     let (parts, body) = request.into_parts();
     let document = request_body::read(app, &parts.headers, body, MAX_OBSERVATION_BYTES).await?;
-    app.profiles.observe(stack, workload, address, document.bytes.to_vec()).await.map_err(|refusal| match refusal {
-        Refused::UnknownStack => unknown(),
-        Refused::Busy => Failure::busy(),
-        Refused::Failed(error) => Failure::inside(&error),
-        bad => refused(StatusCode::BAD_REQUEST, bad.to_string()),
-    })
+    app.profiles
+        .observe(stack, workload, address, document.bytes.to_vec())
+        .await
+        .map_err(|refusal| match refusal {
+            Refused::UnknownStack => unknown(),
+            Refused::Busy => Failure::busy(),
+            Refused::Failed(error) => Failure::inside(&error),
+            bad => refused(StatusCode::BAD_REQUEST, bad.to_string()),
+        })
 }
 
 fn unknown() -> Failure {
-    Failure::new(StatusCode::NOT_FOUND, ErrorCode::ManifestUnknown, "no image here has these layers")
+    Failure::new(
+        StatusCode::NOT_FOUND,
+        ErrorCode::ManifestUnknown,
+        "no image here has these layers",
+    )
 }

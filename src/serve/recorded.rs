@@ -24,10 +24,18 @@ pub(super) async fn find(app: &App, location: &Location, image: &Digest) -> Opti
     })
 }
 
-async fn read(app: &App, location: &Location, image: &Digest) -> Result<Option<Bytes>, upstream::Error> {
+async fn read(
+    app: &App,
+    location: &Location,
+    image: &Digest,
+) -> Result<Option<Bytes>, upstream::Error> {
     let source = app.source(&location.upstream)?;
     let repository = &location.repository;
     let referrers = source.referrers(repository, image).await?;
-    let Some(referrer) = artifact::of_workload(&referrers, &Workload::default()) else { return Ok(None) };
-    source.document(repository, &referrer.digest, artifact::document_of).await
+    let Some(referrer) = artifact::of_workload(&referrers, &Workload::default()) else {
+        return Ok(None);
+    };
+    source
+        .document(repository, &referrer.digest, artifact::document_of)
+        .await
 }

@@ -45,13 +45,18 @@ pub(crate) async fn answer(app: &App, ask: &Ask, digest: &Digest) -> Result<Resp
             referrers
         }
     };
-    let filter = ask.query("artifactType").filter(|wanted| !wanted.is_empty());
+    let filter = ask
+        .query("artifactType")
+        .filter(|wanted| !wanted.is_empty());
     if let Some(wanted) = filter {
         referrers.retain(|referrer| artifact_type(referrer) == Some(wanted));
     }
     let mut response = listed(referrers);
     if filter.is_some() {
-        response.headers_mut().insert(OCI_FILTERS_APPLIED, HeaderValue::from_static("artifactType"));
+        response.headers_mut().insert(
+            OCI_FILTERS_APPLIED,
+            HeaderValue::from_static("artifactType"),
+        );
     }
     Ok(response)
 }
@@ -110,7 +115,10 @@ pub(super) async fn source_digest(twin: &Bytes) -> Option<Digest> {
         annotations: Option<HashMap<String, String>>,
     }
     let bytes = twin.clone();
-    let document = aside(twin.len(), move || serde_json::from_slice::<Annotated>(&bytes).ok()).await?;
+    let document = aside(twin.len(), move || {
+        serde_json::from_slice::<Annotated>(&bytes).ok()
+    })
+    .await?;
     document.annotations?.get(SOURCE_DIGEST)?.parse().ok()
 }
 

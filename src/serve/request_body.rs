@@ -20,18 +20,39 @@ pub(crate) struct Weighed {
 }
 
 /// Reads a body of `limit` bytes at most, within the time that a client has for its headers.
-pub(crate) async fn read(app: &App, headers: &HeaderMap, body: Body, limit: usize) -> Result<Weighed, Failure> {
-    let too_long = || refused(StatusCode::PAYLOAD_TOO_LARGE, format!("it is over {limit} bytes"));
-    let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+pub(crate) async fn read(
+    app: &App,
+    headers: &HeaderMap,
+    body: Body,
+    limit: usize,
+) -> Result<Weighed, Failure> {
+    let too_long = || {
+        refused(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("it is over {limit} bytes"),
+        )
+    };
+    let length = headers
+        .get(CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
     if length.is_some_and(|length| length > limit) {
         return Err(too_long());
     }
     // As a Vec that doubles and is then moved, a body takes up to three times its length for a moment.
-    let weight = app.bodies.try_take(length.unwrap_or(limit) as u64 * 3).map_err(|full| Failure::full(&full))?;
+    let weight = app
+        .bodies
+        .try_take(length.unwrap_or(limit) as u64 * 3)
+        .map_err(|full| Failure::full(&full))?;
     match timeout(app.config.header_timeout, to_bytes(body, limit)).await {
-        Ok(Ok(bytes)) => Ok(Weighed { bytes, _weight: weight }),
+        Ok(Ok(bytes)) => Ok(Weighed {
+            bytes,
+            _weight: weight,
+        }),
         // A client that leaves in the middle hears nothing of it.
         Ok(Err(_)) => Err(too_long()),
-        Err(_) => Err(refused(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")),
+        Err(_) => Err(refused(
+            StatusCode::REQUEST_TIMEOUT,
+            "the body did not come in time",
+        )),
     }
 }

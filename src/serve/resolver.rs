@@ -83,7 +83,10 @@ impl Resolver {
             }
             failed if age < self.if_error => {
                 count("stale-if-error");
-                let reason = failed.ok().and_then(Result::err).map_or("silence".to_owned(), |error| error.to_string());
+                let reason = failed
+                    .ok()
+                    .and_then(Result::err)
+                    .map_or("silence".to_owned(), |error| error.to_string());
                 tracing::warn!(upstream = location.upstream, %tag, reason, "the last known digest stands in");
                 Ok(known.descriptor)
             }
@@ -93,22 +96,40 @@ impl Resolver {
     }
 
     /// Asks the upstream, once for all who ask now. The question is under way when this returns.
-    fn ask(&self, source: &Source, key: Key) -> impl Future<Output = Result<Descriptor, Error>> + use<> {
+    fn ask(
+        &self,
+        source: &Source,
+        key: Key,
+    ) -> impl Future<Output = Result<Descriptor, Error>> + use<> {
         let (source, known) = (source.clone(), self.known.clone());
         let answer = self.asking.join(key.clone(), move || async move {
             let (location, tag) = &key;
-            let answer = source.resolve(&location.repository, &Reference::Tag(tag.clone())).await;
+            let answer = source
+                .resolve(&location.repository, &Reference::Tag(tag.clone()))
+                .await;
             match &answer {
                 Ok(descriptor) => {
                     let descriptor = descriptor.clone();
-                    known.insert(key, Known { descriptor, since: Instant::now() }).await;
+                    known
+                        .insert(
+                            key,
+                            Known {
+                                descriptor,
+                                since: Instant::now(),
+                            },
+                        )
+                        .await;
                 }
                 Err(error) if !is_transient(error) => known.invalidate(&key).await,
                 Err(_) => {}
             }
             answer
         });
-        async move { answer.await.unwrap_or_else(|| Err(Error::Unavailable("the question was given up".to_owned()))) }
+        async move {
+            answer
+                .await
+                .unwrap_or_else(|| Err(Error::Unavailable("the question was given up".to_owned())))
+        }
     }
 }
 
@@ -116,10 +137,17 @@ impl Resolver {
 fn is_transient(error: &Error) -> bool {
     !matches!(
         error,
-        Error::NotFound | Error::Unauthorized | Error::Denied | Error::UnknownUpstream(_) | Error::Refused(_)
+        Error::NotFound
+            | Error::Unauthorized
+            | Error::Denied
+            | Error::UnknownUpstream(_)
+            | Error::Refused(_)
     )
 }
 
 fn count(answer: &'static str) {
-    metrics().tags_resolved.get_or_create(&[("answer", answer)]).inc();
+    metrics()
+        .tags_resolved
+        .get_or_create(&[("answer", answer)])
+        .inc();
 }

@@ -7,10 +7,12 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use crate::oci::Digest;
 
-pub(crate) const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+pub(crate) const DOCKER_CONTENT_DIGEST: HeaderName =
+    HeaderName::from_static("docker-content-digest");
 
 /// For what is asked by digest: it never changes.
-pub(crate) const IMMUTABLE: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
+pub(crate) const IMMUTABLE: HeaderValue =
+    HeaderValue::from_static("public, max-age=31536000, immutable");
 
 /// An answer that carries `digest` as content digest and entity tag.
 pub(crate) fn of_digest(status: StatusCode, digest: &Digest) -> Response {
@@ -64,16 +66,23 @@ fn entity_tag(digest: &Digest) -> String {
 /// Whether `If-None-Match` says that the client has this digest already.
 pub(crate) fn is_known_to_client(headers: &HeaderMap, digest: &Digest) -> bool {
     let tag = entity_tag(digest);
-    let lines = headers.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+    let lines = headers
+        .get_all(IF_NONE_MATCH)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
     lines
         .flat_map(|line| line.split(','))
         .map(str::trim)
-        .any(|candidate| candidate == "*" || candidate.strip_prefix("W/").unwrap_or(candidate) == tag)
+        .any(|candidate| {
+            candidate == "*" || candidate.strip_prefix("W/").unwrap_or(candidate) == tag
+        })
 }
 
 /// Whether ranges may be answered: `If-Range` is absent or names this digest. There are no dates to compare with.
 pub(crate) fn is_range_wanted(headers: &HeaderMap, digest: &Digest) -> bool {
-    headers.get(IF_RANGE).is_none_or(|value| value.as_bytes() == entity_tag(digest).as_bytes())
+    headers
+        .get(IF_RANGE)
+        .is_none_or(|value| value.as_bytes() == entity_tag(digest).as_bytes())
 }
 
 #[cfg(test)]
@@ -101,7 +110,10 @@ mod tests {
         let digest = Digest::sha256_of(b"x");
         let mut headers = HeaderMap::new();
         assert!(is_range_wanted(&headers, &digest));
-        for (value, is_wanted) in [(format!("\"{digest}\""), true), (format!("W/\"{digest}\""), false)] {
+        for (value, is_wanted) in [
+            (format!("\"{digest}\""), true),
+            (format!("W/\"{digest}\""), false),
+        ] {
             headers.insert(IF_RANGE, value.parse().unwrap());
             assert_eq!(is_range_wanted(&headers, &digest), is_wanted, "{value}");
         }

@@ -31,13 +31,18 @@ pub(crate) enum Face {
 }
 
 pub(crate) fn router(app: Arc<App>, face: Face) -> Router {
-    let health = Router::new().route("/healthz", get(health::live)).route("/readyz", get(health::ready));
+    let health = Router::new()
+        .route("/healthz", get(health::live))
+        .route("/readyz", get(health::ready));
     let public = Router::new()
         .route("/v2", any(ping))
         .route("/v2/", any(ping))
         .route("/v2/{*path}", any(registry))
         // Its body has a limit of its own.
-        .route("/api/v1/profiles/{stack}", get(profiles::show).post(profiles::take));
+        .route(
+            "/api/v1/profiles/{stack}",
+            get(profiles::show).post(profiles::take),
+        );
     let api = Router::new()
         .route("/metrics", get(health::metrics))
         .route("/", get(page::show))
@@ -62,7 +67,11 @@ fn is_read(method: &Method) -> bool {
 }
 
 async fn ping(method: Method) -> Response {
-    if is_read(&method) { response::json(StatusCode::OK, &json!({})) } else { Failure::method().into_response() }
+    if is_read(&method) {
+        response::json(StatusCode::OK, &json!({}))
+    } else {
+        Failure::method().into_response()
+    }
 }
 
 async fn registry(State(app): State<Arc<App>>, request: Request) -> Response {

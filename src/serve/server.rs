@@ -66,7 +66,9 @@ pub enum StartError {
 
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Server").field("address", &self.address).finish_non_exhaustive()
+        f.debug_struct("Server")
+            .field("address", &self.address)
+            .finish_non_exhaustive()
     }
 }
 
@@ -84,9 +86,19 @@ impl Server {
             None => None,
         };
         let (listener, address) = listen(config.listen).await?;
-        let api = if config.has_api_listener() { Some(listen(config.api_listen).await?.0) } else { None };
+        let api = if config.has_api_listener() {
+            Some(listen(config.api_listen).await?.0)
+        } else {
+            None
+        };
         let app = Arc::new(App::new(config.clone(), store, upstreams, converter));
-        Ok(Self { listener, address, api, tls, app })
+        Ok(Self {
+            listener,
+            address,
+            api,
+            tls,
+            app,
+        })
     }
 
     /// Where the server listens.
@@ -96,7 +108,10 @@ impl Server {
 
     /// Where our own API is: at the same address, unless that is beyond loopback.
     pub fn api_address(&self) -> SocketAddr {
-        self.api.as_ref().and_then(|api| api.local_addr().ok()).unwrap_or(self.address)
+        self.api
+            .as_ref()
+            .and_then(|api| api.local_addr().ok())
+            .unwrap_or(self.address)
     }
 
     /// Serves until `shutdown`, then lets running answers end for the configured grace.
@@ -104,11 +119,20 @@ impl Server {
     /// # Errors
     /// The listener or SIGHUP cannot be used.
     pub async fn run(self, shutdown: CancellationToken) -> io::Result<()> {
-        let Self { listener, api, tls, app, .. } = self;
+        let Self {
+            listener,
+            api,
+            tls,
+            app,
+            ..
+        } = self;
         let mut beside = JoinSet::new();
         beside.spawn(sweep(Arc::clone(&app)));
         beside.spawn(app.store.clone().tend());
-        beside.spawn(renew_certificate(tls.clone(), signal(SignalKind::hangup())?));
+        beside.spawn(renew_certificate(
+            tls.clone(),
+            signal(SignalKind::hangup())?,
+        ));
         beside.spawn(drain(shutdown.clone(), Arc::clone(&app)));
         let config = Arc::new(app.config.clone());
         let limit = descriptors::connections(config.max_connections, descriptors::raise());
@@ -120,11 +144,19 @@ impl Server {
             config: Arc::clone(&config),
             connections,
         };
-        let face = if api.is_some() { Face::Public } else { Face::Local };
+        let face = if api.is_some() {
+            Face::Public
+        } else {
+            Face::Local
+        };
         let served = of(listener, face, connections).run(shutdown.clone());
         match api {
             Some(api) => {
-                let api = of(api, Face::Api, Connections::new(API_CONNECTIONS, API_CONNECTIONS));
+                let api = of(
+                    api,
+                    Face::Api,
+                    Connections::new(API_CONNECTIONS, API_CONNECTIONS),
+                );
                 tokio::join!(served, api.run(shutdown));
             }
             None => served.await,
@@ -137,7 +169,10 @@ impl Server {
 }
 
 async fn listen(wanted: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
-    let failed = |source| StartError::Listen { address: wanted, source };
+    let failed = |source| StartError::Listen {
+        address: wanted,
+        source,
+    };
     let listener = TcpListener::bind(wanted).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     Ok((listener, address))
@@ -148,7 +183,10 @@ async fn certificate(tls: &TlsConfig) -> Result<RustlsConfig, StartError> {
     let _installed = rustls::crypto::ring::default_provider().install_default();
     RustlsConfig::from_pem_file(&tls.cert, &tls.key)
         .await
-        .map_err(|source| StartError::Certificate { cert: tls.cert.display().to_string(), source })
+        .map_err(|source| StartError::Certificate {
+            cert: tls.cert.display().to_string(),
+            source,
+        })
 }
 
 async fn drain(shutdown: CancellationToken, app: Arc<App>) {
@@ -185,7 +223,12 @@ async fn renew_certificate(tls: Option<(TlsConfig, RustlsConfig)>, mut hangups: 
 }
 
 async fn modified(files: &TlsConfig) -> [Option<SystemTime>; 2] {
-    let time = async |path| tokio::fs::metadata(path).await.and_then(|metadata| metadata.modified()).ok();
+    let time = async |path| {
+        tokio::fs::metadata(path)
+            .await
+            .and_then(|metadata| metadata.modified())
+            .ok()
+    };
     [time(&files.cert).await, time(&files.key).await]
 }
 
@@ -211,6 +254,9 @@ async fn sweep(app: Arc<App>) {
                 "failed"
             }
         };
-        metrics().sweeps.get_or_create(&[("outcome", outcome)]).inc();
+        metrics()
+            .sweeps
+            .get_or_create(&[("outcome", outcome)])
+            .inc();
     }
 }

@@ -41,7 +41,12 @@ impl StallAcceptor {
     fn watch(self, stream: TcpStream) -> io::Result<Watched> {
         stream.set_nodelay(true)?;
         let client = stream.peer_addr()?;
-        Ok(Watched { stream, client, limit: self.limit, patience: None })
+        Ok(Watched {
+            stream,
+            client,
+            limit: self.limit,
+            patience: None,
+        })
     }
 }
 
@@ -57,13 +62,22 @@ impl<S> Accept<TcpStream, S> for StallAcceptor {
 
 impl Watched {
     /// What a write came to: an error when the client has had its time.
-    fn settle<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    fn settle<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.patience = None;
             return written;
         }
         let limit = self.limit;
-        ready!(self.patience.get_or_insert_with(|| Box::pin(sleep(limit))).as_mut().poll(context));
+        ready!(
+            self.patience
+                .get_or_insert_with(|| Box::pin(sleep(limit)))
+                .as_mut()
+                .poll(context)
+        );
         metrics().clients_stalled.inc();
         tracing::info!(client = %self.client, ?limit, "hanging up: the client took nothing for too long");
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
@@ -71,7 +85,11 @@ impl Watched {
 }
 
 impl AsyncWrite for Watched {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = Pin::new(&mut this.stream).poll_write(context, bytes);
         this.settle(context, written)
@@ -101,7 +119,11 @@ impl AsyncWrite for Watched {
 }
 
 impl AsyncRead for Watched {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().stream).poll_read(context, buffer)
     }
 }

@@ -76,7 +76,12 @@ pub(super) struct Timed<F> {
 
 impl<F: Future> Timed<F> {
     pub(super) fn new(inner: F, limit: Duration) -> Self {
-        Self { inner: Box::pin(inner), clock: Arc::default(), limit, patience: None }
+        Self {
+            inner: Box::pin(inner),
+            clock: Arc::default(),
+            limit,
+            patience: None,
+        }
     }
 
     /// Runs `act` with the future itself.
@@ -90,14 +95,21 @@ impl<F: Future> Future for Timed<F> {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
-        if CLOCK.sync_scope(Arc::clone(&this.clock), || this.inner.as_mut().poll(context)).is_ready() {
+        if CLOCK
+            .sync_scope(Arc::clone(&this.clock), || {
+                this.inner.as_mut().poll(context)
+            })
+            .is_ready()
+        {
             return Poll::Ready(());
         }
         let Some(owing) = this.clock.owing() else {
             return Poll::Pending;
         };
         let deadline = owing + this.limit;
-        let patience = this.patience.get_or_insert_with(|| Box::pin(sleep(this.limit)));
+        let patience = this
+            .patience
+            .get_or_insert_with(|| Box::pin(sleep(this.limit)));
         if patience.deadline() != deadline {
             patience.as_mut().reset(deadline);
         }
@@ -116,7 +128,11 @@ mod tests {
     async fn answering(mut steps: tokio::sync::mpsc::Receiver<bool>) {
         let clock = Clock::current().unwrap();
         while let Some(is_owing) = steps.recv().await {
-            if is_owing { clock.start() } else { clock.stop() }
+            if is_owing {
+                clock.start()
+            } else {
+                clock.stop()
+            }
         }
         std::future::pending::<()>().await;
     }

@@ -24,11 +24,18 @@ pub(crate) async fn answer(app: &App, ask: &Ask) -> Result<Response, Failure> {
     }
     let fail = |error: upstream::Error| Failure::upstream(&error, Asked::Repository, ask.is_mirror);
     let source = app.source(&ask.location.upstream).map_err(fail)?;
-    let mut found = source.tags(&ask.location.repository, n, last).await.map_err(fail)?;
+    let mut found = source
+        .tags(&ask.location.repository, n, last)
+        .await
+        .map_err(fail)?;
     if !found.more {
         found.tags.sort_unstable();
     }
-    let next = found.tags.last().filter(|_| found.more).map(|tag| next_page(ask, n.unwrap_or(MAX_PAGE), tag));
+    let next = found
+        .tags
+        .last()
+        .filter(|_| found.more)
+        .map(|tag| next_page(ask, n.unwrap_or(MAX_PAGE), tag));
     Ok(page(ask, &found.tags, next))
 }
 
@@ -36,13 +43,20 @@ fn page_size(text: &str) -> Result<usize, Failure> {
     let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     if !is_number {
         let message = "n is a number of tags";
-        return Err(Failure::new(StatusCode::BAD_REQUEST, ErrorCode::PaginationNumberInvalid, message));
+        return Err(Failure::new(
+            StatusCode::BAD_REQUEST,
+            ErrorCode::PaginationNumberInvalid,
+            message,
+        ));
     }
     Ok(text.parse().unwrap_or(MAX_PAGE).min(MAX_PAGE))
 }
 
 fn page(ask: &Ask, tags: &[String], next: Option<String>) -> Response {
-    let mut response = response::json(StatusCode::OK, &json!({ "name": ask.name.as_str(), "tags": tags }));
+    let mut response = response::json(
+        StatusCode::OK,
+        &json!({ "name": ask.name.as_str(), "tags": tags }),
+    );
     if let Some(next) = next {
         response::set(response.headers_mut(), LINK, &next);
     }
@@ -52,9 +66,15 @@ fn page(ask: &Ask, tags: &[String], next: Option<String>) -> Response {
 /// A relative link: behind a proxy this server does not know its own name. The namespace stays in it.
 fn next_page(ask: &Ask, n: usize, last: &str) -> String {
     let mut query = url::form_urlencoded::Serializer::new(String::new());
-    query.append_pair("n", &n.to_string()).append_pair("last", last);
+    query
+        .append_pair("n", &n.to_string())
+        .append_pair("last", last);
     if let Some(namespace) = &ask.namespace {
         query.append_pair("ns", namespace);
     }
-    format!("</v2/{}/tags/list?{}>; rel=\"next\"", ask.name, query.finish())
+    format!(
+        "</v2/{}/tags/list?{}>; rel=\"next\"",
+        ask.name,
+        query.finish()
+    )
 }

@@ -14,8 +14,8 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::signer::Signer;
 use object_store::{
-    GetOptions, GetRange, GetResultPayload, MultipartUpload, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions,
-    PutPayload, PutResult, UpdateVersion,
+    GetOptions, GetRange, GetResultPayload, MultipartUpload, ObjectStore, ObjectStoreExt as _,
+    PutMode, PutOptions, PutPayload, PutResult, UpdateVersion,
 };
 
 use super::error::Error;
@@ -78,18 +78,39 @@ impl Backend {
     }
 
     fn files(root: &FilePath, is_scratch: bool) -> Result<Self, Error> {
-        let refused = |source: std::io::Error| Error::Config(format!("cannot write to {}: {source}", root.display()));
+        let refused = |source: std::io::Error| {
+            Error::Config(format!("cannot write to {}: {source}", root.display()))
+        };
         std::fs::create_dir_all(root).map_err(refused)?;
         let root = root.canonicalize().map_err(refused)?;
         let files = LocalFileSystem::new_with_prefix(&root)
-            .map_err(|source| Error::Backend { what: format!("opening {}", root.display()), source })?
+            .map_err(|source| Error::Backend {
+                what: format!("opening {}", root.display()),
+                source,
+            })?
             .with_fsync(!is_scratch);
-        Ok(Self { objects: Arc::new(files), prefix: Path::default(), folder: Some(root), is_scratch, signer: None })
+        Ok(Self {
+            objects: Arc::new(files),
+            prefix: Path::default(),
+            folder: Some(root),
+            is_scratch,
+            signer: None,
+        })
     }
 
     /// Keeps the objects in a bucket, which must know conditional puts.
-    pub(super) fn bucket(objects: Arc<dyn ObjectStore>, prefix: Path, signer: Option<Arc<dyn Signer>>) -> Self {
-        Self { objects, prefix, folder: None, is_scratch: false, signer }
+    pub(super) fn bucket(
+        objects: Arc<dyn ObjectStore>,
+        prefix: Path,
+        signer: Option<Arc<dyn Signer>>,
+    ) -> Self {
+        Self {
+            objects,
+            prefix,
+            folder: None,
+            is_scratch: false,
+            signer,
+        }
     }
 
     /// The folder the objects are files of, if it is one.
@@ -110,7 +131,11 @@ impl Backend {
     /// Where `key` lies in the bucket.
     pub(super) fn path(&self, key: &Key) -> Path {
         // A key's path holds no character that `Path` would change, so that the layout is what `Key` says.
-        Path::from_iter(self.prefix.parts().chain(Path::from(key.to_string()).parts()))
+        Path::from_iter(
+            self.prefix
+                .parts()
+                .chain(Path::from(key.to_string()).parts()),
+        )
     }
 
     fn failed(what: &str, key: &Key) -> impl FnOnce(object_store::Error) -> Error {
@@ -119,7 +144,10 @@ impl Backend {
     }
 
     pub(super) async fn put(&self, key: &Key, payload: impl Into<PutPayload>) -> Result<(), Error> {
-        let stored = counted("put", self.objects.put(&self.path(key), payload.into()).await);
+        let stored = counted(
+            "put",
+            self.objects.put(&self.path(key), payload.into()).await,
+        );
         stored.map(drop).map_err(Self::failed("writing", key))
     }
 
@@ -130,11 +158,19 @@ impl Backend {
         bytes: Bytes,
         mode: PutMode,
     ) -> Result<PutResult, object_store::Error> {
-        counted("put-if", self.objects.put_opts(&self.path(key), bytes.into(), PutOptions::from(mode)).await)
+        counted(
+            "put-if",
+            self.objects
+                .put_opts(&self.path(key), bytes.into(), PutOptions::from(mode))
+                .await,
+        )
     }
 
     pub(super) async fn multipart(&self, key: &Key) -> Result<Box<dyn MultipartUpload>, Error> {
-        let started = counted("multipart", self.objects.put_multipart(&self.path(key)).await);
+        let started = counted(
+            "multipart",
+            self.objects.put_multipart(&self.path(key)).await,
+        );
         started.map_err(Self::failed("starting the upload of", key))
     }
 
@@ -151,14 +187,20 @@ impl Backend {
                 reason: format!("it is {} bytes long", found.meta.size),
             });
         }
-        let version = UpdateVersion { e_tag: found.meta.e_tag.clone(), version: found.meta.version.clone() };
+        let version = UpdateVersion {
+            e_tag: found.meta.e_tag.clone(),
+            version: found.meta.version.clone(),
+        };
         let bytes = found.bytes().await.map_err(Self::failed("reading", key))?;
         Ok(Some(Versioned { bytes, version }))
     }
 
     pub(super) async fn head(&self, key: &Key) -> Result<Option<Meta>, Error> {
         match counted("head", self.objects.head(&self.path(key)).await) {
-            Ok(meta) => Ok(Some(Meta { size: meta.size, modified: meta.last_modified.into() })),
+            Ok(meta) => Ok(Some(Meta {
+                size: meta.size,
+                modified: meta.last_modified.into(),
+            })),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(source) => Err(Self::failed("looking for", key)(source)),
         }
@@ -166,7 +208,10 @@ impl Backend {
 
     /// The bytes of `range`, not empty; `None` when there is no such object.
     pub(super) async fn open(&self, key: &Key, range: Range<u64>) -> Result<Option<Body>, Error> {
-        let options = GetOptions { range: Some(GetRange::Bounded(range)), ..GetOptions::default() };
+        let options = GetOptions {
+            range: Some(GetRange::Bounded(range)),
+            ..GetOptions::default()
+        };
         let found = match counted("get", self.objects.get_opts(&self.path(key), options).await) {
             Ok(found) => found,
             Err(object_store::Error::NotFound { .. }) => return Ok(None),
@@ -177,7 +222,10 @@ impl Backend {
             GetResultPayload::File(file, path) => folder::stream(file, &path, found.range),
             GetResultPayload::Stream(stream) => stream,
         };
-        Ok(Some(Body { object_size, stream }))
+        Ok(Some(Body {
+            object_size,
+            stream,
+        }))
     }
 
     /// Deletes what may already be gone.
@@ -194,11 +242,17 @@ impl Backend {
         let place = Path::from_iter(self.prefix.parts().chain(Path::from(top).parts()));
         self.objects
             .list(Some(&place))
-            .map_err(move |source| Error::Backend { what: format!("listing {top}"), source })
+            .map_err(move |source| Error::Backend {
+                what: format!("listing {top}"),
+                source,
+            })
             .try_filter_map(move |meta| async move {
                 let path = Path::from_iter(meta.location.parts().skip(depth));
                 let key = path.as_ref().parse().ok();
-                let meta = Meta { size: meta.size, modified: meta.last_modified.into() };
+                let meta = Meta {
+                    size: meta.size,
+                    modified: meta.last_modified.into(),
+                };
                 Ok(key.map(|key| Listed { key, meta }))
             })
             .boxed()
@@ -206,13 +260,21 @@ impl Backend {
 }
 
 /// Counts an operation by how it ended: a missing object and a condition that does not hold are answers, not failures.
-fn counted<T>(operation: &'static str, result: Result<T, object_store::Error>) -> Result<T, object_store::Error> {
+fn counted<T>(
+    operation: &'static str,
+    result: Result<T, object_store::Error>,
+) -> Result<T, object_store::Error> {
     let outcome = match &result {
         Ok(_) => "done",
         Err(object_store::Error::NotFound { .. }) => "missing",
-        Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => "refused",
+        Err(
+            object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. },
+        ) => "refused",
         Err(_) => "failed",
     };
-    metrics().store_operations.get_or_create(&[("operation", operation), ("outcome", outcome)]).inc();
+    metrics()
+        .store_operations
+        .get_or_create(&[("operation", operation), ("outcome", outcome)])
+        .inc();
     result
 }

@@ -38,7 +38,10 @@ impl Store {
         let forgotten = self.inner.forgotten.load(Ordering::Acquire);
         let found = self.look_up(digest).await?;
         if let Some(object) = &found {
-            self.inner.objects.insert(digest.clone(), object.clone()).await;
+            self.inner
+                .objects
+                .insert(digest.clone(), object.clone())
+                .await;
             // Its record may have been read before it went, and remembered after it was forgotten.
             if self.inner.forgotten.load(Ordering::Acquire) != forgotten {
                 self.inner.objects.invalidate(digest).await;
@@ -49,7 +52,9 @@ impl Store {
 
     /// As [`locate`](Self::locate), past the cache: what it gives could be read a moment ago.
     pub(super) async fn look_up(&self, digest: &Digest) -> Result<Option<Object>, Error> {
-        let Some(object) = self.digest_record(digest).await? else { return Ok(None) };
+        let Some(object) = self.digest_record(digest).await? else {
+            return Ok(None);
+        };
         let damage = match self.inner.backend.head(&object.key).await? {
             Some(meta) if meta.size == object.size => return Ok(Some(object)),
             Some(_) => Damage::Size,
@@ -74,7 +79,10 @@ impl Store {
         range: Range<u64>,
     ) -> Result<BoxStream<'static, Result<Bytes, Error>>, Error> {
         if range.start > range.end || range.end > object.size {
-            return Err(Error::OutOfBounds { digest: object.digest.clone(), range });
+            return Err(Error::OutOfBounds {
+                digest: object.digest.clone(),
+                range,
+            });
         }
         if range.is_empty() {
             return Ok(stream::empty().boxed());
@@ -87,10 +95,20 @@ impl Store {
             }
         };
         let what = format!("reading {}", object.key);
-        let bytes = body.stream.map_err(move |source| Error::Backend { what: what.clone(), source }).boxed();
+        let bytes = body
+            .stream
+            .map_err(move |source| Error::Backend {
+                what: what.clone(),
+                source,
+            })
+            .boxed();
         if range != (0..object.size) {
             self.check_later(object);
-            return Ok(exactly(object.digest.clone(), range.end - range.start, bytes));
+            return Ok(exactly(
+                object.digest.clone(),
+                range.end - range.start,
+                bytes,
+            ));
         }
         let bytes = self.verified(object.clone(), bytes);
         if object.size > CHECKED_FIRST {
@@ -113,9 +131,14 @@ impl Store {
                 if left == 0 {
                     return Ok(None);
                 }
-                let damaged =
-                    |reason: &str| Error::Damaged { digest: object.digest.clone(), reason: reason.to_owned() };
-                let piece = bytes.try_next().await?.ok_or_else(|| damaged("the bytes ended too early"))?;
+                let damaged = |reason: &str| Error::Damaged {
+                    digest: object.digest.clone(),
+                    reason: reason.to_owned(),
+                };
+                let piece = bytes
+                    .try_next()
+                    .await?
+                    .ok_or_else(|| damaged("the bytes ended too early"))?;
                 hasher.update(&piece);
                 let left = left.checked_sub(piece.len() as u64);
                 let left = left.ok_or_else(|| damaged("more bytes came than were asked for"))?;
@@ -139,13 +162,20 @@ impl Store {
         if let Some(bytes) = self.inner.small.get(&object.digest).await {
             return Ok(bytes);
         }
-        let pieces: Vec<Bytes> = self.read(object, 0..object.size).await?.try_collect().await?;
+        let pieces: Vec<Bytes> = self
+            .read(object, 0..object.size)
+            .await?
+            .try_collect()
+            .await?;
         let bytes = match <[Bytes; 1]>::try_from(pieces) {
             Ok([whole]) => whole,
             Err(pieces) => pieces.concat().into(),
         };
         if object.size <= MAX_CACHED_BYTES {
-            self.inner.small.insert(object.digest.clone(), bytes.clone()).await;
+            self.inner
+                .small
+                .insert(object.digest.clone(), bytes.clone())
+                .await;
         }
         Ok(bytes)
     }
@@ -166,7 +196,12 @@ impl Store {
             }
         }
         let key = Key::Blob(digest.clone());
-        let object = Object { digest, size: bytes.len() as u64, media_type: Some(media_type.to_owned()), key };
+        let object = Object {
+            digest,
+            size: bytes.len() as u64,
+            media_type: Some(media_type.to_owned()),
+            key,
+        };
         let room = self.reserve(object.size).await?;
         self.inner.backend.put(&object.key, bytes).await?;
         room.keep(object.size);
@@ -184,14 +219,23 @@ impl Store {
     }
 
     /// A URL that lets anyone read the object for `lifetime`, where the backend can sign one.
-    pub async fn signed_url(&self, object: &Object, lifetime: Duration) -> Result<Option<url::Url>, Error> {
-        let Some(signer) = self.inner.backend.signer() else { return Ok(None) };
+    pub async fn signed_url(
+        &self,
+        object: &Object,
+        lifetime: Duration,
+    ) -> Result<Option<url::Url>, Error> {
+        let Some(signer) = self.inner.backend.signer() else {
+            return Ok(None);
+        };
         // None of the bytes come through here.
         self.check_later(object);
         let path = self.inner.backend.path(&object.key);
         match signer.signed_url(http::Method::GET, &path, lifetime).await {
             Ok(url) => Ok(Some(url)),
-            Err(source) => Err(Error::Backend { what: format!("signing a URL of {}", object.key), source }),
+            Err(source) => Err(Error::Backend {
+                what: format!("signing a URL of {}", object.key),
+                source,
+            }),
         }
     }
 
@@ -213,7 +257,10 @@ fn exactly(
     stream::try_unfold((bytes, length), move |(mut bytes, left)| {
         let digest = digest.clone();
         async move {
-            let damaged = |reason: &str| Error::Damaged { digest, reason: reason.to_owned() };
+            let damaged = |reason: &str| Error::Damaged {
+                digest,
+                reason: reason.to_owned(),
+            };
             match bytes.try_next().await? {
                 Some(piece) => match left.checked_sub(piece.len() as u64) {
                     Some(left) => Ok(Some((piece, (bytes, left)))),

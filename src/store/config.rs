@@ -95,7 +95,10 @@ pub struct Scrub {
 impl Default for Scrub {
     fn default() -> Self {
         // A terabyte takes a day and a half.
-        Self { interval: Duration::from_secs(7 * 24 * 60 * 60), rate: ByteSize::mib(8) }
+        Self {
+            interval: Duration::from_secs(7 * 24 * 60 * 60),
+            rate: ByteSize::mib(8),
+        }
     }
 }
 
@@ -110,12 +113,20 @@ const UNFINISHED: Duration = Duration::from_secs(60 * 60);
 impl Retention {
     /// How long bytes stay that nobody has committed or gone on with.
     pub(super) fn abandoned(&self) -> Duration {
-        if self.max_size.is_some() { self.grace.min(UNFINISHED) } else { self.grace }
+        if self.max_size.is_some() {
+            self.grace.min(UNFINISHED)
+        } else {
+            self.grace
+        }
     }
 
     /// How long a use keeps an object in any case.
     pub(super) fn idle(&self) -> Duration {
-        if self.max_size.is_some() { self.grace.min(IN_USE) } else { self.grace }
+        if self.max_size.is_some() {
+            self.grace.min(IN_USE)
+        } else {
+            self.grace
+        }
     }
 }
 
@@ -166,14 +177,18 @@ mod tests {
     #[test]
     fn secrets_are_read_and_never_shown() {
         let config: Config = toml::from_str("secret_access_key = 'hunter2'").unwrap();
-        assert_eq!(config.secret_access_key.as_ref().map(Secret::reveal), Some("hunter2"));
+        assert_eq!(
+            config.secret_access_key.as_ref().map(Secret::reveal),
+            Some("hunter2")
+        );
         assert!(!format!("{config:?}").contains("hunter2"));
         assert!(!toml::to_string(&config).unwrap().contains("hunter2"));
     }
 
     #[test]
     fn units_are_written_out_and_typos_are_errors() {
-        let config: Config = toml::from_str("lease_ttl = '1m'\n[retention]\nmax_size = '10GiB'").unwrap();
+        let config: Config =
+            toml::from_str("lease_ttl = '1m'\n[retention]\nmax_size = '10GiB'").unwrap();
         assert_eq!(config.lease_ttl, Duration::from_secs(60));
         assert_eq!(config.retention.max_size, Some(ByteSize::gib(10)));
         assert!(toml::from_str::<Config>("locatoin = 'x'").is_err());

@@ -61,13 +61,19 @@ pub(super) struct Checks {
 
 impl Default for Checks {
     fn default() -> Self {
-        Self { waiting: tokio::sync::Semaphore::new(CHECKS_WAITING), running: tokio::sync::Semaphore::new(1) }
+        Self {
+            waiting: tokio::sync::Semaphore::new(CHECKS_WAITING),
+            running: tokio::sync::Semaphore::new(1),
+        }
     }
 }
 
 /// Counts and logs a find.
 pub(super) fn report(key: &Key, damage: Damage) {
-    metrics().store_damaged.get_or_create(&[("object", key.kind()), ("damage", damage.name())]).inc();
+    metrics()
+        .store_damaged
+        .get_or_create(&[("object", key.kind()), ("damage", damage.name())])
+        .inc();
     tracing::warn!(%key, %damage, "found damaged in the store; it is forgotten and made again");
 }
 
@@ -102,8 +108,8 @@ impl Store {
     /// Deletes a record that is not what was written, unless it was written again since.
     pub(super) async fn forget_record(&self, key: &Key, damage: Damage) {
         let there = self.inner.backend.get(key).await;
-        let is_written_again =
-            damage == Damage::Record && matches!(&there, Ok(Some(there)) if seal::is_intact(key, &there.bytes));
+        let is_written_again = damage == Damage::Record
+            && matches!(&there, Ok(Some(there)) if seal::is_intact(key, &there.bytes));
         if is_written_again || matches!(there, Ok(None)) {
             return;
         }
@@ -121,7 +127,8 @@ impl Store {
     /// Has a layer checked in the background of which a range is read: the range itself cannot be compared with anything
     /// here. Once a day for each layer, one layer at a time, at the scrub's rate.
     pub(super) fn check_later(&self, object: &Object) {
-        let is_wanted = self.inner.config.scrub.rate.as_u64() > 0 && matches!(object.key, Key::Layer { .. });
+        let is_wanted =
+            self.inner.config.scrub.rate.as_u64() > 0 && matches!(object.key, Key::Layer { .. });
         if !is_wanted || self.inner.checked.contains_key(&object.digest) {
             return;
         }
@@ -141,11 +148,22 @@ impl Store {
     }
 
     async fn check_in_turn(&self, object: &Object) {
-        let Ok(_place) = self.inner.checks.waiting.try_acquire() else { return };
-        if !self.inner.checked.entry(object.digest.clone()).or_insert(()).await.is_fresh() {
+        let Ok(_place) = self.inner.checks.waiting.try_acquire() else {
+            return;
+        };
+        if !self
+            .inner
+            .checked
+            .entry(object.digest.clone())
+            .or_insert(())
+            .await
+            .is_fresh()
+        {
             return;
         }
-        let Ok(_turn) = self.inner.checks.running.acquire().await else { return };
+        let Ok(_turn) = self.inner.checks.running.acquire().await else {
+            return;
+        };
         let rate = self.inner.config.scrub.rate.as_u64();
         match self.inspect(object, rate).await {
             Ok(None) => {}
@@ -161,14 +179,21 @@ impl Store {
     }
 
     /// What is wrong with the object's bytes, read at `rate` bytes a second if that is not 0. Nothing is forgotten.
-    pub(super) async fn inspect(&self, object: &Object, rate: u64) -> Result<Option<Damage>, Error> {
+    pub(super) async fn inspect(
+        &self,
+        object: &Object,
+        rate: u64,
+    ) -> Result<Option<Damage>, Error> {
         let mut hasher = object.digest.hasher();
         if object.size > 0 {
             let mut body = match self.body(object, 0..object.size).await? {
                 Ok(body) => body.stream,
                 Err(damage) => return Ok(Some(damage)),
             };
-            let failed = |source| Error::Backend { what: format!("reading {}", object.key), source };
+            let failed = |source| Error::Backend {
+                what: format!("reading {}", object.key),
+                source,
+            };
             while let Some(piece) = body.try_next().await.map_err(failed)? {
                 hasher.update(&piece);
                 if rate > 0 {
@@ -180,7 +205,11 @@ impl Store {
     }
 
     /// The object's bytes, or why they cannot be what was put.
-    pub(super) async fn body(&self, object: &Object, range: Range<u64>) -> Result<Result<Body, Damage>, Error> {
+    pub(super) async fn body(
+        &self,
+        object: &Object,
+        range: Range<u64>,
+    ) -> Result<Result<Body, Damage>, Error> {
         let failed = match self.inner.backend.open(&object.key, range).await {
             Ok(Some(body)) if body.object_size == object.size => return Ok(Ok(body)),
             Ok(Some(_)) => return Ok(Err(Damage::Size)),

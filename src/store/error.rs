@@ -29,7 +29,10 @@ pub enum Error {
     Damaged { digest: Digest, reason: String },
     /// `store.retention.max_size` is reached, and nothing may go for it.
     #[error("{bytes} bytes do not fit into the store: store.retention.max_size is {max_size}")]
-    Full { bytes: u64, max_size: bytesize::ByteSize },
+    Full {
+        bytes: u64,
+        max_size: bytesize::ByteSize,
+    },
     #[error("the bytes {range:?} do not lie within {digest}")]
     OutOfBounds { digest: Digest, range: Range<u64> },
     #[error("others wrote {0} whenever it was tried")]

@@ -18,12 +18,19 @@ pub(super) fn stream(
     path: &Path,
     range: Range<u64>,
 ) -> BoxStream<'static, Result<Bytes, object_store::Error>> {
-    let reading = Reading { file, path: path.to_owned(), range, positioned: false };
+    let reading = Reading {
+        file,
+        path: path.to_owned(),
+        range,
+        positioned: false,
+    };
     stream::try_unfold(reading, |reading| async move {
         if reading.range.is_empty() {
             return Ok(None);
         }
-        tokio::task::spawn_blocking(move || reading.piece()).await?.map(Some)
+        tokio::task::spawn_blocking(move || reading.piece())
+            .await?
+            .map(Some)
     })
     .boxed()
 }
@@ -42,12 +49,17 @@ impl Reading {
             source: format!("{}: {source}", path.display()).into(),
         };
         if !self.positioned {
-            self.file.seek(SeekFrom::Start(self.range.start)).map_err(|source| failed(source, &self.path))?;
+            self.file
+                .seek(SeekFrom::Start(self.range.start))
+                .map_err(|source| failed(source, &self.path))?;
             self.positioned = true;
         }
         let length = PIECE.min(self.range.end - self.range.start);
         let mut piece = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
-        (&self.file).take(length).read_to_end(&mut piece).map_err(|source| failed(source, &self.path))?;
+        (&self.file)
+            .take(length)
+            .read_to_end(&mut piece)
+            .map_err(|source| failed(source, &self.path))?;
         if piece.len() as u64 != length {
             return Err(failed(ErrorKind::UnexpectedEof.into(), &self.path));
         }
@@ -59,7 +71,10 @@ impl Reading {
 /// Deletes staging files that nobody has written to since `before`: how many, and their bytes.
 ///
 /// `object_store` names them `<object>#<number>` and removes them itself unless its process is killed.
-pub(super) fn delete_stale_staging_files(root: &Path, before: SystemTime) -> std::io::Result<(u64, u64)> {
+pub(super) fn delete_stale_staging_files(
+    root: &Path,
+    before: SystemTime,
+) -> std::io::Result<(u64, u64)> {
     let (mut files, mut bytes) = (0, 0);
     let mut folders = vec![root.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -80,9 +95,13 @@ pub(super) fn delete_stale_staging_files(root: &Path, before: SystemTime) -> std
 }
 
 fn is_staging(path: &Path) -> bool {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    name.rsplit_once('#')
-        .is_some_and(|(_, number)| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
+    let name = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
+    name.rsplit_once('#').is_some_and(|(_, number)| {
+        !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
+    })
 }
 
 #[cfg(test)]
@@ -102,7 +121,10 @@ mod tests {
     async fn streams_a_range_in_pieces() {
         let content: Vec<u8> = (0..700_000_u32).flat_map(u32::to_le_bytes).collect();
         let (_dir, path) = file_of(&content);
-        let pieces: Vec<Bytes> = stream(File::open(&path).unwrap(), &path, 3..2_700_001).try_collect().await.unwrap();
+        let pieces: Vec<Bytes> = stream(File::open(&path).unwrap(), &path, 3..2_700_001)
+            .try_collect()
+            .await
+            .unwrap();
         assert!(pieces.len() > 1);
         assert_eq!(pieces.concat(), &content[3..2_700_001]);
     }
@@ -110,7 +132,9 @@ mod tests {
     #[tokio::test]
     async fn a_file_that_ends_too_early_is_an_error() {
         let (_dir, path) = file_of(b"short");
-        let bytes: Result<Vec<Bytes>, _> = stream(File::open(&path).unwrap(), &path, 0..6).try_collect().await;
+        let bytes: Result<Vec<Bytes>, _> = stream(File::open(&path).unwrap(), &path, 0..6)
+            .try_collect()
+            .await;
         assert!(bytes.is_err());
     }
 
@@ -121,10 +145,21 @@ mod tests {
         for name in ["object", "object#1", "deep/other#22", "a#b"] {
             std::fs::write(dir.path().join(name), "x").unwrap();
         }
-        assert_eq!(delete_stale_staging_files(dir.path(), SystemTime::UNIX_EPOCH).unwrap(), (0, 0));
+        assert_eq!(
+            delete_stale_staging_files(dir.path(), SystemTime::UNIX_EPOCH).unwrap(),
+            (0, 0)
+        );
         let soon = SystemTime::now() + std::time::Duration::from_secs(60);
-        assert_eq!(delete_stale_staging_files(dir.path(), soon).unwrap(), (2, 2));
-        for (name, stays) in [("object", true), ("object#1", false), ("deep/other#22", false), ("a#b", true)] {
+        assert_eq!(
+            delete_stale_staging_files(dir.path(), soon).unwrap(),
+            (2, 2)
+        );
+        for (name, stays) in [
+            ("object", true),
+            ("object#1", false),
+            ("deep/other#22", false),
+            ("a#b", true),
+        ] {
             assert_eq!(dir.path().join(name).exists(), stays, "{name}");
         }
     }

@@ -7,19 +7,31 @@ use super::seal;
 /// Records as they are written, but for their checksums.
 pub fn seeds() -> Vec<Vec<u8>> {
     let digest = format!("sha256:{}", "0123456789abcdef".repeat(4));
-    let passed =
-        serde_json::json!({"source": digest, "outcome": {"passed-through": {"reason": "encrypted"}}, "reason": "x"});
-    vec![passed.to_string().into_bytes(), br#"{"a":[1,{"b":null}],"c":"\u0000"}"#.to_vec()]
+    let passed = serde_json::json!({"source": digest, "outcome": {"passed-through": {"reason": "encrypted"}}, "reason": "x"});
+    vec![
+        passed.to_string().into_bytes(),
+        br#"{"a":[1,{"b":null}],"c":"\u0000"}"#.to_vec(),
+    ]
 }
 
 /// A record's JSON, with its checksum or without: damage is an error, and what is intact is what was written.
 pub fn records(data: &[u8]) {
     let key = Key::Probe(String::new());
-    let _raw = (seal::unseal::<LayerRecord>(&key, data), seal::unseal::<ImageRecord>(&key, data));
-    let Ok(value) = serde_json::from_slice::<serde_json::Value>(data) else { return };
-    let Ok(sealed) = seal::seal(&key, &value) else { return };
+    let _raw = (
+        seal::unseal::<LayerRecord>(&key, data),
+        seal::unseal::<ImageRecord>(&key, data),
+    );
+    let Ok(value) = serde_json::from_slice::<serde_json::Value>(data) else {
+        return;
+    };
+    let Ok(sealed) = seal::seal(&key, &value) else {
+        return;
+    };
     assert!(seal::is_intact(&key, &sealed));
-    let _read = (seal::unseal::<LayerRecord>(&key, &sealed), seal::unseal::<ImageRecord>(&key, &sealed));
+    let _read = (
+        seal::unseal::<LayerRecord>(&key, &sealed),
+        seal::unseal::<ImageRecord>(&key, &sealed),
+    );
     let mut turned = sealed.to_vec();
     if let Some(byte) = turned.get_mut(data.len() % sealed.len()) {
         *byte ^= 1;

@@ -88,14 +88,26 @@ pub struct ParseKeyError(String);
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Layer { generation, source } => write!(f, "layers/{}/{}", Name(&generation.0), Place(source)),
+            Self::Layer { generation, source } => {
+                write!(f, "layers/{}/{}", Name(&generation.0), Place(source))
+            }
             Self::Blob(digest) => write!(f, "blobs/{}", Place(digest)),
             Self::DigestRecord(digest) => write!(f, "records/digest/{}.json", Place(digest)),
             Self::LayerRecord { generation, source } => {
-                write!(f, "records/layer/{}/{}.json", Name(&generation.0), Place(source))
+                write!(
+                    f,
+                    "records/layer/{}/{}.json",
+                    Name(&generation.0),
+                    Place(source)
+                )
             }
             Self::ImageRecord { generation, source } => {
-                write!(f, "records/image/{}/{}.json", Name(&generation.0), Place(source))
+                write!(
+                    f,
+                    "records/image/{}/{}.json",
+                    Name(&generation.0),
+                    Place(source)
+                )
             }
             Self::StackRecord(Stack(digest)) => write!(f, "records/stack/{}.json", Place(digest)),
             Self::Knowledge(image) => write!(f, "profiles/{}.json", Place(image)),
@@ -119,18 +131,25 @@ impl FromStr for Key {
 fn parse(path: &str) -> Option<Key> {
     let segments: Vec<&str> = path.split('/').collect();
     Some(match segments.as_slice() {
-        ["layers", generation, algorithm, hex] => {
-            Key::Layer { generation: Generation(unescape(generation)?), source: digest(algorithm, hex)? }
-        }
+        ["layers", generation, algorithm, hex] => Key::Layer {
+            generation: Generation(unescape(generation)?),
+            source: digest(algorithm, hex)?,
+        },
         ["blobs", algorithm, hex] => Key::Blob(digest(algorithm, hex)?),
-        ["records", "digest", algorithm, file] => Key::DigestRecord(digest(algorithm, json(file)?)?),
-        ["records", "layer", generation, algorithm, file] => {
-            Key::LayerRecord { generation: Generation(unescape(generation)?), source: digest(algorithm, json(file)?)? }
+        ["records", "digest", algorithm, file] => {
+            Key::DigestRecord(digest(algorithm, json(file)?)?)
         }
-        ["records", "image", generation, algorithm, file] => {
-            Key::ImageRecord { generation: Generation(unescape(generation)?), source: digest(algorithm, json(file)?)? }
+        ["records", "layer", generation, algorithm, file] => Key::LayerRecord {
+            generation: Generation(unescape(generation)?),
+            source: digest(algorithm, json(file)?)?,
+        },
+        ["records", "image", generation, algorithm, file] => Key::ImageRecord {
+            generation: Generation(unescape(generation)?),
+            source: digest(algorithm, json(file)?)?,
+        },
+        ["records", "stack", algorithm, file] => {
+            Key::StackRecord(Stack(digest(algorithm, json(file)?)?))
         }
-        ["records", "stack", algorithm, file] => Key::StackRecord(Stack(digest(algorithm, json(file)?)?)),
         ["profiles", algorithm, file] => Key::Knowledge(digest(algorithm, json(file)?)?),
         ["salt.json"] => Key::Salt,
         ["used", algorithm, hex] => Key::Used(digest(algorithm, hex)?),
@@ -165,7 +184,9 @@ impl fmt::Display for Name<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (at, byte) in self.0.bytes().enumerate() {
             match byte {
-                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => write!(f, "{}", char::from(byte))?,
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => {
+                    write!(f, "{}", char::from(byte))?
+                }
                 b'.' if at > 0 => write!(f, ".")?,
                 _ => write!(f, "={byte:02X}")?,
             }
@@ -204,15 +225,35 @@ mod tests {
         let digest = Digest::sha256_of(b"");
         let hex = digest.hex().to_owned();
         let generation = Generation("g1-gzip6-source".to_owned());
-        let layer = Key::Layer { generation: generation.clone(), source: digest.clone() };
-        assert_eq!(layer.to_string(), format!("layers/g1-gzip6-source/sha256/{hex}"));
-        let record = Key::ImageRecord { generation, source: digest };
-        assert_eq!(record.to_string(), format!("records/image/g1-gzip6-source/sha256/{hex}.json"));
+        let layer = Key::Layer {
+            generation: generation.clone(),
+            source: digest.clone(),
+        };
+        assert_eq!(
+            layer.to_string(),
+            format!("layers/g1-gzip6-source/sha256/{hex}")
+        );
+        let record = Key::ImageRecord {
+            generation,
+            source: digest,
+        };
+        assert_eq!(
+            record.to_string(),
+            format!("records/image/g1-gzip6-source/sha256/{hex}.json")
+        );
     }
 
     #[test]
     fn foreign_paths_are_no_keys() {
-        for path in ["", "layers", "blobs/sha256/00", "leases/a/b", "leases/=", "leases/=zz", "lost+found/x"] {
+        for path in [
+            "",
+            "layers",
+            "blobs/sha256/00",
+            "leases/a/b",
+            "leases/=",
+            "leases/=zz",
+            "lost+found/x",
+        ] {
             assert!(path.parse::<Key>().is_err(), "{path:?}");
         }
     }

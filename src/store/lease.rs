@@ -77,10 +77,15 @@ impl Store {
                 let file = LockedFile::take(root, &key).await?;
                 file.map(|file| Held::File(Watched::new(file, moving, self.inner.config.lease_ttl)))
             }
-            None => Renewed::take(&self.inner, key, moving).await?.map(Held::Object),
+            None => Renewed::take(&self.inner, key, moving)
+                .await?
+                .map(Held::Object),
         };
         let outcome = if held.is_some() { "taken" } else { "held" };
-        metrics().leases.get_or_create(&[("outcome", outcome)]).inc();
+        metrics()
+            .leases
+            .get_or_create(&[("outcome", outcome)])
+            .inc();
         Ok(held.map(|held| Lease { held }))
     }
 
@@ -146,7 +151,10 @@ impl Watched {
     }
 
     fn is_lost(&self) -> bool {
-        self.file.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+        self.file
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_none()
     }
 }
 
@@ -156,7 +164,12 @@ impl Drop for Watched {
             watch.abort();
         }
         // The aborted task may live a moment longer than this.
-        drop(self.file.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(
+            self.file
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take(),
+        );
     }
 }
 
@@ -175,7 +188,10 @@ impl LockedFile {
         match locked {
             Ok(Ok(file)) => Ok(file),
             Ok(Err(source)) => Err(Error::Folder { what, source }),
-            Err(ended) => Err(Error::Folder { what, source: ended.into() }),
+            Err(ended) => Err(Error::Folder {
+                what,
+                source: ended.into(),
+            }),
         }
     }
 
@@ -183,7 +199,11 @@ impl LockedFile {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder)?;
         }
-        let file = File::options().create(true).truncate(false).write(true).open(&path)?;
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Ok(None),
@@ -236,14 +256,24 @@ struct Renewal {
 }
 
 impl Renewed {
-    async fn take(inner: &Arc<Inner>, key: Key, moving: Option<Moving>) -> Result<Option<Self>, Error> {
-        let mut claim = Claim { owner: format!("{:032x}", rand::random::<u128>()), epoch: 0, expires: 0 };
+    async fn take(
+        inner: &Arc<Inner>,
+        key: Key,
+        moving: Option<Moving>,
+    ) -> Result<Option<Self>, Error> {
+        let mut claim = Claim {
+            owner: format!("{:032x}", rand::random::<u128>()),
+            epoch: 0,
+            expires: 0,
+        };
         let found = inner.backend.get(&key).await?;
         let mode = match &found {
             None => PutMode::Create,
             Some(found) => {
                 // What is damaged holds nothing: a changed date would hold for ever.
-                let theirs = seal::unseal::<Claim>(&key, &found.bytes).inspect_err(|damage| report(&key, *damage)).ok();
+                let theirs = seal::unseal::<Claim>(&key, &found.bytes)
+                    .inspect_err(|damage| report(&key, *damage))
+                    .ok();
                 if theirs.as_ref().is_some_and(|theirs| theirs.expires > now()) {
                     return Ok(None);
                 }
@@ -252,14 +282,28 @@ impl Renewed {
             }
         };
         let started = Instant::now();
-        let Some(version) = write(inner, &key, &mut claim, mode).await? else { return Ok(None) };
+        let Some(version) = write(inner, &key, &mut claim, mode).await? else {
+            return Ok(None);
+        };
         let lost = Arc::new(AtomicBool::new(false));
         let until = started + inner.config.lease_ttl;
         let (renewed, lost_here) = (Arc::clone(inner), Arc::clone(&lost));
-        let renewal = Renewal { inner: renewed, key, claim, version, until, lost: lost_here, moving };
+        let renewal = Renewal {
+            inner: renewed,
+            key,
+            claim,
+            version,
+            until,
+            lost: lost_here,
+            moving,
+        };
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let task = tokio::spawn(renewal.run(stopped));
-        Ok(Some(Self { lost, stop: Some(stop), task: Some(task) }))
+        Ok(Some(Self {
+            lost,
+            stop: Some(stop),
+            task: Some(task),
+        }))
     }
 
     fn stop(&mut self) -> Option<JoinHandle<()>> {
@@ -293,7 +337,8 @@ impl Renewal {
         claim.epoch = claim.epoch.wrapping_add(1);
         let mode = PutMode::Update(self.version.clone());
         let until_end = self.until.saturating_duration_since(started);
-        match tokio::time::timeout(until_end, write(&self.inner, &self.key, &mut claim, mode)).await {
+        match tokio::time::timeout(until_end, write(&self.inner, &self.key, &mut claim, mode)).await
+        {
             Ok(Ok(Some(version))) => {
                 self.version = version;
                 self.claim = claim;
@@ -320,10 +365,19 @@ impl Renewal {
 }
 
 /// Writes the claim for another ttl; `None` when another holder was there first.
-async fn write(inner: &Inner, key: &Key, claim: &mut Claim, mode: PutMode) -> Result<Option<UpdateVersion>, Error> {
+async fn write(
+    inner: &Inner,
+    key: &Key,
+    claim: &mut Claim,
+    mode: PutMode,
+) -> Result<Option<UpdateVersion>, Error> {
     let ttl = u64::try_from(inner.config.lease_ttl.as_millis()).unwrap_or(u64::MAX);
     claim.expires = now().saturating_add(ttl);
-    let failed = match inner.backend.put_if(key, seal::seal(key, claim)?, mode).await {
+    let failed = match inner
+        .backend
+        .put_if(key, seal::seal(key, claim)?, mode)
+        .await
+    {
         Ok(put) => return Ok(Some(put.into())),
         Err(failed) => failed,
     };
@@ -338,11 +392,16 @@ async fn write(inner: &Inner, key: &Key, claim: &mut Claim, mode: PutMode) -> Re
         object_store::Error::AlreadyExists { .. }
         | object_store::Error::Precondition { .. }
         | object_store::Error::NotFound { .. } => Ok(None),
-        source => Err(Error::Backend { what: format!("writing {key}"), source }),
+        source => Err(Error::Backend {
+            what: format!("writing {key}"),
+            source,
+        }),
     }
 }
 
 fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO);
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -119,7 +119,10 @@ impl Store {
 
     /// A store in the folder `config.location` that nobody looks for after this process: nothing is synced to disk.
     pub fn scratch(config: &Config) -> Result<Self, Error> {
-        Ok(Self::with_backend(Backend::scratch(Path::new(&config.location))?, config.clone()))
+        Ok(Self::with_backend(
+            Backend::scratch(Path::new(&config.location))?,
+            config.clone(),
+        ))
     }
 
     /// A store that forgets everything with its last handle.
@@ -129,20 +132,29 @@ impl Store {
 
     /// A store over any object store that knows conditional puts; `config.location` is not looked at.
     pub fn over(objects: Arc<dyn ObjectStore>, config: &Config) -> Self {
-        Self::with_backend(Backend::bucket(objects, object_store::path::Path::default(), None), config.clone())
+        Self::with_backend(
+            Backend::bucket(objects, object_store::path::Path::default(), None),
+            config.clone(),
+        )
     }
 
     fn with_backend(backend: Backend, config: Config) -> Self {
         // A use must be on record while what it protects from still counts the last one.
         let noted_for = USE_NOTED_FOR.min(config.retention.idle() / 2);
-        let digests = || Cache::builder().max_capacity(DIGESTS).weigher(|_: &Digest, ()| weight(0));
+        let digests = || {
+            Cache::builder()
+                .max_capacity(DIGESTS)
+                .weigher(|_: &Digest, ()| weight(0))
+        };
         let inner = Inner {
             backend,
             forgotten: AtomicU64::new(0),
             objects: weighed(FOUND_OBJECTS, FOUND_FOR, |_, object: &Object| {
                 ENTRY * 2 + object.media_type.as_ref().map_or(0, String::len)
             }),
-            images: weighed(FOUND_IMAGES, IMAGE_FOR, |_, record: &Arc<ImageRecord>| record.weight()),
+            images: weighed(FOUND_IMAGES, IMAGE_FOR, |_, record: &Arc<ImageRecord>| {
+                record.weight()
+            }),
             small: weighed(SMALL_OBJECTS, FOUND_FOR, |_, bytes: &Bytes| bytes.len()),
             noted: digests().time_to_live(noted_for).build(),
             notes: Semaphore::new(NOTES_AT_ONCE),
@@ -151,7 +163,9 @@ impl Store {
             room: Arc::default(),
             config,
         };
-        Self { inner: Arc::new(inner) }
+        Self {
+            inner: Arc::new(inner),
+        }
     }
 
     /// The configuration it was opened with.
@@ -161,12 +175,19 @@ impl Store {
 
     /// Whether the store answers; cheap enough for a readiness probe.
     pub async fn ready(&self) -> Result<(), Error> {
-        self.inner.backend.head(&Key::Probe("ready".to_owned())).await.map(drop)
+        self.inner
+            .backend
+            .head(&Key::Probe("ready".to_owned()))
+            .await
+            .map(drop)
     }
 
     async fn check_writable(&self) -> Result<(), Error> {
         let probe = Key::Probe(format!("{:016x}", rand::random::<u64>()));
-        self.inner.backend.put(&probe, Bytes::from_static(b"starlift")).await?;
+        self.inner
+            .backend
+            .put(&probe, Bytes::from_static(b"starlift"))
+            .await?;
         self.inner.backend.delete(&probe).await
     }
 }
@@ -178,7 +199,11 @@ where
     V: Clone + Send + Sync + 'static,
 {
     let weigher = move |key: &K, value: &V| weight(weigh(key, value));
-    Cache::builder().max_capacity(capacity).weigher(weigher).time_to_live(lifetime).build()
+    Cache::builder()
+        .max_capacity(capacity)
+        .weigher(weigher)
+        .time_to_live(lifetime)
+        .build()
 }
 
 fn weight(bytes: usize) -> u32 {

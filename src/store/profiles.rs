@@ -80,7 +80,10 @@ impl Store {
     /// whose configuration was verified.
     pub async fn put_stack(&self, record: &StackRecord) -> Result<(), Error> {
         let stack = record.stack();
-        let there = self.stack(&stack).await?.filter(|there| there.source != record.source);
+        let there = self
+            .stack(&stack)
+            .await?
+            .filter(|there| there.source != record.source);
         if there.is_some_and(|there| there.is_verified() || !record.is_verified()) {
             return Ok(());
         }
@@ -113,7 +116,12 @@ impl Store {
     }
 
     /// One read, merge and write; `None` when another writer came between.
-    async fn merge_once(&self, image: &Digest, key: &Key, merge: &Merge) -> Result<Option<Knowledge>, Error> {
+    async fn merge_once(
+        &self,
+        image: &Digest,
+        key: &Key,
+        merge: &Merge,
+    ) -> Result<Option<Knowledge>, Error> {
         // A folder knows no conditional update.
         let _lock = match self.inner.backend.root() {
             Some(_) => match self.lease(&key.to_string()).await? {
@@ -136,7 +144,10 @@ impl Store {
                 | object_store::Error::Precondition { .. }
                 | object_store::Error::NotFound { .. },
             ) => Ok(None),
-            Err(source) => Err(Error::Backend { what: format!("writing {key}"), source }),
+            Err(source) => Err(Error::Backend {
+                what: format!("writing {key}"),
+                source,
+            }),
         }
     }
 
@@ -145,10 +156,29 @@ impl Store {
         if let Some(salt) = self.record::<SaltRecord>(&Key::Salt).await? {
             return Ok(salt.into());
         }
-        let made = seal::seal(&Key::Salt, &SaltRecord { salt: rand::random() })?;
-        match self.inner.backend.put_if(&Key::Salt, made, PutMode::Create).await {
-            Ok(_) | Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {}
-            Err(source) => return Err(Error::Backend { what: format!("writing {}", Key::Salt), source }),
+        let made = seal::seal(
+            &Key::Salt,
+            &SaltRecord {
+                salt: rand::random(),
+            },
+        )?;
+        match self
+            .inner
+            .backend
+            .put_if(&Key::Salt, made, PutMode::Create)
+            .await
+        {
+            Ok(_)
+            | Err(
+                object_store::Error::AlreadyExists { .. }
+                | object_store::Error::Precondition { .. },
+            ) => {}
+            Err(source) => {
+                return Err(Error::Backend {
+                    what: format!("writing {}", Key::Salt),
+                    source,
+                });
+            }
         }
         match self.record::<SaltRecord>(&Key::Salt).await? {
             Some(salt) => Ok(salt.into()),
@@ -170,17 +200,26 @@ impl From<SaltRecord> for Salt {
 }
 
 /// What `merge` makes of what was found, and as JSON. Megabytes at worst: on a thread that may take its time.
-async fn merged(image: &Digest, found: Option<Versioned>, merge: Merge) -> Result<(Knowledge, Bytes), Error> {
+async fn merged(
+    image: &Digest,
+    found: Option<Versioned>,
+    merge: Merge,
+) -> Result<(Knowledge, Bytes), Error> {
     let image = image.clone();
     let work = tokio::task::spawn_blocking(move || {
         let key = Key::Knowledge(image.clone());
         let known = found.and_then(|found| {
-            seal::unseal::<Knowledge>(&key, &found.bytes).inspect_err(|damage| damage::report(&key, *damage)).ok()
+            seal::unseal::<Knowledge>(&key, &found.bytes)
+                .inspect_err(|damage| damage::report(&key, *damage))
+                .ok()
         });
         // What is damaged is learned anew.
         let mut knowledge = known.unwrap_or_else(|| Knowledge::new(image));
         merge(&mut knowledge);
         seal::seal(&key, &knowledge).map(|json| (knowledge, json))
     });
-    work.await.map_err(|ended| Error::Record { key: "profiles".to_owned(), reason: ended.to_string() })?
+    work.await.map_err(|ended| Error::Record {
+        key: "profiles".to_owned(),
+        reason: ended.to_string(),
+    })?
 }

@@ -117,7 +117,11 @@ pub(super) struct DigestRecord {
 
 impl DigestRecord {
     fn of(object: &Object) -> Self {
-        Self { size: object.size, media_type: object.media_type.clone(), key: object.key.to_string() }
+        Self {
+            size: object.size,
+            media_type: object.media_type.clone(),
+            key: object.key.to_string(),
+        }
     }
 }
 
@@ -136,7 +140,10 @@ impl ImageRecord {
     pub(super) fn weight(&self) -> usize {
         /// A digest's text and what holds it.
         const DIGEST: usize = 96;
-        let reasons = self.passed_through.iter().map(|passed| DIGEST + passed.reason.len());
+        let reasons = self
+            .passed_through
+            .iter()
+            .map(|passed| DIGEST + passed.reason.len());
         let translated = self.translated.as_ref().map_or(0, |_| 4 * DIGEST);
         (self.objects.len() + self.platforms.len() + self.limits.len() + 4) * DIGEST
             + translated
@@ -151,15 +158,26 @@ impl LayerRecord {
             LayerOutcome::Converted(layer) => Some(layer),
             LayerOutcome::PassedThrough { .. } => None,
         };
-        converted.into_iter().flat_map(|layer| std::iter::once(&layer.digest).chain(layer.external_toc.as_ref()))
+        converted
+            .into_iter()
+            .flat_map(|layer| std::iter::once(&layer.digest).chain(layer.external_toc.as_ref()))
     }
 }
 
 impl Store {
     /// What became of the layer `source`; `None` too when the converted layer's bytes are gone.
-    pub async fn layer(&self, generation: &Generation, source: &Digest) -> Result<Option<LayerRecord>, Error> {
-        let key = Key::LayerRecord { generation: generation.clone(), source: source.clone() };
-        let Some(record) = self.record::<LayerRecord>(&key).await? else { return Ok(None) };
+    pub async fn layer(
+        &self,
+        generation: &Generation,
+        source: &Digest,
+    ) -> Result<Option<LayerRecord>, Error> {
+        let key = Key::LayerRecord {
+            generation: generation.clone(),
+            source: source.clone(),
+        };
+        let Some(record) = self.record::<LayerRecord>(&key).await? else {
+            return Ok(None);
+        };
         // Marked before the look, for the sweep's sake: the caller is about to build an image on it.
         try_join_all(record.objects().map(|digest| self.mark_used(digest))).await?;
         let whole = self.all_visible(&key, record.objects()).await?;
@@ -169,10 +187,22 @@ impl Store {
     /// Commits a layer: from here on its digest is found.
     ///
     /// The layer's bytes (and its external TOC) must have been stored before; the error says when they were not.
-    pub async fn put_layer(&self, generation: &Generation, record: &LayerRecord) -> Result<(), Error> {
+    pub async fn put_layer(
+        &self,
+        generation: &Generation,
+        record: &LayerRecord,
+    ) -> Result<(), Error> {
         if let LayerOutcome::Converted(layer) = &record.outcome {
-            let key = Key::Layer { generation: generation.clone(), source: record.source.clone() };
-            let object = Object { digest: layer.digest.clone(), size: layer.size, media_type: None, key };
+            let key = Key::Layer {
+                generation: generation.clone(),
+                source: record.source.clone(),
+            };
+            let object = Object {
+                digest: layer.digest.clone(),
+                size: layer.size,
+                media_type: None,
+                key,
+            };
             self.make_visible(&object).await?;
             if let Some(toc) = &layer.external_toc
                 && self.look_up(toc).await?.is_none()
@@ -180,45 +210,82 @@ impl Store {
                 return Err(Error::Gone(toc.clone()));
             }
         }
-        let key = Key::LayerRecord { generation: generation.clone(), source: record.source.clone() };
+        let key = Key::LayerRecord {
+            generation: generation.clone(),
+            source: record.source.clone(),
+        };
         self.put_record(&key, record).await
     }
 
     /// The twin of the image or index `source`; `None` too when an object it needs is gone.
-    pub async fn image(&self, generation: &Generation, source: &Digest) -> Result<Option<ImageRecord>, Error> {
-        let key = Key::ImageRecord { generation: generation.clone(), source: source.clone() };
+    pub async fn image(
+        &self,
+        generation: &Generation,
+        source: &Digest,
+    ) -> Result<Option<ImageRecord>, Error> {
+        let key = Key::ImageRecord {
+            generation: generation.clone(),
+            source: source.clone(),
+        };
         if let Some(record) = self.inner.images.get(&key).await {
             return Ok(Some(record.as_ref().clone()));
         }
-        let Some(record) = self.record::<ImageRecord>(&key).await? else { return Ok(None) };
+        let Some(record) = self.record::<ImageRecord>(&key).await? else {
+            return Ok(None);
+        };
         if !self.all_visible(&key, record.objects.iter()).await? {
             return Ok(None);
         }
-        self.inner.images.insert(key, Arc::new(record.clone())).await;
+        self.inner
+            .images
+            .insert(key, Arc::new(record.clone()))
+            .await;
         Ok(Some(record))
     }
 
     /// Commits the twin of an image manifest or an index. Written last.
     ///
     /// Every object it names must be visible; the error says which is not.
-    pub async fn put_image(&self, generation: &Generation, record: &ImageRecord) -> Result<(), Error> {
-        let key = Key::ImageRecord { generation: generation.clone(), source: record.source.clone() };
+    pub async fn put_image(
+        &self,
+        generation: &Generation,
+        record: &ImageRecord,
+    ) -> Result<(), Error> {
+        let key = Key::ImageRecord {
+            generation: generation.clone(),
+            source: record.source.clone(),
+        };
         self.put_record(&key, record).await?;
         // Looked at after the record is there, past the cache: a sweep that let an object go before it could see the
         // record is noticed here.
         let fresh = try_join_all(record.objects.iter().map(|digest| self.look_up(digest))).await?;
-        if let Some((gone, _)) = record.objects.iter().zip(&fresh).find(|(_, object)| object.is_none()) {
+        if let Some((gone, _)) = record
+            .objects
+            .iter()
+            .zip(&fresh)
+            .find(|(_, object)| object.is_none())
+        {
             self.inner.backend.delete(&key).await?;
             return Err(Error::Gone(gone.clone()));
         }
-        self.inner.images.insert(key, Arc::new(record.clone())).await;
+        self.inner
+            .images
+            .insert(key, Arc::new(record.clone()))
+            .await;
         Ok(())
     }
 
-    async fn all_visible(&self, key: &Key, digests: impl Iterator<Item = &Digest>) -> Result<bool, Error> {
+    async fn all_visible(
+        &self,
+        key: &Key,
+        digests: impl Iterator<Item = &Digest>,
+    ) -> Result<bool, Error> {
         let digests: Vec<&Digest> = digests.collect();
         let found = try_join_all(digests.iter().map(|digest| self.locate(digest))).await?;
-        let gone = digests.iter().zip(&found).find(|(_, object)| object.is_none());
+        let gone = digests
+            .iter()
+            .zip(&found)
+            .find(|(_, object)| object.is_none());
         if let Some((digest, _)) = gone {
             tracing::warn!(record = %key, missing = %digest, "a record names an object that is not there");
         }
@@ -240,18 +307,39 @@ impl Store {
 
     /// Writes the digest record of an object whose bytes are stored.
     pub(super) async fn record_object(&self, object: &Object) -> Result<(), Error> {
-        self.put_record(&Key::DigestRecord(object.digest.clone()), &DigestRecord::of(object)).await?;
-        self.inner.objects.insert(object.digest.clone(), object.clone()).await;
+        self.put_record(
+            &Key::DigestRecord(object.digest.clone()),
+            &DigestRecord::of(object),
+        )
+        .await?;
+        self.inner
+            .objects
+            .insert(object.digest.clone(), object.clone())
+            .await;
         Ok(())
     }
 
     /// What the digest's record says, without a look at the object.
     pub(super) async fn digest_record(&self, digest: &Digest) -> Result<Option<Object>, Error> {
         let key = Key::DigestRecord(digest.clone());
-        let Some(DigestRecord { size, media_type, key: place }) = self.record(&key).await? else { return Ok(None) };
+        let Some(DigestRecord {
+            size,
+            media_type,
+            key: place,
+        }) = self.record(&key).await?
+        else {
+            return Ok(None);
+        };
         // The record is what was written, so its place is a key.
-        let Ok(key) = place.parse() else { return Ok(None) };
-        Ok(Some(Object { digest: digest.clone(), size, media_type, key }))
+        let Ok(key) = place.parse() else {
+            return Ok(None);
+        };
+        Ok(Some(Object {
+            digest: digest.clone(),
+            size,
+            media_type,
+            key,
+        }))
     }
 
     /// Reads a record. One that is not what was written counts as none and is deleted: the work is done again and writes

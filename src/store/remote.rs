@@ -56,13 +56,21 @@ impl Location {
             "s3" => Cloud::S3,
             "gs" => Cloud::Google,
             "az" => Cloud::Azure,
-            _ => return Err(Error::Config(format!("{scheme}:// is neither s3://, gs:// nor az://"))),
+            _ => {
+                return Err(Error::Config(format!(
+                    "{scheme}:// is neither s3://, gs:// nor az://"
+                )));
+            }
         };
         let (name, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         if name.is_empty() || name.contains(['@', '?', '#', ':']) {
             return Err(Error::Config(format!("{location} does not name a bucket")));
         }
-        Ok(Self::Bucket(Bucket { cloud, name: name.to_owned(), prefix: prefix.trim_matches('/').to_owned() }))
+        Ok(Self::Bucket(Bucket {
+            cloud,
+            name: name.to_owned(),
+            prefix: prefix.trim_matches('/').to_owned(),
+        }))
     }
 }
 
@@ -70,20 +78,34 @@ impl Location {
 pub(super) fn open(config: &Config, bucket: &Bucket) -> Result<Backend, Error> {
     // The TLS library wants its provider named once per process; naming it again changes nothing.
     let _already_named = rustls::crypto::ring::default_provider().install_default();
-    let prefix = Path::parse(&bucket.prefix).map_err(|error| Error::Config(format!("`location`: {error}")))?;
-    let refused = |error: object_store::Error| Error::Config(format!("{}: {error}", config.location));
+    let prefix = Path::parse(&bucket.prefix)
+        .map_err(|error| Error::Config(format!("`location`: {error}")))?;
+    let refused =
+        |error: object_store::Error| Error::Config(format!("{}: {error}", config.location));
     match bucket.cloud {
         Cloud::S3 => {
             let objects = Arc::new(s3(config, &bucket.name).build().map_err(refused)?);
-            Ok(Backend::bucket(Arc::clone(&objects) as _, prefix, Some(objects)))
+            Ok(Backend::bucket(
+                Arc::clone(&objects) as _,
+                prefix,
+                Some(objects),
+            ))
         }
         Cloud::Google => {
             let objects = Arc::new(google(config, &bucket.name).build().map_err(refused)?);
-            Ok(Backend::bucket(Arc::clone(&objects) as _, prefix, Some(objects)))
+            Ok(Backend::bucket(
+                Arc::clone(&objects) as _,
+                prefix,
+                Some(objects),
+            ))
         }
         Cloud::Azure => {
             let objects = Arc::new(azure(config, &bucket.name).build().map_err(refused)?);
-            Ok(Backend::bucket(Arc::clone(&objects) as _, prefix, Some(objects)))
+            Ok(Backend::bucket(
+                Arc::clone(&objects) as _,
+                prefix,
+                Some(objects),
+            ))
         }
     }
 }
@@ -101,7 +123,9 @@ fn s3(config: &Config, bucket: &str) -> AmazonS3Builder {
         builder = builder.with_region(region);
     }
     if let (Some(id), Some(secret)) = (&config.access_key_id, &config.secret_access_key) {
-        builder = builder.with_access_key_id(id).with_secret_access_key(secret.reveal());
+        builder = builder
+            .with_access_key_id(id)
+            .with_secret_access_key(secret.reveal());
     }
     match config.session_token.as_ref().map(Secret::reveal) {
         Some(token) => builder.with_token(token),
@@ -150,9 +174,16 @@ fn client(config: &Config) -> ClientOptions {
 }
 
 fn retry() -> RetryConfig {
-    let backoff =
-        BackoffConfig { init_backoff: Duration::from_millis(50), max_backoff: Duration::from_secs(3), base: 2.0 };
-    RetryConfig { backoff, max_retries: MAX_RETRIES, retry_timeout: RETRY_TIMEOUT }
+    let backoff = BackoffConfig {
+        init_backoff: Duration::from_millis(50),
+        max_backoff: Duration::from_secs(3),
+        base: 2.0,
+    };
+    RetryConfig {
+        backoff,
+        max_retries: MAX_RETRIES,
+        retry_timeout: RETRY_TIMEOUT,
+    }
 }
 
 #[cfg(test)]
@@ -160,17 +191,33 @@ mod tests {
     use super::*;
 
     fn parse(location: &str) -> Result<Location, Error> {
-        Location::parse(&Config { location: location.to_owned(), ..Config::default() })
+        Location::parse(&Config {
+            location: location.to_owned(),
+            ..Config::default()
+        })
     }
 
     #[test]
     fn locations_are_folders_or_buckets() {
-        assert_eq!(parse("some/folder").unwrap(), Location::Folder("some/folder".into()));
-        assert_eq!(parse("file:///srv/store").unwrap(), Location::Folder("/srv/store".into()));
-        let bucket = Bucket { cloud: Cloud::S3, name: "images".to_owned(), prefix: "a/b".to_owned() };
+        assert_eq!(
+            parse("some/folder").unwrap(),
+            Location::Folder("some/folder".into())
+        );
+        assert_eq!(
+            parse("file:///srv/store").unwrap(),
+            Location::Folder("/srv/store".into())
+        );
+        let bucket = Bucket {
+            cloud: Cloud::S3,
+            name: "images".to_owned(),
+            prefix: "a/b".to_owned(),
+        };
         assert_eq!(parse("s3://images/a/b/").unwrap(), Location::Bucket(bucket));
         for location in ["", "ftp://x", "s3://", "s3:///x", "s3://key:secret@bucket"] {
-            assert!(matches!(parse(location), Err(Error::Config(_))), "{location:?}");
+            assert!(
+                matches!(parse(location), Err(Error::Config(_))),
+                "{location:?}"
+            );
         }
     }
 
@@ -183,7 +230,9 @@ mod tests {
                 secret_access_key: Some(Secret::new("c2VjcmV0")),
                 ..Config::default()
             };
-            let Location::Bucket(bucket) = Location::parse(&config).unwrap() else { panic!("{location}") };
+            let Location::Bucket(bucket) = Location::parse(&config).unwrap() else {
+                panic!("{location}")
+            };
             assert!(open(&config, &bucket).unwrap().signer().is_some());
         }
     }

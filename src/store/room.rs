@@ -80,7 +80,9 @@ impl Reservation {
     /// # Errors
     /// [`Error::Full`] when it does not fit.
     pub(super) fn cover(&mut self, bytes: u64) -> Result<(), Error> {
-        let Some(max_size) = self.max_size else { return Ok(()) };
+        let Some(max_size) = self.max_size else {
+            return Ok(());
+        };
         let more = bytes.saturating_sub(self.bytes);
         if more > 0 && !self.room.try_reserve(more, max_size) {
             return Err(full(bytes, max_size));
@@ -102,7 +104,10 @@ impl Drop for Reservation {
 }
 
 fn full(bytes: u64, max_size: u64) -> Error {
-    Error::Full { bytes, max_size: bytesize::ByteSize::b(max_size) }
+    Error::Full {
+        bytes,
+        max_size: bytesize::ByteSize::b(max_size),
+    }
 }
 
 impl Store {
@@ -112,9 +117,18 @@ impl Store {
     /// [`Error::Full`] when there is none and a sweep made none; else the backend's.
     pub(super) async fn reserve(&self, bytes: u64) -> Result<Reservation, Error> {
         let room = &self.inner.room;
-        let max_size = self.inner.config.retention.max_size.map(|size| size.as_u64());
+        let max_size = self
+            .inner
+            .config
+            .retention
+            .max_size
+            .map(|size| size.as_u64());
         let Some(max) = max_size else {
-            return Ok(Reservation { room: Arc::clone(room), bytes: 0, max_size });
+            return Ok(Reservation {
+                room: Arc::clone(room),
+                bytes: 0,
+                max_size,
+            });
         };
         self.list_bytes(LISTED_FOR).await?;
         if !room.try_reserve(bytes, max) {
@@ -126,20 +140,39 @@ impl Store {
                 return Err(full(bytes, max));
             }
         }
-        Ok(Reservation { room: Arc::clone(room), bytes, max_size })
+        Ok(Reservation {
+            room: Arc::clone(room),
+            bytes,
+            max_size,
+        })
     }
 
     /// Sweeps when the store is above its size, also when nothing is converted: the limit may have been lowered, or
     /// another replica have stored more.
     pub(super) async fn keep_size(&self) {
-        let Some(max) = self.inner.config.retention.max_size.map(|size| size.as_u64()) else { return };
+        let Some(max) = self
+            .inner
+            .config
+            .retention
+            .max_size
+            .map(|size| size.as_u64())
+        else {
+            return;
+        };
         loop {
             let looked = async {
                 self.list_bytes(LISTED_FOR).await?;
-                if self.inner.room.used() > max { self.make_room(0, max).await } else { Ok(()) }
+                if self.inner.room.used() > max {
+                    self.make_room(0, max).await
+                } else {
+                    Ok(())
+                }
             };
             if let Err(error) = looked.await {
-                tracing::warn!(error = log::chain(&error), "the store's size is not known for now");
+                tracing::warn!(
+                    error = log::chain(&error),
+                    "the store's size is not known for now"
+                );
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }

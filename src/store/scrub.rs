@@ -70,7 +70,14 @@ impl Store {
         rate: u64,
         found: &mut (dyn FnMut(&Finding) + Send),
     ) -> Result<ScrubReport, Error> {
-        let mut pass = Pass { store: self, repair, rate, found, lease: None, report: ScrubReport::default() };
+        let mut pass = Pass {
+            store: self,
+            repair,
+            rate,
+            found,
+            lease: None,
+            report: ScrubReport::default(),
+        };
         pass.run(0).await?;
         Ok(pass.report)
     }
@@ -87,7 +94,12 @@ impl Store {
         }
         loop {
             // Replicas that started together do not look together.
-            tokio::time::sleep(interval.min(LOOK_EVERY).mul_f64(rand::random_range(0.5..1.0))).await;
+            tokio::time::sleep(
+                interval
+                    .min(LOOK_EVERY)
+                    .mul_f64(rand::random_range(0.5..1.0)),
+            )
+            .await;
             if let Err(error) = self.scrub_if_due(interval).await {
                 tracing::warn!(error = log::chain(&error), "the scrub ended early");
             }
@@ -96,22 +108,44 @@ impl Store {
 
     async fn scrub_if_due(&self, interval: Duration) -> Result<(), Error> {
         let is_due = |last: &Option<LastPass>| {
-            last.as_ref().is_none_or(|last| now().saturating_sub(last.finished) >= interval.as_secs())
+            last.as_ref()
+                .is_none_or(|last| now().saturating_sub(last.finished) >= interval.as_secs())
         };
         if !is_due(&self.last_pass().await?) {
             return Ok(());
         }
-        let Some(lease) = self.lease(SCRUB).await? else { return Ok(()) };
+        let Some(lease) = self.lease(SCRUB).await? else {
+            return Ok(());
+        };
         if is_due(&self.last_pass().await?) {
             let rate = self.inner.config.scrub.rate.as_u64();
             // Each is logged when it is forgotten.
             let mut found = |_: &Finding| {};
             let report = ScrubReport::default();
-            let mut pass = Pass { store: self, repair: true, rate, found: &mut found, lease: Some(&lease), report };
+            let mut pass = Pass {
+                store: self,
+                repair: true,
+                rate,
+                found: &mut found,
+                lease: Some(&lease),
+                report,
+            };
             pass.run(rand::random()).await?;
-            let ScrubReport { objects, bytes, damaged, .. } = pass.report;
+            let ScrubReport {
+                objects,
+                bytes,
+                damaged,
+                ..
+            } = pass.report;
             tracing::info!(report = ?pass.report, "the store is scrubbed");
-            let last = LastPass { finished: now(), report: LastReport { objects, bytes, damaged } };
+            let last = LastPass {
+                finished: now(),
+                report: LastReport {
+                    objects,
+                    bytes,
+                    damaged,
+                },
+            };
             self.put_record(&Key::Scrub, &last).await?;
             self.last_pass().await?;
         }
@@ -121,7 +155,9 @@ impl Store {
 
     async fn last_pass(&self) -> Result<Option<LastPass>, Error> {
         let last = self.record::<LastPass>(&Key::Scrub).await?;
-        let finished = last.as_ref().and_then(|last| i64::try_from(last.finished).ok());
+        let finished = last
+            .as_ref()
+            .and_then(|last| i64::try_from(last.finished).ok());
         metrics().scrub_finished.set(finished.unwrap_or_default());
         Ok(last)
     }
@@ -150,7 +186,12 @@ impl Pass<'_> {
                 }
             }
         }
-        for top in ["records/layer", "records/image", "records/stack", "profiles"] {
+        for top in [
+            "records/layer",
+            "records/image",
+            "records/stack",
+            "profiles",
+        ] {
             let mut listed = self.store.inner.backend.list(top);
             while let Some(listed) = listed.try_next().await? {
                 match &listed.key {
@@ -161,15 +202,26 @@ impl Pass<'_> {
                 }
             }
         }
-        self.record::<serde::de::IgnoredAny>(&Key::Salt).await.map(drop)
+        self.record::<serde::de::IgnoredAny>(&Key::Salt)
+            .await
+            .map(drop)
     }
 
     /// The digest's record and the object it shows.
     async fn object(&mut self, digest: &Digest) -> Result<(), Error> {
         let key = Key::DigestRecord(digest.clone());
-        let Some(record) = self.record::<DigestRecord>(&key).await? else { return Ok(()) };
-        let Ok(place) = record.key.parse() else { return Ok(()) };
-        let object = Object { digest: digest.clone(), size: record.size, media_type: record.media_type, key: place };
+        let Some(record) = self.record::<DigestRecord>(&key).await? else {
+            return Ok(());
+        };
+        let Ok(place) = record.key.parse() else {
+            return Ok(());
+        };
+        let object = Object {
+            digest: digest.clone(),
+            size: record.size,
+            media_type: record.media_type,
+            key: place,
+        };
         let damage = self.store.inspect(&object, self.rate).await?;
         self.count(object.size);
         self.report.objects += 1;
@@ -178,7 +230,11 @@ impl Pass<'_> {
             // It was swept meanwhile.
             return Ok(());
         }
-        self.tell(&Finding { key: object.key.clone(), digest: Some(digest.clone()), damage });
+        self.tell(&Finding {
+            key: object.key.clone(),
+            digest: Some(digest.clone()),
+            damage,
+        });
         if self.repair {
             self.store.forget_damaged(&object, damage).await;
         }
@@ -195,7 +251,11 @@ impl Pass<'_> {
             Some(Ok(record)) => Ok(Some(record)),
             None => Ok(None),
             Some(Err(damage)) => {
-                self.tell(&Finding { key: key.clone(), digest: None, damage });
+                self.tell(&Finding {
+                    key: key.clone(),
+                    digest: None,
+                    damage,
+                });
                 if self.repair {
                     self.store.forget_record(key, damage).await;
                 }
@@ -206,20 +266,35 @@ impl Pass<'_> {
 
     /// An image's record, which must name only what is there.
     async fn image(&mut self, key: &Key) -> Result<(), Error> {
-        let Some(record) = self.record::<ImageRecord>(key).await? else { return Ok(()) };
+        let Some(record) = self.record::<ImageRecord>(key).await? else {
+            return Ok(());
+        };
         for digest in &record.objects {
-            let is_there = match self.store.inspect_record::<DigestRecord>(&Key::DigestRecord(digest.clone())).await? {
+            let is_there = match self
+                .store
+                .inspect_record::<DigestRecord>(&Key::DigestRecord(digest.clone()))
+                .await?
+            {
                 Some(Ok(_)) => true,
                 Some(Err(_)) | None => false,
             };
             if is_there {
                 continue;
             }
-            if self.store.inspect_record::<ImageRecord>(key).await?.is_none() {
+            if self
+                .store
+                .inspect_record::<ImageRecord>(key)
+                .await?
+                .is_none()
+            {
                 // It was swept meanwhile.
                 return Ok(());
             }
-            self.tell(&Finding { key: key.clone(), digest: Some(digest.clone()), damage: Damage::Dangling });
+            self.tell(&Finding {
+                key: key.clone(),
+                digest: Some(digest.clone()),
+                damage: Damage::Dangling,
+            });
             if self.repair {
                 self.store.forget_record(key, Damage::Dangling).await;
             }
@@ -241,5 +316,8 @@ impl Pass<'_> {
 }
 
 fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
 }

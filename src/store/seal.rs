@@ -21,12 +21,17 @@ const HEX: usize = 64;
 
 /// The record that `record` is as JSON, with its checksum.
 pub(super) fn seal(key: &Key, record: &impl serde::Serialize) -> Result<Bytes, Error> {
-    let refused = |reason: String| Error::Record { key: key.to_string(), reason };
+    let refused = |reason: String| Error::Record {
+        key: key.to_string(),
+        reason,
+    };
     let json = serde_json::to_vec(record).map_err(|error| refused(error.to_string()))?;
     let Some(rest) = json.strip_prefix(b"{").filter(|rest| rest.len() > 1) else {
         return Err(refused("it has no fields".to_owned()));
     };
-    Ok([HEAD, checksum(key, rest).hex().as_bytes(), BEHIND, rest].concat().into())
+    Ok([HEAD, checksum(key, rest).hex().as_bytes(), BEHIND, rest]
+        .concat()
+        .into())
 }
 
 /// The record in `bytes`, once its checksum was found right.
@@ -42,8 +47,12 @@ pub(super) fn unseal<R: serde::de::DeserializeOwned>(key: &Key, bytes: &[u8]) ->
 
 /// Whether these are the bytes that were written under `key`.
 pub(super) fn is_intact(key: &Key, bytes: &[u8]) -> bool {
-    let parts = bytes.strip_prefix(HEAD).and_then(|behind| behind.split_at_checked(HEX));
-    let Some((claimed, rest)) = parts.and_then(|(hex, rest)| Some((hex, rest.strip_prefix(BEHIND)?))) else {
+    let parts = bytes
+        .strip_prefix(HEAD)
+        .and_then(|behind| behind.split_at_checked(HEX));
+    let Some((claimed, rest)) =
+        parts.and_then(|(hex, rest)| Some((hex, rest.strip_prefix(BEHIND)?)))
+    else {
         return false;
     };
     checksum(key, rest).hex().as_bytes() == claimed
@@ -74,8 +83,19 @@ mod tests {
 
     #[test]
     fn a_record_under_another_key_is_damaged() {
-        let sealed = seal(&key(), &Sample { text: "a".to_owned() }).unwrap();
-        assert_eq!(unseal(&key(), &sealed), Ok(Sample { text: "a".to_owned() }));
+        let sealed = seal(
+            &key(),
+            &Sample {
+                text: "a".to_owned(),
+            },
+        )
+        .unwrap();
+        assert_eq!(
+            unseal(&key(), &sealed),
+            Ok(Sample {
+                text: "a".to_owned()
+            })
+        );
         assert_eq!(unseal::<Sample>(&Key::Salt, &sealed), Err(Damage::Record));
         assert!(seal(&key(), &serde_json::json!({})).is_err());
     }

@@ -58,10 +58,17 @@ impl Store {
     ) -> Result<LayerUpload, Error> {
         let room = self.reserve(expected).await?;
         let configured = self.inner.config.part_size.as_u64();
-        let part_size = if self.inner.backend.root().is_some() { configured.min(FOLDER_PART) } else { configured };
+        let part_size = if self.inner.backend.root().is_some() {
+            configured.min(FOLDER_PART)
+        } else {
+            configured
+        };
         Ok(LayerUpload {
             inner: Arc::clone(&self.inner),
-            key: Key::Layer { generation: generation.clone(), source: source.clone() },
+            key: Key::Layer {
+                generation: generation.clone(),
+                source: source.clone(),
+            },
             part_size: usize::try_from(part_size).unwrap_or(usize::MAX).max(1),
             buffer: Vec::new(),
             buffered: 0,
@@ -84,7 +91,8 @@ impl LayerUpload {
         self.room.cover(self.written)?;
         // Parts are cut to exactly one size because some object stores demand it.
         while self.buffered + bytes.len() >= self.part_size {
-            self.buffer.push(bytes.split_to(self.part_size - self.buffered));
+            self.buffer
+                .push(bytes.split_to(self.part_size - self.buffered));
             self.send_part().await?;
         }
         if !bytes.is_empty() {
@@ -96,7 +104,9 @@ impl LayerUpload {
 
     /// Completes the upload of the layer, whose bytes have this digest. It stays invisible until its record is put.
     pub async fn finish(mut self, digest: &Digest) -> Result<(), Error> {
-        let store = Store { inner: Arc::clone(&self.inner) };
+        let store = Store {
+            inner: Arc::clone(&self.inner),
+        };
         if self.parts.is_none() {
             let payload = PutPayload::from_iter(std::mem::take(&mut self.buffer));
             self.inner.backend.put(&self.key, payload).await?;
@@ -106,7 +116,9 @@ impl LayerUpload {
         if self.buffered > 0 {
             self.send_part().await?;
         }
-        let Some(parts) = &mut self.parts else { return Ok(()) };
+        let Some(parts) = &mut self.parts else {
+            return Ok(());
+        };
         let completed = match parts.settle(0, &self.key).await {
             Ok(()) => parts.complete(&self.key).await,
             Err(error) => Err(error),
@@ -117,7 +129,12 @@ impl LayerUpload {
         };
         // The answer to a completion may be lost and its repetition refused: what lies there may be what was sent, or what
         // an earlier upload left.
-        let object = Object { digest: digest.clone(), size: self.written, media_type: None, key: self.key.clone() };
+        let object = Object {
+            digest: digest.clone(),
+            size: self.written,
+            media_type: None,
+            key: self.key.clone(),
+        };
         if matches!(store.inspect(&object, 0).await, Ok(None)) {
             self.room.keep(self.written);
             return Ok(());
@@ -128,7 +145,9 @@ impl LayerUpload {
 
     /// Gives the upload up and waits until its parts are gone.
     pub async fn abort(mut self) {
-        let Some(mut parts) = self.parts.take() else { return };
+        let Some(mut parts) = self.parts.take() else {
+            return;
+        };
         parts.flying.shutdown().await;
         if let Some(upload) = parts.upload.take() {
             discard(upload, &self.key.to_string()).await;
@@ -142,7 +161,10 @@ impl LayerUpload {
             Some(parts) => parts,
             None => {
                 let upload = self.inner.backend.multipart(&self.key).await?;
-                self.parts.insert(Parts { upload: Some(upload), flying: JoinSet::new() })
+                self.parts.insert(Parts {
+                    upload: Some(upload),
+                    flying: JoinSet::new(),
+                })
             }
         };
         parts.settle(PARTS_IN_FLIGHT - 1, &self.key).await?;
@@ -162,7 +184,12 @@ impl Parts {
         while self.flying.len() > most {
             match self.flying.join_next().await {
                 Some(Ok(Ok(()))) | None => {}
-                Some(Ok(Err(source))) => return Err(Error::Backend { what: format!("uploading {key}"), source }),
+                Some(Ok(Err(source))) => {
+                    return Err(Error::Backend {
+                        what: format!("uploading {key}"),
+                        source,
+                    });
+                }
                 Some(Err(panicked)) => return Err(Error::Upload(panicked.to_string())),
             }
         }
@@ -170,13 +197,18 @@ impl Parts {
     }
 
     async fn complete(&mut self, key: &Key) -> Result<(), Error> {
-        let Some(upload) = &mut self.upload else { return Ok(()) };
+        let Some(upload) = &mut self.upload else {
+            return Ok(());
+        };
         match upload.complete().await {
             Ok(_) => {
                 self.upload = None;
                 Ok(())
             }
-            Err(source) => Err(Error::Backend { what: format!("completing {key}"), source }),
+            Err(source) => Err(Error::Backend {
+                what: format!("completing {key}"),
+                source,
+            }),
         }
     }
 }
@@ -184,7 +216,9 @@ impl Parts {
 impl Drop for Parts {
     fn drop(&mut self) {
         self.flying.abort_all();
-        if let (Some(upload), Ok(runtime)) = (self.upload.take(), tokio::runtime::Handle::try_current()) {
+        if let (Some(upload), Ok(runtime)) =
+            (self.upload.take(), tokio::runtime::Handle::try_current())
+        {
             runtime.spawn(async move { discard(upload, "a dropped upload").await });
         }
     }

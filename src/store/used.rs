@@ -25,11 +25,25 @@ impl Store {
 
     /// Notes that the object is about to be built upon, at most once in `USE_NOTED_FOR` and process.
     pub(super) async fn mark_used(&self, digest: &Digest) -> Result<(), Error> {
-        if !self.counts_uses() || !self.inner.noted.entry(digest.clone()).or_insert(()).await.is_fresh() {
+        if !self.counts_uses()
+            || !self
+                .inner
+                .noted
+                .entry(digest.clone())
+                .or_insert(())
+                .await
+                .is_fresh()
+        {
             return Ok(());
         }
-        let Ok(_permit) = self.inner.notes.acquire().await else { return Ok(()) };
-        let marked = self.inner.backend.put(&Key::Used(digest.clone()), Bytes::new()).await;
+        let Ok(_permit) = self.inner.notes.acquire().await else {
+            return Ok(());
+        };
+        let marked = self
+            .inner
+            .backend
+            .put(&Key::Used(digest.clone()), Bytes::new())
+            .await;
         if marked.is_err() {
             self.inner.noted.invalidate(digest).await;
         }

@@ -22,7 +22,13 @@ struct State {
 
 impl LineLimit {
     pub const fn new() -> Self {
-        Self { state: Mutex::new(State { begun: None, passed: 0, dropped: 0 }) }
+        Self {
+            state: Mutex::new(State {
+                begun: None,
+                passed: 0,
+                dropped: 0,
+            }),
+        }
     }
 
     /// Whether a line may be written now: if so, the number of lines that were not since the last one.
@@ -32,7 +38,10 @@ impl LineLimit {
 
     fn pass_at(&self, now: Instant) -> Option<u64> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.begun.is_none_or(|begun| now.saturating_duration_since(begun) >= PERIOD) {
+        if state
+            .begun
+            .is_none_or(|begun| now.saturating_duration_since(begun) >= PERIOD)
+        {
             state.begun = Some(now);
             state.passed = 0;
         }
@@ -55,7 +64,11 @@ mod tests {
         let passed = (0..1000).filter(|_| limit.pass_at(start).is_some()).count();
         assert_eq!(passed, 10);
         assert_eq!(limit.pass_at(start + Duration::from_secs(59)), None);
-        assert_eq!(limit.pass_at(start + PERIOD), Some(991), "the next minute says what was dropped");
+        assert_eq!(
+            limit.pass_at(start + PERIOD),
+            Some(991),
+            "the next minute says what was dropped"
+        );
         assert_eq!(limit.pass_at(start + PERIOD), Some(0));
     }
 }

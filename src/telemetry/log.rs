@@ -28,7 +28,10 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { format: LogFormat::default(), filter: "info".to_owned() }
+        Self {
+            format: LogFormat::default(),
+            filter: "info".to_owned(),
+        }
     }
 }
 
@@ -78,12 +81,25 @@ const QUIET: &str = "fuser=error,fuser::reply=off";
 /// # Errors
 /// The filter is malformed, or logging was started before.
 pub fn start(config: &Config) -> Result<(), LogError> {
-    let registry = tracing_subscriber::registry().with(format!("{QUIET},{}", config.filter).parse::<EnvFilter>()?);
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(true);
+    let registry = tracing_subscriber::registry()
+        .with(format!("{QUIET},{}", config.filter).parse::<EnvFilter>()?);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_target(true);
     match config.format {
-        LogFormat::Text => registry.with(lines.with_ansi(std::io::stderr().is_terminal())).try_init()?,
+        LogFormat::Text => registry
+            .with(lines.with_ansi(std::io::stderr().is_terminal()))
+            .try_init()?,
         LogFormat::Json => {
-            registry.with(lines.json().flatten_event(true).with_current_span(true).with_span_list(false)).try_init()?;
+            registry
+                .with(
+                    lines
+                        .json()
+                        .flatten_event(true)
+                        .with_current_span(true)
+                        .with_span_list(false),
+                )
+                .try_init()?;
         }
     }
     Ok(())
@@ -96,7 +112,10 @@ mod tests {
     #[test]
     fn a_malformed_filter_is_told() {
         assert!(matches!(
-            start(&Config { filter: "starlift=loud".to_owned(), ..Config::default() }),
+            start(&Config {
+                filter: "starlift=loud".to_owned(),
+                ..Config::default()
+            }),
             Err(LogError::Filter(_))
         ));
     }

@@ -25,7 +25,9 @@ pub type Counters2 = Family<Labels<2>, Counter>;
 pub type Durations = Family<Labels<1>, Histogram, fn() -> Histogram>;
 
 /// From a warm answer out of memory to the conversion of a large layer.
-const SECONDS: [f64; 13] = [0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 8.0, 25.0, 60.0, 300.0, 1800.0];
+const SECONDS: [f64; 13] = [
+    0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 8.0, 25.0, 60.0, 300.0, 1800.0,
+];
 
 fn seconds() -> Histogram {
     Histogram::new(SECONDS)
@@ -182,9 +184,16 @@ table! {
 
 /// The name as the registry wants it: it appends the unit and `_total` by itself.
 fn metric_name(name: &str, kind: &str, unit: Option<&Unit>) -> String {
-    let name = if kind == "counter" { name.trim_end_matches("_total") } else { name };
+    let name = if kind == "counter" {
+        name.trim_end_matches("_total")
+    } else {
+        name
+    };
     match unit {
-        Some(unit) => name.trim_end_matches(unit.as_str()).trim_end_matches('_').to_owned(),
+        Some(unit) => name
+            .trim_end_matches(unit.as_str())
+            .trim_end_matches('_')
+            .to_owned(),
         None => name.to_owned(),
     }
 }
@@ -198,9 +207,16 @@ pub fn metrics() -> &'static Metrics {
 impl Metrics {
     /// Counts an answer of an upstream to a request for `path`; no status where none came.
     pub fn count_upstream(&self, path: &str, status: Option<u16>) {
-        let kinds =
-            [("/manifests/", "manifest"), ("/blobs/", "blob"), ("/tags/", "tags"), ("/referrers/", "referrers")];
-        let kind = kinds.iter().find(|(part, _)| path.contains(part)).map_or("other", |(_, kind)| *kind);
+        let kinds = [
+            ("/manifests/", "manifest"),
+            ("/blobs/", "blob"),
+            ("/tags/", "tags"),
+            ("/referrers/", "referrers"),
+        ];
+        let kind = kinds
+            .iter()
+            .find(|(part, _)| path.contains(part))
+            .map_or("other", |(_, kind)| *kind);
         let class = match status {
             Some(200..300) => "2xx",
             Some(300..400) => "3xx",
@@ -209,7 +225,9 @@ impl Metrics {
             Some(_) => "5xx",
             None => "none",
         };
-        self.upstream_requests.get_or_create(&[("kind", kind), ("class", class)]).inc();
+        self.upstream_requests
+            .get_or_create(&[("kind", kind), ("class", class)])
+            .inc();
     }
 
     /// All metrics in the OpenMetrics text format.
@@ -227,7 +245,10 @@ pub fn reference() -> String {
                     | metric | type | labels | meaning |\n|---|---|---|---|\n"
         .to_owned();
     for line in TABLE {
-        text.push_str(&format!("| `{}` | {} | {} | {} |\n", line.name, line.kind, line.labels, line.sentence));
+        text.push_str(&format!(
+            "| `{}` | {} | {} | {} |\n",
+            line.name, line.kind, line.labels, line.sentence
+        ));
     }
     text
 }
@@ -239,17 +260,42 @@ mod tests {
     #[test]
     fn the_exposition_has_every_metric_of_the_table_under_its_name() {
         let metrics = Metrics::new();
-        metrics.requests.get_or_create(&[("endpoint", "blob"), ("class", "2xx")]).inc();
-        metrics.sent_bytes.get_or_create(&[("endpoint", "blob")]).inc_by(7);
-        metrics.request_seconds.get_or_create(&[("endpoint", "blob")]).observe(0.1);
+        metrics
+            .requests
+            .get_or_create(&[("endpoint", "blob"), ("class", "2xx")])
+            .inc();
+        metrics
+            .sent_bytes
+            .get_or_create(&[("endpoint", "blob")])
+            .inc_by(7);
+        metrics
+            .request_seconds
+            .get_or_create(&[("endpoint", "blob")])
+            .observe(0.1);
         let text = metrics.render().unwrap();
-        assert!(text.contains(r#"starlift_requests_total{endpoint="blob",class="2xx"} 1"#), "{text}");
-        assert!(text.contains(r#"starlift_sent_bytes_total{endpoint="blob"} 7"#), "{text}");
+        assert!(
+            text.contains(r#"starlift_requests_total{endpoint="blob",class="2xx"} 1"#),
+            "{text}"
+        );
+        assert!(
+            text.contains(r#"starlift_sent_bytes_total{endpoint="blob"} 7"#),
+            "{text}"
+        );
         assert!(text.contains("starlift_request_seconds_bucket"), "{text}");
-        let touched = ["starlift_requests_total", "starlift_sent_bytes_total", "starlift_request_seconds"];
-        for line in TABLE.iter().filter(|line| line.labels.is_empty() || touched.contains(&line.name)) {
+        let touched = [
+            "starlift_requests_total",
+            "starlift_sent_bytes_total",
+            "starlift_request_seconds",
+        ];
+        for line in TABLE
+            .iter()
+            .filter(|line| line.labels.is_empty() || touched.contains(&line.name))
+        {
             let family = line.name.trim_end_matches("_total");
-            assert!(text.contains(&format!("# TYPE {family} {}\n", line.kind)), "{family} in {text}");
+            assert!(
+                text.contains(&format!("# TYPE {family} {}\n", line.kind)),
+                "{family} in {text}"
+            );
         }
     }
 

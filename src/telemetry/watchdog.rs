@@ -37,7 +37,11 @@ struct Pace {
     dead: Duration,
 }
 
-const PACE: Pace = Pace { beat: BEAT, noticed: NOTICED, dead: DEAD };
+const PACE: Pace = Pace {
+    beat: BEAT,
+    noticed: NOTICED,
+    dead: DEAD,
+};
 
 /// Watches a runtime for as long as it is kept.
 #[derive(Debug)]
@@ -66,17 +70,28 @@ impl Watchdog {
     }
 
     fn with(runtime: &Handle, liveness: Option<SocketAddr>, pace: Pace) -> io::Result<Self> {
-        let pulse = Arc::new(Pulse { since: Instant::now(), last: AtomicU64::new(0), pace });
+        let pulse = Arc::new(Pulse {
+            since: Instant::now(),
+            last: AtomicU64::new(0),
+            pace,
+        });
         let listener = liveness.map(TcpListener::bind).transpose()?;
         let liveness = listener.as_ref().map(TcpListener::local_addr).transpose()?;
         runtime.spawn(beat(Arc::downgrade(&pulse)));
         let watched = Arc::downgrade(&pulse);
-        thread::Builder::new().name("watchdog".to_owned()).spawn(move || watch(&watched))?;
+        thread::Builder::new()
+            .name("watchdog".to_owned())
+            .spawn(move || watch(&watched))?;
         if let Some(listener) = listener {
             let asked = Arc::downgrade(&pulse);
-            thread::Builder::new().name("liveness".to_owned()).spawn(move || answer(&listener, &asked))?;
+            thread::Builder::new()
+                .name("liveness".to_owned())
+                .spawn(move || answer(&listener, &asked))?;
         }
-        Ok(Self { _pulse: pulse, liveness })
+        Ok(Self {
+            _pulse: pulse,
+            liveness,
+        })
     }
 
     /// Where liveness is told.
@@ -87,7 +102,8 @@ impl Watchdog {
 
 impl Pulse {
     fn beat(&self) {
-        self.last.store(milliseconds(self.since.elapsed()), Ordering::Relaxed);
+        self.last
+            .store(milliseconds(self.since.elapsed()), Ordering::Relaxed);
     }
 
     /// How much later than it should be the next beat is.
@@ -168,11 +184,18 @@ fn tell(mut client: TcpStream, late: Duration, dead: Duration) -> io::Result<()>
     let (status, body) = if late < dead {
         ("200 OK", "ok\n".to_owned())
     } else {
-        ("503 Service Unavailable", format!("the runtime is {} s late\n", late.as_secs()))
+        (
+            "503 Service Unavailable",
+            format!("the runtime is {} s late\n", late.as_secs()),
+        )
     };
     client.set_write_timeout(Some(PATIENCE))?;
     let head = "content-type: text/plain\r\ncache-control: no-store\r\nconnection: close\r\n";
-    write!(client, "HTTP/1.1 {status}\r\n{head}content-length: {}\r\n\r\n{body}", body.len())
+    write!(
+        client,
+        "HTTP/1.1 {status}\r\n{head}content-length: {}\r\n\r\n{body}",
+        body.len()
+    )
 }
 
 #[cfg(test)]
@@ -181,12 +204,17 @@ mod tests {
 
     use super::*;
 
-    const QUICK: Pace =
-        Pace { beat: Duration::from_millis(10), noticed: Duration::from_millis(50), dead: Duration::from_millis(200) };
+    const QUICK: Pace = Pace {
+        beat: Duration::from_millis(10),
+        noticed: Duration::from_millis(50),
+        dead: Duration::from_millis(200),
+    };
 
     fn asked(address: SocketAddr) -> String {
         let mut client = TcpStream::connect(address).unwrap();
-        client.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+        client
+            .write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+            .unwrap();
         let mut answer = String::new();
         client.read_to_string(&mut answer).unwrap();
         answer
@@ -201,7 +229,11 @@ mod tests {
 
     #[test]
     fn a_runtime_that_is_held_is_told_dead_and_alive_again_by_a_thread_of_its_own() {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let watchdog = Watchdog::with(runtime.handle(), Some(nowhere), QUICK).unwrap();
         let address = watchdog.liveness().unwrap();
@@ -218,8 +250,16 @@ mod tests {
 
     #[test]
     fn a_client_that_says_nothing_holds_the_listener_for_a_moment_only() {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let watchdog = Watchdog::start(runtime.handle(), Some(SocketAddr::from(([127, 0, 0, 1], 0)))).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let watchdog = Watchdog::start(
+            runtime.handle(),
+            Some(SocketAddr::from(([127, 0, 0, 1], 0))),
+        )
+        .unwrap();
         let address = watchdog.liveness().unwrap();
         let silent = TcpStream::connect(address).unwrap();
         assert!(asked(address).starts_with("HTTP/1.1 200 "));

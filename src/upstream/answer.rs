@@ -56,11 +56,20 @@ pub(super) struct Document {
 
 impl Answer {
     pub(super) fn new(response: Response, url: Url, is_own: bool, reading: Reading) -> Self {
-        Self { response, url, is_own, is_starlift: false, reading }
+        Self {
+            response,
+            url,
+            is_own,
+            is_starlift: false,
+            reading,
+        }
     }
 
     pub(super) fn of_starlift(self, is_starlift: bool) -> Self {
-        Self { is_starlift, ..self }
+        Self {
+            is_starlift,
+            ..self
+        }
     }
 
     pub(super) fn status(&self) -> StatusCode {
@@ -82,7 +91,11 @@ impl Answer {
 
     /// The answer, if it is a success.
     pub(super) fn accepted(self) -> Result<Self, Error> {
-        if self.status().is_success() { Ok(self) } else { Err(self.refusal()) }
+        if self.status().is_success() {
+            Ok(self)
+        } else {
+            Err(self.refusal())
+        }
     }
 
     /// What an answer that is no success means.
@@ -91,12 +104,12 @@ impl Answer {
             StatusCode::UNAUTHORIZED => Error::Unauthorized,
             StatusCode::FORBIDDEN => Error::Denied,
             StatusCode::NOT_FOUND | StatusCode::GONE => Error::NotFound,
-            StatusCode::TOO_MANY_REQUESTS => {
-                Error::TooManyRequests { retry_after: headers::retry_after(self.headers(), SystemTime::now()) }
-            }
-            StatusCode::RANGE_NOT_SATISFIABLE => {
-                Error::RangeNotSatisfiable { size: headers::unsatisfied_size(self.headers()) }
-            }
+            StatusCode::TOO_MANY_REQUESTS => Error::TooManyRequests {
+                retry_after: headers::retry_after(self.headers(), SystemTime::now()),
+            },
+            StatusCode::RANGE_NOT_SATISFIABLE => Error::RangeNotSatisfiable {
+                size: headers::unsatisfied_size(self.headers()),
+            },
             status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
                 Error::Unavailable(format!("status {status}"))
             }
@@ -124,8 +137,15 @@ impl Answer {
 
     /// The same, weighed for as long as it is held.
     pub(super) async fn document(self, limit: u64) -> Result<Document, Error> {
-        let late = |_| Error::Unavailable(format!("not read within {}", humantime::format_duration(DOCUMENT_TIME)));
-        tokio::time::timeout(DOCUMENT_TIME, self.read_document(limit)).await.map_err(late)?
+        let late = |_| {
+            Error::Unavailable(format!(
+                "not read within {}",
+                humantime::format_duration(DOCUMENT_TIME)
+            ))
+        };
+        tokio::time::timeout(DOCUMENT_TIME, self.read_document(limit))
+            .await
+            .map_err(late)?
     }
 
     async fn read_document(self, limit: u64) -> Result<Document, Error> {
@@ -134,8 +154,15 @@ impl Answer {
             return Err(Error::TooLarge { limit });
         }
         let full = |full: crate::budget::Full| Error::Unavailable(full.to_string());
-        let weight = self.reading.documents.take(length.unwrap_or(limit)).await.map_err(full)?;
-        let is_encoded = self.header(CONTENT_ENCODING).is_some_and(|encoding| encoding.contains("gzip"));
+        let weight = self
+            .reading
+            .documents
+            .take(length.unwrap_or(limit))
+            .await
+            .map_err(full)?;
+        let is_encoded = self
+            .header(CONTENT_ENCODING)
+            .is_some_and(|encoding| encoding.contains("gzip"));
         let mut body = BytesMut::new();
         let mut chunks = self.chunks();
         while let Some(chunk) = chunks.next().await.transpose()? {
@@ -146,8 +173,15 @@ impl Answer {
         }
         let bytes = body.freeze();
         let is_gzip = is_encoded && bytes.starts_with(&GZIP_MAGIC);
-        let bytes = if is_gzip { inflated(bytes, limit).await? } else { bytes };
-        Ok(Document { bytes, _weight: weight })
+        let bytes = if is_gzip {
+            inflated(bytes, limit).await?
+        } else {
+            bytes
+        };
+        Ok(Document {
+            bytes,
+            _weight: weight,
+        })
     }
 }
 
@@ -156,11 +190,21 @@ impl Answer {
 async fn inflated(bytes: Bytes, limit: u64) -> Result<Bytes, Error> {
     let inflate = move || {
         let mut document = Vec::new();
-        flate2::read::MultiGzDecoder::new(&*bytes).take(limit + 1).read_to_end(&mut document).map(|_| document)
+        flate2::read::MultiGzDecoder::new(&*bytes)
+            .take(limit + 1)
+            .read_to_end(&mut document)
+            .map(|_| document)
     };
-    let inflated = tokio::task::spawn_blocking(inflate).await.map_err(|error| Error::Unavailable(error.to_string()))?;
-    let document = inflated.map_err(|_error| Error::Malformed("the answer is no gzip though it says so".to_owned()))?;
-    if document.len() as u64 > limit { Err(Error::TooLarge { limit }) } else { Ok(document.into()) }
+    let inflated = tokio::task::spawn_blocking(inflate)
+        .await
+        .map_err(|error| Error::Unavailable(error.to_string()))?;
+    let document = inflated
+        .map_err(|_error| Error::Malformed("the answer is no gzip though it says so".to_owned()))?;
+    if document.len() as u64 > limit {
+        Err(Error::TooLarge { limit })
+    } else {
+        Ok(document.into())
+    }
 }
 
 /// Counts what comes while it is waited for: a reader that takes its time does not count against the host.
@@ -196,7 +240,10 @@ pub(super) async fn heard<T>(
 ) -> Result<T, Error> {
     match tokio::time::timeout(patience, sign).await {
         Ok(heard) => heard.map_err(transport),
-        Err(_) => Err(Error::Unavailable(format!("silent for {}", humantime::format_duration(patience)))),
+        Err(_) => Err(Error::Unavailable(format!(
+            "silent for {}",
+            humantime::format_duration(patience)
+        ))),
     }
 }
 
@@ -213,7 +260,10 @@ mod tests {
         assert!(run(1, Duration::from_secs(1)).is_err());
         assert!(run(20_000, Duration::from_secs(15)).is_ok());
         assert!(run(2048, Duration::from_secs(1)).is_ok());
-        assert!(run(1, Duration::ZERO).is_ok(), "time that a reader takes is not the host's");
+        assert!(
+            run(1, Duration::ZERO).is_ok(),
+            "time that a reader takes is not the host's"
+        );
     }
 
     #[tokio::test]
@@ -223,6 +273,9 @@ mod tests {
         encoder.write_all(&[b' '; 10_000]).unwrap();
         let bytes = Bytes::from(encoder.finish().unwrap());
         assert_eq!(inflated(bytes.clone(), 10_000).await.unwrap().len(), 10_000);
-        assert!(matches!(inflated(bytes, 9_999).await, Err(Error::TooLarge { .. })));
+        assert!(matches!(
+            inflated(bytes, 9_999).await,
+            Err(Error::TooLarge { .. })
+        ));
     }
 }

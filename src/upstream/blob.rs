@@ -21,9 +21,23 @@ use crate::oci::{Digest, Repository};
 const PROGRESS: u64 = 4 << 10;
 
 impl Registry {
-    pub(super) async fn blob_size(&self, repository: &Repository, digest: &Digest) -> Result<u64, Error> {
-        let size = async |endpoint| Blob { endpoint, repository, digest, purpose: None }.size().await;
-        self.try_each(PULL, Some(digest), |_, endpoint| size(endpoint)).await
+    pub(super) async fn blob_size(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<u64, Error> {
+        let size = async |endpoint| {
+            Blob {
+                endpoint,
+                repository,
+                digest,
+                purpose: None,
+            }
+            .size()
+            .await
+        };
+        self.try_each(PULL, Some(digest), |_, endpoint| size(endpoint))
+            .await
     }
 
     /// The size of a blob, and the Starlift server that has it, if it is one.
@@ -33,8 +47,20 @@ impl Registry {
         digest: &Digest,
     ) -> Result<(u64, Option<Peer>), Error> {
         let locate = |number, endpoint| async move {
-            let size = Blob { endpoint, repository, digest, purpose: None }.size().await?;
-            Ok((size, endpoint.is_starlift().then(|| Peer::new(self, number, repository))))
+            let size = Blob {
+                endpoint,
+                repository,
+                digest,
+                purpose: None,
+            }
+            .size()
+            .await?;
+            Ok((
+                size,
+                endpoint
+                    .is_starlift()
+                    .then(|| Peer::new(self, number, repository)),
+            ))
         };
         self.try_each(PULL, Some(digest), locate).await
     }
@@ -50,7 +76,13 @@ impl Registry {
         if let Some(range) = range.as_ref().filter(|range| range.is_empty()) {
             let blob_size = self.blob_size(repository, digest).await?;
             let (range, stream) = (range.start..range.start, stream::empty().boxed());
-            return Ok(Body { blob_size, range, stream, peer: None, origin: None });
+            return Ok(Body {
+                blob_size,
+                range,
+                stream,
+                peer: None,
+                origin: None,
+            });
         }
         let wanted = range.map_or(Wanted::Whole, Wanted::Range);
         let part = self.part(repository, digest, &wanted, purpose).await?;
@@ -67,14 +99,34 @@ impl Registry {
         if length == 0 {
             let blob_size = self.blob_size(repository, digest).await?;
             let (range, stream) = (blob_size..blob_size, stream::empty().boxed());
-            return Ok(Body { blob_size, range, stream, peer: None, origin: None });
+            return Ok(Body {
+                blob_size,
+                range,
+                stream,
+                peer: None,
+                origin: None,
+            });
         }
-        let part = self.part(repository, digest, &Wanted::Tail(length), None).await?;
+        let part = self
+            .part(repository, digest, &Wanted::Tail(length), None)
+            .await?;
         Ok(self.body(repository, digest, part, None))
     }
 
-    fn body(self: &Arc<Self>, repository: &Repository, digest: &Digest, part: Part, purpose: Option<Purpose>) -> Body {
-        let Part { blob_size, range, chunks, number, starlift } = part;
+    fn body(
+        self: &Arc<Self>,
+        repository: &Repository,
+        digest: &Digest,
+        part: Part,
+        purpose: Option<Purpose>,
+    ) -> Body {
+        let Part {
+            blob_size,
+            range,
+            chunks,
+            number,
+            starlift,
+        } = part;
         let host = Arc::clone(self.endpoint(number).key());
         let origin = Origin::new(self.own.http().health().clone(), digest.clone(), host);
         let peer = starlift.then(|| Peer::new(self, number, repository));
@@ -92,8 +144,18 @@ impl Registry {
         };
         let chunks = reading.stream();
         let is_whole = range == (0..blob_size);
-        let stream = if is_whole { reported(verified(chunks, digest.clone(), blob_size), &origin) } else { chunks };
-        Body { blob_size, range, stream, peer, origin: Some(origin) }
+        let stream = if is_whole {
+            reported(verified(chunks, digest.clone(), blob_size), &origin)
+        } else {
+            chunks
+        };
+        Body {
+            blob_size,
+            range,
+            stream,
+            peer,
+            origin: Some(origin),
+        }
     }
 }
 
@@ -126,8 +188,10 @@ struct Reading {
 
 impl Reading {
     fn stream(self) -> Chunks {
-        stream::try_unfold(self, |mut reading| async move { Ok(reading.next().await?.map(|chunk| (chunk, reading))) })
-            .boxed()
+        stream::try_unfold(self, |mut reading| async move {
+            Ok(reading.next().await?.map(|chunk| (chunk, reading)))
+        })
+        .boxed()
     }
 
     async fn next(&mut self) -> Result<Option<Bytes>, Error> {
@@ -143,7 +207,10 @@ impl Reading {
                 Some(Ok(chunk)) if chunk.is_empty() => {}
                 Some(Ok(chunk)) => return Ok(Some(self.take(chunk))),
                 Some(Err(error)) => self.broke_off(error).await?,
-                None => self.broke_off(Error::Unavailable("the body ends too early".to_owned())).await?,
+                None => {
+                    self.broke_off(Error::Unavailable("the body ends too early".to_owned()))
+                        .await?
+                }
             }
         }
         Ok(None)
@@ -164,7 +231,9 @@ impl Reading {
             self.failures = 0;
         }
         self.origin.report_bad();
-        let Some(pause) = self.registry.retry.pause_after(self.failures, &error) else { return Err(error) };
+        let Some(pause) = self.registry.retry.pause_after(self.failures, &error) else {
+            return Err(error);
+        };
         tracing::debug!(digest = %self.digest, at = self.left.start, %error, "a blob is taken up where it broke off");
         self.chunks = None;
         self.failures += 1;
@@ -174,11 +243,17 @@ impl Reading {
 
     async fn reopen(&mut self) -> Result<Chunks, Error> {
         let wanted = Wanted::Range(self.left.clone());
-        let part = self.registry.part(&self.repository, &self.digest, &wanted, self.purpose).await?;
+        let part = self
+            .registry
+            .part(&self.repository, &self.digest, &wanted, self.purpose)
+            .await?;
         if part.blob_size != self.blob_size {
-            return Err(Error::WrongDigest { expected: self.digest.clone() });
+            return Err(Error::WrongDigest {
+                expected: self.digest.clone(),
+            });
         }
-        self.origin.moved_to(Arc::clone(self.registry.endpoint(part.number).key()));
+        self.origin
+            .moved_to(Arc::clone(self.registry.endpoint(part.number).key()));
         Ok(part.chunks)
     }
 }

@@ -32,7 +32,10 @@ pub(super) struct Builder {
 
 impl Builder {
     pub(super) fn new(config: &Config, logins: Option<Logins>) -> Result<Self, Error> {
-        let docker = DockerConfig::new(config.docker_config.clone(), config.credential_helpers.clone());
+        let docker = DockerConfig::new(
+            config.docker_config.clone(),
+            config.credential_helpers.clone(),
+        );
         Ok(Self {
             config: config.clone(),
             roots: Roots::new(config.certs_dir.as_deref()),
@@ -46,10 +49,18 @@ impl Builder {
 
     /// Whether a host that is not configured is allowed, and names an address at which it may be. Blocks.
     pub(super) fn may_dial(&self, name: &str) -> bool {
-        let Ok(url) = self.default_url(name) else { return false };
-        let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else { return false };
+        let Ok(url) = self.default_url(name) else {
+            return false;
+        };
+        let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
+            return false;
+        };
         let is_host = name.contains(['.', ':']) || name == "localhost";
-        let is_allowed = self.config.allow.iter().any(|pattern| pattern.matches(host, port));
+        let is_allowed = self
+            .config
+            .allow
+            .iter()
+            .any(|pattern| pattern.matches(host, port));
         let is_named = || self.is_plain_loopback(&url) || self.roots.name(name);
         is_host && is_allowed && (self.rules().judge(&url).is_ok() || is_named())
     }
@@ -59,25 +70,59 @@ impl Builder {
         if let Some(layout) = Layout::from_url(&upstream.url) {
             return Ok(Kind::Layout(Arc::new(layout)));
         }
-        let url = if upstream.url.is_empty() { default_url(name, "https")? } else { registry_url(&upstream.url)? };
-        let mirrors = upstream.mirrors.iter().map(|mirror| registry_url(mirror)).collect::<Result<Vec<_>, _>>()?;
+        let url = if upstream.url.is_empty() {
+            default_url(name, "https")?
+        } else {
+            registry_url(&upstream.url)?
+        };
+        let mirrors = upstream
+            .mirrors
+            .iter()
+            .map(|mirror| registry_url(mirror))
+            .collect::<Result<Vec<_>, _>>()?;
         let mut rules = self.rules();
-        [&url].into_iter().chain(&mirrors).for_each(|url| rules.name(url));
+        [&url]
+            .into_iter()
+            .chain(&mirrors)
+            .for_each(|url| rules.name(url));
         let clients = match Tls::configured(upstream)? {
             Some(tls) => Clients::new(&self.config, Some(&tls))?,
             None => self.clients.clone(),
         };
-        let http = self.http(clients, rules, mirrors.iter().chain([&url]).cloned().collect());
+        let http = self.http(
+            clients,
+            rules,
+            mirrors.iter().chain([&url]).cloned().collect(),
+        );
         let mirror_of = name.contains('.').then(|| name.to_owned());
         let mirrors = mirrors.iter().map(|mirror| {
-            let place = Place { mirror_of: mirror_of.clone(), is_named: true, ..Place::with_prefix(mirror) };
-            Ok(Endpoint::new(http.clone(), place, self.credentials(None, mirror, None)?))
+            let place = Place {
+                mirror_of: mirror_of.clone(),
+                is_named: true,
+                ..Place::with_prefix(mirror)
+            };
+            Ok(Endpoint::new(
+                http.clone(),
+                place,
+                self.credentials(None, mirror, None)?,
+            ))
         });
         let mirrors = mirrors.collect::<Result<_, Error>>()?;
-        let place = Place { is_named: true, ..Place::with_prefix(&url) };
+        let place = Place {
+            is_named: true,
+            ..Place::with_prefix(&url)
+        };
         let given = self.given(name, &url, &place);
-        let own = Endpoint::new(http.clone(), place, self.credentials(Some(upstream), &url, given)?);
-        Ok(Kind::Registry(Arc::new(Registry::new(mirrors, own, self.retry()))))
+        let own = Endpoint::new(
+            http.clone(),
+            place,
+            self.credentials(Some(upstream), &url, given)?,
+        );
+        Ok(Kind::Registry(Arc::new(Registry::new(
+            mirrors,
+            own,
+            self.retry(),
+        ))))
     }
 
     /// A registry by nothing but its name; one that is named somewhere may have a private address.
@@ -88,22 +133,35 @@ impl Builder {
             rules.name(&url);
         }
         let http = self.http(self.clients.clone(), rules, Vec::new());
-        let place = Place { is_named: is_named || self.is_server(&url), ..Place::with_prefix(&url) };
+        let place = Place {
+            is_named: is_named || self.is_server(&url),
+            ..Place::with_prefix(&url)
+        };
         let given = self.given(name, &url, &place);
         let own = Endpoint::new(http, place, self.credentials(None, &url, given)?);
         Ok(Registry::new(Vec::new(), own, self.retry()))
     }
 
     /// A registry by its hosts. Whoever writes a host into a file allows its address.
-    pub(super) fn hosted(&self, name: &str, hosts: &Hosts, is_named: bool) -> Result<Registry, Error> {
+    pub(super) fn hosted(
+        &self,
+        name: &str,
+        hosts: &Hosts,
+        is_named: bool,
+    ) -> Result<Registry, Error> {
         let default_url = self.default_url(name)?;
         let mut rules = self.rules();
         if is_named || self.is_plain_loopback(&default_url) {
             rules.name(&default_url);
         }
         let all = || hosts.mirrors.iter().chain([&hosts.server]);
-        all().filter_map(|host| host.url.as_ref()).for_each(|url| rules.name(url));
-        let mirrors = hosts.mirrors.iter().map(|host| self.host(name, host, (&default_url, is_named), &rules));
+        all()
+            .filter_map(|host| host.url.as_ref())
+            .for_each(|url| rules.name(url));
+        let mirrors = hosts
+            .mirrors
+            .iter()
+            .map(|host| self.host(name, host, (&default_url, is_named), &rules));
         let mirrors = mirrors.collect::<Result<_, Error>>()?;
         let own = self.host(name, &hosts.server, (&default_url, is_named), &rules)?;
         Ok(Registry::new(mirrors, own, self.retry()))
@@ -117,8 +175,11 @@ impl Builder {
         rules: &DialRules,
     ) -> Result<Endpoint, Error> {
         let url = host.url.as_ref().unwrap_or(default_url);
-        let clients =
-            if host.tls.is_plain() { self.clients.clone() } else { Clients::new(&self.config, Some(&host.tls))? };
+        let clients = if host.tls.is_plain() {
+            self.clients.clone()
+        } else {
+            Clients::new(&self.config, Some(&host.tls))?
+        };
         let http = self.http(clients, rules.clone(), vec![url.clone()]);
         let is_own = host_of(url) == host_of(default_url);
         let place = Place {
@@ -129,12 +190,26 @@ impl Builder {
             is_named: host.url.is_some() || is_named || self.is_server(url),
             ..Place::at(url)
         };
-        let given = if is_own { self.given(name, url, &place) } else { None };
-        Ok(Endpoint::new(http, place, self.credentials(None, url, given)?))
+        let given = if is_own {
+            self.given(name, url, &place)
+        } else {
+            None
+        };
+        Ok(Endpoint::new(
+            http,
+            place,
+            self.credentials(None, url, given)?,
+        ))
     }
 
     fn http(&self, clients: Clients, rules: DialRules, given_for: Vec<Url>) -> Http {
-        Http::new(clients, rules, Arc::clone(&self.proxies), given_for, self.context.clone())
+        Http::new(
+            clients,
+            rules,
+            Arc::clone(&self.proxies),
+            given_for,
+            self.context.clone(),
+        )
     }
 
     fn rules(&self) -> DialRules {
@@ -142,7 +217,10 @@ impl Builder {
     }
 
     fn retry(&self) -> Retry {
-        Retry { attempts: self.config.retries, first_pause: self.config.retry_delay }
+        Retry {
+            attempts: self.config.retries,
+            first_pause: self.config.retry_delay,
+        }
     }
 
     fn credentials(
@@ -158,12 +236,21 @@ impl Builder {
     fn given(&self, name: &str, url: &Url, place: &Place) -> Option<Given> {
         let mut names = vec![name.to_owned(), host_of(url)];
         names.dedup();
-        Some(Given { logins: self.logins.clone()?, names, prefix: place.prefix.clone() })
+        Some(Given {
+            logins: self.logins.clone()?,
+            names,
+            prefix: place.prefix.clone(),
+        })
     }
 
     fn is_server(&self, url: &Url) -> bool {
-        let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else { return false };
-        self.config.servers.iter().any(|pattern| pattern.matches(host, port))
+        let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
+            return false;
+        };
+        self.config
+            .servers
+            .iter()
+            .any(|pattern| pattern.matches(host, port))
     }
 
     fn is_plain_loopback(&self, url: &Url) -> bool {
@@ -175,7 +262,11 @@ impl Builder {
         let url = default_url(name, "https")?;
         // Port 443 is TLS's wherever it is.
         let is_plain = self.is_plain_loopback(&url) && !name.ends_with(":443");
-        if is_plain { default_url(name, "http") } else { Ok(url) }
+        if is_plain {
+            default_url(name, "http")
+        } else {
+            Ok(url)
+        }
     }
 }
 
@@ -185,7 +276,11 @@ fn default_url(name: &str, scheme: &str) -> Result<Url, Error> {
     }
     let url = registry_url(&format!("{scheme}://{name}"))?;
     let is_bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
-    if is_bare { Ok(url) } else { Err(Error::Configuration(format!("{name:?} is no host"))) }
+    if is_bare {
+        Ok(url)
+    } else {
+        Err(Error::Configuration(format!("{name:?} is no host")))
+    }
 }
 
 /// As containerd's MatchLocalhost.

@@ -90,7 +90,11 @@ impl Default for Config {
 
 impl Config {
     pub(super) fn proxies(&self) -> Proxies {
-        Proxies::new(self.http_proxy.as_ref(), self.https_proxy.as_ref(), &self.no_proxy)
+        Proxies::new(
+            self.http_proxy.as_ref(),
+            self.https_proxy.as_ref(),
+            &self.no_proxy,
+        )
     }
 
     /// Adds what `--upstream NAME=URL` says; a name that is there already gets the new URL.
@@ -182,7 +186,10 @@ pub struct HostPattern(Box<str>);
 
 impl HostPattern {
     pub(super) fn matches(&self, host: &str, port: u16) -> bool {
-        let with_port = self.0.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
+        let with_port = self
+            .0
+            .rsplit_once(':')
+            .and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
         let (pattern, wanted_port) = match with_port {
             Some((pattern, port)) => (pattern, Some(port)),
             None => (&*self.0, None),
@@ -199,10 +206,16 @@ impl std::str::FromStr for HostPattern {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let rest = text.strip_prefix("*.").unwrap_or(if text == "*" { "host" } else { text });
-        let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b':' | b'[' | b']' | b'_');
+        let rest = text
+            .strip_prefix("*.")
+            .unwrap_or(if text == "*" { "host" } else { text });
+        let fits = |byte: u8| {
+            byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b':' | b'[' | b']' | b'_')
+        };
         if rest.is_empty() || !rest.bytes().all(fits) {
-            return Err(Error::Configuration(format!("{text:?} is no host, host:port, *.domain or *")));
+            return Err(Error::Configuration(format!(
+                "{text:?} is no host, host:port, *.domain or *"
+            )));
         }
         Ok(Self(text.to_ascii_lowercase().into()))
     }
@@ -210,7 +223,9 @@ impl std::str::FromStr for HostPattern {
 
 impl<'de> Deserialize<'de> for HostPattern {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }
 
@@ -240,7 +255,10 @@ mod tests {
     fn secrets_stay_secret() {
         let text = r#"{"upstream": {"a": {"url": "https://a.example", "username": "me", "password": "hush"}}}"#;
         let config: Config = serde_json::from_str(text).unwrap();
-        assert_eq!(config.upstream["a"].password.as_ref().unwrap().expose(), "hush");
+        assert_eq!(
+            config.upstream["a"].password.as_ref().unwrap().expose(),
+            "hush"
+        );
         assert!(!format!("{config:?}").contains("hush"));
         assert!(!serde_json::to_string(&config).unwrap().contains("hush"));
         assert!(serde_json::from_str::<Config>(r#"{"upstreams": {}}"#).is_err());

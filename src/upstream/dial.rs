@@ -39,7 +39,11 @@ pub(super) enum Reach {
 
 impl DialRules {
     pub(super) fn new(allowed_hosts: Vec<HostPattern>, allow_private: bool) -> Self {
-        Self { named: HashSet::new(), allowed_hosts, allow_private }
+        Self {
+            named: HashSet::new(),
+            allowed_hosts,
+            allow_private,
+        }
     }
 
     /// Allows the address of a URL that the configuration names.
@@ -52,20 +56,31 @@ impl DialRules {
         let authority = authority(url)
             .filter(|_| matches!(url.scheme(), "http" | "https"))
             .ok_or_else(|| Error::Refused(format!("a {} URL", url.scheme())))?;
-        let listed = || self.allowed_hosts.iter().any(|pattern| pattern.matches(&authority.host, authority.port));
+        let listed = || {
+            self.allowed_hosts
+                .iter()
+                .any(|pattern| pattern.matches(&authority.host, authority.port))
+        };
         if self.named.contains(&authority) || self.allow_private || listed() {
             return Ok(Reach::AnyAddress);
         }
         match url.host() {
-            Some(Host::Ipv4(address)) if !is_public(IpAddr::V4(address)) => Err(Error::Refused(address.to_string())),
-            Some(Host::Ipv6(address)) if !is_public(IpAddr::V6(address)) => Err(Error::Refused(address.to_string())),
+            Some(Host::Ipv4(address)) if !is_public(IpAddr::V4(address)) => {
+                Err(Error::Refused(address.to_string()))
+            }
+            Some(Host::Ipv6(address)) if !is_public(IpAddr::V6(address)) => {
+                Err(Error::Refused(address.to_string()))
+            }
             _ => Ok(Reach::PublicAddresses),
         }
     }
 }
 
 fn authority(url: &Url) -> Option<Authority> {
-    Some(Authority { host: url.host_str()?.to_owned(), port: url.port_or_known_default()? })
+    Some(Authority {
+        host: url.host_str()?.to_owned(),
+        port: url.port_or_known_default()?,
+    })
 }
 
 /// A name has no address that may be dialled.
@@ -81,7 +96,9 @@ impl Resolve for PublicResolver {
     fn resolve(&self, name: Name) -> Resolving {
         Box::pin(async move {
             let addresses = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let public: Vec<SocketAddr> = addresses.filter(|address| is_public(address.ip())).collect();
+            let public: Vec<SocketAddr> = addresses
+                .filter(|address| is_public(address.ip()))
+                .collect();
             if public.is_empty() {
                 return Err(PrivateName(name.as_str().to_owned()).into());
             }
@@ -102,27 +119,49 @@ mod tests {
     fn naming_an_upstream_allows_its_address_and_no_other_port() {
         let mut rules = DialRules::default();
         rules.name(&"http://127.0.0.1:5000/x".parse().unwrap());
-        assert_eq!(judge(&rules, "http://127.0.0.1:5000/y"), Some(Reach::AnyAddress));
+        assert_eq!(
+            judge(&rules, "http://127.0.0.1:5000/y"),
+            Some(Reach::AnyAddress)
+        );
         assert_eq!(judge(&rules, "http://127.0.0.1:5001/"), None);
         assert_eq!(judge(&rules, "http://127.1:5001/"), None);
         assert_eq!(judge(&rules, "http://2130706433/"), None);
         assert_eq!(judge(&rules, "http://[::ffff:127.0.0.1]/"), None);
-        assert_eq!(judge(&rules, "https://registry.example/"), Some(Reach::PublicAddresses));
+        assert_eq!(
+            judge(&rules, "https://registry.example/"),
+            Some(Reach::PublicAddresses)
+        );
         assert_eq!(judge(&rules, "file:///etc/passwd"), None);
     }
 
     #[test]
     fn hosts_can_be_allowed_to_be_private() {
-        let rules = DialRules::new(vec!["*.corp.example".parse().unwrap(), "10.0.0.1".parse().unwrap()], false);
-        assert_eq!(judge(&rules, "https://s3.corp.example/"), Some(Reach::AnyAddress));
+        let rules = DialRules::new(
+            vec![
+                "*.corp.example".parse().unwrap(),
+                "10.0.0.1".parse().unwrap(),
+            ],
+            false,
+        );
+        assert_eq!(
+            judge(&rules, "https://s3.corp.example/"),
+            Some(Reach::AnyAddress)
+        );
         assert_eq!(judge(&rules, "https://10.0.0.1/"), Some(Reach::AnyAddress));
         assert_eq!(judge(&rules, "https://10.0.0.2/"), None);
-        assert_eq!(judge(&DialRules::new(Vec::new(), true), "https://10.0.0.2/"), Some(Reach::AnyAddress));
+        assert_eq!(
+            judge(&DialRules::new(Vec::new(), true), "https://10.0.0.2/"),
+            Some(Reach::AnyAddress)
+        );
     }
 
     #[tokio::test]
     async fn a_name_for_a_private_address_is_refused() {
         let resolved = PublicResolver.resolve("localhost".parse().unwrap()).await;
-        assert!(resolved.err().is_some_and(|error| error.is::<PrivateName>()));
+        assert!(
+            resolved
+                .err()
+                .is_some_and(|error| error.is::<PrivateName>())
+        );
     }
 }

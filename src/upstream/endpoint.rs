@@ -64,7 +64,10 @@ pub(super) struct Capabilities {
 }
 
 impl Capabilities {
-    pub(super) const ALL: Self = Self { pull: true, resolve: true };
+    pub(super) const ALL: Self = Self {
+        pull: true,
+        resolve: true,
+    };
 
     /// Whether a host that can do this can do all that is wanted.
     pub(super) fn cover(self, wanted: Self) -> bool {
@@ -99,8 +102,15 @@ impl Place {
     /// The host of `url`, its path in front of repository names.
     pub(super) fn with_prefix(url: &Url) -> Self {
         let path = url.path().trim_matches('/');
-        let prefix = if path.is_empty() { String::new() } else { format!("{path}/") };
-        Self { prefix, ..Self::at(url) }
+        let prefix = if path.is_empty() {
+            String::new()
+        } else {
+            format!("{path}/")
+        };
+        Self {
+            prefix,
+            ..Self::at(url)
+        }
     }
 }
 
@@ -120,11 +130,21 @@ pub(super) struct Read<'a> {
 impl<'a> Read<'a> {
     pub(super) fn get(repository: &'a Repository, path: String) -> Self {
         let (query, headers) = (Vec::new(), HeaderMap::new());
-        Self { method: Method::GET, repository, path, query, headers, purpose: None }
+        Self {
+            method: Method::GET,
+            repository,
+            path,
+            query,
+            headers,
+            purpose: None,
+        }
     }
 
     pub(super) fn head(repository: &'a Repository, path: String) -> Self {
-        Self { method: Method::HEAD, ..Self::get(repository, path) }
+        Self {
+            method: Method::HEAD,
+            ..Self::get(repository, path)
+        }
     }
 }
 
@@ -134,7 +154,14 @@ impl Endpoint {
         let id = memory.endpoint();
         let auth = Authenticator::new(http.clone(), place.base.clone(), credentials, memory, id);
         let key = host_key(&place.base);
-        Self { http, place, key, id, auth, is_starlift: AtomicBool::new(false) }
+        Self {
+            http,
+            place,
+            key,
+            id,
+            auth,
+            is_starlift: AtomicBool::new(false),
+        }
     }
 
     /// Whether it is a Starlift server: the configuration names the host, and its answers say so.
@@ -148,11 +175,21 @@ impl Endpoint {
 
     /// The tags of a repository, where they were gathered a moment ago.
     pub(super) async fn gathered_tags(&self, repository: &Repository) -> Option<Arc<Vec<String>>> {
-        self.http.context().memory.tags.get(&(self.id, repository.clone())).await
+        self.http
+            .context()
+            .memory
+            .tags
+            .get(&(self.id, repository.clone()))
+            .await
     }
 
     pub(super) async fn remember_tags(&self, repository: &Repository, tags: Arc<Vec<String>>) {
-        self.http.context().memory.tags.insert((self.id, repository.clone()), tags).await;
+        self.http
+            .context()
+            .memory
+            .tags
+            .insert((self.id, repository.clone()), tags)
+            .await;
     }
 
     /// What the host is remembered by.
@@ -188,7 +225,11 @@ impl Endpoint {
 
     fn url(&self, repository: &Repository, path: &str) -> Url {
         let mut url = self.place.base.clone();
-        url.set_path(&format!("{}/{}/{path}", self.place.root, self.name_of(repository)));
+        url.set_path(&format!(
+            "{}/{}/{path}",
+            self.place.root,
+            self.name_of(repository)
+        ));
         if let Some(name) = &self.place.mirror_of {
             url.query_pairs_mut().append_pair("ns", name);
         }
@@ -207,7 +248,8 @@ impl Endpoint {
     /// Reads a link that the registry gave; one to another host is refused.
     pub(super) async fn follow(&self, read: &Read<'_>, link: &Url) -> Result<Answer, Error> {
         let elsewhere = || Error::Malformed("a link leads to another host".to_owned());
-        self.read_url(read, linked(&self.place.base, link).ok_or_else(elsewhere)?).await
+        self.read_url(read, linked(&self.place.base, link).ok_or_else(elsewhere)?)
+            .await
     }
 
     async fn read_url(&self, read: &Read<'_>, url: Url) -> Result<Answer, Error> {
@@ -220,19 +262,34 @@ impl Endpoint {
                 secrets.insert(PURPOSE_HEADER, purpose.header());
             }
             let (method, headers) = (read.method.clone(), read.headers.clone());
-            let answer = self.http.fetch(&Fetch { method, url: url.clone(), headers, secrets }).await?;
-            self.is_starlift.store(answer.is_starlift, Ordering::Relaxed);
+            let answer = self
+                .http
+                .fetch(&Fetch {
+                    method,
+                    url: url.clone(),
+                    headers,
+                    secrets,
+                })
+                .await?;
+            self.is_starlift
+                .store(answer.is_starlift, Ordering::Relaxed);
             let is_challenge = answer.status() == StatusCode::UNAUTHORIZED && answer.is_own;
-            let is_refusal = matches!(answer.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+            let is_refusal = matches!(
+                answer.status(),
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
+            );
             if is_challenge && !authorization.as_ref().is_some_and(|sent| sent.is_fresh) {
                 let headers = answer.headers();
-                authorization =
-                    Some(self.auth.after_refusal(headers, &name, Action::Pull, authorization.as_ref()).await?);
+                authorization = Some(
+                    self.auth
+                        .after_refusal(headers, &name, Action::Pull, authorization.as_ref())
+                        .await?,
+                );
                 continue;
             }
             // Replicas that do not know a new token yet, and stores that do not know a new grant, refuse for a moment.
-            let may_be_momentary =
-                answer.status() == StatusCode::FORBIDDEN || authorization.as_ref().is_some_and(|sent| sent.is_token);
+            let may_be_momentary = answer.status() == StatusCode::FORBIDDEN
+                || authorization.as_ref().is_some_and(|sent| sent.is_token);
             if !is_refusal || is_second_chance || !may_be_momentary {
                 return answer.accepted();
             }
@@ -254,7 +311,8 @@ impl Endpoint {
         make_body: impl FnMut() -> Option<Body>,
     ) -> Result<Answer, Error> {
         let url = url.unwrap_or_else(|| self.url(repository, path));
-        self.send(Action::Push, method, repository, url, headers, make_body).await
+        self.send(Action::Push, method, repository, url, headers, make_body)
+            .await
     }
 
     /// Asks for something that is outside the distribution API, as whoever may read the repository.
@@ -270,7 +328,10 @@ impl Endpoint {
         let mut url = self.place.base.clone();
         url.set_path(path);
         url.query_pairs_mut().extend_pairs(query);
-        self.send(Action::Pull, method, repository, url, headers, || Some(body.clone().into())).await
+        self.send(Action::Pull, method, repository, url, headers, || {
+            Some(body.clone().into())
+        })
+        .await
     }
 
     async fn send(
@@ -291,12 +352,19 @@ impl Endpoint {
             if same_origin(&url, &self.place.base) {
                 headers.extend(self.secrets(authorization.as_ref()));
             }
-            let answer = self.http.send(method.clone(), url.clone(), headers, body).await?;
+            let answer = self
+                .http
+                .send(method.clone(), url.clone(), headers, body)
+                .await?;
             if answer.status() != StatusCode::UNAUTHORIZED {
                 return answer.accepted();
             }
             let headers = answer.headers();
-            authorization = Some(self.auth.after_refusal(headers, &name, action, authorization.as_ref()).await?);
+            authorization = Some(
+                self.auth
+                    .after_refusal(headers, &name, action, authorization.as_ref())
+                    .await?,
+            );
         }
         Err(Error::Unauthorized)
     }
@@ -316,8 +384,17 @@ mod tests {
 
     #[test]
     fn links_stay_with_the_registry() {
-        let linked = |link: &str| linked(&"https://a.example/".parse().unwrap(), &link.parse().unwrap());
-        for link in ["https://a.example/v2/x?n=1", "http://a.example/v2/x?n=1", "https://a.example:8443/v2/x?n=1"] {
+        let linked = |link: &str| {
+            linked(
+                &"https://a.example/".parse().unwrap(),
+                &link.parse().unwrap(),
+            )
+        };
+        for link in [
+            "https://a.example/v2/x?n=1",
+            "http://a.example/v2/x?n=1",
+            "https://a.example:8443/v2/x?n=1",
+        ] {
             assert_eq!(linked(link).unwrap().as_str(), "https://a.example/v2/x?n=1");
         }
         assert_eq!(linked("https://b.example/v2/x"), None);

@@ -42,12 +42,20 @@ const MAX_EXCERPT: usize = 200;
 
 /// A text of others, cut and escaped: what goes into our errors, and from there into logs, records and pages.
 pub(super) fn excerpt(text: &str) -> String {
-    let start = text.get(..text.floor_char_boundary(MAX_EXCERPT)).unwrap_or_default();
+    let start = text
+        .get(..text.floor_char_boundary(MAX_EXCERPT))
+        .unwrap_or_default();
     let mut safe: String = start
         .chars()
         .flat_map(|letter| {
             let is_plain = !letter.is_control() && (letter.is_ascii() || letter.is_alphanumeric());
-            if is_plain { letter.to_string() } else { letter.escape_default().to_string() }.chars().collect::<Vec<_>>()
+            if is_plain {
+                letter.to_string()
+            } else {
+                letter.escape_default().to_string()
+            }
+            .chars()
+            .collect::<Vec<_>>()
         })
         .collect();
     if start.len() < text.len() {
@@ -79,8 +87,14 @@ mod tests {
     #[test]
     fn texts_of_others_are_cut_and_escaped() {
         assert_eq!(excerpt("plain <text>, ünicode"), "plain <text>, ünicode");
-        assert_eq!(excerpt("a\nb\u{1b}[2J\u{202e}c"), "a\\nb\\u{1b}[2J\\u{202e}c");
+        assert_eq!(
+            excerpt("a\nb\u{1b}[2J\u{202e}c"),
+            "a\\nb\\u{1b}[2J\\u{202e}c"
+        );
         let long = excerpt(&"é".repeat(MAX_EXCERPT));
-        assert!(long.ends_with('…') && long.len() <= MAX_EXCERPT + 3, "{long}");
+        assert!(
+            long.ends_with('…') && long.len() <= MAX_EXCERPT + 3,
+            "{long}"
+        );
     }
 }

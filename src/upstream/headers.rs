@@ -40,32 +40,57 @@ fn parse_content_range(text: &str) -> Option<(Range<u64>, Option<u64>)> {
 
 fn byte_range(text: &str) -> Option<(&str, &str)> {
     let text = text.trim();
-    let unit = text.get(..5).filter(|unit| unit.eq_ignore_ascii_case("bytes"))?;
-    text.get(unit.len()..)?.trim_start_matches([' ', '=', ':']).split_once('/')
+    let unit = text
+        .get(..5)
+        .filter(|unit| unit.eq_ignore_ascii_case("bytes"))?;
+    text.get(unit.len()..)?
+        .trim_start_matches([' ', '=', ':'])
+        .split_once('/')
 }
 
 /// `Content-Type` in lower case, without its parameters.
 pub(super) fn media_type(headers: &HeaderMap) -> Option<String> {
-    let media_type = text(headers, CONTENT_TYPE.as_str())?.split([';', ',']).next()?.trim();
+    let media_type = text(headers, CONTENT_TYPE.as_str())?
+        .split([';', ','])
+        .next()?
+        .trim();
     (!media_type.is_empty()).then(|| media_type.to_ascii_lowercase())
 }
 
 /// `Docker-Content-Digest`; a text that is no digest says nothing.
 pub(super) fn content_digest(headers: &HeaderMap) -> Option<Digest> {
-    text(headers, DIGEST_HEADER)?.trim().trim_matches('"').parse().ok()
+    text(headers, DIGEST_HEADER)?
+        .trim()
+        .trim_matches('"')
+        .parse()
+        .ok()
 }
 
 /// How long the host wants to be left alone.
 pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let said = text(headers, RETRY_AFTER.as_str()).and_then(|value| wait(value, now));
-    let reset = || LIMIT_RESETS.iter().find_map(|name| reset(text(headers, name)?, now));
+    let reset = || {
+        LIMIT_RESETS
+            .iter()
+            .find_map(|name| reset(text(headers, name)?, now))
+    };
     said.or_else(reset).map(|wait| wait.min(MAX_WAIT))
 }
 
 fn wait(value: &str, now: SystemTime) -> Option<Duration> {
     let value = value.trim();
-    let seconds = value.parse::<f64>().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    let until = || Some(httpdate::parse_http_date(value).ok()?.duration_since(now).unwrap_or_default());
+    let seconds = value
+        .parse::<f64>()
+        .ok()
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    let until = || {
+        Some(
+            httpdate::parse_http_date(value)
+                .ok()?
+                .duration_since(now)
+                .unwrap_or_default(),
+        )
+    };
     seconds.or_else(until)
 }
 
@@ -74,13 +99,19 @@ fn reset(value: &str, now: SystemTime) -> Option<Duration> {
     if seconds < FIRST_DATE {
         return Some(Duration::from_secs(seconds));
     }
-    let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since = now
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
     Some(Duration::from_secs(seconds).saturating_sub(since))
 }
 
 /// The target of the first `Link: <…>; rel="next"` (RFC 8288).
 pub(super) fn next_link(headers: &HeaderMap) -> Option<String> {
-    headers.get_all(LINK).iter().filter_map(|value| value.to_str().ok()).find_map(next_of)
+    headers
+        .get_all(LINK)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .find_map(next_of)
 }
 
 fn next_of(text: &str) -> Option<String> {
@@ -99,9 +130,15 @@ fn next_of(text: &str) -> Option<String> {
 
 /// Whether a parameter is `rel` with `next` among its values.
 fn is_next(parameter: &str) -> bool {
-    let Some((name, value)) = parameter.split_once('=') else { return false };
-    let mut relations = value.trim().trim_matches(['"', '\'']).split_ascii_whitespace();
-    name.trim().eq_ignore_ascii_case("rel") && relations.any(|relation| relation.eq_ignore_ascii_case("next"))
+    let Some((name, value)) = parameter.split_once('=') else {
+        return false;
+    };
+    let mut relations = value
+        .trim()
+        .trim_matches(['"', '\''])
+        .split_ascii_whitespace();
+    name.trim().eq_ignore_ascii_case("rel")
+        && relations.any(|relation| relation.eq_ignore_ascii_case("next"))
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
@@ -116,19 +153,38 @@ mod tests {
     use super::*;
 
     fn headers(name: &'static str, value: &str) -> HeaderMap {
-        HeaderMap::from_iter([(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap())])
+        HeaderMap::from_iter([(
+            HeaderName::from_static(name),
+            HeaderValue::from_str(value).unwrap(),
+        )])
     }
 
     #[test]
     fn content_ranges_make_sense_or_are_none() {
         assert_eq!(parse_content_range("bytes 0-0/1"), Some((0..1, Some(1))));
-        assert_eq!(parse_content_range(" Bytes=5 - 9 / 100"), Some((5..10, Some(100))));
+        assert_eq!(
+            parse_content_range(" Bytes=5 - 9 / 100"),
+            Some((5..10, Some(100)))
+        );
         assert_eq!(parse_content_range("bytes 5-9/*"), Some((5..10, None)));
-        for text in ["", "bytes */5", "bytes 5-4/100", "bytes 5-100/100", "bytes 0-18446744073709551615/*", "0-1/2"] {
+        for text in [
+            "",
+            "bytes */5",
+            "bytes 5-4/100",
+            "bytes 5-100/100",
+            "bytes 0-18446744073709551615/*",
+            "0-1/2",
+        ] {
             assert_eq!(parse_content_range(text), None, "{text}");
         }
-        assert_eq!(unsatisfied_size(&headers("content-range", "bytes */5")), Some(5));
-        assert_eq!(unsatisfied_size(&headers("content-range", "bytes 0-1/5")), None);
+        assert_eq!(
+            unsatisfied_size(&headers("content-range", "bytes */5")),
+            Some(5)
+        );
+        assert_eq!(
+            unsatisfied_size(&headers("content-range", "bytes 0-1/5")),
+            None
+        );
     }
 
     #[test]
@@ -142,7 +198,14 @@ mod tests {
         ] {
             assert_eq!(next(value).as_deref(), Some("/x?n=2&last=b"), "{value}");
         }
-        for value in ["", "</x>", "</x>; rel=prev", "/x; rel=next", "</x; rel=next", "</x>; next"] {
+        for value in [
+            "",
+            "</x>",
+            "</x>; rel=prev",
+            "/x; rel=next",
+            "</x; rel=next",
+            "</x>; next",
+        ] {
             assert_eq!(next(value), None, "{value}");
         }
         let mut several = headers("link", "</a>; rel=prev");
@@ -153,10 +216,18 @@ mod tests {
     #[test]
     fn waits_are_read_in_seconds_or_as_dates_and_are_bounded() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
-        let wait = |name: &'static str, value: &str| retry_after(&headers(name, value), now).map(|wait| wait.as_secs());
+        let wait = |name: &'static str, value: &str| {
+            retry_after(&headers(name, value), now).map(|wait| wait.as_secs())
+        };
         assert_eq!(wait("retry-after", " 7"), Some(7));
         assert_eq!(wait("retry-after", "1.5"), Some(1));
-        assert_eq!(wait("retry-after", &httpdate::fmt_http_date(now + Duration::from_secs(60))), Some(60));
+        assert_eq!(
+            wait(
+                "retry-after",
+                &httpdate::fmt_http_date(now + Duration::from_secs(60))
+            ),
+            Some(60)
+        );
         assert_eq!(wait("retry-after", "9999999999"), Some(MAX_WAIT.as_secs()));
         assert_eq!(wait("retry-after", "soon"), None);
         assert_eq!(wait("retry-after", "-1"), None);
@@ -166,11 +237,20 @@ mod tests {
 
     #[test]
     fn types_and_digests_are_read_without_their_trimmings() {
-        assert_eq!(media_type(&headers("content-type", "Text/HTML; charset=utf-8")).as_deref(), Some("text/html"));
+        assert_eq!(
+            media_type(&headers("content-type", "Text/HTML; charset=utf-8")).as_deref(),
+            Some("text/html")
+        );
         assert_eq!(media_type(&headers("content-type", ";")), None);
         let digest = Digest::sha256_of(b"x");
-        assert_eq!(content_digest(&headers(DIGEST_HEADER, &format!(" \"{digest}\""))), Some(digest));
-        assert_eq!(content_digest(&headers(DIGEST_HEADER, "sha256:short")), None);
+        assert_eq!(
+            content_digest(&headers(DIGEST_HEADER, &format!(" \"{digest}\""))),
+            Some(digest)
+        );
+        assert_eq!(
+            content_digest(&headers(DIGEST_HEADER, "sha256:short")),
+            None
+        );
     }
 
     proptest! {

@@ -74,8 +74,15 @@ impl Default for Health {
         let weigh = |(host, digest): &(Arc<str>, Digest), (): &()| {
             u32::try_from(host.len() + digest.hex().len() + 64).unwrap_or(u32::MAX)
         };
-        let bad = Cache::builder().weigher(weigh).max_capacity(MAX_BAD_BYTES).time_to_live(BAD_FOR).build();
-        Self(Arc::new(Inner { hosts: Mutex::default(), bad }))
+        let bad = Cache::builder()
+            .weigher(weigh)
+            .max_capacity(MAX_BAD_BYTES)
+            .time_to_live(BAD_FOR)
+            .build();
+        Self(Arc::new(Inner {
+            hosts: Mutex::default(),
+            bad,
+        }))
     }
 }
 
@@ -91,9 +98,16 @@ impl Health {
     pub(super) fn admit(&self, url: &Url) -> Result<Watch, Error> {
         let (host, started) = (host_key(url), Instant::now());
         if !self.hosts().admit(&host, started) {
-            return Err(Error::Unavailable("not asked: it did not answer a moment ago".to_owned()));
+            return Err(Error::Unavailable(
+                "not asked: it did not answer a moment ago".to_owned(),
+            ));
         }
-        Ok(Watch { health: self.clone(), host, started, is_over: false })
+        Ok(Watch {
+            health: self.clone(),
+            host,
+            started,
+            is_over: false,
+        })
     }
 
     /// Remembers that `host` broke off while it sent `digest`, or sent other bytes.
@@ -117,7 +131,12 @@ impl Health {
 /// What a host is remembered by: scheme, name and port.
 pub(super) fn host_key(url: &Url) -> Arc<str> {
     let port = url.port_or_known_default().unwrap_or_default();
-    format!("{}://{}:{port}", url.scheme(), url.host_str().unwrap_or_default()).into()
+    format!(
+        "{}://{}:{port}",
+        url.scheme(),
+        url.host_str().unwrap_or_default()
+    )
+    .into()
 }
 
 impl Watch {
@@ -131,14 +150,18 @@ impl Watch {
     pub(super) fn failed(mut self) {
         self.is_over = true;
         let now = Instant::now();
-        self.health.hosts().failed(&self.host, self.started, COSTLY, now);
+        self.health
+            .hosts()
+            .failed(&self.host, self.started, COSTLY, now);
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
         if !self.is_over {
-            self.health.hosts().failed(&self.host, self.started, SILENT, Instant::now());
+            self.health
+                .hosts()
+                .failed(&self.host, self.started, SILENT, Instant::now());
         }
     }
 }
@@ -160,26 +183,41 @@ impl Hosts {
     }
 
     fn heard(&mut self, host: &str, now: Instant) {
-        let Some(state) = self.0.get_mut(host) else { return };
+        let Some(state) = self.0.get_mut(host) else {
+            return;
+        };
         let (under_way, last_until) = (state.under_way.saturating_sub(1), state.last_until);
-        *state = State { under_way, last_until, heard: Some(now), ..State::default() };
+        *state = State {
+            under_way,
+            last_until,
+            heard: Some(now),
+            ..State::default()
+        };
         self.forget_if_idle(host, now);
     }
 
     /// A request begun at `started` got no answer; not counted when it took less than `cost` or others were answered
     /// meanwhile.
     fn failed(&mut self, host: &str, started: Instant, cost: Duration, now: Instant) {
-        let Some(state) = self.0.get_mut(host) else { return };
+        let Some(state) = self.0.get_mut(host) else {
+            return;
+        };
         state.under_way = state.under_way.saturating_sub(1);
         state.is_probed = false;
         let is_alive = state.heard.is_some_and(|heard| heard >= started);
         // Requests that were sent together fail together: one pause for all of them.
         let is_counted = state.paused_until.is_some_and(|until| now < until);
         if now.duration_since(started) >= cost && !is_alive && !is_counted {
-            let pause = PAUSE.saturating_mul(1 << state.failures.min(8)).min(MAX_PAUSE);
+            let pause = PAUSE
+                .saturating_mul(1 << state.failures.min(8))
+                .min(MAX_PAUSE);
             state.failures = state.failures.saturating_add(1);
             state.paused_until = Some(now + pause);
-            tracing::debug!(host, pause = pause.as_secs(), "host left alone after a failure");
+            tracing::debug!(
+                host,
+                pause = pause.as_secs(),
+                "host left alone after a failure"
+            );
         }
         self.forget_if_idle(host, now);
     }
@@ -192,7 +230,9 @@ impl Hosts {
 
     fn is_last(&self, host: &str, now: Instant) -> bool {
         let is_ahead = |until: Option<Instant>| until.is_some_and(|until| now < until);
-        self.0.get(host).is_some_and(|state| is_ahead(state.last_until) || is_ahead(state.paused_until))
+        self.0
+            .get(host)
+            .is_some_and(|state| is_ahead(state.last_until) || is_ahead(state.paused_until))
     }
 
     fn forget_if_idle(&mut self, host: &str, now: Instant) {
@@ -215,7 +255,9 @@ impl Hosts {
 
 impl State {
     fn is_idle(&self, now: Instant) -> bool {
-        self.under_way == 0 && self.failures == 0 && self.last_until.is_none_or(|until| until <= now)
+        self.under_way == 0
+            && self.failures == 0
+            && self.last_until.is_none_or(|until| until <= now)
     }
 
     /// Nothing under way, and every pause long over.
@@ -245,7 +287,10 @@ mod tests {
         assert!(hosts.admit(&host, back), "the probe");
         assert!(!hosts.admit(&host, back), "one probe only");
         hosts.failed(&host, back, COSTLY, back + SECOND);
-        assert!(!hosts.admit(&host, back + SECOND + PAUSE), "twice the pause");
+        assert!(
+            !hosts.admit(&host, back + SECOND + PAUSE),
+            "twice the pause"
+        );
         let later = back + SECOND + 2 * PAUSE;
         assert!(hosts.admit(&host, later));
         hosts.heard(&host, later);

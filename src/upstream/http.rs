@@ -68,7 +68,8 @@ impl Clients {
         if tls.is_some_and(|tls| tls.skip_verify) {
             given = given.tls_danger_accept_invalid_certs(true);
         }
-        let built = |builder: ClientBuilder| builder.tls_certs_merge(authorities.iter().cloned()).build();
+        let built =
+            |builder: ClientBuilder| builder.tls_certs_merge(authorities.iter().cloned()).build();
         match (built(given), built(any()), built(public())) {
             (Ok(given), Ok(any), Ok(public)) => Ok(Self { given, any, public }),
             (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) if tls.is_none() => {
@@ -77,10 +78,18 @@ impl Clients {
                     error = chain(&error),
                     "the system has no certificates: no HTTPS upstream will be trusted"
                 );
-                let bare =
-                    |builder: ClientBuilder| builder.tls_certs_only([]).build().map_err(|error| no_client(&error));
+                let bare = |builder: ClientBuilder| {
+                    builder
+                        .tls_certs_only([])
+                        .build()
+                        .map_err(|error| no_client(&error))
+                };
                 let any = bare(any())?;
-                Ok(Self { given: any.clone(), any, public: bare(public())? })
+                Ok(Self {
+                    given: any.clone(),
+                    any,
+                    public: bare(public())?,
+                })
             }
             (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) => Err(no_client(&error)),
         }
@@ -117,7 +126,10 @@ impl Context {
         Self {
             health: Health::default(),
             memory: Arc::default(),
-            reading: Reading { patience: config.read_timeout, documents },
+            reading: Reading {
+                patience: config.read_timeout,
+                documents,
+            },
             pause: config.retry_delay,
         }
     }
@@ -142,7 +154,13 @@ impl Http {
         given_for: Vec<Url>,
         context: Context,
     ) -> Self {
-        Self { clients, rules: Arc::new(rules), proxies, given_for: given_for.into(), context }
+        Self {
+            clients,
+            rules: Arc::new(rules),
+            proxies,
+            given_for: given_for.into(),
+            context,
+        }
     }
 
     pub(super) fn context(&self) -> &Context {
@@ -175,14 +193,26 @@ impl Http {
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         for _ in 0..=MAX_REDIRECTS {
             let is_own = url.origin() == fetch.url.origin();
-            let mut request = self.client(&url)?.request(fetch.method.clone(), url.clone());
+            let mut request = self
+                .client(&url)?
+                .request(fetch.method.clone(), url.clone());
             let watch = self.context.health.admit(&url)?;
             if is_own {
                 request = request.headers(fetch.secrets.clone());
             }
             // Later headers replace earlier ones: what somebody wants sent to a host is no way to spoil a request.
-            let response = heard(self.context.reading.patience, request.headers(headers.clone()).send()).await;
-            metrics().count_upstream(url.path(), response.as_ref().ok().map(|response| response.status().as_u16()));
+            let response = heard(
+                self.context.reading.patience,
+                request.headers(headers.clone()).send(),
+            )
+            .await;
+            metrics().count_upstream(
+                url.path(),
+                response
+                    .as_ref()
+                    .ok()
+                    .map(|response| response.status().as_u16()),
+            );
             match &response {
                 Ok(_) => watch.heard(),
                 Err(_) => watch.failed(),
@@ -192,20 +222,40 @@ impl Http {
                 is_starlift = peer::is_starlift(response.headers());
             }
             if !is_redirect(response.status()) {
-                return Ok(Answer::new(response, url, is_own, self.context.reading.clone()).of_starlift(is_starlift));
+                return Ok(
+                    Answer::new(response, url, is_own, self.context.reading.clone())
+                        .of_starlift(is_starlift),
+                );
             }
             url = redirected(&url, response.headers())?;
         }
-        Err(Error::Malformed(format!("more than {MAX_REDIRECTS} redirects")))
+        Err(Error::Malformed(format!(
+            "more than {MAX_REDIRECTS} redirects"
+        )))
     }
 
     /// Sends a request with a body, once, without following redirects.
     ///
     /// However long the body takes: a connection whose other end is gone is found out by TCP.
-    pub(super) async fn send(&self, method: Method, url: Url, headers: HeaderMap, body: Body) -> Result<Answer, Error> {
-        let request = self.client(&url)?.request(method, url.clone()).headers(headers).body(body);
+    pub(super) async fn send(
+        &self,
+        method: Method,
+        url: Url,
+        headers: HeaderMap,
+        body: Body,
+    ) -> Result<Answer, Error> {
+        let request = self
+            .client(&url)?
+            .request(method, url.clone())
+            .headers(headers)
+            .body(body);
         let response = request.send().await.map_err(transport)?;
-        Ok(Answer::new(response, url, true, self.context.reading.clone()))
+        Ok(Answer::new(
+            response,
+            url,
+            true,
+            self.context.reading.clone(),
+        ))
     }
 }
 
@@ -214,7 +264,9 @@ fn is_redirect(status: StatusCode) -> bool {
 }
 
 fn redirected(from: &Url, headers: &HeaderMap) -> Result<Url, Error> {
-    let location = headers.get(LOCATION).and_then(|value| std::str::from_utf8(value.as_bytes()).ok());
+    let location = headers
+        .get(LOCATION)
+        .and_then(|value| std::str::from_utf8(value.as_bytes()).ok());
     let location = location.filter(|location| location.len() <= MAX_LOCATION);
     let target = location.and_then(|location| from.join(location).ok());
     let target = target.ok_or_else(|| Error::Malformed("a redirect to nowhere".to_owned()))?;
@@ -225,7 +277,10 @@ fn redirected(from: &Url, headers: &HeaderMap) -> Result<Url, Error> {
 /// What was asked over TLS must not go on in the clear.
 pub(super) fn refuse_downgrade(from: &Url, to: &Url) -> Result<(), Error> {
     if from.scheme() == "https" && to.scheme() != "https" {
-        return Err(Error::Refused(format!("{} without TLS", excerpt(host_of(to)))));
+        return Err(Error::Refused(format!(
+            "{} without TLS",
+            excerpt(host_of(to))
+        )));
     }
     Ok(())
 }
@@ -258,10 +313,21 @@ mod tests {
 
     #[test]
     fn redirects_never_leave_tls() {
-        let headers = |location: &'static str| HeaderMap::from_iter([(LOCATION, HeaderValue::from_static(location))]);
+        let headers = |location: &'static str| {
+            HeaderMap::from_iter([(LOCATION, HeaderValue::from_static(location))])
+        };
         let from: Url = "https://a.example/v2/x".parse().unwrap();
-        assert_eq!(redirected(&from, &headers("/y")).unwrap().as_str(), "https://a.example/y");
-        assert!(matches!(redirected(&from, &headers("http://a.example/")), Err(Error::Refused(_))));
-        assert!(matches!(redirected(&from, &HeaderMap::new()), Err(Error::Malformed(_))));
+        assert_eq!(
+            redirected(&from, &headers("/y")).unwrap().as_str(),
+            "https://a.example/y"
+        );
+        assert!(matches!(
+            redirected(&from, &headers("http://a.example/")),
+            Err(Error::Refused(_))
+        ));
+        assert!(matches!(
+            redirected(&from, &HeaderMap::new()),
+            Err(Error::Malformed(_))
+        ));
     }
 }

@@ -54,14 +54,18 @@ pub(super) struct Memory {
 impl Default for Memory {
     fn default() -> Self {
         let tokens = Cache::builder()
-            .weigher(|(_, key): &(EndpointId, TokenKey), token: &Token| weight(key.weight() + token.weight()))
+            .weigher(|(_, key): &(EndpointId, TokenKey), token: &Token| {
+                weight(key.weight() + token.weight())
+            })
             .max_capacity(MAX_TOKEN_BYTES)
             .expire_after(UntilRenewal)
             .build();
         let challenges = Cache::builder()
-            .weigher(|(_, name, _): &(EndpointId, String, Action), challenge: &Challenge| {
-                weight(name.len() + challenge.weight())
-            })
+            .weigher(
+                |(_, name, _): &(EndpointId, String, Action), challenge: &Challenge| {
+                    weight(name.len() + challenge.weight())
+                },
+            )
             .max_capacity(MAX_CHALLENGE_BYTES)
             .build();
         let targets = Cache::builder()
@@ -76,14 +80,23 @@ impl Default for Memory {
             .max_capacity(MAX_SIZE_BYTES)
             .build();
         let tags = Cache::builder()
-            .weigher(|(_, name): &(EndpointId, Repository), tags: &Arc<Vec<String>>| {
-                let texts: usize = tags.iter().map(|tag| tag.len() + size_of::<String>()).sum();
-                weight(name.as_str().len() + texts)
-            })
+            .weigher(
+                |(_, name): &(EndpointId, Repository), tags: &Arc<Vec<String>>| {
+                    let texts: usize = tags.iter().map(|tag| tag.len() + size_of::<String>()).sum();
+                    weight(name.as_str().len() + texts)
+                },
+            )
             .max_capacity(MAX_TAG_BYTES)
             .time_to_live(TAGS_LIFETIME)
             .build();
-        Self { next: AtomicU64::new(0), tokens, challenges, targets, sizes, tags }
+        Self {
+            next: AtomicU64::new(0),
+            tokens,
+            challenges,
+            targets,
+            sizes,
+            tags,
+        }
     }
 }
 
@@ -104,10 +117,18 @@ mod tests {
     #[tokio::test]
     async fn redirects_of_all_registries_together_are_bounded_in_bytes() {
         let memory = Memory::default();
-        let url: Url = format!("https://a.example/{}", "x".repeat(8 << 10)).parse().unwrap();
+        let url: Url = format!("https://a.example/{}", "x".repeat(8 << 10))
+            .parse()
+            .unwrap();
         for number in 0..5000_u32 {
             let digest = Digest::sha256_of(&number.to_le_bytes());
-            memory.targets.insert((memory.endpoint(), "a/b".parse().unwrap(), digest), url.clone()).await;
+            memory
+                .targets
+                .insert(
+                    (memory.endpoint(), "a/b".parse().unwrap(), digest),
+                    url.clone(),
+                )
+                .await;
         }
         memory.targets.run_pending_tasks().await;
         assert!(memory.targets.weighted_size() <= MAX_TARGET_BYTES);

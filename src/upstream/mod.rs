@@ -99,20 +99,38 @@ impl Upstreams {
         let (mut configured, mut by_host) = (HashMap::new(), HashMap::new());
         for (name, upstream) in &config.upstream {
             let name = canonical(name);
-            let kind = builder.configured(name, upstream).map_err(|error| in_entry(name, error))?;
-            configured.insert(name.to_owned(), Source { name: name.into(), kind });
+            let kind = builder
+                .configured(name, upstream)
+                .map_err(|error| in_entry(name, error))?;
+            configured.insert(
+                name.to_owned(),
+                Source {
+                    name: name.into(),
+                    kind,
+                },
+            );
             if let Some(host) = bare_host(&upstream.url) {
                 by_host.entry(host).or_insert_with(|| name.to_owned());
             }
         }
-        Ok(Self(Arc::new(Inner { builder, configured, by_host, others: Mutex::default() })))
+        Ok(Self(Arc::new(Inner {
+            builder,
+            configured,
+            by_host,
+            others: Mutex::default(),
+        })))
     }
 
     /// The upstream served under `name`: a configured name, the host (with or without port) of a configured URL, or
     /// another host that may be dialled.
     pub fn get(&self, name: &str) -> Result<Source, Error> {
         let name = canonical(name);
-        let by_host = || self.0.by_host.get(name).and_then(|name| self.0.configured.get(name));
+        let by_host = || {
+            self.0
+                .by_host
+                .get(name)
+                .and_then(|name| self.0.configured.get(name))
+        };
         if let Some(source) = self.0.configured.get(name).or_else(by_host) {
             return Ok(source.clone());
         }
@@ -124,7 +142,10 @@ impl Upstreams {
             return Err(Error::UnknownUpstream(excerpt(name)));
         }
         let hosted = Hosted::new(name.to_owned(), Arc::clone(&self.0.builder));
-        let source = Source { name: name.into(), kind: Kind::Hosted(Arc::new(hosted)) };
+        let source = Source {
+            name: name.into(),
+            kind: Kind::Hosted(Arc::new(hosted)),
+        };
         if others.len() >= MAX_OTHERS {
             others.clear();
         }
@@ -155,25 +176,35 @@ fn canonical(name: &str) -> &str {
 
 fn registry_url(text: &str) -> Result<Url, Error> {
     let unusable = |why: &str| Error::Configuration(format!("{text:?} {why}"));
-    let url: Url = text.parse().map_err(|error: url::ParseError| unusable(&error.to_string()))?;
+    let url: Url = text
+        .parse()
+        .map_err(|error: url::ParseError| unusable(&error.to_string()))?;
     if !matches!(url.scheme(), "http" | "https") {
-        return Err(unusable("is neither http:// nor https://, oci:DIR nor docker-archive:FILE"));
+        return Err(unusable(
+            "is neither http:// nor https://, oci:DIR nor docker-archive:FILE",
+        ));
     }
     if !url.username().is_empty() || url.password().is_some() {
         // The text is not repeated: it holds a password.
-        return Err(Error::Configuration("credentials do not belong into a URL".to_owned()));
+        return Err(Error::Configuration(
+            "credentials do not belong into a URL".to_owned(),
+        ));
     }
     Ok(url)
 }
 
 /// The `host[:port]` of a registry that serves nothing below a path.
 fn bare_host(url: &str) -> Option<String> {
-    registry_url(url).ok().filter(|url| url.path() == "/").map(|url| host_of(&url))
+    registry_url(url)
+        .ok()
+        .filter(|url| url.path() == "/")
+        .map(|url| host_of(&url))
 }
 
 fn host_of(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
-    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+    url.port()
+        .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
 /// One upstream that can be read from.
@@ -213,7 +244,10 @@ pub struct Body {
 
 impl std::fmt::Debug for Body {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Body").field("blob_size", &self.blob_size).field("range", &self.range).finish_non_exhaustive()
+        f.debug_struct("Body")
+            .field("blob_size", &self.blob_size)
+            .field("range", &self.range)
+            .finish_non_exhaustive()
     }
 }
 
@@ -240,15 +274,26 @@ impl Source {
     }
 
     /// Asks what `reference` names without counting as a pull where pulls are metered.
-    pub async fn resolve(&self, repository: &Repository, reference: &Reference) -> Result<Descriptor, Error> {
+    pub async fn resolve(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Result<Descriptor, Error> {
         match self.reader().await? {
             Reader::Registry(registry) => registry.resolve(repository, reference).await,
-            Reader::Layout(layout) => layout.manifest(repository, reference).await.map(|found| descriptor_of(&found)),
+            Reader::Layout(layout) => layout
+                .manifest(repository, reference)
+                .await
+                .map(|found| descriptor_of(&found)),
         }
     }
 
     /// The manifest, its digest checked, at most `MAX_MANIFEST_BYTES` long.
-    pub async fn manifest(&self, repository: &Repository, reference: &Reference) -> Result<Manifest, Error> {
+    pub async fn manifest(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Result<Manifest, Error> {
         match self.reader().await? {
             Reader::Registry(registry) => registry.manifest(repository, reference).await,
             Reader::Layout(layout) => layout.manifest(repository, reference).await,
@@ -264,7 +309,11 @@ impl Source {
     }
 
     /// The size of a blob, and the Starlift server that has it, if it is one.
-    pub async fn locate(&self, repository: &Repository, digest: &Digest) -> Result<(u64, Option<Peer>), Error> {
+    pub async fn locate(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<(u64, Option<Peer>), Error> {
         match self.reader().await? {
             Reader::Registry(registry) => registry.locate(repository, digest).await,
             Reader::Layout(layout) => Ok((layout.blob_size(digest).await?, None)),
@@ -295,14 +344,23 @@ impl Source {
         purpose: Purpose,
     ) -> Result<Body, Error> {
         match self.reader().await? {
-            Reader::Registry(registry) => registry.blob(repository, digest, Some(range), Some(purpose)).await,
+            Reader::Registry(registry) => {
+                registry
+                    .blob(repository, digest, Some(range), Some(purpose))
+                    .await
+            }
             Reader::Layout(layout) => layout.blob(digest, Some(range)).await,
         }
     }
 
     /// The last `len` bytes of a blob, all of it where it is shorter, and its size: one request wherever suffix ranges
     /// are understood, which nearly all registries and stores do.
-    pub async fn blob_tail(&self, repository: &Repository, digest: &Digest, len: u64) -> Result<Body, Error> {
+    pub async fn blob_tail(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        len: u64,
+    ) -> Result<Body, Error> {
         match self.reader().await? {
             Reader::Registry(registry) => registry.blob_tail(repository, digest, len).await,
             Reader::Layout(layout) => layout.blob_tail(digest, len).await,
@@ -310,7 +368,12 @@ impl Source {
     }
 
     /// Tags in lexical order, at most `n` of them (the upstream may give fewer), behind `last`.
-    pub async fn tags(&self, repository: &Repository, n: Option<usize>, last: Option<&str>) -> Result<Tags, Error> {
+    pub async fn tags(
+        &self,
+        repository: &Repository,
+        n: Option<usize>,
+        last: Option<&str>,
+    ) -> Result<Tags, Error> {
         match self.reader().await? {
             Reader::Registry(registry) => registry.tags(repository, n, last).await,
             Reader::Layout(layout) => layout.tags(repository, n, last).await,
@@ -318,7 +381,11 @@ impl Source {
     }
 
     /// The upstream's referrers of `digest`, by API or by tag schema; empty where it has none.
-    pub async fn referrers(&self, repository: &Repository, digest: &Digest) -> Result<Vec<Descriptor>, Error> {
+    pub async fn referrers(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Vec<Descriptor>, Error> {
         match self.reader().await? {
             Reader::Registry(registry) => registry.referrers(repository, digest).await,
             Reader::Layout(layout) => layout.referrers(digest).await,
@@ -333,14 +400,23 @@ impl Source {
         artifact: &Digest,
         choose: impl FnOnce(&Manifest) -> Option<Descriptor>,
     ) -> Result<Option<Bytes>, Error> {
-        let manifest = self.manifest(repository, &Reference::Digest(artifact.clone())).await?;
-        let Some(chosen) = choose(&manifest) else { return Ok(None) };
+        let manifest = self
+            .manifest(repository, &Reference::Digest(artifact.clone()))
+            .await?;
+        let Some(chosen) = choose(&manifest) else {
+            return Ok(None);
+        };
         if chosen.size > MAX_DOCUMENT {
-            return Err(Error::TooLarge { limit: MAX_DOCUMENT });
+            return Err(Error::TooLarge {
+                limit: MAX_DOCUMENT,
+            });
         }
         let body = self.blob(repository, &chosen.digest, None).await?;
         if body.blob_size != chosen.size {
-            return Err(Error::Malformed(format!("{} has another size than its manifest says", chosen.digest)));
+            return Err(Error::Malformed(format!(
+                "{} has another size than its manifest says",
+                chosen.digest
+            )));
         }
         let pieces: Vec<Bytes> = body.stream.try_collect().await?;
         Ok(Some(pieces.concat().into()))
@@ -355,7 +431,9 @@ impl Source {
         stream: BoxStream<'static, std::io::Result<Bytes>>,
     ) -> Result<(), Error> {
         match self.reader().await? {
-            Reader::Registry(registry) => registry.push_blob(repository, digest, size, stream).await,
+            Reader::Registry(registry) => {
+                registry.push_blob(repository, digest, size, stream).await
+            }
             Reader::Layout(_) => Err(Error::ReadOnly(self.name.to_string())),
         }
     }
@@ -368,7 +446,11 @@ impl Source {
         manifest: &Manifest,
     ) -> Result<(), Error> {
         match self.reader().await? {
-            Reader::Registry(registry) => registry.push_manifest(repository, reference, manifest).await,
+            Reader::Registry(registry) => {
+                registry
+                    .push_manifest(repository, reference, manifest)
+                    .await
+            }
             Reader::Layout(_) => Err(Error::ReadOnly(self.name.to_string())),
         }
     }
@@ -382,7 +464,11 @@ impl Source {
         listed: &Descriptor,
     ) -> Result<(), Error> {
         match self.reader().await? {
-            Reader::Registry(registry) => registry.push_referrer(repository, subject, manifest, listed).await,
+            Reader::Registry(registry) => {
+                registry
+                    .push_referrer(repository, subject, manifest, listed)
+                    .await
+            }
             Reader::Layout(_) => Err(Error::ReadOnly(self.name.to_string())),
         }
     }

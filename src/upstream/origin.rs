@@ -15,14 +15,22 @@ pub struct Origin {
 
 impl Origin {
     pub(super) fn new(health: Health, digest: Digest, host: Arc<str>) -> Self {
-        Self { health, digest, host: Arc::new(Mutex::new(host)) }
+        Self {
+            health,
+            digest,
+            host: Arc::new(Mutex::new(host)),
+        }
     }
 
     /// Reports that the bytes are not the blob's, or that they stopped coming: a mirror that did this is not asked for
     /// this blob for some minutes, and after all others for everything else. The next read gets other bytes where
     /// another host has them.
     pub fn report_bad(&self) {
-        let host = self.host.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let host = self
+            .host
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         self.health.report_bad(&host, &self.digest);
     }
 

@@ -81,9 +81,20 @@ impl Registry {
         purpose: Option<Purpose>,
     ) -> Result<Part, Error> {
         self.try_each(PULL, Some(digest), |number, endpoint| async move {
-            let blob = Blob { endpoint, repository, digest, purpose };
+            let blob = Blob {
+                endpoint,
+                repository,
+                digest,
+                purpose,
+            };
             let (blob_size, range, chunks) = blob.part(wanted).await?;
-            Ok(Part { blob_size, range, chunks, number, starlift: endpoint.is_starlift() })
+            Ok(Part {
+                blob_size,
+                range,
+                chunks,
+                number,
+                starlift: endpoint.is_starlift(),
+            })
         })
         .await
     }
@@ -93,14 +104,20 @@ impl Blob<'_> {
     async fn part(&self, wanted: &Wanted) -> Result<Sized, Error> {
         let size = match self.ask(wanted).await {
             Ok(Found::Part(part)) => return Ok(part),
-            Ok(Found::WithoutSize(range, chunks)) => return self.sized(wanted, range, chunks).await,
+            Ok(Found::WithoutSize(range, chunks)) => {
+                return self.sized(wanted, range, chunks).await;
+            }
             Ok(Found::OnlySize(size)) => size,
             Ok(Found::Other) => return self.cut_from_whole(wanted).await,
             // Some refuse a suffix longer than the blob, and some stores every suffix.
             Err(Error::RangeNotSatisfiable { size: Some(size) }) if wanted.is_tail() => size,
-            Err(Error::RangeNotSatisfiable { .. } | Error::Malformed(_)) if wanted.is_tail() => self.size().await?,
+            Err(Error::RangeNotSatisfiable { .. } | Error::Malformed(_)) if wanted.is_tail() => {
+                self.size().await?
+            }
             // Some know no ranges, and say so.
-            Err(Error::Malformed(_)) if wanted.is_range() => return self.cut_from_whole(wanted).await,
+            Err(Error::Malformed(_)) if wanted.is_range() => {
+                return self.cut_from_whole(wanted).await;
+            }
             Err(error) => return Err(error),
         };
         let Some(range) = wanted.within(size) else {
@@ -109,14 +126,20 @@ impl Blob<'_> {
         match self.ask(&range).await {
             Ok(Found::Part(part)) => Ok(part),
             Ok(Found::WithoutSize(given, chunks)) => cut(wanted, size, given, chunks),
-            Ok(Found::OnlySize(_) | Found::Other) | Err(Error::Malformed(_)) => self.cut_from_whole(wanted).await,
+            Ok(Found::OnlySize(_) | Found::Other) | Err(Error::Malformed(_)) => {
+                self.cut_from_whole(wanted).await
+            }
             Err(error) => Err(error),
         }
     }
 
     async fn ask(&self, wanted: &Wanted) -> Result<Found, Error> {
         let targets = &self.endpoint.http().context().memory.targets;
-        let target = (self.endpoint.id(), self.repository.clone(), self.digest.clone());
+        let target = (
+            self.endpoint.id(),
+            self.repository.clone(),
+            self.digest.clone(),
+        );
         let remembered = match wanted {
             Wanted::Whole => None,
             Wanted::Range(_) | Wanted::Tail(_) => self.remembered(&target, wanted).await,
@@ -125,7 +148,13 @@ impl Blob<'_> {
             Some(answer) => answer,
             None => {
                 let read = Read::get(self.repository, self.path());
-                self.endpoint.read(&Read { headers: wanted.headers()?, purpose: self.purpose, ..read }).await?
+                self.endpoint
+                    .read(&Read {
+                        headers: wanted.headers()?,
+                        purpose: self.purpose,
+                        ..read
+                    })
+                    .await?
             }
         };
         if !answer.is_own {
@@ -145,7 +174,12 @@ impl Blob<'_> {
             return None;
         }
         let url = http.context().memory.targets.get(target).await?;
-        let fetch = Fetch { method: Method::GET, url, headers: wanted.headers().ok()?, secrets: HeaderMap::new() };
+        let fetch = Fetch {
+            method: Method::GET,
+            url,
+            headers: wanted.headers().ok()?,
+            secrets: HeaderMap::new(),
+        };
         match http.fetch(&fetch).await.and_then(Answer::accepted) {
             Ok(answer) => Some(answer),
             Err(error) => {
@@ -157,7 +191,12 @@ impl Blob<'_> {
     }
 
     /// Bytes of a blob whose size they do not say.
-    async fn sized(&self, wanted: &Wanted, given: Range<u64>, chunks: Chunks) -> Result<Sized, Error> {
+    async fn sized(
+        &self,
+        wanted: &Wanted,
+        given: Range<u64>,
+        chunks: Chunks,
+    ) -> Result<Sized, Error> {
         if let Some(size) = self.told_size().await? {
             return cut(wanted, size, given, chunks);
         }
@@ -196,16 +235,34 @@ impl Blob<'_> {
 
     /// The size as the endpoint tells it by one way or another; `None` where the blob is there and nothing tells it.
     async fn told_size(&self) -> Result<Option<u64>, Error> {
-        if let Some(size) = self.endpoint.http().context().memory.sizes.get(self.digest).await {
+        if let Some(size) = self
+            .endpoint
+            .http()
+            .context()
+            .memory
+            .sizes
+            .get(self.digest)
+            .await
+        {
             return Ok(Some(size));
         }
         // Some registries, and signed URLs made for GET, know no HEAD; some say 0 in every answer to it.
-        let head = self.endpoint.read(&Read::head(self.repository, self.path())).await;
-        if let Some(size) = head.ok().and_then(|answer| content_length(&answer)).filter(|size| *size > 0) {
+        let head = self
+            .endpoint
+            .read(&Read::head(self.repository, self.path()))
+            .await;
+        if let Some(size) = head
+            .ok()
+            .and_then(|answer| content_length(&answer))
+            .filter(|size| *size > 0)
+        {
             return Ok(Some(size));
         }
         let headers = HeaderMap::from_iter([(RANGE, HeaderValue::from_static("bytes=0-0"))]);
-        let get = Read { headers, ..Read::get(self.repository, self.path()) };
+        let get = Read {
+            headers,
+            ..Read::get(self.repository, self.path())
+        };
         match self.endpoint.read(&get).await {
             Ok(answer) if answer.status() == StatusCode::PARTIAL_CONTENT => {
                 Ok(content_range(answer.headers()).and_then(|(_, size)| size))
@@ -222,8 +279,17 @@ impl Blob<'_> {
     async fn measured(&self) -> Result<(u64, Option<Bytes>), Error> {
         let context = self.endpoint.http().context();
         let full = |full: crate::budget::Full| Error::Unavailable(full.to_string());
-        let _weight = context.reading.documents.take(MAX_HELD as u64).await.map_err(full)?;
-        let mut chunks = self.endpoint.read(&Read::get(self.repository, self.path())).await?.chunks();
+        let _weight = context
+            .reading
+            .documents
+            .take(MAX_HELD as u64)
+            .await
+            .map_err(full)?;
+        let mut chunks = self
+            .endpoint
+            .read(&Read::get(self.repository, self.path()))
+            .await?
+            .chunks();
         let (mut hasher, mut size, mut held) = (self.digest.hasher(), 0, Some(BytesMut::new()));
         while let Some(chunk) = chunks.next().await.transpose()? {
             hasher.update(&chunk);
@@ -234,7 +300,9 @@ impl Blob<'_> {
             }
         }
         if hasher.finish() != *self.digest {
-            return Err(Error::WrongDigest { expected: self.digest.clone() });
+            return Err(Error::WrongDigest {
+                expected: self.digest.clone(),
+            });
         }
         context.memory.sizes.insert(self.digest.clone(), size).await;
         Ok((size, held.map(BytesMut::freeze)))
@@ -267,12 +335,16 @@ impl Wanted {
     fn header(&self) -> Result<Option<(HeaderName, HeaderValue)>, Error> {
         let text = match self {
             Self::Whole => return Ok(None),
-            Self::Range(Range { start, end: u64::MAX }) => format!("bytes={start}-"),
+            Self::Range(Range {
+                start,
+                end: u64::MAX,
+            }) => format!("bytes={start}-"),
             // The end of a range that is not empty is at least 1.
             Self::Range(Range { start, end }) => format!("bytes={start}-{}", end.saturating_sub(1)),
             Self::Tail(length) => format!("bytes=-{}", length.min(&MAX_TAIL)),
         };
-        let value = HeaderValue::try_from(text).map_err(|error| Error::Malformed(error.to_string()))?;
+        let value =
+            HeaderValue::try_from(text).map_err(|error| Error::Malformed(error.to_string()))?;
         Ok(Some((RANGE, value)))
     }
 }
@@ -286,13 +358,17 @@ fn found_in(answer: Answer, wanted: &Wanted) -> Found {
     let (given, length) = (content_range(answer.headers()), content_length(&answer));
     let chunks = answer.chunks();
     if is_partial {
-        return given.map_or(Found::Other, |(range, size)| partial(range, size, chunks, wanted));
+        return given.map_or(Found::Other, |(range, size)| {
+            partial(range, size, chunks, wanted)
+        });
     }
     match (wanted, length) {
         (_, None) => Found::WithoutSize(0..u64::MAX, chunks),
         // The answer is dropped unread: a blob is long, and ranges by position may well be understood.
         (Wanted::Tail(tail), Some(size)) if *tail < size => Found::OnlySize(size),
-        (_, Some(size)) => cut(wanted, size, 0..size, chunks).map_or(Found::OnlySize(size), Found::Part),
+        (_, Some(size)) => {
+            cut(wanted, size, 0..size, chunks).map_or(Found::OnlySize(size), Found::Part)
+        }
     }
 }
 
@@ -325,9 +401,15 @@ fn cut(wanted: &Wanted, size: u64, given: Range<u64>, chunks: Chunks) -> Result<
     };
     let end = range.end.min(given.end);
     if range.start < given.start || range.start >= end {
-        return Err(Error::Malformed("the answer holds another range than was asked for".to_owned()));
+        return Err(Error::Malformed(
+            "the answer holds another range than was asked for".to_owned(),
+        ));
     }
-    Ok((size, range.start..end, without_first(chunks, range.start - given.start)))
+    Ok((
+        size,
+        range.start..end,
+        without_first(chunks, range.start - given.start),
+    ))
 }
 
 fn without_first(chunks: Chunks, count: u64) -> Chunks {
@@ -358,8 +440,14 @@ mod tests {
         };
         assert_eq!(text(Wanted::Whole), None);
         assert_eq!(text(Wanted::Range(5..10)).as_deref(), Some("bytes=5-9"));
-        assert_eq!(text(Wanted::Range(5..u64::MAX)).as_deref(), Some("bytes=5-"));
+        assert_eq!(
+            text(Wanted::Range(5..u64::MAX)).as_deref(),
+            Some("bytes=5-")
+        );
         assert_eq!(text(Wanted::Tail(51)).as_deref(), Some("bytes=-51"));
-        assert_eq!(text(Wanted::Tail(u64::MAX)).as_deref(), Some("bytes=-9223372036854775807"));
+        assert_eq!(
+            text(Wanted::Tail(u64::MAX)).as_deref(),
+            Some("bytes=-9223372036854775807")
+        );
     }
 }

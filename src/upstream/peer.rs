@@ -56,12 +56,18 @@ impl Purpose {
 
 /// Whether an answer says that it is Starlift's.
 pub(super) fn is_starlift(headers: &HeaderMap) -> bool {
-    headers.get(SERVER).is_some_and(|server| server.as_bytes().starts_with(PRODUCT.as_bytes()))
+    headers
+        .get(SERVER)
+        .is_some_and(|server| server.as_bytes().starts_with(PRODUCT.as_bytes()))
 }
 
 impl Peer {
     pub(super) fn new(registry: &Arc<Registry>, number: usize, repository: &Repository) -> Self {
-        Self { registry: Arc::clone(registry), number, repository: repository.clone() }
+        Self {
+            registry: Arc::clone(registry),
+            number,
+            repository: repository.clone(),
+        }
     }
 
     fn endpoint(&self) -> &Endpoint {
@@ -77,9 +83,15 @@ impl Peer {
     ///
     /// # Errors
     /// [`Error::NotFound`] where it has none; others when it cannot be had in time.
-    pub async fn get(&self, path: &str, query: &[(&str, &str)], limit: u64) -> Result<Bytes, Error> {
+    pub async fn get(
+        &self,
+        path: &str,
+        query: &[(&str, &str)],
+        limit: u64,
+    ) -> Result<Bytes, Error> {
         let headers = HeaderMap::from_iter([(ACCEPT, JSON)]);
-        self.exchange(Method::GET, path, query, headers, Bytes::new(), limit).await
+        self.exchange(Method::GET, path, query, headers, Bytes::new(), limit)
+            .await
     }
 
     /// Sends a JSON document to the server's own API, once.
@@ -88,7 +100,9 @@ impl Peer {
     /// When it is not taken.
     pub async fn post(&self, path: &str, query: &[(&str, &str)], json: Bytes) -> Result<(), Error> {
         let headers = HeaderMap::from_iter([(CONTENT_TYPE, JSON)]);
-        self.exchange(Method::POST, path, query, headers, json, MAX_RECEIPT).await.map(drop)
+        self.exchange(Method::POST, path, query, headers, json, MAX_RECEIPT)
+            .await
+            .map(drop)
     }
 
     async fn exchange(
@@ -101,11 +115,21 @@ impl Peer {
         limit: u64,
     ) -> Result<Bytes, Error> {
         let exchange = async {
-            let answer = self.endpoint().call(method, &self.repository, path, query, headers, body).await?;
+            let answer = self
+                .endpoint()
+                .call(method, &self.repository, path, query, headers, body)
+                .await?;
             answer.limited_body(limit).await
         };
-        let silent = || Error::Unavailable(format!("no answer within {}", humantime::format_duration(EXCHANGE_LIMIT)));
-        tokio::time::timeout(EXCHANGE_LIMIT, exchange).await.unwrap_or_else(|_elapsed| Err(silent()))
+        let silent = || {
+            Error::Unavailable(format!(
+                "no answer within {}",
+                humantime::format_duration(EXCHANGE_LIMIT)
+            ))
+        };
+        tokio::time::timeout(EXCHANGE_LIMIT, exchange)
+            .await
+            .unwrap_or_else(|_elapsed| Err(silent()))
     }
 }
 
@@ -115,10 +139,18 @@ mod tests {
 
     #[test]
     fn only_starlift_is_starlift() {
-        let says =
-            |server: &'static str| is_starlift(&HeaderMap::from_iter([(SERVER, HeaderValue::from_static(server))]));
+        let says = |server: &'static str| {
+            is_starlift(&HeaderMap::from_iter([(
+                SERVER,
+                HeaderValue::from_static(server),
+            )]))
+        };
         assert!(says("starlift/0.1.0"));
-        assert!(!["nginx", "starlift", "notstarlift/1", ""].into_iter().any(says));
+        assert!(
+            !["nginx", "starlift", "notstarlift/1", ""]
+                .into_iter()
+                .any(says)
+        );
         assert!(!is_starlift(&HeaderMap::new()));
     }
 }

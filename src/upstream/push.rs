@@ -27,22 +27,52 @@ impl Registry {
         size: u64,
         stream: BoxStream<'static, std::io::Result<Bytes>>,
     ) -> Result<(), Error> {
-        match self.own.read(&Read::head(repository, format!("blobs/{digest}"))).await {
+        match self
+            .own
+            .read(&Read::head(repository, format!("blobs/{digest}")))
+            .await
+        {
             Ok(_) => return Ok(()),
             Err(Error::NotFound | Error::Malformed(_)) => {}
             Err(error) => return Err(error),
         }
         let empty = || HeaderMap::from_iter([(CONTENT_LENGTH, HeaderValue::from(0))]);
         let nothing = || Some(Body::from(Bytes::new()));
-        let begun = self.own.write(Method::POST, repository, None, "blobs/uploads/", empty(), nothing).await?;
+        let begun = self
+            .own
+            .write(
+                Method::POST,
+                repository,
+                None,
+                "blobs/uploads/",
+                empty(),
+                nothing,
+            )
+            .await?;
         let mut headers = HeaderMap::from_iter([(CONTENT_LENGTH, HeaderValue::from(size))]);
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type::OCTET_STREAM));
+        headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static(media_type::OCTET_STREAM),
+        );
         let mut stream = Some(stream);
         let body = || stream.take().map(Body::wrap_stream);
-        let sent = self.own.write(Method::PATCH, repository, Some(location(&begun)?), "", headers, body).await?;
+        let sent = self
+            .own
+            .write(
+                Method::PATCH,
+                repository,
+                Some(location(&begun)?),
+                "",
+                headers,
+                body,
+            )
+            .await?;
         let mut end = location(&sent)?;
-        end.query_pairs_mut().append_pair("digest", &digest.to_string());
-        self.own.write(Method::PUT, repository, Some(end), "", empty(), nothing).await?;
+        end.query_pairs_mut()
+            .append_pair("digest", &digest.to_string());
+        self.own
+            .write(Method::PUT, repository, Some(end), "", empty(), nothing)
+            .await?;
         Ok(())
     }
 
@@ -52,7 +82,9 @@ impl Registry {
         reference: &Reference,
         manifest: &Manifest,
     ) -> Result<(), Error> {
-        self.put_manifest(repository, reference, manifest).await.map(drop)
+        self.put_manifest(repository, reference, manifest)
+            .await
+            .map(drop)
     }
 
     async fn put_manifest(
@@ -65,7 +97,16 @@ impl Registry {
         let media_type = media_type.map_err(|error| Error::Malformed(error.to_string()))?;
         let headers = HeaderMap::from_iter([(CONTENT_TYPE, media_type)]);
         let body = || Some(Body::from(manifest.bytes.clone()));
-        self.own.write(Method::PUT, repository, None, &format!("manifests/{reference}"), headers, body).await
+        self.own
+            .write(
+                Method::PUT,
+                repository,
+                None,
+                &format!("manifests/{reference}"),
+                headers,
+                body,
+            )
+            .await
     }
 
     /// Puts a manifest that refers to `subject`, by its digest. Where the registry does not list referrers by itself,
@@ -93,17 +134,22 @@ impl Registry {
             manifests: list.into(),
             rest: serde_json::Map::new(),
         };
-        let bytes = serde_json::to_vec(&index).map_err(|error| Error::Malformed(error.to_string()))?;
+        let bytes =
+            serde_json::to_vec(&index).map_err(|error| Error::Malformed(error.to_string()))?;
         let index = Manifest::new(media_type::OCI_INDEX.to_owned(), bytes.into());
-        self.put_manifest(repository, &referrers_tag(subject)?, &index).await?;
+        self.put_manifest(repository, &referrers_tag(subject)?, &index)
+            .await?;
         Ok(())
     }
 }
 
 /// Where an upload goes on.
 fn location(answer: &Answer) -> Result<Url, Error> {
-    let target = answer.header(LOCATION).and_then(|location| answer.url.join(location).ok());
-    let target = target.ok_or_else(|| Error::Malformed("an upload without a place to go on".to_owned()))?;
+    let target = answer
+        .header(LOCATION)
+        .and_then(|location| answer.url.join(location).ok());
+    let target =
+        target.ok_or_else(|| Error::Malformed("an upload without a place to go on".to_owned()))?;
     refuse_downgrade(&answer.url, &target)?;
     Ok(target)
 }

@@ -44,7 +44,9 @@ pub(super) async fn referrers(
     let mut answer = match endpoint.read(&read).await {
         Ok(answer) => answer,
         // A registry without the API says 404, or that it knows no such request.
-        Err(Error::NotFound | Error::Malformed(_)) => return tagged_referrers(endpoint, repository, digest).await,
+        Err(Error::NotFound | Error::Malformed(_)) => {
+            return tagged_referrers(endpoint, repository, digest).await;
+        }
         Err(error) => return Err(error),
     };
     if answer.media_type().as_deref() != Some(media_type::OCI_INDEX) {
@@ -54,7 +56,9 @@ pub(super) async fn referrers(
     for _ in 0..MAX_PAGES {
         let next = next_link(answer.headers()).and_then(|link| answer.url.join(&link).ok());
         list.add(answer).await?;
-        let Some(next) = next.filter(|_| list.has_room()) else { break };
+        let Some(next) = next.filter(|_| list.has_room()) else {
+            break;
+        };
         answer = endpoint.follow(&read, &next).await?;
     }
     Ok(list.found)
@@ -67,7 +71,8 @@ impl List {
         let room = MAX_DESCRIPTORS.saturating_sub(self.found.len());
         let bytes = document.bytes.clone();
         let parsed = tokio::task::spawn_blocking(move || children(&bytes, room)).await;
-        self.found.extend(parsed.map_err(|error| Error::Unavailable(error.to_string()))??);
+        self.found
+            .extend(parsed.map_err(|error| Error::Unavailable(error.to_string()))??);
         Ok(())
     }
 
@@ -95,16 +100,23 @@ pub(super) async fn tagged_referrers(
 pub(super) fn referrers_tag(digest: &Digest) -> Result<Reference, Error> {
     let hex = digest.hex().get(..64).unwrap_or(digest.hex());
     let tag = format!("{}-{hex}", digest.algorithm().name());
-    tag.parse().map(Reference::Tag).map_err(|_error| Error::Malformed(format!("{tag} is no tag")))
+    tag.parse()
+        .map(Reference::Tag)
+        .map_err(|_error| Error::Malformed(format!("{tag} is no tag")))
 }
 
 /// At most `most` descriptors of an index. One that makes no sense does not spoil the others.
 fn children(bytes: &[u8], most: usize) -> Result<Vec<Descriptor>, Error> {
-    let page: Page<'_> =
-        serde_json::from_slice(bytes).map_err(|error| Error::Malformed(excerpt(&error.to_string())))?;
+    let page: Page<'_> = serde_json::from_slice(bytes)
+        .map_err(|error| Error::Malformed(excerpt(&error.to_string())))?;
     let raw = page.manifests.unwrap_or_default();
-    let sound = raw.iter().filter(|raw| raw.get().len() <= MAX_DESCRIPTOR_BYTES);
-    Ok(sound.filter_map(|raw| serde_json::from_str(raw.get()).ok()).take(most).collect())
+    let sound = raw
+        .iter()
+        .filter(|raw| raw.get().len() <= MAX_DESCRIPTOR_BYTES);
+    Ok(sound
+        .filter_map(|raw| serde_json::from_str(raw.get()).ok())
+        .take(most)
+        .collect())
 }
 
 #[cfg(test)]
@@ -114,16 +126,28 @@ mod tests {
     #[test]
     fn odd_descriptors_are_left_out_and_large_ones_are_not_parsed() {
         let digest = Digest::sha256_of(b"x");
-        let good = format!(r#"{{"mediaType":"a","digest":"{digest}","size":1,"annotations":{{"k":"v"}}}}"#);
-        let large = good.replace("\"size\"", &format!("\"x\":[{}0],\"size\"", "0,".repeat(MAX_DESCRIPTOR_BYTES)));
-        let list = format!(r#"{{"x":{{}},"manifests":[{good},null,7,{{"digest":"x"}},{large},{good}]}}"#);
+        let good = format!(
+            r#"{{"mediaType":"a","digest":"{digest}","size":1,"annotations":{{"k":"v"}}}}"#
+        );
+        let large = good.replace(
+            "\"size\"",
+            &format!("\"x\":[{}0],\"size\"", "0,".repeat(MAX_DESCRIPTOR_BYTES)),
+        );
+        let list =
+            format!(r#"{{"x":{{}},"manifests":[{good},null,7,{{"digest":"x"}},{large},{good}]}}"#);
         assert_eq!(children(list.as_bytes(), 10).unwrap().len(), 2);
         assert_eq!(children(list.as_bytes(), 1).unwrap().len(), 1);
         for empty in ["{}", r#"{"manifests":null}"#, r#"{"manifests":[]}"#] {
-            assert!(children(empty.as_bytes(), 10).unwrap().is_empty(), "{empty}");
+            assert!(
+                children(empty.as_bytes(), 10).unwrap().is_empty(),
+                "{empty}"
+            );
         }
         for text in ["", "<html>", r#"{"manifests":7}"#] {
-            assert!(matches!(children(text.as_bytes(), 10), Err(Error::Malformed(_))), "{text}");
+            assert!(
+                matches!(children(text.as_bytes(), 10), Err(Error::Malformed(_))),
+                "{text}"
+            );
         }
     }
 }

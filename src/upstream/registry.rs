@@ -23,9 +23,15 @@ const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, application/vnd
     application/vnd.docker.distribution.manifest.v2+json, */*;q=0.1";
 
 /// What a host must be able to do to give something by its digest.
-pub(super) const PULL: Capabilities = Capabilities { pull: true, resolve: false };
+pub(super) const PULL: Capabilities = Capabilities {
+    pull: true,
+    resolve: false,
+};
 /// The same to tell what a tag names.
-const RESOLVE: Capabilities = Capabilities { pull: false, resolve: true };
+const RESOLVE: Capabilities = Capabilities {
+    pull: false,
+    resolve: true,
+};
 
 /// A registry and its mirrors.
 #[derive(Debug)]
@@ -37,7 +43,11 @@ pub(super) struct Registry {
 
 impl Registry {
     pub(super) fn new(mirrors: Vec<Endpoint>, own: Endpoint, retry: Retry) -> Self {
-        Self { mirrors, own, retry }
+        Self {
+            mirrors,
+            own,
+            retry,
+        }
     }
 
     /// An endpoint by its number: the mirrors in their order, the registry itself behind them.
@@ -61,7 +71,8 @@ impl Registry {
         let able = self.mirrors.iter().enumerate().filter(|(_, mirror)| {
             mirror.can(wanted) && !digest.is_some_and(|digest| health.is_bad(mirror.key(), digest))
         });
-        let (last, first): (Vec<_>, Vec<_>) = able.partition(|(_, mirror)| health.is_last(mirror.key()));
+        let (last, first): (Vec<_>, Vec<_>) =
+            able.partition(|(_, mirror)| health.is_last(mirror.key()));
         let mut failure = None;
         for (number, mirror) in first {
             match attempt(number, mirror).await {
@@ -70,7 +81,11 @@ impl Registry {
             }
         }
         if self.own.can(wanted) {
-            match self.retry.run(|| attempt(self.mirrors.len(), &self.own)).await {
+            match self
+                .retry
+                .run(|| attempt(self.mirrors.len(), &self.own))
+                .await
+            {
                 Ok(value) => return Ok(value),
                 Err(error) => failure = Some(error),
             }
@@ -81,17 +96,31 @@ impl Registry {
                 Err(error) => failure = failure.or(Some(passed_over(mirror, error))),
             }
         }
-        Err(failure.unwrap_or_else(|| Error::Unavailable("none of its hosts may be asked for this".to_owned())))
+        Err(failure.unwrap_or_else(|| {
+            Error::Unavailable("none of its hosts may be asked for this".to_owned())
+        }))
     }
 
-    pub(super) async fn resolve(&self, repository: &Repository, reference: &Reference) -> Result<Descriptor, Error> {
-        self.try_each(needed(reference), digest_of(reference), |_, endpoint| resolve(endpoint, repository, reference))
-            .await
+    pub(super) async fn resolve(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Result<Descriptor, Error> {
+        self.try_each(needed(reference), digest_of(reference), |_, endpoint| {
+            resolve(endpoint, repository, reference)
+        })
+        .await
     }
 
-    pub(super) async fn manifest(&self, repository: &Repository, reference: &Reference) -> Result<Manifest, Error> {
-        self.try_each(needed(reference), digest_of(reference), |_, endpoint| manifest(endpoint, repository, reference))
-            .await
+    pub(super) async fn manifest(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Result<Manifest, Error> {
+        self.try_each(needed(reference), digest_of(reference), |_, endpoint| {
+            manifest(endpoint, repository, reference)
+        })
+        .await
     }
 
     pub(super) async fn tags(
@@ -100,11 +129,21 @@ impl Registry {
         n: Option<usize>,
         last: Option<&str>,
     ) -> Result<Tags, Error> {
-        self.try_each(RESOLVE, None, |_, endpoint| tags(endpoint, repository, n, last)).await
+        self.try_each(RESOLVE, None, |_, endpoint| {
+            tags(endpoint, repository, n, last)
+        })
+        .await
     }
 
-    pub(super) async fn referrers(&self, repository: &Repository, digest: &Digest) -> Result<Vec<Descriptor>, Error> {
-        self.try_each(PULL, Some(digest), |_, endpoint| referrers(endpoint, repository, digest)).await
+    pub(super) async fn referrers(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Vec<Descriptor>, Error> {
+        self.try_each(PULL, Some(digest), |_, endpoint| {
+            referrers(endpoint, repository, digest)
+        })
+        .await
     }
 }
 
@@ -134,9 +173,16 @@ fn manifest_headers() -> HeaderMap {
     HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(ACCEPTED))])
 }
 
-async fn resolve(endpoint: &Endpoint, repository: &Repository, reference: &Reference) -> Result<Descriptor, Error> {
+async fn resolve(
+    endpoint: &Endpoint,
+    repository: &Repository,
+    reference: &Reference,
+) -> Result<Descriptor, Error> {
     let head = Read::head(repository, format!("manifests/{reference}"));
-    let head = Read { headers: manifest_headers(), ..head };
+    let head = Read {
+        headers: manifest_headers(),
+        ..head
+    };
     let answered = match endpoint.read(&head).await {
         Ok(answer) => described(&answer, reference)?,
         // Some registries know no HEAD, or have only what was fetched from them before: GET decides.
@@ -145,18 +191,28 @@ async fn resolve(endpoint: &Endpoint, repository: &Repository, reference: &Refer
     };
     match answered {
         Some(descriptor) => Ok(descriptor),
-        None => Ok(descriptor_of(&manifest(endpoint, repository, reference).await?)),
+        None => Ok(descriptor_of(
+            &manifest(endpoint, repository, reference).await?,
+        )),
     }
 }
 
 /// What the head of an answer says about a manifest; `None` where it does not say all.
 fn described(answer: &Answer, reference: &Reference) -> Result<Option<Descriptor>, Error> {
     let digest = promised_digest(answer, reference)?;
-    let size = answer.header(CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
-    let media_type = answer.media_type().filter(|media_type| media_type::manifest_kind(media_type).is_some());
-    let (Some(digest), Some(size), Some(media_type)) = (digest, size, media_type) else { return Ok(None) };
+    let size = answer
+        .header(CONTENT_LENGTH)
+        .and_then(|length| length.parse::<u64>().ok());
+    let media_type = answer
+        .media_type()
+        .filter(|media_type| media_type::manifest_kind(media_type).is_some());
+    let (Some(digest), Some(size), Some(media_type)) = (digest, size, media_type) else {
+        return Ok(None);
+    };
     if size > MAX_MANIFEST_BYTES {
-        return Err(Error::TooLarge { limit: MAX_MANIFEST_BYTES });
+        return Err(Error::TooLarge {
+            limit: MAX_MANIFEST_BYTES,
+        });
     }
     Ok(Some(plain_descriptor(media_type, digest, size)))
 }
@@ -165,8 +221,12 @@ fn described(answer: &Answer, reference: &Reference) -> Result<Option<Descriptor
 fn promised_digest(answer: &Answer, reference: &Reference) -> Result<Option<Digest>, Error> {
     match (reference, content_digest(answer.headers())) {
         (Reference::Tag(_), named) => Ok(named),
-        (Reference::Digest(wanted), Some(named)) if named.algorithm() == wanted.algorithm() && named != *wanted => {
-            Err(Error::WrongDigest { expected: wanted.clone() })
+        (Reference::Digest(wanted), Some(named))
+            if named.algorithm() == wanted.algorithm() && named != *wanted =>
+        {
+            Err(Error::WrongDigest {
+                expected: wanted.clone(),
+            })
         }
         (Reference::Digest(wanted), _) => Ok(Some(wanted.clone())),
     }
@@ -178,11 +238,19 @@ pub(super) async fn manifest(
     reference: &Reference,
 ) -> Result<Manifest, Error> {
     let get = Read::get(repository, format!("manifests/{reference}"));
-    let answer = endpoint.read(&Read { headers: manifest_headers(), ..get }).await?;
+    let answer = endpoint
+        .read(&Read {
+            headers: manifest_headers(),
+            ..get
+        })
+        .await?;
     let promised = promised_digest(&answer, reference)?;
     let named_type = answer.media_type();
     let bytes = answer.limited_body(MAX_MANIFEST_BYTES).await?;
-    Ok(aside(bytes.len(), move || document::read(named_type.as_deref(), promised, bytes)).await?)
+    Ok(aside(bytes.len(), move || {
+        document::read(named_type.as_deref(), promised, bytes)
+    })
+    .await?)
 }
 
 pub(super) fn descriptor_of(manifest: &Manifest) -> Descriptor {

@@ -28,7 +28,9 @@ impl Retry {
                 Ok(value) => return Ok(value),
                 Err(error) => error,
             };
-            let Some(pause) = self.pause_after(failures, &error) else { return Err(error) };
+            let Some(pause) = self.pause_after(failures, &error) else {
+                return Err(error);
+            };
             tracing::debug!(%error, ?pause, "an upstream is asked again");
             failures += 1;
             tokio::time::sleep(pause).await;
@@ -40,10 +42,16 @@ impl Retry {
         if failures >= self.attempts || !error.is_transient() {
             return None;
         }
-        if let Error::TooManyRequests { retry_after: Some(wait) } = error {
+        if let Error::TooManyRequests {
+            retry_after: Some(wait),
+        } = error
+        {
             return (*wait <= MAX_RETRY_AFTER).then_some(*wait);
         }
-        let full = self.first_pause.saturating_mul(1 << failures.min(16)).min(MAX_PAUSE);
+        let full = self
+            .first_pause
+            .saturating_mul(1 << failures.min(16))
+            .min(MAX_PAUSE);
         // Between half and all of it, so that those who failed together do not come back together.
         Some(full.mul_f64(rand::random_range(0.5..=1.0)))
     }
@@ -53,14 +61,20 @@ impl Retry {
 mod tests {
     use super::*;
 
-    const RETRY: Retry = Retry { attempts: 3, first_pause: Duration::from_millis(100) };
+    const RETRY: Retry = Retry {
+        attempts: 3,
+        first_pause: Duration::from_millis(100),
+    };
 
     #[test]
     fn pauses_grow_and_end() {
         let error = Error::Unavailable(String::new());
         for (failures, most) in [(0, 100), (1, 200), (2, 400)] {
             let pause = RETRY.pause_after(failures, &error).unwrap();
-            assert!((most / 2..=most).contains(&pause.as_millis()), "{failures}: {pause:?}");
+            assert!(
+                (most / 2..=most).contains(&pause.as_millis()),
+                "{failures}: {pause:?}"
+            );
         }
         assert_eq!(RETRY.pause_after(3, &error), None);
         assert_eq!(RETRY.pause_after(0, &Error::NotFound), None);
@@ -68,8 +82,13 @@ mod tests {
 
     #[test]
     fn retry_after_is_kept_up_to_a_limit() {
-        let error = |seconds| Error::TooManyRequests { retry_after: Some(Duration::from_secs(seconds)) };
-        assert_eq!(RETRY.pause_after(0, &error(2)), Some(Duration::from_secs(2)));
+        let error = |seconds| Error::TooManyRequests {
+            retry_after: Some(Duration::from_secs(seconds)),
+        };
+        assert_eq!(
+            RETRY.pause_after(0, &error(2)),
+            Some(Duration::from_secs(2))
+        );
         assert_eq!(RETRY.pause_after(0, &error(60)), None);
     }
 }

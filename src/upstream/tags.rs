@@ -46,10 +46,14 @@ pub(super) async fn tags(
     }
     let mut read = Read::get(repository, "tags/list".to_owned());
     read.query.extend(n.map(|n| ("n", n.to_string())));
-    read.query.extend(last.map(|last| ("last", last.to_owned())));
+    read.query
+        .extend(last.map(|last| ("last", last.to_owned())));
     let first = page(endpoint.read(&read).await?).await?;
     if first.is_as_asked(n, last) {
-        return Ok(Tags { tags: first.tags, more: first.next.is_some() });
+        return Ok(Tags {
+            tags: first.tags,
+            more: first.next.is_some(),
+        });
     }
     let all = Arc::new(gather(endpoint, &read, first).await?);
     if !all.is_empty() {
@@ -60,7 +64,11 @@ pub(super) async fn tags(
 
 /// All tags from `first` on, in order.
 async fn gather(endpoint: &Endpoint, read: &Read<'_>, first: Page) -> Result<Vec<String>, Error> {
-    let Page { mut tags, mut next, mut bytes } = first;
+    let Page {
+        mut tags,
+        mut next,
+        mut bytes,
+    } = first;
     for _ in 1..MAX_PAGES {
         let Some(link) = next.take() else { break };
         let found = page(endpoint.follow(read, &link).await?).await?;
@@ -72,7 +80,9 @@ async fn gather(endpoint: &Endpoint, read: &Read<'_>, first: Page) -> Result<Vec
         }
     }
     if next.is_some() {
-        return Err(Error::Malformed(format!("more than {MAX_PAGES} pages of tags")));
+        return Err(Error::Malformed(format!(
+            "more than {MAX_PAGES} pages of tags"
+        )));
     }
     tags.sort_unstable();
     tags.dedup();
@@ -85,7 +95,11 @@ async fn page(answer: super::answer::Answer) -> Result<Page, Error> {
     let bytes = document.bytes.clone();
     let parsed = tokio::task::spawn_blocking(move || parse(&bytes)).await;
     let tags = parsed.map_err(|error| Error::Unavailable(error.to_string()))??;
-    Ok(Page { tags, next, bytes: document.bytes.len() as u64 })
+    Ok(Page {
+        tags,
+        next,
+        bytes: document.bytes.len() as u64,
+    })
 }
 
 /// The tags of an answer; what is no tag is left out.
@@ -95,20 +109,27 @@ fn parse(bytes: &[u8]) -> Result<Vec<String>, Error> {
         #[serde(borrow, default)]
         tags: Option<Vec<&'a RawValue>>,
     }
-    let list: List<'_> =
-        serde_json::from_slice(bytes).map_err(|error| Error::Malformed(excerpt(&error.to_string())))?;
+    let list: List<'_> = serde_json::from_slice(bytes)
+        .map_err(|error| Error::Malformed(excerpt(&error.to_string())))?;
     let tags = list.tags.unwrap_or_default().into_iter();
     let short = tags.filter(|raw| raw.get().len() <= MAX_TAG + 2);
-    Ok(short.filter_map(|raw| serde_json::from_str::<String>(raw.get()).ok()).filter(|tag| !tag.is_empty()).collect())
+    Ok(short
+        .filter_map(|raw| serde_json::from_str::<String>(raw.get()).ok())
+        .filter(|tag| !tag.is_empty())
+        .collect())
 }
 
 impl Page {
     /// Whether the page is the one that was asked for, in order, and the next is named by its last tag.
     fn is_as_asked(&self, n: Option<usize>, last: Option<&str>) -> bool {
-        let is_behind = last.is_none_or(|last| self.tags.first().is_none_or(|first| first.as_str() > last));
+        let is_behind =
+            last.is_none_or(|last| self.tags.first().is_none_or(|first| first.as_str() > last));
         let is_short = n.is_none_or(|n| self.tags.len() <= n);
         let goes_on = self.next.as_ref().is_none_or(|next| {
-            let named = next.query_pairs().find(|(name, _)| name == "last").map(|(_, tag)| tag.into_owned());
+            let named = next
+                .query_pairs()
+                .find(|(name, _)| name == "last")
+                .map(|(_, tag)| tag.into_owned());
             named.is_some() && named.as_ref() == self.tags.last()
         });
         is_behind && is_short && goes_on && self.tags.is_sorted()
@@ -120,7 +141,10 @@ fn cut(tags: &[String], n: Option<usize>, last: Option<&str>) -> Tags {
     let start = last.map_or(0, |last| tags.partition_point(|tag| tag.as_str() <= last));
     let rest = tags.get(start..).unwrap_or_default();
     let page = rest.get(..n.unwrap_or(DEFAULT_PAGE)).unwrap_or(rest);
-    Tags { tags: page.to_vec(), more: page.len() < rest.len() }
+    Tags {
+        tags: page.to_vec(),
+        more: page.len() < rest.len(),
+    }
 }
 
 #[cfg(test)]
@@ -129,7 +153,11 @@ mod tests {
 
     fn page_of(tags: &[&str], next: Option<&str>) -> Page {
         let next = next.map(|next| format!("http://a/v2/x/tags/list?{next}").parse().unwrap());
-        Page { tags: tags.iter().map(|&tag| tag.to_owned()).collect(), next, bytes: 0 }
+        Page {
+            tags: tags.iter().map(|&tag| tag.to_owned()).collect(),
+            next,
+            bytes: 0,
+        }
     }
 
     #[test]
@@ -145,7 +173,11 @@ mod tests {
             (&["a", "b"], None, Some(2), Some("a"), false),
             (&["b", "a"], None, None, None, false),
         ] {
-            assert_eq!(page_of(tags, next).is_as_asked(n, last), is_as_asked, "{tags:?} {next:?} {n:?} {last:?}");
+            assert_eq!(
+                page_of(tags, next).is_as_asked(n, last),
+                is_as_asked,
+                "{tags:?} {next:?} {n:?} {last:?}"
+            );
         }
     }
 

@@ -32,12 +32,23 @@ impl Tls {
     pub(super) fn configured(upstream: &UpstreamConfig) -> Result<Option<Self>, Error> {
         let identities = match (&upstream.client_cert, &upstream.client_key) {
             (Some(certificate), Some(key)) => {
-                vec![KeyPair { certificate: certificate.clone(), key: Some(key.clone()) }]
+                vec![KeyPair {
+                    certificate: certificate.clone(),
+                    key: Some(key.clone()),
+                }]
             }
             (None, None) => Vec::new(),
-            _ => return Err(Error::Configuration("client_cert and client_key belong together".to_owned())),
+            _ => {
+                return Err(Error::Configuration(
+                    "client_cert and client_key belong together".to_owned(),
+                ));
+            }
         };
-        let tls = Self { authorities: upstream.ca_file.iter().cloned().collect(), identities, skip_verify: false };
+        let tls = Self {
+            authorities: upstream.ca_file.iter().cloned().collect(),
+            identities,
+            skip_verify: false,
+        };
         Ok((!tls.is_plain()).then_some(tls))
     }
 
@@ -48,7 +59,10 @@ impl Tls {
 
     /// All files that are read.
     pub(super) fn files(&self) -> impl Iterator<Item = &Path> {
-        let pairs = self.identities.iter().flat_map(|pair| [&pair.certificate].into_iter().chain(&pair.key));
+        let pairs = self
+            .identities
+            .iter()
+            .flat_map(|pair| [&pair.certificate].into_iter().chain(&pair.key));
         self.authorities.iter().chain(pairs).map(PathBuf::as_path)
     }
 
@@ -56,9 +70,13 @@ impl Tls {
     pub(super) fn certificates(&self) -> Result<Vec<Certificate>, Error> {
         let mut certificates = Vec::new();
         for path in &self.authorities {
-            let found = Certificate::from_pem_bundle(&read(path)?).map_err(|error| unusable(path, &error))?;
+            let found = Certificate::from_pem_bundle(&read(path)?)
+                .map_err(|error| unusable(path, &error))?;
             if found.is_empty() {
-                return Err(Error::Configuration(format!("{} holds no certificate", path.display())));
+                return Err(Error::Configuration(format!(
+                    "{} holds no certificate",
+                    path.display()
+                )));
             }
             certificates.extend(found);
         }
@@ -67,13 +85,17 @@ impl Tls {
 
     /// Blocks.
     pub(super) fn identity(&self) -> Result<Option<Identity>, Error> {
-        let Some(KeyPair { certificate, key }) = self.identities.first() else { return Ok(None) };
+        let Some(KeyPair { certificate, key }) = self.identities.first() else {
+            return Ok(None);
+        };
         let mut pem = read(certificate)?;
         if let Some(key) = key {
             pem.push(b'\n');
             pem.extend(read(key)?);
         }
-        Identity::from_pem(&pem).map(Some).map_err(|error| unusable(certificate, &error))
+        Identity::from_pem(&pem)
+            .map(Some)
+            .map_err(|error| unusable(certificate, &error))
     }
 }
 

@@ -20,10 +20,14 @@ pub(super) fn verified(
             if done {
                 return Ok(None);
             }
-            let wrong = || Error::WrongDigest { expected: expected.clone() };
+            let wrong = || Error::WrongDigest {
+                expected: expected.clone(),
+            };
             let chunk = match bytes.next().await.transpose()? {
                 Some(chunk) => chunk,
-                None if left > 0 => return Err(Error::Unavailable("the blob ends too early".to_owned())),
+                None if left > 0 => {
+                    return Err(Error::Unavailable("the blob ends too early".to_owned()));
+                }
                 None => Bytes::new(),
             };
             let left = left.checked_sub(chunk.len() as u64).ok_or_else(wrong)?;
@@ -44,8 +48,15 @@ mod tests {
     use super::*;
 
     async fn check(chunks: &[&'static [u8]], whole: &[u8]) -> (Vec<u8>, Result<(), Error>) {
-        let chunks: Vec<_> = chunks.iter().map(|chunk| Ok(Bytes::from_static(chunk))).collect();
-        let mut stream = verified(stream::iter(chunks).boxed(), Digest::sha256_of(whole), whole.len() as u64);
+        let chunks: Vec<_> = chunks
+            .iter()
+            .map(|chunk| Ok(Bytes::from_static(chunk)))
+            .collect();
+        let mut stream = verified(
+            stream::iter(chunks).boxed(),
+            Digest::sha256_of(whole),
+            whole.len() as u64,
+        );
         let mut got = Vec::new();
         loop {
             match stream.try_next().await {
@@ -67,7 +78,13 @@ mod tests {
         let (got, end) = check(&[b"ab", b"x"], b"abc").await;
         assert!(matches!(end, Err(Error::WrongDigest { .. })));
         assert_eq!(got, b"ab");
-        assert!(matches!(check(&[b"ab", b"cd"], b"abc").await.1, Err(Error::WrongDigest { .. })));
-        assert!(matches!(check(&[b"ab"], b"abc").await.1, Err(Error::Unavailable(_))));
+        assert!(matches!(
+            check(&[b"ab", b"cd"], b"abc").await.1,
+            Err(Error::WrongDigest { .. })
+        ));
+        assert!(matches!(
+            check(&[b"ab"], b"abc").await.1,
+            Err(Error::Unavailable(_))
+        ));
     }
 }

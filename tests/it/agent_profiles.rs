@@ -52,27 +52,42 @@ fn profile(files: &[Named<'_>]) -> Vec<u8> {
     let rest = json!({"after_ms": 1, "sources": ["agents"]});
     let file = |(layer, path, extents): &Named<'_>| {
         let mut file = json!({"layer": layer, "path": path, "extents": extents});
-        file.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
+        file.as_object_mut()
+            .unwrap()
+            .extend(rest.as_object().unwrap().clone());
         file
     };
     let files: Vec<_> = files.iter().map(file).collect();
     let image = Digest::sha256_of(b"image");
-    json!({"version": 1, "image": image, "workload": "default", "observers": 1, "files": files}).to_string().into()
+    json!({"version": 1, "image": image, "workload": "default", "observers": 1, "files": files})
+        .to_string()
+        .into()
 }
 
 async fn told(node: &Node) -> Vec<Observation> {
     let told = || node.registry.told();
     until("a start is told of", SOON, || !told().is_empty());
-    told().iter().map(|told| Observation::parse(&told.json, 2).unwrap()).collect()
+    told()
+        .iter()
+        .map(|told| Observation::parse(&told.json, 2).unwrap())
+        .collect()
 }
 
 fn used(layer: u32, path: &str, parts: &[(usize, usize)]) -> (u32, String, Extents) {
-    let parts = parts.iter().map(|(start, end)| (*start as u64, *end as u64)).collect::<Vec<_>>();
+    let parts = parts
+        .iter()
+        .map(|(start, end)| (*start as u64, *end as u64))
+        .collect::<Vec<_>>();
     (layer, path.to_owned(), parts.into())
 }
 
 fn facts(observation: &Observation) -> Vec<(u32, String, Extents)> {
-    let fact = |FileUse { layer, path, extents, .. }: &FileUse| (*layer, path.clone(), extents.clone());
+    let fact = |FileUse {
+                    layer,
+                    path,
+                    extents,
+                    ..
+                }: &FileUse| (*layer, path.clone(), extents.clone());
     observation.files().iter().map(fact).collect()
 }
 
@@ -81,9 +96,25 @@ async fn a_server_that_the_configuration_does_not_name_hears_of_nothing_but_pull
     let node = node(&[("PULL_SERVERS", "other.test")]).await;
     let layers = layers();
     pulled(&node, &layers).await;
-    let asks = node.registry.seen().into_iter().filter(|seen| !seen.path_and_query.starts_with("/v2/")).count();
-    let is_marked = |seen: &crate::support::registry::Seen| seen.headers.contains_key("starlift-purpose");
-    assert_eq!((asks, node.registry.seen().iter().filter(|seen| is_marked(seen)).count()), (0, 0));
+    let asks = node
+        .registry
+        .seen()
+        .into_iter()
+        .filter(|seen| !seen.path_and_query.starts_with("/v2/"))
+        .count();
+    let is_marked =
+        |seen: &crate::support::registry::Seen| seen.headers.contains_key("starlift-purpose");
+    assert_eq!(
+        (
+            asks,
+            node.registry
+                .seen()
+                .iter()
+                .filter(|seen| is_marked(seen))
+                .count()
+        ),
+        (0, 0)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -105,15 +136,41 @@ async fn what_a_start_reads_is_told_in_order() {
     let observations = told(&node).await;
     let facts = facts(&observations[0]);
     let (first, third) = (&facts[..2], &facts[2]);
-    assert_eq!(first, [used(0, "file1", &[(0, 1000)]), used(1, "file0", &[(0, 3 * CHUNK)])]);
+    assert_eq!(
+        first,
+        [
+            used(0, "file1", &[(0, 1000)]),
+            used(1, "file0", &[(0, 3 * CHUNK)])
+        ]
+    );
     assert_eq!((third.0, third.1.as_str()), (0, "file4"));
     // The kernel may read ahead.
-    assert!(third.2.iter().any(|part| part.contains(&(7 * CHUNK as u64))), "{third:?}");
-    assert!(third.2.iter().all(|part| part.start % CHUNK as u64 == 0), "whole chunks: {third:?}");
-    assert_eq!(&facts[3..], [used(1, "file2", &[])], "it was opened, and nobody read of it");
+    assert!(
+        third
+            .2
+            .iter()
+            .any(|part| part.contains(&(7 * CHUNK as u64))),
+        "{third:?}"
+    );
+    assert!(
+        third.2.iter().all(|part| part.start % CHUNK as u64 == 0),
+        "whole chunks: {third:?}"
+    );
+    assert_eq!(
+        &facts[3..],
+        [used(1, "file2", &[])],
+        "it was opened, and nobody read of it"
+    );
     let told = &node.registry.told()[0];
-    assert_eq!((told.stack.as_str(), told.query.as_str()), (stack(&layers).to_string().as_str(), "workload=default"));
-    assert_eq!(node.agent.metric("starlift_agent_observations_total{outcome=\"sent\"}"), Some(1));
+    assert_eq!(
+        (told.stack.as_str(), told.query.as_str()),
+        (stack(&layers).to_string().as_str(), "workload=default")
+    );
+    assert_eq!(
+        node.agent
+            .metric("starlift_agent_observations_total{outcome=\"sent\"}"),
+        Some(1)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -122,7 +179,11 @@ async fn a_start_is_over_when_nothing_more_is_read() {
     let top = pulled(&node, &layers()).await;
     let directories = node.begin_container("container", &top).await;
     read_later(directories[0].join("file1")).await;
-    assert_eq!(told(&node).await.len(), 1, "long before ten minutes are over");
+    assert_eq!(
+        told(&node).await.len(),
+        1,
+        "long before ten minutes are over"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -130,7 +191,9 @@ async fn a_container_that_starts_again_and_again_is_told_of_once() {
     let node = node(&[("RECORD", "500ms")]).await;
     let top = pulled(&node, &layers()).await;
     for number in 0..3 {
-        let directories = node.begin_container(&format!("container{number}"), &top).await;
+        let directories = node
+            .begin_container(&format!("container{number}"), &top)
+            .await;
         read_later(directories[0].join("file1")).await;
         tokio::time::sleep(Duration::from_millis(700)).await;
     }
@@ -139,7 +202,10 @@ async fn a_container_that_starts_again_and_again_is_told_of_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unpacking_is_no_start_and_nothing_is_recorded_where_that_is_off() {
-    for (settings, key) in [(&[][..], "default/7/extract-1 sha256:x"), (&[("RECORD", "0s")], "container")] {
+    for (settings, key) in [
+        (&[][..], "default/7/extract-1 sha256:x"),
+        (&[("RECORD", "0s")], "container"),
+    ] {
         let node = node(settings).await;
         let top = pulled(&node, &layers()).await;
         let directories = node.begin_container(key, &top).await;
@@ -164,8 +230,17 @@ async fn a_registry_that_is_not_starlift_sees_nothing_but_its_own_api() {
     assert!(!seen.is_empty());
     for request in seen {
         assert!(request.path_and_query.starts_with("/v2/"), "{request:?}");
-        assert!(matches!(request.method.as_str(), "GET" | "HEAD"), "{request:?}");
-        assert!(request.headers.keys().all(|name| !name.as_str().contains("starlift")), "{request:?}");
+        assert!(
+            matches!(request.method.as_str(), "GET" | "HEAD"),
+            "{request:?}"
+        );
+        assert!(
+            request
+                .headers
+                .keys()
+                .all(|name| !name.as_str().contains("starlift")),
+            "{request:?}"
+        );
     }
     assert_eq!(node.agent.status()["profiles"], json!([]));
 }
@@ -175,16 +250,33 @@ async fn what_the_profile_names_is_here_before_it_is_read() {
     let node = node(&[]).await;
     let layers = layers();
     let large = (2 * CHUNK as u64, 4 * CHUNK as u64);
-    let files: [Named<'_>; 4] = [(1, "file0", &[]), (0, "file4", &[large]), (0, "nothing", &[]), (0, "file1", &[])];
+    let files: [Named<'_>; 4] = [
+        (1, "file0", &[]),
+        (0, "file4", &[large]),
+        (0, "nothing", &[]),
+        (0, "file1", &[]),
+    ];
     node.registry.put_profile(&stack(&layers), profile(&files));
     let top = pulled(&node, &layers).await;
     let report = || node.agent.status()["profiles"][0].clone();
     until("the files are here", SOON, || report()["held_files"] == 3);
-    assert_eq!((&report()["state"], &report()["files"]), (&json!("used"), &json!(3)), "{}", report());
+    assert_eq!(
+        (&report()["state"], &report()["files"]),
+        (&json!("used"), &json!(3)),
+        "{}",
+        report()
+    );
     let requests = node.blob_requests();
-    let purposes: Vec<_> =
-        node.registry.seen().into_iter().filter_map(|seen| seen.headers.get("starlift-purpose").cloned()).collect();
-    assert!(purposes.len() >= 3 && purposes.iter().all(|purpose| purpose == "prefetch"), "{purposes:?}");
+    let purposes: Vec<_> = node
+        .registry
+        .seen()
+        .into_iter()
+        .filter_map(|seen| seen.headers.get("starlift-purpose").cloned())
+        .collect();
+    assert!(
+        purposes.len() >= 3 && purposes.iter().all(|purpose| purpose == "prefetch"),
+        "{purposes:?}"
+    );
 
     let directories = node.begin_container("container", &top).await;
     let [upper, lower] = [0, 1].map(|place: usize| directories[place].clone());
@@ -192,14 +284,29 @@ async fn what_the_profile_names_is_here_before_it_is_read() {
     assert_eq!(read_later(lower.join("file1")).await, layers[0].files[1].1);
     assert_eq!(node.blob_requests(), requests, "nothing was missing");
     read_later(lower.join("file2")).await;
-    assert!(node.blob_requests() > requests, "of what it does not name nothing is here");
+    assert!(
+        node.blob_requests() > requests,
+        "of what it does not name nothing is here"
+    );
     let last = node.registry.seen().pop().unwrap();
     assert_eq!(last.headers["starlift-purpose"], "read");
     told(&node).await;
-    let count = |how| node.agent.metric(&format!("starlift_agent_profile_files_total{{use=\"{how}\"}}"));
-    assert_eq!((count("ahead"), count("unknown"), count("late")), (Some(2), Some(1), None));
-    let fetched = node.agent.status()["layers"][0]["profile_bytes"].as_u64().unwrap();
-    assert!((2 * CHUNK as u64..6 * CHUNK as u64).contains(&fetched), "parts of a large file alone: {fetched}");
+    let count = |how| {
+        node.agent.metric(&format!(
+            "starlift_agent_profile_files_total{{use=\"{how}\"}}"
+        ))
+    };
+    assert_eq!(
+        (count("ahead"), count("unknown"), count("late")),
+        (Some(2), Some(1), None)
+    );
+    let fetched = node.agent.status()["layers"][0]["profile_bytes"]
+        .as_u64()
+        .unwrap();
+    assert!(
+        (2 * CHUNK as u64..6 * CHUNK as u64).contains(&fetched),
+        "parts of a large file alone: {fetched}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -209,11 +316,17 @@ async fn a_base_layer_that_came_with_another_image_is_fetched_of_too() {
     let two = Layer::random(3, &[CHUNK, MIB]);
     node.pull("one", &[&base, &one]).await;
     let layers = [base, two];
-    node.registry.put_profile(&stack(&layers), profile(&[(0, "file0", &[]), (1, "file0", &[])]));
+    node.registry.put_profile(
+        &stack(&layers),
+        profile(&[(0, "file0", &[]), (1, "file0", &[])]),
+    );
     // The lowest snapshot is there already, and its label tells of the first image.
     node.registry.put_blob(layers[1].blob.clone());
     let mut labels = node.labels("two-1", &layers[1]);
-    labels.insert("containerd.io/snapshot/remote/stargz.layers".to_owned(), layers[1].digest.to_string());
+    labels.insert(
+        "containerd.io/snapshot/remote/stargz.layers".to_owned(),
+        layers[1].digest.to_string(),
+    );
     let is_lazy = node.prepare_on("two-1", "one-0", labels).await.unwrap();
     assert!(is_lazy);
     until("both files are here", SOON, || {
@@ -231,12 +344,20 @@ async fn a_start_asks_for_what_was_not_known_when_the_layers_were_mounted() {
     // Nothing was known then, and an agent that was restarted remembers no server.
     node.restart(&[ON_DEMAND, RECORD]);
     assert_eq!(node.agent.status()["profiles"], json!([]));
-    node.registry.put_profile(&stack(&layers), profile(&[(1, "file0", &[]), (0, "file0", &[])]));
+    node.registry.put_profile(
+        &stack(&layers),
+        profile(&[(1, "file0", &[]), (0, "file0", &[])]),
+    );
     let directories = node.begin_container("container", &top).await;
-    until("the files are here", SOON, || node.agent.status()["profiles"][0]["held_files"] == 2);
+    until("the files are here", SOON, || {
+        node.agent.status()["profiles"][0]["held_files"] == 2
+    });
     let requests = node.blob_requests();
     for place in [0, 1] {
-        assert_eq!(read_later(directories[place].join("file0")).await, layers[1 - place].files[0].1);
+        assert_eq!(
+            read_later(directories[place].join("file0")).await,
+            layers[1 - place].files[0].1
+        );
     }
     assert_eq!(node.blob_requests(), requests, "nothing was missing");
     assert_eq!(told(&node).await[0].files().len(), 2);
@@ -273,7 +394,10 @@ async fn no_answer_of_a_server_harms_a_start() {
     }
     for status in [401, 403, 404, 429, 500, 307] {
         let node = node(&[]).await;
-        node.registry.on("/api/").answer(status, &[("location", "http://127.0.0.1:1/"), ("retry-after", "1")]);
+        node.registry.on("/api/").answer(
+            status,
+            &[("location", "http://127.0.0.1:1/"), ("retry-after", "1")],
+        );
         starts_all_the_same(&node, &layers()).await;
     }
     let (node, silent) = (node(&[]).await, Gate::new());
@@ -287,9 +411,16 @@ async fn starts_all_the_same(node: &Node, layers: &[Layer]) {
     let top = pulled(node, layers).await;
     let directories = node.begin_container("container", &top).await;
     for (name, content) in &layers[1].files {
-        assert!(read_later(directories[0].join(Path::new(name))).await == *content, "{name}");
+        assert!(
+            read_later(directories[0].join(Path::new(name))).await == *content,
+            "{name}"
+        );
     }
-    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        begun.elapsed()
+    );
     assert_eq!(node.agent.status()["refusals"], json!([]));
 }
 
@@ -307,7 +438,9 @@ async fn a_profile_that_does_not_come_leaves_it_to_the_landmark() {
     let layers = [layer];
     pulled(&node, &layers).await;
     until("what lies in front of the landmark is here", SOON, || {
-        node.agent.status()["layers"][0]["prefetched_bytes"].as_u64().is_some_and(|bytes| bytes > CHUNK as u64)
+        node.agent.status()["layers"][0]["prefetched_bytes"]
+            .as_u64()
+            .is_some_and(|bytes| bytes > CHUNK as u64)
     });
     silent.open();
 }
@@ -316,9 +449,14 @@ async fn a_profile_that_does_not_come_leaves_it_to_the_landmark() {
 async fn a_profile_fetches_no_more_than_its_limit() {
     let node = node(&[("PROFILE_LIMIT", "300KiB")]).await;
     let layers = layers();
-    node.registry.put_profile(&stack(&layers), profile(&[(0, "file1", &[]), (1, "file4", &[]), (0, "file0", &[])]));
+    node.registry.put_profile(
+        &stack(&layers),
+        profile(&[(0, "file1", &[]), (1, "file4", &[]), (0, "file0", &[])]),
+    );
     pulled(&node, &layers).await;
-    until("it has ended", SOON, || node.agent.daemon.log().contains("fetched by profile"));
+    until("it has ended", SOON, || {
+        node.agent.daemon.log().contains("fetched by profile")
+    });
     let bytes: u64 = node.agent.status()["layers"]
         .as_array()
         .unwrap()

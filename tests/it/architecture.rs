@@ -31,18 +31,28 @@ fn modules_import_only_what_lies_below_them() {
             return;
         }
         let Some((_, allowed)) = MAY_IMPORT.iter().find(|(name, _)| *name == module) else {
-            broken.push(format!("{}: the module {module} has no rule", file.display()));
+            broken.push(format!(
+                "{}: the module {module} has no rule",
+                file.display()
+            ));
             return;
         };
         for named in code.split("crate::").skip(1).map(first_word) {
             let known = MAY_IMPORT.iter().any(|(name, _)| *name == named) || ROOTS.contains(&named);
-            let fine = named == module || FOR_ALL.contains(&named) && !FOR_ALL.contains(&module.as_str());
+            let fine =
+                named == module || FOR_ALL.contains(&named) && !FOR_ALL.contains(&module.as_str());
             if known && !fine && !allowed.contains(&named) {
-                broken.push(format!("{}:{number}: {module} may not name {named}", file.display()));
+                broken.push(format!(
+                    "{}:{number}: {module} may not name {named}",
+                    file.display()
+                ));
             }
         }
         if code.contains("estargz::") && !["convert", "agent"].contains(&module.as_str()) {
-            broken.push(format!("{}:{number}: {module} may not name estargz", file.display()));
+            broken.push(format!(
+                "{}:{number}: {module} may not name estargz",
+                file.display()
+            ));
         }
     });
     broken.dedup();
@@ -76,9 +86,16 @@ fn imports_are_greppable_and_promises_have_an_issue() {
         for file in rust_files(Path::new(env!("CARGO_MANIFEST_DIR")).join(root)) {
             let text = fs::read_to_string(&file).unwrap();
             for (number, line) in text.lines().enumerate() {
-                let promise = [concat!("TO", "DO"), concat!("FIX", "ME")].iter().any(|word| line.contains(word));
+                let promise = [concat!("TO", "DO"), concat!("FIX", "ME")]
+                    .iter()
+                    .any(|word| line.contains(word));
                 if promise && !line.contains('#') {
-                    broken.push(format!("{}:{}: {}", file.display(), number + 1, line.trim()));
+                    broken.push(format!(
+                        "{}:{}: {}",
+                        file.display(),
+                        number + 1,
+                        line.trim()
+                    ));
                 }
             }
         }
@@ -104,7 +121,11 @@ fn each_line(root: &str, mut see: impl FnMut(&Path, usize, &str)) {
 
 fn rust_files(folder: PathBuf) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(folder).into_iter().flatten().map(Result::unwrap) {
+    for entry in fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .map(Result::unwrap)
+    {
         let path = entry.path();
         if path.is_dir() && !path.ends_with("target") {
             found.extend(rust_files(path));
@@ -117,10 +138,17 @@ fn rust_files(folder: PathBuf) -> Vec<PathBuf> {
 
 /// `src/store/key.rs` and `src/store.rs` belong to `store`.
 fn module_of(file: &Path) -> String {
-    let second = file.components().nth(1).unwrap().as_os_str().to_string_lossy();
+    let second = file
+        .components()
+        .nth(1)
+        .unwrap()
+        .as_os_str()
+        .to_string_lossy();
     second.trim_end_matches(".rs").to_owned()
 }
 
 fn first_word(text: &str) -> &str {
-    text.split(|letter: char| !letter.is_alphanumeric() && letter != '_').next().unwrap_or_default()
+    text.split(|letter: char| !letter.is_alphanumeric() && letter != '_')
+        .next()
+        .unwrap_or_default()
 }

@@ -26,7 +26,8 @@ use crate::support::image::ImageBuilder;
 use crate::support::registry::{Auth, Registry};
 
 /// What containerd does with a request.
-type Answer = dyn Fn(Request<Bytes>) -> BoxFuture<'static, Result<Response<Bytes>, Status>> + Send + Sync;
+type Answer =
+    dyn Fn(Request<Bytes>) -> BoxFuture<'static, Result<Response<Bytes>, Status>> + Send + Sync;
 
 /// containerd's side: notes paths, answers as told.
 #[derive(Clone)]
@@ -49,7 +50,10 @@ impl Service<http::Request<Body>> for Cri {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        self.paths.lock().unwrap().push(request.uri().path().to_owned());
+        self.paths
+            .lock()
+            .unwrap()
+            .push(request.uri().path().to_owned());
         let answer = Arc::clone(&self.answer);
         let service = tower::service_fn(move |request| answer(request));
         let mut server = tonic::server::Grpc::new(Raw).max_decoding_message_size(64 << 20);
@@ -69,11 +73,20 @@ struct Stage {
 impl Stage {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let (proxy, containerd) = (directory.path().join("proxy.sock"), directory.path().join("containerd.sock"));
+        let (proxy, containerd) = (
+            directory.path().join("proxy.sock"),
+            directory.path().join("containerd.sock"),
+        );
         let credentials = CriCredentials::default();
         let service = ImageService::new(&containerd, credentials.clone()).unwrap();
         let servers = vec![serve(&proxy, service)];
-        Self { kubelet: Kubelet::new(&proxy), credentials, containerd, servers, _directory: directory }
+        Self {
+            kubelet: Kubelet::new(&proxy),
+            credentials,
+            containerd,
+            servers,
+            _directory: directory,
+        }
     }
 
     /// With a containerd that answers so.
@@ -83,7 +96,10 @@ impl Stage {
     {
         let mut stage = Self::new();
         let answer: Arc<Answer> = Arc::new(move |request| Box::pin(answer(request)));
-        let cri = Cri { paths: Arc::default(), answer };
+        let cri = Cri {
+            paths: Arc::default(),
+            answer,
+        };
         stage.start(cri.clone());
         (stage, cri)
     }
@@ -93,9 +109,17 @@ impl Stage {
     }
 
     async fn pull(&self, image: &str, auth: AuthConfig) -> Result<Response<Bytes>, Status> {
-        let image = Some(ImageSpec { image: image.to_owned() });
-        let request = PullImageRequest { image, auth: Some(auth) }.encode_to_vec();
-        self.kubelet.call("PullImage", Request::new(request.into())).await
+        let image = Some(ImageSpec {
+            image: image.to_owned(),
+        });
+        let request = PullImageRequest {
+            image,
+            auth: Some(auth),
+        }
+        .encode_to_vec();
+        self.kubelet
+            .call("PullImage", Request::new(request.into()))
+            .await
     }
 
     fn knows(&self, image: &str) -> Option<String> {
@@ -114,41 +138,75 @@ impl Drop for Stage {
 
 fn serve<S>(socket: &Path, service: S) -> JoinHandle<()>
 where
-    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible, Future: Send>
-        + NamedService
+    S: Service<
+            http::Request<Body>,
+            Response = http::Response<Body>,
+            Error = Infallible,
+            Future: Send,
+        > + NamedService
         + Clone
         + Send
         + Sync
         + 'static,
 {
     let incoming = UnixListenerStream::new(UnixListener::bind(socket).unwrap());
-    let server = Server::builder().add_service(service).serve_with_incoming(incoming);
+    let server = Server::builder()
+        .add_service(service)
+        .serve_with_incoming(incoming);
     tokio::spawn(async move { server.await.unwrap() })
 }
 
 fn user(name: &str) -> AuthConfig {
-    AuthConfig { username: name.to_owned(), password: "secret".to_owned(), ..AuthConfig::default() }
+    AuthConfig {
+        username: name.to_owned(),
+        password: "secret".to_owned(),
+        ..AuthConfig::default()
+    }
 }
 
 #[tokio::test]
 async fn calls_go_through_as_they_came_and_so_do_answers() {
     let (stage, cri) = Stage::with(async |request: Request<Bytes>| {
         assert_eq!(request.metadata().get("x-kubelet").unwrap(), "yes");
-        assert_eq!(request.metadata().get_bin("x-blob-bin").unwrap().to_bytes().unwrap(), &b"\0\xff"[..]);
+        assert_eq!(
+            request
+                .metadata()
+                .get_bin("x-blob-bin")
+                .unwrap()
+                .to_bytes()
+                .unwrap(),
+            &b"\0\xff"[..]
+        );
         let mut answer = Response::new(request.into_inner());
-        answer.metadata_mut().insert("x-containerd", "1.6".parse().unwrap());
+        answer
+            .metadata_mut()
+            .insert("x-containerd", "1.6".parse().unwrap());
         Ok(answer)
     });
     // Field 2 is a login, 3 and 99 are fields that the proxy has no names for, all of which must arrive.
-    let pull = PullImageRequest { image: Some(ImageSpec { image: "app:1".to_owned() }), auth: Some(user("me")) };
+    let pull = PullImageRequest {
+        image: Some(ImageSpec {
+            image: "app:1".to_owned(),
+        }),
+        auth: Some(user("me")),
+    };
     let unknown = b"\x1a\x03abc\x9a\x06\x02\x08\x01";
     let pull = [pull.encode_to_vec().as_slice(), unknown].concat();
     let long = vec![7; 6 << 20];
-    for (method, message) in [("PullImage", pull), ("ListImages", long), ("NotYetInvented", b"\xff\xff".to_vec())] {
+    for (method, message) in [
+        ("PullImage", pull),
+        ("ListImages", long),
+        ("NotYetInvented", b"\xff\xff".to_vec()),
+    ] {
         let message = Bytes::from(message);
         let mut request = Request::new(message.clone());
-        request.metadata_mut().insert("x-kubelet", "yes".parse().unwrap());
-        request.metadata_mut().insert_bin("x-blob-bin", tonic::metadata::MetadataValue::from_bytes(b"\0\xff"));
+        request
+            .metadata_mut()
+            .insert("x-kubelet", "yes".parse().unwrap());
+        request.metadata_mut().insert_bin(
+            "x-blob-bin",
+            tonic::metadata::MetadataValue::from_bytes(b"\0\xff"),
+        );
         let answer = stage.kubelet.call(method, request).await.unwrap();
         assert_eq!(answer.metadata().get("x-containerd").unwrap(), "1.6");
         assert!(answer.into_inner() == message, "{method}");
@@ -164,31 +222,48 @@ async fn refusals_go_through_and_take_the_login_back() {
         let pull = PullImageRequest::decode(request.into_inner()).unwrap();
         match pull.auth.unwrap().username.as_str() {
             "good" => Ok(Response::new(Bytes::new())),
-            _ => Err(Status::with_details(Code::NotFound, "pull access denied", Bytes::from_static(b"details"))),
+            _ => Err(Status::with_details(
+                Code::NotFound,
+                "pull access denied",
+                Bytes::from_static(b"details"),
+            )),
         }
     });
     let refused = async |auth| stage.pull("ghcr.io/a/b:1", auth).await.unwrap_err();
     let status = refused(user("bad")).await;
-    assert_eq!((status.code(), status.message()), (Code::NotFound, "pull access denied"));
+    assert_eq!(
+        (status.code(), status.message()),
+        (Code::NotFound, "pull access denied")
+    );
     assert_eq!(status.details(), b"details");
     assert_eq!(stage.knows("ghcr.io/a/b:1"), None);
 
     stage.pull("ghcr.io/a/b:1", user("good")).await.unwrap();
     refused(user("bad")).await;
     refused(AuthConfig::default()).await;
-    assert_eq!(stage.knows("ghcr.io/a/b:2").as_deref(), Some("good"), "containers that run may need it");
+    assert_eq!(
+        stage.knows("ghcr.io/a/b:2").as_deref(),
+        Some("good"),
+        "containers that run may need it"
+    );
 }
 
 /// The registry as the agent reads from it, with what kubelets told.
 fn source(registry: &Registry, credentials: &CriCredentials) -> Source {
-    let upstream = UpstreamConfig { url: registry.url(), ..UpstreamConfig::default() };
+    let upstream = UpstreamConfig {
+        url: registry.url(),
+        ..UpstreamConfig::default()
+    };
     let config = Config {
         upstream: [(registry.host(), upstream)].into(),
         docker_config: Some("/nonexistent".into()),
         retry_delay: Duration::from_millis(1),
         ..Config::default()
     };
-    Upstreams::with_logins(&config, credentials.logins()).unwrap().get(&registry.host()).unwrap()
+    Upstreams::with_logins(&config, credentials.logins())
+        .unwrap()
+        .get(&registry.host())
+        .unwrap()
 }
 
 #[tokio::test]
@@ -196,28 +271,44 @@ async fn the_agent_logs_in_while_the_pull_goes_on_and_afterwards() {
     let registry = Registry::start().await;
     registry.push("app", "v1", &ImageBuilder::new(1).build());
     registry.push("other", "v1", &ImageBuilder::new(2).build());
-    registry.require(Auth::Basic { user: "me", password: "secret" });
+    registry.require(Auth::Basic {
+        user: "me",
+        password: "secret",
+    });
     let mut stage = Stage::new();
     let source = source(&registry, &stage.credentials);
     let mounting = source.clone();
     let answer: Arc<Answer> = Arc::new(move |_request| {
         let source = mounting.clone();
         Box::pin(async move {
-            let manifest = source.manifest(&"app".parse().unwrap(), &"v1".parse().unwrap()).await;
-            let manifest = manifest.map_err(|error| Status::permission_denied(error.to_string()))?;
+            let manifest = source
+                .manifest(&"app".parse().unwrap(), &"v1".parse().unwrap())
+                .await;
+            let manifest =
+                manifest.map_err(|error| Status::permission_denied(error.to_string()))?;
             Ok(Response::new(manifest.bytes))
         })
     });
-    stage.start(Cri { paths: Arc::default(), answer });
+    stage.start(Cri {
+        paths: Arc::default(),
+        answer,
+    });
     let image = format!("{}/app:v1", registry.host());
 
-    let read = async |repository: &str| source.manifest(&repository.parse().unwrap(), &"v1".parse().unwrap()).await;
+    let read = async |repository: &str| {
+        source
+            .manifest(&repository.parse().unwrap(), &"v1".parse().unwrap())
+            .await
+    };
     assert!(matches!(read("app").await, Err(Error::Unauthorized)));
     let refused = stage.pull(&image, user("stranger")).await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
     stage.pull(&image, user("me")).await.unwrap();
     read("app").await.unwrap();
-    assert!(matches!(read("other").await, Err(Error::Unauthorized)), "the login was for one repository");
+    assert!(
+        matches!(read("other").await, Err(Error::Unauthorized)),
+        "the login was for one repository"
+    );
 }
 
 #[tokio::test]
@@ -225,10 +316,17 @@ async fn a_containerd_that_is_gone_is_told_and_found_again() {
     let mut stage = Stage::new();
     let gone = stage.pull("app:1", user("me")).await.unwrap_err();
     assert_eq!(gone.code(), Code::Unavailable);
-    assert!(gone.message().contains("CRI service does not answer"), "{gone}");
+    assert!(
+        gone.message().contains("CRI service does not answer"),
+        "{gone}"
+    );
     assert_eq!(stage.knows("app:1"), None);
-    let answer: Arc<Answer> = Arc::new(|request| Box::pin(async { Ok(Response::new(request.into_inner())) }));
-    stage.start(Cri { paths: Arc::default(), answer });
+    let answer: Arc<Answer> =
+        Arc::new(|request| Box::pin(async { Ok(Response::new(request.into_inner())) }));
+    stage.start(Cri {
+        paths: Arc::default(),
+        answer,
+    });
     stage.pull("app:1", user("me")).await.unwrap();
     assert_eq!(stage.knows("app:1").as_deref(), Some("me"));
 }

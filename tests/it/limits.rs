@@ -17,64 +17,195 @@ enum Shown {
 use Shown::{By, NoLimit, Open};
 
 /// Limits without a default, which look like other keys in the reference.
-const UNSET: [&str; 4] = ["store.retention.max_size", "agent.background_bandwidth", "convert.threads", "convert.level"];
+const UNSET: [&str; 4] = [
+    "store.retention.max_size",
+    "agent.background_bandwidth",
+    "convert.threads",
+    "convert.level",
+];
 
 const LIMITS: &[(&str, Shown)] = &[
-    ("serve.wait", By("the_original_is_answered_while_the_conversion_goes_on_and_the_twin_after")),
-    ("serve.answer_within", By("a_silent_upstream_costs_a_bounded_time")),
-    ("serve.redirect_lifetime", By("a_signed_url_is_good_for_as_long_as_configured")),
-    ("serve.tag_fresh", By("a_tag_that_moved_is_seen_when_nothing_is_remembered")),
-    ("serve.tag_stale_while_revalidate", By("a_stale_tag_is_answered_while_the_upstream_thinks")),
-    ("serve.tag_stale_if_error", By("nothing_stands_in_for_longer_than_configured")),
-    ("serve.manifest_cache", Open("a registry that counts requests, and more manifests than fit")),
-    ("serve.max_ranges", By("more_ranges_than_allowed_give_the_whole")),
-    ("serve.max_cold_reads", By("many_parts_of_a_cold_blob_cost_few_upstream_requests")),
-    ("serve.max_requests", By("one_request_too_many_is_told_to_come_back")),
-    ("serve.max_connections", By("connections_that_ask_nothing_give_way")),
-    ("serve.client_share", By("one_client_has_its_share_of_places_and_others_have_theirs")),
-    ("serve.max_header_size", By("headers_over_the_limit_are_refused")),
-    ("serve.header_timeout", By("a_client_that_never_ends_its_headers_is_hung_up_on")),
-    ("serve.write_timeout", By("a_client_that_stops_reading_is_hung_up_on")),
-    ("serve.sweep_interval", NoLimit("how often something is done")),
-    ("serve.shutdown_grace", By("an_answer_that_never_ends_is_cut_after_the_grace")),
+    (
+        "serve.wait",
+        By("the_original_is_answered_while_the_conversion_goes_on_and_the_twin_after"),
+    ),
+    (
+        "serve.answer_within",
+        By("a_silent_upstream_costs_a_bounded_time"),
+    ),
+    (
+        "serve.redirect_lifetime",
+        By("a_signed_url_is_good_for_as_long_as_configured"),
+    ),
+    (
+        "serve.tag_fresh",
+        By("a_tag_that_moved_is_seen_when_nothing_is_remembered"),
+    ),
+    (
+        "serve.tag_stale_while_revalidate",
+        By("a_stale_tag_is_answered_while_the_upstream_thinks"),
+    ),
+    (
+        "serve.tag_stale_if_error",
+        By("nothing_stands_in_for_longer_than_configured"),
+    ),
+    (
+        "serve.manifest_cache",
+        Open("a registry that counts requests, and more manifests than fit"),
+    ),
+    (
+        "serve.max_ranges",
+        By("more_ranges_than_allowed_give_the_whole"),
+    ),
+    (
+        "serve.max_cold_reads",
+        By("many_parts_of_a_cold_blob_cost_few_upstream_requests"),
+    ),
+    (
+        "serve.max_requests",
+        By("one_request_too_many_is_told_to_come_back"),
+    ),
+    (
+        "serve.max_connections",
+        By("connections_that_ask_nothing_give_way"),
+    ),
+    (
+        "serve.client_share",
+        By("one_client_has_its_share_of_places_and_others_have_theirs"),
+    ),
+    (
+        "serve.max_header_size",
+        By("headers_over_the_limit_are_refused"),
+    ),
+    (
+        "serve.header_timeout",
+        By("a_client_that_never_ends_its_headers_is_hung_up_on"),
+    ),
+    (
+        "serve.write_timeout",
+        By("a_client_that_stops_reading_is_hung_up_on"),
+    ),
+    (
+        "serve.sweep_interval",
+        NoLimit("how often something is done"),
+    ),
+    (
+        "serve.shutdown_grace",
+        By("an_answer_that_never_ends_is_cut_after_the_grace"),
+    ),
     ("serve.max_jobs", By("only_ended_jobs_are_forgotten")),
-    ("serve.profiles.merge_interval", NoLimit("how often something is done")),
-    ("serve.profiles.max_senders", By("a_slow_sender_holds_up_nobody_but_senders_and_them_not_for_long")),
-    ("serve.profiles.starts_before_redirect", By("ranges_are_redirected_once_the_image_is_known")),
+    (
+        "serve.profiles.merge_interval",
+        NoLimit("how often something is done"),
+    ),
+    (
+        "serve.profiles.max_senders",
+        By("a_slow_sender_holds_up_nobody_but_senders_and_them_not_for_long"),
+    ),
+    (
+        "serve.profiles.starts_before_redirect",
+        By("ranges_are_redirected_once_the_image_is_known"),
+    ),
     ("store.part_size", By("parts_in_flight_are_bounded")),
-    ("store.lease_ttl", By("a_lease_that_has_run_out_is_taken_over_once")),
-    ("store.retention.max_age", By("what_is_unused_for_too_long_goes_with_what_only_it_names")),
-    ("store.retention.max_size", By("a_store_at_its_size_takes_no_more_and_images_pass_through")),
-    ("store.retention.grace", By("bytes_without_a_record_go_after_the_grace")),
-    ("store.scrub.interval", NoLimit("how often something is done")),
-    ("store.scrub.rate", By("a_scrub_reads_no_faster_than_its_rate")),
+    (
+        "store.lease_ttl",
+        By("a_lease_that_has_run_out_is_taken_over_once"),
+    ),
+    (
+        "store.retention.max_age",
+        By("what_is_unused_for_too_long_goes_with_what_only_it_names"),
+    ),
+    (
+        "store.retention.max_size",
+        By("a_store_at_its_size_takes_no_more_and_images_pass_through"),
+    ),
+    (
+        "store.retention.grace",
+        By("bytes_without_a_record_go_after_the_grace"),
+    ),
+    (
+        "store.scrub.interval",
+        NoLimit("how often something is done"),
+    ),
+    (
+        "store.scrub.rate",
+        By("a_scrub_reads_no_faster_than_its_rate"),
+    ),
     ("convert.level", NoLimit("a choice")),
-    ("convert.chunk_size", Open("a layer whose chunks are counted")),
+    (
+        "convert.chunk_size",
+        Open("a layer whose chunks are counted"),
+    ),
     ("convert.min_chunk_size", NoLimit("a choice")),
     ("convert.memory", By("little_memory_means_fewer_layers")),
     ("convert.threads", NoLimit("a choice")),
-    ("convert.layers_at_once", By("no_more_layers_are_converted_at_once_than_configured")),
-    ("convert.images_at_once", By("no_more_images_are_converted_at_once_than_configured")),
-    ("convert.max_layer_size", By("a_layer_over_the_size_limit_stays")),
+    (
+        "convert.layers_at_once",
+        By("no_more_layers_are_converted_at_once_than_configured"),
+    ),
+    (
+        "convert.images_at_once",
+        By("no_more_images_are_converted_at_once_than_configured"),
+    ),
+    (
+        "convert.max_layer_size",
+        By("a_layer_over_the_size_limit_stays"),
+    ),
     ("convert.max_unpacked_size", By("a_bomb_stays_what_it_is")),
     ("convert.least_rate", By("what_gives_nothing_is_given_up")),
-    ("convert.slow_after", By("what_gives_nothing_is_given_up_sooner_while_others_wait")),
-    ("convert.layer_within", By("a_body_at_the_least_rate_goes_on_to_its_deadline")),
-    ("convert.lease_wait", By("a_lease_that_is_never_given_up_is_waited_for_as_long_as_configured")),
+    (
+        "convert.slow_after",
+        By("what_gives_nothing_is_given_up_sooner_while_others_wait"),
+    ),
+    (
+        "convert.layer_within",
+        By("a_body_at_the_least_rate_goes_on_to_its_deadline"),
+    ),
+    (
+        "convert.lease_wait",
+        By("a_lease_that_is_never_given_up_is_waited_for_as_long_as_configured"),
+    ),
     ("agent.cache_size", By("the_cache_keeps_its_limit")),
     ("agent.memory", Open("a node with a full disk")),
-    ("agent.mount_timeout", By("a_layer_that_cannot_be_had_is_unpacked")),
-    ("agent.read_timeout", By("a_silent_registry_is_an_error_in_time_and_then_forgiven")),
-    ("agent.max_request", Open("a node that reads a large file, and a registry that keeps ranges")),
-    ("agent.profile_limit", Open("a node, and a profile of more than the limit")),
+    (
+        "agent.mount_timeout",
+        By("a_layer_that_cannot_be_had_is_unpacked"),
+    ),
+    (
+        "agent.read_timeout",
+        By("a_silent_registry_is_an_error_in_time_and_then_forgiven"),
+    ),
+    (
+        "agent.max_request",
+        Open("a node that reads a large file, and a registry that keeps ranges"),
+    ),
+    (
+        "agent.profile_limit",
+        Open("a node, and a profile of more than the limit"),
+    ),
     ("agent.record", NoLimit("how long something is watched")),
-    ("agent.background_limit", Open("a node that prefetches, and a registry that keeps ranges")),
+    (
+        "agent.background_limit",
+        Open("a node that prefetches, and a registry that keeps ranges"),
+    ),
     ("agent.background_delay", NoLimit("when something begins")),
-    ("agent.background_bandwidth", Open("a node that prefetches for some seconds")),
+    (
+        "agent.background_bandwidth",
+        Open("a node that prefetches for some seconds"),
+    ),
     ("agent.threads", NoLimit("a choice")),
-    ("pull.certs_interval", By("a_change_takes_effect_while_a_source_is_used")),
-    ("pull.connect_timeout", By("a_silent_or_absent_upstream_is_unavailable")),
-    ("pull.read_timeout", By("a_silent_or_absent_upstream_is_unavailable")),
+    (
+        "pull.certs_interval",
+        By("a_change_takes_effect_while_a_source_is_used"),
+    ),
+    (
+        "pull.connect_timeout",
+        By("a_silent_or_absent_upstream_is_unavailable"),
+    ),
+    (
+        "pull.read_timeout",
+        By("a_silent_or_absent_upstream_is_unavailable"),
+    ),
     ("pull.retries", By("trying_again_comes_to_an_end")),
     ("pull.retry_delay", NoLimit("how long a pause is")),
 ];
@@ -87,7 +218,10 @@ fn tests_in(folder: &Path, found: &mut BTreeSet<String>) {
             tests_in(&path, found);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             let text = fs::read_to_string(&path).unwrap();
-            let names = text.split("fn ").skip(1).filter_map(|rest| rest.split('(').next());
+            let names = text
+                .split("fn ")
+                .skip(1)
+                .filter_map(|rest| rest.split('(').next());
             found.extend(names.map(str::to_owned));
         }
     }
@@ -97,15 +231,23 @@ fn tests_in(folder: &Path, found: &mut BTreeSet<String>) {
 fn keys(reference: &str) -> Vec<String> {
     let (mut keys, mut section) = (Vec::new(), String::new());
     for line in reference.lines() {
-        if let Some(name) = line.strip_prefix("## `[").and_then(|rest| rest.strip_suffix("]`")) {
+        if let Some(name) = line
+            .strip_prefix("## `[")
+            .and_then(|rest| rest.strip_suffix("]`"))
+        {
             name.clone_into(&mut section);
         }
         let cells: Vec<_> = line.split('|').map(str::trim).collect();
-        let [_, key, default, ..] = cells.as_slice() else { continue };
-        let Some(key) = key.strip_prefix('`').and_then(|key| key.strip_suffix('`')) else { continue };
+        let [_, key, default, ..] = cells.as_slice() else {
+            continue;
+        };
+        let Some(key) = key.strip_prefix('`').and_then(|key| key.strip_suffix('`')) else {
+            continue;
+        };
         let name = format!("{section}.{key}");
         let value = default.trim_matches(['`', '"']);
-        let is_measured = value.starts_with(|first: char| first.is_ascii_digit()) && !value.contains(':');
+        let is_measured =
+            value.starts_with(|first: char| first.is_ascii_digit()) && !value.contains(':');
         if is_measured || UNSET.contains(&name.as_str()) {
             keys.push(name);
         }
@@ -129,7 +271,10 @@ fn every_limit_names_the_test_that_shows_it() {
     for key in &keys {
         match limits.get(key.as_str()) {
             Some(By(test)) => {
-                assert!(tests.contains(*test), "{file}: `{key}` names the test {test:?}, which does not exist")
+                assert!(
+                    tests.contains(*test),
+                    "{file}: `{key}` names the test {test:?}, which does not exist"
+                )
             }
             Some(NoLimit(reason) | Open(reason)) => assert!(!reason.is_empty()),
             None => panic!(
@@ -139,5 +284,8 @@ fn every_limit_names_the_test_that_shows_it() {
         }
     }
     let gone: Vec<_> = limits.keys().filter(|key| !known.contains(*key)).collect();
-    assert!(gone.is_empty(), "{file}: no longer in the reference: {gone:?}");
+    assert!(
+        gone.is_empty(),
+        "{file}: no longer in the reference: {gone:?}"
+    );
 }

@@ -29,7 +29,10 @@ fn now() -> i64 {
 
 /// A container's id that no other test has: runc keeps them in one place for the whole machine.
 fn id(place: &Place, name: &str) -> String {
-    format!("{name}-{}", place.path().file_name().unwrap().to_str().unwrap())
+    format!(
+        "{name}-{}",
+        place.path().file_name().unwrap().to_str().unwrap()
+    )
 }
 
 /// `starlift serve` with a fixture as its upstream `local`.
@@ -42,14 +45,20 @@ fn serving(place: &Place, fixture: &Fixture) -> (Starlift, Value) {
 
 fn layers(manifest: &Value) -> Vec<String> {
     let layers = manifest["layers"].as_array().unwrap().iter();
-    layers.map(|layer| layer["digest"].as_str().unwrap().to_owned()).collect()
+    layers
+        .map(|layer| layer["digest"].as_str().unwrap().to_owned())
+        .collect()
 }
 
 /// No layer of the image was downloaded as a whole.
 fn assert_lazy(containerd: &Containerd<'_>, agent: &Agent, manifest: &Value) {
     let held = containerd.ctr("content ls -q");
     for digest in layers(manifest) {
-        assert!(!held.contains(&digest), "{digest} is in the content store\n{}", agent.status());
+        assert!(
+            !held.contains(&digest),
+            "{digest} is in the content store\n{}",
+            agent.status()
+        );
     }
     assert_eq!(agent.lazy().len(), layers(manifest).len());
     assert_eq!(agent.status()["refusals"], Value::Array(Vec::new()));
@@ -69,7 +78,9 @@ fn a_lazy_image_is_the_image(name: &str) {
     // The twin, unpacked: what our own tail is behind is the original, as other tests show.
     containerd.ctr(&format!("images pull --plain-http {image}"));
     let unpacked = containerd.tree(&image, "unpacked", start);
-    unpacked.rounded_to_seconds().assert_same(&lazy.rounded_to_seconds(), name);
+    unpacked
+        .rounded_to_seconds()
+        .assert_same(&lazy.rounded_to_seconds(), name);
 }
 
 #[test]
@@ -96,15 +107,19 @@ fn containers_start_and_live_while_agents_come_and_go() {
     let image = format!("{}/local/image:1", server.address);
     containerd.ctr_remote(&format!("images rpull --plain-http {image}"));
     let lives = id(&place, "lives");
-    let script =
-        place.write("script", "while cat /usr/share/old/d >/out/d; do echo x >>/out/turns; done; touch /out/failed");
+    let script = place.write(
+        "script",
+        "while cat /usr/share/old/d >/out/d; do echo x >>/out/turns; done; touch /out/failed",
+    );
     let out = place.dir("out");
     let script = script.display().to_string();
     let mounts = format!(
         "--mount type=bind,src={script},dst={script},options=rbind:ro --mount type=bind,src={},dst=/out,options=rbind:rw",
         out.display()
     );
-    containerd.ctr(&format!("run -d --snapshotter stargz {mounts} {image} {lives} /bin/sh {script}"));
+    containerd.ctr(&format!(
+        "run -d --snapshotter stargz {mounts} {image} {lives} /bin/sh {script}"
+    ));
     let turns = || fs::metadata(out.join("turns")).map_or(0, |turns| turns.len());
     let wait_for_turns = || {
         let before = turns();
@@ -120,26 +135,42 @@ fn containers_start_and_live_while_agents_come_and_go() {
         let next = Agent::start_with(&place, &[ON_DEMAND]);
         drop(std::mem::replace(&mut agent, next));
         wait_for_turns();
-        let run = format!("run --rm --snapshotter stargz {image} {} /bin/cat /usr/share/old/d", id(&place, "short"));
-        assert_eq!(containerd.ctr(&run), "new\n", "containers start on what earlier agents mounted");
+        let run = format!(
+            "run --rm --snapshotter stargz {image} {} /bin/cat /usr/share/old/d",
+            id(&place, "short")
+        );
+        assert_eq!(
+            containerd.ctr(&run),
+            "new\n",
+            "containers start on what earlier agents mounted"
+        );
     }
     assert!(!out.join("failed").exists());
     containerd.ctr(&format!("tasks kill --signal SIGKILL {lives}"));
-    until("the task is over", SOON, || containerd.ctr("tasks ls").contains("STOPPED"));
+    until("the task is over", SOON, || {
+        containerd.ctr("tasks ls").contains("STOPPED")
+    });
     containerd.ctr(&format!("tasks rm {lives}"));
     containerd.ctr(&format!("containers rm {lives}"));
 }
 
 /// An image that the reference's converter made, in a registry that knows nothing of it.
 fn the_references_images_are_lazy(flags: &str) {
-    let Some(place) = place(&["docker-registry"]) else { return };
+    let Some(place) = place(&["docker-registry"]) else {
+        return;
+    };
     let registry = DockerRegistry::start(&place, Access::Anyone);
     registry.push(&place, &Fixture::get("app"), "image", false);
     let agent = Agent::start_with(&place, &[ON_DEMAND]);
     let containerd = Containerd::start_with(&place, &agent.plugin("stargz"));
-    let (original, converted) = (format!("{}/image:1", registry.address), format!("{}/image:lazy", registry.address));
+    let (original, converted) = (
+        format!("{}/image:1", registry.address),
+        format!("{}/image:lazy", registry.address),
+    );
     containerd.ctr(&format!("images pull --plain-http {original}"));
-    containerd.ctr_remote(&format!("images convert {flags} --oci {original} {converted}"));
+    containerd.ctr_remote(&format!(
+        "images convert {flags} --oci {original} {converted}"
+    ));
     containerd.ctr(&format!("images push --plain-http {converted}"));
     let manifest = containerd.manifest(&converted);
     containerd.ctr(&format!("images rm --sync {original} {converted}"));
@@ -149,7 +180,9 @@ fn the_references_images_are_lazy(flags: &str) {
     let lazy = containerd.tree_of_snapshots("stargz", "lazy", start);
     containerd.ctr(&format!("images pull --plain-http {original}"));
     let unpacked = containerd.tree(&original, "unpacked", start);
-    unpacked.rounded_to_seconds().assert_same(&lazy.rounded_to_seconds(), flags);
+    unpacked
+        .rounded_to_seconds()
+        .assert_same(&lazy.rounded_to_seconds(), flags);
 }
 
 #[test]
@@ -173,15 +206,33 @@ fn python_starts_over_a_slow_link_long_before_its_image_is_here() {
     let begun = std::time::Instant::now();
     containerd.ctr_remote(&format!("images rpull --plain-http {image}"));
     let pulled = (begun.elapsed(), link.carried());
-    let script = place.write("script", "python3 -c 'import flask, sqlalchemy; print(flask.Flask(\"x\").name)'\n");
-    let mount = format!("--mount type=bind,src={},dst=/script,options=rbind:ro", script.display());
-    let run = format!("run --rm --snapshotter stargz {mount} {image} {} /bin/sh /script", id(&place, "python"));
+    let script = place.write(
+        "script",
+        "python3 -c 'import flask, sqlalchemy; print(flask.Flask(\"x\").name)'\n",
+    );
+    let mount = format!(
+        "--mount type=bind,src={},dst=/script,options=rbind:ro",
+        script.display()
+    );
+    let run = format!(
+        "run --rm --snapshotter stargz {mount} {image} {} /bin/sh /script",
+        id(&place, "python")
+    );
     assert_eq!(containerd.ctr(&run), "x\n");
     let (took, carried) = (begun.elapsed(), link.carried());
     assert_lazy(&containerd, &agent, &manifest);
-    let size: u64 = manifest["layers"].as_array().unwrap().iter().map(|layer| layer["size"].as_u64().unwrap()).sum();
-    let requests: u64 =
-        agent.status()["layers"].as_array().unwrap().iter().map(|layer| layer["requests"].as_u64().unwrap()).sum();
+    let size: u64 = manifest["layers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|layer| layer["size"].as_u64().unwrap())
+        .sum();
+    let requests: u64 = agent.status()["layers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|layer| layer["requests"].as_u64().unwrap())
+        .sum();
     println!(
         "rpull: {:?}, {} bytes; first output: {took:?}, {carried} bytes of {size} ({}%), {requests} requests",
         pulled.0,
@@ -203,7 +254,10 @@ fn a_lazy_image_is_removed_collected_and_pulled_again() {
         assert_lazy(&containerd, &agent, &manifest);
         drop(containerd);
         containerd = Containerd::start_with(&place, &agent.plugin("stargz"));
-        let run = format!("run --rm --snapshotter stargz {image} {} /bin/cat /usr/share/old/d", id(&place, "one"));
+        let run = format!(
+            "run --rm --snapshotter stargz {image} {} /bin/cat /usr/share/old/d",
+            id(&place, "one")
+        );
         assert_eq!(containerd.ctr(&run), "new\n", "containerd was restarted");
         containerd.ctr(&format!("images rm --sync {image}"));
         until("the layers are let go", SOON, || agent.lazy().is_empty());
@@ -218,19 +272,41 @@ fn the_doctor_finds_a_node_well_and_knows_what_ails_it() {
     let containerd = Containerd::start_with(&place, &agent.plugin("stargz"));
     let ask = |config: &str| {
         let mut doctor = place.command(env!("CARGO_BIN_EXE_starlift"));
-        doctor.args(["agent", "doctor", "--json", "--root"]).arg(&agent.root).arg("--address").arg(&agent.socket);
-        doctor.arg("--containerd-config").arg(place.path().join(config));
-        let output = doctor.arg("--containerd-address").arg(&containerd.socket).output().unwrap();
+        doctor
+            .args(["agent", "doctor", "--json", "--root"])
+            .arg(&agent.root)
+            .arg("--address")
+            .arg(&agent.socket);
+        doctor
+            .arg("--containerd-config")
+            .arg(place.path().join(config));
+        let output = doctor
+            .arg("--containerd-address")
+            .arg(&containerd.socket)
+            .output()
+            .unwrap();
         let checks: Value = serde_json::from_slice(&output.stdout).unwrap();
-        let bad = checks.as_array().unwrap().iter().filter(|check| check["state"] == "bad");
-        let bad: Vec<String> = bad.map(|check| check["what"].as_str().unwrap().to_owned()).collect();
+        let bad = checks
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|check| check["state"] == "bad");
+        let bad: Vec<String> = bad
+            .map(|check| check["what"].as_str().unwrap().to_owned())
+            .collect();
         (output.status.code(), bad)
     };
     assert_eq!(ask("containerd.toml"), (Some(0), vec![]));
     place.write("other.toml", "version = 2\n");
-    assert_eq!(ask("other.toml"), (Some(1), vec!["snapshotter plugin".to_owned()]));
+    assert_eq!(
+        ask("other.toml"),
+        (Some(1), vec!["snapshotter plugin".to_owned()])
+    );
     place.write("broken.toml", "version =\n");
-    assert_eq!(ask("broken.toml"), (Some(1), vec!["containerd's configuration".to_owned()]));
+    assert_eq!(
+        ask("broken.toml"),
+        (Some(1), vec!["containerd's configuration".to_owned()])
+    );
 }
 
 #[test]
@@ -242,21 +318,63 @@ fn fifty_containers_start_at_once() {
     let image = format!("{}/local/image:1", server.address);
     containerd.ctr_remote(&format!("images rpull --plain-http {image}"));
     let listed = containerd.ctr("snapshots --snapshotter stargz ls");
-    let rows: Vec<Vec<&str>> = listed.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
+    let rows: Vec<Vec<&str>> = listed
+        .lines()
+        .skip(1)
+        .map(|line| line.split_whitespace().collect())
+        .collect();
     let is_parent = |key: &str| rows.iter().any(|row| row.len() == 3 && row[1] == key);
-    let top = rows.iter().map(|row| row[0]).find(|key| !is_parent(key)).unwrap();
+    let top = rows
+        .iter()
+        .map(|row| row[0])
+        .find(|key| !is_parent(key))
+        .unwrap();
     let prepare = |number: usize| {
         let mut ctr = place.command("ctr");
-        ctr.arg("-a").arg(&containerd.socket).args(["snapshots", "--snapshotter", "stargz", "prepare"]);
+        ctr.arg("-a").arg(&containerd.socket).args([
+            "snapshots",
+            "--snapshotter",
+            "stargz",
+            "prepare",
+        ]);
         let target = place.dir(&format!("target{number}"));
-        let output = ctr.arg("--target").arg(&target).arg(format!("key{number}")).arg(top).output().unwrap();
+        let output = ctr
+            .arg("--target")
+            .arg(&target)
+            .arg(format!("key{number}"))
+            .arg(top)
+            .output()
+            .unwrap();
         let mount = String::from_utf8(output.stdout).unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        assert!(Command::new("sh").args(["-c", mount.trim()]).status().unwrap().success(), "{mount}");
-        assert_eq!(fs::read_to_string(target.join("usr/share/old/d")).unwrap(), "new\n");
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        assert!(
+            Command::new("sh")
+                .args(["-c", mount.trim()])
+                .status()
+                .unwrap()
+                .success(),
+            "{mount}"
+        );
+        assert_eq!(
+            fs::read_to_string(target.join("usr/share/old/d")).unwrap(),
+            "new\n"
+        );
         fs::write(target.join("usr/share/old/d"), number.to_string()).unwrap();
-        assert_eq!(fs::read_to_string(target.join("usr/share/old/d")).unwrap(), number.to_string());
-        assert!(Command::new("umount").arg(&target).status().unwrap().success());
+        assert_eq!(
+            fs::read_to_string(target.join("usr/share/old/d")).unwrap(),
+            number.to_string()
+        );
+        assert!(
+            Command::new("umount")
+                .arg(&target)
+                .status()
+                .unwrap()
+                .success()
+        );
     };
     std::thread::scope(|scope| {
         for number in 0..50 {

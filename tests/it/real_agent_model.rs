@@ -56,7 +56,12 @@ struct RandomTar {
 impl RandomTar {
     fn new(seed: u64) -> Self {
         let (random, tar) = (Random::new(seed), Builder::new(Vec::new()));
-        Self { random, tar, directories: vec![String::new()], files: BTreeMap::new() }
+        Self {
+            random,
+            tar,
+            directories: vec![String::new()],
+            files: BTreeMap::new(),
+        }
     }
 
     fn build(mut self) -> (Vec<u8>, BTreeMap<String, Vec<u8>>) {
@@ -78,22 +83,32 @@ impl RandomTar {
         match self.random.below(10) {
             0 | 1 => {
                 let mut header = self.header(EntryType::Directory, 0);
-                self.tar.append_data(&mut header, format!("{name}/"), io::empty()).unwrap();
+                self.tar
+                    .append_data(&mut header, format!("{name}/"), io::empty())
+                    .unwrap();
                 self.directories.push(format!("{name}/"));
             }
             2 => {
                 let mut header = self.header(EntryType::Symlink, 0);
-                self.tar.append_link(&mut header, &name, "../some where/ünknown").unwrap();
+                self.tar
+                    .append_link(&mut header, &name, "../some where/ünknown")
+                    .unwrap();
             }
             3 => {
                 let mut header = self.header(EntryType::Fifo, 0);
-                self.tar.append_data(&mut header, &name, io::empty()).unwrap();
+                self.tar
+                    .append_data(&mut header, &name, io::empty())
+                    .unwrap();
             }
             4 => {
                 let mut header = self.header(EntryType::Char, 0);
                 header.set_device_major(5).unwrap();
-                header.set_device_minor(u32::try_from(self.below(200)).unwrap()).unwrap();
-                self.tar.append_data(&mut header, &name, io::empty()).unwrap();
+                header
+                    .set_device_minor(u32::try_from(self.below(200)).unwrap())
+                    .unwrap();
+                self.tar
+                    .append_data(&mut header, &name, io::empty())
+                    .unwrap();
             }
             5 if !self.files.is_empty() => {
                 let index = self.below(self.files.len());
@@ -115,10 +130,14 @@ impl RandomTar {
         }
         if self.random.below(3) == 0 {
             let value = self.random.bytes(20);
-            self.tar.append_pax_extensions([("SCHILY.xattr.user.random", value.as_slice())]).unwrap();
+            self.tar
+                .append_pax_extensions([("SCHILY.xattr.user.random", value.as_slice())])
+                .unwrap();
         }
         let mut header = self.header(EntryType::Regular, length);
-        self.tar.append_data(&mut header, &name, content.as_slice()).unwrap();
+        self.tar
+            .append_data(&mut header, &name, content.as_slice())
+            .unwrap();
         self.files.insert(name, content);
     }
 
@@ -135,7 +154,12 @@ impl RandomTar {
 }
 
 /// Everything in a directory of the file system, asked without a kernel.
-fn seen_directly(filesystem: &FileSystem, directory: u64, path: &Path, seen: &mut BTreeMap<PathBuf, Seen>) {
+fn seen_directly(
+    filesystem: &FileSystem,
+    directory: u64,
+    path: &Path,
+    seen: &mut BTreeMap<PathBuf, Seen>,
+) {
     let (mut names, mut next) = (Vec::new(), 0);
     // Three at a time: listings go on where they stopped.
     loop {
@@ -164,9 +188,20 @@ fn seen_directly(filesystem: &FileSystem, directory: u64, path: &Path, seen: &mu
 }
 
 fn described(filesystem: &FileSystem, inode: u64, attributes: Attributes) -> Seen {
-    let Attributes { kind, mode, uid, gid, links, size, modified, device } = attributes;
+    let Attributes {
+        kind,
+        mode,
+        uid,
+        gid,
+        links,
+        size,
+        modified,
+        device,
+    } = attributes;
     let names = filesystem.xattrs(inode).unwrap();
-    let names = names.split(|byte| *byte == 0).filter(|name| !name.is_empty());
+    let names = names
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty());
     Seen {
         kind,
         mode,
@@ -175,7 +210,9 @@ fn described(filesystem: &FileSystem, inode: u64, attributes: Attributes) -> See
         size,
         modified: (modified.seconds, modified.nanoseconds),
         device: rustix::fs::makedev(device.0, device.1),
-        xattrs: names.map(|name| (name.to_vec(), filesystem.xattr(inode, name).unwrap())).collect(),
+        xattrs: names
+            .map(|name| (name.to_vec(), filesystem.xattr(inode, name).unwrap()))
+            .collect(),
         target: filesystem.target(inode).unwrap_or_default(),
         inode,
     }
@@ -200,10 +237,15 @@ fn seen_mounted(directory: &Path, path: &Path, seen: &mut BTreeMap<PathBuf, Seen
             owner: (metadata.uid(), metadata.gid()),
             links: u32::try_from(metadata.nlink()).unwrap(),
             size: metadata.size(),
-            modified: (metadata.mtime(), u32::try_from(metadata.mtime_nsec()).unwrap()),
+            modified: (
+                metadata.mtime(),
+                u32::try_from(metadata.mtime_nsec()).unwrap(),
+            ),
             device: metadata.rdev(),
             xattrs: xattrs(&at),
-            target: fs::read_link(&at).map(|target| target.as_os_str().as_bytes().to_vec()).unwrap_or_default(),
+            target: fs::read_link(&at)
+                .map(|target| target.as_os_str().as_bytes().to_vec())
+                .unwrap_or_default(),
             inode: metadata.ino(),
         };
         assert_eq!(entry.metadata().unwrap().ino(), metadata.ino());
@@ -222,20 +264,39 @@ fn xattrs(at: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
         let length = rustix::fs::lgetxattr(at, name, &mut value).unwrap();
         value[..length].to_vec()
     };
-    let names = names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty());
+    let names = names[..length]
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty());
     names.map(|name| (name.to_vec(), value(name))).collect()
 }
 
 /// The layer in a file system of this process, which no kernel asks.
 async fn in_process(place: &Place, node: &Node, layer: &Layer) -> (FileSystem, u64) {
-    let config = Config { root: place.dir("direct"), ..Config::default() };
-    let plain = upstream::Config { plain_http_loopback: true, ..upstream::Config::default() };
+    let config = Config {
+        root: place.dir("direct"),
+        ..Config::default()
+    };
+    let plain = upstream::Config {
+        plain_http_loopback: true,
+        ..upstream::Config::default()
+    };
     let layers = Arc::new(Layers::open(&config, Upstreams::new(&plain).unwrap()).unwrap());
-    layers.announce_to(Some(Notifier::new(File::options().write(true).open("/dev/null").unwrap().into())));
+    layers.announce_to(Some(Notifier::new(
+        File::options()
+            .write(true)
+            .open("/dev/null")
+            .unwrap()
+            .into(),
+    )));
     let labels = node.labels("direct", layer).into_iter().collect();
-    let number = layers.mount(&LayerSpec::from_labels(&labels).unwrap(), None).await.unwrap();
+    let number = layers
+        .mount(&LayerSpec::from_labels(&labels).unwrap(), None)
+        .await
+        .unwrap();
     let filesystem = FileSystem::new(layers);
-    let (inode, _) = filesystem.lookup(ROOT_INODE, number.to_string().as_bytes()).unwrap();
+    let (inode, _) = filesystem
+        .lookup(ROOT_INODE, number.to_string().as_bytes())
+        .unwrap();
     (filesystem, inode)
 }
 
@@ -263,18 +324,31 @@ async fn random_trees_are_the_same_by_every_way() {
             archive.display(),
             unpacked.display()
         ));
-        let (unpacked, lazy) = (Tree::read(&unpacked, i64::MAX), Tree::read(&mounted, i64::MAX));
+        let (unpacked, lazy) = (
+            Tree::read(&unpacked, i64::MAX),
+            Tree::read(&mounted, i64::MAX),
+        );
         unpacked.assert_same(&lazy, &format!("seed {seed}: tar, then the mount"));
 
         let mut random = Random::new(seed);
         for _ in 0..READS {
-            let below = |random: &mut Random, end: usize| usize::try_from(random.below(end as u64)).unwrap();
+            let below = |random: &mut Random, end: usize| {
+                usize::try_from(random.below(end as u64)).unwrap()
+            };
             let (name, content) = files.iter().nth(below(&mut random, files.len())).unwrap();
             let offset = below(&mut random, content.len() + 10);
             let length = below(&mut random, 2 * CHUNK);
-            let expected = &content[offset.min(content.len())..(offset + length).min(content.len())];
-            let inode = name.split('/').fold(root, |inode, name| filesystem.lookup(inode, name.as_bytes()).unwrap().0);
-            let read = filesystem.open(inode).unwrap().read(offset as u64, length as u64).await.unwrap();
+            let expected =
+                &content[offset.min(content.len())..(offset + length).min(content.len())];
+            let inode = name.split('/').fold(root, |inode, name| {
+                filesystem.lookup(inode, name.as_bytes()).unwrap().0
+            });
+            let read = filesystem
+                .open(inode)
+                .unwrap()
+                .read(offset as u64, length as u64)
+                .await
+                .unwrap();
             assert!(read == expected, "{name} at {offset}, directly");
             let mut read = vec![0; length];
             let file = File::open(mounted.join(name)).unwrap();
@@ -287,7 +361,10 @@ async fn random_trees_are_the_same_by_every_way() {
 fn read_fully(file: &File, buffer: &mut [u8], offset: u64) -> usize {
     let mut got = 0;
     while got < buffer.len() {
-        match file.read_at(&mut buffer[got..], offset + got as u64).unwrap() {
+        match file
+            .read_at(&mut buffer[got..], offset + got as u64)
+            .unwrap()
+        {
             0 => break,
             more => got += more,
         }

@@ -38,16 +38,34 @@ struct Mounted(PathBuf);
 impl Mounted {
     fn new(kind: &str, options: &str, at: PathBuf) -> Self {
         fs::create_dir_all(&at).unwrap();
-        run(&format!("mount -t {kind} {kind} -o {options} {}", at.display()));
+        run(&format!(
+            "mount -t {kind} {kind} -o {options} {}",
+            at.display()
+        ));
         Self(at)
     }
 
     /// A container's root file system on the snapshot `top`, as the agent words it.
     async fn container(node: &Node, key: &str, top: &str) -> Self {
-        let request = PrepareSnapshotRequest { key: key.to_owned(), parent: top.to_owned(), ..Default::default() };
-        let mounts = node.client().await.prepare(request).await.unwrap().into_inner().mounts;
+        let request = PrepareSnapshotRequest {
+            key: key.to_owned(),
+            parent: top.to_owned(),
+            ..Default::default()
+        };
+        let mounts = node
+            .client()
+            .await
+            .prepare(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .mounts;
         assert_eq!(mounts[0].r#type, "overlay");
-        Self::new("overlay", &mounts[0].options.join(","), node.place.path().join(key))
+        Self::new(
+            "overlay",
+            &mounts[0].options.join(","),
+            node.place.path().join(key),
+        )
     }
 }
 
@@ -72,14 +90,27 @@ async fn an_unmounted_mount_is_put_back_and_containers_read_on() {
     let container = Mounted::container(&node, "container", "target").await;
     let inode = fs::metadata(directory.join("file0")).unwrap().ino();
     for round in 0..2 {
-        run(&format!("umount -l {}", node.agent.root.join("lazy").display()));
+        run(&format!(
+            "umount -l {}",
+            node.agent.root.join("lazy").display()
+        ));
         let file = directory.join("file0");
         eventually("the mount is in its place", move || file.exists()).await;
-        assert_eq!(fs::metadata(directory.join("file0")).unwrap().ino(), inode, "{round}");
+        assert_eq!(
+            fs::metadata(directory.join("file0")).unwrap().ino(),
+            inode,
+            "{round}"
+        );
     }
     let path = container.0.join("file1");
-    assert!(blocking(move || read(&path)).await.unwrap() == layer.files[1].1, "over the same connection");
-    assert!(node.prepare("again", &layer).await.unwrap(), "further layers are lazy");
+    assert!(
+        blocking(move || read(&path)).await.unwrap() == layer.files[1].1,
+        "over the same connection"
+    );
+    assert!(
+        node.prepare("again", &layer).await.unwrap(),
+        "further layers are lazy"
+    );
     drop(container);
 }
 
@@ -95,13 +126,22 @@ async fn an_aborted_connection_is_replaced_and_layers_keep_their_inodes() {
     eventually("the layers are mounted anew", move || read(&file).is_ok()).await;
     assert_eq!(fs::metadata(directory.join("file0")).unwrap().ino(), inode);
     let lost = File::open(container.0.join("file0")).unwrap_err();
-    assert!(matches!(lost.kind(), io::ErrorKind::NotConnected), "what runs over the old connection: {lost}");
+    assert!(
+        matches!(lost.kind(), io::ErrorKind::NotConnected),
+        "what runs over the old connection: {lost}"
+    );
     let next = Mounted::container(&node, "after", "target").await;
     let path = next.0.join("file0");
-    assert!(blocking(move || read(&path)).await.unwrap() == layer.files[0].1, "new containers start");
+    assert!(
+        blocking(move || read(&path)).await.unwrap() == layer.files[0].1,
+        "new containers start"
+    );
     node.restart(&[ON_DEMAND]);
     let path = next.0.join("file0");
-    assert!(blocking(move || read(&path)).await.unwrap() == layer.files[0].1, "and live through a restart");
+    assert!(
+        blocking(move || read(&path)).await.unwrap() == layer.files[0].1,
+        "and live through a restart"
+    );
     drop((container, next));
 }
 
@@ -126,7 +166,10 @@ async fn a_mount_that_went_without_an_agent_is_put_back_at_the_start() {
     let directory = node.mount("target", &layer).await;
     let container = Mounted::container(&node, "container", "target").await;
     node.agent.daemon.kill();
-    run(&format!("umount -l {}", node.agent.root.join("lazy").display()));
+    run(&format!(
+        "umount -l {}",
+        node.agent.root.join("lazy").display()
+    ));
     node.restart(&[ON_DEMAND]);
     for path in [directory.join("file0"), container.0.join("file0")] {
         assert!(blocking(move || read(&path)).await.unwrap() == layer.files[0].1);
@@ -141,17 +184,38 @@ async fn others_reach_neither_the_mount_nor_the_files_of_the_agent() {
     for (path, mode) in [(place.path(), 0o755), (root.as_path(), 0o777)] {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     }
-    let wrapper = format!("#!/bin/sh\numask 000\nexec {} \"$@\"\n", env!("CARGO_BIN_EXE_starlift"));
+    let wrapper = format!(
+        "#!/bin/sh\numask 000\nexec {} \"$@\"\n",
+        env!("CARGO_BIN_EXE_starlift")
+    );
     let wrapper = place.write("wrapper", wrapper);
     fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).unwrap();
     let agent = Agent::start_as(&wrapper, &place, &[ON_DEMAND]);
-    let node = Node { registry: Registry::start().await, agent, place };
+    let node = Node {
+        registry: Registry::start().await,
+        agent,
+        place,
+    };
     let layer = Layer::random(65, &[100]);
     let directory = node.mount("target", &layer).await;
     assert_eq!(fs::metadata(&root).unwrap().mode() & 0o7777, 0o700);
-    for path in [directory.join("file0"), root.join("metadata.db"), root.join("api.sock")] {
+    for path in [
+        directory.join("file0"),
+        root.join("metadata.db"),
+        root.join("api.sock"),
+    ] {
         let mut cat = Command::new("cat");
-        assert!(!cat.arg(&path).uid(NOBODY).gid(NOBODY).output().unwrap().status.success(), "{}", path.display());
+        assert!(
+            !cat.arg(&path)
+                .uid(NOBODY)
+                .gid(NOBODY)
+                .output()
+                .unwrap()
+                .status
+                .success(),
+            "{}",
+            path.display()
+        );
     }
     for entry in fs::read_dir(&root).unwrap() {
         let entry = entry.unwrap();
@@ -159,14 +223,21 @@ async fn others_reach_neither_the_mount_nor_the_files_of_the_agent() {
         assert_eq!(mode & 0o077, 0, "{} {mode:o}", entry.path().display());
     }
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let line = mounts.lines().find(|line| line.contains(&format!(" {} ", root.join("lazy").display()))).unwrap();
+    let line = mounts
+        .lines()
+        .find(|line| line.contains(&format!(" {} ", root.join("lazy").display())))
+        .unwrap();
     assert!(line.contains("nosuid") && line.contains("nodev"), "{line}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn files_of_a_container_have_one_device_and_lasting_inodes() {
     let node = Node::start(&[ON_DEMAND]).await;
-    let layer = Layer::of(["dir/a", "b", "c"].map(|name| (name.to_owned(), name.as_bytes().to_vec())).into());
+    let layer = Layer::of(
+        ["dir/a", "b", "c"]
+            .map(|name| (name.to_owned(), name.as_bytes().to_vec()))
+            .into(),
+    );
     node.mount("target", &layer).await;
     let container = Mounted::container(&node, "container", "target").await;
     let at = |name: &str| fs::metadata(container.0.join(name)).unwrap();
@@ -181,14 +252,25 @@ async fn files_of_a_container_have_one_device_and_lasting_inodes() {
         fs::set_permissions(container.0.join(name), fs::Permissions::from_mode(0o700)).unwrap();
     }
     fs::hard_link(container.0.join("b"), container.0.join("link")).unwrap();
-    assert_eq!(at("b").ino(), at("link").ino(), "two names of a copied file");
+    assert_eq!(
+        at("b").ino(),
+        at("link").ino(),
+        "two names of a copied file"
+    );
     // Twice, because the second look finds what the first one made anew.
     for _ in 0..2 {
         fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
         for _ in 0..2 {
             assert_eq!(kept(), before, "the directory was copied");
-            assert_eq!(["dir", "dir/a", "b", "c"].map(|name| at(name).dev()), [device; 4]);
-            assert_eq!(fs::read(container.0.join("b")).unwrap(), b"b", "a copied file is not stale");
+            assert_eq!(
+                ["dir", "dir/a", "b", "c"].map(|name| at(name).dev()),
+                [device; 4]
+            );
+            assert_eq!(
+                fs::read(container.0.join("b")).unwrap(),
+                b"b",
+                "a copied file is not stale"
+            );
         }
     }
     drop(container);
@@ -210,14 +292,35 @@ async fn access_control_lists_of_the_image_decide() {
     const NONE: u32 = u32::MAX;
     let mut tar = tar::Builder::new(Vec::new());
     let mut add = |name: &str, mode, list: &[u8]| {
-        tar.append_pax_extensions([("SCHILY.xattr.system.posix_acl_access", list)]).unwrap();
+        tar.append_pax_extensions([("SCHILY.xattr.system.posix_acl_access", list)])
+            .unwrap();
         let mut header = tar::Header::new_ustar();
         header.set_size(1);
         header.set_mode(mode);
         tar.append_data(&mut header, name, &b"x"[..]).unwrap();
     };
-    add("denied", 0o644, &acl(&[(1, 6, NONE), (2, 0, NOBODY), (4, 4, NONE), (16, 4, NONE), (32, 4, NONE)]));
-    add("allowed", 0o640, &acl(&[(1, 6, NONE), (2, 4, NOBODY), (4, 0, NONE), (16, 4, NONE), (32, 0, NONE)]));
+    add(
+        "denied",
+        0o644,
+        &acl(&[
+            (1, 6, NONE),
+            (2, 0, NOBODY),
+            (4, 4, NONE),
+            (16, 4, NONE),
+            (32, 4, NONE),
+        ]),
+    );
+    add(
+        "allowed",
+        0o640,
+        &acl(&[
+            (1, 6, NONE),
+            (2, 4, NOBODY),
+            (4, 0, NONE),
+            (16, 4, NONE),
+            (32, 0, NONE),
+        ]),
+    );
     let layer = Layer::of_tar(&tar.into_inner().unwrap());
     let node = Node::start(&[ON_DEMAND]).await;
     fs::set_permissions(node.place.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -225,7 +328,13 @@ async fn access_control_lists_of_the_image_decide() {
     let container = Mounted::container(&node, "container", "target").await;
     let may_read = |name: &str| {
         let mut cat = Command::new("cat");
-        cat.arg(container.0.join(name)).uid(NOBODY).gid(NOBODY).output().unwrap().status.success()
+        cat.arg(container.0.join(name))
+            .uid(NOBODY)
+            .gid(NOBODY)
+            .output()
+            .unwrap()
+            .status
+            .success()
     };
     assert_eq!([may_read("denied"), may_read("allowed")], [false, true]);
     drop(container);
@@ -243,7 +352,10 @@ async fn no_request_of_a_container_writes_to_the_log() {
             assert!(rustix::fs::ioctl_getflags(&file).unwrap().is_empty());
             assert!(!rustix::termios::isatty(&file));
             rustix::fs::fsync(&file).unwrap();
-            assert_eq!(rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(0)).unwrap(), 100);
+            assert_eq!(
+                rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(0)).unwrap(),
+                100
+            );
         }
     }
     fs::set_permissions(container.0.join("file1"), fs::Permissions::from_mode(0o600)).unwrap();
@@ -259,7 +371,12 @@ async fn an_overlay_can_be_mounted_over_a_directory_of_a_container() {
     let container = Mounted::container(&node, "container", "target").await;
     let (upper, work) = (node.place.dir("upper"), node.place.dir("work"));
     let lower = container.0.join("dir");
-    let options = format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        lower.display(),
+        upper.display(),
+        work.display()
+    );
     let nested = Mounted::new("overlay", &options, node.place.path().join("nested"));
     assert_eq!(fs::read(nested.0.join("a")).unwrap(), b"a");
     drop(nested);

@@ -33,8 +33,18 @@ struct Start {
 
 impl fmt::Display for Start {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { pull, output, misses, requests, carried, .. } = self;
-        write!(f, "pull {pull:.2?}, output {output:.2?}, {misses} misses, {requests} requests, {carried} bytes")
+        let Self {
+            pull,
+            output,
+            misses,
+            requests,
+            carried,
+            ..
+        } = self;
+        write!(
+            f,
+            "pull {pull:.2?}, output {output:.2?}, {misses} misses, {requests} requests, {carried} bytes"
+        )
     }
 }
 
@@ -45,7 +55,10 @@ fn place() -> Option<Place> {
 fn start(server: &Starlift, settings: &[(&str, &str)], pull: &str) -> Option<Start> {
     let place = place()?;
     let link = Link::start(server.address, 100, Duration::from_millis(20));
-    let agent = Agent::start_with(&place, &[&[("BACKGROUND", "off"), ("RECORD", "20s")], settings].concat());
+    let agent = Agent::start_with(
+        &place,
+        &[&[("BACKGROUND", "off"), ("RECORD", "20s")], settings].concat(),
+    );
     let containerd = Containerd::start_with(&place, &agent.plugin("stargz"));
     let image = format!("{}/local/image:1", link.address);
     let begun = Instant::now();
@@ -63,22 +76,44 @@ fn start(server: &Starlift, settings: &[(&str, &str)], pull: &str) -> Option<Sta
     }
     let pulled = begun.elapsed();
     let script = place.write("script", SCRIPT);
-    let mount = format!("--mount type=bind,src={},dst=/script,options=rbind:ro", script.display());
-    let id = format!("profiled-{}", place.path().file_name().unwrap().to_str().unwrap());
+    let mount = format!(
+        "--mount type=bind,src={},dst=/script,options=rbind:ro",
+        script.display()
+    );
+    let id = format!(
+        "profiled-{}",
+        place.path().file_name().unwrap().to_str().unwrap()
+    );
     let run = format!("run --rm --snapshotter stargz {mount} {image} {id} /bin/sh /script");
     assert_eq!(containerd.ctr(&run), "x\n");
     let output = begun.elapsed();
     let told = || agent.metric("starlift_agent_observations_total{outcome=\"sent\"}");
     let status = agent.status();
-    let requests = status["layers"].as_array().unwrap().iter().map(|layer| layer["requests"].as_u64().unwrap()).sum();
-    let misses = agent.metric("starlift_agent_reads_total{source=\"fetched\"}").unwrap_or(0);
+    let requests = status["layers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|layer| layer["requests"].as_u64().unwrap())
+        .sum();
+    let misses = agent
+        .metric("starlift_agent_reads_total{source=\"fetched\"}")
+        .unwrap_or(0);
     let carried = link.carried();
     if !settings.contains(&("RECORD", "0s")) {
         until("the start is told of", SOON, || told().is_some());
     }
     let log = agent.daemon.log();
     let profile = status["profiles"][0].clone();
-    Some(Start { pull: pulled, output, misses, requests, carried, told: told(), profile, log })
+    Some(Start {
+        pull: pulled,
+        output,
+        misses,
+        requests,
+        carried,
+        told: told(),
+        profile,
+        log,
+    })
 }
 
 #[test]
@@ -87,72 +122,136 @@ fn the_second_node_has_what_the_first_one_read() {
     let upstream = format!("local=oci:{}", Fixture::get("python").dir.display());
     let server = Starlift::start(&place, &["--wait", "25s", "--upstream", &upstream]);
     server.converted("local/image", "1");
-    let Some(first) = start(&server, &[("PROFILES", "false")], "rpull") else { return };
+    let Some(first) = start(&server, &[("PROFILES", "false")], "rpull") else {
+        return;
+    };
     until("the server has learned", SOON, || {
-        let status: Value = serde_json::from_slice(&fetch(&server.url("/api/v1/status")).unwrap()).unwrap();
-        status["profiles"]["merges"].as_u64().is_some_and(|merges| merges > 0)
+        let status: Value =
+            serde_json::from_slice(&fetch(&server.url("/api/v1/status")).unwrap()).unwrap();
+        status["profiles"]["merges"]
+            .as_u64()
+            .is_some_and(|merges| merges > 0)
     });
     for pull in ["rpull", "starlift rpull"] {
         let second = start(&server, &[], pull).unwrap();
         println!("first:  {first}\nsecond: {second}, {}", second.profile);
         assert_eq!((first.told, second.told), (Some(1), Some(1)));
         assert_eq!(second.profile["state"], "used", "{}", second.log);
-        assert!(second.misses * 4 < first.misses, "{} of {}", second.misses, first.misses);
-        assert!(second.carried < first.carried * 5 / 4, "{} of {}", second.carried, first.carried);
+        assert!(
+            second.misses * 4 < first.misses,
+            "{} of {}",
+            second.misses,
+            first.misses
+        );
+        assert!(
+            second.carried < first.carried * 5 / 4,
+            "{} of {}",
+            second.carried,
+            first.carried
+        );
     }
 }
 
 /// What the distribution's own registry hears of an agent, by its access log.
 #[test]
 fn another_registry_hears_of_nothing_but_pulls() {
-    let Some(place) = Place::with(&[fixture::TOOLS, containerd::TOOLS, &["ctr-remote", "docker-registry"]].concat())
-    else {
+    let Some(place) = Place::with(
+        &[
+            fixture::TOOLS,
+            containerd::TOOLS,
+            &["ctr-remote", "docker-registry"],
+        ]
+        .concat(),
+    ) else {
         return;
     };
     let registry = DockerRegistry::start(&place, Access::Anyone);
     registry.push(&place, &Fixture::get("app"), "image", false);
     let agent = Agent::start_with(&place, &[("BACKGROUND", "off"), ("RECORD", "2s")]);
     let containerd = Containerd::start_with(&place, &agent.plugin("stargz"));
-    let (original, converted) = (format!("{}/image:1", registry.address), format!("{}/image:lazy", registry.address));
+    let (original, converted) = (
+        format!("{}/image:1", registry.address),
+        format!("{}/image:lazy", registry.address),
+    );
     containerd.ctr(&format!("images pull --plain-http {original}"));
-    containerd.ctr_remote(&format!("images convert --estargz --oci {original} {converted}"));
+    containerd.ctr_remote(&format!(
+        "images convert --estargz --oci {original} {converted}"
+    ));
     containerd.ctr(&format!("images push --plain-http {converted}"));
     containerd.ctr(&format!("images rm --sync {original} {converted}"));
     containerd.ctr_remote(&format!("images rpull --plain-http {converted}"));
-    let id = format!("other-{}", place.path().file_name().unwrap().to_str().unwrap());
-    containerd.ctr(&format!("run --rm --snapshotter stargz {converted} {id} /bin/cat /usr/share/old/d"));
+    let id = format!(
+        "other-{}",
+        place.path().file_name().unwrap().to_str().unwrap()
+    );
+    containerd.ctr(&format!(
+        "run --rm --snapshotter stargz {converted} {id} /bin/cat /usr/share/old/d"
+    ));
     std::thread::sleep(Duration::from_secs(4));
     let log = registry.daemon.log();
-    let asked: Vec<&str> = log.lines().filter(|line| line.contains("HTTP/1.1\" ")).collect();
-    assert!(asked.iter().any(|line| line.contains("starlift/")), "the agent was here:\n{log}");
-    let odd: Vec<_> = asked.iter().filter(|line| !line.contains(" /v2/")).collect();
+    let asked: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("HTTP/1.1\" "))
+        .collect();
+    assert!(
+        asked.iter().any(|line| line.contains("starlift/")),
+        "the agent was here:\n{log}"
+    );
+    let odd: Vec<_> = asked
+        .iter()
+        .filter(|line| !line.contains(" /v2/"))
+        .collect();
     assert!(odd.is_empty(), "{odd:?}");
 }
 
 #[test]
 fn a_profile_that_refers_to_an_image_of_any_registry_is_fetched_by() {
-    let Some(place) = Place::with(&[fixture::TOOLS, containerd::TOOLS, &["ctr-remote", "docker-registry"]].concat())
-    else {
+    let Some(place) = Place::with(
+        &[
+            fixture::TOOLS,
+            containerd::TOOLS,
+            &["ctr-remote", "docker-registry"],
+        ]
+        .concat(),
+    ) else {
         return;
     };
     let registry = DockerRegistry::start(&place, Access::Anyone);
     let source = Fixture::get("app");
     let manifest = source.layout().digest("1");
     let line = |path: &str, layer: u32| {
-        format!("{{\"path\":\"{path}\",\"manifestDigest\":\"{manifest}\",\"layerIndex\":{layer}}}\n")
+        format!(
+            "{{\"path\":\"{path}\",\"manifestDigest\":\"{manifest}\",\"layerIndex\":{layer}}}\n"
+        )
     };
-    let record = place.write("record", line("bin/busybox", 0) + &line("var/lib/state/run", 2));
+    let record = place.write(
+        "record",
+        line("bin/busybox", 0) + &line("var/lib/state/run", 2),
+    );
     let image = format!("{}/image:lazy", registry.address);
     let starlift = env!("CARGO_BIN_EXE_starlift");
-    place.run(&format!("{starlift} optimize --profile --record-in {} {} {image}", record.display(), source.oci()));
+    place.run(&format!(
+        "{starlift} optimize --profile --record-in {} {} {image}",
+        record.display(),
+        source.oci()
+    ));
 
-    let settings = [("BACKGROUND", "off"), ("PREFETCH", "false"), ("REFERRERS", "true"), ("RECORD", "0s")];
+    let settings = [
+        ("BACKGROUND", "off"),
+        ("PREFETCH", "false"),
+        ("REFERRERS", "true"),
+        ("RECORD", "0s"),
+    ];
     let agent = Agent::start_with(&place, &settings);
     let containerd = Containerd::start_with(&place, &agent.plugin("stargz"));
     containerd.ctr_remote(&format!("images rpull --plain-http {image}"));
     let profile = || agent.status()["profiles"][0].clone();
     until("its files are here", SOON, || profile()["held_files"] == 2);
     let profile = profile();
-    assert_eq!((&profile["state"], &profile["files"]), (&"used".into(), &2.into()), "{profile}");
+    assert_eq!(
+        (&profile["state"], &profile["files"]),
+        (&"used".into(), &2.into()),
+        "{profile}"
+    );
     assert_eq!(profile["server"], registry.address.to_string());
 }

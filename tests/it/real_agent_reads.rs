@@ -39,22 +39,35 @@ async fn a_mount_takes_one_request_and_each_chunk_is_fetched_once() {
     let layer = Layer::random(1, &[4 << 20, 100, 3 * CHUNK]);
     let directory = node.mount("target", &layer).await;
     assert_eq!(node.blob_requests(), 1, "one request for footer and TOC");
-    assert!(node.usage("target").await.0 < 1 << 20, "what is not here takes nothing");
+    assert!(
+        node.usage("target").await.0 < 1 << 20,
+        "what is not here takes nothing"
+    );
     assert_eq!(node.registry.count("GET", "/manifests/"), 0);
 
     for (name, content) in &layer.files {
-        assert!(read_later(directory.join(name)).await.unwrap() == *content, "{name}");
+        assert!(
+            read_later(directory.join(name)).await.unwrap() == *content,
+            "{name}"
+        );
     }
     let requests = node.blob_requests();
     let again = node.mount("again", &layer).await;
     for (name, content) in &layer.files {
         assert!(read_later(directory.join(name)).await.unwrap() == *content);
-        assert!(read_later(again.join(name)).await.unwrap() == *content, "another mount of the same layer");
+        assert!(
+            read_later(again.join(name)).await.unwrap() == *content,
+            "another mount of the same layer"
+        );
     }
     assert_eq!(node.blob_requests(), requests, "nothing is fetched twice");
     let status = node.agent.status();
     let fetched = status["layers"][0]["read_bytes"].as_u64().unwrap();
-    assert!(fetched <= layer.blob.len() as u64 + (64 << 10), "{fetched} bytes of {}", layer.blob.len());
+    assert!(
+        fetched <= layer.blob.len() as u64 + (64 << 10),
+        "{fetched} bytes of {}",
+        layer.blob.len()
+    );
 }
 
 /// Reads at random places and checks every byte, until told to stop; how often it read.
@@ -66,12 +79,14 @@ struct Reader {
 impl Reader {
     fn start(directory: &Path, layer: &Layer) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let (stopped, directory, files) = (Arc::clone(&stop), directory.to_owned(), layer.files.clone());
+        let (stopped, directory, files) =
+            (Arc::clone(&stop), directory.to_owned(), layer.files.clone());
         let thread = std::thread::spawn(move || {
             let mut random = Random::new(7);
             let mut reads = 0;
             while !stopped.load(Ordering::Relaxed) {
-                let (name, content) = &files[usize::try_from(random.below(files.len() as u64)).unwrap()];
+                let (name, content) =
+                    &files[usize::try_from(random.below(files.len() as u64)).unwrap()];
                 let offset = random.below(content.len() as u64);
                 let length = usize::try_from(random.below(200_000))
                     .unwrap()
@@ -167,7 +182,12 @@ async fn a_silent_registry_is_an_error_in_time_and_then_forgiven() {
     node.registry.on("/blobs/").gate(&gate);
     let error = read_later(directory.join("file0")).await.unwrap_err();
     assert_eq!(error.raw_os_error(), Some(EIO));
-    assert!(node.agent.metric("starlift_agent_read_errors_total").unwrap() > 0);
+    assert!(
+        node.agent
+            .metric("starlift_agent_read_errors_total")
+            .unwrap()
+            > 0
+    );
     gate.open();
     node.registry.heal();
     assert!(read_later(directory.join("file0")).await.unwrap() == layer.files[0].1);
@@ -180,18 +200,29 @@ async fn a_registry_that_is_away_is_waited_for() {
     let directory = node.mount("target", &layer).await;
     assert!(read_later(directory.join("file1")).await.unwrap() == layer.files[1].1);
     node.registry.on("/").answer(503, &[]);
-    let cached = Reader::start(&directory, &Layer { files: vec![layer.files[1].clone()], ..layer.clone() });
+    let cached = Reader::start(
+        &directory,
+        &Layer {
+            files: vec![layer.files[1].clone()],
+            ..layer.clone()
+        },
+    );
     let waiting = tokio::spawn(read_later(directory.join("file0")));
     // Its client gave up and was sent again more than once.
     let node = blocking(move || {
-        until("the registry was asked again and again", SOON, || node.blob_requests() > 12);
+        until("the registry was asked again and again", SOON, || {
+            node.blob_requests() > 12
+        });
         node
     })
     .await;
     assert!(!waiting.is_finished());
     assert!(cached.stop() > 0, "cached reads go on");
     node.registry.heal();
-    assert!(waiting.await.unwrap().unwrap() == layer.files[0].1, "the others go on when it is back");
+    assert!(
+        waiting.await.unwrap().unwrap() == layer.files[0].1,
+        "the others go on when it is back"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -200,17 +231,31 @@ async fn a_registry_that_stays_away_is_an_error_in_time() {
     let layer = Layer::random(20, &[1 << 20, 1 << 20]);
     let directory = node.mount("target", &layer).await;
     node.registry.on("/").answer(503, &[]);
-    assert_eq!(read_later(directory.join("file0")).await.unwrap_err().raw_os_error(), Some(EIO));
+    assert_eq!(
+        read_later(directory.join("file0"))
+            .await
+            .unwrap_err()
+            .raw_os_error(),
+        Some(EIO)
+    );
     node.registry.heal();
     assert!(read_later(directory.join("file0")).await.unwrap() == layer.files[0].1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clocks_may_jump() {
-    let Some(place) = Place::with(&["faketime"]) else { return };
+    let Some(place) = Place::with(&["faketime"]) else {
+        return;
+    };
     let clock = place.write("clock", "+0");
-    let faketime = Command::new("sh").args(["-c", "ls /usr/lib/*/faketime/libfaketime.so.1"]).output().unwrap();
-    let library = String::from_utf8(faketime.stdout).unwrap().trim().to_owned();
+    let faketime = Command::new("sh")
+        .args(["-c", "ls /usr/lib/*/faketime/libfaketime.so.1"])
+        .output()
+        .unwrap();
+    let library = String::from_utf8(faketime.stdout)
+        .unwrap()
+        .trim()
+        .to_owned();
     let wrapper = place.write(
         "wrapper",
         format!(
@@ -222,17 +267,42 @@ async fn clocks_may_jump() {
     );
     fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).unwrap();
     let agent = Agent::start_as(&wrapper, &place, &[ON_DEMAND]);
-    let node = Node { registry: Registry::start().await, agent, place };
+    let node = Node {
+        registry: Registry::start().await,
+        agent,
+        place,
+    };
     node.registry.require(Auth::Token(TokenAuth::anonymous()));
     let layer = Layer::random(21, &[1 << 20, 1 << 20, 1 << 20]);
     let directory = node.mount("target", &layer).await;
-    let reader = Reader::start(&directory, &Layer { files: vec![layer.files[2].clone()], ..layer.clone() });
+    let reader = Reader::start(
+        &directory,
+        &Layer {
+            files: vec![layer.files[2].clone()],
+            ..layer.clone()
+        },
+    );
     for (number, jump) in ["+3650d", "-3650d"].iter().enumerate() {
         fs::write(&clock, jump).unwrap();
-        assert!(read_later(directory.join(format!("file{number}"))).await.unwrap() == layer.files[number].1, "{jump}");
+        assert!(
+            read_later(directory.join(format!("file{number}")))
+                .await
+                .unwrap()
+                == layer.files[number].1,
+            "{jump}"
+        );
     }
-    assert!(!node.prepare("absent", &Layer::random(22, &[10])).await.unwrap(), "it answers containerd");
-    assert!(node.agent.daemon.log().contains("2016-"), "its clock did jump");
+    assert!(
+        !node
+            .prepare("absent", &Layer::random(22, &[10]))
+            .await
+            .unwrap(),
+        "it answers containerd"
+    );
+    assert!(
+        node.agent.daemon.log().contains("2016-"),
+        "its clock did jump"
+    );
     assert!(reader.stop() > 0);
 }
 
@@ -255,7 +325,10 @@ async fn wrong_bytes_are_refused_chunk_by_chunk() {
     let errors = node.agent.status()["layers"][0]["errors"].as_u64().unwrap();
     assert!(errors > 0, "it is counted");
     node.registry.put_blob(layer.blob.clone());
-    assert!(read_later(path.clone()).await.unwrap() == layer.files[0].1, "the right bytes are taken then");
+    assert!(
+        read_later(path.clone()).await.unwrap() == layer.files[0].1,
+        "the right bytes are taken then"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -280,7 +353,13 @@ async fn a_start_needs_no_registry() {
     node.restart(&[ON_DEMAND]);
     assert!(read_later(directory.join("file1")).await.unwrap() == layer.files[1].1);
     assert_eq!(fs::read_dir(&directory).unwrap().count(), 2);
-    assert_eq!(read_later(directory.join("file0")).await.unwrap_err().raw_os_error(), Some(EIO));
+    assert_eq!(
+        read_later(directory.join("file0"))
+            .await
+            .unwrap_err()
+            .raw_os_error(),
+        Some(EIO)
+    );
 }
 
 /// Whether no slot of the table of open files counts an open: inode, backing file, count, kind.
@@ -298,7 +377,9 @@ async fn damaged_files_of_the_cache_are_fetched_again() {
         assert!(read_later(directory.join(name)).await.unwrap() == *content);
     }
     // A file that the kernel still has open it goes on reading by itself, from the copy in the cache.
-    until("the kernel has closed all files", SOON, || nothing_is_open(&node.agent));
+    until("the kernel has closed all files", SOON, || {
+        nothing_is_open(&node.agent)
+    });
     node.agent.daemon.kill();
     let files = cached_files(&node.agent);
     for (number, path) in files.iter().enumerate() {
@@ -312,10 +393,21 @@ async fn damaged_files_of_the_cache_are_fetched_again() {
     }
     node.restart(&[ON_DEMAND]);
     for (name, content) in &layer.files {
-        assert!(read_later(directory.join(name)).await.unwrap() == *content, "{name}");
+        assert!(
+            read_later(directory.join(name)).await.unwrap() == *content,
+            "{name}"
+        );
     }
-    let damaged = node.agent.metric("starlift_agent_cache_damaged_total").unwrap();
-    assert_eq!(damaged, files.len().div_ceil(3) as u64 + (files.len() as u64 + 1) / 3, "of {}", files.len());
+    let damaged = node
+        .agent
+        .metric("starlift_agent_cache_damaged_total")
+        .unwrap();
+    assert_eq!(
+        damaged,
+        files.len().div_ceil(3) as u64 + (files.len() as u64 + 1) / 3,
+        "of {}",
+        files.len()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -331,11 +423,18 @@ async fn the_cache_keeps_its_limit() {
     }
     // What was fetched along with the last read may still come, and let others go.
     until("the cache is within its limit, and says so", SOON, || {
-        let sizes = cached_files(&node.agent).into_iter().filter_map(|path| Some(fs::metadata(path).ok()?.len()));
+        let sizes = cached_files(&node.agent)
+            .into_iter()
+            .filter_map(|path| Some(fs::metadata(path).ok()?.len()));
         let on_disk: u64 = sizes.sum();
         on_disk <= limit && node.agent.status()["cache"]["bytes"] == on_disk
     });
-    assert!(node.agent.metric("starlift_agent_cache_evictions_total").unwrap() > 0);
+    assert!(
+        node.agent
+            .metric("starlift_agent_cache_evictions_total")
+            .unwrap()
+            > 0
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -343,14 +442,25 @@ async fn a_full_disk_is_no_error() {
     let mut node = Node::start(&[ON_DEMAND]).await;
     node.agent.daemon.stop();
     let cache = node.place.dir("agent/cache");
-    node.place.run(&format!("mount -t tmpfs -o size=128k tmpfs {}", cache.display()));
+    node.place.run(&format!(
+        "mount -t tmpfs -o size=128k tmpfs {}",
+        cache.display()
+    ));
     node.restart(&[ON_DEMAND]);
     let layer = Layer::random(12, &[2 << 20, 50_000]);
     let directory = node.mount("target", &layer).await;
     for (name, content) in &layer.files {
-        assert!(read_later(directory.join(name)).await.unwrap() == *content, "{name}");
+        assert!(
+            read_later(directory.join(name)).await.unwrap() == *content,
+            "{name}"
+        );
     }
-    assert!(node.agent.metric("starlift_agent_cache_write_failures_total").unwrap() > 0);
+    assert!(
+        node.agent
+            .metric("starlift_agent_cache_write_failures_total")
+            .unwrap()
+            > 0
+    );
     node.agent.daemon.stop();
     node.place.run(&format!("umount {}", cache.display()));
 }
@@ -361,11 +471,17 @@ async fn a_layer_with_another_toc_than_its_image_says_is_unpacked() {
     let layer = Layer::random(13, &[1000]);
     node.registry.put_blob(layer.blob.clone());
     let other = Layer::random(14, &[1000]);
-    let forged = Layer { toc_digest: other.toc_digest, ..layer };
+    let forged = Layer {
+        toc_digest: other.toc_digest,
+        ..layer
+    };
     assert!(!node.prepare("target", &forged).await.unwrap());
     let refusal = &node.agent.status()["refusals"][0];
     assert_eq!(refusal["digest"], forged.digest.to_string());
-    assert!(refusal["reason"].as_str().unwrap().contains("digest"), "{refusal}");
+    assert!(
+        refusal["reason"].as_str().unwrap().contains("digest"),
+        "{refusal}"
+    );
     assert!(node.agent.lazy().is_empty());
 }
 
@@ -380,9 +496,16 @@ async fn a_layer_that_cannot_be_had_is_unpacked() {
     assert!(!node.prepare("slow", &layer).await.unwrap());
     gate.open();
     let status = node.agent.status();
-    let reasons: Vec<&str> =
-        status["refusals"].as_array().unwrap().iter().map(|refusal| refusal["reason"].as_str().unwrap()).collect();
-    assert!(reasons[0].contains("does not have it") && reasons[1].contains("500ms"), "{reasons:?}");
+    let reasons: Vec<&str> = status["refusals"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|refusal| refusal["reason"].as_str().unwrap())
+        .collect();
+    assert!(
+        reasons[0].contains("does not have it") && reasons[1].contains("500ms"),
+        "{reasons:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -415,18 +538,26 @@ async fn what_stands_before_the_landmark_is_fetched_at_once() {
     let landmark = (".prefetch.landmark".to_owned(), vec![0x0f]);
     // The last file is what is looked at for the TOC, so that neither of the others is.
     let files = [("first", 300_000), ("second", 300_000), ("last", 1 << 20)];
-    let mut files: Vec<_> = files.map(|(name, size)| (name.to_owned(), random.bytes(size))).into();
+    let mut files: Vec<_> = files
+        .map(|(name, size)| (name.to_owned(), random.bytes(size)))
+        .into();
     files.insert(1, landmark);
     let layer = Layer::with_landmark(files);
     let directory = node.mount("target", &layer).await;
     until("the first file is fetched", SOON, || {
-        node.agent.status()["layers"][0]["prefetched_bytes"].as_u64().unwrap() >= 300_000
+        node.agent.status()["layers"][0]["prefetched_bytes"]
+            .as_u64()
+            .unwrap()
+            >= 300_000
     });
     let requests = node.blob_requests();
     assert!(read_later(directory.join("first")).await.unwrap() == layer.files[0].1);
     assert_eq!(node.blob_requests(), requests, "it is here already");
     assert!(read_later(directory.join("second")).await.unwrap() == layer.files[2].1);
-    assert!(node.blob_requests() > requests, "nobody asked for it before");
+    assert!(
+        node.blob_requests() > requests,
+        "nobody asked for it before"
+    );
     assert!(!directory.join(".prefetch.landmark").exists());
 }
 
@@ -436,10 +567,15 @@ async fn files_over_four_gibibytes_are_read_to_their_ends() {
     let node = Node::start(&[ON_DEMAND]).await;
     let directory = node.place.dir("large");
     let file = fs::File::create(directory.join("file")).unwrap();
-    file.write_all_at(b"beyond the fourth", (4 << 30) + 1000).unwrap();
+    file.write_all_at(b"beyond the fourth", (4 << 30) + 1000)
+        .unwrap();
     file.write_all_at(b"the end", END - 7).unwrap();
     let tar = node.place.path().join("large.tar");
-    node.place.run(&format!("tar --sparse -cf {} -C {} file", tar.display(), directory.display()));
+    node.place.run(&format!(
+        "tar --sparse -cf {} -C {} file",
+        tar.display(),
+        directory.display()
+    ));
     let layer = blocking(move || Layer::of_tar(&fs::read(&tar).unwrap())).await;
     let path = node.mount("target", &layer).await.join("file");
     assert_eq!(fs::metadata(&path).unwrap().len(), END);
@@ -447,7 +583,10 @@ async fn files_over_four_gibibytes_are_read_to_their_ends() {
         let path = path.clone();
         blocking(move || read_at(&path, offset, length))
     };
-    assert_eq!(at((4 << 30) + 1000, 17).await.unwrap(), b"beyond the fourth");
+    assert_eq!(
+        at((4 << 30) + 1000, 17).await.unwrap(),
+        b"beyond the fourth"
+    );
     assert_eq!(at(END - 7, 7).await.unwrap(), b"the end");
     assert_eq!(at(3 << 30, 100).await.unwrap(), [0; 100], "a hole");
     assert!(at(END - 7, 8).await.is_err());
@@ -465,7 +604,10 @@ async fn the_rest_is_fetched_without_anyone_reading() {
     });
     // The landmark is a file of one byte.
     let chunks = (2 << 20) / CHUNK + 1 + (1 << 20) / CHUNK + 1;
-    assert_eq!(node.usage("target").await, ((3 << 20) + 100 + 1, i64::try_from(chunks).unwrap()));
+    assert_eq!(
+        node.usage("target").await,
+        ((3 << 20) + 100 + 1, i64::try_from(chunks).unwrap())
+    );
     node.registry.on("/").answer(404, &[]);
     for (name, content) in &layer.files {
         assert!(read_later(directory.join(name)).await.unwrap() == *content);
@@ -494,17 +636,26 @@ async fn the_keepers_death_is_made_good() {
     let reader = Reader::start(&directory, &layer);
     let keeper = || {
         let named = node.agent.root.join("keeper.sock").display().to_string();
-        let lists = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
-            let line = String::from_utf8_lossy(&fs::read(entry.path().join("cmdline")).ok()?).into_owned();
-            let is_alive = !line.is_empty();
-            (is_alive && line.contains(&named)).then(|| entry.file_name().into_string().unwrap())
-        });
+        let lists = fs::read_dir("/proc")
+            .unwrap()
+            .flatten()
+            .filter_map(|entry| {
+                let line = String::from_utf8_lossy(&fs::read(entry.path().join("cmdline")).ok()?)
+                    .into_owned();
+                let is_alive = !line.is_empty();
+                (is_alive && line.contains(&named))
+                    .then(|| entry.file_name().into_string().unwrap())
+            });
         lists.last()
     };
     let first = keeper().expect("a keeper runs");
     node.place.run(&format!("kill -9 {first}"));
-    until("another keeper runs", SOON, || keeper().is_some_and(|next| next != first));
-    until("it has the mount", SOON, || node.agent.daemon.log().contains("was handed everything"));
+    until("another keeper runs", SOON, || {
+        keeper().is_some_and(|next| next != first)
+    });
+    until("it has the mount", SOON, || {
+        node.agent.daemon.log().contains("was handed everything")
+    });
     node.restart(&[ON_DEMAND]);
     assert!(reader.stop() > 0);
 }
@@ -516,7 +667,11 @@ async fn systemd_keeps_the_mount_while_the_agent_restarts() {
     let mut manager = Manager::new(place.path().join("notify"));
     let settings = [ON_DEMAND, ("KEEPER", "systemd")];
     let agent = Agent::start_under(&mut manager, &place, &settings);
-    let mut node = Node { registry, agent, place };
+    let mut node = Node {
+        registry,
+        agent,
+        place,
+    };
     let layer = Layer::random(19, &[1 << 20, 70_000]);
     let directory = node.mount("target", &layer).await;
     let reader = Reader::start(&directory, &layer);
@@ -525,7 +680,10 @@ async fn systemd_keeps_the_mount_while_the_agent_restarts() {
         let next = Agent::start_under(&mut manager, &node.place, &settings);
         drop(std::mem::replace(&mut node.agent, next));
         assert_eq!(manager.store.keys().collect::<Vec<_>>(), ["fuse", "socket"]);
-        assert!(!node.agent.root.join("keeper.sock").exists(), "nobody else keeps it");
+        assert!(
+            !node.agent.root.join("keeper.sock").exists(),
+            "nobody else keeps it"
+        );
     }
     assert!(reader.stop() > 0);
     assert!(node.remove("target").await.is_ok());
@@ -543,7 +701,10 @@ async fn a_momentary_refusal_fails_no_read() {
 fn refusals(node: &Node) -> Vec<String> {
     let status = node.agent.status();
     let refusals = status["refusals"].as_array().unwrap();
-    refusals.iter().map(|refusal| refusal["reason"].as_str().unwrap().to_owned()).collect()
+    refusals
+        .iter()
+        .map(|refusal| refusal["reason"].as_str().unwrap().to_owned())
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -558,7 +719,12 @@ async fn a_registry_that_gives_no_answer_is_waited_for_once() {
     }
     let reasons = refusals(&node);
     assert!(reasons[0].contains("longer than 1s"), "{reasons:?}");
-    assert!(reasons[1..].iter().all(|reason| reason.contains("no answer a moment ago")), "{reasons:?}");
+    assert!(
+        reasons[1..]
+            .iter()
+            .all(|reason| reason.contains("no answer a moment ago")),
+        "{reasons:?}"
+    );
     gate.open();
 }
 
@@ -566,14 +732,33 @@ async fn a_registry_that_gives_no_answer_is_waited_for_once() {
 async fn a_layer_with_chunks_too_large_to_hold_is_unpacked() {
     let node = Node::start(&[ON_DEMAND]).await;
     let digest = Digest::sha256_of(b"");
-    let file = format!(r#"{{"name":"f","type":"reg","size":1073741824,"digest":"{digest}","chunkDigest":"{digest}"}}"#);
+    let file = format!(
+        r#"{{"name":"f","type":"reg","size":1073741824,"digest":"{digest}","chunkDigest":"{digest}"}}"#
+    );
     let json = format!(r#"{{"version":1,"entries":[{file}]}}"#);
-    let section = compress(&estargz::tar::build::file("stargz.index.json", json.as_bytes()), Compression::Gzip);
+    let section = compress(
+        &estargz::tar::build::file("stargz.index.json", json.as_bytes()),
+        Compression::Gzip,
+    );
     let payload = [0; 100];
-    let blob = [&payload[..], &section, &estargz::footer::gzip(payload.len() as u64)].concat();
+    let blob = [
+        &payload[..],
+        &section,
+        &estargz::footer::gzip(payload.len() as u64),
+    ]
+    .concat();
     let (digest, toc_digest) = (Digest::sha256_of(&blob), Digest::sha256_of(json.as_bytes()));
-    let layer = Layer { blob: blob.into(), digest, toc_digest, files: Vec::new() };
+    let layer = Layer {
+        blob: blob.into(),
+        digest,
+        toc_digest,
+        files: Vec::new(),
+    };
     node.registry.put_blob(layer.blob.clone());
     assert!(!node.prepare("hostile", &layer).await.unwrap());
-    assert!(refusals(&node)[0].contains("bytes in a chunk"), "{:?}", refusals(&node));
+    assert!(
+        refusals(&node)[0].contains("bytes in a chunk"),
+        "{:?}",
+        refusals(&node)
+    );
 }

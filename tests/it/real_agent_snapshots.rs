@@ -16,12 +16,23 @@ use crate::support::tree::Tree;
 const SOON: Duration = Duration::from_secs(60);
 
 fn place(more: &[&str]) -> Option<Place> {
-    Place::with(&[fixture::TOOLS, containerd::TOOLS, &["docker-registry"], more].concat())
+    Place::with(
+        &[
+            fixture::TOOLS,
+            containerd::TOOLS,
+            &["docker-registry"],
+            more,
+        ]
+        .concat(),
+    )
 }
 
 /// A container's id that no other test has: runc keeps them in one place for the whole machine.
 fn id(place: &Place, name: &str) -> String {
-    format!("{name}-{}", place.path().file_name().unwrap().to_str().unwrap())
+    format!(
+        "{name}-{}",
+        place.path().file_name().unwrap().to_str().unwrap()
+    )
 }
 
 /// An image in a registry, and the name to pull it by.
@@ -35,15 +46,25 @@ fn pushed(place: &Place, fixture: &Fixture) -> (DockerRegistry, String) {
 /// The file system of `image` as `snapshotter` puts it together.
 fn tree(place: &Place, containerd: &Containerd<'_>, snapshotter: &str, image: &str) -> Tree {
     let target = place.dir(&format!("mounted-{snapshotter}"));
-    containerd.ctr(&format!("images mount --snapshotter {snapshotter} {image} {}", target.display()));
+    containerd.ctr(&format!(
+        "images mount --snapshotter {snapshotter} {image} {}",
+        target.display()
+    ));
     let tree = Tree::read(&target, 0);
-    containerd.ctr(&format!("images unmount --rm --snapshotter {snapshotter} {}", target.display()));
+    containerd.ctr(&format!(
+        "images unmount --rm --snapshotter {snapshotter} {}",
+        target.display()
+    ));
     tree
 }
 
 fn snapshots(containerd: &Containerd<'_>, snapshotter: &str) -> Vec<String> {
     let listed = containerd.ctr(&format!("snapshots --snapshotter {snapshotter} ls"));
-    listed.lines().skip(1).map(|line| line.split_whitespace().next().unwrap().to_owned()).collect()
+    listed
+        .lines()
+        .skip(1)
+        .map(|line| line.split_whitespace().next().unwrap().to_owned())
+        .collect()
 }
 
 /// Pulls, runs a container that writes, compares the tree with overlayfs's, under the plugin's name `snapshotter`.
@@ -52,18 +73,30 @@ fn an_image_is_pulled_and_run(snapshotter: &str) {
     let (_registry, image) = pushed(&place, &Fixture::get("app"));
     let agent = Agent::start(&place);
     let containerd = Containerd::start_with(&place, &agent.plugin(snapshotter));
-    containerd.ctr(&format!("images pull --plain-http --snapshotter {snapshotter} {image}"));
+    containerd.ctr(&format!(
+        "images pull --plain-http --snapshotter {snapshotter} {image}"
+    ));
     containerd.ctr(&format!("images pull --plain-http {image}"));
     let ours = tree(&place, &containerd, snapshotter, &image);
     tree(&place, &containerd, "overlayfs", &image).assert_same(&ours, "overlayfs, then ours");
 
-    let script =
-        place.write("script", "set -e\necho written > /etc/new\ncat /etc/new /usr/share/old/d\nrm /etc/owned\n");
-    let mount = format!("type=bind,src={},dst=/script,options=rbind:ro", script.display());
+    let script = place.write(
+        "script",
+        "set -e\necho written > /etc/new\ncat /etc/new /usr/share/old/d\nrm /etc/owned\n",
+    );
+    let mount = format!(
+        "type=bind,src={},dst=/script,options=rbind:ro",
+        script.display()
+    );
     let one = id(&place, "one");
-    let run = format!("run --rm --snapshotter {snapshotter} --mount {mount} {image} {one} /bin/sh /script");
+    let run = format!(
+        "run --rm --snapshotter {snapshotter} --mount {mount} {image} {one} /bin/sh /script"
+    );
     assert_eq!(containerd.ctr(&run), "written\nnew\n");
-    assert!(!snapshots(&containerd, snapshotter).contains(&one), "the container's snapshot is gone");
+    assert!(
+        !snapshots(&containerd, snapshotter).contains(&one),
+        "the container's snapshot is gone"
+    );
 }
 
 #[test]
@@ -78,7 +111,9 @@ fn an_image_is_pulled_and_run_under_the_stargz_plugins_name() {
 
 #[test]
 fn rpull_of_what_cannot_be_lazy_unpacks() {
-    let Some(place) = place(&["ctr-remote"]) else { return };
+    let Some(place) = place(&["ctr-remote"]) else {
+        return;
+    };
     let (_registry, image) = pushed(&place, &Fixture::get("app"));
     let agent = Agent::start(&place);
     let containerd = Containerd::start_with(&place, &agent.plugin("stargz"));
@@ -105,32 +140,57 @@ fn every_command_on_snapshots_works() {
     ctr("view seen base");
     ctr("label base some.label=some-value");
     let info: serde_json::Value = serde_json::from_str(&ctr("info base")).unwrap();
-    assert_eq!((&info["Kind"], &info["Labels"]["some.label"]), (&"Committed".into(), &"some-value".into()));
+    assert_eq!(
+        (&info["Kind"], &info["Labels"]["some.label"]),
+        (&"Committed".into(), &"some-value".into())
+    );
     let mut listed = snapshots(&containerd, "starlift");
     listed.sort();
     assert_eq!(listed, ["base", "second", "seen"]);
     assert!(ctr("tree").contains("base\n  \\_ se"), "{}", ctr("tree"));
     let usage = ctr("usage -b base");
-    let bytes: u64 = usage.lines().nth(1).unwrap().split_whitespace().nth(1).unwrap().parse().unwrap();
+    let bytes: u64 = usage
+        .lines()
+        .nth(1)
+        .unwrap()
+        .split_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse()
+        .unwrap();
     assert!((100_000..200_000).contains(&bytes), "{usage}");
 
     place.run(ctr(&format!("mounts {} seen", target.display())).trim());
     assert_eq!(fs::read(target.join("file")).unwrap(), vec![7; 100_000]);
-    assert!(fs::write(target.join("file"), "").is_err(), "a view is read-only");
+    assert!(
+        fs::write(target.join("file"), "").is_err(),
+        "a view is read-only"
+    );
     place.run(&format!("umount {}", target.display()));
 
     let mut refused = place.command("ctr");
-    refused.arg("-a").arg(&containerd.socket).args(["snapshots", "--snapshotter", "starlift", "rm", "base"]);
+    refused.arg("-a").arg(&containerd.socket).args([
+        "snapshots",
+        "--snapshotter",
+        "starlift",
+        "rm",
+        "base",
+    ]);
     let refused = refused.output().unwrap();
     let told = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(!refused.status.success() && told.contains("cannot remove snapshot with child"), "{told}");
+    assert!(
+        !refused.status.success() && told.contains("cannot remove snapshot with child"),
+        "{told}"
+    );
     for name in ["seen", "second", "base"] {
         ctr(&format!("rm {name}"));
     }
     // containerd collects when it has reason to; the end of a lease is one.
     containerd.ctr("leases create --id short");
     containerd.ctr("leases delete --sync short");
-    until("the directories are gone", SOON, || agent.directories().is_empty());
+    until("the directories are gone", SOON, || {
+        agent.directories().is_empty()
+    });
 }
 
 #[test]
@@ -140,29 +200,48 @@ fn containers_and_snapshots_outlive_both_daemons() {
     let mut agent = Agent::start(&place);
     let plugin = agent.plugin("starlift");
     let containerd = Containerd::start_with(&place, &plugin);
-    containerd.ctr(&format!("images pull --plain-http --snapshotter starlift {image}"));
-    let [lives, after_kill, after_restart] = ["lives", "after-kill", "after-restart"].map(|name| id(&place, name));
+    containerd.ctr(&format!(
+        "images pull --plain-http --snapshotter starlift {image}"
+    ));
+    let [lives, after_kill, after_restart] =
+        ["lives", "after-kill", "after-restart"].map(|name| id(&place, name));
     // Its path is in the container's command line: should the test fail, the place ends it.
-    let script = place.write("script", "while :; do sleep 1; done").display().to_string();
+    let script = place
+        .write("script", "while :; do sleep 1; done")
+        .display()
+        .to_string();
     let mount = format!("type=bind,src={script},dst={script},options=rbind:ro");
-    containerd.ctr(&format!("run -d --snapshotter starlift --mount {mount} {image} {lives} /bin/sh {script}"));
+    containerd.ctr(&format!(
+        "run -d --snapshotter starlift --mount {mount} {image} {lives} /bin/sh {script}"
+    ));
     let before = snapshots(&containerd, "starlift");
     let exec = |containerd: &Containerd<'_>, id: &str, line: &str| {
         containerd.ctr(&format!("tasks exec --exec-id {id} {lives} {line}"))
     };
 
     agent.daemon.kill();
-    assert_eq!(exec(&containerd, "one", "/bin/cat /usr/share/old/d"), "new\n", "the agent is not in the way");
+    assert_eq!(
+        exec(&containerd, "one", "/bin/cat /usr/share/old/d"),
+        "new\n",
+        "the agent is not in the way"
+    );
     drop(agent);
     let mut agent = Agent::start(&place);
     // Its gRPC client waits for a moment before it dials again, and refuses every call until then.
     until("containerd finds the agent again", SOON, || {
         let mut list = place.command("ctr");
-        list.arg("-a").arg(&containerd.socket).args(["snapshots", "--snapshotter", "starlift", "ls"]);
+        list.arg("-a").arg(&containerd.socket).args([
+            "snapshots",
+            "--snapshotter",
+            "starlift",
+            "ls",
+        ]);
         list.output().unwrap().status.success()
     });
     assert_eq!(snapshots(&containerd, "starlift"), before);
-    containerd.ctr(&format!("run --rm --snapshotter starlift {image} {after_kill} /bin/true"));
+    containerd.ctr(&format!(
+        "run --rm --snapshotter starlift {image} {after_kill} /bin/true"
+    ));
 
     agent.daemon.stop();
     drop(containerd);
@@ -170,10 +249,17 @@ fn containers_and_snapshots_outlive_both_daemons() {
     let agent = Agent::start(&place);
     let containerd = Containerd::start_with(&place, &plugin);
     assert_eq!(snapshots(&containerd, "starlift"), before);
-    assert_eq!(exec(&containerd, "two", "/bin/cat /usr/share/old/d"), "new\n");
-    containerd.ctr(&format!("run --rm --snapshotter starlift {image} {after_restart} /bin/true"));
+    assert_eq!(
+        exec(&containerd, "two", "/bin/cat /usr/share/old/d"),
+        "new\n"
+    );
+    containerd.ctr(&format!(
+        "run --rm --snapshotter starlift {image} {after_restart} /bin/true"
+    ));
     containerd.ctr(&format!("tasks kill --signal SIGKILL {lives}"));
-    until("the task is over", SOON, || containerd.ctr("tasks ls").contains("STOPPED"));
+    until("the task is over", SOON, || {
+        containerd.ctr("tasks ls").contains("STOPPED")
+    });
     containerd.ctr(&format!("tasks rm {lives}"));
     containerd.ctr(&format!("containers rm {lives}"));
     assert!(!agent.directories().is_empty());
@@ -187,12 +273,23 @@ fn what_is_removed_is_collected_and_can_be_pulled_again() {
     let containerd = Containerd::start_with(&place, &agent.plugin("starlift"));
     let one = id(&place, "one");
     for _ in 0..2 {
-        containerd.ctr(&format!("images pull --plain-http --snapshotter starlift {image}"));
-        assert_eq!((snapshots(&containerd, "starlift").len(), agent.directories().len()), (3, 3));
-        let run = format!("run --rm --snapshotter starlift {image} {one} /bin/cat /usr/share/old/d");
+        containerd.ctr(&format!(
+            "images pull --plain-http --snapshotter starlift {image}"
+        ));
+        assert_eq!(
+            (
+                snapshots(&containerd, "starlift").len(),
+                agent.directories().len()
+            ),
+            (3, 3)
+        );
+        let run =
+            format!("run --rm --snapshotter starlift {image} {one} /bin/cat /usr/share/old/d");
         assert_eq!(containerd.ctr(&run), "new\n");
         containerd.ctr(&format!("images rm --sync {image}"));
-        until("the snapshots are collected", SOON, || agent.directories().is_empty());
+        until("the snapshots are collected", SOON, || {
+            agent.directories().is_empty()
+        });
         assert!(snapshots(&containerd, "starlift").is_empty());
     }
 }
@@ -200,20 +297,35 @@ fn what_is_removed_is_collected_and_can_be_pulled_again() {
 /// `app` with so many layers on top that there are thirty, each with a file of its own and a newer version of one.
 fn thirty_layers(place: &Place) -> Fixture {
     let dir = place.path().join("deep");
-    place.run(&format!("cp -r {} {}", Fixture::get("app").dir.display(), dir.display()));
+    place.run(&format!(
+        "cp -r {} {}",
+        Fixture::get("app").dir.display(),
+        dir.display()
+    ));
     let image = format!("{}:1", dir.display());
     let held = fixture_layers(&dir);
     for layer in held + 1..=30 {
         let file = place.write("layer", layer.to_string());
-        let target = if layer % 2 == 0 { "/etc/version".to_owned() } else { format!("/etc/layer-{layer}") };
-        place.run(&format!("umoci insert --image {image} {} {target}", file.display()));
+        let target = if layer % 2 == 0 {
+            "/etc/version".to_owned()
+        } else {
+            format!("/etc/layer-{layer}")
+        };
+        place.run(&format!(
+            "umoci insert --image {image} {} {target}",
+            file.display()
+        ));
     }
     assert_eq!(fixture_layers(&dir), 30);
     Fixture { dir }
 }
 
 fn fixture_layers(dir: &Path) -> usize {
-    let manifest = Fixture { dir: dir.to_owned() }.layout().manifest("1");
+    let manifest = Fixture {
+        dir: dir.to_owned(),
+    }
+    .layout()
+    .manifest("1");
     manifest["layers"].as_array().unwrap().len()
 }
 
@@ -223,9 +335,13 @@ fn thirty_layers_are_one_file_system() {
     let (_registry, image) = pushed(&place, &thirty_layers(&place));
     let agent = Agent::start(&place);
     let containerd = Containerd::start_with(&place, &agent.plugin("starlift"));
-    containerd.ctr(&format!("images pull --plain-http --snapshotter starlift {image}"));
+    containerd.ctr(&format!(
+        "images pull --plain-http --snapshotter starlift {image}"
+    ));
     assert_eq!(snapshots(&containerd, "starlift").len(), 30);
     let one = id(&place, "one");
-    let run = format!("run --rm --snapshotter starlift {image} {one} /bin/cat /etc/version /etc/layer-29 /etc/layer-5");
+    let run = format!(
+        "run --rm --snapshotter starlift {image} {one} /bin/cat /etc/version /etc/layer-29 /etc/layer-5"
+    );
     assert_eq!(containerd.ctr(&run), "30295");
 }

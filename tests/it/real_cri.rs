@@ -19,37 +19,84 @@ use crate::support::pods::Pod;
 use crate::support::registry::{Auth, Registry};
 
 fn pull(image: &str, password: &str) -> Request<bytes::Bytes> {
-    let auth = AuthConfig { username: "me".to_owned(), password: password.to_owned(), ..AuthConfig::default() };
-    let pull = PullImageRequest { image: Some(ImageSpec { image: image.to_owned() }), auth: Some(auth) };
+    let auth = AuthConfig {
+        username: "me".to_owned(),
+        password: password.to_owned(),
+        ..AuthConfig::default()
+    };
+    let pull = PullImageRequest {
+        image: Some(ImageSpec {
+            image: image.to_owned(),
+        }),
+        auth: Some(auth),
+    };
     Request::new(pull.encode_to_vec().into())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn containerd_pulls_through_the_proxy_and_the_login_is_known() {
-    let Some(place) = Place::with(containerd::TOOLS) else { return };
+    let Some(place) = Place::with(containerd::TOOLS) else {
+        return;
+    };
     let registry = Registry::start().await;
     registry.push("app", "v1", &ImageBuilder::new(1).build());
-    registry.require(Auth::Basic { user: "me", password: "secret" });
+    registry.require(Auth::Basic {
+        user: "me",
+        password: "secret",
+    });
     let image = format!("{}/app:v1", registry.host());
     let containerd = Containerd::start_with_cri(&place);
     let credentials = CriCredentials::default();
     let service = ImageService::new(&containerd.socket, credentials.clone()).unwrap();
     let socket = place.path().join("proxy.sock");
     let incoming = UnixListenerStream::new(UnixListener::bind(&socket).unwrap());
-    let proxy = tokio::spawn(Server::builder().add_service(service).serve_with_incoming(incoming));
+    let proxy = tokio::spawn(
+        Server::builder()
+            .add_service(service)
+            .serve_with_incoming(incoming),
+    );
     let kubelet = Kubelet::new(&socket);
 
-    let refused = kubelet.call("PullImage", pull(&image, "wrong")).await.unwrap_err();
-    assert!(refused.message().contains("failed to pull and unpack image"), "{refused}");
+    let refused = kubelet
+        .call("PullImage", pull(&image, "wrong"))
+        .await
+        .unwrap_err();
+    assert!(
+        refused
+            .message()
+            .contains("failed to pull and unpack image"),
+        "{refused}"
+    );
     assert!(credentials.for_image(&image).is_none());
 
-    let answer = kubelet.call("PullImage", pull(&image, "secret")).await.unwrap().into_inner();
-    assert!(answer.windows(7).any(|window| window == b"sha256:"), "the image's id: {answer:?}");
-    assert!(matches!(credentials.for_image(&image), Some(Login::Password { user, .. }) if user == "me"));
-    let listed = kubelet.call("ListImages", Request::new(bytes::Bytes::new())).await.unwrap().into_inner();
-    assert!(listed.windows(image.len()).any(|window| window == image.as_bytes()), "{listed:?}");
+    let answer = kubelet
+        .call("PullImage", pull(&image, "secret"))
+        .await
+        .unwrap()
+        .into_inner();
+    assert!(
+        answer.windows(7).any(|window| window == b"sha256:"),
+        "the image's id: {answer:?}"
+    );
+    assert!(
+        matches!(credentials.for_image(&image), Some(Login::Password { user, .. }) if user == "me")
+    );
+    let listed = kubelet
+        .call("ListImages", Request::new(bytes::Bytes::new()))
+        .await
+        .unwrap()
+        .into_inner();
+    assert!(
+        listed
+            .windows(image.len())
+            .any(|window| window == image.as_bytes()),
+        "{listed:?}"
+    );
     assert!(containerd.ctr("-n k8s.io images ls -q").contains(&image));
-    let unknown = kubelet.call("NotYetInvented", Request::new(bytes::Bytes::new())).await.unwrap_err();
+    let unknown = kubelet
+        .call("NotYetInvented", Request::new(bytes::Bytes::new()))
+        .await
+        .unwrap_err();
     assert_eq!(unknown.code(), Code::Unimplemented);
     proxy.abort();
 }
@@ -57,10 +104,15 @@ async fn containerd_pulls_through_the_proxy_and_the_login_is_known() {
 /// A pod of a private image: pulled by what a kubelet sends, mounted lazily, read with the login that came with the pull.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_starts_lazily_from_a_private_registry() {
-    let Some(place) = Place::with(&[fixture::TOOLS, containerd::TOOLS].concat()) else { return };
+    let Some(place) = Place::with(&[fixture::TOOLS, containerd::TOOLS].concat()) else {
+        return;
+    };
     let registry = Registry::start().await;
     registry.push_layout("app", "v1", &place_twin(&place));
-    registry.require(Auth::Basic { user: "me", password: "secret" });
+    registry.require(Auth::Basic {
+        user: "me",
+        password: "secret",
+    });
     let image = format!("{}/app:v1", registry.host());
     let cri = place.path().join("ctd.sock").display().to_string();
     let settings = [("BACKGROUND", "off"), ("CRI", cri.as_str())];
@@ -68,7 +120,10 @@ async fn a_pod_starts_lazily_from_a_private_registry() {
     let containerd = Containerd::start_with_pods(&place, &agent.plugin("stargz"), &image);
 
     // The kubelet's image service is the agent's socket, its runtime containerd's.
-    Kubelet::new(&agent.socket).call("PullImage", pull(&image, "secret")).await.unwrap();
+    Kubelet::new(&agent.socket)
+        .call("PullImage", pull(&image, "secret"))
+        .await
+        .unwrap();
     let held = containerd.ctr("-n k8s.io content ls -q");
     let layers = agent.lazy().len();
     assert!(
@@ -78,13 +133,21 @@ async fn a_pod_starts_lazily_from_a_private_registry() {
     );
 
     let kubelet = Kubelet::new(&containerd.socket);
-    let pod = Pod::start(&kubelet, "lazy", &image, &["/bin/sleep", "1000"]).await.unwrap();
-    assert_eq!(pod.exec(&["/bin/cat", "/usr/share/old/d"]).await.unwrap(), "new\n");
+    let pod = Pod::start(&kubelet, "lazy", &image, &["/bin/sleep", "1000"])
+        .await
+        .unwrap();
+    assert_eq!(
+        pod.exec(&["/bin/cat", "/usr/share/old/d"]).await.unwrap(),
+        "new\n"
+    );
     agent.daemon.kill();
     let next = Agent::start_with(&place, &settings);
     drop(std::mem::replace(&mut agent, next));
     // What was never read, through another agent: the login is known to it.
-    let large = pod.exec(&["/bin/sh", "-c", "find / -xdev -type f | xargs cat | wc -c"]).await.unwrap();
+    let large = pod
+        .exec(&["/bin/sh", "-c", "find / -xdev -type f | xargs cat | wc -c"])
+        .await
+        .unwrap();
     assert!(large.trim().parse::<u64>().unwrap() > 100_000, "{large}");
     assert_eq!(agent.status()["layers"][0]["errors"], 0);
     pod.remove().await.unwrap();
@@ -94,10 +157,24 @@ async fn a_pod_starts_lazily_from_a_private_registry() {
 /// The image as `starlift convert` makes it, and with a command that a sandbox can live on.
 fn place_twin(place: &Place) -> Layout {
     let (plain, twin) = (place.path().join("plain"), place.path().join("twin"));
-    place.run(&format!("cp -r {} {}", Fixture::get("app").dir.display(), plain.display()));
-    let command = "--clear config.entrypoint --clear config.cmd --config.cmd /bin/sleep --config.cmd 1000";
-    place.run(&format!("umoci config --image {}:1 {command}", plain.display()));
-    let (from, to) = (format!("oci:{}:1", plain.display()), format!("oci:{}:1", twin.display()));
-    place.run(&format!("{} convert {from} {to}", env!("CARGO_BIN_EXE_starlift")));
+    place.run(&format!(
+        "cp -r {} {}",
+        Fixture::get("app").dir.display(),
+        plain.display()
+    ));
+    let command =
+        "--clear config.entrypoint --clear config.cmd --config.cmd /bin/sleep --config.cmd 1000";
+    place.run(&format!(
+        "umoci config --image {}:1 {command}",
+        plain.display()
+    ));
+    let (from, to) = (
+        format!("oci:{}:1", plain.display()),
+        format!("oci:{}:1", twin.display()),
+    );
+    place.run(&format!(
+        "{} convert {from} {to}",
+        env!("CARGO_BIN_EXE_starlift")
+    ));
     Layout(twin)
 }

@@ -33,7 +33,11 @@ fn now() -> i64 {
 fn unpacked(place: &Place, layout: &Path, name: &str) -> Tree {
     let start = now();
     let bundle = place.path().join(name);
-    place.run(&format!("umoci unpack --keep-dirlinks --image {}:1 {}", layout.display(), bundle.display()));
+    place.run(&format!(
+        "umoci unpack --keep-dirlinks --image {}:1 {}",
+        layout.display(),
+        bundle.display()
+    ));
     let tree = Tree::read(&bundle.join("rootfs"), start);
     fs::remove_dir_all(bundle).unwrap();
     tree
@@ -45,8 +49,16 @@ fn assert_converted(manifest: &Value) {
     assert!(!layers.is_empty());
     for layer in layers {
         let annotations = &layer["annotations"];
-        for key in ["containerd.io/snapshot/stargz/toc.digest", "dev.starlift.source.digest"] {
-            assert!(annotations[key].as_str().is_some_and(|value| value.starts_with("sha256:")), "{key}: {layer}");
+        for key in [
+            "containerd.io/snapshot/stargz/toc.digest",
+            "dev.starlift.source.digest",
+        ] {
+            assert!(
+                annotations[key]
+                    .as_str()
+                    .is_some_and(|value| value.starts_with("sha256:")),
+                "{key}: {layer}"
+            );
         }
     }
 }
@@ -56,14 +68,24 @@ fn skopeo_gets_the_same_files(image: &str, docker: bool) {
     let fixture = Fixture::get(image);
     let registry = DockerRegistry::start(&place, Access::Anyone);
     registry.push(&place, &fixture, "team/image", docker);
-    let server = Starlift::start(&place, &[&WAIT[..], &["--upstream", &registry.upstream("local")]].concat());
+    let server = Starlift::start(
+        &place,
+        &[&WAIT[..], &["--upstream", &registry.upstream("local")]].concat(),
+    );
 
     let target = place.path().join("pulled");
     let source = format!("docker://{}/local/team/image:1", server.address);
-    place.run(&format!("skopeo copy --quiet --src-tls-verify=false {source} dir:{}", place.dir("dir").display()));
-    place.run(&format!("skopeo copy --quiet --src-tls-verify=false {source} oci:{}:1", target.display()));
+    place.run(&format!(
+        "skopeo copy --quiet --src-tls-verify=false {source} dir:{}",
+        place.dir("dir").display()
+    ));
+    place.run(&format!(
+        "skopeo copy --quiet --src-tls-verify=false {source} oci:{}:1",
+        target.display()
+    ));
 
-    let manifest: Value = serde_json::from_slice(&fs::read(place.path().join("dir/manifest.json")).unwrap()).unwrap();
+    let manifest: Value =
+        serde_json::from_slice(&fs::read(place.path().join("dir/manifest.json")).unwrap()).unwrap();
     let family = if docker {
         "application/vnd.docker.distribution.manifest.v2+json"
     } else {
@@ -77,10 +99,14 @@ fn skopeo_gets_the_same_files(image: &str, docker: bool) {
             fixture.layout().manifest("1")["annotations"]["test.annotation"]
         );
     }
-    let config =
-        Layout(target.clone()).json(Layout(target.clone()).manifest("1")["config"]["digest"].as_str().unwrap());
+    let config = Layout(target.clone()).json(
+        Layout(target.clone()).manifest("1")["config"]["digest"]
+            .as_str()
+            .unwrap(),
+    );
     assert_eq!(config["config"]["Labels"]["test.label"], "kept");
-    unpacked(&place, &fixture.dir, "original").assert_same(&unpacked(&place, &target, "twin"), image);
+    unpacked(&place, &fixture.dir, "original")
+        .assert_same(&unpacked(&place, &target, "twin"), image);
 }
 
 #[test]
@@ -109,18 +135,32 @@ fn buildah_gets_the_same_files() {
     let fixture = Fixture::get("app");
     let registry = DockerRegistry::start(&place, Access::Anyone);
     registry.push(&place, &fixture, "app", false);
-    let server = Starlift::start(&place, &[&WAIT[..], &["--upstream", &registry.upstream("local")]].concat());
+    let server = Starlift::start(
+        &place,
+        &[&WAIT[..], &["--upstream", &registry.upstream("local")]].concat(),
+    );
 
     let start = now();
     let dirs = (place.dir("storage"), place.dir("run"));
-    let buildah = format!("buildah --root {} --runroot {} --storage-driver vfs", dirs.0.display(), dirs.1.display());
+    let buildah = format!(
+        "buildah --root {} --runroot {} --storage-driver vfs",
+        dirs.0.display(),
+        dirs.1.display()
+    );
     let mut trees = Vec::new();
-    for host in [registry.address.to_string(), format!("{}/local", server.address)] {
-        let container = place.run(&format!("{buildah} from --quiet --tls-verify=false docker://{host}/app:1"));
+    for host in [
+        registry.address.to_string(),
+        format!("{}/local", server.address),
+    ] {
+        let container = place.run(&format!(
+            "{buildah} from --quiet --tls-verify=false docker://{host}/app:1"
+        ));
         let root = place.run(&format!("{buildah} mount {container}"));
         trees.push(Tree::read(Path::new(root.trim()), start));
-        let said =
-            place.run(&format!("{buildah} run --isolation chroot {} -- /bin/cat /var/lib/state/run", container.trim()));
+        let said = place.run(&format!(
+            "{buildah} run --isolation chroot {} -- /bin/cat /var/lib/state/run",
+            container.trim()
+        ));
         assert_eq!(said, "run\n");
         place.run(&format!("{buildah} umount {container}"));
         place.run(&format!("{buildah} rm {container}"));
@@ -129,10 +169,15 @@ fn buildah_gets_the_same_files() {
 }
 
 fn containerd_gets_the_same_files(image: &str) {
-    let Some(place) = place(containerd::TOOLS) else { return };
+    let Some(place) = place(containerd::TOOLS) else {
+        return;
+    };
     let registry = DockerRegistry::start(&place, Access::Anyone);
     registry.push(&place, &Fixture::get(image), "team/image", false);
-    let server = Starlift::start(&place, &[&WAIT[..], &["--upstream", &registry.upstream("local")]].concat());
+    let server = Starlift::start(
+        &place,
+        &[&WAIT[..], &["--upstream", &registry.upstream("local")]].concat(),
+    );
     let containerd = Containerd::start(&place);
 
     let start = now();
@@ -142,7 +187,11 @@ fn containerd_gets_the_same_files(image: &str) {
         containerd.ctr(&format!("images pull --plain-http {name}"));
     }
     let listed = containerd.ctr("images ls");
-    assert_ne!(digest_of(&listed, &original), digest_of(&listed, &twin), "the twin is another image\n{listed}");
+    assert_ne!(
+        digest_of(&listed, &original),
+        digest_of(&listed, &twin),
+        "the twin is another image\n{listed}"
+    );
     let original_tree = containerd.tree(&original, "original", start);
     original_tree.assert_same(&containerd.tree(&twin, "twin", start), image);
     let script = place.write("script", SCRIPT);
@@ -152,8 +201,13 @@ fn containerd_gets_the_same_files(image: &str) {
 }
 
 fn digest_of<'a>(listed: &'a str, name: &str) -> &'a str {
-    let line = listed.lines().find(|line| line.split_whitespace().next() == Some(name));
-    line.unwrap_or_else(|| panic!("{name} in {listed}")).split_whitespace().nth(2).unwrap()
+    let line = listed
+        .lines()
+        .find(|line| line.split_whitespace().next() == Some(name));
+    line.unwrap_or_else(|| panic!("{name} in {listed}"))
+        .split_whitespace()
+        .nth(2)
+        .unwrap()
 }
 
 #[test]
@@ -173,7 +227,9 @@ fn containerd_gets_an_odd_image_from_zstd() {
 
 #[test]
 fn containerd_asks_a_mirror() {
-    let Some(place) = place(containerd::TOOLS) else { return };
+    let Some(place) = place(containerd::TOOLS) else {
+        return;
+    };
     let registry = DockerRegistry::start(&place, Access::Anyone);
     registry.push(&place, &Fixture::get("app"), "team/app", false);
     let upstream = format!("registry.example.test=http://{}", registry.address);
@@ -186,21 +242,35 @@ fn containerd_asks_a_mirror() {
     place.write("hosts/registry.example.test/hosts.toml", hosts);
 
     let hosts = place.dir("hosts");
-    containerd.ctr(&format!("images pull --hosts-dir {} registry.example.test/team/app:1", hosts.display()));
+    containerd.ctr(&format!(
+        "images pull --hosts-dir {} registry.example.test/team/app:1",
+        hosts.display()
+    ));
     let script = place.write("script", SCRIPT);
     let said = containerd.run("registry.example.test/team/app:1", "mirrored", &script);
     assert!(said.ends_with("end\n"), "{said}");
-    let digest = digest_of(&containerd.ctr("images ls"), "registry.example.test/team/app:1").to_owned();
-    assert_converted(&json_of(&server.url(&format!("/v2/team/app/manifests/{digest}?ns=registry.example.test"))));
+    let digest = digest_of(
+        &containerd.ctr("images ls"),
+        "registry.example.test/team/app:1",
+    )
+    .to_owned();
+    assert_converted(&json_of(&server.url(&format!(
+        "/v2/team/app/manifests/{digest}?ns=registry.example.test"
+    ))));
 }
 
 #[test]
 fn the_docker_engine_pulls_runs_and_saves() {
-    let Some(place) = place(dockerd::TOOLS) else { return };
+    let Some(place) = place(dockerd::TOOLS) else {
+        return;
+    };
     let fixture = Fixture::get("app");
     let registry = DockerRegistry::start(&place, Access::Anyone);
     registry.push(&place, &fixture, "team/app", true);
-    let server = Starlift::start(&place, &[&WAIT[..], &["--upstream", &registry.upstream("local")]].concat());
+    let server = Starlift::start(
+        &place,
+        &[&WAIT[..], &["--upstream", &registry.upstream("local")]].concat(),
+    );
     let dockerd = Dockerd::start(&place, &[]);
 
     let start = now();
@@ -209,19 +279,28 @@ fn the_docker_engine_pulls_runs_and_saves() {
     for name in [&original, &twin] {
         dockerd.docker(&format!("pull --quiet {name}"));
     }
-    dockerd.tree(&original, "original", start).assert_same(&dockerd.tree(&twin, "twin", start), "docker");
+    dockerd
+        .tree(&original, "original", start)
+        .assert_same(&dockerd.tree(&twin, "twin", start), "docker");
     let run = |name: &str| dockerd.docker(&format!("run --rm --network none {name} ls -a /"));
     assert_eq!(run(&original), run(&twin));
     let saved = place.path().join("saved.tar");
     dockerd.docker(&format!("save -o {} {twin}", saved.display()));
     let layout = place.path().join("saved");
-    place.run(&format!("skopeo copy --quiet docker-archive:{} oci:{}:1", saved.display(), layout.display()));
-    unpacked(&place, &fixture.dir, "unpacked").assert_same(&unpacked(&place, &layout, "unpacked-saved"), "docker save");
+    place.run(&format!(
+        "skopeo copy --quiet docker-archive:{} oci:{}:1",
+        saved.display(),
+        layout.display()
+    ));
+    unpacked(&place, &fixture.dir, "unpacked")
+        .assert_same(&unpacked(&place, &layout, "unpacked-saved"), "docker save");
 }
 
 #[test]
 fn the_docker_engine_asks_a_mirror() {
-    let Some(place) = place(dockerd::TOOLS) else { return };
+    let Some(place) = place(dockerd::TOOLS) else {
+        return;
+    };
     let registry = DockerRegistry::start(&place, Access::Anyone);
     registry.push(&place, &Fixture::get("app"), "library/app", true);
     let upstream = format!("docker.io=http://{}", registry.address);
@@ -233,7 +312,11 @@ fn the_docker_engine_asks_a_mirror() {
     let said = dockerd.docker("run --rm --network none app:1 cat /var/lib/state/run");
     assert_eq!(said, "run\n");
     let source = registry.requests("GET", "/v2/library/app/blobs/");
-    assert!(source >= 3, "the layers came from the upstream: {source}\n{}", registry.daemon.log());
+    assert!(
+        source >= 3,
+        "the layers came from the upstream: {source}\n{}",
+        registry.daemon.log()
+    );
 }
 
 #[test]
@@ -241,24 +324,41 @@ fn head_and_get_agree_before_and_after_the_conversion() {
     let Some(place) = place(&[]) else { return };
     let registry = DockerRegistry::start(&place, Access::Anyone);
     registry.push(&place, &Fixture::get("app"), "app", false);
-    let server = Starlift::start(&place, &[&WAIT[..], &["--upstream", &registry.upstream("local")]].concat());
+    let server = Starlift::start(
+        &place,
+        &[&WAIT[..], &["--upstream", &registry.upstream("local")]].concat(),
+    );
     let url = server.url("/v2/local/app/manifests/1");
     for _ in 0..2 {
         let head = headers(&place, &["-I", &url]);
         let get = headers(&place, &["-o", "/dev/null", "-D", "-", &url]);
         for key in ["docker-content-digest", "content-length", "content-type"] {
-            let value = |text: &str| text.lines().find(|line| line.starts_with(key)).map(str::to_owned);
+            let value = |text: &str| {
+                text.lines()
+                    .find(|line| line.starts_with(key))
+                    .map(str::to_owned)
+            };
             assert!(value(&head).is_some(), "{key}: {head}");
             assert_eq!(value(&head), value(&get), "{key}");
         }
     }
-    assert_eq!(status(&[&server.url("/v2/local/app/manifests/none")]), "404");
+    assert_eq!(
+        status(&[&server.url("/v2/local/app/manifests/none")]),
+        "404"
+    );
 }
 
 fn headers(place: &Place, arguments: &[&str]) -> String {
     let accept = "Accept: application/vnd.oci.image.manifest.v1+json";
-    let output = place.command("curl").args(["-s", "-H", accept]).args(arguments).output().unwrap();
-    String::from_utf8(output.stdout).unwrap().to_ascii_lowercase()
+    let output = place
+        .command("curl")
+        .args(["-s", "-H", accept])
+        .args(arguments)
+        .output()
+        .unwrap();
+    String::from_utf8(output.stdout)
+        .unwrap()
+        .to_ascii_lowercase()
 }
 
 #[test]
@@ -267,18 +367,27 @@ fn an_index_keeps_every_child() {
     let fixture = Fixture::get("multi");
     let registry = DockerRegistry::start(&place, Access::Anyone);
     registry.push(&place, &fixture, "multi", false);
-    let server = Starlift::start(&place, &[&WAIT[..], &["--upstream", &registry.upstream("local")]].concat());
+    let server = Starlift::start(
+        &place,
+        &[&WAIT[..], &["--upstream", &registry.upstream("local")]].concat(),
+    );
 
     let original = fixture.layout().manifest("1");
     let twin = json_of(&server.url("/v2/local/multi/manifests/1"));
-    let (original, twin) = (original["manifests"].as_array().unwrap(), twin["manifests"].as_array().unwrap());
+    let (original, twin) = (
+        original["manifests"].as_array().unwrap(),
+        twin["manifests"].as_array().unwrap(),
+    );
     assert_eq!(original.len(), twin.len());
     for (number, (was, is)) in original.iter().zip(twin).enumerate() {
         assert_eq!(was["platform"], is["platform"]);
         let attestation = number == 2;
         assert_eq!(was["digest"] == is["digest"], attestation, "{was} {is}");
         for child in [was, is] {
-            json_of(&server.url(&format!("/v2/local/multi/manifests/{}", child["digest"].as_str().unwrap())));
+            json_of(&server.url(&format!(
+                "/v2/local/multi/manifests/{}",
+                child["digest"].as_str().unwrap()
+            )));
         }
     }
     let target = place.path().join("all");
@@ -287,7 +396,13 @@ fn an_index_keeps_every_child() {
         server.address,
         target.display()
     ));
-    assert_eq!(Layout(target).manifest("1")["manifests"].as_array().unwrap().len(), 3);
+    assert_eq!(
+        Layout(target).manifest("1")["manifests"]
+            .as_array()
+            .unwrap()
+            .len(),
+        3
+    );
 }
 
 #[test]
@@ -296,7 +411,10 @@ fn original_digests_give_the_original() {
     let fixture = Fixture::get("app");
     let registry = DockerRegistry::start(&place, Access::Anyone);
     registry.push(&place, &fixture, "app", false);
-    let server = Starlift::start(&place, &[&WAIT[..], &["--upstream", &registry.upstream("local")]].concat());
+    let server = Starlift::start(
+        &place,
+        &[&WAIT[..], &["--upstream", &registry.upstream("local")]].concat(),
+    );
     server.converted("local/app", "1");
 
     let target = place.path().join("original");

@@ -32,7 +32,10 @@ struct Agreement {
 
 /// Files of an entry of a profile or a line of a record.
 fn file(document: &Value, layer: &str) -> File {
-    (document[layer].as_u64().unwrap(), document["path"].as_str().unwrap().to_owned())
+    (
+        document[layer].as_u64().unwrap(),
+        document["path"].as_str().unwrap().to_owned(),
+    )
 }
 
 /// What is learned of a container on stargz-snapshotter.
@@ -48,12 +51,35 @@ fn learned(place: &Place, fixture: &Fixture, name: &str, workload: &[&str]) -> F
     let twin = format!("{}/local/image:1", server.address);
     containerd.ctr_remote(&format!("images rpull --plain-http {twin}"));
     let address = containerd.socket.to_str().unwrap();
-    let run = ["-a", address, "run", "--rm", "--snapshotter", "stargz", &twin, name];
-    let output = place.command("ctr").args(run).args(workload).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let run = [
+        "-a",
+        address,
+        "run",
+        "--rm",
+        "--snapshotter",
+        "stargz",
+        &twin,
+        name,
+    ];
+    let output = place
+        .command("ctr")
+        .args(run)
+        .args(workload)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 
     let digest = |layer: &Value| layer["digest"].as_str().unwrap().parse().unwrap();
-    let layers: Vec<Digest> = manifest["layers"].as_array().unwrap().iter().map(digest).collect();
+    let layers: Vec<Digest> = manifest["layers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(digest)
+        .collect();
     let url = server.url(&format!("/api/v1/profiles/{}", Stack::of(&layers)));
     let mut files = Vec::new();
     until("something is learned", Duration::from_secs(60), || {
@@ -61,7 +87,11 @@ fn learned(place: &Place, fixture: &Fixture, name: &str, workload: &[&str]) -> F
         files.clone_from(profile["files"].as_array().unwrap());
         profile["observers"] == 1
     });
-    assert!(files.iter().all(|file| file["sources"] == json!(["ranges"])));
+    assert!(
+        files
+            .iter()
+            .all(|file| file["sources"] == json!(["ranges"]))
+    );
     files.iter().map(|learned| file(learned, "layer")).collect()
 }
 
@@ -72,30 +102,67 @@ fn used(place: &Place, fixture: &Fixture, workload: &[&str]) -> (Files, BTreeMap
     let list = |words: &[&str]| serde_json::to_string(words).unwrap();
     let (entrypoint, arguments) = (list(&workload[..1]), list(&workload[1..]));
     let mut command = place.command(STARLIFT);
-    command.args(["optimize", "--entrypoint", &entrypoint, "--args", &arguments, "--record-out"]).arg(&record);
+    command
+        .args([
+            "optimize",
+            "--entrypoint",
+            &entrypoint,
+            "--args",
+            &arguments,
+            "--record-out",
+        ])
+        .arg(&record);
     let output = command.args([&fixture.oci(), &target]).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 
     let mut sizes = BTreeMap::new();
-    let toc: Value = serde_json::from_str(&place.run(&format!("{STARLIFT} inspect --toc --layer 0 {target}"))).unwrap();
-    for entry in toc["entries"].as_array().unwrap().iter().filter(|entry| entry["type"] == "reg") {
-        let path = entry["name"].as_str().unwrap().trim_start_matches("./").to_owned();
+    let toc: Value =
+        serde_json::from_str(&place.run(&format!("{STARLIFT} inspect --toc --layer 0 {target}")))
+            .unwrap();
+    for entry in toc["entries"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|entry| entry["type"] == "reg")
+    {
+        let path = entry["name"]
+            .as_str()
+            .unwrap()
+            .trim_start_matches("./")
+            .to_owned();
         sizes.insert((0, path), entry["size"].as_u64().unwrap_or(0));
     }
     let lines = std::fs::read_to_string(&record).unwrap();
-    let used = lines.lines().map(|line| file(&serde_json::from_str(line).unwrap(), "layerIndex"));
-    (used.filter(|file| sizes.contains_key(file)).collect(), sizes)
+    let used = lines
+        .lines()
+        .map(|line| file(&serde_json::from_str(line).unwrap(), "layerIndex"));
+    (
+        used.filter(|file| sizes.contains_key(file)).collect(),
+        sizes,
+    )
 }
 
 fn compared(image: &str, workload: &[&str]) -> Option<Agreement> {
-    let tools = [fixture::TOOLS, containerd::TOOLS, &["ctr-remote", "go", "fusermount"]].concat();
+    let tools = [
+        fixture::TOOLS,
+        containerd::TOOLS,
+        &["ctr-remote", "go", "fusermount"],
+    ]
+    .concat();
     let (place, other) = (Place::with(&tools)?, Place::with(&tools)?);
     let fixture = Fixture::get(image);
     let learned = learned(&place, &fixture, &format!("ranges-{image}"), workload);
     let (used, sizes) = used(&other, &fixture, workload);
     let bytes = |files: &Files| files.iter().filter_map(|file| sizes.get(file)).sum::<u64>() as f64;
     let common = &learned & &used;
-    let agreement = Agreement { found: bytes(&common) / bytes(&used), right: bytes(&common) / bytes(&learned) };
+    let agreement = Agreement {
+        found: bytes(&common) / bytes(&used),
+        right: bytes(&common) / bytes(&learned),
+    };
     let counts = (used.len(), learned.len(), common.len());
     println!("{image}: {agreement:?}; files used, learned, common: {counts:?}");
     Some(agreement)
@@ -107,7 +174,9 @@ fn compared(image: &str, workload: &[&str]) -> Option<Agreement> {
 fn ranges_of_stargz_snapshotter_tell_what_a_program_reads() {
     let program = "print POSIX::floor(3.5), -s '/etc/passwd'";
     let workload = ["/usr/bin/perl", "-MPOSIX", "-MFile::Spec", "-e", program];
-    let Some(Agreement { found, right }) = compared("rootfs", &workload) else { return };
+    let Some(Agreement { found, right }) = compared("rootfs", &workload) else {
+        return;
+    };
     assert!(found > 0.95 && right > 0.85, "{found} {right}");
 }
 
@@ -115,7 +184,13 @@ fn ranges_of_stargz_snapshotter_tell_what_a_program_reads() {
 /// (1181 files for 656, 577 of them the same).
 #[test]
 fn ranges_of_stargz_snapshotter_tell_most_of_what_an_interpreter_reads() {
-    let workload = ["/usr/bin/python3", "-c", "import flask, sqlalchemy; print(flask.__version__)"];
-    let Some(Agreement { found, right }) = compared("python", &workload) else { return };
+    let workload = [
+        "/usr/bin/python3",
+        "-c",
+        "import flask, sqlalchemy; print(flask.__version__)",
+    ];
+    let Some(Agreement { found, right }) = compared("python", &workload) else {
+        return;
+    };
     assert!(found > 0.9 && right > 0.75, "{found} {right}");
 }

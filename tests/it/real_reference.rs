@@ -18,7 +18,15 @@ use crate::support::starlift::Starlift;
 const POSITIONS: [&str; 4] = ["offset", "innerOffset", "rawName", "rawLinkName"];
 
 fn place(more: &[&str]) -> Option<Place> {
-    Place::with(&[fixture::TOOLS, containerd::TOOLS, &["docker-registry", "ctr-remote"], more].concat())
+    Place::with(
+        &[
+            fixture::TOOLS,
+            containerd::TOOLS,
+            &["docker-registry", "ctr-remote"],
+            more,
+        ]
+        .concat(),
+    )
 }
 
 fn now() -> i64 {
@@ -30,16 +38,24 @@ fn agrees_with_the_reference(image: &str) {
     let Some(place) = place(&[]) else { return };
     let registry = DockerRegistry::start(&place, Access::Anyone);
     registry.push(&place, &Fixture::get(image), "image", false);
-    let server = Starlift::start(&place, &["--wait", "25s", "--upstream", &registry.upstream("local")]);
+    let server = Starlift::start(
+        &place,
+        &["--wait", "25s", "--upstream", &registry.upstream("local")],
+    );
     let containerd = Containerd::start(&place);
 
     let original = format!("{}/image:1", registry.address);
     containerd.ctr(&format!("images pull --plain-http {original}"));
     // On one thread: its chunks' borders, and so its TOC, depend on how many it has.
-    containerd.ctr_remote_on_one_thread(&format!("images convert --estargz --oci {original} reference:1"));
+    containerd.ctr_remote_on_one_thread(&format!(
+        "images convert --estargz --oci {original} reference:1"
+    ));
     let reference = containerd.manifest("reference:1");
     let ours = server.converted("local/image", "1");
-    containerd.ctr(&format!("images pull --plain-http {}/local/image:1", server.address));
+    containerd.ctr(&format!(
+        "images pull --plain-http {}/local/image:1",
+        server.address
+    ));
 
     let layers = |manifest: &Value| manifest["layers"].as_array().unwrap().clone();
     let (reference, ours) = (layers(&reference), layers(&ours));
@@ -47,10 +63,16 @@ fn agrees_with_the_reference(image: &str) {
     for (theirs, ours) in reference.iter().zip(&ours) {
         let digest = ours["digest"].as_str().unwrap();
         let read = containerd.ctr_remote(&format!("images get-toc-digest {digest}"));
-        assert_eq!(read.trim(), ours["annotations"]["containerd.io/snapshot/stargz/toc.digest"]);
+        assert_eq!(
+            read.trim(),
+            ours["annotations"]["containerd.io/snapshot/stargz/toc.digest"]
+        );
 
         let toc = |digest: &str| -> Value {
-            serde_json::from_str(&containerd.ctr_remote(&format!("images get-toc-digest --dump-toc {digest}"))).unwrap()
+            serde_json::from_str(
+                &containerd.ctr_remote(&format!("images get-toc-digest --dump-toc {digest}")),
+            )
+            .unwrap()
         };
         let (theirs, ours) = (toc(theirs["digest"].as_str().unwrap()), toc(digest));
         assert_eq!(theirs["version"], ours["version"]);
@@ -63,19 +85,39 @@ fn entries(toc: &Value) -> BTreeMap<(String, u64), Value> {
     let mut found = BTreeMap::new();
     for entry in toc["entries"].as_array().unwrap() {
         let mut entry = entry.clone();
-        POSITIONS.iter().for_each(|key| drop(entry.as_object_mut().unwrap().remove(*key)));
-        let key = (entry["name"].as_str().unwrap().to_owned(), entry["chunkOffset"].as_u64().unwrap_or(0));
+        POSITIONS
+            .iter()
+            .for_each(|key| drop(entry.as_object_mut().unwrap().remove(*key)));
+        let key = (
+            entry["name"].as_str().unwrap().to_owned(),
+            entry["chunkOffset"].as_u64().unwrap_or(0),
+        );
         assert!(found.insert(key.clone(), entry).is_none(), "twice: {key:?}");
     }
     found
 }
 
 fn same_entries(theirs: &BTreeMap<(String, u64), Value>, ours: &BTreeMap<(String, u64), Value>) {
-    let keys = theirs.keys().chain(ours.keys()).collect::<std::collections::BTreeSet<_>>();
-    let differ: Vec<_> = keys.into_iter().filter(|key| theirs.get(*key) != ours.get(*key)).collect();
-    let some: Vec<_> =
-        differ.iter().take(5).map(|key| format!("{:?}\n{:?}", theirs.get(*key), ours.get(*key))).collect();
-    assert!(differ.is_empty(), "{} of {} entries differ:\n{}", differ.len(), theirs.len(), some.join("\n"));
+    let keys = theirs
+        .keys()
+        .chain(ours.keys())
+        .collect::<std::collections::BTreeSet<_>>();
+    let differ: Vec<_> = keys
+        .into_iter()
+        .filter(|key| theirs.get(*key) != ours.get(*key))
+        .collect();
+    let some: Vec<_> = differ
+        .iter()
+        .take(5)
+        .map(|key| format!("{:?}\n{:?}", theirs.get(*key), ours.get(*key)))
+        .collect();
+    assert!(
+        differ.is_empty(),
+        "{} of {} entries differ:\n{}",
+        differ.len(),
+        theirs.len(),
+        some.join("\n")
+    );
 }
 
 #[test]
@@ -91,9 +133,19 @@ fn the_toc_of_a_root_file_system_is_the_references() {
 /// The names in front of the landmark, which comes last.
 fn front(toc: &str) -> Vec<String> {
     let toc: Value = serde_json::from_str(toc).unwrap();
-    let names = toc["entries"].as_array().unwrap().iter().map(|entry| entry["name"].as_str().unwrap().to_owned());
+    let names = toc["entries"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| entry["name"].as_str().unwrap().to_owned());
     let mut names: Vec<_> = names.collect();
-    names.truncate(names.iter().position(|name| name.ends_with(".prefetch.landmark")).expect("a landmark") + 1);
+    names.truncate(
+        names
+            .iter()
+            .position(|name| name.ends_with(".prefetch.landmark"))
+            .expect("a landmark")
+            + 1,
+    );
     names
 }
 
@@ -107,28 +159,47 @@ fn a_record_of_the_reference_orders_our_layers_as_its_own() {
     containerd.ctr(&format!("images pull --plain-http {original}"));
     let record = place.path().join("record").display().to_string();
     let workload = r#"--entrypoint ["/bin/cat"] --args ["/var/lib/state/run"] --period 1"#;
-    containerd.ctr_remote(&format!("images optimize --oci {workload} --record-out {record} {original} reference:1"));
+    containerd.ctr_remote(&format!(
+        "images optimize --oci {workload} --record-out {record} {original} reference:1"
+    ));
     let reference = containerd.manifest("reference:1");
 
     let ours = format!("oci:{}:1", place.path().join("ours").display());
-    let starlift = |arguments: &str| place.run(&format!("{} {arguments}", env!("CARGO_BIN_EXE_starlift")));
-    starlift(&format!("convert --estargz-record-in {record} {original} {ours}"));
+    let starlift =
+        |arguments: &str| place.run(&format!("{} {arguments}", env!("CARGO_BIN_EXE_starlift")));
+    starlift(&format!(
+        "convert --estargz-record-in {record} {original} {ours}"
+    ));
     let mut landmarks = std::collections::BTreeSet::new();
     for (at, layer) in reference["layers"].as_array().unwrap().iter().enumerate() {
         let digest = layer["digest"].as_str().unwrap();
-        let theirs = front(&containerd.ctr_remote(&format!("images get-toc-digest --dump-toc {digest}")));
-        assert_eq!(front(&starlift(&format!("inspect --toc --layer {at} {ours}"))), theirs, "layer {at}");
+        let theirs =
+            front(&containerd.ctr_remote(&format!("images get-toc-digest --dump-toc {digest}")));
+        assert_eq!(
+            front(&starlift(&format!("inspect --toc --layer {at} {ours}"))),
+            theirs,
+            "layer {at}"
+        );
         landmarks.extend(theirs.last().cloned());
     }
-    assert_eq!(landmarks.len(), 2, "some layers are read at the start, some are not: {landmarks:?}");
+    assert_eq!(
+        landmarks.len(),
+        2,
+        "some layers are read at the start, some are not: {landmarks:?}"
+    );
     starlift(&format!("verify {ours} --against {original}"));
 }
 
 fn mounted_lazily(image: &str) {
-    let Some(place) = place(&["go", "fusermount"]) else { return };
+    let Some(place) = place(&["go", "fusermount"]) else {
+        return;
+    };
     let registry = DockerRegistry::start(&place, Access::Anyone);
     registry.push(&place, &Fixture::get(image), "image", false);
-    let server = Starlift::start(&place, &["--wait", "25s", "--upstream", &registry.upstream("local")]);
+    let server = Starlift::start(
+        &place,
+        &["--wait", "25s", "--upstream", &registry.upstream("local")],
+    );
     let manifest = server.converted("local/image", "1");
     let stargz = Stargz::start(&place);
     let containerd = Containerd::start_with(&place, &stargz.plugin());
@@ -137,7 +208,9 @@ fn mounted_lazily(image: &str) {
     let original = format!("{}/image:1", registry.address);
     let twin = format!("{}/local/image:1", server.address);
     // A containerd of its own for the original: the garbage collection that a pull ends with takes lazy snapshots.
-    let Some(other) = self::place(&[]) else { return };
+    let Some(other) = self::place(&[]) else {
+        return;
+    };
     let plain = Containerd::start(&other);
     plain.ctr(&format!("images pull --plain-http {original}"));
     let unpacked = plain.tree(&original, "original", start);
@@ -145,10 +218,16 @@ fn mounted_lazily(image: &str) {
     let held = containerd.ctr("content ls -q");
     for layer in manifest["layers"].as_array().unwrap() {
         let digest = layer["digest"].as_str().unwrap();
-        assert!(!held.contains(digest), "{digest} was downloaded, so it was not mounted\n{}", stargz.daemon.log());
+        assert!(
+            !held.contains(digest),
+            "{digest} was downloaded, so it was not mounted\n{}",
+            stargz.daemon.log()
+        );
     }
     let lazy = containerd.tree_of_snapshots("stargz", "lazy", start);
-    unpacked.rounded_to_seconds().assert_same(&lazy.rounded_to_seconds(), image);
+    unpacked
+        .rounded_to_seconds()
+        .assert_same(&lazy.rounded_to_seconds(), image);
 }
 
 #[test]
@@ -163,7 +242,9 @@ fn the_reference_snapshotter_mounts_a_root_file_system() {
 
 #[test]
 fn a_container_runs_on_a_lazy_mount() {
-    let Some(place) = place(&["go", "fusermount"]) else { return };
+    let Some(place) = place(&["go", "fusermount"]) else {
+        return;
+    };
     let upstream = format!("local=oci:{}", Fixture::get("app").dir.display());
     let server = Starlift::start(&place, &["--wait", "25s", "--upstream", &upstream]);
     server.converted("local/image", "1");
@@ -171,7 +252,12 @@ fn a_container_runs_on_a_lazy_mount() {
     let containerd = Containerd::start_with(&place, &stargz.plugin());
     let twin = format!("{}/local/image:1", server.address);
     containerd.ctr_remote(&format!("images rpull --plain-http {twin}"));
-    let said = containerd.ctr(&format!("run --rm --snapshotter stargz {twin} lazy /bin/cat /var/lib/state/run"));
+    let said = containerd.ctr(&format!(
+        "run --rm --snapshotter stargz {twin} lazy /bin/cat /var/lib/state/run"
+    ));
     assert_eq!(said, "run\n");
-    assert_eq!(json_of(&server.url("/v2/local/image/manifests/1"))["schemaVersion"], 2);
+    assert_eq!(
+        json_of(&server.url("/v2/local/image/manifests/1"))["schemaVersion"],
+        2
+    );
 }

@@ -20,12 +20,26 @@ type File = (u64, String);
 /// The image by this name with another command.
 fn with_command(place: &Place, name: &str, command: &[&str]) -> PathBuf {
     let dir = place.path().join(name);
-    place.run(&format!("cp -r {} {}", Fixture::get(name).dir.display(), dir.display()));
+    place.run(&format!(
+        "cp -r {} {}",
+        Fixture::get(name).dir.display(),
+        dir.display()
+    ));
     let mut umoci = place.command("umoci");
-    umoci.args(["config", "--no-history", "--image", &format!("{}:1", dir.display()), "--clear=config.cmd"]);
+    umoci.args([
+        "config",
+        "--no-history",
+        "--image",
+        &format!("{}:1", dir.display()),
+        "--clear=config.cmd",
+    ]);
     umoci.args(command.iter().flat_map(|word| ["--config.cmd", word]));
     let output = umoci.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     dir
 }
 
@@ -33,34 +47,73 @@ fn with_command(place: &Place, name: &str, command: &[&str]) -> PathBuf {
 fn recorded(place: &Place, image: &Path) -> Vec<File> {
     let (record, twin) = (place.path().join("record"), place.path().join("twin"));
     let mut optimize = place.command(env!("CARGO_BIN_EXE_starlift"));
-    optimize.args(["optimize", "--period", "200", "--record-out", record.to_str().unwrap()]);
+    optimize.args([
+        "optimize",
+        "--period",
+        "200",
+        "--record-out",
+        record.to_str().unwrap(),
+    ]);
     optimize.args([image, &twin].map(|dir| format!("oci:{}:1", dir.display())));
     let output = optimize.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let file = |line: &str| {
         let line: Value = serde_json::from_str(line).unwrap();
-        (line["layerIndex"].as_u64().unwrap(), line["path"].as_str().unwrap().to_owned())
+        (
+            line["layerIndex"].as_u64().unwrap(),
+            line["path"].as_str().unwrap().to_owned(),
+        )
     };
-    fs::read_to_string(record).unwrap().lines().map(file).collect()
+    fs::read_to_string(record)
+        .unwrap()
+        .lines()
+        .map(file)
+        .collect()
 }
 
 /// What is said of it.
 async fn named(image: &Path) -> Vec<File> {
-    let local = UpstreamConfig { url: format!("oci:{}", image.display()), ..UpstreamConfig::default() };
-    let config = upstream::Config { upstream: [("local".to_owned(), local)].into(), ..upstream::Config::default() };
+    let local = UpstreamConfig {
+        url: format!("oci:{}", image.display()),
+        ..UpstreamConfig::default()
+    };
+    let config = upstream::Config {
+        upstream: [("local".to_owned(), local)].into(),
+        ..upstream::Config::default()
+    };
     let source = Upstreams::new(&config).unwrap().get("local").unwrap();
     let repository: Repository = "app".parse().unwrap();
-    let manifest = source.manifest(&repository, &Reference::Tag("1".parse().unwrap())).await.unwrap();
+    let manifest = source
+        .manifest(&repository, &Reference::Tag("1".parse().unwrap()))
+        .await
+        .unwrap();
     let converter = Converter::new(&Config::default(), Store::in_memory()).unwrap();
-    let record = converter.convert(&source, &repository, &manifest).await.unwrap();
+    let record = converter
+        .convert(&source, &repository, &manifest)
+        .await
+        .unwrap();
     let files = converter.static_profile(&record).await.unwrap();
-    assert_eq!(files, converter.static_profile(&record).await.unwrap(), "the same twin, the same list");
-    files.into_iter().map(|FileUse { layer, path, .. }| (layer.into(), path)).collect()
+    assert_eq!(
+        files,
+        converter.static_profile(&record).await.unwrap(),
+        "the same twin, the same list"
+    );
+    files
+        .into_iter()
+        .map(|FileUse { layer, path, .. }| (layer.into(), path))
+        .collect()
 }
 
 /// How many of all neighbours in `order` stand in the same order in `other`, of those that are in both.
 fn share_in_order(order: &[File], other: &[File]) -> f64 {
-    let places: Vec<_> = order.iter().filter_map(|file| other.iter().position(|same| same == file)).collect();
+    let places: Vec<_> = order
+        .iter()
+        .filter_map(|file| other.iter().position(|same| same == file))
+        .collect();
     let same = places.windows(2).filter(|pair| pair[0] < pair[1]).count();
     same as f64 / places.len().saturating_sub(1).max(1) as f64
 }
@@ -68,15 +121,32 @@ fn share_in_order(order: &[File], other: &[File]) -> f64 {
 async fn check(place: &Place, image: &str, command: &[&str]) {
     let image = with_command(place, image, command);
     let (recorded, named) = (recorded(place, &image), named(&image).await);
-    let (read, said): (HashSet<_>, HashSet<_>) = (recorded.iter().collect(), named.iter().collect());
-    let missing: Vec<_> = recorded.iter().filter(|file| !said.contains(file)).collect();
+    let (read, said): (HashSet<_>, HashSet<_>) =
+        (recorded.iter().collect(), named.iter().collect());
+    let missing: Vec<_> = recorded
+        .iter()
+        .filter(|file| !said.contains(file))
+        .collect();
     let needless: Vec<_> = named.iter().filter(|file| !read.contains(file)).collect();
     let in_order = share_in_order(&recorded, &named);
-    println!("{} read, {} named, {in_order:.2} in order", recorded.len(), named.len());
-    println!("missing {:?}\nneedless {:?}", &missing[..missing.len().min(40)], &needless[..needless.len().min(40)]);
+    println!(
+        "{} read, {} named, {in_order:.2} in order",
+        recorded.len(),
+        named.len()
+    );
+    println!(
+        "missing {:?}\nneedless {:?}",
+        &missing[..missing.len().min(40)],
+        &needless[..needless.len().min(40)]
+    );
     let hits = read.intersection(&said).count();
     assert!(hits * 20 >= read.len() * 19, "{hits} of {}", read.len());
-    assert!(said.len() * 10 <= read.len() * 13, "{} for {}", said.len(), read.len());
+    assert!(
+        said.len() * 10 <= read.len() * 13,
+        "{} for {}",
+        said.len(),
+        read.len()
+    );
     assert!(in_order >= 0.9, "{in_order}");
 }
 
@@ -87,11 +157,21 @@ fn place() -> Option<Place> {
 #[tokio::test]
 async fn a_shell_reads_what_was_said() {
     let Some(place) = place() else { return };
-    check(&place, "rootfs", &["/bin/sh", "-c", "ls / >/dev/null; exec cat /etc/os-release"]).await;
+    check(
+        &place,
+        "rootfs",
+        &["/bin/sh", "-c", "ls / >/dev/null; exec cat /etc/os-release"],
+    )
+    .await;
 }
 
 #[tokio::test]
 async fn a_python_program_reads_what_was_said() {
     let Some(place) = place() else { return };
-    check(&place, "python", &["python3", "-c", "import flask, numpy, sqlite3"]).await;
+    check(
+        &place,
+        "python",
+        &["python3", "-c", "import flask, numpy, sqlite3"],
+    )
+    .await;
 }

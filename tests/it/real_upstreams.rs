@@ -49,7 +49,12 @@ fn a_registry_that_wants_a_token() {
     server.converted("local/app", "1");
     pull(&place, &server, "app");
     let asked = registry.token_queries().split_off(before);
-    assert!(asked.iter().all(|query| query.contains("scope=repository%3Aapp%3Apull")), "{asked:?}");
+    assert!(
+        asked
+            .iter()
+            .all(|query| query.contains("scope=repository%3Aapp%3Apull")),
+        "{asked:?}"
+    );
     assert_eq!(asked.len(), 1, "the token is used again: {asked:?}");
 }
 
@@ -58,14 +63,27 @@ fn credentials_from_the_docker_config() {
     let Some(place) = place() else { return };
     let registry = DockerRegistry::start(&place, Access::Token);
     registry.push(&place, &Fixture::get("app"), "app", false);
-    let auth = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, format!("{USER}:{PASSWORD}"));
+    let auth = base64::Engine::encode(
+        &base64::engine::general_purpose::STANDARD,
+        format!("{USER}:{PASSWORD}"),
+    );
     let config = serde_json::json!({"auths": {registry.address.to_string(): {"auth": auth}}});
     place.write("docker/config.json", config.to_string());
     let docker = place.dir("docker");
     let upstream = registry.upstream("local");
     // Naming the registry does not allow its token endpoint, which has a port of its own.
-    let config = place.write("starlift.toml", "[pull]\nallowed_hosts = [\"127.0.0.1\"]\n").display().to_string();
-    let flags = ["--wait", "25s", "--upstream", &upstream, "--config", &config];
+    let config = place
+        .write("starlift.toml", "[pull]\nallowed_hosts = [\"127.0.0.1\"]\n")
+        .display()
+        .to_string();
+    let flags = [
+        "--wait",
+        "25s",
+        "--upstream",
+        &upstream,
+        "--config",
+        &config,
+    ];
     let server = Starlift::start_with(&place, &flags, |command| {
         command.env("DOCKER_CONFIG", docker);
     });
@@ -82,7 +100,11 @@ fn a_wrong_password_is_not_the_clients_problem_to_solve() {
     let server = Starlift::start(&place, &["--config", &config]);
     let answer = status(&[&server.url("/v2/local/app/manifests/1")]);
     assert!(["401", "403"].contains(&answer.as_str()), "{answer}");
-    assert!(!server.daemon.log().contains("wrong"), "the password is not logged\n{}", server.daemon.log());
+    assert!(
+        !server.daemon.log().contains("wrong"),
+        "the password is not logged\n{}",
+        server.daemon.log()
+    );
 }
 
 #[test]
@@ -98,10 +120,17 @@ fn an_oci_layout() {
 fn a_docker_archive() {
     let Some(place) = place() else { return };
     let archive = place.path().join("app.tar");
-    place.run(&format!("skopeo copy --quiet {} docker-archive:{}:app:1", Fixture::get("app").oci(), archive.display()));
+    place.run(&format!(
+        "skopeo copy --quiet {} docker-archive:{}:app:1",
+        Fixture::get("app").oci(),
+        archive.display()
+    ));
     let upstream = format!("local=docker-archive:{}", archive.display());
     let server = Starlift::start(&place, &["--wait", "25s", "--upstream", &upstream]);
     let manifest = server.converted("local/app", "1");
-    assert_eq!(manifest["mediaType"], "application/vnd.docker.distribution.manifest.v2+json");
+    assert_eq!(
+        manifest["mediaType"],
+        "application/vnd.docker.distribution.manifest.v2+json"
+    );
     pull(&place, &server, "app");
 }

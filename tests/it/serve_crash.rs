@@ -37,8 +37,18 @@ impl Site {
         let place = Place::with(&["curl"])?;
         let location = place.path().join("store").display().to_string();
         let table = format!("[store]\nlocation = \"{location}\"\n");
-        let store = store::Config { location, ..store::Config::default() };
-        Some(Self { registry: registry_with(image).await, image: image.clone(), place, store, table, bucket: None })
+        let store = store::Config {
+            location,
+            ..store::Config::default()
+        };
+        Some(Self {
+            registry: registry_with(image).await,
+            image: image.clone(),
+            place,
+            store,
+            table,
+            bucket: None,
+        })
     }
 
     async fn over_bucket(image: &Image) -> Option<Self> {
@@ -51,13 +61,33 @@ impl Site {
         );
         let store = s3::config(&bucket.endpoint, &format!("s3://{BUCKET}/"));
         let registry = registry_with(image).await;
-        Some(Self { registry, image: image.clone(), place, store, table, bucket: Some(bucket) })
+        Some(Self {
+            registry,
+            image: image.clone(),
+            place,
+            store,
+            table,
+            bucket: Some(bucket),
+        })
     }
 
     fn start(&self, more: &str) -> Starlift {
-        let config = self.place.write("starlift.toml", format!("{}{more}", self.table)).display().to_string();
+        let config = self
+            .place
+            .write("starlift.toml", format!("{}{more}", self.table))
+            .display()
+            .to_string();
         let upstream = format!("local={}", self.registry.url());
-        let flags = ["--wait", "25s", "--config", &config, "--upstream", &upstream, "--store", &self.store.location];
+        let flags = [
+            "--wait",
+            "25s",
+            "--config",
+            &config,
+            "--upstream",
+            &upstream,
+            "--store",
+            &self.store.location,
+        ];
         Starlift::start(&self.place, &flags)
     }
 
@@ -67,22 +97,44 @@ impl Site {
             Some(bucket) => bucket.keys(),
             None => files_in(Path::new(&self.store.location)),
         };
-        keys.into_iter().filter(|key| !["used/", "leases/", "probe/"].iter().any(|top| key.starts_with(top))).collect()
+        keys.into_iter()
+            .filter(|key| {
+                !["used/", "leases/", "probe/"]
+                    .iter()
+                    .any(|top| key.starts_with(top))
+            })
+            .collect()
     }
 
     /// Whatever the store shows is whole.
     async fn check_visible(&self, when: &str) {
         let store = Store::open(&self.store).await.unwrap();
-        let converter = Converter::new(&starlift::convert::Config::default(), store.clone()).unwrap();
+        let converter =
+            Converter::new(&starlift::convert::Config::default(), store.clone()).unwrap();
         for key in self.keys() {
-            let Some(hex) = key.strip_prefix("records/digest/sha256/") else { continue };
-            let digest: Digest = format!("sha256:{}", hex.strip_suffix(".json").unwrap()).parse().unwrap();
-            let object = store.find(&digest).await.unwrap().unwrap_or_else(|| panic!("{when}: {digest} is gone"));
-            assert_eq!(Digest::sha256_of(&store.read_all(&object).await.unwrap()), digest, "{when}");
+            let Some(hex) = key.strip_prefix("records/digest/sha256/") else {
+                continue;
+            };
+            let digest: Digest = format!("sha256:{}", hex.strip_suffix(".json").unwrap())
+                .parse()
+                .unwrap();
+            let object = store
+                .find(&digest)
+                .await
+                .unwrap()
+                .unwrap_or_else(|| panic!("{when}: {digest} is gone"));
+            assert_eq!(
+                Digest::sha256_of(&store.read_all(&object).await.unwrap()),
+                digest,
+                "{when}"
+            );
         }
         if let Some(record) = converter.lookup(&self.image.digest()).await.unwrap() {
             for digest in &record.objects {
-                assert!(store.find(digest).await.unwrap().is_some(), "{when}: the image's {digest} is gone");
+                assert!(
+                    store.find(digest).await.unwrap().is_some(),
+                    "{when}: the image's {digest} is gone"
+                );
             }
         }
     }
@@ -104,10 +156,14 @@ impl Site {
             config.retention.grace = Duration::from_millis(1);
             let store = Store::open(&config).await.unwrap();
             // HTTP tells times in seconds.
-            store.sweep(SystemTime::now() + Duration::from_secs(2)).await.unwrap();
+            store
+                .sweep(SystemTime::now() + Duration::from_secs(2))
+                .await
+                .unwrap();
             return;
         }
-        let mut server = self.start("[store.retention]\ngrace = \"1ms\"\n[serve]\nsweep_interval = \"20ms\"\n");
+        let mut server =
+            self.start("[store.retention]\ngrace = \"1ms\"\n[serve]\nsweep_interval = \"20ms\"\n");
         until("the store is swept", PATIENT, || {
             let metrics = String::from_utf8(fetch(&server.url("/metrics")).unwrap()).unwrap();
             metrics.contains(r#"starlift_sweeps_total{outcome="done"}"#)
@@ -129,7 +185,10 @@ impl Undisturbed {
         server.daemon.stop();
         site.sweep().await;
         let keys = site.keys();
-        assert!(keys.len() > 8, "two layers, a configuration, a manifest, and their records: {keys:?}");
+        assert!(
+            keys.len() > 8,
+            "two layers, a configuration, a manifest, and their records: {keys:?}"
+        );
         Self { manifest, keys }
     }
 }
@@ -143,11 +202,20 @@ async fn registry_with(image: &Image) -> Registry {
 fn files_in(root: &Path) -> Vec<String> {
     let (mut files, mut folders) = (Vec::new(), vec![root.to_owned()]);
     while let Some(folder) = folders.pop() {
-        for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        for path in std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+        {
             if path.is_dir() {
                 folders.push(path);
             } else {
-                files.push(path.strip_prefix(root).unwrap().to_str().unwrap().to_owned());
+                files.push(
+                    path.strip_prefix(root)
+                        .unwrap()
+                        .to_str()
+                        .unwrap()
+                        .to_owned(),
+                );
             }
         }
     }
@@ -157,9 +225,12 @@ fn files_in(root: &Path) -> Vec<String> {
 /// The twin's manifest; all it names is read and is what its digest says.
 fn pull(server: &Starlift) -> Value {
     let manifest = server.converted("local/app", "v1");
-    for descriptor in std::iter::once(&manifest["config"]).chain(manifest["layers"].as_array().unwrap()) {
+    for descriptor in
+        std::iter::once(&manifest["config"]).chain(manifest["layers"].as_array().unwrap())
+    {
         let digest = descriptor["digest"].as_str().unwrap();
-        let bytes = fetch(&server.url(&format!("/v2/local/app/blobs/{digest}"))).expect("a blob of the twin");
+        let bytes = fetch(&server.url(&format!("/v2/local/app/blobs/{digest}")))
+            .expect("a blob of the twin");
         assert_eq!(Digest::sha256_of(&bytes).to_string(), digest);
     }
     manifest
@@ -168,8 +239,17 @@ fn pull(server: &Starlift) -> Value {
 /// Asks for the manifest and does not wait for the answer.
 fn ask(server: &Starlift) -> Child {
     let mut command = Command::new("curl");
-    command.args(["-s", "--max-time", "60", &server.url("/v2/local/app/manifests/v1")]);
-    command.stdout(Stdio::null()).kill_on_drop(true).spawn().unwrap()
+    command.args([
+        "-s",
+        "--max-time",
+        "60",
+        &server.url("/v2/local/app/manifests/v1"),
+    ]);
+    command
+        .stdout(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap()
 }
 
 fn blob_path(blob: &[u8]) -> String {
@@ -178,8 +258,14 @@ fn blob_path(blob: &[u8]) -> String {
 
 /// Kills the server when a request that `hold` holds back has come, and `then` holds.
 async fn killed_at(when: &str, hold: impl Fn(&Registry, &Gate), then: impl Fn(&Site) -> bool) {
-    let image = ImageBuilder::new(1).layers(2).files(6).max_file(60_000).build();
-    let Some(site) = Site::over_folder(&image).await else { return };
+    let image = ImageBuilder::new(1)
+        .layers(2)
+        .files(6)
+        .max_file(60_000)
+        .build();
+    let Some(site) = Site::over_folder(&image).await else {
+        return;
+    };
     let gate = Gate::new();
     hold(&site.registry, &gate);
     let mut server = site.start("");
@@ -195,55 +281,116 @@ async fn killed_at(when: &str, hold: impl Fn(&Registry, &Gate), then: impl Fn(&S
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_before_any_byte_of_the_image() {
-    killed_at("resolving", |registry, gate| registry.on("/manifests/v1").method("HEAD").gate(gate), |_| true).await;
-    killed_at("manifest", |registry, gate| registry.on("/manifests/").method("GET").gate(gate), |_| true).await;
-    killed_at("first blob", |registry, gate| registry.on("/blobs/").gate(gate), |_| true).await;
+    killed_at(
+        "resolving",
+        |registry, gate| registry.on("/manifests/v1").method("HEAD").gate(gate),
+        |_| true,
+    )
+    .await;
+    killed_at(
+        "manifest",
+        |registry, gate| registry.on("/manifests/").method("GET").gate(gate),
+        |_| true,
+    )
+    .await;
+    killed_at(
+        "first blob",
+        |registry, gate| registry.on("/blobs/").gate(gate),
+        |_| true,
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_in_the_middle_of_a_layer() {
     // The folder takes a layer in parts of 1 MiB: the later kills leave some behind.
-    let image = ImageBuilder::new(1).layers(2).files(20).max_file(1 << 20).build();
+    let image = ImageBuilder::new(1)
+        .layers(2)
+        .files(20)
+        .max_file(1 << 20)
+        .build();
     let layer = &image.layers()[0];
-    let Some(site) = Site::over_folder(&image).await else { return };
+    let Some(site) = Site::over_folder(&image).await else {
+        return;
+    };
     let undisturbed = Undisturbed::of(&site).await;
     drop(site);
     let length = layer.len();
-    for bytes in [1, 18, length / 8, length / 4, length / 2, length * 3 / 4, length - 9, length - 1] {
+    for bytes in [
+        1,
+        18,
+        length / 8,
+        length / 4,
+        length / 2,
+        length * 3 / 4,
+        length - 9,
+        length - 1,
+    ] {
         let site = Site::over_folder(&image).await.unwrap();
         let gate = Gate::new();
-        site.registry.on(&blob_path(layer)).method("GET").gate_after(&gate, bytes);
+        site.registry
+            .on(&blob_path(layer))
+            .method("GET")
+            .gate_after(&gate, bytes);
         let mut server = site.start("");
         let _client = ask(&server);
         gate.reached(1).await;
         if bytes > length / 2 {
-            until("parts are there", PATIENT, || site.keys().iter().any(|key| key.contains('#')));
+            until("parts are there", PATIENT, || {
+                site.keys().iter().any(|key| key.contains('#'))
+            });
         }
         server.daemon.kill();
         site.registry.heal();
         gate.open();
-        site.recovers(&format!("{bytes} of {length} bytes"), &undisturbed).await;
+        site.recovers(&format!("{bytes} of {length} bytes"), &undisturbed)
+            .await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_between_two_layers() {
-    let image = ImageBuilder::new(1).layers(2).files(6).max_file(60_000).build();
+    let image = ImageBuilder::new(1)
+        .layers(2)
+        .files(6)
+        .max_file(60_000)
+        .build();
     let second = blob_path(&image.layers()[1]);
-    let has_layer = |site: &Site| site.keys().iter().any(|key| key.starts_with("records/layer/"));
-    killed_at("between layers", |registry, gate| registry.on(&second).gate(gate), has_layer).await;
+    let has_layer = |site: &Site| {
+        site.keys()
+            .iter()
+            .any(|key| key.starts_with("records/layer/"))
+    };
+    killed_at(
+        "between layers",
+        |registry, gate| registry.on(&second).gate(gate),
+        has_layer,
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_before_each_operation_of_the_store() {
-    let image = ImageBuilder::new(2).layers(2).files(3).max_file(2000).build();
-    let Some(site) = Site::over_bucket(&image).await else { return };
+    let image = ImageBuilder::new(2)
+        .layers(2)
+        .files(3)
+        .max_file(2000)
+        .build();
+    let Some(site) = Site::over_bucket(&image).await else {
+        return;
+    };
     let undisturbed = Undisturbed::of(&site).await;
     for step in 0.. {
         let site = Site::over_bucket(&image).await.unwrap();
         let bucket = site.bucket.as_ref().unwrap();
         let mut server = site.start("");
-        bucket.fail(move |asked| if asked.number >= step { Fault::Silence } else { Fault::None });
+        bucket.fail(move |asked| {
+            if asked.number >= step {
+                Fault::Silence
+            } else {
+                Fault::None
+            }
+        });
         let mut client = ask(&server);
         let mut is_answered = false;
         until("the step is reached or all is done", PATIENT, || {
@@ -256,6 +403,7 @@ async fn killed_before_each_operation_of_the_store() {
             assert!(step > 10, "a conversion takes more operations than {step}");
             return;
         }
-        site.recovers(&format!("before operation {step}"), &undisturbed).await;
+        site.recovers(&format!("before operation {step}"), &undisturbed)
+            .await;
     }
 }

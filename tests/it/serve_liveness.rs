@@ -8,18 +8,33 @@ use crate::support::starlift::Starlift;
 
 #[test]
 fn systemd_hears_that_the_server_lives() {
-    let Some(place) = Place::with(&[]) else { return };
+    let Some(place) = Place::with(&[]) else {
+        return;
+    };
     let socket = place.path().join("notify");
     let systemd = UnixDatagram::bind(&socket).unwrap();
-    systemd.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    systemd
+        .set_read_timeout(Some(Duration::from_secs(30)))
+        .unwrap();
     let liveness = free_address();
-    let config = place.write("starlift.toml", format!("serve.liveness = \"{liveness}\"\n"));
+    let config = place.write(
+        "starlift.toml",
+        format!("serve.liveness = \"{liveness}\"\n"),
+    );
     let server = Starlift::start_with(&place, &["--config", config.to_str().unwrap()], |command| {
-        command.env("NOTIFY_SOCKET", &socket).env("WATCHDOG_USEC", "200000");
+        command
+            .env("NOTIFY_SOCKET", &socket)
+            .env("WATCHDOG_USEC", "200000");
     });
     let mut heard = [0; 64];
     let length = systemd.recv(&mut heard).unwrap();
-    assert_eq!(String::from_utf8_lossy(&heard[..length]).trim(), "WATCHDOG=1");
-    assert_eq!(fetch(&format!("http://{liveness}/healthz")).as_deref(), Some(&b"ok\n"[..]));
+    assert_eq!(
+        String::from_utf8_lossy(&heard[..length]).trim(),
+        "WATCHDOG=1"
+    );
+    assert_eq!(
+        fetch(&format!("http://{liveness}/healthz")).as_deref(),
+        Some(&b"ok\n"[..])
+    );
     drop(server);
 }

@@ -10,5 +10,10 @@ fn the_metrics_reference_is_fresh() {
         std::fs::write(&path, &expected).unwrap();
     }
     let written = std::fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(written, expected, "run this test with UPDATE_DOCS=1 to write {}", path.display());
+    assert_eq!(
+        written,
+        expected,
+        "run this test with UPDATE_DOCS=1 to write {}",
+        path.display()
+    );
 }

@@ -12,7 +12,10 @@ fn tests_in(folder: &Path, found: &mut BTreeSet<String>) {
             tests_in(&path, found);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             let text = fs::read_to_string(&path).unwrap();
-            let names = text.split("fn ").skip(1).filter_map(|rest| rest.split('(').next());
+            let names = text
+                .split("fn ")
+                .skip(1)
+                .filter_map(|rest| rest.split('(').next());
             found.extend(names.map(str::to_owned));
         }
     }
@@ -29,7 +32,12 @@ fn all_tests() -> BTreeSet<String> {
 }
 
 fn document(name: &str) -> String {
-    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(name)).unwrap()
+    fs::read_to_string(
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("docs")
+            .join(name),
+    )
+    .unwrap()
 }
 
 #[test]
@@ -49,7 +57,10 @@ fn every_promise_names_a_test_that_exists() {
 #[test]
 fn every_threat_names_a_test_that_exists() {
     let (tests, text) = (all_tests(), document("THREATS.md"));
-    let rows: Vec<&str> = text.lines().filter(|line| line.starts_with("| ") && line.contains('`')).collect();
+    let rows: Vec<&str> = text
+        .lines()
+        .filter(|line| line.starts_with("| ") && line.contains('`'))
+        .collect();
     assert!(rows.len() > 30);
     for row in rows {
         let named = row.trim_end_matches([' ', '|']).rsplit('|').next().unwrap();

@@ -18,33 +18,59 @@ const LAYERS: usize = 3;
 fn start(place: &Place, moto: &Moto, registry: &Registry) -> Starlift {
     let endpoint = &moto.endpoint;
     let upstream = format!("local={}", registry.url());
-    let flags = ["--wait", "25s", "--upstream", &upstream, "--store", &format!("s3://{BUCKET}/fleet")];
+    let flags = [
+        "--wait",
+        "25s",
+        "--upstream",
+        &upstream,
+        "--store",
+        &format!("s3://{BUCKET}/fleet"),
+    ];
     Starlift::start_with(place, &flags, |command| {
-        command.env("STARLIFT_STORE_ENDPOINT", endpoint).env("STARLIFT_STORE_REGION", "us-east-1");
+        command
+            .env("STARLIFT_STORE_ENDPOINT", endpoint)
+            .env("STARLIFT_STORE_REGION", "us-east-1");
         command.env("STARLIFT_STORE_ALLOW_HTTP", "true");
-        command.env("STARLIFT_STORE_ACCESS_KEY_ID", "key").env("STARLIFT_STORE_SECRET_ACCESS_KEY", "secret");
+        command
+            .env("STARLIFT_STORE_ACCESS_KEY_ID", "key")
+            .env("STARLIFT_STORE_SECRET_ACCESS_KEY", "secret");
     })
 }
 
 /// The value of a metric, 0 where it is not counted yet.
 fn metric(server: &Starlift, name: &str) -> usize {
     let text = String::from_utf8(fetch(&server.url("/metrics")).unwrap()).unwrap();
-    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     value.map_or(0, |value| value.parse().unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_servers_over_one_bucket_convert_each_layer_once() {
-    let Some(place) = Place::with(&["curl"]) else { return };
-    let Some(moto) = Moto::start().await else { return };
+    let Some(place) = Place::with(&["curl"]) else {
+        return;
+    };
+    let Some(moto) = Moto::start().await else {
+        return;
+    };
     let registry = Registry::start().await;
-    let image = ImageBuilder::new(1).layers(LAYERS).files(6).max_file(200_000).build();
+    let image = ImageBuilder::new(1)
+        .layers(LAYERS)
+        .files(6)
+        .max_file(200_000)
+        .build();
     registry.push("app", "v1", &image);
     let gate = Gate::new();
     for layer in image.layers() {
-        registry.on(&format!("/blobs/{}", Digest::sha256_of(layer))).gate(&gate);
+        registry
+            .on(&format!("/blobs/{}", Digest::sha256_of(layer)))
+            .gate(&gate);
     }
-    let servers = [start(&place, &moto, &registry), start(&place, &moto, &registry)];
+    let servers = [
+        start(&place, &moto, &registry),
+        start(&place, &moto, &registry),
+    ];
     let pulls = servers.each_ref().map(|server| {
         let url = server.url("/v2/local/app/manifests/v1");
         tokio::task::spawn_blocking(move || fetch(&url).expect("a manifest"))
@@ -52,7 +78,10 @@ async fn two_servers_over_one_bucket_convert_each_layer_once() {
     // Every layer is on its way to one server, and the other has been told so.
     gate.reached(LAYERS).await;
     until("the other server waits for each layer", PATIENT, || {
-        let held: usize = servers.iter().map(|server| metric(server, r#"starlift_leases_total{outcome="held"}"#)).sum();
+        let held: usize = servers
+            .iter()
+            .map(|server| metric(server, r#"starlift_leases_total{outcome="held"}"#))
+            .sum();
         held >= LAYERS
     });
     gate.open();
@@ -62,16 +91,25 @@ async fn two_servers_over_one_bucket_convert_each_layer_once() {
     }
     assert_eq!(manifests[0], manifests[1]);
     let manifest: Value = serde_json::from_slice(&manifests[0]).unwrap();
-    for (layer, twin) in image.layers().iter().zip(manifest["layers"].as_array().unwrap()) {
+    for (layer, twin) in image
+        .layers()
+        .iter()
+        .zip(manifest["layers"].as_array().unwrap())
+    {
         let source = Digest::sha256_of(layer);
         assert_eq!(registry.count("GET", &format!("/blobs/{source}")), 1);
-        assert_eq!(twin["annotations"]["dev.starlift.source.digest"], source.to_string());
+        assert_eq!(
+            twin["annotations"]["dev.starlift.source.digest"],
+            source.to_string()
+        );
         for server in &servers {
             let path = format!("/v2/local/app/blobs/{}", twin["digest"].as_str().unwrap());
             let bytes = fetch(&server.url(&path)).expect("the twin's layer");
             assert_eq!(Digest::sha256_of(&bytes).to_string(), twin["digest"]);
         }
     }
-    let converted = servers.iter().map(|server| metric(server, r#"starlift_layers_total{outcome="converted"}"#));
+    let converted = servers
+        .iter()
+        .map(|server| metric(server, r#"starlift_layers_total{outcome="converted"}"#));
     assert_eq!(converted.sum::<usize>(), LAYERS);
 }

@@ -20,7 +20,11 @@ impl Files {
     fn layout(images: &[(&str, &Image)]) -> Self {
         let files = Self(tempfile::tempdir().unwrap());
         std::fs::create_dir_all(files.path("layout/blobs/sha256")).unwrap();
-        std::fs::write(files.path("layout/oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+        std::fs::write(
+            files.path("layout/oci-layout"),
+            r#"{"imageLayoutVersion":"1.0.0"}"#,
+        )
+        .unwrap();
         let manifests = images.iter().map(|(name, image)| {
             files.add(image);
             let mut entry = json!({"mediaType": image.media_type, "digest": image.digest().to_string(),
@@ -55,8 +59,15 @@ impl Files {
         let _ = std::fs::remove_file(self.path(archive));
         let from = format!("oci:{}", self.path("layout").display());
         let to = format!("docker-archive:{}:{name}", self.path(archive).display());
-        let done = Command::new("skopeo").args(["--insecure-policy", "copy", "-q", &from, &to]).output().unwrap();
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        let done = Command::new("skopeo")
+            .args(["--insecure-policy", "copy", "-q", &from, &to])
+            .output()
+            .unwrap();
+        assert!(
+            done.status.success(),
+            "{}",
+            String::from_utf8_lossy(&done.stderr)
+        );
     }
 
     fn directory(&self) -> Source {
@@ -69,8 +80,14 @@ impl Files {
 }
 
 fn source(scheme: &str, path: &Path) -> Source {
-    let upstream = UpstreamConfig { url: format!("{scheme}{}", path.display()), ..UpstreamConfig::default() };
-    let config = Config { upstream: [("local".to_owned(), upstream)].into(), ..Config::default() };
+    let upstream = UpstreamConfig {
+        url: format!("{scheme}{}", path.display()),
+        ..UpstreamConfig::default()
+    };
+    let config = Config {
+        upstream: [("local".to_owned(), upstream)].into(),
+        ..Config::default()
+    };
     Upstreams::new(&config).unwrap().get("local").unwrap()
 }
 
@@ -81,12 +98,19 @@ async fn manifest(source: &Source, repository: &str, reference: &str) -> Result<
     let resolved = source.resolve(&repository, &reference).await;
     assert_eq!(found.is_ok(), resolved.is_ok());
     if let (Ok(found), Ok(resolved)) = (&found, resolved) {
-        assert_eq!((resolved.digest, resolved.size), (found.digest.clone(), found.size()));
+        assert_eq!(
+            (resolved.digest, resolved.size),
+            (found.digest.clone(), found.size())
+        );
     }
     found
 }
 
-async fn read(source: &Source, digest: &Digest, range: Option<std::ops::Range<u64>>) -> Result<Bytes, Error> {
+async fn read(
+    source: &Source,
+    digest: &Digest,
+    range: Option<std::ops::Range<u64>>,
+) -> Result<Bytes, Error> {
     let body = source.blob(&"any".parse().unwrap(), digest, range).await?;
     let length = body.range.end - body.range.start;
     let bytes: Vec<Bytes> = body.stream.try_collect().await?;
@@ -95,8 +119,16 @@ async fn read(source: &Source, digest: &Digest, range: Option<std::ops::Range<u6
     Ok(bytes.into())
 }
 
-async fn tags(source: &Source, repository: &str, n: Option<usize>, last: Option<&str>) -> (Vec<String>, bool) {
-    let tags = source.tags(&repository.parse().unwrap(), n, last).await.unwrap();
+async fn tags(
+    source: &Source,
+    repository: &str,
+    n: Option<usize>,
+    last: Option<&str>,
+) -> (Vec<String>, bool) {
+    let tags = source
+        .tags(&repository.parse().unwrap(), n, last)
+        .await
+        .unwrap();
     (tags.tags, tags.more)
 }
 
@@ -113,26 +145,68 @@ async fn a_layout_gives_what_it_holds() {
     let source = files.directory();
 
     let found = manifest(&source, "any", "1.0").await.unwrap();
-    assert_eq!((&found.bytes, found.media_type.as_str()), (&one.bytes, media_type::OCI_MANIFEST));
+    assert_eq!(
+        (&found.bytes, found.media_type.as_str()),
+        (&one.bytes, media_type::OCI_MANIFEST)
+    );
     let found = manifest(&source, "team/app", "2.0").await.unwrap();
-    assert_eq!((&found.bytes, found.media_type.as_str()), (&index.bytes, media_type::OCI_INDEX));
+    assert_eq!(
+        (&found.bytes, found.media_type.as_str()),
+        (&index.bytes, media_type::OCI_INDEX)
+    );
     let child = index.children[0].digest().to_string();
-    assert_eq!(manifest(&source, "team/app", &child).await.unwrap().bytes, index.children[0].bytes);
-    assert_eq!(tags(&source, "other", None, None).await, (vec!["1.0".to_owned()], false));
-    assert_eq!(tags(&source, "team/app", Some(1), None).await, (vec!["1.0".to_owned()], true));
-    assert_eq!(tags(&source, "team/app", Some(1), Some("1.0")).await, (vec!["2.0".to_owned()], false));
+    assert_eq!(
+        manifest(&source, "team/app", &child).await.unwrap().bytes,
+        index.children[0].bytes
+    );
+    assert_eq!(
+        tags(&source, "other", None, None).await,
+        (vec!["1.0".to_owned()], false)
+    );
+    assert_eq!(
+        tags(&source, "team/app", Some(1), None).await,
+        (vec!["1.0".to_owned()], true)
+    );
+    assert_eq!(
+        tags(&source, "team/app", Some(1), Some("1.0")).await,
+        (vec!["2.0".to_owned()], false)
+    );
 
     let layer = &one.layers()[0];
     let digest = Digest::sha256_of(layer);
     let size = layer.len() as u64;
-    assert_eq!(source.blob_size(&"any".parse().unwrap(), &digest).await.unwrap(), size);
+    assert_eq!(
+        source
+            .blob_size(&"any".parse().unwrap(), &digest)
+            .await
+            .unwrap(),
+        size
+    );
     assert_eq!(read(&source, &digest, None).await.unwrap(), layer);
-    assert_eq!(read(&source, &digest, Some(7..300_007)).await.unwrap(), layer[7..layer.len().min(300_007)]);
-    assert_eq!(read(&source, &digest, Some(size - 3..u64::MAX)).await.unwrap(), layer[layer.len() - 3..]);
+    assert_eq!(
+        read(&source, &digest, Some(7..300_007)).await.unwrap(),
+        layer[7..layer.len().min(300_007)]
+    );
+    assert_eq!(
+        read(&source, &digest, Some(size - 3..u64::MAX))
+            .await
+            .unwrap(),
+        layer[layer.len() - 3..]
+    );
     for (len, start) in [(51, layer.len() - 51), (size, 0), (u64::MAX, 0)] {
-        let tail = source.blob_tail(&"any".parse().unwrap(), &digest, len).await.unwrap();
+        let tail = source
+            .blob_tail(&"any".parse().unwrap(), &digest, len)
+            .await
+            .unwrap();
         assert_eq!((tail.blob_size, tail.range), (size, start as u64..size));
-        assert_eq!(tail.stream.try_collect::<Vec<Bytes>>().await.unwrap().concat(), layer[start..]);
+        assert_eq!(
+            tail.stream
+                .try_collect::<Vec<Bytes>>()
+                .await
+                .unwrap()
+                .concat(),
+            layer[start..]
+        );
     }
     let behind = read(&source, &digest, Some(size..size + 1)).await;
     assert!(matches!(behind, Err(Error::RangeNotSatisfiable { size: Some(end) }) if end == size));
@@ -146,11 +220,23 @@ async fn what_a_layout_lacks_is_not_found() {
     let config = Digest::sha256_of(&one.blobs[0]).to_string();
     let absent = Digest::sha256_of(b"absent");
     for reference in ["latest", "3.0", &config, &absent.to_string()] {
-        assert!(matches!(manifest(&source, "any", reference).await, Err(Error::NotFound)), "{reference}");
+        assert!(
+            matches!(
+                manifest(&source, "any", reference).await,
+                Err(Error::NotFound)
+            ),
+            "{reference}"
+        );
     }
-    assert!(matches!(read(&source, &absent, None).await, Err(Error::NotFound)));
+    assert!(matches!(
+        read(&source, &absent, None).await,
+        Err(Error::NotFound)
+    ));
     let nowhere = self::source("oci:", &files.path("absent"));
-    assert!(matches!(manifest(&nowhere, "any", "1.0").await, Err(Error::Unavailable(_))));
+    assert!(matches!(
+        manifest(&nowhere, "any", "1.0").await,
+        Err(Error::Unavailable(_))
+    ));
 }
 
 #[tokio::test]
@@ -158,8 +244,17 @@ async fn the_only_image_is_latest() {
     for name in ["", "1.0"] {
         let one = image(1).build();
         let files = Files::layout(&[(name, &one)]);
-        assert_eq!(manifest(&files.directory(), "any", "latest").await.unwrap().bytes, one.bytes);
-        assert!(matches!(manifest(&files.directory(), "any", "2.0").await, Err(Error::NotFound)));
+        assert_eq!(
+            manifest(&files.directory(), "any", "latest")
+                .await
+                .unwrap()
+                .bytes,
+            one.bytes
+        );
+        assert!(matches!(
+            manifest(&files.directory(), "any", "2.0").await,
+            Err(Error::NotFound)
+        ));
     }
 }
 
@@ -172,8 +267,16 @@ async fn changed_bytes_are_refused() {
         wrong[9] ^= 1;
         std::fs::write(files.blob(&Digest::sha256_of(bytes)), wrong).unwrap();
     }
-    assert!(matches!(manifest(&files.directory(), "any", "1.0").await, Err(Error::WrongDigest { .. })));
-    let layer = read(&files.directory(), &Digest::sha256_of(&one.layers()[0]), None).await;
+    assert!(matches!(
+        manifest(&files.directory(), "any", "1.0").await,
+        Err(Error::WrongDigest { .. })
+    ));
+    let layer = read(
+        &files.directory(),
+        &Digest::sha256_of(&one.layers()[0]),
+        None,
+    )
+    .await;
     assert!(matches!(layer, Err(Error::WrongDigest { .. })));
 }
 
@@ -190,12 +293,25 @@ async fn a_link_out_of_the_layout_is_not_followed() {
 #[tokio::test]
 async fn referrers_are_found_though_others_are_missing() {
     let one = image(1).build();
-    let (signature, lost) = (one.referrer("application/vnd.example.signature"), image(3).build());
+    let (signature, lost) = (
+        one.referrer("application/vnd.example.signature"),
+        image(3).build(),
+    );
     let files = Files::layout(&[("1.0", &one), ("", &signature), ("", &lost)]);
     std::fs::remove_file(files.blob(&lost.digest())).unwrap();
-    let found = files.directory().referrers(&"any".parse().unwrap(), &one.digest()).await.unwrap();
-    assert_eq!(found.iter().map(|one| &one.digest).collect::<Vec<_>>(), [&signature.digest()]);
-    assert_eq!(found[0].rest["artifactType"], "application/vnd.example.signature");
+    let found = files
+        .directory()
+        .referrers(&"any".parse().unwrap(), &one.digest())
+        .await
+        .unwrap();
+    assert_eq!(
+        found.iter().map(|one| &one.digest).collect::<Vec<_>>(),
+        [&signature.digest()]
+    );
+    assert_eq!(
+        found[0].rest["artifactType"],
+        "application/vnd.example.signature"
+    );
 }
 
 #[tokio::test]
@@ -209,9 +325,20 @@ async fn an_archive_of_skopeo_gives_plain_layers() {
     let found = manifest(&source, "library/app", "1.0").await.unwrap();
     assert_eq!(found.media_type, media_type::DOCKER_MANIFEST);
     assert_eq!(manifest(&source, "else", "latest").await.unwrap(), found);
-    assert_eq!(manifest(&source, "else", &found.digest.to_string()).await.unwrap(), found);
-    assert!(matches!(manifest(&source, "library/app", "2.0").await, Err(Error::NotFound)));
-    assert_eq!(tags(&source, "library/app", None, None).await, (vec!["1.0".to_owned()], false));
+    assert_eq!(
+        manifest(&source, "else", &found.digest.to_string())
+            .await
+            .unwrap(),
+        found
+    );
+    assert!(matches!(
+        manifest(&source, "library/app", "2.0").await,
+        Err(Error::NotFound)
+    ));
+    assert_eq!(
+        tags(&source, "library/app", None, None).await,
+        (vec!["1.0".to_owned()], false)
+    );
 
     let document: Value = serde_json::from_slice(&found.bytes).unwrap();
     assert_eq!(document["config"]["mediaType"], media_type::DOCKER_CONFIG);
@@ -225,10 +352,18 @@ async fn an_archive_of_skopeo_gives_plain_layers() {
             (Some(&*digest.to_string()), Some(tar.len() as u64))
         );
         assert_eq!(read(&source, &digest, None).await.unwrap(), tar);
-        assert_eq!(read(&source, &digest, Some(1000..300_000)).await.unwrap(), tar[1000..tar.len().min(300_000)]);
+        assert_eq!(
+            read(&source, &digest, Some(1000..300_000)).await.unwrap(),
+            tar[1000..tar.len().min(300_000)]
+        );
     }
-    let config: Digest = document["config"]["digest"].as_str().unwrap().parse().unwrap();
-    let config: Value = serde_json::from_slice(&read(&source, &config, None).await.unwrap()).unwrap();
+    let config: Digest = document["config"]["digest"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    let config: Value =
+        serde_json::from_slice(&read(&source, &config, None).await.unwrap()).unwrap();
     assert_eq!(config["rootfs"]["diff_ids"][0], layers[0]["digest"]);
 }
 
@@ -244,7 +379,10 @@ async fn a_replaced_archive_is_read_anew() {
     std::fs::rename(files.path("next.tar"), files.path("image.tar")).unwrap();
     let after = manifest(&source, "app", "1.0").await.unwrap();
     assert_ne!(before.digest, after.digest);
-    assert!(matches!(manifest(&source, "app", &before.digest.to_string()).await, Err(Error::NotFound)));
+    assert!(matches!(
+        manifest(&source, "app", &before.digest.to_string()).await,
+        Err(Error::NotFound)
+    ));
 }
 
 #[tokio::test]
@@ -255,8 +393,16 @@ async fn a_layout_in_a_tar_gives_its_own_manifests() {
     tar.append_dir_all(".", files.path("layout")).unwrap();
     tar.finish().unwrap();
     let source = files.archive("image.tar");
-    assert_eq!(manifest(&source, "any", "2.0").await.unwrap().bytes, two.bytes);
-    assert_eq!(read(&source, &Digest::sha256_of(&two.layers()[1]), None).await.unwrap(), two.layers()[1]);
+    assert_eq!(
+        manifest(&source, "any", "2.0").await.unwrap().bytes,
+        two.bytes
+    );
+    assert_eq!(
+        read(&source, &Digest::sha256_of(&two.layers()[1]), None)
+            .await
+            .unwrap(),
+        two.layers()[1]
+    );
 }
 
 #[tokio::test]
@@ -266,17 +412,33 @@ async fn an_archive_that_makes_no_sense_is_malformed() {
         let mut tar = tar::Builder::new(std::fs::File::create(files.path("image.tar")).unwrap());
         let mut header = tar::Header::new_gnu();
         header.set_size(list.len() as u64);
-        tar.append_data(&mut header, "manifest.json", list.as_bytes()).unwrap();
+        tar.append_data(&mut header, "manifest.json", list.as_bytes())
+            .unwrap();
         tar.finish().unwrap();
     };
     let source = files.archive("image.tar");
-    let many = json!([{"Config": "manifest.json", "Layers": vec!["manifest.json"; 1025]}]).to_string();
-    for list in ["{", r#"[{"Config": "absent", "Layers": []}]"#, r#"[{"Config": "../secret", "Layers": []}]"#, &many] {
+    let many =
+        json!([{"Config": "manifest.json", "Layers": vec!["manifest.json"; 1025]}]).to_string();
+    for list in [
+        "{",
+        r#"[{"Config": "absent", "Layers": []}]"#,
+        r#"[{"Config": "../secret", "Layers": []}]"#,
+        &many,
+    ] {
         save(list);
-        assert!(matches!(manifest(&source, "any", "latest").await, Err(Error::Malformed(_))), "{list:.50}");
+        assert!(
+            matches!(
+                manifest(&source, "any", "latest").await,
+                Err(Error::Malformed(_))
+            ),
+            "{list:.50}"
+        );
     }
     std::fs::write(files.path("image.tar"), vec![1; 4096]).unwrap();
-    assert!(matches!(manifest(&source, "any", "latest").await, Err(Error::Malformed(_))));
+    assert!(matches!(
+        manifest(&source, "any", "latest").await,
+        Err(Error::Malformed(_))
+    ));
 }
 
 #[tokio::test]
@@ -289,11 +451,23 @@ async fn a_compressed_archive_is_read_like_a_plain_one() {
     for compression in [Compression::Plain, Compression::Gzip, Compression::Zstd] {
         std::fs::write(files.path("image.tar"), compress(&tar, compression)).unwrap();
         let source = files.archive("image.tar");
-        assert_eq!(manifest(&source, "any", "1.0").await.unwrap().bytes, one.bytes, "{compression:?}");
-        assert_eq!(read(&source, &Digest::sha256_of(&one.layers()[1]), None).await.unwrap(), one.layers()[1]);
+        assert_eq!(
+            manifest(&source, "any", "1.0").await.unwrap().bytes,
+            one.bytes,
+            "{compression:?}"
+        );
+        assert_eq!(
+            read(&source, &Digest::sha256_of(&one.layers()[1]), None)
+                .await
+                .unwrap(),
+            one.layers()[1]
+        );
     }
     std::fs::write(files.path("image.tar"), b"\xfd7zXZ\0and so on").unwrap();
-    let Err(Error::Malformed(text)) = manifest(&files.archive("image.tar"), "any", "1.0").await else { panic!("xz") };
+    let Err(Error::Malformed(text)) = manifest(&files.archive("image.tar"), "any", "1.0").await
+    else {
+        panic!("xz")
+    };
     assert!(text.contains("xz"), "{text}");
 }
 
@@ -319,7 +493,11 @@ async fn both_lists_of_an_archive_count() {
     let found = manifest(&source, "library/app", "1.0").await.unwrap();
     assert_eq!(found.bytes, one.bytes, "the manifest it was pulled by");
     let found = manifest(&source, "app", "2.0").await.unwrap();
-    assert_eq!(found.media_type, media_type::DOCKER_MANIFEST, "made of the older list");
+    assert_eq!(
+        found.media_type,
+        media_type::DOCKER_MANIFEST,
+        "made of the older list"
+    );
     for (name, text) in [("index.json", "{"), ("oci-layout", "")] {
         if text.is_empty() {
             std::fs::remove_file(files.path("layout").join(name)).unwrap();
@@ -335,11 +513,18 @@ async fn both_lists_of_an_archive_count() {
 async fn odd_entries_of_a_layout_hide_no_other() {
     let one = image(1).build();
     let files = Files::layout(&[("1.0", &one)]);
-    let mut index: Value = serde_json::from_slice(&std::fs::read(files.path("layout/index.json")).unwrap()).unwrap();
+    let mut index: Value =
+        serde_json::from_slice(&std::fs::read(files.path("layout/index.json")).unwrap()).unwrap();
     let entries = index["manifests"].as_array_mut().unwrap();
     entries[0]["platform"] = Value::Null;
     entries.insert(0, json!({"digest": "blake3:00", "size": 1}));
     entries.push(Value::Null);
     std::fs::write(files.path("layout/index.json"), index.to_string()).unwrap();
-    assert_eq!(manifest(&files.directory(), "any", "1.0").await.unwrap().bytes, one.bytes);
+    assert_eq!(
+        manifest(&files.directory(), "any", "1.0")
+            .await
+            .unwrap()
+            .bytes,
+        one.bytes
+    );
 }

@@ -32,7 +32,9 @@ const MEMBER_SLACK: u64 = 64 << 10;
 /// Most bytes of a blob in which `inflated` bytes of content can lie. Fixed Huffman codes, the worst that deflate has for
 /// what cannot be shrunk, take nine bits for a byte; stored blocks and zstd take less.
 pub(crate) fn member_bound(inflated: u64) -> u64 {
-    inflated.saturating_add(inflated / 8).saturating_add(MEMBER_SLACK)
+    inflated
+        .saturating_add(inflated / 8)
+        .saturating_add(MEMBER_SLACK)
 }
 
 /// Why bytes of a blob are not the content of a chunk.
@@ -56,7 +58,10 @@ impl Chunk {
         let window = match self.codec {
             Codec::Gzip => 0,
             // A frame may refer to all that came before in it, up to its window.
-            Codec::Zstd => self.inner_offset.saturating_add(self.size).min(1 << ZSTD_WINDOW_LOG_MAX),
+            Codec::Zstd => self
+                .inner_offset
+                .saturating_add(self.size)
+                .min(1 << ZSTD_WINDOW_LOG_MAX),
         };
         member.saturating_add(self.size).saturating_add(window)
     }
@@ -77,7 +82,9 @@ impl Chunk {
     /// When the bytes do not inflate to the content the TOC names.
     pub fn decode_into(&self, member: &[u8], content: &mut Vec<u8>) -> Result<(), ChunkError> {
         content.clear();
-        let result = self.check_length(member).and_then(|()| self.inflate(member, content));
+        let result = self
+            .check_length(member)
+            .and_then(|()| self.inflate(member, content));
         if result.is_err() {
             content.clear();
         }
@@ -85,26 +92,51 @@ impl Chunk {
     }
 
     fn check_length(&self, member: &[u8]) -> Result<(), ChunkError> {
-        let (got, wanted) = (member.len() as u64, self.range.end.saturating_sub(self.range.start));
-        if got == wanted { Ok(()) } else { Err(ChunkError::WrongRange { got, wanted }) }
+        let (got, wanted) = (
+            member.len() as u64,
+            self.range.end.saturating_sub(self.range.start),
+        );
+        if got == wanted {
+            Ok(())
+        } else {
+            Err(ChunkError::WrongRange { got, wanted })
+        }
     }
 
     /// The buffer holds what is really inflated: a size in a TOC is a claim.
     fn inflate(&self, member: &[u8], content: &mut Vec<u8>) -> Result<(), ChunkError> {
         let Some(expected) = self.digest else {
-            return io::repeat(0).take(self.size).read_to_end(content).map(|_| ()).map_err(ChunkError::Inflate);
+            return io::repeat(0)
+                .take(self.size)
+                .read_to_end(content)
+                .map(|_| ())
+                .map_err(ChunkError::Inflate);
         };
         let mut decoder = self.codec.decoder(member).map_err(ChunkError::Inflate)?;
-        io::copy(&mut decoder.by_ref().take(self.inner_offset), &mut io::sink()).map_err(ChunkError::Inflate)?;
+        io::copy(
+            &mut decoder.by_ref().take(self.inner_offset),
+            &mut io::sink(),
+        )
+        .map_err(ChunkError::Inflate)?;
         // Untouched room costs no memory; a vector that doubles would keep up to twice the content.
         content.reserve_exact(usize::try_from(self.size.min(MAX_CHUNK_BYTES)).unwrap_or_default());
-        decoder.take(self.size).read_to_end(content).map_err(ChunkError::Inflate)?;
+        decoder
+            .take(self.size)
+            .read_to_end(content)
+            .map_err(ChunkError::Inflate)?;
         let got = content.len() as u64;
         if got != self.size {
-            return Err(ChunkError::Short { got, size: self.size });
+            return Err(ChunkError::Short {
+                got,
+                size: self.size,
+            });
         }
         let actual = Digest::of(content);
-        if actual == expected { Ok(()) } else { Err(ChunkError::Digest { expected, actual }) }
+        if actual == expected {
+            Ok(())
+        } else {
+            Err(ChunkError::Digest { expected, actual })
+        }
     }
 }
 
@@ -134,22 +166,39 @@ mod tests {
     #[test]
     fn a_chunk_in_the_middle_of_a_member_is_cut_out() {
         let member = gzip(b"headers content padding");
-        assert_eq!(chunk(&member, 8, b"content", Codec::Gzip).decode(&member).unwrap(), b"content");
+        assert_eq!(
+            chunk(&member, 8, b"content", Codec::Gzip)
+                .decode(&member)
+                .unwrap(),
+            b"content"
+        );
         let member = zstd::encode_all(&b"headers content padding"[..], 3).unwrap();
-        assert_eq!(chunk(&member, 8, b"content", Codec::Zstd).decode(&member).unwrap(), b"content");
+        assert_eq!(
+            chunk(&member, 8, b"content", Codec::Zstd)
+                .decode(&member)
+                .unwrap(),
+            b"content"
+        );
     }
 
     #[test]
     fn bytes_after_the_chunk_are_not_looked_at() {
         let member = [gzip(b"content"), gzip(b"headers"), b"garbage".to_vec()].concat();
-        assert_eq!(chunk(&member, 0, b"content", Codec::Gzip).decode(&member).unwrap(), b"content");
+        assert_eq!(
+            chunk(&member, 0, b"content", Codec::Gzip)
+                .decode(&member)
+                .unwrap(),
+            b"content"
+        );
     }
 
     #[test]
     fn content_with_another_digest_never_comes_out() {
         let member = gzip(b"CONTENT");
         let mut buffer = b"old".to_vec();
-        let error = chunk(&member, 0, b"content", Codec::Gzip).decode_into(&member, &mut buffer).unwrap_err();
+        let error = chunk(&member, 0, b"content", Codec::Gzip)
+            .decode_into(&member, &mut buffer)
+            .unwrap_err();
         assert!(matches!(error, ChunkError::Digest { .. }));
         assert!(buffer.is_empty());
     }
@@ -158,22 +207,36 @@ mod tests {
     fn a_short_member_is_an_error() {
         let member = gzip(b"conte");
         let wanted = chunk(&member, 0, b"content", Codec::Gzip);
-        assert!(matches!(wanted.decode(&member), Err(ChunkError::Short { got: 5, size: 7 })));
+        assert!(matches!(
+            wanted.decode(&member),
+            Err(ChunkError::Short { got: 5, size: 7 })
+        ));
         let wanted = chunk(&member, 50, b"content", Codec::Gzip);
-        assert!(matches!(wanted.decode(&member), Err(ChunkError::Short { got: 0, size: 7 })));
+        assert!(matches!(
+            wanted.decode(&member),
+            Err(ChunkError::Short { got: 0, size: 7 })
+        ));
     }
 
     #[test]
     fn a_size_beyond_memory_costs_only_what_is_there() {
         let member = gzip(b"content");
-        let wanted = Chunk { size: u64::MAX, ..chunk(&member, 0, b"content", Codec::Gzip) };
-        assert!(matches!(wanted.decode(&member), Err(ChunkError::Short { got: 7, .. })));
+        let wanted = Chunk {
+            size: u64::MAX,
+            ..chunk(&member, 0, b"content", Codec::Gzip)
+        };
+        assert!(matches!(
+            wanted.decode(&member),
+            Err(ChunkError::Short { got: 7, .. })
+        ));
     }
 
     #[test]
     fn a_bomb_is_inflated_to_the_chunk_size_only() {
         let member = gzip(&vec![0; 64 << 20]);
-        let content = chunk(&member, 0, &[0; 10], Codec::Gzip).decode(&member).unwrap();
+        let content = chunk(&member, 0, &[0; 10], Codec::Gzip)
+            .decode(&member)
+            .unwrap();
         assert_eq!(content.len(), 10);
     }
 
@@ -181,7 +244,10 @@ mod tests {
     fn a_truncated_member_is_an_error() {
         let member = gzip(&[7; 1000]);
         let cut = &member[..member.len() - 12];
-        assert!(matches!(chunk(cut, 0, &[7; 1000], Codec::Gzip).decode(cut), Err(ChunkError::Inflate(_))));
+        assert!(matches!(
+            chunk(cut, 0, &[7; 1000], Codec::Gzip).decode(cut),
+            Err(ChunkError::Inflate(_))
+        ));
         assert!(matches!(
             chunk(b"", 0, b"x", Codec::Gzip).decode(b""),
             Err(ChunkError::Inflate(_) | ChunkError::Short { .. })
@@ -192,7 +258,10 @@ mod tests {
     fn another_range_than_asked_for_is_an_error() {
         let member = gzip(b"content");
         let wanted = chunk(&member, 0, b"content", Codec::Gzip);
-        assert!(matches!(wanted.decode(&member[1..]), Err(ChunkError::WrongRange { .. })));
+        assert!(matches!(
+            wanted.decode(&member[1..]),
+            Err(ChunkError::WrongRange { .. })
+        ));
     }
 
     #[test]
@@ -201,7 +270,9 @@ mod tests {
             let mut state = 1_u64;
             let content: Vec<u8> = (0..size)
                 .map(|_| {
-                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    state = state
+                        .wrapping_mul(6_364_136_223_846_793_005)
+                        .wrapping_add(1);
                     state.to_le_bytes()[7]
                 })
                 .collect();
@@ -214,7 +285,12 @@ mod tests {
 
     #[test]
     fn a_hole_is_zeros() {
-        let hole = Chunk { range: 0..0, digest: None, size: 5, ..chunk(b"", 0, b"", Codec::Zstd) };
+        let hole = Chunk {
+            range: 0..0,
+            digest: None,
+            size: 5,
+            ..chunk(b"", 0, b"", Codec::Zstd)
+        };
         assert_eq!(hole.decode(b"").unwrap(), [0; 5]);
     }
 }

@@ -60,7 +60,11 @@ pub struct Entry {
     #[serde(rename = "NumLink", default, skip_serializing_if = "is_default")]
     pub num_link: i64,
     /// Extended attributes; values are base64 in the JSON.
-    #[serde(default, with = "base64_values", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        default,
+        with = "base64_values",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
     pub xattrs: BTreeMap<String, Vec<u8>>,
     /// Digest of the whole content, on the file's first entry.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -73,10 +77,18 @@ pub struct Entry {
     #[serde(default, skip_serializing_if = "is_default")]
     pub chunk_digest: String,
     /// Our extension, which the reference ignores: the exact name, base64, where `name` could not hold it.
-    #[serde(default, with = "base64_option", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        with = "base64_option",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub raw_name: Option<Vec<u8>>,
     /// Our extension: the exact link target, base64, where `link_name` could not hold it.
-    #[serde(default, with = "base64_option", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        with = "base64_option",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub raw_link_name: Option<Vec<u8>>,
 }
 
@@ -91,17 +103,23 @@ mod base64_values {
     use base64::engine::general_purpose::STANDARD;
     use serde::{Deserialize, Deserializer, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(map: &BTreeMap<String, Vec<u8>>, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(
+        map: &BTreeMap<String, Vec<u8>>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         serializer.collect_map(map.iter().map(|(key, value)| (key, STANDARD.encode(value))))
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<BTreeMap<String, Vec<u8>>, D::Error> {
-        let map = Option::<BTreeMap<String, Option<String>>>::deserialize(deserializer)?.unwrap_or_default();
+        let map = Option::<BTreeMap<String, Option<String>>>::deserialize(deserializer)?
+            .unwrap_or_default();
         map.into_iter()
             .map(|(key, value)| {
-                let value = STANDARD.decode(value.unwrap_or_default()).map_err(serde::de::Error::custom)?;
+                let value = STANDARD
+                    .decode(value.unwrap_or_default())
+                    .map_err(serde::de::Error::custom)?;
                 Ok((key, value))
             })
             .collect()
@@ -113,11 +131,16 @@ mod base64_option {
     use base64::engine::general_purpose::STANDARD;
     use serde::{Deserialize, Deserializer, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(value: &Option<Vec<u8>>, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(
+        value: &Option<Vec<u8>>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&STANDARD.encode(value.as_deref().unwrap_or_default()))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<u8>>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Vec<u8>>, D::Error> {
         Option::<String>::deserialize(deserializer)?
             .map(|text| STANDARD.decode(text).map_err(serde::de::Error::custom))
             .transpose()

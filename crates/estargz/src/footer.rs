@@ -40,8 +40,14 @@ pub enum FooterError {
     #[error("the blob does not end with a footer of eStargz, stargz or zstd:chunked")]
     NotAFooter,
     #[error("{got} bytes are not the tail of a blob of {blob_size} bytes: {wanted} are needed")]
-    WrongTail { got: usize, wanted: u64, blob_size: u64 },
-    #[error("the footer puts the TOC at bytes {start} to {end}, outside the blob's first {limit} bytes")]
+    WrongTail {
+        got: usize,
+        wanted: u64,
+        blob_size: u64,
+    },
+    #[error(
+        "the footer puts the TOC at bytes {start} to {end}, outside the blob's first {limit} bytes"
+    )]
     TocOutside { start: u64, end: u64, limit: u64 },
     #[error("the footer names a zstd:chunked manifest of the unknown type {0}")]
     UnknownManifest(u64),
@@ -82,9 +88,15 @@ impl Footer {
         let range = tail_range(blob_size);
         let wanted = range.end - range.start;
         if tail.len() as u64 != wanted {
-            return Err(FooterError::WrongTail { got: tail.len(), wanted, blob_size });
+            return Err(FooterError::WrongTail {
+                got: tail.len(),
+                wanted,
+                blob_size,
+            });
         }
-        parse_zstd(tail, blob_size).or_else(|| parse_gzip(tail, blob_size)).unwrap_or(Err(FooterError::NotAFooter))
+        parse_zstd(tail, blob_size)
+            .or_else(|| parse_gzip(tail, blob_size))
+            .unwrap_or(Err(FooterError::NotAFooter))
     }
 
     pub fn form(&self) -> Form {
@@ -123,7 +135,14 @@ impl Footer {
 /// The eStargz footer of a blob whose TOC member begins at `toc_offset`.
 pub fn gzip(toc_offset: u64) -> [u8; GZIP_LEN] {
     let position = format!("{toc_offset:016x}STARGZ");
-    concat(&[&GZIP_HEAD, &[26, 0], b"SG", &[22, 0], position.as_bytes(), &GZIP_END])
+    concat(&[
+        &GZIP_HEAD,
+        &[26, 0],
+        b"SG",
+        &[22, 0],
+        position.as_bytes(),
+        &GZIP_END,
+    ])
 }
 
 /// The footer of a blob whose TOC is a blob of its own.
@@ -134,7 +153,8 @@ pub fn external() -> [u8; EXTERNAL_LEN] {
 /// The zstd:chunked footer, to be put in a skippable frame. `toc_offset` is where the TOC's own zstd frame begins,
 /// behind its skippable header; `compressed` and `raw` are its lengths.
 pub fn zstd_chunked(toc_offset: u64, compressed: u64, raw: u64) -> [u8; ZSTD_LEN] {
-    let [offset, compressed, raw, kind] = [toc_offset, compressed, raw, ZSTD_MANIFEST_CRFS].map(u64::to_le_bytes);
+    let [offset, compressed, raw, kind] =
+        [toc_offset, compressed, raw, ZSTD_MANIFEST_CRFS].map(u64::to_le_bytes);
     concat(&[&offset, &compressed, &raw, &kind, &ZSTD_MAGIC])
 }
 
@@ -149,17 +169,33 @@ fn concat<const N: usize>(parts: &[&[u8]]) -> [u8; N] {
 fn parse_gzip(tail: &[u8], blob_size: u64) -> Option<Result<Footer, FooterError>> {
     let last = |len: usize| tail.len().checked_sub(len).map(|start| &tail[start..]);
     if let Some(extra) = last(GZIP_LEN).and_then(|bytes| extra_field(bytes, 26)) {
-        return Some(gzip_footer(Form::Estargz, GZIP_LEN, extra.strip_prefix(b"SG\x16\0")?, blob_size));
+        return Some(gzip_footer(
+            Form::Estargz,
+            GZIP_LEN,
+            extra.strip_prefix(b"SG\x16\0")?,
+            blob_size,
+        ));
     }
     if let Some(extra) = last(LEGACY_LEN).and_then(|bytes| extra_field(bytes, 22)) {
-        return Some(gzip_footer(Form::LegacyStargz, LEGACY_LEN, extra, blob_size));
+        return Some(gzip_footer(
+            Form::LegacyStargz,
+            LEGACY_LEN,
+            extra,
+            blob_size,
+        ));
     }
     let extra = last(EXTERNAL_LEN).and_then(|bytes| extra_field(bytes, 21))?;
     if extra.strip_prefix(b"SG\x11\0")? != EXTERNAL {
         return None;
     }
     let start = blob_size.checked_sub(EXTERNAL_LEN as u64)?;
-    Some(Ok(Footer { form: Form::ExternalToc, toc: None, payload_end: start, start, toc_json_size: None }))
+    Some(Ok(Footer {
+        form: Form::ExternalToc,
+        toc: None,
+        payload_end: start,
+        start,
+        toc_json_size: None,
+    }))
 }
 
 /// The extra field of a footer that is an empty gzip member; modification time, flags and system may be anything.
@@ -170,15 +206,32 @@ fn extra_field(member: &[u8], len: u8) -> Option<&[u8]> {
     (head[..4] == GZIP_HEAD[..4] && end == GZIP_END).then_some(extra)
 }
 
-fn gzip_footer(form: Form, len: usize, position: &[u8], blob_size: u64) -> Result<Footer, FooterError> {
-    let digits = position.strip_suffix(STARGZ).ok_or(FooterError::NotAFooter)?;
+fn gzip_footer(
+    form: Form,
+    len: usize,
+    position: &[u8],
+    blob_size: u64,
+) -> Result<Footer, FooterError> {
+    let digits = position
+        .strip_suffix(STARGZ)
+        .ok_or(FooterError::NotAFooter)?;
     if digits.len() != 16 || !digits.iter().all(u8::is_ascii_hexdigit) {
         return Err(FooterError::NotAFooter);
     }
-    let offset = digits.iter().fold(0, |value: u64, digit| value << 4 | hex_value(*digit));
-    let start = blob_size.checked_sub(len as u64).ok_or(FooterError::NotAFooter)?;
+    let offset = digits
+        .iter()
+        .fold(0, |value: u64, digit| value << 4 | hex_value(*digit));
+    let start = blob_size
+        .checked_sub(len as u64)
+        .ok_or(FooterError::NotAFooter)?;
     let toc = within(offset, Some(start), start)?;
-    Ok(Footer { form, payload_end: toc.start, toc: Some(toc), start, toc_json_size: None })
+    Ok(Footer {
+        form,
+        payload_end: toc.start,
+        toc: Some(toc),
+        start,
+        toc_json_size: None,
+    })
 }
 
 fn hex_value(digit: u8) -> u64 {
@@ -191,7 +244,11 @@ fn hex_value(digit: u8) -> u64 {
 /// The non-empty range `start..end`, if it lies below `limit`.
 fn within(start: u64, end: Option<u64>, limit: u64) -> Result<Range<u64>, FooterError> {
     let end = end.unwrap_or(u64::MAX);
-    if start < end && end <= limit { Ok(start..end) } else { Err(FooterError::TocOutside { start, end, limit }) }
+    if start < end && end <= limit {
+        Ok(start..end)
+    } else {
+        Err(FooterError::TocOutside { start, end, limit })
+    }
 }
 
 fn parse_zstd(tail: &[u8], blob_size: u64) -> Option<Result<Footer, FooterError>> {
@@ -199,20 +256,29 @@ fn parse_zstd(tail: &[u8], blob_size: u64) -> Option<Result<Footer, FooterError>
     if *magic != ZSTD_MAGIC && *magic != ZSTD_MAGIC_NEWER {
         return None;
     }
-    let payload = [ZSTD_TAR_SPLIT_LEN, ZSTD_LEN].into_iter().find_map(|len| skippable_payload(tail, len))?;
+    let payload = [ZSTD_TAR_SPLIT_LEN, ZSTD_LEN]
+        .into_iter()
+        .find_map(|len| skippable_payload(tail, len))?;
     let start = blob_size.checked_sub((payload.len() + SKIPPABLE_HEADER) as u64)?;
     let mut fields = payload.chunks_exact(8).map(le64);
-    let (offset, compressed, raw, kind) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+    let (offset, compressed, raw, kind) = (
+        fields.next()?,
+        fields.next()?,
+        fields.next()?,
+        fields.next()?,
+    );
     if kind != ZSTD_MANIFEST_CRFS {
         return Some(Err(FooterError::UnknownManifest(kind)));
     }
-    Some(within(offset, offset.checked_add(compressed), start).map(|toc| Footer {
-        form: Form::ZstdChunked,
-        payload_end: toc.start.saturating_sub(SKIPPABLE_HEADER as u64),
-        toc: Some(toc),
-        start,
-        toc_json_size: Some(raw),
-    }))
+    Some(
+        within(offset, offset.checked_add(compressed), start).map(|toc| Footer {
+            form: Form::ZstdChunked,
+            payload_end: toc.start.saturating_sub(SKIPPABLE_HEADER as u64),
+            toc: Some(toc),
+            start,
+            toc_json_size: Some(raw),
+        }),
+    )
 }
 
 /// The last `len` bytes, if they are the payload of a skippable frame.
@@ -224,7 +290,10 @@ fn skippable_payload(tail: &[u8], len: usize) -> Option<&[u8]> {
 }
 
 fn le64(bytes: &[u8]) -> u64 {
-    bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
+    bytes
+        .iter()
+        .rev()
+        .fold(0, |value, byte| value << 8 | u64::from(*byte))
 }
 
 #[cfg(test)]
@@ -237,7 +306,10 @@ mod tests {
 
     fn parse(blob: &[u8]) -> Result<Footer, FooterError> {
         let size = blob.len() as u64;
-        Footer::parse(&blob[usize::try_from(tail_range(size).start).unwrap()..], size)
+        Footer::parse(
+            &blob[usize::try_from(tail_range(size).start).unwrap()..],
+            size,
+        )
     }
 
     fn skippable(payload: &[u8]) -> Vec<u8> {
@@ -246,7 +318,13 @@ mod tests {
     }
 
     fn legacy(toc_offset: u64) -> Vec<u8> {
-        [&GZIP_HEAD[..], &[22, 0], format!("{toc_offset:016x}STARGZ").as_bytes(), &GZIP_END].concat()
+        [
+            &GZIP_HEAD[..],
+            &[22, 0],
+            format!("{toc_offset:016x}STARGZ").as_bytes(),
+            &GZIP_END,
+        ]
+        .concat()
     }
 
     #[test]
@@ -259,36 +337,68 @@ mod tests {
     #[test]
     fn every_form_is_read_back() {
         let footer = parse(&blob(900, &gzip(800))).unwrap();
-        assert_eq!((footer.form(), footer.toc_range(), footer.payload_end()), (Form::Estargz, Some(800..900), 800));
+        assert_eq!(
+            (footer.form(), footer.toc_range(), footer.payload_end()),
+            (Form::Estargz, Some(800..900), 800)
+        );
         let footer = parse(&blob(900, &legacy(800))).unwrap();
-        assert_eq!((footer.form(), footer.toc_range()), (Form::LegacyStargz, Some(800..900)));
+        assert_eq!(
+            (footer.form(), footer.toc_range()),
+            (Form::LegacyStargz, Some(800..900))
+        );
         let footer = parse(&blob(900, &external())).unwrap();
-        assert_eq!((footer.form(), footer.toc_range(), footer.payload_end()), (Form::ExternalToc, None, 900));
+        assert_eq!(
+            (footer.form(), footer.toc_range(), footer.payload_end()),
+            (Form::ExternalToc, None, 900)
+        );
         let footer = parse(&blob(900, &skippable(&zstd_chunked(700, 150, 4000)))).unwrap();
-        assert_eq!((footer.form(), footer.toc_range()), (Form::ZstdChunked, Some(700..850)));
-        assert_eq!((footer.payload_end(), footer.start(), footer.toc_json_size()), (692, 900, Some(4000)));
+        assert_eq!(
+            (footer.form(), footer.toc_range()),
+            (Form::ZstdChunked, Some(700..850))
+        );
+        assert_eq!(
+            (footer.payload_end(), footer.start(), footer.toc_json_size()),
+            (692, 900, Some(4000))
+        );
     }
 
     #[test]
     fn the_newer_zstd_footer_with_tar_split_is_read() {
-        let fields = [700_u64, 100, 4000, 1, 808, 50, 60].map(u64::to_le_bytes).concat();
+        let fields = [700_u64, 100, 4000, 1, 808, 50, 60]
+            .map(u64::to_le_bytes)
+            .concat();
         let footer = parse(&blob(900, &skippable(&[&fields[..], b"GNUlInUx"].concat()))).unwrap();
         assert_eq!((footer.toc_range(), footer.start()), (Some(700..800), 900));
     }
 
     #[test]
     fn an_offset_beyond_the_blob_is_refused() {
-        assert!(matches!(parse(&blob(900, &gzip(901))), Err(FooterError::TocOutside { start: 901, .. })));
-        assert!(matches!(parse(&blob(900, &gzip(u64::MAX))), Err(FooterError::TocOutside { .. })));
-        assert!(matches!(parse(&blob(900, &gzip(900))), Err(FooterError::TocOutside { .. })));
+        assert!(matches!(
+            parse(&blob(900, &gzip(901))),
+            Err(FooterError::TocOutside { start: 901, .. })
+        ));
+        assert!(matches!(
+            parse(&blob(900, &gzip(u64::MAX))),
+            Err(FooterError::TocOutside { .. })
+        ));
+        assert!(matches!(
+            parse(&blob(900, &gzip(900))),
+            Err(FooterError::TocOutside { .. })
+        ));
     }
 
     #[test]
     fn a_huge_zstd_length_is_refused() {
         let footer = skippable(&zstd_chunked(700, u64::MAX - 10, 4000));
-        assert!(matches!(parse(&blob(900, &footer)), Err(FooterError::TocOutside { .. })));
+        assert!(matches!(
+            parse(&blob(900, &footer)),
+            Err(FooterError::TocOutside { .. })
+        ));
         let footer = skippable(&zstd_chunked(700, 201, 4000));
-        assert!(matches!(parse(&blob(900, &footer)), Err(FooterError::TocOutside { .. })));
+        assert!(matches!(
+            parse(&blob(900, &footer)),
+            Err(FooterError::TocOutside { .. })
+        ));
     }
 
     #[test]
@@ -304,11 +414,17 @@ mod tests {
         for len in 0..80 {
             assert!(parse(&vec![0x1f; len]).is_err());
         }
-        assert!(matches!(Footer::parse(&gzip(0), 900), Err(FooterError::WrongTail { wanted: 72, .. })));
+        assert!(matches!(
+            Footer::parse(&gzip(0), 900),
+            Err(FooterError::WrongTail { wanted: 72, .. })
+        ));
     }
 
     #[test]
     fn a_footer_that_is_the_whole_blob_has_no_toc() {
-        assert!(matches!(parse(&gzip(0)), Err(FooterError::TocOutside { .. })));
+        assert!(matches!(
+            parse(&gzip(0)),
+            Err(FooterError::TocOutside { .. })
+        ));
     }
 }

@@ -36,7 +36,10 @@ pub(super) fn measure(arguments: &Arguments, report: &mut Report) -> anyhow::Res
         let upstream = format!("{}=oci:{}", image.name, image.dir.display());
         let server = Server::start(&arguments.starlift, place.path(), &[upstream])?;
         let address = server.address;
-        server::twin(&format!("http://{address}/v2/{}/image/manifests/1", image.name))?;
+        server::twin(&format!(
+            "http://{address}/v2/{}/image/manifests/1",
+            image.name
+        ))?;
         let reference = format!("{address}/{}/image:1", image.name);
         let mut runs = [LAZY, REFERENCE].map(|contestant| (contestant, Vec::new()));
         for _ in 0..arguments.rounds {
@@ -47,7 +50,10 @@ pub(super) fn measure(arguments: &Arguments, report: &mut Report) -> anyhow::Res
         for (group, (contestant, runs)) in runs.iter().enumerate() {
             let spread = |figure: fn(&Run) -> f64| Spread::of(runs.iter().map(figure));
             let hundred_thousands = float(count as u64) / PER;
-            let per = Spread::of(runs.iter().map(|run| (run.walked - run.before) / hundred_thousands));
+            let per = Spread::of(
+                runs.iter()
+                    .map(|run| (run.walked - run.before) / hundred_thousands),
+            );
             rows.push(vec![
                 count.to_string(),
                 (*contestant).to_owned(),
@@ -59,11 +65,25 @@ pub(super) fn measure(arguments: &Arguments, report: &mut Report) -> anyhow::Res
                 per.show(1),
             ]);
             let (value, least, most) = (per.median, per.least, per.most);
-            bars.push(Bar { label: format!("{}k files, {contestant}", count / 1000), value, least, most, group });
+            bars.push(Bar {
+                label: format!("{}k files, {contestant}", count / 1000),
+                value,
+                least,
+                most,
+                group,
+            });
         }
     }
-    let head =
-        ["files", "", "mount s", "MiB before", "MiB mounted", "MiB walked", "peak MiB", "MiB per 100k files, walked"];
+    let head = [
+        "files",
+        "",
+        "mount s",
+        "MiB before",
+        "MiB mounted",
+        "MiB walked",
+        "peak MiB",
+        "MiB per 100k files, walked",
+    ];
     report.table("A layer of many files", &head, rows);
     report.plot(Plot::Bars(Bars {
         title: "Resident memory per 100k files, after a walk (whisker: least and most)".to_owned(),
@@ -74,10 +94,20 @@ pub(super) fn measure(arguments: &Arguments, report: &mut Report) -> anyhow::Res
     Ok(())
 }
 
-fn once(arguments: &Arguments, contestant: &'static str, image: &str, count: usize) -> anyhow::Result<Run> {
+fn once(
+    arguments: &Arguments,
+    contestant: &'static str,
+    image: &str,
+    count: usize,
+) -> anyhow::Result<Run> {
     let place = tempfile::tempdir()?;
     let snapshotter = if contestant == LAZY {
-        Snapshotter::starlift(LAZY, &arguments.starlift, place.path(), &[("BACKGROUND", "off")])?
+        Snapshotter::starlift(
+            LAZY,
+            &arguments.starlift,
+            place.path(),
+            &[("BACKGROUND", "off")],
+        )?
     } else {
         Snapshotter::reference(REFERENCE, place.path())?
     };
@@ -90,5 +120,11 @@ fn once(arguments: &Arguments, contestant: &'static str, image: &str, count: usi
     let mounted = daemon.memory()?;
     let found = super::reads::files(&tree.target)?.len();
     anyhow::ensure!(found == count, "{found} files of {count}");
-    Ok(Run { seconds, before, mounted, walked: daemon.memory()?, peak: daemon.peak_memory()? })
+    Ok(Run {
+        seconds,
+        before,
+        mounted,
+        walked: daemon.memory()?,
+        peak: daemon.peak_memory()?,
+    })
 }

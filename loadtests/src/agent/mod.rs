@@ -38,8 +38,14 @@ enum Part {
 }
 
 pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
-    let mut report = Report::begin("agent", "Lazy mounts, against ext4 and the reference snapshotter")?;
-    report.note(format!("{} rounds, the contestants by turns; medians (least–most)", arguments.rounds));
+    let mut report = Report::begin(
+        "agent",
+        "Lazy mounts, against ext4 and the reference snapshotter",
+    )?;
+    report.note(format!(
+        "{} rounds, the contestants by turns; medians (least–most)",
+        arguments.rounds
+    ));
     for part in &arguments.parts {
         match part {
             Part::Reads => reads::measure(arguments, &mut report)?,

@@ -38,7 +38,10 @@ enum Work {
     /// Every file is read from end to end.
     Sequential,
     /// Blocks at random places of the files in this directory, by so many threads.
-    Random { directory: &'static str, threads: u64 },
+    Random {
+        directory: &'static str,
+        threads: u64,
+    },
 }
 
 /// One work on one image, cold and warm, and the seconds it took each contestant.
@@ -54,8 +57,10 @@ pub(super) fn measure(arguments: &Arguments, report: &mut Report) -> anyhow::Res
     let place = tempfile::tempdir()?;
     let place = place.path();
     let images = [Image::get("python")?, noise()?];
-    let upstreams: Vec<String> =
-        images.iter().map(|image| format!("{}=oci:{}", image.name, image.dir.display())).collect();
+    let upstreams: Vec<String> = images
+        .iter()
+        .map(|image| format!("{}=oci:{}", image.name, image.dir.display()))
+        .collect();
     let server = Server::start(&arguments.starlift, place, &upstreams)?;
     let off = [("BACKGROUND", "off"), ("PASSTHROUGH", "false")];
     let node = Node::start(
@@ -66,7 +71,9 @@ pub(super) fn measure(arguments: &Arguments, report: &mut Report) -> anyhow::Res
             Snapshotter::reference(REFERENCE, place)?,
         ],
     )?;
-    let trees = images.each_ref().map(|image| (image.name.as_str(), mount(&node, &server, &image.name)));
+    let trees = images
+        .each_ref()
+        .map(|image| (image.name.as_str(), mount(&node, &server, &image.name)));
     report.note(
         "reads: every chunk is in the lazy snapshotters' caches; cold: mounted anew after `drop_caches`; warm: done \
          once before. Walk and all files are of `python`; random blocks of 4 KiB are of a file of 256 MiB (64 chunks) \
@@ -79,7 +86,10 @@ pub(super) fn measure(arguments: &Arguments, report: &mut Report) -> anyhow::Res
     let mut contests = contests();
     for _ in 0..arguments.rounds {
         for contest in &mut contests {
-            let (_, trees) = found.iter().find(|(name, _)| *name == contest.image).context("no such image")?;
+            let (_, trees) = found
+                .iter()
+                .find(|(name, _)| *name == contest.image)
+                .context("no such image")?;
             for (tree, seconds) in trees.iter().zip(&mut contest.seconds) {
                 seconds.push(contest.work.time(tree, contest.is_cold)?);
             }
@@ -93,9 +103,15 @@ pub(super) fn measure(arguments: &Arguments, report: &mut Report) -> anyhow::Res
     for is_cold in [true, false] {
         let state = if is_cold { "cold" } else { "warm" };
         report.plot(Plot::Bars(Bars {
-            title: format!("Times ext4's time, {state} (less is better; whisker: best and worst round)"),
+            title: format!(
+                "Times ext4's time, {state} (less is better; whisker: best and worst round)"
+            ),
             unit: "times",
-            bars: contests.iter().filter(|contest| contest.is_cold == is_cold).flat_map(Contest::bars).collect(),
+            bars: contests
+                .iter()
+                .filter(|contest| contest.is_cold == is_cold)
+                .flat_map(Contest::bars)
+                .collect(),
             marks: vec![(1.0, "ext4".to_owned())],
         }));
     }
@@ -114,7 +130,8 @@ fn mount(node: &Node, server: &Server, name: &str) -> anyhow::Result<Vec<Mounted
     server::twin(&format!("http://{address}/v2/{name}/image/manifests/1"))?;
     let mut same = SameBytes::default();
     let mount = |contestant: &&str| {
-        let mounted = node.pull_and_mount(&format!("{address}/{name}/image:1"), contestant, name)?;
+        let mounted =
+            node.pull_and_mount(&format!("{address}/{name}/image:1"), contestant, name)?;
         same.note(name, &digest(&mounted.target)?)?;
         Ok(mounted)
     };
@@ -123,7 +140,13 @@ fn mount(node: &Node, server: &Server, name: &str) -> anyhow::Result<Vec<Mounted
 
 fn contests() -> Vec<Contest> {
     let both = |name, image, work| {
-        [true, false].map(|is_cold| Contest { name, image, work, is_cold, seconds: Default::default() })
+        [true, false].map(|is_cold| Contest {
+            name,
+            image,
+            work,
+            is_cold,
+            seconds: Default::default(),
+        })
     };
     let random = |directory, threads| Work::Random { directory, threads };
     [
@@ -180,8 +203,16 @@ impl Work {
             Self::Sequential => (1.0, "s"),
             Self::Random { .. } => (1e6 / reads, "µs/read"),
         };
-        let Spread { median, least, most } = *seconds;
-        let scaled = Spread { median: median * factor, least: least * factor, most: most * factor };
+        let Spread {
+            median,
+            least,
+            most,
+        } = *seconds;
+        let scaled = Spread {
+            median: median * factor,
+            least: least * factor,
+            most: most * factor,
+        };
         format!("{} {unit}", scaled.show(2))
     }
 }
@@ -224,7 +255,10 @@ fn read_whole(path: &Path) -> anyhow::Result<()> {
 }
 
 fn read_at_random(files: &[File], threads: u64, reads: u64) -> anyhow::Result<()> {
-    let sizes: Vec<u64> = files.iter().map(|file| Ok(file.metadata()?.size())).collect::<std::io::Result<_>>()?;
+    let sizes: Vec<u64> = files
+        .iter()
+        .map(|file| Ok(file.metadata()?.size()))
+        .collect::<std::io::Result<_>>()?;
     let read = |thread: u64| -> anyhow::Result<()> {
         let (mut random, mut buffer) = (Random::new(thread), vec![0; usize::try_from(BLOCK)?]);
         for _ in 0..reads / threads {
@@ -235,8 +269,14 @@ fn read_at_random(files: &[File], threads: u64, reads: u64) -> anyhow::Result<()
         Ok(())
     };
     std::thread::scope(|scope| {
-        let running: Vec<_> = (1..=threads).map(|thread| scope.spawn(move || read(thread))).collect();
-        running.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|_| anyhow::bail!("a reader panicked")))
+        let running: Vec<_> = (1..=threads)
+            .map(|thread| scope.spawn(move || read(thread)))
+            .collect();
+        running.into_iter().try_for_each(|thread| {
+            thread
+                .join()
+                .unwrap_or_else(|_| anyhow::bail!("a reader panicked"))
+        })
     })
 }
 
@@ -254,21 +294,33 @@ fn digest(root: &Path) -> anyhow::Result<String> {
 
 impl Contest {
     fn spreads(&self) -> [Spread; CONTESTANTS.len()] {
-        self.seconds.each_ref().map(|seconds| Spread::of(seconds.iter().copied()))
+        self.seconds
+            .each_ref()
+            .map(|seconds| Spread::of(seconds.iter().copied()))
     }
 
     fn row(&self) -> Vec<String> {
         let [unpacked, others @ ..] = self.spreads();
         let times = |other: &Spread| format!("{:.2}", other.median / unpacked.median);
         let state = if self.is_cold { "cold" } else { "warm" };
-        let first = [self.name.to_owned(), state.to_owned(), self.work.show(self.is_cold, &unpacked)];
+        let first = [
+            self.name.to_owned(),
+            state.to_owned(),
+            self.work.show(self.is_cold, &unpacked),
+        ];
         first.into_iter().chain(others.iter().map(times)).collect()
     }
 
     fn bars(&self) -> Vec<Bar> {
         let [unpacked, others @ ..] = self.spreads();
         let bar = |(group, other): (usize, &Spread)| Bar {
-            label: format!("{}, {}", self.name, CONTESTANTS[group + 1].trim_start_matches("lazy-").replace('-', " ")),
+            label: format!(
+                "{}, {}",
+                self.name,
+                CONTESTANTS[group + 1]
+                    .trim_start_matches("lazy-")
+                    .replace('-', " ")
+            ),
             value: other.median / unpacked.median,
             least: other.least / unpacked.median,
             most: other.most / unpacked.median,

@@ -19,8 +19,13 @@ const MEGABITS: u64 = 100;
 const ROUND_TRIP: Duration = Duration::from_millis(20);
 const CONTESTANTS: [&str; 3] = [UNPACKED, LAZY, REFERENCE];
 /// What the container does; it says [`OUTPUT`].
-const WORKLOADS: [(&str, &str); 2] =
-    [("shell", "echo x\n"), ("flask", "python3 -c 'import flask, sqlalchemy; print(flask.Flask(\"x\").name)'\n")];
+const WORKLOADS: [(&str, &str); 2] = [
+    ("shell", "echo x\n"),
+    (
+        "flask",
+        "python3 -c 'import flask, sqlalchemy; print(flask.Flask(\"x\").name)'\n",
+    ),
+];
 const OUTPUT: &str = "x\n";
 
 /// One contestant with one workload.
@@ -48,34 +53,70 @@ pub(super) fn measure(arguments: &Arguments, report: &mut Report) -> anyhow::Res
     let (image, place) = (Image::get("python")?, tempfile::tempdir()?);
     let upstream = format!("python=oci:{}", image.dir.display());
     let server = Server::start(&arguments.starlift, place.path(), &[upstream])?;
-    let (_, manifest) = server::twin(&format!("http://{}/v2/python/image/manifests/1", server.address))?;
+    let (_, manifest) = server::twin(&format!(
+        "http://{}/v2/python/image/manifests/1",
+        server.address
+    ))?;
     report.note(format!(
         "start: `python`, {:.1} MB of layers; {MEGABITS} Mbit/s, {} ms round trip; containerd, snapshotter and \
          link new for each; the agent as it comes, the reference without prefetch and background fetch",
         float(layer_bytes(&manifest)?) / 1e6,
         ROUND_TRIP.as_millis()
     ));
-    report
-        .note(format!("start: curl alone takes {:.1} s for the layers over this link", download(&server, &manifest)?));
-    let of_workload =
-        |(workload, script)| CONTESTANTS.map(|contestant| Starts { workload, script, contestant, runs: Vec::new() });
+    report.note(format!(
+        "start: curl alone takes {:.1} s for the layers over this link",
+        download(&server, &manifest)?
+    ));
+    let of_workload = |(workload, script)| {
+        CONTESTANTS.map(|contestant| Starts {
+            workload,
+            script,
+            contestant,
+            runs: Vec::new(),
+        })
+    };
     let mut starts: Vec<Starts> = WORKLOADS.into_iter().flat_map(of_workload).collect();
     for _ in 0..arguments.rounds {
-        for Starts { script, contestant, runs, .. } in &mut starts {
+        for Starts {
+            script,
+            contestant,
+            runs,
+            ..
+        } in &mut starts
+        {
             runs.push(once(arguments, &server, contestant, script)?);
         }
     }
     report.table(
         "Container start",
-        &["workload", "", "pull s", "run s", "first output s", "requests", "MB"],
+        &[
+            "workload",
+            "",
+            "pull s",
+            "run s",
+            "first output s",
+            "requests",
+            "MB",
+        ],
         starts.iter().map(Starts::row).collect(),
     );
     let plot = |title: &str, unit, figure: fn(&Run) -> f64| {
         let bars = starts.iter().map(|starts| starts.bar(figure)).collect();
-        Plot::Bars(Bars { title: title.to_owned(), unit, bars, marks: Vec::new() })
+        Plot::Bars(Bars {
+            title: title.to_owned(),
+            unit,
+            bars,
+            marks: Vec::new(),
+        })
     };
-    report.plot(plot("From the pull to the first output (whisker: best and worst round)", "seconds", |run| run.output));
-    report.plot(plot("Requests until the first output", "requests", |run| float(run.requests)));
+    report.plot(plot(
+        "From the pull to the first output (whisker: best and worst round)",
+        "seconds",
+        |run| run.output,
+    ));
+    report.plot(plot("Requests until the first output", "requests", |run| {
+        float(run.requests)
+    }));
     Ok(())
 }
 
@@ -97,28 +138,58 @@ impl Starts {
     }
 
     fn bar(&self, figure: fn(&Run) -> f64) -> Bar {
-        let Spread { median, least, most } = self.spread(figure);
-        let group = CONTESTANTS.iter().position(|name| *name == self.contestant).unwrap_or_default();
-        Bar { label: format!("{}, {}", self.workload, self.contestant), value: median, least, most, group }
+        let Spread {
+            median,
+            least,
+            most,
+        } = self.spread(figure);
+        let group = CONTESTANTS
+            .iter()
+            .position(|name| *name == self.contestant)
+            .unwrap_or_default();
+        Bar {
+            label: format!("{}, {}", self.workload, self.contestant),
+            value: median,
+            least,
+            most,
+            group,
+        }
     }
 }
 
 /// Seconds that all layers take over the link: what no pull can be faster than.
 fn download(server: &Server, manifest: &Value) -> anyhow::Result<f64> {
     let link = Link::start(server.address, MEGABITS, ROUND_TRIP);
-    let digests = manifest["layers"].as_array().into_iter().flatten().filter_map(|layer| layer["digest"].as_str());
+    let digests = manifest["layers"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|layer| layer["digest"].as_str());
     let begun = Instant::now();
     for digest in digests {
-        run(&format!("curl -sf -o /dev/null http://{}/v2/python/image/blobs/{digest}", link.address))?;
+        run(&format!(
+            "curl -sf -o /dev/null http://{}/v2/python/image/blobs/{digest}",
+            link.address
+        ))?;
     }
     Ok(begun.elapsed().as_secs_f64())
 }
 
-fn once(arguments: &Arguments, server: &Server, contestant: &'static str, script: &str) -> anyhow::Result<Run> {
+fn once(
+    arguments: &Arguments,
+    server: &Server,
+    contestant: &'static str,
+    script: &str,
+) -> anyhow::Result<Run> {
     let place = tempfile::tempdir()?;
     let place = place.path();
     let snapshotters = match contestant {
-        LAZY => vec![Snapshotter::starlift(LAZY, &arguments.starlift, place, &[])?],
+        LAZY => vec![Snapshotter::starlift(
+            LAZY,
+            &arguments.starlift,
+            place,
+            &[],
+        )?],
         REFERENCE => vec![Snapshotter::reference(REFERENCE, place)?],
         _ => Vec::new(),
     };

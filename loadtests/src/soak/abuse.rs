@@ -67,9 +67,15 @@ pub(crate) async fn once(shared: &Shared, number: u8, random: &mut Random) {
     let (request, patience) = match abuse {
         Abuse::ReadsNothing => (get(&blob, ""), HELD_FOR),
         Abuse::SendsSlowly => return send_slowly(replica, number).await,
-        Abuse::Leaves => (get(&format!("{base}/manifests/{}", image.tag), ""), Duration::from_millis(20)),
+        Abuse::Leaves => (
+            get(&format!("{base}/manifests/{}", image.tag), ""),
+            Duration::from_millis(20),
+        ),
         Abuse::ManyRanges => (get(&blob, &many_ranges(random)), Duration::from_secs(10)),
-        Abuse::LargeHeaders => (get("/v2/", &format!("X-Large: {}\r\n", &body[..200_000])), Duration::from_secs(5)),
+        Abuse::LargeHeaders => (
+            get("/v2/", &format!("X-Large: {}\r\n", &body[..200_000])),
+            Duration::from_secs(5),
+        ),
         Abuse::LargeBody => (
             format!(
                 "POST /api/v1/profiles/{} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
@@ -78,7 +84,10 @@ pub(crate) async fn once(shared: &Shared, number: u8, random: &mut Random) {
             ),
             Duration::from_secs(5),
         ),
-        Abuse::Nonsense => (get(NONSENSE[random.index(NONSENSE.len())], ""), Duration::from_secs(5)),
+        Abuse::Nonsense => (
+            get(NONSENSE[random.index(NONSENSE.len())], ""),
+            Duration::from_secs(5),
+        ),
     };
     // Whatever happens to such a connection is right, as long as others do not notice.
     let _ended = tokio::time::timeout(patience, async {
@@ -95,11 +104,16 @@ pub(crate) async fn once(shared: &Shared, number: u8, random: &mut Random) {
 }
 
 fn get(path: &str, headers: &str) -> String {
-    format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\nConnection: close\r\n{headers}\r\n")
+    format!(
+        "GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\nConnection: close\r\n{headers}\r\n"
+    )
 }
 
 fn many_ranges(random: &mut Random) -> String {
-    let spans: Vec<String> = (0..1000).map(|_| random.index(1 << 20)).map(|at| format!("{at}-{at}")).collect();
+    let spans: Vec<String> = (0..1000)
+        .map(|_| random.index(1 << 20))
+        .map(|at| format!("{at}-{at}"))
+        .collect();
     format!("Range: bytes={}\r\n", spans.join(","))
 }
 
@@ -118,6 +132,9 @@ async fn send_slowly(replica: SocketAddr, number: u8) {
 /// A connection from an address of the abusers' own.
 async fn connect(replica: SocketAddr, number: u8) -> std::io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
-    socket.bind(SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 2, number)), 0))?;
+    socket.bind(SocketAddr::new(
+        IpAddr::V4(Ipv4Addr::new(127, 0, 2, number)),
+        0,
+    ))?;
     socket.connect(replica).await
 }

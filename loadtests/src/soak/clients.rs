@@ -44,7 +44,12 @@ type Answered = Result<(reqwest::StatusCode, header::HeaderMap, bytes::Bytes), O
 
 impl Shared {
     pub(crate) fn new(replicas: Vec<SocketAddr>, upstreams: Vec<Upstream>) -> Arc<Self> {
-        Arc::new(Self { replicas, upstreams, tally: Tally::default(), known: Mutex::default() })
+        Arc::new(Self {
+            replicas,
+            upstreams,
+            tally: Tally::default(),
+            known: Mutex::default(),
+        })
     }
 
     fn any_replica(&self, random: &mut Random) -> SocketAddr {
@@ -54,10 +59,18 @@ impl Shared {
     /// Pulls one random image as a container engine does.
     pub(crate) async fn pull(&self, client: &reqwest::Client, random: &mut Random) -> Outcome {
         // Three of four pulls are from the honest registry, the first: the others take a client's whole patience.
-        let others = if random.index(4) == 0 { self.upstreams.len() } else { 1 };
+        let others = if random.index(4) == 0 {
+            self.upstreams.len()
+        } else {
+            1
+        };
         let upstream = &self.upstreams[random.index(others)];
         let image = &upstream.images[random.index(upstream.images.len())];
-        let base = format!("http://{}/v2/{}/{REPOSITORY}", self.any_replica(random), upstream.behaviour.name());
+        let base = format!(
+            "http://{}/v2/{}/{REPOSITORY}",
+            self.any_replica(random),
+            upstream.behaviour.name()
+        );
         match self.pull_image(client, &base, upstream, image).await {
             Ok(outcome) | Err(outcome) => outcome,
         }
@@ -70,13 +83,22 @@ impl Shared {
         upstream: &Upstream,
         image: &Image,
     ) -> Result<Outcome, Outcome> {
-        let (_, headers, body) = get(client, &format!("{base}/manifests/{}", image.tag), None).await?;
-        let said = headers.get("docker-content-digest").and_then(|value| value.to_str().ok());
+        let (_, headers, body) =
+            get(client, &format!("{base}/manifests/{}", image.tag), None).await?;
+        let said = headers
+            .get("docker-content-digest")
+            .and_then(|value| value.to_str().ok());
         if said != Some(&digest(&body)) {
-            return Err(Outcome::Wrong(format!("manifest of {base}: {said:?} for other bytes")));
+            return Err(Outcome::Wrong(format!(
+                "manifest of {base}: {said:?} for other bytes"
+            )));
         }
-        let manifest: Value = serde_json::from_slice(&body).map_err(|error| Outcome::Wrong(error.to_string()))?;
-        let config = manifest["config"]["digest"].as_str().unwrap_or_default().to_owned();
+        let manifest: Value =
+            serde_json::from_slice(&body).map_err(|error| Outcome::Wrong(error.to_string()))?;
+        let config = manifest["config"]["digest"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
         self.blob(client, base, &config).await?;
         let layers = manifest["layers"].as_array().cloned().unwrap_or_default();
         if layers.len() != image.layers.len() {
@@ -93,13 +115,26 @@ impl Shared {
                 self.remember(upstream.behaviour.name(), name, bytes);
             }
         }
-        Ok(if converted { Outcome::Converted } else { Outcome::Source })
+        Ok(if converted {
+            Outcome::Converted
+        } else {
+            Outcome::Source
+        })
     }
 
     /// A whole blob, whose bytes must have the digest.
-    async fn blob(&self, client: &reqwest::Client, base: &str, name: &str) -> Result<bytes::Bytes, Outcome> {
+    async fn blob(
+        &self,
+        client: &reqwest::Client,
+        base: &str,
+        name: &str,
+    ) -> Result<bytes::Bytes, Outcome> {
         let (_, _, body) = get(client, &format!("{base}/blobs/{name}"), None).await?;
-        if digest(&body) == name { Ok(body) } else { Err(Outcome::Wrong(format!("{base}@{name}: other bytes"))) }
+        if digest(&body) == name {
+            Ok(body)
+        } else {
+            Err(Outcome::Wrong(format!("{base}@{name}: other bytes")))
+        }
     }
 
     fn remember(&self, upstream: &'static str, name: &str, bytes: bytes::Bytes) {
@@ -113,24 +148,45 @@ impl Shared {
 
     /// Asks for one to eight ranges of a layer, converted or as the honest registry has it.
     pub(crate) async fn ranges(&self, client: &reqwest::Client, random: &mut Random) -> Outcome {
-        let Some((upstream, name, bytes)) = self.any_layer(random) else { return Outcome::Source };
-        let url = format!("http://{}/v2/{upstream}/{REPOSITORY}/blobs/{name}", self.any_replica(random));
+        let Some((upstream, name, bytes)) = self.any_layer(random) else {
+            return Outcome::Source;
+        };
+        let url = format!(
+            "http://{}/v2/{upstream}/{REPOSITORY}/blobs/{name}",
+            self.any_replica(random)
+        );
         let count = [1, 1, 1, 2, 8][random.index(5)];
         let spans: Vec<(usize, usize)> = (0..count)
             .map(|_| {
                 let first = random.index(bytes.len());
-                (first, (first + random.index(LONGEST_RANGE)).min(bytes.len() - 1))
+                (
+                    first,
+                    (first + random.index(LONGEST_RANGE)).min(bytes.len() - 1),
+                )
             })
             .collect();
-        let wanted: Vec<String> = spans.iter().map(|(first, last)| format!("{first}-{last}")).collect();
+        let wanted: Vec<String> = spans
+            .iter()
+            .map(|(first, last)| format!("{first}-{last}"))
+            .collect();
         match get(client, &url, Some(&format!("bytes={}", wanted.join(",")))).await {
-            Ok((reqwest::StatusCode::PARTIAL_CONTENT, headers, body)) => match parts(&headers, &body) {
-                Ok(parts) if parts.iter().all(|(first, part)| bytes[*first..].starts_with(part)) => Outcome::Ranges,
-                Ok(_) => Outcome::Wrong(format!("ranges of {url}: other bytes")),
-                Err(error) => Outcome::Wrong(format!("ranges of {url}: {error:#}")),
-            },
+            Ok((reqwest::StatusCode::PARTIAL_CONTENT, headers, body)) => {
+                match parts(&headers, &body) {
+                    Ok(parts)
+                        if parts
+                            .iter()
+                            .all(|(first, part)| bytes[*first..].starts_with(part)) =>
+                    {
+                        Outcome::Ranges
+                    }
+                    Ok(_) => Outcome::Wrong(format!("ranges of {url}: other bytes")),
+                    Err(error) => Outcome::Wrong(format!("ranges of {url}: {error:#}")),
+                }
+            }
             Ok((_, _, body)) if body == bytes => Outcome::Ranges,
-            Ok((status, ..)) => Outcome::Wrong(format!("ranges of {url}: {status} with other bytes")),
+            Ok((status, ..)) => {
+                Outcome::Wrong(format!("ranges of {url}: {status} with other bytes"))
+            }
             Err(outcome) => outcome,
         }
     }
@@ -144,14 +200,21 @@ impl Shared {
         let honest = self.upstreams.first()?;
         let image = &honest.images[random.index(honest.images.len())];
         let name = &image.layers[random.index(image.layers.len())];
-        Some((honest.behaviour.name(), name.clone(), honest.blob(name)?.clone()))
+        Some((
+            honest.behaviour.name(),
+            name.clone(),
+            honest.blob(name)?.clone(),
+        ))
     }
 }
 
 /// A client with an address of its own on the loopback.
 pub(crate) fn client(number: u8) -> anyhow::Result<reqwest::Client> {
     let address = std::net::Ipv4Addr::new(127, 0, 1, number);
-    Ok(reqwest::Client::builder().local_address(std::net::IpAddr::from(address)).timeout(PATIENCE).build()?)
+    Ok(reqwest::Client::builder()
+        .local_address(std::net::IpAddr::from(address))
+        .timeout(PATIENCE)
+        .build()?)
 }
 
 async fn get(client: &reqwest::Client, url: &str, range: Option<&str>) -> Answered {
@@ -172,7 +235,10 @@ async fn get(client: &reqwest::Client, url: &str, range: Option<&str>) -> Answer
 
 /// The tar of the source must be a prefix of what the converted layer inflates to.
 fn begins_with_the_source(layer: &Value, bytes: &[u8], diff_id: &str) -> anyhow::Result<()> {
-    let size = layer["annotations"]["dev.starlift.source.size"].as_str().context("no source size")?.parse::<u64>()?;
+    let size = layer["annotations"]["dev.starlift.source.size"]
+        .as_str()
+        .context("no source size")?
+        .parse::<u64>()?;
     let mut hash = Sha256::new();
     let mut piece = [0; 64 << 10];
     let mut prefix = MultiGzDecoder::new(bytes).take(size);
@@ -183,24 +249,38 @@ fn begins_with_the_source(layer: &Value, bytes: &[u8], diff_id: &str) -> anyhow:
         }
         hash.update(&piece[..read]);
     }
-    anyhow::ensure!(hex::encode(hash.finalize()) == diff_id, "does not begin with the source's tar");
+    anyhow::ensure!(
+        hex::encode(hash.finalize()) == diff_id,
+        "does not begin with the source's tar"
+    );
     Ok(())
 }
 
 /// The parts of a 206: where each begins, and its bytes.
-fn parts(headers: &header::HeaderMap, body: &bytes::Bytes) -> anyhow::Result<Vec<(usize, bytes::Bytes)>> {
+fn parts(
+    headers: &header::HeaderMap,
+    body: &bytes::Bytes,
+) -> anyhow::Result<Vec<(usize, bytes::Bytes)>> {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     if let Some(range) = text(header::CONTENT_RANGE) {
         return Ok(vec![(begin(range)?, body.clone())]);
     }
-    let boundary = text(header::CONTENT_TYPE).and_then(|kind| kind.split_once("boundary=")).context("no boundary")?.1;
+    let boundary = text(header::CONTENT_TYPE)
+        .and_then(|kind| kind.split_once("boundary="))
+        .context("no boundary")?
+        .1;
     let delimiter = format!("\r\n--{boundary}");
     let mut found = Vec::new();
     let mut at = find(body, delimiter.trim_start().as_bytes(), 0).context("no part")?;
     while let Some(head_end) = find(body, b"\r\n\r\n", at) {
         let head = String::from_utf8_lossy(&body[at..head_end]).to_ascii_lowercase();
-        let range = head.split_once("content-range:").context("a part without a range")?.1.to_owned();
-        let end = find(body, delimiter.as_bytes(), head_end + 4).context("a part without an end")?;
+        let range = head
+            .split_once("content-range:")
+            .context("a part without a range")?
+            .1
+            .to_owned();
+        let end =
+            find(body, delimiter.as_bytes(), head_end + 4).context("a part without an end")?;
         found.push((begin(&range)?, body.slice(head_end + 4..end)));
         at = end + delimiter.len();
     }
@@ -208,12 +288,19 @@ fn parts(headers: &header::HeaderMap, body: &bytes::Bytes) -> anyhow::Result<Vec
 }
 
 fn begin(content_range: &str) -> anyhow::Result<usize> {
-    let (first, _) = content_range.trim().trim_start_matches("bytes ").split_once('-').context("no span")?;
+    let (first, _) = content_range
+        .trim()
+        .trim_start_matches("bytes ")
+        .split_once('-')
+        .context("no span")?;
     Ok(first.parse()?)
 }
 
 fn find(haystack: &[u8], needle: &[u8], from: usize) -> Option<usize> {
-    let found = haystack.get(from..)?.windows(needle.len()).position(|window| window == needle)?;
+    let found = haystack
+        .get(from..)?
+        .windows(needle.len())
+        .position(|window| window == needle)?;
     Some(from + found)
 }
 
@@ -223,10 +310,11 @@ mod tests {
 
     #[test]
     fn parts_of_a_multipart_answer_are_found() {
-        let body =
-            "--X\r\nContent-Range: bytes 0-1/9\r\n\r\nab\r\n--X\r\nContent-Range: bytes 7-8/9\r\n\r\nhi\r\n--X--\r\n";
+        let body = "--X\r\nContent-Range: bytes 0-1/9\r\n\r\nab\r\n--X\r\nContent-Range: bytes 7-8/9\r\n\r\nhi\r\n--X--\r\n";
         let content_type = header::HeaderValue::from_static("multipart/byteranges; boundary=X");
-        let headers = [(header::CONTENT_TYPE, content_type)].into_iter().collect::<header::HeaderMap>();
+        let headers = [(header::CONTENT_TYPE, content_type)]
+            .into_iter()
+            .collect::<header::HeaderMap>();
         let found = parts(&headers, &bytes::Bytes::from_static(body.as_bytes())).unwrap();
         assert_eq!(found, [(0, "ab".into()), (7, "hi".into())]);
     }

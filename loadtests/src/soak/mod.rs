@@ -85,7 +85,11 @@ async fn soak(arguments: &Arguments) -> anyhow::Result<Report> {
     let mut upstreams = Vec::new();
     for behaviour in Behaviour::ALL {
         // The honest one has most of the images: it is what the well-behaved clients live on.
-        let count = if behaviour == Behaviour::Honest { arguments.images } else { arguments.images.div_ceil(8) };
+        let count = if behaviour == Behaviour::Honest {
+            arguments.images
+        } else {
+            arguments.images.div_ceil(8)
+        };
         upstreams.push(Upstream::start(behaviour, count, arguments.layer).await?);
     }
     let settings = Settings {
@@ -100,19 +104,41 @@ async fn soak(arguments: &Arguments) -> anyhow::Result<Report> {
         replicas.push(Replica::start(number, &settings).await?);
     }
     let begun = Instant::now();
-    let before: Vec<Sample> = replicas.iter().filter_map(|replica| replica.sample(begun)).collect();
+    let before: Vec<Sample> = replicas
+        .iter()
+        .filter_map(|replica| replica.sample(begun))
+        .collect();
     let gauges_before = replicas[0].gauges().await?;
-    let shared = Shared::new(replicas.iter().map(|replica| replica.address).collect(), upstreams);
+    let shared = Shared::new(
+        replicas.iter().map(|replica| replica.address).collect(),
+        upstreams,
+    );
     let load = start_load(&shared)?;
-    let mut seen = Seen { samples: vec![Vec::new(); REPLICAS], ..Seen::default() };
-    disturb(&mut replicas, &s3, begun, Duration::from_secs(arguments.seconds), &mut seen).await?;
+    let mut seen = Seen {
+        samples: vec![Vec::new(); REPLICAS],
+        ..Seen::default()
+    };
+    disturb(
+        &mut replicas,
+        &s3,
+        begun,
+        Duration::from_secs(arguments.seconds),
+        &mut seen,
+    )
+    .await?;
     for task in load {
         task.abort();
     }
     let rested = come_to_rest(&mut replicas, begun, &mut seen).await?;
-    let after: Vec<Sample> = replicas.iter().filter_map(|replica| replica.sample(begun)).collect();
+    let after: Vec<Sample> = replicas
+        .iter()
+        .filter_map(|replica| replica.sample(begun))
+        .collect();
     let gauges_after = replicas[0].gauges().await?;
-    let panics = replicas.iter().map(Replica::panics).sum::<anyhow::Result<usize>>()?;
+    let panics = replicas
+        .iter()
+        .map(Replica::panics)
+        .sum::<anyhow::Result<usize>>()?;
 
     report.note(format!(
         "{} s of load: {PULLERS} pulling clients, {RANGE_CLIENTS} asking for ranges, {ABUSERS} abusive; {} kills; the store \
@@ -124,10 +150,16 @@ async fn soak(arguments: &Arguments) -> anyhow::Result<Report> {
         arguments.images,
         arguments.images.div_ceil(8),
     ));
-    let rest =
-        rested.map_or_else(|| "not at rest".to_owned(), |seconds| format!("at rest {seconds:.0} s after the load"));
+    let rest = rested.map_or_else(
+        || "not at rest".to_owned(),
+        |seconds| format!("at rest {seconds:.0} s after the load"),
+    );
     report.note(format!("{rest}; panics in the logs: {panics}"));
-    report.table("Requests", &["client", "outcome", "count"], shared.tally.rows());
+    report.table(
+        "Requests",
+        &["client", "outcome", "count"],
+        shared.tally.rows(),
+    );
     report.table(
         "Replicas",
         &["replica", "kills", "", "before", "peak", "at rest"],
@@ -139,13 +171,21 @@ async fn soak(arguments: &Arguments) -> anyhow::Result<Report> {
         gauges(&gauges_before, &gauges_after),
     );
     for (title, unit, value) in [
-        ("Resident memory", "MiB", (|sample| sample.memory_mib) as Figure),
-        ("Open descriptors", "descriptors", |sample| sample.descriptors),
+        (
+            "Resident memory",
+            "MiB",
+            (|sample| sample.memory_mib) as Figure,
+        ),
+        ("Open descriptors", "descriptors", |sample| {
+            sample.descriptors
+        }),
     ] {
         report.plot(lines(title, unit, value, &seen));
     }
     let failures = failures(&shared, &seen, panics, rested, (&before, &after));
-    failures.into_iter().for_each(|failure| report.fail(failure));
+    failures
+        .into_iter()
+        .for_each(|failure| report.fail(failure));
     Ok(report)
 }
 
@@ -157,8 +197,17 @@ fn failures(
     rested: Option<f64>,
     (before, after): (&[Sample], &[Sample]),
 ) -> Vec<String> {
-    let mut failures: Vec<String> = shared.tally.wrong().into_iter().map(|wrong| format!("wrong: {wrong}")).collect();
-    failures.extend(seen.crashes.iter().map(|crash| format!("ended by itself: {crash}")));
+    let mut failures: Vec<String> = shared
+        .tally
+        .wrong()
+        .into_iter()
+        .map(|wrong| format!("wrong: {wrong}"))
+        .collect();
+    failures.extend(
+        seen.crashes
+            .iter()
+            .map(|crash| format!("ended by itself: {crash}")),
+    );
     if panics > 0 {
         failures.push(format!("{panics} panics in the logs"));
     }
@@ -166,11 +215,17 @@ fn failures(
         failures.push("nothing was ever converted".to_owned());
     }
     if rested.is_none() {
-        failures.push(format!("still at work {} s after the load", REST_WITHIN.as_secs()));
+        failures.push(format!(
+            "still at work {} s after the load",
+            REST_WITHIN.as_secs()
+        ));
     }
     for (start, end) in before.iter().zip(after) {
         if end.descriptors > start.descriptors + KEPT_DESCRIPTORS {
-            failures.push(format!("{} descriptors at rest, {} before", end.descriptors, start.descriptors));
+            failures.push(format!(
+                "{} descriptors at rest, {} before",
+                end.descriptors, start.descriptors
+            ));
         }
     }
     failures
@@ -180,8 +235,11 @@ fn failures(
 fn start_load(shared: &Arc<Shared>) -> anyhow::Result<Vec<tokio::task::JoinHandle<()>>> {
     let mut tasks = Vec::new();
     for number in 0..PULLERS {
-        let (shared, client, mut random) =
-            (Arc::clone(shared), client(number + 1)?, Random::new(100 + u64::from(number)));
+        let (shared, client, mut random) = (
+            Arc::clone(shared),
+            client(number + 1)?,
+            Random::new(100 + u64::from(number)),
+        );
         tasks.push(tokio::spawn(async move {
             loop {
                 let outcome = shared.pull(&client, &mut random).await;
@@ -191,8 +249,11 @@ fn start_load(shared: &Arc<Shared>) -> anyhow::Result<Vec<tokio::task::JoinHandl
         }));
     }
     for number in 0..RANGE_CLIENTS {
-        let (shared, client, mut random) =
-            (Arc::clone(shared), client(number + 50)?, Random::new(200 + u64::from(number)));
+        let (shared, client, mut random) = (
+            Arc::clone(shared),
+            client(number + 50)?,
+            Random::new(200 + u64::from(number)),
+        );
         tasks.push(tokio::spawn(async move {
             loop {
                 let outcome = shared.ranges(&client, &mut random).await;
@@ -215,7 +276,11 @@ fn start_load(shared: &Arc<Shared>) -> anyhow::Result<Vec<tokio::task::JoinHandl
 
 /// A client that was refused asks again a little later, as engines do.
 async fn pause_after(outcome: &Outcome) {
-    let pause = if matches!(outcome, Outcome::Refused(_) | Outcome::Broken) { 500 } else { 20 };
+    let pause = if matches!(outcome, Outcome::Refused(_) | Outcome::Broken) {
+        500
+    } else {
+        20
+    };
     tokio::time::sleep(Duration::from_millis(pause)).await;
 }
 
@@ -237,8 +302,17 @@ async fn disturb(
         let now = begun.elapsed();
         if now >= store_turn {
             store_fails = !store_fails;
-            store_turn = now + if store_fails { STORE_FAILS_FOR } else { STORE_WORKS_FOR };
-            if store_fails { s3.fail(|asked| fault(asked.number)) } else { s3.fail(|_| Fault::None) }
+            store_turn = now
+                + if store_fails {
+                    STORE_FAILS_FOR
+                } else {
+                    STORE_WORKS_FOR
+                };
+            if store_fails {
+                s3.fail(|asked| fault(asked.number))
+            } else {
+                s3.fail(|_| Fault::None)
+            }
         }
         match away {
             Some((victim, until)) if now >= until && !store_fails => {
@@ -278,14 +352,22 @@ fn sample(replicas: &mut [Replica], begun: Instant, seen: &mut Seen) {
     for (number, replica) in replicas.iter_mut().enumerate() {
         seen.samples[number].extend(replica.sample(begun));
         if replica.has_crashed() {
-            seen.crashes.push(format!("replica {} after {:.0} s", number + 1, begun.elapsed().as_secs_f64()));
+            seen.crashes.push(format!(
+                "replica {} after {:.0} s",
+                number + 1,
+                begun.elapsed().as_secs_f64()
+            ));
         }
     }
 }
 
 /// Waits until no replica works any more, then until idle connections are closed; how many seconds the first took, if
 /// it came to that.
-async fn come_to_rest(replicas: &mut [Replica], begun: Instant, seen: &mut Seen) -> anyhow::Result<Option<f64>> {
+async fn come_to_rest(
+    replicas: &mut [Replica],
+    begun: Instant,
+    seen: &mut Seen,
+) -> anyhow::Result<Option<f64>> {
     let since = Instant::now();
     let mut rested = None;
     while since.elapsed() < REST_WITHIN {
@@ -294,7 +376,9 @@ async fn come_to_rest(replicas: &mut [Replica], begun: Instant, seen: &mut Seen)
         let mut at_rest = true;
         for replica in replicas.iter() {
             let gauges = replica.gauges().await?;
-            at_rest &= ZERO_AT_REST.iter().all(|name| gauges.get(*name).is_none_or(|value| *value == 0.0));
+            at_rest &= ZERO_AT_REST
+                .iter()
+                .all(|name| gauges.get(*name).is_none_or(|value| *value == 0.0));
         }
         if at_rest {
             rested = Some(since.elapsed().as_secs_f64());
@@ -309,7 +393,12 @@ async fn come_to_rest(replicas: &mut [Replica], begun: Instant, seen: &mut Seen)
     Ok(rested)
 }
 
-fn rows(replicas: &[Replica], before: &[Sample], seen: &Seen, after: &[Sample]) -> Vec<Vec<String>> {
+fn rows(
+    replicas: &[Replica],
+    before: &[Sample],
+    seen: &Seen,
+    after: &[Sample],
+) -> Vec<Vec<String>> {
     let figures: [(&str, Figure); 3] = [
         ("resident memory, MiB", |sample| sample.memory_mib),
         ("descriptors", |sample| sample.descriptors),
@@ -337,15 +426,32 @@ fn rows(replicas: &[Replica], before: &[Sample], seen: &Seen, after: &[Sample]) 
 
 fn gauges(before: &BTreeMap<String, f64>, after: &BTreeMap<String, f64>) -> Vec<Vec<String>> {
     let show = |value: Option<&f64>| value.map_or_else(|| "–".to_owned(), f64::to_string);
-    let names = after.keys().filter(|name| !name.starts_with("starlift_agent"));
-    names.map(|name| vec![format!("`{name}`"), show(before.get(name)), show(after.get(name))]).collect()
+    let names = after
+        .keys()
+        .filter(|name| !name.starts_with("starlift_agent"));
+    names
+        .map(|name| {
+            vec![
+                format!("`{name}`"),
+                show(before.get(name)),
+                show(after.get(name)),
+            ]
+        })
+        .collect()
 }
 
 fn lines(title: &str, unit: &'static str, value: Figure, seen: &Seen) -> Plot {
-    let curves = seen.samples.iter().enumerate().map(|(number, samples)| Curve {
-        label: format!("replica {}", number + 1),
-        points: samples.iter().map(|sample| (sample.at, value(sample))).collect(),
-    });
+    let curves = seen
+        .samples
+        .iter()
+        .enumerate()
+        .map(|(number, samples)| Curve {
+            label: format!("replica {}", number + 1),
+            points: samples
+                .iter()
+                .map(|sample| (sample.at, value(sample)))
+                .collect(),
+        });
     Plot::Lines(Lines {
         title: format!("{title} (dashed: a replica is killed)"),
         x: "seconds",

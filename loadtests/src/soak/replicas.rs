@@ -56,23 +56,47 @@ impl Replica {
         fs::write(&config, configuration(address, settings))?;
         let log = settings.folder.join(format!("replica-{number}.log"));
         let executable = settings.executable.to_owned();
-        let mut replica = Self { address, executable, config, log, child: None, kills: 0 };
+        let mut replica = Self {
+            address,
+            executable,
+            config,
+            log,
+            child: None,
+            kills: 0,
+        };
         replica.restart().await?;
         Ok(replica)
     }
 
     /// Starts the process anew and waits until it is ready.
     pub(crate) async fn restart(&mut self) -> anyhow::Result<()> {
-        let log = fs::File::options().create(true).append(true).open(&self.log)?;
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(&self.log)?;
         let mut command = Command::new(&self.executable);
-        command.arg("serve").arg("--config").arg(&self.config).kill_on_drop(true);
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command
+            .arg("serve")
+            .arg("--config")
+            .arg(&self.config)
+            .kill_on_drop(true);
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
         self.child = Some(command.spawn().context("starlift serve")?);
         let begun = Instant::now();
         while !self.is_ready().await {
-            let has_ended = self.child.as_mut().is_some_and(|child| !matches!(child.try_wait(), Ok(None)));
+            let has_ended = self
+                .child
+                .as_mut()
+                .is_some_and(|child| !matches!(child.try_wait(), Ok(None)));
             let late = begun.elapsed() > READY_WITHIN;
-            ensure!(!has_ended && !late, "a replica does not start: {}", fs::read_to_string(&self.log)?);
+            ensure!(
+                !has_ended && !late,
+                "a replica does not start: {}",
+                fs::read_to_string(&self.log)?
+            );
             tokio::time::sleep(READY_POLL).await;
         }
         Ok(())
@@ -94,7 +118,9 @@ impl Replica {
 
     /// Whether the process ended by itself, which it must not.
     pub(crate) fn has_crashed(&mut self) -> bool {
-        self.child.as_mut().is_some_and(|child| !matches!(child.try_wait(), Ok(None)))
+        self.child
+            .as_mut()
+            .is_some_and(|child| !matches!(child.try_wait(), Ok(None)))
     }
 
     pub(crate) fn sample(&self, begun: Instant) -> Option<Sample> {
@@ -115,28 +141,43 @@ impl Replica {
 
     /// Every gauge of `/metrics` by its name and labels.
     pub(crate) async fn gauges(&self) -> anyhow::Result<BTreeMap<String, f64>> {
-        let text = reqwest::get(format!("http://{}/metrics", self.address)).await?.error_for_status()?.text().await?;
-        let names: Vec<&str> =
-            text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" gauge")).collect();
-        let values = text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
-            let (name, value) = line.rsplit_once(' ')?;
-            let is_gauge = names.contains(&name.split('{').next().unwrap_or_default());
-            is_gauge.then(|| Some((name.to_owned(), value.parse().ok()?)))?
-        });
+        let text = reqwest::get(format!("http://{}/metrics", self.address))
+            .await?
+            .error_for_status()?
+            .text()
+            .await?;
+        let names: Vec<&str> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" gauge"))
+            .collect();
+        let values = text
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .filter_map(|line| {
+                let (name, value) = line.rsplit_once(' ')?;
+                let is_gauge = names.contains(&name.split('{').next().unwrap_or_default());
+                is_gauge.then(|| Some((name.to_owned(), value.parse().ok()?)))?
+            });
         Ok(values.collect())
     }
 
     /// Lines of its log that say that something panicked.
     pub(crate) fn panics(&self) -> anyhow::Result<usize> {
-        Ok(fs::read_to_string(&self.log)?.lines().filter(|line| line.contains("panicked")).count())
+        Ok(fs::read_to_string(&self.log)?
+            .lines()
+            .filter(|line| line.contains("panicked"))
+            .count())
     }
 }
 
 fn configuration(address: SocketAddr, settings: &Settings<'_>) -> String {
-    let upstreams = settings
-        .upstreams
-        .iter()
-        .map(|upstream| format!("[upstream.{}]\nurl = \"http://{}\"\n", upstream.behaviour.name(), upstream.address));
+    let upstreams = settings.upstreams.iter().map(|upstream| {
+        format!(
+            "[upstream.{}]\nurl = \"http://{}\"\n",
+            upstream.behaviour.name(),
+            upstream.address
+        )
+    });
     let Settings { s3, bucket, .. } = settings;
     format!(
         "[serve]\nlisten = \"{address}\"\nwait = \"2s\"\nsweep_interval = \"20s\"\n\

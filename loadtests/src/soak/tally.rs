@@ -45,23 +45,38 @@ impl Tally {
                 "WRONG".to_owned()
             }
         };
-        *self.counts.lock().unwrap_or_else(PoisonError::into_inner).entry((kind, name)).or_default() += 1;
+        *self
+            .counts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry((kind, name))
+            .or_default() += 1;
     }
 
     /// A row for each kind of client and outcome.
     pub(crate) fn rows(&self) -> Vec<Vec<String>> {
         let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        counts.iter().map(|((kind, name), count)| vec![(*kind).to_owned(), name.clone(), count.to_string()]).collect()
+        counts
+            .iter()
+            .map(|((kind, name), count)| vec![(*kind).to_owned(), name.clone(), count.to_string()])
+            .collect()
     }
 
     /// Answers that were not right.
     pub(crate) fn wrong(&self) -> Vec<String> {
-        self.wrong.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.wrong
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// How many requests had this outcome.
     pub(crate) fn total(&self, name: &str) -> u64 {
         let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        counts.iter().filter(|((_, other), _)| other == name).map(|(_, count)| count).sum()
+        counts
+            .iter()
+            .filter(|((_, other), _)| other == name)
+            .map(|(_, count)| count)
+            .sum()
     }
 }

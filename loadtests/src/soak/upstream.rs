@@ -44,7 +44,13 @@ pub(crate) enum Behaviour {
 }
 
 impl Behaviour {
-    pub(crate) const ALL: [Self; 5] = [Self::Honest, Self::Trickles, Self::Lies, Self::Cuts, Self::Silent];
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Honest,
+        Self::Trickles,
+        Self::Lies,
+        Self::Cuts,
+        Self::Silent,
+    ];
 
     /// The name of the upstream that behaves so.
     pub(crate) fn name(self) -> &'static str {
@@ -85,22 +91,41 @@ struct Contents {
 
 impl Upstream {
     /// A registry with `count` random images of up to `largest` bytes a layer, some of which share their lowest layer.
-    pub(crate) async fn start(behaviour: Behaviour, count: usize, largest: usize) -> anyhow::Result<Self> {
+    pub(crate) async fn start(
+        behaviour: Behaviour,
+        count: usize,
+        largest: usize,
+    ) -> anyhow::Result<Self> {
         let mut random = Random::new(behaviour as u64 + 1);
-        let mut contents = Contents { behaviour, blobs: HashMap::new(), manifests: HashMap::new() };
+        let mut contents = Contents {
+            behaviour,
+            blobs: HashMap::new(),
+            manifests: HashMap::new(),
+        };
         let base = layer(&mut random, largest)?;
         let mut images = Vec::new();
         for number in 0..count {
             let top = layer(&mut random, largest)?;
-            let layers = if number % 2 == 0 { vec![base.clone(), top] } else { vec![top] };
+            let layers = if number % 2 == 0 {
+                vec![base.clone(), top]
+            } else {
+                vec![top]
+            };
             images.push(contents.add(number, &layers));
         }
         let contents = Arc::new(contents);
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let router = Router::new().fallback(answer).with_state(Arc::clone(&contents));
+        let router = Router::new()
+            .fallback(answer)
+            .with_state(Arc::clone(&contents));
         tokio::spawn(async move { axum::serve(listener, router).await });
-        Ok(Self { behaviour, address, images, contents })
+        Ok(Self {
+            behaviour,
+            address,
+            images,
+            contents,
+        })
     }
 
     /// A blob as it should be.
@@ -132,7 +157,11 @@ impl Contents {
         let tag = format!("v{number}");
         self.manifests.insert(digest(&manifest), manifest.clone());
         self.manifests.insert(tag.clone(), manifest);
-        Image { tag, diff_ids, layers: layers.iter().map(|(bytes, _)| digest(bytes)).collect() }
+        Image {
+            tag,
+            diff_ids,
+            layers: layers.iter().map(|(bytes, _)| digest(bytes)).collect(),
+        }
     }
 }
 
@@ -154,7 +183,11 @@ fn layer(random: &mut Random, largest: usize) -> anyhow::Result<(Bytes, String)>
         entry.set_size(size as u64);
         entry.set_mode(0o644);
         entry.set_cksum();
-        tar.append_data(&mut entry, format!("usr/share/{number}"), content.as_slice())?;
+        tar.append_data(
+            &mut entry,
+            format!("usr/share/{number}"),
+            content.as_slice(),
+        )?;
         left -= size;
         number += 1;
     }
@@ -166,29 +199,48 @@ fn layer(random: &mut Random, largest: usize) -> anyhow::Result<(Bytes, String)>
 
 async fn answer(State(contents): State<Arc<Contents>>, request: Request) -> Response<Body> {
     let path = request.uri().path().to_owned();
-    let Some((kind, reference)) =
-        path.strip_prefix(&format!("/v2/{REPOSITORY}/")).and_then(|rest| rest.split_once('/'))
+    let Some((kind, reference)) = path
+        .strip_prefix(&format!("/v2/{REPOSITORY}/"))
+        .and_then(|rest| rest.split_once('/'))
     else {
-        return plain(if path == "/v2/" { StatusCode::OK } else { StatusCode::NOT_FOUND });
+        return plain(if path == "/v2/" {
+            StatusCode::OK
+        } else {
+            StatusCode::NOT_FOUND
+        });
     };
     let (documents, media_type) = match kind {
         "manifests" => (&contents.manifests, MANIFEST_TYPE),
         "blobs" => (&contents.blobs, "application/octet-stream"),
         _ => return plain(StatusCode::NOT_FOUND),
     };
-    let Some(bytes) = documents.get(reference).cloned() else { return plain(StatusCode::NOT_FOUND) };
-    let behaviour = if kind == "blobs" { contents.behaviour } else { Behaviour::Honest };
+    let Some(bytes) = documents.get(reference).cloned() else {
+        return plain(StatusCode::NOT_FOUND);
+    };
+    let behaviour = if kind == "blobs" {
+        contents.behaviour
+    } else {
+        Behaviour::Honest
+    };
     let described = Response::builder()
         .header(header::CONTENT_TYPE, media_type)
         .header("docker-content-digest", digest(&bytes))
         .header(header::ACCEPT_RANGES, "bytes");
     let (status, slice, content_range) = ranged(request.headers(), &bytes);
-    let mut response = described.status(status).header(header::CONTENT_LENGTH, slice.len());
+    let mut response = described
+        .status(status)
+        .header(header::CONTENT_LENGTH, slice.len());
     if let Some(content_range) = content_range {
         response = response.header(header::CONTENT_RANGE, content_range);
     }
-    let body = if request.method() == Method::HEAD { Body::empty() } else { spoiled(slice, behaviour).await };
-    response.body(body).unwrap_or_else(|_invalid| plain(StatusCode::INTERNAL_SERVER_ERROR))
+    let body = if request.method() == Method::HEAD {
+        Body::empty()
+    } else {
+        spoiled(slice, behaviour).await
+    };
+    response
+        .body(body)
+        .unwrap_or_else(|_invalid| plain(StatusCode::INTERNAL_SERVER_ERROR))
 }
 
 fn plain(status: StatusCode) -> Response<Body> {
@@ -200,20 +252,28 @@ fn plain(status: StatusCode) -> Response<Body> {
 /// What one range of the form `a-b`, `a-` or `-n` asks for; all of it otherwise.
 fn ranged(headers: &HeaderMap, bytes: &Bytes) -> (StatusCode, Bytes, Option<String>) {
     let total = bytes.len();
-    let wanted = headers.get(header::RANGE).and_then(|value| value.to_str().ok());
-    let span = wanted.and_then(|text| text.strip_prefix("bytes=")?.split_once('-')).and_then(|(first, last)| {
-        let (first, end) = match (first.parse::<usize>(), last.parse::<usize>()) {
-            (Ok(first), Ok(last)) => (first, last.saturating_add(1).min(total)),
-            (Ok(first), Err(_)) => (first, total),
-            (Err(_), Ok(length)) => (total.saturating_sub(length), total),
-            (Err(_), Err(_)) => return None,
-        };
-        (first < end).then_some((first, end))
-    });
+    let wanted = headers
+        .get(header::RANGE)
+        .and_then(|value| value.to_str().ok());
+    let span = wanted
+        .and_then(|text| text.strip_prefix("bytes=")?.split_once('-'))
+        .and_then(|(first, last)| {
+            let (first, end) = match (first.parse::<usize>(), last.parse::<usize>()) {
+                (Ok(first), Ok(last)) => (first, last.saturating_add(1).min(total)),
+                (Ok(first), Err(_)) => (first, total),
+                (Err(_), Ok(length)) => (total.saturating_sub(length), total),
+                (Err(_), Err(_)) => return None,
+            };
+            (first < end).then_some((first, end))
+        });
     match span {
         Some((first, end)) => {
             let content_range = format!("bytes {first}-{}/{total}", end - 1);
-            (StatusCode::PARTIAL_CONTENT, bytes.slice(first..end), Some(content_range))
+            (
+                StatusCode::PARTIAL_CONTENT,
+                bytes.slice(first..end),
+                Some(content_range),
+            )
         }
         None => (StatusCode::OK, bytes.clone(), None),
     }

@@ -30,13 +30,22 @@ impl Workload {
             _ => Ready::Says,
         };
         Image::by(MAKE_IMAGE, BASE)?;
-        Ok(Self { image: Image::by(MAKE_IMAGE, name)?, ready })
+        Ok(Self {
+            image: Image::by(MAKE_IMAGE, name)?,
+            ready,
+        })
     }
 
     /// By `starlift optimize`, in `place`.
     pub(super) fn by_starlift(&self, starlift: &Path, place: &Path) -> anyhow::Result<Image> {
-        let made = Image { name: format!("{}-by-starlift", self.image.name), dir: place.join("by-starlift") };
-        let optimize = format!("{} optimize --net-host --period {PERIOD}", starlift.display());
+        let made = Image {
+            name: format!("{}-by-starlift", self.image.name),
+            dir: place.join("by-starlift"),
+        };
+        let optimize = format!(
+            "{} optimize --net-host --period {PERIOD}",
+            starlift.display()
+        );
         let line = format!("{optimize} {} {}", self.image.oci(), made.oci());
         self.observe(&line, &place.join("optimize.log"))?;
         Ok(made)
@@ -44,19 +53,28 @@ impl Workload {
 
     /// By `ctr-remote image optimize --oci`; kept, for it takes minutes and comes out the same.
     pub(super) fn by_reference(&self) -> anyhow::Result<Image> {
-        Image::kept(MAKE_IMAGE, &format!("{}-by-reference", self.image.name), |dir| {
-            let place = tempfile::tempdir()?;
-            let containerd = Containerd::start(place.path())?;
-            let imported = containerd.import(&self.image, place.path())?;
-            let optimize = format!("ctr-remote -a {} images optimize --oci --net-host", containerd.socket);
-            let line = format!("{optimize} --period {PERIOD} {imported} optimized:1");
-            self.observe(&line, &place.path().join("optimize.log"))?;
-            let archive: PathBuf = place.path().join("optimized.tar");
-            containerd.ctr(&format!("images export {} optimized:1", archive.display()))?;
-            let (from, to) = (archive.display(), dir.display());
-            run(&format!("skopeo copy --quiet --preserve-digests oci-archive:{from} oci:{to}:1"))?;
-            Ok(fs::remove_file(archive)?)
-        })
+        Image::kept(
+            MAKE_IMAGE,
+            &format!("{}-by-reference", self.image.name),
+            |dir| {
+                let place = tempfile::tempdir()?;
+                let containerd = Containerd::start(place.path())?;
+                let imported = containerd.import(&self.image, place.path())?;
+                let optimize = format!(
+                    "ctr-remote -a {} images optimize --oci --net-host",
+                    containerd.socket
+                );
+                let line = format!("{optimize} --period {PERIOD} {imported} optimized:1");
+                self.observe(&line, &place.path().join("optimize.log"))?;
+                let archive: PathBuf = place.path().join("optimized.tar");
+                containerd.ctr(&format!("images export {} optimized:1", archive.display()))?;
+                let (from, to) = (archive.display(), dir.display());
+                run(&format!(
+                    "skopeo copy --quiet --preserve-digests oci-archive:{from} oci:{to}:1"
+                ))?;
+                Ok(fs::remove_file(archive)?)
+            },
+        )
     }
 
     /// Runs a command that runs the workload, and asks of that what is asked when it is measured.

@@ -40,7 +40,10 @@ struct Contest {
 
 pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
     let mut report = Report::begin("start", "Starts of real images, over a link")?;
-    report.note(format!("{} rounds, the rows by turns; medians (least–most)", arguments.rounds));
+    report.note(format!(
+        "{} rounds, the rows by turns; medians (least–most)",
+        arguments.rounds
+    ));
     report.note(format!(
         "{MEGABITS} Mbit/s, {} ms round trip; containerd, agent, their folders and the link are new for each start; each \
          row has a registry of its own (`starlift serve`)",
@@ -55,8 +58,11 @@ pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
          told",
     );
     report.note("by hand: the faster of `starlift optimize` and `ctr-remote image optimize`");
-    let contests: Vec<Contest> =
-        arguments.images.iter().map(|name| Contest::hold(arguments, name)).collect::<anyhow::Result<_>>()?;
+    let contests: Vec<Contest> = arguments
+        .images
+        .iter()
+        .map(|name| Contest::hold(arguments, name))
+        .collect::<anyhow::Result<_>>()?;
     report.table(
         "The bars",
         &[
@@ -66,13 +72,28 @@ pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
             "share of the gap that static closes (≥ 0.5)",
             "slowest lazy start ÷ plain pull (< 1)",
         ],
-        contests.iter().map(Contest::bars).collect::<anyhow::Result<_>>()?,
+        contests
+            .iter()
+            .map(Contest::bars)
+            .collect::<anyhow::Result<_>>()?,
     );
     for contest in &contests {
         report.table(
             contest.caption()?,
-            &["", "ready s", "× plain pull", "× by hand", "pull s", "requests", "MB"],
-            contest.starts.iter().map(|starts| contest.row(starts)).collect::<anyhow::Result<_>>()?,
+            &[
+                "",
+                "ready s",
+                "× plain pull",
+                "× by hand",
+                "pull s",
+                "requests",
+                "MB",
+            ],
+            contest
+                .starts
+                .iter()
+                .map(|starts| contest.row(starts))
+                .collect::<anyhow::Result<_>>()?,
         );
         report.plot(contest.plot());
     }
@@ -85,7 +106,9 @@ impl Contest {
         let begin = |row| Starts::begin(row, &workload, &arguments.starlift, place.path());
         let mut starts: Vec<Starts> = ROWS.iter().map(begin).collect::<anyhow::Result<_>>()?;
         for _ in 0..arguments.rounds {
-            starts.iter_mut().try_for_each(|starts| starts.measure(&workload, &arguments.starlift))?;
+            starts
+                .iter_mut()
+                .try_for_each(|starts| starts.measure(&workload, &arguments.starlift))?;
         }
         Ok(Self { workload, starts })
     }
@@ -106,7 +129,10 @@ impl Contest {
         let bytes = float(layer_bytes(&image.manifest()?)?);
         let seconds = bytes * 8.0 / (float(MEGABITS) * 1e6);
         let name = &image.name;
-        Ok(format!("`{name}`, {:.1} MB of layers, which no pull can have in less than {seconds:.1} s", bytes / 1e6))
+        Ok(format!(
+            "`{name}`, {:.1} MB of layers, which no pull can have in less than {seconds:.1} s",
+            bytes / 1e6
+        ))
     }
 
     fn row(&self, starts: &Starts) -> anyhow::Result<Vec<String>> {
@@ -134,16 +160,32 @@ impl Contest {
             lazy.map(Starts::ready).fold(0.0, f64::max) / self.ready(PLAIN)?,
         ];
         let shown = figures.map(|figure| format!("{figure:.2}"));
-        Ok([self.workload.image.name.clone()].into_iter().chain(shown).collect())
+        Ok([self.workload.image.name.clone()]
+            .into_iter()
+            .chain(shown)
+            .collect())
     }
 
     fn plot(&self) -> Plot {
         let bar = |(group, starts): (usize, &Starts)| {
-            let Spread { median, least, most } = starts.spread(|run| run.ready);
-            Bar { label: starts.row.name.to_owned(), value: median, least, most, group }
+            let Spread {
+                median,
+                least,
+                most,
+            } = starts.spread(|run| run.ready);
+            Bar {
+                label: starts.row.name.to_owned(),
+                value: median,
+                least,
+                most,
+                group,
+            }
         };
         Plot::Bars(Bars {
-            title: format!("{}: from the pull until ready (whisker: best and worst round)", self.workload.image.name),
+            title: format!(
+                "{}: from the pull until ready (whisker: best and worst round)",
+                self.workload.image.name
+            ),
             unit: "seconds",
             bars: self.starts.iter().enumerate().map(bar).collect(),
             marks: Vec::new(),

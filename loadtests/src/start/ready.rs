@@ -42,7 +42,11 @@ impl Ready {
             if is_ready {
                 return Ok(Instant::now());
             }
-            ensure!(!has_ended && begun.elapsed() < LIMIT, "the workload is not ready: {}", process.said()?);
+            ensure!(
+                !has_ended && begun.elapsed() < LIMIT,
+                "the workload is not ready: {}",
+                process.said()?
+            );
             std::thread::sleep(POLL);
         }
     }
@@ -67,7 +71,11 @@ fn is_served(port: u16) -> io::Result<bool> {
 fn is_answered(port: u16) -> io::Result<bool> {
     let mut stream = connect(port)?;
     let parameters = b"user\0postgres\0database\0postgres\0\0";
-    send(&mut stream, b"", &[&PROTOCOL.to_be_bytes()[..], parameters].concat())?;
+    send(
+        &mut stream,
+        b"",
+        &[&PROTOCOL.to_be_bytes()[..], parameters].concat(),
+    )?;
     loop {
         match receive(&mut stream)? {
             // ReadyForQuery.

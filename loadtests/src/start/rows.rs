@@ -33,11 +33,46 @@ pub(super) const LEARNED: [&str; 2] = ["learned, 1 start", "learned, 3 starts"];
 pub(super) const BY_HAND: [&str; 2] = ["starlift optimize", "ctr-remote optimize"];
 
 pub(super) const ROWS: [Row; 7] = [
-    Row { name: PLAIN, form: Form::Original, profiles: false, learned: 0 },
-    Row { name: NO_PROFILE, form: Form::Twin, profiles: false, learned: 0 },
-    Row { name: STATIC, form: Form::Twin, profiles: true, learned: 0 },
-    Row { name: LEARNED[0], form: Form::Twin, profiles: true, learned: 1 },
-    Row { name: LEARNED[1], form: Form::Twin, profiles: true, learned: 3 },
-    Row { name: BY_HAND[0], form: Form::ByStarlift, profiles: false, learned: 0 },
-    Row { name: BY_HAND[1], form: Form::ByReference, profiles: false, learned: 0 },
+    Row {
+        name: PLAIN,
+        form: Form::Original,
+        profiles: false,
+        learned: 0,
+    },
+    Row {
+        name: NO_PROFILE,
+        form: Form::Twin,
+        profiles: false,
+        learned: 0,
+    },
+    Row {
+        name: STATIC,
+        form: Form::Twin,
+        profiles: true,
+        learned: 0,
+    },
+    Row {
+        name: LEARNED[0],
+        form: Form::Twin,
+        profiles: true,
+        learned: 1,
+    },
+    Row {
+        name: LEARNED[1],
+        form: Form::Twin,
+        profiles: true,
+        learned: 3,
+    },
+    Row {
+        name: BY_HAND[0],
+        form: Form::ByStarlift,
+        profiles: false,
+        learned: 0,
+    },
+    Row {
+        name: BY_HAND[1],
+        form: Form::ByReference,
+        profiles: false,
+        learned: 0,
+    },
 ];

@@ -58,7 +58,12 @@ struct Started {
 
 impl Starts {
     /// Has a registry serve the image as the row wants it; `place` is for images that are made for that.
-    pub(super) fn begin(row: &'static Row, workload: &Workload, starlift: &Path, place: &Path) -> anyhow::Result<Self> {
+    pub(super) fn begin(
+        row: &'static Row,
+        workload: &Workload,
+        starlift: &Path,
+        place: &Path,
+    ) -> anyhow::Result<Self> {
         let image = match row.form {
             Form::Original | Form::Twin => workload.image.clone(),
             Form::ByStarlift => workload.by_starlift(starlift, place)?,
@@ -71,16 +76,33 @@ impl Starts {
         let server = Server::start_with(starlift, store.path(), &[upstream], &settings)?;
         if row.form == Form::Original {
             let image = format!("local/image@{}", image.digest()?);
-            return Ok(Self { row, runs: Vec::new(), server, image, _store: store });
+            return Ok(Self {
+                row,
+                runs: Vec::new(),
+                server,
+                image,
+                _store: store,
+            });
         }
         let image = "local/image:1".to_owned();
-        let (_, manifest) = server::twin(&format!("http://{}/v2/local/image/manifests/1", server.address))?;
-        let starts = Self { row, runs: Vec::new(), server, image, _store: store };
+        let (_, manifest) = server::twin(&format!(
+            "http://{}/v2/local/image/manifests/1",
+            server.address
+        ))?;
+        let starts = Self {
+            row,
+            runs: Vec::new(),
+            server,
+            image,
+            _store: store,
+        };
         if row.profiles {
             // What the server makes of the image itself comes a moment after the twin.
             until(|| Ok(starts.server.files_ahead(&manifest)? > 0)).context(row.name)?;
         }
-        (0..row.learned).try_for_each(|_| starts.teach(workload, starlift)).context(row.name)?;
+        (0..row.learned)
+            .try_for_each(|_| starts.teach(workload, starlift))
+            .context(row.name)?;
         Ok(starts)
     }
 
@@ -102,7 +124,12 @@ impl Starts {
         let place = tempfile::tempdir()?;
         let profiles = self.row.profiles.to_string();
         // A start that is measured teaches nothing: the next round is to find what this one found.
-        let started = self.start(workload, starlift, place.path(), &[("PROFILES", &profiles), ("RECORD", "0s")])?;
+        let started = self.start(
+            workload,
+            starlift,
+            place.path(),
+            &[("PROFILES", &profiles), ("RECORD", "0s")],
+        )?;
         Ok(started.run)
     }
 
@@ -116,7 +143,10 @@ impl Starts {
     ) -> anyhow::Result<Started> {
         let (snapshotter, snapshotters) = match self.row.form {
             Form::Original => (UNPACKED, Vec::new()),
-            _ => (LAZY, vec![Snapshotter::starlift(LAZY, starlift, place, agent)?]),
+            _ => (
+                LAZY,
+                vec![Snapshotter::starlift(LAZY, starlift, place, agent)?],
+            ),
         };
         let node = Node::start(place, snapshotters)?;
         let link = Link::start(self.server.address, MEGABITS, ROUND_TRIP);
@@ -132,8 +162,18 @@ impl Starts {
         if snapshotter == LAZY {
             all_is_lazy(starlift, &place.join(LAZY))?;
         }
-        let run = Run { pull, ready: (ready - begun).as_secs_f64(), requests, bytes };
-        Ok(Started { run, _container: container, _node: node, _link: link })
+        let run = Run {
+            pull,
+            ready: (ready - begun).as_secs_f64(),
+            requests,
+            bytes,
+        };
+        Ok(Started {
+            run,
+            _container: container,
+            _node: node,
+            _link: link,
+        })
     }
 
     pub(super) fn spread(&self, figure: fn(&Run) -> f64) -> Spread {
@@ -150,7 +190,10 @@ impl Starts {
 fn until(is_so: impl Fn() -> anyhow::Result<bool>) -> anyhow::Result<()> {
     let begun = Instant::now();
     while !is_so()? {
-        ensure!(begun.elapsed() < LEARNING_LIMIT, "the server learned nothing");
+        ensure!(
+            begun.elapsed() < LEARNING_LIMIT,
+            "the server learned nothing"
+        );
         std::thread::sleep(LEARNING_POLL);
     }
     Ok(())
@@ -158,8 +201,15 @@ fn until(is_so: impl Fn() -> anyhow::Result<bool>) -> anyhow::Result<()> {
 
 /// An error if the agent in `root` had a layer unpacked.
 fn all_is_lazy(starlift: &Path, root: &Path) -> anyhow::Result<()> {
-    let status = run(&format!("{} agent status --json --root {}", starlift.display(), root.display()))?;
+    let status = run(&format!(
+        "{} agent status --json --root {}",
+        starlift.display(),
+        root.display()
+    ))?;
     let refusals = &serde_json::from_str::<Value>(&status)?["refusals"];
-    ensure!(refusals.as_array().is_some_and(Vec::is_empty), "not lazy: {refusals}");
+    ensure!(
+        refusals.as_array().is_some_and(Vec::is_empty),
+        "not lazy: {refusals}"
+    );
     Ok(())
 }

@@ -28,7 +28,10 @@ pub(super) struct Disk {
 
 impl Disk {
     pub(super) fn open(folder: &Path, limit: u64) -> io::Result<Self> {
-        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)?;
         let new = folder.join(NEW);
         match fs::remove_dir_all(&new) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -40,7 +43,12 @@ impl Disk {
             index.insert(found.digest, found.size, false);
         }
         let gone = index.shrink(limit);
-        let disk = Self { folder: folder.to_owned(), limit, index: Mutex::new(index), next: AtomicU64::new(0) };
+        let disk = Self {
+            folder: folder.to_owned(),
+            limit,
+            index: Mutex::new(index),
+            next: AtomicU64::new(0),
+        };
         gone.iter().for_each(|digest| disk.unlink(digest));
         Ok(disk)
     }
@@ -114,10 +122,17 @@ impl Disk {
     }
 
     fn write(&self, digest: &Digest, content: &[u8]) -> io::Result<()> {
-        let new = self.folder.join(NEW).join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
+        let new = self
+            .folder
+            .join(NEW)
+            .join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
         let path = self.path(digest);
-        let written =
-            fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new).and_then(|mut file| {
+        let written = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&new)
+            .and_then(|mut file| {
                 file.write_all(content)?;
                 match fs::rename(&new, &path) {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -174,16 +189,23 @@ impl Disk {
 
 /// Whether the file itself is bad: of another length or content than it should have, or not there.
 fn is_damage(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof | io::ErrorKind::NotFound)
+    matches!(
+        error.kind(),
+        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof | io::ErrorKind::NotFound
+    )
 }
 
 fn compare(file: &mut File, digest: &Digest, size: u64) -> io::Result<()> {
     let mut content = Vec::new();
-    file.take(size.saturating_add(1)).read_to_end(&mut content)?;
+    file.take(size.saturating_add(1))
+        .read_to_end(&mut content)?;
     if content.len() as u64 == size && Digest::of(&content) == *digest {
         Ok(())
     } else {
-        Err(io::Error::new(io::ErrorKind::InvalidData, "the content is not that of its name"))
+        Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the content is not that of its name",
+        ))
     }
 }
 
@@ -198,13 +220,25 @@ fn files(folder: &Path) -> io::Result<Vec<Found>> {
     let mut found = Vec::new();
     for shelf in fs::read_dir(folder)? {
         let shelf = shelf?;
-        let (Ok(entries), Ok(prefix)) = (fs::read_dir(shelf.path()), shelf.file_name().into_string()) else { continue };
+        let (Ok(entries), Ok(prefix)) =
+            (fs::read_dir(shelf.path()), shelf.file_name().into_string())
+        else {
+            continue;
+        };
         for entry in entries {
             let entry = entry?;
-            let Ok(name) = entry.file_name().into_string() else { continue };
-            let Ok(digest) = format!("sha256:{prefix}{name}").parse() else { continue };
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
+            let Ok(digest) = format!("sha256:{prefix}{name}").parse() else {
+                continue;
+            };
             let metadata = entry.metadata()?;
-            found.push(Found { digest, size: metadata.len(), written: metadata.modified()? });
+            found.push(Found {
+                digest,
+                size: metadata.len(),
+                written: metadata.modified()?,
+            });
         }
     }
     found.sort_by_key(|chunk| chunk.written);

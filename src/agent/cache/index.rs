@@ -28,7 +28,14 @@ impl Index {
         self.remove(&digest);
         let used = self.next_moment();
         self.by_use.insert(used, digest);
-        self.entries.insert(digest, Entry { size, used, is_verified });
+        self.entries.insert(
+            digest,
+            Entry {
+                size,
+                used,
+                is_verified,
+            },
+        );
         self.bytes += size;
     }
 
@@ -72,7 +79,10 @@ impl Index {
     }
 
     pub(super) fn held(&self) -> Held {
-        Held { chunks: self.entries.len() as u64, bytes: self.bytes }
+        Held {
+            chunks: self.entries.len() as u64,
+            bytes: self.bytes,
+        }
     }
 
     fn next_moment(&mut self) -> u64 {

@@ -43,8 +43,14 @@ impl Cache {
     /// When the folder cannot be made or read.
     pub fn open(folder: &Path, limit: ByteSize, memory: ByteSize) -> io::Result<Self> {
         let weight = |_: &Digest, content: &Bytes| u32::try_from(content.len()).unwrap_or(u32::MAX);
-        let memory = moka::sync::Cache::builder().max_capacity(memory.as_u64()).weigher(weight).build();
-        Ok(Self { memory, disk: Disk::open(folder, limit.as_u64())? })
+        let memory = moka::sync::Cache::builder()
+            .max_capacity(memory.as_u64())
+            .weigher(weight)
+            .build();
+        Ok(Self {
+            memory,
+            disk: Disk::open(folder, limit.as_u64())?,
+        })
     }
 
     /// A part of the chunk with this digest and size, if it is held.
@@ -95,7 +101,10 @@ impl Cache {
 
 /// The bytes at `part`; `None` where the content ends before.
 fn slice(content: &Bytes, part: Range<u64>) -> Option<Bytes> {
-    let (start, end) = (usize::try_from(part.start).ok()?, usize::try_from(part.end).ok()?);
+    let (start, end) = (
+        usize::try_from(part.start).ok()?,
+        usize::try_from(part.end).ok()?,
+    );
     (start <= end && end <= content.len()).then(|| content.slice(start..end))
 }
 
@@ -135,11 +144,20 @@ mod tests {
         let cache = folder.open(10_000);
         assert_eq!(cache.read(&digest, 1000, 0..10), None);
         cache.put(digest, &content);
-        assert_eq!(cache.read(&digest, 1000, 990..1000).unwrap(), content.slice(990..));
+        assert_eq!(
+            cache.read(&digest, 1000, 990..1000).unwrap(),
+            content.slice(990..)
+        );
         assert_eq!(cache.read(&digest, 1000, 990..1001), None, "beyond the end");
         drop(cache);
         let cache = folder.open(10_000);
-        assert_eq!(cache.held(), Held { chunks: 1, bytes: 1000 });
+        assert_eq!(
+            cache.held(),
+            Held {
+                chunks: 1,
+                bytes: 1000
+            }
+        );
         assert_eq!(cache.read(&digest, 1000, 0..1000).unwrap(), content);
         assert!(cache.file(&digest, 1000).is_some());
     }
@@ -149,7 +167,9 @@ mod tests {
         let folder = Folder::new();
         let chunks = [chunk(1, 1000), chunk(2, 1000), chunk(3, 1000)];
         let cache = folder.open(10_000);
-        chunks.iter().for_each(|(digest, content)| cache.put(*digest, content));
+        chunks
+            .iter()
+            .for_each(|(digest, content)| cache.put(*digest, content));
         drop(cache);
         fs::write(folder.file(&chunks[0].0), vec![1; 999]).unwrap();
         fs::write(folder.file(&chunks[1].0), vec![3; 1000]).unwrap();
@@ -158,9 +178,20 @@ mod tests {
         assert_eq!(cache.read(&chunks[0].0, 1000, 0..1), None);
         assert!(cache.file(&chunks[1].0, 1000).is_none());
         assert!(cache.read(&chunks[2].0, 1000, 0..1).is_some());
-        assert_eq!(cache.held(), Held { chunks: 1, bytes: 1000 });
+        assert_eq!(
+            cache.held(),
+            Held {
+                chunks: 1,
+                bytes: 1000
+            }
+        );
         assert!(!folder.file(&chunks[0].0).exists() && !folder.file(&chunks[1].0).exists());
-        assert_eq!(fs::read_dir(folder.0.path().join("cache/new")).unwrap().count(), 0);
+        assert_eq!(
+            fs::read_dir(folder.0.path().join("cache/new"))
+                .unwrap()
+                .count(),
+            0
+        );
     }
 
     #[test]
@@ -173,12 +204,25 @@ mod tests {
         let open = cache.file(&chunks[1].0, 1000).unwrap();
         cache.read(&chunks[0].0, 1000, 0..1).unwrap();
         cache.put(chunks[2].0, &chunks[2].1);
-        assert_eq!(chunks.each_ref().map(|(digest, _)| cache.holds(digest)), [true, false, true]);
-        assert_eq!(cache.held(), Held { chunks: 2, bytes: 2000 });
+        assert_eq!(
+            chunks.each_ref().map(|(digest, _)| cache.holds(digest)),
+            [true, false, true]
+        );
+        assert_eq!(
+            cache.held(),
+            Held {
+                chunks: 2,
+                bytes: 2000
+            }
+        );
         assert!(!folder.file(&chunks[1].0).exists());
         assert_eq!(io::read_to_string(open).unwrap().len(), 1000);
         drop(cache);
-        assert_eq!(folder.open(1_500).held().chunks, 1, "a smaller limit holds at once");
+        assert_eq!(
+            folder.open(1_500).held().chunks,
+            1,
+            "a smaller limit holds at once"
+        );
     }
 
     #[test]
@@ -189,7 +233,13 @@ mod tests {
         cache.put(small.0, &small.1);
         cache.put(small.0, &small.1);
         cache.put(large.0, &large.1);
-        assert_eq!(cache.held(), Held { chunks: 1, bytes: 1000 });
+        assert_eq!(
+            cache.held(),
+            Held {
+                chunks: 1,
+                bytes: 1000
+            }
+        );
     }
 
     #[test]
@@ -201,6 +251,9 @@ mod tests {
         let (digest, content) = chunk(1, 1000);
         cache.put(digest, &content);
         assert_eq!(cache.held(), Held::default());
-        assert_eq!(cache.read(&digest, 1000, 5..10).unwrap(), content.slice(5..10));
+        assert_eq!(
+            cache.read(&digest, 1000, 5..10).unwrap(),
+            content.slice(5..10)
+        );
     }
 }

@@ -54,7 +54,10 @@ impl CriCredentials {
     /// Starts with the logins in `memory`, and keeps all there from now on.
     pub fn kept_in(memory: OwnedFd) -> Self {
         let (kept, records) = Kept::open(memory);
-        let mut held = Held { kept: Some(kept), ..Held::default() };
+        let mut held = Held {
+            kept: Some(kept),
+            ..Held::default()
+        };
         for record in records.iter().take(MAX_REPOSITORIES) {
             if let Ok(repository) = record.repository.parse() {
                 held.insert((record.host.clone(), repository), record.login());
@@ -77,7 +80,10 @@ impl CriCredentials {
 
     fn find(&self, host: &str, repository: &Repository) -> Option<Login> {
         let key = (host.to_owned(), repository.clone());
-        self.held().by_repository.get(&key).map(|entry| entry.login.clone())
+        self.held()
+            .by_repository
+            .get(&key)
+            .map(|entry| entry.login.clone())
     }
 
     /// Notes what came with a pull of `reference`; nothing where that is no login for its registry.
@@ -91,14 +97,22 @@ impl CriCredentials {
         }
         let before = held.insert(key.clone(), login);
         held.keep();
-        Some(Noted { key, number: held.noted, before })
+        Some(Noted {
+            key,
+            number: held.noted,
+            before,
+        })
     }
 
     /// Takes back what was noted, unless another login took its place: the pull that it came with failed, and what runs
     /// already may need the login of before.
     pub(super) fn take_back(&self, noted: Noted) {
         let mut held = self.held();
-        if held.by_repository.get(&noted.key).is_none_or(|entry| entry.number != noted.number) {
+        if held
+            .by_repository
+            .get(&noted.key)
+            .is_none_or(|entry| entry.number != noted.number)
+        {
             return;
         }
         match noted.before {
@@ -117,21 +131,32 @@ impl Held {
     /// Gives what was there for this repository.
     fn insert(&mut self, key: Key, login: Login) -> Option<Entry> {
         self.noted += 1;
-        self.by_repository.insert(key, Entry { login, number: self.noted })
+        self.by_repository.insert(
+            key,
+            Entry {
+                login,
+                number: self.noted,
+            },
+        )
     }
 
     fn keep(&mut self) {
         let Some(kept) = &mut self.kept else { return };
         let mut entries: Vec<_> = self.by_repository.iter().collect();
         entries.sort_by_key(|(_, entry)| entry.number);
-        let record = |((host, repository), entry): (&Key, &Entry)| Record::new(host, repository.as_str(), &entry.login);
+        let record = |((host, repository), entry): (&Key, &Entry)| {
+            Record::new(host, repository.as_str(), &entry.login)
+        };
         if let Err(error) = kept.write(entries.into_iter().map(record).collect()) {
             tracing::warn!(%error, "the logins of pods will not outlive a restart");
         }
     }
 
     fn forget_oldest(&mut self) {
-        let oldest = self.by_repository.iter().min_by_key(|(_, entry)| entry.number);
+        let oldest = self
+            .by_repository
+            .iter()
+            .min_by_key(|(_, entry)| entry.number);
         if let Some(key) = oldest.map(|(key, _)| key.clone()) {
             self.by_repository.remove(&key);
         }
@@ -146,17 +171,32 @@ impl fmt::Debug for CriCredentials {
 
 /// As containerd reads it (`pkg/cri/server/image_pull.go`, `ParseAuth`): a registry token counts for nothing there.
 fn login(auth: &AuthConfig, host: &str) -> Option<Login> {
-    let AuthConfig { username, password, auth: encoded, server_address, identity_token } = auth;
-    let longest = [username, password, encoded, identity_token].into_iter().map(String::len).max();
+    let AuthConfig {
+        username,
+        password,
+        auth: encoded,
+        server_address,
+        identity_token,
+    } = auth;
+    let longest = [username, password, encoded, identity_token]
+        .into_iter()
+        .map(String::len)
+        .max();
     if longest.is_some_and(|length| length > MAX_SECRET_BYTES) {
-        tracing::warn!(host, "a pull came with credentials that are too long to be any");
+        tracing::warn!(
+            host,
+            "a pull came with credentials that are too long to be any"
+        );
         return None;
     }
     if !server_address.is_empty() && host_of(server_address).as_deref() != Some(host) {
         return None;
     }
     if !username.is_empty() {
-        return Some(Login::Password { user: username.clone(), password: Secret::new(password) });
+        return Some(Login::Password {
+            user: username.clone(),
+            password: Secret::new(password),
+        });
     }
     if !identity_token.is_empty() {
         return Some(Login::Identity(Secret::new(identity_token)));
@@ -166,7 +206,10 @@ fn login(auth: &AuthConfig, host: &str) -> Option<Login> {
 
 /// The host of a registry as images name it, of a host or URL as Docker's configuration does.
 fn host_of(address: &str) -> Option<String> {
-    let bare = address.strip_prefix("https://").or_else(|| address.strip_prefix("http://")).unwrap_or(address);
+    let bare = address
+        .strip_prefix("https://")
+        .or_else(|| address.strip_prefix("http://"))
+        .unwrap_or(address);
     let host = bare.split('/').next().unwrap_or(bare);
     let image: ImageName = format!("{host}/a/b").parse().ok()?;
     Some(image.host)
@@ -177,7 +220,11 @@ mod tests {
     use super::*;
 
     fn user(name: &str) -> AuthConfig {
-        AuthConfig { username: name.to_owned(), password: "secret".to_owned(), ..AuthConfig::default() }
+        AuthConfig {
+            username: name.to_owned(),
+            password: "secret".to_owned(),
+            ..AuthConfig::default()
+        }
     }
 
     fn known(credentials: &CriCredentials, reference: &str) -> String {
@@ -194,11 +241,20 @@ mod tests {
         let credentials = CriCredentials::default();
         credentials.note("nginx:1", &user("me")).unwrap();
         let digest = crate::oci::Digest::sha256_of(b"x");
-        for reference in ["docker.io/library/nginx:2", "nginx", "index.docker.io/library/nginx:1"] {
+        for reference in [
+            "docker.io/library/nginx:2",
+            "nginx",
+            "index.docker.io/library/nginx:1",
+        ] {
             assert_eq!(known(&credentials, reference), "me:secret", "{reference}");
         }
         assert_eq!(known(&credentials, &format!("nginx@{digest}")), "me:secret");
-        for reference in ["docker.io/other/nginx:1", "ghcr.io/library/nginx:1", "nginx/x", "not an image"] {
+        for reference in [
+            "docker.io/other/nginx:1",
+            "ghcr.io/library/nginx:1",
+            "nginx/x",
+            "not an image",
+        ] {
             assert_eq!(known(&credentials, reference), "nothing", "{reference}");
         }
         credentials.note("nginx:2", &user("another")).unwrap();
@@ -207,24 +263,47 @@ mod tests {
 
     #[test]
     fn every_form_of_login_is_read() {
-        let token = AuthConfig { identity_token: "refresh".to_owned(), ..AuthConfig::default() };
-        let encoded = AuthConfig { auth: "bWU6c2U6Y3JldA==".to_owned(), ..AuthConfig::default() };
-        let both = AuthConfig { identity_token: "refresh".to_owned(), ..user("me") };
-        for (auth, expected) in [(token, "identity:refresh"), (encoded, "me:se:cret"), (both, "me:secret")] {
+        let token = AuthConfig {
+            identity_token: "refresh".to_owned(),
+            ..AuthConfig::default()
+        };
+        let encoded = AuthConfig {
+            auth: "bWU6c2U6Y3JldA==".to_owned(),
+            ..AuthConfig::default()
+        };
+        let both = AuthConfig {
+            identity_token: "refresh".to_owned(),
+            ..user("me")
+        };
+        for (auth, expected) in [
+            (token, "identity:refresh"),
+            (encoded, "me:se:cret"),
+            (both, "me:secret"),
+        ] {
             let credentials = CriCredentials::default();
             credentials.note("ghcr.io/a/b:1", &auth).unwrap();
             assert_eq!(known(&credentials, "ghcr.io/a/b:1"), expected);
         }
-        let nonsense = AuthConfig { auth: "?".to_owned(), ..AuthConfig::default() };
+        let nonsense = AuthConfig {
+            auth: "?".to_owned(),
+            ..AuthConfig::default()
+        };
         let huge = user(&"x".repeat(MAX_SECRET_BYTES + 1));
         for auth in [AuthConfig::default(), nonsense, huge] {
-            assert!(CriCredentials::default().note("ghcr.io/a/b:1", &auth).is_none());
+            assert!(
+                CriCredentials::default()
+                    .note("ghcr.io/a/b:1", &auth)
+                    .is_none()
+            );
         }
     }
 
     #[test]
     fn a_login_for_another_registry_is_not_used() {
-        let at = |address: &str| AuthConfig { server_address: address.to_owned(), ..user("me") };
+        let at = |address: &str| AuthConfig {
+            server_address: address.to_owned(),
+            ..user("me")
+        };
         for (image, address, is_used) in [
             ("nginx", "https://index.docker.io/v1/", true),
             ("nginx", "docker.io", true),
@@ -234,7 +313,11 @@ mod tests {
             ("ghcr.io/a/b", "::", false),
         ] {
             let credentials = CriCredentials::default();
-            assert_eq!(credentials.note(image, &at(address)).is_some(), is_used, "{image} at {address}");
+            assert_eq!(
+                credentials.note(image, &at(address)).is_some(),
+                is_used,
+                "{image} at {address}"
+            );
         }
     }
 
@@ -244,7 +327,11 @@ mod tests {
         let first = credentials.note("ghcr.io/a/b:1", &user("first")).unwrap();
         let second = credentials.note("ghcr.io/a/b:1", &user("second")).unwrap();
         credentials.take_back(first);
-        assert_eq!(known(&credentials, "ghcr.io/a/b:1"), "second:secret", "its place is taken");
+        assert_eq!(
+            known(&credentials, "ghcr.io/a/b:1"),
+            "second:secret",
+            "its place is taken"
+        );
         credentials.take_back(second);
         assert_eq!(known(&credentials, "ghcr.io/a/b:1"), "first:secret");
         let only = credentials.note("ghcr.io/c/d:1", &user("only")).unwrap();
@@ -258,28 +345,39 @@ mod tests {
         let reopened = || CriCredentials::kept_in(memory.try_clone().unwrap());
         let credentials = reopened();
         credentials.note("ghcr.io/a/b:1", &user("first")).unwrap();
-        let token = AuthConfig { identity_token: "refresh".to_owned(), ..AuthConfig::default() };
+        let token = AuthConfig {
+            identity_token: "refresh".to_owned(),
+            ..AuthConfig::default()
+        };
         credentials.note("nginx", &token).unwrap();
         let failed = credentials.note("ghcr.io/a/b:1", &user("second")).unwrap();
         assert_eq!(known(&reopened(), "ghcr.io/a/b:1"), "second:secret");
         credentials.take_back(failed);
         drop(credentials);
         assert_eq!(known(&reopened(), "ghcr.io/a/b:2"), "first:secret");
-        assert_eq!(known(&reopened(), "docker.io/library/nginx:1"), "identity:refresh");
+        assert_eq!(
+            known(&reopened(), "docker.io/library/nginx:1"),
+            "identity:refresh"
+        );
     }
 
     #[test]
     fn the_oldest_goes_when_there_are_too_many_and_secrets_are_not_shown() {
         let credentials = CriCredentials::default();
         for number in 0..MAX_REPOSITORIES {
-            credentials.note(&format!("ghcr.io/a/r{number}"), &user("me")).unwrap();
+            credentials
+                .note(&format!("ghcr.io/a/r{number}"), &user("me"))
+                .unwrap();
         }
         credentials.note("ghcr.io/a/r0", &user("again")).unwrap();
         credentials.note("ghcr.io/a/new", &user("me")).unwrap();
         assert_eq!(known(&credentials, "ghcr.io/a/r0"), "again:secret");
         assert_eq!(known(&credentials, "ghcr.io/a/r1"), "nothing");
         assert_eq!(known(&credentials, "ghcr.io/a/new"), "me:secret");
-        assert_eq!(format!("{credentials:?}"), format!("CriCredentials({MAX_REPOSITORIES})"));
+        assert_eq!(
+            format!("{credentials:?}"),
+            format!("CriCredentials({MAX_REPOSITORIES})")
+        );
         let shown = format!("{:?}", user("me"));
         assert!(!shown.contains("secret"), "{shown}");
     }

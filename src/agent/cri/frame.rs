@@ -20,15 +20,34 @@ mod tests {
 
     #[test]
     fn one_whole_message_is_read_and_all_else_passed_over() {
-        let request = PullImageRequest { image: Some(ImageSpec { image: "app:1".to_owned() }), auth: None };
+        let request = PullImageRequest {
+            image: Some(ImageSpec {
+                image: "app:1".to_owned(),
+            }),
+            auth: None,
+        };
         let encoded = request.encode_to_vec();
         let mut body = vec![0, 0, 0, 0, u8::try_from(encoded.len()).unwrap()];
         body.extend(&encoded);
-        assert_eq!(message::<PullImageRequest>(body.clone().into()), Some(request));
+        assert_eq!(
+            message::<PullImageRequest>(body.clone().into()),
+            Some(request)
+        );
         let compressed = [&[1], &body[1..]].concat();
         let longer = [&body[..], &[0]].concat();
-        for body in [&b""[..], &body[..4], &body[..7], &compressed, &longer, b"\0\0\0\0\x01\xff"] {
-            assert_eq!(message::<PullImageRequest>(Bytes::copy_from_slice(body)), None, "{body:?}");
+        for body in [
+            &b""[..],
+            &body[..4],
+            &body[..7],
+            &compressed,
+            &longer,
+            b"\0\0\0\0\x01\xff",
+        ] {
+            assert_eq!(
+                message::<PullImageRequest>(Bytes::copy_from_slice(body)),
+                None,
+                "{body:?}"
+            );
         }
     }
 }

@@ -65,7 +65,9 @@ impl Kept {
     pub(super) fn open(memory: OwnedFd) -> (Self, Vec<Record>) {
         let file = File::from(memory);
         let slots = [0, 1].into_iter().filter_map(|parity| read(&file, parity));
-        let (generation, records) = slots.max_by_key(|(generation, _)| *generation).unwrap_or_default();
+        let (generation, records) = slots
+            .max_by_key(|(generation, _)| *generation)
+            .unwrap_or_default();
         (Self { file, generation }, records)
     }
 
@@ -102,7 +104,11 @@ fn read(file: &File, parity: u64) -> Option<(u64, Vec<Record>)> {
 
 impl Record {
     pub(super) fn new(host: &str, repository: &str, login: &Login) -> Self {
-        let mut record = Self { host: host.to_owned(), repository: repository.to_owned(), ..Self::default() };
+        let mut record = Self {
+            host: host.to_owned(),
+            repository: repository.to_owned(),
+            ..Self::default()
+        };
         match login {
             Login::Anonymous => {}
             Login::Password { user, password } => {
@@ -117,7 +123,10 @@ impl Record {
         match (self.user.as_str(), self.identity.as_str()) {
             ("", "") => Login::Anonymous,
             ("", token) => Login::Identity(Secret::new(token)),
-            (user, _) => Login::Password { user: user.to_owned(), password: Secret::new(&self.password) },
+            (user, _) => Login::Password {
+                user: user.to_owned(),
+                password: Secret::new(&self.password),
+            },
         }
     }
 }
@@ -127,7 +136,10 @@ mod tests {
     use super::*;
 
     fn record(user: &str) -> Record {
-        let login = Login::Password { user: user.to_owned(), password: Secret::new("secret") };
+        let login = Login::Password {
+            user: user.to_owned(),
+            password: Secret::new("secret"),
+        };
         Record::new("ghcr.io", "a/b", &login)
     }
 
@@ -148,7 +160,9 @@ mod tests {
 
         kept.write(vec![record("four")]).unwrap();
         let newest = SLOT * (kept.generation % 2);
-        kept.file.write_all_at(b"x", newest + HEADER as u64).unwrap();
+        kept.file
+            .write_all_at(b"x", newest + HEADER as u64)
+            .unwrap();
         let (mut kept, records) = reopened();
         assert_eq!(users(&records), ["three"], "the fourth was cut off");
         kept.write(vec![record("five")]).unwrap();
@@ -159,7 +173,9 @@ mod tests {
     fn what_makes_no_sense_holds_nothing() {
         for content in [&b"short"[..], &[0xff; 4096], &[0; 4096]] {
             let memory = memory().unwrap();
-            File::from(memory.try_clone().unwrap()).write_all_at(content, 0).unwrap();
+            File::from(memory.try_clone().unwrap())
+                .write_all_at(content, 0)
+                .unwrap();
             assert!(Kept::open(memory).1.is_empty());
         }
     }

@@ -38,9 +38,15 @@ impl ImageService {
     ///
     /// # Errors
     /// When the path is none that a socket can be dialled by.
-    pub fn new(containerd: &Path, credentials: CriCredentials) -> Result<Self, tonic::transport::Error> {
+    pub fn new(
+        containerd: &Path,
+        credentials: CriCredentials,
+    ) -> Result<Self, tonic::transport::Error> {
         let endpoint = Endpoint::from_shared(format!("unix://{}", containerd.display()))?;
-        Ok(Self { containerd: endpoint.connect_lazy(), credentials })
+        Ok(Self {
+            containerd: endpoint.connect_lazy(),
+            credentials,
+        })
     }
 
     async fn answer(self, request: Request<Body>) -> Result<Response<Body>, Status> {
@@ -48,11 +54,18 @@ impl ImageService {
             return self.forward(request).await;
         }
         let (parts, body) = request.into_parts();
-        let too_long = |error| Status::resource_exhausted(format!("the request cannot be read: {error}"));
-        let body = Limited::new(body, MAX_MESSAGE).collect().await.map_err(too_long)?.to_bytes();
+        let too_long =
+            |error| Status::resource_exhausted(format!("the request cannot be read: {error}"));
+        let body = Limited::new(body, MAX_MESSAGE)
+            .collect()
+            .await
+            .map_err(too_long)?
+            .to_bytes();
         let noted = self.note(body.clone());
         let credentials = self.credentials.clone();
-        let answer = self.forward(Request::from_parts(parts, Body::new(Full::new(body)))).await;
+        let answer = self
+            .forward(Request::from_parts(parts, Body::new(Full::new(body))))
+            .await;
         if let Some(noted) = noted
             && !answer.as_ref().is_ok_and(may_be_success)
         {
@@ -67,7 +80,9 @@ impl ImageService {
     }
 
     async fn forward(self, request: Request<Body>) -> Result<Response<Body>, Status> {
-        let gone = |error| Status::unavailable(format!("containerd's CRI service does not answer: {error}"));
+        let gone = |error| {
+            Status::unavailable(format!("containerd's CRI service does not answer: {error}"))
+        };
         self.containerd.oneshot(request).await.map_err(gone)
     }
 }

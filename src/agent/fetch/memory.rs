@@ -39,16 +39,33 @@ pub(super) struct Taken {
 impl Memory {
     pub(super) fn new(bytes: u64) -> Self {
         let ahead = Budget::new("fetch ahead", bytes / 2);
-        Self { all: Budget::new("fetch", bytes), ahead, shares: Mutex::default() }
+        Self {
+            all: Budget::new("fetch", bytes),
+            ahead,
+            shares: Mutex::default(),
+        }
     }
 
     /// Takes what fetching chunks one after the other holds, of which the largest takes `bytes`; waits in order. A chunk
     /// that is larger than all of the memory gets all of it.
-    pub(super) async fn take(&self, registry: &str, bytes: u64, reason: Reason) -> Result<Taken, Full> {
+    pub(super) async fn take(
+        &self,
+        registry: &str,
+        bytes: u64,
+        reason: Reason,
+    ) -> Result<Taken, Full> {
         let bytes = bytes.saturating_add(RUN);
-        let ahead = if reason == Reason::Read { None } else { Some(take(&self.ahead, bytes).await?) };
+        let ahead = if reason == Reason::Read {
+            None
+        } else {
+            Some(take(&self.ahead, bytes).await?)
+        };
         let share = take(&self.share(registry), bytes).await?;
-        Ok(Taken { _ahead: ahead, _share: share, _all: take(&self.all, bytes).await? })
+        Ok(Taken {
+            _ahead: ahead,
+            _share: share,
+            _all: take(&self.all, bytes).await?,
+        })
     }
 
     fn share(&self, registry: &str) -> Budget {
@@ -87,10 +104,24 @@ mod tests {
     async fn reads_find_room_while_everything_else_waits() {
         let memory = Memory::new(ALL);
         let ahead = memory.take("a", ALL / 2, Reason::Background).await.unwrap();
-        assert!(memory.take("b", 1, Reason::Profile).now_or_never().is_none());
-        let read = memory.take("b", ALL / 4, Reason::Read).now_or_never().unwrap().unwrap();
+        assert!(
+            memory
+                .take("b", 1, Reason::Profile)
+                .now_or_never()
+                .is_none()
+        );
+        let read = memory
+            .take("b", ALL / 4, Reason::Read)
+            .now_or_never()
+            .unwrap()
+            .unwrap();
         drop(ahead);
-        assert!(memory.take("b", 1, Reason::Profile).now_or_never().is_some());
+        assert!(
+            memory
+                .take("b", 1, Reason::Profile)
+                .now_or_never()
+                .is_some()
+        );
         drop(read);
         assert_eq!(memory.free(), ALL);
     }
@@ -98,9 +129,23 @@ mod tests {
     #[tokio::test]
     async fn one_registry_leaves_room_for_others() {
         let memory = Memory::new(ALL);
-        let slow = memory.take("slow", ALL / 4 * 3 - RUN, Reason::Read).await.unwrap();
-        assert!(memory.take("slow", 1, Reason::Read).now_or_never().is_none());
-        assert!(memory.take("other", 1, Reason::Read).now_or_never().unwrap().is_ok());
+        let slow = memory
+            .take("slow", ALL / 4 * 3 - RUN, Reason::Read)
+            .await
+            .unwrap();
+        assert!(
+            memory
+                .take("slow", 1, Reason::Read)
+                .now_or_never()
+                .is_none()
+        );
+        assert!(
+            memory
+                .take("other", 1, Reason::Read)
+                .now_or_never()
+                .unwrap()
+                .is_ok()
+        );
         drop(slow);
     }
 
@@ -118,7 +163,12 @@ mod tests {
         let memory = Memory::new(ALL);
         let held = memory.take("held", 1, Reason::Read).await.unwrap();
         for number in 0..2 * MAX_SHARES {
-            drop(memory.take(&number.to_string(), 1, Reason::Read).await.unwrap());
+            drop(
+                memory
+                    .take(&number.to_string(), 1, Reason::Read)
+                    .await
+                    .unwrap(),
+            );
         }
         let shares = memory.shares.lock().unwrap();
         assert!(shares.len() <= MAX_SHARES && shares.contains_key("held"));

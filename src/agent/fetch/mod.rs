@@ -103,7 +103,10 @@ impl FetchError {
 
     /// Whether the registry refuses us, for good or for as long as a token or a proxy of its own is broken.
     pub fn is_denial(&self) -> bool {
-        matches!(self, Self::Upstream(upstream::Error::Unauthorized | upstream::Error::Denied))
+        matches!(
+            self,
+            Self::Upstream(upstream::Error::Unauthorized | upstream::Error::Denied)
+        )
     }
 }
 
@@ -137,7 +140,10 @@ impl Traffic {
 
     /// Bytes that came for whatever reason.
     pub fn received(&self) -> u64 {
-        self.bytes.iter().map(|bytes| bytes.load(Ordering::Relaxed)).sum()
+        self.bytes
+            .iter()
+            .map(|bytes| bytes.load(Ordering::Relaxed))
+            .sum()
     }
 
     /// Chunks that could not be had.
@@ -161,7 +167,10 @@ impl Traffic {
 
     fn count(&self, bytes: u64, reason: Reason) {
         self.bytes[reason as usize].fetch_add(bytes, Ordering::Relaxed);
-        metrics::metrics().agent_fetched_bytes.get_or_create(&[("reason", reason.as_str())]).inc_by(bytes);
+        metrics::metrics()
+            .agent_fetched_bytes
+            .get_or_create(&[("reason", reason.as_str())])
+            .inc_by(bytes);
     }
 }
 
@@ -170,7 +179,13 @@ impl Fetcher {
     /// take.
     pub fn new(cache: Arc<Cache>, max_run: u64, memory: u64) -> Self {
         let (table, urgent, max_run) = (Table::default(), Arc::default(), max_run.max(1));
-        Self { cache, table, memory: Arc::new(Memory::new(memory)), urgent, max_run }
+        Self {
+            cache,
+            table,
+            memory: Arc::new(Memory::new(memory)),
+            urgent,
+            max_run,
+        }
     }
 
     pub fn cache(&self) -> &Arc<Cache> {
@@ -190,7 +205,13 @@ impl Fetcher {
     /// returns where each chunk is that the reader waits for. Does not wait.
     ///
     /// Holes are not to be among them. Call it inside a runtime.
-    pub fn fetch(&self, blob: &Arc<Blob>, chunks: &[Chunk], beside: &[Chunk], traffic: &Arc<Traffic>) -> Vec<Lookup> {
+    pub fn fetch(
+        &self,
+        blob: &Arc<Blob>,
+        chunks: &[Chunk],
+        beside: &[Chunk],
+        traffic: &Arc<Traffic>,
+    ) -> Vec<Lookup> {
         let mut claimed = Vec::new();
         let mut look_up = |chunk| self.table.look_up(chunk, Some(&self.cache), &mut claimed);
         let found = chunks.iter().map(&mut look_up).collect();
@@ -225,7 +246,11 @@ impl Fetcher {
         reason: Reason,
         traffic: &Arc<Traffic>,
     ) -> Result<(), FetchError> {
-        let missing: Vec<Wanted> = chunks.into_iter().filter(|chunk| self.is_missing(chunk)).map(Wanted).collect();
+        let missing: Vec<Wanted> = chunks
+            .into_iter()
+            .filter(|chunk| self.is_missing(chunk))
+            .map(Wanted)
+            .collect();
         let mut outcome = Ok(());
         for run in runs(missing, self.max_run) {
             outcome = outcome.and(self.fetch_run(blob, run, reason, traffic).await);
@@ -241,10 +266,19 @@ impl Fetcher {
         reason: Reason,
         traffic: &Arc<Traffic>,
     ) -> Result<(), FetchError> {
-        let taken = self.memory.take(blob.source.name(), run.decoding_bytes(), reason).await?;
+        let taken = self
+            .memory
+            .take(blob.source.name(), run.decoding_bytes(), reason)
+            .await?;
         let mut claimed = Vec::new();
-        let lookups: Vec<Lookup> =
-            run.chunks.iter().map(|wanted| self.table.look_up(&wanted.0, Some(&self.cache), &mut claimed)).collect();
+        let lookups: Vec<Lookup> = run
+            .chunks
+            .iter()
+            .map(|wanted| {
+                self.table
+                    .look_up(&wanted.0, Some(&self.cache), &mut claimed)
+            })
+            .collect();
         let mut taken = Some(taken);
         for run in runs(claimed, self.max_run) {
             // They are neighbours still, and one run nearly always.
@@ -276,7 +310,9 @@ impl Fetcher {
     }
 
     fn is_missing(&self, chunk: &Chunk) -> bool {
-        chunk.digest.is_some_and(|digest| !self.cache.holds(&digest))
+        chunk
+            .digest
+            .is_some_and(|digest| !self.cache.holds(&digest))
     }
 }
 

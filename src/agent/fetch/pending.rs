@@ -48,7 +48,10 @@ pub(super) struct PendingChunk {
 
 impl Content {
     pub(super) fn new(bytes: Bytes, place: OwnedSemaphorePermit) -> Self {
-        Self(Arc::new(Inner { bytes, _place: place }))
+        Self(Arc::new(Inner {
+            bytes,
+            _place: place,
+        }))
     }
 
     pub fn bytes(&self) -> &[u8] {
@@ -63,8 +66,15 @@ impl Table {
 
     /// Where the chunk is. One that is neither on its way nor held, or whose copy in the `cache` cannot be read, is put
     /// into `claimed` for the caller to fetch.
-    pub(super) fn look_up(&self, chunk: &Chunk, cache: Option<&Cache>, claimed: &mut Vec<PendingChunk>) -> Lookup {
-        let Some(digest) = chunk.digest else { return Lookup::Held };
+    pub(super) fn look_up(
+        &self,
+        chunk: &Chunk,
+        cache: Option<&Cache>,
+        claimed: &mut Vec<PendingChunk>,
+    ) -> Lookup {
+        let Some(digest) = chunk.digest else {
+            return Lookup::Held;
+        };
         let mut table = self.lock();
         if let Some(pending) = table.get(&digest) {
             return Lookup::Pending(pending.clone());
@@ -74,16 +84,26 @@ impl Table {
             return Lookup::Held;
         }
         let (done, outcome) = oneshot::channel();
-        let pending = outcome.map(|outcome| outcome.unwrap_or(Err(FetchError::Aborted))).boxed().shared();
+        let pending = outcome
+            .map(|outcome| outcome.unwrap_or(Err(FetchError::Aborted)))
+            .boxed()
+            .shared();
         table.insert(digest, pending.clone());
-        claimed.push(PendingChunk { chunk: chunk.clone(), digest, done: Some(done), table: self.clone() });
+        claimed.push(PendingChunk {
+            chunk: chunk.clone(),
+            digest,
+            done: Some(done),
+            table: self.clone(),
+        });
         Lookup::Pending(pending)
     }
 
     /// Whether somebody waits for the chunk.
     pub(super) fn is_awaited(&self, digest: &Digest) -> bool {
         // The table itself has one.
-        self.lock().get(digest).is_some_and(|pending| pending.strong_count().is_some_and(|count| count > 1))
+        self.lock()
+            .get(digest)
+            .is_some_and(|pending| pending.strong_count().is_some_and(|count| count > 1))
     }
 
     #[cfg(test)]
@@ -123,7 +143,14 @@ mod tests {
 
     fn chunk(number: u8) -> Chunk {
         let digest = Some(Digest::of(&[number]));
-        Chunk { range: 0..1, inner_offset: 0, file_offset: 0, size: 1, digest, codec: Codec::Gzip }
+        Chunk {
+            range: 0..1,
+            inner_offset: 0,
+            file_offset: 0,
+            size: 1,
+            digest,
+            codec: Codec::Gzip,
+        }
     }
 
     fn pending(lookup: Lookup) -> ChunkFuture {
@@ -136,14 +163,21 @@ mod tests {
     #[tokio::test]
     async fn one_fetches_and_all_get_it() {
         let (table, mut claimed) = (Table::default(), Vec::new());
-        let all = [1, 1, 2, 1].map(|number| pending(table.look_up(&chunk(number), None, &mut claimed)));
+        let all =
+            [1, 1, 2, 1].map(|number| pending(table.look_up(&chunk(number), None, &mut claimed)));
         assert_eq!((claimed.len(), table.len()), (2, 2));
         let places = Arc::new(Semaphore::new(1));
         let place = Arc::clone(&places).try_acquire_owned().unwrap();
-        claimed.remove(0).settle(Ok(Content::new(Bytes::from_static(b"x"), place)));
+        claimed
+            .remove(0)
+            .settle(Ok(Content::new(Bytes::from_static(b"x"), place)));
         let [one, same, other, last] = all;
         for pending in [one, same, last] {
-            assert_eq!(places.available_permits(), 0, "the place is taken as long as somebody holds the content");
+            assert_eq!(
+                places.available_permits(),
+                0,
+                "the place is taken as long as somebody holds the content"
+            );
             assert_eq!(pending.await.unwrap().bytes(), b"x");
         }
         assert_eq!(places.available_permits(), 1);

@@ -74,7 +74,13 @@ impl Request {
         let (bytes, ChunkRun { range, chunks, .. }) = (run.decoding_bytes(), run);
         let length = range.end - range.start;
         let places = Arc::new(Semaphore::new(1));
-        let mut way = Way { chunks, end: range.end, window: Window::at(range.start), places, wrong: 0 };
+        let mut way = Way {
+            chunks,
+            end: range.end,
+            window: Window::at(range.start),
+            places,
+            wrong: 0,
+        };
         if let Err(error) = self.fetch(&mut way, length, bytes, taken).await {
             self.fail(way.chunks, &error);
         }
@@ -83,18 +89,27 @@ impl Request {
     fn fail(&self, lost: VecDeque<PendingChunk>, error: &FetchError) {
         if !matches!(error, FetchError::Unwanted) {
             self.traffic.count_errors(lost.len() as u64);
-            let Blob { digest, repository, .. } = &*self.blob;
+            let Blob {
+                digest, repository, ..
+            } = &*self.blob;
             static LINES: LineLimit = LineLimit::new();
             if let Some(dropped) = LINES.pass() {
                 let chunks = lost.len();
                 tracing::warn!(layer = %digest, %repository, chunks, %error, dropped, "chunks could not be fetched");
             }
         }
-        lost.into_iter().for_each(|chunk| chunk.settle(Err(error.clone())));
+        lost.into_iter()
+            .for_each(|chunk| chunk.settle(Err(error.clone())));
     }
 
     /// Takes chunks out of `way` as they are here; those left when it fails were not had.
-    async fn fetch(&self, way: &mut Way, length: u64, bytes: u64, taken: Option<Taken>) -> Result<(), FetchError> {
+    async fn fetch(
+        &self,
+        way: &mut Way,
+        length: u64,
+        bytes: u64,
+        taken: Option<Taken>,
+    ) -> Result<(), FetchError> {
         let taken = match taken {
             Some(taken) => taken,
             None => self.memory(way, bytes).await?,
@@ -109,20 +124,33 @@ impl Request {
 
     async fn memory(&self, way: &Way, bytes: u64) -> Result<Taken, FetchError> {
         let registry = self.blob.source.name();
-        if let Some(taken) = self.memory.take(registry, bytes, self.reason).now_or_never() {
+        if let Some(taken) = self
+            .memory
+            .take(registry, bytes, self.reason)
+            .now_or_never()
+        {
             return Ok(taken?);
         }
         let taken = self.memory.take(registry, bytes, self.reason).await?;
         // Readers may have given up meanwhile.
-        let is_wanted = way.chunks.iter().any(|chunk| self.table.is_awaited(&chunk.digest));
-        if is_wanted { Ok(taken) } else { Err(FetchError::Unwanted) }
+        let is_wanted = way
+            .chunks
+            .iter()
+            .any(|chunk| self.table.is_awaited(&chunk.digest));
+        if is_wanted {
+            Ok(taken)
+        } else {
+            Err(FetchError::Unwanted)
+        }
     }
 
     /// Asks until all is here, as long as each attempt brings something.
     async fn all(&self, way: &mut Way) -> Result<(), FetchError> {
         loop {
             let before = way.window.end();
-            let Err(error) = self.attempt(way).await else { return Ok(()) };
+            let Err(error) = self.attempt(way).await else {
+                return Ok(());
+            };
             match error {
                 // Another host may have the right ones.
                 FetchError::Wrong(_) => {}
@@ -137,9 +165,16 @@ impl Request {
 
     async fn attempt(&self, way: &mut Way) -> Result<(), FetchError> {
         self.traffic.count_request();
-        let Blob { source, repository, digest, .. } = &*self.blob;
+        let Blob {
+            source,
+            repository,
+            digest,
+            ..
+        } = &*self.blob;
         let range = way.window.end()..way.end;
-        let mut body = source.blob_for(repository, digest, range.clone(), self.reason.purpose()).await?;
+        let mut body = source
+            .blob_for(repository, digest, range.clone(), self.reason.purpose())
+            .await?;
         if body.range.start != range.start {
             return Err(FetchError::Short);
         }
@@ -152,7 +187,9 @@ impl Request {
                 way.window.push(&piece);
                 way.window.forget_before(wanted.start);
             }
-            let Some(place) = way.place().await else { return Err(FetchError::Aborted) };
+            let Some(place) = way.place().await else {
+                return Err(FetchError::Aborted);
+            };
             match self.decode(way, &wanted, place).await {
                 Err(FetchError::Wrong(error)) if way.wrong < MAX_WRONG => {
                     way.wrong += 1;
@@ -170,10 +207,14 @@ impl Request {
 
     fn settle(&self, way: &mut Way, outcome: Result<Content, FetchError>) {
         way.wrong = 0;
-        let Some(pending) = way.chunks.pop_front() else { return };
+        let Some(pending) = way.chunks.pop_front() else {
+            return;
+        };
         if let Err(error) = &outcome {
             self.traffic.count_errors(1);
-            let Blob { digest, repository, .. } = &*self.blob;
+            let Blob {
+                digest, repository, ..
+            } = &*self.blob;
             static LINES: LineLimit = LineLimit::new();
             if let Some(dropped) = LINES.pass() {
                 tracing::error!(layer = %digest, %repository, chunk = %pending.digest, %error, dropped, "chunk refused");
@@ -189,21 +230,31 @@ impl Request {
         range: &Range<u64>,
         place: OwnedSemaphorePermit,
     ) -> Result<Content, FetchError> {
-        let Some((chunk, digest)) = way.chunks.front().map(|next| (next.chunk.clone(), next.digest)) else {
+        let Some((chunk, digest)) = way
+            .chunks
+            .front()
+            .map(|next| (next.chunk.clone(), next.digest))
+        else {
             return Err(FetchError::Aborted);
         };
         let (cache, range) = (Arc::clone(&self.cache), range.clone());
         let window = std::mem::replace(&mut way.window, Window::at(range.start));
         let work = move || {
-            let decoded = chunk.decode(window.get(&range).unwrap_or_default()).map(Bytes::from);
+            let decoded = chunk
+                .decode(window.get(&range).unwrap_or_default())
+                .map(Bytes::from);
             if let Ok(content) = &decoded {
                 cache.put(digest, content);
             }
             (window, decoded)
         };
-        let (window, decoded) = tokio::task::spawn_blocking(work).await.map_err(|_panicked| FetchError::Aborted)?;
+        let (window, decoded) = tokio::task::spawn_blocking(work)
+            .await
+            .map_err(|_panicked| FetchError::Aborted)?;
         way.window = window;
-        decoded.map(|bytes| Content::new(bytes, place)).map_err(|error| FetchError::Wrong(Arc::new(error)))
+        decoded
+            .map(|bytes| Content::new(bytes, place))
+            .map_err(|error| FetchError::Wrong(Arc::new(error)))
     }
 }
 

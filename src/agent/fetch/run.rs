@@ -25,7 +25,11 @@ pub(super) struct ChunkRun<T> {
 impl<T: AsRef<Chunk>> ChunkRun<T> {
     fn new(chunk: T) -> Self {
         let (range, inflated) = (chunk.as_ref().range.clone(), inflated(chunk.as_ref()));
-        Self { range, chunks: VecDeque::from([chunk]), inflated }
+        Self {
+            range,
+            chunks: VecDeque::from([chunk]),
+            inflated,
+        }
     }
 
     fn takes(&self, chunk: &Chunk, max: u64) -> bool {
@@ -44,7 +48,11 @@ impl<T: AsRef<Chunk>> ChunkRun<T> {
 
     /// Bytes that decoding the largest of the chunks takes.
     pub(super) fn decoding_bytes(&self) -> u64 {
-        self.chunks.iter().map(|chunk| chunk.as_ref().decoding_bytes()).max().unwrap_or_default()
+        self.chunks
+            .iter()
+            .map(|chunk| chunk.as_ref().decoding_bytes())
+            .max()
+            .unwrap_or_default()
     }
 }
 
@@ -91,13 +99,23 @@ mod tests {
     fn chunk(range: &Range<u64>, size: u64) -> Wanted {
         let digest = Some(Digest::of(format!("{range:?}").as_bytes()));
         let range = range.clone();
-        Wanted(Chunk { range, inner_offset: 0, file_offset: 0, size, digest, codec: Codec::Gzip })
+        Wanted(Chunk {
+            range,
+            inner_offset: 0,
+            file_offset: 0,
+            size,
+            digest,
+            codec: Codec::Gzip,
+        })
     }
 
     /// The first and last byte's neighbour of each run.
     fn requests(ranges: &[Range<u64>], max: u64) -> Vec<(u64, u64)> {
         let chunks = ranges.iter().map(|range| chunk(range, 1)).collect();
-        runs(chunks, max).into_iter().map(|run| (run.range.start, run.range.end)).collect()
+        runs(chunks, max)
+            .into_iter()
+            .map(|run| (run.range.start, run.range.end))
+            .collect()
     }
 
     #[test]
@@ -106,16 +124,35 @@ mod tests {
         let near = [0..10, 10 + MAX_GAP..20 + MAX_GAP];
         assert_eq!(requests(&near, 1 << 20), [(0, 20 + MAX_GAP)]);
         let far = [0..10, 11 + MAX_GAP..20 + MAX_GAP];
-        assert_eq!(requests(&far, 1 << 20), [(0, 10), (11 + MAX_GAP, 20 + MAX_GAP)]);
-        assert_eq!(requests(&[0..60, 60..100, 100..200], 100), [(0, 100), (100, 200)]);
-        assert_eq!(requests(&[0..500, 500..510], 100), [(0, 500), (500, 510)], "one chunk may be larger");
-        assert_eq!(requests(&[0..50, 0..50, 0..50], 100), [(0, 50)], "chunks may share a member");
+        assert_eq!(
+            requests(&far, 1 << 20),
+            [(0, 10), (11 + MAX_GAP, 20 + MAX_GAP)]
+        );
+        assert_eq!(
+            requests(&[0..60, 60..100, 100..200], 100),
+            [(0, 100), (100, 200)]
+        );
+        assert_eq!(
+            requests(&[0..500, 500..510], 100),
+            [(0, 500), (500, 510)],
+            "one chunk may be larger"
+        );
+        assert_eq!(
+            requests(&[0..50, 0..50, 0..50], 100),
+            [(0, 50)],
+            "chunks may share a member"
+        );
     }
 
     #[test]
     fn chunks_in_the_same_bytes_do_not_multiply_without_end() {
         let same = |size| (0..20).map(|_| chunk(&(0..50), size)).collect::<Vec<_>>();
-        let counts = |chunks| runs(chunks, 100).iter().map(|run| run.chunks.len()).collect::<Vec<_>>();
+        let counts = |chunks| {
+            runs(chunks, 100)
+                .iter()
+                .map(|run| run.chunks.len())
+                .collect::<Vec<_>>()
+        };
         assert_eq!(counts(same(1)), [20]);
         assert_eq!(counts(same(200)), [4, 4, 4, 4, 4]);
         assert_eq!(counts(same(100_000)), [1; 20], "one chunk may be larger");
@@ -125,7 +162,11 @@ mod tests {
 
     #[test]
     fn a_run_weighs_what_its_largest_chunk_takes() {
-        let chunks = vec![chunk(&(0..10), 30), chunk(&(10..30), 70), chunk(&(30..50), 5)];
+        let chunks = vec![
+            chunk(&(0..10), 30),
+            chunk(&(10..30), 70),
+            chunk(&(30..50), 5),
+        ];
         assert_eq!(runs(chunks, 100)[0].decoding_bytes(), 90);
     }
 }

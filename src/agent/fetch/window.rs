@@ -14,7 +14,10 @@ pub(super) struct Window {
 
 impl Window {
     pub(super) fn at(start: u64) -> Self {
-        Self { start, bytes: Vec::new() }
+        Self {
+            start,
+            bytes: Vec::new(),
+        }
     }
 
     /// Where the next bytes belong.
@@ -25,15 +28,19 @@ impl Window {
     pub(super) fn push(&mut self, piece: &[u8]) {
         // Half as much again, where a vector would double: a chunk takes tens of megabytes at most.
         if self.bytes.capacity() - self.bytes.len() < piece.len() {
-            self.bytes.reserve_exact(piece.len().max(self.bytes.len() / 2).max(ROOM));
+            self.bytes
+                .reserve_exact(piece.len().max(self.bytes.len() / 2).max(ROOM));
         }
         self.bytes.extend_from_slice(piece);
     }
 
     /// Drops what lies before `start`.
     pub(super) fn forget_before(&mut self, start: u64) {
-        let before = start.saturating_sub(self.start).min(self.bytes.len() as u64);
-        self.bytes.drain(..usize::try_from(before).unwrap_or(usize::MAX));
+        let before = start
+            .saturating_sub(self.start)
+            .min(self.bytes.len() as u64);
+        self.bytes
+            .drain(..usize::try_from(before).unwrap_or(usize::MAX));
         self.start += before;
     }
 
@@ -57,13 +64,21 @@ mod tests {
         window.forget_before(102);
         assert_eq!(window.get(&(102..105)).unwrap(), b"cde");
         window.forget_before(103);
-        assert_eq!(window.get(&(103..105)).unwrap(), b"de", "the same bytes again");
+        assert_eq!(
+            window.get(&(103..105)).unwrap(),
+            b"de",
+            "the same bytes again"
+        );
         window.forget_before(110);
         assert_eq!((window.get(&(110..112)), window.end()), (None, 105));
         window.push(b"fghijklm");
         window.forget_before(110);
         assert_eq!(window.get(&(110..112)).unwrap(), b"kl");
-        assert_eq!(window.get(&(109..112)), None, "bytes that were dropped are gone");
+        assert_eq!(
+            window.get(&(109..112)),
+            None,
+            "bytes that were dropped are gone"
+        );
     }
 
     #[test]

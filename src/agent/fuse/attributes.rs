@@ -44,10 +44,18 @@ pub(super) fn attr(inode: u64, attributes: &Attributes) -> FileAttr {
     }
 }
 
-fn time(Time { seconds, nanoseconds }: Time) -> SystemTime {
+fn time(
+    Time {
+        seconds,
+        nanoseconds,
+    }: Time,
+) -> SystemTime {
     let whole = Duration::from_secs(seconds.unsigned_abs());
-    let time =
-        if seconds < 0 { SystemTime::UNIX_EPOCH.checked_sub(whole) } else { SystemTime::UNIX_EPOCH.checked_add(whole) };
+    let time = if seconds < 0 {
+        SystemTime::UNIX_EPOCH.checked_sub(whole)
+    } else {
+        SystemTime::UNIX_EPOCH.checked_add(whole)
+    };
     let time = time.and_then(|time| time.checked_add(Duration::from_nanos(nanoseconds.into())));
     time.unwrap_or(SystemTime::UNIX_EPOCH)
 }
@@ -63,10 +71,21 @@ mod tests {
 
     #[test]
     fn times_before_1970_and_far_ahead_are_taken() {
-        let at = |seconds, nanoseconds| time(Time { seconds, nanoseconds });
+        let at = |seconds, nanoseconds| {
+            time(Time {
+                seconds,
+                nanoseconds,
+            })
+        };
         assert_eq!(at(1, 5), SystemTime::UNIX_EPOCH + Duration::new(1, 5));
-        assert_eq!(at(-2, 500_000_000), SystemTime::UNIX_EPOCH - Duration::from_millis(1500));
-        assert_eq!(at(i64::MAX, 999_999_999), SystemTime::UNIX_EPOCH + Duration::new(u64::MAX / 2, 999_999_999));
+        assert_eq!(
+            at(-2, 500_000_000),
+            SystemTime::UNIX_EPOCH - Duration::from_millis(1500)
+        );
+        assert_eq!(
+            at(i64::MAX, 999_999_999),
+            SystemTime::UNIX_EPOCH + Duration::new(u64::MAX / 2, 999_999_999)
+        );
     }
 
     #[test]

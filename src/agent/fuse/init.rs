@@ -18,7 +18,11 @@ const WANTED: [InitFlags; 7] = [
 ];
 
 /// Answers the kernel's greeting. Whether files can be read without the agent.
-pub(super) fn greet(config: &mut KernelConfig, limits: &ReadLimits, wants_passthrough: bool) -> bool {
+pub(super) fn greet(
+    config: &mut KernelConfig,
+    limits: &ReadLimits,
+    wants_passthrough: bool,
+) -> bool {
     for flag in WANTED {
         // A kernel that lacks it does without.
         let _lacking = config.add_capabilities(flag);

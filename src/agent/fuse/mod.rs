@@ -19,11 +19,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    AccessFlags, BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FileType, Filesystem, FopenFlags,
-    Generation, INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags,
-    PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FileType,
+    Filesystem, FopenFlags, Generation, INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenAccMode,
+    OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock,
+    ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
 };
 use rustix::ioctl::{Opcode, opcode};
 use tokio::runtime::Handle;
@@ -49,7 +50,10 @@ const NAME_LEN: u32 = 255;
 /// Marks the number of a request that the kernel sends once more (`FUSE_UNIQUE_RESEND`).
 const UNIQUE_RESEND: u64 = 1 << 63;
 /// `FS_IOC_GETFLAGS` and `FS_IOC_FSGETXATTR`: which flags a file has. overlayfs asks for every file that it copies.
-const FILE_FLAGS: [Opcode; 2] = [opcode::read::<isize>(b'f', 1), opcode::read::<[u8; 28]>(b'X', 31)];
+const FILE_FLAGS: [Opcode; 2] = [
+    opcode::read::<isize>(b'f', 1),
+    opcode::read::<[u8; 28]>(b'X', 31),
+];
 /// As long as the longer answer to these.
 const MAX_FILE_FLAGS: usize = 28;
 
@@ -73,22 +77,44 @@ impl Adapter {
         limits: ReadLimits,
         passthrough: bool,
     ) -> Self {
-        Self { filesystem, opens: Arc::new(Mutex::new(opens)), device, runtime, limits, passthrough }
+        Self {
+            filesystem,
+            opens: Arc::new(Mutex::new(opens)),
+            device,
+            runtime,
+            limits,
+            passthrough,
+        }
     }
 
     /// Opens the file as it is open already, else through its backing file if it has one.
     fn answer_open(&self, inode: u64, opened: &Opened, reply: ReplyOpen) {
         // Looked for before the table is locked: a file that was never compared with its digest is read whole.
-        let is_open = || self.opens.lock().unwrap_or_else(PoisonError::into_inner).how(inode).is_some();
-        let file = if self.passthrough && !is_open() { opened.backing() } else { None };
+        let is_open = || {
+            self.opens
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .how(inode)
+                .is_some()
+        };
+        let file = if self.passthrough && !is_open() {
+            opened.backing()
+        } else {
+            None
+        };
         let mut opens = self.opens.lock().unwrap_or_else(PoisonError::into_inner);
-        let how = opens.how(inode).unwrap_or_else(|| self.best_way(file.as_ref()));
+        let how = opens
+            .how(inode)
+            .unwrap_or_else(|| self.best_way(file.as_ref()));
         if let Err(error) = opens.add(inode, how) {
             report_table(&error);
             return reply.error(Errno::EIO);
         }
         match how {
-            How::Cached => reply.opened(HANDLE, FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH),
+            How::Cached => reply.opened(
+                HANDLE,
+                FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
+            ),
             How::Passthrough(backing) => passthrough::answer(reply, HANDLE, backing),
         }
     }
@@ -113,7 +139,13 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn getattr(&self, _request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(
+        &self,
+        _request: &Request,
+        inode: INodeNo,
+        _handle: Option<FileHandle>,
+        reply: ReplyAttr,
+    ) {
         match self.filesystem.attributes(inode.0) {
             Ok(attributes) => reply.attr(&FOREVER, &attr(inode.0, &attributes)),
             Err(error) => reply.error(errno(error)),
@@ -204,7 +236,14 @@ impl Filesystem for Adapter {
     }
 
     /// Not needed; kernels before Linux 5.16 ask for it all the same, once.
-    fn flush(&self, _request: &Request, _inode: INodeNo, _handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+    fn flush(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
         reply.error(Errno::ENOSYS);
     }
 
@@ -213,16 +252,35 @@ impl Filesystem for Adapter {
         reply.error(Errno::ENOSYS);
     }
 
-    fn readdir(&self, _request: &Request, inode: INodeNo, _handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(
+        &self,
+        _request: &Request,
+        inode: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
         for dot in offset..DOTS {
             if reply.add(inode, dot + 1, FileType::Directory, dot_name(dot)) {
                 return reply.ok();
             }
         }
-        let listed = self.filesystem.list(inode.0, offset.saturating_sub(DOTS), |listed| {
-            let Listed { name, inode, attributes, next } = listed;
-            !reply.add(INodeNo(inode), next + DOTS, file_type(attributes.kind), OsStr::from_bytes(&name))
-        });
+        let listed = self
+            .filesystem
+            .list(inode.0, offset.saturating_sub(DOTS), |listed| {
+                let Listed {
+                    name,
+                    inode,
+                    attributes,
+                    next,
+                } = listed;
+                !reply.add(
+                    INodeNo(inode),
+                    next + DOTS,
+                    file_type(attributes.kind),
+                    OsStr::from_bytes(&name),
+                )
+            });
         match listed {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(errno(error)),
@@ -246,18 +304,39 @@ impl Filesystem for Adapter {
                 return reply.ok();
             }
         }
-        let listed = self.filesystem.list(inode.0, offset.saturating_sub(DOTS), |listed| {
-            let Listed { name, inode, attributes, next } = listed;
-            let (name, attr) = (OsStr::from_bytes(&name), attr(inode, &attributes));
-            !reply.add(INodeNo(inode), next + DOTS, name, &FOREVER, &attr, GENERATION)
-        });
+        let listed = self
+            .filesystem
+            .list(inode.0, offset.saturating_sub(DOTS), |listed| {
+                let Listed {
+                    name,
+                    inode,
+                    attributes,
+                    next,
+                } = listed;
+                let (name, attr) = (OsStr::from_bytes(&name), attr(inode, &attributes));
+                !reply.add(
+                    INodeNo(inode),
+                    next + DOTS,
+                    name,
+                    &FOREVER,
+                    &attr,
+                    GENERATION,
+                )
+            });
         match listed {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(errno(error)),
         }
     }
 
-    fn getxattr(&self, _request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(
+        &self,
+        _request: &Request,
+        inode: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
         answer_xattr(self.filesystem.xattr(inode.0, name.as_bytes()), size, reply);
     }
 
@@ -301,11 +380,25 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    fn fsync(&self, _request: &Request, _inode: INodeNo, _handle: FileHandle, _data_only: bool, reply: ReplyEmpty) {
+    fn fsync(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _data_only: bool,
+        reply: ReplyEmpty,
+    ) {
         reply.error(Errno::ENOSYS);
     }
 
-    fn fsyncdir(&self, _request: &Request, _inode: INodeNo, _handle: FileHandle, _data_only: bool, reply: ReplyEmpty) {
+    fn fsyncdir(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _data_only: bool,
+        reply: ReplyEmpty,
+    ) {
         reply.error(Errno::ENOSYS);
     }
 
@@ -344,7 +437,14 @@ impl Filesystem for Adapter {
         reply.error(Errno::ENOSYS);
     }
 
-    fn bmap(&self, _request: &Request, _inode: INodeNo, _block_size: u32, _block: u64, reply: ReplyBmap) {
+    fn bmap(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _block_size: u32,
+        _block: u64,
+        reply: ReplyBmap,
+    ) {
         reply.error(Errno::ENOSYS);
     }
 
@@ -425,7 +525,15 @@ impl Filesystem for Adapter {
         reply.error(Errno::EROFS);
     }
 
-    fn mkdir(&self, _request: &Request, _parent: INodeNo, _name: &OsStr, _mode: u32, _umask: u32, reply: ReplyEntry) {
+    fn mkdir(
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
         reply.error(Errno::EROFS);
     }
 
@@ -437,7 +545,14 @@ impl Filesystem for Adapter {
         reply.error(Errno::EROFS);
     }
 
-    fn symlink(&self, _request: &Request, _parent: INodeNo, _name: &OsStr, _target: &Path, reply: ReplyEntry) {
+    fn symlink(
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _target: &Path,
+        reply: ReplyEntry,
+    ) {
         reply.error(Errno::EROFS);
     }
 
@@ -454,7 +569,14 @@ impl Filesystem for Adapter {
         reply.error(Errno::EROFS);
     }
 
-    fn link(&self, _request: &Request, _inode: INodeNo, _new_parent: INodeNo, _new_name: &OsStr, reply: ReplyEntry) {
+    fn link(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _new_parent: INodeNo,
+        _new_name: &OsStr,
+        reply: ReplyEntry,
+    ) {
         reply.error(Errno::EROFS);
     }
 
@@ -536,7 +658,10 @@ fn answer_xattr(found: Result<Vec<u8>, Error>, size: u32, reply: ReplyXattr) {
 }
 
 fn count(source: &'static str) {
-    metrics().agent_reads.get_or_create(&[("source", source)]).inc();
+    metrics()
+        .agent_reads
+        .get_or_create(&[("source", source)])
+        .inc();
 }
 
 /// A read that is answered when its bytes are here. One that the agent's end cuts off is left to the next agent: `fuser`

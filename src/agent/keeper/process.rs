@@ -19,8 +19,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
 
 use super::Kept;
@@ -42,7 +42,10 @@ pub struct ProcessKeeper {
 
 impl ProcessKeeper {
     pub(super) fn open(root: &Path) -> io::Result<(Self, Kept)> {
-        let keeper = Self { socket: root.join("keeper.sock"), kept: Shared::default() };
+        let keeper = Self {
+            socket: root.join("keeper.sock"),
+            kept: Shared::default(),
+        };
         let kept = match keeper.connect() {
             Ok(connection) => take(&connection)?,
             Err(_nobody) => {
@@ -54,7 +57,9 @@ impl ProcessKeeper {
             lock(&keeper.kept).insert(name.clone(), fcntl_dupfd_cloexec(fd, 0)?);
         }
         let watched = keeper.clone();
-        std::thread::Builder::new().name("keeper-watch".to_owned()).spawn(move || watched.watch())?;
+        std::thread::Builder::new()
+            .name("keeper-watch".to_owned())
+            .spawn(move || watched.watch())?;
         Ok((keeper, kept))
     }
 
@@ -118,9 +123,13 @@ impl ProcessKeeper {
             if kept.is_empty() {
                 return;
             }
-            tracing::warn!(?ended, "the keeper of the mounts is gone; another is started");
+            tracing::warn!(
+                ?ended,
+                "the keeper of the mounts is gone; another is started"
+            );
             let handed_over = self.start().and_then(|()| {
-                kept.iter().try_for_each(|(name, fd)| self.ask(&format!("keep {name}"), Some(fd.as_fd())))
+                kept.iter()
+                    .try_for_each(|(name, fd)| self.ask(&format!("keep {name}"), Some(fd.as_fd())))
             });
             match handed_over {
                 Ok(()) => tracing::info!("the new keeper was handed everything"),
@@ -145,7 +154,9 @@ pub fn serve() -> io::Result<()> {
     let (done, is_done) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         loop {
-            let Ok(connection) = rustix::net::accept_with(&listener, SocketFlags::CLOEXEC) else { continue };
+            let Ok(connection) = rustix::net::accept_with(&listener, SocketFlags::CLOEXEC) else {
+                continue;
+            };
             let (kept, done) = (Arc::clone(&kept), done.clone());
             std::thread::spawn(move || {
                 if let Ok(true) = answer(&connection, &kept) {
@@ -200,7 +211,12 @@ fn take(connection: &OwnedFd) -> io::Result<Kept> {
 }
 
 fn socket() -> io::Result<OwnedFd> {
-    Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+    Ok(rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?)
 }
 
 fn send(connection: &OwnedFd, message: &str, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
@@ -210,7 +226,12 @@ fn send(connection: &OwnedFd, message: &str, fd: Option<BorrowedFd<'_>>) -> io::
     if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&fds)) {
         return Err(io::Error::from(io::ErrorKind::InvalidInput));
     }
-    rustix::net::sendmsg(connection, &[IoSlice::new(message.as_bytes())], &mut control, SendFlags::NOSIGNAL)?;
+    rustix::net::sendmsg(
+        connection,
+        &[IoSlice::new(message.as_bytes())],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )?;
     Ok(())
 }
 
@@ -221,7 +242,12 @@ fn receive(connection: &OwnedFd) -> io::Result<Option<(String, Option<OwnedFd>)>
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = loop {
         let mut buffers = [IoSliceMut::new(&mut message)];
-        match rustix::net::recvmsg(connection, &mut buffers, &mut control, RecvFlags::CMSG_CLOEXEC) {
+        match rustix::net::recvmsg(
+            connection,
+            &mut buffers,
+            &mut control,
+            RecvFlags::CMSG_CLOEXEC,
+        ) {
             Err(rustix::io::Errno::INTR) => {}
             outcome => break outcome?,
         }

@@ -33,5 +33,7 @@ pub(super) fn keep(name: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 pub(super) fn release() -> io::Result<()> {
-    NAMES.iter().try_for_each(|name| sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]))
+    NAMES.iter().try_for_each(|name| {
+        sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)])
+    })
 }

@@ -103,7 +103,10 @@ impl Ahead {
             return;
         };
         self.progress.set(State::Used);
-        metrics().agent_profiles.get_or_create(&[("outcome", "used")]).inc();
+        metrics()
+            .agent_profiles
+            .get_or_create(&[("outcome", "used")])
+            .inc();
         let begun = Instant::now();
         self.fetch(&profile).await;
         let report = self.progress.report();
@@ -123,7 +126,12 @@ impl Ahead {
     async fn ask(&self) -> Option<Arc<Profile>> {
         let Key { stack, workload } = &self.key;
         let answer = self.oracle.ask(&self.key).await;
-        let count = |outcome| metrics().agent_profiles.get_or_create(&[("outcome", outcome)]).inc();
+        let count = |outcome| {
+            metrics()
+                .agent_profiles
+                .get_or_create(&[("outcome", outcome)])
+                .inc()
+        };
         let bytes = match answer {
             Ok(bytes) => bytes,
             Err(upstream::Error::NotFound) => {
@@ -137,7 +145,9 @@ impl Ahead {
                 return None;
             }
         };
-        let parsed = tokio::task::spawn_blocking(move || Profile::parse(&bytes).map_err(|error| error.to_string()));
+        let parsed = tokio::task::spawn_blocking(move || {
+            Profile::parse(&bytes).map_err(|error| error.to_string())
+        });
         match parsed.await.unwrap_or_else(|error| Err(error.to_string())) {
             Ok(profile) if profile.is_empty() => {
                 count("none");
@@ -166,12 +176,16 @@ impl Ahead {
                     next = Some(run);
                     break;
                 }
-                let Some(arrival) = work.layers.get(&run.layer).cloned() else { continue };
+                let Some(arrival) = work.layers.get(&run.layer).cloned() else {
+                    continue;
+                };
                 if arrival.gone.is_cancelled() {
                     work.queue.forget(run.layer);
                     continue;
                 }
-                if self.progress.bytes() + bytes > self.limit || !arrival.layer.fetcher().cache().has_room() {
+                if self.progress.bytes() + bytes > self.limit
+                    || !arrival.layer.fetcher().cache().has_room()
+                {
                     tracing::info!(stack = %self.key.stack, "the rest of the profile is fetched when it is read");
                     work.queue.clear();
                     break;
@@ -223,13 +237,19 @@ impl Ahead {
 impl Work {
     async fn add(&mut self, profile: &Arc<Profile>, arrival: Arrival, progress: &Progress) {
         let place = arrival.place;
-        if self.layers.get(&place).is_some_and(|known| !known.gone.is_cancelled()) {
+        if self
+            .layers
+            .get(&place)
+            .is_some_and(|known| !known.gone.is_cancelled())
+        {
             return;
         }
         self.queue.forget(place);
         let (own, layer) = (Arc::clone(profile), Arc::clone(&arrival.layer));
         self.layers.insert(place, arrival);
-        let planned = tokio::task::spawn_blocking(move || plan(&own, place, &layer)).await.unwrap_or_default();
+        let planned = tokio::task::spawn_blocking(move || plan(&own, place, &layer))
+            .await
+            .unwrap_or_default();
         for Planned { file, id, missing } in planned {
             if missing.is_empty() {
                 progress.arrived(place, id);
@@ -243,7 +263,9 @@ impl Work {
 
     fn landed(&mut self, run: &Run, progress: &Progress) {
         for wish in &run.wishes {
-            let Some((place, id, left)) = self.left.get_mut(&wish.file) else { continue };
+            let Some((place, id, left)) = self.left.get_mut(&wish.file) else {
+                continue;
+            };
             *left -= 1;
             if *left == 0 {
                 progress.arrived(*place, *id);
@@ -255,15 +277,27 @@ impl Work {
 
 async fn hold(arrival: Arrival, run: Run) -> (Run, Result<(), FetchError>) {
     let numbers = run.wishes.iter().map(|wish| wish.number);
-    let held = arrival.gone.run_until_cancelled(arrival.layer.hold(numbers, Reason::Profile)).await;
+    let held = arrival
+        .gone
+        .run_until_cancelled(arrival.layer.hold(numbers, Reason::Profile))
+        .await;
     (run, held.unwrap_or(Ok(())))
 }
 
 /// `412 by-hand, 30 agents`: how many files each source knows of.
 fn sources(profile: &Profile) -> String {
-    let count = |source| profile.files.iter().filter(|file| file.sources.contains(&source)).count();
+    let count = |source| {
+        profile
+            .files
+            .iter()
+            .filter(|file| file.sources.contains(&source))
+            .count()
+    };
     let counted = Source::ALL.map(|source| (count(source), source.name()));
-    let told: Vec<String> =
-        counted.iter().filter(|(count, _)| *count > 0).map(|(count, name)| format!("{count} {name}")).collect();
+    let told: Vec<String> = counted
+        .iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, name)| format!("{count} {name}"))
+        .collect();
     told.join(", ")
 }

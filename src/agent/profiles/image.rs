@@ -29,23 +29,48 @@ impl ImageLayers {
     ///
     /// What lies below may have come with other images: the label of the lowest layer can tell of one of those.
     pub fn around(below: &[Below], spec: &LayerSpec) -> Option<Self> {
-        (spec.image_layers.first() == Some(&spec.digest)).then(|| Self::of(below, &spec.image_layers)).flatten()
+        (spec.image_layers.first() == Some(&spec.digest))
+            .then(|| Self::of(below, &spec.image_layers))
+            .flatten()
     }
 
     fn of(below: &[Below], above: &[Digest]) -> Option<Self> {
-        let digests: Option<Vec<Digest>> = below.iter().map(|below| spec::layer_digest(&below.labels)).collect();
+        let digests: Option<Vec<Digest>> = below
+            .iter()
+            .map(|below| spec::layer_digest(&below.labels))
+            .collect();
         let mut digests = digests?;
-        let mounted = (0..).zip(below).filter_map(|(place, below)| Some((place, below.lazy?))).collect();
+        let mounted = (0..)
+            .zip(below)
+            .filter_map(|(place, below)| Some((place, below.lazy?)))
+            .collect();
         digests.extend_from_slice(above);
-        let (count, present) = (u32::try_from(digests.len()).ok()?, u32::try_from(below.len()).ok()?);
-        Some(Self { stack: Stack::of(&digests), count, mounted, present })
+        let (count, present) = (
+            u32::try_from(digests.len()).ok()?,
+            u32::try_from(below.len()).ok()?,
+        );
+        Some(Self {
+            stack: Stack::of(&digests),
+            count,
+            mounted,
+            present,
+        })
     }
 
     /// The same with the next layer mounted.
     #[must_use]
     pub fn with(self, number: u64) -> Self {
-        let mounted = self.mounted.iter().copied().chain([(self.present, number)]).collect();
-        Self { mounted, present: self.present + 1, ..self }
+        let mounted = self
+            .mounted
+            .iter()
+            .copied()
+            .chain([(self.present, number)])
+            .collect();
+        Self {
+            mounted,
+            present: self.present + 1,
+            ..self
+        }
     }
 }
 
@@ -58,8 +83,14 @@ mod tests {
     }
 
     fn below(layer: &str, lazy: Option<u64>) -> Below {
-        let label = ("containerd.io/snapshot/remote/stargz.digest".to_owned(), digest(layer).to_string());
-        Below { labels: [label].into(), lazy }
+        let label = (
+            "containerd.io/snapshot/remote/stargz.digest".to_owned(),
+            digest(layer).to_string(),
+        );
+        Below {
+            labels: [label].into(),
+            lazy,
+        }
     }
 
     fn spec(layers: &[&str]) -> LayerSpec {
@@ -76,13 +107,27 @@ mod tests {
     #[test]
     fn the_snapshots_below_and_the_label_make_the_image() {
         let below = [below("a", Some(4)), below("b", None)];
-        let image = ImageLayers::around(&below, &spec(&["c", "d"])).unwrap().with(9);
+        let image = ImageLayers::around(&below, &spec(&["c", "d"]))
+            .unwrap()
+            .with(9);
         assert_eq!(image.stack, Stack::of(&["a", "b", "c", "d"].map(digest)));
         assert_eq!((image.count, &*image.mounted), (4, &[(0, 4), (2, 9)][..]));
-        assert!(ImageLayers::around(&below, &spec(&["d"])).is_none(), "the list is of another layer");
-        assert!(ImageLayers::around(&below, &spec(&[])).is_none(), "the list was cut");
-        assert_eq!(ImageLayers::under(&below).unwrap().stack, Stack::of(&["a", "b"].map(digest)));
-        let nameless = Below { labels: Default::default(), lazy: Some(1) };
+        assert!(
+            ImageLayers::around(&below, &spec(&["d"])).is_none(),
+            "the list is of another layer"
+        );
+        assert!(
+            ImageLayers::around(&below, &spec(&[])).is_none(),
+            "the list was cut"
+        );
+        assert_eq!(
+            ImageLayers::under(&below).unwrap().stack,
+            Stack::of(&["a", "b"].map(digest))
+        );
+        let nameless = Below {
+            labels: Default::default(),
+            lazy: Some(1),
+        };
         assert!(ImageLayers::under(&[nameless]).is_none());
     }
 }

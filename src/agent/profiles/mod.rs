@@ -76,7 +76,11 @@ struct Known {
 
 impl Profiles {
     pub(super) fn new(config: &Config) -> Self {
-        Self { is_on: config.profiles, limit: config.profile_limit.as_u64(), known: Mutex::default() }
+        Self {
+            is_on: config.profiles,
+            limit: config.profile_limit.as_u64(),
+            known: Mutex::default(),
+        }
     }
 
     /// Whether servers are asked.
@@ -95,7 +99,10 @@ impl Profiles {
         occasion: Occasion,
     ) -> Option<Turn> {
         let (reference, workload) = named;
-        let key = Key { stack: image.stack.clone(), workload };
+        let key = Key {
+            stack: image.stack.clone(),
+            workload,
+        };
         let arrivals: Vec<Arrival> = layers.iter().map(Arrival::from).collect();
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = known.get_mut(&key) {
@@ -109,12 +116,31 @@ impl Profiles {
         make_room(&mut known)?;
         let (sender, receiver) = mpsc::unbounded_channel();
         let (status, watched) = watch::channel(Status::Asking);
-        let progress = Arc::new(Progress::new(reference, &key.stack, &key.workload, oracle.name()));
-        let mut new = Known { progress, asked: Instant::now(), arrivals: sender, announced: 0, status: watched };
+        let progress = Arc::new(Progress::new(
+            reference,
+            &key.stack,
+            &key.workload,
+            oracle.name(),
+        ));
+        let mut new = Known {
+            progress,
+            asked: Instant::now(),
+            arrivals: sender,
+            announced: 0,
+            status: watched,
+        };
         let progress = Arc::clone(&new.progress);
         let turn = new.announce(arrivals);
         let (layers, limit) = (image.count, self.limit);
-        let ahead = Ahead { key: key.clone(), layers, oracle, limit, progress, status, arrivals: receiver };
+        let ahead = Ahead {
+            key: key.clone(),
+            layers,
+            oracle,
+            limit,
+            progress,
+            status,
+            arrivals: receiver,
+        };
         known.insert(key, new);
         drop(known);
         tokio::spawn(ahead.run());
@@ -131,7 +157,10 @@ impl Profiles {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let mut known: Vec<&Known> = known.values().collect();
         known.sort_by_key(|known| known.asked);
-        known.into_iter().map(|known| known.progress.report()).collect()
+        known
+            .into_iter()
+            .map(|known| known.progress.report())
+            .collect()
     }
 }
 
@@ -139,7 +168,9 @@ impl Profiles {
 fn make_room(known: &mut HashMap<Key, Known>) -> Option<()> {
     if known.len() >= MAX_KNOWN {
         let idle = known.iter().filter(|(_, known)| known.arrivals.is_closed());
-        let oldest = idle.min_by_key(|(_, known)| known.asked).map(|(key, _)| key.clone())?;
+        let oldest = idle
+            .min_by_key(|(_, known)| known.asked)
+            .map(|(key, _)| key.clone())?;
         known.remove(&oldest);
     }
     Some(())
@@ -150,10 +181,17 @@ impl Known {
     fn announce(&mut self, arrivals: Vec<Arrival>) -> Option<Turn> {
         self.arrivals.send(arrivals).ok()?;
         self.announced += 1;
-        Some(Turn { status: self.status.clone(), announcement: self.announced })
+        Some(Turn {
+            status: self.status.clone(),
+            announcement: self.announced,
+        })
     }
 
-    fn is_worth_asking_again(&self, layers: &[(u32, Arc<Mount>, Arc<Layer>)], occasion: Occasion) -> bool {
+    fn is_worth_asking_again(
+        &self,
+        layers: &[(u32, Arc<Mount>, Arc<Layer>)],
+        occasion: Occasion,
+    ) -> bool {
         let age = self.asked.elapsed();
         match (occasion, self.progress.state()) {
             // A profile was used and its layers are mounted anew.
@@ -166,14 +204,25 @@ impl Known {
 
     /// Whether a file that was fetched is here no more.
     fn lacks_something(&self, layers: &[(u32, Arc<Mount>, Arc<Layer>)]) -> bool {
-        let by_place: HashMap<u32, &Arc<Layer>> = layers.iter().map(|(place, _, layer)| (*place, layer)).collect();
-        let is_gone = |(place, id)| by_place.get(&place).is_some_and(|layer| !layer.begins_here(id));
+        let by_place: HashMap<u32, &Arc<Layer>> = layers
+            .iter()
+            .map(|(place, _, layer)| (*place, layer))
+            .collect();
+        let is_gone = |(place, id)| {
+            by_place
+                .get(&place)
+                .is_some_and(|layer| !layer.begins_here(id))
+        };
         self.progress.held().into_iter().any(is_gone)
     }
 }
 
 impl From<&(u32, Arc<Mount>, Arc<Layer>)> for Arrival {
     fn from((place, mount, layer): &(u32, Arc<Mount>, Arc<Layer>)) -> Self {
-        Self { place: *place, layer: Arc::clone(layer), gone: mount.gone.clone() }
+        Self {
+            place: *place,
+            layer: Arc::clone(layer),
+            gone: mount.gone.clone(),
+        }
     }
 }

@@ -39,9 +39,18 @@ impl Oracle {
             Self::Server(peer) => {
                 let workload = String::from(key.workload.clone());
                 let path = format!("{API}/{}", key.stack);
-                peer.get(&path, &[("workload", workload.as_str())], MAX_PROFILE_BYTES as u64).await
+                peer.get(
+                    &path,
+                    &[("workload", workload.as_str())],
+                    MAX_PROFILE_BYTES as u64,
+                )
+                .await
             }
-            Self::Referrers { source, repository, reference } => {
+            Self::Referrers {
+                source,
+                repository,
+                reference,
+            } => {
                 let image = image(source, repository, reference).await?;
                 // The tag may have moved on since the layers were mounted.
                 if stack_of(&image).as_ref() != Some(&key.stack) {
@@ -54,18 +63,29 @@ impl Oracle {
 }
 
 /// The manifest of the image, that of this machine's platform among several.
-async fn image(source: &Source, repository: &Repository, reference: &Reference) -> Result<Manifest, Error> {
+async fn image(
+    source: &Source,
+    repository: &Repository,
+    reference: &Reference,
+) -> Result<Manifest, Error> {
     let manifest = source.manifest(repository, reference).await?;
     if manifest_kind(&manifest.media_type) != Some(ManifestKind::Index) {
         return Ok(manifest);
     }
-    let index: Index = serde_json::from_slice(&manifest.bytes).map_err(|error| Error::Malformed(error.to_string()))?;
+    let index: Index = serde_json::from_slice(&manifest.bytes)
+        .map_err(|error| Error::Malformed(error.to_string()))?;
     let here = Platform::of_this_machine();
     let fits = |platform: Platform| here.matches(&platform);
-    let child =
-        index.manifests.into_iter().find(|child| child.platform.as_ref().is_some_and(|own| fits(own.to_platform())));
+    let child = index.manifests.into_iter().find(|child| {
+        child
+            .platform
+            .as_ref()
+            .is_some_and(|own| fits(own.to_platform()))
+    });
     let child = child.ok_or(Error::NotFound)?;
-    source.manifest(repository, &Reference::Digest(child.digest)).await
+    source
+        .manifest(repository, &Reference::Digest(child.digest))
+        .await
 }
 
 fn stack_of(image: &Manifest) -> Option<Stack> {
@@ -82,5 +102,8 @@ async fn referring(
 ) -> Result<Bytes, Error> {
     let referrers = source.referrers(repository, &image.digest).await?;
     let referrer = artifact::of_workload(&referrers, workload).ok_or(Error::NotFound)?;
-    source.document(repository, &referrer.digest, artifact::document_of).await?.ok_or(Error::NotFound)
+    source
+        .document(repository, &referrer.digest, artifact::document_of)
+        .await?
+        .ok_or(Error::NotFound)
 }

@@ -23,16 +23,24 @@ pub(super) struct Planned {
 /// The files that `profile` names of the layer in this place of its image. What the layer does not have is passed over.
 pub(super) fn plan(profile: &Profile, place: u32, layer: &Layer) -> Vec<Planned> {
     let mut seen = HashSet::new();
-    let files = (0..).zip(&profile.files).filter(|(_, profiled)| profiled.layer == place);
+    let files = (0..)
+        .zip(&profile.files)
+        .filter(|(_, profiled)| profiled.layer == place);
     let planned = files.filter_map(|(file, profiled)| {
         let id = layer.tree().file(&profiled.path)?;
-        seen.insert(id).then(|| Planned { file, id, missing: missing(layer, id, file, profiled) })
+        seen.insert(id).then(|| Planned {
+            file,
+            id,
+            missing: missing(layer, id, file, profiled),
+        })
     });
     planned.collect()
 }
 
 fn missing(layer: &Layer, id: FileId, file: u32, profiled: &ProfiledFile) -> Vec<Wish> {
-    let Some(Content::Chunks(node)) = layer.tree().content(id) else { return Vec::new() };
+    let Some(Content::Chunks(node)) = layer.tree().content(id) else {
+        return Vec::new();
+    };
     let all = node.chunk_numbers();
     let at = |offset| node.chunk_number_at(offset);
     let numbers: Vec<u32> = if !profiled.extents.is_empty() {
@@ -48,7 +56,15 @@ fn missing(layer: &Layer, id: FileId, file: u32, profiled: &ProfiledFile) -> Vec
         // A header (ELF, SQLite, a JVM's modules), and the directory that zip and its like have at the end.
         all.clone().take(1).chain(all.last()).collect()
     };
-    let chunks = numbers.into_iter().filter_map(|number| Some((number, layer.tree().toc().chunk(number)?)));
+    let chunks = numbers
+        .into_iter()
+        .filter_map(|number| Some((number, layer.tree().toc().chunk(number)?)));
     let missing = chunks.filter(|(_, chunk)| chunk.digest.is_some() && !layer.is_held(chunk));
-    missing.map(|(number, chunk)| Wish { file, number, range: chunk.range }).collect()
+    missing
+        .map(|(number, chunk)| Wish {
+            file,
+            number,
+            range: chunk.range,
+        })
+        .collect()
 }

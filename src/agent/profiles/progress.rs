@@ -79,7 +79,12 @@ impl Use {
 
 impl Progress {
     pub(super) fn new(image: &str, stack: &Stack, workload: &Workload, server: String) -> Self {
-        let inner = Inner { state: State::Asked, files: HashMap::new(), requests: 0, bytes: 0 };
+        let inner = Inner {
+            state: State::Asked,
+            files: HashMap::new(),
+            requests: 0,
+            bytes: 0,
+        };
         Self {
             image: image.to_owned(),
             stack: stack.clone(),
@@ -134,7 +139,12 @@ impl Progress {
 
     /// The files that were here.
     pub(super) fn held(&self) -> Vec<(u32, FileId)> {
-        self.inner().files.iter().filter(|(_, arrived)| arrived.is_some()).map(|(file, _)| *file).collect()
+        self.inner()
+            .files
+            .iter()
+            .filter(|(_, arrived)| arrived.is_some())
+            .map(|(file, _)| *file)
+            .collect()
     }
 
     pub(super) fn report(&self) -> ProfileReport {
@@ -169,8 +179,14 @@ mod tests {
         assert_eq!(progress.when_used(0, FileId(1), later), Use::Ahead);
         assert_eq!(progress.when_used(0, FileId(2), later), Use::Late);
         assert_eq!(progress.when_used(1, FileId(1), later), Use::Unknown);
-        assert!(matches!(progress.when_used(0, FileId(1), before), Use::Late | Use::Ahead));
-        assert_eq!((progress.report().files, progress.report().held_files), (2, 1));
+        assert!(matches!(
+            progress.when_used(0, FileId(1), before),
+            Use::Late | Use::Ahead
+        ));
+        assert_eq!(
+            (progress.report().files, progress.report().held_files),
+            (2, 1)
+        );
         assert_eq!(progress.held(), [(0, FileId(1))]);
     }
 }

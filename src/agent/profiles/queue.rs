@@ -45,8 +45,15 @@ pub(super) struct Queue {
 
 impl Run {
     pub(super) fn bytes(&self) -> u64 {
-        let end = self.wishes.iter().map(|wish| wish.range.end).max().unwrap_or_default();
-        self.wishes.first().map_or(0, |first| end - first.range.start)
+        let end = self
+            .wishes
+            .iter()
+            .map(|wish| wish.range.end)
+            .max()
+            .unwrap_or_default();
+        self.wishes
+            .first()
+            .map_or(0, |first| end - first.range.start)
     }
 }
 
@@ -114,13 +121,22 @@ mod tests {
     use super::*;
 
     fn wish(file: u32, number: u32, range: Range<u64>) -> Wish {
-        Wish { file, number, range }
+        Wish {
+            file,
+            number,
+            range,
+        }
     }
 
     /// Layer and numbers of the chunks of each request.
     fn requests(queue: &mut Queue) -> Vec<(u32, Vec<u32>)> {
         std::iter::from_fn(|| queue.next())
-            .map(|run| (run.layer, run.wishes.iter().map(|wish| wish.number).collect()))
+            .map(|run| {
+                (
+                    run.layer,
+                    run.wishes.iter().map(|wish| wish.number).collect(),
+                )
+            })
             .collect()
     }
 
@@ -128,9 +144,20 @@ mod tests {
     fn what_is_read_first_comes_first_and_its_neighbours_with_it() {
         let mut queue = Queue::default();
         let far = 10 * MAX_GAP;
-        queue.add(0, [wish(3, 0, 0..10), wish(1, 1, 10..20), wish(4, 2, 20..30), wish(0, 9, far..far + 10)]);
+        queue.add(
+            0,
+            [
+                wish(3, 0, 0..10),
+                wish(1, 1, 10..20),
+                wish(4, 2, 20..30),
+                wish(0, 9, far..far + 10),
+            ],
+        );
         queue.add(1, [wish(2, 0, 0..10)]);
-        assert_eq!(requests(&mut queue), [(0, vec![9]), (0, vec![0, 1, 2]), (1, vec![0])]);
+        assert_eq!(
+            requests(&mut queue),
+            [(0, vec![9]), (0, vec![0, 1, 2]), (1, vec![0])]
+        );
     }
 
     #[test]
@@ -142,7 +169,12 @@ mod tests {
         queue.add(0, [wish(20, 20, 100 * MAX_RUN..105 * MAX_RUN)]);
         assert_eq!(
             requests(&mut queue),
-            [(0, vec![0, 1, 2, 3]), (0, vec![4, 5, 6, 7]), (0, vec![8, 9]), (0, vec![20])],
+            [
+                (0, vec![0, 1, 2, 3]),
+                (0, vec![4, 5, 6, 7]),
+                (0, vec![8, 9]),
+                (0, vec![20])
+            ],
             "but for a chunk that is larger"
         );
     }
@@ -151,7 +183,14 @@ mod tests {
     fn a_short_gap_is_fetched_along_and_a_long_one_is_not() {
         let mut queue = Queue::default();
         let far = 20 + 2 * MAX_GAP;
-        queue.add(0, [wish(0, 0, 0..10), wish(1, 1, 10 + MAX_GAP..20 + MAX_GAP), wish(2, 2, far + 1..far + 2)]);
+        queue.add(
+            0,
+            [
+                wish(0, 0, 0..10),
+                wish(1, 1, 10 + MAX_GAP..20 + MAX_GAP),
+                wish(2, 2, far + 1..far + 2),
+            ],
+        );
         assert_eq!(requests(&mut queue), [(0, vec![0, 1]), (0, vec![2])]);
     }
 

@@ -57,22 +57,40 @@ struct Seen {
 impl Starts {
     pub fn new(layers: Arc<Layers>) -> Self {
         let period = layers.config().record;
-        Self(Arc::new(Inner { layers, period, begun: Mutex::default(), watched: AtomicUsize::new(0) }))
+        Self(Arc::new(Inner {
+            layers,
+            period,
+            begun: Mutex::default(),
+            watched: AtomicUsize::new(0),
+        }))
     }
 
     /// A container is about to start on the layers of `image`. Does not wait; call it inside a runtime.
     pub fn begin(&self, image: ImageLayers) {
         let layers = &self.0.layers;
-        let mounts = image.mounted.iter().filter_map(|(place, number)| Some((*place, layers.by_number(*number)?)));
+        let mounts = image
+            .mounted
+            .iter()
+            .filter_map(|(place, number)| Some((*place, layers.by_number(*number)?)));
         let mounts: Vec<(u32, Arc<Mount>)> = mounts.collect();
-        let Some((_, top)) = mounts.last() else { return };
+        let Some((_, top)) = mounts.last() else {
+            return;
+        };
         let reference = top.record.reference.clone();
         let workload = layers.config().policy(&reference).workload;
-        let key = Key { stack: image.stack.clone(), workload };
+        let key = Key {
+            stack: image.stack.clone(),
+            workload,
+        };
         if self.0.may_watch(&key) {
             let numbers = mounts.iter().map(|(_, mount)| mount.record.number);
             let recording = layers.recorder().begin(numbers, MAX_FILES);
-            let start = Start { key, image: reference, recording, mounts };
+            let start = Start {
+                key,
+                image: reference,
+                recording,
+                mounts,
+            };
             let own = Arc::clone(&self.0);
             tokio::spawn(async move { own.watch(start).await });
         }
@@ -101,7 +119,11 @@ impl Inner {
         self.watched.fetch_sub(1, Ordering::Relaxed);
         let own = Arc::clone(&self);
         let (key, image) = (start.key.clone(), start.image.clone());
-        let Ok(Seen { observation, top: Some(top) }) = tokio::task::spawn_blocking(move || own.see(start)).await else {
+        let Ok(Seen {
+            observation,
+            top: Some(top),
+        }) = tokio::task::spawn_blocking(move || own.see(start)).await
+        else {
             return;
         };
         if observation.is_empty() {
@@ -125,42 +147,90 @@ impl Inner {
 
     /// Ends the recording and gives its files their names. Blocks.
     fn see(&self, start: Start) -> Seen {
-        let Start { key, recording, mounts, .. } = start;
+        let Start {
+            key,
+            recording,
+            mounts,
+            ..
+        } = start;
         let begun = recording.begun();
         let mut by_number: HashMap<u64, Vec<Used>> = HashMap::new();
-        recording.end().into_iter().for_each(|used| by_number.entry(used.number).or_default().push(used));
+        recording
+            .end()
+            .into_iter()
+            .for_each(|used| by_number.entry(used.number).or_default().push(used));
         let progress = self.layers.profiles().progress(&key);
         let (mut files, mut top) = (Vec::new(), None);
         for (place, mount) in mounts {
-            let Ok(layer) = self.layers.layer(&mount) else { continue };
+            let Ok(layer) = self.layers.layer(&mount) else {
+                continue;
+            };
             top = Some(Arc::clone(layer));
             let used = by_number.remove(&mount.record.number).unwrap_or_default();
             let ids: HashSet<FileId> = used.iter().map(|used| used.id).collect();
             let mut paths = layer.tree().paths(&ids);
-            for Used { id, after, extents, .. } in used {
+            for Used {
+                id, after, extents, ..
+            } in used
+            {
                 // What is not UTF-8 is in no profile.
-                let Some(path) = paths.remove(&id).and_then(|path| String::from_utf8(path).ok()) else { continue };
+                let Some(path) = paths
+                    .remove(&id)
+                    .and_then(|path| String::from_utf8(path).ok())
+                else {
+                    continue;
+                };
                 if let Some(progress) = &progress {
                     let how = progress.when_used(place, id, begun + after).as_str();
-                    metrics().agent_profile_files.get_or_create(&[("use", how)]).inc();
+                    metrics()
+                        .agent_profile_files
+                        .get_or_create(&[("use", how)])
+                        .inc();
                 }
-                files.push(FileUse { layer: place, path, extents, after });
+                files.push(FileUse {
+                    layer: place,
+                    path,
+                    extents,
+                    after,
+                });
             }
         }
-        Seen { observation: Observation::new(files), top }
+        Seen {
+            observation: Observation::new(files),
+            top,
+        }
     }
 }
 
 async fn tell(peer: &Peer, key: &Key, image: &str, observation: &Observation) {
-    let count = |outcome| metrics().agent_observations.get_or_create(&[("outcome", outcome)]).inc();
-    let Some((files, json)) = document(observation) else { return };
-    let (path, workload) = (format!("{API}/{}", key.stack), String::from(key.workload.clone()));
+    let count = |outcome| {
+        metrics()
+            .agent_observations
+            .get_or_create(&[("outcome", outcome)])
+            .inc()
+    };
+    let Some((files, json)) = document(observation) else {
+        return;
+    };
+    let (path, workload) = (
+        format!("{API}/{}", key.stack),
+        String::from(key.workload.clone()),
+    );
     let mut pauses = PAUSES.into_iter();
     loop {
-        let error = match peer.post(&path, &[("workload", workload.as_str())], json.clone()).await {
+        let error = match peer
+            .post(&path, &[("workload", workload.as_str())], json.clone())
+            .await
+        {
             Ok(()) => {
                 count("sent");
-                tracing::info!(image, files, bytes = json.len(), server = peer.host(), "what the start read was told");
+                tracing::info!(
+                    image,
+                    files,
+                    bytes = json.len(),
+                    server = peer.host(),
+                    "what the start read was told"
+                );
                 return;
             }
             Err(error) => error,

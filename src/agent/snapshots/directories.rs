@@ -36,8 +36,15 @@ impl Owner {
 impl Directories {
     pub(super) fn open(root: &Path) -> Result<Self, Error> {
         let snapshots = root.join("snapshots");
-        DirBuilder::new().recursive(true).mode(PRIVATE).create(&snapshots).map_err(Error::at(&snapshots))?;
-        Ok(Self { snapshots, lazy: root.join("lazy") })
+        DirBuilder::new()
+            .recursive(true)
+            .mode(PRIVATE)
+            .create(&snapshots)
+            .map_err(Error::at(&snapshots))?;
+        Ok(Self {
+            snapshots,
+            lazy: root.join("lazy"),
+        })
     }
 
     pub(super) fn upper(&self, id: u64) -> PathBuf {
@@ -75,7 +82,8 @@ impl Directories {
         let upper = new.path().join("fs");
         create(&upper, FS)?;
         if let Some(Owner(user, group)) = owner {
-            std::os::unix::fs::lchown(&upper, Some(user), Some(group)).map_err(Error::at(&upper))?;
+            std::os::unix::fs::lchown(&upper, Some(user), Some(group))
+                .map_err(Error::at(&upper))?;
         }
         if kind == Kind::Active {
             create(&new.path().join("work"), WORK)?;
@@ -88,7 +96,9 @@ impl Directories {
         fs::rename(new.path(), &target).map_err(Error::at(&target))?;
         drop(new.keep());
         // A power cut must not leave a record without its directory.
-        File::open(&self.snapshots).and_then(|folder| folder.sync_all()).map_err(Error::at(&self.snapshots))
+        File::open(&self.snapshots)
+            .and_then(|folder| folder.sync_all())
+            .map_err(Error::at(&self.snapshots))
     }
 
     /// Removes the directory of a snapshot that no record names any more.
@@ -103,20 +113,27 @@ impl Directories {
         let mut orphans = Vec::new();
         for entry in fs::read_dir(&self.snapshots).map_err(Error::at(&self.snapshots))? {
             let entry = entry.map_err(Error::at(&self.snapshots))?;
-            let id = entry.file_name().to_str().and_then(|name| name.parse::<u64>().ok());
+            let id = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse::<u64>().ok());
             if id.is_some_and(|id| ids.contains(&id) && self.of(id) == entry.path()) {
                 continue;
             }
             match self.set_aside(&entry.path()) {
                 Ok(aside) => orphans.push(aside),
-                Err(error) => tracing::warn!(path = %entry.path().display(), %error, "an orphan stays"),
+                Err(error) => {
+                    tracing::warn!(path = %entry.path().display(), %error, "an orphan stays")
+                }
             }
         }
         Ok(orphans)
     }
 
     fn set_aside(&self, path: &Path) -> Result<PathBuf, Error> {
-        let aside = self.snapshots.join(format!("old-{:016x}", rand::random::<u64>()));
+        let aside = self
+            .snapshots
+            .join(format!("old-{:016x}", rand::random::<u64>()));
         fs::rename(path, &aside).map_err(Error::at(path))?;
         Ok(aside)
     }
@@ -124,7 +141,11 @@ impl Directories {
 
 /// Removes a tree. What cannot be removed is an orphan, which the next clean-up meets again.
 pub(super) fn remove(path: &Path) {
-    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    let removed = if path.is_dir() {
+        fs::remove_dir_all(path)
+    } else {
+        fs::remove_file(path)
+    };
     match removed {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             tracing::warn!(path = %path.display(), %error, "a snapshot's directory stays");
@@ -135,5 +156,7 @@ pub(super) fn remove(path: &Path) {
 
 /// Makes a directory with exactly this mode, whatever the umask.
 fn create(path: &Path, mode: u32) -> Result<(), Error> {
-    fs::create_dir(path).and_then(|()| fs::set_permissions(path, Permissions::from_mode(mode))).map_err(Error::at(path))
+    fs::create_dir(path)
+        .and_then(|()| fs::set_permissions(path, Permissions::from_mode(mode)))
+        .map_err(Error::at(path))
 }

@@ -19,7 +19,11 @@ struct Disk {
 
 impl Disk {
     fn checked(&self) -> io::Result<()> {
-        if self.is_full.load(Ordering::Relaxed) { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+        if self.is_full.load(Ordering::Relaxed) {
+            Err(io::ErrorKind::StorageFull.into())
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -58,7 +62,11 @@ impl Node {
     fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
         let snapshots = Snapshots::open(root.path()).unwrap();
-        let node = Self { root, snapshots, is_full: Arc::default() };
+        let node = Self {
+            root,
+            snapshots,
+            is_full: Arc::default(),
+        };
         node.put_on_the_disk();
         node
     }
@@ -67,8 +75,15 @@ impl Node {
     fn put_on_the_disk(&self) {
         let mut db = self.snapshots.metadata.database().write().unwrap();
         *db = None;
-        let file = File::options().read(true).write(true).open(self.root.path().join("metadata.db")).unwrap();
-        let disk = Disk { file, is_full: Arc::clone(&self.is_full) };
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open(self.root.path().join("metadata.db"))
+            .unwrap();
+        let disk = Disk {
+            file,
+            is_full: Arc::clone(&self.is_full),
+        };
         *db = Some(Database::builder().create_with_backend(disk).unwrap());
     }
 
@@ -92,8 +107,14 @@ fn a_disk_that_was_full_leaves_the_snapshots_usable() {
     node.is_full.store(false, Ordering::Relaxed);
     node.prepare("after").unwrap();
     node.snapshots.remove("before").unwrap();
-    assert_eq!(node.names(), ["after"], "the failed change was not made, the others were");
-    let directories = std::fs::read_dir(node.root.path().join("snapshots")).unwrap().count();
+    assert_eq!(
+        node.names(),
+        ["after"],
+        "the failed change was not made, the others were"
+    );
+    let directories = std::fs::read_dir(node.root.path().join("snapshots"))
+        .unwrap()
+        .count();
     assert_eq!(directories, 1, "nothing is left of the others");
 }
 
@@ -104,20 +125,37 @@ fn snapshots_are_read_and_removed_after_a_change_that_failed() {
     for round in 0..3 {
         node.put_on_the_disk();
         node.is_full.store(true, Ordering::Relaxed);
-        assert!(node.snapshots.commit("committed", "kept", None, Labels::new()).is_err(), "{round}");
-        assert_eq!(node.snapshots.stat("kept").unwrap().kind, Kind::Active, "{round}");
+        assert!(
+            node.snapshots
+                .commit("committed", "kept", None, Labels::new())
+                .is_err(),
+            "{round}"
+        );
+        assert_eq!(
+            node.snapshots.stat("kept").unwrap().kind,
+            Kind::Active,
+            "{round}"
+        );
         node.is_full.store(false, Ordering::Relaxed);
         assert_eq!(node.names(), ["kept"], "{round}");
     }
-    node.snapshots.commit("committed", "kept", None, Labels::new()).unwrap();
-    assert_eq!(node.snapshots.stat("committed").unwrap().kind, Kind::Committed);
+    node.snapshots
+        .commit("committed", "kept", None, Labels::new())
+        .unwrap();
+    assert_eq!(
+        node.snapshots.stat("committed").unwrap().kind,
+        Kind::Committed
+    );
 }
 
 #[test]
 fn metadata_that_is_gone_is_not_made_anew() {
     let node = Node::new();
     node.prepare("kept").unwrap();
-    let (file, aside) = (node.root.path().join("metadata.db"), node.root.path().join("aside"));
+    let (file, aside) = (
+        node.root.path().join("metadata.db"),
+        node.root.path().join("aside"),
+    );
     // As it is after an error when it could not be opened again.
     *node.snapshots.metadata.database().write().unwrap() = None;
     std::fs::rename(&file, &aside).unwrap();

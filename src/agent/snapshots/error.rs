@@ -31,8 +31,13 @@ pub enum Error {
     #[error("snapshot {0:?} is committed: only active snapshots and views are mounted")]
     NotMountable(String),
     #[error("the record of snapshot {name:?} makes no sense")]
-    Damaged { name: String, source: serde_json::Error },
-    #[error("{0} cannot be the root of snapshots: it is not UTF-8, or holds a comma, colon or backslash")]
+    Damaged {
+        name: String,
+        source: serde_json::Error,
+    },
+    #[error(
+        "{0} cannot be the root of snapshots: it is not UTF-8, or holds a comma, colon or backslash"
+    )]
     Root(PathBuf),
     #[error("the metadata of the snapshots cannot be used")]
     Metadata(#[source] Box<redb::Error>),
@@ -48,8 +53,13 @@ impl Error {
 
     /// Whether the metadata cannot be read or written for now, which may pass.
     pub(super) fn is_io(&self) -> bool {
-        let Self::Metadata(error) = self else { return false };
-        matches!(**error, redb::Error::Io(_) | redb::Error::PreviousIo | redb::Error::DatabaseClosed)
+        let Self::Metadata(error) = self else {
+            return false;
+        };
+        matches!(
+            **error,
+            redb::Error::Io(_) | redb::Error::PreviousIo | redb::Error::DatabaseClosed
+        )
     }
 
     /// The metadata could not be opened again after an error.
@@ -74,4 +84,10 @@ macro_rules! from_redb {
     )+};
 }
 
-from_redb!(DatabaseError, TransactionError, TableError, StorageError, CommitError);
+from_redb!(
+    DatabaseError,
+    TransactionError,
+    TableError,
+    StorageError,
+    CommitError
+);

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use redb::{
-    Database, ReadTransaction, ReadableDatabase as _, ReadableTable, TableDefinition, TableError, WriteTransaction,
+    Database, ReadTransaction, ReadableDatabase as _, ReadableTable, TableDefinition, TableError,
+    WriteTransaction,
 };
 
 use super::error::Error;
@@ -51,7 +52,10 @@ impl Metadata {
             transaction.open_table(COUNTERS)?;
             transaction.commit()?;
         }
-        Ok(Self { file: file.to_owned(), db: RwLock::new(Some(db)) })
+        Ok(Self {
+            file: file.to_owned(),
+            db: RwLock::new(Some(db)),
+        })
     }
 
     /// For tests that write what no change would, or have the disk fail.
@@ -74,7 +78,10 @@ impl Metadata {
     fn begin(&self) -> Result<Change<'_>, Error> {
         let open = self.db.read().unwrap_or_else(PoisonError::into_inner);
         let transaction = open.as_ref().ok_or_else(Error::closed)?.begin_write()?;
-        Ok(Change { transaction, _open: open })
+        Ok(Change {
+            transaction,
+            _open: open,
+        })
     }
 
     /// Looks at one state of the file. An I/O error is met by opening the file again and a second look.
@@ -180,21 +187,30 @@ impl Change<'_> {
         if let Some(parent) = &record.parent {
             self.link(parent, record.id)?;
         }
-        self.transaction.open_table(NAMES)?.insert(record.id, name)?;
+        self.transaction
+            .open_table(NAMES)?
+            .insert(record.id, name)?;
         self.replace(name, record)
     }
 
     /// Makes the snapshot with the id `child` a child of the snapshot `parent`.
     pub(super) fn link(&self, parent: &str, child: u64) -> Result<(), Error> {
         let parent = self.record(parent)?.id;
-        self.transaction.open_table(CHILDREN)?.insert((parent, child), ())?;
+        self.transaction
+            .open_table(CHILDREN)?
+            .insert((parent, child), ())?;
         Ok(())
     }
 
     /// Writes the record of a snapshot anew; id and parent stay.
     pub(super) fn replace(&self, name: &str, record: &Record) -> Result<(), Error> {
-        let json = serde_json::to_vec(record).map_err(|source| Error::Damaged { name: name.to_owned(), source })?;
-        self.transaction.open_table(RECORDS)?.insert(name, json.as_slice())?;
+        let json = serde_json::to_vec(record).map_err(|source| Error::Damaged {
+            name: name.to_owned(),
+            source,
+        })?;
+        self.transaction
+            .open_table(RECORDS)?
+            .insert(name, json.as_slice())?;
         Ok(())
     }
 
@@ -229,7 +245,9 @@ impl Change<'_> {
 
     /// Removes a snapshot without children.
     pub(super) fn remove(&self, name: &str, id: u64) -> Result<(), Error> {
-        self.transaction.open_table(CHILDREN)?.retain(|(_, child), ()| child != id)?;
+        self.transaction
+            .open_table(CHILDREN)?
+            .retain(|(_, child), ()| child != id)?;
         self.transaction.open_table(NAMES)?.remove(id)?;
         self.transaction.open_table(RECORDS)?.remove(name)?;
         Ok(())
@@ -251,13 +269,21 @@ fn is_new(db: &Database) -> Result<bool, Error> {
     }
 }
 
-fn read(records: &impl ReadableTable<&'static str, &'static [u8]>, name: &str) -> Result<Record, Error> {
-    let json = records.get(name)?.ok_or_else(|| Error::NotFound(name.to_owned()))?;
+fn read(
+    records: &impl ReadableTable<&'static str, &'static [u8]>,
+    name: &str,
+) -> Result<Record, Error> {
+    let json = records
+        .get(name)?
+        .ok_or_else(|| Error::NotFound(name.to_owned()))?;
     parse(name, json.value())
 }
 
 fn parse(name: &str, json: &[u8]) -> Result<Record, Error> {
-    serde_json::from_slice(json).map_err(|source| Error::Damaged { name: name.to_owned(), source })
+    serde_json::from_slice(json).map_err(|source| Error::Damaged {
+        name: name.to_owned(),
+        source,
+    })
 }
 
 fn lowers(

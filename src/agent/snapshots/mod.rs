@@ -75,26 +75,53 @@ impl Snapshots {
     pub fn open(root: &Path) -> Result<Self, Error> {
         let root = std::path::absolute(root).map_err(Error::at(root))?;
         // The options of an overlay mount part paths by these.
-        if root.to_str().is_none_or(|text| text.contains([',', ':', '\\'])) {
+        if root
+            .to_str()
+            .is_none_or(|text| text.contains([',', ':', '\\']))
+        {
             return Err(Error::Root(root));
         }
-        DirBuilder::new().recursive(true).mode(0o700).create(&root).map_err(Error::at(&root))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&root)
+            .map_err(Error::at(&root))?;
         let directories = Directories::open(&root)?;
         let metadata = Metadata::open(&root.join("metadata.db"))?;
-        Ok(Self { metadata, directories, overlay: Overlay::detect(&root) })
+        Ok(Self {
+            metadata,
+            directories,
+            overlay: Overlay::detect(&root),
+        })
     }
 
     /// Makes a snapshot to be written, on top of the committed snapshot `parent` or of nothing.
-    pub fn prepare(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>, Error> {
+    pub fn prepare(
+        &self,
+        key: &str,
+        parent: Option<&str>,
+        labels: Labels,
+    ) -> Result<Vec<Mount>, Error> {
         self.create(Kind::Active, key, parent, labels)
     }
 
     /// Makes a snapshot to be read.
-    pub fn view(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>, Error> {
+    pub fn view(
+        &self,
+        key: &str,
+        parent: Option<&str>,
+        labels: Labels,
+    ) -> Result<Vec<Mount>, Error> {
         self.create(Kind::View, key, parent, labels)
     }
 
-    fn create(&self, kind: Kind, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>, Error> {
+    fn create(
+        &self,
+        kind: Kind,
+        key: &str,
+        parent: Option<&str>,
+        labels: Labels,
+    ) -> Result<Vec<Mount>, Error> {
         record::checked_name(key)?;
         let labels = record::checked(labels)?;
         let mapped = id_map::owner(&labels)?;
@@ -119,7 +146,8 @@ impl Snapshots {
         }
         let id = change.next_id()?;
         change.insert(key, &Record::new(id, kind, parent, labels))?;
-        self.directories.create(id, kind, mapped.or(owner.map(|(_, owner)| owner)))?;
+        self.directories
+            .create(id, kind, mapped.or(owner.map(|(_, owner)| owner)))?;
         if let Err(error) = change.commit() {
             self.forget(key, id);
             return Err(error);
@@ -130,7 +158,10 @@ impl Snapshots {
     /// Removes the directory of a snapshot whose change could not be committed, unless the change was made all the same
     /// or nobody can say.
     fn forget(&self, key: &str, id: u64) {
-        let record = self.metadata.reopen().and_then(|()| self.metadata.record(key));
+        let record = self
+            .metadata
+            .reopen()
+            .and_then(|()| self.metadata.record(key));
         let is_unknown = match record {
             Ok(record) => record.id != id,
             Err(Error::NotFound(_)) => true,
@@ -144,7 +175,11 @@ impl Snapshots {
 
     fn committed(&self, name: &str) -> Result<Record, Error> {
         let record = self.metadata.record(name)?;
-        if record.kind == Kind::Committed { Ok(record) } else { Err(Error::ParentNotCommitted(name.to_owned())) }
+        if record.kind == Kind::Committed {
+            Ok(record)
+        } else {
+            Err(Error::ParentNotCommitted(name.to_owned()))
+        }
     }
 
     /// The mounts of an active snapshot or a view.
@@ -153,13 +188,30 @@ impl Snapshots {
         if record.kind == Kind::Committed {
             return Err(Error::NotMountable(key.to_owned()));
         }
-        Ok(self.mounts_of(record.id, record.kind, &lowers, id_map::options(&record.labels)))
+        Ok(self.mounts_of(
+            record.id,
+            record.kind,
+            &lowers,
+            id_map::options(&record.labels),
+        ))
     }
 
     fn mounts_of(&self, id: u64, kind: Kind, lowers: &[Lower], maps: Vec<String>) -> Vec<Mount> {
-        let lazy = lowers.iter().filter(|lower| matches!(lower, Lower::Lazy(_))).count();
-        let lowers: Vec<PathBuf> = lowers.iter().map(|&lower| self.directories.lower(lower)).collect();
-        let paths = Paths { upper: self.directories.upper(id), work: self.directories.work(id), lowers, lazy, maps };
+        let lazy = lowers
+            .iter()
+            .filter(|lower| matches!(lower, Lower::Lazy(_)))
+            .count();
+        let lowers: Vec<PathBuf> = lowers
+            .iter()
+            .map(|&lower| self.directories.lower(lower))
+            .collect();
+        let paths = Paths {
+            upper: self.directories.upper(id),
+            work: self.directories.work(id),
+            lowers,
+            lazy,
+            maps,
+        };
         vec![self.overlay.mount(kind, &paths)]
     }
 
@@ -167,7 +219,13 @@ impl Snapshots {
     ///
     /// An active snapshot without a parent is put on `parent` if there is one: clients that unpack layers in parallel
     /// prepare them without, and say at the end what they lie on.
-    pub fn commit(&self, name: &str, key: &str, parent: Option<&str>, labels: Labels) -> Result<(), Error> {
+    pub fn commit(
+        &self,
+        name: &str,
+        key: &str,
+        parent: Option<&str>,
+        labels: Labels,
+    ) -> Result<(), Error> {
         record::checked_name(name)?;
         let labels = record::checked(labels)?;
         let active = self.metadata.record(key)?;
@@ -192,7 +250,9 @@ impl Snapshots {
                 change.link(parent, record.id)?;
                 Some(parent)
             }
-            (Some(own), Some(parent)) if own != parent => return Err(Error::ParentChanged(key.to_owned())),
+            (Some(own), Some(parent)) if own != parent => {
+                return Err(Error::ParentChanged(key.to_owned()));
+            }
             (own, _) => own,
         };
         let committed = Record::new(record.id, Kind::Committed, parent, labels);
@@ -215,22 +275,36 @@ impl Snapshots {
         let labels = record::checked(labels)?;
         let change = self.metadata.change()?;
         change.lowers(parent)?;
-        if let Some(taken) = [name, key].into_iter().find_map(|name| match change.exists(name) {
-            Ok(false) => None,
-            Ok(true) => Some(Error::AlreadyExists(name.to_owned())),
-            Err(error) => Some(error),
-        }) {
+        if let Some(taken) = [name, key]
+            .into_iter()
+            .find_map(|name| match change.exists(name) {
+                Ok(false) => None,
+                Ok(true) => Some(Error::AlreadyExists(name.to_owned())),
+                Err(error) => Some(error),
+            })
+        {
             return Err(taken);
         }
         let record = Record::new(change.next_id()?, Kind::Committed, parent, labels);
-        change.insert(name, &Record { lazy: Some(number), ..record })?;
+        change.insert(
+            name,
+            &Record {
+                lazy: Some(number),
+                ..record
+            },
+        )?;
         change.commit()
     }
 
     /// What a child of `parent` lies on, bottom first.
     pub fn below(&self, parent: Option<&str>) -> Result<Vec<Below>, Error> {
         let chain = self.metadata.chain(parent)?.into_iter().rev();
-        Ok(chain.map(|record| Below { labels: record.labels, lazy: record.lazy }).collect())
+        Ok(chain
+            .map(|record| Below {
+                labels: record.labels,
+                lazy: record.lazy,
+            })
+            .collect())
     }
 
     /// Whether a snapshot for `target` on top of `parent` is committed, and under which name it could be.
@@ -238,11 +312,17 @@ impl Snapshots {
     /// containerd looks for it by label and parent. The same target may lie on different parents: another namespace
     /// may have unpacked the lower layers on its own.
     pub fn target(&self, target: &str, parent: Option<&str>) -> Result<Target, Error> {
-        let below = parent.map(|parent| self.committed(parent)).transpose()?.map_or(0, |parent| parent.id);
+        let below = parent
+            .map(|parent| self.committed(parent))
+            .transpose()?
+            .map_or(0, |parent| parent.id);
         let fits = |record: &Record| {
             record.kind == Kind::Committed
                 && record.parent.as_deref() == parent
-                && record.labels.get(TARGET_LABEL).is_some_and(|label| label == target)
+                && record
+                    .labels
+                    .get(TARGET_LABEL)
+                    .is_some_and(|label| label == target)
         };
         for name in [target.to_owned(), format!("{target}@{below}")] {
             match self.metadata.record(&name) {
@@ -268,7 +348,9 @@ impl Snapshots {
         }
         for path in paths {
             if let Some(key) = path.strip_prefix("labels.") {
-                record.labels.insert(key.to_owned(), labels.get(key).cloned().unwrap_or_default());
+                record
+                    .labels
+                    .insert(key.to_owned(), labels.get(key).cloned().unwrap_or_default());
             } else if path == "labels" {
                 record.labels.clone_from(&labels);
             } else {
@@ -306,8 +388,12 @@ impl Snapshots {
         let record = self.metadata.record(name)?;
         match (record.lazy, record.kind) {
             (Some(number), _) => Ok(Measured::Lazy(number)),
-            (None, Kind::Active) => Ok(Measured::Usage(usage::measure(&self.directories.upper(record.id))?)),
-            (None, Kind::View | Kind::Committed) => Ok(Measured::Usage(record.usage.unwrap_or_default())),
+            (None, Kind::Active) => Ok(Measured::Usage(usage::measure(
+                &self.directories.upper(record.id),
+            )?)),
+            (None, Kind::View | Kind::Committed) => {
+                Ok(Measured::Usage(record.usage.unwrap_or_default()))
+            }
         }
     }
 
@@ -315,13 +401,19 @@ impl Snapshots {
     pub fn list(&self, filter: &Filter) -> Result<Vec<Info>, Error> {
         let (all, _damaged) = self.metadata.all()?;
         let all = all.into_iter().map(|(name, record)| record.info(&name));
-        Ok(all.filter(|info| filter.matches(|path| info.field(path))).collect())
+        Ok(all
+            .filter(|info| filter.matches(|path| info.field(path)))
+            .collect())
     }
 
     /// The numbers of the lazily mounted layers that snapshots have; `None` where a damaged record may have had more.
     pub fn lazy_numbers(&self) -> Result<Option<HashSet<u64>>, Error> {
         let (all, damaged) = self.metadata.all()?;
-        Ok((damaged == 0).then(|| all.into_iter().filter_map(|(_, record)| record.lazy).collect()))
+        Ok((damaged == 0).then(|| {
+            all.into_iter()
+                .filter_map(|(_, record)| record.lazy)
+                .collect()
+        }))
     }
 
     /// Removes directories that belong to no snapshot.

@@ -40,14 +40,21 @@ impl Overlay {
     /// Asks the kernel; `root` is where upper directories will be.
     pub(super) fn detect(root: &Path) -> Self {
         let mut options = Vec::new();
-        let has = |parameter: &str| Path::new("/sys/module/overlay/parameters").join(parameter).exists();
+        let has = |parameter: &str| {
+            Path::new("/sys/module/overlay/parameters")
+                .join(parameter)
+                .exists()
+        };
         if has("index") {
             options.push("index=off");
         }
         if in_user_namespace() && !on_tmpfs(root) {
             options.push("userxattr");
         }
-        Self { options, has_xino: has("xino_auto") }
+        Self {
+            options,
+            has_xino: has("xino_auto"),
+        }
     }
 
     pub(super) fn mount(&self, kind: Kind, paths: &Paths) -> Mount {
@@ -71,15 +78,26 @@ impl Overlay {
             options.push(format!("workdir={}", paths.work.display()));
             options.push(format!("upperdir={}", paths.upper.display()));
         }
-        let lowers: Vec<String> = lowers.iter().map(|lower| lower.display().to_string()).collect();
+        let lowers: Vec<String> = lowers
+            .iter()
+            .map(|lower| lower.display().to_string())
+            .collect();
         options.push(format!("lowerdir={}", lowers.join(":")));
-        Mount { kind: "overlay", source: "overlay".to_owned(), options }
+        Mount {
+            kind: "overlay",
+            source: "overlay".to_owned(),
+            options,
+        }
     }
 }
 
 fn bind(path: &Path, maps: &[String], access: &str) -> Mount {
     let options = [maps, &[access.to_owned(), "rbind".to_owned()]].concat();
-    Mount { kind: "bind", source: path.display().to_string(), options }
+    Mount {
+        kind: "bind",
+        source: path.display().to_string(),
+        options,
+    }
 }
 
 /// Inside a user namespace overlayfs keeps its marks in `user.` attributes.
@@ -99,26 +117,55 @@ mod tests {
     use super::*;
 
     fn mount(kind: Kind, lowers: &[&str]) -> Mount {
-        let overlay = Overlay { options: vec!["index=off"], has_xino: true };
-        let lazy = lowers.iter().filter(|path| path.starts_with("/r/lazy/")).count();
+        let overlay = Overlay {
+            options: vec!["index=off"],
+            has_xino: true,
+        };
+        let lazy = lowers
+            .iter()
+            .filter(|path| path.starts_with("/r/lazy/"))
+            .count();
         let lowers = lowers.iter().map(PathBuf::from).collect();
         let (upper, work) = ("/r/snapshots/9/fs".into(), "/r/snapshots/9/work".into());
-        overlay.mount(kind, &Paths { upper, work, lowers, lazy, maps: Vec::new() })
+        overlay.mount(
+            kind,
+            &Paths {
+                upper,
+                work,
+                lowers,
+                lazy,
+                maps: Vec::new(),
+            },
+        )
     }
 
     fn words(mount: &Mount) -> String {
-        format!("{} {} {}", mount.kind, mount.source, mount.options.join(","))
+        format!(
+            "{} {} {}",
+            mount.kind,
+            mount.source,
+            mount.options.join(",")
+        )
     }
 
     #[test]
     fn without_parents_the_directory_itself_is_bound() {
-        assert_eq!(words(&mount(Kind::Active, &[])), "bind /r/snapshots/9/fs rw,rbind");
-        assert_eq!(words(&mount(Kind::View, &[])), "bind /r/snapshots/9/fs ro,rbind");
+        assert_eq!(
+            words(&mount(Kind::Active, &[])),
+            "bind /r/snapshots/9/fs rw,rbind"
+        );
+        assert_eq!(
+            words(&mount(Kind::View, &[])),
+            "bind /r/snapshots/9/fs ro,rbind"
+        );
     }
 
     #[test]
     fn a_view_of_one_parent_is_the_parent_bound_read_only() {
-        assert_eq!(words(&mount(Kind::View, &["/r/lazy/3"])), "bind /r/lazy/3 ro,rbind");
+        assert_eq!(
+            words(&mount(Kind::View, &["/r/lazy/3"])),
+            "bind /r/lazy/3 ro,rbind"
+        );
     }
 
     #[test]
@@ -137,11 +184,17 @@ mod tests {
     #[test]
     fn one_file_system_needs_no_numbers_of_overlayfs() {
         for (kind, lowers) in [
-            (Kind::Active, &["/r/snapshots/2/fs", "/r/snapshots/1/fs"][..]),
+            (
+                Kind::Active,
+                &["/r/snapshots/2/fs", "/r/snapshots/1/fs"][..],
+            ),
             (Kind::View, &["/r/snapshots/2/fs", "/r/snapshots/1/fs"]),
             (Kind::View, &["/r/lazy/2", "/r/lazy/1"]),
         ] {
-            assert!(!words(&mount(kind, lowers)).contains("xino"), "{kind:?} {lowers:?}");
+            assert!(
+                !words(&mount(kind, lowers)).contains("xino"),
+                "{kind:?} {lowers:?}"
+            );
         }
         assert!(words(&mount(Kind::Active, &["/r/lazy/2"])).contains("xino=on"));
     }

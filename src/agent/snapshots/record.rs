@@ -89,12 +89,35 @@ impl Record {
     pub(super) fn new(id: u64, kind: Kind, parent: Option<&str>, labels: Labels) -> Self {
         let now = now();
         let parent = parent.map(str::to_owned);
-        Self { id, kind, parent, labels, created: now, updated: now, usage: None, lazy: None }
+        Self {
+            id,
+            kind,
+            parent,
+            labels,
+            created: now,
+            updated: now,
+            usage: None,
+            lazy: None,
+        }
     }
 
     pub(super) fn info(self, name: &str) -> Info {
-        let Self { kind, parent, labels, created, updated, .. } = self;
-        Info { name: name.to_owned(), parent, kind, labels, created, updated }
+        let Self {
+            kind,
+            parent,
+            labels,
+            created,
+            updated,
+            ..
+        } = self;
+        Info {
+            name: name.to_owned(),
+            parent,
+            kind,
+            labels,
+            created,
+            updated,
+        }
     }
 
     pub(super) fn lower(&self) -> Lower {
@@ -119,12 +142,19 @@ pub(super) fn now() -> SystemTime {
 /// Labels as they are kept: an empty value means none, as in containerd's own store.
 pub(super) fn checked(mut labels: Labels) -> Result<Labels, Error> {
     labels.retain(|_, value| !value.is_empty());
-    match labels.iter().find(|(key, value)| key.len() + value.len() > MAX_LABEL_LEN) {
+    match labels
+        .iter()
+        .find(|(key, value)| key.len() + value.len() > MAX_LABEL_LEN)
+    {
         None => Ok(labels),
         Some((key, _)) => Err(Error::LabelTooLong(key.chars().take(100).collect())),
     }
 }
 
 pub(super) fn checked_name(name: &str) -> Result<(), Error> {
-    if name.is_empty() { Err(Error::NoName) } else { Ok(()) }
+    if name.is_empty() {
+        Err(Error::NoName)
+    } else {
+        Ok(())
+    }
 }

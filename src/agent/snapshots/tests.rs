@@ -31,8 +31,12 @@ impl Node {
 
     /// A committed snapshot by this name.
     fn committed(&self, name: &str, parent: Option<&str>) -> &Self {
-        self.snapshots.prepare("committing", parent, Labels::new()).unwrap();
-        self.snapshots.commit(name, "committing", None, Labels::new()).unwrap();
+        self.snapshots
+            .prepare("committing", parent, Labels::new())
+            .unwrap();
+        self.snapshots
+            .commit(name, "committing", None, Labels::new())
+            .unwrap();
         self
     }
 
@@ -40,7 +44,9 @@ impl Node {
     fn lazy(&self, target: &str, parent: Option<&str>, number: u64) -> &Self {
         fs::create_dir_all(self.root.path().join(format!("lazy/{number}"))).unwrap();
         let labels = labels(&[(TARGET_LABEL, target)]);
-        self.snapshots.commit_lazy("preparing", target, parent, labels, number).unwrap();
+        self.snapshots
+            .commit_lazy("preparing", target, parent, labels, number)
+            .unwrap();
         self
     }
 
@@ -50,30 +56,43 @@ impl Node {
 
     fn directories(&self) -> Vec<String> {
         let entries = fs::read_dir(self.path("snapshots")).unwrap();
-        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
         names.sort();
         names
     }
 
     fn names(&self, filters: &[&str]) -> Vec<String> {
         let filters: Vec<String> = filters.iter().map(|&filter| filter.to_owned()).collect();
-        let found = self.snapshots.list(&Filter::parse(&filters).unwrap()).unwrap();
+        let found = self
+            .snapshots
+            .list(&Filter::parse(&filters).unwrap())
+            .unwrap();
         found.into_iter().map(|info| info.name).collect()
     }
 
     /// Writes a record past all checks.
     fn write_record(&self, name: &str, json: &[u8]) {
-        const RECORDS: redb::TableDefinition<'_, &str, &[u8]> = redb::TableDefinition::new("records");
+        const RECORDS: redb::TableDefinition<'_, &str, &[u8]> =
+            redb::TableDefinition::new("records");
         let db = self.snapshots.metadata.database().read().unwrap();
         let db = db.as_ref().unwrap();
         let transaction = db.begin_write().unwrap();
-        transaction.open_table(RECORDS).unwrap().insert(name, json).unwrap();
+        transaction
+            .open_table(RECORDS)
+            .unwrap()
+            .insert(name, json)
+            .unwrap();
         transaction.commit().unwrap();
     }
 }
 
 fn labels(pairs: &[(&str, &str)]) -> Labels {
-    pairs.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect()
+    pairs
+        .iter()
+        .map(|&(key, value)| (key.to_owned(), value.to_owned()))
+        .collect()
 }
 
 fn prepare(node: &Node, key: &str, parent: Option<&str>) -> Result<Vec<Mount>, Error> {
@@ -88,8 +107,17 @@ fn mode(path: &str) -> u32 {
 fn the_directories_are_as_containerd_makes_them() {
     let node = Node::new();
     prepare(&node, "a", None).unwrap();
-    let modes = ["snapshots", "snapshots/1", "snapshots/1/fs", "snapshots/1/work"].map(|dir| mode(&node.path(dir)));
-    assert_eq!(modes.map(|mode| format!("{mode:o}")), ["700", "700", "755", "711"]);
+    let modes = [
+        "snapshots",
+        "snapshots/1",
+        "snapshots/1/fs",
+        "snapshots/1/work",
+    ]
+    .map(|dir| mode(&node.path(dir)));
+    assert_eq!(
+        modes.map(|mode| format!("{mode:o}")),
+        ["700", "700", "755", "711"]
+    );
     node.snapshots.view("v", None, Labels::new()).unwrap();
     assert!(!fs::exists(node.path("snapshots/2/work")).unwrap());
 }
@@ -97,17 +125,37 @@ fn the_directories_are_as_containerd_makes_them() {
 #[test]
 fn mounts_name_the_parents_top_first_lazy_or_not() {
     let node = Node::new();
-    node.committed("one", None).lazy("two", Some("one"), 7).committed("three", Some("two"));
+    node.committed("one", None)
+        .lazy("two", Some("one"), 7)
+        .committed("three", Some("two"));
     let mounts = prepare(&node, "top", Some("three")).unwrap();
     assert_eq!(mounts, node.snapshots.mounts("top").unwrap());
-    let lowers = format!("{}:{}:{}", node.path("snapshots/3/fs"), node.path("lazy/7"), node.path("snapshots/1/fs"));
+    let lowers = format!(
+        "{}:{}:{}",
+        node.path("snapshots/3/fs"),
+        node.path("lazy/7"),
+        node.path("snapshots/1/fs")
+    );
     assert_eq!(mounts[0].kind, "overlay");
-    assert_eq!(mounts[0].options.last().unwrap(), &format!("lowerdir={lowers}"));
-    assert!(mounts[0].options.contains(&format!("upperdir={}", node.path("snapshots/4/fs"))));
+    assert_eq!(
+        mounts[0].options.last().unwrap(),
+        &format!("lowerdir={lowers}")
+    );
+    assert!(
+        mounts[0]
+            .options
+            .contains(&format!("upperdir={}", node.path("snapshots/4/fs")))
+    );
 
     node.lazy("alone", None, 8);
-    let view = node.snapshots.view("view", Some("alone"), Labels::new()).unwrap();
-    assert_eq!((view[0].kind, view[0].source.as_str()), ("bind", node.path("lazy/8").as_str()));
+    let view = node
+        .snapshots
+        .view("view", Some("alone"), Labels::new())
+        .unwrap();
+    assert_eq!(
+        (view[0].kind, view[0].source.as_str()),
+        ("bind", node.path("lazy/8").as_str())
+    );
 }
 
 #[test]
@@ -127,15 +175,42 @@ fn a_snapshots_root_has_its_parents_owner() {
 #[test]
 fn what_is_not_there_is_not_found() {
     let node = Node::new();
-    assert!(matches!(prepare(&node, "a", Some("none")), Err(Error::NotFound(name)) if name == "none"));
-    assert!(matches!(node.snapshots.mounts("none"), Err(Error::NotFound(_))));
-    assert!(matches!(node.snapshots.stat("none"), Err(Error::NotFound(_))));
-    assert!(matches!(node.snapshots.usage("none"), Err(Error::NotFound(_))));
-    assert!(matches!(node.snapshots.remove("none"), Err(Error::NotFound(_))));
-    assert!(matches!(node.snapshots.commit("a", "none", None, Labels::new()), Err(Error::NotFound(_))));
-    assert!(matches!(node.snapshots.update("none", Labels::new(), &[]), Err(Error::NotFound(_))));
-    assert!(matches!(node.snapshots.commit_lazy("k", "n", Some("none"), Labels::new(), 1), Err(Error::NotFound(_))));
-    assert!(matches!(node.snapshots.target("t", Some("none")), Err(Error::NotFound(_))));
+    assert!(
+        matches!(prepare(&node, "a", Some("none")), Err(Error::NotFound(name)) if name == "none")
+    );
+    assert!(matches!(
+        node.snapshots.mounts("none"),
+        Err(Error::NotFound(_))
+    ));
+    assert!(matches!(
+        node.snapshots.stat("none"),
+        Err(Error::NotFound(_))
+    ));
+    assert!(matches!(
+        node.snapshots.usage("none"),
+        Err(Error::NotFound(_))
+    ));
+    assert!(matches!(
+        node.snapshots.remove("none"),
+        Err(Error::NotFound(_))
+    ));
+    assert!(matches!(
+        node.snapshots.commit("a", "none", None, Labels::new()),
+        Err(Error::NotFound(_))
+    ));
+    assert!(matches!(
+        node.snapshots.update("none", Labels::new(), &[]),
+        Err(Error::NotFound(_))
+    ));
+    assert!(matches!(
+        node.snapshots
+            .commit_lazy("k", "n", Some("none"), Labels::new(), 1),
+        Err(Error::NotFound(_))
+    ));
+    assert!(matches!(
+        node.snapshots.target("t", Some("none")),
+        Err(Error::NotFound(_))
+    ));
     assert!(node.directories().is_empty());
 }
 
@@ -148,10 +223,24 @@ fn a_name_is_taken_once() {
         assert!(matches!(outcome, Err(Error::AlreadyExists(name)) if name == by));
     };
     taken(prepare(&node, "a", None).map(drop), "a");
-    taken(node.snapshots.view("base", None, Labels::new()).map(drop), "base");
-    taken(node.snapshots.commit("base", "a", None, Labels::new()), "base");
-    taken(node.snapshots.commit_lazy("a", "lazy", None, Labels::new(), 1), "a");
-    taken(node.snapshots.commit_lazy("b", "base", None, Labels::new(), 1), "base");
+    taken(
+        node.snapshots.view("base", None, Labels::new()).map(drop),
+        "base",
+    );
+    taken(
+        node.snapshots.commit("base", "a", None, Labels::new()),
+        "base",
+    );
+    taken(
+        node.snapshots
+            .commit_lazy("a", "lazy", None, Labels::new(), 1),
+        "a",
+    );
+    taken(
+        node.snapshots
+            .commit_lazy("b", "base", None, Labels::new(), 1),
+        "base",
+    );
     assert_eq!(node.names(&[]), ["a", "base"]);
     assert_eq!(node.directories(), ["1", "2"]);
 }
@@ -161,14 +250,34 @@ fn kinds_allow_what_they_are_for() {
     let node = Node::new();
     node.committed("base", None);
     prepare(&node, "active", None).unwrap();
-    node.snapshots.view("view", Some("base"), Labels::new()).unwrap();
-    assert!(matches!(prepare(&node, "x", Some("active")), Err(Error::ParentNotCommitted(_))));
-    assert!(matches!(prepare(&node, "x", Some("view")), Err(Error::ParentNotCommitted(_))));
-    assert!(matches!(node.snapshots.commit("x", "view", None, Labels::new()), Err(Error::NotActive(_))));
-    assert!(matches!(node.snapshots.commit("x", "base", None, Labels::new()), Err(Error::NotActive(_))));
-    assert!(matches!(node.snapshots.mounts("base"), Err(Error::NotMountable(_))));
+    node.snapshots
+        .view("view", Some("base"), Labels::new())
+        .unwrap();
+    assert!(matches!(
+        prepare(&node, "x", Some("active")),
+        Err(Error::ParentNotCommitted(_))
+    ));
+    assert!(matches!(
+        prepare(&node, "x", Some("view")),
+        Err(Error::ParentNotCommitted(_))
+    ));
+    assert!(matches!(
+        node.snapshots.commit("x", "view", None, Labels::new()),
+        Err(Error::NotActive(_))
+    ));
+    assert!(matches!(
+        node.snapshots.commit("x", "base", None, Labels::new()),
+        Err(Error::NotActive(_))
+    ));
+    assert!(matches!(
+        node.snapshots.mounts("base"),
+        Err(Error::NotMountable(_))
+    ));
     assert!(matches!(prepare(&node, "", None), Err(Error::NoName)));
-    assert!(matches!(node.snapshots.commit("", "active", None, Labels::new()), Err(Error::NoName)));
+    assert!(matches!(
+        node.snapshots.commit("", "active", None, Labels::new()),
+        Err(Error::NoName)
+    ));
 }
 
 #[test]
@@ -176,9 +285,17 @@ fn a_parent_stays_until_its_last_child_is_gone() {
     let node = Node::new();
     node.lazy("base", None, 5);
     prepare(&node, "child", Some("base")).unwrap();
-    assert!(matches!(node.snapshots.remove("base"), Err(Error::HasChildren(_))));
-    node.snapshots.commit("grown", "child", None, Labels::new()).unwrap();
-    assert!(matches!(node.snapshots.remove("base"), Err(Error::HasChildren(_))));
+    assert!(matches!(
+        node.snapshots.remove("base"),
+        Err(Error::HasChildren(_))
+    ));
+    node.snapshots
+        .commit("grown", "child", None, Labels::new())
+        .unwrap();
+    assert!(matches!(
+        node.snapshots.remove("base"),
+        Err(Error::HasChildren(_))
+    ));
     assert_eq!(node.snapshots.remove("grown").unwrap(), None);
     assert!(node.directories().is_empty());
     assert_eq!(node.snapshots.remove("base").unwrap(), Some(5));
@@ -190,17 +307,41 @@ fn a_snapshot_without_a_parent_is_put_on_the_one_that_its_commit_names() {
     let node = Node::new();
     node.lazy("base", None, 5).committed("other", None);
     prepare(&node, "layer", None).unwrap();
-    let commit = |name: &str, key: &str, parent: &str| node.snapshots.commit(name, key, Some(parent), Labels::new());
-    assert!(matches!(commit("top", "layer", "none"), Err(Error::NotFound(_))));
-    assert!(matches!(commit("top", "layer", "layer"), Err(Error::ParentNotCommitted(_))));
+    let commit = |name: &str, key: &str, parent: &str| {
+        node.snapshots
+            .commit(name, key, Some(parent), Labels::new())
+    };
+    assert!(matches!(
+        commit("top", "layer", "none"),
+        Err(Error::NotFound(_))
+    ));
+    assert!(matches!(
+        commit("top", "layer", "layer"),
+        Err(Error::ParentNotCommitted(_))
+    ));
     commit("top", "layer", "base").unwrap();
-    assert_eq!(node.snapshots.stat("top").unwrap().parent.as_deref(), Some("base"));
-    assert!(matches!(node.snapshots.remove("base"), Err(Error::HasChildren(_))));
+    assert_eq!(
+        node.snapshots.stat("top").unwrap().parent.as_deref(),
+        Some("base")
+    );
+    assert!(matches!(
+        node.snapshots.remove("base"),
+        Err(Error::HasChildren(_))
+    ));
     let mounts = prepare(&node, "container", Some("top")).unwrap();
-    assert!(mounts[0].options.iter().any(|option| option.ends_with("/lazy/5")), "{mounts:?}");
+    assert!(
+        mounts[0]
+            .options
+            .iter()
+            .any(|option| option.ends_with("/lazy/5")),
+        "{mounts:?}"
+    );
 
     prepare(&node, "child", Some("top")).unwrap();
-    assert!(matches!(commit("moved", "child", "other"), Err(Error::ParentChanged(_))));
+    assert!(matches!(
+        commit("moved", "child", "other"),
+        Err(Error::ParentChanged(_))
+    ));
     commit("grown", "child", "top").unwrap();
 }
 
@@ -212,34 +353,69 @@ fn a_pod_with_a_user_namespace_owns_its_upper_directory() {
     let node = Node::new();
     node.lazy("base", None, 5);
     let maps = || {
-        let (users, groups) = ("containerd.io/snapshot/uidmapping", "containerd.io/snapshot/gidmapping");
+        let (users, groups) = (
+            "containerd.io/snapshot/uidmapping",
+            "containerd.io/snapshot/gidmapping",
+        );
         labels(&[(users, "0:100000:65536"), (groups, "0:200000:65536")])
     };
     let mounts = node.snapshots.prepare("pod", Some("base"), maps()).unwrap();
-    assert_eq!(mounts[0].options[..2], ["uidmap=0:100000:65536", "gidmap=0:200000:65536"]);
+    assert_eq!(
+        mounts[0].options[..2],
+        ["uidmap=0:100000:65536", "gidmap=0:200000:65536"]
+    );
     assert_eq!(node.snapshots.mounts("pod").unwrap(), mounts);
-    let upper = mounts[0].options.iter().find_map(|option| option.strip_prefix("upperdir=")).unwrap();
+    let upper = mounts[0]
+        .options
+        .iter()
+        .find_map(|option| option.strip_prefix("upperdir="))
+        .unwrap();
     let found = fs::metadata(upper).unwrap();
     assert_eq!((found.uid(), found.gid()), (100_000, 200_000));
     let image = node.snapshots.view("image", Some("base"), maps()).unwrap();
-    assert_eq!(image[0].options, ["uidmap=0:100000:65536", "gidmap=0:200000:65536", "ro", "rbind"]);
+    assert_eq!(
+        image[0].options,
+        [
+            "uidmap=0:100000:65536",
+            "gidmap=0:200000:65536",
+            "ro",
+            "rbind"
+        ]
+    );
 }
 
 #[test]
 fn commit_replaces_labels_and_keeps_the_content() {
     let node = Node::new();
-    node.snapshots.prepare("a", None, labels(&[("old", "1")])).unwrap();
+    node.snapshots
+        .prepare("a", None, labels(&[("old", "1")]))
+        .unwrap();
     fs::write(node.path("snapshots/1/fs/file"), vec![1; 10_000]).unwrap();
-    fs::hard_link(node.path("snapshots/1/fs/file"), node.path("snapshots/1/fs/link")).unwrap();
-    let Measured::Usage(active) = node.snapshots.usage("a").unwrap() else { panic!("it is not lazy") };
+    fs::hard_link(
+        node.path("snapshots/1/fs/file"),
+        node.path("snapshots/1/fs/link"),
+    )
+    .unwrap();
+    let Measured::Usage(active) = node.snapshots.usage("a").unwrap() else {
+        panic!("it is not lazy")
+    };
     assert_eq!(active.inodes, 2, "the root and one file");
     assert!((10_000..100_000).contains(&active.size), "{active:?}");
-    node.snapshots.commit("n", "a", None, labels(&[("new", "2")])).unwrap();
+    node.snapshots
+        .commit("n", "a", None, labels(&[("new", "2")]))
+        .unwrap();
     let info = node.snapshots.stat("n").unwrap();
-    assert_eq!((info.kind, info.parent, info.labels), (Kind::Committed, None, labels(&[("new", "2")])));
+    assert_eq!(
+        (info.kind, info.parent, info.labels),
+        (Kind::Committed, None, labels(&[("new", "2")]))
+    );
     fs::remove_file(node.path("snapshots/1/fs/link")).unwrap();
     fs::remove_file(node.path("snapshots/1/fs/file")).unwrap();
-    assert_eq!(node.snapshots.usage("n").unwrap(), Measured::Usage(active), "it is stored");
+    assert_eq!(
+        node.snapshots.usage("n").unwrap(),
+        Measured::Usage(active),
+        "it is stored"
+    );
     assert!(matches!(node.snapshots.stat("a"), Err(Error::NotFound(_))));
 }
 
@@ -248,29 +424,56 @@ fn of_a_lazy_snapshot_the_layer_knows_the_usage() {
     let node = Node::new();
     node.lazy("lazy", None, 9);
     assert_eq!(node.snapshots.usage("lazy").unwrap(), Measured::Lazy(9));
-    node.snapshots.view("view", Some("lazy"), Labels::new()).unwrap();
-    assert_eq!(node.snapshots.usage("view").unwrap(), Measured::Usage(Usage::default()));
+    node.snapshots
+        .view("view", Some("lazy"), Labels::new())
+        .unwrap();
+    assert_eq!(
+        node.snapshots.usage("view").unwrap(),
+        Measured::Usage(Usage::default())
+    );
 }
 
 #[test]
 fn update_changes_the_labels_that_are_named() {
     let node = Node::new();
-    node.snapshots.prepare("a", None, labels(&[("one", "1"), ("two", "2")])).unwrap();
+    node.snapshots
+        .prepare("a", None, labels(&[("one", "1"), ("two", "2")]))
+        .unwrap();
     let before = node.snapshots.stat("a").unwrap();
     let update = |new: &[(&str, &str)], paths: &[&str]| {
         let paths: Vec<String> = paths.iter().map(|&path| path.to_owned()).collect();
         node.snapshots.update("a", labels(new), &paths)
     };
-    let after = update(&[("one", "x"), ("three.3", "3")], &["labels.three.3", "labels.two"]).unwrap();
-    assert_eq!(after.labels, labels(&[("one", "1"), ("three.3", "3")]), "without a value a label goes");
+    let after = update(
+        &[("one", "x"), ("three.3", "3")],
+        &["labels.three.3", "labels.two"],
+    )
+    .unwrap();
+    assert_eq!(
+        after.labels,
+        labels(&[("one", "1"), ("three.3", "3")]),
+        "without a value a label goes"
+    );
     assert_eq!(after, node.snapshots.stat("a").unwrap());
     assert!(after.updated > before.updated && after.created == before.created);
-    assert_eq!(update(&[("x", "1"), ("empty", "")], &["labels"]).unwrap().labels, labels(&[("x", "1")]));
-    assert_eq!(update(&[("y", "1")], &[]).unwrap().labels, labels(&[("y", "1")]));
+    assert_eq!(
+        update(&[("x", "1"), ("empty", "")], &["labels"])
+            .unwrap()
+            .labels,
+        labels(&[("x", "1")])
+    );
+    assert_eq!(
+        update(&[("y", "1")], &[]).unwrap().labels,
+        labels(&[("y", "1")])
+    );
     assert!(
         matches!(update(&[("z", "1")], &["labels.z", "parent"]), Err(Error::NoSuchField(path)) if path == "parent")
     );
-    assert_eq!(node.snapshots.stat("a").unwrap().labels, labels(&[("y", "1")]), "all or nothing");
+    assert_eq!(
+        node.snapshots.stat("a").unwrap().labels,
+        labels(&[("y", "1")]),
+        "all or nothing"
+    );
 }
 
 #[test]
@@ -278,23 +481,49 @@ fn labels_have_containerds_limit() {
     let node = Node::new();
     let fits = "v".repeat(MAX_LABEL_LEN - 1);
     let too_long = format!("{fits}v");
-    assert!(node.snapshots.prepare("a", None, labels(&[("k", &fits)])).is_ok());
-    let refused = |outcome: Result<(), Error>| assert!(matches!(outcome, Err(Error::LabelTooLong(key)) if key == "k"));
-    refused(node.snapshots.prepare("b", None, labels(&[("k", &too_long)])).map(drop));
-    refused(node.snapshots.commit("b", "a", None, labels(&[("k", &too_long)])));
-    refused(node.snapshots.commit_lazy("b", "c", None, labels(&[("k", &too_long)]), 1));
-    refused(node.snapshots.update("a", labels(&[("k", &too_long)]), &[]).map(drop));
+    assert!(
+        node.snapshots
+            .prepare("a", None, labels(&[("k", &fits)]))
+            .is_ok()
+    );
+    let refused = |outcome: Result<(), Error>| {
+        assert!(matches!(outcome, Err(Error::LabelTooLong(key)) if key == "k"))
+    };
+    refused(
+        node.snapshots
+            .prepare("b", None, labels(&[("k", &too_long)]))
+            .map(drop),
+    );
+    refused(
+        node.snapshots
+            .commit("b", "a", None, labels(&[("k", &too_long)])),
+    );
+    refused(
+        node.snapshots
+            .commit_lazy("b", "c", None, labels(&[("k", &too_long)]), 1),
+    );
+    refused(
+        node.snapshots
+            .update("a", labels(&[("k", &too_long)]), &[])
+            .map(drop),
+    );
     assert_eq!(node.names(&[]), ["a"]);
 }
 
 #[test]
 fn lists_are_filtered() {
     let node = Node::new();
-    node.committed("base", None).lazy("sha256:target", Some("base"), 1);
-    node.snapshots.view("view", Some("base"), labels(&[("a", "b")])).unwrap();
+    node.committed("base", None)
+        .lazy("sha256:target", Some("base"), 1);
+    node.snapshots
+        .view("view", Some("base"), labels(&[("a", "b")]))
+        .unwrap();
     assert_eq!(node.names(&[]), ["base", "sha256:target", "view"]);
     assert_eq!(node.names(&["kind==committed"]), ["base", "sha256:target"]);
-    assert_eq!(node.names(&["kind==view", "parent==\"\""]), ["base", "view"]);
+    assert_eq!(
+        node.names(&["kind==view", "parent==\"\""]),
+        ["base", "view"]
+    );
     assert_eq!(node.names(&["labels.a==b"]), ["view"]);
     let containerds = "labels.\"containerd.io/snapshot.ref\"==sha256:target,parent==\"base\"";
     assert_eq!(node.names(&[containerds]), ["sha256:target"]);
@@ -303,14 +532,22 @@ fn lists_are_filtered() {
 #[test]
 fn a_target_is_found_by_its_parent_too() {
     let node = Node::new();
-    node.committed("default/1/base", None).committed("other/2/base", None);
+    node.committed("default/1/base", None)
+        .committed("other/2/base", None);
     let target = |parent| node.snapshots.target("sha256:top", Some(parent)).unwrap();
-    assert_eq!(target("default/1/base"), Target::Free("sha256:top".to_owned()));
+    assert_eq!(
+        target("default/1/base"),
+        Target::Free("sha256:top".to_owned())
+    );
     node.lazy("sha256:top", Some("default/1/base"), 1);
     assert_eq!(target("default/1/base"), Target::Committed);
-    let Target::Free(other) = target("other/2/base") else { panic!("it lies on another parent") };
+    let Target::Free(other) = target("other/2/base") else {
+        panic!("it lies on another parent")
+    };
     let of_target = labels(&[(TARGET_LABEL, "sha256:top")]);
-    node.snapshots.commit_lazy("k", &other, Some("other/2/base"), of_target, 2).unwrap();
+    node.snapshots
+        .commit_lazy("k", &other, Some("other/2/base"), of_target, 2)
+        .unwrap();
     assert_eq!(target("other/2/base"), Target::Committed);
     assert_eq!(target("default/1/base"), Target::Committed);
 }
@@ -330,10 +567,24 @@ fn fifty_prepares_at_once_give_each_key_one_snapshot() {
         })
     });
     let prepares: Vec<_> = prepares.collect();
-    let outcomes: Vec<_> = prepares.into_iter().map(|thread| thread.join().unwrap()).collect();
+    let outcomes: Vec<_> = prepares
+        .into_iter()
+        .map(|thread| thread.join().unwrap())
+        .collect();
     let made: HashSet<_> = outcomes.iter().flatten().collect();
-    assert_eq!((made.len(), node.names(&["kind==active"]).len(), node.directories().len()), (40, 40, 41));
-    assert!(outcomes.iter().all(|outcome| matches!(outcome, Ok(_) | Err(Error::AlreadyExists(_)))));
+    assert_eq!(
+        (
+            made.len(),
+            node.names(&["kind==active"]).len(),
+            node.directories().len()
+        ),
+        (40, 40, 41)
+    );
+    assert!(
+        outcomes
+            .iter()
+            .all(|outcome| matches!(outcome, Ok(_) | Err(Error::AlreadyExists(_))))
+    );
 }
 
 #[test]
@@ -347,11 +598,17 @@ fn one_of_many_commits_of_a_name_wins() {
                 let key = format!("key-{number}");
                 prepare(&node, &key, None).unwrap();
                 barrier.wait();
-                node.snapshots.commit("name", &key, None, Labels::new()).is_ok()
+                node.snapshots
+                    .commit("name", &key, None, Labels::new())
+                    .is_ok()
             })
         })
         .collect();
-    let won = commits.into_iter().map(|thread| thread.join().unwrap()).filter(|&won| won).count();
+    let won = commits
+        .into_iter()
+        .map(|thread| thread.join().unwrap())
+        .filter(|&won| won)
+        .count();
     assert_eq!((won, node.names(&["kind==active"]).len()), (1, 7));
 }
 
@@ -359,12 +616,29 @@ fn one_of_many_commits_of_a_name_wins() {
 fn everything_is_there_after_a_restart() {
     let node = Node::new();
     node.committed("base", None).lazy("lazy", Some("base"), 3);
-    node.snapshots.prepare("a", Some("lazy"), labels(&[("k", "v")])).unwrap();
-    let before = (node.snapshots.mounts("a").unwrap(), node.snapshots.stat("a").unwrap());
+    node.snapshots
+        .prepare("a", Some("lazy"), labels(&[("k", "v")]))
+        .unwrap();
+    let before = (
+        node.snapshots.mounts("a").unwrap(),
+        node.snapshots.stat("a").unwrap(),
+    );
     let node = node.restarted();
-    assert_eq!((node.snapshots.mounts("a").unwrap(), node.snapshots.stat("a").unwrap()), before);
-    assert_eq!(node.snapshots.lazy_numbers().unwrap(), Some(HashSet::from([3])));
-    assert!(matches!(node.snapshots.remove("lazy"), Err(Error::HasChildren(_))), "links are kept");
+    assert_eq!(
+        (
+            node.snapshots.mounts("a").unwrap(),
+            node.snapshots.stat("a").unwrap()
+        ),
+        before
+    );
+    assert_eq!(
+        node.snapshots.lazy_numbers().unwrap(),
+        Some(HashSet::from([3]))
+    );
+    assert!(
+        matches!(node.snapshots.remove("lazy"), Err(Error::HasChildren(_))),
+        "links are kept"
+    );
 }
 
 #[test]
@@ -380,7 +654,10 @@ fn ids_are_never_given_twice() {
 #[test]
 fn two_processes_cannot_open_the_same_snapshots() {
     let node = Node::new();
-    assert!(matches!(Snapshots::open(node.root.path()), Err(Error::Metadata(_))));
+    assert!(matches!(
+        Snapshots::open(node.root.path()),
+        Err(Error::Metadata(_))
+    ));
 }
 
 #[test]
@@ -422,14 +699,26 @@ fn a_clean_up_spares_what_is_being_prepared() {
 #[test]
 fn a_record_that_makes_no_sense_does_not_block_the_rest() {
     let node = Node::new();
-    node.committed("good", None).lazy("lazy", None, 4).committed("bad", None);
+    node.committed("good", None)
+        .lazy("lazy", None, 4)
+        .committed("bad", None);
     node.write_record("bad", b"{\"id\": 3, \"kind\": \"from the future\"}");
     let node = node.restarted();
     assert_eq!(node.names(&[]), ["good", "lazy"]);
-    assert_eq!(node.snapshots.lazy_numbers().unwrap(), None, "it may have been lazy");
-    assert!(matches!(node.snapshots.stat("bad"), Err(Error::Damaged { name, .. }) if name == "bad"));
+    assert_eq!(
+        node.snapshots.lazy_numbers().unwrap(),
+        None,
+        "it may have been lazy"
+    );
+    assert!(
+        matches!(node.snapshots.stat("bad"), Err(Error::Damaged { name, .. }) if name == "bad")
+    );
     node.snapshots.cleanup().unwrap();
-    assert_eq!(node.directories(), ["1", "3"], "its directory may be mounted");
+    assert_eq!(
+        node.directories(),
+        ["1", "3"],
+        "its directory may be mounted"
+    );
     prepare(&node, "a", Some("good")).unwrap();
     node.snapshots.remove("bad").unwrap();
     assert_eq!(node.directories(), ["1", "4"]);
@@ -443,7 +732,10 @@ fn a_directory_that_is_gone_does_not_block_the_rest() {
     fs::remove_dir_all(node.path("snapshots/1")).unwrap();
     let node = node.restarted();
     node.snapshots.cleanup().unwrap();
-    assert!(matches!(prepare(&node, "b", Some("base")), Err(Error::Directory { .. })));
+    assert!(matches!(
+        prepare(&node, "b", Some("base")),
+        Err(Error::Directory { .. })
+    ));
     assert_eq!(node.names(&[]), ["a", "base"]);
     node.snapshots.remove("base").unwrap();
     assert!(node.snapshots.mounts("a").is_ok());
@@ -453,7 +745,10 @@ fn a_directory_that_is_gone_does_not_block_the_rest() {
 fn a_failure_to_make_the_directory_leaves_no_record() {
     let node = Node::new();
     fs::rename(node.path("snapshots"), node.path("elsewhere")).unwrap();
-    assert!(matches!(prepare(&node, "a", None), Err(Error::Directory { .. })));
+    assert!(matches!(
+        prepare(&node, "a", None),
+        Err(Error::Directory { .. })
+    ));
     fs::rename(node.path("elsewhere"), node.path("snapshots")).unwrap();
     assert!(node.names(&[]).is_empty() && node.directories().is_empty());
     prepare(&node, "a", None).unwrap();
@@ -466,7 +761,12 @@ fn reading_does_not_wait_for_a_change() {
     let change = node.snapshots.metadata.change().unwrap();
     let (done, seen) = std::sync::mpsc::channel();
     let reader = Arc::clone(&node);
-    thread::spawn(move || done.send((reader.snapshots.stat("base").is_ok(), reader.names(&[]).len())));
+    thread::spawn(move || {
+        done.send((
+            reader.snapshots.stat("base").is_ok(),
+            reader.names(&[]).len(),
+        ))
+    });
     assert_eq!(seen.recv_timeout(Duration::from_secs(10)), Ok((true, 1)));
     drop(change);
 }
@@ -475,6 +775,12 @@ fn reading_does_not_wait_for_a_change() {
 fn a_root_that_mount_options_cannot_name_is_refused() {
     let root = tempfile::tempdir().unwrap();
     for name in ["a,b", "a:b", "a\\b"] {
-        assert!(matches!(Snapshots::open(&root.path().join(name)), Err(Error::Root(_))), "{name}");
+        assert!(
+            matches!(
+                Snapshots::open(&root.path().join(name)),
+                Err(Error::Root(_))
+            ),
+            "{name}"
+        );
     }
 }

@@ -70,16 +70,24 @@ struct UnmountArgs {
 
 impl Place {
     fn layers(&self) -> Vec<Layer> {
-        let flags = [("--address", "address", &self.address), ("--root", "root", &self.root)];
+        let flags = [
+            ("--address", "address", &self.address),
+            ("--root", "root", &self.root),
+        ];
         let given = flags.into_iter().filter_map(|(flag, key, path)| {
-            Some(Layer::flag(flag, &["agent", key], path.as_ref()?.to_string_lossy().into_owned()))
+            Some(Layer::flag(
+                flag,
+                &["agent", key],
+                path.as_ref()?.to_string_lossy().into_owned(),
+            ))
         });
         given.collect()
     }
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
-    let runtime = || tokio::runtime::Runtime::new().map_err(Failure::when("threads cannot be started"));
+    let runtime =
+        || tokio::runtime::Runtime::new().map_err(Failure::when("threads cannot be started"));
     match &args.command {
         None => serve(args, global),
         Some(Command::Status(args)) => runtime()?.block_on(status::run(args, global)),
@@ -87,7 +95,9 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
         Some(Command::Unmount(args)) => {
             let loaded = global.load(args.place.layers())?;
             let outcome = runtime()?.block_on(run::unmount(&loaded.config.agent));
-            outcome.map(|()| ExitCode::SUCCESS).map_err(Failure::from_error)
+            outcome
+                .map(|()| ExitCode::SUCCESS)
+                .map_err(Failure::from_error)
         }
         Some(Command::Keeper(_)) => {
             keeper::serve().map_err(Failure::when("standard input is no socket of an agent"))?;
@@ -98,13 +108,15 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
 
 fn serve(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     let upstreams = args.upstream.iter();
-    let upstreams = upstreams.map(|(name, url)| Layer::flag("--upstream", &["upstream", name, "url"], url.as_str()));
+    let upstreams = upstreams
+        .map(|(name, url)| Layer::flag("--upstream", &["upstream", name, "url"], url.as_str()));
     let loaded = global.load(args.place.layers().into_iter().chain(upstreams).collect())?;
     log::start(&loaded.config.log).map_err(Failure::from_error)?;
     // Sockets and files of the agent are for its owner, whatever the umask of whoever starts it. Directories of
     // snapshots get their modes explicitly.
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
-    let runtime = tokio::runtime::Runtime::new().map_err(Failure::when("threads cannot be started"))?;
+    let runtime =
+        tokio::runtime::Runtime::new().map_err(Failure::when("threads cannot be started"))?;
     let watchdog = watch(&runtime, loaded.config.agent.liveness)?;
     let outcome = runtime.block_on(until_told(&loaded.config.agent, &loaded.config.upstreams));
     drop(watchdog);
@@ -116,7 +128,9 @@ fn serve(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
 async fn until_told(config: &agent::Config, upstreams: &upstream::Config) -> Result<(), Failure> {
     let shutdown = CancellationToken::new();
     tokio::spawn(cancel_when_told(shutdown.clone()));
-    run::run(config, &nodes(upstreams), shutdown).await.map_err(Failure::from_error)?;
+    run::run(config, &nodes(upstreams), shutdown)
+        .await
+        .map_err(Failure::from_error)?;
     tracing::info!("stopped");
     Ok(())
 }
@@ -124,5 +138,10 @@ async fn until_told(config: &agent::Config, upstreams: &upstream::Config) -> Res
 /// The upstreams as a node has them: containerd decides what is pulled, and its hosts are ours.
 fn nodes(config: &upstream::Config) -> upstream::Config {
     let certs_dir = config.certs_dir.clone().or_else(|| Some(CERTS_DIR.into()));
-    upstream::Config { certs_dir, allow_private: true, plain_http_loopback: true, ..config.clone() }
+    upstream::Config {
+        certs_dir,
+        allow_private: true,
+        plain_http_loopback: true,
+        ..config.clone()
+    }
 }

@@ -23,7 +23,9 @@ pub(super) struct Args {
 
 pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     let loaded = global.load(args.place.layers())?;
-    let report = api::report(&loaded.config.agent.root).await.map_err(Failure::from_error)?;
+    let report = api::report(&loaded.config.agent.root)
+        .await
+        .map_err(Failure::from_error)?;
     if args.json {
         output::print_json(&report)?;
     } else {
@@ -34,13 +36,20 @@ pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failur
 
 fn text(report: &Report) -> String {
     let mut lazy = Table::new();
-    lazy.row(["IMAGE", "LAYER", "SIZE", "FETCHED", "HELD", "REQUESTS", "ERRORS"]);
+    lazy.row([
+        "IMAGE", "LAYER", "SIZE", "FETCHED", "HELD", "REQUESTS", "ERRORS",
+    ]);
     for layer in &report.layers {
         lazy.row([
             layer.image.as_str(),
             short(&layer.digest.to_string()),
             &size(layer.blob_size),
-            &size(layer.read_bytes + layer.prefetched_bytes + layer.profile_bytes + layer.background_bytes),
+            &size(
+                layer.read_bytes
+                    + layer.prefetched_bytes
+                    + layer.profile_bytes
+                    + layer.background_bytes,
+            ),
             &held(layer),
             &layer.requests.to_string(),
             &layer.errors.to_string(),
@@ -52,15 +61,30 @@ fn text(report: &Report) -> String {
         size(report.cache_limit),
         report.cache.chunks
     );
-    text += &if report.layers.is_empty() { "No layer is mounted lazily.\n".to_owned() } else { lazy.to_string() };
+    text += &if report.layers.is_empty() {
+        "No layer is mounted lazily.\n".to_owned()
+    } else {
+        lazy.to_string()
+    };
     for layer in &report.layers {
         if let Some(damage) = &layer.damage {
-            text += &format!("\n{} {} cannot be read: {damage}\n", layer.image, short(&layer.digest.to_string()));
+            text += &format!(
+                "\n{} {} cannot be read: {damage}\n",
+                layer.image,
+                short(&layer.digest.to_string())
+            );
         }
     }
     if !report.profiles.is_empty() {
         let mut profiles = Table::new();
-        profiles.row(["IMAGE", "WORKLOAD", "PROFILE OF", "FILES", "HERE", "FETCHED"]);
+        profiles.row([
+            "IMAGE",
+            "WORKLOAD",
+            "PROFILE OF",
+            "FILES",
+            "HERE",
+            "FETCHED",
+        ]);
         for profile in &report.profiles {
             profiles.row(profile_row(profile).each_ref().map(String::as_str));
         }
@@ -71,7 +95,12 @@ fn text(report: &Report) -> String {
         unpacked.row(["IMAGE", "LAYER", "TIMES", "UNPACKED, BECAUSE"]);
         for refusal in &report.refusals {
             let (digest, times) = (refusal.digest.to_string(), refusal.times.to_string());
-            unpacked.row([refusal.image.as_str(), short(&digest), &times, &refusal.reason]);
+            unpacked.row([
+                refusal.image.as_str(),
+                short(&digest),
+                &times,
+                &refusal.reason,
+            ]);
         }
         text += &format!("\n{unpacked}");
     }
@@ -79,9 +108,16 @@ fn text(report: &Report) -> String {
 }
 
 fn profile_row(profile: &ProfileReport) -> [String; 6] {
-    let (image, workload) = (profile.image.clone(), String::from(profile.workload.clone()));
+    let (image, workload) = (
+        profile.image.clone(),
+        String::from(profile.workload.clone()),
+    );
     let numbers = match profile.state {
-        State::Used => [profile.files.to_string(), profile.held_files.to_string(), size(profile.bytes)],
+        State::Used => [
+            profile.files.to_string(),
+            profile.held_files.to_string(),
+            size(profile.bytes),
+        ],
         State::Asked => ["asked".to_owned(), String::new(), String::new()],
         State::None => ["none".to_owned(), String::new(), String::new()],
     };
@@ -92,7 +128,9 @@ fn profile_row(profile: &ProfileReport) -> [String; 6] {
 /// How much of what the layer's files hold is on this node.
 fn held(layer: &LayerReport) -> String {
     match layer.content {
-        Some(content) if content.bytes > 0 => format!("{}%", content.held_bytes * 100 / content.bytes),
+        Some(content) if content.bytes > 0 => {
+            format!("{}%", content.held_bytes * 100 / content.bytes)
+        }
         Some(_) => "100%".to_owned(),
         None => "?".to_owned(),
     }

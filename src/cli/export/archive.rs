@@ -31,19 +31,34 @@ pub(in crate::cli) struct Archive {
 
 impl Archive {
     pub(super) fn create(path: &Path, name: Option<&str>) -> Result<Self, Failure> {
-        let file = new_file_for(path).map_err(Failure::when(format!("{} cannot be written", path.display())))?;
-        Ok(Self { path: path.to_owned(), file: BufWriter::new(file), name: name.map(str::to_owned) })
+        let file = new_file_for(path).map_err(Failure::when(format!(
+            "{} cannot be written",
+            path.display()
+        )))?;
+        Ok(Self {
+            path: path.to_owned(),
+            file: BufWriter::new(file),
+            name: name.map(str::to_owned),
+        })
     }
 
-    pub(super) async fn put_blob(&mut self, blob: &Descriptor, mut bytes: Bytes) -> Result<(), Failure> {
-        self.begin(&blob_name(&blob.digest), blob.size).map_err(self.cannot())?;
+    pub(super) async fn put_blob(
+        &mut self,
+        blob: &Descriptor,
+        mut bytes: Bytes,
+    ) -> Result<(), Failure> {
+        self.begin(&blob_name(&blob.digest), blob.size)
+            .map_err(self.cannot())?;
         let mut written = 0;
         while let Some(piece) = bytes.try_next().await? {
             written += piece.len() as u64;
             self.file.write_all(&piece).map_err(self.cannot())?;
         }
         if written != blob.size {
-            return Err(Failure::new(format!("{} has {written} bytes, not {}", blob.digest, blob.size)));
+            return Err(Failure::new(format!(
+                "{} has {written} bytes, not {}",
+                blob.digest, blob.size
+            )));
         }
         pad(&mut self.file, written).map_err(self.cannot())
     }
@@ -53,19 +68,29 @@ impl Archive {
     }
 
     /// Ends the archive. The image of external TOCs is in `index.json` alone: it is none that `docker load` could load.
-    pub(super) fn commit(mut self, root: &Manifest, tocs: Option<&Manifest>) -> Result<(), Failure> {
+    pub(super) fn commit(
+        mut self,
+        root: &Manifest,
+        tocs: Option<&Manifest>,
+    ) -> Result<(), Failure> {
         let image: ImageManifest = parse(root)?;
         self.put_manifest(root)?;
         if let Some(tocs) = tocs {
             self.put_manifest(tocs)?;
         }
-        let layers: Vec<_> = image.layers.iter().map(|layer| blob_name(&layer.digest)).collect();
+        let layers: Vec<_> = image
+            .layers
+            .iter()
+            .map(|layer| blob_name(&layer.digest))
+            .collect();
         let names: Vec<_> = self.name.iter().collect();
         let manifest = json!([{ "Config": blob_name(&image.config.digest), "RepoTags": names, "Layers": layers }]);
         self.put("manifest.json", manifest.to_string().as_bytes())?;
         let beside = external::name(self.name.as_deref());
         let tocs = tocs.map(|tocs| entry(tocs, Some(&beside)));
-        let entries: Vec<_> = std::iter::once(entry(root, self.name.as_deref())).chain(tocs).collect();
+        let entries: Vec<_> = std::iter::once(entry(root, self.name.as_deref()))
+            .chain(tocs)
+            .collect();
         let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries });
         self.put("index.json", index.to_string().as_bytes())?;
         self.put("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
@@ -87,7 +112,10 @@ impl Archive {
 
     fn finish(mut self) -> io::Result<()> {
         self.file.write_all(&[0; 2 * BLOCK])?;
-        let file = self.file.into_inner().map_err(io::IntoInnerError::into_error)?;
+        let file = self
+            .file
+            .into_inner()
+            .map_err(io::IntoInnerError::into_error)?;
         keep(file, &self.path)
     }
 
@@ -100,7 +128,8 @@ fn entry(manifest: &Manifest, name: Option<&str>) -> serde_json::Value {
     let mut entry = json!(manifest.descriptor());
     if let Some(name) = name {
         let tag = name.rsplit_once(':').map_or(name, |(_, tag)| tag);
-        entry["annotations"] = json!({ "io.containerd.image.name": name, "org.opencontainers.image.ref.name": tag });
+        entry["annotations"] =
+            json!({ "io.containerd.image.name": name, "org.opencontainers.image.ref.name": tag });
     }
     entry
 }
@@ -148,8 +177,17 @@ mod tests {
             let read = tar::Header::from_byte_slice(&bytes);
             assert_eq!(read.size().unwrap(), size);
             assert_eq!(read.path_bytes().as_ref(), b"blobs/sha256/abc");
-            let sum: u32 =
-                bytes.iter().enumerate().map(|(i, &b)| if (148..156).contains(&i) { 32 } else { b.into() }).sum();
+            let sum: u32 = bytes
+                .iter()
+                .enumerate()
+                .map(|(i, &b)| {
+                    if (148..156).contains(&i) {
+                        32
+                    } else {
+                        b.into()
+                    }
+                })
+                .sum();
             assert_eq!(read.cksum().unwrap(), sum);
         }
     }

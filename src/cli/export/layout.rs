@@ -33,20 +33,31 @@ impl Layout {
         let what = format!("{} cannot be made an image layout", dir.display());
         fs::create_dir_all(dir.join("blobs/sha256")).map_err(Failure::when(what.clone()))?;
         if !dir.join(LAYOUT_FILE).exists() {
-            write_atomically(&dir.join(LAYOUT_FILE), LAYOUT_VERSION.as_bytes()).map_err(Failure::when(what))?;
+            write_atomically(&dir.join(LAYOUT_FILE), LAYOUT_VERSION.as_bytes())
+                .map_err(Failure::when(what))?;
         }
-        Ok(Self { dir: dir.to_owned(), tag: tag.map(Tag::to_string) })
+        Ok(Self {
+            dir: dir.to_owned(),
+            tag: tag.map(Tag::to_string),
+        })
     }
 
     fn blob_path(&self, digest: &Digest) -> PathBuf {
-        self.dir.join("blobs").join(digest.algorithm().name()).join(digest.hex())
+        self.dir
+            .join("blobs")
+            .join(digest.algorithm().name())
+            .join(digest.hex())
     }
 
     pub(super) fn has(&self, blob: &Descriptor) -> bool {
         fs::metadata(self.blob_path(&blob.digest)).is_ok_and(|metadata| metadata.len() == blob.size)
     }
 
-    pub(super) async fn put_blob(&mut self, blob: &Descriptor, mut bytes: Bytes) -> Result<(), Failure> {
+    pub(super) async fn put_blob(
+        &mut self,
+        blob: &Descriptor,
+        mut bytes: Bytes,
+    ) -> Result<(), Failure> {
         let path = self.blob_path(&blob.digest);
         let cannot = || Failure::when(format!("{} cannot be written", path.display()));
         let mut file = new_file_for(&path).map_err(cannot())?;
@@ -56,7 +67,10 @@ impl Layout {
             file.write_all(&piece).map_err(cannot())?;
         }
         if hasher.finish() != blob.digest {
-            return Err(Failure::new(format!("what should be {} has another digest", blob.digest)));
+            return Err(Failure::new(format!(
+                "what should be {} has another digest",
+                blob.digest
+            )));
         }
         keep(file, &path).map_err(cannot())
     }
@@ -75,11 +89,18 @@ impl Layout {
 
     pub(super) fn put_manifest(&mut self, manifest: &Manifest) -> Result<(), Failure> {
         let path = self.blob_path(&manifest.digest);
-        write_atomically(&path, &manifest.bytes).map_err(Failure::when(format!("{} cannot be written", path.display())))
+        write_atomically(&path, &manifest.bytes).map_err(Failure::when(format!(
+            "{} cannot be written",
+            path.display()
+        )))
     }
 
     /// Puts `root` and gives it the tag, and the image of its external TOCs the tag that goes with it; other tags stay.
-    pub(super) fn commit(mut self, root: &Manifest, tocs: Option<&Manifest>) -> Result<(), Failure> {
+    pub(super) fn commit(
+        mut self,
+        root: &Manifest,
+        tocs: Option<&Manifest>,
+    ) -> Result<(), Failure> {
         let beside = external::name(self.tag.as_deref());
         let mut entries = Vec::new();
         for (manifest, tag) in [(Some(root), self.tag.clone()), (tocs, Some(beside.clone()))] {
@@ -101,7 +122,11 @@ impl Layout {
     }
 
     /// Puts entries into the index in the place of those that they replace.
-    fn list(&self, entries: Vec<Descriptor>, is_replaced: impl Fn(&Descriptor) -> bool) -> Result<(), Failure> {
+    fn list(
+        &self,
+        entries: Vec<Descriptor>,
+        is_replaced: impl Fn(&Descriptor) -> bool,
+    ) -> Result<(), Failure> {
         let path = self.dir.join(INDEX_FILE);
         let cannot = || Failure::when(format!("{} cannot be written", path.display()));
         // Two commands that add to one layout at once must not forget each other's tag.
@@ -109,7 +134,9 @@ impl Layout {
         lock.lock().map_err(cannot())?;
         let mut index = read_index(&path)?;
         index.manifests.retain(|other| !is_replaced(other));
-        entries.into_iter().for_each(|entry| index.manifests.push(entry));
+        entries
+            .into_iter()
+            .for_each(|entry| index.manifests.push(entry));
         let text = serde_json::to_vec(&index).map_err(Failure::from_error)?;
         write_atomically(&path, &text).map_err(cannot())
     }
@@ -117,7 +144,10 @@ impl Layout {
 
 fn entry(manifest: &Manifest, tag: Option<&str>) -> Descriptor {
     let name = tag.map(|tag| (REF_NAME.to_owned(), Value::from(tag)));
-    Descriptor { annotations: name.into_iter().collect(), ..manifest.descriptor() }
+    Descriptor {
+        annotations: name.into_iter().collect(),
+        ..manifest.descriptor()
+    }
 }
 
 /// Whether a layout's entry is no image but belongs to one.
@@ -133,9 +163,15 @@ fn read_index(path: &Path) -> Result<Index, Failure> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [] }).to_string().into_bytes()
+            json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [] })
+                .to_string()
+                .into_bytes()
         }
-        Err(error) => return Err(Failure::when(format!("{} cannot be read", path.display()))(error)),
+        Err(error) => {
+            return Err(Failure::when(format!("{} cannot be read", path.display()))(
+                error,
+            ));
+        }
     };
     serde_json::from_slice(&bytes).map_err(Failure::when(format!("{} is no index", path.display())))
 }
@@ -154,7 +190,11 @@ mod tests {
 
     fn tags(dir: &Path) -> Vec<(Option<String>, Digest)> {
         let index = read_index(&dir.join(INDEX_FILE)).unwrap();
-        index.manifests.iter().map(|entry| (ref_name(entry).map(str::to_owned), entry.digest.clone())).collect()
+        index
+            .manifests
+            .iter()
+            .map(|entry| (ref_name(entry).map(str::to_owned), entry.digest.clone()))
+            .collect()
     }
 
     #[test]
@@ -162,10 +202,22 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (a, b): (Tag, Tag) = ("a".parse().unwrap(), "b".parse().unwrap());
         let (first, second) = (manifest("{\"1\":0}"), manifest("{\"2\":0}"));
-        Layout::open(dir.path(), Some(&a)).unwrap().commit(&first, None).unwrap();
-        Layout::open(dir.path(), Some(&b)).unwrap().commit(&first, None).unwrap();
-        Layout::open(dir.path(), Some(&a)).unwrap().commit(&second, None).unwrap();
-        let expected = [(Some("b".to_owned()), first.digest), (Some("a".to_owned()), second.digest)];
+        Layout::open(dir.path(), Some(&a))
+            .unwrap()
+            .commit(&first, None)
+            .unwrap();
+        Layout::open(dir.path(), Some(&b))
+            .unwrap()
+            .commit(&first, None)
+            .unwrap();
+        Layout::open(dir.path(), Some(&a))
+            .unwrap()
+            .commit(&second, None)
+            .unwrap();
+        let expected = [
+            (Some("b".to_owned()), first.digest),
+            (Some("a".to_owned()), second.digest),
+        ];
         assert_eq!(tags(dir.path()), expected);
     }
 
@@ -174,10 +226,20 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let tag: Tag = "a".parse().unwrap();
         let (image, tocs) = (manifest("{\"1\":0}"), manifest("{\"2\":0}"));
-        Layout::open(dir.path(), Some(&tag)).unwrap().commit(&image, Some(&tocs)).unwrap();
-        let named = |name: &str, manifest: &Manifest| (Some(name.to_owned()), manifest.digest.clone());
-        assert_eq!(tags(dir.path()), [named("a", &image), named("a-esgztoc", &tocs)]);
-        Layout::open(dir.path(), Some(&tag)).unwrap().commit(&image, None).unwrap();
+        Layout::open(dir.path(), Some(&tag))
+            .unwrap()
+            .commit(&image, Some(&tocs))
+            .unwrap();
+        let named =
+            |name: &str, manifest: &Manifest| (Some(name.to_owned()), manifest.digest.clone());
+        assert_eq!(
+            tags(dir.path()),
+            [named("a", &image), named("a-esgztoc", &tocs)]
+        );
+        Layout::open(dir.path(), Some(&tag))
+            .unwrap()
+            .commit(&image, None)
+            .unwrap();
         assert_eq!(tags(dir.path()), [named("a", &image)]);
     }
 
@@ -185,7 +247,10 @@ mod tests {
     fn a_linked_blob_is_there_once_its_link_is() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::open(&dir.path().join("layout"), None).unwrap();
-        let blob = Descriptor { size: 1, ..manifest("x").descriptor() };
+        let blob = Descriptor {
+            size: 1,
+            ..manifest("x").descriptor()
+        };
         let file = dir.path().join("file");
         assert!(layout.link(&blob, &file).is_err());
         assert!(!layout.has(&blob));
@@ -199,10 +264,18 @@ mod tests {
     async fn a_blob_with_another_digest_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let mut layout = Layout::open(dir.path(), None).unwrap();
-        let blob = Descriptor { size: 1, ..manifest("x").descriptor() };
+        let blob = Descriptor {
+            size: 1,
+            ..manifest("x").descriptor()
+        };
         let bytes = stream::iter([Ok(Piece::from_static(b"y"))]).boxed();
         assert!(layout.put_blob(&blob, bytes).await.is_err());
-        assert_eq!(fs::read_dir(dir.path().join("blobs/sha256")).unwrap().count(), 0);
+        assert_eq!(
+            fs::read_dir(dir.path().join("blobs/sha256"))
+                .unwrap()
+                .count(),
+            0
+        );
         let bytes = stream::iter([Ok(Piece::from_static(b"x"))]).boxed();
         layout.put_blob(&blob, bytes).await.unwrap();
         assert!(layout.has(&blob));

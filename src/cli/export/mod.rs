@@ -33,30 +33,50 @@ type Bytes = BoxStream<'static, Result<bytes::Bytes, Failure>>;
 pub(super) enum Destination {
     Layout(layout::Layout),
     Archive(archive::Archive),
-    Registry { endpoint: Endpoint, reference: Reference },
+    Registry {
+        endpoint: Endpoint,
+        reference: Reference,
+    },
 }
 
 impl Destination {
     /// Makes ready to write to `location`.
-    pub(super) fn open(config: &upstream::Config, location: &Location, args: RegistryArgs) -> Result<Self, Failure> {
+    pub(super) fn open(
+        config: &upstream::Config,
+        location: &Location,
+        args: RegistryArgs,
+    ) -> Result<Self, Failure> {
         match location {
-            Location::Layout(image) => layout::Layout::open(&image.dir, image.tag.as_ref()).map(Self::Layout),
+            Location::Layout(image) => {
+                layout::Layout::open(&image.dir, image.tag.as_ref()).map(Self::Layout)
+            }
             Location::Archive(image) => {
                 archive::Archive::create(&image.file, image.reference.as_deref()).map(Self::Archive)
             }
             Location::Registry(image) => {
                 let endpoint = Endpoint::open(config, location, args)?;
-                Ok(Self::Registry { endpoint, reference: pushed_reference(image)? })
+                Ok(Self::Registry {
+                    endpoint,
+                    reference: pushed_reference(image)?,
+                })
             }
         }
     }
 
     /// Puts an artifact that refers to the image with the digest `subject`, which is there.
-    pub(super) async fn attach(mut self, artifact: &Artifact, subject: &Digest) -> Result<(), Failure> {
+    pub(super) async fn attach(
+        mut self,
+        artifact: &Artifact,
+        subject: &Digest,
+    ) -> Result<(), Failure> {
         for (blob, bytes) in &artifact.blobs {
             if !self.has(blob).await {
                 let bytes = bytes.clone();
-                self.put_blob(blob, futures::stream::once(async move { Ok(bytes) }).boxed()).await?;
+                self.put_blob(
+                    blob,
+                    futures::stream::once(async move { Ok(bytes) }).boxed(),
+                )
+                .await?;
             }
         }
         let what = format!("attaching {} to {subject}", artifact.manifest.digest);
@@ -66,7 +86,9 @@ impl Destination {
                 layout.commit_referrer(artifact.listed())
             }
             Self::Registry { endpoint, .. } => {
-                let Endpoint { source, repository, .. } = &endpoint;
+                let Endpoint {
+                    source, repository, ..
+                } = &endpoint;
                 let listed = artifact.listed();
                 source
                     .push_referrer(repository, subject, &artifact.manifest, &listed)
@@ -96,9 +118,11 @@ impl Destination {
         match self {
             Self::Layout(layout) => layout.has(blob),
             Self::Archive(_) => false,
-            Self::Registry { endpoint, .. } => {
-                endpoint.source.blob_size(&endpoint.repository, &blob.digest).await.is_ok_and(|size| size == blob.size)
-            }
+            Self::Registry { endpoint, .. } => endpoint
+                .source
+                .blob_size(&endpoint.repository, &blob.digest)
+                .await
+                .is_ok_and(|size| size == blob.size),
         }
     }
 
@@ -124,7 +148,12 @@ impl Destination {
             Self::Layout(layout) => layout.put_manifest(manifest),
             Self::Archive(archive) => archive.put_manifest(manifest),
             Self::Registry { endpoint, .. } => {
-                push_manifest(endpoint, &Reference::Digest(manifest.digest.clone()), manifest).await
+                push_manifest(
+                    endpoint,
+                    &Reference::Digest(manifest.digest.clone()),
+                    manifest,
+                )
+                .await
             }
         }
     }
@@ -139,7 +168,10 @@ impl Destination {
         match self {
             Self::Layout(layout) => layout.commit(root, tocs),
             Self::Archive(archive) => archive.commit(root, tocs),
-            Self::Registry { endpoint, reference } => {
+            Self::Registry {
+                endpoint,
+                reference,
+            } => {
                 if let Some(tocs) = tocs {
                     push_manifest(&endpoint, &external::beside(Some(&reference))?, tocs).await?;
                 }
@@ -153,17 +185,33 @@ impl Destination {
 fn pushed_reference(image: &ImageName) -> Result<Reference, Failure> {
     match (&image.tag, &image.digest) {
         (Some(tag), None) => Ok(Reference::Tag(tag.clone())),
-        _ => Err(Failure::new("the destination is named by a tag: its digest follows from the conversion")),
+        _ => Err(Failure::new(
+            "the destination is named by a tag: its digest follows from the conversion",
+        )),
     }
 }
 
 async fn push_blob(endpoint: &Endpoint, blob: &Descriptor, bytes: Bytes) -> Result<(), Failure> {
-    let bytes = bytes.map(|piece| piece.map_err(std::io::Error::other)).boxed();
+    let bytes = bytes
+        .map(|piece| piece.map_err(std::io::Error::other))
+        .boxed();
     let what = format!("pushing {}", blob.digest);
-    endpoint.source.push_blob(&endpoint.repository, &blob.digest, blob.size, bytes).await.map_err(Failure::when(what))
+    endpoint
+        .source
+        .push_blob(&endpoint.repository, &blob.digest, blob.size, bytes)
+        .await
+        .map_err(Failure::when(what))
 }
 
-async fn push_manifest(endpoint: &Endpoint, reference: &Reference, manifest: &Manifest) -> Result<(), Failure> {
+async fn push_manifest(
+    endpoint: &Endpoint,
+    reference: &Reference,
+    manifest: &Manifest,
+) -> Result<(), Failure> {
     let what = format!("pushing the manifest {}", manifest.digest);
-    endpoint.source.push_manifest(&endpoint.repository, reference, manifest).await.map_err(Failure::when(what))
+    endpoint
+        .source
+        .push_manifest(&endpoint.repository, reference, manifest)
+        .await
+        .map_err(Failure::when(what))
 }

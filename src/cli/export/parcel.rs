@@ -45,27 +45,43 @@ pub(in crate::cli) struct Shelf<'a> {
 
 impl Shelf<'_> {
     async fn find(&self, digest: &Digest) -> Result<Option<(&Store, Object)>, Failure> {
-        let Some(store) = self.store else { return Ok(None) };
+        let Some(store) = self.store else {
+            return Ok(None);
+        };
         let found = store.find(digest).await.map_err(Failure::from_error)?;
         Ok(found.map(|object| (store, object)))
     }
 
     /// The manifest with this digest, be it ours or an original.
-    pub(in crate::cli) async fn manifest(&self, digest: &Digest, media_type: &str) -> Result<Manifest, Failure> {
+    pub(in crate::cli) async fn manifest(
+        &self,
+        digest: &Digest,
+        media_type: &str,
+    ) -> Result<Manifest, Failure> {
         let found = self.find_manifest(digest, media_type).await?;
         found.ok_or_else(|| Failure::new(format!("the source does not have the manifest {digest}")))
     }
 
     /// The same; `None` when it is not there.
-    async fn find_manifest(&self, digest: &Digest, media_type: &str) -> Result<Option<Manifest>, Failure> {
+    async fn find_manifest(
+        &self,
+        digest: &Digest,
+        media_type: &str,
+    ) -> Result<Option<Manifest>, Failure> {
         let what = format!("reading the manifest {digest}");
         if let Some((store, object)) = self.find(digest).await? {
             let bytes = store.read_all(&object).await.map_err(Failure::when(what))?;
             let media_type = object.media_type.unwrap_or_else(|| media_type.to_owned());
-            return Ok(Some(Manifest { media_type, digest: digest.clone(), bytes }));
+            return Ok(Some(Manifest {
+                media_type,
+                digest: digest.clone(),
+                bytes,
+            }));
         }
         let reference = Reference::Digest(digest.clone());
-        let Endpoint { source, repository, .. } = self.endpoint;
+        let Endpoint {
+            source, repository, ..
+        } = self.endpoint;
         match source.manifest(repository, &reference).await {
             Err(upstream::Error::NotFound) => Ok(None),
             found => found.map(Some).map_err(Failure::when(what)),
@@ -77,10 +93,14 @@ impl Shelf<'_> {
         if let Some((_, object)) = self.find(digest).await? {
             return Ok(Some(object.size));
         }
-        let Endpoint { source, repository, .. } = self.endpoint;
+        let Endpoint {
+            source, repository, ..
+        } = self.endpoint;
         match source.blob_size(repository, digest).await {
             Err(upstream::Error::NotFound) => Ok(None),
-            size => size.map(Some).map_err(Failure::when(format!("reading {digest}"))),
+            size => size
+                .map(Some)
+                .map_err(Failure::when(format!("reading {digest}"))),
         }
     }
 
@@ -90,7 +110,11 @@ impl Shelf<'_> {
             Some(size) => size,
             None => self.size(&blob.digest).await?.unwrap_or_default(),
         };
-        Ok(Descriptor::plain(blob.media_type.clone(), blob.digest.clone(), size))
+        Ok(Descriptor::plain(
+            blob.media_type.clone(),
+            blob.digest.clone(),
+            size,
+        ))
     }
 
     /// Whether the configuration of an image is there: sparse copies hold manifests of which they hold nothing more.
@@ -111,7 +135,10 @@ impl Shelf<'_> {
         while let Some(piece) = stream.try_next().await? {
             bytes.extend_from_slice(&piece);
             if bytes.len() as u64 > limit {
-                return Err(Failure::new(format!("{} is longer than its descriptor says", blob.digest)));
+                return Err(Failure::new(format!(
+                    "{} is longer than its descriptor says",
+                    blob.digest
+                )));
             }
         }
         Ok(bytes)
@@ -119,18 +146,29 @@ impl Shelf<'_> {
 
     /// The blob's file, if it lies in a store that goes with this process.
     async fn scratch_file(&self, blob: &Descriptor) -> Result<Option<PathBuf>, Failure> {
-        Ok(self.find(&blob.digest).await?.and_then(|(store, object)| store.scratch_file(&object)))
+        Ok(self
+            .find(&blob.digest)
+            .await?
+            .and_then(|(store, object)| store.scratch_file(&object)))
     }
 
     /// The bytes of a blob, as a stream.
     pub(in crate::cli) async fn blob(&self, blob: &Descriptor) -> Result<Bytes, Failure> {
         let what = format!("reading {}", blob.digest);
         if let Some((store, object)) = self.find(&blob.digest).await? {
-            let stream = store.read(&object, 0..object.size).await.map_err(Failure::when(what))?;
+            let stream = store
+                .read(&object, 0..object.size)
+                .await
+                .map_err(Failure::when(what))?;
             return Ok(stream.map_err(Failure::from_error).boxed());
         }
-        let Endpoint { source, repository, .. } = self.endpoint;
-        let body = source.blob(repository, &blob.digest, None).await.map_err(Failure::when(what))?;
+        let Endpoint {
+            source, repository, ..
+        } = self.endpoint;
+        let body = source
+            .blob(repository, &blob.digest, None)
+            .await
+            .map_err(Failure::when(what))?;
         Ok(body.stream.map_err(Failure::from_error).boxed())
     }
 }
@@ -138,23 +176,49 @@ impl Shelf<'_> {
 impl Parcel {
     /// Finds out what belongs to `root`. An index may hold indexes, artifacts and other blobs, and may lack children.
     pub(in crate::cli) async fn pack(shelf: Shelf<'_>, root: Manifest) -> Result<Self, Failure> {
-        let mut packing =
-            Packing { shelf, children: Vec::new(), blobs: Vec::new(), missing: Vec::new(), seen: HashSet::new() };
+        let mut packing = Packing {
+            shelf,
+            children: Vec::new(),
+            blobs: Vec::new(),
+            missing: Vec::new(),
+            seen: HashSet::new(),
+        };
         if is_index(&root) {
             packing.add_children(&root, 0).await?;
         }
-        let Packing { children, blobs, missing, .. } = packing;
-        Self { root, children, blobs, missing }.counted()
+        let Packing {
+            children,
+            blobs,
+            missing,
+            ..
+        } = packing;
+        Self {
+            root,
+            children,
+            blobs,
+            missing,
+        }
+        .counted()
     }
 
     /// The only image there is, or an artifact.
     pub(in crate::cli) fn of_image(root: Manifest) -> Result<Self, Failure> {
-        Self { root, children: Vec::new(), blobs: Vec::new(), missing: Vec::new() }.counted()
+        Self {
+            root,
+            children: Vec::new(),
+            blobs: Vec::new(),
+            missing: Vec::new(),
+        }
+        .counted()
     }
 
     /// The image manifests of the parcel.
     pub(in crate::cli) fn images(&self) -> Vec<&Manifest> {
-        self.children.iter().chain([&self.root]).filter(|manifest| is_image(manifest)).collect()
+        self.children
+            .iter()
+            .chain([&self.root])
+            .filter(|manifest| is_image(manifest))
+            .collect()
     }
 
     /// Keeps only what is for one of `platforms`: a single image if one is left. Parcels of one image stay as they are.
@@ -171,9 +235,15 @@ impl Parcel {
         let mut chosen: Vec<_> = offered.iter().filter_map(named).collect();
         if chosen.is_empty() {
             // As containerd does: an image for no platform may be for every one.
-            chosen.extend(offered.into_iter().filter(|(_, platform)| platform.is_none()).map(|(child, _)| child));
+            chosen.extend(
+                offered
+                    .into_iter()
+                    .filter(|(_, platform)| platform.is_none())
+                    .map(|(child, _)| child),
+            );
         }
-        let is_chosen = |manifest: &Manifest| chosen.iter().any(|child| child.digest == manifest.digest);
+        let is_chosen =
+            |manifest: &Manifest| chosen.iter().any(|child| child.digest == manifest.digest);
         let mut children: Vec<_> = self.children.into_iter().filter(is_chosen).collect();
         match (children.len(), children.pop()) {
             (1, Some(root)) => Self::of_image(root),
@@ -182,21 +252,43 @@ impl Parcel {
                 index.manifests = chosen.into();
                 let bytes = serde_json::to_vec(&index).map_err(Failure::from_error)?;
                 let root = Manifest::new(self.root.media_type, bytes.into());
-                Self { root, children, blobs: Vec::new(), missing: Vec::new() }.counted()
+                Self {
+                    root,
+                    children,
+                    blobs: Vec::new(),
+                    missing: Vec::new(),
+                }
+                .counted()
             }
             (_, None) => {
-                let asked = platforms.iter().map(Platform::to_string).collect::<Vec<_>>().join(", ");
+                let asked = platforms
+                    .iter()
+                    .map(Platform::to_string)
+                    .collect::<Vec<_>>()
+                    .join(", ");
                 Err(Failure::new(format!("the image has nothing for {asked}")))
             }
         }
     }
 
     /// The images below `index` that are here, each with its platform: its own, or that of the index it is in.
-    fn offered(&self, index: &Index, platform: Option<&Platform>) -> Vec<(Descriptor, Option<Platform>)> {
+    fn offered(
+        &self,
+        index: &Index,
+        platform: Option<&Platform>,
+    ) -> Vec<(Descriptor, Option<Platform>)> {
         let mut offered = Vec::new();
         for child in index.manifests.iter().filter(|child| !is_beside(child)) {
-            let platform = child.platform.as_ref().map(DescriptorPlatform::to_platform).or(platform.cloned());
-            let Some(manifest) = self.children.iter().find(|manifest| manifest.digest == child.digest) else {
+            let platform = child
+                .platform
+                .as_ref()
+                .map(DescriptorPlatform::to_platform)
+                .or(platform.cloned());
+            let Some(manifest) = self
+                .children
+                .iter()
+                .find(|manifest| manifest.digest == child.digest)
+            else {
                 continue;
             };
             if is_image(manifest) {
@@ -220,13 +312,19 @@ impl Parcel {
             }
             let mut index: Index = parse(manifest)?;
             let before = index.manifests.len();
-            index.manifests.retain(|child| !missing.contains(&child.digest));
-            let is_repointed = translate::repoint(&mut index, |digest| replacements.get(digest).cloned());
+            index
+                .manifests
+                .retain(|child| !missing.contains(&child.digest));
+            let is_repointed =
+                translate::repoint(&mut index, |digest| replacements.get(digest).cloned());
             if index.manifests.len() == before && !is_repointed {
                 return Ok(None);
             }
             let bytes = serde_json::to_vec(&index).map_err(Failure::from_error)?;
-            Ok(Some(Manifest::new(manifest.media_type.clone(), bytes.into())))
+            Ok(Some(Manifest::new(
+                manifest.media_type.clone(),
+                bytes.into(),
+            )))
         })?;
         kept.missing.clear();
         Ok(kept)
@@ -235,7 +333,9 @@ impl Parcel {
     /// The same in OCI's words: only types change. What has no name there stays as it is.
     pub(in crate::cli) fn translated_to_oci(self) -> Result<Self, Failure> {
         self.rewritten(|manifest, replacements| {
-            Ok(translate::to_oci(manifest, |digest| replacements.get(digest).cloned()))
+            Ok(translate::to_oci(manifest, |digest| {
+                replacements.get(digest).cloned()
+            }))
         })
     }
 
@@ -248,11 +348,19 @@ impl Parcel {
         let mut children = Vec::new();
         for child in self.children {
             let replacement = rewrite(&child, &replacements)?;
-            replacements.extend(replacement.as_ref().map(|new| (child.digest.clone(), new.descriptor())));
+            replacements.extend(
+                replacement
+                    .as_ref()
+                    .map(|new| (child.digest.clone(), new.descriptor())),
+            );
             children.push(replacement.unwrap_or(child));
         }
         let root = rewrite(&self.root, &replacements)?.unwrap_or(self.root);
-        Ok(Self { root, children, ..self })
+        Ok(Self {
+            root,
+            children,
+            ..self
+        })
     }
 
     /// Lists the blobs of all images beside those there are, each once.
@@ -268,7 +376,9 @@ impl Parcel {
             };
             let parts = image.layers.into_iter().chain([image.config]);
             // What has URLs is fetched from them by whoever needs it; registries do not hold it.
-            blobs.extend(parts.filter(|blob| blob.urls.is_empty() && seen.insert(blob.digest.clone())));
+            blobs.extend(
+                parts.filter(|blob| blob.urls.is_empty() && seen.insert(blob.digest.clone())),
+            );
         }
         self.blobs = blobs;
         Ok(self)
@@ -282,7 +392,11 @@ impl Parcel {
         tocs: Option<&Self>,
         bar: &Bar,
     ) -> Result<(), Failure> {
-        for blob in self.blobs.iter().chain(tocs.iter().flat_map(|tocs| &tocs.blobs)) {
+        for blob in self
+            .blobs
+            .iter()
+            .chain(tocs.iter().flat_map(|tocs| &tocs.blobs))
+        {
             let blob = &shelf.sized(blob).await?;
             if destination.has(blob).await {
                 continue;
@@ -292,14 +406,20 @@ impl Parcel {
                 bar.advance(usize::try_from(blob.size).unwrap_or(usize::MAX));
             } else {
                 let counted = bar.clone();
-                let bytes = shelf.blob(blob).await?.inspect_ok(move |piece| counted.advance(piece.len())).boxed();
+                let bytes = shelf
+                    .blob(blob)
+                    .await?
+                    .inspect_ok(move |piece| counted.advance(piece.len()))
+                    .boxed();
                 destination.put_blob(blob, bytes).await?;
             }
         }
         for child in &self.children {
             destination.put_child(child).await?;
         }
-        destination.commit(&self.root, tocs.map(|tocs| &tocs.root)).await
+        destination
+            .commit(&self.root, tocs.map(|tocs| &tocs.root))
+            .await
     }
 }
 
@@ -314,17 +434,25 @@ struct Packing<'a> {
 
 impl Packing<'_> {
     /// Adds the children of an index that was found in `depth` others.
-    fn add_children<'b>(&'b mut self, index: &'b Manifest, depth: usize) -> BoxFuture<'b, Result<(), Failure>> {
+    fn add_children<'b>(
+        &'b mut self,
+        index: &'b Manifest,
+        depth: usize,
+    ) -> BoxFuture<'b, Result<(), Failure>> {
         let added = async move {
             if depth > MAX_NESTED {
-                return Err(Failure::new(format!("indexes are nested more than {MAX_NESTED} deep")));
+                return Err(Failure::new(format!(
+                    "indexes are nested more than {MAX_NESTED} deep"
+                )));
             }
             for child in parse::<Index>(index)?.manifests {
                 if !self.seen.insert(child.digest.clone()) {
                     continue;
                 }
                 if self.seen.len() > MAX_CHILDREN {
-                    return Err(Failure::new(format!("the index holds more than {MAX_CHILDREN} manifests")));
+                    return Err(Failure::new(format!(
+                        "the index holds more than {MAX_CHILDREN} manifests"
+                    )));
                 }
                 self.add(child, depth).await?;
             }
@@ -334,15 +462,23 @@ impl Packing<'_> {
     }
 
     async fn add(&mut self, child: Descriptor, depth: usize) -> Result<(), Failure> {
-        match self.shelf.find_manifest(&child.digest, &child.media_type).await? {
+        match self
+            .shelf
+            .find_manifest(&child.digest, &child.media_type)
+            .await?
+        {
             Some(manifest) if is_index(&manifest) => {
                 self.add_children(&manifest, depth + 1).await?;
                 self.children.push(manifest);
             }
-            Some(manifest) if self.shelf.holds_config(&manifest).await? => self.children.push(manifest),
+            Some(manifest) if self.shelf.holds_config(&manifest).await? => {
+                self.children.push(manifest)
+            }
             Some(_) => self.missing.push(child.digest),
             // An index may name any object.
-            None if manifest_kind(&child.media_type).is_none() && self.shelf.size(&child.digest).await?.is_some() => {
+            None if manifest_kind(&child.media_type).is_none()
+                && self.shelf.size(&child.digest).await?.is_some() =>
+            {
                 self.blobs.push(child);
             }
             None => self.missing.push(child.digest),
@@ -361,10 +497,16 @@ fn is_image(manifest: &Manifest) -> bool {
 
 /// Whether a child of an index describes another, or is an artifact: it is nothing that runs.
 fn is_beside(child: &Descriptor) -> bool {
-    child.annotations.contains_key("vnd.docker.reference.type") || child.rest.contains_key("artifactType")
+    child.annotations.contains_key("vnd.docker.reference.type")
+        || child.rest.contains_key("artifactType")
 }
 
-pub(in crate::cli) fn parse<T: serde::de::DeserializeOwned>(manifest: &Manifest) -> Result<T, Failure> {
-    let what = format!("the manifest {} ({}) cannot be understood", manifest.digest, manifest.media_type);
+pub(in crate::cli) fn parse<T: serde::de::DeserializeOwned>(
+    manifest: &Manifest,
+) -> Result<T, Failure> {
+    let what = format!(
+        "the manifest {} ({}) cannot be understood",
+        manifest.digest, manifest.media_type
+    );
     serde_json::from_slice(&manifest.bytes).map_err(Failure::when(what))
 }

@@ -37,9 +37,17 @@ const MASKED: [&str; 8] = [
     "/proc/sched_debug",
     "/sys/firmware",
 ];
-const READ_ONLY: [&str; 6] = ["/proc/asound", "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+const READ_ONLY: [&str; 6] = [
+    "/proc/asound",
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
 const HOSTNAME: &str = "starlift";
-const HOSTS: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\tstarlift\n";
+const HOSTS: &str =
+    "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\tstarlift\n";
 
 /// Writes the bundle's files into `folder`, an empty directory.
 pub(super) fn write(
@@ -54,7 +62,11 @@ pub(super) fn write(
     std::fs::create_dir(folder).map_err(cannot())?;
     let mut own = Vec::new();
     // What a container finds in these places is never the image's.
-    for (name, text) in [("hosts", HOSTS), ("hostname", "starlift\n"), ("resolv.conf", "")] {
+    for (name, text) in [
+        ("hosts", HOSTS),
+        ("hostname", "starlift\n"),
+        ("resolv.conf", ""),
+    ] {
         let host = Path::new("/etc").join(name);
         let file = if network == Network::Host && host.exists() {
             host
@@ -63,7 +75,10 @@ pub(super) fn write(
             std::fs::write(&file, text).map_err(cannot())?;
             file
         };
-        own.push(Mount::of_file(file.display().to_string(), &format!("/etc/{name}")));
+        own.push(Mount::of_file(
+            file.display().to_string(),
+            &format!("/etc/{name}"),
+        ));
     }
     own.extend(mounts.iter().cloned());
     let spec = spec(rootfs, workload, user, network, &own);
@@ -79,8 +94,16 @@ pub(super) enum Network {
     Host,
 }
 
-fn spec(rootfs: &Path, workload: &Workload, user: &User, network: Network, more: &[Mount]) -> Value {
-    let namespaces = NAMESPACES.iter().filter(|kind| network == Network::Loopback || **kind != "network");
+fn spec(
+    rootfs: &Path,
+    workload: &Workload,
+    user: &User,
+    network: Network,
+    more: &[Mount],
+) -> Value {
+    let namespaces = NAMESPACES
+        .iter()
+        .filter(|kind| network == Network::Loopback || **kind != "network");
     let namespaces: Vec<Value> = namespaces.map(|kind| json!({"type": kind})).collect();
     let mut mounts = system_mounts();
     mounts.extend(more.iter().map(|mount| json!(mount)));
@@ -113,9 +136,24 @@ fn system_mounts() -> Vec<Value> {
     };
     vec![
         mount("/proc", "proc", "proc", "nosuid,noexec,nodev"),
-        mount("/dev", "tmpfs", "tmpfs", "nosuid,strictatime,mode=755,size=65536k"),
-        mount("/dev/pts", "devpts", "devpts", "nosuid,noexec,newinstance,ptmxmode=0666,mode=0620,gid=5"),
-        mount("/dev/shm", "tmpfs", "shm", "nosuid,noexec,nodev,mode=1777,size=65536k"),
+        mount(
+            "/dev",
+            "tmpfs",
+            "tmpfs",
+            "nosuid,strictatime,mode=755,size=65536k",
+        ),
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            "nosuid,noexec,newinstance,ptmxmode=0666,mode=0620,gid=5",
+        ),
+        mount(
+            "/dev/shm",
+            "tmpfs",
+            "shm",
+            "nosuid,noexec,nodev,mode=1777,size=65536k",
+        ),
         mount("/dev/mqueue", "mqueue", "mqueue", "nosuid,noexec,nodev"),
         mount("/sys", "sysfs", "sysfs", "nosuid,noexec,nodev,ro"),
     ]
@@ -128,20 +166,51 @@ mod tests {
     #[test]
     fn the_network_is_the_containers_own_unless_asked_for() {
         let folder = tempfile::tempdir().unwrap();
-        let text = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
-        let workload =
-            Workload { args: text(&["a"]), env: text(&["B=1"]), user: "7:8".to_owned(), cwd: "/".to_owned() };
+        let text = |words: &[&str]| {
+            words
+                .iter()
+                .map(|&word| word.to_owned())
+                .collect::<Vec<_>>()
+        };
+        let workload = Workload {
+            args: text(&["a"]),
+            env: text(&["B=1"]),
+            user: "7:8".to_owned(),
+            cwd: "/".to_owned(),
+        };
         let user = User::find(&workload.user, folder.path()).unwrap();
-        for (name, network, is_own) in [("own", Network::Loopback, true), ("host", Network::Host, false)] {
+        for (name, network, is_own) in [
+            ("own", Network::Loopback, true),
+            ("host", Network::Host, false),
+        ] {
             let bundle = folder.path().join(name);
             let further: Mount = "type=bind,src=/a,dst=/b".parse().unwrap();
-            write(&bundle, Path::new("/rootfs"), &workload, &user, network, &[further]).unwrap();
-            let spec: Value = serde_json::from_slice(&std::fs::read(bundle.join("config.json")).unwrap()).unwrap();
+            write(
+                &bundle,
+                Path::new("/rootfs"),
+                &workload,
+                &user,
+                network,
+                &[further],
+            )
+            .unwrap();
+            let spec: Value =
+                serde_json::from_slice(&std::fs::read(bundle.join("config.json")).unwrap())
+                    .unwrap();
             let namespaces = spec["linux"]["namespaces"].as_array().unwrap();
             assert_eq!(namespaces.contains(&json!({"type": "network"})), is_own);
-            assert_eq!(spec["process"]["user"], json!({"uid": 7, "gid": 8, "additionalGids": [8]}));
-            assert_eq!(spec["mounts"].as_array().unwrap().last().unwrap()["destination"], "/b");
-            assert_eq!(bundle.join("hosts").exists(), is_own || !Path::new("/etc/hosts").exists());
+            assert_eq!(
+                spec["process"]["user"],
+                json!({"uid": 7, "gid": 8, "additionalGids": [8]})
+            );
+            assert_eq!(
+                spec["mounts"].as_array().unwrap().last().unwrap()["destination"],
+                "/b"
+            );
+            assert_eq!(
+                bundle.join("hosts").exists(),
+                is_own || !Path::new("/etc/hosts").exists()
+            );
         }
     }
 }

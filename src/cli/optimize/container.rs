@@ -41,11 +41,17 @@ pub(super) enum End {
 
 /// Whether there is a runtime on this machine.
 pub(super) fn check() -> Result<(), Failure> {
-    let runs = std::process::Command::new(RUNTIME).arg("--version").stdout(Stdio::null()).stdin(Stdio::null()).status();
+    let runs = std::process::Command::new(RUNTIME)
+        .arg("--version")
+        .stdout(Stdio::null())
+        .stdin(Stdio::null())
+        .status();
     match runs {
         Ok(status) if status.success() => Ok(()),
         Ok(status) => Err(Failure::new(format!("{RUNTIME} does not work: {status}"))),
-        Err(error) => Err(Failure::when(format!("{RUNTIME}, which runs the workload, cannot be run"))(error)),
+        Err(error) => Err(Failure::when(format!(
+            "{RUNTIME}, which runs the workload, cannot be run"
+        ))(error)),
     }
 }
 
@@ -54,7 +60,11 @@ impl Container {
     pub(super) fn start(root: &Path, bundle: &Path) -> Result<Self, Failure> {
         let cannot = || Failure::when("the workload cannot be started");
         // Its control group is named by it, on the whole machine.
-        let id = format!("starlift-optimize-{}-{:08x}", std::process::id(), rand::random::<u32>());
+        let id = format!(
+            "starlift-optimize-{}-{:08x}",
+            std::process::id(),
+            rand::random::<u32>()
+        );
         let [state, log, pid] = ["runc", "runc.log", "pid"].map(|name| root.join(name));
         let warden = Warden::of(&state, &id).map_err(cannot())?;
         let output = || io::stderr().as_fd().try_clone_to_owned().map(Stdio::from);
@@ -77,14 +87,25 @@ impl Container {
             .kill_on_drop(true)
             .spawn()
             .map_err(cannot())?;
-        Ok(Self { id, state, log, pid, child, _warden: warden })
+        Ok(Self {
+            id,
+            state,
+            log,
+            pid,
+            child,
+            _warden: warden,
+        })
     }
 
     /// Waits for the workload to end, and stops it by `signal` when `enough` is over.
     ///
     /// # Errors
     /// When it could not be started.
-    pub(super) async fn wait(&mut self, enough: impl Future<Output = ()>, signal: &str) -> Result<End, Failure> {
+    pub(super) async fn wait(
+        &mut self,
+        enough: impl Future<Output = ()>,
+        signal: &str,
+    ) -> Result<End, Failure> {
         let exited = tokio::select! {
             exited = self.child.wait() => Some(exited),
             () = enough => None,
@@ -104,16 +125,23 @@ impl Container {
         if self.pid.exists() {
             return Ok(End::Exited(status));
         }
-        let reason = std::fs::read_to_string(&self.log).ok().and_then(|log| last_message(&log));
+        let reason = std::fs::read_to_string(&self.log)
+            .ok()
+            .and_then(|log| last_message(&log));
         let reason = reason.unwrap_or_else(|| format!("{RUNTIME} ended with {status}"));
-        Err(Failure::new(format!("the workload could not be started: {reason}")))
+        Err(Failure::new(format!(
+            "the workload could not be started: {reason}"
+        )))
     }
 
     async fn stop(&mut self, signal: &str) {
         for signal in [signal, "KILL"] {
             // One that has just ended is no failure; one that cannot be stopped is removed by force.
             let _stopped = self.runtime().args(["kill", &self.id, signal]).status();
-            if tokio::time::timeout(PATIENCE, self.child.wait()).await.is_ok() {
+            if tokio::time::timeout(PATIENCE, self.child.wait())
+                .await
+                .is_ok()
+            {
                 return;
             }
         }
@@ -121,7 +149,12 @@ impl Container {
 
     fn runtime(&self) -> std::process::Command {
         let mut command = std::process::Command::new(RUNTIME);
-        command.arg("--root").arg(&self.state).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .arg("--root")
+            .arg(&self.state)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         command
     }
 }
@@ -131,8 +164,17 @@ impl Warden {
         // Its standard input ends with the last process that holds the other end, which is this one.
         let script = format!("read -r _; exec {RUNTIME} --root \"$1\" delete --force \"$2\"");
         let mut command = std::process::Command::new("sh");
-        command.args(["-c", &script, "warden"]).arg(state).arg(id).process_group(0);
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().map(Self)
+        command
+            .args(["-c", &script, "warden"])
+            .arg(state)
+            .arg(id)
+            .process_group(0);
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map(Self)
     }
 }
 
@@ -151,8 +193,13 @@ fn last_message(log: &str) -> Option<String> {
         level: String,
         msg: String,
     }
-    let mut lines = log.lines().rev().filter_map(|line| serde_json::from_str::<Line>(line).ok());
-    lines.find(|line| line.level == "error").map(|line| line.msg)
+    let mut lines = log
+        .lines()
+        .rev()
+        .filter_map(|line| serde_json::from_str::<Line>(line).ok());
+    lines
+        .find(|line| line.level == "error")
+        .map(|line| line.msg)
 }
 
 #[cfg(test)]
@@ -161,8 +208,7 @@ mod tests {
 
     #[test]
     fn the_runtimes_last_error_is_told() {
-        let log =
-            "{\"level\":\"error\",\"msg\":\"no such file\",\"time\":\"t\"}\n{\"level\":\"info\",\"msg\":\"x\"}\nhalf {";
+        let log = "{\"level\":\"error\",\"msg\":\"no such file\",\"time\":\"t\"}\n{\"level\":\"info\",\"msg\":\"x\"}\nhalf {";
         assert_eq!(last_message(log).as_deref(), Some("no such file"));
         assert_eq!(last_message(""), None);
     }

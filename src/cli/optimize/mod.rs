@@ -61,7 +61,9 @@ struct Optimized {
 /// Runs the command on a runtime whose threads have mounts of their own where there is something to mount.
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     if args.image.keeps_diff_ids() {
-        return Err(Failure::new("another order of files needs other diff-ids: --external-toc keeps them"));
+        return Err(Failure::new(
+            "another order of files needs other diff-ids: --external-toc keeps them",
+        ));
     }
     if args.record_in.is_none() {
         container::check()?;
@@ -77,10 +79,17 @@ async fn optimize(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     if args.profile {
         profiles::check(&target)?;
     }
-    let job = Job { source: &source, target: &target, args: &args.image, config: &config };
+    let job = Job {
+        source: &source,
+        target: &target,
+        args: &args.image,
+        config: &config,
+    };
     let (recorded, workload) = match &args.record_in {
         Some(file) => (record::read(file)?, None),
-        None => observe(job, &args.workload).await.map(|(recorded, observed)| (recorded, Some(observed)))?,
+        None => observe(job, &args.workload)
+            .await
+            .map(|(recorded, observed)| (recorded, Some(observed)))?,
     };
     if let Some(file) = &args.record_out {
         record::write(file, &recorded)?;
@@ -89,7 +98,10 @@ async fn optimize(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     let made = interruptible(convert::image(job, recorded.clone())).await?;
     if args.profile {
         let attached = interruptible(profiles::attach(job, &made, &recorded)).await?;
-        output::say(&format!("{attached} profiles attached to {}", args.destination));
+        output::say(&format!(
+            "{attached} profiles attached to {}",
+            args.destination
+        ));
     }
     if args.image.json {
         output::print_json(&Optimized { made, workload })?;
@@ -101,7 +113,10 @@ async fn optimize(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
 
 fn tell(recorded: &[Line], workload: Option<&Observed>) {
     if let Some(workload) = workload {
-        output::say(&format!("{workload}; it read {} files of the image", recorded.len()));
+        output::say(&format!(
+            "{workload}; it read {} files of the image",
+            recorded.len()
+        ));
     }
     if recorded.is_empty() {
         output::say("no files are known to come first: the twin is an ordinary one");

@@ -63,7 +63,10 @@ struct Twin {
 }
 
 /// Runs the image of this machine's platform. Nothing that was mounted or started outlives the call.
-pub(super) async fn observe(job: Job<'_>, args: &WorkloadArgs) -> Result<(Vec<Line>, Observed), Failure> {
+pub(super) async fn observe(
+    job: Job<'_>,
+    args: &WorkloadArgs,
+) -> Result<(Vec<Line>, Observed), Failure> {
     let folder = tempfile::Builder::new().prefix("starlift-").tempdir();
     let folder = folder.map_err(Failure::when("no temporary folder can be made"))?;
     let (image, stage) = interruptible(async {
@@ -74,12 +77,19 @@ pub(super) async fn observe(job: Job<'_>, args: &WorkloadArgs) -> Result<(Vec<Li
     .await?;
     let (end, recording) = perform(&image, &stage, folder.path(), args).await?;
     let files = stage.observatory.end(recording, &stage.layers);
-    let lines: Vec<Line> = files.into_iter().filter_map(|(layer, path)| line(&image, layer, path)).collect();
+    let lines: Vec<Line> = files
+        .into_iter()
+        .filter_map(|(layer, path)| line(&image, layer, path))
+        .collect();
     let exit_code = match end {
         End::Exited(status) => status.code(),
         End::Stopped => None,
     };
-    let observed = Observed { platform: Platform::of_this_machine(), exit_code, files: lines.len() };
+    let observed = Observed {
+        platform: Platform::of_this_machine(),
+        exit_code,
+        files: lines.len(),
+    };
     Ok((lines, observed))
 }
 
@@ -89,7 +99,9 @@ fn line(image: &Image, layer: usize, path: Vec<u8>) -> Option<Line> {
         Ok(path) => Some(Line::new(path, image.manifest.digest.clone(), layer)),
         Err(error) => {
             let path = String::from_utf8_lossy(error.as_bytes()).into_owned();
-            output::say(&format!("{path:?} was read, and is left out: a record cannot hold its name"));
+            output::say(&format!(
+                "{path:?} was read, and is left out: a record cannot hold its name"
+            ));
             None
         }
     }
@@ -102,17 +114,39 @@ async fn perform(
     args: &WorkloadArgs,
 ) -> Result<(End, Recording), Failure> {
     let workload = args.workload(&image.config)?;
-    let paths: Vec<_> = stage.layers.iter().map(|layer| layer.path.clone()).collect();
+    let paths: Vec<_> = stage
+        .layers
+        .iter()
+        .map(|layer| layer.path.clone())
+        .collect();
     let rootfs = RootFs::mount(folder, &paths)?;
     let user = User::find(&workload.user, &rootfs.path)?;
-    let network = if args.net_host { Network::Host } else { Network::Loopback };
+    let network = if args.net_host {
+        Network::Host
+    } else {
+        Network::Loopback
+    };
     let bundle = folder.join("bundle");
-    bundle::write(&bundle, &rootfs.path, &workload, &user, network, &args.mount)?;
-    let signal = image.config.stop_signal.as_deref().filter(|signal| !signal.is_empty()).unwrap_or(KILL);
+    bundle::write(
+        &bundle,
+        &rootfs.path,
+        &workload,
+        &user,
+        network,
+        &args.mount,
+    )?;
+    let signal = image
+        .config
+        .stop_signal
+        .as_deref()
+        .filter(|signal| !signal.is_empty())
+        .unwrap_or(KILL);
     let recording = stage.observatory.begin(&stage.layers);
     let mut container = Container::start(folder, &bundle)?;
     let end = match args.until() {
-        Until::After(period) => interruptible(container.wait(tokio::time::sleep(period), signal)).await,
+        Until::After(period) => {
+            interruptible(container.wait(tokio::time::sleep(period), signal)).await
+        }
         Until::Interrupt => {
             output::say("the workload runs until it ends or Ctrl-C is pressed");
             tokio::select! {
@@ -134,16 +168,29 @@ async fn interrupt() {
 impl Image {
     async fn find(job: Job<'_>) -> Result<Self, Failure> {
         let platform = Platform::of_this_machine();
-        if !job.args.platform.is_empty() && !job.args.platform.iter().any(|wanted| wanted.matches(&platform)) {
+        if !job.args.platform.is_empty()
+            && !job
+                .args
+                .platform
+                .iter()
+                .any(|wanted| wanted.matches(&platform))
+        {
             let reason = "only an image for this machine can be run: take another's files from --record-in, or convert";
-            return Err(Failure::new(format!("{platform} is not among the platforms: {reason}")));
+            return Err(Failure::new(format!(
+                "{platform} is not among the platforms: {reason}"
+            )));
         }
         let endpoint = Endpoint::open(&job.config.upstreams, job.source, job.args.registry)?;
         let mut manifest = endpoint.manifest().await?;
         if is_index(&manifest) {
             let reference = Reference::Digest(child_of(&manifest, &platform)?.digest);
-            let child = endpoint.source.manifest(&endpoint.repository, &reference).await;
-            manifest = child.map_err(Failure::when(format!("reading the manifest for {platform}")))?;
+            let child = endpoint
+                .source
+                .manifest(&endpoint.repository, &reference)
+                .await;
+            manifest = child.map_err(Failure::when(format!(
+                "reading the manifest for {platform}"
+            )))?;
         }
         #[derive(Deserialize)]
         struct Configuration {
@@ -151,10 +198,19 @@ impl Image {
             config: Option<RunConfig>,
         }
         let config = parse::<ImageManifest>(&manifest)?.config;
-        let bytes = Shelf { store: None, endpoint: &endpoint }.bytes(&config).await?;
-        let config: Configuration =
-            serde_json::from_slice(&bytes).map_err(Failure::when(format!("{} is no configuration", config.digest)))?;
-        Ok(Self { manifest, config: config.config.unwrap_or_default() })
+        let bytes = Shelf {
+            store: None,
+            endpoint: &endpoint,
+        }
+        .bytes(&config)
+        .await?;
+        let config: Configuration = serde_json::from_slice(&bytes).map_err(Failure::when(
+            format!("{} is no configuration", config.digest),
+        ))?;
+        Ok(Self {
+            manifest,
+            config: config.config.unwrap_or_default(),
+        })
     }
 }
 
@@ -162,23 +218,51 @@ impl Stage {
     /// Makes the image's layers lazy and mounts them.
     async fn set(job: Job<'_>, manifest: &Manifest, folder: &Path) -> Result<Self, Failure> {
         let twin = Twin::make(job, manifest, folder).await?;
-        let layout =
-            twin.folder.path().to_str().ok_or_else(|| Failure::new("the temporary folder's path is not UTF-8"))?;
-        let local = UpstreamConfig { url: format!("oci:{layout}"), ..UpstreamConfig::default() };
-        let upstreams = upstream::Config { upstream: [(HOST.to_owned(), local)].into(), ..upstream::Config::default() };
+        let layout = twin
+            .folder
+            .path()
+            .to_str()
+            .ok_or_else(|| Failure::new("the temporary folder's path is not UTF-8"))?;
+        let local = UpstreamConfig {
+            url: format!("oci:{layout}"),
+            ..UpstreamConfig::default()
+        };
+        let upstreams = upstream::Config {
+            upstream: [(HOST.to_owned(), local)].into(),
+            ..upstream::Config::default()
+        };
         let upstreams = Upstreams::new(&upstreams).map_err(Failure::from_error)?;
-        let observatory = Observatory::mount(folder, upstreams).await.map_err(Failure::from_error)?;
+        let observatory = Observatory::mount(folder, upstreams)
+            .await
+            .map_err(Failure::from_error)?;
         let mut layers = Vec::new();
         for layer in &twin.layers {
-            let what = format!("{} cannot be read lazily, so nobody sees what is read of it", layer.digest);
-            layers.push(observatory.show(&spec(layer, &twin.manifest)?).await.map_err(Failure::when(what))?);
+            let what = format!(
+                "{} cannot be read lazily, so nobody sees what is read of it",
+                layer.digest
+            );
+            layers.push(
+                observatory
+                    .show(&spec(layer, &twin.manifest)?)
+                    .await
+                    .map_err(Failure::when(what))?,
+            );
         }
-        Ok(Self { observatory, layers, _twin: twin })
+        Ok(Self {
+            observatory,
+            layers,
+            _twin: twin,
+        })
     }
 }
 
 fn spec(layer: &LayerReport, manifest: &Digest) -> Result<LayerSpec, Failure> {
-    let toc_digest = layer.toc_digest.as_deref().map(str::parse).transpose().map_err(Failure::from_error)?;
+    let toc_digest = layer
+        .toc_digest
+        .as_deref()
+        .map(str::parse)
+        .transpose()
+        .map_err(Failure::from_error)?;
     Ok(LayerSpec {
         reference: format!("{HOST}/image:1"),
         digest: layer.digest.clone(),
@@ -192,9 +276,14 @@ fn spec(layer: &LayerReport, manifest: &Digest) -> Result<LayerSpec, Failure> {
 impl Twin {
     /// Converts the one image, fast: it is read once.
     async fn make(job: Job<'_>, manifest: &Manifest, beside: &Path) -> Result<Self, Failure> {
-        let folder = tempfile::tempdir_in(beside).map_err(Failure::when("no temporary folder can be made"))?;
+        let folder = tempfile::tempdir_in(beside)
+            .map_err(Failure::when("no temporary folder can be made"))?;
         let mut config: Config = job.config.clone();
-        (config.convert.format, config.convert.setting, config.convert.level) = (Format::Estargz, Setting::Fast, None);
+        (
+            config.convert.format,
+            config.convert.setting,
+            config.convert.level,
+        ) = (Format::Estargz, Setting::Fast, None);
         let tag = "1".parse().map_err(Failure::from_error)?;
         let target = Location::Layout(LayoutImage {
             dir: folder.path().to_owned(),
@@ -204,10 +293,21 @@ impl Twin {
         });
         let source = job.source.at(&manifest.digest);
         let args = job.args.bare();
-        let job = Job { source: &source, target: &target, args: &args, config: &config };
+        let job = Job {
+            source: &source,
+            target: &target,
+            args: &args,
+            config: &config,
+        };
         let mut images = convert::image(job, Vec::new()).await?.images;
-        let image = images.pop().ok_or_else(|| Failure::new("the image is none that can be run"))?;
-        Ok(Self { folder, layers: image.layers, manifest: image.digest })
+        let image = images
+            .pop()
+            .ok_or_else(|| Failure::new("the image is none that can be run"))?;
+        Ok(Self {
+            folder,
+            layers: image.layers,
+            manifest: image.digest,
+        })
     }
 }
 

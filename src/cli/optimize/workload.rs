@@ -39,7 +39,12 @@ pub(super) struct WorkloadArgs {
     #[arg(long)]
     pub(super) net_host: bool,
     /// Seconds after which the workload is stopped; one that ends by itself is not waited for any longer
-    #[arg(long, value_name = "SECONDS", default_value_t = 10, conflicts_with = "wait_on_signal")]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 10,
+        conflicts_with = "wait_on_signal"
+    )]
     period: u32,
     /// Let the workload run until it ends or Ctrl-C (SIGINT) comes
     #[arg(long)]
@@ -92,7 +97,11 @@ pub(super) struct Workload {
 impl WorkloadArgs {
     /// When the workload is stopped.
     pub(super) fn until(&self) -> Until {
-        if self.wait_on_signal { Until::Interrupt } else { Until::After(Duration::from_secs(self.period.into())) }
+        if self.wait_on_signal {
+            Until::Interrupt
+        } else {
+            Until::After(Duration::from_secs(self.period.into()))
+        }
     }
 
     /// What is run. As in the reference, entrypoint and command are replaced each by itself.
@@ -101,11 +110,19 @@ impl WorkloadArgs {
             Some(Words(words)) => words.clone(),
             None => own.clone().unwrap_or_default(),
         };
-        let args = [chosen(&self.entrypoint, &config.entrypoint), chosen(&self.args, &config.cmd)].concat();
+        let args = [
+            chosen(&self.entrypoint, &config.entrypoint),
+            chosen(&self.args, &config.cmd),
+        ]
+        .concat();
         if args.is_empty() {
-            return Err(Failure::new("the image has neither entrypoint nor command: say what to run with --args"));
+            return Err(Failure::new(
+                "the image has neither entrypoint nor command: say what to run with --args",
+            ));
         }
-        let text = |flag: &Option<String>, own: &Option<String>| flag.clone().or(own.clone()).unwrap_or_default();
+        let text = |flag: &Option<String>, own: &Option<String>| {
+            flag.clone().or(own.clone()).unwrap_or_default()
+        };
         let cwd = Some(text(&self.cwd, &config.working_dir)).filter(|cwd| !cwd.is_empty());
         Ok(Workload {
             args,
@@ -118,24 +135,32 @@ impl WorkloadArgs {
     /// Later settings of a variable replace earlier ones, in their place.
     fn environment(&self, config: &RunConfig) -> Result<Vec<String>, Failure> {
         let file = match &self.env_file {
-            Some(file) => {
-                std::fs::read_to_string(file).map_err(Failure::when(format!("{} cannot be read", file.display())))?
-            }
+            Some(file) => std::fs::read_to_string(file)
+                .map_err(Failure::when(format!("{} cannot be read", file.display())))?,
             None => String::new(),
         };
         let own = config.env.iter().flatten().map(String::as_str);
-        let settings =
-            own.chain(self.env.iter().map(String::as_str)).chain(file.lines().filter(|line| !line.is_empty()));
+        let settings = own
+            .chain(self.env.iter().map(String::as_str))
+            .chain(file.lines().filter(|line| !line.is_empty()));
         let mut environment = vec![DEFAULT_PATH.to_owned()];
         for setting in settings {
             let name = |setting: &str| setting.split('=').next().map(str::to_owned);
-            match environment.iter_mut().find(|earlier| name(earlier) == name(setting)) {
+            match environment
+                .iter_mut()
+                .find(|earlier| name(earlier) == name(setting))
+            {
                 Some(earlier) => setting.clone_into(earlier),
                 None => environment.push(setting.to_owned()),
             }
         }
-        if let Some(wrong) = environment.iter().find(|setting| !setting.contains('=') || setting.starts_with('=')) {
-            return Err(Failure::new(format!("{wrong:?} is no environment variable: NAME=VALUE")));
+        if let Some(wrong) = environment
+            .iter()
+            .find(|setting| !setting.contains('=') || setting.starts_with('='))
+        {
+            return Err(Failure::new(format!(
+                "{wrong:?} is no environment variable: NAME=VALUE"
+            )));
         }
         Ok(environment)
     }
@@ -146,7 +171,9 @@ impl FromStr for Words {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let wanted = r#"a JSON array of strings is wanted, as in '["/bin/sh", "-c", "true"]'"#;
-        serde_json::from_str(text).map(Self).map_err(|error| format!("{wanted}: {error}"))
+        serde_json::from_str(text)
+            .map(Self)
+            .map_err(|error| format!("{wanted}: {error}"))
     }
 }
 
@@ -156,13 +183,19 @@ impl FromStr for Mount {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let mut mount = Self::default();
         for field in text.split(',') {
-            let (key, value) = field.split_once('=').ok_or_else(|| format!("{field:?} is not KEY=VALUE"))?;
+            let (key, value) = field
+                .split_once('=')
+                .ok_or_else(|| format!("{field:?} is not KEY=VALUE"))?;
             match key {
                 "type" => value.clone_into(&mut mount.kind),
                 "source" | "src" => value.clone_into(&mut mount.source),
                 "destination" | "dst" => value.clone_into(&mut mount.destination),
                 "options" => mount.options = value.split(':').map(str::to_owned).collect(),
-                _ => return Err(format!("{key:?} is none of type, source, destination and options")),
+                _ => {
+                    return Err(format!(
+                        "{key:?} is none of type, source, destination and options"
+                    ));
+                }
             }
         }
         if mount.destination.starts_with('/') {
@@ -177,7 +210,12 @@ impl Mount {
     /// A file of this machine in the container, read-only.
     pub(super) fn of_file(source: String, destination: &str) -> Self {
         let options = ["rbind", "ro"].map(str::to_owned).to_vec();
-        Self { kind: "bind".to_owned(), source, destination: destination.to_owned(), options }
+        Self {
+            kind: "bind".to_owned(),
+            source,
+            destination: destination.to_owned(),
+            options,
+        }
     }
 }
 
@@ -194,7 +232,9 @@ mod tests {
     }
 
     fn args(flags: &[&str]) -> WorkloadArgs {
-        Line::try_parse_from([&["test"], flags].concat()).unwrap().args
+        Line::try_parse_from([&["test"], flags].concat())
+            .unwrap()
+            .args
     }
 
     fn config() -> RunConfig {
@@ -207,30 +247,58 @@ mod tests {
     fn the_images_configuration_is_what_is_run() {
         let workload = args(&[]).workload(&config()).unwrap();
         assert_eq!(workload.args, ["/entry", "a", "b"]);
-        assert_eq!((workload.user.as_str(), workload.cwd.as_str()), ("app", "/srv"));
+        assert_eq!(
+            (workload.user.as_str(), workload.cwd.as_str()),
+            ("app", "/srv")
+        );
         assert_eq!(workload.env, ["PATH=/x", "A=1"]);
         assert_eq!(args(&[]).until(), Until::After(Duration::from_secs(10)));
-        assert!(args(&[]).workload(&RunConfig::default()).is_err(), "nothing to run");
-        let nulls = serde_json::from_str::<RunConfig>(r#"{"Cmd": ["x"], "Entrypoint": null, "Env": null}"#).unwrap();
+        assert!(
+            args(&[]).workload(&RunConfig::default()).is_err(),
+            "nothing to run"
+        );
+        let nulls =
+            serde_json::from_str::<RunConfig>(r#"{"Cmd": ["x"], "Entrypoint": null, "Env": null}"#)
+                .unwrap();
         let workload = args(&[]).workload(&nulls).unwrap();
         assert_eq!(
             (workload.args, workload.env, workload.cwd),
-            (vec!["x".to_owned()], vec![DEFAULT_PATH.to_owned()], "/".to_owned())
+            (
+                vec!["x".to_owned()],
+                vec![DEFAULT_PATH.to_owned()],
+                "/".to_owned()
+            )
         );
     }
 
     #[test]
     fn flags_go_before_the_configuration_each_by_itself() {
-        let workload = args(&["--entrypoint", r#"["/bin/cat"]"#, "--env", "A=2=3", "--env", "B=", "--cwd", "/"]);
+        let workload = args(&[
+            "--entrypoint",
+            r#"["/bin/cat"]"#,
+            "--env",
+            "A=2=3",
+            "--env",
+            "B=",
+            "--cwd",
+            "/",
+        ]);
         let workload = workload.workload(&config()).unwrap();
         assert_eq!(workload.args, ["/bin/cat", "a", "b"]);
         assert_eq!(
             (workload.env, workload.cwd),
-            (["PATH=/x", "A=2=3", "B="].map(str::to_owned).to_vec(), "/".to_owned())
+            (
+                ["PATH=/x", "A=2=3", "B="].map(str::to_owned).to_vec(),
+                "/".to_owned()
+            )
         );
-        let workload =
-            args(&["--entrypoint", "[]", "--args", r#"["x"]"#, "--user", "1:2"]).workload(&config()).unwrap();
-        assert_eq!((workload.args, workload.user.as_str()), (vec!["x".to_owned()], "1:2"));
+        let workload = args(&["--entrypoint", "[]", "--args", r#"["x"]"#, "--user", "1:2"])
+            .workload(&config())
+            .unwrap();
+        assert_eq!(
+            (workload.args, workload.user.as_str()),
+            (vec!["x".to_owned()], "1:2")
+        );
         assert_eq!(args(&["--wait-on-signal"]).until(), Until::Interrupt);
         for wrong in [["--env", "A"], ["--env", "=x"]] {
             assert!(args(&wrong).workload(&config()).is_err(), "{wrong:?}");
@@ -239,7 +307,9 @@ mod tests {
 
     #[test]
     fn bad_flags_are_told() {
-        let mount: Mount = "type=bind,src=/a,dst=/b=c,options=rbind:ro".parse().unwrap();
+        let mount: Mount = "type=bind,src=/a,dst=/b=c,options=rbind:ro"
+            .parse()
+            .unwrap();
         assert_eq!(mount, Mount::of_file("/a".to_owned(), "/b=c"));
         for wrong in ["", "type", "type=bind", "dst=relative", "dst=/x,size=1"] {
             assert!(wrong.parse::<Mount>().is_err(), "{wrong:?}");

@@ -38,12 +38,18 @@ struct Ingest {
 
 /// Writes a blob unless containerd has it. `read` gives its bytes from an offset on, which is not 0 where an earlier
 /// write came to nothing. containerd checks size and digest.
-pub(super) async fn put<F>(session: &Session, blob: &Descriptor, read: impl FnOnce(u64) -> F) -> Result<(), Failure>
+pub(super) async fn put<F>(
+    session: &Session,
+    blob: &Descriptor,
+    read: impl FnOnce(u64) -> F,
+) -> Result<(), Failure>
 where
     F: Future<Output = Result<Bytestream, Failure>>,
 {
     let refused = || refused(format!("writing {}", blob.digest));
-    let Some(mut ingest) = open(session, blob).await.map_err(refused())? else { return Ok(()) };
+    let Some(mut ingest) = open(session, blob).await.map_err(refused())? else {
+        return Ok(());
+    };
     let total = size_of(blob)?;
     if ingest.offset < total {
         let mut bytes = read(u64::try_from(ingest.offset).map_err(Failure::from_error)?).await?;
@@ -51,7 +57,10 @@ where
         while let Some(piece) = bytes.try_next().await? {
             message.extend_from_slice(&piece);
             while message.len() >= MESSAGE_BYTES {
-                ingest.write(message.split_to(MESSAGE_BYTES).freeze()).await.map_err(refused())?;
+                ingest
+                    .write(message.split_to(MESSAGE_BYTES).freeze())
+                    .await
+                    .map_err(refused())?;
             }
         }
         if !message.is_empty() {
@@ -95,15 +104,28 @@ impl Ingest {
             ..WriteContentRequest::default()
         };
         // The queue has room for it: containerd answers the call once it has this first message.
-        requests.try_send(request).map_err(|error| Status::internal(error.to_string()))?;
-        let responses = session.content().write(ReceiverStream::new(queue)).await?.into_inner();
-        let mut ingest = Self { requests, responses, offset: 0 };
+        requests
+            .try_send(request)
+            .map_err(|error| Status::internal(error.to_string()))?;
+        let responses = session
+            .content()
+            .write(ReceiverStream::new(queue))
+            .await?
+            .into_inner();
+        let mut ingest = Self {
+            requests,
+            responses,
+            offset: 0,
+        };
         ingest.offset = ingest.answer().await?.offset;
         Ok(ingest)
     }
 
     async fn answer(&mut self) -> Result<WriteContentResponse, Status> {
-        self.responses.message().await?.ok_or_else(|| Status::unavailable("it ended the write"))
+        self.responses
+            .message()
+            .await?
+            .ok_or_else(|| Status::unavailable("it ended the write"))
     }
 
     async fn send(&mut self, request: WriteContentRequest) -> Result<WriteContentResponse, Status> {
@@ -124,7 +146,10 @@ impl Ingest {
         if self.offset == end {
             Ok(())
         } else {
-            Err(Status::data_loss(format!("{} of {end} bytes are there", self.offset)))
+            Err(Status::data_loss(format!(
+                "{} of {end} bytes are there",
+                self.offset
+            )))
         }
     }
 
@@ -141,21 +166,50 @@ impl Ingest {
 }
 
 /// The labels of a blob that containerd holds.
-pub(super) async fn labels(session: &Session, digest: &Digest) -> Result<HashMap<String, String>, Failure> {
-    let request = InfoRequest { digest: digest.to_string() };
-    let response = session.content().info(request).await.map_err(refused(format!("looking at {digest}")))?;
-    Ok(response.into_inner().info.map(|info| info.labels).unwrap_or_default())
+pub(super) async fn labels(
+    session: &Session,
+    digest: &Digest,
+) -> Result<HashMap<String, String>, Failure> {
+    let request = InfoRequest {
+        digest: digest.to_string(),
+    };
+    let response = session
+        .content()
+        .info(request)
+        .await
+        .map_err(refused(format!("looking at {digest}")))?;
+    Ok(response
+        .into_inner()
+        .info
+        .map(|info| info.labels)
+        .unwrap_or_default())
 }
 
 /// Sets these labels of a blob and leaves its others alone.
-pub(super) async fn label(session: &Session, digest: &Digest, labels: HashMap<String, String>) -> Result<(), Failure> {
+pub(super) async fn label(
+    session: &Session,
+    digest: &Digest,
+    labels: HashMap<String, String>,
+) -> Result<(), Failure> {
     if labels.is_empty() {
         return Ok(());
     }
     let paths = labels.keys().map(|key| format!("labels.{key}")).collect();
-    let info = Info { digest: digest.to_string(), labels, ..Info::default() };
-    let request = UpdateRequest { info: Some(info), update_mask: Some(FieldMask { paths }) };
-    session.content().update(request).await.map_err(refused(format!("labelling {digest}"))).map(drop)
+    let info = Info {
+        digest: digest.to_string(),
+        labels,
+        ..Info::default()
+    };
+    let request = UpdateRequest {
+        info: Some(info),
+        update_mask: Some(FieldMask { paths }),
+    };
+    session
+        .content()
+        .update(request)
+        .await
+        .map_err(refused(format!("labelling {digest}")))
+        .map(drop)
 }
 
 fn size_of(blob: &Descriptor) -> Result<i64, Failure> {

@@ -13,7 +13,9 @@ use crate::cli::endpoint::Endpoint;
 use crate::cli::export::{Shelf, parse};
 use crate::cli::failure::Failure;
 use crate::cli::platform::child_of;
-use crate::containerd::services::images::v1::{CreateImageRequest, Image as Record, UpdateImageRequest};
+use crate::containerd::services::images::v1::{
+    CreateImageRequest, Image as Record, UpdateImageRequest,
+};
 use crate::containerd::types::Descriptor as Target;
 use crate::oci::manifest::{ImageConfig, ImageManifest};
 use crate::oci::media_type::{DOCKER_CONFIG, OCI_CONFIG};
@@ -46,26 +48,43 @@ impl Image {
                 return Err(Failure::new("the image's indexes are nested too deep"));
             }
             let child = child_of(&document, wanted)?;
-            indexes.push(std::mem::replace(&mut document, read(endpoint, &child).await?));
+            indexes.push(std::mem::replace(
+                &mut document,
+                read(endpoint, &child).await?,
+            ));
         }
         if Role::of(&document.media_type) != Role::Manifest {
-            return Err(Failure::new(format!("{} is no image but {:?}", document.digest, document.media_type)));
+            return Err(Failure::new(format!(
+                "{} is no image but {:?}",
+                document.digest, document.media_type
+            )));
         }
         let manifest: ImageManifest = parse(&document)?;
         let config_bytes = configuration(endpoint, &manifest.config).await?;
         let what = format!("the image configuration {}", manifest.config.digest);
-        let config: ImageConfig = serde_json::from_slice(&config_bytes).map_err(Failure::when(what.clone()))?;
+        let config: ImageConfig =
+            serde_json::from_slice(&config_bytes).map_err(Failure::when(what.clone()))?;
         // An artifact's configuration may be anything; as an image's it reads like one without layers.
         let config_type = manifest.config.media_type.as_str();
         if !matches!(config_type, DOCKER_CONFIG | OCI_CONFIG) && config.rootfs.diff_ids.is_empty() {
-            return Err(Failure::new(format!("{what} is of the type {config_type:?}")));
+            return Err(Failure::new(format!(
+                "{what} is of the type {config_type:?}"
+            )));
         }
-        let image = Self { indexes, document, manifest, config_bytes, diff_ids: config.rootfs.diff_ids };
+        let image = Self {
+            indexes,
+            document,
+            manifest,
+            config_bytes,
+            diff_ids: config.rootfs.diff_ids,
+        };
         let (layers, diff_ids) = (image.layers().count(), image.diff_ids.len());
         if layers == diff_ids {
             Ok(image)
         } else {
-            Err(Failure::new(format!("the image has {layers} layers, its configuration {diff_ids} diff-ids")))
+            Err(Failure::new(format!(
+                "the image has {layers} layers, its configuration {diff_ids} diff-ids"
+            )))
         }
     }
 
@@ -85,27 +104,59 @@ impl Image {
 
     /// The layers that are unpacked, bottom first.
     pub(super) fn layers(&self) -> impl Iterator<Item = &Descriptor> {
-        self.manifest.layers.iter().filter(|layer| Role::of(&layer.media_type) == Role::Layer)
+        self.manifest
+            .layers
+            .iter()
+            .filter(|layer| Role::of(&layer.media_type) == Role::Layer)
     }
 
     /// What the manifest names beside its configuration and layers.
     pub(super) fn others(&self) -> impl Iterator<Item = &Descriptor> {
-        self.manifest.layers.iter().filter(|layer| Role::of(&layer.media_type) != Role::Layer)
+        self.manifest
+            .layers
+            .iter()
+            .filter(|layer| Role::of(&layer.media_type) != Role::Layer)
     }
 
     /// Puts the documents into containerd's content store, each labelled with what it names.
     pub(super) async fn keep(&self, session: &Session, name: &ImageName) -> Result<(), Failure> {
         let children = self.indexes.iter().skip(1).chain([&self.document]);
         for (index, child) in self.indexes.iter().zip(children) {
-            keep(session, name, &descriptor(index), &index.bytes, [descriptor(child)].iter()).await?;
+            keep(
+                session,
+                name,
+                &descriptor(index),
+                &index.bytes,
+                [descriptor(child)].iter(),
+            )
+            .await?;
         }
         let children = std::iter::once(&self.manifest.config).chain(&self.manifest.layers);
-        keep(session, name, &descriptor(&self.document), &self.document.bytes, children).await?;
-        keep(session, name, &self.manifest.config, &self.config_bytes, [].iter()).await
+        keep(
+            session,
+            name,
+            &descriptor(&self.document),
+            &self.document.bytes,
+            children,
+        )
+        .await?;
+        keep(
+            session,
+            name,
+            &self.manifest.config,
+            &self.config_bytes,
+            [].iter(),
+        )
+        .await
     }
 
     /// Gives the image its name, or the name its new image; labels that the name has stay.
-    pub(super) async fn record(&self, session: &Session, name: &str, labels: Labels) -> Result<(), Failure> {
+    pub(super) async fn record(
+        &self,
+        session: &Session,
+        name: &str,
+        labels: Labels,
+    ) -> Result<(), Failure> {
         let root = self.target();
         let target = Target {
             media_type: root.media_type.clone(),
@@ -113,15 +164,37 @@ impl Image {
             size: i64::try_from(root.size()).map_err(Failure::from_error)?,
             annotations: HashMap::new(),
         };
-        let paths = labels.keys().map(|key| format!("labels.{key}")).chain(["target".to_owned()]).collect();
-        let record = Record { name: name.to_owned(), labels, target: Some(target), ..Record::default() };
+        let paths = labels
+            .keys()
+            .map(|key| format!("labels.{key}"))
+            .chain(["target".to_owned()])
+            .collect();
+        let record = Record {
+            name: name.to_owned(),
+            labels,
+            target: Some(target),
+            ..Record::default()
+        };
         let what = || refused(format!("naming the image {name}"));
-        let created = session.images().create(CreateImageRequest { image: Some(record.clone()) }).await;
+        let created = session
+            .images()
+            .create(CreateImageRequest {
+                image: Some(record.clone()),
+            })
+            .await;
         match created {
             Err(status) if status.code() == Code::AlreadyExists => {
                 let update_mask = Some(FieldMask { paths });
-                let request = UpdateImageRequest { image: Some(record), update_mask };
-                session.images().update(request).await.map_err(what()).map(drop)
+                let request = UpdateImageRequest {
+                    image: Some(record),
+                    update_mask,
+                };
+                session
+                    .images()
+                    .update(request)
+                    .await
+                    .map_err(what())
+                    .map(drop)
             }
             created => created.map_err(what()).map(drop),
         }
@@ -129,11 +202,22 @@ impl Image {
 }
 
 /// Notes of a blob in which repository it was found; those known already are kept (`remotes/docker/handler.go`).
-pub(super) async fn note_source(session: &Session, name: &ImageName, digest: &Digest) -> Result<(), Failure> {
-    let host = name.host.rsplit_once(':').map_or(name.host.as_str(), |(host, _port)| host);
+pub(super) async fn note_source(
+    session: &Session,
+    name: &ImageName,
+    digest: &Digest,
+) -> Result<(), Failure> {
+    let host = name
+        .host
+        .rsplit_once(':')
+        .map_or(name.host.as_str(), |(host, _port)| host);
     let key = format!("{DISTRIBUTION_SOURCE}.{host}");
-    let known = content::labels(session, digest).await?.remove(&key).unwrap_or_default();
-    let mut repositories: BTreeSet<&str> = known.split(',').filter(|known| !known.is_empty()).collect();
+    let known = content::labels(session, digest)
+        .await?
+        .remove(&key)
+        .unwrap_or_default();
+    let mut repositories: BTreeSet<&str> =
+        known.split(',').filter(|known| !known.is_empty()).collect();
     repositories.insert(name.repository.as_str());
     let value = repositories.into_iter().collect::<Vec<_>>().join(",");
     // A blob that is in so many repositories that a label cannot hold them keeps what it has.
@@ -158,7 +242,9 @@ async fn keep(
 
 fn rest(mut bytes: bytes::Bytes, offset: u64) -> Bytestream {
     use futures::StreamExt as _;
-    let skipped = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+    let skipped = usize::try_from(offset)
+        .unwrap_or(usize::MAX)
+        .min(bytes.len());
     futures::stream::iter([Ok(bytes.split_off(skipped))]).boxed()
 }
 
@@ -169,7 +255,11 @@ fn references<'a>(children: impl Iterator<Item = &'a Descriptor>) -> Labels {
     for child in children {
         let label = Role::of(&child.media_type).reference_label();
         let count = counts.entry(label).or_insert(0);
-        let key = if label.ends_with('.') || *count > 0 { format!("{label}{count}") } else { label.to_owned() };
+        let key = if label.ends_with('.') || *count > 0 {
+            format!("{label}{count}")
+        } else {
+            label.to_owned()
+        };
         labels.insert(key, child.digest.to_string());
         *count += 1;
     }
@@ -191,14 +281,25 @@ fn descriptor(manifest: &Manifest) -> Descriptor {
 async fn read(endpoint: &Endpoint, child: &Descriptor) -> Result<Manifest, Failure> {
     let reference = Reference::Digest(child.digest.clone());
     let what = format!("reading the manifest {}", child.digest);
-    endpoint.source.manifest(&endpoint.repository, &reference).await.map_err(Failure::when(what))
+    endpoint
+        .source
+        .manifest(&endpoint.repository, &reference)
+        .await
+        .map_err(Failure::when(what))
 }
 
 async fn configuration(endpoint: &Endpoint, config: &Descriptor) -> Result<Vec<u8>, Failure> {
     if config.size > MAX_CONFIG_BYTES {
-        return Err(Failure::new(format!("the image configuration is over {MAX_CONFIG_BYTES} bytes long")));
+        return Err(Failure::new(format!(
+            "the image configuration is over {MAX_CONFIG_BYTES} bytes long"
+        )));
     }
-    Shelf { store: None, endpoint }.bytes(config).await
+    Shelf {
+        store: None,
+        endpoint,
+    }
+    .bytes(config)
+    .await
 }
 
 #[cfg(test)]
@@ -225,6 +326,9 @@ mod tests {
             ("containerd.io/gc.ref.content.0", digest(2)),
             ("containerd.io/gc.ref.content.l.1", digest(3)),
         ];
-        assert_eq!(labels, expected.map(|(key, value)| (key.to_owned(), value)).into());
+        assert_eq!(
+            labels,
+            expected.map(|(key, value)| (key.to_owned(), value)).into()
+        );
     }
 }

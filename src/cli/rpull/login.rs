@@ -36,12 +36,18 @@ async fn with_password(user: &str) -> Result<Login, Failure> {
         Some((user, password)) => (user, Secret::new(password)),
         None => (user, read_password(user).await?),
     };
-    Ok(Login::Password { user: user.to_owned(), password })
+    Ok(Login::Password {
+        user: user.to_owned(),
+        password,
+    })
 }
 
 /// A line of standard input; a terminal does not show it.
 async fn read_password(user: &str) -> Result<Secret, Failure> {
-    let hidden = std::io::stdin().is_terminal().then(HiddenInput::new).transpose()?;
+    let hidden = std::io::stdin()
+        .is_terminal()
+        .then(HiddenInput::new)
+        .transpose()?;
     if hidden.is_some() {
         output::say(&format!("password of {user}:"));
     }
@@ -50,10 +56,16 @@ async fn read_password(user: &str) -> Result<Secret, Failure> {
         interruption = crate::cli::interruption() => return Err(interruption),
     };
     drop(hidden);
-    let line = line.map_err(Failure::from_error)?.map_err(Failure::when("the password cannot be read"))?;
+    let line = line
+        .map_err(Failure::from_error)?
+        .map_err(Failure::when("the password cannot be read"))?;
     let line = line.unwrap_or_default();
     let password = line.trim_end_matches('\r');
-    if password.is_empty() { Err(Failure::new("no password was given")) } else { Ok(Secret::new(password)) }
+    if password.is_empty() {
+        Err(Failure::new("no password was given"))
+    } else {
+        Ok(Secret::new(password))
+    }
 }
 
 /// Keeps the terminal from showing what is typed, until dropped.
@@ -64,7 +76,8 @@ impl HiddenInput {
         let before = tcgetattr(std::io::stdin()).map_err(Failure::from_error)?;
         let mut hidden = before.clone();
         hidden.local_modes.remove(LocalModes::ECHO);
-        tcsetattr(std::io::stdin(), OptionalActions::Flush, &hidden).map_err(Failure::from_error)?;
+        tcsetattr(std::io::stdin(), OptionalActions::Flush, &hidden)
+            .map_err(Failure::from_error)?;
         Ok(Self(before))
     }
 }

@@ -1,7 +1,9 @@
 //! What containerd makes of a media type (`images/mediatypes.go`, `remotes/handlers.go`).
 
 use crate::oci::Descriptor;
-use crate::oci::media_type::{DOCKER_CONFIG, DOCKER_LAYER, ManifestKind, OCI_CONFIG, manifest_kind};
+use crate::oci::media_type::{
+    DOCKER_CONFIG, DOCKER_LAYER, ManifestKind, OCI_CONFIG, manifest_kind,
+};
 
 const OCI_LAYERS: &str = "application/vnd.oci.image.layer.";
 const DOCKER_FOREIGN_LAYERS: &str = "application/vnd.docker.image.rootfs.foreign.diff.tar";
@@ -39,7 +41,9 @@ impl Role {
 }
 
 fn is_layer(media_type: &str) -> bool {
-    [OCI_LAYERS, DOCKER_LAYER, DOCKER_FOREIGN_LAYERS].iter().any(|prefix| media_type.starts_with(prefix))
+    [OCI_LAYERS, DOCKER_LAYER, DOCKER_FOREIGN_LAYERS]
+        .iter()
+        .any(|prefix| media_type.starts_with(prefix))
 }
 
 /// The name under which containerd's clients write a blob, so that two who want the same do not both fetch it.
@@ -66,9 +70,15 @@ mod tests {
             (OCI_MANIFEST, Role::Manifest),
             (OCI_CONFIG, Role::Config),
             (OCI_LAYER_ZSTD, Role::Layer),
-            ("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", Role::Layer),
+            (
+                "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
+                Role::Layer,
+            ),
             (DOCKER_LAYER_ZSTD, Role::Layer),
-            ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", Role::Layer),
+            (
+                "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+                Role::Layer,
+            ),
             ("application/vnd.in-toto+json", Role::Other),
         ] {
             assert_eq!(Role::of(media_type), role, "{media_type}");

@@ -49,10 +49,21 @@ pub(super) struct Args {
     )]
     address: PathBuf,
     /// containerd's namespace; kubelets use k8s.io
-    #[arg(long, short, value_name = "NAME", env = "CONTAINERD_NAMESPACE", default_value = "default")]
+    #[arg(
+        long,
+        short,
+        value_name = "NAME",
+        env = "CONTAINERD_NAMESPACE",
+        default_value = "default"
+    )]
     namespace: String,
     /// The snapshotter, by its name in containerd's configuration
-    #[arg(long, value_name = "NAME", env = "CONTAINERD_SNAPSHOTTER", default_value = "stargz")]
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "CONTAINERD_SNAPSHOTTER",
+        default_value = "stargz"
+    )]
     snapshotter: String,
     /// The platform of a multi-platform image [default: this machine's]
     #[arg(long, value_name = "OS/ARCH")]
@@ -127,18 +138,31 @@ pub(super) async fn run(args: &Args, global: &Global) -> Result<(), Failure> {
 }
 
 async fn pull(args: &Args, endpoint: &Endpoint, session: &Session) -> Result<Pulled, Failure> {
-    let wanted = args.platform.clone().unwrap_or_else(Platform::of_this_machine);
+    let wanted = args
+        .platform
+        .clone()
+        .unwrap_or_else(Platform::of_this_machine);
     let image = Image::read(endpoint, &wanted).await?;
     let reference = args.image.to_string();
     let source = Source {
-        dialect: if args.use_containerd_labels { Dialect::Containerd } else { Dialect::Stargz },
+        dialect: if args.use_containerd_labels {
+            Dialect::Containerd
+        } else {
+            Dialect::Stargz
+        },
         reference: reference.clone(),
         manifest: image.digest().clone(),
         skip_verify: args.skip_content_verify,
     };
     image.keep(session, &args.image).await?;
     let bar = Bar::new("pulling", 0, args.json);
-    let unpacker = Unpacker { session, endpoint, name: &args.image, snapshotter: &args.snapshotter, bar: &bar };
+    let unpacker = Unpacker {
+        session,
+        endpoint,
+        name: &args.image,
+        snapshotter: &args.snapshotter,
+        bar: &bar,
+    };
     for other in image.others() {
         unpacker.fetch(other).await?;
     }
@@ -148,9 +172,20 @@ async fn pull(args: &Args, endpoint: &Endpoint, session: &Session) -> Result<Pul
     let chain_id = layers.last().map(|layer| layer.chain_id.clone());
     if let Some(chain_id) = &chain_id {
         let key = format!("containerd.io/gc.ref.snapshot.{}", args.snapshotter);
-        content::label(session, image.config(), [(key, chain_id.to_string())].into()).await?;
+        content::label(
+            session,
+            image.config(),
+            [(key, chain_id.to_string())].into(),
+        )
+        .await?;
     }
-    image.record(session, &reference, args.label.iter().cloned().collect::<Labels>()).await?;
+    image
+        .record(
+            session,
+            &reference,
+            args.label.iter().cloned().collect::<Labels>(),
+        )
+        .await?;
     let target = image.target();
     Ok(Pulled {
         reference,
@@ -159,7 +194,11 @@ async fn pull(args: &Args, endpoint: &Endpoint, session: &Session) -> Result<Pul
         manifest: image.digest().clone(),
         snapshotter: args.snapshotter.clone(),
         chain_id,
-        layers: layers.into_iter().zip(outcomes).map(PulledLayer::new).collect(),
+        layers: layers
+            .into_iter()
+            .zip(outcomes)
+            .map(PulledLayer::new)
+            .collect(),
     })
 }
 
@@ -167,7 +206,12 @@ fn report(pulled: &Pulled, json: bool) -> Result<(), Failure> {
     if json {
         return output::print_json(pulled);
     }
-    let with = |outcome: Outcome| pulled.layers.iter().filter(move |layer| layer.outcome == outcome);
+    let with = |outcome: Outcome| {
+        pulled
+            .layers
+            .iter()
+            .filter(move |layer| layer.outcome == outcome)
+    };
     let (lazy, present) = (with(Outcome::Lazy).count(), with(Outcome::Present).count());
     let fetched = ByteSize::b(with(Outcome::Unpacked).map(|layer| layer.size).sum());
     let unpacked = with(Outcome::Unpacked).count();
@@ -180,12 +224,24 @@ fn report(pulled: &Pulled, json: bool) -> Result<(), Failure> {
 
 impl PulledLayer {
     fn new((layer, outcome): (unpack::Layer, Outcome)) -> Self {
-        let unpack::Layer { descriptor, diff_id, chain_id, .. } = layer;
-        Self { digest: descriptor.digest, size: descriptor.size, diff_id, chain_id, outcome }
+        let unpack::Layer {
+            descriptor,
+            diff_id,
+            chain_id,
+            ..
+        } = layer;
+        Self {
+            digest: descriptor.digest,
+            size: descriptor.size,
+            diff_id,
+            chain_id,
+            outcome,
+        }
     }
 }
 
 fn key_and_value(text: &str) -> Result<(String, String), String> {
     let pair = text.split_once('=').filter(|(key, _)| !key.is_empty());
-    pair.map(|(key, value)| (key.to_owned(), value.to_owned())).ok_or_else(|| "a label is KEY=VALUE".to_owned())
+    pair.map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .ok_or_else(|| "a label is KEY=VALUE".to_owned())
 }

@@ -40,18 +40,34 @@ impl Session {
         let unreachable = || format!("containerd cannot be reached at {}", address.display());
         let absolute = std::path::absolute(address).map_err(Failure::when(unreachable()))?;
         let endpoint = Endpoint::from_shared(format!("unix://{}", absolute.display()));
-        let channel = endpoint.map_err(Failure::when(unreachable()))?.connect().await;
-        let namespace = namespace.parse().map_err(Failure::when(format!("{namespace:?} is no namespace")))?;
+        let channel = endpoint
+            .map_err(Failure::when(unreachable()))?
+            .connect()
+            .await;
+        let namespace = namespace
+            .parse()
+            .map_err(Failure::when(format!("{namespace:?} is no namespace")))?;
         Ok(Self {
             channel: channel.map_err(Failure::when(unreachable()))?,
-            headers: Headers { namespace, lease: None },
+            headers: Headers {
+                namespace,
+                lease: None,
+            },
         })
     }
 
     /// The same under the lease `id`.
     pub(super) fn under_lease(&self, id: &str) -> Result<Self, Failure> {
-        let lease = id.parse().map_err(Failure::when(format!("{id:?} is no lease")))?;
-        Ok(Self { channel: self.channel.clone(), headers: Headers { lease: Some(lease), ..self.headers.clone() } })
+        let lease = id
+            .parse()
+            .map_err(Failure::when(format!("{id:?} is no lease")))?;
+        Ok(Self {
+            channel: self.channel.clone(),
+            headers: Headers {
+                lease: Some(lease),
+                ..self.headers.clone()
+            },
+        })
     }
 
     pub(in crate::cli) fn content(&self) -> ContentClient<Service> {

@@ -19,7 +19,9 @@ use crate::cli::endpoint::Endpoint;
 use crate::cli::failure::Failure;
 use crate::cli::progress::Bar;
 use crate::containerd::services::diff::v1::ApplyRequest;
-use crate::containerd::services::snapshots::v1::{CommitSnapshotRequest, PrepareSnapshotRequest, StatSnapshotRequest};
+use crate::containerd::services::snapshots::v1::{
+    CommitSnapshotRequest, PrepareSnapshotRequest, StatSnapshotRequest,
+};
 use crate::containerd::types::{Descriptor as Blob, Mount};
 use crate::oci::{Descriptor, Digest, ImageName};
 
@@ -107,18 +109,26 @@ impl Unpacker<'_> {
     /// Makes all snapshots. Dropped or failed, it leaves what the session's lease alone keeps.
     pub(super) async fn unpack(&self, layers: &[Layer]) -> Result<Vec<Outcome>, Failure> {
         let (asked, queue) = mpsc::unbounded_channel();
-        let fetching =
-            UnboundedReceiverStream::new(queue).map(Ok).try_for_each_concurrent(MAX_FETCHES, async |layer: &Layer| {
+        let fetching = UnboundedReceiverStream::new(queue)
+            .map(Ok)
+            .try_for_each_concurrent(MAX_FETCHES, async |layer: &Layer| {
                 self.fetch(&layer.descriptor).await?;
                 layer.fetched.notify_one();
                 Ok(())
             });
-        let ahead = Ahead { asked, is_asked: vec![false; layers.len()] };
+        let ahead = Ahead {
+            asked,
+            is_asked: vec![false; layers.len()],
+        };
         let (outcomes, ()) = tokio::try_join!(self.each(layers, ahead), fetching)?;
         Ok(outcomes)
     }
 
-    async fn each<'l>(&self, layers: &'l [Layer], mut ahead: Ahead<'l>) -> Result<Vec<Outcome>, Failure> {
+    async fn each<'l>(
+        &self,
+        layers: &'l [Layer],
+        mut ahead: Ahead<'l>,
+    ) -> Result<Vec<Outcome>, Failure> {
         let mut outcomes = Vec::new();
         for (number, layer) in layers.iter().enumerate() {
             if self.is_held(&layer.chain_id).await? {
@@ -145,13 +155,23 @@ impl Unpacker<'_> {
         self.bar.expect(blob.size);
         content::put(self.session, blob, async |offset| {
             let what = format!("fetching {}", blob.digest);
-            let Endpoint { source, repository, .. } = self.endpoint;
+            let Endpoint {
+                source, repository, ..
+            } = self.endpoint;
             let range = (offset > 0).then_some(offset..blob.size);
-            let body = source.blob(repository, &blob.digest, range).await.map_err(Failure::when(what.clone()))?;
-            self.bar.advance(usize::try_from(offset).unwrap_or(usize::MAX));
+            let body = source
+                .blob(repository, &blob.digest, range)
+                .await
+                .map_err(Failure::when(what.clone()))?;
+            self.bar
+                .advance(usize::try_from(offset).unwrap_or(usize::MAX));
             let bar = self.bar.clone();
-            let counted = body.stream.inspect_ok(move |piece| bar.advance(piece.len()));
-            Ok(counted.map(move |piece| piece.map_err(Failure::when(what.clone()))).boxed())
+            let counted = body
+                .stream
+                .inspect_ok(move |piece| bar.advance(piece.len()));
+            Ok(counted
+                .map(move |piece| piece.map_err(Failure::when(what.clone())))
+                .boxed())
         })
         .await?;
         note_source(self.session, self.name, &blob.digest).await
@@ -168,11 +188,17 @@ impl Unpacker<'_> {
     }
 
     async fn exists(&self, chain_id: &Digest) -> Result<bool, Failure> {
-        let request = StatSnapshotRequest { snapshotter: self.snapshotter.to_owned(), key: chain_id.to_string() };
+        let request = StatSnapshotRequest {
+            snapshotter: self.snapshotter.to_owned(),
+            key: chain_id.to_string(),
+        };
         match self.session.snapshots().stat(request).await {
             Ok(_) => Ok(true),
             Err(status) if status.code() == Code::NotFound => Ok(false),
-            Err(status) => Err(refused(format!("asking {} for {chain_id}", self.snapshotter))(status)),
+            Err(status) => Err(refused(format!(
+                "asking {} for {chain_id}",
+                self.snapshotter
+            ))(status)),
         }
     }
 
@@ -187,34 +213,62 @@ impl Unpacker<'_> {
                 labels: layer.labels.clone(),
             };
             match self.session.snapshots().prepare(request).await {
-                Ok(response) => return Ok(Prepared::Active { key, mounts: response.into_inner().mounts }),
+                Ok(response) => {
+                    return Ok(Prepared::Active {
+                        key,
+                        mounts: response.into_inner().mounts,
+                    });
+                }
                 Err(status) if status.code() == Code::AlreadyExists => {
                     if self.is_held(&layer.chain_id).await? {
                         return Ok(Prepared::Held);
                     }
                 }
-                Err(status) => return Err(refused(format!("preparing {}", layer.descriptor.digest))(status)),
+                Err(status) => {
+                    return Err(refused(format!("preparing {}", layer.descriptor.digest))(
+                        status,
+                    ));
+                }
             }
         }
         let why = "the snapshotter says that it has the snapshot, and has it not";
-        Err(Failure::new(format!("preparing {}: {why}", layer.descriptor.digest)))
+        Err(Failure::new(format!(
+            "preparing {}: {why}",
+            layer.descriptor.digest
+        )))
     }
 
     async fn apply(&self, layer: &Layer, mounts: Vec<Mount>) -> Result<(), Failure> {
-        let Layer { descriptor, diff_id, .. } = layer;
+        let Layer {
+            descriptor,
+            diff_id,
+            ..
+        } = layer;
         let diff = Blob {
             media_type: descriptor.media_type.clone(),
             digest: descriptor.digest.to_string(),
             size: i64::try_from(descriptor.size).map_err(Failure::from_error)?,
             annotations: labels::annotations(descriptor),
         };
-        let request = ApplyRequest { diff: Some(diff), mounts, payloads: HashMap::new() };
+        let request = ApplyRequest {
+            diff: Some(diff),
+            mounts,
+            payloads: HashMap::new(),
+        };
         let response = self.session.diff().apply(request).await;
         let response = response.map_err(refused(format!("unpacking {}", descriptor.digest)))?;
-        let unpacked = response.into_inner().applied.map(|applied| applied.digest).unwrap_or_default();
+        let unpacked = response
+            .into_inner()
+            .applied
+            .map(|applied| applied.digest)
+            .unwrap_or_default();
         if unpacked != diff_id.to_string() {
-            let claim = format!("its diff-id is {unpacked}, the image configuration says {diff_id}");
-            return Err(Failure::new(format!("unpacking {}: {claim}", descriptor.digest)));
+            let claim =
+                format!("its diff-id is {unpacked}, the image configuration says {diff_id}");
+            return Err(Failure::new(format!(
+                "unpacking {}: {claim}",
+                descriptor.digest
+            )));
         }
         Ok(())
     }
@@ -233,7 +287,10 @@ impl Unpacker<'_> {
             Err(status) if status.code() == Code::AlreadyExists => {
                 if !self.is_held(&layer.chain_id).await? {
                     let why = "the snapshot was removed by somebody else";
-                    return Err(Failure::new(format!("committing {}: {why}", layer.descriptor.digest)));
+                    return Err(Failure::new(format!(
+                        "committing {}: {why}",
+                        layer.descriptor.digest
+                    )));
                 }
             }
             committed => {
@@ -249,10 +306,17 @@ impl<'l> Ahead<'l> {
     /// Asks for the blob of layer `number`, which is not lazy, and for those above that will not be either: those that
     /// do not look like it, or all of them if this one did.
     fn ask_from(&mut self, number: usize, layers: &'l [Layer]) {
-        let refuses_lazy_ones = layers.get(number).is_some_and(|layer| labels::may_be_lazy(&layer.descriptor));
-        let all = layers.iter().zip(&mut self.is_asked).enumerate().skip(number);
+        let refuses_lazy_ones = layers
+            .get(number)
+            .is_some_and(|layer| labels::may_be_lazy(&layer.descriptor));
+        let all = layers
+            .iter()
+            .zip(&mut self.is_asked)
+            .enumerate()
+            .skip(number);
         for (other, (layer, is_asked)) in all {
-            let is_wanted = other == number || refuses_lazy_ones || !labels::may_be_lazy(&layer.descriptor);
+            let is_wanted =
+                other == number || refuses_lazy_ones || !labels::may_be_lazy(&layer.descriptor);
             if is_wanted && !std::mem::replace(is_asked, true) {
                 // The queue's end lives as long as this one.
                 let _ = self.asked.send(layer);
@@ -271,28 +335,50 @@ mod tests {
         let first = chain_id(None, &diff_ids[0]);
         assert_eq!(first, diff_ids[0]);
         let second = chain_id(Some(&first), &diff_ids[1]);
-        assert_eq!(second, Digest::sha256_of(format!("{} {}", diff_ids[0], diff_ids[1]).as_bytes()));
+        assert_eq!(
+            second,
+            Digest::sha256_of(format!("{} {}", diff_ids[0], diff_ids[1]).as_bytes())
+        );
     }
 
     fn layer(number: usize, toc: bool) -> Layer {
         let digest = Digest::sha256_of(&number.to_le_bytes());
-        let mut descriptor = serde_json::json!({"mediaType": "a", "digest": digest, "size": number});
+        let mut descriptor =
+            serde_json::json!({"mediaType": "a", "digest": digest, "size": number});
         if toc {
-            descriptor["annotations"] = serde_json::json!({"containerd.io/snapshot/stargz/toc.digest": digest});
+            descriptor["annotations"] =
+                serde_json::json!({"containerd.io/snapshot/stargz/toc.digest": digest});
         }
         let descriptor = serde_json::from_value(descriptor).unwrap();
         let (parent, labels) = (String::new(), Labels::new());
-        Layer { descriptor, diff_id: digest.clone(), chain_id: digest, parent, labels, fetched: Notify::new() }
+        Layer {
+            descriptor,
+            diff_id: digest.clone(),
+            chain_id: digest,
+            parent,
+            labels,
+            fetched: Notify::new(),
+        }
     }
 
     #[test]
     fn only_what_will_not_be_lazy_is_fetched_ahead() {
-        let layers = [layer(0, false), layer(1, true), layer(2, false), layer(3, true), layer(4, true)];
+        let layers = [
+            layer(0, false),
+            layer(1, true),
+            layer(2, false),
+            layer(3, true),
+            layer(4, true),
+        ];
         let (asked, mut queue) = mpsc::unbounded_channel();
-        let mut ahead = Ahead { asked, is_asked: vec![false; layers.len()] };
+        let mut ahead = Ahead {
+            asked,
+            is_asked: vec![false; layers.len()],
+        };
         let mut asked_from = |number| {
             ahead.ask_from(number, &layers);
-            let numbers = std::iter::from_fn(|| queue.try_recv().ok()).map(|layer: &Layer| layer.descriptor.size);
+            let numbers = std::iter::from_fn(|| queue.try_recv().ok())
+                .map(|layer: &Layer| layer.descriptor.size);
             numbers.collect::<Vec<_>>()
         };
         assert_eq!(asked_from(0), [0, 2]);

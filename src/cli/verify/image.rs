@@ -33,18 +33,34 @@ impl Opened {
         let location: Location = what.parse().map_err(Failure::from_error)?;
         let endpoint = Endpoint::open(&config.upstreams, &location, args.registry)?;
         let root = endpoint.manifest().await?;
-        let mut parcel = Parcel::pack(Shelf { store: None, endpoint: &endpoint }, root).await?;
+        let mut parcel = Parcel::pack(
+            Shelf {
+                store: None,
+                endpoint: &endpoint,
+            },
+            root,
+        )
+        .await?;
         if let Some(platform) = &args.platform {
             parcel = parcel.select(std::slice::from_ref(platform))?;
         }
         let tocs = external::of_source(&endpoint, &external::layers(&parcel)).await;
         let tocs = tocs.into_iter().flat_map(|image| image.layers);
-        let tocs = tocs.filter_map(|toc| Some((external::layer_of(&toc)?, toc))).collect();
-        Ok(Self { endpoint, parcel, tocs })
+        let tocs = tocs
+            .filter_map(|toc| Some((external::layer_of(&toc)?, toc)))
+            .collect();
+        Ok(Self {
+            endpoint,
+            parcel,
+            tocs,
+        })
     }
 
     fn shelf(&self) -> Shelf<'_> {
-        Shelf { store: None, endpoint: &self.endpoint }
+        Shelf {
+            store: None,
+            endpoint: &self.endpoint,
+        }
     }
 }
 
@@ -58,7 +74,9 @@ pub(super) async fn verify(args: &Args, config: &Config) -> Result<Vec<Part>, Fa
     let total = twin.parcel.blobs.iter().map(|blob| blob.size).sum();
     let bar = Bar::new("verifying", total, args.json);
     let missing = twin.parcel.missing.iter();
-    let mut parts: Vec<_> = missing.map(|digest| Part::not_held(digest.to_string())).collect();
+    let mut parts: Vec<_> = missing
+        .map(|digest| Part::not_held(digest.to_string()))
+        .collect();
     for manifest in twin.parcel.images() {
         let image = Image::read(&twin, manifest).await?;
         let original = match &source {
@@ -67,7 +85,9 @@ pub(super) async fn verify(args: &Args, config: &Config) -> Result<Vec<Part>, Fa
         };
         parts.push(image.documents(original.as_ref().map(|(_, original)| original.as_ref())));
         let original = original.and_then(|(source, original)| Some((source, original?)));
-        image.layers(&twin, original.as_ref(), &bar, &mut parts).await?;
+        image
+            .layers(&twin, original.as_ref(), &bar, &mut parts)
+            .await?;
     }
     bar.finish();
     Ok(parts)
@@ -87,13 +107,26 @@ impl Image {
         let report = ImageReport::of_documents(opened.shelf(), manifest).await?;
         let manifest: ImageManifest = parse(manifest)?;
         let bytes = opened.shelf().bytes(&manifest.config).await?;
-        let name = report.platform.clone().unwrap_or_else(|| "artifact".to_owned());
-        Ok(Self { name, config: serde_json::from_slice(&bytes).ok(), manifest, report })
+        let name = report
+            .platform
+            .clone()
+            .unwrap_or_else(|| "artifact".to_owned());
+        Ok(Self {
+            name,
+            config: serde_json::from_slice(&bytes).ok(),
+            manifest,
+            report,
+        })
     }
 
     /// What it was made of: the image of `source` for the same platform, or the very same one.
     async fn original_in(&self, source: &Opened) -> Result<Option<Self>, Failure> {
-        if let Some(same) = source.parcel.images().into_iter().find(|manifest| manifest.digest == self.report.digest) {
+        if let Some(same) = source
+            .parcel
+            .images()
+            .into_iter()
+            .find(|manifest| manifest.digest == self.report.digest)
+        {
             return Self::read(source, same).await.map(Some);
         }
         for manifest in source.parcel.images() {
@@ -109,18 +142,29 @@ impl Image {
     fn documents(&self, original: Option<Option<&Self>>) -> Part {
         let mut findings = Vec::new();
         let layers = self.manifest.layers.len();
-        let is_image = self.manifest.layers.iter().all(|layer| is_convertible_layer(&layer.media_type));
+        let is_image = self
+            .manifest
+            .layers
+            .iter()
+            .all(|layer| is_convertible_layer(&layer.media_type));
         if let Some(config) = self.config.as_ref().filter(|_| is_image)
             && config.rootfs.diff_ids.len() != layers
         {
-            findings.push(format!("{layers} layers have {} diff-ids", config.rootfs.diff_ids.len()));
+            findings.push(format!(
+                "{layers} layers have {} diff-ids",
+                config.rootfs.diff_ids.len()
+            ));
         }
         match original {
             Some(None) => findings.push("the source has no image for this platform".to_owned()),
             Some(Some(original)) => self.compare(original, &mut findings),
             None => {}
         }
-        Part { name: format!("{} {}", self.name, self.report.digest), what: "documents".to_owned(), findings }
+        Part {
+            name: format!("{} {}", self.name, self.report.digest),
+            what: "documents".to_owned(),
+            findings,
+        }
     }
 
     fn compare(&self, original: &Self, findings: &mut Vec<String>) {
@@ -130,9 +174,18 @@ impl Image {
         }
         match (&self.config, &original.config) {
             (Some(mine), Some(theirs)) => {
-                let keys = mine.rest.keys().chain(theirs.rest.keys().filter(|key| !mine.rest.contains_key(*key)));
+                let keys = mine.rest.keys().chain(
+                    theirs
+                        .rest
+                        .keys()
+                        .filter(|key| !mine.rest.contains_key(*key)),
+                );
                 let differing = keys.filter(|key| mine.rest.get(*key) != theirs.rest.get(*key));
-                findings.extend(differing.map(|key| format!("{key:?} of the configuration differs from the source's")));
+                findings.extend(
+                    differing.map(|key| {
+                        format!("{key:?} of the configuration differs from the source's")
+                    }),
+                );
             }
             (None, None) if self.manifest.config.digest == original.manifest.config.digest => {}
             _ => findings.push("the configuration is not the source's".to_owned()),
@@ -150,17 +203,27 @@ impl Image {
             let name = format!("{} layer {number} {}", self.name, layer.digest);
             let file = download(opened, layer, bar).await?;
             if !is_convertible_layer(&layer.media_type) {
-                parts.push(Part { name, what: layer.media_type.clone(), findings: Vec::new() });
+                parts.push(Part {
+                    name,
+                    what: layer.media_type.clone(),
+                    findings: Vec::new(),
+                });
                 continue;
             }
             let mut claims = self.claims(number);
             if let Some(toc) = opened.tocs.get(&layer.digest) {
                 claims.external_toc = Some(opened.shelf().bytes(toc).await?);
             }
-            let source = original.and_then(|(source, image)| Some((*source, image.manifest.layers.get(number)?)));
-            if let Some((source, theirs)) = source.filter(|(_, theirs)| theirs.digest != layer.digest) {
+            let source = original
+                .and_then(|(source, image)| Some((*source, image.manifest.layers.get(number)?)));
+            if let Some((source, theirs)) =
+                source.filter(|(_, theirs)| theirs.digest != layer.digest)
+            {
                 let file = download(source, theirs, bar).await?;
-                claims.source = Some(Source::of(&file).map_err(Failure::when(format!("reading {}", theirs.digest)))?);
+                claims.source = Some(
+                    Source::of(&file)
+                        .map_err(Failure::when(format!("reading {}", theirs.digest)))?,
+                );
                 claims.against = Some(file);
             }
             parts.push(verify_blob(name, file, claims).await?);
@@ -183,7 +246,10 @@ impl Image {
 
 fn claimed_source(layer: &LayerReport) -> Option<Source> {
     let source = layer.source.as_ref()?;
-    Some(Source { diff_id: source.diff_id.as_deref()?.parse().ok()?, size: source.size? })
+    Some(Source {
+        diff_id: source.diff_id.as_deref()?.parse().ok()?,
+        size: source.size?,
+    })
 }
 
 fn in_estargz_words(digest: &Digest) -> Option<estargz::Digest> {
@@ -204,6 +270,9 @@ async fn download(opened: &Opened, blob: &Descriptor, bar: &Bar) -> Result<File,
     if hasher.finish() == blob.digest {
         Ok(file)
     } else {
-        Err(Failure::new(format!("what should be {} has another digest", blob.digest)))
+        Err(Failure::new(format!(
+            "what should be {} has another digest",
+            blob.digest
+        )))
     }
 }

@@ -60,9 +60,15 @@ pub(super) async fn verify_file(args: &Args) -> Result<Part, Failure> {
 
 /// Verifies the blob in `file`; layers without a TOC only by their diff-id.
 pub(super) async fn verify_blob(name: String, file: File, claims: Claims) -> Result<Part, Failure> {
-    let checked = tokio::task::spawn_blocking(move || check(&file, &claims)).await.map_err(Failure::from_error)?;
+    let checked = tokio::task::spawn_blocking(move || check(&file, &claims))
+        .await
+        .map_err(Failure::from_error)?;
     let (what, findings) = checked.map_err(Failure::when(name.clone()))?;
-    Ok(Part { name, what, findings })
+    Ok(Part {
+        name,
+        what,
+        findings,
+    })
 }
 
 fn check(file: &File, claims: &Claims) -> Result<(String, Vec<String>), VerifyError> {
@@ -75,15 +81,31 @@ fn check(file: &File, claims: &Claims) -> Result<(String, Vec<String>), VerifyEr
         ..Expected::default()
     };
     match verify::blob(file, &expected) {
-        Ok(report) => match claims.against.as_ref().filter(|_| !begins_with_source(&report, claims)) {
+        Ok(report) => match claims
+            .against
+            .as_ref()
+            .filter(|_| !begins_with_source(&report, claims))
+        {
             None => Ok((described(&report), found(&report))),
             Some(source) => {
-                let report = verify::blob(file, &Expected { source_diff_id: None, source_size: None, ..expected })?;
+                let report = verify::blob(
+                    file,
+                    &Expected {
+                        source_diff_id: None,
+                        source_size: None,
+                        ..expected
+                    },
+                )?;
                 let what = format!("{}, its tree against the source's", described(&report));
-                Ok((what, [found(&report), against(file, claims, source)].concat()))
+                Ok((
+                    what,
+                    [found(&report), against(file, claims, source)].concat(),
+                ))
             }
         },
-        Err(VerifyError::Footer(FooterError::NotAFooter)) if claims.toc_digest.is_none() => plain(file, claims),
+        Err(VerifyError::Footer(FooterError::NotAFooter)) if claims.toc_digest.is_none() => {
+            plain(file, claims)
+        }
         Err(error @ (VerifyError::Footer(_) | VerifyError::Toc(_))) => {
             Ok(("broken".to_owned(), vec![error.to_string()]))
         }
@@ -93,13 +115,19 @@ fn check(file: &File, claims: &Claims) -> Result<(String, Vec<String>), VerifyEr
 
 /// Whether the source's tar is there as it is. Classic and reordered layers keep the source's files alone.
 fn begins_with_source(report: &Report, claims: &Claims) -> bool {
-    claims.source.is_none_or(|source| report.source_diff_id == Some(source.diff_id))
+    claims
+        .source
+        .is_none_or(|source| report.source_diff_id == Some(source.diff_id))
 }
 
 /// What differs between the file trees of the layer and its source.
 fn against(file: &File, claims: &Claims, mut source: &File) -> Vec<String> {
-    let expected = Expected { external_toc: claims.external_toc.as_deref(), ..Expected::default() };
-    let tar = io::Seek::rewind(&mut source).and_then(|()| Inflate::new(BufReader::with_capacity(HASH_PIECE, source)));
+    let expected = Expected {
+        external_toc: claims.external_toc.as_deref(),
+        ..Expected::default()
+    };
+    let tar = io::Seek::rewind(&mut source)
+        .and_then(|()| Inflate::new(BufReader::with_capacity(HASH_PIECE, source)));
     let compared = match tar {
         Ok(tar) => verify::against(file, &expected, tar),
         Err(error) => return vec![format!("the source cannot be read: {error}")],
@@ -111,7 +139,12 @@ fn against(file: &File, claims: &Claims, mut source: &File) -> Vec<String> {
 }
 
 fn described(report: &Report) -> String {
-    format!("{}, {} entries, {} chunks", Kind::of_form(report.form).name(), report.entries, report.chunks)
+    format!(
+        "{}, {} entries, {} chunks",
+        Kind::of_form(report.form).name(),
+        report.entries,
+        report.chunks
+    )
 }
 
 fn found(report: &Report) -> Vec<String> {
@@ -125,8 +158,14 @@ fn found(report: &Report) -> Vec<String> {
 /// A layer without a TOC: all there is to compare is its tar.
 fn plain(file: &File, claims: &Claims) -> Result<(String, Vec<String>), VerifyError> {
     let (actual, size) = digest_of_tar(file).map_err(VerifyError::Read)?;
-    let wanted = claims.source.map(|source| ("the source's tar", source.diff_id));
-    let wanted = claims.diff_id.map(|diff_id| ("the configuration's diff-id", diff_id)).into_iter().chain(wanted);
+    let wanted = claims
+        .source
+        .map(|source| ("the source's tar", source.diff_id));
+    let wanted = claims
+        .diff_id
+        .map(|diff_id| ("the configuration's diff-id", diff_id))
+        .into_iter()
+        .chain(wanted);
     let findings = wanted
         .filter(|(_, expected)| *expected != actual)
         .map(|(what, expected)| format!("the digest of the tar is {actual}, {what} has {expected}"))

@@ -62,19 +62,30 @@ pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failur
     } else {
         image::verify(args, &config).await?
     };
-    let outcome = Outcome { ok: parts.iter().all(|part| part.findings.is_empty()), parts };
+    let outcome = Outcome {
+        ok: parts.iter().all(|part| part.findings.is_empty()),
+        parts,
+    };
     if args.json {
         output::print_json(&outcome)?;
     } else {
         output::print(&outcome.text())?;
     }
-    Ok(if outcome.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if outcome.ok {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 impl Part {
     /// A child of a sparse index: there is nothing that could be wrong.
     fn not_held(name: String) -> Self {
-        Self { name, what: "not in the source".to_owned(), findings: Vec::new() }
+        Self {
+            name,
+            what: "not in the source".to_owned(),
+            findings: Vec::new(),
+        }
     }
 }
 
@@ -82,7 +93,11 @@ impl Outcome {
     fn text(&self) -> String {
         let mut text = String::new();
         for part in &self.parts {
-            let verdict = if part.findings.is_empty() { "ok" } else { "DIFFERS" };
+            let verdict = if part.findings.is_empty() {
+                "ok"
+            } else {
+                "DIFFERS"
+            };
             text.push_str(&format!("{verdict:7}  {}  {}\n", part.name, part.what));
             for finding in &part.findings {
                 text.push_str(&format!("         {}\n", super::table::printable(finding)));

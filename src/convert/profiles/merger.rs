@@ -59,9 +59,21 @@ struct State {
 }
 
 impl Merger {
-    pub(super) fn new(store: Store, known: Cache<Digest, Arc<Knowledge>>, interval: Duration) -> Self {
+    pub(super) fn new(
+        store: Store,
+        known: Cache<Digest, Arc<Knowledge>>,
+        interval: Duration,
+    ) -> Self {
         let (state, writing) = (Mutex::default(), tokio::sync::Mutex::default());
-        Self { inner: Arc::new(Inner { store, known, interval, state, writing }) }
+        Self {
+            inner: Arc::new(Inner {
+                store,
+                known,
+                interval,
+                state,
+                writing,
+            }),
+        }
     }
 
     /// Takes an opinion in, to be written within the interval; `false` when too many wait.
@@ -94,7 +106,11 @@ impl Merger {
 
     pub(super) fn status(&self) -> Status {
         let state = self.inner.lock();
-        Status { merges: state.merges, last_learned: state.last_learned, waiting_images: state.images.len() }
+        Status {
+            merges: state.merges,
+            last_learned: state.last_learned,
+            waiting_images: state.images.len(),
+        }
     }
 }
 
@@ -118,27 +134,41 @@ impl Inner {
     async fn write(&self) {
         let _writing = self.writing.lock().await;
         let images = std::mem::take(&mut self.lock().images);
-        let writes = images.into_iter().map(|(image, waiting)| self.write_image(image, waiting));
-        stream::iter(writes).buffer_unordered(WRITES_AT_ONCE).collect::<()>().await;
+        let writes = images
+            .into_iter()
+            .map(|(image, waiting)| self.write_image(image, waiting));
+        stream::iter(writes)
+            .buffer_unordered(WRITES_AT_ONCE)
+            .collect::<()>()
+            .await;
     }
 
     async fn write_image(&self, image: Digest, waiting: Waiting) {
-        let (opinions, weight_of_all) = (waiting.len(), waiting.values().map(weight).sum::<usize>());
+        let (opinions, weight_of_all) =
+            (waiting.len(), waiting.values().map(weight).sum::<usize>());
         let waiting = Arc::new(waiting);
         let (merge, started): (Merge, _) = (merging(Arc::clone(&waiting)), Instant::now());
         let outcome = self.store.learn(&image, &merge).await;
         drop(merge);
-        metrics().profile_merge_seconds.observe(started.elapsed().as_secs_f64());
+        metrics()
+            .profile_merge_seconds
+            .observe(started.elapsed().as_secs_f64());
         self.lock().weight -= weight_of_all;
         match outcome {
             Ok(known) => {
                 self.lock().learned();
-                metrics().profile_merges.get_or_create(&[("outcome", "written")]).inc();
+                metrics()
+                    .profile_merges
+                    .get_or_create(&[("outcome", "written")])
+                    .inc();
                 tracing::debug!(%image, opinions, "learned of an image");
                 self.known.insert(image, Arc::new(known)).await;
             }
             Err(error) => {
-                metrics().profile_merges.get_or_create(&[("outcome", "failed")]).inc();
+                metrics()
+                    .profile_merges
+                    .get_or_create(&[("outcome", "failed")])
+                    .inc();
                 tracing::warn!(%image, opinions, error = log::chain(&error), "what was learned is not written yet");
                 self.lock().put_back(image, Arc::unwrap_or_clone(waiting));
             }

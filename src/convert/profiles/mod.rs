@@ -28,7 +28,9 @@ use super::error::Error;
 use super::tocs::Tocs;
 use crate::flight::Flight;
 use crate::oci::{Descriptor, Digest, Manifest};
-use crate::profile::{Artifact, FileUse, Knowledge, Observation, ObservationError, Profile, Source, Stack, Workload};
+use crate::profile::{
+    Artifact, FileUse, Knowledge, Observation, ObservationError, Profile, Source, Stack, Workload,
+};
 use crate::store::{self, ImageRecord, Salt, StackRecord, Store};
 use crate::telemetry::log;
 use merger::{Merger, Seen};
@@ -112,34 +114,64 @@ impl Profiles {
     /// written.
     pub fn new(converter: &Converter, merge_interval: Duration) -> Self {
         let store = converter.shared.store.clone();
-        let bytes = |_: &Digest, known: &Arc<Knowledge>| u32::try_from(known.weight()).unwrap_or(u32::MAX);
-        let layers = |_: &Stack, record: &Arc<StackRecord>| u32::try_from(record.layers.len()).unwrap_or(u32::MAX);
-        let known = Cache::builder().max_capacity(REMEMBERED_BYTES).weigher(bytes).time_to_live(REMEMBERED_FOR).build();
+        let bytes =
+            |_: &Digest, known: &Arc<Knowledge>| u32::try_from(known.weight()).unwrap_or(u32::MAX);
+        let layers = |_: &Stack, record: &Arc<StackRecord>| {
+            u32::try_from(record.layers.len()).unwrap_or(u32::MAX)
+        };
+        let known = Cache::builder()
+            .max_capacity(REMEMBERED_BYTES)
+            .weigher(bytes)
+            .time_to_live(REMEMBERED_FOR)
+            .build();
         let shared = Shared {
             tocs: converter.tocs().clone(),
             merger: Merger::new(store.clone(), known.clone(), merge_interval),
             known,
             store,
-            stacks: Cache::builder().max_capacity(REMEMBERED_LAYERS).weigher(layers).time_to_live(STACK_FOR).build(),
-            seen: Cache::builder().max_capacity(SEEN_IMAGES).time_to_live(SEEN_FOR).build(),
+            stacks: Cache::builder()
+                .max_capacity(REMEMBERED_LAYERS)
+                .weigher(layers)
+                .time_to_live(STACK_FOR)
+                .build(),
+            seen: Cache::builder()
+                .max_capacity(SEEN_IMAGES)
+                .time_to_live(SEEN_FOR)
+                .build(),
             slots: Semaphore::new(MADE_AT_ONCE),
             salt: OnceCell::new(),
             converter: converter.clone(),
             looking: Flight::default(),
-            unlooked: Cache::builder().max_capacity(SEEN_IMAGES).time_to_live(UNLOOKED_FOR).build(),
+            unlooked: Cache::builder()
+                .max_capacity(SEEN_IMAGES)
+                .time_to_live(UNLOOKED_FOR)
+                .build(),
         };
-        Self { shared: Arc::new(shared) }
+        Self {
+            shared: Arc::new(shared),
+        }
     }
 
     /// What to fetch ahead of an image's start; `None` when no image here has these layers.
-    pub async fn profile(&self, stack: &Stack, workload: &Workload) -> Result<Option<Profile>, Error> {
-        let Some(image) = self.stack(stack).await? else { return Ok(None) };
+    pub async fn profile(
+        &self,
+        stack: &Stack,
+        workload: &Workload,
+    ) -> Result<Option<Profile>, Error> {
+        let Some(image) = self.stack(stack).await? else {
+            return Ok(None);
+        };
         let mut known = self.known(&image.config).await?;
         if known.is_empty() && !known.has_suggestions() {
             self.suggest_soon(&image).await;
             known = self.known(&image.config).await?;
         }
-        let _slot = self.shared.slots.acquire().await.map_err(|_closed| Error::BrokenOff)?;
+        let _slot = self
+            .shared
+            .slots
+            .acquire()
+            .await
+            .map_err(|_closed| Error::BrokenOff)?;
         let workload = workload.clone();
         let made = tokio::task::spawn_blocking(move || known.profile(&workload)).await;
         made.map(Some).map_err(|_ended| Error::BrokenOff)
@@ -157,7 +189,8 @@ impl Profiles {
     ) -> Result<usize, Refused> {
         let image = self.stack(stack).await?.ok_or(Refused::UnknownStack)?;
         let layers = image.layers.len();
-        let parsed = tokio::task::spawn_blocking(move || Observation::parse(&document, layers)).await;
+        let parsed =
+            tokio::task::spawn_blocking(move || Observation::parse(&document, layers)).await;
         let observation = parsed.map_err(|_ended| Error::BrokenOff)??;
         let files = observation.files().len();
         let observation = check::in_image(&self.shared.tocs, &image, observation).await?;
@@ -166,8 +199,14 @@ impl Profiles {
             return Err(Refused::OfAnotherImage { unknown, files });
         }
         let observer = self.observer(&image.config, address).await?;
-        let seen = Seen { observation, heard: now() };
-        let is_taken = self.shared.merger.offer(&image.config, workload, observer, Source::Agents, seen);
+        let seen = Seen {
+            observation,
+            heard: now(),
+        };
+        let is_taken =
+            self.shared
+                .merger
+                .offer(&image.config, workload, observer, Source::Agents, seen);
         is_taken.then_some(unknown).ok_or(Refused::Busy)
     }
 
@@ -185,7 +224,14 @@ impl Profiles {
     {
         let (this, manifest) = (self.clone(), manifest.clone());
         tokio::spawn(async move {
-            if !this.shared.seen.entry(manifest.digest.clone()).or_insert(()).await.is_fresh() {
+            if !this
+                .shared
+                .seen
+                .entry(manifest.digest.clone())
+                .or_insert(())
+                .await
+                .is_fresh()
+            {
                 return;
             }
             let kept = match this.keep(&manifest, original).await {
@@ -223,56 +269,103 @@ impl Profiles {
     where
         F: Future<Output = Option<Manifest>>,
     {
-        let Some(outline) = outline(manifest).await? else { return Ok(None) };
-        let Some(source) = outline.source(manifest) else { return Ok(None) };
+        let Some(outline) = outline(manifest).await? else {
+            return Ok(None);
+        };
+        let Some(source) = outline.source(manifest) else {
+            return Ok(None);
+        };
         if let Some(record) = self.shared.store.stack(&outline.stack()).await? {
             return Ok(Some(record));
         }
         let record = match self.made_here(&source, &manifest.digest).await? {
             Some(made) => {
-                let Some(original) = original(source).await else { return Ok(None) };
-                let Some(original) = self::outline(&original).await? else { return Ok(None) };
+                let Some(original) = original(source).await else {
+                    return Ok(None);
+                };
+                let Some(original) = self::outline(&original).await? else {
+                    return Ok(None);
+                };
                 let config = made.passed_through.is_empty().then_some(&original.config);
                 Some(record(&made.source, config, outline.layers))
             }
             // A twin that was made elsewhere is an image of its own here.
             None => outline.of_itself(manifest),
         };
-        let Some(record) = record else { return Ok(None) };
+        let Some(record) = record else {
+            return Ok(None);
+        };
         self.shared.store.put_stack(&record).await?;
         Ok(Some(record))
     }
 
     /// The record of the image `source`, if the manifest `twin` was made from it here.
-    async fn made_here(&self, source: &Digest, twin: &Digest) -> Result<Option<ImageRecord>, Error> {
-        let made = self.shared.store.image(self.shared.converter.generation(), source).await?;
+    async fn made_here(
+        &self,
+        source: &Digest,
+        twin: &Digest,
+    ) -> Result<Option<ImageRecord>, Error> {
+        let made = self
+            .shared
+            .store
+            .image(self.shared.converter.generation(), source)
+            .await?;
         Ok(made.filter(|made| made.twin != made.source && made.objects.contains(twin)))
     }
 
     /// What the knowledge of a converted image is kept under, found by the source's manifest.
     async fn image_of_source(&self, source: &Digest) -> Result<Option<Digest>, Error> {
         let store = &self.shared.store;
-        let Some(made) = store.image(self.shared.converter.generation(), source).await? else { return Ok(None) };
-        let Some(object) = store.find(&made.twin).await? else { return Ok(None) };
-        let twin = Manifest { media_type: made.media_type, digest: made.twin, bytes: store.read_all(&object).await? };
-        let Some(outline) = outline(&twin).await? else { return Ok(None) };
-        Ok(self.stack(&outline.stack()).await?.map(|record| record.config.clone()))
+        let Some(made) = store
+            .image(self.shared.converter.generation(), source)
+            .await?
+        else {
+            return Ok(None);
+        };
+        let Some(object) = store.find(&made.twin).await? else {
+            return Ok(None);
+        };
+        let twin = Manifest {
+            media_type: made.media_type,
+            digest: made.twin,
+            bytes: store.read_all(&object).await?,
+        };
+        let Some(outline) = outline(&twin).await? else {
+            return Ok(None);
+        };
+        Ok(self
+            .stack(&outline.stack())
+            .await?
+            .map(|record| record.config.clone()))
     }
 
     /// Takes over what was recorded of an image by hand.
-    async fn take_record<G>(&self, image: StackRecord, recorded: impl FnOnce(Digest) -> G) -> Result<(), Error>
+    async fn take_record<G>(
+        &self,
+        image: StackRecord,
+        recorded: impl FnOnce(Digest) -> G,
+    ) -> Result<(), Error>
     where
         G: Future<Output = Option<Profile>>,
     {
-        let Some(profile) = recorded(image.source.clone()).await else { return Ok(()) };
-        let by_hand = profile.files.into_iter().filter(|file| file.sources.contains(&Source::ByHand));
+        let Some(profile) = recorded(image.source.clone()).await else {
+            return Ok(());
+        };
+        let by_hand = profile
+            .files
+            .into_iter()
+            .filter(|file| file.sources.contains(&Source::ByHand));
         let recorded = Observation::new(by_hand.map(FileUse::from).collect());
-        let files = check::in_image(&self.shared.tocs, &image, recorded).await?.files().to_vec();
+        let files = check::in_image(&self.shared.tocs, &image, recorded)
+            .await?
+            .files()
+            .to_vec();
         if files.is_empty() {
             return Ok(());
         }
         tracing::info!(source = %image.source, files = files.len(), "a profile recorded by hand is taken over");
-        let merge: store::Merge = Arc::new(move |knowledge: &mut Knowledge| knowledge.record(files.clone()));
+        let merge: store::Merge =
+            Arc::new(move |knowledge: &mut Knowledge| knowledge.record(files.clone()));
         self.shared.store.learn(&image.config, &merge).await?;
         self.shared.known.invalidate(&image.config).await;
         Ok(())
@@ -284,28 +377,45 @@ impl Profiles {
     /// # Errors
     /// When the store fails.
     pub async fn artifact(&self, subject: &Manifest) -> Result<Option<Descriptor>, Error> {
-        let Some(outline) = outline(subject).await? else { return Ok(None) };
+        let Some(outline) = outline(subject).await? else {
+            return Ok(None);
+        };
         let config = match self.stack(&outline.stack()).await? {
             Some(record) => Some(record.config.clone()),
             None => self.image_of_source(&subject.digest).await?,
         };
-        let Some(config) = config else { return Ok(None) };
+        let Some(config) = config else {
+            return Ok(None);
+        };
         let known = self.known(&config).await?;
         if known.is_empty() {
             return Ok(None);
         }
-        let _slot = self.shared.slots.acquire().await.map_err(|_closed| Error::BrokenOff)?;
-        let created = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(known.heard())).to_string();
+        let _slot = self
+            .shared
+            .slots
+            .acquire()
+            .await
+            .map_err(|_closed| Error::BrokenOff)?;
+        let created =
+            humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(known.heard()))
+                .to_string();
         let subject = subject.descriptor();
         let made = tokio::task::spawn_blocking(move || {
             Artifact::new(&known.profile(&Workload::default()), &subject, &created)
         });
-        let artifact = made.await.map_err(|_ended| Error::BrokenOff)?.map_err(Error::Document)?;
+        let artifact = made
+            .await
+            .map_err(|_ended| Error::BrokenOff)?
+            .map_err(Error::Document)?;
         let listed = artifact.listed();
         for (blob, bytes) in artifact.blobs {
             self.shared.store.put(&blob.media_type, bytes).await?;
         }
-        self.shared.store.put(&artifact.manifest.media_type, artifact.manifest.bytes).await?;
+        self.shared
+            .store
+            .put(&artifact.manifest.media_type, artifact.manifest.bytes)
+            .await?;
         Ok(Some(listed))
     }
 
@@ -313,8 +423,13 @@ impl Profiles {
         if let Some(record) = self.shared.stacks.get(stack).await {
             return Ok(Some(record));
         }
-        let Some(record) = self.shared.store.stack(stack).await?.map(Arc::new) else { return Ok(None) };
-        self.shared.stacks.insert(stack.clone(), Arc::clone(&record)).await;
+        let Some(record) = self.shared.store.stack(stack).await?.map(Arc::new) else {
+            return Ok(None);
+        };
+        self.shared
+            .stacks
+            .insert(stack.clone(), Arc::clone(&record))
+            .await;
         Ok(Some(record))
     }
 
@@ -327,8 +442,14 @@ impl Profiles {
     /// A name for whoever is at `address`, which is not to be found in it: of an IPv6 address the network (/64) counts,
     /// since its owner has all the addresses in it.
     async fn observer(&self, image: &Digest, address: IpAddr) -> Result<String, Error> {
-        let salt = self.shared.salt.get_or_try_init(|| self.shared.store.salt()).await?;
-        let hasher = Sha256::new().chain_update(salt.as_bytes()).chain_update(image.to_string());
+        let salt = self
+            .shared
+            .salt
+            .get_or_try_init(|| self.shared.store.salt())
+            .await?;
+        let hasher = Sha256::new()
+            .chain_update(salt.as_bytes())
+            .chain_update(image.to_string());
         let sum = match address.to_canonical() {
             IpAddr::V4(address) => hasher.chain_update(address.octets()).finalize(),
             IpAddr::V6(address) => hasher.chain_update(&address.octets()[..8]).finalize(),
@@ -345,5 +466,7 @@ async fn outline(manifest: &Manifest) -> Result<Option<Outline>, Error> {
 
 /// Seconds since 1970.
 pub(super) fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
 }

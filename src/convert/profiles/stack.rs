@@ -62,17 +62,31 @@ impl Outline {
     /// Reads a manifest; `None` when it is not that of an image that can run.
     pub(super) fn read(manifest: &Manifest) -> Option<Self> {
         let is_image = manifest_kind(&manifest.media_type) == Some(ManifestKind::Image);
-        let document: Document = is_image.then(|| serde_json::from_slice(&manifest.bytes).ok())??;
+        let document: Document =
+            is_image.then(|| serde_json::from_slice(&manifest.bytes).ok())??;
         let config = document.config.media_type.as_str();
-        if !matches!(config, media_type::DOCKER_CONFIG | media_type::OCI_CONFIG) || document.layers.is_empty() {
+        if !matches!(config, media_type::DOCKER_CONFIG | media_type::OCI_CONFIG)
+            || document.layers.is_empty()
+        {
             return None;
         }
-        let has_toc = |layer: &Layer| layer.annotations.as_ref().is_some_and(|annotations| annotations.toc.is_some());
-        let source = document.annotations.and_then(|annotations| annotations.source);
+        let has_toc = |layer: &Layer| {
+            layer
+                .annotations
+                .as_ref()
+                .is_some_and(|annotations| annotations.toc.is_some())
+        };
+        let source = document
+            .annotations
+            .and_then(|annotations| annotations.source);
         Some(Self {
             config: document.config.digest,
             is_lazy: document.layers.iter().all(has_toc),
-            layers: document.layers.into_iter().map(|layer| layer.digest).collect(),
+            layers: document
+                .layers
+                .into_iter()
+                .map(|layer| layer.digest)
+                .collect(),
             source: source.and_then(|source| source.parse().ok()),
         })
     }
@@ -83,12 +97,15 @@ impl Outline {
 
     /// What the image says that it was made from: itself, where it is lazily readable as it is.
     pub(super) fn source(&self, manifest: &Manifest) -> Option<Digest> {
-        self.source.clone().or_else(|| self.is_lazy.then(|| manifest.digest.clone()))
+        self.source
+            .clone()
+            .or_else(|| self.is_lazy.then(|| manifest.digest.clone()))
     }
 
     /// The stack of the image with this manifest, if it is lazily readable as it is.
     pub(super) fn of_itself(self, manifest: &Manifest) -> Option<StackRecord> {
-        self.is_lazy.then(|| record(&manifest.digest, None, self.layers))
+        self.is_lazy
+            .then(|| record(&manifest.digest, None, self.layers))
     }
 }
 
@@ -97,9 +114,17 @@ impl Outline {
 /// `config` is the configuration of an image all of whose layers were converted, and so found to be those that it names.
 /// Else a manifest may name any configuration beside any layers: what is known is then kept under the stack itself, for
 /// those who have all of its layers.
-pub(in crate::convert) fn record(source: &Digest, config: Option<&Digest>, layers: Vec<Digest>) -> StackRecord {
+pub(in crate::convert) fn record(
+    source: &Digest,
+    config: Option<&Digest>,
+    layers: Vec<Digest>,
+) -> StackRecord {
     let config = config.cloned().unwrap_or_else(|| Stack::of(&layers).0);
-    StackRecord { config, source: source.clone(), layers }
+    StackRecord {
+        config,
+        source: source.clone(),
+        layers,
+    }
 }
 
 /// The layers of an image, from the bottom to the top; `None` when the manifest is not an image's.
@@ -130,9 +155,13 @@ mod tests {
     }
 
     fn manifest(config: &str, layers: &[Value], annotations: &Value) -> Manifest {
-        let config = json!({"mediaType": media_type::OCI_CONFIG, "digest": digest(config), "size": 2});
+        let config =
+            json!({"mediaType": media_type::OCI_CONFIG, "digest": digest(config), "size": 2});
         let document = json!({"schemaVersion": 2, "config": config, "layers": layers, "annotations": annotations});
-        Manifest::new(media_type::OCI_MANIFEST.to_owned(), document.to_string().into())
+        Manifest::new(
+            media_type::OCI_MANIFEST.to_owned(),
+            document.to_string().into(),
+        )
     }
 
     fn layer(name: &str, annotations: &Value) -> Value {
@@ -145,7 +174,11 @@ mod tests {
 
     #[test]
     fn a_twin_says_what_it_was_made_from() {
-        let twin = manifest("twin's", &[layer("b", &json!({}))], &json!({ SOURCE_DIGEST: digest("source") }));
+        let twin = manifest(
+            "twin's",
+            &[layer("b", &json!({}))],
+            &json!({ SOURCE_DIGEST: digest("source") }),
+        );
         assert_eq!(source_of(&twin), Some(digest("source")));
         assert_eq!(layers(&twin), Some(vec![digest("b")]));
     }
@@ -155,7 +188,10 @@ mod tests {
         let toc = json!({ TOC_DIGEST: digest("toc") });
         let lazy = manifest("c", &[layer("a", &toc), layer("b", &toc)], &json!({}));
         assert_eq!(source_of(&lazy), Some(lazy.digest.clone()));
-        assert_eq!(of_itself(&lazy).map(|record| record.layers), Some(vec![digest("a"), digest("b")]));
+        assert_eq!(
+            of_itself(&lazy).map(|record| record.layers),
+            Some(vec![digest("a"), digest("b")])
+        );
         for layers in [vec![layer("a", &toc), layer("b", &json!({}))], vec![]] {
             let other = manifest("c", &layers, &json!({}));
             assert_eq!((of_itself(&other), source_of(&other)), (None, None));

@@ -50,15 +50,29 @@ impl Profiles {
         if known.has_suggestions() || !known.may_be_tried(&by) {
             return Ok(());
         }
-        let Some(record) = self.shared.store.image(converter.generation(), &image.source).await? else { return Ok(()) };
+        let Some(record) = self
+            .shared
+            .store
+            .image(converter.generation(), &image.source)
+            .await?
+        else {
+            return Ok(());
+        };
         // Before anything of the image is looked at: what ends this process must not end the next one, and so on.
         let before = by.clone();
-        self.note(image, move |knowledge| knowledge.is_tried(&before)).await?;
+        self.note(image, move |knowledge| knowledge.is_tried(&before))
+            .await?;
         match converter.static_profile(&record).await {
-            Ok(files) => self.note(image, move |knowledge| knowledge.suggest(files.clone())).await,
+            Ok(files) => {
+                self.note(image, move |knowledge| knowledge.suggest(files.clone()))
+                    .await
+            }
             Err(error) => {
                 match error.blame() {
-                    Blame::Image => self.note(image, move |knowledge| knowledge.give_up(&by)).await?,
+                    Blame::Image => {
+                        self.note(image, move |knowledge| knowledge.give_up(&by))
+                            .await?
+                    }
                     Blame::Ours => self.note(image, Knowledge::was_not_tried).await?,
                     // One more time, and then never again.
                     Blame::Unclear => {}

@@ -74,13 +74,19 @@ pub(super) struct Blobs<'a> {
 
 impl std::fmt::Debug for Blobs<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Blobs").field("broken", &self.broken).finish_non_exhaustive()
+        f.debug_struct("Blobs")
+            .field("broken", &self.broken)
+            .finish_non_exhaustive()
     }
 }
 
 impl<'a> Blobs<'a> {
     pub(super) fn new(read: Box<Read<'a>>, fuel: Fuel) -> Self {
-        Self { read, fuel, broken: None }
+        Self {
+            read,
+            fuel,
+            broken: None,
+        }
     }
 
     /// Why the fuel ended, where it is that bytes could not be had.
@@ -91,7 +97,9 @@ impl<'a> Blobs<'a> {
     /// The TOC of a layer.
     pub(super) fn toc(&mut self, number: u32, layer: &Layer) -> Option<Toc> {
         let opened = self.open(number, layer);
-        opened.map_err(|error| self.breaks(format!("layer {number}: {error}"))).ok()
+        opened
+            .map_err(|error| self.breaks(format!("layer {number}: {error}")))
+            .ok()
     }
 
     /// The content of chunks of layers, each of which may be inflated; empty ones once something broke.
@@ -104,7 +112,9 @@ impl<'a> Blobs<'a> {
         let pieces: Vec<Piece> = chunks.iter().map(piece).collect();
         let decoded = self.pieces(&pieces).and_then(|members| {
             let pairs = chunks.iter().zip(members);
-            pairs.map(|((_, chunk), member)| chunk.decode(&member).map_err(io::Error::other)).collect()
+            pairs
+                .map(|((_, chunk), member)| chunk.decode(&member).map_err(io::Error::other))
+                .collect()
         });
         decoded.unwrap_or_else(|error: io::Error| {
             self.breaks(error.to_string());
@@ -116,40 +126,72 @@ impl<'a> Blobs<'a> {
     pub(super) fn may_inflate(&self, chunk: &Chunk) -> bool {
         let fetched = chunk.range.end.saturating_sub(chunk.range.start);
         let fits = chunk.size <= MAX_CHUNK && fetched <= MAX_PIECE;
-        fits && self.fuel.inflate(chunk.size.saturating_add(chunk.inner_offset).saturating_add(fetched))
+        fits && self.fuel.inflate(
+            chunk
+                .size
+                .saturating_add(chunk.inner_offset)
+                .saturating_add(fetched),
+        )
     }
 
     fn open(&mut self, number: u32, layer: &Layer) -> io::Result<Toc> {
         let blob = Blob::Layer(number);
         let tail = footer::tail_range(layer.size);
-        let tail = self.piece(Piece { blob, start: tail.start, end: tail.end })?;
+        let tail = self.piece(Piece {
+            blob,
+            start: tail.start,
+            end: tail.end,
+        })?;
         let footer = Footer::parse(&tail, layer.size).map_err(io::Error::other)?;
         let piece = match (footer.toc_range(), layer.external_toc) {
-            (Some(range), _) => Piece { blob, start: range.start, end: range.end },
-            (None, Some(size)) => Piece { blob: Blob::ExternalToc(number), start: 0, end: size },
+            (Some(range), _) => Piece {
+                blob,
+                start: range.start,
+                end: range.end,
+            },
+            (None, Some(size)) => Piece {
+                blob: Blob::ExternalToc(number),
+                start: 0,
+                end: size,
+            },
             (None, None) => {
-                return Err(io::Error::other("its TOC is a blob of its own, which the record does not name"));
+                return Err(io::Error::other(
+                    "its TOC is a blob of its own, which the record does not name",
+                ));
             }
         };
         let section = self.piece(piece)?;
-        let limits = Limits { max_compressed_bytes: MAX_PIECE, max_json_bytes: MAX_TOC, ..Limits::default() };
+        let limits = Limits {
+            max_compressed_bytes: MAX_PIECE,
+            max_json_bytes: MAX_TOC,
+            ..Limits::default()
+        };
         let toc = UnverifiedToc::parse(&section, &footer, &limits).map_err(io::Error::other)?;
         let digest: estargz::Digest = layer.toc_digest.parse().map_err(io::Error::other)?;
         toc.verify(&digest).map_err(io::Error::other)
     }
 
     fn piece(&mut self, piece: Piece) -> io::Result<Bytes> {
-        self.pieces(&[piece])?.pop().ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+        self.pieces(&[piece])?
+            .pop()
+            .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
 
     fn pieces(&mut self, pieces: &[Piece]) -> io::Result<Vec<Bytes>> {
         if let Some(piece) = pieces.iter().find(|piece| piece.len() > MAX_PIECE) {
-            return Err(io::Error::other(format!("{} bytes are more than a piece may have", piece.len())));
+            return Err(io::Error::other(format!(
+                "{} bytes are more than a piece may have",
+                piece.len()
+            )));
         }
         let read = (self.read)(pieces)?;
-        let are_whole = read.iter().zip(pieces).all(|(bytes, piece)| bytes.len() as u64 == piece.len());
+        let are_whole = read
+            .iter()
+            .zip(pieces)
+            .all(|(bytes, piece)| bytes.len() as u64 == piece.len());
         let all = read.len() == pieces.len() && are_whole;
-        all.then_some(read).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+        all.then_some(read)
+            .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
 
     fn breaks(&mut self, why: String) {

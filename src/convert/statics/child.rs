@@ -22,7 +22,10 @@ pub fn work(limits: &Limits) -> io::Result<()> {
     let read = |pieces: &[Piece]| -> io::Result<Vec<Bytes>> {
         let (input, output) = &mut *pipes.borrow_mut();
         say(output, &Said::Read(pieces.to_vec()))?;
-        pieces.iter().map(|_piece| wire::read(input, MAX_GIVEN).map(Bytes::from)).collect()
+        pieces
+            .iter()
+            .map(|_piece| wire::read(input, MAX_GIVEN).map(Bytes::from))
+            .collect()
     };
     let said = match super::predict(&task, Box::new(read)) {
         Ok(prediction) => Said::Done(prediction),

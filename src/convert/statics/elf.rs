@@ -6,8 +6,8 @@ use std::collections::HashSet;
 use std::ops::Range;
 
 use object::elf::{
-    DT_NEEDED, DT_NULL, DT_RPATH, DT_RUNPATH, DT_STRSZ, DT_STRTAB, ELFCLASS64, FileHeader32, FileHeader64, PT_DYNAMIC,
-    PT_INTERP, PT_LOAD,
+    DT_NEEDED, DT_NULL, DT_RPATH, DT_RUNPATH, DT_STRSZ, DT_STRTAB, ELFCLASS64, FileHeader32,
+    FileHeader64, PT_DYNAMIC, PT_INTERP, PT_LOAD,
 };
 use object::read::elf::{Dyn, FileHeader, ProgramHeader};
 use object::{Endianness, ReadRef};
@@ -112,13 +112,23 @@ fn parse<H: FileHeader<Endian = Endianness>>(file: &Sparse, fuel: &Fuel) -> Opti
     }
     let entries = entries.get(..MAX_DYNAMIC).unwrap_or(entries);
     let entries = || {
-        let pairs = fuel.each(entries).map(|entry| (entry.d_tag(endian), entry.d_val(endian).into()));
+        let pairs = fuel
+            .each(entries)
+            .map(|entry| (entry.d_tag(endian), entry.d_val(endian).into()));
         pairs.take_while(|(tag, _)| *tag != DT_NULL)
     };
-    let value = |wanted| entries().find(|(tag, _)| *tag == wanted).map(|(_, value): (_, u64)| value);
-    let (Some(address), Some(length)) = (value(DT_STRTAB), value(DT_STRSZ)) else { return Some(elf) };
+    let value = |wanted| {
+        entries()
+            .find(|(tag, _)| *tag == wanted)
+            .map(|(_, value): (_, u64)| value)
+    };
+    let (Some(address), Some(length)) = (value(DT_STRTAB), value(DT_STRSZ)) else {
+        return Some(elf);
+    };
     let strings = in_file::<H>(segments, endian, address, length.min(MAX_STRINGS))?;
-    let strings = file.read_bytes_at(strings.start, strings.end - strings.start).ok()?;
+    let strings = file
+        .read_bytes_at(strings.start, strings.end - strings.start)
+        .ok()?;
     let string = |offset: u64| text(strings.get(usize::try_from(offset).ok()?..)?, fuel);
     let list = |offset: u64| string(offset).map(|list| fuel.copies(list.split(':')));
     for (tag, value) in entries() {
@@ -130,8 +140,13 @@ fn parse<H: FileHeader<Endian = Endianness>>(file: &Sparse, fuel: &Fuel) -> Opti
         }
     }
     // Every name is compared with all hints.
-    let names = strings.split(|byte| *byte == 0).take_while(|name| fuel.look_through(name.len() + HINTS.len()));
-    elf.hints = names.filter_map(|name| HINTS.iter().find(|hint| hint.as_bytes() == name)).copied().collect();
+    let names = strings
+        .split(|byte| *byte == 0)
+        .take_while(|name| fuel.look_through(name.len() + HINTS.len()));
+    elf.hints = names
+        .filter_map(|name| HINTS.iter().find(|hint| hint.as_bytes() == name))
+        .copied()
+        .collect();
     Some(elf)
 }
 
@@ -142,7 +157,9 @@ fn in_file<H: FileHeader<Endian = Endianness>>(
     address: u64,
     length: u64,
 ) -> Option<Range<u64>> {
-    let mut loaded = segments.iter().filter(|segment| segment.p_type(endian) == PT_LOAD);
+    let mut loaded = segments
+        .iter()
+        .filter(|segment| segment.p_type(endian) == PT_LOAD);
     loaded.find_map(|segment| {
         let into = address.checked_sub(segment.p_vaddr(endian).into())?;
         let (offset, size) = segment.file_range(endian);
@@ -155,9 +172,14 @@ fn in_file<H: FileHeader<Endian = Endianness>>(
 /// The text up to the first NUL byte, unless that is farther than a path may be long.
 fn text(bytes: &[u8], fuel: &Fuel) -> Option<String> {
     let bytes = bytes.get(..MAX_NAME + 1).unwrap_or(bytes);
-    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    let end = bytes
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(bytes.len());
     let text = bytes.get(..end).filter(|text| text.len() <= MAX_NAME)?;
-    let text = std::str::from_utf8(text).ok().filter(|text| fuel.make(text.len()))?;
+    let text = std::str::from_utf8(text)
+        .ok()
+        .filter(|text| fuel.make(text.len()))?;
     Some(text.to_owned())
 }
 
@@ -174,8 +196,16 @@ mod tests {
     #[test]
     fn a_real_executable_says_what_it_needs() {
         let elf = read(&Sparse::whole(&shell()), &Fuel::new()).unwrap();
-        assert!(elf.interpreter.as_deref().is_some_and(|path| path.contains("ld-")), "{elf:?}");
-        assert!(elf.needed.iter().any(|name| name.starts_with("libc.")), "{elf:?}");
+        assert!(
+            elf.interpreter
+                .as_deref()
+                .is_some_and(|path| path.contains("ld-")),
+            "{elf:?}"
+        );
+        assert!(
+            elf.needed.iter().any(|name| name.starts_with("libc.")),
+            "{elf:?}"
+        );
         assert!(elf.is_64 && elf.fits(&elf));
     }
 
@@ -188,7 +218,10 @@ mod tests {
                 Ok(elf) => break elf,
                 Err(Refused::Missing(offset)) => {
                     let start = usize::try_from(offset).unwrap() / 4096 * 4096;
-                    sparse.add(start as u64, bytes[start..bytes.len().min(start + 4096)].to_vec());
+                    sparse.add(
+                        start as u64,
+                        bytes[start..bytes.len().min(start + 4096)].to_vec(),
+                    );
                     pieces += 1;
                 }
                 Err(Refused::NotElf) => panic!("it is one"),
@@ -201,7 +234,11 @@ mod tests {
     #[test]
     fn other_files_are_none() {
         for bytes in [&b""[..], b"#!/bin/sh\n", b"\x7fELF", &[0; 100]] {
-            assert_eq!(read(&Sparse::whole(bytes), &Fuel::new()), Err(Refused::NotElf), "{bytes:?}");
+            assert_eq!(
+                read(&Sparse::whole(bytes), &Fuel::new()),
+                Err(Refused::NotElf),
+                "{bytes:?}"
+            );
         }
     }
 

@@ -84,7 +84,9 @@ impl Fuel {
             until: Instant::now() + time,
             ended: Cell::new(None),
         };
-        Self { left: Rc::new(left) }
+        Self {
+            left: Rc::new(left),
+        }
     }
 
     /// Ends it, unless it has ended.
@@ -145,7 +147,11 @@ impl Fuel {
 
     /// A copy of a text that goes into a list; empty once the fuel has ended.
     pub(super) fn copy(&self, text: &str) -> String {
-        if self.make(text.len() + ELEMENT) { text.to_owned() } else { String::new() }
+        if self.make(text.len() + ELEMENT) {
+            text.to_owned()
+        } else {
+            String::new()
+        }
     }
 
     /// Copies of texts, for as long as the fuel lasts.
@@ -200,9 +206,15 @@ mod tests {
     #[test]
     fn a_loop_ends_with_the_steps_and_a_list_with_the_bytes() {
         let fuel = Fuel::with(10, 1000, 0, 0, TIME);
-        assert_eq!((fuel.each(0..).count(), fuel.ended()), (10, Some(End::Steps)));
+        assert_eq!(
+            (fuel.each(0..).count(), fuel.ended()),
+            (10, Some(End::Steps))
+        );
         let fuel = Fuel::with(1000, 100, 0, 0, TIME);
-        assert_eq!((fuel.copies(std::iter::repeat("abc")).len(), fuel.ended()), (2, Some(End::Made)));
+        assert_eq!(
+            (fuel.copies(std::iter::repeat("abc")).len(), fuel.ended()),
+            (2, Some(End::Made))
+        );
     }
 
     #[test]

@@ -46,8 +46,11 @@ impl Elf {
         dynamic.push((10, self.claimed_strings.unwrap_or(strings.len() as u64)));
         dynamic.push((0, 0));
         let dynamic_at = strings_at + strings.len() as u64;
-        let dynamic: Vec<u8> =
-            dynamic.iter().flat_map(|(tag, value)| [tag.to_le_bytes(), value.to_le_bytes()]).flatten().collect();
+        let dynamic: Vec<u8> = dynamic
+            .iter()
+            .flat_map(|(tag, value)| [tag.to_le_bytes(), value.to_le_bytes()])
+            .flatten()
+            .collect();
         let end = dynamic_at + dynamic.len() as u64;
         let mut bytes = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
         bytes.extend([2_u16, 62].map(u16::to_le_bytes).concat());
@@ -56,9 +59,17 @@ impl Elf {
         bytes.extend(0_u32.to_le_bytes());
         let headers = self.claimed_headers.unwrap_or(3);
         bytes.extend([64, 56, headers, 64, 0, 0].map(u16::to_le_bytes).concat());
-        for (kind, offset, size) in [(1_u32, 0, end), (3, strings_at + 1, 11), (2, dynamic_at, dynamic.len() as u64)] {
+        for (kind, offset, size) in [
+            (1_u32, 0, end),
+            (3, strings_at + 1, 11),
+            (2, dynamic_at, dynamic.len() as u64),
+        ] {
             bytes.extend([kind, 4].map(u32::to_le_bytes).concat());
-            bytes.extend([offset, offset, offset, size, size, 8].map(u64::to_le_bytes).concat());
+            bytes.extend(
+                [offset, offset, offset, size, size, 8]
+                    .map(u64::to_le_bytes)
+                    .concat(),
+            );
         }
         bytes.extend(strings);
         bytes.extend(dynamic);
@@ -77,8 +88,16 @@ fn said_with(new: fn() -> Fuel, layer: &Layer, configuration: &Value) -> (Predic
         (said, before.0 - after.0, before.1 - after.1)
     };
     let first = run();
-    assert_eq!(first, run(), "the same image, the same answer at the same cost");
-    assert!(first.0.ended.is_none_or(|end| end.is_the_same_everywhere()), "{:?}", first.0.ended);
+    assert_eq!(
+        first,
+        run(),
+        "the same image, the same answer at the same cost"
+    );
+    assert!(
+        first.0.ended.is_none_or(|end| end.is_the_same_everywhere()),
+        "{:?}",
+        first.0.ended
+    );
     first
 }
 
@@ -93,7 +112,11 @@ fn run(command: &str) -> Value {
 
 fn with_shell(files: &[(&str, String)]) -> Layer {
     let mut all = layer(&[("bin/sh", executable()), ("bin/app", executable())]);
-    all.extend(files.iter().map(|(path, content)| ((*path).to_owned(), text(content))));
+    all.extend(
+        files
+            .iter()
+            .map(|(path, content)| ((*path).to_owned(), text(content))),
+    );
     all
 }
 
@@ -118,11 +141,18 @@ fn a_script_that_doubles_anything_costs_little_and_what_it_starts_is_still_named
         "cat <<E\n$A$A\nE\nA=$A$A",
         "A=`echo $A$A`; A=$(echo $A$A); B=$B$B",
     ] {
-        let script = format!("#!/bin/sh\nA=xxxxxxxx\nB=y\n{}", format!("{line}\n").repeat(60));
+        let script = format!(
+            "#!/bin/sh\nA=xxxxxxxx\nB=y\n{}",
+            format!("{line}\n").repeat(60)
+        );
         let files = with_shell(&[("entry", format!("{script}exec app \"$@\"\n"))]);
         let (said, _, made) = said(&files, &run("/entry -x"));
         assert!(made < LITTLE, "{line}: {made} bytes");
-        assert_eq!((paths(&said), said.ended), (vec!["entry", "bin/sh", "bin/app"], None), "{line}");
+        assert_eq!(
+            (paths(&said), said.ended),
+            (vec!["entry", "bin/sh", "bin/app"], None),
+            "{line}"
+        );
     }
 }
 
@@ -130,10 +160,20 @@ fn a_script_that_doubles_anything_costs_little_and_what_it_starts_is_still_named
 fn scripts_that_start_each_other_with_ever_more_words_end() {
     let grow = "exec /b \"$@\" \"$@\"\n. /b\n/b $0 $@\n".to_owned();
     let all: Vec<(String, String)> = (0..60)
-        .map(|number| (format!("s{number}"), (0..60).map(|other| format!("/s{other} {number} $@\n")).collect()))
+        .map(|number| {
+            (
+                format!("s{number}"),
+                (0..60)
+                    .map(|other| format!("/s{other} {number} $@\n"))
+                    .collect(),
+            )
+        })
         .collect();
     let mut files = with_shell(&[("a", grow.replace("/b", "/a")), ("b", grow.clone())]);
-    files.extend(all.iter().map(|(path, content)| (path.clone(), text(content))));
+    files.extend(
+        all.iter()
+            .map(|(path, content)| (path.clone(), text(content))),
+    );
     for command in ["/a x", "/b x", "/s0 x"] {
         let (said, _, made) = said(&files, &run(command));
         assert!(made <= 2 * LITTLE, "{command}: {made}");
@@ -143,16 +183,40 @@ fn scripts_that_start_each_other_with_ever_more_words_end() {
 
 #[test]
 fn configurations_that_include_each_other_are_read_once() {
-    let mut files = layer(&[("bin/app", Node::File(Elf { needed: 1, ..Elf::default() }.bytes()))]);
-    files.insert("etc/ld.so.conf".to_owned(), text(&"include /etc/d/*.conf\n".repeat(60)));
+    let mut files = layer(&[(
+        "bin/app",
+        Node::File(
+            Elf {
+                needed: 1,
+                ..Elf::default()
+            }
+            .bytes(),
+        ),
+    )]);
+    files.insert(
+        "etc/ld.so.conf".to_owned(),
+        text(&"include /etc/d/*.conf\n".repeat(60)),
+    );
     files.insert("usr/sbin/nginx".to_owned(), executable());
-    files.insert("etc/nginx/nginx.conf".to_owned(), text(&"include d/*.conf;\n".repeat(60)));
+    files.insert(
+        "etc/nginx/nginx.conf".to_owned(),
+        text(&"include d/*.conf;\n".repeat(60)),
+    );
     for number in 0..50 {
-        files.insert(format!("etc/d/{number}.conf"), text(&"include /etc/d/*.conf\n".repeat(60)));
-        files.insert(format!("etc/nginx/d/{number}.conf"), text(&"include d/*.conf;\n".repeat(60)));
+        files.insert(
+            format!("etc/d/{number}.conf"),
+            text(&"include /etc/d/*.conf\n".repeat(60)),
+        );
+        files.insert(
+            format!("etc/nginx/d/{number}.conf"),
+            text(&"include d/*.conf;\n".repeat(60)),
+        );
     }
     let (libraries, _, _) = said_with(Fuel::unhurried, &files, &run("/bin/app"));
-    assert_eq!((paths(&libraries), libraries.ended), (vec!["bin/app"], None));
+    assert_eq!(
+        (paths(&libraries), libraries.ended),
+        (vec!["bin/app"], None)
+    );
     let (server, _, _) = said_with(Fuel::unhurried, &files, &run("nginx"));
     assert_eq!(paths(&server).len(), 2 + 50);
 }
@@ -161,21 +225,31 @@ fn configurations_that_include_each_other_are_read_once() {
 fn thousands_of_links_and_of_places_to_look_are_paid_for() {
     let mut files = with_shell(&[]);
     for number in 0..5000 {
-        files.insert(format!("l/{number}"), Node::Symlink(format!("/l/{}", number + 1)));
+        files.insert(
+            format!("l/{number}"),
+            Node::Symlink(format!("/l/{}", number + 1)),
+        );
     }
     files.insert("l/5000".to_owned(), Node::Symlink("/bin".to_owned()));
     assert_eq!(paths(&said(&files, &run("/l/4990/app")).0), ["bin/app"]);
     assert_eq!(paths(&said(&files, &run("/l/0/app")).0), [""; 0]);
-    let many = (0..100_000).map(|number| format!("/l/{}", number % 5000)).collect::<Vec<_>>().join(":");
+    let many = (0..100_000)
+        .map(|number| format!("/l/{}", number % 5000))
+        .collect::<Vec<_>>()
+        .join(":");
     for variable in ["PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "CLASSPATH"] {
         let environment = [format!("{variable}={many}")];
         let configuration = json!({"config": {"Entrypoint": ["nothing"], "Env": environment}});
         let (said, _, _) = said(&files, &configuration);
         assert_eq!(paths(&said), [""; 0], "{variable}");
     }
-    let elf = Elf { needed: 4000, ..Elf::default() };
+    let elf = Elf {
+        needed: 4000,
+        ..Elf::default()
+    };
     files.insert("bin/app".to_owned(), Node::File(elf.bytes()));
-    let configuration = json!({"config": {"Entrypoint": ["app"], "Env": [format!("LD_LIBRARY_PATH={many}")]}});
+    let configuration =
+        json!({"config": {"Entrypoint": ["app"], "Env": [format!("LD_LIBRARY_PATH={many}")]}});
     let (said, _, _) = said(&files, &configuration);
     assert_eq!(said.ended, Some(super::End::Steps));
     assert_eq!(paths(&said), ["bin/app"], "what was known by then");
@@ -185,15 +259,38 @@ fn thousands_of_links_and_of_places_to_look_are_paid_for() {
 fn executables_with_huge_tables_are_refused_or_paid_for() {
     let long = "$ORIGIN:".repeat(500);
     for elf in [
-        Elf { needed: 4000, rpath: long.clone(), ..Elf::default() },
-        Elf { claimed_headers: Some(u16::MAX), ..Elf::default() },
-        Elf { needed: 10, claimed_strings: Some(u64::MAX), ..Elf::default() },
-        Elf { needed: 10, claimed_strings: Some(16 << 20), ..Elf::default() },
-        Elf { rpath: "$ORIGIN".repeat(100_000), needed: 4000, ..Elf::default() },
+        Elf {
+            needed: 4000,
+            rpath: long.clone(),
+            ..Elf::default()
+        },
+        Elf {
+            claimed_headers: Some(u16::MAX),
+            ..Elf::default()
+        },
+        Elf {
+            needed: 10,
+            claimed_strings: Some(u64::MAX),
+            ..Elf::default()
+        },
+        Elf {
+            needed: 10,
+            claimed_strings: Some(16 << 20),
+            ..Elf::default()
+        },
+        Elf {
+            rpath: "$ORIGIN".repeat(100_000),
+            needed: 4000,
+            ..Elf::default()
+        },
     ] {
         let mut files = layer(&[("bin/app", Node::File(elf.bytes()))]);
         for number in 0..200 {
-            let library = Elf { needed: 400, rpath: long.clone(), ..Elf::default() };
+            let library = Elf {
+                needed: 400,
+                rpath: long.clone(),
+                ..Elf::default()
+            };
             files.insert(format!("bin/lib{number}.so"), Node::File(library.bytes()));
         }
         assert!(paths(&said(&files, &run("/bin/app")).0).contains(&"bin/app"));
@@ -202,7 +299,10 @@ fn executables_with_huge_tables_are_refused_or_paid_for() {
 
 #[test]
 fn giant_lines_are_read_in_their_length() {
-    for piece in ["a", "a ", "$a", "\"", "'", "(", "`", "$(", "${", "<<a ", "if ", "A=1 ", "\\", "#", ";a", "a|"] {
+    for piece in [
+        "a", "a ", "$a", "\"", "'", "(", "`", "$(", "${", "<<a ", "if ", "A=1 ", "\\", "#", ";a",
+        "a|",
+    ] {
         let giant = piece.repeat((1 << 20) / piece.len() - 8);
         let files = with_shell(&[("entry", giant)]);
         let (said, _, _) = said(&files, &run("/entry"));
@@ -212,28 +312,47 @@ fn giant_lines_are_read_in_their_length() {
 
 /// Debian's layout of Python, with these modules.
 fn with_python(modules: &[(&str, Node)]) -> Layer {
-    let mut files = layer(&[("usr/bin/python3.11", executable()), ("usr/lib/python3.11/os.py", text(""))]);
-    files.extend(modules.iter().map(|(path, node)| (format!("usr/lib/python3.11/{path}"), node.clone())));
+    let mut files = layer(&[
+        ("usr/bin/python3.11", executable()),
+        ("usr/lib/python3.11/os.py", text("")),
+    ]);
+    files.extend(
+        modules
+            .iter()
+            .map(|(path, node)| (format!("usr/lib/python3.11/{path}"), node.clone())),
+    );
     files
 }
 
 #[test]
 fn python_packages_without_an_end_end() {
     let forever = with_python(&[
-        ("a/__init__.py", text("from . import a\nfrom .a import a\nfrom .a.a import a\n")),
+        (
+            "a/__init__.py",
+            text("from . import a\nfrom .a import a\nfrom .a.a import a\n"),
+        ),
         ("a/a", Node::Symlink(".".to_owned())),
     ]);
     let many = format!("from a import {}\n", vec!["b"; 250].join(",")).repeat(2000);
     let wide = with_python(&[("a/__init__.py", text(&many)), ("a/b.py", text(&many))]);
     let deep = vec!["a"; 40_000].join(".");
     for files in [&forever, &wide] {
-        for command in ["import a".to_owned(), format!("import {deep}"), "import a; ".repeat(50_000)] {
+        for command in [
+            "import a".to_owned(),
+            format!("import {deep}"),
+            "import a; ".repeat(50_000),
+        ] {
             let configuration = json!({"config": {"Entrypoint": ["python3.11", "-c", command]}});
             let (said, _, _) = said(files, &configuration);
             assert!(paths(&said).contains(&"usr/bin/python3.11"), "{said:?}");
         }
-        for arguments in [vec!["-m".to_owned(), deep.clone()], vec!["x.py".to_owned(), format!("{deep}:app")]] {
-            let argv: Vec<_> = std::iter::once("python3.11".to_owned()).chain(arguments).collect();
+        for arguments in [
+            vec!["-m".to_owned(), deep.clone()],
+            vec!["x.py".to_owned(), format!("{deep}:app")],
+        ] {
+            let argv: Vec<_> = std::iter::once("python3.11".to_owned())
+                .chain(arguments)
+                .collect();
             said(files, &json!({"config": {"Entrypoint": argv}}));
         }
     }
@@ -243,17 +362,29 @@ fn python_packages_without_an_end_end() {
 fn node_packages_that_multiply_names_end() {
     let stars = "*".repeat(500_000);
     let name = "x".repeat(250);
-    let wide: BTreeMap<String, String> = (0..20_000).map(|number| (format!("./{number}*"), "./x".to_owned())).collect();
-    let requires: String =
-        (0..1000).map(|number| format!("require('m/{number}{name}')\nrequire('w/{number}')\n")).collect();
+    let wide: BTreeMap<String, String> = (0..20_000)
+        .map(|number| (format!("./{number}*"), "./x".to_owned()))
+        .collect();
+    let requires: String = (0..1000)
+        .map(|number| format!("require('m/{number}{name}')\nrequire('w/{number}')\n"))
+        .collect();
     let files = layer(&[
         ("bin/node", executable()),
         ("app.js", text(&requires)),
-        ("node_modules/m/package.json", text(&json!({"exports": {"./*": format!("./{stars}")}}).to_string())),
-        ("node_modules/w/package.json", text(&json!({"exports": wide}).to_string())),
+        (
+            "node_modules/m/package.json",
+            text(&json!({"exports": {"./*": format!("./{stars}")}}).to_string()),
+        ),
+        (
+            "node_modules/w/package.json",
+            text(&json!({"exports": wide}).to_string()),
+        ),
     ]);
     let (said, _, _) = said(&files, &run("node /app.js"));
-    assert!(paths(&said).starts_with(&["bin/node", "app.js"]), "{said:?}");
+    assert!(
+        paths(&said).starts_with(&["bin/node", "app.js"]),
+        "{said:?}"
+    );
 }
 
 #[test]
@@ -270,25 +401,46 @@ fn add_sources(files: &mut Layer, directory: &std::path::Path) {
         let path = entry.path();
         if path.is_dir() && !path.is_symlink() {
             add_sources(files, &path);
-        } else if path.extension().is_some_and(|extension| extension == "py" || extension == "so") {
-            let Ok(content) = std::fs::read(&path) else { continue };
-            files.insert(path.to_str().unwrap().trim_start_matches('/').to_owned(), Node::File(content));
+        } else if path
+            .extension()
+            .is_some_and(|extension| extension == "py" || extension == "so")
+        {
+            let Ok(content) = std::fs::read(&path) else {
+                continue;
+            };
+            files.insert(
+                path.to_str().unwrap().trim_start_matches('/').to_owned(),
+                Node::File(content),
+            );
         }
     }
 }
 
 #[test]
 fn a_large_python_program_takes_a_small_part_of_the_fuel() {
-    let Ok(python) = std::fs::canonicalize("/usr/bin/python3") else { return };
+    let Ok(python) = std::fs::canonicalize("/usr/bin/python3") else {
+        return;
+    };
     let mut files = programs(&[python.to_str().unwrap()]);
-    add_sources(&mut files, &std::path::Path::new("/usr/lib").join(python.file_name().unwrap()));
+    add_sources(
+        &mut files,
+        &std::path::Path::new("/usr/lib").join(python.file_name().unwrap()),
+    );
     let modules = "asyncio, concurrent.futures, ctypes, curses, dbm, email.mime.text, encodings, http.server, json, \
                    logging.handlers, multiprocessing, sqlite3, ssl, tkinter, unittest, urllib.request, xmlrpc.server";
     let argv = [python.to_str().unwrap(), "-c", &format!("import {modules}")];
-    let (said, steps, made) = said_with(Fuel::unhurried, &files, &json!({"config": {"Entrypoint": argv}}));
+    let (said, steps, made) = said_with(
+        Fuel::unhurried,
+        &files,
+        &json!({"config": {"Entrypoint": argv}}),
+    );
     assert_eq!(said.ended, None);
     assert!(said.files.len() > 150, "{} files", said.files.len());
-    assert!(steps < 12_000_000 && made < 64 << 20, "{} files, {steps} steps, {made} bytes", said.files.len());
+    assert!(
+        steps < 12_000_000 && made < 64 << 20,
+        "{} files, {steps} steps, {made} bytes",
+        said.files.len()
+    );
 }
 
 /// Scripts, sources and configurations of what such texts are made of.
@@ -299,7 +451,10 @@ fn any_text() -> impl Strategy<Value = String> {
         Just("set -- -x \"$@\" \"$@\"\n".to_owned()),
         Just(". /t0\n/t1 $A \"$@\"\nexec /t2 $@\n".to_owned()),
         Just("include /t*\n/lib\n/\n".to_owned()),
-        Just("import t0, t1\nfrom . import *\ntry:\n  import t2\nexcept ImportError:\n  import t3\n".to_owned()),
+        Just(
+            "import t0, t1\nfrom . import *\ntry:\n  import t2\nexcept ImportError:\n  import t3\n"
+                .to_owned()
+        ),
         Just("#!/t1\n".to_owned()),
         Just("include t*; load_module t1; root /;\n".to_owned()),
         Just("require('./t1'); import '/t2'\n".to_owned()),

@@ -16,10 +16,22 @@ const LIBRARIES: &[&str] = &["lib/libjimage.so", "lib/libjava.so"];
 const FILES: &[&str] = &["lib/modules", "lib/server/classes.jsa", "lib/libjsvml.so"];
 /// What programs load that come in archives: those, files and the network.
 const SECOND: &[&str] = &["lib/libzip.so", "lib/libnio.so", "lib/libnet.so"];
-const SETTINGS: &[&str] = &["conf/security/java.security", "conf/logging.properties", "lib/tzdb.dat"];
+const SETTINGS: &[&str] = &[
+    "conf/security/java.security",
+    "conf/logging.properties",
+    "lib/tzdb.dat",
+];
 /// Options with a value in the next word.
-const VALUED: &[&str] =
-    &["--add-exports", "--add-modules", "--add-opens", "--add-reads", "--limit-modules", "--module", "-m", "--source"];
+const VALUED: &[&str] = &[
+    "--add-exports",
+    "--add-modules",
+    "--add-opens",
+    "--add-reads",
+    "--limit-modules",
+    "--module",
+    "-m",
+    "--source",
+];
 const PATHS: &[&str] = &["-cp", "-classpath", "--class-path", "-p", "--module-path"];
 
 /// Runs Java.
@@ -81,7 +93,11 @@ fn archives(walk: &Walk<'_>, process: &Process) -> Vec<String> {
     if paths.is_empty() {
         paths.extend(process.variable("CLASSPATH").or_else(|| class.map(|_| ".")));
     }
-    let mut all: Vec<String> = fuel.each(agents).map(|agent| process.absolute(agent)).take(MAX_ARCHIVES).collect();
+    let mut all: Vec<String> = fuel
+        .each(agents)
+        .map(|agent| process.absolute(agent))
+        .take(MAX_ARCHIVES)
+        .collect();
     for path in fuel.each(paths.iter().flat_map(|paths| paths.split(':'))) {
         if all.len() >= MAX_ARCHIVES {
             break;
@@ -89,11 +105,15 @@ fn archives(walk: &Walk<'_>, process: &Process) -> Vec<String> {
         let path = process.absolute(path);
         match path.strip_suffix("/*") {
             Some(directory) => {
-                let names = fuel.each(walk.view.names(directory)).filter(|name| name.ends_with(".jar"));
+                let names = fuel
+                    .each(walk.view.names(directory))
+                    .filter(|name| name.ends_with(".jar"));
                 all.extend(names.map(|name| join(directory, &name)).take(MAX_ARCHIVES));
             }
             None if walk.view.is_directory(&path) => {
-                all.extend(class.map(|class| join(&path, &format!("{}.class", class.replace('.', "/")))));
+                all.extend(
+                    class.map(|class| join(&path, &format!("{}.class", class.replace('.', "/")))),
+                );
             }
             None => all.push(path),
         }

@@ -68,8 +68,17 @@ impl Process {
     /// The same surroundings with another program. They are empty once the fuel has ended.
     pub(super) fn then(&self, argv: Vec<String>, fuel: &Fuel) -> Self {
         let is_paid = fuel.burn(self.env.len() as u64) && fuel.make(self.size());
-        let env = if is_paid { self.env.clone() } else { BTreeMap::new() };
-        Self { argv, env, directory: fuel.copy(&self.directory), depth: self.depth + 1 }
+        let env = if is_paid {
+            self.env.clone()
+        } else {
+            BTreeMap::new()
+        };
+        Self {
+            argv,
+            env,
+            directory: fuel.copy(&self.directory),
+            depth: self.depth + 1,
+        }
     }
 
     /// Sets variables, unless the environment is too large with them.
@@ -85,7 +94,10 @@ impl Process {
     }
 
     pub(super) fn variable(&self, name: &str) -> Option<&str> {
-        self.env.get(name).map(String::as_str).filter(|value| !value.is_empty())
+        self.env
+            .get(name)
+            .map(String::as_str)
+            .filter(|value| !value.is_empty())
     }
 
     /// A path as this process sees it.
@@ -107,13 +119,20 @@ impl Process {
 
 /// The bytes of variables.
 fn size(variables: &BTreeMap<String, String>) -> usize {
-    variables.iter().map(|(name, value)| name.len() + value.len() + 2 * size_of::<String>()).sum()
+    variables
+        .iter()
+        .map(|(name, value)| name.len() + value.len() + 2 * size_of::<String>())
+        .sum()
 }
 
 /// Names what starting the process reads, in order.
 pub(super) fn start(walk: &mut Walk<'_>, process: &Process) {
-    let Some(name) = process.argv.first().filter(|_| process.depth < MAX_DEPTH) else { return };
-    let Some((path, file)) = process.find(walk, name) else { return };
+    let Some(name) = process.argv.first().filter(|_| process.depth < MAX_DEPTH) else {
+        return;
+    };
+    let Some((path, file)) = process.find(walk, name) else {
+        return;
+    };
     if !walk.may_start(&process.argv) {
         return;
     }
@@ -125,7 +144,9 @@ pub(super) fn start(walk: &mut Walk<'_>, process: &Process) {
         return;
     };
     let libraries = process.variable("LD_LIBRARY_PATH").unwrap_or_default();
-    let libraries = walk.fuel.copies(libraries.split([':', ';']).filter(|path| !path.is_empty()));
+    let libraries = walk
+        .fuel
+        .copies(libraries.split([':', ';']).filter(|path| !path.is_empty()));
     let loader = Loader::load(walk, &file, elf, libraries);
     let program = Program { path, file, loader };
     system::started(walk, process, &program);
@@ -159,7 +180,9 @@ fn run(walk: &mut Walk<'_>, process: &Process, program: Program) {
 
 /// The arguments of what a launcher starts.
 fn launched(name: &str, argv: &[String], fuel: &Fuel) -> Option<Vec<String>> {
-    let (_, valued, before) = LAUNCHERS.iter().find(|(launcher, _, _)| *launcher == name)?;
+    let (_, valued, before) = LAUNCHERS
+        .iter()
+        .find(|(launcher, _, _)| *launcher == name)?;
     let mut rest = argv.get(1..)?;
     while let [word, behind @ ..] = rest
         && fuel.burn(1)
@@ -174,7 +197,8 @@ fn launched(name: &str, argv: &[String], fuel: &Fuel) -> Option<Vec<String>> {
             _ => break,
         };
     }
-    rest.get(*before..).map(|argv| fuel.copies(argv.iter().map(String::as_str)))
+    rest.get(*before..)
+        .map(|argv| fuel.copies(argv.iter().map(String::as_str)))
 }
 
 /// The process that interprets a text.
@@ -188,7 +212,9 @@ fn interpreted(process: &Process, path: &str, text: &str, fuel: &Fuel) -> Proces
         && base_name(env) == "env"
         && let Some(words) = words.strip_prefix("-S")
     {
-        argv = std::iter::once(env.clone()).chain(words.split_whitespace().map(str::to_owned)).collect();
+        argv = std::iter::once(env.clone())
+            .chain(words.split_whitespace().map(str::to_owned))
+            .collect();
     }
     argv.push(fuel.copy(path));
     argv.extend(fuel.copies(process.argv.iter().skip(1).map(String::as_str)));
@@ -227,15 +253,25 @@ mod tests {
             ("nice app", "app"),
         ] {
             let argv = words(line);
-            assert_eq!(launched(&argv[0], &argv, &Fuel::new()), Some(words(starts)), "{line}");
+            assert_eq!(
+                launched(&argv[0], &argv, &Fuel::new()),
+                Some(words(starts)),
+                "{line}"
+            );
         }
         assert_eq!(launched("app", &words("app x"), &Fuel::new()), None);
     }
 
     #[test]
     fn the_first_line_names_an_interpreter_and_one_argument() {
-        assert_eq!(shebang("#!/bin/sh\nexit"), Some(("/bin/sh".to_owned(), None)));
-        assert_eq!(shebang("#! /usr/bin/env  -S a b \n"), Some(("/usr/bin/env".to_owned(), Some("-S a b".to_owned()))));
+        assert_eq!(
+            shebang("#!/bin/sh\nexit"),
+            Some(("/bin/sh".to_owned(), None))
+        );
+        assert_eq!(
+            shebang("#! /usr/bin/env  -S a b \n"),
+            Some(("/usr/bin/env".to_owned(), Some("-S a b".to_owned())))
+        );
         assert_eq!(shebang("#!\n"), None);
         assert_eq!(shebang("echo"), None);
         assert_eq!(shebang(&format!("#!/{}\n", "a".repeat(300))), None);
@@ -243,9 +279,17 @@ mod tests {
 
     #[test]
     fn a_text_is_run_by_its_interpreter() {
-        let process = Process { argv: words("app one"), env: BTreeMap::new(), directory: "/".to_owned(), depth: 0 };
+        let process = Process {
+            argv: words("app one"),
+            env: BTreeMap::new(),
+            directory: "/".to_owned(),
+            depth: 0,
+        };
         let argv = |text| interpreted(&process, "/bin/app", text, &Fuel::new()).argv;
-        assert_eq!(argv("#!/usr/bin/env -S python3 -u"), words("/usr/bin/env python3 -u /bin/app one"));
+        assert_eq!(
+            argv("#!/usr/bin/env -S python3 -u"),
+            words("/usr/bin/env python3 -u /bin/app one")
+        );
         assert_eq!(argv("#!/bin/bash -e"), words("/bin/bash -e /bin/app one"));
         assert_eq!(argv("echo"), words("/bin/sh /bin/app one"));
     }

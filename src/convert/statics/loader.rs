@@ -59,9 +59,18 @@ struct Object {
 
 impl Loader {
     /// Loads an executable: names its interpreter, the loader's own files and all libraries.
-    pub(super) fn load(walk: &mut Walk<'_>, program: &Found, main: Arc<Elf>, ld_library_path: Vec<String>) -> Self {
-        let mut loader =
-            Self { main: Arc::clone(&main), ld_library_path, directories: Vec::new(), names: HashSet::new() };
+    pub(super) fn load(
+        walk: &mut Walk<'_>,
+        program: &Found,
+        main: Arc<Elf>,
+        ld_library_path: Vec<String>,
+    ) -> Self {
+        let mut loader = Self {
+            main: Arc::clone(&main),
+            ld_library_path,
+            directories: Vec::new(),
+            names: HashSet::new(),
+        };
         // A static executable loads nothing.
         if let Some(interpreter) = &main.interpreter {
             walk.name_path(interpreter);
@@ -93,7 +102,11 @@ impl Loader {
 
     /// Names what `file` needs, breadth first as the loader does.
     fn add(&mut self, walk: &mut Walk<'_>, file: &Found, elf: Arc<Elf>) {
-        let mut queue = VecDeque::from([Object { elf, origin: origin(file), inherited: Rc::default() }]);
+        let mut queue = VecDeque::from([Object {
+            elf,
+            origin: origin(file),
+            inherited: Rc::default(),
+        }]);
         let fuel = walk.fuel.clone();
         while let Some(object) = queue.pop_front().filter(|_| fuel.lasts()) {
             let elf = Arc::clone(&object.elf);
@@ -104,23 +117,42 @@ impl Loader {
                 }
                 if let Some((library, elf)) = self.find(walk, &object, &rpath, name) {
                     walk.name(&library);
-                    queue.push_back(Object { elf, origin: origin(&library), inherited: Rc::clone(&rpath) });
+                    queue.push_back(Object {
+                        elf,
+                        origin: origin(&library),
+                        inherited: Rc::clone(&rpath),
+                    });
                 }
             }
         }
     }
 
-    fn find(&self, walk: &mut Walk<'_>, object: &Object, rpath: &[String], name: &str) -> Option<(Found, Arc<Elf>)> {
+    fn find(
+        &self,
+        walk: &mut Walk<'_>,
+        object: &Object,
+        rpath: &[String],
+        name: &str,
+    ) -> Option<(Found, Arc<Elf>)> {
         let fuel = walk.fuel.clone();
         if name.contains('/') {
             let path = expanded(name, &object.origin, &self.main, &fuel);
             return self.fitting(walk, &path);
         }
         // A library's DT_RUNPATH takes the place of all DT_RPATHs.
-        let rpath = if object.elf.runpath.is_empty() { rpath } else { &[] };
+        let rpath = if object.elf.runpath.is_empty() {
+            rpath
+        } else {
+            &[]
+        };
         let runpath = object.elf.runpath.iter();
-        let runpath = runpath.map(|path| Cow::Owned(expanded(path, &object.origin, &self.main, &fuel)));
-        let own = rpath.iter().chain(&self.ld_library_path).map(Cow::Borrowed).chain(runpath);
+        let runpath =
+            runpath.map(|path| Cow::Owned(expanded(path, &object.origin, &self.main, &fuel)));
+        let own = rpath
+            .iter()
+            .chain(&self.ld_library_path)
+            .map(Cow::Borrowed)
+            .chain(runpath);
         let mut all = fuel.each(own.chain(self.directories.iter().map(Cow::Borrowed)));
         all.find_map(|directory| self.fitting(walk, &join(&directory, name)))
     }
@@ -138,14 +170,19 @@ fn rpath(object: &Object, fuel: &Fuel) -> Rc<[String]> {
     if object.elf.rpath.is_empty() {
         return Rc::clone(&object.inherited);
     }
-    let own = fuel.each(&object.elf.rpath).map(|path| expanded(path, &object.origin, &object.elf, fuel));
-    own.chain(fuel.copies(object.inherited.iter().map(String::as_str))).collect()
+    let own = fuel
+        .each(&object.elf.rpath)
+        .map(|path| expanded(path, &object.origin, &object.elf, fuel));
+    own.chain(fuel.copies(object.inherited.iter().map(String::as_str)))
+        .collect()
 }
 
 /// A path with the loader's words replaced, unless it would be too long for one: each word may be replaced by thousands of
 /// letters.
 fn expanded(path: &str, origin: &str, elf: &Elf, fuel: &Fuel) -> String {
-    let longest = path.len().max(path.matches('$').count() * origin.len() + path.len());
+    let longest = path
+        .len()
+        .max(path.matches('$').count() * origin.len() + path.len());
     if longest > MAX_PATH || !fuel.make(longest) {
         return path.to_owned();
     }
@@ -161,20 +198,36 @@ fn origin(file: &Found) -> String {
 /// Names the loader's own files and gives the directories they speak of.
 fn directories(walk: &mut Walk<'_>, main: &Elf, interpreter: &str) -> Vec<String> {
     let fuel = walk.fuel.clone();
-    if let Some(musl) = interpreter.rsplit('/').next().and_then(|name| name.strip_prefix("ld-musl-")) {
+    if let Some(musl) = interpreter
+        .rsplit('/')
+        .next()
+        .and_then(|name| name.strip_prefix("ld-musl-"))
+    {
         let architecture = musl.trim_end_matches(".so.1");
         let Some(path) = walk.name_path(&format!("/etc/ld-musl-{architecture}.path")) else {
-            return MUSL_DIRECTORIES.iter().map(|path| (*path).to_owned()).collect();
+            return MUSL_DIRECTORIES
+                .iter()
+                .map(|path| (*path).to_owned())
+                .collect();
         };
         let text = walk.text(&path);
-        return fuel.copies(text.split([':', '\n']).filter(|path| !path.is_empty()).take(MAX_DIRECTORIES));
+        return fuel.copies(
+            text.split([':', '\n'])
+                .filter(|path| !path.is_empty())
+                .take(MAX_DIRECTORIES),
+        );
     }
     walk.name_path("/etc/ld.so.preload");
     walk.name_path("/etc/ld.so.cache");
-    let mut configured = Configured { directories: Vec::new(), read: HashSet::new() };
+    let mut configured = Configured {
+        directories: Vec::new(),
+        read: HashSet::new(),
+    };
     configured.read(walk, "/etc/ld.so.conf", MAX_INCLUDES);
     let mut all = configured.directories;
-    let triplet = TRIPLETS.iter().find(|(machine, is_64, _)| (*machine, *is_64) == (main.machine, main.is_64));
+    let triplet = TRIPLETS
+        .iter()
+        .find(|(machine, is_64, _)| (*machine, *is_64) == (main.machine, main.is_64));
     if let Some((_, _, triplet)) = triplet {
         all.extend([format!("/lib/{triplet}"), format!("/usr/lib/{triplet}")]);
     }
@@ -192,7 +245,13 @@ struct Configured {
 
 impl Configured {
     fn read(&mut self, walk: &mut Walk<'_>, path: &str, depth: usize) {
-        let Some(file) = walk.view.file(path).filter(|file| self.read.insert((file.layer, file.node))) else { return };
+        let Some(file) = walk
+            .view
+            .file(path)
+            .filter(|file| self.read.insert((file.layer, file.node)))
+        else {
+            return;
+        };
         let (text, fuel) = (walk.text(&file), walk.fuel.clone());
         for line in fuel.each(text.lines()) {
             if self.directories.len() >= MAX_DIRECTORIES {
@@ -216,11 +275,24 @@ impl Configured {
 /// The files of a pattern with at most one `*`, in its last name.
 pub(super) fn globbed(walk: &Walk<'_>, pattern: &str) -> Vec<String> {
     let fuel = &walk.fuel;
-    let Some((directory, name)) = pattern.rsplit_once('/') else { return Vec::new() };
-    let Some((prefix, suffix)) = name.split_once('*') else { return vec![fuel.copy(pattern)] };
-    let fits =
-        |name: &String| name.len() >= prefix.len() + suffix.len() && name.starts_with(prefix) && name.ends_with(suffix);
+    let Some((directory, name)) = pattern.rsplit_once('/') else {
+        return Vec::new();
+    };
+    let Some((prefix, suffix)) = name.split_once('*') else {
+        return vec![fuel.copy(pattern)];
+    };
+    let fits = |name: &String| {
+        name.len() >= prefix.len() + suffix.len()
+            && name.starts_with(prefix)
+            && name.ends_with(suffix)
+    };
     let is_hidden = |name: &String| name.starts_with('.') && !prefix.starts_with('.');
-    let names = fuel.each(walk.view.names(directory)).filter(fits).filter(|name| !is_hidden(name));
-    names.take_while(|name| fuel.make(directory.len() + name.len())).map(|name| join(directory, &name)).collect()
+    let names = fuel
+        .each(walk.view.names(directory))
+        .filter(fits)
+        .filter(|name| !is_hidden(name));
+    names
+        .take_while(|name| fuel.make(directory.len() + name.len()))
+        .map(|name| join(directory, &name))
+        .collect()
 }

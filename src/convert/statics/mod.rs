@@ -106,12 +106,21 @@ impl Converter {
     /// # Errors
     /// When the store fails, a stored layer is not what its record says, or looking at the image took too much.
     pub async fn static_profile(&self, record: &ImageRecord) -> Result<Vec<FileUse>, Error> {
-        let Some(image) = self.predictable(record).await? else { return Ok(Vec::new()) };
+        let Some(image) = self.predictable(record).await? else {
+            return Ok(Vec::new());
+        };
         let started = Instant::now();
         let predicted = self.shared.predictor.predict(image).await;
-        metrics().prediction_seconds.observe(started.elapsed().as_secs_f64());
-        let outcome = predicted.as_ref().map_or_else(Failure::outcome, Prediction::outcome);
-        metrics().predictions.get_or_create(&[("outcome", outcome)]).inc();
+        metrics()
+            .prediction_seconds
+            .observe(started.elapsed().as_secs_f64());
+        let outcome = predicted
+            .as_ref()
+            .map_or_else(Failure::outcome, Prediction::outcome);
+        metrics()
+            .predictions
+            .get_or_create(&[("outcome", outcome)])
+            .inc();
         let Prediction { files, ended } = predicted?;
         let took = started.elapsed();
         tracing::info!(source = %record.source, files = files.len(), ?ended, ?took, "static profile made");
@@ -125,29 +134,55 @@ impl Converter {
             return Ok(None);
         }
         let store = &self.shared.store;
-        let Some(manifest) = store.find(&record.twin).await? else { return Ok(None) };
+        let Some(manifest) = store.find(&record.twin).await? else {
+            return Ok(None);
+        };
         let manifest = store.read_all(&manifest).await?;
         // Others' documents may have megabytes.
-        let manifest = tokio::task::spawn_blocking(move || serde_json::from_slice::<ImageManifest>(&manifest)).await;
-        let Some(manifest) = manifest.ok().and_then(Result::ok) else { return Ok(None) };
+        let manifest =
+            tokio::task::spawn_blocking(move || serde_json::from_slice::<ImageManifest>(&manifest))
+                .await;
+        let Some(manifest) = manifest.ok().and_then(Result::ok) else {
+            return Ok(None);
+        };
         let configuration = store.find(&manifest.config.digest).await?;
         let configuration = configuration.filter(|object| object.size <= MAX_CONFIGURATION);
-        let Some(configuration) = configuration.filter(|_| manifest.layers.len() <= MAX_LAYERS) else {
+        let Some(configuration) = configuration.filter(|_| manifest.layers.len() <= MAX_LAYERS)
+        else {
             tracing::debug!(twin = %record.twin, "no static profile: the configuration is not in the store, or too large");
             return Ok(None);
         };
-        let configuration = String::from_utf8_lossy(&store.read_all(&configuration).await?).into_owned();
-        let digests: Vec<Digest> = manifest.layers.into_iter().map(|layer| layer.digest).collect();
+        let configuration =
+            String::from_utf8_lossy(&store.read_all(&configuration).await?).into_owned();
+        let digests: Vec<Digest> = manifest
+            .layers
+            .into_iter()
+            .map(|layer| layer.digest)
+            .collect();
         let layers = stream::iter(digests).map(|digest| async move { self.layer(&digest).await });
         let layers: Vec<_> = layers.buffered(READS_AT_ONCE).try_collect().await?;
         let (layers, blobs) = layers.into_iter().unzip();
-        Ok(Some(Image { task: Task { configuration, layers }, blobs, store: store.clone() }))
+        Ok(Some(Image {
+            task: Task {
+                configuration,
+                layers,
+            },
+            blobs,
+            store: store.clone(),
+        }))
     }
 
     /// A layer as it is told, and its blobs.
-    async fn layer(&self, digest: &Digest) -> Result<(Option<Layer>, (Option<Object>, Option<Object>)), Error> {
-        let Some(layer) = self.tocs().layer(digest).await? else { return Ok((None, (None, None))) };
-        let Some(blob) = self.shared.store.find(&layer.digest).await? else { return Ok((None, (None, None))) };
+    async fn layer(
+        &self,
+        digest: &Digest,
+    ) -> Result<(Option<Layer>, (Option<Object>, Option<Object>)), Error> {
+        let Some(layer) = self.tocs().layer(digest).await? else {
+            return Ok((None, (None, None)));
+        };
+        let Some(blob) = self.shared.store.find(&layer.digest).await? else {
+            return Ok((None, (None, None)));
+        };
         let external = match &layer.external_toc {
             Some(toc) => self.shared.store.find(toc).await?,
             None => None,
@@ -167,23 +202,42 @@ fn predict(task: &Task, read: Box<Read<'_>>) -> Result<Prediction, String> {
 }
 
 fn predict_with(task: &Task, read: Box<Read<'_>>, fuel: &Fuel) -> Result<Prediction, String> {
-    let configuration: Configuration = serde_json::from_str(&task.configuration).unwrap_or_default();
+    let configuration: Configuration =
+        serde_json::from_str(&task.configuration).unwrap_or_default();
     let mut walk = Walk::new(task, read, fuel.clone());
     // Whoever makes the container looks up its user before anything runs.
     for path in ["/etc/passwd", "/etc/group"] {
         walk.name_path(path);
     }
-    launch::start(&mut walk, &configuration.config.unwrap_or_default().process());
-    Ok(Prediction { files: walk.finish()?, ended: fuel.ended() })
+    launch::start(
+        &mut walk,
+        &configuration.config.unwrap_or_default().process(),
+    );
+    Ok(Prediction {
+        files: walk.finish()?,
+        ended: fuel.ended(),
+    })
 }
 
 impl Execution {
     fn process(self) -> Process {
-        let argv = self.entrypoint.into_iter().chain(self.command).flatten().collect();
+        let argv = self
+            .entrypoint
+            .into_iter()
+            .chain(self.command)
+            .flatten()
+            .collect();
         let environment = self.environment.into_iter().flatten();
-        let pairs = environment
-            .filter_map(|pair| pair.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned())));
+        let pairs = environment.filter_map(|pair| {
+            pair.split_once('=')
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        });
         let directory = join("/", &self.directory.unwrap_or_default());
-        Process { argv, env: pairs.collect(), directory, depth: 0 }
+        Process {
+            argv,
+            env: pairs.collect(),
+            directory,
+            depth: 0,
+        }
     }
 }

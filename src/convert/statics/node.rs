@@ -24,11 +24,24 @@ const BYTES_OF_JSON: usize = 32;
 /// What stands behind a module's name that is not its file's.
 const EXTENSIONS: &[&str] = &["", ".js", ".mjs", ".cjs", ".json", ".node"];
 /// The conditions that hold, in a package's exports.
-const CONDITIONS: &[&str] = &["node", "node-addons", "module-sync", "require", "import", "default"];
+const CONDITIONS: &[&str] = &[
+    "node",
+    "node-addons",
+    "module-sync",
+    "require",
+    "import",
+    "default",
+];
 /// Options with a value in the next word that is no module.
 const VALUED: &[&str] = &["-C", "--conditions", "--env-file", "--title"];
 /// Options whose value is a module.
-const PRELOADS: &[&str] = &["-r", "--require", "--import", "--loader", "--experimental-loader"];
+const PRELOADS: &[&str] = &[
+    "-r",
+    "--require",
+    "--import",
+    "--loader",
+    "--experimental-loader",
+];
 /// Where Debian keeps the modules that its Node.js has outside of its executable.
 const SYSTEM: &str = "/usr/share/nodejs";
 /// Those of them that every start reads, in order.
@@ -62,7 +75,10 @@ pub(super) fn run(walk: &mut Walk<'_>, process: &Process, mut program: Program) 
     if let Some(command) = package_script(walk, process, &script, arguments) {
         first.truncate(first.len().min(1));
         load(walk, &mut program, first.clone());
-        start(walk, &process.then(vec!["sh".to_owned(), "-c".to_owned(), command], &fuel));
+        start(
+            walk,
+            &process.then(vec!["sh".to_owned(), "-c".to_owned(), command], &fuel),
+        );
         return;
     }
     load(walk, &mut program, first)
@@ -79,10 +95,14 @@ fn asked<'a>(argv: &'a [String], fuel: &Fuel) -> (Vec<String>, Option<String>, &
         if !word.starts_with('-') {
             return (preloads, Some(fuel.copy(word)), rest);
         }
-        let (name, value) = word.split_once('=').map_or((word.as_str(), None), |(name, value)| (name, Some(value)));
+        let (name, value) = word
+            .split_once('=')
+            .map_or((word.as_str(), None), |(name, value)| (name, Some(value)));
         let is_preload = PRELOADS.contains(&name);
         if value.is_none() && (is_preload || VALUED.contains(&name)) {
-            let Some((next, behind)) = rest.split_first() else { break };
+            let Some((next, behind)) = rest.split_first() else {
+                break;
+            };
             rest = behind;
             preloads.extend(is_preload.then(|| fuel.copy(next)));
         } else if let (true, Some(value)) = (is_preload, value) {
@@ -93,19 +113,35 @@ fn asked<'a>(argv: &'a [String], fuel: &Fuel) -> (Vec<String>, Option<String>, &
 }
 
 /// What `npm start` and its like run.
-fn package_script(walk: &mut Walk<'_>, process: &Process, script: &str, arguments: &[String]) -> Option<String> {
-    let runner = base_name(script).split(['.', '-']).next().unwrap_or_default();
+fn package_script(
+    walk: &mut Walk<'_>,
+    process: &Process,
+    script: &str,
+    arguments: &[String],
+) -> Option<String> {
+    let runner = base_name(script)
+        .split(['.', '-'])
+        .next()
+        .unwrap_or_default();
     if !RUNNERS.contains(&runner) {
         return None;
     }
-    let mut words = walk.fuel.each(arguments).filter(|word| !word.starts_with('-')).map(String::as_str);
+    let mut words = walk
+        .fuel
+        .each(arguments)
+        .filter(|word| !word.starts_with('-'))
+        .map(String::as_str);
     let name = match words.next() {
         Some("run" | "run-script") => words.next(),
         other => other,
     };
-    let (Some(name), Some(file)) = (name, walk.name_path(&process.absolute("package.json"))) else { return None };
+    let (Some(name), Some(file)) = (name, walk.name_path(&process.absolute("package.json"))) else {
+        return None;
+    };
     let package = json(walk, &file);
-    let script = package.get("scripts").and_then(|scripts| scripts.get(name)?.as_str())?;
+    let script = package
+        .get("scripts")
+        .and_then(|scripts| scripts.get(name)?.as_str())?;
     Some(walk.fuel.copy(script))
 }
 
@@ -160,7 +196,10 @@ fn resolve(walk: &mut Walk<'_>, reference: &str, directory: &str) -> Option<Foun
         return file_or_directory(walk, &join(directory, reference));
     }
     let scope = usize::from(reference.starts_with('@'));
-    let end = reference.match_indices('/').nth(scope).map_or(reference.len(), |(at, _)| at);
+    let end = reference
+        .match_indices('/')
+        .nth(scope)
+        .map_or(reference.len(), |(at, _)| at);
     let (package, inner) = reference.split_at(end);
     if package.is_empty() || reference.contains(':') {
         return None;
@@ -182,7 +221,9 @@ fn resolve(walk: &mut Walk<'_>, reference: &str, directory: &str) -> Option<Foun
     if walk.view.is_directory(&place) {
         return in_package(walk, &place, inner);
     }
-    walk.view.file(&format!("{place}.js")).filter(|_| inner.is_empty())
+    walk.view
+        .file(&format!("{place}.js"))
+        .filter(|_| inner.is_empty())
 }
 
 fn in_package(walk: &mut Walk<'_>, place: &str, inner: &str) -> Option<Found> {
@@ -201,7 +242,11 @@ fn in_package(walk: &mut Walk<'_>, place: &str, inner: &str) -> Option<Found> {
 
 /// A file as named or with an extension; of a directory the one that its package says, or `index`.
 fn file_or_directory(walk: &mut Walk<'_>, path: &str) -> Option<Found> {
-    let file = |walk: &Walk<'_>, path: &str| EXTENSIONS.iter().find_map(|end| walk.view.file(&format!("{path}{end}")));
+    let file = |walk: &Walk<'_>, path: &str| {
+        EXTENSIONS
+            .iter()
+            .find_map(|end| walk.view.file(&format!("{path}{end}")))
+    };
     if let Some(found) = file(walk, path) {
         return Some(found);
     }
@@ -220,15 +265,23 @@ fn file_or_directory(walk: &mut Walk<'_>, path: &str) -> Option<Found> {
 
 fn json(walk: &mut Walk<'_>, file: &Found) -> Map<String, Value> {
     let text = walk.text(file);
-    let is_paid = walk.fuel.make(text.len() * BYTES_OF_JSON / 8) && walk.fuel.burn(text.len() as u64);
-    is_paid.then(|| serde_json::from_str(&text).ok()).flatten().unwrap_or_default()
+    let is_paid =
+        walk.fuel.make(text.len() * BYTES_OF_JSON / 8) && walk.fuel.burn(text.len() as u64);
+    is_paid
+        .then(|| serde_json::from_str(&text).ok())
+        .flatten()
+        .unwrap_or_default()
 }
 
 /// What a package exports under a name that begins with a dot.
 fn exported(exports: &Value, name: &str, fuel: &Fuel) -> Option<String> {
-    let is_paths = exports.as_object().is_some_and(|map| fuel.each(map.keys()).any(|key| key.starts_with('.')));
+    let is_paths = exports
+        .as_object()
+        .is_some_and(|map| fuel.each(map.keys()).any(|key| key.starts_with('.')));
     if !is_paths {
-        return target(exports, MAX_CONDITIONS, fuel).filter(|_| name == ".").map(|path| fuel.copy(path));
+        return target(exports, MAX_CONDITIONS, fuel)
+            .filter(|_| name == ".")
+            .map(|path| fuel.copy(path));
     }
     if let Some(found) = exports.get(name) {
         return target(found, MAX_CONDITIONS, fuel).map(|path| fuel.copy(path));
@@ -236,7 +289,8 @@ fn exported(exports: &Value, name: &str, fuel: &Fuel) -> Option<String> {
     fuel.each(exports.as_object()?).find_map(|(key, value)| {
         let (before, behind) = key.split_once('*')?;
         let middle = name.strip_prefix(before)?.strip_suffix(behind)?;
-        let path = target(value, MAX_CONDITIONS, fuel).filter(|path| fuel.look_through(path.len()))?;
+        let path =
+            target(value, MAX_CONDITIONS, fuel).filter(|path| fuel.look_through(path.len()))?;
         // Every star of the pattern becomes the whole name.
         let longest = path.len() + path.matches('*').count() * middle.len();
         (longest <= MAX_PATH && fuel.make(longest)).then(|| path.replace('*', middle))
@@ -247,10 +301,16 @@ fn exported(exports: &Value, name: &str, fuel: &Fuel) -> Option<String> {
 fn target<'v>(value: &'v Value, depth: usize, fuel: &Fuel) -> Option<&'v str> {
     match value {
         Value::String(path) => Some(path),
-        Value::Array(all) => fuel.each(all).find_map(|value| target(value, depth.checked_sub(1)?, fuel)),
+        Value::Array(all) => fuel
+            .each(all)
+            .find_map(|value| target(value, depth.checked_sub(1)?, fuel)),
         Value::Object(map) => {
-            let holds = fuel.each(map).filter(|(condition, _)| CONDITIONS.contains(&condition.as_str()));
-            holds.map(|(_, value)| value).find_map(|value| target(value, depth.checked_sub(1)?, fuel))
+            let holds = fuel
+                .each(map)
+                .filter(|(condition, _)| CONDITIONS.contains(&condition.as_str()));
+            holds
+                .map(|(_, value)| value)
+                .find_map(|value| target(value, depth.checked_sub(1)?, fuel))
         }
         Value::Null | Value::Bool(_) | Value::Number(_) => None,
     }
@@ -262,15 +322,23 @@ fn references(code: &str, fuel: &Fuel) -> Vec<String> {
     if !fuel.look_through(code.len()) {
         return found;
     }
-    for (at, quote) in fuel.each(code.char_indices().filter(|(_, letter)| matches!(letter, '\'' | '"'))) {
+    for (at, quote) in fuel.each(
+        code.char_indices()
+            .filter(|(_, letter)| matches!(letter, '\'' | '"')),
+    ) {
         let before = code[..at].trim_end_matches([' ', '\t', '\n', '\r']);
         let call = before.strip_suffix('(').map(str::trim_end);
         let refers = match call {
             Some(call) => ends_with_word(call, "require") || ends_with_word(call, "import"),
             None => ends_with_word(before, "from") || ends_with_word(before, "import"),
         };
-        let text = refers.then(|| code[at + 1..].split([quote, '\n']).next()).flatten();
-        found.extend(text.filter(|text| !text.is_empty() && text.len() < 256).map(|text| fuel.copy(text)));
+        let text = refers
+            .then(|| code[at + 1..].split([quote, '\n']).next())
+            .flatten();
+        found.extend(
+            text.filter(|text| !text.is_empty() && text.len() < 256)
+                .map(|text| fuel.copy(text)),
+        );
         if found.len() >= MAX_REFERENCES {
             break;
         }
@@ -280,7 +348,9 @@ fn references(code: &str, fuel: &Fuel) -> Vec<String> {
 
 fn ends_with_word(text: &str, word: &str) -> bool {
     let before = text.strip_suffix(word);
-    before.is_some_and(|before| !before.ends_with(|letter: char| letter.is_alphanumeric() || "_$.".contains(letter)))
+    before.is_some_and(|before| {
+        !before.ends_with(|letter: char| letter.is_alphanumeric() || "_$.".contains(letter))
+    })
 }
 
 #[cfg(test)]
@@ -293,7 +363,10 @@ mod tests {
     fn references_are_found_in_every_form() {
         let code = "const a = require('a');import b from \"b\"\nimport 'c'; export * from './d';\nawait import( 'e' );\n\
                     require ('f'); x.require('no'); requires('no'); 'no'; from_('no')";
-        assert_eq!(references(code, &Fuel::new()), ["a", "b", "c", "./d", "e", "f"]);
+        assert_eq!(
+            references(code, &Fuel::new()),
+            ["a", "b", "c", "./d", "e", "f"]
+        );
     }
 
     #[test]
@@ -305,16 +378,27 @@ mod tests {
         assert_eq!(get("./x").as_deref(), Some("./x.js"));
         assert_eq!(get("./l/a/b").as_deref(), Some("./lib/a/b.js"));
         assert_eq!((get("./no"), get("./else")), (None, None));
-        assert_eq!(exported(&json!("./m.js"), ".", &Fuel::new()).as_deref(), Some("./m.js"));
-        assert_eq!(exported(&json!({"require": "./m.js"}), ".", &Fuel::new()), Some("./m.js".to_owned()));
+        assert_eq!(
+            exported(&json!("./m.js"), ".", &Fuel::new()).as_deref(),
+            Some("./m.js")
+        );
+        assert_eq!(
+            exported(&json!({"require": "./m.js"}), ".", &Fuel::new()),
+            Some("./m.js".to_owned())
+        );
     }
 
     #[test]
     fn arguments_say_what_to_load() {
-        let argv: Vec<String> =
-            "node -r a --import=b --max-old-space-size=1 -C x s.js -r y".split(' ').map(str::to_owned).collect();
+        let argv: Vec<String> = "node -r a --import=b --max-old-space-size=1 -C x s.js -r y"
+            .split(' ')
+            .map(str::to_owned)
+            .collect();
         let (preloads, script, arguments) = asked(&argv, &Fuel::new());
-        assert_eq!((preloads, script.as_deref()), (vec!["a".to_owned(), "b".to_owned()], Some("s.js")));
+        assert_eq!(
+            (preloads, script.as_deref()),
+            (vec!["a".to_owned(), "b".to_owned()], Some("s.js"))
+        );
         assert_eq!(arguments, ["-r", "y"]);
     }
 }

@@ -129,11 +129,19 @@ impl Predictor {
     }
 
     fn on(place: Place) -> Self {
-        Self { place, slots: Semaphore::new(AT_ONCE), pieces: Budget::new("predictor's pieces", PIECES) }
+        Self {
+            place,
+            slots: Semaphore::new(AT_ONCE),
+            pieces: Budget::new("predictor's pieces", PIECES),
+        }
     }
 
     pub(super) async fn predict(&self, image: Image) -> Result<Prediction, Failure> {
-        let _slot = self.slots.acquire().await.map_err(|error| Failure::NotStarted(io::Error::other(error)))?;
+        let _slot = self
+            .slots
+            .acquire()
+            .await
+            .map_err(|error| Failure::NotStarted(io::Error::other(error)))?;
         match &self.place {
             Place::Process(executable, limits) => self.in_process(executable, limits, &image).await,
             Place::Thread => self.on_thread(image).await,
@@ -154,15 +162,31 @@ impl Predictor {
             let predicted = super::predict(&image.task, Box::new(read)).map_err(Failure::Refused);
             failed.map_or(predicted, Err)
         });
-        predicted.await.map_err(|error| Failure::Nonsense(error.to_string()))?
+        predicted
+            .await
+            .map_err(|error| Failure::Nonsense(error.to_string()))?
     }
 
-    async fn in_process(&self, executable: &PathBuf, limits: &Limits, image: &Image) -> Result<Prediction, Failure> {
+    async fn in_process(
+        &self,
+        executable: &PathBuf,
+        limits: &Limits,
+        image: &Image,
+    ) -> Result<Prediction, Failure> {
         let mut command = Command::new(executable);
-        command.arg(COMMAND).args(["--memory", &limits.memory.to_string()]);
+        command
+            .arg(COMMAND)
+            .args(["--memory", &limits.memory.to_string()]);
         command.args(["--processor", &limits.processor.as_secs().to_string()]);
-        command.env_clear().env(RESERVE.0, RESERVE.1).current_dir("/").kill_on_drop(true);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command
+            .env_clear()
+            .env(RESERVE.0, RESERVE.1)
+            .current_dir("/")
+            .kill_on_drop(true);
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
         let mut child = command.spawn().map_err(Failure::NotStarted)?;
         let outcome = timeout(limits.time, self.dialogue(&mut child, image)).await;
         if outcome.is_err() {
@@ -170,7 +194,9 @@ impl Predictor {
         }
         match outcome {
             Err(_elapsed) => Err(Failure::TooLong),
-            Ok(Err(Failure::Gone(error))) => Err(ended(child).await.unwrap_or(Failure::Gone(error))),
+            Ok(Err(Failure::Gone(error))) => {
+                Err(ended(child).await.unwrap_or(Failure::Gone(error)))
+            }
             Ok(outcome) => outcome,
         }
     }
@@ -179,14 +205,18 @@ impl Predictor {
         let (Some(mut input), Some(mut output)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(Failure::NotStarted(io::ErrorKind::BrokenPipe.into()));
         };
-        match hear(&mut output).await.map_err(|error| Failure::NotStarted(io::Error::other(error)))? {
+        match hear(&mut output)
+            .await
+            .map_err(|error| Failure::NotStarted(io::Error::other(error)))?
+        {
             Said::Ready { is_filtered } if !is_filtered => {
                 tracing::debug!("this kernel does not filter the predictor's system calls");
             }
             Said::Ready { .. } => {}
             said => return Err(Failure::Nonsense(format!("{said:.40?}"))),
         }
-        let task = serde_json::to_vec(&image.task).map_err(|error| Failure::Nonsense(error.to_string()))?;
+        let task = serde_json::to_vec(&image.task)
+            .map_err(|error| Failure::Nonsense(error.to_string()))?;
         give(&mut input, &task).await?;
         let mut left = MAX_READ;
         loop {
@@ -194,11 +224,14 @@ impl Predictor {
                 Said::Read(pieces) => pieces,
                 Said::Done(prediction) => return checked(prediction, image.task.layers.len()),
                 Said::Failed(why) => return Err(Failure::Refused(shortened(&why))),
-                Said::Ready { .. } => return Err(Failure::Nonsense("it is ready twice".to_owned())),
+                Said::Ready { .. } => {
+                    return Err(Failure::Nonsense("it is ready twice".to_owned()));
+                }
             };
             for piece in &asked {
-                left =
-                    left.checked_sub(piece.len().max(1)).ok_or_else(|| Failure::Nonsense("it reads on".to_owned()))?;
+                left = left
+                    .checked_sub(piece.len().max(1))
+                    .ok_or_else(|| Failure::Nonsense("it reads on".to_owned()))?;
             }
             let mut pieces = std::pin::pin!(read(image, &self.pieces, asked));
             while let Some(bytes) = pieces.try_next().await? {
@@ -210,7 +243,11 @@ impl Predictor {
 
 /// How a process ended that says no more.
 async fn ended(mut child: Child) -> Option<Failure> {
-    timeout(LAST_BREATH, child.wait()).await.ok()?.ok().map(Failure::Died)
+    timeout(LAST_BREATH, child.wait())
+        .await
+        .ok()?
+        .ok()
+        .map(Failure::Died)
 }
 
 /// The pieces of an image's blobs in their order.
@@ -220,18 +257,29 @@ fn read<'a>(
     asked: Vec<Piece>,
 ) -> impl futures::Stream<Item = Result<Bytes, Failure>> + 'a {
     let pieces = stream::iter(asked).map(move |piece| async move {
-        let object = object(image, piece.blob).filter(|object| piece.start <= piece.end && piece.end <= object.size);
+        let object = object(image, piece.blob)
+            .filter(|object| piece.start <= piece.end && piece.end <= object.size);
         let object = object.filter(|_| piece.len() <= MAX_PIECE);
         let object = object.ok_or_else(|| Failure::Nonsense(format!("it asks for {piece:?}")))?;
-        let weight = budget.take(piece.len()).await.map_err(|full| Failure::Nonsense(full.to_string()))?;
+        let weight = budget
+            .take(piece.len())
+            .await
+            .map_err(|full| Failure::Nonsense(full.to_string()))?;
         let read = image.store.read(object, piece.start..piece.end).await?;
         let read: Vec<Bytes> = read.try_collect().await?;
         Ok((read, weight))
     });
-    pieces.buffered(READS_AT_ONCE).map_ok(|(mut read, _weight)| match (read.pop(), read.is_empty()) {
-        (Some(whole), true) => whole,
-        (last, _) => read.into_iter().chain(last).collect::<Vec<_>>().concat().into(),
-    })
+    pieces
+        .buffered(READS_AT_ONCE)
+        .map_ok(|(mut read, _weight)| match (read.pop(), read.is_empty()) {
+            (Some(whole), true) => whole,
+            (last, _) => read
+                .into_iter()
+                .chain(last)
+                .collect::<Vec<_>>()
+                .concat()
+                .into(),
+        })
 }
 
 fn object(image: &Image, blob: Blob) -> Option<&Object> {
@@ -244,10 +292,18 @@ fn object(image: &Image, blob: Blob) -> Option<&Object> {
 
 async fn hear(output: &mut ChildStdout) -> Result<Said, Failure> {
     let mut length = [0; 4];
-    output.read_exact(&mut length).await.map_err(Failure::Gone)?;
-    let length = wire::checked(length, MAX_SAID).map_err(|error| Failure::Nonsense(error.to_string()))?;
+    output
+        .read_exact(&mut length)
+        .await
+        .map_err(Failure::Gone)?;
+    let length =
+        wire::checked(length, MAX_SAID).map_err(|error| Failure::Nonsense(error.to_string()))?;
     let mut bytes = Vec::new();
-    output.take(length as u64).read_to_end(&mut bytes).await.map_err(Failure::Gone)?;
+    output
+        .take(length as u64)
+        .read_to_end(&mut bytes)
+        .await
+        .map_err(Failure::Gone)?;
     if bytes.len() < length {
         return Err(Failure::Gone(io::ErrorKind::UnexpectedEof.into()));
     }
@@ -268,7 +324,9 @@ async fn give(input: &mut ChildStdin, bytes: &[u8]) -> Result<(), Failure> {
 fn checked(prediction: Prediction, layers: usize) -> Result<Prediction, Failure> {
     let is_within = |layer: u32| usize::try_from(layer).is_ok_and(|layer| layer < layers);
     if !prediction.files.iter().all(|file| is_within(file.layer)) {
-        return Err(Failure::Nonsense("it names a layer that is not there".to_owned()));
+        return Err(Failure::Nonsense(
+            "it names a layer that is not there".to_owned(),
+        ));
     }
     match prediction.ended {
         Some(end) if !end.is_the_same_everywhere() => Err(Failure::TooLong),
@@ -278,7 +336,11 @@ fn checked(prediction: Prediction, layers: usize) -> Result<Prediction, Failure>
 
 /// A text of the predictor, which has seen the image, for logs.
 fn shortened(text: &str) -> String {
-    text.chars().take(MAX_REASON).collect::<String>().escape_debug().to_string()
+    text.chars()
+        .take(MAX_REASON)
+        .collect::<String>()
+        .escape_debug()
+        .to_string()
 }
 
 impl Prediction {
@@ -286,7 +348,15 @@ impl Prediction {
     pub(in crate::convert) fn outcome(&self) -> &'static str {
         match self.ended {
             None => "made",
-            Some(End::Steps | End::Made | End::Read | End::Files | End::Named | End::Time | End::Broken) => "cut",
+            Some(
+                End::Steps
+                | End::Made
+                | End::Read
+                | End::Files
+                | End::Named
+                | End::Time
+                | End::Broken,
+            ) => "cut",
         }
     }
 }

@@ -59,7 +59,11 @@ pub struct Limits {
 impl Default for Limits {
     /// The fuel ends long before these do, also where the machine is busy with other things.
     fn default() -> Self {
-        Self { memory: 512 << 20, processor: Duration::from_secs(60), time: Duration::from_secs(120) }
+        Self {
+            memory: 512 << 20,
+            processor: Duration::from_secs(60),
+            time: Duration::from_secs(120),
+        }
     }
 }
 
@@ -99,7 +103,13 @@ fn close_inherited() {
 fn lower(resource: Resource, limit: u64) -> io::Result<()> {
     let before = rustix::process::getrlimit(resource);
     let limit = before.maximum.map_or(limit, |maximum| maximum.min(limit));
-    rustix::process::setrlimit(resource, Rlimit { current: Some(limit), maximum: Some(limit) })?;
+    rustix::process::setrlimit(
+        resource,
+        Rlimit {
+            current: Some(limit),
+            maximum: Some(limit),
+        },
+    )?;
     Ok(())
 }
 
@@ -107,7 +117,8 @@ fn filter() -> Result<(), Box<dyn std::error::Error>> {
     let architecture = TargetArch::try_from(std::env::consts::ARCH)?;
     let calls: BTreeMap<i64, Vec<_>> = CALLS.iter().map(|call| (*call, Vec::new())).collect();
     let refused = SeccompAction::Errno(u32::try_from(libc::EPERM)?);
-    let program: BpfProgram = SeccompFilter::new(calls, refused, SeccompAction::Allow, architecture)?.try_into()?;
+    let program: BpfProgram =
+        SeccompFilter::new(calls, refused, SeccompAction::Allow, architecture)?.try_into()?;
     seccompiler::apply_filter(&program)?;
     Ok(())
 }

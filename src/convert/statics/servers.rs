@@ -42,8 +42,17 @@ const CLUSTER: &[&str] = &[
 ];
 /// What the first session reads of the tables that all databases share, by their fixed numbers (PostgreSQL,
 /// `src/include/catalog`): databases, subscriptions, roles and their settings.
-const GLOBAL: &[&str] =
-    &["pg_filenode.map", "pg_internal.init", "1262", "6100", "1260", "2671", "2672", "2676", "2965"];
+const GLOBAL: &[&str] = &[
+    "pg_filenode.map",
+    "pg_internal.init",
+    "1262",
+    "6100",
+    "1260",
+    "2671",
+    "2672",
+    "2676",
+    "2965",
+];
 /// The same of one database: classes, attributes, types, procedures, operators and the indexes on them.
 const DATABASE: &[&str] = &[
     "PG_VERSION",
@@ -71,14 +80,19 @@ const TEMPLATES: &[&str] = &["1", "4"];
 /// Runs nginx.
 pub(super) fn nginx(walk: &mut Walk<'_>, process: &Process, mut program: Program) {
     let fuel = walk.fuel.clone();
-    let given = fuel.each(&process.argv).skip_while(|word| *word != "-c").nth(1);
+    let given = fuel
+        .each(&process.argv)
+        .skip_while(|word| *word != "-c")
+        .nth(1);
     let main = given.map_or(NGINX.to_owned(), |path| join(parent(NGINX), path));
     let base = parent(&main).to_owned();
     let mut left = vec![main];
     let mut roots = Vec::new();
     let mut seen = 0;
     while let Some(path) = left.pop().filter(|_| fuel.burn(1)) {
-        let Some(file) = walk.view.file(&path).filter(|_| seen < MAX_CONFIGURATION) else { continue };
+        let Some(file) = walk.view.file(&path).filter(|_| seen < MAX_CONFIGURATION) else {
+            continue;
+        };
         if !walk.name(&file) {
             continue;
         }
@@ -90,7 +104,8 @@ pub(super) fn nginx(walk: &mut Walk<'_>, process: &Process, mut program: Program
                 "include" => included.extend(globbed(walk, &join(&base, value))),
                 "load_module" => {
                     let places = NGINX_PREFIXES.iter().map(|prefix| join(prefix, value));
-                    if let Some(module) = places.into_iter().find_map(|path| walk.view.file(&path)) {
+                    if let Some(module) = places.into_iter().find_map(|path| walk.view.file(&path))
+                    {
                         program.loader.open(walk, &module);
                     }
                 }
@@ -110,11 +125,15 @@ pub(super) fn nginx(walk: &mut Walk<'_>, process: &Process, mut program: Program
 
 /// The directives of a configuration and their first values.
 fn directives(text: &str) -> impl Iterator<Item = (&str, &str)> {
-    let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default());
-    lines.flat_map(|line| line.split([';', '{', '}'])).filter_map(|statement| {
-        let (name, value) = statement.trim().split_once([' ', '\t'])?;
-        Some((name, value.trim().trim_matches(['"', '\''])))
-    })
+    let lines = text
+        .lines()
+        .map(|line| line.split('#').next().unwrap_or_default());
+    lines
+        .flat_map(|line| line.split([';', '{', '}']))
+        .filter_map(|statement| {
+            let (name, value) = statement.trim().split_once([' ', '\t'])?;
+            Some((name, value.trim().trim_matches(['"', '\''])))
+        })
 }
 
 /// Runs PostgreSQL.
@@ -132,7 +151,9 @@ pub(super) fn postgres(walk: &mut Walk<'_>, process: &Process, program: &Program
             walk.name_path(&process.absolute(path));
         }
     }
-    let Some(data) = data.map(|path| process.absolute(&path)) else { return };
+    let Some(data) = data.map(|path| process.absolute(&path)) else {
+        return;
+    };
     for share in share(program) {
         walk.name_path(&join(&share, "timezonesets/Default"));
     }
@@ -143,10 +164,14 @@ pub(super) fn postgres(walk: &mut Walk<'_>, process: &Process, program: &Program
         }
     }
     let databases = fuel.each(walk.view.names(&join(&data, "base")));
-    let databases = databases.filter(|name| !TEMPLATES.contains(&name.as_str())).map(|name| format!("base/{name}"));
+    let databases = databases
+        .filter(|name| !TEMPLATES.contains(&name.as_str()))
+        .map(|name| format!("base/{name}"));
     let tables = DATABASE.iter();
     let shared = GLOBAL.iter().map(|table| format!("global/{table}"));
-    let own = databases.take(MAX_DATABASE).flat_map(|base| tables.clone().map(move |table| format!("{base}/{table}")));
+    let own = databases
+        .take(MAX_DATABASE)
+        .flat_map(|base| tables.clone().map(move |table| format!("{base}/{table}")));
     for path in fuel.each(shared.chain(own)) {
         walk.name_path(&join(&data, &path));
     }
@@ -158,13 +183,21 @@ fn share(program: &Program) -> Vec<String> {
     let prefix = parent(&bin).to_owned();
     // Debian has /usr/lib/postgresql/15/bin and /usr/share/postgresql/15.
     let debian = prefix.replacen("/usr/lib/", "/usr/share/", 1);
-    vec![join(&prefix, "share"), join(&prefix, "share/postgresql"), debian]
+    vec![
+        join(&prefix, "share"),
+        join(&prefix, "share/postgresql"),
+        debian,
+    ]
 }
 
 fn name_all(walk: &mut Walk<'_>, directory: &str) {
     let fuel = walk.fuel.clone();
     for name in fuel.each(walk.view.names(directory)).take(MAX_DATABASE) {
-        if let Some(file) = walk.view.resolve(&join(directory, &name)).filter(|found| found.kind == Kind::File) {
+        if let Some(file) = walk
+            .view
+            .resolve(&join(directory, &name))
+            .filter(|found| found.kind == Kind::File)
+        {
             walk.name(&file);
         }
     }
@@ -178,6 +211,13 @@ mod tests {
     fn directives_have_a_name_and_a_value() {
         let text = "user  www-data; # no\nhttp { include \"mime.types\"; server { listen 80; } }\n";
         let found: Vec<_> = directives(text).collect();
-        assert_eq!(found, [("user", "www-data"), ("include", "mime.types"), ("listen", "80")]);
+        assert_eq!(
+            found,
+            [
+                ("user", "www-data"),
+                ("include", "mime.types"),
+                ("listen", "80")
+            ]
+        );
     }
 }

@@ -19,14 +19,17 @@ const MAX_PARTS: usize = 32;
 const VOLATILE: &[&str] = &["/dev/", "/proc/", "/sys/", "/run/", "/tmp/"];
 
 /// Words that stand before a command, which may be one itself.
-const BEFORE: &[&str] =
-    &["!", "{", "builtin", "command", "do", "elif", "else", "eval", "exec", "if", "then", "time", "until", "while"];
+const BEFORE: &[&str] = &[
+    "!", "{", "builtin", "command", "do", "elif", "else", "eval", "exec", "if", "then", "time",
+    "until", "while",
+];
 /// What every shell does by itself (POSIX, "Special Built-In Utilities", and those that dash and bash add).
 const BUILTINS: &[&str] = &[
-    "[", "[[", "]]", "}", ":", "alias", "bg", "break", "case", "cd", "continue", "declare", "done", "echo", "esac",
-    "exit", "export", "false", "fg", "fi", "for", "function", "getopts", "hash", "in", "jobs", "kill", "let", "local",
-    "printf", "pwd", "read", "readonly", "return", "select", "set", "shift", "shopt", "test", "times", "trap", "true",
-    "type", "typeset", "ulimit", "umask", "unalias", "unset", "wait",
+    "[", "[[", "]]", "}", ":", "alias", "bg", "break", "case", "cd", "continue", "declare", "done",
+    "echo", "esac", "exit", "export", "false", "fg", "fi", "for", "function", "getopts", "hash",
+    "in", "jobs", "kill", "let", "local", "printf", "pwd", "read", "readonly", "return", "select",
+    "set", "shift", "shopt", "test", "times", "trap", "true", "type", "typeset", "ulimit", "umask",
+    "unalias", "unset", "wait",
 ];
 
 /// A script that runs.
@@ -47,14 +50,20 @@ pub(super) fn run(walk: &mut Walk<'_>, process: &Process) {
         match words.next() {
             Some(word) if word == "-o" || word == "+o" => drop(words.next()),
             Some(word) if word.starts_with("--") => {}
-            Some(word) if word.len() > 1 && word.starts_with(['-', '+']) => is_text |= word.contains('c'),
+            Some(word) if word.len() > 1 && word.starts_with(['-', '+']) => {
+                is_text |= word.contains('c')
+            }
             other => break other,
         }
     };
     let Some(script) = script else { return };
     // The first word behind a text is the name that the shell goes by.
     let arguments = fuel.copies(words.skip(usize::from(is_text)).map(String::as_str));
-    let mut shell = Shell { process: process.then(Vec::new(), &fuel), arguments, sources: 0 };
+    let mut shell = Shell {
+        process: process.then(Vec::new(), &fuel),
+        arguments,
+        sources: 0,
+    };
     shell.process.depth = process.depth;
     if is_text {
         return shell.text(walk, script);
@@ -64,7 +73,9 @@ pub(super) fn run(walk: &mut Walk<'_>, process: &Process) {
 
 impl Shell {
     fn source(&mut self, walk: &mut Walk<'_>, script: &str) {
-        let Some((_, file)) = self.process.find(walk, script) else { return };
+        let Some((_, file)) = self.process.find(walk, script) else {
+            return;
+        };
         if self.sources >= MAX_SOURCES {
             return;
         }
@@ -131,8 +142,12 @@ impl Shell {
             }
             match walk.view.resolve(word) {
                 Some(found) if found.kind == Kind::File => drop(walk.name(&found)),
-                Some(found) if found.kind == Kind::Directory && base_name(&found.path).ends_with(".d") => {
-                    let names = fuel.each(walk.view.names(word)).filter(|name| name.ends_with("sh"));
+                Some(found)
+                    if found.kind == Kind::Directory && base_name(&found.path).ends_with(".d") =>
+                {
+                    let names = fuel
+                        .each(walk.view.names(word))
+                        .filter(|name| name.ends_with("sh"));
                     for name in names.take(MAX_PARTS) {
                         start(walk, &self.process.then(vec![join(word, &name)], &fuel));
                     }
@@ -143,7 +158,9 @@ impl Shell {
     }
 
     fn change_directory(&mut self, walk: &Walk<'_>, to: Option<&String>) {
-        let Some(to) = to.map(|to| self.process.absolute(to)) else { return };
+        let Some(to) = to.map(|to| self.process.absolute(to)) else {
+            return;
+        };
         if walk.view.is_directory(&to) {
             self.process.directory = to;
         }
@@ -151,8 +168,14 @@ impl Shell {
 
     /// `set -- server "$@"` stands where the arguments are options alone, or none.
     fn set(&mut self, words: &Vec<String>, fuel: &Fuel) {
-        let is_for_us = self.arguments.first().is_none_or(|first| first.starts_with('-'));
-        let (Some(behind), true) = (fuel.each(words).position(|word| word == "--"), is_for_us) else { return };
+        let is_for_us = self
+            .arguments
+            .first()
+            .is_none_or(|first| first.starts_with('-'));
+        let (Some(behind), true) = (fuel.each(words).position(|word| word == "--"), is_for_us)
+        else {
+            return;
+        };
         self.arguments = fuel.copies(words.iter().skip(behind + 1).map(String::as_str));
     }
 }
@@ -160,6 +183,10 @@ impl Shell {
 /// `NAME=value`.
 fn assignment(word: &str) -> Option<(&str, &str)> {
     let (name, value) = word.split_once('=')?;
-    let is_name = |name: &str| name.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '_');
-    (is_name(name) && name.starts_with(|letter: char| !letter.is_ascii_digit())).then_some((name, value))
+    let is_name = |name: &str| {
+        name.chars()
+            .all(|letter| letter.is_ascii_alphanumeric() || letter == '_')
+    };
+    (is_name(name) && name.starts_with(|letter: char| !letter.is_ascii_digit()))
+        .then_some((name, value))
 }

@@ -21,7 +21,10 @@ pub(super) struct Sparse {
 impl Sparse {
     /// A file of `size` bytes, none of them known.
     pub(super) fn new(size: u64) -> Self {
-        Self { size, ..Self::default() }
+        Self {
+            size,
+            ..Self::default()
+        }
     }
 
     /// A file that is known whole.
@@ -48,7 +51,11 @@ impl Sparse {
 
     /// Whether so many bytes more can be held.
     pub(super) fn has_room_for(&self, bytes: u64) -> bool {
-        let held: u64 = self.pieces.iter().map(|(_, piece)| piece.len() as u64).sum();
+        let held: u64 = self
+            .pieces
+            .iter()
+            .map(|(_, piece)| piece.len() as u64)
+            .sum();
         held.saturating_add(bytes) <= MAX_HELD
     }
 
@@ -59,7 +66,9 @@ impl Sparse {
 
     fn known(&self, offset: u64) -> Option<&[u8]> {
         let (start, bytes) = self.pieces.iter().rfind(|(start, _)| *start <= offset)?;
-        bytes.get(usize::try_from(offset - start).ok()?..).filter(|bytes| !bytes.is_empty())
+        bytes
+            .get(usize::try_from(offset - start).ok()?..)
+            .filter(|bytes| !bytes.is_empty())
     }
 
     fn slice(&self, range: Range<u64>) -> Option<&[u8]> {
@@ -102,14 +111,24 @@ mod tests {
     #[test]
     fn what_is_missing_is_named_and_pieces_grow_together() {
         let mut sparse = Sparse::new(12);
-        assert_eq!(((&sparse).read_bytes_at(4, 4), sparse.missing()), (Err(()), Some(4)));
+        assert_eq!(
+            ((&sparse).read_bytes_at(4, 4), sparse.missing()),
+            (Err(()), Some(4))
+        );
         sparse.add(4, b"4567".to_vec());
         assert_eq!((&sparse).read_bytes_at(4, 4), Ok(&b"4567"[..]));
-        assert_eq!(((&sparse).read_bytes_at(6, 4), sparse.missing()), (Err(()), Some(8)));
+        assert_eq!(
+            ((&sparse).read_bytes_at(6, 4), sparse.missing()),
+            (Err(()), Some(8))
+        );
         sparse.add(8, b"89ab".to_vec());
         sparse.add(0, b"0123".to_vec());
         assert_eq!((&sparse).read_bytes_at(0, 12), Ok(&b"0123456789ab"[..]));
-        assert_eq!(((&sparse).read_bytes_at(11, 2), sparse.missing()), (Err(()), None), "the file ends before");
+        assert_eq!(
+            ((&sparse).read_bytes_at(11, 2), sparse.missing()),
+            (Err(()), None),
+            "the file ends before"
+        );
         assert_eq!((&sparse).read_bytes_at(u64::MAX, 2), Err(()));
     }
 }

@@ -7,8 +7,12 @@ use super::view::join;
 use super::walk::Walk;
 
 /// Where distributions keep the configuration of OpenSSL; the first that is there counts.
-const OPENSSL_CONFIGURATIONS: &[&str] =
-    &["/usr/lib/ssl/openssl.cnf", "/usr/local/ssl/openssl.cnf", "/etc/pki/tls/openssl.cnf", "/etc/ssl/openssl.cnf"];
+const OPENSSL_CONFIGURATIONS: &[&str] = &[
+    "/usr/lib/ssl/openssl.cnf",
+    "/usr/local/ssl/openssl.cnf",
+    "/etc/pki/tls/openssl.cnf",
+    "/etc/ssl/openssl.cnf",
+];
 /// Where they keep all certificates in one file (Go's `crypto/x509/root_linux.go` lists them).
 const CERTIFICATES: &[&str] = &[
     "/usr/lib/ssl/cert.pem",
@@ -18,7 +22,13 @@ const CERTIFICATES: &[&str] = &[
     "/etc/ssl/cert.pem",
 ];
 /// The functions that ask for users and groups.
-const USERS: &[&str] = &["getpwnam", "getpwuid", "getpwuid_r", "getgrnam", "initgroups"];
+const USERS: &[&str] = &[
+    "getpwnam",
+    "getpwuid",
+    "getpwuid_r",
+    "getgrnam",
+    "initgroups",
+];
 /// The longest name of a locale (Linux, `NAME_MAX`).
 const MAX_LOCALE: usize = 255;
 const LOCALES: &str = "/usr/lib/locale";
@@ -47,7 +57,10 @@ pub(super) fn started(walk: &mut Walk<'_>, process: &Process, program: &Program)
     if loader.calls("setlocale") {
         name_locale(walk, process);
     }
-    if ["localtime", "localtime_r", "tzset"].iter().any(|function| loader.calls(function)) {
+    if ["localtime", "localtime_r", "tzset"]
+        .iter()
+        .any(|function| loader.calls(function))
+    {
         name_time_zone(walk, process);
     }
     if USERS.iter().any(|function| loader.calls(function)) {
@@ -64,13 +77,19 @@ pub(super) fn started(walk: &mut Walk<'_>, process: &Process, program: &Program)
 /// Names the configuration of OpenSSL.
 pub(super) fn name_openssl(walk: &mut Walk<'_>, process: &Process) {
     let given = process.variable("OPENSSL_CONF");
-    let _ = given.into_iter().chain(OPENSSL_CONFIGURATIONS.iter().copied()).find_map(|path| walk.name_path(path));
+    let _ = given
+        .into_iter()
+        .chain(OPENSSL_CONFIGURATIONS.iter().copied())
+        .find_map(|path| walk.name_path(path));
 }
 
 /// Names the certificates that are trusted.
 pub(super) fn name_certificates(walk: &mut Walk<'_>, process: &Process) {
     let given = process.variable("SSL_CERT_FILE");
-    let _ = given.into_iter().chain(CERTIFICATES.iter().copied()).find_map(|path| walk.name_path(path));
+    let _ = given
+        .into_iter()
+        .chain(CERTIFICATES.iter().copied())
+        .find_map(|path| walk.name_path(path));
 }
 
 /// Names the tables of users and groups.
@@ -90,9 +109,13 @@ pub(super) fn name_time_zone(walk: &mut Walk<'_>, process: &Process) {
 
 /// The locale that the environment asks for, unless it is one that needs no files.
 pub(super) fn locale(process: &Process) -> Option<&str> {
-    let asked = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().find_map(|name| process.variable(name));
+    let asked = ["LC_ALL", "LC_CTYPE", "LANG"]
+        .into_iter()
+        .find_map(|name| process.variable(name));
     let is_name = |name: &&str| name.len() <= MAX_LOCALE && !name.contains('/');
-    asked.filter(is_name).filter(|name| !matches!(*name, "C" | "POSIX"))
+    asked
+        .filter(is_name)
+        .filter(|name| !matches!(*name, "C" | "POSIX"))
 }
 
 /// Names the locale that the environment asks for.
@@ -105,7 +128,9 @@ pub(super) fn name_locale(walk: &mut Walk<'_>, process: &Process) {
 /// Names these categories of a locale.
 pub(super) fn name_categories(walk: &mut Walk<'_>, locale: &str, categories: &[&str]) {
     walk.name_path(&join(LOCALES, "locale-archive"));
-    let Some(directory) = spellings(locale).into_iter().find(|name| walk.view.is_directory(&join(LOCALES, name)))
+    let Some(directory) = spellings(locale)
+        .into_iter()
+        .find(|name| walk.view.is_directory(&join(LOCALES, name)))
     else {
         return;
     };
@@ -121,7 +146,13 @@ pub(super) fn name_categories(walk: &mut Walk<'_>, locale: &str, categories: &[&
 
 /// The directories that a locale may have: as given, and with the character set in the short form (`C.utf8`).
 fn spellings(locale: &str) -> Vec<String> {
-    let short = |codeset: &str| codeset.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_lowercase();
+    let short = |codeset: &str| {
+        codeset
+            .chars()
+            .filter(char::is_ascii_alphanumeric)
+            .collect::<String>()
+            .to_lowercase()
+    };
     let mut all = vec![locale.to_owned()];
     if let Some((language, codeset)) = locale.split_once('.') {
         all.push(format!("{language}.{}", short(codeset)));

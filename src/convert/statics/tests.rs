@@ -27,7 +27,10 @@ pub(super) fn text(text: &str) -> Node {
 }
 
 pub(super) fn layer(entries: &[(&str, Node)]) -> Layer {
-    entries.iter().map(|(path, node)| ((*path).to_owned(), node.clone())).collect()
+    entries
+        .iter()
+        .map(|(path, node)| ((*path).to_owned(), node.clone()))
+        .collect()
 }
 
 fn blob(layer: &Layer) -> (Vec<u8>, estargz::write::Written) {
@@ -38,12 +41,14 @@ fn blob(layer: &Layer) -> (Vec<u8>, estargz::write::Written) {
         match node {
             Node::File(content) => {
                 header.set_size(content.len() as u64);
-                tar.append_data(&mut header, path, content.as_slice()).unwrap();
+                tar.append_data(&mut header, path, content.as_slice())
+                    .unwrap();
             }
             Node::Directory => {
                 header.set_entry_type(tar::EntryType::Directory);
                 header.set_size(0);
-                tar.append_data(&mut header, path, std::io::empty()).unwrap();
+                tar.append_data(&mut header, path, std::io::empty())
+                    .unwrap();
             }
             Node::Symlink(target) => {
                 header.set_entry_type(tar::EntryType::Symlink);
@@ -59,24 +64,41 @@ fn blob(layer: &Layer) -> (Vec<u8>, estargz::write::Written) {
 }
 
 /// What is told of an image of these layers, and the blobs themselves.
-pub(super) fn image(layers: &[Option<Layer>], configuration: &serde_json::Value) -> (Task, Vec<Vec<u8>>) {
+pub(super) fn image(
+    layers: &[Option<Layer>],
+    configuration: &serde_json::Value,
+) -> (Task, Vec<Vec<u8>>) {
     let built = layers.iter().map(|layer| {
         let (blob, written) = layer.as_ref().map(blob)?;
-        let told =
-            super::Layer { size: written.blob_size, toc_digest: written.toc_digest.to_string(), external_toc: None };
+        let told = super::Layer {
+            size: written.blob_size,
+            toc_digest: written.toc_digest.to_string(),
+            external_toc: None,
+        };
         Some((told, blob))
     });
-    let (layers, blobs) =
-        built.map(|layer| layer.map_or((None, Vec::new()), |(told, blob)| (Some(told), blob))).unzip();
-    (Task { configuration: configuration.to_string(), layers }, blobs)
+    let (layers, blobs) = built
+        .map(|layer| layer.map_or((None, Vec::new()), |(told, blob)| (Some(told), blob)))
+        .unzip();
+    (
+        Task {
+            configuration: configuration.to_string(),
+            layers,
+        },
+        blobs,
+    )
 }
 
 /// Gives pieces of blobs in memory.
 pub(super) fn reader(blobs: &[Vec<u8>]) -> Box<Read<'_>> {
     let at = |piece: &Piece| {
-        let Blob::Layer(number) = piece.blob else { return Err(std::io::ErrorKind::NotFound.into()) };
+        let Blob::Layer(number) = piece.blob else {
+            return Err(std::io::ErrorKind::NotFound.into());
+        };
         let range = usize::try_from(piece.start).unwrap()..usize::try_from(piece.end).unwrap();
-        Ok(bytes::Bytes::copy_from_slice(&blobs[number as usize][range]))
+        Ok(bytes::Bytes::copy_from_slice(
+            &blobs[number as usize][range],
+        ))
     };
     Box::new(move |pieces: &[Piece]| pieces.iter().map(at).collect())
 }
@@ -87,10 +109,17 @@ fn named(layers: &[Layer], argv: &[&str]) -> Vec<String> {
     let (task, blobs) = image(&layers, &serde_json::json!({"config": {"Cmd": argv}}));
     let predicted = predict(&task, reader(&blobs)).unwrap();
     assert_eq!(predicted.ended, None);
-    assert_eq!(Ok(&predicted), predict(&task, reader(&blobs)).as_ref(), "the same image, the same list");
+    assert_eq!(
+        Ok(&predicted),
+        predict(&task, reader(&blobs)).as_ref(),
+        "the same image, the same list"
+    );
     for file in &predicted.files {
         let layer = layers[file.layer as usize].as_ref().unwrap();
-        assert!(matches!(layer.get(&file.path), Some(Node::File(_))), "{file:?}");
+        assert!(
+            matches!(layer.get(&file.path), Some(Node::File(_))),
+            "{file:?}"
+        );
     }
     predicted.files.into_iter().map(|file| file.path).collect()
 }
@@ -102,19 +131,28 @@ fn add(layer: &mut Layer, path: &str) {
     while let Some(name) = left.pop() {
         let next = at.join(&name);
         let key = next.strip_prefix("/").unwrap().to_str().unwrap().to_owned();
-        let Ok(found) = std::fs::symlink_metadata(&next) else { return };
+        let Ok(found) = std::fs::symlink_metadata(&next) else {
+            return;
+        };
         if found.is_symlink() {
             let target = std::fs::read_link(&next).unwrap();
             layer.insert(key, Node::Symlink(target.to_str().unwrap().to_owned()));
-            let absolute: PathBuf = at.join(target).components().fold(PathBuf::new(), |mut path, component| {
-                if component == Component::ParentDir {
-                    path.pop();
-                } else {
-                    path.push(component);
-                }
-                path
-            });
-            left.extend(view::components(absolute.to_str().unwrap()).rev().map(str::to_owned));
+            let absolute: PathBuf =
+                at.join(target)
+                    .components()
+                    .fold(PathBuf::new(), |mut path, component| {
+                        if component == Component::ParentDir {
+                            path.pop();
+                        } else {
+                            path.push(component);
+                        }
+                        path
+                    });
+            left.extend(
+                view::components(absolute.to_str().unwrap())
+                    .rev()
+                    .map(str::to_owned),
+            );
             at = PathBuf::from("/");
         } else if found.is_dir() {
             at = next;
@@ -128,7 +166,10 @@ fn add(layer: &mut Layer, path: &str) {
 fn ldd(program: &str) -> Vec<String> {
     let output = Command::new("ldd").arg(program).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    text.split_whitespace().filter(|word| word.starts_with('/')).map(str::to_owned).collect()
+    text.split_whitespace()
+        .filter(|word| word.starts_with('/'))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// A layer with these programs and all they load.
@@ -140,7 +181,11 @@ pub(super) fn programs(programs: &[&str]) -> Layer {
             add(&mut layer, &library);
         }
     }
-    for entry in std::fs::read_dir("/etc/ld.so.conf.d").into_iter().flatten().flatten() {
+    for entry in std::fs::read_dir("/etc/ld.so.conf.d")
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
         add(&mut layer, entry.path().to_str().unwrap());
     }
     add(&mut layer, "/etc/ld.so.conf");
@@ -149,7 +194,14 @@ pub(super) fn programs(programs: &[&str]) -> Layer {
 }
 
 fn real(path: &str) -> String {
-    Path::new(path).canonicalize().unwrap().strip_prefix("/").unwrap().to_str().unwrap().to_owned()
+    Path::new(path)
+        .canonicalize()
+        .unwrap()
+        .strip_prefix("/")
+        .unwrap()
+        .to_str()
+        .unwrap()
+        .to_owned()
 }
 
 #[test]
@@ -171,13 +223,20 @@ fn a_programs_libraries_are_those_that_ldd_finds() {
 
 #[test]
 fn an_upper_layer_replaces_removes_and_leads_elsewhere() {
-    let lower = layer(&[("bin/run", text("#!/bin/old\n")), ("bin/old", text("old")), ("opt/a/x", text("a"))]);
+    let lower = layer(&[
+        ("bin/run", text("#!/bin/old\n")),
+        ("bin/old", text("old")),
+        ("opt/a/x", text("a")),
+    ]);
     let upper = layer(&[
         ("bin/.wh.old", text("")),
         ("bin/run", text("#!/opt/link/x\n")),
         ("opt/link", Node::Symlink("a".to_owned())),
     ]);
-    assert_eq!(named(&[lower.clone(), upper], &["run"])[..2], ["bin/run", "opt/a/x"]);
+    assert_eq!(
+        named(&[lower.clone(), upper], &["run"])[..2],
+        ["bin/run", "opt/a/x"]
+    );
     let gone = layer(&[("bin/.wh..wh..opq", text(""))]);
     assert_eq!(named(&[lower, gone], &["run"]), [""; 0]);
 }
@@ -189,7 +248,10 @@ fn a_script_starts_what_it_names_and_becomes_what_it_is_given() {
     for (path, content) in [
         ("entry", script),
         ("lib.sh", "X=/opt\n"),
-        ("usr/bin/helper", "#!/bin/sh\ncat <<E\nother\nE\n$X/more one\n"),
+        (
+            "usr/bin/helper",
+            "#!/bin/sh\ncat <<E\nother\nE\n$X/more one\n",
+        ),
         ("usr/bin/other", "#!/bin/sh\n"),
         ("opt/more", "#!/bin/sh\n"),
         ("etc/app.conf", "x"),
@@ -198,10 +260,34 @@ fn a_script_starts_what_it_names_and_becomes_what_it_is_given() {
         image.insert(path.to_owned(), text(content));
     }
     let files = named(&[image], &["/entry", "app"]);
-    let own = ["entry", "lib.sh", "usr/bin/helper", "opt/more", "etc/app.conf", "usr/bin/app", "usr/bin/other"];
-    let own: Vec<_> = files.iter().filter(|path| own.contains(&path.as_str())).collect();
-    assert_eq!(own, ["entry", "lib.sh", "usr/bin/helper", "opt/more", "etc/app.conf", "usr/bin/app"]);
-    assert!(files.contains(&real("/usr/bin/env")) && files.contains(&real("/bin/sh")), "{files:?}");
+    let own = [
+        "entry",
+        "lib.sh",
+        "usr/bin/helper",
+        "opt/more",
+        "etc/app.conf",
+        "usr/bin/app",
+        "usr/bin/other",
+    ];
+    let own: Vec<_> = files
+        .iter()
+        .filter(|path| own.contains(&path.as_str()))
+        .collect();
+    assert_eq!(
+        own,
+        [
+            "entry",
+            "lib.sh",
+            "usr/bin/helper",
+            "opt/more",
+            "etc/app.conf",
+            "usr/bin/app"
+        ]
+    );
+    assert!(
+        files.contains(&real("/usr/bin/env")) && files.contains(&real("/bin/sh")),
+        "{files:?}"
+    );
 }
 
 #[test]
@@ -221,9 +307,15 @@ fn what_starts_itself_comes_to_an_end() {
 #[test]
 fn layers_without_a_record_are_not_looked_into() {
     let upper = layer(&[("bin/app", text("#!/bin/sh\n"))]);
-    let (task, blobs) = image(&[None, Some(upper)], &serde_json::json!({"config": {"Cmd": ["app"]}}));
+    let (task, blobs) = image(
+        &[None, Some(upper)],
+        &serde_json::json!({"config": {"Cmd": ["app"]}}),
+    );
     let files = predict(&task, reader(&blobs)).unwrap().files;
-    let files: Vec<_> = files.iter().map(|file| (file.layer, file.path.as_str())).collect();
+    let files: Vec<_> = files
+        .iter()
+        .map(|file| (file.layer, file.path.as_str()))
+        .collect();
     assert_eq!(files, [(1, "bin/app")]);
 }
 
@@ -262,14 +354,20 @@ impl Unpacked {
     }
 
     fn put(&mut self, path: Vec<String>, number: usize, node: Node) {
-        if node != Node::Directory || self.0.get(&path).is_some_and(|(_, before)| *before != Node::Directory) {
+        if node != Node::Directory
+            || self
+                .0
+                .get(&path)
+                .is_some_and(|(_, before)| *before != Node::Directory)
+        {
             self.remove(&path, true);
         }
         self.0.insert(path, (number, node));
     }
 
     fn remove(&mut self, path: &[String], itself: bool) {
-        self.0.retain(|other, _| !other.starts_with(path) || !itself && other == path);
+        self.0
+            .retain(|other, _| !other.starts_with(path) || !itself && other == path);
     }
 
     fn resolve(&self, path: &str) -> Option<(usize, String)> {
@@ -297,7 +395,10 @@ impl Unpacked {
                 (number, Node::File(_)) => return left.is_empty().then(|| (*number, at.join("/"))),
             }
         }
-        Some((self.0.get(&at).map_or(usize::MAX, |(number, _)| *number), at.join("/")))
+        Some((
+            self.0.get(&at).map_or(usize::MAX, |(number, _)| *number),
+            at.join("/"),
+        ))
     }
 }
 
@@ -306,7 +407,8 @@ fn names(path: &str) -> Vec<String> {
 }
 
 fn any_path() -> impl Strategy<Value = String> {
-    proptest::collection::vec(prop_oneof!["[abc]", "[abc]", "[abc]"], 1..4).prop_map(|names| names.join("/"))
+    proptest::collection::vec(prop_oneof!["[abc]", "[abc]", "[abc]"], 1..4)
+        .prop_map(|names| names.join("/"))
 }
 
 fn any_layer() -> impl Strategy<Value = Layer> {
@@ -335,9 +437,16 @@ fn any_layer() -> impl Strategy<Value = Layer> {
             layer.insert(path, node);
         }
         // No tar has something below what is no directory, in one layer.
-        let others: Vec<String> =
-            layer.iter().filter(|(_, node)| **node != Node::Directory).map(|(path, _)| path.clone()).collect();
-        layer.retain(|path, _| !others.iter().any(|other| path.starts_with(&format!("{other}/"))));
+        let others: Vec<String> = layer
+            .iter()
+            .filter(|(_, node)| **node != Node::Directory)
+            .map(|(path, _)| path.clone())
+            .collect();
+        layer.retain(|path, _| {
+            !others
+                .iter()
+                .any(|other| path.starts_with(&format!("{other}/")))
+        });
         layer
     })
 }

@@ -23,7 +23,11 @@ const MAX_COMPONENTS: usize = 4096;
 const WHITEOUT: &str = ".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// The format's own entries, in the root.
-const HIDDEN: [&str; 3] = [".prefetch.landmark", ".no.prefetch.landmark", "stargz.index.json"];
+const HIDDEN: [&str; 3] = [
+    ".prefetch.landmark",
+    ".no.prefetch.landmark",
+    "stargz.index.json",
+];
 
 /// The layers of an image, merged. Names that are no UTF-8 are not seen.
 #[derive(Debug)]
@@ -63,7 +67,9 @@ impl View {
     /// What `path` leads to from the root; `None` if it leads nowhere, and once the fuel has ended.
     pub(super) fn resolve(&self, path: &str) -> Option<Found> {
         // Whoever asks has put the path together, however long it is.
-        if !self.fuel.look_through(path.len() + self.root.len()) || path.len() > MAX_PATH || !self.fuel.make(path.len())
+        if !self.fuel.look_through(path.len() + self.root.len())
+            || path.len() > MAX_PATH
+            || !self.fuel.make(path.len())
         {
             return None;
         }
@@ -118,19 +124,29 @@ impl View {
 
     /// Whether `path` leads to a directory.
     pub(super) fn is_directory(&self, path: &str) -> bool {
-        self.resolve(path).is_some_and(|found| found.kind == Kind::Directory)
+        self.resolve(path)
+            .is_some_and(|found| found.kind == Kind::Directory)
     }
 
     /// The names in the directory that `path` leads to, in order; none if there is no such directory, and once the fuel
     /// has ended.
     pub(super) fn names(&self, path: &str) -> Vec<String> {
-        let Some(found) = self.resolve(path).filter(|found| found.kind == Kind::Directory) else { return Vec::new() };
+        let Some(found) = self
+            .resolve(path)
+            .filter(|found| found.kind == Kind::Directory)
+        else {
+            return Vec::new();
+        };
         let mut directory = self.root.clone();
         for name in components(&found.path) {
-            let Some(Child::Directory(child)) = self.child(&directory, name) else { return Vec::new() };
+            let Some(Child::Directory(child)) = self.child(&directory, name) else {
+                return Vec::new();
+            };
             directory = child;
         }
-        let nodes = directory.iter().filter_map(|(layer, id)| self.node(*layer, *id));
+        let nodes = directory
+            .iter()
+            .filter_map(|(layer, id)| self.node(*layer, *id));
         let all = self
             .fuel
             .each(nodes.flat_map(|node| node.children()))
@@ -201,7 +217,13 @@ fn is_opaque(directory: Node<'_>) -> bool {
 }
 
 fn found(layer: usize, node: Node<'_>, names: &[String]) -> Found {
-    Found { layer, node: node.id(), kind: node.kind(), size: node.size(), path: names.join("/") }
+    Found {
+        layer,
+        node: node.id(),
+        kind: node.kind(),
+        size: node.size(),
+        path: names.join("/"),
+    }
 }
 
 /// The names of a path, those that lead nowhere else left out.
@@ -215,7 +237,11 @@ fn reversed(path: &str) -> Vec<String> {
 
 /// `path` as seen from the directory `base`, which is absolute.
 pub(super) fn join(base: &str, path: &str) -> String {
-    if path.starts_with('/') { path.to_owned() } else { format!("{}/{path}", base.trim_end_matches('/')) }
+    if path.starts_with('/') {
+        path.to_owned()
+    } else {
+        format!("{}/{path}", base.trim_end_matches('/'))
+    }
 }
 
 /// The directory of a path, `/` for that of a name alone.
@@ -228,5 +254,8 @@ pub(super) fn parent(path: &str) -> &str {
 
 /// The last name of a path.
 pub(super) fn base_name(path: &str) -> &str {
-    path.trim_end_matches('/').rsplit('/').next().unwrap_or_default()
+    path.trim_end_matches('/')
+        .rsplit('/')
+        .next()
+        .unwrap_or_default()
 }

@@ -49,7 +49,9 @@ impl<'a> Walk<'a> {
     pub(super) fn new(task: &Task, read: Box<Read<'a>>, fuel: Fuel) -> Self {
         let mut blobs = Blobs::new(read, fuel.clone());
         let layers = (0..).zip(&task.layers);
-        let tocs = layers.map(|(number, layer)| blobs.toc(number, layer.as_ref()?).map(Arc::new)).collect();
+        let tocs = layers
+            .map(|(number, layer)| blobs.toc(number, layer.as_ref()?).map(Arc::new))
+            .collect();
         Self {
             view: View::new(tocs, fuel.clone()),
             fuel,
@@ -82,9 +84,20 @@ impl<'a> Walk<'a> {
             self.fuel.end(End::Named);
             return false;
         }
-        let Ok(layer) = u32::try_from(file.layer) else { return false };
-        let extents = if file.size <= MAX_WHOLE { Extents::new(Some(0..file.size)) } else { self.ends(file) };
-        self.files.push(FileUse { layer, path: file.path.clone(), extents, after: Duration::ZERO });
+        let Ok(layer) = u32::try_from(file.layer) else {
+            return false;
+        };
+        let extents = if file.size <= MAX_WHOLE {
+            Extents::new(Some(0..file.size))
+        } else {
+            self.ends(file)
+        };
+        self.files.push(FileUse {
+            layer,
+            path: file.path.clone(),
+            extents,
+            after: Duration::ZERO,
+        });
         true
     }
 
@@ -97,7 +110,10 @@ impl<'a> Walk<'a> {
 
     /// Whether a program that starts with these arguments says something new.
     pub(super) fn may_start(&mut self, argv: &[String]) -> bool {
-        self.started.len() < MAX_STARTS && self.started.insert(self.fuel.copies(argv.iter().map(String::as_str)))
+        self.started.len() < MAX_STARTS
+            && self
+                .started
+                .insert(self.fuel.copies(argv.iter().map(String::as_str)))
     }
 
     /// The first and the last chunk.
@@ -105,13 +121,20 @@ impl<'a> Walk<'a> {
         let node = self.view.node_of(file);
         let chunk = |offset| node.and_then(|node| node.chunk_at(offset));
         let ends = [chunk(0), chunk(file.size.saturating_sub(1))];
-        Extents::new(ends.into_iter().flatten().map(|chunk| chunk.file_offset..chunk.file_offset + chunk.size))
+        Extents::new(
+            ends.into_iter()
+                .flatten()
+                .map(|chunk| chunk.file_offset..chunk.file_offset + chunk.size),
+        )
     }
 
     /// The content of a text; empty for what is too long to be one, and once the fuel has ended.
     pub(super) fn text(&mut self, file: &Found) -> Arc<str> {
         self.prepare(std::slice::from_ref(file));
-        self.texts.get(&(file.layer, file.node)).cloned().unwrap_or_default()
+        self.texts
+            .get(&(file.layer, file.node))
+            .cloned()
+            .unwrap_or_default()
     }
 
     /// Reads texts that will be asked for, several at once.
@@ -120,7 +143,9 @@ impl<'a> Walk<'a> {
         let (mut wanted, mut bytes) = (Vec::new(), 0);
         for file in fuel.each(files).filter(|file| file.size <= MAX_TEXT) {
             let key = (file.layer, file.node);
-            let is_asked = wanted.iter().any(|other: &Found| (other.layer, other.node) == key);
+            let is_asked = wanted
+                .iter()
+                .any(|other: &Found| (other.layer, other.node) == key);
             if is_asked || self.texts.contains_key(&key) || !fuel.open() {
                 continue;
             }
@@ -167,9 +192,17 @@ impl<'a> Walk<'a> {
 
     /// The chunks of a file up to an offset that may be inflated.
     fn chunks_within(&self, file: &Found, end: u64) -> Vec<(u32, Chunk)> {
-        let (Some(node), Ok(layer)) = (self.view.node_of(file), u32::try_from(file.layer)) else { return Vec::new() };
-        let chunks = self.fuel.each(node.chunks()).take_while(|chunk| chunk.file_offset < end);
-        chunks.take_while(|chunk| self.blobs.may_inflate(chunk)).map(|chunk| (layer, chunk)).collect()
+        let (Some(node), Ok(layer)) = (self.view.node_of(file), u32::try_from(file.layer)) else {
+            return Vec::new();
+        };
+        let chunks = self
+            .fuel
+            .each(node.chunks())
+            .take_while(|chunk| chunk.file_offset < end);
+        chunks
+            .take_while(|chunk| self.blobs.may_inflate(chunk))
+            .map(|chunk| (layer, chunk))
+            .collect()
     }
 
     /// What an ELF file says; `None` for other files, and once the fuel has ended.
@@ -192,12 +225,22 @@ impl<'a> Walk<'a> {
                 Err(Refused::NotElf) => return None,
                 Err(Refused::Missing(offset)) => offset,
             };
-            let chunk = self.view.node_of(file).and_then(|node| node.chunk_at(offset))?;
-            if !self.fuel.open() || !self.blobs.may_inflate(&chunk) || !known.has_room_for(chunk.size) {
+            let chunk = self
+                .view
+                .node_of(file)
+                .and_then(|node| node.chunk_at(offset))?;
+            if !self.fuel.open()
+                || !self.blobs.may_inflate(&chunk)
+                || !known.has_room_for(chunk.size)
+            {
                 return None;
             }
             let start = chunk.file_offset;
-            let content = self.blobs.chunks(&[(layer, chunk)]).pop().filter(|content| !content.is_empty())?;
+            let content = self
+                .blobs
+                .chunks(&[(layer, chunk)])
+                .pop()
+                .filter(|content| !content.is_empty())?;
             known.add(start, content);
         }
         None

@@ -46,7 +46,11 @@ pub(super) fn read(from: &mut impl Read, most: usize) -> io::Result<Vec<u8>> {
     let length = checked(length, most)?;
     let mut bytes = Vec::new();
     from.take(length as u64).read_to_end(&mut bytes)?;
-    if bytes.len() == length { Ok(bytes) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    if bytes.len() == length {
+        Ok(bytes)
+    } else {
+        Err(io::ErrorKind::UnexpectedEof.into())
+    }
 }
 
 /// The length of a frame that holds these bytes, as it is written.
@@ -58,7 +62,11 @@ pub(super) fn length(bytes: &[u8]) -> io::Result<[u8; 4]> {
 /// The length of a frame, if that is allowed.
 pub(super) fn checked(length: [u8; 4], most: usize) -> io::Result<usize> {
     let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
-    if length <= most { Ok(length) } else { Err(io::Error::other(format!("a frame of {length} bytes"))) }
+    if length <= most {
+        Ok(length)
+    } else {
+        Err(io::Error::other(format!("a frame of {length} bytes")))
+    }
 }
 
 #[cfg(test)]

@@ -57,7 +57,11 @@ impl Command {
             } else {
                 words.extend(word.expanded(variables, arguments, fuel));
             }
-            bytes += words.iter().skip(before).map(|word| word.len() + size_of::<String>()).sum::<usize>();
+            bytes += words
+                .iter()
+                .skip(before)
+                .map(|word| word.len() + size_of::<String>())
+                .sum::<usize>();
             if bytes > MAX_WORDS || !fuel.lasts() {
                 return Vec::new();
             }
@@ -67,14 +71,22 @@ impl Command {
 }
 
 impl Word {
-    fn expanded(&self, variables: &BTreeMap<String, String>, arguments: &[String], fuel: &Fuel) -> Option<String> {
+    fn expanded(
+        &self,
+        variables: &BTreeMap<String, String>,
+        arguments: &[String],
+        fuel: &Fuel,
+    ) -> Option<String> {
         let mut text = String::new();
         for part in fuel.each(&self.parts) {
             let piece = match part {
                 Part::Text(piece) => piece,
                 Part::Variable(name, otherwise) => {
                     let argument = || arguments.get(name.parse::<usize>().ok()?.checked_sub(1)?);
-                    let value = variables.get(name).or_else(argument).filter(|value| !value.is_empty());
+                    let value = variables
+                        .get(name)
+                        .or_else(argument)
+                        .filter(|value| !value.is_empty());
                     value.or(otherwise.as_ref())?
                 }
                 Part::Unknown => return None,
@@ -164,7 +176,9 @@ impl Reader<'_> {
                 ';' | '&' | '|' | '(' => self.end_command(),
                 ')' => self.close(),
                 '<' | '>' => self.redirection(letter),
-                '#' if self.top().word.is_none() => while self.letter_if(|letter| letter != '\n').is_some() {},
+                '#' if self.top().word.is_none() => {
+                    while self.letter_if(|letter| letter != '\n').is_some() {}
+                }
                 letter => self.word().push(letter),
             }
         }
@@ -180,7 +194,8 @@ impl Reader<'_> {
 
     /// The next letter, if it is one of those that are wanted.
     fn letter_if(&mut self, is_wanted: impl FnOnce(char) -> bool) -> Option<char> {
-        self.letters.next_if(|letter| self.fuel.burn(1) && is_wanted(*letter))
+        self.letters
+            .next_if(|letter| self.fuel.burn(1) && is_wanted(*letter))
     }
 
     fn top(&mut self) -> &mut Open {
@@ -206,7 +221,9 @@ impl Reader<'_> {
             None => top.command.words.push(word),
             Some(Redirection::File) => {}
             Some(Redirection::Here) => {
-                let end = word.expanded(&BTreeMap::new(), &[], &self.fuel).unwrap_or_default();
+                let end = word
+                    .expanded(&BTreeMap::new(), &[], &self.fuel)
+                    .unwrap_or_default();
                 self.here.push(end);
             }
         }
@@ -245,7 +262,9 @@ impl Reader<'_> {
             }
             Some(letter) if letter.is_ascii_alphabetic() || *letter == '_' => {
                 let mut name = String::new();
-                while let Some(letter) = self.letter_if(|letter| letter.is_ascii_alphanumeric() || letter == '_') {
+                while let Some(letter) =
+                    self.letter_if(|letter| letter.is_ascii_alphanumeric() || letter == '_')
+                {
                     name.push(letter);
                 }
                 self.word().parts.push(Part::Variable(name, None));
@@ -273,15 +292,25 @@ impl Reader<'_> {
             }
             text.push(letter);
         }
-        let end = text.find(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_').unwrap_or(text.len());
-        let (name, rest) = if text == "@" || text == "*" { (text.as_str(), "") } else { text.split_at(end) };
-        let otherwise = rest.strip_prefix(":-").or_else(|| rest.strip_prefix('-')).or_else(|| rest.strip_prefix(":="));
+        let end = text
+            .find(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_')
+            .unwrap_or(text.len());
+        let (name, rest) = if text == "@" || text == "*" {
+            (text.as_str(), "")
+        } else {
+            text.split_at(end)
+        };
+        let otherwise = rest
+            .strip_prefix(":-")
+            .or_else(|| rest.strip_prefix('-'))
+            .or_else(|| rest.strip_prefix(":="));
         match (name, rest, otherwise) {
             ("", _, _) => Part::Unknown,
             (name, "", _) => Part::Variable(name.to_owned(), None),
-            (name, _, Some(otherwise)) if !otherwise.contains('$') => {
-                Part::Variable(name.to_owned(), Some(otherwise.trim_matches(['"', '\'']).to_owned()))
-            }
+            (name, _, Some(otherwise)) if !otherwise.contains('$') => Part::Variable(
+                name.to_owned(),
+                Some(otherwise.trim_matches(['"', '\'']).to_owned()),
+            ),
             _ => Part::Unknown,
         }
     }
@@ -295,7 +324,10 @@ impl Reader<'_> {
         self.fuel.make(BYTES_OF_PART);
         self.word().parts.push(Part::Unknown);
         if self.open.len() <= MAX_NESTED {
-            self.open.push(Open { is_backquoted: true, ..Open::default() });
+            self.open.push(Open {
+                is_backquoted: true,
+                ..Open::default()
+            });
         }
     }
 
@@ -322,10 +354,17 @@ impl Reader<'_> {
         let mut kind = Redirection::File;
         if letter == '<' && self.letters.next_if_eq(&'<').is_some() {
             // `<<<` takes a word of text.
-            kind = if self.letters.next_if_eq(&'<').is_some() { Redirection::File } else { Redirection::Here };
+            kind = if self.letters.next_if_eq(&'<').is_some() {
+                Redirection::File
+            } else {
+                Redirection::Here
+            };
             self.letters.next_if_eq(&'-');
         }
-        while self.letter_if(|letter| matches!(letter, '>' | '&' | '|')).is_some() {}
+        while self
+            .letter_if(|letter| matches!(letter, '>' | '&' | '|'))
+            .is_some()
+        {}
         self.top().redirects = Some(kind);
     }
 
@@ -356,28 +395,47 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Vec<String> {
-        let variables = [("HOME", "/root"), ("EMPTY", "")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let variables = [("HOME", "/root"), ("EMPTY", "")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()));
         let arguments = ["one".to_owned(), "two words".to_owned()];
-        let expanded =
-            |command: Command| command.expanded(&variables.clone().into(), &arguments, &Fuel::new()).join("_");
-        commands(text, 1000, &Fuel::new()).into_iter().map(expanded).collect()
+        let expanded = |command: Command| {
+            command
+                .expanded(&variables.clone().into(), &arguments, &Fuel::new())
+                .join("_")
+        };
+        commands(text, 1000, &Fuel::new())
+            .into_iter()
+            .map(expanded)
+            .collect()
     }
 
     #[test]
     fn a_script_is_cut_into_commands_and_words() {
         for (text, expected) in [
             ("a b; c | d && e & f", &["a_b", "c", "d", "e", "f"][..]),
-            ("a 'b c' \"d $HOME\" e\\ f # g\nh#i", &["a_b c_d /root_e f", "h#i"]),
+            (
+                "a 'b c' \"d $HOME\" e\\ f # g\nh#i",
+                &["a_b c_d /root_e f", "h#i"],
+            ),
             ("a \\\n b", &["a_b"]),
-            ("exec \"$@\" $1 x$2 $3 ${EMPTY:-y} ${HOME%/*}", &["exec_one_two words_one_xtwo words_y"]),
+            (
+                "exec \"$@\" $1 x$2 $3 ${EMPTY:-y} ${HOME%/*}",
+                &["exec_one_two words_one_xtwo words_y"],
+            ),
             ("a=$(b \"$(c d)\") e", &["c_d", "b", "e"]),
             ("a `b c` d", &["b_c", "a_d"]),
             ("a >b 2>&1 <c d 3>/dev/null", &["a_d"]),
             ("a <<EOF; b\nc d\nEOF\ne", &["a", "b", "e"]),
             ("a <<-'X Y'\n\tc\n\tX Y\ne", &["a", "e"]),
-            ("case $1 in\n one) a;;\n *) b c;;\nesac", &["case_one_in", "a", "b_c", "esac"]),
+            (
+                "case $1 in\n one) a;;\n *) b c;;\nesac",
+                &["case_one_in", "a", "b_c", "esac"],
+            ),
             ("f() { a; }", &["f", "{_a", "}"]),
-            ("if [ -n \"$X\" ]; then a; fi", &["if_[_-n_]", "then_a", "fi"]),
+            (
+                "if [ -n \"$X\" ]; then a; fi",
+                &["if_[_-n_]", "then_a", "fi"],
+            ),
         ] {
             assert_eq!(read(text), expected, "{text}");
         }

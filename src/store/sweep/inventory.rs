@@ -61,7 +61,13 @@ impl Inventory {
     pub(super) async fn take(store: &Store) -> Result<Self, Error> {
         let mut inventory = Self::default();
         for top in ["layers", "blobs"] {
-            inventory.objects.extend(store.list(top).await?.into_iter().map(|listed| (listed.key, listed.meta)));
+            inventory.objects.extend(
+                store
+                    .list(top)
+                    .await?
+                    .into_iter()
+                    .map(|listed| (listed.key, listed.meta)),
+            );
         }
         for listed in store.list("used").await? {
             if let Key::Used(digest) = listed.key {
@@ -70,9 +76,26 @@ impl Inventory {
         }
         for record in read_all::<DigestRecord>(store, store.list("records/digest").await?).await? {
             if let (Key::DigestRecord(digest), Ok(key)) = (record.key, record.content.key.parse()) {
-                let is_manifest = record.content.media_type.as_deref().and_then(manifest_kind).is_some();
-                let Record { recorded, size: record_size, .. } = record;
-                inventory.visible.insert(digest, Visible { key, recorded, is_manifest, record_size });
+                let is_manifest = record
+                    .content
+                    .media_type
+                    .as_deref()
+                    .and_then(manifest_kind)
+                    .is_some();
+                let Record {
+                    recorded,
+                    size: record_size,
+                    ..
+                } = record;
+                inventory.visible.insert(
+                    digest,
+                    Visible {
+                        key,
+                        recorded,
+                        is_manifest,
+                        record_size,
+                    },
+                );
             }
         }
         inventory.layers = read_all(store, store.list("records/layer").await?).await?;
@@ -90,33 +113,54 @@ impl Inventory {
         let records = records.chain(self.layers.iter().map(|record| record.size));
         let records = records.chain(self.images.iter().map(|record| record.size));
         let records = records.chain(self.stacks.iter().map(|record| record.size));
-        let listed = self.objects.values().chain(self.knowledge.iter().map(|listed| &listed.meta));
+        let listed = self
+            .objects
+            .values()
+            .chain(self.knowledge.iter().map(|listed| &listed.meta));
         records.sum::<u64>() + listed.map(|meta| meta.size).sum::<u64>()
     }
 
     /// Whether the layer may be being converted: its lease is there.
     pub(super) fn is_leased(&self, key: &Key) -> bool {
-        let Key::Layer { generation, source } = key else { return false };
+        let Key::Layer { generation, source } = key else {
+            return false;
+        };
         let lease = Key::Lease(layer_lease(generation, source));
         self.leases.iter().any(|held| held.key == lease)
     }
 
     /// Every document whose reader relies on all of the image: its twin, that of an index's children, in the words of
     /// either family, and twins that were handed out before.
-    pub(super) fn manifests<'a>(&'a self, image: &'a ImageRecord) -> impl Iterator<Item = &'a Digest> {
-        let is_manifest = |digest: &&Digest| self.visible.get(*digest).is_some_and(|visible| visible.is_manifest);
-        image.objects.iter().filter(is_manifest).chain([&image.twin])
+    pub(super) fn manifests<'a>(
+        &'a self,
+        image: &'a ImageRecord,
+    ) -> impl Iterator<Item = &'a Digest> {
+        let is_manifest = |digest: &&Digest| {
+            self.visible
+                .get(*digest)
+                .is_some_and(|visible| visible.is_manifest)
+        };
+        image
+            .objects
+            .iter()
+            .filter(is_manifest)
+            .chain([&image.twin])
     }
 
     /// When the image was last asked for, under any of its digests, or recorded.
     pub(super) fn last_image_use(&self, image: &Record<ImageRecord>) -> SystemTime {
-        let used = self.manifests(&image.content).filter_map(|digest| self.used.get(digest)).max();
+        let used = self
+            .manifests(&image.content)
+            .filter_map(|digest| self.used.get(digest))
+            .max();
         used.map_or(image.recorded, |used| image.recorded.max(*used))
     }
 
     /// When the object was last asked for or made visible.
     pub(super) fn last_use(&self, digest: &Digest, recorded: SystemTime) -> SystemTime {
-        self.used.get(digest).map_or(recorded, |used| recorded.max(*used))
+        self.used
+            .get(digest)
+            .map_or(recorded, |used| recorded.max(*used))
     }
 }
 
@@ -132,12 +176,27 @@ impl Store {
 }
 
 /// Reads the records listed; those that went meanwhile or make no sense are left out.
-async fn read_all<R: DeserializeOwned>(store: &Store, listed: Vec<Listed>) -> Result<Vec<Record<R>>, Error> {
+async fn read_all<R: DeserializeOwned>(
+    store: &Store,
+    listed: Vec<Listed>,
+) -> Result<Vec<Record<R>>, Error> {
     stream::iter(listed)
         .map(|listed| async move {
             let content = store.record::<R>(&listed.key).await?;
-            let Listed { key, meta: Meta { size, modified: recorded } } = listed;
-            Ok(content.map(|content| Record { key, recorded, size, content }))
+            let Listed {
+                key,
+                meta:
+                    Meta {
+                        size,
+                        modified: recorded,
+                    },
+            } = listed;
+            Ok(content.map(|content| Record {
+                key,
+                recorded,
+                size,
+                content,
+            }))
         })
         .buffer_unordered(READS_AT_ONCE)
         .try_filter_map(|record| async move { Ok(record) })

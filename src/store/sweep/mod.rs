@@ -56,16 +56,32 @@ impl Store {
     }
 
     /// As [`sweep`](Self::sweep), until there is room for `wanted` bytes below the size limit.
-    pub(super) async fn sweep_for(&self, now: SystemTime, wanted: u64) -> Result<SweepReport, Error> {
+    pub(super) async fn sweep_for(
+        &self,
+        now: SystemTime,
+        wanted: u64,
+    ) -> Result<SweepReport, Error> {
         let Some(lease) = self.lease(SWEEP).await? else {
-            return Ok(SweepReport { busy: true, ..SweepReport::default() });
+            return Ok(SweepReport {
+                busy: true,
+                ..SweepReport::default()
+            });
         };
         let inventory = Inventory::take(self).await?;
         let retention = &self.inner.config.retention;
         let plan = plan::plan(&inventory, retention, now, wanted);
-        let mut sweep = Sweep { store: self, lease: &lease, report: SweepReport::default() };
+        let mut sweep = Sweep {
+            store: self,
+            lease: &lease,
+            report: SweepReport::default(),
+        };
         sweep.run(&inventory, plan).await?;
-        sweep.staging_files(now.checked_sub(retention.abandoned()).unwrap_or(SystemTime::UNIX_EPOCH)).await?;
+        sweep
+            .staging_files(
+                now.checked_sub(retention.abandoned())
+                    .unwrap_or(SystemTime::UNIX_EPOCH),
+            )
+            .await?;
         let report = sweep.report;
         lease.release().await;
         Ok(report)
@@ -91,11 +107,15 @@ impl Sweep<'_> {
         }
         spared.extend(self.named_since(inventory).await?);
         for record in plan.layers {
-            let is_needed = record.content.objects().any(|digest| spared.contains(digest));
+            let is_needed = record
+                .content
+                .objects()
+                .any(|digest| spared.contains(digest));
             if is_needed {
                 self.report.kept_bytes += record.size;
             } else {
-                self.report.layer_records += u64::from(self.unchanged(&record.key, record.recorded).await?);
+                self.report.layer_records +=
+                    u64::from(self.unchanged(&record.key, record.recorded).await?);
             }
         }
         for object in plan.objects {
@@ -105,8 +125,10 @@ impl Sweep<'_> {
                 self.object(&object).await?;
             }
         }
-        let (kept, stacks): (Vec<_>, Vec<_>) =
-            plan.stacks.into_iter().partition(|stack| spared_images.contains(&stack.content.source));
+        let (kept, stacks): (Vec<_>, Vec<_>) = plan
+            .stacks
+            .into_iter()
+            .partition(|stack| spared_images.contains(&stack.content.source));
         for stack in stacks {
             self.unchanged(&stack.key, stack.recorded).await?;
         }
@@ -134,9 +156,16 @@ impl Sweep<'_> {
     }
 
     /// Deletes the image's record unless it was written or used since the inventory.
-    async fn image(&mut self, inventory: &Inventory, image: &Record<ImageRecord>) -> Result<bool, Error> {
+    async fn image(
+        &mut self,
+        inventory: &Inventory,
+        image: &Record<ImageRecord>,
+    ) -> Result<bool, Error> {
         for manifest in inventory.manifests(&image.content) {
-            if self.used_since(manifest, inventory.used.get(manifest).copied()).await? {
+            if self
+                .used_since(manifest, inventory.used.get(manifest).copied())
+                .await?
+            {
                 return Ok(false);
             }
         }
@@ -150,10 +179,15 @@ impl Sweep<'_> {
 
     /// What image records name that were written since the inventory.
     async fn named_since(&self, inventory: &Inventory) -> Result<Vec<Digest>, Error> {
-        let known: HashMap<&Key, SystemTime> =
-            inventory.images.iter().map(|image| (&image.key, image.recorded)).collect();
+        let known: HashMap<&Key, SystemTime> = inventory
+            .images
+            .iter()
+            .map(|image| (&image.key, image.recorded))
+            .collect();
         let images = inventory::images(self.store).await?;
-        let new = images.into_iter().filter(|image| known.get(&image.key) != Some(&image.recorded));
+        let new = images
+            .into_iter()
+            .filter(|image| known.get(&image.key) != Some(&image.recorded));
         Ok(new.flat_map(|image| image.content.objects).collect())
     }
 
@@ -180,7 +214,11 @@ impl Sweep<'_> {
             self.report.kept_bytes += object.size;
             return Ok(());
         }
-        self.store.inner.backend.delete(&Key::Used(object.digest.clone())).await?;
+        self.store
+            .inner
+            .backend
+            .delete(&Key::Used(object.digest.clone()))
+            .await?;
         self.report.objects += 1;
         self.report.freed_bytes += object.size;
         Ok(())
@@ -190,10 +228,12 @@ impl Sweep<'_> {
     /// from before the upload until its record is there.
     async fn bytes(&self, key: &Key, digest: &Digest) -> Result<bool, Error> {
         let lease = match key {
-            Key::Layer { generation, source } => match self.store.lease(&layer_lease(generation, source)).await? {
-                Some(lease) => Some(lease),
-                None => return Ok(false),
-            },
+            Key::Layer { generation, source } => {
+                match self.store.lease(&layer_lease(generation, source)).await? {
+                    Some(lease) => Some(lease),
+                    None => return Ok(false),
+                }
+            }
             _ => None,
         };
         let is_free = self.store.digest_record(digest).await?.is_none();
@@ -207,7 +247,12 @@ impl Sweep<'_> {
     }
 
     async fn used_since(&self, digest: &Digest, known: Option<SystemTime>) -> Result<bool, Error> {
-        let mark = self.store.inner.backend.head(&Key::Used(digest.clone())).await?;
+        let mark = self
+            .store
+            .inner
+            .backend
+            .head(&Key::Used(digest.clone()))
+            .await?;
         Ok(mark.is_some_and(|mark| known.is_none_or(|known| is_later(mark.modified, known))))
     }
 
@@ -226,10 +271,19 @@ impl Sweep<'_> {
 
     /// Deletes what killed uploads left in a folder. A bucket's own lifecycle rule does the same for its parts.
     async fn staging_files(&mut self, before: SystemTime) -> Result<(), Error> {
-        let Some(root) = self.store.inner.backend.root().map(ToOwned::to_owned) else { return Ok(()) };
-        let failed = |source| Error::Folder { what: "deleting the remains of uploads".to_owned(), source };
-        let deleted = tokio::task::spawn_blocking(move || folder::delete_stale_staging_files(&root, before)).await;
-        let (files, bytes) = deleted.map_err(|ended| failed(ended.into()))?.map_err(failed)?;
+        let Some(root) = self.store.inner.backend.root().map(ToOwned::to_owned) else {
+            return Ok(());
+        };
+        let failed = |source| Error::Folder {
+            what: "deleting the remains of uploads".to_owned(),
+            source,
+        };
+        let deleted =
+            tokio::task::spawn_blocking(move || folder::delete_stale_staging_files(&root, before))
+                .await;
+        let (files, bytes) = deleted
+            .map_err(|ended| failed(ended.into()))?
+            .map_err(failed)?;
         self.report.unrecorded += files;
         self.report.freed_bytes += bytes;
         Ok(())
@@ -238,7 +292,14 @@ impl Sweep<'_> {
 
 /// Whether `seen` is a later time than `known`; one of the two may be cut to seconds, as HTTP's are.
 fn is_later(seen: SystemTime, known: SystemTime) -> bool {
-    let since = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since = |time: SystemTime| {
+        time.duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default()
+    };
     let (seen, known) = (since(seen), since(known));
-    if seen.subsec_nanos() == 0 || known.subsec_nanos() == 0 { seen.as_secs() > known.as_secs() } else { seen > known }
+    if seen.subsec_nanos() == 0 || known.subsec_nanos() == 0 {
+        seen.as_secs() > known.as_secs()
+    } else {
+        seen > known
+    }
 }

@@ -54,12 +54,21 @@ pub(super) struct DoomedObject {
 }
 
 /// Decides what goes at `now`, and what besides, oldest use first, until `wanted` bytes fit below the size limit.
-pub(super) fn plan(inventory: &Inventory, retention: &Retention, now: SystemTime, wanted: u64) -> Plan {
+pub(super) fn plan(
+    inventory: &Inventory,
+    retention: &Retention,
+    now: SystemTime,
+    wanted: u64,
+) -> Plan {
     let limits = Limits::at(now, retention);
     let mut choice = Choice::new(inventory);
     choice.drop_aged(&limits);
     choice.unrecorded = unrecorded(inventory, &limits);
-    choice.bytes -= choice.unrecorded.iter().filter_map(|(key, _)| Some(inventory.objects.get(key)?.size)).sum::<u64>();
+    choice.bytes -= choice
+        .unrecorded
+        .iter()
+        .filter_map(|(key, _)| Some(inventory.objects.get(key)?.size))
+        .sum::<u64>();
     if let Some(max_size) = retention.max_size {
         choice.drop_until(max_size.as_u64().saturating_sub(wanted), &limits);
     }
@@ -67,21 +76,34 @@ pub(super) fn plan(inventory: &Inventory, retention: &Retention, now: SystemTime
     let outlived = outlived(inventory, &stays, &limits);
     let doomed = choice.doomed;
     let gone = |digest: &Digest| doomed.contains(digest) || !inventory.visible.contains_key(digest);
-    let outdated: Vec<_> = inventory.layers.iter().filter(|record| limits.outdates(record, gone)).collect();
+    let outdated: Vec<_> = inventory
+        .layers
+        .iter()
+        .filter(|record| limits.outdates(record, gone))
+        .collect();
     let learned: HashSet<&Digest> = outlived.iter().map(|(image, _)| image).collect();
     let learned = inventory
         .knowledge
         .iter()
         .filter(|listed| matches!(&listed.key, Key::Knowledge(image) if learned.contains(image)));
-    let records = outdated.iter().map(|record| record.size).chain(goes.iter().map(|record| record.size));
+    let records = outdated
+        .iter()
+        .map(|record| record.size)
+        .chain(goes.iter().map(|record| record.size));
     let records = records.chain(learned.map(|listed| listed.meta.size)).sum();
-    let passed = choice.passed.into_iter().filter(|record| !limits.is_aged(record.recorded));
+    let passed = choice
+        .passed
+        .into_iter()
+        .filter(|record| !limits.is_aged(record.recorded));
     Plan {
         images: choice.dropped,
         layers: outdated.into_iter().chain(passed).cloned().collect(),
         stacks: goes.into_iter().cloned().collect(),
         knowledge: outlived.into_iter().chain(choice.knowledge).collect(),
-        objects: doomed.iter().filter_map(|digest| doomed_object(inventory, digest)).collect(),
+        objects: doomed
+            .iter()
+            .filter_map(|digest| doomed_object(inventory, digest))
+            .collect(),
         unrecorded: choice.unrecorded,
         leftovers: leftovers(inventory, &limits),
         leases: leases(inventory, &limits),
@@ -120,7 +142,9 @@ impl Limits {
     fn outdates(&self, record: &Record<LayerRecord>, gone: impl Fn(&Digest) -> bool) -> bool {
         match &record.content.outcome {
             LayerOutcome::PassedThrough { .. } => self.is_aged(record.recorded),
-            LayerOutcome::Converted(_) => record.recorded < self.idle && record.content.objects().any(gone),
+            LayerOutcome::Converted(_) => {
+                record.recorded < self.idle && record.content.objects().any(gone)
+            }
         }
     }
 }
@@ -156,7 +180,11 @@ struct Choice<'a> {
 impl<'a> Choice<'a> {
     fn new(inventory: &'a Inventory) -> Self {
         let mut named = HashMap::new();
-        for digest in inventory.images.iter().flat_map(|image| &image.content.objects) {
+        for digest in inventory
+            .images
+            .iter()
+            .flat_map(|image| &image.content.objects)
+        {
             *named.entry(digest).or_default() += 1;
         }
         Self {
@@ -179,7 +207,11 @@ impl<'a> Choice<'a> {
 
     fn drop_aged(&mut self, limits: &Limits) {
         let inventory = self.inventory;
-        for image in inventory.images.iter().filter(|image| limits.is_aged(inventory.last_image_use(image))) {
+        for image in inventory
+            .images
+            .iter()
+            .filter(|image| limits.is_aged(inventory.last_image_use(image)))
+        {
             self.drop_image(image);
         }
         for digest in inventory.visible.keys() {
@@ -230,30 +262,59 @@ impl<'a> Choice<'a> {
     /// Everything that may go for want of room, with its last use.
     fn units(&self, limits: &Limits) -> Vec<(SystemTime, Unit<'a>)> {
         let inventory = self.inventory;
-        let images = self.kept.iter().map(|image| (inventory.last_image_use(image), Unit::Image(image)));
+        let images = self
+            .kept
+            .iter()
+            .map(|image| (inventory.last_image_use(image), Unit::Image(image)));
         let images = images.filter(|(last_use, _)| *last_use < limits.idle);
-        let lone = inventory.visible.keys().filter(|digest| !self.is_named(digest) && !self.doomed.contains(*digest));
+        let lone = inventory
+            .visible
+            .keys()
+            .filter(|digest| !self.is_named(digest) && !self.doomed.contains(*digest));
         let lone = lone.filter_map(|digest| Some((self.object_use(digest)?, Unit::Object(digest))));
         let lone = lone.filter(|(last_use, _)| *last_use < limits.abandoned);
         let bare = bare(inventory, limits.idle).filter(|(_, meta)| meta.modified >= limits.grace);
         let bare = bare.map(|(key, meta)| (meta.modified, Unit::Bytes(key, meta)));
-        let passed = inventory.layers.iter().filter(|record| record.recorded < limits.idle);
-        let passed = passed.filter(|record| matches!(record.content.outcome, LayerOutcome::PassedThrough { .. }));
+        let passed = inventory
+            .layers
+            .iter()
+            .filter(|record| record.recorded < limits.idle);
+        let passed = passed
+            .filter(|record| matches!(record.content.outcome, LayerOutcome::PassedThrough { .. }));
         let passed = passed.map(|record| (record.recorded, Unit::Passed(record)));
-        let sources: HashSet<&Digest> = self.kept.iter().map(|image| &image.content.source).collect();
-        let kept = inventory.stacks.iter().filter(|stack| sources.contains(&stack.content.source));
-        let kept: HashSet<Key> = kept.map(|stack| Key::Knowledge(stack.content.config.clone())).collect();
+        let sources: HashSet<&Digest> = self
+            .kept
+            .iter()
+            .map(|image| &image.content.source)
+            .collect();
+        let kept = inventory
+            .stacks
+            .iter()
+            .filter(|stack| sources.contains(&stack.content.source));
+        let kept: HashSet<Key> = kept
+            .map(|stack| Key::Knowledge(stack.content.config.clone()))
+            .collect();
         let until = limits.age.unwrap_or(limits.grace);
-        let learned = inventory.knowledge.iter().filter(|listed| (until..limits.idle).contains(&listed.meta.modified));
+        let learned = inventory
+            .knowledge
+            .iter()
+            .filter(|listed| (until..limits.idle).contains(&listed.meta.modified));
         let learned = learned.filter(|listed| !kept.contains(&listed.key));
         let learned = learned.map(|listed| (listed.meta.modified, Unit::Knowledge(listed)));
-        images.chain(lone).chain(bare).chain(passed).chain(learned).collect()
+        images
+            .chain(lone)
+            .chain(bare)
+            .chain(passed)
+            .chain(learned)
+            .collect()
     }
 
     fn drop_with_objects(&mut self, image: &'a Record<ImageRecord>, limits: &Limits) {
         self.drop_image(image);
         for digest in &image.content.objects {
-            let is_idle = self.object_use(digest).is_some_and(|last_use| last_use < limits.idle);
+            let is_idle = self
+                .object_use(digest)
+                .is_some_and(|last_use| last_use < limits.idle);
             if is_idle && !self.is_named(digest) {
                 self.doom(digest);
             }
@@ -261,10 +322,18 @@ impl<'a> Choice<'a> {
     }
 
     /// The stacks whose image is kept or that are young, and the others.
-    fn stacks(&self, limits: &Limits) -> (Vec<&'a Record<StackRecord>>, Vec<&'a Record<StackRecord>>) {
-        let sources: HashSet<&Digest> = self.kept.iter().map(|image| &image.content.source).collect();
-        let stays =
-            |stack: &&Record<StackRecord>| stack.recorded >= limits.grace || sources.contains(&stack.content.source);
+    fn stacks(
+        &self,
+        limits: &Limits,
+    ) -> (Vec<&'a Record<StackRecord>>, Vec<&'a Record<StackRecord>>) {
+        let sources: HashSet<&Digest> = self
+            .kept
+            .iter()
+            .map(|image| &image.content.source)
+            .collect();
+        let stays = |stack: &&Record<StackRecord>| {
+            stack.recorded >= limits.grace || sources.contains(&stack.content.source)
+        };
         self.inventory.stacks.iter().partition(stays)
     }
 
@@ -287,17 +356,28 @@ impl<'a> Choice<'a> {
         if self.doomed.insert(digest.clone())
             && let Some(visible) = self.inventory.visible.get(digest)
         {
-            let size = self.inventory.objects.get(&visible.key).map_or(0, |meta| meta.size);
+            let size = self
+                .inventory
+                .objects
+                .get(&visible.key)
+                .map_or(0, |meta| meta.size);
             self.bytes = self.bytes.saturating_sub(size + visible.record_size);
         }
     }
 }
 
 /// What was learned of images that no stack is any more.
-fn outlived(inventory: &Inventory, stacks: &[&Record<StackRecord>], limits: &Limits) -> Vec<(Digest, SystemTime)> {
+fn outlived(
+    inventory: &Inventory,
+    stacks: &[&Record<StackRecord>],
+    limits: &Limits,
+) -> Vec<(Digest, SystemTime)> {
     let named: HashSet<&Digest> = stacks.iter().map(|stack| &stack.content.config).collect();
     let until = limits.age.unwrap_or(limits.grace);
-    let old = inventory.knowledge.iter().filter(|listed| listed.meta.modified < until);
+    let old = inventory
+        .knowledge
+        .iter()
+        .filter(|listed| listed.meta.modified < until);
     let images = old.filter_map(|listed| match &listed.key {
         Key::Knowledge(image) => Some((image.clone(), listed.meta.modified)),
         _ => None,
@@ -312,32 +392,51 @@ fn doomed_object(inventory: &Inventory, digest: &Digest) -> Option<DoomedObject>
         key: visible.key.clone(),
         recorded: visible.recorded,
         used: inventory.used.get(digest).copied(),
-        size: inventory.objects.get(&visible.key).map_or(0, |meta| meta.size),
+        size: inventory
+            .objects
+            .get(&visible.key)
+            .map_or(0, |meta| meta.size),
     })
 }
 
 fn unrecorded(inventory: &Inventory, limits: &Limits) -> Vec<(Key, SystemTime)> {
-    bare(inventory, limits.grace).map(|(key, meta)| (key.clone(), meta.modified)).collect()
+    bare(inventory, limits.grace)
+        .map(|(key, meta)| (key.clone(), meta.modified))
+        .collect()
 }
 
 /// The bytes written before `until` that no record shows.
 fn bare(inventory: &Inventory, until: SystemTime) -> impl Iterator<Item = (&Key, &Meta)> {
-    let recorded: HashSet<&Key> = inventory.visible.values().map(|visible| &visible.key).collect();
-    inventory
-        .objects
-        .iter()
-        .filter(move |(key, meta)| meta.modified < until && !recorded.contains(key) && !inventory.is_leased(key))
+    let recorded: HashSet<&Key> = inventory
+        .visible
+        .values()
+        .map(|visible| &visible.key)
+        .collect();
+    inventory.objects.iter().filter(move |(key, meta)| {
+        meta.modified < until && !recorded.contains(key) && !inventory.is_leased(key)
+    })
 }
 
 fn leftovers(inventory: &Inventory, limits: &Limits) -> Vec<Key> {
-    let marks = inventory.used.iter().filter(|(digest, _)| !inventory.visible.contains_key(digest));
-    let marks = marks.filter(|(_, used)| **used < limits.grace).map(|(digest, _)| Key::Used(digest.clone()));
-    let probes = inventory.probes.iter().filter(|probe| probe.meta.modified < limits.grace);
+    let marks = inventory
+        .used
+        .iter()
+        .filter(|(digest, _)| !inventory.visible.contains_key(digest));
+    let marks = marks
+        .filter(|(_, used)| **used < limits.grace)
+        .map(|(digest, _)| Key::Used(digest.clone()));
+    let probes = inventory
+        .probes
+        .iter()
+        .filter(|probe| probe.meta.modified < limits.grace);
     marks.chain(probes.map(|probe| probe.key.clone())).collect()
 }
 
 fn leases(inventory: &Inventory, limits: &Limits) -> Vec<String> {
-    let old = inventory.leases.iter().filter(|lease| lease.meta.modified < limits.grace);
+    let old = inventory
+        .leases
+        .iter()
+        .filter(|lease| lease.meta.modified < limits.grace);
     old.filter_map(|lease| match &lease.key {
         Key::Lease(name) => Some(name.clone()),
         _ => None,
@@ -366,15 +465,30 @@ mod tests {
         /// A blob of 100 bytes, made visible on a day.
         fn object(mut self, name: &str, recorded: u32) -> Self {
             let key = Key::Blob(digest(name));
-            self.objects.insert(key.clone(), Meta { size: 100, modified: day(recorded) });
-            self.visible
-                .insert(digest(name), Visible { key, recorded: day(recorded), is_manifest: false, record_size: 0 });
+            self.objects.insert(
+                key.clone(),
+                Meta {
+                    size: 100,
+                    modified: day(recorded),
+                },
+            );
+            self.visible.insert(
+                digest(name),
+                Visible {
+                    key,
+                    recorded: day(recorded),
+                    is_manifest: false,
+                    record_size: 0,
+                },
+            );
             self
         }
 
         fn manifest(mut self, name: &str, recorded: u32) -> Self {
             self = self.object(name, recorded);
-            self.visible.entry(digest(name)).and_modify(|visible| visible.is_manifest = true);
+            self.visible
+                .entry(digest(name))
+                .and_modify(|visible| visible.is_manifest = true);
             self
         }
 
@@ -388,13 +502,24 @@ mod tests {
                 size: 100,
                 translated: None,
                 platforms: Vec::new(),
-                objects: std::iter::once(&name).chain(objects).map(|name| digest(name)).collect(),
+                objects: std::iter::once(&name)
+                    .chain(objects)
+                    .map(|name| digest(name))
+                    .collect(),
                 passed_through: Vec::new(),
                 limits: Vec::new(),
                 order: None,
             };
-            let key = Key::ImageRecord { generation: Generation("g".to_owned()), source };
-            self.images.push(Record { key, recorded: day(recorded), size: 0, content });
+            let key = Key::ImageRecord {
+                generation: Generation("g".to_owned()),
+                source,
+            };
+            self.images.push(Record {
+                key,
+                recorded: day(recorded),
+                size: 0,
+                content,
+            });
             self.object(name, recorded)
         }
 
@@ -407,7 +532,11 @@ mod tests {
         fn keeps<'n>(&self, retention: &Retention, names: &[&'n str]) -> Vec<&'n str> {
             let plan = plan(self, retention, day(100), 0);
             let doomed: HashSet<_> = plan.objects.iter().map(|object| &object.digest).collect();
-            names.iter().copied().filter(|name| !doomed.contains(&digest(name))).collect()
+            names
+                .iter()
+                .copied()
+                .filter(|name| !doomed.contains(&digest(name)))
+                .collect()
         }
     }
 
@@ -420,13 +549,24 @@ mod tests {
                 layers: vec![digest(name)],
             };
             let key = Key::StackRecord(content.stack());
-            self.stacks.push(Record { key, recorded: day(recorded), size: 0, content });
+            self.stacks.push(Record {
+                key,
+                recorded: day(recorded),
+                size: 0,
+                content,
+            });
             self
         }
 
         fn learned(mut self, name: &str, written: u32) -> Self {
             let key = Key::Knowledge(digest(&format!("configuration of {name}")));
-            self.knowledge.push(Listed { key, meta: Meta { size: 10, modified: day(written) } });
+            self.knowledge.push(Listed {
+                key,
+                meta: Meta {
+                    size: 10,
+                    modified: day(written),
+                },
+            });
             self
         }
     }
@@ -445,13 +585,21 @@ mod tests {
             .learned("to come", 10)
             .learned("of lately", 80);
         let plan = plan(&inventory, &retention(Some(30), None), day(100), 0);
-        let stacks: Vec<_> = plan.stacks.iter().map(|stack| &stack.content.source).collect();
+        let stacks: Vec<_> = plan
+            .stacks
+            .iter()
+            .map(|stack| &stack.content.source)
+            .collect();
         assert_eq!(stacks, [&digest("source of old")]);
         assert_eq!(plan.knowledge, [(digest("configuration of old"), day(10))]);
     }
 
     fn retention(max_age: Option<u32>, max_size: Option<u64>) -> Retention {
-        Retention { max_age: max_age.map(|days| DAY * days), max_size: max_size.map(bytesize::ByteSize::b), grace: DAY }
+        Retention {
+            max_age: max_age.map(|days| DAY * days),
+            max_size: max_size.map(bytesize::ByteSize::b),
+            grace: DAY,
+        }
     }
 
     #[test]
@@ -466,20 +614,36 @@ mod tests {
             .object("lately read alone", 10)
             .used("lately read alone", 95);
         let names = ["base", "app", "old", "read", "alone", "lately read alone"];
-        assert_eq!(inventory.keeps(&retention(Some(30), None), &names), ["base", "read", "lately read alone"]);
+        assert_eq!(
+            inventory.keeps(&retention(Some(30), None), &names),
+            ["base", "read", "lately read alone"]
+        );
         assert_eq!(inventory.keeps(&retention(None, None), &names), names);
-        assert_eq!(plan(&inventory, &retention(Some(30), None), day(100), 0).kept_bytes, 300);
+        assert_eq!(
+            plan(&inventory, &retention(Some(30), None), day(100), 0).kept_bytes,
+            300
+        );
     }
 
     #[test]
     fn a_layer_that_is_still_read_outlives_its_image() {
-        let inventory = Inventory::default().object("layer", 10).used("layer", 99).image("old", &["layer"], 10);
-        assert_eq!(inventory.keeps(&retention(Some(30), None), &["old", "layer"]), ["layer"]);
+        let inventory = Inventory::default()
+            .object("layer", 10)
+            .used("layer", 99)
+            .image("old", &["layer"], 10);
+        assert_eq!(
+            inventory.keeps(&retention(Some(30), None), &["old", "layer"]),
+            ["layer"]
+        );
     }
 
     #[test]
     fn an_image_is_used_under_any_of_its_digests() {
-        let image = || Inventory::default().object("layer", 10).manifest("translated", 10);
+        let image = || {
+            Inventory::default()
+                .object("layer", 10)
+                .manifest("translated", 10)
+        };
         let image = || image().image("twin", &["layer", "translated"], 10);
         let (names, month) = (["layer", "translated", "twin"], retention(Some(30), None));
         assert_eq!(image().keeps(&month, &names), [""; 0]);
@@ -497,17 +661,32 @@ mod tests {
             .used("first", 50);
         let names = ["shared", "first", "second", "third"];
         assert_eq!(inventory.keeps(&retention(None, Some(400)), &names), names);
-        assert_eq!(inventory.keeps(&retention(None, Some(399)), &names), ["shared", "first", "third"]);
-        assert_eq!(inventory.keeps(&retention(None, Some(200)), &names), ["shared", "first"]);
+        assert_eq!(
+            inventory.keeps(&retention(None, Some(399)), &names),
+            ["shared", "first", "third"]
+        );
+        assert_eq!(
+            inventory.keeps(&retention(None, Some(200)), &names),
+            ["shared", "first"]
+        );
         assert_eq!(inventory.keeps(&retention(None, Some(0)), &names), [""; 0]);
     }
 
     #[test]
     fn no_size_takes_what_the_grace_protects() {
-        let inventory = Inventory::default().image("in use", &["layer"], 10).object("layer", 10).used("in use", 100);
-        assert_eq!(inventory.keeps(&retention(None, Some(0)), &["in use", "layer"]), ["in use", "layer"]);
+        let inventory = Inventory::default()
+            .image("in use", &["layer"], 10)
+            .object("layer", 10)
+            .used("in use", 100);
+        assert_eq!(
+            inventory.keeps(&retention(None, Some(0)), &["in use", "layer"]),
+            ["in use", "layer"]
+        );
         let young = Inventory::default().image("young", &[], 100);
-        assert_eq!(young.keeps(&retention(Some(0), Some(0)), &["young"]), ["young"]);
+        assert_eq!(
+            young.keeps(&retention(Some(0), Some(0)), &["young"]),
+            ["young"]
+        );
     }
 
     #[test]
@@ -520,27 +699,49 @@ mod tests {
             inventory.images.last_mut().unwrap().recorded = ago(minutes);
             inventory.visible.get_mut(&digest(name)).unwrap().recorded = ago(minutes);
         }
-        let lone = |name: &str| Visible { recorded: ago(11), ..inventory.visible[&digest(name)].clone() };
+        let lone = |name: &str| Visible {
+            recorded: ago(11),
+            ..inventory.visible[&digest(name)].clone()
+        };
         let (key, visible) = (digest("layer of an image to come"), lone("idle"));
         inventory.visible.insert(key, visible);
-        assert_eq!(inventory.keeps(&retention(None, Some(1 << 20)), &["idle", "in use"]), ["idle", "in use"]);
+        assert_eq!(
+            inventory.keeps(&retention(None, Some(1 << 20)), &["idle", "in use"]),
+            ["idle", "in use"]
+        );
         let names = ["idle", "in use", "layer of an image to come"];
-        assert_eq!(inventory.keeps(&retention(None, Some(0)), &names), ["in use", "layer of an image to come"]);
+        assert_eq!(
+            inventory.keeps(&retention(None, Some(0)), &names),
+            ["in use", "layer of an image to come"]
+        );
         assert_eq!(inventory.keeps(&retention(None, None), &names), names);
     }
 
     #[test]
     fn above_the_size_bytes_without_a_record_go_unless_their_lease_is_held() {
-        let layer = |name: &str| Key::Layer { generation: Generation("g".to_owned()), source: digest(name) };
+        let layer = |name: &str| Key::Layer {
+            generation: Generation("g".to_owned()),
+            source: digest(name),
+        };
         let now = day(100);
-        let meta = |minutes: u64| Meta { size: 5, modified: now - Duration::from_secs(60 * minutes) };
+        let meta = |minutes: u64| Meta {
+            size: 5,
+            modified: now - Duration::from_secs(60 * minutes),
+        };
         let mut inventory = Inventory::default();
         inventory.objects.insert(layer("left"), meta(11));
         inventory.objects.insert(layer("fresh"), meta(9));
         inventory.objects.insert(layer("converted now"), meta(11));
-        let lease = Key::Lease(layer_lease(&Generation("g".to_owned()), &digest("converted now")));
-        inventory.leases.push(Listed { key: lease, meta: meta(11) });
-        let left = |max_size, wanted| plan(&inventory, &retention(None, max_size), now, wanted).unrecorded;
+        let lease = Key::Lease(layer_lease(
+            &Generation("g".to_owned()),
+            &digest("converted now"),
+        ));
+        inventory.leases.push(Listed {
+            key: lease,
+            meta: meta(11),
+        });
+        let left =
+            |max_size, wanted| plan(&inventory, &retention(None, max_size), now, wanted).unrecorded;
         assert_eq!(left(None, 0), []);
         assert_eq!(left(Some(15), 0), []);
         assert_eq!(left(Some(15), 1), [(layer("left"), meta(11).modified)]);
@@ -549,10 +750,25 @@ mod tests {
 
     #[test]
     fn bytes_without_a_record_go_after_the_grace() {
-        let layer = |name: &str| Key::Layer { generation: Generation("g".to_owned()), source: digest(name) };
+        let layer = |name: &str| Key::Layer {
+            generation: Generation("g".to_owned()),
+            source: digest(name),
+        };
         let mut inventory = Inventory::default().object("visible", 10);
-        inventory.objects.insert(layer("left"), Meta { size: 5, modified: day(98) });
-        inventory.objects.insert(layer("under way"), Meta { size: 5, modified: day(100) });
+        inventory.objects.insert(
+            layer("left"),
+            Meta {
+                size: 5,
+                modified: day(98),
+            },
+        );
+        inventory.objects.insert(
+            layer("under way"),
+            Meta {
+                size: 5,
+                modified: day(100),
+            },
+        );
         let plan = plan(&inventory, &retention(None, None), day(100), 0);
         assert_eq!(plan.unrecorded, [(layer("left"), day(98))]);
         assert!(plan.objects.is_empty());
@@ -562,6 +778,9 @@ mod tests {
     fn a_record_without_its_bytes_goes() {
         let mut inventory = Inventory::default().object("lost", 10).object("there", 10);
         inventory.objects.remove(&Key::Blob(digest("lost")));
-        assert_eq!(inventory.keeps(&retention(None, None), &["lost", "there"]), ["there"]);
+        assert_eq!(
+            inventory.keeps(&retention(None, None), &["lost", "there"]),
+            ["there"]
+        );
     }
 }

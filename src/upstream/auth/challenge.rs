@@ -18,7 +18,11 @@ const SCHEMES: [&str; 6] = ["basic", "bearer", "digest", "negotiate", "ntlm", "k
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::upstream) enum Challenge {
     Basic,
-    Bearer { realm: String, service: Option<String>, scope: Option<String> },
+    Bearer {
+        realm: String,
+        service: Option<String>,
+        scope: Option<String>,
+    },
 }
 
 /// One challenge as it is written.
@@ -49,7 +53,11 @@ impl Challenge {
     pub(super) fn token_key(&self, repository: &str, action: Action) -> TokenKey {
         match self {
             Self::Basic => TokenKey::default(),
-            Self::Bearer { realm, service, scope } => TokenKey {
+            Self::Bearer {
+                realm,
+                service,
+                scope,
+            } => TokenKey {
                 realm: realm.clone(),
                 service: service.clone(),
                 scope: scope.clone().unwrap_or_else(|| action.scope(repository)),
@@ -62,7 +70,11 @@ impl Challenge {
     pub(in crate::upstream) fn weight(&self) -> usize {
         match self {
             Self::Basic => 0,
-            Self::Bearer { realm, service, scope } => {
+            Self::Bearer {
+                realm,
+                service,
+                scope,
+            } => {
                 let optional = |text: &Option<String>| text.as_ref().map_or(0, String::len);
                 realm.len() + optional(service) + optional(scope)
             }
@@ -79,12 +91,20 @@ impl Written {
                 scope: self.parameter("scope"),
             });
         }
-        self.scheme.eq_ignore_ascii_case("basic").then_some(Challenge::Basic)
+        self.scheme
+            .eq_ignore_ascii_case("basic")
+            .then_some(Challenge::Basic)
     }
 
     fn parameter(&self, wanted: &str) -> Option<String> {
-        let mut found = self.parameters.iter().filter(|(name, _)| name.eq_ignore_ascii_case(wanted));
-        found.next().map(|(_, value)| value.trim().to_owned()).filter(|value| !value.is_empty())
+        let mut found = self
+            .parameters
+            .iter()
+            .filter(|(name, _)| name.eq_ignore_ascii_case(wanted));
+        found
+            .next()
+            .map(|(_, value)| value.trim().to_owned())
+            .filter(|value| !value.is_empty())
     }
 }
 
@@ -109,9 +129,14 @@ fn parse(text: &str) -> Vec<Written> {
         }
         rest = behind;
         if found.is_empty() || is_scheme(word) || is_parameter(next) {
-            found.push(Written { scheme: word.to_owned(), parameters: Vec::new() });
+            found.push(Written {
+                scheme: word.to_owned(),
+                parameters: Vec::new(),
+            });
         } else if behind_comma(text, word, behind)
-            && let Some((name, value)) = found.last_mut().and_then(|current| current.parameters.last_mut())
+            && let Some((name, value)) = found
+                .last_mut()
+                .and_then(|current| current.parameters.last_mut())
             && name.eq_ignore_ascii_case("scope")
         {
             // A scope without quotes: `repository:a:pull,push`.
@@ -122,7 +147,9 @@ fn parse(text: &str) -> Vec<Written> {
 }
 
 fn is_scheme(word: &str) -> bool {
-    SCHEMES.iter().any(|scheme| word.eq_ignore_ascii_case(scheme))
+    SCHEMES
+        .iter()
+        .any(|scheme| word.eq_ignore_ascii_case(scheme))
 }
 
 /// Whether `text` begins with `name=`.
@@ -133,7 +160,9 @@ fn is_parameter(text: &str) -> bool {
 
 /// Whether a comma stands right before `word`, behind which `behind` follows in `text`.
 fn behind_comma(text: &str, word: &str, behind: &str) -> bool {
-    let end = cut(text, MAX_HEADER).len().saturating_sub(behind.len() + word.len());
+    let end = cut(text, MAX_HEADER)
+        .len()
+        .saturating_sub(behind.len() + word.len());
     text.get(..end).is_some_and(|before| before.ends_with(','))
 }
 
@@ -159,7 +188,9 @@ fn split_value(text: &str) -> (String, &str) {
         return (value.to_owned(), behind);
     }
     let text = text.strip_prefix('"').unwrap_or(text);
-    let end = text.find(|letter: char| letter == ',' || letter == ';' || letter.is_whitespace()).unwrap_or(text.len());
+    let end = text
+        .find(|letter: char| letter == ',' || letter == ';' || letter.is_whitespace())
+        .unwrap_or(text.len());
     let (value, behind) = text.split_at(end);
     (value.trim_end_matches('"').to_owned(), behind)
 }
@@ -180,7 +211,8 @@ fn split_quoted(text: &str) -> Option<(String, &str)> {
 
 /// At most `length` bytes of a text.
 fn cut(text: &str, length: usize) -> &str {
-    text.get(..text.floor_char_boundary(length)).unwrap_or_default()
+    text.get(..text.floor_char_boundary(length))
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -191,7 +223,12 @@ mod tests {
     use super::*;
 
     fn challenge(values: &[&str]) -> Result<Challenge, Error> {
-        let value = |value: &&str| (WWW_AUTHENTICATE, HeaderValue::from_bytes(value.as_bytes()).unwrap());
+        let value = |value: &&str| {
+            (
+                WWW_AUTHENTICATE,
+                HeaderValue::from_bytes(value.as_bytes()).unwrap(),
+            )
+        };
         Challenge::from_headers(&values.iter().map(value).collect())
     }
 
@@ -215,9 +252,22 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_is_left_out() {
-        assert_eq!(challenge(&["Negotiate", r#"BASIC realm="x""#]).unwrap(), Challenge::Basic);
-        for values in [&[][..], &["Bearer"], &["Bearer service=x"], &["Digest realm=\"x\""], &["\"", ",,,"], &["="]] {
-            assert!(matches!(challenge(values), Err(Error::Unauthorized)), "{values:?}");
+        assert_eq!(
+            challenge(&["Negotiate", r#"BASIC realm="x""#]).unwrap(),
+            Challenge::Basic
+        );
+        for values in [
+            &[][..],
+            &["Bearer"],
+            &["Bearer service=x"],
+            &["Digest realm=\"x\""],
+            &["\"", ",,,"],
+            &["="],
+        ] {
+            assert!(
+                matches!(challenge(values), Err(Error::Unauthorized)),
+                "{values:?}"
+            );
         }
     }
 
@@ -243,29 +293,63 @@ mod tests {
     fn bearer_challenges_are_taken_in_every_form() {
         const REALM: &str = "https://auth.example/token";
         for (text, service, scope) in [
-            (format!(r#"Bearer realm="{REALM}",service=gcr.io"#), Some("gcr.io"), None),
-            (format!(r#"Bearer realm="{REALM}" service="r" scope="a" error="invalid_token""#), Some("r"), Some("a")),
+            (
+                format!(r#"Bearer realm="{REALM}",service=gcr.io"#),
+                Some("gcr.io"),
+                None,
+            ),
+            (
+                format!(r#"Bearer realm="{REALM}" service="r" scope="a" error="invalid_token""#),
+                Some("r"),
+                Some("a"),
+            ),
             (format!("Bearer realm={REALM},service=r"), Some("r"), None),
             (format!("Bearer realm='{REALM}'"), None, None),
-            (format!("BEARER REALM = \"{REALM}\" , , SERVICE = r ,"), Some("r"), None),
+            (
+                format!("BEARER REALM = \"{REALM}\" , , SERVICE = r ,"),
+                Some("r"),
+                None,
+            ),
             (
                 format!("Bearer realm={REALM},scope=repository:a:pull,push,service=r"),
                 Some("r"),
                 Some("repository:a:pull,push"),
             ),
             (format!("Negotiate, Bearer realm=\"{REALM}\""), None, None),
-            (format!("Foo x=y, Bearer realm=\"{REALM}\", Basic realm=\"z\""), None, None),
-            (format!("Basic realm=My Registry, Bearer realm=\"{REALM}\""), None, None),
-            (format!("Bearer realm=\"{REALM}\", realm=\"https://other/\", service=\"\""), None, None),
-            (format!("\u{feff}Bearer realm=\"{REALM}\", service=\"r"), Some("r"), None),
+            (
+                format!("Foo x=y, Bearer realm=\"{REALM}\", Basic realm=\"z\""),
+                None,
+                None,
+            ),
+            (
+                format!("Basic realm=My Registry, Bearer realm=\"{REALM}\""),
+                None,
+                None,
+            ),
+            (
+                format!("Bearer realm=\"{REALM}\", realm=\"https://other/\", service=\"\""),
+                None,
+                None,
+            ),
+            (
+                format!("\u{feff}Bearer realm=\"{REALM}\", service=\"r"),
+                Some("r"),
+                None,
+            ),
         ] {
-            assert_eq!(challenge(&[&text]).unwrap(), bearer(service, scope), "{text}");
+            assert_eq!(
+                challenge(&[&text]).unwrap(),
+                bearer(service, scope),
+                "{text}"
+            );
         }
     }
 
     #[test]
     fn the_scope_is_ours_where_the_registry_names_none() {
-        let key = challenge(&[r#"Bearer realm="https://a/t""#]).unwrap().token_key("a/b", Action::Push);
+        let key = challenge(&[r#"Bearer realm="https://a/t""#])
+            .unwrap()
+            .token_key("a/b", Action::Push);
         assert_eq!(key.scope, "repository:a/b:pull,push");
     }
 

@@ -40,17 +40,28 @@ pub enum Login {
 impl Login {
     /// What Docker writes in one field: base64, padded or not, of `user:password`.
     pub fn from_basic(encoded: &str) -> Option<Self> {
-        let lenient = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
-        let bytes = GeneralPurpose::new(&alphabet::STANDARD, lenient).decode(encoded).ok()?;
+        let lenient =
+            GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+        let bytes = GeneralPurpose::new(&alphabet::STANDARD, lenient)
+            .decode(encoded)
+            .ok()?;
         let text = String::from_utf8(bytes).ok()?;
         let (user, password) = text.split_once(':')?;
-        Some(Self::Password { user: user.to_owned(), password: Secret::new(password.trim_end_matches('\0')) })
+        Some(Self::Password {
+            user: user.to_owned(),
+            password: Secret::new(password.trim_end_matches('\0')),
+        })
     }
 
     /// The `Authorization: Basic` header, for those who have a password.
     pub(super) fn basic(&self) -> Result<Option<HeaderValue>, Error> {
-        let Self::Password { user, password } = self else { return Ok(None) };
-        let text = format!("Basic {}", STANDARD.encode(format!("{user}:{}", password.expose())));
+        let Self::Password { user, password } = self else {
+            return Ok(None);
+        };
+        let text = format!(
+            "Basic {}",
+            STANDARD.encode(format!("{user}:{}", password.expose()))
+        );
         secret_header(&text).map(Some)
     }
 }
@@ -62,7 +73,8 @@ pub(super) fn bearer_header(token: &str) -> Result<HeaderValue, Error> {
 
 fn secret_header(text: &str) -> Result<HeaderValue, Error> {
     // The cause is dropped on purpose: the text is secret.
-    let unfit = |_error| Error::Malformed("a token or password does not fit into a header".to_owned());
+    let unfit =
+        |_error| Error::Malformed("a token or password does not fit into a header".to_owned());
     let mut header = HeaderValue::from_str(text).map_err(unfit)?;
     header.set_sensitive(true);
     Ok(header)
@@ -70,10 +82,19 @@ fn secret_header(text: &str) -> Result<HeaderValue, Error> {
 
 #[derive(Debug)]
 enum Origin {
-    Password { user: String, password: Secret },
-    PasswordFile { user: String, path: PathBuf },
+    Password {
+        user: String,
+        password: Secret,
+    },
+    PasswordFile {
+        user: String,
+        path: PathBuf,
+    },
     Token(Secret),
-    Docker { config: Arc<DockerConfig>, host: String },
+    Docker {
+        config: Arc<DockerConfig>,
+        host: String,
+    },
 }
 
 /// Where one registry's login comes from, and the login while it is new enough.
@@ -96,8 +117,15 @@ impl Credentials {
     ) -> Result<Self, Error> {
         let configured = upstream.map(configured).transpose()?.flatten();
         let given = given.filter(|_| configured.is_none());
-        let origin = configured.unwrap_or_else(|| Origin::Docker { config: docker, host: host.to_owned() });
-        Ok(Self { given, origin, logins: Mutex::default() })
+        let origin = configured.unwrap_or_else(|| Origin::Docker {
+            config: docker,
+            host: host.to_owned(),
+        });
+        Ok(Self {
+            given,
+            origin,
+            logins: Mutex::default(),
+        })
     }
 
     /// The configured token, which needs no endpoint.
@@ -116,7 +144,11 @@ impl Credentials {
     pub(super) async fn basic(&self, repository: &str) -> Result<Authorization, Error> {
         let (login, is_fresh) = self.login_and_age(repository).await?;
         let header = login.basic()?.ok_or(Error::Unauthorized)?;
-        Ok(Authorization { header, is_fresh, is_token: false })
+        Ok(Authorization {
+            header,
+            is_fresh,
+            is_token: false,
+        })
     }
 
     /// Makes the next login a new one.
@@ -128,7 +160,11 @@ impl Credentials {
     }
 
     async fn login_and_age(&self, repository: &str) -> Result<(Login, bool), Error> {
-        if let Some(login) = self.given.as_ref().and_then(|given| given.login(repository)) {
+        if let Some(login) = self
+            .given
+            .as_ref()
+            .and_then(|given| given.login(repository))
+        {
             return Ok((login, true));
         }
         let key = self.origin.scope(repository);
@@ -149,7 +185,11 @@ impl Credentials {
 
 fn configured(upstream: &UpstreamConfig) -> Result<Option<Origin>, Error> {
     let password = match (&upstream.password, &upstream.password_file) {
-        (Some(_), Some(_)) => return Err(Error::Configuration("password or password_file, not both".to_owned())),
+        (Some(_), Some(_)) => {
+            return Err(Error::Configuration(
+                "password or password_file, not both".to_owned(),
+            ));
+        }
         (Some(password), None) => Some(Ok(password.clone())),
         (None, Some(path)) => Some(Err(path.clone())),
         (None, None) => None,
@@ -157,9 +197,17 @@ fn configured(upstream: &UpstreamConfig) -> Result<Option<Origin>, Error> {
     match (&upstream.username, password, &upstream.token) {
         (None, None, None) => Ok(None),
         (None, None, Some(token)) => Ok(Some(Origin::Token(token.clone()))),
-        (Some(user), Some(Ok(password)), None) => Ok(Some(Origin::Password { user: user.clone(), password })),
-        (Some(user), Some(Err(path)), None) => Ok(Some(Origin::PasswordFile { user: user.clone(), path })),
-        _ => Err(Error::Configuration("an upstream takes a username with a password, or a token".to_owned())),
+        (Some(user), Some(Ok(password)), None) => Ok(Some(Origin::Password {
+            user: user.clone(),
+            password,
+        })),
+        (Some(user), Some(Err(path)), None) => Ok(Some(Origin::PasswordFile {
+            user: user.clone(),
+            path,
+        })),
+        _ => Err(Error::Configuration(
+            "an upstream takes a username with a password, or a token".to_owned(),
+        )),
     }
 }
 
@@ -175,11 +223,18 @@ impl Origin {
     async fn login(&self, repository: &str) -> Result<Login, Error> {
         match self {
             Self::Token(_) => Ok(Login::Anonymous),
-            Self::Password { user, password } => Ok(Login::Password { user: user.clone(), password: password.clone() }),
+            Self::Password { user, password } => Ok(Login::Password {
+                user: user.clone(),
+                password: password.clone(),
+            }),
             Self::PasswordFile { user, path } => {
-                let unreadable = |error| Error::Configuration(format!("{}: {error}", path.display()));
+                let unreadable =
+                    |error| Error::Configuration(format!("{}: {error}", path.display()));
                 let text = tokio::fs::read_to_string(path).await.map_err(unreadable)?;
-                Ok(Login::Password { user: user.clone(), password: Secret::new(text.trim_end_matches(['\r', '\n'])) })
+                Ok(Login::Password {
+                    user: user.clone(),
+                    password: Secret::new(text.trim_end_matches(['\r', '\n'])),
+                })
             }
             Self::Docker { config, host } => Ok(config.login(host, repository).await),
         }

@@ -70,7 +70,10 @@ enum Failure {
     Json,
     #[error("the helper's name {0:?} is no file name")]
     Name(String),
-    #[error("the helper took longer than {}", humantime::format_duration(HELPER_TIME))]
+    #[error(
+        "the helper took longer than {}",
+        humantime::format_duration(HELPER_TIME)
+    )]
     Time,
     #[error("the field auth is not base64 of user:password")]
     Encoding,
@@ -78,7 +81,11 @@ enum Failure {
 
 impl DockerConfig {
     pub(in crate::upstream) fn new(directory: Option<PathBuf>, helpers: Option<PathBuf>) -> Self {
-        Self { directory: directory.or_else(default_directory), helpers, answers: Mutex::default() }
+        Self {
+            directory: directory.or_else(default_directory),
+            helpers,
+            answers: Mutex::default(),
+        }
     }
 
     /// The login for a repository at `host`; anonymous where there is none, or where it cannot be had, which is logged.
@@ -98,7 +105,9 @@ impl DockerConfig {
     }
 
     async fn find(&self, host: &str, repository: &str) -> Result<Option<Login>, Failure> {
-        let Some(directory) = &self.directory else { return Ok(None) };
+        let Some(directory) = &self.directory else {
+            return Ok(None);
+        };
         let text = match tokio::fs::read(directory.join("config.json")).await {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -107,7 +116,10 @@ impl DockerConfig {
         // The cause is dropped on purpose: it can quote the file.
         let file: File = serde_json::from_slice(&text).map_err(|_error| Failure::Json)?;
         let key = if is_hub(host) { HUB_KEY } else { host };
-        if let Some(helper) = by_fit(&file.cred_helpers, host, repository).into_iter().next() {
+        if let Some(helper) = by_fit(&file.cred_helpers, host, repository)
+            .into_iter()
+            .next()
+        {
             return self.ask(helper, key).await;
         }
         let mut stored = None;
@@ -143,13 +155,22 @@ impl DockerConfig {
             return Err(Failure::Name(helper.to_owned()));
         }
         let program = format!("docker-credential-{helper}");
-        let program = self.helpers.as_ref().map_or_else(|| PathBuf::from(&program), |place| place.join(&program));
+        let program = self
+            .helpers
+            .as_ref()
+            .map_or_else(|| PathBuf::from(&program), |place| place.join(&program));
         let answer = tokio::time::timeout(HELPER_TIME, run(&program, server)).await;
-        let Some(answer) = answer.map_err(|_elapsed| Failure::Time)?? else { return Ok(None) };
-        let answer: HelperAnswer = serde_json::from_slice(&answer).map_err(|_error| Failure::Json)?;
+        let Some(answer) = answer.map_err(|_elapsed| Failure::Time)?? else {
+            return Ok(None);
+        };
+        let answer: HelperAnswer =
+            serde_json::from_slice(&answer).map_err(|_error| Failure::Json)?;
         Ok(Some(match answer.username.as_str() {
             TOKEN_USER => Login::Identity(answer.secret),
-            _ => Login::Password { user: answer.username, password: answer.secret },
+            _ => Login::Password {
+                user: answer.username,
+                password: answer.secret,
+            },
         }))
     }
 }
@@ -171,20 +192,31 @@ async fn run(program: &Path, server: &str) -> Result<Option<Vec<u8>>, std::io::E
     }
     let mut answer = Vec::new();
     if let Some(stdout) = child.stdout.take() {
-        stdout.take(MAX_HELPER_ANSWER).read_to_end(&mut answer).await?;
+        stdout
+            .take(MAX_HELPER_ANSWER)
+            .read_to_end(&mut answer)
+            .await?;
     }
     Ok(child.wait().await?.success().then_some(answer))
 }
 
 impl Auth {
     fn login(&self) -> Result<Option<Login>, Failure> {
-        if let Some(identity) = self.identitytoken.as_ref().filter(|token| !token.expose().is_empty()) {
+        if let Some(identity) = self
+            .identitytoken
+            .as_ref()
+            .filter(|token| !token.expose().is_empty())
+        {
             return Ok(Some(Login::Identity(identity.clone())));
         }
         if let Some(encoded) = self.auth.as_ref().filter(|auth| !auth.is_empty()) {
-            return Login::from_basic(encoded).map(Some).ok_or(Failure::Encoding);
+            return Login::from_basic(encoded)
+                .map(Some)
+                .ok_or(Failure::Encoding);
         }
-        let Some((user, password)) = self.username.clone().zip(self.password.clone()) else { return Ok(None) };
+        let Some((user, password)) = self.username.clone().zip(self.password.clone()) else {
+            return Ok(None);
+        };
         Ok(Some(Login::Password { user, password }))
     }
 }
@@ -192,12 +224,16 @@ impl Auth {
 /// `$DOCKER_CONFIG`, else `~/.docker`, as Docker looks for it.
 fn default_directory() -> Option<PathBuf> {
     let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".docker"));
-    std::env::var_os("DOCKER_CONFIG").map(PathBuf::from).or_else(home)
+    std::env::var_os("DOCKER_CONFIG")
+        .map(PathBuf::from)
+        .or_else(home)
 }
 
 /// The values whose keys are for a repository at `host`, the best first.
 fn by_fit<'a, T>(values: &'a BTreeMap<String, T>, host: &str, repository: &str) -> Vec<&'a T> {
-    let fitting = values.iter().filter_map(|(key, value)| Some((fit(key, host, repository)?, value)));
+    let fitting = values
+        .iter()
+        .filter_map(|(key, value)| Some((fit(key, host, repository)?, value)));
     let mut fitting: Vec<_> = fitting.collect();
     fitting.sort_by_key(|(fit, _)| std::cmp::Reverse(*fit));
     fitting.into_iter().map(|(_, value)| value).collect()
@@ -229,7 +265,10 @@ esac
         std::fs::write(&helper, script).unwrap();
         std::fs::set_permissions(&helper, std::fs::Permissions::from_mode(0o755)).unwrap();
         let place = directory.path().to_owned();
-        match DockerConfig::new(Some(place.clone()), Some(place)).login(host, repository).await {
+        match DockerConfig::new(Some(place.clone()), Some(place))
+            .login(host, repository)
+            .await
+        {
             Login::Anonymous => "anonymous".to_owned(),
             Login::Password { user, password } => format!("{user}:{}", password.expose()),
             Login::Identity(token) => format!("identity:{}", token.expose()),
@@ -267,7 +306,11 @@ esac
             ("team-ab/app", "any:3"),
             ("other", "any:3"),
         ] {
-            assert_eq!(login_for(config, "a.example", repository).await, expected, "{repository}");
+            assert_eq!(
+                login_for(config, "a.example", repository).await,
+                expected,
+                "{repository}"
+            );
         }
     }
 
@@ -277,7 +320,12 @@ esac
             "y.example": "absent"}, "credsStore": "test"}"#;
         assert_eq!(login(config, "quay.io").await, "identity:refresh");
         assert_eq!(login(config, "docker.io").await, "hub:hush");
-        for host in ["broken.example", "unknown.example", "x.example", "y.example"] {
+        for host in [
+            "broken.example",
+            "unknown.example",
+            "x.example",
+            "y.example",
+        ] {
             assert_eq!(login(config, host).await, "anonymous", "{host}");
         }
     }

@@ -23,16 +23,28 @@ pub(super) fn fit(key: &str, host: &str, repository: &str) -> Option<Fit> {
     let is_exact = read.host == host || (is_hub(read.host) && is_hub(host));
     let is_host = is_exact || (read.host.contains(['*', '?']) && is_like(read.host, host));
     let is_below = read.path.is_empty()
-        || repository.strip_prefix(read.path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    (is_host && is_below).then_some(Fit { path: read.path.len(), is_exact, is_plain: key == host })
+        || repository
+            .strip_prefix(read.path)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    (is_host && is_below).then_some(Fit {
+        path: read.path.len(),
+        is_exact,
+        is_plain: key == host,
+    })
 }
 
 pub(super) fn is_hub(host: &str) -> bool {
-    matches!(host, "docker.io" | "index.docker.io" | "registry-1.docker.io" | "registry.hub.docker.com")
+    matches!(
+        host,
+        "docker.io" | "index.docker.io" | "registry-1.docker.io" | "registry.hub.docker.com"
+    )
 }
 
 fn read(key: &str) -> Key<'_> {
-    let bare = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
+    let bare = key
+        .strip_prefix("https://")
+        .or_else(|| key.strip_prefix("http://"))
+        .unwrap_or(key);
     let (host, path) = bare.split_once('/').unwrap_or((bare, ""));
     let path = path.trim_matches('/');
     // The address of the API, as `docker login` once wrote it.
@@ -41,20 +53,26 @@ fn read(key: &str) -> Key<'_> {
         .find_map(|api| path.strip_prefix(api))
         .filter(|rest| rest.is_empty() || rest.starts_with('/'))
         .unwrap_or(path);
-    Key { host, path: path.trim_start_matches('/') }
+    Key {
+        host,
+        path: path.trim_start_matches('/'),
+    }
 }
 
 /// Whether `host` fits a pattern label by label, the port included: `*` is any text within a label, `?` one letter.
 fn is_like(pattern: &str, host: &str) -> bool {
     let (pattern, pattern_port) = split_port(pattern);
     let (host, port) = split_port(host);
-    let (patterns, labels): (Vec<_>, Vec<_>) = (pattern.split('.').collect(), host.split('.').collect());
-    let fits = |(pattern, label): (&&str, &&str)| is_label_like(pattern.as_bytes(), label.as_bytes());
+    let (patterns, labels): (Vec<_>, Vec<_>) =
+        (pattern.split('.').collect(), host.split('.').collect());
+    let fits =
+        |(pattern, label): (&&str, &&str)| is_label_like(pattern.as_bytes(), label.as_bytes());
     pattern_port == port && patterns.len() == labels.len() && patterns.iter().zip(&labels).all(fits)
 }
 
 fn split_port(host: &str) -> (&str, Option<&str>) {
-    host.rsplit_once(':').map_or((host, None), |(host, port)| (host, Some(port)))
+    host.rsplit_once(':')
+        .map_or((host, None), |(host, port)| (host, Some(port)))
 }
 
 fn is_label_like(pattern: &[u8], label: &[u8]) -> bool {
@@ -66,9 +84,13 @@ fn is_label_like(pattern: &[u8], label: &[u8]) -> bool {
                 star = Some((at, here));
                 at += 1;
             }
-            Some(letter) if *letter == b'?' || *letter == label[here] => (at, here) = (at + 1, here + 1),
+            Some(letter) if *letter == b'?' || *letter == label[here] => {
+                (at, here) = (at + 1, here + 1)
+            }
             _ => {
-                let Some((starred, taken)) = star else { return false };
+                let Some((starred, taken)) = star else {
+                    return false;
+                };
                 star = Some((starred, taken + 1));
                 (at, here) = (starred + 1, taken + 1);
             }
@@ -87,11 +109,24 @@ mod tests {
 
     #[test]
     fn keys_are_hosts_in_every_spelling() {
-        for key in ["a.example", "https://a.example", "http://a.example/v1/", "a.example/v2", "https://a.example/v2/"] {
+        for key in [
+            "a.example",
+            "https://a.example",
+            "http://a.example/v1/",
+            "a.example/v2",
+            "https://a.example/v2/",
+        ] {
             assert!(fits(key, "a.example", "team/app"), "{key}");
-            assert!(!fits(key, "a.example:5000", "team/app") && !fits(key, "b.example", "team/app"), "{key}");
+            assert!(
+                !fits(key, "a.example:5000", "team/app") && !fits(key, "b.example", "team/app"),
+                "{key}"
+            );
         }
-        for key in ["https://index.docker.io/v1/", "docker.io", "registry-1.docker.io"] {
+        for key in [
+            "https://index.docker.io/v1/",
+            "docker.io",
+            "registry-1.docker.io",
+        ] {
             assert!(fits(key, "docker.io", "library/app"), "{key}");
         }
     }
@@ -131,9 +166,21 @@ mod tests {
 
     #[test]
     fn the_longest_path_fits_best() {
-        let keys =
-            ["*.example", "https://a.example", "a.example", "*.example/team", "a.example/team", "a.example/team/app"];
-        let fits: Vec<_> = keys.iter().map(|key| fit(key, "a.example", "team/app").unwrap()).collect();
-        assert!(fits.is_sorted() && fits.windows(2).all(|pair| pair[0] != pair[1]), "{fits:?}");
+        let keys = [
+            "*.example",
+            "https://a.example",
+            "a.example",
+            "*.example/team",
+            "a.example/team",
+            "a.example/team/app",
+        ];
+        let fits: Vec<_> = keys
+            .iter()
+            .map(|key| fit(key, "a.example", "team/app").unwrap())
+            .collect();
+        assert!(
+            fits.is_sorted() && fits.windows(2).all(|pair| pair[0] != pair[1]),
+            "{fits:?}"
+        );
     }
 }

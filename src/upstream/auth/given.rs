@@ -45,6 +45,8 @@ impl Given {
     /// The login for a repository by its name at the registry.
     pub(super) fn login(&self, repository: &str) -> Option<Login> {
         let repository = repository.strip_prefix(&self.prefix)?.parse().ok()?;
-        self.names.iter().find_map(|name| (self.logins.0)(name, &repository))
+        self.names
+            .iter()
+            .find_map(|name| (self.logins.0)(name, &repository))
     }
 }

@@ -73,21 +73,48 @@ impl Authenticator {
         memory: Arc<Memory>,
         id: EndpointId,
     ) -> Self {
-        Self { http, registry, credentials, memory, id }
+        Self {
+            http,
+            registry,
+            credentials,
+            memory,
+            id,
+        }
     }
 
     /// The header that satisfied the registry the last time; none before its first challenge.
-    pub(super) async fn known(&self, repository: &str, action: Action) -> Result<Option<Authorization>, Error> {
-        match self.memory.challenges.get(&(self.id, repository.to_owned(), action)).await {
+    pub(super) async fn known(
+        &self,
+        repository: &str,
+        action: Action,
+    ) -> Result<Option<Authorization>, Error> {
+        match self
+            .memory
+            .challenges
+            .get(&(self.id, repository.to_owned(), action))
+            .await
+        {
             Some(challenge) => self.satisfy(&challenge, repository, action).await.map(Some),
             None => Ok(None),
         }
     }
 
     /// What [`Self::known`] gives, with a token that is fetched anew.
-    pub(super) async fn renewed(&self, repository: &str, action: Action) -> Result<Option<Authorization>, Error> {
-        if let Some(challenge) = self.memory.challenges.get(&(self.id, repository.to_owned(), action)).await {
-            self.memory.tokens.invalidate(&(self.id, challenge.token_key(repository, action))).await;
+    pub(super) async fn renewed(
+        &self,
+        repository: &str,
+        action: Action,
+    ) -> Result<Option<Authorization>, Error> {
+        if let Some(challenge) = self
+            .memory
+            .challenges
+            .get(&(self.id, repository.to_owned(), action))
+            .await
+        {
+            self.memory
+                .tokens
+                .invalidate(&(self.id, challenge.token_key(repository, action)))
+                .await;
         }
         self.known(repository, action).await
     }
@@ -108,23 +135,45 @@ impl Authenticator {
         let challenge = Challenge::from_headers(headers)?;
         if refused.is_some() {
             self.credentials.forget().await;
-            self.memory.tokens.invalidate(&(self.id, challenge.token_key(repository, action))).await;
+            self.memory
+                .tokens
+                .invalidate(&(self.id, challenge.token_key(repository, action)))
+                .await;
         }
         let authorization = self.satisfy(&challenge, repository, action).await?;
-        self.memory.challenges.insert((self.id, repository.to_owned(), action), challenge).await;
+        self.memory
+            .challenges
+            .insert((self.id, repository.to_owned(), action), challenge)
+            .await;
         Ok(authorization)
     }
 
-    async fn satisfy(&self, challenge: &Challenge, repository: &str, action: Action) -> Result<Authorization, Error> {
+    async fn satisfy(
+        &self,
+        challenge: &Challenge,
+        repository: &str,
+        action: Action,
+    ) -> Result<Authorization, Error> {
         match challenge {
             Challenge::Basic => self.credentials.basic(repository).await,
             Challenge::Bearer { .. } => {
                 if let Some(header) = self.credentials.bearer()? {
-                    return Ok(Authorization { header, is_fresh: true, is_token: false });
+                    return Ok(Authorization {
+                        header,
+                        is_fresh: true,
+                        is_token: false,
+                    });
                 }
                 let key = challenge.token_key(repository, action);
                 let login = self.credentials.login(repository);
-                get_token((&self.memory, self.id), key, &self.http, &self.registry, login).await
+                get_token(
+                    (&self.memory, self.id),
+                    key,
+                    &self.http,
+                    &self.registry,
+                    login,
+                )
+                .await
             }
         }
     }

@@ -48,7 +48,10 @@ pub(in crate::upstream) struct Token {
 impl TokenKey {
     /// Bytes that it takes to remember.
     pub(in crate::upstream) fn weight(&self) -> usize {
-        self.realm.len() + self.service.as_ref().map_or(0, String::len) + self.scope.len() + self.repository.len()
+        self.realm.len()
+            + self.service.as_ref().map_or(0, String::len)
+            + self.scope.len()
+            + self.repository.len()
     }
 }
 
@@ -61,7 +64,9 @@ impl Token {
 
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Token").field("lifetime", &self.lifetime).finish_non_exhaustive()
+        f.debug_struct("Token")
+            .field("lifetime", &self.lifetime)
+            .finish_non_exhaustive()
     }
 }
 
@@ -70,7 +75,11 @@ pub(in crate::upstream) struct UntilRenewal;
 
 impl<K> Expiry<K, Token> for UntilRenewal {
     fn expire_after_create(&self, _: &K, token: &Token, _: Instant) -> Option<Duration> {
-        Some(token.lifetime.saturating_sub(RENEW_BEFORE.min(token.lifetime / 5)))
+        Some(
+            token
+                .lifetime
+                .saturating_sub(RENEW_BEFORE.min(token.lifetime / 5)),
+        )
     }
 }
 
@@ -89,7 +98,11 @@ pub(super) async fn get_token(
     };
     let token = memory.tokens.try_get_with((id, key.clone()), fetched).await;
     let token = token.map_err(|error: Arc<Error>| (*error).clone())?;
-    Ok(Authorization { header: token.header, is_fresh: is_fresh.into_inner(), is_token: true })
+    Ok(Authorization {
+        header: token.header,
+        is_fresh: is_fresh.into_inner(),
+        is_token: true,
+    })
 }
 
 async fn fetch(
@@ -98,7 +111,9 @@ async fn fetch(
     registry: &Url,
     login: impl Future<Output = Result<Login, Error>>,
 ) -> Result<Token, Error> {
-    let realm = registry.join(&key.realm).map_err(|_error| no_realm(&key.realm))?;
+    let realm = registry
+        .join(&key.realm)
+        .map_err(|_error| no_realm(&key.realm))?;
     refuse_downgrade(registry, &realm)?;
     let login = login.await?;
     let answer = match &login {
@@ -130,15 +145,33 @@ async fn get(key: &TokenKey, mut url: Url, http: &Http, login: &Login) -> Result
             query.append_pair("account", user);
         }
     }
-    let secrets = login.basic()?.map(|header| (AUTHORIZATION, header)).into_iter().collect();
-    let fetch = Fetch { method: Method::GET, url, headers: HeaderMap::new(), secrets };
+    let secrets = login
+        .basic()?
+        .map(|header| (AUTHORIZATION, header))
+        .into_iter()
+        .collect();
+    let fetch = Fetch {
+        method: Method::GET,
+        url,
+        headers: HeaderMap::new(),
+        secrets,
+    };
     http.fetch(&fetch).await
 }
 
 /// The OAuth2 form, which takes the refresh token that Docker calls an identity token.
 async fn post(key: &TokenKey, url: Url, http: &Http, identity: &str) -> Result<Answer, Error> {
-    let type_header = (CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-    http.send(Method::POST, url, HeaderMap::from_iter([type_header]), form(key, identity).into()).await
+    let type_header = (
+        CONTENT_TYPE,
+        HeaderValue::from_static("application/x-www-form-urlencoded"),
+    );
+    http.send(
+        Method::POST,
+        url,
+        HeaderMap::from_iter([type_header]),
+        form(key, identity).into(),
+    )
+    .await
 }
 
 fn form(key: &TokenKey, identity: &str) -> String {
@@ -163,22 +196,38 @@ struct TokenAnswer {
 
 /// Seconds; none where they cannot be read.
 fn seconds(value: &serde_json::Value) -> Option<u64> {
-    let whole = |number: f64| Duration::try_from_secs_f64(number).ok().map(|time| time.as_secs());
-    value.as_u64().or_else(|| value.as_f64().and_then(whole)).or_else(|| value.as_str()?.trim().parse().ok())
+    let whole = |number: f64| {
+        Duration::try_from_secs_f64(number)
+            .ok()
+            .map(|time| time.as_secs())
+    };
+    value
+        .as_u64()
+        .or_else(|| value.as_f64().and_then(whole))
+        .or_else(|| value.as_str()?.trim().parse().ok())
 }
 
 fn parse(body: &[u8]) -> Result<Token, Error> {
     let nonsense = || Error::Malformed("the token endpoint gave no token".to_owned());
     // The cause is dropped on purpose: it can quote the token.
     let answer: TokenAnswer = serde_json::from_slice(body).map_err(|_error| nonsense())?;
-    let given = [answer.token, answer.access_token].into_iter().flatten().find(|token| !token.is_empty());
+    let given = [answer.token, answer.access_token]
+        .into_iter()
+        .flatten()
+        .find(|token| !token.is_empty());
     let given = given.ok_or_else(nonsense)?;
     if given.len() > MAX_TOKEN {
-        return Err(Error::TooLarge { limit: MAX_TOKEN as u64 });
+        return Err(Error::TooLarge {
+            limit: MAX_TOKEN as u64,
+        });
     }
     let header = super::credentials::bearer_header(&given)?;
-    let lifetime =
-        answer.expires_in.as_ref().and_then(seconds).map_or(DEFAULT_LIFETIME, Duration::from_secs).min(MAX_LIFETIME);
+    let lifetime = answer
+        .expires_in
+        .as_ref()
+        .and_then(seconds)
+        .map_or(DEFAULT_LIFETIME, Duration::from_secs)
+        .min(MAX_LIFETIME);
     Ok(Token { header, lifetime })
 }
 
@@ -188,28 +237,50 @@ mod tests {
 
     fn kept_for(body: &str) -> Duration {
         let token = parse(body.as_bytes()).unwrap();
-        UntilRenewal.expire_after_create(&TokenKey::default(), &token, Instant::now()).unwrap()
+        UntilRenewal
+            .expire_after_create(&TokenKey::default(), &token, Instant::now())
+            .unwrap()
     }
 
     #[test]
     fn tokens_are_kept_for_less_than_they_live() {
-        assert_eq!(kept_for(r#"{"token": "x", "expires_in": 300}"#), Duration::from_secs(270));
-        assert_eq!(kept_for(r#"{"access_token": "x"}"#), Duration::from_secs(48));
-        assert_eq!(kept_for(r#"{"token": "", "access_token": "x", "expires_in": 0}"#), Duration::ZERO);
-        assert!(kept_for(&format!(r#"{{"token": "x", "expires_in": {}}}"#, u64::MAX)) < MAX_LIFETIME);
+        assert_eq!(
+            kept_for(r#"{"token": "x", "expires_in": 300}"#),
+            Duration::from_secs(270)
+        );
+        assert_eq!(
+            kept_for(r#"{"access_token": "x"}"#),
+            Duration::from_secs(48)
+        );
+        assert_eq!(
+            kept_for(r#"{"token": "", "access_token": "x", "expires_in": 0}"#),
+            Duration::ZERO
+        );
+        assert!(
+            kept_for(&format!(r#"{{"token": "x", "expires_in": {}}}"#, u64::MAX)) < MAX_LIFETIME
+        );
     }
 
     #[test]
     fn a_token_that_no_server_would_take_is_not_kept() {
-        let answer = |length: usize| parse(format!(r#"{{"token": "{}"}}"#, "a".repeat(length)).as_bytes());
+        let answer =
+            |length: usize| parse(format!(r#"{{"token": "{}"}}"#, "a".repeat(length)).as_bytes());
         assert!(answer(MAX_TOKEN).is_ok());
         assert!(matches!(answer(MAX_TOKEN + 1), Err(Error::TooLarge { .. })));
     }
 
     #[test]
     fn an_answer_without_a_usable_token_is_an_error_that_quotes_nothing() {
-        for body in ["", "[]", "{}", r#"{"token": 7}"#, r#"{"token": "secret\nX: y"}"#] {
-            let error = parse(body.as_bytes()).map(|token| token.lifetime).unwrap_err();
+        for body in [
+            "",
+            "[]",
+            "{}",
+            r#"{"token": 7}"#,
+            r#"{"token": "secret\nX: y"}"#,
+        ] {
+            let error = parse(body.as_bytes())
+                .map(|token| token.lifetime)
+                .unwrap_err();
             assert!(!error.to_string().contains("secret"), "{error}");
         }
     }

@@ -41,7 +41,10 @@ enum OneOrMany {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged, expecting = "a file, a list of files, or a list of pairs of files")]
+#[serde(
+    untagged,
+    expecting = "a file, a list of files, or a list of pairs of files"
+)]
 enum Client {
     One(String),
     Many(Vec<ClientFile>),
@@ -60,50 +63,95 @@ pub(in crate::upstream) fn parse(text: &str, directory: &Path) -> Result<Hosts, 
     let of_server: Settings = toml::from_str(text).map_err(Problem::toml)?;
     let mut hosts: Vec<_> = file.host.into_iter().collect();
     hosts.sort_by_key(|(url, _)| url.span().start);
-    let mirrors = hosts.iter().map(|(url, settings)| host(Some(url.get_ref()), settings, directory));
+    let mirrors = hosts
+        .iter()
+        .map(|(url, settings)| host(Some(url.get_ref()), settings, directory));
     Ok(Hosts {
         mirrors: mirrors.collect::<Result<_, _>>()?,
-        server: host(file.server.as_deref().filter(|server| !server.is_empty()), &of_server, directory)?,
+        server: host(
+            file.server.as_deref().filter(|server| !server.is_empty()),
+            &of_server,
+            directory,
+        )?,
     })
 }
 
 fn host(server: Option<&str>, settings: &Settings, directory: &Path) -> Result<Host, Problem> {
     let url = server.map(url).transpose()?;
-    let root = url.as_ref().map_or_else(|| API_ROOT.to_owned(), |url| root(url, settings.override_path));
+    let root = url.as_ref().map_or_else(
+        || API_ROOT.to_owned(),
+        |url| root(url, settings.override_path),
+    );
     // Without a server of its own the file says nothing of what the registry itself may be asked.
-    let capabilities = if url.is_some() { capabilities(&settings.capabilities)? } else { Capabilities::ALL };
-    let headers = settings.header.iter().flat_map(|(name, values)| values.iter().map(move |value| header(name, value)));
+    let capabilities = if url.is_some() {
+        capabilities(&settings.capabilities)?
+    } else {
+        Capabilities::ALL
+    };
+    let headers = settings
+        .header
+        .iter()
+        .flat_map(|(name, values)| values.iter().map(move |value| header(name, value)));
     let tls = Tls {
-        authorities: settings.ca.iter().flat_map(OneOrMany::iter).map(|file| directory.join(file)).collect(),
-        identities: settings.client.as_ref().map_or_else(Vec::new, |client| identities(client, directory)),
+        authorities: settings
+            .ca
+            .iter()
+            .flat_map(OneOrMany::iter)
+            .map(|file| directory.join(file))
+            .collect(),
+        identities: settings
+            .client
+            .as_ref()
+            .map_or_else(Vec::new, |client| identities(client, directory)),
         skip_verify: settings.skip_verify,
     };
-    Ok(Host { url, root, capabilities, headers: headers.collect::<Result<_, _>>()?, tls })
+    Ok(Host {
+        url,
+        root,
+        capabilities,
+        headers: headers.collect::<Result<_, _>>()?,
+        tls,
+    })
 }
 
 fn url(server: &str) -> Result<Url, Problem> {
-    let text = if server.contains("://") { server.to_owned() } else { format!("https://{server}") };
+    let text = if server.contains("://") {
+        server.to_owned()
+    } else {
+        format!("https://{server}")
+    };
     crate::upstream::registry_url(&text).map_err(|error| Problem::Value(error.to_string()))
 }
 
 /// Where the API begins: below `/v2`, unless the path given is the whole truth.
 fn root(url: &Url, is_overridden: bool) -> String {
     let path = url.path().trim_end_matches('/');
-    if is_overridden || path.ends_with(API_ROOT) { path.to_owned() } else { format!("{path}{API_ROOT}") }
+    if is_overridden || path.ends_with(API_ROOT) {
+        path.to_owned()
+    } else {
+        format!("{path}{API_ROOT}")
+    }
 }
 
 fn capabilities(names: &[String]) -> Result<Capabilities, Problem> {
     if names.is_empty() {
         return Ok(Capabilities::ALL);
     }
-    let mut capabilities = Capabilities { pull: false, resolve: false };
+    let mut capabilities = Capabilities {
+        pull: false,
+        resolve: false,
+    };
     for name in names {
         match name.to_ascii_lowercase().as_str() {
             "pull" => capabilities.pull = true,
             "resolve" => capabilities.resolve = true,
             // Pushes go where they are told to; referrers are there to be pulled.
             "push" | "referrers" => {}
-            _ => return Err(Problem::Value(format!("the capability {name:?} is none that is known"))),
+            _ => {
+                return Err(Problem::Value(format!(
+                    "the capability {name:?} is none that is known"
+                )));
+            }
         }
     }
     Ok(capabilities)
@@ -118,7 +166,10 @@ fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), Problem>
 }
 
 fn identities(client: &Client, directory: &Path) -> Vec<KeyPair> {
-    let both = |file: &String| KeyPair { certificate: directory.join(file), key: None };
+    let both = |file: &String| KeyPair {
+        certificate: directory.join(file),
+        key: None,
+    };
     let pair = |file: &ClientFile| match file {
         ClientFile::Both(file) => both(file),
         ClientFile::Pair([certificate, key]) => KeyPair {
@@ -152,8 +203,18 @@ mod tests {
 
     fn roots(text: &str) -> Vec<(String, String)> {
         let hosts = parsed(text).unwrap();
-        let place = |host: &Host| (host.url.as_ref().map_or_else(String::new, Url::to_string), host.root.clone());
-        hosts.mirrors.iter().chain([&hosts.server]).map(place).collect()
+        let place = |host: &Host| {
+            (
+                host.url.as_ref().map_or_else(String::new, Url::to_string),
+                host.root.clone(),
+            )
+        };
+        hosts
+            .mirrors
+            .iter()
+            .chain([&hosts.server])
+            .map(place)
+            .collect()
     }
 
     #[test]
@@ -177,10 +238,19 @@ mod tests {
             ("https://a.example/v2", "/v2"),
             ("https://a.example/", "/v2"),
         ];
-        assert_eq!(roots(text), expected.map(|(url, root)| (url.to_owned(), root.to_owned())));
+        assert_eq!(
+            roots(text),
+            expected.map(|(url, root)| (url.to_owned(), root.to_owned()))
+        );
         let hosts = parsed(text).unwrap();
         assert_eq!(hosts.mirrors[0].capabilities, Capabilities::ALL);
-        assert_eq!(hosts.mirrors[1].capabilities, Capabilities { pull: true, resolve: false });
+        assert_eq!(
+            hosts.mirrors[1].capabilities,
+            Capabilities {
+                pull: true,
+                resolve: false
+            }
+        );
         assert_eq!(hosts.mirrors[1].headers.get_all("x-two").iter().count(), 2);
         assert_eq!(roots(""), [(String::new(), "/v2".to_owned())]);
     }
@@ -190,12 +260,24 @@ mod tests {
         let tls = |text: &str| parsed(text).unwrap().server.tls;
         let at = |name: &str| PathBuf::from("/certs.d/a.example").join(name);
         assert_eq!(tls("ca = 'a.pem'").authorities, [at("a.pem")]);
-        assert_eq!(tls("ca = ['a.pem', '/etc/b.pem']").authorities, [at("a.pem"), "/etc/b.pem".into()]);
-        let pair = |certificate: &str, key: Option<&str>| KeyPair { certificate: at(certificate), key: key.map(at) };
+        assert_eq!(
+            tls("ca = ['a.pem', '/etc/b.pem']").authorities,
+            [at("a.pem"), "/etc/b.pem".into()]
+        );
+        let pair = |certificate: &str, key: Option<&str>| KeyPair {
+            certificate: at(certificate),
+            key: key.map(at),
+        };
         assert_eq!(tls("client = 'c.pem'").identities, [pair("c.pem", None)]);
-        assert_eq!(tls("client = ['c.pem', 'd.pem']").identities, [pair("c.pem", None), pair("d.pem", None)]);
+        assert_eq!(
+            tls("client = ['c.pem', 'd.pem']").identities,
+            [pair("c.pem", None), pair("d.pem", None)]
+        );
         let pairs = "client = [['c.crt', 'c.key'], ['d.pem', '']]";
-        assert_eq!(tls(pairs).identities, [pair("c.crt", Some("c.key")), pair("d.pem", None)]);
+        assert_eq!(
+            tls(pairs).identities,
+            [pair("c.crt", Some("c.key")), pair("d.pem", None)]
+        );
         assert!(tls("skip_verify = true").skip_verify);
     }
 
@@ -210,7 +292,10 @@ mod tests {
             ("[header]\n'a b' = 'x'", "\"a b\""),
             ("[host", "line 1"),
         ] {
-            let problem = parsed(text).err().map(|problem| problem.to_string()).unwrap_or_default();
+            let problem = parsed(text)
+                .err()
+                .map(|problem| problem.to_string())
+                .unwrap_or_default();
             assert!(problem.contains(told), "{text}: {problem}");
         }
     }

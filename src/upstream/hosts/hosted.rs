@@ -27,7 +27,11 @@ struct Held {
 
 impl Hosted {
     pub(in crate::upstream) fn new(name: String, builder: Arc<Builder>) -> Self {
-        Self { name, builder, held: Mutex::default() }
+        Self {
+            name,
+            builder,
+            held: Mutex::default(),
+        }
     }
 
     /// The registry as it is now, or was a moment ago.
@@ -55,7 +59,11 @@ impl Hosted {
         }
         let found = self.builder.roots.find(&self.name);
         let registry = Arc::new(self.build(&found)?);
-        Ok(Held { registry, consulted: found.consulted, looked })
+        Ok(Held {
+            registry,
+            consulted: found.consulted,
+            looked,
+        })
     }
 
     /// A directory that is of no use is as good as none, once that is told.

@@ -81,17 +81,25 @@ impl Consulted {
     }
 
     fn watch<'a>(&mut self, files: impl Iterator<Item = &'a Path>) {
-        self.0.extend(files.map(|file| (file.to_owned(), identity(file))));
+        self.0
+            .extend(files.map(|file| (file.to_owned(), identity(file))));
     }
 
     fn is_unchanged(&self) -> bool {
-        self.0.iter().all(|(path, before)| identity(path) == *before)
+        self.0
+            .iter()
+            .all(|(path, before)| identity(path) == *before)
     }
 }
 
 fn identity(path: &Path) -> Identity {
     let metadata = std::fs::metadata(path).ok()?;
-    Some((metadata.ino(), metadata.size(), metadata.mtime(), metadata.mtime_nsec()))
+    Some((
+        metadata.ino(),
+        metadata.size(),
+        metadata.mtime(),
+        metadata.mtime_nsec(),
+    ))
 }
 
 /// What the directories say of one registry.
@@ -110,12 +118,19 @@ pub(super) struct Roots(Vec<PathBuf>);
 
 impl Roots {
     pub(super) fn new(directories: Option<&Path>) -> Self {
-        Self(directories.map(|paths| std::env::split_paths(paths).collect()).unwrap_or_default())
+        Self(
+            directories
+                .map(|paths| std::env::split_paths(paths).collect())
+                .unwrap_or_default(),
+        )
     }
 
     /// Whether a directory names this very host. Blocks.
     pub(super) fn name(&self, host: &str) -> bool {
-        self.0.iter().flat_map(|root| own_directories(root, host)).any(|directory| directory.is_dir())
+        self.0
+            .iter()
+            .flat_map(|root| own_directories(root, host))
+            .any(|directory| directory.is_dir())
     }
 
     /// Blocks.
@@ -123,10 +138,14 @@ impl Roots {
         let mut found = Found::default();
         for root in &self.0 {
             let own = own_directories(root, host);
-            let own = own.into_iter().find(|directory| found.consulted.look_at(directory));
+            let own = own
+                .into_iter()
+                .find(|directory| found.consulted.look_at(directory));
             let general = || Some(root.join(DEFAULT_DIRECTORY));
             found.is_own = own.is_some();
-            let directory = own.or_else(general).filter(|directory| found.consulted.look_at(directory));
+            let directory = own
+                .or_else(general)
+                .filter(|directory| found.consulted.look_at(directory));
             if let Some(directory) = directory {
                 found.hosts = Some(read(&directory, &mut found.consulted));
                 return found;
@@ -141,8 +160,15 @@ fn own_directories(root: &Path, host: &str) -> Vec<PathBuf> {
     if host.is_empty() || host.starts_with(['.', '_']) || host.contains(['/', '\0']) {
         return Vec::new();
     }
-    let with_port = host.rsplit_once(':').map(|(name, port)| format!("{name}_{port}_"));
-    with_port.iter().map(String::as_str).chain([host]).map(|name| root.join(name)).collect()
+    let with_port = host
+        .rsplit_once(':')
+        .map(|(name, port)| format!("{name}_{port}_"));
+    with_port
+        .iter()
+        .map(String::as_str)
+        .chain([host])
+        .map(|name| root.join(name))
+        .collect()
 }
 
 /// As containerd: what is wrong with `hosts.toml` is told, and the certificates beside it count.
@@ -151,7 +177,10 @@ fn read(directory: &Path, consulted: &mut Consulted) -> Result<Hosts, Problem> {
     if !consulted.look_at(&path) {
         return certificates::read(directory, consulted);
     }
-    let unreadable = |error| Problem::Unreadable { path: path.clone(), error };
+    let unreadable = |error| Problem::Unreadable {
+        path: path.clone(),
+        error,
+    };
     let size = std::fs::metadata(&path).map_err(unreadable)?.size();
     if size > MAX_HOSTS_FILE {
         return Err(unreadable(io::ErrorKind::FileTooLarge.into()));
@@ -183,7 +212,12 @@ mod tests {
 
     fn mirror(found: &Found) -> Option<String> {
         let hosts = found.hosts.as_ref()?.as_ref().unwrap();
-        hosts.mirrors.first()?.url.as_ref().map(|url| url.host_str().unwrap().to_owned())
+        hosts
+            .mirrors
+            .first()?
+            .url
+            .as_ref()
+            .map(|url| url.host_str().unwrap().to_owned())
     }
 
     #[test]
@@ -205,7 +239,11 @@ mod tests {
             ("../x", "default", false),
         ] {
             let found = roots.find(host);
-            assert_eq!((mirror(&found).as_deref(), found.is_own), (Some(expected), is_own), "{host}");
+            assert_eq!(
+                (mirror(&found).as_deref(), found.is_own),
+                (Some(expected), is_own),
+                "{host}"
+            );
             assert_eq!(roots.name(host), is_own, "{host}");
         }
         assert!(Roots::new(None).find("a.example").hosts.is_none());
@@ -214,7 +252,10 @@ mod tests {
     #[test]
     fn the_first_root_that_knows_a_host_counts() {
         let one = place(&[("a.example/hosts.toml", "[host.'https://one']")]);
-        let two = place(&[("a.example/hosts.toml", "[host.'https://two']"), ("_default/hosts.toml", "")]);
+        let two = place(&[
+            ("a.example/hosts.toml", "[host.'https://two']"),
+            ("_default/hosts.toml", ""),
+        ]);
         let both = std::env::join_paths([one.path(), two.path()]).unwrap();
         let roots = Roots::new(Some(Path::new(&both)));
         assert_eq!(mirror(&roots.find("a.example")).as_deref(), Some("one"));
@@ -223,7 +264,10 @@ mod tests {
 
     #[test]
     fn whatever_had_a_say_is_watched() {
-        let root = place(&[("a.example/hosts.toml", "ca = 'x.pem'"), ("a.example/x.pem", "1")]);
+        let root = place(&[
+            ("a.example/hosts.toml", "ca = 'x.pem'"),
+            ("a.example/x.pem", "1"),
+        ]);
         let roots = Roots::new(Some(root.path()));
         let found = || roots.find("a.example");
         let change = |path: &str, text: &str| {

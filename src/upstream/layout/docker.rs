@@ -34,16 +34,27 @@ pub(super) const LIST: &str = "manifest.json";
 pub(super) fn load(images: Images) -> Result<Images, Error> {
     let list = match images.files().open(LIST) {
         Ok(list) => list.read(MAX_MANIFEST_BYTES)?,
-        Err(Error::NotFound) => return Err(malformed("neither index.json nor manifest.json is in it")),
+        Err(Error::NotFound) => {
+            return Err(malformed("neither index.json nor manifest.json is in it"));
+        }
         Err(error) => return Err(error),
     };
-    let list: Vec<Saved> = serde_json::from_slice(&list).map_err(|error| malformed(&error.to_string()))?;
+    let list: Vec<Saved> =
+        serde_json::from_slice(&list).map_err(|error| malformed(&error.to_string()))?;
     if list.len() > MAX_IMAGES {
         return Err(malformed(&format!("more than {MAX_IMAGES} images")));
     }
-    let mut loading = Loading { images, described: HashMap::new() };
+    let mut loading = Loading {
+        images,
+        described: HashMap::new(),
+    };
     for saved in list {
-        let names: Vec<_> = saved.repo_tags.iter().flatten().filter_map(|name| Name::parse(name)).collect();
+        let names: Vec<_> = saved
+            .repo_tags
+            .iter()
+            .flatten()
+            .filter_map(|name| Name::parse(name))
+            .collect();
         if !loading.images.holds(&names) {
             loading.add(&saved, names)?;
         }
@@ -75,34 +86,49 @@ impl Loading {
             return Err(malformed(&format!("more than {MAX_LAYERS} layers")));
         }
         let config = self.describe(&saved.config)?;
-        let layers = layers.iter().map(|name| self.describe(name)).collect::<Result<Vec<_>, _>>()?;
+        let layers = layers
+            .iter()
+            .map(|name| self.describe(name))
+            .collect::<Result<Vec<_>, _>>()?;
         let manifest = ImageManifest {
             schema_version: 2,
             media_type: Some(media_type::DOCKER_MANIFEST.to_owned()),
             artifact_type: None,
             config: config.descriptor(media_type::DOCKER_CONFIG),
-            layers: layers.iter().map(|layer| layer.descriptor(layer.layer_type)).collect(),
+            layers: layers
+                .iter()
+                .map(|layer| layer.descriptor(layer.layer_type))
+                .collect(),
             rest: Map::new(),
         };
         let bytes = serde_json::to_vec(&manifest).map_err(|error| malformed(&error.to_string()))?;
         let manifest = Manifest::new(media_type::DOCKER_MANIFEST.to_owned(), bytes.into());
         let descriptor = descriptor_of(&manifest);
-        self.images.hold(manifest.digest, Extent::Memory(manifest.bytes));
+        self.images
+            .hold(manifest.digest, Extent::Memory(manifest.bytes));
         self.images.add(Entry { names, descriptor });
         Ok(())
     }
 
     /// Hashes a file and makes it readable by its digest. A file that is named but absent is the archive's fault.
     fn describe(&mut self, name: &str) -> Result<Described, Error> {
-        let extent = self.images.files().open(name).map_err(|error| match error {
-            Error::NotFound => malformed(&format!("{name:?} is not in it")),
-            other => other,
-        })?;
+        let extent = self
+            .images
+            .files()
+            .open(name)
+            .map_err(|error| match error {
+                Error::NotFound => malformed(&format!("{name:?} is not in it")),
+                other => other,
+            })?;
         if let Some(described) = self.described.get(&extent.offset()) {
             return Ok(described.clone());
         }
         let (digest, magic) = extent.digest()?;
-        let described = Described { digest: digest.clone(), size: extent.size(), layer_type: layer_type(&magic) };
+        let described = Described {
+            digest: digest.clone(),
+            size: extent.size(),
+            layer_type: layer_type(&magic),
+        };
         self.described.insert(extent.offset(), described.clone());
         self.images.hold(digest, extent);
         Ok(described)

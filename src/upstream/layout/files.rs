@@ -30,7 +30,11 @@ pub(super) enum Files {
 /// Where a file's bytes are.
 #[derive(Debug, Clone)]
 pub(super) enum Extent {
-    File { file: Arc<File>, offset: u64, size: u64 },
+    File {
+        file: Arc<File>,
+        offset: u64,
+        size: u64,
+    },
     Memory(Bytes),
 }
 
@@ -47,8 +51,9 @@ impl Files {
         let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
         let directory = openat(CWD, path, flags, Mode::empty());
         // An absent layout is no absent image: the configuration is wrong.
-        let directory =
-            directory.map_err(|error| Error::Unavailable(format!("the layout {}: {error}", path.display())))?;
+        let directory = directory.map_err(|error| {
+            Error::Unavailable(format!("the layout {}: {error}", path.display()))
+        })?;
         Ok(Self::Directory(Arc::new(directory.into())))
     }
 
@@ -56,7 +61,10 @@ impl Files {
     pub(super) fn archive(file: File) -> Result<Self, Error> {
         let file = inflate::plain(file)?;
         let index = TarIndex::read(&file)?;
-        Ok(Self::Archive { file: Arc::new(file), index })
+        Ok(Self::Archive {
+            file: Arc::new(file),
+            index,
+        })
     }
 
     /// Opens the regular file `name`; a symbolic link that leads out of the directory is an error.
@@ -72,11 +80,19 @@ impl Files {
                 if !metadata.is_file() {
                     return Err(Error::Malformed(format!("{name} is no regular file")));
                 }
-                Ok(Extent::File { file: Arc::new(file), offset: 0, size: metadata.len() })
+                Ok(Extent::File {
+                    file: Arc::new(file),
+                    offset: 0,
+                    size: metadata.len(),
+                })
             }
             Self::Archive { file, index } => {
                 let range = index.find(name).ok_or(Error::NotFound)?;
-                Ok(Extent::File { file: Arc::clone(file), offset: range.start, size: range.end - range.start })
+                Ok(Extent::File {
+                    file: Arc::clone(file),
+                    offset: range.start,
+                    size: range.end - range.start,
+                })
             }
         }
     }
@@ -113,11 +129,13 @@ impl Extent {
         match self {
             Self::File { file, offset, .. } => {
                 let mut bytes = vec![0; length];
-                file.read_exact_at(&mut bytes, offset + range.start).map_err(|error| failed(&error))?;
+                file.read_exact_at(&mut bytes, offset + range.start)
+                    .map_err(|error| failed(&error))?;
                 Ok(bytes.into())
             }
             Self::Memory(bytes) => {
-                let start = usize::try_from(range.start).map_err(|error| Error::Unavailable(error.to_string()))?;
+                let start = usize::try_from(range.start)
+                    .map_err(|error| Error::Unavailable(error.to_string()))?;
                 Ok(bytes.slice(start..start + length))
             }
         }
@@ -146,7 +164,9 @@ impl Extent {
                 let chunk = extent.read_at(left.start..end);
                 chunk.map(|chunk| (chunk, (extent, end..left.end)))
             });
-            read.await.unwrap_or_else(|error| Err(Error::Unavailable(error.to_string()))).map(Some)
+            read.await
+                .unwrap_or_else(|error| Err(Error::Unavailable(error.to_string())))
+                .map(Some)
         });
         chunks.boxed()
     }
@@ -167,10 +187,16 @@ mod tests {
         std::os::unix::fs::symlink("../secret", inner.join("bad")).unwrap();
         std::os::unix::fs::symlink(outer.path().join("secret"), inner.join("worse")).unwrap();
         let files = Files::directory(&inner).unwrap();
-        assert_eq!(&files.open("good").unwrap().read(100).unwrap()[..], b"inside");
+        assert_eq!(
+            &files.open("good").unwrap().read(100).unwrap()[..],
+            b"inside"
+        );
         for name in ["bad", "worse", "../secret", "/etc/passwd", ".", "absent"] {
             assert!(files.open(name).is_err(), "{name}");
         }
-        assert!(matches!(files.open("file").unwrap().read(3), Err(Error::TooLarge { limit: 3 })));
+        assert!(matches!(
+            files.open("file").unwrap().read(3),
+            Err(Error::TooLarge { limit: 3 })
+        ));
     }
 }

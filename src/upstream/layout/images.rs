@@ -51,13 +51,17 @@ impl Name {
             Some((repository, tag)) => (Some(repository.to_owned()), tag),
             None => (None, without_digest),
         };
-        tag.parse::<crate::oci::Tag>().ok().map(|tag| Self { repository, tag: tag.as_str().to_owned() })
+        tag.parse::<crate::oci::Tag>().ok().map(|tag| Self {
+            repository,
+            tag: tag.as_str().to_owned(),
+        })
     }
 
     /// Whether two names may be of one image: `app:1` is `docker.io/library/app:1`.
     fn is_like(&self, other: &Self) -> bool {
         let ends_with = |long: &str, short: &str| {
-            long.strip_suffix(short).is_some_and(|parents| parents.is_empty() || parents.ends_with('/'))
+            long.strip_suffix(short)
+                .is_some_and(|parents| parents.is_empty() || parents.ends_with('/'))
         };
         let is_like = |mine: &str, theirs: &str| ends_with(mine, theirs) || ends_with(theirs, mine);
         let repositories = self.repository.as_deref().zip(other.repository.as_deref());
@@ -88,14 +92,20 @@ fn read_index(index: &Extent) -> Result<Index, Error> {
 
 impl Images {
     pub(super) fn new(files: Files) -> Self {
-        Self { files, entries: Vec::new(), held: HashMap::new() }
+        Self {
+            files,
+            entries: Vec::new(),
+            held: HashMap::new(),
+        }
     }
 
     /// What the `index.json` of a layout lists.
     pub(super) fn of_directory(files: Files) -> Result<Self, Error> {
         match files.open("index.json") {
             Ok(index) => Ok(Self::listed(files, read_index(&index)?)),
-            Err(Error::NotFound) => Err(Error::Malformed("the layout has no index.json".to_owned())),
+            Err(Error::NotFound) => {
+                Err(Error::Malformed("the layout has no index.json".to_owned()))
+            }
             Err(error) => Err(error),
         }
     }
@@ -125,19 +135,37 @@ impl Images {
     fn listed(files: Files, index: Index) -> Self {
         let mut images = Self::new(files);
         for descriptor in index.manifests {
-            let annotation = |key| descriptor.annotations.get(key).and_then(|value| value.as_str());
+            let annotation = |key| {
+                descriptor
+                    .annotations
+                    .get(key)
+                    .and_then(|value| value.as_str())
+            };
             // The name that tells the repository comes first: beside it, the bare tag would match every repository.
-            let name = [CONTAINERD_NAME, REF_NAME].into_iter().filter_map(annotation).find_map(Name::parse);
-            images.add(Entry { names: name.into_iter().collect(), descriptor });
+            let name = [CONTAINERD_NAME, REF_NAME]
+                .into_iter()
+                .filter_map(annotation)
+                .find_map(Name::parse);
+            images.add(Entry {
+                names: name.into_iter().collect(),
+                descriptor,
+            });
         }
         images
     }
 
     /// Whether an image is listed under one of `names`, or any image where there are none, and its document is there.
     pub(super) fn holds(&self, names: &[Name]) -> bool {
-        let is_named =
-            |entry: &Entry| names.is_empty() || entry.names.iter().any(|own| names.iter().any(|n| n.is_like(own)));
-        self.entries.iter().any(|entry| is_named(entry) && self.document(&entry.descriptor.digest).is_ok())
+        let is_named = |entry: &Entry| {
+            names.is_empty()
+                || entry
+                    .names
+                    .iter()
+                    .any(|own| names.iter().any(|n| n.is_like(own)))
+        };
+        self.entries
+            .iter()
+            .any(|entry| is_named(entry) && self.document(&entry.descriptor.digest).is_ok())
     }
 
     pub(super) fn add(&mut self, entry: Entry) {
@@ -156,10 +184,18 @@ impl Images {
         if let Some(extent) = self.held.get(digest) {
             return Ok(extent.clone());
         }
-        self.files.open(&format!("blobs/{}/{}", digest.algorithm().name(), digest.hex()))
+        self.files.open(&format!(
+            "blobs/{}/{}",
+            digest.algorithm().name(),
+            digest.hex()
+        ))
     }
 
-    pub(super) fn manifest(&self, repository: &Repository, reference: &Reference) -> Result<Manifest, Error> {
+    pub(super) fn manifest(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Result<Manifest, Error> {
         match reference {
             Reference::Tag(tag) => {
                 let found = self.find(repository, tag.as_str()).ok_or(Error::NotFound)?;
@@ -182,12 +218,21 @@ impl Images {
     /// `latest` whatever it is called: who names a file and no tag means what is in it.
     fn find(&self, repository: &Repository, tag: &str) -> Option<&Descriptor> {
         let tagged = |entry: &&Entry| entry.names.iter().any(|name| name.tag == tag);
-        let placed = |entry: &&Entry| entry.names.iter().any(|name| name.tag == tag && name.is_in(repository));
+        let placed = |entry: &&Entry| {
+            entry
+                .names
+                .iter()
+                .any(|name| name.tag == tag && name.is_in(repository))
+        };
         if let Some(entry) = self.entries.iter().find(placed) {
             return Some(&entry.descriptor);
         }
         let mut anywhere = self.entries.iter().filter(tagged);
-        let images: Vec<_> = self.entries.iter().filter(|entry| !entry.is_beside()).collect();
+        let images: Vec<_> = self
+            .entries
+            .iter()
+            .filter(|entry| !entry.is_beside())
+            .collect();
         match (anywhere.next(), anywhere.next(), images.as_slice()) {
             (Some(only), None, _) => Some(&only.descriptor),
             (None, None, [only]) if tag == "latest" => Some(&only.descriptor),
@@ -198,8 +243,10 @@ impl Images {
     /// Tags in lexical order: the repository's, or all where none is its.
     pub(super) fn tags(&self, repository: &Repository) -> Vec<String> {
         let names = || self.entries.iter().flat_map(|entry| &entry.names);
-        let mut tags: BTreeSet<&str> =
-            names().filter(|name| name.is_in(repository)).map(|name| name.tag.as_str()).collect();
+        let mut tags: BTreeSet<&str> = names()
+            .filter(|name| name.is_in(repository))
+            .map(|name| name.tag.as_str())
+            .collect();
         if tags.is_empty() {
             tags = names().map(|name| name.tag.as_str()).collect();
         }
@@ -224,14 +271,23 @@ impl Images {
                 Err(Error::NotFound) => continue,
                 Err(error) => return Err(error),
             };
-            let Ok(referring) = serde_json::from_slice::<Referring>(&manifest.bytes) else { continue };
-            if referring.subject.is_none_or(|subject| subject.digest != *digest) {
+            let Ok(referring) = serde_json::from_slice::<Referring>(&manifest.bytes) else {
+                continue;
+            };
+            if referring
+                .subject
+                .is_none_or(|subject| subject.digest != *digest)
+            {
                 continue;
             }
             let mut descriptor = descriptor_of(&manifest);
             descriptor.annotations = referring.annotations.unwrap_or_default();
-            let kind = referring.artifact_type.or(referring.config.map(|config| config.media_type));
-            descriptor.rest.extend(kind.map(|kind| ("artifactType".to_owned(), kind.into())));
+            let kind = referring
+                .artifact_type
+                .or(referring.config.map(|config| config.media_type));
+            descriptor
+                .rest
+                .extend(kind.map(|kind| ("artifactType".to_owned(), kind.into())));
             found.push(descriptor);
         }
         Ok(found)
@@ -250,19 +306,29 @@ mod tests {
             tag: tag.to_owned(),
         };
         assert_eq!(Name::parse("1.2"), Some(name(None, "1.2")));
-        assert_eq!(Name::parse("localhost:5000/a/b:1"), Some(name(Some("localhost:5000/a/b"), "1")));
+        assert_eq!(
+            Name::parse("localhost:5000/a/b:1"),
+            Some(name(Some("localhost:5000/a/b"), "1"))
+        );
         assert_eq!(Name::parse("../../x"), None);
         assert_eq!(Name::parse("docker.io/library/x"), None);
         let app: Repository = "library/app".parse().unwrap();
         assert!(Name::parse("docker.io/library/app:1").unwrap().is_in(&app));
-        assert!(!Name::parse("docker.io/my-library/app:1").unwrap().is_in(&"library/ap".parse().unwrap()));
+        assert!(
+            !Name::parse("docker.io/my-library/app:1")
+                .unwrap()
+                .is_in(&"library/ap".parse().unwrap())
+        );
         assert!(!Name::parse("other:1").unwrap().is_in(&app));
     }
 
     #[test]
     fn short_names_are_those_of_longer_ones() {
         let is_like = |a: &str, b: &str| Name::parse(a).unwrap().is_like(&Name::parse(b).unwrap());
-        assert!(is_like("app:1", "docker.io/library/app:1") && is_like("docker.io/library/app:1", "app:1"));
+        assert!(
+            is_like("app:1", "docker.io/library/app:1")
+                && is_like("docker.io/library/app:1", "app:1")
+        );
         assert!(is_like("1", "app:1"));
         assert!(!is_like("app:1", "docker.io/library/my-app:1") && !is_like("app:1", "app:2"));
     }
@@ -272,14 +338,19 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let entry = |name: &str| {
             let digest = Digest::sha256_of(name.as_bytes());
-            let annotations = serde_json::json!({CONTAINERD_NAME: format!("docker.io/{name}:1"), REF_NAME: "1"});
+            let annotations =
+                serde_json::json!({CONTAINERD_NAME: format!("docker.io/{name}:1"), REF_NAME: "1"});
             serde_json::json!({"mediaType": media_type::OCI_MANIFEST, "digest": digest, "size": 1,
                 "annotations": annotations})
         };
         let index = serde_json::json!({"schemaVersion": 2, "manifests": [entry("team/a"), entry("team/b")]});
         std::fs::write(directory.path().join("index.json"), index.to_string()).unwrap();
         let images = Images::of_directory(Files::directory(directory.path()).unwrap()).unwrap();
-        let find = |repository: &str| images.find(&repository.parse().unwrap(), "1").map(|found| found.digest.clone());
+        let find = |repository: &str| {
+            images
+                .find(&repository.parse().unwrap(), "1")
+                .map(|found| found.digest.clone())
+        };
         assert_eq!(find("team/b"), Some(Digest::sha256_of(b"team/b")));
         assert_eq!(find("team/a"), Some(Digest::sha256_of(b"team/a")));
         assert_eq!(find("team/c"), None, "which of the two is not told");

@@ -43,14 +43,21 @@ impl Compression {
 /// The archive as a plain tar. Blocks.
 pub(super) fn plain(file: File) -> Result<File, Error> {
     let mut magic = [0; 6];
-    let read = file.read_at(&mut magic, 0).map_err(|error| failed(&error))?;
+    let read = file
+        .read_at(&mut magic, 0)
+        .map_err(|error| failed(&error))?;
     match Compression::of(&magic[..read]) {
         Compression::None => Ok(file),
-        Compression::Gzip => inflated(flate2::bufread::MultiGzDecoder::new(from_start(file)?), MAX_INFLATED),
+        Compression::Gzip => inflated(
+            flate2::bufread::MultiGzDecoder::new(from_start(file)?),
+            MAX_INFLATED,
+        ),
         Compression::Zstd => {
             let decoder = zstd::stream::read::Decoder::with_buffer(from_start(file)?);
             let mut decoder = decoder.map_err(|error| failed(&error))?;
-            decoder.window_log_max(ZSTD_WINDOW_LOG_MAX).map_err(|error| failed(&error))?;
+            decoder
+                .window_log_max(ZSTD_WINDOW_LOG_MAX)
+                .map_err(|error| failed(&error))?;
             inflated(decoder, MAX_INFLATED)
         }
         Compression::Other(name) => Err(Error::Malformed(format!(
@@ -66,7 +73,8 @@ fn from_start(mut file: File) -> Result<BufReader<File>, Error> {
 
 /// Writes what `source` gives into a file without a name.
 fn inflated(source: impl Read, limit: u64) -> Result<File, Error> {
-    let unreadable = |error: io::Error| Error::Malformed(format!("the archive cannot be inflated: {error}"));
+    let unreadable =
+        |error: io::Error| Error::Malformed(format!("the archive cannot be inflated: {error}"));
     let mut file = tempfile::tempfile_in(folder()).map_err(|error| failed(&error))?;
     let written = io::copy(&mut source.take(limit + 1), &mut file).map_err(unreadable)?;
     if written > limit {
@@ -78,7 +86,11 @@ fn inflated(source: impl Read, limit: u64) -> Result<File, Error> {
 /// Where large files are put that outlive no process: `TMPDIR`, else `/var/tmp`, because `/tmp` is often memory.
 fn folder() -> PathBuf {
     let large = Path::new("/var/tmp");
-    if std::env::var_os("TMPDIR").is_none() && large.is_dir() { large.to_owned() } else { std::env::temp_dir() }
+    if std::env::var_os("TMPDIR").is_none() && large.is_dir() {
+        large.to_owned()
+    } else {
+        std::env::temp_dir()
+    }
 }
 
 #[cfg(test)]
@@ -111,16 +123,30 @@ mod tests {
     fn gzip_and_zstd_are_inflated_and_tars_are_left_alone() {
         assert_eq!(read(b"plain").unwrap(), b"plain");
         assert_eq!(read(b"").unwrap(), b"");
-        assert_eq!(read(&[gzip(b"in two "), gzip(b"members")].concat()).unwrap(), b"in two members");
-        assert_eq!(read(&zstd::encode_all(&b"a frame"[..], 1).unwrap()).unwrap(), b"a frame");
+        assert_eq!(
+            read(&[gzip(b"in two "), gzip(b"members")].concat()).unwrap(),
+            b"in two members"
+        );
+        assert_eq!(
+            read(&zstd::encode_all(&b"a frame"[..], 1).unwrap()).unwrap(),
+            b"a frame"
+        );
     }
 
     #[test]
     fn what_is_broken_or_of_another_kind_is_an_error_that_says_so() {
         let cut = gzip(&[7; 5000]);
-        assert!(matches!(read(&cut[..cut.len() - 9]), Err(Error::Malformed(_))));
-        let Err(Error::Malformed(text)) = read(b"\xfd7zXZ\0rest") else { panic!("xz is not read") };
+        assert!(matches!(
+            read(&cut[..cut.len() - 9]),
+            Err(Error::Malformed(_))
+        ));
+        let Err(Error::Malformed(text)) = read(b"\xfd7zXZ\0rest") else {
+            panic!("xz is not read")
+        };
         assert!(text.contains("xz"), "{text}");
-        assert!(matches!(inflated(&[0; 11][..], 10), Err(Error::TooLarge { limit: 10 })));
+        assert!(matches!(
+            inflated(&[0; 11][..], 10),
+            Err(Error::TooLarge { limit: 10 })
+        ));
     }
 }

@@ -26,7 +26,10 @@ pub(super) struct Layout(Place);
 #[derive(Debug)]
 enum Place {
     Directory(PathBuf),
-    Archive { path: PathBuf, held: Mutex<Option<(Identity, Arc<Images>)>> },
+    Archive {
+        path: PathBuf,
+        held: Mutex<Option<(Identity, Arc<Images>)>>,
+    },
 }
 
 /// Tells whether a file is still the one that was indexed.
@@ -45,7 +48,10 @@ impl Layout {
             return Some(Self(Place::Directory(path.into())));
         }
         let path = url.strip_prefix("docker-archive:")?;
-        Some(Self(Place::Archive { path: path.into(), held: Mutex::default() }))
+        Some(Self(Place::Archive {
+            path: path.into(),
+            held: Mutex::default(),
+        }))
     }
 
     pub(super) async fn manifest(
@@ -54,27 +60,40 @@ impl Layout {
         reference: &Reference,
     ) -> Result<Manifest, Error> {
         let (repository, reference) = (repository.clone(), reference.clone());
-        self.with_images(move |images| images.manifest(&repository, &reference)).await
+        self.with_images(move |images| images.manifest(&repository, &reference))
+            .await
     }
 
     pub(super) async fn blob_size(self: &Arc<Self>, digest: &Digest) -> Result<u64, Error> {
         self.extent(digest).await.map(|extent| extent.size())
     }
 
-    pub(super) async fn blob(self: &Arc<Self>, digest: &Digest, range: Option<Range<u64>>) -> Result<Body, Error> {
+    pub(super) async fn blob(
+        self: &Arc<Self>,
+        digest: &Digest,
+        range: Option<Range<u64>>,
+    ) -> Result<Body, Error> {
         let extent = self.extent(digest).await?;
         let blob_size = extent.size();
         let range = match range {
             None => 0..blob_size,
             Some(range) if range.is_empty() => range.start..range.start,
             Some(range) if range.start < blob_size => range.start..range.end.min(blob_size),
-            Some(_) => return Err(Error::RangeNotSatisfiable { size: Some(blob_size) }),
+            Some(_) => {
+                return Err(Error::RangeNotSatisfiable {
+                    size: Some(blob_size),
+                });
+            }
         };
         Ok(body(extent, digest, range))
     }
 
     /// The last `length` bytes of a blob, all of it where it is shorter.
-    pub(super) async fn blob_tail(self: &Arc<Self>, digest: &Digest, length: u64) -> Result<Body, Error> {
+    pub(super) async fn blob_tail(
+        self: &Arc<Self>,
+        digest: &Digest,
+        length: u64,
+    ) -> Result<Body, Error> {
         let extent = self.extent(digest).await?;
         let range = extent.size().saturating_sub(length)..extent.size();
         Ok(body(extent, digest, range))
@@ -87,16 +106,22 @@ impl Layout {
         last: Option<&str>,
     ) -> Result<Tags, Error> {
         let (repository, last) = (repository.clone(), last.unwrap_or_default().to_owned());
-        let mut tags = self.with_images(move |images| Ok(images.tags(&repository))).await?;
+        let mut tags = self
+            .with_images(move |images| Ok(images.tags(&repository)))
+            .await?;
         tags.retain(|tag| *tag > last);
         let more = n.is_some_and(|n| tags.len() > n);
         tags.truncate(n.unwrap_or(usize::MAX));
         Ok(Tags { tags, more })
     }
 
-    pub(super) async fn referrers(self: &Arc<Self>, digest: &Digest) -> Result<Vec<Descriptor>, Error> {
+    pub(super) async fn referrers(
+        self: &Arc<Self>,
+        digest: &Digest,
+    ) -> Result<Vec<Descriptor>, Error> {
         let digest = digest.clone();
-        self.with_images(move |images| images.referrers(&digest)).await
+        self.with_images(move |images| images.referrers(&digest))
+            .await
     }
 
     /// Where the bytes of a blob are.
@@ -137,12 +162,27 @@ fn body(extent: Extent, digest: &Digest, range: Range<u64>) -> Body {
     let blob_size = extent.size();
     let stream = extent.stream(range.clone());
     let is_whole = range == (0..blob_size);
-    let stream = if is_whole { verified(stream, digest.clone(), blob_size) } else { stream };
-    Body { blob_size, range, stream, peer: None, origin: None }
+    let stream = if is_whole {
+        verified(stream, digest.clone(), blob_size)
+    } else {
+        stream
+    };
+    Body {
+        blob_size,
+        range,
+        stream,
+        peer: None,
+        origin: None,
+    }
 }
 
-fn archive(path: &Path, held: &Mutex<Option<(Identity, Arc<Images>)>>) -> Result<Arc<Images>, Error> {
-    let unreadable = |error: std::io::Error| Error::Unavailable(format!("the archive {}: {error}", path.display()));
+fn archive(
+    path: &Path,
+    held: &Mutex<Option<(Identity, Arc<Images>)>>,
+) -> Result<Arc<Images>, Error> {
+    let unreadable = |error: std::io::Error| {
+        Error::Unavailable(format!("the archive {}: {error}", path.display()))
+    };
     let file = std::fs::File::open(path).map_err(unreadable)?;
     let metadata = file.metadata().map_err(unreadable)?;
     let identity = Identity {

@@ -51,7 +51,8 @@ impl TarIndex {
         let mut position = 0;
         while position + BLOCK <= total {
             let mut header = [0; BLOCK_LEN];
-            file.read_exact_at(&mut header, position).map_err(|error| failed(&error))?;
+            file.read_exact_at(&mut header, position)
+                .map_err(|error| failed(&error))?;
             if header.iter().all(|byte| *byte == 0) {
                 break;
             }
@@ -65,8 +66,9 @@ impl TarIndex {
             };
             let start = position + BLOCK;
             let padded = size.checked_next_multiple_of(BLOCK);
-            let next =
-                padded.and_then(|padded| start.checked_add(padded)).ok_or_else(|| malformed("a size too large"))?;
+            let next = padded
+                .and_then(|padded| start.checked_add(padded))
+                .ok_or_else(|| malformed("a size too large"))?;
             if start + size > total {
                 return Err(malformed("it is cut off"));
             }
@@ -82,7 +84,12 @@ impl TarIndex {
         Ok(index)
     }
 
-    fn add(&mut self, header: &[u8; 512], range: Range<u64>, extension: Extension) -> Result<(), Error> {
+    fn add(
+        &mut self,
+        header: &[u8; 512],
+        range: Range<u64>,
+        extension: Extension,
+    ) -> Result<(), Error> {
         let path = extension.path.unwrap_or_else(|| header_path(header));
         let link = || extension.link.unwrap_or_else(|| text(&header[157..257]));
         let name = normal(&path);
@@ -117,12 +124,23 @@ impl Extension {
     fn pax(&mut self, mut records: &[u8]) -> Result<(), Error> {
         while !records.is_empty() {
             let broken = || malformed("a broken pax record");
-            let space = records.iter().position(|byte| *byte == b' ').ok_or_else(broken)?;
-            let length = text(&records[..space]).parse::<usize>().ok().filter(|length| *length > space + 1);
-            let record = length.and_then(|length| records.get(space + 1..length)).ok_or_else(broken)?;
+            let space = records
+                .iter()
+                .position(|byte| *byte == b' ')
+                .ok_or_else(broken)?;
+            let length = text(&records[..space])
+                .parse::<usize>()
+                .ok()
+                .filter(|length| *length > space + 1);
+            let record = length
+                .and_then(|length| records.get(space + 1..length))
+                .ok_or_else(broken)?;
             records = &records[space + 1 + record.len()..];
             let record = record.strip_suffix(b"\n").ok_or_else(broken)?;
-            let equals = record.iter().position(|byte| *byte == b'=').ok_or_else(broken)?;
+            let equals = record
+                .iter()
+                .position(|byte| *byte == b'=')
+                .ok_or_else(broken)?;
             let value = text(&record[equals + 1..]);
             match &record[..equals] {
                 b"path" => self.path = Some(value),
@@ -138,20 +156,28 @@ impl Extension {
 fn content(file: &File, start: u64, size: u64) -> Result<Vec<u8>, Error> {
     let length = usize::try_from(size).ok().filter(|_| size <= MAX_EXTENSION);
     let mut bytes = vec![0; length.ok_or_else(|| malformed("an extension header is too long"))?];
-    file.read_exact_at(&mut bytes, start).map_err(|error| failed(&error))?;
+    file.read_exact_at(&mut bytes, start)
+        .map_err(|error| failed(&error))?;
     Ok(bytes)
 }
 
 /// The text before the first NUL.
 fn text(bytes: &[u8]) -> String {
-    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    let end = bytes
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
 fn header_path(header: &[u8; 512]) -> String {
     let (name, prefix) = (text(&header[..100]), text(&header[345..500]));
     let is_ustar = &header[257..263] == b"ustar\0";
-    if is_ustar && !prefix.is_empty() { format!("{prefix}/{name}") } else { name }
+    if is_ustar && !prefix.is_empty() {
+        format!("{prefix}/{name}")
+    } else {
+        name
+    }
 }
 
 /// A path without `.`, `..` and doubled slashes; `..` never leads above the top.
@@ -170,7 +196,11 @@ fn normal(path: &str) -> String {
 /// Where a symbolic link at `name` leads, `/` being the top of the archive.
 fn beside(name: &str, link: &str) -> String {
     let parent = name.rsplit_once('/').map_or("", |(parent, _)| parent);
-    if link.starts_with('/') { normal(link) } else { normal(&format!("{parent}/{link}")) }
+    if link.starts_with('/') {
+        normal(link)
+    } else {
+        normal(&format!("{parent}/{link}"))
+    }
 }
 
 /// An octal number, or GNU's big-endian binary one.
@@ -179,7 +209,11 @@ fn number(field: &[u8]) -> Result<u64, Error> {
         let (high, low) = field.split_at(field.len() - 8);
         let low: [u8; 8] = low.try_into().unwrap_or_default();
         let fits = high[1..].iter().all(|byte| *byte == 0);
-        return if fits { Ok(u64::from_be_bytes(low)) } else { Err(malformed("a number too large")) };
+        return if fits {
+            Ok(u64::from_be_bytes(low))
+        } else {
+            Err(malformed("a number too large"))
+        };
     }
     let digits = text(field);
     let digits = digits.trim();
@@ -190,9 +224,19 @@ fn number(field: &[u8]) -> Result<u64, Error> {
 }
 
 fn check_sum(header: &[u8; 512]) -> Result<(), Error> {
-    let blanked = |(place, byte): (usize, &u8)| if (148..156).contains(&place) { 32 } else { u64::from(*byte) };
+    let blanked = |(place, byte): (usize, &u8)| {
+        if (148..156).contains(&place) {
+            32
+        } else {
+            u64::from(*byte)
+        }
+    };
     let sum: u64 = header.iter().enumerate().map(blanked).sum();
-    if number(&header[148..156])? == sum { Ok(()) } else { Err(malformed("it is no tar")) }
+    if number(&header[148..156])? == sum {
+        Ok(())
+    } else {
+        Err(malformed("it is no tar"))
+    }
 }
 
 #[cfg(test)]
@@ -214,14 +258,21 @@ mod tests {
             header.set_entry_type(kind);
             header.set_size(content.len() as u64);
             match kind {
-                ::tar::EntryType::Regular => builder.append_data(&mut header, path, content).unwrap(),
+                ::tar::EntryType::Regular => {
+                    builder.append_data(&mut header, path, content).unwrap()
+                }
                 _ => builder.append_link(&mut header, path, link).unwrap(),
             }
         };
         let long = format!("{}/layer.tar", "d".repeat(120));
         add(::tar::EntryType::Regular, "a/layer.tar", "", b"first");
         add(::tar::EntryType::Regular, &long, "", b"long");
-        add(::tar::EntryType::Symlink, "b/layer.tar", "../a/layer.tar", b"");
+        add(
+            ::tar::EntryType::Symlink,
+            "b/layer.tar",
+            "../a/layer.tar",
+            b"",
+        );
         add(::tar::EntryType::Symlink, "loop", "loop", b"");
         add(::tar::EntryType::Link, "hard", "a/layer.tar", b"");
         add(::tar::EntryType::Regular, "a/layer.tar", "", b"second");
@@ -234,12 +285,18 @@ mod tests {
         let index = index(&tar).unwrap();
         let get = |name: &str| {
             let range = index.find(name)?;
-            Some(tar[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()].to_vec())
+            Some(
+                tar[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()]
+                    .to_vec(),
+            )
         };
         assert_eq!(get("a/layer.tar").as_deref(), Some(&b"second"[..]));
         assert_eq!(get("./b/layer.tar").as_deref(), Some(&b"second"[..]));
         assert_eq!(get("hard").as_deref(), Some(&b"second"[..]));
-        assert_eq!(get(&format!("{}/layer.tar", "d".repeat(120))).as_deref(), Some(&b"long"[..]));
+        assert_eq!(
+            get(&format!("{}/layer.tar", "d".repeat(120))).as_deref(),
+            Some(&b"long"[..])
+        );
         assert_eq!(get("loop"), None);
         assert_eq!(get("../../etc/passwd"), None);
     }
@@ -248,8 +305,18 @@ mod tests {
     fn pax_records_name_and_size() {
         let mut extension = Extension::default();
         extension.pax(b"15 path=a/b/c=\n9 size=7\n").unwrap();
-        assert_eq!((extension.path.as_deref(), extension.size), (Some("a/b/c="), Some(7)));
-        for broken in [&b"5"[..], b"0 a=b\n", b"99 a=b\n", b"6 a=bc", b"2 \n", b"18446744073709551616 a=b\n"] {
+        assert_eq!(
+            (extension.path.as_deref(), extension.size),
+            (Some("a/b/c="), Some(7))
+        );
+        for broken in [
+            &b"5"[..],
+            b"0 a=b\n",
+            b"99 a=b\n",
+            b"6 a=bc",
+            b"2 \n",
+            b"18446744073709551616 a=b\n",
+        ] {
             assert!(Extension::default().pax(broken).is_err(), "{broken:?}");
         }
     }
@@ -271,7 +338,12 @@ mod tests {
         link.set_entry_type(::tar::EntryType::Link);
         link.set_size(4096);
         link.set_cksum();
-        assert!(index(&[link.as_bytes().as_slice(), &tar].concat()).unwrap().find("a/layer.tar").is_some());
+        assert!(
+            index(&[link.as_bytes().as_slice(), &tar].concat())
+                .unwrap()
+                .find("a/layer.tar")
+                .is_some()
+        );
         assert!(index(b"").unwrap().find("x").is_none());
     }
 }

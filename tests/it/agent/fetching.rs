@@ -34,12 +34,21 @@ impl World {
         let [own, mirror] = [Registry::start().await, Registry::start().await];
         own.put_blob(blob.blob.clone());
         mirror.put_blob(blob.blob.clone());
-        Self { own, mirror, blob, folder: tempfile::tempdir().unwrap() }
+        Self {
+            own,
+            mirror,
+            blob,
+            folder: tempfile::tempdir().unwrap(),
+        }
     }
 
     fn upstreams(&self) -> Upstreams {
         let (url, mirrors) = (self.own.url(), vec![self.mirror.url()]);
-        let upstream = UpstreamConfig { url, mirrors, ..UpstreamConfig::default() };
+        let upstream = UpstreamConfig {
+            url,
+            mirrors,
+            ..UpstreamConfig::default()
+        };
         let config = upstream::Config {
             docker_config: Some("/nonexistent".into()),
             retry_delay: Duration::from_millis(1),
@@ -61,10 +70,21 @@ impl World {
     }
 
     async fn layer(&self, memory: u64) -> Arc<Layer> {
-        let opened = remote::open(&self.upstreams(), &self.spec(), &TocMemory::default()).await.unwrap();
-        let cache = Cache::open(&self.folder.path().join("cache"), ByteSize::gib(1), ByteSize(0)).unwrap();
+        let opened = remote::open(&self.upstreams(), &self.spec(), &TocMemory::default())
+            .await
+            .unwrap();
+        let cache = Cache::open(
+            &self.folder.path().join("cache"),
+            ByteSize::gib(1),
+            ByteSize(0),
+        )
+        .unwrap();
         let tree = Tree::new(opened.toc, "state", Vec::new()).unwrap();
-        Arc::new(Layer::new(Arc::new(tree), opened.blob, Fetcher::new(Arc::new(cache), 8 << 20, memory)))
+        Arc::new(Layer::new(
+            Arc::new(tree),
+            opened.blob,
+            Fetcher::new(Arc::new(cache), 8 << 20, memory),
+        ))
     }
 
     /// Has a registry give other bytes than the blob's, but for the end with the TOC.
@@ -80,7 +100,10 @@ impl World {
     }
 
     fn requests(&self) -> (usize, usize) {
-        (self.mirror.count("GET", "/blobs/"), self.own.count("GET", "/blobs/"))
+        (
+            self.mirror.count("GET", "/blobs/"),
+            self.own.count("GET", "/blobs/"),
+        )
     }
 }
 
@@ -96,10 +119,17 @@ async fn wrong_bytes_of_a_mirror_are_asked_of_the_registry() {
     let before = world.requests();
     world.lie(&world.mirror);
     assert_eq!(read(&layer, 0).await.unwrap(), world.content(0));
-    assert!(world.requests().1 > before.1, "the registry itself was asked");
+    assert!(
+        world.requests().1 > before.1,
+        "the registry itself was asked"
+    );
     let mirror = world.requests().0;
     layer.hold(1..5, Reason::Background).await.unwrap();
-    assert_eq!(world.requests().0, mirror, "the mirror is not asked for this blob any more");
+    assert_eq!(
+        world.requests().0,
+        mirror,
+        "the mirror is not asked for this blob any more"
+    );
 }
 
 #[tokio::test]
@@ -108,7 +138,10 @@ async fn wrong_bytes_from_everywhere_are_an_error_that_is_not_remembered() {
     let layer = world.layer(64 << 20).await;
     world.lie(&world.mirror);
     world.lie(&world.own);
-    assert!(matches!(layer.hold(0..1, Reason::Background).await, Err(FetchError::Wrong(_))));
+    assert!(matches!(
+        layer.hold(0..1, Reason::Background).await,
+        Err(FetchError::Wrong(_))
+    ));
     assert!(matches!(read(&layer, 0).await, Err(FetchError::Wrong(_))));
     world.own.put_blob(world.blob.blob.clone());
     assert_eq!(read(&layer, 0).await.unwrap(), world.content(0));
@@ -143,7 +176,10 @@ async fn reads_wait_in_order_for_memory_and_all_are_served() {
     for _ in 0..1000 {
         tokio::task::yield_now().await;
     }
-    assert!(world.requests().0 - before <= 2, "no more is asked for than there is memory");
+    assert!(
+        world.requests().0 - before <= 2,
+        "no more is asked for than there is memory"
+    );
     gate.open();
     for (number, read) in numbers.into_iter().zip(reads) {
         assert_eq!(read.await.unwrap().unwrap(), world.content(number));
@@ -185,7 +221,11 @@ async fn a_copy_that_cannot_be_read_for_the_moment_is_fetched_and_stays() {
     assert_eq!(read(&layer, 0).await.unwrap(), world.content(0));
     std::fs::remove_file(&folder).unwrap();
     std::fs::rename(&aside, &folder).unwrap();
-    assert_eq!(layer.fetcher().cache().held(), held, "nothing was taken for damaged");
+    assert_eq!(
+        layer.fetcher().cache().held(),
+        held,
+        "nothing was taken for damaged"
+    );
     let requests = world.requests();
     assert_eq!(read(&layer, 0).await.unwrap(), world.content(0));
     assert_eq!(world.requests(), requests);
@@ -195,8 +235,13 @@ async fn a_copy_that_cannot_be_read_for_the_moment_is_fetched_and_stays() {
 async fn a_toc_of_another_length_than_its_registry_says_is_not_lazy() {
     let world = World::with(&[1 << 20]).await;
     for registry in [&world.mirror, &world.own] {
-        registry.on("/blobs/").with_header("content-range", "bytes 0-99999999999/100000000000");
+        registry
+            .on("/blobs/")
+            .with_header("content-range", "bytes 0-99999999999/100000000000");
     }
     let outcome = remote::open(&world.upstreams(), &world.spec(), &TocMemory::default()).await;
-    assert!(matches!(outcome, Err(NotLazy::Upstream(_) | NotLazy::Footer(_))), "{outcome:?}");
+    assert!(
+        matches!(outcome, Err(NotLazy::Upstream(_) | NotLazy::Footer(_))),
+        "{outcome:?}"
+    );
 }

@@ -34,12 +34,19 @@ impl Agent {
         let snapshots = Arc::new(Snapshots::open(&root.path().join("root")).unwrap());
         let shutdown = CancellationToken::new();
         let listener = server::bind(&socket_beneath(root.path()), None).unwrap();
-        let config = Config { root: root.path().join("root"), ..Config::default() };
+        let config = Config {
+            root: root.path().join("root"),
+            ..Config::default()
+        };
         let upstreams = Upstreams::new(&upstream::Config::default()).unwrap();
         let layers = Layers::open(&config, upstreams).unwrap();
         let snapshotter = Snapshotter::new(snapshots, Arc::new(layers));
         let served = tokio::spawn(server::serve(listener, snapshotter, None, shutdown.clone()));
-        Self { root, shutdown, served }
+        Self {
+            root,
+            shutdown,
+            served,
+        }
     }
 
     fn socket(&self) -> PathBuf {
@@ -47,7 +54,9 @@ impl Agent {
     }
 
     async fn client(&self) -> SnapshotsClient<Channel> {
-        SnapshotsClient::connect(format!("unix://{}", self.socket().display())).await.unwrap()
+        SnapshotsClient::connect(format!("unix://{}", self.socket().display()))
+            .await
+            .unwrap()
     }
 
     async fn stop(self) -> tempfile::TempDir {

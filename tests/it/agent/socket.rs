@@ -30,10 +30,16 @@ async fn a_socket_that_nobody_listens_on_is_replaced() {
 #[tokio::test]
 async fn a_living_agent_and_other_files_are_left_alone() {
     let agent = Agent::start();
-    assert!(matches!(server::bind(&agent.socket(), None), Err(ServeError::InUse(_))));
+    assert!(matches!(
+        server::bind(&agent.socket(), None),
+        Err(ServeError::InUse(_))
+    ));
     agent.client().await;
     let file = agent.root.path().join("file");
     fs::write(&file, "kept").unwrap();
-    assert!(matches!(server::bind(&file, None), Err(ServeError::NoSocket(_))));
+    assert!(matches!(
+        server::bind(&file, None),
+        Err(ServeError::NoSocket(_))
+    ));
     assert_eq!(fs::read(&file).unwrap(), b"kept");
 }

@@ -39,16 +39,33 @@ impl Desk {
 
     async fn run_with(&self, words: &[&str], environment: &[(&str, &str)]) -> Ran {
         let mut command = Command::new(env!("CARGO_BIN_EXE_starlift"));
-        command.args(words).current_dir(self.0.path()).stdin(Stdio::null()).kill_on_drop(true);
-        command.env_remove("STARLIFT_CONFIG").env("DOCKER_CONFIG", self.0.path()).envs(environment.iter().copied());
-        let Output { status, stdout, stderr } = command.output().await.unwrap();
-        Ran { code: status.code(), stdout, stderr: String::from_utf8(stderr).unwrap() }
+        command
+            .args(words)
+            .current_dir(self.0.path())
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        command
+            .env_remove("STARLIFT_CONFIG")
+            .env("DOCKER_CONFIG", self.0.path())
+            .envs(environment.iter().copied());
+        let Output {
+            status,
+            stdout,
+            stderr,
+        } = command.output().await.unwrap();
+        Ran {
+            code: status.code(),
+            stdout,
+            stderr: String::from_utf8(stderr).unwrap(),
+        }
     }
 
     /// Names of what lies in the folder, sorted.
     fn names(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.0.path()).unwrap();
-        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
         names.sort();
         names
     }
@@ -58,7 +75,13 @@ impl Ran {
     /// The output of a command that went well.
     #[track_caller]
     fn text(self) -> String {
-        assert_eq!(self.code, Some(0), "{}{}", self.stderr, String::from_utf8_lossy(&self.stdout));
+        assert_eq!(
+            self.code,
+            Some(0),
+            "{}{}",
+            self.stderr,
+            String::from_utf8_lossy(&self.stdout)
+        );
         String::from_utf8(self.stdout).unwrap()
     }
 
@@ -70,9 +93,18 @@ impl Ran {
     /// The single line that a command which could not do it says.
     #[track_caller]
     fn error(self) -> String {
-        assert_eq!(self.code, Some(2), "{}{}", self.stderr, String::from_utf8_lossy(&self.stdout));
+        assert_eq!(
+            self.code,
+            Some(2),
+            "{}{}",
+            self.stderr,
+            String::from_utf8_lossy(&self.stdout)
+        );
         let line = self.stderr.trim_end();
-        assert!(line.starts_with("error: ") && !line.contains('\n'), "{line}");
+        assert!(
+            line.starts_with("error: ") && !line.contains('\n'),
+            "{line}"
+        );
         line.to_owned()
     }
 }

@@ -10,7 +10,8 @@ use toml::Table;
 
 const REFERENCE: &str = "docs/CONFIGURATION.md";
 /// What stands above is written by hand.
-const MARKER: &str = "<!-- From here on generated from the source: UPDATE_DOCS=1 cargo test reference -->\n";
+const MARKER: &str =
+    "<!-- From here on generated from the source: UPDATE_DOCS=1 cargo test reference -->\n";
 
 /// Table in the file, source, struct.
 const PARTS: [(&str, &str, &str); 8] = [
@@ -35,7 +36,9 @@ fn the_reference_is_what_the_source_says() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let path = root.join(REFERENCE);
     let old = std::fs::read_to_string(&path).unwrap();
-    let (head, generated) = old.split_once(MARKER).expect("the marker stands in the reference");
+    let (head, generated) = old
+        .split_once(MARKER)
+        .expect("the marker stands in the reference");
     let fresh = generate(root);
     if std::env::var_os("UPDATE_DOCS").is_some() {
         std::fs::write(&path, format!("{head}{MARKER}{fresh}")).unwrap();
@@ -59,15 +62,32 @@ fn generate(root: &Path) -> String {
 fn section(text: &mut String, table: &str, source: &str, name: &str, defaults: &Table) {
     let fields = fields(source, name);
     assert!(!fields.is_empty(), "{name} of [{table}] has fields");
-    let (tables, values): (Vec<_>, Vec<_>) = fields.iter().partition(|field| !inner_fields(source, field).is_empty());
-    write!(text, "\n## `[{table}]`\n\n| key | default | |\n|---|---|---|\n").unwrap();
-    for Field { name, text: meaning, .. } in values {
+    let (tables, values): (Vec<_>, Vec<_>) = fields
+        .iter()
+        .partition(|field| !inner_fields(source, field).is_empty());
+    write!(
+        text,
+        "\n## `[{table}]`\n\n| key | default | |\n|---|---|---|\n"
+    )
+    .unwrap();
+    for Field {
+        name,
+        text: meaning,
+        ..
+    } in values
+    {
         if *name == "upstream" {
             continue;
         }
         assert!(!meaning.is_empty(), "{name} of [{table}] is documented");
-        let default = default(defaults, table, name).map_or("not set".to_owned(), |value| format!("`{value}`"));
-        writeln!(text, "| `{name}` | {default} | {} |", meaning.replace('|', "\\|")).unwrap();
+        let default = default(defaults, table, name)
+            .map_or("not set".to_owned(), |value| format!("`{value}`"));
+        writeln!(
+            text,
+            "| `{name}` | {default} | {} |",
+            meaning.replace('|', "\\|")
+        )
+        .unwrap();
     }
     for field in tables {
         let inner = format!("{table}.{}", field.name);
@@ -80,25 +100,38 @@ fn inner_fields(source: &str, field: &Field) -> Vec<Field> {
 }
 
 fn plain(kind: &str) -> &str {
-    kind.strip_prefix("Option<").and_then(|kind| kind.strip_suffix('>')).unwrap_or(kind)
+    kind.strip_prefix("Option<")
+        .and_then(|kind| kind.strip_suffix('>'))
+        .unwrap_or(kind)
 }
 
 fn default(defaults: &Table, table: &str, key: &str) -> Option<String> {
-    let table = table.split('.').try_fold(defaults, |table, part| table.get(part)?.as_table())?;
+    let table = table
+        .split('.')
+        .try_fold(defaults, |table, part| table.get(part)?.as_table())?;
     table.get(key).map(ToString::to_string)
 }
 
 /// The public fields of a struct with their documentation; nothing when the source has no such struct.
 fn fields(source: &str, name: &str) -> Vec<Field> {
-    let Some((_, body)) = source.split_once(&format!("pub struct {name} {{\n")) else { return Vec::new() };
+    let Some((_, body)) = source.split_once(&format!("pub struct {name} {{\n")) else {
+        return Vec::new();
+    };
     let mut text = String::new();
     let mut fields = Vec::new();
     for line in body.lines().map(str::trim).take_while(|line| *line != "}") {
         if let Some(sentence) = line.strip_prefix("///") {
             text.push_str(sentence);
-        } else if let Some((name, kind)) = line.strip_prefix("pub ").and_then(|field| field.split_once(": ")) {
+        } else if let Some((name, kind)) = line
+            .strip_prefix("pub ")
+            .and_then(|field| field.split_once(": "))
+        {
             let kind = kind.trim_end_matches(',').to_owned();
-            fields.push(Field { name: name.to_owned(), kind, text: std::mem::take(&mut text).trim().to_owned() });
+            fields.push(Field {
+                name: name.to_owned(),
+                kind,
+                text: std::mem::take(&mut text).trim().to_owned(),
+            });
         }
     }
     fields

@@ -12,7 +12,15 @@ use crate::support::registry::Registry;
 /// Starts a server over `registry` and waits for the line that says where it listens.
 async fn serve(desk: &Desk, registry: &Registry) -> (Child, String) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_starlift"))
-        .args(["serve", "--log", "json", "--listen", "127.0.0.1:0", "--store", "store"])
+        .args([
+            "serve",
+            "--log",
+            "json",
+            "--listen",
+            "127.0.0.1:0",
+            "--store",
+            "store",
+        ])
         .args(["--upstream", &format!("local={}", registry.url())])
         .current_dir(desk.0.path())
         .stderr(Stdio::piped())
@@ -38,14 +46,38 @@ async fn the_exit_code_tells_whether_all_were_converted() {
     let registry = Registry::start().await;
     registry.push("library/app", "v1", &ImageBuilder::new(1).build());
     let (mut server, address) = serve(&desk, &registry).await;
-    let jobs = desk.run(&["warm", "--json", "--server", &address, "local/library/app:v1"]).await.json();
+    let jobs = desk
+        .run(&[
+            "warm",
+            "--json",
+            "--server",
+            &address,
+            "local/library/app:v1",
+        ])
+        .await
+        .json();
     assert_eq!(jobs[0]["state"], "done");
     assert_ne!(jobs[0]["twin"], jobs[0]["source"]);
-    let ran = desk.run(&["warm", "--server", &address, "local/library/app:v1", "local/library/app:missing"]).await;
+    let ran = desk
+        .run(&[
+            "warm",
+            "--server",
+            &address,
+            "local/library/app:v1",
+            "local/library/app:missing",
+        ])
+        .await;
     assert_eq!(ran.code, Some(1), "{}", ran.stderr);
     let text = String::from_utf8(ran.stdout).unwrap();
     assert!(text.contains("local/library/app:missing  failed"), "{text}");
-    assert!(desk.run(&["warm", "--server", &address, "NOT A REFERENCE"]).await.error().contains("reference"));
+    assert!(
+        desk.run(&["warm", "--server", &address, "NOT A REFERENCE"])
+            .await
+            .error()
+            .contains("reference")
+    );
     server.kill().await.unwrap();
-    desk.run(&["warm", "--server", &address, "local/library/app:v1"]).await.error();
+    desk.run(&["warm", "--server", &address, "local/library/app:v1"])
+        .await
+        .error();
 }

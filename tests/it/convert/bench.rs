@@ -27,7 +27,10 @@ pub(crate) struct Bench {
 
 /// Two threads, so that members are compressed out of order here too.
 pub(crate) fn config() -> Config {
-    Config { threads: NonZeroUsize::new(2), ..Config::default() }
+    Config {
+        threads: NonZeroUsize::new(2),
+        ..Config::default()
+    }
 }
 
 impl Bench {
@@ -39,7 +42,12 @@ impl Bench {
         let registry = Registry::start().await;
         let source = source(&registry);
         let converter = Converter::new(config, store.clone()).unwrap();
-        Self { registry, store, converter, source }
+        Self {
+            registry,
+            store,
+            converter,
+            source,
+        }
     }
 
     /// Another process over the same store: nothing is remembered but what the store holds.
@@ -58,14 +66,25 @@ impl Bench {
         self.convert_with(&self.converter, image).await
     }
 
-    pub(crate) async fn convert_with(&self, converter: &Converter, image: &Image) -> Result<ImageRecord, Arc<Error>> {
+    pub(crate) async fn convert_with(
+        &self,
+        converter: &Converter,
+        image: &Image,
+    ) -> Result<ImageRecord, Arc<Error>> {
         self.registry.push_untagged(REPOSITORY, image);
-        converter.convert(&self.source, &repository(), &manifest(image)).await
+        converter
+            .convert(&self.source, &repository(), &manifest(image))
+            .await
     }
 
     /// The bytes of an object, checked against its digest.
     pub(crate) async fn bytes(&self, digest: &Digest) -> Bytes {
-        let object = self.store.find(digest).await.unwrap().expect("the object is visible");
+        let object = self
+            .store
+            .find(digest)
+            .await
+            .unwrap()
+            .expect("the object is visible");
         let bytes = self.store.read_all(&object).await.unwrap();
         assert_eq!(Digest::sha256_of(&bytes), *digest);
         assert_eq!(bytes.len() as u64, object.size);
@@ -84,18 +103,29 @@ impl Bench {
 
     /// How often the registry was asked for the content of a blob.
     pub(crate) fn fetched(&self, blob: &[u8]) -> usize {
-        self.registry.count("GET", &format!("/blobs/{}", Digest::sha256_of(blob)))
+        self.registry
+            .count("GET", &format!("/blobs/{}", Digest::sha256_of(blob)))
     }
 
     /// Whether anything of `image` can be seen: its record, or a record of one of its layers.
     pub(crate) async fn is_visible(&self, image: &Image) -> bool {
         let generation = self.converter.generation();
         for layer in image.layers() {
-            if self.store.layer(generation, &Digest::sha256_of(layer)).await.unwrap().is_some() {
+            if self
+                .store
+                .layer(generation, &Digest::sha256_of(layer))
+                .await
+                .unwrap()
+                .is_some()
+            {
                 return true;
             }
         }
-        self.converter.lookup(&image.digest()).await.unwrap().is_some()
+        self.converter
+            .lookup(&image.digest())
+            .await
+            .unwrap()
+            .is_some()
     }
 
     /// That the twin of an image is whole: every layer begins with its source tar, and all digests agree.
@@ -104,15 +134,23 @@ impl Bench {
         let config = self.document(&digest(&twin["config"]["digest"])).await;
         let layers = twin["layers"].as_array().unwrap();
         assert_eq!(layers.len(), image.layers().len());
-        for ((layer, source), diff_id) in
-            layers.iter().zip(image.layers()).zip(config["rootfs"]["diff_ids"].as_array().unwrap())
+        for ((layer, source), diff_id) in layers
+            .iter()
+            .zip(image.layers())
+            .zip(config["rootfs"]["diff_ids"].as_array().unwrap())
         {
             let blob = self.bytes(&digest(&layer["digest"])).await;
             assert_eq!(layer["size"], blob.len());
             let stream = inflate(&blob);
             assert_eq!(Digest::sha256_of(&stream), digest(diff_id));
-            assert!(stream.starts_with(&inflate(source)), "the source tar comes first");
-            assert_eq!(layer["annotations"]["dev.starlift.source.digest"], Digest::sha256_of(source).to_string());
+            assert!(
+                stream.starts_with(&inflate(source)),
+                "the source tar comes first"
+            );
+            assert_eq!(
+                layer["annotations"]["dev.starlift.source.digest"],
+                Digest::sha256_of(source).to_string()
+            );
         }
     }
 }
@@ -120,7 +158,10 @@ impl Bench {
 pub(crate) fn source(registry: &Registry) -> Source {
     // Each registry has a name of its own, as failures are remembered by name.
     let name = registry.host().replace(':', "-");
-    let local = UpstreamConfig { url: registry.url(), ..UpstreamConfig::default() };
+    let local = UpstreamConfig {
+        url: registry.url(),
+        ..UpstreamConfig::default()
+    };
     let config = upstream::Config {
         upstream: [(name.clone(), local)].into(),
         retries: 1,

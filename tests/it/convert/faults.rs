@@ -27,7 +27,10 @@ async fn recovers(bench: Bench, image: &Image) {
 async fn wrong_bytes_are_an_error_and_leave_nothing() {
     let bench = Bench::new().await;
     let image = ImageBuilder::new(1).layers(1).build();
-    bench.registry.on(&blob_path(&image.layers()[0])).wrong_bytes();
+    bench
+        .registry
+        .on(&blob_path(&image.layers()[0]))
+        .wrong_bytes();
     bench.convert(&image).await.unwrap_err();
     assert!(!bench.is_visible(&image).await);
     assert_eq!(bench.converter.status()[0].state, State::Failed);
@@ -39,15 +42,24 @@ async fn a_lie_of_the_registry_is_not_held_against_the_layer() {
     let bench = Bench::new().await;
     let image = ImageBuilder::new(2).layers(1).build();
     let digest = Digest::sha256_of(&image.layers()[0]);
-    bench.registry.push_untagged(super::bench::REPOSITORY, &image);
+    bench
+        .registry
+        .push_untagged(super::bench::REPOSITORY, &image);
     let lie = Bench::new().await;
     lie.registry.push_untagged(super::bench::REPOSITORY, &image);
-    lie.registry.put_wrong_blob(&digest, Random::new(1).bytes(50_000));
+    lie.registry
+        .put_wrong_blob(&digest, Random::new(1).bytes(50_000));
     let manifest = super::bench::manifest(&image);
-    let told = bench.converter.convert(&source(&lie.registry), &repository(), &manifest).await;
+    let told = bench
+        .converter
+        .convert(&source(&lie.registry), &repository(), &manifest)
+        .await;
     told.unwrap_err();
     assert!(!bench.is_visible(&image).await);
-    let record = bench.convert(&image).await.expect("another place is not made to wait for the liar's failure");
+    let record = bench
+        .convert(&image)
+        .await
+        .expect("another place is not made to wait for the liar's failure");
     bench.check_twin(&image, &record).await;
 }
 
@@ -81,7 +93,10 @@ async fn a_failure_is_remembered_for_a_while() {
 async fn an_upstream_that_asks_for_patience_gets_it() {
     let bench = Bench::new().await;
     let image = ImageBuilder::new(5).layers(1).build();
-    bench.registry.on(&blob_path(&image.layers()[0])).answer(429, &[("retry-after", "3600")]);
+    bench
+        .registry
+        .on(&blob_path(&image.layers()[0]))
+        .answer(429, &[("retry-after", "3600")]);
     let error = bench.convert(&image).await.unwrap_err();
     assert!(matches!(*error, Error::Layer { .. }));
     assert_eq!(error.retry_after(), Some(Duration::from_secs(3600)));
@@ -92,13 +107,23 @@ async fn another_image_is_not_failed_by_a_broken_place_of_the_same_layer() {
     let bench = Bench::new().await;
     let broken = Bench::new().await;
     let image = ImageBuilder::new(6).layers(1).build();
-    broken.registry.push_untagged(super::bench::REPOSITORY, &image);
+    broken
+        .registry
+        .push_untagged(super::bench::REPOSITORY, &image);
     let gate = Gate::new();
-    broken.registry.on(&blob_path(&image.layers()[0])).gate(&gate);
-    broken.registry.on(&blob_path(&image.layers()[0])).cut_after(10);
+    broken
+        .registry
+        .on(&blob_path(&image.layers()[0]))
+        .gate(&gate);
+    broken
+        .registry
+        .on(&blob_path(&image.layers()[0]))
+        .cut_after(10);
     let manifest = super::bench::manifest(&image);
     let (their_source, repository) = (source(&broken.registry), repository());
-    let theirs = bench.converter.convert(&their_source, &repository, &manifest);
+    let theirs = bench
+        .converter
+        .convert(&their_source, &repository, &manifest);
     let ours = async {
         gate.reached(1).await;
         let (ours, ()) = tokio::join!(bench.convert(&image), async { gate.open() });
@@ -114,7 +139,10 @@ async fn another_image_is_not_failed_by_a_broken_place_of_the_same_layer() {
 async fn a_store_that_dies_at_any_step_shows_nothing_by_halves() {
     let image = ImageBuilder::new(7).layers(2).build();
     // The dead process's leases are waited for.
-    let store_config = store::Config { lease_ttl: Duration::from_millis(100), ..store::Config::default() };
+    let store_config = store::Config {
+        lease_ttl: Duration::from_millis(100),
+        ..store::Config::default()
+    };
     for dies_at in 0.. {
         let bucket = Bucket::new();
         let dying = bucket.dead_from(dies_at);
@@ -124,7 +152,10 @@ async fn a_store_that_dies_at_any_step_shows_nothing_by_halves() {
         let converter = Converter::new(&config(), healthy.clone()).unwrap();
         if let Some(record) = converter.lookup(&image.digest()).await.unwrap() {
             for digest in &record.objects {
-                assert!(healthy.find(digest).await.unwrap().is_some(), "died at {dies_at}");
+                assert!(
+                    healthy.find(digest).await.unwrap().is_some(),
+                    "died at {dies_at}"
+                );
             }
         }
         let survived = outcome.is_ok();
@@ -132,7 +163,10 @@ async fn a_store_that_dies_at_any_step_shows_nothing_by_halves() {
         let record = bench.convert(&image).await.unwrap();
         bench.check_twin(&image, &record).await;
         if survived {
-            assert!(dies_at > 10, "a conversion takes more operations than {dies_at}");
+            assert!(
+                dies_at > 10,
+                "a conversion takes more operations than {dies_at}"
+            );
             return;
         }
     }

@@ -24,22 +24,37 @@ async fn lying(image: &Image, blob: usize, bytes: Vec<u8>) -> Registry {
 
 #[tokio::test]
 async fn nothing_that_an_upstream_gives_under_a_digest_is_held_against_others() {
-    let limits = Config { max_layer_size: ByteSize::kib(100), max_unpacked_size: ByteSize::mib(1), ..config() };
+    let limits = Config {
+        max_layer_size: ByteSize::kib(100),
+        max_unpacked_size: ByteSize::mib(1),
+        ..config()
+    };
     let image = ImageBuilder::new(1).layers(1).build();
     let layer = image.layers()[0].clone();
     let another = ImageBuilder::new(2).layers(1).build().layers()[0].clone();
     let lies: [(&str, usize, Vec<u8>); 6] = [
-        ("more than the largest layer", 1, Random::new(1).bytes(200 << 10)),
+        (
+            "more than the largest layer",
+            1,
+            Random::new(1).bytes(200 << 10),
+        ),
         ("no tar", 1, Random::new(2).bytes(layer.len())),
         ("another layer", 1, another.to_vec()),
         ("one byte more", 1, [&layer[..], b"x"].concat()),
         ("nothing", 1, Vec::new()),
-        ("another configuration", 0, br#"{"rootfs": {"type": "layers", "diff_ids": []}}"#.to_vec()),
+        (
+            "another configuration",
+            0,
+            br#"{"rootfs": {"type": "layers", "diff_ids": []}}"#.to_vec(),
+        ),
     ];
     for (lie, blob, bytes) in lies {
         let bench = Bench::with(&limits, Store::in_memory()).await;
         let liar = lying(&image, blob, bytes).await;
-        let told = bench.converter.convert(&source(&liar), &repository(), &manifest(&image)).await;
+        let told = bench
+            .converter
+            .convert(&source(&liar), &repository(), &manifest(&image))
+            .await;
         assert!(told.is_err(), "{lie}: {told:?}");
         assert!(!bench.is_visible(&image).await, "{lie}");
         let record = bench.convert(&image).await.unwrap();
@@ -49,7 +64,14 @@ async fn nothing_that_an_upstream_gives_under_a_digest_is_held_against_others() 
 
 #[tokio::test]
 async fn a_size_that_a_manifest_claims_counts_for_its_own_image_alone() {
-    let bench = Bench::with(&Config { max_layer_size: ByteSize::kib(100), ..config() }, Store::in_memory()).await;
+    let bench = Bench::with(
+        &Config {
+            max_layer_size: ByteSize::kib(100),
+            ..config()
+        },
+        Store::in_memory(),
+    )
+    .await;
     let image = ImageBuilder::new(3).layers(2).build();
     let mut claimed = image.clone();
     let mut document = image.document();
@@ -65,8 +87,14 @@ async fn a_size_that_a_manifest_claims_counts_for_its_own_image_alone() {
 #[tokio::test]
 async fn an_index_of_many_children_fetches_few_at_once() {
     let bench = Bench::new().await;
-    let children: Vec<_> =
-        (10..30).map(|seed| ("linux/amd64", ImageBuilder::new(seed).layers(1).files(1).build())).collect();
+    let children: Vec<_> = (10..30)
+        .map(|seed| {
+            (
+                "linux/amd64",
+                ImageBuilder::new(seed).layers(1).files(1).build(),
+            )
+        })
+        .collect();
     let index = Image::index(children, false);
     let gate = Gate::new();
     bench.registry.on("/manifests/").gate(&gate);
@@ -80,7 +108,13 @@ async fn an_index_of_many_children_fetches_few_at_once() {
     assert!(!more_than_four);
     let record = record.unwrap();
     assert!(record.passed_through.is_empty());
-    assert_eq!(bench.twin(&record).await["manifests"].as_array().unwrap().len(), 20);
+    assert_eq!(
+        bench.twin(&record).await["manifests"]
+            .as_array()
+            .unwrap()
+            .len(),
+        20
+    );
 }
 
 fn wide(image: &Image, key: &str, value: &str) -> Manifest {
@@ -96,20 +130,41 @@ async fn documents_of_too_many_values_pass_through_with_a_reason() {
     let image = ImageBuilder::new(5).layers(1).build();
     bench.registry.push_untagged(REPOSITORY, &image);
     let zeros = format!("[{}0]", "0,".repeat(2_000_000));
-    let record = bench.converter.convert(&source(&bench.registry), &repository(), &wide(&image, "x", &zeros)).await;
+    let record = bench
+        .converter
+        .convert(
+            &source(&bench.registry),
+            &repository(),
+            &wide(&image, "x", &zeros),
+        )
+        .await;
     let record = record.unwrap();
     assert_eq!(record.twin, record.source);
-    assert!(record.passed_through[0].reason.contains("too many values"), "{:?}", record.passed_through);
+    assert!(
+        record.passed_through[0].reason.contains("too many values"),
+        "{:?}",
+        record.passed_through
+    );
 
     let mut config: Value = serde_json::from_slice(&image.blobs[0]).unwrap();
     config["history"] = json!(vec![0; 1_000_000]);
     let config = Bytes::from(config.to_string());
     let mut document = image.document();
     document["config"]["digest"] = json!(Digest::sha256_of(&config));
-    let large = Image { bytes: document.to_string().into(), blobs: vec![config, image.blobs[1].clone()], ..image };
+    let large = Image {
+        bytes: document.to_string().into(),
+        blobs: vec![config, image.blobs[1].clone()],
+        ..image
+    };
     let record = bench.convert(&large).await.unwrap();
     assert_eq!(record.twin, record.source);
-    assert!(record.passed_through[0].reason.contains("its configuration"), "{:?}", record.passed_through);
+    assert!(
+        record.passed_through[0]
+            .reason
+            .contains("its configuration"),
+        "{:?}",
+        record.passed_through
+    );
 }
 
 #[tokio::test]
@@ -118,10 +173,16 @@ async fn a_reason_repeats_little_of_what_others_wrote() {
     let image = ImageBuilder::new(6).build();
     let mut document = image.document();
     document["layers"][0]["mediaType"] = json!(format!("a\u{1b}[31m{}", "b".repeat(1 << 20)));
-    let odd = Image { bytes: document.to_string().into(), ..image };
+    let odd = Image {
+        bytes: document.to_string().into(),
+        ..image
+    };
     let record = bench.convert(&odd).await.unwrap();
     let reason = &record.passed_through[0].reason;
-    assert!(reason.len() < 1000 && !reason.contains('\u{1b}'), "{reason}");
+    assert!(
+        reason.len() < 1000 && !reason.contains('\u{1b}'),
+        "{reason}"
+    );
 }
 
 #[tokio::test]
@@ -131,7 +192,11 @@ async fn a_large_manifest_that_is_all_text_is_converted() {
     bench.registry.push_untagged(REPOSITORY, &image);
     let long = format!("\"{}\"", "x".repeat(3 << 20));
     let manifest = wide(&image, "com.example.text", &long);
-    let record = bench.converter.convert(&source(&bench.registry), &repository(), &manifest).await.unwrap();
+    let record = bench
+        .converter
+        .convert(&source(&bench.registry), &repository(), &manifest)
+        .await
+        .unwrap();
     let twin = bench.twin(&record).await;
     assert_eq!(twin["com.example.text"].as_str().unwrap().len(), 3 << 20);
     assert_eq!(twin["mediaType"], media_type::OCI_MANIFEST);

@@ -14,7 +14,9 @@ async fn every_kind_of_layer_becomes_estargz_of_its_family() {
     let bench = Bench::new().await;
     let compressions = [Compression::Plain, Compression::Gzip, Compression::Zstd];
     for (seed, compression) in compressions.into_iter().enumerate() {
-        let builder = ImageBuilder::new(seed as u64).layers(3).compression(compression);
+        let builder = ImageBuilder::new(seed as u64)
+            .layers(3)
+            .compression(compression);
         for (image, layer_type) in [
             (builder.clone().build(), media_type::OCI_LAYER_GZIP),
             (builder.docker().build(), media_type::DOCKER_LAYER_GZIP),
@@ -24,7 +26,10 @@ async fn every_kind_of_layer_becomes_estargz_of_its_family() {
             assert_eq!(record.media_type, image.media_type);
             let twin = bench.twin(&record).await;
             assert_eq!(twin["mediaType"], image.media_type);
-            assert_eq!(twin["annotations"]["dev.starlift.source.digest"], image.digest().to_string());
+            assert_eq!(
+                twin["annotations"]["dev.starlift.source.digest"],
+                image.digest().to_string()
+            );
             for layer in twin["layers"].as_array().unwrap() {
                 assert_eq!(layer["mediaType"], layer_type);
             }
@@ -50,7 +55,10 @@ async fn the_twin_is_the_same_wherever_it_is_made() {
     let image = ImageBuilder::new(2).layers(3).max_file(200_000).build();
     let mut twins = Vec::new();
     for threads in [1, 3] {
-        let config = Config { threads: std::num::NonZeroUsize::new(threads), ..config() };
+        let config = Config {
+            threads: std::num::NonZeroUsize::new(threads),
+            ..config()
+        };
         let bench = Bench::with(&config, Store::in_memory()).await;
         twins.push(bench.convert(&image).await.unwrap());
     }
@@ -59,16 +67,27 @@ async fn the_twin_is_the_same_wherever_it_is_made() {
 
 #[tokio::test]
 async fn a_layer_larger_than_every_channel_goes_through() {
-    let config = Config { memory: ByteSize::mib(32), chunk_size: ByteSize::kib(64), ..config() };
+    let config = Config {
+        memory: ByteSize::mib(32),
+        chunk_size: ByteSize::kib(64),
+        ..config()
+    };
     let bench = Bench::with(&config, Store::in_memory()).await;
-    let image = ImageBuilder::new(3).layers(2).files(20).max_file(2_000_000).build();
+    let image = ImageBuilder::new(3)
+        .layers(2)
+        .files(20)
+        .max_file(2_000_000)
+        .build();
     let record = bench.convert(&image).await.unwrap();
     bench.check_twin(&image, &record).await;
 }
 
 #[tokio::test]
 async fn an_external_toc_keeps_diff_ids_and_has_an_image_of_its_own() {
-    let config = Config { format: Format::EstargzExternalToc, ..config() };
+    let config = Config {
+        format: Format::EstargzExternalToc,
+        ..config()
+    };
     let bench = Bench::with(&config, Store::in_memory()).await;
     let image = ImageBuilder::new(4).layers(2).build();
     let record = bench.convert(&image).await.unwrap();
@@ -76,15 +95,31 @@ async fn an_external_toc_keeps_diff_ids_and_has_an_image_of_its_own() {
     assert_eq!(twin["config"], image.document()["config"]);
     let tocs = bench.converter.toc_image(&record).await.unwrap().unwrap();
     let tocs = bench.document(&tocs.digest).await;
-    for (layer, source) in twin["layers"].as_array().unwrap().iter().zip(image.layers()) {
-        assert_eq!(inflate(&bench.bytes(&digest(&layer["digest"])).await), inflate(source));
+    for (layer, source) in twin["layers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .zip(image.layers())
+    {
+        assert_eq!(
+            inflate(&bench.bytes(&digest(&layer["digest"])).await),
+            inflate(source)
+        );
         let names_it = |toc: &&serde_json::Value| {
             toc["annotations"]["containerd.io/snapshot/stargz/layer.digest"] == layer["digest"]
         };
-        let toc = tocs["layers"].as_array().unwrap().iter().find(names_it).expect("a TOC of the layer");
+        let toc = tocs["layers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(names_it)
+            .expect("a TOC of the layer");
         assert!(!inflate(&bench.bytes(&digest(&toc["digest"])).await).is_empty());
     }
-    assert_eq!(bench.document(&digest(&tocs["config"]["digest"])).await, json!({}));
+    assert_eq!(
+        bench.document(&digest(&tocs["config"]["digest"])).await,
+        json!({})
+    );
 }
 
 #[tokio::test]
@@ -96,20 +131,33 @@ async fn an_image_without_external_tocs_has_no_image_of_them() {
 
 #[tokio::test]
 async fn zstd_chunked_is_zstd_with_its_annotations() {
-    let config = Config { format: Format::Zstdchunked, ..config() };
+    let config = Config {
+        format: Format::Zstdchunked,
+        ..config()
+    };
     let bench = Bench::with(&config, Store::in_memory()).await;
     let image = ImageBuilder::new(6).docker().build();
     let record = bench.convert(&image).await.unwrap();
     bench.check_twin(&image, &record).await;
-    assert_eq!(record.media_type, media_type::OCI_MANIFEST, "its readers take no zstd in Docker manifests");
+    assert_eq!(
+        record.media_type,
+        media_type::OCI_MANIFEST,
+        "its readers take no zstd in Docker manifests"
+    );
     let layer = &bench.twin(&record).await["layers"][0];
     assert_eq!(layer["mediaType"], media_type::OCI_LAYER_ZSTD);
     let annotation = |name: &str| layer["annotations"][name].as_str().map(str::to_owned);
     let checksum = annotation("io.github.containers.zstd-chunked.manifest-checksum").unwrap();
     let position = annotation("io.github.containers.zstd-chunked.manifest-position").unwrap();
-    let numbers: Vec<usize> = position.split(':').map(|number| number.parse().unwrap()).collect();
+    let numbers: Vec<usize> = position
+        .split(':')
+        .map(|number| number.parse().unwrap())
+        .collect();
     let blob = bench.bytes(&digest(&layer["digest"])).await;
-    assert_eq!(Digest::sha256_of(&blob[numbers[0]..numbers[0] + numbers[1]]).to_string(), checksum);
+    assert_eq!(
+        Digest::sha256_of(&blob[numbers[0]..numbers[0] + numbers[1]]).to_string(),
+        checksum
+    );
 }
 
 #[tokio::test]
@@ -122,6 +170,9 @@ async fn the_status_tells_what_was_done() {
     assert_eq!(conversions[0].state, State::Converted);
     assert_eq!(conversions[0].twin, Some(record.twin));
     for (layer, source) in conversions[0].layers.iter().zip(image.layers()) {
-        assert_eq!((layer.done, layer.total), (source.len() as u64, source.len() as u64));
+        assert_eq!(
+            (layer.done, layer.total),
+            (source.len() as u64, source.len() as u64)
+        );
     }
 }

@@ -7,7 +7,10 @@ use super::bench::{Bench, digest};
 use crate::support::image::{Image, ImageBuilder};
 
 fn image(seed: u64, architecture: &str) -> Image {
-    ImageBuilder::new(seed).layers(1).architecture(architecture).build()
+    ImageBuilder::new(seed)
+        .layers(1)
+        .architecture(architecture)
+        .build()
 }
 
 /// amd64, arm64, s390x, and an attestation for each.
@@ -34,14 +37,27 @@ async fn wanted_platforms_are_replaced_and_attestations_follow() {
     assert_eq!(children(&twin).len(), children(&source).len());
     for place in 0..2 {
         let child = &children(&twin)[place];
-        let child_record = bench.converter.lookup(&index.children[place].digest()).await.unwrap().unwrap();
-        bench.check_twin(&index.children[place], &child_record).await;
+        let child_record = bench
+            .converter
+            .lookup(&index.children[place].digest())
+            .await
+            .unwrap()
+            .unwrap();
+        bench
+            .check_twin(&index.children[place], &child_record)
+            .await;
         assert_eq!(digest(&child["digest"]), child_record.twin);
         assert_eq!(child["size"], child_record.size);
         assert_eq!(child["platform"], children(&source)[place]["platform"]);
         let attestation = &children(&twin)[place + 3];
-        assert_eq!(attestation["digest"], children(&source)[place + 3]["digest"]);
-        assert_eq!(attestation["annotations"]["vnd.docker.reference.digest"], child["digest"]);
+        assert_eq!(
+            attestation["digest"],
+            children(&source)[place + 3]["digest"]
+        );
+        assert_eq!(
+            attestation["annotations"]["vnd.docker.reference.digest"],
+            child["digest"]
+        );
     }
     assert_eq!(children(&twin)[2], children(&source)[2]);
     assert_eq!(children(&twin)[5], children(&source)[5]);
@@ -64,22 +80,40 @@ async fn a_platform_that_someone_pulled_joins_and_older_twins_stay_readable() {
     bench.bytes(&before.twin).await;
     assert!(after.objects.contains(&before.twin), "the sweep keeps it");
     let bench = bench.restarted();
-    assert_eq!(bench.converter.lookup(&index.digest()).await.unwrap(), Some(after));
+    assert_eq!(
+        bench.converter.lookup(&index.digest()).await.unwrap(),
+        Some(after)
+    );
 }
 
 #[tokio::test]
 async fn a_child_that_fails_leaves_the_others_and_is_tried_again() {
     let bench = Bench::new().await;
     let index = index();
-    let layer = format!("/blobs/{}", Digest::sha256_of(&index.children[1].layers()[0]));
+    let layer = format!(
+        "/blobs/{}",
+        Digest::sha256_of(&index.children[1].layers()[0])
+    );
     bench.registry.on(&layer).answer(503, &[]);
     let record = bench.convert(&index).await.unwrap();
     let twin = bench.twin(&record).await;
     assert_ne!(children(&twin)[0], children(&index.document())[0]);
     assert_eq!(children(&twin)[1], children(&index.document())[1]);
-    let told = record.passed_through.iter().find(|told| told.digest == index.children[1].digest()).unwrap();
-    assert!(told.reason.starts_with("not converted for now"), "{}", told.reason);
-    assert_eq!(bench.converter.lookup(&index.digest()).await.unwrap(), None, "it is not recorded");
+    let told = record
+        .passed_through
+        .iter()
+        .find(|told| told.digest == index.children[1].digest())
+        .unwrap();
+    assert!(
+        told.reason.starts_with("not converted for now"),
+        "{}",
+        told.reason
+    );
+    assert_eq!(
+        bench.converter.lookup(&index.digest()).await.unwrap(),
+        None,
+        "it is not recorded"
+    );
     bench.registry.heal();
     let bench = bench.restarted();
     let record = bench.convert(&index).await.unwrap();
@@ -112,21 +146,53 @@ async fn indexes_within_an_index_are_converted_with_it() {
     let nested = Image::index(vec![("linux/amd64", image(1, "amd64"))], true);
     let outer = Image::index(vec![("linux/amd64", nested.clone())], false);
     let record = bench.convert(&outer).await.unwrap();
-    let inner = bench.converter.lookup(&nested.digest()).await.unwrap().unwrap();
-    assert_eq!(digest(&children(&bench.twin(&record).await)[0]["digest"]), inner.twin);
-    let leaf = bench.converter.lookup(&nested.children[0].digest()).await.unwrap().unwrap();
-    assert_eq!(digest(&children(&bench.twin(&inner).await)[0]["digest"]), leaf.twin);
-    assert!(leaf.objects.iter().all(|object| record.objects.contains(object)), "the sweep keeps what it names");
+    let inner = bench
+        .converter
+        .lookup(&nested.digest())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        digest(&children(&bench.twin(&record).await)[0]["digest"]),
+        inner.twin
+    );
+    let leaf = bench
+        .converter
+        .lookup(&nested.children[0].digest())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        digest(&children(&bench.twin(&inner).await)[0]["digest"]),
+        leaf.twin
+    );
+    assert!(
+        leaf.objects
+            .iter()
+            .all(|object| record.objects.contains(object)),
+        "the sweep keeps what it names"
+    );
 }
 
 #[tokio::test]
 async fn a_sparse_index_is_converted_as_far_as_it_goes() {
     let bench = Bench::new().await;
     let index = index();
-    bench.registry.on(&format!("/manifests/{}", index.children[1].digest())).answer(404, &[]);
+    bench
+        .registry
+        .on(&format!("/manifests/{}", index.children[1].digest()))
+        .answer(404, &[]);
     let record = bench.convert(&index).await.unwrap();
     assert_eq!(record.platforms, ["linux/amd64".parse().unwrap()]);
-    let told = record.passed_through.iter().find(|told| told.digest == index.children[1].digest()).unwrap();
+    let told = record
+        .passed_through
+        .iter()
+        .find(|told| told.digest == index.children[1].digest())
+        .unwrap();
     assert_eq!(told.reason, "not in the upstream");
-    assert_eq!(bench.converter.lookup(&index.digest()).await.unwrap(), Some(record), "it is recorded");
+    assert_eq!(
+        bench.converter.lookup(&index.digest()).await.unwrap(),
+        Some(record),
+        "it is recorded"
+    );
 }

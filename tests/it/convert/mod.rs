@@ -1,5 +1,8 @@
 //! Images become twins: whole, once, and never by halves.
-#![expect(clippy::unwrap_used, reason = "what a test's helper unwraps is asserted")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "what a test's helper unwraps is asserted"
+)]
 
 mod bench;
 mod faults;

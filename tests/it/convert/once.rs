@@ -13,7 +13,11 @@ async fn a_hundred_callers_fetch_each_layer_once() {
     let image = ImageBuilder::new(1).layers(3).build();
     let records = join_all((0..100).map(|_| bench.convert(&image))).await;
     let first = records[0].as_ref().unwrap();
-    assert!(records.iter().all(|record| record.as_ref().unwrap() == first));
+    assert!(
+        records
+            .iter()
+            .all(|record| record.as_ref().unwrap() == first)
+    );
     for blob in &image.blobs {
         assert_eq!(bench.fetched(blob), 1);
     }
@@ -22,7 +26,10 @@ async fn a_hundred_callers_fetch_each_layer_once() {
 #[tokio::test]
 async fn two_processes_over_one_folder_convert_once() {
     let folder = tempfile::tempdir().unwrap();
-    let store_config = store::Config { location: folder.path().display().to_string(), ..store::Config::default() };
+    let store_config = store::Config {
+        location: folder.path().display().to_string(),
+        ..store::Config::default()
+    };
     let bench = Bench::with(&config(), Store::open(&store_config).await.unwrap()).await;
     let theirs = Store::open(&store_config).await.unwrap();
     let other = starlift::convert::Converter::new(&config(), theirs).unwrap();
@@ -33,7 +40,11 @@ async fn two_processes_over_one_folder_convert_once() {
         gate.reached(2).await;
         gate.open();
     };
-    let (ours, theirs, ()) = tokio::join!(bench.convert(&image), bench.convert_with(&other, &image), open);
+    let (ours, theirs, ()) = tokio::join!(
+        bench.convert(&image),
+        bench.convert_with(&other, &image),
+        open
+    );
     assert_eq!(ours.unwrap(), theirs.unwrap());
     for layer in image.layers() {
         assert_eq!(bench.fetched(layer), 1);
@@ -76,7 +87,11 @@ async fn the_work_goes_on_when_the_caller_leaves() {
     gate.open();
     let record = bench.convert(&image).await.unwrap();
     bench.check_twin(&image, &record).await;
-    assert_eq!(bench.fetched(&image.layers()[0]), 1, "the second caller joined the first one's work");
+    assert_eq!(
+        bench.fetched(&image.layers()[0]),
+        1,
+        "the second caller joined the first one's work"
+    );
 }
 
 #[tokio::test]
@@ -86,7 +101,10 @@ async fn what_is_recorded_is_answered_without_the_registry() {
     let record = bench.convert(&image).await.unwrap();
     let bench = bench.restarted();
     bench.registry.forget_requests();
-    assert_eq!(bench.converter.lookup(&image.digest()).await.unwrap(), Some(record.clone()));
+    assert_eq!(
+        bench.converter.lookup(&image.digest()).await.unwrap(),
+        Some(record.clone())
+    );
     assert_eq!(bench.convert(&image).await.unwrap(), record);
     assert_eq!(bench.registry.seen().len(), 0);
 }
@@ -110,5 +128,9 @@ fn repeated(image: &Image) -> Image {
     let layers = document["layers"].as_array_mut().unwrap();
     layers.push(layers[0].clone());
     let layer = &image.layers()[0];
-    Image { bytes: document.to_string().into(), blobs: vec![config, layer.clone(), layer.clone()], ..image.clone() }
+    Image {
+        bytes: document.to_string().into(),
+        blobs: vec![config, layer.clone(), layer.clone()],
+        ..image.clone()
+    }
 }

@@ -13,7 +13,11 @@ use crate::support::image::{Compression, Image, ImageBuilder, Random, compress};
 /// Changes the last layer's bytes and what the manifest says about it.
 fn with_last_layer(image: &Image, layer: Bytes, media_type: Option<&str>) -> Image {
     let mut document = image.document();
-    let descriptor = document["layers"].as_array_mut().unwrap().last_mut().unwrap();
+    let descriptor = document["layers"]
+        .as_array_mut()
+        .unwrap()
+        .last_mut()
+        .unwrap();
     descriptor["digest"] = Digest::sha256_of(&layer).to_string().into();
     descriptor["size"] = layer.len().into();
     if let Some(media_type) = media_type {
@@ -21,17 +25,35 @@ fn with_last_layer(image: &Image, layer: Bytes, media_type: Option<&str>) -> Ima
     }
     let mut blobs = image.blobs.clone();
     *blobs.last_mut().unwrap() = layer;
-    Image { bytes: document.to_string().into(), blobs, ..image.clone() }
+    Image {
+        bytes: document.to_string().into(),
+        blobs,
+        ..image.clone()
+    }
 }
 
 async fn last_layer_stays(bench: &Bench, image: &Image, part_of_reason: &str) {
     let record = bench.convert(image).await.unwrap();
     let twin = bench.twin(&record).await;
-    let last = |document: &Value| document["layers"].as_array().unwrap().last().unwrap().clone();
+    let last = |document: &Value| {
+        document["layers"]
+            .as_array()
+            .unwrap()
+            .last()
+            .unwrap()
+            .clone()
+    };
     assert_eq!(last(&twin), last(&image.document()));
-    assert_ne!(twin["layers"][0]["digest"], image.document()["layers"][0]["digest"]);
+    assert_ne!(
+        twin["layers"][0]["digest"],
+        image.document()["layers"][0]["digest"]
+    );
     let stays = Digest::sha256_of(image.layers().last().unwrap());
-    let told = record.passed_through.iter().find(|told| told.digest == stays).expect("the reason is recorded");
+    let told = record
+        .passed_through
+        .iter()
+        .find(|told| told.digest == stays)
+        .expect("the reason is recorded");
     assert!(told.reason.contains(part_of_reason), "{}", told.reason);
 }
 
@@ -40,12 +62,23 @@ async fn what_is_no_tar_stays_and_is_not_fetched_again() {
     let bench = Bench::new().await;
     let image = ImageBuilder::new(1).build();
     let noise = Bytes::from(Random::new(9).bytes(100_000));
-    let garbled = [compress(b"not a tar, but long enough", Compression::Gzip), Bytes::from_static(b"garbage")].concat();
+    let garbled = [
+        compress(b"not a tar, but long enough", Compression::Gzip),
+        Bytes::from_static(b"garbage"),
+    ]
+    .concat();
     for layer in [noise, garbled.into()] {
         let image = with_last_layer(&image, layer.clone(), None);
         last_layer_stays(&bench, &image, "").await;
-        let record = bench.store.layer(bench.converter.generation(), &Digest::sha256_of(&layer)).await.unwrap();
-        assert!(matches!(record.unwrap().outcome, LayerOutcome::PassedThrough { .. }));
+        let record = bench
+            .store
+            .layer(bench.converter.generation(), &Digest::sha256_of(&layer))
+            .await
+            .unwrap();
+        assert!(matches!(
+            record.unwrap().outcome,
+            LayerOutcome::PassedThrough { .. }
+        ));
         assert_eq!(bench.fetched(&layer), 1);
     }
 }
@@ -55,20 +88,36 @@ async fn a_layer_of_an_unknown_type_is_not_even_fetched() {
     let bench = Bench::new().await;
     let image = ImageBuilder::new(2).build();
     let layer = Bytes::from_static(b"secret");
-    let image = with_last_layer(&image, layer.clone(), Some("application/vnd.oci.image.layer.v1.tar+gzip+encrypted"));
+    let image = with_last_layer(
+        &image,
+        layer.clone(),
+        Some("application/vnd.oci.image.layer.v1.tar+gzip+encrypted"),
+    );
     last_layer_stays(&bench, &image, "encrypted").await;
     assert_eq!(bench.fetched(&layer), 0);
 }
 
 #[tokio::test]
 async fn a_bomb_stays_what_it_is() {
-    let bench = Bench::with(&Config { max_unpacked_size: ByteSize::mib(1), ..config() }, Store::in_memory()).await;
+    let bench = Bench::with(
+        &Config {
+            max_unpacked_size: ByteSize::mib(1),
+            ..config()
+        },
+        Store::in_memory(),
+    )
+    .await;
     let image = ImageBuilder::new(3).build();
     let mut tar = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_ustar();
     header.set_size(64 << 20);
     header.set_mode(0o644);
-    tar.append_data(&mut header, "bomb", std::io::Read::take(std::io::repeat(0), 64 << 20)).unwrap();
+    tar.append_data(
+        &mut header,
+        "bomb",
+        std::io::Read::take(std::io::repeat(0), 64 << 20),
+    )
+    .unwrap();
     let bomb = compress(&tar.into_inner().unwrap(), Compression::Gzip);
     assert!(bomb.len() < 1 << 20);
     last_layer_stays(&bench, &with_last_layer(&image, bomb, None), "limit").await;
@@ -76,7 +125,14 @@ async fn a_bomb_stays_what_it_is() {
 
 #[tokio::test]
 async fn a_layer_over_the_size_limit_stays() {
-    let bench = Bench::with(&Config { max_layer_size: ByteSize::kib(60), ..config() }, Store::in_memory()).await;
+    let bench = Bench::with(
+        &Config {
+            max_layer_size: ByteSize::kib(60),
+            ..config()
+        },
+        Store::in_memory(),
+    )
+    .await;
     let image = ImageBuilder::new(4).max_file(1000).build();
     let large = Bytes::from(Random::new(5).bytes(61 << 10));
     last_layer_stays(&bench, &with_last_layer(&image, large, None), "limit").await;
@@ -89,7 +145,12 @@ async fn a_lazily_readable_layer_is_known_by_its_footer() {
     let record = bench.convert(&image).await.unwrap();
     let twin = bench.twin(&record).await;
     let estargz = bench.bytes(&digest(&twin["layers"][1]["digest"])).await;
-    last_layer_stays(&bench, &with_last_layer(&image, estargz, None), "lazily readable already").await;
+    last_layer_stays(
+        &bench,
+        &with_last_layer(&image, estargz, None),
+        "lazily readable already",
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -116,18 +177,36 @@ async fn what_is_no_image_is_its_own_twin() {
     schema1.media_type = "application/vnd.docker.distribution.manifest.v1+prettyjws".to_owned();
     let mut nonsense = image.clone();
     nonsense.bytes = Bytes::from_static(b"[1, 2");
-    for odd in [image.referrer("application/x-signature"), nonsense_config, schema1, nonsense] {
+    for odd in [
+        image.referrer("application/x-signature"),
+        nonsense_config,
+        schema1,
+        nonsense,
+    ] {
         let record = bench.convert(&odd).await.unwrap();
-        assert_eq!((&record.twin, &record.media_type), (&odd.digest(), &odd.media_type));
+        assert_eq!(
+            (&record.twin, &record.media_type),
+            (&odd.digest(), &odd.media_type)
+        );
         assert_eq!(record.size, odd.bytes.len() as u64);
         assert!(!record.passed_through[0].reason.is_empty());
-        assert_eq!(bench.converter.lookup(&odd.digest()).await.unwrap(), Some(record), "it is recorded");
+        assert_eq!(
+            bench.converter.lookup(&odd.digest()).await.unwrap(),
+            Some(record),
+            "it is recorded"
+        );
     }
     let mut empty = image.document();
     empty["layers"] = serde_json::json!([]);
-    let empty = Image { bytes: empty.to_string().into(), ..image };
+    let empty = Image {
+        bytes: empty.to_string().into(),
+        ..image
+    };
     assert_eq!(bench.convert(&empty).await.unwrap().twin, empty.digest());
-    assert_eq!(media_type::manifest_kind(&empty.media_type), Some(media_type::ManifestKind::Image));
+    assert_eq!(
+        media_type::manifest_kind(&empty.media_type),
+        Some(media_type::ManifestKind::Image)
+    );
 }
 
 #[tokio::test]
@@ -147,7 +226,9 @@ async fn what_leads_through_a_symlink_of_the_same_layer_is_left_to_unpackers() {
     let mut header = tar::Header::new_ustar();
     header.set_mode(0o644);
     header.set_size(1);
-    linking.append_data(&mut header, "usr/lib/x", &b"x"[..]).unwrap();
+    linking
+        .append_data(&mut header, "usr/lib/x", &b"x"[..])
+        .unwrap();
     header.set_size(0);
     header.set_entry_type(tar::EntryType::Symlink);
     linking.append_link(&mut header, "lib", "usr/lib").unwrap();
@@ -155,7 +236,12 @@ async fn what_leads_through_a_symlink_of_the_same_layer_is_left_to_unpackers() {
     linking.append_link(&mut header, "y", "lib/x").unwrap();
     for tar in [tar, linking] {
         let layer = compress(&tar.into_inner().unwrap(), Compression::Gzip);
-        last_layer_stays(&bench, &with_last_layer(&image, layer, None), "below something that is no directory").await;
+        last_layer_stays(
+            &bench,
+            &with_last_layer(&image, layer, None),
+            "below something that is no directory",
+        )
+        .await;
     }
 }
 
@@ -171,21 +257,44 @@ fn with_limits(bench: Bench, change: impl FnOnce(&mut Config)) -> Bench {
 async fn a_limit_that_is_raised_lets_the_layer_be_tried_again() {
     let large = ImageBuilder::new(11).layers(2).max_file(100_000).build();
     let index = Image::index(vec![("linux/amd64", large.clone())], false);
-    let limits: [fn(&mut Config); 2] =
-        [|config| config.max_layer_size = ByteSize::kib(2), |config| config.max_unpacked_size = ByteSize::kib(20)];
+    let limits: [fn(&mut Config); 2] = [
+        |config| config.max_layer_size = ByteSize::kib(2),
+        |config| config.max_unpacked_size = ByteSize::kib(20),
+    ];
     for limit in limits {
         let bench = with_limits(Bench::new().await, limit);
         let record = bench.convert(&index).await.unwrap();
         assert_eq!(record.twin, index.digest(), "nothing is converted");
-        assert_eq!(bench.converter.lookup(&index.digest()).await.unwrap(), Some(record.clone()), "that is recorded");
-        let lowered = with_limits(bench, |config| (limit(config), config.max_layer_size = ByteSize::kib(1)).0);
-        assert_eq!(lowered.convert(&index).await.unwrap(), record, "a lower limit changes nothing");
+        assert_eq!(
+            bench.converter.lookup(&index.digest()).await.unwrap(),
+            Some(record.clone()),
+            "that is recorded"
+        );
+        let lowered = with_limits(bench, |config| {
+            (limit(config), config.max_layer_size = ByteSize::kib(1)).0
+        });
+        assert_eq!(
+            lowered.convert(&index).await.unwrap(),
+            record,
+            "a lower limit changes nothing"
+        );
         let raised = with_limits(lowered, |_| {});
-        assert_eq!(raised.converter.lookup(&index.digest()).await.unwrap(), None);
+        assert_eq!(
+            raised.converter.lookup(&index.digest()).await.unwrap(),
+            None
+        );
         let record = raised.convert(&index).await.unwrap();
         assert_ne!(record.twin, index.digest());
-        assert_eq!(raised.converter.lookup(&index.digest()).await.unwrap(), Some(record));
-        let child = raised.converter.lookup(&large.digest()).await.unwrap().unwrap();
+        assert_eq!(
+            raised.converter.lookup(&index.digest()).await.unwrap(),
+            Some(record)
+        );
+        let child = raised
+            .converter
+            .lookup(&large.digest())
+            .await
+            .unwrap()
+            .unwrap();
         raised.check_twin(&large, &child).await;
     }
 }
@@ -194,15 +303,27 @@ async fn a_limit_that_is_raised_lets_the_layer_be_tried_again() {
 async fn twins_made_under_a_lower_limit_stay_readable() {
     let image = with_last_layer(
         &ImageBuilder::new(12).max_file(1000).build(),
-        ImageBuilder::new(13).layers(1).max_file(200_000).build().layers()[0].clone(),
+        ImageBuilder::new(13)
+            .layers(1)
+            .max_file(200_000)
+            .build()
+            .layers()[0]
+            .clone(),
         None,
     );
-    let bench = with_limits(Bench::new().await, |config| config.max_layer_size = ByteSize::kib(60));
+    let bench = with_limits(Bench::new().await, |config| {
+        config.max_layer_size = ByteSize::kib(60)
+    });
     let before = bench.convert(&image).await.unwrap();
     assert_eq!(before.limits.len(), 1);
     let bench = with_limits(bench, |_| {});
     let after = bench.convert(&image).await.unwrap();
-    assert!(before.objects.iter().all(|object| after.objects.contains(object)));
+    assert!(
+        before
+            .objects
+            .iter()
+            .all(|object| after.objects.contains(object))
+    );
     assert_eq!(after.limits, []);
 }
 
@@ -212,7 +333,10 @@ const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
 fn annotated(image: &Image, layer: usize, annotations: Value) -> Image {
     let mut document = image.document();
     document["layers"][layer]["annotations"] = annotations;
-    Image { bytes: document.to_string().into(), ..image.clone() }
+    Image {
+        bytes: document.to_string().into(),
+        ..image.clone()
+    }
 }
 
 #[tokio::test]
@@ -231,7 +355,10 @@ async fn a_layer_that_is_not_as_its_annotations_say_is_converted_without_them() 
         bench.check_twin(&stale, &record).await;
         let twin = bench.twin(&record).await;
         let annotations = twin["layers"][1]["annotations"].as_object().unwrap();
-        assert!(annotations.keys().all(|key| !key.contains("zstd-chunked")), "{annotations:?}");
+        assert!(
+            annotations.keys().all(|key| !key.contains("zstd-chunked")),
+            "{annotations:?}"
+        );
         assert_ne!(annotations[TOC_DIGEST], wrong);
         assert_ne!(annotations["io.containers.estargz.uncompressed-size"], "1");
     }
@@ -247,16 +374,33 @@ async fn a_layer_that_is_as_its_annotations_say_is_not_fetched() {
     for layer in twin["layers"].as_array().unwrap() {
         blobs.push(bench.bytes(&digest(&layer["digest"])).await);
     }
-    let lazy = Image { bytes: bench.bytes(&record.twin).await, blobs, ..image };
+    let lazy = Image {
+        bytes: bench.bytes(&record.twin).await,
+        blobs,
+        ..image
+    };
     let record = bench.convert(&lazy).await.unwrap();
     assert_eq!(record.twin, lazy.digest());
-    assert!(record.passed_through[0].reason.contains("eStargz already"), "{:?}", record.passed_through);
+    assert!(
+        record.passed_through[0].reason.contains("eStargz already"),
+        "{:?}",
+        record.passed_through
+    );
     let layer = format!("/blobs/{}", Digest::sha256_of(&lazy.layers()[0]));
     let whole = |seen: &crate::support::registry::Seen| {
-        seen.method == "GET" && seen.path_and_query.contains(&layer) && !seen.headers.contains_key("range")
+        seen.method == "GET"
+            && seen.path_and_query.contains(&layer)
+            && !seen.headers.contains_key("range")
     };
-    assert!(!bench.registry.seen().iter().any(whole), "its end is enough");
-    let renamed = annotated(&lazy, 0, serde_json::json!({TOC_DIGEST: Digest::sha256_of(b"x").to_string()}));
+    assert!(
+        !bench.registry.seen().iter().any(whole),
+        "its end is enough"
+    );
+    let renamed = annotated(
+        &lazy,
+        0,
+        serde_json::json!({TOC_DIGEST: Digest::sha256_of(b"x").to_string()}),
+    );
     let record = bench.convert(&renamed).await.unwrap();
     let renewed = bench.twin(&record).await;
     assert_ne!(renewed["layers"][0]["digest"], twin["layers"][0]["digest"]);

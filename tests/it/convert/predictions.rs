@@ -27,7 +27,8 @@ fn tar(files: &[(&str, Vec<u8>)]) -> Vec<u8> {
         let mut header = tar::Header::new_gnu();
         header.set_mode(0o755);
         header.set_size(content.len() as u64);
-        tar.append_data(&mut header, path, content.as_slice()).unwrap();
+        tar.append_data(&mut header, path, content.as_slice())
+            .unwrap();
     }
     tar.into_inner().unwrap()
 }
@@ -57,14 +58,22 @@ pub(crate) fn image(layer: Vec<u8>, times: usize, execution: &Value) -> Image {
 }
 
 pub(crate) fn script(text: &str) -> Image {
-    let files = [("bin/sh", fs::read("/bin/true").unwrap()), ("entry", text.as_bytes().to_vec())];
+    let files = [
+        ("bin/sh", fs::read("/bin/true").unwrap()),
+        ("entry", text.as_bytes().to_vec()),
+    ];
     image(tar(&files), 1, &json!({"Entrypoint": ["/entry"]}))
 }
 
 /// A tree of many files, many times: reading its TOCs takes memory and time.
 fn heavy() -> Image {
-    let names: Vec<String> = (0..30_000).map(|number| format!("directory/of/many/{number}")).collect();
-    let files: Vec<(&str, Vec<u8>)> = names.iter().map(|name| (name.as_str(), Vec::new())).collect();
+    let names: Vec<String> = (0..30_000)
+        .map(|number| format!("directory/of/many/{number}"))
+        .collect();
+    let files: Vec<(&str, Vec<u8>)> = names
+        .iter()
+        .map(|name| (name.as_str(), Vec::new()))
+        .collect();
     image(tar(&files), 200, &json!({"Entrypoint": ["/entry"]}))
 }
 
@@ -88,7 +97,10 @@ fn limits() -> PredictionLimits {
 
 /// For what must end by another limit, on a machine that does other things too.
 fn patient() -> PredictionLimits {
-    PredictionLimits { time: Duration::from_secs(600), ..limits() }
+    PredictionLimits {
+        time: Duration::from_secs(600),
+        ..limits()
+    }
 }
 
 /// A program in place of a predictor.
@@ -103,7 +115,9 @@ pub(crate) fn fake(folder: &Path, body: &str) -> PathBuf {
 async fn a_process_says_what_a_thread_says() {
     let image = script("#!/bin/sh\nA=$A$A\nexec sh\n");
     let by_thread = predicted(&image, Predictor::default()).await.unwrap();
-    let by_process = predicted(&image, Predictor::in_processes(EXECUTABLE, limits())).await.unwrap();
+    let by_process = predicted(&image, Predictor::in_processes(EXECUTABLE, limits()))
+        .await
+        .unwrap();
     assert_eq!(by_process, by_thread);
     let paths: Vec<_> = by_process.iter().map(|file| file.path.as_str()).collect();
     assert_eq!(paths, ["entry", "bin/sh"]);
@@ -111,7 +125,10 @@ async fn a_process_says_what_a_thread_says() {
 
 #[tokio::test]
 async fn a_process_dies_at_its_limit_of_memory() {
-    let few = PredictionLimits { memory: 40 << 20, ..patient() };
+    let few = PredictionLimits {
+        memory: 40 << 20,
+        ..patient()
+    };
     let failure = failure(&heavy(), Predictor::in_processes(EXECUTABLE, few)).await;
     // Where the allocation that is one too many can fail, the process says so and ends by itself.
     let is_over = match &failure {
@@ -124,9 +141,16 @@ async fn a_process_dies_at_its_limit_of_memory() {
 
 #[tokio::test]
 async fn a_process_dies_at_its_limit_of_processor_time() {
-    let short = PredictionLimits { memory: 4 << 30, processor: Duration::from_secs(1), ..patient() };
+    let short = PredictionLimits {
+        memory: 4 << 30,
+        processor: Duration::from_secs(1),
+        ..patient()
+    };
     let failure = failure(&heavy(), Predictor::in_processes(EXECUTABLE, short)).await;
-    assert!(matches!(failure, PredictionFailure::Died(status) if status.to_string().contains("signal")), "{failure:?}");
+    assert!(
+        matches!(failure, PredictionFailure::Died(status) if status.to_string().contains("signal")),
+        "{failure:?}"
+    );
 }
 
 #[tokio::test]
@@ -135,8 +159,15 @@ async fn a_process_that_is_silent_is_killed() {
     let image = script("#!/bin/sh\n");
     let pid = folder.path().join("pid");
     let body = format!("echo $$ >{}\n{READY}\nwhile :; do :; done", pid.display());
-    let soon = PredictionLimits { time: Duration::from_secs(1), ..limits() };
-    let failure = failure(&image, Predictor::in_processes(fake(folder.path(), &body), soon)).await;
+    let soon = PredictionLimits {
+        time: Duration::from_secs(1),
+        ..limits()
+    };
+    let failure = failure(
+        &image,
+        Predictor::in_processes(fake(folder.path(), &body), soon),
+    )
+    .await;
     assert!(matches!(failure, PredictionFailure::TooLong), "{failure:?}");
     let process = PathBuf::from("/proc").join(fs::read_to_string(pid).unwrap().trim());
     while process.join("exe").exists() {
@@ -150,12 +181,20 @@ async fn a_process_that_says_nonsense_or_ends_is_no_prediction() {
     let beyond = r#"{"done":{"files":[{"layer":7,"path":"a","after_ms":0}],"ended":null}}"#;
     let by_chance = r#"{"done":{"files":[],"ended":"time"}}"#;
     let blob = r#"{"read":[{"blob":{"layer":0},"start":5,"end":99999999999}]}"#;
-    let said = |text: &str| format!("{READY}; printf '\\000\\000\\000\\{:03o}{text}'; read line", text.len());
+    let said = |text: &str| {
+        format!(
+            "{READY}; printf '\\000\\000\\000\\{:03o}{text}'; read line",
+            text.len()
+        )
+    };
     for (body, wanted) in [
         (format!("{READY}; exit 3"), "Died"),
         (format!("{READY}; kill -9 $$"), "Died"),
         ("exit 3".to_owned(), "NotStarted"),
-        (format!("{READY}; printf '\\377\\377\\377\\377'; read line"), "Nonsense"),
+        (
+            format!("{READY}; printf '\\377\\377\\377\\377'; read line"),
+            "Nonsense",
+        ),
         (format!("{READY}; {READY}; read line"), "Nonsense"),
         (said("x"), "Nonsense"),
         (said(beyond), "Nonsense"),
@@ -163,11 +202,21 @@ async fn a_process_that_says_nonsense_or_ends_is_no_prediction() {
         (said(blob), "Nonsense"),
     ] {
         let folder = tempfile::tempdir().unwrap();
-        let failure = failure(&image, Predictor::in_processes(fake(folder.path(), &body), limits())).await;
-        assert!(format!("{failure:?}").starts_with(wanted), "{body}: {failure:?}");
+        let failure = failure(
+            &image,
+            Predictor::in_processes(fake(folder.path(), &body), limits()),
+        )
+        .await;
+        assert!(
+            format!("{failure:?}").starts_with(wanted),
+            "{body}: {failure:?}"
+        );
     }
     let failure = failure(&image, Predictor::in_processes("/nowhere", limits())).await;
-    assert!(matches!(failure, PredictionFailure::NotStarted(_)), "{failure:?}");
+    assert!(
+        matches!(failure, PredictionFailure::NotStarted(_)),
+        "{failure:?}"
+    );
 }
 
 /// The value of a line of a file in /proc.
@@ -179,14 +228,29 @@ fn line<'a>(text: &'a str, name: &str) -> &'a str {
 #[test]
 fn a_process_may_use_little_and_reach_nothing() {
     let mut command = Command::new(EXECUTABLE);
-    command.args(["predict", "--memory", "99000000", "--processor", "7"]).env_clear();
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    command
+        .args(["predict", "--memory", "99000000", "--processor", "7"])
+        .env_clear();
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     let mut ready = [0; 34];
-    child.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
+    child
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut ready)
+        .unwrap();
     assert_eq!(&ready[4..], br#"{"ready":{"is_filtered":true}}"#);
     let proc = |name: &str| fs::read_to_string(format!("/proc/{}/{name}", child.id())).unwrap();
     let (status, limits) = (proc("status"), proc("limits"));
-    assert_eq!((line(&status, "NoNewPrivs:"), line(&status, "Seccomp:")), ("1", "2"));
+    assert_eq!(
+        (line(&status, "NoNewPrivs:"), line(&status, "Seccomp:")),
+        ("1", "2")
+    );
     assert_eq!(line(&status, "Threads:"), "1");
     for (name, limit) in [
         ("Max cpu time", "7"),
@@ -201,7 +265,12 @@ fn a_process_may_use_little_and_reach_nothing() {
     }
     assert_eq!(proc("oom_score_adj").trim(), "1000");
     // Whatever was open in whoever started it.
-    assert_eq!(fs::read_dir(format!("/proc/{}/fd", child.id())).unwrap().count(), 3);
+    assert_eq!(
+        fs::read_dir(format!("/proc/{}/fd", child.id()))
+            .unwrap()
+            .count(),
+        3
+    );
     // Its parent goes away: so does it.
     drop(child.stdin.take());
     assert!(!child.wait().unwrap().success());

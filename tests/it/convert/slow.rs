@@ -16,11 +16,18 @@ use crate::support::registry::{Gate, Registry};
 const NEVER: Duration = Duration::from_secs(3600);
 
 fn patient() -> Config {
-    Config { slow_after: NEVER, layers_at_once: NonZeroUsize::new(3).unwrap(), ..config() }
+    Config {
+        slow_after: NEVER,
+        layers_at_once: NonZeroUsize::new(3).unwrap(),
+        ..config()
+    }
 }
 
 fn impatient() -> Config {
-    Config { slow_after: Duration::from_millis(900), ..config() }
+    Config {
+        slow_after: Duration::from_millis(900),
+        ..config()
+    }
 }
 
 /// A registry that gives the first bytes of each layer and no more.
@@ -29,7 +36,9 @@ async fn trickling(images: &[&Image], gate: &Gate) -> Registry {
     for image in images {
         registry.push_untagged(REPOSITORY, image);
         for layer in image.layers() {
-            registry.on(&format!("/blobs/{}", Digest::sha256_of(layer))).gate_after(gate, 10);
+            registry
+                .on(&format!("/blobs/{}", Digest::sha256_of(layer)))
+                .gate_after(gate, 10);
         }
     }
     registry
@@ -51,10 +60,15 @@ fn text(error: &Error) -> String {
 #[tokio::test]
 async fn an_upstream_that_trickles_leaves_a_slot_to_others() {
     let bench = Bench::with(&patient(), Store::in_memory()).await;
-    let slow: Vec<_> = (1..6).map(|seed| ImageBuilder::new(seed).layers(1).build()).collect();
+    let slow: Vec<_> = (1..6)
+        .map(|seed| ImageBuilder::new(seed).layers(1).build())
+        .collect();
     let gate = Gate::new();
     let registry = trickling(&slow.iter().collect::<Vec<_>>(), &gate).await;
-    let waiting: Vec<_> = slow.iter().map(|image| converting(&bench.converter, &registry, image)).collect();
+    let waiting: Vec<_> = slow
+        .iter()
+        .map(|image| converting(&bench.converter, &registry, image))
+        .collect();
     gate.reached(2).await;
     let image = ImageBuilder::new(7).layers(3).build();
     let record = bench.convert(&image).await.unwrap();
@@ -71,9 +85,16 @@ async fn a_layer_that_does_not_come_is_given_up_and_not_asked_for_again_at_once(
     let image = ImageBuilder::new(1).layers(1).build();
     let gate = Gate::new();
     let layer = Digest::sha256_of(&image.layers()[0]);
-    bench.registry.on(&format!("/blobs/{layer}")).gate_after(&gate, 10);
+    bench
+        .registry
+        .on(&format!("/blobs/{layer}"))
+        .gate_after(&gate, 10);
     let error = bench.convert(&image).await.unwrap_err();
-    assert!(text(&error).contains("bytes in a second"), "{}", text(&error));
+    assert!(
+        text(&error).contains("bytes in a second"),
+        "{}",
+        text(&error)
+    );
     assert_eq!(error.retry_after(), Some(Duration::from_secs(300)));
     assert!(!bench.is_visible(&image).await);
 
@@ -84,7 +105,11 @@ async fn a_layer_that_does_not_come_is_given_up_and_not_asked_for_again_at_once(
     document["annotations"] = serde_json::json!({"org.example": "another"});
     another.bytes = document.to_string().into();
     bench.convert(&another).await.unwrap_err();
-    assert_eq!(bench.fetched(&image.layers()[0]), 0, "the same layer of the same upstream takes no slot");
+    assert_eq!(
+        bench.fetched(&image.layers()[0]),
+        0,
+        "the same layer of the same upstream takes no slot"
+    );
     gate.open();
 }
 
@@ -93,18 +118,35 @@ async fn a_configuration_that_does_not_come_is_given_up() {
     let bench = Bench::with(&impatient(), Store::in_memory()).await;
     let image = ImageBuilder::new(2).build();
     let gate = Gate::new();
-    bench.registry.on(&format!("/blobs/{}", Digest::sha256_of(&image.blobs[0]))).gate_after(&gate, 10);
+    bench
+        .registry
+        .on(&format!("/blobs/{}", Digest::sha256_of(&image.blobs[0])))
+        .gate_after(&gate, 10);
     let error = bench.convert(&image).await.unwrap_err();
-    assert!(text(&error).contains("bytes in a second"), "{}", text(&error));
+    assert!(
+        text(&error).contains("bytes in a second"),
+        "{}",
+        text(&error)
+    );
     gate.open();
 }
 
 #[tokio::test]
 async fn a_layer_that_comes_for_ever_has_an_end() {
-    let bench = Bench::with(&Config { layer_within: Duration::from_millis(50), ..patient() }, Store::in_memory()).await;
+    let bench = Bench::with(
+        &Config {
+            layer_within: Duration::from_millis(50),
+            ..patient()
+        },
+        Store::in_memory(),
+    )
+    .await;
     let image = ImageBuilder::new(3).layers(1).build();
     let gate = Gate::new();
-    bench.registry.on(&format!("/blobs/{}", Digest::sha256_of(&image.layers()[0]))).gate_after(&gate, 10);
+    bench
+        .registry
+        .on(&format!("/blobs/{}", Digest::sha256_of(&image.layers()[0])))
+        .gate_after(&gate, 10);
     let error = bench.convert(&image).await.unwrap_err();
     assert!(text(&error).contains("within 50ms"), "{}", text(&error));
     gate.open();
@@ -112,7 +154,10 @@ async fn a_layer_that_comes_for_ever_has_an_end() {
 
 #[tokio::test]
 async fn who_waits_in_vain_for_anothers_fetch_tries_its_own_source() {
-    let config = Config { slow_after: Duration::from_secs(6), ..config() };
+    let config = Config {
+        slow_after: Duration::from_secs(6),
+        ..config()
+    };
     let bench = Bench::with(&config, Store::in_memory()).await;
     let image = ImageBuilder::new(4).layers(1).build();
     let gate = Gate::new();
@@ -122,7 +167,10 @@ async fn who_waits_in_vain_for_anothers_fetch_tries_its_own_source() {
     let record = bench.convert(&image).await.unwrap();
     bench.check_twin(&image, &record).await;
     assert_eq!(bench.fetched(&image.layers()[0]), 1);
-    assert!(!theirs.is_finished(), "the slow upstream is still waited for");
+    assert!(
+        !theirs.is_finished(),
+        "the slow upstream is still waited for"
+    );
     gate.open();
     assert_eq!(theirs.await.unwrap().unwrap(), record);
 }

@@ -28,19 +28,39 @@ fn files(tar: &[u8]) -> BTreeMap<Vec<u8>, Vec<u8>> {
 /// The digests of the twin's layers.
 async fn layers(bench: &Bench, image: &Image) -> Vec<Digest> {
     let twin = bench.twin(&bench.convert(image).await.unwrap()).await;
-    twin["layers"].as_array().unwrap().iter().map(|layer| digest(&layer["digest"])).collect()
+    twin["layers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|layer| digest(&layer["digest"]))
+        .collect()
 }
 
 #[tokio::test]
 async fn files_of_every_format_are_read_from_the_store() {
     let image = ImageBuilder::new(20).layers(2).max_file(300_000).build();
-    let base = Config { chunk_size: ByteSize::kib(64), ..config() };
+    let base = Config {
+        chunk_size: ByteSize::kib(64),
+        ..config()
+    };
     for config in [
         base.clone(),
-        Config { layout: Layout::Classic, ..base.clone() },
-        Config { min_chunk_size: ByteSize::kib(32), ..base.clone() },
-        Config { format: Format::Zstdchunked, ..base.clone() },
-        Config { format: Format::EstargzExternalToc, ..base },
+        Config {
+            layout: Layout::Classic,
+            ..base.clone()
+        },
+        Config {
+            min_chunk_size: ByteSize::kib(32),
+            ..base.clone()
+        },
+        Config {
+            format: Format::Zstdchunked,
+            ..base.clone()
+        },
+        Config {
+            format: Format::EstargzExternalToc,
+            ..base
+        },
     ] {
         let bench = Bench::with(&config, Store::in_memory()).await;
         let layers = layers(&bench, &image).await;
@@ -49,7 +69,10 @@ async fn files_of_every_format_are_read_from_the_store() {
             let layer = tocs.layer(layer).await.unwrap().expect("it is a layer");
             let toc = tocs.toc(&layer).await.unwrap();
             let mut found = BTreeMap::new();
-            for entry in toc.entries().filter(|entry| entry.node.kind() == Kind::File) {
+            for entry in toc
+                .entries()
+                .filter(|entry| entry.node.kind() == Kind::File)
+            {
                 let whole = tocs.read(&layer, entry.node, 0..u64::MAX).await.unwrap();
                 let part = tocs.read(&layer, entry.node, 65_000..66_000).await.unwrap();
                 let end = whole.len().min(66_000);
@@ -70,8 +93,18 @@ async fn only_converted_layers_have_one_and_only_their_own() {
     let layers = layers(&bench, &image).await;
     let tocs = bench.converter.tocs();
     assert_eq!(tocs.layer(&image.digest()).await.unwrap(), None);
-    let manifest = bench.converter.lookup(&image.digest()).await.unwrap().unwrap().twin;
-    assert_eq!(tocs.layer(&manifest).await.unwrap(), None, "a manifest is no layer");
+    let manifest = bench
+        .converter
+        .lookup(&image.digest())
+        .await
+        .unwrap()
+        .unwrap()
+        .twin;
+    assert_eq!(
+        tocs.layer(&manifest).await.unwrap(),
+        None,
+        "a manifest is no layer"
+    );
     let mut layer = tocs.layer(&layers[0]).await.unwrap().unwrap();
     layer.toc_digest = image.digest();
     let error = tocs.toc(&layer).await.unwrap_err();

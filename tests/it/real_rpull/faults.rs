@@ -22,7 +22,11 @@ async fn registry_with(image: &Image) -> (Registry, String) {
 
 /// The upper layer of an image is broken: the lower one is a snapshot already, or on its way to be one.
 fn two_layers() -> (Image, String) {
-    let image = ImageBuilder::new(1).layers(2).files(20).max_file(50_000).build();
+    let image = ImageBuilder::new(1)
+        .layers(2)
+        .files(20)
+        .max_file(50_000)
+        .build();
     let upper = starlift::oci::Digest::sha256_of(&image.layers()[1]).to_string();
     (image, upper)
 }
@@ -35,7 +39,10 @@ async fn a_broken_pull_leaves_nothing_and_can_be_repeated() {
     let node = Node::start(&place);
 
     let told = node.refusal(&name.replace(":v1", ":v9"));
-    assert!(told.contains("app v9") && told.contains("does not have it"), "{told}");
+    assert!(
+        told.contains("app v9") && told.contains("does not have it"),
+        "{told}"
+    );
     node.assert_empty();
 
     registry.on(&upper).cut_after(1000);
@@ -46,13 +53,19 @@ async fn a_broken_pull_leaves_nothing_and_can_be_repeated() {
 
     registry.on(&upper).wrong_bytes();
     let told = node.refusal(&name);
-    assert!(told.contains(&upper) && told.contains("do not have the digest"), "{told}");
+    assert!(
+        told.contains(&upper) && told.contains("do not have the digest"),
+        "{told}"
+    );
     node.assert_empty();
     registry.heal();
 
     registry.on(&upper).answer(404, &[]);
     let told = node.refusal(&name);
-    assert!(told.contains(&upper) && told.contains("does not have it"), "{told}");
+    assert!(
+        told.contains(&upper) && told.contains("does not have it"),
+        "{told}"
+    );
     node.assert_empty();
     registry.heal();
 
@@ -78,13 +91,19 @@ async fn a_layer_that_is_not_what_the_configuration_says_is_refused() {
     put(&manifest);
     let node = Node::start(&place);
     let told = node.refusal(&name);
-    assert!(told.contains("diff-id") && told.contains("configuration says"), "{told}");
+    assert!(
+        told.contains("diff-id") && told.contains("configuration says"),
+        "{told}"
+    );
     node.assert_empty();
 
     manifest["layers"] = json!([manifest["layers"][0]]);
     put(&manifest);
     let told = node.refusal(&name);
-    assert!(told.contains("1 layers") && told.contains("2 diff-ids"), "{told}");
+    assert!(
+        told.contains("1 layers") && told.contains("2 diff-ids"),
+        "{told}"
+    );
     node.assert_empty();
 }
 
@@ -93,15 +112,26 @@ async fn what_is_no_image_is_told() {
     let Some(place) = place(&[]) else { return };
     let (image, _) = two_layers();
     let (registry, name) = registry_with(&image).await;
-    let artifact = registry.push("app", "artifact", &image.referrer("application/vnd.example.sbom"));
+    let artifact = registry.push(
+        "app",
+        "artifact",
+        &image.referrer("application/vnd.example.sbom"),
+    );
     let node = Node::start(&place);
     let told = node.refusal(&format!("{}@{artifact}", name.replace(":v1", "")));
     assert!(told.contains("image configuration"), "{told}");
     let schema_1 = r#"{"schemaVersion":1,"name":"app","tag":"old","fsLayers":[],"history":[],"signatures":[]}"#;
-    let old = registry.put_manifest("app", "application/vnd.docker.distribution.manifest.v1+prettyjws", schema_1);
+    let old = registry.put_manifest(
+        "app",
+        "application/vnd.docker.distribution.manifest.v1+prettyjws",
+        schema_1,
+    );
     registry.tag("app", "old", &old);
     let told = node.refusal(&name.replace(":v1", ":old"));
-    assert!(told.contains("is no image but") && told.contains("v1+prettyjws"), "{told}");
+    assert!(
+        told.contains("is no image but") && told.contains("v1+prettyjws"),
+        "{told}"
+    );
     node.assert_empty();
 }
 
@@ -110,9 +140,15 @@ async fn no_containerd_is_told() {
     let Some(place) = place(&[]) else { return };
     let (_registry, name) = registry_with(&two_layers().0).await;
     let mut command = place.command(STARLIFT);
-    let output = command.args(["rpull", "--address", "/nonexistent/containerd.sock", &name]).output().unwrap();
+    let output = command
+        .args(["rpull", "--address", "/nonexistent/containerd.sock", &name])
+        .output()
+        .unwrap();
     let told = refusal(&output);
-    assert!(told.contains("containerd cannot be reached at /nonexistent/containerd.sock"), "{told}");
+    assert!(
+        told.contains("containerd cannot be reached at /nonexistent/containerd.sock"),
+        "{told}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -124,13 +160,26 @@ async fn an_interrupted_pull_leaves_nothing() {
     let gate = Gate::new();
     registry.on(&upper).gate_after(&gate, 1000);
     let mut command = node.command(&name);
-    let child = command.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    until("the upper layer is asked for", SOON, || registry.count("GET", &upper) > 0);
-    until("the lower layer is a snapshot", SOON, || node.snapshots("stargz").iter().any(|key| key.starts_with("sha")));
+    let child = command
+        .stderr(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    until("the upper layer is asked for", SOON, || {
+        registry.count("GET", &upper) > 0
+    });
+    until("the lower layer is a snapshot", SOON, || {
+        node.snapshots("stargz")
+            .iter()
+            .any(|key| key.starts_with("sha"))
+    });
     // `timeout`, which runs it, hands the signal on.
     place.run(&format!("kill -TERM {}", child.id()));
     let output = child.wait_with_output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&output.stderr), "error: terminated\n");
+    assert_eq!(
+        String::from_utf8_lossy(&output.stderr),
+        "error: terminated\n"
+    );
     node.assert_empty();
     gate.open();
     assert_eq!(outcomes(&node.pull(&name)), ["unpacked"; 2]);
@@ -140,21 +189,39 @@ async fn an_interrupted_pull_leaves_nothing() {
 async fn a_killed_pull_is_taken_up_where_it_was() {
     const HELD: usize = 3 << 20;
     let Some(place) = place(&[]) else { return };
-    let image = ImageBuilder::new(1).layers(1).files(2).max_file(16 << 20).build();
+    let image = ImageBuilder::new(1)
+        .layers(1)
+        .files(2)
+        .max_file(16 << 20)
+        .build();
     let layer = starlift::oci::Digest::sha256_of(&image.layers()[0]).to_string();
-    assert!(image.layers()[0].len() > HELD + (1 << 20), "{}", image.layers()[0].len());
+    assert!(
+        image.layers()[0].len() > HELD + (1 << 20),
+        "{}",
+        image.layers()[0].len()
+    );
     let (registry, name) = registry_with(&image).await;
     let node = Node::start(&place);
     let gate = Gate::new();
     registry.on(&layer).times(1).gate_after(&gate, HELD);
     let mut command = rpull(&place, Command::new(STARLIFT), &node.containerd, &name);
     let has_what_was_sent = || node.ctr("content active").contains("3.146MB");
-    place.daemon("rpull", &mut command, has_what_was_sent).kill();
-    assert_eq!(node.ctr("leases ls -q").lines().count(), 1, "containerd drops it within a day");
+    place
+        .daemon("rpull", &mut command, has_what_was_sent)
+        .kill();
+    assert_eq!(
+        node.ctr("leases ls -q").lines().count(),
+        1,
+        "containerd drops it within a day"
+    );
 
     assert_eq!(outcomes(&node.pull(&name)), ["unpacked"]);
     let seen = registry.seen();
-    let asked = seen.iter().rev().find(|seen| seen.path_and_query.contains(&layer)).unwrap();
+    let asked = seen
+        .iter()
+        .rev()
+        .find(|seen| seen.path_and_query.contains(&layer))
+        .unwrap();
     let range = asked.headers.get("range").unwrap().to_str().unwrap();
     assert!(range.starts_with(&format!("bytes={HELD}-")), "{range}");
     gate.open();

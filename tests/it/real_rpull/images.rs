@@ -23,15 +23,23 @@ fn pushed(place: &Place) -> (DockerRegistry, String) {
 /// The file system of `image` as `snapshotter` puts it together.
 fn tree(node: &Node<'_>, snapshotter: &str, image: &str) -> Tree {
     let target = node.place.dir(&format!("mounted-{snapshotter}"));
-    node.ctr(&format!("images mount --snapshotter {snapshotter} {image} {}", target.display()));
+    node.ctr(&format!(
+        "images mount --snapshotter {snapshotter} {image} {}",
+        target.display()
+    ));
     let tree = Tree::read(&target, 0);
-    node.ctr(&format!("images unmount --rm --snapshotter {snapshotter} {}", target.display()));
+    node.ctr(&format!(
+        "images unmount --rm --snapshotter {snapshotter} {}",
+        target.display()
+    ));
     tree
 }
 
 /// Pulls with `rpull`, runs a container, and compares the file system with the one of `ctr images pull`.
 fn an_image_is_pulled_and_run(snapshotter: &str, other: &str) {
-    let Some(place) = place_with_images(&[]) else { return };
+    let Some(place) = place_with_images(&[]) else {
+        return;
+    };
     let (_registry, image) = pushed(&place);
     let node = Node::start(&place);
     let pulled = node.pull(&format!("--snapshotter {snapshotter} {image}"));
@@ -40,11 +48,17 @@ fn an_image_is_pulled_and_run(snapshotter: &str, other: &str) {
     assert_eq!(node.snapshots(snapshotter).len(), 3);
     assert_eq!(node.ctr("leases ls -q"), "");
 
-    let id = format!("rpull-{}", place.path().file_name().unwrap().to_str().unwrap());
-    let run = format!("run --rm --snapshotter {snapshotter} {image} {id} /bin/cat /usr/share/old/d");
+    let id = format!(
+        "rpull-{}",
+        place.path().file_name().unwrap().to_str().unwrap()
+    );
+    let run =
+        format!("run --rm --snapshotter {snapshotter} {image} {id} /bin/cat /usr/share/old/d");
     assert_eq!(node.ctr(&run), "new\n");
     let ours = tree(&node, snapshotter, &image);
-    node.ctr(&format!("images pull --plain-http --snapshotter {other} {image}"));
+    node.ctr(&format!(
+        "images pull --plain-http --snapshotter {other} {image}"
+    ));
     tree(&node, other, &image).assert_same(&ours, "ctr's, then ours");
 }
 
@@ -60,26 +74,41 @@ fn an_image_is_pulled_and_run_with_overlayfs() {
 
 #[test]
 fn containerd_holds_what_ctr_remote_makes_it_hold() {
-    let Some(place) = place_with_images(&["ctr-remote"]) else { return };
+    let Some(place) = place_with_images(&["ctr-remote"]) else {
+        return;
+    };
     let (registry, original) = pushed(&place);
     let image = format!("{}/converted:1", registry.address);
     place.run(&format!("{STARLIFT} convert {original} {image}"));
     let node = Node::start(&place);
-    let pulled = node.pull(&format!("--namespace ours --snapshotter overlayfs --skip-content-verify {image}"));
+    let pulled = node.pull(&format!(
+        "--namespace ours --snapshotter overlayfs --skip-content-verify {image}"
+    ));
     let flags = "--plain-http --snapshotter overlayfs --skip-content-verify";
-    node.containerd.ctr_remote(&format!("-n theirs images rpull {flags} {image}"));
+    node.containerd
+        .ctr_remote(&format!("-n theirs images rpull {flags} {image}"));
 
-    let in_both = |line: &str| ["ours", "theirs"].map(|namespace| node.ctr(&format!("-n {namespace} {line}")));
+    let in_both = |line: &str| {
+        ["ours", "theirs"].map(|namespace| node.ctr(&format!("-n {namespace} {line}")))
+    };
     let [ours, theirs] = in_both("content ls").map(|listed| without_ages(&listed));
-    assert!(ours.contains("containerd.io/gc.ref.content.l.2") && ours.contains("distribution.source"), "{ours}");
+    assert!(
+        ours.contains("containerd.io/gc.ref.content.l.2") && ours.contains("distribution.source"),
+        "{ours}"
+    );
     assert_eq!(ours, theirs);
     let [ours, theirs] = in_both("images ls");
     assert_eq!(ours, theirs);
     for layer in pulled["layers"].as_array().unwrap() {
         let chain_id = layer["chain_id"].as_str().unwrap();
-        let [ours, theirs] =
-            in_both(&format!("snapshots --snapshotter overlayfs info {chain_id}")).map(|info| snapshot(&info));
-        assert!(ours["Labels"]["containerd.io/snapshot/stargz/toc.digest"].is_string(), "{ours}");
+        let [ours, theirs] = in_both(&format!(
+            "snapshots --snapshotter overlayfs info {chain_id}"
+        ))
+        .map(|info| snapshot(&info));
+        assert!(
+            ours["Labels"]["containerd.io/snapshot/stargz/toc.digest"].is_string(),
+            "{ours}"
+        );
         assert_eq!(ours, theirs);
     }
 }
@@ -91,7 +120,8 @@ fn snapshot(info: &str) -> Value {
         info[key].take();
     }
     let labels = info["Labels"].as_object_mut().unwrap();
-    labels.retain(|key, value| !key.starts_with("containerd.io/snapshot/remote/urls") || value != "");
+    labels
+        .retain(|key, value| !key.starts_with("containerd.io/snapshot/remote/urls") || value != "");
     info
 }
 
@@ -103,7 +133,12 @@ fn without_ages(listed: &str) -> String {
         labels.sort_unstable();
         [cells[0], cells[1], &labels.join(" ")].join(" ")
     };
-    listed.lines().skip(1).map(row).collect::<Vec<_>>().join("\n")
+    listed
+        .lines()
+        .skip(1)
+        .map(row)
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -114,15 +149,30 @@ async fn what_is_there_is_not_fetched_again() {
     let image = format!("{}/app:v1", registry.host());
     let node = Node::start(&place);
     let first = node.pull(&image);
-    assert_eq!(registry.count("GET", "/blobs/"), 4, "a configuration and three layers");
+    assert_eq!(
+        registry.count("GET", "/blobs/"),
+        4,
+        "a configuration and three layers"
+    );
     let content = node.ctr("content ls -q");
     let again = node.pull(&image);
     assert_eq!(outcomes(&again), ["present"; 3]);
-    assert_eq!((&again["chain_id"], &again["digest"]), (&first["chain_id"], &first["digest"]));
-    assert_eq!(registry.count("GET", "/blobs/"), 5, "the configuration alone");
+    assert_eq!(
+        (&again["chain_id"], &again["digest"]),
+        (&first["chain_id"], &first["digest"])
+    );
+    assert_eq!(
+        registry.count("GET", "/blobs/"),
+        5,
+        "the configuration alone"
+    );
     let overlay = node.pull(&format!("--snapshotter overlayfs {image}"));
     assert_eq!(outcomes(&overlay), ["unpacked"; 3]);
-    assert_eq!(registry.count("GET", "/blobs/"), 6, "the layers are in the content store");
+    assert_eq!(
+        registry.count("GET", "/blobs/"),
+        6,
+        "the layers are in the content store"
+    );
     assert_eq!(node.ctr("content ls -q"), content);
 }
 
@@ -138,8 +188,12 @@ async fn a_pull_beside_the_removal_of_an_image_with_the_same_layers_succeeds() {
     let node = Node::start(&place);
     for _ in 0..5 {
         node.pull(&old);
-        let pull =
-            node.command(&format!("--json {new}")).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let pull = node
+            .command(&format!("--json {new}"))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         node.ctr(&format!("images rm --sync {old}"));
         pulled(&pull.wait_with_output().unwrap());
         assert_eq!(node.snapshots("stargz").len(), 4, "every layer is there");
@@ -151,17 +205,41 @@ async fn a_pull_beside_the_removal_of_an_image_with_the_same_layers_succeeds() {
 async fn two_pulls_at_once_fetch_each_layer_once() {
     let Some(place) = place(&[]) else { return };
     let registry = Registry::start().await;
-    registry.push("app", "v1", &ImageBuilder::new(1).layers(4).files(8).max_file(2 << 20).build());
+    registry.push(
+        "app",
+        "v1",
+        &ImageBuilder::new(1)
+            .layers(4)
+            .files(8)
+            .max_file(2 << 20)
+            .build(),
+    );
     let image = format!("{}/app:v1", registry.host());
     let node = Node::start(&place);
-    let start = || node.command(&format!("--json {image}")).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let start = || {
+        node.command(&format!("--json {image}"))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+    };
     let children = [start().unwrap(), start().unwrap()];
     let [one, other] = children.map(|child| pulled(&child.wait_with_output().unwrap()));
-    assert_eq!((&one["chain_id"], &one["digest"]), (&other["chain_id"], &other["digest"]));
-    assert_eq!(registry.count("GET", "/blobs/"), 2 + 4, "the configuration twice, each layer once");
+    assert_eq!(
+        (&one["chain_id"], &one["digest"]),
+        (&other["chain_id"], &other["digest"])
+    );
+    assert_eq!(
+        registry.count("GET", "/blobs/"),
+        2 + 4,
+        "the configuration twice, each layer once"
+    );
     assert_eq!(node.ctr("leases ls -q"), "");
     let is_gone = || node.snapshots("stargz").len() == 4;
-    until("what the slower one prepared is collected", Duration::from_secs(30), is_gone);
+    until(
+        "what the slower one prepared is collected",
+        Duration::from_secs(30),
+        is_gone,
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -176,16 +254,29 @@ async fn the_layers_of_one_platform_are_pulled_of_an_index() {
     let image = format!("{}/app:v1", registry.host());
     let node = Node::start(&place);
     let refusal = node.refusal(&format!("--platform linux/s390x {image}"));
-    assert!(refusal.contains("linux/s390x") && refusal.contains("linux/amd64, linux/arm64"), "{refusal}");
+    assert!(
+        refusal.contains("linux/s390x") && refusal.contains("linux/amd64, linux/arm64"),
+        "{refusal}"
+    );
     node.assert_empty();
 
     let pulled = node.pull(&format!("--platform linux/arm64 {image}"));
     assert_eq!(pulled["manifest"], arm_digest);
     assert_eq!(pulled["digest"], index.digest().to_string());
-    assert_eq!(node.ctr("content ls -q").lines().count(), 5, "index, manifest, configuration, two layers");
+    assert_eq!(
+        node.ctr("content ls -q").lines().count(),
+        5,
+        "index, manifest, configuration, two layers"
+    );
     let labels = node.ctr("content ls");
-    let of_index = labels.lines().find(|line| line.starts_with(&index.digest().to_string())).unwrap();
-    assert!(of_index.contains(&format!("containerd.io/gc.ref.content.m.0={arm_digest}")), "{of_index}");
+    let of_index = labels
+        .lines()
+        .find(|line| line.starts_with(&index.digest().to_string()))
+        .unwrap();
+    assert!(
+        of_index.contains(&format!("containerd.io/gc.ref.content.m.0={arm_digest}")),
+        "{of_index}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -202,7 +293,10 @@ async fn a_name_moves_to_its_new_image_and_keeps_its_labels() {
     let listed = node.ctr("images ls");
     let line = listed.lines().nth(1).unwrap();
     assert!(line.contains(&second.digest().to_string()), "{line}");
-    assert!(line.contains("kept=1") && line.contains("moved=2"), "{line}");
+    assert!(
+        line.contains("kept=1") && line.contains("moved=2"),
+        "{line}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -220,15 +314,38 @@ async fn the_snapshotter_is_told_in_either_dialect() {
     };
     let pulled = node.pull(&format!("--use-containerd-labels {image}"));
     let labels = labels_of(&pulled);
-    assert_eq!(labels["containerd.io/snapshot/cri.image-ref"], image.as_str());
-    assert_eq!(labels["containerd.io/snapshot/cri.manifest-digest"], original.digest().to_string());
-    assert_eq!(labels["containerd.io/snapshot/remote/stargz.reference"], Value::Null);
+    assert_eq!(
+        labels["containerd.io/snapshot/cri.image-ref"],
+        image.as_str()
+    );
+    assert_eq!(
+        labels["containerd.io/snapshot/cri.manifest-digest"],
+        original.digest().to_string()
+    );
+    assert_eq!(
+        labels["containerd.io/snapshot/remote/stargz.reference"],
+        Value::Null
+    );
 
     node.ctr(&format!("images rm --sync {image}"));
     let labels = labels_of(&node.pull(&image));
-    let digests: Vec<_> = pulled["layers"].as_array().unwrap().iter().map(|l| l["digest"].as_str().unwrap()).collect();
-    assert_eq!(labels["containerd.io/snapshot/remote/stargz.reference"], image.as_str());
-    assert_eq!(labels["containerd.io/snapshot/remote/stargz.digest"], digests[0]);
-    assert_eq!(labels["containerd.io/snapshot/remote/stargz.layers"], digests.join(","));
+    let digests: Vec<_> = pulled["layers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|l| l["digest"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        labels["containerd.io/snapshot/remote/stargz.reference"],
+        image.as_str()
+    );
+    assert_eq!(
+        labels["containerd.io/snapshot/remote/stargz.digest"],
+        digests[0]
+    );
+    assert_eq!(
+        labels["containerd.io/snapshot/remote/stargz.layers"],
+        digests.join(",")
+    );
     assert_eq!(labels["containerd.io/snapshot/cri.image-ref"], Value::Null);
 }

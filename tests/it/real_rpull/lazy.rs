@@ -41,10 +41,18 @@ fn ours(place: &Place) -> Snapshotter {
 fn pushed(place: &Place, with_plain_layer: bool) -> (DockerRegistry, String, Layout) {
     let registry = DockerRegistry::start(place, Access::Anyone);
     let twin = place.path().join("twin");
-    place.run(&format!("{STARLIFT} convert {} oci:{}:1", Fixture::get("app").oci(), twin.display()));
+    place.run(&format!(
+        "{STARLIFT} convert {} oci:{}:1",
+        Fixture::get("app").oci(),
+        twin.display()
+    ));
     if with_plain_layer {
         let file = place.write("added", "added\n");
-        place.run(&format!("umoci insert --image {}:1 {} /etc/added", twin.display(), file.display()));
+        place.run(&format!(
+            "umoci insert --image {}:1 {} /etc/added",
+            twin.display(),
+            file.display()
+        ));
     }
     let fixture = Fixture { dir: twin };
     registry.push(place, &fixture, "image", false);
@@ -59,32 +67,62 @@ fn a_container_runs(
     script: &str,
     said: &str,
 ) {
-    let Some(place) = place_with_images(&["go", "fusermount"]) else { return };
+    let Some(place) = place_with_images(&["go", "fusermount"]) else {
+        return;
+    };
     let (_registry, image, layout) = pushed(&place, with_plain_layer);
     let snapshotter = snapshotter(&place);
     let containerd = Containerd::start_with(&place, &snapshotter.plugin());
     let pulled = pull(&place, &containerd, &image);
     assert_eq!(outcomes(&pulled), expected, "{}", snapshotter.log());
     let held = containerd.ctr("content ls -q");
-    for (layer, outcome) in layout.manifest("1")["layers"].as_array().unwrap().iter().zip(expected) {
+    for (layer, outcome) in layout.manifest("1")["layers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .zip(expected)
+    {
         let digest = layer["digest"].as_str().unwrap();
         assert_eq!(held.contains(digest), *outcome == "unpacked", "{digest}");
     }
     // What a pull without a name would lose now.
     containerd.ctr("leases create --id short");
     containerd.ctr("leases delete --sync short");
-    let id = format!("lazy-{}", place.path().file_name().unwrap().to_str().unwrap());
-    assert_eq!(containerd.ctr(&format!("run --rm --snapshotter stargz {image} {id} {script}")), said);
-    assert_eq!(outcomes(&pull(&place, &containerd, &image)), vec!["present"; expected.len()]);
+    let id = format!(
+        "lazy-{}",
+        place.path().file_name().unwrap().to_str().unwrap()
+    );
+    assert_eq!(
+        containerd.ctr(&format!(
+            "run --rm --snapshotter stargz {image} {id} {script}"
+        )),
+        said
+    );
+    assert_eq!(
+        outcomes(&pull(&place, &containerd, &image)),
+        vec!["present"; expected.len()]
+    );
 }
 
 fn an_estargz_image_is_lazy_and_outlives_the_lease(snapshotter: fn(&Place) -> Snapshotter) {
-    a_container_runs(snapshotter, false, &["lazy"; 3], "/bin/cat /var/lib/state/run", "run\n");
+    a_container_runs(
+        snapshotter,
+        false,
+        &["lazy"; 3],
+        "/bin/cat /var/lib/state/run",
+        "run\n",
+    );
 }
 
 fn a_plain_layer_on_top_is_all_that_is_fetched(snapshotter: fn(&Place) -> Snapshotter) {
     let expected = ["lazy", "lazy", "lazy", "unpacked"];
-    a_container_runs(snapshotter, true, &expected, "/bin/cat /var/lib/state/run /etc/added", "run\nadded\n");
+    a_container_runs(
+        snapshotter,
+        true,
+        &expected,
+        "/bin/cat /var/lib/state/run /etc/added",
+        "run\nadded\n",
+    );
 }
 
 #[test]

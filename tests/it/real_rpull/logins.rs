@@ -20,14 +20,28 @@ async fn registry(auth: Option<Auth>) -> (Registry, String) {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_user_is_who_the_flags_say() {
     let Some(place) = place(&[]) else { return };
-    let (registry, name) = registry(Some(Auth::Basic { user: "me", password: "se:cret" })).await;
+    let (registry, name) = registry(Some(Auth::Basic {
+        user: "me",
+        password: "se:cret",
+    }))
+    .await;
     let node = Node::start(&place);
-    for words in [name.clone(), format!("--user me:wrong {name}"), format!("--user other:se:cret {name}")] {
+    for words in [
+        name.clone(),
+        format!("--user me:wrong {name}"),
+        format!("--user other:se:cret {name}"),
+    ] {
         let told = node.refusal(&words);
-        assert!(told.contains("credentials") && !told.contains("se:cret"), "{told}");
+        assert!(
+            told.contains("credentials") && !told.contains("se:cret"),
+            "{told}"
+        );
     }
     node.assert_empty();
-    assert_eq!(outcomes(&node.pull(&format!("--user me:se:cret {name}"))), ["unpacked"; 2]);
+    assert_eq!(
+        outcomes(&node.pull(&format!("--user me:se:cret {name}"))),
+        ["unpacked"; 2]
+    );
 
     registry.require(Auth::Token(TokenAuth::identity("refresh")));
     node.pull(&format!("--refresh refresh {name}"));
@@ -40,23 +54,44 @@ async fn a_password_comes_through_a_pipe() {
     let node = Node::start(&place);
     let pull = |line: &[u8]| {
         let mut command = node.command(&format!("-u me {name}"));
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         child.stdin.take().unwrap().write_all(line).unwrap();
         child.wait_with_output().unwrap()
     };
     assert!(refusal(&pull(b"\n")).contains("no password was given"));
     let output = pull(b"secret\n");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_password_that_is_typed_is_not_shown() {
-    let Some(place) = place(&["script"]) else { return };
-    let (_registry, name) = registry(Some(Auth::Basic { user: "me", password: "secret" })).await;
+    let Some(place) = place(&["script"]) else {
+        return;
+    };
+    let (_registry, name) = registry(Some(Auth::Basic {
+        user: "me",
+        password: "secret",
+    }))
+    .await;
     let node = Node::start(&place);
-    let line = format!("{STARLIFT} rpull --address {} -u me {name}", node.containerd.socket.display());
+    let line = format!(
+        "{STARLIFT} rpull --address {} -u me {name}",
+        node.containerd.socket.display()
+    );
     let mut command = place.command("script");
-    command.args(["-q", "-e", "-c", &line, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    command
+        .args(["-q", "-e", "-c", &line, "/dev/null"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut output = child.stdout.take().unwrap();
     let mut shown = Vec::new();
@@ -65,7 +100,12 @@ async fn a_password_that_is_typed_is_not_shown() {
         output.read_exact(&mut byte).unwrap();
         shown.extend(byte);
     }
-    child.stdin.as_mut().unwrap().write_all(b"secret\n").unwrap();
+    child
+        .stdin
+        .as_mut()
+        .unwrap()
+        .write_all(b"secret\n")
+        .unwrap();
     output.read_to_end(&mut shown).unwrap();
     let shown = String::from_utf8_lossy(&shown);
     assert!(child.wait().unwrap().success(), "{shown}");
@@ -81,5 +121,8 @@ async fn a_directory_of_hosts_says_where_the_registry_is() {
     let node = Node::start(&place);
     let pulled = node.pull("--hosts-dir certs.d registry.example/app:v1");
     assert_eq!(pulled["reference"], "registry.example/app:v1");
-    assert!(node.ctr("content ls").contains("containerd.io/distribution.source.registry.example=app"));
+    assert!(
+        node.ctr("content ls")
+            .contains("containerd.io/distribution.source.registry.example=app")
+    );
 }

@@ -37,12 +37,21 @@ impl<'a> Node<'a> {
     fn start(place: &'a Place) -> Self {
         let agent = Agent::start(place);
         let containerd = Containerd::start_with(place, &agent.plugin("stargz"));
-        Self { place, containerd, _agent: agent }
+        Self {
+            place,
+            containerd,
+            _agent: agent,
+        }
     }
 
     /// `starlift rpull` with these words, which ends by itself.
     fn command(&self, words: &str) -> Command {
-        rpull(self.place, self.place.command(STARLIFT), &self.containerd, words)
+        rpull(
+            self.place,
+            self.place.command(STARLIFT),
+            &self.containerd,
+            words,
+        )
     }
 
     /// What a pull that must go well reports.
@@ -63,7 +72,11 @@ impl<'a> Node<'a> {
 
     fn snapshots(&self, snapshotter: &str) -> Vec<String> {
         let listed = self.ctr(&format!("snapshots --snapshotter {snapshotter} ls"));
-        listed.lines().skip(1).map(|line| line.split_whitespace().next().unwrap().to_owned()).collect()
+        listed
+            .lines()
+            .skip(1)
+            .map(|line| line.split_whitespace().next().unwrap().to_owned())
+            .collect()
     }
 
     /// Nothing of a pull is in containerd: no image, lease, blob, half-written blob or snapshot.
@@ -75,27 +88,54 @@ impl<'a> Node<'a> {
         let active = self.ctr("content active");
         assert_eq!(active.lines().count(), 1, "the heading alone: {active}");
         for snapshotter in ["stargz", "overlayfs"] {
-            assert!(self.snapshots(snapshotter).is_empty(), "{:?}", self.snapshots(snapshotter));
+            assert!(
+                self.snapshots(snapshotter).is_empty(),
+                "{:?}",
+                self.snapshots(snapshotter)
+            );
         }
     }
 }
 
 /// Adds the words of an `rpull` to a command that is `starlift`.
 fn rpull(place: &Place, mut command: Command, containerd: &Containerd<'_>, words: &str) -> Command {
-    command.current_dir(place.path()).env_remove("STARLIFT_CONFIG").env_remove("CONTAINERD_SNAPSHOTTER");
-    command.args(["rpull", "--address"]).arg(&containerd.socket).args(words.split_whitespace());
+    command
+        .current_dir(place.path())
+        .env_remove("STARLIFT_CONFIG")
+        .env_remove("CONTAINERD_SNAPSHOTTER");
+    command
+        .args(["rpull", "--address"])
+        .arg(&containerd.socket)
+        .args(words.split_whitespace());
     command
 }
 
 #[track_caller]
 fn pull(place: &Place, containerd: &Containerd<'_>, words: &str) -> Value {
-    pulled(&rpull(place, place.command(STARLIFT), containerd, &format!("--json {words}")).output().unwrap())
+    pulled(
+        &rpull(
+            place,
+            place.command(STARLIFT),
+            containerd,
+            &format!("--json {words}"),
+        )
+        .output()
+        .unwrap(),
+    )
 }
 
 #[track_caller]
 fn pulled(output: &Output) -> Value {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(output.stderr.is_empty(), "nobody is there to be told: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(
+        output.stderr.is_empty(),
+        "nobody is there to be told: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
@@ -105,11 +145,19 @@ fn refusal(output: &Output) -> String {
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(output.stdout.is_empty());
     let line = said.trim_end();
-    assert!(line.starts_with("error: ") && !line.contains('\n'), "{line}");
+    assert!(
+        line.starts_with("error: ") && !line.contains('\n'),
+        "{line}"
+    );
     line.to_owned()
 }
 
 /// How each layer came about, bottom first.
 fn outcomes(pulled: &Value) -> Vec<&str> {
-    pulled["layers"].as_array().unwrap().iter().map(|layer| layer["outcome"].as_str().unwrap()).collect()
+    pulled["layers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|layer| layer["outcome"].as_str().unwrap())
+        .collect()
 }

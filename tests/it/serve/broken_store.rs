@@ -13,7 +13,13 @@ use crate::support::bucket::{Bucket, Fate};
 async fn stage() -> (Stage, Arc<AtomicBool>) {
     let is_broken = Arc::new(AtomicBool::new(false));
     let switch = Arc::clone(&is_broken);
-    let bucket = Bucket::new().broken(move |_| if switch.load(Ordering::SeqCst) { Fate::Fail } else { Fate::Pass });
+    let bucket = Bucket::new().broken(move |_| {
+        if switch.load(Ordering::SeqCst) {
+            Fate::Fail
+        } else {
+            Fate::Pass
+        }
+    });
     let store = Store::over(Arc::new(bucket), &store::Config::default());
     (Stage::over(store, |_| {}).await, is_broken)
 }
@@ -26,10 +32,17 @@ async fn originals_are_answered_without_a_store() {
     let by_tag = stage.get("/v2/local/app/manifests/v1").await;
     assert_eq!((by_tag.status, by_tag.body), (200, image.bytes.clone()));
     assert!(by_tag.headers.contains_key("warning"));
-    let by_digest = stage.get(&format!("/v2/local/app/manifests/{}", image.digest())).await;
-    assert_eq!((by_digest.status, by_digest.body), (200, image.bytes.clone()));
+    let by_digest = stage
+        .get(&format!("/v2/local/app/manifests/{}", image.digest()))
+        .await;
+    assert_eq!(
+        (by_digest.status, by_digest.body),
+        (200, image.bytes.clone())
+    );
     let layer = &image.layers()[0];
-    let blob = stage.get(&format!("/v2/local/app/blobs/{}", Digest::sha256_of(layer))).await;
+    let blob = stage
+        .get(&format!("/v2/local/app/blobs/{}", Digest::sha256_of(layer)))
+        .await;
     assert_eq!((blob.status, &blob.body), (200, layer));
     assert_eq!(stage.get("/readyz").await.status, 503);
     is_broken.store(false, Ordering::SeqCst);
@@ -43,9 +56,19 @@ async fn what_only_the_store_may_have_is_no_404_while_it_fails() {
     let digest = Digest::sha256_of(b"perhaps ours");
     for kind in ["manifests", "blobs"] {
         let answer = stage.get(&format!("/v2/local/app/{kind}/{digest}")).await;
-        assert_eq!((answer.status, answer.code().as_str()), (500, "UNKNOWN"), "{kind}");
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (500, "UNKNOWN"),
+            "{kind}"
+        );
         assert!(!String::from_utf8_lossy(&answer.body).contains("store failed"));
     }
     is_broken.store(false, Ordering::SeqCst);
-    assert_eq!(stage.get(&format!("/v2/local/app/manifests/{digest}")).await.status, 404);
+    assert_eq!(
+        stage
+            .get(&format!("/v2/local/app/manifests/{digest}"))
+            .await
+            .status,
+        404
+    );
 }

@@ -18,7 +18,8 @@ async fn exposed(hosts: &[&str]) -> Stage {
 
 impl Stage {
     async fn get_api(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
-        self.ask_address(self.server.api, Method::GET, path, headers).await
+        self.ask_address(self.server.api, Method::GET, path, headers)
+            .await
     }
 }
 
@@ -30,17 +31,42 @@ async fn beyond_loopback_the_api_has_a_listener_of_its_own() {
     assert!(stage.server.api.ip().is_loopback());
     assert_eq!(stage.get("/v2/local/app/manifests/v1").await.status, 200);
     let stack = format!("/api/v1/profiles/sha256:{}", "0".repeat(64));
-    assert_eq!(stage.get(&stack).await.code(), "MANIFEST_UNKNOWN", "nodes ask for profiles where they pull");
+    assert_eq!(
+        stage.get(&stack).await.code(),
+        "MANIFEST_UNKNOWN",
+        "nodes ask for profiles where they pull"
+    );
     for path in ["/", "/metrics", "/api/v1/status", "/api/v1/conversions"] {
-        assert_eq!(stage.get(path).await.status, 404, "{path} is not for everybody");
-        assert_eq!(stage.get_api(path, &[]).await.status, 200, "{path} is for operators");
+        assert_eq!(
+            stage.get(path).await.status,
+            404,
+            "{path} is not for everybody"
+        );
+        assert_eq!(
+            stage.get_api(path, &[]).await.status,
+            200,
+            "{path} is for operators"
+        );
     }
-    assert_eq!(stage.get_api("/v2/", &[]).await.status, 404, "nobody pulls from the API");
+    assert_eq!(
+        stage.get_api("/v2/", &[]).await.status,
+        404,
+        "nobody pulls from the API"
+    );
     for path in ["/healthz", "/readyz"] {
-        assert_eq!((stage.get(path).await.status, stage.get_api(path, &[]).await.status), (200, 200));
+        assert_eq!(
+            (
+                stage.get(path).await.status,
+                stage.get_api(path, &[]).await.status
+            ),
+            (200, 200)
+        );
     }
     let page = String::from_utf8(stage.get_api("/", &[]).await.body.to_vec()).unwrap();
-    assert!(!page.contains(&stage.server.api.to_string()), "images are pulled from the other listener");
+    assert!(
+        !page.contains(&stage.server.api.to_string()),
+        "images are pulled from the other listener"
+    );
 }
 
 #[tokio::test]
@@ -50,12 +76,41 @@ async fn a_mirrors_own_name_is_answered_until_names_are_listed() {
     stage.push_app();
     let path = "/v2/local/app/manifests/v1";
     assert_eq!(stage.ask(Method::GET, path, &[mirror]).await.status, 200);
-    let profile = stage.ask(Method::GET, &format!("/api/v1/profiles/sha256:{}", "0".repeat(64)), &[mirror]).await;
-    assert_eq!(profile.code(), "MANIFEST_UNKNOWN", "nodes ask under the name that they pull by");
-    assert_eq!(stage.ask(Method::GET, path, &[mirror, browser]).await.status, 421, "a page may be behind the name");
+    let profile = stage
+        .ask(
+            Method::GET,
+            &format!("/api/v1/profiles/sha256:{}", "0".repeat(64)),
+            &[mirror],
+        )
+        .await;
+    assert_eq!(
+        profile.code(),
+        "MANIFEST_UNKNOWN",
+        "nodes ask under the name that they pull by"
+    );
+    assert_eq!(
+        stage
+            .ask(Method::GET, path, &[mirror, browser])
+            .await
+            .status,
+        421,
+        "a page may be behind the name"
+    );
     assert_eq!(stage.get_api("/api/v1/status", &[mirror]).await.status, 421);
     let stage = exposed(&["other.example"]).await;
     assert_eq!(stage.ask(Method::GET, "/v2/", &[mirror]).await.status, 421);
-    assert_eq!(stage.ask(Method::GET, "/v2/", &[("host", "OTHER.example:1"), browser]).await.status, 200);
-    assert_eq!(stage.get_api("/api/v1/status", &[("host", "other.example")]).await.status, 200);
+    assert_eq!(
+        stage
+            .ask(Method::GET, "/v2/", &[("host", "OTHER.example:1"), browser])
+            .await
+            .status,
+        200
+    );
+    assert_eq!(
+        stage
+            .get_api("/api/v1/status", &[("host", "other.example")])
+            .await
+            .status,
+        200
+    );
 }

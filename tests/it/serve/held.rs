@@ -43,7 +43,11 @@ fn large_manifest(number: usize) -> Vec<u8> {
 async fn answers_that_nobody_takes_hold_a_bounded_amount_of_memory() {
     let registry = Registry::start().await;
     for number in 0..CLIENTS {
-        let digest = registry.put_manifest("app", "application/vnd.oci.image.manifest.v1+json", large_manifest(number));
+        let digest = registry.put_manifest(
+            "app",
+            "application/vnd.oci.image.manifest.v1+json",
+            large_manifest(number),
+        );
         registry.tag("app", &format!("v{number}"), &digest);
     }
     let blob = registry.put_blob(vec![7; 32 << 20]);
@@ -54,14 +58,18 @@ async fn answers_that_nobody_takes_hold_a_bounded_amount_of_memory() {
         let host = server.address;
         let mut held = Vec::new();
         for number in 0..CLIENTS {
-            let request = format!("GET /v2/local/app/manifests/v{number} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+            let request =
+                format!("GET /v2/local/app/manifests/v{number} HTTP/1.1\r\nHost: {host}\r\n\r\n");
             held.push(ask(&server, &request));
         }
-        let parts: Vec<_> = (0..1000).map(|at| format!("{}-{}", at * 33_000, at * 33_000 + 32_000)).collect();
+        let parts: Vec<_> = (0..1000)
+            .map(|at| format!("{}-{}", at * 33_000, at * 33_000 + 32_000))
+            .collect();
         let parts = parts.join(",");
         for _ in 0..CLIENTS {
-            let request =
-                format!("GET /v2/local/app/blobs/{blob} HTTP/1.1\r\nHost: {host}\r\nRange: bytes={parts}\r\n\r\n");
+            let request = format!(
+                "GET /v2/local/app/blobs/{blob} HTTP/1.1\r\nHost: {host}\r\nRange: bytes={parts}\r\n\r\n"
+            );
             held.push(ask(&server, &request));
         }
         assert!(fetch(&server.url("/healthz")).is_some());

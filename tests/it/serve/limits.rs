@@ -24,10 +24,24 @@ async fn one_request_too_many_is_told_to_come_back() {
     let first = tokio::spawn(stage.request(Method::GET, &path).send());
     gate.reached(1).await;
     let second = stage.get(&path).await;
-    assert_eq!((second.status, second.code().as_str(), second.header("retry-after")), (503, "UNAVAILABLE", "1"));
-    assert_eq!(stage.get("/healthz").await.status, 200, "health has no limit");
+    assert_eq!(
+        (
+            second.status,
+            second.code().as_str(),
+            second.header("retry-after")
+        ),
+        (503, "UNAVAILABLE", "1")
+    );
+    assert_eq!(
+        stage.get("/healthz").await.status,
+        200,
+        "health has no limit"
+    );
     gate.open();
-    assert_eq!(first.await.unwrap().unwrap().bytes().await.unwrap().len(), 1000);
+    assert_eq!(
+        first.await.unwrap().unwrap().bytes().await.unwrap().len(),
+        1000
+    );
     assert_eq!(stage.get(&path).await.status, 200);
 }
 
@@ -35,7 +49,10 @@ async fn one_request_too_many_is_told_to_come_back() {
 async fn a_client_that_never_ends_its_headers_is_hung_up_on() {
     let stage = Stage::with(|config| config.header_timeout = Duration::from_millis(50)).await;
     let mut connection = TcpStream::connect(stage.server.address).await.unwrap();
-    connection.write_all(b"GET /v2/ HTTP/1.1\r\nHost: a\r\nX-Slow: ").await.unwrap();
+    connection
+        .write_all(b"GET /v2/ HTTP/1.1\r\nHost: a\r\nX-Slow: ")
+        .await
+        .unwrap();
     let mut answer = Vec::new();
     connection.read_to_end(&mut answer).await.unwrap();
     assert!(!answer.starts_with(b"HTTP/1.1 200"));
@@ -45,7 +62,11 @@ async fn a_client_that_never_ends_its_headers_is_hung_up_on() {
 async fn headers_over_the_limit_are_refused() {
     let stage = Stage::new().await;
     let long = "x".repeat(200 << 10);
-    let sent = stage.request(Method::GET, "/v2/").header("x-long", long).send().await;
+    let sent = stage
+        .request(Method::GET, "/v2/")
+        .header("x-long", long)
+        .send()
+        .await;
     assert!(sent.is_err() || sent.unwrap().status() == 431);
     assert_eq!(stage.get("/v2/").await.status, 200);
 }
@@ -55,8 +76,16 @@ async fn a_running_answer_outlives_the_order_to_stop() {
     let mut stage = Stage::new().await;
     let digest = stage.registry.put_blob(vec![9; 300_000]);
     let gate = Gate::new();
-    stage.registry.on("/blobs/").method("GET").gate_after(&gate, 1000);
-    let response = stage.request(Method::GET, &format!("/v2/local/app/blobs/{digest}")).send().await.unwrap();
+    stage
+        .registry
+        .on("/blobs/")
+        .method("GET")
+        .gate_after(&gate, 1000);
+    let response = stage
+        .request(Method::GET, &format!("/v2/local/app/blobs/{digest}"))
+        .send()
+        .await
+        .unwrap();
     gate.reached(1).await;
     stage.server.shutdown.cancel();
     gate.open();
@@ -67,9 +96,19 @@ async fn a_running_answer_outlives_the_order_to_stop() {
 #[tokio::test]
 async fn http_2_without_tls_is_spoken() {
     let stage = Stage::new().await;
-    let client = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
-    let answer = client.get(format!("http://{}/v2/", stage.server.address)).send().await.unwrap();
-    assert_eq!((answer.status().as_u16(), answer.version()), (200, reqwest::Version::HTTP_2));
+    let client = reqwest::Client::builder()
+        .http2_prior_knowledge()
+        .build()
+        .unwrap();
+    let answer = client
+        .get(format!("http://{}/v2/", stage.server.address))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(
+        (answer.status().as_u16(), answer.version()),
+        (200, reqwest::Version::HTTP_2)
+    );
 }
 
 /// More than the socket's buffers on both sides can hold.
@@ -94,7 +133,10 @@ async fn a_client_that_stops_reading_is_hung_up_on() {
     (&mut stage.server.ended).await.unwrap().unwrap();
     let mut taken = Vec::new();
     let end = connection.read_to_end(&mut taken).await;
-    assert!(end.is_err() || taken.len() < MORE_THAN_BUFFERS, "the whole came through");
+    assert!(
+        end.is_err() || taken.len() < MORE_THAN_BUFFERS,
+        "the whole came through"
+    );
 }
 
 #[tokio::test]
@@ -126,7 +168,10 @@ async fn an_http_2_client_that_reads_nothing_is_hung_up_on() {
     .await;
     let mut connection = TcpStream::connect(stage.server.address).await.unwrap();
     // The preface and empty settings; the pings that follow are never answered.
-    connection.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    connection
+        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+        .await
+        .unwrap();
     let mut taken = Vec::new();
     connection.read_to_end(&mut taken).await.unwrap();
     assert!(!taken.is_empty());
@@ -142,7 +187,9 @@ async fn wait_until(holds: impl Fn() -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), looking).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(30), looking)
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -150,8 +197,16 @@ async fn an_answer_that_never_ends_is_cut_after_the_grace() {
     let mut stage = Stage::with(|config| config.shutdown_grace = Duration::from_millis(50)).await;
     let digest = stage.registry.put_blob(vec![9; 300_000]);
     let gate = Gate::new();
-    stage.registry.on("/blobs/").method("GET").gate_after(&gate, 1000);
-    let response = stage.request(Method::GET, &format!("/v2/local/app/blobs/{digest}")).send().await.unwrap();
+    stage
+        .registry
+        .on("/blobs/")
+        .method("GET")
+        .gate_after(&gate, 1000);
+    let response = stage
+        .request(Method::GET, &format!("/v2/local/app/blobs/{digest}"))
+        .send()
+        .await
+        .unwrap();
     gate.reached(1).await;
     stage.server.shutdown.cancel();
     (&mut stage.server.ended).await.unwrap().unwrap();
@@ -167,30 +222,62 @@ async fn settle(stage: &Stage) {
 
 #[tokio::test]
 async fn no_more_layers_are_converted_at_once_than_configured() {
-    let config = convert::Config { layers_at_once: NonZeroUsize::MIN, ..convert::Config::default() };
+    let config = convert::Config {
+        layers_at_once: NonZeroUsize::MIN,
+        ..convert::Config::default()
+    };
     let stage = Stage::converting(Store::in_memory(), &config, |_| {}).await;
-    stage.registry.push("app", "v1", &ImageBuilder::new(1).layers(3).build());
+    stage
+        .registry
+        .push("app", "v1", &ImageBuilder::new(1).layers(3).build());
     let gate = Gate::new();
     // The first blob is the configuration.
-    stage.registry.on("/blobs/").method("GET").skip(1).gate(&gate);
-    let pull = tokio::spawn(stage.request(Method::GET, "/v2/local/app/manifests/v1").send());
+    stage
+        .registry
+        .on("/blobs/")
+        .method("GET")
+        .skip(1)
+        .gate(&gate);
+    let pull = tokio::spawn(
+        stage
+            .request(Method::GET, "/v2/local/app/manifests/v1")
+            .send(),
+    );
     gate.reached(1).await;
     settle(&stage).await;
     assert_eq!(stage.registry.count("GET", "/blobs/"), 2);
     gate.open();
-    assert!(!pull.await.unwrap().unwrap().headers().contains_key("warning"));
+    assert!(
+        !pull
+            .await
+            .unwrap()
+            .unwrap()
+            .headers()
+            .contains_key("warning")
+    );
 }
 
 #[tokio::test]
 async fn no_more_images_are_converted_at_once_than_configured() {
-    let config = convert::Config { images_at_once: NonZeroUsize::MIN, ..convert::Config::default() };
+    let config = convert::Config {
+        images_at_once: NonZeroUsize::MIN,
+        ..convert::Config::default()
+    };
     let stage = Stage::converting(Store::in_memory(), &config, |_| {}).await;
     let gate = Gate::new();
     stage.registry.on("/blobs/").method("GET").gate(&gate);
     let pulls: Vec<_> = (0..3)
         .map(|seed| {
-            stage.registry.push("app", &format!("v{seed}"), &ImageBuilder::new(seed).layers(1).build());
-            tokio::spawn(stage.request(Method::GET, &format!("/v2/local/app/manifests/v{seed}")).send())
+            stage.registry.push(
+                "app",
+                &format!("v{seed}"),
+                &ImageBuilder::new(seed).layers(1).build(),
+            );
+            tokio::spawn(
+                stage
+                    .request(Method::GET, &format!("/v2/local/app/manifests/v{seed}"))
+                    .send(),
+            )
         })
         .collect();
     gate.reached(1).await;
@@ -198,13 +285,23 @@ async fn no_more_images_are_converted_at_once_than_configured() {
     assert_eq!(stage.registry.count("GET", "/blobs/"), 1);
     gate.open();
     for pull in pulls {
-        assert!(!pull.await.unwrap().unwrap().headers().contains_key("warning"));
+        assert!(
+            !pull
+                .await
+                .unwrap()
+                .unwrap()
+                .headers()
+                .contains_key("warning")
+        );
     }
 }
 
 #[tokio::test]
 async fn a_lease_that_is_never_given_up_is_waited_for_as_long_as_configured() {
-    let config = convert::Config { lease_wait: Duration::from_millis(50), ..convert::Config::default() };
+    let config = convert::Config {
+        lease_wait: Duration::from_millis(50),
+        ..convert::Config::default()
+    };
     let stage = Stage::converting(Store::in_memory(), &config, |_| {}).await;
     let image = stage.push_app();
     for layer in image.layers() {

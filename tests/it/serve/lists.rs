@@ -14,11 +14,19 @@ async fn tags_come_in_lexical_order_and_in_pages() {
         stage.registry.tag("app", tag, &image.digest());
     }
     let all = stage.get_and_head("/v2/local/app/tags/list", &[]).await;
-    assert_eq!(all.json(), serde_json::json!({"name": "local/app", "tags": ["a", "b", "c", "v1"]}));
+    assert_eq!(
+        all.json(),
+        serde_json::json!({"name": "local/app", "tags": ["a", "b", "c", "v1"]})
+    );
     assert_eq!(all.header("link"), "");
     let first = stage.get("/v2/app/tags/list?n=3&ns=local").await;
     assert_eq!(first.json()["tags"], serde_json::json!(["a", "b", "c"]));
-    let link = first.header("link").strip_prefix('<').unwrap().strip_suffix(">; rel=\"next\"").unwrap();
+    let link = first
+        .header("link")
+        .strip_prefix('<')
+        .unwrap()
+        .strip_suffix(">; rel=\"next\"")
+        .unwrap();
     let second = stage.get(link).await;
     assert_eq!(second.json()["tags"], serde_json::json!(["v1"]));
     assert_eq!(second.header("link"), "");
@@ -35,7 +43,11 @@ async fn a_page_of_none_is_empty_and_a_page_of_nonsense_an_error() {
     assert_eq!(none.json()["tags"], serde_json::json!([]));
     for n in ["-1", "x", "", "1.5"] {
         let answer = stage.get(&format!("/v2/local/app/tags/list?n={n}")).await;
-        assert_eq!((answer.status, answer.code().as_str()), (400, "PAGINATION_NUMBER_INVALID"), "{n}");
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (400, "PAGINATION_NUMBER_INVALID"),
+            "{n}"
+        );
     }
 }
 
@@ -48,14 +60,22 @@ async fn referrers_of_a_twin_are_those_of_its_original() {
     stage.registry.push_untagged("app", &sbom);
     stage.registry.push_untagged("app", &signature);
     let twin = stage.get("/v2/local/app/manifests/v1").await;
-    let of_twin = stage.get_and_head(&format!("/v2/local/app/referrers/{}", twin.digest()), &[]).await;
+    let of_twin = stage
+        .get_and_head(&format!("/v2/local/app/referrers/{}", twin.digest()), &[])
+        .await;
     assert_eq!(of_twin.header("content-type"), OCI_INDEX);
     assert_eq!(of_twin.header("oci-filters-applied"), "");
     assert_eq!(of_twin.json()["manifests"].as_array().unwrap().len(), 2);
-    let path = format!("/v2/local/app/referrers/{}?artifactType=application/vnd.example.sbom", twin.digest());
+    let path = format!(
+        "/v2/local/app/referrers/{}?artifactType=application/vnd.example.sbom",
+        twin.digest()
+    );
     let filtered = stage.get(&path).await;
     assert_eq!(filtered.header("oci-filters-applied"), "artifactType");
-    assert_eq!(filtered.json()["manifests"][0]["digest"], sbom.digest().to_string());
+    assert_eq!(
+        filtered.json()["manifests"][0]["digest"],
+        sbom.digest().to_string()
+    );
     assert_eq!(filtered.json()["manifests"].as_array().unwrap().len(), 1);
 }
 
@@ -64,11 +84,17 @@ async fn an_original_lists_its_twin() {
     let stage = Stage::new().await;
     let image = stage.push_app();
     let path = format!("/v2/local/app/referrers/{}", image.digest());
-    assert_eq!(stage.get(&path).await.json()["manifests"], serde_json::json!([]));
+    assert_eq!(
+        stage.get(&path).await.json()["manifests"],
+        serde_json::json!([])
+    );
     let twin = stage.get("/v2/local/app/manifests/v1").await;
     let listed = stage.get(&path).await.json();
     assert_eq!(listed["manifests"][0]["digest"], twin.digest());
-    assert_eq!(listed["manifests"][0]["artifactType"], "application/vnd.dev.starlift.twin.v1");
+    assert_eq!(
+        listed["manifests"][0]["artifactType"],
+        "application/vnd.dev.starlift.twin.v1"
+    );
 }
 
 #[tokio::test]
@@ -76,11 +102,27 @@ async fn referrers_of_anything_are_a_list() {
     let stage = Stage::new().await;
     let digest = Digest::sha256_of(b"nobody has this");
     for repository in ["local/app", "local/never/heard/of"] {
-        let answer = stage.get(&format!("/v2/{repository}/referrers/{digest}")).await;
-        assert_eq!((answer.status, answer.header("content-type")), (200, OCI_INDEX));
+        let answer = stage
+            .get(&format!("/v2/{repository}/referrers/{digest}"))
+            .await;
+        assert_eq!(
+            (answer.status, answer.header("content-type")),
+            (200, OCI_INDEX)
+        );
         assert_eq!(answer.json()["manifests"], serde_json::json!([]));
     }
-    stage.registry.push("app", "v1", &ImageBuilder::new(1).build());
-    stage.registry.lack(crate::support::registry::Lacks { referrers: true, ..Default::default() });
-    assert_eq!(stage.get(&format!("/v2/local/app/referrers/{digest}")).await.status, 200);
+    stage
+        .registry
+        .push("app", "v1", &ImageBuilder::new(1).build());
+    stage.registry.lack(crate::support::registry::Lacks {
+        referrers: true,
+        ..Default::default()
+    });
+    assert_eq!(
+        stage
+            .get(&format!("/v2/local/app/referrers/{digest}"))
+            .await
+            .status,
+        200
+    );
 }

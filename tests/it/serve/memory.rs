@@ -23,20 +23,29 @@ fn wide(seed: u64, value: &str) -> Image {
     let mut text = image.document().to_string();
     text.pop();
     let values = vec![value; LARGE / (value.len() + 1)].join(",");
-    Image { bytes: format!("{text},\"x\":[{values}]}}").into(), ..image }
+    Image {
+        bytes: format!("{text},\"x\":[{values}]}}").into(),
+        ..image
+    }
 }
 
 /// Pulls `tag` and does not read more of the answer than that it begins.
 fn pull(server: &Starlift, tag: &str) -> std::io::Result<()> {
     let mut connection = TcpStream::connect(server.address)?;
     connection.set_read_timeout(Some(Duration::from_secs(60)))?;
-    write!(connection, "GET /v2/local/app/manifests/{tag} HTTP/1.1\r\nHost: {}\r\n\r\n", server.address)?;
+    write!(
+        connection,
+        "GET /v2/local/app/manifests/{tag} HTTP/1.1\r\nHost: {}\r\n\r\n",
+        server.address
+    )?;
     std::io::Read::read(&mut connection, &mut [0; 1]).map(drop)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn manifests_of_many_values_cost_little_while_they_wait() {
-    let Some(place) = Place::with(&["curl"]) else { return };
+    let Some(place) = Place::with(&["curl"]) else {
+        return;
+    };
     let registry = Registry::start().await;
     let gate = Gate::new();
     registry.on("/blobs/").gate(&gate);
@@ -56,7 +65,9 @@ async fn manifests_of_many_values_cost_little_while_they_wait() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_index_of_many_large_children_costs_little() {
-    let Some(place) = Place::with(&["curl"]) else { return };
+    let Some(place) = Place::with(&["curl"]) else {
+        return;
+    };
     let registry = Registry::start().await;
     let gate = Gate::new();
     registry.on("/blobs/").gate(&gate);
@@ -64,18 +75,43 @@ async fn an_index_of_many_large_children_costs_little() {
         let image = ImageBuilder::new(number).layers(1).files(1).build();
         let mut document = image.document();
         document["annotations"] = json!({"p": "p".repeat(1 << 20)});
-        Image { bytes: document.to_string().into(), ..image }
+        Image {
+            bytes: document.to_string().into(),
+            ..image
+        }
     };
-    let index = Image::index((0..16).map(|number| ("linux/amd64", child(number))).collect(), false);
+    let index = Image::index(
+        (0..16)
+            .map(|number| ("linux/amd64", child(number)))
+            .collect(),
+        false,
+    );
     let digest: Digest = registry.push("app", "index", &index);
-    assert_eq!(registry.manifest("app", &digest.to_string()).unwrap().0, media_type::OCI_INDEX);
-    let server = Starlift::start(&place, &["--upstream", &format!("local={}", registry.url()), "--wait", "100ms"]);
+    assert_eq!(
+        registry.manifest("app", &digest.to_string()).unwrap().0,
+        media_type::OCI_INDEX
+    );
+    let server = Starlift::start(
+        &place,
+        &[
+            "--upstream",
+            &format!("local={}", registry.url()),
+            "--wait",
+            "100ms",
+        ],
+    );
     let before = server.daemon.memory_now();
     pull(&server, "index").unwrap();
     // Four children are under way, and wait for their configurations.
-    until("children are fetched", Duration::from_secs(30), || registry.count("GET", "/blobs/") >= 4);
+    until("children are fetched", Duration::from_secs(30), || {
+        registry.count("GET", "/blobs/") >= 4
+    });
     let peak = server.daemon.peak_memory() - before;
     assert!(peak < MOST / 4, "{} MiB", peak >> 20);
-    assert!(registry.count("GET", "/manifests/sha256") <= 6, "{}", registry.count("GET", "/manifests/sha256"));
+    assert!(
+        registry.count("GET", "/manifests/sha256") <= 6,
+        "{}",
+        registry.count("GET", "/manifests/sha256")
+    );
     gate.open();
 }

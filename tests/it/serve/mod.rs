@@ -1,5 +1,8 @@
 //! The server over a fake registry and a store in memory, asked over HTTP as clients do.
-#![expect(clippy::unwrap_used, reason = "what a test's helper unwraps is asserted")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "what a test's helper unwraps is asserted"
+)]
 
 mod api;
 mod blobs;
@@ -82,7 +85,9 @@ pub(crate) struct Answer {
 
 impl Answer {
     pub(crate) fn header(&self, name: impl reqwest::header::AsHeaderName) -> &str {
-        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+        self.headers
+            .get(name)
+            .map_or("", |value| value.to_str().unwrap())
     }
 
     pub(crate) fn digest(&self) -> &str {
@@ -95,7 +100,10 @@ impl Answer {
 
     /// The code of the first error.
     pub(crate) fn code(&self) -> String {
-        self.json()["errors"][0]["code"].as_str().unwrap().to_owned()
+        self.json()["errors"][0]["code"]
+            .as_str()
+            .unwrap()
+            .to_owned()
     }
 }
 
@@ -115,19 +123,41 @@ impl Stage {
         Self::converting(store, &convert::Config::default(), change).await
     }
 
-    pub(crate) async fn converting(store: Store, convert: &convert::Config, change: impl FnOnce(&mut Config)) -> Self {
+    pub(crate) async fn converting(
+        store: Store,
+        convert: &convert::Config,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
         let converter = Converter::new(convert, store.clone()).unwrap();
         Self::with_converter(store, converter, change).await
     }
 
-    pub(crate) async fn with_converter(store: Store, converter: Converter, change: impl FnOnce(&mut Config)) -> Self {
+    pub(crate) async fn with_converter(
+        store: Store,
+        converter: Converter,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
         let registry = Registry::start().await;
-        let mut config = upstream::Config { retries: 1, retry_delay: Duration::from_millis(1), ..Default::default() };
+        let mut config = upstream::Config {
+            retries: 1,
+            retry_delay: Duration::from_millis(1),
+            ..Default::default()
+        };
         config.add(&format!("local={}", registry.url())).unwrap();
         let upstreams = Upstreams::new(&config).unwrap();
         let server = start(change, &store, &upstreams, &converter).await;
-        let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
-        Self { registry, store, upstreams, converter, client, server }
+        let client = reqwest::Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .build()
+            .unwrap();
+        Self {
+            registry,
+            store,
+            upstreams,
+            converter,
+            client,
+            server,
+        }
     }
 
     /// One more server over the same store, with the same converter.
@@ -136,7 +166,9 @@ impl Stage {
     }
 
     /// A server over nothing, to see why it does not start.
-    pub(crate) async fn try_another(change: impl FnOnce(&mut Config)) -> Result<Running, StartError> {
+    pub(crate) async fn try_another(
+        change: impl FnOnce(&mut Config),
+    ) -> Result<Running, StartError> {
         let upstreams = Upstreams::new(&upstream::Config::default()).unwrap();
         let store = Store::in_memory();
         let converter = Converter::new(&convert::Config::default(), store.clone()).unwrap();
@@ -169,7 +201,8 @@ impl Stage {
         path: &str,
         headers: &[(&str, &str)],
     ) -> Answer {
-        self.ask_address(server.address, method, path, headers).await
+        self.ask_address(server.address, method, path, headers)
+            .await
     }
 
     pub(crate) async fn ask_address(
@@ -179,17 +212,24 @@ impl Stage {
         path: &str,
         headers: &[(&str, &str)],
     ) -> Answer {
-        let mut request = self.client.request(method, format!("http://{address}{path}"));
+        let mut request = self
+            .client
+            .request(method, format!("http://{address}{path}"));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
         let response = request.send().await.unwrap();
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        Answer { status, headers, body: response.bytes().await.unwrap() }
+        Answer {
+            status,
+            headers,
+            body: response.bytes().await.unwrap(),
+        }
     }
 
     pub(crate) fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
-        self.client.request(method, format!("http://{}{path}", self.server.address))
+        self.client
+            .request(method, format!("http://{}{path}", self.server.address))
     }
 
     /// GET, and a HEAD that must agree with it.
@@ -199,13 +239,31 @@ impl Stage {
         assert_eq!(head.status, got.status, "{path}");
         assert!(head.body.is_empty(), "{path}");
         for name in [CONTENT_TYPE, CONTENT_LENGTH, ETAG] {
-            assert_eq!(head.headers.get(&name), got.headers.get(&name), "{name} of {path}");
+            assert_eq!(
+                head.headers.get(&name),
+                got.headers.get(&name),
+                "{name} of {path}"
+            );
         }
-        for name in ["docker-content-digest", "accept-ranges", "cache-control", "warning", "vary"] {
-            assert_eq!(head.headers.get(name), got.headers.get(name), "{name} of {path}");
+        for name in [
+            "docker-content-digest",
+            "accept-ranges",
+            "cache-control",
+            "warning",
+            "vary",
+        ] {
+            assert_eq!(
+                head.headers.get(name),
+                got.headers.get(name),
+                "{name} of {path}"
+            );
         }
         if got.status == StatusCode::OK {
-            assert_eq!(got.header(CONTENT_LENGTH), got.body.len().to_string(), "{path}");
+            assert_eq!(
+                got.header(CONTENT_LENGTH),
+                got.body.len().to_string(),
+                "{path}"
+            );
         }
         got
     }
@@ -217,7 +275,9 @@ async fn start(
     upstreams: &Upstreams,
     converter: &Converter,
 ) -> Running {
-    try_start(change, store, upstreams, converter).await.unwrap()
+    try_start(change, store, upstreams, converter)
+        .await
+        .unwrap()
 }
 
 async fn try_start(
@@ -226,10 +286,23 @@ async fn try_start(
     upstreams: &Upstreams,
     converter: &Converter,
 ) -> Result<Running, StartError> {
-    let mut config = Config { listen: SocketAddr::from(([127, 0, 0, 1], 0)), wait: PATIENT, ..Config::default() };
+    let mut config = Config {
+        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        wait: PATIENT,
+        ..Config::default()
+    };
     change(&mut config);
     let server = Server::bind(&config, store.clone(), upstreams.clone(), converter.clone()).await?;
-    let (address, api, shutdown) = (server.address(), server.api_address(), CancellationToken::new());
+    let (address, api, shutdown) = (
+        server.address(),
+        server.api_address(),
+        CancellationToken::new(),
+    );
     let ended = tokio::spawn(server.run(shutdown.clone()));
-    Ok(Running { address, api, shutdown, ended })
+    Ok(Running {
+        address,
+        api,
+        shutdown,
+        ended,
+    })
 }

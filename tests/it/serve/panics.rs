@@ -35,12 +35,18 @@ impl MakeWriter<'_> for Log {
 #[tokio::test]
 async fn a_panic_is_a_500_and_a_line_in_the_log() {
     let log = Log::default();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(log.clone()).finish();
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(log.clone())
+        .finish();
     let _guard = tracing::subscriber::set_default(subscriber);
     let is_broken = Arc::new(AtomicBool::new(false));
     let switch = Arc::clone(&is_broken);
     let bucket = Bucket::new().broken(move |_| {
-        assert!(!switch.load(Ordering::SeqCst), "the store is out of its mind");
+        assert!(
+            !switch.load(Ordering::SeqCst),
+            "the store is out of its mind"
+        );
         Fate::Pass
     });
     let store = Store::over(Arc::new(bucket), &store::Config::default());
@@ -50,12 +56,24 @@ async fn a_panic_is_a_500_and_a_line_in_the_log() {
     let path = format!("/v2/local/app/manifests/{}", image.digest());
     let answer = stage.get(&path).await;
     assert_eq!((answer.status, answer.code().as_str()), (500, "UNKNOWN"));
-    assert!(!String::from_utf8_lossy(&answer.body).contains("mind"), "the inside is not shown");
+    assert!(
+        !String::from_utf8_lossy(&answer.body).contains("mind"),
+        "the inside is not shown"
+    );
     let request_id = answer.header("x-request-id");
     let logged = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-    let is_told = |line: &&str| line.contains("a handler panicked") && line.contains("the store is out of its mind");
-    let line = logged.lines().find(is_told).unwrap_or_else(|| panic!("{logged}"));
+    let is_told = |line: &&str| {
+        line.contains("a handler panicked") && line.contains("the store is out of its mind")
+    };
+    let line = logged
+        .lines()
+        .find(is_told)
+        .unwrap_or_else(|| panic!("{logged}"));
     assert!(line.contains(request_id), "{line}");
     is_broken.store(false, Ordering::SeqCst);
-    assert_eq!(stage.get(&path).await.body, image.bytes, "the next request is answered, and the one place is free");
+    assert_eq!(
+        stage.get(&path).await.body,
+        image.bytes,
+        "the next request is answered, and the one place is free"
+    );
 }

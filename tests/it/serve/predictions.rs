@@ -15,7 +15,10 @@ use crate::convert::predictions::{fake, script};
 /// A converter whose predictor counts its starts in a file of the folder, and dies of whatever it is told.
 fn deadly(folder: &Path, store: &Store) -> Converter {
     let ready = r#"printf '\000\000\000\036{"ready":{"is_filtered":true}}'"#;
-    let body = format!("echo x >>{}\n{ready}\nread line\nkill -9 $$", folder.join("starts").display());
+    let body = format!(
+        "echo x >>{}\n{ready}\nread line\nkill -9 $$",
+        folder.join("starts").display()
+    );
     let body = body.replace("read line", "dd bs=1 count=4 of=/dev/null 2>/dev/null");
     let predictor = Predictor::in_processes(fake(folder, &body), PredictionLimits::default());
     Converter::predicting(&Config::default(), store.clone(), predictor).unwrap()
@@ -30,7 +33,11 @@ async fn an_image_that_kills_its_predictor_is_not_tried_again_after_a_restart() 
     let (folder, store) = (tempfile::tempdir().unwrap(), Store::in_memory());
     let stage = Stage::with_converter(store.clone(), deadly(folder.path(), &store), quick).await;
     let image = script("#!/bin/sh\n");
-    let config = image.document()["config"]["digest"].as_str().unwrap().parse().unwrap();
+    let config = image.document()["config"]["digest"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap();
     stage.registry.push("app", "v1", &image);
     let stack = stack_of(&stage.get("/v2/local/app/manifests/v1").await.json());
     let by = format!("{}-p1", stage.converter.generation().0);
@@ -42,11 +49,24 @@ async fn an_image_that_kills_its_predictor_is_not_tried_again_after_a_restart() 
     timeout(PATIENT, given_up).await.unwrap();
     assert_eq!(starts(folder.path()), 1);
 
-    let restarted = start(quick, &store, &stage.upstreams, &deadly(folder.path(), &store)).await;
-    let manifest = stage.ask_at(&restarted, Method::GET, "/v2/local/app/manifests/v1", &[]).await;
+    let restarted = start(
+        quick,
+        &store,
+        &stage.upstreams,
+        &deadly(folder.path(), &store),
+    )
+    .await;
+    let manifest = stage
+        .ask_at(&restarted, Method::GET, "/v2/local/app/manifests/v1", &[])
+        .await;
     assert_eq!(stack_of(&manifest.json()), stack);
     // Who asks for a profile waits for the image to be looked at.
-    let profile = stage.ask_at(&restarted, Method::GET, &path_of(&stack), &[]).await;
-    assert_eq!((profile.status, profile.json()["files"].clone()), (200, serde_json::json!([])));
+    let profile = stage
+        .ask_at(&restarted, Method::GET, &path_of(&stack), &[])
+        .await;
+    assert_eq!(
+        (profile.status, profile.json()["files"].clone()),
+        (200, serde_json::json!([]))
+    );
     assert_eq!(starts(folder.path()), 1);
 }

@@ -28,12 +28,25 @@ impl Client {
     fn new(stage: &Stage, number: u8) -> Self {
         let address = IpAddr::from(Ipv4Addr::new(127, 0, 0, number));
         let http = reqwest::Client::builder().local_address(address);
-        let http = http.redirect(reqwest::redirect::Policy::none()).build().unwrap();
-        Self { http, server: format!("http://{}/v2/local/app", stage.server.address) }
+        let http = http
+            .redirect(reqwest::redirect::Policy::none())
+            .build()
+            .unwrap();
+        Self {
+            http,
+            server: format!("http://{}/v2/local/app", stage.server.address),
+        }
     }
 
     async fn manifest(&self) -> Value {
-        self.http.get(format!("{}/manifests/v1", self.server)).send().await.unwrap().json().await.unwrap()
+        self.http
+            .get(format!("{}/manifests/v1", self.server))
+            .send()
+            .await
+            .unwrap()
+            .json()
+            .await
+            .unwrap()
     }
 
     async fn blob(&self, digest: &Digest, headers: &[(&str, &str)]) -> StatusCode {
@@ -47,9 +60,15 @@ impl Client {
         status
     }
 
-    async fn range(&self, digest: &Digest, range: &Range<u64>, headers: &[(&str, &str)]) -> StatusCode {
+    async fn range(
+        &self,
+        digest: &Digest,
+        range: &Range<u64>,
+        headers: &[(&str, &str)],
+    ) -> StatusCode {
         let text = format!("bytes={}-{}", range.start, range.end - 1);
-        self.blob(digest, &[&[("range", text.as_str())], headers].concat()).await
+        self.blob(digest, &[&[("range", text.as_str())], headers].concat())
+            .await
     }
 }
 
@@ -75,7 +94,11 @@ impl Layer {
 
 impl Stage {
     async fn push_large(&self) {
-        let image = ImageBuilder::new(11).layers(2).files(12).max_file(900_000).build();
+        let image = ImageBuilder::new(11)
+            .layers(2)
+            .files(12)
+            .max_file(900_000)
+            .build();
         self.registry.push("app", "v1", &image);
     }
 
@@ -83,7 +106,10 @@ impl Stage {
         let descriptor = &manifest["layers"][number];
         let digest: Digest = descriptor["digest"].as_str().unwrap().parse().unwrap();
         let tocs = self.converter.tocs();
-        let toc = tocs.toc(&tocs.layer(&digest).await.unwrap().unwrap()).await.unwrap();
+        let toc = tocs
+            .toc(&tocs.layer(&digest).await.unwrap().unwrap())
+            .await
+            .unwrap();
         let mut large = Vec::new();
         for entry in toc.entries() {
             let chunks: Vec<_> = entry.node.chunks().collect();
@@ -96,53 +122,94 @@ impl Stage {
         }
         assert!(large.len() >= 3, "{large:?}");
         large.sort_by_key(|(_, range)| range.start);
-        Layer { digest, size: descriptor["size"].as_u64().unwrap(), large }
+        Layer {
+            digest,
+            size: descriptor["size"].as_u64().unwrap(),
+            large,
+        }
     }
 }
 
 fn paths(profile: &Value) -> Vec<&str> {
-    profile["files"].as_array().unwrap().iter().map(|file| file["path"].as_str().unwrap()).collect()
+    profile["files"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|file| file["path"].as_str().unwrap())
+        .collect()
 }
 
 #[tokio::test]
 async fn ranges_tell_what_a_client_read_that_tells_nothing() {
-    let stage = Stage::with(|config| config.profiles.merge_interval = Duration::from_millis(10)).await;
+    let stage =
+        Stage::with(|config| config.profiles.merge_interval = Duration::from_millis(10)).await;
     stage.push_large().await;
     let client = Client::new(&stage, 5);
     let manifest = client.manifest().await;
     let layer = stage.layer(&manifest, 1).await;
-    assert_eq!(client.range(&layer.digest, &(0..2), &[]).await, 206, "whether it is there");
+    assert_eq!(
+        client.range(&layer.digest, &(0..2), &[]).await,
+        206,
+        "whether it is there"
+    );
     assert_eq!(client.range(&layer.digest, &layer.tail(), &[]).await, 206);
-    let [(first, at_first), .., (second, at_second)] = &layer.large[..] else { unreachable!() };
+    let [(first, at_first), .., (second, at_second)] = &layer.large[..] else {
+        unreachable!()
+    };
     // The later one is read first.
     for range in [at_second, at_first] {
-        assert_eq!(client.range(&layer.digest, &layer.blocks(range), &[]).await, 206);
+        assert_eq!(
+            client.range(&layer.digest, &layer.blocks(range), &[]).await,
+            206
+        );
     }
     // An agent tells by itself what it read; whole blobs are read by whoever unpacks them.
     let (_, untold) = &layer.large[1];
     for purpose in ["read", "prefetch", "background"] {
         let header = [("starlift-purpose", purpose)];
-        assert_eq!(client.range(&layer.digest, &layer.blocks(untold), &header).await, 206);
+        assert_eq!(
+            client
+                .range(&layer.digest, &layer.blocks(untold), &header)
+                .await,
+            206
+        );
     }
     assert_eq!(client.blob(&layer.digest, &[]).await, 200);
     // Nor does it matter what others read who fetched no manifest.
     let other = Client::new(&stage, 6);
-    assert_eq!(other.range(&layer.digest, &layer.blocks(untold), &[]).await, 206);
+    assert_eq!(
+        other.range(&layer.digest, &layer.blocks(untold), &[]).await,
+        206
+    );
 
     let path = path_of(&stack_of(&manifest));
-    let profile = stage.profile_when(&path, |profile| profile["observers"] != 0).await;
-    assert_eq!((paths(&profile), &profile["observers"]), (vec![second.as_str(), first], &json!(1)));
-    assert!(profile["files"].as_array().unwrap().iter().all(|file| file["sources"] == json!(["ranges"])));
+    let profile = stage
+        .profile_when(&path, |profile| profile["observers"] != 0)
+        .await;
+    assert_eq!(
+        (paths(&profile), &profile["observers"]),
+        (vec![second.as_str(), first], &json!(1))
+    );
+    assert!(
+        profile["files"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|file| file["sources"] == json!(["ranges"]))
+    );
 }
 
 #[tokio::test]
 async fn ranges_are_redirected_once_the_image_is_known() {
     let bucket = S3::start().await;
-    let stage = Stage::over(Store::open(&bucket.config("fleet")).await.unwrap(), |config| {
-        config.redirect = true;
-        config.profiles.merge_interval = Duration::from_millis(10);
-        config.profiles.starts_before_redirect = 1;
-    })
+    let stage = Stage::over(
+        Store::open(&bucket.config("fleet")).await.unwrap(),
+        |config| {
+            config.redirect = true;
+            config.profiles.merge_interval = Duration::from_millis(10);
+            config.profiles.starts_before_redirect = 1;
+        },
+    )
     .await;
     stage.push_large().await;
     let client = Client::new(&stage, 5);
@@ -150,10 +217,32 @@ async fn ranges_are_redirected_once_the_image_is_known() {
     let layer = stage.layer(&manifest, 0).await;
     let proxied = async { while client.range(&layer.digest, &layer.tail(), &[]).await != 206 {} };
     timeout(PATIENT, proxied).await.unwrap();
-    assert_eq!(client.blob(&layer.digest, &[]).await, 307, "whole blobs tell nothing");
-    assert_eq!(client.range(&layer.digest, &layer.tail(), &[("starlift-purpose", "read")]).await, 307);
-    assert_eq!(client.range(&layer.digest, &layer.blocks(&layer.large[0].1), &[]).await, 206);
-    stage.profile_when(&path_of(&stack_of(&manifest)), |profile| profile["observers"] == 1).await;
+    assert_eq!(
+        client.blob(&layer.digest, &[]).await,
+        307,
+        "whole blobs tell nothing"
+    );
+    assert_eq!(
+        client
+            .range(
+                &layer.digest,
+                &layer.tail(),
+                &[("starlift-purpose", "read")]
+            )
+            .await,
+        307
+    );
+    assert_eq!(
+        client
+            .range(&layer.digest, &layer.blocks(&layer.large[0].1), &[])
+            .await,
+        206
+    );
+    stage
+        .profile_when(&path_of(&stack_of(&manifest)), |profile| {
+            profile["observers"] == 1
+        })
+        .await;
     let redirected = async {
         while client.range(&layer.digest, &layer.tail(), &[]).await != 307 {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -164,7 +253,8 @@ async fn ranges_are_redirected_once_the_image_is_known() {
 
 #[tokio::test]
 async fn a_rush_of_odd_ranges_is_answered_and_does_not_drown_what_others_read() {
-    let stage = Stage::with(|config| config.profiles.merge_interval = Duration::from_millis(10)).await;
+    let stage =
+        Stage::with(|config| config.profiles.merge_interval = Duration::from_millis(10)).await;
     stage.push_large().await;
     let honest: Vec<_> = (5..8).map(|number| Client::new(&stage, number)).collect();
     let manifest = honest[0].manifest().await;
@@ -175,7 +265,10 @@ async fn a_rush_of_odd_ranges_is_answered_and_does_not_drown_what_others_read() 
             let start = random.below(layer.size * 2);
             format!("{start}-{}", start + random.below(layer.size))
         };
-        format!("bytes={}", (0..count).map(one).collect::<Vec<_>>().join(","))
+        format!(
+            "bytes={}",
+            (0..count).map(one).collect::<Vec<_>>().join(",")
+        )
     };
     for number in [20, 21] {
         let client = Client::new(&stage, number);
@@ -189,12 +282,19 @@ async fn a_rush_of_odd_ranges_is_answered_and_does_not_drown_what_others_read() 
         client.manifest().await;
         assert_eq!(client.range(&layer.digest, &layer.tail(), &[]).await, 206);
         for (_, range) in &layer.large[..2] {
-            assert_eq!(client.range(&layer.digest, &layer.blocks(range), &[]).await, 206);
+            assert_eq!(
+                client.range(&layer.digest, &layer.blocks(range), &[]).await,
+                206
+            );
         }
     }
     let is_known = |profile: &Value| {
         let paths = paths(profile);
-        layer.large[..2].iter().all(|(path, _)| paths.contains(&path.as_str()))
+        layer.large[..2]
+            .iter()
+            .all(|(path, _)| paths.contains(&path.as_str()))
     };
-    stage.profile_when(&path_of(&stack_of(&manifest)), is_known).await;
+    stage
+        .profile_when(&path_of(&stack_of(&manifest)), is_known)
+        .await;
 }

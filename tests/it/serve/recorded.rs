@@ -12,7 +12,8 @@ const MANIFEST: &str = "/v2/local/app/manifests/v1";
 
 fn of_type<'a>(list: &'a Value, artifact_type: &str) -> Vec<&'a Value> {
     let all = list["manifests"].as_array().unwrap().iter();
-    all.filter(|referrer| referrer["artifactType"] == artifact_type).collect()
+    all.filter(|referrer| referrer["artifactType"] == artifact_type)
+        .collect()
 }
 
 #[tokio::test]
@@ -22,27 +23,60 @@ async fn what_was_learned_refers_to_the_twin_and_to_the_original() {
     let twin = stage.get(MANIFEST).await;
     let list = |digest: String| async move { format!("/v2/local/app/referrers/{digest}") };
     let of_twin = list(twin.digest().to_owned()).await;
-    assert!(of_type(&stage.get(&of_twin).await.json(), MEDIA_TYPE).is_empty(), "nothing is known yet");
+    assert!(
+        of_type(&stage.get(&of_twin).await.json(), MEDIA_TYPE).is_empty(),
+        "nothing is known yet"
+    );
 
     let stack = stack_of(&twin.json());
     stage.tell(&stack, seen(&FILES).to_string()).await;
-    let known = stage.profile_when(&path_of(&stack), |profile| profile["observers"] == 1).await;
-    stage.get(&format!("/v2/local/app/manifests/{}", image.digest())).await;
+    let known = stage
+        .profile_when(&path_of(&stack), |profile| profile["observers"] == 1)
+        .await;
+    stage
+        .get(&format!("/v2/local/app/manifests/{}", image.digest()))
+        .await;
     for subject in [twin.digest().to_owned(), image.digest().to_string()] {
         let referrers = stage.get(&list(subject.clone()).await).await.json();
-        let [listed] = *of_type(&referrers, MEDIA_TYPE) else { panic!("{referrers}") };
-        assert_eq!(listed["annotations"]["dev.starlift.profile.workload"], "default");
-        let manifest = stage.get(&format!("/v2/local/app/manifests/{}", listed["digest"].as_str().unwrap())).await;
-        assert_eq!((manifest.status, &manifest.json()["subject"]["digest"]), (200, &json!(subject)));
-        let document = manifest.json()["layers"][0]["digest"].as_str().unwrap().to_owned();
-        assert_eq!(stage.get(&format!("/v2/local/app/blobs/{document}")).await.json(), known);
+        let [listed] = *of_type(&referrers, MEDIA_TYPE) else {
+            panic!("{referrers}")
+        };
+        assert_eq!(
+            listed["annotations"]["dev.starlift.profile.workload"],
+            "default"
+        );
+        let manifest = stage
+            .get(&format!(
+                "/v2/local/app/manifests/{}",
+                listed["digest"].as_str().unwrap()
+            ))
+            .await;
+        assert_eq!(
+            (manifest.status, &manifest.json()["subject"]["digest"]),
+            (200, &json!(subject))
+        );
+        let document = manifest.json()["layers"][0]["digest"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        assert_eq!(
+            stage
+                .get(&format!("/v2/local/app/blobs/{document}"))
+                .await
+                .json(),
+            known
+        );
     }
 }
 
 /// An artifact that refers to an image, with the files that someone recorded of it.
 fn recorded(image: &Image, files: &[(u32, &str)]) -> Artifact {
     let manifest = Manifest::new(image.media_type.clone(), image.bytes.clone());
-    let config = image.document()["config"]["digest"].as_str().unwrap().parse().unwrap();
+    let config = image.document()["config"]["digest"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap();
     let mut knowledge = Knowledge::new(config);
     let file = |(layer, path): &(u32, &str)| FileUse {
         layer: *layer,
@@ -59,7 +93,9 @@ fn attach(stage: &Stage, artifact: Artifact) {
     for (_, bytes) in artifact.blobs {
         stage.registry.put_blob(bytes);
     }
-    let Manifest { media_type, bytes, .. } = artifact.manifest;
+    let Manifest {
+        media_type, bytes, ..
+    } = artifact.manifest;
     stage.registry.put_manifest("app", &media_type, bytes);
 }
 
@@ -73,14 +109,32 @@ async fn what_was_recorded_by_hand_is_taken_over_from_the_upstream() {
     let image = stage.push_app();
     attach(&stage, recorded(&image, &[FILES[2], FILES[0]]));
     let stack = stack_of(&stage.get(MANIFEST).await.json());
-    let profile = stage.profile_when(&path_of(&stack), |profile| profile["files"] != json!([])).await;
-    let paths: Vec<_> = profile["files"].as_array().unwrap().iter().map(|file| &file["path"]).collect();
+    let profile = stage
+        .profile_when(&path_of(&stack), |profile| profile["files"] != json!([]))
+        .await;
+    let paths: Vec<_> = profile["files"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|file| &file["path"])
+        .collect();
     assert_eq!(paths, [FILES[2].1, FILES[0].1]);
     assert_eq!(profile["files"][0]["sources"], json!(["by-hand"]));
     stage.tell(&stack, seen(&FILES).to_string()).await;
-    let profile = stage.profile_when(&path_of(&stack), |profile| profile["observers"] == 1).await;
-    let paths: Vec<_> = profile["files"].as_array().unwrap().iter().map(|file| &file["path"]).collect();
-    assert_eq!(paths, [FILES[2].1, FILES[0].1, FILES[1].1], "what was learned follows");
+    let profile = stage
+        .profile_when(&path_of(&stack), |profile| profile["observers"] == 1)
+        .await;
+    let paths: Vec<_> = profile["files"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|file| &file["path"])
+        .collect();
+    assert_eq!(
+        paths,
+        [FILES[2].1, FILES[0].1, FILES[1].1],
+        "what was learned follows"
+    );
 }
 
 #[tokio::test]
@@ -92,7 +146,9 @@ async fn a_spoiled_record_and_an_upstream_without_referrers_hurt_nothing() {
     // The manifest names a document that is none, of the same digest and size.
     let text = String::from_utf8(artifact.manifest.bytes.to_vec()).unwrap();
     let (descriptor, _) = artifact.blobs[1].clone();
-    let garbage = stage.registry.put_blob(vec![b'x'; usize::try_from(descriptor.size).unwrap()]);
+    let garbage = stage
+        .registry
+        .put_blob(vec![b'x'; usize::try_from(descriptor.size).unwrap()]);
     let text = text.replace(&descriptor.digest.to_string(), &garbage.to_string());
     artifact.manifest = Manifest::new(artifact.manifest.media_type, text.into());
     attach(&stage, artifact);

@@ -18,21 +18,40 @@ async fn a_layer_is_redirected_to_a_signed_url() {
     let stage = stage(&bucket).await;
     stage.push_app();
     let twin = stage.get("/v2/local/app/manifests/v1").await.json();
-    for descriptor in twin["layers"].as_array().unwrap().iter().chain([&twin["config"]]) {
+    for descriptor in twin["layers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .chain([&twin["config"]])
+    {
         let digest = descriptor["digest"].as_str().unwrap();
         let path = format!("/v2/local/app/blobs/{digest}");
         let answer = stage.get(&path).await;
-        assert_eq!((answer.status, answer.digest(), answer.body.len()), (307, digest, 0));
+        assert_eq!(
+            (answer.status, answer.digest(), answer.body.len()),
+            (307, digest, 0)
+        );
         let url = answer.header("location");
-        assert!(url.starts_with(&bucket.endpoint) && url.contains("X-Amz-Signature="), "{url}");
+        assert!(
+            url.starts_with(&bucket.endpoint) && url.contains("X-Amz-Signature="),
+            "{url}"
+        );
         // As clients do: the same headers, and no credentials of ours.
         let bytes = reqwest::get(url).await.unwrap().bytes().await.unwrap();
         assert_eq!(Digest::sha256_of(&bytes).to_string(), digest);
-        let part = reqwest::Client::new().get(url).header("range", "bytes=3-9").send().await.unwrap();
+        let part = reqwest::Client::new()
+            .get(url)
+            .header("range", "bytes=3-9")
+            .send()
+            .await
+            .unwrap();
         assert_eq!(part.status(), 206);
         assert_eq!(part.bytes().await.unwrap(), bytes.slice(3..10));
         let head = stage.head(&path).await;
-        assert_eq!((head.status, head.header("content-length")), (200, bytes.len().to_string().as_str()));
+        assert_eq!(
+            (head.status, head.header("content-length")),
+            (200, bytes.len().to_string().as_str())
+        );
     }
 }
 

@@ -16,7 +16,10 @@ use crate::support::image::{Image, ImageBuilder};
 impl Stage {
     /// A server that reorders, over `store`, whose upstream has `image`.
     async fn reordering(store: &Store, image: &Image) -> Self {
-        let config = convert::Config { reorder: true, ..convert::Config::default() };
+        let config = convert::Config {
+            reorder: true,
+            ..convert::Config::default()
+        };
         let stage = Self::converting(store.clone(), &config, quick).await;
         stage.registry.push("app", "v1", image);
         stage
@@ -26,10 +29,17 @@ impl Stage {
     async fn learned(&self, path: &str) {
         let stack = stack_of(&self.get(path).await.json());
         for node in 1..4 {
-            let told = self.tell_as([127, 0, 0, node], &path_of(&stack), seen(&FILES).to_string()).await;
+            let told = self
+                .tell_as(
+                    [127, 0, 0, node],
+                    &path_of(&stack),
+                    seen(&FILES).to_string(),
+                )
+                .await;
             assert_eq!(told.status, 202);
         }
-        self.profile_when(&path_of(&stack), |profile| profile["observers"] == 3).await;
+        self.profile_when(&path_of(&stack), |profile| profile["observers"] == 3)
+            .await;
     }
 
     /// Asks until the answer is another than `before`; it.
@@ -55,12 +65,22 @@ impl Stage {
         let tail = footer::tail_range(size);
         let footer = Footer::parse(&blob[usize::try_from(tail.start).unwrap()..], size).unwrap();
         let section = footer.toc_range().unwrap();
-        let section = &blob[usize::try_from(section.start).unwrap()..usize::try_from(section.end).unwrap()];
+        let section =
+            &blob[usize::try_from(section.start).unwrap()..usize::try_from(section.end).unwrap()];
         let toc = UnverifiedToc::parse(section, &footer, &Limits::default()).unwrap();
         let toc: Value = serde_json::from_slice(toc.json()).unwrap();
-        let files = toc["entries"].as_array().unwrap().iter().filter(|entry| entry["type"] == "reg");
-        let names: Vec<_> = files.map(|entry| entry["name"].as_str().unwrap().to_owned()).collect();
-        let landmark = names.iter().position(|name| name.ends_with(".prefetch.landmark")).unwrap();
+        let files = toc["entries"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|entry| entry["type"] == "reg");
+        let names: Vec<_> = files
+            .map(|entry| entry["name"].as_str().unwrap().to_owned())
+            .collect();
+        let landmark = names
+            .iter()
+            .position(|name| name.ends_with(".prefetch.landmark"))
+            .unwrap();
         names[..=landmark].to_vec()
     }
 }
@@ -78,17 +98,38 @@ async fn what_nodes_read_first_moves_to_the_front_and_old_digests_stay() {
     // Another replica, which has not looked yet.
     let stage = Stage::reordering(&store, &image).await;
     let twin = stage.changed(MANIFEST, &before).await;
-    assert_eq!(stage.front(&twin["layers"][0]).await, [FILES[0].1, ".prefetch.landmark"]);
-    assert_eq!(stage.front(&twin["layers"][1]).await, [FILES[1].1, FILES[2].1, ".prefetch.landmark"]);
-    assert_eq!(twin["annotations"]["dev.starlift.source.digest"], image.digest().to_string());
+    assert_eq!(
+        stage.front(&twin["layers"][0]).await,
+        [FILES[0].1, ".prefetch.landmark"]
+    );
+    assert_eq!(
+        stage.front(&twin["layers"][1]).await,
+        [FILES[1].1, FILES[2].1, ".prefetch.landmark"]
+    );
+    assert_eq!(
+        twin["annotations"]["dev.starlift.source.digest"],
+        image.digest().to_string()
+    );
 
-    for path in [format!("manifests/{before}"), format!("blobs/{}", layers[0]["digest"].as_str().unwrap())] {
-        assert_eq!(stage.get(&format!("/v2/local/app/{path}")).await.status, 200, "{path}");
+    for path in [
+        format!("manifests/{before}"),
+        format!("blobs/{}", layers[0]["digest"].as_str().unwrap()),
+    ] {
+        assert_eq!(
+            stage.get(&format!("/v2/local/app/{path}")).await.status,
+            200,
+            "{path}"
+        );
     }
     let again = Stage::reordering(&store, &image).await.get(MANIFEST).await;
     assert_eq!(stack_of(&again.json()), stack_of(&twin), "and it stays so");
-    let profile = stage.profile_when(&path_of(&stack_of(&twin)), |_| true).await;
-    assert_eq!(profile["observers"], 3, "the new layers are the same image's");
+    let profile = stage
+        .profile_when(&path_of(&stack_of(&twin)), |_| true)
+        .await;
+    assert_eq!(
+        profile["observers"], 3,
+        "the new layers are the same image's"
+    );
 }
 
 #[tokio::test]
@@ -97,8 +138,12 @@ async fn an_index_follows_the_image_that_was_made_anew() {
     let index = Image::index(vec![("linux/amd64", child)], false);
     let stage = Stage::reordering(&store, &index).await;
     let before = stage.get(MANIFEST).await;
-    let child_of =
-        |index: &Value| format!("/v2/local/app/manifests/{}", index["manifests"][0]["digest"].as_str().unwrap());
+    let child_of = |index: &Value| {
+        format!(
+            "/v2/local/app/manifests/{}",
+            index["manifests"][0]["digest"].as_str().unwrap()
+        )
+    };
     stage.learned(&child_of(&before.json())).await;
 
     let other = Stage::reordering(&store, &index).await;
@@ -106,6 +151,9 @@ async fn an_index_follows_the_image_that_was_made_anew() {
     other.get(&child_of(&before.json())).await;
     let after = other.changed(MANIFEST, before.digest()).await;
     let twin = other.get(&child_of(&after)).await.json();
-    assert_eq!(other.front(&twin["layers"][0]).await, [FILES[0].1, ".prefetch.landmark"]);
+    assert_eq!(
+        other.front(&twin["layers"][0]).await,
+        [FILES[0].1, ".prefetch.landmark"]
+    );
     assert_eq!(other.get(&child_of(&before.json())).await.status, 200);
 }

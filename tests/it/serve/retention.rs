@@ -20,8 +20,15 @@ impl Folder {
     /// A server that was just started over the folder, in front of a registry that holds nothing.
     async fn server(&self) -> Stage {
         let location = self.dir.path().display().to_string();
-        let retention = Retention { max_age: Some(30 * DAY), ..Retention::default() };
-        let config = store::Config { location, retention, ..store::Config::default() };
+        let retention = Retention {
+            max_age: Some(30 * DAY),
+            ..Retention::default()
+        };
+        let config = store::Config {
+            location,
+            retention,
+            ..store::Config::default()
+        };
         Stage::over(Store::open(&config).await.unwrap(), |_| {}).await
     }
 
@@ -29,7 +36,11 @@ impl Folder {
         fn below(folder: &Path, files: &mut Vec<PathBuf>) {
             for entry in std::fs::read_dir(folder).into_iter().flatten() {
                 let path = entry.unwrap().path();
-                if path.is_dir() { below(&path, files) } else { files.push(path) }
+                if path.is_dir() {
+                    below(&path, files)
+                } else {
+                    files.push(path)
+                }
             }
         }
         let mut files = Vec::new();
@@ -40,13 +51,17 @@ impl Folder {
     /// Lets everything be forty days older than it is.
     fn age(&self) {
         for path in self.files("") {
-            std::fs::File::open(path).unwrap().set_modified(SystemTime::now() - 40 * DAY).unwrap();
+            std::fs::File::open(path)
+                .unwrap()
+                .set_modified(SystemTime::now() - 40 * DAY)
+                .unwrap();
         }
     }
 
     /// Until a use is noted, which is done in the background.
     async fn noted(&self) {
-        let is_young = |path: PathBuf| path.metadata().unwrap().modified().unwrap() > SystemTime::now() - DAY;
+        let is_young =
+            |path: PathBuf| path.metadata().unwrap().modified().unwrap() > SystemTime::now() - DAY;
         while !self.files("used").into_iter().any(is_young) {
             tokio::task::yield_now().await;
         }
@@ -57,16 +72,31 @@ impl Folder {
 async fn read_all(stage: &Stage, digest: &str) -> Vec<Value> {
     let (mut manifests, mut descriptors) = (vec![digest.to_owned()], Vec::new());
     while let Some(digest) = manifests.pop() {
-        let manifest = stage.get_and_head(&format!("/v2/local/app/manifests/{digest}"), &[]).await;
+        let manifest = stage
+            .get_and_head(&format!("/v2/local/app/manifests/{digest}"), &[])
+            .await;
         assert_eq!((manifest.status, manifest.digest()), (200, &*digest));
         let document = manifest.json();
         for child in document["manifests"].as_array().into_iter().flatten() {
             manifests.push(child["digest"].as_str().unwrap().to_owned());
             descriptors.push(child.clone());
         }
-        for blob in document["layers"].as_array().into_iter().flatten().chain(document.get("config")) {
-            let answer = stage.get(&format!("/v2/local/app/blobs/{}", blob["digest"].as_str().unwrap())).await;
-            assert_eq!((answer.status, answer.body.len() as u64), (200, blob["size"].as_u64().unwrap()));
+        for blob in document["layers"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .chain(document.get("config"))
+        {
+            let answer = stage
+                .get(&format!(
+                    "/v2/local/app/blobs/{}",
+                    blob["digest"].as_str().unwrap()
+                ))
+                .await;
+            assert_eq!(
+                (answer.status, answer.body.len() as u64),
+                (200, blob["size"].as_u64().unwrap())
+            );
             descriptors.push(blob.clone());
         }
     }
@@ -74,26 +104,47 @@ async fn read_all(stage: &Stage, digest: &str) -> Vec<Value> {
 }
 
 async fn docker_client(stage: &Stage, tag: &str, types: &[&str]) -> Answer {
-    stage.get_and_head(&format!("/v2/local/app/manifests/{tag}"), &[("accept", &types.join(","))]).await
+    stage
+        .get_and_head(
+            &format!("/v2/local/app/manifests/{tag}"),
+            &[("accept", &types.join(","))],
+        )
+        .await
 }
 
 /// A client of Docker's types pins what it was given of an OCI image.
 #[tokio::test]
 async fn a_translated_digest_is_kept_with_all_it_names_for_as_long_as_it_is_asked_for() {
-    let folder = Folder { dir: tempfile::tempdir().unwrap() };
+    let folder = Folder {
+        dir: tempfile::tempdir().unwrap(),
+    };
     let stage = folder.server().await;
     let image = ImageBuilder::new(1).build();
-    stage.registry.push("app", "multi", &Image::index(vec![("linux/amd64", image)], false));
+    stage.registry.push(
+        "app",
+        "multi",
+        &Image::index(vec![("linux/amd64", image)], false),
+    );
     let list = docker_client(&stage, "multi", &[DOCKER_MANIFEST_LIST, DOCKER_MANIFEST]).await;
     assert_eq!(list.header("content-type"), DOCKER_MANIFEST_LIST);
     let image = docker_client(&stage, "multi", &[DOCKER_MANIFEST]).await;
     assert_eq!(list.json()["manifests"][0]["digest"], image.digest());
     let named = read_all(&stage, list.digest()).await;
-    assert!(named.iter().any(|descriptor| descriptor["mediaType"] == DOCKER_LAYER_GZIP));
+    assert!(
+        named
+            .iter()
+            .any(|descriptor| descriptor["mediaType"] == DOCKER_LAYER_GZIP)
+    );
 
     folder.age();
     let stage = folder.server().await;
-    assert_eq!(stage.get(&format!("/v2/local/app/manifests/{}", image.digest())).await.status, 200);
+    assert_eq!(
+        stage
+            .get(&format!("/v2/local/app/manifests/{}", image.digest()))
+            .await
+            .status,
+        200
+    );
     folder.noted().await;
     let report = stage.store.sweep(SystemTime::now()).await.unwrap();
     // The record of the image goes, that of the index names all of it.
@@ -105,6 +156,13 @@ async fn a_translated_digest_is_kept_with_all_it_names_for_as_long_as_it_is_aske
     let stage = folder.server().await;
     stage.store.sweep(SystemTime::now()).await.unwrap();
     for digest in [list.digest(), image.digest()] {
-        assert_eq!(stage.get(&format!("/v2/local/app/manifests/{digest}")).await.status, 404, "it is let go");
+        assert_eq!(
+            stage
+                .get(&format!("/v2/local/app/manifests/{digest}"))
+                .await
+                .status,
+            404,
+            "it is let go"
+        );
     }
 }

@@ -15,16 +15,29 @@ const IMAGES: u64 = 8;
 const MAX_SIZE: u64 = 300_000;
 
 async fn open(root: &Path) -> Store {
-    let retention = Retention { max_size: Some(ByteSize::b(MAX_SIZE)), ..Retention::default() };
+    let retention = Retention {
+        max_size: Some(ByteSize::b(MAX_SIZE)),
+        ..Retention::default()
+    };
     let location = root.display().to_string();
-    Store::open(&store::Config { location, retention, ..store::Config::default() }).await.unwrap()
+    Store::open(&store::Config {
+        location,
+        retention,
+        ..store::Config::default()
+    })
+    .await
+    .unwrap()
 }
 
 /// A server over the folder, and a registry with some images of about 90 kB.
 async fn stage(root: &Path) -> Stage {
     let stage = Stage::over(open(root).await, |config| config.profiles.enabled = false).await;
     for seed in 0..IMAGES {
-        let image = ImageBuilder::new(seed).layers(1).files(40).max_file(4_000).build();
+        let image = ImageBuilder::new(seed)
+            .layers(1)
+            .files(40)
+            .max_file(4_000)
+            .build();
         stage.registry.push("app", &format!("v{seed}"), &image);
     }
     stage
@@ -46,20 +59,30 @@ fn files(root: &Path) -> Vec<PathBuf> {
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).into_iter().flatten() {
             let path = entry.unwrap().path();
-            if path.is_dir() { folders.push(path) } else { files.push(path) }
+            if path.is_dir() {
+                folders.push(path)
+            } else {
+                files.push(path)
+            }
         }
     }
     files
 }
 
 fn size(root: &Path) -> u64 {
-    files(root).iter().map(|path| fs::metadata(path).map_or(0, |meta| meta.len())).sum()
+    files(root)
+        .iter()
+        .map(|path| fs::metadata(path).map_or(0, |meta| meta.len()))
+        .sum()
 }
 
 /// Lets everything be so much older than it is.
 fn age(root: &Path, by: Duration) {
     for path in files(root) {
-        fs::File::open(path).unwrap().set_modified(SystemTime::now() - by).unwrap();
+        fs::File::open(path)
+            .unwrap()
+            .set_modified(SystemTime::now() - by)
+            .unwrap();
     }
 }
 
@@ -70,7 +93,12 @@ async fn a_store_at_its_size_takes_no_more_and_images_pass_through() {
     let mut twins = 0;
     for seed in 0..IMAGES {
         twins += u64::from(is_twin(&pull(&stage, seed).await));
-        assert!(size(dir.path()) <= MAX_SIZE, "{} bytes after {} images", size(dir.path()), seed + 1);
+        assert!(
+            size(dir.path()) <= MAX_SIZE,
+            "{} bytes after {} images",
+            size(dir.path()),
+            seed + 1
+        );
     }
     assert!((1..IMAGES).contains(&twins), "{twins}");
     // What another replica stored counts as well.
@@ -89,11 +117,17 @@ async fn above_its_size_a_store_lets_the_longest_unused_go() {
     }
     age(dir.path(), Duration::from_secs(9 * 60));
     let minutes_later = stage(dir.path()).await;
-    assert!(!is_twin(&pull(&minutes_later, IMAGES - 1).await), "what was used in the last minutes stays");
+    assert!(
+        !is_twin(&pull(&minutes_later, IMAGES - 1).await),
+        "what was used in the last minutes stays"
+    );
     age(dir.path(), Duration::from_secs(11 * 60));
     let later = stage(dir.path()).await;
     for seed in (0..IMAGES).rev().take(2) {
-        assert!(is_twin(&pull(&later, seed).await), "there is room for image {seed}");
+        assert!(
+            is_twin(&pull(&later, seed).await),
+            "there is room for image {seed}"
+        );
         assert!(size(dir.path()) <= MAX_SIZE, "{}", size(dir.path()));
     }
 }
@@ -105,12 +139,30 @@ async fn a_limit_that_was_lowered_is_kept_by_the_next_sweep_but_for_what_is_in_u
     pull(&stage, 0).await;
     pull(&stage, 1).await;
     let before = size(dir.path());
-    let retention = Retention { max_size: Some(ByteSize::b(before / 2)), ..Retention::default() };
-    let config = store::Config { location: dir.path().display().to_string(), retention, ..store::Config::default() };
+    let retention = Retention {
+        max_size: Some(ByteSize::b(before / 2)),
+        ..Retention::default()
+    };
+    let config = store::Config {
+        location: dir.path().display().to_string(),
+        retention,
+        ..store::Config::default()
+    };
     let lowered = Store::open(&config).await.unwrap();
     let report = lowered.sweep(SystemTime::now()).await.unwrap();
-    assert_eq!((report.images, report.objects), (0, 0), "all was asked for a moment ago");
+    assert_eq!(
+        (report.images, report.objects),
+        (0, 0),
+        "all was asked for a moment ago"
+    );
     assert_eq!(report.kept_bytes, before);
-    lowered.sweep(SystemTime::now() + Duration::from_secs(11 * 60)).await.unwrap();
-    assert!(size(dir.path()) <= before / 2, "{} of {before}", size(dir.path()));
+    lowered
+        .sweep(SystemTime::now() + Duration::from_secs(11 * 60))
+        .await
+        .unwrap();
+    assert!(
+        size(dir.path()) <= before / 2,
+        "{} of {before}",
+        size(dir.path())
+    );
 }

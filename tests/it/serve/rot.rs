@@ -66,22 +66,43 @@ enum Pulled {
 async fn pull(stage: &Stage) -> Pulled {
     let fetch = async |path: String| -> Result<(String, Bytes), Pulled> {
         let request = stage.request(reqwest::Method::GET, &path);
-        let response = request.send().await.map_err(|error| Pulled::Broken(format!("{path}: {error}")))?;
+        let response = request
+            .send()
+            .await
+            .map_err(|error| Pulled::Broken(format!("{path}: {error}")))?;
         if response.status() != 200 {
             return Err(Pulled::Broken(format!("{path}: {}", response.status())));
         }
-        let digest = response.headers()["docker-content-digest"].to_str().unwrap().to_owned();
-        let bytes = response.bytes().await.map_err(|error| Pulled::Broken(format!("{path}: {error}")))?;
-        assert_eq!(Digest::sha256_of(&bytes).to_string(), digest, "wrong bytes ended well: {path}");
+        let digest = response.headers()["docker-content-digest"]
+            .to_str()
+            .unwrap()
+            .to_owned();
+        let bytes = response
+            .bytes()
+            .await
+            .map_err(|error| Pulled::Broken(format!("{path}: {error}")))?;
+        assert_eq!(
+            Digest::sha256_of(&bytes).to_string(),
+            digest,
+            "wrong bytes ended well: {path}"
+        );
         Ok((digest, bytes))
     };
     let all = async {
         let (digest, manifest) = fetch("/v2/local/app/manifests/v1".to_owned()).await?;
         let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
-        for blob in manifest["layers"].as_array().unwrap().iter().chain([&manifest["config"]]) {
+        for blob in manifest["layers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .chain([&manifest["config"]])
+        {
             let named = blob["digest"].as_str().unwrap();
             let (digest, bytes) = fetch(format!("/v2/local/app/blobs/{named}")).await?;
-            assert_eq!((digest.as_str(), bytes.len() as u64), (named, blob["size"].as_u64().unwrap()));
+            assert_eq!(
+                (digest.as_str(), bytes.len() as u64),
+                (named, blob["size"].as_u64().unwrap())
+            );
         }
         Ok(Pulled::All(digest))
     };
@@ -101,7 +122,11 @@ async fn pull_again(stage: &Stage, right: &Pulled) -> Vec<Pulled> {
 }
 
 fn image() -> Image {
-    ImageBuilder::new(11).layers(1).files(4).max_file(900).build()
+    ImageBuilder::new(11)
+        .layers(1)
+        .files(4)
+        .max_file(900)
+        .build()
 }
 
 /// Every file below, relative to it, with what is in it.
@@ -112,7 +137,10 @@ fn files(root: &Path) -> Vec<(PathBuf, Vec<u8>)> {
             let path = entry.unwrap().path();
             match path.is_dir() {
                 true => folders.push(path),
-                false => files.push((path.strip_prefix(root).unwrap().to_owned(), fs::read(&path).unwrap())),
+                false => files.push((
+                    path.strip_prefix(root).unwrap().to_owned(),
+                    fs::read(&path).unwrap(),
+                )),
             }
         }
     }
@@ -122,12 +150,21 @@ fn files(root: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 
 /// What the kinds of files have in common: their first folders.
 fn kind(path: &Path) -> String {
-    let folders: Vec<_> = path.parent().unwrap().iter().take(2).map(|name| name.to_string_lossy()).collect();
+    let folders: Vec<_> = path
+        .parent()
+        .unwrap()
+        .iter()
+        .take(2)
+        .map(|name| name.to_string_lossy())
+        .collect();
     folders.join("/")
 }
 
 async fn folder(root: &Path) -> Store {
-    let config = store::Config { location: root.display().to_string(), ..store::Config::default() };
+    let config = store::Config {
+        location: root.display().to_string(),
+        ..store::Config::default()
+    };
     Store::open(&config).await.unwrap()
 }
 
@@ -140,13 +177,20 @@ async fn stage_over(store: Store) -> Stage {
 /// A pull's store, once everything that is written beside it is there.
 async fn sound(root: &Path) -> (Pulled, Vec<(PathBuf, Vec<u8>)>) {
     let right = pull(&stage_over(folder(root).await).await).await;
-    assert!(matches!(&right, Pulled::All(digest) if *digest != image().digest().to_string()), "{right:?}");
+    assert!(
+        matches!(&right, Pulled::All(digest) if *digest != image().digest().to_string()),
+        "{right:?}"
+    );
     folder(root).await.salt().await.unwrap();
     (right, files(root))
 }
 
 /// A store in a folder of its own that holds `sound`, with one file replaced.
-fn spoiled(sound: &[(PathBuf, Vec<u8>)], path: &Path, content: Option<Vec<u8>>) -> tempfile::TempDir {
+fn spoiled(
+    sound: &[(PathBuf, Vec<u8>)],
+    path: &Path,
+    content: Option<Vec<u8>>,
+) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for (path, content) in sound {
         let path = dir.path().join(path);
@@ -169,20 +213,32 @@ async fn whatever_rots_in_a_folder_no_wrong_byte_ends_well_and_the_pull_comes_ri
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("store");
     let (right, sound) = sound(&root).await;
-    let rotten: Vec<_> = sound.iter().filter(|(_, content)| !content.is_empty()).collect();
+    let rotten: Vec<_> = sound
+        .iter()
+        .filter(|(_, content)| !content.is_empty())
+        .collect();
     let mut kinds: Vec<_> = rotten.iter().map(|(path, _)| kind(path)).collect();
     kinds.dedup();
     assert!(kinds.len() >= 6, "{kinds:?}");
     for kind_of_file in kinds {
-        let candidates: Vec<_> = rotten.iter().filter(|(path, _)| kind(path) == kind_of_file).collect();
+        let candidates: Vec<_> = rotten
+            .iter()
+            .filter(|(path, _)| kind(path) == kind_of_file)
+            .collect();
         for seed in 0..SEEDS {
             let mut random = Random::new(seed);
-            let (path, content) = candidates[usize::try_from(random.below(candidates.len() as u64)).unwrap()];
+            let (path, content) =
+                candidates[usize::try_from(random.below(candidates.len() as u64)).unwrap()];
             let rot = Rot::of(&mut random);
             let dir = spoiled(&sound, path, rot.spoil(content, &mut random));
             // A server that was just started remembers nothing.
             let seen = pull_again(&stage_over(folder(dir.path()).await).await, &right).await;
-            assert_eq!(seen.last(), Some(&right), "{rot:?} in {} with seed {seed}: {seen:?}", path.display());
+            assert_eq!(
+                seen.last(),
+                Some(&right),
+                "{rot:?} in {} with seed {seed}: {seen:?}",
+                path.display()
+            );
         }
     }
 }
@@ -192,16 +248,29 @@ async fn what_rots_under_a_running_server_is_made_again() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("store");
     let (right, sound) = sound(&root).await;
-    for (path, content) in sound.iter().filter(|(path, _)| path.starts_with("layers") || path.starts_with("blobs")) {
+    for (path, content) in sound
+        .iter()
+        .filter(|(path, _)| path.starts_with("layers") || path.starts_with("blobs"))
+    {
         for rot in [Rot::Bit, Rot::Cut, Rot::Empty, Rot::Gone, Rot::Zeros] {
             let stage = stage_over(folder(&root).await).await;
             assert_eq!(pull(&stage).await, right);
             put_one(&root, path, rot.spoil(content, &mut Random::new(7)));
             let seen = pull_again(&stage, &right).await;
-            assert_eq!(seen.last(), Some(&right), "{rot:?} in {}: {seen:?}", path.display());
+            assert_eq!(
+                seen.last(),
+                Some(&right),
+                "{rot:?} in {}: {seen:?}",
+                path.display()
+            );
             // Manifests and configurations are served from memory; after a restart they are read.
             let seen = pull_again(&stage_over(folder(&root).await).await, &right).await;
-            assert_eq!(seen.last(), Some(&right), "{rot:?} in {}: {seen:?}", path.display());
+            assert_eq!(
+                seen.last(),
+                Some(&right),
+                "{rot:?} in {}: {seen:?}",
+                path.display()
+            );
         }
     }
 }
@@ -211,11 +280,17 @@ async fn whatever_rots_in_a_bucket_no_wrong_byte_ends_well_and_the_pull_comes_ri
     let s3 = S3::start().await;
     let open = async || Store::open(&s3.config("")).await.unwrap();
     let right = pull(&stage_over(open().await).await).await;
-    for key in s3.keys().into_iter().filter(|key| !key.starts_with("used/") && !key.starts_with("leases/")) {
+    for key in s3
+        .keys()
+        .into_iter()
+        .filter(|key| !key.starts_with("used/") && !key.starts_with("leases/"))
+    {
         for seed in 0..4 {
             let mut random = Random::new(seed);
             // A layer's record is made again only when another image needs it.
-            let Some(content) = s3.object(&key) else { continue };
+            let Some(content) = s3.object(&key) else {
+                continue;
+            };
             let rot = [Rot::Bit, Rot::Cut, Rot::Gone, Rot::Empty][usize::try_from(seed).unwrap()];
             s3.replace(&key, rot.spoil(&content, &mut random));
             let seen = pull_again(&stage_over(open().await).await, &right).await;
@@ -230,13 +305,24 @@ async fn a_range_of_a_rotten_layer_has_the_layer_made_again() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("store");
     let (right, sound) = sound(&root).await;
-    let (path, content) = sound.iter().find(|(path, _)| path.starts_with("layers")).unwrap();
+    let (path, content) = sound
+        .iter()
+        .find(|(path, _)| path.starts_with("layers"))
+        .unwrap();
     put_one(&root, path, Rot::Bit.spoil(content, &mut Random::new(3)));
     let stage = stage_over(folder(&root).await).await;
     let blob = format!("/v2/local/app/blobs/{}", Digest::sha256_of(content));
-    let range = stage.ask(reqwest::Method::GET, &blob, &[("range", "bytes=0-9")]).await;
+    let range = stage
+        .ask(reqwest::Method::GET, &blob, &[("range", "bytes=0-9")])
+        .await;
     assert_eq!(range.status, 206);
-    while stage.store.find(&Digest::sha256_of(content)).await.unwrap().is_some() {
+    while stage
+        .store
+        .find(&Digest::sha256_of(content))
+        .await
+        .unwrap()
+        .is_some()
+    {
         tokio::task::yield_now().await;
     }
     assert_eq!(pull(&stage).await, right);
@@ -244,7 +330,10 @@ async fn a_range_of_a_rotten_layer_has_the_layer_made_again() {
 
 async fn scrub(store: &Store, repair: bool) -> Vec<Finding> {
     let mut found = Vec::new();
-    let report = store.scrub(repair, 0, &mut |finding| found.push(finding.clone())).await.unwrap();
+    let report = store
+        .scrub(repair, 0, &mut |finding| found.push(finding.clone()))
+        .await
+        .unwrap();
     assert_eq!(report.damaged, found.len() as u64);
     found
 }
@@ -256,17 +345,36 @@ async fn a_scrub_finds_all_rot_and_forgets_it_only_when_told() {
     let (right, sound) = sound(&root).await;
     assert_eq!(scrub(&folder(&root).await, false).await, []);
     let read = ["layers", "blobs", "records", "profiles", "salt.json"];
-    for (path, content) in sound.iter().filter(|(path, _)| read.iter().any(|top| path.starts_with(top))) {
+    for (path, content) in sound
+        .iter()
+        .filter(|(path, _)| read.iter().any(|top| path.starts_with(top)))
+    {
         let dir = spoiled(&sound, path, Rot::Bit.spoil(content, &mut Random::new(5)));
         let root = dir.path().to_owned();
         for repair in [false, false, true] {
             let found = scrub(&folder(&root).await, repair).await;
-            assert!(found.iter().any(|finding| Path::new(&finding.key.to_string()) == path), "{path:?}: {found:?}");
+            assert!(
+                found
+                    .iter()
+                    .any(|finding| Path::new(&finding.key.to_string()) == path),
+                "{path:?}: {found:?}"
+            );
         }
         // An image that names what was forgotten is found with it, or by the next scrub.
-        assert!(scrub(&folder(&root).await, true).await.iter().all(|finding| finding.damage == Damage::Dangling));
+        assert!(
+            scrub(&folder(&root).await, true)
+                .await
+                .iter()
+                .all(|finding| finding.damage == Damage::Dangling)
+        );
         assert_eq!(scrub(&folder(&root).await, false).await, [], "{path:?}");
-        assert_eq!(pull_again(&stage_over(folder(&root).await).await, &right).await.last(), Some(&right), "{path:?}");
+        assert_eq!(
+            pull_again(&stage_over(folder(&root).await).await, &right)
+                .await
+                .last(),
+            Some(&right),
+            "{path:?}"
+        );
     }
 }
 
@@ -275,12 +383,28 @@ async fn a_server_scrubs_its_store_by_itself() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("store");
     let (_, sound) = sound(&root).await;
-    let (path, content) = sound.iter().find(|(path, _)| path.starts_with("layers")).unwrap();
+    let (path, content) = sound
+        .iter()
+        .find(|(path, _)| path.starts_with("layers"))
+        .unwrap();
     put_one(&root, path, Rot::Bit.spoil(content, &mut Random::new(3)));
-    let scrub = store::Scrub { interval: std::time::Duration::from_millis(10), ..store::Scrub::default() };
-    let config = store::Config { location: root.display().to_string(), scrub, ..store::Config::default() };
+    let scrub = store::Scrub {
+        interval: std::time::Duration::from_millis(10),
+        ..store::Scrub::default()
+    };
+    let config = store::Config {
+        location: root.display().to_string(),
+        scrub,
+        ..store::Config::default()
+    };
     let stage = stage_over(Store::open(&config).await.unwrap()).await;
-    while stage.store.find(&Digest::sha256_of(content)).await.unwrap().is_some() {
+    while stage
+        .store
+        .find(&Digest::sha256_of(content))
+        .await
+        .unwrap()
+        .is_some()
+    {
         tokio::task::yield_now().await;
     }
     assert!(stage.store.sweep(SystemTime::now()).await.is_ok());

@@ -26,14 +26,27 @@ async fn http2(server: SocketAddr, window: u32) -> SendRequest<Bytes> {
     client.ready().await.unwrap()
 }
 
-fn send(client: &mut SendRequest<Bytes>, server: SocketAddr, method: Method, path: &str) -> ResponseFuture {
-    let request = http::Request::builder().method(method).uri(format!("http://{server}{path}"));
-    client.send_request(request.body(()).unwrap(), true).unwrap().0
+fn send(
+    client: &mut SendRequest<Bytes>,
+    server: SocketAddr,
+    method: Method,
+    path: &str,
+) -> ResponseFuture {
+    let request = http::Request::builder()
+        .method(method)
+        .uri(format!("http://{server}{path}"));
+    client
+        .send_request(request.body(()).unwrap(), true)
+        .unwrap()
+        .0
 }
 
 /// A client with an address of its own.
 fn client(number: u8) -> reqwest::Client {
-    reqwest::Client::builder().local_address(IpAddr::from(Ipv4Addr::new(127, 0, 0, number))).build().unwrap()
+    reqwest::Client::builder()
+        .local_address(IpAddr::from(Ipv4Addr::new(127, 0, 0, number)))
+        .build()
+        .unwrap()
 }
 
 #[tokio::test]
@@ -43,11 +56,17 @@ async fn a_stream_that_takes_nothing_is_reset_and_its_place_given_back() {
         config.write_timeout = Duration::from_millis(300);
     })
     .await;
-    let path = format!("/v2/local/app/blobs/{}", stage.registry.put_blob(vec![7; LARGE]));
+    let path = format!(
+        "/v2/local/app/blobs/{}",
+        stage.registry.put_blob(vec![7; LARGE])
+    );
     for window in [0, 1, 100_000] {
         let server = stage.server.address;
         let mut client = http2(server, window).await;
-        let mut body = send(&mut client, server, Method::GET, &path).await.unwrap().into_body();
+        let mut body = send(&mut client, server, Method::GET, &path)
+            .await
+            .unwrap()
+            .into_body();
         let reset = loop {
             match body.data().await {
                 // Taken, and never released: the window stays shut.
@@ -57,8 +76,14 @@ async fn a_stream_that_takes_nothing_is_reset_and_its_place_given_back() {
             }
         };
         assert!(reset.is_reset(), "{window}: {reset}");
-        let head = send(&mut client, server, Method::HEAD, &path).await.unwrap();
-        assert_eq!(head.status(), 200, "the connection goes on, and the place is free");
+        let head = send(&mut client, server, Method::HEAD, &path)
+            .await
+            .unwrap();
+        assert_eq!(
+            head.status(),
+            200,
+            "the connection goes on, and the place is free"
+        );
     }
 }
 
@@ -66,10 +91,16 @@ async fn a_stream_that_takes_nothing_is_reset_and_its_place_given_back() {
 async fn a_client_that_goes_on_taking_is_not_reset() {
     let limit = Duration::from_millis(600);
     let stage = Stage::with(|config| config.write_timeout = limit).await;
-    let path = format!("/v2/local/app/blobs/{}", stage.registry.put_blob(vec![7; 1 << 20]));
+    let path = format!(
+        "/v2/local/app/blobs/{}",
+        stage.registry.put_blob(vec![7; 1 << 20])
+    );
     let server = stage.server.address;
     let mut client = http2(server, 128 << 10).await;
-    let mut body = send(&mut client, server, Method::GET, &path).await.unwrap().into_body();
+    let mut body = send(&mut client, server, Method::GET, &path)
+        .await
+        .unwrap()
+        .into_body();
     let (mut taken, mut next_pause) = (0, 0);
     while let Some(data) = body.data().await {
         let length = data.unwrap().len();
@@ -94,12 +125,23 @@ async fn one_client_has_its_share_of_places_and_others_have_theirs() {
     let digest = stage.registry.put_blob(vec![7; 1000]);
     let gate = Gate::new();
     stage.registry.on("/blobs/").method("GET").gate(&gate);
-    let url = format!("http://{}/v2/local/app/blobs/{digest}", stage.server.address);
+    let url = format!(
+        "http://{}/v2/local/app/blobs/{digest}",
+        stage.server.address
+    );
     let greedy = client(7);
-    let running: Vec<_> = (0..2).map(|_| tokio::spawn(greedy.get(&url).send())).collect();
+    let running: Vec<_> = (0..2)
+        .map(|_| tokio::spawn(greedy.get(&url).send()))
+        .collect();
     gate.reached(2).await;
     let third = greedy.get(&url).send().await.unwrap();
-    assert_eq!((third.status().as_u16(), third.headers()["retry-after"].to_str().unwrap()), (503, "1"));
+    assert_eq!(
+        (
+            third.status().as_u16(),
+            third.headers()["retry-after"].to_str().unwrap()
+        ),
+        (503, "1")
+    );
     let other = tokio::spawn(client(8).get(&url).send());
     gate.reached(3).await;
     gate.open();
@@ -120,10 +162,16 @@ async fn connections_that_ask_nothing_give_way() {
     let mut silent = Vec::new();
     for number in 1..=20 {
         let socket = TcpSocket::new_v4().unwrap();
-        socket.bind(SocketAddr::from(([127, 0, 0, number], 0))).unwrap();
+        socket
+            .bind(SocketAddr::from(([127, 0, 0, number], 0)))
+            .unwrap();
         silent.push(socket.connect(stage.server.address).await.unwrap());
     }
-    assert_eq!(stage.get("/healthz").await.status, 200, "there is room for one who asks");
+    assert_eq!(
+        stage.get("/healthz").await.status,
+        200,
+        "there is room for one who asks"
+    );
     let mut oldest = silent.swap_remove(0);
     let mut end = Vec::new();
     let ended = oldest.read_to_end(&mut end).await;
@@ -145,9 +193,18 @@ async fn a_body_that_does_not_come_is_not_waited_for() {
 #[tokio::test]
 async fn refusals_are_counted_by_their_reason() {
     let stage = Stage::new().await;
-    let count = |reason| metrics().requests_refused.get_or_create(&[("reason", reason)]).get();
+    let count = |reason| {
+        metrics()
+            .requests_refused
+            .get_or_create(&[("reason", reason)])
+            .get()
+    };
     let before = (count("host"), count("cross-site"));
-    stage.ask(Method::GET, "/", &[("host", "evil.example")]).await;
-    stage.ask(Method::GET, "/", &[("origin", "http://evil.example")]).await;
+    stage
+        .ask(Method::GET, "/", &[("host", "evil.example")])
+        .await;
+    stage
+        .ask(Method::GET, "/", &[("origin", "http://evil.example")])
+        .await;
     assert!(count("host") > before.0 && count("cross-site") > before.1);
 }

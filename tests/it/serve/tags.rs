@@ -38,7 +38,10 @@ async fn a_tag_that_moved_is_seen_when_nothing_is_remembered() {
     stage.registry.push("app", "v1", &second);
     let moved = stage.get(PATH).await;
     assert_ne!(moved.digest(), first.digest());
-    assert_eq!(moved.json()["annotations"]["dev.starlift.source.digest"], second.digest().to_string());
+    assert_eq!(
+        moved.json()["annotations"]["dev.starlift.source.digest"],
+        second.digest().to_string()
+    );
 }
 
 #[tokio::test]
@@ -59,13 +62,24 @@ async fn a_stale_tag_stands_in_for_a_failing_upstream() {
     stage.push_app();
     let first = stage.get(PATH).await;
     for status in [500, 503, 429] {
-        stage.registry.on("/").answer(status, &[("retry-after", "0")]);
+        stage
+            .registry
+            .on("/")
+            .answer(status, &[("retry-after", "0")]);
         let answer = stage.get_and_head(PATH, &[]).await;
-        assert_eq!((answer.status, answer.digest()), (200, first.digest()), "{status}");
+        assert_eq!(
+            (answer.status, answer.digest()),
+            (200, first.digest()),
+            "{status}"
+        );
         stage.registry.heal();
     }
     stage.registry.on("/").answer(404, &[]);
-    assert_eq!(stage.get(PATH).await.status, 404, "a tag that is gone is gone");
+    assert_eq!(
+        stage.get(PATH).await.status,
+        404,
+        "a tag that is gone is gone"
+    );
 }
 
 #[tokio::test]

@@ -18,7 +18,17 @@ fn write_certificate(folder: &Path, name: &str) -> TlsConfig {
     let config = folder.join("request.cnf");
     std::fs::write(&config, REQUEST).unwrap();
     let made = Command::new("openssl")
-        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-days",
+            "2",
+        ])
         .args(["-subj", &format!("/CN={name}"), "-config"])
         .arg(&config)
         .arg("-keyout")
@@ -27,15 +37,26 @@ fn write_certificate(folder: &Path, name: &str) -> TlsConfig {
         .arg(&cert)
         .output()
         .unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    assert!(
+        made.status.success(),
+        "{}",
+        String::from_utf8_lossy(&made.stderr)
+    );
     TlsConfig { cert, key }
 }
 
 /// Whether a client that trusts nothing but the certificate in `pem` reaches the server, over HTTP/2.
 async fn is_trusted(server: &Running, pem: &[u8]) -> bool {
     let authority = Certificate::from_pem(pem).unwrap();
-    let client = reqwest::Client::builder().tls_certs_only([authority]).build().unwrap();
-    match client.get(format!("https://{}/v2/", server.address)).send().await {
+    let client = reqwest::Client::builder()
+        .tls_certs_only([authority])
+        .build()
+        .unwrap();
+    match client
+        .get(format!("https://{}/v2/", server.address))
+        .send()
+        .await
+    {
         Ok(answer) => answer.status() == 200 && answer.version() == reqwest::Version::HTTP_2,
         Err(_) => false,
     }
@@ -52,7 +73,10 @@ async fn a_new_certificate_is_taken_on_sighup() {
     write_certificate(folder.path(), "second");
     let second = std::fs::read(&tls.cert).unwrap();
     assert!(!is_trusted(&server, &second).await);
-    let hangup = Command::new("kill").args(["-HUP", &std::process::id().to_string()]).status().unwrap();
+    let hangup = Command::new("kill")
+        .args(["-HUP", &std::process::id().to_string()])
+        .status()
+        .unwrap();
     assert!(hangup.success());
     let renewed = async {
         while !is_trusted(&server, &second).await {
@@ -68,6 +92,8 @@ async fn a_missing_certificate_stops_the_start() {
     let folder = tempfile::tempdir().unwrap();
     let mut tls = write_certificate(folder.path(), "first");
     tls.key = folder.path().join("nothing.pem");
-    let error = Stage::try_another(|config| config.tls = Some(tls)).await.unwrap_err();
+    let error = Stage::try_another(|config| config.tls = Some(tls))
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("cert.pem"), "{error}");
 }

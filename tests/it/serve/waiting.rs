@@ -18,7 +18,12 @@ async fn the_original_is_answered_while_the_conversion_goes_on_and_the_twin_afte
     stage.registry.on("/blobs/").gate(&gate);
     let early = stage.get_and_head(PATH, &[]).await;
     assert_eq!((early.status, early.body), (200, image.bytes.clone()));
-    assert!(early.headers["warning"].to_str().unwrap().starts_with("299 starlift "));
+    assert!(
+        early.headers["warning"]
+            .to_str()
+            .unwrap()
+            .starts_with("299 starlift ")
+    );
     gate.reached(1).await;
     gate.open();
     let patient = stage.another(|config| config.wait = PATIENT).await;
@@ -44,7 +49,11 @@ async fn a_client_that_leaves_does_not_stop_the_conversion() {
     assert_ne!(twin.digest(), image.digest().to_string());
     for layer in image.layers() {
         let digest = starlift::oci::Digest::sha256_of(layer).to_string();
-        assert_eq!(stage.registry.count("GET", &digest), 1, "each layer is fetched once");
+        assert_eq!(
+            stage.registry.count("GET", &digest),
+            1,
+            "each layer is fetched once"
+        );
     }
 }
 
@@ -53,7 +62,11 @@ async fn many_pulls_are_one_conversion() {
     let stage = Stage::new().await;
     let image = stage.push_app();
     let answers = futures::future::join_all((0..32).map(|_| stage.get(PATH))).await;
-    assert!(answers.iter().all(|answer| answer.status == 200 && answer.digest() == answers[0].digest()));
+    assert!(
+        answers
+            .iter()
+            .all(|answer| answer.status == 200 && answer.digest() == answers[0].digest())
+    );
     assert_ne!(answers[0].digest(), image.digest().to_string());
     assert_eq!(stage.registry.count("GET", "/manifests/"), 1);
     assert_eq!(stage.registry.count("GET", "/blobs/"), image.blobs.len());
@@ -80,7 +93,11 @@ async fn a_mirror_may_be_told_to_ask_the_next_host() {
     let gate = Gate::new();
     stage.registry.on("/blobs/").gate(&gate);
     assert_eq!(stage.get("/v2/app/manifests/v1?ns=local").await.status, 404);
-    assert_eq!(stage.get(PATH).await.body, image.bytes, "without other hosts the original is the answer");
+    assert_eq!(
+        stage.get(PATH).await.body,
+        image.bytes,
+        "without other hosts the original is the answer"
+    );
     gate.open();
 }
 
@@ -106,9 +123,16 @@ async fn a_silent_upstream_costs_a_bounded_time() {
     let image = stage.push_app();
     let gate = Gate::new();
     stage.registry.on("/").gate(&gate);
-    for path in [PATH.to_owned(), format!("/v2/local/app/manifests/{}", image.digest())] {
+    for path in [
+        PATH.to_owned(),
+        format!("/v2/local/app/manifests/{}", image.digest()),
+    ] {
         let answer = stage.get(&path).await;
-        assert_eq!((answer.status, answer.code().as_str()), (504, "UNAVAILABLE"), "{path}");
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (504, "UNAVAILABLE"),
+            "{path}"
+        );
         assert_eq!(stage.head(&path).await.status, 504, "{path}");
     }
     gate.open();

@@ -13,7 +13,13 @@ use super::contract::{bytes_of, generation, put_image, put_layer, read, source_o
 pub(super) fn folder() -> (tempfile::TempDir, Config) {
     let dir = tempfile::tempdir().unwrap();
     let location = dir.path().join("store").display().to_string();
-    (dir, Config { location, ..Config::default() })
+    (
+        dir,
+        Config {
+            location,
+            ..Config::default()
+        },
+    )
 }
 
 fn in_a_year() -> SystemTime {
@@ -41,12 +47,24 @@ fn files(root: &Path) -> Vec<PathBuf> {
 #[tokio::test]
 async fn a_folder_outlives_its_store() {
     let (_dir, config) = folder();
-    let image = put_image(&Store::open(&config).await.unwrap(), 1, 5 << 20).await.unwrap();
+    let image = put_image(&Store::open(&config).await.unwrap(), 1, 5 << 20)
+        .await
+        .unwrap();
     let reopened = Store::open(&config).await.unwrap();
-    assert_eq!(reopened.image(&generation(), &image.source).await.unwrap().as_ref(), Some(&image));
+    assert_eq!(
+        reopened
+            .image(&generation(), &image.source)
+            .await
+            .unwrap()
+            .as_ref(),
+        Some(&image)
+    );
     for digest in &image.objects {
         let object = reopened.find(digest).await.unwrap().unwrap();
-        assert_eq!(Digest::sha256_of(&read(&reopened, &object, 0..object.size).await.unwrap()), *digest);
+        assert_eq!(
+            Digest::sha256_of(&read(&reopened, &object, 0..object.size).await.unwrap()),
+            *digest
+        );
     }
 }
 
@@ -56,7 +74,10 @@ async fn a_place_that_cannot_be_written_is_named() {
     let file = dir.path().join("file");
     std::fs::write(&file, "").unwrap();
     for location in [file.clone(), file.join("below")] {
-        let config = Config { location: location.display().to_string(), ..Config::default() };
+        let config = Config {
+            location: location.display().to_string(),
+            ..Config::default()
+        };
         let error = Store::open(&config).await.unwrap_err();
         assert!(matches!(error, Error::Config(_)), "{error:?}");
         assert!(error.to_string().contains(&config.location), "{error}");
@@ -71,17 +92,38 @@ async fn the_sweep_leaves_an_empty_folder() {
     drop(store.lease("left").await.unwrap());
     let root = Path::new(&config.location);
     // What a process leaves that is killed while it uploads and holds a lease.
-    let mut upload = store.upload_layer(&generation(), &source_of(3), 0).await.unwrap();
+    let mut upload = store
+        .upload_layer(&generation(), &source_of(3), 0)
+        .await
+        .unwrap();
     upload.write(bytes_of(3 << 20, 3)).await.unwrap();
-    let staging = files(root).into_iter().find(|path| path.to_string_lossy().ends_with("#1")).unwrap();
-    std::fs::copy(root.join(&staging), root.join(staging.to_string_lossy().replace("#1", "#2"))).unwrap();
+    let staging = files(root)
+        .into_iter()
+        .find(|path| path.to_string_lossy().ends_with("#1"))
+        .unwrap();
+    std::fs::copy(
+        root.join(&staging),
+        root.join(staging.to_string_lossy().replace("#1", "#2")),
+    )
+    .unwrap();
     upload.abort().await;
     std::fs::write(root.join("leases/of-a-dead-process"), "").unwrap();
 
     let kept = store.sweep(SystemTime::now()).await.unwrap();
-    assert_eq!((kept.images, kept.objects, kept.unrecorded, kept.leftovers), (0, 0, 0, 0));
+    assert_eq!(
+        (kept.images, kept.objects, kept.unrecorded, kept.leftovers),
+        (0, 0, 0, 0)
+    );
     let swept = store.sweep(in_a_year()).await.unwrap();
-    assert_eq!((swept.images, swept.objects, swept.unrecorded, swept.leftovers), (1, 3, 1, 1));
+    assert_eq!(
+        (
+            swept.images,
+            swept.objects,
+            swept.unrecorded,
+            swept.leftovers
+        ),
+        (1, 3, 1, 1)
+    );
     assert_eq!(files(root), Vec::<PathBuf>::new());
 }
 
@@ -93,11 +135,18 @@ impl Holder {
         std::fs::create_dir_all(lease.parent().unwrap()).unwrap();
         let waiting = lease.with_extension("locked");
         // Without `-o` the lock belongs to the shell too; `exec` makes the two one.
-        let script = format!("exec 9>'{}'; flock 9; touch '{}'; exec sleep 600", lease.display(), waiting.display());
+        let script = format!(
+            "exec 9>'{}'; flock 9; touch '{}'; exec sleep 600",
+            lease.display(),
+            waiting.display()
+        );
         let child = Command::new("sh").args(["-c", &script]).spawn().unwrap();
         let deadline = std::time::Instant::now() + Duration::from_secs(30);
         while !waiting.exists() {
-            assert!(std::time::Instant::now() < deadline, "the lock was not taken");
+            assert!(
+                std::time::Instant::now() < deadline,
+                "the lock was not taken"
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
         std::fs::remove_file(waiting).unwrap();
@@ -138,11 +187,18 @@ impl SmallDisk {
     fn of(size: &str) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let options = format!("size={size}");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(dir.path()).status();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &options, "tmpfs"])
+            .arg(dir.path())
+            .status();
         if mounted.is_ok_and(|status| status.success()) {
             return Some(Self(dir));
         }
-        assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "a tmpfs cannot be mounted");
+        assert_ne!(
+            std::env::var("CI").as_deref(),
+            Ok("true"),
+            "a tmpfs cannot be mounted"
+        );
         println!("skipped: a tmpfs cannot be mounted");
         None
     }
@@ -156,24 +212,40 @@ impl Drop for SmallDisk {
 
 #[tokio::test]
 async fn a_full_disk_is_an_error_and_room_heals_it() {
-    let Some(disk) = SmallDisk::of("4m") else { return };
+    let Some(disk) = SmallDisk::of("4m") else {
+        return;
+    };
     let location = disk.0.path().join("store");
-    let config = Config { location: location.display().to_string(), ..Config::default() };
+    let config = Config {
+        location: location.display().to_string(),
+        ..Config::default()
+    };
     let store = Store::open(&config).await.unwrap();
     let ballast = disk.0.path().join("ballast");
     std::fs::write(&ballast, vec![1; 2 << 20]).unwrap();
     let layer = bytes_of(3 << 20, 4);
     let full = put_layer(&store, &source_of(4), &layer).await;
     assert!(matches!(full, Err(Error::Backend { .. })), "{full:?}");
-    assert_eq!(store.layer(&generation(), &source_of(4)).await.unwrap(), None);
+    assert_eq!(
+        store.layer(&generation(), &source_of(4)).await.unwrap(),
+        None
+    );
     std::fs::remove_file(ballast).unwrap();
     // The staging file goes in the background.
     let deadline = std::time::Instant::now() + Duration::from_secs(30);
     while !files(&location).is_empty() {
-        assert!(std::time::Instant::now() < deadline, "{:?} stay", files(&location));
+        assert!(
+            std::time::Instant::now() < deadline,
+            "{:?} stay",
+            files(&location)
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     put_layer(&store, &source_of(4), &layer).await.unwrap();
-    let object = store.find(&Digest::sha256_of(&layer)).await.unwrap().unwrap();
+    let object = store
+        .find(&Digest::sha256_of(&layer))
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(read(&store, &object, 0..object.size).await.unwrap(), layer);
 }

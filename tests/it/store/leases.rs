@@ -18,7 +18,13 @@ const NAME: &str = "layer";
 const TTL: Duration = Duration::from_millis(1200);
 
 fn open(bucket: &Bucket) -> Store {
-    Store::over(Arc::new(bucket.clone()), &Config { lease_ttl: TTL, ..Config::default() })
+    Store::over(
+        Arc::new(bucket.clone()),
+        &Config {
+            lease_ttl: TTL,
+            ..Config::default()
+        },
+    )
 }
 
 /// Looks until `true` is seen; what never comes fails the test.
@@ -28,7 +34,9 @@ async fn until<F: Future<Output = bool>>(look: impl Fn() -> F) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), looking).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(30), looking)
+        .await
+        .unwrap();
 }
 
 fn place() -> Path {
@@ -36,16 +44,26 @@ fn place() -> Path {
 }
 
 async fn claim(bucket: &Bucket) -> serde_json::Value {
-    let bytes = bucket.get(&place()).and_then(|found| found.bytes()).await.unwrap();
+    let bytes = bucket
+        .get(&place())
+        .and_then(|found| found.bytes())
+        .await
+        .unwrap();
     serde_json::from_slice(&bytes).unwrap()
 }
 
 /// As another process would have written it, with the milliseconds it still holds, or has run out for.
 async fn claimed_by_another(bucket: &Bucket, left: i64) {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis();
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap()
+        .as_millis();
     let expires = i64::try_from(now).unwrap() + left;
     let claim = serde_json::json!({ "owner": "another", "epoch": 3, "expires": expires });
-    bucket.put(&place(), sealed(place().as_ref(), &claim).into()).await.unwrap();
+    bucket
+        .put(&place(), sealed(place().as_ref(), &claim).into())
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -58,7 +76,11 @@ async fn a_lease_that_has_run_out_is_taken_over_once() {
         let store = open(&bucket);
         tokio::spawn(async move { store.lease(NAME).await.unwrap() })
     });
-    let taken: Vec<_> = futures::future::join_all(takers).await.into_iter().filter_map(Result::unwrap).collect();
+    let taken: Vec<_> = futures::future::join_all(takers)
+        .await
+        .into_iter()
+        .filter_map(Result::unwrap)
+        .collect();
     assert_eq!(taken.len(), 1);
     assert_eq!(claim(&bucket).await["epoch"], 4);
 }
@@ -108,14 +130,24 @@ async fn a_lease_survives_a_hiccup_of_the_store_and_is_lost_to_an_outage() {
 #[tokio::test]
 async fn the_lost_answer_of_a_claim_does_not_lock_its_owner_out() {
     let bucket = Bucket::new();
-    let losing = bucket.broken(|operation| if operation.kind == "put" { Fate::LoseAnswer } else { Fate::Pass });
+    let losing = bucket.broken(|operation| {
+        if operation.kind == "put" {
+            Fate::LoseAnswer
+        } else {
+            Fate::Pass
+        }
+    });
     assert!(open(&losing).lease(NAME).await.unwrap().is_some());
 }
 
 #[tokio::test]
 async fn a_lease_is_renewed_only_while_its_work_gets_on() {
     let folder = tempfile::tempdir().unwrap();
-    let config = Config { location: folder.path().display().to_string(), lease_ttl: TTL, ..Config::default() };
+    let config = Config {
+        location: folder.path().display().to_string(),
+        lease_ttl: TTL,
+        ..Config::default()
+    };
     for store in [open(&Bucket::new()), Store::open(&config).await.unwrap()] {
         let mut asked = 0;
         let moving = move || {

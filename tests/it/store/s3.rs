@@ -26,7 +26,9 @@ async fn until(look: impl Fn() -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), looking).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(30), looking)
+        .await
+        .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -34,9 +36,16 @@ async fn a_bucket_keeps_the_contract() {
     let s3 = S3::start().await;
     contract::all(&open(&s3).await).await;
     assert_eq!(s3.open_uploads(), 0);
-    assert!(s3.keys().iter().all(|key| key.starts_with("some/prefix/")), "{:?}", s3.keys());
+    assert!(
+        s3.keys().iter().all(|key| key.starts_with("some/prefix/")),
+        "{:?}",
+        s3.keys()
+    );
     let other = Store::open(&s3.config("other")).await.unwrap();
-    assert_eq!(other.image(&generation(), &source_of(2000)).await.unwrap(), None);
+    assert_eq!(
+        other.image(&generation(), &source_of(2000)).await.unwrap(),
+        None
+    );
     open(&s3).await.sweep(in_a_year()).await.unwrap();
     open(&s3).await.sweep(in_a_year()).await.unwrap();
     assert_eq!(s3.keys(), ["some/prefix/salt.json"]);
@@ -56,10 +65,19 @@ async fn a_bucket_that_is_not_there_or_not_ours_is_said_at_the_start() {
 async fn a_slow_down_is_waited_out() {
     let s3 = S3::start().await;
     let store = open(&s3).await;
-    s3.fail(|asked| if asked.number % 3 == 0 { Fault::SlowDown } else { Fault::None });
+    s3.fail(|asked| {
+        if asked.number % 3 == 0 {
+            Fault::SlowDown
+        } else {
+            Fault::None
+        }
+    });
     let image = put_image(&store, 1, 17 << 20).await.unwrap();
     let reader = open(&s3).await;
-    assert_eq!(reader.image(&generation(), &image.source).await.unwrap(), Some(image));
+    assert_eq!(
+        reader.image(&generation(), &image.source).await.unwrap(),
+        Some(image)
+    );
 }
 
 #[tokio::test]
@@ -71,9 +89,22 @@ async fn a_body_that_is_cut_is_read_on_from_there() {
     let store = Store::open(&config).await.unwrap();
     let layer = bytes_of(3 << 20, 2);
     put_layer(&store, &source_of(2), &layer).await.unwrap();
-    let object = store.find(&Digest::sha256_of(&layer)).await.unwrap().unwrap();
-    s3.fail(|asked| if asked.number < 2 { Fault::CutBody(1_000_000) } else { Fault::None });
-    assert_eq!(read(&store, &object, 5..object.size).await.unwrap(), layer[5..]);
+    let object = store
+        .find(&Digest::sha256_of(&layer))
+        .await
+        .unwrap()
+        .unwrap();
+    s3.fail(|asked| {
+        if asked.number < 2 {
+            Fault::CutBody(1_000_000)
+        } else {
+            Fault::None
+        }
+    });
+    assert_eq!(
+        read(&store, &object, 5..object.size).await.unwrap(),
+        layer[5..]
+    );
     assert_eq!(s3.asked(), 3);
 }
 
@@ -86,10 +117,20 @@ async fn any_answer_may_be_lost() {
     for number in 0..whole.asked() {
         let s3 = S3::start().await;
         let store = open(&s3).await;
-        s3.fail(move |asked| if asked.number == number { Fault::LoseAnswer } else { Fault::None });
+        s3.fail(move |asked| {
+            if asked.number == number {
+                Fault::LoseAnswer
+            } else {
+                Fault::None
+            }
+        });
         let image = put_image(&store, 3, 9 << 20).await.unwrap();
         let reader = open(&s3).await;
-        assert_eq!(reader.image(&generation(), &image.source).await.unwrap(), Some(image), "request {number}");
+        assert_eq!(
+            reader.image(&generation(), &image.source).await.unwrap(),
+            Some(image),
+            "request {number}"
+        );
     }
 }
 
@@ -98,7 +139,10 @@ async fn an_upload_given_up_leaves_no_parts() {
     let s3 = S3::start().await;
     let store = open(&s3).await;
     for is_dropped in [false, true] {
-        let mut upload = store.upload_layer(&generation(), &source_of(4), 0).await.unwrap();
+        let mut upload = store
+            .upload_layer(&generation(), &source_of(4), 0)
+            .await
+            .unwrap();
         upload.write(bytes_of(17 << 20, 4)).await.unwrap();
         until(|| s3.open_uploads() == 1).await;
         if is_dropped {
@@ -109,7 +153,13 @@ async fn an_upload_given_up_leaves_no_parts() {
         until(|| s3.open_uploads() == 0).await;
     }
     let is_part = |asked: &Asked| asked.query.contains_key("partNumber");
-    s3.fail(move |asked| if is_part(asked) { Fault::SlowDown } else { Fault::None });
+    s3.fail(move |asked| {
+        if is_part(asked) {
+            Fault::SlowDown
+        } else {
+            Fault::None
+        }
+    });
     let failed = put_layer(&store, &source_of(4), &bytes_of(9 << 20, 4)).await;
     assert!(matches!(failed, Err(Error::Backend { .. })), "{failed:?}");
     until(|| s3.open_uploads() == 0).await;
@@ -120,9 +170,18 @@ async fn an_upload_given_up_leaves_no_parts() {
 async fn parts_in_flight_are_bounded() {
     let s3 = S3::start().await;
     let store = open(&s3).await;
-    let mut upload = store.upload_layer(&generation(), &source_of(5), 0).await.unwrap();
+    let mut upload = store
+        .upload_layer(&generation(), &source_of(5), 0)
+        .await
+        .unwrap();
     // No part ever gets through, so the fifth has to wait.
-    s3.fail(|asked| if asked.method == Method::PUT { Fault::SlowDown } else { Fault::None });
+    s3.fail(|asked| {
+        if asked.method == Method::PUT {
+            Fault::SlowDown
+        } else {
+            Fault::None
+        }
+    });
     let part = bytes_of(8 << 20, 5);
     for _ in 0..4 {
         upload.write(part.clone()).await.unwrap();
@@ -136,13 +195,28 @@ async fn a_signed_url_needs_no_credentials() {
     let s3 = S3::start().await;
     let store = open(&s3).await;
     let object = store.put("text/plain", "content".into()).await.unwrap();
-    let url = store.signed_url(&object, Duration::from_secs(60)).await.unwrap().unwrap();
-    let body = reqwest::get(url.clone()).await.unwrap().text().await.unwrap();
+    let url = store
+        .signed_url(&object, Duration::from_secs(60))
+        .await
+        .unwrap()
+        .unwrap();
+    let body = reqwest::get(url.clone())
+        .await
+        .unwrap()
+        .text()
+        .await
+        .unwrap();
     assert_eq!(body, "content");
     let mut unsigned = url;
     unsigned.set_query(None);
     assert_eq!(reqwest::get(unsigned).await.unwrap().status(), 403);
-    assert_eq!(Store::in_memory().signed_url(&object, Duration::from_secs(60)).await.unwrap(), None);
+    assert_eq!(
+        Store::in_memory()
+            .signed_url(&object, Duration::from_secs(60))
+            .await
+            .unwrap(),
+        None
+    );
 }
 
 #[tokio::test]
@@ -150,8 +224,16 @@ async fn a_signed_url_is_good_for_as_long_as_configured() {
     let s3 = S3::start().await;
     let store = open(&s3).await;
     let object = store.put("text/plain", "content".into()).await.unwrap();
-    let url = store.signed_url(&object, Duration::from_secs(67)).await.unwrap().unwrap();
-    let expires = url.query_pairs().find(|(name, _)| name == "X-Amz-Expires").unwrap().1;
+    let url = store
+        .signed_url(&object, Duration::from_secs(67))
+        .await
+        .unwrap()
+        .unwrap();
+    let expires = url
+        .query_pairs()
+        .find(|(name, _)| name == "X-Amz-Expires")
+        .unwrap()
+        .1;
     assert_eq!(expires, "67");
 }
 
@@ -162,7 +244,10 @@ async fn two_stores_over_one_bucket_share_everything_but_a_lease() {
     let lease = one.lease("layer").await.unwrap().unwrap();
     assert!(two.lease("layer").await.unwrap().is_none());
     let image = put_image(&one, 6, 1000).await.unwrap();
-    assert_eq!(two.image(&generation(), &image.source).await.unwrap(), Some(image));
+    assert_eq!(
+        two.image(&generation(), &image.source).await.unwrap(),
+        Some(image)
+    );
     lease.release().await;
     assert!(two.lease("layer").await.unwrap().is_some());
 }
@@ -178,7 +263,11 @@ async fn what_is_asked_for_again_is_not_asked_of_the_bucket() {
             marks.fetch_add(usize::from(asked.key.contains("/used/")), Ordering::SeqCst);
             Fault::None
         });
-        store.image(&generation(), &image.source).await.unwrap().unwrap();
+        store
+            .image(&generation(), &image.source)
+            .await
+            .unwrap()
+            .unwrap();
         let twin = store.find(&image.twin).await.unwrap().unwrap();
         store.read_all(&twin).await.unwrap();
         if is_first {
@@ -192,11 +281,16 @@ async fn what_is_asked_for_again_is_not_asked_of_the_bucket() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn moto_keeps_the_contract() {
-    let Some(moto) = Moto::start().await else { return };
+    let Some(moto) = Moto::start().await else {
+        return;
+    };
     let config = s3::config(&moto.endpoint, &format!("s3://{BUCKET}/prefix"));
     let store = Store::open(&config).await.unwrap();
     contract::all(&store).await;
     let report = store.sweep(in_a_year()).await.unwrap();
     assert!(report.images > 0 && report.kept_bytes == 0, "{report:?}");
-    assert_eq!(store.image(&generation(), &source_of(2000)).await.unwrap(), None);
+    assert_eq!(
+        store.image(&generation(), &source_of(2000)).await.unwrap(),
+        None
+    );
 }

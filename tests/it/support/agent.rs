@@ -28,7 +28,10 @@ fn environment(settings: Settings<'_>) -> impl Iterator<Item = (String, &str)> {
         None => format!("STARLIFT_AGENT_{key}"),
     };
     let servers = [("PULL_SERVERS", "127.0.0.1")];
-    servers.into_iter().chain(settings.iter().copied()).map(move |(key, value)| (variable(key), value))
+    servers
+        .into_iter()
+        .chain(settings.iter().copied())
+        .map(move |(key, value)| (variable(key), value))
 }
 
 impl Agent {
@@ -45,24 +48,48 @@ impl Agent {
     pub(crate) fn start_as(executable: &Path, place: &Place, settings: Settings<'_>) -> Self {
         let (socket, root) = (place.path().join("agent.sock"), place.dir("agent"));
         let mut command = Command::new(executable);
-        command.current_dir(place.path()).arg("agent").arg("--address").arg(&socket).arg("--root").arg(&root);
+        command
+            .current_dir(place.path())
+            .arg("agent")
+            .arg("--address")
+            .arg(&socket)
+            .arg("--root")
+            .arg(&root);
         command.envs(environment(settings));
         // The socket takes calls before anyone answers them; the status is answered when everything is.
         let daemon = place.daemon("agent", &mut command, || status(&root).is_some());
-        Self { daemon, socket, root }
+        Self {
+            daemon,
+            socket,
+            root,
+        }
     }
 
     /// As a service of systemd's, which keeps its descriptors.
-    pub(crate) fn start_under(manager: &mut Manager, place: &Place, settings: Settings<'_>) -> Self {
+    pub(crate) fn start_under(
+        manager: &mut Manager,
+        place: &Place,
+        settings: Settings<'_>,
+    ) -> Self {
         let (socket, root) = (place.path().join("agent.sock"), place.dir("agent"));
         let mut command = manager.command(env!("CARGO_BIN_EXE_starlift"));
-        command.current_dir(place.path()).arg("agent").arg("--address").arg(&socket).arg("--root").arg(&root);
+        command
+            .current_dir(place.path())
+            .arg("agent")
+            .arg("--address")
+            .arg(&socket)
+            .arg("--root")
+            .arg(&root);
         command.envs(environment(settings));
         let daemon = place.spawn("agent", &mut command, || {
             manager.listen();
             manager.is_ready && status(&root).is_some()
         });
-        Self { daemon, socket, root }
+        Self {
+            daemon,
+            socket,
+            root,
+        }
     }
 
     /// What `starlift agent status --json` prints.
@@ -73,15 +100,23 @@ impl Agent {
     /// The line of its metrics that begins with `name`.
     pub(crate) fn metric(&self, name: &str) -> Option<u64> {
         let mut curl = Command::new("curl");
-        let output = curl.args(["-sf", "--unix-socket"]).arg(self.root.join("api.sock")).arg("http://agent/metrics");
+        let output = curl
+            .args(["-sf", "--unix-socket"])
+            .arg(self.root.join("api.sock"))
+            .arg("http://agent/metrics");
         let text = String::from_utf8(output.output().unwrap().stdout).unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.map(|value| value.parse().unwrap())
     }
 
     /// What containerd's configuration needs to know it as the snapshotter `name`.
     pub(crate) fn plugin(&self, name: &str) -> String {
-        format!("[proxy_plugins.{name}]\ntype = \"snapshot\"\naddress = \"{}\"\n", self.socket.display())
+        format!(
+            "[proxy_plugins.{name}]\ntype = \"snapshot\"\naddress = \"{}\"\n",
+            self.socket.display()
+        )
     }
 
     /// The directories of lazy layers.
@@ -102,13 +137,23 @@ impl Drop for Agent {
         self.daemon.kill();
         if status(&self.root).is_none() {
             let mut unmount = Command::new(env!("CARGO_BIN_EXE_starlift"));
-            let _ = unmount.args(["agent", "unmount", "--root"]).arg(&self.root).output();
+            let _ = unmount
+                .args(["agent", "unmount", "--root"])
+                .arg(&self.root)
+                .output();
         }
     }
 }
 
 fn status(root: &Path) -> Option<Value> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_starlift"));
-    let output = command.args(["agent", "status", "--json", "--root"]).arg(root).output().unwrap();
-    output.status.success().then(|| serde_json::from_slice(&output.stdout).unwrap())
+    let output = command
+        .args(["agent", "status", "--json", "--root"])
+        .arg(root)
+        .output()
+        .unwrap();
+    output
+        .status
+        .success()
+        .then(|| serde_json::from_slice(&output.stdout).unwrap())
 }

@@ -1,5 +1,8 @@
 //! An object store in memory that can be broken: operations fail, lose their answer, or wait at a gate.
-#![expect(clippy::unwrap_used, reason = "what a test's helper unwraps is asserted")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "what a test's helper unwraps is asserted"
+)]
 
 use std::fmt;
 use std::ops::Range;
@@ -12,8 +15,8 @@ use futures::stream::{BoxStream, StreamExt as _, TryStreamExt as _};
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
+    ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
 };
 use tokio::sync::Semaphore;
 
@@ -48,7 +51,10 @@ pub(crate) struct Gate {
 
 impl Gate {
     pub(crate) fn new() -> Self {
-        Self { reached: Arc::new(Semaphore::new(0)), opened: Arc::new(Semaphore::new(0)) }
+        Self {
+            reached: Arc::new(Semaphore::new(0)),
+            opened: Arc::new(Semaphore::new(0)),
+        }
     }
 
     /// Waits until an operation stands at the gate.
@@ -63,7 +69,10 @@ impl Gate {
 
     async fn pass(&self) {
         self.reached.add_permits(1);
-        assert!(self.opened.acquire().await.is_err(), "a gate is opened by closing");
+        assert!(
+            self.opened.acquire().await.is_err(),
+            "a gate is opened by closing"
+        );
     }
 }
 
@@ -79,17 +88,31 @@ pub(crate) struct Bucket {
 
 impl Bucket {
     pub(crate) fn new() -> Self {
-        Self { objects: Arc::default(), rule: Arc::new(|_| Fate::Pass), count: Arc::default() }
+        Self {
+            objects: Arc::default(),
+            rule: Arc::new(|_| Fate::Pass),
+            count: Arc::default(),
+        }
     }
 
     /// The same objects, reached through operations whose fate `rule` decides.
     pub(crate) fn broken(&self, rule: impl Fn(&Operation) -> Fate + Send + Sync + 'static) -> Self {
-        Self { objects: Arc::clone(&self.objects), rule: Arc::new(rule), count: Arc::default() }
+        Self {
+            objects: Arc::clone(&self.objects),
+            rule: Arc::new(rule),
+            count: Arc::default(),
+        }
     }
 
     /// As after a crash: from operation `number` on nothing reaches the objects.
     pub(crate) fn dead_from(&self, number: usize) -> Self {
-        self.broken(move |operation| if operation.number >= number { Fate::Fail } else { Fate::Pass })
+        self.broken(move |operation| {
+            if operation.number >= number {
+                Fate::Fail
+            } else {
+                Fate::Pass
+            }
+        })
     }
 
     /// How many operations there were.
@@ -99,18 +122,32 @@ impl Bucket {
 
     /// Every object's path, in order.
     pub(crate) async fn paths(&self) -> Vec<String> {
-        let mut paths: Vec<String> =
-            self.objects.list(None).map_ok(|meta| meta.location.to_string()).try_collect().await.unwrap();
+        let mut paths: Vec<String> = self
+            .objects
+            .list(None)
+            .map_ok(|meta| meta.location.to_string())
+            .try_collect()
+            .await
+            .unwrap();
         paths.sort();
         paths
     }
 
     fn fate(&self, kind: &'static str, path: &Path) -> Fate {
         let number = self.count.fetch_add(1, Ordering::SeqCst);
-        (self.rule)(&Operation { number, kind, path: path.to_string() })
+        (self.rule)(&Operation {
+            number,
+            kind,
+            path: path.to_string(),
+        })
     }
 
-    async fn run<T>(&self, kind: &'static str, path: &Path, work: impl Future<Output = Result<T>>) -> Result<T> {
+    async fn run<T>(
+        &self,
+        kind: &'static str,
+        path: &Path,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
         match self.fate(kind, path) {
             Fate::Pass => work.await,
             Fate::Fail => Err(broken(kind, path)),
@@ -124,7 +161,10 @@ impl Bucket {
 }
 
 fn broken(kind: &str, path: &Path) -> Error {
-    Error::Generic { store: "broken", source: format!("{kind} {path} was made to fail").into() }
+    Error::Generic {
+        store: "broken",
+        source: format!("{kind} {path} was made to fail").into(),
+    }
 }
 
 impl fmt::Debug for Bucket {
@@ -141,31 +181,58 @@ impl fmt::Display for Bucket {
 
 #[async_trait::async_trait]
 impl ObjectStore for Bucket {
-    async fn put_opts(&self, path: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-        self.run("put", path, self.objects.put_opts(path, payload, options)).await
+    async fn put_opts(
+        &self,
+        path: &Path,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> Result<PutResult> {
+        self.run("put", path, self.objects.put_opts(path, payload, options))
+            .await
     }
 
-    async fn put_multipart_opts(&self, path: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
-        let upload = self.run("multipart", path, self.objects.put_multipart_opts(path, options)).await?;
-        Ok(Box::new(Upload { bucket: self.clone(), path: path.clone(), upload }))
+    async fn put_multipart_opts(
+        &self,
+        path: &Path,
+        options: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        let upload = self
+            .run(
+                "multipart",
+                path,
+                self.objects.put_multipart_opts(path, options),
+            )
+            .await?;
+        Ok(Box::new(Upload {
+            bucket: self.clone(),
+            path: path.clone(),
+            upload,
+        }))
     }
 
     async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
-        self.run("get", path, self.objects.get_opts(path, options)).await
+        self.run("get", path, self.objects.get_opts(path, options))
+            .await
     }
 
     async fn get_ranges(&self, path: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
-        self.run("get", path, self.objects.get_ranges(path, ranges)).await
+        self.run("get", path, self.objects.get_ranges(path, ranges))
+            .await
     }
 
-    fn delete_stream(&self, paths: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+    fn delete_stream(
+        &self,
+        paths: BoxStream<'static, Result<Path>>,
+    ) -> BoxStream<'static, Result<Path>> {
         let bucket = self.clone();
         paths
             .and_then(move |path| {
                 let bucket = bucket.clone();
                 async move {
                     use object_store::ObjectStoreExt as _;
-                    bucket.run("delete", &path, bucket.objects.delete(&path)).await?;
+                    bucket
+                        .run("delete", &path, bucket.objects.delete(&path))
+                        .await?;
                     Ok(path)
                 }
             })
@@ -184,7 +251,8 @@ impl ObjectStore for Bucket {
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.run("copy", from, self.objects.copy_opts(from, to, options)).await
+        self.run("copy", from, self.objects.copy_opts(from, to, options))
+            .await
     }
 }
 
@@ -198,15 +266,23 @@ struct Upload {
 #[async_trait::async_trait]
 impl MultipartUpload for Upload {
     fn put_part(&mut self, data: PutPayload) -> UploadPart {
-        let (bucket, path, part) = (self.bucket.clone(), self.path.clone(), self.upload.put_part(data));
+        let (bucket, path, part) = (
+            self.bucket.clone(),
+            self.path.clone(),
+            self.upload.put_part(data),
+        );
         async move { bucket.run("part", &path, part).await }.boxed()
     }
 
     async fn complete(&mut self) -> Result<PutResult> {
-        self.bucket.run("complete", &self.path, self.upload.complete()).await
+        self.bucket
+            .run("complete", &self.path, self.upload.complete())
+            .await
     }
 
     async fn abort(&mut self) -> Result<()> {
-        self.bucket.run("abort", &self.path, self.upload.abort()).await
+        self.bucket
+            .run("abort", &self.path, self.upload.abort())
+            .await
     }
 }

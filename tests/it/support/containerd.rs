@@ -36,9 +36,15 @@ impl<'a> Containerd<'a> {
     /// With a CRI service whose pods, their sandboxes of the image `sandbox`, are on the snapshotter `stargz`, which
     /// `plugin` says where to find.
     pub(crate) fn start_with_pods(place: &'a Place, plugin: &str, sandbox: &str) -> Self {
-        let pods = format!("[{CRI}.containerd]\nsnapshotter = \"stargz\"\ndisable_snapshot_annotations = false\n");
+        let pods = format!(
+            "[{CRI}.containerd]\nsnapshotter = \"stargz\"\ndisable_snapshot_annotations = false\n"
+        );
         let settings = format!("sandbox_image = \"{sandbox}\"\nrestrict_oom_score_adj = true\n");
-        Self::start_without(place, &[], &format!("{}{pods}{plugin}", cri(place, &settings)))
+        Self::start_without(
+            place,
+            &[],
+            &format!("{}{pods}{plugin}", cri(place, &settings)),
+        )
     }
 
     fn start_without(place: &'a Place, plugins: &[&str], more: &str) -> Self {
@@ -57,38 +63,66 @@ impl<'a> Containerd<'a> {
         command.arg("--config").arg(config);
         let daemon = place.daemon("containerd", &mut command, || {
             let address = socket.to_str().unwrap();
-            socket.exists() && Command::new("ctr").args(["-a", address, "version"]).output().unwrap().status.success()
+            socket.exists()
+                && Command::new("ctr")
+                    .args(["-a", address, "version"])
+                    .output()
+                    .unwrap()
+                    .status
+                    .success()
         });
-        Self { place, socket, _daemon: daemon }
+        Self {
+            place,
+            socket,
+            _daemon: daemon,
+        }
     }
 
     /// `ctr` with these arguments, which must succeed.
     pub(crate) fn ctr(&self, arguments: &str) -> String {
-        self.place.run(&format!("ctr -a {} {arguments}", self.socket.display()))
+        self.place
+            .run(&format!("ctr -a {} {arguments}", self.socket.display()))
     }
 
     /// `ctr-remote` with these arguments, which must succeed.
     pub(crate) fn ctr_remote(&self, arguments: &str) -> String {
-        self.place.run(&format!("ctr-remote -a {} {arguments}", self.socket.display()))
+        self.place.run(&format!(
+            "ctr-remote -a {} {arguments}",
+            self.socket.display()
+        ))
     }
 
     /// The same where the outcome depends on the number of threads.
     pub(crate) fn ctr_remote_on_one_thread(&self, arguments: &str) -> String {
-        self.place.run(&format!("env GOMAXPROCS=1 ctr-remote -a {} {arguments}", self.socket.display()))
+        self.place.run(&format!(
+            "env GOMAXPROCS=1 ctr-remote -a {} {arguments}",
+            self.socket.display()
+        ))
     }
 
     /// The manifest of an image that is held here.
     pub(crate) fn manifest(&self, image: &str) -> serde_json::Value {
         let listed = self.ctr("images ls");
-        let line = listed.lines().find(|line| line.split_whitespace().next() == Some(image));
-        let digest = line.unwrap_or_else(|| panic!("{image} in {listed}")).split_whitespace().nth(2).unwrap();
+        let line = listed
+            .lines()
+            .find(|line| line.split_whitespace().next() == Some(image));
+        let digest = line
+            .unwrap_or_else(|| panic!("{image} in {listed}"))
+            .split_whitespace()
+            .nth(2)
+            .unwrap();
         serde_json::from_str(&self.ctr(&format!("content get {digest}"))).unwrap()
     }
 
     /// What a script prints in a container of `image`.
     pub(crate) fn run(&self, image: &str, id: &str, script: &Path) -> String {
-        let mount = format!("type=bind,src={},dst=/script,options=rbind:ro", script.display());
-        self.ctr(&format!("run --rm --mount {mount} {image} {id} /bin/sh /script"))
+        let mount = format!(
+            "type=bind,src={},dst=/script,options=rbind:ro",
+            script.display()
+        );
+        self.ctr(&format!(
+            "run --rm --mount {mount} {image} {id} /bin/sh /script"
+        ))
     }
 
     /// The file system that containers of `image` see; `start` as in [`Tree::read`].
@@ -104,9 +138,17 @@ impl<'a> Containerd<'a> {
     pub(crate) fn tree_of_snapshots(&self, snapshotter: &str, name: &str, start: i64) -> Tree {
         let snapshots = format!("snapshots --snapshotter {snapshotter}");
         let listed = self.ctr(&format!("{snapshots} ls"));
-        let rows: Vec<Vec<&str>> = listed.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
+        let rows: Vec<Vec<&str>> = listed
+            .lines()
+            .skip(1)
+            .map(|line| line.split_whitespace().collect())
+            .collect();
         let is_parent = |key: &str| rows.iter().any(|row| row.len() == 3 && row[1] == key);
-        let top = rows.iter().map(|row| row[0]).find(|key| !is_parent(key)).unwrap();
+        let top = rows
+            .iter()
+            .map(|row| row[0])
+            .find(|key| !is_parent(key))
+            .unwrap();
         let target = self.place.dir(name);
         // Unlike `view`, `prepare` marks what it makes as a root of the garbage collection that a pull ends with.
         self.ctr(&format!("{snapshots} prepare {name} {top}"));
@@ -120,6 +162,9 @@ impl<'a> Containerd<'a> {
 
 /// The CRI plugin's part: no network plugins, no port that another test has.
 fn cri(place: &Place, settings: &str) -> String {
-    let cni = format!("bin_dir = \"{0}\"\nconf_dir = \"{0}\"\n", place.dir("cni").display());
+    let cni = format!(
+        "bin_dir = \"{0}\"\nconf_dir = \"{0}\"\n",
+        place.dir("cni").display()
+    );
     format!("[{CRI}]\nstream_server_port = \"0\"\n{settings}[{CRI}.cni]\n{cni}")
 }

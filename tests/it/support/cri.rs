@@ -18,16 +18,28 @@ pub(crate) struct Kubelet(Channel);
 
 impl Kubelet {
     pub(crate) fn new(socket: &Path) -> Self {
-        Self(Endpoint::from_shared(format!("unix://{}", socket.display())).unwrap().connect_lazy())
+        Self(
+            Endpoint::from_shared(format!("unix://{}", socket.display()))
+                .unwrap()
+                .connect_lazy(),
+        )
     }
 
     /// Calls a method of the image service.
-    pub(crate) async fn call(&self, method: &str, request: Request<Bytes>) -> Result<Response<Bytes>, Status> {
+    pub(crate) async fn call(
+        &self,
+        method: &str,
+        request: Request<Bytes>,
+    ) -> Result<Response<Bytes>, Status> {
         self.call_service("ImageService", method, request).await
     }
 
     /// Calls a method of the runtime service.
-    pub(crate) async fn call_runtime(&self, method: &str, request: Request<Bytes>) -> Result<Response<Bytes>, Status> {
+    pub(crate) async fn call_runtime(
+        &self,
+        method: &str,
+        request: Request<Bytes>,
+    ) -> Result<Response<Bytes>, Status> {
         self.call_service("RuntimeService", method, request).await
     }
 
@@ -38,7 +50,10 @@ impl Kubelet {
         request: Request<Bytes>,
     ) -> Result<Response<Bytes>, Status> {
         let mut client = Grpc::new(self.0.clone()).max_decoding_message_size(64 << 20);
-        client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        client
+            .ready()
+            .await
+            .map_err(|error| Status::unavailable(error.to_string()))?;
         let path = format!("/runtime.v1.{service}/{method}").parse().unwrap();
         client.unary(request, path, Raw).await
     }

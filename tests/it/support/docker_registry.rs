@@ -43,7 +43,10 @@ impl DockerRegistry {
             Access::Password => {
                 let line = place.run(&format!("htpasswd -nbB {USER} {PASSWORD}"));
                 let file = place.write("htpasswd", line);
-                format!("auth: {{htpasswd: {{realm: test, path: {}}}}}\n", file.display())
+                format!(
+                    "auth: {{htpasswd: {{realm: test, path: {}}}}}\n",
+                    file.display()
+                )
             }
             Access::Token => {
                 let endpoint = TokenEndpoint::start(place);
@@ -66,7 +69,12 @@ impl DockerRegistry {
         let daemon = place.daemon("docker-registry", command.arg("serve").arg(config), || {
             ["200", "401"].contains(&status(&[&ready]).as_str())
         });
-        Self { address, daemon, access, tokens }
+        Self {
+            address,
+            daemon,
+            access,
+            tokens,
+        }
     }
 
     /// The `NAME=URL` of `--upstream`.
@@ -76,9 +84,16 @@ impl DockerRegistry {
 
     /// Copies a fixture to `repository:1`, as it is or in Docker's media types.
     pub(crate) fn push(&self, place: &Place, image: &Fixture, repository: &str, docker: bool) {
-        let format = if docker { "--format v2s2" } else { "--preserve-digests --all" };
-        let creds =
-            if self.access == Access::Anyone { String::new() } else { format!("--dest-creds {USER}:{PASSWORD}") };
+        let format = if docker {
+            "--format v2s2"
+        } else {
+            "--preserve-digests --all"
+        };
+        let creds = if self.access == Access::Anyone {
+            String::new()
+        } else {
+            format!("--dest-creds {USER}:{PASSWORD}")
+        };
         place.run(&format!(
             "skopeo copy --quiet {format} {creds} --dest-tls-verify=false {} docker://{}/{repository}:1",
             image.oci(),
@@ -89,12 +104,17 @@ impl DockerRegistry {
     /// How often the registry's log shows this request: `GET`, and a piece of the path.
     pub(crate) fn requests(&self, method: &str, piece: &str) -> usize {
         let log = self.daemon.log();
-        log.lines().filter(|line| line.contains(&format!("\"{method} ")) && line.contains(piece)).count()
+        log.lines()
+            .filter(|line| line.contains(&format!("\"{method} ")) && line.contains(piece))
+            .count()
     }
 
     /// The queries which asked for a token, in order.
     pub(crate) fn token_queries(&self) -> Vec<String> {
-        self.tokens.as_ref().map(|tokens| tokens.shared.queries.lock().unwrap().clone()).unwrap_or_default()
+        self.tokens
+            .as_ref()
+            .map(|tokens| tokens.shared.queries.lock().unwrap().clone())
+            .unwrap_or_default()
     }
 }
 
@@ -115,21 +135,43 @@ struct TokenKeys {
 
 impl TokenEndpoint {
     fn start(place: &Place) -> Self {
-        let (key, certificate) = (place.path().join("token.key"), place.path().join("token.crt"));
+        let (key, certificate) = (
+            place.path().join("token.key"),
+            place.path().join("token.crt"),
+        );
         place.run(&format!(
             "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=test -keyout {} -out {}",
             key.display(),
             certificate.display()
         ));
         let pem = std::fs::read_to_string(&certificate).unwrap();
-        let certificate = pem.lines().filter(|line| !line.starts_with("-----")).collect();
-        let shared = Arc::new(TokenKeys { key, certificate, queries: Mutex::default() });
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let certificate = pem
+            .lines()
+            .filter(|line| !line.starts_with("-----"))
+            .collect();
+        let shared = Arc::new(TokenKeys {
+            key,
+            certificate,
+            queries: Mutex::default(),
+        });
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let listener = runtime
+            .block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))
+            .unwrap();
         let address = listener.local_addr().unwrap();
-        let router = Router::new().route("/token", get(token)).with_state(Arc::clone(&shared));
+        let router = Router::new()
+            .route("/token", get(token))
+            .with_state(Arc::clone(&shared));
         runtime.spawn(async move { axum::serve(listener, router).await });
-        Self { address, shared, _runtime: runtime }
+        Self {
+            address,
+            shared,
+            _runtime: runtime,
+        }
     }
 }
 
@@ -141,7 +183,9 @@ async fn token(
     let query = query.unwrap_or_default();
     keys.queries.lock().unwrap().push(query.clone());
     let basic = format!("Basic {}", STANDARD.encode(format!("{USER}:{PASSWORD}")));
-    let given = headers.get("authorization").map(|value| value.to_str().unwrap_or_default().to_owned());
+    let given = headers
+        .get("authorization")
+        .map(|value| value.to_str().unwrap_or_default().to_owned());
     if given.as_ref().is_some_and(|given| *given != basic) {
         return Err(StatusCode::UNAUTHORIZED);
     }
@@ -154,7 +198,10 @@ async fn token(
             Some(json!({"type": kind, "name": name, "actions": actions.split(',').collect::<Vec<_>>()}))
         })
         .collect();
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_secs();
     let header = json!({"typ": "JWT", "alg": "RS256", "x5c": [keys.certificate]});
     let claims = json!({"iss": "test", "sub": "", "aud": "test", "exp": now + 300, "nbf": now - 10, "iat": now,
         "jti": "1", "access": access});
@@ -162,7 +209,9 @@ async fn token(
     let body = format!("{}.{}", part(&header), part(&claims));
     let key = keys.key.clone();
     let signed = body.clone();
-    let signature = tokio::task::spawn_blocking(move || sign(&key, &signed)).await.unwrap();
+    let signature = tokio::task::spawn_blocking(move || sign(&key, &signed))
+        .await
+        .unwrap();
     Ok(json!({"token": format!("{body}.{}", URL_SAFE_NO_PAD.encode(signature)), "expires_in": 300}).to_string())
 }
 
@@ -170,8 +219,17 @@ fn sign(key: &std::path::Path, text: &str) -> Vec<u8> {
     let input = key.with_extension("text");
     let input = input.with_extension(format!("{:x}", rand::random::<u64>()));
     std::fs::write(&input, text).unwrap();
-    let output = Command::new("openssl").args(["dgst", "-sha256", "-sign"]).arg(key).arg(&input).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = Command::new("openssl")
+        .args(["dgst", "-sha256", "-sign"])
+        .arg(key)
+        .arg(&input)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     output.stdout
 }
 

@@ -20,20 +20,45 @@ impl<'a> Dockerd<'a> {
     pub(crate) fn start(place: &'a Place, arguments: &[&str]) -> Self {
         let host = format!("unix://{}", place.path().join("docker.sock").display());
         let mut command = Command::new("dockerd");
-        command.args(["--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver=overlay2"]);
-        command.args(["--host", &host]).arg("--data-root").arg(place.dir("docker"));
-        command.arg("--exec-root").arg(place.dir("dx")).arg("--pidfile").arg(place.path().join("docker.pid"));
-        command.args(["--config-file"]).arg(place.write("daemon.json", "{}")).args(arguments);
+        command.args([
+            "--iptables=false",
+            "--ip6tables=false",
+            "--bridge=none",
+            "--storage-driver=overlay2",
+        ]);
+        command
+            .args(["--host", &host])
+            .arg("--data-root")
+            .arg(place.dir("docker"));
+        command
+            .arg("--exec-root")
+            .arg(place.dir("dx"))
+            .arg("--pidfile")
+            .arg(place.path().join("docker.pid"));
+        command
+            .args(["--config-file"])
+            .arg(place.write("daemon.json", "{}"))
+            .args(arguments);
         let client = host.clone();
         let daemon = place.daemon("dockerd", &mut command, || {
-            Command::new("docker").args(["-H", &client, "version"]).output().unwrap().status.success()
+            Command::new("docker")
+                .args(["-H", &client, "version"])
+                .output()
+                .unwrap()
+                .status
+                .success()
         });
-        Self { place, host, daemon }
+        Self {
+            place,
+            host,
+            daemon,
+        }
     }
 
     /// `docker` with these arguments, which must succeed.
     pub(crate) fn docker(&self, arguments: &str) -> String {
-        self.place.run(&format!("docker -H {} {arguments}", self.host))
+        self.place
+            .run(&format!("docker -H {} {arguments}", self.host))
     }
 
     /// The file system that containers of `image` see; `start` as in [`Tree::read`].
@@ -42,12 +67,18 @@ impl<'a> Dockerd<'a> {
         let inspected: Value = serde_json::from_str(&inspected).unwrap();
         let data = &inspected[0]["GraphDriver"]["Data"];
         let top = data["UpperDir"].as_str().unwrap();
-        let below = data["LowerDir"].as_str().map(|lower| format!(":{lower}")).unwrap_or_default();
+        let below = data["LowerDir"]
+            .as_str()
+            .map(|lower| format!(":{lower}"))
+            .unwrap_or_default();
         // One more layer at the bottom: overlayfs wants two.
         let empty = self.place.dir("empty");
         let target = self.place.dir(name);
         let options = format!("lowerdir={top}{below}:{}", empty.display());
-        self.place.run(&format!("mount -t overlay overlay -o ro,{options} {}", target.display()));
+        self.place.run(&format!(
+            "mount -t overlay overlay -o ro,{options} {}",
+            target.display()
+        ));
         let tree = Tree::read(&target, start);
         self.place.run(&format!("umount {}", target.display()));
         tree

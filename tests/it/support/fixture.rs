@@ -14,8 +14,19 @@ pub(crate) struct Fixture {
 }
 
 /// The tools that making any image needs.
-pub(crate) const TOOLS: &[&str] =
-    &["buildah", "busybox", "curl", "debootstrap", "jq", "openssl", "setcap", "setfattr", "skopeo", "umoci", "zstd"];
+pub(crate) const TOOLS: &[&str] = &[
+    "buildah",
+    "busybox",
+    "curl",
+    "debootstrap",
+    "jq",
+    "openssl",
+    "setcap",
+    "setfattr",
+    "skopeo",
+    "umoci",
+    "zstd",
+];
 
 impl Fixture {
     /// The image by this name, made now if this machine has not made it yet.
@@ -27,7 +38,11 @@ impl Fixture {
         let lock = File::create(cache.join("lock")).unwrap();
         lock.lock().unwrap();
         // `multi` is made of `app`.
-        for name in if name == "multi" { vec!["app", "multi"] } else { vec![name] } {
+        for name in if name == "multi" {
+            vec!["app", "multi"]
+        } else {
+            vec![name]
+        } {
             let (finished, partial) = (cache.join(name), cache.join("partial").join(name));
             if !finished.exists() {
                 let partial_app = partial.with_file_name("app");
@@ -35,12 +50,18 @@ impl Fixture {
                 if name == "multi" {
                     let _ = std::os::unix::fs::symlink(cache.join("app"), &partial_app);
                 }
-                let status = Command::new(&script).arg(name).arg(&partial).status().unwrap();
+                let status = Command::new(&script)
+                    .arg(name)
+                    .arg(&partial)
+                    .status()
+                    .unwrap();
                 assert!(status.success(), "making the image {name}: {status}");
                 fs::rename(&partial, &finished).unwrap();
             }
         }
-        Self { dir: cache.join(name) }
+        Self {
+            dir: cache.join(name),
+        }
     }
 
     /// As skopeo and umoci name it.
@@ -55,7 +76,9 @@ impl Fixture {
 
 pub(crate) fn cache_dir() -> PathBuf {
     let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
+    let cache = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(home);
     cache.expect("HOME is set").join("starlift-tests")
 }
 
@@ -66,14 +89,21 @@ pub(crate) struct Layout(pub(crate) PathBuf);
 impl Layout {
     /// The digest that `tag` names.
     pub(crate) fn digest(&self, tag: &str) -> String {
-        let index: Value = serde_json::from_slice(&fs::read(self.0.join("index.json")).unwrap()).unwrap();
-        let named = |entry: &&Value| entry["annotations"]["org.opencontainers.image.ref.name"] == tag;
+        let index: Value =
+            serde_json::from_slice(&fs::read(self.0.join("index.json")).unwrap()).unwrap();
+        let named =
+            |entry: &&Value| entry["annotations"]["org.opencontainers.image.ref.name"] == tag;
         let entry = index["manifests"].as_array().unwrap().iter().find(named);
-        entry.unwrap_or_else(|| panic!("no tag {tag} in {index}"))["digest"].as_str().unwrap().to_owned()
+        entry.unwrap_or_else(|| panic!("no tag {tag} in {index}"))["digest"]
+            .as_str()
+            .unwrap()
+            .to_owned()
     }
 
     pub(crate) fn blob_path(&self, digest: &str) -> PathBuf {
-        self.0.join("blobs/sha256").join(digest.trim_start_matches("sha256:"))
+        self.0
+            .join("blobs/sha256")
+            .join(digest.trim_start_matches("sha256:"))
     }
 
     pub(crate) fn json(&self, digest: &str) -> Value {

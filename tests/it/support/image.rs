@@ -18,7 +18,12 @@ pub(crate) struct Image {
 
 impl Image {
     fn new(media_type: &str, document: &Value, blobs: Vec<Bytes>) -> Self {
-        Self { media_type: media_type.to_owned(), bytes: document.to_string().into(), blobs, children: Vec::new() }
+        Self {
+            media_type: media_type.to_owned(),
+            bytes: document.to_string().into(),
+            blobs,
+            children: Vec::new(),
+        }
     }
 
     pub(crate) fn digest(&self) -> Digest {
@@ -61,8 +66,12 @@ impl Image {
             manifests.push(descriptor);
             children.push(attestation);
         }
-        let document = json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": manifests});
-        Self { children, ..Self::new(media_type::OCI_INDEX, &document, Vec::new()) }
+        let document =
+            json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": manifests});
+        Self {
+            children,
+            ..Self::new(media_type::OCI_INDEX, &document, Vec::new())
+        }
     }
 
     fn attestation(&self) -> Self {
@@ -147,21 +156,33 @@ impl ImageBuilder {
     }
 
     pub(crate) fn compression(self, compression: Compression) -> Self {
-        Self { compression, ..self }
+        Self {
+            compression,
+            ..self
+        }
     }
 
     /// Docker media types in place of OCI's.
     pub(crate) fn docker(self) -> Self {
-        Self { docker: true, ..self }
+        Self {
+            docker: true,
+            ..self
+        }
     }
 
     pub(crate) fn architecture(self, architecture: &str) -> Self {
-        Self { architecture: architecture.to_owned(), ..self }
+        Self {
+            architecture: architecture.to_owned(),
+            ..self
+        }
     }
 
     pub(crate) fn build(mut self) -> Image {
         let tars: Vec<Vec<u8>> = (0..self.layers).map(|layer| self.tar(layer)).collect();
-        let diff_ids: Vec<String> = tars.iter().map(|tar| Digest::sha256_of(tar).to_string()).collect();
+        let diff_ids: Vec<String> = tars
+            .iter()
+            .map(|tar| Digest::sha256_of(tar).to_string())
+            .collect();
         let config = json!({
             "architecture": self.architecture,
             "os": "linux",
@@ -170,7 +191,10 @@ impl ImageBuilder {
             "history": diff_ids.iter().map(|_| json!({"created_by": "random"})).collect::<Vec<_>>(),
         });
         let config = Bytes::from(config.to_string());
-        let layers: Vec<Bytes> = tars.iter().map(|tar| compress(tar, self.compression)).collect();
+        let layers: Vec<Bytes> = tars
+            .iter()
+            .map(|tar| compress(tar, self.compression))
+            .collect();
         let (manifest_type, config_type, layer_type) = self.media_types();
         let document = json!({
             "schemaVersion": 2,
@@ -178,7 +202,11 @@ impl ImageBuilder {
             "config": blob(config_type, &config),
             "layers": layers.iter().map(|layer| blob(layer_type, layer)).collect::<Vec<_>>(),
         });
-        Image::new(manifest_type, &document, std::iter::once(config).chain(layers).collect())
+        Image::new(
+            manifest_type,
+            &document,
+            std::iter::once(config).chain(layers).collect(),
+        )
     }
 
     fn media_types(&self) -> (&'static str, &'static str, &'static str) {
@@ -191,7 +219,11 @@ impl ImageBuilder {
             (false, Compression::Zstd) => media_type::OCI_LAYER_ZSTD,
         };
         if self.docker {
-            (media_type::DOCKER_MANIFEST, media_type::DOCKER_CONFIG, layer)
+            (
+                media_type::DOCKER_MANIFEST,
+                media_type::DOCKER_CONFIG,
+                layer,
+            )
         } else {
             (media_type::OCI_MANIFEST, media_type::OCI_CONFIG, layer)
         }
@@ -201,13 +233,19 @@ impl ImageBuilder {
     fn tar(&mut self, layer: usize) -> Vec<u8> {
         let mut tar = tar::Builder::new(Vec::new());
         let mut directory = header(tar::EntryType::Directory, 0, 0o755);
-        tar.append_data(&mut directory, format!("layer{layer}/"), std::io::empty()).unwrap();
+        tar.append_data(&mut directory, format!("layer{layer}/"), std::io::empty())
+            .unwrap();
         for file in 0..self.files {
             let length = usize::try_from(self.random.below(self.max_file as u64 + 1)).unwrap();
             let mut content = self.random.bytes(length);
             content[length / 2..].fill(0);
             let mut header = header(tar::EntryType::Regular, length as u64, 0o644);
-            tar.append_data(&mut header, format!("layer{layer}/file{file}"), content.as_slice()).unwrap();
+            tar.append_data(
+                &mut header,
+                format!("layer{layer}/file{file}"),
+                content.as_slice(),
+            )
+            .unwrap();
         }
         tar.into_inner().unwrap()
     }
@@ -227,7 +265,8 @@ pub(crate) fn compress(tar: &[u8], compression: Compression) -> Bytes {
     match compression {
         Compression::Plain => Bytes::copy_from_slice(tar),
         Compression::Gzip => {
-            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            let mut encoder =
+                flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
             encoder.write_all(tar).unwrap();
             encoder.finish().unwrap().into()
         }
@@ -256,6 +295,9 @@ impl Random {
     }
 
     pub(crate) fn bytes(&mut self, length: usize) -> Vec<u8> {
-        std::iter::repeat_with(|| self.next().to_le_bytes()).flatten().take(length).collect()
+        std::iter::repeat_with(|| self.next().to_le_bytes())
+            .flatten()
+            .take(length)
+            .collect()
     }
 }

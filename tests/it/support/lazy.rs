@@ -55,18 +55,30 @@ impl Layer {
             header.set_size(content.len() as u64);
             header.set_mode(0o644);
             header.set_mtime(1_600_000_000);
-            tar.append_data(&mut header, path, content.as_slice()).unwrap();
+            tar.append_data(&mut header, path, content.as_slice())
+                .unwrap();
         }
-        Self { files, ..Self::of_tar(&tar.into_inner().unwrap()) }
+        Self {
+            files,
+            ..Self::of_tar(&tar.into_inner().unwrap())
+        }
     }
 
     /// The same with what lies in front of the file `.prefetch.landmark` to be fetched at once.
     pub(crate) fn with_landmark(files: Vec<(String, Vec<u8>)>) -> Self {
         let plain = Self::of(files);
         let mut tar = Vec::new();
-        flate2::read::MultiGzDecoder::new(&*plain.blob).read_to_end(&mut tar).unwrap();
-        let options = Options { landmark: Landmark::InSource, ..Options::default() };
-        Self { files: plain.files, ..Self::written(&tar, &options) }
+        flate2::read::MultiGzDecoder::new(&*plain.blob)
+            .read_to_end(&mut tar)
+            .unwrap();
+        let options = Options {
+            landmark: Landmark::InSource,
+            ..Options::default()
+        };
+        Self {
+            files: plain.files,
+            ..Self::written(&tar, &options)
+        }
     }
 
     pub(crate) fn of_tar(tar: &[u8]) -> Self {
@@ -74,12 +86,20 @@ impl Layer {
     }
 
     fn written(tar: &[u8], options: &Options) -> Self {
-        let options = Options { chunk_size: u32::try_from(CHUNK).unwrap(), ..options.clone() };
+        let options = Options {
+            chunk_size: u32::try_from(CHUNK).unwrap(),
+            ..options.clone()
+        };
         let mut blob = Vec::new();
         let pool = Pool::new(NonZeroUsize::MIN, 64 << 20);
         let written = write(tar, &mut blob, &options, &pool).unwrap();
         let toc_digest = written.toc_digest.to_string().parse().unwrap();
-        Self { digest: Digest::sha256_of(&blob), blob: blob.into(), toc_digest, files: Vec::new() }
+        Self {
+            digest: Digest::sha256_of(&blob),
+            blob: blob.into(),
+            toc_digest,
+            files: Vec::new(),
+        }
     }
 }
 
@@ -99,7 +119,11 @@ impl Node {
         let place = Place::with(&[]).unwrap();
         let registry = Registry::start().await;
         let agent = Agent::start_with(&place, settings);
-        Self { registry, agent, place }
+        Self {
+            registry,
+            agent,
+            place,
+        }
     }
 
     /// Kills the agent and starts it again.
@@ -111,16 +135,31 @@ impl Node {
 
     pub(crate) async fn client(&self) -> SnapshotsClient<Channel> {
         let address = format!("unix://{}", self.agent.socket.display());
-        SnapshotsClient::new(Endpoint::from_shared(address).unwrap().connect().await.unwrap())
+        SnapshotsClient::new(
+            Endpoint::from_shared(address)
+                .unwrap()
+                .connect()
+                .await
+                .unwrap(),
+        )
     }
 
     /// What the stargz plugin says of a layer.
     pub(crate) fn labels(&self, target: &str, layer: &Layer) -> HashMap<String, String> {
         let labels = [
             ("containerd.io/snapshot.ref", target.to_owned()),
-            ("containerd.io/snapshot/remote/stargz.reference", format!("{}/{REPOSITORY}:1", self.registry.host())),
-            ("containerd.io/snapshot/remote/stargz.digest", layer.digest.to_string()),
-            ("containerd.io/snapshot/stargz/toc.digest", layer.toc_digest.to_string()),
+            (
+                "containerd.io/snapshot/remote/stargz.reference",
+                format!("{}/{REPOSITORY}:1", self.registry.host()),
+            ),
+            (
+                "containerd.io/snapshot/remote/stargz.digest",
+                layer.digest.to_string(),
+            ),
+            (
+                "containerd.io/snapshot/stargz/toc.digest",
+                layer.toc_digest.to_string(),
+            ),
         ];
         labels.map(|(key, value)| (key.to_owned(), value)).into()
     }
@@ -133,8 +172,14 @@ impl Node {
             self.registry.put_blob(layer.blob.clone());
             let target = format!("{image}-{place}");
             let mut labels = self.labels(&target, layer);
-            let above: Vec<String> = layers[place..].iter().map(|layer| layer.digest.to_string()).collect();
-            labels.insert("containerd.io/snapshot/remote/stargz.layers".to_owned(), above.join(","));
+            let above: Vec<String> = layers[place..]
+                .iter()
+                .map(|layer| layer.digest.to_string())
+                .collect();
+            labels.insert(
+                "containerd.io/snapshot/remote/stargz.layers".to_owned(),
+                above.join(","),
+            );
             let is_lazy = self.prepare_on(&target, &parent, labels).await.unwrap();
             assert!(is_lazy, "{}", self.agent.status());
             parent = target;
@@ -145,15 +190,31 @@ impl Node {
     /// Prepares a container's snapshot as containerd does; the directories of its lazy layers, topmost first.
     pub(crate) async fn begin_container(&self, key: &str, top: &str) -> Vec<PathBuf> {
         let (key, parent) = (key.to_owned(), top.to_owned());
-        let request = PrepareSnapshotRequest { key, parent, ..Default::default() };
-        let mounts = self.client().await.prepare(request).await.unwrap().into_inner().mounts;
-        let lower = mounts[0].options.iter().find_map(|option| option.strip_prefix("lowerdir=")).unwrap();
+        let request = PrepareSnapshotRequest {
+            key,
+            parent,
+            ..Default::default()
+        };
+        let mounts = self
+            .client()
+            .await
+            .prepare(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .mounts;
+        let lower = mounts[0]
+            .options
+            .iter()
+            .find_map(|option| option.strip_prefix("lowerdir="))
+            .unwrap();
         lower.split(':').map(PathBuf::from).collect()
     }
 
     /// Asks for the layer as the stargz plugin does; whether it is lazy.
     pub(crate) async fn prepare(&self, target: &str, layer: &Layer) -> Result<bool, Status> {
-        self.prepare_on(target, "", self.labels(target, layer)).await
+        self.prepare_on(target, "", self.labels(target, layer))
+            .await
     }
 
     /// The same with other labels, on top of a snapshot.
@@ -164,7 +225,12 @@ impl Node {
         labels: HashMap<String, String>,
     ) -> Result<bool, Status> {
         let (key, parent) = (format!("extract-{target}"), parent.to_owned());
-        let request = PrepareSnapshotRequest { key, parent, labels, ..Default::default() };
+        let request = PrepareSnapshotRequest {
+            key,
+            parent,
+            labels,
+            ..Default::default()
+        };
         match self.client().await.prepare(request).await {
             Ok(_) => Ok(false),
             Err(status) if status.code() == Code::AlreadyExists => Ok(true),
@@ -183,22 +249,44 @@ impl Node {
     /// Where the content of a committed snapshot is.
     pub(crate) async fn directory(&self, target: &str) -> PathBuf {
         let key = format!("view-{target}");
-        let view = ViewSnapshotRequest { key: key.clone(), parent: target.to_owned(), ..Default::default() };
+        let view = ViewSnapshotRequest {
+            key: key.clone(),
+            parent: target.to_owned(),
+            ..Default::default()
+        };
         let mut client = self.client().await;
         let mounts = client.view(view).await.unwrap().into_inner().mounts;
-        client.remove(RemoveSnapshotRequest { key, ..Default::default() }).await.unwrap();
+        client
+            .remove(RemoveSnapshotRequest {
+                key,
+                ..Default::default()
+            })
+            .await
+            .unwrap();
         PathBuf::from(&mounts[0].source)
     }
 
     pub(crate) async fn remove(&self, target: &str) -> Result<(), Status> {
-        let request = RemoveSnapshotRequest { key: target.to_owned(), ..Default::default() };
+        let request = RemoveSnapshotRequest {
+            key: target.to_owned(),
+            ..Default::default()
+        };
         self.client().await.remove(request).await.map(drop)
     }
 
     /// What containerd is told that a snapshot takes of the disk: bytes and files.
     pub(crate) async fn usage(&self, target: &str) -> (i64, i64) {
-        let request = UsageRequest { key: target.to_owned(), ..Default::default() };
-        let usage = self.client().await.usage(request).await.unwrap().into_inner();
+        let request = UsageRequest {
+            key: target.to_owned(),
+            ..Default::default()
+        };
+        let usage = self
+            .client()
+            .await
+            .usage(request)
+            .await
+            .unwrap()
+            .into_inner();
         (usage.size, usage.inodes)
     }
 
@@ -231,6 +319,14 @@ fn uncached(path: &Path) -> std::io::Result<File> {
 
 /// Every file of the cache.
 pub(crate) fn cached_files(agent: &Agent) -> Vec<PathBuf> {
-    let shelves = fs::read_dir(agent.root.join("cache")).unwrap().map(|entry| entry.unwrap().path());
-    shelves.flat_map(|shelf| fs::read_dir(shelf).unwrap().map(|entry| entry.unwrap().path())).collect()
+    let shelves = fs::read_dir(agent.root.join("cache"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    shelves
+        .flat_map(|shelf| {
+            fs::read_dir(shelf)
+                .unwrap()
+                .map(|entry| entry.unwrap().path())
+        })
+        .collect()
 }

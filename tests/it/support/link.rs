@@ -35,8 +35,16 @@ struct Direction {
 
 impl Link {
     /// A link to `server` with this rate both ways, and half the round trip's time each way.
-    pub(crate) fn start(server: SocketAddr, megabits_per_second: u64, round_trip: Duration) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    pub(crate) fn start(
+        server: SocketAddr,
+        megabits_per_second: u64,
+        round_trip: Duration,
+    ) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
         let carried = Arc::new(AtomicU64::new(0));
@@ -55,15 +63,24 @@ impl Link {
             while let Ok((client, _)) = listener.accept().await {
                 let (up, down) = (Arc::clone(&up), Arc::clone(&down));
                 tokio::spawn(async move {
-                    let Ok(server) = TcpStream::connect(server).await else { return };
+                    let Ok(server) = TcpStream::connect(server).await else {
+                        return;
+                    };
                     let ((from_client, to_client), (from_server, to_server)) =
                         (client.into_split(), server.into_split());
-                    tokio::join!(up.carry(from_client, to_server), down.carry(from_server, to_client));
+                    tokio::join!(
+                        up.carry(from_client, to_server),
+                        down.carry(from_server, to_client)
+                    );
                 });
             }
         });
         drop(_in);
-        Self { address, carried, _runtime: runtime }
+        Self {
+            address,
+            carried,
+            _runtime: runtime,
+        }
     }
 
     /// Bytes that the server sent so far.
@@ -73,13 +90,21 @@ impl Link {
 }
 
 impl Direction {
-    async fn carry(&self, mut from: tokio::net::tcp::OwnedReadHalf, mut to: tokio::net::tcp::OwnedWriteHalf) {
+    async fn carry(
+        &self,
+        mut from: tokio::net::tcp::OwnedReadHalf,
+        mut to: tokio::net::tcp::OwnedWriteHalf,
+    ) {
         let (queue, mut arriving) = mpsc::channel::<(Instant, Vec<u8>)>(QUEUE);
         let reading = async move {
             let mut piece = vec![0; PIECE];
             while let Ok(length @ 1..) = from.read(&mut piece).await {
                 self.carried.fetch_add(length as u64, Ordering::Relaxed);
-                if queue.send((self.arrival(length as u64), piece[..length].to_vec())).await.is_err() {
+                if queue
+                    .send((self.arrival(length as u64), piece[..length].to_vec()))
+                    .await
+                    .is_err()
+                {
                     return;
                 }
             }
@@ -98,8 +123,8 @@ impl Direction {
     /// When so many bytes, sent now, are at the other end.
     fn arrival(&self, length: u64) -> Instant {
         let mut free_at = self.free_at.lock().unwrap();
-        *free_at =
-            (*free_at).max(Instant::now()) + Duration::from_nanos(length * 1_000_000_000 / self.bytes_per_second);
+        *free_at = (*free_at).max(Instant::now())
+            + Duration::from_nanos(length * 1_000_000_000 / self.bytes_per_second);
         *free_at + self.delay
     }
 }

@@ -15,7 +15,10 @@ impl Daemon {
 
     fn memory(&self, key: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(key))
+            .unwrap();
         let kibibytes: u64 = line.trim().strip_suffix(" kB").unwrap().parse().unwrap();
         kibibytes << 10
     }

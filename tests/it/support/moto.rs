@@ -15,7 +15,11 @@ pub(crate) struct Moto {
 impl Moto {
     /// `None` when it is not installed, which is no option where CI is `true`.
     pub(crate) async fn start() -> Option<Self> {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
         let started = tokio::process::Command::new("moto_server")
             .args(["-H", "127.0.0.1", "-p", &port.to_string()])
             .stdout(Stdio::null())
@@ -25,7 +29,11 @@ impl Moto {
         let process = match started {
             Ok(process) => process,
             Err(error) => {
-                assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "moto_server: {error}");
+                assert_ne!(
+                    std::env::var("CI").as_deref(),
+                    Ok("true"),
+                    "moto_server: {error}"
+                );
                 println!("skipped: moto_server: {error}");
                 return None;
             }
@@ -45,7 +53,12 @@ impl Moto {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(60), creating).await.unwrap();
-        Some(Self { endpoint, _process: process })
+        tokio::time::timeout(Duration::from_secs(60), creating)
+            .await
+            .unwrap();
+        Some(Self {
+            endpoint,
+            _process: process,
+        })
     }
 }

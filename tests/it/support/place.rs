@@ -54,8 +54,15 @@ impl Place {
     /// A command that ends by itself and touches no one's home.
     pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("timeout");
-        command.args(["-k", "5", COMMAND_SECONDS]).arg(program).stdin(Stdio::null()).env("HOME", self.dir("home"));
-        command.env("PATH", search_path()).env("TMPDIR", self.dir("tmp")).env_remove("DOCKER_CONFIG");
+        command
+            .args(["-k", "5", COMMAND_SECONDS])
+            .arg(program)
+            .stdin(Stdio::null())
+            .env("HOME", self.dir("home"));
+        command
+            .env("PATH", search_path())
+            .env("TMPDIR", self.dir("tmp"))
+            .env_remove("DOCKER_CONFIG");
         command
     }
 
@@ -69,21 +76,41 @@ impl Place {
     }
 
     /// Starts a daemon that logs to a file of its name and waits until `ready`.
-    pub(crate) fn daemon(&self, name: &str, command: &mut Command, ready: impl FnMut() -> bool) -> Daemon {
+    pub(crate) fn daemon(
+        &self,
+        name: &str,
+        command: &mut Command,
+        ready: impl FnMut() -> bool,
+    ) -> Daemon {
         command.stdin(Stdio::null()).stdout(self.log_of(name));
         self.spawn(name, command, ready)
     }
 
     fn log_of(&self, name: &str) -> File {
-        File::options().create(true).append(true).open(self.path().join(format!("{name}.log"))).unwrap()
+        File::options()
+            .create(true)
+            .append(true)
+            .open(self.path().join(format!("{name}.log")))
+            .unwrap()
     }
 
     /// The same with standard input and output as the command has them.
-    pub(crate) fn spawn(&self, name: &str, command: &mut Command, mut ready: impl FnMut() -> bool) -> Daemon {
+    pub(crate) fn spawn(
+        &self,
+        name: &str,
+        command: &mut Command,
+        mut ready: impl FnMut() -> bool,
+    ) -> Daemon {
         let log = self.path().join(format!("{name}.log"));
         command.stderr(self.log_of(name));
-        command.env("PATH", search_path()).env("HOME", self.dir("home")).env("TMPDIR", self.dir("tmp"));
-        let mut daemon = Daemon { child: command.spawn().unwrap(), log };
+        command
+            .env("PATH", search_path())
+            .env("HOME", self.dir("home"))
+            .env("TMPDIR", self.dir("tmp"));
+        let mut daemon = Daemon {
+            child: command.spawn().unwrap(),
+            log,
+        };
         until(&format!("{name} is ready"), READY, || {
             if let Some(status) = daemon.child.try_wait().unwrap() {
                 panic!("{name} ended with {status}:\n{}", daemon.log());
@@ -98,7 +125,9 @@ impl Place {
         let needle = self.path().to_str().unwrap();
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").unwrap().flatten() {
-            let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
+            let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else {
+                continue;
+            };
             let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let line = String::from_utf8_lossy(&line).replace('\0', " ");
             if pid != std::process::id() && line.contains(needle) {
@@ -121,7 +150,9 @@ impl Place {
     fn unmount(&self) -> Vec<String> {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
-        let mut points: Vec<_> = points.filter(|point| Path::new(point).starts_with(self.path())).collect();
+        let mut points: Vec<_> = points
+            .filter(|point| Path::new(point).starts_with(self.path()))
+            .collect();
         points.sort_by_key(|point| std::cmp::Reverse(point.len()));
         for point in &points {
             let _ = Command::new("umount").args(["-l", point]).status();
@@ -159,12 +190,20 @@ impl Daemon {
 
     /// Sends it a signal, by name.
     pub(crate) fn signal(&self, name: &str) {
-        assert!(Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap().success());
+        assert!(
+            Command::new("kill")
+                .args(["-s", name, &self.child.id().to_string()])
+                .status()
+                .unwrap()
+                .success()
+        );
     }
 
     /// Waits for it to end by itself.
     pub(crate) fn wait(&mut self) -> ExitStatus {
-        until("the daemon ends", READY, || self.child.try_wait().unwrap().is_some());
+        until("the daemon ends", READY, || {
+            self.child.try_wait().unwrap().is_some()
+        });
         self.child.wait().unwrap()
     }
 
@@ -176,8 +215,12 @@ impl Daemon {
 
     /// Asks it to end and waits.
     pub(crate) fn stop(&mut self) {
-        let _ = Command::new("kill").arg(self.child.id().to_string()).status();
-        until("the daemon ends", Duration::from_secs(30), || self.child.try_wait().unwrap().is_some());
+        let _ = Command::new("kill")
+            .arg(self.child.id().to_string())
+            .status();
+        until("the daemon ends", Duration::from_secs(30), || {
+            self.child.try_wait().unwrap().is_some()
+        });
     }
 }
 
@@ -188,7 +231,9 @@ impl Drop for Daemon {
             let log = self.log();
             let tail = log.lines().rev().take(15).collect::<Vec<_>>();
             eprintln!("== {}", self.log.display());
-            tail.iter().rev().for_each(|line| eprintln!("{}", line.chars().take(400).collect::<String>()));
+            tail.iter()
+                .rev()
+                .for_each(|line| eprintln!("{}", line.chars().take(400).collect::<String>()));
         }
     }
 }
@@ -197,7 +242,10 @@ impl Drop for Daemon {
 pub(crate) fn until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
     let end = Instant::now() + limit;
     while !done() {
-        assert!(Instant::now() < end, "waited {limit:?}, and still not: {what}");
+        assert!(
+            Instant::now() < end,
+            "waited {limit:?}, and still not: {what}"
+        );
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -213,19 +261,38 @@ pub(crate) fn free_address() -> SocketAddr {
 
 /// Whether a request to `url` is answered with a status below 400; the body if so.
 pub(crate) fn fetch(url: &str) -> Option<Vec<u8>> {
-    let output = Command::new("curl").args(["-sf", "--max-time", "30", url]).output().unwrap();
+    let output = Command::new("curl")
+        .args(["-sf", "--max-time", "30", url])
+        .output()
+        .unwrap();
     output.status.success().then_some(output.stdout)
 }
 
 /// The status of a request with these further arguments to curl.
 pub(crate) fn status(arguments: &[&str]) -> String {
-    let shape = ["-s", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "60"];
-    let output = Command::new("curl").args(shape).args(arguments).output().unwrap();
+    let shape = [
+        "-s",
+        "-o",
+        "/dev/null",
+        "-w",
+        "%{http_code}",
+        "--max-time",
+        "60",
+    ];
+    let output = Command::new("curl")
+        .args(shape)
+        .args(arguments)
+        .output()
+        .unwrap();
     String::from_utf8(output.stdout).unwrap()
 }
 
 fn said(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
 }
 
 fn search_path() -> String {
@@ -233,5 +300,8 @@ fn search_path() -> String {
 }
 
 fn find(tool: &str) -> Option<PathBuf> {
-    search_path().split(':').map(|dir| Path::new(dir).join(tool)).find(|path| path.exists())
+    search_path()
+        .split(':')
+        .map(|dir| Path::new(dir).join(tool))
+        .find(|path| path.exists())
 }

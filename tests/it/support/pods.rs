@@ -121,31 +121,67 @@ pub(crate) struct Pod {
 
 impl Pod {
     /// Runs `command` in a container of `image`, which was pulled.
-    pub(crate) async fn start(kubelet: &Kubelet, name: &str, image: &str, command: &[&str]) -> Result<Self, Status> {
+    pub(crate) async fn start(
+        kubelet: &Kubelet,
+        name: &str,
+        image: &str,
+        command: &[&str],
+    ) -> Result<Self, Status> {
         let namespace_options = Some(NamespaceOption { network: NODE });
-        let linux = LinuxSandbox { security_context: Some(SandboxSecurity { namespace_options }) };
-        let metadata = Metadata { name: name.to_owned(), uid: name.to_owned(), namespace: "default".to_owned() };
-        let sandbox_config = SandboxConfig { metadata: Some(metadata), linux: Some(linux) };
-        let run = RunPodSandbox { config: Some(sandbox_config.clone()) };
+        let linux = LinuxSandbox {
+            security_context: Some(SandboxSecurity { namespace_options }),
+        };
+        let metadata = Metadata {
+            name: name.to_owned(),
+            uid: name.to_owned(),
+            namespace: "default".to_owned(),
+        };
+        let sandbox_config = SandboxConfig {
+            metadata: Some(metadata),
+            linux: Some(linux),
+        };
+        let run = RunPodSandbox {
+            config: Some(sandbox_config.clone()),
+        };
         let sandbox: Id = call(kubelet, "RunPodSandbox", &run).await?;
         let config = ContainerConfig {
-            metadata: Some(ContainerMetadata { name: "one".to_owned() }),
-            image: Some(Image { image: image.to_owned() }),
+            metadata: Some(ContainerMetadata {
+                name: "one".to_owned(),
+            }),
+            image: Some(Image {
+                image: image.to_owned(),
+            }),
             command: command.iter().map(|&word| word.to_owned()).collect(),
         };
-        let create =
-            CreateContainer { sandbox: sandbox.id.clone(), config: Some(config), sandbox_config: Some(sandbox_config) };
+        let create = CreateContainer {
+            sandbox: sandbox.id.clone(),
+            config: Some(config),
+            sandbox_config: Some(sandbox_config),
+        };
         let container: Id = call(kubelet, "CreateContainer", &create).await?;
         let _started: Id = call(kubelet, "StartContainer", &container).await?;
-        Ok(Self { kubelet: kubelet.clone(), sandbox: sandbox.id, container: container.id })
+        Ok(Self {
+            kubelet: kubelet.clone(),
+            sandbox: sandbox.id,
+            container: container.id,
+        })
     }
 
     /// What a command prints in the container.
     pub(crate) async fn exec(&self, command: &[&str]) -> Result<String, Status> {
         let command = command.iter().map(|&word| word.to_owned()).collect();
-        let exec = Exec { container: self.container.clone(), command, timeout_seconds: 60 };
+        let exec = Exec {
+            container: self.container.clone(),
+            command,
+            timeout_seconds: 60,
+        };
         let output: Output = call(&self.kubelet, "ExecSync", &exec).await?;
-        assert_eq!(output.exit_code, 0, "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(
+            output.exit_code,
+            0,
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         Ok(String::from_utf8(output.stdout).unwrap())
     }
 
@@ -157,7 +193,13 @@ impl Pod {
     }
 }
 
-async fn call<T: Message + Default>(kubelet: &Kubelet, method: &str, request: &impl Message) -> Result<T, Status> {
-    let answer = kubelet.call_runtime(method, Request::new(Bytes::from(request.encode_to_vec()))).await?;
+async fn call<T: Message + Default>(
+    kubelet: &Kubelet,
+    method: &str,
+    request: &impl Message,
+) -> Result<T, Status> {
+    let answer = kubelet
+        .call_runtime(method, Request::new(Bytes::from(request.encode_to_vec())))
+        .await?;
     Ok(T::decode(answer.into_inner()).unwrap())
 }

@@ -101,7 +101,12 @@ impl Registry {
         let address = listener.local_addr().unwrap();
         let (shared, router) = registry_at(address);
         let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-        Self { scheme: "http", address, shared, server }
+        Self {
+            scheme: "http",
+            address,
+            shared,
+            server,
+        }
     }
 
     /// The same behind TLS.
@@ -112,8 +117,14 @@ impl Registry {
         let (shared, router) = registry_at(address);
         let config = axum_server::tls_rustls::RustlsConfig::from_config(Arc::new(config));
         let server = axum_server::from_tcp_rustls(listener, config).unwrap();
-        let server = tokio::spawn(async move { server.serve(router.into_make_service()).await.unwrap() });
-        Self { scheme: "https", address, shared, server }
+        let server =
+            tokio::spawn(async move { server.serve(router.into_make_service()).await.unwrap() });
+        Self {
+            scheme: "https",
+            address,
+            shared,
+            server,
+        }
     }
 
     /// `127.0.0.1:PORT`.
@@ -158,28 +169,45 @@ impl Registry {
 
     /// Holds other bytes than the digest says.
     pub(crate) fn put_wrong_blob(&self, digest: &Digest, bytes: impl Into<Bytes>) {
-        self.shared.state().blobs.insert(digest.clone(), bytes.into());
+        self.shared
+            .state()
+            .blobs
+            .insert(digest.clone(), bytes.into());
     }
 
     pub(crate) fn blob(&self, digest: &Digest) -> Option<Bytes> {
         self.shared.state().blobs.get(digest).cloned()
     }
 
-    pub(crate) fn put_manifest(&self, repository: &str, media_type: &str, bytes: impl Into<Bytes>) -> Digest {
+    pub(crate) fn put_manifest(
+        &self,
+        repository: &str,
+        media_type: &str,
+        bytes: impl Into<Bytes>,
+    ) -> Digest {
         let bytes = bytes.into();
         let digest = Digest::sha256_of(&bytes);
         let key = (repository.to_owned(), digest.clone());
-        self.shared.state().manifests.insert(key, (media_type.to_owned(), bytes));
+        self.shared
+            .state()
+            .manifests
+            .insert(key, (media_type.to_owned(), bytes));
         digest
     }
 
     /// What a tag or digest names: media type and bytes.
     pub(crate) fn manifest(&self, repository: &str, reference: &str) -> Option<(String, Bytes)> {
-        self.shared.state().manifest(repository, reference).map(|(_, media_type, bytes)| (media_type, bytes))
+        self.shared
+            .state()
+            .manifest(repository, reference)
+            .map(|(_, media_type, bytes)| (media_type, bytes))
     }
 
     pub(crate) fn tag(&self, repository: &str, tag: &str, digest: &Digest) {
-        self.shared.state().tags.insert((repository.to_owned(), tag.to_owned()), digest.clone());
+        self.shared
+            .state()
+            .tags
+            .insert((repository.to_owned(), tag.to_owned()), digest.clone());
     }
 
     /// Holds an image with everything below it, under a tag.
@@ -192,8 +220,14 @@ impl Registry {
     /// Holds what a layout has under the tag `1`.
     pub(crate) fn push_layout(&self, repository: &str, tag: &str, layout: &Layout) -> Digest {
         let manifest = layout.manifest("1");
-        let read = |digest: &Value| std::fs::read(layout.blob_path(digest.as_str().unwrap())).unwrap();
-        for descriptor in manifest["layers"].as_array().unwrap().iter().chain([&manifest["config"]]) {
+        let read =
+            |digest: &Value| std::fs::read(layout.blob_path(digest.as_str().unwrap())).unwrap();
+        for descriptor in manifest["layers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .chain([&manifest["config"]])
+        {
             self.put_blob(read(&descriptor["digest"]));
         }
         let media_type = manifest["mediaType"].as_str().unwrap();
@@ -231,7 +265,9 @@ impl Registry {
 fn registry_at(address: SocketAddr) -> (Arc<Shared>, Router) {
     let shared = Arc::new(Shared::default());
     shared.state().host = address.to_string();
-    let router = Router::new().fallback(handle).with_state(Arc::clone(&shared));
+    let router = Router::new()
+        .fallback(handle)
+        .with_state(Arc::clone(&shared));
     (shared, router)
 }
 
@@ -245,23 +281,39 @@ impl Contents {
     fn manifest(&self, repository: &str, reference: &str) -> Option<(Digest, String, Bytes)> {
         let digest = match reference.parse::<Digest>() {
             Ok(digest) => digest,
-            Err(_) => self.tags.get(&(repository.to_owned(), reference.to_owned()))?.clone(),
+            Err(_) => self
+                .tags
+                .get(&(repository.to_owned(), reference.to_owned()))?
+                .clone(),
         };
-        let (media_type, bytes) = self.manifests.get(&(repository.to_owned(), digest.clone()))?.clone();
+        let (media_type, bytes) = self
+            .manifests
+            .get(&(repository.to_owned(), digest.clone()))?
+            .clone();
         Some((digest, media_type, bytes))
     }
 
     fn faults(&mut self, method: &str, path_and_query: &str) -> Vec<Fault> {
-        let met =
-            self.rules.iter_mut().filter_map(|rule| rule.meets(method, path_and_query).then(|| rule.fault.clone()));
+        let met = self.rules.iter_mut().filter_map(|rule| {
+            rule.meets(method, path_and_query)
+                .then(|| rule.fault.clone())
+        });
         met.collect()
     }
 }
 
 async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response<Body> {
     let (parts, body) = request.into_parts();
-    let body = body.collect().await.map(|collected| collected.to_bytes()).unwrap_or_default();
-    let path_and_query = parts.uri.path_and_query().map_or("/", |whole| whole.as_str()).to_owned();
+    let body = body
+        .collect()
+        .await
+        .map(|collected| collected.to_bytes())
+        .unwrap_or_default();
+    let path_and_query = parts
+        .uri
+        .path_and_query()
+        .map_or("/", |whole| whole.as_str())
+        .to_owned();
     let faults = {
         let mut state = shared.state();
         state.seen.push(Seen {
@@ -273,7 +325,11 @@ async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response
     };
     for fault in &faults {
         match fault {
-            Fault::Answer { status, headers, body } => {
+            Fault::Answer {
+                status,
+                headers,
+                body,
+            } => {
                 let mut response = answer::empty(*status).map(|_| body.clone());
                 response.headers_mut().extend(headers.iter().cloned());
                 return response.map(Body::from);
@@ -288,13 +344,23 @@ async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response
     }
     let response = respond(&mut shared.state(), &parts, body);
     let response = fault::apply(response, faults);
-    if parts.method == "HEAD" { response.map(|_| Body::empty()) } else { response }
+    if parts.method == "HEAD" {
+        response.map(|_| Body::empty())
+    } else {
+        response
+    }
 }
 
-fn respond(state: &mut Contents, parts: &axum::http::request::Parts, body: Bytes) -> Response<Bytes> {
+fn respond(
+    state: &mut Contents,
+    parts: &axum::http::request::Parts,
+    body: Bytes,
+) -> Response<Bytes> {
     let path = parts.uri.path();
     if path == "/token" {
-        let Some(Auth::Token(settings)) = state.auth.clone() else { return answer::empty(StatusCode::NOT_FOUND) };
+        let Some(Auth::Token(settings)) = state.auth.clone() else {
+            return answer::empty(StatusCode::NOT_FOUND);
+        };
         return auth::token(&settings, &mut state.tokens, parts, &body);
     }
     if let Some(auth) = &state.auth
@@ -316,6 +382,8 @@ fn respond(state: &mut Contents, parts: &axum::http::request::Parts, body: Bytes
 /// Whether requests seen carry an `Authorization` header.
 impl Seen {
     pub(crate) fn authorization(&self) -> Option<&str> {
-        self.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok())
+        self.headers
+            .get(header::AUTHORIZATION)
+            .and_then(|value| value.to_str().ok())
     }
 }

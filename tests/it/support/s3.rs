@@ -1,6 +1,9 @@
 //! An S3 in process: conditional puts, ranges, multipart, listing in pages, deletion one by one and in batches; and
 //! the ways in which a real one fails.
-#![expect(clippy::unwrap_used, reason = "what a test's helper unwraps is asserted")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "what a test's helper unwraps is asserted"
+)]
 
 mod answer;
 
@@ -83,7 +86,11 @@ impl S3 {
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let router = Router::new().fallback(serve).with_state(Arc::clone(&shelf));
         let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-        Self { endpoint, shelf, server }
+        Self {
+            endpoint,
+            shelf,
+            server,
+        }
     }
 
     /// A configuration of a store under `prefix`.
@@ -108,7 +115,10 @@ impl S3 {
     }
 
     pub(crate) fn object(&self, key: &str) -> Option<Bytes> {
-        lock(&self.shelf).objects.get(key).map(|stored| stored.bytes.clone())
+        lock(&self.shelf)
+            .objects
+            .get(key)
+            .map(|stored| stored.bytes.clone())
     }
 
     /// Changes an object's bytes as rot does, behind everybody's back: nothing else of it changes.
@@ -151,15 +161,20 @@ fn lock(shelf: &Mutex<Shelf>) -> MutexGuard<'_, Shelf> {
 
 async fn serve(State(shelf): State<Arc<Mutex<Shelf>>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
-    let body = axum::body::to_bytes(body, usize::MAX).await.unwrap_or_default();
+    let body = axum::body::to_bytes(body, usize::MAX)
+        .await
+        .unwrap_or_default();
     let query: HashMap<String, String> =
-        url::form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes()).into_owned().collect();
+        url::form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes())
+            .into_owned()
+            .collect();
     let path = answer::percent_decoded(parts.uri.path());
     let Some(key) = path.strip_prefix(&format!("/{BUCKET}")) else {
         return answer::error(StatusCode::NOT_FOUND, "NoSuchBucket");
     };
     let key = key.trim_start_matches('/').to_owned();
-    if !parts.headers.contains_key(header::AUTHORIZATION) && !query.contains_key("X-Amz-Signature") {
+    if !parts.headers.contains_key(header::AUTHORIZATION) && !query.contains_key("X-Amz-Signature")
+    {
         return answer::error(StatusCode::FORBIDDEN, "AccessDenied");
     }
     let (asked, fault) = lock(&shelf).count(parts.method.clone(), key.clone(), query);
@@ -186,8 +201,18 @@ async fn serve(State(shelf): State<Arc<Mutex<Shelf>>>, request: Request) -> Resp
 }
 
 impl Shelf {
-    fn count(&mut self, method: Method, key: String, query: HashMap<String, String>) -> (Asked, Fault) {
-        let asked = Asked { number: self.asked, method, key, query };
+    fn count(
+        &mut self,
+        method: Method,
+        key: String,
+        query: HashMap<String, String>,
+    ) -> (Asked, Fault) {
+        let asked = Asked {
+            number: self.asked,
+            method,
+            key,
+            query,
+        };
         self.asked += 1;
         let fault = (self.rule)(&asked);
         (asked, fault)
@@ -200,12 +225,21 @@ impl Shelf {
 
     fn store(&mut self, key: &str, bytes: Bytes) -> String {
         let etag = format!("\"{:032x}\"", self.next());
-        self.objects.insert(key.to_owned(), Stored { bytes, etag: etag.clone(), modified: SystemTime::now() });
+        self.objects.insert(
+            key.to_owned(),
+            Stored {
+                bytes,
+                etag: etag.clone(),
+                modified: SystemTime::now(),
+            },
+        );
         etag
     }
 
     fn get(&self, key: &str, headers: &HeaderMap) -> Response {
-        let Some(stored) = self.objects.get(key) else { return answer::error(StatusCode::NOT_FOUND, "NoSuchKey") };
+        let Some(stored) = self.objects.get(key) else {
+            return answer::error(StatusCode::NOT_FOUND, "NoSuchKey");
+        };
         let wanted = headers.get(header::IF_MATCH);
         if wanted.is_some_and(|etag| etag.as_bytes() != stored.etag.as_bytes()) {
             return answer::error(StatusCode::PRECONDITION_FAILED, "PreconditionFailed");
@@ -219,7 +253,12 @@ impl Shelf {
         let Some(range) = answer::range(range.to_str().unwrap(), stored.bytes.len()) else {
             return answer::error(StatusCode::RANGE_NOT_SATISFIABLE, "InvalidRange");
         };
-        let content_range = format!("bytes {}-{}/{}", range.start, range.end - 1, stored.bytes.len());
+        let content_range = format!(
+            "bytes {}-{}/{}",
+            range.start,
+            range.end - 1,
+            stored.bytes.len()
+        );
         answer
             .status(StatusCode::PARTIAL_CONTENT)
             .header(header::CONTENT_RANGE, content_range)
@@ -227,14 +266,23 @@ impl Shelf {
             .unwrap()
     }
 
-    fn put(&mut self, key: &str, query: &HashMap<String, String>, headers: &HeaderMap, body: Bytes) -> Response {
+    fn put(
+        &mut self,
+        key: &str,
+        query: &HashMap<String, String>,
+        headers: &HeaderMap,
+        body: Bytes,
+    ) -> Response {
         if let Some(upload) = query.get("uploadId") {
             let number: u32 = query["partNumber"].parse().unwrap();
             let etag = format!("\"part-{:08x}\"", self.next());
             return match self.uploads.get_mut(upload) {
                 Some(parts) => {
                     parts.insert(number, body);
-                    Response::builder().header(header::ETAG, etag).body(Body::empty()).unwrap()
+                    Response::builder()
+                        .header(header::ETAG, etag)
+                        .body(Body::empty())
+                        .unwrap()
                 }
                 None => answer::error(StatusCode::NOT_FOUND, "NoSuchUpload"),
             };
@@ -251,7 +299,10 @@ impl Shelf {
             _ => {}
         }
         let etag = self.store(key, body);
-        Response::builder().header(header::ETAG, etag).body(Body::empty()).unwrap()
+        Response::builder()
+            .header(header::ETAG, etag)
+            .body(Body::empty())
+            .unwrap()
     }
 
     /// Begins an upload or completes it.
@@ -267,10 +318,18 @@ impl Shelf {
         let Some(parts) = self.uploads.get(upload) else {
             return answer::error(StatusCode::NOT_FOUND, "NoSuchUpload");
         };
-        if parts.values().rev().skip(1).any(|part| part.len() < MIN_PART) {
+        if parts
+            .values()
+            .rev()
+            .skip(1)
+            .any(|part| part.len() < MIN_PART)
+        {
             return answer::error(StatusCode::BAD_REQUEST, "EntityTooSmall");
         }
-        let whole: Vec<u8> = parts.values().flat_map(|part| part.iter().copied()).collect();
+        let whole: Vec<u8> = parts
+            .values()
+            .flat_map(|part| part.iter().copied())
+            .collect();
         self.uploads.remove(upload);
         let etag = self.store(key, whole.into());
         answer::xml(&format!(
@@ -285,13 +344,20 @@ impl Shelf {
             Some(upload) => drop(self.uploads.remove(upload)),
             None => drop(self.objects.remove(key)),
         }
-        Response::builder().status(StatusCode::NO_CONTENT).body(Body::empty()).unwrap()
+        Response::builder()
+            .status(StatusCode::NO_CONTENT)
+            .body(Body::empty())
+            .unwrap()
     }
 
     fn delete_many(&mut self, body: &Bytes) -> Response {
         let body = String::from_utf8_lossy(body);
         let mut deleted = String::new();
-        for key in body.split("<Key>").skip(1).filter_map(|rest| rest.split("</Key>").next()) {
+        for key in body
+            .split("<Key>")
+            .skip(1)
+            .filter_map(|rest| rest.split("</Key>").next())
+        {
             self.objects.remove(key);
             deleted.push_str(&format!("<Deleted><Key>{key}</Key></Deleted>"));
         }
@@ -302,14 +368,25 @@ impl Shelf {
     fn list(&self, query: &HashMap<String, String>) -> Response {
         const PAGE: usize = 3;
         let prefix = query.get("prefix").map_or("", String::as_str);
-        let after = query.get("continuation-token").or(query.get("start-after")).map_or("", String::as_str);
-        let mut matching =
-            self.objects.iter().filter(|(key, _)| key.starts_with(prefix) && key.as_str() > after).peekable();
+        let after = query
+            .get("continuation-token")
+            .or(query.get("start-after"))
+            .map_or("", String::as_str);
+        let mut matching = self
+            .objects
+            .iter()
+            .filter(|(key, _)| key.starts_with(prefix) && key.as_str() > after)
+            .peekable();
         let page: Vec<_> = matching.by_ref().take(PAGE).collect();
         let more = matching.peek().is_some();
-        let contents: String = page.iter().map(|(key, stored)| answer::listed(key, stored)).collect();
+        let contents: String = page
+            .iter()
+            .map(|(key, stored)| answer::listed(key, stored))
+            .collect();
         let next = match page.last() {
-            Some((key, _)) if more => format!("<NextContinuationToken>{key}</NextContinuationToken>"),
+            Some((key, _)) if more => {
+                format!("<NextContinuationToken>{key}</NextContinuationToken>")
+            }
             _ => String::new(),
         };
         answer::xml(&format!(

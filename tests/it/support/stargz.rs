@@ -22,13 +22,22 @@ impl Stargz {
     pub(crate) fn start(place: &Place) -> Self {
         let (socket, root) = (place.path().join("stargz.sock"), place.dir("stargz"));
         let mut command = Command::new(build());
-        let daemon = place.daemon("stargz", command.arg(&socket).arg(&root), || socket.exists());
-        Self { daemon, socket, root }
+        let daemon = place.daemon("stargz", command.arg(&socket).arg(&root), || {
+            socket.exists()
+        });
+        Self {
+            daemon,
+            socket,
+            root,
+        }
     }
 
     /// What containerd's configuration needs to know it as the snapshotter `stargz`.
     pub(crate) fn plugin(&self) -> String {
-        format!("[proxy_plugins.stargz]\ntype = \"snapshot\"\naddress = \"{}\"\n", self.socket.display())
+        format!(
+            "[proxy_plugins.stargz]\ntype = \"snapshot\"\naddress = \"{}\"\n",
+            self.socket.display()
+        )
     }
 }
 
@@ -36,8 +45,10 @@ impl Drop for Stargz {
     fn drop(&mut self) {
         self.daemon.kill();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let ours =
-            mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|at| Path::new(at).starts_with(&self.root));
+        let ours = mounts
+            .lines()
+            .filter_map(|line| line.split(' ').nth(4))
+            .filter(|at| Path::new(at).starts_with(&self.root));
         for mount in ours {
             let _ = Command::new("umount").args(["-l", mount]).status();
         }
@@ -52,8 +63,21 @@ fn build() -> PathBuf {
     lock.lock().unwrap();
     let target = cache_dir().join("stargz-grpc");
     let mut command = Command::new("go");
-    command.args(["build", "-o"]).arg(&target).arg(".").current_dir(source);
-    let output = command.env("GO111MODULE", "off").env("GOPATH", GOPATH).env("GOFLAGS", "").output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    command
+        .args(["build", "-o"])
+        .arg(&target)
+        .arg(".")
+        .current_dir(source);
+    let output = command
+        .env("GO111MODULE", "off")
+        .env("GOPATH", GOPATH)
+        .env("GOFLAGS", "")
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     target
 }

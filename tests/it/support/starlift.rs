@@ -20,11 +20,18 @@ impl Starlift {
     }
 
     /// As [`Self::start`], the command changed by `adjust` first.
-    pub(crate) fn start_with(place: &Place, arguments: &[&str], adjust: impl FnOnce(&mut Command)) -> Self {
+    pub(crate) fn start_with(
+        place: &Place,
+        arguments: &[&str],
+        adjust: impl FnOnce(&mut Command),
+    ) -> Self {
         let address = free_address();
         let store = place.path().join("store");
         let mut command = Command::new(env!("CARGO_BIN_EXE_starlift"));
-        command.current_dir(place.path()).args(["serve", "--listen", &address.to_string()]).args(arguments);
+        command
+            .current_dir(place.path())
+            .args(["serve", "--listen", &address.to_string()])
+            .args(arguments);
         if !arguments.contains(&"--store") {
             command.arg("--store").arg(&store);
         }
@@ -45,7 +52,8 @@ impl Starlift {
         until("the twin is served", Duration::from_secs(120), || {
             manifest = serde_json::from_slice(&fetch(&url).expect("a manifest")).unwrap();
             let text = manifest.to_string();
-            text.contains("dev.starlift.source.digest") || text.contains("containerd.io/snapshot/stargz/toc.digest")
+            text.contains("dev.starlift.source.digest")
+                || text.contains("containerd.io/snapshot/stargz/toc.digest")
         });
         manifest
     }

@@ -24,7 +24,12 @@ impl Manager {
     pub(crate) fn new(path: PathBuf) -> Self {
         let socket = UnixDatagram::bind(&path).unwrap();
         socket.set_nonblocking(true).unwrap();
-        Self { path, socket, store: BTreeMap::new(), is_ready: false }
+        Self {
+            path,
+            socket,
+            store: BTreeMap::new(),
+            is_ready: false,
+        }
     }
 
     /// The command as systemd starts it: with what the store holds, under its names.
@@ -32,17 +37,29 @@ impl Manager {
         self.is_ready = false;
         let mut command = Command::new("sh");
         // Two descriptors can be passed by the standard library: as standard input and output.
-        let store: Vec<(String, OwnedFd)> =
-            self.store.iter().map(|(name, fd)| (name.clone(), fd.try_clone().unwrap())).collect();
+        let store: Vec<(String, OwnedFd)> = self
+            .store
+            .iter()
+            .map(|(name, fd)| (name.clone(), fd.try_clone().unwrap()))
+            .collect();
         assert!(store.len() <= 2, "{store:?}");
-        let names = store.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(":");
+        let names = store
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .collect::<Vec<_>>()
+            .join(":");
         let mut script = "exec 3<&0 4<&1 0</dev/null 1>&2; ".to_owned();
         if !store.is_empty() {
-            script += &format!("export LISTEN_PID=$$ LISTEN_FDS={} LISTEN_FDNAMES={names}; ", store.len());
+            script += &format!(
+                "export LISTEN_PID=$$ LISTEN_FDS={} LISTEN_FDNAMES={names}; ",
+                store.len()
+            );
         }
         command.args(["-c", &format!("{script}exec {executable} \"$@\""), "sh"]);
         let mut fds = store.into_iter().map(|(_, fd)| Stdio::from(fd));
-        command.stdin(fds.next().unwrap_or_else(Stdio::null)).stdout(fds.next().unwrap_or_else(Stdio::null));
+        command
+            .stdin(fds.next().unwrap_or_else(Stdio::null))
+            .stdout(fds.next().unwrap_or_else(Stdio::null));
         command.env("NOTIFY_SOCKET", &self.path);
         command
     }
@@ -54,23 +71,35 @@ impl Manager {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
             let mut control = RecvAncillaryBuffer::new(&mut space);
             let mut buffers = [IoSliceMut::new(&mut message)];
-            let Ok(received) = rustix::net::recvmsg(&self.socket, &mut buffers, &mut control, RecvFlags::CMSG_CLOEXEC)
-            else {
+            let Ok(received) = rustix::net::recvmsg(
+                &self.socket,
+                &mut buffers,
+                &mut control,
+                RecvFlags::CMSG_CLOEXEC,
+            ) else {
                 return;
             };
             let fd = control.drain().find_map(|message| match message {
                 RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
                 _ => None,
             });
-            self.heed(&String::from_utf8_lossy(&message[..received.bytes]), fd.as_ref());
+            self.heed(
+                &String::from_utf8_lossy(&message[..received.bytes]),
+                fd.as_ref(),
+            );
         }
     }
 
     fn heed(&mut self, message: &str, fd: Option<&OwnedFd>) {
-        let name = message.lines().find_map(|line| line.strip_prefix("FDNAME=")).unwrap_or("stored");
+        let name = message
+            .lines()
+            .find_map(|line| line.strip_prefix("FDNAME="))
+            .unwrap_or("stored");
         for line in message.lines() {
             match (line, fd) {
-                ("FDSTORE=1", Some(fd)) => drop(self.store.insert(name.to_owned(), fd.try_clone().unwrap())),
+                ("FDSTORE=1", Some(fd)) => {
+                    drop(self.store.insert(name.to_owned(), fd.try_clone().unwrap()))
+                }
                 ("FDSTOREREMOVE=1", None) => drop(self.store.remove(name)),
                 ("READY=1", _) => self.is_ready = true,
                 _ => {}

@@ -44,7 +44,9 @@ impl Tree {
     /// snapshotter's affair.
     pub(crate) fn rounded_to_seconds(mut self) -> Self {
         for (path, node) in &mut self.0 {
-            let rounded = node.modified.map(|(seconds, nanos)| (seconds + i64::from(nanos >= 500_000_000), 0));
+            let rounded = node
+                .modified
+                .map(|(seconds, nanos)| (seconds + i64::from(nanos >= 500_000_000), 0));
             node.modified = rounded.filter(|_| !path.as_os_str().is_empty());
         }
         self
@@ -52,13 +54,36 @@ impl Tree {
 
     /// Fails with the first differences, readably, if `self` is not `other`.
     pub(crate) fn assert_same(&self, other: &Self, what: &str) {
-        let paths = self.0.keys().chain(other.0.keys()).collect::<std::collections::BTreeSet<_>>();
-        let differ = paths.into_iter().filter(|path| self.0.get(*path) != other.0.get(*path));
+        let paths = self
+            .0
+            .keys()
+            .chain(other.0.keys())
+            .collect::<std::collections::BTreeSet<_>>();
+        let differ = paths
+            .into_iter()
+            .filter(|path| self.0.get(*path) != other.0.get(*path));
         let lines: Vec<_> = differ
-            .map(|path| format!("{}\n   {:?}\n   {:?}", path.display(), self.0.get(path), other.0.get(path)))
+            .map(|path| {
+                format!(
+                    "{}\n   {:?}\n   {:?}",
+                    path.display(),
+                    self.0.get(path),
+                    other.0.get(path)
+                )
+            })
             .collect();
-        let some = lines.iter().take(10).cloned().collect::<Vec<_>>().join("\n");
-        assert!(lines.is_empty(), "{what}: {} of {} paths differ\n{some}", lines.len(), self.0.len());
+        let some = lines
+            .iter()
+            .take(10)
+            .cloned()
+            .collect::<Vec<_>>()
+            .join("\n");
+        assert!(
+            lines.is_empty(),
+            "{what}: {} of {} paths differ\n{some}",
+            lines.len(),
+            self.0.len()
+        );
     }
 }
 
@@ -73,14 +98,21 @@ fn walk(
     let relative = at.strip_prefix(root).unwrap().to_owned();
     let mut node = node(at, &metadata, start);
     if !metadata.is_dir() && metadata.nlink() > 1 {
-        let first = inodes.entry((metadata.dev(), metadata.ino())).or_insert_with(|| relative.clone());
+        let first = inodes
+            .entry((metadata.dev(), metadata.ino()))
+            .or_insert_with(|| relative.clone());
         node.same_as = Some(first.clone());
     }
     nodes.insert(relative, node);
     if metadata.is_dir() {
-        let mut names: Vec<_> = fs::read_dir(at).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let mut names: Vec<_> = fs::read_dir(at)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
         names.sort();
-        names.iter().for_each(|name| walk(root, &at.join(name), start, inodes, nodes));
+        names
+            .iter()
+            .for_each(|name| walk(root, &at.join(name), start, inodes, nodes));
     }
 }
 
@@ -101,7 +133,11 @@ fn node(at: &Path, metadata: &Metadata, start: i64) -> Node {
         owner: (metadata.uid(), metadata.gid()),
         modified: (metadata.mtime() < start).then_some((metadata.mtime(), metadata.mtime_nsec())),
         device: metadata.rdev(),
-        size: if metadata.is_dir() { 0 } else { metadata.size() },
+        size: if metadata.is_dir() {
+            0
+        } else {
+            metadata.size()
+        },
         content,
         xattrs: xattrs(at),
         same_as: None,
@@ -131,7 +167,10 @@ fn xattrs(path: &Path) -> BTreeMap<OsString, Vec<u8>> {
     let mut names = vec![0_u8; 64 << 10];
     let length = rustix::fs::llistxattr(path, &mut names).unwrap_or(0);
     let mut found = BTreeMap::new();
-    for name in names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+    for name in names[..length]
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty())
+    {
         let name = OsStr::from_bytes(name);
         // What overlayfs notes for itself is not part of the file system that containers see.
         if name.as_bytes().starts_with(b"trusted.overlay.") {

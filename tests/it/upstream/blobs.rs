@@ -22,7 +22,11 @@ async fn with_blob() -> (Registry, Bytes, Digest) {
 
 fn ranges_seen(registry: &Registry) -> Vec<String> {
     let header = |seen: &crate::support::registry::Seen| {
-        seen.headers.get("range").map_or("whole".to_owned(), |range| range.to_str().unwrap().to_owned())
+        seen.headers
+            .get("range")
+            .map_or("whole".to_owned(), |range| {
+                range.to_str().unwrap().to_owned()
+            })
     };
     registry.seen().iter().map(header).collect()
 }
@@ -33,11 +37,17 @@ async fn every_range_is_what_a_slice_would_be() {
     let source = source(&registry);
     let mut random = Random::new(2);
     for lacks_ranges in [false, true] {
-        registry.lack(Lacks { ranges: lacks_ranges, ..Lacks::default() });
+        registry.lack(Lacks {
+            ranges: lacks_ranges,
+            ..Lacks::default()
+        });
         for _ in 0..20 {
             let start = random.below(SIZE as u64);
             let end = start + random.below(SIZE as u64);
-            let body = source.blob(&app(), &digest, Some(start..end)).await.unwrap();
+            let body = source
+                .blob(&app(), &digest, Some(start..end))
+                .await
+                .unwrap();
             let cut = start..end.min(SIZE as u64);
             assert_eq!((body.blob_size, &body.range), (SIZE as u64, &cut));
             let (got, ended) = read(&source, &digest, Some(start..end)).await;
@@ -45,8 +55,12 @@ async fn every_range_is_what_a_slice_would_be() {
             let slice = usize::try_from(cut.start).unwrap()..usize::try_from(cut.end).unwrap();
             assert_eq!(got, blob[slice], "{start}..{end}");
         }
-        let behind = source.blob(&app(), &digest, Some(SIZE as u64..u64::MAX)).await;
-        assert!(matches!(behind, Err(Error::RangeNotSatisfiable { size: Some(size) }) if size == SIZE as u64));
+        let behind = source
+            .blob(&app(), &digest, Some(SIZE as u64..u64::MAX))
+            .await;
+        assert!(
+            matches!(behind, Err(Error::RangeNotSatisfiable { size: Some(size) }) if size == SIZE as u64)
+        );
         let (got, ended) = read(&source, &digest, None).await;
         ended.unwrap();
         assert_eq!(got, blob);
@@ -68,48 +82,89 @@ async fn the_tail_of_a_blob_is_one_request() {
     for len in [1, 51, size - 1, size, size + 1, u64::MAX] {
         let start = size.saturating_sub(len);
         let got = tail(&source, &digest, len).await;
-        assert_eq!(got, (size, start..size, blob[usize::try_from(start).unwrap()..].to_vec()), "{len}");
+        assert_eq!(
+            got,
+            (
+                size,
+                start..size,
+                blob[usize::try_from(start).unwrap()..].to_vec()
+            ),
+            "{len}"
+        );
     }
     let seen = ranges_seen(&registry);
     assert_eq!((seen.len(), seen[1].as_str()), (6, "bytes=-51"));
-    assert_eq!(tail(&source, &digest, 0).await, (size, size..size, Vec::new()));
-    registry.on("/blobs/").method("GET").times(1).cut_after(1000);
+    assert_eq!(
+        tail(&source, &digest, 0).await,
+        (size, size..size, Vec::new())
+    );
+    registry
+        .on("/blobs/")
+        .method("GET")
+        .times(1)
+        .cut_after(1000);
     assert_eq!(tail(&source, &digest, 5000).await.2, blob[SIZE - 5000..]);
-    assert_eq!(ranges_seen(&registry)[7..], ["bytes=-5000".to_owned(), format!("bytes={}-{}", SIZE - 4000, SIZE - 1)]);
+    assert_eq!(
+        ranges_seen(&registry)[7..],
+        [
+            "bytes=-5000".to_owned(),
+            format!("bytes={}-{}", SIZE - 4000, SIZE - 1)
+        ]
+    );
 }
 
 #[tokio::test]
 async fn a_registry_that_does_not_do_suffixes_gives_the_tail_too() {
     let (registry, blob, digest) = with_blob().await;
     let source = source(&registry);
-    let expected = (SIZE as u64, SIZE as u64 - 51..SIZE as u64, blob[SIZE - 51..].to_vec());
+    let expected = (
+        SIZE as u64,
+        SIZE as u64 - 51..SIZE as u64,
+        blob[SIZE - 51..].to_vec(),
+    );
     let by_position = format!("bytes={}-{}", SIZE - 51, SIZE - 1);
     for status in [416, 400] {
         registry.forget_requests();
-        registry.on("/blobs/").method("GET").times(1).answer(status, &[]);
+        registry
+            .on("/blobs/")
+            .method("GET")
+            .times(1)
+            .answer(status, &[]);
         assert_eq!(tail(&source, &digest, 51).await, expected);
-        assert_eq!(ranges_seen(&registry), ["bytes=-51", "whole", &by_position], "{status}");
+        assert_eq!(
+            ranges_seen(&registry),
+            ["bytes=-51", "whole", &by_position],
+            "{status}"
+        );
     }
     registry.forget_requests();
-    registry.lack(Lacks { suffix_ranges: true, ..Lacks::default() });
+    registry.lack(Lacks {
+        suffix_ranges: true,
+        ..Lacks::default()
+    });
     assert_eq!(tail(&source, &digest, 51).await, expected);
     assert_eq!(ranges_seen(&registry), ["bytes=-51", &by_position]);
-    registry.lack(Lacks { ranges: true, ..Lacks::default() });
+    registry.lack(Lacks {
+        ranges: true,
+        ..Lacks::default()
+    });
     assert_eq!(tail(&source, &digest, 51).await, expected);
     assert_eq!(tail(&source, &digest, u64::MAX).await.2, blob);
     // Short blobs, and none at all, where a suffix longer than the blob is refused.
     registry.lack(Lacks::default());
     for bytes in ["", "short"] {
         let digest = registry.put_blob(bytes);
-        registry
-            .on("/blobs/")
-            .method("GET")
-            .times(1)
-            .answer(416, &[("content-range", &format!("bytes */{}", bytes.len()))]);
+        registry.on("/blobs/").method("GET").times(1).answer(
+            416,
+            &[("content-range", &format!("bytes */{}", bytes.len()))],
+        );
         assert_eq!(tail(&source, &digest, 51).await.2, bytes.as_bytes());
     }
     let absent = Digest::sha256_of(b"absent");
-    assert!(matches!(source.blob_tail(&app(), &absent, 51).await, Err(Error::NotFound)));
+    assert!(matches!(
+        source.blob_tail(&app(), &absent, 51).await,
+        Err(Error::NotFound)
+    ));
 }
 
 #[tokio::test]
@@ -119,7 +174,10 @@ async fn a_cut_body_goes_on_where_it_broke() {
         for lacks_ranges in [false, true] {
             registry.heal();
             registry.forget_requests();
-            registry.lack(Lacks { ranges: lacks_ranges, ..Lacks::default() });
+            registry.lack(Lacks {
+                ranges: lacks_ranges,
+                ..Lacks::default()
+            });
             registry.on("/blobs/").times(1).cut_after(cut);
             let (got, ended) = read(&source(&registry), &digest, None).await;
             ended.unwrap();
@@ -127,7 +185,13 @@ async fn a_cut_body_goes_on_where_it_broke() {
             assert_eq!(registry.seen().len(), 2);
         }
     }
-    assert_eq!(ranges_seen(&registry), ["whole".to_owned(), format!("bytes={}-{}", SIZE - 1, SIZE - 1)]);
+    assert_eq!(
+        ranges_seen(&registry),
+        [
+            "whole".to_owned(),
+            format!("bytes={}-{}", SIZE - 1, SIZE - 1)
+        ]
+    );
 }
 
 #[tokio::test]
@@ -137,7 +201,10 @@ async fn a_cut_range_goes_on_where_it_broke() {
     let (got, ended) = read(&source(&registry), &digest, Some(500..10_000)).await;
     ended.unwrap();
     assert_eq!(got, blob[500..10_000]);
-    assert_eq!(ranges_seen(&registry), ["bytes=500-9999", "bytes=1500-9999", "bytes=2500-9999"]);
+    assert_eq!(
+        ranges_seen(&registry),
+        ["bytes=500-9999", "bytes=1500-9999", "bytes=2500-9999"]
+    );
 }
 
 #[tokio::test]
@@ -145,7 +212,10 @@ async fn a_silent_body_is_a_broken_one() {
     let (registry, blob, digest) = with_blob().await;
     let gate = Gate::new();
     registry.on("/blobs/").times(1).gate_after(&gate, 1000);
-    let config = Config { read_timeout: std::time::Duration::from_millis(100), ..config() };
+    let config = Config {
+        read_timeout: std::time::Duration::from_millis(100),
+        ..config()
+    };
     let (got, ended) = read(&source_of(config, at(registry.url())), &digest, None).await;
     ended.unwrap();
     assert_eq!(got, blob);
@@ -167,36 +237,60 @@ async fn wrong_bytes_are_never_all_given_out() {
     let (registry, blob, digest) = with_blob().await;
     registry.on("/blobs/").wrong_bytes();
     let (got, ended) = read(&source(&registry), &digest, None).await;
-    assert!(matches!(&ended, Err(Error::WrongDigest { expected }) if *expected == digest), "{ended:?}");
+    assert!(
+        matches!(&ended, Err(Error::WrongDigest { expected }) if *expected == digest),
+        "{ended:?}"
+    );
     assert!(got.len() < blob.len());
     let (_, ended) = read(&source(&registry), &digest, Some(0..SIZE as u64)).await;
-    assert!(matches!(ended, Err(Error::WrongDigest { .. })), "a range that is the whole is verified too");
+    assert!(
+        matches!(ended, Err(Error::WrongDigest { .. })),
+        "a range that is the whole is verified too"
+    );
 }
 
 #[tokio::test]
 async fn the_size_is_known_without_the_bytes() {
     let (registry, _, digest) = with_blob().await;
     let source = source(&registry);
-    assert_eq!(source.blob_size(&app(), &digest).await.unwrap(), SIZE as u64);
+    assert_eq!(
+        source.blob_size(&app(), &digest).await.unwrap(),
+        SIZE as u64
+    );
     assert_eq!(registry.count("GET", ""), 0);
     registry.on("/blobs/").method("HEAD").answer(405, &[]);
-    assert_eq!(source.blob_size(&app(), &digest).await.unwrap(), SIZE as u64);
-    assert_eq!(ranges_seen(&registry).last().map(String::as_str), Some("bytes=0-0"));
+    assert_eq!(
+        source.blob_size(&app(), &digest).await.unwrap(),
+        SIZE as u64
+    );
+    assert_eq!(
+        ranges_seen(&registry).last().map(String::as_str),
+        Some("bytes=0-0")
+    );
     let empty = registry.put_blob("");
     assert_eq!(source.blob_size(&app(), &empty).await.unwrap(), 0);
     let (got, ended) = read(&source, &empty, None).await;
     ended.unwrap();
     assert!(got.is_empty());
     let absent = Digest::sha256_of(b"absent");
-    assert!(matches!(source.blob_size(&app(), &absent).await, Err(Error::NotFound)));
+    assert!(matches!(
+        source.blob_size(&app(), &absent).await,
+        Err(Error::NotFound)
+    ));
 }
 
 #[tokio::test]
 async fn a_body_of_untold_length_is_asked_for_its_size() {
     let (registry, blob, digest) = with_blob().await;
-    registry.on("/blobs/").method("GET").without_header("content-length");
+    registry
+        .on("/blobs/")
+        .method("GET")
+        .without_header("content-length");
     let body = source(&registry).blob(&app(), &digest, None).await.unwrap();
-    assert_eq!((body.blob_size, registry.count("HEAD", "")), (SIZE as u64, 1));
+    assert_eq!(
+        (body.blob_size, registry.count("HEAD", "")),
+        (SIZE as u64, 1)
+    );
     let (got, ended) = read(&source(&registry), &digest, None).await;
     ended.unwrap();
     assert_eq!(got, blob);
@@ -207,8 +301,13 @@ async fn a_redirect_is_remembered_for_ranges_while_it_works() {
     let (registry, blob, digest) = with_blob().await;
     let bucket = Registry::start().await;
     bucket.put_blob(blob.clone());
-    registry.on("/blobs/").redirect(&format!("{}/elsewhere/{digest}", bucket.url()));
-    let config = Config { allowed_hosts: vec![bucket.host().parse().unwrap()], ..config() };
+    registry
+        .on("/blobs/")
+        .redirect(&format!("{}/elsewhere/{digest}", bucket.url()));
+    let config = Config {
+        allowed_hosts: vec![bucket.host().parse().unwrap()],
+        ..config()
+    };
     let source = source_of(config, at(registry.url()));
     for start in [0, 1000, 2000] {
         let (got, ended) = read(&source, &digest, Some(start..start + 10)).await;
@@ -220,13 +319,20 @@ async fn a_redirect_is_remembered_for_ranges_while_it_works() {
     bucket.on("/elsewhere/").times(1).answer(403, &[]);
     let (_, ended) = read(&source, &digest, Some(0..10)).await;
     ended.unwrap();
-    assert_eq!((registry.seen().len(), bucket.seen().len()), (2, 6), "asked anew when the signed URL has expired");
+    assert_eq!(
+        (registry.seen().len(), bucket.seen().len()),
+        (2, 6),
+        "asked anew when the signed URL has expired"
+    );
 }
 
 #[tokio::test]
 async fn a_blob_whose_length_nothing_tells_is_given_whole_and_in_parts() {
     let (registry, blob, digest) = with_blob().await;
-    registry.lack(Lacks { ranges: true, ..Lacks::default() });
+    registry.lack(Lacks {
+        ranges: true,
+        ..Lacks::default()
+    });
     registry.on("/blobs/").without_header("content-length");
     let source = source(&registry);
     let (got, ended) = read(&source, &digest, Some(100..200)).await;
@@ -235,15 +341,25 @@ async fn a_blob_whose_length_nothing_tells_is_given_whole_and_in_parts() {
     registry.forget_requests();
     let (got, ended) = read(&source, &digest, None).await;
     ended.unwrap();
-    assert_eq!((got, registry.seen().len()), (blob.to_vec(), 1), "a verified size is remembered");
+    assert_eq!(
+        (got, registry.seen().len()),
+        (blob.to_vec(), 1),
+        "a verified size is remembered"
+    );
     assert_eq!(tail(&source, &digest, 50).await.2, blob[SIZE - 50..]);
-    assert_eq!(source.blob_size(&app(), &digest).await.unwrap(), SIZE as u64);
+    assert_eq!(
+        source.blob_size(&app(), &digest).await.unwrap(),
+        SIZE as u64
+    );
 }
 
 #[tokio::test]
 async fn no_size_is_remembered_of_bytes_that_are_not_the_blobs() {
     let (registry, _, digest) = with_blob().await;
-    registry.lack(Lacks { ranges: true, ..Lacks::default() });
+    registry.lack(Lacks {
+        ranges: true,
+        ..Lacks::default()
+    });
     registry.on("/blobs/").without_header("content-length");
     registry.on("/blobs/").wrong_bytes();
     let size = source(&registry).blob_size(&app(), &digest).await;
@@ -257,13 +373,20 @@ async fn whatever_head_says_get_decides() {
         registry.heal();
         registry.on("/blobs/").method("HEAD").answer(status, &[]);
         let source = source(&registry);
-        assert_eq!(source.blob_size(&app(), &digest).await.unwrap(), SIZE as u64, "{status}");
+        assert_eq!(
+            source.blob_size(&app(), &digest).await.unwrap(),
+            SIZE as u64,
+            "{status}"
+        );
         let (got, ended) = read(&source, &digest, None).await;
         ended.unwrap();
         assert_eq!(got, blob, "{status}");
     }
     registry.heal();
-    registry.on("/blobs/").method("HEAD").with_header("content-length", "7");
+    registry
+        .on("/blobs/")
+        .method("HEAD")
+        .with_header("content-length", "7");
     let body = source(&registry).blob(&app(), &digest, None).await.unwrap();
     assert_eq!(body.blob_size, SIZE as u64);
 }
@@ -271,15 +394,30 @@ async fn whatever_head_says_get_decides() {
 #[tokio::test]
 async fn parts_that_are_not_as_asked_for_are_cut_or_asked_for_otherwise() {
     let (registry, blob, digest) = with_blob().await;
-    for given in ["bytes 5-9/*", "bytes 7-11/300000", "bytes 9-13/*", "nonsense", "bytes 5-9/5", "items 5-9/300000"] {
+    for given in [
+        "bytes 5-9/*",
+        "bytes 7-11/300000",
+        "bytes 9-13/*",
+        "nonsense",
+        "bytes 5-9/5",
+        "items 5-9/300000",
+    ] {
         registry.heal();
-        registry.on("/blobs/").method("GET").times(1).with_header("content-range", given);
+        registry
+            .on("/blobs/")
+            .method("GET")
+            .times(1)
+            .with_header("content-range", given);
         let (got, ended) = read(&source(&registry), &digest, Some(5..10)).await;
         ended.unwrap();
         assert_eq!(got, blob[5..10], "{given}");
     }
     registry.heal();
-    registry.on("/blobs/").method("GET").times(1).answer(400, &[]);
+    registry
+        .on("/blobs/")
+        .method("GET")
+        .times(1)
+        .answer(400, &[]);
     let (got, ended) = read(&source(&registry), &digest, Some(5..10)).await;
     ended.unwrap();
     assert_eq!(got, blob[5..10], "ranges are refused");
@@ -288,7 +426,9 @@ async fn parts_that_are_not_as_asked_for_are_cut_or_asked_for_otherwise() {
 #[tokio::test]
 async fn a_label_of_an_encoding_spoils_no_blob() {
     let (registry, blob, digest) = with_blob().await;
-    registry.on("/blobs/").with_header("content-encoding", "gzip");
+    registry
+        .on("/blobs/")
+        .with_header("content-encoding", "gzip");
     let (got, ended) = read(&source(&registry), &digest, None).await;
     ended.unwrap();
     assert_eq!(got, blob);

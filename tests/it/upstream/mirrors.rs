@@ -15,16 +15,28 @@ struct Trio {
 
 async fn trio() -> Trio {
     let image = ImageBuilder::new(1).build();
-    let [first, second, own] = [Registry::start().await, Registry::start().await, Registry::start().await];
+    let [first, second, own] = [
+        Registry::start().await,
+        Registry::start().await,
+        Registry::start().await,
+    ];
     for registry in [&first, &second, &own] {
         registry.push("library/app", "v1", &image);
     }
-    Trio { first, second, own, image }
+    Trio {
+        first,
+        second,
+        own,
+        image,
+    }
 }
 
 impl Trio {
     fn upstream(&self) -> UpstreamConfig {
-        UpstreamConfig { mirrors: vec![self.first.url(), self.second.url()], ..at(self.own.url()) }
+        UpstreamConfig {
+            mirrors: vec![self.first.url(), self.second.url()],
+            ..at(self.own.url())
+        }
     }
 
     fn counts(&self) -> [usize; 3] {
@@ -46,9 +58,16 @@ async fn the_first_mirror_that_has_it_answers() {
     assert_eq!(trio.counts(), [3, 2, 1]);
     trio.own.on("/").times(1).answer(500, &[]);
     source.manifest(&app(), &v1()).await.unwrap();
-    assert_eq!(trio.counts(), [4, 2, 3], "the registry itself is asked again, the mirror that lied last");
+    assert_eq!(
+        trio.counts(),
+        [4, 2, 3],
+        "the registry itself is asked again, the mirror that lied last"
+    );
     trio.own.on("/").answer(404, &[]);
-    assert!(matches!(source.manifest(&app(), &v1()).await, Err(Error::NotFound)));
+    assert!(matches!(
+        source.manifest(&app(), &v1()).await,
+        Err(Error::NotFound)
+    ));
 }
 
 #[tokio::test]
@@ -63,7 +82,11 @@ async fn a_blob_goes_on_at_the_next_when_a_mirror_dies() {
     assert_eq!(got, layer);
     assert_eq!(trio.counts(), [1, 1, 0]);
     source.manifest(&app(), &v1()).await.unwrap();
-    assert_eq!(trio.counts(), [1, 2, 0], "the mirror that broke off is asked last");
+    assert_eq!(
+        trio.counts(),
+        [1, 2, 0],
+        "the mirror that broke off is asked last"
+    );
 }
 
 #[tokio::test]
@@ -73,7 +96,10 @@ async fn a_mirror_that_lied_is_not_asked_for_this_blob_again() {
     let digest = starlift::oci::Digest::sha256_of(&layer);
     trio.first.on("/blobs/").wrong_bytes();
     let source = source_of(config(), trio.upstream());
-    assert!(matches!(read(&source, &digest, None).await.1, Err(Error::WrongDigest { .. })));
+    assert!(matches!(
+        read(&source, &digest, None).await.1,
+        Err(Error::WrongDigest { .. })
+    ));
     let (got, ended) = read(&source, &digest, None).await;
     ended.unwrap();
     assert_eq!(got, layer);
@@ -101,14 +127,23 @@ async fn silent_host() -> (tokio::net::TcpListener, String) {
 #[tokio::test]
 async fn a_silent_host_costs_one_wait() {
     let (silent, url) = silent_host().await;
-    let config = starlift::upstream::Config { read_timeout: std::time::Duration::from_millis(600), ..config() };
+    let config = starlift::upstream::Config {
+        read_timeout: std::time::Duration::from_millis(600),
+        ..config()
+    };
     let source = source_of(config, at(url));
     for _ in 0..3 {
-        assert!(matches!(source.manifest(&app(), &v1()).await, Err(Error::Unavailable(_))));
+        assert!(matches!(
+            source.manifest(&app(), &v1()).await,
+            Err(Error::Unavailable(_))
+        ));
     }
     let asked = async {
         let mut connections = 0;
-        while tokio::time::timeout(std::time::Duration::ZERO, silent.accept()).await.is_ok() {
+        while tokio::time::timeout(std::time::Duration::ZERO, silent.accept())
+            .await
+            .is_ok()
+        {
             connections += 1;
         }
         connections
@@ -120,8 +155,17 @@ async fn a_silent_host_costs_one_wait() {
 async fn a_mirror_behind_a_silent_one_is_asked_at_once_the_second_time() {
     let trio = trio().await;
     let (silent, url) = silent_host().await;
-    let config = starlift::upstream::Config { read_timeout: std::time::Duration::from_millis(600), ..config() };
-    let source = source_of(config, UpstreamConfig { mirrors: vec![url, trio.first.url()], ..at(trio.own.url()) });
+    let config = starlift::upstream::Config {
+        read_timeout: std::time::Duration::from_millis(600),
+        ..config()
+    };
+    let source = source_of(
+        config,
+        UpstreamConfig {
+            mirrors: vec![url, trio.first.url()],
+            ..at(trio.own.url())
+        },
+    );
     source.manifest(&app(), &v1()).await.unwrap();
     source.manifest(&app(), &v1()).await.unwrap();
     assert_eq!(trio.counts(), [2, 0, 0]);
@@ -131,16 +175,36 @@ async fn a_mirror_behind_a_silent_one_is_asked_at_once_the_second_time() {
 #[tokio::test]
 async fn a_mirror_is_told_whose_it_is_and_gets_no_secret() {
     let trio = trio().await;
-    let auth = || Auth::Basic { user: "me", password: "secret" };
+    let auth = || Auth::Basic {
+        user: "me",
+        password: "secret",
+    };
     trio.first.require(auth());
     trio.second.on("/").answer(404, &[]);
     trio.own.require(auth());
-    let upstream =
-        UpstreamConfig { username: Some("me".to_owned()), password: Some(Secret::new("secret")), ..trio.upstream() };
-    let config = starlift::upstream::Config { upstream: [("a.example".to_owned(), upstream)].into(), ..config() };
+    let upstream = UpstreamConfig {
+        username: Some("me".to_owned()),
+        password: Some(Secret::new("secret")),
+        ..trio.upstream()
+    };
+    let config = starlift::upstream::Config {
+        upstream: [("a.example".to_owned(), upstream)].into(),
+        ..config()
+    };
     let source = Upstreams::new(&config).unwrap().get("a.example").unwrap();
     source.manifest(&app(), &v1()).await.unwrap();
-    assert_eq!(trio.first.seen().iter().filter_map(|seen| seen.authorization()).count(), 0);
-    assert!(trio.first.seen()[0].path_and_query.ends_with("?ns=a.example"));
+    assert_eq!(
+        trio.first
+            .seen()
+            .iter()
+            .filter_map(|seen| seen.authorization())
+            .count(),
+        0
+    );
+    assert!(
+        trio.first.seen()[0]
+            .path_and_query
+            .ends_with("?ns=a.example")
+    );
     assert_eq!(trio.own.count("GET", "ns="), 0);
 }

@@ -29,13 +29,19 @@ fn config() -> Config {
 
 /// The upstream `local` of a configuration that holds it alone.
 fn source_of(config: Config, upstream: UpstreamConfig) -> Source {
-    let config = Config { upstream: [("local".to_owned(), upstream)].into(), ..config };
+    let config = Config {
+        upstream: [("local".to_owned(), upstream)].into(),
+        ..config
+    };
     Upstreams::new(&config).unwrap().get("local").unwrap()
 }
 
 /// An upstream by its URL, without more.
 fn at(url: String) -> UpstreamConfig {
-    UpstreamConfig { url, ..UpstreamConfig::default() }
+    UpstreamConfig {
+        url,
+        ..UpstreamConfig::default()
+    }
 }
 
 fn source(registry: &Registry) -> Source {
@@ -51,7 +57,11 @@ fn v1() -> Reference {
 }
 
 /// Reads a blob to its end: what came of it, and how it ended.
-async fn read(source: &Source, digest: &Digest, range: Option<std::ops::Range<u64>>) -> (Vec<u8>, Result<(), Error>) {
+async fn read(
+    source: &Source,
+    digest: &Digest,
+    range: Option<std::ops::Range<u64>>,
+) -> (Vec<u8>, Result<(), Error>) {
     use futures::TryStreamExt as _;
     let mut got = Vec::new();
     let mut body = match source.blob(&app(), digest, range).await {

@@ -55,11 +55,18 @@ async fn forward(client: TcpStream, host: String, log: Arc<Mutex<Vec<String>>>) 
             return;
         }
     }
-    let knows_us = head.to_ascii_lowercase().contains("proxy-authorization: basic bwu6ahvzaa==");
-    log.lock().unwrap().push(format!("{} {knows_us}", head.lines().next().unwrap()));
+    let knows_us = head
+        .to_ascii_lowercase()
+        .contains("proxy-authorization: basic bwu6ahvzaa==");
+    log.lock()
+        .unwrap()
+        .push(format!("{} {knows_us}", head.lines().next().unwrap()));
     let mut server = TcpStream::connect(host).await.unwrap();
     if head.starts_with("CONNECT") {
-        client.write_all(b"HTTP/1.1 200 Established\r\n\r\n").await.unwrap();
+        client
+            .write_all(b"HTTP/1.1 200 Established\r\n\r\n")
+            .await
+            .unwrap();
     } else {
         server.write_all(head.as_bytes()).await.unwrap();
     }
@@ -79,7 +86,11 @@ async fn forward(client: TcpStream, host: String, log: Arc<Mutex<Vec<String>>>) 
 
 fn by(proxy: &Proxy) -> Config {
     let url = || proxy.url.parse().ok();
-    Config { http_proxy: url(), https_proxy: url(), ..config() }
+    Config {
+        http_proxy: url(),
+        https_proxy: url(),
+        ..config()
+    }
 }
 
 #[tokio::test]
@@ -87,8 +98,16 @@ async fn a_registry_that_only_the_proxy_knows_is_asked_through_it() {
     let registry = Registry::start().await;
     registry.push("library/app", "v1", &ImageBuilder::new(1).build());
     let proxy = Proxy::to(&registry).await;
-    source_of(by(&proxy), at(format!("http://{NAME}"))).manifest(&app(), &v1()).await.unwrap();
-    assert_eq!(proxy.asked(), [format!("GET http://{NAME}/v2/library/app/manifests/v1 HTTP/1.1 true")]);
+    source_of(by(&proxy), at(format!("http://{NAME}")))
+        .manifest(&app(), &v1())
+        .await
+        .unwrap();
+    assert_eq!(
+        proxy.asked(),
+        [format!(
+            "GET http://{NAME}/v2/library/app/manifests/v1 HTTP/1.1 true"
+        )]
+    );
 }
 
 #[tokio::test]
@@ -100,8 +119,15 @@ async fn tls_goes_through_a_tunnel() {
     let directory = certs.path().join("registry.corp.test_5000_");
     std::fs::create_dir(&directory).unwrap();
     // The certificate of the test is for an address.
-    std::fs::write(directory.join("hosts.toml"), format!("server = 'https://{NAME}'\nskip_verify = true\n")).unwrap();
-    let config = Config { certs_dir: Some(certs.path().to_owned()), ..by(&proxy) };
+    std::fs::write(
+        directory.join("hosts.toml"),
+        format!("server = 'https://{NAME}'\nskip_verify = true\n"),
+    )
+    .unwrap();
+    let config = Config {
+        certs_dir: Some(certs.path().to_owned()),
+        ..by(&proxy)
+    };
     let source = Upstreams::new(&config).unwrap().get(NAME).unwrap();
     source.manifest(&app(), &v1()).await.unwrap();
     assert_eq!(proxy.asked(), [format!("CONNECT {NAME} HTTP/1.1 true")]);
@@ -113,10 +139,15 @@ async fn an_unconfigured_name_is_the_proxys_to_resolve_and_a_private_address_sta
     registry.push("library/app", "v1", &ImageBuilder::new(1).build());
     let proxy = Proxy::to(&registry).await;
     let source = source_of(by(&proxy), at("http://registry.corp.test".to_owned()));
-    registry.on("/manifests/").times(1).redirect("http://mirror.test/v2/library/app/manifests/v1");
+    registry
+        .on("/manifests/")
+        .times(1)
+        .redirect("http://mirror.test/v2/library/app/manifests/v1");
     source.manifest(&app(), &v1()).await.unwrap();
     assert_eq!(proxy.asked().len(), 2);
-    registry.on("/manifests/").redirect("http://10.0.0.1/v2/library/app/manifests/v1");
+    registry
+        .on("/manifests/")
+        .redirect("http://10.0.0.1/v2/library/app/manifests/v1");
     let answer = source.manifest(&app(), &v1()).await;
     assert!(matches!(answer, Err(Error::Refused(_))), "{answer:?}");
 }
@@ -126,8 +157,20 @@ async fn loopback_hosts_and_exceptions_are_asked_directly() {
     let registry = Registry::start().await;
     registry.push("library/app", "v1", &ImageBuilder::new(1).build());
     let proxy = Proxy::to(&registry).await;
-    source_of(by(&proxy), at(registry.url())).manifest(&app(), &v1()).await.unwrap();
-    let config = Config { no_proxy: "corp.test".to_owned(), retries: 0, ..by(&proxy) };
-    assert!(source_of(config, at(format!("http://{NAME}"))).manifest(&app(), &v1()).await.is_err());
+    source_of(by(&proxy), at(registry.url()))
+        .manifest(&app(), &v1())
+        .await
+        .unwrap();
+    let config = Config {
+        no_proxy: "corp.test".to_owned(),
+        retries: 0,
+        ..by(&proxy)
+    };
+    assert!(
+        source_of(config, at(format!("http://{NAME}")))
+            .manifest(&app(), &v1())
+            .await
+            .is_err()
+    );
     assert!(proxy.asked().is_empty());
 }

@@ -38,9 +38,16 @@ impl Authority {
     }
 
     fn run(&self, arguments: &str) {
-        let output = Command::new("openssl").args(arguments.split(' ')).current_dir(&self.0).output();
+        let output = Command::new("openssl")
+            .args(arguments.split(' '))
+            .current_dir(&self.0)
+            .output();
         let output = output.expect("openssl is installed");
-        assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{arguments}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 
     pub(super) async fn registry(&self, asks_for_certificates: bool) -> Registry {
@@ -49,13 +56,18 @@ impl Authority {
         let verifier = if asks_for_certificates {
             let mut roots = RootCertStore::empty();
             roots.add(certificate(&self.path("ca.pem"))).unwrap();
-            WebPkiClientVerifier::builder(Arc::new(roots)).build().unwrap()
+            WebPkiClientVerifier::builder(Arc::new(roots))
+                .build()
+                .unwrap()
         } else {
             WebPkiClientVerifier::no_client_auth()
         };
         let key = PrivateKeyDer::from_pem_file(self.path("server.key")).unwrap();
         let chain = vec![certificate(&self.path("server.pem"))];
-        let config = ServerConfig::builder().with_client_cert_verifier(verifier).with_single_cert(chain, key).unwrap();
+        let config = ServerConfig::builder()
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(chain, key)
+            .unwrap();
         let registry = Registry::start_tls(config).await;
         registry.push("library/app", "v1", &ImageBuilder::new(1).build());
         registry
@@ -70,10 +82,21 @@ fn certificate(path: &Path) -> CertificateDer<'static> {
 async fn an_authority_is_trusted_where_it_is_configured() {
     let authority = Authority::new();
     let registry = authority.registry(false).await;
-    let trusting = UpstreamConfig { ca_file: Some(authority.path("ca.pem")), ..at(registry.url()) };
-    source_of(config(), trusting).manifest(&app(), &v1()).await.unwrap();
-    let answer = source_of(config(), at(registry.url())).manifest(&app(), &v1()).await;
-    assert!(matches!(&answer, Err(Error::Unavailable(why)) if why.contains("certificate")), "{answer:?}");
+    let trusting = UpstreamConfig {
+        ca_file: Some(authority.path("ca.pem")),
+        ..at(registry.url())
+    };
+    source_of(config(), trusting)
+        .manifest(&app(), &v1())
+        .await
+        .unwrap();
+    let answer = source_of(config(), at(registry.url()))
+        .manifest(&app(), &v1())
+        .await;
+    assert!(
+        matches!(&answer, Err(Error::Unavailable(why)) if why.contains("certificate")),
+        "{answer:?}"
+    );
 }
 
 #[tokio::test]
@@ -87,8 +110,14 @@ async fn a_client_certificate_is_shown_where_it_is_configured() {
         client_key: Some(authority.path("client.key")),
         ..at(registry.url())
     };
-    source_of(config(), known).manifest(&app(), &v1()).await.unwrap();
-    let unknown = UpstreamConfig { ca_file: ca_file(), ..at(registry.url()) };
+    source_of(config(), known)
+        .manifest(&app(), &v1())
+        .await
+        .unwrap();
+    let unknown = UpstreamConfig {
+        ca_file: ca_file(),
+        ..at(registry.url())
+    };
     let answer = source_of(config(), unknown).manifest(&app(), &v1()).await;
     assert!(matches!(answer, Err(Error::Unavailable(_))), "{answer:?}");
 }
@@ -98,9 +127,17 @@ async fn a_redirect_out_of_tls_is_refused() {
     let authority = Authority::new();
     let registry = authority.registry(false).await;
     let plain = Registry::start().await;
-    registry.on("/manifests/").redirect(&format!("{}/v2/library/app/manifests/v1", plain.url()));
-    let upstream = UpstreamConfig { ca_file: Some(authority.path("ca.pem")), ..at(registry.url()) };
-    let config = starlift::upstream::Config { allow_private: true, ..config() };
+    registry
+        .on("/manifests/")
+        .redirect(&format!("{}/v2/library/app/manifests/v1", plain.url()));
+    let upstream = UpstreamConfig {
+        ca_file: Some(authority.path("ca.pem")),
+        ..at(registry.url())
+    };
+    let config = starlift::upstream::Config {
+        allow_private: true,
+        ..config()
+    };
     let answer = source_of(config, upstream).manifest(&app(), &v1()).await;
     assert!(matches!(answer, Err(Error::Refused(_))), "{answer:?}");
     assert!(plain.seen().is_empty());
@@ -109,15 +146,23 @@ async fn a_redirect_out_of_tls_is_refused() {
 #[tokio::test]
 async fn a_client_certificate_is_not_shown_where_a_redirect_leads() {
     let authority = Authority::new();
-    let (registry, other) = (authority.registry(true).await, authority.registry(true).await);
-    registry.on("/manifests/").redirect(&format!("{}/v2/library/app/manifests/v1", other.url()));
+    let (registry, other) = (
+        authority.registry(true).await,
+        authority.registry(true).await,
+    );
+    registry
+        .on("/manifests/")
+        .redirect(&format!("{}/v2/library/app/manifests/v1", other.url()));
     let upstream = UpstreamConfig {
         ca_file: Some(authority.path("ca.pem")),
         client_cert: Some(authority.path("client.pem")),
         client_key: Some(authority.path("client.key")),
         ..at(registry.url())
     };
-    let config = starlift::upstream::Config { allow_private: true, ..config() };
+    let config = starlift::upstream::Config {
+        allow_private: true,
+        ..config()
+    };
     let answer = source_of(config, upstream).manifest(&app(), &v1()).await;
     assert!(matches!(answer, Err(Error::Unavailable(_))), "{answer:?}");
     assert!(!registry.seen().is_empty() && other.seen().is_empty());
@@ -126,18 +171,32 @@ async fn a_client_certificate_is_not_shown_where_a_redirect_leads() {
 #[tokio::test]
 async fn leave_to_skip_verification_ends_where_a_redirect_leads() {
     let authority = Authority::new();
-    let (registry, other) = (authority.registry(false).await, authority.registry(false).await);
+    let (registry, other) = (
+        authority.registry(false).await,
+        authority.registry(false).await,
+    );
     let certs = tempfile::tempdir().unwrap();
     let directory = certs.path().join(registry.host().replace(':', "_") + "_");
     std::fs::create_dir(&directory).unwrap();
     let text = format!("server = '{}'\nskip_verify = true\n", registry.url());
     std::fs::write(directory.join("hosts.toml"), text).unwrap();
-    let config =
-        starlift::upstream::Config { certs_dir: Some(certs.path().to_owned()), allow_private: true, ..config() };
-    let source = starlift::upstream::Upstreams::new(&config).unwrap().get(&registry.host()).unwrap();
+    let config = starlift::upstream::Config {
+        certs_dir: Some(certs.path().to_owned()),
+        allow_private: true,
+        ..config()
+    };
+    let source = starlift::upstream::Upstreams::new(&config)
+        .unwrap()
+        .get(&registry.host())
+        .unwrap();
     source.manifest(&app(), &v1()).await.unwrap();
-    registry.on("/manifests/").redirect(&format!("{}/v2/library/app/manifests/v1", other.url()));
+    registry
+        .on("/manifests/")
+        .redirect(&format!("{}/v2/library/app/manifests/v1", other.url()));
     let answer = source.manifest(&app(), &v1()).await;
-    assert!(matches!(&answer, Err(Error::Unavailable(why)) if why.contains("certificate")), "{answer:?}");
+    assert!(
+        matches!(&answer, Err(Error::Unavailable(why)) if why.contains("certificate")),
+        "{answer:?}"
+    );
     assert!(other.seen().is_empty());
 }

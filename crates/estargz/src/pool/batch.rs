@@ -40,13 +40,19 @@ pub(crate) struct Compressed {
 impl Reservation {
     pub(super) fn try_take(shared: &Arc<Shared>, room: usize) -> Option<Self> {
         let bytes = cost(&shared.budget, room);
-        shared.budget.try_take(bytes).then(|| Self { shared: Arc::clone(shared), bytes })
+        shared.budget.try_take(bytes).then(|| Self {
+            shared: Arc::clone(shared),
+            bytes,
+        })
     }
 
     pub(super) fn take(shared: &Arc<Shared>, room: usize) -> Self {
         let bytes = cost(&shared.budget, room);
         shared.budget.take(bytes);
-        Self { shared: Arc::clone(shared), bytes }
+        Self {
+            shared: Arc::clone(shared),
+            bytes,
+        }
     }
 }
 
@@ -64,7 +70,14 @@ impl Drop for Reservation {
 impl Batch {
     pub(super) fn new(mut data: Vec<u8>, room: usize, reservation: Reservation) -> Self {
         lengthen(&mut data, 0, with_slack(room));
-        Self { data, filled: 0, member_ends: Vec::new(), chunks: Vec::new(), room, reservation }
+        Self {
+            data,
+            filled: 0,
+            member_ends: Vec::new(),
+            chunks: Vec::new(),
+            room,
+            reservation,
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -112,9 +125,17 @@ impl Batch {
     }
 
     /// Compresses into `out`, whose content is overwritten; the input's buffer comes back too.
-    pub(super) fn compress(mut self, encoder: &mut Encoder, mut out: Vec<u8>) -> Result<(Compressed, Vec<u8>), Failed> {
+    pub(super) fn compress(
+        mut self,
+        encoder: &mut Encoder,
+        mut out: Vec<u8>,
+    ) -> Result<(Compressed, Vec<u8>), Failed> {
         self.end_member();
-        let digests = self.chunks.iter().map(|range| Digest::of(&self.data[range.clone()])).collect();
+        let digests = self
+            .chunks
+            .iter()
+            .map(|range| Digest::of(&self.data[range.clone()]))
+            .collect();
         let mut ends = Vec::with_capacity(self.member_ends.len());
         lengthen(&mut out, 0, with_slack(self.filled));
         let (mut start, mut used) = (0, 0);
@@ -123,7 +144,12 @@ impl Batch {
             ends.push(used);
             start = *end;
         }
-        let compressed = Compressed { buffer: out, ends, digests, _reservation: self.reservation };
+        let compressed = Compressed {
+            buffer: out,
+            ends,
+            digests,
+            _reservation: self.reservation,
+        };
         Ok((compressed, self.data))
     }
 }
@@ -135,7 +161,11 @@ impl Compressed {
 
     /// Where the member begins within [`bytes`](Self::bytes).
     pub(crate) fn member_start(&self, member: usize) -> usize {
-        member.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0)
+        member
+            .checked_sub(1)
+            .and_then(|before| self.ends.get(before))
+            .copied()
+            .unwrap_or(0)
     }
 
     pub(crate) fn digest(&self, chunk: usize) -> Option<Digest> {

@@ -27,7 +27,11 @@ pub(crate) enum Encoder {
 impl Encoders {
     /// The encoder for `compression`, made at its first use.
     pub(super) fn get(&mut self, compression: Compression) -> Result<&mut Encoder, Failed> {
-        let position = match self.known.iter().position(|(known, _)| *known == compression) {
+        let position = match self
+            .known
+            .iter()
+            .position(|(known, _)| *known == compression)
+        {
             Some(position) => position,
             None => {
                 self.known.push((compression, Encoder::new(compression)?));
@@ -42,19 +46,25 @@ impl Encoder {
     pub(crate) fn new(compression: Compression) -> Result<Self, Failed> {
         match compression {
             Compression::Gzip(level) => {
-                let level = CompressionLvl::new(i32::from(level)).map_err(|_out_of_range| Failed)?;
+                let level =
+                    CompressionLvl::new(i32::from(level)).map_err(|_out_of_range| Failed)?;
                 Ok(Self::Gzip(Compressor::new(level)))
             }
-            Compression::Zstd(level) => {
-                zstd::bulk::Compressor::new(i32::from(level)).map(Self::Zstd).map_err(|_no_memory| Failed)
-            }
+            Compression::Zstd(level) => zstd::bulk::Compressor::new(i32::from(level))
+                .map(Self::Zstd)
+                .map_err(|_no_memory| Failed),
         }
     }
 
     /// Writes `data` as one member to `out` from `at` on, which grows as needed; the member's length.
     ///
     /// What follows the member in `out` may be anything.
-    pub(crate) fn encode(&mut self, data: &[u8], out: &mut Vec<u8>, at: usize) -> Result<usize, Failed> {
+    pub(crate) fn encode(
+        &mut self,
+        data: &[u8],
+        out: &mut Vec<u8>,
+        at: usize,
+    ) -> Result<usize, Failed> {
         let bound = match self {
             Self::Gzip(compressor) => compressor.gzip_compress_bound(data.len()),
             Self::Zstd(_) => zstd::zstd_safe::compress_bound(data.len()),
@@ -67,7 +77,11 @@ impl Encoder {
     pub(crate) fn encode_text(&mut self, data: &[u8]) -> Result<Vec<u8>, Failed> {
         // Room up to the bound may cost memory as large as the text itself. zstd's bytes could depend on the room.
         let mut out = vec![0; data.len() / TEXT_SHRINKS + TEXT_LEAST];
-        let fitted = if matches!(self, Self::Gzip(_)) { self.fill(data, &mut out) } else { Err(Failed) };
+        let fitted = if matches!(self, Self::Gzip(_)) {
+            self.fill(data, &mut out)
+        } else {
+            Err(Failed)
+        };
         let length = fitted.or_else(|_no_room| self.encode(data, &mut out, 0))?;
         out.truncate(length);
         Ok(out)
@@ -75,8 +89,12 @@ impl Encoder {
 
     fn fill(&mut self, data: &[u8], out: &mut [u8]) -> Result<usize, Failed> {
         match self {
-            Self::Gzip(compressor) => compressor.gzip_compress(data, out).map_err(|_no_room| Failed),
-            Self::Zstd(compressor) => compressor.compress_to_buffer(data, out).map_err(|_refused| Failed),
+            Self::Gzip(compressor) => compressor
+                .gzip_compress(data, out)
+                .map_err(|_no_room| Failed),
+            Self::Zstd(compressor) => compressor
+                .compress_to_buffer(data, out)
+                .map_err(|_refused| Failed),
         }
     }
 }

@@ -87,7 +87,11 @@ impl Pool {
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             has_work: Condvar::new(),
-            budget: Budget { limit: budget, free: Mutex::new(budget), freed: Condvar::new() },
+            budget: Budget {
+                limit: budget,
+                free: Mutex::new(budget),
+                freed: Condvar::new(),
+            },
             spare: Mutex::default(),
             threads: threads.get(),
         });
@@ -124,7 +128,11 @@ impl Pool {
     pub(crate) fn submit(&self, batch: Batch, compression: Compression) -> Ticket {
         let slot = Arc::new(Slot::default());
         let ticket = Ticket(Arc::clone(&slot));
-        lock(&self.shared.queue).jobs.push_back(Job { batch, compression, slot });
+        lock(&self.shared.queue).jobs.push_back(Job {
+            batch,
+            compression,
+            slot,
+        });
         self.shared.has_work.notify_one();
         ticket
     }
@@ -157,7 +165,13 @@ impl Ticket {
         loop {
             match result.take() {
                 Some(result) => return result,
-                None => result = self.0.arrived.wait(result).unwrap_or_else(PoisonError::into_inner),
+                None => {
+                    result = self
+                        .0
+                        .arrived
+                        .wait(result)
+                        .unwrap_or_else(PoisonError::into_inner)
+                }
             }
         }
     }
@@ -171,7 +185,11 @@ impl Shared {
             if is_abandoned {
                 continue;
             }
-            let Job { batch, compression, slot } = job;
+            let Job {
+                batch,
+                compression,
+                slot,
+            } = job;
             let out = self.buffer();
             let work = AssertUnwindSafe(|| batch.compress(encoders.get(compression)?, out));
             let result = catch_unwind(work).unwrap_or_else(|_panic| {
@@ -195,7 +213,12 @@ impl Shared {
             }
             match queue.jobs.pop_front() {
                 Some(job) => return Some(job),
-                None => queue = self.has_work.wait(queue).unwrap_or_else(PoisonError::into_inner),
+                None => {
+                    queue = self
+                        .has_work
+                        .wait(queue)
+                        .unwrap_or_else(PoisonError::into_inner)
+                }
             }
         }
     }
@@ -229,7 +252,10 @@ impl Budget {
     fn take(&self, bytes: usize) {
         let mut free = lock(&self.free);
         while *free < bytes {
-            free = self.freed.wait(free).unwrap_or_else(PoisonError::into_inner);
+            free = self
+                .freed
+                .wait(free)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         *free -= bytes;
     }
@@ -270,7 +296,10 @@ mod tests {
     #[test]
     fn the_budget_is_held_until_a_batch_is_written() {
         let pool = pool();
-        let compressed = pool.submit(pool.open(BUDGET), Compression::Gzip(1)).wait().unwrap();
+        let compressed = pool
+            .submit(pool.open(BUDGET), Compression::Gzip(1))
+            .wait()
+            .unwrap();
         assert!(pool.try_open(1).is_none());
         pool.recycle(compressed);
         assert!(pool.try_open(1).is_some());
@@ -286,7 +315,9 @@ mod tests {
     #[test]
     fn a_pool_ends_with_batches_still_queued() {
         let pool = pool();
-        let tickets: Vec<Ticket> = (0..100).map(|_| pool.submit(pool.open(100), Compression::Zstd(19))).collect();
+        let tickets: Vec<Ticket> = (0..100)
+            .map(|_| pool.submit(pool.open(100), Compression::Zstd(19)))
+            .collect();
         drop(pool);
         drop(tickets);
     }

@@ -72,17 +72,32 @@ fn seal(block: &mut [u8; BLOCK]) {
 
 /// The headers of `header` as an ordinary entry: what a sparse file is when it is written out.
 pub fn plain(header: &Header) -> Vec<u8> {
-    let numbers = [("size", header.size.to_string()), ("uid", header.uid.to_string()), ("gid", header.gid.to_string())];
+    let numbers = [
+        ("size", header.size.to_string()),
+        ("uid", header.uid.to_string()),
+        ("gid", header.gid.to_string()),
+    ];
     let mod_time = header.mod_time.pax();
-    let mut records: Vec<(&[u8], &[u8])> = vec![(b"path", &header.path), (b"mtime", mod_time.as_bytes())];
-    records.extend(numbers.iter().map(|(key, value)| (key.as_bytes(), value.as_bytes())));
-    for (key, name) in [(&b"uname"[..], &header.user_name), (b"gname", &header.group_name)] {
+    let mut records: Vec<(&[u8], &[u8])> =
+        vec![(b"path", &header.path), (b"mtime", mod_time.as_bytes())];
+    records.extend(
+        numbers
+            .iter()
+            .map(|(key, value)| (key.as_bytes(), value.as_bytes())),
+    );
+    for (key, name) in [
+        (&b"uname"[..], &header.user_name),
+        (b"gname", &header.group_name),
+    ] {
         if !name.is_empty() {
             records.push((key, name));
         }
     }
-    let attributes: Vec<(Vec<u8>, &[u8])> =
-        header.xattrs.iter().map(|(key, value)| ([b"SCHILY.xattr.", &key[..]].concat(), &value[..])).collect();
+    let attributes: Vec<(Vec<u8>, &[u8])> = header
+        .xattrs
+        .iter()
+        .map(|(key, value)| ([b"SCHILY.xattr.", &key[..]].concat(), &value[..]))
+        .collect();
     records.extend(attributes.iter().map(|(key, value)| (&key[..], *value)));
     let mut bytes = pax_header(&records);
     let mut block = file_header("entry", 0);

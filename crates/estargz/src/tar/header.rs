@@ -49,9 +49,19 @@ pub(super) struct Block<'a> {
 impl<'a> Block<'a> {
     pub(super) fn parse(bytes: &'a [u8; BLOCK]) -> Result<Self, &'static str> {
         let expected = number::parse(&bytes[148..156]).ok_or("a malformed checksum")?;
-        let counted = |index: usize, byte: u8| if (148..156).contains(&index) { b' ' } else { byte };
+        let counted = |index: usize, byte: u8| {
+            if (148..156).contains(&index) {
+                b' '
+            } else {
+                byte
+            }
+        };
         let sum = |value: fn(u8) -> i64| -> i64 {
-            bytes.iter().enumerate().map(|(index, byte)| value(counted(index, *byte))).sum()
+            bytes
+                .iter()
+                .enumerate()
+                .map(|(index, byte)| value(counted(index, *byte)))
+                .sum()
         };
         // Some old archivers summed signed bytes.
         if expected != sum(i64::from) && expected != sum(|byte| i64::from(byte.cast_signed())) {
@@ -81,7 +91,11 @@ impl<'a> Block<'a> {
             return Err("a sparse file in a format that has none");
         }
         let size = number::parse(&self.bytes[483..495]).and_then(|size| u64::try_from(size).ok());
-        Ok((&self.bytes[386..482], self.bytes[482] != 0, size.ok_or("a malformed sparse size")?))
+        Ok((
+            &self.bytes[386..482],
+            self.bytes[482] != 0,
+            size.ok_or("a malformed sparse size")?,
+        ))
     }
 
     fn name(&self) -> Vec<u8> {
@@ -91,7 +105,11 @@ impl<'a> Block<'a> {
             Format::Star => text(&self.bytes[345..476]),
             Format::V7 | Format::Gnu => &[],
         };
-        if prefix.is_empty() { name.to_vec() } else { [prefix, name].join(&b'/') }
+        if prefix.is_empty() {
+            name.to_vec()
+        } else {
+            [prefix, name].join(&b'/')
+        }
     }
 
     /// The header of this block with `pax` laid over it; `long_name` and `long_link` win over both.
@@ -102,7 +120,9 @@ impl<'a> Block<'a> {
         long_name: Option<Vec<u8>>,
         long_link: Option<Vec<u8>>,
     ) -> Result<Header, &'static str> {
-        let number = |range: std::ops::Range<usize>| number::parse(&self.bytes[range]).ok_or("a malformed number");
+        let number = |range: std::ops::Range<usize>| {
+            number::parse(&self.bytes[range]).ok_or("a malformed number")
+        };
         let id = |key: &str, range| match pax.get(key) {
             Some(value) => number::decimal(value).ok_or("a malformed pax id"),
             None => number(range),
@@ -112,15 +132,28 @@ impl<'a> Block<'a> {
             None if self.format == Format::V7 => Vec::new(),
             None => text(&self.bytes[range]).to_vec(),
         };
-        let device = |range| if self.format == Format::V7 { Ok(0) } else { number(range) };
+        let device = |range| {
+            if self.format == Format::V7 {
+                Ok(0)
+            } else {
+                number(range)
+            }
+        };
         let mod_time = match pax.get("mtime") {
             Some(value) => Time::from_pax(value).ok_or("a malformed pax mtime")?,
-            None => Time { seconds: number(136..148)?, nanos: 0 },
+            None => Time {
+                seconds: number(136..148)?,
+                nanos: 0,
+            },
         };
         let pax_link = || pax.get("linkpath").map(<[u8]>::to_vec);
         let header = Header {
-            path: long_name.or_else(|| pax.get("path").map(<[u8]>::to_vec)).unwrap_or_else(|| self.name()),
-            link: long_link.or_else(pax_link).unwrap_or_else(|| text(&self.bytes[157..257]).to_vec()),
+            path: long_name
+                .or_else(|| pax.get("path").map(<[u8]>::to_vec))
+                .unwrap_or_else(|| self.name()),
+            link: long_link
+                .or_else(pax_link)
+                .unwrap_or_else(|| text(&self.bytes[157..257]).to_vec()),
             kind,
             mode: number(100..108)?,
             uid: id("uid", 108..116)?,

@@ -29,7 +29,13 @@ mod tests {
 
     #[test]
     fn names_are_cleaned_as_go_cleans_rooted_paths() {
-        for (name, path) in [("./a//b/", "a/b"), ("/a/../b", "b"), ("../../x", "x"), ("./", ""), ("a/.", "a")] {
+        for (name, path) in [
+            ("./a//b/", "a/b"),
+            ("/a/../b", "b"),
+            ("../../x", "x"),
+            ("./", ""),
+            ("a/.", "a"),
+        ] {
             assert_eq!(clean(name.as_bytes()), path.as_bytes(), "{name}");
         }
     }

@@ -28,8 +28,13 @@ fn base256(field: &[u8]) -> Option<i64> {
 
 fn octal(field: &[u8]) -> Option<i64> {
     let is_filler = |byte: &u8| *byte == b' ' || *byte == 0;
-    let Some(start) = field.iter().position(|byte| !is_filler(byte)) else { return Some(0) };
-    let digits = field[start..].split(|byte| *byte == 0).next().unwrap_or_default();
+    let Some(start) = field.iter().position(|byte| !is_filler(byte)) else {
+        return Some(0);
+    };
+    let digits = field[start..]
+        .split(|byte| *byte == 0)
+        .next()
+        .unwrap_or_default();
     let digits = digits.trim_ascii_end();
     let text = std::str::from_utf8(digits).ok()?;
     if !text.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -62,7 +67,13 @@ mod tests {
     fn base256_of_both_signs() {
         assert_eq!(parse(&[0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]), Some(256));
         assert_eq!(parse(&[0xff; 12]), Some(-1));
-        assert_eq!(parse(&[0x80, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]), None);
-        assert_eq!(parse(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xfe, 0]), Some(-512));
+        assert_eq!(
+            parse(&[0x80, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]),
+            None
+        );
+        assert_eq!(
+            parse(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xfe, 0]),
+            Some(-512)
+        );
     }
 }

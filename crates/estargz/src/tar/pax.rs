@@ -44,12 +44,16 @@ impl Records {
 
     /// The value of `key`; an empty one means "as in the plain header".
     pub(super) fn get(&self, key: &str) -> Option<&[u8]> {
-        self.values.get(key.as_bytes()).map(Vec::as_slice).filter(|value| !value.is_empty())
+        self.values
+            .get(key.as_bytes())
+            .map(Vec::as_slice)
+            .filter(|value| !value.is_empty())
     }
 
     pub(super) fn xattrs(&self) -> BTreeMap<Vec<u8>, Vec<u8>> {
-        let named =
-            |(key, value): (&Vec<u8>, &Vec<u8>)| Some((key.strip_prefix(XATTR_PREFIX)?.to_vec(), value.clone()));
+        let named = |(key, value): (&Vec<u8>, &Vec<u8>)| {
+            Some((key.strip_prefix(XATTR_PREFIX)?.to_vec(), value.clone()))
+        };
         self.values.iter().filter_map(named).collect()
     }
 }
@@ -77,14 +81,27 @@ mod tests {
     #[test]
     fn records_may_hold_anything_after_the_key() {
         let mut records = Records::default();
-        records.parse(b"30 SCHILY.xattr.user.a=\0\n\xff=x\n\n12 path=a/b\n").unwrap();
+        records
+            .parse(b"30 SCHILY.xattr.user.a=\0\n\xff=x\n\n12 path=a/b\n")
+            .unwrap();
         assert_eq!(records.get("path"), Some(&b"a/b"[..]));
-        assert_eq!(records.xattrs().get(&b"user.a"[..]), Some(&b"\0\n\xff=x\n"[..].to_vec()));
+        assert_eq!(
+            records.xattrs().get(&b"user.a"[..]),
+            Some(&b"\0\n\xff=x\n"[..].to_vec())
+        );
     }
 
     #[test]
     fn malformed_records_are_errors() {
-        for text in [&b"5 a=b"[..], b"99 a=b\n", b"6 ab\nxx", b"3 =\n", b"x a=b\n", b"11 path=a\0b\n", b"6 a=bc"] {
+        for text in [
+            &b"5 a=b"[..],
+            b"99 a=b\n",
+            b"6 ab\nxx",
+            b"3 =\n",
+            b"x a=b\n",
+            b"11 path=a\0b\n",
+            b"6 a=bc",
+        ] {
             assert!(Records::default().parse(text).is_err(), "{text:?}");
         }
     }
@@ -98,6 +115,10 @@ mod tests {
             )
             .unwrap();
         assert_eq!(records.get("GNU.sparse.map"), Some(&b"0,5,9,1"[..]));
-        assert!(Records::default().parse(b"25 GNU.sparse.numbytes=5\n").is_err());
+        assert!(
+            Records::default()
+                .parse(b"25 GNU.sparse.numbytes=5\n")
+                .is_err()
+        );
     }
 }

@@ -18,11 +18,18 @@ pub struct SparseMap {
 
 impl SparseMap {
     /// Checks the order, the bounds and that the segments hold exactly the `stored` bytes.
-    pub(super) fn new(segments: Vec<Segment>, size: u64, stored: u64) -> Result<Self, &'static str> {
+    pub(super) fn new(
+        segments: Vec<Segment>,
+        size: u64,
+        stored: u64,
+    ) -> Result<Self, &'static str> {
         let mut end = 0;
         let mut sum = 0_u64;
         for segment in &segments {
-            let segment_end = segment.offset.checked_add(segment.length).ok_or("a sparse segment that overflows")?;
+            let segment_end = segment
+                .offset
+                .checked_add(segment.length)
+                .ok_or("a sparse segment that overflows")?;
             if segment.offset < end || segment_end > size {
                 return Err("sparse segments out of order or beyond the file");
             }
@@ -50,19 +57,35 @@ pub(super) fn push_old(list: &[u8], segments: &mut Vec<Segment>) -> Result<bool,
             return Ok(false);
         }
         let segment = parse_pair(number::parse(&field[..12]), number::parse(&field[12..]));
-        push(segments, segment.ok_or(Error::Header { what: "a malformed sparse segment", at: 0 })?)?;
+        push(
+            segments,
+            segment.ok_or(Error::Header {
+                what: "a malformed sparse segment",
+                at: 0,
+            })?,
+        )?;
     }
     Ok(true)
 }
 
 /// The `GNU.sparse.map` record: `offset,length,…`.
 pub(super) fn parse_record(text: &[u8]) -> Result<Vec<Segment>, Error> {
-    let malformed = Error::Header { what: "a malformed sparse map", at: 0 };
-    let numbers: Option<Vec<i64>> = text.split(|byte| *byte == b',').map(number::decimal).collect();
-    let Some(numbers) = numbers.filter(|numbers| numbers.len().is_multiple_of(2)) else { return Err(malformed) };
+    let malformed = Error::Header {
+        what: "a malformed sparse map",
+        at: 0,
+    };
+    let numbers: Option<Vec<i64>> = text
+        .split(|byte| *byte == b',')
+        .map(number::decimal)
+        .collect();
+    let Some(numbers) = numbers.filter(|numbers| numbers.len().is_multiple_of(2)) else {
+        return Err(malformed);
+    };
     let mut segments = Vec::new();
     for pair in numbers.chunks_exact(2) {
-        let Some(segment) = parse_pair(Some(pair[0]), Some(pair[1])) else { return Err(malformed) };
+        let Some(segment) = parse_pair(Some(pair[0]), Some(pair[1])) else {
+            return Err(malformed);
+        };
         push(&mut segments, segment)?;
     }
     Ok(segments)
@@ -78,8 +101,14 @@ pub(super) struct Lines {
 
 impl Lines {
     /// Takes one block; `Some` when the map is complete.
-    pub(super) fn push_block(&mut self, block: &[u8; BLOCK]) -> Result<Option<Vec<Segment>>, Error> {
-        let malformed = || Error::Header { what: "a malformed sparse map", at: 0 };
+    pub(super) fn push_block(
+        &mut self,
+        block: &[u8; BLOCK],
+    ) -> Result<Option<Vec<Segment>>, Error> {
+        let malformed = || Error::Header {
+            what: "a malformed sparse map",
+            at: 0,
+        };
         for byte in block {
             if *byte != b'\n' {
                 self.line.push(*byte);
@@ -91,8 +120,14 @@ impl Lines {
                 None => self.wanted = Some(count(number)?),
                 Some(_) => self.numbers.push(number),
             }
-            if self.wanted.is_some_and(|wanted| self.numbers.len() == 2 * wanted) {
-                let pairs = self.numbers.chunks_exact(2).map(|pair| parse_pair(Some(pair[0]), Some(pair[1])));
+            if self
+                .wanted
+                .is_some_and(|wanted| self.numbers.len() == 2 * wanted)
+            {
+                let pairs = self
+                    .numbers
+                    .chunks_exact(2)
+                    .map(|pair| parse_pair(Some(pair[0]), Some(pair[1])));
                 return pairs.collect::<Option<_>>().map(Some).ok_or_else(malformed);
             }
         }
@@ -104,11 +139,17 @@ impl Lines {
 }
 
 fn count(number: i64) -> Result<usize, Error> {
-    usize::try_from(number).ok().filter(|count| *count <= MAX_SPARSE_SEGMENTS).ok_or_else(too_many)
+    usize::try_from(number)
+        .ok()
+        .filter(|count| *count <= MAX_SPARSE_SEGMENTS)
+        .ok_or_else(too_many)
 }
 
 fn parse_pair(offset: Option<i64>, length: Option<i64>) -> Option<Segment> {
-    Some(Segment { offset: u64::try_from(offset?).ok()?, length: u64::try_from(length?).ok()? })
+    Some(Segment {
+        offset: u64::try_from(offset?).ok()?,
+        length: u64::try_from(length?).ok()?,
+    })
 }
 
 fn push(segments: &mut Vec<Segment>, segment: Segment) -> Result<(), Error> {
@@ -120,5 +161,8 @@ fn push(segments: &mut Vec<Segment>, segment: Segment) -> Result<(), Error> {
 }
 
 fn too_many() -> Error {
-    Error::Limit { what: "sparse segments", limit: MAX_SPARSE_SEGMENTS as u64 }
+    Error::Limit {
+        what: "sparse segments",
+        limit: MAX_SPARSE_SEGMENTS as u64,
+    }
 }

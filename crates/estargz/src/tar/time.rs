@@ -25,7 +25,10 @@ impl Time {
         let seconds = number::decimal(whole)?;
         let nanos = nanos(fraction)?;
         if nanos > 0 && text.first() == Some(&b'-') {
-            return Some(Self { seconds: seconds.checked_sub(1)?, nanos: NANOS_PER_SECOND - nanos });
+            return Some(Self {
+                seconds: seconds.checked_sub(1)?,
+                nanos: NANOS_PER_SECOND - nanos,
+            });
         }
         Some(Self { seconds, nanos })
     }
@@ -48,7 +51,9 @@ impl Time {
         if self.seconds == 0 {
             return String::new();
         }
-        let rounded = self.seconds.saturating_add(i64::from(self.nanos >= NANOS_PER_SECOND / 2));
+        let rounded = self
+            .seconds
+            .saturating_add(i64::from(self.nanos >= NANOS_PER_SECOND / 2));
         let seconds = rounded.clamp(FIRST_SECOND, LAST_SECOND);
         let (year, month, day) = civil(seconds.div_euclid(86_400));
         let clock = seconds.rem_euclid(86_400);
@@ -62,7 +67,11 @@ fn nanos(fraction: &[u8]) -> Option<u32> {
     if !fraction.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    let digits = fraction.iter().copied().chain(std::iter::repeat(b'0')).take(9);
+    let digits = fraction
+        .iter()
+        .copied()
+        .chain(std::iter::repeat(b'0'))
+        .take(9);
     Some(digits.fold(0, |value, digit| value * 10 + u32::from(digit - b'0')))
 }
 
@@ -72,11 +81,16 @@ fn civil(days: i64) -> (i64, i64, i64) {
     let days = days + 719_468;
     let era = days.div_euclid(146_097);
     let day_of_era = days.rem_euclid(146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let month = if shifted_month < 10 {
+        shifted_month + 3
+    } else {
+        shifted_month - 9
+    };
     let year = era * 400 + year_of_era + i64::from(month <= 2);
     (year, month, day)
 }

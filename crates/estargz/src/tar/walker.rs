@@ -37,7 +37,13 @@ struct Extensions {
 impl<R: Read> Walker<R> {
     pub fn new(source: R) -> Self {
         let source = BufReader::with_capacity(READ_AHEAD, source);
-        Self { source, at: 0, payload_left: 0, padding_left: 0, missing: 0 }
+        Self {
+            source,
+            at: 0,
+            payload_left: 0,
+            padding_left: 0,
+            missing: 0,
+        }
     }
 
     /// Source bytes taken so far.
@@ -65,28 +71,42 @@ impl<R: Read> Walker<R> {
         let start = raw.len();
         let mut extensions = Extensions::default();
         loop {
-            let Some(block) = self.take_block(raw, start)? else { return Ok(None) };
+            let Some(block) = self.take_block(raw, start)? else {
+                return Ok(None);
+            };
             let header = Block::parse(&block).map_err(|what| self.malformed(what))?;
             match header.type_flag() {
                 b'g' => drop(self.take_extension(&header, raw)?),
                 b'x' => {
                     let records = self.take_extension(&header, raw)?;
                     extensions.pax = Records::default();
-                    extensions.pax.parse(&records).map_err(|what| self.malformed(what))?;
+                    extensions
+                        .pax
+                        .parse(&records)
+                        .map_err(|what| self.malformed(what))?;
                 }
-                b'L' => extensions.long_name = Some(text(&self.take_extension(&header, raw)?).to_vec()),
-                b'K' => extensions.long_link = Some(text(&self.take_extension(&header, raw)?).to_vec()),
+                b'L' => {
+                    extensions.long_name = Some(text(&self.take_extension(&header, raw)?).to_vec())
+                }
+                b'K' => {
+                    extensions.long_link = Some(text(&self.take_extension(&header, raw)?).to_vec())
+                }
                 _ => return self.entry(&header, extensions, raw).map(Some),
             }
             if raw.len() - start > MAX_HEADER_BYTES {
-                return Err(Error::Limit { what: "bytes of headers", limit: MAX_HEADER_BYTES as u64 });
+                return Err(Error::Limit {
+                    what: "bytes of headers",
+                    limit: MAX_HEADER_BYTES as u64,
+                });
             }
         }
     }
 
     /// Reads payload into `buffer`; 0 at the payload's end.
     pub fn read_payload(&mut self, buffer: &mut [u8]) -> Result<usize, Error> {
-        let wanted = usize::try_from(self.payload_left).unwrap_or(usize::MAX).min(buffer.len());
+        let wanted = usize::try_from(self.payload_left)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
         let read = self.read_some(&mut buffer[..wanted])?;
         if read == 0 && wanted > 0 {
             return Err(Error::Truncated { at: self.at });
@@ -100,10 +120,21 @@ impl<R: Read> Walker<R> {
         self.read_some(buffer)
     }
 
-    fn entry(&mut self, block: &Block<'_>, extensions: Extensions, raw: &mut Vec<u8>) -> Result<Header, Error> {
-        let Extensions { pax, long_name, long_link } = extensions;
+    fn entry(
+        &mut self,
+        block: &Block<'_>,
+        extensions: Extensions,
+        raw: &mut Vec<u8>,
+    ) -> Result<Header, Error> {
+        let Extensions {
+            pax,
+            long_name,
+            long_link,
+        } = extensions;
         let kind = self.kind(block.type_flag())?;
-        let mut header = block.header(kind, &pax, long_name, long_link).map_err(|what| self.malformed(what))?;
+        let mut header = block
+            .header(kind, &pax, long_name, long_link)
+            .map_err(|what| self.malformed(what))?;
         // Archives older than ustar mark a directory by its slash alone.
         if block.type_flag() == 0 && header.path.ends_with(b"/") {
             header.kind = EntryKind::Dir;
@@ -111,7 +142,10 @@ impl<R: Read> Walker<R> {
         if header.kind == EntryKind::Reg {
             self.file(block, &pax, &mut header, raw)?;
         }
-        header.check_paths().map_err(|(what, limit)| Error::Limit { what, limit: limit as u64 })?;
+        header.check_paths().map_err(|(what, limit)| Error::Limit {
+            what,
+            limit: limit as u64,
+        })?;
         self.payload_left = header.stored;
         self.padding_left = padding(header.stored);
         Ok(header)
@@ -132,9 +166,17 @@ impl<R: Read> Walker<R> {
     }
 
     /// The sizes of a regular file, and where its bytes go if it is sparse.
-    fn file(&mut self, block: &Block<'_>, pax: &Records, header: &mut Header, raw: &mut Vec<u8>) -> Result<(), Error> {
+    fn file(
+        &mut self,
+        block: &Block<'_>,
+        pax: &Records,
+        header: &mut Header,
+        raw: &mut Vec<u8>,
+    ) -> Result<(), Error> {
         let in_archive = match pax.get("size") {
-            Some(value) => decimal_size(value).ok_or_else(|| self.malformed("a malformed pax size"))?,
+            Some(value) => {
+                decimal_size(value).ok_or_else(|| self.malformed("a malformed pax size"))?
+            }
             None => block.size().map_err(|what| self.malformed(what))?,
         };
         if in_archive > i64::MAX.cast_unsigned() - BLOCK as u64 {
@@ -150,9 +192,14 @@ impl<R: Read> Walker<R> {
             }
         };
         // Only the map of version 1.0 is part of the payload; the blocks of an old header are not counted by it.
-        let map_bytes = if block.type_flag() == b'S' { 0 } else { (raw.len() - before_map) as u64 };
-        let stored =
-            in_archive.checked_sub(map_bytes).ok_or_else(|| self.malformed("a sparse map beyond its payload"))?;
+        let map_bytes = if block.type_flag() == b'S' {
+            0
+        } else {
+            (raw.len() - before_map) as u64
+        };
+        let stored = in_archive
+            .checked_sub(map_bytes)
+            .ok_or_else(|| self.malformed("a sparse map beyond its payload"))?;
         let map = SparseMap::new(segments, size, stored).map_err(|what| self.malformed(what))?;
         header.size = size;
         header.stored = stored;
@@ -181,28 +228,45 @@ impl<R: Read> Walker<R> {
         if let Some(name) = pax.get("GNU.sparse.name") {
             header.path = name.to_vec();
         }
-        let size = match pax.get("GNU.sparse.size").or_else(|| pax.get("GNU.sparse.realsize")) {
-            Some(value) => decimal_size(value).ok_or_else(|| self.malformed("a malformed sparse size"))?,
+        let size = match pax
+            .get("GNU.sparse.size")
+            .or_else(|| pax.get("GNU.sparse.realsize"))
+        {
+            Some(value) => {
+                decimal_size(value).ok_or_else(|| self.malformed("a malformed sparse size"))?
+            }
             None => in_archive,
         };
         let segments = match map {
-            Some(map) if !is_in_payload => sparse::parse_record(map).map_err(|error| self.place(error))?,
+            Some(map) if !is_in_payload => {
+                sparse::parse_record(map).map_err(|error| self.place(error))?
+            }
             _ => self.sparse_lines(raw, in_archive)?,
         };
         Ok(Some((size, segments)))
     }
 
-    fn old_sparse(&mut self, block: &Block<'_>, raw: &mut Vec<u8>) -> Result<(u64, Vec<Segment>), Error> {
-        let (list, mut is_extended, size) = block.old_sparse().map_err(|what| self.malformed(what))?;
+    fn old_sparse(
+        &mut self,
+        block: &Block<'_>,
+        raw: &mut Vec<u8>,
+    ) -> Result<(u64, Vec<Segment>), Error> {
+        let (list, mut is_extended, size) =
+            block.old_sparse().map_err(|what| self.malformed(what))?;
         let mut segments = Vec::new();
         let start = raw.len();
-        let mut goes_on = sparse::push_old(list, &mut segments).map_err(|error| self.place(error))?;
+        let mut goes_on =
+            sparse::push_old(list, &mut segments).map_err(|error| self.place(error))?;
         while is_extended {
             let more = self.take_exact_block(raw)?;
             if goes_on {
-                goes_on = sparse::push_old(&more[..504], &mut segments).map_err(|error| self.place(error))?;
+                goes_on = sparse::push_old(&more[..504], &mut segments)
+                    .map_err(|error| self.place(error))?;
             } else if raw.len() - start > MAX_HEADER_BYTES {
-                return Err(Error::Limit { what: "bytes of headers", limit: MAX_HEADER_BYTES as u64 });
+                return Err(Error::Limit {
+                    what: "bytes of headers",
+                    limit: MAX_HEADER_BYTES as u64,
+                });
             }
             is_extended = more[504] != 0;
         }
@@ -213,7 +277,10 @@ impl<R: Read> Walker<R> {
         let mut lines = Lines::default();
         for _ in 0..in_archive / BLOCK as u64 {
             let block = self.take_exact_block(raw)?;
-            if let Some(segments) = lines.push_block(&block).map_err(|error| self.place(error))? {
+            if let Some(segments) = lines
+                .push_block(&block)
+                .map_err(|error| self.place(error))?
+            {
                 return Ok(segments);
             }
         }
@@ -241,7 +308,11 @@ impl<R: Read> Walker<R> {
     }
 
     /// The next header block; `None` at the end marker or, between entries, at the end of the source.
-    fn take_block(&mut self, raw: &mut Vec<u8>, start: usize) -> Result<Option<[u8; BLOCK]>, Error> {
+    fn take_block(
+        &mut self,
+        raw: &mut Vec<u8>,
+        start: usize,
+    ) -> Result<Option<[u8; BLOCK]>, Error> {
         let mut block = [0; BLOCK];
         let read = self.read_full(&mut block)?;
         raw.extend_from_slice(&block[..read]);
@@ -269,7 +340,10 @@ impl<R: Read> Walker<R> {
     fn take_extension(&mut self, block: &Block<'_>, raw: &mut Vec<u8>) -> Result<Vec<u8>, Error> {
         let size = block.size().map_err(|what| self.malformed(what))?;
         if size > MAX_EXTENSION_BYTES {
-            return Err(Error::Limit { what: "bytes of an extended header", limit: MAX_EXTENSION_BYTES });
+            return Err(Error::Limit {
+                what: "bytes of an extended header",
+                limit: MAX_EXTENSION_BYTES,
+            });
         }
         let start = raw.len();
         let size = usize::try_from(size).unwrap_or(0);

@@ -54,7 +54,14 @@ impl<'l> Builder<'l> {
     pub(crate) fn new(payload_end: u64, limits: &'l Limits) -> Self {
         let inodes = vec![Inode::implied()];
         let cover = Cover::new(payload_end);
-        Self { limits, inodes, names: Names::default(), cover, xattrs: Vec::new(), owners: Owners::default() }
+        Self {
+            limits,
+            inodes,
+            names: Names::default(),
+            cover,
+            xattrs: Vec::new(),
+            owners: Owners::default(),
+        }
     }
 
     /// Adds the next entry of a TOC.
@@ -63,7 +70,12 @@ impl<'l> Builder<'l> {
             return self.cover.push(entry, self.limits);
         }
         self.end_file()?;
-        let path = exact(&entry.name, entry.raw_name.as_deref(), &entry.name, "rawName")?;
+        let path = exact(
+            &entry.name,
+            entry.raw_name.as_deref(),
+            &entry.name,
+            "rawName",
+        )?;
         let path = components(&path, self.limits)?;
         let inode = self.inode(entry)?;
         let number = self.place(&path, inode)?;
@@ -85,16 +97,26 @@ impl<'l> Builder<'l> {
         };
         let target = match kind {
             Kind::Symlink | Kind::DanglingLink => {
-                let target =
-                    exact(&entry.link_name, entry.raw_link_name.as_deref(), &entry.name, "rawLinkName")?.into_owned();
+                let target = exact(
+                    &entry.link_name,
+                    entry.raw_link_name.as_deref(),
+                    &entry.name,
+                    "rawLinkName",
+                )?
+                .into_owned();
                 self.names.keep(&target)?
             }
-            Kind::Directory | Kind::File | Kind::CharDevice | Kind::BlockDevice | Kind::Fifo => Span::default(),
+            Kind::Directory | Kind::File | Kind::CharDevice | Kind::BlockDevice | Kind::Fifo => {
+                Span::default()
+            }
         };
         let modified = time::parse(&entry.mod_time);
         let (user, group) = self.owners.of(entry);
         if self.owners.len() > self.limits.max_owners as usize {
-            return Err(TocError::Limit { what: "names of owners", limit: u64::from(self.limits.max_owners) });
+            return Err(TocError::Limit {
+                what: "names of owners",
+                limit: u64::from(self.limits.max_owners),
+            });
         }
         Ok(Inode {
             kind,
@@ -114,7 +136,10 @@ impl<'l> Builder<'l> {
     }
 
     fn keep_xattrs(&mut self, entry: &RawEntry<'_>) -> Result<Run, TocError> {
-        let over = |_| TocError::Limit { what: "extended attributes", limit: u64::from(u32::MAX) };
+        let over = |_| TocError::Limit {
+            what: "extended attributes",
+            limit: u64::from(u32::MAX),
+        };
         let xattrs = entry.xattrs.iter().flatten();
         let first = u32::try_from(self.xattrs.len()).map_err(over)?;
         for (name, value) in xattrs {
@@ -125,7 +150,10 @@ impl<'l> Builder<'l> {
         }
         if self.xattrs.len() > self.limits.max_xattrs as usize {
             let limit = u64::from(self.limits.max_xattrs);
-            return Err(TocError::Limit { what: "extended attributes", limit });
+            return Err(TocError::Limit {
+                what: "extended attributes",
+                limit,
+            });
         }
         let count = u32::try_from(self.xattrs.len()).map_err(over)? - first;
         Ok(Run { first, count })
@@ -140,12 +168,15 @@ impl<'l> Builder<'l> {
         let inode = self.resolved(inode, path);
         let Some(position) = self.names.find(parent, name) else {
             let number = self.number(inode)?;
-            self.names.add(parent, name, number, self.limits.max_names)?;
+            self.names
+                .add(parent, name, number, self.limits.max_names)?;
             return Ok(number);
         };
         let before = self.names.table[position as usize].inode;
         let number = match inode {
-            Placed::New(inode) if inode.is_directory() && self.inodes[before as usize].is_directory() => {
+            Placed::New(inode)
+                if inode.is_directory() && self.inodes[before as usize].is_directory() =>
+            {
                 self.inodes[before as usize] = inode;
                 before
             }
@@ -157,7 +188,9 @@ impl<'l> Builder<'l> {
 
     fn replace_root(&mut self, inode: Inode) -> Result<u32, TocError> {
         if !inode.is_directory() {
-            return Err(TocError::Name { path: "/".to_owned() });
+            return Err(TocError::Name {
+                path: "/".to_owned(),
+            });
         }
         self.inodes[ROOT as usize] = inode;
         Ok(ROOT)
@@ -185,8 +218,14 @@ impl<'l> Builder<'l> {
             Placed::New(inode) => inode,
         };
         let limit = self.limits.max_names.saturating_add(1);
-        let over = TocError::Limit { what: "names", limit: u64::from(self.limits.max_names) };
-        let number = u32::try_from(self.inodes.len()).ok().filter(|count| *count < limit).ok_or(over)?;
+        let over = TocError::Limit {
+            what: "names",
+            limit: u64::from(self.limits.max_names),
+        };
+        let number = u32::try_from(self.inodes.len())
+            .ok()
+            .filter(|count| *count < limit)
+            .ok_or(over)?;
         self.inodes.push(inode);
         Ok(number)
     }
@@ -199,12 +238,15 @@ impl<'l> Builder<'l> {
                 Some(position) => self.names.table[position as usize].inode,
                 None => {
                     let implied = self.number(Placed::New(Inode::implied()))?;
-                    self.names.add(number, name, implied, self.limits.max_names)?;
+                    self.names
+                        .add(number, name, implied, self.limits.max_names)?;
                     implied
                 }
             };
             if !self.inodes[number as usize].is_directory() {
-                return Err(TocError::NotADirectory { path: lossy(&path[..=depth].join(&b'/')) });
+                return Err(TocError::NotADirectory {
+                    path: lossy(&path[..=depth].join(&b'/')),
+                });
             }
         }
         Ok(number)
@@ -242,7 +284,10 @@ impl<'l> Builder<'l> {
         let end = loop {
             let inode = &self.inodes[number as usize];
             match known.get(&number) {
-                Some(end) => break Some(*end).filter(|end| self.inodes[*end as usize].kind != Kind::DanglingLink),
+                Some(end) => {
+                    break Some(*end)
+                        .filter(|end| self.inodes[*end as usize].kind != Kind::DanglingLink);
+                }
                 None if inode.is_directory() => break None,
                 None if inode.kind != Kind::DanglingLink => break Some(number),
                 None => {}
@@ -367,7 +412,10 @@ pub(crate) fn exact<'a>(
 }
 
 fn unbase64(text: &str, path: &str, field: &'static str) -> Result<Vec<u8>, TocError> {
-    STANDARD.decode(text).map_err(|_broken| TocError::Base64 { path: path.to_owned(), field })
+    STANDARD.decode(text).map_err(|_broken| TocError::Base64 {
+        path: path.to_owned(),
+        field,
+    })
 }
 
 /// What a system call would be given: ids and device numbers are 32 bits wide, a tar's may be wider or negative.

@@ -37,15 +37,30 @@ pub(super) struct Covered {
 
 impl Cover {
     pub(super) fn new(payload_end: u64) -> Self {
-        Self { chunks: Vec::new(), payload_end, open: None }
+        Self {
+            chunks: Vec::new(),
+            payload_end,
+            open: None,
+        }
     }
 
     /// Begins a file with its first chunk. Empty files have none.
-    pub(super) fn begin(&mut self, entry: &RawEntry<'_>, inode: u32, limits: &Limits) -> Result<(), TocError> {
+    pub(super) fn begin(
+        &mut self,
+        entry: &RawEntry<'_>,
+        inode: u32,
+        limits: &Limits,
+    ) -> Result<(), TocError> {
         if entry.size > 0 {
             let first = self.count(limits)?;
             let name = entry.name.as_bytes().to_vec();
-            self.open = Some(OpenFile { name, inode, size: entry.size, covered: 0, first });
+            self.open = Some(OpenFile {
+                name,
+                inode,
+                size: entry.size,
+                covered: 0,
+                first,
+            });
             self.push(entry, limits)?;
         }
         Ok(())
@@ -55,12 +70,23 @@ impl Cover {
     pub(super) fn push(&mut self, entry: &RawEntry<'_>, limits: &Limits) -> Result<(), TocError> {
         let path = || entry.name.clone().into_owned();
         self.count(limits)?;
-        let open = self.open.as_mut().ok_or_else(|| TocError::StrayChunk { path: path() })?;
+        let open = self
+            .open
+            .as_mut()
+            .ok_or_else(|| TocError::StrayChunk { path: path() })?;
         if entry.chunk_offset != open.covered {
-            return Err(TocError::NotContiguous { path: path(), got: entry.chunk_offset, expected: open.covered });
+            return Err(TocError::NotContiguous {
+                path: path(),
+                got: entry.chunk_offset,
+                expected: open.covered,
+            });
         }
         let left = open.size - open.covered;
-        let size = if entry.chunk_size == 0 { left } else { entry.chunk_size };
+        let size = if entry.chunk_size == 0 {
+            left
+        } else {
+            entry.chunk_size
+        };
         if left == 0 {
             return Err(TocError::StrayChunk { path: path() });
         }
@@ -68,7 +94,10 @@ impl Cover {
             return Err(TocError::BeyondFile { path: path() });
         }
         if size.max(entry.inner_offset) > limits.max_chunk_bytes {
-            return Err(TocError::Limit { what: "bytes in a chunk", limit: limits.max_chunk_bytes });
+            return Err(TocError::Limit {
+                what: "bytes in a chunk",
+                limit: limits.max_chunk_bytes,
+            });
         }
         let whole = size == open.size;
         open.covered += size;
@@ -86,12 +115,22 @@ impl Cover {
 
     /// Ends the file that is open, if there is one.
     pub(super) fn end(&mut self) -> Result<Option<Covered>, TocError> {
-        let Some(open) = self.open.take() else { return Ok(None) };
+        let Some(open) = self.open.take() else {
+            return Ok(None);
+        };
         if open.covered != open.size {
-            return Err(TocError::Incomplete { path: lossy(&open.name) });
+            return Err(TocError::Incomplete {
+                path: lossy(&open.name),
+            });
         }
         let count = u32::try_from(self.chunks.len()).unwrap_or(u32::MAX) - open.first;
-        Ok(Some(Covered { inode: open.inode, run: Run { first: open.first, count } }))
+        Ok(Some(Covered {
+            inode: open.inode,
+            run: Run {
+                first: open.first,
+                count,
+            },
+        }))
     }
 
     /// Gives each chunk its end: where the next content in the blob begins, but no further than its size can need.
@@ -100,7 +139,11 @@ impl Cover {
         let mut starts: Vec<u64> = held.map(|chunk| chunk.offset).collect();
         starts.sort_unstable();
         starts.dedup();
-        for chunk in self.chunks.iter_mut().filter(|chunk| chunk.digest.is_some()) {
+        for chunk in self
+            .chunks
+            .iter_mut()
+            .filter(|chunk| chunk.digest.is_some())
+        {
             if chunk.end == 0 {
                 let next = starts.partition_point(|start| *start <= chunk.offset);
                 chunk.end = starts.get(next).copied().unwrap_or(self.payload_end);
@@ -113,27 +156,60 @@ impl Cover {
     }
 
     fn count(&self, limits: &Limits) -> Result<u32, TocError> {
-        let over = TocError::Limit { what: "chunks", limit: u64::from(limits.max_chunks) };
-        u32::try_from(self.chunks.len()).ok().filter(|count| *count < limits.max_chunks).ok_or(over)
+        let over = TocError::Limit {
+            what: "chunks",
+            limit: u64::from(limits.max_chunks),
+        };
+        u32::try_from(self.chunks.len())
+            .ok()
+            .filter(|count| *count < limits.max_chunks)
+            .ok_or(over)
     }
 
-    fn locate(&self, entry: &RawEntry<'_>, place: PackedChunk, whole: bool) -> Result<PackedChunk, TocError> {
+    fn locate(
+        &self,
+        entry: &RawEntry<'_>,
+        place: PackedChunk,
+        whole: bool,
+    ) -> Result<PackedChunk, TocError> {
         let path = || entry.name.clone().into_owned();
         match entry.chunk_type.as_ref() {
-            HOLE => return Ok(PackedChunk { offset: 0, end: 0, inner_offset: 0, ..place }),
+            HOLE => {
+                return Ok(PackedChunk {
+                    offset: 0,
+                    end: 0,
+                    inner_offset: 0,
+                    ..place
+                });
+            }
             "" => {}
-            other => return Err(TocError::ChunkType { path: path(), kind: other.to_owned() }),
+            other => {
+                return Err(TocError::ChunkType {
+                    path: path(),
+                    kind: other.to_owned(),
+                });
+            }
         }
-        let ends_inside = place.end == 0 || (place.offset < place.end && place.end <= self.payload_end);
+        let ends_inside =
+            place.end == 0 || (place.offset < place.end && place.end <= self.payload_end);
         if place.offset >= self.payload_end || !ends_inside {
             let offset = place.offset.max(place.end);
-            return Err(TocError::OutsideBlob { path: path(), offset, payload_end: self.payload_end });
+            return Err(TocError::OutsideBlob {
+                path: path(),
+                offset,
+                payload_end: self.payload_end,
+            });
         }
         let text = match entry.chunk_digest.as_ref() {
             "" if whole && entry.kind == EntryKind::Reg => entry.digest.as_ref(),
             chunk_digest => chunk_digest,
         };
-        let digest: Digest = text.parse().map_err(|_unusable| TocError::NoDigest { path: path() })?;
-        Ok(PackedChunk { digest: Some(digest), ..place })
+        let digest: Digest = text
+            .parse()
+            .map_err(|_unusable| TocError::NoDigest { path: path() })?;
+        Ok(PackedChunk {
+            digest: Some(digest),
+            ..place
+        })
     }
 }

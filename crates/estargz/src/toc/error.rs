@@ -31,11 +31,19 @@ pub enum TocError {
     #[error("{path:?}: the chunks do not cover the file")]
     Incomplete { path: String },
     #[error("{path:?}: a chunk begins at {got}, the one before ends at {expected}")]
-    NotContiguous { path: String, got: u64, expected: u64 },
+    NotContiguous {
+        path: String,
+        got: u64,
+        expected: u64,
+    },
     #[error("{path:?}: a chunk reaches beyond the end of the file")]
     BeyondFile { path: String },
     #[error("{path:?}: a chunk at {offset} lies outside the blob's first {payload_end} bytes")]
-    OutsideBlob { path: String, offset: u64, payload_end: u64 },
+    OutsideBlob {
+        path: String,
+        offset: u64,
+        payload_end: u64,
+    },
     #[error("{path:?}: chunks of the type {kind:?} are not known")]
     ChunkType { path: String, kind: String },
     #[error("{path:?}: no usable digest covers a chunk")]

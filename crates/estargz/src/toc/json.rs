@@ -66,7 +66,9 @@ pub(crate) struct RawEntry<'a> {
 /// Extended attributes of one file: listxattr(2) lists at most 64 KiB of names, and a name with its space takes 8 bytes.
 const MAX_FILE_XATTRS: usize = 8192;
 
-fn xattrs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<BTreeMap<String, Option<String>>>, D::Error> {
+fn xattrs<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<BTreeMap<String, Option<String>>>, D::Error> {
     deserializer.deserialize_option(Xattrs)
 }
 
@@ -110,12 +112,18 @@ where
     T: Deserialize<'a>,
     F: FnMut(T) -> Result<(), TocError>,
 {
-    let mut sink = Sink { each, failed: None, entry: PhantomData };
+    let mut sink = Sink {
+        each,
+        failed: None,
+        entry: PhantomData,
+    };
     let mut deserializer = serde_json::Deserializer::from_slice(json);
-    let version = Document(&mut sink).deserialize(&mut deserializer).and_then(|version| {
-        deserializer.end()?;
-        Ok(version)
-    });
+    let version = Document(&mut sink)
+        .deserialize(&mut deserializer)
+        .and_then(|version| {
+            deserializer.end()?;
+            Ok(version)
+        });
     if let Some(error) = sink.failed {
         return Err(error);
     }

@@ -20,7 +20,10 @@ pub(super) struct Names {
 impl Names {
     /// Keeps `bytes` in the arena.
     pub(super) fn keep(&mut self, bytes: &[u8]) -> Result<Span, TocError> {
-        let too_much = |_| TocError::Limit { what: "bytes of names", limit: u64::from(u32::MAX) };
+        let too_much = |_| TocError::Limit {
+            what: "bytes of names",
+            limit: u64::from(u32::MAX),
+        };
         let end = self.arena.len() + bytes.len();
         u32::try_from(end).map_err(too_much)?;
         let start = u32::try_from(self.arena.len()).map_err(too_much)?;
@@ -35,18 +38,41 @@ impl Names {
             let name = &self.table[*position as usize];
             name.parent == parent && &self.arena[name.text.range()] == text
         };
-        self.index.find(self.hasher.hash_one((parent, text)), same).copied()
+        self.index
+            .find(self.hasher.hash_one((parent, text)), same)
+            .copied()
     }
 
     /// Adds a name that [`Names::find`] does not know.
-    pub(super) fn add(&mut self, parent: u32, text: &[u8], inode: u32, limit: u32) -> Result<(), TocError> {
-        let over = TocError::Limit { what: "names", limit: u64::from(limit) };
-        let Some(position) = u32::try_from(self.table.len()).ok().filter(|count| *count < limit) else {
+    pub(super) fn add(
+        &mut self,
+        parent: u32,
+        text: &[u8],
+        inode: u32,
+        limit: u32,
+    ) -> Result<(), TocError> {
+        let over = TocError::Limit {
+            what: "names",
+            limit: u64::from(limit),
+        };
+        let Some(position) = u32::try_from(self.table.len())
+            .ok()
+            .filter(|count| *count < limit)
+        else {
             return Err(over);
         };
         let span = self.keep(text)?;
-        self.table.push(Name { parent, inode, text: span });
-        let Self { table, arena, index, hasher } = self;
+        self.table.push(Name {
+            parent,
+            inode,
+            text: span,
+        });
+        let Self {
+            table,
+            arena,
+            index,
+            hasher,
+        } = self;
         let rehash = |position: &u32| {
             let name = &table[*position as usize];
             hasher.hash_one((name.parent, &arena[name.text.range()]))

@@ -15,7 +15,12 @@ pub(crate) struct Owners {
 
 impl Default for Owners {
     fn default() -> Self {
-        Self { texts: vec![String::new()], numbers: HashMap::new(), users: HashMap::new(), groups: HashMap::new() }
+        Self {
+            texts: vec![String::new()],
+            numbers: HashMap::new(),
+            users: HashMap::new(),
+            groups: HashMap::new(),
+        }
     }
 }
 
@@ -24,7 +29,10 @@ impl Owners {
 
     /// How many names, or ids with a name, there are.
     pub(super) fn len(&self) -> usize {
-        self.texts.len().max(self.users.len()).max(self.groups.len())
+        self.texts
+            .len()
+            .max(self.users.len())
+            .max(self.groups.len())
     }
 
     /// Numbers of the names that hold for `entry`, which comes after all others this was called with.
@@ -38,7 +46,10 @@ impl Owners {
             self.groups.insert(entry.gid, number);
         }
         let known = |names: &HashMap<i64, u32>, id| names.get(&id).copied().unwrap_or(Self::NOBODY);
-        (known(&self.users, entry.uid), known(&self.groups, entry.gid))
+        (
+            known(&self.users, entry.uid),
+            known(&self.groups, entry.gid),
+        )
     }
 
     pub(crate) fn text(&self, number: u32) -> &str {

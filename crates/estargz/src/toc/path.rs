@@ -7,7 +7,10 @@ use super::limits::Limits;
 /// `..` goes up and stops at the root. None holds a NUL byte.
 pub(super) fn components<'p>(path: &'p [u8], limits: &Limits) -> Result<Vec<&'p [u8]>, TocError> {
     if path.len() > limits.max_path_bytes {
-        return Err(TocError::Limit { what: "bytes in a path", limit: limits.max_path_bytes as u64 });
+        return Err(TocError::Limit {
+            what: "bytes in a path",
+            limit: limits.max_path_bytes as u64,
+        });
     }
     if path.contains(&0) {
         return Err(TocError::Name { path: lossy(path) });
@@ -21,7 +24,10 @@ pub(super) fn components<'p>(path: &'p [u8], limits: &Limits) -> Result<Vec<&'p 
         }
     }
     if names.len() > limits.max_path_depth {
-        return Err(TocError::Limit { what: "directories in a path", limit: limits.max_path_depth as u64 });
+        return Err(TocError::Limit {
+            what: "directories in a path",
+            limit: limits.max_path_depth as u64,
+        });
     }
     Ok(names)
 }
@@ -36,9 +42,17 @@ mod tests {
     use super::*;
 
     fn names(path: &str) -> String {
-        let limits = Limits { max_path_bytes: 40, max_path_depth: 4, ..Limits::default() };
+        let limits = Limits {
+            max_path_bytes: 40,
+            max_path_depth: 4,
+            ..Limits::default()
+        };
         match components(path.as_bytes(), &limits) {
-            Ok(names) => names.iter().map(|name| lossy(name)).collect::<Vec<_>>().join("|"),
+            Ok(names) => names
+                .iter()
+                .map(|name| lossy(name))
+                .collect::<Vec<_>>()
+                .join("|"),
             Err(error) => error.to_string(),
         }
     }
@@ -53,8 +67,14 @@ mod tests {
 
     #[test]
     fn hostile_paths_are_refused() {
-        assert_eq!(names("a/b/c/d/e"), "the TOC is over the limit of 4 directories in a path");
-        assert_eq!(names(&"a".repeat(41)), "the TOC is over the limit of 40 bytes in a path");
+        assert_eq!(
+            names("a/b/c/d/e"),
+            "the TOC is over the limit of 4 directories in a path"
+        );
+        assert_eq!(
+            names(&"a".repeat(41)),
+            "the TOC is over the limit of 40 bytes in a path"
+        );
         assert_eq!(names("a\0b"), "\"a\\0b\" has no usable name");
     }
 }

@@ -16,13 +16,20 @@ fn try_parse(text: &str) -> Option<Time> {
     let (clock, zone) = time.split_at(zone_at);
     let (clock, fraction) = clock.split_once('.').unwrap_or((clock, ""));
     let [hour, minute, second] = numbers(clock, ':')?;
-    let valid = (1..=12).contains(&month) && (1..=31).contains(&day) && hour < 24 && minute < 60 && second <= 60;
+    let valid = (1..=12).contains(&month)
+        && (1..=31).contains(&day)
+        && hour < 24
+        && minute < 60
+        && second <= 60;
     if !valid {
         return None;
     }
     let days = days_since_1970(year, month, day);
     let seconds = days * SECONDS_PER_DAY + hour * 3600 + minute * 60 + second - zone_seconds(zone)?;
-    Some(Time { seconds, nanoseconds: nanoseconds(fraction)? })
+    Some(Time {
+        seconds,
+        nanoseconds: nanoseconds(fraction)?,
+    })
 }
 
 fn numbers(text: &str, separator: char) -> Option<[i64; 3]> {
@@ -68,8 +75,20 @@ mod tests {
     #[test]
     fn times_are_read() {
         assert_eq!(parse("1970-01-01T00:00:00Z"), Time::default());
-        assert_eq!(parse("2020-09-13T12:26:40Z"), Time { seconds: 1_600_000_000, nanoseconds: 0 });
-        assert_eq!(parse("2020-09-13T14:26:40.25+02:00"), Time { seconds: 1_600_000_000, nanoseconds: 250_000_000 });
+        assert_eq!(
+            parse("2020-09-13T12:26:40Z"),
+            Time {
+                seconds: 1_600_000_000,
+                nanoseconds: 0
+            }
+        );
+        assert_eq!(
+            parse("2020-09-13T14:26:40.25+02:00"),
+            Time {
+                seconds: 1_600_000_000,
+                nanoseconds: 250_000_000
+            }
+        );
         assert_eq!(parse("1969-12-31T23:59:59Z").seconds, -1);
         assert_eq!(parse("2000-02-29T00:00:00Z").seconds, 951_782_400);
         assert_eq!(parse("0001-01-01T00:00:00Z").seconds, -62_135_596_800);
@@ -77,7 +96,14 @@ mod tests {
 
     #[test]
     fn what_is_no_time_is_1970() {
-        for text in ["", "yesterday", "2020-13-01T00:00:00Z", "2020-01-01T00:00:00", "99999-01-01T00:00:00Z", "é"] {
+        for text in [
+            "",
+            "yesterday",
+            "2020-13-01T00:00:00Z",
+            "2020-01-01T00:00:00",
+            "99999-01-01T00:00:00Z",
+            "é",
+        ] {
             assert_eq!(parse(text), Time::default(), "{text}");
         }
     }

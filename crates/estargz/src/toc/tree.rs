@@ -121,7 +121,10 @@ impl Toc {
 
     /// The node with this number.
     pub fn node(&self, id: NodeId) -> Option<Node<'_>> {
-        ((id.0 as usize) < self.inodes.len()).then_some(Node { toc: self, id: id.0 })
+        ((id.0 as usize) < self.inodes.len()).then_some(Node {
+            toc: self,
+            id: id.0,
+        })
     }
 
     /// How many nodes there are: their numbers are below.
@@ -141,31 +144,50 @@ impl Toc {
 
     /// Bytes of memory that the tree takes.
     pub fn memory_bytes(&self) -> u64 {
-        let tables = size_of_val(&*self.inodes) + size_of_val(&*self.names) + size_of_val(&*self.chunks);
-        let owners: usize = self.owners.iter().map(|name| size_of::<String>() + name.len()).sum();
+        let tables =
+            size_of_val(&*self.inodes) + size_of_val(&*self.names) + size_of_val(&*self.chunks);
+        let owners: usize = self
+            .owners
+            .iter()
+            .map(|name| size_of::<String>() + name.len())
+            .sum();
         (size_of::<Self>() + tables + size_of_val(&*self.xattrs) + self.arena.len() + owners) as u64
     }
 
     /// The chunk with this number, below [`Toc::chunk_count`]; they are numbered in the order of the TOC, which is that of
     /// the blob but for odd ones.
     pub fn chunk(&self, number: u32) -> Option<Chunk> {
-        self.chunks.get(number as usize).map(|chunk| chunk.unpack(self.codec))
+        self.chunks
+            .get(number as usize)
+            .map(|chunk| chunk.unpack(self.codec))
     }
 
     /// The node at `path`, which may begin with `/` or `./`. Symbolic links are not followed.
     pub fn lookup(&self, path: impl AsRef<[u8]>) -> Option<Node<'_>> {
-        let components = path.as_ref().split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".");
-        components.into_iter().try_fold(self.root(), |node, name| node.child(name))
+        let components = path
+            .as_ref()
+            .split(|byte| *byte == b'/')
+            .filter(|name| !name.is_empty() && *name != b".");
+        components
+            .into_iter()
+            .try_fold(self.root(), |node, name| node.child(name))
     }
 
     /// Every name below the root, parents before their children, siblings in order of their bytes.
     pub fn entries(&self) -> Entries<'_> {
-        Entries { toc: self, open: vec![(self.run_of_names(0), Vec::new())] }
+        Entries {
+            toc: self,
+            open: vec![(self.run_of_names(0), Vec::new())],
+        }
     }
 
     fn run_of_names(&self, inode: u32) -> Range<usize> {
         let inode = &self.inodes[inode as usize];
-        if inode.kind == Kind::Directory { inode.content.range() } else { 0..0 }
+        if inode.kind == Kind::Directory {
+            inode.content.range()
+        } else {
+            0..0
+        }
     }
 
     fn bytes(&self, span: Span) -> &[u8] {
@@ -196,7 +218,13 @@ impl<'a> Iterator for Entries<'a> {
         if !below.is_empty() {
             self.open.push((below, [path.as_slice(), b"/"].concat()));
         }
-        Some(Located { path, node: Node { toc: self.toc, id: name.inode } })
+        Some(Located {
+            path,
+            node: Node {
+                toc: self.toc,
+                id: name.inode,
+            },
+        })
     }
 }
 
@@ -238,7 +266,10 @@ impl<'a> Node<'a> {
     }
 
     pub fn modified(&self) -> Time {
-        Time { seconds: self.inode().mod_seconds, nanoseconds: self.inode().mod_nanos }
+        Time {
+            seconds: self.inode().mod_seconds,
+            nanoseconds: self.inode().mod_nanos,
+        }
     }
 
     /// Bytes of a regular file; 0 for everything else.
@@ -259,7 +290,9 @@ impl<'a> Node<'a> {
     /// Extended attributes in order of their names.
     pub fn xattrs(&self) -> impl ExactSizeIterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
         let toc = self.toc;
-        toc.xattrs[self.inode().xattrs.range()].iter().map(|(name, value)| (toc.bytes(*name), toc.bytes(*value)))
+        toc.xattrs[self.inode().xattrs.range()]
+            .iter()
+            .map(|(name, value)| (toc.bytes(*name), toc.bytes(*value)))
     }
 
     /// Names in a directory, in order of their bytes.
@@ -268,24 +301,44 @@ impl<'a> Node<'a> {
     }
 
     /// The same but for the first `start`; it takes no longer to go on in the middle.
-    pub fn children_from(&self, start: usize) -> impl ExactSizeIterator<Item = (&'a [u8], Node<'a>)> + use<'a> {
+    pub fn children_from(
+        &self,
+        start: usize,
+    ) -> impl ExactSizeIterator<Item = (&'a [u8], Node<'a>)> + use<'a> {
         let toc = self.toc;
-        let names = toc.names[toc.run_of_names(self.id)].get(start..).unwrap_or_default();
-        names.iter().map(|name| (toc.bytes(name.text), Node { toc, id: name.inode }))
+        let names = toc.names[toc.run_of_names(self.id)]
+            .get(start..)
+            .unwrap_or_default();
+        names.iter().map(|name| {
+            (
+                toc.bytes(name.text),
+                Node {
+                    toc,
+                    id: name.inode,
+                },
+            )
+        })
     }
 
     /// The node with this name in a directory.
     pub fn child(&self, name: &[u8]) -> Option<Node<'a>> {
         let toc = self.toc;
         let names = &toc.names[toc.run_of_names(self.id)];
-        let index = names.binary_search_by(|probe| toc.bytes(probe.text).cmp(name)).ok()?;
-        Some(Node { toc, id: names[index].inode })
+        let index = names
+            .binary_search_by(|probe| toc.bytes(probe.text).cmp(name))
+            .ok()?;
+        Some(Node {
+            toc,
+            id: names[index].inode,
+        })
     }
 
     /// The chunks of a regular file, in order, without a gap.
     pub fn chunks(&self) -> impl ExactSizeIterator<Item = Chunk> + use<'a> {
         let codec = self.toc.codec;
-        self.packed_chunks().iter().map(move |chunk| chunk.unpack(codec))
+        self.packed_chunks()
+            .iter()
+            .map(move |chunk| chunk.unpack(codec))
     }
 
     /// The chunk that holds the byte at `offset` of a regular file.
@@ -295,7 +348,9 @@ impl<'a> Node<'a> {
 
     /// The number, for [`Toc::chunk`], of the chunk that holds the byte at `offset` of a regular file.
     pub fn chunk_number_at(&self, offset: u64) -> Option<u32> {
-        let before = self.packed_chunks().partition_point(|chunk| chunk.file_offset <= offset);
+        let before = self
+            .packed_chunks()
+            .partition_point(|chunk| chunk.file_offset <= offset);
         let index = u32::try_from(before.checked_sub(1)?).ok()?;
         (offset < self.size()).then(|| self.chunk_numbers().start + index)
     }
@@ -303,13 +358,21 @@ impl<'a> Node<'a> {
     /// The numbers of a regular file's chunks, for [`Toc::chunk`].
     pub fn chunk_numbers(&self) -> Range<u32> {
         let inode = self.inode();
-        let Run { first, count } = if inode.kind == Kind::File { inode.content } else { Run::default() };
+        let Run { first, count } = if inode.kind == Kind::File {
+            inode.content
+        } else {
+            Run::default()
+        };
         first..first + count
     }
 
     fn packed_chunks(&self) -> &'a [PackedChunk] {
         let inode = self.inode();
-        if inode.kind == Kind::File { &self.toc.chunks[inode.content.range()] } else { &[] }
+        if inode.kind == Kind::File {
+            &self.toc.chunks[inode.content.range()]
+        } else {
+            &[]
+        }
     }
 
     fn inode(&self) -> &'a Inode {
@@ -319,8 +382,22 @@ impl<'a> Node<'a> {
 
 impl PackedChunk {
     fn unpack(&self, codec: Codec) -> Chunk {
-        let Self { offset, end, inner_offset, file_offset, size, digest } = *self;
-        Chunk { range: offset..end, inner_offset, file_offset, size, digest, codec }
+        let Self {
+            offset,
+            end,
+            inner_offset,
+            file_offset,
+            size,
+            digest,
+        } = *self;
+        Chunk {
+            range: offset..end,
+            inner_offset,
+            file_offset,
+            size,
+            digest,
+            codec,
+        }
     }
 }
 

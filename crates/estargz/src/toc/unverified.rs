@@ -34,12 +34,18 @@ impl UnverifiedToc {
     pub fn parse(section: &[u8], footer: &Footer, limits: &Limits) -> Result<Self, TocError> {
         let got = section.len() as u64;
         if got > limits.max_compressed_bytes {
-            return Err(TocError::Limit { what: "compressed bytes", limit: limits.max_compressed_bytes });
+            return Err(TocError::Limit {
+                what: "compressed bytes",
+                limit: limits.max_compressed_bytes,
+            });
         }
         if let Some(range) = footer.toc_range()
             && range.end - range.start != got
         {
-            return Err(TocError::WrongRange { got, wanted: range.end - range.start });
+            return Err(TocError::WrongRange {
+                got,
+                wanted: range.end - range.start,
+            });
         }
         let json = match footer.codec() {
             Codec::Gzip => inflate_tar(section, limits)?,
@@ -62,7 +68,9 @@ impl UnverifiedToc {
     /// When the bytes hold no TOC, or one over the limits.
     pub fn json_bytes(section: &[u8], footer: &Footer, limits: &Limits) -> Result<u64, TocError> {
         let claimed = match footer.codec() {
-            Codec::Gzip => claimed_size(&mut Codec::Gzip.decoder(section).map_err(TocError::Inflate)?)?,
+            Codec::Gzip => {
+                claimed_size(&mut Codec::Gzip.decoder(section).map_err(TocError::Inflate)?)?
+            }
             Codec::Zstd => footer.toc_json_size().unwrap_or(limits.max_json_bytes),
         };
         within(claimed, limits)
@@ -108,23 +116,42 @@ impl UnverifiedToc {
     }
 
     fn build(&self) -> Result<Toc, TocError> {
-        build::toc(&self.json, self.digest, self.codec, self.payload_end, &self.limits)
+        build::toc(
+            &self.json,
+            self.digest,
+            self.codec,
+            self.payload_end,
+            &self.limits,
+        )
     }
 }
 
 fn check(actual: Digest, expected: &Digest) -> Result<(), TocError> {
-    if actual == *expected { Ok(()) } else { Err(TocError::Digest { expected: *expected, actual }) }
+    if actual == *expected {
+        Ok(())
+    } else {
+        Err(TocError::Digest {
+            expected: *expected,
+            actual,
+        })
+    }
 }
 
 fn inflate_tar(section: &[u8], limits: &Limits) -> Result<Vec<u8>, TocError> {
     let mut archive = Codec::Gzip.decoder(section).map_err(TocError::Inflate)?;
     let size = within(claimed_size(&mut archive)?, limits)?;
     let mut json = Vec::new();
-    archive.take(size).read_to_end(&mut json).map_err(TocError::Inflate)?;
+    archive
+        .take(size)
+        .read_to_end(&mut json)
+        .map_err(TocError::Inflate)?;
     if json.len() as u64 == size {
         Ok(json)
     } else {
-        Err(TocError::WrongRange { got: json.len() as u64, wanted: size })
+        Err(TocError::WrongRange {
+            got: json.len() as u64,
+            wanted: size,
+        })
     }
 }
 
@@ -137,7 +164,14 @@ fn claimed_size(archive: &mut impl Read) -> Result<u64, TocError> {
 
 fn within(claimed: u64, limits: &Limits) -> Result<u64, TocError> {
     let limit = limits.max_json_bytes;
-    if claimed > limit { Err(TocError::Limit { what: "bytes of JSON", limit }) } else { Ok(claimed) }
+    if claimed > limit {
+        Err(TocError::Limit {
+            what: "bytes of JSON",
+            limit,
+        })
+    } else {
+        Ok(claimed)
+    }
 }
 
 /// The size in a ustar header of the TOC's entry.
@@ -147,7 +181,10 @@ fn toc_entry_size(header: &[u8; BLOCK]) -> Option<u64> {
     if name != TOC_NAME || !matches!(type_flag, b'0' | 0) {
         return None;
     }
-    let digits = header[124..136].trim_ascii().strip_suffix(&[0]).unwrap_or(header[124..136].trim_ascii());
+    let digits = header[124..136]
+        .trim_ascii()
+        .strip_suffix(&[0])
+        .unwrap_or(header[124..136].trim_ascii());
     let digits = std::str::from_utf8(digits).ok()?.trim_matches([' ', '\0']);
     u64::from_str_radix(digits, 8).ok()
 }
@@ -156,10 +193,16 @@ fn toc_entry_size(header: &[u8; BLOCK]) -> Option<u64> {
 fn inflate_frame(section: &[u8], size: u64) -> Result<Vec<u8>, TocError> {
     let mut json = Vec::new();
     let decoder = Codec::Zstd.decoder(section).map_err(TocError::Inflate)?;
-    decoder.take(size.saturating_add(1)).read_to_end(&mut json).map_err(TocError::Inflate)?;
+    decoder
+        .take(size.saturating_add(1))
+        .read_to_end(&mut json)
+        .map_err(TocError::Inflate)?;
     if json.len() as u64 <= size {
         Ok(json)
     } else {
-        Err(TocError::WrongRange { got: json.len() as u64, wanted: size })
+        Err(TocError::WrongRange {
+            got: json.len() as u64,
+            wanted: size,
+        })
     }
 }

@@ -23,7 +23,10 @@ impl Default for TocWriter {
 impl TocWriter {
     /// A TOC without entries.
     pub fn new() -> Self {
-        Self { json: "{\n\t\"version\": 1,\n\t\"entries\": ".to_owned(), entries: 0 }
+        Self {
+            json: "{\n\t\"version\": 1,\n\t\"entries\": ".to_owned(),
+            entries: 0,
+        }
     }
 
     /// As [`new`](Self::new), with room for `bytes` bytes of JSON: growing holds the JSON twice for a moment.
@@ -35,9 +38,17 @@ impl TocWriter {
 
     /// Adds the next entry.
     pub fn push(&mut self, entry: &Entry) {
-        self.json.push_str(if self.entries == 0 { "[\n\t\t{" } else { ",\n\t\t{" });
+        self.json.push_str(if self.entries == 0 {
+            "[\n\t\t{"
+        } else {
+            ",\n\t\t{"
+        });
         self.entries += 1;
-        Object { json: &mut self.json, empty: true }.entry(entry);
+        Object {
+            json: &mut self.json,
+            empty: true,
+        }
+        .entry(entry);
         self.json.push_str("\n\t\t}");
     }
 
@@ -52,7 +63,11 @@ impl TocWriter {
 
     /// The JSON. Without entries they are `null`, as Go writes a slice nothing was appended to.
     pub fn finish(mut self) -> Vec<u8> {
-        self.json.push_str(if self.entries == 0 { "null\n}" } else { "\n\t]\n}" });
+        self.json.push_str(if self.entries == 0 {
+            "null\n}"
+        } else {
+            "\n\t]\n}"
+        });
         self.json.into_bytes()
     }
 }
@@ -65,11 +80,17 @@ struct Object<'a> {
 
 impl Object<'_> {
     fn entry(&mut self, entry: &Entry) {
-        self.bytes("name", entry.raw_name.as_deref().unwrap_or(entry.name.as_bytes()));
+        self.bytes(
+            "name",
+            entry.raw_name.as_deref().unwrap_or(entry.name.as_bytes()),
+        );
         self.bytes("type", kind_name(entry.kind).as_bytes());
         self.unsigned("size", entry.size);
         self.text("modtime", &entry.mod_time);
-        let link_name = entry.raw_link_name.as_deref().unwrap_or(entry.link_name.as_bytes());
+        let link_name = entry
+            .raw_link_name
+            .as_deref()
+            .unwrap_or(entry.link_name.as_bytes());
         if !link_name.is_empty() {
             self.bytes("linkName", link_name);
         }
@@ -138,7 +159,11 @@ impl Object<'_> {
         }
         self.key("xattrs");
         for (index, (name, value)) in entry.xattrs.iter().enumerate() {
-            self.json.push_str(if index == 0 { "{\n\t\t\t\t" } else { ",\n\t\t\t\t" });
+            self.json.push_str(if index == 0 {
+                "{\n\t\t\t\t"
+            } else {
+                ",\n\t\t\t\t"
+            });
             push_string(self.json, name.as_bytes());
             self.json.push_str(": ");
             push_string(self.json, STANDARD.encode(value).as_bytes());
@@ -206,14 +231,23 @@ mod tests {
     #[test]
     fn strings_are_escaped_as_go_does() {
         assert_eq!(text(b"a<b>&c"), r#""a\u003cb\u003e\u0026c""#);
-        assert_eq!(text(b"\"\\\n\r\t\x08\x0c\x01\x1f\x7f/"), "\"\\\"\\\\\\n\\r\\t\\u0008\\u000c\\u0001\\u001f\x7f/\"");
-        assert_eq!(text("\u{2028}\u{2029}\u{fffd}é😀".as_bytes()), "\"\\u2028\\u2029\u{fffd}é😀\"");
+        assert_eq!(
+            text(b"\"\\\n\r\t\x08\x0c\x01\x1f\x7f/"),
+            "\"\\\"\\\\\\n\\r\\t\\u0008\\u000c\\u0001\\u001f\x7f/\""
+        );
+        assert_eq!(
+            text("\u{2028}\u{2029}\u{fffd}é😀".as_bytes()),
+            "\"\\u2028\\u2029\u{fffd}é😀\""
+        );
         assert_eq!(text(b"\xe2\x82 \xff"), r#""\ufffd\ufffd \ufffd""#);
     }
 
     #[test]
     fn no_entries_are_null() {
-        assert_eq!(TocWriter::new().finish(), b"{\n\t\"version\": 1,\n\t\"entries\": null\n}");
+        assert_eq!(
+            TocWriter::new().finish(),
+            b"{\n\t\"version\": 1,\n\t\"entries\": null\n}"
+        );
     }
 
     #[test]
@@ -228,7 +262,8 @@ mod tests {
         let object = "\t\t{\n\t\t\t\"name\": \"a/\",\n\t\t\t\"type\": \"dir\",\n\t\t\t\"mode\": 493,\n\t\t\t\"uid\": -1,\n\
                       \t\t\t\"xattrs\": {\n\t\t\t\t\"user.a\": \"\",\n\t\t\t\t\"user.b\": \"AA==\"\n\t\t\t},\n\
                       \t\t\t\"rawName\": \"YS8=\"\n\t\t}";
-        let expected = format!("{{\n\t\"version\": 1,\n\t\"entries\": [\n{object},\n{object}\n\t]\n}}");
+        let expected =
+            format!("{{\n\t\"version\": 1,\n\t\"entries\": [\n{object},\n{object}\n\t]\n}}");
         assert_eq!(String::from_utf8(writer.finish()).unwrap(), expected);
     }
 }

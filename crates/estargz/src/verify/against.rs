@@ -11,7 +11,11 @@ use crate::tar;
 use crate::toc::{Kind, Located, Node, NodeId, Toc, TocError};
 
 /// Names at the root that belong to the format and to no image.
-const OURS: [&[u8]; 3] = [b"stargz.index.json", b".prefetch.landmark", b".no.prefetch.landmark"];
+const OURS: [&[u8]; 3] = [
+    b"stargz.index.json",
+    b".prefetch.landmark",
+    b".no.prefetch.landmark",
+];
 
 /// Why a blob and its source cannot be compared.
 #[derive(Debug, thiserror::Error)]
@@ -63,9 +67,15 @@ fn compare(source: &Toc, toc: &Toc) -> Vec<Finding> {
         let source = if order.is_le() { theirs.next() } else { None };
         let toc = if order.is_ge() { ours.next() } else { None };
         match (source, toc) {
-            (Some(source), Some(toc)) => comparison.node(&tar::lossy(&toc.path), source.node, toc.node),
-            (Some(source), None) => comparison.findings.push(Finding::NotInToc { path: tar::lossy(&source.path) }),
-            (None, Some(toc)) => comparison.findings.push(Finding::NotInTar { path: tar::lossy(&toc.path) }),
+            (Some(source), Some(toc)) => {
+                comparison.node(&tar::lossy(&toc.path), source.node, toc.node)
+            }
+            (Some(source), None) => comparison.findings.push(Finding::NotInToc {
+                path: tar::lossy(&source.path),
+            }),
+            (None, Some(toc)) => comparison.findings.push(Finding::NotInTar {
+                path: tar::lossy(&toc.path),
+            }),
             (None, None) => {}
         }
     }
@@ -85,41 +95,87 @@ pub(super) struct Comparison {
 
 impl Comparison {
     pub(super) fn node(&mut self, path: &str, source: Node<'_>, toc: Node<'_>) {
-        self.field(path, "type", &format!("{:?}", source.kind()), &format!("{:?}", toc.kind()));
-        self.field(path, "mode", &format!("{:04o}", source.mode()), &format!("{:04o}", toc.mode()));
+        self.field(
+            path,
+            "type",
+            &format!("{:?}", source.kind()),
+            &format!("{:?}", toc.kind()),
+        );
+        self.field(
+            path,
+            "mode",
+            &format!("{:04o}", source.mode()),
+            &format!("{:04o}", toc.mode()),
+        );
         self.field(path, "uid", &source.uid(), &toc.uid());
         self.field(path, "gid", &source.gid(), &toc.gid());
         self.field(path, "userName", source.user(), toc.user());
         self.field(path, "groupName", source.group(), toc.group());
         self.field(path, "modtime", &seconds(source), &seconds(toc));
         self.field(path, "size", &source.size(), &toc.size());
-        self.field(path, "device", &format!("{:?}", source.device()), &format!("{:?}", toc.device()));
-        self.field(path, "linkName", &tar::lossy(source.target()), &tar::lossy(toc.target()));
+        self.field(
+            path,
+            "device",
+            &format!("{:?}", source.device()),
+            &format!("{:?}", toc.device()),
+        );
+        self.field(
+            path,
+            "linkName",
+            &tar::lossy(source.target()),
+            &tar::lossy(toc.target()),
+        );
         if !source.xattrs().eq(toc.xattrs()) {
-            let names = |node: Node<'_>| node.xattrs().map(|(name, _)| tar::lossy(name)).collect::<Vec<_>>().join(" ");
+            let names = |node: Node<'_>| {
+                node.xattrs()
+                    .map(|(name, _)| tar::lossy(name))
+                    .collect::<Vec<_>>()
+                    .join(" ")
+            };
             let path = path.to_owned();
-            self.findings.push(Finding::Field { path, field: "xattrs", tar: names(source), toc: names(toc) });
+            self.findings.push(Finding::Field {
+                path,
+                field: "xattrs",
+                tar: names(source),
+                toc: names(toc),
+            });
         }
         if source.kind() != Kind::Directory {
             self.links(path, source.id(), toc.id());
         }
         if source.size() == toc.size() && !same_content(source, toc) {
-            self.findings.push(Finding::Content { path: path.to_owned() });
+            self.findings.push(Finding::Content {
+                path: path.to_owned(),
+            });
         }
     }
 
-    fn field<T: ToString + PartialEq + ?Sized>(&mut self, path: &str, field: &'static str, tar: &T, toc: &T) {
+    fn field<T: ToString + PartialEq + ?Sized>(
+        &mut self,
+        path: &str,
+        field: &'static str,
+        tar: &T,
+        toc: &T,
+    ) {
         if tar != toc {
             let path = path.to_owned();
-            self.findings.push(Finding::Field { path, field, tar: tar.to_string(), toc: toc.to_string() });
+            self.findings.push(Finding::Field {
+                path,
+                field,
+                tar: tar.to_string(),
+                toc: toc.to_string(),
+            });
         }
     }
 
     fn links(&mut self, path: &str, source: NodeId, toc: NodeId) {
         let [to_toc, to_source] = &mut self.partners;
-        let is_same = *to_toc.entry(source).or_insert(toc) == toc && *to_source.entry(toc).or_insert(source) == source;
+        let is_same = *to_toc.entry(source).or_insert(toc) == toc
+            && *to_source.entry(toc).or_insert(source) == source;
         if !is_same {
-            self.findings.push(Finding::Links { path: path.to_owned() });
+            self.findings.push(Finding::Links {
+                path: path.to_owned(),
+            });
         }
     }
 }
@@ -127,13 +183,16 @@ impl Comparison {
 /// A TOC has whole seconds, rounded; one by containers/storage has nanoseconds.
 fn seconds(node: Node<'_>) -> i64 {
     let time = node.modified();
-    time.seconds.saturating_add(i64::from(time.nanoseconds >= 500_000_000))
+    time.seconds
+        .saturating_add(i64::from(time.nanoseconds >= 500_000_000))
 }
 
 fn same_content(source: Node<'_>, toc: Node<'_>) -> bool {
     source.chunks().len() == toc.chunks().len()
-        && source.chunks().zip(toc.chunks()).all(|(source, toc)| match (source.digest, toc.digest) {
-            (Some(digest), None) => source.size == toc.size && is_zeros(digest, toc.size),
-            (ours, theirs) => source.size == toc.size && ours == theirs,
+        && source.chunks().zip(toc.chunks()).all(|(source, toc)| {
+            match (source.digest, toc.digest) {
+                (Some(digest), None) => source.size == toc.size && is_zeros(digest, toc.size),
+                (ours, theirs) => source.size == toc.size && ours == theirs,
+            }
         })
 }

@@ -18,8 +18,15 @@ const MODE_BITS: i64 = 0o7777;
 
 /// Every field that differs. `owners` are the names that hold for the TOC's entry.
 pub(super) fn fields(header: &Header, entry: &RawEntry<'_>, owners: (&str, &str)) -> Vec<Finding> {
-    let mut differences = Differences { path: tar::lossy(&header.path), findings: Vec::new() };
-    differences.compare("type", &format!("{:?}", header.kind), &format!("{:?}", entry.kind));
+    let mut differences = Differences {
+        path: tar::lossy(&header.path),
+        findings: Vec::new(),
+    };
+    differences.compare(
+        "type",
+        &format!("{:?}", header.kind),
+        &format!("{:?}", entry.kind),
+    );
     differences.compare("mode", &octal(header.mode), &octal(entry.mode));
     differences.compare("uid", &header.uid, &entry.uid);
     differences.compare("gid", &header.gid, &entry.gid);
@@ -28,7 +35,11 @@ pub(super) fn fields(header: &Header, entry: &RawEntry<'_>, owners: (&str, &str)
         differences.compare("userName", tar::lossy(&header.user_name).as_str(), owners.0);
     }
     if !header.group_name.is_empty() {
-        differences.compare("groupName", tar::lossy(&header.group_name).as_str(), owners.1);
+        differences.compare(
+            "groupName",
+            tar::lossy(&header.group_name).as_str(),
+            owners.1,
+        );
     }
     differences.time(header, entry);
     differences.name(header, entry);
@@ -54,16 +65,26 @@ impl Differences {
     fn compare<T: Display + PartialEq + ?Sized>(&mut self, field: &'static str, tar: &T, toc: &T) {
         if tar != toc {
             let path = self.path.clone();
-            self.findings.push(Finding::Field { path, field, tar: tar.to_string(), toc: toc.to_string() });
+            self.findings.push(Finding::Field {
+                path,
+                field,
+                tar: tar.to_string(),
+                toc: toc.to_string(),
+            });
         }
     }
 
     /// Rounded to seconds, as the reference writes it, or exact, as containers/storage does.
     fn time(&mut self, header: &Header, entry: &RawEntry<'_>) {
         let exact = time::parse(&entry.mod_time);
-        let is_exact = (exact.seconds, exact.nanoseconds) == (header.mod_time.seconds, header.mod_time.nanos);
+        let is_exact =
+            (exact.seconds, exact.nanoseconds) == (header.mod_time.seconds, header.mod_time.nanos);
         if !is_exact {
-            self.compare("modtime", header.mod_time.rfc3339().as_str(), entry.mod_time.as_ref());
+            self.compare(
+                "modtime",
+                header.mod_time.rfc3339().as_str(),
+                entry.mod_time.as_ref(),
+            );
         }
     }
 
@@ -72,7 +93,12 @@ impl Differences {
     }
 
     fn link(&mut self, header: &Header, entry: &RawEntry<'_>) {
-        self.bytes("linkName", &header.link, &entry.link_name, entry.raw_link_name.as_deref());
+        self.bytes(
+            "linkName",
+            &header.link,
+            &entry.link_name,
+            entry.raw_link_name.as_deref(),
+        );
     }
 
     /// Bytes that are not UTF-8 are exact in the raw field, or lossy if the writer has no such field.
@@ -84,11 +110,16 @@ impl Differences {
     }
 
     fn xattrs(&mut self, header: &Header, entry: &RawEntry<'_>) {
-        let in_tar: BTreeMap<String, String> =
-            header.xattrs.iter().map(|(name, value)| (tar::lossy(name), STANDARD.encode(value))).collect();
+        let in_tar: BTreeMap<String, String> = header
+            .xattrs
+            .iter()
+            .map(|(name, value)| (tar::lossy(name), STANDARD.encode(value)))
+            .collect();
         let in_toc = entry.xattrs.clone().unwrap_or_default();
-        let in_toc: BTreeMap<String, String> =
-            in_toc.into_iter().map(|(name, value)| (name, value.unwrap_or_default())).collect();
+        let in_toc: BTreeMap<String, String> = in_toc
+            .into_iter()
+            .map(|(name, value)| (name, value.unwrap_or_default()))
+            .collect();
         if in_tar != in_toc {
             self.compare("xattrs", &format!("{in_tar:?}"), &format!("{in_toc:?}"));
         }

@@ -38,22 +38,43 @@ pub(super) struct File<'a> {
 
 impl<'a> Listed<'a> {
     pub(super) fn new(json: &'a [u8]) -> Result<Self, TocError> {
-        let mut listed = Self { texts: Vec::new(), slots: HashMap::new(), owners: Owners::default(), entries: 0 };
+        let mut listed = Self {
+            texts: Vec::new(),
+            slots: HashMap::new(),
+            owners: Owners::default(),
+            entries: 0,
+        };
         let mut last = None;
         json::for_each(json, |text: &'a RawValue| {
             let entry = parse(text)?;
             let number = listed.texts.len();
             listed.texts.push(text);
             if entry.kind == EntryKind::Chunk {
-                if let Some(slot) = last.as_ref().and_then(|path| listed.slots.get_mut::<Vec<u8>>(path)) {
+                if let Some(slot) = last
+                    .as_ref()
+                    .and_then(|path| listed.slots.get_mut::<Vec<u8>>(path))
+                {
                     slot.chunks += 1;
                 }
                 return Ok(());
             }
             listed.entries += 1;
             let (user, group) = listed.owners.of(&entry);
-            let path = tar::clean(&exact(&entry.name, entry.raw_name.as_deref(), &entry.name, "rawName")?);
-            listed.slots.insert(path.clone(), Slot { number, chunks: 0, user, group });
+            let path = tar::clean(&exact(
+                &entry.name,
+                entry.raw_name.as_deref(),
+                &entry.name,
+                "rawName",
+            )?);
+            listed.slots.insert(
+                path.clone(),
+                Slot {
+                    number,
+                    chunks: 0,
+                    user,
+                    group,
+                },
+            );
             last = Some(path);
             Ok(())
         })?;
@@ -76,7 +97,10 @@ impl<'a> Listed<'a> {
     pub(super) fn file(&self, slot: Slot) -> Result<File<'a>, TocError> {
         let entry = parse(self.texts[slot.number])?;
         let chunks = &self.texts[slot.number + 1..=slot.number + slot.chunks];
-        let chunks = chunks.iter().map(|text| parse(text)).collect::<Result<_, _>>()?;
+        let chunks = chunks
+            .iter()
+            .map(|text| parse(text))
+            .collect::<Result<_, _>>()?;
         Ok(File { entry, chunks })
     }
 

@@ -28,12 +28,23 @@ impl Log {
     pub(super) fn new(source_size: Option<u64>, limit: u64) -> Self {
         let hash = Sha256::new();
         let source = (source_size == Some(0)).then(|| Digest::from(hash.clone()));
-        Self { starts: Vec::new(), inflated: 0, limit, hash, source_size, source, failed: None }
+        Self {
+            starts: Vec::new(),
+            inflated: 0,
+            limit,
+            hash,
+            source_size,
+            source,
+            failed: None,
+        }
     }
 
     /// The place in the stream of the member that begins at `offset` of the blob.
     pub(super) fn start_of(&self, offset: u64) -> Option<u64> {
-        let index = self.starts.binary_search_by_key(&offset, |(start, _)| *start).ok()?;
+        let index = self
+            .starts
+            .binary_search_by_key(&offset, |(start, _)| *start)
+            .ok()?;
         Some(self.starts[index].1)
     }
 
@@ -54,8 +65,13 @@ impl Log {
     }
 
     fn took(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let until_source_ends = self.source_size.and_then(|size| size.checked_sub(self.inflated)).unwrap_or(u64::MAX);
-        let split = usize::try_from(until_source_ends).unwrap_or(usize::MAX).min(bytes.len());
+        let until_source_ends = self
+            .source_size
+            .and_then(|size| size.checked_sub(self.inflated))
+            .unwrap_or(u64::MAX);
+        let split = usize::try_from(until_source_ends)
+            .unwrap_or(usize::MAX)
+            .min(bytes.len());
         let (source, rest) = bytes.split_at(split);
         self.hash.update(source);
         self.inflated += bytes.len() as u64;
@@ -64,7 +80,10 @@ impl Log {
         }
         self.hash.update(rest);
         if self.inflated > self.limit {
-            return Err(io::Error::other(format!("the stream is over the limit of {} bytes", self.limit)));
+            return Err(io::Error::other(format!(
+                "the stream is over the limit of {} bytes",
+                self.limit
+            )));
         }
         Ok(())
     }
@@ -85,8 +104,16 @@ enum State<R: Read> {
 
 impl<R: Read> Members<R> {
     pub(super) fn new(blob: R, codec: Codec, log: Rc<RefCell<Log>>) -> Self {
-        let input = Counted { inner: BufReader::new(blob), at: 0, log: Rc::clone(&log) };
-        Self { state: Some(State::Between(input)), codec, log }
+        let input = Counted {
+            inner: BufReader::new(blob),
+            at: 0,
+            log: Rc::clone(&log),
+        };
+        Self {
+            state: Some(State::Between(input)),
+            codec,
+            log,
+        }
     }
 
     fn begin(&self, input: Counted<R>) -> io::Result<State<R>> {

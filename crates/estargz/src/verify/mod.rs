@@ -116,13 +116,25 @@ pub fn blob<B: Read + Seek>(mut blob: B, expected: &Expected<'_>) -> Result<Repo
     let toc = unverified.trust()?;
     blob.seek(SeekFrom::Start(0)).map_err(VerifyError::Read)?;
 
-    let log = Rc::new(RefCell::new(Log::new(expected.source_size, expected.max_stream_bytes)));
+    let log = Rc::new(RefCell::new(Log::new(
+        expected.source_size,
+        expected.max_stream_bytes,
+    )));
     let content_end = match footer.codec() {
         Codec::Gzip => u64::MAX,
         Codec::Zstd => footer.payload_end(),
     };
-    let members = Members::new(blob.by_ref().take(content_end), footer.codec(), Rc::clone(&log));
-    let mut walk = Walk::new(unverified.json(), &footer, unverified.digest(), Rc::clone(&log))?;
+    let members = Members::new(
+        blob.by_ref().take(content_end),
+        footer.codec(),
+        Rc::clone(&log),
+    );
+    let mut walk = Walk::new(
+        unverified.json(),
+        &footer,
+        unverified.digest(),
+        Rc::clone(&log),
+    )?;
     walk.stream(members, expected.source_size);
     let moved = moved::check(&mut blob, &footer, &toc, &walk.moved(), expected)?;
     let (mut findings, entries) = walk.finish();
@@ -148,7 +160,10 @@ pub fn blob<B: Read + Seek>(mut blob: B, expected: &Expected<'_>) -> Result<Repo
 }
 
 /// Footer and TOC of a blob.
-fn open<B: Read + Seek>(blob: &mut B, expected: &Expected<'_>) -> Result<(Footer, UnverifiedToc), VerifyError> {
+fn open<B: Read + Seek>(
+    blob: &mut B,
+    expected: &Expected<'_>,
+) -> Result<(Footer, UnverifiedToc), VerifyError> {
     let size = blob.seek(SeekFrom::End(0)).map_err(VerifyError::Read)?;
     let footer = Footer::parse(&read_range(blob, footer::tail_range(size))?, size)?;
     let unverified = read_toc(blob, &footer, expected)?;
@@ -166,34 +181,61 @@ fn read_toc<B: Read + Seek>(
     };
     let limit = expected.limits.max_compressed_bytes;
     if range.end - range.start > limit {
-        return Err(TocError::Limit { what: "compressed bytes", limit }.into());
+        return Err(TocError::Limit {
+            what: "compressed bytes",
+            limit,
+        }
+        .into());
     }
-    Ok(UnverifiedToc::parse(&read_range(blob, range)?, footer, &expected.limits)?)
+    Ok(UnverifiedToc::parse(
+        &read_range(blob, range)?,
+        footer,
+        &expected.limits,
+    )?)
 }
 
 fn read_range<B: Read + Seek>(blob: &mut B, range: Range<u64>) -> Result<Vec<u8>, VerifyError> {
     let mut bytes = Vec::new();
-    blob.seek(SeekFrom::Start(range.start)).map_err(VerifyError::Read)?;
-    blob.take(range.end - range.start).read_to_end(&mut bytes).map_err(VerifyError::Read)?;
+    blob.seek(SeekFrom::Start(range.start))
+        .map_err(VerifyError::Read)?;
+    blob.take(range.end - range.start)
+        .read_to_end(&mut bytes)
+        .map_err(VerifyError::Read)?;
     Ok(bytes)
 }
 
 /// What differs from the digests the caller knows.
 fn digests(report: &Report, expected: &Expected<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let mut compare = |what, expected: Option<Digest>, actual: Option<Digest>| match (expected, actual) {
-        (Some(expected), Some(actual)) if expected != actual => {
-            findings.push(Finding::Digest { what, expected, actual });
-        }
-        _ => {}
-    };
+    let mut compare =
+        |what, expected: Option<Digest>, actual: Option<Digest>| match (expected, actual) {
+            (Some(expected), Some(actual)) if expected != actual => {
+                findings.push(Finding::Digest {
+                    what,
+                    expected,
+                    actual,
+                });
+            }
+            _ => {}
+        };
     compare("the TOC", expected.toc_digest, Some(report.toc_digest));
-    compare("the decompressed blob", expected.diff_id, Some(report.diff_id));
-    compare("the source tar", expected.source_diff_id, report.source_diff_id);
+    compare(
+        "the decompressed blob",
+        expected.diff_id,
+        Some(report.diff_id),
+    );
+    compare(
+        "the source tar",
+        expected.source_diff_id,
+        report.source_diff_id,
+    );
     if let Some(size) = expected.source_size
         && size > report.uncompressed_size
     {
-        findings.push(Finding::SourceSize { size, stream: report.uncompressed_size });
+        findings.push(Finding::SourceSize {
+            size,
+            stream: report.uncompressed_size,
+        });
     }
     findings
 }

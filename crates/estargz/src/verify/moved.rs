@@ -27,13 +27,20 @@ pub(super) fn check<B: Read + Seek>(
     }
     blob.seek(SeekFrom::Start(0)).map_err(VerifyError::Read)?;
     let log = Rc::new(RefCell::new(Log::new(None, expected.max_stream_bytes)));
-    let members = Members::new(blob.by_ref().take(footer.payload_end()), footer.codec(), log);
+    let members = Members::new(
+        blob.by_ref().take(footer.payload_end()),
+        footer.codec(),
+        log,
+    );
     let source = match source::tree(members, toc, expected) {
         Ok(source) => source,
         Err(AgainstError::Tree(error)) => return Err(error.into()),
         Err(AgainstError::Blob(error)) => return Err(error),
         Err(error @ (AgainstError::Source(_) | AgainstError::Tar(_))) => {
-            return Ok(vec![Finding::Stream { at: 0, reason: error.to_string() }]);
+            return Ok(vec![Finding::Stream {
+                at: 0,
+                reason: error.to_string(),
+            }]);
         }
     };
     let mut comparison = Comparison::default();
@@ -53,12 +60,23 @@ pub(super) fn check<B: Read + Seek>(
 }
 
 /// Chunks that are not where the TOC says.
-fn places<B: Read + Seek>(blob: &mut B, path: &str, node: Node<'_>) -> Result<Vec<Finding>, VerifyError> {
+fn places<B: Read + Seek>(
+    blob: &mut B,
+    path: &str,
+    node: Node<'_>,
+) -> Result<Vec<Finding>, VerifyError> {
     let mut findings = Vec::new();
     for chunk in node.chunks().filter(|chunk| !chunk.range.is_empty()) {
-        if chunk.decode(&read_range(blob, chunk.range.clone())?).is_err() {
+        if chunk
+            .decode(&read_range(blob, chunk.range.clone())?)
+            .is_err()
+        {
             let (file_offset, offset) = (chunk.file_offset, chunk.range.start);
-            findings.push(Finding::ChunkPlace { path: path.to_owned(), file_offset, offset });
+            findings.push(Finding::ChunkPlace {
+                path: path.to_owned(),
+                file_offset,
+                offset,
+            });
         }
     }
     Ok(findings)

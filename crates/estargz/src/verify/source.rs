@@ -21,7 +21,11 @@ use crate::write::sparse::Unfold;
 const PIECE: u64 = 4 << 20;
 
 /// The tree that `source` unpacks to. Files whose size is the same in `other` have chunks of the same sizes.
-pub(super) fn tree<S: Read>(source: S, other: &Toc, expected: &Expected<'_>) -> Result<Toc, AgainstError> {
+pub(super) fn tree<S: Read>(
+    source: S,
+    other: &Toc,
+    expected: &Expected<'_>,
+) -> Result<Toc, AgainstError> {
     let mut walker = Walker::new(source);
     let mut builder = Builder::new(u64::MAX, &expected.limits);
     let piece = piece(other);
@@ -30,7 +34,9 @@ pub(super) fn tree<S: Read>(source: S, other: &Toc, expected: &Expected<'_>) -> 
     let mut raw = Vec::new();
     loop {
         raw.clear();
-        let Some(header) = walker.next_header(&mut raw)? else { break };
+        let Some(header) = walker.next_header(&mut raw)? else {
+            break;
+        };
         let mut entry = entry(&header);
         if header.kind != EntryKind::Reg || header.size == 0 {
             builder.entry(&entry)?;
@@ -38,7 +44,11 @@ pub(super) fn tree<S: Read>(source: S, other: &Toc, expected: &Expected<'_>) -> 
         }
         total = total.saturating_add(header.size);
         if total > limit {
-            return Err(TocError::Limit { what: "bytes of files", limit }.into());
+            return Err(TocError::Limit {
+                what: "bytes of files",
+                limit,
+            }
+            .into());
         }
         let sizes = chunk_sizes(&header, other, piece);
         let mut content = Content::new(&header, &mut walker);
@@ -59,16 +69,30 @@ pub(super) fn tree<S: Read>(source: S, other: &Toc, expected: &Expected<'_>) -> 
 /// The size of every chunk but a file's last, as far as the other tree tells.
 fn piece(other: &Toc) -> u64 {
     let mut size = 0;
-    for entry in other.entries().filter(|entry| entry.node.chunks().len() > 1) {
-        size = entry.node.chunks().map(|chunk| chunk.size).fold(size, u64::max);
+    for entry in other
+        .entries()
+        .filter(|entry| entry.node.chunks().len() > 1)
+    {
+        size = entry
+            .node
+            .chunks()
+            .map(|chunk| chunk.size)
+            .fold(size, u64::max);
     }
     if size == 0 { PIECE } else { size }
 }
 
 fn chunk_sizes(header: &Header, other: &Toc, piece: u64) -> Box<dyn Iterator<Item = u64>> {
-    let node = other.lookup(&header.path).filter(|node| node.kind() == Kind::File && node.size() == header.size);
+    let node = other
+        .lookup(&header.path)
+        .filter(|node| node.kind() == Kind::File && node.size() == header.size);
     match node {
-        Some(node) => Box::new(node.chunks().map(|chunk| chunk.size).collect::<Vec<_>>().into_iter()),
+        Some(node) => Box::new(
+            node.chunks()
+                .map(|chunk| chunk.size)
+                .collect::<Vec<_>>()
+                .into_iter(),
+        ),
         None => {
             let size = header.size;
             Box::new((0..size.div_ceil(piece)).map(move |index| (size - index * piece).min(piece)))
@@ -85,7 +109,11 @@ enum Content<'c, R> {
 impl<'c, R: Read> Content<'c, R> {
     fn new(header: &'c Header, walker: &'c mut Walker<R>) -> Self {
         let payload = Payload { walker };
-        if header.sparse.is_some() { Self::Sparse(Unfold::new(header, payload)) } else { Self::Plain(payload) }
+        if header.sparse.is_some() {
+            Self::Sparse(Unfold::new(header, payload))
+        } else {
+            Self::Plain(payload)
+        }
     }
 
     /// Reads the next `size` bytes and says in `chunk` what they are.
@@ -93,12 +121,17 @@ impl<'c, R: Read> Content<'c, R> {
         let mut bytes = Vec::new();
         match self {
             Self::Plain(payload) => {
-                payload.take(size).read_to_end(&mut bytes).map_err(AgainstError::Source)?;
+                payload
+                    .take(size)
+                    .read_to_end(&mut bytes)
+                    .map_err(AgainstError::Source)?;
             }
             Self::Sparse(content) => {
                 let length = usize::try_from(size).unwrap_or(usize::MAX);
                 bytes.resize(length, 0);
-                content.fill(&mut bytes).map_err(|error| AgainstError::Source(io::Error::other(error)))?;
+                content
+                    .fill(&mut bytes)
+                    .map_err(|error| AgainstError::Source(io::Error::other(error)))?;
             }
         }
         chunk.chunk_digest = Digest::of(&bytes).to_string().into();
@@ -117,15 +150,25 @@ impl<R: Read> Read for Payload<'_, R> {
 }
 
 fn chunk(header: &Header) -> RawEntry<'static> {
-    RawEntry { kind: EntryKind::Chunk, ..named(header) }
+    RawEntry {
+        kind: EntryKind::Chunk,
+        ..named(header)
+    }
 }
 
 fn entry(header: &Header) -> RawEntry<'static> {
     let is_device = matches!(header.kind, EntryKind::Char | EntryKind::Block);
-    let xattrs = header.xattrs.iter().map(|(name, value)| (tar::lossy(name), Some(STANDARD.encode(value))));
+    let xattrs = header
+        .xattrs
+        .iter()
+        .map(|(name, value)| (tar::lossy(name), Some(STANDARD.encode(value))));
     RawEntry {
         kind: header.kind,
-        size: if header.kind == EntryKind::Reg { header.size } else { 0 },
+        size: if header.kind == EntryKind::Reg {
+            header.size
+        } else {
+            0
+        },
         mod_time: header.mod_time.rfc3339().into(),
         link_name: tar::lossy(&header.link).into(),
         mode: header.mode,
@@ -142,11 +185,17 @@ fn entry(header: &Header) -> RawEntry<'static> {
 }
 
 fn named(header: &Header) -> RawEntry<'static> {
-    RawEntry { name: tar::lossy(&header.path).into(), raw_name: exact(&header.path), ..RawEntry::default() }
+    RawEntry {
+        name: tar::lossy(&header.path).into(),
+        raw_name: exact(&header.path),
+        ..RawEntry::default()
+    }
 }
 
 fn exact(name: &[u8]) -> Option<Cow<'static, str>> {
-    std::str::from_utf8(name).is_err().then(|| STANDARD.encode(name).into())
+    std::str::from_utf8(name)
+        .is_err()
+        .then(|| STANDARD.encode(name).into())
 }
 
 /// Whether a chunk of zeros and a hole are the same content.
@@ -156,7 +205,9 @@ pub(super) fn is_zeros(digest: Digest, size: u64) -> bool {
     let zeros = [0; 4096];
     let mut left = size;
     while left > 0 {
-        let step = usize::try_from(left).unwrap_or(zeros.len()).min(zeros.len());
+        let step = usize::try_from(left)
+            .unwrap_or(zeros.len())
+            .min(zeros.len());
         hash.update(&zeros[..step]);
         left -= step as u64;
     }

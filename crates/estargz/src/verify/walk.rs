@@ -71,7 +71,10 @@ impl<'a> Walk<'a> {
         let result = self.both_archives(&mut walker, source_size);
         if let Err(error) = result.and_then(|()| self.read_out(&mut walker)) {
             let at = self.log.borrow().inflated();
-            self.general.push(Finding::Stream { at, reason: error.to_string() });
+            self.general.push(Finding::Stream {
+                at,
+                reason: error.to_string(),
+            });
             // What stays readable counts for the digests.
             let _already_reported = self.read_out(&mut walker);
         }
@@ -81,17 +84,31 @@ impl<'a> Walk<'a> {
     /// Everything found, in the order of the TOC, and how many entries it has.
     pub(super) fn finish(self) -> (Vec<Finding>, u64) {
         let mut findings = self.general;
-        let not_in_toc = self.unlisted.iter().filter(|path| self.listed.slot(path).is_none());
-        findings.extend(not_in_toc.map(|path| Finding::NotInToc { path: tar::lossy(path) }));
-        let mut missing: Vec<_> =
-            self.listed.slots().filter(|(_, slot)| !self.seen.contains_key(&slot.number)).collect();
+        let not_in_toc = self
+            .unlisted
+            .iter()
+            .filter(|path| self.listed.slot(path).is_none());
+        findings.extend(not_in_toc.map(|path| Finding::NotInToc {
+            path: tar::lossy(path),
+        }));
+        let mut missing: Vec<_> = self
+            .listed
+            .slots()
+            .filter(|(_, slot)| !self.seen.contains_key(&slot.number))
+            .collect();
         missing.sort_by_key(|(_, slot)| slot.number);
-        findings.extend(missing.into_iter().map(|(path, _)| Finding::NotInTar { path: tar::lossy(path) }));
+        findings.extend(missing.into_iter().map(|(path, _)| Finding::NotInTar {
+            path: tar::lossy(path),
+        }));
         findings.extend(self.seen.into_values().flatten());
         (findings, self.listed.entries())
     }
 
-    fn both_archives<R: Read>(&mut self, walker: &mut Walker<R>, source_size: Option<u64>) -> Result<(), tar::Error> {
+    fn both_archives<R: Read>(
+        &mut self,
+        walker: &mut Walker<R>,
+        source_size: Option<u64>,
+    ) -> Result<(), tar::Error> {
         self.archive(walker, 0)?;
         self.skip_to(walker, source_size.unwrap_or(0))?;
         let mut buffer = vec![0; BUFFER];
@@ -115,8 +132,15 @@ impl<'a> Walk<'a> {
     }
 
     /// Reads what belongs to the source behind its end marker.
-    fn skip_to<R: Read>(&mut self, walker: &mut Walker<R>, position: u64) -> Result<(), tar::Error> {
-        while let Some(left) = position.checked_sub(walker.position()).filter(|left| *left > 0) {
+    fn skip_to<R: Read>(
+        &mut self,
+        walker: &mut Walker<R>,
+        position: u64,
+    ) -> Result<(), tar::Error> {
+        while let Some(left) = position
+            .checked_sub(walker.position())
+            .filter(|left| *left > 0)
+        {
             let wanted = usize::try_from(left).unwrap_or(BUFFER).min(BUFFER);
             if walker.read_trailing(&mut self.buffer[..wanted])? == 0 {
                 break;
@@ -131,7 +155,9 @@ impl<'a> Walk<'a> {
         loop {
             raw.clear();
             let before = base + walker.position() + walker.payload_left();
-            let Some(header) = walker.next_header(&mut raw)? else { return Ok(()) };
+            let Some(header) = walker.next_header(&mut raw)? else {
+                return Ok(());
+            };
             let payload = base + walker.position();
             let path = tar::clean(&header.path);
             if path == TOC_NAME {
@@ -144,7 +170,9 @@ impl<'a> Walk<'a> {
                 }
                 continue;
             };
-            let Ok(file) = self.listed.file(slot) else { continue };
+            let Ok(file) = self.listed.file(slot) else {
+                continue;
+            };
             if self.is_moved(&header, &file.entry, &path) {
                 self.seen.insert(slot.number, Vec::new());
                 continue;
@@ -180,8 +208,14 @@ impl<'a> Walk<'a> {
     }
 
     /// The TOC's own entry, if it is that: a source may hold one as well.
-    fn toc_entry<R: Read>(&mut self, walker: &mut Walker<R>, header: std::ops::Range<u64>) -> Result<(), tar::Error> {
-        let Some(range) = self.footer.toc_range() else { return Ok(()) };
+    fn toc_entry<R: Read>(
+        &mut self,
+        walker: &mut Walker<R>,
+        header: std::ops::Range<u64>,
+    ) -> Result<(), tar::Error> {
+        let Some(range) = self.footer.toc_range() else {
+            return Ok(());
+        };
         let start = self.log.borrow().start_of(range.start);
         if !start.is_some_and(|start| header.contains(&start)) {
             return Ok(());
@@ -212,25 +246,44 @@ impl<'a> Walk<'a> {
         if header.size > 0 {
             for chunk in std::iter::once(&file.entry).chain(&file.chunks) {
                 let left = file.entry.size - chunk.chunk_offset.min(file.entry.size);
-                let size = if chunk.chunk_size == 0 { left } else { chunk.chunk_size };
+                let size = if chunk.chunk_size == 0 {
+                    left
+                } else {
+                    chunk.chunk_size
+                };
                 let actual = self.chunk(walker, size, &mut whole, &mut last_byte)?;
                 let file_offset = chunk.chunk_offset;
                 let expected = chunk_digest(chunk, size == file.entry.size);
                 if expected.is_some_and(|expected| expected != actual.to_string()) {
                     let expected = expected.unwrap_or_default().to_owned();
-                    findings.push(Finding::ChunkDigest { path: path(), file_offset, expected, actual });
+                    findings.push(Finding::ChunkDigest {
+                        path: path(),
+                        file_offset,
+                        expected,
+                        actual,
+                    });
                 }
                 let start = self.log.borrow().start_of(chunk.offset);
                 let is_hole = !chunk.chunk_type.is_empty();
-                if !is_hole && start.map(|start| start + chunk.inner_offset) != Some(payload + file_offset) {
-                    findings.push(Finding::ChunkPlace { path: path(), file_offset, offset: chunk.offset });
+                if !is_hole
+                    && start.map(|start| start + chunk.inner_offset) != Some(payload + file_offset)
+                {
+                    findings.push(Finding::ChunkPlace {
+                        path: path(),
+                        file_offset,
+                        offset: chunk.offset,
+                    });
                 }
             }
         }
         let actual = Digest::from(whole);
         if !file.entry.digest.is_empty() && file.entry.digest != actual.to_string() {
             let expected = file.entry.digest.clone().into_owned();
-            findings.push(Finding::FileDigest { path: path(), expected, actual });
+            findings.push(Finding::FileDigest {
+                path: path(),
+                expected,
+                actual,
+            });
         }
         let is_landmark = LANDMARKS.contains(&tar::clean(&header.path).as_slice());
         if is_landmark && (header.size, last_byte) != (1, Some(LANDMARK_CONTENT)) {
@@ -265,8 +318,14 @@ impl<'a> Walk<'a> {
 
     fn check_places(&mut self) {
         let is_gzip = self.footer.codec() == Codec::Gzip;
-        if let Some(range) = self.footer.toc_range().filter(|_| is_gzip && !self.toc_seen) {
-            self.general.push(Finding::TocPlace { offset: range.start });
+        if let Some(range) = self
+            .footer
+            .toc_range()
+            .filter(|_| is_gzip && !self.toc_seen)
+        {
+            self.general.push(Finding::TocPlace {
+                offset: range.start,
+            });
         }
         let start = self.footer.start();
         if is_gzip && self.log.borrow().last_start() != Some(start) {
@@ -277,7 +336,11 @@ impl<'a> Walk<'a> {
 
 /// The digest the TOC gives for a chunk; that of the file if the file is one chunk.
 fn chunk_digest<'e>(chunk: &'e RawEntry<'_>, is_whole: bool) -> Option<&'e str> {
-    let text = if chunk.chunk_digest.is_empty() && is_whole { &chunk.digest } else { &chunk.chunk_digest };
+    let text = if chunk.chunk_digest.is_empty() && is_whole {
+        &chunk.digest
+    } else {
+        &chunk.chunk_digest
+    };
     Some(text.as_ref()).filter(|text| !text.is_empty())
 }
 
@@ -288,6 +351,8 @@ struct Rest<'w, R> {
 
 impl<R: Read> Read for Rest<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        self.walker.read_trailing(buffer).map_err(std::io::Error::other)
+        self.walker
+            .read_trailing(buffer)
+            .map_err(std::io::Error::other)
     }
 }

@@ -76,7 +76,10 @@ impl<'p, W: Write> Blob<'p, W> {
             compression: options.compression,
             chunk_size: options.chunk_size as usize,
             min_chunk_size: options.min_chunk_size as usize,
-            out: Out { inner: out, stream: Stream::default() },
+            out: Out {
+                inner: out,
+                stream: Stream::default(),
+            },
             stream: Stream::default(),
             current: None,
             in_flight: VecDeque::new(),
@@ -117,12 +120,21 @@ impl<'p, W: Write> Blob<'p, W> {
         let mut at = 0;
         while at < header.size {
             let size = chunk_size.min(header.size - at);
-            let entry = if at == 0 { first } else { self.listing.push_chunk(header)? };
+            let entry = if at == 0 {
+                first
+            } else {
+                self.listing.push_chunk(header)?
+            };
             if let Some(place) = self.listing.place_mut(entry) {
                 place.chunk_offset = at;
                 place.chunk_size = if size == chunk_size { size } else { 0 };
             }
-            self.chunk(entry, usize::try_from(size).unwrap_or(self.chunk_size), whole.as_mut(), &mut fill)?;
+            self.chunk(
+                entry,
+                usize::try_from(size).unwrap_or(self.chunk_size),
+                whole.as_mut(),
+                &mut fill,
+            )?;
             at += size;
         }
         if let (Some(whole), Some(place)) = (whole, self.listing.place_mut(first)) {
@@ -140,7 +152,14 @@ impl<'p, W: Write> Blob<'p, W> {
     ) -> Result<(), Error> {
         let min_chunk_size = self.min_chunk_size;
         self.make_room(size)?;
-        let Self { current: Some(open), stream, .. } = self else { return Err(Error::Worker) };
+        let Self {
+            current: Some(open),
+            stream,
+            ..
+        } = self
+        else {
+            return Err(Error::Worker);
+        };
         let Open { batch, placements } = open;
         if batch.member_len() >= min_chunk_size {
             batch.end_member();
@@ -154,7 +173,13 @@ impl<'p, W: Write> Blob<'p, W> {
             whole.update(&*data);
         }
         let digest = batch.add_chunk(size);
-        placements.push(Placement { entry, member, inner_offset, digest, is_whole });
+        placements.push(Placement {
+            entry,
+            member,
+            inner_offset,
+            digest,
+            is_whole,
+        });
         if min_chunk_size == 0 {
             batch.end_member();
         }
@@ -205,7 +230,11 @@ impl<'p, W: Write> Blob<'p, W> {
 
     /// Has a batch at hand with room for `bytes` more. Where batches end depends on the stream alone.
     fn make_room(&mut self, bytes: usize) -> Result<(), Error> {
-        if self.current.as_ref().is_some_and(|open| open.batch.room() >= bytes) {
+        if self
+            .current
+            .as_ref()
+            .is_some_and(|open| open.batch.room() >= bytes)
+        {
             return Ok(());
         }
         self.submit()?;
@@ -220,7 +249,10 @@ impl<'p, W: Write> Blob<'p, W> {
                 None => break self.pool.open(bytes),
             }
         };
-        self.current = Some(Open { batch, placements: Vec::new() });
+        self.current = Some(Open {
+            batch,
+            placements: Vec::new(),
+        });
         Ok(())
     }
 
@@ -229,7 +261,11 @@ impl<'p, W: Write> Blob<'p, W> {
             let ticket = self.pool.submit(batch, self.compression);
             self.in_flight.push_back(Flight { ticket, placements });
         }
-        while self.in_flight.front().is_some_and(|flight| flight.ticket.is_ready()) {
+        while self
+            .in_flight
+            .front()
+            .is_some_and(|flight| flight.ticket.is_ready())
+        {
             if let Some(flight) = self.in_flight.pop_front() {
                 self.write(flight)?;
             }
@@ -241,7 +277,9 @@ impl<'p, W: Write> Blob<'p, W> {
         let compressed = flight.ticket.wait()?;
         let base = self.out.stream.size;
         for placement in &flight.placements {
-            let Some(place) = self.listing.place_mut(placement.entry) else { continue };
+            let Some(place) = self.listing.place_mut(placement.entry) else {
+                continue;
+            };
             place.offset = base + compressed.member_start(placement.member) as u64;
             place.inner_offset = placement.inner_offset;
             place.chunk_digest = compressed.digest(placement.digest);

@@ -84,7 +84,11 @@ impl Listed {
         Self {
             kind: header.kind,
             path: header.path.as_slice().into(),
-            link: if is_link { header.link.as_slice().into() } else { Box::default() },
+            link: if is_link {
+                header.link.as_slice().into()
+            } else {
+                Box::default()
+            },
             mode: header.mode,
             uid: header.uid,
             gid: header.gid,
@@ -93,7 +97,10 @@ impl Listed {
             mod_time: header.mod_time,
             size: header.size,
             rare: Rare::of(header),
-            place: Place { file_digest: is_empty.then(|| Digest::of(b"")), ..Place::default() },
+            place: Place {
+                file_digest: is_empty.then(|| Digest::of(b"")),
+                ..Place::default()
+            },
         }
     }
 
@@ -140,7 +147,8 @@ impl Listed {
             Some(rare) => (rare.xattrs, rare.dev_major, rare.dev_minor),
             None => (BTreeMap::new(), 0, 0),
         };
-        let digest = |digest: Option<Digest>| digest.map(|digest| digest.to_string()).unwrap_or_default();
+        let digest =
+            |digest: Option<Digest>| digest.map(|digest| digest.to_string()).unwrap_or_default();
         Entry {
             name: tar::lossy(&self.path),
             kind: self.kind,
@@ -174,9 +182,21 @@ impl Rare {
         if header.xattrs.is_empty() && !is_device {
             return None;
         }
-        let xattrs = header.xattrs.iter().map(|(key, value)| (tar::lossy(key), value.clone())).collect();
-        let (dev_major, dev_minor) = if is_device { (header.dev_major, header.dev_minor) } else { (0, 0) };
-        Some(Box::new(Self { xattrs, dev_major, dev_minor }))
+        let xattrs = header
+            .xattrs
+            .iter()
+            .map(|(key, value)| (tar::lossy(key), value.clone()))
+            .collect();
+        let (dev_major, dev_minor) = if is_device {
+            (header.dev_major, header.dev_minor)
+        } else {
+            (0, 0)
+        };
+        Some(Box::new(Self {
+            xattrs,
+            dev_major,
+            dev_minor,
+        }))
     }
 }
 

@@ -48,8 +48,15 @@ impl Listing {
 
     /// Lists an entry; one listed before with the same path, and its chunks, are listed no more.
     pub(super) fn push(&mut self, header: &Header) -> Result<EntryId, Error> {
-        let names = header.path.len() + header.link.len() + header.user_name.len() + header.group_name.len();
-        let xattrs: usize = header.xattrs.iter().map(|(key, value)| key.len() + 2 * value.len() + 16).sum();
+        let names = header.path.len()
+            + header.link.len()
+            + header.user_name.len()
+            + header.group_name.len();
+        let xattrs: usize = header
+            .xattrs
+            .iter()
+            .map(|(key, value)| key.len() + 2 * value.len() + 16)
+            .sum();
         let path = Path::new(&header.path);
         let target = self.target(header, &path)?;
         let listed = Listed::new(header, &mut self.names);
@@ -82,20 +89,34 @@ impl Listing {
     }
 
     pub(super) fn lists(&self, path: &[u8]) -> bool {
-        self.standings.get(&Path::new(path)).is_some_and(|standing| standing.entry.is_some())
+        self.standings
+            .get(&Path::new(path))
+            .is_some_and(|standing| standing.entry.is_some())
     }
 
     /// The place of an entry, unless a later one took over.
     pub(super) fn place_mut(&mut self, id: EntryId) -> Option<&mut Place> {
-        self.entries.get_mut(id.0 as usize)?.as_mut().map(|listed| &mut listed.place)
+        self.entries
+            .get_mut(id.0 as usize)?
+            .as_mut()
+            .map(|listed| &mut listed.place)
     }
 
     pub(super) fn finish(mut self) -> Result<Finished, Error> {
         self.follow_moves();
-        let Self { entries: listing, standings, links, names, json_bytes, limits } = self;
+        let Self {
+            entries: listing,
+            standings,
+            links,
+            names,
+            json_bytes,
+            limits,
+        } = self;
         // The JSON is as large as all of the listing; what is needed no more makes room for it.
         drop((standings, links));
-        let mut toc = TocWriter::with_capacity(usize::try_from(json_bytes.min(limits.max_toc_bytes)).unwrap_or(0));
+        let mut toc = TocWriter::with_capacity(
+            usize::try_from(json_bytes.min(limits.max_toc_bytes)).unwrap_or(0),
+        );
         let (mut entries, mut chunks) = (0, 0);
         let mut seen = Seen::default();
         for listed in listing.into_iter().flatten() {
@@ -105,21 +126,37 @@ impl Listing {
         }
         let json = toc.finish();
         if json.len() as u64 > limits.max_toc_bytes {
-            return Err(Error::Limit { what: "bytes of TOC", limit: limits.max_toc_bytes });
+            return Err(Error::Limit {
+                what: "bytes of TOC",
+                limit: limits.max_toc_bytes,
+            });
         }
-        Ok(Finished { json, entries, chunks })
+        Ok(Finished {
+            json,
+            entries,
+            chunks,
+        })
     }
 
     fn add(&mut self, listed: Listed, name_bytes: usize) -> Result<EntryId, Error> {
         self.json_bytes += (name_bytes + ENTRY_JSON_BYTES) as u64;
         // The estimate may be over by half; the finished JSON is held to the limit itself.
         if self.json_bytes / 2 > self.limits.max_toc_bytes {
-            return Err(Error::Limit { what: "bytes of TOC", limit: self.limits.max_toc_bytes });
+            return Err(Error::Limit {
+                what: "bytes of TOC",
+                limit: self.limits.max_toc_bytes,
+            });
         }
         if self.entries.len() as u64 >= self.limits.max_entries {
-            return Err(Error::Limit { what: "entries", limit: self.limits.max_entries });
+            return Err(Error::Limit {
+                what: "entries",
+                limit: self.limits.max_entries,
+            });
         }
-        let over = |_| Error::Limit { what: "entries", limit: u64::from(u32::MAX) };
+        let over = |_| Error::Limit {
+            what: "entries",
+            limit: u64::from(u32::MAX),
+        };
         let id = u32::try_from(self.entries.len()).map_err(over)?;
         self.entries.push(Some(listed));
         Ok(EntryId(id))
@@ -142,11 +179,18 @@ impl Listing {
     }
 
     /// Puts `entry` at `path`. Hard links to what stood there keep it: the first takes its place in the listing.
-    fn replace(&mut self, path: &Path, entry: Option<u32>, is_directory: bool) -> Result<(), Error> {
+    fn replace(
+        &mut self,
+        path: &Path,
+        entry: Option<u32>,
+        is_directory: bool,
+    ) -> Result<(), Error> {
         if self.links.is_postponed(path) {
             return Err(path.refused("it replaces a sparse file that has hard links"));
         }
-        let Some(before) = self.standings.put(path, entry, is_directory)? else { return Ok(()) };
+        let Some(before) = self.standings.put(path, entry, is_directory)? else {
+            return Ok(());
+        };
         match self.links.heir(before) {
             Some(heir) => self.hand_over(before, heir),
             None => self.drop_entry(before),
@@ -156,7 +200,9 @@ impl Listing {
 
     /// Lists `entry`, which has lost its path, under the path of `heir`, a hard link to it.
     fn hand_over(&mut self, entry: u32, heir: u32) {
-        let Some(link) = self.entries[heir as usize].take() else { return };
+        let Some(link) = self.entries[heir as usize].take() else {
+            return;
+        };
         let path = link.into_path();
         self.standings.move_entry(&Path::new(&path), entry);
         if let Some(listed) = &mut self.entries[entry as usize] {
@@ -171,7 +217,9 @@ impl Listing {
         for id in 0..self.entries.len() {
             let number = u32::try_from(id).unwrap_or(u32::MAX);
             let linked = self.strayed(number);
-            let Some(listed) = &mut self.entries[id] else { continue };
+            let Some(listed) = &mut self.entries[id] else {
+                continue;
+            };
             if listed.kind != EntryKind::Chunk {
                 moved_to = self.links.has_moved(number).then(|| listed.path().into());
             } else if let Some(path) = &moved_to {
@@ -187,15 +235,33 @@ impl Listing {
     fn strayed(&self, link: u32) -> Option<Box<[u8]>> {
         let target = self.links.target_of(link)?;
         let named = Path::new(self.entries[link as usize].as_ref()?.link());
-        let standing = self.standings.get(&named).and_then(|standing| standing.entry);
-        let is_link_to_it = || standing.and_then(|entry| self.links.target_of(entry)).as_ref() == Some(&target);
+        let standing = self
+            .standings
+            .get(&named)
+            .and_then(|standing| standing.entry);
+        let is_link_to_it = || {
+            standing
+                .and_then(|entry| self.links.target_of(entry))
+                .as_ref()
+                == Some(&target)
+        };
         match &target {
             Target::Entry(entry) => {
                 let leads_there = standing == Some(*entry) || is_link_to_it();
-                let path = || self.entries[*entry as usize].as_ref().map(|target| Box::from(target.path()));
-                if leads_there && !self.links.has_moved(*entry) { None } else { path() }
+                let path = || {
+                    self.entries[*entry as usize]
+                        .as_ref()
+                        .map(|target| Box::from(target.path()))
+                };
+                if leads_there && !self.links.has_moved(*entry) {
+                    None
+                } else {
+                    path()
+                }
             }
-            Target::Postponed(path) => (named != *path && !is_link_to_it()).then(|| path.clean().into()),
+            Target::Postponed(path) => {
+                (named != *path && !is_link_to_it()).then(|| path.clean().into())
+            }
         }
     }
 
@@ -203,7 +269,11 @@ impl Listing {
     fn drop_entry(&mut self, entry: u32) {
         self.links.forget(entry);
         let rest = &mut self.entries[entry as usize..];
-        let is_chunk = |listed: &&Option<Listed>| listed.as_ref().is_some_and(|listed| listed.kind == EntryKind::Chunk);
+        let is_chunk = |listed: &&Option<Listed>| {
+            listed
+                .as_ref()
+                .is_some_and(|listed| listed.kind == EntryKind::Chunk)
+        };
         let chunks = rest.iter().skip(1).take_while(is_chunk).count();
         rest[..=chunks].fill_with(|| None);
     }

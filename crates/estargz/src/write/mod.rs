@@ -105,7 +105,12 @@ impl From<Failed> for Error {
 ///
 /// # Errors
 /// When the source fails, is no tar or is over a limit, and when `out` fails: `out` then holds a useless prefix.
-pub fn write<R: Read, W: Write>(tar: R, out: W, options: &Options, pool: &Pool) -> Result<Written, Error> {
+pub fn write<R: Read, W: Write>(
+    tar: R,
+    out: W,
+    options: &Options,
+    pool: &Pool,
+) -> Result<Written, Error> {
     options.check()?;
     let mut blob = blob::Blob::new(out, options, pool);
     let source = source::copy(tar, options, &mut blob)?;

@@ -87,14 +87,21 @@ impl Default for Options {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_toc_bytes: MAX_JSON_BYTES, max_entries: 1_000_000, max_source_bytes: 1 << 40 }
+        Self {
+            max_toc_bytes: MAX_JSON_BYTES,
+            max_entries: 1_000_000,
+            max_source_bytes: 1 << 40,
+        }
     }
 }
 
 impl Options {
     /// The quickest gzip that is still small enough to serve.
     pub fn fast() -> Self {
-        Self { compression: Compression::Gzip(1), ..Self::default() }
+        Self {
+            compression: Compression::Gzip(1),
+            ..Self::default()
+        }
     }
 
     pub(super) fn check(&self) -> Result<(), Error> {
@@ -109,7 +116,9 @@ impl Options {
             return Err(Error::Options("chunks of a size we do not write"));
         }
         if self.toc == TocPlacement::External && matches!(self.compression, Compression::Zstd(_)) {
-            return Err(Error::Options("an external TOC for zstd:chunked, which has none"));
+            return Err(Error::Options(
+                "an external TOC for zstd:chunked, which has none",
+            ));
         }
         Ok(())
     }

@@ -54,14 +54,23 @@ pub fn reorder<R: Read + Seek>(mut tar: R, prioritized: &[Vec<u8>]) -> Result<Re
             missing.push(name.clone());
         }
     }
-    let name = if prioritized.is_empty() { NO_PREFETCH_LANDMARK } else { PREFETCH_LANDMARK };
+    let name = if prioritized.is_empty() {
+        NO_PREFETCH_LANDMARK
+    } else {
+        PREFETCH_LANDMARK
+    };
     let mut pieces = order.front;
     pieces.push(Piece::Bytes(build::file(name, LANDMARK_CONTENT), 0));
     for place in order.places.iter().filter(|place| !place.is_taken) {
         push(&mut pieces, place);
     }
     pieces.push(Piece::Bytes(END_MARKER.to_vec(), 0));
-    Ok(Reordered { tar, pieces: pieces.into_iter(), current: None, missing })
+    Ok(Reordered {
+        tar,
+        pieces: pieces.into_iter(),
+        current: None,
+        missing,
+    })
 }
 
 impl<R> Reordered<R> {
@@ -113,18 +122,27 @@ struct Order {
 
 impl Order {
     fn read<R: Read>(tar: R) -> Result<Self, Error> {
-        let mut order = Self { places: Vec::new(), latest: HashMap::new(), front: Vec::new() };
+        let mut order = Self {
+            places: Vec::new(),
+            latest: HashMap::new(),
+            front: Vec::new(),
+        };
         let mut walker = Walker::new(tar);
         let mut raw = Vec::new();
         let mut padding = 0;
         loop {
             raw.clear();
             let before = walker.position() + walker.payload_left() + padding;
-            let Some(header) = walker.next_header(&mut raw)? else { break };
+            let Some(header) = walker.next_header(&mut raw)? else {
+                break;
+            };
             padding = tar::padding(header.stored) as u64;
             let end = walker.position() + header.stored + padding;
             let path = tar::clean(&header.path);
-            if [TOC_NAME, PREFETCH_LANDMARK, NO_PREFETCH_LANDMARK].iter().any(|name| path == name.as_bytes()) {
+            if [TOC_NAME, PREFETCH_LANDMARK, NO_PREFETCH_LANDMARK]
+                .iter()
+                .any(|name| path == name.as_bytes())
+            {
                 continue;
             }
             let hard_link = (header.kind == EntryKind::Hardlink).then(|| tar::clean(&header.link));
@@ -137,13 +155,27 @@ impl Order {
                 order.places[earlier].is_taken = true;
                 if order.places[earlier].is_linked {
                     let reason = "it replaces a file that has hard links, so that its entries cannot change places";
-                    return Err(Error::Path { path: tar::lossy(&path), reason });
+                    return Err(Error::Path {
+                        path: tar::lossy(&path),
+                        reason,
+                    });
                 }
             }
-            let place = Place { path, hard_link, range: before..end, missing: 0, is_taken: false, is_linked: false };
+            let place = Place {
+                path,
+                hard_link,
+                range: before..end,
+                missing: 0,
+                is_taken: false,
+                is_linked: false,
+            };
             order.places.push(place);
         }
-        if let Some(last) = order.places.last_mut().filter(|last| last.range.end > walker.position()) {
+        if let Some(last) = order
+            .places
+            .last_mut()
+            .filter(|last| last.range.end > walker.position())
+        {
             last.range.end = walker.position();
             last.missing = walker.missing().saturating_sub(END_MARKER.len());
         }
@@ -152,7 +184,9 @@ impl Order {
 
     /// Takes the entry of `name` to the front, after all it depends on. False: there is none.
     fn prioritize(&mut self, name: &[u8]) -> bool {
-        let Some(index) = self.latest.get(&tar::clean(name)).copied() else { return false };
+        let Some(index) = self.latest.get(&tar::clean(name)).copied() else {
+            return false;
+        };
         // What is still to be taken, last first; an entry's dependencies are pushed over it once.
         let mut pending = vec![(index, false)];
         let mut seen = std::collections::HashSet::new();
@@ -167,10 +201,21 @@ impl Order {
             }
             pending.push((index, true));
             let place = &self.places[index];
-            let target = place.hard_link.as_ref().and_then(|target| self.latest.get(target));
-            pending.extend(target.filter(|target| !seen.contains(target)).map(|target| (*target, false)));
+            let target = place
+                .hard_link
+                .as_ref()
+                .and_then(|target| self.latest.get(target));
+            pending.extend(
+                target
+                    .filter(|target| !seen.contains(target))
+                    .map(|target| (*target, false)),
+            );
             let parents = parents(&place.path).filter_map(|parent| self.latest.get(parent));
-            pending.extend(parents.filter(|parent| !seen.contains(parent)).map(|parent| (*parent, false)));
+            pending.extend(
+                parents
+                    .filter(|parent| !seen.contains(parent))
+                    .map(|parent| (*parent, false)),
+            );
         }
         true
     }
@@ -178,7 +223,12 @@ impl Order {
 
 /// The directories above a clean path, the nearest first, the root last.
 fn parents(path: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let slashes = path.iter().enumerate().rev().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+    let slashes = path
+        .iter()
+        .enumerate()
+        .rev()
+        .filter(|(_, byte)| **byte == b'/')
+        .map(|(at, _)| at);
     let above = slashes.map(|at| &path[..at]);
     above.chain((!path.is_empty()).then_some(&path[..0]))
 }

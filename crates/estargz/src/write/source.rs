@@ -5,7 +5,10 @@ use std::io::{Read, Write};
 use super::blob::{Blob, Stream};
 use super::sparse::{MAX_SPOOLED_BYTES, MAX_UNFOLDED_BYTES, Spool, Spooled, Unfold};
 use super::tail;
-use super::{Error, Landmark, Layout, NO_PREFETCH_LANDMARK, Options, PREFETCH_LANDMARK, TOC_NAME, TocPlacement};
+use super::{
+    Error, Landmark, Layout, NO_PREFETCH_LANDMARK, Options, PREFETCH_LANDMARK, TOC_NAME,
+    TocPlacement,
+};
 use crate::digest::Digest;
 use crate::entry::EntryKind;
 use crate::tar::{self, Header, Walker};
@@ -37,19 +40,36 @@ struct Copy<'b, 'p, R, W> {
 }
 
 /// Copies the whole of `tar` into `blob` and lists its entries.
-pub(super) fn copy<R: Read, W: Write>(tar: R, options: &Options, blob: &mut Blob<'_, W>) -> Result<Source, Error> {
+pub(super) fn copy<R: Read, W: Write>(
+    tar: R,
+    options: &Options,
+    blob: &mut Blob<'_, W>,
+) -> Result<Source, Error> {
     let own_stream = (options.layout == Layout::Classic).then(Stream::default);
     let walker = Walker::new(tar);
     if options.layout == Layout::Classic && options.landmark == Landmark::NoPrefetch {
         tail::landmark(blob)?;
     }
-    let mut copy = Copy { walker, blob, options, raw: Vec::new(), own_stream, sparse: Vec::new(), unfolded_bytes: 0 };
+    let mut copy = Copy {
+        walker,
+        blob,
+        options,
+        raw: Vec::new(),
+        own_stream,
+        sparse: Vec::new(),
+        unfolded_bytes: 0,
+    };
     match options.layout {
         Layout::SourceFirst => copy.unchanged()?,
         Layout::Classic => copy.classic()?,
     }
     let stream = copy.own_stream.as_ref().unwrap_or(copy.blob.stream());
-    Ok(Source { diff_id: stream.digest(), size: stream.size(), missing: copy.walker.missing(), sparse: copy.sparse })
+    Ok(Source {
+        diff_id: stream.digest(),
+        size: stream.size(),
+        missing: copy.walker.missing(),
+        sparse: copy.sparse,
+    })
 }
 
 impl<R: Read, W: Write> Copy<'_, '_, R, W> {
@@ -102,8 +122,16 @@ impl<R: Read, W: Write> Copy<'_, '_, R, W> {
             own.update(&self.raw);
         }
         let limit = self.options.limits.max_source_bytes;
-        if self.walker.position().saturating_add(self.walker.payload_left()) > limit {
-            return Err(Error::Limit { what: "bytes of source", limit });
+        if self
+            .walker
+            .position()
+            .saturating_add(self.walker.payload_left())
+            > limit
+        {
+            return Err(Error::Limit {
+                what: "bytes of source",
+                limit,
+            });
         }
         Ok(header)
     }
@@ -111,15 +139,22 @@ impl<R: Read, W: Write> Copy<'_, '_, R, W> {
     /// Whether the entry is one that a writer of eStargz adds: what an earlier one added is of no use.
     fn is_ours(&self, header: &Header) -> bool {
         let path = tar::clean(&header.path);
-        let is_landmark = path == PREFETCH_LANDMARK.as_bytes() || path == NO_PREFETCH_LANDMARK.as_bytes();
-        path == TOC_NAME.as_bytes() || (is_landmark && self.options.landmark == Landmark::NoPrefetch)
+        let is_landmark =
+            path == PREFETCH_LANDMARK.as_bytes() || path == NO_PREFETCH_LANDMARK.as_bytes();
+        path == TOC_NAME.as_bytes()
+            || (is_landmark && self.options.landmark == Landmark::NoPrefetch)
     }
 
     fn list(&mut self, header: &Header) -> Result<(), Error> {
         if header.kind != EntryKind::Reg {
             return self.blob.listing().push(header).map(drop);
         }
-        let Self { walker, own_stream, blob, .. } = self;
+        let Self {
+            walker,
+            own_stream,
+            blob,
+            ..
+        } = self;
         blob.file(header, |buffer| {
             let mut filled = 0;
             while filled < buffer.len() {
@@ -150,7 +185,10 @@ impl<R: Read, W: Write> Copy<'_, '_, R, W> {
     fn write_out(&mut self, header: &Header) -> Result<(), Error> {
         self.count_unfolded(header)?;
         self.blob.gap(&tar::build::plain(header))?;
-        let stored = Payload { walker: &mut self.walker, own_stream: &mut self.own_stream };
+        let stored = Payload {
+            walker: &mut self.walker,
+            own_stream: &mut self.own_stream,
+        };
         let mut content = Unfold::new(header, stored);
         self.blob.file(header, |buffer| content.fill(buffer))?;
         self.blob.gap(&[0; tar::BLOCK][..tar::padding(header.size)])
@@ -159,7 +197,10 @@ impl<R: Read, W: Write> Copy<'_, '_, R, W> {
     fn count_unfolded(&mut self, header: &Header) -> Result<(), Error> {
         self.unfolded_bytes = self.unfolded_bytes.saturating_add(header.size);
         if self.unfolded_bytes > MAX_UNFOLDED_BYTES {
-            return Err(Error::Limit { what: "bytes of sparse files", limit: MAX_UNFOLDED_BYTES });
+            return Err(Error::Limit {
+                what: "bytes of sparse files",
+                limit: MAX_UNFOLDED_BYTES,
+            });
         }
         Ok(())
     }
@@ -188,7 +229,10 @@ impl<R: Read, W: Write> Copy<'_, '_, R, W> {
             let read = self.walker.read_trailing(&mut buffer)?;
             let limit = self.options.limits.max_source_bytes;
             if self.walker.position() > limit {
-                return Err(Error::Limit { what: "bytes of source", limit });
+                return Err(Error::Limit {
+                    what: "bytes of source",
+                    limit,
+                });
             }
             match &mut self.own_stream {
                 _ if read == 0 => return Ok(()),
@@ -207,7 +251,10 @@ struct Payload<'w, R> {
 
 impl<R: Read> Read for Payload<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let read = self.walker.read_payload(buffer).map_err(std::io::Error::other)?;
+        let read = self
+            .walker
+            .read_payload(buffer)
+            .map_err(std::io::Error::other)?;
         if let Some(own) = self.own_stream.as_mut() {
             own.update(&buffer[..read]);
         }

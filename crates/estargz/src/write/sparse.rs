@@ -40,20 +40,27 @@ pub(crate) struct Unfold<'s, R> {
 impl Spool {
     /// A spool that takes up to `limit` compressed bytes.
     pub(super) fn new(limit: usize) -> Result<Self, Error> {
-        let encoder = zstd::stream::write::Encoder::new(Vec::new(), SPOOL_LEVEL).map_err(Error::Source)?;
+        let encoder =
+            zstd::stream::write::Encoder::new(Vec::new(), SPOOL_LEVEL).map_err(Error::Source)?;
         Ok(Self { encoder, limit })
     }
 
     pub(super) fn push(&mut self, stored: &[u8]) -> Result<(), Error> {
         self.encoder.write_all(stored).map_err(Error::Source)?;
         if self.encoder.get_ref().len() > self.limit {
-            return Err(Error::Limit { what: "compressed bytes of sparse files", limit: MAX_SPOOLED_BYTES as u64 });
+            return Err(Error::Limit {
+                what: "compressed bytes of sparse files",
+                limit: MAX_SPOOLED_BYTES as u64,
+            });
         }
         Ok(())
     }
 
     pub(super) fn finish(self, header: Header) -> Result<Spooled, Error> {
-        Ok(Spooled { header, compressed: self.encoder.finish().map_err(Error::Source)? })
+        Ok(Spooled {
+            header,
+            compressed: self.encoder.finish().map_err(Error::Source)?,
+        })
     }
 }
 
@@ -64,15 +71,24 @@ impl Spooled {
 
     /// The file's content.
     pub(super) fn unfold(&self) -> Result<Unfold<'_, impl Read + use<'_>>, Error> {
-        let stored = zstd::stream::read::Decoder::with_buffer(&self.compressed[..]).map_err(Error::Source)?;
+        let stored = zstd::stream::read::Decoder::with_buffer(&self.compressed[..])
+            .map_err(Error::Source)?;
         Ok(Unfold::new(&self.header, stored))
     }
 }
 
 impl<'s, R: Read> Unfold<'s, R> {
     pub(crate) fn new(header: &'s Header, stored: R) -> Self {
-        let segments = header.sparse.as_ref().map(|map| map.segments()).unwrap_or_default();
-        Self { stored, segments, at: 0 }
+        let segments = header
+            .sparse
+            .as_ref()
+            .map(|map| map.segments())
+            .unwrap_or_default();
+        Self {
+            stored,
+            segments,
+            at: 0,
+        }
     }
 
     /// The next `buffer.len()` bytes of content.
@@ -100,6 +116,8 @@ impl<'s, R: Read> Unfold<'s, R> {
 
 impl std::fmt::Debug for Spool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Spool").field("limit", &self.limit).finish_non_exhaustive()
+        f.debug_struct("Spool")
+            .field("limit", &self.limit)
+            .finish_non_exhaustive()
     }
 }

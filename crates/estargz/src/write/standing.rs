@@ -47,7 +47,10 @@ impl Path {
     fn of_clean(clean: Vec<u8>) -> Self {
         let digest = Digest::of(&clean);
         let (key, _) = digest.as_bytes().split_at(size_of::<PathKey>());
-        Self { clean, key: key.try_into().unwrap_or_default() }
+        Self {
+            clean,
+            key: key.try_into().unwrap_or_default(),
+        }
     }
 
     pub(super) fn clean(&self) -> &[u8] {
@@ -55,7 +58,10 @@ impl Path {
     }
 
     pub(super) fn refused(&self, reason: &'static str) -> Error {
-        Error::Path { path: tar::lossy(&self.clean), reason }
+        Error::Path {
+            path: tar::lossy(&self.clean),
+            reason,
+        }
     }
 }
 
@@ -67,20 +73,28 @@ impl Standings {
     /// Fails for a path that leads below something that is no directory.
     pub(super) fn check_target(&self, target: &Path) -> Result<(), Error> {
         let standing = |end: &usize| self.get(&Path::of_clean(target.clean[..*end].to_vec()));
-        let slashes = target.clean.iter().enumerate().filter(|(_, byte)| **byte == b'/');
+        let slashes = target
+            .clean
+            .iter()
+            .enumerate()
+            .filter(|(_, byte)| **byte == b'/');
         let ends: Vec<usize> = slashes.map(|(end, _)| end).collect();
         // All above what stands stands too, so that few of many directories need a look.
         let known = ends.partition_point(|end| standing(end).is_some());
         match ends[..known].last().and_then(standing) {
-            Some(deepest) if !deepest.is_directory => {
-                Err(target.refused("it is the target of a hard link, below something that is no directory"))
-            }
+            Some(deepest) if !deepest.is_directory => Err(target
+                .refused("it is the target of a hard link, below something that is no directory")),
             _ => Ok(()),
         }
     }
 
     /// Puts an entry at `path` and gives the one that it replaces. `entry` is none for one that is listed later.
-    pub(super) fn put(&mut self, path: &Path, entry: Option<u32>, is_directory: bool) -> Result<Option<u32>, Error> {
+    pub(super) fn put(
+        &mut self,
+        path: &Path,
+        entry: Option<u32>,
+        is_directory: bool,
+    ) -> Result<Option<u32>, Error> {
         if path.clean.is_empty() && !is_directory {
             return Err(path.refused("the root is no directory"));
         }
@@ -90,7 +104,14 @@ impl Standings {
         if has_entries && !is_directory {
             return Err(path.refused("it replaces a directory that has entries"));
         }
-        self.at.insert(path.key, Standing { entry, is_directory, has_entries });
+        self.at.insert(
+            path.key,
+            Standing {
+                entry,
+                is_directory,
+                has_entries,
+            },
+        );
         Ok(before.and_then(|before| before.entry))
     }
 
@@ -106,17 +127,26 @@ impl Standings {
         if path.clean.contains(&0) {
             return Err(path.refused("its name holds a NUL byte"));
         }
-        let Some(parent) = parent_of(&path.clean) else { return Ok(()) };
+        let Some(parent) = parent_of(&path.clean) else {
+            return Ok(());
+        };
         if self.last_parent.as_deref() == Some(parent) {
             return Ok(());
         }
         if path.clean.iter().filter(|byte| **byte == b'/').count() >= MAX_DEPTH {
-            return Err(Error::Limit { what: "directories in a path", limit: MAX_DEPTH as u64 });
+            return Err(Error::Limit {
+                what: "directories in a path",
+                limit: MAX_DEPTH as u64,
+            });
         }
         let mut above = Some(parent);
         while let Some(directory) = above {
             let key = Path::of_clean(directory.to_vec()).key;
-            let implied = Standing { entry: None, is_directory: true, has_entries: false };
+            let implied = Standing {
+                entry: None,
+                is_directory: true,
+                has_entries: false,
+            };
             let standing = self.at.entry(key).or_insert(implied);
             if !standing.is_directory {
                 return Err(path.refused("it lies below something that is no directory"));
@@ -158,8 +188,12 @@ mod tests {
         );
         put(&mut standings, "lib", true).unwrap();
         put(&mut standings, "lib/x", false).unwrap();
-        assert!(put(&mut standings, "x", false).is_ok() && put(&mut standings, "x/y", false).is_err());
-        assert!(put(&mut standings, "./", false).is_err() && put(&mut standings, "./", true).is_ok());
+        assert!(
+            put(&mut standings, "x", false).is_ok() && put(&mut standings, "x/y", false).is_err()
+        );
+        assert!(
+            put(&mut standings, "./", false).is_err() && put(&mut standings, "./", true).is_ok()
+        );
     }
 
     #[test]
@@ -181,11 +215,24 @@ mod tests {
         let mut standings = Standings::default();
         put(&mut standings, "a/b/c/link", false).unwrap();
         put(&mut standings, "d", false).unwrap();
-        let check = |target: &str| standings.check_target(&Path::new(target.as_bytes())).is_ok();
+        let check = |target: &str| {
+            standings
+                .check_target(&Path::new(target.as_bytes()))
+                .is_ok()
+        };
         for target in ["a/b/c/link/x", "/a/b/c/link/x/y/z/", "d/e", "./d/e/f/g"] {
             assert!(!check(target), "{target}");
         }
-        for target in ["", "a", "d", "x/d/e", "a/b/c/other/x/y", "a/b/c/link", "a/b/c/x", "d/../a/b"] {
+        for target in [
+            "",
+            "a",
+            "d",
+            "x/d/e",
+            "a/b/c/other/x/y",
+            "a/b/c/link",
+            "a/b/c/x",
+            "d/../a/b",
+        ] {
             assert!(check(target), "{target}");
         }
     }

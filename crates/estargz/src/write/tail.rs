@@ -5,8 +5,8 @@ use std::io::Write;
 use super::blob::Blob;
 use super::source::Source;
 use super::{
-    Compression, Error, LANDMARK_CONTENT, Landmark, Layout, NO_PREFETCH_LANDMARK, Options, TOC_NAME, TocPlacement,
-    Written,
+    Compression, Error, LANDMARK_CONTENT, Landmark, Layout, NO_PREFETCH_LANDMARK, Options,
+    TOC_NAME, TocPlacement, Written,
 };
 use crate::digest::Digest;
 use crate::footer;
@@ -25,7 +25,11 @@ struct Placed {
 }
 
 /// Completes the blob.
-pub(super) fn finish<W: Write>(mut blob: Blob<'_, W>, source: &Source, options: &Options) -> Result<Written, Error> {
+pub(super) fn finish<W: Write>(
+    mut blob: Blob<'_, W>,
+    source: &Source,
+    options: &Options,
+) -> Result<Written, Error> {
     if options.layout == Layout::SourceFirst && options.toc == TocPlacement::Inside {
         hidden_entries(&mut blob, source, options)?;
     }
@@ -65,14 +69,28 @@ pub(super) fn landmark<W: Write>(blob: &mut Blob<'_, W>) -> Result<(), Error> {
 }
 
 /// The entries that every extractor leaves alone, because the source's end marker stands before them.
-fn hidden_entries<W: Write>(blob: &mut Blob<'_, W>, source: &Source, options: &Options) -> Result<(), Error> {
+fn hidden_entries<W: Write>(
+    blob: &mut Blob<'_, W>,
+    source: &Source,
+    options: &Options,
+) -> Result<(), Error> {
     blob.gap(&END_MARKER[..source.missing.min(END_MARKER.len())])?;
     // A source without its last padding lacks more than the marker; one with trailing garbage may end anywhere.
     blob.gap(&[0; BLOCK][..tar::padding(blob.stream().size())])?;
     let unlisted = |path: &[u8]| !blob.listing().lists(path);
-    let sparse: Vec<bool> = source.sparse.iter().map(|file| file.header.path.as_slice()).map(unlisted).collect();
+    let sparse: Vec<bool> = source
+        .sparse
+        .iter()
+        .map(|file| file.header.path.as_slice())
+        .map(unlisted)
+        .collect();
     blob.listing().end_source();
-    for (file, _) in source.sparse.iter().zip(sparse).filter(|(_, is_last)| *is_last) {
+    for (file, _) in source
+        .sparse
+        .iter()
+        .zip(sparse)
+        .filter(|(_, is_last)| *is_last)
+    {
         let mut content = file.unfold()?;
         blob.gap(&build::plain(&file.header))?;
         blob.file(&file.header, |buffer| content.fill(buffer))?;
@@ -98,13 +116,20 @@ fn gzip<W: Write>(blob: &mut Blob<'_, W>, json: Vec<u8>) -> Result<Placed, Error
     Ok(Placed::default())
 }
 
-fn external<W: Write>(blob: &mut Blob<'_, W>, json: Vec<u8>, options: &Options) -> Result<Placed, Error> {
+fn external<W: Write>(
+    blob: &mut Blob<'_, W>,
+    json: Vec<u8>,
+    options: &Options,
+) -> Result<Placed, Error> {
     if options.layout == Layout::Classic {
         blob.gap(&END_MARKER)?;
     }
     blob.verbatim(&footer::external())?;
     let toc = compress(options.compression, &toc_entry(json))?;
-    Ok(Placed { external: Some(toc), ..Placed::default() })
+    Ok(Placed {
+        external: Some(toc),
+        ..Placed::default()
+    })
 }
 
 fn zstd<W: Write>(blob: &mut Blob<'_, W>, json: &[u8], options: &Options) -> Result<Placed, Error> {
@@ -127,7 +152,10 @@ fn compress(compression: Compression, bytes: &[u8]) -> Result<Vec<u8>, Error> {
 }
 
 fn skippable(payload: &[u8]) -> Result<Vec<u8>, Error> {
-    let too_long = |_| Error::Limit { what: "bytes of TOC", limit: u64::from(u32::MAX) };
+    let too_long = |_| Error::Limit {
+        what: "bytes of TOC",
+        limit: u64::from(u32::MAX),
+    };
     let length = u32::try_from(payload.len()).map_err(too_long)?;
     Ok([&SKIPPABLE_MAGIC, &length.to_le_bytes()[..], payload].concat())
 }

@@ -19,7 +19,8 @@ pub(crate) type Mutate = fn(&mut Vec<u8>, &[u8], &mut Random);
 /// Panics with the seed and the input's file if the target does.
 pub(crate) fn run(name: &str, mut seeds: Vec<Vec<u8>>, mutate: Mutate, target: fn(&[u8])) {
     let seed = number("FUZZ_SEED").unwrap_or(0x5eed);
-    let until = Instant::now() + Duration::from_secs(number("FUZZ_SECONDS").unwrap_or(DEFAULT_SECONDS));
+    let until =
+        Instant::now() + Duration::from_secs(number("FUZZ_SECONDS").unwrap_or(DEFAULT_SECONDS));
     seeds.extend(corpus(name));
     for input in &seeds {
         check(name, seed, input, target);
@@ -47,19 +48,31 @@ fn check(name: &str, seed: u64, input: &[u8], target: fn(&[u8])) {
     if result.is_err() || took > HANG {
         let file = std::env::temp_dir().join(format!("fuzz-{name}-{seed:x}"));
         std::fs::write(&file, input).unwrap();
-        panic!("target {name} failed after {took:?}, seed {seed:#x}, input in {}", file.display());
+        panic!(
+            "target {name} failed after {took:?}, seed {seed:#x}, input in {}",
+            file.display()
+        );
     }
 }
 
 /// The inputs that once failed.
 fn corpus(name: &str) -> Vec<Vec<u8>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(name);
-    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fuzz/corpus")
+        .join(name);
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return Vec::new();
+    };
     let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
     files.sort();
-    files.iter().map(|file| std::fs::read(file).unwrap()).collect()
+    files
+        .iter()
+        .map(|file| std::fs::read(file).unwrap())
+        .collect()
 }
 
 fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok().map(|text| text.parse().unwrap())
+    std::env::var(variable)
+        .ok()
+        .map(|text| text.parse().unwrap())
 }

@@ -26,7 +26,12 @@ fn toc() {
 
 #[test]
 fn section() {
-    run("section", seeds::sections(), mutate::bytes, targets::section);
+    run(
+        "section",
+        seeds::sections(),
+        mutate::bytes,
+        targets::section,
+    );
 }
 
 #[test]

@@ -67,7 +67,9 @@ pub(crate) fn bytes(input: &mut Vec<u8>, other: &[u8], random: &mut Random) {
     let end = (at + 1 + random.below(64)).min(input.len());
     match random.below(8) {
         0 | 1 if at < input.len() => input[at] ^= 1 << random.below(8),
-        2 if at < input.len() => input[at] = [0, 1, 0x7f, 0x80, 0xff, random.byte()][random.below(6)],
+        2 if at < input.len() => {
+            input[at] = [0, 1, 0x7f, 0x80, 0xff, random.byte()][random.below(6)]
+        }
         3 => drop(input.drain(at..end)),
         4 => {
             let copy = input[at..end].to_vec();
@@ -93,13 +95,19 @@ pub(crate) fn json(input: &mut Vec<u8>, other: &[u8], random: &mut Random) {
     match random.below(4) {
         0 | 1 if !starts.is_empty() => {
             let from = starts[random.below(starts.len())] + 1;
-            let length = input[from..].iter().position(|byte| b",}".contains(byte)).unwrap_or(0);
+            let length = input[from..]
+                .iter()
+                .position(|byte| b",}".contains(byte))
+                .unwrap_or(0);
             let word = random.pick(&JSON_WORDS).bytes();
             drop(input.splice(from..from + length, word));
         }
         2 if objects.len() > 2 => {
             let from = objects[1 + random.below(objects.len() - 1)];
-            let length = input[from..].iter().position(|byte| *byte == b'}').map_or(0, |end| end + 1);
+            let length = input[from..]
+                .iter()
+                .position(|byte| *byte == b'}')
+                .map_or(0, |end| end + 1);
             let copy = [&input[from..from + length], b","].concat();
             let to = objects[1 + random.below(objects.len() - 1)];
             drop(input.splice(to..to, copy));
@@ -112,15 +120,21 @@ pub(crate) fn json(input: &mut Vec<u8>, other: &[u8], random: &mut Random) {
 /// A tar behind one byte: header fields are exchanged and checksums mended; blocks are repeated, moved and dropped.
 pub(crate) fn tar(input: &mut Vec<u8>, other: &[u8], random: &mut Random) {
     let blocks = input.len().saturating_sub(1) / 512;
-    let headers: Vec<usize> =
-        (0..blocks).map(|index| 1 + index * 512).filter(|at| input[at + 257..].starts_with(b"ustar")).collect();
+    let headers: Vec<usize> = (0..blocks)
+        .map(|index| 1 + index * 512)
+        .filter(|at| input[at + 257..].starts_with(b"ustar"))
+        .collect();
     match random.below(6) {
         0 if !input.is_empty() => input[0] = random.byte(),
         1 | 2 if !headers.is_empty() => {
             let at = headers[random.below(headers.len())];
             let (field, length) = TAR_FIELDS[random.below(TAR_FIELDS.len())];
             let value = random.pick(&TAR_VALUES);
-            let value = if field == 156 { &TAR_TYPES[random.below(TAR_TYPES.len())..][..1] } else { value };
+            let value = if field == 156 {
+                &TAR_TYPES[random.below(TAR_TYPES.len())..][..1]
+            } else {
+                value
+            };
             let place = &mut input[at + field..at + field + length];
             place.fill(0);
             let length = value.len().min(length);
@@ -146,10 +160,22 @@ pub(crate) fn tar(input: &mut Vec<u8>, other: &[u8], random: &mut Random) {
 }
 
 fn mend_checksums(input: &mut [u8]) {
-    for block in input.iter_mut().skip(1).collect::<Vec<_>>().chunks_exact_mut(512) {
+    for block in input
+        .iter_mut()
+        .skip(1)
+        .collect::<Vec<_>>()
+        .chunks_exact_mut(512)
+    {
         if block[257..262].iter().map(|byte| **byte).eq(*b"ustar") {
-            let sum: u32 = block.iter().enumerate().map(|(at, byte)| value(at, **byte)).sum();
-            for (byte, digit) in block[148..156].iter_mut().zip(format!("{sum:06o}\0 ").bytes()) {
+            let sum: u32 = block
+                .iter()
+                .enumerate()
+                .map(|(at, byte)| value(at, **byte))
+                .sum();
+            for (byte, digit) in block[148..156]
+                .iter_mut()
+                .zip(format!("{sum:06o}\0 ").bytes())
+            {
                 **byte = digit;
             }
         }
@@ -157,5 +183,9 @@ fn mend_checksums(input: &mut [u8]) {
 }
 
 fn value(at: usize, byte: u8) -> u32 {
-    if (148..156).contains(&at) { u32::from(b' ') } else { u32::from(byte) }
+    if (148..156).contains(&at) {
+        u32::from(b' ')
+    } else {
+        u32::from(byte)
+    }
 }

@@ -23,7 +23,11 @@ pub(crate) fn footer(data: &[u8]) {
     let blob_size = data.len() as u64 + 10_000;
     let tail = footer::tail_range(data.len() as u64);
     let data = &data[usize::try_from(tail.start).unwrap()..];
-    let blob_size = if data.len() < 72 { data.len() as u64 } else { blob_size };
+    let blob_size = if data.len() < 72 {
+        data.len() as u64
+    } else {
+        blob_size
+    };
     if let Ok(footer) = Footer::parse(data, blob_size) {
         let toc = footer.toc_range().unwrap_or(footer.start()..footer.start());
         assert!(toc.start <= toc.end && toc.end <= footer.start() && footer.start() <= blob_size);
@@ -56,8 +60,14 @@ pub(crate) fn section(data: &[u8]) {
 
 /// `data` is the codec, an inner offset, a size, whether the digest is right, and the bytes of a member.
 pub(crate) fn member(data: &[u8]) {
-    let Some((&[codec, inner_offset, low, high], member)) = data.split_first_chunk() else { return };
-    let codec = if codec & 1 == 0 { Codec::Gzip } else { Codec::Zstd };
+    let Some((&[codec, inner_offset, low, high], member)) = data.split_first_chunk() else {
+        return;
+    };
+    let codec = if codec & 1 == 0 {
+        Codec::Gzip
+    } else {
+        Codec::Zstd
+    };
     let chunk = |digest| Chunk {
         range: 0..member.len() as u64,
         inner_offset: u64::from(inner_offset),
@@ -79,11 +89,15 @@ pub(crate) fn member(data: &[u8]) {
 /// `data` is how to write and a tar; what becomes a blob verifies, has the tar's tree, and begins with it.
 pub(crate) fn tar(data: &[u8]) {
     static POOL: LazyLock<Pool> = LazyLock::new(|| Pool::new(NonZeroUsize::MIN, 16 << 20));
-    let Some((how, tar)) = data.split_first() else { return };
+    let Some((how, tar)) = data.split_first() else {
+        return;
+    };
     let mut options = options(*how);
     options.limits.max_source_bytes = STREAM;
     let mut blob = Vec::new();
-    let Ok(written) = write(tar, &mut blob, &options, &POOL) else { return };
+    let Ok(written) = write(tar, &mut blob, &options, &POOL) else {
+        return;
+    };
     let is_prefix = options.layout == Layout::SourceFirst;
     let expected = Expected {
         toc_digest: Some(written.toc_digest),
@@ -106,23 +120,44 @@ pub(crate) fn tar(data: &[u8]) {
 
 /// `data` is a blob.
 pub(crate) fn blob(data: &[u8]) {
-    let expected = Expected { limits: limits(), max_stream_bytes: STREAM, ..Expected::default() };
+    let expected = Expected {
+        limits: limits(),
+        max_stream_bytes: STREAM,
+        ..Expected::default()
+    };
     let _no_panic = verify::blob(Cursor::new(data), &expected);
 }
 
 fn options(how: u8) -> Options {
     Options {
-        layout: if how & 1 == 0 { Layout::SourceFirst } else { Layout::Classic },
-        compression: if how & 2 == 0 { Compression::Gzip(1) } else { Compression::Zstd(1) },
+        layout: if how & 1 == 0 {
+            Layout::SourceFirst
+        } else {
+            Layout::Classic
+        },
+        compression: if how & 2 == 0 {
+            Compression::Gzip(1)
+        } else {
+            Compression::Zstd(1)
+        },
         chunk_size: if how & 4 == 0 { 1 << 20 } else { 500 },
         min_chunk_size: if how & 8 == 0 { 0 } else { 1000 },
-        toc: if how & 18 == 16 { TocPlacement::External } else { TocPlacement::Inside },
+        toc: if how & 18 == 16 {
+            TocPlacement::External
+        } else {
+            TocPlacement::Inside
+        },
         ..Options::default()
     }
 }
 
 fn limits() -> Limits {
-    Limits { max_json_bytes: 16 << 20, max_names: 100_000, max_chunks: 100_000, ..Limits::default() }
+    Limits {
+        max_json_bytes: 16 << 20,
+        max_names: 100_000,
+        max_chunks: 100_000,
+        ..Limits::default()
+    }
 }
 
 /// Whatever a TOC said, the tree can be walked and every chunk lies where one can be.
@@ -144,7 +179,13 @@ fn check_tree(toc: &Toc) {
         assert_eq!(end, node.size());
         assert!(node.links() > 0 && node.mode() <= 0o7777);
         assert!(node.kind() == Kind::Directory || node.children().len() == 0);
-        let _all = (node.xattrs().count(), node.user(), node.group(), node.target(), node.modified());
+        let _all = (
+            node.xattrs().count(),
+            node.user(),
+            node.group(),
+            node.target(),
+            node.modified(),
+        );
     }
 }
 

@@ -10,14 +10,41 @@ use proptest::prelude::*;
 use crate::support::{PAYLOAD, parse};
 
 fn any_entry() -> impl Strategy<Value = Entry> {
-    let names = ("\\PC{0,12}", ".{0,12}", proptest::option::of(vec(any::<u8>(), 0..9)));
-    let numbers = (any::<u64>(), any::<i64>(), any::<i64>(), any::<u64>(), any::<i64>());
+    let names = (
+        "\\PC{0,12}",
+        ".{0,12}",
+        proptest::option::of(vec(any::<u8>(), 0..9)),
+    );
+    let numbers = (
+        any::<u64>(),
+        any::<i64>(),
+        any::<i64>(),
+        any::<u64>(),
+        any::<i64>(),
+    );
     let xattrs = btree_map(".{1,6}", vec(any::<u8>(), 0..6), 0..3);
-    let kinds = prop::sample::select(vec![EntryKind::Dir, EntryKind::Reg, EntryKind::Chunk, EntryKind::Fifo]);
-    (names, numbers, xattrs, kinds).prop_map(|((name, link_name, raw_link_name), numbers, xattrs, kind)| {
-        let (size, mode, uid, offset, dev_major) = numbers;
-        Entry { size, mode, uid, offset, dev_major, link_name, raw_link_name, xattrs, ..entry(name, kind) }
-    })
+    let kinds = prop::sample::select(vec![
+        EntryKind::Dir,
+        EntryKind::Reg,
+        EntryKind::Chunk,
+        EntryKind::Fifo,
+    ]);
+    (names, numbers, xattrs, kinds).prop_map(
+        |((name, link_name, raw_link_name), numbers, xattrs, kind)| {
+            let (size, mode, uid, offset, dev_major) = numbers;
+            Entry {
+                size,
+                mode,
+                uid,
+                offset,
+                dev_major,
+                link_name,
+                raw_link_name,
+                xattrs,
+                ..entry(name, kind)
+            }
+        },
+    )
 }
 
 fn entry(name: String, kind: EntryKind) -> Entry {
@@ -55,7 +82,11 @@ fn write(entries: &[Entry]) -> String {
 
 /// Files by path, with mode and content.
 fn any_files() -> impl Strategy<Value = BTreeMap<String, (i64, Vec<u8>)>> {
-    btree_map("[a-c]{1,3}/[a-z\u{e9}]{1,6}", (0_i64..0o10000, vec(any::<u8>(), 0..30)), 0..20)
+    btree_map(
+        "[a-c]{1,3}/[a-z\u{e9}]{1,6}",
+        (0_i64..0o10000, vec(any::<u8>(), 0..30)),
+        0..20,
+    )
 }
 
 proptest! {

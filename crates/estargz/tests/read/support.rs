@@ -43,11 +43,16 @@ pub(crate) fn parse(json: &str, limits: &Limits) -> Result<Toc, TocError> {
 
 /// The TOC with these entries, given as JSON objects.
 pub(crate) fn entries(objects: &[&str]) -> Result<Toc, TocError> {
-    parse(&format!(r#"{{"version":1,"entries":[{}]}}"#, objects.join(",")), &Limits::default())
+    parse(
+        &format!(r#"{{"version":1,"entries":[{}]}}"#, objects.join(",")),
+        &Limits::default(),
+    )
 }
 
 /// A regular file of one chunk as a JSON object.
 pub(crate) fn file(name: &str, offset: u64) -> String {
     let digest = format!("sha256:{}", "0".repeat(64));
-    format!(r#"{{"name":"{name}","type":"reg","size":5,"offset":{offset},"chunkDigest":"{digest}"}}"#)
+    format!(
+        r#"{{"name":"{name}","type":"reg","size":5,"offset":{offset},"chunkDigest":"{digest}"}}"#
+    )
 }

@@ -8,14 +8,24 @@ use crate::support::{PAYLOAD, entries, file};
 fn directories_nothing_describes_are_implied() {
     let toc = entries(&[&file("./usr/lib/libc.so", 10)]).unwrap();
     let usr = toc.lookup("/usr").unwrap();
-    assert_eq!((usr.kind(), usr.mode(), usr.uid(), usr.links()), (Kind::Directory, 0o755, 0, 3));
-    let paths: Vec<String> = toc.entries().map(|entry| String::from_utf8(entry.path).unwrap()).collect();
+    assert_eq!(
+        (usr.kind(), usr.mode(), usr.uid(), usr.links()),
+        (Kind::Directory, 0o755, 0, 3)
+    );
+    let paths: Vec<String> = toc
+        .entries()
+        .map(|entry| String::from_utf8(entry.path).unwrap())
+        .collect();
     assert_eq!(paths, ["usr", "usr/lib", "usr/lib/libc.so"]);
 }
 
 #[test]
 fn the_entry_of_an_implied_directory_keeps_what_is_below() {
-    let toc = entries(&[&file("a/b", 10), r#"{"name":"a/","type":"dir","mode":448,"uid":7}"#]).unwrap();
+    let toc = entries(&[
+        &file("a/b", 10),
+        r#"{"name":"a/","type":"dir","mode":448,"uid":7}"#,
+    ])
+    .unwrap();
     let directory = toc.lookup("a").unwrap();
     assert_eq!((directory.mode(), directory.uid()), (0o700, 7));
     assert!(directory.child(b"b").is_some());
@@ -23,9 +33,17 @@ fn the_entry_of_an_implied_directory_keeps_what_is_below() {
 
 #[test]
 fn the_root_has_an_entry_too() {
-    let toc = entries(&[r#"{"name":"./","type":"dir","mode":448,"modtime":"2020-09-13T12:26:40Z"}"#]).unwrap();
+    let toc =
+        entries(&[r#"{"name":"./","type":"dir","mode":448,"modtime":"2020-09-13T12:26:40Z"}"#])
+            .unwrap();
     assert_eq!(toc.root().mode(), 0o700);
-    assert_eq!(toc.root().modified(), Time { seconds: 1_600_000_000, nanoseconds: 0 });
+    assert_eq!(
+        toc.root().modified(),
+        Time {
+            seconds: 1_600_000_000,
+            nanoseconds: 0
+        }
+    );
     assert!(toc.is_empty());
 }
 
@@ -39,7 +57,10 @@ fn a_later_entry_wins_and_a_file_takes_what_was_below_a_directory() {
     ])
     .unwrap();
     assert!(toc.lookup("a/b").is_none());
-    assert_eq!(toc.lookup("a/c").unwrap().chunks().next().unwrap().range, 20..PAYLOAD);
+    assert_eq!(
+        toc.lookup("a/c").unwrap().chunks().next().unwrap().range,
+        20..PAYLOAD
+    );
 }
 
 #[test]
@@ -53,16 +74,35 @@ fn a_hard_link_is_the_file_that_stood_there_when_it_came() {
         r#"{"name":"lost","type":"hardlink","linkName":"nowhere"}"#,
     ])
     .unwrap();
-    assert_eq!(toc.lookup("link").unwrap().chunks().next().unwrap().range.start, 10);
+    assert_eq!(
+        toc.lookup("link")
+            .unwrap()
+            .chunks()
+            .next()
+            .unwrap()
+            .range
+            .start,
+        10
+    );
     assert_eq!(toc.lookup("old").unwrap().links(), 1);
-    assert_eq!(toc.lookup("early").unwrap().id(), toc.lookup("late").unwrap().id());
+    assert_eq!(
+        toc.lookup("early").unwrap().id(),
+        toc.lookup("late").unwrap().id()
+    );
     let lost = toc.lookup("lost").unwrap();
-    assert_eq!((lost.kind(), lost.target()), (Kind::DanglingLink, &b"nowhere"[..]));
+    assert_eq!(
+        (lost.kind(), lost.target()),
+        (Kind::DanglingLink, &b"nowhere"[..])
+    );
 }
 
 #[test]
 fn a_hard_link_to_a_directory_dangles() {
-    let toc = entries(&[r#"{"name":"d","type":"dir"}"#, r#"{"name":"l","type":"hardlink","linkName":"d"}"#]).unwrap();
+    let toc = entries(&[
+        r#"{"name":"d","type":"dir"}"#,
+        r#"{"name":"l","type":"hardlink","linkName":"d"}"#,
+    ])
+    .unwrap();
     assert_eq!(toc.lookup("l").unwrap().kind(), Kind::DanglingLink);
 }
 
@@ -81,8 +121,9 @@ fn owners_carry_their_names_forward() {
 
 #[test]
 fn names_that_are_no_utf8_are_exact() {
-    let toc =
-        entries(&[r#"{"name":"\ufffd","type":"symlink","linkName":"\ufffd","rawName":"/w==","rawLinkName":"/g=="}"#]);
+    let toc = entries(&[
+        r#"{"name":"\ufffd","type":"symlink","linkName":"\ufffd","rawName":"/w==","rawLinkName":"/g=="}"#,
+    ]);
     let toc = toc.unwrap();
     assert_eq!(toc.lookup(b"\xff").unwrap().target(), b"\xfe");
     assert!(entries(&[r#"{"name":"a","type":"fifo","rawName":"!"}"#]).is_err());
@@ -90,8 +131,18 @@ fn names_that_are_no_utf8_are_exact() {
 
 #[test]
 fn a_chunk_ends_where_the_next_content_begins() {
-    let toc = entries(&[&file("b", 500), &file("a", 100), r#"{"name":"empty","type":"reg","offset":300}"#]).unwrap();
-    let range = |name: &str| toc.lookup(name).unwrap().chunk_at(0).map(|chunk| chunk.range);
+    let toc = entries(&[
+        &file("b", 500),
+        &file("a", 100),
+        r#"{"name":"empty","type":"reg","offset":300}"#,
+    ])
+    .unwrap();
+    let range = |name: &str| {
+        toc.lookup(name)
+            .unwrap()
+            .chunk_at(0)
+            .map(|chunk| chunk.range)
+    };
     assert_eq!(range("a"), Some(100..500));
     assert_eq!(range("b"), Some(500..PAYLOAD));
     assert_eq!(range("empty"), None);

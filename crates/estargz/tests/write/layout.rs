@@ -7,14 +7,31 @@ use crate::support::{Tar, convert, every_type, from_base64, noise, read_back, st
 
 pub(crate) fn all_options() -> Vec<Options> {
     let mut all = Vec::new();
-    for compression in [Compression::Gzip(6), Compression::Gzip(1), Compression::Zstd(3)] {
+    for compression in [
+        Compression::Gzip(6),
+        Compression::Gzip(1),
+        Compression::Zstd(3),
+    ] {
         for layout in [Layout::SourceFirst, Layout::Classic] {
             for (chunk_size, min_chunk_size) in [(4 << 20, 0), (1000, 0), (50_000, 20_000)] {
                 let base = Options::default();
-                all.push(Options { layout, compression, chunk_size, min_chunk_size, ..base.clone() });
+                all.push(Options {
+                    layout,
+                    compression,
+                    chunk_size,
+                    min_chunk_size,
+                    ..base.clone()
+                });
                 if matches!(compression, Compression::Gzip(_)) {
                     let toc = TocPlacement::External;
-                    all.push(Options { layout, compression, chunk_size, min_chunk_size, toc, ..base });
+                    all.push(Options {
+                        layout,
+                        compression,
+                        chunk_size,
+                        min_chunk_size,
+                        toc,
+                        ..base
+                    });
                 }
             }
         }
@@ -37,11 +54,23 @@ fn every_type_is_listed_in_every_layout() {
         assert_eq!(listed.entry("etc/hard")["linkName"], "etc/passwd");
         assert_eq!(listed.entry("dev/null")["devMajor"], 8);
         assert_eq!(listed.entry("old/")["type"], "dir");
-        assert_eq!(listed.entry("bin/attributes")["modtime"], "2023-11-14T22:13:21Z");
+        assert_eq!(
+            listed.entry("bin/attributes")["modtime"],
+            "2023-11-14T22:13:21Z"
+        );
         assert_eq!(listed.entry("bin/attributes")["uid"], 3_000_000);
-        assert_eq!(from_base64(&listed.entry("bin/attributes")["xattrs"]["user.bin"]), b"\0\xff=\n");
-        assert_eq!(from_base64(&listed.entry("latin-\u{fffd}")["rawName"]), b"latin-\xe9");
-        assert_eq!(from_base64(&listed.entry("to-latin")["rawLinkName"]), b"latin-\xe9");
+        assert_eq!(
+            from_base64(&listed.entry("bin/attributes")["xattrs"]["user.bin"]),
+            b"\0\xff=\n"
+        );
+        assert_eq!(
+            from_base64(&listed.entry("latin-\u{fffd}")["rawName"]),
+            b"latin-\xe9"
+        );
+        assert_eq!(
+            from_base64(&listed.entry("to-latin")["rawLinkName"]),
+            b"latin-\xe9"
+        );
         assert!(!listed.names().contains(&"stargz.index.json"));
         assert_eq!(written.entries, listed.names().len() as u64);
         assert_eq!(written.blob_digest, Digest::of(&blob));
@@ -49,7 +78,10 @@ fn every_type_is_listed_in_every_layout() {
         let stream = stream(&blob, options.compression);
         assert_eq!(written.diff_id, Digest::of(&stream));
         assert_eq!(written.uncompressed_size, stream.len() as u64);
-        assert_eq!((written.source_diff_id, written.source_size), (Digest::of(&source), source.len() as u64));
+        assert_eq!(
+            (written.source_diff_id, written.source_size),
+            (Digest::of(&source), source.len() as u64)
+        );
     }
 }
 
@@ -59,7 +91,11 @@ fn owner_names_stand_where_they_change() {
     let listed = read_back(&blob, &written, &Options::default());
     assert_eq!(listed.entry("./")["userName"], "app");
     assert!(listed.entry("etc/")["userName"].is_null());
-    assert_eq!(listed.entry("bin/attributes")["userName"], "app", "another uid");
+    assert_eq!(
+        listed.entry("bin/attributes")["userName"],
+        "app",
+        "another uid"
+    );
 }
 
 #[test]
@@ -74,16 +110,30 @@ fn the_landmark_is_ours_and_hidden() {
     assert!(stream.starts_with(&source));
     let seen = |tar: &[u8]| -> Vec<Vec<u8>> {
         let mut archive = tar::Archive::new(tar);
-        archive.entries().unwrap().map(|entry| entry.unwrap().path_bytes().into_owned()).collect()
+        archive
+            .entries()
+            .unwrap()
+            .map(|entry| entry.unwrap().path_bytes().into_owned())
+            .collect()
     };
-    assert_eq!(seen(&stream), seen(&source), "an extractor stops at the source's end marker");
+    assert_eq!(
+        seen(&stream),
+        seen(&source),
+        "an extractor stops at the source's end marker"
+    );
 }
 
 #[test]
 fn an_external_toc_leaves_the_stream_alone() {
-    let options = Options { toc: TocPlacement::External, ..Options::default() };
+    let options = Options {
+        toc: TocPlacement::External,
+        ..Options::default()
+    };
     for end in [0, 100, 512, 700, 1024, 5000] {
-        let mut source = Tar::default().file("a", b"content").file("b", &noise(1, 5000)).bytes;
+        let mut source = Tar::default()
+            .file("a", b"content")
+            .file("b", &noise(1, 5000))
+            .bytes;
         source.resize(source.len() + end, 0);
         let (blob, written) = convert(&source, &options);
         assert_eq!(stream(&blob, options.compression), source);
@@ -111,14 +161,25 @@ fn an_end_marker_is_completed_and_garbage_after_it_is_kept() {
 
 fn check_completed(source: &[u8], options: &Options) {
     for layout in [Layout::SourceFirst, Layout::Classic] {
-        let options = Options { layout, ..options.clone() };
+        let options = Options {
+            layout,
+            ..options.clone()
+        };
         let (blob, written) = convert(source, &options);
         let stream = stream(&blob, options.compression);
         assert!(layout == Layout::Classic || stream.starts_with(source));
         assert_eq!(written.source_diff_id, Digest::of(source));
-        let expected = if source.is_empty() { &[][..] } else { &["a"][..] };
+        let expected = if source.is_empty() {
+            &[][..]
+        } else {
+            &["a"][..]
+        };
         let listed = read_back(&blob, &written, &options);
-        let names: Vec<&str> = listed.names().into_iter().filter(|name| !name.starts_with('.')).collect();
+        let names: Vec<&str> = listed
+            .names()
+            .into_iter()
+            .filter(|name| !name.starts_with('.'))
+            .collect();
         assert_eq!(names, expected);
         let names: Vec<String> = tar::Archive::new(&stream[..])
             .entries()
@@ -137,10 +198,17 @@ fn fewer_members_with_a_minimum() {
         tar = tar.file(&format!("f{index}"), &noise(index, 300));
     }
     let source = tar.end();
-    let options = Options { min_chunk_size: 20_000, ..Options::default() };
+    let options = Options {
+        min_chunk_size: 20_000,
+        ..Options::default()
+    };
     let (blob, written) = convert(&source, &options);
     let listed = read_back(&blob, &written, &options);
-    let mut offsets: Vec<u64> = listed.entries.iter().map(|entry| entry["offset"].as_u64().unwrap_or(0)).collect();
+    let mut offsets: Vec<u64> = listed
+        .entries
+        .iter()
+        .map(|entry| entry["offset"].as_u64().unwrap_or(0))
+        .collect();
     offsets.dedup();
     assert!(offsets.len() < 20, "{} members", offsets.len());
     assert!(written.blob_size < convert(&source, &Options::default()).1.blob_size);
@@ -160,12 +228,26 @@ fn twenty_thousand_duplicates_are_one_entry() {
 #[test]
 fn a_landmark_of_the_source_counts_only_when_asked_for() {
     use estargz::write::Landmark;
-    let source = Tar::default().file("first", b"1").file(".prefetch.landmark", b"\x0f").file("rest", b"2").end();
+    let source = Tar::default()
+        .file("first", b"1")
+        .file(".prefetch.landmark", b"\x0f")
+        .file("rest", b"2")
+        .end();
     for layout in [Layout::SourceFirst, Layout::Classic] {
-        let options = Options { layout, landmark: Landmark::InSource, ..Options::default() };
+        let options = Options {
+            layout,
+            landmark: Landmark::InSource,
+            ..Options::default()
+        };
         let (blob, written) = convert(&source, &options);
-        assert_eq!(read_back(&blob, &written, &options).names(), ["first", ".prefetch.landmark", "rest"]);
-        let options = Options { layout, ..Options::default() };
+        assert_eq!(
+            read_back(&blob, &written, &options).names(),
+            ["first", ".prefetch.landmark", "rest"]
+        );
+        let options = Options {
+            layout,
+            ..Options::default()
+        };
         let (blob, written) = convert(&source, &options);
         let listed = read_back(&blob, &written, &options);
         assert!(!listed.names().contains(&".prefetch.landmark"));

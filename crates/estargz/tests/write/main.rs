@@ -1,5 +1,8 @@
 //! Writing: tars of every kind become blobs whose stream, members and listing are what they should be.
-#![expect(clippy::unwrap_used, reason = "a test's helpers fail the test by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test's helpers fail the test by panicking"
+)]
 
 mod against;
 mod golden;

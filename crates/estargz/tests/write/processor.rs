@@ -18,8 +18,14 @@ fn print_digests() {
 
 #[test]
 fn the_bytes_do_not_depend_on_the_processor() {
-    let Ok(this) = std::env::current_exe() else { return };
-    if Command::new("qemu-x86_64").arg("--version").output().is_err() {
+    let Ok(this) = std::env::current_exe() else {
+        return;
+    };
+    if Command::new("qemu-x86_64")
+        .arg("--version")
+        .output()
+        .is_err()
+    {
         return;
     }
     let expected = format!("digests {}", digests().join(" "));
@@ -27,18 +33,54 @@ fn the_bytes_do_not_depend_on_the_processor() {
         let output = Command::new("qemu-x86_64")
             .args(["-cpu", processor])
             .arg(&this)
-            .args(["--ignored", "--exact", "--nocapture", "--test-threads=1", "processor::print_digests"])
+            .args([
+                "--ignored",
+                "--exact",
+                "--nocapture",
+                "--test-threads=1",
+                "processor::print_digests",
+            ])
             .output()
             .unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
-        assert!(text.contains(&expected), "{processor}: {text}{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            text.contains(&expected),
+            "{processor}: {text}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 }
 
 fn digests() -> Vec<String> {
-    let text: Vec<u8> = noise(5, 200_000).iter().map(|byte| b"etaoin shrdlu\n.,"[usize::from(byte % 16)]).collect();
-    let tar = [Tar::default().file("text", &text).file("zeros", &[0; 50_000]).bytes, every_type()].concat();
-    [Compression::Gzip(1), Compression::Gzip(6), Compression::Gzip(9), Compression::Zstd(3)]
-        .map(|compression| convert(&tar, &Options { compression, ..Options::default() }).1.blob_digest.to_string())
-        .to_vec()
+    let text: Vec<u8> = noise(5, 200_000)
+        .iter()
+        .map(|byte| b"etaoin shrdlu\n.,"[usize::from(byte % 16)])
+        .collect();
+    let tar = [
+        Tar::default()
+            .file("text", &text)
+            .file("zeros", &[0; 50_000])
+            .bytes,
+        every_type(),
+    ]
+    .concat();
+    [
+        Compression::Gzip(1),
+        Compression::Gzip(6),
+        Compression::Gzip(9),
+        Compression::Zstd(3),
+    ]
+    .map(|compression| {
+        convert(
+            &tar,
+            &Options {
+                compression,
+                ..Options::default()
+            },
+        )
+        .1
+        .blob_digest
+        .to_string()
+    })
+    .to_vec()
 }

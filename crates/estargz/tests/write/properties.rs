@@ -11,7 +11,11 @@ use crate::support::{noise, pool, read_back, stream, try_convert};
 
 #[derive(Debug, Clone)]
 enum Item {
-    File { size: usize, seed: u64, is_plain: bool },
+    File {
+        size: usize,
+        seed: u64,
+        is_plain: bool,
+    },
     Dir,
     Symlink(String),
     Hardlink(u8),
@@ -34,13 +38,23 @@ fn name() -> impl Strategy<Value = String> {
 }
 
 fn options() -> impl Strategy<Value = Options> {
-    let compression = prop_oneof![Just(Compression::Gzip(6)), Just(Compression::Gzip(1)), Just(Compression::Zstd(1))];
+    let compression = prop_oneof![
+        Just(Compression::Gzip(6)),
+        Just(Compression::Gzip(1)),
+        Just(Compression::Zstd(1))
+    ];
     let layout = prop_oneof![Just(Layout::SourceFirst), Just(Layout::Classic)];
     let chunk_size = prop_oneof![Just(777_u32), Just(4096), Just(4 << 20)];
     let min_chunk_size = prop_oneof![Just(0_u32), Just(5000)];
-    (compression, layout, chunk_size, min_chunk_size).prop_map(|(compression, layout, chunk_size, min_chunk_size)| {
-        Options { compression, layout, chunk_size, min_chunk_size, ..Options::default() }
-    })
+    (compression, layout, chunk_size, min_chunk_size).prop_map(
+        |(compression, layout, chunk_size, min_chunk_size)| Options {
+            compression,
+            layout,
+            chunk_size,
+            min_chunk_size,
+            ..Options::default()
+        },
+    )
 }
 
 fn archive(items: &[(String, Item)]) -> Vec<u8> {
@@ -51,14 +65,26 @@ fn archive(items: &[(String, Item)]) -> Vec<u8> {
         header.set_mtime(1_700_000_000);
         header.set_size(0);
         match item {
-            Item::File { size, seed, is_plain } => {
-                let content = if *is_plain { vec![b'p'; *size] } else { noise(*seed, *size) };
+            Item::File {
+                size,
+                seed,
+                is_plain,
+            } => {
+                let content = if *is_plain {
+                    vec![b'p'; *size]
+                } else {
+                    noise(*seed, *size)
+                };
                 header.set_size(content.len() as u64);
-                builder.append_data(&mut header, name, &content[..]).unwrap();
+                builder
+                    .append_data(&mut header, name, &content[..])
+                    .unwrap();
             }
             Item::Dir => {
                 header.set_entry_type(tar::EntryType::Directory);
-                builder.append_data(&mut header, format!("{name}/"), &[][..]).unwrap();
+                builder
+                    .append_data(&mut header, format!("{name}/"), &[][..])
+                    .unwrap();
             }
             Item::Fifo => {
                 header.set_entry_type(tar::EntryType::Fifo);
@@ -146,30 +172,70 @@ fn the_bytes_do_not_depend_on_threads_or_budget() {
     let mut items: Vec<(String, Item)> = Vec::new();
     for seed in 0..400_u64 {
         let size = usize::try_from(seed * 97 % 30_011).unwrap();
-        items.push((format!("dir/file-{seed}"), Item::File { size, seed, is_plain: seed % 3 == 0 }));
+        items.push((
+            format!("dir/file-{seed}"),
+            Item::File {
+                size,
+                seed,
+                is_plain: seed % 3 == 0,
+            },
+        ));
     }
-    items.push(("large".to_owned(), Item::File { size: 9 << 20, seed: 1, is_plain: false }));
+    items.push((
+        "large".to_owned(),
+        Item::File {
+            size: 9 << 20,
+            seed: 1,
+            is_plain: false,
+        },
+    ));
     let source = archive(&items);
-    for options in [Options::fast(), Options { min_chunk_size: 100_000, ..Options::fast() }] {
+    for options in [
+        Options::fast(),
+        Options {
+            min_chunk_size: 100_000,
+            ..Options::fast()
+        },
+    ] {
         let digest = |threads: usize, budget: usize| {
             let pool = estargz::pool::Pool::new(threads.try_into().unwrap(), budget);
-            write(&source[..], std::io::sink(), &options, &pool).unwrap().blob_digest
+            write(&source[..], std::io::sink(), &options, &pool)
+                .unwrap()
+                .blob_digest
         };
         let one = digest(1, 64 << 20);
         for (threads, budget) in [(2, 64 << 20), (3, 1), (8, 8 << 20), (8, 300 << 20)] {
-            assert_eq!(digest(threads, budget), one, "{threads} threads, {budget} bytes");
+            assert_eq!(
+                digest(threads, budget),
+                one,
+                "{threads} threads, {budget} bytes"
+            );
         }
     }
 }
 
 #[test]
 fn layers_that_share_a_small_budget_all_end() {
-    let source = archive(&[("large".to_owned(), Item::File { size: 20 << 20, seed: 1, is_plain: false })]);
+    let source = archive(&[(
+        "large".to_owned(),
+        Item::File {
+            size: 20 << 20,
+            seed: 1,
+            is_plain: false,
+        },
+    )]);
     let pool = estargz::pool::Pool::new(2.try_into().unwrap(), 9 << 20);
     let digests: Vec<_> = std::thread::scope(|scope| {
-        let convert = || write(&source[..], std::io::sink(), &Options::fast(), &pool).unwrap().blob_digest;
+        let convert = || {
+            write(&source[..], std::io::sink(), &Options::fast(), &pool)
+                .unwrap()
+                .blob_digest
+        };
         let layers: Vec<_> = (0..8).map(|_| scope.spawn(convert)).collect();
-        layers.into_iter().map(|layer| layer.join().unwrap()).collect()
+        layers
+            .into_iter()
+            .map(|layer| layer.join().unwrap())
+            .collect()
     });
     assert!(digests.iter().all(|digest| *digest == digests[0]));
 }

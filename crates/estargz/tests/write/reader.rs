@@ -19,7 +19,12 @@ fn open(blob: &[u8], written: &Written) -> Toc {
         None => cut(blob, footer.toc_range().unwrap()),
     };
     let toc = UnverifiedToc::parse(section, &footer, &toc::Limits::default()).unwrap();
-    assert_eq!(written.zstd_manifest_checksum.unwrap_or(toc.section_digest()), toc.section_digest());
+    assert_eq!(
+        written
+            .zstd_manifest_checksum
+            .unwrap_or(toc.section_digest()),
+        toc.section_digest()
+    );
     toc.verify(&written.toc_digest).unwrap()
 }
 
@@ -29,13 +34,21 @@ fn check(source: &[u8], options: &Options) {
     for (path, content) in read_back(&blob, &written, options).contents {
         // The listing has a replacement character where the reader has the byte itself.
         let path = path.replace('\u{fffd}', "\x00").into_bytes();
-        let path: Vec<u8> = path.iter().map(|byte| if *byte == 0 { 0xe9 } else { *byte }).collect();
+        let path: Vec<u8> = path
+            .iter()
+            .map(|byte| if *byte == 0 { 0xe9 } else { *byte })
+            .collect();
         let node = toc.lookup(&path).unwrap();
         assert_eq!(node.size(), content.len() as u64);
-        let chunks = node.chunks().map(|chunk| chunk.decode(cut(&blob, chunk.range.clone())).unwrap());
+        let chunks = node
+            .chunks()
+            .map(|chunk| chunk.decode(cut(&blob, chunk.range.clone())).unwrap());
         assert_eq!(chunks.collect::<Vec<_>>().concat(), content);
     }
-    assert_eq!(toc.lookup("etc/hard").unwrap().id(), toc.lookup("etc/passwd").unwrap().id());
+    assert_eq!(
+        toc.lookup("etc/hard").unwrap().id(),
+        toc.lookup("etc/passwd").unwrap().id()
+    );
 }
 
 #[test]

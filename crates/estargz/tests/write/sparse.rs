@@ -18,7 +18,9 @@ const DIGEST: &str = "sha256:c6ffe84117eb6b6a31cb002e83acfcbdaa9eec1ee69afecafd6
 
 fn source(compressed: &[u8]) -> Vec<u8> {
     let mut tar = Vec::new();
-    flate2::read::GzDecoder::new(compressed).read_to_end(&mut tar).unwrap();
+    flate2::read::GzDecoder::new(compressed)
+        .read_to_end(&mut tar)
+        .unwrap();
     tar
 }
 
@@ -28,7 +30,12 @@ fn holes_are_zeros_in_every_format() {
         let source = source(compressed);
         for compression in [Compression::Gzip(6), Compression::Zstd(3)] {
             for layout in [Layout::SourceFirst, Layout::Classic] {
-                let options = Options { layout, compression, chunk_size: 100_000, ..Options::default() };
+                let options = Options {
+                    layout,
+                    compression,
+                    chunk_size: 100_000,
+                    ..Options::default()
+                };
                 let (blob, written) = convert(&source, &options);
                 let listed = read_back(&blob, &written, &options);
                 assert_eq!(listed.entry("holes")["digest"], DIGEST, "{format}");
@@ -45,7 +52,8 @@ fn holes_are_zeros_in_every_format() {
 #[test]
 fn the_last_of_a_path_wins_whether_sparse_or_not() {
     let sparse = source(SOURCES[3].1);
-    let entries = &sparse[..sparse.len() - sparse.iter().rev().take_while(|byte| **byte == 0).count()];
+    let entries =
+        &sparse[..sparse.len() - sparse.iter().rev().take_while(|byte| **byte == 0).count()];
     let mut entries = entries.to_vec();
     entries.resize(entries.len().next_multiple_of(512), 0);
     let plain = Tar::default().file("./holes", b"plain").bytes;
@@ -54,7 +62,10 @@ fn the_last_of_a_path_wins_whether_sparse_or_not() {
     // A hard link to the file that is replaced stands last.
     let (linked, entries) = (entries.clone(), &entries[..entries.len() - 512]);
     let refused = [&linked[..], &plain, &[0; 1024]].concat();
-    assert!(matches!(try_convert(&refused, &options), Err(Error::Path { .. })));
+    assert!(matches!(
+        try_convert(&refused, &options),
+        Err(Error::Path { .. })
+    ));
     let later_plain = [entries, &plain, &[0; 1024]].concat();
     let (blob, written) = convert(&later_plain, &options);
     let listed = read_back(&blob, &written, &options);
@@ -70,6 +81,12 @@ fn the_last_of_a_path_wins_whether_sparse_or_not() {
 
 #[test]
 fn an_external_toc_cannot_list_them() {
-    let options = Options { toc: TocPlacement::External, ..Options::default() };
-    assert!(matches!(try_convert(&source(SOURCES[0].1), &options), Err(Error::SparseExternal)));
+    let options = Options {
+        toc: TocPlacement::External,
+        ..Options::default()
+    };
+    assert!(matches!(
+        try_convert(&source(SOURCES[0].1), &options),
+        Err(Error::SparseExternal)
+    ));
 }

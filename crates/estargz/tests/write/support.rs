@@ -37,7 +37,9 @@ impl Tar {
         let mut text = Vec::new();
         for (key, value) in records {
             let body = key.len() + value.len() + 3;
-            let length = (body + 1..).find(|length| body + length.to_string().len() == *length).unwrap();
+            let length = (body + 1..)
+                .find(|length| body + length.to_string().len() == *length)
+                .unwrap();
             write!(text, "{length} {key}=").unwrap();
             text.extend_from_slice(value);
             text.push(b'\n');
@@ -45,7 +47,14 @@ impl Tar {
         self.entry(kind, b"PaxHeader", b"", &text)
     }
 
-    pub(crate) fn header(&mut self, kind: u8, name: &[u8], link: &[u8], size: usize, magic: &[u8; 8]) {
+    pub(crate) fn header(
+        &mut self,
+        kind: u8,
+        name: &[u8],
+        link: &[u8],
+        size: usize,
+        magic: &[u8; 8],
+    ) {
         let mut block = [0; 512];
         block[..name.len()].copy_from_slice(name);
         block[100..108].copy_from_slice(b"0000755\0");
@@ -104,7 +113,9 @@ pub(crate) fn stream(blob: &[u8], compression: Compression) -> Vec<u8> {
     let mut stream = Vec::new();
     match compression {
         Compression::Gzip(_) => {
-            flate2::read::MultiGzDecoder::new(blob).read_to_end(&mut stream).unwrap();
+            flate2::read::MultiGzDecoder::new(blob)
+                .read_to_end(&mut stream)
+                .unwrap();
         }
         Compression::Zstd(_) => zstd::stream::copy_decode(blob, &mut stream).unwrap(),
     }
@@ -116,7 +127,9 @@ pub(crate) fn member(blob: &[u8], offset: usize, compression: Compression) -> Ve
     let mut content = Vec::new();
     match compression {
         Compression::Gzip(_) => {
-            flate2::bufread::GzDecoder::new(&blob[offset..]).read_to_end(&mut content).unwrap();
+            flate2::bufread::GzDecoder::new(&blob[offset..])
+                .read_to_end(&mut content)
+                .unwrap();
         }
         Compression::Zstd(_) => {
             let frame = zstd::stream::read::Decoder::with_buffer(&blob[offset..]).unwrap();
@@ -128,7 +141,8 @@ pub(crate) fn member(blob: &[u8], offset: usize, compression: Compression) -> Ve
 
 /// The TOC's exact bytes.
 pub(crate) fn toc_json(blob: &[u8], written: &Written, compression: Compression) -> Vec<u8> {
-    let number = |bytes: &[u8]| usize::try_from(u64::from_le_bytes(bytes.try_into().unwrap())).unwrap();
+    let number =
+        |bytes: &[u8]| usize::try_from(u64::from_le_bytes(bytes.try_into().unwrap())).unwrap();
     if let Some(external) = &written.external_toc {
         return tar_content(&member(external, 0, compression));
     }
@@ -136,7 +150,11 @@ pub(crate) fn toc_json(blob: &[u8], written: &Written, compression: Compression)
         Compression::Gzip(_) => {
             let footer = &blob[blob.len() - 51..];
             let offset = std::str::from_utf8(&footer[16..32]).unwrap();
-            tar_content(&member(blob, usize::from_str_radix(offset, 16).unwrap(), compression))
+            tar_content(&member(
+                blob,
+                usize::from_str_radix(offset, 16).unwrap(),
+                compression,
+            ))
         }
         Compression::Zstd(_) => {
             let footer = &blob[blob.len() - 40..];
@@ -179,18 +197,29 @@ pub(crate) fn read_back(blob: &[u8], written: &Written, options: &Options) -> Li
         assert!(at("offset") >= last_offset, "offsets ascend");
         last_offset = at("offset");
         if entry["type"] == "reg" {
-            assert!(contents.insert(name.clone(), Vec::new()).is_none(), "{name} is listed once");
+            assert!(
+                contents.insert(name.clone(), Vec::new()).is_none(),
+                "{name} is listed once"
+            );
             digests.push((name.clone(), entry["digest"].clone(), at("size")));
         }
         let content = contents.get_mut(&name).unwrap();
         assert_eq!(at("chunkOffset"), content.len());
         let left = digests.last().unwrap().2 - content.len();
-        let size = if at("chunkSize") > 0 { at("chunkSize") } else { left };
+        let size = if at("chunkSize") > 0 {
+            at("chunkSize")
+        } else {
+            left
+        };
         let inflated = member(blob, at("offset"), options.compression);
         let chunk = &inflated[at("innerOffset")..at("innerOffset") + size];
         assert_eq!(entry["chunkDigest"], Digest::of(chunk).to_string());
         if options.min_chunk_size == 0 {
-            assert_eq!(inflated.len(), chunk.len(), "a chunk's member holds the chunk alone");
+            assert_eq!(
+                inflated.len(),
+                chunk.len(),
+                "a chunk's member holds the chunk alone"
+            );
         }
         content.extend_from_slice(chunk);
     }
@@ -203,7 +232,10 @@ pub(crate) fn read_back(blob: &[u8], written: &Written, options: &Options) -> Li
 
 impl Listed {
     pub(crate) fn entry(&self, name: &str) -> &Value {
-        self.entries.iter().find(|entry| entry["name"] == name).unwrap()
+        self.entries
+            .iter()
+            .find(|entry| entry["name"] == name)
+            .unwrap()
     }
 
     pub(crate) fn names(&self) -> Vec<&str> {
@@ -216,7 +248,9 @@ impl Listed {
 }
 
 pub(crate) fn from_base64(value: &Value) -> Vec<u8> {
-    base64::engine::general_purpose::STANDARD.decode(value.as_str().unwrap()).unwrap()
+    base64::engine::general_purpose::STANDARD
+        .decode(value.as_str().unwrap())
+        .unwrap()
 }
 
 /// Bytes that do not compress, the same for the same seed.
@@ -246,9 +280,21 @@ pub(crate) fn every_type() -> Vec<u8> {
         .entry(b'4', b"dev/sda", b"", b"")
         .entry(b'6', b"dev/fifo", b"", b"")
         .entry(b'7', b"contiguous", b"", b"in one piece")
-        .pax(b'x', &[("SCHILY.xattr.user.bin", b"\0\xff=\n"), ("mtime", b"1700000000.75"), ("uid", b"3000000")])
+        .pax(
+            b'x',
+            &[
+                ("SCHILY.xattr.user.bin", b"\0\xff=\n"),
+                ("mtime", b"1700000000.75"),
+                ("uid", b"3000000"),
+            ],
+        )
         .file("bin/attributes", b"#!")
-        .entry(b'L', b"././@LongLink", b"", &[&[b'n'; 300][..], b"\0"].concat())
+        .entry(
+            b'L',
+            b"././@LongLink",
+            b"",
+            &[&[b'n'; 300][..], b"\0"].concat(),
+        )
         .file("short", b"long name")
         .entry(b'0', b"latin-\xe9", b"", b"not UTF-8")
         .entry(b'2', b"to-latin", b"latin-\xe9", b"")
@@ -257,6 +303,9 @@ pub(crate) fn every_type() -> Vec<u8> {
         .file("opaque/.wh..wh..opq", b"")
         .file("twice", b"second");
     tar.header(0, b"old/", b"", 0, &[0; 8]);
-    tar = tar.file("large", &noise(7, 300_000)).file("stargz.index.json", b"{}").file(".no.prefetch.landmark", b"?");
+    tar = tar
+        .file("large", &noise(7, 300_000))
+        .file("stargz.index.json", b"{}")
+        .file(".no.prefetch.landmark", b"?");
     tar.end()
 }

@@ -31,8 +31,15 @@ fn assert_clean(source: &[u8], options: &Options) {
     let (blob, written) = convert(source, options);
     let report = verify(&blob, &expected(&written, options.layout));
     assert_eq!(report.findings, [], "{options:?}");
-    assert_eq!((report.entries, report.chunks), (written.entries, written.chunks), "{options:?}");
-    assert_eq!((report.diff_id, report.uncompressed_size), (written.diff_id, written.uncompressed_size));
+    assert_eq!(
+        (report.entries, report.chunks),
+        (written.entries, written.chunks),
+        "{options:?}"
+    );
+    assert_eq!(
+        (report.diff_id, report.uncompressed_size),
+        (written.diff_id, written.uncompressed_size)
+    );
 }
 
 #[test]
@@ -49,8 +56,20 @@ fn sources_without_an_end_or_with_garbage_behind_it_have_no_findings() {
     let garbage = [whole.as_slice(), &[0; 9000], b"not a tar \x01\x02\x03"].concat();
     for source in [cut, &cut[..cut.len() - 300], &garbage, &[], &[0; 1024]] {
         assert_clean(source, &Options::default());
-        assert_clean(source, &Options { layout: Layout::Classic, ..Options::default() });
-        assert_clean(source, &Options { toc: TocPlacement::External, ..Options::default() });
+        assert_clean(
+            source,
+            &Options {
+                layout: Layout::Classic,
+                ..Options::default()
+            },
+        );
+        assert_clean(
+            source,
+            &Options {
+                toc: TocPlacement::External,
+                ..Options::default()
+            },
+        );
     }
 }
 
@@ -63,9 +82,17 @@ fn sparse_files_have_no_findings() {
         include_bytes!("golden/sparse-gnu.tar.gz"),
     ] {
         let mut source = Vec::new();
-        flate2::read::GzDecoder::new(tar).read_to_end(&mut source).unwrap();
+        flate2::read::GzDecoder::new(tar)
+            .read_to_end(&mut source)
+            .unwrap();
         assert_clean(&source, &Options::default());
-        assert_clean(&source, &Options { layout: Layout::Classic, ..Options::default() });
+        assert_clean(
+            &source,
+            &Options {
+                layout: Layout::Classic,
+                ..Options::default()
+            },
+        );
     }
 }
 
@@ -79,10 +106,17 @@ fn findings_after(change: impl Fn(&mut Vec<Entry>)) -> Vec<Finding> {
         .entry(b'2', b"d/link", b"file", b"")
         .entry(b'3', b"d/null", b"", b"")
         .end();
-    let (blob, _) = convert(&source, &Options { chunk_size: 4, ..Options::default() });
+    let (blob, _) = convert(
+        &source,
+        &Options {
+            chunk_size: 4,
+            ..Options::default()
+        },
+    );
     let size = blob.len() as u64;
-    let cut =
-        |range: std::ops::Range<u64>| &blob[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()];
+    let cut = |range: std::ops::Range<u64>| {
+        &blob[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()]
+    };
     let footer = Footer::parse(cut(footer::tail_range(size)), size).unwrap();
     let range = footer.toc_range().unwrap();
     let toc = UnverifiedToc::parse(cut(range.clone()), &footer, &Limits::default()).unwrap();
@@ -92,8 +126,19 @@ fn findings_after(change: impl Fn(&mut Vec<Entry>)) -> Vec<Finding> {
     let mut writer = TocWriter::new();
     entries.iter().for_each(|entry| writer.push(entry));
     let mut member = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    member.write_all(&Tar::default().file("stargz.index.json", &writer.finish()).end()).unwrap();
-    let tampered = [cut(0..range.start), &member.finish().unwrap(), &footer::gzip(range.start)].concat();
+    member
+        .write_all(
+            &Tar::default()
+                .file("stargz.index.json", &writer.finish())
+                .end(),
+        )
+        .unwrap();
+    let tampered = [
+        cut(0..range.start),
+        &member.finish().unwrap(),
+        &footer::gzip(range.start),
+    ]
+    .concat();
     verify(&tampered, &Expected::default()).findings
 }
 
@@ -115,9 +160,15 @@ fn each_field_that_differs_is_named() {
         ("mode", "d/file", |entry| entry.mode = 0o4755),
         ("uid", "d/file", |entry| entry.uid = 7),
         ("gid", "d/other", |entry| entry.gid = 7),
-        ("modtime", "d/link", |entry| entry.mod_time = "2001-01-01T00:00:00Z".to_owned()),
-        ("linkName", "d/link", |entry| entry.link_name = "/etc/passwd".to_owned()),
-        ("name", "d/other", |entry| entry.name = "./d/other".to_owned()),
+        ("modtime", "d/link", |entry| {
+            entry.mod_time = "2001-01-01T00:00:00Z".to_owned()
+        }),
+        ("linkName", "d/link", |entry| {
+            entry.link_name = "/etc/passwd".to_owned()
+        }),
+        ("name", "d/other", |entry| {
+            entry.name = "./d/other".to_owned()
+        }),
         ("xattrs", "d/", |entry| entry.xattrs.clear()),
         ("devMajor", "d/null", |entry| entry.dev_major = 1),
         ("devMinor", "d/null", |entry| entry.dev_minor = 9),
@@ -127,7 +178,8 @@ fn each_field_that_differs_is_named() {
         let findings = findings_after(|entries| change(entry_mut(entries, name)));
         // The owner's name belongs to the id, so another id brings it along.
         let is_all = findings.len() == 1 || matches!(field, "uid" | "gid");
-        let is_named = matches!(&findings[0], Finding::Field { field: found, .. } if *found == field);
+        let is_named =
+            matches!(&findings[0], Finding::Field { field: found, .. } if *found == field);
         assert!(is_all && is_named, "{field}: {findings:?}");
     }
 }
@@ -135,42 +187,81 @@ fn each_field_that_differs_is_named() {
 #[test]
 fn a_size_that_differs_is_named() {
     let findings = findings_after(|entries| {
-        let other = entries.iter().position(|entry| entry.name == "d/other").unwrap();
+        let other = entries
+            .iter()
+            .position(|entry| entry.name == "d/other")
+            .unwrap();
         entries.remove(other + 1);
         entries[other].size = 4;
     });
-    assert!(matches!(&findings[..], [Finding::Field { field: "size", .. }]), "{findings:?}");
+    assert!(
+        matches!(&findings[..], [Finding::Field { field: "size", .. }]),
+        "{findings:?}"
+    );
 }
 
 #[test]
 fn owner_names_that_differ_are_named() {
-    let findings = findings_after(|entries| entries.iter_mut().for_each(|entry| entry.user_name.clear()));
-    assert!(matches!(findings[0], Finding::Field { field: "userName", .. }), "{findings:?}");
+    let findings =
+        findings_after(|entries| entries.iter_mut().for_each(|entry| entry.user_name.clear()));
+    assert!(
+        matches!(
+            findings[0],
+            Finding::Field {
+                field: "userName",
+                ..
+            }
+        ),
+        "{findings:?}"
+    );
 }
 
 #[test]
 fn entries_on_one_side_only_are_named() {
     let findings = findings_after(|entries| entries.retain(|entry| entry.name != "d/link"));
-    assert_eq!(findings, [Finding::NotInToc { path: "d/link".to_owned() }]);
+    assert_eq!(
+        findings,
+        [Finding::NotInToc {
+            path: "d/link".to_owned()
+        }]
+    );
     let findings = findings_after(|entries| {
         let mut extra = entries[0].clone();
         extra.name = "extra".to_owned();
         entries.push(extra);
     });
-    assert_eq!(findings, [Finding::NotInTar { path: "extra".to_owned() }]);
+    assert_eq!(
+        findings,
+        [Finding::NotInTar {
+            path: "extra".to_owned()
+        }]
+    );
 }
 
 #[test]
 fn digests_and_places_that_differ_are_named() {
     let wrong = Digest::of(b"wrong").to_string();
     let findings = findings_after(|entries| entry_mut(entries, "d/file").digest = wrong.clone());
-    assert!(matches!(&findings[..], [Finding::FileDigest { path, .. }] if path == "d/file"), "{findings:?}");
-    let findings = findings_after(|entries| entry_mut(entries, "d/file").chunk_digest = wrong.clone());
-    assert!(matches!(&findings[..], [Finding::ChunkDigest { file_offset: 0, .. }]), "{findings:?}");
+    assert!(
+        matches!(&findings[..], [Finding::FileDigest { path, .. }] if path == "d/file"),
+        "{findings:?}"
+    );
+    let findings =
+        findings_after(|entries| entry_mut(entries, "d/file").chunk_digest = wrong.clone());
+    assert!(
+        matches!(&findings[..], [Finding::ChunkDigest { file_offset: 0, .. }]),
+        "{findings:?}"
+    );
     let findings = findings_after(|entries| entry_mut(entries, "d/file").offset += 1);
-    assert!(matches!(&findings[..], [Finding::ChunkPlace { file_offset: 0, .. }]), "{findings:?}");
+    assert!(
+        matches!(&findings[..], [Finding::ChunkPlace { file_offset: 0, .. }]),
+        "{findings:?}"
+    );
     let findings = findings_after(|entries| entry_mut(entries, "d/file").inner_offset = 3);
-    assert!(matches!(&findings[..], [Finding::ChunkPlace { file_offset: 0, .. }]), "{findings:?}");
+    assert!(
+        matches!(&findings[..], [Finding::ChunkPlace { file_offset: 0, .. }]),
+        "{findings:?}"
+    );
 }
 
 #[test]
@@ -182,18 +273,61 @@ fn digests_known_from_elsewhere_are_compared() {
         [Finding::Digest { what, .. }] => *what,
         other => panic!("{other:?}"),
     };
-    assert_eq!(what(Expected { toc_digest: wrong, ..good.clone() }), "the TOC");
-    assert_eq!(what(Expected { diff_id: wrong, ..good.clone() }), "the decompressed blob");
-    assert_eq!(what(Expected { source_diff_id: wrong, ..good.clone() }), "the source tar");
-    let longer = Expected { source_size: Some(written.source_size + 512), ..good.clone() };
-    assert!(matches!(verify(&blob, &longer).findings[0], Finding::Digest { what: "the source tar", .. }));
-    let beyond = verify(&blob, &Expected { source_size: Some(u64::MAX), ..good }).findings;
-    assert!(beyond.iter().any(|finding| matches!(finding, Finding::SourceSize { .. })), "{beyond:?}");
+    assert_eq!(
+        what(Expected {
+            toc_digest: wrong,
+            ..good.clone()
+        }),
+        "the TOC"
+    );
+    assert_eq!(
+        what(Expected {
+            diff_id: wrong,
+            ..good.clone()
+        }),
+        "the decompressed blob"
+    );
+    assert_eq!(
+        what(Expected {
+            source_diff_id: wrong,
+            ..good.clone()
+        }),
+        "the source tar"
+    );
+    let longer = Expected {
+        source_size: Some(written.source_size + 512),
+        ..good.clone()
+    };
+    assert!(matches!(
+        verify(&blob, &longer).findings[0],
+        Finding::Digest {
+            what: "the source tar",
+            ..
+        }
+    ));
+    let beyond = verify(
+        &blob,
+        &Expected {
+            source_size: Some(u64::MAX),
+            ..good
+        },
+    )
+    .findings;
+    assert!(
+        beyond
+            .iter()
+            .any(|finding| matches!(finding, Finding::SourceSize { .. })),
+        "{beyond:?}"
+    );
 }
 
 #[test]
 fn every_flipped_byte_is_noticed_or_harmless() {
-    let source = Tar::default().dir("d/").file("d/a", b"first").file("d/b", &noise(3, 500)).end();
+    let source = Tar::default()
+        .dir("d/")
+        .file("d/a", b"first")
+        .file("d/b", &noise(3, 500))
+        .end();
     let (blob, written) = convert(&source, &Options::default());
     let good = expected(&written, Layout::SourceFirst);
     let mut unnoticed = Vec::new();
@@ -205,7 +339,10 @@ fn every_flipped_byte_is_noticed_or_harmless() {
         }
     }
     // Modification time, extra flags and system in each gzip header, which nobody looks at.
-    assert!(unnoticed.iter().all(|at| is_idle_header_byte(&blob, *at)), "{unnoticed:?}");
+    assert!(
+        unnoticed.iter().all(|at| is_idle_header_byte(&blob, *at)),
+        "{unnoticed:?}"
+    );
 }
 
 fn is_idle_header_byte(blob: &[u8], at: usize) -> bool {

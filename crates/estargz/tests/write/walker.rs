@@ -51,7 +51,12 @@ impl Read for Trickle<'_> {
 #[test]
 fn every_byte_is_handed_on() {
     let garbage = [every_type(), noise(1, 3333)].concat();
-    for source in [every_type(), garbage, Vec::new(), Tar::default().file("a", b"cut").bytes[..600].to_vec()] {
+    for source in [
+        every_type(),
+        garbage,
+        Vec::new(),
+        Tar::default().file("a", b"cut").bytes[..600].to_vec(),
+    ] {
         assert_eq!(walk(&source[..]).unwrap().1, source);
         assert_eq!(walk(Trickle(&source, 0)).unwrap().1, source);
     }
@@ -60,7 +65,14 @@ fn every_byte_is_handed_on() {
 #[test]
 fn what_is_missing_at_the_end_is_counted() {
     let entries = Tar::default().file("a", b"content").bytes;
-    for (end, missing) in [(0, 1024), (1, 1023), (512, 512), (1000, 24), (1024, 0), (4000, 0)] {
+    for (end, missing) in [
+        (0, 1024),
+        (1, 1023),
+        (512, 512),
+        (1000, 24),
+        (1024, 0),
+        (4000, 0),
+    ] {
         let source = [&entries[..], &vec![0; end]].concat();
         let mut walker = Walker::new(&source[..]);
         while walker.next_header(&mut Vec::new()).unwrap().is_some() {}
@@ -74,7 +86,16 @@ fn what_is_missing_at_the_end_is_counted() {
 #[test]
 fn a_pax_record_wins_over_the_header_and_a_long_name_over_both() {
     let source = Tar::default()
-        .pax(b'x', &[("path", b"from pax"), ("size", b"3"), ("uid", b"-5"), ("gname", b""), ("mtime", b"-1.5")])
+        .pax(
+            b'x',
+            &[
+                ("path", b"from pax"),
+                ("size", b"3"),
+                ("uid", b"-5"),
+                ("gname", b""),
+                ("mtime", b"-1.5"),
+            ],
+        )
         .entry(b'L', b"x", b"", b"from long name\0")
         .file("from header", b"abc")
         .file("next", b"")
@@ -84,9 +105,16 @@ fn a_pax_record_wins_over_the_header_and_a_long_name_over_both() {
     assert_eq!(header.path, b"from long name");
     assert_eq!((header.uid, header.gid, header.size), (-5, 0o1750, 3));
     assert_eq!(header.group_name, b"grp", "an empty record is none");
-    assert_eq!((header.mod_time.seconds, header.mod_time.nanos), (-2, 500_000_000));
+    assert_eq!(
+        (header.mod_time.seconds, header.mod_time.nanos),
+        (-2, 500_000_000)
+    );
     assert_eq!(payload, b"abc");
-    assert_eq!((&entries[1].0.path[..], entries[1].0.uid), (&b"next"[..], 0o1750), "extensions are for one entry");
+    assert_eq!(
+        (&entries[1].0.path[..], entries[1].0.uid),
+        (&b"next"[..], 0o1750),
+        "extensions are for one entry"
+    );
 }
 
 #[test]
@@ -105,14 +133,35 @@ fn old_formats_and_large_numbers() {
     let sum: i32 = prefixed
         .iter()
         .enumerate()
-        .map(|(at, byte)| if (148..156).contains(&at) { 32 } else { i32::from(byte.cast_signed()) })
+        .map(|(at, byte)| {
+            if (148..156).contains(&at) {
+                32
+            } else {
+                i32::from(byte.cast_signed())
+            }
+        })
         .sum();
     prefixed[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
     let (entries, _) = walk(&source[..]).unwrap();
     let kinds: Vec<EntryKind> = entries.iter().map(|(header, _)| header.kind).collect();
-    assert_eq!(kinds, [EntryKind::Dir, EntryKind::Reg, EntryKind::Symlink, EntryKind::Reg]);
-    assert_eq!(entries[0].0.user_name, b"", "the oldest format has no names");
-    assert_eq!((entries[2].0.size, entries[2].1.len()), (0, 0), "a link has no payload, whatever it says");
+    assert_eq!(
+        kinds,
+        [
+            EntryKind::Dir,
+            EntryKind::Reg,
+            EntryKind::Symlink,
+            EntryKind::Reg
+        ]
+    );
+    assert_eq!(
+        entries[0].0.user_name, b"",
+        "the oldest format has no names"
+    );
+    assert_eq!(
+        (entries[2].0.size, entries[2].1.len()),
+        (0, 0),
+        "a link has no payload, whatever it says"
+    );
     assert_eq!(entries[3].0.path, b"prefix/name");
     assert_eq!(entries[3].0.uid, 1 << 40);
 }
@@ -127,7 +176,13 @@ fn gnu_tar_is_understood_in_each_of_its_formats() {
     for format in ["v7", "oldgnu", "gnu", "ustar", "posix"] {
         let archive = Command::new("tar")
             .arg(format!("--format={format}"))
-            .args(["--sort=name", "--owner=app:1234", "--group=grp:99", "--mtime=@1700000000", "-C"])
+            .args([
+                "--sort=name",
+                "--owner=app:1234",
+                "--group=grp:99",
+                "--mtime=@1700000000",
+                "-C",
+            ])
             .arg(folder.path())
             .args(["-cf", "-", "."])
             .output()
@@ -136,11 +191,26 @@ fn gnu_tar_is_understood_in_each_of_its_formats() {
         assert_eq!(bytes, archive.stdout);
         assert_eq!(entries.len(), 5, "{format}");
         for (header, _) in &entries {
-            assert_eq!((header.uid, header.gid, header.mod_time.seconds), (1234, 99, 1_700_000_000), "{format}");
-            assert_eq!(header.user_name, if format == "v7" { &b""[..] } else { b"app" });
+            assert_eq!(
+                (header.uid, header.gid, header.mod_time.seconds),
+                (1234, 99, 1_700_000_000),
+                "{format}"
+            );
+            assert_eq!(
+                header.user_name,
+                if format == "v7" { &b""[..] } else { b"app" }
+            );
         }
-        let find = |path: &str| entries.iter().find(|(header, _)| header.path == format!("./{path}").as_bytes());
-        assert_eq!(find(&format!("{deep}/")).unwrap().0.kind, EntryKind::Dir, "{format}");
+        let find = |path: &str| {
+            entries
+                .iter()
+                .find(|(header, _)| header.path == format!("./{path}").as_bytes())
+        };
+        assert_eq!(
+            find(&format!("{deep}/")).unwrap().0.kind,
+            EntryKind::Dir,
+            "{format}"
+        );
         assert_eq!(find("link").unwrap().0.link, deep.as_bytes());
         assert_eq!(find(&format!("{deep}/file")).unwrap().1, noise(3, 10_000));
     }

@@ -23,21 +23,50 @@ pub(super) enum State {
 
 impl Check {
     pub(super) fn good(what: &'static str, told: impl Into<String>) -> Self {
-        Self { what, state: State::Good, told: told.into(), mend: None }
+        Self {
+            what,
+            state: State::Good,
+            told: told.into(),
+            mend: None,
+        }
     }
 
-    pub(super) fn fair(what: &'static str, told: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { what, state: State::Fair, told: told.into(), mend: Some(mend.into()) }
+    pub(super) fn fair(
+        what: &'static str,
+        told: impl Into<String>,
+        mend: impl Into<String>,
+    ) -> Self {
+        Self {
+            what,
+            state: State::Fair,
+            told: told.into(),
+            mend: Some(mend.into()),
+        }
     }
 
-    pub(super) fn bad(what: &'static str, told: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { what, state: State::Bad, told: told.into(), mend: Some(mend.into()) }
+    pub(super) fn bad(
+        what: &'static str,
+        told: impl Into<String>,
+        mend: impl Into<String>,
+    ) -> Self {
+        Self {
+            what,
+            state: State::Bad,
+            told: told.into(),
+            mend: Some(mend.into()),
+        }
     }
 }
 
 pub(super) fn text(checks: &[Check]) -> String {
     let mut text = String::new();
-    for Check { what, state, told, mend } in checks {
+    for Check {
+        what,
+        state,
+        told,
+        mend,
+    } in checks
+    {
         let mark = match state {
             State::Good => "ok  ",
             State::Fair => "fair",

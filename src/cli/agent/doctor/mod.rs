@@ -39,10 +39,18 @@ pub(super) struct Args {
     #[command(flatten)]
     place: Place,
     /// containerd's configuration file
-    #[arg(long, value_name = "FILE", default_value = "/etc/containerd/config.toml")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/etc/containerd/config.toml"
+    )]
     containerd_config: PathBuf,
     /// containerd's socket
-    #[arg(long, value_name = "SOCKET", default_value = "/run/containerd/containerd.sock")]
+    #[arg(
+        long,
+        value_name = "SOCKET",
+        default_value = "/run/containerd/containerd.sock"
+    )]
     containerd_address: PathBuf,
     /// Print JSON
     #[arg(long)]
@@ -59,7 +67,10 @@ pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failur
         agent(config).await,
         listening("containerd", &args.containerd_address, "start containerd"),
     ];
-    checks.push(request_timeout(request_timeout::current(), config.read_timeout));
+    checks.push(request_timeout(
+        request_timeout::current(),
+        config.read_timeout,
+    ));
     checks.extend(containerd(args, config).await);
     if args.json {
         output::print_json(&checks)?;
@@ -67,28 +78,40 @@ pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failur
         output::print(&text(&checks))?;
     }
     let is_bad = checks.iter().any(|check| check.state == State::Bad);
-    Ok(if is_bad { ExitCode::from(1) } else { ExitCode::SUCCESS })
+    Ok(if is_bad {
+        ExitCode::from(1)
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 fn root() -> Check {
     if rustix::process::geteuid().is_root() {
         Check::good("user", "root")
     } else {
-        Check::bad("user", "not root", "the agent mounts file systems: run it, and this, as root")
+        Check::bad(
+            "user",
+            "not root",
+            "the agent mounts file systems: run it, and this, as root",
+        )
     }
 }
 
 fn fuse() -> Check {
     match fs::File::options().read(true).write(true).open("/dev/fuse") {
         Ok(_) => Check::good("FUSE", "/dev/fuse can be opened"),
-        Err(error) => {
-            Check::bad("FUSE", format!("/dev/fuse: {error}"), "modprobe fuse; in a container, pass the device")
-        }
+        Err(error) => Check::bad(
+            "FUSE",
+            format!("/dev/fuse: {error}"),
+            "modprobe fuse; in a container, pass the device",
+        ),
     }
 }
 
 fn kernel(release: &str) -> Check {
-    let mut numbers = release.split(|letter: char| !letter.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));
+    let mut numbers = release
+        .split(|letter: char| !letter.is_ascii_digit())
+        .map(|number| number.parse().unwrap_or(0));
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     if version < NEEDED_KERNEL {
         Check::bad("kernel", release, "Linux 5.4 or newer is needed")
@@ -103,7 +126,10 @@ fn kernel(release: &str) -> Check {
 
 async fn agent(config: &agent::Config) -> Check {
     match api::report(&config.root).await {
-        Ok(report) => Check::good("agent", format!("runs, {} layers mounted lazily", report.layers.len())),
+        Ok(report) => Check::good(
+            "agent",
+            format!("runs, {} layers mounted lazily", report.layers.len()),
+        ),
         Err(error) => {
             let mend = "systemctl enable --now starlift-agent, or name its --root";
             Check::bad("agent", error.to_string(), mend)
@@ -114,7 +140,9 @@ async fn agent(config: &agent::Config) -> Check {
 fn listening(what: &'static str, socket: &Path, mend: &str) -> Check {
     let shown = socket.display();
     match fs::symlink_metadata(socket) {
-        Ok(found) if !found.file_type().is_socket() => Check::bad(what, format!("{shown} is no socket"), mend),
+        Ok(found) if !found.file_type().is_socket() => {
+            Check::bad(what, format!("{shown} is no socket"), mend)
+        }
         _ => match UnixStream::connect(socket) {
             Ok(_) => Check::good(what, format!("listens on {shown}")),
             Err(error) => Check::bad(what, format!("{shown}: {error}"), mend),
@@ -129,10 +157,22 @@ async fn containerd(args: &Args, config: &agent::Config) -> Vec<Check> {
     let version = version().await;
     let root = std::path::absolute(&config.root).unwrap_or_else(|_| config.root.clone());
     let empty = Table::new();
-    let mut facts = Facts { version, file: &empty, address: &config.address, root: &root, pause: &[] };
+    let mut facts = Facts {
+        version,
+        file: &empty,
+        address: &config.address,
+        root: &root,
+        pause: &[],
+    };
     let file = match fs::read_to_string(path) {
         Ok(file) => file,
-        Err(error) => return vec![Check::bad(WHAT, format!("{}: {error}", path.display()), facts.lines())],
+        Err(error) => {
+            return vec![Check::bad(
+                WHAT,
+                format!("{}: {error}", path.display()),
+                facts.lines(),
+            )];
+        }
     };
     let file = match file.parse::<Table>() {
         Ok(file) => file,
@@ -143,15 +183,34 @@ async fn containerd(args: &Args, config: &agent::Config) -> Vec<Check> {
     };
     facts.file = &file;
     let (first, dump) = match dump(path).await {
-        Ok(dump) => (Check::good(WHAT, format!("{} as containerd {} reads it", path.display(), named(version))), dump),
+        Ok(dump) => (
+            Check::good(
+                WHAT,
+                format!(
+                    "{} as containerd {} reads it",
+                    path.display(),
+                    named(version)
+                ),
+            ),
+            dump,
+        ),
         Err(error) => {
             let mend = "only what the file says is judged below, not what containerd makes of it";
-            (Check::fair(WHAT, format!("`containerd config dump` failed: {error}"), mend), file.clone())
+            (
+                Check::fair(
+                    WHAT,
+                    format!("`containerd config dump` failed: {error}"),
+                    mend,
+                ),
+                file.clone(),
+            )
         }
     };
     let pause = match containerd::pause_image(&dump) {
         // Whether it was pulled is judged, not whether containerd can be asked: that has its own check.
-        Some(image) => pause::unpacked_for(&args.containerd_address, image).await.unwrap_or_default(),
+        Some(image) => pause::unpacked_for(&args.containerd_address, image)
+            .await
+            .unwrap_or_default(),
         None => Vec::new(),
     };
     facts.pause = &pause;
@@ -161,7 +220,10 @@ async fn containerd(args: &Args, config: &agent::Config) -> Vec<Check> {
 }
 
 fn named(version: Option<Version>) -> String {
-    version.map_or_else(|| "of an unknown version".to_owned(), |version| version.to_string())
+    version.map_or_else(
+        || "of an unknown version".to_owned(),
+        |version| version.to_string(),
+    )
 }
 
 async fn version() -> Option<Version> {
@@ -173,18 +235,29 @@ async fn version() -> Option<Version> {
 /// The effective configuration: the file with what it imports, defaults, and what a migration made of it.
 async fn dump(file: &Path) -> io::Result<Table> {
     let mut containerd = Command::new("containerd");
-    let dump = answer(containerd.arg("--config").arg(file).args(["config", "dump"])).await?;
+    let dump = answer(
+        containerd
+            .arg("--config")
+            .arg(file)
+            .args(["config", "dump"]),
+    )
+    .await?;
     dump.parse().map_err(io::Error::other)
 }
 
 /// What a command prints on its standard output.
 async fn answer(command: &mut Command) -> io::Result<String> {
     let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
-    let output = tokio::time::timeout(ANSWER_LIMIT, output).await.map_err(io::Error::from)??;
+    let output = tokio::time::timeout(ANSWER_LIMIT, output)
+        .await
+        .map_err(io::Error::from)??;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let said = String::from_utf8_lossy(&output.stderr).chars().take(MAX_SAID).collect::<String>();
+    let said = String::from_utf8_lossy(&output.stderr)
+        .chars()
+        .take(MAX_SAID)
+        .collect::<String>();
     Err(io::Error::other(said.trim().to_owned()))
 }
 
@@ -196,7 +269,11 @@ fn request_timeout(kernel: Option<Duration>, configured: Duration) -> Check {
         None => Check::good(WHAT, "none"),
         Some(limit) => {
             let fresh = ReadLimits::new(configured, Some(limit)).fresh;
-            let told = format!("{}: a read waits {} for the registry", shown(limit), shown(fresh));
+            let told = format!(
+                "{}: a read waits {} for the registry",
+                shown(limit),
+                shown(fresh)
+            );
             if fresh == configured {
                 return Check::good(WHAT, told);
             }
@@ -217,22 +294,43 @@ mod tests {
     fn a_kernel_that_ends_slow_requests_is_fair() {
         let (minute, seconds) = (Duration::from_secs(60), Duration::from_secs);
         assert_eq!(request_timeout(None, minute).state, State::Good);
-        assert_eq!(request_timeout(Some(seconds(120)), minute).state, State::Good);
+        assert_eq!(
+            request_timeout(Some(seconds(120)), minute).state,
+            State::Good
+        );
         let check = request_timeout(Some(seconds(20)), minute);
-        assert_eq!((check.state, check.told.as_str()), (State::Fair, "20s: a read waits 10s for the registry"));
+        assert_eq!(
+            (check.state, check.told.as_str()),
+            (State::Fair, "20s: a read waits 10s for the registry")
+        );
     }
 
     /// What we tell people to type is good in our own eyes.
     #[test]
     fn the_examples_for_containerd_are_good() {
         let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
-        for (name, version) in [("containerd-1.toml", Version(1, 7, 27)), ("containerd.toml", Version(2, 4, 2))] {
-            let file: Table = fs::read_to_string(deploy.join(name)).unwrap().parse().unwrap();
+        for (name, version) in [
+            ("containerd-1.toml", Version(1, 7, 27)),
+            ("containerd.toml", Version(2, 4, 2)),
+        ] {
+            let file: Table = fs::read_to_string(deploy.join(name))
+                .unwrap()
+                .parse()
+                .unwrap();
             let config = agent::Config::default();
             let (address, root) = (config.address.as_path(), config.root.as_path());
-            let facts = Facts { version: Some(version), file: &file, address, root, pause: &[] };
+            let facts = Facts {
+                version: Some(version),
+                file: &file,
+                address,
+                root,
+                pause: &[],
+            };
             let checks = containerd::judge(&file, &facts);
-            assert!(checks.iter().all(|check| check.state == State::Good), "{name}: {checks:#?}");
+            assert!(
+                checks.iter().all(|check| check.state == State::Good),
+                "{name}: {checks:#?}"
+            );
         }
     }
 

@@ -24,17 +24,30 @@ const LIMIT: Duration = Duration::from_secs(5);
 pub(super) async fn unpacked_for(address: &Path, image: &str) -> Result<Vec<String>, Failure> {
     let walk = async {
         let session = Session::open(address, NAMESPACE).await?;
-        let answer = session.images().get(GetImageRequest { name: image.to_owned() }).await;
-        let found = answer.map_err(Failure::when("containerd does not have the pause image"))?.into_inner().image;
-        let mut left: Vec<String> =
-            found.and_then(|image| image.target).map(|target| target.digest).into_iter().collect();
+        let answer = session
+            .images()
+            .get(GetImageRequest {
+                name: image.to_owned(),
+            })
+            .await;
+        let found = answer
+            .map_err(Failure::when("containerd does not have the pause image"))?
+            .into_inner()
+            .image;
+        let mut left: Vec<String> = found
+            .and_then(|image| image.target)
+            .map(|target| target.digest)
+            .into_iter()
+            .collect();
         let (mut seen, mut snapshotters) = (BTreeSet::new(), BTreeSet::new());
         while let Some(digest) = left.pop() {
             if seen.len() == MAX_BLOBS || !seen.insert(digest.clone()) {
                 continue;
             }
             // Blobs of other platforms were never fetched.
-            let Ok(answer) = session.content().info(InfoRequest { digest }).await else { continue };
+            let Ok(answer) = session.content().info(InfoRequest { digest }).await else {
+                continue;
+            };
             for (key, value) in answer.into_inner().info.unwrap_or_default().labels {
                 if let Some(snapshotter) = key.strip_prefix(SNAPSHOT) {
                     snapshotters.insert(snapshotter.to_owned());

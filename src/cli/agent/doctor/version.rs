@@ -17,7 +17,12 @@ impl Version {
         let word = word.strip_prefix('v').unwrap_or(word);
         let mut numbers = word.splitn(3, '.');
         let (major, minor) = (numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?);
-        let patch = numbers.next()?.split(|letter: char| !letter.is_ascii_digit()).next()?.parse().ok()?;
+        let patch = numbers
+            .next()?
+            .split(|letter: char| !letter.is_ascii_digit())
+            .next()?
+            .parse()
+            .ok()?;
         Some(Self(major, minor, patch))
     }
 
@@ -40,8 +45,14 @@ mod tests {
     #[test]
     fn versions_are_read_as_containerd_and_distributions_print_them() {
         for (line, version) in [
-            ("containerd github.com/containerd/containerd 1.6.20~ds1 1.6.20~ds1-1+deb12u3", Version(1, 6, 20)),
-            ("containerd github.com/containerd/containerd/v2 v2.4.2 7b8d3f1", Version(2, 4, 2)),
+            (
+                "containerd github.com/containerd/containerd 1.6.20~ds1 1.6.20~ds1-1+deb12u3",
+                Version(1, 6, 20),
+            ),
+            (
+                "containerd github.com/containerd/containerd/v2 v2.4.2 7b8d3f1",
+                Version(2, 4, 2),
+            ),
             ("containerd containerd.io v2.1.0-rc.1 abc", Version(2, 1, 0)),
         ] {
             assert_eq!(Version::of_output(line), Some(version), "{line}");
@@ -57,6 +68,9 @@ mod tests {
     fn exports_came_to_both_old_branches() {
         let known = [Version(1, 6, 32), Version(1, 7, 16), Version(2, 0, 0)];
         let unknown = [Version(1, 6, 20), Version(1, 7, 0), Version(1, 7, 15)];
-        assert!(known.into_iter().all(Version::has_exports) && !unknown.into_iter().any(Version::has_exports));
+        assert!(
+            known.into_iter().all(Version::has_exports)
+                && !unknown.into_iter().any(Version::has_exports)
+        );
     }
 }

@@ -60,7 +60,11 @@ pub struct Ranges {
 
 #[derive(Debug)]
 enum Event {
-    Pulled { client: IpAddr, image: Arc<Image>, at: Instant },
+    Pulled {
+        client: IpAddr,
+        image: Arc<Image>,
+        at: Instant,
+    },
     Read(Read),
 }
 
@@ -81,7 +85,10 @@ impl Ranges {
     /// observers are known already. Needs a runtime.
     pub fn start(profiles: Profiles, enough: usize) -> Self {
         let (events, received) = mpsc::channel(MAX_WAITING);
-        let unlearned = moka::sync::Cache::builder().max_capacity(UNLEARNED_LAYERS).time_to_live(UNLEARNED_FOR).build();
+        let unlearned = moka::sync::Cache::builder()
+            .max_capacity(UNLEARNED_LAYERS)
+            .time_to_live(UNLEARNED_FOR)
+            .build();
         let learner = Learner {
             profiles,
             sessions: Sessions::default(),
@@ -94,28 +101,50 @@ impl Ranges {
         let layers = |_: &Digest, image: &Option<Arc<Image>>| {
             u32::try_from(image.as_ref().map_or(1, |image| image.layers.len())).unwrap_or(u32::MAX)
         };
-        let images = moka::sync::Cache::builder().max_capacity(REMEMBERED_LAYERS).weigher(layers).build();
-        Self { events, images, unlearned }
+        let images = moka::sync::Cache::builder()
+            .max_capacity(REMEMBERED_LAYERS)
+            .weigher(layers)
+            .build();
+        Self {
+            events,
+            images,
+            unlearned,
+        }
     }
 
     /// Notes that a client fetched an image's manifest. Never waits.
     pub fn pulled(&self, client: IpAddr, manifest: &Manifest) {
         let image = self.images.get_with(manifest.digest.clone(), || {
-            let layers = (manifest.bytes.len() <= MAX_MANIFEST).then(|| stack::layers(manifest)).flatten();
-            layers.filter(|layers| layers.len() <= MAX_LAYERS).map(|layers| Arc::new(Image { layers }))
+            let layers = (manifest.bytes.len() <= MAX_MANIFEST)
+                .then(|| stack::layers(manifest))
+                .flatten();
+            layers
+                .filter(|layers| layers.len() <= MAX_LAYERS)
+                .map(|layers| Arc::new(Image { layers }))
         });
         if let Some(image) = image {
-            self.tell(Event::Pulled { client, image, at: Instant::now() });
+            self.tell(Event::Pulled {
+                client,
+                image,
+                at: Instant::now(),
+            });
         }
     }
 
     /// Notes that a client asked for parts of a layer of `size` bytes, in order. Never waits.
     pub fn read(&self, client: IpAddr, layer: &Digest, size: u64, parts: Vec<Range<u64>>) {
-        let is_probe = matches!(parts.as_slice(), [part] if part.start == 0 && part.end <= MAX_PROBE);
+        let is_probe =
+            matches!(parts.as_slice(), [part] if part.start == 0 && part.end <= MAX_PROBE);
         if parts.is_empty() || parts.len() > MAX_PARTS || is_probe {
             return;
         }
-        self.tell(Event::Read(Read { client, layer: layer.clone(), size, parts, at: Instant::now() }));
+        self.tell(Event::Read(Read {
+            client,
+            layer: layer.clone(),
+            size,
+            parts,
+            at: Instant::now(),
+        }));
     }
 
     /// Whether requests for the layer should come by here, because an image that has it is not learned yet.
@@ -125,7 +154,10 @@ impl Ranges {
 
     fn tell(&self, event: Event) {
         if self.events.try_send(event).is_err() {
-            metrics().range_requests.get_or_create(&[("outcome", "lost")]).inc();
+            metrics()
+                .range_requests
+                .get_or_create(&[("outcome", "lost")])
+                .inc();
         }
     }
 }
@@ -153,21 +185,37 @@ impl Learner {
         match event {
             Event::Pulled { client, image, at } => {
                 if !self.is_learned(&image).await {
-                    image.layers.iter().for_each(|layer| self.unlearned.insert(layer.clone(), ()));
+                    image
+                        .layers
+                        .iter()
+                        .for_each(|layer| self.unlearned.insert(layer.clone(), ()));
                 }
                 self.sessions.begin(client, &image, at);
             }
             Event::Read(read) => {
                 tracing::trace!(client = %read.client, layer = %read.layer, parts = ?read.parts, "ranges asked for");
-                let outcome = if self.sessions.read(read) { "noted" } else { "unknown" };
-                metrics().range_requests.get_or_create(&[("outcome", outcome)]).inc();
+                let outcome = if self.sessions.read(read) {
+                    "noted"
+                } else {
+                    "unknown"
+                };
+                metrics()
+                    .range_requests
+                    .get_or_create(&[("outcome", outcome)])
+                    .inc();
             }
         }
     }
 
     async fn is_learned(&self, image: &Image) -> bool {
-        let Ok(Some(record)) = self.profiles.stack(&Stack::of(&image.layers)).await else { return false };
-        if self.counted.get(&record.config).is_some_and(|sessions| sessions >= self.enough) {
+        let Ok(Some(record)) = self.profiles.stack(&Stack::of(&image.layers)).await else {
+            return false;
+        };
+        if self
+            .counted
+            .get(&record.config)
+            .is_some_and(|sessions| sessions >= self.enough)
+        {
             return true;
         }
         let known = self.profiles.known(&record.config).await;
@@ -180,7 +228,11 @@ impl Learner {
             count("busy");
             return;
         };
-        let (profiles, counted, unlearned) = (self.profiles.clone(), self.counted.clone(), self.unlearned.clone());
+        let (profiles, counted, unlearned) = (
+            self.profiles.clone(),
+            self.counted.clone(),
+            self.unlearned.clone(),
+        );
         let enough = self.enough;
         tokio::spawn(async move {
             let _slot = slot;
@@ -189,7 +241,11 @@ impl Learner {
                     let sessions = counted.get(&config).unwrap_or_default() + 1;
                     counted.insert(config, sessions);
                     if sessions >= enough {
-                        session.image.layers.iter().for_each(|layer| unlearned.invalidate(layer));
+                        session
+                            .image
+                            .layers
+                            .iter()
+                            .for_each(|layer| unlearned.invalidate(layer));
                     }
                     count("taken");
                 }
@@ -204,23 +260,39 @@ impl Learner {
 }
 
 fn count(outcome: &'static str) {
-    metrics().observations.get_or_create(&[("source", "ranges"), ("outcome", outcome)]).inc();
+    metrics()
+        .observations
+        .get_or_create(&[("source", "ranges"), ("outcome", outcome)])
+        .inc();
 }
 
 /// Learns of a session; the image's configuration if there was something to learn.
 async fn look_into(profiles: &Profiles, session: &Session) -> Result<Option<Digest>, Error> {
-    let Some(record) = profiles.stack(&Stack::of(&session.image.layers)).await? else { return Ok(None) };
+    let Some(record) = profiles.stack(&Stack::of(&session.image.layers)).await? else {
+        return Ok(None);
+    };
     let known = profiles.known(&record.config).await?;
-    let Some(files) = files(profiles, session, &record, &known).await? else { return Ok(None) };
+    let Some(files) = files(profiles, session, &record, &known).await? else {
+        return Ok(None);
+    };
     let observation = Observation::new(files);
     if observation.is_empty() {
         return Ok(None);
     }
     let observer = profiles.observer(&record.config, session.client).await?;
     tracing::debug!(image = %record.config, files = observation.files().len(), "learned from ranges");
-    let seen = Seen { observation, heard: now() };
+    let seen = Seen {
+        observation,
+        heard: now(),
+    };
     let merger = &profiles.shared.merger;
-    let is_taken = merger.offer(&record.config, &Workload::default(), observer, Source::Ranges, seen);
+    let is_taken = merger.offer(
+        &record.config,
+        &Workload::default(),
+        observer,
+        Source::Ranges,
+        seen,
+    );
     Ok(is_taken.then(|| record.config.clone()))
 }
 
@@ -231,15 +303,25 @@ async fn files(
     record: &StackRecord,
     known: &Arc<Knowledge>,
 ) -> Result<Option<Vec<FileUse>>, Error> {
-    let all = session.layers.values().flat_map(|layer| layer.asked.iter().map(|asked| (asked, layer.size)));
+    let all = session
+        .layers
+        .values()
+        .flat_map(|layer| layer.asked.iter().map(|asked| (asked, layer.size)));
     let block = trace::block_of(all);
     let (all_known, size) = (Arc::clone(known), known.len() * size_of::<FileUse>());
     let likely = aside(size, move || likely(&all_known)).await;
     let (mut files, mut all_files, mut seen) = (Vec::new(), 0, HashSet::new());
     for (number, digest) in (0u32..).zip(&record.layers) {
-        let Some(layer) = session.layers.get(digest).filter(|_| seen.insert(digest)) else { continue };
-        let Some(toc) = check::toc(&profiles.shared.tocs, digest).await? else { continue };
-        let (asked, likely) = (layer.asked.clone(), likely.get(&number).cloned().unwrap_or_default());
+        let Some(layer) = session.layers.get(digest).filter(|_| seen.insert(digest)) else {
+            continue;
+        };
+        let Some(toc) = check::toc(&profiles.shared.tocs, digest).await? else {
+            continue;
+        };
+        let (asked, likely) = (
+            layer.asked.clone(),
+            likely.get(&number).cloned().unwrap_or_default(),
+        );
         let traced = tokio::task::spawn_blocking(move || {
             let used = trace::files(&toc, number, block, &asked, |path| likely.contains(path));
             (used, trace::count(&toc))

@@ -86,7 +86,14 @@ impl Sessions {
             return;
         }
         let (image, layers) = (Arc::clone(image), HashMap::new());
-        let session = Session { client, image, prepared: at, run: None, layers, parts: 0 };
+        let session = Session {
+            client,
+            image,
+            prepared: at,
+            run: None,
+            layers,
+            parts: 0,
+        };
         self.open.entry(client).or_default().push(session);
         self.sessions += 1;
     }
@@ -96,13 +103,19 @@ impl Sessions {
         if self.session(&read).is_none() {
             // Another replica may have given the manifest: then reading a TOC is how it begins.
             let is_end = read.parts.last().is_some_and(|part| part.end == read.size);
-            let Some(image) = is_end.then(|| self.only_image_with(&read.layer)).flatten() else { return false };
+            let Some(image) = is_end.then(|| self.only_image_with(&read.layer)).flatten() else {
+                return false;
+            };
             self.begin(read.client, &image, read.at);
         }
         let room = MAX_PARTS.saturating_sub(self.parts);
-        let Some(session) = self.session(&read) else { return false };
+        let Some(session) = self.session(&read) else {
+            return false;
+        };
         let before = session.parts;
-        if read.parts.len() <= room.min(MAX_PARTS_OF_SESSION.saturating_sub(before)) && !session.is_over(read.at) {
+        if read.parts.len() <= room.min(MAX_PARTS_OF_SESSION.saturating_sub(before))
+            && !session.is_over(read.at)
+        {
             session.read(read);
             let more = session.parts - before;
             self.parts += more;
@@ -113,17 +126,25 @@ impl Sessions {
     /// Of several images with that layer, the one that the client fetched last.
     fn session(&mut self, read: &Read) -> Option<&mut Session> {
         let of_client = self.open.get_mut(&read.client)?;
-        of_client.iter_mut().rev().find(|open| open.image.layers.contains(&read.layer))
+        of_client
+            .iter_mut()
+            .rev()
+            .find(|open| open.image.layers.contains(&read.layer))
     }
 
     /// Takes out the sessions that are over at `now`, but for those in which nothing was read.
     pub(super) fn ended(&mut self, now: Instant) -> Vec<Session> {
-        let over = self.open.values_mut().flat_map(|of_client| of_client.extract_if(.., |open| open.is_over(now)));
+        let over = self
+            .open
+            .values_mut()
+            .flat_map(|of_client| of_client.extract_if(.., |open| open.is_over(now)));
         let over: Vec<_> = over.collect();
         self.open.retain(|_, of_client| !of_client.is_empty());
         self.sessions -= over.len();
         self.parts -= over.iter().map(|session| session.parts).sum::<usize>();
-        over.into_iter().filter(|session| session.run.is_some()).collect()
+        over.into_iter()
+            .filter(|session| session.run.is_some())
+            .collect()
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -141,16 +162,31 @@ impl Sessions {
     }
 
     fn only_image_with(&self, layer: &Digest) -> Option<Arc<Image>> {
-        let mut with = self.images.iter().filter(|image| image.layers.contains(layer));
-        with.next().filter(|_| with.next().is_none()).map(Arc::clone)
+        let mut with = self
+            .images
+            .iter()
+            .filter(|image| image.layers.contains(layer));
+        with.next()
+            .filter(|_| with.next().is_none())
+            .map(Arc::clone)
     }
 }
 
 impl Session {
     fn read(&mut self, read: Read) {
         self.parts += read.parts.len();
-        let Read { layer, size, parts, at, .. } = read;
-        let layer = self.layers.entry(layer).or_insert_with(|| Layer { size, asked: Vec::new(), tail: size });
+        let Read {
+            layer,
+            size,
+            parts,
+            at,
+            ..
+        } = read;
+        let layer = self.layers.entry(layer).or_insert_with(|| Layer {
+            size,
+            asked: Vec::new(),
+            tail: size,
+        });
         // First the footer is read, then the TOC in front of it.
         let is_tail = parts.last().is_some_and(|part| part.end >= layer.tail);
         if is_tail && self.run.is_none() {
@@ -160,13 +196,17 @@ impl Session {
             self.run = Some((self.run.map_or(at, |(first, _)| first), at));
         }
         let since = self.run.map_or(at, |(first, _)| first);
-        layer.asked.push(Asked { after: at.saturating_duration_since(since), parts });
+        layer.asked.push(Asked {
+            after: at.saturating_duration_since(since),
+            parts,
+        });
     }
 
     fn is_over(&self, now: Instant) -> bool {
         match self.run {
             Some((first, last)) => {
-                now.saturating_duration_since(last) >= SILENCE || now.saturating_duration_since(first) >= LONGEST
+                now.saturating_duration_since(last) >= SILENCE
+                    || now.saturating_duration_since(first) >= LONGEST
             }
             None => now.saturating_duration_since(self.prepared) >= PATIENCE,
         }
@@ -174,7 +214,8 @@ impl Session {
 
     /// Whether it may be a client that fetches the rest in the background before anything was started.
     pub(super) fn began_after_a_silence(&self) -> bool {
-        self.run.is_some_and(|(first, _)| first.saturating_duration_since(self.prepared) >= SILENCE)
+        self.run
+            .is_some_and(|(first, _)| first.saturating_duration_since(self.prepared) >= SILENCE)
     }
 }
 
@@ -187,7 +228,9 @@ mod tests {
     }
 
     fn image(layers: &[&str]) -> Arc<Image> {
-        Arc::new(Image { layers: layers.iter().map(|name| digest(name)).collect() })
+        Arc::new(Image {
+            layers: layers.iter().map(|name| digest(name)).collect(),
+        })
     }
 
     fn client(number: u32) -> IpAddr {
@@ -202,8 +245,20 @@ mod tests {
             self.0 + Duration::from_secs_f64(seconds)
         }
 
-        fn read(&self, number: u32, layer: &str, range: std::ops::Range<u64>, seconds: f64) -> Read {
-            Read { client: client(number), layer: digest(layer), size: 1000, parts: vec![range], at: self.at(seconds) }
+        fn read(
+            &self,
+            number: u32,
+            layer: &str,
+            range: std::ops::Range<u64>,
+            seconds: f64,
+        ) -> Read {
+            Read {
+                client: client(number),
+                layer: digest(layer),
+                size: 1000,
+                parts: vec![range],
+                at: self.at(seconds),
+            }
         }
     }
 
@@ -211,21 +266,50 @@ mod tests {
     fn a_session_is_what_comes_between_the_toc_and_a_silence() {
         let clock = Clock(Instant::now());
         let mut sessions = Sessions::default();
-        assert!(!sessions.read(clock.read(1, "a", 0..10, 0.0)), "of no image that was pulled");
+        assert!(
+            !sessions.read(clock.read(1, "a", 0..10, 0.0)),
+            "of no image that was pulled"
+        );
         sessions.begin(client(1), &image(&["a", "b"]), clock.at(0.0));
-        assert!(sessions.read(clock.read(1, "a", 950..1000, 0.1)) && sessions.read(clock.read(1, "a", 900..950, 0.2)));
-        assert!(!sessions.read(clock.read(2, "a", 0..10, 0.2)), "of another client");
-        assert!(sessions.ended(clock.at(60.0)).is_empty(), "a start may be long in coming");
+        assert!(
+            sessions.read(clock.read(1, "a", 950..1000, 0.1))
+                && sessions.read(clock.read(1, "a", 900..950, 0.2))
+        );
+        assert!(
+            !sessions.read(clock.read(2, "a", 0..10, 0.2)),
+            "of another client"
+        );
+        assert!(
+            sessions.ended(clock.at(60.0)).is_empty(),
+            "a start may be long in coming"
+        );
         for second in [60.0, 61.0, 64.0] {
             assert!(sessions.read(clock.read(1, "b", 0..10, second)));
         }
         assert!(sessions.ended(clock.at(67.0)).is_empty());
-        assert!(sessions.read(clock.read(1, "b", 500..600, 69.0)), "it is over, though nobody has looked yet");
-        let [session] = &sessions.ended(clock.at(70.0))[..] else { panic!("one") };
+        assert!(
+            sessions.read(clock.read(1, "b", 500..600, 69.0)),
+            "it is over, though nobody has looked yet"
+        );
+        let [session] = &sessions.ended(clock.at(70.0))[..] else {
+            panic!("one")
+        };
         assert!(session.began_after_a_silence());
-        assert_eq!((session.layers[&digest("a")].asked.len(), session.layers[&digest("b")].asked.len()), (2, 3));
-        assert_eq!(session.layers[&digest("b")].asked[2].after, Duration::from_secs(4));
-        assert!(!sessions.read(clock.read(1, "b", 0..10, 71.0)), "what comes later is no start");
+        assert_eq!(
+            (
+                session.layers[&digest("a")].asked.len(),
+                session.layers[&digest("b")].asked.len()
+            ),
+            (2, 3)
+        );
+        assert_eq!(
+            session.layers[&digest("b")].asked[2].after,
+            Duration::from_secs(4)
+        );
+        assert!(
+            !sessions.read(clock.read(1, "b", 0..10, 71.0)),
+            "what comes later is no start"
+        );
         assert!(sessions.is_empty() && sessions.parts == 0);
     }
 
@@ -235,11 +319,20 @@ mod tests {
         let mut sessions = Sessions::default();
         sessions.begin(client(9), &image(&["base", "one"]), clock.at(0.0));
         sessions.begin(client(9), &image(&["base", "two"]), clock.at(0.0));
-        assert!(!sessions.read(clock.read(1, "base", 900..1000, 1.0)), "of which image?");
+        assert!(
+            !sessions.read(clock.read(1, "base", 900..1000, 1.0)),
+            "of which image?"
+        );
         assert!(sessions.read(clock.read(1, "two", 900..1000, 1.0)));
         assert!(sessions.read(clock.read(1, "base", 0..10, 1.0)));
         let ended = sessions.ended(clock.at(10.0));
-        assert_eq!(ended.iter().map(|session| session.client).collect::<Vec<_>>(), [client(1)]);
+        assert_eq!(
+            ended
+                .iter()
+                .map(|session| session.client)
+                .collect::<Vec<_>>(),
+            [client(1)]
+        );
         assert!(!ended[0].began_after_a_silence());
     }
 
@@ -248,16 +341,27 @@ mod tests {
         let clock = Clock(Instant::now());
         let mut sessions = Sessions::default();
         for number in 0..5000 {
-            sessions.begin(client(number % 3000), &image(&["a", &number.to_string()]), clock.at(0.0));
+            sessions.begin(
+                client(number % 3000),
+                &image(&["a", &number.to_string()]),
+                clock.at(0.0),
+            );
         }
-        assert_eq!((sessions.sessions, sessions.images.len()), (MAX_SESSIONS, MAX_IMAGES));
+        assert_eq!(
+            (sessions.sessions, sessions.images.len()),
+            (MAX_SESSIONS, MAX_IMAGES)
+        );
         for at in 0..400_000u64 {
             let number = u32::try_from(at % 64).unwrap();
             sessions.read(clock.read(number, "a", at..at + 1, 1.0));
         }
         assert!(sessions.parts <= MAX_PARTS);
         let ended = sessions.ended(clock.at(1000.0));
-        assert!(ended.iter().all(|session| session.parts <= MAX_PARTS_OF_SESSION));
+        assert!(
+            ended
+                .iter()
+                .all(|session| session.parts <= MAX_PARTS_OF_SESSION)
+        );
         assert!(sessions.is_empty() && sessions.open.is_empty() && sessions.parts == 0);
         for number in 0..100 {
             sessions.begin(client(7), &image(&[&number.to_string()]), clock.at(0.0));

@@ -55,7 +55,11 @@ struct Span {
 pub(super) fn block_of<'a>(asked: impl IntoIterator<Item = (&'a Asked, u64)>) -> u64 {
     let borders = asked.into_iter().flat_map(|(asked, size)| {
         let inner = move |border: &u64| *border != size;
-        asked.parts.iter().flat_map(|part| [part.start, part.end]).filter(inner)
+        asked
+            .parts
+            .iter()
+            .flat_map(|part| [part.start, part.end])
+            .filter(inner)
     });
     let common = borders.fold(0, gcd);
     match common {
@@ -67,7 +71,11 @@ pub(super) fn block_of<'a>(asked: impl IntoIterator<Item = (&'a Asked, u64)>) ->
 }
 
 fn gcd(one: u64, other: u64) -> u64 {
-    if other == 0 { one } else { gcd(other, one % other) }
+    if other == 0 {
+        one
+    } else {
+        gcd(other, one % other)
+    }
 }
 
 /// The files of layer number `layer` that the requests were for, in order. `is_likely` says which files are known to be
@@ -92,7 +100,12 @@ pub(super) fn files(
         news.sort_unstable_by_key(|part: &Range<u64>| part.start);
         for (place, extents) in files.meant(&news, block, &held, &is_likely) {
             let path = files.spans[place].path.clone();
-            let file = FileUse { layer, path, extents: Extents::default(), after: *after };
+            let file = FileUse {
+                layer,
+                path,
+                extents: Extents::default(),
+                after: *after,
+            };
             let known = used.entry(place).or_insert(file);
             known.extents = known.extents.union(&extents);
         }
@@ -104,7 +117,10 @@ pub(super) fn files(
 
 /// How many files with content the layer has.
 pub(super) fn count(toc: &Toc) -> usize {
-    (0..).map_while(|number| toc.node(NodeId(number))).filter(|node| node.size() > 0).count()
+    (0..)
+        .map_while(|number| toc.node(NodeId(number)))
+        .filter(|node| node.size() > 0)
+        .count()
 }
 
 impl Files {
@@ -112,21 +128,37 @@ impl Files {
         let mut seen: HashSet<NodeId> = HashSet::new();
         let mut spans = Vec::new();
         for entry in toc.entries() {
-            let Ok(path) = String::from_utf8(entry.path) else { continue };
+            let Ok(path) = String::from_utf8(entry.path) else {
+                continue;
+            };
             if entry.node.kind() != Kind::File || !seen.insert(entry.node.id()) {
                 continue;
             }
             let held = entry.node.chunks().filter(|chunk| !chunk.range.is_empty());
-            let chunks: Vec<_> =
-                held.map(|chunk| (chunk.range, chunk.file_offset..chunk.file_offset + chunk.size)).collect();
+            let chunks: Vec<_> = held
+                .map(|chunk| {
+                    (
+                        chunk.range,
+                        chunk.file_offset..chunk.file_offset + chunk.size,
+                    )
+                })
+                .collect();
             let start = chunks.iter().map(|(range, _)| range.start).min();
             let end = chunks.iter().map(|(range, _)| range.end).max();
             if let (Some(start), Some(end)) = (start, end) {
-                spans.push(Span { path, range: start..end, chunks });
+                spans.push(Span {
+                    path,
+                    range: start..end,
+                    chunks,
+                });
             }
         }
         spans.sort_by_key(|span| (span.range.start, span.range.end));
-        let payload_end = spans.iter().map(|span| span.range.end).max().unwrap_or_default();
+        let payload_end = spans
+            .iter()
+            .map(|span| span.range.end)
+            .max()
+            .unwrap_or_default();
         Self { spans, payload_end }
     }
 
@@ -138,7 +170,9 @@ impl Files {
         held: &Held,
         is_likely: impl Fn(&str) -> bool,
     ) -> Vec<(usize, Extents)> {
-        let (Some(first), Some(last)) = (news.first(), news.last()) else { return Vec::new() };
+        let (Some(first), Some(last)) = (news.first(), news.last()) else {
+            return Vec::new();
+        };
         // The footer and the TOC, and the little that lies in the same block.
         if first.start >= self.payload_end / block * block {
             return Vec::new();
@@ -149,20 +183,32 @@ impl Files {
         if block > 1 && !is_one_block {
             let in_front = first.start..(first.start + block).min(first.end);
             let behind = ((last.end - 1) / block * block).max(last.start)..last.end;
-            let spans = |place: &usize| self.spans[*place].touches(&in_front) && self.spans[*place].touches(&behind);
+            let spans = |place: &usize| {
+                self.spans[*place].touches(&in_front) && self.spans[*place].touches(&behind)
+            };
             // A sweep over many files is for none of them.
             return touched().filter(spans).map(came).collect();
         }
         let is_whole = |place: &usize| self.spans[*place].has_a_chunk(held, news);
         let meant: Vec<usize> = touched().filter(is_whole).collect();
-        let likely: Vec<usize> = meant.iter().copied().filter(|place| is_likely(&self.spans[*place].path)).collect();
-        let meant = if likely.is_empty() || block == 1 { meant } else { likely };
+        let likely: Vec<usize> = meant
+            .iter()
+            .copied()
+            .filter(|place| is_likely(&self.spans[*place].path))
+            .collect();
+        let meant = if likely.is_empty() || block == 1 {
+            meant
+        } else {
+            likely
+        };
         meant.into_iter().map(came).collect()
     }
 
     /// The files with bytes in `range`.
     fn touching<'a>(&'a self, range: &Range<u64>) -> impl Iterator<Item = usize> + use<'a> {
-        let end = self.spans.partition_point(|span| span.range.start < range.end);
+        let end = self
+            .spans
+            .partition_point(|span| span.range.start < range.end);
         let range = range.clone();
         // Files do not overlap but where many share a member, and then they begin together.
         let first = self.spans[..end].partition_point(|span| span.range.end <= range.start);
@@ -178,7 +224,10 @@ impl Span {
     /// Whether a chunk is held now that was not before `news` came.
     fn has_a_chunk(&self, held: &Held, news: &[Range<u64>]) -> bool {
         self.chunks.iter().any(|(range, _)| {
-            held.has(range) && news.iter().any(|news| news.start < range.end && range.start < news.end)
+            held.has(range)
+                && news
+                    .iter()
+                    .any(|news| news.start < range.end && range.start < news.end)
         })
     }
 
@@ -196,7 +245,12 @@ struct Held(BTreeMap<u64, u64>);
 impl Held {
     fn add(&mut self, range: Range<u64>) {
         let (mut start, mut end) = (range.start, range.end);
-        while let Some((known_start, known_end)) = self.0.range(..=end).next_back().map(|(start, end)| (*start, *end)) {
+        while let Some((known_start, known_end)) = self
+            .0
+            .range(..=end)
+            .next_back()
+            .map(|(start, end)| (*start, *end))
+        {
             if known_end < start {
                 break;
             }
@@ -207,7 +261,10 @@ impl Held {
     }
 
     fn has(&self, range: &Range<u64>) -> bool {
-        self.0.range(..=range.start).next_back().is_some_and(|(_, end)| *end >= range.end)
+        self.0
+            .range(..=range.start)
+            .next_back()
+            .is_some_and(|(_, end)| *end >= range.end)
     }
 
     /// What of `range` is not held.
@@ -215,7 +272,10 @@ impl Held {
         let mut missing = Vec::new();
         let mut at = range.start;
         let before = self.0.range(..=range.start).next_back();
-        let within = self.0.range((std::ops::Bound::Excluded(range.start), std::ops::Bound::Excluded(range.end)));
+        let within = self.0.range((
+            std::ops::Bound::Excluded(range.start),
+            std::ops::Bound::Excluded(range.end),
+        ));
         for (start, end) in before.into_iter().chain(within) {
             if *start > at {
                 missing.push(at..*start);
@@ -272,13 +332,17 @@ mod tests {
             tar.resize(tar.len().next_multiple_of(512), 0);
         }
         tar.resize(tar.len() + 1024, 0);
-        let options = Options { chunk_size: 1 << 20, ..Options::default() };
+        let options = Options {
+            chunk_size: 1 << 20,
+            ..Options::default()
+        };
         let mut blob = Vec::new();
         let pool = Pool::new(NonZeroUsize::MIN, 64 << 20);
         let written = write(tar.as_slice(), &mut blob, &options, &pool).unwrap();
         let size = blob.len() as u64;
-        let within =
-            |range: Range<u64>| &blob[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()];
+        let within = |range: Range<u64>| {
+            &blob[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()]
+        };
         let footer = Footer::parse(within(footer::tail_range(size)), size).unwrap();
         let section = within(footer.toc_range().unwrap());
         let toc = UnverifiedToc::parse(section, &footer, &Limits::default()).unwrap();
@@ -290,14 +354,21 @@ mod tests {
         let tail = size.saturating_sub(200) / STOCK_BLOCK * STOCK_BLOCK..size;
         let mut held = Held::default();
         held.add(tail.clone());
-        let mut asked = vec![Asked { after: Duration::ZERO, parts: vec![tail] }];
+        let mut asked = vec![Asked {
+            after: Duration::ZERO,
+            parts: vec![tail],
+        }];
         for (at, path) in (1..).zip(read) {
             for chunk in toc.lookup(path).unwrap().chunks() {
                 let end = chunk.range.end.div_ceil(STOCK_BLOCK) * STOCK_BLOCK;
-                let parts = held.missing(&(chunk.range.start / STOCK_BLOCK * STOCK_BLOCK..end.min(size)));
+                let parts =
+                    held.missing(&(chunk.range.start / STOCK_BLOCK * STOCK_BLOCK..end.min(size)));
                 parts.iter().for_each(|part| held.add(part.clone()));
                 if !parts.is_empty() {
-                    asked.push(Asked { after: Duration::from_secs(at), parts });
+                    asked.push(Asked {
+                        after: Duration::from_secs(at),
+                        parts,
+                    });
                 }
             }
         }
@@ -307,7 +378,10 @@ mod tests {
     fn traced(files: &[(&str, usize)], read: &[&str], likely: &[&str]) -> Vec<String> {
         let (toc, size) = layer(files);
         let asked = stock(&toc, size, read);
-        assert_eq!(block_of(asked.iter().map(|asked| (asked, size))), STOCK_BLOCK);
+        assert_eq!(
+            block_of(asked.iter().map(|asked| (asked, size))),
+            STOCK_BLOCK
+        );
         let used = super::files(&toc, 0, STOCK_BLOCK, &asked, |path| likely.contains(&path));
         used.into_iter().map(|file| file.path).collect()
     }
@@ -325,13 +399,19 @@ mod tests {
 
     #[test]
     fn a_request_of_several_blocks_is_for_the_one_file_that_has_them() {
-        assert_eq!(traced(&FILES, &["large2", "large1"], &[]), ["large2", "large1"]);
+        assert_eq!(
+            traced(&FILES, &["large2", "large1"], &[]),
+            ["large2", "large1"]
+        );
     }
 
     #[test]
     fn a_request_for_one_block_is_for_any_file_in_it_unless_more_is_known() {
         assert_eq!(traced(&FILES, &["small1"], &[]), ["small1", "small2"]);
-        assert_eq!(traced(&FILES, &["small1"], &["small2", "large1"]), ["small2"]);
+        assert_eq!(
+            traced(&FILES, &["small1"], &["small2", "large1"]),
+            ["small2"]
+        );
     }
 
     #[test]
@@ -340,9 +420,20 @@ mod tests {
         let second = toc.lookup("large2").unwrap().chunks().nth(1).unwrap();
         let start = second.range.start / STOCK_BLOCK * STOCK_BLOCK;
         let part = start..second.range.end.div_ceil(STOCK_BLOCK) * STOCK_BLOCK;
-        let asked = [Asked { after: Duration::ZERO, parts: vec![part] }];
-        let used = super::files(&toc, 3, block_of(asked.iter().map(|asked| (asked, size))), &asked, |_| false);
-        let [file] = &used[..] else { panic!("{used:?}") };
+        let asked = [Asked {
+            after: Duration::ZERO,
+            parts: vec![part],
+        }];
+        let used = super::files(
+            &toc,
+            3,
+            block_of(asked.iter().map(|asked| (asked, size))),
+            &asked,
+            |_| false,
+        );
+        let [file] = &used[..] else {
+            panic!("{used:?}")
+        };
         assert_eq!((file.layer, file.path.as_str()), (3, "large2"));
         assert_eq!(file.extents, Extents::new(Some(1 << 20..2 << 20)));
     }
@@ -351,7 +442,10 @@ mod tests {
     fn a_sweep_and_the_toc_are_for_no_file() {
         let (toc, size) = layer(&FILES);
         let sweep = [0..1_000_000, 1_000_000..size];
-        let asked = sweep.map(|part| Asked { after: Duration::ZERO, parts: vec![part] });
+        let asked = sweep.map(|part| Asked {
+            after: Duration::ZERO,
+            parts: vec![part],
+        });
         assert_eq!(super::files(&toc, 0, STOCK_BLOCK, &asked, |_| true), []);
     }
 
@@ -360,7 +454,10 @@ mod tests {
         let (toc, size) = layer(&FILES);
         let range = |path: &str| toc.lookup(path).unwrap().chunks().next().unwrap().range;
         let parts = [range("small1").start..range("small2").end, range("small5")];
-        let asked = parts.map(|part| Asked { after: Duration::ZERO, parts: vec![part] });
+        let asked = parts.map(|part| Asked {
+            after: Duration::ZERO,
+            parts: vec![part],
+        });
         let block = block_of(asked.iter().map(|asked| (asked, size)));
         assert_eq!(block, 1);
         let used = super::files(&toc, 0, block, &asked, |_| false);
@@ -371,11 +468,25 @@ mod tests {
     #[test]
     fn parts_may_come_in_any_order_and_overlap() {
         let (toc, size) = layer(&FILES[..3]);
-        let asked = |parts: &[Range<u64>]| vec![Asked { after: Duration::ZERO, parts: parts.to_vec() }];
+        let asked = |parts: &[Range<u64>]| {
+            vec![Asked {
+                after: Duration::ZERO,
+                parts: parts.to_vec(),
+            }]
+        };
         for block in [1, STOCK_BLOCK] {
-            let whole = super::files(&toc, 0, block, &asked(&[0..size / 2, size / 2..size]), |_| false);
+            let whole = super::files(
+                &toc,
+                0,
+                block,
+                &asked(&[0..size / 2, size / 2..size]),
+                |_| false,
+            );
             let mixed = [size / 4 * 3..size, size / 4..size, 0..size / 2];
-            assert_eq!(super::files(&toc, 0, block, &asked(&mixed), |_| false), whole);
+            assert_eq!(
+                super::files(&toc, 0, block, &asked(&mixed), |_| false),
+                whole
+            );
         }
     }
 

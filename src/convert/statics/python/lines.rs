@@ -34,7 +34,10 @@ pub(super) fn lines(source: &str, fuel: &Fuel) -> Vec<Line> {
             }
             '\\' => {
                 rest = rest.get(1..).unwrap_or_default();
-                rest = rest.strip_prefix("\r\n").or_else(|| rest.strip_prefix('\n')).unwrap_or(rest);
+                rest = rest
+                    .strip_prefix("\r\n")
+                    .or_else(|| rest.strip_prefix('\n'))
+                    .unwrap_or(rest);
                 continue;
             }
             '\'' | '"' => {
@@ -67,7 +70,10 @@ fn push(line: &mut Line, letter: char) {
 fn end(lines: &mut Vec<Line>, line: &mut Line, fuel: &Fuel) {
     let line = std::mem::take(line);
     if !line.text.trim().is_empty() && fuel.make(line.text.len() + size_of::<Line>()) {
-        lines.push(Line { indent: line.indent, text: line.text.trim_end().to_owned() });
+        lines.push(Line {
+            indent: line.indent,
+            text: line.text.trim_end().to_owned(),
+        });
     }
 }
 
@@ -109,20 +115,35 @@ mod tests {
     use super::*;
 
     fn read(source: &str) -> Vec<(usize, String)> {
-        lines(source, &Fuel::new()).into_iter().map(|line| (line.indent, line.text)).collect()
+        lines(source, &Fuel::new())
+            .into_iter()
+            .map(|line| (line.indent, line.text))
+            .collect()
     }
 
     #[test]
     fn lines_are_joined_and_long_texts_left_out() {
         let source = "a = (1, # one\n  2)\n\tb\n\n  c \\\n  d\n'''x\ny'''\ne = \"#\\\"\" # f\n";
-        let expected = [(0, "a = (1,    2)"), (8, "b"), (2, "c   d"), (0, "''"), (0, "e = \"#\\\"\"")];
-        assert_eq!(read(source), expected.map(|(indent, text)| (indent, text.to_owned())));
+        let expected = [
+            (0, "a = (1,    2)"),
+            (8, "b"),
+            (2, "c   d"),
+            (0, "''"),
+            (0, "e = \"#\\\"\""),
+        ];
+        assert_eq!(
+            read(source),
+            expected.map(|(indent, text)| (indent, text.to_owned()))
+        );
     }
 
     #[test]
     fn what_does_not_end_ends_with_the_source() {
         assert_eq!(read("a = '''b\nc"), [(0, "a = ''".to_owned())]);
         assert_eq!(read("a = (b\nc"), [(0, "a = (b c".to_owned())]);
-        assert_eq!(read("a = 'b\nc"), [(0, "a = 'b".to_owned()), (0, "c".to_owned())]);
+        assert_eq!(
+            read("a = 'b\nc"),
+            [(0, "a = 'b".to_owned()), (0, "c".to_owned())]
+        );
     }
 }

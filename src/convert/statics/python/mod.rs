@@ -72,11 +72,21 @@ enum Asked {
 
 /// Runs Python.
 pub(super) fn run(walk: &mut Walk<'_>, process: &Process, program: Program) {
-    let Some(home) = Home::find(walk, &program) else { return };
+    let Some(home) = Home::find(walk, &program) else {
+        return;
+    };
     // Where nothing else is asked for, Python asks for UTF-8 (PEP 538).
-    system::name_categories(walk, system::locale(process).unwrap_or("C.UTF-8"), &["LC_CTYPE"]);
+    system::name_categories(
+        walk,
+        system::locale(process).unwrap_or("C.UTF-8"),
+        &["LC_CTYPE"],
+    );
     let mut modules = Modules::new(walk, home.search.clone(), home.version, program.loader);
-    modules.freeze(if home.version >= FIRST_FROZEN { FROZEN } else { &[] });
+    modules.freeze(if home.version >= FIRST_FROZEN {
+        FROZEN
+    } else {
+        &[]
+    });
     if home.version <= LAST_WITH_LATIN_1 {
         modules.import(walk, &["encodings.latin_1"]);
     }
@@ -86,8 +96,16 @@ pub(super) fn run(walk: &mut Walk<'_>, process: &Process, program: Program) {
     modules.import(walk, &["sitecustomize", "usercustomize"]);
     let (asked, arguments) = asked(&process.argv, &walk.fuel);
     let fuel = walk.fuel.clone();
-    let given = process.variable("PYTHONPATH").unwrap_or_default().split(':').filter(|path| !path.is_empty());
-    let mut first: Vec<String> = fuel.each(given).take(MAX_GIVEN).map(|path| process.absolute(path)).collect();
+    let given = process
+        .variable("PYTHONPATH")
+        .unwrap_or_default()
+        .split(':')
+        .filter(|path| !path.is_empty());
+    let mut first: Vec<String> = fuel
+        .each(given)
+        .take(MAX_GIVEN)
+        .map(|path| process.absolute(path))
+        .collect();
     match asked {
         Asked::Nothing => {}
         Asked::Code(code) => {
@@ -103,10 +121,16 @@ pub(super) fn run(walk: &mut Walk<'_>, process: &Process, program: Program) {
         }
         Asked::Script(path) => {
             let path = process.absolute(&path);
-            let Some(script) = script(walk, &path) else { return };
+            let Some(script) = script(walk, &path) else {
+                return;
+            };
             first.insert(
                 0,
-                if walk.view.is_directory(&path) { path } else { parent(&format!("/{}", script.path)).to_owned() },
+                if walk.view.is_directory(&path) {
+                    path
+                } else {
+                    parent(&format!("/{}", script.path)).to_owned()
+                },
             );
             modules.search_first(first);
             walk.name(&script);
@@ -115,7 +139,11 @@ pub(super) fn run(walk: &mut Walk<'_>, process: &Process, program: Program) {
         }
     }
     // `gunicorn package.module:application`: servers are told what to import.
-    let named: Vec<&str> = fuel.each(arguments).filter_map(|word| application(word)).take(MAX_NAMED).collect();
+    let named: Vec<&str> = fuel
+        .each(arguments)
+        .filter_map(|word| application(word))
+        .take(MAX_NAMED)
+        .collect();
     if !named.is_empty() {
         modules.search_first(vec![process.directory.clone()]);
         modules.import(walk, &named);
@@ -149,15 +177,23 @@ impl Home {
         let mut site = Vec::new();
         let configuration = walk.name_path(&join(&environment, "pyvenv.cfg"));
         if configuration.is_some() {
-            site.push(format!("{environment}/lib/python{major}.{minor}/site-packages"));
+            site.push(format!(
+                "{environment}/lib/python{major}.{minor}/site-packages"
+            ));
         }
         let with_system = match &configuration {
-            Some(file) => walk.text(file).to_lowercase().replace(' ', "").contains("include-system-site-packages=true"),
+            Some(file) => walk
+                .text(file)
+                .to_lowercase()
+                .replace(' ', "")
+                .contains("include-system-site-packages=true"),
             None => true,
         };
         if with_system {
             // Debian's interpreter has directories of its own.
-            site.push(format!("/usr/local/lib/python{major}.{minor}/dist-packages"));
+            site.push(format!(
+                "/usr/local/lib/python{major}.{minor}/dist-packages"
+            ));
             site.push(format!("{prefix}/lib/python{major}.{minor}/site-packages"));
             site.push(format!("{prefix}/lib/python{major}/dist-packages"));
             site.push(format!("{prefix}/lib/python{major}.{minor}/dist-packages"));
@@ -165,7 +201,11 @@ impl Home {
         site.retain(|directory| walk.view.is_directory(directory));
         site.dedup();
         search.extend(site.iter().cloned());
-        Some(Self { version, search, site })
+        Some(Self {
+            version,
+            search,
+            site,
+        })
     }
 }
 
@@ -174,7 +214,12 @@ fn library(walk: &Walk<'_>, prefix: &str, program: &str) -> Option<((u32, u32), 
     let own = program.strip_prefix("python").and_then(version);
     for directory in LIBRARIES.iter().map(|name| join(prefix, name)) {
         let names = walk.fuel.each(walk.view.names(&directory));
-        let all = names.filter_map(|name| Some((version(name.strip_prefix("python")?)?, join(&directory, &name))));
+        let all = names.filter_map(|name| {
+            Some((
+                version(name.strip_prefix("python")?)?,
+                join(&directory, &name),
+            ))
+        });
         let fits = |(version, path): &((u32, u32), String)| {
             own.is_none_or(|own| own == *version) && walk.view.file(&join(path, "os.py")).is_some()
         };
@@ -195,9 +240,13 @@ fn site(walk: &mut Walk<'_>, modules: &mut Modules, home: &Home) -> String {
     let fuel = walk.fuel.clone();
     let mut code = String::new();
     for directory in &home.site {
-        let names = fuel.each(walk.view.names(directory)).filter(|name| name.ends_with(".pth"));
+        let names = fuel
+            .each(walk.view.names(directory))
+            .filter(|name| name.ends_with(".pth"));
         for name in names.take(MAX_PTH) {
-            let Some(file) = walk.name_path(&join(directory, &name)) else { continue };
+            let Some(file) = walk.name_path(&join(directory, &name)) else {
+                continue;
+            };
             let text = walk.text(&file);
             let lines = fuel.each(text.lines()).map(str::trim_end);
             for line in lines.filter(|line| !line.is_empty() && !line.starts_with('#')) {
@@ -215,7 +264,9 @@ fn site(walk: &mut Walk<'_>, modules: &mut Modules, home: &Home) -> String {
 
 /// The file of a program: itself, or the one within a directory.
 fn script(walk: &Walk<'_>, path: &str) -> Option<Found> {
-    walk.view.file(path).or_else(|| walk.view.file(&join(path, "__main__.py")))
+    walk.view
+        .file(path)
+        .or_else(|| walk.view.file(&join(path, "__main__.py")))
 }
 
 /// What the arguments ask for, and those that are the program's.
@@ -232,12 +283,22 @@ fn asked<'a>(argv: &'a [String], fuel: &Fuel) -> (Asked, &'a [String]) {
             continue;
         }
         // A letter with a value ends the word: the rest of it is the value, or the next word.
-        let Some((at, letter)) = flags.char_indices().find(|(_, letter)| "cmWX".contains(*letter)) else { continue };
-        let own = flags.get(at + 1..).filter(|value| !value.is_empty()).map(|value| fuel.copy(value));
+        let Some((at, letter)) = flags
+            .char_indices()
+            .find(|(_, letter)| "cmWX".contains(*letter))
+        else {
+            continue;
+        };
+        let own = flags
+            .get(at + 1..)
+            .filter(|value| !value.is_empty())
+            .map(|value| fuel.copy(value));
         let value = match own {
             Some(value) => value,
             None => {
-                let Some((value, behind)) = rest.split_first() else { break };
+                let Some((value, behind)) = rest.split_first() else {
+                    break;
+                };
                 rest = behind;
                 fuel.copy(value)
             }
@@ -256,9 +317,12 @@ fn application(word: &str) -> Option<&str> {
     let (module, name) = word.split_once(':')?;
     let is_name = |text: &str| {
         text.starts_with(|letter: char| letter.is_ascii_alphabetic() || letter == '_')
-            && text.chars().all(|letter| letter.is_ascii_alphanumeric() || "_.".contains(letter))
+            && text
+                .chars()
+                .all(|letter| letter.is_ascii_alphanumeric() || "_.".contains(letter))
     };
-    (module.len() <= MAX_NAME && is_name(module) && is_name(name.trim_end_matches("()"))).then_some(module)
+    (module.len() <= MAX_NAME && is_name(module) && is_name(name.trim_end_matches("()")))
+        .then_some(module)
 }
 
 #[cfg(test)]
@@ -274,10 +338,22 @@ mod tests {
         };
         let script = |path: &str| Asked::Script(path.to_owned());
         assert_eq!(ask("python3"), (Asked::Nothing, String::new()));
-        assert_eq!(ask("python3 -u -W ignore app.py x -m y"), (script("app.py"), "x -m y".to_owned()));
-        assert_eq!(ask("python3 -Werror -Xdev app.py"), (script("app.py"), String::new()));
-        assert_eq!(ask("python3 -um http.server 80"), (Asked::Module("http.server".to_owned()), "80".to_owned()));
-        assert_eq!(ask("python3 -cpass x"), (Asked::Code("pass".to_owned()), "x".to_owned()));
+        assert_eq!(
+            ask("python3 -u -W ignore app.py x -m y"),
+            (script("app.py"), "x -m y".to_owned())
+        );
+        assert_eq!(
+            ask("python3 -Werror -Xdev app.py"),
+            (script("app.py"), String::new())
+        );
+        assert_eq!(
+            ask("python3 -um http.server 80"),
+            (Asked::Module("http.server".to_owned()), "80".to_owned())
+        );
+        assert_eq!(
+            ask("python3 -cpass x"),
+            (Asked::Code("pass".to_owned()), "x".to_owned())
+        );
         assert_eq!(ask("python3 -m"), (Asked::Nothing, String::new()));
     }
 

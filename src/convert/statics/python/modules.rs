@@ -50,15 +50,27 @@ struct Module {
 }
 
 impl Modules {
-    pub(super) fn new(walk: &Walk<'_>, search: Vec<String>, (major, minor): (u32, u32), loader: Loader) -> Self {
+    pub(super) fn new(
+        walk: &Walk<'_>,
+        search: Vec<String>,
+        (major, minor): (u32, u32),
+        loader: Loader,
+    ) -> Self {
         // The library's own extensions say what the platform is called.
         let tag = format!("cpython-{major}{minor}");
-        let dynload = search.iter().flat_map(|directory| walk.view.names(directory));
+        let dynload = search
+            .iter()
+            .flat_map(|directory| walk.view.names(directory));
         let platform = walk.fuel.each(dynload).find_map(|name| {
-            let (_, suffix) = name.split_once('.').filter(|(_, suffix)| suffix.starts_with(&tag))?;
+            let (_, suffix) = name
+                .split_once('.')
+                .filter(|(_, suffix)| suffix.starts_with(&tag))?;
             suffix.ends_with(".so").then(|| format!(".{suffix}"))
         });
-        let extensions = platform.into_iter().chain([".abi3.so".to_owned(), ".so".to_owned()]).collect();
+        let extensions = platform
+            .into_iter()
+            .chain([".abi3.so".to_owned(), ".so".to_owned()])
+            .collect();
         Self {
             loader,
             search,
@@ -89,12 +101,16 @@ impl Modules {
 
     /// These are in the interpreter too, and taken from there.
     pub(super) fn freeze(&mut self, names: &[&str]) {
-        self.frozen.extend(names.iter().map(|name| (*name).to_owned()));
+        self.frozen
+            .extend(names.iter().map(|name| (*name).to_owned()));
     }
 
     /// Imports modules by their absolute names.
     pub(super) fn import(&mut self, walk: &mut Walk<'_>, names: &[&str]) {
-        let names: Vec<String> = names.iter().flat_map(|name| with_parents(name, &walk.fuel)).collect();
+        let names: Vec<String> = names
+            .iter()
+            .flat_map(|name| with_parents(name, &walk.fuel))
+            .collect();
         self.scan(walk, &names);
         self.name(walk, &names);
     }
@@ -113,10 +129,18 @@ impl Modules {
         }
         let main = format!("{name}.__main__");
         self.import(walk, &[name]);
-        let is_package = self.locate(walk, name).is_some_and(|module| module.directory.is_some());
-        let (main, package) = if is_package { (main.as_str(), name) } else { (name, parent(name)) };
+        let is_package = self
+            .locate(walk, name)
+            .is_some_and(|module| module.directory.is_some());
+        let (main, package) = if is_package {
+            (main.as_str(), name)
+        } else {
+            (name, parent(name))
+        };
         self.import(walk, &[main]);
-        let Some(source) = self.locate(walk, main).and_then(|module| module.source) else { return };
+        let Some(source) = self.locate(walk, main).and_then(|module| module.source) else {
+            return;
+        };
         let code = walk.text(&source);
         let names = self.resolved(walk, &imports(&code, true, &walk.fuel), package);
         self.scan(walk, &names);
@@ -130,14 +154,26 @@ impl Modules {
         while !level.is_empty() && fuel.lasts() {
             let mut sources = Vec::new();
             for name in fuel.each(std::mem::take(&mut level)) {
-                let Some(module) = self.locate(walk, &name).filter(|module| module.imports.is_none()) else { continue };
+                let Some(module) = self
+                    .locate(walk, &name)
+                    .filter(|module| module.imports.is_none())
+                else {
+                    continue;
+                };
                 self.remember(&name, Vec::new());
-                let package = if module.directory.is_some() { name.clone() } else { parent(&name).to_owned() };
+                let package = if module.directory.is_some() {
+                    name.clone()
+                } else {
+                    parent(&name).to_owned()
+                };
                 if let Some(source) = module.source {
                     sources.push((name, package, source));
                 }
             }
-            let files: Vec<Found> = sources.iter().map(|(_, _, source)| source.clone()).collect();
+            let files: Vec<Found> = sources
+                .iter()
+                .map(|(_, _, source)| source.clone())
+                .collect();
             walk.prepare(&files);
             for (name, package, source) in fuel.each(sources) {
                 let code = walk.text(&source);
@@ -162,8 +198,13 @@ impl Modules {
             if self.imported.len() >= MAX_MODULES || !self.imported.insert(fuel.copy(&name)) {
                 continue;
             }
-            let Some(Some(module)) = self.known.get(&name) else { continue };
-            let imports = module.imports.iter().flat_map(|imports| imports.iter().rev());
+            let Some(Some(module)) = self.known.get(&name) else {
+                continue;
+            };
+            let imports = module
+                .imports
+                .iter()
+                .flat_map(|imports| imports.iter().rev());
             left.extend(fuel.copies(imports.map(String::as_str)));
             match module.file.clone().filter(|_| !self.frozen.contains(&name)) {
                 Some(file) if module.is_extension => self.loader.open(walk, &file),
@@ -200,17 +241,26 @@ impl Modules {
         let mut failed = HashSet::new();
         let fuel = &walk.fuel;
         for import in fuel.each(imports) {
-            if import.instead_of.is_some_and(|number| !failed.contains(&number)) {
+            if import
+                .instead_of
+                .is_some_and(|number| !failed.contains(&number))
+            {
                 continue;
             }
-            let Some(module) = absolute(import, package) else { continue };
+            let Some(module) = absolute(import, package) else {
+                continue;
+            };
             let is_there = module.is_empty() || self.locate(walk, &module).is_some();
             if let (false, Some(number)) = (is_there || is_builtin(&module), import.tried) {
                 failed.insert(number);
             }
             names.extend(with_parents(&module, fuel));
             for name in fuel.each(&import.names) {
-                let inner = if module.is_empty() { name.clone() } else { format!("{module}.{name}") };
+                let inner = if module.is_empty() {
+                    name.clone()
+                } else {
+                    format!("{module}.{name}")
+                };
                 if is_there && self.locate(walk, &inner).is_some() {
                     names.push(inner);
                 }
@@ -226,18 +276,28 @@ impl Modules {
             // Its paths are copied with it.
             return known.clone().filter(|_| walk.fuel.make(name.len()));
         }
-        if self.known.len() >= MAX_LOOKED_FOR || name.len() > MAX_NAME || !walk.fuel.make(name.len()) {
+        if self.known.len() >= MAX_LOOKED_FOR
+            || name.len() > MAX_NAME
+            || !walk.fuel.make(name.len())
+        {
             return None;
         }
-        let mut directories: Vec<String> = walk.fuel.copies(self.search.iter().take(MAX_SEARCHED).map(String::as_str));
+        let mut directories: Vec<String> = walk
+            .fuel
+            .copies(self.search.iter().take(MAX_SEARCHED).map(String::as_str));
         if let Some((package, _)) = name.rsplit_once('.') {
             directories = self.locate(walk, package)?.directory.into_iter().collect();
         }
         let last = name.rsplit('.').next().unwrap_or_default();
-        let found = directories.iter().find_map(|directory| self.module_in(walk, directory, last));
+        let found = directories
+            .iter()
+            .find_map(|directory| self.module_in(walk, directory, last));
         let package = || {
             let directory = directories.iter().map(|directory| join(directory, last));
-            directory.into_iter().find(|directory| walk.view.is_directory(directory)).map(Module::namespace)
+            directory
+                .into_iter()
+                .find(|directory| walk.view.is_directory(directory))
+                .map(Module::namespace)
         };
         let found = found.or_else(package);
         self.known.insert(name.to_owned(), found.clone());
@@ -248,11 +308,20 @@ impl Modules {
     fn module_in(&self, walk: &Walk<'_>, directory: &str, name: &str) -> Option<Module> {
         let package = join(directory, name);
         if let Some(module) = self.code(walk, &package, "__init__") {
-            return Some(Module { directory: Some(package), ..module });
+            return Some(Module {
+                directory: Some(package),
+                ..module
+            });
         }
-        let extension = self.extensions.iter().find_map(|suffix| walk.view.file(&format!("{package}{suffix}")));
+        let extension = self
+            .extensions
+            .iter()
+            .find_map(|suffix| walk.view.file(&format!("{package}{suffix}")));
         if let Some(file) = extension {
-            return Some(Module { is_extension: true, ..Module::of(file, None) });
+            return Some(Module {
+                is_extension: true,
+                ..Module::of(file, None)
+            });
         }
         self.code(walk, directory, name)
     }
@@ -260,20 +329,40 @@ impl Modules {
     /// The file of a source, or what it was compiled to: where there are both, the source is not read.
     fn code(&self, walk: &Walk<'_>, directory: &str, name: &str) -> Option<Module> {
         let Some(source) = walk.view.file(&format!("{directory}/{name}.py")) else {
-            return Some(Module::of(walk.view.file(&format!("{directory}/{name}.pyc"))?, None));
+            return Some(Module::of(
+                walk.view.file(&format!("{directory}/{name}.pyc"))?,
+                None,
+            ));
         };
-        let compiled = walk.view.file(&format!("{directory}/__pycache__/{name}{}", self.compiled));
-        Some(Module::of(compiled.unwrap_or_else(|| source.clone()), Some(source)))
+        let compiled = walk
+            .view
+            .file(&format!("{directory}/__pycache__/{name}{}", self.compiled));
+        Some(Module::of(
+            compiled.unwrap_or_else(|| source.clone()),
+            Some(source),
+        ))
     }
 }
 
 impl Module {
     fn of(file: Found, source: Option<Found>) -> Self {
-        Self { file: Some(file), source, is_extension: false, directory: None, imports: None }
+        Self {
+            file: Some(file),
+            source,
+            is_extension: false,
+            directory: None,
+            imports: None,
+        }
     }
 
     fn namespace(directory: String) -> Self {
-        Self { file: None, source: None, is_extension: false, directory: Some(directory), imports: None }
+        Self {
+            file: None,
+            source: None,
+            is_extension: false,
+            directory: Some(directory),
+            imports: None,
+        }
     }
 }
 
@@ -281,9 +370,25 @@ impl Module {
 fn is_builtin(module: &str) -> bool {
     let first = module.split('.').next().unwrap_or_default();
     first.starts_with('_')
-        || matches!(first, "array" | "atexit" | "binascii" | "builtins" | "cmath" | "errno" | "faulthandler" | "fcntl")
-        || matches!(first, "gc" | "grp" | "itertools" | "marshal" | "math" | "posix" | "pwd" | "select" | "spwd")
-        || matches!(first, "sys" | "syslog" | "time" | "unicodedata" | "xxsubtype" | "zlib")
+        || matches!(
+            first,
+            "array"
+                | "atexit"
+                | "binascii"
+                | "builtins"
+                | "cmath"
+                | "errno"
+                | "faulthandler"
+                | "fcntl"
+        )
+        || matches!(
+            first,
+            "gc" | "grp" | "itertools" | "marshal" | "math" | "posix" | "pwd" | "select" | "spwd"
+        )
+        || matches!(
+            first,
+            "sys" | "syslog" | "time" | "unicodedata" | "xxsubtype" | "zlib"
+        )
 }
 
 /// The name of the package that has a module, empty for one that stands alone.
@@ -293,8 +398,14 @@ fn parent(name: &str) -> &str {
 
 /// A module and the packages that are imported before it.
 fn with_parents(name: &str, fuel: &Fuel) -> Vec<String> {
-    let ends = name.match_indices('.').map(|(at, _)| at).chain([name.len()]);
-    fuel.copies(ends.filter_map(|end| name.get(..end)).filter(|name| !name.is_empty()))
+    let ends = name
+        .match_indices('.')
+        .map(|(at, _)| at)
+        .chain([name.len()]);
+    fuel.copies(
+        ends.filter_map(|end| name.get(..end))
+            .filter(|name| !name.is_empty()),
+    )
 }
 
 /// The absolute name of what an import in `package` names.
@@ -319,7 +430,11 @@ mod tests {
 
     #[test]
     fn relative_names_become_absolute() {
-        let import = |level, module: &str| Import { level, module: module.to_owned(), ..Import::default() };
+        let import = |level, module: &str| Import {
+            level,
+            module: module.to_owned(),
+            ..Import::default()
+        };
         assert_eq!(absolute(&import(0, "a.b"), "p.q").as_deref(), Some("a.b"));
         assert_eq!(absolute(&import(1, "a"), "p.q").as_deref(), Some("p.q.a"));
         assert_eq!(absolute(&import(2, ""), "p.q").as_deref(), Some("p"));

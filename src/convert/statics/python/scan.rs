@@ -71,7 +71,15 @@ enum Branch {
 /// The imports of a source in their order; with `all`, those in functions and behind `__name__ == "__main__"` too.
 pub(super) fn imports(source: &str, all: bool, fuel: &Fuel) -> Vec<Import> {
     let fuel = fuel.clone();
-    let mut scan = Scan { all, blocks: Vec::new(), tries: 0, last_try: None, last_if: None, found: Vec::new(), fuel };
+    let mut scan = Scan {
+        all,
+        blocks: Vec::new(),
+        tries: 0,
+        last_try: None,
+        last_if: None,
+        found: Vec::new(),
+        fuel,
+    };
     let source = lines(source, &scan.fuel);
     for line in scan.fuel.clone().each(source) {
         if scan.found.len() >= MAX_IMPORTS {
@@ -96,7 +104,10 @@ struct Scan {
 impl Scan {
     fn line(&mut self, line: &Line) {
         // It is looked through for every word that means something, and all open blocks with it.
-        if !self.fuel.look_through(line.text.len() * (NEVER.len() + ALWAYS.len()) + self.blocks.len()) {
+        if !self
+            .fuel
+            .look_through(line.text.len() * (NEVER.len() + ALWAYS.len()) + self.blocks.len())
+        {
             return;
         }
         self.blocks.retain(|block| block.indent < line.indent);
@@ -107,7 +118,10 @@ impl Scan {
             self.statements(&line.text);
             return;
         };
-        self.blocks.push(Block { indent: line.indent, kind });
+        self.blocks.push(Block {
+            indent: line.indent,
+            kind,
+        });
         // `try: import x` in one line.
         if kind != Kind::Skipped && !rest.trim().is_empty() {
             self.statements(rest);
@@ -117,7 +131,10 @@ impl Scan {
     /// The kind of block that a line opens, and what stands behind its colon.
     fn opens<'l>(&mut self, line: &'l Line) -> Option<(Kind, &'l str)> {
         let text = line.text.as_str();
-        let word = text.split(|letter: char| !letter.is_ascii_alphanumeric()).next().unwrap_or_default();
+        let word = text
+            .split(|letter: char| !letter.is_ascii_alphanumeric())
+            .next()
+            .unwrap_or_default();
         let kind = match word {
             "def" | "async" if self.all => Kind::Runs,
             "def" | "async" | "lambda" => Kind::Skipped,
@@ -129,7 +146,10 @@ impl Scan {
             "except" => self.excepts(line),
             "if" => self.condition(line, Branch::Maybe),
             "elif" | "else" => {
-                let before = self.last_if.filter(|(indent, _)| *indent == line.indent).map(|(_, branch)| branch);
+                let before = self
+                    .last_if
+                    .filter(|(indent, _)| *indent == line.indent)
+                    .map(|(_, branch)| branch);
                 match before {
                     Some(Branch::Taken) => Kind::Skipped,
                     Some(Branch::NotTaken) if word == "else" => Kind::Runs,
@@ -141,7 +161,9 @@ impl Scan {
             _ => return None,
         };
         // A colon within brackets or a text opens nothing; the last one does, or the one before a short suite.
-        let colon = text.find(": ").or_else(|| text.ends_with(':').then(|| text.len() - 1))?;
+        let colon = text
+            .find(": ")
+            .or_else(|| text.ends_with(':').then(|| text.len() - 1))?;
         Some((kind, text.get(colon + 1..).unwrap_or_default()))
     }
 
@@ -149,7 +171,8 @@ impl Scan {
         let about_imports = ["ImportError", "ModuleNotFoundError", "Exception", "except:"];
         match self.last_try {
             Some((indent, number))
-                if indent == line.indent && about_imports.iter().any(|name| line.text.contains(name)) =>
+                if indent == line.indent
+                    && about_imports.iter().any(|name| line.text.contains(name)) =>
             {
                 Kind::Instead(number)
             }
@@ -169,13 +192,20 @@ impl Scan {
             Branch::Maybe
         };
         // Behind an `if` that may have been taken, nothing is sure any more.
-        let left = if before == Branch::Maybe && line.text.starts_with("elif") && branch == Branch::NotTaken {
+        let left = if before == Branch::Maybe
+            && line.text.starts_with("elif")
+            && branch == Branch::NotTaken
+        {
             Branch::Maybe
         } else {
             branch
         };
         self.last_if = Some((line.indent, left));
-        if branch == Branch::NotTaken { Kind::Skipped } else { Kind::Runs }
+        if branch == Branch::NotTaken {
+            Kind::Skipped
+        } else {
+            Kind::Runs
+        }
     }
 
     fn statements(&mut self, text: &str) {
@@ -189,18 +219,34 @@ impl Scan {
             for module in self.fuel.clone().each(modules.split(',')) {
                 self.add(0, module, Vec::new());
             }
-        } else if let Some((module, names)) = text.strip_prefix("from ").and_then(|rest| rest.split_once(" import")) {
+        } else if let Some((module, names)) = text
+            .strip_prefix("from ")
+            .and_then(|rest| rest.split_once(" import"))
+        {
             let module = module.trim();
             let level = module.len() - module.trim_start_matches('.').len();
-            let names = names.trim_matches(|letter: char| letter.is_whitespace() || "()".contains(letter));
-            let names = names.split(',').filter_map(|name| name.split_whitespace().next());
-            let names = self.fuel.copies(names.filter(|name| name.len() <= MAX_NAME).take(MAX_NAMES));
+            let names =
+                names.trim_matches(|letter: char| letter.is_whitespace() || "()".contains(letter));
+            let names = names
+                .split(',')
+                .filter_map(|name| name.split_whitespace().next());
+            let names = self
+                .fuel
+                .copies(names.filter(|name| name.len() <= MAX_NAME).take(MAX_NAMES));
             self.add(level, module.get(level..).unwrap_or_default(), names);
         }
         for call in CALLS {
             for behind in self.fuel.clone().each(text.split(call).skip(1)) {
-                let Some(quote) = behind.chars().next().filter(|letter| "'\"".contains(*letter)) else { continue };
-                let name = behind.get(1..).and_then(|behind| behind.split(quote).next());
+                let Some(quote) = behind
+                    .chars()
+                    .next()
+                    .filter(|letter| "'\"".contains(*letter))
+                else {
+                    continue;
+                };
+                let name = behind
+                    .get(1..)
+                    .and_then(|behind| behind.split(quote).next());
                 self.add(0, name.unwrap_or_default(), Vec::new());
             }
         }
@@ -208,7 +254,10 @@ impl Scan {
 
     fn add(&mut self, level: usize, module: &str, names: Vec<String>) {
         let module = module.split_whitespace().next().unwrap_or_default();
-        if !self.fuel.make(size_of::<Import>() + module.len().min(MAX_NAME)) {
+        if !self
+            .fuel
+            .make(size_of::<Import>() + module.len().min(MAX_NAME))
+        {
             return;
         }
         let is_name = |letter: char| letter.is_alphanumeric() || letter == '_' || letter == '.';
@@ -227,7 +276,13 @@ impl Scan {
             Kind::Instead(number) => Some(number),
             Kind::Runs | Kind::Skipped | Kind::Try(_) => None,
         });
-        self.found.push(Import { level, module: module.to_owned(), names, tried, instead_of });
+        self.found.push(Import {
+            level,
+            module: module.to_owned(),
+            names,
+            tried,
+            instead_of,
+        });
     }
 }
 
@@ -239,17 +294,29 @@ mod tests {
 
     fn modules(source: &str, all: bool) -> Vec<String> {
         let name = |import: Import| {
-            let names = if import.names.is_empty() { String::new() } else { format!(":{}", import.names.join(",")) };
+            let names = if import.names.is_empty() {
+                String::new()
+            } else {
+                format!(":{}", import.names.join(","))
+            };
             format!("{}{}{names}", ".".repeat(import.level), import.module)
         };
-        imports(source, all, &Fuel::new()).into_iter().map(name).collect()
+        imports(source, all, &Fuel::new())
+            .into_iter()
+            .map(name)
+            .collect()
     }
 
     #[test]
     fn every_form_of_import_is_found() {
         let source = "import a, b.c as d; import e\nfrom f.g import h as i, j\nfrom . import k\nfrom ..l import (m,\n  n, # o\n)\n\
                       x = __import__('p')\nimportlib.import_module(\"q.r\")\nfrom s import *\n";
-        assert_eq!(modules(source, false), ["a", "b.c", "e", "f.g:h,j", ".:k", "..l:m,n", "p", "q.r", "s:*"]);
+        assert_eq!(
+            modules(source, false),
+            [
+                "a", "b.c", "e", "f.g:h,j", ".:k", "..l:m,n", "p", "q.r", "s:*"
+            ]
+        );
     }
 
     #[test]
@@ -263,16 +330,29 @@ mod tests {
                       if __name__ == '__main__':\n    import main\n# import no10\ns = 'import no11'\n";
         assert_eq!(modules(source, false), ["a", "b", "c", "d", "e", "f"]);
         let all = modules(source, true);
-        assert!(all.contains(&"no3".to_owned()) && all.contains(&"main".to_owned()), "{all:?}");
+        assert!(
+            all.contains(&"no3".to_owned()) && all.contains(&"main".to_owned()),
+            "{all:?}"
+        );
     }
 
     #[test]
     fn what_is_tried_first_is_told_from_what_comes_instead() {
         let source = "try:\n    import a\n    import b\nexcept ImportError:\n    import c\nexcept ValueError:\n    import no\nimport d\n";
-        let found: Vec<_> =
-            imports(source, false, &Fuel::new()).into_iter().map(|i| (i.module, i.tried, i.instead_of)).collect();
-        let expected = [("a", Some(1), None), ("b", Some(1), None), ("c", None, Some(1)), ("d", None, None)];
-        assert_eq!(found, expected.map(|(name, tried, instead)| (name.to_owned(), tried, instead)));
+        let found: Vec<_> = imports(source, false, &Fuel::new())
+            .into_iter()
+            .map(|i| (i.module, i.tried, i.instead_of))
+            .collect();
+        let expected = [
+            ("a", Some(1), None),
+            ("b", Some(1), None),
+            ("c", None, Some(1)),
+            ("d", None, None),
+        ];
+        assert_eq!(
+            found,
+            expected.map(|(name, tried, instead)| (name.to_owned(), tried, instead))
+        );
     }
 
     proptest! {

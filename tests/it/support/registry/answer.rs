@@ -17,12 +17,19 @@ pub(super) fn typed(status: StatusCode, media_type: &str, body: Bytes) -> Respon
     let mut response = Response::new(body);
     *response.status_mut() = status;
     let length = response.body().len().into();
-    response.headers_mut().insert(header::CONTENT_TYPE, media_type.parse().unwrap());
-    response.headers_mut().insert(header::CONTENT_LENGTH, length);
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, media_type.parse().unwrap());
+    response
+        .headers_mut()
+        .insert(header::CONTENT_LENGTH, length);
     response
 }
 
 /// The distribution specification's error body.
 pub(super) fn error(status: StatusCode, code: &str) -> Response<Bytes> {
-    json(status, &serde_json::json!({"errors": [{"code": code, "message": "no", "detail": null}]}))
+    json(
+        status,
+        &serde_json::json!({"errors": [{"code": code, "message": "no", "detail": null}]}),
+    )
 }

@@ -13,7 +13,10 @@ use super::answer::{empty, error, json};
 /// Who may do what.
 #[derive(Debug, Clone)]
 pub(crate) enum Auth {
-    Basic { user: &'static str, password: &'static str },
+    Basic {
+        user: &'static str,
+        password: &'static str,
+    },
     Token(TokenAuth),
 }
 
@@ -32,15 +35,26 @@ pub(crate) struct TokenAuth {
 
 impl TokenAuth {
     pub(crate) fn anonymous() -> Self {
-        Self { user: None, identity: None, expires_in: Some(300), realm: None }
+        Self {
+            user: None,
+            identity: None,
+            expires_in: Some(300),
+            realm: None,
+        }
     }
 
     pub(crate) fn user(name: &'static str, password: &'static str) -> Self {
-        Self { user: Some((name, password)), ..Self::anonymous() }
+        Self {
+            user: Some((name, password)),
+            ..Self::anonymous()
+        }
     }
 
     pub(crate) fn identity(token: &'static str) -> Self {
-        Self { identity: Some(token), ..Self::anonymous() }
+        Self {
+            identity: Some(token),
+            ..Self::anonymous()
+        }
     }
 }
 
@@ -65,8 +79,17 @@ impl Tokens {
 }
 
 /// `Some` is the refusal.
-pub(super) fn refuse(auth: &Auth, tokens: &Tokens, host: &str, parts: &Parts) -> Option<Response<Bytes>> {
-    let given = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
+pub(super) fn refuse(
+    auth: &Auth,
+    tokens: &Tokens,
+    host: &str,
+    parts: &Parts,
+) -> Option<Response<Bytes>> {
+    let given = parts
+        .headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
     let write = !matches!(parts.method.as_str(), "GET" | "HEAD");
     let repository = repository_of(parts.uri.path());
     let challenge = match auth {
@@ -91,7 +114,10 @@ pub(super) fn refuse(auth: &Auth, tokens: &Tokens, host: &str, parts: &Parts) ->
             if held.is_some_and(suffices) {
                 return None;
             }
-            let realm = settings.realm.clone().unwrap_or_else(|| format!("http://{host}/token"));
+            let realm = settings
+                .realm
+                .clone()
+                .unwrap_or_else(|| format!("http://{host}/token"));
             let mut challenge = format!(r#"Bearer realm="{realm}",service="fake""#);
             if let Some(scope) = scope {
                 challenge += &format!(r#",scope="{scope}""#);
@@ -103,20 +129,38 @@ pub(super) fn refuse(auth: &Auth, tokens: &Tokens, host: &str, parts: &Parts) ->
         }
     };
     let mut refusal = error(StatusCode::UNAUTHORIZED, "UNAUTHORIZED");
-    refusal.headers_mut().insert(header::WWW_AUTHENTICATE, challenge.parse().unwrap());
+    refusal
+        .headers_mut()
+        .insert(header::WWW_AUTHENTICATE, challenge.parse().unwrap());
     Some(refusal)
 }
 
 /// The answer of the token endpoint.
-pub(super) fn token(settings: &TokenAuth, tokens: &mut Tokens, parts: &Parts, body: &[u8]) -> Response<Bytes> {
-    let form = if parts.method == "POST" { body } else { parts.uri.query().unwrap_or_default().as_bytes() };
+pub(super) fn token(
+    settings: &TokenAuth,
+    tokens: &mut Tokens,
+    parts: &Parts,
+    body: &[u8],
+) -> Response<Bytes> {
+    let form = if parts.method == "POST" {
+        body
+    } else {
+        parts.uri.query().unwrap_or_default().as_bytes()
+    };
     let form: HashMap<_, _> = url::form_urlencoded::parse(form).into_owned().collect();
-    let authorization = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let authorization = parts
+        .headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok());
     let known = match (settings.identity, settings.user) {
         (Some(identity), _) => {
             parts.method == "POST"
-                && form.get("grant_type").is_some_and(|grant| grant == "refresh_token")
-                && form.get("refresh_token").is_some_and(|token| token == identity)
+                && form
+                    .get("grant_type")
+                    .is_some_and(|grant| grant == "refresh_token")
+                && form
+                    .get("refresh_token")
+                    .is_some_and(|token| token == identity)
         }
         (None, Some((user, password))) => authorization == Some(basic(user, password).as_str()),
         (None, None) => true,
@@ -125,7 +169,11 @@ pub(super) fn token(settings: &TokenAuth, tokens: &mut Tokens, parts: &Parts, bo
         return empty(StatusCode::UNAUTHORIZED);
     }
     let token = tokens.issue(form.get("scope").map_or("", String::as_str));
-    let field = if parts.method == "POST" { "access_token" } else { "token" };
+    let field = if parts.method == "POST" {
+        "access_token"
+    } else {
+        "token"
+    };
     let mut answer = serde_json::json!({ field: token });
     if let Some(seconds) = settings.expires_in {
         answer["expires_in"] = seconds.into();
@@ -139,6 +187,8 @@ fn basic(user: &str, password: &str) -> String {
 
 fn repository_of(path: &str) -> Option<&str> {
     let rest = path.strip_prefix("/v2/")?;
-    let end = ["/manifests/", "/blobs/", "/tags/", "/referrers/"].iter().find_map(|kind| rest.rfind(kind))?;
+    let end = ["/manifests/", "/blobs/", "/tags/", "/referrers/"]
+        .iter()
+        .find_map(|kind| rest.rfind(kind))?;
     Some(&rest[..end])
 }

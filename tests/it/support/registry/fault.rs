@@ -18,7 +18,10 @@ pub(crate) struct Gate {
 
 impl Gate {
     pub(crate) fn new() -> Self {
-        Self { open: Arc::new(watch::Sender::new(false)), waiting: Arc::new(watch::Sender::new(0)) }
+        Self {
+            open: Arc::new(watch::Sender::new(false)),
+            waiting: Arc::new(watch::Sender::new(0)),
+        }
     }
 
     /// Lets through all that wait and all that come.
@@ -28,7 +31,11 @@ impl Gate {
 
     /// Waits until `count` requests have come to the gate.
     pub(crate) async fn reached(&self, count: usize) {
-        self.waiting.subscribe().wait_for(|waiting| *waiting >= count).await.unwrap();
+        self.waiting
+            .subscribe()
+            .wait_for(|waiting| *waiting >= count)
+            .await
+            .unwrap();
     }
 
     pub(super) async fn pass(&self) {
@@ -39,10 +46,17 @@ impl Gate {
 
 #[derive(Debug, Clone)]
 pub(super) enum Fault {
-    Answer { status: StatusCode, headers: Vec<(HeaderName, HeaderValue)>, body: Bytes },
+    Answer {
+        status: StatusCode,
+        headers: Vec<(HeaderName, HeaderValue)>,
+        body: Bytes,
+    },
     CutAfter(usize),
     WrongBytes,
-    Gate { gate: Gate, after: usize },
+    Gate {
+        gate: Gate,
+        after: usize,
+    },
     WithoutHeader(HeaderName),
     WithHeader(HeaderName, HeaderValue),
 }
@@ -59,7 +73,8 @@ pub(super) struct Rule {
 impl Rule {
     /// Whether the rule meets this request; counts it if so.
     pub(super) fn meets(&mut self, method: &str, path_and_query: &str) -> bool {
-        let fits = path_and_query.contains(&self.path) && self.method.is_none_or(|mine| mine == method);
+        let fits =
+            path_and_query.contains(&self.path) && self.method.is_none_or(|mine| mine == method);
         if !fits || self.times == 0 {
             return false;
         }
@@ -85,11 +100,20 @@ pub(crate) struct On<'a> {
 
 impl<'a> On<'a> {
     pub(super) fn new(registry: &'a Registry, path: &str) -> Self {
-        Self { registry, path: path.to_owned(), method: None, skip: 0, times: usize::MAX }
+        Self {
+            registry,
+            path: path.to_owned(),
+            method: None,
+            skip: 0,
+            times: usize::MAX,
+        }
     }
 
     pub(crate) fn method(self, method: &'static str) -> Self {
-        Self { method: Some(method), ..self }
+        Self {
+            method: Some(method),
+            ..self
+        }
     }
 
     /// Leaves the first `skip` requests alone.
@@ -109,9 +133,16 @@ impl<'a> On<'a> {
 
     /// The same with a body.
     pub(crate) fn reply(self, status: u16, headers: &[(&str, &str)], body: impl Into<Bytes>) {
-        let headers = headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
+        let headers = headers
+            .iter()
+            .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
+            .collect();
         let status = StatusCode::from_u16(status).unwrap();
-        self.fault(Fault::Answer { status, headers, body: body.into() });
+        self.fault(Fault::Answer {
+            status,
+            headers,
+            body: body.into(),
+        });
     }
 
     pub(crate) fn redirect(self, location: &str) {
@@ -135,7 +166,10 @@ impl<'a> On<'a> {
 
     /// Sends headers and `bytes` bytes of the body, and the rest when `gate` is opened; 0 holds the headers back too.
     pub(crate) fn gate_after(self, gate: &Gate, bytes: usize) {
-        self.fault(Fault::Gate { gate: gate.clone(), after: bytes });
+        self.fault(Fault::Gate {
+            gate: gate.clone(),
+            after: bytes,
+        });
     }
 
     pub(crate) fn without_header(self, name: &'static str) {
@@ -143,11 +177,20 @@ impl<'a> On<'a> {
     }
 
     pub(crate) fn with_header(self, name: &'static str, value: &'static str) {
-        self.fault(Fault::WithHeader(HeaderName::from_static(name), HeaderValue::from_static(value)));
+        self.fault(Fault::WithHeader(
+            HeaderName::from_static(name),
+            HeaderValue::from_static(value),
+        ));
     }
 
     fn fault(self, fault: Fault) {
-        let rule = Rule { path: self.path, method: self.method, skip: self.skip, times: self.times, fault };
+        let rule = Rule {
+            path: self.path,
+            method: self.method,
+            skip: self.skip,
+            times: self.times,
+            fault,
+        };
         self.registry.shared.state().rules.push(rule);
     }
 }
@@ -174,9 +217,13 @@ pub(super) fn apply(mut response: Response<Bytes>, faults: Vec<Fault>) -> Respon
     let length = parts.headers.get(header::CONTENT_LENGTH).cloned();
     let body = match interruption {
         Some(Fault::CutAfter(after)) if after < body.len() => cut(body.slice(..after)),
-        Some(Fault::Gate { gate, after }) if after > 0 && after < body.len() => gated(gate, body, after),
+        Some(Fault::Gate { gate, after }) if after > 0 && after < body.len() => {
+            gated(gate, body, after)
+        }
         // Of a body held whole the server would tell the length.
-        _ if length.is_none() => Body::from_stream(futures::stream::once(async { Ok::<_, std::io::Error>(body) })),
+        _ if length.is_none() => Body::from_stream(futures::stream::once(async {
+            Ok::<_, std::io::Error>(body)
+        })),
         _ => return Response::from_parts(parts, Body::from(body)),
     };
     if let Some(length) = length {

@@ -35,16 +35,31 @@ impl Registry {
 
     pub(crate) fn put_profile(&self, stack: &Stack, json: impl Into<Bytes>) {
         let mut state = self.shared.state();
-        state.profiles.as_mut().unwrap().by_stack.insert(stack.to_string(), json.into());
+        state
+            .profiles
+            .as_mut()
+            .unwrap()
+            .by_stack
+            .insert(stack.to_string(), json.into());
     }
 
     pub(crate) fn told(&self) -> Vec<Told> {
-        self.shared.state().profiles.as_ref().unwrap().observed.clone()
+        self.shared
+            .state()
+            .profiles
+            .as_ref()
+            .unwrap()
+            .observed
+            .clone()
     }
 }
 
 /// Answers what is not the distribution API's.
-pub(super) fn respond(state: &mut Contents, parts: &Parts, body: &Bytes) -> Option<Response<Bytes>> {
+pub(super) fn respond(
+    state: &mut Contents,
+    parts: &Parts,
+    body: &Bytes,
+) -> Option<Response<Bytes>> {
     let stack = parts.uri.path().strip_prefix(API)?;
     let profiles = state.profiles.as_mut()?;
     Some(match parts.method.as_str() {
@@ -53,8 +68,15 @@ pub(super) fn respond(state: &mut Contents, parts: &Parts, body: &Bytes) -> Opti
             None => empty(StatusCode::NOT_FOUND),
         },
         "POST" => {
-            let (stack, query) = (stack.to_owned(), parts.uri.query().unwrap_or_default().to_owned());
-            profiles.observed.push(Told { stack, query, json: body.clone() });
+            let (stack, query) = (
+                stack.to_owned(),
+                parts.uri.query().unwrap_or_default().to_owned(),
+            );
+            profiles.observed.push(Told {
+                stack,
+                query,
+                json: body.clone(),
+            });
             empty(StatusCode::ACCEPTED)
         }
         _ => empty(StatusCode::METHOD_NOT_ALLOWED),
@@ -63,6 +85,8 @@ pub(super) fn respond(state: &mut Contents, parts: &Parts, body: &Bytes) -> Opti
 
 pub(super) fn sign(state: &Contents, response: &mut Response<Bytes>) {
     if state.profiles.is_some() {
-        response.headers_mut().insert(header::SERVER, HeaderValue::from_static("starlift/0.0.0"));
+        response
+            .headers_mut()
+            .insert(header::SERVER, HeaderValue::from_static("starlift/0.0.0"));
     }
 }
