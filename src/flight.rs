@@ -7,12 +7,13 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::hash::Hash;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
@@ -120,7 +121,7 @@ where
         C: FnOnce() -> F,
         F: Future<Output = V> + Send + 'static,
     {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = self.running.lock();
         if let Some(entry) = running.get(&key) {
             return Waiting::on(entry);
         }
@@ -151,19 +152,12 @@ where
 
     /// The computation under `key`, if one is running.
     pub fn running(&self, key: &K) -> Option<impl Future<Output = Option<V>> + Send + use<K, V>> {
-        self.running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(key)
-            .map(Waiting::on)
+        self.running.lock().get(key).map(Waiting::on)
     }
 
     /// How many computations are running.
     pub fn len(&self) -> usize {
-        self.running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .len()
+        self.running.lock().len()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -234,7 +228,7 @@ impl<K: Eq + Hash, V: Clone> Landing<K, V> {
 
     /// Takes the key off the table, unless somebody waits again.
     fn give_up(&self) -> bool {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = self.running.lock();
         if *self.own.borrow() > 0 {
             return false;
         }
@@ -245,7 +239,7 @@ impl<K: Eq + Hash, V: Clone> Landing<K, V> {
 
 impl<K: Eq + Hash, V: Clone> Drop for Landing<K, V> {
     fn drop(&mut self) {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = self.running.lock();
         // One that was given up may have a successor under its key.
         if running
             .get(&self.key)
@@ -328,7 +322,6 @@ mod tests {
         let kept = flight
             .running
             .lock()
-            .unwrap()
             .keys()
             .copied()
             .find(|key| *key > 0)

@@ -1,13 +1,14 @@
 //! Reads files of one layer: from the cache, else from the registry.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use estargz::toc::Node;
 use estargz::{Chunk, Toc};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
+use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
 use super::fetch::{Blob, FetchError, Fetcher, Lookup, Reason, Traffic};
@@ -271,7 +272,7 @@ impl Layer {
                 chunks.push(chunk);
             }
         }
-        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut readers = self.readers.lock();
         readers.push(Reader { next, window });
         let surplus = readers.len().saturating_sub(MAX_READERS);
         drop(readers.drain(..surplus));
@@ -280,7 +281,7 @@ impl Layer {
 
     /// The reader that was expected to miss the chunk `first`; it is taken off the list.
     fn expected(&self, first: u32) -> Option<Reader> {
-        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut readers = self.readers.lock();
         let goes_on =
             |reader: &Reader| (reader.next..reader.next.saturating_add(MAX_SKIP)).contains(&first);
         readers

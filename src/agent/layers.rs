@@ -8,10 +8,11 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
+use parking_lot::{Mutex, RwLock};
 use tokio::task::spawn_blocking;
 
 use super::cache::Cache;
@@ -108,17 +109,11 @@ impl Layers {
 
     /// Notifies the kernel of layers that come and go from now on. Without a notifier no layer is mounted lazily.
     pub fn announce_to(&self, notifier: Option<Notifier>) {
-        *self
-            .notifier
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = notifier.map(Arc::new);
+        *self.notifier.write() = notifier.map(Arc::new);
     }
 
     fn notifier(&self) -> Option<Arc<Notifier>> {
-        self.notifier
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.notifier.read().clone()
     }
 
     /// The directory where the layers of an agent with this root are mounted.
@@ -249,7 +244,7 @@ impl Layers {
 
     /// A mount of the same layer that was loaded.
     fn mounted(&self, digest: &Digest, toc_digest: &TocDigest) -> Option<Arc<Layer>> {
-        let mounts = self.mounts.read().unwrap_or_else(PoisonError::into_inner);
+        let mounts = self.mounts.read();
         let is_twin = |mount: &&Arc<Mount>| {
             mount.record.digest == *digest && mount.record.toc_digest == *toc_digest
         };
@@ -267,7 +262,7 @@ impl Layers {
         toc: estargz::Toc,
         weight: Option<Weight>,
     ) -> Result<Arc<Tree>, NotLazy> {
-        let mut trees = self.trees.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut trees = self.trees.lock();
         trees.retain(|_, tree| tree.strong_count() > 0);
         let key = (blob.digest.clone(), toc_digest.clone());
         if let Some(tree) = trees.get(&key).and_then(Weak::upgrade) {
@@ -299,10 +294,7 @@ impl Layers {
         if let Some(tail) = &tail {
             layer.keep(tail.start, &tail.bytes);
         }
-        let _bookkeeping = self
-            .bookkeeping
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let _bookkeeping = self.bookkeeping.lock();
         let inodes = layer.tree().len();
         let (number, inode) = self.records.reserve(inodes).map_err(failed)?;
         let digest = layer.blob().digest.clone();
@@ -323,7 +315,7 @@ impl Layers {
         };
         self.records.insert(&record, &tail).map_err(failed)?;
         let mount = Arc::new(Mount::new(record, Some(Arc::new(layer))));
-        let mut mounts = self.mounts.write().unwrap_or_else(PoisonError::into_inner);
+        let mut mounts = self.mounts.write();
         mounts.insert(Arc::clone(&mount));
         drop(mounts);
         metrics().agent_mounts.inc();
@@ -336,7 +328,7 @@ impl Layers {
     /// The end of the blob as another mount of the layer has it.
     fn tail_of(&self, digest: &Digest, toc_digest: &TocDigest) -> io::Result<Tail> {
         let twin = {
-            let mounts = self.mounts.read().unwrap_or_else(PoisonError::into_inner);
+            let mounts = self.mounts.read();
             let is_twin = |mount: &&Arc<Mount>| {
                 mount.record.digest == *digest && mount.record.toc_digest == *toc_digest
             };
@@ -424,7 +416,7 @@ impl Layers {
 
     /// The mount that has an inode, and which of its files that is.
     pub fn at(&self, inode: u64) -> Option<(Arc<Mount>, FileId)> {
-        let mounts = self.mounts.read().unwrap_or_else(PoisonError::into_inner);
+        let mounts = self.mounts.read();
         mounts.at(inode).map(|(mount, id)| (Arc::clone(mount), id))
     }
 
@@ -467,11 +459,7 @@ impl Layers {
     }
 
     pub fn by_number(&self, number: u64) -> Option<Arc<Mount>> {
-        self.mounts
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(number)
-            .cloned()
+        self.mounts.read().get(number).cloned()
     }
 
     /// The layer's directory by its name in the root.
@@ -483,16 +471,12 @@ impl Layers {
 
     /// The mounts with numbers above `number`, at most `count`.
     pub fn after(&self, number: u64, count: usize) -> Vec<Arc<Mount>> {
-        let mounts = self.mounts.read().unwrap_or_else(PoisonError::into_inner);
+        let mounts = self.mounts.read();
         mounts.after(number).take(count).cloned().collect()
     }
 
     pub fn len(&self) -> usize {
-        self.mounts
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .all()
-            .len()
+        self.mounts.read().all().len()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -533,16 +517,8 @@ impl Layers {
     }
 
     fn drop_mount(&self, number: u64) {
-        let _bookkeeping = self
-            .bookkeeping
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let Some(mount) = self
-            .mounts
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(number)
-        else {
+        let _bookkeeping = self.bookkeeping.lock();
+        let Some(mount) = self.mounts.write().remove(number) else {
             return;
         };
         mount.gone.cancel();

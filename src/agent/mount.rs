@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::layer::Layer;
@@ -52,7 +53,7 @@ impl Mount {
         if let Some(layer) = self.layer.get() {
             return Ok(layer);
         }
-        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failure = self.failure.lock();
         if let Some(layer) = self.layer.get() {
             return Ok(layer);
         }
@@ -77,7 +78,7 @@ impl Mount {
             return Some(Ok(layer));
         }
         // Not waited for: somebody may be reading it.
-        let failure = self.failure.try_lock().ok()?;
+        let failure = self.failure.try_lock()?;
         failure.as_ref().map(|(reason, _)| Err(reason.clone()))
     }
 
@@ -194,7 +195,7 @@ mod tests {
         assert_eq!(mount.layer(|_| panic!("too soon")).unwrap_err(), "damaged");
         assert_eq!(mount.loaded().unwrap().unwrap_err(), "damaged");
         let long_ago = Instant::now().checked_sub(AGAIN).unwrap();
-        *mount.failure.lock().unwrap() = Some(("damaged".to_owned(), long_ago));
+        *mount.failure.lock() = Some(("damaged".to_owned(), long_ago));
         assert_eq!(
             mount.layer(|_| Err("still".to_owned())).unwrap_err(),
             "still"

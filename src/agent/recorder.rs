@@ -2,9 +2,11 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, RwLock};
 
 use super::tree::FileId;
 use crate::profile::Extents;
@@ -82,7 +84,7 @@ impl Recorder {
             limit,
             noted,
         });
-        let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+        let mut tables = self.tables.write();
         tables.push(Arc::clone(&table));
         self.running.store(tables.len(), Ordering::Release);
         Recording {
@@ -96,7 +98,7 @@ impl Recorder {
         if self.running.load(Ordering::Acquire) == 0 {
             return;
         }
-        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+        let tables = self.tables.read();
         for table in tables.iter().filter(|table| table.mounts.contains(&number)) {
             table.note(number, id, part());
         }
@@ -106,7 +108,7 @@ impl Recorder {
 impl Table {
     fn note(&self, number: u64, id: FileId, part: Option<Range<u64>>) {
         let now = Instant::now();
-        let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut noted = self.noted.lock();
         let Noted {
             files,
             places,
@@ -154,22 +156,12 @@ impl Recording {
 
     /// When something was last used.
     pub fn last(&self) -> Option<Instant> {
-        self.table
-            .noted
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .last
+        self.table.noted.lock().last
     }
 
     /// Ends it and gives each file once, in the order of first use.
     pub fn end(self) -> Vec<Used> {
-        let noted = std::mem::take(
-            &mut *self
-                .table
-                .noted
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
-        );
+        let noted = std::mem::take(&mut *self.table.noted.lock());
         let used = |File {
                         number,
                         id,
@@ -187,11 +179,7 @@ impl Recording {
 
 impl Drop for Recording {
     fn drop(&mut self) {
-        let mut tables = self
-            .recorder
-            .tables
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut tables = self.recorder.tables.write();
         tables.retain(|table| !Arc::ptr_eq(table, &self.table));
         self.recorder.running.store(tables.len(), Ordering::Release);
     }

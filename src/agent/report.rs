@@ -1,9 +1,9 @@
 //! What the agent tells of itself: which layers are lazy, how much of them is here, and which are not lazy and why.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::cache::Held;
@@ -109,7 +109,7 @@ pub(super) struct Refusals(Mutex<VecDeque<Refusal>>);
 
 impl Refusals {
     pub(super) fn note(&self, spec: &LayerSpec, reason: &NotLazy) {
-        let mut refusals = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut refusals = self.0.lock();
         let (image, digest, reason) = (
             spec.reference.clone(),
             spec.digest.clone(),
@@ -135,11 +135,6 @@ impl Refusals {
     }
 
     pub(super) fn all(&self) -> Vec<Refusal> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-            .cloned()
-            .collect()
+        self.0.lock().iter().cloned().collect()
     }
 }

@@ -4,8 +4,9 @@
 //! asks again, not for long; the others are still turned away meanwhile.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 /// A failure that took less costs an image nothing to speak of.
 const COSTLY: Duration = Duration::from_millis(500);
@@ -35,7 +36,7 @@ impl Unreachable {
         patience: Duration,
         now: Instant,
     ) -> Option<Duration> {
-        let mut hosts = self.lock();
+        let mut hosts = self.0.lock();
         let Some(rest) = hosts.get_mut(host) else {
             return Some(patience);
         };
@@ -51,7 +52,7 @@ impl Unreachable {
         if now.duration_since(begun) < COSTLY {
             return;
         }
-        let mut hosts = self.lock();
+        let mut hosts = self.0.lock();
         let pause = match hosts.get(host) {
             // Questions asked together fail together.
             Some(rest) if begun < rest.until - rest.pause => return,
@@ -75,11 +76,7 @@ impl Unreachable {
 
     /// `host` answered, whatever it said.
     pub(super) fn answered(&self, host: &str) {
-        self.lock().remove(host);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Rest>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().remove(host);
     }
 }
 
@@ -141,8 +138,8 @@ mod tests {
         for number in 0..2 * MAX_HOSTS {
             hosts.failed(&number.to_string(), start, start + SECOND);
         }
-        assert_eq!(hosts.lock().len(), MAX_HOSTS);
+        assert_eq!(hosts.0.lock().len(), MAX_HOSTS);
         hosts.failed("later", start + LAST_PAUSE, start + LAST_PAUSE + SECOND);
-        assert_eq!(hosts.lock().len(), 1);
+        assert_eq!(hosts.0.lock().len(), 1);
     }
 }

@@ -3,12 +3,13 @@
 //! Whoever waits for a flight or a lease of others that does not get on tries by itself.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use estargz::pool::Pool;
 use estargz::write::Options;
 use moka::sync::Cache;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use super::claims;
@@ -176,7 +177,7 @@ impl Layers {
     }
 
     fn attempts(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Attempt>>> {
-        self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
+        self.attempts.lock()
     }
 
     async fn attempt(

@@ -4,9 +4,10 @@
 //! part. An upstream whose work does not end is in nobody's way but its own.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::budget::Full;
@@ -128,7 +129,7 @@ impl Shares {
 
     /// Whether an upstream other than `upstream` waits for what others hold.
     pub(super) fn is_wanted_by_another(&self, upstream: &str) -> bool {
-        let state = self.inner.lock();
+        let state = self.inner.state.lock();
         let waits = |queue: &Queue| {
             let head = queue
                 .waiters
@@ -163,10 +164,6 @@ impl Drop for Share {
 }
 
 impl Inner {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn most_of(&self, upstream: &Arc<str>) -> u64 {
         if self.slow.contains_key(upstream) {
             1
@@ -176,7 +173,7 @@ impl Inner {
     }
 
     fn enqueue(&self, upstream: &str, waiter: Waiter) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         match state
             .queues
             .iter_mut()
@@ -191,7 +188,7 @@ impl Inner {
     }
 
     fn give_back(&self, upstream: &Arc<str>, units: u64) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.free += units;
         if let Some(held) = state.held.get_mut(upstream) {
             *held = held.saturating_sub(units);
@@ -215,7 +212,7 @@ impl Inner {
 
     /// The waiter whose turn it is, its units taken.
     fn next(&self) -> Option<(Arc<str>, Waiter)> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         for _ in 0..state.queues.len() {
             let mut queue = state.queues.pop_front()?;
             while queue

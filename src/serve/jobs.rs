@@ -1,9 +1,9 @@
 //! Conversions asked for by API rather than by a pull.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::convert::Reason;
@@ -66,14 +66,10 @@ impl Jobs {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Job>> {
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// A job for `reference` and whether it is new: one that still runs is joined. `None` when all that are
     /// remembered still run.
     pub(crate) fn start(&self, reference: &str, location: &Location) -> Option<(Job, bool)> {
-        let mut jobs = self.lock();
+        let mut jobs = self.jobs.lock();
         if let Some(running) = jobs
             .iter()
             .find(|job| job.reference == reference && job.state.is_running())
@@ -118,18 +114,18 @@ impl Jobs {
     }
 
     fn change(&self, id: &str, change: impl FnOnce(&mut Job)) {
-        if let Some(job) = self.lock().iter_mut().find(|job| job.id == id) {
+        if let Some(job) = self.jobs.lock().iter_mut().find(|job| job.id == id) {
             change(job);
         }
     }
 
     pub(crate) fn get(&self, id: &str) -> Option<Job> {
-        self.lock().iter().find(|job| job.id == id).cloned()
+        self.jobs.lock().iter().find(|job| job.id == id).cloned()
     }
 
     /// All jobs, the newest first.
     pub(crate) fn list(&self) -> Vec<Job> {
-        self.lock().iter().rev().cloned().collect()
+        self.jobs.lock().iter().rev().cloned().collect()
     }
 }
 

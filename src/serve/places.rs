@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// A client as bounds count it: an address, or the network of 64 bits that one host of IPv6 has for itself.
@@ -78,7 +79,7 @@ impl Places {
             .map_err(|_all_taken| NoPlace::AllTaken)?;
         let client = address.map(Client::from);
         if let Some(client) = client {
-            let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut taken = self.taken.lock();
             let count = taken.entry(client).or_default();
             if *count >= self.share {
                 return Err(NoPlace::ClientHasShare);
@@ -96,11 +97,7 @@ impl Places {
 impl Drop for Place {
     fn drop(&mut self) {
         let Some(client) = self.client else { return };
-        let mut taken = self
-            .places
-            .taken
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self.places.taken.lock();
         if let Some(count) = taken.get_mut(&client) {
             *count -= 1;
             if *count == 0 {
@@ -137,7 +134,7 @@ mod tests {
         drop((other, unknown));
         assert_eq!(places.free.available_permits(), 7);
         assert_eq!(
-            places.taken.lock().unwrap().len(),
+            places.taken.lock().len(),
             1,
             "clients without a place are forgotten"
         );

@@ -7,10 +7,11 @@
 //! connection.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::{Instant, Sleep, sleep};
 
 use crate::telemetry::metrics;
@@ -43,11 +44,11 @@ impl Clock {
     }
 
     fn set(&self, owing: Option<Instant>) {
-        *self.owing.lock().unwrap_or_else(PoisonError::into_inner) = owing;
+        *self.owing.lock() = owing;
     }
 
     fn owing(&self) -> Option<Instant> {
-        *self.owing.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.owing.lock()
     }
 }
 

@@ -7,11 +7,12 @@
 
 use std::fs::{File, TryLockError};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use object_store::{PutMode, UpdateVersion};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -141,7 +142,7 @@ impl Watched {
                     tokio::time::sleep(ttl / 3).await;
                     if !moving() {
                         metrics().leases.get_or_create(&[("outcome", "lost")]).inc();
-                        drop(file.lock().unwrap_or_else(PoisonError::into_inner).take());
+                        drop(file.lock().take());
                         return;
                     }
                 }
@@ -151,10 +152,7 @@ impl Watched {
     }
 
     fn is_lost(&self) -> bool {
-        self.file
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_none()
+        self.file.lock().is_none()
     }
 }
 
@@ -164,12 +162,7 @@ impl Drop for Watched {
             watch.abort();
         }
         // The aborted task may live a moment longer than this.
-        drop(
-            self.file
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take(),
-        );
+        drop(self.file.lock().take());
     }
 }
 

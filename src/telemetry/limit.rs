@@ -1,7 +1,8 @@
 //! Bounds log lines that containers, clients or peers can cause as often as they like.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 /// Enough to see what goes wrong and with which layers; 14,400 lines a day at most, a few megabytes.
 const LINES: u32 = 10;
@@ -37,7 +38,7 @@ impl LineLimit {
     }
 
     fn pass_at(&self, now: Instant) -> Option<u64> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         if state
             .begun
             .is_none_or(|begun| now.saturating_duration_since(begun) >= PERIOD)

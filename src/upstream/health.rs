@@ -9,10 +9,11 @@
 //! A failure that costs no time is not remembered: the next request finds out just as fast.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use moka::sync::Cache;
+use parking_lot::{Mutex, MutexGuard};
 use url::Url;
 
 use super::error::Error;
@@ -88,7 +89,7 @@ impl Default for Health {
 
 impl Health {
     fn hosts(&self) -> MutexGuard<'_, Hosts> {
-        self.0.hosts.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.hosts.lock()
     }
 
     /// Allows a request to the host of `url`.

@@ -36,11 +36,12 @@ mod verify;
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::TryStreamExt as _;
 use futures::stream::BoxStream;
+use parking_lot::Mutex;
 use url::Url;
 
 pub use self::auth::{Login, Logins};
@@ -134,7 +135,7 @@ impl Upstreams {
         if let Some(source) = self.0.configured.get(name).or_else(by_host) {
             return Ok(source.clone());
         }
-        let mut others = self.0.others.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut others = self.0.others.lock();
         if let Some(source) = others.get(name) {
             return Ok(source.clone());
         }

@@ -1,6 +1,8 @@
 //! The registry host that a body comes from, so that whoever reads the body can report it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use super::health::Health;
 use crate::oci::Digest;
@@ -26,15 +28,11 @@ impl Origin {
     /// this blob for some minutes, and after all others for everything else. The next read gets other bytes where
     /// another host has them.
     pub fn report_bad(&self) {
-        let host = self
-            .host
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let host = self.host.lock().clone();
         self.health.report_bad(&host, &self.digest);
     }
 
     pub(super) fn moved_to(&self, host: Arc<str>) {
-        *self.host.lock().unwrap_or_else(PoisonError::into_inner) = host;
+        *self.host.lock() = host;
     }
 }

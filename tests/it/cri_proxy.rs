@@ -2,12 +2,13 @@
 
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use parking_lot::Mutex;
 use prost::Message as _;
 use starlift::agent::cri::{CriCredentials, ImageService};
 use starlift::containerd::runtime::v1::{AuthConfig, ImageSpec, PullImageRequest};
@@ -50,10 +51,7 @@ impl Service<http::Request<Body>> for Cri {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        self.paths
-            .lock()
-            .unwrap()
-            .push(request.uri().path().to_owned());
+        self.paths.lock().push(request.uri().path().to_owned());
         let answer = Arc::clone(&self.answer);
         let service = tower::service_fn(move |request| answer(request));
         let mut server = tonic::server::Grpc::new(Raw).max_decoding_message_size(64 << 20);
@@ -210,7 +208,7 @@ async fn calls_go_through_as_they_came_and_so_do_answers() {
         let answer = stage.kubelet.call(method, request).await.unwrap();
         assert_eq!(answer.metadata().get("x-containerd").unwrap(), "1.6");
         assert!(answer.into_inner() == message, "{method}");
-        let path = cri.paths.lock().unwrap().pop();
+        let path = cri.paths.lock().pop();
         assert_eq!(path, Some(format!("/runtime.v1.ImageService/{method}")));
     }
     assert_eq!(stage.knows("app:1").as_deref(), Some("me"));

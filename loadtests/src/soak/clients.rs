@@ -2,11 +2,12 @@
 
 use std::io::Read as _;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use flate2::read::MultiGzDecoder;
+use parking_lot::Mutex;
 use reqwest::header;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -138,7 +139,7 @@ impl Shared {
     }
 
     fn remember(&self, upstream: &'static str, name: &str, bytes: bytes::Bytes) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock();
         let is_new = known.layers.iter().all(|(_, other, _)| other != name);
         if is_new && known.bytes + bytes.len() <= KNOWN_BYTES {
             known.bytes += bytes.len();
@@ -193,7 +194,7 @@ impl Shared {
 
     fn any_layer(&self, random: &mut Random) -> Option<(&'static str, String, bytes::Bytes)> {
         // Half of them are converted layers, half blobs that only the registry holds.
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known.lock();
         if random.index(2) == 0 && !known.layers.is_empty() {
             return Some(known.layers[random.index(known.layers.len())].clone());
         }

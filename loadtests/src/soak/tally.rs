@@ -1,7 +1,8 @@
 //! What became of the requests: counted, and shown.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+
+use parking_lot::Mutex;
 
 /// Wrong answers that are kept to be shown.
 const SHOWN: usize = 20;
@@ -38,24 +39,19 @@ impl Tally {
             Outcome::Refused(status) => format!("refused with {status}"),
             Outcome::Broken => "connection failed or body broken off".to_owned(),
             Outcome::Wrong(how) => {
-                let mut wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut wrong = self.wrong.lock();
                 if wrong.len() < SHOWN {
                     wrong.push(how);
                 }
                 "WRONG".to_owned()
             }
         };
-        *self
-            .counts
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .entry((kind, name))
-            .or_default() += 1;
+        *self.counts.lock().entry((kind, name)).or_default() += 1;
     }
 
     /// A row for each kind of client and outcome.
     pub(crate) fn rows(&self) -> Vec<Vec<String>> {
-        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let counts = self.counts.lock();
         counts
             .iter()
             .map(|((kind, name), count)| vec![(*kind).to_owned(), name.clone(), count.to_string()])
@@ -64,15 +60,12 @@ impl Tally {
 
     /// Answers that were not right.
     pub(crate) fn wrong(&self) -> Vec<String> {
-        self.wrong
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.wrong.lock().clone()
     }
 
     /// How many requests had this outcome.
     pub(crate) fn total(&self, name: &str) -> u64 {
-        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let counts = self.counts.lock();
         counts
             .iter()
             .filter(|((_, other), _)| other == name)

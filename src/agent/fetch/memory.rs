@@ -7,7 +7,8 @@
 //! Weights are taken in this order and given back together, so no one waits for a weight while others wait for theirs.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+
+use parking_lot::Mutex;
 
 use super::Reason;
 use crate::budget::{Budget, Full, Weight};
@@ -69,7 +70,7 @@ impl Memory {
     }
 
     fn share(&self, registry: &str) -> Budget {
-        let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shares = self.shares.lock();
         if let Some(share) = shares.get(registry) {
             return share.clone();
         }
@@ -170,7 +171,7 @@ mod tests {
                     .unwrap(),
             );
         }
-        let shares = memory.shares.lock().unwrap();
+        let shares = memory.shares.lock();
         assert!(shares.len() <= MAX_SHARES && shares.contains_key("held"));
         drop(held);
     }

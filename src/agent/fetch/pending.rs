@@ -1,12 +1,13 @@
 //! The chunks that are on their way, each for all who want it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use estargz::{Chunk, Digest};
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::FetchError;
@@ -60,10 +61,6 @@ impl Content {
 }
 
 impl Table {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Digest, ChunkFuture>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Where the chunk is. One that is neither on its way nor held, or whose copy in the `cache` cannot be read, is put
     /// into `claimed` for the caller to fetch.
     pub(super) fn look_up(
@@ -75,7 +72,7 @@ impl Table {
         let Some(digest) = chunk.digest else {
             return Lookup::Held;
         };
-        let mut table = self.lock();
+        let mut table = self.0.lock();
         if let Some(pending) = table.get(&digest) {
             return Lookup::Pending(pending.clone());
         }
@@ -101,14 +98,15 @@ impl Table {
     /// Whether somebody waits for the chunk.
     pub(super) fn is_awaited(&self, digest: &Digest) -> bool {
         // The table itself has one.
-        self.lock()
+        self.0
+            .lock()
             .get(digest)
             .is_some_and(|pending| pending.strong_count().is_some_and(|count| count > 1))
     }
 
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.lock().len()
+        self.0.lock().len()
     }
 }
 
@@ -122,7 +120,7 @@ impl PendingChunk {
     }
 
     fn leave(&self) {
-        self.table.lock().remove(&self.digest);
+        self.table.0.lock().remove(&self.digest);
     }
 }
 

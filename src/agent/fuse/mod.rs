@@ -15,7 +15,7 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -26,6 +26,7 @@ use fuser::{
     ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
     WriteFlags,
 };
+use parking_lot::Mutex;
 use rustix::ioctl::{Opcode, opcode};
 use tokio::runtime::Handle;
 
@@ -90,19 +91,13 @@ impl Adapter {
     /// Opens the file as it is open already, else through its backing file if it has one.
     fn answer_open(&self, inode: u64, opened: &Opened, reply: ReplyOpen) {
         // Looked for before the table is locked: a file that was never compared with its digest is read whole.
-        let is_open = || {
-            self.opens
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .how(inode)
-                .is_some()
-        };
+        let is_open = || self.opens.lock().how(inode).is_some();
         let file = if self.passthrough && !is_open() {
             opened.backing()
         } else {
             None
         };
-        let mut opens = self.opens.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut opens = self.opens.lock();
         let how = opens
             .how(inode)
             .unwrap_or_else(|| self.best_way(file.as_ref()));
@@ -226,7 +221,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         // Answered within the lock and before it is counted: see `opens`.
-        let mut opens = self.opens.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut opens = self.opens.lock();
         reply.ok();
         match opens.remove(inode.0) {
             Ok(Some(backing)) => passthrough::close(&self.device, backing),

@@ -15,8 +15,9 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -54,7 +55,10 @@ impl ProcessKeeper {
             }
         };
         for (name, fd) in &kept {
-            lock(&keeper.kept).insert(name.clone(), fcntl_dupfd_cloexec(fd, 0)?);
+            keeper
+                .kept
+                .lock()
+                .insert(name.clone(), fcntl_dupfd_cloexec(fd, 0)?);
         }
         let watched = keeper.clone();
         std::thread::Builder::new()
@@ -64,12 +68,14 @@ impl ProcessKeeper {
     }
 
     pub(super) fn keep(&self, name: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
-        lock(&self.kept).insert(name.to_owned(), fcntl_dupfd_cloexec(fd, 0)?);
+        self.kept
+            .lock()
+            .insert(name.to_owned(), fcntl_dupfd_cloexec(fd, 0)?);
         self.ask(&format!("keep {name}"), Some(fd))
     }
 
     pub(super) fn release(&self) -> io::Result<()> {
-        lock(&self.kept).clear();
+        self.kept.lock().clear();
         let connection = self.connect()?;
         send(&connection, "release", None)?;
         // It answers, and then its end is the connection's.
@@ -119,7 +125,7 @@ impl ProcessKeeper {
         loop {
             // Nothing is ever sent on this connection but its end.
             let ended = self.connect().and_then(|connection| receive(&connection));
-            let kept = lock(&self.kept);
+            let kept = self.kept.lock();
             if kept.is_empty() {
                 return;
             }
@@ -176,17 +182,17 @@ fn answer(connection: &OwnedFd, kept: &Shared) -> io::Result<bool> {
     while let Some((message, fd)) = receive(connection)? {
         match (message.split_once(' ').unwrap_or((&message, "")), fd) {
             (("keep", name), Some(fd)) => {
-                lock(kept).insert(name.to_owned(), fd);
+                kept.lock().insert(name.to_owned(), fd);
                 send(connection, "ok", None)?;
             }
             (("give", _), None) => {
-                for (name, fd) in &*lock(kept) {
+                for (name, fd) in &*kept.lock() {
                     send(connection, &format!("fd {name}"), Some(fd.as_fd()))?;
                 }
                 send(connection, "end", None)?;
             }
             (("release", _), None) => {
-                lock(kept).clear();
+                kept.lock().clear();
                 send(connection, "ok", None)?;
                 return Ok(true);
             }
@@ -258,8 +264,4 @@ fn receive(connection: &OwnedFd) -> io::Result<Option<(String, Option<OwnedFd>)>
     });
     let text = String::from_utf8_lossy(&message[..received.bytes]).into_owned();
     Ok((received.bytes > 0).then_some((text, fd)))
-}
-
-fn lock(kept: &Shared) -> MutexGuard<'_, BTreeMap<String, OwnedFd>> {
-    kept.lock().unwrap_or_else(PoisonError::into_inner)
 }

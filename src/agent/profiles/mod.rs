@@ -15,9 +15,10 @@ mod queue;
 mod starts;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
 pub use self::ahead::Turn;
@@ -104,7 +105,7 @@ impl Profiles {
             workload,
         };
         let arrivals: Vec<Arrival> = layers.iter().map(Arrival::from).collect();
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock();
         if let Some(known) = known.get_mut(&key) {
             if let Some(turn) = known.announce(arrivals.clone()) {
                 return Some(turn);
@@ -148,13 +149,13 @@ impl Profiles {
     }
 
     fn progress(&self, key: &Key) -> Option<Arc<Progress>> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known.lock();
         known.get(key).map(|known| Arc::clone(&known.progress))
     }
 
     /// What was asked for of late.
     pub(super) fn report(&self) -> Vec<ProfileReport> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known.lock();
         let mut known: Vec<&Known> = known.values().collect();
         known.sort_by_key(|known| known.asked);
         known

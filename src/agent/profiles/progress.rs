@@ -1,9 +1,9 @@
 //! How far the fetching by a profile has come, for the report and to see what it was good for.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 
 use crate::agent::tree::FileId;
@@ -95,7 +95,7 @@ impl Progress {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 
     pub(super) fn set(&self, state: State) {

@@ -1,11 +1,12 @@
 //! Watches containers start: what they read of lazily mounted layers is told to the server that gave the image.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use super::{AGAIN, API, ImageLayers, Key, Occasion};
 use crate::agent::layer::Layer;
@@ -104,7 +105,7 @@ impl Inner {
         if self.period.is_zero() || self.watched.load(Ordering::Relaxed) >= MAX_WATCHED {
             return false;
         }
-        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut begun = self.begun.lock();
         begun.retain(|_, begun| begun.elapsed() < AGAIN.max(self.period));
         if begun.contains_key(key) {
             return false;

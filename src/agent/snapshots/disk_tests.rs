@@ -73,7 +73,7 @@ impl Node {
 
     /// Puts the disk between redb and the file.
     fn put_on_the_disk(&self) {
-        let mut db = self.snapshots.metadata.database().write().unwrap();
+        let mut db = self.snapshots.metadata.database().write();
         *db = None;
         let file = File::options()
             .read(true)
@@ -157,7 +157,7 @@ fn metadata_that_is_gone_is_not_made_anew() {
         node.root.path().join("aside"),
     );
     // As it is after an error when it could not be opened again.
-    *node.snapshots.metadata.database().write().unwrap() = None;
+    *node.snapshots.metadata.database().write() = None;
     std::fs::rename(&file, &aside).unwrap();
     assert!(node.prepare("without").unwrap_err().is_io());
     assert!(!file.exists());

@@ -7,8 +7,8 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
+use parking_lot::{RwLock, RwLockReadGuard};
 use redb::{
     Database, ReadTransaction, ReadableDatabase as _, ReadableTable, TableDefinition, TableError,
     WriteTransaction,
@@ -76,7 +76,7 @@ impl Metadata {
     }
 
     fn begin(&self) -> Result<Change<'_>, Error> {
-        let open = self.db.read().unwrap_or_else(PoisonError::into_inner);
+        let open = self.db.read();
         let transaction = open.as_ref().ok_or_else(Error::closed)?.begin_write()?;
         Ok(Change {
             transaction,
@@ -87,7 +87,7 @@ impl Metadata {
     /// Looks at one state of the file. An I/O error is met by opening the file again and a second look.
     fn read<T>(&self, look: impl Fn(&ReadTransaction) -> Result<T, Error>) -> Result<T, Error> {
         let once = || {
-            let open = self.db.read().unwrap_or_else(PoisonError::into_inner);
+            let open = self.db.read();
             let transaction = open.as_ref().ok_or_else(Error::closed)?.begin_read()?;
             look(&transaction)
         };
@@ -105,7 +105,7 @@ impl Metadata {
     ///
     /// Call it without a transaction.
     pub(super) fn reopen(&self) -> Result<(), Error> {
-        let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        let mut db = self.db.write();
         if db.as_ref().is_some_and(|db| db.begin_write().is_ok()) {
             // Another thread was faster.
             return Ok(());

@@ -76,7 +76,7 @@ impl Node {
     fn write_record(&self, name: &str, json: &[u8]) {
         const RECORDS: redb::TableDefinition<'_, &str, &[u8]> =
             redb::TableDefinition::new("records");
-        let db = self.snapshots.metadata.database().read().unwrap();
+        let db = self.snapshots.metadata.database().read();
         let db = db.as_ref().unwrap();
         let transaction = db.begin_write().unwrap();
         transaction

@@ -2,12 +2,13 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use futures::stream;
 use moka::future::Cache;
+use parking_lot::Mutex;
 
 use super::{Status, now};
 use crate::oci::Digest;
@@ -85,7 +86,7 @@ impl Merger {
         source: Source,
         seen: Seen,
     ) -> bool {
-        let mut state = self.inner.lock();
+        let mut state = self.inner.state.lock();
         let weight = weight(&seen);
         if state.weight + weight > MAX_WAITING_BYTES {
             return false;
@@ -105,7 +106,7 @@ impl Merger {
     }
 
     pub(super) fn status(&self) -> Status {
-        let state = self.inner.lock();
+        let state = self.inner.state.lock();
         Status {
             merges: state.merges,
             last_learned: state.last_learned,
@@ -115,15 +116,11 @@ impl Merger {
 }
 
 impl Inner {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     async fn run(self: Arc<Self>) {
         loop {
             tokio::time::sleep(self.interval).await;
             self.write().await;
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             if state.images.is_empty() {
                 state.is_scheduled = false;
                 return;
@@ -133,7 +130,7 @@ impl Inner {
 
     async fn write(&self) {
         let _writing = self.writing.lock().await;
-        let images = std::mem::take(&mut self.lock().images);
+        let images = std::mem::take(&mut self.state.lock().images);
         let writes = images
             .into_iter()
             .map(|(image, waiting)| self.write_image(image, waiting));
@@ -153,10 +150,10 @@ impl Inner {
         metrics()
             .profile_merge_seconds
             .observe(started.elapsed().as_secs_f64());
-        self.lock().weight -= weight_of_all;
+        self.state.lock().weight -= weight_of_all;
         match outcome {
             Ok(known) => {
-                self.lock().learned();
+                self.state.lock().learned();
                 metrics()
                     .profile_merges
                     .get_or_create(&[("outcome", "written")])
@@ -170,7 +167,9 @@ impl Inner {
                     .get_or_create(&[("outcome", "failed")])
                     .inc();
                 tracing::warn!(%image, opinions, error = log::chain(&error), "what was learned is not written yet");
-                self.lock().put_back(image, Arc::unwrap_or_clone(waiting));
+                self.state
+                    .lock()
+                    .put_back(image, Arc::unwrap_or_clone(waiting));
             }
         }
     }

@@ -10,7 +10,9 @@ mod tar;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use self::files::{Extent, Files};
 use self::images::Images;
@@ -192,7 +194,7 @@ fn archive(
         modified: (metadata.mtime(), metadata.mtime_nsec()),
     };
     // Held while the archive is read, so that it is read once for all who ask.
-    let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut held = held.lock();
     if let Some((known, images)) = &*held
         && *known == identity
     {

@@ -1,9 +1,10 @@
 //! A panic in a handler: the client is told, the log has it, the server goes on.
 
 use std::io::Write;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 
+use parking_lot::Mutex;
 use starlift::store::{self, Store};
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -16,7 +17,7 @@ struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Write for Log {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
+        self.0.lock().write(bytes)
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
@@ -61,7 +62,7 @@ async fn a_panic_is_a_500_and_a_line_in_the_log() {
         "the inside is not shown"
     );
     let request_id = answer.header("x-request-id");
-    let logged = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let logged = String::from_utf8(log.0.lock().clone()).unwrap();
     let is_told = |line: &&str| {
         line.contains("a handler panicked") && line.contains("the store is out of its mind")
     };

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{RawQuery, State};
@@ -10,6 +10,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::routing::get;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use parking_lot::Mutex;
 use serde_json::json;
 
 use super::fixture::Fixture;
@@ -113,7 +114,7 @@ impl DockerRegistry {
     pub(crate) fn token_queries(&self) -> Vec<String> {
         self.tokens
             .as_ref()
-            .map(|tokens| tokens.shared.queries.lock().unwrap().clone())
+            .map(|tokens| tokens.shared.queries.lock().clone())
             .unwrap_or_default()
     }
 }
@@ -181,7 +182,7 @@ async fn token(
     headers: HeaderMap,
 ) -> Result<String, StatusCode> {
     let query = query.unwrap_or_default();
-    keys.queries.lock().unwrap().push(query.clone());
+    keys.queries.lock().push(query.clone());
     let basic = format!("Basic {}", STANDARD.encode(format!("{USER}:{PASSWORD}")));
     let given = headers
         .get("authorization")

@@ -1,10 +1,11 @@
 //! A slow network on this machine: a TCP proxy that delays what it carries and carries no more than its rate.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -122,7 +123,7 @@ impl Direction {
 
     /// When so many bytes, sent now, are at the other end.
     fn arrival(&self, length: u64) -> Instant {
-        let mut free_at = self.free_at.lock().unwrap();
+        let mut free_at = self.free_at.lock();
         *free_at = (*free_at).max(Instant::now())
             + Duration::from_nanos(length * 1_000_000_000 / self.bytes_per_second);
         *free_at + self.delay

@@ -20,13 +20,14 @@ mod upload;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::Value;
 use starlift::oci::Digest;
 
@@ -91,7 +92,7 @@ struct Contents {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, Contents> {
-        self.state.lock().unwrap()
+        self.state.lock()
     }
 }
 

@@ -8,7 +8,7 @@
 mod answer;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use axum::Router;
@@ -17,6 +17,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::Response;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use starlift::store::{Config, Secret};
 
 pub(crate) const BUCKET: &str = "images";
@@ -100,22 +101,23 @@ impl S3 {
 
     /// From now on `rule` decides how requests fail.
     pub(crate) fn fail(&self, rule: impl Fn(&Asked) -> Fault + Send + Sync + 'static) {
-        let mut shelf = lock(&self.shelf);
+        let mut shelf = self.shelf.lock();
         shelf.asked = 0;
         shelf.rule = Arc::new(rule);
     }
 
     /// How many requests came since the rule was set.
     pub(crate) fn asked(&self) -> usize {
-        lock(&self.shelf).asked
+        self.shelf.lock().asked
     }
 
     pub(crate) fn keys(&self) -> Vec<String> {
-        lock(&self.shelf).objects.keys().cloned().collect()
+        self.shelf.lock().objects.keys().cloned().collect()
     }
 
     pub(crate) fn object(&self, key: &str) -> Option<Bytes> {
-        lock(&self.shelf)
+        self.shelf
+            .lock()
             .objects
             .get(key)
             .map(|stored| stored.bytes.clone())
@@ -123,7 +125,7 @@ impl S3 {
 
     /// Changes an object's bytes as rot does, behind everybody's back: nothing else of it changes.
     pub(crate) fn replace(&self, key: &str, content: Option<Vec<u8>>) {
-        let objects = &mut lock(&self.shelf).objects;
+        let objects = &mut self.shelf.lock().objects;
         match content {
             Some(content) => objects.get_mut(key).unwrap().bytes = content.into(),
             None => drop(objects.remove(key)),
@@ -132,7 +134,7 @@ impl S3 {
 
     /// How many multipart uploads are neither completed nor aborted.
     pub(crate) fn open_uploads(&self) -> usize {
-        lock(&self.shelf).uploads.len()
+        self.shelf.lock().uploads.len()
     }
 }
 
@@ -155,10 +157,6 @@ pub(crate) fn config(endpoint: &str, location: &str) -> Config {
     }
 }
 
-fn lock(shelf: &Mutex<Shelf>) -> MutexGuard<'_, Shelf> {
-    shelf.lock().unwrap()
-}
-
 async fn serve(State(shelf): State<Arc<Mutex<Shelf>>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let body = axum::body::to_bytes(body, usize::MAX)
@@ -177,13 +175,13 @@ async fn serve(State(shelf): State<Arc<Mutex<Shelf>>>, request: Request) -> Resp
     {
         return answer::error(StatusCode::FORBIDDEN, "AccessDenied");
     }
-    let (asked, fault) = lock(&shelf).count(parts.method.clone(), key.clone(), query);
+    let (asked, fault) = shelf.lock().count(parts.method.clone(), key.clone(), query);
     match fault {
         Fault::SlowDown => return answer::error(StatusCode::SERVICE_UNAVAILABLE, "SlowDown"),
         Fault::Silence => std::future::pending().await,
         Fault::None | Fault::LoseAnswer | Fault::CutBody(_) => {}
     }
-    let mut shelf = lock(&shelf);
+    let mut shelf = shelf.lock();
     let response = match (&asked.method, key.is_empty()) {
         (&Method::GET, true) => shelf.list(&asked.query),
         (&Method::POST, true) => shelf.delete_many(&body),

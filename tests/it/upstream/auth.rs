@@ -1,8 +1,9 @@
 //! Challenges, tokens, credentials.
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use starlift::upstream::{Config, Error, Login, Logins, Secret, Source, UpstreamConfig, Upstreams};
 
 use super::{app, at, config, source, source_of, v1};
@@ -305,7 +306,7 @@ fn with_logins(upstream: UpstreamConfig, known: &Arc<Mutex<Option<Login>>>) -> S
     };
     let known = Arc::clone(known);
     let logins = Logins::new(move |name, repository| {
-        (name == "local" && *repository == app()).then(|| known.lock().unwrap().clone())?
+        (name == "local" && *repository == app()).then(|| known.lock().clone())?
     });
     Upstreams::with_logins(&config, logins)
         .unwrap()
@@ -359,14 +360,14 @@ async fn a_caller_may_learn_a_login_later_and_another_after_that() {
     let source = with_logins(at(registry.url()), &known);
     let manifest = async || source.manifest(&app(), &v1()).await;
     assert!(matches!(manifest().await, Err(Error::Unauthorized)));
-    *known.lock().unwrap() = Some(password("one"));
+    *known.lock() = Some(password("one"));
     manifest().await.unwrap();
     registry.require(Auth::Basic {
         user: "me",
         password: "two",
     });
     assert!(matches!(manifest().await, Err(Error::Unauthorized)));
-    *known.lock().unwrap() = Some(password("two"));
+    *known.lock() = Some(password("two"));
     manifest().await.unwrap();
 }
 

@@ -1,7 +1,8 @@
 //! Forward proxies: plain requests, tunnels, and what is asked without them.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use starlift::upstream::{Config, Error, Upstreams};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -36,7 +37,7 @@ impl Proxy {
     }
 
     fn asked(&self) -> Vec<String> {
-        self.asked.lock().unwrap().clone()
+        self.asked.lock().clone()
     }
 }
 
@@ -59,7 +60,6 @@ async fn forward(client: TcpStream, host: String, log: Arc<Mutex<Vec<String>>>) 
         .to_ascii_lowercase()
         .contains("proxy-authorization: basic bwu6ahvzaa==");
     log.lock()
-        .unwrap()
         .push(format!("{} {knows_us}", head.lines().next().unwrap()));
     let mut server = TcpStream::connect(host).await.unwrap();
     if head.starts_with("CONNECT") {

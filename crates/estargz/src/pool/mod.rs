@@ -12,8 +12,10 @@ mod encoder;
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
+
+use parking_lot::{Condvar, Mutex};
 
 pub(crate) use batch::{Batch, Compressed, Reservation};
 use encoder::Encoders;
@@ -128,7 +130,7 @@ impl Pool {
     pub(crate) fn submit(&self, batch: Batch, compression: Compression) -> Ticket {
         let slot = Arc::new(Slot::default());
         let ticket = Ticket(Arc::clone(&slot));
-        lock(&self.shared.queue).jobs.push_back(Job {
+        self.shared.queue.lock().jobs.push_back(Job {
             batch,
             compression,
             slot,
@@ -145,7 +147,7 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        lock(&self.shared.queue).is_closed = true;
+        self.shared.queue.lock().is_closed = true;
         self.shared.has_work.notify_all();
         for worker in self.workers.drain(..) {
             // A worker catches what its jobs do; there is nothing to learn from its end.
@@ -156,21 +158,17 @@ impl Drop for Pool {
 
 impl Ticket {
     pub(crate) fn is_ready(&self) -> bool {
-        lock(&self.0.result).is_some()
+        self.0.result.lock().is_some()
     }
 
     /// Waits for the batch.
     pub(crate) fn wait(self) -> Result<Compressed, Failed> {
-        let mut result = lock(&self.0.result);
+        let mut result = self.0.result.lock();
         loop {
             match result.take() {
                 Some(result) => return result,
                 None => {
-                    result = self
-                        .0
-                        .arrived
-                        .wait(result)
-                        .unwrap_or_else(PoisonError::into_inner)
+                    self.0.arrived.wait(&mut result);
                 }
             }
         }
@@ -200,13 +198,13 @@ impl Shared {
                 self.recycle(data);
                 compressed
             });
-            *lock(&slot.result) = Some(result);
+            *slot.result.lock() = Some(result);
             slot.arrived.notify_all();
         }
     }
 
     fn next_job(&self) -> Option<Job> {
-        let mut queue = lock(&self.queue);
+        let mut queue = self.queue.lock();
         loop {
             if queue.is_closed {
                 return None;
@@ -214,24 +212,21 @@ impl Shared {
             match queue.jobs.pop_front() {
                 Some(job) => return Some(job),
                 None => {
-                    queue = self
-                        .has_work
-                        .wait(queue)
-                        .unwrap_or_else(PoisonError::into_inner)
+                    self.has_work.wait(&mut queue);
                 }
             }
         }
     }
 
     fn buffer(&self) -> Vec<u8> {
-        let mut spare = lock(&self.spare);
+        let mut spare = self.spare.lock();
         let buffer = spare.buffers.pop().unwrap_or_default();
         spare.bytes -= buffer.capacity();
         buffer
     }
 
     fn recycle(&self, buffer: Vec<u8>) {
-        let mut spare = lock(&self.spare);
+        let mut spare = self.spare.lock();
         if spare.bytes + buffer.capacity() <= self.budget.limit / SPARE_SHARE {
             spare.bytes += buffer.capacity();
             spare.buffers.push(buffer);
@@ -241,7 +236,7 @@ impl Shared {
 
 impl Budget {
     fn try_take(&self, bytes: usize) -> bool {
-        let mut free = lock(&self.free);
+        let mut free = self.free.lock();
         let fits = *free >= bytes;
         if fits {
             *free -= bytes;
@@ -250,25 +245,17 @@ impl Budget {
     }
 
     fn take(&self, bytes: usize) {
-        let mut free = lock(&self.free);
+        let mut free = self.free.lock();
         while *free < bytes {
-            free = self
-                .freed
-                .wait(free)
-                .unwrap_or_else(PoisonError::into_inner);
+            self.freed.wait(&mut free);
         }
         *free -= bytes;
     }
 
     fn give_back(&self, bytes: usize) {
-        *lock(&self.free) += bytes;
+        *self.free.lock() += bytes;
         self.freed.notify_all();
     }
-}
-
-/// The guard, also after a panic elsewhere: every update under these locks is complete in itself.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
