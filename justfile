@@ -87,12 +87,12 @@ flame *COMMAND:
     perf record -F 997 --call-graph dwarf,16384 -o "$data" -- {{ quote(target / "profiling/starlift") }} "$@" || status=$?
     [ "$status" = 0 ] || echo "the command ended with status $status; the samples up to then are shown" >&2
     if command -v inferno-flamegraph >/dev/null; then
-        perf script -i "$data" | inferno-collapse-perf | inferno-flamegraph >"$svg"
+        perf script --no-inline -i "$data" | inferno-collapse-perf | inferno-flamegraph >"$svg"
     elif command -v flamegraph.pl >/dev/null; then
-        perf script -i "$data" | stackcollapse-perf.pl | flamegraph.pl >"$svg"
+        perf script --no-inline -i "$data" | stackcollapse-perf.pl | flamegraph.pl >"$svg"
     else
         echo "no flame graph: cargo install --locked inferno; the text report instead" >&2
-        exec perf report -i "$data" --stdio --no-children --percent-limit 1
+        exec perf report --no-inline -i "$data" --stdio --no-children --percent-limit 1
     fi
     echo "$svg"
 
