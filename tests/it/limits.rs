@@ -113,7 +113,7 @@ const LIMITS: &[(&str, Shown)] = &[
     ),
     (
         "store.retention.max_age",
-        By("what_is_unused_for_too_long_goes_with_what_only_it_names"),
+        By("an_image_unused_for_too_long_is_deleted_with_its_own_objects"),
     ),
     (
         "store.retention.max_size",
@@ -121,7 +121,7 @@ const LIMITS: &[(&str, Shown)] = &[
     ),
     (
         "store.retention.grace",
-        By("bytes_without_a_record_go_after_the_grace"),
+        By("bytes_without_a_record_are_deleted_after_the_grace"),
     ),
     (
         "store.scrub.interval",
