@@ -112,6 +112,32 @@ impl Image {
         })
     }
 
+    /// The same with one more layer, whose only file has an extended attribute.
+    pub(crate) fn with_xattr(&self, name: &str) -> anyhow::Result<Self> {
+        Self::kept(MAKE_IMAGE, name, |dir| {
+            let mut tar = tar::Builder::new(Vec::new());
+            tar.append_pax_extensions([("SCHILY.xattr.user.origin", &b"loadtest"[..])])?;
+            let mut header = tar::Header::new_ustar();
+            header.set_size(0);
+            header.set_mode(0o644);
+            header.set_mtime(MODIFIED);
+            tar.append_data(&mut header, "srv/marked", std::io::empty())?;
+            let layer = tempfile::NamedTempFile::new()?;
+            fs::write(layer.path(), tar.into_inner()?)?;
+            run(&format!(
+                "skopeo copy --quiet {} oci:{}:1",
+                self.oci(),
+                dir.display()
+            ))?;
+            run(&format!(
+                "umoci raw add-layer --image {}:1 {}",
+                dir.display(),
+                layer.path().display()
+            ))
+            .map(drop)
+        })
+    }
+
     /// One layer that `fill` writes, made now if this machine has not made it yet.
     fn made(
         name: &str,

@@ -1,6 +1,6 @@
 //! A node: containerd with snapshotters beside its own, images pulled into them, mounted, and run.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -36,6 +36,8 @@ pub(crate) struct Snapshotter {
     pub(crate) name: &'static str,
     pub(crate) daemon: Daemon,
     socket: PathBuf,
+    /// The socket with the agent's metrics, if it has one.
+    api: Option<PathBuf>,
     _mounts: Mounts,
 }
 
@@ -70,7 +72,7 @@ pub(crate) struct Output {
 }
 
 impl Snapshotter {
-    /// `starlift agent`, with settings as the environment has them (`("PASSTHROUGH", "false")`).
+    /// `starlift agent`, with settings as the environment has them (`("BACKGROUND", "off")`).
     pub(crate) fn starlift(
         name: &'static str,
         starlift: &Path,
@@ -99,11 +101,12 @@ impl Snapshotter {
         };
         let is_ready = || run(&agent("status")).is_ok();
         let daemon = Daemon::start(command, &place.join(format!("{name}.log")), is_ready)?;
-        let unmount = Some(agent("unmount"));
+        let (unmount, api) = (Some(agent("unmount")), Some(root.join("api.sock")));
         Ok(Self {
             name,
             daemon,
             socket,
+            api,
             _mounts: Mounts { root, unmount },
         })
     }
@@ -138,6 +141,7 @@ impl Snapshotter {
             name,
             daemon,
             socket,
+            api: None,
             _mounts: Mounts {
                 root,
                 unmount: None,
@@ -184,6 +188,25 @@ impl Node {
         found
             .map(|snapshotter| &snapshotter.daemon)
             .with_context(|| format!("no snapshotter {name}"))
+    }
+
+    /// What the kernel asked a snapshotter so far, by operation; nothing where it does not count.
+    pub(crate) fn fuse_requests(&self, name: &str) -> anyhow::Result<BTreeMap<String, u64>> {
+        const METRIC: &str = "starlift_agent_fuse_requests_total{operation=\"";
+        let mut snapshotters = self.snapshotters.iter();
+        let found = snapshotters.find(|snapshotter| snapshotter.name == name);
+        let Some(api) = found.and_then(|snapshotter| snapshotter.api.as_ref()) else {
+            return Ok(BTreeMap::new());
+        };
+        let metrics = run(&format!(
+            "curl -sf --unix-socket {} http://agent/metrics",
+            api.display()
+        ))?;
+        let counts = metrics.lines().filter_map(|line| {
+            let (operation, count) = line.strip_prefix(METRIC)?.split_once("\"} ")?;
+            Some((operation.to_owned(), count.parse().ok()?))
+        });
+        Ok(counts.collect())
     }
 
     /// Pulls `image` over plain HTTP: unpacks it with containerd's own snapshotter, else mounts it lazily.

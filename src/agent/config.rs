@@ -60,9 +60,6 @@ pub struct Config {
     /// Most bytes a second that fetching in the background takes, all layers together; no limit when not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub background_bandwidth: Option<ByteSize>,
-    /// Let the kernel read files that are held whole by itself (Linux 6.9 and newer). No overlay can then be mounted over a
-    /// directory of a container.
-    pub passthrough: bool,
     /// Who keeps the mount while the agent is restarted: `auto`, `systemd`, `process` or `none`.
     pub keeper: KeeperKind,
     /// Threads that answer the kernel.
@@ -153,7 +150,6 @@ impl Default for Config {
             background_limit: ByteSize::mib(256),
             background_delay: Duration::from_secs(10),
             background_bandwidth: None,
-            passthrough: false,
             keeper: KeeperKind::default(),
             threads: NonZeroUsize::new(4).unwrap_or(NonZeroUsize::MIN),
             listen: None,

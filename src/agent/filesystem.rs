@@ -1,6 +1,5 @@
 //! The agent's file system: a root with a directory for each lazily mounted layer. Knows inodes, not the kernel.
 
-use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -204,15 +203,6 @@ impl FileSystem {
             .collect())
     }
 
-    /// A regular file that is opened.
-    pub fn open(&self, inode: u64) -> Result<Opened, Error> {
-        let opened = self.file(inode)?;
-        self.layers
-            .recorder()
-            .note(opened.number, opened.id, || None);
-        Ok(opened)
-    }
-
     /// A regular file of which `length` bytes from `offset` on are read.
     pub fn read(&self, inode: u64, offset: u64, length: u64) -> Result<Opened, Error> {
         let opened = self.file(inode)?;
@@ -278,15 +268,6 @@ impl Opened {
             }
             pause = (pause * 2).min(LAST_PAUSE);
         }
-    }
-
-    /// The file of the cache that is this file, where it is held whole and in one piece.
-    pub fn backing(&self) -> Option<File> {
-        let chunk = self.layer.only_chunk(self.id)?;
-        self.layer
-            .fetcher()
-            .cache()
-            .file(&chunk.digest?, chunk.size)
     }
 
     /// Bytes that came for the file's layer so far.

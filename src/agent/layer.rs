@@ -308,17 +308,6 @@ impl Layer {
             .collect()
     }
 
-    /// The file's only chunk, where it has no more than one: its cached copy is the whole file.
-    pub fn only_chunk(&self, id: FileId) -> Option<Chunk> {
-        let Content::Chunks(node) = self.tree.content(id)? else {
-            return None;
-        };
-        let mut chunks = node.chunks();
-        let first = chunks.next()?;
-        (chunks.next().is_none() && first.size == node.size() && first.digest.is_some())
-            .then_some(first)
-    }
-
     /// Fetches the chunks with these numbers, as far as they are not held; waits until they are there.
     ///
     /// # Errors

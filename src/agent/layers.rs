@@ -1,13 +1,13 @@
-//! Mounts layers lazily, each as a directory of the agent's one file system.
+//! Mounts layers lazily, each as a directory of the agent's file system.
 //!
 //! ```text
 //! mount:  open (registry) ▶ numbers ▶ record on disk ▶ visible ▶ prefetch
 //! start:  records ▶ visible; each is read from disk when it is first used, or soon after
 //! ```
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,7 @@ use super::cache::Cache;
 use super::config::Config;
 use super::fetch::{Blob, Fetcher, Reason};
 use super::layer::Layer;
+use super::layer_mount::LayerMount;
 use super::mount::{Mount, Mounts};
 use super::notify::Notifier;
 use super::prefetch::Prefetch;
@@ -57,8 +58,10 @@ pub struct Layers {
     /// Held while numbers are given and records come and go.
     bookkeeping: Mutex<()>,
     trees: Mutex<HashMap<(Digest, TocDigest), Weak<Tree>>>,
-    /// The connection to the kernel; `None` while nothing is mounted.
-    notifier: RwLock<Option<Arc<Notifier>>>,
+    /// The mounts without which no layer is lazy.
+    needed: &'static [LayerMount],
+    /// The connections to the kernel, of the mounts that are in their place.
+    notifiers: RwLock<BTreeMap<LayerMount, Arc<Notifier>>>,
     refusals: Refusals,
     toc_memory: TocMemory,
     unreachable: Unreachable,
@@ -69,7 +72,11 @@ impl Layers {
     ///
     /// # Errors
     /// When the root cannot be used.
-    pub fn open(config: &Config, upstreams: Upstreams) -> io::Result<Self> {
+    pub fn open(
+        config: &Config,
+        upstreams: Upstreams,
+        needed: &'static [LayerMount],
+    ) -> io::Result<Self> {
         let records = Records::open(&config.root)?;
         let mut mounts = Mounts::default();
         for (number, record) in records.load()? {
@@ -100,25 +107,36 @@ impl Layers {
             mounts: RwLock::new(mounts),
             bookkeeping: Mutex::default(),
             trees: Mutex::default(),
-            notifier: RwLock::default(),
+            needed,
+            notifiers: RwLock::default(),
             refusals: Refusals::default(),
             toc_memory: TocMemory::default(),
             unreachable: Unreachable::default(),
         })
     }
 
-    /// Notifies the kernel of layers that come and go from now on. Without a notifier no layer is mounted lazily.
-    pub fn announce_to(&self, notifier: Option<Notifier>) {
-        *self.notifier.write() = notifier.map(Arc::new);
+    /// Notifies the kernel of layers that come and go on `mount` from now on; `None`: the mount is gone. While one that
+    /// is needed is gone, no layer is mounted lazily.
+    pub fn announce_to(&self, mount: LayerMount, notifier: Option<Notifier>) {
+        let mut notifiers = self.notifiers.write();
+        match notifier {
+            Some(notifier) => notifiers.insert(mount, Arc::new(notifier)),
+            None => notifiers.remove(&mount),
+        };
     }
 
-    fn notifier(&self) -> Option<Arc<Notifier>> {
-        self.notifier.read().clone()
+    /// The directories of needed mounts that are not there.
+    fn unmounted(&self) -> Vec<PathBuf> {
+        let notifiers = self.notifiers.read();
+        let is_gone = |mount: &&LayerMount| !notifiers.contains_key(mount);
+        let gone = self.needed.iter().filter(is_gone);
+        gone.map(|mount| mount.directory(&self.config.root))
+            .collect()
     }
 
-    /// The directory where the layers of an agent with this root are mounted.
-    pub fn mountpoint(root: &Path) -> std::path::PathBuf {
-        root.join("lazy")
+    fn notify(&self, message: impl Fn(&Notifier)) {
+        let notifiers: Vec<_> = self.notifiers.read().values().map(Arc::clone).collect();
+        notifiers.iter().for_each(|notifier| message(notifier));
     }
 
     /// Makes the layer's tree visible and gives the number of its directory. It is the next one above what is mounted of
@@ -150,7 +168,7 @@ impl Layers {
         spec: &LayerSpec,
         image: Option<ImageLayers>,
     ) -> Result<u64, NotLazy> {
-        if self.notifier().is_none() {
+        if !self.unmounted().is_empty() {
             return Err(NotLazy::Off("the file system is not mounted".to_owned()));
         }
         if !self.config.policy(&spec.reference).lazy {
@@ -319,9 +337,7 @@ impl Layers {
         mounts.insert(Arc::clone(&mount));
         drop(mounts);
         metrics().agent_mounts.inc();
-        if let Some(notifier) = self.notifier() {
-            notifier.root_changed();
-        }
+        self.notify(Notifier::root_changed);
         Ok(mount)
     }
 
@@ -458,6 +474,13 @@ impl Layers {
         Ok(Arc::new(Layer::new(tree, blob, self.fetcher.clone())))
     }
 
+    /// Whether a file of the layer has an extended attribute, as far as is known.
+    pub fn has_xattrs(&self, number: u64) -> bool {
+        let mount = self.by_number(number);
+        let layer = mount.as_ref().and_then(|mount| mount.loaded()?.ok());
+        layer.is_none_or(|layer| layer.tree().has_xattrs())
+    }
+
     pub fn by_number(&self, number: u64) -> Option<Arc<Mount>> {
         self.mounts.read().get(number).cloned()
     }
@@ -523,10 +546,10 @@ impl Layers {
         };
         mount.gone.cancel();
         metrics().agent_mounts.dec();
-        if let Some(notifier) = self.notifier() {
+        self.notify(|notifier| {
             notifier.is_gone(number);
             notifier.root_changed();
-        }
+        });
         if let Err(error) = self.records.remove(&mount.record) {
             tracing::warn!(number, %error, "a layer's record stays until the next start");
         }
@@ -574,6 +597,7 @@ impl Layers {
             cache: cache.held(),
             cache_limit: cache.limit(),
             refusals: self.refusals.all(),
+            unmounted: self.unmounted(),
         }
     }
 

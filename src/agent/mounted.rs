@@ -1,4 +1,4 @@
-//! Keeps the layers mounted in their place, whatever happens to the mount.
+//! Keeps one of the agent's two mounts in its place, whatever happens to it.
 //!
 //! ```text
 //! unmounted, connection alive  ▶ its clone is moved into the place: readers notice nothing
@@ -20,9 +20,9 @@ use tokio::task::spawn_blocking;
 use super::attach::{MountError, attach};
 use super::config::Config;
 use super::keeper::{Keeper, Kept};
+use super::layer_mount::LayerMount;
 use super::layers::Layers;
 use super::mountpoint::{self, Mountpoint};
-use super::run;
 use super::session::Device;
 use crate::telemetry::limit::LineLimit;
 use crate::telemetry::log::chain;
@@ -30,7 +30,7 @@ use crate::telemetry::log::chain;
 /// Between two attempts to mount; short beside a container's start, and long beside the work of one attempt.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The mount of the layers.
+/// A mount of the layers.
 #[derive(Debug)]
 pub(super) struct Mounted {
     context: Context,
@@ -39,6 +39,7 @@ pub(super) struct Mounted {
 
 #[derive(Debug, Clone)]
 struct Context {
+    mount: LayerMount,
     config: Config,
     keeper: Arc<Keeper>,
     layers: Arc<Layers>,
@@ -56,18 +57,23 @@ struct Connection {
 impl Mounted {
     /// Takes over what an earlier process left in `kept`, or mounts. Images are unpacked where that fails.
     pub(super) async fn start(
+        mount: LayerMount,
         config: &Config,
         keeper: Arc<Keeper>,
         layers: Arc<Layers>,
         kept: &mut Kept,
     ) -> Self {
         let context = Context {
+            mount,
             config: config.clone(),
             keeper,
             layers,
             runtime: Handle::current(),
         };
-        let (device, spare) = (kept.remove(run::DEVICE), kept.remove(run::MOUNT));
+        let (device, spare) = (
+            kept.remove(mount.device_name()),
+            kept.remove(mount.clone_name()),
+        );
         let connection = context
             .blocking(move |context| context.begin(device, spare))
             .await;
@@ -85,16 +91,16 @@ impl Mounted {
                 Some(mut connection) => tokio::select! {
                     _ended = &mut connection.ended => {
                         tracing::error!("kernel ended the connection of the layers; containers over it have to be restarted");
-                        self.context.layers.announce_to(None);
+                        self.context.layers.announce_to(self.context.mount, None);
                         // One that ends at once must not be made again at once.
                         tokio::time::sleep(PAUSE.saturating_sub(connection.begun.elapsed())).await;
-                        self.context.blocking(Context::mount).await
+                        self.context.blocking(Context::mount_anew).await
                     }
                     () = changes.next() => self.context.blocking(|context| context.check(connection)).await,
                 },
                 None => {
                     tokio::time::sleep(PAUSE).await;
-                    self.context.blocking(Context::mount).await
+                    self.context.blocking(Context::mount_anew).await
                 }
             };
             self.connection = self.context.report(connection);
@@ -138,36 +144,42 @@ impl Context {
         spare: Option<OwnedFd>,
     ) -> Result<Connection, MountError> {
         let Some(fd) = device else {
-            return self.mount();
+            return self.mount_anew();
         };
-        match Device::adopt(fd, &self.config.root.join("init")) {
+        match Device::adopt(fd, &self.mount.saved_init(&self.config.root)) {
             Ok(device) => {
                 let connection = self.serve(&device, spare)?;
                 self.check(connection)
             }
             Err(error) => {
                 tracing::error!(error = chain(&error), "kept mount not taken over");
-                self.mount()
+                self.mount_anew()
             }
         }
     }
 
     /// Mounts in the place, whatever is there.
-    fn mount(&self) -> Result<Connection, MountError> {
+    fn mount_anew(&self) -> Result<Connection, MountError> {
         let device = Device::mount(
-            &Layers::mountpoint(&self.config.root),
-            &self.config.root.join("init"),
+            &self.mount.directory(&self.config.root),
+            &self.mount.saved_init(&self.config.root),
         )?;
         // From here on a crash loses nothing.
-        self.keeper.keep(run::DEVICE, device.as_fd())?;
+        self.keeper.keep(self.mount.device_name(), device.as_fd())?;
         let connection = self.serve(&device, None)?;
         tracing::info!(path = %connection.place.path().display(), "layers mounted");
         Ok(connection)
     }
 
     fn serve(&self, device: &Device, spare: Option<OwnedFd>) -> Result<Connection, MountError> {
-        let ended = attach(device, &self.layers, &self.config, self.runtime.clone())?;
-        let path = Layers::mountpoint(&self.config.root);
+        let ended = attach(
+            device,
+            self.mount,
+            &self.layers,
+            &self.config,
+            self.runtime.clone(),
+        )?;
+        let path = self.mount.directory(&self.config.root);
         let place = Mountpoint::new(&path, device.number(), spare);
         self.keep_spare(&place);
         mountpoint::read_further_ahead(&path);
@@ -181,7 +193,7 @@ impl Context {
     /// Hands the clone to the keeper. Without it a start finds the mount in its place or makes another.
     fn keep_spare(&self, place: &Mountpoint) {
         if let Some(spare) = place.spare()
-            && let Err(error) = self.keeper.keep_mount(run::MOUNT, spare)
+            && let Err(error) = self.keeper.keep_mount(self.mount.clone_name(), spare)
         {
             tracing::warn!(%error, "clone of the mount not kept");
         }
@@ -200,7 +212,7 @@ impl Context {
             }
             Err(error) => {
                 tracing::error!(%error, "layers were unmounted and cannot be put back; running containers keep the old mount");
-                self.mount()
+                self.mount_anew()
             }
         }
     }

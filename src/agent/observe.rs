@@ -1,6 +1,6 @@
 //! Layers mounted for a while by one process, which learns what is read of them.
 //!
-//! Not the agent's own mount: no keeper holds it, no file is handed to the kernel as a whole, nothing is fetched ahead.
+//! Not the agent's own mount: no keeper holds it, and nothing is prefetched.
 
 use std::collections::HashMap;
 use std::io;
@@ -13,6 +13,7 @@ use tokio::task::spawn_blocking;
 pub use super::attach::MountError;
 use super::attach::attach;
 use super::config::{Background, Config, KeeperKind};
+use super::layer_mount::LayerMount;
 use super::layers::{Layers, NotLazy};
 use super::mountpoint;
 pub use super::recorder::Recording;
@@ -48,7 +49,6 @@ impl Observatory {
             root: root.to_owned(),
             prefetch: false,
             background: Background::Off,
-            passthrough: false,
             keeper: KeeperKind::None,
             ..Config::default()
         };
@@ -59,12 +59,13 @@ impl Observatory {
     }
 
     fn serve(config: &Config, upstreams: Upstreams, runtime: Handle) -> Result<Self, MountError> {
-        let layers = Arc::new(Layers::open(config, upstreams)?);
-        let mountpoint = Layers::mountpoint(&config.root);
-        let device = Device::mount(&mountpoint, &config.root.join("init"))?;
+        let layers = Arc::new(Layers::open(config, upstreams, &[LayerMount::Full])?);
+        let mount = LayerMount::Full;
+        let mountpoint = mount.directory(&config.root);
+        let device = Device::mount(&mountpoint, &mount.saved_init(&config.root))?;
         let observatory = Self { layers, mountpoint };
         // It is unmounted by this process alone.
-        let _unmounted = attach(&device, &observatory.layers, config, runtime)?;
+        let _unmounted = attach(&device, mount, &observatory.layers, config, runtime)?;
         Ok(observatory)
     }
 
@@ -80,7 +81,7 @@ impl Observatory {
         })
     }
 
-    /// Records what is opened of `layers` from here on.
+    /// Records what is read of `layers` from here on.
     pub fn begin(&self, layers: &[Shown]) -> Recording {
         self.layers
             .recorder()

@@ -1,6 +1,7 @@
 //! What the agent tells of itself: which layers are lazy, how much of them is here, and which are not lazy and why.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
@@ -29,6 +30,9 @@ pub struct Report {
     pub cache_limit: u64,
     /// The newest come last.
     pub refusals: Vec<Refusal>,
+    /// Directories that are not mounted although they should be: images are unpacked until they are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unmounted: Vec<PathBuf>,
 }
 
 /// A layer that is mounted lazily.
@@ -51,6 +55,9 @@ pub struct LayerReport {
     pub background_bytes: u64,
     /// Chunks that could not be had, or were refused.
     pub errors: u64,
+    /// Whether one of its files has an extended attribute; not known before its first use since the start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub has_xattrs: Option<bool>,
     /// Why none of its files can be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub damage: Option<String>,
@@ -98,6 +105,7 @@ impl LayerReport {
             profile_bytes: bytes(Reason::Profile),
             background_bytes: bytes(Reason::Background),
             errors: traffic.map_or(0, |traffic| traffic.errors()),
+            has_xattrs: layer.map(|layer| layer.tree().has_xattrs()),
             damage,
         }
     }

@@ -10,6 +10,8 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Component, Path, PathBuf};
 
+use super::layer_mount::LayerMount;
+
 const PRIVATE: u32 = 0o700;
 const STICKY: u32 = 0o1000;
 const GROUP_WRITES: u32 = 0o020;
@@ -126,9 +128,11 @@ fn check_entries(root: &Path) -> Result<(), RootError> {
     for entry in fs::read_dir(root).map_err(io_at(root))? {
         let entry = entry.map_err(io_at(root))?;
         let path = entry.path();
-        // The mount of an earlier agent may answer nothing: it is a directory, and nothing more is asked.
+        // A mount of an earlier agent may answer nothing: it is a directory, and nothing more is asked.
         if entry.file_type().is_ok_and(|kind| kind.is_dir())
-            && path == super::layers::Layers::mountpoint(root)
+            && LayerMount::ALL
+                .iter()
+                .any(|mount| path == mount.directory(root))
         {
             continue;
         }

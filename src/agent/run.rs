@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 
 use super::api::{self, Api};
 use super::config::Config;
 use super::cri::{CriCredentials, ImageService};
 use super::keeper::Keeper;
+use super::layer_mount::LayerMount;
 use super::layers::Layers;
 use super::mounted::Mounted;
 use super::mountpoint;
@@ -22,9 +23,7 @@ use super::snapshots::{self, Snapshots};
 use super::snapshotter::Snapshotter;
 use crate::upstream::{self, Upstreams};
 
-/// What a keeper knows the FUSE device, the clone of its mount, the listening socket and the credentials of pods by.
-pub const DEVICE: &str = "fuse";
-pub const MOUNT: &str = "mount";
+/// The names under which the fd store keeps the listening socket and the credentials of pods; `LayerMount` has the others.
 pub const LISTENER: &str = "socket";
 pub const CREDENTIALS: &str = "credentials";
 
@@ -79,7 +78,7 @@ pub async fn run(
         .map(|containerd| ImageService::new(containerd, credentials))
         .transpose()?;
     let own = config.clone();
-    let layers = blocking(move || Layers::open(&own, upstreams)).await?;
+    let layers = blocking(move || Layers::open(&own, upstreams, &LayerMount::ALL)).await?;
     let layers = Arc::new(layers.map_err(|source| RunError::Root {
         path: root.clone(),
         source,
@@ -91,7 +90,11 @@ pub async fn run(
         root: root.clone(),
         ..config.clone()
     };
-    let mounted = Mounted::start(config, Arc::clone(&keeper), Arc::clone(&layers), &mut kept).await;
+    let mut mounts = Vec::new();
+    for mount in LayerMount::ALL {
+        let (keeper, layers) = (Arc::clone(&keeper), Arc::clone(&layers));
+        mounts.push(Mounted::start(mount, config, keeper, layers, &mut kept).await);
+    }
     let place = root.clone();
     let snapshots = blocking(move || open_snapshots(&place))
         .await?
@@ -123,9 +126,12 @@ pub async fn run(
         images,
         shutdown,
     );
-    let mounted = tokio::spawn(mounted.keep());
+    let mounts: Vec<_> = mounts
+        .into_iter()
+        .map(|mounted| tokio::spawn(mounted.keep()))
+        .collect();
     let outcome = serving.await.map_err(RunError::Serve);
-    mounted.abort();
+    mounts.iter().for_each(JoinHandle::abort);
     resuming.abort();
     api.abort();
     outcome
@@ -212,7 +218,9 @@ pub async fn unmount(config: &Config) -> Result<(), RunError> {
     let work = move || {
         let (keeper, kept) = Keeper::open(kind, &root)?;
         drop(kept);
-        mountpoint::clear(&Layers::mountpoint(&root))?;
+        for mount in LayerMount::ALL {
+            mountpoint::clear(&mount.directory(&root))?;
+        }
         keeper.release()
     };
     blocking(work).await?.map_err(RunError::Keeper)

@@ -17,7 +17,7 @@ use super::filter::Filter;
 use super::layers::Layers;
 use super::profiles::{ImageLayers, Starts};
 use super::snapshots::{
-    Error, Info, Kind, Labels, Measured, Mount, Snapshots, TARGET_LABEL, Target,
+    Error, Info, Kind, Labels, LazyLayer, Measured, Mount, Snapshots, TARGET_LABEL, Target,
 };
 use super::spec::LayerSpec;
 use crate::containerd::services::snapshots::v1 as wire;
@@ -86,7 +86,11 @@ impl Snapshotter {
             .mount(&spec, ImageLayers::around(&below, &spec))
             .await
         {
-            Ok(number) => self.commit_lazy(name, ask, number).await,
+            Ok(number) => {
+                let has_xattrs = self.layers.has_xattrs(number);
+                self.commit_lazy(name, ask, LazyLayer { number, has_xattrs })
+                    .await
+            }
             Err(reason) => {
                 tracing::info!(layer = %spec.digest, reference = spec.reference, %reason, "not lazy");
                 Ok(false)
@@ -94,7 +98,7 @@ impl Snapshotter {
         }
     }
 
-    async fn commit_lazy(&self, name: String, ask: &Ask, number: u64) -> Result<bool, Status> {
+    async fn commit_lazy(&self, name: String, ask: &Ask, layer: LazyLayer) -> Result<bool, Status> {
         let Ask {
             key,
             parent,
@@ -106,7 +110,7 @@ impl Snapshotter {
             &name,
             parent.as_deref(),
             labels,
-            number,
+            layer,
         ) {
             Ok(()) => Ok(true),
             // Another Prepare for the same target was faster.
@@ -115,7 +119,7 @@ impl Snapshotter {
         };
         let committed = self.blocking(commit).await;
         if !matches!(committed, Ok(true)) {
-            self.layers.unmount(number).await;
+            self.layers.unmount(layer.number).await;
         }
         committed.map(|_ours| true)
     }

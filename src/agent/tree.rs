@@ -307,6 +307,12 @@ impl Tree {
             .filter(move |(name, _)| !is_overlays(name))
     }
 
+    /// Whether any file has an extended attribute; that a directory is opaque is one.
+    pub fn has_xattrs(&self) -> bool {
+        let is_image = |node: Node<'_>| self.xattrs(FileId(node.id().0)).next().is_some();
+        !self.opaque.is_empty() || nodes(&self.toc).any(is_image)
+    }
+
     /// The chunks up to which the layer's maker wants it fetched at once, by number.
     pub fn prefetched(&self) -> u32 {
         let landmark = self.toc.root().child(HIDDEN[0]);

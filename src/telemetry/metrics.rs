@@ -161,8 +161,10 @@ table! {
         "Layers that the agent has mounted lazily.";
     agent_layers: Counters = Family::default(), "counter", "agent_layers_total", None::<Unit>, "outcome",
         "Layers requested from the agent: mounted lazily, or left to be unpacked.";
+    agent_requests: Counters = Family::default(), "counter", "agent_fuse_requests_total", None::<Unit>, "operation",
+        "Requests of the kernel for lazily mounted layers, by FUSE operation.";
     agent_reads: Counters = Family::default(), "counter", "agent_reads_total", None::<Unit>, "source",
-        "Reads of lazily mounted files: from this node's cache, or fetched first; reads that the kernel answers are not seen.";
+        "Reads of lazily mounted files: from this node's cache, or fetched first; reads from the page cache are not seen.";
     agent_read_errors: Counter = Counter::default(), "counter", "agent_read_errors_total", None::<Unit>, "",
         "Reads of lazily mounted files that failed with EIO.";
     agent_fetched_bytes: Counters = Family::default(), "counter", "agent_fetched_bytes_total", Some(Unit::Bytes),

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use estargz::toc::Kind;
 use starlift::agent::Config;
 use starlift::agent::filesystem::FileSystem;
+use starlift::agent::layer_mount::LayerMount;
 use starlift::agent::layers::Layers;
 use starlift::agent::mount::ROOT_INODE;
 use starlift::agent::notify::Notifier;
@@ -280,14 +281,16 @@ async fn in_process(place: &Place, node: &Node, layer: &Layer) -> (FileSystem, u
         plain_http_loopback: true,
         ..upstream::Config::default()
     };
-    let layers = Arc::new(Layers::open(&config, Upstreams::new(&plain).unwrap()).unwrap());
-    layers.announce_to(Some(Notifier::new(
+    let upstreams = Upstreams::new(&plain).unwrap();
+    let layers = Arc::new(Layers::open(&config, upstreams, &[LayerMount::Full]).unwrap());
+    let notifier = Notifier::new(
         File::options()
             .write(true)
             .open("/dev/null")
             .unwrap()
             .into(),
-    )));
+    );
+    layers.announce_to(LayerMount::Full, Some(notifier));
     let labels = node.labels("direct", layer).into_iter().collect();
     let number = layers
         .mount(&LayerSpec::from_labels(&labels).unwrap(), None)
@@ -344,7 +347,7 @@ async fn random_trees_are_the_same_by_every_way() {
                 filesystem.lookup(inode, name.as_bytes()).unwrap().0
             });
             let read = filesystem
-                .open(inode)
+                .read(inode, offset as u64, length as u64)
                 .unwrap()
                 .read(offset as u64, length as u64)
                 .await

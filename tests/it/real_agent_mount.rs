@@ -84,97 +84,101 @@ fn abort(place: &Place, path: &Path) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unmounted_mount_is_put_back_and_containers_read_on() {
-    let node = Node::start(&[ON_DEMAND]).await;
-    let layer = Layer::random(61, &[300_000, 300_000]);
-    let directory = node.mount("target", &layer).await;
-    let container = Mounted::container(&node, "container", "target").await;
-    let inode = fs::metadata(directory.join("file0")).unwrap().ino();
-    for round in 0..2 {
-        run(&format!(
-            "umount -l {}",
-            node.agent.root.join("lazy").display()
-        ));
-        let file = directory.join("file0");
-        eventually("the mount is in its place", move || file.exists()).await;
-        assert_eq!(
-            fs::metadata(directory.join("file0")).unwrap().ino(),
-            inode,
-            "{round}"
+    for layer in Layer::of_both_kinds(61, &[300_000, 300_000]) {
+        let node = Node::start(&[ON_DEMAND]).await;
+        let directory = node.mount("target", &layer).await;
+        let container = Mounted::container(&node, "container", "target").await;
+        let inode = fs::metadata(directory.join("file0")).unwrap().ino();
+        for round in 0..2 {
+            run(&format!(
+                "umount -l {}",
+                directory.parent().unwrap().display()
+            ));
+            let file = directory.join("file0");
+            eventually("the mount is in its place", move || file.exists()).await;
+            assert_eq!(
+                fs::metadata(directory.join("file0")).unwrap().ino(),
+                inode,
+                "{round}"
+            );
+        }
+        let path = container.0.join("file1");
+        assert!(
+            blocking(move || read(&path)).await.unwrap() == layer.files[1].1,
+            "over the same connection"
         );
+        assert!(
+            node.prepare("again", &layer).await.unwrap(),
+            "further layers are lazy"
+        );
+        drop(container);
     }
-    let path = container.0.join("file1");
-    assert!(
-        blocking(move || read(&path)).await.unwrap() == layer.files[1].1,
-        "over the same connection"
-    );
-    assert!(
-        node.prepare("again", &layer).await.unwrap(),
-        "further layers are lazy"
-    );
-    drop(container);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_aborted_connection_is_replaced_and_layers_keep_their_inodes() {
-    let mut node = Node::start(&[ON_DEMAND]).await;
-    let layer = Layer::random(62, &[300_000]);
-    let directory = node.mount("target", &layer).await;
-    let container = Mounted::container(&node, "before", "target").await;
-    let inode = fs::metadata(directory.join("file0")).unwrap().ino();
-    abort(&node.place, &directory);
-    let file = directory.join("file0");
-    eventually("the layers are mounted anew", move || read(&file).is_ok()).await;
-    assert_eq!(fs::metadata(directory.join("file0")).unwrap().ino(), inode);
-    let lost = File::open(container.0.join("file0")).unwrap_err();
-    assert!(
-        matches!(lost.kind(), io::ErrorKind::NotConnected),
-        "what runs over the old connection: {lost}"
-    );
-    let next = Mounted::container(&node, "after", "target").await;
-    let path = next.0.join("file0");
-    assert!(
-        blocking(move || read(&path)).await.unwrap() == layer.files[0].1,
-        "new containers start"
-    );
-    node.restart(&[ON_DEMAND]);
-    let path = next.0.join("file0");
-    assert!(
-        blocking(move || read(&path)).await.unwrap() == layer.files[0].1,
-        "and live through a restart"
-    );
-    drop((container, next));
+    for layer in Layer::of_both_kinds(62, &[300_000]) {
+        let mut node = Node::start(&[ON_DEMAND]).await;
+        let directory = node.mount("target", &layer).await;
+        let container = Mounted::container(&node, "before", "target").await;
+        let inode = fs::metadata(directory.join("file0")).unwrap().ino();
+        abort(&node.place, &directory);
+        let file = directory.join("file0");
+        eventually("the layers are mounted anew", move || read(&file).is_ok()).await;
+        assert_eq!(fs::metadata(directory.join("file0")).unwrap().ino(), inode);
+        let lost = read(&container.0.join("file0")).unwrap_err();
+        assert!(
+            matches!(lost.kind(), io::ErrorKind::NotConnected),
+            "what runs over the old connection: {lost}"
+        );
+        let next = Mounted::container(&node, "after", "target").await;
+        let path = next.0.join("file0");
+        assert!(
+            blocking(move || read(&path)).await.unwrap() == layer.files[0].1,
+            "new containers start"
+        );
+        node.restart(&[ON_DEMAND]);
+        let path = next.0.join("file0");
+        assert!(
+            blocking(move || read(&path)).await.unwrap() == layer.files[0].1,
+            "and live through a restart"
+        );
+        drop((container, next));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_that_died_without_an_agent_is_not_taken_over() {
-    let mut node = Node::start(&[ON_DEMAND]).await;
-    let layer = Layer::random(63, &[300_000]);
-    let directory = node.mount("target", &layer).await;
-    node.agent.daemon.kill();
-    abort(&node.place, &directory);
-    for _ in 0..2 {
-        node.restart(&[ON_DEMAND]);
-        let path = directory.join("file0");
-        assert!(blocking(move || read(&path)).await.unwrap() == layer.files[0].1);
+    for layer in Layer::of_both_kinds(63, &[300_000]) {
+        let mut node = Node::start(&[ON_DEMAND]).await;
+        let directory = node.mount("target", &layer).await;
+        node.agent.daemon.kill();
+        abort(&node.place, &directory);
+        for _ in 0..2 {
+            node.restart(&[ON_DEMAND]);
+            let path = directory.join("file0");
+            assert!(blocking(move || read(&path)).await.unwrap() == layer.files[0].1);
+        }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mount_that_went_without_an_agent_is_put_back_at_the_start() {
-    let mut node = Node::start(&[ON_DEMAND]).await;
-    let layer = Layer::random(64, &[300_000, 300_000]);
-    let directory = node.mount("target", &layer).await;
-    let container = Mounted::container(&node, "container", "target").await;
-    node.agent.daemon.kill();
-    run(&format!(
-        "umount -l {}",
-        node.agent.root.join("lazy").display()
-    ));
-    node.restart(&[ON_DEMAND]);
-    for path in [directory.join("file0"), container.0.join("file0")] {
-        assert!(blocking(move || read(&path)).await.unwrap() == layer.files[0].1);
+    for layer in Layer::of_both_kinds(64, &[300_000, 300_000]) {
+        let mut node = Node::start(&[ON_DEMAND]).await;
+        let directory = node.mount("target", &layer).await;
+        let container = Mounted::container(&node, "container", "target").await;
+        node.agent.daemon.kill();
+        run(&format!(
+            "umount -l {}",
+            directory.parent().unwrap().display()
+        ));
+        node.restart(&[ON_DEMAND]);
+        for path in [directory.join("file0"), container.0.join("file0")] {
+            assert!(blocking(move || read(&path)).await.unwrap() == layer.files[0].1);
+        }
+        drop(container);
     }
-    drop(container);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -380,5 +384,91 @@ async fn an_overlay_can_be_mounted_over_a_directory_of_a_container() {
     let nested = Mounted::new("overlay", &options, node.place.path().join("nested"));
     assert_eq!(fs::read(nested.0.join("a")).unwrap(), b"a");
     drop(nested);
+    drop(container);
+}
+
+/// What the kernel asked the agent so far, by operation.
+fn asked(agent: &Agent, operation: &str) -> u64 {
+    let name = format!("starlift_agent_fuse_requests_total{{operation=\"{operation}\"}}");
+    agent.metric(&name).unwrap_or_default()
+}
+
+/// Every file below `root`, read whole.
+fn read_all(root: &Path) {
+    for entry in fs::read_dir(root).unwrap() {
+        let entry = entry.unwrap();
+        if entry.metadata().unwrap().is_dir() {
+            read_all(&entry.path());
+        } else {
+            fs::read(entry.path()).unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_container_asks_the_agent_for_nothing_it_asked_before() {
+    const FILES: u64 = 50;
+    let files = || (0..FILES).map(|number| (format!("dir/file{number}"), vec![1; 100]));
+    let plain = Layer::of(files().collect());
+    let marked = Layer::with_xattrs(files().collect(), &[("user.test", b"1")]);
+    let node = Node::start(&[ON_DEMAND]).await;
+    for (kind, layer) in [("plain", &plain), ("marked", &marked)] {
+        node.mount(kind, layer).await;
+        let first = Mounted::container(&node, &format!("{kind}-first"), kind).await;
+        read_all(&first.0);
+        assert!(!first.0.join("dir/absent").exists());
+        let operations = ["lookup", "open", "release", "read", "getxattr"];
+        let before = operations.map(|operation| asked(&node.agent, operation));
+        let second = Mounted::container(&node, &format!("{kind}-second"), kind).await;
+        read_all(&second.0);
+        assert!(!second.0.join("dir/absent").exists());
+        let after = operations.map(|operation| asked(&node.agent, operation));
+        assert_eq!(after[..4], before[..4], "{kind}: {operations:?}");
+        // overlayfs asks for attributes of its own once for each file and container, where there may be any.
+        let attributes = after[4] - before[4];
+        assert_eq!(attributes > FILES, kind == "marked", "{attributes}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_shows_up_although_its_name_was_looked_up_before() {
+    let node = Node::start(&[ON_DEMAND]).await;
+    let mounts = ["lazy", "lazy-noxattr"].map(|name| node.agent.root.join(name));
+    assert!(mounts.iter().all(|mount| !mount.join("1").exists()));
+    let layer = Layer::of(vec![("a".to_owned(), b"a".to_vec())]);
+    node.mount("target", &layer).await;
+    for mount in mounts {
+        assert_eq!(fs::read(mount.join("1/a")).unwrap(), b"a");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn programs_that_copy_attributes_work_where_layers_have_none() {
+    let node = Node::start(&[ON_DEMAND]).await;
+    let layer = Layer::of(
+        ["dir/a", "dir/b"]
+            .map(|name| (name.to_owned(), b"x".to_vec()))
+            .into(),
+    );
+    node.mount("target", &layer).await;
+    let container = Mounted::container(&node, "container", "target").await;
+    let (root, out) = (container.0.display(), node.place.dir("out"));
+    let out = out.display();
+    let absent = rustix::fs::getxattr(container.0.join("dir/a"), "user.test", &mut [0_u8; 8]);
+    assert_eq!(absent.unwrap_err(), rustix::io::Errno::OPNOTSUPP);
+    run(&format!("cp -a --preserve=xattr {root}/dir {out}/copied"));
+    run(&format!(
+        "tar -C {root} --xattrs --xattrs-include='*' --acls -cf {out}/tar dir"
+    ));
+    run(&format!("tar -C {out} --xattrs --acls -xf {out}/tar"));
+    if Command::new("rsync").arg("--version").output().is_ok() {
+        run(&format!("rsync -aXA {root}/dir/ {out}/rsynced"));
+    }
+    run(&format!("cp -a --preserve=xattr {out}/dir/a {root}/dir/b"));
+    run(&format!("setfattr -n user.test -v 1 {root}/dir/a"));
+    let mut value = [0; 8];
+    let length = rustix::fs::getxattr(container.0.join("dir/a"), "user.test", &mut value).unwrap();
+    assert_eq!(&value[..length], b"1", "a changed file has attributes");
+    assert_eq!(fs::read(container.0.join("dir/a")).unwrap(), b"x");
     drop(container);
 }

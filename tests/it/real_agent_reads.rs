@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use starlift::oci::Digest;
 
-use crate::support::agent::{Agent, Settings};
+use crate::support::agent::Agent;
 use crate::support::image::{Compression, Random, compress};
 use crate::support::lazy::{CHUNK, Layer, Node, ON_DEMAND, cached_files, read, read_at};
 use crate::support::place::{Place, until};
@@ -108,59 +108,57 @@ impl Reader {
     }
 }
 
-async fn readers_survive_kills(settings: Settings<'_>) {
-    let mut node = Node::start(settings).await;
-    let layer = Layer::random(2, &[2 << 20, 30_000, 60_000, 1 << 20, 10]);
-    let directory = node.mount("target", &layer).await;
-    let reader = Reader::start(&directory, &layer);
-    for _ in 0..20 {
-        node.restart(settings);
-    }
-    assert!(reader.stop() > 20, "it read on");
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_survive_twenty_kills() {
-    readers_survive_kills(&[ON_DEMAND]).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn readers_survive_twenty_kills_with_passthrough() {
-    readers_survive_kills(&[ON_DEMAND, ("PASSTHROUGH", "true")]).await;
+    let mut node = Node::start(&[ON_DEMAND]).await;
+    let layers = Layer::of_both_kinds(2, &[2 << 20, 30_000, 60_000, 1 << 20, 10]);
+    let mut readers = Vec::new();
+    for (number, layer) in layers.iter().enumerate() {
+        let directory = node.mount(&format!("target{number}"), layer).await;
+        readers.push(Reader::start(&directory, layer));
+    }
+    for _ in 0..20 {
+        node.restart(&[ON_DEMAND]);
+    }
+    for reader in readers {
+        assert!(reader.stop() > 20, "it read on");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_survive_a_restart_and_an_upgrade() {
-    let mut node = Node::start(&[ON_DEMAND]).await;
-    let layer = Layer::random(3, &[2 << 20, 30_000, 60_000]);
-    let directory = node.mount("target", &layer).await;
-    let reader = Reader::start(&directory, &layer);
-    node.agent.daemon.stop();
-    node.restart(&[ON_DEMAND]);
-    // Another executable, the old one gone from the disk as an upgrade leaves it.
-    let newer = node.place.path().join("starlift-new");
-    fs::copy(env!("CARGO_BIN_EXE_starlift"), &newer).unwrap();
-    node.agent.daemon.stop();
-    let next = Agent::start_as(&newer, &node.place, &[ON_DEMAND]);
-    drop(std::mem::replace(&mut node.agent, next));
-    fs::remove_file(&newer).unwrap();
-    node.restart(&[ON_DEMAND]);
-    assert!(reader.stop() > 0);
+    for layer in Layer::of_both_kinds(3, &[2 << 20, 30_000, 60_000]) {
+        let mut node = Node::start(&[ON_DEMAND]).await;
+        let directory = node.mount("target", &layer).await;
+        let reader = Reader::start(&directory, &layer);
+        node.agent.daemon.stop();
+        node.restart(&[ON_DEMAND]);
+        // Another executable, the old one gone from the disk as an upgrade leaves it.
+        let newer = node.place.path().join("starlift-new");
+        fs::copy(env!("CARGO_BIN_EXE_starlift"), &newer).unwrap();
+        node.agent.daemon.stop();
+        let next = Agent::start_as(&newer, &node.place, &[ON_DEMAND]);
+        drop(std::mem::replace(&mut node.agent, next));
+        fs::remove_file(&newer).unwrap();
+        node.restart(&[ON_DEMAND]);
+        assert!(reader.stop() > 0);
+    }
 }
 
 async fn the_next_agent_answers_what_was_under_way(end: fn(&mut Agent)) {
-    let mut node = Node::start(&[ON_DEMAND]).await;
-    let layer = Layer::random(4, &[2 << 20]);
-    let directory = node.mount("target", &layer).await;
-    let gate = Gate::new();
-    node.registry.on("/blobs/").gate(&gate);
-    let reading = tokio::spawn(read_later(directory.join("file0")));
-    gate.reached(1).await;
-    end(&mut node.agent);
-    node.restart(&[ON_DEMAND]);
-    gate.reached(2).await;
-    gate.open();
-    assert!(reading.await.unwrap().unwrap() == layer.files[0].1);
+    for layer in Layer::of_both_kinds(4, &[2 << 20]) {
+        let mut node = Node::start(&[ON_DEMAND]).await;
+        let directory = node.mount("target", &layer).await;
+        let gate = Gate::new();
+        node.registry.on("/blobs/").gate(&gate);
+        let reading = tokio::spawn(read_later(directory.join("file0")));
+        gate.reached(1).await;
+        end(&mut node.agent);
+        node.restart(&[ON_DEMAND]);
+        gate.reached(2).await;
+        gate.open();
+        assert!(reading.await.unwrap().unwrap() == layer.files[0].1);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -344,28 +342,23 @@ async fn expired_tokens_are_renewed_while_files_are_read() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_needs_no_registry() {
-    let mut node = Node::start(&[ON_DEMAND]).await;
-    let layer = Layer::random(9, &[1 << 20, 100_000]);
-    let directory = node.mount("target", &layer).await;
-    assert!(read_later(directory.join("file1")).await.unwrap() == layer.files[1].1);
-    node.agent.daemon.stop();
-    node.registry.on("/").answer(404, &[]);
-    node.restart(&[ON_DEMAND]);
-    assert!(read_later(directory.join("file1")).await.unwrap() == layer.files[1].1);
-    assert_eq!(fs::read_dir(&directory).unwrap().count(), 2);
-    assert_eq!(
-        read_later(directory.join("file0"))
-            .await
-            .unwrap_err()
-            .raw_os_error(),
-        Some(EIO)
-    );
-}
-
-/// Whether no slot of the table of open files counts an open: inode, backing file, count, kind.
-fn nothing_is_open(agent: &Agent) -> bool {
-    let table = fs::read(agent.root.join("opens")).unwrap();
-    table.chunks_exact(24).all(|slot| slot[12..16] == [0; 4])
+    for layer in Layer::of_both_kinds(9, &[1 << 20, 100_000]) {
+        let mut node = Node::start(&[ON_DEMAND]).await;
+        let directory = node.mount("target", &layer).await;
+        assert!(read_later(directory.join("file1")).await.unwrap() == layer.files[1].1);
+        node.agent.daemon.stop();
+        node.registry.on("/").answer(404, &[]);
+        node.restart(&[ON_DEMAND]);
+        assert!(read_later(directory.join("file1")).await.unwrap() == layer.files[1].1);
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 2);
+        assert_eq!(
+            read_later(directory.join("file0"))
+                .await
+                .unwrap_err()
+                .raw_os_error(),
+            Some(EIO)
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -376,10 +369,6 @@ async fn damaged_files_of_the_cache_are_fetched_again() {
     for (name, content) in &layer.files {
         assert!(read_later(directory.join(name)).await.unwrap() == *content);
     }
-    // A file that the kernel still has open it goes on reading by itself, from the copy in the cache.
-    until("the kernel has closed all files", SOON, || {
-        nothing_is_open(&node.agent)
-    });
     node.agent.daemon.kill();
     let files = cached_files(&node.agent);
     for (number, path) in files.iter().enumerate() {

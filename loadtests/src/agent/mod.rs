@@ -1,6 +1,7 @@
 //! Lazy mounts against what they replace: an image that containerd unpacked onto ext4; and against the reference
 //! snapshotter, which mounts lazily too.
 
+mod containers;
 mod memory;
 mod reads;
 mod start;
@@ -13,15 +14,20 @@ use crate::report::Report;
 const REFERENCE: &str = "reference";
 /// Our agent's.
 const LAZY: &str = "lazy";
+/// Another build of our agent, to compare with.
+const BEFORE: &str = "before";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// What is measured.
-    #[arg(value_enum, default_values = ["reads", "memory", "start"])]
+    #[arg(value_enum, default_values = ["containers", "reads", "memory", "start"])]
     parts: Vec<Part>,
     /// The executable to measure.
     #[arg(long, default_value = "target/release/starlift")]
     starlift: PathBuf,
+    /// Another executable of the agent, measured beside it in `containers`.
+    #[arg(long)]
+    before: Option<PathBuf>,
     /// Rounds; in each, every contestant runs once.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -32,6 +38,7 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Part {
+    Containers,
     Reads,
     Memory,
     Start,
@@ -48,6 +55,7 @@ pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
     ));
     for part in &arguments.parts {
         match part {
+            Part::Containers => containers::measure(arguments, &mut report)?,
             Part::Reads => reads::measure(arguments, &mut report)?,
             Part::Memory => memory::measure(arguments, &mut report)?,
             Part::Start => start::measure(arguments, &mut report)?,

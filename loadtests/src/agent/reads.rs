@@ -19,9 +19,7 @@ use crate::random::Random;
 use crate::report::Report;
 use crate::server::{self, Server};
 
-/// The agent with kernel passthrough switched off.
-const NO_PASSTHROUGH: &str = "lazy-no-passthrough";
-const CONTESTANTS: [&str; 4] = [UNPACKED, LAZY, NO_PASSTHROUGH, REFERENCE];
+const CONTESTANTS: [&str; 3] = [UNPACKED, LAZY, REFERENCE];
 /// A file of many chunks, and many of one chunk each, the largest that the kernel reads by itself.
 const LARGE: (&str, usize) = ("large", 256 << 20);
 const PIECES: (usize, usize) = (64, 4 << 20);
@@ -62,12 +60,11 @@ pub(super) fn measure(arguments: &Arguments, report: &mut Report) -> anyhow::Res
         .map(|image| format!("{}=oci:{}", image.name, image.dir.display()))
         .collect();
     let server = Server::start(&arguments.starlift, place, &upstreams)?;
-    let off = [("BACKGROUND", "off"), ("PASSTHROUGH", "false")];
+    let settings = [("BACKGROUND", "off")];
     let node = Node::start(
         place,
         vec![
-            Snapshotter::starlift(LAZY, &arguments.starlift, place, &off[..1])?,
-            Snapshotter::starlift(NO_PASSTHROUGH, &arguments.starlift, place, &off)?,
+            Snapshotter::starlift(LAZY, &arguments.starlift, place, &settings)?,
             Snapshotter::reference(REFERENCE, place)?,
         ],
     )?;
@@ -97,7 +94,7 @@ pub(super) fn measure(arguments: &Arguments, report: &mut Report) -> anyhow::Res
     }
     report.table(
         "Files that are on the node; × is the contestant's time over ext4's, so 1 is as fast, more is slower",
-        &["", "", "ext4 + overlayfs", "lazy ×", "lazy, no passthrough ×", "reference ×"],
+        &["", "", "ext4 + overlayfs", "lazy ×", "reference ×"],
         contests.iter().map(Contest::row).collect(),
     );
     for is_cold in [true, false] {

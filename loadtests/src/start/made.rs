@@ -16,13 +16,13 @@ const PERIOD: u32 = 15;
 
 /// An image and when its container is there.
 #[derive(Debug)]
-pub(super) struct Workload {
-    pub(super) image: Image,
-    pub(super) ready: Ready,
+pub(crate) struct Workload {
+    pub(crate) image: Image,
+    pub(crate) ready: Ready,
 }
 
 impl Workload {
-    pub(super) fn get(name: &str) -> anyhow::Result<Self> {
+    pub(crate) fn get(name: &str) -> anyhow::Result<Self> {
         let ready = match name {
             "nginx" => Ready::Serves(18080),
             "node" => Ready::Serves(18081),

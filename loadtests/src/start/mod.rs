@@ -14,7 +14,7 @@ use crate::figures::{Spread, float};
 use crate::images::layer_bytes;
 use crate::plot::{Bar, Bars, Plot};
 use crate::report::Report;
-use made::Workload;
+pub(crate) use made::Workload;
 use rows::{BY_HAND, LEARNED, NO_PROFILE, PLAIN, ROWS, STATIC};
 use starts::{MEGABITS, ROUND_TRIP, Starts};
 

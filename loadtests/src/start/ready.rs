@@ -19,7 +19,7 @@ const PROTOCOL: i32 = 196_608;
 
 /// How a workload is seen to be ready; the ports are those of `make-image`.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Ready {
+pub(crate) enum Ready {
     /// It said the word.
     Says,
     /// It answers a GET with 200 and the word.
@@ -30,7 +30,7 @@ pub(super) enum Ready {
 
 impl Ready {
     /// When `process`'s workload was ready. An error if that ends before.
-    pub(super) fn wait(self, process: &mut Running) -> anyhow::Result<Instant> {
+    pub(crate) fn wait(self, process: &mut Running) -> anyhow::Result<Instant> {
         let begun = Instant::now();
         loop {
             let has_ended = process.has_ended()?;

@@ -11,7 +11,6 @@
 mod disk;
 mod index;
 
-use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
@@ -77,11 +76,6 @@ impl Cache {
     /// Whether the chunk is held on disk, as what is to stay there.
     pub fn keeps(&self, digest: &Digest) -> bool {
         self.disk.holds(digest)
-    }
-
-    /// The file of a chunk on disk, compared with its digest.
-    pub fn file(&self, digest: &Digest, size: u64) -> Option<File> {
-        self.disk.file(digest, size)
     }
 
     pub fn held(&self) -> Held {
@@ -159,7 +153,7 @@ mod tests {
             }
         );
         assert_eq!(cache.read(&digest, 1000, 0..1000).unwrap(), content);
-        assert!(cache.file(&digest, 1000).is_some());
+        assert!(cache.disk.file(&digest, 1000).is_some());
     }
 
     #[test]
@@ -176,7 +170,7 @@ mod tests {
         fs::write(folder.0.path().join("cache/new/half"), "half").unwrap();
         let cache = folder.open(10_000);
         assert_eq!(cache.read(&chunks[0].0, 1000, 0..1), None);
-        assert!(cache.file(&chunks[1].0, 1000).is_none());
+        assert!(cache.disk.file(&chunks[1].0, 1000).is_none());
         assert!(cache.read(&chunks[2].0, 1000, 0..1).is_some());
         assert_eq!(
             cache.held(),
@@ -201,7 +195,7 @@ mod tests {
         let cache = folder.open(2_500);
         cache.put(chunks[0].0, &chunks[0].1);
         cache.put(chunks[1].0, &chunks[1].1);
-        let open = cache.file(&chunks[1].0, 1000).unwrap();
+        let open = cache.disk.file(&chunks[1].0, 1000).unwrap();
         cache.read(&chunks[0].0, 1000, 0..1).unwrap();
         cache.put(chunks[2].0, &chunks[2].1);
         assert_eq!(

@@ -11,6 +11,25 @@ pub(super) const BLOCK: u32 = 4096;
 /// As large as one block of stat(2)'s `st_blocks`.
 const STAT_BLOCK: u64 = 512;
 
+/// For a name that is not there, which the kernel is to remember: inode 0 (`fuse_entry_out.nodeid`).
+pub(super) const ABSENT: FileAttr = FileAttr {
+    ino: INodeNo(0),
+    size: 0,
+    blocks: 0,
+    atime: SystemTime::UNIX_EPOCH,
+    mtime: SystemTime::UNIX_EPOCH,
+    ctime: SystemTime::UNIX_EPOCH,
+    crtime: SystemTime::UNIX_EPOCH,
+    kind: FileType::RegularFile,
+    perm: 0,
+    nlink: 0,
+    uid: 0,
+    gid: 0,
+    rdev: 0,
+    blksize: BLOCK,
+    flags: 0,
+};
+
 pub(super) fn file_type(kind: Kind) -> FileType {
     match kind {
         Kind::Directory => FileType::Directory,

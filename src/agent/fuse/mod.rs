@@ -10,29 +10,24 @@ mod attributes;
 mod init;
 
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    AccessFlags, BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FileType,
-    Filesystem, FopenFlags, Generation, INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenAccMode,
-    OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock,
-    ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
-    WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FileType, Filesystem,
+    Generation, INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags,
+    PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen,
+    ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
-use parking_lot::Mutex;
 use rustix::ioctl::{Opcode, opcode};
 use tokio::runtime::Handle;
 
-use super::filesystem::{Error, FileSystem, Listed, Opened};
-use super::opens::{How, Opens};
-use super::passthrough;
+use super::filesystem::{Error, FileSystem, Listed};
+use super::layer_mount::LayerMount;
+use super::mount::ROOT_INODE;
 use super::patience::patiently;
 use super::request_timeout::ReadLimits;
 use crate::telemetry::limit::LineLimit;
@@ -42,8 +37,6 @@ use attributes::{BLOCK, attr, file_type};
 /// Nothing ever changes but that layers come and go, of which the kernel is told.
 const FOREVER: Duration = Duration::MAX;
 const GENERATION: Generation = Generation(0);
-/// Files have no state of their own.
-const HANDLE: FileHandle = FileHandle(0);
 /// `.` and `..` come before the names.
 const DOTS: u64 = 2;
 /// The longest file name.
@@ -62,74 +55,41 @@ const MAX_FILE_FLAGS: usize = 28;
 #[derive(Debug)]
 pub struct Adapter {
     filesystem: FileSystem,
-    opens: Arc<Mutex<Opens>>,
-    device: OwnedFd,
+    mount: LayerMount,
     runtime: Handle,
     limits: ReadLimits,
-    passthrough: bool,
 }
 
 impl Adapter {
     pub fn new(
         filesystem: FileSystem,
-        opens: Opens,
-        device: OwnedFd,
+        mount: LayerMount,
         runtime: Handle,
         limits: ReadLimits,
-        passthrough: bool,
     ) -> Self {
         Self {
             filesystem,
-            opens: Arc::new(Mutex::new(opens)),
-            device,
+            mount,
             runtime,
             limits,
-            passthrough,
         }
-    }
-
-    /// Opens the file as it is open already, else through its backing file if it has one.
-    fn answer_open(&self, inode: u64, opened: &Opened, reply: ReplyOpen) {
-        // Looked for before the table is locked: a file that was never compared with its digest is read whole.
-        let is_open = || self.opens.lock().how(inode).is_some();
-        let file = if self.passthrough && !is_open() {
-            opened.backing()
-        } else {
-            None
-        };
-        let mut opens = self.opens.lock();
-        let how = opens
-            .how(inode)
-            .unwrap_or_else(|| self.best_way(file.as_ref()));
-        if let Err(error) = opens.add(inode, how) {
-            report_table(&error);
-            return reply.error(Errno::EIO);
-        }
-        match how {
-            How::Cached => reply.opened(
-                HANDLE,
-                FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
-            ),
-            How::Passthrough(backing) => passthrough::answer(reply, HANDLE, backing),
-        }
-    }
-
-    fn best_way(&self, file: Option<&File>) -> How {
-        // The kernel may have no such thing, or the cache lies on a file system that cannot back another.
-        let backing = file.and_then(|file| BackingId::create_raw(self.device.as_fd(), file).ok());
-        backing.map_or(How::Cached, How::Passthrough)
     }
 }
 
 impl Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        self.passthrough = init::greet(config, &self.limits, self.passthrough);
+        init::negotiate(config, self.mount, &self.limits);
         Ok(())
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        count("lookup");
         match self.filesystem.lookup(parent.0, name.as_bytes()) {
             Ok((inode, attributes)) => reply.entry(&FOREVER, &attr(inode, &attributes), GENERATION),
+            // Layers never change, but they come and go in the root.
+            Err(Error::NotFound) if parent.0 != ROOT_INODE => {
+                reply.entry(&FOREVER, &attributes::ABSENT, GENERATION);
+            }
             Err(error) => reply.error(errno(error)),
         }
     }
@@ -141,6 +101,7 @@ impl Filesystem for Adapter {
         _handle: Option<FileHandle>,
         reply: ReplyAttr,
     ) {
+        count("getattr");
         match self.filesystem.attributes(inode.0) {
             Ok(attributes) => reply.attr(&FOREVER, &attr(inode.0, &attributes)),
             Err(error) => reply.error(errno(error)),
@@ -148,20 +109,17 @@ impl Filesystem for Adapter {
     }
 
     fn readlink(&self, _request: &Request, inode: INodeNo, reply: ReplyData) {
+        count("readlink");
         match self.filesystem.target(inode.0) {
             Ok(target) => reply.data(&target),
             Err(error) => reply.error(errno(error)),
         }
     }
 
-    fn open(&self, _request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        if flags.acc_mode() != OpenAccMode::O_RDONLY {
-            return reply.error(Errno::EROFS);
-        }
-        match self.filesystem.open(inode.0) {
-            Ok(opened) => self.answer_open(inode.0, &opened, reply),
-            Err(error) => reply.error(errno(error)),
-        }
+    /// Not needed: a file has no state, and after ENOSYS the kernel opens files by itself and keeps their pages.
+    fn open(&self, _request: &Request, _inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        count("open");
+        reply.error(Errno::ENOSYS);
     }
 
     fn read(
@@ -175,13 +133,14 @@ impl Filesystem for Adapter {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        count("read");
         let length = u64::from(size);
         let opened = match self.filesystem.read(inode.0, offset, length) {
             Ok(opened) => opened,
             Err(error) => return reply.error(errno(error)),
         };
         if let Some(bytes) = opened.read_held(offset, length) {
-            count("held");
+            count_read("held");
             return reply.data(&bytes);
         }
         let is_resent = request.unique().0 & UNIQUE_RESEND != 0;
@@ -194,7 +153,7 @@ impl Filesystem for Adapter {
         self.runtime.spawn(async move {
             match patiently(limit, most, || opened.received(), opened.read(offset, length)).await {
                 Some(Ok(bytes)) => {
-                    count("fetched");
+                    count_read("fetched");
                     waiting.answer(&bytes);
                 }
                 // What went wrong was told where it did.
@@ -213,21 +172,15 @@ impl Filesystem for Adapter {
     fn release(
         &self,
         _request: &Request,
-        inode: INodeNo,
+        _inode: INodeNo,
         _handle: FileHandle,
         _flags: OpenFlags,
         _owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        // Answered within the lock and before it is counted: see `opens`.
-        let mut opens = self.opens.lock();
+        count("release");
         reply.ok();
-        match opens.remove(inode.0) {
-            Ok(Some(backing)) => passthrough::close(&self.device, backing),
-            Ok(None) => {}
-            Err(error) => report_table(&error),
-        }
     }
 
     /// Not needed; kernels before Linux 5.16 ask for it all the same, once.
@@ -239,11 +192,13 @@ impl Filesystem for Adapter {
         _owner: LockOwner,
         reply: ReplyEmpty,
     ) {
+        count("flush");
         reply.error(Errno::ENOSYS);
     }
 
     /// Directories need no opening, and the kernel does not ask again once it knows.
     fn opendir(&self, _request: &Request, _inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        count("opendir");
         reply.error(Errno::ENOSYS);
     }
 
@@ -255,6 +210,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
+        count("readdir");
         for dot in offset..DOTS {
             if reply.add(inode, dot + 1, FileType::Directory, dot_name(dot)) {
                 return reply.ok();
@@ -290,6 +246,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        count("readdirplus");
         let own = match self.filesystem.attributes(inode.0) {
             Ok(attributes) => attr(inode.0, &attributes),
             Err(error) => return reply.error(errno(error)),
@@ -332,14 +289,21 @@ impl Filesystem for Adapter {
         size: u32,
         reply: ReplyXattr,
     ) {
+        count("getxattr");
+        // ENOSYS: the kernel does not ask again on this connection, for any file.
+        if self.mount == LayerMount::NoXattr {
+            return reply.error(Errno::ENOSYS);
+        }
         answer_xattr(self.filesystem.xattr(inode.0, name.as_bytes()), size, reply);
     }
 
     fn listxattr(&self, _request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
+        count("listxattr");
         answer_xattr(self.filesystem.xattrs(inode.0), size, reply);
     }
 
     fn statfs(&self, _request: &Request, _inode: INodeNo, reply: ReplyStatfs) {
+        count("statfs");
         reply.statfs(0, 0, 0, self.filesystem.inodes(), 0, BLOCK, NAME_LEN, BLOCK);
     }
 
@@ -355,6 +319,7 @@ impl Filesystem for Adapter {
         output_len: u32,
         reply: ReplyIoctl,
     ) {
+        count("ioctl");
         let length = usize::try_from(output_len).unwrap_or(usize::MAX);
         match [0; MAX_FILE_FLAGS].get(..length) {
             Some(flags) if FILE_FLAGS.contains(&command) => reply.ioctl(0, flags),
@@ -398,6 +363,7 @@ impl Filesystem for Adapter {
     }
 
     fn access(&self, _request: &Request, _inode: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        count("access");
         reply.error(Errno::ENOSYS);
     }
 
@@ -465,6 +431,7 @@ impl Filesystem for Adapter {
         _whence: i32,
         reply: ReplyLseek,
     ) {
+        count("lseek");
         reply.error(Errno::ENOSYS);
     }
 
@@ -634,14 +601,6 @@ impl Filesystem for Adapter {
     }
 }
 
-/// A disk without room fails every open of every container.
-fn report_table(error: &io::Error) {
-    static LINES: LineLimit = LineLimit::new();
-    if let Some(dropped) = LINES.pass() {
-        tracing::error!(%error, dropped, "table of open files not written");
-    }
-}
-
 fn answer_xattr(found: Result<Vec<u8>, Error>, size: u32, reply: ReplyXattr) {
     match found {
         Err(error) => reply.error(errno(error)),
@@ -652,7 +611,15 @@ fn answer_xattr(found: Result<Vec<u8>, Error>, size: u32, reply: ReplyXattr) {
     }
 }
 
-fn count(source: &'static str) {
+/// A request of the kernel, by operation.
+fn count(operation: &'static str) {
+    metrics()
+        .agent_requests
+        .get_or_create(&[("operation", operation)])
+        .inc();
+}
+
+fn count_read(source: &'static str) {
     metrics()
         .agent_reads
         .get_or_create(&[("source", source)])

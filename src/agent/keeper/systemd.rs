@@ -6,9 +6,13 @@ use std::os::fd::{BorrowedFd, FromRawFd as _, OwnedFd};
 use sd_notify::NotifyState;
 
 use super::Kept;
+use crate::agent::layer_mount::LayerMount;
 use crate::agent::run;
 
-const NAMES: [&str; 3] = [run::DEVICE, run::LISTENER, run::CREDENTIALS];
+fn names() -> impl Iterator<Item = &'static str> {
+    let devices = LayerMount::ALL.into_iter().map(LayerMount::device_name);
+    devices.chain([run::LISTENER, run::CREDENTIALS])
+}
 
 /// Whether the unit has a store: systemd 254 and newer say so. Older ones have to be named in the configuration.
 pub(super) fn has_store() -> bool {
@@ -33,7 +37,7 @@ pub(super) fn keep(name: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 pub(super) fn release() -> io::Result<()> {
-    NAMES.iter().try_for_each(|name| {
+    names().try_for_each(|name| {
         sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)])
     })
 }

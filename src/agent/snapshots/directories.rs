@@ -1,5 +1,5 @@
 //! The directories of snapshots: `<root>/snapshots/<id>/{fs,work}`, as containerd's overlay snapshotter has them, and
-//! `<root>/lazy/<number>` for layers that are mounted lazily.
+//! `<root>/lazy/<number>` or `<root>/lazy-noxattr/<number>` for layers that are mounted lazily.
 //!
 //! A directory is made under another name and renamed before the change that needs it is committed, and removed after
 //! the change that lets it go. What a crash leaves in between has no id in the metadata: an orphan.
@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::Error;
 use super::record::{Kind, Lower};
+use crate::agent::layer_mount::LayerMount;
 
 /// For the agent alone: what lies beneath holds setuid files.
 const PRIVATE: u32 = 0o700;
@@ -20,7 +21,7 @@ const WORK: u32 = 0o711;
 #[derive(Debug)]
 pub(super) struct Directories {
     snapshots: PathBuf,
-    lazy: PathBuf,
+    root: PathBuf,
 }
 
 /// User and group of a directory.
@@ -43,7 +44,7 @@ impl Directories {
             .map_err(Error::at(&snapshots))?;
         Ok(Self {
             snapshots,
-            lazy: root.join("lazy"),
+            root: root.to_owned(),
         })
     }
 
@@ -55,10 +56,11 @@ impl Directories {
         self.of(id).join("work")
     }
 
-    pub(super) fn lower(&self, lower: Lower) -> PathBuf {
+    /// The directory of a layer; one that is lazy is read through `mount`.
+    pub(super) fn lower(&self, lower: Lower, mount: LayerMount) -> PathBuf {
         match lower {
             Lower::Own(id) => self.upper(id),
-            Lower::Lazy(number) => self.lazy.join(number.to_string()),
+            Lower::Lazy(layer) => mount.directory(&self.root).join(layer.number.to_string()),
         }
     }
 
@@ -67,7 +69,7 @@ impl Directories {
     }
 
     pub(super) fn owner(&self, lower: Lower) -> Result<Owner, Error> {
-        let path = self.lower(lower);
+        let path = self.lower(lower, LayerMount::Full);
         let metadata = fs::metadata(&path).map_err(Error::at(&path))?;
         Ok(Owner(metadata.uid(), metadata.gid()))
     }

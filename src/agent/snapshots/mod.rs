@@ -4,7 +4,8 @@
 //! ```text
 //! <root>/metadata.db        names, parents, labels, kinds, usage
 //! <root>/snapshots/<id>/    fs and work of an ordinary snapshot
-//! <root>/lazy/<number>      the content of a lazy one: mounted and unmounted by the caller, only named here
+//! <root>/lazy/<number>, <root>/lazy-noxattr/<number>
+//!                           the content of a lazy one: mounted and unmounted by the caller, only named here
 //! ```
 //! Everything blocks: call it where a thread may wait.
 
@@ -23,15 +24,16 @@ mod usage;
 use std::collections::HashSet;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::filter::Filter;
+use super::layer_mount::LayerMount;
 use directories::Directories;
 pub use error::{Error, MAX_LABEL_LEN};
 use metadata::Metadata;
 pub use overlay::Mount;
 use overlay::{Overlay, Paths};
-pub use record::{Info, Kind, Labels, Usage};
+pub use record::{Info, Kind, Labels, LazyLayer, Usage};
 use record::{Lower, Record};
 
 /// The label that says which snapshot a Prepare works towards.
@@ -197,19 +199,28 @@ impl Snapshots {
     }
 
     fn mounts_of(&self, id: u64, kind: Kind, lowers: &[Lower], maps: Vec<String>) -> Vec<Mount> {
-        let lazy = lowers
+        let lazy: Vec<LazyLayer> = lowers
             .iter()
-            .filter(|lower| matches!(lower, Lower::Lazy(_)))
-            .count();
-        let lowers: Vec<PathBuf> = lowers
-            .iter()
-            .map(|&lower| self.directories.lower(lower))
+            .filter_map(|lower| match lower {
+                Lower::Lazy(layer) => Some(*layer),
+                Lower::Own(_) => None,
+            })
             .collect();
+        // All from one mount: over two file systems without a UUID overlayfs would not find the lower file of a copied
+        // one again (kernel, fs/overlayfs/super.c, `ovl_lower_uuid_ok`).
+        let mount = if lazy.iter().any(|layer| layer.has_xattrs) {
+            LayerMount::Full
+        } else {
+            LayerMount::NoXattr
+        };
         let paths = Paths {
             upper: self.directories.upper(id),
             work: self.directories.work(id),
-            lowers,
-            lazy,
+            lowers: lowers
+                .iter()
+                .map(|&lower| self.directories.lower(lower, mount))
+                .collect(),
+            lazy: lazy.len(),
             maps,
         };
         vec![self.overlay.mount(kind, &paths)]
@@ -260,7 +271,7 @@ impl Snapshots {
         change.commit()
     }
 
-    /// Makes a committed snapshot `name` whose content is the lazily mounted layer `number`, in place of the active
+    /// Makes a committed snapshot `name` whose content is the lazily mounted `layer`, in place of the active
     /// snapshot `key` that was asked for.
     pub fn commit_lazy(
         &self,
@@ -268,7 +279,7 @@ impl Snapshots {
         name: &str,
         parent: Option<&str>,
         labels: Labels,
-        number: u64,
+        layer: LazyLayer,
     ) -> Result<(), Error> {
         record::checked_name(key)?;
         record::checked_name(name)?;
@@ -289,7 +300,8 @@ impl Snapshots {
         change.insert(
             name,
             &Record {
-                lazy: Some(number),
+                lazy: Some(layer.number),
+                noxattr: !layer.has_xattrs,
                 ..record
             },
         )?;

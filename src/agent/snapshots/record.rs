@@ -58,6 +58,9 @@ pub(super) struct Record {
     /// The number of the lazily mounted layer that is this snapshot's content.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) lazy: Option<u64>,
+    /// Whether no file of that layer has an extended attribute.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) noxattr: bool,
 }
 
 impl Kind {
@@ -98,6 +101,7 @@ impl Record {
             updated: now,
             usage: None,
             lazy: None,
+            noxattr: false,
         }
     }
 
@@ -121,7 +125,13 @@ impl Record {
     }
 
     pub(super) fn lower(&self) -> Lower {
-        self.lazy.map_or(Lower::Own(self.id), Lower::Lazy)
+        let lazy = |number| {
+            Lower::Lazy(LazyLayer {
+                number,
+                has_xattrs: !self.noxattr,
+            })
+        };
+        self.lazy.map_or(Lower::Own(self.id), lazy)
     }
 }
 
@@ -130,8 +140,15 @@ impl Record {
 pub(super) enum Lower {
     /// The snapshot's own directory, by id.
     Own(u64),
-    /// A lazily mounted layer, by number.
-    Lazy(u64),
+    Lazy(LazyLayer),
+}
+
+/// A lazily mounted layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LazyLayer {
+    pub number: u64,
+    /// Whether one of its files has an extended attribute.
+    pub has_xattrs: bool,
 }
 
 /// The present; a clock before 1970 must not keep containers from starting.

@@ -43,9 +43,13 @@ impl Node {
     /// A committed snapshot that is lazy, as the adapter makes them.
     fn lazy(&self, target: &str, parent: Option<&str>, number: u64) -> &Self {
         fs::create_dir_all(self.root.path().join(format!("lazy/{number}"))).unwrap();
+        self.lazy_layer(target, parent, with_xattrs(number))
+    }
+
+    fn lazy_layer(&self, target: &str, parent: Option<&str>, layer: LazyLayer) -> &Self {
         let labels = labels(&[(TARGET_LABEL, target)]);
         self.snapshots
-            .commit_lazy("preparing", target, parent, labels, number)
+            .commit_lazy("preparing", target, parent, labels, layer)
             .unwrap();
         self
     }
@@ -101,6 +105,42 @@ fn prepare(node: &Node, key: &str, parent: Option<&str>) -> Result<Vec<Mount>, E
 
 fn mode(path: &str) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+fn with_xattrs(number: u64) -> LazyLayer {
+    LazyLayer {
+        number,
+        has_xattrs: true,
+    }
+}
+
+fn without_xattrs(number: u64) -> LazyLayer {
+    LazyLayer {
+        number,
+        has_xattrs: false,
+    }
+}
+
+#[test]
+fn layers_without_attributes_are_read_from_a_mount_of_their_own() {
+    let node = Node::new();
+    node.lazy("base", None, 1)
+        .lazy_layer("app", Some("base"), without_xattrs(2))
+        .lazy_layer("other", None, without_xattrs(3))
+        .lazy_layer("top", Some("other"), without_xattrs(4));
+    fs::create_dir_all(node.root.path().join("lazy/2")).unwrap();
+    fs::create_dir_all(node.root.path().join("lazy/4")).unwrap();
+    let lowers = |key: &str, parent: &str| {
+        let mounts = prepare(&node, key, Some(parent)).unwrap();
+        let lowers = mounts[0].options.last().unwrap().clone();
+        lowers.replace(node.root.path().to_str().unwrap(), "")
+    };
+    assert_eq!(
+        lowers("a", "top"),
+        "lowerdir=/lazy-noxattr/4:/lazy-noxattr/3"
+    );
+    // One layer with attributes: all of them come from the one mount that shows attributes.
+    assert_eq!(lowers("b", "app"), "lowerdir=/lazy/2:/lazy/1");
 }
 
 #[test]
@@ -204,7 +244,7 @@ fn what_is_not_there_is_not_found() {
     ));
     assert!(matches!(
         node.snapshots
-            .commit_lazy("k", "n", Some("none"), Labels::new(), 1),
+            .commit_lazy("k", "n", Some("none"), Labels::new(), with_xattrs(1)),
         Err(Error::NotFound(_))
     ));
     assert!(matches!(
@@ -233,12 +273,12 @@ fn a_name_is_taken_once() {
     );
     taken(
         node.snapshots
-            .commit_lazy("a", "lazy", None, Labels::new(), 1),
+            .commit_lazy("a", "lazy", None, Labels::new(), with_xattrs(1)),
         "a",
     );
     taken(
         node.snapshots
-            .commit_lazy("b", "base", None, Labels::new(), 1),
+            .commit_lazy("b", "base", None, Labels::new(), with_xattrs(1)),
         "base",
     );
     assert_eq!(node.names(&[]), ["a", "base"]);
@@ -498,10 +538,13 @@ fn labels_have_containerds_limit() {
         node.snapshots
             .commit("b", "a", None, labels(&[("k", &too_long)])),
     );
-    refused(
-        node.snapshots
-            .commit_lazy("b", "c", None, labels(&[("k", &too_long)]), 1),
-    );
+    refused(node.snapshots.commit_lazy(
+        "b",
+        "c",
+        None,
+        labels(&[("k", &too_long)]),
+        with_xattrs(1),
+    ));
     refused(
         node.snapshots
             .update("a", labels(&[("k", &too_long)]), &[])
@@ -546,7 +589,7 @@ fn a_target_is_found_by_its_parent_too() {
     };
     let of_target = labels(&[(TARGET_LABEL, "sha256:top")]);
     node.snapshots
-        .commit_lazy("k", &other, Some("other/2/base"), of_target, 2)
+        .commit_lazy("k", &other, Some("other/2/base"), of_target, with_xattrs(2))
         .unwrap();
     assert_eq!(target("other/2/base"), Target::Committed);
     assert_eq!(target("default/1/base"), Target::Committed);

@@ -48,8 +48,28 @@ impl Layer {
         Self::of(sizes.iter().enumerate().map(file).collect())
     }
 
+    /// The same files twice: without any extended attribute, and with one. The agent has a mount for each kind.
+    pub(crate) fn of_both_kinds(seed: u64, sizes: &[usize]) -> [Self; 2] {
+        let plain = Self::random(seed, sizes);
+        let with_xattr = Self::with_xattrs(plain.files.clone(), &[("user.test", b"1")]);
+        [plain, with_xattr]
+    }
+
     pub(crate) fn of(files: Vec<(String, Vec<u8>)>) -> Self {
+        Self::with_xattrs(files, &[])
+    }
+
+    /// The first file has these extended attributes.
+    pub(crate) fn with_xattrs(files: Vec<(String, Vec<u8>)>, xattrs: &[(&str, &[u8])]) -> Self {
         let mut tar = tar::Builder::new(Vec::new());
+        if !xattrs.is_empty() {
+            let named: Vec<_> = xattrs
+                .iter()
+                .map(|(name, value)| (format!("SCHILY.xattr.{name}"), *value))
+                .collect();
+            let records = named.iter().map(|(name, value)| (name.as_str(), *value));
+            tar.append_pax_extensions(records).unwrap();
+        }
         for (path, content) in &files {
             let mut header = tar::Header::new_ustar();
             header.set_size(content.len() as u64);

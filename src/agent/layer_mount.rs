@@ -1,0 +1,53 @@
+//! The agent's two mounts. Both show every layer; a snapshot uses one of them.
+//!
+//! overlayfs asks a lower layer for attributes of its own (`trusted.overlay.metacopy`, `.opaque`, `.redirect`) when it
+//! first sees a file, once for each container, and the kernel caches none of FUSE's answers. A connection that answered
+//! GETXATTR with ENOSYS is not asked again (kernel, fs/fuse/xattr.c). An image whose layers have no extended attribute
+//! is therefore read through a connection of its own.
+
+use std::path::{Path, PathBuf};
+
+/// One of the two mounts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LayerMount {
+    /// Answers requests for extended attributes.
+    Full,
+    /// Has no extended attributes.
+    NoXattr,
+}
+
+impl LayerMount {
+    pub const ALL: [Self; 2] = [Self::Full, Self::NoXattr];
+
+    /// The directory on which the layers are mounted.
+    pub fn directory(self, root: &Path) -> PathBuf {
+        root.join(match self {
+            Self::Full => "lazy",
+            Self::NoXattr => "lazy-noxattr",
+        })
+    }
+
+    /// The file with the kernel's INIT request.
+    pub(super) fn saved_init(self, root: &Path) -> PathBuf {
+        root.join(match self {
+            Self::Full => "init",
+            Self::NoXattr => "init-noxattr",
+        })
+    }
+
+    /// The name under which the fd store keeps the FUSE device.
+    pub(super) fn device_name(self) -> &'static str {
+        match self {
+            Self::Full => "fuse",
+            Self::NoXattr => "fuse-noxattr",
+        }
+    }
+
+    /// The name under which the fd store keeps the clone of the mount.
+    pub(super) fn clone_name(self) -> &'static str {
+        match self {
+            Self::Full => "mount",
+            Self::NoXattr => "mount-noxattr",
+        }
+    }
+}
