@@ -1,4 +1,4 @@
-//! One run of chunks on its way: asked for, taken up where it was cut, and handed out chunk by chunk.
+//! One run of chunks in transit: requested, resumed after a cut, and delivered chunk by chunk.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -19,16 +19,18 @@ use super::{Blob, FetchError, Reason, Traffic};
 use crate::agent::cache::Cache;
 use crate::telemetry::limit::LineLimit;
 
-/// Bytes a second below which a registry is given up, over a whole run: a quarter of what the slowest links in use carry.
+/// The rate in bytes a second, over a whole run, below which a registry is given up: a quarter of
+/// the rate of the slowest links in use.
 const LEAST_RATE: u64 = 8 << 10;
-/// How long a run may take whatever its length: connecting, and a registry that is busy for a while.
+/// The time that every run gets besides: for connecting, and for a registry that is busy for a
+/// while.
 const LEAST_TIME: Duration = Duration::from_secs(120);
-/// The pause before a run that was cut is taken up.
+/// The pause before a run that was cut is resumed.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How often a chunk is asked for again whose bytes were wrong: other hosts may have the right ones.
+/// How often a chunk with wrong bytes is requested again: other hosts may have the right bytes.
 const MAX_WRONG: u32 = 2;
 
-/// What a run needs on its way.
+/// The context of a run.
 #[derive(Debug)]
 pub(super) struct Request {
     pub(super) blob: Arc<Blob>,
@@ -44,12 +46,13 @@ pub(super) struct Request {
 #[derive(Debug)]
 pub(super) struct Urgency(Arc<AtomicUsize>);
 
-/// A run under way.
+/// A run in progress.
 struct Way {
     chunks: VecDeque<PendingChunk>,
     end: u64,
     window: Window,
-    /// One place for a chunk that is inflated: the next one waits until nobody holds its content any more.
+    /// One place for an inflated chunk: the next chunk waits until no reader holds the content of
+    /// this one.
     places: Arc<Semaphore>,
     /// How often the bytes of the first chunk were wrong.
     wrong: u32,
@@ -69,7 +72,7 @@ impl Drop for Urgency {
 }
 
 impl Request {
-    /// Fetches the chunks of `run`, in memory that was `taken` or is waited for here.
+    /// Fetches the chunks of `run`. Uses the memory `taken`, or waits for memory.
     pub(super) async fn run(self, run: ChunkRun<PendingChunk>, taken: Option<Taken>) {
         let (bytes, ChunkRun { range, chunks, .. }) = (run.decoding_bytes(), run);
         let length = range.end - range.start;
@@ -102,7 +105,8 @@ impl Request {
             .for_each(|chunk| chunk.settle(Err(error.clone())));
     }
 
-    /// Takes chunks out of `way` as they are here; those left when it fails were not had.
+    /// Removes chunks from `way` as they arrive. The chunks that are left after an error were not
+    /// fetched.
     async fn fetch(
         &self,
         way: &mut Way,
@@ -116,7 +120,7 @@ impl Request {
         };
         let deadline = Instant::now() + LEAST_TIME + Duration::from_secs(length / LEAST_RATE);
         let outcome = tokio::time::timeout_at(deadline, self.all(way)).await;
-        // The last content counts until whoever waited for it has taken a part.
+        // The last content counts until its readers have copied their parts.
         drop(way.place().await);
         drop(taken);
         outcome.map_err(|_elapsed| FetchError::Slow)?
@@ -132,7 +136,7 @@ impl Request {
             return Ok(taken?);
         }
         let taken = self.memory.take(registry, bytes, self.reason).await?;
-        // Readers may have given up meanwhile.
+        // The readers may have left meanwhile.
         let is_wanted = way
             .chunks
             .iter()
@@ -144,7 +148,7 @@ impl Request {
         }
     }
 
-    /// Asks until all is here, as long as each attempt brings something.
+    /// Sends requests until all chunks have arrived, as long as each attempt makes progress.
     async fn all(&self, way: &mut Way) -> Result<(), FetchError> {
         loop {
             let before = way.window.end();
@@ -152,10 +156,10 @@ impl Request {
                 return Ok(());
             };
             match error {
-                // Another host may have the right ones.
+                // Another host may have the right bytes.
                 FetchError::Wrong(_) => {}
                 error if error.is_transient() && way.window.end() > before => {
-                    tracing::debug!(layer = %self.blob.digest, at = way.window.end(), %error, "run taken up where it was cut");
+                    tracing::debug!(layer = %self.blob.digest, at = way.window.end(), %error, "run resumed after a cut");
                 }
                 error => return Err(error),
             }
@@ -223,7 +227,7 @@ impl Request {
         pending.settle(outcome);
     }
 
-    /// The content of the first chunk, cached as well.
+    /// Decodes the first chunk and caches its content.
     async fn decode(
         &self,
         way: &mut Way,
@@ -259,7 +263,7 @@ impl Request {
 }
 
 impl Way {
-    /// Waits until the content of the chunk before is gone.
+    /// Waits until the content of the previous chunk is dropped.
     async fn place(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.places).acquire_owned().await.ok()
     }

@@ -1,11 +1,12 @@
-//! Which features the agent asks the kernel for. docs/KERNEL.md has the reason for each one, asked for or not.
+//! The features that the agent requests from the kernel. docs/KERNEL.md gives the reason for each
+//! one, requested or not.
 
 use fuser::{InitFlags, KernelConfig};
 
 use crate::agent::layer_mount::LayerMount;
 use crate::agent::request_timeout::ReadLimits;
 
-/// Asked for where the kernel has them.
+/// Requested if the kernel has them.
 const WANTED: [InitFlags; 7] = [
     InitFlags::FUSE_DO_READDIRPLUS,
     InitFlags::FUSE_READDIRPLUS_AUTO,
@@ -20,10 +21,10 @@ const WANTED: [InitFlags; 7] = [
 /// Answers the kernel's INIT request.
 pub(super) fn negotiate(config: &mut KernelConfig, mount: LayerMount, limits: &ReadLimits) {
     for flag in WANTED {
-        // A kernel that lacks it does without.
+        // A kernel without the feature works too.
         let _lacking = config.add_capabilities(flag);
     }
-    // Access control lists of an image's files decide who may read them. They are extended attributes.
+    // Access control lists restrict the readers of an image's files. They are extended attributes.
     if mount == LayerMount::Full {
         let _lacking = config.add_capabilities(InitFlags::FUSE_POSIX_ACL);
     }

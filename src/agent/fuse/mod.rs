@@ -1,10 +1,11 @@
-//! Answers the kernel's FUSE requests from a [`FileSystem`]. The only place that knows errno.
+//! Answers the kernel's FUSE requests from a [`FileSystem`]. Only this module uses errno.
 //!
-//! What is on this node is answered at once on the thread that read the request; what has to be fetched is answered
-//! when it is there, or with EIO when that takes too long.
+//! Requests for data on this node are answered at once, on the thread that read the request. Other
+//! reads are answered when their bytes have been fetched, or with EIO if that takes too long.
 //!
-//! Every request has an answer here: the defaults of `fuser` write a line to the log for each, and containers can send
-//! as many as they like. docs/KERNEL.md says which requests the kernel sends, and why each is answered as it is.
+//! Every request has an answer here: the defaults of `fuser` write a line to the log for each
+//! request, and containers can send as many as they like. docs/KERNEL.md lists the requests that
+//! the kernel sends, and the reason for each answer.
 
 mod attributes;
 mod init;
@@ -34,24 +35,25 @@ use crate::telemetry::limit::LineLimit;
 use crate::telemetry::metrics::metrics;
 use attributes::{BLOCK, attr, file_type};
 
-/// Nothing ever changes but that layers come and go, of which the kernel is told.
+/// Nothing ever changes, except that layers come and go, and the kernel is notified of that.
 const FOREVER: Duration = Duration::MAX;
 const GENERATION: Generation = Generation(0);
 /// `.` and `..` come before the names.
 const DOTS: u64 = 2;
 /// The longest file name.
 const NAME_LEN: u32 = 255;
-/// Marks the number of a request that the kernel sends once more (`FUSE_UNIQUE_RESEND`).
+/// The bit in the number of a request that the kernel sends again (`FUSE_UNIQUE_RESEND`).
 const UNIQUE_RESEND: u64 = 1 << 63;
-/// `FS_IOC_GETFLAGS` and `FS_IOC_FSGETXATTR`: which flags a file has. overlayfs asks for every file that it copies.
+/// `FS_IOC_GETFLAGS` and `FS_IOC_FSGETXATTR`: the flags of a file. overlayfs requests them for
+/// every file that it copies.
 const FILE_FLAGS: [Opcode; 2] = [
     opcode::read::<isize>(b'f', 1),
     opcode::read::<[u8; 28]>(b'X', 31),
 ];
-/// As long as the longer answer to these.
+/// The length of the longer answer to these.
 const MAX_FILE_FLAGS: usize = 28;
 
-/// The kernel's side of the file system.
+/// Answers the kernel's requests from the file system.
 #[derive(Debug)]
 pub struct Adapter {
     filesystem: FileSystem,
@@ -116,7 +118,8 @@ impl Filesystem for Adapter {
         }
     }
 
-    /// Not needed: a file has no state, and after ENOSYS the kernel opens files by itself and keeps their pages.
+    /// Not needed: a file has no state, and after ENOSYS the kernel opens files by itself and keeps
+    /// their pages.
     fn open(&self, _request: &Request, _inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         count("open");
         reply.error(Errno::ENOSYS);
@@ -156,8 +159,8 @@ impl Filesystem for Adapter {
                     count_read("fetched");
                     waiting.answer(&bytes);
                 }
-                // What went wrong was told where it did.
-                Some(Err(_told)) => waiting.fail(),
+                // The error was logged where it happened.
+                Some(Err(_logged)) => waiting.fail(),
                 None => {
                     static LINES: LineLimit = LineLimit::new();
                     if let Some(dropped) = LINES.pass() {
@@ -183,7 +186,7 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    /// Not needed; kernels before Linux 5.16 ask for it all the same, once.
+    /// Not needed. Kernels before Linux 5.16 send it all the same, once.
     fn flush(
         &self,
         _request: &Request,
@@ -196,7 +199,7 @@ impl Filesystem for Adapter {
         reply.error(Errno::ENOSYS);
     }
 
-    /// Directories need no opening, and the kernel does not ask again once it knows.
+    /// Not needed: directories need no opening, and after ENOSYS the kernel does not ask again.
     fn opendir(&self, _request: &Request, _inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         count("opendir");
         reply.error(Errno::ENOSYS);
@@ -290,7 +293,7 @@ impl Filesystem for Adapter {
         reply: ReplyXattr,
     ) {
         count("getxattr");
-        // ENOSYS: the kernel does not ask again on this connection, for any file.
+        // ENOSYS: the kernel sends no more of these requests on this connection, for any file.
         if self.mount == LayerMount::NoXattr {
             return reply.error(Errno::ENOSYS);
         }
@@ -327,7 +330,8 @@ impl Filesystem for Adapter {
         }
     }
 
-    // ENOSYS to the requests from here on means: the kernel does it by itself and does not ask again.
+    // ENOSYS as the answer to a request from here on means: the kernel does it by itself and does
+    // not ask again.
 
     fn releasedir(
         &self,
@@ -451,7 +455,7 @@ impl Filesystem for Adapter {
         reply.error(Errno::ENOSYS);
     }
 
-    // The mount is read-only: the kernel refuses what follows before it asks.
+    // The mount is read-only: the kernel refuses the following requests by itself.
 
     fn setattr(
         &self,
@@ -604,14 +608,14 @@ impl Filesystem for Adapter {
 fn answer_xattr(found: Result<Vec<u8>, Error>, size: u32, reply: ReplyXattr) {
     match found {
         Err(error) => reply.error(errno(error)),
-        // Asked for the length alone.
+        // Only the length was requested.
         Ok(bytes) if size == 0 => reply.size(u32::try_from(bytes.len()).unwrap_or(u32::MAX)),
         Ok(bytes) if bytes.len() as u64 > u64::from(size) => reply.error(Errno::ERANGE),
         Ok(bytes) => reply.data(&bytes),
     }
 }
 
-/// A request of the kernel, by operation.
+/// Counts a request of the kernel, by operation.
 fn count(operation: &'static str) {
     metrics()
         .agent_requests
@@ -626,8 +630,8 @@ fn count_read(source: &'static str) {
         .inc();
 }
 
-/// A read that is answered when its bytes are here. One that the agent's end cuts off is left to the next agent: `fuser`
-/// would answer a dropped reply with EIO.
+/// A read that is answered when its bytes have arrived. If the agent ends first, the read is left
+/// to the next agent: `fuser` would answer a dropped reply with EIO.
 #[derive(Debug)]
 struct Waiting(Option<ReplyData>);
 
@@ -648,7 +652,7 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        // After a panic nobody will answer but this one.
+        // After a panic there is no other answer, so the reply is dropped here.
         if let Some(reply) = self.0.take()
             && !std::thread::panicking()
         {

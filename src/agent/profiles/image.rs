@@ -1,4 +1,4 @@
-//! The layers of an image, as snapshots and labels tell of them.
+//! The layers of an image, from snapshots and labels.
 
 use std::sync::Arc;
 
@@ -7,27 +7,30 @@ use crate::agent::spec::{self, LayerSpec};
 use crate::oci::Digest;
 use crate::profile::Stack;
 
-/// All layers of an image, and which of them are mounted.
+/// All layers of an image, and the numbers of those that are mounted.
 #[derive(Debug, Clone)]
 pub struct ImageLayers {
     pub stack: Stack,
-    /// How many there are.
+    /// The number of layers.
     pub count: u32,
-    /// Place, counted from the bottom, and number of each that is mounted lazily.
+    /// The layers that are mounted lazily: place, counted from the bottom, and number.
     pub mounted: Arc<[(u32, u64)]>,
-    /// How many are there, mounted or unpacked.
+    /// The number of layers that are present, mounted or unpacked.
     present: u32,
 }
 
 impl ImageLayers {
-    /// Of what a container lies on, bottom first; `None` where a snapshot does not say which layer it is.
+    /// Returns the image under a container, from its snapshots `below`, bottom first. `None` if a
+    /// snapshot does not say which layer it is.
     pub fn under(below: &[Below]) -> Option<Self> {
         Self::of(below, &[])
     }
 
-    /// Of the image with the layer `spec` on top of `below` and others above it, as far as its labels name them all.
+    /// Returns the image with the layer `spec` on top of `below` and with the layers above it that
+    /// its labels list. `None` if they do not list all.
     ///
-    /// What lies below may have come with other images: the label of the lowest layer can tell of one of those.
+    /// The snapshots below may have come with other images, and the label of the lowest layer may
+    /// describe one of those. Therefore only the list of this layer is used.
     pub fn around(below: &[Below], spec: &LayerSpec) -> Option<Self> {
         (spec.image_layers.first() == Some(&spec.digest))
             .then(|| Self::of(below, &spec.image_layers))
@@ -57,7 +60,7 @@ impl ImageLayers {
         })
     }
 
-    /// The same with the next layer mounted.
+    /// Returns the image with its next layer mounted.
     #[must_use]
     pub fn with(self, number: u64) -> Self {
         let mounted = self
@@ -105,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn the_snapshots_below_and_the_label_make_the_image() {
+    fn an_image_is_the_snapshots_below_and_the_layers_in_the_label() {
         let below = [below("a", Some(4)), below("b", None)];
         let image = ImageLayers::around(&below, &spec(&["c", "d"]))
             .unwrap()

@@ -1,5 +1,6 @@
-//! What containers read when they start: learned from them, told to the server that gave the image, asked of it and
-//! fetched ahead. Only a Starlift server is asked or told; see `upstream::Peer`.
+//! Profiles: the files that containers read at their start. The agent records them, reports them to
+//! the server that served the image, asks that server for its profile, and prefetches the files in
+//! it. Reports go only to a Starlift server; see `upstream::Peer`.
 //!
 //! ```text
 //! a layer is mounted ▶ image ▶ ahead (ask) ▶ plan ▶ queue ▶ fetch
@@ -33,23 +34,25 @@ use super::layer::Layer;
 use super::mount::Mount;
 use crate::profile::{Stack, Workload};
 
-/// Below it the server's profiles are, by stack.
+/// The path of the server's profiles, followed by the stack.
 const API: &str = "/api/v1/profiles";
-/// Most images whose profiles are remembered; the one asked for longest ago makes room.
+/// Most images whose profiles are remembered. The one that was requested the longest ago is dropped
+/// for a new one.
 const MAX_KNOWN: usize = 64;
-/// How soon the server is asked for the same profile again where it had none, or where what it named is here.
+/// Pause before the server is asked again for a profile, if it had none or if files of the profile
+/// are missing.
 const AGAIN: Duration = Duration::from_secs(60);
-/// How soon it is asked again, though all is here: what is read may have changed.
+/// Pause before it is asked again if all files are here: the profile may have changed.
 const RENEWED: Duration = Duration::from_secs(600);
 
-/// What a profile is kept under.
+/// The key of a profile.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Key {
     stack: Stack,
     workload: Workload,
 }
 
-/// Why layers are announced.
+/// The reason why layers are announced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Occasion {
     /// One was mounted.
@@ -89,8 +92,8 @@ impl Profiles {
         self.is_on
     }
 
-    /// Has fetched ahead what the profile of `image` names in these layers of it, which are mounted; the caller may wait
-    /// for it.
+    /// Starts to fetch the files that the profile of `image` names in these mounted layers. Returns
+    /// the handle with which the caller may wait for them.
     pub(super) fn announce(
         &self,
         image: &ImageLayers,
@@ -153,7 +156,7 @@ impl Profiles {
         known.get(key).map(|known| Arc::clone(&known.progress))
     }
 
-    /// What was asked for of late.
+    /// Returns the profiles that were requested recently.
     pub(super) fn report(&self) -> Vec<ProfileReport> {
         let known = self.known.lock();
         let mut known: Vec<&Known> = known.values().collect();
@@ -165,7 +168,7 @@ impl Profiles {
     }
 }
 
-/// Lets one go that nobody works for; `None` where there is none and no room.
+/// Drops one entry that has no running fetch. Returns `None` if there is no room and no such entry.
 fn make_room(known: &mut HashMap<Key, Known>) -> Option<()> {
     if known.len() >= MAX_KNOWN {
         let idle = known.iter().filter(|(_, known)| known.arrivals.is_closed());
@@ -178,7 +181,7 @@ fn make_room(known: &mut HashMap<Key, Known>) -> Option<()> {
 }
 
 impl Known {
-    /// Tells who fetches; `None` when nobody does any more.
+    /// Sends the layers to the running fetch. Returns `None` if it has ended.
     fn announce(&mut self, arrivals: Vec<Arrival>) -> Option<Turn> {
         self.arrivals.send(arrivals).ok()?;
         self.announced += 1;
@@ -195,7 +198,7 @@ impl Known {
     ) -> bool {
         let age = self.asked.elapsed();
         match (occasion, self.progress.state()) {
-            // A profile was used and its layers are mounted anew.
+            // A profile was used, and its layers are mounted anew.
             (Occasion::Mount, State::Used) => true,
             _ if age < AGAIN => false,
             (_, State::Asked | State::None) => true,
@@ -203,7 +206,7 @@ impl Known {
         }
     }
 
-    /// Whether a file that was fetched is here no more.
+    /// Whether a file that was fetched is no longer on this node.
     fn lacks_something(&self, layers: &[(u32, Arc<Mount>, Arc<Layer>)]) -> bool {
         let by_place: HashMap<u32, &Arc<Layer>> = layers
             .iter()

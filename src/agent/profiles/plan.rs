@@ -1,4 +1,4 @@
-//! Which chunks of a layer a profile means.
+//! The chunks of a layer that a profile stands for.
 
 use std::collections::HashSet;
 
@@ -7,10 +7,11 @@ use crate::agent::layer::Layer;
 use crate::agent::tree::{Content, FileId};
 use crate::profile::{Profile, ProfiledFile};
 
-/// Of a file up to this size all chunks are fetched where nobody knows which are read: four of the default size.
+/// If a profile does not list ranges, all chunks of a file up to this size are fetched: four chunks
+/// of the default size.
 const WHOLE: u64 = 16 << 20;
 
-/// A file of a profile that a layer has.
+/// A file of a profile that exists in a layer.
 #[derive(Debug)]
 pub(super) struct Planned {
     /// Its place in the profile.
@@ -20,7 +21,8 @@ pub(super) struct Planned {
     pub(super) missing: Vec<Wish>,
 }
 
-/// The files that `profile` names of the layer in this place of its image. What the layer does not have is passed over.
+/// Returns the files that `profile` names in the layer at this place of its image. Skips files that
+/// the layer does not have.
 pub(super) fn plan(profile: &Profile, place: u32, layer: &Layer) -> Vec<Planned> {
     let mut seen = HashSet::new();
     let files = (0..)
@@ -53,7 +55,8 @@ fn missing(layer: &Layer, id: FileId, file: u32, profiled: &ProfiledFile) -> Vec
     } else if node.size() <= WHOLE {
         all.collect()
     } else {
-        // A header (ELF, SQLite, a JVM's modules), and the directory that zip and its like have at the end.
+        // A header (ELF, SQLite, a JVM's modules), and the directory at the end of formats such as
+        // zip.
         all.clone().take(1).chain(all.last()).collect()
     };
     let chunks = numbers

@@ -1,28 +1,30 @@
-//! In which requests the chunks of a profile are fetched.
+//! Groups the chunks of a profile into requests.
 //!
-//! The chunk that is read first begins the next request, and what else is wanted beside it in the blob comes along: so
-//! files arrive in the order of the profile, and files that lie together with one request.
+//! The chunk that is read first begins the next request, and other wanted chunks beside it in the
+//! blob come along. So files arrive in the order of the profile, and files that lie together arrive
+//! with one request.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::agent::fetch::MAX_GAP;
 
-/// Most bytes of one request, a larger chunk aside: what comes along must not hold up what is read sooner.
+/// Most bytes of one request, unless a single chunk is larger: chunks that come along must not
+/// delay chunks that are read sooner.
 const MAX_RUN: u64 = 1 << 20;
 
-/// A chunk that is wanted.
+/// A chunk to be fetched.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Wish {
     /// The place of its file in the profile.
     pub(super) file: u32,
     /// Its number in its layer.
     pub(super) number: u32,
-    /// Where it is in the blob.
+    /// Its range in the blob.
     pub(super) range: Range<u64>,
 }
 
-/// Chunks of one layer to be asked for together.
+/// Chunks of one layer for one request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Run {
     /// The place of the layer in its image.
@@ -36,7 +38,7 @@ type Place = (u32, u64, u32);
 /// File in the profile, layer, number of the chunk.
 type Rank = (u32, u32, u32);
 
-/// The chunks that are wanted and were not asked for yet.
+/// The chunks that have not been requested yet.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     by_place: BTreeMap<Place, Wish>,
@@ -70,13 +72,13 @@ impl Queue {
         *self = Self::default();
     }
 
-    /// Lets go what is wanted of a layer.
+    /// Drops the queued chunks of a layer.
     pub(super) fn forget(&mut self, layer: u32) {
         self.by_place.retain(|(of, _, _), _| *of != layer);
         self.by_rank.retain(|(_, of, _), _| *of != layer);
     }
 
-    /// The next request.
+    /// Returns the next request.
     pub(super) fn next(&mut self) -> Option<Run> {
         let (_, &first) = self.by_rank.first_key_value()?;
         let layer = first.0;
@@ -128,7 +130,7 @@ mod tests {
         }
     }
 
-    /// Layer and numbers of the chunks of each request.
+    /// Returns the layer and the chunk numbers of each request.
     fn requests(queue: &mut Queue) -> Vec<(u32, Vec<u32>)> {
         std::iter::from_fn(|| queue.next())
             .map(|run| {
@@ -141,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_first_comes_first_and_its_neighbours_with_it() {
+    fn the_chunk_that_is_read_first_comes_first_with_its_neighbours() {
         let mut queue = Queue::default();
         let far = 10 * MAX_GAP;
         queue.add(
@@ -161,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_stay_small() {
+    fn requests_stay_below_the_maximum() {
         let mut queue = Queue::default();
         let part = MAX_RUN / 4;
         let wishes = (0..10).map(|at| wish(at, at, u64::from(at) * part..u64::from(at + 1) * part));
@@ -175,7 +177,7 @@ mod tests {
                 (0, vec![8, 9]),
                 (0, vec![20])
             ],
-            "but for a chunk that is larger"
+            "only a single larger chunk exceeds it"
         );
     }
 
@@ -195,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_of_one_member_come_together_and_a_layer_that_is_gone_not_at_all() {
+    fn chunks_of_one_member_share_a_request_and_a_removed_layer_has_none() {
         let mut queue = Queue::default();
         queue.add(0, [wish(0, 0, 0..10), wish(1, 1, 0..10), wish(2, 2, 0..10)]);
         queue.add(1, [wish(0, 0, 0..10)]);
