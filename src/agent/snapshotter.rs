@@ -1,9 +1,11 @@
-//! containerd's snapshots service over [`Snapshots`]: words of the wire in, words of the wire out.
+//! containerd's snapshots service over [`Snapshots`]: translates requests and answers.
 //!
-//! A Prepare that names the layer it works towards is answered with a lazy mount where that is possible:
+//! A Prepare that names its target layer is answered with a lazy mount if possible:
 //! ```text
-//! Prepare(key, parent, labels: snapshot.ref = N) ▶ N committed already? ▶ layers.mount ▶ commit_lazy ▶ AlreadyExists
-//!                                                                           └ not lazy ▶ an ordinary active snapshot
+//! Prepare(key, parent, labels: snapshot.ref = N)
+//!   ├ N is committed ▶ AlreadyExists
+//!   └ layers.mount ─┬ lazy ▶ commit_lazy ▶ AlreadyExists
+//!                   └ not lazy ▶ an ordinary active snapshot
 //! ```
 
 use std::collections::HashMap;
@@ -23,14 +25,16 @@ use super::spec::LayerSpec;
 use crate::containerd::services::snapshots::v1 as wire;
 use crate::containerd::types;
 
-/// How many snapshots one message of a list holds, as containerd's own service has it.
+/// Snapshots in one message of a list, as in containerd's own service.
 const PAGE: usize = 100;
-/// How the last part of a key begins that is unpacked into (containerd, `snapshots.UnpackKeyPrefix`): no container's.
+/// The prefix of the last part of a key that is unpacked into (containerd,
+/// `snapshots.UnpackKeyPrefix`). No container has it.
 const UNPACK_KEY: &str = "extract-";
-/// What the reference snapshotter marks lazy snapshots with; buildkit and nerdctl look for it.
+/// The label that the reference snapshotter puts on lazy snapshots. buildkit and nerdctl look for
+/// it.
 const REMOTE_LABEL: (&str, &str) = ("containerd.io/snapshot/remote", "remote snapshot");
 
-/// Serves snapshots; clones share them.
+/// Serves snapshots. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Snapshotter {
     snapshots: Arc<Snapshots>,
@@ -47,7 +51,8 @@ impl Snapshotter {
         }
     }
 
-    /// Does what blocks where a thread may wait. Goes on to its end when the client goes away.
+    /// Runs blocking work on a thread that may block. The work runs to its end even if the client
+    /// disconnects.
     async fn blocking<T, E, F>(&self, work: F) -> Result<T, Status>
     where
         T: Send + 'static,
@@ -61,7 +66,8 @@ impl Snapshotter {
         }
     }
 
-    /// Whether the snapshot that this Prepare works towards is there now, lazily perhaps.
+    /// Whether the target snapshot of this Prepare exists now: it was committed already, or it has
+    /// been mounted lazily.
     async fn lazily(&self, target: &str, ask: &Ask) -> Result<bool, Status> {
         let (wanted, parent) = (target.to_owned(), ask.parent.clone());
         let look = move |snapshots: &Snapshots| {
@@ -121,7 +127,7 @@ impl Snapshotter {
         if !matches!(committed, Ok(true)) {
             self.layers.unmount(layer.number).await;
         }
-        committed.map(|_ours| true)
+        committed.map(|_is_new| true)
     }
 
     async fn prepare(&self, ask: Ask) -> Result<Vec<Mount>, Status> {
@@ -165,12 +171,13 @@ impl Snapshotter {
     }
 }
 
-/// Whether a layer is unpacked into the snapshot with this key. containerd puts namespace and number before a key.
+/// Whether a layer is unpacked into the snapshot with this key. containerd puts namespace and
+/// number before a key.
 fn is_for_unpacking(key: &str) -> bool {
     key.split('/').any(|part| part.starts_with(UNPACK_KEY))
 }
 
-/// What a new snapshot is to be.
+/// A new snapshot, as requested.
 #[derive(Debug, Clone)]
 struct Ask {
     key: String,
@@ -189,7 +196,8 @@ impl Ask {
     }
 }
 
-/// Runs `work` to its end even when the client goes away: it has two steps that belong together.
+/// Runs `work` to its end even if the client disconnects, because it has two steps that belong
+/// together.
 async fn to_its_end<T: Send + 'static>(
     work: impl Future<Output = Result<T, Status>> + Send + 'static,
 ) -> Result<T, Status> {
@@ -301,7 +309,7 @@ impl wire::snapshots_server::Snapshots for Snapshotter {
         let wire::UpdateSnapshotRequest {
             info, update_mask, ..
         } = request.into_inner();
-        // Of the info only name and labels count: its times are often Go's zero time.
+        // Only name and labels of the info are used: its times are often Go's zero time.
         let wire::Info { name, labels, .. } = info.unwrap_or_default();
         let labels = labels.into_iter().collect();
         let paths = update_mask.unwrap_or_default().paths;
