@@ -1,4 +1,4 @@
-//! Answers the kernel for a mount: the agent's own, or one for a while.
+//! Answers the kernel for a mount: the agent's own, or a temporary one.
 
 use std::io;
 use std::sync::Arc;
@@ -19,15 +19,16 @@ use super::session::{Device, SessionError};
 pub enum MountError {
     #[error(transparent)]
     Session(#[from] SessionError),
-    #[error("the mount cannot be served")]
+    #[error("mount not served")]
     Io(#[from] io::Error),
 }
 
-/// Serves `layers` over the FUSE connection `device` of `mount` on dedicated threads. Returns once the handshake is done; the
-/// returned receiver fires when the kernel ends the connection. Blocking.
+/// Serves `layers` over the FUSE connection `device` of `mount` on dedicated threads. Returns once
+/// the handshake is done. The returned receiver fires when the kernel ends the connection.
+/// Blocking.
 ///
 /// # Errors
-/// When the kernel's INIT request cannot be answered, or a thread cannot be started.
+/// If the kernel's INIT request cannot be answered, or a thread cannot be started.
 pub(super) fn attach(
     device: &Device,
     mount: LayerMount,
@@ -47,15 +48,15 @@ pub(super) fn attach(
         .name(mount.device_name().to_owned())
         .spawn(move || {
             if let Err(error) = session.run() {
-                tracing::error!(%error, "the kernel is not answered any more");
+                tracing::error!(%error, "kernel connection failed");
             }
-            // Nobody hears it while the agent stops.
+            // The receiver is gone while the agent stops.
             let _unheard = done.send(());
         })?;
     if !device.is_new()
         && let Err(error) = notifier.resend()
     {
-        tracing::warn!(%error, "reads that an earlier process left unanswered stay so: the kernel is older than Linux 6.9");
+        tracing::warn!(%error, "reads of an earlier process not resent; the kernel is older than Linux 6.9");
     }
     layers.announce_to(mount, Some(notifier));
     Ok(unmounted)

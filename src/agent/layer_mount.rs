@@ -1,9 +1,10 @@
-//! The agent's two mounts. Both show every layer; a snapshot uses one of them.
+//! The agent's two mounts. Both show every layer. A snapshot uses one of them.
 //!
-//! overlayfs asks a lower layer for attributes of its own (`trusted.overlay.metacopy`, `.opaque`, `.redirect`) when it
-//! first sees a file, once for each container, and the kernel caches none of FUSE's answers. A connection that answered
-//! GETXATTR with ENOSYS is not asked again (kernel, fs/fuse/xattr.c). An image whose layers have no extended attribute
-//! is therefore read through a connection of its own.
+//! overlayfs requests its own attributes (`trusted.overlay.metacopy`, `.opaque`, `.redirect`) from
+//! a lower layer when it first sees a file, once for each container, and the kernel caches none of
+//! FUSE's answers. After an answer of ENOSYS the kernel sends a connection no more GETXATTR
+//! requests (kernel, fs/fuse/xattr.c). An image whose layers have no extended attribute is
+//! therefore read through a separate connection.
 
 use std::path::{Path, PathBuf};
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! mount:  open (registry) ▶ numbers ▶ record on disk ▶ visible ▶ prefetch
-//! start:  records ▶ visible; each is read from disk when it is first used, or soon after
+//! start:  records ▶ visible; each layer is read from disk at its first use, or soon after
 //! ```
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -39,8 +39,8 @@ use crate::oci::Digest;
 use crate::telemetry::metrics::metrics;
 use crate::upstream::Upstreams;
 
-/// How long after a failure the layers are tried again that could not be read at a start; each further pause is twice as
-/// long.
+/// Pause before layers that could not be read at the agent's start are tried again. Each further
+/// pause is twice as long.
 const RESUME_PAUSE: Duration = Duration::from_secs(10);
 const LAST_RESUME_PAUSE: Duration = Duration::from_secs(600);
 
@@ -55,12 +55,12 @@ pub struct Layers {
     profiles: Profiles,
     recorder: Arc<Recorder>,
     mounts: RwLock<Mounts>,
-    /// Held while numbers are given and records come and go.
+    /// Held while numbers are reserved and records are added or removed.
     bookkeeping: Mutex<()>,
     trees: Mutex<HashMap<(Digest, TocDigest), Weak<Tree>>>,
-    /// The mounts without which no layer is lazy.
+    /// The mounts that must be there: while one is missing, no layer is mounted lazily.
     needed: &'static [LayerMount],
-    /// The connections to the kernel, of the mounts that are in their place.
+    /// The kernel connections of the mounts that are in their place.
     notifiers: RwLock<BTreeMap<LayerMount, Arc<Notifier>>>,
     refusals: Refusals,
     toc_memory: TocMemory,
@@ -68,10 +68,10 @@ pub struct Layers {
 }
 
 impl Layers {
-    /// Takes up what is mounted according to the records beneath the root. Blocks; asks no registry.
+    /// Restores the mounts recorded under the root. Blocking; makes no network requests.
     ///
     /// # Errors
-    /// When the root cannot be used.
+    /// If the root cannot be used.
     pub fn open(
         config: &Config,
         upstreams: Upstreams,
@@ -115,8 +115,8 @@ impl Layers {
         })
     }
 
-    /// Notifies the kernel of layers that come and go on `mount` from now on; `None`: the mount is gone. While one that
-    /// is needed is gone, no layer is mounted lazily.
+    /// Sets the notifier that sends the kernel the changes of layers on `mount` from now on. `None`
+    /// says that the mount is gone. While a needed mount is gone, no layer is mounted lazily.
     pub fn announce_to(&self, mount: LayerMount, notifier: Option<Notifier>) {
         let mut notifiers = self.notifiers.write();
         match notifier {
@@ -125,7 +125,7 @@ impl Layers {
         };
     }
 
-    /// The directories of needed mounts that are not there.
+    /// Returns the directories of the needed mounts that are missing.
     fn unmounted(&self) -> Vec<PathBuf> {
         let notifiers = self.notifiers.read();
         let is_gone = |mount: &&LayerMount| !notifiers.contains_key(mount);
@@ -139,13 +139,13 @@ impl Layers {
         notifiers.iter().for_each(|notifier| message(notifier));
     }
 
-    /// Makes the layer's tree visible and gives the number of its directory. It is the next one above what is mounted of
-    /// `image`, where that is known.
+    /// Makes the layer's tree visible and returns the number of its directory. `image` lists the
+    /// image's layers that are mounted below this one, if they are known.
     ///
-    /// The caller hands back a number it does not keep, with [`Self::unmount`].
+    /// The caller must pass a number that it does not keep to [`Self::unmount`].
     ///
     /// # Errors
-    /// When the layer cannot be shown lazily: it is to be unpacked.
+    /// If the layer cannot be mounted lazily. It must then be unpacked.
     pub async fn mount(
         self: &Arc<Self>,
         spec: &LayerSpec,
@@ -190,7 +190,7 @@ impl Layers {
         Ok(*number)
     }
 
-    /// The layer, unless its registry cost another one its time a moment ago.
+    /// Finds the layer, unless its registry has just made another layer time out.
     async fn find_in_time(&self, spec: &LayerSpec) -> Result<Found, NotLazy> {
         let (_, source) = remote::find(&self.upstreams, &spec.reference)?;
         let (host, begun) = (source.name(), Instant::now());
@@ -212,12 +212,14 @@ impl Layers {
         found
     }
 
-    /// The layer from a mount of the same layer if there is one, else from the registry.
+    /// Returns the layer from another mount of the same layer if there is one, else from the
+    /// registry.
     async fn find(&self, spec: &LayerSpec) -> Result<Found, NotLazy> {
         if let Some(toc_digest) = spec.toc_digest.clone().map(TocDigest::Json)
-            && let Some(twin) = self.mounted(&spec.digest, &toc_digest)
+            && let Some(other) = self.mounted(&spec.digest, &toc_digest)
         {
-            // Asked all the same: who may not read it in this repository must not get it.
+            // The registry is asked all the same: a client without access to this repository must
+            // not get the layer.
             let (name, source) = remote::find(&self.upstreams, &spec.reference)?;
             let (size, peer) = source.locate(&name.repository, &spec.digest).await?;
             let blob = Blob {
@@ -226,7 +228,7 @@ impl Layers {
                 digest: spec.digest.clone(),
                 size,
             };
-            let layer = Layer::new(Arc::clone(twin.shared_tree()), blob, self.fetcher.clone())
+            let layer = Layer::new(Arc::clone(other.shared_tree()), blob, self.fetcher.clone())
                 .given_by(peer);
             layer.traffic().add(1, 0, Reason::Read);
             return Ok(Found {
@@ -260,19 +262,19 @@ impl Layers {
         })
     }
 
-    /// A mount of the same layer that was loaded.
+    /// Returns the loaded layer of another mount of the same layer.
     fn mounted(&self, digest: &Digest, toc_digest: &TocDigest) -> Option<Arc<Layer>> {
         let mounts = self.mounts.read();
-        let is_twin = |mount: &&Arc<Mount>| {
+        let is_same = |mount: &&Arc<Mount>| {
             mount.record.digest == *digest && mount.record.toc_digest == *toc_digest
         };
         mounts
             .all()
-            .filter(is_twin)
+            .filter(is_same)
             .find_map(|mount| mount.loaded()?.ok().cloned())
     }
 
-    /// The tree of a TOC, one for all mounts of the same layer.
+    /// Returns the tree of a TOC, one tree for all mounts of the same layer.
     fn share(
         &self,
         blob: &Blob,
@@ -299,7 +301,7 @@ impl Layers {
         Ok(tree)
     }
 
-    /// Gives the layer its numbers, writes its record, makes it visible. Blocks.
+    /// Reserves the layer's numbers, writes its record, makes it visible. Blocking.
     fn add(&self, reference: String, found: Found) -> Result<Arc<Mount>, NotLazy> {
         let Found {
             layer,
@@ -307,8 +309,7 @@ impl Layers {
             tail,
             _weight,
         } = found;
-        let failed =
-            |error: io::Error| NotLazy::Internal(format!("its record cannot be written: {error}"));
+        let failed = |error: io::Error| NotLazy::Internal(format!("record not written: {error}"));
         if let Some(tail) = &tail {
             layer.keep(tail.start, &tail.bytes);
         }
@@ -341,21 +342,21 @@ impl Layers {
         Ok(mount)
     }
 
-    /// The end of the blob as another mount of the layer has it.
+    /// Returns the end of the blob from the record of another mount of the layer.
     fn tail_of(&self, digest: &Digest, toc_digest: &TocDigest) -> io::Result<Tail> {
-        let twin = {
+        let other = {
             let mounts = self.mounts.read();
-            let is_twin = |mount: &&Arc<Mount>| {
+            let is_same = |mount: &&Arc<Mount>| {
                 mount.record.digest == *digest && mount.record.toc_digest == *toc_digest
             };
-            mounts.all().find(is_twin).map(|mount| mount.record.clone())
+            mounts.all().find(is_same).map(|mount| mount.record.clone())
         };
-        // Let go between the look and now; the client unpacks or asks again.
-        let twin = twin.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-        self.records.tail(&twin)
+        // The other mount was removed since the lookup. The client unpacks the layer or asks again.
+        let other = other.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        self.records.tail(&other)
     }
 
-    /// Begins to fetch what nobody reads yet.
+    /// Starts to prefetch the layer.
     fn fill(self: &Arc<Self>, mount: &Arc<Mount>, image: Option<ImageLayers>) {
         let Some(Ok(layer)) = mount.loaded() else {
             return;
@@ -373,8 +374,9 @@ impl Layers {
         });
     }
 
-    /// Has fetched ahead what the profile of `image` names in those of its layers that are mounted, if the server that
-    /// gave the topmost of them is a Starlift server, or profiles that refer to images are wanted.
+    /// Prefetches the files that the profile of `image` names, in those of its layers that are
+    /// mounted. Does nothing unless the topmost of them comes from a Starlift server or `referrers`
+    /// is on.
     pub(super) async fn fetch_ahead(
         self: &Arc<Self>,
         image: &ImageLayers,
@@ -406,7 +408,8 @@ impl Layers {
             .announce(image, (reference, workload), &layers, oracle, occasion)
     }
 
-    /// What refers to an image in a registry that is no Starlift server.
+    /// Returns the profile source for an image in a registry that is not a Starlift server: the
+    /// documents that refer to it.
     fn referrers_of(&self, reference: &str) -> Option<Oracle> {
         let (name, source) = remote::find(&self.upstreams, reference).ok()?;
         let reference = name.reference()?;
@@ -425,21 +428,22 @@ impl Layers {
         &self.profiles
     }
 
-    /// Who hears of every file that is opened or read.
+    /// Returns the recorder, which is called for every file that is opened or read.
     pub fn recorder(&self) -> &Arc<Recorder> {
         &self.recorder
     }
 
-    /// The mount that has an inode, and which of its files that is.
+    /// Returns the mount that has an inode, and the file of the layer with this inode.
     pub fn at(&self, inode: u64) -> Option<(Arc<Mount>, FileId)> {
         let mounts = self.mounts.read();
         mounts.at(inode).map(|(mount, id)| (Arc::clone(mount), id))
     }
 
-    /// The layer of a mount. Blocks for as long as reading a large TOC takes, the first time.
+    /// Returns the layer of a mount. The first call blocks for as long as reading a large TOC
+    /// takes.
     ///
     /// # Errors
-    /// When what is kept of it is damaged.
+    /// If the files that were stored for it are damaged.
     pub fn layer<'a>(&self, mount: &'a Mount) -> Result<&'a Arc<Layer>, String> {
         mount.layer(|record| {
             let loaded = self.load(record).map_err(|error| error.to_string());
@@ -451,9 +455,8 @@ impl Layers {
     }
 
     fn load(&self, record: &Record) -> Result<Arc<Layer>, NotLazy> {
-        let failed = |error: io::Error| {
-            NotLazy::Internal(format!("what is kept of it cannot be read: {error}"))
-        };
+        let failed =
+            |error: io::Error| NotLazy::Internal(format!("stored TOC not readable: {error}"));
         let (name, source) = remote::find(&self.upstreams, &record.reference)?;
         let blob = Blob {
             source,
@@ -463,18 +466,19 @@ impl Layers {
         };
         let tail = self.records.tail(record).map_err(failed)?;
         let toc = remote::read(&tail, &record.toc_digest)?;
-        // Containers use it: it is here however much memory others take.
+        // Containers use the layer: its TOC is loaded however much memory others take.
         let weight = self.toc_memory.tree(&toc).ok();
         let tree = self.share(&blob, &record.toc_digest, toc, weight)?;
         if tree.len() != record.inodes {
             return Err(NotLazy::Internal(
-                "it has another number of files than it had".to_owned(),
+                "number of files differs from the record".to_owned(),
             ));
         }
         Ok(Arc::new(Layer::new(tree, blob, self.fetcher.clone())))
     }
 
-    /// Whether a file of the layer has an extended attribute, as far as is known.
+    /// Whether a file of the layer has an extended attribute. True as long as the layer is not
+    /// loaded.
     pub fn has_xattrs(&self, number: u64) -> bool {
         let mount = self.by_number(number);
         let layer = mount.as_ref().and_then(|mount| mount.loaded()?.ok());
@@ -485,14 +489,14 @@ impl Layers {
         self.mounts.read().get(number).cloned()
     }
 
-    /// The layer's directory by its name in the root.
+    /// Returns the mount whose directory in the root has this name.
     pub fn by_name(&self, name: &[u8]) -> Option<Arc<Mount>> {
         let number = std::str::from_utf8(name).ok()?.parse::<u64>().ok()?;
         self.by_number(number)
             .filter(|_| number.to_string().as_bytes() == name)
     }
 
-    /// The mounts with numbers above `number`, at most `count`.
+    /// Returns the mounts with numbers above `number`, at most `count`.
     pub fn after(&self, number: u64, count: usize) -> Vec<Arc<Mount>> {
         let mounts = self.mounts.read();
         mounts.after(number).take(count).cloned().collect()
@@ -506,8 +510,8 @@ impl Layers {
         self.len() == 0
     }
 
-    /// Reads every layer from disk that was not used since the start, and goes on fetching. A layer that cannot be read is
-    /// tried again and again as long as it is mounted.
+    /// Reads from disk every layer that was not used since the start, and resumes prefetching it.
+    /// Retries a layer that cannot be read for as long as it is mounted.
     pub async fn resume(self: &Arc<Self>) {
         let mut left = self.after(0, usize::MAX);
         let mut pause = RESUME_PAUSE;
@@ -531,11 +535,11 @@ impl Layers {
         }
     }
 
-    /// Lets a layer's directory go; nothing happens where it is gone already.
+    /// Unmounts a layer's directory. Does nothing if it is gone already.
     pub async fn unmount(self: &Arc<Self>, number: u64) {
         let own = Arc::clone(self);
         if let Err(error) = spawn_blocking(move || own.drop_mount(number)).await {
-            tracing::error!(number, %error, "a layer was not let go");
+            tracing::error!(number, %error, "layer not unmounted");
         }
     }
 
@@ -551,21 +555,22 @@ impl Layers {
             notifier.root_changed();
         });
         if let Err(error) = self.records.remove(&mount.record) {
-            tracing::warn!(number, %error, "a layer's record stays until the next start");
+            tracing::warn!(number, %error, "layer record not deleted; it stays until the next start");
         }
     }
 
-    /// Lets go what none of `numbers` names: left by a crash between a mount and its snapshot.
+    /// Unmounts every layer whose number is not in `numbers`: a crash between a mount and its
+    /// snapshot leaves such layers.
     pub async fn retain(self: &Arc<Self>, numbers: &HashSet<u64>) {
         for mount in self.after(0, usize::MAX) {
             if !numbers.contains(&mount.record.number) {
-                tracing::info!(number = mount.record.number, layer = %mount.record.digest, "no snapshot has this layer");
+                tracing::info!(number = mount.record.number, layer = %mount.record.digest, "layer without a snapshot removed");
                 self.unmount(mount.record.number).await;
             }
         }
     }
 
-    /// What the layer takes of this node's disk.
+    /// Returns the layer's usage of this node's disk.
     pub async fn usage(self: &Arc<Self>, number: u64) -> Usage {
         let own = Arc::clone(self);
         let measure = move || {
@@ -582,7 +587,8 @@ impl Layers {
         spawn_blocking(measure).await.unwrap_or_default()
     }
 
-    /// What is mounted, what is held of it, and what was not mounted lazily.
+    /// Returns the state of the mounted layers and of the cache, and the layers that were not
+    /// mounted lazily.
     pub fn report(&self) -> Report {
         let layers = self
             .after(0, usize::MAX)
@@ -606,11 +612,11 @@ impl Layers {
     }
 }
 
-/// A layer that is to be mounted.
+/// A layer that is about to be mounted.
 struct Found {
     layer: Layer,
     toc_digest: TocDigest,
-    /// Where it comes from the registry.
+    /// The end of the blob, if the layer comes from the registry.
     tail: Option<Tail>,
     _weight: Option<Weight>,
 }

@@ -1,8 +1,9 @@
-//! Keeps one of the agent's two mounts in its place, whatever happens to it.
+//! Keeps one of the agent's two mounts in its place, and restores it after every failure.
 //!
 //! ```text
 //! unmounted, connection alive  ▶ its clone is moved into the place: readers notice nothing
-//! connection ended (an abort)  ▶ another mount with the same inodes: containers over the old one have to be restarted
+//! connection ended (an abort)  ▶ another mount with the same inodes;
+//!                                containers over the old one must be restarted
 //! mount failed                 ▶ tried again; images are unpacked meanwhile
 //! ```
 
@@ -27,7 +28,8 @@ use super::session::Device;
 use crate::telemetry::limit::LineLimit;
 use crate::telemetry::log::chain;
 
-/// Between two attempts to mount; short beside a container's start, and long beside the work of one attempt.
+/// Pause between two attempts to mount: short beside a container's start, long beside the work of
+/// one attempt.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// A mount of the layers.
@@ -46,7 +48,7 @@ struct Context {
     runtime: Handle,
 }
 
-/// A connection to the kernel that is served.
+/// A kernel connection that is being served.
 #[derive(Debug)]
 struct Connection {
     place: Mountpoint,
@@ -55,7 +57,8 @@ struct Connection {
 }
 
 impl Mounted {
-    /// Takes over what an earlier process left in `kept`, or mounts. Images are unpacked where that fails.
+    /// Adopts the mount that an earlier process left in `kept`, or mounts. If that fails, images
+    /// are unpacked.
     pub(super) async fn start(
         mount: LayerMount,
         config: &Config,
@@ -83,16 +86,16 @@ impl Mounted {
         }
     }
 
-    /// Watches the mount and mends it, for ever.
+    /// Watches the mount and repairs it, forever.
     pub(super) async fn keep(mut self) {
         let mut changes = MountChanges::watch();
         loop {
             let connection = match self.connection.take() {
                 Some(mut connection) => tokio::select! {
                     _ended = &mut connection.ended => {
-                        tracing::error!("kernel ended the connection of the layers; containers over it have to be restarted");
+                        tracing::error!("kernel ended the connection of the layers; containers over it must be restarted");
                         self.context.layers.announce_to(self.context.mount, None);
-                        // One that ends at once must not be made again at once.
+                        // A connection that ends at once must not be mounted again at once.
                         tokio::time::sleep(PAUSE.saturating_sub(connection.begun.elapsed())).await;
                         self.context.blocking(Context::mount_anew).await
                     }
@@ -136,8 +139,9 @@ impl Context {
         }
     }
 
-    /// Serves the connection that was kept, in its place; else a new one. A kept one whose place cannot be had again is
-    /// served beside the new one, for the containers over it.
+    /// Serves the kept connection, in its place, else a new one. If a kept connection's mount
+    /// cannot be put back in its place, it is served beside the new one, for the containers over
+    /// it.
     fn begin(
         &self,
         device: Option<OwnedFd>,
@@ -158,7 +162,7 @@ impl Context {
         }
     }
 
-    /// Mounts in the place, whatever is there.
+    /// Mounts on the directory, over anything that is there.
     fn mount_anew(&self) -> Result<Connection, MountError> {
         let device = Device::mount(
             &self.mount.directory(&self.config.root),
@@ -190,7 +194,8 @@ impl Context {
         })
     }
 
-    /// Hands the clone to the keeper. Without it a start finds the mount in its place or makes another.
+    /// Gives the clone to the keeper. Without it, a start finds the mount in its place or mounts
+    /// anew.
     fn keep_spare(&self, place: &Mountpoint) {
         if let Some(spare) = place.spare()
             && let Err(error) = self.keeper.keep_mount(self.mount.clone_name(), spare)
@@ -199,7 +204,7 @@ impl Context {
         }
     }
 
-    /// Puts the mount back if it is not in its place; makes another if that cannot be done.
+    /// Puts the mount back if it is not in its place. Mounts anew if that fails.
     fn check(&self, mut connection: Connection) -> Result<Connection, MountError> {
         if connection.place.is_in_place() {
             return Ok(connection);
@@ -211,14 +216,14 @@ impl Context {
                 Ok(connection)
             }
             Err(error) => {
-                tracing::error!(%error, "layers were unmounted and cannot be put back; running containers keep the old mount");
+                tracing::error!(%error, "unmounted layers not put back; running containers keep the old mount");
                 self.mount_anew()
             }
         }
     }
 }
 
-/// The kernel's word that something was mounted or unmounted (proc_pid_mountinfo(5)).
+/// The kernel's notice that something was mounted or unmounted (proc_pid_mountinfo(5)).
 #[derive(Debug)]
 struct MountChanges {
     table: Option<AsyncFd<std::fs::File>>,
@@ -228,14 +233,15 @@ impl MountChanges {
     #[expect(unsafe_code, reason = "a file cannot promise to keep its descriptor")]
     fn watch() -> Self {
         let registered = std::fs::File::open("/proc/self/mountinfo").and_then(|table| {
-            // SAFETY: the file is owned by the registration, which closes its descriptor after the reactor let go of it.
+            // SAFETY: the registration owns the file, and closes its descriptor after the reactor
+            // has released it.
             let table = unsafe {
                 AsyncFd::register_with_interest(table, Interest::PRIORITY | Interest::ERROR)
             };
             Ok(table?)
         });
         if let Err(error) = &registered {
-            tracing::debug!(%error, "mounts are looked at every second only");
+            tracing::debug!(%error, "mount table not watched; mounts are checked every second");
         }
         Self {
             table: registered.ok(),

@@ -1,4 +1,5 @@
-//! The agent's life: take over what an earlier process left, serve, and leave it to the next.
+//! The life of the agent's process: take over from an earlier process, serve, leave everything to
+//! the next.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -23,29 +24,31 @@ use super::snapshots::{self, Snapshots};
 use super::snapshotter::Snapshotter;
 use crate::upstream::{self, Upstreams};
 
-/// The names under which the fd store keeps the listening socket and the credentials of pods; `LayerMount` has the others.
+/// The names under which the fd store holds the listening socket and the credentials of pods.
+/// `LayerMount` has the others.
 pub const LISTENER: &str = "socket";
 pub const CREDENTIALS: &str = "credentials";
 
-/// How long an earlier process may take to let go of the metadata: a read of its own may have to be answered first.
+/// How long to wait until an earlier process releases the metadata: one of its own reads may have
+/// to be answered first.
 const PATIENCE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(50);
 
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    #[error("an agent runs already with the root {0}")]
+    #[error("another agent runs with the root {0}")]
     Running(PathBuf),
-    #[error("the root {path} cannot be used")]
+    #[error("root {path} not usable")]
     Root { path: PathBuf, source: io::Error },
-    #[error("the root cannot be used")]
+    #[error("root not usable")]
     UnsafeRoot(#[from] root::RootError),
     #[error("nothing keeps the mounts while the agent restarts")]
     Keeper(#[source] io::Error),
-    #[error("the snapshots cannot be opened")]
+    #[error("snapshots not opened")]
     Snapshots(#[source] snapshots::Error),
     #[error(transparent)]
     Upstreams(#[from] upstream::Error),
-    #[error("containerd's socket cannot be dialled")]
+    #[error("containerd's socket not dialled")]
     Cri(#[from] tonic::transport::Error),
     #[error(transparent)]
     Api(#[from] api::ApiError),
@@ -55,10 +58,10 @@ pub enum RunError {
     Internal(String),
 }
 
-/// Serves containerd until `shutdown`; the lazy mounts stay.
+/// Serves containerd until `shutdown`. The lazy mounts stay.
 ///
 /// # Errors
-/// When the root, the socket or the keeper cannot be used.
+/// If the root, the socket or the keeper cannot be used.
 pub async fn run(
     config: &Config,
     upstreams: &upstream::Config,
@@ -84,7 +87,8 @@ pub async fn run(
         source,
     })?);
 
-    // Before the snapshots: an earlier process may wait for an answer of the file system before it lets go of them.
+    // Before the snapshots: an earlier process may wait for an answer of the file system before it
+    // releases them.
     let keeper = Arc::new(keeper);
     let config = &Config {
         root: root.clone(),
@@ -117,7 +121,7 @@ pub async fn run(
         layers = layers.len(),
         "listening"
     );
-    // Nobody may be listening: not every start is systemd's.
+    // Not every start is by systemd, so nobody may be listening.
     let _unheard = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
     let serving = server::serve(
@@ -137,7 +141,7 @@ pub async fn run(
     outcome
 }
 
-/// What pods' pulls bring, in memory that the keeper holds as well.
+/// Returns the credentials from pods' pulls, in memory that the keeper holds as well.
 fn credentials(
     config: &Config,
     keeper: &Keeper,
@@ -157,7 +161,8 @@ fn credentials(
     Ok(CriCredentials::kept_in(memory))
 }
 
-/// The root, made if need be, which no other user reaches and no other agent uses.
+/// Creates the root if need be, and returns it. No other user can enter it and no other agent uses
+/// it.
 async fn checked_root(config: &Config) -> Result<PathBuf, RunError> {
     let given = config.root.clone();
     let root = blocking(move || root::secure(&given)).await??;
@@ -168,7 +173,7 @@ async fn checked_root(config: &Config) -> Result<PathBuf, RunError> {
     }
 }
 
-/// Waits for an earlier process to let go of the metadata.
+/// Opens the snapshots. Waits for an earlier process to release the metadata.
 fn open_snapshots(root: &Path) -> Result<Snapshots, snapshots::Error> {
     let deadline = std::time::Instant::now() + PATIENCE;
     loop {
@@ -181,7 +186,7 @@ fn open_snapshots(root: &Path) -> Result<Snapshots, snapshots::Error> {
     }
 }
 
-/// Lets go what a crash left: layers without a snapshot, directories without a record.
+/// Removes the leftovers of a crash: layers without a snapshot, directories without a record.
 async fn tidy_up(layers: &Arc<Layers>, snapshots: &Arc<Snapshots>) -> Result<(), RunError> {
     let own = Arc::clone(snapshots);
     match blocking(move || own.lazy_numbers())
@@ -190,12 +195,12 @@ async fn tidy_up(layers: &Arc<Layers>, snapshots: &Arc<Snapshots>) -> Result<(),
     {
         Some(numbers) => layers.retain(&numbers).await,
         None => {
-            tracing::warn!("a snapshot's record is damaged: layers without a snapshot are kept")
+            tracing::warn!("snapshot record damaged; layers without a snapshot are kept")
         }
     }
     let own = Arc::clone(snapshots);
     if let Err(error) = blocking(move || own.cleanup()).await? {
-        tracing::warn!(%error, "orphans stay");
+        tracing::warn!(%error, "orphans not deleted");
     }
     Ok(())
 }
@@ -211,7 +216,7 @@ async fn blocking<T: Send + 'static>(
 /// Unmounts the lazy layers of an agent that does not run, and ends their keeper.
 ///
 /// # Errors
-/// When the agent runs, or its mount cannot be undone.
+/// If the agent runs, or its mount cannot be undone.
 pub async fn unmount(config: &Config) -> Result<(), RunError> {
     let root = checked_root(config).await?;
     let kind = config.keeper;
