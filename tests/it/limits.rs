@@ -165,15 +165,15 @@ const LIMITS: &[(&str, Shown)] = &[
         "convert.lease_wait",
         By("a_lease_that_is_never_given_up_is_waited_for_as_long_as_configured"),
     ),
-    ("agent.cache_size", By("the_cache_keeps_its_limit")),
+    ("agent.cache_size", By("the_cache_stays_within_its_limit")),
     ("agent.memory", Open("a node with a full disk")),
     (
         "agent.mount_timeout",
-        By("a_layer_that_cannot_be_had_is_unpacked"),
+        By("a_layer_that_cannot_be_opened_is_unpacked"),
     ),
     (
         "agent.read_timeout",
-        By("a_silent_registry_is_an_error_in_time_and_then_forgiven"),
+        By("a_silent_registry_is_an_error_in_time_and_is_read_again_later"),
     ),
     (
         "agent.max_request",

@@ -1,4 +1,4 @@
-//! The agent's gRPC service in process, asked as containerd asks.
+//! The agent's gRPC service in this process, called as containerd calls it.
 
 mod fetching;
 mod socket;
