@@ -133,7 +133,7 @@ async fn exposition(State(layers): State<Arc<Layers>>) -> Result<Response<Body>,
 /// Whether a living agent uses this root. A dying agent still holds its sockets, but answers
 /// nothing.
 pub(super) async fn is_answered(root: &Path) -> bool {
-    ask(root, "/healthz").await.is_ok()
+    http_get(root, "/healthz").await.is_ok()
 }
 
 /// Returns the status report of the agent with this root.
@@ -141,7 +141,7 @@ pub(super) async fn is_answered(root: &Path) -> bool {
 /// # Errors
 /// If no agent answers, or an agent of another version answers in another format.
 pub async fn report(root: &Path) -> Result<Report, ApiError> {
-    let answer = ask(root, STATUS).await;
+    let answer = http_get(root, STATUS).await;
     let answer = answer.map_err(|source| ApiError::Silent {
         socket: root.join(SOCKET),
         source,
@@ -149,7 +149,7 @@ pub async fn report(root: &Path) -> Result<Report, ApiError> {
     serde_json::from_slice(&answer).map_err(ApiError::Answer)
 }
 
-async fn ask(root: &Path, path: &str) -> io::Result<Vec<u8>> {
+async fn http_get(root: &Path, path: &str) -> io::Result<Vec<u8>> {
     let exchange = async {
         let mut socket: UnixStream = UnixStream::connect(root.join(SOCKET)).await?;
         // The end of the connection is the end of the answer: there is no length and there are no

@@ -246,7 +246,7 @@ impl Layer {
     }
 
     /// Whether a file's first chunk is on this node.
-    pub(super) fn begins_here(&self, id: FileId) -> bool {
+    pub(super) fn has_first_chunk(&self, id: FileId) -> bool {
         let Some(Content::Chunks(node)) = self.tree.content(id) else {
             return true;
         };
@@ -325,7 +325,7 @@ impl Layer {
             .filter_map(|number| self.tree.toc().chunk(number))
             .collect();
         self.fetcher
-            .fetch_ahead(&self.blob, chunks, reason, &self.traffic)
+            .prefetch(&self.blob, chunks, reason, &self.traffic)
             .await
     }
 

@@ -23,7 +23,7 @@ use super::layer_mount::LayerMount;
 use super::mount::{Mount, Mounts};
 use super::notify::Notifier;
 use super::prefetch::Prefetch;
-use super::profiles::{ImageLayers, Occasion, Oracle, Profiles, Turn};
+use super::profiles::{ImageLayers, PrefetchGate, ProfileSource, Profiles, Trigger};
 use super::recorder::Recorder;
 use super::records::{Record, Records};
 pub use super::remote::NotLazy;
@@ -191,7 +191,7 @@ impl Layers {
     }
 
     /// Finds the layer, unless its registry has just made another layer time out.
-    async fn find_in_time(&self, spec: &LayerSpec) -> Result<Found, NotLazy> {
+    async fn find_in_time(&self, spec: &LayerSpec) -> Result<OpenedLayer, NotLazy> {
         let (_, source) = remote::find(&self.upstreams, &spec.reference)?;
         let (host, begun) = (source.name(), Instant::now());
         let limit = self
@@ -214,7 +214,7 @@ impl Layers {
 
     /// Returns the layer from another mount of the same layer if there is one, else from the
     /// registry.
-    async fn find(&self, spec: &LayerSpec) -> Result<Found, NotLazy> {
+    async fn find(&self, spec: &LayerSpec) -> Result<OpenedLayer, NotLazy> {
         if let Some(toc_digest) = spec.toc_digest.clone().map(TocDigest::Json)
             && let Some(other) = self.mounted(&spec.digest, &toc_digest)
         {
@@ -231,7 +231,7 @@ impl Layers {
             let layer = Layer::new(Arc::clone(other.shared_tree()), blob, self.fetcher.clone())
                 .given_by(peer);
             layer.traffic().add(1, 0, Reason::Read);
-            return Ok(Found {
+            return Ok(OpenedLayer {
                 layer,
                 toc_digest,
                 tail: None,
@@ -254,7 +254,7 @@ impl Layers {
         layer
             .traffic()
             .add(requests, tail.bytes.len() as u64, Reason::Read);
-        Ok(Found {
+        Ok(OpenedLayer {
             layer,
             toc_digest,
             tail: Some(tail),
@@ -302,8 +302,8 @@ impl Layers {
     }
 
     /// Reserves the layer's numbers, writes its record, makes it visible. Blocking.
-    fn add(&self, reference: String, found: Found) -> Result<Arc<Mount>, NotLazy> {
-        let Found {
+    fn add(&self, reference: String, found: OpenedLayer) -> Result<Arc<Mount>, NotLazy> {
+        let OpenedLayer {
             layer,
             toc_digest,
             tail,
@@ -364,12 +364,12 @@ impl Layers {
         let policy = self.config.policy(&mount.record.reference);
         let (own, layer, gone) = (Arc::clone(self), Arc::clone(layer), mount.gone.clone());
         tokio::spawn(async move {
-            let turn = match &image {
-                Some(image) => own.fetch_ahead(image, Occasion::Mount).await,
+            let gate = match &image {
+                Some(image) => own.prefetch_profile(image, Trigger::Mount).await,
                 None => None,
             };
             Arc::clone(&own.prefetch)
-                .run(layer, policy, gone, turn)
+                .run(layer, policy, gone, gate)
                 .await;
         });
     }
@@ -377,11 +377,11 @@ impl Layers {
     /// Prefetches the files that the profile of `image` names, in those of its layers that are
     /// mounted. Does nothing unless the topmost of them comes from a Starlift server or `referrers`
     /// is on.
-    pub(super) async fn fetch_ahead(
+    pub(super) async fn prefetch_profile(
         self: &Arc<Self>,
         image: &ImageLayers,
-        occasion: Occasion,
-    ) -> Option<Turn> {
+        trigger: Trigger,
+    ) -> Option<PrefetchGate> {
         if !self.profiles.are_used() {
             return None;
         }
@@ -398,22 +398,22 @@ impl Layers {
         let layers = spawn_blocking(look).await.ok()?;
         let (_, mount, top) = layers.last()?;
         let reference = mount.record.reference.as_str();
-        let oracle = match top.peer().await {
-            Some(peer) => Oracle::Server(peer),
+        let source = match top.peer().await {
+            Some(peer) => ProfileSource::Server(peer),
             None if self.config.referrers => self.referrers_of(reference)?,
             None => return None,
         };
         let workload = self.config.policy(reference).workload;
         self.profiles
-            .announce(image, (reference, workload), &layers, oracle, occasion)
+            .announce(image, (reference, workload), &layers, source, trigger)
     }
 
     /// Returns the profile source for an image in a registry that is not a Starlift server: the
     /// documents that refer to it.
-    fn referrers_of(&self, reference: &str) -> Option<Oracle> {
+    fn referrers_of(&self, reference: &str) -> Option<ProfileSource> {
         let (name, source) = remote::find(&self.upstreams, reference).ok()?;
         let reference = name.reference()?;
-        Some(Oracle::Referrers {
+        Some(ProfileSource::Referrers {
             source,
             repository: name.repository,
             reference,
@@ -613,7 +613,7 @@ impl Layers {
 }
 
 /// A layer that is about to be mounted.
-struct Found {
+struct OpenedLayer {
     layer: Layer,
     toc_digest: TocDigest,
     /// The end of the blob, if the layer comes from the registry.

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::config::{Background, Config, Policy};
 use super::fetch::{FetchError, Reason};
 use super::layer::Layer;
-use super::profiles::Turn;
+use super::profiles::PrefetchGate;
 
 /// How long to wait before looking again whether a reader waits for bytes.
 const YIELD: Duration = Duration::from_millis(50);
@@ -48,31 +48,31 @@ impl Prefetch {
         }
     }
 
-    /// Prefetches `layer` as `policy` says, after the files of its profile (`turn`). Returns when
+    /// Prefetches `layer` as `policy` says, after the files of its profile (`gate`). Returns when
     /// that is done or `gone` is cancelled.
     pub(super) async fn run(
         self: Arc<Self>,
         layer: Arc<Layer>,
         policy: Policy,
         gone: CancellationToken,
-        turn: Option<Turn>,
+        gate: Option<PrefetchGate>,
     ) {
         let work = async {
-            if let Some(turn) = turn {
-                turn.pass().await;
+            if let Some(gate) = gate {
+                gate.pass().await;
             }
             if policy.prefetch {
-                self.up_to_the_landmark(&layer).await;
+                self.fetch_before_landmark(&layer).await;
             }
             if policy.background != Background::Off {
                 tokio::time::sleep(self.delay).await;
-                self.the_rest(&layer, policy.background).await;
+                self.fetch_rest(&layer, policy.background).await;
             }
         };
         gone.run_until_cancelled(work).await;
     }
 
-    async fn up_to_the_landmark(&self, layer: &Layer) {
+    async fn fetch_before_landmark(&self, layer: &Layer) {
         for run in Runs::new(layer, 0..layer.tree().prefetched()) {
             if !layer.fetcher().cache().has_room() {
                 return;
@@ -84,7 +84,7 @@ impl Prefetch {
         }
     }
 
-    async fn the_rest(&self, layer: &Layer, background: Background) {
+    async fn fetch_rest(&self, layer: &Layer, background: Background) {
         let budget = if background == Background::Limited {
             self.limit
         } else {
@@ -92,7 +92,7 @@ impl Prefetch {
         };
         let mut pause = FIRST_PAUSE;
         loop {
-            match self.once_through(layer, budget).await {
+            match self.fetch_rest_once(layer, budget).await {
                 Ok(()) => return,
                 Err(error) => {
                     tracing::debug!(layer = %layer.blob().digest, %error, "background fetch failed; it is tried again later");
@@ -107,7 +107,7 @@ impl Prefetch {
     ///
     /// # Errors
     /// If the registry is unreachable or refuses. Either may be temporary.
-    async fn once_through(&self, layer: &Layer, budget: u64) -> Result<(), FetchError> {
+    async fn fetch_rest_once(&self, layer: &Layer, budget: u64) -> Result<(), FetchError> {
         let chunks = u32::try_from(layer.tree().toc().chunk_count()).unwrap_or(u32::MAX);
         for run in Runs::new(layer, 0..chunks) {
             let mut turn = self.turn.lock().await;

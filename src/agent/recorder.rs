@@ -50,11 +50,11 @@ struct Table {
     begun: Instant,
     mounts: HashSet<u64>,
     limit: usize,
-    noted: Mutex<Noted>,
+    noted: Mutex<Notes>,
 }
 
 #[derive(Debug, Default)]
-struct Noted {
+struct Notes {
     files: Vec<File>,
     places: HashMap<(u64, FileId), usize>,
     last: Option<Instant>,
@@ -111,7 +111,7 @@ impl Table {
     fn note(&self, number: u64, id: FileId, part: Option<Range<u64>>) {
         let now = Instant::now();
         let mut noted = self.noted.lock();
-        let Noted {
+        let Notes {
             files,
             places,
             last,

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <root>/layers/<number>.json            a mounted layer
-//! <root>/layers/<algorithm>-<hex>.tail   the end of its blob, with the TOC, for all mounts of a layer
+//! <root>/layers/<algorithm>-<hex>.tail   the end of its blob, with the TOC; shared by its mounts
 //! <root>/layers/next                     the first number and inode that were never used
 //! ```
 //! A file is written under another name and renamed. A record is written before its layer is

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::cache::Held;
+use super::cache::CacheUsage;
 use super::fetch::Reason;
 use super::mount::Mount;
 use super::profiles::ProfileReport;
@@ -26,7 +26,7 @@ pub struct Report {
     /// Profiles requested since the agent was started, the newest last.
     #[serde(default)]
     pub profiles: Vec<ProfileReport>,
-    pub cache: Held,
+    pub cache: CacheUsage,
     /// Most bytes of the cache.
     pub cache_limit: u64,
     /// The newest last.

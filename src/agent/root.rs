@@ -226,9 +226,9 @@ mod tests {
         symlink("target", &link).unwrap();
         let open = made(&folder.path().join("open"), 0o777);
         assert_eq!(secure(&link.join("root")).unwrap(), target.join("root"));
-        symlink(&target, open.join("theirs")).unwrap();
+        symlink(&target, open.join("foreign")).unwrap();
         assert!(
-            matches!(secure(&open.join("theirs/root")), Err(RootError::Writable(path)) if path == open)
+            matches!(secure(&open.join("foreign/root")), Err(RootError::Writable(path)) if path == open)
         );
         symlink("loop", folder.path().join("loop")).unwrap();
         assert!(secure(&folder.path().join("loop")).is_err());

@@ -68,19 +68,23 @@ impl Snapshotter {
 
     /// Whether the target snapshot of this Prepare exists now: it was committed already, or it has
     /// been mounted lazily.
-    async fn lazily(&self, target: &str, ask: &Ask) -> Result<bool, Status> {
-        let (wanted, parent) = (target.to_owned(), ask.parent.clone());
+    async fn prepare_remote(
+        &self,
+        target: &str,
+        snapshot: &SnapshotRequest,
+    ) -> Result<bool, Status> {
+        let (wanted, parent) = (target.to_owned(), snapshot.parent.clone());
         let look = move |snapshots: &Snapshots| {
             let found = snapshots.target(&wanted, parent.as_deref())?;
-            Ok::<_, Error>((found, snapshots.below(parent.as_deref())?))
+            Ok::<_, Error>((found, snapshots.parents(parent.as_deref())?))
         };
-        let (found, below) = self.blocking(look).await?;
+        let (found, parents) = self.blocking(look).await?;
         let name = match found {
             Target::Committed => return Ok(true),
             Target::Taken => return Ok(false),
             Target::Free(name) => name,
         };
-        let spec = match LayerSpec::from_labels(&ask.labels) {
+        let spec = match LayerSpec::from_labels(&snapshot.labels) {
             Ok(spec) => spec,
             Err(reason) => {
                 tracing::debug!(target, %reason, "not lazy");
@@ -89,12 +93,12 @@ impl Snapshotter {
         };
         match self
             .layers
-            .mount(&spec, ImageLayers::around(&below, &spec))
+            .mount(&spec, ImageLayers::for_layer(&parents, &spec))
             .await
         {
             Ok(number) => {
                 let has_xattrs = self.layers.has_xattrs(number);
-                self.commit_lazy(name, ask, LazyLayer { number, has_xattrs })
+                self.commit_lazy(name, snapshot, LazyLayer { number, has_xattrs })
                     .await
             }
             Err(reason) => {
@@ -104,12 +108,17 @@ impl Snapshotter {
         }
     }
 
-    async fn commit_lazy(&self, name: String, ask: &Ask, layer: LazyLayer) -> Result<bool, Status> {
-        let Ask {
+    async fn commit_lazy(
+        &self,
+        name: String,
+        snapshot: &SnapshotRequest,
+        layer: LazyLayer,
+    ) -> Result<bool, Status> {
+        let SnapshotRequest {
             key,
             parent,
             mut labels,
-        } = ask.clone();
+        } = snapshot.clone();
         labels.insert(REMOTE_LABEL.0.to_owned(), REMOTE_LABEL.1.to_owned());
         let commit = move |snapshots: &Snapshots| match snapshots.commit_lazy(
             &key,
@@ -130,31 +139,32 @@ impl Snapshotter {
         committed.map(|_is_new| true)
     }
 
-    async fn prepare(&self, ask: Ask) -> Result<Vec<Mount>, Status> {
-        if let Some(target) = ask.labels.get(TARGET_LABEL)
-            && self.lazily(target, &ask).await?
+    async fn prepare(&self, snapshot: SnapshotRequest) -> Result<Vec<Mount>, Status> {
+        if let Some(target) = snapshot.labels.get(TARGET_LABEL)
+            && self.prepare_remote(target, &snapshot).await?
         {
             return Err(Status::already_exists(format!(
                 "target snapshot {target:?}: already exists"
             )));
         }
-        let is_unpacked = ask.labels.contains_key(TARGET_LABEL) || is_for_unpacking(&ask.key);
-        let Ask {
+        let is_unpacked =
+            snapshot.labels.contains_key(TARGET_LABEL) || is_for_unpacking(&snapshot.key);
+        let SnapshotRequest {
             key,
             parent,
             labels,
-        } = ask;
+        } = snapshot;
         let make = move |snapshots: &Snapshots| {
             let mounts = snapshots.prepare(&key, parent.as_deref(), labels)?;
-            let below = if is_unpacked {
+            let parents = if is_unpacked {
                 Vec::new()
             } else {
-                snapshots.below(parent.as_deref())?
+                snapshots.parents(parent.as_deref())?
             };
-            Ok::<_, Error>((mounts, below))
+            Ok::<_, Error>((mounts, parents))
         };
-        let (mounts, below) = self.blocking(make).await?;
-        if let Some(image) = ImageLayers::under(&below) {
+        let (mounts, parents) = self.blocking(make).await?;
+        if let Some(image) = ImageLayers::for_container(&parents) {
             self.starts.begin(image);
         }
         Ok(mounts)
@@ -179,13 +189,13 @@ fn is_for_unpacking(key: &str) -> bool {
 
 /// A new snapshot, as requested.
 #[derive(Debug, Clone)]
-struct Ask {
+struct SnapshotRequest {
     key: String,
     parent: Option<String>,
     labels: Labels,
 }
 
-impl Ask {
+impl SnapshotRequest {
     fn new(key: String, parent: String, labels: HashMap<String, String>) -> Self {
         let parent = Some(parent).filter(|parent| !parent.is_empty());
         Self {
@@ -198,7 +208,7 @@ impl Ask {
 
 /// Runs `work` to its end even if the client disconnects, because it has two steps that belong
 /// together.
-async fn to_its_end<T: Send + 'static>(
+async fn run_to_completion<T: Send + 'static>(
     work: impl Future<Output = Result<T, Status>> + Send + 'static,
 ) -> Result<T, Status> {
     tokio::spawn(work)
@@ -218,8 +228,8 @@ impl wire::snapshots_server::Snapshots for Snapshotter {
             labels,
             ..
         } = request.into_inner();
-        let (own, ask) = (self.clone(), Ask::new(key, parent, labels));
-        let mounts = to_its_end(async move { own.prepare(ask).await }).await?;
+        let (own, snapshot) = (self.clone(), SnapshotRequest::new(key, parent, labels));
+        let mounts = run_to_completion(async move { own.prepare(snapshot).await }).await?;
         Ok(Response::new(wire::PrepareSnapshotResponse {
             mounts: to_wire(mounts),
         }))
@@ -235,11 +245,11 @@ impl wire::snapshots_server::Snapshots for Snapshotter {
             labels,
             ..
         } = request.into_inner();
-        let Ask {
+        let SnapshotRequest {
             key,
             parent,
             labels,
-        } = Ask::new(key, parent, labels);
+        } = SnapshotRequest::new(key, parent, labels);
         let mounts = self
             .blocking(move |snapshots| snapshots.view(&key, parent.as_deref(), labels))
             .await?;
@@ -272,11 +282,11 @@ impl wire::snapshots_server::Snapshots for Snapshotter {
             labels,
             ..
         } = request.into_inner();
-        let Ask {
+        let SnapshotRequest {
             key,
             parent,
             labels,
-        } = Ask::new(key, parent, labels);
+        } = SnapshotRequest::new(key, parent, labels);
         self.blocking(move |snapshots| snapshots.commit(&name, &key, parent.as_deref(), labels))
             .await?;
         Ok(Response::new(()))
@@ -287,7 +297,7 @@ impl wire::snapshots_server::Snapshots for Snapshotter {
         request: Request<wire::RemoveSnapshotRequest>,
     ) -> Result<Response<()>, Status> {
         let (own, key) = (self.clone(), request.into_inner().key);
-        to_its_end(async move { own.remove(key).await }).await?;
+        run_to_completion(async move { own.remove(key).await }).await?;
         Ok(Response::new(()))
     }
 

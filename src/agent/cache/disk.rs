@@ -11,7 +11,7 @@ use std::time::SystemTime;
 use estargz::Digest;
 use parking_lot::{Mutex, MutexGuard};
 
-use super::Held;
+use super::CacheUsage;
 use super::index::Index;
 use crate::telemetry::metrics;
 
@@ -154,7 +154,7 @@ impl Disk {
         self.index().contains(digest)
     }
 
-    pub(super) fn held(&self) -> Held {
+    pub(super) fn held(&self) -> CacheUsage {
         self.index().held()
     }
 
@@ -210,7 +210,7 @@ fn compare(file: &mut File, digest: &Digest, size: u64) -> io::Result<()> {
     }
 }
 
-struct Found {
+struct CachedFile {
     digest: Digest,
     size: u64,
     written: SystemTime,
@@ -218,7 +218,7 @@ struct Found {
 
 /// Returns the chunks in a directory, the oldest first. Skips files with other names, which the
 /// cache did not write.
-fn files(folder: &Path) -> io::Result<Vec<Found>> {
+fn files(folder: &Path) -> io::Result<Vec<CachedFile>> {
     let mut found = Vec::new();
     for shelf in fs::read_dir(folder)? {
         let shelf = shelf?;
@@ -236,7 +236,7 @@ fn files(folder: &Path) -> io::Result<Vec<Found>> {
                 continue;
             };
             let metadata = entry.metadata()?;
-            found.push(Found {
+            found.push(CachedFile {
                 digest,
                 size: metadata.len(),
                 written: metadata.modified()?,

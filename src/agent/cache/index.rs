@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use estargz::Digest;
 
-use super::Held;
+use super::CacheUsage;
 
 #[derive(Debug, Default)]
 pub(super) struct Index {
@@ -80,8 +80,8 @@ impl Index {
         gone
     }
 
-    pub(super) fn held(&self) -> Held {
-        Held {
+    pub(super) fn held(&self) -> CacheUsage {
+        CacheUsage {
             chunks: self.entries.len() as u64,
             bytes: self.bytes,
         }

@@ -30,7 +30,7 @@ pub struct Cache {
 
 /// The content of the disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Held {
+pub struct CacheUsage {
     pub chunks: u64,
     pub bytes: u64,
 }
@@ -80,7 +80,7 @@ impl Cache {
         self.disk.holds(digest)
     }
 
-    pub fn held(&self) -> Held {
+    pub fn held(&self) -> CacheUsage {
         self.disk.held()
     }
 
@@ -150,7 +150,7 @@ mod tests {
         let cache = folder.open(10_000);
         assert_eq!(
             cache.held(),
-            Held {
+            CacheUsage {
                 chunks: 1,
                 bytes: 1000
             }
@@ -177,7 +177,7 @@ mod tests {
         assert!(cache.read(&chunks[2].0, 1000, 0..1).is_some());
         assert_eq!(
             cache.held(),
-            Held {
+            CacheUsage {
                 chunks: 1,
                 bytes: 1000
             }
@@ -207,7 +207,7 @@ mod tests {
         );
         assert_eq!(
             cache.held(),
-            Held {
+            CacheUsage {
                 chunks: 2,
                 bytes: 2000
             }
@@ -232,7 +232,7 @@ mod tests {
         cache.put(large.0, &large.1);
         assert_eq!(
             cache.held(),
-            Held {
+            CacheUsage {
                 chunks: 1,
                 bytes: 1000
             }
@@ -247,7 +247,7 @@ mod tests {
         fs::remove_dir_all(path.join("new")).unwrap();
         let (digest, content) = chunk(1, 1000);
         cache.put(digest, &content);
-        assert_eq!(cache.held(), Held::default());
+        assert_eq!(cache.held(), CacheUsage::default());
         assert_eq!(
             cache.read(&digest, 1000, 5..10).unwrap(),
             content.slice(5..10)

@@ -21,10 +21,10 @@ const MAX_SECRET_BYTES: usize = 64 << 10;
 
 /// The logins of the pods on this node. Clones share them.
 #[derive(Clone, Default)]
-pub struct CriCredentials(Arc<Mutex<Held>>);
+pub struct CriCredentials(Arc<Mutex<LoginTable>>);
 
 #[derive(Default)]
-struct Held {
+struct LoginTable {
     by_repository: HashMap<Key, Entry>,
     /// Counts the recorded logins, to know the oldest.
     noted: u64,
@@ -42,7 +42,7 @@ struct Entry {
 }
 
 /// A recorded login, and the one that it replaced.
-pub(super) struct Noted {
+pub(super) struct RecordedLogin {
     key: Key,
     number: u64,
     before: Option<Entry>,
@@ -57,9 +57,9 @@ impl CriCredentials {
     /// Starts with the logins in `memory`, and stores all logins there from now on.
     pub fn kept_in(memory: OwnedFd) -> Self {
         let (kept, records) = Kept::open(memory);
-        let mut held = Held {
+        let mut held = LoginTable {
             kept: Some(kept),
-            ..Held::default()
+            ..LoginTable::default()
         };
         for record in records.iter().take(MAX_REPOSITORIES) {
             if let Ok(repository) = record.repository.parse() {
@@ -91,7 +91,7 @@ impl CriCredentials {
 
     /// Records the login of a pull of `reference`. Returns `None` if it is not a login for its
     /// registry.
-    pub(super) fn note(&self, reference: &str, auth: &AuthConfig) -> Option<Noted> {
+    pub(super) fn note(&self, reference: &str, auth: &AuthConfig) -> Option<RecordedLogin> {
         let image: ImageName = reference.parse().ok()?;
         let login = login(auth, &image.host)?;
         let key = (image.host, image.repository);
@@ -101,7 +101,7 @@ impl CriCredentials {
         }
         let before = held.insert(key.clone(), login);
         held.keep();
-        Some(Noted {
+        Some(RecordedLogin {
             key,
             number: held.noted,
             before,
@@ -110,7 +110,7 @@ impl CriCredentials {
 
     /// Withdraws a recorded login and restores the previous one, unless a newer login has replaced
     /// it: the pull that sent it failed, and running containers may need the previous login.
-    pub(super) fn take_back(&self, noted: Noted) {
+    pub(super) fn withdraw(&self, noted: RecordedLogin) {
         let mut held = self.held();
         if held
             .by_repository
@@ -126,12 +126,12 @@ impl CriCredentials {
         held.keep();
     }
 
-    fn held(&self) -> MutexGuard<'_, Held> {
+    fn held(&self) -> MutexGuard<'_, LoginTable> {
         self.0.lock()
     }
 }
 
-impl Held {
+impl LoginTable {
     /// Returns the previous entry of this repository.
     fn insert(&mut self, key: Key, login: Login) -> Option<Entry> {
         self.noted += 1;
@@ -329,16 +329,16 @@ mod tests {
         let credentials = CriCredentials::default();
         let first = credentials.note("ghcr.io/a/b:1", &user("first")).unwrap();
         let second = credentials.note("ghcr.io/a/b:1", &user("second")).unwrap();
-        credentials.take_back(first);
+        credentials.withdraw(first);
         assert_eq!(
             known(&credentials, "ghcr.io/a/b:1"),
             "second:secret",
             "a newer login stays"
         );
-        credentials.take_back(second);
+        credentials.withdraw(second);
         assert_eq!(known(&credentials, "ghcr.io/a/b:1"), "first:secret");
         let only = credentials.note("ghcr.io/c/d:1", &user("only")).unwrap();
-        credentials.take_back(only);
+        credentials.withdraw(only);
         assert_eq!(known(&credentials, "ghcr.io/c/d:1"), "nothing");
     }
 
@@ -355,7 +355,7 @@ mod tests {
         credentials.note("nginx", &token).unwrap();
         let failed = credentials.note("ghcr.io/a/b:1", &user("second")).unwrap();
         assert_eq!(known(&reopened(), "ghcr.io/a/b:1"), "second:secret");
-        credentials.take_back(failed);
+        credentials.withdraw(failed);
         drop(credentials);
         assert_eq!(known(&reopened(), "ghcr.io/a/b:2"), "first:secret");
         assert_eq!(

@@ -17,7 +17,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use tower::ServiceExt as _;
 
-use super::credentials::{CriCredentials, Noted};
+use super::credentials::{CriCredentials, RecordedLogin};
 use super::frame;
 use crate::containerd::runtime::v1::PullImageRequest;
 
@@ -69,12 +69,12 @@ impl ImageService {
         if let Some(noted) = noted
             && !answer.as_ref().is_ok_and(may_be_success)
         {
-            credentials.take_back(noted);
+            credentials.withdraw(noted);
         }
         answer
     }
 
-    fn note(&self, body: Bytes) -> Option<Noted> {
+    fn note(&self, body: Bytes) -> Option<RecordedLogin> {
         let pull: PullImageRequest = frame::message(body)?;
         self.credentials.note(&pull.image?.image, &pull.auth?)
     }

@@ -24,7 +24,7 @@ const MAX_SHARES: usize = 64;
 pub(super) struct Memory {
     all: Budget,
     /// For prefetching: readers always find the other half.
-    ahead: Budget,
+    prefetch: Budget,
     /// By the name of the registry. A slow or hostile registry leaves a quarter to all others.
     shares: Mutex<HashMap<String, Budget>>,
 }
@@ -32,17 +32,17 @@ pub(super) struct Memory {
 /// The memory of one run, released on drop.
 #[derive(Debug)]
 pub(super) struct Taken {
-    _ahead: Option<Weight>,
+    _prefetch: Option<Weight>,
     _share: Weight,
     _all: Weight,
 }
 
 impl Memory {
     pub(super) fn new(bytes: u64) -> Self {
-        let ahead = Budget::new("fetch ahead", bytes / 2);
+        let prefetch = Budget::new("fetch ahead", bytes / 2);
         Self {
             all: Budget::new("fetch", bytes),
-            ahead,
+            prefetch,
             shares: Mutex::default(),
         }
     }
@@ -56,14 +56,14 @@ impl Memory {
         reason: Reason,
     ) -> Result<Taken, Full> {
         let bytes = bytes.saturating_add(RUN);
-        let ahead = if reason == Reason::Read {
+        let prefetch = if reason == Reason::Read {
             None
         } else {
-            Some(take(&self.ahead, bytes).await?)
+            Some(take(&self.prefetch, bytes).await?)
         };
         let share = take(&self.share(registry), bytes).await?;
         Ok(Taken {
-            _ahead: ahead,
+            _prefetch: prefetch,
             _share: share,
             _all: take(&self.all, bytes).await?,
         })
@@ -104,7 +104,7 @@ mod tests {
     #[tokio::test]
     async fn reads_find_room_while_everything_else_waits() {
         let memory = Memory::new(ALL);
-        let ahead = memory.take("a", ALL / 2, Reason::Background).await.unwrap();
+        let prefetch = memory.take("a", ALL / 2, Reason::Background).await.unwrap();
         assert!(
             memory
                 .take("b", 1, Reason::Profile)
@@ -116,7 +116,7 @@ mod tests {
             .now_or_never()
             .unwrap()
             .unwrap();
-        drop(ahead);
+        drop(prefetch);
         assert!(
             memory
                 .take("b", 1, Reason::Profile)

@@ -243,17 +243,17 @@ impl Fetcher {
     ///
     /// # Errors
     /// If a chunk could not be fetched. Returned only after all the others have arrived or failed.
-    pub async fn fetch_ahead(
+    pub async fn prefetch(
         &self,
         blob: &Arc<Blob>,
         chunks: Vec<Chunk>,
         reason: Reason,
         traffic: &Arc<Traffic>,
     ) -> Result<(), FetchError> {
-        let missing: Vec<Wanted> = chunks
+        let missing: Vec<MissingChunk> = chunks
             .into_iter()
             .filter(|chunk| self.is_missing(chunk))
-            .map(Wanted)
+            .map(MissingChunk)
             .collect();
         let mut outcome = Ok(());
         for run in runs(missing, self.max_run) {
@@ -267,7 +267,7 @@ impl Fetcher {
     async fn fetch_run(
         &self,
         blob: &Arc<Blob>,
-        run: ChunkRun<Wanted>,
+        run: ChunkRun<MissingChunk>,
         reason: Reason,
         traffic: &Arc<Traffic>,
     ) -> Result<(), FetchError> {
@@ -323,9 +323,9 @@ impl Fetcher {
 
 /// A chunk to be prefetched, which may already be pending.
 #[derive(Debug)]
-struct Wanted(Chunk);
+struct MissingChunk(Chunk);
 
-impl AsRef<Chunk> for Wanted {
+impl AsRef<Chunk> for MissingChunk {
     fn as_ref(&self) -> &Chunk {
         &self.0
     }

@@ -47,7 +47,7 @@ pub(super) struct Request {
 pub(super) struct Urgency(Arc<AtomicUsize>);
 
 /// A run in progress.
-struct Way {
+struct Progress {
     chunks: VecDeque<PendingChunk>,
     end: u64,
     window: Window,
@@ -77,15 +77,15 @@ impl Request {
         let (bytes, ChunkRun { range, chunks, .. }) = (run.decoding_bytes(), run);
         let length = range.end - range.start;
         let places = Arc::new(Semaphore::new(1));
-        let mut way = Way {
+        let mut progress = Progress {
             chunks,
             end: range.end,
             window: Window::at(range.start),
             places,
             wrong: 0,
         };
-        if let Err(error) = self.fetch(&mut way, length, bytes, taken).await {
-            self.fail(way.chunks, &error);
+        if let Err(error) = self.fetch(&mut progress, length, bytes, taken).await {
+            self.fail(progress.chunks, &error);
         }
     }
 
@@ -105,28 +105,28 @@ impl Request {
             .for_each(|chunk| chunk.settle(Err(error.clone())));
     }
 
-    /// Removes chunks from `way` as they arrive. The chunks that are left after an error were not
-    /// fetched.
+    /// Removes chunks from `progress` as they arrive. The chunks that are left after an error were
+    /// not fetched.
     async fn fetch(
         &self,
-        way: &mut Way,
+        progress: &mut Progress,
         length: u64,
         bytes: u64,
         taken: Option<Taken>,
     ) -> Result<(), FetchError> {
         let taken = match taken {
             Some(taken) => taken,
-            None => self.memory(way, bytes).await?,
+            None => self.memory(progress, bytes).await?,
         };
         let deadline = Instant::now() + LEAST_TIME + Duration::from_secs(length / LEAST_RATE);
-        let outcome = tokio::time::timeout_at(deadline, self.all(way)).await;
+        let outcome = tokio::time::timeout_at(deadline, self.all(progress)).await;
         // The last content counts until its readers have copied their parts.
-        drop(way.place().await);
+        drop(progress.place().await);
         drop(taken);
         outcome.map_err(|_elapsed| FetchError::Slow)?
     }
 
-    async fn memory(&self, way: &Way, bytes: u64) -> Result<Taken, FetchError> {
+    async fn memory(&self, progress: &Progress, bytes: u64) -> Result<Taken, FetchError> {
         let registry = self.blob.source.name();
         if let Some(taken) = self
             .memory
@@ -137,7 +137,7 @@ impl Request {
         }
         let taken = self.memory.take(registry, bytes, self.reason).await?;
         // The readers may have left meanwhile.
-        let is_wanted = way
+        let is_wanted = progress
             .chunks
             .iter()
             .any(|chunk| self.table.is_awaited(&chunk.digest));
@@ -149,17 +149,17 @@ impl Request {
     }
 
     /// Sends requests until all chunks have arrived, as long as each attempt makes progress.
-    async fn all(&self, way: &mut Way) -> Result<(), FetchError> {
+    async fn all(&self, progress: &mut Progress) -> Result<(), FetchError> {
         loop {
-            let before = way.window.end();
-            let Err(error) = self.attempt(way).await else {
+            let before = progress.window.end();
+            let Err(error) = self.attempt(progress).await else {
                 return Ok(());
             };
             match error {
                 // Another host may have the right bytes.
                 FetchError::Wrong(_) => {}
-                error if error.is_transient() && way.window.end() > before => {
-                    tracing::debug!(layer = %self.blob.digest, at = way.window.end(), %error, "run resumed after a cut");
+                error if error.is_transient() && progress.window.end() > before => {
+                    tracing::debug!(layer = %self.blob.digest, at = progress.window.end(), %error, "run resumed after a cut");
                 }
                 error => return Err(error),
             }
@@ -167,7 +167,7 @@ impl Request {
         }
     }
 
-    async fn attempt(&self, way: &mut Way) -> Result<(), FetchError> {
+    async fn attempt(&self, progress: &mut Progress) -> Result<(), FetchError> {
         self.traffic.count_request();
         let Blob {
             source,
@@ -175,43 +175,43 @@ impl Request {
             digest,
             ..
         } = &*self.blob;
-        let range = way.window.end()..way.end;
+        let range = progress.window.end()..progress.end;
         let mut body = source
             .blob_for(repository, digest, range.clone(), self.reason.purpose())
             .await?;
         if body.range.start != range.start {
             return Err(FetchError::Short);
         }
-        while let Some(next) = way.chunks.front() {
+        while let Some(next) = progress.chunks.front() {
             let wanted = next.chunk.range.clone();
-            way.window.forget_before(wanted.start);
-            while way.window.get(&wanted).is_none() {
+            progress.window.forget_before(wanted.start);
+            while progress.window.get(&wanted).is_none() {
                 let piece = body.stream.next().await.ok_or(FetchError::Short)??;
                 self.traffic.count(piece.len() as u64, self.reason);
-                way.window.push(&piece);
-                way.window.forget_before(wanted.start);
+                progress.window.push(&piece);
+                progress.window.forget_before(wanted.start);
             }
-            let Some(place) = way.place().await else {
+            let Some(place) = progress.place().await else {
                 return Err(FetchError::Aborted);
             };
-            match self.decode(way, &wanted, place).await {
-                Err(FetchError::Wrong(error)) if way.wrong < MAX_WRONG => {
-                    way.wrong += 1;
+            match self.decode(progress, &wanted, place).await {
+                Err(FetchError::Wrong(error)) if progress.wrong < MAX_WRONG => {
+                    progress.wrong += 1;
                     if let Some(origin) = &body.origin {
                         origin.report_bad();
                     }
-                    way.window = Window::at(wanted.start);
+                    progress.window = Window::at(wanted.start);
                     return Err(FetchError::Wrong(error));
                 }
-                outcome => self.settle(way, outcome),
+                outcome => self.settle(progress, outcome),
             }
         }
         Ok(())
     }
 
-    fn settle(&self, way: &mut Way, outcome: Result<Content, FetchError>) {
-        way.wrong = 0;
-        let Some(pending) = way.chunks.pop_front() else {
+    fn settle(&self, progress: &mut Progress, outcome: Result<Content, FetchError>) {
+        progress.wrong = 0;
+        let Some(pending) = progress.chunks.pop_front() else {
             return;
         };
         if let Err(error) = &outcome {
@@ -230,11 +230,11 @@ impl Request {
     /// Decodes the first chunk and caches its content.
     async fn decode(
         &self,
-        way: &mut Way,
+        progress: &mut Progress,
         range: &Range<u64>,
         place: OwnedSemaphorePermit,
     ) -> Result<Content, FetchError> {
-        let Some((chunk, digest)) = way
+        let Some((chunk, digest)) = progress
             .chunks
             .front()
             .map(|next| (next.chunk.clone(), next.digest))
@@ -242,7 +242,7 @@ impl Request {
             return Err(FetchError::Aborted);
         };
         let (cache, range) = (Arc::clone(&self.cache), range.clone());
-        let window = std::mem::replace(&mut way.window, Window::at(range.start));
+        let window = std::mem::replace(&mut progress.window, Window::at(range.start));
         let work = move || {
             let decoded = chunk
                 .decode(window.get(&range).unwrap_or_default())
@@ -255,14 +255,14 @@ impl Request {
         let (window, decoded) = tokio::task::spawn_blocking(work)
             .await
             .map_err(|_panicked| FetchError::Aborted)?;
-        way.window = window;
+        progress.window = window;
         decoded
             .map(|bytes| Content::new(bytes, place))
             .map_err(|error| FetchError::Wrong(Arc::new(error)))
     }
 }
 
-impl Way {
+impl Progress {
     /// Waits until the content of the previous chunk is dropped.
     async fn place(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.places).acquire_owned().await.ok()

@@ -89,18 +89,18 @@ mod tests {
     use super::*;
 
     #[derive(Debug)]
-    struct Wanted(Chunk);
+    struct MissingChunk(Chunk);
 
-    impl AsRef<Chunk> for Wanted {
+    impl AsRef<Chunk> for MissingChunk {
         fn as_ref(&self) -> &Chunk {
             &self.0
         }
     }
 
-    fn chunk(range: &Range<u64>, size: u64) -> Wanted {
+    fn chunk(range: &Range<u64>, size: u64) -> MissingChunk {
         let digest = Some(Digest::of(format!("{range:?}").as_bytes()));
         let range = range.clone();
-        Wanted(Chunk {
+        MissingChunk(Chunk {
             range,
             inner_offset: 0,
             file_offset: 0,

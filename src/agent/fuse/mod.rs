@@ -652,7 +652,7 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        // After a panic there is no other answer, so the reply is dropped here.
+        // After a panic nothing else will answer, so the reply is dropped, which answers EIO.
         if let Some(reply) = self.0.take()
             && !std::thread::panicking()
         {

@@ -73,7 +73,7 @@ impl ProcessKeeper {
         self.kept
             .lock()
             .insert(name.to_owned(), fcntl_dupfd_cloexec(fd, 0)?);
-        self.ask(&format!("keep {name}"), Some(fd))
+        self.request(&format!("keep {name}"), Some(fd))
     }
 
     pub(super) fn release(&self) -> io::Result<()> {
@@ -85,7 +85,7 @@ impl ProcessKeeper {
         Ok(())
     }
 
-    fn ask(&self, message: &str, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    fn request(&self, message: &str, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let connection = self.connect()?;
         send(&connection, message, fd)?;
         match receive(&connection)? {
@@ -139,8 +139,9 @@ impl ProcessKeeper {
                 "the keeper of the mounts is gone; another is started"
             );
             let handed_over = self.start().and_then(|()| {
-                kept.iter()
-                    .try_for_each(|(name, fd)| self.ask(&format!("keep {name}"), Some(fd.as_fd())))
+                kept.iter().try_for_each(|(name, fd)| {
+                    self.request(&format!("keep {name}"), Some(fd.as_fd()))
+                })
             });
             match handed_over {
                 Ok(()) => tracing::info!("new keeper has all descriptors"),

@@ -3,16 +3,16 @@
 //! it. Reports go only to a Starlift server; see `upstream::Peer`.
 //!
 //! ```text
-//! a layer is mounted ▶ image ▶ ahead (ask) ▶ plan ▶ queue ▶ fetch
+//! a layer is mounted ▶ image ▶ profile_fetch ─ source ▶ plan ▶ queue ▶ fetch
 //! a container starts ▶ image ▶ starts ─ recorder ▶ Observation ▶ the server
 //! ```
 
-mod ahead;
 mod image;
-mod oracle;
 mod plan;
+mod profile_fetch;
 mod progress;
 mod queue;
+mod source;
 mod starts;
 
 use std::collections::HashMap;
@@ -22,12 +22,12 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
-pub use self::ahead::Turn;
-use self::ahead::{Ahead, Arrival, Status};
 pub use self::image::ImageLayers;
-pub(super) use self::oracle::Oracle;
+pub use self::profile_fetch::PrefetchGate;
+use self::profile_fetch::{Arrival, ProfileFetch, Status};
 use self::progress::Progress;
 pub use self::progress::{ProfileReport, State};
+pub(super) use self::source::ProfileSource;
 pub use self::starts::Starts;
 use super::config::Config;
 use super::layer::Layer;
@@ -54,7 +54,7 @@ struct Key {
 
 /// The reason why layers are announced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Occasion {
+pub(super) enum Trigger {
     /// One was mounted.
     Mount,
     /// A container starts on them.
@@ -66,11 +66,11 @@ pub(super) enum Occasion {
 pub struct Profiles {
     is_on: bool,
     limit: u64,
-    known: Mutex<HashMap<Key, Known>>,
+    known: Mutex<HashMap<Key, KnownProfile>>,
 }
 
 #[derive(Debug)]
-struct Known {
+struct KnownProfile {
     progress: Arc<Progress>,
     asked: Instant,
     arrivals: mpsc::UnboundedSender<Vec<Arrival>>,
@@ -99,9 +99,9 @@ impl Profiles {
         image: &ImageLayers,
         named: (&str, Workload),
         layers: &[(u32, Arc<Mount>, Arc<Layer>)],
-        oracle: Oracle,
-        occasion: Occasion,
-    ) -> Option<Turn> {
+        source: ProfileSource,
+        trigger: Trigger,
+    ) -> Option<PrefetchGate> {
         let (reference, workload) = named;
         let key = Key {
             stack: image.stack.clone(),
@@ -110,10 +110,10 @@ impl Profiles {
         let arrivals: Vec<Arrival> = layers.iter().map(Arrival::from).collect();
         let mut known = self.known.lock();
         if let Some(known) = known.get_mut(&key) {
-            if let Some(turn) = known.announce(arrivals.clone()) {
-                return Some(turn);
+            if let Some(gate) = known.announce(arrivals.clone()) {
+                return Some(gate);
             }
-            if !known.is_worth_asking_again(layers, occasion) {
+            if !known.is_worth_asking_again(layers, trigger) {
                 return None;
             }
         }
@@ -124,9 +124,9 @@ impl Profiles {
             reference,
             &key.stack,
             &key.workload,
-            oracle.name(),
+            source.name(),
         ));
-        let mut new = Known {
+        let mut new = KnownProfile {
             progress,
             asked: Instant::now(),
             arrivals: sender,
@@ -134,12 +134,12 @@ impl Profiles {
             status: watched,
         };
         let progress = Arc::clone(&new.progress);
-        let turn = new.announce(arrivals);
+        let gate = new.announce(arrivals);
         let (layers, limit) = (image.count, self.limit);
-        let ahead = Ahead {
+        let fetch = ProfileFetch {
             key: key.clone(),
             layers,
-            oracle,
+            source,
             limit,
             progress,
             status,
@@ -147,8 +147,8 @@ impl Profiles {
         };
         known.insert(key, new);
         drop(known);
-        tokio::spawn(ahead.run());
-        turn
+        tokio::spawn(fetch.run());
+        gate
     }
 
     fn progress(&self, key: &Key) -> Option<Arc<Progress>> {
@@ -159,7 +159,7 @@ impl Profiles {
     /// Returns the profiles that were requested recently.
     pub(super) fn report(&self) -> Vec<ProfileReport> {
         let known = self.known.lock();
-        let mut known: Vec<&Known> = known.values().collect();
+        let mut known: Vec<&KnownProfile> = known.values().collect();
         known.sort_by_key(|known| known.asked);
         known
             .into_iter()
@@ -169,7 +169,7 @@ impl Profiles {
 }
 
 /// Drops one entry that has no running fetch. Returns `None` if there is no room and no such entry.
-fn make_room(known: &mut HashMap<Key, Known>) -> Option<()> {
+fn make_room(known: &mut HashMap<Key, KnownProfile>) -> Option<()> {
     if known.len() >= MAX_KNOWN {
         let idle = known.iter().filter(|(_, known)| known.arrivals.is_closed());
         let oldest = idle
@@ -180,12 +180,12 @@ fn make_room(known: &mut HashMap<Key, Known>) -> Option<()> {
     Some(())
 }
 
-impl Known {
+impl KnownProfile {
     /// Sends the layers to the running fetch. Returns `None` if it has ended.
-    fn announce(&mut self, arrivals: Vec<Arrival>) -> Option<Turn> {
+    fn announce(&mut self, arrivals: Vec<Arrival>) -> Option<PrefetchGate> {
         self.arrivals.send(arrivals).ok()?;
         self.announced += 1;
-        Some(Turn {
+        Some(PrefetchGate {
             status: self.status.clone(),
             announcement: self.announced,
         })
@@ -194,20 +194,20 @@ impl Known {
     fn is_worth_asking_again(
         &self,
         layers: &[(u32, Arc<Mount>, Arc<Layer>)],
-        occasion: Occasion,
+        trigger: Trigger,
     ) -> bool {
         let age = self.asked.elapsed();
-        match (occasion, self.progress.state()) {
+        match (trigger, self.progress.state()) {
             // A profile was used, and its layers are mounted anew.
-            (Occasion::Mount, State::Used) => true,
+            (Trigger::Mount, State::Used) => true,
             _ if age < AGAIN => false,
             (_, State::Asked | State::None) => true,
-            (Occasion::Start, State::Used) => age >= RENEWED || self.lacks_something(layers),
+            (Trigger::Start, State::Used) => age >= RENEWED || self.has_missing_files(layers),
         }
     }
 
     /// Whether a file that was fetched is no longer on this node.
-    fn lacks_something(&self, layers: &[(u32, Arc<Mount>, Arc<Layer>)]) -> bool {
+    fn has_missing_files(&self, layers: &[(u32, Arc<Mount>, Arc<Layer>)]) -> bool {
         let by_place: HashMap<u32, &Arc<Layer>> = layers
             .iter()
             .map(|(place, _, layer)| (*place, layer))
@@ -215,7 +215,7 @@ impl Known {
         let is_gone = |(place, id)| {
             by_place
                 .get(&place)
-                .is_some_and(|layer| !layer.begins_here(id))
+                .is_some_and(|layer| !layer.has_first_chunk(id))
         };
         self.progress.held().into_iter().any(is_gone)
     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::queue::Wish;
+use super::queue::QueuedChunk;
 use crate::agent::layer::Layer;
 use crate::agent::tree::{Content, FileId};
 use crate::profile::{Profile, ProfiledFile};
@@ -18,7 +18,7 @@ pub(super) struct Planned {
     pub(super) file: u32,
     pub(super) id: FileId,
     /// Its chunks that are not on this node.
-    pub(super) missing: Vec<Wish>,
+    pub(super) missing: Vec<QueuedChunk>,
 }
 
 /// Returns the files that `profile` names in the layer at this place of its image. Skips files that
@@ -39,7 +39,7 @@ pub(super) fn plan(profile: &Profile, place: u32, layer: &Layer) -> Vec<Planned>
     planned.collect()
 }
 
-fn missing(layer: &Layer, id: FileId, file: u32, profiled: &ProfiledFile) -> Vec<Wish> {
+fn missing(layer: &Layer, id: FileId, file: u32, profiled: &ProfiledFile) -> Vec<QueuedChunk> {
     let Some(Content::Chunks(node)) = layer.tree().content(id) else {
         return Vec::new();
     };
@@ -64,7 +64,7 @@ fn missing(layer: &Layer, id: FileId, file: u32, profiled: &ProfiledFile) -> Vec
         .filter_map(|number| Some((number, layer.tree().toc().chunk(number)?)));
     let missing = chunks.filter(|(_, chunk)| chunk.digest.is_some() && !layer.is_held(chunk));
     missing
-        .map(|(number, chunk)| Wish {
+        .map(|(number, chunk)| QueuedChunk {
             file,
             number,
             range: chunk.range,

@@ -15,7 +15,7 @@ const MAX_RUN: u64 = 1 << 20;
 
 /// A chunk to be fetched.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Wish {
+pub(super) struct QueuedChunk {
     /// The place of its file in the profile.
     pub(super) file: u32,
     /// Its number in its layer.
@@ -30,7 +30,7 @@ pub(super) struct Run {
     /// The place of the layer in its image.
     pub(super) layer: u32,
     /// In the order of the blob.
-    pub(super) wishes: Vec<Wish>,
+    pub(super) chunks: Vec<QueuedChunk>,
 }
 
 /// Layer, offset in its blob, number of the chunk: several chunks may lie in one member.
@@ -41,30 +41,31 @@ type Rank = (u32, u32, u32);
 /// The chunks that have not been requested yet.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    by_place: BTreeMap<Place, Wish>,
+    by_place: BTreeMap<Place, QueuedChunk>,
     by_rank: BTreeMap<Rank, Place>,
 }
 
 impl Run {
     pub(super) fn bytes(&self) -> u64 {
         let end = self
-            .wishes
+            .chunks
             .iter()
-            .map(|wish| wish.range.end)
+            .map(|chunk| chunk.range.end)
             .max()
             .unwrap_or_default();
-        self.wishes
+        self.chunks
             .first()
             .map_or(0, |first| end - first.range.start)
     }
 }
 
 impl Queue {
-    pub(super) fn add(&mut self, layer: u32, wishes: impl IntoIterator<Item = Wish>) {
-        for wish in wishes {
-            let place = (layer, wish.range.start, wish.number);
-            self.by_rank.insert((wish.file, layer, wish.number), place);
-            self.by_place.insert(place, wish);
+    pub(super) fn add(&mut self, layer: u32, chunks: impl IntoIterator<Item = QueuedChunk>) {
+        for chunk in chunks {
+            let place = (layer, chunk.range.start, chunk.number);
+            self.by_rank
+                .insert((chunk.file, layer, chunk.number), place);
+            self.by_place.insert(place, chunk);
         }
     }
 
@@ -82,38 +83,38 @@ impl Queue {
     pub(super) fn next(&mut self) -> Option<Run> {
         let (_, &first) = self.by_rank.first_key_value()?;
         let layer = first.0;
-        let wish = self.take(first)?;
-        let mut range = wish.range.clone();
-        let mut wishes = vec![wish];
+        let chunk = self.take(first)?;
+        let mut range = chunk.range.clone();
+        let mut chunks = vec![chunk];
         while let Some(next) = self.behind(first, &range) {
-            let Some(wish) = self.take(next) else { break };
-            range.end = range.end.max(wish.range.end);
-            wishes.push(wish);
+            let Some(chunk) = self.take(next) else { break };
+            range.end = range.end.max(chunk.range.end);
+            chunks.push(chunk);
         }
         while let Some(next) = self.before(first, &range) {
-            let Some(wish) = self.take(next) else { break };
-            range.start = range.start.min(wish.range.start);
-            wishes.push(wish);
+            let Some(chunk) = self.take(next) else { break };
+            range.start = range.start.min(chunk.range.start);
+            chunks.push(chunk);
         }
-        wishes.sort_by_key(|wish| (wish.range.start, wish.number));
-        Some(Run { layer, wishes })
+        chunks.sort_by_key(|chunk| (chunk.range.start, chunk.number));
+        Some(Run { layer, chunks })
     }
 
-    fn take(&mut self, place: Place) -> Option<Wish> {
-        let wish = self.by_place.remove(&place)?;
-        self.by_rank.remove(&(wish.file, place.0, wish.number));
-        Some(wish)
+    fn take(&mut self, place: Place) -> Option<QueuedChunk> {
+        let chunk = self.by_place.remove(&place)?;
+        self.by_rank.remove(&(chunk.file, place.0, chunk.number));
+        Some(chunk)
     }
 
     fn behind(&self, first: Place, range: &Range<u64>) -> Option<Place> {
-        let (place, wish) = self.by_place.range(first..(first.0 + 1, 0, 0)).next()?;
+        let (place, chunk) = self.by_place.range(first..(first.0 + 1, 0, 0)).next()?;
         let is_near = place.1 <= range.end.saturating_add(MAX_GAP);
-        (is_near && wish.range.end.saturating_sub(range.start) <= MAX_RUN).then_some(*place)
+        (is_near && chunk.range.end.saturating_sub(range.start) <= MAX_RUN).then_some(*place)
     }
 
     fn before(&self, first: Place, range: &Range<u64>) -> Option<Place> {
-        let (place, wish) = self.by_place.range((first.0, 0, 0)..first).next_back()?;
-        let is_near = wish.range.end.saturating_add(MAX_GAP) >= range.start;
+        let (place, chunk) = self.by_place.range((first.0, 0, 0)..first).next_back()?;
+        let is_near = chunk.range.end.saturating_add(MAX_GAP) >= range.start;
         (is_near && range.end.saturating_sub(place.1) <= MAX_RUN).then_some(*place)
     }
 }
@@ -122,8 +123,8 @@ impl Queue {
 mod tests {
     use super::*;
 
-    fn wish(file: u32, number: u32, range: Range<u64>) -> Wish {
-        Wish {
+    fn chunk(file: u32, number: u32, range: Range<u64>) -> QueuedChunk {
+        QueuedChunk {
             file,
             number,
             range,
@@ -136,7 +137,7 @@ mod tests {
             .map(|run| {
                 (
                     run.layer,
-                    run.wishes.iter().map(|wish| wish.number).collect(),
+                    run.chunks.iter().map(|chunk| chunk.number).collect(),
                 )
             })
             .collect()
@@ -149,13 +150,13 @@ mod tests {
         queue.add(
             0,
             [
-                wish(3, 0, 0..10),
-                wish(1, 1, 10..20),
-                wish(4, 2, 20..30),
-                wish(0, 9, far..far + 10),
+                chunk(3, 0, 0..10),
+                chunk(1, 1, 10..20),
+                chunk(4, 2, 20..30),
+                chunk(0, 9, far..far + 10),
             ],
         );
-        queue.add(1, [wish(2, 0, 0..10)]);
+        queue.add(1, [chunk(2, 0, 0..10)]);
         assert_eq!(
             requests(&mut queue),
             [(0, vec![9]), (0, vec![0, 1, 2]), (1, vec![0])]
@@ -166,9 +167,10 @@ mod tests {
     fn requests_stay_below_the_maximum() {
         let mut queue = Queue::default();
         let part = MAX_RUN / 4;
-        let wishes = (0..10).map(|at| wish(at, at, u64::from(at) * part..u64::from(at + 1) * part));
-        queue.add(0, wishes);
-        queue.add(0, [wish(20, 20, 100 * MAX_RUN..105 * MAX_RUN)]);
+        let chunks =
+            (0..10).map(|at| chunk(at, at, u64::from(at) * part..u64::from(at + 1) * part));
+        queue.add(0, chunks);
+        queue.add(0, [chunk(20, 20, 100 * MAX_RUN..105 * MAX_RUN)]);
         assert_eq!(
             requests(&mut queue),
             [
@@ -188,9 +190,9 @@ mod tests {
         queue.add(
             0,
             [
-                wish(0, 0, 0..10),
-                wish(1, 1, 10 + MAX_GAP..20 + MAX_GAP),
-                wish(2, 2, far + 1..far + 2),
+                chunk(0, 0, 0..10),
+                chunk(1, 1, 10 + MAX_GAP..20 + MAX_GAP),
+                chunk(2, 2, far + 1..far + 2),
             ],
         );
         assert_eq!(requests(&mut queue), [(0, vec![0, 1]), (0, vec![2])]);
@@ -199,11 +201,14 @@ mod tests {
     #[test]
     fn chunks_of_one_member_share_a_request_and_a_removed_layer_has_none() {
         let mut queue = Queue::default();
-        queue.add(0, [wish(0, 0, 0..10), wish(1, 1, 0..10), wish(2, 2, 0..10)]);
-        queue.add(1, [wish(0, 0, 0..10)]);
+        queue.add(
+            0,
+            [chunk(0, 0, 0..10), chunk(1, 1, 0..10), chunk(2, 2, 0..10)],
+        );
+        queue.add(1, [chunk(0, 0, 0..10)]);
         queue.forget(1);
         let run = queue.next().unwrap();
-        assert_eq!((run.bytes(), run.wishes.len()), (10, 3));
+        assert_eq!((run.bytes(), run.chunks.len()), (10, 3));
         assert_eq!(queue.next(), None);
     }
 }

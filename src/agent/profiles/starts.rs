@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{AGAIN, API, ImageLayers, Key, Occasion};
+use super::{AGAIN, API, ImageLayers, Key, Trigger};
 use crate::agent::layer::Layer;
 use crate::agent::layers::Layers;
 use crate::agent::mount::Mount;
@@ -52,7 +52,7 @@ struct Start {
 }
 
 /// The files that a start used.
-struct Seen {
+struct ObservedStart {
     observation: Observation,
     /// The topmost lazy layer. Its server is the one that served the image.
     top: Option<Arc<Layer>>,
@@ -100,7 +100,7 @@ impl Starts {
             tokio::spawn(async move { own.watch(start).await });
         }
         let layers = Arc::clone(layers);
-        tokio::spawn(async move { layers.fetch_ahead(&image, Occasion::Start).await });
+        tokio::spawn(async move { layers.prefetch_profile(&image, Trigger::Start).await });
     }
 }
 
@@ -120,11 +120,11 @@ impl Inner {
     }
 
     async fn watch(self: Arc<Self>, start: Start) {
-        self.until_it_is_over(&start.recording).await;
+        self.wait_for_end(&start.recording).await;
         self.watched.fetch_sub(1, Ordering::Relaxed);
         let own = Arc::clone(&self);
         let (key, image) = (start.key.clone(), start.image.clone());
-        let Ok(Seen {
+        let Ok(ObservedStart {
             observation,
             top: Some(top),
         }) = tokio::task::spawn_blocking(move || own.see(start)).await
@@ -138,7 +138,7 @@ impl Inner {
         send(&peer, &key, &image, &observation).await;
     }
 
-    async fn until_it_is_over(&self, recording: &Recording) {
+    async fn wait_for_end(&self, recording: &Recording) {
         let end = recording.begun() + self.period;
         loop {
             let quiet = recording.last().map_or(end, |last| (last + QUIET).min(end));
@@ -151,7 +151,7 @@ impl Inner {
     }
 
     /// Ends the recording and resolves its files to paths. Blocking.
-    fn see(&self, start: Start) -> Seen {
+    fn see(&self, start: Start) -> ObservedStart {
         let Start {
             key,
             recording,
@@ -200,7 +200,7 @@ impl Inner {
                 });
             }
         }
-        Seen {
+        ObservedStart {
             observation: Observation::new(files),
             top,
         }

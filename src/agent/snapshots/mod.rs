@@ -49,7 +49,7 @@ pub struct Snapshots {
 
 /// A committed snapshot below another.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Below {
+pub struct Parent {
     pub labels: Labels,
     /// The number of the lazily mounted layer that is its content.
     pub lazy: Option<u64>,
@@ -313,10 +313,10 @@ impl Snapshots {
     }
 
     /// Returns the ancestors of a child of `parent`, bottom first.
-    pub fn below(&self, parent: Option<&str>) -> Result<Vec<Below>, Error> {
+    pub fn parents(&self, parent: Option<&str>) -> Result<Vec<Parent>, Error> {
         let chain = self.metadata.chain(parent)?.into_iter().rev();
         Ok(chain
-            .map(|record| Below {
+            .map(|record| Parent {
                 labels: record.labels,
                 lazy: record.lazy,
             })
@@ -329,7 +329,7 @@ impl Snapshots {
     /// containerd looks for it by label and parent. The same target may exist on different parents,
     /// because another namespace may have unpacked the lower layers on its own.
     pub fn target(&self, target: &str, parent: Option<&str>) -> Result<Target, Error> {
-        let below = parent
+        let parent_id = parent
             .map(|parent| self.committed(parent))
             .transpose()?
             .map_or(0, |parent| parent.id);
@@ -341,7 +341,7 @@ impl Snapshots {
                     .get(TARGET_LABEL)
                     .is_some_and(|label| label == target)
         };
-        for name in [target.to_owned(), format!("{target}@{below}")] {
+        for name in [target.to_owned(), format!("{target}@{parent_id}")] {
             match self.metadata.record(&name) {
                 Ok(record) if fits(&record) => return Ok(Target::Committed),
                 Err(Error::NotFound(_)) => return Ok(Target::Free(name)),

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::plan::{Planned, plan};
 use super::progress::{Progress, State};
 use super::queue::{Queue, Run};
-use super::{Key, Oracle};
+use super::{Key, ProfileSource};
 use crate::agent::fetch::{FetchError, Reason};
 use crate::agent::layer::Layer;
 use crate::agent::tree::FileId;
@@ -58,17 +58,17 @@ pub(super) enum Status {
 
 /// The right to wait until the files of a layer's profile have been fetched.
 #[derive(Debug)]
-pub struct Turn {
+pub struct PrefetchGate {
     pub(super) status: watch::Receiver<Status>,
     pub(super) announcement: u64,
 }
 
 /// The work for one image.
-pub(super) struct Ahead {
+pub(super) struct ProfileFetch {
     pub(super) key: Key,
     /// The number of layers that the image has.
     pub(super) layers: u32,
-    pub(super) oracle: Oracle,
+    pub(super) source: ProfileSource,
     pub(super) limit: u64,
     pub(super) progress: Arc<Progress>,
     pub(super) status: watch::Sender<Status>,
@@ -84,7 +84,7 @@ struct Work {
     left: HashMap<u32, (u32, FileId, usize)>,
 }
 
-impl Turn {
+impl PrefetchGate {
     /// Waits until the files that the profile names in this layer have arrived. Does not wait long
     /// for a silent server.
     pub(crate) async fn pass(mut self) {
@@ -99,9 +99,9 @@ impl Turn {
     }
 }
 
-impl Ahead {
+impl ProfileFetch {
     pub(super) async fn run(mut self) {
-        let Some(profile) = self.ask().await else {
+        let Some(profile) = self.request_profile().await else {
             self.progress.set(State::None);
             return;
         };
@@ -126,9 +126,9 @@ impl Ahead {
         );
     }
 
-    async fn ask(&self) -> Option<Arc<Profile>> {
+    async fn request_profile(&self) -> Option<Arc<Profile>> {
         let Key { stack, workload } = &self.key;
-        let answer = self.oracle.ask(&self.key).await;
+        let answer = self.source.profile(&self.key).await;
         let count = |outcome| {
             metrics()
                 .agent_profiles
@@ -219,7 +219,7 @@ impl Ahead {
                         Err(_logged) if failures < MAX_FAILURES => {
                             tokio::time::sleep(FIRST_PAUSE * (1 << failures)).await;
                             failures += 1;
-                            work.queue.add(run.layer, run.wishes);
+                            work.queue.add(run.layer, run.chunks);
                         }
                         Err(_logged) => return,
                     }
@@ -265,21 +265,21 @@ impl Work {
     }
 
     fn landed(&mut self, run: &Run, progress: &Progress) {
-        for wish in &run.wishes {
-            let Some((place, id, left)) = self.left.get_mut(&wish.file) else {
+        for chunk in &run.chunks {
+            let Some((place, id, left)) = self.left.get_mut(&chunk.file) else {
                 continue;
             };
             *left -= 1;
             if *left == 0 {
                 progress.arrived(*place, *id);
-                self.left.remove(&wish.file);
+                self.left.remove(&chunk.file);
             }
         }
     }
 }
 
 async fn hold(arrival: Arrival, run: Run) -> (Run, Result<(), FetchError>) {
-    let numbers = run.wishes.iter().map(|wish| wish.number);
+    let numbers = run.chunks.iter().map(|chunk| chunk.number);
     let held = arrival
         .gone
         .run_until_cancelled(arrival.layer.hold(numbers, Reason::Profile))

@@ -11,7 +11,7 @@ use crate::profile::{MAX_PROFILE_BYTES, Stack, Workload, artifact};
 use crate::upstream::{Error, Peer, Source};
 
 #[derive(Debug, Clone)]
-pub(in crate::agent) enum Oracle {
+pub(in crate::agent) enum ProfileSource {
     Server(Peer),
     /// Takes a request for the manifest, one more for an index, and three for the profile.
     Referrers {
@@ -21,7 +21,7 @@ pub(in crate::agent) enum Oracle {
     },
 }
 
-impl Oracle {
+impl ProfileSource {
     /// Returns the source's name, for people.
     pub(super) fn name(&self) -> String {
         match self {
@@ -34,7 +34,7 @@ impl Oracle {
     ///
     /// # Errors
     /// [`Error::NotFound`] if there is no profile, other errors if it cannot be fetched.
-    pub(super) async fn ask(&self, key: &Key) -> Result<Bytes, Error> {
+    pub(super) async fn profile(&self, key: &Key) -> Result<Bytes, Error> {
         match self {
             Self::Server(peer) => {
                 let workload = String::from(key.workload.clone());
