@@ -1,7 +1,8 @@
-//! Measures Starlift against its peers, side by side in one run. Speed is a ratio here, never an assertion.
+//! Measures Starlift against its peers, side by side in one run. Speed is a ratio here, never an
+//! assertion.
 //!
-//! A file per scenario; `images` has what is measured, `harness` runs it, `invariants` says what must hold meanwhile,
-//! `report` and `plot` show what came out.
+//! Each scenario has a file. `images` makes the measured images, `harness` runs processes,
+//! `invariants` checks the results meanwhile, `report` and `plot` present them.
 
 mod agent;
 mod codecs;
@@ -11,7 +12,10 @@ mod figures;
 mod harness;
 mod images;
 mod invariants;
-#[expect(clippy::unwrap_used, reason = "the tests' own, who may")]
+#[expect(
+    clippy::unwrap_used,
+    reason = "a module of the tests, which may unwrap"
+)]
 #[path = "../../tests/it/support/link.rs"]
 mod link;
 mod members;
@@ -24,7 +28,7 @@ mod serve;
 mod server;
 mod soak;
 mod start;
-#[expect(dead_code, reason = "the tests' own; not all of it is used here")]
+#[expect(dead_code, reason = "a module of the tests, used here in part")]
 #[path = "../../tests/it/support"]
 mod support {
     pub(crate) mod s3;

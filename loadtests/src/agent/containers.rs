@@ -1,5 +1,6 @@
-//! New containers of an image that is on the node already, which is what a fleet mostly starts. Each one has a new
-//! overlay: the kernel knows the layers' files, but overlayfs has seen none of them.
+//! Starts new containers of an image that is already on the node, which is most of what a fleet
+//! starts. Each container has a new overlay: the kernel knows the layers' files, but overlayfs has
+//! seen none of them.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -19,36 +20,38 @@ use crate::start::Workload;
 
 /// The workloads of `start` that run here.
 const WORKLOADS: [&str; 4] = ["python", "node", "jvm", "nginx"];
-/// The image that is walked and read, and the same with a layer above that has an extended attribute.
+/// The image that is walked and read. `TREE_WITH_XATTR` is the same image with one more layer,
+/// which has an extended attribute.
 const TREE: &str = "python";
 const TREE_WITH_XATTR: &str = "python-xattr";
-/// Prints the nanoseconds that it took, then a figure that must be the same for all contestants.
+/// Prints the elapsed nanoseconds, then a figure that must be the same for all contestants.
 const WALK: &str = "find / -xdev -printf '%s\\n' | wc -l";
 const READ_ALL: &str = "find / -xdev -type f -print0 | xargs -0 cat | wc -c";
 
-/// What a new container does.
+/// The work of a new container.
 #[derive(Debug, Clone, Copy)]
 enum Work {
-    /// Runs these commands, which are timed in the container.
+    /// Runs these commands and times them in the container.
     Script(&'static str),
-    /// Runs what the image says until it is ready; timed from its creation on.
+    /// Runs the image's own command until it is ready. The time counts from the container's
+    /// creation.
     Start,
 }
 
-/// One work on one image, cold and warm.
+/// One kind of work on one image, cold or warm.
 #[derive(Debug)]
 struct Contest {
     name: String,
     image: &'static str,
     work: Work,
     is_cold: bool,
-    /// Of each contestant.
+    /// The times of each contestant.
     seconds: Vec<Vec<f64>>,
-    /// What the kernel asked the agent in the last round, by operation.
+    /// The kernel's requests to the agent in the last round, by operation.
     requests: BTreeMap<String, u64>,
 }
 
-/// The node, what its images are called there, and the workloads.
+/// The node, the names of its images, and the workloads.
 struct Stage {
     node: Node,
     contestants: Vec<&'static str>,
@@ -80,9 +83,9 @@ pub(super) fn measure(arguments: &Arguments, report: &mut Report) -> anyhow::Res
                 _ => "reference ×",
             }),
     );
-    head.push("requests of the kernel to the agent");
+    head.push("kernel requests to the agent");
     report.table(
-        "A new container of an image that is on the node; × is the contestant's time over overlayfs's",
+        "A new container of an image that is on the node. × is the contestant's time over overlayfs's",
         &head,
         contests.iter().map(Contest::row).collect(),
     );
@@ -129,7 +132,7 @@ fn contests(contestants: usize) -> Vec<Contest> {
 }
 
 impl Stage {
-    /// Pulls every image to every contestant and reads it whole.
+    /// Pulls every image to every contestant and reads each whole.
     fn set(arguments: &Arguments, place: &std::path::Path) -> anyhow::Result<Self> {
         let mut workloads = BTreeMap::new();
         for name in WORKLOADS {
@@ -183,7 +186,7 @@ impl Stage {
 }
 
 impl Contest {
-    /// One container of each contestant.
+    /// Starts one container for each contestant.
     fn round(&mut self, stage: &Stage) -> anyhow::Result<()> {
         let reference = &stage.references[self.image];
         let mut sums = Vec::new();
@@ -273,7 +276,7 @@ impl Contest {
     }
 }
 
-/// Seconds of one new container, and what its script printed.
+/// Returns the seconds that one new container took, and its script's output.
 fn once(
     stage: &Stage,
     image: &str,
@@ -292,7 +295,7 @@ fn once(
     }
 }
 
-/// Runs a script in a new container, which times it.
+/// Runs a script in a new container, and times it there.
 fn timed(
     node: &Node,
     reference: &str,
