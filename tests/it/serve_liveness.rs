@@ -1,4 +1,4 @@
-//! What the server tells of itself to systemd and to who probes its liveness.
+//! The server's liveness, as reported to systemd and to probes.
 
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;

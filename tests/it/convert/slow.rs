@@ -1,4 +1,4 @@
-//! Upstreams that give little or nothing hold up nobody else, and not for long.
+//! Slow and silent upstreams delay only their own conversions, and not for long.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ fn impatient() -> Config {
     }
 }
 
-/// A registry that gives the first bytes of each layer and no more.
+/// Starts a registry that sends the first bytes of each layer and no more.
 async fn trickling(images: &[&Image], gate: &Gate) -> Registry {
     let registry = Registry::start().await;
     for image in images {
@@ -153,7 +153,7 @@ async fn a_layer_that_comes_for_ever_has_an_end() {
 }
 
 #[tokio::test]
-async fn who_waits_in_vain_for_anothers_fetch_tries_its_own_source() {
+async fn a_conversion_that_waits_in_vain_for_another_fetch_uses_its_own_source() {
     let config = Config {
         slow_after: Duration::from_secs(6),
         ..config()

@@ -1,4 +1,4 @@
-//! Health, metrics, the page, and conversions ahead of any pull.
+//! Health, metrics, the page, and conversions in advance of a pull.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ async fn start(stage: &Stage, body: &'static str) -> Answer {
     }
 }
 
-/// Asks until the conversion has ended.
+/// Polls until the conversion has ended, and returns it.
 pub(super) async fn ended(stage: &Stage, location: &str) -> Value {
     let asking = async {
         loop {

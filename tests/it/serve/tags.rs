@@ -1,4 +1,4 @@
-//! What is remembered of a tag, and for how long.
+//! Cached tags, and their lifetime.
 
 use std::time::Duration;
 
@@ -78,7 +78,7 @@ async fn a_stale_tag_stands_in_for_a_failing_upstream() {
     assert_eq!(
         stage.get(PATH).await.status,
         404,
-        "a tag that is gone is gone"
+        "a deleted tag is not served from the cache"
     );
 }
 
