@@ -51,7 +51,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Scenario {
-    /// `starlift convert` against `ctr-remote image convert --estargz --oci`; needs root, containerd and skopeo
+    /// `starlift convert` against `ctr-remote image convert --estargz --oci`; needs root,
+    /// containerd and skopeo
     Convert(convert::Arguments),
     /// Peak memory of `starlift convert` for a layer of 4 GiB
     Memory(memory::Arguments),
@@ -59,11 +60,14 @@ enum Scenario {
     Codecs(codecs::Arguments),
     /// `starlift serve`, warm, against nginx and docker-registry; needs both, wrk, curl and skopeo
     Serve(serve::Arguments),
-    /// `starlift agent` against ext4 and the reference snapshotter; needs root, containerd, `ctr-remote`, runc and Go
+    /// `starlift agent` against ext4 and the reference snapshotter; needs root, containerd,
+    /// `ctr-remote`, runc and Go
     Agent(agent::Arguments),
-    /// Real images started lazily, with and without a profile, against a plain pull; needs what `agent` needs, and buildah
+    /// Real images started lazily, with and without a profile, against a plain pull; needs the
+    /// tools of `agent`, and buildah
     Start(start::Arguments),
-    /// Minutes of load, abuse and faults on three replicas over one bucket; asserts that no byte is wrong and nothing leaks
+    /// Minutes of load, abuse and faults on three replicas over one bucket; asserts that no byte is
+    /// wrong and nothing leaks
     Soak(soak::Arguments),
 }
 

@@ -11,7 +11,7 @@ enum Shown {
     /// The key is not a limit, though its value is a number, a size or a duration. The text says
     /// why.
     NoLimit(&'static str),
-    /// A limit without a test. The text says how such a test would look.
+    /// A limit without a test. The text names the means that a test would need.
     Open(&'static str),
 }
 
@@ -48,7 +48,7 @@ const LIMITS: &[(&str, Shown)] = &[
     ),
     (
         "serve.tag_stale_if_error",
-        By("nothing_stands_in_for_longer_than_configured"),
+        By("a_stale_tag_is_not_served_for_longer_than_configured"),
     ),
     (
         "serve.manifest_cache",
@@ -68,7 +68,7 @@ const LIMITS: &[(&str, Shown)] = &[
     ),
     (
         "serve.max_connections",
-        By("connections_that_ask_nothing_give_way"),
+        By("idle_connections_are_closed_for_new_ones"),
     ),
     (
         "serve.client_share",
@@ -80,11 +80,11 @@ const LIMITS: &[(&str, Shown)] = &[
     ),
     (
         "serve.header_timeout",
-        By("a_client_that_never_ends_its_headers_is_hung_up_on"),
+        By("a_client_that_never_ends_its_headers_is_disconnected"),
     ),
     (
         "serve.write_timeout",
-        By("a_client_that_stops_reading_is_hung_up_on"),
+        By("a_client_that_stops_reading_is_disconnected"),
     ),
     ("serve.sweep_interval", NoLimit("an interval")),
     (
@@ -143,7 +143,7 @@ const LIMITS: &[(&str, Shown)] = &[
         "convert.max_layer_size",
         By("a_layer_over_the_size_limit_stays"),
     ),
-    ("convert.max_unpacked_size", By("a_bomb_stays_what_it_is")),
+    ("convert.max_unpacked_size", By("a_bomb_passes_through")),
     ("convert.least_rate", By("what_gives_nothing_is_given_up")),
     (
         "convert.slow_after",
@@ -155,7 +155,7 @@ const LIMITS: &[(&str, Shown)] = &[
     ),
     (
         "convert.lease_wait",
-        By("a_lease_that_is_never_given_up_is_waited_for_as_long_as_configured"),
+        By("a_lease_that_is_never_released_is_waited_for_as_long_as_configured"),
     ),
     ("agent.cache_size", By("the_cache_stays_within_its_limit")),
     ("agent.memory", Open("a node with a full disk")),

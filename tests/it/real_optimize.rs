@@ -312,7 +312,7 @@ fn a_profile_refers_to_the_image_in_a_layout_and_in_a_registry_without_referrers
 }
 
 #[test]
-fn a_record_has_what_the_references_has() {
+fn a_record_contains_the_record_of_the_reference() {
     let Some(place) = place(&[&["docker-registry", "ctr-remote"], containerd::TOOLS].concat())
     else {
         return;

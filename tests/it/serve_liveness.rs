@@ -7,7 +7,7 @@ use crate::support::place::{Place, fetch, free_address};
 use crate::support::starlift::Starlift;
 
 #[test]
-fn systemd_hears_that_the_server_lives() {
+fn the_server_reports_its_liveness_to_systemd_and_to_probes() {
     let Some(place) = Place::with(&[]) else {
         return;
     };

@@ -138,7 +138,7 @@ fn image(seed: u64) -> ImageBuilder {
 }
 
 #[tokio::test]
-async fn a_layout_gives_what_it_holds() {
+async fn a_layout_gives_its_images_and_blobs() {
     let (one, two) = (image(1).build(), image(2).build());
     let index = Image::index(vec![("linux/amd64", two)], true);
     let files = Files::layout(&[("1.0", &one), ("ghcr.io/team/app:2.0", &index)]);

@@ -1,6 +1,6 @@
-//! Starts new containers of an image that is already on the node, which is most of what a fleet
-//! starts. Each container has a new overlay: the kernel knows the layers' files, but overlayfs has
-//! seen none of them.
+//! Starts new containers of an image that is already on the node, like most starts in a fleet. Each
+//! container has a new overlay: the kernel knows the layers' files, but overlayfs has seen none of
+//! them.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -401,7 +401,7 @@ async fn verify_against_another_image_fails() {
 }
 
 #[tokio::test]
-async fn inspect_reads_footers_and_tocs_alone() {
+async fn inspect_reads_only_footers_and_tocs() {
     let desk = Desk::new();
     let (registry, source) = registry(
         &ImageBuilder::new(1)

@@ -136,7 +136,7 @@ async fn another_image_is_not_failed_by_a_broken_place_of_the_same_layer() {
 }
 
 #[tokio::test]
-async fn a_store_that_dies_at_any_step_shows_nothing_by_halves() {
+async fn a_store_that_dies_at_any_step_shows_nothing_incomplete() {
     let image = ImageBuilder::new(7).layers(2).build();
     // The next conversion waits for the dead process's leases.
     let store_config = store::Config {

@@ -98,7 +98,7 @@ async fn a_layer_of_an_unknown_type_is_not_even_fetched() {
 }
 
 #[tokio::test]
-async fn a_bomb_stays_what_it_is() {
+async fn a_bomb_passes_through() {
     let bench = Bench::with(
         &Config {
             max_unpacked_size: ByteSize::mib(1),
@@ -340,7 +340,7 @@ fn annotated(image: &Image, layer: usize, annotations: Value) -> Image {
 }
 
 #[tokio::test]
-async fn a_layer_that_is_not_as_its_annotations_say_is_converted_without_them() {
+async fn a_layer_with_wrong_annotations_is_converted_without_them() {
     let bench = Bench::new().await;
     let image = ImageBuilder::new(14).build();
     let wrong = Digest::sha256_of(b"another TOC").to_string();
@@ -365,7 +365,7 @@ async fn a_layer_that_is_not_as_its_annotations_say_is_converted_without_them() 
 }
 
 #[tokio::test]
-async fn a_layer_that_is_as_its_annotations_say_is_not_fetched() {
+async fn a_layer_with_right_annotations_is_not_fetched() {
     let bench = Bench::new().await;
     let image = ImageBuilder::new(15).build();
     let record = bench.convert(&image).await.unwrap();

@@ -87,7 +87,7 @@ async fn files_of_every_format_are_read_from_the_store() {
 }
 
 #[tokio::test]
-async fn only_converted_layers_have_one_and_only_their_own() {
+async fn only_converted_layers_have_a_toc_and_only_their_own() {
     let bench = Bench::new().await;
     let image = ImageBuilder::new(21).build();
     let layers = layers(&bench, &image).await;

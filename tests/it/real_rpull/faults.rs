@@ -79,7 +79,7 @@ async fn a_broken_pull_leaves_nothing_and_can_be_repeated() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_layer_that_is_not_what_the_configuration_says_is_refused() {
+async fn a_layer_that_does_not_match_the_configuration_is_rejected() {
     let Some(place) = place(&[]) else { return };
     let (image, _) = two_layers();
     let (registry, name) = registry_with(&image).await;

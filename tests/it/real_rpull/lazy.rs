@@ -137,11 +137,11 @@ fn an_estargz_image_is_lazy_with_our_agent() {
 }
 
 #[test]
-fn a_plain_layer_alone_is_fetched_with_the_reference() {
+fn only_a_plain_layer_is_fetched_with_the_reference() {
     a_plain_layer_on_top_is_all_that_is_fetched(reference);
 }
 
 #[test]
-fn a_plain_layer_alone_is_fetched_with_our_agent() {
+fn only_a_plain_layer_is_fetched_with_our_agent() {
     a_plain_layer_on_top_is_all_that_is_fetched(ours);
 }

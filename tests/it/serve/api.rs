@@ -64,7 +64,7 @@ async fn a_conversion_asked_for_is_done_before_the_pull() {
 }
 
 #[tokio::test]
-async fn a_conversion_of_nothing_fails_and_says_why() {
+async fn a_conversion_of_an_unknown_image_fails_with_the_reason() {
     let stage = Stage::new().await;
     let answer = start(&stage, r#"{"reference": "local/app:v9"}"#).await;
     let job = ended(&stage, answer.header("location")).await;

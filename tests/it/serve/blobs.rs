@@ -123,7 +123,7 @@ async fn every_form_of_range_gives_its_slice() {
 }
 
 #[tokio::test]
-async fn random_sets_of_ranges_give_what_a_naive_reader_sees() {
+async fn random_sets_of_ranges_give_the_bytes_of_a_naive_reader() {
     let stage = Stage::new().await;
     let mut runner = TestRunner::deterministic();
     for (path, bytes) in blobs(&stage).await {

@@ -46,7 +46,7 @@ async fn one_request_too_many_is_503_with_a_retry_after() {
 }
 
 #[tokio::test]
-async fn a_client_that_never_ends_its_headers_is_hung_up_on() {
+async fn a_client_that_never_ends_its_headers_is_disconnected() {
     let stage = Stage::with(|config| config.header_timeout = Duration::from_millis(50)).await;
     let mut connection = TcpStream::connect(stage.server.address).await.unwrap();
     connection
@@ -115,7 +115,7 @@ async fn http_2_without_tls_is_spoken() {
 const MORE_THAN_BUFFERS: usize = 32 << 20;
 
 #[tokio::test]
-async fn a_client_that_stops_reading_is_hung_up_on() {
+async fn a_client_that_stops_reading_is_disconnected() {
     let mut stage = Stage::with(|config| {
         config.write_timeout = Duration::from_millis(200);
         config.max_requests = 1;
@@ -159,7 +159,7 @@ async fn a_slow_client_is_not_a_stalled_one() {
 }
 
 #[tokio::test]
-async fn an_http_2_client_that_reads_nothing_is_hung_up_on() {
+async fn an_http_2_client_that_reads_nothing_is_disconnected() {
     let stage = Stage::with(|config| {
         config.write_timeout = Duration::from_millis(100);
         // A lower limit would close the connection for another reason.
@@ -297,7 +297,7 @@ async fn no_more_images_are_converted_at_once_than_configured() {
 }
 
 #[tokio::test]
-async fn a_lease_that_is_never_given_up_is_waited_for_as_long_as_configured() {
+async fn a_lease_that_is_never_released_is_waited_for_as_long_as_configured() {
     let config = convert::Config {
         lease_wait: Duration::from_millis(50),
         ..convert::Config::default()

@@ -51,7 +51,7 @@ fn client(number: u8) -> reqwest::Client {
 }
 
 #[tokio::test]
-async fn a_stream_that_takes_nothing_is_reset_and_its_place_given_back() {
+async fn a_stalled_stream_is_reset_and_frees_its_place() {
     let stage = Stage::with(|config| {
         config.max_requests = 1;
         config.write_timeout = Duration::from_millis(300);
@@ -153,7 +153,7 @@ async fn one_client_has_its_share_of_places_and_others_have_theirs() {
 }
 
 #[tokio::test]
-async fn connections_that_ask_nothing_give_way() {
+async fn idle_connections_are_closed_for_new_ones() {
     let stage = Stage::with(|config| {
         config.max_connections = 4;
         config.client_share = 100;

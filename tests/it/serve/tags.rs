@@ -57,7 +57,7 @@ async fn a_stale_tag_is_answered_while_the_upstream_thinks() {
 }
 
 #[tokio::test]
-async fn a_stale_tag_stands_in_for_a_failing_upstream() {
+async fn a_stale_tag_is_served_while_the_upstream_fails() {
     let stage = stage(NEVER, NEVER, EVER).await;
     stage.push_app();
     let first = stage.get(PATH).await;
@@ -83,7 +83,7 @@ async fn a_stale_tag_stands_in_for_a_failing_upstream() {
 }
 
 #[tokio::test]
-async fn nothing_stands_in_for_longer_than_configured() {
+async fn a_stale_tag_is_not_served_for_longer_than_configured() {
     let stage = stage(NEVER, NEVER, NEVER).await;
     stage.push_app();
     assert_eq!(stage.get(PATH).await.status, 200);

@@ -226,7 +226,7 @@ async fn a_torn_object_is_not_found() {
 }
 
 #[tokio::test]
-async fn damaged_bytes_and_records_are_not_handed_out() {
+async fn damaged_bytes_and_records_are_not_returned() {
     use object_store::ObjectStoreExt as _;
     let bucket = Bucket::new();
     let put = open(&bucket)

@@ -1,4 +1,5 @@
-//! Debian's docker-registry, with no authentication, with a password file, or with tokens from a real endpoint.
+//! Debian's docker-registry without authentication, with a password file, or with tokens from a
+//! real endpoint.
 
 use std::net::SocketAddr;
 use std::process::Command;

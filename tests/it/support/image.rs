@@ -1,4 +1,5 @@
-//! Random images, the same for the same seed: layers in every compression, indexes, attestations, referrers.
+//! Random images, the same for the same seed: layers in every compression, indexes, attestations
+//! and referrers.
 
 use std::io::Write as _;
 

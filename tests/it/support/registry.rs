@@ -1,14 +1,16 @@
-//! A registry in this process: a real peer that holds images, remembers what it was asked, and breaks on demand.
+//! A registry in this process: a real peer that holds images, records its requests, and breaks on
+//! command.
 //!
 //! ```ignore
-//! let registry = Registry::start().await;                    // 127.0.0.1, a free port; gone when dropped
-//! let image = ImageBuilder::new(7).layers(3).build();        // support/image.rs
+//! let registry = Registry::start().await;                // 127.0.0.1, a free port, until dropped
+//! let image = ImageBuilder::new(7).layers(3).build();    // support/image.rs
 //! registry.push("library/app", "v1", &image);
-//! registry.on("/blobs/").times(1).cut_after(1000);           // faults: see `On`
+//! registry.on("/blobs/").times(1).cut_after(1000);       // faults: see `On`
 //! let gate = Gate::new();
-//! registry.on("/manifests/").method("GET").gate(&gate);      // slow until gate.open(); gate.reached(1).await waits
+//! registry.on("/manifests/").method("GET").gate(&gate);  // held back until gate.open();
+//! gate.reached(1).await;                                 // waits for the first request
 //! // … use registry.url() …
-//! assert_eq!(registry.count("GET", "/manifests/v1"), 1);     // what was asked; `seen` has the headers
+//! assert_eq!(registry.count("GET", "/manifests/v1"), 1); // requests; `seen` has the headers
 //! ```
 
 mod answer;

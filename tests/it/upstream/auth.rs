@@ -326,7 +326,7 @@ fn password(password: &str) -> Login {
 }
 
 #[tokio::test]
-async fn a_login_that_a_caller_knows_is_used_for_its_repository_alone() {
+async fn a_callers_login_is_used_only_for_its_repository() {
     for auth in [
         Auth::Basic {
             user: "me",

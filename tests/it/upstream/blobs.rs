@@ -32,7 +32,7 @@ fn ranges_seen(registry: &Registry) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn every_range_is_what_a_slice_would_be() {
+async fn every_range_gives_the_same_bytes_as_a_slice() {
     let (registry, blob, digest) = with_blob().await;
     let source = source(&registry);
     let mut random = Random::new(2);
@@ -233,7 +233,7 @@ async fn a_body_that_always_breaks_is_given_up() {
 }
 
 #[tokio::test]
-async fn wrong_bytes_are_never_all_given_out() {
+async fn wrong_bytes_are_never_returned_completely() {
     let (registry, blob, digest) = with_blob().await;
     registry.on("/blobs/").wrong_bytes();
     let (got, ended) = read(&source(&registry), &digest, None).await;

@@ -196,7 +196,7 @@ async fn authorities_and_client_certificates_are_used() {
 }
 
 #[tokio::test]
-async fn certificates_alone_are_enough() {
+async fn a_directory_with_only_certificates_is_used() {
     let authority = Authority::new();
     let registry = authority.registry(true).await;
     let certs = CertsDir::new();
@@ -253,7 +253,7 @@ async fn a_change_takes_effect_while_a_source_is_used() {
 }
 
 #[tokio::test]
-async fn a_directory_of_no_use_is_passed_over() {
+async fn an_unusable_hosts_directory_is_ignored() {
     let own = registry_with(&ImageBuilder::new(1).build()).await;
     for text in [
         "[host",

@@ -49,7 +49,7 @@ async fn the_bytes_are_the_upstreams_by_tag_and_by_digest() {
 }
 
 #[tokio::test]
-async fn resolving_asks_by_head_alone() {
+async fn resolving_sends_only_a_head() {
     let (registry, image) = with_image().await;
     let found = source(&registry).resolve(&app(), &v1()).await.unwrap();
     assert_eq!(
@@ -420,7 +420,7 @@ async fn referrers_of_a_hostile_registry_are_bounded() {
 }
 
 #[tokio::test]
-async fn a_digest_header_that_is_none_is_passed_over() {
+async fn an_invalid_digest_header_is_ignored() {
     let (registry, image) = with_image().await;
     registry
         .on("/manifests/")

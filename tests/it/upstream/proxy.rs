@@ -14,7 +14,7 @@ use crate::support::registry::Registry;
 
 const NAME: &str = "registry.corp.test:5000";
 
-/// A proxy that connects to one host, whatever name the client uses.
+/// A proxy that connects every request to one host and ignores the requested name.
 struct Proxy {
     url: String,
     /// The first line of each request.
