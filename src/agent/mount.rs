@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -27,13 +28,15 @@ pub struct Mount {
     layer: OnceLock<Arc<Layer>>,
     /// The error of the last attempt to read it, and its time.
     failure: Mutex<Option<(String, Instant)>>,
+    /// Whether a container may have read files of it before, so that the kernel has their pages.
+    was_used: AtomicBool,
     /// Cancelled when the layer is unmounted.
     pub gone: CancellationToken,
 }
 
 impl Mount {
     pub fn new(record: Record, layer: Option<Arc<Layer>>) -> Self {
-        let cell = OnceLock::new();
+        let (cell, was_used) = (OnceLock::new(), AtomicBool::new(layer.is_none()));
         if let Some(layer) = layer {
             // The cell is new, so it is empty.
             let _set = cell.set(layer);
@@ -42,8 +45,15 @@ impl Mount {
             record,
             layer: cell,
             failure: Mutex::default(),
+            was_used,
             gone: CancellationToken::new(),
         }
+    }
+
+    /// Marks the layer as used by a container. Returns whether this is certainly the first one: a
+    /// layer that was mounted by an earlier agent may have been used.
+    pub fn mark_used(&self) -> bool {
+        !self.was_used.swap(true, Ordering::Relaxed)
     }
 
     /// Returns the layer. The first caller runs `load` to read it from disk, while others wait. A

@@ -157,11 +157,7 @@ async fn the_files_that_a_start_reads_are_reported_in_order() {
         third.2.iter().all(|part| part.start % CHUNK as u64 == 0),
         "whole chunks: {third:?}"
     );
-    assert_eq!(
-        &facts[3..],
-        [used(1, "file2", &[])],
-        "the file was opened and not read"
-    );
+    assert_eq!(&facts[3..], [], "an open without a read is not seen");
     let report = &node.registry.told()[0];
     assert_eq!(
         (report.stack.as_str(), report.query.as_str()),

@@ -87,7 +87,12 @@ impl Starts {
             stack: image.stack.clone(),
             workload,
         };
-        if self.0.may_watch(&key) {
+        // The kernel answers reads of pages that an earlier container read, and the agent does not
+        // see them. Only the first start over these layers shows all its reads.
+        let is_first = mounts
+            .iter()
+            .fold(true, |is_first, (_, mount)| mount.mark_used() && is_first);
+        if is_first && self.0.may_watch(&key) {
             let numbers = mounts.iter().map(|(_, mount)| mount.record.number);
             let recording = layers.recorder().begin(numbers, MAX_FILES);
             let start = Start {

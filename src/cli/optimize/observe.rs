@@ -119,6 +119,9 @@ async fn perform(
         .iter()
         .map(|layer| layer.path.clone())
         .collect();
+    // Before this process reads a file: the kernel keeps its pages, and the container's read of it
+    // would not be seen.
+    let recording = stage.observatory.begin(&stage.layers);
     let rootfs = RootFs::mount(folder, &paths)?;
     let user = User::find(&workload.user, &rootfs.path)?;
     let network = if args.net_host {
@@ -141,7 +144,6 @@ async fn perform(
         .as_deref()
         .filter(|signal| !signal.is_empty())
         .unwrap_or(KILL);
-    let recording = stage.observatory.begin(&stage.layers);
     let mut container = Container::start(folder, &bundle)?;
     let end = match args.until() {
         Until::After(period) => {

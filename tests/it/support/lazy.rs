@@ -265,7 +265,14 @@ impl Node {
         self.registry.put_blob(layer.blob.clone());
         let is_lazy = self.prepare(target, layer).await.unwrap();
         assert!(is_lazy, "{}", self.agent.status());
-        self.directory(target).await
+        let directory = self.directory(target).await;
+        let state = directory.join(format!(".stargz-snapshotter/{}.json", layer.digest));
+        // The kernel learns at the first close that closes need no request. Otherwise a process that
+        // starts the next agent while it has files open would wait for that agent.
+        tokio::task::spawn_blocking(move || drop(File::open(state).unwrap()))
+            .await
+            .unwrap();
+        directory
     }
 
     /// Returns the directory with the content of a committed snapshot.

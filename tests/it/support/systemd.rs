@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -19,6 +19,8 @@ pub(crate) struct Manager {
     socket: UnixDatagram,
     pub(crate) store: BTreeMap<String, OwnedFd>,
     pub(crate) is_ready: bool,
+    /// Open until the next start.
+    inherited: Vec<OwnedFd>,
 }
 
 impl Manager {
@@ -29,6 +31,7 @@ impl Manager {
             path,
             socket,
             store: BTreeMap::new(),
+            inherited: Vec::new(),
             is_ready: false,
         }
     }
@@ -36,31 +39,25 @@ impl Manager {
     /// Returns the command as systemd starts it, with the stored descriptors and their names.
     pub(crate) fn command(&mut self, executable: &str) -> Command {
         self.is_ready = false;
-        let mut command = Command::new("sh");
-        // The standard library can pass two descriptors, as standard input and output.
-        let store: Vec<(String, OwnedFd)> = self
-            .store
-            .iter()
-            .map(|(name, fd)| (name.clone(), fd.try_clone().unwrap()))
-            .collect();
-        assert!(store.len() <= 2, "{store:?}");
-        let names = store
-            .iter()
-            .map(|(name, _)| name.as_str())
-            .collect::<Vec<_>>()
-            .join(":");
-        let mut script = "exec 3<&0 4<&1 0</dev/null 1>&2; ".to_owned();
-        if !store.is_empty() {
+        // Inherited by the shell, which gives them the numbers of sd_listen_fds(3).
+        self.inherited = self.store.values().map(inheritable).collect();
+        let names: Vec<&str> = self.store.keys().map(String::as_str).collect();
+        let mut script = "exec 1>&2; ".to_owned();
+        for (number, fd) in (3..).zip(&self.inherited) {
+            let fd = fd.as_raw_fd();
+            script += &format!("exec {number}<&{fd} {fd}<&-; ");
+        }
+        if !names.is_empty() {
             script += &format!(
-                "export LISTEN_PID=$$ LISTEN_FDS={} LISTEN_FDNAMES={names}; ",
-                store.len()
+                "export LISTEN_PID=$$ LISTEN_FDS={} LISTEN_FDNAMES={}; ",
+                names.len(),
+                names.join(":")
             );
         }
-        command.args(["-c", &format!("{script}exec {executable} \"$@\""), "sh"]);
-        let mut fds = store.into_iter().map(|(_, fd)| Stdio::from(fd));
-        command
-            .stdin(fds.next().unwrap_or_else(Stdio::null))
-            .stdout(fds.next().unwrap_or_else(Stdio::null));
+        // Other shells take no number of two digits.
+        let mut command = Command::new("bash");
+        command.args(["-c", &format!("{script}exec {executable} \"$@\""), "bash"]);
+        command.stdin(Stdio::null());
         command.env("NOTIFY_SOCKET", &self.path);
         command
     }
@@ -107,4 +104,11 @@ impl Manager {
             }
         }
     }
+}
+
+/// A duplicate that an exec leaves open, with a number above those that services expect.
+fn inheritable(fd: &OwnedFd) -> OwnedFd {
+    let copy = rustix::io::fcntl_dupfd_cloexec(fd, 20).unwrap();
+    rustix::io::fcntl_setfd(&copy, rustix::io::FdFlags::empty()).unwrap();
+    copy
 }
