@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::codec::{Codec, ZSTD_WINDOW_LOG_MAX};
 use crate::digest::Digest;
-use crate::toc::MAX_CHUNK_BYTES;
+use crate::limits::MAX_CHUNK_BYTES;
 
 /// A piece of a regular file, as a verified TOC describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use super::number;
 use super::pax::Records;
-use super::{BLOCK, MAX_PATH_BYTES, MAX_PATH_DEPTH, SparseMap, Time};
+use super::{BLOCK, MAX_PATH_BYTES, MAX_PATH_DEPTH, SparseMap};
 use crate::entry::EntryKind;
+use crate::time::Time;
 
 /// An entry's meaning: the plain header, overridden by pax records, overridden by GNU long names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -143,7 +144,7 @@ impl<'a> Block<'a> {
             Some(value) => Time::from_pax(value).ok_or("a malformed pax mtime")?,
             None => Time {
                 seconds: number(136..148)?,
-                nanos: 0,
+                nanoseconds: 0,
             },
         };
         let pax_link = || pax.get("linkpath").map(<[u8]>::to_vec);

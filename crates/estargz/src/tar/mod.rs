@@ -7,16 +7,14 @@
 pub mod build;
 mod header;
 mod name;
-mod number;
+pub(crate) mod number;
 mod pax;
 mod sparse;
-mod time;
 mod walker;
 
 pub use header::Header;
 pub use name::{clean, lossy};
 pub use sparse::{Segment, SparseMap};
-pub use time::Time;
 pub use walker::Walker;
 
 /// A tar archive is a sequence of blocks of this many bytes.

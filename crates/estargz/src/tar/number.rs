@@ -44,7 +44,7 @@ fn octal(field: &[u8]) -> Option<i64> {
 }
 
 /// Decimal digits with an optional sign, as in pax records.
-pub(super) fn decimal(text: &[u8]) -> Option<i64> {
+pub(crate) fn decimal(text: &[u8]) -> Option<i64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 

@@ -10,15 +10,15 @@ use base64::engine::general_purpose::STANDARD;
 use super::cover::{Cover, Covered};
 use super::error::TocError;
 use super::json::{self, RawEntry};
-use super::limits::Limits;
 use super::names::Names;
 use super::owners::Owners;
 use super::path::{components, lossy};
-use super::time;
 use super::tree::{Inode, Kind, Name, Run, Span, Toc};
 use crate::codec::Codec;
 use crate::digest::Digest;
 use crate::entry::EntryKind;
+use crate::limits::Limits;
+use crate::time::Time;
 
 /// Number of the root.
 const ROOT: u32 = 0;
@@ -110,7 +110,7 @@ impl<'l> Builder<'l> {
                 Span::default()
             }
         };
-        let modified = time::parse(&entry.mod_time);
+        let modified = Time::from_rfc3339(&entry.mod_time);
         let (user, group) = self.owners.of(entry);
         if self.owners.len() > self.limits.max_owners as usize {
             return Err(TocError::Limit {

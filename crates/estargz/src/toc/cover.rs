@@ -2,12 +2,12 @@
 
 use super::error::TocError;
 use super::json::RawEntry;
-use super::limits::Limits;
 use super::path::lossy;
 use super::tree::{PackedChunk, Run};
 use crate::chunk::member_bound;
 use crate::digest::Digest;
 use crate::entry::EntryKind;
+use crate::limits::Limits;
 
 /// containers/storage's name for a chunk that is not in the blob because it is all zeros.
 const HOLE: &str = "zeros";

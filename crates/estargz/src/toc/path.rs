@@ -1,7 +1,7 @@
 //! Paths as a TOC writes them, cut into the names that lead from the root.
 
 use super::error::TocError;
-use super::limits::Limits;
+use crate::limits::Limits;
 
 /// The names of `path` from the root, as Go's `path.Clean` on `"/" + path` gives them: empty names and `.` fall out,
 /// `..` goes up and stops at the root. None holds a NUL byte.

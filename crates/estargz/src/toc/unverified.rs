@@ -4,11 +4,11 @@ use std::io::Read;
 
 use super::build;
 use super::error::TocError;
-use super::limits::Limits;
 use super::tree::Toc;
 use crate::codec::Codec;
 use crate::digest::Digest;
 use crate::footer::Footer;
+use crate::limits::Limits;
 
 /// Name of the tar entry that holds the JSON.
 pub(crate) const TOC_NAME: &[u8] = b"stargz.index.json";

@@ -9,9 +9,9 @@ use base64::engine::general_purpose::STANDARD;
 use super::finding::Finding;
 use crate::entry::EntryKind;
 use crate::tar::{self, Header};
+use crate::time::Time;
 use crate::toc::build::exact;
 use crate::toc::json::RawEntry;
-use crate::toc::time;
 
 /// The bits of a mode that a file system keeps; archivers put others beside them.
 const MODE_BITS: i64 = 0o7777;
@@ -76,10 +76,8 @@ impl Differences {
 
     /// Rounded to seconds, as the reference writes it, or exact, as containers/storage does.
     fn time(&mut self, header: &Header, entry: &RawEntry<'_>) {
-        let exact = time::parse(&entry.mod_time);
-        let is_exact =
-            (exact.seconds, exact.nanoseconds) == (header.mod_time.seconds, header.mod_time.nanos);
-        if !is_exact {
+        let exact = Time::from_rfc3339(&entry.mod_time);
+        if exact != header.mod_time {
             self.compare(
                 "modtime",
                 header.mod_time.rfc3339().as_str(),

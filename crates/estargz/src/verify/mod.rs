@@ -28,13 +28,14 @@ use self::walk::Walk;
 use crate::codec::Codec;
 use crate::digest::Digest;
 use crate::footer::{self, Footer, FooterError, Form};
-use crate::toc::{Limits, TocError, UnverifiedToc};
+use crate::limits::Limits;
+use crate::toc::{TocError, UnverifiedToc};
 
 /// Most findings a report keeps; a broken blob has one for each entry.
 const MAX_FINDINGS: usize = 1000;
 
 /// What is known about a blob from elsewhere, the manifest above all.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Expected<'a> {
     /// Digest of the TOC's JSON.
     pub toc_digest: Option<Digest>,
@@ -46,24 +47,8 @@ pub struct Expected<'a> {
     pub source_diff_id: Option<Digest>,
     /// Length of the source tar.
     pub source_size: Option<u64>,
+    /// Bounds on the TOC and on the decompressed blob.
     pub limits: Limits,
-    /// Most bytes to inflate.
-    pub max_stream_bytes: u64,
-}
-
-impl Default for Expected<'_> {
-    /// Nothing is known; at most 1 TiB is inflated.
-    fn default() -> Self {
-        Self {
-            toc_digest: None,
-            external_toc: None,
-            diff_id: None,
-            source_diff_id: None,
-            source_size: None,
-            limits: Limits::default(),
-            max_stream_bytes: 1 << 40,
-        }
-    }
 }
 
 /// What a blob holds and what is wrong with it.
@@ -118,7 +103,7 @@ pub fn blob<B: Read + Seek>(mut blob: B, expected: &Expected<'_>) -> Result<Repo
 
     let log = Rc::new(RefCell::new(Log::new(
         expected.source_size,
-        expected.max_stream_bytes,
+        expected.limits.max_stream_bytes,
     )));
     let content_end = match footer.codec() {
         Codec::Gzip => u64::MAX,

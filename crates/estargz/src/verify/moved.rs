@@ -26,7 +26,10 @@ pub(super) fn check<B: Read + Seek>(
         return Ok(Vec::new());
     }
     blob.seek(SeekFrom::Start(0)).map_err(VerifyError::Read)?;
-    let log = Rc::new(RefCell::new(Log::new(None, expected.max_stream_bytes)));
+    let log = Rc::new(RefCell::new(Log::new(
+        None,
+        expected.limits.max_stream_bytes,
+    )));
     let members = Members::new(
         blob.by_ref().take(footer.payload_end()),
         footer.codec(),

@@ -29,7 +29,7 @@ pub(super) fn tree<S: Read>(
     let mut walker = Walker::new(source);
     let mut builder = Builder::new(u64::MAX, &expected.limits);
     let piece = piece(other);
-    let limit = expected.max_stream_bytes;
+    let limit = expected.limits.max_stream_bytes;
     let mut total: u64 = 0;
     let mut raw = Vec::new();
     loop {

@@ -217,7 +217,7 @@ impl<'p, W: Write> Blob<'p, W> {
     /// Ends the listing, once everything in it is written.
     pub(super) fn finish_listing(&mut self) -> Result<Finished, Error> {
         self.flush()?;
-        let limits = self.listing.limits().clone();
+        let limits = *self.listing.limits();
         std::mem::replace(&mut self.listing, Listing::new(&limits)).finish()
     }
 

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use crate::digest::Digest;
 use crate::entry::{Entry, EntryKind};
-use crate::tar::{self, Header, Time};
+use crate::tar::{self, Header};
+use crate::time::Time;
 
 /// What will be an [`Entry`], once its content is written.
 #[derive(Debug)]

@@ -42,7 +42,7 @@ impl Listing {
             links: Links::default(),
             names: Names::default(),
             json_bytes: 0,
-            limits: limits.clone(),
+            limits: *limits,
         }
     }
 
@@ -115,7 +115,7 @@ impl Listing {
         // The JSON is as large as all of the listing; what is needed no more makes room for it.
         drop((standings, links));
         let mut toc = TocWriter::with_capacity(
-            usize::try_from(json_bytes.min(limits.max_toc_bytes)).unwrap_or(0),
+            usize::try_from(json_bytes.min(limits.max_json_bytes)).unwrap_or(0),
         );
         let (mut entries, mut chunks) = (0, 0);
         let mut seen = Seen::default();
@@ -125,10 +125,10 @@ impl Listing {
             toc.push(&listed.into_entry(&names, &mut seen));
         }
         let json = toc.finish();
-        if json.len() as u64 > limits.max_toc_bytes {
+        if json.len() as u64 > limits.max_json_bytes {
             return Err(Error::Limit {
                 what: "bytes of TOC",
-                limit: limits.max_toc_bytes,
+                limit: limits.max_json_bytes,
             });
         }
         Ok(Finished {
@@ -141,10 +141,10 @@ impl Listing {
     fn add(&mut self, listed: Listed, name_bytes: usize) -> Result<EntryId, Error> {
         self.json_bytes += (name_bytes + ENTRY_JSON_BYTES) as u64;
         // The estimate may be over by half; the finished JSON is held to the limit itself.
-        if self.json_bytes / 2 > self.limits.max_toc_bytes {
+        if self.json_bytes / 2 > self.limits.max_json_bytes {
             return Err(Error::Limit {
                 what: "bytes of TOC",
-                limit: self.limits.max_toc_bytes,
+                limit: self.limits.max_json_bytes,
             });
         }
         if self.entries.len() as u64 >= self.limits.max_entries {

@@ -18,10 +18,11 @@ mod tail;
 
 use std::io::{Read, Write};
 
-pub use options::{Compression, Landmark, Layout, Limits, MAX_CHUNK_SIZE, Options, TocPlacement};
+pub use options::{Compression, Landmark, Layout, MAX_CHUNK_SIZE, Options, TocPlacement};
 pub use reorder::{Reordered, reorder};
 
 use crate::digest::Digest;
+pub use crate::limits::Limits;
 use crate::pool::{Failed, Pool};
 use crate::tar;
 

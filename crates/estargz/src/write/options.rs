@@ -1,7 +1,7 @@
 //! What the bytes of a blob depend on beside the tar.
 
 use super::Error;
-use crate::toc::MAX_JSON_BYTES;
+use crate::limits::Limits;
 
 /// Where our own entries stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -50,22 +50,12 @@ pub struct Options {
     pub min_chunk_size: u32,
     pub toc: TocPlacement,
     pub landmark: Landmark,
+    /// Bounds on the source and on its TOC.
     pub limits: Limits,
 }
 
-/// What a source tar may ask for.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Limits {
-    /// Bytes of the TOC's JSON, about 600 an entry.
-    pub max_toc_bytes: u64,
-    /// Entries of the TOC, chunks included.
-    pub max_entries: u64,
-    /// Bytes of the source tar.
-    pub max_source_bytes: u64,
-}
-
 /// A chunk is compressed in one piece, so it must fit in memory a few times; readers refuse larger ones
-/// ([`toc::Limits`](crate::toc::Limits)).
+/// ([`Limits`]).
 pub const MAX_CHUNK_SIZE: u32 = 32 * 1024 * 1024;
 
 const DEFAULT_CHUNK_SIZE: u32 = 4 * 1024 * 1024;
@@ -81,16 +71,6 @@ impl Default for Options {
             toc: TocPlacement::Inside,
             landmark: Landmark::NoPrefetch,
             limits: Limits::default(),
-        }
-    }
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            max_toc_bytes: MAX_JSON_BYTES,
-            max_entries: 1_000_000,
-            max_source_bytes: 1 << 40,
         }
     }
 }

@@ -10,7 +10,7 @@ use super::Error;
 use crate::digest::Digest;
 use crate::tar;
 
-/// As many directories as readers follow ([`toc::Limits`](crate::toc::Limits)).
+/// As many directories as readers follow ([`Limits`](crate::Limits)).
 const MAX_DEPTH: usize = 1024;
 
 /// A path by its digest, which is shorter than most paths and as good.

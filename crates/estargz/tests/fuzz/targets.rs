@@ -105,7 +105,10 @@ pub(crate) fn tar(data: &[u8]) {
         diff_id: Some(written.diff_id),
         source_diff_id: is_prefix.then_some(Digest::of(tar)),
         source_size: is_prefix.then_some(tar.len() as u64),
-        max_stream_bytes: 2 * STREAM,
+        limits: Limits {
+            max_stream_bytes: 2 * STREAM,
+            ..Limits::default()
+        },
         ..Expected::default()
     };
     match verify::blob(Cursor::new(&blob), &expected) {
@@ -121,8 +124,10 @@ pub(crate) fn tar(data: &[u8]) {
 /// `data` is a blob.
 pub(crate) fn blob(data: &[u8]) {
     let expected = Expected {
-        limits: limits(),
-        max_stream_bytes: STREAM,
+        limits: Limits {
+            max_stream_bytes: STREAM,
+            ..limits()
+        },
         ..Expected::default()
     };
     let _no_panic = verify::blob(Cursor::new(data), &expected);

@@ -176,7 +176,7 @@ fn more_than_the_limits() {
             ..Limits::default()
         },
         Limits {
-            max_toc_bytes: 5000,
+            max_json_bytes: 5000,
             ..Limits::default()
         },
     ] {

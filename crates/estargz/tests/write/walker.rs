@@ -106,7 +106,7 @@ fn a_pax_record_wins_over_the_header_and_a_long_name_over_both() {
     assert_eq!((header.uid, header.gid, header.size), (-5, 0o1750, 3));
     assert_eq!(header.group_name, b"grp", "an empty record is none");
     assert_eq!(
-        (header.mod_time.seconds, header.mod_time.nanos),
+        (header.mod_time.seconds, header.mod_time.nanoseconds),
         (-2, 500_000_000)
     );
     assert_eq!(payload, b"abc");
