@@ -41,13 +41,13 @@ pub(crate) fn member_bound(inflated: u64) -> u64 {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChunkError {
-    #[error("the chunk cannot be inflated: {0}")]
+    #[error("chunk cannot be inflated")]
     Inflate(#[source] io::Error),
-    #[error("the member ends before the chunk: {got} of {size} bytes")]
+    #[error("member ends after {got} of the {size} bytes of the chunk")]
     Short { got: u64, size: u64 },
-    #[error("the content's digest is {actual}, the TOC says {expected}")]
+    #[error("content has the digest {actual}, the TOC has {expected}")]
     Digest { expected: Digest, actual: Digest },
-    #[error("{got} bytes were given for a chunk that takes {wanted}")]
+    #[error("{got} bytes given for a chunk that needs {wanted}")]
     WrongRange { got: u64, wanted: u64 },
 }
 
@@ -172,6 +172,11 @@ mod tests {
                 .unwrap(),
             b"content"
         );
+    }
+
+    #[cfg(feature = "zstd")]
+    #[test]
+    fn a_chunk_in_the_middle_of_a_frame_is_cut_out() {
         let member = zstd::encode_all(&b"headers content padding"[..], 3).unwrap();
         assert_eq!(
             chunk(&member, 8, b"content", Codec::Zstd)
@@ -278,6 +283,7 @@ mod tests {
                 .collect();
             let bound = member_bound(content.len() as u64);
             assert!(gzip(&content).len() as u64 <= bound);
+            #[cfg(feature = "zstd")]
             assert!(zstd::encode_all(&content[..], 1).unwrap().len() as u64 <= bound);
         }
         assert_eq!(member_bound(u64::MAX), u64::MAX);

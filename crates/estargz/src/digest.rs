@@ -12,7 +12,7 @@ pub struct Digest([u8; 32]);
 
 /// The text is not `sha256:` followed by 64 lower-case hex digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a digest is sha256: and 64 lower-case hex digits")]
+#[error("digest is not sha256: and 64 lower-case hex digits")]
 pub struct ParseDigestError;
 
 impl Digest {

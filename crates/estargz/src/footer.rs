@@ -37,19 +37,19 @@ const ZSTD_MANIFEST_CRFS: u64 = 1;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FooterError {
-    #[error("the blob does not end with a footer of eStargz, stargz or zstd:chunked")]
+    #[error("blob does not end with a footer of eStargz, stargz or zstd:chunked")]
     NotAFooter,
-    #[error("{got} bytes are not the tail of a blob of {blob_size} bytes: {wanted} are needed")]
+    #[error("{got} bytes given for the tail of a blob of {blob_size} bytes, {wanted} needed")]
     WrongTail {
         got: usize,
         wanted: u64,
         blob_size: u64,
     },
     #[error(
-        "the footer puts the TOC at bytes {start} to {end}, outside the blob's first {limit} bytes"
+        "footer places the TOC at bytes {start} to {end}, outside the first {limit} bytes of the blob"
     )]
     TocOutside { start: u64, end: u64, limit: u64 },
-    #[error("the footer names a zstd:chunked manifest of the unknown type {0}")]
+    #[error("footer has a zstd:chunked manifest of the unknown type {0}")]
     UnknownManifest(u64),
 }
 

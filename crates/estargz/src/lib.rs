@@ -45,19 +45,23 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod archive;
 pub mod chunk;
 pub mod codec;
 pub mod digest;
 pub mod entry;
 pub mod footer;
 mod limits;
+#[cfg(feature = "write")]
 pub mod pool;
 pub mod tar;
 mod time;
 pub mod toc;
 pub mod verify;
+#[cfg(feature = "write")]
 pub mod write;
 
+pub use archive::{Archive, ArchiveEntry};
 pub use chunk::Chunk;
 pub use digest::Digest;
 pub use entry::{Entry, EntryKind};
@@ -65,3 +69,5 @@ pub use footer::Footer;
 pub use limits::Limits;
 pub use time::Time;
 pub use toc::{Toc, UnverifiedToc};
+#[cfg(feature = "write")]
+pub use write::Writer;

@@ -59,3 +59,89 @@ impl Default for Limits {
         }
     }
 }
+
+impl Limits {
+    /// Sets [`max_compressed_bytes`](Self::max_compressed_bytes).
+    #[must_use]
+    pub fn with_max_compressed_bytes(mut self, limit: u64) -> Self {
+        self.max_compressed_bytes = limit;
+        self
+    }
+
+    /// Sets [`max_json_bytes`](Self::max_json_bytes).
+    #[must_use]
+    pub fn with_max_json_bytes(mut self, limit: u64) -> Self {
+        self.max_json_bytes = limit;
+        self
+    }
+
+    /// Sets [`max_names`](Self::max_names).
+    #[must_use]
+    pub fn with_max_names(mut self, limit: u32) -> Self {
+        self.max_names = limit;
+        self
+    }
+
+    /// Sets [`max_chunks`](Self::max_chunks).
+    #[must_use]
+    pub fn with_max_chunks(mut self, limit: u32) -> Self {
+        self.max_chunks = limit;
+        self
+    }
+
+    /// Sets [`max_xattrs`](Self::max_xattrs).
+    #[must_use]
+    pub fn with_max_xattrs(mut self, limit: u32) -> Self {
+        self.max_xattrs = limit;
+        self
+    }
+
+    /// Sets [`max_owners`](Self::max_owners).
+    #[must_use]
+    pub fn with_max_owners(mut self, limit: u32) -> Self {
+        self.max_owners = limit;
+        self
+    }
+
+    /// Sets [`max_chunk_bytes`](Self::max_chunk_bytes).
+    #[must_use]
+    pub fn with_max_chunk_bytes(mut self, limit: u64) -> Self {
+        self.max_chunk_bytes = limit;
+        self
+    }
+
+    /// Sets [`max_path_bytes`](Self::max_path_bytes).
+    #[must_use]
+    pub fn with_max_path_bytes(mut self, limit: usize) -> Self {
+        self.max_path_bytes = limit;
+        self
+    }
+
+    /// Sets [`max_path_depth`](Self::max_path_depth).
+    #[must_use]
+    pub fn with_max_path_depth(mut self, limit: usize) -> Self {
+        self.max_path_depth = limit;
+        self
+    }
+
+    /// Sets [`max_entries`](Self::max_entries).
+    #[must_use]
+    pub fn with_max_entries(mut self, limit: u64) -> Self {
+        self.max_entries = limit;
+        self
+    }
+
+    /// Sets [`max_source_bytes`](Self::max_source_bytes).
+    #[must_use]
+    pub fn with_max_source_bytes(mut self, limit: u64) -> Self {
+        self.max_source_bytes = limit;
+        self
+    }
+
+    /// Sets [`max_stream_bytes`](Self::max_stream_bytes).
+    #[must_use]
+    pub fn with_max_stream_bytes(mut self, limit: u64) -> Self {
+        self.max_stream_bytes = limit;
+        self
+    }
+}

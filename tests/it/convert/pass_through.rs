@@ -239,7 +239,7 @@ async fn what_leads_through_a_symlink_of_the_same_layer_is_left_to_unpackers() {
         last_layer_stays(
             &bench,
             &with_last_layer(&image, layer, None),
-            "below something that is no directory",
+            "below something that is not a directory",
         )
         .await;
     }

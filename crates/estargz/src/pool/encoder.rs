@@ -11,7 +11,7 @@ const TEXT_LEAST: usize = 4096;
 
 /// A worker gave up: a panic, or a compressor that refused its input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a worker thread failed to compress a member")]
+#[error("worker thread failed to compress a member")]
 pub(crate) struct Failed;
 
 #[derive(Default)]

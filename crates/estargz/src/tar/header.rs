@@ -175,6 +175,7 @@ impl<'a> Block<'a> {
 
 impl Header {
     /// A regular file of ours: root's, mode and time zero, as the reference writes its own.
+    #[cfg(feature = "write")]
     pub(crate) fn plain_file(path: &str, size: u64) -> Self {
         Self {
             path: path.as_bytes().to_vec(),

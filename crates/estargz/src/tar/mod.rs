@@ -10,11 +10,13 @@ mod name;
 pub(crate) mod number;
 mod pax;
 mod sparse;
+mod unfold;
 mod walker;
 
 pub use header::Header;
 pub use name::{clean, lossy};
 pub use sparse::{Segment, SparseMap};
+pub(crate) use unfold::Unfold;
 pub use walker::Walker;
 
 /// A tar archive is a sequence of blocks of this many bytes.
@@ -42,15 +44,15 @@ pub const MAX_PATH_DEPTH: usize = 1024;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    #[error("the archive cannot be read: {0}")]
+    #[error("archive cannot be read")]
     Read(#[source] std::io::Error),
-    #[error("the archive ends in the middle of an entry, at byte {at}")]
+    #[error("archive ends within an entry, at byte {at}")]
     Truncated { at: u64 },
-    #[error("a header has {what}, before byte {at}")]
+    #[error("header has {what}, before byte {at}")]
     Header { what: &'static str, at: u64 },
-    #[error("entry type {kind:#04x} has no place in a container layer, before byte {at}")]
+    #[error("entry type {kind:#04x} does not belong in a container layer, before byte {at}")]
     Kind { kind: u8, at: u64 },
-    #[error("an entry is over the limit of {limit} {what}")]
+    #[error("entry exceeds the limit of {limit} {what}")]
     Limit { what: &'static str, limit: u64 },
 }
 

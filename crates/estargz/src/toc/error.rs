@@ -6,46 +6,46 @@ use crate::digest::Digest;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TocError {
-    #[error("the TOC cannot be inflated: {0}")]
+    #[error("TOC cannot be inflated")]
     Inflate(#[source] std::io::Error),
-    #[error("{got} bytes were given for a TOC of {wanted}")]
+    #[error("{got} bytes given for a TOC of {wanted} bytes")]
     WrongRange { got: u64, wanted: u64 },
-    #[error("the TOC's section does not begin with a tar entry stargz.index.json")]
+    #[error("TOC does not begin with a tar entry stargz.index.json")]
     NotATocEntry,
-    #[error("the TOC is over the limit of {limit} {what}")]
+    #[error("TOC exceeds the limit of {limit} {what}")]
     Limit { what: &'static str, limit: u64 },
-    #[error("the TOC's digest is {actual}, not {expected}")]
+    #[error("TOC has the digest {actual}, not {expected}")]
     Digest { expected: Digest, actual: Digest },
-    #[error("the TOC is not the JSON of a TOC: {0}")]
+    #[error("TOC cannot be parsed")]
     Json(#[source] serde_json::Error),
-    #[error("TOC version {0} is not known")]
+    #[error("unknown TOC version {0}")]
     Version(i64),
-    #[error("{path:?} has no usable name")]
+    #[error("{path:?} is not a usable name")]
     Name { path: String },
-    #[error("{path:?} lies below something that is no directory")]
+    #[error("{path:?} has entries below it but is not a directory")]
     NotADirectory { path: String },
-    #[error("{path:?}: the {field} is not base64")]
+    #[error("{path:?}: {field} is not base64")]
     Base64 { path: String, field: &'static str },
-    #[error("{path:?}: a chunk stands behind something that is no unfinished file")]
+    #[error("{path:?}: chunk does not continue a file")]
     StrayChunk { path: String },
-    #[error("{path:?}: the chunks do not cover the file")]
+    #[error("{path:?}: chunks do not cover the file")]
     Incomplete { path: String },
-    #[error("{path:?}: a chunk begins at {got}, the one before ends at {expected}")]
+    #[error("{path:?}: chunk begins at {got}, the previous one ends at {expected}")]
     NotContiguous {
         path: String,
         got: u64,
         expected: u64,
     },
-    #[error("{path:?}: a chunk reaches beyond the end of the file")]
+    #[error("{path:?}: chunk extends past the end of the file")]
     BeyondFile { path: String },
-    #[error("{path:?}: a chunk at {offset} lies outside the blob's first {payload_end} bytes")]
+    #[error("{path:?}: chunk at {offset} is outside the first {payload_end} bytes of the blob")]
     OutsideBlob {
         path: String,
         offset: u64,
         payload_end: u64,
     },
-    #[error("{path:?}: chunks of the type {kind:?} are not known")]
+    #[error("{path:?}: unknown chunk type {kind:?}")]
     ChunkType { path: String, kind: String },
-    #[error("{path:?}: no usable digest covers a chunk")]
+    #[error("{path:?}: chunk has no usable digest")]
     NoDigest { path: String },
 }

@@ -69,12 +69,12 @@ mod tests {
     fn hostile_paths_are_refused() {
         assert_eq!(
             names("a/b/c/d/e"),
-            "the TOC is over the limit of 4 directories in a path"
+            "TOC exceeds the limit of 4 directories in a path"
         );
         assert_eq!(
             names(&"a".repeat(41)),
-            "the TOC is over the limit of 40 bytes in a path"
+            "TOC exceeds the limit of 40 bytes in a path"
         );
-        assert_eq!(names("a\0b"), "\"a\\0b\" has no usable name");
+        assert_eq!(names("a\0b"), "\"a\\0b\" is not a usable name");
     }
 }

@@ -6,7 +6,8 @@ use std::io::{self, Read, Seek};
 
 use super::finding::Finding;
 use super::source::{self, is_zeros};
-use super::{Expected, MAX_FINDINGS, VerifyError, open};
+use super::{Expected, MAX_FINDINGS, VerifyError};
+use crate::archive::open;
 use crate::tar;
 use crate::toc::{Kind, Located, Node, NodeId, Toc, TocError};
 
@@ -23,11 +24,11 @@ const OURS: [&[u8]; 3] = [
 pub enum AgainstError {
     #[error(transparent)]
     Blob(#[from] VerifyError),
-    #[error("the source cannot be read: {0}")]
+    #[error("source cannot be read")]
     Source(#[source] io::Error),
-    #[error("the source is no tar archive we can read: {0}")]
+    #[error("source is not a readable tar archive")]
     Tar(#[from] tar::Error),
-    #[error("the source's tree cannot be compared: {0}")]
+    #[error("file tree of the source cannot be built")]
     Tree(#[from] TocError),
 }
 
@@ -42,7 +43,7 @@ pub fn against<B: Read + Seek, S: Read>(
     expected: &Expected<'_>,
     source: S,
 ) -> Result<Vec<Finding>, AgainstError> {
-    let (_, unverified) = open(&mut blob, expected)?;
+    let (_, unverified) = open(&mut blob, expected.external_toc, &expected.limits)?;
     let toc = unverified.trust().map_err(VerifyError::from)?;
     let source = source::tree(source, &toc, expected)?;
     let mut findings = compare(&source, &toc);

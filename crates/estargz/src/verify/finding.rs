@@ -6,19 +6,19 @@ use crate::digest::Digest;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Finding {
-    #[error("the digest of {what} is {actual}, not {expected}")]
+    #[error("digest of {what} is {actual}, not {expected}")]
     Digest {
         what: &'static str,
         expected: Digest,
         actual: Digest,
     },
-    #[error("the source is said to be {size} bytes long, all there are is {stream}")]
+    #[error("expected size of the source is {size} bytes, the decompressed blob has only {stream}")]
     SourceSize { size: u64, stream: u64 },
-    #[error("the stream cannot be read on from byte {at}: {reason}")]
+    #[error("decompressed blob cannot be read past byte {at}: {reason}")]
     Stream { at: u64, reason: String },
-    #[error("{path:?} is in the tar and not in the TOC")]
+    #[error("{path:?} is in the tar but not in the TOC")]
     NotInToc { path: String },
-    #[error("{path:?} is in the TOC and not in the tar")]
+    #[error("{path:?} is in the TOC but not in the tar")]
     NotInTar { path: String },
     #[error("{path:?}: {field} is {tar} in the tar and {toc} in the TOC")]
     Field {
@@ -27,19 +27,17 @@ pub enum Finding {
         tar: String,
         toc: String,
     },
-    #[error("{path:?} has other content in the tar than in the TOC")]
+    #[error("{path:?} has different content in the tar and in the TOC")]
     Content { path: String },
-    #[error("{path:?} is a hard link to something else in the tar than in the TOC")]
+    #[error("{path:?} is a hard link to different files in the tar and in the TOC")]
     Links { path: String },
-    #[error("{path:?}: the digest of the content is {actual}, the TOC says {expected}")]
+    #[error("{path:?}: digest of the content is {actual}, the TOC has {expected}")]
     FileDigest {
         path: String,
         expected: String,
         actual: Digest,
     },
-    #[error(
-        "{path:?}: the digest of the chunk at {file_offset} is {actual}, the TOC says {expected}"
-    )]
+    #[error("{path:?}: digest of the chunk at {file_offset} is {actual}, the TOC has {expected}")]
     ChunkDigest {
         path: String,
         file_offset: u64,
@@ -47,19 +45,19 @@ pub enum Finding {
         actual: Digest,
     },
     #[error(
-        "{path:?}: the chunk at {file_offset} is not where the TOC says, byte {offset} of the blob"
+        "{path:?}: chunk at {file_offset} is not at byte {offset} of the blob, where the TOC places it"
     )]
     ChunkPlace {
         path: String,
         file_offset: u64,
         offset: u64,
     },
-    #[error("{path:?} is no landmark: it is not one byte 0x0f")]
+    #[error("{path:?} is not a landmark: its content is not the byte 0x0f")]
     Landmark { path: String },
     #[error(
-        "no entry stargz.index.json begins at byte {offset} of the blob, where the footer says"
+        "no entry stargz.index.json begins at byte {offset} of the blob, where the footer places the TOC"
     )]
     TocPlace { offset: u64 },
-    #[error("the last member does not begin at the footer, byte {offset} of the blob")]
+    #[error("last member does not begin at the footer, byte {offset} of the blob")]
     FooterPlace { offset: u64 },
 }

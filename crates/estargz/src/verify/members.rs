@@ -7,7 +7,9 @@ use std::rc::Rc;
 use flate2::bufread::GzDecoder;
 use sha2::{Digest as _, Sha256};
 
-use crate::codec::{Codec, ZSTD_WINDOW_LOG_MAX};
+use crate::codec::Codec;
+#[cfg(feature = "zstd")]
+use crate::codec::ZSTD_WINDOW_LOG_MAX;
 use crate::digest::Digest;
 
 /// What became known of the stream so far.
@@ -81,7 +83,7 @@ impl Log {
         self.hash.update(rest);
         if self.inflated > self.limit {
             return Err(io::Error::other(format!(
-                "the stream is over the limit of {} bytes",
+                "decompressed blob exceeds the limit of {} bytes",
                 self.limit
             )));
         }
@@ -99,6 +101,7 @@ pub(super) struct Members<R: Read> {
 enum State<R: Read> {
     Between(Counted<R>),
     Gzip(Box<GzDecoder<Counted<R>>>),
+    #[cfg(feature = "zstd")]
     Zstd(zstd::stream::read::Decoder<'static, Counted<R>>),
 }
 
@@ -122,6 +125,9 @@ impl<R: Read> Members<R> {
         log.starts.push(place);
         Ok(match self.codec {
             Codec::Gzip => State::Gzip(Box::new(GzDecoder::new(input))),
+            #[cfg(not(feature = "zstd"))]
+            Codec::Zstd => return Err(crate::codec::no_zstd()),
+            #[cfg(feature = "zstd")]
             Codec::Zstd => {
                 let mut decoder = zstd::stream::read::Decoder::with_buffer(input)?.single_frame();
                 decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
@@ -147,6 +153,7 @@ impl<R: Read> Read for Members<R> {
                     0 => (0, State::Between(decoder.into_inner())),
                     read => (read, State::Gzip(decoder)),
                 },
+                #[cfg(feature = "zstd")]
                 State::Zstd(mut decoder) => match decoder.read(buffer)? {
                     0 => (0, State::Between(decoder.finish())),
                     read => (read, State::Zstd(decoder)),

@@ -16,8 +16,7 @@ mod source;
 mod walk;
 
 use std::cell::RefCell;
-use std::io::{self, Read, Seek, SeekFrom};
-use std::ops::Range;
+use std::io::{Read, Seek, SeekFrom};
 use std::rc::Rc;
 
 pub use against::{AgainstError, against};
@@ -25,11 +24,12 @@ pub use finding::Finding;
 
 use self::members::{Log, Members};
 use self::walk::Walk;
+pub use crate::archive::OpenError as VerifyError;
+use crate::archive::open;
 use crate::codec::Codec;
 use crate::digest::Digest;
-use crate::footer::{self, Footer, FooterError, Form};
+use crate::footer::Form;
 use crate::limits::Limits;
-use crate::toc::{TocError, UnverifiedToc};
 
 /// Most findings a report keeps; a broken blob has one for each entry.
 const MAX_FINDINGS: usize = 1000;
@@ -49,6 +49,44 @@ pub struct Expected<'a> {
     pub source_size: Option<u64>,
     /// Bounds on the TOC and on the decompressed blob.
     pub limits: Limits,
+}
+
+impl<'a> Expected<'a> {
+    /// Sets [`toc_digest`](Self::toc_digest).
+    #[must_use]
+    pub fn with_toc_digest(mut self, digest: Digest) -> Self {
+        self.toc_digest = Some(digest);
+        self
+    }
+
+    /// Sets [`external_toc`](Self::external_toc).
+    #[must_use]
+    pub fn with_external_toc(mut self, blob: &'a [u8]) -> Self {
+        self.external_toc = Some(blob);
+        self
+    }
+
+    /// Sets [`diff_id`](Self::diff_id).
+    #[must_use]
+    pub fn with_diff_id(mut self, digest: Digest) -> Self {
+        self.diff_id = Some(digest);
+        self
+    }
+
+    /// Sets [`source_diff_id`](Self::source_diff_id) and [`source_size`](Self::source_size).
+    #[must_use]
+    pub fn with_source(mut self, diff_id: Digest, size: u64) -> Self {
+        self.source_diff_id = Some(diff_id);
+        self.source_size = Some(size);
+        self
+    }
+
+    /// Sets [`limits`](Self::limits).
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
 }
 
 /// What a blob holds and what is wrong with it.
@@ -77,27 +115,13 @@ impl Report {
     }
 }
 
-/// Why a blob cannot even be compared.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum VerifyError {
-    #[error("the blob cannot be read: {0}")]
-    Read(#[source] io::Error),
-    #[error(transparent)]
-    Footer(#[from] FooterError),
-    #[error(transparent)]
-    Toc(#[from] TocError),
-    #[error("the blob's TOC is another blob, which was not given")]
-    NoExternalToc,
-}
-
 /// Compares everything in `blob` with its TOC and with what is `expected`.
 ///
 /// # Errors
 /// When the blob cannot be read, or has no footer or no TOC that could be compared. What differs is no error: it is
 /// in the report.
 pub fn blob<B: Read + Seek>(mut blob: B, expected: &Expected<'_>) -> Result<Report, VerifyError> {
-    let (footer, unverified) = open(&mut blob, expected)?;
+    let (footer, unverified) = open(&mut blob, expected.external_toc, &expected.limits)?;
     let toc = unverified.trust()?;
     blob.seek(SeekFrom::Start(0)).map_err(VerifyError::Read)?;
 
@@ -144,49 +168,15 @@ pub fn blob<B: Read + Seek>(mut blob: B, expected: &Expected<'_>) -> Result<Repo
     Ok(Report { findings, ..report })
 }
 
-/// Footer and TOC of a blob.
-fn open<B: Read + Seek>(
-    blob: &mut B,
-    expected: &Expected<'_>,
-) -> Result<(Footer, UnverifiedToc), VerifyError> {
-    let size = blob.seek(SeekFrom::End(0)).map_err(VerifyError::Read)?;
-    let footer = Footer::parse(&read_range(blob, footer::tail_range(size))?, size)?;
-    let unverified = read_toc(blob, &footer, expected)?;
-    Ok((footer, unverified))
-}
-
-fn read_toc<B: Read + Seek>(
-    blob: &mut B,
-    footer: &Footer,
-    expected: &Expected<'_>,
-) -> Result<UnverifiedToc, VerifyError> {
-    let Some(range) = footer.toc_range() else {
-        let section = expected.external_toc.ok_or(VerifyError::NoExternalToc)?;
-        return Ok(UnverifiedToc::parse(section, footer, &expected.limits)?);
-    };
-    let limit = expected.limits.max_compressed_bytes;
-    if range.end - range.start > limit {
-        return Err(TocError::Limit {
-            what: "compressed bytes",
-            limit,
-        }
-        .into());
+/// Formats an error and its causes on one line, for findings, which are text.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
     }
-    Ok(UnverifiedToc::parse(
-        &read_range(blob, range)?,
-        footer,
-        &expected.limits,
-    )?)
-}
-
-fn read_range<B: Read + Seek>(blob: &mut B, range: Range<u64>) -> Result<Vec<u8>, VerifyError> {
-    let mut bytes = Vec::new();
-    blob.seek(SeekFrom::Start(range.start))
-        .map_err(VerifyError::Read)?;
-    blob.take(range.end - range.start)
-        .read_to_end(&mut bytes)
-        .map_err(VerifyError::Read)?;
-    Ok(bytes)
+    text
 }
 
 /// What differs from the digests the caller knows.

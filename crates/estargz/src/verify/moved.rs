@@ -9,7 +9,8 @@ use std::rc::Rc;
 use super::against::{AgainstError, Comparison};
 use super::finding::Finding;
 use super::members::{Log, Members};
-use super::{Expected, VerifyError, read_range, source};
+use super::{Expected, VerifyError, source, with_causes};
+use crate::archive::read_range;
 use crate::footer::Footer;
 use crate::tar;
 use crate::toc::{Node, Toc};
@@ -42,7 +43,7 @@ pub(super) fn check<B: Read + Seek>(
         Err(error @ (AgainstError::Source(_) | AgainstError::Tar(_))) => {
             return Ok(vec![Finding::Stream {
                 at: 0,
-                reason: error.to_string(),
+                reason: with_causes(&error),
             }]);
         }
     };

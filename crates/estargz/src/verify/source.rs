@@ -11,11 +11,10 @@ use super::against::AgainstError;
 use crate::codec::Codec;
 use crate::digest::Digest;
 use crate::entry::EntryKind;
-use crate::tar::{self, Header, Walker};
+use crate::tar::{self, Header, Unfold, Walker};
 use crate::toc::build::Builder;
 use crate::toc::json::RawEntry;
 use crate::toc::{Kind, Toc, TocError};
-use crate::write::sparse::Unfold;
 
 /// Most bytes of one chunk where the other tree does not say how long its chunks are.
 const PIECE: u64 = 4 << 20;
@@ -129,9 +128,7 @@ impl<'c, R: Read> Content<'c, R> {
             Self::Sparse(content) => {
                 let length = usize::try_from(size).unwrap_or(usize::MAX);
                 bytes.resize(length, 0);
-                content
-                    .fill(&mut bytes)
-                    .map_err(|error| AgainstError::Source(io::Error::other(error)))?;
+                content.fill(&mut bytes).map_err(AgainstError::Source)?;
             }
         }
         chunk.chunk_digest = Digest::of(&bytes).to_string().into();

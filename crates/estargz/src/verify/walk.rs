@@ -13,6 +13,7 @@ use super::compare;
 use super::finding::Finding;
 use super::listed::{File, Listed};
 use super::members::Log;
+use super::with_causes;
 use crate::codec::Codec;
 use crate::digest::Digest;
 use crate::entry::EntryKind;
@@ -73,7 +74,7 @@ impl<'a> Walk<'a> {
             let at = self.log.borrow().inflated();
             self.general.push(Finding::Stream {
                 at,
-                reason: error.to_string(),
+                reason: with_causes(&error),
             });
             // What stays readable counts for the digests.
             let _already_reported = self.read_out(&mut walker);

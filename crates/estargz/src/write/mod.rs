@@ -12,14 +12,16 @@ mod listing;
 mod options;
 mod reorder;
 mod source;
-pub(crate) mod sparse;
+mod sparse;
 mod standing;
 mod tail;
+mod writer;
 
 use std::io::{Read, Write};
 
 pub use options::{Compression, Landmark, Layout, MAX_CHUNK_SIZE, Options, TocPlacement};
 pub use reorder::{Reordered, reorder};
+pub use writer::Writer;
 
 use crate::digest::Digest;
 pub use crate::limits::Limits;
@@ -66,21 +68,21 @@ pub struct Written {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    #[error("the source cannot be read: {0}")]
+    #[error("source cannot be read")]
     Source(#[source] std::io::Error),
-    #[error("the blob cannot be written: {0}")]
+    #[error("blob cannot be written")]
     Output(#[source] std::io::Error),
-    #[error("the source is no tar archive we can read: {0}")]
+    #[error("source is not a readable tar archive")]
     Tar(#[source] tar::Error),
-    #[error("the source is over the limit of {limit} {what}")]
+    #[error("source exceeds the limit of {limit} {what}")]
     Limit { what: &'static str, limit: u64 },
-    #[error("the options ask for {0}")]
+    #[error("invalid options: {0}")]
     Options(&'static str),
     #[error("{path:?} cannot be listed: {reason}")]
     Path { path: String, reason: &'static str },
-    #[error("a sparse file cannot be listed in an external TOC")]
+    #[error("sparse file cannot be listed in an external TOC")]
     SparseExternal,
-    #[error("a worker thread failed to compress a member")]
+    #[error("worker thread failed to compress a member")]
     Worker,
 }
 

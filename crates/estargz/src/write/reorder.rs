@@ -154,7 +154,7 @@ impl Order {
             if let Some(earlier) = order.latest.insert(path.clone(), order.places.len()) {
                 order.places[earlier].is_taken = true;
                 if order.places[earlier].is_linked {
-                    let reason = "it replaces a file that has hard links, so that its entries cannot change places";
+                    let reason = "it replaces a file that has hard links, so its entries cannot be reordered";
                     return Err(Error::Path {
                         path: tar::lossy(&path),
                         reason,

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 
 use super::blob::{Blob, Stream};
-use super::sparse::{MAX_SPOOLED_BYTES, MAX_UNFOLDED_BYTES, Spool, Spooled, Unfold};
+use super::sparse::{MAX_SPOOLED_BYTES, MAX_UNFOLDED_BYTES, Spool, Spooled};
 use super::tail;
 use super::{
     Error, Landmark, Layout, NO_PREFETCH_LANDMARK, Options, PREFETCH_LANDMARK, TOC_NAME,
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::digest::Digest;
 use crate::entry::EntryKind;
-use crate::tar::{self, Header, Walker};
+use crate::tar::{self, Header, Unfold, Walker};
 
 /// Bytes moved at once where the content is of no interest.
 const COPY_BYTES: usize = 64 * 1024;
@@ -190,7 +190,8 @@ impl<R: Read, W: Write> Copy<'_, '_, R, W> {
             own_stream: &mut self.own_stream,
         };
         let mut content = Unfold::new(header, stored);
-        self.blob.file(header, |buffer| content.fill(buffer))?;
+        self.blob
+            .file(header, |buffer| content.fill(buffer).map_err(Error::Source))?;
         self.blob.gap(&[0; tar::BLOCK][..tar::padding(header.size)])
     }
 

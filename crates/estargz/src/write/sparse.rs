@@ -4,7 +4,7 @@
 use std::io::{Read, Write};
 
 use super::Error;
-use crate::tar::{Header, Segment};
+use crate::tar::{Header, Unfold};
 
 /// Most compressed bytes of sparse files that one layer may have waiting.
 pub(super) const MAX_SPOOLED_BYTES: usize = 64 * 1024 * 1024;
@@ -27,14 +27,6 @@ pub(super) struct Spool {
 pub(super) struct Spooled {
     pub(super) header: Header,
     compressed: Vec<u8>,
-}
-
-/// Turns stored bytes into the file's content.
-#[derive(Debug)]
-pub(crate) struct Unfold<'s, R> {
-    stored: R,
-    segments: &'s [Segment],
-    at: u64,
 }
 
 impl Spool {
@@ -74,43 +66,6 @@ impl Spooled {
         let stored = zstd::stream::read::Decoder::with_buffer(&self.compressed[..])
             .map_err(Error::Source)?;
         Ok(Unfold::new(&self.header, stored))
-    }
-}
-
-impl<'s, R: Read> Unfold<'s, R> {
-    pub(crate) fn new(header: &'s Header, stored: R) -> Self {
-        let segments = header
-            .sparse
-            .as_ref()
-            .map(|map| map.segments())
-            .unwrap_or_default();
-        Self {
-            stored,
-            segments,
-            at: 0,
-        }
-    }
-
-    /// The next `buffer.len()` bytes of content.
-    pub(crate) fn fill(&mut self, buffer: &mut [u8]) -> Result<(), Error> {
-        let end = self.at + buffer.len() as u64;
-        buffer.fill(0);
-        while let Some(segment) = self.segments.first().filter(|segment| segment.offset < end) {
-            let segment_end = segment.offset + segment.length;
-            let from = segment.offset.max(self.at) - self.at;
-            let to = segment_end.min(end).max(self.at) - self.at;
-            if let (Ok(from), Ok(to)) = (usize::try_from(from), usize::try_from(to))
-                && let Some(target) = buffer.get_mut(from..to)
-            {
-                self.stored.read_exact(target).map_err(Error::Source)?;
-            }
-            if segment_end > end {
-                break;
-            }
-            self.segments = &self.segments[1..];
-        }
-        self.at = end;
-        Ok(())
     }
 }
 

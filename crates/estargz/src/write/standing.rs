@@ -70,7 +70,7 @@ impl Standings {
         self.at.get(&path.key).copied()
     }
 
-    /// Fails for a path that leads below something that is no directory.
+    /// Fails for a path that leads below something that is not a directory.
     pub(super) fn check_target(&self, target: &Path) -> Result<(), Error> {
         let standing = |end: &usize| self.get(&Path::of_clean(target.clean[..*end].to_vec()));
         let slashes = target
@@ -82,8 +82,9 @@ impl Standings {
         // All above what stands stands too, so that few of many directories need a look.
         let known = ends.partition_point(|end| standing(end).is_some());
         match ends[..known].last().and_then(standing) {
-            Some(deepest) if !deepest.is_directory => Err(target
-                .refused("it is the target of a hard link, below something that is no directory")),
+            Some(deepest) if !deepest.is_directory => Err(target.refused(
+                "it is the target of a hard link and below something that is not a directory",
+            )),
             _ => Ok(()),
         }
     }
@@ -96,7 +97,7 @@ impl Standings {
         is_directory: bool,
     ) -> Result<Option<u32>, Error> {
         if path.clean.is_empty() && !is_directory {
-            return Err(path.refused("the root is no directory"));
+            return Err(path.refused("the root must be a directory"));
         }
         self.check_parents(path)?;
         let before = self.get(path);
@@ -125,7 +126,7 @@ impl Standings {
     /// Makes sure that what is above `path` are directories, implied where nothing describes them.
     fn check_parents(&mut self, path: &Path) -> Result<(), Error> {
         if path.clean.contains(&0) {
-            return Err(path.refused("its name holds a NUL byte"));
+            return Err(path.refused("its name contains a NUL byte"));
         }
         let Some(parent) = parent_of(&path.clean) else {
             return Ok(());
@@ -149,7 +150,7 @@ impl Standings {
             };
             let standing = self.at.entry(key).or_insert(implied);
             if !standing.is_directory {
-                return Err(path.refused("it lies below something that is no directory"));
+                return Err(path.refused("it is below something that is not a directory"));
             }
             // Where something lies below already all above is known.
             if std::mem::replace(&mut standing.has_entries, true) {
@@ -184,7 +185,7 @@ mod tests {
         put(&mut standings, "./lib", false).unwrap();
         assert_eq!(
             put(&mut standings, "lib/deep/er/x", false).unwrap_err(),
-            "\"lib/deep/er/x\" cannot be listed: it lies below something that is no directory"
+            "\"lib/deep/er/x\" cannot be listed: it is below something that is not a directory"
         );
         put(&mut standings, "lib", true).unwrap();
         put(&mut standings, "lib/x", false).unwrap();

@@ -93,7 +93,9 @@ fn hidden_entries<W: Write>(
     {
         let mut content = file.unfold()?;
         blob.gap(&build::plain(&file.header))?;
-        blob.file(&file.header, |buffer| content.fill(buffer))?;
+        blob.file(&file.header, |buffer| {
+            content.fill(buffer).map_err(Error::Source)
+        })?;
         blob.gap(&[0; BLOCK][..tar::padding(file.header.size)])?;
     }
     if options.landmark == Landmark::NoPrefetch {
