@@ -9,10 +9,10 @@
 mod against;
 mod compare;
 mod finding;
-mod listed;
 mod members;
 mod moved;
 mod source;
+mod toc_entries;
 mod walk;
 
 use std::cell::RefCell;

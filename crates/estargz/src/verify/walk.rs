@@ -11,8 +11,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::compare;
 use super::finding::Finding;
-use super::listed::{File, Listed};
 use super::members::Log;
+use super::toc_entries::{File, TocEntries};
 use super::with_causes;
 use crate::codec::Codec;
 use crate::digest::Digest;
@@ -31,7 +31,7 @@ const LANDMARK_CONTENT: u8 = 0x0f;
 
 /// The comparison of a stream with a TOC.
 pub(super) struct Walk<'a> {
-    listed: Listed<'a>,
+    toc: TocEntries<'a>,
     footer: Footer,
     toc_digest: Digest,
     log: Rc<RefCell<Log>>,
@@ -53,7 +53,7 @@ impl<'a> Walk<'a> {
         log: Rc<RefCell<Log>>,
     ) -> Result<Self, TocError> {
         Ok(Self {
-            listed: Listed::new(json)?,
+            toc: TocEntries::new(json)?,
             footer: footer.clone(),
             toc_digest,
             log,
@@ -88,12 +88,12 @@ impl<'a> Walk<'a> {
         let not_in_toc = self
             .unlisted
             .iter()
-            .filter(|path| self.listed.slot(path).is_none());
+            .filter(|path| self.toc.slot(path).is_none());
         findings.extend(not_in_toc.map(|path| Finding::NotInToc {
             path: tar::lossy(path),
         }));
         let mut missing: Vec<_> = self
-            .listed
+            .toc
             .slots()
             .filter(|(_, slot)| !self.seen.contains_key(&slot.number))
             .collect();
@@ -102,7 +102,7 @@ impl<'a> Walk<'a> {
             path: tar::lossy(path),
         }));
         findings.extend(self.seen.into_values().flatten());
-        (findings, self.listed.entries())
+        (findings, self.toc.entries())
     }
 
     fn both_archives<R: Read>(
@@ -165,20 +165,20 @@ impl<'a> Walk<'a> {
                 self.toc_entry(walker, before..payload)?;
                 continue;
             }
-            let Some(slot) = self.listed.slot(&path) else {
+            let Some(slot) = self.toc.slot(&path) else {
                 if !LANDMARKS.contains(&path.as_slice()) {
                     self.unlisted.insert(path);
                 }
                 continue;
             };
-            let Ok(file) = self.listed.file(slot) else {
+            let Ok(file) = self.toc.file(slot) else {
                 continue;
             };
             if self.is_moved(&header, &file.entry, &path) {
                 self.seen.insert(slot.number, Vec::new());
                 continue;
             }
-            let mut findings = compare::fields(&header, &file.entry, self.listed.owners(slot));
+            let mut findings = compare::fields(&header, &file.entry, self.toc.owners(slot));
             if header.sparse.is_some() {
                 // Its content, written out, follows behind the source.
                 self.seen.remove(&slot.number);

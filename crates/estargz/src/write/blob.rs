@@ -5,7 +5,7 @@ use std::io::Write;
 
 use sha2::{Digest as _, Sha256};
 
-use super::listing::{EntryId, Finished, Listing};
+use super::toc_builder::{EntryId, FinishedToc, TocBuilder};
 use super::{Compression, Error, Options};
 use crate::digest::Digest;
 use crate::pool::{Batch, Encoder, Pool, Ticket};
@@ -28,7 +28,7 @@ pub(super) struct Blob<'p, W> {
     stream: Stream,
     current: Option<Open>,
     in_flight: VecDeque<Flight>,
-    listing: Listing,
+    toc: TocBuilder,
 }
 
 /// A digest and the count of the bytes it is over.
@@ -83,7 +83,7 @@ impl<'p, W: Write> Blob<'p, W> {
             stream: Stream::default(),
             current: None,
             in_flight: VecDeque::new(),
-            listing: Listing::new(&options.limits),
+            toc: TocBuilder::new(&options.limits),
         }
     }
 
@@ -92,8 +92,8 @@ impl<'p, W: Write> Blob<'p, W> {
         &self.stream
     }
 
-    pub(super) fn listing(&mut self) -> &mut Listing {
-        &mut self.listing
+    pub(super) fn toc(&mut self) -> &mut TocBuilder {
+        &mut self.toc
     }
 
     /// Appends bytes that no entry refers to.
@@ -114,7 +114,7 @@ impl<'p, W: Write> Blob<'p, W> {
         header: &Header,
         mut fill: impl FnMut(&mut [u8]) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let first = self.listing.push(header)?;
+        let first = self.toc.push(header)?;
         let chunk_size = self.chunk_size as u64;
         let mut whole = (header.size > chunk_size).then(Sha256::new);
         let mut at = 0;
@@ -123,9 +123,9 @@ impl<'p, W: Write> Blob<'p, W> {
             let entry = if at == 0 {
                 first
             } else {
-                self.listing.push_chunk(header)?
+                self.toc.push_chunk(header)?
             };
-            if let Some(place) = self.listing.place_mut(entry) {
+            if let Some(place) = self.toc.place_mut(entry) {
                 place.chunk_offset = at;
                 place.chunk_size = if size == chunk_size { size } else { 0 };
             }
@@ -137,7 +137,7 @@ impl<'p, W: Write> Blob<'p, W> {
             )?;
             at += size;
         }
-        if let (Some(whole), Some(place)) = (whole, self.listing.place_mut(first)) {
+        if let (Some(whole), Some(place)) = (whole, self.toc.place_mut(first)) {
             place.file_digest = Some(whole.into());
         }
         Ok(())
@@ -215,10 +215,10 @@ impl<'p, W: Write> Blob<'p, W> {
     }
 
     /// Ends the listing, once everything in it is written.
-    pub(super) fn finish_listing(&mut self) -> Result<Finished, Error> {
+    pub(super) fn finish_toc(&mut self) -> Result<FinishedToc, Error> {
         self.flush()?;
-        let limits = *self.listing.limits();
-        std::mem::replace(&mut self.listing, Listing::new(&limits)).finish()
+        let limits = *self.toc.limits();
+        std::mem::replace(&mut self.toc, TocBuilder::new(&limits)).finish()
     }
 
     /// Flushes the output; the blob's and the stream's digests and sizes.
@@ -277,7 +277,7 @@ impl<'p, W: Write> Blob<'p, W> {
         let compressed = flight.ticket.wait()?;
         let base = self.out.stream.size;
         for placement in &flight.placements {
-            let Some(place) = self.listing.place_mut(placement.entry) else {
+            let Some(place) = self.toc.place_mut(placement.entry) else {
                 continue;
             };
             place.offset = base + compressed.member_start(placement.member) as u64;

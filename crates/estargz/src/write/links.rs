@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use super::standing::Path;
+use super::path_states::Path;
 
 /// What a hard link shares its content with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +41,7 @@ impl Links {
     }
 
     /// Takes out the first link to `entry`, which is to be listed under its path.
-    pub(super) fn heir(&mut self, entry: u32) -> Option<u32> {
+    pub(super) fn successor(&mut self, entry: u32) -> Option<u32> {
         let links = self.of.get_mut(&entry)?;
         while let Some(link) = links.pop_front() {
             // Entries have their numbers for good, so that a link forgotten is not another one's.

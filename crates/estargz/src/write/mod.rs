@@ -6,15 +6,15 @@
 //! ```
 
 mod blob;
+mod entry_builder;
 mod links;
-mod listed;
-mod listing;
 mod options;
+mod path_states;
 mod reorder;
 mod source;
 mod sparse;
-mod standing;
 mod tail;
+mod toc_builder;
 mod writer;
 
 use std::io::{Read, Write};

@@ -147,7 +147,7 @@ impl<R: Read, W: Write> Copy<'_, '_, R, W> {
 
     fn list(&mut self, header: &Header) -> Result<(), Error> {
         if header.kind != EntryKind::Reg {
-            return self.blob.listing().push(header).map(drop);
+            return self.blob.toc().push(header).map(drop);
         }
         let Self {
             walker,
@@ -173,7 +173,7 @@ impl<R: Read, W: Write> Copy<'_, '_, R, W> {
             return Err(Error::SparseExternal);
         }
         self.count_unfolded(&header)?;
-        self.blob.listing().postpone(&header)?;
+        self.blob.toc().postpone(&header)?;
         let waiting: usize = self.sparse.iter().map(Spooled::compressed_len).sum();
         let mut spool = Spool::new(MAX_SPOOLED_BYTES.saturating_sub(waiting))?;
         self.copy_payload(Some(&mut spool))?;

@@ -33,12 +33,12 @@ pub(super) fn finish<W: Write>(
     if options.layout == Layout::SourceFirst && options.toc == TocPlacement::Inside {
         hidden_entries(&mut blob, source, options)?;
     }
-    let listed = blob.finish_listing()?;
-    let toc_digest = Digest::of(&listed.json);
+    let toc = blob.finish_toc()?;
+    let toc_digest = Digest::of(&toc.json);
     let placed = match (options.toc, options.compression) {
-        (TocPlacement::External, _) => external(&mut blob, listed.json, options)?,
-        (TocPlacement::Inside, Compression::Gzip(_)) => gzip(&mut blob, listed.json)?,
-        (TocPlacement::Inside, Compression::Zstd(_)) => zstd(&mut blob, &listed.json, options)?,
+        (TocPlacement::External, _) => external(&mut blob, toc.json, options)?,
+        (TocPlacement::Inside, Compression::Gzip(_)) => gzip(&mut blob, toc.json)?,
+        (TocPlacement::Inside, Compression::Zstd(_)) => zstd(&mut blob, &toc.json, options)?,
     };
     let (blob, stream) = blob.finish()?;
     Ok(Written {
@@ -52,8 +52,8 @@ pub(super) fn finish<W: Write>(
         external_toc: placed.external,
         zstd_manifest_position: placed.zstd_position,
         zstd_manifest_checksum: placed.zstd_checksum,
-        entries: listed.entries,
-        chunks: listed.chunks,
+        entries: toc.entries,
+        chunks: toc.chunks,
     })
 }
 
@@ -77,14 +77,14 @@ fn hidden_entries<W: Write>(
     blob.gap(&END_MARKER[..source.missing.min(END_MARKER.len())])?;
     // A source without its last padding lacks more than the marker; one with trailing garbage may end anywhere.
     blob.gap(&[0; BLOCK][..tar::padding(blob.stream().size())])?;
-    let unlisted = |path: &[u8]| !blob.listing().lists(path);
+    let unlisted = |path: &[u8]| !blob.toc().lists(path);
     let sparse: Vec<bool> = source
         .sparse
         .iter()
         .map(|file| file.header.path.as_slice())
         .map(unlisted)
         .collect();
-    blob.listing().end_source();
+    blob.toc().end_source();
     for (file, _) in source
         .sparse
         .iter()

@@ -9,7 +9,7 @@ use crate::time::Time;
 
 /// What will be an [`Entry`], once its content is written.
 #[derive(Debug)]
-pub(super) struct Listed {
+pub(super) struct EntryBuilder {
     pub(super) kind: EntryKind,
     path: Box<[u8]>,
     link: Box<[u8]>,
@@ -56,7 +56,7 @@ struct NameId(usize);
 
 /// Which name each id had last: the TOC writes a name only where it changes.
 #[derive(Debug, Default)]
-pub(super) struct Seen {
+pub(super) struct LastNames {
     users: HashMap<i64, NameId>,
     groups: HashMap<i64, NameId>,
 }
@@ -77,7 +77,7 @@ impl Names {
     }
 }
 
-impl Listed {
+impl EntryBuilder {
     pub(super) fn new(header: &Header, names: &mut Names) -> Self {
         let is_link = matches!(header.kind, EntryKind::Hardlink | EntryKind::Symlink);
         // The reference digests empty files too.
@@ -143,7 +143,7 @@ impl Listed {
         self.link = path;
     }
 
-    pub(super) fn into_entry(self, names: &Names, seen: &mut Seen) -> Entry {
+    pub(super) fn into_entry(self, names: &Names, seen: &mut LastNames) -> Entry {
         let (xattrs, dev_major, dev_minor) = match self.rare {
             Some(rare) => (rare.xattrs, rare.dev_major, rare.dev_minor),
             None => (BTreeMap::new(), 0, 0),

@@ -25,7 +25,7 @@ pub(super) struct Path {
 
 /// What stands at a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Standing {
+pub(super) struct PathState {
     /// Its place in the listing; none for a directory that is only implied and for a sparse file yet to be listed.
     pub(super) entry: Option<u32>,
     pub(super) is_directory: bool,
@@ -33,8 +33,8 @@ pub(super) struct Standing {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Standings {
-    at: HashMap<PathKey, Standing>,
+pub(super) struct PathStates {
+    at: HashMap<PathKey, PathState>,
     /// The directory of the last entry: the next one is mostly in the same.
     last_parent: Option<Vec<u8>>,
 }
@@ -65,14 +65,14 @@ impl Path {
     }
 }
 
-impl Standings {
-    pub(super) fn get(&self, path: &Path) -> Option<Standing> {
+impl PathStates {
+    pub(super) fn get(&self, path: &Path) -> Option<PathState> {
         self.at.get(&path.key).copied()
     }
 
     /// Fails for a path that leads below something that is not a directory.
     pub(super) fn check_target(&self, target: &Path) -> Result<(), Error> {
-        let standing = |end: &usize| self.get(&Path::of_clean(target.clean[..*end].to_vec()));
+        let state = |end: &usize| self.get(&Path::of_clean(target.clean[..*end].to_vec()));
         let slashes = target
             .clean
             .iter()
@@ -80,8 +80,8 @@ impl Standings {
             .filter(|(_, byte)| **byte == b'/');
         let ends: Vec<usize> = slashes.map(|(end, _)| end).collect();
         // All above what stands stands too, so that few of many directories need a look.
-        let known = ends.partition_point(|end| standing(end).is_some());
-        match ends[..known].last().and_then(standing) {
+        let known = ends.partition_point(|end| state(end).is_some());
+        match ends[..known].last().and_then(state) {
             Some(deepest) if !deepest.is_directory => Err(target.refused(
                 "it is the target of a hard link and below something that is not a directory",
             )),
@@ -107,7 +107,7 @@ impl Standings {
         }
         self.at.insert(
             path.key,
-            Standing {
+            PathState {
                 entry,
                 is_directory,
                 has_entries,
@@ -118,8 +118,8 @@ impl Standings {
 
     /// The entry at `path` is listed at another place.
     pub(super) fn move_entry(&mut self, path: &Path, entry: u32) {
-        if let Some(standing) = self.at.get_mut(&path.key) {
-            standing.entry = Some(entry);
+        if let Some(state) = self.at.get_mut(&path.key) {
+            state.entry = Some(entry);
         }
     }
 
@@ -143,17 +143,17 @@ impl Standings {
         let mut above = Some(parent);
         while let Some(directory) = above {
             let key = Path::of_clean(directory.to_vec()).key;
-            let implied = Standing {
+            let implied = PathState {
                 entry: None,
                 is_directory: true,
                 has_entries: false,
             };
-            let standing = self.at.entry(key).or_insert(implied);
-            if !standing.is_directory {
+            let state = self.at.entry(key).or_insert(implied);
+            if !state.is_directory {
                 return Err(path.refused("it is below something that is not a directory"));
             }
             // Where something lies below already all above is known.
-            if std::mem::replace(&mut standing.has_entries, true) {
+            if std::mem::replace(&mut state.has_entries, true) {
                 break;
             }
             above = parent_of(directory);
@@ -173,51 +173,53 @@ fn parent_of(path: &[u8]) -> Option<&[u8]> {
 mod tests {
     use super::*;
 
-    fn put(standings: &mut Standings, name: &str, is_directory: bool) -> Result<(), String> {
-        let put = standings.put(&Path::new(name.as_bytes()), Some(0), is_directory);
+    fn put(path_states: &mut PathStates, name: &str, is_directory: bool) -> Result<(), String> {
+        let put = path_states.put(&Path::new(name.as_bytes()), Some(0), is_directory);
         put.map(drop).map_err(|error| error.to_string())
     }
 
     #[test]
     fn only_directories_have_something_below_them() {
-        let mut standings = Standings::default();
-        put(&mut standings, "usr/lib/x", false).unwrap();
-        put(&mut standings, "./lib", false).unwrap();
+        let mut path_states = PathStates::default();
+        put(&mut path_states, "usr/lib/x", false).unwrap();
+        put(&mut path_states, "./lib", false).unwrap();
         assert_eq!(
-            put(&mut standings, "lib/deep/er/x", false).unwrap_err(),
+            put(&mut path_states, "lib/deep/er/x", false).unwrap_err(),
             "\"lib/deep/er/x\" cannot be listed: it is below something that is not a directory"
         );
-        put(&mut standings, "lib", true).unwrap();
-        put(&mut standings, "lib/x", false).unwrap();
+        put(&mut path_states, "lib", true).unwrap();
+        put(&mut path_states, "lib/x", false).unwrap();
         assert!(
-            put(&mut standings, "x", false).is_ok() && put(&mut standings, "x/y", false).is_err()
+            put(&mut path_states, "x", false).is_ok()
+                && put(&mut path_states, "x/y", false).is_err()
         );
         assert!(
-            put(&mut standings, "./", false).is_err() && put(&mut standings, "./", true).is_ok()
+            put(&mut path_states, "./", false).is_err()
+                && put(&mut path_states, "./", true).is_ok()
         );
     }
 
     #[test]
     fn a_directory_with_entries_stays_one() {
-        let mut standings = Standings::default();
+        let mut path_states = PathStates::default();
         for name in ["a/b/c", "d/e"] {
-            put(&mut standings, name, false).unwrap();
+            put(&mut path_states, name, false).unwrap();
         }
         for name in ["a", "a/b", "d"] {
-            assert!(put(&mut standings, name, false).is_err(), "{name}");
-            put(&mut standings, name, true).unwrap();
+            assert!(put(&mut path_states, name, false).is_err(), "{name}");
+            put(&mut path_states, name, true).unwrap();
         }
-        put(&mut standings, "empty/", true).unwrap();
-        put(&mut standings, "empty", false).unwrap();
+        put(&mut path_states, "empty/", true).unwrap();
+        put(&mut path_states, "empty", false).unwrap();
     }
 
     #[test]
     fn targets_below_files_are_found_at_any_depth() {
-        let mut standings = Standings::default();
-        put(&mut standings, "a/b/c/link", false).unwrap();
-        put(&mut standings, "d", false).unwrap();
+        let mut path_states = PathStates::default();
+        put(&mut path_states, "a/b/c/link", false).unwrap();
+        put(&mut path_states, "d", false).unwrap();
         let check = |target: &str| {
-            standings
+            path_states
                 .check_target(&Path::new(target.as_bytes()))
                 .is_ok()
         };
@@ -240,9 +242,9 @@ mod tests {
 
     #[test]
     fn names_and_depths_are_what_readers_take() {
-        let mut standings = Standings::default();
-        assert!(put(&mut standings, "a\0b", false).is_err());
-        assert!(put(&mut standings, &"d/".repeat(MAX_DEPTH), true).is_ok());
-        assert!(put(&mut standings, &"e/".repeat(MAX_DEPTH + 1), true).is_err());
+        let mut path_states = PathStates::default();
+        assert!(put(&mut path_states, "a\0b", false).is_err());
+        assert!(put(&mut path_states, &"d/".repeat(MAX_DEPTH), true).is_ok());
+        assert!(put(&mut path_states, &"e/".repeat(MAX_DEPTH + 1), true).is_err());
     }
 }
