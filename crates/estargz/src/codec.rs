@@ -4,7 +4,8 @@ use std::io::{self, BufRead, Read};
 
 use flate2::bufread::MultiGzDecoder;
 
-/// Largest zstd window a member may ask for, as a power of two: 128 MiB, the default maximum of the zstd command.
+/// Largest zstd window a member may ask for, as a power of two: 128 MiB, the default maximum of the
+/// zstd command.
 pub(crate) const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 
 /// The compression of a blob's members.

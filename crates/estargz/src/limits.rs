@@ -1,15 +1,16 @@
-//! Bounds on the work that untrusted input can cause. Each is checked before anything is sized by it.
+//! Bounds on the work that untrusted input can cause. Each is checked before anything is sized by
+//! it.
 
 /// Limits on reading, writing and verifying.
 ///
-/// The defaults have room for ten times the largest layer seen in the wild, and for everything that this crate
-/// writes.
+/// The defaults have room for ten times the largest layer seen in the wild, and for everything that
+/// this crate writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Limits {
     /// Readers: bytes of the TOC as it lies in the blob.
     pub max_compressed_bytes: u64,
-    /// Readers and writers: bytes of the TOC's JSON, about 600 for each entry. Other readers stop at 100 to 150 MB as
-    /// well, which is the TOC of half a million files.
+    /// Readers and writers: bytes of the TOC's JSON, about 600 for each entry. Other readers stop
+    /// at 100 to 150 MB as well, which is the TOC of half a million files.
     pub max_json_bytes: u64,
     /// Readers: names in the tree, including directories that no entry describes.
     pub max_names: u32,
@@ -19,8 +20,8 @@ pub struct Limits {
     pub max_xattrs: u32,
     /// Readers: names of users and groups.
     pub max_owners: u32,
-    /// Readers: bytes of one chunk, which are held in memory until its digest is known, and bytes before it in its
-    /// member.
+    /// Readers: bytes of one chunk, which are held in memory until its digest is known, and bytes
+    /// before it in its member.
     pub max_chunk_bytes: u64,
     /// Readers: bytes of a path. One system call takes 4096.
     pub max_path_bytes: usize,
@@ -37,8 +38,8 @@ pub struct Limits {
 /// Bytes of a TOC's JSON, for readers and for the writer.
 const MAX_JSON_BYTES: u64 = 150 << 20;
 
-/// Bytes of a chunk, for readers and for the writer: eight times the default size. A reader holds a whole chunk,
-/// compressed and inflated, before it can use a byte of it.
+/// Bytes of a chunk, for readers and for the writer: eight times the default size. A reader holds a
+/// whole chunk, compressed and inflated, before it can use a byte of it.
 pub(crate) const MAX_CHUNK_BYTES: u64 = 32 << 20;
 
 impl Default for Limits {

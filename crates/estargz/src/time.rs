@@ -51,14 +51,15 @@ impl Time {
         format!("-{whole}.{:09}", NANOS_PER_SECOND - self.nanoseconds)
     }
 
-    /// Parses the time of a TOC, RFC 3339 as Go writes it. Text that is not a time, such as the empty text, is 1970,
-    /// as in the reference.
+    /// Parses the time of a TOC, RFC 3339 as Go writes it. Text that is not a time, such as the
+    /// empty text, is 1970, as in the reference.
     pub(crate) fn from_rfc3339(text: &str) -> Self {
         parse_rfc3339(text).unwrap_or_default()
     }
 
-    /// Formats the time as RFC 3339 in UTC, rounded to the second as Go rounds. Within the first second of 1970 the
-    /// text is empty, because the reference writes no time there. Years outside RFC 3339 become the nearest valid one.
+    /// Formats the time as RFC 3339 in UTC, rounded to the second as Go rounds. Within the first
+    /// second of 1970 the text is empty, because the reference writes no time there. Years outside
+    /// RFC 3339 become the nearest valid one.
     pub fn rfc3339(self) -> String {
         if self.seconds == 0 {
             return String::new();
@@ -117,7 +118,8 @@ fn zone_seconds(zone: &str) -> Option<i64> {
     Some(sign * (digits(hours)? * 3600 + digits(minutes)? * 60))
 }
 
-/// Days from 1970-01-01 in the proleptic Gregorian calendar: years begin in March, 400 of them have 146,097 days.
+/// Days from 1970-01-01 in the proleptic Gregorian calendar: years begin in March, 400 of them have
+/// 146,097 days.
 fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
     let year = if month <= 2 { year - 1 } else { year };
     let era = year.div_euclid(400);
@@ -141,7 +143,8 @@ fn nanoseconds(fraction: &[u8]) -> Option<u32> {
 
 /// Year, month and day of a day counted from 1970-01-01, in the proleptic Gregorian calendar.
 fn civil(days: i64) -> (i64, i64, i64) {
-    // Years that begin in March put the leap day last; 146097 days are 400 years, 719468 the days from 0000-03-01.
+    // Years that begin in March put the leap day last; 146097 days are 400 years, 719468 the days
+    // from 0000-03-01.
     let days = days + 719_468;
     let era = days.div_euclid(146_097);
     let day_of_era = days.rem_euclid(146_097);

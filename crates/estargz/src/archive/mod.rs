@@ -4,8 +4,9 @@
 //! Source ─ Archive::open(digest) ─▶ Archive ─ entry(path) ─▶ ArchiveEntry ─ reader() ─▶ FileReader
 //! ```
 //!
-//! This is the comfortable way to read a blob that is at hand. A program that schedules its own requests uses the
-//! types below it: [`Footer`], [`UnverifiedToc`](crate::UnverifiedToc), [`Toc`] and [`Chunk`](crate::Chunk).
+//! This is the comfortable way to read a blob that is at hand. A program that schedules its own
+//! requests uses the types below it: [`Footer`], [`UnverifiedToc`](crate::UnverifiedToc), [`Toc`]
+//! and [`Chunk`](crate::Chunk).
 
 mod open;
 mod reader;
@@ -63,19 +64,20 @@ pub struct ArchiveEntry<'a> {
 impl Archive {
     /// Opens the layer in `source`, if its TOC has the digest `toc_digest`.
     ///
-    /// The digest is the annotation `containerd.io/snapshot/stargz/toc.digest` in the manifest of an image.
+    /// The digest is the annotation `containerd.io/snapshot/stargz/toc.digest` in the manifest of
+    /// an image.
     ///
     /// # Errors
-    /// If the source fails, the blob is not such a layer, its TOC has another digest or exceeds the default
-    /// [`Limits`].
+    /// If the source fails, the blob is not such a layer, its TOC has another digest or exceeds the
+    /// default [`Limits`].
     pub fn open(source: Source, toc_digest: &Digest) -> Result<Self, OpenError> {
         OpenOptions::new().open(source, toc_digest)
     }
 
     /// Opens the layer in `source` and trusts its TOC, whatever digest that has.
     ///
-    /// Only for a blob that comes from a trusted place. The content of files is still verified, but only against this
-    /// TOC.
+    /// Only for a blob that comes from a trusted place. The content of files is still verified, but
+    /// only against this TOC.
     ///
     /// # Errors
     /// As [`Archive::open`].
@@ -98,8 +100,8 @@ impl Archive {
         &self.toc
     }
 
-    /// The entry at `path`, which may begin with `/` or `./`. Symbolic links are not followed, because their targets
-    /// may be in other layers.
+    /// The entry at `path`, which may begin with `/` or `./`. Symbolic links are not followed,
+    /// because their targets may be in other layers.
     ///
     /// # Errors
     /// [`ReadError::NotFound`] if there is none.
@@ -127,13 +129,15 @@ impl Archive {
     /// Reads the whole blob and compares it with its TOC.
     ///
     /// # Errors
-    /// If the blob cannot be read or compared. A difference is not an error but a finding of the report.
+    /// If the blob cannot be read or compared. A difference is not an error but a finding of the
+    /// report.
     pub fn verify(&self) -> Result<Report, VerifyError> {
         self.verify_with(&Expected::default())
     }
 
-    /// Reads the whole blob and compares it with its TOC and with `expected`, whose limits it keeps. The digest of the
-    /// TOC and an external TOC are those of this archive, unless `expected` has its own.
+    /// Reads the whole blob and compares it with its TOC and with `expected`, whose limits it
+    /// keeps. The digest of the TOC and an external TOC are those of this archive, unless
+    /// `expected` has its own.
     ///
     /// # Errors
     /// As [`Archive::verify`].
@@ -174,8 +178,8 @@ impl OpenOptions {
         Ok(self.archive(source, footer, toc.verify(toc_digest)?))
     }
 
-    /// Opens the layer in `source`, if its compressed TOC has the digest `section_digest`, which is the annotation
-    /// `io.github.containers.zstd-chunked.manifest-checksum`.
+    /// Opens the layer in `source`, if its compressed TOC has the digest `section_digest`, which is
+    /// the annotation `io.github.containers.zstd-chunked.manifest-checksum`.
     ///
     /// # Errors
     /// As [`OpenOptions::open`].
@@ -236,10 +240,12 @@ impl<'a> ArchiveEntry<'a> {
         self.node
     }
 
-    /// A reader of the file's content that verifies it chunk by chunk. A hard link reads the content it shares.
+    /// A reader of the file's content that verifies it chunk by chunk. A hard link reads the
+    /// content it shares.
     ///
     /// # Errors
-    /// [`ReadError::NotAFile`] if the entry is not a regular file. Nothing is read before the first read.
+    /// [`ReadError::NotAFile`] if the entry is not a regular file. Nothing is read before the first
+    /// read.
     pub fn reader(&self) -> Result<FileReader<'a>, ReadError> {
         if self.kind() == Kind::File {
             Ok(FileReader::new(self.archive, self.path.clone(), self.node))

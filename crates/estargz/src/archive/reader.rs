@@ -9,8 +9,8 @@ use crate::toc::{Kind, Node};
 
 /// Why a file of a layer cannot be read.
 ///
-/// A [`FileReader`] returns it inside an [`io::Error`]: [`ErrorKind::InvalidData`] for a damaged chunk, and the
-/// source's own kind if the source failed.
+/// A [`FileReader`] returns it inside an [`io::Error`]: [`ErrorKind::InvalidData`] for a damaged
+/// chunk, and the source's own kind if the source failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReadError {
@@ -66,9 +66,9 @@ impl From<ReadError> for io::Error {
 
 /// The content of one regular file.
 ///
-/// The reader fetches and verifies one chunk at a time and holds it in memory, so it needs no buffer around it. A byte
-/// of a chunk is returned only after the whole chunk has the digest that the TOC gives. After an error the position is
-/// unchanged, so that a read can be repeated.
+/// The reader fetches and verifies one chunk at a time and holds it in memory, so it needs no
+/// buffer around it. A byte of a chunk is returned only after the whole chunk has the digest that
+/// the TOC gives. After an error the position is unchanged, so that a read can be repeated.
 #[derive(Debug)]
 pub struct FileReader<'a> {
     archive: &'a Archive,
@@ -155,7 +155,8 @@ impl Read for FileReader<'_> {
 }
 
 impl Seek for FileReader<'_> {
-    /// Moves the position; the next read fetches the chunk there. Positions past the end are allowed.
+    /// Moves the position; the next read fetches the chunk there. Positions past the end are
+    /// allowed.
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         self.position = source::seek(self.position, self.size(), to)?;
         Ok(self.position)

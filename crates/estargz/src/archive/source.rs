@@ -40,8 +40,8 @@ impl Source {
     /// A blob of `size` bytes that `read_at` reads.
     ///
     /// `read_at` is called with an offset and a buffer and returns how many bytes it put there, as
-    /// `std::os::unix::fs::FileExt::read_at` does. It may read less than the buffer holds. Zero means that the blob
-    /// has ended.
+    /// `std::os::unix::fs::FileExt::read_at` does. It may read less than the buffer holds. Zero
+    /// means that the blob has ended.
     pub fn new(
         size: u64,
         read_at: impl Fn(u64, &mut [u8]) -> io::Result<usize> + Send + Sync + 'static,

@@ -1,8 +1,11 @@
-//! A streaming walk over a tar archive that keeps every source byte.
+//! A streaming walk over a tar archive that returns every source byte.
 //!
-//! The meaning of a header is what Go's `archive/tar` gives it, because every container runtime unpacks with that:
-//! so a pax global header is carried along and changes no entry. [`build`] makes the few headers that are ours.
-//! Payloads stream; only headers and sparse maps are held, each under a named limit.
+//! Headers are interpreted as Go's `archive/tar` does, because container runtimes unpack with that.
+//! For example, a pax global header changes no entry. [`build`] makes the headers that the writer
+//! adds. Payloads are streamed; only headers and sparse maps are held in memory, each under a named
+//! limit.
+//!
+//! This module is not part of the stable interface.
 
 pub mod build;
 mod header;
@@ -25,7 +28,7 @@ pub const BLOCK: usize = 512;
 /// Two zero blocks end an archive.
 pub const END_MARKER: [u8; 2 * BLOCK] = [0; 2 * BLOCK];
 
-/// Most bytes of one pax, long name or long link extension: Go's reader stops at the same size.
+/// Most bytes of one pax, long name or long link extension. Go's reader has the same limit.
 pub const MAX_EXTENSION_BYTES: u64 = 1024 * 1024;
 
 /// Most bytes of all header blocks of one entry, so that a chain of extensions ends.
@@ -34,13 +37,13 @@ pub const MAX_HEADER_BYTES: usize = 16 * 1024 * 1024;
 /// Most data segments of one sparse file.
 pub const MAX_SPARSE_SEGMENTS: usize = 262_144;
 
-/// Most bytes of a path or a link target: what Linux passes to a system call, and what our reader takes.
+/// Most bytes of a path or a link target: the limit of Linux system calls.
 pub const MAX_PATH_BYTES: usize = 4096;
 
 /// Most components of a path.
 pub const MAX_PATH_DEPTH: usize = 1024;
 
-/// Why a byte stream is not a tar archive we read.
+/// Why a byte stream cannot be read as a tar archive.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

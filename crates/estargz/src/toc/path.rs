@@ -1,10 +1,10 @@
-//! Paths as a TOC writes them, cut into the names that lead from the root.
+//! Paths of a TOC, split into the names that lead from the root.
 
 use super::error::TocError;
 use crate::limits::Limits;
 
-/// The names of `path` from the root, as Go's `path.Clean` on `"/" + path` gives them: empty names and `.` fall out,
-/// `..` goes up and stops at the root. None holds a NUL byte.
+/// Splits `path` into its names from the root, as Go's `path.Clean` on `"/" + path` does: empty
+/// names and `.` are dropped, `..` goes up and stops at the root. A NUL byte is an error.
 pub(super) fn components<'p>(path: &'p [u8], limits: &Limits) -> Result<Vec<&'p [u8]>, TocError> {
     if path.len() > limits.max_path_bytes {
         return Err(TocError::Limit {
@@ -32,7 +32,7 @@ pub(super) fn components<'p>(path: &'p [u8], limits: &Limits) -> Result<Vec<&'p 
     Ok(names)
 }
 
-/// A path for people to read.
+/// Returns a path for people to read.
 pub(super) fn lossy(path: &[u8]) -> String {
     String::from_utf8_lossy(path).into_owned()
 }

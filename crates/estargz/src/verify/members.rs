@@ -1,4 +1,4 @@
-//! A blob as one stream of what its members hold, with a log of where each member begins.
+//! A blob as one decompressed stream, with a log of where each member begins.
 
 use std::cell::RefCell;
 use std::io::{self, BufRead, BufReader, Read};
@@ -12,7 +12,7 @@ use crate::codec::Codec;
 use crate::codec::ZSTD_WINDOW_LOG_MAX;
 use crate::digest::Digest;
 
-/// What became known of the stream so far.
+/// The facts about the stream so far.
 #[derive(Debug)]
 pub(super) struct Log {
     /// Where members begin: in the blob, and in the stream.
@@ -22,7 +22,7 @@ pub(super) struct Log {
     hash: Sha256,
     source_size: Option<u64>,
     source: Option<Digest>,
-    /// The first error of the blob's own reader, as opposed to broken content.
+    /// The first error of the blob's reader, as opposed to broken content.
     pub(super) failed: Option<io::Error>,
 }
 
@@ -41,7 +41,7 @@ impl Log {
         }
     }
 
-    /// The place in the stream of the member that begins at `offset` of the blob.
+    /// Returns the place in the stream of the member that begins at `offset` of the blob.
     pub(super) fn start_of(&self, offset: u64) -> Option<u64> {
         let index = self
             .starts
@@ -169,7 +169,7 @@ impl<R: Read> Read for Members<R> {
     }
 }
 
-/// Counts what is consumed, so that the end of a member is known.
+/// Counts consumed bytes, so that the end of a member is known.
 struct Counted<R> {
     inner: BufReader<R>,
     at: u64,

@@ -1,4 +1,4 @@
-//! Checks a whole blob: everything its TOC says against everything its tar holds.
+//! Verifies a whole blob: compares its TOC with its tar.
 //!
 //! ```text
 //! blob ▶ members (starts, hashes) ▶ tar walk ▶ each entry against the TOC's ▶ findings
@@ -31,15 +31,15 @@ use crate::digest::Digest;
 use crate::footer::Form;
 use crate::limits::Limits;
 
-/// Most findings a report keeps; a broken blob has one for each entry.
+/// Most findings of a report. A broken blob could have one for each entry.
 const MAX_FINDINGS: usize = 1000;
 
-/// What is known about a blob from elsewhere, the manifest above all.
+/// Facts about a blob from elsewhere, such as its manifest, that the blob must agree with.
 #[derive(Debug, Clone, Default)]
 pub struct Expected<'a> {
     /// Digest of the TOC's JSON.
     pub toc_digest: Option<Digest>,
-    /// The TOC's blob, if the TOC is not inside.
+    /// The blob of the TOC, if the TOC is in a separate blob.
     pub external_toc: Option<&'a [u8]>,
     /// Digest of the decompressed blob.
     pub diff_id: Option<Digest>,
@@ -89,37 +89,42 @@ impl<'a> Expected<'a> {
     }
 }
 
-/// What a blob holds and what is wrong with it.
+/// The result of verifying a blob: findings and facts.
 #[derive(Debug)]
 pub struct Report {
-    /// What is wrong, at most 1000 things; nothing if the blob is good.
+    /// The differences, at most 1000; empty if the blob is good.
     pub findings: Vec<Finding>,
-    /// Whether there were more findings than are kept.
+    /// Whether there were more findings than these.
     pub truncated: bool,
+    /// The form of the footer.
     pub form: Form,
+    /// Digest of the TOC's JSON.
     pub toc_digest: Digest,
-    /// Digest of what the blob decompresses to.
+    /// Digest of the decompressed blob.
     pub diff_id: Digest,
+    /// Bytes of the decompressed blob.
     pub uncompressed_size: u64,
-    /// Digest of the first `source_size` bytes of that, if a size was given and there are so many.
+    /// Digest of the first `source_size` bytes of the decompressed blob, if a size was given and
+    /// there are so many.
     pub source_diff_id: Option<Digest>,
     /// Entries of the TOC that are not continued chunks.
     pub entries: u64,
+    /// Chunks of file content.
     pub chunks: u64,
 }
 
 impl Report {
-    /// Whether nothing is wrong.
+    /// Whether there are no findings.
     pub fn is_clean(&self) -> bool {
         self.findings.is_empty()
     }
 }
 
-/// Compares everything in `blob` with its TOC and with what is `expected`.
+/// Compares `blob` with its TOC and with `expected`.
 ///
 /// # Errors
-/// When the blob cannot be read, or has no footer or no TOC that could be compared. What differs is no error: it is
-/// in the report.
+/// If the blob cannot be read, or has no usable footer or TOC. A difference is not an error but a
+/// finding of the report.
 pub fn blob<B: Read + Seek>(mut blob: B, expected: &Expected<'_>) -> Result<Report, VerifyError> {
     let (footer, unverified) = open(&mut blob, expected.external_toc, &expected.limits)?;
     let toc = unverified.trust()?;
@@ -179,7 +184,7 @@ fn with_causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// What differs from the digests the caller knows.
+/// Returns the differences from the digests that the caller expects.
 fn digests(report: &Report, expected: &Expected<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut compare =

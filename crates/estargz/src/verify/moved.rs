@@ -1,5 +1,5 @@
-//! Hard links that are listed otherwise than the tar has them, because their target's path went to another entry: the
-//! tree decides whether that is right.
+//! Hard links that differ between TOC and tar because the path of their target went to another
+//! entry. The trees decide whether that is right.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -15,7 +15,7 @@ use crate::footer::Footer;
 use crate::tar;
 use crate::toc::{Node, Toc};
 
-/// Compares the entries at `paths` with what the blob's own tar unpacks to.
+/// Compares the entries at `paths` with the tree that the blob's own tar unpacks to.
 pub(super) fn check<B: Read + Seek>(
     blob: &mut B,
     footer: &Footer,
@@ -63,7 +63,7 @@ pub(super) fn check<B: Read + Seek>(
     Ok(comparison.findings)
 }
 
-/// Chunks that are not where the TOC says.
+/// Returns the chunks that are not where the TOC places them.
 fn places<B: Read + Seek>(
     blob: &mut B,
     path: &str,

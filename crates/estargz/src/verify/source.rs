@@ -1,4 +1,5 @@
-//! The file tree of a source tar, cut into the same chunks as another tree's so that the two can be compared.
+//! The file tree of a source tar, cut into the same chunks as another tree's so that the two can be
+//! compared.
 
 use std::borrow::Cow;
 use std::io::{self, Read};
@@ -16,10 +17,11 @@ use crate::toc::build::Builder;
 use crate::toc::json::RawEntry;
 use crate::toc::{Kind, Toc, TocError};
 
-/// Most bytes of one chunk where the other tree does not say how long its chunks are.
+/// Most bytes of one chunk if the other tree has no file of several chunks.
 const PIECE: u64 = 4 << 20;
 
-/// The tree that `source` unpacks to. Files whose size is the same in `other` have chunks of the same sizes.
+/// Builds the tree that `source` unpacks to. Files whose size is the same in `other` have chunks of
+/// the same sizes.
 pub(super) fn tree<S: Read>(
     source: S,
     other: &Toc,
@@ -65,7 +67,7 @@ pub(super) fn tree<S: Read>(
     Ok(builder.finish(Digest::of(b""), Codec::Gzip)?)
 }
 
-/// The size of every chunk but a file's last, as far as the other tree tells.
+/// The size of every chunk except the last of a file, according to the other tree.
 fn piece(other: &Toc) -> u64 {
     let mut size = 0;
     for entry in other
@@ -99,7 +101,7 @@ fn chunk_sizes(header: &Header, other: &Toc, piece: u64) -> Box<dyn Iterator<Ite
     }
 }
 
-/// The content of an entry, holes included.
+/// The content of an entry, including holes.
 enum Content<'c, R> {
     Plain(Payload<'c, R>),
     Sparse(Unfold<'c, Payload<'c, R>>),
@@ -115,7 +117,7 @@ impl<'c, R: Read> Content<'c, R> {
         }
     }
 
-    /// Reads the next `size` bytes and says in `chunk` what they are.
+    /// Reads the next `size` bytes and sets their digest in `chunk`.
     fn describe(&mut self, size: u64, chunk: &mut RawEntry<'_>) -> Result<(), AgainstError> {
         let mut bytes = Vec::new();
         match self {

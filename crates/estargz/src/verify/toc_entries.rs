@@ -1,4 +1,4 @@
-//! The entries of a TOC by path, each parsed again when the tar comes to it.
+//! The entries of a TOC by path. Each is parsed again when the walk reaches it.
 
 use std::collections::HashMap;
 
@@ -30,7 +30,7 @@ pub(super) struct Slot {
     group: u32,
 }
 
-/// An entry with the chunks that follow it and the names that hold for it.
+/// An entry with the chunks that follow it.
 pub(super) struct File<'a> {
     pub(super) entry: RawEntry<'a>,
     pub(super) chunks: Vec<RawEntry<'a>>,

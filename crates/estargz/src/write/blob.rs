@@ -1,4 +1,5 @@
-//! The blob in the making: cuts the stream into members, has them compressed, writes them in order.
+//! A blob under construction: cuts the stream into members, has them compressed, writes them in
+//! order.
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -11,13 +12,14 @@ use crate::digest::Digest;
 use crate::pool::{Batch, Encoder, Pool, Ticket};
 use crate::tar::Header;
 
-/// Bytes of small members that travel to a worker together; less would be spent on handing over.
+/// Bytes of small members that are sent to a worker together. With fewer, sending would take longer
+/// than compressing.
 const BATCH_BYTES: usize = 1024 * 1024;
 
-/// A blob that is open for more of the stream.
+/// A blob under construction.
 ///
-/// What is not content of a listed file is a *gap*: headers, padding, end marker. Gaps are members of their own, so
-/// that a chunk's member depends on the chunk and the options alone.
+/// Bytes that are not content of a file are a *gap*: headers, padding, end marker. Gaps are
+/// separate members, so that the member of a chunk depends only on the chunk and the options.
 #[derive(Debug)]
 pub(super) struct Blob<'p, W> {
     pool: &'p Pool,
@@ -31,7 +33,7 @@ pub(super) struct Blob<'p, W> {
     toc: TocBuilder,
 }
 
-/// A digest and the count of the bytes it is over.
+/// A running digest and the number of its bytes.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Stream {
     hash: Sha256,
@@ -58,7 +60,7 @@ struct Flight {
     placements: Vec<Placement>,
 }
 
-/// What an entry wants to know when its chunk's member is written.
+/// The facts that an entry needs when its chunk's member is written.
 #[derive(Debug)]
 struct Placement {
     entry: EntryId,
@@ -87,7 +89,7 @@ impl<'p, W: Write> Blob<'p, W> {
         }
     }
 
-    /// The decompressed stream so far.
+    /// Returns the decompressed stream so far.
     pub(super) fn stream(&self) -> &Stream {
         &self.stream
     }
@@ -108,7 +110,7 @@ impl<'p, W: Write> Blob<'p, W> {
         Ok(())
     }
 
-    /// Lists a file and appends its content, which `fill` supplies piece by piece.
+    /// Adds a file to the TOC and appends its content, which `fill` supplies piece by piece.
     pub(super) fn file(
         &mut self,
         header: &Header,
@@ -189,13 +191,14 @@ impl<'p, W: Write> Blob<'p, W> {
         Ok(())
     }
 
-    /// Compresses and writes all that was appended, then `member` as it is: part of the blob, not of the stream.
+    /// Compresses and writes everything appended so far, then `member` unchanged: part of the blob,
+    /// not of the stream.
     pub(super) fn verbatim(&mut self, member: &[u8]) -> Result<(), Error> {
         self.flush()?;
         self.out.write(member)
     }
 
-    /// Compresses and writes `bytes` as one member; where it begins.
+    /// Compresses and writes `bytes` as one member. Returns where it begins.
     pub(super) fn member(&mut self, bytes: &[u8]) -> Result<u64, Error> {
         self.flush()?;
         self.stream.update(bytes);
@@ -205,7 +208,7 @@ impl<'p, W: Write> Blob<'p, W> {
         Ok(offset)
     }
 
-    /// Waits until everything appended is written; the size of the blob so far.
+    /// Waits until everything appended is written. Returns the size of the blob so far.
     pub(super) fn flush(&mut self) -> Result<u64, Error> {
         self.submit()?;
         while let Some(flight) = self.in_flight.pop_front() {
@@ -214,21 +217,22 @@ impl<'p, W: Write> Blob<'p, W> {
         Ok(self.out.stream.size)
     }
 
-    /// Ends the listing, once everything in it is written.
+    /// Writes everything appended so far and returns the TOC.
     pub(super) fn finish_toc(&mut self) -> Result<FinishedToc, Error> {
         self.flush()?;
         let limits = *self.toc.limits();
         std::mem::replace(&mut self.toc, TocBuilder::new(&limits)).finish()
     }
 
-    /// Flushes the output; the blob's and the stream's digests and sizes.
+    /// Flushes the output. Returns digests and sizes of the blob and the stream.
     pub(super) fn finish(mut self) -> Result<(Stream, Stream), Error> {
         self.flush()?;
         self.out.inner.flush().map_err(Error::Output)?;
         Ok((self.out.stream, self.stream))
     }
 
-    /// Has a batch at hand with room for `bytes` more. Where batches end depends on the stream alone.
+    /// Makes sure that the current batch has room for `bytes` more. The ends of batches depend only
+    /// on the stream.
     fn make_room(&mut self, bytes: usize) -> Result<(), Error> {
         if self
             .current

@@ -6,8 +6,8 @@ use crate::limits::Limits;
 /// Where the entries that the writer adds are placed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Layout {
-    /// The decompressed blob begins with the source tar, unchanged to its last byte. The added entries follow its end
-    /// marker, where extractors have stopped.
+    /// The decompressed blob begins with the source tar, unchanged to its last byte. The added
+    /// entries follow its end marker, where extractors have stopped.
     SourceFirst,
     /// The layout of the reference implementation: landmark and TOC are entries of the archive.
     Classic,
@@ -68,14 +68,15 @@ pub struct Options {
     pub limits: Limits,
 }
 
-/// The largest chunk. A chunk is compressed in one piece, so it must fit in memory a few times; readers refuse larger
-/// ones ([`Limits::max_chunk_bytes`]).
+/// The largest chunk. A chunk is compressed in one piece, so it must fit in memory a few times;
+/// readers refuse larger ones ([`Limits::max_chunk_bytes`]).
 pub const MAX_CHUNK_SIZE: u32 = 32 * 1024 * 1024;
 
 const DEFAULT_CHUNK_SIZE: u32 = 4 * 1024 * 1024;
 
 impl Default for Options {
-    /// Gzip at level 6: smaller than the blobs of the reference implementation at about eight times its speed.
+    /// Gzip at level 6: smaller than the blobs of the reference implementation at about eight times
+    /// its speed.
     fn default() -> Self {
         Self {
             layout: Layout::SourceFirst,

@@ -1,8 +1,8 @@
-//! What stands at each path when the tar has been unpacked so far.
+//! The state of each path after unpacking the tar up to the current entry.
 //!
-//! Unpackers disagree about an entry below a symbolic link, and about what becomes of a directory that something else
-//! replaces; readers of a TOC see no order that could settle it. A hard link to what lies below a symbolic link is one
-//! that unpackers follow and readers do not. Such a tar is refused.
+//! Unpackers disagree about an entry below a symbolic link, and about the entries of a directory
+//! that is replaced. Readers of a TOC see no order that could settle it. Unpackers follow a hard
+//! link to a path below a symbolic link, readers do not. Such a tar is refused.
 
 use std::collections::HashMap;
 
@@ -10,23 +10,24 @@ use super::Error;
 use crate::digest::Digest;
 use crate::tar;
 
-/// As many directories as readers follow ([`Limits`](crate::Limits)).
+/// The most directories that readers follow ([`Limits`](crate::Limits)).
 const MAX_DEPTH: usize = 1024;
 
-/// A path by its digest, which is shorter than most paths and as good.
+/// The digest of a path, which is shorter than most paths.
 type PathKey = [u8; 16];
 
-/// A path as it is compared.
+/// A path in the form that is compared.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Path {
     clean: Vec<u8>,
     key: PathKey,
 }
 
-/// What stands at a path.
+/// The entry at a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct PathState {
-    /// Its place in the listing; none for a directory that is only implied and for a sparse file yet to be listed.
+    /// Its number in the TOC builder; `None` for a directory that is only implied and for a
+    /// postponed sparse file.
     pub(super) entry: Option<u32>,
     pub(super) is_directory: bool,
     has_entries: bool,
@@ -35,7 +36,7 @@ pub(super) struct PathState {
 #[derive(Debug, Default)]
 pub(super) struct PathStates {
     at: HashMap<PathKey, PathState>,
-    /// The directory of the last entry: the next one is mostly in the same.
+    /// The directory of the last entry. Most entries are in the same directory as the one before.
     last_parent: Option<Vec<u8>>,
 }
 
@@ -70,7 +71,7 @@ impl PathStates {
         self.at.get(&path.key).copied()
     }
 
-    /// Fails for a path that leads below something that is not a directory.
+    /// Fails for a path below something that is not a directory.
     pub(super) fn check_target(&self, target: &Path) -> Result<(), Error> {
         let state = |end: &usize| self.get(&Path::of_clean(target.clean[..*end].to_vec()));
         let slashes = target
@@ -79,7 +80,7 @@ impl PathStates {
             .enumerate()
             .filter(|(_, byte)| **byte == b'/');
         let ends: Vec<usize> = slashes.map(|(end, _)| end).collect();
-        // All above what stands stands too, so that few of many directories need a look.
+        // All directories above a known path are known, so a binary search finds the deepest.
         let known = ends.partition_point(|end| state(end).is_some());
         match ends[..known].last().and_then(state) {
             Some(deepest) if !deepest.is_directory => Err(target.refused(
@@ -89,7 +90,8 @@ impl PathStates {
         }
     }
 
-    /// Puts an entry at `path` and gives the one that it replaces. `entry` is none for one that is listed later.
+    /// Places an entry at `path` and returns the one that it replaces. `entry` is `None` for one
+    /// that is listed later.
     pub(super) fn put(
         &mut self,
         path: &Path,
@@ -116,14 +118,15 @@ impl PathStates {
         Ok(before.and_then(|before| before.entry))
     }
 
-    /// The entry at `path` is listed at another place.
+    /// Sets the number of the entry at `path`.
     pub(super) fn move_entry(&mut self, path: &Path, entry: u32) {
         if let Some(state) = self.at.get_mut(&path.key) {
             state.entry = Some(entry);
         }
     }
 
-    /// Makes sure that what is above `path` are directories, implied where nothing describes them.
+    /// Checks that everything above `path` is a directory. Directories that no entry describes are
+    /// implied.
     fn check_parents(&mut self, path: &Path) -> Result<(), Error> {
         if path.clean.contains(&0) {
             return Err(path.refused("its name contains a NUL byte"));
@@ -152,7 +155,7 @@ impl PathStates {
             if !state.is_directory {
                 return Err(path.refused("it is below something that is not a directory"));
             }
-            // Where something lies below already all above is known.
+            // If a directory has entries, everything above it is known.
             if std::mem::replace(&mut state.has_entries, true) {
                 break;
             }
@@ -163,7 +166,7 @@ impl PathStates {
     }
 }
 
-/// The directory above a clean path; the root's is empty, and there is none above it.
+/// Returns the directory above a clean path. The path of the root is empty; nothing is above it.
 fn parent_of(path: &[u8]) -> Option<&[u8]> {
     let slash = path.iter().rposition(|byte| *byte == b'/');
     (!path.is_empty()).then(|| &path[..slash.unwrap_or_default()])
@@ -241,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn names_and_depths_are_what_readers_take() {
+    fn names_and_depths_that_readers_refuse_are_refused() {
         let mut path_states = PathStates::default();
         assert!(put(&mut path_states, "a\0b", false).is_err());
         assert!(put(&mut path_states, &"d/".repeat(MAX_DEPTH), true).is_ok());

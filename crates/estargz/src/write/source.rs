@@ -1,4 +1,4 @@
-//! From the source tar into the stream: every byte of it, or in the classic layout every entry of it.
+//! Copies the source tar into the stream: every byte of it, or in the classic layout every entry.
 
 use std::io::{Read, Write};
 
@@ -13,10 +13,10 @@ use crate::digest::Digest;
 use crate::entry::EntryKind;
 use crate::tar::{self, Header, Unfold, Walker};
 
-/// Bytes moved at once where the content is of no interest.
+/// Bytes copied at once if the content is not chunked.
 const COPY_BYTES: usize = 64 * 1024;
 
-/// What the tail needs to know of the source.
+/// The facts about the source that the tail needs.
 #[derive(Debug)]
 pub(super) struct Source {
     pub(super) diff_id: Digest,
@@ -33,7 +33,7 @@ struct Copy<'b, 'p, R, W> {
     options: &'b Options,
     /// Header blocks and padding on their way into the stream.
     raw: Vec<u8>,
-    /// The source itself, where the stream is not a copy of it.
+    /// The source itself, if the stream is not a copy of it.
     own_stream: Option<Stream>,
     sparse: Vec<Spooled>,
     unfolded_bytes: u64,
@@ -76,7 +76,7 @@ impl<R: Read, W: Write> Copy<'_, '_, R, W> {
     fn unchanged(&mut self) -> Result<(), Error> {
         while let Some(header) = self.next_header()? {
             self.blob.gap(&self.raw)?;
-            if self.is_ours(&header) {
+            if self.is_added_by_writers(&header) {
                 self.copy_payload(None)?;
             } else if header.sparse.is_some() {
                 self.spool(header)?;
@@ -88,7 +88,8 @@ impl<R: Read, W: Write> Copy<'_, '_, R, W> {
         self.trailing()
     }
 
-    /// Entries alone: no end marker, none of the entries that are ours to write, sparse files written out.
+    /// Copies only entries: no end marker, none of the entries that the writer adds, sparse files
+    /// written out.
     fn classic(&mut self) -> Result<(), Error> {
         let mut padding = 0;
         let mut is_kept = false;
@@ -100,7 +101,7 @@ impl<R: Read, W: Write> Copy<'_, '_, R, W> {
                 self.blob.gap(&self.raw[..padding])?;
             }
             let Some(header) = header else { break };
-            is_kept = !self.is_ours(&header);
+            is_kept = !self.is_added_by_writers(&header);
             if !is_kept {
                 self.copy_payload(None)?;
             } else if header.sparse.is_some() {
@@ -136,8 +137,9 @@ impl<R: Read, W: Write> Copy<'_, '_, R, W> {
         Ok(header)
     }
 
-    /// Whether the entry is one that a writer of eStargz adds: what an earlier one added is of no use.
-    fn is_ours(&self, header: &Header) -> bool {
+    /// Whether the entry is one that a writer of eStargz adds. Those of an earlier conversion are
+    /// not kept.
+    fn is_added_by_writers(&self, header: &Header) -> bool {
         let path = tar::clean(&header.path);
         let is_landmark =
             path == PREFETCH_LANDMARK.as_bytes() || path == NO_PREFETCH_LANDMARK.as_bytes();
@@ -167,7 +169,7 @@ impl<R: Read, W: Write> Copy<'_, '_, R, W> {
         })
     }
 
-    /// Copies stored bytes into the stream, and to where they wait for being written out.
+    /// Copies stored bytes into the stream and into a spool.
     fn spool(&mut self, header: Header) -> Result<(), Error> {
         if self.options.toc == TocPlacement::External {
             return Err(Error::SparseExternal);
@@ -181,7 +183,7 @@ impl<R: Read, W: Write> Copy<'_, '_, R, W> {
         Ok(())
     }
 
-    /// Puts a sparse file into the stream as an ordinary one.
+    /// Writes a sparse file into the stream as an ordinary one.
     fn write_out(&mut self, header: &Header) -> Result<(), Error> {
         self.count_unfolded(header)?;
         self.blob.gap(&tar::build::plain(header))?;
@@ -223,7 +225,7 @@ impl<R: Read, W: Write> Copy<'_, '_, R, W> {
         }
     }
 
-    /// What follows the end marker belongs to the source too.
+    /// Copies the bytes after the end marker, which belong to the source too.
     fn trailing(&mut self) -> Result<(), Error> {
         let mut buffer = vec![0; COPY_BYTES];
         loop {
@@ -244,7 +246,7 @@ impl<R: Read, W: Write> Copy<'_, '_, R, W> {
     }
 }
 
-/// The payload of the entry at hand.
+/// The payload of the current entry.
 struct Payload<'w, R> {
     walker: &'w mut Walker<R>,
     own_stream: &'w mut Option<Stream>,

@@ -1,28 +1,29 @@
-//! Sparse files. In the source their content is condensed, so no chunk of it can be read in place: the content
-//! written out follows behind the source. Until then the stored bytes wait here, compressed.
+//! Sparse files. The source has their content without its holes, so no chunk of it can be read in
+//! place. The complete content is written after the source. Until then the stored bytes are kept
+//! here, compressed.
 
 use std::io::{Read, Write};
 
 use super::Error;
 use crate::tar::{Header, Unfold};
 
-/// Most compressed bytes of sparse files that one layer may have waiting.
+/// Most compressed bytes of sparse files that are kept for one layer.
 pub(super) const MAX_SPOOLED_BYTES: usize = 64 * 1024 * 1024;
 
-/// Most bytes of all sparse files of a layer written out: a hole costs its sender nothing, whatever its size, and us
-/// about a second a gigabyte.
+/// Most bytes of all sparse files of a layer with their holes. A hole of any size costs its sender
+/// nothing, but takes about a second a gigabyte to write.
 pub(super) const MAX_UNFOLDED_BYTES: u64 = 16 * 1024 * 1024 * 1024;
 
-/// The quickest level: what waits is read once.
+/// The quickest level, because kept bytes are read only once.
 const SPOOL_LEVEL: i32 = 1;
 
-/// The stored bytes of one file, being collected.
+/// The stored bytes of one file while they are collected.
 pub(super) struct Spool {
     encoder: zstd::stream::write::Encoder<'static, Vec<u8>>,
     limit: usize,
 }
 
-/// A sparse file whose content has yet to be written out.
+/// A sparse file whose content has not been written out.
 #[derive(Debug)]
 pub(super) struct Spooled {
     pub(super) header: Header,
@@ -30,7 +31,7 @@ pub(super) struct Spooled {
 }
 
 impl Spool {
-    /// A spool that takes up to `limit` compressed bytes.
+    /// A spool of up to `limit` compressed bytes.
     pub(super) fn new(limit: usize) -> Result<Self, Error> {
         let encoder =
             zstd::stream::write::Encoder::new(Vec::new(), SPOOL_LEVEL).map_err(Error::Source)?;

@@ -8,16 +8,16 @@ use crate::entry::EntryKind;
 use crate::tar::Header;
 use crate::toc::TocWriter;
 
-/// Bytes of JSON that an entry takes beside its names and attributes: keys, numbers, time and two digests.
+/// Bytes of JSON of an entry without its names and attributes: keys, numbers, time and two digests.
 const ENTRY_JSON_BYTES: usize = 400;
 
-/// An entry of the listing, to be completed when its member is written.
+/// An entry of the TOC builder, to be completed when its member is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct EntryId(u32);
 
 #[derive(Debug)]
 pub(super) struct TocBuilder {
-    /// `None` where a later entry of the same path took over.
+    /// `None` if a later entry of the same path replaced it.
     entries: Vec<Option<EntryBuilder>>,
     path_states: PathStates,
     links: Links,
@@ -26,7 +26,7 @@ pub(super) struct TocBuilder {
     limits: Limits,
 }
 
-/// The TOC and how much it lists.
+/// The TOC and its counts.
 #[derive(Debug)]
 pub(super) struct FinishedToc {
     pub(super) json: Vec<u8>,
@@ -46,7 +46,7 @@ impl TocBuilder {
         }
     }
 
-    /// Lists an entry; one entry before with the same path, and its chunks, are entry no more.
+    /// Adds an entry. It replaces an earlier one with the same path, including its chunks.
     pub(super) fn push(&mut self, header: &Header) -> Result<EntryId, Error> {
         let names = header.path.len()
             + header.link.len()
@@ -68,18 +68,18 @@ impl TocBuilder {
         Ok(id)
     }
 
-    /// Lists a chunk that continues the last entry pushed.
+    /// Adds a chunk that continues the last entry.
     pub(super) fn push_chunk(&mut self, header: &Header) -> Result<EntryId, Error> {
         let entry = EntryBuilder::chunk(header, &mut self.names);
         self.add(entry, header.path.len())
     }
 
-    /// Forgets what is entry for the path of a file that is entry when all of the source has been.
+    /// Removes the entry at the path of a file that is added after the whole source.
     pub(super) fn postpone(&mut self, header: &Header) -> Result<(), Error> {
         self.replace(&Path::new(&header.path), None, false)
     }
 
-    /// From here on what was postponed is entry.
+    /// Ends the source. The postponed files are added from here on.
     pub(super) fn end_source(&mut self) {
         self.links.end_postponement();
     }
@@ -94,7 +94,7 @@ impl TocBuilder {
             .is_some_and(|state| state.entry.is_some())
     }
 
-    /// The place of an entry, unless a later one took over.
+    /// Returns the place of an entry, unless a later one replaced it.
     pub(super) fn place_mut(&mut self, id: EntryId) -> Option<&mut Place> {
         self.entries
             .get_mut(id.0 as usize)?
@@ -112,7 +112,7 @@ impl TocBuilder {
             json_bytes,
             limits,
         } = self;
-        // The JSON is as large as all of the builders; what is needed no more makes room for it.
+        // The JSON is as large as all builders, so memory that is no longer needed is freed first.
         drop((path_states, links));
         let mut toc = TocWriter::with_capacity(
             usize::try_from(json_bytes.min(limits.max_json_bytes)).unwrap_or(0),
@@ -140,7 +140,7 @@ impl TocBuilder {
 
     fn add(&mut self, entry: EntryBuilder, name_bytes: usize) -> Result<EntryId, Error> {
         self.json_bytes += (name_bytes + ENTRY_JSON_BYTES) as u64;
-        // The estimate may be over by half; the finished JSON is held to the limit itself.
+        // The estimate may be too high by half. The exact limit is checked on the finished JSON.
         if self.json_bytes / 2 > self.limits.max_json_bytes {
             return Err(Error::Limit {
                 what: "bytes of TOC",
@@ -162,7 +162,8 @@ impl TocBuilder {
         Ok(EntryId(id))
     }
 
-    /// What a hard link shares its content with, if that stands already. Fails where readers would not find it.
+    /// Returns the entry that a hard link shares its content with, if it comes before the link.
+    /// Fails if readers would not find it.
     fn target(&self, header: &Header, path: &Path) -> Result<Option<Target>, Error> {
         let target = Path::new(&header.link);
         if header.kind != EntryKind::Hardlink || target == *path {
@@ -173,12 +174,13 @@ impl TocBuilder {
         };
         Ok((!state.is_directory).then(|| match state.entry {
             None => Target::Postponed(target),
-            // A link that dangles is a thing of its own.
+            // A dangling link is an entry of its own.
             Some(entry) => self.links.target_of(entry).unwrap_or(Target::Entry(entry)),
         }))
     }
 
-    /// Puts `entry` at `path`. Hard links to what stood there keep it: the first takes its place in the listing.
+    /// Places `entry` at `path`. Hard links to the replaced entry keep its content: it takes the
+    /// path of the first of them.
     fn replace(
         &mut self,
         path: &Path,
@@ -198,7 +200,7 @@ impl TocBuilder {
         Ok(())
     }
 
-    /// Lists `entry`, which has lost its path, under the path of `successor`, a hard link to it.
+    /// Gives `entry`, which has lost its path, the path of `successor`, a hard link to it.
     fn move_to_successor(&mut self, entry: u32, successor: u32) {
         let Some(link) = self.entries[successor as usize].take() else {
             return;
@@ -210,8 +212,8 @@ impl TocBuilder {
         }
     }
 
-    /// Tells chunks and links of entries that moved their paths: once, however often those moved. So are links told
-    /// that named another link, whose path is another entry's now.
+    /// Updates the paths of chunks and links of entries that moved, once for all moves. Links are
+    /// updated too if they named another link whose path now belongs to another entry.
     fn follow_moves(&mut self) {
         let mut moved_to: Option<Box<[u8]>> = None;
         for id in 0..self.entries.len() {
@@ -231,7 +233,8 @@ impl TocBuilder {
         }
     }
 
-    /// The path of what `link` links to, if the path that it names leads elsewhere.
+    /// Returns the path of the entry that `link` links to, if the path that it names leads
+    /// elsewhere.
     fn corrected_target(&self, link: u32) -> Option<Box<[u8]>> {
         let target = self.links.target_of(link)?;
         let named = Path::new(self.entries[link as usize].as_ref()?.link());
@@ -258,7 +261,7 @@ impl TocBuilder {
         }
     }
 
-    /// Forgets an entry and the chunks that continue it.
+    /// Removes an entry and the chunks that continue it.
     fn drop_entry(&mut self, entry: u32) {
         self.links.forget(entry);
         let rest = &mut self.entries[entry as usize..];

@@ -6,8 +6,8 @@ use std::num::NonZeroUsize;
 use super::{Error, Options, Written, write};
 use crate::pool::Pool;
 
-/// Bytes of members that the threads of a writer hold in memory, unless it is set: a few batches for each of eight
-/// threads.
+/// Bytes of members that the threads of a writer hold in memory, unless it is set: a few batches
+/// for each of eight threads.
 const DEFAULT_MEMORY: usize = 64 << 20;
 
 /// Writes tars as blobs.
@@ -87,7 +87,8 @@ impl<'p> Writer<'p> {
         self
     }
 
-    /// Compresses on the threads of `pool`, which several writers can share, instead of on threads of its own.
+    /// Compresses on the threads of `pool`, which several writers can share, instead of on threads
+    /// of its own.
     #[must_use]
     pub fn pool(mut self, pool: &'p Pool) -> Self {
         self.workers = Workers::Shared(pool);
