@@ -5,7 +5,15 @@
 ///
 /// The defaults have room for ten times the largest layer seen in the wild, and for everything that
 /// this crate writes.
+///
+/// ```
+/// use estargz::Limits;
+///
+/// let limits = Limits::default().with_max_json_bytes(1 << 20).with_max_chunks(1000);
+/// assert_eq!(limits.max_chunks, 1000);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct Limits {
     /// Readers: bytes of the TOC as it lies in the blob.
     pub max_compressed_bytes: u64,

@@ -35,7 +35,16 @@ use crate::limits::Limits;
 const MAX_FINDINGS: usize = 1000;
 
 /// Facts about a blob from elsewhere, such as its manifest, that the blob must agree with.
+///
+/// ```
+/// use estargz::Digest;
+/// use estargz::verify::Expected;
+///
+/// let expected = Expected::default().with_diff_id(Digest::of(b"the decompressed blob"));
+/// assert_eq!(expected.toc_digest, None);
+/// ```
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct Expected<'a> {
     /// Digest of the TOC's JSON.
     pub toc_digest: Option<Digest>,
@@ -54,30 +63,36 @@ pub struct Expected<'a> {
 impl<'a> Expected<'a> {
     /// Sets [`toc_digest`](Self::toc_digest).
     #[must_use]
-    pub fn with_toc_digest(mut self, digest: Digest) -> Self {
-        self.toc_digest = Some(digest);
+    pub fn with_toc_digest(mut self, digest: impl Into<Option<Digest>>) -> Self {
+        self.toc_digest = digest.into();
         self
     }
 
     /// Sets [`external_toc`](Self::external_toc).
     #[must_use]
-    pub fn with_external_toc(mut self, blob: &'a [u8]) -> Self {
-        self.external_toc = Some(blob);
+    pub fn with_external_toc(mut self, blob: impl Into<Option<&'a [u8]>>) -> Self {
+        self.external_toc = blob.into();
         self
     }
 
     /// Sets [`diff_id`](Self::diff_id).
     #[must_use]
-    pub fn with_diff_id(mut self, digest: Digest) -> Self {
-        self.diff_id = Some(digest);
+    pub fn with_diff_id(mut self, digest: impl Into<Option<Digest>>) -> Self {
+        self.diff_id = digest.into();
         self
     }
 
-    /// Sets [`source_diff_id`](Self::source_diff_id) and [`source_size`](Self::source_size).
+    /// Sets [`source_diff_id`](Self::source_diff_id).
     #[must_use]
-    pub fn with_source(mut self, diff_id: Digest, size: u64) -> Self {
-        self.source_diff_id = Some(diff_id);
-        self.source_size = Some(size);
+    pub fn with_source_diff_id(mut self, digest: impl Into<Option<Digest>>) -> Self {
+        self.source_diff_id = digest.into();
+        self
+    }
+
+    /// Sets [`source_size`](Self::source_size).
+    #[must_use]
+    pub fn with_source_size(mut self, bytes: impl Into<Option<u64>>) -> Self {
+        self.source_size = bytes.into();
         self
     }
 
@@ -91,6 +106,7 @@ impl<'a> Expected<'a> {
 
 /// The result of verifying a blob: findings and facts.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Report {
     /// The differences, at most 1000; empty if the blob is good.
     pub findings: Vec<Finding>,

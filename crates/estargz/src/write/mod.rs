@@ -42,6 +42,7 @@ pub const LANDMARK_CONTENT: &[u8] = &[0x0f];
 
 /// The result of writing a blob: its digests, sizes and counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Written {
     /// Digest of the blob.
     pub blob_digest: Digest,

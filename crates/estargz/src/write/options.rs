@@ -51,6 +51,7 @@ pub enum Landmark {
 /// assert_eq!(options.min_chunk_size, 0);
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct Options {
     /// Where the entries that the writer adds are placed.
     pub layout: Layout,

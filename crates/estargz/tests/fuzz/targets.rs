@@ -99,18 +99,13 @@ pub(crate) fn tar(data: &[u8]) {
         return;
     };
     let is_prefix = options.layout == Layout::SourceFirst;
-    let expected = Expected {
-        toc_digest: Some(written.toc_digest),
-        external_toc: written.external_toc.as_deref(),
-        diff_id: Some(written.diff_id),
-        source_diff_id: is_prefix.then_some(Digest::of(tar)),
-        source_size: is_prefix.then_some(tar.len() as u64),
-        limits: Limits {
-            max_stream_bytes: 2 * STREAM,
-            ..Limits::default()
-        },
-        ..Expected::default()
-    };
+    let expected = Expected::default()
+        .with_toc_digest(Some(written.toc_digest))
+        .with_external_toc(written.external_toc.as_deref())
+        .with_diff_id(Some(written.diff_id))
+        .with_source_diff_id(is_prefix.then_some(Digest::of(tar)))
+        .with_source_size(is_prefix.then_some(tar.len() as u64))
+        .with_limits(Limits::default().with_max_stream_bytes(2 * STREAM));
     match verify::blob(Cursor::new(&blob), &expected) {
         Ok(report) => assert_eq!(report.findings, []),
         Err(error) => panic!("{error}"),
@@ -123,46 +118,36 @@ pub(crate) fn tar(data: &[u8]) {
 
 /// `data` is a blob.
 pub(crate) fn blob(data: &[u8]) {
-    let expected = Expected {
-        limits: Limits {
-            max_stream_bytes: STREAM,
-            ..limits()
-        },
-        ..Expected::default()
-    };
+    let expected = Expected::default().with_limits(limits().with_max_stream_bytes(STREAM));
     let _no_panic = verify::blob(Cursor::new(data), &expected);
 }
 
 fn options(how: u8) -> Options {
-    Options {
-        layout: if how & 1 == 0 {
+    Options::default()
+        .with_layout(if how & 1 == 0 {
             Layout::SourceFirst
         } else {
             Layout::Classic
-        },
-        compression: if how & 2 == 0 {
+        })
+        .with_compression(if how & 2 == 0 {
             Compression::Gzip(1)
         } else {
             Compression::Zstd(1)
-        },
-        chunk_size: if how & 4 == 0 { 1 << 20 } else { 500 },
-        min_chunk_size: if how & 8 == 0 { 0 } else { 1000 },
-        toc: if how & 18 == 16 {
+        })
+        .with_chunk_size(if how & 4 == 0 { 1 << 20 } else { 500 })
+        .with_min_chunk_size(if how & 8 == 0 { 0 } else { 1000 })
+        .with_toc(if how & 18 == 16 {
             TocPlacement::External
         } else {
             TocPlacement::Inside
-        },
-        ..Options::default()
-    }
+        })
 }
 
 fn limits() -> Limits {
-    Limits {
-        max_json_bytes: 16 << 20,
-        max_names: 100_000,
-        max_chunks: 100_000,
-        ..Limits::default()
-    }
+    Limits::default()
+        .with_max_json_bytes(16 << 20)
+        .with_max_names(100_000)
+        .with_max_chunks(100_000)
 }
 
 /// Whatever a TOC said, the tree can be walked and every chunk lies where one can be.

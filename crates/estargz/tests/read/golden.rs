@@ -132,10 +132,7 @@ fn our_writer_lays_the_reference_s_tocs_out_byte_for_byte() {
 #[test]
 fn the_reference_s_blobs_agree_with_themselves() {
     for (blob, toc_digest) in [(ESTARGZ, ESTARGZ_TOC), (ZSTD_CHUNKED, ZSTD_CHUNKED_TOC)] {
-        let expected = Expected {
-            toc_digest: Some(toc_digest.parse().unwrap()),
-            ..Expected::default()
-        };
+        let expected = Expected::default().with_toc_digest(Some(toc_digest.parse().unwrap()));
         let report = verify::blob(std::io::Cursor::new(blob), &expected).unwrap();
         assert_eq!(report.findings, []);
         assert_eq!((report.entries, report.chunks), (18, 8));

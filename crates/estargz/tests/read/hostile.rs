@@ -126,11 +126,7 @@ fn attributes_and_owners_without_number_are_over_the_limit() {
         many.join(",")
     );
     assert!(matches!(entries(&[&object]), Err(TocError::Json(_))));
-    let limits = Limits {
-        max_xattrs: 1,
-        max_owners: 2,
-        ..Limits::default()
-    };
+    let limits = Limits::default().with_max_xattrs(1).with_max_owners(2);
     let json =
         r#"{"version":1,"entries":[{"name":"a","type":"dir","xattrs":{"user.a":"","user.b":""}}]}"#;
     assert!(matches!(
@@ -157,10 +153,7 @@ fn a_section_tells_how_much_it_will_take_before_it_is_inflated() {
     let bytes =
         UnverifiedToc::json_bytes(&section, &footer_for(&section), &Limits::default()).unwrap();
     assert_eq!(bytes, json.len() as u64);
-    let limits = Limits {
-        max_json_bytes: bytes - 1,
-        ..Limits::default()
-    };
+    let limits = Limits::default().with_max_json_bytes(bytes - 1);
     let error = UnverifiedToc::json_bytes(&section, &footer_for(&section), &limits).unwrap_err();
     assert!(matches!(
         error,
@@ -295,10 +288,7 @@ fn names_cannot_leave_the_root() {
 
 #[test]
 fn deep_paths_cannot_multiply_into_endless_directories() {
-    let limits = Limits {
-        max_names: 100,
-        ..Limits::default()
-    };
+    let limits = Limits::default().with_max_names(100);
     let path = "d/".repeat(101);
     let json = format!(r#"{{"version":1,"entries":[{{"name":"{path}","type":"dir"}}]}}"#);
     assert!(matches!(
@@ -312,10 +302,7 @@ fn deep_paths_cannot_multiply_into_endless_directories() {
 
 #[test]
 fn too_many_chunks_are_over_the_limit() {
-    let limits = Limits {
-        max_chunks: 1,
-        ..Limits::default()
-    };
+    let limits = Limits::default().with_max_chunks(1);
     let json = format!(
         r#"{{"version":1,"entries":[{},{}]}}"#,
         file("a", 1),
@@ -333,10 +320,7 @@ fn too_many_chunks_are_over_the_limit() {
 #[test]
 fn a_toc_bomb_stops_at_the_limit() {
     let section = section_of(&" ".repeat(8 << 20));
-    let limits = Limits {
-        max_json_bytes: 1 << 20,
-        ..Limits::default()
-    };
+    let limits = Limits::default().with_max_json_bytes(1 << 20);
     let error = UnverifiedToc::parse(&section, &footer_for(&section), &limits).unwrap_err();
     assert!(matches!(
         error,
@@ -345,10 +329,7 @@ fn a_toc_bomb_stops_at_the_limit() {
             ..
         }
     ));
-    let limits = Limits {
-        max_compressed_bytes: 10,
-        ..Limits::default()
-    };
+    let limits = Limits::default().with_max_compressed_bytes(10);
     let error = UnverifiedToc::parse(&section, &footer_for(&section), &limits).unwrap_err();
     assert!(matches!(
         error,

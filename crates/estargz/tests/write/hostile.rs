@@ -158,27 +158,14 @@ fn more_than_the_limits() {
     let with = |limits| {
         try_convert(
             &tar,
-            &Options {
-                limits,
-                chunk_size: 1000,
-                ..Options::default()
-            },
+            &Options::default().with_limits(limits).with_chunk_size(1000),
         )
     };
     assert!(with(Limits::default()).is_ok());
     for limits in [
-        Limits {
-            max_entries: 50,
-            ..Limits::default()
-        },
-        Limits {
-            max_source_bytes: 100_000,
-            ..Limits::default()
-        },
-        Limits {
-            max_json_bytes: 5000,
-            ..Limits::default()
-        },
+        Limits::default().with_max_entries(50),
+        Limits::default().with_max_source_bytes(100_000),
+        Limits::default().with_max_json_bytes(5000),
     ] {
         assert!(matches!(with(limits), Err(Error::Limit { .. })));
     }
@@ -250,27 +237,12 @@ fn options_that_make_no_sense() {
     use estargz::write::{Compression, TocPlacement};
     let base = Options::default();
     for options in [
-        Options {
-            chunk_size: 0,
-            ..base.clone()
-        },
-        Options {
-            chunk_size: u32::MAX,
-            ..base.clone()
-        },
-        Options {
-            compression: Compression::Gzip(13),
-            ..base.clone()
-        },
-        Options {
-            compression: Compression::Zstd(0),
-            ..base.clone()
-        },
-        Options {
-            compression: Compression::Zstd(3),
-            toc: TocPlacement::External,
-            ..base
-        },
+        base.clone().with_chunk_size(0),
+        base.clone().with_chunk_size(u32::MAX),
+        base.clone().with_compression(Compression::Gzip(13)),
+        base.clone().with_compression(Compression::Zstd(0)),
+        base.with_compression(Compression::Zstd(3))
+            .with_toc(TocPlacement::External),
     ] {
         assert!(matches!(try_convert(b"", &options), Err(Error::Options(_))));
     }

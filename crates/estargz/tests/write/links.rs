@@ -63,10 +63,7 @@ fn lazily(tar: Tar) -> BTreeMap<String, (String, u32)> {
     for options in all_options() {
         let (blob, written) = convert(&source, &options);
         read_back(&blob, &written, &options);
-        let expected = Expected {
-            external_toc: written.external_toc.as_deref(),
-            ..Expected::default()
-        };
+        let expected = Expected::default().with_external_toc(written.external_toc.as_deref());
         assert_eq!(
             verify::against(Cursor::new(&blob), &expected, &source[..]).unwrap(),
             [],
@@ -244,10 +241,7 @@ fn replacing_linked_files_takes_linear_time() {
             b"ustar\x0000",
         );
     }
-    let options = Options {
-        chunk_size: 10,
-        ..Options::fast()
-    };
+    let options = Options::fast().with_chunk_size(10);
     let (blob, written) = convert(&tar.file("a", b"new").end(), &options);
     assert_eq!(written.entries, 20_002);
     assert_eq!(tree(&blob, &written).lookup("a").unwrap().size(), 3);
@@ -284,10 +278,7 @@ fn what_has_no_one_meaning_is_refused() {
             .file("a", b"x")
     };
     assert_eq!(refused(hard(sparse(), "l", "a").file("a", b"new")), "a");
-    let options = Options {
-        toc: TocPlacement::External,
-        ..Options::default()
-    };
+    let options = Options::default().with_toc(TocPlacement::External);
     assert!(matches!(
         try_convert(&sparse().end(), &options),
         Err(Error::SparseExternal)

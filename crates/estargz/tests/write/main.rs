@@ -5,6 +5,7 @@
 )]
 
 mod against;
+mod archive;
 mod golden;
 mod hostile;
 mod layout;

@@ -14,11 +14,9 @@ fn names(tar: &[u8], prioritized: &[&str]) -> (Vec<String>, Vec<Vec<u8>>, Vec<u8
     let mut reordered = reorder(Cursor::new(tar), &prioritized).unwrap();
     let mut out = Vec::new();
     reordered.read_to_end(&mut out).unwrap();
-    let options = Options {
-        layout: Layout::Classic,
-        landmark: Landmark::InSource,
-        ..Options::default()
-    };
+    let options = Options::default()
+        .with_layout(Layout::Classic)
+        .with_landmark(Landmark::InSource);
     let (blob, written) = convert(&out, &options);
     let listed = read_back(&blob, &written, &options);
     assert_eq!(listed.contents.get("usr/bin/app"), Some(&noise(2, 5000)));

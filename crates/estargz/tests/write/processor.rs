@@ -71,16 +71,10 @@ fn digests() -> Vec<String> {
         Compression::Zstd(3),
     ]
     .map(|compression| {
-        convert(
-            &tar,
-            &Options {
-                compression,
-                ..Options::default()
-            },
-        )
-        .1
-        .blob_digest
-        .to_string()
+        convert(&tar, &Options::default().with_compression(compression))
+            .1
+            .blob_digest
+            .to_string()
     })
     .to_vec()
 }

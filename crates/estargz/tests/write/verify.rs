@@ -13,14 +13,12 @@ use crate::support::{Tar, convert, every_type, noise};
 
 fn expected<'a>(written: &'a Written, layout: Layout) -> Expected<'a> {
     let is_prefix = layout == Layout::SourceFirst;
-    Expected {
-        toc_digest: Some(written.toc_digest),
-        external_toc: written.external_toc.as_deref(),
-        diff_id: Some(written.diff_id),
-        source_diff_id: is_prefix.then_some(written.source_diff_id),
-        source_size: is_prefix.then_some(written.source_size),
-        ..Expected::default()
-    }
+    Expected::default()
+        .with_toc_digest(Some(written.toc_digest))
+        .with_external_toc(written.external_toc.as_deref())
+        .with_diff_id(Some(written.diff_id))
+        .with_source_diff_id(is_prefix.then_some(written.source_diff_id))
+        .with_source_size(is_prefix.then_some(written.source_size))
 }
 
 fn verify(blob: &[u8], expected: &Expected<'_>) -> Report {
@@ -56,20 +54,8 @@ fn sources_without_an_end_or_with_garbage_behind_it_have_no_findings() {
     let garbage = [whole.as_slice(), &[0; 9000], b"not a tar \x01\x02\x03"].concat();
     for source in [cut, &cut[..cut.len() - 300], &garbage, &[], &[0; 1024]] {
         assert_clean(source, &Options::default());
-        assert_clean(
-            source,
-            &Options {
-                layout: Layout::Classic,
-                ..Options::default()
-            },
-        );
-        assert_clean(
-            source,
-            &Options {
-                toc: TocPlacement::External,
-                ..Options::default()
-            },
-        );
+        assert_clean(source, &Options::default().with_layout(Layout::Classic));
+        assert_clean(source, &Options::default().with_toc(TocPlacement::External));
     }
 }
 
@@ -86,13 +72,7 @@ fn sparse_files_have_no_findings() {
             .read_to_end(&mut source)
             .unwrap();
         assert_clean(&source, &Options::default());
-        assert_clean(
-            &source,
-            &Options {
-                layout: Layout::Classic,
-                ..Options::default()
-            },
-        );
+        assert_clean(&source, &Options::default().with_layout(Layout::Classic));
     }
 }
 
@@ -106,13 +86,7 @@ fn findings_after(change: impl Fn(&mut Vec<Entry>)) -> Vec<Finding> {
         .entry(b'2', b"d/link", b"file", b"")
         .entry(b'3', b"d/null", b"", b"")
         .end();
-    let (blob, _) = convert(
-        &source,
-        &Options {
-            chunk_size: 4,
-            ..Options::default()
-        },
-    );
+    let (blob, _) = convert(&source, &Options::default().with_chunk_size(4));
     let size = blob.len() as u64;
     let cut = |range: std::ops::Range<u64>| {
         &blob[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()]
@@ -273,31 +247,18 @@ fn digests_known_from_elsewhere_are_compared() {
         [Finding::Digest { what, .. }] => *what,
         other => panic!("{other:?}"),
     };
+    assert_eq!(what(good.clone().with_toc_digest(wrong)), "the TOC");
     assert_eq!(
-        what(Expected {
-            toc_digest: wrong,
-            ..good.clone()
-        }),
-        "the TOC"
-    );
-    assert_eq!(
-        what(Expected {
-            diff_id: wrong,
-            ..good.clone()
-        }),
+        what(good.clone().with_diff_id(wrong)),
         "the decompressed blob"
     );
     assert_eq!(
-        what(Expected {
-            source_diff_id: wrong,
-            ..good.clone()
-        }),
+        what(good.clone().with_source_diff_id(wrong)),
         "the source tar"
     );
-    let longer = Expected {
-        source_size: Some(written.source_size + 512),
-        ..good.clone()
-    };
+    let longer = good
+        .clone()
+        .with_source_size(Some(written.source_size + 512));
     assert!(matches!(
         verify(&blob, &longer).findings[0],
         Finding::Digest {
@@ -305,14 +266,7 @@ fn digests_known_from_elsewhere_are_compared() {
             ..
         }
     ));
-    let beyond = verify(
-        &blob,
-        &Expected {
-            source_size: Some(u64::MAX),
-            ..good
-        },
-    )
-    .findings;
+    let beyond = verify(&blob, &good.with_source_size(Some(u64::MAX))).findings;
     assert!(
         beyond
             .iter()
