@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_after_the_chunk_are_not_looked_at() {
+    fn bytes_after_the_chunk_are_ignored() {
         let member = [gzip(b"content"), gzip(b"headers"), b"garbage".to_vec()].concat();
         assert_eq!(
             chunk(&member, 0, b"content", Codec::Gzip)

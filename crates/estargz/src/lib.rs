@@ -2,11 +2,11 @@
 //!
 //! Such a layer is a tar of a container image whose files can be read one by one, without fetching
 //! the rest. Each piece of a file, a *chunk*, is compressed separately and has its own digest. A
-//! table of contents, the *TOC*, lists the entries and their chunks. Ordinary tools unpack the layer
-//! as any `tar.gz` or `tar.zst`.
+//! table of contents, the *TOC*, lists the entries and their chunks. Ordinary tools unpack the
+//! layer as any `tar.gz` or `tar.zst`.
 //!
 //! ```text
-//! read:    Source ─ Archive::open(digest) ─▶ Archive ─ entry(path) ─▶ ArchiveEntry ─ reader() ─▶ content
+//! read:    Source ─ Archive::open ─▶ Archive ─ entry(path) ─▶ ArchiveEntry ─ reader() ─▶ content
 //! write:   tar ─ Writer::write ─▶ blob, digests
 //! verify:  Archive ─ verify() ─▶ Report
 //! ```
@@ -16,9 +16,9 @@
 //!
 //! # Reading
 //!
-//! An [`Archive`] reads a blob by position: a file, bytes in memory, or a closure that fetches ranges
-//! from elsewhere. The digest of the TOC comes from the manifest of the image. Everything that a
-//! reader returns is verified: the TOC against that digest, each chunk against the TOC.
+//! An [`Archive`] reads a blob by position: a file, bytes in memory, or a closure that fetches
+//! ranges from elsewhere. The digest of the TOC comes from the manifest of the image. Everything
+//! that a reader returns is verified: the TOC against that digest, each chunk against the TOC.
 //!
 //! ```
 //! use estargz::Archive;
@@ -27,6 +27,7 @@
 //! // Made by the reference implementation, `ctr-remote image convert --estargz`.
 //! # let blob: &[u8] = include_bytes!("../tests/golden/estargz.blob");
 //! let source = Source::bytes(blob);
+//! // From the manifest of the image.
 //! let toc_digest = "sha256:5effdf8faa1f535583b20d7d45b142a52d72b873fd2492b1649da4bdc67272de".parse()?;
 //!
 //! let archive = Archive::open(source, &toc_digest)?;
@@ -47,7 +48,8 @@
 //! the archive. Each names the range of bytes that it needs and takes the bytes from the caller.
 //!
 //! ```text
-//! tail ─▶ Footer ─ toc_range ─▶ UnverifiedToc ─ verify(digest) ─▶ Toc ─ lookup ─▶ Chunk ─ decode ─▶ content
+//! tail ─▶ Footer ─ toc_range ─▶ UnverifiedToc ─ verify(digest) ─▶ Toc
+//! Toc ─ lookup ─▶ Node ─ chunks ─▶ Chunk ─ range, decode ─▶ content
 //! ```
 //!
 //! ```
@@ -55,7 +57,9 @@
 //!
 //! use estargz::{Digest, Footer, Limits, UnverifiedToc, footer};
 //!
-//! fn read(blob: &[u8], toc_digest: &Digest, path: &str) -> Result<Vec<u8>, Box<dyn std::error::Error>> {
+//! type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+//!
+//! fn read(blob: &[u8], toc_digest: &Digest, path: &str) -> Result<Vec<u8>> {
 //!     let fetch = |range: Range<u64>| &blob[range.start as usize..range.end as usize];
 //!     let size = blob.len() as u64;
 //!
@@ -76,15 +80,15 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! An unverified TOC is another type than a verified one, and a chunk's content is returned only with
-//! the digest of the TOC, so verification cannot be forgotten.
+//! An unverified TOC is another type than a verified one, and a chunk's content is returned only
+//! with the digest of the TOC, so verification cannot be forgotten.
 //!
 //! # Writing
 //!
-//! A [`Writer`](write::Writer) compresses a tar in parallel. The bytes depend only on the tar and the
-//! [`Options`](write::Options), not on threads, time or machine. In the default
-//! [layout](write::Layout::SourceFirst) the decompressed blob begins with the source tar, unchanged to
-//! its last byte, so its digest can be checked against the image that it came from.
+//! A [`Writer`](write::Writer) compresses a tar in parallel. The bytes depend only on the tar and
+//! the [`Options`](write::Options), not on threads, time or machine. In the default
+//! [layout](write::Layout::SourceFirst) the decompressed blob begins with the source tar, unchanged
+//! to its last byte, so its digest can be checked against the image that it came from.
 //!
 #![cfg_attr(feature = "write", doc = "```")]
 #![cfg_attr(not(feature = "write"), doc = "```ignore")]

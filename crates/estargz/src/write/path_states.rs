@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn only_directories_have_something_below_them() {
+    fn only_directories_have_entries_below_them() {
         let mut path_states = PathStates::default();
         put(&mut path_states, "usr/lib/x", false).unwrap();
         put(&mut path_states, "./lib", false).unwrap();

@@ -1,4 +1,4 @@
-//! What is called with hostile bytes, and what must hold afterwards.
+//! The targets: calls with hostile bytes, and invariants that hold afterwards.
 
 use std::io::Cursor;
 use std::num::NonZeroUsize;
@@ -13,9 +13,9 @@ use estargz::toc::{Kind, Limits, Toc, UnverifiedToc};
 use estargz::verify::{self, Expected};
 use estargz::write::{Compression, Layout, Options, TocPlacement, write};
 
-/// Bytes of payload that the blob of a hostile TOC is said to have.
+/// Bytes of payload of the blob of a hostile TOC.
 const PAYLOAD: u64 = 1 << 40;
-/// Most bytes a source is inflated to here, so that one input does not take the whole time.
+/// Most bytes that a source is inflated to here, so that one input does not take the whole time.
 const STREAM: u64 = 1 << 20;
 
 /// `data` is the tail of a blob that has 10,000 bytes before it.
@@ -58,7 +58,8 @@ pub(crate) fn section(data: &[u8]) {
     }
 }
 
-/// `data` is the codec, an inner offset, a size, whether the digest is right, and the bytes of a member.
+/// `data` is the codec, an inner offset, a size, whether the digest is right, and the bytes of a
+/// member.
 pub(crate) fn member(data: &[u8]) {
     let Some((&[codec, inner_offset, low, high], member)) = data.split_first_chunk() else {
         return;
@@ -86,7 +87,8 @@ pub(crate) fn member(data: &[u8]) {
     }
 }
 
-/// `data` is how to write and a tar; what becomes a blob verifies, has the tar's tree, and begins with it.
+/// `data` is a byte of options and a tar. If it can be written, the blob verifies, has the tar's
+/// tree, and begins with the tar.
 pub(crate) fn tar(data: &[u8]) {
     static POOL: LazyLock<Pool> = LazyLock::new(|| Pool::new(NonZeroUsize::MIN, 16 << 20));
     let Some((how, tar)) = data.split_first() else {
@@ -150,7 +152,7 @@ fn limits() -> Limits {
         .with_max_chunks(100_000)
 }
 
-/// Whatever a TOC said, the tree can be walked and every chunk lies where one can be.
+/// Checks that the tree can be walked and every chunk is where one can be.
 fn check_tree(toc: &Toc) {
     for entry in toc.entries() {
         let node = entry.node;
@@ -182,7 +184,7 @@ fn check_tree(toc: &Toc) {
 /// The footer of a blob with [`PAYLOAD`] bytes before this section.
 fn footer_for(section: &[u8]) -> Footer {
     let tail = [&[0; 21], &footer::gzip(PAYLOAD)[..]].concat();
-    // A footer names no empty section.
+    // A footer cannot refer to an empty section.
     Footer::parse(&tail, PAYLOAD + section.len().max(1) as u64 + 51).unwrap()
 }
 
@@ -190,7 +192,7 @@ pub(crate) fn tar_of_toc(json: &[u8]) -> Vec<u8> {
     estargz::tar::build::file("stargz.index.json", json)
 }
 
-/// A gzip member of stored blocks: quick, and its content stands in it.
+/// A gzip member of stored blocks, which is quick and has its content verbatim.
 pub(crate) fn stored_gzip(bytes: &[u8]) -> Vec<u8> {
     let mut member = Vec::new();
     let mut encoder = flate2::GzBuilder::new().write(&mut member, flate2::Compression::none());

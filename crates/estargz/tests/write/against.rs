@@ -1,4 +1,4 @@
-//! A blob against a source: silent for its own, and it names what another source has otherwise.
+//! A blob against a source: no findings for its own, and a finding for each difference of another.
 
 use std::io::{Cursor, Read};
 
@@ -62,7 +62,7 @@ fn the_order_of_entries_is_no_difference() {
 }
 
 #[test]
-fn what_differs_is_named() {
+fn every_difference_is_named() {
     let base = || Tar::default().file("a", b"one").file("b", b"two");
     let path = || "c".to_owned();
     let found = differences(base().file("c", b"new"), base());

@@ -1,4 +1,4 @@
-//! Input made to harm: an error, and soon.
+//! Hostile input is an error, and soon.
 
 use std::io::{self, Read};
 
@@ -82,7 +82,7 @@ fn paths_that_are_too_long_or_too_deep() {
 }
 
 #[test]
-fn sparse_maps_that_lie() {
+fn sparse_maps_that_contradict_their_payload_are_errors() {
     let sparse = |map: &str, size: &str, stored: usize| {
         let records = [
             ("GNU.sparse.map", map.as_bytes()),
@@ -233,7 +233,7 @@ fn a_hundred_thousand_files_are_listed_and_a_million_are_too_many() {
 }
 
 #[test]
-fn options_that_make_no_sense() {
+fn invalid_options_are_refused() {
     use estargz::write::{Compression, TocPlacement};
     let base = Options::default();
     for options in [

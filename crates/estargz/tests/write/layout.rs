@@ -1,4 +1,4 @@
-//! What the stream and the listing hold, layout by layout.
+//! The stream and the TOC of each layout.
 
 use estargz::Digest;
 use estargz::write::{Compression, Layout, Options, TocPlacement};
@@ -85,7 +85,7 @@ fn every_type_is_listed_in_every_layout() {
 }
 
 #[test]
-fn owner_names_stand_where_they_change() {
+fn owner_names_are_listed_where_they_change() {
     let (blob, written) = convert(&every_type(), &Options::default());
     let listed = read_back(&blob, &written, &Options::default());
     assert_eq!(listed.entry("./")["userName"], "app");
@@ -98,7 +98,7 @@ fn owner_names_stand_where_they_change() {
 }
 
 #[test]
-fn the_landmark_is_ours_and_hidden() {
+fn the_landmark_of_the_writer_is_hidden() {
     let options = Options::default();
     let source = every_type();
     let (blob, written) = convert(&source, &options);
@@ -123,7 +123,7 @@ fn the_landmark_is_ours_and_hidden() {
 }
 
 #[test]
-fn an_external_toc_leaves_the_stream_alone() {
+fn an_external_toc_does_not_change_the_stream() {
     let options = Options::default().with_toc(TocPlacement::External);
     for end in [0, 100, 512, 700, 1024, 5000] {
         let mut source = Tar::default()

@@ -1,4 +1,4 @@
-//! Writing: tars of every kind become blobs whose stream, members and listing are what they should be.
+//! Writing: the stream, the members and the TOC of blobs from tars of every kind.
 #![expect(
     clippy::unwrap_used,
     reason = "a test's helpers fail the test by panicking"

@@ -43,7 +43,7 @@ fn source() -> Vec<u8> {
 }
 
 #[test]
-fn what_is_named_comes_first_after_what_it_needs() {
+fn named_files_come_first_after_their_dependencies() {
     let (names, missing, _) = names(&source(), &["/etc/conf", "app", "no/such"]);
     let expected = [
         "./",
@@ -61,7 +61,7 @@ fn what_is_named_comes_first_after_what_it_needs() {
 }
 
 #[test]
-fn naming_nothing_keeps_the_order_and_says_so() {
+fn an_empty_list_keeps_the_order_and_adds_the_landmark_against_prefetching() {
     let (names, _, _) = names(&source(), &[]);
     assert_eq!(names[0], ".no.prefetch.landmark");
     assert_eq!(

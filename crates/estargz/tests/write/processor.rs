@@ -1,4 +1,4 @@
-//! The bytes are the same on every processor: this very binary, run on older ones by an emulator.
+//! The bytes are the same on every processor: this binary runs on older ones in an emulator.
 
 use std::process::Command;
 
@@ -6,7 +6,7 @@ use estargz::write::{Compression, Options};
 
 use crate::support::{Tar, convert, every_type, noise};
 
-/// From one without SSE4 to one with all that the emulator knows.
+/// From one without SSE4 to one with all features of the emulator.
 const PROCESSORS: [&str; 3] = ["qemu64", "Nehalem", "max"];
 
 /// Prints a digest for each compression; run by the test below, on a processor of its choice.

@@ -1,4 +1,4 @@
-//! Random trees, archived by the `tar` crate, against what comes back.
+//! Random trees, archived by the `tar` crate, survive conversion.
 
 use std::collections::BTreeMap;
 use std::io::{Cursor, Read};
@@ -104,7 +104,7 @@ pub(crate) fn archive(items: &[(String, Item)]) -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
-/// Every path's last entry, as the `tar` crate sees it: type and content.
+/// Every path's last entry according to the `tar` crate: type and content.
 pub(crate) fn oracle(tar: &[u8]) -> BTreeMap<String, (&'static str, Vec<u8>)> {
     let mut seen = BTreeMap::new();
     for entry in tar::Archive::new(tar).entries().unwrap() {
@@ -130,7 +130,8 @@ proptest! {
     #[test]
     fn a_random_tree_survives(items in prop::collection::vec((name(), item()), 1..40), options in options()) {
         let source = archive(&items);
-        // Something below a file, or in the place of a directory with entries.
+        // A tar with an entry below a file, or in the place of a directory with entries, is
+        // refused.
         let Ok((blob, written)) = try_convert(&source, &options) else { return Ok(()) };
         let expected = Expected::default().with_external_toc(written.external_toc.as_deref());
         prop_assert_eq!(verify::blob(Cursor::new(&blob), &expected).unwrap().findings, []);
@@ -151,7 +152,7 @@ proptest! {
             .collect();
         prop_assert_eq!(listed.len(), expected.len());
         for (name, (kind, content)) in expected {
-            // A hard link whose target's path went to another entry is listed as what it is a link to.
+            // A hard link whose target's path went to another entry is listed as the target itself.
             if kind != "hardlink" {
                 prop_assert_eq!(&listed[&name], &(kind.to_owned(), content));
             }

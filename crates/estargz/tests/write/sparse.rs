@@ -57,7 +57,7 @@ fn the_last_of_a_path_wins_whether_sparse_or_not() {
     let plain = Tar::default().file("./holes", b"plain").bytes;
     let options = Options::default();
 
-    // A hard link to the file that is replaced stands last.
+    // A hard link to the replaced file comes last.
     let (linked, entries) = (entries.clone(), &entries[..entries.len() - 512]);
     let refused = [&linked[..], &plain, &[0; 1024]].concat();
     assert!(matches!(
@@ -78,7 +78,7 @@ fn the_last_of_a_path_wins_whether_sparse_or_not() {
 }
 
 #[test]
-fn an_external_toc_cannot_list_them() {
+fn an_external_toc_cannot_list_sparse_files() {
     let options = Options::default().with_toc(TocPlacement::External);
     assert!(matches!(
         try_convert(&source(SOURCES[0].1), &options),

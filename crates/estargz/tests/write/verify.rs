@@ -1,4 +1,4 @@
-//! Whole-blob verification: silent on what the writer writes, and it names what was tampered with.
+//! Whole-blob verification: no findings for written blobs, and a finding for each manipulation.
 
 use std::io::{Cursor, Read, Write};
 
@@ -41,14 +41,14 @@ fn assert_clean(source: &[u8], options: &Options) {
 }
 
 #[test]
-fn what_the_writer_writes_has_no_findings() {
+fn written_blobs_have_no_findings() {
     for options in all_options() {
         assert_clean(&every_type(), &options);
     }
 }
 
 #[test]
-fn sources_without_an_end_or_with_garbage_behind_it_have_no_findings() {
+fn sources_without_an_end_or_with_garbage_after_it_have_no_findings() {
     let whole = Tar::default().file("a", b"content").end();
     let cut = &whole[..whole.len() - 1024];
     let garbage = [whole.as_slice(), &[0; 9000], b"not a tar \x01\x02\x03"].concat();
@@ -76,7 +76,7 @@ fn sparse_files_have_no_findings() {
     }
 }
 
-/// The blob of a small tar whose TOC has been rewritten by `change`, and what verification finds.
+/// The findings for the blob of a small tar whose TOC has been rewritten by `change`.
 fn findings_after(change: impl Fn(&mut Vec<Entry>)) -> Vec<Finding> {
     let source = Tar::default()
         .pax(b'x', &[("SCHILY.xattr.user.note", b"value")])
@@ -125,7 +125,7 @@ fn a_toc_put_back_unchanged_has_no_findings() {
     assert_eq!(findings_after(|_| ()), []);
 }
 
-/// A field, an entry, and what makes the field differ.
+/// A field, an entry, and a change of the field.
 type Change = (&'static str, &'static str, fn(&mut Entry));
 
 #[test]
@@ -150,7 +150,7 @@ fn each_field_that_differs_is_named() {
     ];
     for (field, name, change) in changes {
         let findings = findings_after(|entries| change(entry_mut(entries, name)));
-        // The owner's name belongs to the id, so another id brings it along.
+        // The owner's name belongs to the id, so another id has another name.
         let is_all = findings.len() == 1 || matches!(field, "uid" | "gid");
         let is_named =
             matches!(&findings[0], Finding::Field { field: found, .. } if *found == field);
@@ -239,7 +239,7 @@ fn digests_and_places_that_differ_are_named() {
 }
 
 #[test]
-fn digests_known_from_elsewhere_are_compared() {
+fn expected_digests_are_compared() {
     let (blob, written) = convert(&every_type(), &Options::default());
     let wrong = Some(Digest::of(b"wrong"));
     let good = expected(&written, Layout::SourceFirst);
@@ -292,7 +292,7 @@ fn every_flipped_byte_is_noticed_or_harmless() {
             unnoticed.push(at);
         }
     }
-    // Modification time, extra flags and system in each gzip header, which nobody looks at.
+    // Modification time, extra flags and system in each gzip header, which readers ignore.
     assert!(
         unnoticed.iter().all(|at| is_idle_header_byte(&blob, *at)),
         "{unnoticed:?}"
