@@ -85,7 +85,7 @@
 //!
 //! # Writing
 //!
-//! A [`Writer`](write::Writer) compresses a tar in parallel. The bytes depend only on the tar and
+//! A [`Writer`] compresses a tar in parallel. The bytes depend only on the tar and
 //! the [`Options`](write::Options), not on threads, time or machine. In the default
 //! [layout](write::Layout::SourceFirst) the decompressed blob begins with the source tar, unchanged
 //! to its last byte, so its digest can be checked against the image that it came from.
@@ -121,7 +121,7 @@
 //! | feature | default | adds |
 //! |---|---|---|
 //! | `zstd` | yes | reading zstd:chunked; compiles libzstd, which is C |
-//! | `write` | yes | [`write`]; needs `zstd`, and compiles libdeflate, which is C |
+//! | `write` | yes | [`mod@write`]; needs `zstd`, and compiles libdeflate, which is C |
 //!
 //! Without default features the crate reads and verifies gzip layers and compiles no C.
 
@@ -150,7 +150,7 @@ pub use digest::Digest;
 pub use entry::{Entry, EntryKind};
 pub use footer::Footer;
 pub use limits::Limits;
-#[doc(no_inline)]
+#[doc(inline)]
 pub use tar::Error as TarError;
 pub use time::Time;
 pub use toc::{Toc, UnverifiedToc};

@@ -4,9 +4,8 @@
 //! Source ─ Archive::open(digest) ─▶ Archive ─ entry(path) ─▶ ArchiveEntry ─ reader() ─▶ FileReader
 //! ```
 //!
-//! This is the comfortable way to read a blob that is at hand. A program that schedules its own
-//! requests uses the types below it: [`Footer`], [`UnverifiedToc`](crate::UnverifiedToc), [`Toc`]
-//! and [`Chunk`](crate::Chunk).
+//! This is the convenient way to read a blob. A program that schedules its own requests uses the
+//! types below it: [`Footer`], [`UnverifiedToc`], [`Toc`] and [`Chunk`](crate::Chunk).
 
 mod open;
 mod reader;
@@ -74,7 +73,7 @@ impl Archive {
         OpenOptions::new().open(source, toc_digest)
     }
 
-    /// Opens the layer in `source` and trusts its TOC, whatever digest that has.
+    /// Opens the layer in `source` and trusts its TOC without comparing its digest.
     ///
     /// Only for a blob that comes from a trusted place. The content of files is still verified, but
     /// only against this TOC.

@@ -176,7 +176,10 @@ mod tests {
     fn a_range_is_read_in_pieces_and_past_interruptions() {
         let calls = std::sync::atomic::AtomicUsize::new(0);
         let source = Source::new(10, move |offset, buffer| {
-            if calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % 2 == 0 {
+            if calls
+                .fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+                .is_multiple_of(2)
+            {
                 return Err(ErrorKind::Interrupted.into());
             }
             buffer[0] = b'0' + u8::try_from(offset).unwrap();

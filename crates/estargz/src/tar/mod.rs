@@ -47,16 +47,39 @@ pub const MAX_PATH_DEPTH: usize = 1024;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// The reader of the archive failed.
     #[error("archive cannot be read")]
     Read(#[source] std::io::Error),
+    /// The archive ends within an entry.
     #[error("archive ends within an entry, at byte {at}")]
-    Truncated { at: u64 },
+    Truncated {
+        /// The byte of the archive.
+        at: u64,
+    },
+    /// A header is malformed.
     #[error("header has {what}, before byte {at}")]
-    Header { what: &'static str, at: u64 },
+    Header {
+        /// The defect, as a noun phrase.
+        what: &'static str,
+        /// The byte of the archive.
+        at: u64,
+    },
+    /// An entry has a type that layers do not have.
     #[error("entry type {kind:#04x} does not belong in a container layer, before byte {at}")]
-    Kind { kind: u8, at: u64 },
+    Kind {
+        /// The type flag.
+        kind: u8,
+        /// The byte of the archive.
+        at: u64,
+    },
+    /// An entry exceeds a limit.
     #[error("entry exceeds the limit of {limit} {what}")]
-    Limit { what: &'static str, limit: u64 },
+    Limit {
+        /// The kind of thing that is limited.
+        what: &'static str,
+        /// The limit.
+        limit: u64,
+    },
 }
 
 /// Bytes from `size` to the next block boundary.

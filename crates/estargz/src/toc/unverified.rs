@@ -113,7 +113,7 @@ impl UnverifiedToc {
         self.build()
     }
 
-    /// Returns the TOC, whatever its digest, for a report on it or on a trusted blob.
+    /// Returns the TOC without comparing its digest, for a report on it or for a trusted blob.
     pub(crate) fn trust(&self) -> Result<Toc, TocError> {
         self.build()
     }
