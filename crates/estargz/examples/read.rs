@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _unprintable = writeln!(io::stderr(), "{error}");
+            report(&*error);
             ExitCode::FAILURE
         }
     }
@@ -64,4 +64,13 @@ fn print(blob: &str, path: &str) -> Result<()> {
     let mut reader = archive.entry(path)?.reader()?;
     io::copy(&mut reader, &mut io::stdout().lock())?;
     Ok(())
+}
+
+/// Prints an error and its causes, a line for each: no error repeats the text of its cause.
+fn report(error: &dyn std::error::Error) {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let _unprintable = writeln!(io::stderr(), "{error}");
+        next = error.source();
+    }
 }

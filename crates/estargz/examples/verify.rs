@@ -25,7 +25,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            let _unprintable = writeln!(io::stderr(), "{error}");
+            report(&*error);
             ExitCode::FAILURE
         }
     }
@@ -49,4 +49,13 @@ fn verify(blob: &str, toc_digest: &str) -> Result<bool> {
         report.findings.len()
     )?;
     Ok(report.is_clean())
+}
+
+/// Prints an error and its causes, a line for each: no error repeats the text of its cause.
+fn report(error: &dyn std::error::Error) {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let _unprintable = writeln!(io::stderr(), "{error}");
+        next = error.source();
+    }
 }

@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _unprintable = writeln!(io::stderr(), "{error}");
+            report(&*error);
             ExitCode::FAILURE
         }
     }
@@ -37,4 +37,13 @@ fn write(tar: &str, blob: &str) -> Result<()> {
     writeln!(out, "TOC digest    {}", written.toc_digest)?;
     writeln!(out, "entries       {}", written.entries)?;
     Ok(())
+}
+
+/// Prints an error and its causes, a line for each: no error repeats the text of its cause.
+fn report(error: &dyn std::error::Error) {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let _unprintable = writeln!(io::stderr(), "{error}");
+        next = error.source();
+    }
 }

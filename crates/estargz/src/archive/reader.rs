@@ -21,7 +21,7 @@ pub enum ReadError {
         path: String,
     },
     /// The entry has no content of its own.
-    #[error("{path:?} is not a regular file but a {kind:?}")]
+    #[error("{path:?} is not a regular file")]
     NotAFile {
         /// The path of the entry.
         path: String,
