@@ -1,8 +1,10 @@
-//! Work over others' data that may take more than a moment, done aside from the runtime's threads.
+//! Parses and hashes data from clients and registries off the runtime's threads, if that may take
+//! long.
 //!
-//! A document of some MiB takes tens of milliseconds to parse, in which a thread of the runtime answers nobody else; as
-//! many such documents as there are threads, and nothing is answered. Short ones are done at once: handing them over
-//! costs more than they do.
+//! Parsing a document of some MiB takes tens of milliseconds. During that time a thread of the
+//! runtime answers nobody else. As many of these documents as there are threads would stop all
+//! answers. Short data is processed at once, because the handover to another thread costs more than
+//! the work.
 
 use std::panic::resume_unwind;
 use std::sync::LazyLock;
@@ -13,16 +15,17 @@ use tokio::task::spawn_blocking;
 
 /// Bytes that are parsed or hashed in a fraction of a millisecond.
 const MOMENT: usize = 64 << 10;
-/// How many such works run at once, for each processor. More would only take its time from those that run.
+/// The number of concurrent jobs for each processor. More would only slow down those that run.
 const FOR_EACH_PROCESSOR: usize = 2;
 
 static SLOTS: LazyLock<Semaphore> = LazyLock::new(|| {
     Semaphore::new(available_parallelism().map_or(1, usize::from) * FOR_EACH_PROCESSOR)
 });
 
-/// Does `work` over so many bytes of others' data: at once when they are few, aside in order of asking when not.
+/// Runs `work`, which processes `bytes` bytes of untrusted data. Small work runs at once, large
+/// work on a blocking thread in the order of the calls.
 ///
-/// What is aside goes on when the caller stops waiting. A panic in it is the caller's.
+/// Large work continues if the caller stops waiting. A panic in `work` is raised in the caller.
 pub async fn aside<T: Send + 'static>(
     bytes: usize,
     work: impl FnOnce() -> T + Send + 'static,
@@ -54,14 +57,14 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn much_is_done_on_another_thread_and_little_at_once() {
+    async fn large_work_runs_on_another_thread_and_small_work_at_once() {
         let here = current().id();
         assert_eq!(aside(MOMENT, || current().id()).await, here);
         assert_ne!(aside(MOMENT + 1, || current().id()).await, here);
     }
 
     #[tokio::test]
-    async fn a_panic_is_the_callers() {
+    async fn a_panic_reaches_the_caller() {
         let broken = tokio::spawn(aside(MOMENT + 1, || -> () { panic!("broken") })).await;
         assert!(broken.unwrap_err().is_panic());
     }

@@ -1,16 +1,17 @@
-//! Memory that others' input may take, weighed before it is taken.
+//! Limits the memory that input from outside may take. The memory is reserved before it is used.
 //!
-//! A budget is a named number of bytes shared by everything of one kind: documents that wait, chunks under way, parsed
-//! JSON. Whoever is about to hold memory because of somebody else's input takes its weight first and gives it back by
-//! dropping it. When the budget is full, takers wait in the order in which they came; how long is the caller's choice,
-//! and after that the request is refused.
+//! A budget is a named number of bytes shared by everything of one kind: waiting documents, pending
+//! chunks, parsed JSON. A task that is about to hold memory because of somebody else's input takes
+//! its weight first and returns it by dropping it. When the budget is full, tasks wait in the order
+//! in which they came. The caller chooses how long they wait. After that the request is refused.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Weights are counted in units of this many bytes, so that a budget of many GiB fits the semaphore's `u32`.
+/// Weights are counted in units of this many bytes, so that a budget of many GiB fits the
+/// semaphore's `u32`.
 const UNIT: u64 = 1024;
 
 /// A named number of bytes. Clones share it.
@@ -22,13 +23,13 @@ pub struct Budget {
     free: Arc<Semaphore>,
 }
 
-/// Bytes taken from a budget, given back when dropped.
+/// Bytes taken from a budget, returned when dropped.
 #[derive(Debug)]
 pub struct Weight {
     permit: OwnedSemaphorePermit,
 }
 
-/// A budget had no room, now or within the time the caller allowed.
+/// The budget had no room, now or within the time the caller allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{name} budget is full: {wanted} of {bytes} bytes wanted")]
 pub struct Full {
@@ -54,7 +55,7 @@ impl Budget {
     /// Takes `bytes`, waiting in order until they are free. Cancel safe.
     ///
     /// # Errors
-    /// [`Full`] at once when the whole budget is smaller than `bytes`.
+    /// [`Full`] at once if the whole budget is smaller than `bytes`.
     pub async fn take(&self, bytes: u64) -> Result<Weight, Full> {
         let wanted = self.checked(bytes)?;
         // The semaphore is never closed.
@@ -68,17 +69,17 @@ impl Budget {
     /// Takes `bytes`, waiting in order for no longer than `patience`. Cancel safe.
     ///
     /// # Errors
-    /// [`Full`] when the bytes were not free in time, or the whole budget is smaller.
+    /// [`Full`] if the bytes were not free in time, or if the whole budget is smaller.
     pub async fn take_within(&self, bytes: u64, patience: Duration) -> Result<Weight, Full> {
         tokio::time::timeout(patience, self.take(bytes))
             .await
             .map_err(|_elapsed| self.full(bytes))?
     }
 
-    /// Takes `bytes` if they are free now and nobody waits.
+    /// Takes `bytes` if they are free now and no other task waits.
     ///
     /// # Errors
-    /// [`Full`] when they are not.
+    /// [`Full`] if they are not free.
     pub fn try_take(&self, bytes: u64) -> Result<Weight, Full> {
         let wanted = self.checked(bytes)?;
         let permit = Arc::clone(&self.free)
@@ -87,7 +88,7 @@ impl Budget {
         Ok(Weight { permit })
     }
 
-    /// How many bytes are free, in whole KiB.
+    /// The number of free bytes, in whole KiB.
     pub fn free(&self) -> u64 {
         self.free.available_permits() as u64 * UNIT
     }
@@ -116,7 +117,7 @@ impl Budget {
 }
 
 impl Weight {
-    /// Gives back all but `bytes`: what was taken for a guess is kept for what it turned out to be.
+    /// Returns all but `bytes` to the budget, once the real size replaces a guess.
     pub fn shrink_to(&mut self, bytes: u64) {
         let keep = usize::try_from(units(bytes)).unwrap_or(usize::MAX);
         let surplus = self.permit.num_permits().saturating_sub(keep);
@@ -133,7 +134,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn bytes_are_taken_and_given_back() {
+    async fn bytes_are_taken_and_returned() {
         let budget = Budget::new("test", 10 * UNIT);
         let mut a = budget.take(6 * UNIT).await.unwrap();
         assert_eq!(budget.free(), 4 * UNIT);
@@ -153,13 +154,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn more_than_the_whole_is_refused_at_once() {
+    async fn more_than_the_whole_budget_is_refused_at_once() {
         let budget = Budget::new("test", UNIT);
         assert!(budget.take(UNIT + 1).await.is_err());
     }
 
     #[tokio::test]
-    async fn takers_wait_in_order_and_no_longer_than_they_want() {
+    async fn tasks_wait_in_order_and_no_longer_than_their_patience() {
         let budget = Budget::new("test", 4 * UNIT);
         let held = budget.take(3 * UNIT).await.unwrap();
         assert!(
@@ -173,7 +174,7 @@ mod tests {
             async move { budget.take(4 * UNIT).await.map(drop) }
         });
         tokio::task::yield_now().await;
-        // One KiB is free, but somebody waits.
+        // One KiB is free, but another task waits.
         assert!(budget.try_take(UNIT).is_err());
         drop(held);
         large.await.unwrap().unwrap();

@@ -1,9 +1,10 @@
 //! The configuration of the whole program.
 //!
-//! Every module owns the struct of its own part; here they are composed and filled from four layers, each over the
-//! one before it: defaults, the file `starlift.toml`, the environment `STARLIFT_*`, the flags of the command line.
-//! The proxies that the environment names for all programs lie right above the defaults.
-//! A key that nobody knows stops the start, whichever layer it stands in.
+//! Every module owns the struct of its own section. This module composes them and fills them from
+//! four layers, each over the one before it: defaults, the file `starlift.toml`, the environment
+//! `STARLIFT_*`, the flags of the command line. The proxy variables that all programs read
+//! (`HTTP_PROXY` and its kin) form a layer directly above the defaults. An unknown key in any layer
+//! stops the start.
 
 mod effective;
 mod environment;
@@ -25,15 +26,15 @@ use crate::telemetry::log;
 use crate::upstream;
 pub use layer::Layer;
 
-/// Looked for in this order when no file is named.
+/// The files to try, in this order, if no file is named.
 const DEFAULT_FILES: [&str; 2] = ["starlift.toml", "/etc/starlift/starlift.toml"];
 
-/// The tables of the file. `[upstream.NAME]` and `[pull]` are both the upstreams': each one, and what holds for all.
+/// The tables of the file. `[upstream.NAME]` configures one upstream, `[pull]` all of them.
 const TABLES: [&str; 7] = [
     "serve", "store", "convert", "agent", "pull", "upstream", "log",
 ];
 
-/// Where a value is: the tables' names and the key.
+/// The path of a value: the tables' names and the key.
 type KeyPath = Vec<String>;
 
 /// The configuration of every module.
@@ -62,13 +63,13 @@ pub struct Loaded {
 pub enum Origin {
     Default,
     File(PathBuf),
-    /// Name of the environment variable.
+    /// The name of the environment variable.
     Environment(String),
     /// The flag with its dashes.
     Flag(String),
 }
 
-/// Why there is no effective configuration.
+/// The reason why there is no effective configuration.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -93,12 +94,12 @@ pub enum Error {
 }
 
 impl Config {
-    /// Loads the effective configuration: `file` or else the first default file there is, then `environment`, of
-    /// which only `STARLIFT_*` counts, then `flags`.
+    /// Loads the effective configuration: `file` or else the first default file that exists, then
+    /// `environment` (only its `STARLIFT_*` variables and the proxies), then `flags`.
     ///
     /// # Errors
-    /// When a file cannot be read or parsed, or a layer holds an unknown key or an impossible value. A default file
-    /// that does not exist is no error; a named one is.
+    /// If a file cannot be read or parsed, or a layer holds an unknown key or an impossible value.
+    /// A missing default file is not an error. A missing named file is.
     pub fn load(
         file: Option<&Path>,
         environment: impl IntoIterator<Item = (String, String)>,
@@ -168,7 +169,7 @@ impl Config {
     }
 }
 
-/// What a module said about its part.
+/// A module's complaint about its section.
 struct BadValue {
     key: String,
     reason: String,
@@ -188,12 +189,12 @@ fn section<T: DeserializeOwned + Default>(table: &mut Table, name: &str) -> Resu
     }
 }
 
-/// `[pull]` with the upstreams put in, which is how their module sees its part.
+/// `[pull]` with the upstreams inserted, which is the form that their module reads.
 fn upstreams(table: &mut Table) -> Result<upstream::Config, BadValue> {
     if let Some(upstream) = table.remove("upstream") {
-        let alone = Table::from_iter([("upstream".to_owned(), upstream.clone())]);
+        let wrapped = Table::from_iter([("upstream".to_owned(), upstream.clone())]);
         section::<upstream::Config>(
-            &mut Table::from_iter([("upstream".to_owned(), Value::Table(alone))]),
+            &mut Table::from_iter([("upstream".to_owned(), Value::Table(wrapped))]),
             "upstream",
         )?;
         let pull = table
@@ -222,7 +223,8 @@ fn one_line(error: &toml::de::Error) -> String {
         .join(", ")
 }
 
-/// Serialising our own plain structs into a table cannot fail but by a type TOML has no word for, which a test rules out.
+/// Serializing one of these plain structs into a table can only fail on a type that TOML cannot
+/// express, and a test rules that out.
 fn table_of<T: Serialize>(value: &T) -> Table {
     Table::try_from(value).unwrap_or_default()
 }
@@ -286,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn proxies_of_the_environment_are_used_unless_we_have_our_own() {
+    fn proxies_of_the_environment_are_used_unless_the_file_names_others() {
         let environment = [
             ("HTTP_PROXY", "proxy:3128"),
             ("http_proxy", "http://other:1"),
@@ -303,12 +305,15 @@ mod tests {
         assert_eq!(pull.https_proxy, "http://me:hush@tls:3128".parse().ok());
         assert_eq!(pull.no_proxy, "a.example");
         assert!(!loaded.to_toml().contains("hush"));
-        let ours = proxies(
+        let configured = proxies(
             "[pull]\nhttp_proxy = \"ours:1\"\nno_proxy = \"b\"\n",
             &environment,
         );
-        assert_eq!(ours.config.upstreams.http_proxy, "ours:1".parse().ok());
-        assert_eq!(ours.config.upstreams.no_proxy, "b");
+        assert_eq!(
+            configured.config.upstreams.http_proxy,
+            "ours:1".parse().ok()
+        );
+        assert_eq!(configured.config.upstreams.no_proxy, "b");
         assert_eq!(
             proxies("", &[("HTTP_PROXY", "socks5://x")])
                 .config
@@ -319,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_keys_are_told_with_their_place() {
+    fn unknown_keys_are_reported_with_their_place() {
         let error = load("[store]\nlocatoin = \"x\"\n", &[], vec![])
             .unwrap_err()
             .to_string();
@@ -350,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_syntax_is_told_with_its_line() {
+    fn broken_syntax_is_reported_with_its_line() {
         let error = load("[store]\nlocation = \n", &[], vec![])
             .unwrap_err()
             .to_string();
@@ -367,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_printed_can_be_read_again_and_names_the_origin() {
+    fn the_printed_configuration_can_be_read_again_and_names_origins() {
         let environment = [("STARLIFT_UPSTREAM_LOCAL__URL", "http://127.0.0.1:5000")];
         let loaded = load("[store]\nlocation = \"a\"\n", &environment, vec![]).unwrap();
         let text = loaded.to_toml();

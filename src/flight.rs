@@ -1,7 +1,7 @@
-//! One computation per key, shared by all who ask for it while it runs.
+//! One computation per key, shared by all callers that ask for the key while it runs.
 //!
-//! The computation runs in its own task: who asked first may go away without stopping it. A computation that nobody waits
-//! for any more goes on for good, or as [`Forgotten`] allows.
+//! The computation runs in its own task, so the first caller may leave without stopping it. A
+//! computation without a waiting caller runs to its end, or as long as [`Forgotten`] allows.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -17,7 +17,8 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
-/// The outcome of a computation: `None` when it panicked, was given up, or the runtime shut down under it.
+/// The outcome of a computation: `None` if it panicked or was cancelled, or if the runtime shut
+/// down.
 type Running<V> = Shared<BoxFuture<'static, Option<V>>>;
 
 type Table<K, V> = Arc<Mutex<HashMap<K, Entry<V>>>>;
@@ -32,8 +33,8 @@ where
     forgotten: Option<Forgotten>,
 }
 
-/// What computations that nobody waits for may do: a few go on for a while, so that who asks again finds the answer.
-/// Clones share the places.
+/// A limit for computations without a waiting caller: a few continue for a while, so that a caller
+/// that asks again finds the result. Clones share the places.
 #[derive(Debug, Clone)]
 pub struct Forgotten {
     places: Arc<Semaphore>,
@@ -46,12 +47,13 @@ where
     V: Clone,
 {
     outcome: Running<V>,
-    /// How many wait for it.
+    /// The number of callers waiting for it.
     waiting: Arc<watch::Sender<usize>>,
 }
 
 impl Forgotten {
-    /// `count` computations go on, for `time` at most; all others end when the last who waited leaves.
+    /// Lets `count` computations continue, for at most `time`. All others end when their last
+    /// waiting caller leaves.
     pub fn new(count: usize, time: Duration) -> Self {
         Self {
             places: Arc::new(Semaphore::new(count)),
@@ -59,7 +61,7 @@ impl Forgotten {
         }
     }
 
-    /// Returns when nobody waits and the computation may not go on.
+    /// Returns when no caller waits and the computation may not continue.
     async fn over(&self, waiting: &mut watch::Receiver<usize>) {
         loop {
             // The sender is in the table as long as the computation runs.
@@ -100,7 +102,7 @@ where
     K: Clone + Eq + Hash + Send + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    /// Computations that end when nobody waits for them, but for what `forgotten` allows.
+    /// Computations that end when no caller waits for them, except as `forgotten` allows.
     pub fn while_awaited(forgotten: Forgotten) -> Self {
         Self {
             running: Arc::default(),
@@ -108,10 +110,11 @@ where
         }
     }
 
-    /// Waits for the computation under `key`, starting `compute` when none is running.
+    /// Waits for the computation under `key`, and starts `compute` if none is running.
     ///
-    /// Cancel safe: dropping the future leaves the computation running, unless it was the last of those that keep it.
-    /// `None` means the computation panicked.
+    /// Cancel safe: dropping the future leaves the computation running, unless it was the last
+    /// caller and [`Forgotten`] does not let the computation continue. `None` means that the
+    /// computation panicked or was cancelled.
     pub fn join<F, C>(
         &self,
         key: K,
@@ -144,7 +147,7 @@ where
             let Some(value) = landing.run(computation, forgotten, watched).await else {
                 return;
             };
-            // Nobody may be waiting any more, which is no failure.
+            // There may be no waiting caller any more, which is not a failure.
             let _unheard = done.send(value);
         });
         joined
@@ -155,7 +158,7 @@ where
         self.running.lock().get(key).map(Waiting::on)
     }
 
-    /// How many computations are running.
+    /// The number of running computations.
     pub fn len(&self) -> usize {
         self.running.lock().len()
     }
@@ -165,14 +168,14 @@ where
     }
 }
 
-/// One who waits for an outcome.
+/// A caller waiting for an outcome.
 struct Waiting<V: Clone> {
     outcome: Running<V>,
     waiting: Arc<watch::Sender<usize>>,
 }
 
 impl<V: Clone> Waiting<V> {
-    /// With the table locked, so that a computation is not given up at the same time.
+    /// The table must be locked, so that the computation is not cancelled at the same time.
     fn on(entry: &Entry<V>) -> Self {
         entry.waiting.send_modify(|count| *count += 1);
         Self {
@@ -196,7 +199,7 @@ impl<V: Clone> Drop for Waiting<V> {
     }
 }
 
-/// Takes the key off the table when the computation ends, also by panic or abort.
+/// Removes the key from the table when the computation ends, even by panic or abort.
 struct Landing<K: Eq + Hash, V: Clone> {
     running: Table<K, V>,
     key: K,
@@ -204,7 +207,7 @@ struct Landing<K: Eq + Hash, V: Clone> {
 }
 
 impl<K: Eq + Hash, V: Clone> Landing<K, V> {
-    /// The computation's value, its key off the table; `None` when it was given up.
+    /// Returns the computation's value, or `None` if it was cancelled.
     async fn run<F: Future<Output = V>>(
         self,
         computation: F,
@@ -226,7 +229,7 @@ impl<K: Eq + Hash, V: Clone> Landing<K, V> {
         }
     }
 
-    /// Takes the key off the table, unless somebody waits again.
+    /// Removes the key from the table, unless a caller waits again.
     fn give_up(&self) -> bool {
         let mut running = self.running.lock();
         if *self.own.borrow() > 0 {
@@ -240,7 +243,7 @@ impl<K: Eq + Hash, V: Clone> Landing<K, V> {
 impl<K: Eq + Hash, V: Clone> Drop for Landing<K, V> {
     fn drop(&mut self) {
         let mut running = self.running.lock();
-        // One that was given up may have a successor under its key.
+        // A cancelled computation may have a successor under its key.
         if running
             .get(&self.key)
             .is_some_and(|entry| Arc::ptr_eq(&entry.waiting, &self.own))
@@ -280,7 +283,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn goes_on_when_the_first_caller_leaves() {
+    async fn a_computation_continues_when_its_first_caller_leaves() {
         let flight = Flight::<u8, u8>::default();
         let (open, gate) = tokio::sync::oneshot::channel::<()>();
         drop(flight.join(1, || async move {
@@ -293,7 +296,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_is_told_and_the_next_caller_starts_anew() {
+    async fn a_panic_gives_none_and_the_next_caller_starts_anew() {
         let flight = Flight::<u8, u8>::default();
         assert_eq!(
             flight.join(1, || async { panic!("on purpose") }).await,
@@ -309,7 +312,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_nobody_waits_for_ends() {
+    async fn a_computation_without_a_caller_ends() {
         let flight =
             Flight::<usize, usize>::while_awaited(Forgotten::new(2, Duration::from_secs(3600)));
         let slow = || std::future::pending::<usize>();
@@ -317,7 +320,7 @@ mod tests {
         for key in 1..10 {
             drop(flight.join(key, slow));
         }
-        // The one awaited, and two that may go on for a while.
+        // The awaited one, and two that may continue for a while.
         until(|| flight.len() == 3).await;
         let kept = flight
             .running
@@ -333,7 +336,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_may_go_on_does_so_for_a_while_only() {
+    async fn a_forgotten_computation_continues_only_for_a_while() {
         let flight =
             Flight::<usize, usize>::while_awaited(Forgotten::new(2, Duration::from_millis(1)));
         drop(flight.join(1, std::future::pending::<usize>));

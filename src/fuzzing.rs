@@ -1,12 +1,13 @@
 //! Runs the rooms' fuzz targets on mutations of good inputs, for a bounded time in every test run.
 //!
-//! Harness and mutations are the format crate's (`FUZZ_SECONDS`, `FUZZ_SEED`; an input that failed goes to
-//! `tests/fuzz/corpus/TARGET/`). The crate in `fuzz/` runs the same targets under libFuzzer, guided by coverage.
+//! The harness and the mutations belong to the estargz crate (`FUZZ_SECONDS`, `FUZZ_SEED`; a
+//! failing input goes to `tests/fuzz/corpus/TARGET/`). The crate in `fuzz/` runs the same targets
+//! under libFuzzer, guided by coverage.
 
 #[path = "../crates/estargz/tests/fuzz/harness.rs"]
 mod harness;
 #[path = "../crates/estargz/tests/fuzz/mutate.rs"]
-#[expect(dead_code, reason = "tars are the format crate's")]
+#[expect(dead_code, reason = "only the estargz crate mutates tars")]
 mod mutate;
 #[path = "../crates/estargz/tests/fuzz/random.rs"]
 mod random;

@@ -1,8 +1,9 @@
 //! Starlift makes any container image start before it is downloaded.
 //!
-//! The map of the crate: `oci` holds the words, `profile` what containers read, `upstream` pulls, `store` keeps, `convert`
-//! makes twins, `serve` hands them out, `agent` mounts them lazily, `cli` is the command line. Who may import whom stands
-//! in `docs/ARCHITECTURE.md` and is tested.
+//! The map of the crate: `oci` holds the data types of the OCI specifications, `profile` the record
+//! of the files that containers read, `upstream` pulls, `store` keeps, `convert` makes converted
+//! images, `serve` serves them, `agent` mounts them lazily, `cli` is the command line.
+//! `docs/ARCHITECTURE.md` says which module may import which, and a test enforces it.
 
 pub mod agent;
 pub mod aside;

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-/// glibc's allocator is three times slower where buffers of megabytes come and go.
+/// glibc's allocator is three times slower if buffers of megabytes come and go.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

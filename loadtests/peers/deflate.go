@@ -1,5 +1,6 @@
-// The reference's compressor: reads members from standard input (a little-endian uint32 length before each), compresses
-// each with compress/gzip at the level named, prints "seconds-of-processor-time bytes".
+// The reference's compressor. Reads members from standard input (a little-endian uint32 length
+// before each), compresses each with compress/gzip at the given level, and prints
+// "seconds-of-processor-time bytes".
 package main
 
 import (
@@ -56,7 +57,8 @@ func main() {
 	runtime.GC()
 	begun := cpu()
 	out := &count{}
-	// One compressor reset for each member, which is kinder than the converters: they make a new one for each.
+	// One compressor, reset for each member. That favours Go: the converters create a new one for each
+	// member.
 	compressor, err := gzip.NewWriterLevel(out, level)
 	check(err)
 	for _, member := range members {

@@ -1,4 +1,5 @@
-//! Every codec that was considered, on members cut exactly as eStargz cuts them: one core, processor time.
+//! Measures every codec that was considered, on members cut exactly as eStargz cuts them. One core;
+//! processor time.
 
 use std::fs;
 use std::io::Write as _;
@@ -18,15 +19,16 @@ use crate::plot::{Plot, Point, Scatter};
 use crate::report::Report;
 
 const PEER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/peers/deflate.go");
-/// A gzip header without a name, and the trailer (RFC 1952): what zlib-rs, which is fed raw deflate, leaves out.
+/// The size of a gzip header without a name plus the trailer (RFC 1952). zlib-rs compresses to raw
+/// deflate here and omits both.
 const GZIP_FRAME: usize = 18;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// The images: names that the tests' `make-image` knows.
+    /// The names of the images, as the tests' `make-image` knows them.
     #[arg(default_values = ["rootfs", "python"])]
     images: Vec<String>,
-    /// Rounds; in each, every codec runs once.
+    /// Rounds. Every codec runs once in each round.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
 }
@@ -56,7 +58,7 @@ const CODECS: [Codec; 14] = [
     Codec::Zstd(9),
 ];
 
-/// What one codec made of all members in one round.
+/// The figures of one codec for all members in one round.
 #[derive(Debug, Clone, Copy)]
 struct Run {
     seconds: f64,
@@ -82,7 +84,7 @@ impl Codec {
         }
     }
 
-    /// Who uses it.
+    /// The codec's users.
     fn remark(self) -> &'static str {
         match self {
             Self::Go(9) => "every existing converter",
@@ -105,12 +107,12 @@ impl Codec {
 
 pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
     let mut report = Report::begin("codecs", "Codecs on members as eStargz cuts them")?;
-    report.note("a member per file, per 4 MiB of a larger file, and per gap between files; one thread; processor time");
+    report.note("one member per file, per 4 MiB of a larger file, and per gap between files; one thread; processor time");
     report.note(format!(
-        "{} rounds, the codecs by turns; medians (least–most); MB are 10⁶ bytes of tar",
+        "{} rounds, alternating codecs; medians (least–most); MB are 10⁶ bytes of tar",
         arguments.rounds
     ));
-    report.note("size is against Go's level 9 on the same members");
+    report.note("size is relative to Go's level 9 on the same members");
     let place = tempfile::tempdir()?;
     let peer = place.path().join("deflate");
     run(&format!("go build -o {} {PEER}", peer.display()))?;
@@ -177,25 +179,25 @@ fn one_image(
     report.plot(Plot::Scatter(Scatter {
         title: format!("{name}: speed and size of the codecs"),
         x: "MB of tar a second of one core (logarithmic)",
-        y: "size against Go's level 9",
+        y: "size relative to Go's level 9",
         points,
     }));
     Ok(())
 }
 
-/// Seconds of processor time that this thread has used.
+/// Returns the seconds of processor time that this thread has used.
 fn cpu() -> anyhow::Result<f64> {
     let stat = fs::read_to_string("/proc/thread-self/schedstat")?;
     let nanoseconds: u64 = stat.split(' ').next().context("no schedstat")?.parse()?;
     Ok(float(nanoseconds) / 1e9)
 }
 
-/// Compresses every member; `compress` gives a member's length.
+/// Compresses every member. `compress` returns a member's compressed length.
 fn timed(
     members: &[&[u8]],
     mut compress: impl FnMut(&[u8], &mut [u8]) -> anyhow::Result<usize>,
 ) -> anyhow::Result<Run> {
-    // Above every codec's bound for one member.
+    // Larger than every codec's bound for one member.
     let longest = members.iter().map(|member| member.len()).max().unwrap_or(0);
     let mut out = vec![0; longest + longest / 8 + 1024];
     let begun = cpu()?;
@@ -260,14 +262,14 @@ fn by_go(members: &[&[u8]], peer: &Path, level: u8) -> anyhow::Result<Run> {
     let (seconds, bytes) = text
         .trim()
         .split_once(' ')
-        .context("the Go peer said nothing")?;
+        .context("no output of the Go peer")?;
     Ok(Run {
         seconds: seconds.parse()?,
         bytes: bytes.parse()?,
     })
 }
 
-/// How fast the layers as they come are inflated: what every conversion starts with.
+/// Measures how fast the source layers are inflated, the first step of every conversion.
 fn inflate(
     report: &mut Report,
     name: &str,
@@ -299,8 +301,8 @@ fn inflate(
     }
     let row = |name: &str, speeds: Vec<f64>| vec![name.to_owned(), Spread::of(speeds).show(0)];
     let rows = vec![
-        row("zlib-rs, streaming (what `convert` uses)", zlib_rs),
-        row("libdeflate, needs the whole layer in memory", libdeflate),
+        row("zlib-rs, streaming (used by `convert`)", zlib_rs),
+        row("libdeflate (needs the whole layer in memory)", libdeflate),
     ];
     report.table(
         format!("Inflating `{name}`'s layers"),

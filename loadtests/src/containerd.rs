@@ -1,4 +1,5 @@
-//! A containerd of our own: for the reference's converter, and for images that are pulled, mounted and run.
+//! A private containerd, for the reference's converter and for images that are pulled, mounted and
+//! run.
 
 use std::fs;
 use std::path::Path;
@@ -21,7 +22,7 @@ impl Containerd {
         Self::start_with(place, "")
     }
 
-    /// With more lines of configuration.
+    /// Starts containerd with further lines of configuration.
     pub(crate) fn start_with(place: &Path, more: &str) -> anyhow::Result<Self> {
         let at = |name: &str| place.join(name).display().to_string();
         let disabled =
@@ -54,7 +55,7 @@ impl Containerd {
         run(&format!("ctr-remote -a {} {arguments}", self.socket))
     }
 
-    /// Takes the image in; what containerd calls it.
+    /// Imports the image and returns containerd's name for it.
     pub(crate) fn import(&self, image: &Image, place: &Path) -> anyhow::Result<String> {
         let archive = place.join("import.tar");
         run(&format!(
@@ -74,7 +75,7 @@ impl Containerd {
             .lines()
             .find(|line| line.contains(&image.name))
             .map(str::to_owned)
-            .context("nothing imported")
+            .context("no image imported")
     }
 
     pub(crate) fn layer_bytes(&self, image: &str) -> anyhow::Result<u64> {
@@ -82,7 +83,7 @@ impl Containerd {
         let line = listed
             .lines()
             .find(|line| line.split_whitespace().next() == Some(image))
-            .context("not listed")?;
+            .context("image not listed")?;
         let digest = line.split_whitespace().nth(2).context("no digest")?;
         let mut manifest: Value =
             serde_json::from_str(&self.ctr(&format!("content get {digest}"))?)?;

@@ -1,7 +1,8 @@
-//! The conversion of an image, whole, from layout to layout, against the reference's.
+//! Compares the conversion of a complete image from layout to layout with the reference's.
 //!
-//! The reference converts inside a containerd that this scenario starts, into its content store; we convert from an OCI
-//! layout into a fresh one. Both read the same compressed layers and both write all they make to the same disk.
+//! The reference converts inside a containerd that this scenario starts, into its content store.
+//! Starlift converts from one OCI layout into a new one. Both read the same compressed layers, and
+//! both write all output to the same disk.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,23 +15,24 @@ use crate::invariants::{SameBytes, is_twin};
 use crate::plot::{Bar, Bars, Plot};
 use crate::report::Report;
 
-/// DESIGN.md, section 8: how many times the reference's speed each setting reaches, at which size.
+/// Each setting's required multiple of the reference's speed, and its size limit (DESIGN.md,
+/// section 8).
 const BARS: [(&str, f64, f64); 2] = [("default", 8.0, 1.0), ("fast", 20.0, 1.11)];
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// The images: names that the tests' `make-image` knows.
+    /// The names of the images, as the tests' `make-image` knows them.
     #[arg(default_values = ["rootfs", "python"])]
     images: Vec<String>,
     /// The executable to measure.
     #[arg(long, default_value = "target/release/starlift")]
     starlift: PathBuf,
-    /// Rounds; in each, every contestant runs once.
+    /// Rounds. Every contestant runs once in each round.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
 }
 
-/// One way to convert: its name in the table and what its runs cost.
+/// One way to convert: its name in the table and the cost of its runs.
 #[derive(Debug)]
 struct Contestant {
     name: &'static str,
@@ -50,12 +52,12 @@ pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
         "Conversion, whole, against `ctr-remote image convert --estargz --oci`",
     )?;
     report.note(format!(
-        "{} rounds, the contestants by turns; medians (least–most)",
+        "{} rounds, alternating contestants; medians (least–most)",
         arguments.rounds
     ));
     report.note("× is the reference's median over the contestant's; size is the layers' bytes over the reference's");
     report.note(
-        "the reference's time includes the containerd it converts in; memory is ctr-remote's or starlift's alone",
+        "the reference's time includes the containerd it converts in; memory is that of ctr-remote or starlift only",
     );
     let mut bars = Vec::new();
     for (group, name) in arguments.images.iter().enumerate() {
@@ -112,7 +114,7 @@ fn contest(arguments: &Arguments, image: &Image, place: &Path) -> anyhow::Result
     let mut same = SameBytes::default();
     for round in 0..arguments.rounds {
         for contestant in &mut contestants {
-            // What the last one wrote is not to be paid for by the next.
+            // The next run must not pay for the last one's unwritten pages.
             run("sync")?;
             if contestant.name == "reference" {
                 by_reference(&containerd, &imported, contestant)?;
@@ -158,7 +160,7 @@ fn by_reference(
     cost.cpu += containerd.daemon.cpu()? - before;
     contestant.costs.push(cost);
     contestant.bytes = containerd.layer_bytes("made:1")?;
-    // Otherwise the next round finds its blobs made already.
+    // Otherwise the next round finds its blobs already converted.
     containerd.ctr("images rm --sync made:1").map(drop)
 }
 

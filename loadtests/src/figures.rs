@@ -1,6 +1,6 @@
-//! Figures of several rounds: the middle, the least and the most.
+//! Figures of several rounds: the median, the least and the most.
 
-/// What the rounds gave for one figure.
+/// The values of one figure over the rounds.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Spread {
     pub(crate) median: f64,
@@ -26,7 +26,7 @@ impl Spread {
         }
     }
 
-    /// `median (least–most)` with this many decimals.
+    /// Formats the figure as `median (least–most)` with this many decimals.
     pub(crate) fn show(&self, decimals: usize) -> String {
         format!(
             "{:.decimals$} ({:.decimals$}–{:.decimals$})",
@@ -35,7 +35,7 @@ impl Spread {
     }
 }
 
-/// For reports, which need three digits.
+/// Converts a count for reports, which need three digits.
 #[expect(clippy::cast_precision_loss, reason = "a report needs three digits")]
 pub(crate) fn float(count: u64) -> f64 {
     count as f64

@@ -1,4 +1,4 @@
-//! Runs commands and daemons as whole processes and reads what they cost.
+//! Runs commands and daemons as processes, and measures their cost.
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -8,17 +8,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 
-/// How long a daemon may take to answer.
+/// The time within which a daemon must answer.
 const START_LIMIT: Duration = Duration::from_secs(30);
-/// How often a daemon that starts is asked.
+/// The interval at which a starting daemon is polled.
 const START_POLL: Duration = Duration::from_millis(50);
-/// Clock ticks a second in `/proc/PID/stat` (proc(5); 100 on every Linux we run on).
+/// Clock ticks a second in `/proc/PID/stat` (proc(5)): 100 on every Linux that the tests run on.
 const TICKS: f64 = 100.0;
 
-/// What one run of a command cost.
+/// The cost of one run of a command.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Cost {
-    /// Seconds on the clock.
+    /// Seconds of wall time.
     pub(crate) wall: f64,
     /// Seconds of processor time, user and system.
     pub(crate) cpu: f64,
@@ -26,7 +26,7 @@ pub(crate) struct Cost {
     pub(crate) memory: f64,
 }
 
-/// Runs `line`, words parted by blanks, under GNU time. An error unless it succeeds.
+/// Runs `line`, split at blanks, under GNU time. Fails unless the command succeeds.
 pub(crate) fn measure(line: &str) -> anyhow::Result<Cost> {
     let begun = Instant::now();
     let output = Command::new("/usr/bin/time")
@@ -41,10 +41,10 @@ pub(crate) fn measure(line: &str) -> anyhow::Result<Cost> {
         .lines()
         .rev()
         .find_map(|line| line.strip_prefix("cost "))
-        .context("time said nothing")?;
+        .context("no output of GNU time")?;
     let numbers: Vec<f64> = cost.split(' ').map(str::parse).collect::<Result<_, _>>()?;
     let [user, system, kib] = numbers[..] else {
-        bail!("time said {cost:?}")
+        bail!("unexpected output of GNU time: {cost:?}")
     };
     Ok(Cost {
         wall,
@@ -53,7 +53,7 @@ pub(crate) fn measure(line: &str) -> anyhow::Result<Cost> {
     })
 }
 
-/// Runs `line` and gives its standard output. An error unless it succeeds.
+/// Runs `line` and returns its standard output. Fails unless the command succeeds.
 pub(crate) fn run(line: &str) -> anyhow::Result<String> {
     let mut words = line.split_whitespace();
     let output = Command::new(words.next().unwrap_or_default())
@@ -68,7 +68,7 @@ pub(crate) fn run(line: &str) -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// A command under way, and the file that it says everything in.
+/// A running command, and the file with all its output.
 #[derive(Debug)]
 pub(crate) struct Running {
     line: String,
@@ -93,7 +93,7 @@ impl Running {
         })
     }
 
-    /// What it said so far.
+    /// Returns the command's output so far.
     pub(crate) fn said(&self) -> anyhow::Result<String> {
         Ok(fs::read_to_string(&self.log)?)
     }
@@ -102,7 +102,7 @@ impl Running {
         Ok(self.child.try_wait()?.is_some())
     }
 
-    /// Waits until it ends. An error unless it succeeds.
+    /// Waits until the command ends. Fails unless it succeeds.
     pub(crate) fn finish(mut self) -> anyhow::Result<()> {
         let status = self.child.wait()?;
         ensure!(
@@ -114,20 +114,20 @@ impl Running {
         Ok(())
     }
 
-    /// Waits until it ends, however it does.
+    /// Waits until the command ends, whether it succeeds or not.
     pub(crate) fn wait(&mut self) {
         let _reaped = self.child.wait();
     }
 }
 
-/// A process that serves; ends when dropped.
+/// A server process; dropping it ends the process.
 #[derive(Debug)]
 pub(crate) struct Daemon {
     child: Child,
 }
 
 impl Daemon {
-    /// Starts `command`, its output in `log`, and waits until it is `ready`.
+    /// Starts `command` with its output in `log`, and waits until `ready` returns true.
     pub(crate) fn start(
         mut command: Command,
         log: &Path,
@@ -155,7 +155,7 @@ impl Daemon {
         Ok(daemon)
     }
 
-    /// Processor seconds that it and its living children have used.
+    /// Returns the processor seconds that the process and its living children have used.
     pub(crate) fn cpu(&self) -> anyhow::Result<f64> {
         let pid = self.child.id();
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
@@ -167,12 +167,12 @@ impl Daemon {
             .sum()
     }
 
-    /// Peak resident memory, MiB.
+    /// Returns the peak resident memory, MiB.
     pub(crate) fn peak_memory(&self) -> anyhow::Result<f64> {
         self.memory_of("VmHWM:")
     }
 
-    /// Resident memory, MiB.
+    /// Returns the resident memory, MiB.
     pub(crate) fn memory(&self) -> anyhow::Result<f64> {
         self.memory_of("VmRSS:")
     }
@@ -189,7 +189,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // SIGTERM first: nginx takes its workers along. It may be gone already.
+        // SIGTERM first, so that nginx ends its workers too. The process may be gone already.
         let _unsent = Command::new("kill")
             .arg(self.child.id().to_string())
             .status();
@@ -204,7 +204,7 @@ impl Drop for Daemon {
 
 fn cpu_of(pid: &str) -> anyhow::Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // Fields 14 and 15, counted from behind the name, which may hold blanks.
+    // Fields 14 and 15, counted from behind the process name, which may contain blanks.
     let fields: Vec<&str> = stat
         .rsplit(')')
         .next()
@@ -220,17 +220,17 @@ fn cpu_of(pid: &str) -> anyhow::Result<f64> {
     Ok((ticks(11) + ticks(12)) / TICKS)
 }
 
-/// Forgets what the kernel caches of files: pages, names and inodes.
+/// Drops the kernel's file caches: pages, names and inodes.
 pub(crate) fn drop_caches() -> anyhow::Result<()> {
     run("sync")?;
-    // Twice: the names of one file system hold the inodes of those below it.
+    // Twice, because the names of one file system hold the inodes of those mounted below it.
     for _ in 0..2 {
         fs::write("/proc/sys/vm/drop_caches", "3")?;
     }
     Ok(())
 }
 
-/// An address on the loopback that nobody listens on now.
+/// Returns a loopback address on which no process listens now.
 pub(crate) fn free_address() -> anyhow::Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }

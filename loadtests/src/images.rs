@@ -1,4 +1,5 @@
-//! The images that are measured: those of the tests' `make-image`, in the tests' cache, and some of our own.
+//! The measured images: those of the tests' `make-image`, in the tests' cache, and some of the load
+//! tests' own.
 
 use std::fs::{self, File};
 use std::io::{BufReader, BufWriter, Read as _, Write};
@@ -19,11 +20,11 @@ const MAKE_IMAGE: &str = concat!(
     "/../tests/it/fixtures/make-image"
 );
 const CREATED: &str = "2023-11-14T22:13:20Z";
-/// The same moment.
+/// The same time as [`CREATED`].
 const MODIFIED: u64 = 1_700_000_000;
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 
-/// A layer that is being written.
+/// A layer under construction.
 type Archive = tar::Builder<Hashing<GzEncoder<Hashing<BufWriter<File>>>>>;
 
 /// An OCI layout with one image, tagged `1`.
@@ -34,19 +35,21 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    /// The image by this name, made now if this machine has not made it yet.
+    /// Returns the image of this name, and makes it unless this machine has made it before.
     pub(crate) fn get(name: &str) -> anyhow::Result<Self> {
         Self::by(MAKE_IMAGE, name)
     }
 
-    /// The image that `script` makes by this name, made now if this machine has not made it yet.
+    /// Returns the image that `script` makes under this name, and makes it unless this machine has
+    /// made it before.
     pub(crate) fn by(script: &str, name: &str) -> anyhow::Result<Self> {
         Self::kept(script, name, |dir| {
             run(&format!("{script} {name} {}", dir.display())).map(drop)
         })
     }
 
-    /// A layout that `make` fills, kept beside the images of `script` and made anew once that changes.
+    /// Returns a layout that `make` fills. It is kept beside the images of `script` and made anew
+    /// if the script changes.
     pub(crate) fn kept(
         script: &str,
         name: &str,
@@ -67,7 +70,8 @@ impl Image {
         })
     }
 
-    /// One layer of at least `bytes` bytes: the files of `model` again and again, each time in a directory of its own.
+    /// Makes one layer of at least `bytes` bytes: the files of `model` repeated, each time in a new
+    /// directory.
     pub(crate) fn large(model: &Self, bytes: u64) -> anyhow::Result<Self> {
         Self::made(&format!("{}-{}m", model.name, bytes >> 20), |archive| {
             let tars = model.tars()?;
@@ -83,7 +87,7 @@ impl Image {
         })
     }
 
-    /// One layer of files whose bytes do not shrink, each with its path and size.
+    /// Makes one layer of incompressible files with the given paths and sizes.
     pub(crate) fn of_noise(name: &str, files: &[(String, usize)]) -> anyhow::Result<Self> {
         Self::made(name, |archive| {
             let mut random = Random::new(1);
@@ -93,7 +97,8 @@ impl Image {
         })
     }
 
-    /// One layer of `count` small files, a hundred to a directory, as source code is installed.
+    /// Makes one layer of `count` small files, a hundred in each directory, like installed source
+    /// code.
     pub(crate) fn of_many(count: usize) -> anyhow::Result<Self> {
         Self::made(&format!("many-{count}"), |archive| {
             (0..count).try_for_each(|number| {
@@ -112,7 +117,34 @@ impl Image {
         })
     }
 
-    /// One layer that `fill` writes, made now if this machine has not made it yet.
+    /// Returns the same image with one more layer, whose only file has an extended attribute.
+    pub(crate) fn with_xattr(&self, name: &str) -> anyhow::Result<Self> {
+        Self::kept(MAKE_IMAGE, name, |dir| {
+            let mut tar = tar::Builder::new(Vec::new());
+            tar.append_pax_extensions([("SCHILY.xattr.user.origin", &b"loadtest"[..])])?;
+            let mut header = tar::Header::new_ustar();
+            header.set_size(0);
+            header.set_mode(0o644);
+            header.set_mtime(MODIFIED);
+            tar.append_data(&mut header, "srv/marked", std::io::empty())?;
+            let layer = tempfile::NamedTempFile::new()?;
+            fs::write(layer.path(), tar.into_inner()?)?;
+            run(&format!(
+                "skopeo copy --quiet {} oci:{}:1",
+                self.oci(),
+                dir.display()
+            ))?;
+            run(&format!(
+                "umoci raw add-layer --image {}:1 {}",
+                dir.display(),
+                layer.path().display()
+            ))
+            .map(drop)
+        })
+    }
+
+    /// Returns an image with one layer that `fill` writes, and makes it unless this machine has
+    /// made it before.
     fn made(
         name: &str,
         fill: impl FnOnce(&mut Archive) -> anyhow::Result<()>,
@@ -131,17 +163,17 @@ impl Image {
         })
     }
 
-    /// As skopeo and starlift name it.
+    /// Returns the image's name in the syntax of skopeo and starlift.
     pub(crate) fn oci(&self) -> String {
         format!("oci:{}:1", self.dir.display())
     }
 
-    /// The manifest's digest.
+    /// Returns the manifest's digest.
     pub(crate) fn digest(&self) -> anyhow::Result<String> {
         let index: Value = serde_json::from_slice(&fs::read(self.dir.join("index.json"))?)?;
         Ok(index["manifests"][0]["digest"]
             .as_str()
-            .context("an empty layout")?
+            .context("no manifest in the layout")?
             .to_owned())
     }
 
@@ -151,7 +183,7 @@ impl Image {
         )?)?)
     }
 
-    /// The files of the image's layers.
+    /// Returns the paths of the image's layers.
     pub(crate) fn layers(&self) -> anyhow::Result<Vec<PathBuf>> {
         let manifest = self.manifest()?;
         let layers = manifest["layers"].as_array().context("no image manifest")?;
@@ -162,7 +194,7 @@ impl Image {
             .collect())
     }
 
-    /// The tar of each layer, one behind the other.
+    /// Returns the tars of all layers, in order.
     pub(crate) fn tars(&self) -> anyhow::Result<Vec<Vec<u8>>> {
         let inflate = |path: PathBuf| {
             let mut tar = Vec::new();
@@ -179,7 +211,7 @@ impl Image {
     }
 }
 
-/// All bytes of an image manifest's layers.
+/// Returns the total size of an image manifest's layers.
 pub(crate) fn layer_bytes(manifest: &Value) -> anyhow::Result<u64> {
     let layers = manifest["layers"].as_array().context("no image manifest")?;
     ensure!(!layers.is_empty(), "no layers");
@@ -189,7 +221,7 @@ pub(crate) fn layer_bytes(manifest: &Value) -> anyhow::Result<u64> {
         .sum())
 }
 
-/// As the tests name it: a folder for each version of the script.
+/// Returns the tests' cache folder for this version of the script.
 fn cache_dir(script: &str) -> anyhow::Result<PathBuf> {
     let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
     let cache = std::env::var_os("XDG_CACHE_HOME")
@@ -251,7 +283,7 @@ fn put(archive: &mut Archive, path: &str, content: &[u8]) -> anyhow::Result<()> 
     Ok(archive.append_data(&mut header, path, content)?)
 }
 
-/// Appends the regular files, directories and symlinks of `tar` beneath `folder`.
+/// Appends the regular files, directories and symlinks of `tar` under `folder`.
 fn append(archive: &mut Archive, tar: &[u8], folder: &str) -> anyhow::Result<()> {
     for entry in tar::Archive::new(tar).entries()? {
         let entry = entry?;
@@ -262,7 +294,7 @@ fn append(archive: &mut Archive, tar: &[u8], folder: &str) -> anyhow::Result<()>
             tar::EntryType::Symlink => {
                 let target = entry
                     .link_name()?
-                    .context("a symlink without a target")?
+                    .context("symlink without a target")?
                     .into_owned();
                 archive.append_link(&mut header, path, target)?;
             }
@@ -275,7 +307,7 @@ fn append(archive: &mut Archive, tar: &[u8], folder: &str) -> anyhow::Result<()>
     Ok(())
 }
 
-/// Writes on, counts and digests.
+/// A writer that counts and hashes the bytes that pass through it.
 struct Hashing<W> {
     inner: W,
     hash: Sha256,

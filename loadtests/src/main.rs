@@ -1,7 +1,8 @@
-//! Measures Starlift against its peers, side by side in one run. Speed is a ratio here, never an assertion.
+//! Measures Starlift against its peers, side by side in one run. Speed is a ratio here, never an
+//! assertion.
 //!
-//! A file per scenario; `images` has what is measured, `harness` runs it, `invariants` says what must hold meanwhile,
-//! `report` and `plot` show what came out.
+//! Each scenario has a file. `images` makes the measured images, `harness` runs processes,
+//! `invariants` checks the results meanwhile, `report` and `plot` present them.
 
 mod agent;
 mod codecs;
@@ -11,7 +12,10 @@ mod figures;
 mod harness;
 mod images;
 mod invariants;
-#[expect(clippy::unwrap_used, reason = "the tests' own, who may")]
+#[expect(
+    clippy::unwrap_used,
+    reason = "a module of the tests, which may unwrap"
+)]
 #[path = "../../tests/it/support/link.rs"]
 mod link;
 mod members;
@@ -24,7 +28,7 @@ mod serve;
 mod server;
 mod soak;
 mod start;
-#[expect(dead_code, reason = "the tests' own; not all of it is used here")]
+#[expect(dead_code, reason = "a module of the tests, used here in part")]
 #[path = "../../tests/it/support"]
 mod support {
     pub(crate) mod s3;
@@ -47,7 +51,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Scenario {
-    /// `starlift convert` against `ctr-remote image convert --estargz --oci`; needs root, containerd and skopeo
+    /// `starlift convert` against `ctr-remote image convert --estargz --oci`; needs root,
+    /// containerd and skopeo
     Convert(convert::Arguments),
     /// Peak memory of `starlift convert` for a layer of 4 GiB
     Memory(memory::Arguments),
@@ -55,11 +60,14 @@ enum Scenario {
     Codecs(codecs::Arguments),
     /// `starlift serve`, warm, against nginx and docker-registry; needs both, wrk, curl and skopeo
     Serve(serve::Arguments),
-    /// `starlift agent` against ext4 and the reference snapshotter; needs root, containerd, `ctr-remote`, runc and Go
+    /// `starlift agent` against ext4 and the reference snapshotter; needs root, containerd,
+    /// `ctr-remote`, runc and Go
     Agent(agent::Arguments),
-    /// Real images started lazily, with and without a profile, against a plain pull; needs what `agent` needs, and buildah
+    /// Real images started lazily, with and without a profile, against a plain pull; needs the
+    /// tools of `agent`, and buildah
     Start(start::Arguments),
-    /// Minutes of load, abuse and faults on three replicas over one bucket; asserts that no byte is wrong and nothing leaks
+    /// Minutes of load, abuse and faults on three replicas over one bucket; asserts that no byte is
+    /// wrong and nothing leaks
     Soak(soak::Arguments),
 }
 

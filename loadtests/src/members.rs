@@ -1,12 +1,12 @@
-//! Cuts a tar as eStargz is cut: each chunk of a file on its own, what stands between files on its own.
+//! Cuts a tar as eStargz does: each chunk of a file is a member, and so is each gap between files.
 
 use estargz::EntryKind;
 use estargz::tar::Walker;
 
-/// As the writer cuts by default.
+/// The writer's default chunk size.
 const CHUNK: usize = 4 << 20;
 
-/// The members of `tar`, which together are all of it.
+/// Returns the members of `tar`, which together are the complete tar.
 pub(crate) fn cut(tar: &[u8]) -> anyhow::Result<Vec<&[u8]>> {
     let mut walker = Walker::new(tar);
     let mut members = Vec::new();
@@ -16,7 +16,7 @@ pub(crate) fn cut(tar: &[u8]) -> anyhow::Result<Vec<&[u8]>> {
         let start = usize::try_from(walker.position())?;
         let size = usize::try_from(header.stored)?;
         let Some(content) = tar.get(start..start + size) else {
-            anyhow::bail!("the tar ends within a file")
+            anyhow::bail!("tar ends within a file")
         };
         if header.kind == EntryKind::Reg && size > 0 {
             members.push(&tar[gap_start..start]);

@@ -1,4 +1,4 @@
-//! One very large layer, end to end through `starlift convert`: how much memory it takes at most.
+//! Converts one very large layer with `starlift convert` and measures its peak memory.
 
 use std::fs;
 use std::path::PathBuf;
@@ -10,15 +10,15 @@ use crate::invariants::is_twin;
 use crate::plot::{Bar, Bars, Plot};
 use crate::report::Report;
 
-/// The bar: peak resident memory, MiB.
+/// The limit for peak resident memory, MiB.
 const MOST: f64 = 256.0;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Whose files the layer repeats: a name that the tests' `make-image` knows.
+    /// The image whose files the layer repeats: a name that the tests' `make-image` knows.
     #[arg(long, default_value = "rootfs")]
     model: String,
-    /// Least size of the layer's tar, MiB.
+    /// The least size of the layer's tar, MiB.
     #[arg(long, default_value_t = 4096)]
     mebibytes: u64,
     /// The executable to measure.

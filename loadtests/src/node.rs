@@ -1,6 +1,7 @@
-//! A node: containerd with snapshotters beside its own, images pulled into them, mounted, and run.
+//! A node: containerd with further snapshotters, and images that are pulled into them, mounted and
+//! run.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -12,17 +13,17 @@ use anyhow::{Context as _, ensure};
 use crate::containerd::Containerd;
 use crate::harness::{Daemon, Running, drop_caches, run};
 
-/// The reference snapshotter as a daemon; the tests have it.
+/// The sources of the reference snapshotter's daemon, which the tests build too.
 const REFERENCE: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
     "/../tests/it/fixtures/stargz-grpc"
 );
-/// Where Debian keeps the sources of its library.
+/// Debian's folder for the sources of the reference's library.
 const GOPATH: &str = "/usr/share/gocode";
-/// The snapshotter that unpacks, containerd's own.
+/// The name of containerd's own snapshotter, which unpacks layers.
 pub(crate) const UNPACKED: &str = "overlayfs";
 
-/// A containerd and the snapshotters that it knows besides its own.
+/// A containerd and its additional snapshotters.
 #[derive(Debug)]
 pub(crate) struct Node {
     containerd: Containerd,
@@ -30,39 +31,42 @@ pub(crate) struct Node {
     place: PathBuf,
 }
 
-/// A snapshotter that mounts lazily, in a process of its own.
+/// A snapshotter that mounts lazily, in its own process.
 #[derive(Debug)]
 pub(crate) struct Snapshotter {
     pub(crate) name: &'static str,
     pub(crate) daemon: Daemon,
     socket: PathBuf,
+    /// The socket with the agent's metrics, if it has one.
+    api: Option<PathBuf>,
     _mounts: Mounts,
 }
 
-/// An image's files, as a container would see them; unmounted when dropped.
+/// An image's files as a container would see them; dropping it unmounts them.
 #[derive(Debug)]
 pub(crate) struct Mounted {
     pub(crate) target: PathBuf,
-    /// What mounts them.
+    /// The command that mounts the files.
     command: String,
 }
 
-/// What is mounted beneath a directory; unmounted when dropped.
+/// The mounts beneath a directory; dropping it unmounts them.
 #[derive(Debug)]
 struct Mounts {
     root: PathBuf,
-    /// Does it in place of umount(8), where somebody keeps the mount.
+    /// The command that replaces umount(8) if another process holds the mount.
     unmount: Option<String>,
 }
 
-/// A container that runs what its image says, on this machine's network; killed when dropped.
+/// A container that runs the image's own command in the host's network; dropping it kills the
+/// container.
 #[derive(Debug)]
 pub(crate) struct Container {
     pub(crate) process: Running,
     kill: String,
 }
 
-/// When a container's first byte came, and all it said.
+/// The time of a container's first byte of output, and all its output.
 #[derive(Debug)]
 pub(crate) struct Output {
     pub(crate) first: Instant,
@@ -70,7 +74,7 @@ pub(crate) struct Output {
 }
 
 impl Snapshotter {
-    /// `starlift agent`, with settings as the environment has them (`("PASSTHROUGH", "false")`).
+    /// Starts `starlift agent` with settings in the environment's form (`("BACKGROUND", "off")`).
     pub(crate) fn starlift(
         name: &'static str,
         starlift: &Path,
@@ -99,16 +103,17 @@ impl Snapshotter {
         };
         let is_ready = || run(&agent("status")).is_ok();
         let daemon = Daemon::start(command, &place.join(format!("{name}.log")), is_ready)?;
-        let unmount = Some(agent("unmount"));
+        let (unmount, api) = (Some(agent("unmount")), Some(root.join("api.sock")));
         Ok(Self {
             name,
             daemon,
             socket,
+            api,
             _mounts: Mounts { root, unmount },
         })
     }
 
-    /// The reference, which fetches nothing ahead and nothing in the background.
+    /// Starts the reference snapshotter without prefetch and without background fetch.
     pub(crate) fn reference(name: &'static str, place: &Path) -> anyhow::Result<Self> {
         let (root, socket, program) = (
             place.join(name),
@@ -127,7 +132,7 @@ impl Snapshotter {
             .env("GOFLAGS", "");
         ensure!(
             build.status().context("go")?.success(),
-            "the reference snapshotter cannot be built"
+            "reference snapshotter not built"
         );
         let mut command = Command::new(program);
         command.arg(&socket).arg(&root);
@@ -138,6 +143,7 @@ impl Snapshotter {
             name,
             daemon,
             socket,
+            api: None,
             _mounts: Mounts {
                 root,
                 unmount: None,
@@ -186,7 +192,28 @@ impl Node {
             .with_context(|| format!("no snapshotter {name}"))
     }
 
-    /// Pulls `image` over plain HTTP: unpacks it with containerd's own snapshotter, else mounts it lazily.
+    /// Returns the kernel's requests to a snapshotter so far, by operation. Empty if the
+    /// snapshotter does not count them.
+    pub(crate) fn fuse_requests(&self, name: &str) -> anyhow::Result<BTreeMap<String, u64>> {
+        const METRIC: &str = "starlift_agent_fuse_requests_total{operation=\"";
+        let mut snapshotters = self.snapshotters.iter();
+        let found = snapshotters.find(|snapshotter| snapshotter.name == name);
+        let Some(api) = found.and_then(|snapshotter| snapshotter.api.as_ref()) else {
+            return Ok(BTreeMap::new());
+        };
+        let metrics = run(&format!(
+            "curl -sf --unix-socket {} http://agent/metrics",
+            api.display()
+        ))?;
+        let counts = metrics.lines().filter_map(|line| {
+            let (operation, count) = line.strip_prefix(METRIC)?.split_once("\"} ")?;
+            Some((operation.to_owned(), count.parse().ok()?))
+        });
+        Ok(counts.collect())
+    }
+
+    /// Pulls `image` over plain HTTP. containerd's own snapshotter unpacks it; any other mounts it
+    /// lazily.
     pub(crate) fn pull(&self, image: &str, snapshotter: &str) -> anyhow::Result<()> {
         let flags = format!("--plain-http --snapshotter {snapshotter}");
         if snapshotter == UNPACKED {
@@ -200,7 +227,7 @@ impl Node {
             .map(drop)
     }
 
-    /// Pulls `image` and mounts it as for a container: an overlay that can be written to.
+    /// Pulls `image` and mounts it as for a container, with a writable overlay.
     pub(crate) fn pull_and_mount(
         &self,
         image: &str,
@@ -241,7 +268,7 @@ impl Node {
         Ok(Mounted { target, command })
     }
 
-    /// Committed snapshots that none is built upon.
+    /// Returns the committed snapshots without children.
     fn tops(&self, snapshotter: &str) -> anyhow::Result<BTreeSet<String>> {
         let listed = self
             .containerd
@@ -308,7 +335,7 @@ impl Node {
         })
     }
 
-    /// Starts what `image` says is to be run.
+    /// Starts a container with the image's own command.
     pub(crate) fn start_container(
         &self,
         image: &str,
@@ -332,13 +359,14 @@ impl Drop for Container {
     }
 }
 
-/// runc keeps the containers of the whole machine in one place.
+/// Returns the container's name. It must be unique, because runc keeps all containers of the
+/// machine in one place.
 fn container_id(snapshotter: &str) -> String {
     format!("loadtest-{}-{snapshotter}", std::process::id())
 }
 
 impl Mounted {
-    /// Mounts anew, with nothing of the files in the kernel's caches.
+    /// Remounts the files with none of them in the kernel's caches.
     pub(crate) fn cool(&self) -> anyhow::Result<()> {
         run(&format!("umount {}", self.target.display()))?;
         drop_caches()?;

@@ -1,14 +1,15 @@
-//! Plots as SVG, written by hand: bars with their spread, points on a logarithmic scale, curves over time.
+//! Draws plots as SVG without a library: bars with their spread, points on a logarithmic scale,
+//! curves over time.
 
 use std::fmt::Write as _;
 
 const WIDTH: f64 = 860.0;
 const MARGIN: f64 = 20.0;
 const ROW: f64 = 24.0;
-/// Room for the title above the data, and for the scale below.
+/// Space for the title above the data, and for the scale below.
 const TOP: f64 = 56.0;
 const BOTTOM: f64 = 44.0;
-/// Room for labels left of the bars, and for values right of them.
+/// Space for labels left of the bars, and for values right of them.
 const LABELS: f64 = 250.0;
 const VALUES: f64 = 90.0;
 const SCATTER_HEIGHT: f64 = 420.0;
@@ -29,7 +30,7 @@ pub(crate) struct Bars {
     pub(crate) title: String,
     pub(crate) unit: &'static str,
     pub(crate) bars: Vec<Bar>,
-    /// Values to compare with, each a dashed line with its label.
+    /// Reference values, each a dashed line with its label.
     pub(crate) marks: Vec<(f64, String)>,
 }
 
@@ -39,11 +40,11 @@ pub(crate) struct Bar {
     pub(crate) value: f64,
     pub(crate) least: f64,
     pub(crate) most: f64,
-    /// Bars of one group have one colour.
+    /// Bars of one group have the same colour.
     pub(crate) group: usize,
 }
 
-/// Named points; x is logarithmic.
+/// Named points on a logarithmic x axis.
 #[derive(Debug)]
 pub(crate) struct Scatter {
     pub(crate) title: String,
@@ -57,11 +58,11 @@ pub(crate) struct Point {
     pub(crate) label: String,
     pub(crate) x: f64,
     pub(crate) y: f64,
-    /// Points of one group have one colour.
+    /// Points of one group have the same colour.
     pub(crate) group: usize,
 }
 
-/// Curves over one linear scale, from zero.
+/// Curves over one linear scale that starts at zero.
 #[derive(Debug)]
 pub(crate) struct Lines {
     pub(crate) title: String,
@@ -78,7 +79,7 @@ pub(crate) struct Curve {
     pub(crate) points: Vec<(f64, f64)>,
 }
 
-/// Collects elements; the coordinates are pixels.
+/// Collects SVG elements; coordinates are pixels.
 #[derive(Default)]
 struct Canvas(String);
 
@@ -349,7 +350,7 @@ impl Lines {
     }
 }
 
-/// A rectangle that something is drawn in.
+/// A rectangle of the drawing.
 #[derive(Debug, Clone, Copy)]
 struct Area {
     left: f64,
@@ -368,9 +369,9 @@ impl Area {
         }
     }
 
-    /// Beside the point, or else where the label covers the least of what is `taken`.
+    /// Places the label beside the point, or if that is occupied, where it covers least of `taken`.
     fn of_label(label: &str, (x, y): (f64, f64), taken: &[Self]) -> Self {
-        // Letters of 11 pixels are about six wide.
+        // Letters of 11 pixels are about six pixels wide.
         let (width, height) = (label.chars().fold(0.0, |width, _| width + 6.2), 13.0);
         let at = |left: f64, top: f64| Self {
             left,
@@ -405,7 +406,7 @@ fn colour(group: usize) -> &'static str {
     COLOURS[group % COLOURS.len()]
 }
 
-/// About five round values that enclose the span.
+/// Returns about five round values that enclose the span.
 fn ticks(least: f64, most: f64) -> Vec<f64> {
     let rough = ((most - least) / 5.0).max(1e-9);
     let magnitude = 10_f64.powf(rough.log10().floor());
@@ -423,7 +424,7 @@ fn ticks(least: f64, most: f64) -> Vec<f64> {
     ticks
 }
 
-/// Three digits.
+/// Formats a value with three digits.
 fn short(value: f64) -> String {
     let decimals = match value {
         value if value.fract() == 0.0 || value >= 100.0 => 0,
@@ -444,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn a_label_keeps_clear_of_what_is_there() {
+    fn a_label_keeps_clear_of_other_labels_and_points() {
         let taken = [Area::around((100.0, 100.0)), Area::around((120.0, 100.0))];
         let label = Area::of_label("label", (100.0, 100.0), &taken);
         assert!(taken.iter().all(|area| !label.overlaps(area)), "{label:?}");

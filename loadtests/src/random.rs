@@ -1,4 +1,4 @@
-//! Numbers without a pattern, the same in every run.
+//! Pseudo-random numbers, the same in every run.
 
 /// xorshift64* (Vigna 2016).
 #[derive(Debug)]
@@ -16,17 +16,17 @@ impl Random {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    /// A number below `limit`.
+    /// Returns a number below `limit`.
     pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
     }
 
-    /// An index below `limit`, which is not 0.
+    /// Returns an index below `limit`, which must not be 0.
     pub(crate) fn index(&mut self, limit: usize) -> usize {
         usize::try_from(self.below(limit as u64)).unwrap_or(0)
     }
 
-    /// So many bytes, which do not shrink.
+    /// Returns `count` incompressible bytes.
     pub(crate) fn bytes(&mut self, count: usize) -> Vec<u8> {
         let words = std::iter::repeat_with(|| self.next().to_le_bytes());
         words

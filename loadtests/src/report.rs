@@ -1,4 +1,4 @@
-//! What a scenario found: printed as Markdown, or kept in a folder together with its plots.
+//! A scenario's report: printed as Markdown, or written to a folder together with its plots.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -11,11 +11,11 @@ use crate::plot::Plot;
 
 #[derive(Debug)]
 pub(crate) struct Report {
-    /// The file's name.
+    /// The name of the file.
     name: &'static str,
     title: &'static str,
     notes: Vec<String>,
-    /// The invariants that were broken.
+    /// The violated invariants.
     failures: Vec<String>,
     tables: Vec<Table>,
     plots: Vec<Plot>,
@@ -29,7 +29,7 @@ struct Table {
 }
 
 impl Report {
-    /// Begins a report; notes the day, the machine and how busy it is.
+    /// Begins a report that starts with the date, the machine and its load.
     pub(crate) fn begin(name: &'static str, title: &'static str) -> anyhow::Result<Self> {
         let mut report = Self {
             name,
@@ -48,7 +48,7 @@ impl Report {
         self.notes.push(note.into());
     }
 
-    /// Notes what must hold and did not; the program ends with an error once the report is written.
+    /// Records a violated invariant. The program fails once the report is written.
     pub(crate) fn fail(&mut self, failure: impl Into<String>) {
         self.failures.push(failure.into());
     }
@@ -73,10 +73,10 @@ impl Report {
     /// Prints the report, or writes it into `folder`.
     ///
     /// # Errors
-    /// When it cannot be written, or something that must hold did not.
+    /// If it cannot be written, or if an invariant was violated.
     #[expect(
         clippy::print_stdout,
-        reason = "the report is what this program is for"
+        reason = "the report is the output of this program"
     )]
     pub(crate) fn finish(mut self, folder: Option<&Path>) -> anyhow::Result<()> {
         self.note(format!("load average at the end: {}", load()?));

@@ -1,7 +1,8 @@
-//! Warm reads: blobs, whole and in ranges, against nginx serving the same file; manifests against docker-registry.
+//! Compares warm reads: blobs, whole and in ranges, with nginx serving the same file; manifests
+//! with docker-registry.
 //!
-//! All servers and wrk share the machine, so throughput is what is left beside wrk; a server's own processor time for
-//! each request tells what it costs.
+//! All servers share the machine with wrk, so throughput depends on the processor time that wrk
+//! leaves. A server's own processor time for each request shows its cost.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -21,13 +22,13 @@ use crate::wrk::{self, Load, Ranges, Seen};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// The image: a name that the tests' `make-image` knows.
+    /// The name of the image, as the tests' `make-image` knows it.
     #[arg(default_value = "rootfs")]
     image: String,
     /// The executable to measure.
     #[arg(long, default_value = "target/release/starlift")]
     starlift: PathBuf,
-    /// Rounds; in each, every server gets every load once.
+    /// Rounds. Every server gets every load once in each round.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
     /// Seconds of each load.
@@ -35,7 +36,7 @@ pub(crate) struct Arguments {
     seconds: u64,
 }
 
-/// The servers, all holding the same layer and manifest.
+/// The servers, which all hold the same layer and manifest.
 #[derive(Debug)]
 struct Servers {
     starlift: Daemon,
@@ -55,7 +56,7 @@ struct Urls {
     their_digest: String,
 }
 
-/// One load on one of our URLs and on the peer's.
+/// One load, for a URL of Starlift and a URL of its peer.
 struct Contest<'s> {
     name: &'static str,
     load: Load,
@@ -68,14 +69,14 @@ struct Contest<'s> {
 #[derive(Debug, Clone, Copy)]
 struct Run {
     seen: Seen,
-    /// Processor seconds of the server.
+    /// Processor seconds that the server used.
     cpu: f64,
 }
 
 pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
     let mut report = Report::begin("serve", "Warm reads, against nginx and docker-registry")?;
     report.note(format!(
-        "{} rounds of {} s a load, the servers by turns, medians (least–most); wrk with one thread on the same machine",
+        "{} rounds of {} s a load, alternating servers, medians (least–most); wrk with one thread on the same machine",
         arguments.rounds, arguments.seconds
     ));
     report.note(
@@ -285,7 +286,8 @@ fn start(arguments: &Arguments, place: &Path) -> anyhow::Result<Servers> {
     run(&format!("curl -sf -o {} {our_blob}", file.display()))?;
     let sum = format!("sha256:{}", hex::encode(Sha256::digest(fs::read(&file)?)));
     ensure!(sum == layer, "{our_blob} gave {sum}");
-    // The registry holds the twin's manifest too, so that both answer with the same bytes.
+    // The registry holds the converted image's manifest too, so that both servers answer with the
+    // same bytes.
     let twin = format!("{address}/local/{name}:1");
     let tls = "--src-tls-verify=false --dest-tls-verify=false";
     run(&format!(
@@ -313,7 +315,7 @@ fn start(arguments: &Arguments, place: &Path) -> anyhow::Result<Servers> {
     })
 }
 
-/// An error unless both servers give the same bytes, whole and in ranges.
+/// Checks that both servers return the same bytes, whole and in ranges.
 fn same_answers(ours: &str, theirs: &str) -> anyhow::Result<()> {
     for range in ["0-", "100-65635", "-1000"] {
         let ask = |url: &str| -> anyhow::Result<String> {
@@ -325,7 +327,7 @@ fn same_answers(ours: &str, theirs: &str) -> anyhow::Result<()> {
         };
         ensure!(
             ask(ours)? == ask(theirs)?,
-            "the servers disagree on the bytes {range}"
+            "servers disagree on the bytes {range}"
         );
     }
     Ok(())
@@ -335,7 +337,7 @@ fn same_manifests(urls: &Urls) -> anyhow::Result<()> {
     let ask = |url: &String| run(&format!("curl -sf -H Accept:{MANIFEST_TYPE} {url}"));
     let first = ask(&urls.our_digest)?;
     for url in [&urls.our_tag, &urls.their_tag, &urls.their_digest] {
-        ensure!(ask(url)? == first, "{url} gives another manifest");
+        ensure!(ask(url)? == first, "{url} returns another manifest");
     }
     Ok(())
 }
@@ -367,7 +369,7 @@ fn nginx(place: &Path) -> anyhow::Result<(Daemon, SocketAddr)> {
     let address = free_address()?;
     let config = place.join("nginx.conf");
     let root = place.display();
-    // Workers give up root and could not enter a private folder.
+    // nginx workers drop root and could not enter a private folder.
     fs::write(
         &config,
         format!(

@@ -1,4 +1,4 @@
-//! `starlift serve` in a process of its own.
+//! `starlift serve` as a process.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use crate::harness::{Daemon, free_address, run};
 
 pub(crate) const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
-/// How long the conversion may take before the measurement.
+/// The limit for the conversion before the measurement.
 const CONVERSION_LIMIT: Duration = Duration::from_secs(120);
 
 #[derive(Debug)]
@@ -22,7 +22,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Serves these upstreams (`NAME=SOURCE`), its store in `place`.
+    /// Serves these upstreams (`NAME=SOURCE`) with a store in `place`.
     pub(crate) fn start(
         starlift: &Path,
         place: &Path,
@@ -31,7 +31,7 @@ impl Server {
         Self::start_with(starlift, place, upstreams, &[])
     }
 
-    /// With settings as the environment has them (`("REDIRECT", "true")`).
+    /// The same with settings in the environment's form (`("REDIRECT", "true")`).
     pub(crate) fn start_with(
         starlift: &Path,
         place: &Path,
@@ -53,7 +53,7 @@ impl Server {
                 .iter()
                 .map(|(key, value)| (format!("STARLIFT_SERVE_{key}"), value)),
         );
-        // Nobody logs each request: the peers are told not to.
+        // No log line for each request, because the peers write none either.
         command.env("STARLIFT_LOG_FILTER", "warn");
         let ready = format!("http://{address}/readyz");
         let is_ready = || run(&format!("curl -sf {ready}")).is_ok();
@@ -63,7 +63,7 @@ impl Server {
         })
     }
 
-    /// Requests for manifests, blobs and profiles that were answered so far.
+    /// Returns the number of answered requests for manifests, blobs and profiles.
     pub(crate) fn requests(&self) -> anyhow::Result<u64> {
         self.count(
             &["manifest", "blob", "api"]
@@ -71,12 +71,12 @@ impl Server {
         )
     }
 
-    /// Times that what it knows of an image's starts was written down.
+    /// Returns how often the server has written an image's observations to the store.
     pub(crate) fn profiles_written(&self) -> anyhow::Result<u64> {
         self.count(&["starlift_profile_merges_total{outcome=\"written\"}".to_owned()])
     }
 
-    /// How many files are to be fetched ahead of a start of the image that has these layers.
+    /// Returns the number of files in the profile of the image with these layers.
     pub(crate) fn files_ahead(&self, manifest: &Value) -> anyhow::Result<usize> {
         let layers = manifest["layers"].as_array().context("no image manifest")?;
         let digests = layers.iter().filter_map(|layer| layer["digest"].as_str());
@@ -96,7 +96,7 @@ impl Server {
             .with_context(|| format!("no profile: {profile}"))
     }
 
-    /// The sum of the metrics that begin so.
+    /// Returns the sum of the metrics that begin with one of `beginnings`.
     fn count(&self, beginnings: &[String]) -> anyhow::Result<u64> {
         let metrics = run(&format!("curl -sf http://{}/metrics", self.address))?;
         let lines = metrics.lines().filter(|line| {
@@ -116,7 +116,7 @@ impl Server {
     }
 }
 
-/// Waits until the tag is answered with the twin: its digest and content.
+/// Waits until the tag is answered with the converted image; returns its digest and content.
 pub(crate) fn twin(url: &str) -> anyhow::Result<(String, Value)> {
     let begun = Instant::now();
     loop {
@@ -125,7 +125,10 @@ pub(crate) fn twin(url: &str) -> anyhow::Result<(String, Value)> {
             let digest = format!("sha256:{}", hex::encode(Sha256::digest(&text)));
             return Ok((digest, serde_json::from_str(&text)?));
         }
-        ensure!(begun.elapsed() < CONVERSION_LIMIT, "no twin: {text}");
+        ensure!(
+            begun.elapsed() < CONVERSION_LIMIT,
+            "no converted image: {text}"
+        );
         std::thread::sleep(Duration::from_millis(200));
     }
 }

@@ -1,4 +1,4 @@
-//! Load on an HTTP server with wrk, and what it saw.
+//! Runs wrk against an HTTP server and reads its figures.
 
 use std::fs;
 use std::path::Path;
@@ -6,12 +6,12 @@ use std::process::Command;
 
 use anyhow::{Context as _, ensure};
 
-/// What wrk sends over and over.
+/// The request that wrk repeats.
 #[derive(Debug, Clone)]
 pub(crate) struct Load {
     pub(crate) connections: usize,
     pub(crate) seconds: u64,
-    /// Text of the `Accept` header.
+    /// The value of the `Accept` header.
     pub(crate) accept: &'static str,
     pub(crate) ranges: Option<Ranges>,
 }
@@ -20,22 +20,22 @@ pub(crate) struct Load {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ranges {
     pub(crate) blob_size: u64,
-    /// Bytes in each range.
+    /// Bytes of each range.
     pub(crate) length: u64,
-    /// Ranges in each request.
+    /// Number of ranges in each request.
     pub(crate) count: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Seen {
     pub(crate) requests: f64,
-    /// Bytes of all answers, headers included.
+    /// Bytes of all answers, including headers.
     pub(crate) bytes: f64,
     pub(crate) seconds: f64,
     pub(crate) p99_milliseconds: f64,
 }
 
-/// Runs wrk, one thread of it; an error unless every answer was a success.
+/// Runs wrk with one thread. Fails unless every answer was a success.
 pub(crate) fn run(load: &Load, url: &str, place: &Path) -> anyhow::Result<Seen> {
     let script = place.join("load.lua");
     fs::write(&script, lua(load))?;
@@ -61,10 +61,10 @@ pub(crate) fn run(load: &Load, url: &str, place: &Path) -> anyhow::Result<Seen> 
     let line = said
         .lines()
         .find_map(|line| line.strip_prefix("seen "))
-        .with_context(|| format!("wrk said {said}"))?;
+        .with_context(|| format!("unexpected output of wrk: {said}"))?;
     let figures: Vec<f64> = line.split(' ').map(str::parse).collect::<Result<_, _>>()?;
     let [requests, bytes, microseconds, p99, failed] = figures[..] else {
-        anyhow::bail!("wrk said {line}")
+        anyhow::bail!("unexpected output of wrk: {line}")
     };
     ensure!(
         failed == 0.0 && requests > 0.0,

@@ -1,5 +1,5 @@
-//! What the agent tells over HTTP: `/api/v1/status`, `/metrics`, `/healthz`; on a socket in its root, and on an address
-//! where the configuration gives one.
+//! The agent's HTTP interface: `/api/v1/status`, `/metrics`, `/healthz`. Served on a socket in its
+//! root, and on an address if the configuration has one.
 
 use std::fs;
 use std::io;
@@ -32,13 +32,13 @@ const MAX_ANSWER: u64 = 64 << 20;
 pub enum ApiError {
     #[error("cannot listen on {at}")]
     Listen { at: String, source: io::Error },
-    #[error("no agent answers on {socket}")]
+    #[error("no answer from an agent on {socket}")]
     Silent { socket: PathBuf, source: io::Error },
-    #[error("the agent's answer makes no sense")]
+    #[error("agent's answer not understood")]
     Answer(#[source] serde_json::Error),
 }
 
-/// Listens, and is about to serve.
+/// The listeners, ready to serve.
 #[derive(Debug)]
 pub(super) struct Api {
     socket: UnixListener,
@@ -47,7 +47,7 @@ pub(super) struct Api {
 }
 
 impl Api {
-    /// Listens in the root, where only its owner gets to, and on `address`.
+    /// Listens in the root, which only its owner can enter, and on `address`.
     pub(super) async fn bind(
         root: &Path,
         address: Option<SocketAddr>,
@@ -104,7 +104,7 @@ impl Api {
             }
         };
         if let Err(error) = tokio::try_join!(async { on_socket.await }, on_address) {
-            tracing::error!(%error, "the status and the metrics are not served any more");
+            tracing::error!(%error, "status and metrics server failed");
         }
     }
 }
@@ -130,17 +130,18 @@ async fn exposition(State(layers): State<Arc<Layers>>) -> Result<Response<Body>,
     response.map_err(|_header| StatusCode::INTERNAL_SERVER_ERROR)
 }
 
-/// Whether a living agent uses this root. One that is dying holds its sockets, and answers nothing.
+/// Whether a living agent uses this root. A dying agent still holds its sockets, but answers
+/// nothing.
 pub(super) async fn is_answered(root: &Path) -> bool {
-    ask(root, "/healthz").await.is_ok()
+    http_get(root, "/healthz").await.is_ok()
 }
 
-/// What the agent with this root tells of itself.
+/// Returns the status report of the agent with this root.
 ///
 /// # Errors
-/// When no agent answers, or one of another version in other words.
+/// If no agent answers, or an agent of another version answers in another format.
 pub async fn report(root: &Path) -> Result<Report, ApiError> {
-    let answer = ask(root, STATUS).await;
+    let answer = http_get(root, STATUS).await;
     let answer = answer.map_err(|source| ApiError::Silent {
         socket: root.join(SOCKET),
         source,
@@ -148,10 +149,11 @@ pub async fn report(root: &Path) -> Result<Report, ApiError> {
     serde_json::from_slice(&answer).map_err(ApiError::Answer)
 }
 
-async fn ask(root: &Path, path: &str) -> io::Result<Vec<u8>> {
+async fn http_get(root: &Path, path: &str) -> io::Result<Vec<u8>> {
     let exchange = async {
         let mut socket: UnixStream = UnixStream::connect(root.join(SOCKET)).await?;
-        // The connection's end is the answer's: no length and no chunks to look for.
+        // The end of the connection is the end of the answer: there is no length and there are no
+        // chunks.
         socket
             .write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())
             .await?;

@@ -1,4 +1,4 @@
-//! Answers the kernel for a mount: the agent's own, or one for a while.
+//! Answers the kernel for a mount: the agent's own, or a temporary one.
 
 use std::io;
 use std::sync::Arc;
@@ -9,9 +9,9 @@ use tokio::sync::oneshot;
 use super::config::Config;
 use super::filesystem::FileSystem;
 use super::fuse::Adapter;
+use super::layer_mount::LayerMount;
 use super::layers::Layers;
 use super::notify::Notifier;
-use super::opens::Opens;
 use super::request_timeout::ReadLimits;
 use super::session::{Device, SessionError};
 
@@ -19,51 +19,45 @@ use super::session::{Device, SessionError};
 pub enum MountError {
     #[error(transparent)]
     Session(#[from] SessionError),
-    #[error("the mount cannot be served")]
+    #[error("mount not served")]
     Io(#[from] io::Error),
 }
 
-/// Serves `layers` over the FUSE connection `device` on dedicated threads. Returns once the handshake is done; the
-/// returned receiver fires when the kernel ends the connection. Blocking.
+/// Serves `layers` over the FUSE connection `device` of `mount` on dedicated threads. Returns once
+/// the handshake is done. The returned receiver fires when the kernel ends the connection.
+/// Blocking.
 ///
 /// # Errors
-/// When the kernel does not greet, or what is open cannot be read from beneath the root.
+/// If the kernel's INIT request cannot be answered, or a thread cannot be started.
 pub(super) fn attach(
     device: &Device,
+    mount: LayerMount,
     layers: &Arc<Layers>,
     config: &Config,
     runtime: Handle,
 ) -> Result<oneshot::Receiver<()>, MountError> {
-    let opens = Opens::load(&config.root.join("opens"), device.is_new())?;
     let limits = ReadLimits::new(config.read_timeout, device.request_timeout());
     if limits.fresh < config.read_timeout {
         tracing::warn!(limit = ?limits.fresh, configured = ?config.read_timeout, "reads limited by fs.fuse.*_request_timeout");
     }
-    let adapter = Adapter::new(
-        FileSystem::new(Arc::clone(layers)),
-        opens,
-        device.duplicate()?,
-        runtime,
-        limits,
-        config.passthrough,
-    );
+    let adapter = Adapter::new(FileSystem::new(Arc::clone(layers)), mount, runtime, limits);
     let notifier = Notifier::new(device.duplicate()?);
     let session = device.serve(adapter, config.threads)?;
     let (done, unmounted) = oneshot::channel();
     std::thread::Builder::new()
-        .name("fuse".to_owned())
+        .name(mount.device_name().to_owned())
         .spawn(move || {
             if let Err(error) = session.run() {
-                tracing::error!(%error, "the kernel is not answered any more");
+                tracing::error!(%error, "kernel connection failed");
             }
-            // Nobody hears it while the agent stops.
+            // The receiver is gone while the agent stops.
             let _unheard = done.send(());
         })?;
     if !device.is_new()
         && let Err(error) = notifier.resend()
     {
-        tracing::warn!(%error, "reads that an earlier process left unanswered stay so: the kernel is older than Linux 6.9");
+        tracing::warn!(%error, "reads of an earlier process not resent; the kernel is older than Linux 6.9");
     }
-    layers.announce_to(Some(notifier));
+    layers.announce_to(mount, Some(notifier));
     Ok(unmounted)
 }

@@ -1,4 +1,4 @@
-//! The agent's part of the configuration.
+//! The configuration of the agent.
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -10,75 +10,80 @@ use serde::{Deserialize, Serialize};
 
 use crate::profile::Workload;
 
-/// The agent's part of the configuration.
+/// The configuration of the agent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// The socket that containerd's `proxy_plugins` entry names.
     pub address: PathBuf,
-    /// Where snapshots, lazy mounts and the cache lie.
+    /// The directory of the snapshots, the lazy mounts and the cache.
     pub root: PathBuf,
-    /// Most bytes of the disk that cached chunks take; the longest unused go first.
+    /// Most bytes of disk for cached chunks. The least recently used chunks are evicted first.
     pub cache_size: ByteSize,
-    /// Memory for chunks: three quarters for those on their way from a registry, readers' first, and one for those that just
-    /// came, which are served from there while the disk is full.
+    /// Memory for chunks. Three quarters are for chunks in transit from a registry, readers' first.
+    /// One quarter is for chunks that have just arrived: they are served from memory while the disk
+    /// is full.
     pub memory: ByteSize,
-    /// containerd's socket, where kubelets are to find their image service on `address` (`--image-service-endpoint`): calls
-    /// are handed on, and the credentials of pods' pulls are used for lazy reads too.
+    /// containerd's socket. If set, the agent also serves kubelet's image service on `address`
+    /// (`--image-service-endpoint`): it forwards the calls to this socket, and uses the credentials
+    /// of pods' pulls for lazy reads too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cri: Option<PathBuf>,
-    /// How long opening a layer may take; one that takes longer is unpacked the ordinary way.
+    /// Most time for opening a layer. A layer that takes longer is unpacked the ordinary way.
     #[serde(with = "humantime_serde")]
     pub mount_timeout: Duration,
-    /// How long a read may wait for the registry before it fails with EIO; the next read asks again.
+    /// Most time that a read waits for the registry before it fails with EIO. The next read
+    /// requests the bytes again.
     #[serde(with = "humantime_serde")]
     pub read_timeout: Duration,
-    /// Most bytes asked for in one request.
+    /// Most bytes in one request, unless a single chunk is larger.
     pub max_request: ByteSize,
-    /// Fetch the files in front of a layer's prefetch landmark as soon as it is mounted.
+    /// Whether the files before a layer's prefetch landmark are fetched as soon as the layer is
+    /// mounted.
     pub prefetch: bool,
-    /// Ask a Starlift server what containers of an image read when they start, and fetch that as soon as layers are mounted.
+    /// Whether the agent asks a Starlift server for the profile of an image (the files that its
+    /// containers read at their start), and prefetches those files as soon as the layers are
+    /// mounted.
     pub profiles: bool,
-    /// Where the registry is no Starlift server, look for a profile that refers to the image (`starlift optimize --profile`, or
-    /// a copy with its referrers): up to five more requests for each image, two of them for manifests.
+    /// Whether the agent looks for a profile that refers to the image (`starlift optimize
+    /// --profile`, or a copy with its referrers) if the registry is not a Starlift server. Costs up
+    /// to five more requests for each image, two of them for manifests.
     pub referrers: bool,
-    /// Most bytes that are fetched of one image by such a profile.
+    /// Most bytes that are prefetched for one image because of its profile.
     pub profile_limit: ByteSize,
-    /// How long a container's start is watched; which files it read is told to the Starlift server that gave the image. `0s`:
-    /// nothing is watched or told.
+    /// How long a container's start is watched. The files that it reads are reported to the
+    /// Starlift server that served the image. `0s`: nothing is watched or reported.
     #[serde(with = "humantime_serde")]
     pub record: Duration,
-    /// What images are used for here: profiles are kept apart by it.
+    /// The workload of this node. Images have a separate profile for each workload.
     pub workload: Workload,
-    /// Whether the rest of a layer is fetched too: `off`, `limited` (up to `background_limit`) or `full`.
+    /// Whether the rest of a layer is fetched too: `off`, `limited` (up to `background_limit`) or
+    /// `full`.
     pub background: Background,
-    /// Most bytes that `limited` fetches of a layer.
+    /// Most bytes of a layer that `limited` fetches.
     pub background_limit: ByteSize,
-    /// How long after its mount a layer's rest is begun with.
+    /// Time between the mount of a layer and the start of fetching its rest.
     #[serde(with = "humantime_serde")]
     pub background_delay: Duration,
-    /// Most bytes a second that fetching in the background takes, all layers together; no limit when not given.
+    /// Most bytes a second for background fetching, over all layers. No limit if not set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub background_bandwidth: Option<ByteSize>,
-    /// Let the kernel read files that are held whole by itself (Linux 6.9 and newer). No overlay can then be mounted over a
-    /// directory of a container.
-    pub passthrough: bool,
-    /// Who keeps the mount while the agent is restarted: `auto`, `systemd`, `process` or `none`.
+    /// The holder of the mount while the agent restarts: `auto`, `systemd`, `process` or `none`.
     pub keeper: KeeperKind,
     /// Threads that answer the kernel.
     pub threads: NonZeroUsize,
-    /// An address to serve `/metrics` and the status on, besides the socket in the root.
+    /// An address that serves `/metrics` and the status, besides the socket in the root.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listen: Option<SocketAddr>,
-    /// An address on which a thread of its own tells whether the agent's threads run: 200, or 503 when they are more than
-    /// 20 s late. For probes of liveness; nothing listens when not given.
+    /// An address on which a separate thread reports whether the agent's threads run: 200, or 503
+    /// if they are more than 20 s late. For liveness probes. Nothing listens if not set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub liveness: Option<SocketAddr>,
-    /// What holds for some images only; the first rule that fits an image counts.
+    /// Exceptions for some images. The first rule that matches an image counts.
     pub image: Vec<ImageRule>,
 }
 
-/// How much of a layer is fetched without anyone reading it.
+/// How much of a layer is fetched in the background.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Background {
@@ -88,42 +93,42 @@ pub enum Background {
     Full,
 }
 
-/// Who holds the FUSE descriptor besides the agent.
+/// The holder of the FUSE descriptor besides the agent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum KeeperKind {
-    /// systemd's where the unit has one, else a process.
+    /// The systemd store if the unit has one, else a process.
     #[default]
     Auto,
     /// The descriptor store of the systemd unit.
     Systemd,
-    /// `starlift agent keeper`, a process of its own.
+    /// `starlift agent keeper`, a separate process.
     Process,
-    /// Nobody: running containers lose their lazy layers with the agent.
+    /// No holder: running containers lose their lazy layers when the agent stops.
     None,
 }
 
-/// What holds for the images whose reference fits a pattern.
+/// Settings for the images whose reference matches a pattern.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImageRule {
-    /// The reference as containerd has it; `*` stands for any text.
+    /// The image reference as containerd writes it. `*` stands for any text.
     pub pattern: String,
-    /// `false` unpacks the image the ordinary way.
+    /// `false`: the image is unpacked the ordinary way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lazy: Option<bool>,
-    /// In place of the agent's `prefetch`.
+    /// Replaces the agent's `prefetch`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefetch: Option<bool>,
-    /// In place of the agent's `background`.
+    /// Replaces the agent's `background`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub background: Option<Background>,
-    /// In place of the agent's `workload`.
+    /// Replaces the agent's `workload`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workload: Option<Workload>,
 }
 
-/// What holds for one image.
+/// The settings that apply to one image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Policy {
     pub(super) lazy: bool,
@@ -153,7 +158,6 @@ impl Default for Config {
             background_limit: ByteSize::mib(256),
             background_delay: Duration::from_secs(10),
             background_bandwidth: None,
-            passthrough: false,
             keeper: KeeperKind::default(),
             threads: NonZeroUsize::new(4).unwrap_or(NonZeroUsize::MIN),
             listen: None,
@@ -164,12 +168,12 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Bytes of memory for chunks on their way.
+    /// Bytes of memory for chunks in transit.
     pub(super) fn fetch_memory(&self) -> u64 {
         self.memory.as_u64() / 4 * 3
     }
 
-    /// What holds for the image that containerd calls `reference`.
+    /// Returns the settings for the image that containerd calls `reference`.
     pub(super) fn policy(&self, reference: &str) -> Policy {
         let rule = self
             .image
@@ -199,7 +203,7 @@ fn fits(pattern: &str, text: &str) -> bool {
     let (middles, tail) = rest
         .rsplit_once('*')
         .map_or((None, rest), |(middles, tail)| (Some(middles), tail));
-    // Each middle part at its first place leaves the most to those behind it.
+    // The first match of each middle part leaves the most text for the parts after it.
     for part in middles.into_iter().flat_map(|middles| middles.split('*')) {
         let Some(at) = left.find(part) else {
             return false;
@@ -214,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn patterns_stand_for_references() {
+    fn a_star_matches_any_text_and_nothing_else_is_special() {
         for (pattern, text) in [
             ("*", "any/thing:1"),
             ("docker.io/library/*", "docker.io/library/nginx:1"),
@@ -238,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_rule_that_fits_counts() {
+    fn the_first_rule_that_matches_an_image_counts() {
         let text = "background = 'limited'\n[[image]]\npattern = 'a/*'\nlazy = false\n[[image]]\npattern = '*'\nbackground = 'off'\nworkload = 'web'";
         let config: Config = toml::from_str(text).unwrap();
         let policy = config.policy("a/b:1");

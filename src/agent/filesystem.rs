@@ -1,6 +1,6 @@
-//! The agent's file system: a root with a directory for each lazily mounted layer. Knows inodes, not the kernel.
+//! The agent's file system: a root with a directory for each lazily mounted layer. Knows inodes,
+//! not the kernel.
 
-use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,34 +13,34 @@ use super::layers::Layers;
 use super::mount::{Mount, ROOT_INODE};
 use super::tree::{Attributes, FileId};
 
-/// How long after a registry that is away it is asked again; each further pause is twice as long. Its client has tried
-/// several times already.
+/// Pause before an unreachable registry is asked again. Each further pause is twice as long. The
+/// registry client has already tried several times before that.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LAST_PAUSE: Duration = Duration::from_secs(4);
-/// How long a registry is asked again that refuses us: as long as one takes to restart that checks tokens. A container
-/// whose image was withdrawn waits so long for its EIO.
+/// How long a registry that denies access is asked again: as long as a token-checking registry
+/// takes to restart. A container whose image was withdrawn waits this long for its EIO.
 const REFUSED: Duration = Duration::from_secs(10);
-/// Names that one look into the root takes.
+/// Names read by one lookup in the root's listing.
 const ROOT_PAGE: usize = 256;
 
-/// Why an operation fails.
+/// The reason why an operation fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    #[error("there is no such file")]
+    #[error("no such file")]
     NotFound,
-    #[error("it is no directory")]
+    #[error("not a directory")]
     NotDirectory,
-    #[error("it is a directory")]
+    #[error("is a directory")]
     IsDirectory,
-    #[error("it is not of the kind that this is for")]
+    #[error("wrong kind of file for this operation")]
     Invalid,
-    #[error("it has no such attribute")]
+    #[error("no such attribute")]
     NoAttribute,
-    #[error("its content cannot be had")]
+    #[error("content not available")]
     Unreadable,
 }
 
-/// The file system. Answers block on the disk at most.
+/// The file system. Its answers block on the disk at most.
 #[derive(Debug, Clone)]
 pub struct FileSystem {
     layers: Arc<Layers>,
@@ -52,11 +52,11 @@ pub struct Listed {
     pub name: Vec<u8>,
     pub inode: u64,
     pub attributes: Attributes,
-    /// Where to go on behind it.
+    /// The position after this name, from which a listing continues.
     pub next: u64,
 }
 
-/// A file of a layer, for reading.
+/// A file of a layer, opened for reading.
 #[derive(Debug, Clone)]
 pub struct Opened {
     number: u64,
@@ -75,14 +75,15 @@ impl FileSystem {
             .layers
             .layer(&mount)
             .map(Arc::clone)
-            .map_err(|_told_already| Error::Unreadable)?;
+            .map_err(|_logged_already| Error::Unreadable)?;
         Ok((mount, layer, id))
     }
 
     fn root(&self) -> Attributes {
         Attributes {
             kind: Kind::Directory,
-            // Containers and overlayfs come to a layer by its path as root; nobody else gets past this.
+            // Containers and overlayfs reach a layer by its path as root. Nobody else may pass this
+            // directory.
             mode: 0o700,
             uid: 0,
             gid: 0,
@@ -101,8 +102,9 @@ impl FileSystem {
         layer.tree().attributes(id).ok_or(Error::NotFound)
     }
 
-    /// The inode with this name in a directory. `.` names any inode itself: the kernel asks so for one that it forgot, and
-    /// `/` does: an entry that it found by a file handle has no other name.
+    /// Returns the inode with this name in a directory. `.` and `/` name any inode itself: the
+    /// kernel looks up `.` for an inode that it has forgotten, and `/` because an entry that it
+    /// found by a file handle has no other name.
     pub fn lookup(&self, parent: u64, name: &[u8]) -> Result<(u64, Attributes), Error> {
         let inode = if name == b"." || name == b"/" {
             parent
@@ -118,7 +120,8 @@ impl FileSystem {
         Ok((inode, self.attributes(inode)?))
     }
 
-    /// Gives `take` the names in a directory from `start` on, which is 0 or a name's `next`, until it wants no more.
+    /// Calls `take` with the names in a directory from `start` on, which is 0 or a name's `next`,
+    /// until it returns false.
     pub fn list(
         &self,
         inode: u64,
@@ -127,7 +130,8 @@ impl FileSystem {
     ) -> Result<(), Error> {
         if inode == ROOT_INODE {
             for mount in self.layers.after(start, ROOT_PAGE) {
-                // A layer that cannot be read is not listed; whoever asks for it by name is told.
+                // A layer that cannot be read is not listed. A lookup of its name returns the
+                // error.
                 let inode = mount.inode(FileId::ROOT);
                 let Ok(attributes) = self.attributes(inode) else {
                     continue;
@@ -169,7 +173,7 @@ impl FileSystem {
         Ok(())
     }
 
-    /// Where a symbolic link points.
+    /// Returns the target of a symbolic link.
     pub fn target(&self, inode: u64) -> Result<Vec<u8>, Error> {
         let (_, layer, id) = self.at(inode)?;
         layer
@@ -191,7 +195,7 @@ impl FileSystem {
             .ok_or(Error::NoAttribute)
     }
 
-    /// The names of the extended attributes, each with a zero byte behind it.
+    /// Returns the names of the extended attributes, each followed by a zero byte.
     pub fn xattrs(&self, inode: u64) -> Result<Vec<u8>, Error> {
         if inode == ROOT_INODE {
             return Ok(Vec::new());
@@ -204,16 +208,7 @@ impl FileSystem {
             .collect())
     }
 
-    /// A regular file that is opened.
-    pub fn open(&self, inode: u64) -> Result<Opened, Error> {
-        let opened = self.file(inode)?;
-        self.layers
-            .recorder()
-            .note(opened.number, opened.id, || None);
-        Ok(opened)
-    }
-
-    /// A regular file of which `length` bytes from `offset` on are read.
+    /// Returns the regular file to read `length` bytes from at `offset`, and records the read.
     pub fn read(&self, inode: u64, offset: u64, length: u64) -> Result<Opened, Error> {
         let opened = self.file(inode)?;
         let part = || opened.layer.chunks_at(opened.id, offset, length);
@@ -241,7 +236,7 @@ impl FileSystem {
         }
     }
 
-    /// Files and directories of all layers.
+    /// Returns the number of files and directories in all layers.
     pub fn inodes(&self) -> u64 {
         self.layers
             .after(0, usize::MAX)
@@ -252,18 +247,18 @@ impl FileSystem {
 }
 
 impl Opened {
-    /// Bytes from `offset` on, fewer at the file's end, if they are on this node.
+    /// Returns bytes from `offset` on, fewer at the file's end, if they are on this node.
     pub fn read_held(&self, offset: u64, length: u64) -> Option<Bytes> {
         self.layer.read_held(self.id, offset, length)
     }
 
-    /// The same, from the registry where need be. Asks again and again while the registry is away, and for a while where
-    /// it refuses: the caller says how long is too long.
+    /// Returns bytes from `offset` on, from the registry if need be. Retries while the registry is
+    /// unreachable, and for a while if it denies access. The caller must set a timeout.
     ///
-    /// Cancel safe: what is on its way arrives all the same.
+    /// Cancel safe: bytes in transit arrive all the same.
     ///
     /// # Errors
-    /// When the registry does not have the bytes, does not give them to us, or gives others.
+    /// If the registry does not have the bytes, denies access, or returns other bytes.
     pub async fn read(&self, offset: u64, length: u64) -> Result<Bytes, FetchError> {
         let begun = Instant::now();
         let mut pause = FIRST_PAUSE;
@@ -280,21 +275,12 @@ impl Opened {
         }
     }
 
-    /// The file of the cache that is this file, where it is held whole and in one piece.
-    pub fn backing(&self) -> Option<File> {
-        let chunk = self.layer.only_chunk(self.id)?;
-        self.layer
-            .fetcher()
-            .cache()
-            .file(&chunk.digest?, chunk.size)
-    }
-
-    /// Bytes that came for the file's layer so far.
+    /// Returns the bytes received for the file's layer so far.
     pub fn received(&self) -> u64 {
         self.layer.traffic().received()
     }
 
-    /// For the log.
+    /// Returns the layer's digest, for the log.
     pub fn layer(&self) -> &crate::oci::Digest {
         &self.layer.blob().digest
     }

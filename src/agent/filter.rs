@@ -1,9 +1,10 @@
 //! containerd's filter language: `name==a,labels."b.c"~=/^d/`.
 //!
 //! ```text
-//! filter   := selector ("," selector)*          all must match; of several filters one must
+//! filters  := filter*                           one must match
+//! filter   := selector ("," selector)*          all must match
 //! selector := field ("." field)* [operator value]
-//! operator := "==" | "!=" | "~="                without one: the field is present
+//! operator := "==" | "!=" | "~="                if there is none: the field is present
 //! field    := [A-Za-z0-9_]+ | "quoted"
 //! value    := [^ ,]+ | "quoted"                 also /quoted/ and |quoted| after ~=
 //! ```
@@ -13,23 +14,23 @@ use std::str::CharIndices;
 
 use regex::Regex;
 
-/// What of a list is wanted.
+/// Selects entries of a list.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
-    /// One must match; everything does where there is none.
+    /// One of them must match. Everything matches if there is none.
     alternatives: Vec<Vec<Selector>>,
 }
 
-/// Why a text is no filter.
+/// The reason why a text is not a filter.
 #[derive(Debug, thiserror::Error)]
 pub enum ParseFilterError {
-    #[error("{filter:?} is no filter: {expected} expected at byte {at}")]
+    #[error("{filter:?} is not a filter: {expected} expected at byte {at}")]
     Syntax {
         filter: String,
         at: usize,
         expected: &'static str,
     },
-    #[error("{pattern:?} is no regular expression")]
+    #[error("{pattern:?} is not a regular expression")]
     Pattern {
         pattern: String,
         source: Box<regex::Error>,
@@ -51,7 +52,7 @@ enum Test {
 }
 
 impl Filter {
-    /// Reads filters of which one must match. An empty text matches everything.
+    /// Parses filters, one of which must match. An empty text matches everything.
     pub fn parse(filters: &[String]) -> Result<Self, ParseFilterError> {
         let alternatives = filters
             .iter()
@@ -60,7 +61,8 @@ impl Filter {
         Ok(Self { alternatives })
     }
 
-    /// Whether something matches; `value` gives the value at a path of fields, where it has one.
+    /// Whether an entry matches. `value` returns the entry's value at a path of fields, if it has
+    /// one.
     pub fn matches<'a>(&self, value: impl Fn(&[String]) -> Option<&'a str>) -> bool {
         let all = |selectors: &Vec<Selector>| {
             selectors
@@ -159,7 +161,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// A text between two quotes of the kind that comes next, with Go's escapes.
+    /// Reads a text between two quotes of the kind that comes next, with Go's escapes.
     fn quoted(&mut self) -> Result<String, ParseFilterError> {
         let Some((_, quote)) = self.rest.next() else {
             return Err(self.expected("a quote"));
@@ -230,7 +232,7 @@ impl<'a> Parser<'a> {
         taken
     }
 
-    /// The next letter that is no blank; blanks before it are gone.
+    /// Skips blanks and returns the next letter without consuming it.
     fn peek(&mut self) -> Option<char> {
         while self
             .rest
@@ -266,7 +268,8 @@ fn is_operator(letter: char) -> bool {
 mod tests {
     use super::*;
 
-    /// Whether the filters let through what has a name, no parent, and one label with dots in its key.
+    /// Whether the filters match an entry with a name, an empty parent, and one label with dots in
+    /// its key.
     fn matches(filters: &[&str]) -> bool {
         let filters: Vec<String> = filters.iter().map(|&filter| filter.to_owned()).collect();
         Filter::parse(&filters)
@@ -280,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn every_operator_does_what_containerds_does() {
+    fn every_operator_works_as_in_containerd() {
         for filter in [
             "",
             "name",
@@ -318,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_filter_is_refused_with_its_place() {
+    fn an_invalid_filter_is_refused_with_its_position() {
         for filter in [
             ",",
             "name,",
@@ -344,7 +347,7 @@ mod tests {
         let error = Filter::parse(&["name==x y".to_owned()]).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "\"name==x y\" is no filter: a comma expected at byte 8"
+            "\"name==x y\" is not a filter: a comma expected at byte 8"
         );
     }
 }

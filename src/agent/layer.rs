@@ -1,4 +1,4 @@
-//! Reads files of one layer: from the cache, else from the registry.
+//! Reads files of one layer, from the cache or else from the registry.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,22 +16,24 @@ use super::report::Measure;
 use super::tree::{Content, FileId, Tree};
 use crate::upstream::Peer;
 
-/// Bytes fetched along with the first chunk of a reader, behind it and before it: together what 100 Mbit/s carry in a
-/// round trip of 20 ms, so that asking again would take as long. A program jumps back and forth among the files of a
-/// directory, which lie side by side.
+/// Bytes fetched along with the first chunk of a reader, after it and before it. Together they are
+/// as much as 100 Mbit/s carry in a round trip of 20 ms, so another request would take as long. A
+/// program jumps back and forth among the files of a directory, which lie side by side.
 const FIRST_WINDOW: u64 = 128 << 10;
-/// Readers whose place is remembered: more than read one layer from end to end at once.
+/// Readers whose position is remembered: more than read one layer sequentially at the same time.
 const MAX_READERS: usize = 8;
-/// How many chunks a reader may skip and still count as going on.
+/// Most chunks that a reader may skip and still count as sequential.
 const MAX_SKIP: u32 = 8;
-/// Most chunks that are looked up at once for one read, and most that are fetched along with them on either side. Sixteen
-/// of the smallest useful size make a block of the kernel's read-ahead; chunks of a byte are hostile.
+/// Most chunks that are looked up at once for one read, and most that are fetched along with them
+/// on either side. Sixteen chunks of the smallest useful size make a block of the kernel's
+/// read-ahead. Chunks of one byte are hostile.
 const MAX_PIECES: usize = 64;
 const MAX_BESIDE: usize = 1024;
-/// Most bytes that are inflated of the end of a blob that came with its TOC: some times what it is long.
+/// Most bytes that are inflated from the end of a blob that came with its TOC: a few times the
+/// length of that end.
 const MAX_KEPT: u64 = 16 << 20;
 
-/// A layer: its tree, and how to get what is in its files.
+/// A layer: its tree, and the source of its files' content.
 #[derive(Debug)]
 pub struct Layer {
     tree: Arc<Tree>,
@@ -42,7 +44,7 @@ pub struct Layer {
     peer: OnceCell<Option<Peer>>,
 }
 
-/// Where something that reads from end to end will go on, and how much is fetched ahead of it.
+/// A sequential reader: the chunk that it will read next, and its read-ahead in bytes.
 #[derive(Debug, Clone, Copy)]
 struct Reader {
     next: u32,
@@ -53,7 +55,7 @@ struct Reader {
 struct Piece {
     number: u32,
     chunk: Chunk,
-    /// What of the chunk's content is wanted.
+    /// The wanted range of the chunk's content.
     part: Range<u64>,
 }
 
@@ -71,7 +73,8 @@ impl Layer {
         }
     }
 
-    /// The same, given by `peer`; by no Starlift server where there is none.
+    /// Returns the layer with its origin known: the Starlift server `peer`, or another registry if
+    /// `None`.
     #[must_use]
     pub fn given_by(self, peer: Option<Peer>) -> Self {
         Self {
@@ -80,7 +83,8 @@ impl Layer {
         }
     }
 
-    /// The Starlift server that gives the layer, if it is one; asks where that is not known yet.
+    /// Returns the Starlift server that serves the layer, or `None` if another registry does. Asks
+    /// the registry if that is not known yet.
     pub async fn peer(&self) -> Option<Peer> {
         let Blob {
             source,
@@ -106,7 +110,7 @@ impl Layer {
         &self.tree
     }
 
-    /// The tree, for another layer that is the same.
+    /// Returns the tree, to share it with another mount of the same layer.
     pub fn shared_tree(&self) -> &Arc<Tree> {
         &self.tree
     }
@@ -123,8 +127,8 @@ impl Layer {
         &self.traffic
     }
 
-    /// Bytes of a regular file, fewer at its end, if they are all on this node. Blocks on the disk at most; `None`
-    /// also where there is no such file.
+    /// Returns bytes of a regular file, fewer at its end, if they are all on this node. Returns
+    /// `None` also if there is no regular file with this ID. Blocks on the disk at most.
     pub fn read_held(&self, id: FileId, offset: u64, length: u64) -> Option<Bytes> {
         let node = match self.tree.content(id)? {
             Content::Bytes(bytes) => return Some(cut(bytes, offset, length)),
@@ -160,12 +164,12 @@ impl Layer {
         }
     }
 
-    /// Bytes of a regular file, fewer at its end; those that are not held are fetched first.
+    /// Returns bytes of a regular file, fewer at its end. Fetches the missing ones first.
     ///
-    /// Cancel safe: what is on its way arrives all the same.
+    /// Cancel safe: bytes in transit arrive all the same.
     ///
     /// # Errors
-    /// When the registry does not give the chunks' bytes.
+    /// If the registry does not return the chunks' bytes.
     pub async fn read(&self, id: FileId, offset: u64, length: u64) -> Result<Bytes, FetchError> {
         let node = match self.tree.content(id) {
             Some(Content::Chunks(node)) => node,
@@ -186,7 +190,7 @@ impl Layer {
         Ok(content.freeze())
     }
 
-    /// The parts of the chunks in their order.
+    /// Returns the parts of the chunks, in order.
     async fn read_pieces(&self, pieces: &[Piece]) -> Result<Vec<Bytes>, FetchError> {
         let mut parts: Vec<Option<Bytes>> = pieces.iter().map(|piece| self.held(piece)).collect();
         let missing = |parts: &[Option<Bytes>]| -> Vec<usize> {
@@ -206,7 +210,7 @@ impl Layer {
                 .fetch(&self.blob, &chunks, &beside, &self.traffic);
             collect(pieces, &mut parts, wanted.into_iter().zip(found)).await?;
         }
-        // Let go, found damaged, or not readable for the moment.
+        // Evicted, found damaged, or not readable at the moment.
         for index in missing(&parts) {
             parts[index] = self.held(&pieces[index]);
         }
@@ -225,7 +229,7 @@ impl Layer {
             .ok_or(FetchError::Aborted)
     }
 
-    /// Where the chunks begin and end that hold these bytes of a file.
+    /// Returns the range of the file that is covered by the chunks that hold these bytes.
     pub fn chunks_at(&self, id: FileId, offset: u64, length: u64) -> Option<Range<u64>> {
         let Content::Chunks(node) = self.tree.content(id)? else {
             return None;
@@ -242,7 +246,7 @@ impl Layer {
     }
 
     /// Whether a file's first chunk is on this node.
-    pub(super) fn begins_here(&self, id: FileId) -> bool {
+    pub(super) fn has_first_chunk(&self, id: FileId) -> bool {
         let Some(Content::Chunks(node)) = self.tree.content(id) else {
             return true;
         };
@@ -251,8 +255,8 @@ impl Layer {
             .is_none_or(|chunk| self.is_held(&chunk))
     }
 
-    /// The chunks to fetch along with those from `first` to `last`: more and more for whoever reads on and on, those on
-    /// both sides for whoever just came.
+    /// Returns the chunks to fetch along with the chunks `first` to `last`: more and more for a
+    /// sequential reader, those on both sides for a new reader.
     fn beside(&self, first: u32, last: u32) -> Vec<Chunk> {
         let (window, mut chunks) = match self.expected(first) {
             Some(reader) => ((reader.window * 2).min(self.fetcher.max_run()), Vec::new()),
@@ -279,7 +283,7 @@ impl Layer {
         chunks
     }
 
-    /// The reader that was expected to miss the chunk `first`; it is taken off the list.
+    /// Removes and returns the reader that was expected to miss the chunk `first`.
     fn expected(&self, first: u32) -> Option<Reader> {
         let mut readers = self.readers.lock();
         let goes_on =
@@ -290,7 +294,7 @@ impl Layer {
             .map(|index| readers.remove(index))
     }
 
-    /// The chunks just before `first`, up to the nearest that is held.
+    /// Returns the chunks just before `first`, up to the nearest one that is on this node.
     fn before(&self, first: u32) -> Vec<Chunk> {
         let toc = self.tree.toc();
         let Some(start) = toc.chunk(first).map(|chunk| chunk.range.start) else {
@@ -308,21 +312,10 @@ impl Layer {
             .collect()
     }
 
-    /// The file's only chunk, where it has no more than one: its cached copy is the whole file.
-    pub fn only_chunk(&self, id: FileId) -> Option<Chunk> {
-        let Content::Chunks(node) = self.tree.content(id)? else {
-            return None;
-        };
-        let mut chunks = node.chunks();
-        let first = chunks.next()?;
-        (chunks.next().is_none() && first.size == node.size() && first.digest.is_some())
-            .then_some(first)
-    }
-
-    /// Fetches the chunks with these numbers, as far as they are not held; waits until they are there.
+    /// Fetches the chunks with these numbers that are not on this node, and waits for them.
     ///
     /// # Errors
-    /// When one could not be had, after all the others arrived or did not.
+    /// If a chunk could not be fetched. Returned only after all the others have arrived or failed.
     pub async fn hold(
         &self,
         numbers: impl Iterator<Item = u32>,
@@ -332,17 +325,17 @@ impl Layer {
             .filter_map(|number| self.tree.toc().chunk(number))
             .collect();
         self.fetcher
-            .fetch_ahead(&self.blob, chunks, reason, &self.traffic)
+            .prefetch(&self.blob, chunks, reason, &self.traffic)
             .await
     }
 
-    /// Keeps the chunks that lie in `bytes`, which begin at `start` of the blob; not those that would inflate to many times
-    /// as much. Blocks.
+    /// Caches the chunks that lie in `bytes`, which begin at offset `start` of the blob, except
+    /// those that would inflate to many times their size. Blocking.
     pub fn keep(&self, start: u64, bytes: &[u8]) {
         let end = start + bytes.len() as u64;
         let toc = self.tree.toc();
         let count = u32::try_from(toc.chunk_count()).unwrap_or(u32::MAX);
-        // From the blob's end backwards, until they no longer lie within.
+        // From the blob's end backwards, until the chunks begin before `start`.
         let numbers = (0..count).rev();
         let within = numbers
             .filter_map(|number| toc.chunk(number))
@@ -358,14 +351,14 @@ impl Layer {
             let (Ok(from), Ok(to)) = (usize::try_from(from), usize::try_from(to)) else {
                 continue;
             };
-            // What does not decode is fetched when it is read, and reported then.
+            // A chunk that does not decode is fetched when it is read, and reported then.
             if let Ok(content) = chunk.decode(&bytes[from..to]) {
                 self.fetcher.cache().put(digest, &Bytes::from(content));
             }
         }
     }
 
-    /// What the files hold, and what of that is on this node's disk.
+    /// Returns the size of the files' content, and how much of it is on this node's disk.
     pub fn measure(&self) -> Measure {
         let toc = self.tree.toc();
         let count = u32::try_from(toc.chunk_count()).unwrap_or(u32::MAX);
@@ -388,7 +381,7 @@ impl Piece {
     }
 }
 
-/// The pieces that make up these bytes of a file, the first [`MAX_PIECES`] of them.
+/// Returns the pieces that make up these bytes of a file, the first [`MAX_PIECES`] of them.
 fn pieces(toc: &Toc, node: Node<'_>, bytes: Range<u64>) -> Vec<Piece> {
     let first = node.chunk_number_at(bytes.start);
     let numbers = first
@@ -409,8 +402,8 @@ fn pieces(toc: &Toc, node: Node<'_>, bytes: Range<u64>) -> Vec<Piece> {
     numbers.map_while(piece).take(MAX_PIECES).collect()
 }
 
-/// Puts the parts of the chunks that are on their way into their places, each as soon as it is here: whole chunks are
-/// held no longer than that.
+/// Copies the parts of the pending chunks to their places, each as soon as its chunk arrives, so
+/// that no whole chunk stays in memory longer than that.
 async fn collect(
     pieces: &[Piece],
     parts: &mut [Option<Bytes>],
@@ -428,7 +421,7 @@ async fn collect(
     Ok(())
 }
 
-/// The bytes from `offset` on, at most `length`.
+/// Copies the bytes from `offset` on, at most `length`.
 fn cut(bytes: &[u8], offset: u64, length: u64) -> Bytes {
     let start = usize::try_from(offset)
         .unwrap_or(usize::MAX)

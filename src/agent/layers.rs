@@ -1,13 +1,13 @@
-//! Mounts layers lazily, each as a directory of the agent's one file system.
+//! Mounts layers lazily, each as a directory of the agent's file system.
 //!
 //! ```text
 //! mount:  open (registry) ▶ numbers ▶ record on disk ▶ visible ▶ prefetch
-//! start:  records ▶ visible; each is read from disk when it is first used, or soon after
+//! start:  records ▶ visible; each layer is read from disk at its first use, or soon after
 //! ```
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -19,10 +19,11 @@ use super::cache::Cache;
 use super::config::Config;
 use super::fetch::{Blob, Fetcher, Reason};
 use super::layer::Layer;
+use super::layer_mount::LayerMount;
 use super::mount::{Mount, Mounts};
 use super::notify::Notifier;
 use super::prefetch::Prefetch;
-use super::profiles::{ImageLayers, Occasion, Oracle, Profiles, Turn};
+use super::profiles::{ImageLayers, PrefetchGate, ProfileSource, Profiles, Trigger};
 use super::recorder::Recorder;
 use super::records::{Record, Records};
 pub use super::remote::NotLazy;
@@ -38,8 +39,8 @@ use crate::oci::Digest;
 use crate::telemetry::metrics::metrics;
 use crate::upstream::Upstreams;
 
-/// How long after a failure the layers are tried again that could not be read at a start; each further pause is twice as
-/// long.
+/// Pause before layers that could not be read at the agent's start are tried again. Each further
+/// pause is twice as long.
 const RESUME_PAUSE: Duration = Duration::from_secs(10);
 const LAST_RESUME_PAUSE: Duration = Duration::from_secs(600);
 
@@ -54,22 +55,28 @@ pub struct Layers {
     profiles: Profiles,
     recorder: Arc<Recorder>,
     mounts: RwLock<Mounts>,
-    /// Held while numbers are given and records come and go.
+    /// Held while numbers are reserved and records are added or removed.
     bookkeeping: Mutex<()>,
     trees: Mutex<HashMap<(Digest, TocDigest), Weak<Tree>>>,
-    /// The connection to the kernel; `None` while nothing is mounted.
-    notifier: RwLock<Option<Arc<Notifier>>>,
+    /// The mounts that must be there: while one is missing, no layer is mounted lazily.
+    needed: &'static [LayerMount],
+    /// The kernel connections of the mounts that are in their place.
+    notifiers: RwLock<BTreeMap<LayerMount, Arc<Notifier>>>,
     refusals: Refusals,
     toc_memory: TocMemory,
     unreachable: Unreachable,
 }
 
 impl Layers {
-    /// Takes up what is mounted according to the records beneath the root. Blocks; asks no registry.
+    /// Restores the mounts recorded under the root. Blocking; makes no network requests.
     ///
     /// # Errors
-    /// When the root cannot be used.
-    pub fn open(config: &Config, upstreams: Upstreams) -> io::Result<Self> {
+    /// If the root cannot be used.
+    pub fn open(
+        config: &Config,
+        upstreams: Upstreams,
+        needed: &'static [LayerMount],
+    ) -> io::Result<Self> {
         let records = Records::open(&config.root)?;
         let mut mounts = Mounts::default();
         for (number, record) in records.load()? {
@@ -100,34 +107,45 @@ impl Layers {
             mounts: RwLock::new(mounts),
             bookkeeping: Mutex::default(),
             trees: Mutex::default(),
-            notifier: RwLock::default(),
+            needed,
+            notifiers: RwLock::default(),
             refusals: Refusals::default(),
             toc_memory: TocMemory::default(),
             unreachable: Unreachable::default(),
         })
     }
 
-    /// Notifies the kernel of layers that come and go from now on. Without a notifier no layer is mounted lazily.
-    pub fn announce_to(&self, notifier: Option<Notifier>) {
-        *self.notifier.write() = notifier.map(Arc::new);
+    /// Sets the notifier that sends the kernel the changes of layers on `mount` from now on. `None`
+    /// says that the mount is gone. While a needed mount is gone, no layer is mounted lazily.
+    pub fn announce_to(&self, mount: LayerMount, notifier: Option<Notifier>) {
+        let mut notifiers = self.notifiers.write();
+        match notifier {
+            Some(notifier) => notifiers.insert(mount, Arc::new(notifier)),
+            None => notifiers.remove(&mount),
+        };
     }
 
-    fn notifier(&self) -> Option<Arc<Notifier>> {
-        self.notifier.read().clone()
+    /// Returns the directories of the needed mounts that are missing.
+    fn unmounted(&self) -> Vec<PathBuf> {
+        let notifiers = self.notifiers.read();
+        let is_gone = |mount: &&LayerMount| !notifiers.contains_key(mount);
+        let gone = self.needed.iter().filter(is_gone);
+        gone.map(|mount| mount.directory(&self.config.root))
+            .collect()
     }
 
-    /// The directory where the layers of an agent with this root are mounted.
-    pub fn mountpoint(root: &Path) -> std::path::PathBuf {
-        root.join("lazy")
+    fn notify(&self, message: impl Fn(&Notifier)) {
+        let notifiers: Vec<_> = self.notifiers.read().values().map(Arc::clone).collect();
+        notifiers.iter().for_each(|notifier| message(notifier));
     }
 
-    /// Makes the layer's tree visible and gives the number of its directory. It is the next one above what is mounted of
-    /// `image`, where that is known.
+    /// Makes the layer's tree visible and returns the number of its directory. `image` lists the
+    /// image's layers that are mounted below this one, if they are known.
     ///
-    /// The caller hands back a number it does not keep, with [`Self::unmount`].
+    /// The caller must pass a number that it does not keep to [`Self::unmount`].
     ///
     /// # Errors
-    /// When the layer cannot be shown lazily: it is to be unpacked.
+    /// If the layer cannot be mounted lazily. It must then be unpacked.
     pub async fn mount(
         self: &Arc<Self>,
         spec: &LayerSpec,
@@ -150,7 +168,7 @@ impl Layers {
         spec: &LayerSpec,
         image: Option<ImageLayers>,
     ) -> Result<u64, NotLazy> {
-        if self.notifier().is_none() {
+        if !self.unmounted().is_empty() {
             return Err(NotLazy::Off("the file system is not mounted".to_owned()));
         }
         if !self.config.policy(&spec.reference).lazy {
@@ -172,8 +190,8 @@ impl Layers {
         Ok(*number)
     }
 
-    /// The layer, unless its registry cost another one its time a moment ago.
-    async fn find_in_time(&self, spec: &LayerSpec) -> Result<Found, NotLazy> {
+    /// Finds the layer, unless its registry has just made another layer time out.
+    async fn find_in_time(&self, spec: &LayerSpec) -> Result<OpenedLayer, NotLazy> {
         let (_, source) = remote::find(&self.upstreams, &spec.reference)?;
         let (host, begun) = (source.name(), Instant::now());
         let limit = self
@@ -194,12 +212,14 @@ impl Layers {
         found
     }
 
-    /// The layer from a mount of the same layer if there is one, else from the registry.
-    async fn find(&self, spec: &LayerSpec) -> Result<Found, NotLazy> {
+    /// Returns the layer from another mount of the same layer if there is one, else from the
+    /// registry.
+    async fn find(&self, spec: &LayerSpec) -> Result<OpenedLayer, NotLazy> {
         if let Some(toc_digest) = spec.toc_digest.clone().map(TocDigest::Json)
-            && let Some(twin) = self.mounted(&spec.digest, &toc_digest)
+            && let Some(other) = self.mounted(&spec.digest, &toc_digest)
         {
-            // Asked all the same: who may not read it in this repository must not get it.
+            // The registry is asked all the same: a client without access to this repository must
+            // not get the layer.
             let (name, source) = remote::find(&self.upstreams, &spec.reference)?;
             let (size, peer) = source.locate(&name.repository, &spec.digest).await?;
             let blob = Blob {
@@ -208,10 +228,10 @@ impl Layers {
                 digest: spec.digest.clone(),
                 size,
             };
-            let layer = Layer::new(Arc::clone(twin.shared_tree()), blob, self.fetcher.clone())
+            let layer = Layer::new(Arc::clone(other.shared_tree()), blob, self.fetcher.clone())
                 .given_by(peer);
             layer.traffic().add(1, 0, Reason::Read);
-            return Ok(Found {
+            return Ok(OpenedLayer {
                 layer,
                 toc_digest,
                 tail: None,
@@ -234,7 +254,7 @@ impl Layers {
         layer
             .traffic()
             .add(requests, tail.bytes.len() as u64, Reason::Read);
-        Ok(Found {
+        Ok(OpenedLayer {
             layer,
             toc_digest,
             tail: Some(tail),
@@ -242,19 +262,19 @@ impl Layers {
         })
     }
 
-    /// A mount of the same layer that was loaded.
+    /// Returns the loaded layer of another mount of the same layer.
     fn mounted(&self, digest: &Digest, toc_digest: &TocDigest) -> Option<Arc<Layer>> {
         let mounts = self.mounts.read();
-        let is_twin = |mount: &&Arc<Mount>| {
+        let is_same = |mount: &&Arc<Mount>| {
             mount.record.digest == *digest && mount.record.toc_digest == *toc_digest
         };
         mounts
             .all()
-            .filter(is_twin)
+            .filter(is_same)
             .find_map(|mount| mount.loaded()?.ok().cloned())
     }
 
-    /// The tree of a TOC, one for all mounts of the same layer.
+    /// Returns the tree of a TOC, one tree for all mounts of the same layer.
     fn share(
         &self,
         blob: &Blob,
@@ -281,16 +301,15 @@ impl Layers {
         Ok(tree)
     }
 
-    /// Gives the layer its numbers, writes its record, makes it visible. Blocks.
-    fn add(&self, reference: String, found: Found) -> Result<Arc<Mount>, NotLazy> {
-        let Found {
+    /// Reserves the layer's numbers, writes its record, makes it visible. Blocking.
+    fn add(&self, reference: String, found: OpenedLayer) -> Result<Arc<Mount>, NotLazy> {
+        let OpenedLayer {
             layer,
             toc_digest,
             tail,
             _weight,
         } = found;
-        let failed =
-            |error: io::Error| NotLazy::Internal(format!("its record cannot be written: {error}"));
+        let failed = |error: io::Error| NotLazy::Internal(format!("record not written: {error}"));
         if let Some(tail) = &tail {
             layer.keep(tail.start, &tail.bytes);
         }
@@ -319,27 +338,25 @@ impl Layers {
         mounts.insert(Arc::clone(&mount));
         drop(mounts);
         metrics().agent_mounts.inc();
-        if let Some(notifier) = self.notifier() {
-            notifier.root_changed();
-        }
+        self.notify(Notifier::root_changed);
         Ok(mount)
     }
 
-    /// The end of the blob as another mount of the layer has it.
+    /// Returns the end of the blob from the record of another mount of the layer.
     fn tail_of(&self, digest: &Digest, toc_digest: &TocDigest) -> io::Result<Tail> {
-        let twin = {
+        let other = {
             let mounts = self.mounts.read();
-            let is_twin = |mount: &&Arc<Mount>| {
+            let is_same = |mount: &&Arc<Mount>| {
                 mount.record.digest == *digest && mount.record.toc_digest == *toc_digest
             };
-            mounts.all().find(is_twin).map(|mount| mount.record.clone())
+            mounts.all().find(is_same).map(|mount| mount.record.clone())
         };
-        // Let go between the look and now; the client unpacks or asks again.
-        let twin = twin.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-        self.records.tail(&twin)
+        // The other mount was removed since the lookup. The client unpacks the layer or asks again.
+        let other = other.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        self.records.tail(&other)
     }
 
-    /// Begins to fetch what nobody reads yet.
+    /// Starts to prefetch the layer.
     fn fill(self: &Arc<Self>, mount: &Arc<Mount>, image: Option<ImageLayers>) {
         let Some(Ok(layer)) = mount.loaded() else {
             return;
@@ -347,23 +364,24 @@ impl Layers {
         let policy = self.config.policy(&mount.record.reference);
         let (own, layer, gone) = (Arc::clone(self), Arc::clone(layer), mount.gone.clone());
         tokio::spawn(async move {
-            let turn = match &image {
-                Some(image) => own.fetch_ahead(image, Occasion::Mount).await,
+            let gate = match &image {
+                Some(image) => own.prefetch_profile(image, Trigger::Mount).await,
                 None => None,
             };
             Arc::clone(&own.prefetch)
-                .run(layer, policy, gone, turn)
+                .run(layer, policy, gone, gate)
                 .await;
         });
     }
 
-    /// Has fetched ahead what the profile of `image` names in those of its layers that are mounted, if the server that
-    /// gave the topmost of them is a Starlift server, or profiles that refer to images are wanted.
-    pub(super) async fn fetch_ahead(
+    /// Prefetches the files that the profile of `image` names, in those of its layers that are
+    /// mounted. Does nothing unless the topmost of them comes from a Starlift server or `referrers`
+    /// is on.
+    pub(super) async fn prefetch_profile(
         self: &Arc<Self>,
         image: &ImageLayers,
-        occasion: Occasion,
-    ) -> Option<Turn> {
+        trigger: Trigger,
+    ) -> Option<PrefetchGate> {
         if !self.profiles.are_used() {
             return None;
         }
@@ -380,21 +398,22 @@ impl Layers {
         let layers = spawn_blocking(look).await.ok()?;
         let (_, mount, top) = layers.last()?;
         let reference = mount.record.reference.as_str();
-        let oracle = match top.peer().await {
-            Some(peer) => Oracle::Server(peer),
+        let source = match top.peer().await {
+            Some(peer) => ProfileSource::Server(peer),
             None if self.config.referrers => self.referrers_of(reference)?,
             None => return None,
         };
         let workload = self.config.policy(reference).workload;
         self.profiles
-            .announce(image, (reference, workload), &layers, oracle, occasion)
+            .announce(image, (reference, workload), &layers, source, trigger)
     }
 
-    /// What refers to an image in a registry that is no Starlift server.
-    fn referrers_of(&self, reference: &str) -> Option<Oracle> {
+    /// Returns the profile source for an image in a registry that is not a Starlift server: the
+    /// documents that refer to it.
+    fn referrers_of(&self, reference: &str) -> Option<ProfileSource> {
         let (name, source) = remote::find(&self.upstreams, reference).ok()?;
         let reference = name.reference()?;
-        Some(Oracle::Referrers {
+        Some(ProfileSource::Referrers {
             source,
             repository: name.repository,
             reference,
@@ -409,21 +428,22 @@ impl Layers {
         &self.profiles
     }
 
-    /// Who hears of every file that is opened or read.
+    /// Returns the recorder, which is called for every file that is opened or read.
     pub fn recorder(&self) -> &Arc<Recorder> {
         &self.recorder
     }
 
-    /// The mount that has an inode, and which of its files that is.
+    /// Returns the mount that has an inode, and the file of the layer with this inode.
     pub fn at(&self, inode: u64) -> Option<(Arc<Mount>, FileId)> {
         let mounts = self.mounts.read();
         mounts.at(inode).map(|(mount, id)| (Arc::clone(mount), id))
     }
 
-    /// The layer of a mount. Blocks for as long as reading a large TOC takes, the first time.
+    /// Returns the layer of a mount. The first call blocks for as long as reading a large TOC
+    /// takes.
     ///
     /// # Errors
-    /// When what is kept of it is damaged.
+    /// If the files that were stored for it are damaged.
     pub fn layer<'a>(&self, mount: &'a Mount) -> Result<&'a Arc<Layer>, String> {
         mount.layer(|record| {
             let loaded = self.load(record).map_err(|error| error.to_string());
@@ -435,9 +455,8 @@ impl Layers {
     }
 
     fn load(&self, record: &Record) -> Result<Arc<Layer>, NotLazy> {
-        let failed = |error: io::Error| {
-            NotLazy::Internal(format!("what is kept of it cannot be read: {error}"))
-        };
+        let failed =
+            |error: io::Error| NotLazy::Internal(format!("stored TOC not readable: {error}"));
         let (name, source) = remote::find(&self.upstreams, &record.reference)?;
         let blob = Blob {
             source,
@@ -447,29 +466,37 @@ impl Layers {
         };
         let tail = self.records.tail(record).map_err(failed)?;
         let toc = remote::read(&tail, &record.toc_digest)?;
-        // Containers use it: it is here however much memory others take.
+        // Containers use the layer: its TOC is loaded however much memory others take.
         let weight = self.toc_memory.tree(&toc).ok();
         let tree = self.share(&blob, &record.toc_digest, toc, weight)?;
         if tree.len() != record.inodes {
             return Err(NotLazy::Internal(
-                "it has another number of files than it had".to_owned(),
+                "number of files differs from the record".to_owned(),
             ));
         }
         Ok(Arc::new(Layer::new(tree, blob, self.fetcher.clone())))
+    }
+
+    /// Whether a file of the layer has an extended attribute. True as long as the layer is not
+    /// loaded.
+    pub fn has_xattrs(&self, number: u64) -> bool {
+        let mount = self.by_number(number);
+        let layer = mount.as_ref().and_then(|mount| mount.loaded()?.ok());
+        layer.is_none_or(|layer| layer.tree().has_xattrs())
     }
 
     pub fn by_number(&self, number: u64) -> Option<Arc<Mount>> {
         self.mounts.read().get(number).cloned()
     }
 
-    /// The layer's directory by its name in the root.
+    /// Returns the mount whose directory in the root has this name.
     pub fn by_name(&self, name: &[u8]) -> Option<Arc<Mount>> {
         let number = std::str::from_utf8(name).ok()?.parse::<u64>().ok()?;
         self.by_number(number)
             .filter(|_| number.to_string().as_bytes() == name)
     }
 
-    /// The mounts with numbers above `number`, at most `count`.
+    /// Returns the mounts with numbers above `number`, at most `count`.
     pub fn after(&self, number: u64, count: usize) -> Vec<Arc<Mount>> {
         let mounts = self.mounts.read();
         mounts.after(number).take(count).cloned().collect()
@@ -483,8 +510,8 @@ impl Layers {
         self.len() == 0
     }
 
-    /// Reads every layer from disk that was not used since the start, and goes on fetching. A layer that cannot be read is
-    /// tried again and again as long as it is mounted.
+    /// Reads from disk every layer that was not used since the start, and resumes prefetching it.
+    /// Retries a layer that cannot be read for as long as it is mounted.
     pub async fn resume(self: &Arc<Self>) {
         let mut left = self.after(0, usize::MAX);
         let mut pause = RESUME_PAUSE;
@@ -508,11 +535,11 @@ impl Layers {
         }
     }
 
-    /// Lets a layer's directory go; nothing happens where it is gone already.
+    /// Unmounts a layer's directory. Does nothing if it is gone already.
     pub async fn unmount(self: &Arc<Self>, number: u64) {
         let own = Arc::clone(self);
         if let Err(error) = spawn_blocking(move || own.drop_mount(number)).await {
-            tracing::error!(number, %error, "a layer was not let go");
+            tracing::error!(number, %error, "layer not unmounted");
         }
     }
 
@@ -523,26 +550,27 @@ impl Layers {
         };
         mount.gone.cancel();
         metrics().agent_mounts.dec();
-        if let Some(notifier) = self.notifier() {
+        self.notify(|notifier| {
             notifier.is_gone(number);
             notifier.root_changed();
-        }
+        });
         if let Err(error) = self.records.remove(&mount.record) {
-            tracing::warn!(number, %error, "a layer's record stays until the next start");
+            tracing::warn!(number, %error, "layer record not deleted; it stays until the next start");
         }
     }
 
-    /// Lets go what none of `numbers` names: left by a crash between a mount and its snapshot.
+    /// Unmounts every layer whose number is not in `numbers`: a crash between a mount and its
+    /// snapshot leaves such layers.
     pub async fn retain(self: &Arc<Self>, numbers: &HashSet<u64>) {
         for mount in self.after(0, usize::MAX) {
             if !numbers.contains(&mount.record.number) {
-                tracing::info!(number = mount.record.number, layer = %mount.record.digest, "no snapshot has this layer");
+                tracing::info!(number = mount.record.number, layer = %mount.record.digest, "layer without a snapshot removed");
                 self.unmount(mount.record.number).await;
             }
         }
     }
 
-    /// What the layer takes of this node's disk.
+    /// Returns the layer's usage of this node's disk.
     pub async fn usage(self: &Arc<Self>, number: u64) -> Usage {
         let own = Arc::clone(self);
         let measure = move || {
@@ -559,7 +587,8 @@ impl Layers {
         spawn_blocking(measure).await.unwrap_or_default()
     }
 
-    /// What is mounted, what is held of it, and what was not mounted lazily.
+    /// Returns the state of the mounted layers and of the cache, and the layers that were not
+    /// mounted lazily.
     pub fn report(&self) -> Report {
         let layers = self
             .after(0, usize::MAX)
@@ -574,6 +603,7 @@ impl Layers {
             cache: cache.held(),
             cache_limit: cache.limit(),
             refusals: self.refusals.all(),
+            unmounted: self.unmounted(),
         }
     }
 
@@ -582,11 +612,11 @@ impl Layers {
     }
 }
 
-/// A layer that is to be mounted.
-struct Found {
+/// A layer that is about to be mounted.
+struct OpenedLayer {
     layer: Layer,
     toc_digest: TocDigest,
-    /// Where it comes from the registry.
+    /// The end of the blob, if the layer comes from the registry.
     tail: Option<Tail>,
     _weight: Option<Weight>,
 }

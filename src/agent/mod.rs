@@ -1,14 +1,15 @@
-//! The node agent: what containerd talks to, and what it mounts.
+//! The node agent: a containerd snapshotter that mounts layers lazily.
 //!
 //! ```text
 //! containerd ─ gRPC ▶ server ▶ snapshotter ▶ snapshots (ordinary)   on disk
-//!                                        └─▶ layers (lazy)           records, one mount
+//!                                        └─▶ layers (lazy)           records, two mounts
 //! container ─ read(2) ▶ kernel ─ FUSE ▶ session ▶ fuse ▶ filesystem ▶ layer ▶ cache
-//!                                                                       └───▶ fetch ▶ upstream ▶ a registry
+//!                                               a registry ◀ upstream ◀ fetch ◀─┘
 //! ```
-//! `profiles` tells a Starlift server what containers read when they start, and has fetched ahead what others told it.
-//! `run` puts it together; `keeper` keeps the mount while the agent is restarted; `api` tells how it is. `observe` is a
-//! mount for one process, without containerd.
+//! `profiles` sends a Starlift server the files that containers read at their start, and prefetches
+//! the files that other nodes reported. `run` composes the parts. `keeper` keeps the mount while
+//! the agent restarts. `api` serves the status. `observe` is a mount for one process, without
+//! containerd.
 
 pub mod api;
 mod attach;
@@ -21,14 +22,13 @@ pub mod filter;
 pub mod fuse;
 pub mod keeper;
 pub mod layer;
+pub mod layer_mount;
 pub mod layers;
 pub mod mount;
 mod mounted;
 pub mod mountpoint;
 pub mod notify;
 pub mod observe;
-pub mod opens;
-mod passthrough;
 mod patience;
 pub mod prefetch;
 pub mod profiles;

@@ -1,4 +1,4 @@
-//! One lazily mounted layer: a directory of the agent's file system and the inodes of what is in it.
+//! One lazily mounted layer: a directory of the agent's file system, and the inodes of its files.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -12,21 +12,22 @@ use super::layer::Layer;
 use super::records::Record;
 use super::tree::FileId;
 
-/// The inode of the file system's root, where the layers' directories are.
+/// The inode of the file system's root, which holds the layers' directories.
 pub const ROOT_INODE: u64 = 1;
 
-/// How soon a layer that could not be read from disk is tried again: the fault may have been one of the moment.
+/// Pause before a layer that could not be read from disk is tried again: the fault may have been
+/// temporary.
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// A layer's directory.
 #[derive(Debug)]
 pub struct Mount {
     pub record: Record,
-    /// Read from disk on first use where the agent was restarted.
+    /// After a restart of the agent, read from disk at the first use.
     layer: OnceLock<Arc<Layer>>,
-    /// Why the last attempt to read it failed, and when.
+    /// The error of the last attempt to read it, and its time.
     failure: Mutex<Option<(String, Instant)>>,
-    /// Cancelled when the layer is let go.
+    /// Cancelled when the layer is unmounted.
     pub gone: CancellationToken,
 }
 
@@ -34,7 +35,7 @@ impl Mount {
     pub fn new(record: Record, layer: Option<Arc<Layer>>) -> Self {
         let cell = OnceLock::new();
         if let Some(layer) = layer {
-            // The cell is new: nothing is in it.
+            // The cell is new, so it is empty.
             let _set = cell.set(layer);
         }
         Self {
@@ -45,7 +46,8 @@ impl Mount {
         }
     }
 
-    /// The layer; `load` gets it from disk the first time. Others wait meanwhile. A failure holds for a few seconds.
+    /// Returns the layer. The first caller runs `load` to read it from disk, while others wait. A
+    /// failure is returned again for a few seconds.
     pub fn layer(
         &self,
         load: impl FnOnce(&Record) -> Result<Arc<Layer>, String>,
@@ -72,12 +74,12 @@ impl Mount {
         }
     }
 
-    /// The layer or why there is none, if that is known.
+    /// Returns the layer or the reason why there is none, if either is known.
     pub fn loaded(&self) -> Option<Result<&Arc<Layer>, String>> {
         if let Some(layer) = self.layer.get() {
             return Some(Ok(layer));
         }
-        // Not waited for: somebody may be reading it.
+        // Does not wait: another thread may be reading the layer.
         let failure = self.failure.try_lock()?;
         failure.as_ref().map(|(reason, _)| Err(reason.clone()))
     }
@@ -88,7 +90,7 @@ impl Mount {
     }
 }
 
-/// All that is mounted.
+/// All mounted layers.
 #[derive(Debug, Default)]
 pub struct Mounts {
     by_number: BTreeMap<u64, Arc<Mount>>,
@@ -111,7 +113,7 @@ impl Mounts {
         self.by_number.get(&number)
     }
 
-    /// The layer that has the inode, and which of its files that is.
+    /// Returns the layer that has the inode, and the file of the layer with this inode.
     pub fn at(&self, inode: u64) -> Option<(&Arc<Mount>, FileId)> {
         let (first, mount) = self.by_inode.range(..=inode).next_back()?;
         let id = u32::try_from(inode - first)

@@ -1,8 +1,9 @@
-//! Keeps the layers mounted in their place, whatever happens to the mount.
+//! Keeps one of the agent's two mounts in its place, and restores it after every failure.
 //!
 //! ```text
 //! unmounted, connection alive  ▶ its clone is moved into the place: readers notice nothing
-//! connection ended (an abort)  ▶ another mount with the same inodes: containers over the old one have to be restarted
+//! connection ended (an abort)  ▶ another mount with the same inodes;
+//!                                containers over the old one must be restarted
 //! mount failed                 ▶ tried again; images are unpacked meanwhile
 //! ```
 
@@ -20,17 +21,18 @@ use tokio::task::spawn_blocking;
 use super::attach::{MountError, attach};
 use super::config::Config;
 use super::keeper::{Keeper, Kept};
+use super::layer_mount::LayerMount;
 use super::layers::Layers;
 use super::mountpoint::{self, Mountpoint};
-use super::run;
 use super::session::Device;
 use crate::telemetry::limit::LineLimit;
 use crate::telemetry::log::chain;
 
-/// Between two attempts to mount; short beside a container's start, and long beside the work of one attempt.
+/// Pause between two attempts to mount: short beside a container's start, long beside the work of
+/// one attempt.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The mount of the layers.
+/// A mount of the layers.
 #[derive(Debug)]
 pub(super) struct Mounted {
     context: Context,
@@ -39,13 +41,14 @@ pub(super) struct Mounted {
 
 #[derive(Debug, Clone)]
 struct Context {
+    mount: LayerMount,
     config: Config,
     keeper: Arc<Keeper>,
     layers: Arc<Layers>,
     runtime: Handle,
 }
 
-/// A connection to the kernel that is served.
+/// A kernel connection that is being served.
 #[derive(Debug)]
 struct Connection {
     place: Mountpoint,
@@ -54,20 +57,26 @@ struct Connection {
 }
 
 impl Mounted {
-    /// Takes over what an earlier process left in `kept`, or mounts. Images are unpacked where that fails.
+    /// Adopts the mount that an earlier process left in `kept`, or mounts. If that fails, images
+    /// are unpacked.
     pub(super) async fn start(
+        mount: LayerMount,
         config: &Config,
         keeper: Arc<Keeper>,
         layers: Arc<Layers>,
         kept: &mut Kept,
     ) -> Self {
         let context = Context {
+            mount,
             config: config.clone(),
             keeper,
             layers,
             runtime: Handle::current(),
         };
-        let (device, spare) = (kept.remove(run::DEVICE), kept.remove(run::MOUNT));
+        let (device, spare) = (
+            kept.remove(mount.device_name()),
+            kept.remove(mount.clone_name()),
+        );
         let connection = context
             .blocking(move |context| context.begin(device, spare))
             .await;
@@ -77,24 +86,24 @@ impl Mounted {
         }
     }
 
-    /// Watches the mount and mends it, for ever.
+    /// Watches the mount and repairs it, forever.
     pub(super) async fn keep(mut self) {
         let mut changes = MountChanges::watch();
         loop {
             let connection = match self.connection.take() {
                 Some(mut connection) => tokio::select! {
                     _ended = &mut connection.ended => {
-                        tracing::error!("kernel ended the connection of the layers; containers over it have to be restarted");
-                        self.context.layers.announce_to(None);
-                        // One that ends at once must not be made again at once.
+                        tracing::error!("kernel ended the connection of the layers; containers over it must be restarted");
+                        self.context.layers.announce_to(self.context.mount, None);
+                        // A connection that ends at once must not be mounted again at once.
                         tokio::time::sleep(PAUSE.saturating_sub(connection.begun.elapsed())).await;
-                        self.context.blocking(Context::mount).await
+                        self.context.blocking(Context::mount_anew).await
                     }
                     () = changes.next() => self.context.blocking(|context| context.check(connection)).await,
                 },
                 None => {
                     tokio::time::sleep(PAUSE).await;
-                    self.context.blocking(Context::mount).await
+                    self.context.blocking(Context::mount_anew).await
                 }
             };
             self.connection = self.context.report(connection);
@@ -130,44 +139,51 @@ impl Context {
         }
     }
 
-    /// Serves the connection that was kept, in its place; else a new one. A kept one whose place cannot be had again is
-    /// served beside the new one, for the containers over it.
+    /// Serves the kept connection, in its place, else a new one. If a kept connection's mount
+    /// cannot be put back in its place, it is served beside the new one, for the containers over
+    /// it.
     fn begin(
         &self,
         device: Option<OwnedFd>,
         spare: Option<OwnedFd>,
     ) -> Result<Connection, MountError> {
         let Some(fd) = device else {
-            return self.mount();
+            return self.mount_anew();
         };
-        match Device::adopt(fd, &self.config.root.join("init")) {
+        match Device::adopt(fd, &self.mount.saved_init(&self.config.root)) {
             Ok(device) => {
                 let connection = self.serve(&device, spare)?;
                 self.check(connection)
             }
             Err(error) => {
                 tracing::error!(error = chain(&error), "kept mount not taken over");
-                self.mount()
+                self.mount_anew()
             }
         }
     }
 
-    /// Mounts in the place, whatever is there.
-    fn mount(&self) -> Result<Connection, MountError> {
+    /// Mounts on the directory, over anything that is there.
+    fn mount_anew(&self) -> Result<Connection, MountError> {
         let device = Device::mount(
-            &Layers::mountpoint(&self.config.root),
-            &self.config.root.join("init"),
+            &self.mount.directory(&self.config.root),
+            &self.mount.saved_init(&self.config.root),
         )?;
         // From here on a crash loses nothing.
-        self.keeper.keep(run::DEVICE, device.as_fd())?;
+        self.keeper.keep(self.mount.device_name(), device.as_fd())?;
         let connection = self.serve(&device, None)?;
         tracing::info!(path = %connection.place.path().display(), "layers mounted");
         Ok(connection)
     }
 
     fn serve(&self, device: &Device, spare: Option<OwnedFd>) -> Result<Connection, MountError> {
-        let ended = attach(device, &self.layers, &self.config, self.runtime.clone())?;
-        let path = Layers::mountpoint(&self.config.root);
+        let ended = attach(
+            device,
+            self.mount,
+            &self.layers,
+            &self.config,
+            self.runtime.clone(),
+        )?;
+        let path = self.mount.directory(&self.config.root);
         let place = Mountpoint::new(&path, device.number(), spare);
         self.keep_spare(&place);
         mountpoint::read_further_ahead(&path);
@@ -178,16 +194,17 @@ impl Context {
         })
     }
 
-    /// Hands the clone to the keeper. Without it a start finds the mount in its place or makes another.
+    /// Gives the clone to the keeper. Without it, a start finds the mount in its place or mounts
+    /// anew.
     fn keep_spare(&self, place: &Mountpoint) {
         if let Some(spare) = place.spare()
-            && let Err(error) = self.keeper.keep_mount(run::MOUNT, spare)
+            && let Err(error) = self.keeper.keep_mount(self.mount.clone_name(), spare)
         {
             tracing::warn!(%error, "clone of the mount not kept");
         }
     }
 
-    /// Puts the mount back if it is not in its place; makes another if that cannot be done.
+    /// Puts the mount back if it is not in its place. Mounts anew if that fails.
     fn check(&self, mut connection: Connection) -> Result<Connection, MountError> {
         if connection.place.is_in_place() {
             return Ok(connection);
@@ -199,14 +216,14 @@ impl Context {
                 Ok(connection)
             }
             Err(error) => {
-                tracing::error!(%error, "layers were unmounted and cannot be put back; running containers keep the old mount");
-                self.mount()
+                tracing::error!(%error, "unmounted layers not put back; running containers keep the old mount");
+                self.mount_anew()
             }
         }
     }
 }
 
-/// The kernel's word that something was mounted or unmounted (proc_pid_mountinfo(5)).
+/// The kernel's notice that something was mounted or unmounted (proc_pid_mountinfo(5)).
 #[derive(Debug)]
 struct MountChanges {
     table: Option<AsyncFd<std::fs::File>>,
@@ -216,14 +233,15 @@ impl MountChanges {
     #[expect(unsafe_code, reason = "a file cannot promise to keep its descriptor")]
     fn watch() -> Self {
         let registered = std::fs::File::open("/proc/self/mountinfo").and_then(|table| {
-            // SAFETY: the file is owned by the registration, which closes its descriptor after the reactor let go of it.
+            // SAFETY: the registration owns the file, and closes its descriptor after the reactor
+            // has released it.
             let table = unsafe {
                 AsyncFd::register_with_interest(table, Interest::PRIORITY | Interest::ERROR)
             };
             Ok(table?)
         });
         if let Err(error) = &registered {
-            tracing::debug!(%error, "mounts are looked at every second only");
+            tracing::debug!(%error, "mount table not watched; mounts are checked every second");
         }
         Self {
             table: registered.ok(),

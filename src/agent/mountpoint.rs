@@ -1,7 +1,8 @@
-//! The directory on which the layers are mounted, and what becomes of the mount there.
+//! The directory on which the layers are mounted, and the mount there.
 //!
-//! Anybody with the rights can unmount it while containers run on its layers. A clone of the mount, which is in no
-//! directory, keeps the file system alive then; it is moved into the place and another clone is made.
+//! Any process with the rights can unmount it while containers run on its layers. A clone of the
+//! mount, which is in no directory, then keeps the file system alive. The clone is moved into the
+//! place and another clone is made.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree};
 
-/// How far the kernel reads ahead, in KiB: a few of our chunks' worth would cost more than it saves.
+/// The kernel's read-ahead in KiB. A few chunks more would cost more than they save.
 const READ_AHEAD_KIB: &str = "512";
 
 /// A mount in its place.
@@ -26,7 +27,8 @@ pub struct Mountpoint {
 }
 
 impl Mountpoint {
-    /// The place `path` of the file system `device`; `spare` is a clone that an earlier agent made.
+    /// Creates the mountpoint `path` of the file system `device`. `spare` is a clone that an
+    /// earlier agent made.
     pub fn new(path: &Path, device: u64, spare: Option<OwnedFd>) -> Self {
         let mut mountpoint = Self {
             path: path.to_owned(),
@@ -43,12 +45,13 @@ impl Mountpoint {
         &self.path
     }
 
-    /// The clone, for a keeper.
+    /// Returns the clone, for a keeper.
     pub fn spare(&self) -> Option<BorrowedFd<'_>> {
         self.spare.as_ref().map(|spare| spare.as_fd())
     }
 
-    /// Whether the file system is what is mounted here, on top. Asks the kernel, which does not ask the agent.
+    /// Whether the topmost file system mounted here is this one. Asks the kernel, which does not
+    /// ask the agent.
     pub fn is_in_place(&self) -> bool {
         device_at(&self.path).is_ok_and(|device| device == self.device)
     }
@@ -56,7 +59,7 @@ impl Mountpoint {
     /// Puts the file system back after it was unmounted.
     ///
     /// # Errors
-    /// When there is no clone, or it cannot be moved.
+    /// If there is no clone, or it cannot be moved.
     pub fn put_back(&mut self) -> io::Result<()> {
         let spare = self
             .spare
@@ -87,7 +90,7 @@ impl Mountpoint {
     }
 }
 
-/// The device number of the file system at `path`.
+/// Returns the device number of the file system at `path`.
 pub fn device_at(path: &Path) -> io::Result<u64> {
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
     let found = rustix::fs::statx(CWD, path, flags, StatxFlags::empty())?;
@@ -97,7 +100,8 @@ pub fn device_at(path: &Path) -> io::Result<u64> {
     ))
 }
 
-/// Unmounts whatever is mounted on `at`, however often; open files keep it alive. Whether something was.
+/// Unmounts everything that is mounted on `at`. Open files keep a file system alive. Returns
+/// whether anything was mounted.
 pub fn clear(at: &Path) -> io::Result<bool> {
     let mut was_mounted = false;
     while mounted(at)?.is_some() {
@@ -107,9 +111,10 @@ pub fn clear(at: &Path) -> io::Result<bool> {
     Ok(was_mounted)
 }
 
-/// Lets the kernel read further ahead than its default of 128 KiB: each request has a price.
+/// Makes the kernel read further ahead than its default of 128 KiB, because each request has a
+/// cost.
 ///
-/// The mount is looked for in /proc: a look at itself would ask the agent.
+/// Looks the mount up in /proc, because a look at the directory itself would ask the agent.
 pub fn read_further_ahead(at: &Path) {
     let set = mounted(at).and_then(|device| {
         let device = device.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
@@ -119,16 +124,16 @@ pub fn read_further_ahead(at: &Path) {
         )
     });
     if let Err(error) = set {
-        tracing::debug!(%error, "the kernel's read-ahead stays as it is");
+        tracing::debug!(%error, "kernel's read-ahead not changed");
     }
 }
 
-/// The device number, `major:minor`, of what is mounted on `at` (proc_pid_mountinfo(5)).
+/// Returns the device number, `major:minor`, of the topmost mount on `at` (proc_pid_mountinfo(5)).
 fn mounted(at: &Path) -> io::Result<Option<String>> {
     let mut table = Vec::new();
     File::open("/proc/self/mountinfo")?.read_to_end(&mut table)?;
     let escaped = escape(at.as_os_str().as_bytes());
-    // The last line is what is on top.
+    // The topmost mount comes last.
     let mut on_it = table.split(|byte| *byte == b'\n').rev().filter_map(|line| {
         let mut fields = line.split(|byte| *byte == b' ').skip(2);
         let device = fields.next()?;
@@ -137,7 +142,7 @@ fn mounted(at: &Path) -> io::Result<Option<String>> {
     Ok(on_it.next())
 }
 
-/// As mountinfo writes a path: blanks and backslashes in octal.
+/// Escapes a path as mountinfo does: blanks and backslashes in octal.
 fn escape(path: &[u8]) -> Vec<u8> {
     let mut escaped = Vec::new();
     for byte in path {

@@ -1,4 +1,5 @@
-//! What the agent tells the kernel unasked (kernel, include/uapi/linux/fuse.h, `enum fuse_notify_code`).
+//! Notifications from the agent to the kernel (kernel, include/uapi/linux/fuse.h, `enum
+//! fuse_notify_code`).
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -20,7 +21,8 @@ impl Notifier {
         Self(device)
     }
 
-    /// Makes the kernel forget the directory of a layer, whose name it would else know for good.
+    /// Makes the kernel forget the directory of a layer. Without this the kernel would remember its
+    /// name forever.
     pub fn is_gone(&self, number: u64) {
         let name = number.to_string();
         let length = u32::try_from(name.len()).unwrap_or_default();
@@ -31,16 +33,16 @@ impl Notifier {
         body.extend(name.as_bytes());
         body.push(0);
         match self.send(INVAL_ENTRY, &body) {
-            // It never looked the name up.
+            // The kernel never looked the name up.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
-                tracing::warn!(number, %error, "the kernel was not told that a layer is gone")
+                tracing::warn!(number, %error, "kernel not notified of a removed layer")
             }
             Ok(()) => {}
         }
     }
 
-    /// Makes the kernel forget which layers the root has: it keeps a listing as long as nobody says otherwise.
+    /// Makes the kernel forget the listing of the root, which it caches until it is notified.
     pub fn root_changed(&self) {
         // From the first byte to the last.
         let range = [ROOT_INODE, 0, 0];
@@ -49,14 +51,17 @@ impl Notifier {
             .flat_map(|number| number.to_ne_bytes())
             .collect();
         match self.send(INVAL_INODE, &body) {
-            // It knows nothing of the root.
+            // The kernel does not know the root.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => tracing::debug!(%error, "the kernel may list layers that are gone"),
+            Err(error) => {
+                tracing::debug!(%error, "kernel not notified of a changed root; it may list removed layers")
+            }
             Ok(()) => {}
         }
     }
 
-    /// Has the kernel send again what was asked and never answered: of an agent that is no more (Linux 6.9).
+    /// Makes the kernel send again the requests that an earlier agent received and never answered
+    /// (Linux 6.9).
     pub fn resend(&self) -> io::Result<()> {
         self.send(RESEND, &[])
     }

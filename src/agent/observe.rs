@@ -1,6 +1,6 @@
-//! Layers mounted for a while by one process, which learns what is read of them.
+//! Mounts layers temporarily, for one process that records the files read from them.
 //!
-//! Not the agent's own mount: no keeper holds it, no file is handed to the kernel as a whole, nothing is fetched ahead.
+//! This is not the agent's own mount: no keeper holds it, and nothing is prefetched.
 
 use std::collections::HashMap;
 use std::io;
@@ -13,6 +13,7 @@ use tokio::task::spawn_blocking;
 pub use super::attach::MountError;
 use super::attach::attach;
 use super::config::{Background, Config, KeeperKind};
+use super::layer_mount::LayerMount;
 use super::layers::{Layers, NotLazy};
 use super::mountpoint;
 pub use super::recorder::Recording;
@@ -21,10 +22,10 @@ use super::session::Device;
 use super::spec::LayerSpec;
 use crate::upstream::Upstreams;
 
-/// A workload that opens more files than this gains nothing by having them all first.
+/// A workload that opens more files than this gains nothing from having them all first.
 const MAX_FILES: usize = 1 << 20;
 
-/// The mount; undone when dropped.
+/// The mount. Unmounted on drop.
 #[derive(Debug)]
 pub struct Observatory {
     layers: Arc<Layers>,
@@ -39,16 +40,15 @@ pub struct Shown {
 }
 
 impl Observatory {
-    /// Mounts beneath `root`, an empty directory, with the layers of `upstreams` to be shown.
+    /// Mounts a file system under `root`, an empty directory. Its layers come from `upstreams`.
     ///
     /// # Errors
-    /// When this process may not mount, or there is no /dev/fuse.
+    /// If this process may not mount, or there is no /dev/fuse.
     pub async fn mount(root: &Path, upstreams: Upstreams) -> Result<Self, MountError> {
         let config = Config {
             root: root.to_owned(),
             prefetch: false,
             background: Background::Off,
-            passthrough: false,
             keeper: KeeperKind::None,
             ..Config::default()
         };
@@ -59,19 +59,20 @@ impl Observatory {
     }
 
     fn serve(config: &Config, upstreams: Upstreams, runtime: Handle) -> Result<Self, MountError> {
-        let layers = Arc::new(Layers::open(config, upstreams)?);
-        let mountpoint = Layers::mountpoint(&config.root);
-        let device = Device::mount(&mountpoint, &config.root.join("init"))?;
+        let layers = Arc::new(Layers::open(config, upstreams, &[LayerMount::Full])?);
+        let mount = LayerMount::Full;
+        let mountpoint = mount.directory(&config.root);
+        let device = Device::mount(&mountpoint, &mount.saved_init(&config.root))?;
         let observatory = Self { layers, mountpoint };
-        // It is unmounted by this process alone.
-        let _unmounted = attach(&device, &observatory.layers, config, runtime)?;
+        // Only this process unmounts it.
+        let _unmounted = attach(&device, mount, &observatory.layers, config, runtime)?;
         Ok(observatory)
     }
 
-    /// Shows a layer.
+    /// Mounts a layer.
     ///
     /// # Errors
-    /// When it cannot be read lazily.
+    /// If it cannot be read lazily.
     pub async fn show(&self, layer: &LayerSpec) -> Result<Shown, NotLazy> {
         let number = self.layers.mount(layer, None).await?;
         Ok(Shown {
@@ -80,14 +81,15 @@ impl Observatory {
         })
     }
 
-    /// Records what is opened of `layers` from here on.
+    /// Records the files of `layers` that are read from now on.
     pub fn begin(&self, layers: &[Shown]) -> Recording {
         self.layers
             .recorder()
             .begin(layers.iter().map(|shown| shown.number), MAX_FILES)
     }
 
-    /// Ends the recording: each file by the place of its layer in `layers` and its path there, in the order of first use.
+    /// Ends the recording and returns the files in the order of first use, each with the index of
+    /// its layer in `layers` and its path there.
     pub fn end(&self, recording: Recording, layers: &[Shown]) -> Vec<(usize, Vec<u8>)> {
         let files = recording.end();
         let places: HashMap<u64, usize> =
@@ -120,7 +122,7 @@ impl Observatory {
 impl Drop for Observatory {
     fn drop(&mut self) {
         if let Err(error) = mountpoint::clear(&self.mountpoint) {
-            tracing::warn!(%error, path = %self.mountpoint.display(), "the layers stay mounted");
+            tracing::warn!(%error, path = %self.mountpoint.display(), "layers not unmounted");
         }
     }
 }

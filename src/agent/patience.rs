@@ -1,14 +1,15 @@
-//! How long a read is waited for: as long as bytes come for its layer, up to a limit.
+//! Limits how long a read may wait: as long as bytes arrive for its layer, up to a maximum.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Bytes a second for a layer that count as coming: a quarter of what the slowest links in use carry.
+/// The rate, in bytes a second for a layer, below which nothing counts as arriving: a quarter of
+/// the rate of the slowest links in use.
 const LEAST_RATE: u64 = 8 << 10;
 
-/// Waits for `read` while `received`, a count of bytes, grows; `None` when it did not for as long as `silence`, or when
-/// `read` took longer than `most` altogether.
+/// Waits for `read` while `received`, a count of bytes, grows. Returns `None` if it did not grow
+/// for as long as `silence`, or if `read` took longer than `most` altogether.
 pub(super) async fn patiently<T>(
     silence: Duration,
     most: Duration,
@@ -54,7 +55,8 @@ mod tests {
         assert_eq!(patiently(SILENCE, MOST, || 7, ready(5)).await, Some(5));
     }
 
-    /// Counts of bytes that grow by `step` whenever they are looked at; the read ends at the third look.
+    /// Returns a count of bytes that grows by `step` at each call, and a read that ends at the
+    /// third call.
     fn read(step: u64) -> (impl Fn() -> u64, oneshot::Receiver<()>) {
         let (done, read) = oneshot::channel();
         let (looks, done) = (Cell::new(0), Cell::new(Some(done)));
@@ -77,7 +79,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn bytes_that_never_make_the_answer_are_not_waited_for_without_end() {
+    async fn a_read_that_never_ends_is_given_up_although_bytes_arrive() {
         let count = Cell::new(0);
         let received = || count.replace(count.get() + LEAST_RATE);
         assert_eq!(

@@ -1,8 +1,9 @@
-//! Fetches what nobody reads yet: what stands in front of a layer's landmark at once, or as soon as that is here which
-//! the image's profile names; later the rest.
+//! Prefetches layer data that has not been read yet: first the files before the landmark (after the
+//! image's profile, if there is one), then the rest in the background.
 //!
-//! The rest is fetched one request at a time over all layers, only while no reader waits for bytes, and never so much
-//! that something else would have to leave the cache. A reader stops nothing that is under way.
+//! The rest is fetched one request at a time over all layers, only while no reader waits for bytes,
+//! and never so much that other chunks would be evicted from the cache. A reader does not stop a
+//! request that is already running.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,22 +16,23 @@ use tokio_util::sync::CancellationToken;
 use super::config::{Background, Config, Policy};
 use super::fetch::{FetchError, Reason};
 use super::layer::Layer;
-use super::profiles::Turn;
+use super::profiles::PrefetchGate;
 
-/// How long to stand back when a reader waits for bytes.
+/// How long to wait before looking again whether a reader waits for bytes.
 const YIELD: Duration = Duration::from_millis(50);
-/// How long after a failure the rest is tried again; each further pause is twice as long.
+/// Pause before the rest is tried again after a failure. Each further pause is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LAST_PAUSE: Duration = Duration::from_secs(300);
 
-/// What all layers share.
+/// The state that all layers share.
 #[derive(Debug)]
 pub struct Prefetch {
     delay: Duration,
     limit: u64,
     /// Bytes a second; `u64::MAX` for no limit.
     bandwidth: u64,
-    /// When the next request in the background may begin. Held while one is under way: they take turns.
+    /// The earliest time for the next background request. Locked while a request runs, so they run
+    /// one after the other.
     turn: Mutex<Instant>,
 }
 
@@ -46,42 +48,43 @@ impl Prefetch {
         }
     }
 
-    /// Fetches of `layer` what `policy` wants, until that is done or `gone` is cancelled; after its `turn` by a profile.
+    /// Prefetches `layer` as `policy` says, after the files of its profile (`gate`). Returns when
+    /// that is done or `gone` is cancelled.
     pub(super) async fn run(
         self: Arc<Self>,
         layer: Arc<Layer>,
         policy: Policy,
         gone: CancellationToken,
-        turn: Option<Turn>,
+        gate: Option<PrefetchGate>,
     ) {
         let work = async {
-            if let Some(turn) = turn {
-                turn.pass().await;
+            if let Some(gate) = gate {
+                gate.pass().await;
             }
             if policy.prefetch {
-                self.up_to_the_landmark(&layer).await;
+                self.fetch_before_landmark(&layer).await;
             }
             if policy.background != Background::Off {
                 tokio::time::sleep(self.delay).await;
-                self.the_rest(&layer, policy.background).await;
+                self.fetch_rest(&layer, policy.background).await;
             }
         };
         gone.run_until_cancelled(work).await;
     }
 
-    async fn up_to_the_landmark(&self, layer: &Layer) {
+    async fn fetch_before_landmark(&self, layer: &Layer) {
         for run in Runs::new(layer, 0..layer.tree().prefetched()) {
             if !layer.fetcher().cache().has_room() {
                 return;
             }
             if let Err(error) = layer.hold(run, Reason::Prefetch).await {
-                tracing::warn!(layer = %layer.blob().digest, %error, "what should be fetched ahead is fetched when it is read");
+                tracing::warn!(layer = %layer.blob().digest, %error, "files before the landmark not prefetched");
                 return;
             }
         }
     }
 
-    async fn the_rest(&self, layer: &Layer, background: Background) {
+    async fn fetch_rest(&self, layer: &Layer, background: Background) {
         let budget = if background == Background::Limited {
             self.limit
         } else {
@@ -89,10 +92,10 @@ impl Prefetch {
         };
         let mut pause = FIRST_PAUSE;
         loop {
-            match self.once_through(layer, budget).await {
+            match self.fetch_rest_once(layer, budget).await {
                 Ok(()) => return,
                 Err(error) => {
-                    tracing::debug!(layer = %layer.blob().digest, %error, "the rest is tried again later");
+                    tracing::debug!(layer = %layer.blob().digest, %error, "background fetch failed; it is tried again later");
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(LAST_PAUSE);
                 }
@@ -100,11 +103,11 @@ impl Prefetch {
         }
     }
 
-    /// Fetches what is missing, once. Chunks of which the registry has other bytes are passed over.
+    /// Fetches the missing chunks, once. Skips chunks whose bytes in the registry are wrong.
     ///
     /// # Errors
-    /// When the registry is away or refuses; neither needs to be for good.
-    async fn once_through(&self, layer: &Layer, budget: u64) -> Result<(), FetchError> {
+    /// If the registry is unreachable or refuses. Either may be temporary.
+    async fn fetch_rest_once(&self, layer: &Layer, budget: u64) -> Result<(), FetchError> {
         let chunks = u32::try_from(layer.tree().toc().chunk_count()).unwrap_or(u32::MAX);
         for run in Runs::new(layer, 0..chunks) {
             let mut turn = self.turn.lock().await;
@@ -127,7 +130,7 @@ impl Prefetch {
         Ok(())
     }
 
-    /// How long so many bytes take at the bandwidth that is allowed.
+    /// Returns the time that so many bytes take at the allowed bandwidth.
     fn time_for(&self, bytes: u64) -> Duration {
         if self.bandwidth == u64::MAX {
             return Duration::ZERO;
@@ -153,7 +156,7 @@ impl<'a> Runs<'a> {
         }
     }
 
-    /// How many bytes of the blob the chunk takes, if it has to be fetched.
+    /// Returns the chunk's size in the blob, if it must be fetched.
     fn missing(&self, number: u32) -> Option<u64> {
         let chunk = self.layer.tree().toc().chunk(number)?;
         let digest = chunk.digest?;
@@ -205,7 +208,7 @@ mod tests {
         assert_eq!(
             with(Some(ByteSize(0))).time_for(2),
             Duration::from_secs(2),
-            "none at all would be `off`"
+            "to fetch nothing, use `off`"
         );
     }
 }

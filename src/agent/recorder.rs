@@ -1,4 +1,5 @@
-//! Notes which files of some mounts are opened and read: while a container starts, or while `starlift optimize` runs one.
+//! Records the files of some mounts that are opened and read: while a container starts, or while
+//! `starlift optimize` runs one.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -11,14 +12,14 @@ use parking_lot::{Mutex, RwLock};
 use super::tree::FileId;
 use crate::profile::Extents;
 
-/// Parts of one file that are kept before near ones are made one.
+/// Ranges of one file that are stored before adjacent ones are merged.
 const MAX_PARTS: usize = 512;
 
-/// What is noted, for whoever records. A note costs nothing while nobody does, else a look into a table; it holds no
-/// file's name, and tables do not outgrow their bounds.
+/// The recordings. A note costs one atomic load while nothing is recorded, else a table lookup.
+/// Names of files are not stored, and tables do not outgrow their bounds.
 #[derive(Debug, Default)]
 pub struct Recorder {
-    /// How many recordings there are, to be looked at without a lock.
+    /// The number of recordings, readable without a lock.
     running: AtomicUsize,
     tables: RwLock<Vec<Arc<Table>>>,
 }
@@ -30,29 +31,30 @@ pub struct Recording {
     table: Arc<Table>,
 }
 
-/// What was noted of one file.
+/// One file that was used during a recording.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Used {
     /// The number of its mount.
     pub number: u64,
     pub id: FileId,
-    /// From the beginning of the recording to the file's first use.
+    /// Time from the start of the recording to the file's first use.
     pub after: Duration,
-    /// What of it was read, in whole chunks; nothing where it was opened and the kernel had its pages.
+    /// The ranges that were read, in whole chunks. Empty if the file was opened and the kernel had
+    /// its pages.
     pub extents: Extents,
 }
 
-/// What one recording noted.
+/// The notes of one recording.
 #[derive(Debug)]
 struct Table {
     begun: Instant,
     mounts: HashSet<u64>,
     limit: usize,
-    noted: Mutex<Noted>,
+    noted: Mutex<Notes>,
 }
 
 #[derive(Debug, Default)]
-struct Noted {
+struct Notes {
     files: Vec<File>,
     places: HashMap<(u64, FileId), usize>,
     last: Option<Instant>,
@@ -67,7 +69,7 @@ struct File {
 }
 
 impl Recorder {
-    /// Notes what is used of the mounts with these numbers from here on: of the first `limit` files.
+    /// Records the use of the mounts with these numbers from now on, for the first `limit` files.
     pub fn begin(
         self: &Arc<Self>,
         mounts: impl IntoIterator<Item = u64>,
@@ -93,7 +95,7 @@ impl Recorder {
         }
     }
 
-    /// The file was opened, or the part of it that `part` gives was read.
+    /// Records that the file was opened, or that the range that `part` returns was read.
     pub(super) fn note(&self, number: u64, id: FileId, part: impl Fn() -> Option<Range<u64>>) {
         if self.running.load(Ordering::Acquire) == 0 {
             return;
@@ -109,7 +111,7 @@ impl Table {
     fn note(&self, number: u64, id: FileId, part: Option<Range<u64>>) {
         let now = Instant::now();
         let mut noted = self.noted.lock();
-        let Noted {
+        let Notes {
             files,
             places,
             last,
@@ -154,12 +156,12 @@ impl Recording {
         self.table.begun
     }
 
-    /// When something was last used.
+    /// Returns the time of the last use of any file.
     pub fn last(&self) -> Option<Instant> {
         self.table.noted.lock().last
     }
 
-    /// Ends it and gives each file once, in the order of first use.
+    /// Ends the recording and returns each file once, in the order of first use.
     pub fn end(self) -> Vec<Used> {
         let noted = std::mem::take(&mut *self.table.noted.lock());
         let used = |File {
@@ -216,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn several_record_at_once() {
+    fn several_recordings_run_at_once() {
         let recorder = Arc::new(Recorder::default());
         let (one, two) = (recorder.begin([1], 10), recorder.begin([1, 2], 10));
         opened(&recorder, &[(2, 1), (1, 1)]);
@@ -226,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_files_are_kept_when_there_are_too_many() {
+    fn only_the_first_files_up_to_the_limit_are_recorded() {
         let recorder = Arc::new(Recorder::default());
         let recording = recorder.begin([1], 2);
         opened(&recorder, &[(1, 1), (1, 2), (1, 3), (1, 1)]);

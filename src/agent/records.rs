@@ -1,11 +1,12 @@
-//! What is kept on disk of the layers that are mounted, so that a start needs no registry.
+//! The records of mounted layers on disk, so that a start needs no registry.
 //!
 //! ```text
-//! <root>/layers/<number>.json       a mounted layer
-//! <root>/layers/<hex digest>.tail   the end of its blob, with the TOC; shared by mounts of the same layer
-//! <root>/layers/next                the first number and inode that were never given
+//! <root>/layers/<number>.json            a mounted layer
+//! <root>/layers/<algorithm>-<hex>.tail   the end of its blob, with the TOC; shared by its mounts
+//! <root>/layers/next                     the first number and inode that were never used
 //! ```
-//! A file is written under another name and renamed. A record is there before its layer is visible, and gone after.
+//! A file is written under another name and renamed. A record is written before its layer is
+//! visible, and deleted after the layer is hidden.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write as _};
@@ -18,7 +19,7 @@ use super::remote::{Tail, TocDigest};
 use crate::oci::Digest;
 
 const NEXT: &str = "next";
-/// The inode of the root, and the first number of a layer.
+/// The first number of a layer, and the first inode after the root's.
 const FIRST: Next = Next {
     number: 1,
     inode: 2,
@@ -28,19 +29,19 @@ const FIRST: Next = Next {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     pub number: u64,
-    /// The inode of its root; those of its files follow.
+    /// The inode of its root. The inodes of its files follow.
     pub inode: u64,
     pub inodes: u32,
-    /// The image, as the client names it.
+    /// The image reference, as the client writes it.
     pub reference: String,
     pub digest: Digest,
     pub toc_digest: TocDigest,
     pub blob_size: u64,
-    /// Where the kept end of the blob begins.
+    /// The offset in the blob at which the stored end begins.
     pub tail_start: u64,
 }
 
-/// What was never given out.
+/// The first number and inode that were never used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Next {
     number: u64,
@@ -62,14 +63,16 @@ impl Records {
         Ok(Self { folder })
     }
 
-    /// A number and the first of `inodes` inodes for a layer; never given again, not even after a crash.
+    /// Reserves a number and `inodes` inodes for a layer, and returns the number and the first
+    /// inode. They are never reserved again, not even after a crash.
     ///
     /// One caller at a time.
     pub fn reserve(&self, inodes: u32) -> io::Result<(u64, u64)> {
         let path = self.folder.join(NEXT);
         let next = match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes)?,
-            // Without the file no record may be there that could have the numbers already.
+            // If the file is missing, there must be no record: a record could have the numbers
+            // already.
             Err(error) if error.kind() == io::ErrorKind::NotFound && self.load()?.is_empty() => {
                 FIRST
             }
@@ -91,7 +94,7 @@ impl Records {
         self.write(&record_name(record.number), &serde_json::to_vec(record)?)
     }
 
-    /// Removes a record, and the end of the blob with the last record that needs it.
+    /// Deletes a record. The end of the blob goes with the last record that needs it.
     pub fn remove(&self, record: &Record) -> io::Result<()> {
         remove(&self.folder.join(record_name(record.number)))?;
         if self.load()?.iter().any(|(_, other)| {
@@ -104,7 +107,7 @@ impl Records {
         remove(&self.folder.join(tail_name(&record.digest)))
     }
 
-    /// Every record by its number, those that cannot be read among them.
+    /// Returns every record with its number, or the error of a record that cannot be read.
     pub fn load(&self) -> io::Result<Vec<(u64, io::Result<Record>)>> {
         let mut records = Vec::new();
         for entry in fs::read_dir(&self.folder)? {
@@ -128,7 +131,7 @@ impl Records {
         Ok(records)
     }
 
-    /// The end of a layer's blob.
+    /// Returns the end of a layer's blob.
     pub fn tail(&self, record: &Record) -> io::Result<Tail> {
         let bytes = fs::read(self.folder.join(tail_name(&record.digest)))?;
         Ok(Tail {
@@ -211,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_never_given_again() {
+    fn numbers_are_never_reserved_again() {
         let root = tempfile::tempdir().unwrap();
         let records = Records::open(root.path()).unwrap();
         assert_eq!(records.reserve(10).unwrap(), (1, 2));
@@ -226,12 +229,12 @@ mod tests {
         fs::remove_file(root.path().join("layers/next")).unwrap();
         assert!(
             records.reserve(1).is_err(),
-            "what is mounted could have the number"
+            "a mounted layer could have the number"
         );
     }
 
     #[test]
-    fn a_bad_record_hides_no_other() {
+    fn a_damaged_record_does_not_hide_the_others() {
         let root = tempfile::tempdir().unwrap();
         let records = Records::open(root.path()).unwrap();
         records

@@ -1,7 +1,7 @@
-//! Opens a layer in a registry: its TOC, verified, from one or two requests.
+//! Opens a layer in a registry: fetches its TOC in one or two requests and verifies it.
 //!
 //! ```text
-//! labels: digest, TOC digest ─ none? ─▶ the manifest says it
+//! labels: digest, TOC digest ─ none? ─▶ TOC digest from the manifest
 //! GET the blob's last bytes ▶ footer ▶ TOC within? ─ no ─▶ GET the rest of it ▶ inflate ▶ verify
 //! ```
 
@@ -21,25 +21,27 @@ use crate::oci::manifest::ImageManifest;
 use crate::oci::{Digest, ImageName, Reference};
 use crate::upstream::{self, Body, Peer, Source, Upstreams};
 
-/// How much of a blob's end is asked for first: the TOC of some ten thousand files, or the whole of a small layer.
+/// Bytes of a blob's end in the first request: the TOC of some ten thousand files, or the whole of
+/// a small layer.
 const TAIL: u64 = 512 << 10;
-/// What names the TOC of a zstd:chunked layer (containers/storage, pkg/chunked); the older name comes second.
+/// The annotations with the TOC digest of a zstd:chunked layer (containers/storage, pkg/chunked).
+/// The older name comes second.
 const ZSTD_CHECKSUMS: [&str; 2] = [
     "io.github.containers.zstd-chunked.manifest-checksum",
     "io.containers.zstd-chunked.manifest-checksum",
 ];
 
-/// Which TOC a layer is to have.
+/// The digest that a layer's TOC must have.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TocDigest {
     /// Of its JSON.
     Json(Digest),
-    /// Of its compressed bytes, as zstd:chunked has it.
+    /// Of its compressed bytes, as in zstd:chunked.
     Section(Digest),
 }
 
-/// The end of a blob, from the TOC's first byte on at the latest.
+/// The end of a blob. Contains the whole TOC.
 #[derive(Debug, Clone)]
 pub struct Tail {
     pub blob_size: u64,
@@ -54,40 +56,40 @@ pub struct Opened {
     pub toc_digest: TocDigest,
     pub blob: Blob,
     pub tail: Tail,
-    /// The Starlift server that gave it, if it is one.
+    /// The Starlift server that served it, or `None` if another registry did.
     pub peer: Option<Peer>,
-    /// Requests that it took.
+    /// Requests that were sent for it.
     pub requests: u64,
-    /// The memory of `tail`.
+    /// The memory that is reserved for `tail`.
     pub weight: Weight,
 }
 
-/// Why a layer is not mounted lazily; its snapshot is unpacked the ordinary way then.
+/// The reason why a layer is not mounted lazily. Its snapshot is then unpacked the ordinary way.
 #[derive(Debug, thiserror::Error)]
 pub enum NotLazy {
-    #[error("a rule of the configuration has it unpacked")]
+    #[error("excluded by a rule of the configuration")]
     Excluded,
-    #[error("nothing says which TOC it has")]
+    #[error("no TOC digest in labels or manifest")]
     NoTocDigest,
-    #[error("the manifest of {0} does not name it")]
+    #[error("layer not in the manifest of {0}")]
     NotInManifest(String),
-    #[error("{0:?} names no image: {1}")]
+    #[error("{0:?} is not an image reference: {1}")]
     Reference(String, String),
-    #[error("the registry: {0}")]
+    #[error("registry: {0}")]
     Upstream(#[from] upstream::Error),
-    #[error("its footer: {0}")]
+    #[error("footer: {0}")]
     Footer(#[from] estargz::footer::FooterError),
-    #[error("its TOC: {0}")]
+    #[error("TOC: {0}")]
     Toc(#[from] TocError),
-    #[error("its TOC is another blob, which is not supported")]
+    #[error("TOC in a separate blob, which is not supported")]
     ExternalToc,
     #[error("{0}")]
     Tree(#[from] super::tree::TreeError),
-    #[error("{0} gave no answer a moment ago")]
+    #[error("no answer from {0} a moment ago")]
     Unreachable(String),
-    #[error("no memory for its TOC: {0}")]
+    #[error("no memory for the TOC: {0}")]
     Memory(#[from] Full),
-    #[error("opening it took longer than {}", humantime::format_duration(*.0))]
+    #[error("opening took longer than {}", humantime::format_duration(*.0))]
     Slow(std::time::Duration),
     #[error("lazy mounts are off: {0}")]
     Off(String),
@@ -95,10 +97,10 @@ pub enum NotLazy {
     Internal(String),
 }
 
-/// Opens the layer that a client asks for.
+/// Opens the layer that a client requests.
 ///
 /// # Errors
-/// When it cannot be had, has no TOC, or another one than its image says.
+/// If the layer cannot be fetched, has no TOC, or has another TOC than its image declares.
 pub async fn open(
     upstreams: &Upstreams,
     spec: &LayerSpec,
@@ -113,7 +115,8 @@ pub async fn open(
     let parsing = memory.parsing(json_bytes(&tail)?).await?;
     let toc = {
         let (tail, toc_digest) = (tail.clone(), toc_digest.clone());
-        // The weight goes along: the work does not end when its caller leaves.
+        // The reserved memory goes along, because the work does not end when its caller is
+        // cancelled.
         let read = move || (read(&tail, &toc_digest), parsing).0;
         tokio::task::spawn_blocking(read)
             .await
@@ -136,7 +139,7 @@ pub async fn open(
     })
 }
 
-/// Where an image is.
+/// Returns the name of an image and the registry that has it.
 pub fn find(upstreams: &Upstreams, reference: &str) -> Result<(ImageName, Source), NotLazy> {
     let bad = |error: crate::oci::name::ParseImageNameError| {
         NotLazy::Reference(reference.to_owned(), error.reason)
@@ -146,7 +149,7 @@ pub fn find(upstreams: &Upstreams, reference: &str) -> Result<(ImageName, Source
     Ok((name, source))
 }
 
-/// How many bytes of JSON the TOC in the end of a blob claims.
+/// Returns the size of the TOC's JSON that the end of a blob declares.
 fn json_bytes(tail: &Tail) -> Result<u64, NotLazy> {
     let footer = footer_in(tail)?;
     let section = footer
@@ -160,7 +163,7 @@ fn json_bytes(tail: &Tail) -> Result<u64, NotLazy> {
     )?)
 }
 
-/// The TOC in the end of a blob. Blocks: a large TOC takes a second.
+/// Returns the TOC in the end of a blob. Blocking: a large TOC takes a second.
 pub fn read(tail: &Tail, toc_digest: &TocDigest) -> Result<Toc, NotLazy> {
     let footer = footer_in(tail)?;
     let section = footer
@@ -191,7 +194,7 @@ async fn from_manifest(
         return Err(NotLazy::NoTocDigest);
     };
     let manifest = source.manifest(&name.repository, &reference).await?;
-    // An index has no layers; the client would have named the manifest it chose from it.
+    // An index has no layers. The client would have named the manifest that it chose from it.
     let Ok(manifest) = serde_json::from_slice::<ImageManifest>(&manifest.bytes) else {
         return Err(NotLazy::NoTocDigest);
     };
@@ -213,7 +216,8 @@ async fn from_manifest(
         .ok_or(NotLazy::NoTocDigest)
 }
 
-/// The end of a blob with all of its TOC, its memory, which Starlift server gave it, and how many requests that took.
+/// Returns the end of a blob with all of its TOC, the memory reserved for it, the Starlift server
+/// that served it, and the number of requests.
 async fn tail(
     source: &Source,
     name: &ImageName,
@@ -242,7 +246,7 @@ async fn tail(
     if toc.start >= start {
         return Ok((tail, weight, peer, 1));
     }
-    // Given back first: nobody waits for more while holding some.
+    // Released first: no caller waits for more memory while it holds some.
     drop(weight);
     let weight = memory.section(blob_size - toc.start).await?;
     let body = source
@@ -262,7 +266,7 @@ async fn tail(
     ))
 }
 
-/// The bytes of a body that is no longer than `limit`; the buffer grows with what really comes.
+/// Reads a body that is no longer than `limit`. The buffer grows with the bytes that arrive.
 async fn collect(mut body: Body, limit: u64) -> Result<Vec<u8>, NotLazy> {
     let length = body.range.end.saturating_sub(body.range.start);
     let mut bytes = Vec::new();
@@ -289,7 +293,7 @@ impl Tail {
         self.bytes.get(start..end)
     }
 
-    /// No more than it takes to read the TOC again.
+    /// Returns only the part that is needed to read the TOC again.
     #[must_use]
     pub fn trimmed(&self) -> Self {
         let from = footer_in(self)

@@ -1,12 +1,14 @@
-//! What the agent tells of itself: which layers are lazy, how much of them is here, and which are not lazy and why.
+//! The agent's status report: the lazy layers, how much of them is on this node, and the layers
+//! that are not lazy, with the reasons.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::cache::Held;
+use super::cache::CacheUsage;
 use super::fetch::Reason;
 use super::mount::Mount;
 use super::profiles::ProfileReport;
@@ -14,21 +16,24 @@ use super::remote::NotLazy;
 use super::spec::LayerSpec;
 use crate::oci::Digest;
 
-/// How many layers that were not mounted lazily are remembered.
+/// Most layers that were not mounted lazily and are remembered.
 const MAX_REFUSALS: usize = 200;
 
-/// All that is told.
+/// The whole status report.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     pub layers: Vec<LayerReport>,
-    /// Asked for since the agent was started; the newest come last.
+    /// Profiles requested since the agent was started, the newest last.
     #[serde(default)]
     pub profiles: Vec<ProfileReport>,
-    pub cache: Held,
+    pub cache: CacheUsage,
     /// Most bytes of the cache.
     pub cache_limit: u64,
-    /// The newest come last.
+    /// The newest last.
     pub refusals: Vec<Refusal>,
+    /// Directories of needed mounts that are not mounted. Images are unpacked until they are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unmounted: Vec<PathBuf>,
 }
 
 /// A layer that is mounted lazily.
@@ -39,24 +44,29 @@ pub struct LayerReport {
     pub digest: Digest,
     /// Bytes of the layer in the registry.
     pub blob_size: u64,
-    /// What its files hold, and what of that is on this node; not known before its first use since the start.
+    /// The size of its files' content, and how much of it is on this node. Not known before the
+    /// layer's first use since the start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<Measure>,
-    /// Since the agent was started, as are the bytes.
+    /// Since the agent was started, as are the byte counts.
     pub requests: u64,
     pub read_bytes: u64,
     pub prefetched_bytes: u64,
     #[serde(default)]
     pub profile_bytes: u64,
     pub background_bytes: u64,
-    /// Chunks that could not be had, or were refused.
+    /// Chunks that could not be fetched, or were refused.
     pub errors: u64,
-    /// Why none of its files can be read.
+    /// Whether one of its files has an extended attribute. Not known before the layer's first use
+    /// since the start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub has_xattrs: Option<bool>,
+    /// The reason why none of its files can be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub damage: Option<String>,
 }
 
-/// What a layer's files hold.
+/// The content of a layer's files.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Measure {
     pub bytes: u64,
@@ -70,7 +80,7 @@ pub struct Refusal {
     pub image: String,
     pub digest: Digest,
     pub reason: String,
-    /// When it was last asked for.
+    /// The last time that it was requested.
     #[serde(with = "humantime_serde")]
     pub at: SystemTime,
     pub times: u64,
@@ -98,12 +108,13 @@ impl LayerReport {
             profile_bytes: bytes(Reason::Profile),
             background_bytes: bytes(Reason::Background),
             errors: traffic.map_or(0, |traffic| traffic.errors()),
+            has_xattrs: layer.map(|layer| layer.tree().has_xattrs()),
             damage,
         }
     }
 }
 
-/// The layers that were not mounted lazily of late.
+/// The layers that were recently not mounted lazily.
 #[derive(Debug, Default)]
 pub(super) struct Refusals(Mutex<VecDeque<Refusal>>);
 

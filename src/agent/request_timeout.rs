@@ -1,21 +1,23 @@
-//! The kernel's own limit on unanswered FUSE requests (Linux 6.15, `fs.fuse.default_request_timeout` and
-//! `fs.fuse.max_request_timeout`): one request that waits longer ends the connection, and with it all layers.
+//! The kernel's own limit on unanswered FUSE requests (Linux 6.15,
+//! `fs.fuse.default_request_timeout` and `fs.fuse.max_request_timeout`). A single request that
+//! waits longer ends the connection, and with it all layers.
 
 use std::fs;
 use std::time::Duration;
 
 const DEFAULT: &str = "/proc/sys/fs/fuse/default_request_timeout";
 const MAX: &str = "/proc/sys/fs/fuse/max_request_timeout";
-/// Requests of the kernel's own, such as read-ahead, that may wait at once.
+/// Most requests of the kernel's own, such as read-ahead, that may wait at once.
 const MAX_BACKGROUND: u16 = 128;
 
-/// The limit of a connection that is made now; `None` if the kernel waits for ever.
+/// Returns the limit of a connection that is made now, or `None` if the kernel waits forever.
 pub fn current() -> Option<Duration> {
     let read = |path| fs::read_to_string(path).ok()?.trim().parse().ok();
     combined(read(DEFAULT).unwrap_or(0), read(MAX).unwrap_or(0))
 }
 
-/// As the kernel combines the two (fs/fuse/inode.c, `init_server_timeout`), without rounding up.
+/// Combines the two settings as the kernel does (fs/fuse/inode.c, `init_server_timeout`), without
+/// rounding up.
 fn combined(default: u64, max: u64) -> Option<Duration> {
     [default, max]
         .into_iter()
@@ -24,27 +26,28 @@ fn combined(default: u64, max: u64) -> Option<Duration> {
         .map(Duration::from_secs)
 }
 
-/// How many times the allowed silence a read may take while bytes come: with the default of a minute, as long as a chunk of
-/// 4 MiB takes on the slowest link that is waited for.
+/// A read may take this many times the allowed silence while bytes arrive. With the default of one
+/// minute that is as long as a chunk of 4 MiB takes on the slowest link that is waited for.
 const MOST: u32 = 10;
 
-/// How long the answers to reads may take.
+/// How long answers to reads may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReadLimits {
-    /// How long nothing may come.
+    /// How long a read may wait without bytes arriving.
     pub fresh: Duration,
-    /// How long it may take in all.
+    /// How long a read may take in all.
     pub most_fresh: Duration,
-    /// For requests that an earlier agent received and did not answer.
+    /// The same for requests that an earlier agent received and did not answer.
     pub resent: Duration,
     pub most_resent: Duration,
-    /// Read-ahead requests that are sent at once. Others wait in the kernel, which counts that time too.
+    /// Read-ahead requests that are sent at once. Others wait in the kernel, which counts that time
+    /// too.
     pub max_background: u16,
 }
 
 impl ReadLimits {
-    /// Half of the kernel's limit is for a read, a quarter for a restart of the agent, the rest for the same read sent
-    /// again.
+    /// Half of the kernel's limit is for a read, a quarter for a restart of the agent, and the rest
+    /// for the same read sent again.
     pub fn new(configured: Duration, kernel: Option<Duration>) -> Self {
         let most = configured * MOST;
         let Some(limit) = kernel else {
@@ -75,13 +78,13 @@ mod tests {
     const MINUTE: Duration = Duration::from_secs(60);
 
     #[test]
-    fn the_shorter_of_the_kernels_limits_counts() {
+    fn the_shorter_of_the_kernels_limits_applies() {
         assert_eq!(combined(0, 0), None);
         assert_eq!(combined(20, 0), Some(Duration::from_secs(20)));
         assert_eq!(
             combined(0, 30),
             Some(Duration::from_secs(30)),
-            "a maximum alone is in force too"
+            "a maximum without a default applies too"
         );
         assert_eq!(combined(20, 10), Some(Duration::from_secs(10)));
         assert_eq!(combined(20, 60), Some(Duration::from_secs(20)));

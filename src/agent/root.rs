@@ -1,7 +1,7 @@
-//! The agent's root directory: reached by its owner only, on a path that nobody else can change.
+//! The agent's root directory. Only its owner can enter it, and nobody else can change its path.
 //!
-//! Beneath it lie set-uid programs and device nodes of any image. The directory may have been there before the agent,
-//! made by anybody, so it is checked at every start.
+//! It contains set-uid programs and device nodes of arbitrary images. The directory may have
+//! existed before the agent, created by any user, so it is checked at every start.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -10,6 +10,8 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Component, Path, PathBuf};
 
+use super::layer_mount::LayerMount;
+
 const PRIVATE: u32 = 0o700;
 const STICKY: u32 = 0o1000;
 const GROUP_WRITES: u32 = 0o020;
@@ -17,16 +19,16 @@ const OTHERS_WRITE: u32 = 0o002;
 /// As many symbolic links as the kernel follows in one path.
 const MAX_LINKS: usize = 40;
 
-/// Why a directory cannot be the root.
+/// The reason why a directory cannot be the root.
 #[derive(Debug, thiserror::Error)]
 pub enum RootError {
     #[error(
-        "{path} belongs to user {owner}, who could replace what the agent keeps: chown it to root"
+        "{path} belongs to user {owner}, who could replace the agent's files: chown it to root"
     )]
     Owner { path: PathBuf, owner: u32 },
     #[error("{0} can be changed by others: chmod go-w")]
     Writable(PathBuf),
-    #[error("{0} is no directory")]
+    #[error("{0} is not a directory")]
     NoDirectory(PathBuf),
     #[error("{0} has too many symbolic links")]
     Links(PathBuf),
@@ -34,9 +36,10 @@ pub enum RootError {
     Io { path: PathBuf, source: io::Error },
 }
 
-/// Makes `root` if need be and closes it to everybody else.
+/// Creates `root` if it does not exist, and takes away everybody else's access.
 ///
-/// Returns its path without symbolic links. Their owners are trusted as those of directories are.
+/// Returns its path without symbolic links. A symbolic link is trusted if its owner would be
+/// trusted as a directory's.
 pub fn secure(root: &Path) -> Result<PathBuf, RootError> {
     let failed = |source| RootError::Io {
         path: root.to_owned(),
@@ -53,7 +56,8 @@ pub fn secure(root: &Path) -> Result<PathBuf, RootError> {
     Ok(path)
 }
 
-/// Walks an absolute path as the kernel does and checks every directory and symbolic link on the way.
+/// Resolves an absolute path as the kernel does, and checks every directory and symbolic link on
+/// the way.
 fn resolve(path: &Path) -> Result<PathBuf, RootError> {
     let mut left = names(path);
     let mut at = PathBuf::from("/");
@@ -110,7 +114,7 @@ fn check_owner(path: &Path, found: &Metadata) -> Result<(), RootError> {
     }
 }
 
-/// In a sticky directory such as /tmp, nobody else can rename or remove our entry.
+/// In a sticky directory such as /tmp, nobody else can rename or delete the agent's entry.
 fn check_writers(path: &Path, found: &Metadata) -> Result<(), RootError> {
     let mode = found.mode();
     let is_open = mode & OTHERS_WRITE != 0 || mode & GROUP_WRITES != 0 && found.gid() != 0;
@@ -121,14 +125,17 @@ fn check_writers(path: &Path, found: &Metadata) -> Result<(), RootError> {
     }
 }
 
-/// Refuses a root into which another user has put something while it was open.
+/// Refuses a root that has an entry of another user, from a time when it was open.
 fn check_entries(root: &Path) -> Result<(), RootError> {
     for entry in fs::read_dir(root).map_err(io_at(root))? {
         let entry = entry.map_err(io_at(root))?;
         let path = entry.path();
-        // The mount of an earlier agent may answer nothing: it is a directory, and nothing more is asked.
+        // A mount of an earlier agent may answer no requests. It is a directory, and nothing else
+        // is checked.
         if entry.file_type().is_ok_and(|kind| kind.is_dir())
-            && path == super::layers::Layers::mountpoint(root)
+            && LayerMount::ALL
+                .iter()
+                .any(|mount| path == mount.directory(root))
         {
             continue;
         }
@@ -148,7 +155,7 @@ mod tests {
 
     use super::*;
 
-    /// A directory beneath which all parents are trusted, as tests run in a sticky /tmp.
+    /// Returns a directory whose parents are all trusted: tests run in a sticky /tmp.
     fn folder() -> tempfile::TempDir {
         tempfile::tempdir().unwrap()
     }
@@ -212,16 +219,16 @@ mod tests {
     }
 
     #[test]
-    fn symbolic_links_are_followed_where_only_we_can_change_them() {
+    fn symbolic_links_are_followed_if_only_the_owner_can_change_them() {
         let folder = folder();
         let target = made(&folder.path().join("target"), 0o755);
         let link = folder.path().join("link");
         symlink("target", &link).unwrap();
         let open = made(&folder.path().join("open"), 0o777);
         assert_eq!(secure(&link.join("root")).unwrap(), target.join("root"));
-        symlink(&target, open.join("theirs")).unwrap();
+        symlink(&target, open.join("foreign")).unwrap();
         assert!(
-            matches!(secure(&open.join("theirs/root")), Err(RootError::Writable(path)) if path == open)
+            matches!(secure(&open.join("foreign/root")), Err(RootError::Writable(path)) if path == open)
         );
         symlink("loop", folder.path().join("loop")).unwrap();
         assert!(secure(&folder.path().join("loop")).is_err());

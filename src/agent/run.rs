@@ -1,4 +1,5 @@
-//! The agent's life: take over what an earlier process left, serve, and leave it to the next.
+//! The life of the agent's process: take over from an earlier process, serve, leave everything to
+//! the next.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -6,13 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 
 use super::api::{self, Api};
 use super::config::Config;
 use super::cri::{CriCredentials, ImageService};
 use super::keeper::Keeper;
+use super::layer_mount::LayerMount;
 use super::layers::Layers;
 use super::mounted::Mounted;
 use super::mountpoint;
@@ -22,31 +24,31 @@ use super::snapshots::{self, Snapshots};
 use super::snapshotter::Snapshotter;
 use crate::upstream::{self, Upstreams};
 
-/// What a keeper knows the FUSE device, the clone of its mount, the listening socket and the credentials of pods by.
-pub const DEVICE: &str = "fuse";
-pub const MOUNT: &str = "mount";
+/// The names under which the fd store holds the listening socket and the credentials of pods.
+/// `LayerMount` has the others.
 pub const LISTENER: &str = "socket";
 pub const CREDENTIALS: &str = "credentials";
 
-/// How long an earlier process may take to let go of the metadata: a read of its own may have to be answered first.
+/// How long to wait until an earlier process releases the metadata: one of its own reads may have
+/// to be answered first.
 const PATIENCE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(50);
 
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    #[error("an agent runs already with the root {0}")]
+    #[error("another agent runs with the root {0}")]
     Running(PathBuf),
-    #[error("the root {path} cannot be used")]
+    #[error("root {path} not usable")]
     Root { path: PathBuf, source: io::Error },
-    #[error("the root cannot be used")]
+    #[error("root not usable")]
     UnsafeRoot(#[from] root::RootError),
     #[error("nothing keeps the mounts while the agent restarts")]
     Keeper(#[source] io::Error),
-    #[error("the snapshots cannot be opened")]
+    #[error("snapshots not opened")]
     Snapshots(#[source] snapshots::Error),
     #[error(transparent)]
     Upstreams(#[from] upstream::Error),
-    #[error("containerd's socket cannot be dialled")]
+    #[error("containerd's socket not dialled")]
     Cri(#[from] tonic::transport::Error),
     #[error(transparent)]
     Api(#[from] api::ApiError),
@@ -56,10 +58,10 @@ pub enum RunError {
     Internal(String),
 }
 
-/// Serves containerd until `shutdown`; the lazy mounts stay.
+/// Serves containerd until `shutdown`. The lazy mounts stay.
 ///
 /// # Errors
-/// When the root, the socket or the keeper cannot be used.
+/// If the root, the socket or the keeper cannot be used.
 pub async fn run(
     config: &Config,
     upstreams: &upstream::Config,
@@ -79,19 +81,24 @@ pub async fn run(
         .map(|containerd| ImageService::new(containerd, credentials))
         .transpose()?;
     let own = config.clone();
-    let layers = blocking(move || Layers::open(&own, upstreams)).await?;
+    let layers = blocking(move || Layers::open(&own, upstreams, &LayerMount::ALL)).await?;
     let layers = Arc::new(layers.map_err(|source| RunError::Root {
         path: root.clone(),
         source,
     })?);
 
-    // Before the snapshots: an earlier process may wait for an answer of the file system before it lets go of them.
+    // Before the snapshots: an earlier process may wait for an answer of the file system before it
+    // releases them.
     let keeper = Arc::new(keeper);
     let config = &Config {
         root: root.clone(),
         ..config.clone()
     };
-    let mounted = Mounted::start(config, Arc::clone(&keeper), Arc::clone(&layers), &mut kept).await;
+    let mut mounts = Vec::new();
+    for mount in LayerMount::ALL {
+        let (keeper, layers) = (Arc::clone(&keeper), Arc::clone(&layers));
+        mounts.push(Mounted::start(mount, config, keeper, layers, &mut kept).await);
+    }
     let place = root.clone();
     let snapshots = blocking(move || open_snapshots(&place))
         .await?
@@ -114,7 +121,7 @@ pub async fn run(
         layers = layers.len(),
         "listening"
     );
-    // Nobody may be listening: not every start is systemd's.
+    // Not every start is by systemd, so nobody may be listening.
     let _unheard = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
     let serving = server::serve(
@@ -123,15 +130,18 @@ pub async fn run(
         images,
         shutdown,
     );
-    let mounted = tokio::spawn(mounted.keep());
+    let mounts: Vec<_> = mounts
+        .into_iter()
+        .map(|mounted| tokio::spawn(mounted.keep()))
+        .collect();
     let outcome = serving.await.map_err(RunError::Serve);
-    mounted.abort();
+    mounts.iter().for_each(JoinHandle::abort);
     resuming.abort();
     api.abort();
     outcome
 }
 
-/// What pods' pulls bring, in memory that the keeper holds as well.
+/// Returns the credentials from pods' pulls, in memory that the keeper holds as well.
 fn credentials(
     config: &Config,
     keeper: &Keeper,
@@ -151,7 +161,8 @@ fn credentials(
     Ok(CriCredentials::kept_in(memory))
 }
 
-/// The root, made if need be, which no other user reaches and no other agent uses.
+/// Creates the root if need be, and returns it. No other user can enter it and no other agent uses
+/// it.
 async fn checked_root(config: &Config) -> Result<PathBuf, RunError> {
     let given = config.root.clone();
     let root = blocking(move || root::secure(&given)).await??;
@@ -162,7 +173,7 @@ async fn checked_root(config: &Config) -> Result<PathBuf, RunError> {
     }
 }
 
-/// Waits for an earlier process to let go of the metadata.
+/// Opens the snapshots. Waits for an earlier process to release the metadata.
 fn open_snapshots(root: &Path) -> Result<Snapshots, snapshots::Error> {
     let deadline = std::time::Instant::now() + PATIENCE;
     loop {
@@ -175,7 +186,7 @@ fn open_snapshots(root: &Path) -> Result<Snapshots, snapshots::Error> {
     }
 }
 
-/// Lets go what a crash left: layers without a snapshot, directories without a record.
+/// Removes the leftovers of a crash: layers without a snapshot, directories without a record.
 async fn tidy_up(layers: &Arc<Layers>, snapshots: &Arc<Snapshots>) -> Result<(), RunError> {
     let own = Arc::clone(snapshots);
     match blocking(move || own.lazy_numbers())
@@ -184,12 +195,12 @@ async fn tidy_up(layers: &Arc<Layers>, snapshots: &Arc<Snapshots>) -> Result<(),
     {
         Some(numbers) => layers.retain(&numbers).await,
         None => {
-            tracing::warn!("a snapshot's record is damaged: layers without a snapshot are kept")
+            tracing::warn!("snapshot record damaged; layers without a snapshot are kept")
         }
     }
     let own = Arc::clone(snapshots);
     if let Err(error) = blocking(move || own.cleanup()).await? {
-        tracing::warn!(%error, "orphans stay");
+        tracing::warn!(%error, "orphans not deleted");
     }
     Ok(())
 }
@@ -205,14 +216,16 @@ async fn blocking<T: Send + 'static>(
 /// Unmounts the lazy layers of an agent that does not run, and ends their keeper.
 ///
 /// # Errors
-/// When the agent runs, or its mount cannot be undone.
+/// If the agent runs, or its mount cannot be undone.
 pub async fn unmount(config: &Config) -> Result<(), RunError> {
     let root = checked_root(config).await?;
     let kind = config.keeper;
     let work = move || {
         let (keeper, kept) = Keeper::open(kind, &root)?;
         drop(kept);
-        mountpoint::clear(&Layers::mountpoint(&root))?;
+        for mount in LayerMount::ALL {
+            mountpoint::clear(&mount.directory(&root))?;
+        }
         keeper.release()
     };
     blocking(work).await?.map_err(RunError::Keeper)

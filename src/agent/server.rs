@@ -1,4 +1,4 @@
-//! The socket that containerd talks to.
+//! The socket for containerd.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -18,33 +18,35 @@ use crate::containerd::services::snapshots::v1::snapshots_server::SnapshotsServe
 
 /// containerd's own limit for a message.
 const MAX_MESSAGE: usize = 16 << 20;
-/// How long running calls may take to end once the agent is to stop.
+/// How long running calls may take to end after `shutdown`.
 const GRACE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    #[error("an agent listens on {0} already")]
+    #[error("another agent listens on {0}")]
     InUse(PathBuf),
-    #[error("{0} is there, and no socket")]
+    #[error("{0} exists and is not a socket")]
     NoSocket(PathBuf),
     #[error("cannot listen on {path}")]
     Listen { path: PathBuf, source: io::Error },
-    #[error("the socket cannot be waited on")]
+    #[error("socket not registered with the runtime")]
     Accept(#[source] io::Error),
-    #[error("the snapshots service stopped")]
+    #[error("snapshots service stopped")]
     Stopped(#[from] tonic::transport::Error),
 }
 
-/// Listens on a socket for root alone. Its folder is made if need be; a socket that nobody listens on is replaced.
+/// Listens on a socket for root only. Creates its directory if need be. Replaces a socket that
+/// nobody listens on.
 ///
-/// `kept` is the listener of an earlier process, on which clients may be waiting already; it is taken if it is the
-/// socket at `path`.
+/// `kept` is the listener of an earlier process, on which clients may already be waiting. It is
+/// used if it is the socket at `path`.
 pub fn bind(path: &Path, kept: Option<OwnedFd>) -> Result<UnixListener, ServeError> {
     let failed = |source| ServeError::Listen {
         path: path.to_owned(),
         source,
     };
-    // Under another name until it has its mode: nobody else may connect, not even for a moment.
+    // The socket has another name until its mode is set, so that nobody else can connect, not even
+    // for a moment.
     let new = path.with_added_extension("new");
     if let Some(kept) = kept.map(UnixListener::from)
         && kept
@@ -82,10 +84,10 @@ pub fn bind(path: &Path, kept: Option<OwnedFd>) -> Result<UnixListener, ServeErr
     Ok(listener)
 }
 
-/// Serves snapshots, and images where kubelets are to find them here, until `shutdown`; then waits for running calls, but
-/// not for long.
+/// Serves snapshots until `shutdown`, and images if kubelets use the agent as their image service.
+/// Then waits for running calls, for a limited time.
 ///
-/// Call it inside a runtime.
+/// Must be called inside a runtime.
 pub async fn serve(
     listener: UnixListener,
     snapshotter: Snapshotter,
@@ -111,7 +113,7 @@ pub async fn serve(
     tokio::select! {
         outcome = server => Ok(outcome?),
         () = too_long => {
-            tracing::warn!("calls that still ran were cut off");
+            tracing::warn!("running calls cut off");
             Ok(())
         }
     }

@@ -1,10 +1,11 @@
 //! The mount and its device, which outlive the process.
 //!
 //! ```text
-//! first start:  open /dev/fuse ▶ mount ▶ read INIT, save it ▶ handshake ▶ INIT's answer to the kernel ▶ serve
+//! first start:  open /dev/fuse ▶ mount ▶ read INIT, save it ▶ handshake ▶ answer INIT ▶ serve
 //! next start:   the device from the keeper, the saved INIT ▶ handshake ▶ RESEND ▶ serve
 //! ```
-//! `fuser` insists on the handshake. It gets it over a pair of sockets, and then the device in the socket's place.
+//! `fuser` insists on the handshake. It gets the handshake over a socket pair. The device then
+//! replaces the socket.
 
 use std::ffi::CString;
 use std::fs;
@@ -24,9 +25,10 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 use super::{mountpoint, request_timeout};
 
-/// The kernel takes no smaller buffer for a request (`FUSE_MIN_READ_BUFFER`); its INIT is far shorter.
+/// The kernel accepts no smaller buffer for a request (`FUSE_MIN_READ_BUFFER`). Its INIT is far
+/// shorter.
 const REQUEST_LEN: usize = 8192;
-/// What the file system is called in /proc/mounts.
+/// The name of the file system in /proc/mounts.
 const SOURCE: &str = "starlift";
 
 /// The device of a mount, and the kernel's INIT request to it.
@@ -39,30 +41,31 @@ pub struct Device {
 
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
-    #[error("/dev/fuse cannot be opened")]
+    #[error("/dev/fuse not opened")]
     Open(#[source] io::Error),
-    #[error("{path} cannot be mounted")]
+    #[error("{path} not mounted")]
     Mount { path: PathBuf, source: io::Error },
-    #[error("the kernel has ended the connection")]
+    #[error("connection ended by the kernel")]
     Ended,
-    #[error("the kernel's greeting cannot be read or saved")]
+    #[error("kernel's INIT request not read or not saved")]
     Init(#[source] io::Error),
-    #[error("the handshake with the kernel failed")]
+    #[error("handshake with the kernel failed")]
     Handshake(#[source] io::Error),
 }
 
 impl Device {
-    /// Mounts the file system on `at`, a dead one's place as well. `saved` is where its INIT is kept.
+    /// Mounts the file system on `at`, also in the place of a dead mount. `saved` is the file for
+    /// its INIT.
     pub fn mount(at: &Path, saved: &Path) -> Result<Self, SessionError> {
         let failed = |source: io::Error| SessionError::Mount {
             path: at.to_owned(),
             source,
         };
         if mountpoint::clear(at).map_err(failed)? {
-            tracing::error!(path = %at.display(), "an earlier mount of the layers was lost; containers over it have to be restarted");
+            tracing::error!(path = %at.display(), "an earlier mount of the layers was lost; containers over it must be restarted");
         }
         fs::create_dir_all(at).map_err(failed)?;
-        // The kernel's limit on this connection from here on, whatever it is set to later.
+        // The kernel's limit for this connection stays the same, whatever it is set to later.
         let timeout = request_timeout::current();
         let fd: OwnedFd = fs::File::options()
             .read(true)
@@ -75,7 +78,8 @@ impl Device {
             fd.as_raw_fd()
         );
         let options = CString::new(options).map_err(|error| failed(error.into()))?;
-        // Containers have the flags of their own overlay, or of a bind mount that containerd remounts with its own.
+        // Containers have the flags of their own overlay, or of a bind mount that containerd
+        // remounts with its own.
         let flags =
             MountFlags::RDONLY | MountFlags::NOATIME | MountFlags::NOSUID | MountFlags::NODEV;
         let mounted = rustix::mount::mount(SOURCE, at, "fuse.starlift", flags, options.as_c_str());
@@ -101,10 +105,10 @@ impl Device {
         })
     }
 
-    /// Takes over the mount whose device a keeper kept.
+    /// Takes over the mount whose device the keeper held.
     ///
     /// # Errors
-    /// When the kernel has ended the connection, or what was saved of it cannot be read.
+    /// If the kernel has ended the connection, or its saved state cannot be read.
     pub fn adopt(fd: OwnedFd, saved: &Path) -> Result<Self, SessionError> {
         if !is_connected(&fd).map_err(|error| SessionError::Init(error.into()))? {
             return Err(SessionError::Ended);
@@ -121,7 +125,7 @@ impl Device {
         self.saved.device
     }
 
-    /// After how long an unanswered request ends the connection, if ever.
+    /// Returns the time after which an unanswered request ends the connection, if there is a limit.
     pub fn request_timeout(&self) -> Option<Duration> {
         (self.saved.timeout > 0).then(|| Duration::from_millis(self.saved.timeout))
     }
@@ -131,32 +135,33 @@ impl Device {
         self.is_new
     }
 
-    /// The device once more, for whoever else needs it.
+    /// Returns a duplicate of the device's descriptor.
     pub fn duplicate(&self) -> io::Result<OwnedFd> {
         Ok(fcntl_dupfd_cloexec(&self.fd, 0)?)
     }
 
-    /// Lets `filesystem` answer the kernel; requests that an earlier process left unanswered are not sent again by this.
+    /// Creates a session in which `filesystem` answers the kernel. Requests that an earlier process
+    /// left unanswered are not sent again by this.
     pub fn serve<F: Filesystem>(
         &self,
         filesystem: F,
         threads: NonZeroUsize,
     ) -> Result<Session<F>, SessionError> {
         let handshake = |error: rustix::io::Errno| SessionError::Handshake(error.into());
-        let (ours, theirs) = rustix::net::socketpair(
+        let (near, far) = rustix::net::socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
             SocketFlags::CLOEXEC,
             None,
         )
         .map_err(handshake)?;
-        rustix::net::send(&ours, &self.saved.init, SendFlags::NOSIGNAL).map_err(handshake)?;
+        rustix::net::send(&near, &self.saved.init, SendFlags::NOSIGNAL).map_err(handshake)?;
         let mut config = fuser::Config::default();
         config.n_threads = Some(threads.get());
-        let session = Session::from_fd(filesystem, theirs, SessionACL::All, config)
+        let session = Session::from_fd(filesystem, far, SessionACL::All, config)
             .map_err(SessionError::Handshake)?;
         let mut answer = vec![0; REQUEST_LEN];
-        let (length, _) = rustix::net::recv(&ours, answer.as_mut_slice(), RecvFlags::DONTWAIT)
+        let (length, _) = rustix::net::recv(&near, answer.as_mut_slice(), RecvFlags::DONTWAIT)
             .map_err(handshake)?;
         if self.is_new {
             rustix::io::write(&self.fd, &answer[..length]).map_err(handshake)?;
@@ -172,30 +177,32 @@ impl AsFd for Device {
     }
 }
 
-/// Puts the device in the place of the socket that the session was made with.
+/// Replaces the socket of the session's handshake with the device.
 #[expect(
     unsafe_code,
     reason = "a session lends its descriptor, and dup3 wants to own the one it replaces"
 )]
 fn replace<F: Filesystem>(session: &Session<F>, device: &OwnedFd) -> rustix::io::Result<()> {
-    // SAFETY: the descriptor is open for as long as the session is borrowed; it is never closed through this value.
+    // SAFETY: the descriptor is open for as long as the session is borrowed. It is never closed
+    // through this value.
     let mut lent = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(session.as_fd().as_raw_fd()) });
     dup3(device, &mut lent, DupFlags::CLOEXEC)
 }
 
-/// Whether the kernel still sends requests: not after the last unmount, and not after an abort.
+/// Whether the kernel still sends requests. It does not after the last unmount or after an abort.
 fn is_connected(fd: &OwnedFd) -> rustix::io::Result<bool> {
     let mut polled = [PollFd::new(fd, PollFlags::empty())];
     poll(&mut polled, Some(&Timespec::default()))?;
     Ok(!polled[0].revents().contains(PollFlags::ERR))
 }
 
-/// What a later process has to know of a connection: kept in one file, the kernel's INIT last.
+/// The state of a connection that a later process needs. Stored in one file, the kernel's INIT
+/// last.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Saved {
     /// The device number of the file system.
     device: u64,
-    /// The kernel's limit on unanswered requests, in milliseconds; 0 if it has none.
+    /// The kernel's limit on unanswered requests, in milliseconds. 0 if it has none.
     timeout: u64,
     init: Vec<u8>,
 }
@@ -234,7 +241,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_later_process_reads_what_an_earlier_one_saved() {
+    fn a_later_process_reads_the_saved_state_of_an_earlier_one() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("init");
         let saved = Saved {

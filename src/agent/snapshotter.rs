@@ -1,9 +1,11 @@
-//! containerd's snapshots service over [`Snapshots`]: words of the wire in, words of the wire out.
+//! containerd's snapshots service over [`Snapshots`]: translates requests and answers.
 //!
-//! A Prepare that names the layer it works towards is answered with a lazy mount where that is possible:
+//! A Prepare that names its target layer is answered with a lazy mount if possible:
 //! ```text
-//! Prepare(key, parent, labels: snapshot.ref = N) ▶ N committed already? ▶ layers.mount ▶ commit_lazy ▶ AlreadyExists
-//!                                                                           └ not lazy ▶ an ordinary active snapshot
+//! Prepare(key, parent, labels: snapshot.ref = N)
+//!   ├ N is committed ▶ AlreadyExists
+//!   └ layers.mount ─┬ lazy ▶ commit_lazy ▶ AlreadyExists
+//!                   └ not lazy ▶ an ordinary active snapshot
 //! ```
 
 use std::collections::HashMap;
@@ -17,20 +19,22 @@ use super::filter::Filter;
 use super::layers::Layers;
 use super::profiles::{ImageLayers, Starts};
 use super::snapshots::{
-    Error, Info, Kind, Labels, Measured, Mount, Snapshots, TARGET_LABEL, Target,
+    Error, Info, Kind, Labels, LazyLayer, Measured, Mount, Snapshots, TARGET_LABEL, Target,
 };
 use super::spec::LayerSpec;
 use crate::containerd::services::snapshots::v1 as wire;
 use crate::containerd::types;
 
-/// How many snapshots one message of a list holds, as containerd's own service has it.
+/// Snapshots in one message of a list, as in containerd's own service.
 const PAGE: usize = 100;
-/// How the last part of a key begins that is unpacked into (containerd, `snapshots.UnpackKeyPrefix`): no container's.
+/// The prefix of the last part of a key that is unpacked into (containerd,
+/// `snapshots.UnpackKeyPrefix`). No container has it.
 const UNPACK_KEY: &str = "extract-";
-/// What the reference snapshotter marks lazy snapshots with; buildkit and nerdctl look for it.
+/// The label that the reference snapshotter puts on lazy snapshots. buildkit and nerdctl look for
+/// it.
 const REMOTE_LABEL: (&str, &str) = ("containerd.io/snapshot/remote", "remote snapshot");
 
-/// Serves snapshots; clones share them.
+/// Serves snapshots. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Snapshotter {
     snapshots: Arc<Snapshots>,
@@ -47,7 +51,8 @@ impl Snapshotter {
         }
     }
 
-    /// Does what blocks where a thread may wait. Goes on to its end when the client goes away.
+    /// Runs blocking work on a thread that may block. The work runs to its end even if the client
+    /// disconnects.
     async fn blocking<T, E, F>(&self, work: F) -> Result<T, Status>
     where
         T: Send + 'static,
@@ -61,20 +66,25 @@ impl Snapshotter {
         }
     }
 
-    /// Whether the snapshot that this Prepare works towards is there now, lazily perhaps.
-    async fn lazily(&self, target: &str, ask: &Ask) -> Result<bool, Status> {
-        let (wanted, parent) = (target.to_owned(), ask.parent.clone());
+    /// Whether the target snapshot of this Prepare exists now: it was committed already, or it has
+    /// been mounted lazily.
+    async fn prepare_remote(
+        &self,
+        target: &str,
+        snapshot: &SnapshotRequest,
+    ) -> Result<bool, Status> {
+        let (wanted, parent) = (target.to_owned(), snapshot.parent.clone());
         let look = move |snapshots: &Snapshots| {
             let found = snapshots.target(&wanted, parent.as_deref())?;
-            Ok::<_, Error>((found, snapshots.below(parent.as_deref())?))
+            Ok::<_, Error>((found, snapshots.parents(parent.as_deref())?))
         };
-        let (found, below) = self.blocking(look).await?;
+        let (found, parents) = self.blocking(look).await?;
         let name = match found {
             Target::Committed => return Ok(true),
             Target::Taken => return Ok(false),
             Target::Free(name) => name,
         };
-        let spec = match LayerSpec::from_labels(&ask.labels) {
+        let spec = match LayerSpec::from_labels(&snapshot.labels) {
             Ok(spec) => spec,
             Err(reason) => {
                 tracing::debug!(target, %reason, "not lazy");
@@ -83,10 +93,14 @@ impl Snapshotter {
         };
         match self
             .layers
-            .mount(&spec, ImageLayers::around(&below, &spec))
+            .mount(&spec, ImageLayers::for_layer(&parents, &spec))
             .await
         {
-            Ok(number) => self.commit_lazy(name, ask, number).await,
+            Ok(number) => {
+                let has_xattrs = self.layers.has_xattrs(number);
+                self.commit_lazy(name, snapshot, LazyLayer { number, has_xattrs })
+                    .await
+            }
             Err(reason) => {
                 tracing::info!(layer = %spec.digest, reference = spec.reference, %reason, "not lazy");
                 Ok(false)
@@ -94,19 +108,24 @@ impl Snapshotter {
         }
     }
 
-    async fn commit_lazy(&self, name: String, ask: &Ask, number: u64) -> Result<bool, Status> {
-        let Ask {
+    async fn commit_lazy(
+        &self,
+        name: String,
+        snapshot: &SnapshotRequest,
+        layer: LazyLayer,
+    ) -> Result<bool, Status> {
+        let SnapshotRequest {
             key,
             parent,
             mut labels,
-        } = ask.clone();
+        } = snapshot.clone();
         labels.insert(REMOTE_LABEL.0.to_owned(), REMOTE_LABEL.1.to_owned());
         let commit = move |snapshots: &Snapshots| match snapshots.commit_lazy(
             &key,
             &name,
             parent.as_deref(),
             labels,
-            number,
+            layer,
         ) {
             Ok(()) => Ok(true),
             // Another Prepare for the same target was faster.
@@ -115,36 +134,37 @@ impl Snapshotter {
         };
         let committed = self.blocking(commit).await;
         if !matches!(committed, Ok(true)) {
-            self.layers.unmount(number).await;
+            self.layers.unmount(layer.number).await;
         }
-        committed.map(|_ours| true)
+        committed.map(|_is_new| true)
     }
 
-    async fn prepare(&self, ask: Ask) -> Result<Vec<Mount>, Status> {
-        if let Some(target) = ask.labels.get(TARGET_LABEL)
-            && self.lazily(target, &ask).await?
+    async fn prepare(&self, snapshot: SnapshotRequest) -> Result<Vec<Mount>, Status> {
+        if let Some(target) = snapshot.labels.get(TARGET_LABEL)
+            && self.prepare_remote(target, &snapshot).await?
         {
             return Err(Status::already_exists(format!(
                 "target snapshot {target:?}: already exists"
             )));
         }
-        let is_unpacked = ask.labels.contains_key(TARGET_LABEL) || is_for_unpacking(&ask.key);
-        let Ask {
+        let is_unpacked =
+            snapshot.labels.contains_key(TARGET_LABEL) || is_for_unpacking(&snapshot.key);
+        let SnapshotRequest {
             key,
             parent,
             labels,
-        } = ask;
+        } = snapshot;
         let make = move |snapshots: &Snapshots| {
             let mounts = snapshots.prepare(&key, parent.as_deref(), labels)?;
-            let below = if is_unpacked {
+            let parents = if is_unpacked {
                 Vec::new()
             } else {
-                snapshots.below(parent.as_deref())?
+                snapshots.parents(parent.as_deref())?
             };
-            Ok::<_, Error>((mounts, below))
+            Ok::<_, Error>((mounts, parents))
         };
-        let (mounts, below) = self.blocking(make).await?;
-        if let Some(image) = ImageLayers::under(&below) {
+        let (mounts, parents) = self.blocking(make).await?;
+        if let Some(image) = ImageLayers::for_container(&parents) {
             self.starts.begin(image);
         }
         Ok(mounts)
@@ -161,20 +181,21 @@ impl Snapshotter {
     }
 }
 
-/// Whether a layer is unpacked into the snapshot with this key. containerd puts namespace and number before a key.
+/// Whether a layer is unpacked into the snapshot with this key. containerd puts namespace and
+/// number before a key.
 fn is_for_unpacking(key: &str) -> bool {
     key.split('/').any(|part| part.starts_with(UNPACK_KEY))
 }
 
-/// What a new snapshot is to be.
+/// A new snapshot, as requested.
 #[derive(Debug, Clone)]
-struct Ask {
+struct SnapshotRequest {
     key: String,
     parent: Option<String>,
     labels: Labels,
 }
 
-impl Ask {
+impl SnapshotRequest {
     fn new(key: String, parent: String, labels: HashMap<String, String>) -> Self {
         let parent = Some(parent).filter(|parent| !parent.is_empty());
         Self {
@@ -185,8 +206,9 @@ impl Ask {
     }
 }
 
-/// Runs `work` to its end even when the client goes away: it has two steps that belong together.
-async fn to_its_end<T: Send + 'static>(
+/// Runs `work` to its end even if the client disconnects, because it has two steps that belong
+/// together.
+async fn run_to_completion<T: Send + 'static>(
     work: impl Future<Output = Result<T, Status>> + Send + 'static,
 ) -> Result<T, Status> {
     tokio::spawn(work)
@@ -206,8 +228,8 @@ impl wire::snapshots_server::Snapshots for Snapshotter {
             labels,
             ..
         } = request.into_inner();
-        let (own, ask) = (self.clone(), Ask::new(key, parent, labels));
-        let mounts = to_its_end(async move { own.prepare(ask).await }).await?;
+        let (own, snapshot) = (self.clone(), SnapshotRequest::new(key, parent, labels));
+        let mounts = run_to_completion(async move { own.prepare(snapshot).await }).await?;
         Ok(Response::new(wire::PrepareSnapshotResponse {
             mounts: to_wire(mounts),
         }))
@@ -223,11 +245,11 @@ impl wire::snapshots_server::Snapshots for Snapshotter {
             labels,
             ..
         } = request.into_inner();
-        let Ask {
+        let SnapshotRequest {
             key,
             parent,
             labels,
-        } = Ask::new(key, parent, labels);
+        } = SnapshotRequest::new(key, parent, labels);
         let mounts = self
             .blocking(move |snapshots| snapshots.view(&key, parent.as_deref(), labels))
             .await?;
@@ -260,11 +282,11 @@ impl wire::snapshots_server::Snapshots for Snapshotter {
             labels,
             ..
         } = request.into_inner();
-        let Ask {
+        let SnapshotRequest {
             key,
             parent,
             labels,
-        } = Ask::new(key, parent, labels);
+        } = SnapshotRequest::new(key, parent, labels);
         self.blocking(move |snapshots| snapshots.commit(&name, &key, parent.as_deref(), labels))
             .await?;
         Ok(Response::new(()))
@@ -275,7 +297,7 @@ impl wire::snapshots_server::Snapshots for Snapshotter {
         request: Request<wire::RemoveSnapshotRequest>,
     ) -> Result<Response<()>, Status> {
         let (own, key) = (self.clone(), request.into_inner().key);
-        to_its_end(async move { own.remove(key).await }).await?;
+        run_to_completion(async move { own.remove(key).await }).await?;
         Ok(Response::new(()))
     }
 
@@ -297,7 +319,7 @@ impl wire::snapshots_server::Snapshots for Snapshotter {
         let wire::UpdateSnapshotRequest {
             info, update_mask, ..
         } = request.into_inner();
-        // Of the info only name and labels count: its times are often Go's zero time.
+        // Only name and labels of the info are used: its times are often Go's zero time.
         let wire::Info { name, labels, .. } = info.unwrap_or_default();
         let labels = labels.into_iter().collect();
         let paths = update_mask.unwrap_or_default().paths;

@@ -1,4 +1,4 @@
-//! The layer that a snapshot is to be: what containerd's clients say of it in labels.
+//! The layer that a snapshot stands for, as containerd's clients describe it in labels.
 
 use super::snapshots::{Labels, MAX_LABEL_LEN};
 use crate::oci::Digest;
@@ -6,7 +6,7 @@ use crate::oci::digest::ParseDigestError;
 
 pub(super) const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
 
-/// The names under which a client tells of a layer.
+/// The labels with which one kind of client describes a layer.
 struct Dialect {
     reference: &'static str,
     digest: &'static str,
@@ -33,23 +33,23 @@ const DIALECTS: [Dialect; 2] = [
 /// A layer of an image in a registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayerSpec {
-    /// The image, as the client names it: `registry.example/app:1`.
+    /// The image reference, as the client writes it: `registry.example/app:1`.
     pub reference: String,
     pub digest: Digest,
     pub toc_digest: Option<Digest>,
     pub manifest_digest: Option<Digest>,
-    /// This layer and all above it; empty where the label does not hold them all.
+    /// This layer and all above it. Empty if the label does not hold them all.
     pub image_layers: Vec<Digest>,
-    /// All that was said, for what only some clients say.
+    /// All labels, because some of them are set by only some clients.
     pub labels: Labels,
 }
 
-/// Why labels do not tell of a layer.
+/// The reason why labels do not describe a layer.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
-    #[error("no label says which image and layer it is")]
+    #[error("no labels with image and layer")]
     Absent,
-    #[error("label {label:?} holds no digest: {source}")]
+    #[error("label {label:?} is not a digest: {source}")]
     Digest {
         label: &'static str,
         source: ParseDigestError,
@@ -57,12 +57,12 @@ pub enum SpecError {
 }
 
 impl LayerSpec {
-    /// Reads the labels of a Prepare. The layer's own digests must be valid where there are any.
+    /// Reads the labels of a Prepare. The layer's own digests must be valid if they are present.
     pub fn from_labels(labels: &Labels) -> Result<Self, SpecError> {
-        let told = |dialect: &&Dialect| {
+        let is_complete = |dialect: &&Dialect| {
             labels.contains_key(dialect.reference) && labels.contains_key(dialect.digest)
         };
-        let dialect = DIALECTS.iter().find(told).ok_or(SpecError::Absent)?;
+        let dialect = DIALECTS.iter().find(is_complete).ok_or(SpecError::Absent)?;
         Ok(Self {
             reference: labels
                 .get(dialect.reference)
@@ -81,7 +81,7 @@ impl LayerSpec {
     }
 }
 
-/// The layer that a snapshot was made of, if its labels say so.
+/// Returns the digest of the layer that a snapshot was made from, if its labels have it.
 pub(super) fn layer_digest(labels: &Labels) -> Option<Digest> {
     DIALECTS
         .iter()
@@ -89,7 +89,8 @@ pub(super) fn layer_digest(labels: &Labels) -> Option<Digest> {
 }
 
 impl Dialect {
-    /// The layers that the label lists, if those are all: clients leave out the last where the label would be too long.
+    /// Returns the layers in the label, or none if the list may be cut: clients leave out the last
+    /// layers if the label would be too long.
     fn layers_from(&self, labels: &Labels) -> Vec<Digest> {
         let Some(list) = labels.get(self.layers) else {
             return Vec::new();
@@ -187,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_of_layers_that_may_have_been_cut_counts_for_nothing() {
+    fn a_list_of_layers_that_may_have_been_cut_is_ignored() {
         let listed = |list: String| {
             let one = a_digest("1").to_string();
             let spec = LayerSpec::from_labels(&labels(&[
@@ -207,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_dialect_and_bad_digests_are_refused() {
+    fn incomplete_labels_and_bad_digests_are_refused() {
         let reference = (
             "containerd.io/snapshot/remote/stargz.reference",
             "registry.example/app:1",

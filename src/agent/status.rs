@@ -1,4 +1,4 @@
-//! Errors of the agent as gRPC answers: the codes that containerd knows errors by.
+//! Errors of the agent as gRPC answers, with the codes that containerd expects.
 
 use tonic::{Code, Status};
 
@@ -9,10 +9,10 @@ use crate::telemetry::log::chain;
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
         let code = code(&error);
-        // The socket is for root alone, so nothing is kept back.
+        // Only root can use the socket, so the client may read the whole text.
         let message = chain(&error);
         if code == Code::Internal {
-            tracing::error!(error = message, "a snapshot operation failed");
+            tracing::error!(error = message, "snapshot operation failed");
         }
         Self::new(code, message)
     }

@@ -1,22 +1,25 @@
-//! How much memory the TOCs of layers may take: while they are opened, and as long as they are mounted.
+//! Limits the memory for TOCs of layers: while layers are opened, and as long as they are mounted.
 
 use estargz::Toc;
 
 use crate::budget::{Budget, Full, Weight};
 
-/// For the compressed bytes: two of the longest.
+/// For the compressed bytes: two TOCs of the maximum size.
 const SECTIONS: u64 = 128 << 20;
-/// For the JSON and the trees that are built of it: one of the largest, or some hundred ordinary ones.
+/// For the JSON and the trees that are built from it: one TOC of the maximum size, or some hundred
+/// ordinary ones.
 const PARSING: u64 = 512 << 20;
-/// For the trees of mounted layers: five million files. A layer that does not fit any more is unpacked.
+/// For the trees of mounted layers: five million files. A layer that does not fit is unpacked.
 const TREES: u64 = 1 << 30;
-/// A tree takes up to five times its JSON while it is built, and no more than the reader's limits allow.
+/// A tree takes up to five times its JSON while it is built, and no more than the reader's limits
+/// allow.
 const TREE_GROWTH: u64 = 5;
 const MAX_TREE: u64 = 320 << 20;
 
-/// The memory of all TOCs; clones share it.
+/// The memory of all TOCs. Clones share it.
 ///
-/// Opening a layer takes of `sections` first, then of `parsing`, and of each once: nobody waits in a circle.
+/// Opening a layer takes from `sections` first and then from `parsing`, once each, so there is no
+/// deadlock.
 #[derive(Debug, Clone)]
 pub struct TocMemory {
     sections: Budget,
@@ -35,27 +38,27 @@ impl Default for TocMemory {
 }
 
 impl TocMemory {
-    /// Takes `bytes` of compressed TOC; waits in order.
+    /// Reserves memory for `bytes` of compressed TOC. Callers wait in order.
     ///
     /// # Errors
-    /// When no TOC may be as long.
+    /// If a TOC of this size exceeds the whole budget.
     pub async fn section(&self, bytes: u64) -> Result<Weight, Full> {
         self.sections.take(bytes).await
     }
 
-    /// Takes what parsing so many bytes of JSON needs; waits in order.
+    /// Reserves memory for parsing `json_bytes` of JSON. Callers wait in order.
     ///
     /// # Errors
-    /// When no TOC may be as long.
+    /// If a TOC of this size exceeds the whole budget.
     pub async fn parsing(&self, json_bytes: u64) -> Result<Weight, Full> {
         let tree = json_bytes.saturating_mul(TREE_GROWTH).min(MAX_TREE);
         self.parsing.take(json_bytes.saturating_add(tree)).await
     }
 
-    /// Takes what `toc` holds as long as it is mounted.
+    /// Reserves the memory that `toc` takes as long as it is mounted.
     ///
     /// # Errors
-    /// When too much is mounted.
+    /// If the mounted layers take too much.
     pub fn tree(&self, toc: &Toc) -> Result<Weight, Full> {
         self.trees.try_take(toc.memory_bytes())
     }

@@ -1,8 +1,9 @@
-//! The tree of a layer as overlayfs wants it, from a TOC.
+//! The tree of a layer as overlayfs needs it, from a TOC.
 //!
-//! A whiteout entry `.wh.NAME` is the character device 0:0 called `NAME`, an opaque directory has an attribute that
-//! says so (kernel, overlayfs.rst, "whiteouts and opaque directories"); the format's own entries are not shown. The
-//! root has a hidden directory `.stargz-snapshotter` with one file that tells of the layer, as the reference has it.
+//! A whiteout entry `.wh.NAME` is the character device 0:0 called `NAME`. An opaque directory has
+//! an extended attribute that marks it (kernel, overlayfs.rst, "whiteouts and opaque directories").
+//! The format's own entries are not shown. The root has a hidden directory `.stargz-snapshotter`
+//! with one file that describes the layer, as in the reference implementation.
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,9 +12,9 @@ use estargz::toc::{Kind, Node, NodeId, Time};
 
 use crate::budget::Weight;
 
-/// How the name of a whiteout begins (OCI image-spec, layer.md, "Whiteouts").
+/// The prefix of a whiteout's name (OCI image-spec, layer.md, "Whiteouts").
 const WHITEOUT: &[u8] = b".wh.";
-/// Entries of AUFS's own, the opaque marker among them; none is a whiteout of a name.
+/// The prefix of AUFS's own entries, the opaque marker among them. None of them is a whiteout.
 const AUFS: &[u8] = b".wh..wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// The format's own entries, in the root.
@@ -23,14 +24,15 @@ const HIDDEN: [&[u8]; 3] = [
     b"stargz.index.json",
 ];
 const STATE_DIRECTORY: &[u8] = b".stargz-snapshotter";
-/// overlayfs's own attributes, which no image may set.
+/// The prefixes of overlayfs's own attributes, which no image may set.
 const OVERLAY_XATTRS: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
-/// What marks an opaque directory, with and without the mount option `userxattr`.
+/// The attributes that mark an opaque directory, without and with the mount option `userxattr`.
 const OPAQUE_XATTRS: [&[u8]; 2] = [b"trusted.overlay.opaque", b"user.overlay.opaque"];
-/// As ext4 has it for a directory of one block.
+/// The size that ext4 reports for a directory of one block.
 const DIRECTORY_SIZE: u64 = 4096;
 
-/// A file or directory of a layer; the numbers of the TOC's nodes, then those of the state directory and its file.
+/// A file or directory of a layer. Its number is the TOC's node number; the state directory and its
+/// file have the two numbers after those.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FileId(pub u32);
 
@@ -49,7 +51,7 @@ pub struct Tree {
     _weight: Option<Weight>,
 }
 
-/// Why a layer cannot be shown lazily.
+/// The reason why a layer cannot be mounted lazily.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TreeError {
     #[error("{0:?} is a hard link to a file of a lower layer")]
@@ -58,7 +60,7 @@ pub enum TreeError {
     LinkedWhiteout(String),
 }
 
-/// What `stat` tells.
+/// The attributes that `stat` returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attributes {
     pub kind: Kind,
@@ -78,24 +80,26 @@ pub struct Attributes {
 pub struct Entry<'a> {
     pub name: &'a [u8],
     pub id: FileId,
-    /// Where to go on behind this entry.
+    /// The position after this entry, from which a listing continues.
     pub next: usize,
 }
 
-/// Where the content of a regular file is.
+/// The place of a regular file's content.
 #[derive(Debug)]
 pub enum Content<'a> {
     /// In the layer's chunks.
     Chunks(Node<'a>),
-    /// Here.
+    /// In memory.
     Bytes(&'a [u8]),
 }
 
 impl Tree {
-    /// `state` is what the hidden file `NAME` tells of the layer.
+    /// Creates the tree. `state` is the content of the hidden file `state_name`, which describes
+    /// the layer.
     ///
     /// # Errors
-    /// When the layer alone does not say what a file is.
+    /// If the layer alone does not define a file: a hard link to a lower layer, or a
+    /// whiteout with several names.
     pub fn new(toc: Toc, state_name: &str, state: Vec<u8>) -> Result<Self, TreeError> {
         let (mut whiteouts, mut opaque) = (HashSet::new(), HashSet::new());
         for directory in nodes(&toc).filter(|node| node.kind() == Kind::Directory) {
@@ -124,7 +128,7 @@ impl Tree {
         })
     }
 
-    /// The same, with the memory that was taken for it.
+    /// Returns the tree with the memory that was reserved for it.
     #[must_use]
     pub fn with_weight(self, weight: Option<Weight>) -> Self {
         Self {
@@ -137,13 +141,13 @@ impl Tree {
         &self.toc
     }
 
-    /// How many files and directories there are: their numbers are below.
+    /// Returns the number of files and directories. Their IDs are lower than it.
     pub fn len(&self) -> u32 {
-        // The reader's limit on names keeps it far below.
+        // The TOC reader's limit on names keeps it far below `u32::MAX`.
         u32::try_from(self.toc.len()).unwrap_or(u32::MAX - 2) + 2
     }
 
-    /// A tree has a root at least.
+    /// Returns false: a tree has at least a root.
     pub fn is_empty(&self) -> bool {
         false
     }
@@ -184,7 +188,7 @@ impl Tree {
             },
             mode: match node.kind() {
                 _ if is_whiteout => 0,
-                // Whatever the tar says: Linux has no other.
+                // Whatever the tar file says, Linux has no other mode for symbolic links.
                 Kind::Symlink => 0o777,
                 _ => node.mode(),
             },
@@ -202,7 +206,7 @@ impl Tree {
         })
     }
 
-    /// The file called `name` in a directory.
+    /// Returns the file called `name` in a directory.
     pub fn lookup(&self, parent: FileId, name: &[u8]) -> Option<FileId> {
         if parent == self.state_directory() {
             return (name == self.state_name).then_some(self.state_file());
@@ -220,7 +224,7 @@ impl Tree {
         Some(FileId(node.id().0))
     }
 
-    /// The names in a directory from `start` on, which is 0 or an entry's `next`.
+    /// Returns the entries of a directory from `start` on, which is 0 or an entry's `next`.
     pub fn entries(&self, directory: FileId, start: usize) -> impl Iterator<Item = Entry<'_>> {
         let node = self.toc.node(NodeId(directory.0));
         let children = node
@@ -233,7 +237,7 @@ impl Tree {
                     _ if is_hidden(directory, name) => return None,
                     None => name,
                     Some(_) if !is_whiteout(name) => return None,
-                    // A layer that removes a name and has it anew shows it anew.
+                    // A layer that deletes a name and adds it again shows the new file.
                     Some(name) if node.is_some_and(|node| node.child(name).is_some()) => {
                         return None;
                     }
@@ -247,13 +251,13 @@ impl Tree {
             })
     }
 
-    /// Where a symbolic link points.
+    /// Returns the target of a symbolic link.
     pub fn target(&self, id: FileId) -> Option<&[u8]> {
         let node = self.toc.node(NodeId(id.0))?;
         (node.kind() == Kind::Symlink).then(|| node.target())
     }
 
-    /// The content of a regular file.
+    /// Returns the content of a regular file.
     pub fn content(&self, id: FileId) -> Option<Content<'_>> {
         if id == self.state_file() {
             return Some(Content::Bytes(&self.state));
@@ -263,7 +267,7 @@ impl Tree {
             .then_some(Content::Chunks(node))
     }
 
-    /// The regular file at a path in the layer; symbolic links are not followed.
+    /// Returns the regular file at a path in the layer. Does not follow symbolic links.
     pub fn file(&self, path: &str) -> Option<FileId> {
         let id = path.split('/').try_fold(FileId::ROOT, |directory, name| {
             self.lookup(directory, name.as_bytes())
@@ -271,7 +275,8 @@ impl Tree {
         self.content(id).map(|_| id)
     }
 
-    /// The paths of `files`, a file of several names by the first of them: whichever comes first brings the content.
+    /// Returns the paths of `files`. A file with several names gets the first one: the entry that
+    /// comes first in the layer carries the content.
     pub fn paths(&self, files: &HashSet<FileId>) -> HashMap<FileId, Vec<u8>> {
         let mut paths = HashMap::new();
         let entries = self
@@ -284,7 +289,7 @@ impl Tree {
         paths
     }
 
-    /// The value of an extended attribute.
+    /// Returns the value of an extended attribute.
     pub fn xattr(&self, id: FileId, name: &[u8]) -> Option<&[u8]> {
         if OPAQUE_XATTRS.contains(&name) {
             return self.opaque.contains(&id.0).then_some(b"y");
@@ -294,7 +299,8 @@ impl Tree {
             .map(|(_, value)| value)
     }
 
-    /// The extended attributes that are the image's; what is said to overlayfs alone is not among them.
+    /// Returns the extended attributes that the image set. The attributes that this tree adds for
+    /// overlayfs are not among them.
     pub fn xattrs(&self, id: FileId) -> impl Iterator<Item = (&[u8], &[u8])> {
         let node = self
             .toc
@@ -307,7 +313,14 @@ impl Tree {
             .filter(move |(name, _)| !is_overlays(name))
     }
 
-    /// The chunks up to which the layer's maker wants it fetched at once, by number.
+    /// Whether any file has an extended attribute. The mark of an opaque directory counts as one.
+    pub fn has_xattrs(&self) -> bool {
+        let is_image = |node: Node<'_>| self.xattrs(FileId(node.id().0)).next().is_some();
+        !self.opaque.is_empty() || nodes(&self.toc).any(is_image)
+    }
+
+    /// Returns the number of the first chunk that the layer's author does not want prefetched. 0 if
+    /// there is no landmark.
     pub fn prefetched(&self) -> u32 {
         let landmark = self.toc.root().child(HIDDEN[0]);
         landmark.map_or(0, |node| node.chunk_numbers().start)
@@ -347,7 +360,8 @@ mod tests {
         header
     }
 
-    /// Adds entries: a name with a slash at its end is a directory, `name -> target` a hard link.
+    /// Creates a layer of these entries. A name with a slash at its end is a directory, `name ->
+    /// target` is a hard link.
     fn tree(names: &[&str]) -> Result<Tree, TreeError> {
         let mut tar = Builder::new(Vec::new());
         for name in names {
@@ -444,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn opaque_directories_tell_overlayfs_and_nobody_else() {
+    fn only_overlayfs_sees_the_mark_of_an_opaque_directory() {
         let tree = tree(&["opaque/", "opaque/.wh..wh..opq", "plain/"]).unwrap();
         let (opaque, plain) = (at(&tree, "opaque").unwrap(), at(&tree, "plain").unwrap());
         for name in OPAQUE_XATTRS {
@@ -456,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn no_image_speaks_to_overlayfs() {
+    fn overlayfs_attributes_of_an_image_are_not_shown() {
         let mut tar = Builder::new(Vec::new());
         let redirect = [
             ("SCHILY.xattr.trusted.overlay.redirect", &b"/etc"[..]),
@@ -475,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn the_state_is_found_by_its_name_and_not_listed() {
+    fn the_state_file_is_found_by_its_path_and_not_listed() {
         let tree = tree(&["file"]).unwrap();
         let state = at(&tree, ".stargz-snapshotter/sha256:x.json").unwrap();
         assert!(matches!(tree.content(state), Some(Content::Bytes(b"{}"))));
@@ -490,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_layer_cannot_say_is_refused() {
+    fn links_to_lower_layers_and_linked_whiteouts_are_refused() {
         assert_eq!(
             tree(&["a -> below"]).unwrap_err(),
             TreeError::LinkOutside("a".to_owned())
@@ -508,7 +522,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listing_goes_on_where_it_stopped() {
+    fn a_listing_continues_where_it_stopped() {
         let names: Vec<String> = (0..100).map(|number| format!("file{number:03}")).collect();
         let tree = tree(&names.iter().map(String::as_str).collect::<Vec<_>>()).unwrap();
         let (mut found, mut next) = (Vec::new(), 0);

@@ -1,21 +1,24 @@
-//! Registries that cost a mount its time for nothing: for a while their layers are unpacked without being asked for.
+//! Remembers registries on which a mount spent its time for nothing. For a while, layers from them
+//! are unpacked without a request.
 //!
-//! An image whose registry the agent cannot reach would wait as often as it has layers. Once a pause is over one layer
-//! asks again, not for long; the others are still turned away meanwhile.
+//! Without this, an image from an unreachable registry would wait once for each of its layers.
+//! After a pause one layer asks again, with a short timeout. The others are still refused
+//! meanwhile.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// A failure that took less costs an image nothing to speak of.
+/// A failure that took less time delays an image by nothing worth mentioning.
 const COSTLY: Duration = Duration::from_millis(500);
-/// The pause after the first failure, which a pull of some layers does not outlast; each further pause is twice as long.
+/// The pause after the first failure: longer than the pull of a few layers. Each further pause is
+/// twice as long.
 const FIRST_PAUSE: Duration = Duration::from_secs(30);
 const LAST_PAUSE: Duration = Duration::from_secs(300);
-/// How long the one that asks again may wait.
+/// How long the layer that asks again may wait.
 const PROBE: Duration = Duration::from_secs(5);
-/// Registries that are remembered at once.
+/// Most registries that are remembered at once.
 const MAX_HOSTS: usize = 1024;
 
 /// The registries that are not asked.
@@ -29,7 +32,8 @@ struct Rest {
 }
 
 impl Unreachable {
-    /// How long `host` may be waited for, `patience` at most; `None` while it is not asked.
+    /// Returns how long to wait for `host`, `patience` at most, or `None` while it must not be
+    /// asked.
     pub(super) fn allowance(
         &self,
         host: &str,
@@ -47,14 +51,14 @@ impl Unreachable {
         Some(patience.min(PROBE))
     }
 
-    /// `host` gave no answer to a question that was asked at `begun`.
+    /// Records that `host` gave no answer to a request from the time `begun`.
     pub(super) fn failed(&self, host: &str, begun: Instant, now: Instant) {
         if now.duration_since(begun) < COSTLY {
             return;
         }
         let mut hosts = self.0.lock();
         let pause = match hosts.get(host) {
-            // Questions asked together fail together.
+            // Requests that ran at the same time fail together and count once.
             Some(rest) if begun < rest.until - rest.pause => return,
             Some(rest) => (rest.pause * 2).min(LAST_PAUSE),
             None => FIRST_PAUSE,
@@ -74,7 +78,7 @@ impl Unreachable {
         }
     }
 
-    /// `host` answered, whatever it said.
+    /// Records that `host` answered. The content of the answer does not matter.
     pub(super) fn answered(&self, host: &str) {
         self.0.lock().remove(host);
     }
@@ -88,7 +92,7 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(10);
 
     #[test]
-    fn one_wait_is_all_that_an_image_pays() {
+    fn an_image_waits_for_an_unreachable_registry_only_once() {
         let (hosts, start) = (Unreachable::default(), Instant::now());
         assert_eq!(hosts.allowance("a", PATIENCE, start), Some(PATIENCE));
         hosts.failed("a", start, start + PATIENCE);
@@ -96,14 +100,14 @@ mod tests {
         assert_eq!(
             hosts.allowance("b", PATIENCE, start + PATIENCE),
             Some(PATIENCE),
-            "others are asked"
+            "other registries are asked"
         );
         let probe = start + PATIENCE + FIRST_PAUSE;
         assert_eq!(hosts.allowance("a", PATIENCE, probe), Some(PROBE));
         assert_eq!(
             hosts.allowance("a", PATIENCE, probe),
             None,
-            "one asks again"
+            "only one layer asks again"
         );
         hosts.failed("a", probe, probe + PROBE);
         assert_eq!(
@@ -120,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn questions_that_fail_together_count_once_and_quick_failures_not_at_all() {
+    fn requests_that_fail_together_count_once_and_quick_failures_do_not_count() {
         let (hosts, start) = (Unreachable::default(), Instant::now());
         hosts.failed("a", start, start + COSTLY / 2);
         assert_eq!(hosts.allowance("a", PATIENCE, start), Some(PATIENCE));
@@ -133,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn registries_are_remembered_up_to_a_number() {
+    fn only_a_limited_number_of_registries_is_remembered() {
         let (hosts, start) = (Unreachable::default(), Instant::now());
         for number in 0..2 * MAX_HOSTS {
             hosts.failed(&number.to_string(), start, start + SECOND);

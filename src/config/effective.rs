@@ -1,4 +1,5 @@
-//! The effective configuration as TOML text: each value with the layer it came from, secrets left out.
+//! The effective configuration as TOML text: each value with the layer it came from, secrets
+//! redacted.
 
 use std::fmt::Write as _;
 
@@ -9,7 +10,8 @@ use super::{KeyPath, Loaded, Origin};
 const REDACTED: &str = "(secret)";
 
 impl Loaded {
-    /// The effective configuration as TOML, one comment for each value: `listen = "127.0.0.1:8080"  # default`.
+    /// The effective configuration as TOML, one comment for each value: `listen = "127.0.0.1:8080"
+    /// # default`.
     pub fn to_toml(&self) -> String {
         let mut text = String::new();
         self.print_table(&self.config.to_table(), &mut Vec::new(), &mut text);
@@ -54,7 +56,7 @@ fn shown(key: &str, value: &Value) -> String {
     }
 }
 
-/// Keys whose values let someone in. Those that name a file are not secret themselves.
+/// Whether the value of `key` is a secret. Keys that name a file are not.
 fn is_secret(key: &str) -> bool {
     let names_a_secret = ["password", "secret", "token"]
         .iter()
@@ -62,7 +64,7 @@ fn is_secret(key: &str) -> bool {
     names_a_secret && !key.ends_with("_file")
 }
 
-/// A key as TOML wants it: bare where it may be.
+/// `key` as TOML writes it: bare if possible, else quoted.
 fn quoted(key: &str) -> String {
     let is_bare = !key.is_empty()
         && key
@@ -80,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn secrets_are_told_by_their_names() {
+    fn secrets_are_recognised_by_their_names() {
         for key in ["password", "secret_access_key", "token", "identity_token"] {
             assert!(is_secret(key), "{key}");
         }

@@ -1,7 +1,8 @@
 //! The environment as a layer: `STARLIFT_SERVE_WAIT=4s` is `wait` in `[serve]`.
 //!
-//! The first word names the table, `__` goes one table deeper: `STARLIFT_UPSTREAM_LOCAL__URL` is `url` in
-//! `[upstream.local]`. A value is taken as text, as TOML, or as a list with commas, whichever the key can hold.
+//! The first word names the table, and `__` goes one table deeper: `STARLIFT_UPSTREAM_LOCAL__URL`
+//! is `url` in `[upstream.local]`. A value is read as text, as TOML or as a comma-separated list:
+//! the first form that the key accepts.
 
 use toml::{Table, Value};
 
@@ -9,17 +10,19 @@ use super::{Error, Layer, Origin, TABLES};
 
 const PREFIX: &str = "STARLIFT_";
 
-/// Says which file to read; it is no key of that file.
+/// Names the configuration file. It is not a key of that file.
 const CONFIG_FILE: &str = "STARLIFT_CONFIG";
 
-/// What all programs read, and the key of ours. The capital letters win, as in containerd and Docker.
+/// The variables that all programs read, and the Starlift key of each. Capital letters win, as in
+/// containerd and Docker.
 const PROXIES: [([&str; 2], &str); 3] = [
     (["HTTP_PROXY", "http_proxy"], "http_proxy"),
     (["HTTPS_PROXY", "https_proxy"], "https_proxy"),
     (["NO_PROXY", "no_proxy"], "no_proxy"),
 ];
 
-/// The proxies that the environment names. One that we cannot use is left out: the variables are not ours alone.
+/// The proxies that the environment names. A value that Starlift cannot use is left out, because
+/// other programs read these variables too.
 pub(super) fn proxies(environment: &[(String, String)]) -> Vec<Layer> {
     let value = |wanted: &str| {
         environment
@@ -38,26 +41,28 @@ pub(super) fn proxies(environment: &[(String, String)]) -> Vec<Layer> {
     found.filter(|layer| layer.check().is_ok()).collect()
 }
 
-/// One layer for each variable that concerns us.
+/// One layer for each of Starlift's variables.
 pub(super) fn layers(
     environment: impl IntoIterator<Item = (String, String)>,
 ) -> Result<Vec<Layer>, Error> {
-    let mut ours: Vec<_> = environment
+    let mut variables: Vec<_> = environment
         .into_iter()
-        .filter(|(name, value)| concerns_us(name, value))
+        .filter(|(name, value)| is_configuration(name, value))
         .collect();
-    ours.sort();
-    ours.into_iter()
+    variables.sort();
+    variables
+        .into_iter()
         .map(|(name, value)| layer(name, &value))
         .collect()
 }
 
-fn concerns_us(name: &str, value: &str) -> bool {
+fn is_configuration(name: &str, value: &str) -> bool {
     name.starts_with(PREFIX) && name != CONFIG_FILE && !is_service_link(name, value)
 }
 
-/// Kubernetes tells every pod about every service of its namespace by such variables; a service named `starlift`
-/// makes them look like ours (kubernetes.io, "Environment variables" of services).
+/// Kubernetes announces every service of a namespace to its pods in environment variables. A
+/// service named `starlift` makes them look like configuration (kubernetes.io, "Environment
+/// variables" of services).
 fn is_service_link(name: &str, value: &str) -> bool {
     let is_url =
         value.starts_with("tcp://") || value.starts_with("udp://") || value.starts_with("sctp://");
@@ -146,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_kubernetes_injects_is_not_ours() {
+    fn service_variables_of_kubernetes_are_ignored() {
         for (name, value) in [
             ("STARLIFT_SERVICE_HOST", "10.0.0.1"),
             ("STARLIFT_SERVICE_PORT_HTTP", "80"),
@@ -155,8 +160,8 @@ mod tests {
             ("STARLIFT_CONFIG", "/etc/x"),
             ("PATH", "/bin"),
         ] {
-            assert!(!concerns_us(name, value), "{name}");
+            assert!(!is_configuration(name, value), "{name}");
         }
-        assert!(concerns_us("STARLIFT_STORE_LOCATION", "x"));
+        assert!(is_configuration("STARLIFT_STORE_LOCATION", "x"));
     }
 }

@@ -7,7 +7,7 @@ use toml::{Table, Value};
 
 use super::{Config, Error, KeyPath, Origin};
 
-/// Values of one origin, to be laid over those of the layers before.
+/// Values of one origin, which cover those of the layers before.
 #[derive(Debug, Clone)]
 pub struct Layer {
     table: Table,
@@ -48,7 +48,8 @@ impl Layer {
         })
     }
 
-    /// Whether every key is known and every value possible, so that the error can name this layer.
+    /// Checks that every key is known and every value possible, so that an error can name this
+    /// layer.
     pub(super) fn check(&self) -> Result<(), Error> {
         match Config::from_table(self.table.clone()) {
             Ok(_) => Ok(()),

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256, Sha512};
 
-/// The hash functions the specification registers.
+/// The hash functions that the specification registers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Algorithm {
     Sha256,
@@ -37,14 +37,14 @@ pub struct Digest {
     hex: Box<str>,
 }
 
-/// Why a text is no digest.
+/// The reason why a text is not a digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseDigestError {
-    #[error("a digest is ALGORITHM:HEX")]
+    #[error("digest is not ALGORITHM:HEX")]
     Form,
-    #[error("the digest algorithm is neither sha256 nor sha512")]
+    #[error("digest algorithm is neither sha256 nor sha512")]
     Algorithm,
-    #[error("the digest is not {0} lower-case hex digits long")]
+    #[error("digest is not {0} lower-case hex digits long")]
     Hex(usize),
 }
 
@@ -71,7 +71,7 @@ impl Digest {
         &self.hex
     }
 
-    /// A hasher that can tell whether bytes have this digest.
+    /// A hasher that can check whether bytes have this digest.
     pub fn hasher(&self) -> Hasher {
         Hasher::new(self.algorithm)
     }
@@ -166,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn accepts_what_it_prints() {
+    fn a_printed_digest_parses_again() {
         let digest = Digest::sha256_of(b"");
         assert_eq!(
             digest.to_string(),
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_every_other_form() {
+    fn every_other_form_is_refused() {
         let upper = format!("sha256:{}", "A".repeat(64));
         for text in [
             "",

@@ -1,4 +1,5 @@
-//! Tells manifests from everything else that may come in their place: a login page, a list of errors, a configuration.
+//! Distinguishes manifests from everything else that may come in their place: a login page, a list
+//! of errors, a configuration.
 
 use std::fmt;
 
@@ -12,19 +13,20 @@ use super::lenient::{Outline, field};
 use super::manifest::Manifest;
 use super::media_type::{self, DOCKER_SCHEMA_1, DOCKER_SIGNED_SCHEMA_1, ManifestKind};
 
-/// How much of a text of others is repeated in an error.
+/// The number of characters of foreign text that an error repeats.
 const MAX_REPEATED: usize = 100;
 
-/// Why some bytes are not the manifest that was asked for.
+/// The reason why some bytes are not the requested manifest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DocumentError {
-    #[error("the bytes do not have the digest {expected}")]
+    #[error("bytes do not have the digest {expected}")]
     WrongDigest { expected: Digest },
     #[error("{0}")]
     NoManifest(String),
 }
 
-/// Reads the manifest in `bytes`, which was served as `named`, and checks it against the digest it must have.
+/// Reads the manifest in `bytes`, which was served with the media type `named`, and checks it
+/// against `expected`, if there is one.
 pub fn read(
     named: Option<&str>,
     expected: Option<Digest>,
@@ -58,10 +60,12 @@ pub fn read(
     })
 }
 
-/// The media type of the manifest in `bytes`, which was served as `named`; else why it is none.
+/// Returns the media type of the manifest in `bytes`, which was served with the media type `named`,
+/// or the reason why it is not a manifest.
 ///
-/// The type that was named counts if it is one of ours and the document has its shape. Registries also name types that
-/// say nothing (`application/json`, `text/plain`): then the document's own `mediaType` counts, or its shape.
+/// `named` counts if Starlift knows it and the document has its shape. Registries also send generic
+/// types (`application/json`, `text/plain`). Then the document's own `mediaType` counts, or its
+/// shape.
 pub fn media_type_of(named: Option<&str>, bytes: &[u8]) -> Result<String, String> {
     let named = named.unwrap_or_default();
     let Ok(outline) = serde_json::from_slice::<Document>(bytes) else {
@@ -86,7 +90,7 @@ pub fn media_type_of(named: Option<&str>, bytes: &[u8]) -> Result<String, String
             };
         }
     }
-    // A kind of manifest that we do not know, as artifacts have had some.
+    // A kind of manifest that Starlift does not know. Artifacts have had some.
     if is_vendors(own) && (outline.version.is_some() || own == named) {
         return Ok(own.to_owned());
     }
@@ -110,19 +114,19 @@ fn is_vendors(media_type: &str) -> bool {
     media_type.starts_with("application/vnd.") && media_type.ends_with("json")
 }
 
-/// A text of others, cut and quoted.
+/// Foreign text, cut and quoted.
 fn cut(text: &str) -> String {
     format!("{:?}", text.chars().take(MAX_REPEATED).collect::<String>())
 }
 
-/// What a document looks like.
+/// The kind of manifest that a document looks like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Shape {
     Image,
     Index,
     /// Docker's manifests of before 2016.
     Schema1,
-    /// It can be read as more than one of them; its type decides, and nobody converts it.
+    /// Readable as more than one kind. Its media type decides, and it is never converted.
     Several,
     Other,
 }
@@ -143,7 +147,7 @@ impl Shape {
     }
 }
 
-/// The fields by which a document is told from others.
+/// The fields that distinguish the kinds of documents.
 #[derive(Debug, Default)]
 struct Document {
     version: Option<u64>,
@@ -214,8 +218,8 @@ impl<'de> Deserialize<'de> for Document {
     }
 }
 
-/// What was signed of a manifest of schema 1: its digest is that of these bytes (distribution, `manifest/schema1`;
-/// libtrust, `ParsePrettySignature`). `None` for everything else.
+/// The signed part of a schema 1 manifest, whose digest is that of these bytes (distribution,
+/// `manifest/schema1`; libtrust, `ParsePrettySignature`). `None` for everything else.
 fn signed_payload(bytes: &[u8]) -> Option<Vec<u8>> {
     #[derive(serde::Deserialize)]
     struct Signed {

@@ -1,8 +1,9 @@
-//! The error body and the error codes a registry answers with (OCI distribution-spec, "Error Codes").
+//! The error body and the error codes of a registry (OCI distribution-spec, "Error Codes").
 
 use serde::{Deserialize, Serialize};
 
-/// The codes of the specification that a read-only registry needs, and two that docker-registry added.
+/// The codes of the specification that a read-only registry needs, and two that docker-registry
+/// added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum ErrorCode {
@@ -52,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn looks_as_the_specification_says() {
+    fn the_error_body_has_the_form_of_the_specification() {
         let body = ErrorBody::new(
             ErrorCode::ManifestUnknown,
             "no".to_owned(),

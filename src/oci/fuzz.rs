@@ -1,4 +1,4 @@
-//! Fuzz targets: what clients and registries write is read for any bytes, and what must hold holds.
+//! Fuzz targets: arbitrary bytes in place of the input of clients and registries.
 
 use bytes::Bytes;
 
@@ -6,7 +6,8 @@ use super::range::{self, Selection};
 use super::route::Route;
 use super::{Reference, document};
 
-/// Eight bytes of an object's size, then a `Range` header: parts lie in the object, and no two touch.
+/// Input: eight bytes of an object's size, then a `Range` header. The parts lie in the object, and
+/// no two touch.
 pub fn ranges(data: &[u8]) {
     let Some((size, header)) = data.split_first_chunk::<8>() else {
         return;
@@ -31,7 +32,7 @@ pub fn ranges(data: &[u8]) {
     );
 }
 
-/// A path behind `/v2/`, a reference, a repository: what is read is written again as it was.
+/// Input: a path behind `/v2/`, a reference, a repository. A parsed name prints as it was read.
 pub fn names(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     if let Ok(route) = Route::parse(&text) {
@@ -46,7 +47,8 @@ pub fn names(data: &[u8]) {
     }
 }
 
-/// A body that may be a manifest: what counts as one has the digest of its bytes, and can be asked for its parts.
+/// Input: a body that may be a manifest. An accepted manifest has the size of its bytes and can be
+/// translated without a panic.
 pub fn documents(data: &[u8]) {
     if let Ok(manifest) = document::read(None, None, Bytes::copy_from_slice(data)) {
         assert_eq!(manifest.size(), data.len() as u64);

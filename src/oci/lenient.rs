@@ -1,7 +1,8 @@
-//! The rules of Go's `encoding/json`, by which every registry, Docker, containerd and skopeo read documents.
+//! The rules of Go's `encoding/json`, by which every registry, Docker, containerd and skopeo read
+//! documents.
 //!
-//! A `null` is an absent field, a key names a field whatever its case, and of several the last counts. Numbers are
-//! integers, and a value of another type is an error, as it is in Go.
+//! A `null` is an absent field. A key names a field in any case of its letters, and the last of
+//! several counts. Numbers are integers, and a value of another type is an error, as it is in Go.
 
 use std::fmt;
 
@@ -18,7 +19,8 @@ pub(super) fn field(key: &str, known: &[&'static str]) -> Option<&'static str> {
         .copied()
 }
 
-/// The lower-case form; two letters outside of ASCII fold into it (Go, `encoding/json`, `foldRune`).
+/// The lower-case form; two letters outside of ASCII fold into it (Go, `encoding/json`,
+/// `foldRune`).
 fn folded(letter: char) -> char {
     match letter {
         '\u{17f}' => 's',
@@ -27,14 +29,14 @@ fn folded(letter: char) -> char {
     }
 }
 
-/// Gives a field its next value; `null` leaves it as it is.
+/// Gives a field its next value. `null` leaves the field unchanged.
 pub(super) fn set<T>(slot: &mut Option<T>, value: Option<T>) {
     if value.is_some() {
         *slot = value;
     }
 }
 
-/// Keeps a field that the reader does not know, or that it keeps as it is.
+/// Keeps a field that the reader does not know or keeps unchanged.
 pub(super) fn keep(
     rest: &mut Map<String, Value>,
     key: String,
@@ -48,7 +50,7 @@ pub(super) fn keep(
     }
 }
 
-/// The value of the field `name`, under whatever spelling; an error if there are several.
+/// The value of the field `name`, in any spelling. An error if there are several.
 pub(crate) fn get_mut<'a>(
     object: &'a mut Value,
     name: &'static str,
@@ -60,19 +62,19 @@ pub(crate) fn get_mut<'a>(
         .iter_mut()
         .filter(|(key, _)| field(key, &[name]).is_some());
     match (found.next(), found.next()) {
-        (Some(_), Some(_)) => Err(format!("{name:?} is in it more than once")),
+        (Some(_), Some(_)) => Err(format!("{name:?} occurs more than once")),
         (found, _) => Ok(found
             .map(|(_, value)| value)
             .filter(|value| !value.is_null())),
     }
 }
 
-/// Strings of which some may be `null`, which Go reads as empty.
+/// A list of strings. A `null` among them is empty, as in Go.
 pub(super) fn texts(values: Option<Vec<Option<String>>>) -> Option<Vec<String>> {
     values.map(|values| values.into_iter().map(Option::unwrap_or_default).collect())
 }
 
-/// A value, as far as the kind of a document depends on it; what it holds is passed over.
+/// A value, as far as the kind of a document depends on it. Its content is skipped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Outline {
     Null,
@@ -150,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_that_is_spelled_twice_is_found_out() {
+    fn a_field_in_two_spellings_is_an_error() {
         let mut document = serde_json::json!({"RootFS": {"diff_ids": []}, "other": null});
         assert!(get_mut(&mut document, "rootfs").unwrap().is_some());
         assert!(get_mut(&mut document, "other").unwrap().is_none());

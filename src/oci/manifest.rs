@@ -1,7 +1,7 @@
 //! Image manifests, indexes and image configurations.
 //!
-//! Every type keeps the fields it does not know, in their order: what we rewrite must lose nothing of the original. All
-//! are read by the rules of `lenient`.
+//! Every type keeps the fields that it does not know, in their order, so that a rewritten document
+//! loses nothing of its source. All are read by the rules of `lenient`.
 
 use std::fmt;
 
@@ -14,20 +14,22 @@ use super::digest::Digest;
 use super::lenient::{field, keep, set, texts};
 use super::platform::Platform;
 
-/// The largest manifest we take or hand out: containerd refuses more (`remotes/docker/fetcher.go`).
+/// The largest manifest that Starlift reads or serves: containerd refuses larger ones
+/// (`remotes/docker/fetcher.go`).
 pub const MAX_MANIFEST_BYTES: u64 = 4 << 20;
 
-/// Most children of an index and most layers of an image: the largest seen have some hundred. It bounds the memory that
-/// a manifest of the largest size takes once it is read.
+/// The most children of an index and the most layers of an image. The largest known ones have some
+/// hundred. The limit bounds the memory that a manifest of the largest size takes once it is
+/// parsed.
 pub const MAX_DESCRIPTORS: usize = 20_000;
 
 /// Points at an object by digest (OCI image-spec, descriptor.md).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Descriptor {
-    /// Empty where it is not said.
+    /// Empty if absent.
     pub media_type: String,
     pub digest: Digest,
-    /// Zero where it is not said, or said to be unknown (-1); `rest` then keeps the number.
+    /// Zero if absent or given as unknown (-1). `rest` then keeps the number.
     pub size: u64,
     pub urls: Vec<String>,
     pub annotations: Map<String, Value>,
@@ -35,7 +37,7 @@ pub struct Descriptor {
     pub rest: Map<String, Value>,
 }
 
-/// The `platform` of an index child; unknown and unusual fields are kept.
+/// The `platform` of an index child. Unknown and unusual fields are kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DescriptorPlatform {
     pub architecture: String,
@@ -57,7 +59,7 @@ impl DescriptorPlatform {
 }
 
 impl Descriptor {
-    /// Names an object and nothing more.
+    /// A descriptor with only the given fields.
     pub fn plain(media_type: String, digest: Digest, size: u64) -> Self {
         let (urls, annotations, rest) = (Vec::new(), Map::new(), Map::new());
         Self {
@@ -71,13 +73,14 @@ impl Descriptor {
         }
     }
 
-    /// The size, if it is said. No object that a manifest names is empty.
+    /// The size, if the manifest gives one. No object that a manifest names is empty.
     pub fn known_size(&self) -> Option<u64> {
         Some(self.size).filter(|size| *size > 0)
     }
 }
 
-/// A manifest as it travels: its exact bytes, the type it was served with, and the digest of the bytes.
+/// A manifest as it travels: its exact bytes, the media type it was served with, and the digest of
+/// the bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Manifest {
     pub media_type: String,
@@ -86,7 +89,7 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// A manifest of our own making.
+    /// A manifest that Starlift itself wrote.
     pub fn new(media_type: String, bytes: bytes::Bytes) -> Self {
         Self {
             media_type,
@@ -99,7 +102,7 @@ impl Manifest {
         self.bytes.len() as u64
     }
 
-    /// What points at it.
+    /// The descriptor that points to this manifest.
     pub fn descriptor(&self) -> Descriptor {
         Descriptor::plain(self.media_type.clone(), self.digest.clone(), self.size())
     }
@@ -134,16 +137,16 @@ pub struct Index {
     pub rest: Map<String, Value>,
 }
 
-/// The children of an index. A child that is no descriptor, or has a digest of an unknown kind, is kept in its place
-/// and is none of those that are listed.
+/// The children of an index. A child that is not a descriptor, or that has an unknown kind of
+/// digest, is kept in its place but not listed.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Children {
     known: Vec<Descriptor>,
-    /// Each with the number of listed children in front of it.
+    /// Each unlisted child with the number of listed children before it.
     odd: Vec<(usize, Value)>,
 }
 
-/// An image configuration, of which only `rootfs` concerns us.
+/// An image configuration. Starlift reads only `rootfs`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ImageConfig {
     pub rootfs: RootFs,
@@ -166,7 +169,7 @@ impl Children {
         self.known.push(child);
     }
 
-    /// Removes listed children; the odd ones stay.
+    /// Removes listed children. The unlisted ones stay.
     pub fn retain(&mut self, mut keeps: impl FnMut(&Descriptor) -> bool) {
         let mut removed_before = vec![0];
         let mut removed = 0;
@@ -270,7 +273,8 @@ impl<'de> Deserialize<'de> for Children {
     }
 }
 
-/// Layers: one that is no descriptor makes the image unreadable, because each has its place.
+/// The layers. One that is not a descriptor makes the image unreadable, because the position of
+/// each layer matters.
 struct Layers(Vec<Descriptor>);
 
 impl<'de> Deserialize<'de> for Layers {
@@ -324,8 +328,8 @@ impl Serialize for Descriptor {
     }
 }
 
-/// Implements `Deserialize` for an object whose fields `$key` set `$slot`; the others are kept in `rest`, those of
-/// `$kept` under the name by which they are looked for.
+/// Implements `Deserialize` for an object whose fields `$key` set `$slot`. The others are kept in
+/// `rest`. Those of `$kept` are kept under their canonical name.
 macro_rules! object {
     ($type:ty, $what:literal, {$($key:literal => $slot:ident: $value:ty),+}, [$($kept:literal),*], $rest:ident => $made:expr) => {
         impl<'de> Deserialize<'de> for $type {
@@ -425,7 +429,7 @@ object!(RootFs, "a root file system", {"type" => kind: String, "diff_ids" => dif
     rest,
 }));
 
-/// What a manifest without a version is read as: containerd and skopeo do not look at it.
+/// The version of a manifest that gives none. containerd and skopeo do not check it.
 const SCHEMA_VERSION: u32 = 2;
 
 #[cfg(test)]
@@ -433,7 +437,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_unknown_survives() {
+    fn unknown_fields_are_kept() {
         let text = r#"{"schemaVersion":2,"config":{"mediaType":"a","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":0,"data":"eA=="},"layers":[],"annotations":{"b":"2","a":"1"},"com.example":[1,{"x":null}]}"#;
         let manifest: ImageManifest = serde_json::from_str(text).unwrap();
         assert_eq!(serde_json::to_string(&manifest).unwrap(), text);
@@ -441,7 +445,7 @@ mod tests {
 
     const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
-    /// A descriptor of `DIGEST` with these fields beside.
+    /// A descriptor of `DIGEST` with these further fields.
     fn descriptor(fields: &str) -> Result<Descriptor, serde_json::Error> {
         serde_json::from_str(&format!(r#"{{"digest":"{DIGEST}"{fields}}}"#))
     }
@@ -486,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_size_is_kept_as_it_is_written() {
+    fn an_unknown_size_is_written_as_it_was_read() {
         let read = descriptor(r#","size":-1"#).unwrap();
         assert_eq!((read.size, read.known_size()), (0, None));
         assert!(
@@ -497,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn an_odd_child_fails_no_index_and_keeps_its_place() {
+    fn an_odd_child_keeps_its_place_and_the_index_is_readable() {
         let good = format!(r#"{{"mediaType":"a","digest":"{DIGEST}","size":1}}"#);
         let odd = [
             r#"{"digest":"blake3:00","size":1}"#,
@@ -525,7 +529,7 @@ mod tests {
     }
 
     #[test]
-    fn documents_without_this_or_that_are_read() {
+    fn documents_with_missing_fields_are_read() {
         for text in [
             "{}",
             r#"{"manifests":null}"#,

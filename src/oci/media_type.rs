@@ -1,11 +1,11 @@
-//! Media types of Docker schema 2 and OCI, and what they say about an object.
+//! Media types of Docker schema 2 and OCI, and the kinds of objects that they name.
 
 pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 pub const DOCKER_MANIFEST_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 pub const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
 pub const DOCKER_LAYER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
-/// containerd and BuildKit write this one; Docker itself never defined it.
+/// containerd and BuildKit write this type. Docker itself never defined it.
 pub const DOCKER_LAYER_ZSTD: &str = "application/vnd.docker.image.rootfs.diff.tar.zstd";
 pub const DOCKER_LAYER_FOREIGN: &str = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
 
@@ -16,27 +16,27 @@ pub const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 pub const OCI_LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 pub const OCI_LAYER_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 
-/// Manifests of before 2016, which some registries still hold.
+/// Manifests from before 2016, which some registries still hold.
 pub const DOCKER_SCHEMA_1: &str = "application/vnd.docker.distribution.manifest.v1+json";
 pub const DOCKER_SIGNED_SCHEMA_1: &str =
     "application/vnd.docker.distribution.manifest.v1+prettyjws";
-/// Manifests of artifacts in a draft of OCI 1.1.
+/// Artifact manifests of a draft of OCI 1.1.
 pub const OCI_ARTIFACT: &str = "application/vnd.oci.artifact.manifest.v1+json";
 
-/// What OCI calls a foreign layer; deprecated there.
+/// OCI's type for a foreign layer, deprecated there.
 pub const OCI_LAYER_FOREIGN_GZIP: &str =
     "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip";
 
 pub const OCTET_STREAM: &str = "application/octet-stream";
 
-/// What a manifest media type promises the document to be.
+/// The kind of document that a manifest media type names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ManifestKind {
     Image,
     Index,
 }
 
-/// The kind of manifest `media_type` names; `None` for every type we do not know.
+/// The kind of manifest that `media_type` names, or `None` for every unknown type.
 pub fn manifest_kind(media_type: &str) -> Option<ManifestKind> {
     match media_type {
         DOCKER_MANIFEST | OCI_MANIFEST => Some(ManifestKind::Image),
@@ -45,8 +45,8 @@ pub fn manifest_kind(media_type: &str) -> Option<ManifestKind> {
     }
 }
 
-/// The type under which a document of others is handed out: its own if it is a manifest of a known kind, else octets,
-/// which no browser takes for a page.
+/// The type under which a foreign document is served: its own if it is a manifest of a known kind,
+/// else `application/octet-stream`, which no browser shows as a page.
 pub fn document_type(media_type: &str) -> &str {
     match media_type {
         DOCKER_MANIFEST | OCI_MANIFEST | DOCKER_MANIFEST_LIST | OCI_INDEX => media_type,
@@ -55,9 +55,10 @@ pub fn document_type(media_type: &str) -> &str {
     }
 }
 
-/// Whether a layer of this type is a plain file-system layer: a tar, gzip or zstd or not, neither foreign nor encrypted.
+/// Whether a layer of this type is a plain file-system layer: a tar, with or without gzip or zstd,
+/// neither foreign nor encrypted.
 ///
-/// Which compression it has is read from its first bytes: types and bytes disagree in the wild.
+/// The compression is read from the first bytes, because types and bytes disagree in the wild.
 pub fn is_convertible_layer(media_type: &str) -> bool {
     matches!(
         media_type,
@@ -70,7 +71,7 @@ pub fn is_convertible_layer(media_type: &str) -> bool {
     )
 }
 
-/// OCI's name for one of Docker's types; `None` for every other type.
+/// OCI's name for one of Docker's types, or `None` for every other type.
 pub fn to_oci(media_type: &str) -> Option<&'static str> {
     Some(match media_type {
         DOCKER_MANIFEST => OCI_MANIFEST,
@@ -84,7 +85,8 @@ pub fn to_oci(media_type: &str) -> Option<&'static str> {
     })
 }
 
-/// Whether the type is one of Docker's, so that what replaces the object must be too.
+/// Whether the type is one of Docker's. The replacement of a Docker object must have a Docker type
+/// too.
 pub fn is_docker(media_type: &str) -> bool {
     media_type.starts_with("application/vnd.docker.")
 }

@@ -1,6 +1,6 @@
-//! The words of the OCI image and distribution specifications as types.
+//! The data types of the OCI image and distribution specifications.
 //!
-//! Nothing here does IO and nothing here imports another module of ours.
+//! Nothing here does IO or imports another module of this crate.
 
 pub mod digest;
 pub mod document;

@@ -7,31 +7,31 @@ use super::digest::Digest;
 use super::reference::{Reference, Repository, Tag};
 use super::route::DOCKER_HUB;
 
-/// The tag that is meant when none is written.
+/// The tag of a name that has neither tag nor digest.
 const DEFAULT_TAG: &str = "latest";
 
 /// An image in a registry.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ImageName {
-    /// A host, with a port where it has one, or the name of a configured upstream.
+    /// A host, with its port if it has one, or the name of a configured upstream.
     pub host: String,
     pub repository: Repository,
-    /// `None` only where a digest is given.
+    /// `None` only if there is a digest.
     pub tag: Option<Tag>,
     pub digest: Option<Digest>,
 }
 
-/// The text names no image in a registry.
+/// The text does not name an image in a registry.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} names no image: {reason}")]
+#[error("{text:?} is not an image name: {reason}")]
 pub struct ParseImageNameError {
     text: String,
-    /// What is wrong with it.
+    /// The reason.
     pub reason: String,
 }
 
 impl ImageName {
-    /// What names the image's manifest: the digest where one is given, else the tag.
+    /// The reference of the image's manifest: the digest if there is one, else the tag.
     pub fn reference(&self) -> Option<Reference> {
         self.digest
             .clone()
@@ -43,7 +43,8 @@ impl ImageName {
 impl FromStr for ImageName {
     type Err = ParseImageNameError;
 
-    /// As Docker reads names: the first component is a host if it holds a dot or a colon or is `localhost`.
+    /// Parses as Docker does: the first component is a host if it holds a dot or a colon or is
+    /// `localhost`.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         parse(text).map_err(|reason| ParseImageNameError {
             text: text.to_owned(),
@@ -138,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_goes_before_a_tag_and_needs_none() {
+    fn a_digest_wins_over_a_tag_and_needs_none() {
         let digest = Digest::sha256_of(b"x");
         let name: ImageName = format!("ghcr.io/x/y:z@{digest}").parse().unwrap();
         assert_eq!(name.reference(), Some(Reference::Digest(digest.clone())));

@@ -13,13 +13,13 @@ pub struct Platform {
     pub variant: Option<String>,
 }
 
-/// A text is no platform.
+/// The text is not a platform.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no platform: OS/ARCHITECTURE[/VARIANT]")]
+#[error("{0:?} is not a platform: OS/ARCHITECTURE[/VARIANT]")]
 pub struct ParsePlatformError(String);
 
 impl Platform {
-    /// What images for Linux on this processor are called.
+    /// The platform of Linux images for this processor.
     pub fn of_this_machine() -> Self {
         let architecture = match std::env::consts::ARCH {
             "x86_64" => "amd64",
@@ -33,7 +33,7 @@ impl Platform {
         }
     }
 
-    /// Whether an image for `other` is what someone who names this platform asks for.
+    /// Whether an image for `other` fits this requested platform.
     ///
     /// A platform without a variant matches every variant; `arm64` and `arm64/v8` are the same.
     pub fn matches(&self, other: &Platform) -> bool {
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_variant_narrows_and_arm64_has_but_one() {
+    fn a_variant_narrows_the_match_and_arm64_has_only_one() {
         assert!(platform("linux/arm").matches(&platform("linux/arm/v7")));
         assert!(!platform("linux/arm/v6").matches(&platform("linux/arm/v7")));
         assert!(platform("linux/arm64/v8").matches(&platform("linux/arm64")));
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_platform() {
+    fn malformed_platforms_are_refused() {
         for text in ["", "linux", "linux/", "/amd64", "a/b/c/d", "a/b/"] {
             assert!(text.parse::<Platform>().is_err(), "{text}");
         }

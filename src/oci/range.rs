@@ -1,6 +1,6 @@
 //! Byte ranges of requests and answers (RFC 9110, section 14).
 //!
-//! Reads what clients ask for and says which parts of an object that is; nothing here reads the object.
+//! Parses a client's ranges and selects the parts of an object. Nothing here reads the object.
 
 use std::ops::Range;
 
@@ -9,20 +9,21 @@ use std::ops::Range;
 pub enum RangeSpec {
     /// `first-last`, both included, or `first-`.
     From { first: u64, last: Option<u64> },
-    /// `-length`: the last bytes.
+    /// `-length`: the last `length` bytes.
     Suffix(u64),
 }
 
-/// What a `Range` header means for an object of known length.
+/// The meaning of a `Range` header for an object of known length.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Selection {
-    /// These parts, none of them empty, no two touching.
+    /// These parts, none of them empty, no two of them adjacent.
     Parts(Vec<Range<u64>>),
-    /// No range lies within the object: 416.
+    /// No range lies within the object: status 416.
     Unsatisfiable,
 }
 
-/// The ranges of a header value; `None` when it is malformed or of another unit and so must be ignored.
+/// The ranges of a header value. `None` if the value is malformed or of another unit, so that the
+/// header must be ignored.
 pub fn parse(header: &str) -> Option<Vec<RangeSpec>> {
     let (unit, set) = header.split_once('=')?;
     if !unit.trim().eq_ignore_ascii_case("bytes") {
@@ -53,16 +54,17 @@ fn parse_spec(text: &str) -> Option<RangeSpec> {
     })
 }
 
-/// Digits alone: `u64::from_str` would also take a sign. More digits than fit mean "to the end".
+/// Only digits: `u64::from_str` would also accept a sign. A number that does not fit means "to the
+/// end".
 fn number(text: &str) -> Option<u64> {
     let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     is_number.then(|| text.parse().unwrap_or(u64::MAX))
 }
 
-/// The parts of an object of `size` bytes that `specs` name, in the order asked for.
+/// The parts of an object of `size` bytes that `specs` select, in the requested order.
 ///
-/// Parts that overlap or touch become one, as RFC 9110 section 15.3.7.2 allows: the answer is never longer than the
-/// object.
+/// Parts that overlap or touch are merged, as RFC 9110 section 15.3.7.2 allows. The answer is never
+/// longer than the object.
 pub fn select(specs: &[RangeSpec], size: u64) -> Selection {
     let parts: Vec<Range<u64>> = specs
         .iter()
@@ -86,7 +88,7 @@ fn resolve(spec: RangeSpec, size: u64) -> Option<Range<u64>> {
     (range.start < range.end).then_some(range)
 }
 
-/// Joins overlapping and touching parts; what is joined stands where its first member stood.
+/// Merges overlapping and adjacent parts. A merged part takes the place of its earliest member.
 fn merge(parts: Vec<Range<u64>>) -> Vec<Range<u64>> {
     let mut sorted: Vec<(usize, Range<u64>)> = parts.into_iter().enumerate().collect();
     sorted.sort_by_key(|(_, part)| part.start);
@@ -125,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_every_form() {
+    fn every_form_of_a_range_is_read() {
         let cases = [
             ("bytes=0-1", &[(0, 2)][..]),
             ("bytes=5-", &[(5, 10)][..]),
@@ -149,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_malformed_is_ignored() {
+    fn a_malformed_range_header_is_ignored() {
         for header in [
             "",
             "bytes",
@@ -166,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_outside_cannot_be_satisfied() {
+    fn ranges_outside_the_object_cannot_be_satisfied() {
         for (header, size) in [
             ("bytes=10-", 10),
             ("bytes=10-20,30-", 10),
@@ -183,7 +185,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn selects_the_bytes_a_naive_reader_selects(
+        fn selected_bytes_equal_those_of_a_naive_reader(
             size in 0_u64..200,
             specs in prop::collection::vec((0_u64..250, prop::option::of(0_u64..100), any::<bool>()), 1..8),
         ) {

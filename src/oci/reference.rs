@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use super::digest::Digest;
 
-/// The longest repository name: hosts and names together stay under 255 in every registry.
+/// The longest repository name. Host and name together stay below 255 characters in every registry.
 const MAX_REPOSITORY_LEN: usize = 255;
 /// `[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}`.
 const MAX_TAG_LEN: usize = 128;
@@ -19,23 +19,23 @@ pub struct Repository(Box<str>);
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tag(Box<str>);
 
-/// What names a manifest in a repository.
+/// A tag or a digest that names a manifest in a repository.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Reference {
     Tag(Tag),
     Digest(Digest),
 }
 
-/// Why a text is no repository name, tag or reference.
+/// The reason why a text is not a repository name, tag or reference.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseReferenceError {
     #[error(
-        "{0:?} is no repository name: lower-case letters, digits, single separators, at most 255 characters"
+        "{0:?} is not a repository name: lower-case letters, digits, single separators, at most 255 characters"
     )]
     Repository(String),
-    #[error("{0:?} is no tag: letters, digits, '_', '.', '-', at most 128 characters")]
+    #[error("{0:?} is not a tag: letters, digits, '_', '.', '-', at most 128 characters")]
     Tag(String),
-    #[error("{0:?} holds no valid digest: {1}")]
+    #[error("{0:?} does not hold a valid digest: {1}")]
     Digest(String, super::digest::ParseDigestError),
 }
 
@@ -108,7 +108,7 @@ impl fmt::Display for Tag {
 impl FromStr for Reference {
     type Err = ParseReferenceError;
 
-    /// A text with a colon is a digest, any other a tag: no tag may hold a colon.
+    /// A text with a colon is a digest, any other a tag: no tag can hold a colon.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text.contains(':') {
             text.parse()

@@ -1,25 +1,26 @@
-//! What a request below `/v2/` asks for, and of which upstream.
+//! The operation and the upstream that a request below `/v2/` names.
 //!
-//! Repository names hold slashes, so paths are split from the right. Nothing here looks anything up.
+//! Repository names hold slashes, so paths are split from the right. Nothing here looks anything
+//! up.
 
 use std::borrow::Cow;
 
 use super::digest::{Digest, ParseDigestError};
 use super::reference::{Reference, Repository};
 
-/// The name Docker Hub goes by; what names no host means it.
+/// The name of Docker Hub. A name without a host means it.
 pub const DOCKER_HUB: &str = "docker.io";
-/// Hosts that are Docker Hub too.
+/// Other hosts of Docker Hub.
 const DOCKER_HUB_ALIASES: [&str; 3] = [
     "index.docker.io",
     "registry-1.docker.io",
     "registry.hub.docker.com",
 ];
 
-/// A request: the name as the client wrote it, and what is wanted of it.
+/// A request: the repository name as the client wrote it, and the operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
-    /// The repository's path, an upstream in front of it perhaps.
+    /// The repository's path, with an upstream as its prefix or without.
     pub name: Repository,
     pub operation: Operation,
 }
@@ -33,7 +34,7 @@ pub enum Operation {
     Tags,
 }
 
-/// Why a path is no route.
+/// The reason why a path is not a route.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RouteError {
     #[error("no such endpoint")]
@@ -49,7 +50,7 @@ pub enum RouteError {
 }
 
 impl Route {
-    /// Reads the path behind `/v2/`, percent-decoded.
+    /// Parses the path behind `/v2/`, already percent-decoded.
     pub fn parse(path: &str) -> Result<Self, RouteError> {
         if path == "_catalog" || path.ends_with("/blobs/uploads/") {
             return Err(RouteError::Unsupported);
@@ -83,7 +84,7 @@ fn parse_reference(text: &str) -> Result<Reference, RouteError> {
     }
 }
 
-/// Where a repository lies: the upstream's name and the repository there.
+/// The location of a repository: the upstream's name and the repository there.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Location {
     pub upstream: String,
@@ -93,9 +94,9 @@ pub struct Location {
 impl Location {
     /// Finds the upstream: a path prefix, else `namespace`, else Docker Hub.
     ///
-    /// The first of two or more components is a prefix when `is_configured` says so or when it holds a dot, as a host
-    /// does. containerd's `override_path` sends prefix and namespace together, so the prefix wins and is not doubled.
-    /// `None` when nothing is left to be a repository.
+    /// The first of two or more components is a prefix if `is_configured` accepts it or if it holds
+    /// a dot, as a host does. containerd's `override_path` sends prefix and namespace together, so
+    /// the prefix wins and is not doubled. `None` if the remaining name is not a valid repository.
     pub fn of(
         name: &Repository,
         namespace: Option<&str>,
@@ -139,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn splits_paths_from_the_right() {
+    fn paths_are_split_from_the_right() {
         let digest = Digest::sha256_of(b"x");
         let route = Route::parse(&format!("a/manifests/b/blobs/{digest}")).unwrap();
         assert_eq!(route.name.as_str(), "a/manifests/b");
@@ -156,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn says_what_is_wrong_with_a_path() {
+    fn an_invalid_path_is_refused_with_its_reason() {
         let cases = [
             ("_catalog", RouteError::Unsupported),
             ("a/blobs/uploads/", RouteError::Unsupported),
@@ -185,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn finds_the_upstream_in_every_form() {
+    fn the_upstream_is_found_in_every_form() {
         let cases = [
             ("nginx", None, "docker.io", "library/nginx"),
             ("a/b", None, "docker.io", "a/b"),

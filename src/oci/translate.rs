@@ -1,6 +1,7 @@
-//! Manifests and indexes in the words of the other family: Docker schema 2 to OCI and back.
+//! Translates manifests and indexes into the other family of media types: Docker schema 2 to OCI
+//! and back.
 //!
-//! Only types change; the layers and the configuration are the same blobs.
+//! Only the types change. The layers and the configuration are the same blobs.
 
 use bytes::Bytes;
 
@@ -8,10 +9,10 @@ use super::digest::Digest;
 use super::manifest::{Descriptor, ImageManifest, Index, MAX_MANIFEST_BYTES, Manifest};
 use super::media_type::{self as types, ManifestKind};
 
-/// Names the child of an index that an attestation beside it describes (BuildKit).
+/// Annotation of an attestation in an index: the digest of the child that it describes (BuildKit).
 const REFERENCE_DIGEST: &str = "vnd.docker.reference.digest";
 
-/// Type names that mean the same, Docker's first.
+/// Equivalent type names, Docker's first.
 const PAIRS: [(&str, &str); 6] = [
     (types::DOCKER_MANIFEST, types::OCI_MANIFEST),
     (types::DOCKER_MANIFEST_LIST, types::OCI_INDEX),
@@ -21,7 +22,7 @@ const PAIRS: [(&str, &str); 6] = [
     (types::DOCKER_LAYER_ZSTD, types::OCI_LAYER_ZSTD),
 ];
 
-/// The other family's name for a type; `None` for types that exist in one family only.
+/// The other family's name for a type, or `None` for types that exist in only one family.
 fn other_type(media_type: &str) -> Option<&'static str> {
     PAIRS.iter().find_map(|(docker, oci)| match media_type {
         known if known == *docker => Some(*oci),
@@ -30,11 +31,11 @@ fn other_type(media_type: &str) -> Option<&'static str> {
     })
 }
 
-/// An image manifest in the other family's types; `None` when something in it has no name there.
+/// An image manifest in the other family's types, or `None` if one of its types has no equivalent.
 pub fn image(manifest: &Manifest) -> Option<Manifest> {
     let media_type = other_type(&manifest.media_type)?;
     let mut image: ImageManifest = serde_json::from_slice(&manifest.bytes).ok()?;
-    // Docker's name for zstd is one that Docker's own clients, skopeo and buildah refuse.
+    // Docker's type for zstd is refused by Docker's own clients, skopeo and buildah.
     if image
         .layers
         .iter()
@@ -49,7 +50,8 @@ pub fn image(manifest: &Manifest) -> Option<Manifest> {
     written(media_type, &image)
 }
 
-/// An index in the other family's types, each child pointed at what `replace` gives for it.
+/// An index in the other family's types. Each child points to the descriptor that `replace` returns
+/// for it.
 pub fn index(
     manifest: &Manifest,
     replace: impl Fn(&Descriptor) -> Option<Descriptor>,
@@ -67,10 +69,11 @@ pub fn index(
     written(media_type, &index)
 }
 
-/// The document in OCI's types, its children pointed at what `replace` gives for their digests: an OCI layout with
-/// Docker's types in it is read by no tool on containers/image. What OCI has no name for keeps its own.
+/// The document in OCI's types. Its children point to the descriptors that `replace` returns for
+/// their digests. No tool based on containers/image reads an OCI layout with Docker's types in it.
+/// A type without an OCI equivalent stays.
 ///
-/// `None` for what is in OCI's types already.
+/// `None` if the document is in OCI's types already.
 pub fn to_oci(
     manifest: &Manifest,
     replace: impl Fn(&Digest) -> Option<Descriptor>,
@@ -93,8 +96,8 @@ pub fn to_oci(
     written(media_type, &index)
 }
 
-/// Points the children of an index at what `replace` gives for their digests; attestations follow the child that they
-/// describe. Returns whether there were any.
+/// Points the children of an index to the descriptors that `replace` returns for their digests.
+/// Attestations follow the child that they describe. Returns whether any child changed.
 pub fn repoint(index: &mut Index, replace: impl Fn(&Digest) -> Option<Descriptor>) -> bool {
     let mut is_replaced = false;
     for child in index.manifests.iter_mut() {
@@ -145,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn there_and_back_is_where_we_were() {
+    fn translating_twice_gives_the_same_manifest() {
         let docker = docker_image(types::DOCKER_LAYER_GZIP);
         let oci = image(&docker).unwrap();
         assert_eq!(oci.media_type, types::OCI_MANIFEST);
@@ -154,14 +157,14 @@ mod tests {
     }
 
     #[test]
-    fn zstd_is_not_translated_to_what_nobody_takes() {
+    fn zstd_layers_are_not_translated_to_docker() {
         let oci = image(&docker_image(types::DOCKER_LAYER_ZSTD)).unwrap();
         assert!(String::from_utf8_lossy(&oci.bytes).contains(types::OCI_LAYER_ZSTD));
         assert_eq!(image(&oci), None);
     }
 
     #[test]
-    fn an_oci_layout_gets_ocis_types_whatever_is_in_the_image() {
+    fn every_image_gets_ocis_types_for_an_oci_layout() {
         for layer in [
             types::DOCKER_LAYER_GZIP,
             types::DOCKER_LAYER_ZSTD,
@@ -201,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_name_there_is_left_alone() {
+    fn a_type_without_an_equivalent_is_not_translated() {
         assert_eq!(image(&docker_image(types::DOCKER_LAYER_FOREIGN)), None);
     }
 }

@@ -1,7 +1,8 @@
-//! A profile as an OCI artifact that refers to its image, so that it travels with a copy of it.
+//! A profile as an OCI artifact that refers to its image, so that it is copied together with the
+//! image.
 //!
-//! An image manifest with an empty configuration and one layer, the profile's document (OCI image-spec, manifest.md,
-//! "Guidelines for Artifact Usage").
+//! An image manifest with an empty configuration and one layer, the profile's document (OCI
+//! image-spec, manifest.md, "Guidelines for Artifact Usage").
 
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -11,24 +12,26 @@ use super::workload::Workload;
 use crate::oci::media_type::OCI_MANIFEST;
 use crate::oci::{Descriptor, Digest, Manifest};
 
-/// On the artifact: the workload whose profile it is.
+/// Annotation of the artifact: the workload of the profile.
 const WORKLOAD: &str = "dev.starlift.profile.workload";
-/// When it was made (image-spec, annotations.md). The newest of several for one workload counts.
+/// Annotation of the artifact: its creation time (image-spec, annotations.md). The newest of
+/// several for one workload counts.
 const CREATED: &str = "org.opencontainers.image.created";
-/// The configuration of an artifact that has none (image-spec, "Guidance for an Empty Descriptor").
+/// The configuration of an artifact without one (image-spec, "Guidance for an Empty Descriptor").
 const EMPTY: &[u8] = b"{}";
 const EMPTY_TYPE: &str = "application/vnd.oci.empty.v1+json";
 
-/// The objects that an artifact consists of.
+/// The objects of an artifact.
 #[derive(Debug, Clone)]
 pub struct Artifact {
     pub manifest: Manifest,
-    /// What the manifest names: the empty configuration and the document.
+    /// The blobs that the manifest names: the empty configuration and the document.
     pub blobs: [(Descriptor, Bytes); 2],
 }
 
 impl Artifact {
-    /// Makes `profile` a referrer of the image that `subject` points at. `created` is a time as RFC 3339 has it.
+    /// Makes `profile` a referrer of the image that `subject` points to. `created` is a time in the
+    /// form of RFC 3339.
     ///
     /// # Errors
     /// Never: everything in it has a JSON form.
@@ -53,7 +56,7 @@ impl Artifact {
         })
     }
 
-    /// As a list of referrers shows it (distribution-spec, "Listing Referrers").
+    /// The descriptor in a list of referrers (distribution-spec, "Listing Referrers").
     pub fn listed(&self) -> Descriptor {
         let mut descriptor = self.manifest.descriptor();
         let document: Value = serde_json::from_slice(&self.manifest.bytes).unwrap_or_default();
@@ -74,14 +77,14 @@ fn described(media_type: &str, bytes: &[u8]) -> Descriptor {
     descriptor
 }
 
-/// The workload that a referrer has the profile of; `None` for other referrers.
+/// The workload whose profile a referrer carries, or `None` for other referrers.
 pub fn workload_of(referrer: &Descriptor) -> Option<Workload> {
     let is_profile = referrer.rest.get("artifactType").and_then(Value::as_str) == Some(MEDIA_TYPE);
     let workload = referrer.annotations.get(WORKLOAD).and_then(Value::as_str);
     workload.filter(|_| is_profile)?.parse().ok()
 }
 
-/// The profiles among an image's referrers, one for each workload: the newest.
+/// The newest profile of each workload among an image's referrers.
 pub fn newest(referrers: &[Descriptor]) -> Vec<&Descriptor> {
     let created = |referrer: &Descriptor| {
         referrer
@@ -103,7 +106,7 @@ pub fn newest(referrers: &[Descriptor]) -> Vec<&Descriptor> {
     found.into_iter().map(|(_, referrer)| referrer).collect()
 }
 
-/// The profile of a workload among an image's referrers; that of the default workload where it has none.
+/// The profile of a workload among an image's referrers, or else that of the default workload.
 pub fn of_workload<'a>(referrers: &'a [Descriptor], workload: &Workload) -> Option<&'a Descriptor> {
     let newest = newest(referrers);
     let of = |wanted: &Workload| {
@@ -115,7 +118,8 @@ pub fn of_workload<'a>(referrers: &'a [Descriptor], workload: &Workload) -> Opti
     of(workload).or_else(|| of(&Workload::default()))
 }
 
-/// Where the document of an artifact is; `None` where the manifest is of something else or too large a one.
+/// The descriptor of an artifact's document, or `None` if the manifest is of something else or the
+/// document is too large.
 pub fn document_of(manifest: &Manifest) -> Option<Descriptor> {
     let manifest: crate::oci::manifest::ImageManifest =
         serde_json::from_slice(&manifest.bytes).ok()?;
@@ -180,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn other_manifests_have_no_document() {
+    fn other_manifests_have_no_profile_document() {
         let manifest = |text: &str| Manifest::new(OCI_MANIFEST.to_owned(), text.to_owned().into());
         assert_eq!(document_of(&manifest("{}")), None);
         let artifact = Artifact::new(&profile("web"), &subject(), "").unwrap();

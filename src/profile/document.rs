@@ -1,4 +1,4 @@
-//! The profile: what is to be fetched ahead, as nodes and people get it.
+//! The profile: the files to prefetch, as nodes and people receive it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -11,23 +11,24 @@ use super::observation::MAX_FILES;
 use super::workload::Workload;
 use crate::oci::Digest;
 
-/// Of a profile's document, and the artifact type of an image's referrer that carries one.
+/// The media type of a profile's document, and the artifact type of an image's referrer that
+/// carries one.
 pub const MEDIA_TYPE: &str = "application/vnd.dev.starlift.profile.v1+json";
 
-/// The longest document: the most files with paths of 200 bytes or so.
+/// The longest document: the most files, with paths of some 200 bytes.
 pub const MAX_PROFILE_BYTES: usize = 4 << 20;
 
-/// How a file got into a profile.
+/// The reason why a file is in a profile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Source {
-    /// Someone ran the workload and recorded it.
+    /// A person ran and recorded the workload.
     ByHand,
-    /// Nodes saw it in use.
+    /// Nodes observed that it is read.
     Agents,
-    /// Lazy clients asked for its bytes.
+    /// Lazy clients requested its bytes.
     Ranges,
-    /// The image's configuration and files suggest it.
+    /// Static analysis of the image's configuration and files predicted it.
     Static,
 }
 
@@ -36,7 +37,7 @@ pub type Sources = BTreeSet<Source>;
 impl Source {
     pub const ALL: [Self; 4] = [Self::ByHand, Self::Agents, Self::Ranges, Self::Static];
 
-    /// For people.
+    /// The name shown to people.
     pub fn name(self) -> &'static str {
         match self {
             Self::ByHand => "by hand",
@@ -47,19 +48,19 @@ impl Source {
     }
 }
 
-/// The files of an image that a workload reads, those to fetch first in front.
+/// The files of an image that a workload reads, in the order in which to fetch them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Profile {
     pub version: u32,
     /// Digest of the configuration of the source image.
     pub image: Digest,
     pub workload: Workload,
-    /// How many nodes and clients it was learned of.
+    /// The number of nodes and clients that it was learned from.
     pub observers: usize,
     pub files: Vec<ProfiledFile>,
 }
 
-/// A [`FileUse`] and where it is known from.
+/// A [`FileUse`] and the sources that it is known from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProfiledFile {
     pub layer: u32,
@@ -71,26 +72,27 @@ pub struct ProfiledFile {
     pub sources: Sources,
 }
 
-/// Why a document is no profile.
+/// The reason why a document is not a profile.
 #[derive(Debug, thiserror::Error)]
 pub enum ProfileError {
-    #[error("it is longer than {MAX_PROFILE_BYTES} bytes")]
+    #[error("longer than {MAX_PROFILE_BYTES} bytes")]
     TooLong,
-    #[error("it is not the JSON of a profile: {0}")]
+    #[error("not the JSON of a profile: {0}")]
     Json(#[from] serde_json::Error),
-    #[error("it is of version {0}, which is not known here")]
+    #[error("unknown version {0}")]
     Version(u32),
-    #[error("it has more than {MAX_FILES} files")]
+    #[error("more than {MAX_FILES} files")]
     TooMany,
 }
 
 impl Profile {
     pub(super) const VERSION: u32 = 1;
 
-    /// Reads a profile. Files that cannot be in an image are left out: the others are as good as they were.
+    /// Parses a profile. Files with impossible paths are left out, because the others are still
+    /// useful.
     ///
     /// # Errors
-    /// When it is none or too large.
+    /// If the document is not a profile or is too large.
     pub fn parse(bytes: &[u8]) -> Result<Self, ProfileError> {
         if bytes.len() > MAX_PROFILE_BYTES {
             return Err(ProfileError::TooLong);
@@ -108,7 +110,7 @@ impl Profile {
         Ok(profile)
     }
 
-    /// As it is sent.
+    /// The document as it is sent.
     ///
     /// # Errors
     /// Never: everything in it has a JSON form.
@@ -181,14 +183,14 @@ mod tests {
     }
 
     #[test]
-    fn a_profile_is_read_again() {
+    fn a_written_profile_parses_again() {
         let json = profile().to_json().unwrap();
         assert!(String::from_utf8_lossy(&json).contains(r#""sources":["by-hand","agents"]"#));
         assert_eq!(Profile::parse(&json).unwrap(), profile());
     }
 
     #[test]
-    fn other_documents_are_refused_and_odd_paths_left_out() {
+    fn other_documents_are_refused_and_impossible_paths_left_out() {
         assert!(matches!(Profile::parse(b"{}"), Err(ProfileError::Json(_))));
         let newer = Profile {
             version: 2,

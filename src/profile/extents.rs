@@ -1,20 +1,21 @@
-//! Parts of a file's content.
+//! The parts of a file's content that were read.
 
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-/// Most parts of one file; a file that is read in more is read all over.
+/// The most parts of one file. A file with more is read nearly everywhere.
 const MAX_EXTENTS: usize = 256;
 
-/// Bytes of a file's content, as ranges in ascending order with gaps between them. None at all: it was opened, and how
-/// much of it was read is not known.
+/// Parts of a file's content, as ranges in ascending order with gaps between them. Without a range,
+/// the file was opened and it is unknown how much of it was read.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Vec<(u64, u64)>", into = "Vec<(u64, u64)>")]
 pub struct Extents(Vec<Range<u64>>);
 
 impl Extents {
-    /// The ranges in order; those that touch become one, empty ones go. With too many, the nearest become one.
+    /// Sorts the ranges, merges adjacent ones and drops empty ones. If there are too many, the
+    /// nearest are merged.
     pub fn new(ranges: impl IntoIterator<Item = Range<u64>>) -> Self {
         let mut ranges: Vec<_> = ranges
             .into_iter()
@@ -37,7 +38,7 @@ impl Extents {
         self.0.is_empty()
     }
 
-    /// The bytes that it takes beside itself.
+    /// The bytes of heap memory that it takes.
     pub(super) fn weight(&self) -> usize {
         self.0.len() * size_of::<Range<u64>>()
     }
@@ -46,13 +47,13 @@ impl Extents {
         self.0.iter().cloned()
     }
 
-    /// What is in this or in `other`.
+    /// The bytes that are in this or in `other`.
     #[must_use]
     pub fn union(&self, other: &Self) -> Self {
         Self::new(self.iter().chain(other.iter()))
     }
 
-    /// The bytes that more than half of `all` agree on, each with its weight.
+    /// The bytes that more than half of `all`, by weight, agree on.
     pub(super) fn agreed<'a>(all: impl IntoIterator<Item = (&'a Self, f64)>) -> Self {
         let mut edges = Vec::new();
         let mut total = 0.0;
@@ -78,7 +79,7 @@ impl Extents {
     }
 }
 
-/// Ranges in order with those that are no further than `gap` apart made one.
+/// Sorted ranges, with those merged that are at most `gap` apart.
 fn joined(ranges: Vec<Range<u64>>, gap: u64) -> Vec<Range<u64>> {
     let mut joined: Vec<Range<u64>> = Vec::new();
     for range in ranges {
@@ -119,8 +120,11 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_put_in_order() {
-        #[expect(clippy::reversed_empty_ranges, reason = "what a liar sends")]
+    fn ranges_are_sorted_and_merged() {
+        #[expect(
+            clippy::reversed_empty_ranges,
+            reason = "a client may send such ranges"
+        )]
         let odd = [8..9, 4..6, 7..3, 0..2, 5..7, 2..2];
         assert_eq!(Extents::new(odd), extents(&[(0, 2), (4, 7), (8, 9)]));
         assert_eq!(
@@ -130,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn the_nearest_of_too_many_become_one() {
+    fn the_nearest_of_too_many_ranges_are_merged() {
         let many = Extents::new((0..1000u64).map(|at| at * at..at * at + 1));
         assert!(many.0.len() <= MAX_EXTENTS);
         assert_eq!(
@@ -151,12 +155,12 @@ mod tests {
                 .0
                 .len()
                 <= MAX_EXTENTS,
-            "also where all gaps are one"
+            "even if all gaps are equal"
         );
     }
 
     #[test]
-    fn bytes_are_agreed_on_by_more_than_half() {
+    fn a_byte_needs_the_agreement_of_more_than_half() {
         let (one, two, three) = (
             extents(&[(0, 10)]),
             extents(&[(5, 20)]),
@@ -175,7 +179,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn extents_hold_the_bytes_they_are_made_of(pairs in proptest::collection::vec((0u64..200, 0u64..200), 0..40)) {
+        fn extents_contain_exactly_the_given_bytes(pairs in proptest::collection::vec((0u64..200, 0u64..200), 0..40)) {
             let extents = extents(&pairs);
             for at in 0..200 {
                 let given = pairs.iter().any(|(start, end)| (*start..*end).contains(&at));

@@ -9,23 +9,23 @@ use super::extents::Extents;
 /// The longest path (Linux, `PATH_MAX`).
 pub const MAX_PATH_BYTES: usize = 4096;
 
-/// What was read of one file, and when. Never what is in it.
+/// The use of one file: which parts were read, and when. Never its content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileUse {
-    /// The layer that has the file, counted from the bottom.
+    /// The layer that holds the file, counted from the bottom.
     pub layer: u32,
-    /// Its path in that layer: `usr/bin/env`. Files whose names are no UTF-8 are in no profile.
+    /// The path in that layer: `usr/bin/env`. A file whose name is not UTF-8 is in no profile.
     pub path: String,
     #[serde(default, skip_serializing_if = "Extents::is_empty")]
     pub extents: Extents,
-    /// How long after the start it was first used.
+    /// The time from the container's start to the first use.
     #[serde(default, rename = "after_ms", with = "milliseconds")]
     pub after: Duration,
 }
 
 impl FileUse {
-    /// The bytes that it takes.
+    /// The bytes of memory that it takes.
     pub fn weight(&self) -> usize {
         size_of::<Self>() + self.path.len() + self.extents.weight()
     }
@@ -35,7 +35,7 @@ impl FileUse {
     }
 }
 
-/// Whether a path names something within an image, in the one way in which it is written.
+/// Whether a path names a file within an image, in its canonical form.
 pub(super) fn is_well_formed(path: &str) -> bool {
     let is_name = |name: &str| !matches!(name, "" | "." | "..");
     path.len() <= MAX_PATH_BYTES && !path.contains('\0') && path.split('/').all(is_name)

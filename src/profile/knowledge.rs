@@ -1,4 +1,4 @@
-//! All that is known of one image: small enough to be one document, whatever is sent.
+//! Everything learned about one image. Its size is bounded, so that it fits one document.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -11,38 +11,39 @@ use super::observation::{MAX_FILES, Observation};
 use super::workload::Workload;
 use crate::oci::Digest;
 
-/// Most workloads of one image; the one heard of longest ago makes room.
+/// The most workloads of one image. The one observed longest ago is dropped.
 pub const MAX_WORKLOADS: usize = 8;
-/// Most files over all observers and workloads: some 10 MiB of JSON.
+/// The most files over all observers and workloads: some 10 MiB of JSON.
 pub const MAX_KNOWN_FILES: usize = 131_072;
 
-/// Starts that must have been told of before an order of files is built on them: a single one may have been odd.
+/// The number of observed starts before an order of files is built on them. A single start may have
+/// been unusual.
 const SETTLED_AFTER: u32 = 3;
 
-/// How often an image is looked at before it is given up: the first time may end with the server, for no fault of its.
+/// The most attempts to analyse an image. The first may have ended because the server stopped.
 const MAX_TRIES: u32 = 2;
 
-/// Looks at an image of which nothing came yet.
+/// Attempts to analyse an image that have no result yet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Tried {
-    /// What looked: another one may see more.
+    /// The version of the analysis. Another version may see more.
     by: String,
     times: u32,
 }
 
-/// What is known of an image's workloads.
+/// Everything learned about an image's workloads.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Knowledge {
     version: u32,
     /// Digest of the configuration of the source image.
     image: Digest,
-    /// What its configuration and files suggest; counts until something better is known.
+    /// The prediction from its configuration and files. It counts until something better is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     suggested: Option<Vec<FileUse>>,
-    /// How often it was tried to look at it, and by what; until something is suggested.
+    /// The attempts to analyse the image, as long as there is no prediction.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     tried: Option<Tried>,
-    /// What was recorded by hand; counts always, and first.
+    /// The files recorded by hand. They always count, and come first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     recorded: Option<Vec<FileUse>>,
     #[serde(default)]
@@ -50,7 +51,7 @@ pub struct Knowledge {
 }
 
 impl Knowledge {
-    /// Of an image of which nothing is known.
+    /// The knowledge of an image before anything is learned.
     pub fn new(image: Digest) -> Self {
         Self {
             version: Profile::VERSION,
@@ -62,7 +63,7 @@ impl Knowledge {
         }
     }
 
-    /// Whether the image was looked at for what it suggests.
+    /// Whether the image was analysed and has a prediction.
     pub fn has_suggestions(&self) -> bool {
         self.suggested.is_some()
     }
@@ -72,14 +73,15 @@ impl Knowledge {
         self.tried = None;
     }
 
-    /// Whether `by` may look at the image: it did not fail at it, and it did not end twice while it looked.
+    /// Whether the analysis `by` may run on the image: it did not fail there, and the server did
+    /// not end twice while it ran.
     pub fn may_be_tried(&self, by: &str) -> bool {
         self.tried
             .as_ref()
             .is_none_or(|tried| tried.by != by || tried.times < MAX_TRIES)
     }
 
-    /// Notes that `by` is about to look at the image.
+    /// Notes that the analysis `by` is about to run.
     pub fn is_tried(&mut self, by: &str) {
         let times = self
             .tried
@@ -92,7 +94,7 @@ impl Knowledge {
         });
     }
 
-    /// Notes that `by` failed at the image, and will fail again.
+    /// Notes that the analysis `by` failed on the image and will fail again.
     pub fn give_up(&mut self, by: &str) {
         self.tried = Some(Tried {
             by: by.to_owned(),
@@ -100,12 +102,12 @@ impl Knowledge {
         });
     }
 
-    /// Notes that the last look does not count.
+    /// Notes that the last attempt does not count.
     pub fn was_not_tried(&mut self) {
         self.tried = None;
     }
 
-    /// Whether someone recorded the workload by hand.
+    /// Whether a person recorded the workload.
     pub fn has_record(&self) -> bool {
         self.recorded.is_some()
     }
@@ -114,13 +116,13 @@ impl Knowledge {
         self.recorded = Some(bounded(files));
     }
 
-    /// How many files all that is known names: what it takes in memory goes by it.
+    /// The number of files over all sources, which determines the memory in use.
     pub fn len(&self) -> usize {
         let named = self.suggested.iter().chain(&self.recorded).map(Vec::len);
         named.chain(self.workloads.values().map(Learned::len)).sum()
     }
 
-    /// The bytes that it takes.
+    /// The bytes of memory that it takes.
     pub fn weight(&self) -> usize {
         let named = self
             .suggested
@@ -137,7 +139,8 @@ impl Knowledge {
         self.len() == 0
     }
 
-    /// Takes in what `observer` saw at `heard`, in seconds since 1970. See `learned` for the rule.
+    /// Merges the observation of `observer` at `heard`, in seconds since 1970. See `learned` for
+    /// the rule.
     pub fn observe(
         &mut self,
         workload: &Workload,
@@ -179,13 +182,14 @@ impl Knowledge {
             .map(|(workload, _)| workload.clone())
     }
 
-    /// Whether enough is known of a workload to build on: it was recorded by hand, or some starts were told of.
+    /// Whether enough is known about a workload to build on: it was recorded by hand, or enough
+    /// starts were observed.
     pub fn is_settled(&self, workload: &Workload) -> bool {
         let starts = self.workloads.get(workload).map_or(0, Learned::starts);
         self.has_record() || starts >= SETTLED_AFTER
     }
 
-    /// How many nodes told of a workload; of the default one where nothing is known of it.
+    /// The number of observers of a workload, or of the default one if the workload is unknown.
     pub fn observers(&self, workload: &Workload) -> usize {
         self.learned(workload).map_or(0, Learned::observers)
     }
@@ -196,7 +200,8 @@ impl Knowledge {
             .or_else(|| self.workloads.get(&Workload::default()))
     }
 
-    /// When something was last told of any workload, in seconds since 1970; 0 where nothing was.
+    /// The time of the last observation of any workload, in seconds since 1970, or 0 if there is
+    /// none.
     pub fn heard(&self) -> u64 {
         self.workloads
             .values()
@@ -205,8 +210,8 @@ impl Knowledge {
             .unwrap_or_default()
     }
 
-    /// The files to fetch ahead for a workload: those recorded by hand, then those learned; where there are none, those
-    /// suggested. A workload of which nothing was learned is taken for the default one.
+    /// The files to prefetch for a workload: those recorded by hand, then those learned. If there
+    /// are none, the predicted ones. An unknown workload is treated as the default one.
     pub fn profile(&self, workload: &Workload) -> Profile {
         let learned = self.learned(workload);
         let agreed = learned.map(Learned::agreed).unwrap_or_default();
@@ -243,7 +248,7 @@ fn of(files: Option<&[FileUse]>, source: Source) -> impl Iterator<Item = Profile
     files.map(move |file| ProfiledFile::new(file, Sources::from([source])))
 }
 
-/// In the order that they are given in, each once.
+/// The well-formed files in the given order, each once, and no more than the limit.
 fn bounded(mut files: Vec<FileUse>) -> Vec<FileUse> {
     let mut seen = HashSet::new();
     files.retain(|file| file.is_well_formed() && seen.insert((file.layer, file.path.clone())));
@@ -290,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_suggested_counts_until_someone_looked() {
+    fn a_prediction_counts_until_something_is_observed() {
         let mut knowledge = knowledge();
         assert!(!knowledge.has_suggestions() && knowledge.profile(&Workload::default()).is_empty());
         knowledge.suggest(vec![file("guess"), file("guess"), file("../odd")]);
@@ -302,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_is_given_up_when_looking_at_it_failed_or_ended_twice_with_the_server() {
+    fn an_image_is_not_analysed_again_after_a_failure_or_two_stops_of_the_server() {
         let mut failed = knowledge();
         failed.is_tried("p1");
         failed.give_up("p1");
@@ -322,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_is_built_on_some_starts_or_on_a_record() {
+    fn an_order_needs_several_starts_or_a_recording() {
         let mut knowledge = knowledge();
         for start in 0..SETTLED_AFTER {
             assert!(!knowledge.is_settled(&Workload::default()), "after {start}");
@@ -344,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn workloads_are_learned_apart_and_a_new_one_begins_with_the_default() {
+    fn workloads_are_learned_separately_and_a_new_one_begins_with_the_default() {
         let mut knowledge = knowledge();
         observe(&mut knowledge, "default", "one", &["a"], 1);
         observe(&mut knowledge, "web", "two", &["b"], 1);
@@ -355,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_sent_it_stays_small() {
+    fn knowledge_stays_small_however_much_is_observed() {
         let names: Vec<String> = (0..MAX_FILES).map(|at| format!("f{at}")).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let mut knowledge = knowledge();
@@ -384,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_read_back_as_it_was() {
+    fn knowledge_is_read_as_it_was_written() {
         let mut knowledge = knowledge();
         knowledge.suggest(vec![file("guess")]);
         observe(&mut knowledge, "default", "one", &["seen", "ü"], 1);

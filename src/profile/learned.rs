@@ -1,13 +1,15 @@
-//! What many starts of one workload have in common.
+//! The files that many starts of one workload have in common.
 //!
 //! The rule, in full:
-//! * Of each observer (a node, or a client seen by its ranges) one opinion is kept, of at most [`MAX_OBSERVERS`]: those
-//!   heard of last. Its first start counts whole; each further one counts half, all before it the other half. So a
-//!   file that is no longer used is out after two starts, and saying the same again and again changes nothing.
-//! * An opinion's weight halves with each [`HALF_LIFE`] that it is older than the newest one, and what was inferred from
-//!   ranges weighs a quarter of what a node saw.
-//! * A file is in when at least half of the weight says so, a part of it when more than half of those who know parts
-//!   do. One liar among three observers adds nothing and removes nothing.
+//! * One opinion is kept for each observer (a node, or a client seen by its ranges), and at most
+//!   [`MAX_OBSERVERS`] of them: those heard from last. An observer's first start counts whole. Each
+//!   further start counts half, and all before it the other half. So a file that is no longer used
+//!   drops out after two starts, and repeating the same observation changes nothing.
+//! * An opinion's weight halves with each [`HALF_LIFE`] that it is older than the newest one. An
+//!   opinion inferred from ranges weighs a quarter of a node's.
+//! * A file is included if at least half of the weight says so. A part of it is included if more
+//!   than half of the weight that knows parts says so. One liar among three observers adds nothing
+//!   and removes nothing.
 //! * The order is that of the weighted mean of the file's place in each opinion.
 
 use std::collections::BTreeMap;
@@ -20,18 +22,19 @@ use super::extents::Extents;
 use super::file::{FileUse, milliseconds};
 use super::observation::Observation;
 
-/// Most observers whose opinion is kept: enough to outvote a few that are odd.
+/// The most observers whose opinion is kept: enough to outvote a few unusual ones.
 pub const MAX_OBSERVERS: usize = 16;
-/// How much newer another opinion must be for one to weigh half: a new version of what runs is learned within days.
+/// The age relative to the newest opinion at which an opinion weighs half: a new version of a
+/// program is learned within days.
 pub const HALF_LIFE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
-/// What a start that used a file says of it, and what all before it can say together.
+/// The score of a file in an observer's first start, which is the highest score.
 const SURE: u16 = 1000;
-/// A file is forgotten when this is left: four starts without it.
+/// A file with a lower score is forgotten, which is after four starts without it.
 const FORGOTTEN: u16 = 100;
-/// Ranges show what lies beside a file too.
+/// Ranges also cover bytes next to the file, so they weigh less.
 const WEIGHT_OF_RANGES: f64 = 0.25;
 
-/// The opinions of a workload's observers, those heard of last at the end.
+/// The opinions of a workload's observers, the latest at the end.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Learned {
     observers: Vec<Observer>,
@@ -43,12 +46,12 @@ struct Observer {
     source: Source,
     /// Seconds since 1970.
     heard: u64,
-    /// How many it told of.
+    /// The number of starts that it reported.
     starts: u32,
     files: Vec<Known>,
 }
 
-/// A file as one observer knows it.
+/// A file in the opinion of one observer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Known {
     layer: u32,
@@ -57,11 +60,11 @@ struct Known {
     extents: Extents,
     #[serde(rename = "after_ms", with = "milliseconds")]
     after: Duration,
-    /// Of [`SURE`].
+    /// Out of [`SURE`].
     score: u16,
 }
 
-/// What all say of one file.
+/// The sum of all opinions about one file.
 #[derive(Default)]
 struct Opinions<'a> {
     weight: f64,
@@ -72,7 +75,7 @@ struct Opinions<'a> {
 }
 
 impl Learned {
-    /// Takes in what the observer `id` saw at `heard`, in seconds since 1970.
+    /// Merges the observation of the observer `id` at `heard`, in seconds since 1970.
     pub(super) fn observe(
         &mut self,
         id: &str,
@@ -114,14 +117,14 @@ impl Learned {
         self.observers.len()
     }
 
-    /// How many starts were told of.
+    /// The number of reported starts.
     pub(super) fn starts(&self) -> u32 {
         self.observers
             .iter()
             .fold(0, |sum, observer| sum.saturating_add(observer.starts))
     }
 
-    /// When the last observer was heard of, in seconds since 1970.
+    /// The time of the latest observation, in seconds since 1970.
     pub(super) fn heard(&self) -> u64 {
         self.observers
             .iter()
@@ -130,7 +133,7 @@ impl Learned {
             .unwrap_or_default()
     }
 
-    /// Files over all opinions.
+    /// The number of files over all opinions.
     pub(super) fn len(&self) -> usize {
         self.observers
             .iter()
@@ -147,14 +150,14 @@ impl Learned {
             .sum()
     }
 
-    /// Lets the opinion go that was heard first.
+    /// Drops the oldest opinion.
     pub(super) fn forget_first(&mut self) {
         if !self.observers.is_empty() {
             self.observers.remove(0);
         }
     }
 
-    /// The files that are agreed on, in order.
+    /// The agreed files, in order.
     pub(super) fn agreed(&self) -> Vec<ProfiledFile> {
         let newest = self.heard();
         let mut files: BTreeMap<(u32, &str), Opinions<'_>> = BTreeMap::new();
@@ -212,7 +215,8 @@ impl Known {
     }
 }
 
-/// What an observer knows after a further start: in the start's order, then what was not used this time.
+/// An observer's opinion after a further start: the start's files in their order, then the files
+/// that were not used this time.
 fn blended(before: Vec<Known>, start: &[FileUse]) -> Vec<Known> {
     let mut before_by_key: BTreeMap<(u32, String), Known> = BTreeMap::new();
     let mut order = Vec::new();
@@ -227,7 +231,8 @@ fn blended(before: Vec<Known>, start: &[FileUse]) -> Vec<Known> {
         let mut known = Known::new(file, SURE / 2);
         if let Some(earlier) = earlier {
             known.score += earlier.score / 2;
-            // A start whose pages are in memory still shows that files are opened, but not what is read of them.
+            // A start with its pages in the page cache still shows which files are opened, but not
+            // which parts are read.
             known.extents = known.extents.union(&earlier.extents);
         }
         after.push(known);
@@ -255,10 +260,10 @@ impl<'a> Opinions<'a> {
         self.sources.insert(source);
     }
 
-    /// The file's mean place, and the file.
+    /// Returns the file's mean place, and the file.
     fn together(self, (layer, path): (u32, &str)) -> (f64, ProfiledFile) {
         let after = Duration::try_from_secs_f64(self.after / self.weight).unwrap_or_default();
-        // Whole milliseconds, as it is written.
+        // Whole milliseconds, as in the document.
         let after = Duration::from_millis(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
         let file = FileUse {
             layer,
@@ -302,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn one_start_is_all_there_is() {
+    fn a_single_start_is_taken_as_it_is() {
         assert_eq!(
             agreed(&learned(&[("one", &["c", "a", "b"])])),
             ["c", "a", "b"]
@@ -323,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn saying_it_again_changes_nothing() {
+    fn repeating_an_observation_changes_nothing() {
         let once = learned(&[("one", &["a"]), ("two", &["b"])]);
         let again = learned(&[
             ("one", &["a"]),
@@ -335,18 +340,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_longer_used_goes_and_what_is_new_comes() {
+    fn unused_files_drop_out_and_new_ones_are_added() {
         let mut starts: Vec<(&str, &[&str])> = vec![("one", &["old", "both"])];
         starts.push(("one", &["both", "new"]));
         assert_eq!(
             agreed(&learned(&starts)),
             ["both", "new", "old"],
-            "half a chance each"
+            "both have half of the weight"
         );
         starts.push(("one", &["both", "new"]));
         assert_eq!(agreed(&learned(&starts)), ["both", "new"]);
         starts.extend([("one", &["both", "new"] as &[&str]); 3]);
-        assert_eq!(learned(&starts).len(), 2, "forgotten altogether");
+        assert_eq!(learned(&starts).len(), 2, "the unused file is forgotten");
     }
 
     #[test]
@@ -362,14 +367,14 @@ mod tests {
         assert_eq!(
             agreed(&learned),
             ["new", "old"],
-            "four of a quarter each are a draw"
+            "four opinions of a quarter each balance one"
         );
         learned.observe("five", Source::Agents, &observation(&["new"]), weeks(3));
         assert_eq!(agreed(&learned), ["new"]);
     }
 
     #[test]
-    fn what_nodes_saw_outweighs_what_ranges_suggest() {
+    fn observations_of_nodes_outweigh_those_from_ranges() {
         let mut learned = learned(&[("node", &["exact"])]);
         for id in ["a", "b", "c"] {
             learned.observe(id, Source::Ranges, &observation(&["exact", "beside"]), NOW);
@@ -383,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn the_order_is_the_mean_of_all() {
+    fn files_are_ordered_by_their_mean_place() {
         let starts: [(&str, &[&str]); 3] = [
             ("1", &["a", "b", "c"]),
             ("2", &["a", "c", "b"]),
@@ -393,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_opinions_make_room() {
+    fn the_oldest_opinions_are_dropped() {
         let ids: Vec<String> = (0..MAX_OBSERVERS + 5).map(|at| at.to_string()).collect();
         let mut learned = Learned::default();
         ids.iter()
@@ -403,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_kept_when_a_later_start_shows_none_and_a_liar_adds_no_parts() {
+    fn parts_survive_a_start_that_shows_none_and_a_liar_adds_none() {
         let read = |range| {
             let file = FileUse {
                 layer: 0,

@@ -1,11 +1,13 @@
-//! What containers read of an image, in which order and how soon: the vocabulary of agent and server.
+//! Which files of an image containers read, in which order and how soon: the vocabulary of agent
+//! and server.
 //!
 //! ```text
 //! a start ▶ Observation ─┐
-//! ranges  ▶ Observation ─┼▶ Knowledge (of one image, bounded) ▶ Profile ▶ fetched ahead
-//! guess, record ▶ files ─┘
+//! ranges  ▶ Observation ─┼▶ Knowledge (of one image, bounded) ▶ Profile ▶ prefetch
+//! prediction, recording ▶ files ─┘
 //! ```
-//! Nothing here reads a clock, a network or an image: who calls says when it is, and whether a file exists.
+//! Nothing here reads a clock, a network or an image. The caller passes the time and knows whether
+//! a file exists.
 
 pub mod artifact;
 mod document;

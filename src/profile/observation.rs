@@ -1,4 +1,4 @@
-//! What one node saw of one start.
+//! One node's observation of one start.
 
 use std::collections::HashSet;
 
@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::file::FileUse;
 
-/// Most files of one observation: a start that reads more gains little by an order.
+/// The most files of one observation. A start that reads more gains little from an order.
 pub const MAX_FILES: usize = 16_384;
-/// The longest document of an observation: the most files with paths of 100 bytes or so.
+/// The longest document of an observation: the most files, with paths of some 100 bytes.
 pub const MAX_OBSERVATION_BYTES: usize = 2 << 20;
 
 /// The files that a start used, in the order of their first use, each once.
@@ -17,26 +17,26 @@ pub struct Observation {
     files: Vec<FileUse>,
 }
 
-/// Why a document is no observation.
+/// The reason why a document is not an observation.
 #[derive(Debug, thiserror::Error)]
 pub enum ObservationError {
-    #[error("it is longer than {MAX_OBSERVATION_BYTES} bytes")]
+    #[error("longer than {MAX_OBSERVATION_BYTES} bytes")]
     TooLong,
-    #[error("it is not the JSON of an observation: {0}")]
+    #[error("not the JSON of an observation: {0}")]
     Json(#[from] serde_json::Error),
-    #[error("it is of version {0}, which is not known here")]
+    #[error("unknown version {0}")]
     Version(u32),
-    #[error("it has no files")]
+    #[error("no files")]
     Empty,
-    #[error("it has more than {MAX_FILES} files")]
+    #[error("more than {MAX_FILES} files")]
     TooMany,
-    #[error("{0:?} is no path within an image")]
+    #[error("{0:?} is not a path within an image")]
     Path(String),
-    #[error("it names layer {layer} of an image of {layers}")]
+    #[error("layer {layer} of an image of {layers}")]
     Layer { layer: u32, layers: usize },
 }
 
-/// As it is sent.
+/// The document as it is sent.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Document<Files> {
@@ -47,8 +47,8 @@ struct Document<Files> {
 const VERSION: u32 = 1;
 
 impl Observation {
-    /// Puts files in the order of their first use; of a file named twice the earlier use counts, and what lies beyond
-    /// [`MAX_FILES`] is left out.
+    /// Sorts files by their first use. The earlier use of a repeated file counts, and files beyond
+    /// [`MAX_FILES`] are left out.
     pub fn new(mut files: Vec<FileUse>) -> Self {
         files.sort_by_key(|file| file.after);
         let mut seen = HashSet::new();
@@ -57,10 +57,11 @@ impl Observation {
         Self { files }
     }
 
-    /// Reads what a node sent of an image of `layers` layers.
+    /// Parses a node's observation of an image of `layers` layers.
     ///
     /// # Errors
-    /// When it is no observation, is too large, or names what cannot be in the image.
+    /// If the document is not an observation, is too large, or names a file or layer that cannot be
+    /// in the image.
     pub fn parse(bytes: &[u8], layers: usize) -> Result<Self, ObservationError> {
         if bytes.len() > MAX_OBSERVATION_BYTES {
             return Err(ObservationError::TooLong);
@@ -89,7 +90,7 @@ impl Observation {
         Ok(Self::new(files))
     }
 
-    /// As it is sent.
+    /// The document as it is sent.
     ///
     /// # Errors
     /// Never: everything in it has a JSON form.
@@ -100,14 +101,14 @@ impl Observation {
         })
     }
 
-    /// Leaves out the files that `is_there` does not know. How many those were.
+    /// Leaves out the files that `is_there` rejects, and returns their number.
     pub fn retain(&mut self, is_there: impl FnMut(&FileUse) -> bool) -> usize {
         let before = self.files.len();
         self.files.retain(is_there);
         before - self.files.len()
     }
 
-    /// The bytes that it takes.
+    /// The bytes of memory that it takes.
     pub fn weight(&self) -> usize {
         self.files.iter().map(FileUse::weight).sum()
     }
@@ -144,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn files_stand_in_the_order_of_their_first_use() {
+    fn files_are_in_the_order_of_their_first_use() {
         let observation = Observation::new(vec![
             file(0, "b", 9),
             file(1, "a", 3),
@@ -155,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sent_is_read_again() {
+    fn a_sent_observation_parses_again() {
         let extents = Extents::new([0..4096, 8192..9000]);
         let observation = Observation::new(vec![
             file(0, "a", 0),
@@ -175,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused_with_its_reason() {
+    fn an_impossible_observation_is_refused_with_its_reason() {
         let many: Vec<String> = (0..=MAX_FILES)
             .map(|at| format!(r#"{{"layer":0,"path":"{at}"}}"#))
             .collect();
@@ -190,11 +191,11 @@ mod tests {
             (r#"{"version":1,"files":[]}"#.to_owned(), "no files"),
             (
                 r#"{"version":1,"files":[{"layer":0,"path":"/etc/shadow"}]}"#.to_owned(),
-                "no path within",
+                "not a path within",
             ),
             (
                 r#"{"version":1,"files":[{"layer":0,"path":"a/../../b"}]}"#.to_owned(),
-                "no path within",
+                "not a path within",
             ),
             (
                 r#"{"version":1,"files":[{"layer":2,"path":"a"}]}"#.to_owned(),
@@ -218,7 +219,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_are_too_odd(bytes: Vec<u8>) {
+        fn arbitrary_bytes_cause_no_panic(bytes: Vec<u8>) {
             let _ = Observation::parse(&bytes, 3);
         }
     }

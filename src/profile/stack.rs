@@ -1,4 +1,4 @@
-//! The name of an image as a node knows it.
+//! The name by which a node knows an image.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use crate::oci::Digest;
 use crate::oci::digest::ParseDigestError;
 
-/// The layers of an image in one digest: a node is told the layers, but neither the manifest nor the configuration.
+/// The digest of an image's list of layers. A node receives the layers, but neither the manifest
+/// nor the configuration.
 ///
 /// SHA-256 of the layers' digests, from the bottom to the top, a line feed behind each.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -16,7 +17,7 @@ use crate::oci::digest::ParseDigestError;
 pub struct Stack(pub Digest);
 
 impl Stack {
-    /// Of layers from the bottom to the top.
+    /// The digest of `layers`, from the bottom to the top.
     pub fn of<'a>(layers: impl IntoIterator<Item = &'a Digest>) -> Self {
         let text: String = layers
             .into_iter()

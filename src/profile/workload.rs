@@ -1,22 +1,22 @@
-//! What an image is used for on some nodes.
+//! The use of an image on some nodes.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// The longest name (as a DNS label's, RFC 1035).
+/// The longest name (that of a DNS label, RFC 1035).
 const MAX_BYTES: usize = 63;
 
-/// The name of a way to run an image: lower-case letters, digits, `-`, `_` and `.`. Chosen by who runs nodes; nothing
-/// of a container's arguments goes into it.
+/// The name of a way to run an image: lower-case letters, digits, `-`, `_` and `.`. The operator of
+/// the nodes chooses it. Nothing of a container's arguments goes into it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Workload(String);
 
-/// A text is no name of a workload.
+/// The text is not a workload's name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a workload's name is 1 to {MAX_BYTES} lower-case letters, digits, '-', '_' and '.'")]
+#[error("workload name is not 1 to {MAX_BYTES} lower-case letters, digits, '-', '_' and '.'")]
 pub struct ParseWorkloadError;
 
 impl Default for Workload {

@@ -1,4 +1,5 @@
-//! Which manifest types a client takes (RFC 9110, section 12.5.1), and what to do when it does not take ours.
+//! Which manifest types a client accepts (RFC 9110, section 12.5.1), and how to answer if it does
+//! not accept the document's type.
 
 use http::HeaderMap;
 use http::header::ACCEPT;
@@ -10,17 +11,17 @@ use crate::oci::media_type::{
 /// The union of all `Accept` lines: skopeo sends one line for each type.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Accept {
-    /// Lower-case media ranges; empty when the client takes everything.
+    /// Lower-case media ranges. Empty if the client accepts everything.
     types: Vec<String>,
 }
 
-/// What to answer with instead of a document of a given type.
+/// How to answer with a document of a given type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Choice {
     AsIs,
     /// The same document under the other family's type.
     Translate(&'static str),
-    /// One image of the index: the client knows no indexes.
+    /// One image of the index, because the client does not accept indexes.
     Child,
 }
 
@@ -47,8 +48,9 @@ impl Accept {
         self.types.is_empty() || self.types.iter().any(fits)
     }
 
-    /// What to answer when the document at hand is of type `media_type`. Clients that take nothing we know get it
-    /// as it is: docker-registry does so, and some send `Accept: application/json`.
+    /// Chooses the answer for a document of type `media_type`. A client that accepts no known type
+    /// gets the document unchanged: docker-registry does so, and some clients send `Accept:
+    /// application/json`.
     pub(crate) fn choose(&self, media_type: &str) -> Choice {
         if self.takes(media_type) {
             return Choice::AsIs;
@@ -69,7 +71,7 @@ impl Accept {
     }
 }
 
-/// The media range of one element, without parameters; `None` when its weight is zero.
+/// The media range of one element, without parameters. `None` if its weight is zero.
 fn media_range(element: &str) -> Option<String> {
     let mut parts = element.split(';').map(str::trim);
     let range = parts
@@ -105,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn chooses_what_the_client_takes() {
+    fn the_answer_has_a_type_that_the_client_accepts() {
         let cases = [
             (vec![], OCI_INDEX, Choice::AsIs),
             (vec!["*/*"], OCI_INDEX, Choice::AsIs),

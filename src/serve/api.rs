@@ -1,4 +1,4 @@
-//! Our own API: status, and conversions ahead of any pull.
+//! Starlift's own API: status, and conversions before any pull.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use super::app::App;
 use super::error::Failure;
 use super::{request_body, response};
 
-/// The longest request body: one reference, escaped as anybody likes.
+/// The longest request body: one reference, escaped in any way.
 pub(crate) const MAX_BODY: usize = 16 << 10;
 /// The longest reference: a name has 255 characters at most, a tag 128, a digest 135.
 const MAX_REFERENCE: usize = 1 << 10;
@@ -79,7 +79,7 @@ pub(crate) async fn one(State(app): State<Arc<App>>, Path(id): Path<String>) -> 
     let Some(job) = app.jobs.get(&id) else {
         return refused(StatusCode::NOT_FOUND, "no such conversion").into_response();
     };
-    // An index's images are conversions of their own, of the same repository.
+    // An index's images are converted on their own, in the same repository.
     let is_part = |conversion: &Conversion| {
         let is_running = conversion.state == ConversionState::Running;
         Some(&conversion.source) == job.source.as_ref()
@@ -92,7 +92,8 @@ pub(crate) async fn one(State(app): State<Arc<App>>, Path(id): Path<String>) -> 
     )
 }
 
-/// Starts a conversion and answers 202 at once. JSON alone is taken: a foreign web page cannot send it unasked.
+/// Starts a conversion and answers 202 at once. Only JSON is accepted, because a foreign web page
+/// cannot send it without permission.
 pub(crate) async fn start(State(app): State<Arc<App>>, request: Request) -> Response {
     start_wanted(&app, request)
         .await
@@ -155,7 +156,7 @@ async fn run(app: Arc<App>, id: String, target: Target) {
             id,
             upstream = target.location.upstream,
             error,
-            "a conversion asked for by API failed"
+            "conversion requested by API failed"
         );
     }
     app.jobs

@@ -1,4 +1,4 @@
-//! What all handlers share.
+//! The state that all handlers share.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,19 +21,22 @@ use super::originals::Originals;
 use super::places::Places;
 use super::resolver::Resolver;
 
-/// Blob sizes remembered: 64 bytes or so each.
+/// The number of remembered blob sizes, of some 64 bytes each.
 const MAX_BLOB_SIZES: u64 = 100_000;
 
-/// Requests to our own API at once. Each makes an answer of a few hundred KiB at most.
+/// The most concurrent requests to Starlift's own API. Each makes an answer of a few hundred KiB at
+/// most.
 const API_PLACES: usize = 128;
-/// Percent of them that one client may have at least: an operator's machine asks for status and metrics alike.
+/// The least percentage of them that one client may have: an operator's machine may ask for status
+/// and metrics at once.
 const API_SHARE: u8 = 50;
 
-/// Questions to upstreams that go on though their clients left, which may well ask again; and for how long.
+/// The number of upstream requests that continue after their clients left, because clients may well
+/// ask again, and for how long.
 const FORGOTTEN: usize = 32;
 const FORGOTTEN_TIME: Duration = Duration::from_secs(10);
 
-/// Memory for bodies of requests: observations of ten nodes at once, or thousands of references.
+/// Memory for request bodies: the observations of ten nodes at once, or thousands of references.
 const BODIES: u64 = 64 << 20;
 
 pub(crate) struct App {
@@ -46,26 +49,26 @@ pub(crate) struct App {
     pub(crate) blob_sizes: BlobSizes,
     pub(crate) jobs: Jobs,
     pub(crate) profiles: Profiles,
-    /// Set where ranges are learned from.
+    /// Set if ranges are learned from.
     pub(crate) ranges: Option<Ranges>,
-    /// One permit for each node that may tell what it saw at once.
+    /// One permit for each node that may send an observation at the same time.
     pub(crate) senders: Semaphore,
-    /// One place for each request for images that may run at once.
+    /// One place for each concurrent request for images.
     pub(crate) places: Arc<Places>,
-    /// And for each request to our own API.
+    /// One place for each concurrent request to Starlift's own API.
     pub(crate) api_places: Arc<Places>,
-    /// Memory for documents of answers.
+    /// Memory for the documents of answers.
     pub(crate) documents: Documents,
-    /// Memory for bodies of requests.
+    /// Memory for the bodies of requests.
     pub(crate) bodies: Budget,
-    /// The names by which this server is known.
+    /// The names by which clients reach this server.
     pub(crate) names: Names,
     pub(crate) started: Instant,
     is_draining: AtomicBool,
 }
 
 impl App {
-    /// Needs a runtime.
+    /// Must be called within a runtime.
     pub(crate) fn new(
         config: Config,
         store: Store,
@@ -98,12 +101,12 @@ impl App {
         }
     }
 
-    /// The upstream called `name`.
+    /// The upstream named `name`.
     pub(crate) fn source(&self, name: &str) -> Result<Source, upstream::Error> {
         self.upstreams.get(name)
     }
 
-    /// Tells `/readyz` that no new work is wanted.
+    /// Makes `/readyz` report that the server stops.
     pub(crate) fn drain(&self) {
         self.is_draining.store(true, Ordering::Relaxed);
     }

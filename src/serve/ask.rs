@@ -1,4 +1,4 @@
-//! A registry request, read once: where the repository lies and what the client says about itself.
+//! A registry request, parsed once: the location of the repository and the client's headers.
 
 use std::net::IpAddr;
 
@@ -13,7 +13,7 @@ use crate::oci::route::{Location, Operation, Route, RouteError};
 use super::app::App;
 use super::{guard, peer};
 
-/// The header that containerd's `hosts.toml` can be told to send where a client sends no `ns`.
+/// The header that containerd's `hosts.toml` can be configured to send if a client sends no `ns`.
 const NAMESPACE_HEADER: &str = "oci-namespace";
 
 pub(crate) struct Ask {
@@ -23,10 +23,10 @@ pub(crate) struct Ask {
     pub(crate) location: Location,
     /// The `ns` of the query, which links must keep.
     pub(crate) namespace: Option<String>,
-    /// Whether the client treats this server as a mirror and has other hosts to ask.
+    /// Whether the client treats this server as a mirror and has other hosts to try.
     pub(crate) is_mirror: bool,
     pub(crate) is_head: bool,
-    /// Whether a browser asks: looking at an image starts no work.
+    /// Whether the client is a browser: viewing an image starts no work.
     pub(crate) is_browser: bool,
     pub(crate) query: Vec<(String, String)>,
     pub(crate) headers: HeaderMap,
@@ -82,12 +82,12 @@ impl Ask {
         })
     }
 
-    /// The first query parameter called `key`.
+    /// The first query parameter named `key`.
     pub(crate) fn query(&self, key: &str) -> Option<&str> {
         value(&self.query, key)
     }
 
-    /// A header's only or first value, where it is text.
+    /// A header's first value, if it is text.
     pub(crate) fn header(&self, name: http::HeaderName) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }

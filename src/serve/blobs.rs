@@ -1,4 +1,4 @@
-//! Blobs, whole or in parts: ours from the store, all others through from the upstream.
+//! Blobs, whole or in parts: converted ones from the store, all others from the upstream.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -29,24 +29,26 @@ use super::response;
 /// Sizes of upstream blobs: lazy clients send many ranges for each.
 pub(crate) type BlobSizes = Cache<(Location, Digest), u64>;
 
-/// Each part of a multi-range answer from the store may be a read of its own; `max_ranges` bounds them.
+/// Each part of a multi-range answer from the store may be a read of its own; `max_ranges` bounds
+/// them.
 const MAX_STORE_READS: usize = usize::MAX;
 
-/// What the agent says that bytes are for: it tells by itself what was read, and is not learned from a second time.
+/// The header in which the agent names the purpose of a request. Its ranges are not learned from,
+/// because the agent reports its reads itself.
 const PURPOSE: HeaderName = HeaderName::from_static("starlift-purpose");
 
 type Bodies = BoxStream<'static, Result<Bytes, BodyError>>;
 
-/// Why a body broke off.
+/// The reason why a body broke off.
 #[derive(Debug, thiserror::Error)]
 enum BodyError {
-    #[error("reading the store")]
+    #[error("store read failed")]
     Store(#[from] store::Error),
-    #[error("reading the upstream")]
+    #[error("upstream read failed")]
     Upstream(#[from] upstream::Error),
 }
 
-/// Where a blob's bytes come from.
+/// The origin of a blob's bytes.
 #[derive(Clone)]
 enum Origin {
     Store {
@@ -82,12 +84,12 @@ impl Origin {
                 digest,
                 size,
             } => {
-                // A whole blob is asked for as one: then its digest is checked.
+                // A whole blob is requested without a range, so that its digest is checked.
                 let range = Some(range).filter(|range| *range != (0..*size));
                 let body = source.blob(repository, digest, range).await?;
                 if body.blob_size != *size {
                     return Err(upstream::Error::Malformed(
-                        "a blob of another size than was told".to_owned(),
+                        "blob has another size than announced".to_owned(),
                     )
                     .into());
                 }
@@ -104,7 +106,8 @@ pub(crate) async fn answer(app: &App, ask: &Ask, digest: &Digest) -> Result<Resp
         Err(error) => Some(Failure::from(error)),
     };
     let answer = from_upstream(app, ask, digest).await;
-    // What the upstream does not know may well be ours: a store that failed must not look like a 404.
+    // A blob that the upstream does not know may be a converted one. A failed store must not look
+    // like a 404.
     answer.map_err(|failure| failed.filter(|_| failure.is_not_found()).unwrap_or(failure))
 }
 
@@ -142,7 +145,8 @@ async fn from_store(app: &App, ask: &Ask, object: Object) -> Result<Response, Fa
     .await
 }
 
-/// Whether ranges of the layer come through here, though blobs are redirected, because its image is not known well.
+/// Whether the bytes of the layer's ranges pass through this server, though blobs are redirected,
+/// because too little is known about its image.
 fn is_learned_from(app: &App, ask: &Ask, object: &Object) -> bool {
     let wants = app
         .ranges
@@ -151,7 +155,7 @@ fn is_learned_from(app: &App, ask: &Ask, object: &Object) -> bool {
     wants && ask.headers.contains_key(RANGE) && !ask.headers.contains_key(PURPOSE)
 }
 
-/// Lets it be learned from ranges of a layer which files are read at a start.
+/// Reports the ranges of a layer, from which the files of a start are learned.
 fn note(app: &App, ask: &Ask, object: &Object) {
     let (Some(ranges), Some(client), Key::Layer { .. }) = (&app.ranges, ask.client, &object.key)
     else {
@@ -197,7 +201,7 @@ async fn from_upstream(app: &App, ask: &Ask, digest: &Digest) -> Result<Response
         app.config.max_cold_reads,
     )
     .await;
-    // What HEAD told is remembered once bytes came of it.
+    // The size from a HEAD request is remembered once the upstream has sent bytes.
     match &answer {
         Ok(_) if !ask.is_head => app.blob_sizes.insert(key, size).await,
         Ok(_) => {}
@@ -206,7 +210,8 @@ async fn from_upstream(app: &App, ask: &Ask, digest: &Digest) -> Result<Response
     answer
 }
 
-/// A whole blob of the upstream: its answer says the size, and nothing is asked before it.
+/// A whole blob of the upstream. Its size is in the upstream's answer, so that no earlier request
+/// is needed.
 fn through(digest: &Digest, body: upstream::Body) -> Response {
     let mut response = decorated(StatusCode::OK, digest);
     response::describe(&mut response, OCTET_STREAM, body.blob_size);
@@ -251,7 +256,7 @@ fn decorated(status: StatusCode, digest: &Digest) -> Response {
     response
 }
 
-/// The parts asked for; `None` for the whole blob. Ranges have a meaning for GET alone.
+/// The requested parts, or `None` for the whole blob. Ranges have a meaning only for GET.
 fn wanted(ask: &Ask, digest: &Digest, size: u64, max_ranges: usize) -> Option<Selection> {
     if ask.is_head || !response::is_range_wanted(&ask.headers, digest) {
         return None;
@@ -307,13 +312,14 @@ async fn partial(
     Ok(response)
 }
 
-/// Letters and digits only: containers/image takes nothing else. Long enough not to be met in a blob.
+/// Only letters and digits: containers/image accepts nothing else. Long enough not to occur in a
+/// blob.
 fn boundary() -> String {
     hex::encode(rand::random::<[u8; 16]>())
 }
 
-/// The body. Its first read is open when this returns, so that a failure still has a status; the others follow one
-/// after the other.
+/// Returns the body. Its first read is open when this returns, so that a failure still has a
+/// status. The others follow one after the other.
 async fn read(origin: Origin, layout: Layout) -> Result<Bodies, BodyError> {
     let mut reads = layout.reads.into_iter();
     let Some(first) = reads.next() else {

@@ -1,4 +1,4 @@
-//! The server's part of the configuration.
+//! The server's section of the configuration.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -11,124 +11,139 @@ use ipnet::IpNet;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// No manifest is answered later than this: containerd 2.3 gives up after 30 s without response headers.
+/// The latest answer to a manifest request: containerd 2.3 gives up after 30 s without response
+/// headers.
 pub const ANSWER_LIMIT: Duration = Duration::from_secs(25);
 
-/// The server's part of the configuration.
+/// The server's section of the configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Address and port to listen on.
     pub listen: SocketAddr,
-    /// Address and port on which a thread of its own tells whether the server's threads run: 200, or 503 when they are
-    /// more than 20 s late. For probes of liveness; nothing listens when not given.
+    /// Address and port of the liveness probe. A dedicated thread answers 200, or 503 if the
+    /// server's threads are more than 20 s late. Nothing listens if this is not set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub liveness: Option<SocketAddr>,
-    /// Where status, conversions, page and metrics are when `listen` is beyond loopback; on loopback they are there.
+    /// Address and port of the status, the conversions, the page and the metrics if `listen` is not
+    /// a loopback address. If `listen` is one, they are served there.
     pub api_listen: SocketAddr,
-    /// Names by which clients reach this server, without ports. Addresses and `localhost` always work; other names get 421.
-    /// When this is empty, images are answered under any name beyond loopback, but not to browsers.
+    /// Names by which clients reach this server, without ports. Addresses and `localhost` always
+    /// work; other names get 421. If this is empty, requests for images beyond loopback are
+    /// answered under any name, except those of browsers.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub hosts: Vec<String>,
-    /// How long a manifest request waits for its twin before the original is answered.
+    /// How long a manifest request waits for the converted image before it is answered with the
+    /// source image.
     #[serde(with = "humantime_serde")]
     pub wait: Duration,
-    /// How late a manifest is answered at the latest, with an error if the upstream stays silent; at most 25 s.
+    /// The longest time until a manifest request is answered, with an error if the upstream stays
+    /// silent; at most 25 s.
     #[serde(with = "humantime_serde")]
     pub answer_within: Duration,
-    /// What a client in mirror mode (`?ns=`) gets while the twin is not ready.
+    /// The answer to a client in mirror mode (`?ns=`) while the converted image is not ready.
     pub on_miss: OnMiss,
     /// HTTPS instead of plain HTTP.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsConfig>,
-    /// Answer blob requests with 307 to a signed URL where the store can sign one.
+    /// Answer blob requests with 307 to a signed URL if the store can sign one.
     pub redirect: bool,
     /// How long a signed URL is valid.
     #[serde(with = "humantime_serde")]
     pub redirect_lifetime: Duration,
-    /// How long a tag is answered from memory without asking its upstream.
+    /// How long a tag is answered from memory without a request to its upstream.
     #[serde(with = "humantime_serde")]
     pub tag_fresh: Duration,
-    /// How long after that a tag is still answered from memory while its upstream is asked in the background.
+    /// How long after that a tag is still answered from memory while it is resolved again in the
+    /// background.
     #[serde(with = "humantime_serde")]
     pub tag_stale_while_revalidate: Duration,
-    /// How long a tag's last answer stands in when its upstream fails.
+    /// How long a tag's last answer is used if its upstream fails.
     #[serde(with = "humantime_serde")]
     pub tag_stale_if_error: Duration,
-    /// Memory for original manifests and indexes, which Docker Hub meters.
+    /// Memory for manifests and indexes of source images, whose pulls Docker Hub counts.
     pub manifest_cache: ByteSize,
-    /// Most parts of one Range request; a request for more is answered with the whole blob.
+    /// The most parts of one Range request; a request for more is answered with the whole blob.
     pub max_ranges: usize,
-    /// Most upstream requests that one Range request on a blob not held may cause. Near parts are read together; when the
-    /// parts are too many and too far from each other for that, the answer is 400.
+    /// The most upstream requests that one Range request for a blob outside the store may cause.
+    /// Near parts are read together; if the parts are too many and too far from each other for
+    /// that, the answer is 400.
     pub max_cold_reads: usize,
-    /// Most requests answered at once; one more gets 503.
+    /// The most concurrent requests; one more gets 503.
     pub max_requests: usize,
-    /// Most connections at once, and never more than half of the files that the process may open. The one that has been
-    /// idle for longest gives way to a new one.
+    /// The most concurrent connections, and never more than half of the files that the process may
+    /// open. A new connection replaces the one that has been idle for longest.
     pub max_connections: usize,
-    /// Percent of `max_requests` and of the connections that one client may have: an IPv4 address, or an IPv6 network of
-    /// 64 bits. 100 where all clients share an address and `trusted_proxies` cannot tell them apart.
+    /// The percentage of `max_requests` and of the connections that one client may have. A client
+    /// is an IPv4 address or an IPv6 network of 64 bits. Set 100 if all clients share an address
+    /// and `trusted_proxies` cannot distinguish them.
     pub client_share: u8,
-    /// Most bytes of request headers.
+    /// The most bytes of request headers.
     pub max_header_size: ByteSize,
     /// How long a client may take to send its request headers.
     #[serde(with = "humantime_serde")]
     pub header_timeout: Duration,
-    /// How long a client may take nothing of an answer before it is broken off, over HTTP/1.1 with its connection.
+    /// How long a client may read nothing of an answer before the answer is cancelled, over
+    /// HTTP/1.1 together with its connection.
     #[serde(with = "humantime_serde")]
     pub write_timeout: Duration,
     /// How often the store is swept; `0s` never.
     #[serde(with = "humantime_serde")]
     pub sweep_interval: Duration,
-    /// How long running answers may go on after the signal to stop.
+    /// How long running answers may continue after the signal to stop.
     #[serde(with = "humantime_serde")]
     pub shutdown_grace: Duration,
-    /// Most conversions asked for by API that are remembered.
+    /// The most conversions requested by API that are remembered.
     pub max_jobs: usize,
-    /// The header in which a proxy of `trusted_proxies` names the client (`X-Forwarded-For`, its last address), by which
-    /// clients and nodes are told apart; without it they are by the address they connect from.
+    /// The header in which a proxy of `trusted_proxies` names the client (`X-Forwarded-For`, its
+    /// last address). Clients and nodes are distinguished by that address; without this header, by
+    /// the address they connect from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_header: Option<String>,
-    /// Addresses and networks (`10.0.0.0/8`) of the proxies in front whose `client_header` counts.
+    /// Addresses and networks (`10.0.0.0/8`) of the proxies in front of this server whose
+    /// `client_header` counts.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "networks")]
     pub trusted_proxies: Vec<IpNet>,
     pub profiles: ProfilesConfig,
 }
 
-/// What containers read of images, learned and handed out.
+/// Profiles of images: learned from containers and clients, and served to nodes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ProfilesConfig {
-    /// Hand profiles out, and take what nodes say they saw.
+    /// Serve profiles and accept the observations of nodes.
     pub enabled: bool,
-    /// Take over profiles that were recorded by hand (`starlift optimize --profile`) and refer to an upstream's image. Asks
-    /// the upstream for referrers, once an hour for each image that is pulled.
+    /// Use profiles that were recorded by hand (`starlift optimize --profile`) and refer to an
+    /// upstream's image. Requests the image's referrers from the upstream, once an hour for each
+    /// pulled image.
     pub recorded: bool,
-    /// For how long what is said of an image is gathered before it is written.
+    /// How long observations of an image are collected before they are written.
     #[serde(with = "humantime_serde")]
     pub merge_interval: Duration,
-    /// Most nodes that are listened to at once; one more gets 503. Each may take 2 MiB.
+    /// The most nodes that may send observations at the same time; one more gets 503. Each may take
+    /// 2 MiB.
     pub max_senders: usize,
-    /// Learn from the ranges that lazy clients ask for, too.
+    /// Learn also from the ranges that lazy clients request.
     pub learn_from_ranges: bool,
-    /// With `serve.redirect`: ranges come through here until an image is known of so many starts, and are redirected
-    /// after that.
+    /// With `serve.redirect`: this server answers range requests itself until so many starts of an
+    /// image are known, and redirects them after that.
     pub starts_before_redirect: usize,
 }
 
-/// What a client in mirror mode gets while the twin is not ready.
+/// The answer to a client in mirror mode while the converted image is not ready.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnMiss {
-    /// The original, through this server.
+    /// The source image, through this server.
     #[default]
     Original,
-    /// 404, so that the client asks its next host, and the original does not pass through here.
+    /// 404, so that the client tries its next host and the source image does not pass through this
+    /// server.
     NotFound,
 }
 
-/// Where the certificate lies. Changed files are read again within a minute, and on SIGHUP at once.
+/// The files of the certificate. Changed files are read again within a minute, and at once on
+/// SIGHUP.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TlsConfig {
@@ -162,7 +177,7 @@ impl Default for Config {
             client_share: 25,
             max_header_size: ByteSize::kib(64),
             header_timeout: Duration::from_secs(10),
-            // As nginx's `send_timeout`.
+            // The default of nginx's `send_timeout`.
             write_timeout: Duration::from_secs(60),
             sweep_interval: Duration::from_secs(60 * 60),
             shutdown_grace: Duration::from_secs(30),
@@ -188,12 +203,13 @@ impl Default for ProfilesConfig {
 }
 
 impl Config {
-    /// Whether our own API has a listener of its own: it is not for everybody who may pull.
+    /// Whether Starlift's own API has a separate listener, because not every client that may pull
+    /// may use it.
     pub fn has_api_listener(&self) -> bool {
         !self.listen.ip().to_canonical().is_loopback()
     }
 
-    /// Whether the peer is a proxy that speaks for others.
+    /// Whether the peer is a trusted proxy that forwards requests of others.
     pub(crate) fn is_proxy(&self, peer: IpAddr) -> bool {
         let peer = peer.to_canonical();
         self.client_header.is_some()
@@ -203,10 +219,10 @@ impl Config {
                 .any(|network| network.contains(&peer))
     }
 
-    /// Checks what types cannot say.
+    /// Checks the rules that the types do not express.
     ///
     /// # Errors
-    /// The sentence names the key and its bound.
+    /// The text names the key and its bound.
     pub fn check(&self) -> Result<(), ConfigError> {
         let rules = [
             (
@@ -223,7 +239,7 @@ impl Config {
             ),
             (
                 self.hosts.iter().all(|name| is_host(name)),
-                "serve.hosts has a name that is none, or a port",
+                "serve.hosts has an invalid name or a port",
             ),
             (self.max_ranges > 0, "serve.max_ranges is 0"),
             (self.max_cold_reads > 0, "serve.max_cold_reads is 0"),
@@ -247,7 +263,7 @@ impl Config {
                 self.client_header
                     .as_ref()
                     .is_none_or(|name| HeaderName::from_str(name).is_ok()),
-                "serve.client_header is no header's name",
+                "serve.client_header is not a header name",
             ),
             (
                 self.client_header.is_none() || !self.trusted_proxies.is_empty(),
@@ -261,7 +277,7 @@ impl Config {
     }
 }
 
-/// Networks, or addresses, which are networks of one.
+/// Parses networks and addresses. An address is a network of one.
 fn networks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {
     let texts = Vec::<String>::deserialize(deserializer)?;
     let network = |text: &String| {
@@ -301,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_header_counts_from_trusted_proxies_only() {
+    fn a_client_header_counts_only_from_trusted_proxies() {
         let config: Config = toml::from_str("client_header = 'x-forwarded-for'").unwrap();
         assert!(config.check().is_err());
         let text = "client_header = 'x-forwarded-for'\ntrusted_proxies = ['10.0.0.0/8', '192.0.2.1', '::1']";

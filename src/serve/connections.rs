@@ -1,7 +1,8 @@
-//! Connections: how many there are, how many of one client, and which one gives way to a new one.
+//! The connections of the process: how many there are, how many of each client, and which one is
+//! closed for a new one.
 //!
-//! A connection costs a descriptor whether or not anything is asked over it. When there are as many as there may be, the
-//! one that has been idle for longest is closed for the new one; where none is idle the new one is refused.
+//! A connection costs a descriptor even without a request. At the limit, the connection that has
+//! been idle for longest is closed for the new one. If none is idle, the new one is refused.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -16,7 +17,8 @@ use crate::telemetry::metrics;
 
 use super::places::Client;
 
-/// How long a connection may be idle between two requests. Go's clients keep theirs for 90 s.
+/// How long a connection may be idle between two requests. Go's clients keep idle connections for
+/// 90 s.
 const IDLE_LIMIT: Duration = Duration::from_secs(100);
 
 /// All connections of the process.
@@ -34,13 +36,13 @@ struct Table {
     by_client: HashMap<Client, usize>,
 }
 
-/// A connection as its requests see it.
+/// A connection, as its requests see it.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    /// `None` for a proxy, which has connections for others.
+    /// `None` for a proxy, which has connections for many clients.
     client: Option<Client>,
     state: Mutex<State>,
-    /// Cancelled when it gives way to another.
+    /// Cancelled when another connection replaces it.
     pub(super) given_up: CancellationToken,
 }
 
@@ -55,7 +57,7 @@ struct State {
 #[derive(Debug)]
 pub(crate) struct Busy(Arc<Connection>);
 
-/// A connection's entry in the table; dropping it makes room.
+/// A connection's entry in the table. Dropping it frees the place.
 #[derive(Debug)]
 pub(super) struct Admitted {
     connections: Arc<Connections>,
@@ -86,7 +88,8 @@ impl Connection {
         (state.running == 0).then_some(state.idle_since)
     }
 
-    /// Returns once nothing was asked for too long: `first` for the first request, which is the time for its headers.
+    /// Returns when the connection has been idle for too long. `first` is the limit until the first
+    /// request, which is the time for its headers.
     pub(super) async fn idle_for_too_long(&self, first: Duration) {
         loop {
             let limit = if self.state().has_asked {
@@ -134,7 +137,8 @@ impl Connections {
         self.table.lock()
     }
 
-    /// Takes a connection in; `None` when there is no room and none is idle. A `client` has its share at most.
+    /// Admits a connection, or returns `None` if there is no room and no connection is idle. A
+    /// `client` gets at most its share.
     pub(super) fn admit(self: &Arc<Self>, client: Option<IpAddr>) -> Option<Admitted> {
         let client = client.map(Client::from);
         let mut table = self.table();
@@ -161,7 +165,7 @@ impl Connections {
         })
     }
 
-    /// Closes the connection that has been idle for longest, as when descriptors are short.
+    /// Closes the connection that has been idle for longest, because descriptors are short.
     pub(super) fn give_one_up(&self) {
         self.table().give_up(|_| true);
     }
@@ -190,7 +194,7 @@ impl Table {
         Some(connection)
     }
 
-    /// Gives up the longest idle of the connections that fit; whether there was one.
+    /// Closes the longest idle of the connections that fit. Returns whether there was one.
     fn give_up(&mut self, fits: impl Fn(&Connection) -> bool) -> bool {
         let idle = self.all.iter().filter(|(_, connection)| fits(connection));
         let idle = idle.filter_map(|(id, connection)| Some((connection.idle_since()?, *id)));
@@ -215,7 +219,7 @@ impl Drop for Admitted {
 mod tests {
     use super::*;
 
-    /// Lets the clock move, so that no two moments are the same.
+    /// Lets the clock advance, so that no two moments are equal.
     async fn later() {
         sleep(Duration::from_millis(2)).await;
     }
@@ -275,7 +279,10 @@ mod tests {
         let request = Busy::new(&asking.connection);
         let ended =
             tokio::time::timeout(first * 5, asking.connection.idle_for_too_long(first)).await;
-        assert!(ended.is_err(), "a long answer is no silence");
+        assert!(
+            ended.is_err(),
+            "a connection with a running answer is not idle"
+        );
         drop(request);
         assert!(asking.connection.idle_since().is_some());
     }

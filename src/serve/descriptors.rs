@@ -1,11 +1,11 @@
-//! Descriptors of the process: raised to what is allowed at the start, and divided.
+//! The descriptors of the process: the limit is raised at the start, and divided.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// What is assumed where nobody bounds them.
+/// The limit that is assumed if there is none.
 const UNBOUNDED: u64 = 1 << 20;
 
-/// Raises the number of descriptors that may be open as far as the process may, and returns it.
+/// Raises the number of descriptors that may be open to the maximum of the process, and returns it.
 pub(super) fn raise() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
@@ -15,13 +15,13 @@ pub(super) fn raise() -> u64 {
     if limit.current != limit.maximum
         && let Err(error) = setrlimit(Resource::Nofile, raised)
     {
-        tracing::warn!(%error, limit = limit.current, "the number of open files cannot be raised");
+        tracing::warn!(%error, limit = limit.current, "limit of open files not raised");
     }
     getrlimit(Resource::Nofile).current.unwrap_or(UNBOUNDED)
 }
 
-/// How many connections there may be: as many as configured, and half of the descriptors at most. Each request may need
-/// one more for an upstream or a file, and conversions need theirs.
+/// The most connections: as many as configured, and at most half of the descriptors. Each request
+/// may need one more descriptor for an upstream or a file, and conversions need theirs.
 pub(super) fn connections(configured: usize, descriptors: u64) -> usize {
     configured
         .min(usize::try_from(descriptors / 2).unwrap_or(usize::MAX))
@@ -40,7 +40,7 @@ mod tests {
     }
 
     #[test]
-    fn as_many_as_the_process_may_open() {
+    fn the_limit_is_raised_to_the_maximum() {
         let limit = raise();
         assert_eq!(
             getrlimit(Resource::Nofile).maximum.unwrap_or(UNBOUNDED),

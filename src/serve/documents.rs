@@ -1,4 +1,5 @@
-//! Documents held for answers, weighed: an answer takes as long as its client likes, and thousands may wait.
+//! Accounts for the memory of documents in answers. A client may read an answer slowly, and
+//! thousands of answers may wait.
 
 use std::time::Duration;
 
@@ -11,16 +12,16 @@ use super::error::Failure;
 /// The memory for documents of answers: 64 of the largest, or tens of thousands of ordinary ones.
 const BUDGET: u64 = 256 << 20;
 
-/// How long an answer waits for others to be taken before it is refused.
+/// How long an answer waits for memory before it is refused.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The memory that documents of answers may take.
+/// The memory for documents of answers.
 #[derive(Debug, Clone)]
 pub(crate) struct Documents {
     budget: Budget,
 }
 
-/// Bytes that keep their weight until the last piece of them is sent.
+/// Bytes that keep their weight until their last piece is sent.
 struct Held {
     bytes: Bytes,
     _weight: Weight,
@@ -39,7 +40,7 @@ impl Documents {
         }
     }
 
-    /// Room for a document of `size` bytes that is about to be read.
+    /// Reserves memory for a document of `size` bytes that is about to be read.
     pub(crate) async fn take(&self, size: u64) -> Result<Weight, Failure> {
         self.budget
             .take_within(size, PATIENCE)
@@ -47,13 +48,13 @@ impl Documents {
             .map_err(|full| Failure::full(&full))
     }
 
-    /// Weighs a document that is held already.
+    /// Reserves the memory of a document that is already in memory.
     pub(crate) async fn weigh(&self, bytes: Bytes) -> Result<Bytes, Failure> {
         let weight = self.take(bytes.len() as u64).await?;
         Ok(Self::bind(bytes, weight))
     }
 
-    /// Binds the weight to the bytes it was taken for.
+    /// Ties the weight to the bytes that it was taken for.
     pub(crate) fn bind(bytes: Bytes, weight: Weight) -> Bytes {
         Bytes::from_owner(Held {
             bytes,
@@ -67,7 +68,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_document_is_weighed_until_its_last_piece_is_gone() {
+    async fn a_document_keeps_its_weight_until_its_last_piece_is_dropped() {
         let documents = Documents::new();
         let half = usize::try_from(BUDGET / 2).unwrap();
         let mut first = documents.weigh(Bytes::from(vec![1; half])).await.unwrap();

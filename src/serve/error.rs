@@ -1,6 +1,8 @@
-//! Every failure's answer, in one place: status, code and what the client may read of it.
+//! Translates every failure into an HTTP answer, in one place: status, code, and a message for the
+//! client.
 //!
-//! The client gets a sentence without names of ours; the log gets the chain, once, with the request's id.
+//! The client gets a sentence without internal names. The log gets the chain of errors, once, with
+//! the request's id.
 
 use std::error::Error as StdError;
 use std::fmt::Write as _;
@@ -21,7 +23,7 @@ use crate::upstream;
 
 use super::response;
 
-/// What was asked for, which decides the code of a miss.
+/// The kind of the requested object, which decides the code of a miss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Asked {
     Manifest,
@@ -39,7 +41,7 @@ impl Asked {
     }
 }
 
-/// A failure as the client sees it.
+/// A failure, as the client sees it.
 #[derive(Debug)]
 pub(crate) struct Failure {
     status: StatusCode,
@@ -76,7 +78,7 @@ impl Failure {
         self.status == StatusCode::SERVICE_UNAVAILABLE
     }
 
-    /// Something of ours failed: logged here, told to nobody.
+    /// An internal failure: logged here and not shown to the client.
     pub(crate) fn inside(error: &(dyn StdError + 'static)) -> Self {
         warn(error);
         Self::internal()
@@ -102,7 +104,7 @@ impl Failure {
         }
     }
 
-    /// There is no memory left for what a request would hold.
+    /// No memory is left for the content of a request.
     pub(crate) fn full(full: &Full) -> Self {
         metrics()
             .requests_refused
@@ -143,8 +145,9 @@ impl Failure {
         }
     }
 
-    /// Parts so many and far that reading them would cost the upstream far more than the client takes. 400, since
-    /// stargz-snapshotter asks for one range at a time after it.
+    /// The parts are so many and so far apart that reading them would cost the upstream far more
+    /// than the client needs. The status is 400 because stargz-snapshotter then asks for one range
+    /// at a time.
     pub(crate) fn far_parts() -> Self {
         let message = "too many parts far from each other in a blob that is not held here; ask for fewer at once";
         Self::new(StatusCode::BAD_REQUEST, ErrorCode::Unsupported, message)
@@ -156,16 +159,18 @@ impl Failure {
             RouteError::Unsupported => (StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported),
             RouteError::Name => (StatusCode::BAD_REQUEST, ErrorCode::NameInvalid),
             RouteError::Digest(_) => (StatusCode::BAD_REQUEST, ErrorCode::DigestInvalid),
-            // The specification knows no invalid tag: what cannot exist is not found.
+            // The specification has no code for an invalid tag. A tag that cannot exist is not
+            // found.
             RouteError::Tag => (StatusCode::NOT_FOUND, ErrorCode::ManifestUnknown),
         };
         Self::new(status, code, error.to_string())
     }
 
-    /// An upstream's failure. `is_mirror` says whether the client has other hosts to ask.
+    /// An upstream's failure. `is_mirror` says whether the client has other hosts to try.
     ///
-    /// Upstream 401 becomes 403: a challenge would ask clients for credentials that this server cannot pass on. 429
-    /// becomes 503 for mirrors, since containerd repeats 429 at once and never tries the next host.
+    /// An upstream's 401 becomes 403: a challenge would ask clients for credentials that this
+    /// server cannot pass on. 429 becomes 503 for mirrors, because containerd repeats after a 429
+    /// at once and never tries the next host.
     pub(crate) fn upstream(error: &upstream::Error, asked: Asked, is_mirror: bool) -> Self {
         use upstream::Error;
         match error {
@@ -179,7 +184,7 @@ impl Failure {
                 Self::denied("the upstream wants credentials that this server does not have")
             }
             Error::Denied => Self::denied("the upstream denies access"),
-            // Only the log says which address it was: an operator has to allow it by name.
+            // Only the log names the address: an operator has to allow it by name.
             refused @ Error::Refused(_) => {
                 warn(refused);
                 Self::denied("this server may not dial that address")
@@ -233,7 +238,7 @@ impl From<store::Error> for Failure {
     }
 }
 
-/// Logs an error and all it was caused by. The span of the request carries its id.
+/// Logs an error and its causes. The span of the request carries its id.
 fn warn(error: &(dyn StdError + 'static)) {
     tracing::warn!(error = %Chain(error), "the request failed");
 }
@@ -316,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn what_failed_inside_is_not_told() {
+    fn internal_failures_are_not_shown_to_clients() {
         let error = store::Error::Config("the secret bucket".to_owned());
         let failure = Failure::from(error);
         assert!(!failure.message.contains("secret"));

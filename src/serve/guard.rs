@@ -1,8 +1,9 @@
-//! Who may ask from where: names by which this server is known, and what web pages of others may not do.
+//! Checks the name under which a request reaches this server, and refuses requests of other sites'
+//! web pages.
 //!
-//! A page on the web can make a browser send requests here, and by letting its own name resolve to this server it can
-//! read the answers too. Names and the headers that only browsers send are therefore looked at before anything else.
-//! Registry clients send none of those headers.
+//! A web page can make a browser send requests to this server. If the page's own name resolves to
+//! this server, the page can read the answers too. The name and the headers that only browsers send
+//! are therefore checked before anything else. Registry clients send none of those headers.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -28,12 +29,12 @@ pub(crate) struct Names {
     is_loopback: bool,
 }
 
-/// Why a request is refused before it is looked at.
+/// The reason why a request is refused before it is handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Refusal {
-    /// There is no telling whom it is for.
+    /// The Host header is malformed or ambiguous.
     BadHost,
-    /// It is for a name that is not this server's.
+    /// The request is for a name that is not this server's.
     Misdirected,
     /// A page of another site sent it.
     CrossSite,
@@ -108,8 +109,8 @@ impl Names {
         }
     }
 
-    /// Whether nobody else's name can be behind `host`: a page's name never is an address, and browsers resolve
-    /// `localhost` by themselves.
+    /// Whether `host` cannot be the name of a foreign page: an address is never a page's name, and
+    /// browsers resolve `localhost` themselves.
     fn is_known(&self, host: &Host) -> bool {
         match host {
             Host::Address(_) => true,
@@ -121,9 +122,9 @@ impl Names {
         }
     }
 
-    /// Whether registry clients and nodes are answered under `host`. Mirrors are reached by names that this server never
-    /// hears of otherwise, so that without a list only browsers are held to the known names beyond loopback; and a name
-    /// without a dot is no page's.
+    /// Whether registry clients and nodes are answered under `host`. This server does not know the
+    /// names of mirrors unless they are listed. Without a list, only browsers are restricted to the
+    /// known names beyond loopback. A name without a dot does not belong to a page.
     fn is_answered(&self, host: &Host, headers: &HeaderMap) -> bool {
         if self.is_known(host) {
             return true;
@@ -134,8 +135,8 @@ impl Names {
     }
 }
 
-/// Whether a browser sent the request. Every browser says which language it wants, and no registry client does; the
-/// other headers are for those that a page can change.
+/// Whether a browser sent the request. Every browser sends its languages, and no registry client
+/// does. The other headers are for browsers whose language header a page can change.
 pub(crate) fn is_browser(headers: &HeaderMap) -> bool {
     let agent = headers.get(USER_AGENT).map(http::HeaderValue::as_bytes);
     [ACCEPT_LANGUAGE, ORIGIN, SEC_FETCH_SITE, SEC_FETCH_MODE]
@@ -144,14 +145,14 @@ pub(crate) fn is_browser(headers: &HeaderMap) -> bool {
         || agent.is_some_and(|agent| agent.starts_with(b"Mozilla/"))
 }
 
-/// Looks at a request's name and origin.
+/// Checks a request's name and origin.
 ///
 /// # Errors
-/// What the request is refused for.
+/// The reason why the request is refused.
 pub(crate) fn check(names: &Names, request: &Request) -> Result<(), Refusal> {
     let path = request.uri().path();
     if matches!(path, "/healthz" | "/readyz") {
-        // Probes come under any name, and learn one word.
+        // Probes come under any name, and their answer is one word.
         return Ok(());
     }
     let is_of_clients = is_of_clients(path);
@@ -174,12 +175,13 @@ pub(crate) fn check(names: &Names, request: &Request) -> Result<(), Refusal> {
     }
 }
 
-/// Whether a path is for those who pull: images, and what nodes tell and ask about them, under the name they pull by.
+/// Whether a path is for clients that pull: images and their profiles, under the name that the
+/// clients pull by.
 fn is_of_clients(path: &str) -> bool {
     path == "/v2" || path.starts_with("/v2/") || path.starts_with("/api/v1/profiles/")
 }
 
-/// Whom the request is for; `None` where it does not say, as clients of HTTP/1.0 may.
+/// The host that the request is for, or `None` if it does not say, as HTTP/1.0 allows.
 fn authority(request: &Request) -> Result<Option<Authority>, Refusal> {
     let mut lines = request.headers().get_all(HOST).iter();
     let line = lines.next();
@@ -195,8 +197,8 @@ fn authority(request: &Request) -> Result<Option<Authority>, Refusal> {
         ),
         None => None,
     };
-    // Over HTTP/2 the target names the host. Where both do, both have to be right: the header is the stricter choice,
-    // since proxies rewrite the other.
+    // Over HTTP/2 the target names the host. If both do, both have to be right. The header is the
+    // stricter choice, because proxies rewrite the target.
     match (header, request.uri().authority()) {
         (Some(header), Some(target)) if header.host() != target.host() => Err(Refusal::BadHost),
         (Some(header), _) => Ok(Some(header)),
@@ -204,7 +206,8 @@ fn authority(request: &Request) -> Result<Option<Authority>, Refusal> {
     }
 }
 
-/// Whether a page of another site had the browser send it. Following a link to a page that changes nothing is fine.
+/// Whether a page of another site made the browser send the request. Following a link to a page
+/// that changes nothing is allowed.
 fn is_cross_site(request: &Request, authority: Option<&Authority>, is_of_clients: bool) -> bool {
     let headers = request.headers();
     let text = |name: &HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
@@ -260,7 +263,7 @@ mod tests {
     const WIDE: &str = "0.0.0.0:8080";
 
     #[test]
-    fn the_api_is_answered_under_known_names_only() {
+    fn the_api_is_answered_only_under_known_names() {
         for listen in [LOCAL, WIDE] {
             let names = names(listen, &["Images.example"]);
             for host in [
@@ -289,7 +292,7 @@ mod tests {
             assert_eq!(
                 asked(&names, "/healthz", &[("host", "any.example")]),
                 Ok(()),
-                "probes know no names"
+                "probes may use any name"
             );
         }
     }
@@ -319,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_browser_reads_no_image_under_a_name_that_nobody_listed() {
+    fn a_browser_reads_no_image_under_an_unlisted_name() {
         let marks = [
             ("accept-language", "en"),
             ("origin", "http://rebind.evil.example"),
@@ -341,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_is_none_is_refused() {
+    fn a_malformed_host_is_refused() {
         let local = names(LOCAL, &[]);
         for host in ["\"><script>alert(1)</script>", "a b", "", "[::1", "a,b"] {
             assert_eq!(
@@ -365,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_of_other_sites_are_refused_and_links_to_ours_are_followed() {
+    fn pages_of_other_sites_are_refused_and_their_links_followed() {
         let local = names(LOCAL, &[]);
         let host = ("host", "localhost:8080");
         let image = [

@@ -1,4 +1,4 @@
-//! For whoever watches: alive, ready, metrics.
+//! Endpoints for monitoring: alive, ready, metrics.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,15 +17,15 @@ use super::app::App;
 use super::error::{Chain, Failure};
 use super::response;
 
-/// Longer than any healthy store takes, shorter than a probe's usual patience.
+/// Longer than any healthy store takes, shorter than the usual timeout of a probe.
 const STORE_PATIENCE: Duration = Duration::from_secs(5);
 
-/// The process answers.
+/// Answers if the process does.
 pub(crate) async fn live() -> &'static str {
     "ok\n"
 }
 
-/// The store answers and the server is not about to stop.
+/// Answers whether the store is reachable and the server is not about to stop.
 pub(crate) async fn ready(State(app): State<Arc<App>>) -> Response {
     let reason = if app.is_draining() {
         "stopping"
@@ -45,7 +45,7 @@ pub(crate) async fn ready(State(app): State<Arc<App>>) -> Response {
     )
 }
 
-/// The process's metrics, with those that are counted only when somebody looks.
+/// The process's metrics, including those that are only counted on request.
 pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Response {
     let is_running = |conversion: &Conversion| conversion.state == Progress::Running;
     let running = app
@@ -60,7 +60,7 @@ pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Response {
     match process().render() {
         Ok(text) => ([(CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
         Err(error) => {
-            tracing::warn!(%error, "the metrics cannot be written");
+            tracing::warn!(%error, "metrics not rendered");
             Failure::internal().into_response()
         }
     }

@@ -1,4 +1,4 @@
-//! Conversions asked for by API rather than by a pull.
+//! Conversions requested by API and not by a pull.
 
 use std::collections::VecDeque;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -10,21 +10,22 @@ use crate::convert::Reason;
 use crate::oci::Digest;
 use crate::oci::route::Location;
 
-/// A conversion that was asked for, as the API shows it.
+/// A requested conversion, as the API shows it.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Job {
     pub(crate) id: String,
-    /// The reference as it was given.
+    /// The reference as the client wrote it.
     pub(crate) reference: String,
     /// The upstream's name and the repository in it.
     pub(crate) upstream: String,
     pub(crate) repository: String,
     pub(crate) state: State,
-    /// Digest of the original, once it is known.
+    /// Digest of the source image, once it is known.
     pub(crate) source: Option<Digest>,
-    /// Digest of the twin, once there is one; the original's where nothing can be converted.
+    /// Digest of the converted image, once there is one, or of the source image if nothing can be
+    /// converted.
     pub(crate) twin: Option<Digest>,
-    /// Why it failed; the log has more, beside the id.
+    /// The reason of a failure. The log has more under the job's id.
     pub(crate) error: Option<Reason>,
     /// Seconds since 1970.
     pub(crate) started: u64,
@@ -66,8 +67,8 @@ impl Jobs {
         }
     }
 
-    /// A job for `reference` and whether it is new: one that still runs is joined. `None` when all that are
-    /// remembered still run.
+    /// Returns a job for `reference` and whether it is new: a running job is joined. `None` if all
+    /// remembered jobs are still running.
     pub(crate) fn start(&self, reference: &str, location: &Location) -> Option<(Job, bool)> {
         let mut jobs = self.jobs.lock();
         if let Some(running) = jobs

@@ -1,7 +1,8 @@
-//! The accept loop: takes connections in as far as there is room, serves each, and ends them.
+//! The accept loop: admits connections as long as there is room, serves each, and ends them.
 //!
 //! ```text
-//! accept ▶ Connections (room? whose?) ▶ TLS ▶ stall watch ▶ hyper ▶ a task for each stream, under its clock ▶ router
+//! accept ▶ Connections (room, share) ▶ TLS ▶ stall watch ▶ hyper
+//!                                                          └▶ a task and a clock per stream ▶ router
 //! ```
 
 use std::convert::Infallible;
@@ -35,17 +36,19 @@ use super::connections::{Admitted, Connection, Connections};
 use super::stall::StallAcceptor;
 use super::streams::{Executor, Timed};
 
-/// How long the listener rests when the system has no descriptor for a connection.
+/// How long the listener pauses if the system has no descriptor for a connection.
 const REST: Duration = Duration::from_millis(50);
-/// How often such a failure is logged.
+/// The shortest time between two log lines about it.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
-/// Streams of one HTTP/2 connection at once: hyper's default, and twice what RFC 9113 recommends as the least.
+/// The most streams of one HTTP/2 connection: hyper's default, and twice the least that RFC 9113
+/// recommends.
 const MAX_STREAMS: u32 = 200;
-/// What a client may send of request bodies before they are read: of one stream, and of all streams of a connection.
+/// The bytes of request bodies that a client may send before they are read: per stream, and per
+/// connection.
 const STREAM_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = 256 << 10;
 
-/// A listener and what serves its connections.
+/// A listener, and everything it needs to serve its connections.
 pub(super) struct Listener {
     pub(super) listener: TcpListener,
     pub(super) tls: Option<RustlsConfig>,
@@ -54,21 +57,21 @@ pub(super) struct Listener {
     pub(super) connections: Arc<Connections>,
 }
 
-/// What all connections of a listener share.
+/// The state that all connections of a listener share.
 struct Shared {
     tls: Option<RustlsAcceptor<StallAcceptor>>,
     stall: StallAcceptor,
     router: Router,
     config: Arc<Config>,
     builder: Builder<Executor>,
-    /// No new requests are wanted.
+    /// Cancelled when the server accepts no new requests.
     stopping: CancellationToken,
-    /// Running answers have had their time.
+    /// Cancelled when the grace for running answers is over.
     ended: CancellationToken,
 }
 
 impl Listener {
-    /// Serves until `stopping`, then lets running answers end for the configured grace.
+    /// Serves until `stopping`, then gives running answers the configured grace to end.
     pub(super) async fn run(self, stopping: CancellationToken) {
         let Self {
             listener,
@@ -132,7 +135,7 @@ impl Listener {
     }
 }
 
-/// Whether accepting failed for a reason that the next connection does not share.
+/// Whether accepting failed for a reason that does not affect the next connection.
 fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -140,7 +143,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-/// Says at most once in a while that connections cannot be accepted.
+/// Logs at a bounded rate that connections cannot be accepted.
 #[derive(Default)]
 struct FailureLog {
     last: Option<Instant>,
@@ -156,7 +159,7 @@ impl FailureLog {
     }
 }
 
-/// Limits that keep slow and greedy clients from holding connections and memory.
+/// Sets limits that keep slow and greedy clients from holding connections and memory.
 fn builder(config: &Config) -> Builder<Executor> {
     let headers = config.max_header_size.as_u64();
     let mut builder = Builder::new(Executor {
@@ -219,7 +222,7 @@ impl Shared {
             () = self.stopping.cancelled() => served.inner().graceful_shutdown(),
             () = connection.idle_for_too_long(self.config.header_timeout) => {
                 served.inner().graceful_shutdown();
-                // A client that does not hang up now is hung up on.
+                // If the client does not close the connection now, the server does.
                 drop(timeout(self.config.header_timeout, &mut served).await);
                 return;
             }

@@ -1,4 +1,5 @@
-//! Manifests by tag and by digest: the twin when it is ready in time, else the original.
+//! Manifests by tag and by digest: the converted image if it is ready in time, else the source
+//! image.
 
 use std::sync::Arc;
 
@@ -24,10 +25,10 @@ use super::error::{Asked, Chain, Failure};
 use super::negotiate::{of_original, of_twin};
 use super::{recorded, referrers, response};
 
-/// What stargz-snapshotter and `ctr-remote` append to a tag.
+/// The suffix that stargz-snapshotter and `ctr-remote` append to a tag.
 const TOC_SUFFIX: &str = "-esgztoc";
 
-/// What a manifest request is answered with. HEAD may do without the bytes.
+/// The document that answers a manifest request. HEAD needs no bytes.
 struct Document {
     media_type: String,
     digest: Digest,
@@ -58,17 +59,17 @@ impl From<Manifest> for Document {
     }
 }
 
-/// How the document came to be the answer.
+/// How the document became the answer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Twin,
-    /// The original, though a twin is to be expected: a reason for the client.
+    /// The source image, although a converted one is expected. Carries the reason for the client.
     Original(&'static str),
-    /// The original, which has no other twin than itself or was asked for by digest.
+    /// The source image, because it cannot be converted or was requested by digest.
     PassThrough,
 }
 
-/// Answers within the configured time, whatever the upstream does.
+/// Answers within the configured time, however slow the upstream is.
 pub(crate) async fn answer(
     app: &Arc<App>,
     ask: &Ask,
@@ -96,7 +97,8 @@ pub(crate) async fn answer(
     Ok(respond(ask, reference, document, kind))
 }
 
-/// Lets the image be asked about by its layers, if that is not so yet.
+/// Stores the record that lets nodes look up this image's profile, unless it exists, and reports
+/// the pull to `ranges`.
 fn notice(app: &Arc<App>, ask: &Ask, document: &Document) {
     let Document {
         media_type,
@@ -135,7 +137,8 @@ fn notice(app: &Arc<App>, ask: &Ask, document: &Document) {
         });
 }
 
-/// Lets the twin be made anew in the order in which its files are read, if that is wanted.
+/// Starts a new conversion in the order in which the image's files are read, if the converter wants
+/// one.
 async fn reorder(app: &Arc<App>, ask: &Ask, twin: &Document) {
     let Some(bytes) = &twin.bytes else { return };
     let Some(original) = referrers::source_digest(bytes).await else {
@@ -210,7 +213,8 @@ fn respond(ask: &Ask, reference: &Reference, document: Document, kind: Kind) -> 
     response
 }
 
-/// What we made, else the upstream's exact bytes. Whose original image is pulled gets a twin in the background.
+/// Returns a stored manifest, or else the upstream's exact bytes. A pulled source image is
+/// converted in the background.
 async fn by_digest(
     app: &Arc<App>,
     ask: &Ask,
@@ -222,7 +226,8 @@ async fn by_digest(
         Err(failure) => Some(failure),
     };
     let original = original_by_digest(app, ask, digest).await;
-    // What the upstream does not know may well be ours: a store that failed must not look like a 404.
+    // A manifest that the upstream does not know may be a converted one. A failed store must not
+    // look like a 404.
     original.map_err(|failure| failed.filter(|_| failure.is_not_found()).unwrap_or(failure))
 }
 
@@ -265,7 +270,8 @@ fn original_child(
         let (app, source) = (Arc::clone(app), source.clone());
         let (repository, child) = (ask.location.repository.clone(), manifest.clone());
         tokio::spawn(async move {
-            // Its failure is logged by the converter and changes nothing for who pulls the original.
+            // The converter logs a failure, which does not affect the client that pulls the source
+            // image.
             let _recorded = app.converter.convert(&source, &repository, &child).await;
         });
     }
@@ -313,7 +319,7 @@ async fn by_original(
     Ok((of_original(app, ask, source, original).await?.into(), kind))
 }
 
-/// The image of external TOCs that stargz-snapshotter looks for beside an image: `TAG-esgztoc`.
+/// The image of external TOCs that stargz-snapshotter requests next to an image: `TAG-esgztoc`.
 async fn toc_image(app: &App, ask: &Ask, source: &Source, tag: &Tag) -> Result<Manifest, Failure> {
     let missing = || Failure::not_found(Asked::Manifest);
     let base: Tag = tag
@@ -341,7 +347,8 @@ async fn toc_image(app: &App, ask: &Ask, source: &Source, tag: &Tag) -> Result<M
         .ok_or_else(missing)
 }
 
-/// The twin of the source with this digest, if it is ready by `ready_by`; else why the original must do.
+/// The converted image of the source with this digest, if it is ready by `ready_by`, or else the
+/// reason why the source image is the answer.
 async fn twin(
     app: &App,
     ask: &Ask,
@@ -362,7 +369,7 @@ async fn twin(
             }
         }
         Err(error) => {
-            tracing::warn!(error = %Chain(&error), "the record of a twin cannot be read");
+            tracing::warn!(error = %Chain(&error), "image record not read");
             None
         }
     };
@@ -372,14 +379,14 @@ async fn twin(
     if record.twin == record.source {
         return Ok(Err(Kind::PassThrough));
     }
-    // A store that fails is logged where it failed; the original is an answer still.
+    // A failing store is logged where it fails. The source image is still an answer.
     let twin = stored(app, &record.twin).await.unwrap_or_default();
     Ok(twin
         .map(|twin| (record, twin))
         .ok_or(Kind::Original("the twin is out of reach")))
 }
 
-/// Waits for the conversion until `ready_by`; it goes on without us after that.
+/// Waits for the conversion until `ready_by`. The conversion continues after that.
 async fn converted(
     app: &App,
     ask: &Ask,
@@ -393,7 +400,7 @@ async fn converted(
         .convert(source, &ask.location.repository, original);
     let (outcome, answer) = match timeout_at(ready_by, conversion).await {
         Ok(Ok(record)) => ("ready", Ok(record)),
-        // The converter logs why.
+        // The converter logs the reason.
         Ok(Err(_)) => (
             "failed",
             Err("conversion failed; this is the original image"),
@@ -410,7 +417,7 @@ async fn converted(
     answer
 }
 
-/// A manifest of our own making.
+/// A manifest that Starlift made, from the store.
 pub(crate) async fn stored(app: &App, digest: &Digest) -> Result<Option<Manifest>, Failure> {
     let Some(object) = app.store.find(digest).await? else {
         return Ok(None);
@@ -445,7 +452,8 @@ pub(crate) async fn original(
     weighed(app, manifest).await
 }
 
-/// A manifest of the upstream, which may be held by this answer only once it has left the cache.
+/// Reserves memory for an upstream's manifest, because after its eviction from the cache only this
+/// answer may hold it.
 async fn weighed(app: &App, manifest: Manifest) -> Result<Manifest, Failure> {
     let bytes = app.documents.weigh(manifest.bytes).await?;
     Ok(Manifest { bytes, ..manifest })

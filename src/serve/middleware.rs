@@ -1,4 +1,5 @@
-//! Around every request: an id, a span, a limit on how many run at once, one access line, the metrics.
+//! The layer around every request: an id, a span, a limit of concurrent requests, one access line,
+//! the metrics.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -27,11 +28,12 @@ use super::{guard, peer, policy};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
-/// By which agents know whom to ask for profiles.
+/// Shows agents that this server has profiles.
 const NAME: HeaderValue = HeaderValue::from_static(concat!("starlift/", env!("CARGO_PKG_VERSION")));
-/// The longest piece of a body: what a client has to take within `write_timeout`, 1 KiB/s with the default.
+/// The longest piece of a body. A client has to read it within `write_timeout`, which is 1 KiB/s
+/// with the default.
 const PIECE: usize = 64 << 10;
-/// A request id from outside is kept up to this length.
+/// The longest request id that is accepted from a client.
 const MAX_REQUEST_ID: usize = 64;
 
 pub(crate) async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
@@ -49,7 +51,7 @@ pub(crate) async fn observe(State(app): State<Arc<App>>, request: Request, next:
     }
     let busy = request.extensions().get::<Arc<Connection>>().map(Busy::new);
     let address = peer::address(&app.config, request.headers(), request.extensions());
-    // Health and metrics must answer most of all when there is too much to do.
+    // Health and metrics must answer even under overload.
     let places = match line.endpoint {
         "manifest" | "blob" | "referrers" | "tags" => Some(&app.places),
         "api" | "page" => Some(&app.api_places),
@@ -81,14 +83,14 @@ fn count_refused(reason: &'static str) {
         .inc();
 }
 
-/// What a request holds until its answer is gone.
+/// The resources that a request holds until its answer is sent or dropped.
 #[derive(Default)]
 struct Holds {
     _place: Option<Place>,
     _busy: Option<Busy>,
 }
 
-/// Adds the headers of every answer, and has its body counted.
+/// Adds the headers of every answer and wraps its body in a counter.
 fn finished(mut response: Response, mut line: Line, id: &str, holds: Holds) -> Response {
     policy::apply(&mut response);
     let headers = response.headers_mut();
@@ -112,7 +114,7 @@ fn finished(mut response: Response, mut line: Line, id: &str, holds: Holds) -> R
     })
 }
 
-/// The client's id where it is sane, else a new one.
+/// The client's id if it is well formed, else a new one.
 fn request_id(headers: &HeaderMap) -> String {
     let is_sane = |id: &&str| {
         (1..=MAX_REQUEST_ID).contains(&id.len())
@@ -130,7 +132,7 @@ fn request_id(headers: &HeaderMap) -> String {
     }
 }
 
-/// The kind of endpoint a path belongs to: a closed set, since it labels metrics.
+/// The kind of endpoint of a path: a closed set, because it labels metrics.
 fn endpoint(path: &str) -> &'static str {
     let Some(rest) = path.strip_prefix("/v2/") else {
         return match path {
@@ -151,7 +153,7 @@ fn endpoint(path: &str) -> &'static str {
     }
 }
 
-/// The access line, filled in while the request is answered and written when its body is done or dropped.
+/// The access line, filled in during the answer and written when its body is sent or dropped.
 struct Line {
     span: Span,
     method: Method,
@@ -159,7 +161,7 @@ struct Line {
     client: Option<SocketAddr>,
     endpoint: &'static str,
     status: StatusCode,
-    /// Bytes the body should have; `None` where there is none or nobody knows.
+    /// The expected length of the body, or `None` if there is none or it is unknown.
     expected: Option<u64>,
     sent: u64,
     since: Instant,
@@ -181,7 +183,7 @@ impl Line {
                 .map_or_else(String::new, |path| path.as_str().to_owned()),
             client,
             endpoint: endpoint(request.uri().path()),
-            // What a client that leaves before the answer gets, as nginx logs it.
+            // The status for a client that leaves before the answer, as nginx logs it.
             status: StatusCode::from_u16(499).unwrap_or_default(),
             expected: None,
             sent: 0,
@@ -244,13 +246,16 @@ impl Drop for Line {
     }
 }
 
-/// A body that counts its bytes, logs why it broke, and holds what its request holds until it is gone.
+/// A body that counts its bytes, logs why it broke off, and keeps its request's resources until it
+/// is dropped.
 ///
-/// It comes in pieces, so that a client that takes the answer is seen to. The last byte is a piece by itself: hyper lets
-/// go of a body as soon as its last piece waits in the stream's buffer, and no more than a byte may wait there for good.
+/// It is sent in pieces, so that the progress of a reading client is visible. The last byte is a
+/// separate piece: hyper drops a body as soon as its last piece waits in the stream's buffer, and
+/// at most one byte may wait there indefinitely. go of a body as soon as its last piece waits in
+/// the stream's buffer, and no more than a byte may wait there for good.
 struct Watched {
     inner: Body,
-    /// What is left of the inner body's last frame.
+    /// The rest of the inner body's last frame.
     rest: Bytes,
     line: Line,
     clock: Option<Arc<Clock>>,
@@ -258,7 +263,7 @@ struct Watched {
 }
 
 impl Watched {
-    /// The next piece of what is left.
+    /// The next piece of `rest`.
     fn piece(&mut self) -> Option<Bytes> {
         let length = self.rest.len().min(PIECE);
         let ends = self
@@ -338,7 +343,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_body_comes_in_pieces_and_its_last_byte_alone() {
+    async fn a_body_is_sent_in_pieces_and_its_last_byte_separately() {
         use http_body_util::BodyExt as _;
         for (length, expected) in [
             (0, vec![]),
@@ -363,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn only_sane_request_ids_are_kept() {
+    fn only_well_formed_request_ids_are_kept() {
         let id_of = |value: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(REQUEST_ID, value.parse().unwrap());
@@ -376,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_are_told_apart_from_the_right() {
+    fn the_endpoint_is_found_from_the_right() {
         let cases = [
             ("/v2/", "ping"),
             ("/v2/a/blobs/b/manifests/1", "manifest"),

@@ -1,12 +1,15 @@
-//! The distribution read API over twins and originals, and a small API and page of our own.
+//! The read API of the distribution specification over converted and source images, and Starlift's
+//! own small API and page.
 //!
 //! ```text
-//! connection ▶ listener (room, TLS, stalls) ▶ stream (clock)
-//! request ▶ middleware (id, span, names, places, access line, panic) ▶ router ▶ manifests │ blobs │ referrers │ tags │ api │ profiles │ page
-//!                                                     resolver (tags) ◀──┤     └──▶ store or upstream, in parts
-//!                                                     originals          ◀┘
+//! connection ▶ listener (room, TLS, stalls) ▶ stream (clock) ▶ request
+//! request ▶ middleware (id, span, names, places, access line, panic) ▶ router
+//! router ▶ manifests │ blobs │ referrers │ tags │ api │ profiles │ page
+//!          │           └▶ store or upstream, in parts
+//!          ├▶ resolver (tags)
+//!          └▶ originals
 //! ```
-//! A handler parses, calls one function and answers; `error` alone turns failures into statuses.
+//! A handler parses, calls one function and answers. Only `error` turns failures into statuses.
 
 mod accept;
 mod api;

@@ -1,9 +1,11 @@
-//! Parts of a blob as one answer: a single range, or `multipart/byteranges` (RFC 9110, section 14.6).
+//! Parts of a blob as one answer: a single range, or `multipart/byteranges` (RFC 9110, section
+//! 14.6).
 //!
 //! ```text
-//! parts asked for ▶ plan: reads (near parts together) ▶ each read's stream ▶ Slicer ▶ part headers and part bytes
+//! requested parts ▶ plan: reads (near parts together)
+//! each read's stream ▶ Slicer ▶ part headers and part bytes
 //! ```
-//! Nothing here reads: it says what to read and cuts what was read.
+//! Nothing here reads. It plans the reads and cuts their bytes.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -13,16 +15,17 @@ use bytes::Bytes;
 use crate::oci::media_type::OCTET_STREAM;
 use crate::oci::range::content_range;
 
-/// Parts with less than this between them are read together: one more request costs more than these bytes.
+/// Parts with a smaller gap are read together, because another request costs more than these bytes.
 const NEAR: u64 = 32 << 10;
 
-/// What is read and thrown away is at most this many times the body: a client pays for what it makes us read.
+/// The most unused bytes that are read, as a multiple of the body: the client bears a share of the
+/// work that it causes.
 const SPARE: u64 = 3;
 
-/// About the length of what stands before each part in the body.
+/// The approximate length of the header before each part.
 const PART_HEADER: u64 = 100;
 
-/// A part and what stands before it in the body.
+/// A part and its header in the body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Part {
     range: Range<u64>,
@@ -36,7 +39,7 @@ pub(crate) struct Read {
     parts: Vec<Part>,
 }
 
-/// A whole answer body: what to read for it, its length and its type.
+/// A whole answer body: the reads for it, its length and its type.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Layout {
     pub(crate) reads: Vec<Read>,
@@ -64,8 +67,8 @@ impl Layout {
         }
     }
 
-    /// The body for several parts of a blob of `size` bytes, made with at most `max_reads` reads. `None` when so few
-    /// would have to read far more than the body holds.
+    /// The body for several parts of a blob of `size` bytes, with at most `max_reads` reads. `None`
+    /// if so few reads would cover far more than the body holds.
     pub(crate) fn multipart(
         parts: Vec<Range<u64>>,
         size: u64,
@@ -109,9 +112,9 @@ impl Layout {
     }
 }
 
-/// Groups parts that are read together: near ones, as long as the gaps between them stay in proportion to the body.
-/// Where the order asked for needs too many reads the parts are sorted, and far ones are joined within the same bound.
-/// `None` when the reads are too many still.
+/// Groups parts that are read together: near ones, as long as the gaps between them stay in
+/// proportion to the body. If the requested order needs too many reads, the parts are sorted, and
+/// far ones are joined within the same bound. `None` if there are still too many reads.
 fn group(mut parts: Vec<Range<u64>>, max_reads: usize) -> Option<Vec<Vec<Range<u64>>>> {
     let body: u64 = parts
         .iter()
@@ -127,8 +130,8 @@ fn group(mut parts: Vec<Range<u64>>, max_reads: usize) -> Option<Vec<Vec<Range<u
     (groups.len() <= max_reads).then_some(groups)
 }
 
-/// Joins parts over the smallest gaps first, `spare` bytes of gaps at most: near ones, and far ones too while there are
-/// more than `max_reads` groups.
+/// Joins parts over the smallest gaps first, over at most `spare` bytes of gaps: near ones, and far
+/// ones as long as there are more than `max_reads` groups.
 fn join(parts: &[Range<u64>], mut spare: u64, max_reads: usize) -> Vec<Vec<Range<u64>>> {
     let gap = |(at, pair): (usize, &[Range<u64>])| {
         Some((pair[1].start.checked_sub(pair[0].end)?, at + 1))
@@ -156,7 +159,7 @@ fn join(parts: &[Range<u64>], mut spare: u64, max_reads: usize) -> Vec<Vec<Range
     joined
 }
 
-/// Cuts the bytes of one read into its parts, their headers in front.
+/// Cuts the bytes of one read into its parts, each after its header.
 #[derive(Debug)]
 pub(crate) struct Slicer {
     at: u64,
@@ -173,7 +176,7 @@ impl Slicer {
         }
     }
 
-    /// What of `bytes`, which follow those pushed before, belongs into the body.
+    /// The pieces of `bytes` that belong into the body. `bytes` follow those of the earlier calls.
     pub(crate) fn push(&mut self, mut bytes: Bytes) -> Vec<Bytes> {
         let mut out = Vec::new();
         while let Some(part) = self.parts.front() {
@@ -197,7 +200,7 @@ impl Slicer {
     }
 }
 
-/// Takes up to `length` bytes off the front.
+/// Splits up to `length` bytes off the front.
 fn cut(bytes: &mut Bytes, length: u64) -> Bytes {
     let length = usize::try_from(length)
         .unwrap_or(usize::MAX)
@@ -231,7 +234,7 @@ mod tests {
         body
     }
 
-    /// Reads a multipart body as a client would: offset and bytes of each part.
+    /// Parses a multipart body as a client does: offset and bytes of each part.
     fn read_back(body: &[u8], boundary: &str) -> Vec<(u64, Vec<u8>)> {
         let delimiter = format!("--{boundary}\r\n").into_bytes();
         let mut parts = Vec::new();
@@ -262,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn near_parts_are_read_together_and_far_ones_apart() {
+    fn near_parts_are_read_together_and_far_ones_separately() {
         let far = NEAR * 10;
         let layout = Layout::multipart(vec![0..1, 10..20, far..far + 1], far * 2, "b", 8).unwrap();
         let reads: Vec<_> = layout.reads.iter().map(|read| read.range.clone()).collect();
@@ -270,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn never_more_reads_than_allowed() {
+    fn there_are_never_more_reads_than_allowed() {
         let parts: Vec<_> = (0..100_u64)
             .rev()
             .map(|at| at * NEAR * 4..at * NEAR * 4 + NEAR * 2)
@@ -288,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_stays_in_proportion_to_what_is_sent() {
+    fn bytes_read_stay_in_proportion_to_bytes_sent() {
         for gap in [1, 500, NEAR - 1, NEAR * 10] {
             for count in [2, 40, 1000_u64] {
                 let parts: Vec<_> = (0..count)
@@ -324,7 +327,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_client_reads_the_parts_it_asked_for(
+        fn a_client_gets_the_parts_it_asked_for(
             cuts in prop::collection::btree_set(0_u64..500, 4..20),
             is_reversed in any::<bool>(),
             piece in 1_usize..64,

@@ -1,4 +1,5 @@
-//! The same image in the words a client understands: one of two families, an index or one image of it.
+//! The same image in a form that the client accepts: one of two families of types, and an index or
+//! one image of it.
 
 use serde::Deserialize;
 
@@ -14,11 +15,11 @@ use super::ask::Ask;
 use super::error::Failure;
 use super::manifests::{original, stored};
 
-/// Indexes in indexes: nobody was seen to nest them deeper than two.
+/// The most nested indexes. No known image nests them deeper than two.
 const MAX_INDEXES: usize = 4;
 
-/// The original in a form that the client takes: its bytes are its identity, so that an index may give way to one of
-/// its images and nothing else changes.
+/// The source image in a form that the client accepts. Its bytes are its identity, so an index may
+/// only be replaced by one of its images.
 pub(crate) async fn of_original(
     app: &App,
     ask: &Ask,
@@ -39,7 +40,8 @@ pub(crate) async fn of_original(
     Ok(manifest)
 }
 
-/// The twin in a form that the client takes; `None` when there is none in the types it knows.
+/// The converted image in a form that the client accepts, or `None` if there is none in the types
+/// that it knows.
 pub(crate) async fn of_twin(
     app: &App,
     ask: &Ask,
@@ -58,7 +60,7 @@ pub(crate) async fn of_twin(
                     None => Ok(None),
                 };
             }
-            // The very bytes that its conversion stored beside it.
+            // The same bytes that its conversion stored as the translation.
             Choice::Translate(_) => {
                 return Ok(aside(manifest.bytes.len(), move || translate::image(&manifest)).await);
             }
@@ -82,7 +84,8 @@ async fn child(index: &Manifest) -> Option<Digest> {
     aside(index.bytes.len(), move || default_child(&own)).await
 }
 
-/// What of an index decides: others write megabytes into the rest, which must not become a tree in memory.
+/// The only fields of an index that matter here. The rest may be megabytes, which must not become a
+/// tree in memory.
 #[derive(Deserialize)]
 struct Children {
     manifests: Option<Vec<Child>>,
@@ -113,7 +116,7 @@ impl ChildPlatform {
     }
 }
 
-/// The child for linux/amd64, which is what docker-registry gives to clients that know no indexes.
+/// The child for linux/amd64, which docker-registry also sends to clients that do not know indexes.
 fn default_child(index: &Manifest) -> Option<Digest> {
     let wanted = Platform {
         os: "linux".to_owned(),

@@ -1,4 +1,4 @@
-//! Original manifests from upstreams, each fetched once: Docker Hub meters these requests.
+//! Manifests of source images, each fetched once, because Docker Hub counts these requests.
 
 use bytesize::ByteSize;
 use moka::future::Cache;
@@ -16,7 +16,7 @@ pub(crate) struct Originals {
 }
 
 impl Originals {
-    /// Keeps at most `capacity` bytes of manifests in memory.
+    /// Caches at most `capacity` bytes of manifests in memory.
     pub(crate) fn new(capacity: ByteSize, forgotten: Forgotten) -> Self {
         let known = Cache::builder()
             .max_capacity(capacity.as_u64())
@@ -28,12 +28,13 @@ impl Originals {
         }
     }
 
-    /// The manifest with this digest, from memory alone.
+    /// The manifest with this digest, only from memory.
     pub(crate) async fn known(&self, location: &Location, digest: &Digest) -> Option<Manifest> {
         self.known.get(&(location.clone(), digest.clone())).await
     }
 
-    /// The manifest with this digest. Cancel safe: a fetch under way goes on for a while and is remembered.
+    /// The manifest with this digest. Cancel safe: a running fetch continues for a while, and its
+    /// result is cached.
     pub(crate) async fn get(
         &self,
         source: &Source,
@@ -55,6 +56,6 @@ impl Originals {
         });
         fetched
             .await
-            .unwrap_or_else(|| Err(Error::Unavailable("the fetch was given up".to_owned())))
+            .unwrap_or_else(|| Err(Error::Unavailable("fetch cancelled".to_owned())))
     }
 }

@@ -1,4 +1,4 @@
-//! The page at `/`: what this is, how to use it from here, what it is doing.
+//! The page at `/`: what Starlift is, how to use this server, and its current work.
 
 use std::sync::{Arc, LazyLock};
 
@@ -17,7 +17,8 @@ use super::config::Config;
 use super::jobs::Job;
 
 const TEMPLATE: &str = include_str!("page.html");
-/// The page is one document with this one style; nothing else may load or run, and nobody may frame it.
+/// The page is one document with this one style. Nothing else may load or run, and no other page
+/// may frame it.
 static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     let style = TEMPLATE
         .split_once("<style>")
@@ -51,7 +52,7 @@ pub(crate) async fn show(
     ([(CONTENT_SECURITY_POLICY, POLICY.clone())], Html(page)).into_response()
 }
 
-/// Where images are pulled from: here, or at the listener that is for everybody.
+/// The host that images are pulled from: this one, or that of the public listener.
 fn images_at(config: &Config, headers: &HeaderMap) -> String {
     let here = || {
         headers
@@ -138,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_others_wrote_cannot_become_markup() {
+    fn foreign_text_cannot_become_markup() {
         let row = table(std::iter::once([
             "<script>".to_owned(),
             "\"".to_owned(),

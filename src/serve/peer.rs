@@ -1,4 +1,4 @@
-//! Who a request comes from.
+//! The client address of a request.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -7,7 +7,8 @@ use http::{Extensions, HeaderMap};
 
 use super::config::Config;
 
-/// The client's address: the last one in the header of a trusted proxy, else where the connection comes from.
+/// The client's address: the last one in the header of a trusted proxy, or else the address of the
+/// connection.
 pub(crate) fn address(
     config: &Config,
     headers: &HeaderMap,
@@ -23,7 +24,7 @@ pub(crate) fn address(
     Some(named.unwrap_or(peer).to_canonical())
 }
 
-/// What the proxy nearest to us wrote stands last; what stands before may be anyone's.
+/// Parses the last address, which the nearest proxy wrote. Earlier ones may be forged.
 fn last(list: &str) -> Option<IpAddr> {
     list.rsplit(',').next()?.trim().parse().ok()
 }
@@ -49,7 +50,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_counts_where_it_is_trusted_and_its_last_address_alone() {
+    fn only_the_last_address_of_a_trusted_header_counts() {
         let values = ["10.0.0.9", "10.0.0.1, ::ffff:10.0.0.2"];
         let (header, proxy) = (Some("X-Forwarded-For"), "127.0.0.0/8");
         assert_eq!(address_of(None, proxy, &values), "127.0.0.1");
@@ -57,7 +58,7 @@ mod tests {
         assert_eq!(
             address_of(header, "10.0.0.0/8", &values),
             "127.0.0.1",
-            "anybody can send a header"
+            "any client can send a header"
         );
         assert_eq!(
             address_of(header, proxy, &["10.0.0.1, nobody"]),

@@ -1,4 +1,4 @@
-//! Places: how many requests are answered at once, and how many of one client.
+//! Places: how many requests are answered at the same time, and how many of one client.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -7,7 +7,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// A client as bounds count it: an address, or the network of 64 bits that one host of IPv6 has for itself.
+/// A client, as limits count it: an address, or the 64-bit network that one IPv6 host has for
+/// itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Client(IpAddr);
 
@@ -23,12 +24,12 @@ impl From<IpAddr> for Client {
     }
 }
 
-/// `percent` of `all`, at least one.
+/// `percent` of `all`, but at least one.
 pub(crate) fn share(all: usize, percent: u8) -> usize {
     (all.saturating_mul(usize::from(percent)) / 100).max(1)
 }
 
-/// A number of places, and how many one client may have.
+/// A number of places, and the share of one client.
 #[derive(Debug)]
 pub(crate) struct Places {
     free: Arc<Semaphore>,
@@ -36,7 +37,7 @@ pub(crate) struct Places {
     taken: Mutex<HashMap<Client, usize>>,
 }
 
-/// A place, given back when dropped.
+/// A place, freed when dropped.
 #[derive(Debug)]
 pub(crate) struct Place {
     places: Arc<Places>,
@@ -44,11 +45,11 @@ pub(crate) struct Place {
     _permit: OwnedSemaphorePermit,
 }
 
-/// Why there is no place.
+/// The reason why there is no place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NoPlace {
     AllTaken,
-    /// The client has its share.
+    /// The client has used its share.
     ClientHasShare,
 }
 
@@ -72,7 +73,8 @@ impl Places {
         })
     }
 
-    /// Takes a place for a client; one whose address is not known is bounded by the number of places only.
+    /// Takes a place for a client. A client without a known address is only limited by the number
+    /// of places.
     pub(crate) fn take(self: &Arc<Self>, address: Option<IpAddr>) -> Result<Place, NoPlace> {
         let permit = Arc::clone(&self.free)
             .try_acquire_owned()
@@ -116,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn no_client_has_all_places() {
+    fn no_client_gets_all_places() {
         let places = Places::new(8, 25);
         let (a, b) = (address("10.0.0.1"), address("10.0.0.2"));
         let held = [places.take(a).unwrap(), places.take(a).unwrap()];
@@ -136,7 +138,7 @@ mod tests {
         assert_eq!(
             places.taken.lock().len(),
             1,
-            "clients without a place are forgotten"
+            "only clients with a place are in the table"
         );
     }
 
@@ -152,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_is_one_place_at_least() {
+    fn a_share_is_at_least_one_place() {
         assert_eq!([share(1, 25), share(8, 25), share(8, 100)], [1, 2, 8]);
     }
 }

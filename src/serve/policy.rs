@@ -1,4 +1,4 @@
-//! What browsers may do with an answer: nothing, unless it is the page.
+//! The rights of browsers over an answer: none, unless it is the page.
 
 use axum::response::Response;
 use http::header::{CONTENT_SECURITY_POLICY, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS};
@@ -6,11 +6,12 @@ use http::{HeaderName, HeaderValue};
 
 const CROSS_ORIGIN_RESOURCE_POLICY: HeaderName =
     HeaderName::from_static("cross-origin-resource-policy");
-/// Whatever it is, it loads nothing, runs nothing and has no origin.
+/// The answer loads nothing, runs nothing and has no origin.
 const SANDBOX: HeaderValue =
     HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'; sandbox");
 
-/// Adds the headers by which a browser takes an answer for no page of this origin. The page's own policy stays.
+/// Adds the headers that keep a browser from treating an answer as a page of this origin. The
+/// page's own policy stays.
 pub(crate) fn apply(response: &mut Response) {
     let headers = response.headers_mut();
     headers.entry(CONTENT_SECURITY_POLICY).or_insert(SANDBOX);

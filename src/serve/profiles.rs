@@ -1,4 +1,4 @@
-//! What nodes fetch ahead of a start, and what they saw of one.
+//! The profiles that nodes fetch before a start, and the observations that they send after one.
 
 use std::sync::Arc;
 

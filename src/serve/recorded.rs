@@ -10,17 +10,19 @@ use crate::upstream;
 use super::app::App;
 use super::error::Chain;
 
-/// The profile of the default workload that refers to an image; a failure is told in the log.
+/// The profile of the default workload that refers to an image. A failure is only logged.
 pub(super) async fn find(app: &App, location: &Location, image: &Digest) -> Option<Profile> {
     let found = match read(app, location, image).await {
         Ok(document) => document.map(|bytes| Profile::parse(&bytes)),
         Err(error) => {
-            tracing::info!(%image, error = %Chain(&error), "whether a profile refers to it is not known");
+            tracing::info!(%image, error = %Chain(&error), "referrers not read");
             return None;
         }
     };
     found.and_then(|parsed| {
-        parsed.inspect_err(|error| tracing::warn!(%image, %error, "the profile that refers to it is left alone")).ok()
+        parsed
+            .inspect_err(|error| tracing::warn!(%image, %error, "profile of referrer ignored"))
+            .ok()
     })
 }
 

@@ -1,4 +1,5 @@
-//! Referrers of a digest: the upstream's, found for twins through their originals, and our twins of originals.
+//! Referrers of a digest: the upstream's, which also count for the converted image, and the
+//! converted image of a source image.
 
 use std::collections::HashMap;
 
@@ -22,7 +23,7 @@ use super::error::{Asked, Chain, Failure};
 use super::manifests::stored;
 use super::response;
 
-/// The artifact type under which an original's twin is listed.
+/// The artifact type under which an image's converted image is listed.
 const TWIN: &str = "application/vnd.dev.starlift.twin.v1";
 const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
 
@@ -61,7 +62,7 @@ pub(crate) async fn answer(app: &App, ask: &Ask, digest: &Digest) -> Result<Resp
     Ok(response)
 }
 
-/// The upstream's list. A repository or digest it does not know has no referrers, which is an empty list.
+/// The upstream's list. An unknown repository or digest has an empty list.
 async fn of_upstream(app: &App, ask: &Ask, digest: &Digest) -> Result<Vec<Descriptor>, Failure> {
     let fail = |error: upstream::Error| Failure::upstream(&error, Asked::Repository, ask.is_mirror);
     let source = app.source(&ask.location.upstream).map_err(fail)?;
@@ -72,12 +73,12 @@ async fn of_upstream(app: &App, ask: &Ask, digest: &Digest) -> Result<Vec<Descri
     }
 }
 
-/// The twin of an original, listed as a referrer of it.
+/// The converted image of a source image, listed as its referrer.
 async fn our_twin(app: &App, source: &Digest) -> Option<Descriptor> {
     let record = match app.converter.lookup(source).await {
         Ok(record) => record.filter(|record| record.twin != record.source)?,
         Err(error) => {
-            tracing::warn!(error = %Chain(&error), "the record of a twin cannot be read");
+            tracing::warn!(error = %Chain(&error), "image record not read");
             return None;
         }
     };
@@ -93,7 +94,7 @@ async fn our_twin(app: &App, source: &Digest) -> Option<Descriptor> {
     })
 }
 
-/// What is known of how the image is used, listed as a referrer of it.
+/// The profile of the image, listed as its referrer.
 async fn our_profile(app: &App, image: &Manifest) -> Option<Descriptor> {
     if !app.config.profiles.enabled {
         return None;
@@ -101,15 +102,15 @@ async fn our_profile(app: &App, image: &Manifest) -> Option<Descriptor> {
     match app.profiles.artifact(image).await {
         Ok(listed) => listed,
         Err(error) => {
-            tracing::warn!(error = %Chain(&error), "what is known of an image cannot be read");
+            tracing::warn!(error = %Chain(&error), "profile of image not read");
             None
         }
     }
 }
 
-/// What a twin says that it was made from.
+/// The source digest that a converted image names.
 pub(super) async fn source_digest(twin: &Bytes) -> Option<Digest> {
-    /// What of a manifest is asked for: the rest must not become a tree in memory.
+    /// The only field of the manifest that is needed. The rest must not become a tree in memory.
     #[derive(Deserialize)]
     struct Annotated {
         annotations: Option<HashMap<String, String>>,

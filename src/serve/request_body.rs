@@ -1,4 +1,5 @@
-//! The body of a request, as long as it may be, in the time it may take, and weighed before it is read.
+//! The body of a request, with limits for length and time. Its memory is reserved before it is
+//! read.
 
 use axum::body::{Body, to_bytes};
 use bytes::Bytes;
@@ -19,7 +20,7 @@ pub(crate) struct Weighed {
     _weight: Weight,
 }
 
-/// Reads a body of `limit` bytes at most, within the time that a client has for its headers.
+/// Reads a body of at most `limit` bytes, within the time that a client has for its headers.
 pub(crate) async fn read(
     app: &App,
     headers: &HeaderMap,
@@ -38,7 +39,7 @@ pub(crate) async fn read(
     if length.is_some_and(|length| length > limit) {
         return Err(too_long());
     }
-    // As a Vec that doubles and is then moved, a body takes up to three times its length for a moment.
+    // A Vec that doubles and is then moved takes for a moment up to three times the body's length.
     let weight = app
         .bodies
         .try_take(length.unwrap_or(limit) as u64 * 3)
@@ -48,7 +49,7 @@ pub(crate) async fn read(
             bytes,
             _weight: weight,
         }),
-        // A client that leaves in the middle hears nothing of it.
+        // A client that leaves in the middle does not receive this answer.
         Ok(Err(_)) => Err(too_long()),
         Err(_) => Err(refused(
             StatusCode::REQUEST_TIMEOUT,

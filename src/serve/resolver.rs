@@ -1,7 +1,7 @@
-//! Tags to descriptors, with a short memory.
+//! Resolves tags to descriptors and caches the answers for a short time.
 //!
-//! Fresh answers come from memory; slightly old ones too while the upstream is asked in the background; when the
-//! upstream fails, the last answer stands in for a while.
+//! Fresh answers come from memory. Slightly older ones do too, while the upstream is asked in the
+//! background. If the upstream fails, the last answer is used for a limited time.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::upstream::{Error, Source};
 
 use super::config::Config;
 
-/// Tags remembered: a few hundred bytes each.
+/// The number of cached tags, of a few hundred bytes each.
 const MAX_TAGS: u64 = 50_000;
 
 type Key = (Location, Tag);
@@ -50,9 +50,10 @@ impl Resolver {
         }
     }
 
-    /// What `tag` names. A remembered answer stands in when the upstream fails or stays silent until `patience`.
+    /// The descriptor that `tag` names. A cached answer is used if the upstream fails or stays
+    /// silent until `patience`.
     ///
-    /// Cancel safe: a question under way goes on for a while and its answer is remembered.
+    /// Cancel safe: a running request continues for a while, and its answer is cached.
     pub(crate) async fn resolve(
         &self,
         source: &Source,
@@ -95,7 +96,8 @@ impl Resolver {
         }
     }
 
-    /// Asks the upstream, once for all who ask now. The question is under way when this returns.
+    /// Asks the upstream, once for all concurrent callers. The request is already running when this
+    /// returns.
     fn ask(
         &self,
         source: &Source,
@@ -128,12 +130,12 @@ impl Resolver {
         async move {
             answer
                 .await
-                .unwrap_or_else(|| Err(Error::Unavailable("the question was given up".to_owned())))
+                .unwrap_or_else(|| Err(Error::Unavailable("request cancelled".to_owned())))
         }
     }
 }
 
-/// Whether the upstream may well answer otherwise in a moment.
+/// Whether the upstream may give another answer soon.
 fn is_transient(error: &Error) -> bool {
     !matches!(
         error,

@@ -10,7 +10,7 @@ use crate::oci::Digest;
 pub(crate) const DOCKER_CONTENT_DIGEST: HeaderName =
     HeaderName::from_static("docker-content-digest");
 
-/// For what is asked by digest: it never changes.
+/// For objects that are requested by digest, which never change.
 pub(crate) const IMMUTABLE: HeaderValue =
     HeaderValue::from_static("public, max-age=31536000, immutable");
 
@@ -34,7 +34,8 @@ pub(crate) fn cache(response: &mut Response, control: HeaderValue) {
     response.headers_mut().insert(CACHE_CONTROL, control);
 }
 
-/// Sets a header; a value that cannot be one, which an upstream may have given, is left out.
+/// Sets a header. A value that is not valid in a header, which may come from an upstream, is left
+/// out.
 pub(crate) fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(name, value);
@@ -44,7 +45,7 @@ pub(crate) fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
 /// A JSON answer.
 pub(crate) fn json(status: StatusCode, value: &impl serde::Serialize) -> Response {
     let Ok(bytes) = serde_json::to_vec(value) else {
-        // Only maps with keys that are no strings fail; none of ours has them.
+        // Only maps whose keys are not strings fail, and no answer has them.
         return with_status(StatusCode::INTERNAL_SERVER_ERROR);
     };
     let mut response = with_status(status);
@@ -63,7 +64,7 @@ fn entity_tag(digest: &Digest) -> String {
     format!("\"{digest}\"")
 }
 
-/// Whether `If-None-Match` says that the client has this digest already.
+/// Whether `If-None-Match` shows that the client already has this digest.
 pub(crate) fn is_known_to_client(headers: &HeaderMap, digest: &Digest) -> bool {
     let tag = entity_tag(digest);
     let lines = headers
@@ -78,7 +79,8 @@ pub(crate) fn is_known_to_client(headers: &HeaderMap, digest: &Digest) -> bool {
         })
 }
 
-/// Whether ranges may be answered: `If-Range` is absent or names this digest. There are no dates to compare with.
+/// Whether ranges may be answered: `If-Range` is absent or names this digest. There are no dates to
+/// compare with.
 pub(crate) fn is_range_wanted(headers: &HeaderMap, digest: &Digest) -> bool {
     headers
         .get(IF_RANGE)
@@ -96,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn if_none_match_compares_weakly_and_takes_lists() {
+    fn if_none_match_compares_weakly_and_accepts_lists() {
         let digest = Digest::sha256_of(b"x");
         assert!(knows("*"));
         assert!(knows(&format!("\"{digest}\"")));

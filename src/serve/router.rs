@@ -1,4 +1,5 @@
-//! Paths to handlers. Repository names hold slashes, so all of `/v2/` is one route, split by [`Ask`].
+//! Maps paths to handlers. Repository names hold slashes, so all of `/v2/` is one route, which
+//! [`Ask`] splits.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -19,10 +20,10 @@ use super::ask::Ask;
 use super::error::Failure;
 use super::{api, blobs, health, manifests, middleware, page, profiles, referrers, response, tags};
 
-/// What a listener is for.
+/// The audience of a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Face {
-    /// Only this machine reaches it: everything.
+    /// Clients on this machine only: everything.
     Local,
     /// Clients and nodes: images, profiles, health.
     Public,
@@ -38,7 +39,7 @@ pub(crate) fn router(app: Arc<App>, face: Face) -> Router {
         .route("/v2", any(ping))
         .route("/v2/", any(ping))
         .route("/v2/{*path}", any(registry))
-        // Its body has a limit of its own.
+        // This handler limits its body itself.
         .route(
             "/api/v1/profiles/{stack}",
             get(profiles::show).post(profiles::take),
@@ -95,7 +96,10 @@ async fn missing() -> Response {
     Failure::route(&RouteError::Endpoint).into_response()
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the layer calls it so")]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the layer defines the signature"
+)]
 fn panicked(payload: Box<dyn Any + Send + 'static>) -> Response {
     let message = payload
         .downcast_ref::<&str>()

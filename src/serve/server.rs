@@ -1,4 +1,4 @@
-//! The server's life: bind, serve, stop; and what goes on beside the requests.
+//! The server's life cycle: bind, serve, stop. Also starts its background tasks.
 
 use std::io;
 use std::net::SocketAddr;
@@ -26,26 +26,26 @@ use super::listener::Listener;
 use super::places::share;
 use super::router::{Face, router};
 
-/// How often the certificate's files are looked at.
+/// How often the certificate's files are checked for changes.
 const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Connections to the API's own listener: operators, scrapes and probes.
+/// The most connections to the API's own listener: operators, scrapes and probes.
 const API_CONNECTIONS: usize = 256;
 
-/// How long a stopping server may take to write what was learned last.
+/// How long a stopping server may take to write the last observations.
 const LAST_WRITES: Duration = Duration::from_secs(10);
 
 /// A server that listens and is about to serve.
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
-    /// The listener of our own API, where that is not for everybody.
+    /// The listener of Starlift's own API, if that is separate.
     api: Option<TcpListener>,
     tls: Option<(TlsConfig, RustlsConfig)>,
     app: Arc<App>,
 }
 
-/// Why the server cannot start.
+/// The reason why the server cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error(transparent)]
@@ -73,7 +73,8 @@ impl std::fmt::Debug for Server {
 }
 
 impl Server {
-    /// Listens on `config.listen`; port 0 takes a free port. Connections queue up until [`Server::run`].
+    /// Listens on `config.listen`. Port 0 takes a free port. Connections queue up until
+    /// [`Server::run`].
     pub async fn bind(
         config: &Config,
         store: Store,
@@ -101,12 +102,12 @@ impl Server {
         })
     }
 
-    /// Where the server listens.
+    /// The address that the server listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where our own API is: at the same address, unless that is beyond loopback.
+    /// The address of Starlift's own API: the same one, unless that is beyond loopback.
     pub fn api_address(&self) -> SocketAddr {
         self.api
             .as_ref()
@@ -114,10 +115,10 @@ impl Server {
             .unwrap_or(self.address)
     }
 
-    /// Serves until `shutdown`, then lets running answers end for the configured grace.
+    /// Serves until `shutdown`, then gives running answers the configured grace to end.
     ///
     /// # Errors
-    /// The listener or SIGHUP cannot be used.
+    /// If the signal handler for SIGHUP cannot be installed.
     pub async fn run(self, shutdown: CancellationToken) -> io::Result<()> {
         let Self {
             listener,
@@ -179,7 +180,7 @@ async fn listen(wanted: SocketAddr) -> Result<(TcpListener, SocketAddr), StartEr
 }
 
 async fn certificate(tls: &TlsConfig) -> Result<RustlsConfig, StartError> {
-    // Whoever is first installs it; it is the same one for all.
+    // The first caller installs the provider, and all install the same one.
     let _installed = rustls::crypto::ring::default_provider().install_default();
     RustlsConfig::from_pem_file(&tls.cert, &tls.key)
         .await
@@ -194,15 +195,15 @@ async fn drain(shutdown: CancellationToken, app: Arc<App>) {
     app.drain();
 }
 
-/// Reads the certificate again on SIGHUP, or when its files have changed.
+/// Reloads the certificate on SIGHUP, or if its files have changed.
 async fn renew_certificate(tls: Option<(TlsConfig, RustlsConfig)>, mut hangups: Signal) {
     let Some((files, config)) = tls else {
-        // SIGHUP must not end a server that has nothing to read again.
+        // SIGHUP must not end a server that has nothing to reload.
         while hangups.recv().await.is_some() {}
         return;
     };
     let mut ticks = interval(CERTIFICATE_INTERVAL);
-    // The first tick is immediate, and the files were read a moment ago.
+    // The first tick is immediate, and the files have just been read.
     ticks.tick().await;
     let mut seen = modified(&files).await;
     loop {
@@ -238,7 +239,7 @@ async fn sweep(app: Arc<App>) {
     }
     let mut ticks = interval(app.config.sweep_interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // The first tick is immediate; a server that restarts often must not sweep at each start.
+    // The first tick is immediate. A server that restarts often must not sweep at each start.
     ticks.tick().await;
     loop {
         ticks.tick().await;

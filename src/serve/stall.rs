@@ -1,7 +1,9 @@
-//! Hangs up on clients that take nothing of what they are sent: they would hold their request's place for good.
+//! Closes the connections of clients that read nothing of their answers, because they would hold
+//! their request's place indefinitely.
 //!
-//! The watch is on the socket, beneath TLS. Over HTTP/2 a client may stop one stream and go on with others: see `streams`.
-//! One that reads nothing at all does not answer the server's pings.
+//! The watch is on the socket, below TLS. Over HTTP/2 a client may stop one stream and continue
+//! with others: see `streams`. A client that reads nothing at all does not answer the server's
+//! pings either.
 
 use std::future::Ready;
 use std::io::{self, IoSlice};
@@ -17,13 +19,14 @@ use tokio::time::{Sleep, sleep};
 
 use crate::telemetry::metrics;
 
-/// Accepts connections that give up once nothing could be written for `limit`; they do not delay small writes.
+/// Accepts connections that fail once nothing could be written for `limit`. Small writes are not
+/// delayed.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct StallAcceptor {
     limit: Duration,
 }
 
-/// A connection under watch.
+/// A watched connection.
 #[derive(Debug)]
 pub(super) struct Watched {
     stream: TcpStream,
@@ -61,7 +64,7 @@ impl<S> Accept<TcpStream, S> for StallAcceptor {
 }
 
 impl Watched {
-    /// What a write came to: an error when the client has had its time.
+    /// Returns the outcome of a write, or an error if the client has used up its time.
     fn settle<T>(
         &mut self,
         context: &mut Context<'_>,

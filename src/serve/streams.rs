@@ -1,10 +1,10 @@
-//! A clock for each stream: an answer that its client does not take is broken off.
+//! A clock for each stream: an answer that its client does not read is cancelled.
 //!
-//! The watch on the socket sees a client that takes nothing at all. Over HTTP/2 a client can stop one stream and go on
-//! with others, or with pings, for ever; hyper then never asks for more of that answer's body, so that the body cannot
-//! notice by itself. Each stream therefore runs in a task that knows when its body was last asked for more. When that is
-//! too long ago the task ends, which resets the stream and gives back all that it held. Over HTTP/1 the stream is the
-//! connection.
+//! The watch on the socket detects a client that reads nothing at all. Over HTTP/2 a client can
+//! stop one stream and continue with others, or with pings, for ever. hyper then never polls that
+//! answer's body again, so the body cannot notice. Each stream therefore runs in a task that knows
+//! when its body was last polled. When that is too long ago the task ends, which resets the stream
+//! and frees its resources. Over HTTP/1 the stream is the connection.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,28 +17,29 @@ use tokio::time::{Instant, Sleep, sleep};
 use crate::telemetry::metrics;
 
 tokio::task_local! {
-    /// The clock of the stream whose task this is.
+    /// The clock of the stream that this task serves.
     static CLOCK: Arc<Clock>;
 }
 
-/// Since when a stream's client owes a sign that it takes the answer.
+/// The time since which a stream's client has not shown that it reads the answer.
 #[derive(Debug, Default)]
 pub(crate) struct Clock {
     owing: Mutex<Option<Instant>>,
 }
 
 impl Clock {
-    /// The clock of the stream that is being answered here.
+    /// The clock of the stream that this task serves.
     pub(crate) fn current() -> Option<Arc<Self>> {
         CLOCK.try_with(Arc::clone).ok()
     }
 
-    /// A piece of the body was handed over: the next one is asked for once the client has taken it.
+    /// Called when a piece of the body is passed on. hyper polls for the next one after the client
+    /// has read it.
     pub(crate) fn start(&self) {
         self.set(Some(Instant::now()));
     }
 
-    /// More is asked for, or there is no more.
+    /// Called when the body is polled again, or has ended.
     pub(crate) fn stop(&self) {
         self.set(None);
     }
@@ -52,7 +53,7 @@ impl Clock {
     }
 }
 
-/// Spawns hyper's tasks for the streams of a connection, each under a clock of its own.
+/// Spawns hyper's tasks for the streams of a connection, each with its own clock.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Executor {
     pub(super) limit: Duration,
@@ -67,7 +68,7 @@ where
     }
 }
 
-/// A future under a clock: it ends without an output when the clock has run for too long.
+/// A future under a clock. It ends without an output when the clock has run for too long.
 pub(super) struct Timed<F> {
     inner: Pin<Box<F>>,
     clock: Arc<Clock>,
@@ -85,7 +86,7 @@ impl<F: Future> Timed<F> {
         }
     }
 
-    /// Runs `act` with the future itself.
+    /// The future itself.
     pub(super) fn inner(&mut self) -> Pin<&mut F> {
         self.inner.as_mut()
     }
@@ -125,7 +126,7 @@ impl<F: Future> Future for Timed<F> {
 mod tests {
     use super::*;
 
-    /// Starts and stops its stream's clock as told, and never ends.
+    /// Starts and stops its stream's clock at each step, and never ends.
     async fn answering(mut steps: tokio::sync::mpsc::Receiver<bool>) {
         let clock = Clock::current().unwrap();
         while let Some(is_owing) = steps.recv().await {
@@ -139,14 +140,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_ends_when_its_client_takes_nothing_for_too_long() {
+    async fn a_stream_ends_when_its_client_reads_nothing_for_too_long() {
         let limit = Duration::from_millis(30);
         let (steps, received) = tokio::sync::mpsc::channel(1);
         let mut stream = tokio::spawn(Timed::new(answering(received), limit));
         for is_owing in [true, false, true, false] {
             steps.send(is_owing).await.unwrap();
         }
-        // Waiting for the upstream is not the client's doing.
+        // Waiting for the upstream does not count against the client.
         assert!(tokio::time::timeout(limit * 5, &mut stream).await.is_err());
         steps.send(true).await.unwrap();
         stream.await.unwrap();

@@ -1,4 +1,4 @@
-//! Lists of tags, in pages, as the upstream has them.
+//! Lists of tags, in pages, in the upstream's order.
 
 use axum::response::Response;
 use http::StatusCode;
@@ -13,7 +13,7 @@ use super::ask::Ask;
 use super::error::{Asked, Failure};
 use super::response;
 
-/// The longest page; a larger `n` gets this many and a link to the next.
+/// The longest page. A larger `n` gets this many and a link to the next page.
 const MAX_PAGE: usize = 1000;
 
 pub(crate) async fn answer(app: &App, ask: &Ask) -> Result<Response, Failure> {
@@ -63,7 +63,8 @@ fn page(ask: &Ask, tags: &[String], next: Option<String>) -> Response {
     response
 }
 
-/// A relative link: behind a proxy this server does not know its own name. The namespace stays in it.
+/// A relative link, because this server does not know its own name behind a proxy. The link keeps
+/// the namespace.
 fn next_page(ask: &Ask, n: usize, last: &str) -> String {
     let mut query = url::form_urlencoded::Serializer::new(String::new());
     query

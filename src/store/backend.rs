@@ -1,7 +1,8 @@
-//! The folder or bucket beneath the store, spoken to in keys.
+//! The folder or bucket of the store, addressed by keys.
 //!
-//! Everything goes through `object_store`; a local folder needs three things of its own: reading in larger pieces,
-//! locks instead of conditional updates, and a look for the staging files that a killed process leaves behind.
+//! Everything goes through `object_store`. A local folder has three special cases: reads in larger
+//! pieces, locks instead of conditional updates, and a search for the staging files that a killed
+//! process leaves behind.
 
 use std::ops::Range;
 use std::path::{Path as FilePath, PathBuf};
@@ -23,30 +24,30 @@ use super::folder;
 use super::key::Key;
 use crate::telemetry::metrics;
 
-/// The largest record or lease we read: an index of a thousand images stays far below.
+/// The largest record or lease that is read. An index of a thousand images stays far below.
 const MAX_RECORD_BYTES: u64 = 16 << 20;
 
-/// A place to keep objects.
+/// A place for objects.
 #[derive(Debug)]
 pub(super) struct Backend {
     objects: Arc<dyn ObjectStore>,
-    /// In front of every key.
+    /// The prefix of every key.
     prefix: Path,
-    /// Set when the objects are files here.
+    /// Set if the objects are local files.
     folder: Option<PathBuf>,
-    /// Nothing in it outlives the process.
+    /// Whether no object outlives the process.
     is_scratch: bool,
     signer: Option<Arc<dyn Signer>>,
 }
 
-/// What a listing or a HEAD tells.
+/// The result of a listing or a HEAD.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Meta {
     pub(super) size: u64,
     pub(super) modified: SystemTime,
 }
 
-/// An object as a listing shows it.
+/// An object in a listing.
 #[derive(Debug, Clone)]
 pub(super) struct Listed {
     pub(super) key: Key,
@@ -60,19 +61,21 @@ pub(super) struct Versioned {
     pub(super) version: UpdateVersion,
 }
 
-/// A body on its way out, with the size of the whole object.
+/// A body to be read, with the size of the whole object.
 pub(super) struct Body {
     pub(super) object_size: u64,
     pub(super) stream: BoxStream<'static, Result<Bytes, object_store::Error>>,
 }
 
 impl Backend {
-    /// Keeps the objects as files in `root`, which is made when it is missing; on disk before they are visible.
+    /// Stores the objects as files in `root`, which is created if missing. Files are synced before
+    /// they become visible.
     pub(super) fn folder(root: &FilePath) -> Result<Self, Error> {
         Self::files(root, false)
     }
 
-    /// As [`folder`](Self::folder), for objects that nobody will look for after a crash: they are not synced.
+    /// As [`folder`](Self::folder), for objects that are not needed after a crash: they are not
+    /// synced.
     pub(super) fn scratch(root: &FilePath) -> Result<Self, Error> {
         Self::files(root, true)
     }
@@ -98,7 +101,7 @@ impl Backend {
         })
     }
 
-    /// Keeps the objects in a bucket, which must know conditional puts.
+    /// Stores the objects in a bucket, which must support conditional puts.
     pub(super) fn bucket(
         objects: Arc<dyn ObjectStore>,
         prefix: Path,
@@ -113,12 +116,12 @@ impl Backend {
         }
     }
 
-    /// The folder the objects are files of, if it is one.
+    /// The folder of the objects, if they are files.
     pub(super) fn root(&self) -> Option<&FilePath> {
         self.folder.as_deref()
     }
 
-    /// The file that `key` is in, if it goes with this process.
+    /// The file of `key`, if it does not outlive this process.
     pub(super) fn scratch_file(&self, key: &Key) -> Option<PathBuf> {
         let root = self.folder.as_ref().filter(|_| self.is_scratch)?;
         Some(root.join(self.path(key).as_ref()))
@@ -128,9 +131,10 @@ impl Backend {
         self.signer.as_ref()
     }
 
-    /// Where `key` lies in the bucket.
+    /// The path of `key` in the bucket.
     pub(super) fn path(&self, key: &Key) -> Path {
-        // A key's path holds no character that `Path` would change, so that the layout is what `Key` says.
+        // A key's path holds no character that `Path` would change, so that the layout is the one
+        // in `Key`.
         Path::from_iter(
             self.prefix
                 .parts()
@@ -151,7 +155,8 @@ impl Backend {
         stored.map(drop).map_err(Self::failed("writing", key))
     }
 
-    /// Writes when `mode`'s condition holds; the error tells a failed condition apart.
+    /// Writes if `mode`'s condition holds. The error distinguishes a failed condition from other
+    /// failures.
     pub(super) async fn put_if(
         &self,
         key: &Key,
@@ -174,7 +179,7 @@ impl Backend {
         started.map_err(Self::failed("starting the upload of", key))
     }
 
-    /// A record or lease, whole; `None` when there is none.
+    /// A whole record or lease, or `None` if there is none.
     pub(super) async fn get(&self, key: &Key) -> Result<Option<Versioned>, Error> {
         let found = match counted("get", self.objects.get(&self.path(key)).await) {
             Ok(found) => found,
@@ -184,7 +189,7 @@ impl Backend {
         if found.meta.size > MAX_RECORD_BYTES {
             return Err(Error::Record {
                 key: key.to_string(),
-                reason: format!("it is {} bytes long", found.meta.size),
+                reason: format!("{} bytes are too long", found.meta.size),
             });
         }
         let version = UpdateVersion {
@@ -206,7 +211,7 @@ impl Backend {
         }
     }
 
-    /// The bytes of `range`, not empty; `None` when there is no such object.
+    /// The bytes of `range`, which must not be empty, or `None` if there is no such object.
     pub(super) async fn open(&self, key: &Key, range: Range<u64>) -> Result<Option<Body>, Error> {
         let options = GetOptions {
             range: Some(GetRange::Bounded(range)),
@@ -228,7 +233,7 @@ impl Backend {
         }))
     }
 
-    /// Deletes what may already be gone.
+    /// Deletes the object. It may already be missing.
     pub(super) async fn delete(&self, key: &Key) -> Result<(), Error> {
         match counted("delete", self.objects.delete(&self.path(key)).await) {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
@@ -236,7 +241,7 @@ impl Backend {
         }
     }
 
-    /// Every key of ours under `top`; what is not ours is left alone and not shown.
+    /// Every valid key under `top`. Foreign objects are skipped.
     pub(super) fn list(&self, top: &'static str) -> BoxStream<'_, Result<Listed, Error>> {
         let depth = self.prefix.parts_count();
         let place = Path::from_iter(self.prefix.parts().chain(Path::from(top).parts()));
@@ -259,7 +264,8 @@ impl Backend {
     }
 }
 
-/// Counts an operation by how it ended: a missing object and a condition that does not hold are answers, not failures.
+/// Counts an operation by its outcome. A missing object or a condition that does not hold is an
+/// answer, not a failure.
 fn counted<T>(
     operation: &'static str,
     result: Result<T, object_store::Error>,

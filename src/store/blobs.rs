@@ -1,4 +1,4 @@
-//! Objects by digest: found through their record, read in ranges, put when small.
+//! Objects by digest: found through their record, read in ranges, and put if they are small.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -14,10 +14,12 @@ use super::key::Key;
 use super::{Object, Store};
 use crate::oci::Digest;
 
-/// Objects up to this size are kept in memory after `read_all`: manifests and configurations, not TOCs.
+/// Objects up to this size are cached in memory after `read_all`: manifests and configurations, not
+/// TOCs.
 const MAX_CACHED_BYTES: u64 = 1 << 20;
-/// Objects up to this size are read and compared with their digest before the first byte is passed on, so that damage
-/// still has a status: configurations and manifests. A client's first piece takes four times as much.
+/// Objects up to this size are read and compared with their digest before the first byte is passed
+/// on, so that damage still gives a status: configurations and manifests. A client's first piece
+/// takes four times as much memory.
 const CHECKED_FIRST: u64 = 64 << 10;
 
 impl Store {
@@ -30,7 +32,7 @@ impl Store {
         Ok(found)
     }
 
-    /// As [`find`](Self::find), but no use.
+    /// As [`find`](Self::find), but does not count as a use.
     pub(super) async fn locate(&self, digest: &Digest) -> Result<Option<Object>, Error> {
         if let Some(object) = self.inner.objects.get(digest).await {
             return Ok(Some(object));
@@ -42,7 +44,8 @@ impl Store {
                 .objects
                 .insert(digest.clone(), object.clone())
                 .await;
-            // Its record may have been read before it went, and remembered after it was forgotten.
+            // The record may have been read before it was deleted, and cached after it was
+            // forgotten.
             if self.inner.forgotten.load(Ordering::Acquire) != forgotten {
                 self.inner.objects.invalidate(digest).await;
             }
@@ -50,7 +53,8 @@ impl Store {
         Ok(found)
     }
 
-    /// As [`locate`](Self::locate), past the cache: what it gives could be read a moment ago.
+    /// As [`locate`](Self::locate), but without the cache: the returned object was readable a
+    /// moment ago.
     pub(super) async fn look_up(&self, digest: &Digest) -> Result<Option<Object>, Error> {
         let Some(object) = self.digest_record(digest).await? else {
             return Ok(None);
@@ -66,13 +70,13 @@ impl Store {
 
     /// The bytes of `range`, which lies within the object.
     ///
-    /// The stream fails rather than end early. The whole object is compared with its digest on the way: the last bytes
-    /// come only when all of them are right. A part cannot be compared: a layer it is of is checked in the background.
-    /// What is found damaged is forgotten.
+    /// The stream fails instead of ending early. A whole object is compared with its digest on the
+    /// way: the last bytes are only returned if all are right. A part cannot be compared, so its
+    /// layer is checked in the background. A damaged object is forgotten.
     ///
     /// # Errors
-    /// [`Error::Gone`] when the object went since it was found, [`Error::Damaged`] when its bytes are not what was put;
-    /// else the backend's.
+    /// [`Error::Gone`] if the object was deleted since it was found, [`Error::Damaged`] if its
+    /// bytes differ from those that were put, or the backend's error.
     pub async fn read(
         &self,
         object: &Object,
@@ -118,7 +122,7 @@ impl Store {
         Ok(stream::iter(pieces.into_iter().map(Ok)).boxed())
     }
 
-    /// Passes all of the object's bytes on; the last of them only once they are known to have its digest.
+    /// Passes on all of the object's bytes, the last of them only after they have the right digest.
     fn verified(
         &self,
         object: Object,
@@ -138,13 +142,13 @@ impl Store {
                 let piece = bytes
                     .try_next()
                     .await?
-                    .ok_or_else(|| damaged("the bytes ended too early"))?;
+                    .ok_or_else(|| damaged("bytes ended too early"))?;
                 hasher.update(&piece);
                 let left = left.checked_sub(piece.len() as u64);
-                let left = left.ok_or_else(|| damaged("more bytes came than were asked for"))?;
+                let left = left.ok_or_else(|| damaged("more bytes than requested"))?;
                 if left == 0 && hasher.clone().finish() != object.digest {
                     store.forget_damaged(&object, Damage::Bytes).await;
-                    return Err(damaged("its bytes have another digest"));
+                    return Err(damaged("bytes have another digest"));
                 }
                 Ok(Some((piece, (bytes, hasher, left, store))))
             }
@@ -152,7 +156,8 @@ impl Store {
         .boxed()
     }
 
-    /// The object's file in a [`scratch`](Self::scratch) store: it may be given another name. It is not synced.
+    /// The object's file in a [`scratch`](Self::scratch) store. The caller may rename it. It is not
+    /// synced.
     pub fn scratch_file(&self, object: &Object) -> Option<PathBuf> {
         self.inner.backend.scratch_file(&object.key)
     }
@@ -180,14 +185,15 @@ impl Store {
         Ok(bytes)
     }
 
-    /// Keeps a small object under its own digest and makes it visible. Bytes that lie there are compared, not believed.
+    /// Stores a small object under its own digest and makes it visible. Bytes that are already
+    /// there are compared first.
     ///
     /// # Errors
-    /// [`Error::Full`] when there is no room for it; else the backend's.
+    /// [`Error::Full`] if there is no room for it, or the backend's error.
     pub async fn put(&self, media_type: &str, bytes: Bytes) -> Result<Object, Error> {
         let digest = Digest::sha256_of(&bytes);
         if self.digest_record(&digest).await?.is_some() {
-            // Marked before the look, for the sweep's sake.
+            // Marked before the look-up, so that the sweep does not delete it in between.
             self.mark_used(&digest).await?;
             if let Some(object) = self.look_up(&digest).await?
                 && self.is_whole(&object).await?
@@ -209,7 +215,7 @@ impl Store {
         Ok(object)
     }
 
-    /// Whether the object's bytes are what was put; they are forgotten if not.
+    /// Whether the object's bytes are those that were put. A damaged object is forgotten.
     pub(super) async fn is_whole(&self, object: &Object) -> Result<bool, Error> {
         match self.check(object).await {
             Ok(()) => Ok(true),
@@ -218,7 +224,7 @@ impl Store {
         }
     }
 
-    /// A URL that lets anyone read the object for `lifetime`, where the backend can sign one.
+    /// A URL that lets anyone read the object for `lifetime`, if the backend can sign one.
     pub async fn signed_url(
         &self,
         object: &Object,
@@ -227,7 +233,7 @@ impl Store {
         let Some(signer) = self.inner.backend.signer() else {
             return Ok(None);
         };
-        // None of the bytes come through here.
+        // The bytes do not pass through this process, so they are checked in the background.
         self.check_later(object);
         let path = self.inner.backend.path(&object.key);
         match signer.signed_url(http::Method::GET, &path, lifetime).await {
@@ -239,7 +245,7 @@ impl Store {
         }
     }
 
-    /// Forgets what is remembered of an object, after its record went.
+    /// Removes an object from the caches, after its record was deleted.
     pub(super) async fn forget(&self, digest: &Digest) {
         self.inner.forgotten.fetch_add(1, Ordering::AcqRel);
         self.inner.objects.invalidate(digest).await;
@@ -248,7 +254,7 @@ impl Store {
     }
 }
 
-/// Fails when `bytes` ends before or goes on after `length`.
+/// Fails if `bytes` ends before `length` or continues after it.
 fn exactly(
     digest: Digest,
     length: u64,
@@ -264,10 +270,10 @@ fn exactly(
             match bytes.try_next().await? {
                 Some(piece) => match left.checked_sub(piece.len() as u64) {
                     Some(left) => Ok(Some((piece, (bytes, left)))),
-                    None => Err(damaged("more bytes came than were asked for")),
+                    None => Err(damaged("more bytes than requested")),
                 },
                 None if left == 0 => Ok(None),
-                None => Err(damaged("the bytes ended too early")),
+                None => Err(damaged("bytes ended too early")),
             }
         }
     })

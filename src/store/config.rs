@@ -1,4 +1,4 @@
-//! The store's part of the configuration.
+//! The store's section of the configuration.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize, Serializer};
 
-/// Where the store lies and how long it keeps things.
+/// Where the store is and how long it keeps objects.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
@@ -21,8 +21,8 @@ pub struct Config {
     pub region: Option<String>,
     /// Whether `endpoint` may be plain HTTP.
     pub allow_http: bool,
-    /// The account: an S3 access key id or an Azure storage account. Without it the environment and the instance's own
-    /// identity are asked.
+    /// The account: an S3 access key id or an Azure storage account. Without it the environment and
+    /// the instance's own identity are used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub access_key_id: Option<String>,
     /// The key to `access_key_id`.
@@ -34,10 +34,10 @@ pub struct Config {
     /// A file with the key of a Google service account.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service_account: Option<PathBuf>,
-    /// Layers travel to a bucket in parts of this size, four at a time; S3 takes 10,000 parts at most and none under
-    /// 5 MiB.
+    /// Layers are uploaded to a bucket in parts of this size, four at a time; S3 accepts at most
+    /// 10,000 parts, and none under 5 MiB.
     pub part_size: ByteSize,
-    /// How long a replica that died keeps others from the work it had begun.
+    /// How long the lease of a dead replica keeps others from the work it had begun.
     #[serde(with = "humantime_serde")]
     pub lease_ttl: Duration,
     pub retention: Retention,
@@ -63,38 +63,43 @@ impl Default for Config {
     }
 }
 
-/// What may go, and when.
+/// Which objects may be deleted, and when.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Retention {
-    /// Images and layers that nobody asked for during this time go; left out, they stay.
+    /// Images and layers that were not requested for this long are deleted; without a value, they
+    /// stay.
     #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
     pub max_age: Option<Duration>,
-    /// Above this size the images that nobody asked for the longest go, none that was asked for in the last ten minutes;
-    /// an image for which there is no room passes through. Left out, there is no limit.
+    /// Above this size, the images whose last request is the oldest are deleted, but none that was
+    /// requested in the last ten minutes; an image for which there is no room is passed through.
+    /// Without a value, there is no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_size: Option<ByteSize>,
-    /// Nothing younger or used more recently than this goes, unless `max_size` is reached. It must be longer than any upload takes and than clients
-    /// hold on to a manifest before they ask for its layers.
+    /// No younger or more recently used object is deleted, unless `max_size` is reached. It must be
+    /// longer than any upload takes, and longer than clients keep a manifest before they request
+    /// its layers.
     #[serde(with = "humantime_serde")]
     pub grace: Duration,
 }
 
-/// The search for objects that rotted.
+/// The search for corrupted objects.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Scrub {
-    /// How often everything in the store is read and compared with its digest, by one replica; `0s` never.
+    /// How often everything in the store is read and compared with its digest, by one replica; `0s`
+    /// never.
     #[serde(with = "humantime_serde")]
     pub interval: Duration,
-    /// Most bytes a second that are read for it. Layers of which ranges are asked for are checked at this rate too; `0B`:
-    /// neither is limited by it, and ranges cause no checks.
+    /// The most bytes per second that are read for it. Layers whose ranges are requested are
+    /// checked at this rate too; with `0B`, the scrub has no limit, and range requests cause no
+    /// checks.
     pub rate: ByteSize,
 }
 
 impl Default for Scrub {
     fn default() -> Self {
-        // A terabyte takes a day and a half.
+        // At this rate a terabyte takes a day and a half.
         Self {
             interval: Duration::from_secs(7 * 24 * 60 * 60),
             rate: ByteSize::mib(8),
@@ -102,16 +107,17 @@ impl Default for Scrub {
     }
 }
 
-/// How long what was asked for stays though the store is above `max_size`: longer than a client takes from a manifest to
-/// its last layer, and twice as long as another replica may remember what is gone.
+/// How long a used object stays although the store is above `max_size`: longer than a client takes
+/// from a manifest to its last layer, and twice as long as another replica may cache a deleted
+/// object.
 const IN_USE: Duration = Duration::from_secs(10 * 60);
 
-/// How long what no image names yet stays though the store is above `max_size`: the layers of an image whose last layer
-/// is still being converted.
+/// How long an object that no image names yet stays although the store is above `max_size`: the
+/// layers of an image whose last layer is still being converted.
 const UNFINISHED: Duration = Duration::from_secs(60 * 60);
 
 impl Retention {
-    /// How long bytes stay that nobody has committed or gone on with.
+    /// How long uncommitted uploads stay, and visible objects that no image names.
     pub(super) fn abandoned(&self) -> Duration {
         if self.max_size.is_some() {
             self.grace.min(UNFINISHED)
@@ -155,7 +161,7 @@ impl Secret {
     }
 }
 
-/// What is shown in a secret's place.
+/// The text shown in place of a secret.
 const REDACTED: &str = "(redacted)";
 
 impl fmt::Debug for Secret {
@@ -175,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn secrets_are_read_and_never_shown() {
+    fn secrets_are_read_but_never_shown() {
         let config: Config = toml::from_str("secret_access_key = 'hunter2'").unwrap();
         assert_eq!(
             config.secret_access_key.as_ref().map(Secret::reveal),

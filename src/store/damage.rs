@@ -1,10 +1,11 @@
-//! Objects and records that are no longer what was put: found on the way to a reader, forgotten, made again at the next
-//! ask.
+//! Damaged objects and records, which differ from the bytes that were put. They are found during a
+//! read, forgotten, and made again at the next request.
 //!
 //! ```text
-//! look-up, read, TOC ▶ is it what was put? ▶ no: count it, delete the record that shows it ▶ the next ask finds nothing
+//! look-up, read, TOC ▶ damaged? ▶ count it, delete the record that shows it
+//!                                 └▶ the next request finds nothing
 //! ```
-//! The bytes themselves stay until they are written again or swept: no record shows them.
+//! The bytes themselves stay until they are written again or swept, because no record shows them.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -19,24 +20,24 @@ use super::{Object, Store};
 use crate::oci::Digest;
 use crate::telemetry::metrics;
 
-/// How many layers wait at most to be checked because somebody reads ranges of them.
+/// The most layers that wait for a check because their ranges are read.
 const CHECKS_WAITING: usize = 1024;
-/// How long a layer that was checked in whole counts as whole: rot takes days, and a check reads all of it.
+/// How long a layer counts as whole after a check: bit rot takes days, and a check reads all of it.
 pub(super) const CHECKED_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// How an object or a record differs from what was put.
+/// How an object or a record differs from the one that was put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Damage {
-    #[error("its bytes are gone")]
+    #[error("bytes missing")]
     Missing,
-    #[error("it has another size than was put")]
+    #[error("size differs")]
     Size,
-    #[error("its bytes have another digest")]
+    #[error("bytes have another digest")]
     Bytes,
-    #[error("it is not the record that was written")]
+    #[error("record differs from the written one")]
     Record,
-    #[error("it names objects that are not in the store")]
+    #[error("record names missing objects")]
     Dangling,
 }
 
@@ -52,7 +53,7 @@ impl Damage {
     }
 }
 
-/// The places of those who wait for a check, and the one of who is checked.
+/// Permits for the waiting checks, and one for the running check.
 #[derive(Debug)]
 pub(super) struct Checks {
     waiting: tokio::sync::Semaphore,
@@ -68,7 +69,7 @@ impl Default for Checks {
     }
 }
 
-/// Counts and logs a find.
+/// Counts and logs the damage.
 pub(super) fn report(key: &Key, damage: Damage) {
     metrics()
         .store_damaged
@@ -78,17 +79,19 @@ pub(super) fn report(key: &Key, damage: Damage) {
 }
 
 impl Store {
-    /// Reads all of the object and compares it with its digest. What is damaged is forgotten.
+    /// Reads all of the object and compares it with its digest. A damaged object is forgotten.
     ///
     /// # Errors
-    /// [`Error::Damaged`] or [`Error::Gone`] when it is not what was put; else the backend's.
+    /// [`Error::Damaged`] or [`Error::Gone`] if it differs from the object that was put, or the
+    /// backend's error.
     pub async fn check(&self, object: &Object) -> Result<(), Error> {
         let mut bytes = self.read(object, 0..object.size).await?;
         while bytes.try_next().await?.is_some() {}
         Ok(())
     }
 
-    /// Makes the object invisible, unless its record is gone already: then it was swept, and nothing is damaged.
+    /// Makes the object invisible, unless its record is already deleted. Then it was swept, and
+    /// nothing is damaged.
     pub(super) async fn forget_damaged(&self, object: &Object, damage: Damage) {
         let record = Key::DigestRecord(object.digest.clone());
         match self.inner.backend.get(&record).await {
@@ -100,12 +103,13 @@ impl Store {
                     self.delete_damaged(&record).await;
                 }
             }
-            Err(error) => tracing::debug!(%record, %error, "a damaged object was not forgotten"),
+            Err(error) => tracing::debug!(%record, %error, "damaged object not forgotten"),
         }
         self.forget(&object.digest).await;
     }
 
-    /// Deletes a record that is not what was written, unless it was written again since.
+    /// Deletes a record that differs from the written one, unless it was written again in the
+    /// meantime.
     pub(super) async fn forget_record(&self, key: &Key, damage: Damage) {
         let there = self.inner.backend.get(key).await;
         let is_written_again = damage == Damage::Record
@@ -120,12 +124,13 @@ impl Store {
 
     async fn delete_damaged(&self, record: &Key) {
         if let Err(error) = self.inner.backend.delete(record).await {
-            tracing::warn!(%record, %error, "the record of what is damaged was not deleted");
+            tracing::warn!(%record, %error, "damaged record not deleted");
         }
     }
 
-    /// Has a layer checked in the background of which a range is read: the range itself cannot be compared with anything
-    /// here. Once a day for each layer, one layer at a time, at the scrub's rate.
+    /// Checks a layer in the background after a range of it is read, because the range itself
+    /// cannot be compared with a digest. Each layer once a day, one layer at a time, at the scrub's
+    /// rate.
     pub(super) fn check_later(&self, object: &Object) {
         let is_wanted =
             self.inner.config.scrub.rate.as_u64() > 0 && matches!(object.key, Key::Layer { .. });
@@ -136,7 +141,7 @@ impl Store {
         tokio::spawn(async move { store.check_in_turn(&object).await });
     }
 
-    /// Has an object checked in the background whose content makes no sense.
+    /// Checks an object in the background whose content makes no sense.
     pub fn suspect(&self, digest: &Digest) {
         let (store, digest) = (self.clone(), digest.clone());
         tokio::spawn(async move {
@@ -173,12 +178,13 @@ impl Store {
             }
             Err(error) => {
                 self.inner.checked.invalidate(&object.digest).await;
-                tracing::debug!(digest = %object.digest, %error, "a layer was not checked");
+                tracing::debug!(digest = %object.digest, %error, "layer not checked");
             }
         }
     }
 
-    /// What is wrong with the object's bytes, read at `rate` bytes a second if that is not 0. Nothing is forgotten.
+    /// Returns the damage of the object's bytes, if any. Reads `rate` bytes per second, or without
+    /// a limit if that is 0. Forgets nothing.
     pub(super) async fn inspect(
         &self,
         object: &Object,
@@ -204,7 +210,7 @@ impl Store {
         Ok((hasher.finish() != object.digest).then_some(Damage::Bytes))
     }
 
-    /// The object's bytes, or why they cannot be what was put.
+    /// The object's bytes, or the damage that shows without reading them.
     pub(super) async fn body(
         &self,
         object: &Object,
@@ -216,7 +222,7 @@ impl Store {
             Ok(None) => return Ok(Err(Damage::Missing)),
             Err(error) => error,
         };
-        // A range behind the end of an object that became shorter is a failure to some backends.
+        // Some backends report a failure for a range behind the end of a shortened object.
         match self.inner.backend.head(&object.key).await? {
             Some(meta) if meta.size == object.size => Err(failed),
             Some(_) => Ok(Err(Damage::Size)),
@@ -225,7 +231,7 @@ impl Store {
     }
 }
 
-/// How long `bytes` take at `rate` bytes a second.
+/// The time that `bytes` take at `rate` bytes per second.
 fn pause(bytes: u64, rate: u64) -> Duration {
     Duration::from_micros(bytes.saturating_mul(1_000_000) / rate.max(1))
 }

@@ -1,10 +1,10 @@
-//! Why the store cannot do it.
+//! The errors of the store.
 
 use std::ops::Range;
 
 use crate::oci::Digest;
 
-/// Why the store cannot do it.
+/// A failure of the store.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -20,31 +20,32 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
-    #[error("the record {key} cannot be read: {reason}")]
+    #[error("record {key} cannot be read: {reason}")]
     Record { key: String, reason: String },
-    /// The object was there when it was looked up; the next look finds that it is not.
+    /// The object was found by a look-up and deleted before it was read. The next look-up does not
+    /// find it.
     #[error("{0} is no longer in the store")]
     Gone(Digest),
     #[error("{digest} in the store is damaged: {reason}")]
     Damaged { digest: Digest, reason: String },
-    /// `store.retention.max_size` is reached, and nothing may go for it.
+    /// `store.retention.max_size` is reached, and nothing may be deleted for the object.
     #[error("{bytes} bytes do not fit into the store: store.retention.max_size is {max_size}")]
     Full {
         bytes: u64,
         max_size: bytesize::ByteSize,
     },
-    #[error("the bytes {range:?} do not lie within {digest}")]
+    #[error("bytes {range:?} are outside of {digest}")]
     OutOfBounds { digest: Digest, range: Range<u64> },
-    #[error("others wrote {0} whenever it was tried")]
+    #[error("{0} was changed by other writers at every attempt")]
     Contended(String),
-    #[error("a part of the upload was lost: {0}")]
+    #[error("part of the upload lost: {0}")]
     Upload(String),
-    #[error("the store's configuration: {0}")]
+    #[error("invalid store configuration: {0}")]
     Config(String),
 }
 
 impl Error {
-    /// Whether something was found damaged or gone, and forgotten: the same again makes it anew.
+    /// Whether a damaged or missing object was forgotten, so that a retry makes it again.
     pub fn is_forgotten(&self) -> bool {
         matches!(self, Self::Gone(_) | Self::Damaged { .. })
     }

@@ -1,4 +1,5 @@
-//! What a local folder needs beyond `object_store`: streams in large pieces and the remains of killed uploads.
+//! The additions that a local folder needs to `object_store`: streams in large pieces, and the
+//! deletion of staging files of killed uploads.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom};
@@ -9,10 +10,11 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt as _};
 
-/// One piece of a file on its way out: large enough that the hop to a blocking thread is small beside the read.
+/// The size of one piece of a file: so large that the hop to a blocking thread is cheap compared
+/// with the read.
 const PIECE: u64 = 256 << 10;
 
-/// The bytes of `range`; a file that ends before is an error.
+/// Streams the bytes of `range`. A file that ends earlier is an error.
 pub(super) fn stream(
     file: File,
     path: &Path,
@@ -68,9 +70,11 @@ impl Reading {
     }
 }
 
-/// Deletes staging files that nobody has written to since `before`: how many, and their bytes.
+/// Deletes staging files that were not written to since `before`. Returns their number and their
+/// bytes.
 ///
-/// `object_store` names them `<object>#<number>` and removes them itself unless its process is killed.
+/// `object_store` names them `<object>#<number>` and removes them itself unless its process is
+/// killed.
 pub(super) fn delete_stale_staging_files(
     root: &Path,
     before: SystemTime,
@@ -80,7 +84,7 @@ pub(super) fn delete_stale_staging_files(
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder)? {
             let entry = entry?;
-            // An entry may go while we look at it: its upload ends.
+            // An entry may disappear at this moment, because its upload ends.
             let Ok(meta) = entry.metadata() else { continue };
             if meta.is_dir() {
                 folders.push(entry.path());
@@ -118,7 +122,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn streams_a_range_in_pieces() {
+    async fn a_range_is_streamed_in_pieces() {
         let content: Vec<u8> = (0..700_000_u32).flat_map(u32::to_le_bytes).collect();
         let (_dir, path) = file_of(&content);
         let pieces: Vec<Bytes> = stream(File::open(&path).unwrap(), &path, 3..2_700_001)
@@ -139,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn staging_files_are_told_by_their_names_and_age() {
+    fn staging_files_are_recognised_by_their_names_and_age() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("deep")).unwrap();
         for name in ["object", "object#1", "deep/other#22", "a#b"] {

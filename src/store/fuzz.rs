@@ -1,10 +1,10 @@
-//! Fuzz targets: records as a rotten disk may give them back.
+//! Fuzz targets: records as a failing disk may return them.
 
 use super::key::Key;
 use super::records::{ImageRecord, LayerRecord};
 use super::seal;
 
-/// Records as they are written, but for their checksums.
+/// Records as they are written, but without their checksums.
 pub fn seeds() -> Vec<Vec<u8>> {
     let digest = format!("sha256:{}", "0123456789abcdef".repeat(4));
     let passed = serde_json::json!({"source": digest, "outcome": {"passed-through": {"reason": "encrypted"}}, "reason": "x"});
@@ -14,7 +14,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     ]
 }
 
-/// A record's JSON, with its checksum or without: damage is an error, and what is intact is what was written.
+/// Input: a record's JSON, with its checksum or without. A changed byte makes a record damaged.
 pub fn records(data: &[u8]) {
     let key = Key::Probe(String::new());
     let _raw = (

@@ -1,4 +1,5 @@
-//! Every key of the bucket, in one enum: this is the whole layout. What ends in `.json` is a record with a checksum.
+//! Every key of the bucket, in one enum, which is the whole layout. A key that ends in `.json` is a
+//! record with a checksum.
 //!
 //! ```text
 //! layers/<generation>/sha256/<hex of the source layer>
@@ -8,10 +9,10 @@
 //! records/image/<generation>/sha256/<hex of the source manifest>.json
 //! records/stack/sha256/<hex of the stack>.json
 //! profiles/sha256/<hex of the source configuration>.json
-//! salt.json                    what the ids of observers are made with
-//! used/sha256/<hex>            its time of writing is the object's last use
+//! salt.json                    the salt of observers' ids
+//! used/sha256/<hex>            written at the object's last use
 //! leases/<name>
-//! scrub.json                   when everything here was last checked
+//! scrub.json                   the time of the last full check
 //! probe/<name>                 written and deleted when a store is opened
 //! ```
 
@@ -21,22 +22,24 @@ use std::str::FromStr;
 use crate::oci::Digest;
 use crate::profile::Stack;
 
-/// The format generation and options that a converted object's bytes depend on: `g1-gzip6-source-4194304`.
+/// The format generation and options that a converted object's bytes depend on:
+/// `g1-gzip6-source-4194304`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
 pub struct Generation(pub String);
 
-/// The place of an object.
+/// The path of an object.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Key {
-    /// A converted layer, named by what it was made of: known before its own digest is.
+    /// A converted layer, named by its source layer, because its own digest is not known before the
+    /// conversion.
     Layer {
         generation: Generation,
         source: Digest,
     },
     /// A small object (manifest, config, external TOC) by its own digest.
     Blob(Digest),
-    /// Where the object with this digest lies.
+    /// The record that names the key of the object with this digest.
     DigestRecord(Digest),
     LayerRecord {
         generation: Generation,
@@ -46,22 +49,23 @@ pub enum Key {
         generation: Generation,
         source: Digest,
     },
-    /// Which image has this stack of layers.
+    /// The record that names the image with this list of layers.
     StackRecord(Stack),
-    /// What is known of how the image with this source configuration is used.
+    /// The profile data of the image with this source configuration.
     Knowledge(Digest),
     Salt,
-    /// When the object with this digest was last asked for: the time this empty object was written.
+    /// The last use of the object with this digest: the time at which this empty object was
+    /// written.
     Used(Digest),
     Lease(String),
-    /// When the whole store was last checked.
+    /// The time of the last check of the whole store.
     Scrub,
-    /// Shows that the store can be written.
+    /// A test object that shows that the store is writable.
     Probe(String),
 }
 
 impl Key {
-    /// What lies there, as metrics call it.
+    /// The kind of object, as a metric label.
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::Layer { .. } => "layer",
@@ -80,9 +84,9 @@ impl Key {
     }
 }
 
-/// A path is no key of ours.
+/// The path is not a key of the store.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no key of the store")]
+#[error("{0:?} is not a key of the store")]
 pub struct ParseKeyError(String);
 
 impl fmt::Display for Key {
@@ -177,7 +181,8 @@ impl fmt::Display for Place<'_> {
     }
 }
 
-/// A name as one path segment: letters, digits, `-`, `_` and inner dots stay, every other byte becomes `=XX`.
+/// A name as one path segment: letters, digits, `-`, `_` and inner dots stay, every other byte
+/// becomes `=XX`.
 struct Name<'a>(&'a str);
 
 impl fmt::Display for Name<'_> {
@@ -221,7 +226,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_layout_is_readable() {
+    fn keys_have_readable_paths() {
         let digest = Digest::sha256_of(b"");
         let hex = digest.hex().to_owned();
         let generation = Generation("g1-gzip6-source".to_owned());
@@ -244,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_paths_are_no_keys() {
+    fn foreign_paths_are_not_keys() {
         for path in [
             "",
             "layers",
@@ -260,7 +265,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_key_is_read_back_from_its_path(name: String, seed: u64, kind in 0..12) {
+        fn a_key_is_parsed_from_its_path(name: String, seed: u64, kind in 0..12) {
             let source = Digest::sha256_of(&seed.to_le_bytes());
             let generation = Generation(format!("g{name}"));
             let key = match kind {

@@ -1,9 +1,11 @@
-//! One process at a time: a lease on a name, held until it is released, dropped or lost.
+//! Leases: only one process at a time holds the lease on a name, until it is released, dropped or
+//! lost.
 //!
-//! In a bucket a lease is an object `{owner, epoch, expires}`, made by a put that only creates, renewed and taken over by
-//! puts that only replace the version seen. In a folder it is a file under an exclusive lock, which the kernel gives up
-//! with the process: no clock is asked and nothing is waited for.
-//! A lease saves work, it does not guard data: what two holders would write is the same.
+//! In a bucket a lease is an object `{owner, epoch, expires}`. It is created by a put that only
+//! creates, and renewed and replaced by puts that only replace the version that was read. In a
+//! folder it is a file under an exclusive lock, which the kernel releases with the process, so that
+//! neither clocks nor timeouts matter.
+//! A lease saves work, but does not protect data: two holders would write the same bytes.
 
 use std::fs::{File, TryLockError};
 use std::path::Path;
@@ -25,7 +27,7 @@ use super::{Inner, Store};
 use crate::oci::Digest;
 use crate::telemetry::metrics;
 
-/// Held while this process alone may work on something.
+/// A lease on a name: as long as it is held, no other process works on the same task.
 #[derive(Debug)]
 pub struct Lease {
     held: Held,
@@ -37,32 +39,35 @@ enum Held {
     Object(Renewed),
 }
 
-/// Whether the work that a lease is held for gets on; asked whenever the lease would be renewed.
+/// Reports whether the work under a lease makes progress. Called before every renewal.
 type Moving = Box<dyn FnMut() -> bool + Send>;
 
-/// A lease object's content.
+/// The content of a lease object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Claim {
     owner: String,
-    /// Counts the writes.
+    /// The number of writes.
     epoch: u64,
     /// Milliseconds since 1970.
     expires: u64,
 }
 
-/// The lease that the conversion of a layer holds: while it is held, bytes under the layer's key are not swept.
+/// The lease that the conversion of a layer holds. While it is held, bytes under the layer's key
+/// are not swept.
 pub fn layer_lease(generation: &Generation, source: &Digest) -> String {
     format!("layer/{}/{source}", generation.0)
 }
 
 impl Store {
-    /// Takes the lease on `name` for this process, renewed until dropped; `None` while another holder has it.
+    /// Takes the lease on `name` for this process and renews it until it is dropped. `None` while
+    /// another holder has it.
     pub async fn lease(&self, name: &str) -> Result<Option<Lease>, Error> {
         self.take_lease(name, None).await
     }
 
-    /// The same, but renewed only while `moving` says that the work gets on. It is asked three times in each
-    /// `lease_ttl`; when it says no the lease is lost at its end, for others to try.
+    /// As [`lease`](Self::lease), but renewed only while `moving` reports progress. `moving` is
+    /// called three times in each `lease_ttl`. If it reports none, the lease is lost when it
+    /// expires, and others may take it.
     pub async fn lease_while(
         &self,
         name: &str,
@@ -90,7 +95,7 @@ impl Store {
         Ok(held.map(|held| Lease { held }))
     }
 
-    /// Deletes what an earlier holder left behind, unless somebody holds it now.
+    /// Deletes the remains of an earlier holder, unless the lease is held now.
     pub(super) async fn remove_old_lease(&self, name: &str) -> Result<bool, Error> {
         match self.lease(name).await? {
             Some(lease) => {
@@ -103,7 +108,7 @@ impl Store {
 }
 
 impl Lease {
-    /// Whether another process may hold it by now.
+    /// Whether another process may hold the lease by now.
     pub fn is_lost(&self) -> bool {
         match &self.held {
             Held::File(watched) => watched.is_lost(),
@@ -111,13 +116,14 @@ impl Lease {
         }
     }
 
-    /// Gives the lease up and waits until others can take it. Dropping it does the same in the background.
+    /// Releases the lease and waits until others can take it. Dropping it does the same in the
+    /// background.
     pub async fn release(self) {
         match self.held {
             Held::File(watched) => drop(watched),
             Held::Object(mut renewed) => {
                 if let Some(task) = renewed.stop() {
-                    // Only a panic would be news, and then the lease runs out by itself.
+                    // Only a panic would be an error here, and then the lease expires by itself.
                     let _ended = task.await;
                 }
             }
@@ -125,7 +131,7 @@ impl Lease {
     }
 }
 
-/// A locked file, given up early when the work does not get on.
+/// A locked file, unlocked early if the work makes no progress.
 #[derive(Debug)]
 struct Watched {
     file: Arc<Mutex<Option<LockedFile>>>,
@@ -161,12 +167,12 @@ impl Drop for Watched {
         if let Some(watch) = &self.watch {
             watch.abort();
         }
-        // The aborted task may live a moment longer than this.
+        // The aborted task may live a moment longer than this drop.
         drop(self.file.lock().take());
     }
 }
 
-/// A file whose lock this process holds; deleted and unlocked on drop.
+/// A file whose lock this process holds. It is deleted and unlocked on drop.
 #[derive(Debug)]
 struct LockedFile {
     path: std::path::PathBuf,
@@ -202,7 +208,8 @@ impl LockedFile {
             Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(error)) => return Err(error),
         }
-        // The last holder may have deleted the file between our open and our lock; then a lock on it holds nothing.
+        // The last holder may have deleted the file between the open and the lock. A lock on a
+        // deleted file protects nothing.
         if !is_still_at(&file, &path) {
             return Ok(None);
         }
@@ -212,9 +219,9 @@ impl LockedFile {
 
 impl Drop for LockedFile {
     fn drop(&mut self) {
-        // Deleted while still locked: nobody else can have locked this very file.
+        // Deleted while still locked, so that no other process can have locked this file.
         if let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::debug!(path = %self.path.display(), %error, "a lease's file was not deleted");
+            tracing::debug!(path = %self.path.display(), %error, "lease file not deleted");
         }
     }
 }
@@ -231,18 +238,18 @@ fn is_still_at(file: &File, path: &Path) -> bool {
 #[derive(Debug)]
 struct Renewed {
     lost: Arc<AtomicBool>,
-    /// Dropping the sender tells the task to release.
+    /// Dropping the sender makes the task release the lease.
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     task: Option<JoinHandle<()>>,
 }
 
-/// What the renewing task knows.
+/// The state of the renewing task.
 struct Renewal {
     inner: Arc<Inner>,
     key: Key,
     claim: Claim,
     version: UpdateVersion,
-    /// When the lease runs out unless it is renewed.
+    /// The expiry of the lease, unless it is renewed.
     until: Instant,
     lost: Arc<AtomicBool>,
     moving: Option<Moving>,
@@ -263,7 +270,7 @@ impl Renewed {
         let mode = match &found {
             None => PutMode::Create,
             Some(found) => {
-                // What is damaged holds nothing: a changed date would hold for ever.
+                // A damaged claim holds nothing, because a changed date could hold for ever.
                 let theirs = seal::unseal::<Claim>(&key, &found.bytes)
                     .inspect_err(|damage| report(&key, *damage))
                     .ok();
@@ -323,7 +330,7 @@ impl Renewal {
         }
     }
 
-    /// Whether the lease is still held.
+    /// Renews the lease. Returns whether it is still held.
     async fn renew(&mut self) -> bool {
         let started = Instant::now();
         let mut claim = self.claim.clone();
@@ -340,24 +347,25 @@ impl Renewal {
             }
             Ok(Ok(None)) | Err(_) => false,
             Ok(Err(error)) => {
-                tracing::debug!(lease = %self.key, %error, "a lease was not renewed, it is tried again");
+                tracing::debug!(lease = %self.key, %error, "lease not renewed, trying again");
                 Instant::now() < self.until
             }
         }
     }
 
     async fn release(self) {
-        // Near its end the lease is left to run out: the deletion might meet the next holder's.
+        // Shortly before its expiry the lease is left to expire, because the deletion might hit the
+        // next holder's lease.
         if Instant::now() + self.inner.config.lease_ttl / 3 > self.until {
             return;
         }
         if let Err(error) = self.inner.backend.delete(&self.key).await {
-            tracing::debug!(lease = %self.key, %error, "a lease was not released, it runs out by itself");
+            tracing::debug!(lease = %self.key, %error, "lease not released, it expires by itself");
         }
     }
 }
 
-/// Writes the claim for another ttl; `None` when another holder was there first.
+/// Writes the claim with a new expiry. `None` if another holder was faster.
 async fn write(
     inner: &Inner,
     key: &Key,
@@ -374,7 +382,8 @@ async fn write(
         Ok(put) => return Ok(Some(put.into())),
         Err(failed) => failed,
     };
-    // The answer to a put that succeeded may have been lost and its repetition refused: look who is there.
+    // The answer to a successful put may have been lost and its repetition refused. Therefore read
+    // the current claim.
     let there = inner.backend.get(key).await?;
     if let Some(there) = there
         && seal::unseal::<Claim>(key, &there.bytes).is_ok_and(|theirs| theirs == *claim)

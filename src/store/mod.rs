@@ -1,7 +1,7 @@
-//! What we keep: converted layers, small objects, records and leases, in a folder or a bucket.
+//! The store: converted layers, small objects, records and leases, in a folder or a bucket.
 //!
-//! Records are written last and are the commit point; what no record names is swept. An object is visible when a digest
-//! record says where it lies, and what is visible can be read:
+//! Records are written last and are the commit point. Objects without a record are swept. An object
+//! is visible if a digest record names its key, and every visible object can be read:
 //!
 //! ```text
 //! layer bytes ▶ digest record ▶ layer record ┐
@@ -52,27 +52,29 @@ pub use scrub::{Finding, ScrubReport};
 pub use sweep::SweepReport;
 pub use upload::LayerUpload;
 
-/// The memory for objects' places, in bytes: about 100,000 of them.
+/// The memory for the keys of objects, in bytes: about 100,000 of them.
 const FOUND_OBJECTS: u64 = 32 << 20;
-/// How long an object's place is believed; shorter than any sensible grace, so that what another replica swept is
-/// forgotten in time.
+/// How long an object's key is cached. Shorter than any sensible grace, so that an object swept by
+/// another replica leaves the cache in time.
 const FOUND_FOR: Duration = Duration::from_secs(5 * 60);
 /// The memory for image records, in bytes: about 10,000 images of twenty layers.
 const FOUND_IMAGES: u64 = 32 << 20;
-/// How long an image record is believed: another replica may add a platform to an index.
+/// How long an image record is cached. Short, because another replica may add a platform to an
+/// index.
 const IMAGE_FOR: Duration = Duration::from_secs(10);
 /// The memory for manifests and configurations, in bytes.
 const SMALL_OBJECTS: u64 = 32 << 20;
-/// The memory for which uses were noted and which layers were checked, in bytes each: about 100,000 of them.
+/// The memory for noted uses, and for checked layers, in bytes each: about 100,000 of them.
 const DIGESTS: u64 = 16 << 20;
-/// A use is written down at most once in this time, or twice in the time that a use protects if that is shorter.
+/// A use is recorded at most once in this time, or twice in the time that a use protects if that is
+/// shorter.
 const USE_NOTED_FOR: Duration = Duration::from_secs(60 * 60);
-/// How many uses are written down at once.
+/// The most uses that are recorded at the same time.
 const NOTES_AT_ONCE: usize = 4;
-/// What an entry of a cache takes besides its text: the digest, the entry, the table's share.
+/// The size of a cache entry without its text: the digest, the entry, the table's share.
 const ENTRY: usize = 160;
 
-/// A handle on the store; clones share it.
+/// A handle on the store. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Store {
     inner: Arc<Inner>,
@@ -83,13 +85,14 @@ struct Inner {
     backend: Backend,
     config: Config,
     objects: Cache<Digest, Object>,
-    /// How often something was forgotten: who remembers an object looks whether that happened meanwhile.
+    /// The number of forgotten objects. A look-up that caches an object checks whether it changed
+    /// meanwhile.
     forgotten: AtomicU64,
     images: Cache<Key, Arc<ImageRecord>>,
     small: Cache<Digest, Bytes>,
     noted: Cache<Digest, ()>,
     notes: Semaphore,
-    /// Layers that were read in whole lately, because a range of them was asked for.
+    /// Layers that were recently checked in full, because a range of them was requested.
     checked: Cache<Digest, ()>,
     checks: damage::Checks,
     room: Arc<room::Room>,
@@ -100,13 +103,13 @@ struct Inner {
 pub struct Object {
     pub digest: Digest,
     pub size: u64,
-    /// The type it is served with; `None` for layers.
+    /// The media type that it is served with. `None` for layers.
     pub media_type: Option<String>,
     pub key: Key,
 }
 
 impl Store {
-    /// Opens the store at `config.location` and checks that it can be written.
+    /// Opens the store at `config.location` and checks that it is writable.
     pub async fn open(config: &Config) -> Result<Self, Error> {
         let backend = match remote::Location::parse(config)? {
             remote::Location::Folder(path) => Backend::folder(Path::new(&path))?,
@@ -117,7 +120,8 @@ impl Store {
         Ok(store)
     }
 
-    /// A store in the folder `config.location` that nobody looks for after this process: nothing is synced to disk.
+    /// A store in the folder `config.location` that is not needed after this process: nothing is
+    /// synced to disk.
     pub fn scratch(config: &Config) -> Result<Self, Error> {
         Ok(Self::with_backend(
             Backend::scratch(Path::new(&config.location))?,
@@ -125,12 +129,12 @@ impl Store {
         ))
     }
 
-    /// A store that forgets everything with its last handle.
+    /// A store that loses everything with its last handle.
     pub fn in_memory() -> Self {
         Self::over(Arc::new(InMemory::new()), &Config::default())
     }
 
-    /// A store over any object store that knows conditional puts; `config.location` is not looked at.
+    /// A store over any object store that supports conditional puts. `config.location` is ignored.
     pub fn over(objects: Arc<dyn ObjectStore>, config: &Config) -> Self {
         Self::with_backend(
             Backend::bucket(objects, object_store::path::Path::default(), None),
@@ -139,7 +143,7 @@ impl Store {
     }
 
     fn with_backend(backend: Backend, config: Config) -> Self {
-        // A use must be on record while what it protects from still counts the last one.
+        // A use must be recorded again before the protection of the last one ends.
         let noted_for = USE_NOTED_FOR.min(config.retention.idle() / 2);
         let digests = || {
             Cache::builder()
@@ -168,12 +172,12 @@ impl Store {
         }
     }
 
-    /// The configuration it was opened with.
+    /// The configuration that the store was opened with.
     pub fn config(&self) -> &Config {
         &self.inner.config
     }
 
-    /// Whether the store answers; cheap enough for a readiness probe.
+    /// Checks that the store answers. Cheap enough for a readiness probe.
     pub async fn ready(&self) -> Result<(), Error> {
         self.inner
             .backend
@@ -192,7 +196,7 @@ impl Store {
     }
 }
 
-/// A cache of `capacity` bytes, each entry weighed with what it takes in memory.
+/// A cache of `capacity` bytes. The weight of an entry is its size in memory.
 fn weighed<K, V>(capacity: u64, lifetime: Duration, weigh: fn(&K, &V) -> usize) -> Cache<K, V>
 where
     K: std::hash::Hash + Eq + Send + Sync + 'static,

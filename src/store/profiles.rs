@@ -1,6 +1,6 @@
-//! What is known of how images are used: which image a stack of layers is, and what was learned of it.
+//! The use of images: which image a list of layers belongs to, and its profile data.
 //!
-//! Neither makes an object visible, and losing one loses time alone: it is learned again.
+//! Neither makes an object visible. Losing one only loses time, because it is learned again.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,34 +19,38 @@ use super::seal;
 use crate::oci::Digest;
 use crate::profile::{Knowledge, Stack};
 
-/// How often a merge is tried while others write the same knowledge: with the pauses some ten seconds.
+/// The number of attempts at a merge while others write the same knowledge: with the pauses some
+/// ten seconds.
 const TRIES: u32 = 12;
-/// The pause after the first try that failed; each further one is up to twice as long, and none longer than a second.
+/// The pause after the first failed attempt. Each further one is up to twice as long, and none
+/// longer than a second.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// An image as a node knows it, and as it is known here.
+/// An image, identified by its list of layers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StackRecord {
-    /// What its knowledge is kept under: the digest of the source image's configuration, or the stack's own where
-    /// nobody checked that these layers belong to that configuration.
+    /// The key of its knowledge: the digest of the source image's configuration, or the digest of
+    /// the list of layers if nobody has verified that these layers belong to that configuration.
     pub config: Digest,
-    /// Digest of the source image's manifest, whose record keeps this one.
+    /// Digest of the source image's manifest. The sweep keeps this record as long as that image's
+    /// record.
     pub source: Digest,
-    /// The layers of the stack, from the bottom to the top.
+    /// The layers, from the bottom to the top.
     pub layers: Vec<Digest>,
 }
 
-/// Changes what is known of an image. It may be run more than once, on what others made of it meanwhile.
+/// Changes the knowledge of an image. May run more than once, on a version that others have changed
+/// meanwhile.
 pub type Merge = Arc<dyn Fn(&mut Knowledge) + Send + Sync>;
 
-/// A secret of the store: what is hashed with it cannot be compared with other stores' hashes. Who can read the store
-/// can read it.
+/// A secret of the store. A hash with it cannot be compared with hashes of other stores. Every
+/// reader of the store can read it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Salt(Bytes);
 
 impl StackRecord {
-    /// Whether the configuration is known to belong to the layers.
+    /// Whether the configuration is verified to belong to the layers.
     pub fn is_verified(&self) -> bool {
         self.config != self.stack().0
     }
@@ -69,15 +73,15 @@ impl fmt::Debug for Salt {
 }
 
 impl Store {
-    /// The image with this stack of layers, if one was kept.
+    /// The image with this list of layers, if it is recorded.
     pub async fn stack(&self, stack: &Stack) -> Result<Option<StackRecord>, Error> {
         let key = Key::StackRecord(stack.clone());
         let record = self.record::<StackRecord>(&key).await?;
         Ok(record.filter(|record| record.stack() == *stack))
     }
 
-    /// Keeps which image the stack is. Images may have the same layers and other configurations: the first one counts
-    /// whose configuration was verified.
+    /// Records the image of a list of layers. Images may have the same layers and different
+    /// configurations: the first one with a verified configuration counts.
     pub async fn put_stack(&self, record: &StackRecord) -> Result<(), Error> {
         let stack = record.stack();
         let there = self
@@ -87,20 +91,22 @@ impl Store {
         if there.is_some_and(|there| there.is_verified() || !record.is_verified()) {
             return Ok(());
         }
-        // Written again when it is there: a sweep that is about to let it go sees that it is wanted.
+        // Written again even if it exists, so that a sweep that is about to delete it sees the use.
         self.put_record(&Key::StackRecord(stack), record).await
     }
 
-    /// What is known of the image with this source configuration; nothing at all where it was never learned of.
+    /// The knowledge of the image with this source configuration, which is empty if nothing was
+    /// learned.
     pub async fn knowledge(&self, image: &Digest) -> Result<Knowledge, Error> {
         let found = self.record(&Key::Knowledge(image.clone())).await?;
         Ok(found.unwrap_or_else(|| Knowledge::new(image.clone())))
     }
 
-    /// Merges into what is known of the image, beside other replicas that do the same; what came of it.
+    /// Merges into the knowledge of the image, concurrently with other replicas. Returns the
+    /// result.
     ///
     /// # Errors
-    /// [`Error::Contended`] when others were always faster; else the backend's.
+    /// [`Error::Contended`] if others were always faster, or the backend's error.
     pub async fn learn(&self, image: &Digest, merge: &Merge) -> Result<Knowledge, Error> {
         let key = Key::Knowledge(image.clone());
         let mut pause = FIRST_PAUSE;
@@ -108,21 +114,21 @@ impl Store {
             if let Some(knowledge) = self.merge_once(image, &key, merge).await? {
                 return Ok(knowledge);
             }
-            // Replicas that met once would meet again.
+            // The random pause keeps replicas that collided from colliding again.
             tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
         Err(Error::Contended(key.to_string()))
     }
 
-    /// One read, merge and write; `None` when another writer came between.
+    /// One read, merge and write. `None` if another writer was faster.
     async fn merge_once(
         &self,
         image: &Digest,
         key: &Key,
         merge: &Merge,
     ) -> Result<Option<Knowledge>, Error> {
-        // A folder knows no conditional update.
+        // A folder has no conditional updates.
         let _lock = match self.inner.backend.root() {
             Some(_) => match self.lease(&key.to_string()).await? {
                 Some(lock) => Some(lock),
@@ -151,7 +157,8 @@ impl Store {
         }
     }
 
-    /// The store's salt, made by who is first to ask for it, and made anew when it is damaged: senders then count twice.
+    /// The store's salt, created by the first caller, and created again if it is damaged. Senders
+    /// then count twice.
     pub async fn salt(&self) -> Result<Salt, Error> {
         if let Some(salt) = self.record::<SaltRecord>(&Key::Salt).await? {
             return Ok(salt.into());
@@ -187,7 +194,7 @@ impl Store {
     }
 }
 
-/// The salt as it is kept.
+/// The salt as it is stored.
 #[derive(Debug, Serialize, Deserialize)]
 struct SaltRecord {
     salt: [u8; 32],
@@ -199,7 +206,8 @@ impl From<SaltRecord> for Salt {
     }
 }
 
-/// What `merge` makes of what was found, and as JSON. Megabytes at worst: on a thread that may take its time.
+/// Returns the result of `merge`, and its JSON. Megabytes at worst, so it runs on a blocking
+/// thread.
 async fn merged(
     image: &Digest,
     found: Option<Versioned>,
@@ -213,7 +221,7 @@ async fn merged(
                 .inspect_err(|damage| damage::report(&key, *damage))
                 .ok()
         });
-        // What is damaged is learned anew.
+        // Damaged knowledge is learned again.
         let mut knowledge = known.unwrap_or_else(|| Knowledge::new(image));
         merge(&mut knowledge);
         seal::seal(&key, &knowledge).map(|json| (knowledge, json))

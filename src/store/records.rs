@@ -13,7 +13,7 @@ use super::seal;
 use super::{Object, Store};
 use crate::oci::{Descriptor, Digest, Platform};
 
-/// What became of a source layer.
+/// The result of the conversion of a source layer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerRecord {
     /// Digest of the source layer's bytes as the upstream holds them.
@@ -25,16 +25,17 @@ pub struct LayerRecord {
 #[serde(tag = "outcome", rename_all = "kebab-case")]
 pub enum LayerOutcome {
     Converted(ConvertedLayer),
-    /// The layer is served as it is.
+    /// The layer is served unchanged.
     PassedThrough {
         reason: String,
-        /// Set where a configured limit is the reason.
+        /// Set if a configured limit is the reason.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         limit: Option<Limit>,
     },
 }
 
-/// A configured limit, in bytes, that kept a layer from being converted: once it is raised another try is worth it.
+/// A configured limit, in bytes, that prevented the conversion of a layer. Once it is raised
+/// another attempt is worthwhile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Limit {
@@ -57,43 +58,47 @@ pub struct ConvertedLayer {
     pub external_toc: Option<Digest>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zstd_manifest_position: Option<String>,
-    /// Digest of the compressed TOC frame's content (`io.github.containers.zstd-chunked.manifest-checksum`).
+    /// Digest of the compressed TOC frame's content
+    /// (`io.github.containers.zstd-chunked.manifest-checksum`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zstd_manifest_checksum: Option<Digest>,
 }
 
-/// The twin of an image manifest or index.
+/// The converted image of an image manifest or index.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageRecord {
     /// Digest of the source manifest or index.
     pub source: Digest,
-    /// Digest of the twin; equals `source` when nothing could be converted.
+    /// Digest of the converted image. Equals `source` if nothing could be converted.
     pub twin: Digest,
     pub media_type: String,
     pub size: u64,
-    /// The twin in the types of the other family, Docker's or OCI's, for clients that take no others.
+    /// The converted image in the other family's types, Docker's or OCI's, for clients that accept
+    /// no others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub translated: Option<Descriptor>,
     /// For an index: the platforms whose children are converted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub platforms: Vec<Platform>,
-    /// Every stored object the twin needs, itself included: what the sweep must keep.
+    /// Every stored object that the converted image needs, itself included. The sweep must keep
+    /// them.
     pub objects: Vec<Digest>,
-    /// Why layers or children pass through, by digest.
+    /// Why layers or children are passed through, by digest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub passed_through: Vec<PassedThrough>,
-    /// The limits that kept layers from being converted; for an index, layers of its converted platforms.
+    /// The limits that prevented the conversion of layers. For an index: of layers of its converted
+    /// platforms.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub limits: Vec<Limit>,
-    /// Set where the twin has files in front that are read first.
+    /// Set if the converted layers begin with the files that are read first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub order: Option<Order>,
 }
 
-/// The order of files that a twin has, and since when.
+/// The order of files in a converted image, and when it was made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
-    /// Of its layers: it names the files and their order.
+    /// The generation of its layers, which names the files and their order.
     pub generation: Generation,
     /// Seconds since 1970.
     pub since: u64,
@@ -105,7 +110,8 @@ pub struct PassedThrough {
     pub reason: String,
 }
 
-/// Where the object with a digest lies: its being there makes the object visible.
+/// The record that names the key of the object with a digest. Its existence makes the object
+/// visible.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct DigestRecord {
     pub(super) size: u64,
@@ -126,7 +132,7 @@ impl DigestRecord {
 }
 
 impl LayerOutcome {
-    /// The limit that is the reason why the layer is served as it is.
+    /// The limit that prevented the conversion of the layer, if a limit did.
     pub fn limit(&self) -> Option<Limit> {
         match self {
             Self::PassedThrough { limit, .. } => *limit,
@@ -136,9 +142,9 @@ impl LayerOutcome {
 }
 
 impl ImageRecord {
-    /// What the record takes in memory, in bytes.
+    /// The size of the record in memory, in bytes.
     pub(super) fn weight(&self) -> usize {
-        /// A digest's text and what holds it.
+        /// A digest's text and its container.
         const DIGEST: usize = 96;
         let reasons = self
             .passed_through
@@ -152,7 +158,7 @@ impl ImageRecord {
 }
 
 impl LayerRecord {
-    /// The objects that a converted layer consists of.
+    /// The objects of a converted layer.
     pub(super) fn objects(&self) -> impl Iterator<Item = &Digest> {
         let converted = match &self.outcome {
             LayerOutcome::Converted(layer) => Some(layer),
@@ -165,7 +171,8 @@ impl LayerRecord {
 }
 
 impl Store {
-    /// What became of the layer `source`; `None` too when the converted layer's bytes are gone.
+    /// The result of the conversion of the layer `source`. Also `None` if the converted layer's
+    /// bytes are missing.
     pub async fn layer(
         &self,
         generation: &Generation,
@@ -178,15 +185,17 @@ impl Store {
         let Some(record) = self.record::<LayerRecord>(&key).await? else {
             return Ok(None);
         };
-        // Marked before the look, for the sweep's sake: the caller is about to build an image on it.
+        // Marked before the look-up, so that the sweep does not delete it in between: the caller is
+        // about to build an image on it.
         try_join_all(record.objects().map(|digest| self.mark_used(digest))).await?;
         let whole = self.all_visible(&key, record.objects()).await?;
         Ok(whole.then_some(record))
     }
 
-    /// Commits a layer: from here on its digest is found.
+    /// Commits a layer: from now on its digest is found.
     ///
-    /// The layer's bytes (and its external TOC) must have been stored before; the error says when they were not.
+    /// The layer's bytes (and its external TOC) must already be stored. Otherwise the error is
+    /// [`Error::Gone`].
     pub async fn put_layer(
         &self,
         generation: &Generation,
@@ -217,7 +226,8 @@ impl Store {
         self.put_record(&key, record).await
     }
 
-    /// The twin of the image or index `source`; `None` too when an object it needs is gone.
+    /// The converted image of the image or index `source`. Also `None` if one of its objects is
+    /// missing.
     pub async fn image(
         &self,
         generation: &Generation,
@@ -243,9 +253,9 @@ impl Store {
         Ok(Some(record))
     }
 
-    /// Commits the twin of an image manifest or an index. Written last.
+    /// Commits the converted image of an image manifest or an index. Written last.
     ///
-    /// Every object it names must be visible; the error says which is not.
+    /// Every object it names must be visible. The error names the first that is not.
     pub async fn put_image(
         &self,
         generation: &Generation,
@@ -256,8 +266,8 @@ impl Store {
             source: record.source.clone(),
         };
         self.put_record(&key, record).await?;
-        // Looked at after the record is there, past the cache: a sweep that let an object go before it could see the
-        // record is noticed here.
+        // Looked up without the cache, and only after the record is written. A sweep that deleted
+        // an object before it could see the record is detected here.
         let fresh = try_join_all(record.objects.iter().map(|digest| self.look_up(digest))).await?;
         if let Some((gone, _)) = record
             .objects
@@ -292,8 +302,8 @@ impl Store {
         Ok(gone.is_none())
     }
 
-    /// Makes an object visible whose bytes were stored just now. The same bytes may be visible elsewhere: they may also
-    /// have rotted there, so these count from here on.
+    /// Makes an object visible whose bytes were just stored. The same bytes may be visible under
+    /// another key and may be corrupted there, so the new ones count from now on.
     async fn make_visible(&self, object: &Object) -> Result<(), Error> {
         if self.digest_record(&object.digest).await?.is_some() {
             self.mark_used(&object.digest).await?;
@@ -319,7 +329,7 @@ impl Store {
         Ok(())
     }
 
-    /// What the digest's record says, without a look at the object.
+    /// The object that the digest's record names, without a check of the object.
     pub(super) async fn digest_record(&self, digest: &Digest) -> Result<Option<Object>, Error> {
         let key = Key::DigestRecord(digest.clone());
         let Some(DigestRecord {
@@ -330,7 +340,7 @@ impl Store {
         else {
             return Ok(None);
         };
-        // The record is what was written, so its place is a key.
+        // The record is intact, so its place is a key.
         let Ok(key) = place.parse() else {
             return Ok(None);
         };
@@ -342,8 +352,8 @@ impl Store {
         }))
     }
 
-    /// Reads a record. One that is not what was written counts as none and is deleted: the work is done again and writes
-    /// it anew.
+    /// Reads a record. A damaged one counts as missing and is deleted: the work is done again and
+    /// writes a new record.
     pub(super) async fn record<R: DeserializeOwned>(&self, key: &Key) -> Result<Option<R>, Error> {
         match self.inspect_record(key).await? {
             Some(Ok(record)) => Ok(Some(record)),
@@ -355,14 +365,14 @@ impl Store {
         }
     }
 
-    /// As [`record`](Self::record), and nothing is deleted.
+    /// As [`record`](Self::record), but deletes nothing.
     pub(super) async fn inspect_record<R: DeserializeOwned>(
         &self,
         key: &Key,
     ) -> Result<Option<Result<R, Damage>>, Error> {
         match self.inner.backend.get(key).await {
             Ok(found) => Ok(found.map(|found| seal::unseal(key, &found.bytes))),
-            // It is larger than any record of ours.
+            // It is larger than any record of the store.
             Err(Error::Record { .. }) => Ok(Some(Err(Damage::Record))),
             Err(error) => Err(error),
         }
@@ -373,7 +383,7 @@ impl Store {
     }
 }
 
-/// Whether the digest record in `bytes` shows this very object.
+/// Whether the digest record in `bytes` describes exactly this object.
 pub(super) fn names(key: &Key, bytes: &[u8], object: &Object) -> bool {
     seal::unseal::<DigestRecord>(key, bytes).is_ok_and(|record| record == DigestRecord::of(object))
 }

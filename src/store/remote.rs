@@ -1,4 +1,4 @@
-//! Reads the store's location and opens buckets: S3, Google Cloud Storage, Azure Blob Storage.
+//! Parses the store's location and opens buckets: S3, Google Cloud Storage, Azure Blob Storage.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,14 +14,15 @@ use super::backend::Backend;
 use super::config::{Config, Secret};
 use super::error::Error;
 
-/// A body that stands still for this long has failed. There is no limit on the whole: layers are large.
+/// A body that makes no progress for this long has failed. There is no limit on the total time,
+/// because layers are large.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Someone waits for the answer: give up before clients do (containerd after 30 s).
+/// A client waits for the answer, so this is shorter than its timeout (containerd's is 30 s).
 const RETRY_TIMEOUT: Duration = Duration::from_secs(15);
 const MAX_RETRIES: usize = 6;
 
-/// What `location` names.
+/// The folder or bucket that `location` names.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Location {
     Folder(PathBuf),
@@ -74,9 +75,9 @@ impl Location {
     }
 }
 
-/// Opens the bucket; nothing is sent yet.
+/// Opens the bucket. Sends nothing yet.
 pub(super) fn open(config: &Config, bucket: &Bucket) -> Result<Backend, Error> {
-    // The TLS library wants its provider named once per process; naming it again changes nothing.
+    // The TLS library needs one provider per process. Installing it again changes nothing.
     let _already_named = rustls::crypto::ring::default_provider().install_default();
     let prefix = Path::parse(&bucket.prefix)
         .map_err(|error| Error::Config(format!("`location`: {error}")))?;
@@ -222,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn each_cloud_opens_from_the_configuration_alone() {
+    fn the_configuration_is_enough_to_open_each_cloud() {
         for location in ["s3://bucket/prefix", "gs://bucket", "az://container"] {
             let config = Config {
                 location: location.to_owned(),

@@ -1,11 +1,11 @@
-//! How much the store holds, and whether more may come: `store.retention.max_size`.
+//! How many bytes the store holds, and whether more may be added: `store.retention.max_size`.
 //!
 //! ```text
-//! used = listed lately + stored here since + reserved by uploads under way
+//! used = last listing + stored here since then + reserved by running uploads
 //! ```
-//! Before a layer is uploaded its room is reserved. When there is none, a sweep makes some; when that does not help, the
-//! layer is refused. Replicas list the same bucket, each once in a minute at most: together they may be over the limit by
-//! what they store within a minute.
+//! Room is reserved before a layer is uploaded. If there is none, a sweep makes some. If that does
+//! not help, the layer is refused. Replicas list the same bucket, each at most once a minute:
+//! together they may exceed the limit by the bytes that they store within a minute.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,18 +19,19 @@ use super::Store;
 use super::error::Error;
 use crate::telemetry::{log, metrics};
 
-/// Everything that is counted: what is not listed here (marks, leases, the salt) is empty or one of its kind.
+/// Everything that counts. Other objects (marks, leases, the salt) are empty or single.
 const TOPS: [&str; 4] = ["layers", "blobs", "records", "profiles"];
-/// How long a listing counts: what other replicas store meanwhile is not seen.
+/// How long a listing is used. Bytes stored by other replicas meanwhile are not seen.
 const LISTED_FOR: Duration = Duration::from_secs(60);
-/// How often a sweep is tried because there is no room; one reads every record.
+/// The shortest time between two sweeps for room, because a sweep reads every record.
 const SWEPT_FOR: Duration = Duration::from_secs(60);
-/// How often a store with a limit is listed though nothing is stored.
+/// How often a store with a limit is listed even if nothing is stored.
 const LOOK_EVERY: Duration = Duration::from_secs(5 * 60);
-/// The share of the limit that a sweep for want of room makes free at least, so that not every upload needs one.
+/// The least share of the limit that a sweep for room frees, so that not every upload needs a
+/// sweep.
 const FREED_SHARE: u64 = 10;
 
-/// The bytes of a store, in this process's eyes.
+/// The bytes of a store, as far as this process knows.
 #[derive(Debug, Default)]
 pub(super) struct Room {
     listed: AtomicU64,
@@ -47,12 +48,12 @@ struct Times {
     swept: Option<Instant>,
 }
 
-/// Room for bytes that are on their way into the store; given back when dropped.
+/// Room for bytes that are being stored, freed when dropped.
 #[derive(Debug)]
 pub(super) struct Reservation {
     room: Arc<Room>,
     bytes: u64,
-    /// `None` when the store has no limit.
+    /// `None` if the store has no limit.
     max_size: Option<u64>,
 }
 
@@ -64,7 +65,8 @@ impl Room {
     }
 
     fn try_reserve(&self, bytes: u64, max_size: u64) -> bool {
-        // Reserved before the look: of two who reserve at once both may be refused, but never both wrongly let in.
+        // Reserved before the check: two concurrent callers may both be refused, but never both
+        // admitted wrongly.
         self.reserved.fetch_add(bytes, Ordering::AcqRel);
         let fits = self.used() <= max_size;
         if !fits {
@@ -75,10 +77,10 @@ impl Room {
 }
 
 impl Reservation {
-    /// Reserves more when what came is larger than was thought.
+    /// Reserves more if the bytes turn out to be larger than expected.
     ///
     /// # Errors
-    /// [`Error::Full`] when it does not fit.
+    /// [`Error::Full`] if they do not fit.
     pub(super) fn cover(&mut self, bytes: u64) -> Result<(), Error> {
         let Some(max_size) = self.max_size else {
             return Ok(());
@@ -91,7 +93,7 @@ impl Reservation {
         Ok(())
     }
 
-    /// The bytes are in the store now.
+    /// Counts the bytes as stored.
     pub(super) fn keep(self, bytes: u64) {
         self.room.stored.fetch_add(bytes, Ordering::AcqRel);
     }
@@ -114,7 +116,7 @@ impl Store {
     /// Reserves room for about `bytes`.
     ///
     /// # Errors
-    /// [`Error::Full`] when there is none and a sweep made none; else the backend's.
+    /// [`Error::Full`] if there is none and a sweep made none, or the backend's error.
     pub(super) async fn reserve(&self, bytes: u64) -> Result<Reservation, Error> {
         let room = &self.inner.room;
         let max_size = self
@@ -147,8 +149,8 @@ impl Store {
         })
     }
 
-    /// Sweeps when the store is above its size, also when nothing is converted: the limit may have been lowered, or
-    /// another replica have stored more.
+    /// Sweeps if the store is above its size, even if nothing is converted: the limit may have been
+    /// lowered, or another replica may have stored more.
     pub(super) async fn keep_size(&self) {
         let Some(max) = self
             .inner
@@ -171,14 +173,14 @@ impl Store {
             if let Err(error) = looked.await {
                 tracing::warn!(
                     error = log::chain(&error),
-                    "the store's size is not known for now"
+                    "size of the store not determined"
                 );
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
 
-    /// Has the store listed anew before the next look at its size.
+    /// Makes the next check of the size list the store again.
     pub(super) async fn forget_size(&self) {
         self.inner.room.times.lock().await.listed = None;
     }
@@ -188,7 +190,7 @@ impl Store {
         let room = &self.inner.room;
         let mut times = match room.times.try_lock() {
             Ok(times) => times,
-            // A sweep takes its time; until then the last list will do.
+            // A sweep takes time. Until it ends the last listing is good enough.
             Err(_busy) if room.is_listed.load(Ordering::Acquire) => return Ok(()),
             Err(_busy) => room.times.lock().await,
         };
@@ -209,14 +211,14 @@ impl Store {
             }
         }
         room.listed.store(bytes, Ordering::Release);
-        // What was stored while the store was listed may be in the list or not: it counts.
+        // Bytes stored during the listing may be in it or not. They count.
         room.stored.fetch_sub(before, Ordering::AcqRel);
         room.is_listed.store(true, Ordering::Release);
         times.listed = Some(Instant::now());
         Ok(())
     }
 
-    /// Sweeps until `bytes` fit, if that can be done, and no more often than once in a while.
+    /// Sweeps until `bytes` fit, if possible, and at most once per [`SWEPT_FOR`].
     async fn make_room(&self, bytes: u64, max: u64) -> Result<(), Error> {
         let mut times = self.inner.room.times.lock().await;
         if times.swept.is_some_and(|swept| swept.elapsed() < SWEPT_FOR) {
@@ -229,7 +231,7 @@ impl Store {
             metrics().swept_bytes.inc_by(report.freed_bytes);
             tracing::info!(?report, "the store is swept to make room");
         }
-        // One that made no room is not tried again at once.
+        // A sweep that did not make the room is not repeated at once.
         let is_made = !report.busy && report.kept_bytes <= max.saturating_sub(wanted);
         times.swept = (!is_made).then(Instant::now);
         self.list_now(&mut times).await

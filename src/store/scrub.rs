@@ -1,7 +1,9 @@
-//! Reads everything in the store and compares it with its digests and checksums: rot that nobody reads is found too.
+//! The scrub: reads everything in the store and compares it with its digests and checksums, so that
+//! bit rot is found even in unread objects.
 //!
-//! One object at a time, at a bounded rate. Among replicas a lease and a record of the last pass let one do it. A pass
-//! begins anywhere in the digests and comes round, so that passes that are interrupted reach everything in the end.
+//! It reads one object at a time, at a bounded rate. A lease and a record of the last pass make
+//! sure that only one replica does it. A pass begins at a random digest and wraps around, so that
+//! interrupted passes reach everything in the end.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -21,24 +23,24 @@ use crate::telemetry::{log, metrics};
 
 /// The lease that keeps replicas from scrubbing at the same time.
 const SCRUB: &str = "scrub";
-/// How often it is looked whether a pass is due.
+/// How often the scrub checks whether a pass is due.
 const LOOK_EVERY: Duration = Duration::from_secs(10 * 60);
 
-/// Something in the store that is not what was put.
+/// A damaged entry of the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
     pub key: Key,
-    /// Of an object: its digest.
+    /// The digest of a damaged object, or of the missing object that a record names.
     pub digest: Option<Digest>,
     pub damage: Damage,
 }
 
-/// What a pass over the whole store saw.
+/// The result of a pass over the whole store.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct ScrubReport {
     pub objects: u64,
     pub records: u64,
-    /// Of objects.
+    /// The bytes of the objects.
     pub bytes: u64,
     pub damaged: u64,
 }
@@ -59,11 +61,11 @@ struct LastReport {
 }
 
 impl Store {
-    /// Reads everything, at `rate` bytes a second if that is not 0, and calls `found` with each thing that is not what
-    /// was put. With `repair` it is forgotten: the next ask makes it anew.
+    /// Reads everything, at `rate` bytes per second if that is not 0, and calls `found` for each
+    /// damaged entry. With `repair` the entry is forgotten, and the next request makes it again.
     ///
     /// # Errors
-    /// The backend's; what was found before was told.
+    /// The backend's error. Findings before it have been reported.
     pub async fn scrub(
         &self,
         repair: bool,
@@ -82,7 +84,8 @@ impl Store {
         Ok(pass.report)
     }
 
-    /// Looks after the store for as long as the server runs: scrubs it when that is due, and keeps it within its size.
+    /// Maintains the store for as long as the server runs: scrubs it when that is due, and keeps it
+    /// within its size.
     pub async fn tend(self) {
         tokio::join!(self.keep_scrubbed(), self.keep_size());
     }
@@ -93,7 +96,7 @@ impl Store {
             return;
         }
         loop {
-            // Replicas that started together do not look together.
+            // The random pause keeps replicas that started together from checking together.
             tokio::time::sleep(
                 interval
                     .min(LOOK_EVERY)
@@ -101,7 +104,7 @@ impl Store {
             )
             .await;
             if let Err(error) = self.scrub_if_due(interval).await {
-                tracing::warn!(error = log::chain(&error), "the scrub ended early");
+                tracing::warn!(error = log::chain(&error), "scrub failed");
             }
         }
     }
@@ -119,7 +122,7 @@ impl Store {
         };
         if is_due(&self.last_pass().await?) {
             let rate = self.inner.config.scrub.rate.as_u64();
-            // Each is logged when it is forgotten.
+            // Each finding is logged when it is forgotten.
             let mut found = |_: &Finding| {};
             let report = ScrubReport::default();
             let mut pass = Pass {
@@ -173,7 +176,8 @@ struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// Objects first, those whose digests come after `start` before the others; then the records that name them.
+    /// Checks the objects first, those with digests after `start` before the others, and then the
+    /// records that name them.
     async fn run(&mut self, start: u8) -> Result<(), Error> {
         let start = format!("{start:02x}");
         for is_after in [true, false] {
@@ -207,7 +211,7 @@ impl Pass<'_> {
             .map(drop)
     }
 
-    /// The digest's record and the object it shows.
+    /// Checks the digest's record and its object.
     async fn object(&mut self, digest: &Digest) -> Result<(), Error> {
         let key = Key::DigestRecord(digest.clone());
         let Some(record) = self.record::<DigestRecord>(&key).await? else {
@@ -230,7 +234,7 @@ impl Pass<'_> {
             // It was swept meanwhile.
             return Ok(());
         }
-        self.tell(&Finding {
+        self.report_finding(&Finding {
             key: object.key.clone(),
             digest: Some(digest.clone()),
             damage,
@@ -251,7 +255,7 @@ impl Pass<'_> {
             Some(Ok(record)) => Ok(Some(record)),
             None => Ok(None),
             Some(Err(damage)) => {
-                self.tell(&Finding {
+                self.report_finding(&Finding {
                     key: key.clone(),
                     digest: None,
                     damage,
@@ -264,7 +268,7 @@ impl Pass<'_> {
         }
     }
 
-    /// An image's record, which must name only what is there.
+    /// Checks an image's record, which must only name existing objects.
     async fn image(&mut self, key: &Key) -> Result<(), Error> {
         let Some(record) = self.record::<ImageRecord>(key).await? else {
             return Ok(());
@@ -290,7 +294,7 @@ impl Pass<'_> {
                 // It was swept meanwhile.
                 return Ok(());
             }
-            self.tell(&Finding {
+            self.report_finding(&Finding {
                 key: key.clone(),
                 digest: Some(digest.clone()),
                 damage: Damage::Dangling,
@@ -303,7 +307,7 @@ impl Pass<'_> {
         Ok(())
     }
 
-    fn tell(&mut self, finding: &Finding) {
+    fn report_finding(&mut self, finding: &Finding) {
         self.report.damaged += 1;
         (self.found)(finding);
     }

@@ -1,10 +1,10 @@
-//! The checksum that a record carries in front of its own bytes.
+//! The checksum that a record carries before its own fields.
 //!
 //! ```text
 //! {"checksum":"<64 hex digits>",<the rest of the record's JSON>
 //! ```
-//! The checksum is the SHA-256 of the record's key, a line feed and all bytes behind the comma: a record whose bytes
-//! changed, or that lies under another key, is not what was written.
+//! The checksum is the SHA-256 of the record's key, a line feed and all bytes after the comma. A
+//! record whose bytes changed, or that is stored under another key, is damaged.
 
 use bytes::Bytes;
 
@@ -19,7 +19,7 @@ const BEHIND: &[u8] = b"\",";
 /// The hex digits of a SHA-256.
 const HEX: usize = 64;
 
-/// The record that `record` is as JSON, with its checksum.
+/// Serializes `record` as JSON with its checksum.
 pub(super) fn seal(key: &Key, record: &impl serde::Serialize) -> Result<Bytes, Error> {
     let refused = |reason: String| Error::Record {
         key: key.to_string(),
@@ -27,17 +27,18 @@ pub(super) fn seal(key: &Key, record: &impl serde::Serialize) -> Result<Bytes, E
     };
     let json = serde_json::to_vec(record).map_err(|error| refused(error.to_string()))?;
     let Some(rest) = json.strip_prefix(b"{").filter(|rest| rest.len() > 1) else {
-        return Err(refused("it has no fields".to_owned()));
+        return Err(refused("no fields".to_owned()));
     };
     Ok([HEAD, checksum(key, rest).hex().as_bytes(), BEHIND, rest]
         .concat()
         .into())
 }
 
-/// The record in `bytes`, once its checksum was found right.
+/// Parses the record in `bytes`, after verifying its checksum.
 ///
 /// # Errors
-/// [`Damage::Record`] when these are not the bytes that were written under `key`, or no record of this kind.
+/// [`Damage::Record`] if these are not the bytes that were written under `key`, or not a record of
+/// this kind.
 pub(super) fn unseal<R: serde::de::DeserializeOwned>(key: &Key, bytes: &[u8]) -> Result<R, Damage> {
     if !is_intact(key, bytes) {
         return Err(Damage::Record);
@@ -102,7 +103,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_record_with_any_bit_flipped_or_any_end_lost_is_damaged(text: String, at: usize, bit in 0_u8..8) {
+        fn a_record_with_a_flipped_bit_or_a_lost_end_is_damaged(text: String, at: usize, bit in 0_u8..8) {
             let sealed = seal(&key(), &Sample { text }).unwrap();
             let at = at % sealed.len();
             let mut flipped = sealed.to_vec();

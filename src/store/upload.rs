@@ -1,4 +1,4 @@
-//! A layer on its way into the store.
+//! The upload of a layer into the store.
 //!
 //! ```text
 //! write ▶ buffer up to a part ▶ parts in flight (at most four) ▶ complete
@@ -17,13 +17,14 @@ use super::room::Reservation;
 use super::{Inner, Object, Store};
 use crate::oci::Digest;
 
-/// With 8 MiB parts this keeps 100 ms round trips at over 250 MB/s and an upload under 40 MiB of memory.
+/// With 8 MiB parts this keeps 100 ms round trips at over 250 MB/s and an upload under 40 MiB of
+/// memory.
 const PARTS_IN_FLIGHT: usize = 4;
 
-/// A folder takes parts as they come; larger ones would only cost memory.
+/// A folder accepts parts of any size, and larger ones would only cost memory.
 const FOLDER_PART: u64 = 1 << 20;
 
-/// A layer on its way into the store. Dropped or aborted it leaves nothing visible.
+/// The upload of a layer into the store. If it is dropped or aborted, nothing becomes visible.
 #[derive(Debug)]
 pub struct LayerUpload {
     inner: Arc<Inner>,
@@ -33,11 +34,11 @@ pub struct LayerUpload {
     buffered: usize,
     written: u64,
     room: Reservation,
-    /// Begun when the first part is full.
+    /// Started when the first part is full.
     parts: Option<Parts>,
 }
 
-/// A multipart upload with its parts in flight; aborted on drop unless completed.
+/// A multipart upload and its running parts. Aborted on drop unless completed.
 #[derive(Debug)]
 struct Parts {
     upload: Option<Box<dyn MultipartUpload>>,
@@ -45,11 +46,11 @@ struct Parts {
 }
 
 impl Store {
-    /// Starts the upload of the layer converted from `source`, of `expected` bytes or about so many. Dropping it
-    /// unfinished leaves nothing visible.
+    /// Starts the upload of the layer converted from `source`, of about `expected` bytes. If it is
+    /// dropped unfinished, nothing becomes visible.
     ///
     /// # Errors
-    /// [`Error::Full`] when there is no room for it.
+    /// [`Error::Full`] if there is no room for it.
     pub async fn upload_layer(
         &self,
         generation: &Generation,
@@ -80,12 +81,12 @@ impl Store {
 }
 
 impl LayerUpload {
-    /// Appends bytes; waits while too many parts are in flight.
+    /// Appends bytes. Waits while too many parts are in flight.
     ///
     /// After an error the upload can only be aborted or dropped.
     ///
     /// # Errors
-    /// [`Error::Full`] when the layer is larger than was thought and does not fit.
+    /// [`Error::Full`] if the layer is larger than expected and does not fit.
     pub async fn write(&mut self, mut bytes: Bytes) -> Result<(), Error> {
         self.written += bytes.len() as u64;
         self.room.cover(self.written)?;
@@ -102,7 +103,8 @@ impl LayerUpload {
         Ok(())
     }
 
-    /// Completes the upload of the layer, whose bytes have this digest. It stays invisible until its record is put.
+    /// Completes the upload of the layer, whose bytes have this digest. The layer stays invisible
+    /// until its record is put.
     pub async fn finish(mut self, digest: &Digest) -> Result<(), Error> {
         let store = Store {
             inner: Arc::clone(&self.inner),
@@ -127,8 +129,8 @@ impl LayerUpload {
             self.room.keep(self.written);
             return Ok(());
         };
-        // The answer to a completion may be lost and its repetition refused: what lies there may be what was sent, or what
-        // an earlier upload left.
+        // The answer to a completion may be lost and its repetition refused. The stored object may
+        // be this upload's or the remains of an earlier one.
         let object = Object {
             digest: digest.clone(),
             size: self.written,
@@ -143,7 +145,7 @@ impl LayerUpload {
         Err(error)
     }
 
-    /// Gives the upload up and waits until its parts are gone.
+    /// Cancels the upload and waits until its parts are deleted.
     pub async fn abort(mut self) {
         let Some(mut parts) = self.parts.take() else {
             return;
@@ -173,7 +175,7 @@ impl LayerUpload {
                 parts.flying.spawn(upload.put_part(payload));
                 Ok(())
             }
-            None => Err(Error::Upload("it has ended".to_owned())),
+            None => Err(Error::Upload("already ended".to_owned())),
         }
     }
 }
@@ -224,9 +226,10 @@ impl Drop for Parts {
     }
 }
 
-/// What cannot be discarded now is left to the sweep (folder) or the bucket's lifecycle rule.
+/// Discards the parts of an upload. On failure they are left to the sweep (folder) or to the
+/// bucket's lifecycle rule.
 async fn discard(mut upload: Box<dyn MultipartUpload>, what: &str) {
     if let Err(error) = upload.abort().await {
-        tracing::debug!(what, %error, "the parts of an upload were not discarded");
+        tracing::debug!(what, %error, "parts of the upload not discarded");
     }
 }

@@ -1,4 +1,4 @@
-//! When objects were last asked for: what the retention goes by.
+//! The last use of objects, on which the retention depends.
 
 use bytes::Bytes;
 
@@ -8,9 +8,10 @@ use super::key::Key;
 use crate::oci::Digest;
 
 impl Store {
-    /// Notes in the background that the object was asked for.
+    /// Notes in the background that the object was used.
     ///
-    /// A note that cannot be written is lost: the object then seems unused for a little longer than it was.
+    /// A note that cannot be written is lost. The object then seems unused for a little longer than
+    /// it is.
     pub(super) fn note_use(&self, digest: &Digest) {
         if !self.counts_uses() || self.inner.noted.contains_key(digest) {
             return;
@@ -18,12 +19,13 @@ impl Store {
         let (store, digest) = (self.clone(), digest.clone());
         tokio::spawn(async move {
             if let Err(error) = store.mark_used(&digest).await {
-                tracing::debug!(%digest, %error, "the use of an object was not noted");
+                tracing::debug!(%digest, %error, "use of the object not noted");
             }
         });
     }
 
-    /// Notes that the object is about to be built upon, at most once in `USE_NOTED_FOR` and process.
+    /// Notes that the caller is about to build on the object, at most once per `USE_NOTED_FOR` and
+    /// process.
     pub(super) async fn mark_used(&self, digest: &Digest) -> Result<(), Error> {
         if !self.counts_uses()
             || !self

@@ -1,14 +1,15 @@
-//! Bounds log lines that containers, clients or peers can cause as often as they like.
+//! Limits log lines that containers, clients or peers can cause at any rate.
 
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// Enough to see what goes wrong and with which layers; 14,400 lines a day at most, a few megabytes.
+/// Enough to see the kind of failure and the affected layers. At most 14,400 lines a day, which is
+/// a few megabytes.
 const LINES: u32 = 10;
 const PERIOD: Duration = Duration::from_secs(60);
 
-/// Passes a few log lines of one kind in each minute and counts the others.
+/// Passes a few log lines of one kind in each minute and counts the dropped ones.
 #[derive(Debug, Default)]
 pub struct LineLimit {
     state: Mutex<State>,
@@ -32,7 +33,8 @@ impl LineLimit {
         }
     }
 
-    /// Whether a line may be written now: if so, the number of lines that were not since the last one.
+    /// Returns the number of lines dropped since the last one if a line may be written now, else
+    /// `None`.
     pub fn pass(&self) -> Option<u64> {
         self.pass_at(Instant::now())
     }
@@ -60,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flood_is_ten_lines_a_minute_and_a_count() {
+    fn a_flood_becomes_ten_lines_a_minute_and_a_count() {
         let (limit, start) = (LineLimit::new(), Instant::now());
         let passed = (0..1000).filter(|_| limit.pass_at(start).is_some()).count();
         assert_eq!(passed, 10);
@@ -68,7 +70,7 @@ mod tests {
         assert_eq!(
             limit.pass_at(start + PERIOD),
             Some(991),
-            "the next minute says what was dropped"
+            "the next minute reports the dropped lines"
         );
         assert_eq!(limit.pass_at(start + PERIOD), Some(0));
     }

@@ -7,7 +7,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
@@ -16,13 +16,13 @@ pub enum LogFormat {
     Json,
 }
 
-/// The log's part of the configuration.
+/// The log's section of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// `text` for people, `json` for machines.
     pub format: LogFormat,
-    /// What is logged, in `RUST_LOG`'s syntax: `info,starlift=debug`.
+    /// The filter, in `RUST_LOG`'s syntax: `info,starlift=debug`.
     pub filter: String,
 }
 
@@ -35,9 +35,9 @@ impl Default for Config {
     }
 }
 
-/// The text names no log format.
+/// The text is not a log format.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no log format: text or json")]
+#[error("{0:?} is not a log format: text or json")]
 pub struct ParseLogFormatError(String);
 
 impl FromStr for LogFormat {
@@ -52,16 +52,16 @@ impl FromStr for LogFormat {
     }
 }
 
-/// Why tracing cannot be set up.
+/// The reason why tracing cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    #[error("the log filter is malformed")]
+    #[error("malformed log filter")]
     Filter(#[from] tracing_subscriber::filter::ParseError),
-    #[error("tracing is set up already")]
+    #[error("tracing already set up")]
     Twice(#[from] tracing_subscriber::util::TryInitError),
 }
 
-/// The messages of an error and of what caused it, in one line.
+/// The messages of an error and of its causes, on one line.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -72,14 +72,14 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// In front of every filter, which may say otherwise: containers cause the lines of `fuser` as often as they like. A reader
-/// that was killed takes no answer, and `fuser` calls that an error.
+/// Precedes every filter, which may override it. Containers can cause `fuser`'s lines at any rate.
+/// If a reader was killed, its answer cannot be delivered, and `fuser` logs that as an error.
 const QUIET: &str = "fuser=error,fuser::reply=off";
 
 /// Starts logging.
 ///
 /// # Errors
-/// The filter is malformed, or logging was started before.
+/// If the filter is malformed, or logging was started before.
 pub fn start(config: &Config) -> Result<(), LogError> {
     let registry = tracing_subscriber::registry()
         .with(format!("{QUIET},{}", config.filter).parse::<EnvFilter>()?);
@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_malformed_filter_is_told() {
+    fn a_malformed_filter_is_an_error() {
         assert!(matches!(
             start(&Config {
                 filter: "starlift=loud".to_owned(),
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_its_formats() {
+    fn log_formats_are_parsed() {
         assert_eq!("json".parse(), Ok(LogFormat::Json));
         assert!("yaml".parse::<LogFormat>().is_err());
     }

@@ -1,6 +1,7 @@
 //! Every metric: name, type, labels, unit and sentence in one table.
 //!
-//! Label values come from closed sets in the code, never from requests: the number of series is bounded.
+//! Label values come from closed sets in the code, never from requests, so the number of series is
+//! bounded.
 
 use std::sync::LazyLock;
 use std::sync::atomic::AtomicU64;
@@ -12,10 +13,10 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-/// The type `/metrics` is served with.
+/// The media type of `/metrics`.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Label names and values, all of them known when the program is built.
+/// Label names and values, all of them known at compile time.
 pub type Labels<const N: usize> = [(&'static str, &'static str); N];
 /// Counters by one label.
 pub type Counters = Family<Labels<1>, Counter>;
@@ -24,7 +25,7 @@ pub type Counters2 = Family<Labels<2>, Counter>;
 /// Histograms of seconds by one label.
 pub type Durations = Family<Labels<1>, Histogram, fn() -> Histogram>;
 
-/// From a warm answer out of memory to the conversion of a large layer.
+/// The range reaches from a warm answer out of memory to the conversion of a large layer.
 const SECONDS: [f64; 13] = [
     0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 8.0, 25.0, 60.0, 300.0, 1800.0,
 ];
@@ -71,7 +72,7 @@ macro_rules! table {
             }
         }
 
-        /// Every metric there is.
+        /// All metrics.
         pub const TABLE: &[Description] = &[
             $( Description { name: concat!("starlift_", $name), kind: $kind, labels: $labels, sentence: $sentence }, )*
         ];
@@ -84,35 +85,35 @@ table! {
     request_seconds: Durations = durations(), "histogram", "request_seconds", Some(Unit::Seconds), "endpoint",
         "Time from the first byte of a request to the last byte of its answer.";
     requests_running: Gauge = Gauge::default(), "gauge", "requests_running", None::<Unit>, "",
-        "Requests that are being answered.";
+        "Requests in progress.";
     requests_refused: Counters = Family::default(), "counter", "requests_refused_total", None::<Unit>, "reason",
-        "Requests refused: too many running in all or of one client, no memory left for such, a foreign name, or another site's page.";
+        "Requests refused: too many running in all or of one client, no memory left for the request, a foreign host name, or a page of another site.";
     connections: Gauge = Gauge::default(), "gauge", "connections", None::<Unit>, "",
         "Open connections of clients.";
     connections_refused: Counter = Counter::default(), "counter", "connections_refused_total", None::<Unit>, "",
-        "Connections closed at once because there were too many, in all or of one client, and none was idle.";
+        "Connections refused because there were too many, in all or of one client, and none was idle.";
     accept_failures: Counter = Counter::default(), "counter", "accept_failures_total", None::<Unit>, "",
-        "Times that the system could not give a connection to the server, as when it has no descriptor left.";
+        "Failures to accept a connection, for example because no descriptor was left.";
     streams_stalled: Counter = Counter::default(), "counter", "streams_stalled_total", None::<Unit>, "",
-        "Answers broken off because the client asked for nothing more of them for too long.";
+        "Answers cancelled because the client read nothing more of them for too long.";
     clients_stalled: Counter = Counter::default(), "counter", "clients_stalled_total", None::<Unit>, "",
-        "Connections closed because the client took nothing of what it was sent for too long.";
+        "Connections closed because the client read nothing for too long.";
     sent_bytes: Counters = Family::default(), "counter", "sent_bytes_total", Some(Unit::Bytes), "endpoint",
-        "Bytes of answer bodies handed to clients.";
+        "Bytes of answer bodies sent to clients.";
     manifests: Counters = Family::default(), "counter", "manifests_total", None::<Unit>, "answer",
-        "Manifests answered: twin, original because the twin was not ready, or pass-through.";
+        "Manifests answered: the converted image (twin), the source image because the converted one was not ready (original), or pass-through.";
     blobs: Counters = Family::default(), "counter", "blobs_total", None::<Unit>, "answer",
         "Blobs answered: from the store, redirected, or forwarded from the upstream.";
     tags_resolved: Counters = Family::default(), "counter", "tags_resolved_total", None::<Unit>, "answer",
-        "Tags resolved: fresh or stale from memory, asked of the upstream, or stale because it failed.";
+        "Tags resolved: fresh or stale from memory, resolved at the upstream, or stale because it failed.";
     conversion_waits: Durations = durations(), "histogram", "conversion_wait_seconds", Some(Unit::Seconds), "outcome",
-        "Time a manifest request waited for its twin.";
+        "Time that a manifest request waited for the converted image.";
     conversions: Counters = Family::default(), "counter", "conversions_total", None::<Unit>, "outcome",
-        "Conversions of images and indexes ended: a twin or the record that there is none, for now, or failed.";
+        "Conversions of images and indexes, by outcome: final (converted or recorded as not convertible), for now (not recorded), or failed.";
     layers: Counters = Family::default(), "counter", "layers_total", None::<Unit>, "outcome",
-        "Layers ended: converted here, passed through, found converted, or failed.";
+        "Layers of conversions, by outcome: converted here, passed through, found converted, or failed.";
     layer_seconds: Histogram = seconds(), "histogram", "layer_conversion_seconds", Some(Unit::Seconds), "",
-        "Time one layer took from the first byte asked for to its record.";
+        "Time to convert one layer, from the request of its first byte to its record.";
     layer_source_bytes: Counter = Counter::default(), "counter", "layer_source_bytes_total", Some(Unit::Bytes), "",
         "Bytes of tar in the layers converted here.";
     layer_bytes: Counter = Counter::default(), "counter", "layer_bytes_total", Some(Unit::Bytes), "",
@@ -120,69 +121,71 @@ table! {
     conversions_running: Gauge = Gauge::default(), "gauge", "conversions_running", None::<Unit>, "",
         "Image conversions running in this process.";
     leases: Counters = Family::default(), "counter", "leases_total", None::<Unit>, "outcome",
-        "Leases asked for, by outcome: taken, held elsewhere; and those lost to another process.";
+        "Leases requested, by outcome: taken, held by another process, or taken and lost later.";
     upstream_requests: Counters2 = Family::default(), "counter", "upstream_requests_total", None::<Unit>, "kind, class",
-        "Requests to upstreams, each hop of a redirect by itself, by kind and status class.";
+        "Requests to upstreams, each hop of a redirect separately, by kind and status class.";
     store_operations: Counters2 = Family::default(), "counter", "store_operations_total", None::<Unit>,
         "operation, outcome", "Operations on the store's backend, by outcome.";
     sweeps: Counters = Family::default(), "counter", "sweeps_total", None::<Unit>, "outcome",
         "Sweeps of the store, by outcome.";
     swept_bytes: Counter<u64, AtomicU64> = Counter::default(), "counter", "swept_bytes_total", Some(Unit::Bytes), "",
-        "Bytes the sweep deleted.";
+        "Bytes deleted by the sweep.";
     store_damaged: Counters2 = Family::default(), "counter", "store_damaged_total", None::<Unit>, "object, damage",
-        "Objects and records of the store found damaged, truncated or gone, and forgotten, by what is wrong with them.";
+        "Objects and records of the store that were damaged, truncated or missing, and were forgotten, by kind of damage.";
     scrubbed_objects: Counter = Counter::default(), "counter", "store_scrubbed_objects_total", None::<Unit>, "",
         "Objects and records of the store compared with their digests and checksums by the scrub.";
     scrubbed_bytes: Counter<u64, AtomicU64> = Counter::default(), "counter", "store_scrubbed_bytes_total",
-        Some(Unit::Bytes), "", "Bytes of objects the scrub read.";
+        Some(Unit::Bytes), "", "Bytes of objects read by the scrub.";
     scrub_finished: Gauge = Gauge::default(), "gauge", "store_scrub_finished_timestamp_seconds", Some(Unit::Seconds), "",
-        "When the last scrub of the whole store ended, in seconds since 1970, whichever replica ran it.";
+        "End of the last scrub of the whole store by any replica, in seconds since 1970.";
     profiles: Counters = Family::default(), "counter", "profiles_total", None::<Unit>, "answer",
-        "Profiles asked for: given, empty because nothing is known, or of an image that is not known.";
+        "Profiles requested: given, empty because nothing is known yet, or of an unknown image.";
     observations: Counters2 = Family::default(), "counter", "observations_total", None::<Unit>, "source, outcome",
-        "Starts told by agents or inferred from ranges, by outcome: taken, refused, or too many at once.";
+        "Starts reported by agents or inferred from ranges, by outcome: taken, refused, or too many at once.";
     range_requests: Counters = Family::default(), "counter", "range_requests_total", None::<Unit>, "outcome",
-        "Range requests for converted layers that were looked at: noted, of no image known here, or lost in a rush.";
+        "Range requests for converted layers that were evaluated: noted, of an unknown image, or dropped under load.";
     profile_merges: Counters = Family::default(), "counter", "profile_merges_total", None::<Unit>, "outcome",
-        "Times that observations of an image were merged into what is known of it: written, or failed for now.";
+        "Merges of observations into an image's profile data, by outcome: written, or failed for now.";
     profile_merge_seconds: Histogram = seconds(), "histogram", "profile_merge_seconds", Some(Unit::Seconds), "",
-        "Time such a merge took.";
+        "Duration of these merges.";
     predictions: Counters = Family::default(), "counter", "predictions_total", None::<Unit>, "outcome",
-        "Images looked at for what their starts read: made, cut because it took too much, failed, died at a limit, too \
-         long, or not made for want of the store or a process.";
+        "Predictions of the files that an image's start reads: made, cut because it took too much, failed, died at a limit, too \
+         long, or not made because the store or a process failed.";
     prediction_seconds: Histogram = seconds(), "histogram", "prediction_seconds", Some(Unit::Seconds), "",
-        "Time such a look took.";
+        "Duration of these predictions.";
     runtime_late: Gauge<f64, AtomicU64> = Gauge::default(), "gauge", "runtime_late_seconds", Some(Unit::Seconds), "",
-        "How late the runtime is with a task that is due each second.";
+        "Delay of a task that the runtime should run each second.";
     runtime_stalls: Counter = Counter::default(), "counter", "runtime_stalls_total", None::<Unit>, "",
-        "Times the runtime was later than five seconds.";
+        "Number of times that the runtime was more than five seconds late.";
     agent_mounts: Gauge = Gauge::default(), "gauge", "agent_mounts", None::<Unit>, "",
         "Layers that the agent has mounted lazily.";
     agent_layers: Counters = Family::default(), "counter", "agent_layers_total", None::<Unit>, "outcome",
-        "Layers the agent was asked for: mounted lazily, or left to be unpacked.";
+        "Layers requested from the agent: mounted lazily, or left to be unpacked.";
+    agent_requests: Counters = Family::default(), "counter", "agent_fuse_requests_total", None::<Unit>, "operation",
+        "Requests of the kernel for lazily mounted layers, by FUSE operation.";
     agent_reads: Counters = Family::default(), "counter", "agent_reads_total", None::<Unit>, "source",
-        "Reads of lazily mounted files: held on this node, or fetched first; the kernel's own are not seen.";
+        "Reads of lazily mounted files: from this node's cache, or fetched first; reads from the page cache are not seen.";
     agent_read_errors: Counter = Counter::default(), "counter", "agent_read_errors_total", None::<Unit>, "",
         "Reads of lazily mounted files that failed with EIO.";
     agent_fetched_bytes: Counters = Family::default(), "counter", "agent_fetched_bytes_total", Some(Unit::Bytes),
-        "reason", "Bytes of layers fetched from registries, by what they were fetched for.";
+        "reason", "Bytes of layers fetched from registries, by reason.";
     agent_profiles: Counters = Family::default(), "counter", "agent_profiles_total", None::<Unit>, "outcome",
-        "Profiles the agent asked servers for, by outcome: used, none, failed.";
+        "Profiles that the agent requested from servers, by outcome: used, none, failed.";
     agent_profile_files: Counters = Family::default(), "counter", "agent_profile_files_total", None::<Unit>, "use",
-        "Files that starts of containers used: here ahead by the profile, late, or unknown to it.";
+        "Files that starts of containers used: prefetched by the profile in time, late, or missing in it.";
     agent_observations: Counters = Family::default(), "counter", "agent_observations_total", None::<Unit>, "outcome",
-        "Starts of containers that the agent told servers of: sent, or refused.";
+        "Observations of starts that the agent sent to servers: sent, or refused.";
     cache_bytes: Gauge = Gauge::default(), "gauge", "agent_cache_bytes", Some(Unit::Bytes), "",
-        "Bytes of chunks that the agent's cache holds on disk.";
+        "Bytes of chunks in the agent's cache on disk.";
     cache_evictions: Counter = Counter::default(), "counter", "agent_cache_evictions_total", None::<Unit>, "",
-        "Chunks that left the agent's cache to make room.";
+        "Chunks evicted from the agent's cache.";
     cache_damaged: Counter = Counter::default(), "counter", "agent_cache_damaged_total", None::<Unit>, "",
-        "Cached chunks that were not what they should be, and were fetched again.";
+        "Damaged chunks in the cache, which were fetched again.";
     cache_write_failures: Counter = Counter::default(), "counter", "agent_cache_write_failures_total", None::<Unit>, "",
-        "Chunks that could not be kept on disk, for want of space for instance.";
+        "Chunks that could not be written to disk, for example because no space was left.";
 }
 
-/// The name as the registry wants it: it appends the unit and `_total` by itself.
+/// The name for the registry, which appends the unit and `_total` itself.
 fn metric_name(name: &str, kind: &str, unit: Option<&Unit>) -> String {
     let name = if kind == "counter" {
         name.trim_end_matches("_total")
@@ -198,14 +201,14 @@ fn metric_name(name: &str, kind: &str, unit: Option<&Unit>) -> String {
     }
 }
 
-/// The metrics of this process. Like tracing they are one per process, whoever counts.
+/// The metrics of this process. Like tracing, there is one set per process.
 pub fn metrics() -> &'static Metrics {
     static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
     &METRICS
 }
 
 impl Metrics {
-    /// Counts an answer of an upstream to a request for `path`; no status where none came.
+    /// Counts an upstream's answer to a request for `path`. `status` is `None` if no answer came.
     pub fn count_upstream(&self, path: &str, status: Option<u16>) {
         let kinds = [
             ("/manifests/", "manifest"),

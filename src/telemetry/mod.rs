@@ -1,4 +1,4 @@
-//! What the process says about itself: tracing, metrics, and whether it runs.
+//! The telemetry of the process: tracing, metrics, and a watchdog.
 
 pub mod limit;
 pub mod log;

@@ -1,11 +1,12 @@
-//! A thread that notices when the runtime is late, and says so where the runtime cannot.
+//! A thread that detects when the runtime is late, and reports it when the runtime cannot.
 //!
 //! ```text
-//! a task of the runtime ─ beat, each second ─▶ watchdog thread ─▶ metrics, one log line, systemd (WATCHDOG=1)
-//!                                          └▶ liveness thread ─▶ 200, or 503 when the beat is far too late
+//! a task of the runtime ─ beat, each second ─┬▶ watchdog thread
+//!                                            │  └▶ metrics, one log line, systemd (WATCHDOG=1)
+//!                                            └▶ liveness thread ─▶ 200, or 503 if far too late
 //! ```
-//! Who probes liveness over the server's own port learns nothing while the runtime hangs, and something else once its
-//! queue is full: this listener and its thread are apart from all that.
+//! A liveness probe over the server's own port gets no answer while the runtime hangs, and a wrong
+//! one once its queue is full. This listener and its thread do not depend on the runtime.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -18,18 +19,19 @@ use tokio::runtime::Handle;
 
 use super::metrics::metrics;
 
-/// How often the runtime shows that it runs.
+/// The interval in which the runtime shows that it runs.
 const BEAT: Duration = Duration::from_secs(1);
-/// What is worth a line in the log: a busy machine delays a task by less.
+/// The delay that is logged. A busy machine delays a task by less.
 const NOTICED: Duration = Duration::from_secs(5);
-/// What no work of ours may cause, and a restart may mend.
+/// The delay after which a restart is the best remedy. No regular work causes it.
 const DEAD: Duration = Duration::from_secs(20);
-/// How long a client of the liveness listener may take for its request and our answer. Clients are served one by one.
+/// How long a client of the liveness listener may take for its request and the answer. Clients are
+/// served one by one.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// Most bytes of a request that are read.
+/// The most bytes of a request that are read.
 const MAX_REQUEST: usize = 4096;
 
-/// How often it is looked, and what counts as late.
+/// The interval of the checks, and the delays that count as late and as dead.
 #[derive(Debug, Clone, Copy)]
 struct Pace {
     beat: Duration,
@@ -43,15 +45,15 @@ const PACE: Pace = Pace {
     dead: DEAD,
 };
 
-/// Watches a runtime for as long as it is kept.
+/// Watches a runtime until it is dropped.
 #[derive(Debug)]
 pub struct Watchdog {
-    /// Its threads end some time after this does.
+    /// Dropping this ends the threads after some time.
     _pulse: Arc<Pulse>,
     liveness: Option<SocketAddr>,
 }
 
-/// When the runtime last showed that it runs.
+/// The last sign of life of the runtime.
 #[derive(Debug)]
 struct Pulse {
     since: Instant,
@@ -61,10 +63,10 @@ struct Pulse {
 }
 
 impl Watchdog {
-    /// Watches `runtime`; who asks on `liveness` is told whether it runs.
+    /// Watches `runtime` and serves its liveness on `liveness`.
     ///
     /// # Errors
-    /// When the address cannot be listened on, or threads cannot be started.
+    /// If the address cannot be listened on, or threads cannot be started.
     pub fn start(runtime: &Handle, liveness: Option<SocketAddr>) -> io::Result<Self> {
         Self::with(runtime, liveness, PACE)
     }
@@ -94,7 +96,7 @@ impl Watchdog {
         })
     }
 
-    /// Where liveness is told.
+    /// The address of the liveness listener.
     pub fn liveness(&self) -> Option<SocketAddr> {
         self.liveness
     }
@@ -106,7 +108,7 @@ impl Pulse {
             .store(milliseconds(self.since.elapsed()), Ordering::Relaxed);
     }
 
-    /// How much later than it should be the next beat is.
+    /// The delay of the next beat.
     fn lateness(&self) -> Duration {
         let last = Duration::from_millis(self.last.load(Ordering::Relaxed));
         self.since.elapsed().saturating_sub(last + self.pace.beat)
@@ -133,7 +135,7 @@ fn watch(pulse: &Weak<Pulse>) {
         let (late, pace) = (pulse.lateness(), pulse.pace);
         drop(pulse);
         metrics().runtime_late.set(late.as_secs_f64());
-        // Once for each time.
+        // Logged and counted once per stall.
         if late >= pace.noticed && !is_noticed {
             metrics().runtime_stalls.inc();
             tracing::warn!(?late, "the runtime is late: something holds its threads");
@@ -142,7 +144,7 @@ fn watch(pulse: &Weak<Pulse>) {
         if systemd.is_some() && late < pace.dead {
             let _unheard = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
         }
-        // systemd recommends half of its interval at the most.
+        // systemd recommends at most half of its interval.
         thread::sleep(systemd.map_or(pace.beat, |interval| pace.beat.min(interval / 2)));
     }
 }
@@ -150,12 +152,12 @@ fn watch(pulse: &Weak<Pulse>) {
 fn answer(listener: &TcpListener, pulse: &Weak<Pulse>) {
     while let Ok((client, _)) = accepted(listener) {
         let Some(pulse) = pulse.upgrade() else { return };
-        // A client that goes away or takes its time gets nothing.
-        let _unheard = tell(client, pulse.lateness(), pulse.pace.dead);
+        // A client that leaves or is too slow gets no answer.
+        let _unheard = send_liveness(client, pulse.lateness(), pulse.pace.dead);
     }
 }
 
-/// The next client. What goes wrong with one is not the listener's end.
+/// Returns the next client. A failure of one client does not end the listener.
 fn accepted(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
     loop {
         match listener.accept() {
@@ -166,7 +168,7 @@ fn accepted(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
     }
 }
 
-fn tell(mut client: TcpStream, late: Duration, dead: Duration) -> io::Result<()> {
+fn send_liveness(mut client: TcpStream, late: Duration, dead: Duration) -> io::Result<()> {
     let until = Instant::now() + PATIENCE;
     let mut request = Vec::new();
     let mut piece = [0; 512];
@@ -228,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_runtime_that_is_held_is_told_dead_and_alive_again_by_a_thread_of_its_own() {
+    fn the_liveness_listener_reports_a_blocked_runtime_and_its_recovery() {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -249,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_says_nothing_holds_the_listener_for_a_moment_only() {
+    fn a_silent_client_holds_the_listener_only_for_a_moment() {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()

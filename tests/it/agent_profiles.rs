@@ -1,5 +1,6 @@
-//! What containers read when they start is told to the Starlift server that gave the image, and fetched ahead where it
-//! told before; no other registry hears of it, and no odd answer harms a start.
+//! The files that containers read at their start are reported to the Starlift server that served
+//! the image, and prefetched if they were reported before. No other registry receives any of it,
+//! and no odd answer of a server harms a start.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -13,11 +14,11 @@ use crate::support::place::until;
 use crate::support::registry::Gate;
 
 const SOON: Duration = Duration::from_secs(30);
-/// Long enough for a test to read what it reads, and soon over.
+/// Long enough for a test's reads, and soon over.
 const RECORD: (&str, &str) = ("RECORD", "2s");
 const MIB: usize = 1 << 20;
 
-/// Two layers of files of which none lies in the end of the blob, which comes with the TOC.
+/// Two layers, none of whose files is in the end of the blob that comes with the TOC.
 fn layers() -> [Layer; 2] {
     [1, 2].map(|seed| Layer::random(seed, &[3 * CHUNK, 1000, 5 * CHUNK, 2000, 20 * CHUNK, MIB]))
 }
@@ -44,10 +45,10 @@ async fn read_later(path: PathBuf) -> Vec<u8> {
     blocking(move || read(&path).unwrap()).await
 }
 
-/// Layer, path, parts.
+/// Layer, path, ranges.
 type Named<'a> = (u32, &'a str, &'a [(u64, u64)]);
 
-/// A profile with these files.
+/// Builds a profile with these files.
 fn profile(files: &[Named<'_>]) -> Vec<u8> {
     let rest = json!({"after_ms": 1, "sources": ["agents"]});
     let file = |(layer, path, extents): &Named<'_>| {
@@ -64,12 +65,12 @@ fn profile(files: &[Named<'_>]) -> Vec<u8> {
         .into()
 }
 
-async fn told(node: &Node) -> Vec<Observation> {
-    let told = || node.registry.told();
-    until("a start is told of", SOON, || !told().is_empty());
-    told()
+async fn observations(node: &Node) -> Vec<Observation> {
+    let reports = || node.registry.told();
+    until("a start is reported", SOON, || !reports().is_empty());
+    reports()
         .iter()
-        .map(|told| Observation::parse(&told.json, 2).unwrap())
+        .map(|report| Observation::parse(&report.json, 2).unwrap())
         .collect()
 }
 
@@ -92,11 +93,11 @@ fn facts(observation: &Observation) -> Vec<(u32, String, Extents)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_the_configuration_does_not_name_hears_of_nothing_but_pulls() {
+async fn a_server_that_is_not_in_the_configuration_receives_only_pull_requests() {
     let node = node(&[("PULL_SERVERS", "other.test")]).await;
     let layers = layers();
     pulled(&node, &layers).await;
-    let asks = node
+    let others = node
         .registry
         .seen()
         .into_iter()
@@ -106,7 +107,7 @@ async fn a_server_that_the_configuration_does_not_name_hears_of_nothing_but_pull
         |seen: &crate::support::registry::Seen| seen.headers.contains_key("starlift-purpose");
     assert_eq!(
         (
-            asks,
+            others,
             node.registry
                 .seen()
                 .iter()
@@ -118,7 +119,7 @@ async fn a_server_that_the_configuration_does_not_name_hears_of_nothing_but_pull
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_start_reads_is_told_in_order() {
+async fn the_files_that_a_start_reads_are_reported_in_order() {
     let node = node(&[]).await;
     let layers = layers();
     let top = pulled(&node, &layers).await;
@@ -133,7 +134,7 @@ async fn what_a_start_reads_is_told_in_order() {
         assert!(read(&lower.join("nothing")).is_err());
     })
     .await;
-    let observations = told(&node).await;
+    let observations = observations(&node).await;
     let facts = facts(&observations[0]);
     let (first, third) = (&facts[..2], &facts[2]);
     assert_eq!(
@@ -159,11 +160,11 @@ async fn what_a_start_reads_is_told_in_order() {
     assert_eq!(
         &facts[3..],
         [used(1, "file2", &[])],
-        "it was opened, and nobody read of it"
+        "the file was opened and not read"
     );
-    let told = &node.registry.told()[0];
+    let report = &node.registry.told()[0];
     assert_eq!(
-        (told.stack.as_str(), told.query.as_str()),
+        (report.stack.as_str(), report.query.as_str()),
         (stack(&layers).to_string().as_str(), "workload=default")
     );
     assert_eq!(
@@ -174,20 +175,20 @@ async fn what_a_start_reads_is_told_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_start_is_over_when_nothing_more_is_read() {
+async fn a_start_is_over_after_a_time_without_reads() {
     let node = node(&[("RECORD", "10m")]).await;
     let top = pulled(&node, &layers()).await;
     let directories = node.begin_container("container", &top).await;
     read_later(directories[0].join("file1")).await;
     assert_eq!(
-        told(&node).await.len(),
+        observations(&node).await.len(),
         1,
         "long before ten minutes are over"
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_container_that_starts_again_and_again_is_told_of_once() {
+async fn a_container_that_starts_repeatedly_is_reported_once() {
     let node = node(&[("RECORD", "500ms")]).await;
     let top = pulled(&node, &layers()).await;
     for number in 0..3 {
@@ -197,11 +198,11 @@ async fn a_container_that_starts_again_and_again_is_told_of_once() {
         read_later(directories[0].join("file1")).await;
         tokio::time::sleep(Duration::from_millis(700)).await;
     }
-    assert_eq!(told(&node).await.len(), 1);
+    assert_eq!(observations(&node).await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn unpacking_is_no_start_and_nothing_is_recorded_where_that_is_off() {
+async fn unpacking_is_not_a_start_and_nothing_is_recorded_if_that_is_off() {
     for (settings, key) in [
         (&[][..], "default/7/extract-1 sha256:x"),
         (&[("RECORD", "0s")], "container"),
@@ -216,7 +217,7 @@ async fn unpacking_is_no_start_and_nothing_is_recorded_where_that_is_off() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_registry_that_is_not_starlift_sees_nothing_but_its_own_api() {
+async fn a_registry_that_is_not_starlift_receives_only_requests_of_its_own_api() {
     let node = Node::start(&[ON_DEMAND, RECORD]).await;
     let layers = layers();
     let top = pulled(&node, &layers).await;
@@ -224,7 +225,7 @@ async fn a_registry_that_is_not_starlift_sees_nothing_but_its_own_api() {
     for name in ["file0", "file2", "file4"] {
         read_later(directories[0].join(name)).await;
     }
-    // The recording's end, and the time it would take to tell.
+    // The end of the recording, and the time that a report would take.
     tokio::time::sleep(Duration::from_secs(4)).await;
     let seen = node.registry.seen();
     assert!(!seen.is_empty());
@@ -246,7 +247,7 @@ async fn a_registry_that_is_not_starlift_sees_nothing_but_its_own_api() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_profile_names_is_here_before_it_is_read() {
+async fn files_in_the_profile_are_prefetched_before_they_are_read() {
     let node = node(&[]).await;
     let layers = layers();
     let large = (2 * CHUNK as u64, 4 * CHUNK as u64);
@@ -259,7 +260,9 @@ async fn what_the_profile_names_is_here_before_it_is_read() {
     node.registry.put_profile(&stack(&layers), profile(&files));
     let top = pulled(&node, &layers).await;
     let report = || node.agent.status()["profiles"][0].clone();
-    until("the files are here", SOON, || report()["held_files"] == 3);
+    until("the files are on the node", SOON, || {
+        report()["held_files"] == 3
+    });
     assert_eq!(
         (&report()["state"], &report()["files"]),
         (&json!("used"), &json!(3)),
@@ -286,11 +289,11 @@ async fn what_the_profile_names_is_here_before_it_is_read() {
     read_later(lower.join("file2")).await;
     assert!(
         node.blob_requests() > requests,
-        "of what it does not name nothing is here"
+        "a file that is not in the profile was not prefetched"
     );
     let last = node.registry.seen().pop().unwrap();
     assert_eq!(last.headers["starlift-purpose"], "read");
-    told(&node).await;
+    observations(&node).await;
     let count = |how| {
         node.agent.metric(&format!(
             "starlift_agent_profile_files_total{{use=\"{how}\"}}"
@@ -305,12 +308,12 @@ async fn what_the_profile_names_is_here_before_it_is_read() {
         .unwrap();
     assert!(
         (2 * CHUNK as u64..6 * CHUNK as u64).contains(&fetched),
-        "parts of a large file alone: {fetched}"
+        "only ranges of a large file: {fetched}"
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_base_layer_that_came_with_another_image_is_fetched_of_too() {
+async fn files_of_a_base_layer_that_came_with_another_image_are_prefetched() {
     let node = node(&[]).await;
     let [base, one] = layers();
     let two = Layer::random(3, &[CHUNK, MIB]);
@@ -320,7 +323,7 @@ async fn a_base_layer_that_came_with_another_image_is_fetched_of_too() {
         &stack(&layers),
         profile(&[(0, "file0", &[]), (1, "file0", &[])]),
     );
-    // The lowest snapshot is there already, and its label tells of the first image.
+    // The lowest snapshot exists already, and its label describes the first image.
     node.registry.put_blob(layers[1].blob.clone());
     let mut labels = node.labels("two-1", &layers[1]);
     labels.insert(
@@ -329,7 +332,7 @@ async fn a_base_layer_that_came_with_another_image_is_fetched_of_too() {
     );
     let is_lazy = node.prepare_on("two-1", "one-0", labels).await.unwrap();
     assert!(is_lazy);
-    until("both files are here", SOON, || {
+    until("both files are on the node", SOON, || {
         let status = node.agent.status();
         let profiles = status["profiles"].as_array().unwrap();
         profiles.iter().any(|profile| profile["held_files"] == 2)
@@ -337,11 +340,11 @@ async fn a_base_layer_that_came_with_another_image_is_fetched_of_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_start_asks_for_what_was_not_known_when_the_layers_were_mounted() {
+async fn a_start_asks_for_a_profile_that_did_not_exist_when_the_layers_were_mounted() {
     let mut node = node(&[]).await;
     let layers = layers();
     let top = pulled(&node, &layers).await;
-    // Nothing was known then, and an agent that was restarted remembers no server.
+    // There was no profile then, and a restarted agent remembers no server.
     node.restart(&[ON_DEMAND, RECORD]);
     assert_eq!(node.agent.status()["profiles"], json!([]));
     node.registry.put_profile(
@@ -349,7 +352,7 @@ async fn a_start_asks_for_what_was_not_known_when_the_layers_were_mounted() {
         profile(&[(1, "file0", &[]), (0, "file0", &[])]),
     );
     let directories = node.begin_container("container", &top).await;
-    until("the files are here", SOON, || {
+    until("the files are on the node", SOON, || {
         node.agent.status()["profiles"][0]["held_files"] == 2
     });
     let requests = node.blob_requests();
@@ -360,10 +363,10 @@ async fn a_start_asks_for_what_was_not_known_when_the_layers_were_mounted() {
         );
     }
     assert_eq!(node.blob_requests(), requests, "nothing was missing");
-    assert_eq!(told(&node).await[0].files().len(), 2);
+    assert_eq!(observations(&node).await[0].files().len(), 2);
 }
 
-/// Everything a server may answer but a profile that makes sense, and how long a mount takes then.
+/// Sends every answer that a server may give instead of a sensible profile, and measures the mount.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_answer_of_a_server_harms_a_start() {
     let hostile = profile(&[
@@ -390,7 +393,7 @@ async fn no_answer_of_a_server_harms_a_start() {
         let node = node(&[]).await;
         let layers = layers();
         node.registry.put_profile(&stack(&layers), document);
-        starts_all_the_same(&node, &layers).await;
+        assert_starts(&node, &layers).await;
     }
     for status in [401, 403, 404, 429, 500, 307] {
         let node = node(&[]).await;
@@ -398,15 +401,15 @@ async fn no_answer_of_a_server_harms_a_start() {
             status,
             &[("location", "http://127.0.0.1:1/"), ("retry-after", "1")],
         );
-        starts_all_the_same(&node, &layers()).await;
+        assert_starts(&node, &layers()).await;
     }
     let (node, silent) = (node(&[]).await, Gate::new());
     node.registry.on("/api/").gate(&silent);
-    starts_all_the_same(&node, &layers()).await;
+    assert_starts(&node, &layers()).await;
     silent.open();
 }
 
-async fn starts_all_the_same(node: &Node, layers: &[Layer]) {
+async fn assert_starts(node: &Node, layers: &[Layer]) {
     let begun = Instant::now();
     let top = pulled(node, layers).await;
     let directories = node.begin_container("container", &top).await;
@@ -425,7 +428,7 @@ async fn starts_all_the_same(node: &Node, layers: &[Layer]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_profile_that_does_not_come_leaves_it_to_the_landmark() {
+async fn without_an_answer_the_files_before_the_landmark_are_fetched() {
     let node = node(&[]).await;
     let silent = Gate::new();
     node.registry.on("/api/").gate(&silent);
@@ -437,11 +440,15 @@ async fn a_profile_that_does_not_come_leaves_it_to_the_landmark() {
     ]);
     let layers = [layer];
     pulled(&node, &layers).await;
-    until("what lies in front of the landmark is here", SOON, || {
-        node.agent.status()["layers"][0]["prefetched_bytes"]
-            .as_u64()
-            .is_some_and(|bytes| bytes > CHUNK as u64)
-    });
+    until(
+        "the files before the landmark are on the node",
+        SOON,
+        || {
+            node.agent.status()["layers"][0]["prefetched_bytes"]
+                .as_u64()
+                .is_some_and(|bytes| bytes > CHUNK as u64)
+        },
+    );
     silent.open();
 }
 
@@ -454,7 +461,7 @@ async fn a_profile_fetches_no_more_than_its_limit() {
         profile(&[(0, "file1", &[]), (1, "file4", &[]), (0, "file0", &[])]),
     );
     pulled(&node, &layers).await;
-    until("it has ended", SOON, || {
+    until("the fetch has ended", SOON, || {
         node.agent.daemon.log().contains("fetched by profile")
     });
     let bytes: u64 = node.agent.status()["layers"]

@@ -1,4 +1,5 @@
-//! The proxy in front of the CRI image service, between a client and a server that both see every byte.
+//! The proxy in front of the CRI image service, between a client and a server that both see every
+//! byte.
 
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
@@ -26,11 +27,11 @@ use crate::support::cri::{Kubelet, Raw};
 use crate::support::image::ImageBuilder;
 use crate::support::registry::{Auth, Registry};
 
-/// What containerd does with a request.
+/// containerd's reaction to a request.
 type Answer =
     dyn Fn(Request<Bytes>) -> BoxFuture<'static, Result<Response<Bytes>, Status>> + Send + Sync;
 
-/// containerd's side: notes paths, answers as told.
+/// containerd's side: records the paths and answers with a given function.
 #[derive(Clone)]
 struct Cri {
     paths: Arc<Mutex<Vec<String>>>,
@@ -59,7 +60,7 @@ impl Service<http::Request<Body>> for Cri {
     }
 }
 
-/// A kubelet, the proxy, and where containerd's socket is.
+/// A kubelet, the proxy, and the path of containerd's socket.
 struct Stage {
     kubelet: Kubelet,
     credentials: CriCredentials,
@@ -87,7 +88,7 @@ impl Stage {
         }
     }
 
-    /// With a containerd that answers so.
+    /// Starts a containerd that answers with `answer`.
     fn with<F>(answer: impl Fn(Request<Bytes>) -> F + Send + Sync + 'static) -> (Self, Cri)
     where
         F: Future<Output = Result<Response<Bytes>, Status>> + Send + 'static,
@@ -163,7 +164,7 @@ fn user(name: &str) -> AuthConfig {
 }
 
 #[tokio::test]
-async fn calls_go_through_as_they_came_and_so_do_answers() {
+async fn calls_and_answers_are_forwarded_unchanged() {
     let (stage, cri) = Stage::with(async |request: Request<Bytes>| {
         assert_eq!(request.metadata().get("x-kubelet").unwrap(), "yes");
         assert_eq!(
@@ -181,7 +182,7 @@ async fn calls_go_through_as_they_came_and_so_do_answers() {
             .insert("x-containerd", "1.6".parse().unwrap());
         Ok(answer)
     });
-    // Field 2 is a login, 3 and 99 are fields that the proxy has no names for, all of which must arrive.
+    // Field 2 is a login. Fields 3 and 99 are unknown to the proxy. All of them must arrive.
     let pull = PullImageRequest {
         image: Some(ImageSpec {
             image: "app:1".to_owned(),
@@ -215,7 +216,7 @@ async fn calls_go_through_as_they_came_and_so_do_answers() {
 }
 
 #[tokio::test]
-async fn refusals_go_through_and_take_the_login_back() {
+async fn refusals_are_forwarded_and_withdraw_the_login() {
     let (stage, _cri) = Stage::with(async |request: Request<Bytes>| {
         let pull = PullImageRequest::decode(request.into_inner()).unwrap();
         match pull.auth.unwrap().username.as_str() {
@@ -242,11 +243,11 @@ async fn refusals_go_through_and_take_the_login_back() {
     assert_eq!(
         stage.knows("ghcr.io/a/b:2").as_deref(),
         Some("good"),
-        "containers that run may need it"
+        "running containers may need it"
     );
 }
 
-/// The registry as the agent reads from it, with what kubelets told.
+/// Returns the registry as the agent reads from it, with the logins that kubelets sent.
 fn source(registry: &Registry, credentials: &CriCredentials) -> Source {
     let upstream = UpstreamConfig {
         url: registry.url(),
@@ -265,7 +266,7 @@ fn source(registry: &Registry, credentials: &CriCredentials) -> Source {
 }
 
 #[tokio::test]
-async fn the_agent_logs_in_while_the_pull_goes_on_and_afterwards() {
+async fn the_agent_logs_in_during_the_pull_and_afterwards() {
     let registry = Registry::start().await;
     registry.push("app", "v1", &ImageBuilder::new(1).build());
     registry.push("other", "v1", &ImageBuilder::new(2).build());
@@ -310,7 +311,7 @@ async fn the_agent_logs_in_while_the_pull_goes_on_and_afterwards() {
 }
 
 #[tokio::test]
-async fn a_containerd_that_is_gone_is_told_and_found_again() {
+async fn an_absent_containerd_is_an_error_and_is_dialled_again() {
     let mut stage = Stage::new();
     let gone = stage.pull("app:1", user("me")).await.unwrap_err();
     assert_eq!(gone.code(), Code::Unavailable);

@@ -1,4 +1,4 @@
-//! The fake registry is kept honest: a real client pulls from it and pushes to it.
+//! Checks the fake registry with a real client, which pulls from it and pushes to it.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -105,7 +105,7 @@ async fn skopeo_takes_both_kinds_of_authentication() {
 }
 
 #[tokio::test]
-async fn an_upload_by_patch_is_all_that_some_registries_take() {
+async fn an_upload_by_patch_works_for_registries_that_accept_no_other() {
     let directory = tempfile::tempdir().unwrap();
     let image = ImageBuilder::new(6).layers(1).build();
     let registry = Registry::start().await;

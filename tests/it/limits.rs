@@ -1,16 +1,17 @@
-//! Every limit of the configuration reference names the test that shows that it holds.
+//! Checks that every limit of the configuration reference names the test that shows it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-/// What shows that a key does what its sentence says.
+/// The evidence that a key works as its sentence says.
 enum Shown {
-    /// The name of a test.
+    /// The name of the test.
     By(&'static str),
-    /// Not a limit, though its value is a number, a size or a duration; why.
+    /// The key is not a limit, though its value is a number, a size or a duration. The text says
+    /// why.
     NoLimit(&'static str),
-    /// A limit that no test shows yet; what a test would need.
+    /// A limit without a test. The text names the means that a test would need.
     Open(&'static str),
 }
 
@@ -27,7 +28,7 @@ const UNSET: [&str; 4] = [
 const LIMITS: &[(&str, Shown)] = &[
     (
         "serve.wait",
-        By("the_original_is_answered_while_the_conversion_goes_on_and_the_twin_after"),
+        By("the_source_image_is_served_during_the_conversion_and_the_converted_image_after"),
     ),
     (
         "serve.answer_within",
@@ -47,7 +48,7 @@ const LIMITS: &[(&str, Shown)] = &[
     ),
     (
         "serve.tag_stale_if_error",
-        By("nothing_stands_in_for_longer_than_configured"),
+        By("a_stale_tag_is_not_served_for_longer_than_configured"),
     ),
     (
         "serve.manifest_cache",
@@ -63,11 +64,11 @@ const LIMITS: &[(&str, Shown)] = &[
     ),
     (
         "serve.max_requests",
-        By("one_request_too_many_is_told_to_come_back"),
+        By("one_request_too_many_is_503_with_a_retry_after"),
     ),
     (
         "serve.max_connections",
-        By("connections_that_ask_nothing_give_way"),
+        By("idle_connections_are_closed_for_new_ones"),
     ),
     (
         "serve.client_share",
@@ -79,28 +80,22 @@ const LIMITS: &[(&str, Shown)] = &[
     ),
     (
         "serve.header_timeout",
-        By("a_client_that_never_ends_its_headers_is_hung_up_on"),
+        By("a_client_that_never_ends_its_headers_is_disconnected"),
     ),
     (
         "serve.write_timeout",
-        By("a_client_that_stops_reading_is_hung_up_on"),
+        By("a_client_that_stops_reading_is_disconnected"),
     ),
-    (
-        "serve.sweep_interval",
-        NoLimit("how often something is done"),
-    ),
+    ("serve.sweep_interval", NoLimit("an interval")),
     (
         "serve.shutdown_grace",
         By("an_answer_that_never_ends_is_cut_after_the_grace"),
     ),
     ("serve.max_jobs", By("only_ended_jobs_are_forgotten")),
-    (
-        "serve.profiles.merge_interval",
-        NoLimit("how often something is done"),
-    ),
+    ("serve.profiles.merge_interval", NoLimit("an interval")),
     (
         "serve.profiles.max_senders",
-        By("a_slow_sender_holds_up_nobody_but_senders_and_them_not_for_long"),
+        By("a_slow_sender_delays_only_other_senders_and_not_for_long"),
     ),
     (
         "serve.profiles.starts_before_redirect",
@@ -113,7 +108,7 @@ const LIMITS: &[(&str, Shown)] = &[
     ),
     (
         "store.retention.max_age",
-        By("what_is_unused_for_too_long_goes_with_what_only_it_names"),
+        By("an_image_unused_for_too_long_is_deleted_with_its_own_objects"),
     ),
     (
         "store.retention.max_size",
@@ -121,12 +116,9 @@ const LIMITS: &[(&str, Shown)] = &[
     ),
     (
         "store.retention.grace",
-        By("bytes_without_a_record_go_after_the_grace"),
+        By("bytes_without_a_record_are_deleted_after_the_grace"),
     ),
-    (
-        "store.scrub.interval",
-        NoLimit("how often something is done"),
-    ),
+    ("store.scrub.interval", NoLimit("an interval")),
     (
         "store.scrub.rate",
         By("a_scrub_reads_no_faster_than_its_rate"),
@@ -151,7 +143,7 @@ const LIMITS: &[(&str, Shown)] = &[
         "convert.max_layer_size",
         By("a_layer_over_the_size_limit_stays"),
     ),
-    ("convert.max_unpacked_size", By("a_bomb_stays_what_it_is")),
+    ("convert.max_unpacked_size", By("a_bomb_passes_through")),
     ("convert.least_rate", By("what_gives_nothing_is_given_up")),
     (
         "convert.slow_after",
@@ -163,17 +155,17 @@ const LIMITS: &[(&str, Shown)] = &[
     ),
     (
         "convert.lease_wait",
-        By("a_lease_that_is_never_given_up_is_waited_for_as_long_as_configured"),
+        By("a_lease_that_is_never_released_is_waited_for_as_long_as_configured"),
     ),
-    ("agent.cache_size", By("the_cache_keeps_its_limit")),
+    ("agent.cache_size", By("the_cache_stays_within_its_limit")),
     ("agent.memory", Open("a node with a full disk")),
     (
         "agent.mount_timeout",
-        By("a_layer_that_cannot_be_had_is_unpacked"),
+        By("a_layer_that_cannot_be_opened_is_unpacked"),
     ),
     (
         "agent.read_timeout",
-        By("a_silent_registry_is_an_error_in_time_and_then_forgiven"),
+        By("a_silent_registry_is_an_error_in_time_and_is_read_again_later"),
     ),
     (
         "agent.max_request",
@@ -183,12 +175,12 @@ const LIMITS: &[(&str, Shown)] = &[
         "agent.profile_limit",
         Open("a node, and a profile of more than the limit"),
     ),
-    ("agent.record", NoLimit("how long something is watched")),
+    ("agent.record", NoLimit("a duration of recording")),
     (
         "agent.background_limit",
         Open("a node that prefetches, and a registry that keeps ranges"),
     ),
-    ("agent.background_delay", NoLimit("when something begins")),
+    ("agent.background_delay", NoLimit("a delay")),
     (
         "agent.background_bandwidth",
         Open("a node that prefetches for some seconds"),
@@ -207,10 +199,10 @@ const LIMITS: &[(&str, Shown)] = &[
         By("a_silent_or_absent_upstream_is_unavailable"),
     ),
     ("pull.retries", By("trying_again_comes_to_an_end")),
-    ("pull.retry_delay", NoLimit("how long a pause is")),
+    ("pull.retry_delay", NoLimit("a pause")),
 ];
 
-/// The names of all test functions beneath `folder`.
+/// Collects the names of all test functions under `folder`.
 fn tests_in(folder: &Path, found: &mut BTreeSet<String>) {
     for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
         let path = entry.path();
@@ -227,7 +219,7 @@ fn tests_in(folder: &Path, found: &mut BTreeSet<String>) {
     }
 }
 
-/// The keys of the reference whose values are numbers, sizes or durations.
+/// Returns the keys of the reference whose values are numbers, sizes or durations.
 fn keys(reference: &str) -> Vec<String> {
     let (mut keys, mut section) = (Vec::new(), String::new());
     for line in reference.lines() {
@@ -263,7 +255,7 @@ fn every_limit_names_the_test_that_shows_it() {
         tests_in(&top.join(folder), &mut tests);
     }
     let limits: BTreeMap<_, _> = LIMITS.iter().map(|(key, shown)| (*key, shown)).collect();
-    assert_eq!(limits.len(), LIMITS.len(), "a key stands twice in LIMITS");
+    assert_eq!(limits.len(), LIMITS.len(), "duplicate key in LIMITS");
     let keys = keys(&fs::read_to_string(top.join("docs/CONFIGURATION.md")).unwrap());
     assert!(keys.len() > 45, "{keys:?}");
     let known: BTreeSet<_> = keys.iter().map(String::as_str).collect();

@@ -1,11 +1,11 @@
-//! Everything together, against real peers: one file per behaviour.
+//! Tests of the whole against real peers: one file for each behaviour.
 
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "a test ends at the first thing that is not as it should be"
+    reason = "a test panics at the first failure"
 )]
 
 mod agent;

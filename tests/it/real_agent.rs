@@ -1,4 +1,5 @@
-//! Real containerd starts real containers from images that are still in the registry, through `starlift agent`.
+//! Real containerd starts real containers from images that are still in the registry, through
+//! `starlift agent`.
 
 use std::fs;
 use std::process::Command;
@@ -14,7 +15,7 @@ use crate::support::link::Link;
 use crate::support::place::{Place, until};
 use crate::support::starlift::Starlift;
 
-/// How long containerd's garbage collection may take to come round.
+/// How long containerd's garbage collection may take to run.
 const SOON: Duration = Duration::from_secs(60);
 const ON_DEMAND: (&str, &str) = ("BACKGROUND", "off");
 
@@ -27,7 +28,8 @@ fn now() -> i64 {
     i64::try_from(since.as_secs()).unwrap() - 1
 }
 
-/// A container's id that no other test has: runc keeps them in one place for the whole machine.
+/// A container ID that no other test has: runc keeps all of them in one directory for the whole
+/// machine.
 fn id(place: &Place, name: &str) -> String {
     format!(
         "{name}-{}",
@@ -50,7 +52,7 @@ fn layers(manifest: &Value) -> Vec<String> {
         .collect()
 }
 
-/// No layer of the image was downloaded as a whole.
+/// Asserts that no layer of the image was downloaded as a whole.
 fn assert_lazy(containerd: &Containerd<'_>, agent: &Agent, manifest: &Value) {
     let held = containerd.ctr("content ls -q");
     for digest in layers(manifest) {
@@ -75,7 +77,8 @@ fn a_lazy_image_is_the_image(name: &str) {
     containerd.ctr_remote(&format!("images rpull --plain-http {image}"));
     assert_lazy(&containerd, &agent, &manifest);
     let lazy = containerd.tree_of_snapshots("stargz", "lazy", start);
-    // The twin, unpacked: what our own tail is behind is the original, as other tests show.
+    // The converted image, unpacked. Other tests show that it equals the source image except for
+    // the converter's own tail.
     containerd.ctr(&format!("images pull --plain-http {image}"));
     let unpacked = containerd.tree(&image, "unpacked", start);
     unpacked
@@ -123,7 +126,9 @@ fn containers_start_and_live_while_agents_come_and_go() {
     let turns = || fs::metadata(out.join("turns")).map_or(0, |turns| turns.len());
     let wait_for_turns = || {
         let before = turns();
-        until("the container reads on", SOON, || turns() > before + 20);
+        until("the container continues to read", SOON, || {
+            turns() > before + 20
+        });
     };
     wait_for_turns();
     for number in 0..3 {
@@ -142,7 +147,7 @@ fn containers_start_and_live_while_agents_come_and_go() {
         assert_eq!(
             containerd.ctr(&run),
             "new\n",
-            "containers start on what earlier agents mounted"
+            "containers start on the layers that earlier agents mounted"
         );
     }
     assert!(!out.join("failed").exists());
@@ -154,7 +159,8 @@ fn containers_start_and_live_while_agents_come_and_go() {
     containerd.ctr(&format!("containers rm {lives}"));
 }
 
-/// An image that the reference's converter made, in a registry that knows nothing of it.
+/// Asserts that an image of the reference's converter is lazy, in a registry without any knowledge
+/// of it.
 fn the_references_images_are_lazy(flags: &str) {
     let Some(place) = place(&["docker-registry"]) else {
         return;
@@ -163,23 +169,23 @@ fn the_references_images_are_lazy(flags: &str) {
     registry.push(&place, &Fixture::get("app"), "image", false);
     let agent = Agent::start_with(&place, &[ON_DEMAND]);
     let containerd = Containerd::start_with(&place, &agent.plugin("stargz"));
-    let (original, converted) = (
+    let (source, converted) = (
         format!("{}/image:1", registry.address),
         format!("{}/image:lazy", registry.address),
     );
-    containerd.ctr(&format!("images pull --plain-http {original}"));
+    containerd.ctr(&format!("images pull --plain-http {source}"));
     containerd.ctr_remote(&format!(
-        "images convert {flags} --oci {original} {converted}"
+        "images convert {flags} --oci {source} {converted}"
     ));
     containerd.ctr(&format!("images push --plain-http {converted}"));
     let manifest = containerd.manifest(&converted);
-    containerd.ctr(&format!("images rm --sync {original} {converted}"));
+    containerd.ctr(&format!("images rm --sync {source} {converted}"));
     let start = now();
     containerd.ctr_remote(&format!("images rpull --plain-http {converted}"));
     assert_lazy(&containerd, &agent, &manifest);
     let lazy = containerd.tree_of_snapshots("stargz", "lazy", start);
-    containerd.ctr(&format!("images pull --plain-http {original}"));
-    let unpacked = containerd.tree(&original, "unpacked", start);
+    containerd.ctr(&format!("images pull --plain-http {source}"));
+    let unpacked = containerd.tree(&source, "unpacked", start);
     unpacked
         .rounded_to_seconds()
         .assert_same(&lazy.rounded_to_seconds(), flags);
@@ -196,7 +202,7 @@ fn the_references_zstdchunked_is_lazy() {
 }
 
 #[test]
-fn python_starts_over_a_slow_link_long_before_its_image_is_here() {
+fn python_starts_over_a_slow_link_long_before_its_image_has_arrived() {
     let Some(place) = place(&[]) else { return };
     let (server, manifest) = serving(&place, &Fixture::get("python"));
     let link = Link::start(server.address, 100, Duration::from_millis(20));
@@ -260,13 +266,13 @@ fn a_lazy_image_is_removed_collected_and_pulled_again() {
         );
         assert_eq!(containerd.ctr(&run), "new\n", "containerd was restarted");
         containerd.ctr(&format!("images rm --sync {image}"));
-        until("the layers are let go", SOON, || agent.lazy().is_empty());
+        until("the layers are unmounted", SOON, || agent.lazy().is_empty());
         assert!(agent.directories().is_empty());
     }
 }
 
 #[test]
-fn the_doctor_finds_a_node_well_and_knows_what_ails_it() {
+fn the_doctor_passes_a_healthy_node_and_names_the_faults_of_others() {
     let Some(place) = place(&[]) else { return };
     let agent = Agent::start(&place);
     let containerd = Containerd::start_with(&place, &agent.plugin("stargz"));

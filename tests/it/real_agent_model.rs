@@ -1,4 +1,5 @@
-//! Random trees: what the file-system type says, what the mount shows and what `tar` unpacks are one and the same.
+//! Random trees: the file-system type, the mount and the files that `tar` unpacks must be
+//! identical.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use estargz::toc::Kind;
 use starlift::agent::Config;
 use starlift::agent::filesystem::FileSystem;
+use starlift::agent::layer_mount::LayerMount;
 use starlift::agent::layers::Layers;
 use starlift::agent::mount::ROOT_INODE;
 use starlift::agent::notify::Notifier;
@@ -24,12 +26,12 @@ use crate::support::lazy::{CHUNK, Layer, Node, ON_DEMAND};
 use crate::support::place::Place;
 use crate::support::tree::Tree;
 
-/// Trees that are compared; each has some sixty files.
+/// Number of trees that are compared. Each has some sixty files.
 const TREES: u64 = 4;
 const ENTRIES: u64 = 60;
 const READS: usize = 200;
 
-/// What is compared of a file: everything `stat`, `listxattr` and `read` tell.
+/// The compared attributes of a file: everything that `stat`, `listxattr` and `read` return.
 #[derive(Debug, PartialEq, Eq)]
 struct Seen {
     kind: Kind,
@@ -153,7 +155,7 @@ impl RandomTar {
     }
 }
 
-/// Everything in a directory of the file system, asked without a kernel.
+/// Collects everything in a directory of the file system, without a kernel.
 fn seen_directly(
     filesystem: &FileSystem,
     directory: u64,
@@ -161,7 +163,7 @@ fn seen_directly(
     seen: &mut BTreeMap<PathBuf, Seen>,
 ) {
     let (mut names, mut next) = (Vec::new(), 0);
-    // Three at a time: listings go on where they stopped.
+    // Three at a time, so that listings continue where they stopped.
     loop {
         let before = names.len();
         filesystem
@@ -218,7 +220,7 @@ fn described(filesystem: &FileSystem, inode: u64, attributes: Attributes) -> See
     }
 }
 
-/// Everything in a mounted directory, asked through the kernel.
+/// Collects everything in a mounted directory, through the kernel.
 fn seen_mounted(directory: &Path, path: &Path, seen: &mut BTreeMap<PathBuf, Seen>) {
     for entry in fs::read_dir(directory).unwrap().map(Result::unwrap) {
         let (at, path) = (entry.path(), path.join(entry.file_name()));
@@ -270,7 +272,7 @@ fn xattrs(at: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
     names.map(|name| (name.to_vec(), value(name))).collect()
 }
 
-/// The layer in a file system of this process, which no kernel asks.
+/// Mounts the layer in a file system of this process, without a kernel.
 async fn in_process(place: &Place, node: &Node, layer: &Layer) -> (FileSystem, u64) {
     let config = Config {
         root: place.dir("direct"),
@@ -280,14 +282,16 @@ async fn in_process(place: &Place, node: &Node, layer: &Layer) -> (FileSystem, u
         plain_http_loopback: true,
         ..upstream::Config::default()
     };
-    let layers = Arc::new(Layers::open(&config, Upstreams::new(&plain).unwrap()).unwrap());
-    layers.announce_to(Some(Notifier::new(
+    let upstreams = Upstreams::new(&plain).unwrap();
+    let layers = Arc::new(Layers::open(&config, upstreams, &[LayerMount::Full]).unwrap());
+    let notifier = Notifier::new(
         File::options()
             .write(true)
             .open("/dev/null")
             .unwrap()
             .into(),
-    )));
+    );
+    layers.announce_to(LayerMount::Full, Some(notifier));
     let labels = node.labels("direct", layer).into_iter().collect();
     let number = layers
         .mount(&LayerSpec::from_labels(&labels).unwrap(), None)
@@ -301,7 +305,7 @@ async fn in_process(place: &Place, node: &Node, layer: &Layer) -> (FileSystem, u
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn random_trees_are_the_same_by_every_way() {
+async fn random_trees_are_the_same_directly_mounted_and_unpacked() {
     let node = Node::start(&[ON_DEMAND]).await;
     for seed in 0..TREES {
         let (tar, files) = RandomTar::new(seed).build();
@@ -313,7 +317,7 @@ async fn random_trees_are_the_same_by_every_way() {
         let (mut directly, mut through_the_kernel) = (BTreeMap::new(), BTreeMap::new());
         seen_directly(&filesystem, root, Path::new(""), &mut directly);
         seen_mounted(&mounted, Path::new(""), &mut through_the_kernel);
-        // Inodes are numbered by mount: what is compared is which names share one.
+        // Inodes are numbered by mount. Only the names that share an inode are compared.
         let (directly, through_the_kernel) = (numbered(directly), numbered(through_the_kernel));
         assert_eq!(directly, through_the_kernel, "seed {seed}");
 
@@ -344,7 +348,7 @@ async fn random_trees_are_the_same_by_every_way() {
                 filesystem.lookup(inode, name.as_bytes()).unwrap().0
             });
             let read = filesystem
-                .open(inode)
+                .read(inode, offset as u64, length as u64)
                 .unwrap()
                 .read(offset as u64, length as u64)
                 .await
@@ -372,7 +376,7 @@ fn read_fully(file: &File, buffer: &mut [u8], offset: u64) -> usize {
     got
 }
 
-/// The same with inodes counted in the order of paths.
+/// Renumbers the inodes in the order of paths.
 fn numbered(mut seen: BTreeMap<PathBuf, Seen>) -> BTreeMap<PathBuf, Seen> {
     let mut numbers = BTreeMap::new();
     for seen in seen.values_mut() {

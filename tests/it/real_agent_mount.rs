@@ -1,5 +1,5 @@
-//! The mount of the lazy layers: it comes back, others do not reach it, and containers see over it what they see over
-//! any overlay.
+//! The mount of the lazy layers: it is restored, other users cannot reach it, and overlays of
+//! containers over it behave like any overlay.
 
 use std::fs::{self, File};
 use std::io;
@@ -23,8 +23,8 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     tokio::task::spawn_blocking(work).await.unwrap()
 }
 
-async fn eventually(what: &'static str, mut done: impl FnMut() -> bool + Send + 'static) {
-    blocking(move || until(what, SOON, &mut done)).await;
+async fn eventually(state: &'static str, mut done: impl FnMut() -> bool + Send + 'static) {
+    blocking(move || until(state, SOON, &mut done)).await;
 }
 
 fn run(line: &str) {
@@ -32,7 +32,7 @@ fn run(line: &str) {
     assert!(status.success(), "{line}");
 }
 
-/// Something that is mounted for a while.
+/// A temporary mount.
 struct Mounted(PathBuf);
 
 impl Mounted {
@@ -45,7 +45,7 @@ impl Mounted {
         Self(at)
     }
 
-    /// A container's root file system on the snapshot `top`, as the agent words it.
+    /// Mounts a container's root file system on the snapshot `top`, with the agent's options.
     async fn container(node: &Node, key: &str, top: &str) -> Self {
         let request = PrepareSnapshotRequest {
             key: key.to_owned(),
@@ -75,7 +75,7 @@ impl Drop for Mounted {
     }
 }
 
-/// Has the kernel end the connection on which `path` lies.
+/// Makes the kernel end the connection of the file system of `path`.
 fn abort(place: &Place, path: &Path) {
     let minor = rustix::fs::minor(fs::metadata(path).unwrap().dev());
     let control = Mounted::new("fusectl", "rw", place.path().join("fusectl"));
@@ -83,98 +83,102 @@ fn abort(place: &Place, path: &Path) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unmounted_mount_is_put_back_and_containers_read_on() {
-    let node = Node::start(&[ON_DEMAND]).await;
-    let layer = Layer::random(61, &[300_000, 300_000]);
-    let directory = node.mount("target", &layer).await;
-    let container = Mounted::container(&node, "container", "target").await;
-    let inode = fs::metadata(directory.join("file0")).unwrap().ino();
-    for round in 0..2 {
-        run(&format!(
-            "umount -l {}",
-            node.agent.root.join("lazy").display()
-        ));
-        let file = directory.join("file0");
-        eventually("the mount is in its place", move || file.exists()).await;
-        assert_eq!(
-            fs::metadata(directory.join("file0")).unwrap().ino(),
-            inode,
-            "{round}"
+async fn an_unmounted_mount_is_put_back_and_containers_continue_to_read() {
+    for layer in Layer::of_both_kinds(61, &[300_000, 300_000]) {
+        let node = Node::start(&[ON_DEMAND]).await;
+        let directory = node.mount("target", &layer).await;
+        let container = Mounted::container(&node, "container", "target").await;
+        let inode = fs::metadata(directory.join("file0")).unwrap().ino();
+        for round in 0..2 {
+            run(&format!(
+                "umount -l {}",
+                directory.parent().unwrap().display()
+            ));
+            let file = directory.join("file0");
+            eventually("the mount is in its place", move || file.exists()).await;
+            assert_eq!(
+                fs::metadata(directory.join("file0")).unwrap().ino(),
+                inode,
+                "{round}"
+            );
+        }
+        let path = container.0.join("file1");
+        assert!(
+            blocking(move || read(&path)).await.unwrap() == layer.files[1].1,
+            "over the same connection"
         );
+        assert!(
+            node.prepare("again", &layer).await.unwrap(),
+            "further layers are lazy"
+        );
+        drop(container);
     }
-    let path = container.0.join("file1");
-    assert!(
-        blocking(move || read(&path)).await.unwrap() == layer.files[1].1,
-        "over the same connection"
-    );
-    assert!(
-        node.prepare("again", &layer).await.unwrap(),
-        "further layers are lazy"
-    );
-    drop(container);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_aborted_connection_is_replaced_and_layers_keep_their_inodes() {
-    let mut node = Node::start(&[ON_DEMAND]).await;
-    let layer = Layer::random(62, &[300_000]);
-    let directory = node.mount("target", &layer).await;
-    let container = Mounted::container(&node, "before", "target").await;
-    let inode = fs::metadata(directory.join("file0")).unwrap().ino();
-    abort(&node.place, &directory);
-    let file = directory.join("file0");
-    eventually("the layers are mounted anew", move || read(&file).is_ok()).await;
-    assert_eq!(fs::metadata(directory.join("file0")).unwrap().ino(), inode);
-    let lost = File::open(container.0.join("file0")).unwrap_err();
-    assert!(
-        matches!(lost.kind(), io::ErrorKind::NotConnected),
-        "what runs over the old connection: {lost}"
-    );
-    let next = Mounted::container(&node, "after", "target").await;
-    let path = next.0.join("file0");
-    assert!(
-        blocking(move || read(&path)).await.unwrap() == layer.files[0].1,
-        "new containers start"
-    );
-    node.restart(&[ON_DEMAND]);
-    let path = next.0.join("file0");
-    assert!(
-        blocking(move || read(&path)).await.unwrap() == layer.files[0].1,
-        "and live through a restart"
-    );
-    drop((container, next));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_device_that_died_without_an_agent_is_not_taken_over() {
-    let mut node = Node::start(&[ON_DEMAND]).await;
-    let layer = Layer::random(63, &[300_000]);
-    let directory = node.mount("target", &layer).await;
-    node.agent.daemon.kill();
-    abort(&node.place, &directory);
-    for _ in 0..2 {
+    for layer in Layer::of_both_kinds(62, &[300_000]) {
+        let mut node = Node::start(&[ON_DEMAND]).await;
+        let directory = node.mount("target", &layer).await;
+        let container = Mounted::container(&node, "before", "target").await;
+        let inode = fs::metadata(directory.join("file0")).unwrap().ino();
+        abort(&node.place, &directory);
+        let file = directory.join("file0");
+        eventually("the layers are mounted anew", move || read(&file).is_ok()).await;
+        assert_eq!(fs::metadata(directory.join("file0")).unwrap().ino(), inode);
+        let lost = read(&container.0.join("file0")).unwrap_err();
+        assert!(
+            matches!(lost.kind(), io::ErrorKind::NotConnected),
+            "containers over the old connection: {lost}"
+        );
+        let next = Mounted::container(&node, "after", "target").await;
+        let path = next.0.join("file0");
+        assert!(
+            blocking(move || read(&path)).await.unwrap() == layer.files[0].1,
+            "new containers start"
+        );
         node.restart(&[ON_DEMAND]);
-        let path = directory.join("file0");
-        assert!(blocking(move || read(&path)).await.unwrap() == layer.files[0].1);
+        let path = next.0.join("file0");
+        assert!(
+            blocking(move || read(&path)).await.unwrap() == layer.files[0].1,
+            "new containers survive a restart"
+        );
+        drop((container, next));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_mount_that_went_without_an_agent_is_put_back_at_the_start() {
-    let mut node = Node::start(&[ON_DEMAND]).await;
-    let layer = Layer::random(64, &[300_000, 300_000]);
-    let directory = node.mount("target", &layer).await;
-    let container = Mounted::container(&node, "container", "target").await;
-    node.agent.daemon.kill();
-    run(&format!(
-        "umount -l {}",
-        node.agent.root.join("lazy").display()
-    ));
-    node.restart(&[ON_DEMAND]);
-    for path in [directory.join("file0"), container.0.join("file0")] {
-        assert!(blocking(move || read(&path)).await.unwrap() == layer.files[0].1);
+async fn a_device_that_died_while_no_agent_ran_is_not_taken_over() {
+    for layer in Layer::of_both_kinds(63, &[300_000]) {
+        let mut node = Node::start(&[ON_DEMAND]).await;
+        let directory = node.mount("target", &layer).await;
+        node.agent.daemon.kill();
+        abort(&node.place, &directory);
+        for _ in 0..2 {
+            node.restart(&[ON_DEMAND]);
+            let path = directory.join("file0");
+            assert!(blocking(move || read(&path)).await.unwrap() == layer.files[0].1);
+        }
     }
-    drop(container);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mount_that_was_undone_while_no_agent_ran_is_put_back_at_the_start() {
+    for layer in Layer::of_both_kinds(64, &[300_000, 300_000]) {
+        let mut node = Node::start(&[ON_DEMAND]).await;
+        let directory = node.mount("target", &layer).await;
+        let container = Mounted::container(&node, "container", "target").await;
+        node.agent.daemon.kill();
+        run(&format!(
+            "umount -l {}",
+            directory.parent().unwrap().display()
+        ));
+        node.restart(&[ON_DEMAND]);
+        for path in [directory.join("file0"), container.0.join("file0")] {
+            assert!(blocking(move || read(&path)).await.unwrap() == layer.files[0].1);
+        }
+        drop(container);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -231,7 +235,7 @@ async fn others_reach_neither_the_mount_nor_the_files_of_the_agent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn files_of_a_container_have_one_device_and_lasting_inodes() {
+async fn files_of_a_container_have_one_device_and_stable_inodes() {
     let node = Node::start(&[ON_DEMAND]).await;
     let layer = Layer::of(
         ["dir/a", "b", "c"]
@@ -246,8 +250,8 @@ async fn files_of_a_container_have_one_device_and_lasting_inodes() {
     for name in ["dir", "dir/a", "b", "new"] {
         assert_eq!(at(name).dev(), device, "{name}");
     }
-    let kept = || ["dir", "dir/a", "c"].map(|name| at(name).ino());
-    let before = kept();
+    let inodes = || ["dir", "dir/a", "c"].map(|name| at(name).ino());
+    let before = inodes();
     for name in ["dir", "b"] {
         fs::set_permissions(container.0.join(name), fs::Permissions::from_mode(0o700)).unwrap();
     }
@@ -257,11 +261,11 @@ async fn files_of_a_container_have_one_device_and_lasting_inodes() {
         at("link").ino(),
         "two names of a copied file"
     );
-    // Twice, because the second look finds what the first one made anew.
+    // Twice, because the second look finds the objects that the first one created.
     for _ in 0..2 {
         fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
         for _ in 0..2 {
-            assert_eq!(kept(), before, "the directory was copied");
+            assert_eq!(inodes(), before, "the directory was copied");
             assert_eq!(
                 ["dir", "dir/a", "b", "c"].map(|name| at(name).dev()),
                 [device; 4]
@@ -276,7 +280,7 @@ async fn files_of_a_container_have_one_device_and_lasting_inodes() {
     drop(container);
 }
 
-/// An access control list as the kernel stores it: version 2, then (tag, permissions, id).
+/// Encodes an access control list as the kernel stores it: version 2, then (tag, permissions, ID).
 fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
     let mut bytes = 2_u32.to_le_bytes().to_vec();
     for (tag, permissions, id) in entries {
@@ -288,7 +292,7 @@ fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn access_control_lists_of_the_image_decide() {
+async fn access_control_lists_of_the_image_are_enforced() {
     const NONE: u32 = u32::MAX;
     let mut tar = tar::Builder::new(Vec::new());
     let mut add = |name: &str, mode, list: &[u8]| {
@@ -380,5 +384,92 @@ async fn an_overlay_can_be_mounted_over_a_directory_of_a_container() {
     let nested = Mounted::new("overlay", &options, node.place.path().join("nested"));
     assert_eq!(fs::read(nested.0.join("a")).unwrap(), b"a");
     drop(nested);
+    drop(container);
+}
+
+/// Returns the number of requests that the kernel has sent the agent, by operation.
+fn requests(agent: &Agent, operation: &str) -> u64 {
+    let name = format!("starlift_agent_fuse_requests_total{{operation=\"{operation}\"}}");
+    agent.metric(&name).unwrap_or_default()
+}
+
+/// Reads every file below `root`.
+fn read_all(root: &Path) {
+    for entry in fs::read_dir(root).unwrap() {
+        let entry = entry.unwrap();
+        if entry.metadata().unwrap().is_dir() {
+            read_all(&entry.path());
+        } else {
+            fs::read(entry.path()).unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_container_repeats_no_request_to_the_agent() {
+    const FILES: u64 = 50;
+    let files = || (0..FILES).map(|number| (format!("dir/file{number}"), vec![1; 100]));
+    let plain = Layer::of(files().collect());
+    let marked = Layer::with_xattrs(files().collect(), &[("user.test", b"1")]);
+    let node = Node::start(&[ON_DEMAND]).await;
+    for (kind, layer) in [("plain", &plain), ("marked", &marked)] {
+        node.mount(kind, layer).await;
+        let first = Mounted::container(&node, &format!("{kind}-first"), kind).await;
+        read_all(&first.0);
+        assert!(!first.0.join("dir/absent").exists());
+        let operations = ["lookup", "open", "release", "read", "getxattr"];
+        let before = operations.map(|operation| requests(&node.agent, operation));
+        let second = Mounted::container(&node, &format!("{kind}-second"), kind).await;
+        read_all(&second.0);
+        assert!(!second.0.join("dir/absent").exists());
+        let after = operations.map(|operation| requests(&node.agent, operation));
+        assert_eq!(after[..4], before[..4], "{kind}: {operations:?}");
+        // overlayfs requests its own attributes once for each file and container, if there may be
+        // any.
+        let attributes = after[4] - before[4];
+        assert_eq!(attributes > FILES, kind == "marked", "{attributes}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_is_visible_although_its_name_was_looked_up_before() {
+    let node = Node::start(&[ON_DEMAND]).await;
+    let mounts = ["lazy", "lazy-noxattr"].map(|name| node.agent.root.join(name));
+    assert!(mounts.iter().all(|mount| !mount.join("1").exists()));
+    let layer = Layer::of(vec![("a".to_owned(), b"a".to_vec())]);
+    node.mount("target", &layer).await;
+    for mount in mounts {
+        assert_eq!(fs::read(mount.join("1/a")).unwrap(), b"a");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn programs_that_copy_attributes_work_on_layers_without_any() {
+    let node = Node::start(&[ON_DEMAND]).await;
+    let layer = Layer::of(
+        ["dir/a", "dir/b"]
+            .map(|name| (name.to_owned(), b"x".to_vec()))
+            .into(),
+    );
+    node.mount("target", &layer).await;
+    let container = Mounted::container(&node, "container", "target").await;
+    let (root, out) = (container.0.display(), node.place.dir("out"));
+    let out = out.display();
+    let absent = rustix::fs::getxattr(container.0.join("dir/a"), "user.test", &mut [0_u8; 8]);
+    assert_eq!(absent.unwrap_err(), rustix::io::Errno::OPNOTSUPP);
+    run(&format!("cp -a --preserve=xattr {root}/dir {out}/copied"));
+    run(&format!(
+        "tar -C {root} --xattrs --xattrs-include='*' --acls -cf {out}/tar dir"
+    ));
+    run(&format!("tar -C {out} --xattrs --acls -xf {out}/tar"));
+    if Command::new("rsync").arg("--version").output().is_ok() {
+        run(&format!("rsync -aXA {root}/dir/ {out}/rsynced"));
+    }
+    run(&format!("cp -a --preserve=xattr {out}/dir/a {root}/dir/b"));
+    run(&format!("setfattr -n user.test -v 1 {root}/dir/a"));
+    let mut value = [0; 8];
+    let length = rustix::fs::getxattr(container.0.join("dir/a"), "user.test", &mut value).unwrap();
+    assert_eq!(&value[..length], b"1", "a changed file has attributes");
+    assert_eq!(fs::read(container.0.join("dir/a")).unwrap(), b"x");
     drop(container);
 }

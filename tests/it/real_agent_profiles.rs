@@ -1,5 +1,5 @@
-//! Real containerd, the real server and real agents: what one node's container read, the next node has before its own
-//! asks.
+//! Real containerd, the real server and real agents: the second node prefetches the files that a
+//! container on the first node read.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use crate::support::starlift::Starlift;
 const SOON: Duration = Duration::from_secs(60);
 const SCRIPT: &str = "python3 -c 'import flask, sqlalchemy; print(flask.Flask(\"x\").name)'\n";
 
-/// What a start on a node that had nothing took.
+/// The costs of a start on an empty node.
 #[derive(Debug)]
 struct Start {
     pull: Duration,
@@ -26,7 +26,7 @@ struct Start {
     misses: u64,
     requests: u64,
     carried: u64,
-    told: Option<u64>,
+    sent: Option<u64>,
     profile: Value,
     log: String,
 }
@@ -87,7 +87,7 @@ fn start(server: &Starlift, settings: &[(&str, &str)], pull: &str) -> Option<Sta
     let run = format!("run --rm --snapshotter stargz {mount} {image} {id} /bin/sh /script");
     assert_eq!(containerd.ctr(&run), "x\n");
     let output = begun.elapsed();
-    let told = || agent.metric("starlift_agent_observations_total{outcome=\"sent\"}");
+    let sent = || agent.metric("starlift_agent_observations_total{outcome=\"sent\"}");
     let status = agent.status();
     let requests = status["layers"]
         .as_array()
@@ -100,7 +100,7 @@ fn start(server: &Starlift, settings: &[(&str, &str)], pull: &str) -> Option<Sta
         .unwrap_or(0);
     let carried = link.carried();
     if !settings.contains(&("RECORD", "0s")) {
-        until("the start is told of", SOON, || told().is_some());
+        until("the start is reported", SOON, || sent().is_some());
     }
     let log = agent.daemon.log();
     let profile = status["profiles"][0].clone();
@@ -110,14 +110,14 @@ fn start(server: &Starlift, settings: &[(&str, &str)], pull: &str) -> Option<Sta
         misses,
         requests,
         carried,
-        told: told(),
+        sent: sent(),
         profile,
         log,
     })
 }
 
 #[test]
-fn the_second_node_has_what_the_first_one_read() {
+fn the_second_node_prefetches_the_files_that_the_first_one_read() {
     let Some(place) = place() else { return };
     let upstream = format!("local=oci:{}", Fixture::get("python").dir.display());
     let server = Starlift::start(&place, &["--wait", "25s", "--upstream", &upstream]);
@@ -125,7 +125,7 @@ fn the_second_node_has_what_the_first_one_read() {
     let Some(first) = start(&server, &[("PROFILES", "false")], "rpull") else {
         return;
     };
-    until("the server has learned", SOON, || {
+    until("the server has merged the observation", SOON, || {
         let status: Value =
             serde_json::from_slice(&fetch(&server.url("/api/v1/status")).unwrap()).unwrap();
         status["profiles"]["merges"]
@@ -135,7 +135,7 @@ fn the_second_node_has_what_the_first_one_read() {
     for pull in ["rpull", "starlift rpull"] {
         let second = start(&server, &[], pull).unwrap();
         println!("first:  {first}\nsecond: {second}, {}", second.profile);
-        assert_eq!((first.told, second.told), (Some(1), Some(1)));
+        assert_eq!((first.sent, second.sent), (Some(1), Some(1)));
         assert_eq!(second.profile["state"], "used", "{}", second.log);
         assert!(
             second.misses * 4 < first.misses,
@@ -152,9 +152,9 @@ fn the_second_node_has_what_the_first_one_read() {
     }
 }
 
-/// What the distribution's own registry hears of an agent, by its access log.
+/// Checks every request of an agent to the distribution's own registry, by its access log.
 #[test]
-fn another_registry_hears_of_nothing_but_pulls() {
+fn another_registry_receives_only_pull_requests() {
     let Some(place) = Place::with(
         &[
             fixture::TOOLS,
@@ -169,16 +169,16 @@ fn another_registry_hears_of_nothing_but_pulls() {
     registry.push(&place, &Fixture::get("app"), "image", false);
     let agent = Agent::start_with(&place, &[("BACKGROUND", "off"), ("RECORD", "2s")]);
     let containerd = Containerd::start_with(&place, &agent.plugin("stargz"));
-    let (original, converted) = (
+    let (source, converted) = (
         format!("{}/image:1", registry.address),
         format!("{}/image:lazy", registry.address),
     );
-    containerd.ctr(&format!("images pull --plain-http {original}"));
+    containerd.ctr(&format!("images pull --plain-http {source}"));
     containerd.ctr_remote(&format!(
-        "images convert --estargz --oci {original} {converted}"
+        "images convert --estargz --oci {source} {converted}"
     ));
     containerd.ctr(&format!("images push --plain-http {converted}"));
-    containerd.ctr(&format!("images rm --sync {original} {converted}"));
+    containerd.ctr(&format!("images rm --sync {source} {converted}"));
     containerd.ctr_remote(&format!("images rpull --plain-http {converted}"));
     let id = format!(
         "other-{}",
@@ -189,15 +189,15 @@ fn another_registry_hears_of_nothing_but_pulls() {
     ));
     std::thread::sleep(Duration::from_secs(4));
     let log = registry.daemon.log();
-    let asked: Vec<&str> = log
+    let requests: Vec<&str> = log
         .lines()
         .filter(|line| line.contains("HTTP/1.1\" "))
         .collect();
     assert!(
-        asked.iter().any(|line| line.contains("starlift/")),
-        "the agent was here:\n{log}"
+        requests.iter().any(|line| line.contains("starlift/")),
+        "the agent sent requests:\n{log}"
     );
-    let odd: Vec<_> = asked
+    let odd: Vec<_> = requests
         .iter()
         .filter(|line| !line.contains(" /v2/"))
         .collect();
@@ -205,7 +205,7 @@ fn another_registry_hears_of_nothing_but_pulls() {
 }
 
 #[test]
-fn a_profile_that_refers_to_an_image_of_any_registry_is_fetched_by() {
+fn a_profile_that_refers_to_an_image_of_any_registry_is_used() {
     let Some(place) = Place::with(
         &[
             fixture::TOOLS,
@@ -246,7 +246,9 @@ fn a_profile_that_refers_to_an_image_of_any_registry_is_fetched_by() {
     let containerd = Containerd::start_with(&place, &agent.plugin("stargz"));
     containerd.ctr_remote(&format!("images rpull --plain-http {image}"));
     let profile = || agent.status()["profiles"][0].clone();
-    until("its files are here", SOON, || profile()["held_files"] == 2);
+    until("the profile's files are on the node", SOON, || {
+        profile()["held_files"] == 2
+    });
     let profile = profile();
     assert_eq!(
         (&profile["state"], &profile["files"]),

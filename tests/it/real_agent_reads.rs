@@ -1,5 +1,5 @@
-//! What a reader of lazily mounted files sees: the right bytes, whatever happens to the agent, the registry, the
-//! cache; else an error in time, and the right bytes afterwards.
+//! Reads of lazily mounted files return the right bytes, whatever happens to the agent, the
+//! registry or the cache. Otherwise they fail in time, and return the right bytes afterwards.
 
 use std::fs;
 use std::io;
@@ -13,14 +13,14 @@ use std::time::Duration;
 
 use starlift::oci::Digest;
 
-use crate::support::agent::{Agent, Settings};
+use crate::support::agent::Agent;
 use crate::support::image::{Compression, Random, compress};
 use crate::support::lazy::{CHUNK, Layer, Node, ON_DEMAND, cached_files, read, read_at};
 use crate::support::place::{Place, until};
 use crate::support::registry::{Auth, Gate, Registry, TokenAuth};
 use crate::support::systemd::Manager;
 
-/// How long something that comes by itself may take.
+/// How long the tests wait for a change that comes by itself.
 const SOON: Duration = Duration::from_secs(30);
 const EIO: i32 = 5;
 
@@ -35,13 +35,13 @@ async fn read_later(path: PathBuf) -> io::Result<Vec<u8>> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mount_takes_one_request_and_each_chunk_is_fetched_once() {
     let node = Node::start(&[ON_DEMAND]).await;
-    // Larger than the end of the blob that is looked at, so that there is something left to fetch.
+    // Larger than the end of the blob that is fetched first, so that some of it is left to fetch.
     let layer = Layer::random(1, &[4 << 20, 100, 3 * CHUNK]);
     let directory = node.mount("target", &layer).await;
     assert_eq!(node.blob_requests(), 1, "one request for footer and TOC");
     assert!(
         node.usage("target").await.0 < 1 << 20,
-        "what is not here takes nothing"
+        "bytes that were not fetched take no space"
     );
     assert_eq!(node.registry.count("GET", "/manifests/"), 0);
 
@@ -70,7 +70,7 @@ async fn a_mount_takes_one_request_and_each_chunk_is_fetched_once() {
     );
 }
 
-/// Reads at random places and checks every byte, until told to stop; how often it read.
+/// Reads at random places and checks every byte until it is stopped. Returns the number of reads.
 struct Reader {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<io::Result<u64>>,
@@ -101,80 +101,78 @@ impl Reader {
         Self { stop, thread }
     }
 
-    /// Stops it; no read of it may have failed.
+    /// Stops it. None of its reads may have failed.
     fn stop(self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap().unwrap()
     }
 }
 
-async fn readers_survive_kills(settings: Settings<'_>) {
-    let mut node = Node::start(settings).await;
-    let layer = Layer::random(2, &[2 << 20, 30_000, 60_000, 1 << 20, 10]);
-    let directory = node.mount("target", &layer).await;
-    let reader = Reader::start(&directory, &layer);
-    for _ in 0..20 {
-        node.restart(settings);
-    }
-    assert!(reader.stop() > 20, "it read on");
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_survive_twenty_kills() {
-    readers_survive_kills(&[ON_DEMAND]).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn readers_survive_twenty_kills_with_passthrough() {
-    readers_survive_kills(&[ON_DEMAND, ("PASSTHROUGH", "true")]).await;
+    let mut node = Node::start(&[ON_DEMAND]).await;
+    let layers = Layer::of_both_kinds(2, &[2 << 20, 30_000, 60_000, 1 << 20, 10]);
+    let mut readers = Vec::new();
+    for (number, layer) in layers.iter().enumerate() {
+        let directory = node.mount(&format!("target{number}"), layer).await;
+        readers.push(Reader::start(&directory, layer));
+    }
+    for _ in 0..20 {
+        node.restart(&[ON_DEMAND]);
+    }
+    for reader in readers {
+        assert!(reader.stop() > 20, "the reader continues");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_survive_a_restart_and_an_upgrade() {
-    let mut node = Node::start(&[ON_DEMAND]).await;
-    let layer = Layer::random(3, &[2 << 20, 30_000, 60_000]);
-    let directory = node.mount("target", &layer).await;
-    let reader = Reader::start(&directory, &layer);
-    node.agent.daemon.stop();
-    node.restart(&[ON_DEMAND]);
-    // Another executable, the old one gone from the disk as an upgrade leaves it.
-    let newer = node.place.path().join("starlift-new");
-    fs::copy(env!("CARGO_BIN_EXE_starlift"), &newer).unwrap();
-    node.agent.daemon.stop();
-    let next = Agent::start_as(&newer, &node.place, &[ON_DEMAND]);
-    drop(std::mem::replace(&mut node.agent, next));
-    fs::remove_file(&newer).unwrap();
-    node.restart(&[ON_DEMAND]);
-    assert!(reader.stop() > 0);
+    for layer in Layer::of_both_kinds(3, &[2 << 20, 30_000, 60_000]) {
+        let mut node = Node::start(&[ON_DEMAND]).await;
+        let directory = node.mount("target", &layer).await;
+        let reader = Reader::start(&directory, &layer);
+        node.agent.daemon.stop();
+        node.restart(&[ON_DEMAND]);
+        // Another executable. The old one is gone from the disk, as after an upgrade.
+        let newer = node.place.path().join("starlift-new");
+        fs::copy(env!("CARGO_BIN_EXE_starlift"), &newer).unwrap();
+        node.agent.daemon.stop();
+        let next = Agent::start_as(&newer, &node.place, &[ON_DEMAND]);
+        drop(std::mem::replace(&mut node.agent, next));
+        fs::remove_file(&newer).unwrap();
+        node.restart(&[ON_DEMAND]);
+        assert!(reader.stop() > 0);
+    }
 }
 
-async fn the_next_agent_answers_what_was_under_way(end: fn(&mut Agent)) {
-    let mut node = Node::start(&[ON_DEMAND]).await;
-    let layer = Layer::random(4, &[2 << 20]);
-    let directory = node.mount("target", &layer).await;
-    let gate = Gate::new();
-    node.registry.on("/blobs/").gate(&gate);
-    let reading = tokio::spawn(read_later(directory.join("file0")));
-    gate.reached(1).await;
-    end(&mut node.agent);
-    node.restart(&[ON_DEMAND]);
-    gate.reached(2).await;
-    gate.open();
-    assert!(reading.await.unwrap().unwrap() == layer.files[0].1);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_read_under_way_is_answered_by_the_next_agent() {
-    the_next_agent_answers_what_was_under_way(|agent| agent.daemon.kill()).await;
+async fn the_next_agent_answers_a_read_in_progress(end: fn(&mut Agent)) {
+    for layer in Layer::of_both_kinds(4, &[2 << 20]) {
+        let mut node = Node::start(&[ON_DEMAND]).await;
+        let directory = node.mount("target", &layer).await;
+        let gate = Gate::new();
+        node.registry.on("/blobs/").gate(&gate);
+        let reading = tokio::spawn(read_later(directory.join("file0")));
+        gate.reached(1).await;
+        end(&mut node.agent);
+        node.restart(&[ON_DEMAND]);
+        gate.reached(2).await;
+        gate.open();
+        assert!(reading.await.unwrap().unwrap() == layer.files[0].1);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_read_under_way_at_a_stop_is_answered_by_the_next_agent() {
-    the_next_agent_answers_what_was_under_way(|agent| agent.daemon.stop()).await;
+async fn a_read_in_progress_at_a_kill_is_answered_by_the_next_agent() {
+    the_next_agent_answers_a_read_in_progress(|agent| agent.daemon.kill()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_silent_registry_is_an_error_in_time_and_then_forgiven() {
+async fn a_read_in_progress_at_a_stop_is_answered_by_the_next_agent() {
+    the_next_agent_answers_a_read_in_progress(|agent| agent.daemon.stop()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_registry_is_an_error_in_time_and_is_read_again_later() {
     let node = Node::start(&[ON_DEMAND, ("READ_TIMEOUT", "1s")]).await;
     let layer = Layer::random(5, &[2 << 20]);
     let directory = node.mount("target", &layer).await;
@@ -194,7 +192,7 @@ async fn a_silent_registry_is_an_error_in_time_and_then_forgiven() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_registry_that_is_away_is_waited_for() {
+async fn reads_wait_for_an_unreachable_registry() {
     let node = Node::start(&[ON_DEMAND]).await;
     let layer = Layer::random(6, &[1 << 20, 1 << 20]);
     let directory = node.mount("target", &layer).await;
@@ -208,25 +206,25 @@ async fn a_registry_that_is_away_is_waited_for() {
         },
     );
     let waiting = tokio::spawn(read_later(directory.join("file0")));
-    // Its client gave up and was sent again more than once.
+    // The registry client gave up and was started again more than once.
     let node = blocking(move || {
-        until("the registry was asked again and again", SOON, || {
+        until("the registry was asked repeatedly", SOON, || {
             node.blob_requests() > 12
         });
         node
     })
     .await;
     assert!(!waiting.is_finished());
-    assert!(cached.stop() > 0, "cached reads go on");
+    assert!(cached.stop() > 0, "cached reads continue");
     node.registry.heal();
     assert!(
         waiting.await.unwrap().unwrap() == layer.files[0].1,
-        "the others go on when it is back"
+        "the others continue when it is back"
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_registry_that_stays_away_is_an_error_in_time() {
+async fn a_registry_that_stays_unreachable_is_an_error_in_time() {
     let node = Node::start(&[ON_DEMAND, ("READ_TIMEOUT", "1s")]).await;
     let layer = Layer::random(20, &[1 << 20, 1 << 20]);
     let directory = node.mount("target", &layer).await;
@@ -297,11 +295,11 @@ async fn clocks_may_jump() {
             .prepare("absent", &Layer::random(22, &[10]))
             .await
             .unwrap(),
-        "it answers containerd"
+        "the agent answers containerd"
     );
     assert!(
         node.agent.daemon.log().contains("2016-"),
-        "its clock did jump"
+        "the agent's clock did jump"
     );
     assert!(reader.stop() > 0);
 }
@@ -323,11 +321,11 @@ async fn wrong_bytes_are_refused_chunk_by_chunk() {
     assert_eq!(at(2).await.unwrap_err().raw_os_error(), Some(EIO));
     assert!(at(0).await.unwrap() == layer.files[0].1[..4096]);
     let errors = node.agent.status()["layers"][0]["errors"].as_u64().unwrap();
-    assert!(errors > 0, "it is counted");
+    assert!(errors > 0, "the error is counted");
     node.registry.put_blob(layer.blob.clone());
     assert!(
         read_later(path.clone()).await.unwrap() == layer.files[0].1,
-        "the right bytes are taken then"
+        "the right bytes are accepted afterwards"
     );
 }
 
@@ -343,29 +341,24 @@ async fn expired_tokens_are_renewed_while_files_are_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_start_needs_no_registry() {
-    let mut node = Node::start(&[ON_DEMAND]).await;
-    let layer = Layer::random(9, &[1 << 20, 100_000]);
-    let directory = node.mount("target", &layer).await;
-    assert!(read_later(directory.join("file1")).await.unwrap() == layer.files[1].1);
-    node.agent.daemon.stop();
-    node.registry.on("/").answer(404, &[]);
-    node.restart(&[ON_DEMAND]);
-    assert!(read_later(directory.join("file1")).await.unwrap() == layer.files[1].1);
-    assert_eq!(fs::read_dir(&directory).unwrap().count(), 2);
-    assert_eq!(
-        read_later(directory.join("file0"))
-            .await
-            .unwrap_err()
-            .raw_os_error(),
-        Some(EIO)
-    );
-}
-
-/// Whether no slot of the table of open files counts an open: inode, backing file, count, kind.
-fn nothing_is_open(agent: &Agent) -> bool {
-    let table = fs::read(agent.root.join("opens")).unwrap();
-    table.chunks_exact(24).all(|slot| slot[12..16] == [0; 4])
+async fn a_start_of_the_agent_needs_no_registry() {
+    for layer in Layer::of_both_kinds(9, &[1 << 20, 100_000]) {
+        let mut node = Node::start(&[ON_DEMAND]).await;
+        let directory = node.mount("target", &layer).await;
+        assert!(read_later(directory.join("file1")).await.unwrap() == layer.files[1].1);
+        node.agent.daemon.stop();
+        node.registry.on("/").answer(404, &[]);
+        node.restart(&[ON_DEMAND]);
+        assert!(read_later(directory.join("file1")).await.unwrap() == layer.files[1].1);
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 2);
+        assert_eq!(
+            read_later(directory.join("file0"))
+                .await
+                .unwrap_err()
+                .raw_os_error(),
+            Some(EIO)
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -376,10 +369,6 @@ async fn damaged_files_of_the_cache_are_fetched_again() {
     for (name, content) in &layer.files {
         assert!(read_later(directory.join(name)).await.unwrap() == *content);
     }
-    // A file that the kernel still has open it goes on reading by itself, from the copy in the cache.
-    until("the kernel has closed all files", SOON, || {
-        nothing_is_open(&node.agent)
-    });
     node.agent.daemon.kill();
     let files = cached_files(&node.agent);
     for (number, path) in files.iter().enumerate() {
@@ -411,7 +400,7 @@ async fn damaged_files_of_the_cache_are_fetched_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_cache_keeps_its_limit() {
+async fn the_cache_stays_within_its_limit() {
     let limit = 300_000;
     let node = Node::start(&[ON_DEMAND, ("CACHE_SIZE", "300kB"), ("MEMORY", "0")]).await;
     let layer = Layer::random(11, &[1 << 20, 50_000]);
@@ -421,14 +410,18 @@ async fn the_cache_keeps_its_limit() {
             assert!(read_later(directory.join(name)).await.unwrap() == *content);
         }
     }
-    // What was fetched along with the last read may still come, and let others go.
-    until("the cache is within its limit, and says so", SOON, || {
-        let sizes = cached_files(&node.agent)
-            .into_iter()
-            .filter_map(|path| Some(fs::metadata(path).ok()?.len()));
-        let on_disk: u64 = sizes.sum();
-        on_disk <= limit && node.agent.status()["cache"]["bytes"] == on_disk
-    });
+    // Chunks that were fetched along with the last read may still arrive, and evict others.
+    until(
+        "the cache is within its limit and reports its size",
+        SOON,
+        || {
+            let sizes = cached_files(&node.agent)
+                .into_iter()
+                .filter_map(|path| Some(fs::metadata(path).ok()?.len()));
+            let on_disk: u64 = sizes.sum();
+            on_disk <= limit && node.agent.status()["cache"]["bytes"] == on_disk
+        },
+    );
     assert!(
         node.agent
             .metric("starlift_agent_cache_evictions_total")
@@ -438,7 +431,7 @@ async fn the_cache_keeps_its_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_is_no_error() {
+async fn a_full_disk_is_not_an_error() {
     let mut node = Node::start(&[ON_DEMAND]).await;
     node.agent.daemon.stop();
     let cache = node.place.dir("agent/cache");
@@ -466,7 +459,7 @@ async fn a_full_disk_is_no_error() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_layer_with_another_toc_than_its_image_says_is_unpacked() {
+async fn a_layer_with_another_toc_than_its_image_declares_is_unpacked() {
     let node = Node::start(&[ON_DEMAND]).await;
     let layer = Layer::random(13, &[1000]);
     node.registry.put_blob(layer.blob.clone());
@@ -486,7 +479,7 @@ async fn a_layer_with_another_toc_than_its_image_says_is_unpacked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_layer_that_cannot_be_had_is_unpacked() {
+async fn a_layer_that_cannot_be_opened_is_unpacked() {
     let node = Node::start(&[ON_DEMAND, ("MOUNT_TIMEOUT", "500ms")]).await;
     let layer = Layer::random(15, &[1000]);
     assert!(!node.prepare("absent", &layer).await.unwrap());
@@ -509,7 +502,7 @@ async fn a_layer_that_cannot_be_had_is_unpacked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_removed_leaves_nothing() {
+async fn a_removed_layer_leaves_nothing() {
     let mut node = Node::start(&[ON_DEMAND]).await;
     let layer = Layer::random(16, &[1 << 20]);
     let directory = node.mount("target", &layer).await;
@@ -532,11 +525,12 @@ async fn what_is_removed_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_stands_before_the_landmark_is_fetched_at_once() {
+async fn files_before_the_landmark_are_fetched_at_once() {
     let node = Node::start(&[ON_DEMAND]).await;
     let mut random = Random::new(23);
     let landmark = (".prefetch.landmark".to_owned(), vec![0x0f]);
-    // The last file is what is looked at for the TOC, so that neither of the others is.
+    // The last file fills the end that is fetched for the TOC, so that neither of the others is in
+    // it.
     let files = [("first", 300_000), ("second", 300_000), ("last", 1 << 20)];
     let mut files: Vec<_> = files
         .map(|(name, size)| (name.to_owned(), random.bytes(size)))
@@ -552,11 +546,15 @@ async fn what_stands_before_the_landmark_is_fetched_at_once() {
     });
     let requests = node.blob_requests();
     assert!(read_later(directory.join("first")).await.unwrap() == layer.files[0].1);
-    assert_eq!(node.blob_requests(), requests, "it is here already");
+    assert_eq!(
+        node.blob_requests(),
+        requests,
+        "the first file is cached already"
+    );
     assert!(read_later(directory.join("second")).await.unwrap() == layer.files[2].1);
     assert!(
         node.blob_requests() > requests,
-        "nobody asked for it before"
+        "the second file was not fetched before"
     );
     assert!(!directory.join(".prefetch.landmark").exists());
 }
@@ -593,11 +591,11 @@ async fn files_over_four_gibibytes_are_read_to_their_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_rest_is_fetched_without_anyone_reading() {
+async fn the_rest_is_fetched_without_a_reader() {
     let node = Node::start(&[("BACKGROUND_DELAY", "0s")]).await;
     let layer = Layer::random(17, &[2 << 20, 100, 1 << 20]);
     let directory = node.mount("target", &layer).await;
-    until("everything is held", SOON, || {
+    until("everything is cached", SOON, || {
         let status = node.agent.status();
         let content = &status["layers"][0]["content"];
         content["bytes"] == content["held_bytes"]
@@ -615,27 +613,27 @@ async fn the_rest_is_fetched_without_anyone_reading() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_bad_chunk_does_not_keep_the_rest_away() {
+async fn one_bad_chunk_does_not_stop_the_fetching_of_the_rest() {
     let node = Node::start(&[("BACKGROUND_DELAY", "0s"), ("MAX_REQUEST", "200kB")]).await;
     let layer = Layer::random(24, &[4 << 20]);
     let mut spoiled = layer.blob.to_vec();
     spoiled[2 * CHUNK + CHUNK / 2] ^= 1;
     node.registry.put_wrong_blob(&layer.digest, spoiled);
     assert!(node.prepare("target", &layer).await.unwrap());
-    until("all but one is held", SOON, || {
+    until("all chunks but one are cached", SOON, || {
         let content = node.agent.status()["layers"][0]["content"].clone();
         content["bytes"].as_u64().unwrap() == content["held_bytes"].as_u64().unwrap() + CHUNK as u64
     });
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_keepers_death_is_made_good() {
+async fn a_keeper_that_died_is_replaced() {
     let mut node = Node::start(&[ON_DEMAND]).await;
     let layer = Layer::random(18, &[1 << 20]);
     let directory = node.mount("target", &layer).await;
     let reader = Reader::start(&directory, &layer);
     let keeper = || {
-        let named = node.agent.root.join("keeper.sock").display().to_string();
+        let socket = node.agent.root.join("keeper.sock").display().to_string();
         let lists = fs::read_dir("/proc")
             .unwrap()
             .flatten()
@@ -643,7 +641,7 @@ async fn the_keepers_death_is_made_good() {
                 let line = String::from_utf8_lossy(&fs::read(entry.path().join("cmdline")).ok()?)
                     .into_owned();
                 let is_alive = !line.is_empty();
-                (is_alive && line.contains(&named))
+                (is_alive && line.contains(&socket))
                     .then(|| entry.file_name().into_string().unwrap())
             });
         lists.last()
@@ -653,8 +651,11 @@ async fn the_keepers_death_is_made_good() {
     until("another keeper runs", SOON, || {
         keeper().is_some_and(|next| next != first)
     });
-    until("it has the mount", SOON, || {
-        node.agent.daemon.log().contains("was handed everything")
+    until("the new keeper has the mount", SOON, || {
+        node.agent
+            .daemon
+            .log()
+            .contains("new keeper has all descriptors")
     });
     node.restart(&[ON_DEMAND]);
     assert!(reader.stop() > 0);
@@ -682,7 +683,7 @@ async fn systemd_keeps_the_mount_while_the_agent_restarts() {
         assert_eq!(manager.store.keys().collect::<Vec<_>>(), ["fuse", "socket"]);
         assert!(
             !node.agent.root.join("keeper.sock").exists(),
-            "nobody else keeps it"
+            "only systemd holds it"
         );
     }
     assert!(reader.stop() > 0);
@@ -708,7 +709,7 @@ fn refusals(node: &Node) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_registry_that_gives_no_answer_is_waited_for_once() {
+async fn an_image_waits_only_once_for_a_registry_without_an_answer() {
     let node = Node::start(&[ON_DEMAND, ("MOUNT_TIMEOUT", "1s")]).await;
     let gate = Gate::new();
     node.registry.on("/").gate(&gate);
@@ -722,7 +723,7 @@ async fn a_registry_that_gives_no_answer_is_waited_for_once() {
     assert!(
         reasons[1..]
             .iter()
-            .all(|reason| reason.contains("no answer a moment ago")),
+            .all(|reason| reason.contains("no answer from")),
         "{reasons:?}"
     );
     gate.open();

@@ -1,5 +1,5 @@
-//! A real containerd keeps ordinary snapshots with `starlift agent`: pulled, run, committed, listed, collected, and
-//! the same after either of the two was restarted.
+//! A real containerd uses ordinary snapshots of `starlift agent`: pulled, run, committed, listed
+//! and collected, and the same after a restart of either of the two.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::support::fixture::{self, Fixture};
 use crate::support::place::{Place, until};
 use crate::support::tree::Tree;
 
-/// How long containerd's garbage collection, or its next attempt to dial, may take to come round.
+/// How long containerd's garbage collection, or its next attempt to dial, may take.
 const SOON: Duration = Duration::from_secs(60);
 
 fn place(more: &[&str]) -> Option<Place> {
@@ -27,7 +27,8 @@ fn place(more: &[&str]) -> Option<Place> {
     )
 }
 
-/// A container's id that no other test has: runc keeps them in one place for the whole machine.
+/// A container ID that no other test has: runc keeps all of them in one directory for the whole
+/// machine.
 fn id(place: &Place, name: &str) -> String {
     format!(
         "{name}-{}",
@@ -35,7 +36,7 @@ fn id(place: &Place, name: &str) -> String {
     )
 }
 
-/// An image in a registry, and the name to pull it by.
+/// Pushes an image to a registry, and returns the name to pull it by.
 fn pushed(place: &Place, fixture: &Fixture) -> (DockerRegistry, String) {
     let registry = DockerRegistry::start(place, Access::Anyone);
     registry.push(place, fixture, "image", false);
@@ -43,7 +44,7 @@ fn pushed(place: &Place, fixture: &Fixture) -> (DockerRegistry, String) {
     (registry, name)
 }
 
-/// The file system of `image` as `snapshotter` puts it together.
+/// Returns the file system of `image` as `snapshotter` mounts it.
 fn tree(place: &Place, containerd: &Containerd<'_>, snapshotter: &str, image: &str) -> Tree {
     let target = place.dir(&format!("mounted-{snapshotter}"));
     containerd.ctr(&format!(
@@ -67,7 +68,8 @@ fn snapshots(containerd: &Containerd<'_>, snapshotter: &str) -> Vec<String> {
         .collect()
 }
 
-/// Pulls, runs a container that writes, compares the tree with overlayfs's, under the plugin's name `snapshotter`.
+/// Pulls an image and runs a container that writes, under the plugin's name `snapshotter`. Compares
+/// the tree with that of overlayfs.
 fn an_image_is_pulled_and_run(snapshotter: &str) {
     let Some(place) = place(&[]) else { return };
     let (_registry, image) = pushed(&place, &Fixture::get("app"));
@@ -77,8 +79,8 @@ fn an_image_is_pulled_and_run(snapshotter: &str) {
         "images pull --plain-http --snapshotter {snapshotter} {image}"
     ));
     containerd.ctr(&format!("images pull --plain-http {image}"));
-    let ours = tree(&place, &containerd, snapshotter, &image);
-    tree(&place, &containerd, "overlayfs", &image).assert_same(&ours, "overlayfs, then ours");
+    let lazy = tree(&place, &containerd, snapshotter, &image);
+    tree(&place, &containerd, "overlayfs", &image).assert_same(&lazy, "overlayfs, then the agent");
 
     let script = place.write(
         "script",
@@ -100,7 +102,7 @@ fn an_image_is_pulled_and_run(snapshotter: &str) {
 }
 
 #[test]
-fn an_image_is_pulled_and_run_under_our_name() {
+fn an_image_is_pulled_and_run_under_the_agents_own_name() {
     an_image_is_pulled_and_run("starlift");
 }
 
@@ -110,7 +112,7 @@ fn an_image_is_pulled_and_run_under_the_stargz_plugins_name() {
 }
 
 #[test]
-fn rpull_of_what_cannot_be_lazy_unpacks() {
+fn rpull_unpacks_an_image_that_cannot_be_lazy() {
     let Some(place) = place(&["ctr-remote"]) else {
         return;
     };
@@ -177,15 +179,15 @@ fn every_command_on_snapshots_works() {
         "base",
     ]);
     let refused = refused.output().unwrap();
-    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    let answer = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(
-        !refused.status.success() && told.contains("cannot remove snapshot with child"),
-        "{told}"
+        !refused.status.success() && answer.contains("cannot remove snapshot with child"),
+        "{answer}"
     );
     for name in ["seen", "second", "base"] {
         ctr(&format!("rm {name}"));
     }
-    // containerd collects when it has reason to; the end of a lease is one.
+    // containerd collects garbage when it has a reason. The end of a lease is one.
     containerd.ctr("leases create --id short");
     containerd.ctr("leases delete --sync short");
     until("the directories are gone", SOON, || {
@@ -194,7 +196,7 @@ fn every_command_on_snapshots_works() {
 }
 
 #[test]
-fn containers_and_snapshots_outlive_both_daemons() {
+fn containers_and_snapshots_survive_restarts_of_both_daemons() {
     let Some(place) = place(&[]) else { return };
     let (_registry, image) = pushed(&place, &Fixture::get("app"));
     let mut agent = Agent::start(&place);
@@ -205,7 +207,8 @@ fn containers_and_snapshots_outlive_both_daemons() {
     ));
     let [lives, after_kill, after_restart] =
         ["lives", "after-kill", "after-restart"].map(|name| id(&place, name));
-    // Its path is in the container's command line: should the test fail, the place ends it.
+    // The script's path is in the container's command line, so that the workspace ends the
+    // container if the test fails.
     let script = place
         .write("script", "while :; do sleep 1; done")
         .display()
@@ -223,12 +226,12 @@ fn containers_and_snapshots_outlive_both_daemons() {
     assert_eq!(
         exec(&containerd, "one", "/bin/cat /usr/share/old/d"),
         "new\n",
-        "the agent is not in the way"
+        "a running container does not need the agent"
     );
     drop(agent);
     let mut agent = Agent::start(&place);
-    // Its gRPC client waits for a moment before it dials again, and refuses every call until then.
-    until("containerd finds the agent again", SOON, || {
+    // Its gRPC client waits before it dials again, and refuses every call until then.
+    until("containerd has dialled the agent again", SOON, || {
         let mut list = place.command("ctr");
         list.arg("-a").arg(&containerd.socket).args([
             "snapshots",
@@ -266,7 +269,7 @@ fn containers_and_snapshots_outlive_both_daemons() {
 }
 
 #[test]
-fn what_is_removed_is_collected_and_can_be_pulled_again() {
+fn a_removed_image_is_collected_and_can_be_pulled_again() {
     let Some(place) = place(&[]) else { return };
     let (_registry, image) = pushed(&place, &Fixture::get("app"));
     let agent = Agent::start(&place);
@@ -294,7 +297,8 @@ fn what_is_removed_is_collected_and_can_be_pulled_again() {
     }
 }
 
-/// `app` with so many layers on top that there are thirty, each with a file of its own and a newer version of one.
+/// Builds `app` with further layers, up to thirty. Half of the new layers have a separate file, the
+/// others a newer version of one file.
 fn thirty_layers(place: &Place) -> Fixture {
     let dir = place.path().join("deep");
     place.run(&format!(

@@ -1,4 +1,4 @@
-//! A real containerd's CRI service behind the proxy, asked as a kubelet asks.
+//! A real containerd's CRI service behind the proxy, called as a kubelet calls it.
 
 use prost::Message as _;
 use starlift::agent::cri::{CriCredentials, ImageService};
@@ -101,14 +101,15 @@ async fn containerd_pulls_through_the_proxy_and_the_login_is_known() {
     proxy.abort();
 }
 
-/// A pod of a private image: pulled by what a kubelet sends, mounted lazily, read with the login that came with the pull.
+/// A pod of a private image: pulled by a kubelet's request, mounted lazily, read with the login of
+/// the pull.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_starts_lazily_from_a_private_registry() {
     let Some(place) = Place::with(&[fixture::TOOLS, containerd::TOOLS].concat()) else {
         return;
     };
     let registry = Registry::start().await;
-    registry.push_layout("app", "v1", &place_twin(&place));
+    registry.push_layout("app", "v1", &converted_image(&place));
     registry.require(Auth::Basic {
         user: "me",
         password: "secret",
@@ -143,7 +144,7 @@ async fn a_pod_starts_lazily_from_a_private_registry() {
     agent.daemon.kill();
     let next = Agent::start_with(&place, &settings);
     drop(std::mem::replace(&mut agent, next));
-    // What was never read, through another agent: the login is known to it.
+    // Files that were never read, through another agent, which has the login too.
     let large = pod
         .exec(&["/bin/sh", "-c", "find / -xdev -type f | xargs cat | wc -c"])
         .await
@@ -154,9 +155,9 @@ async fn a_pod_starts_lazily_from_a_private_registry() {
     assert_eq!(agent.lazy().len(), layers);
 }
 
-/// The image as `starlift convert` makes it, and with a command that a sandbox can live on.
-fn place_twin(place: &Place) -> Layout {
-    let (plain, twin) = (place.path().join("plain"), place.path().join("twin"));
+/// Converts the image with `starlift convert`, with a command on which a sandbox can run.
+fn converted_image(place: &Place) -> Layout {
+    let (plain, converted) = (place.path().join("plain"), place.path().join("converted"));
     place.run(&format!(
         "cp -r {} {}",
         Fixture::get("app").dir.display(),
@@ -170,11 +171,11 @@ fn place_twin(place: &Place) -> Layout {
     ));
     let (from, to) = (
         format!("oci:{}:1", plain.display()),
-        format!("oci:{}:1", twin.display()),
+        format!("oci:{}:1", converted.display()),
     );
     place.run(&format!(
         "{} convert {from} {to}",
         env!("CARGO_BIN_EXE_starlift")
     ));
-    Layout(twin)
+    Layout(converted)
 }

@@ -1,4 +1,5 @@
-//! `starlift optimize` runs real images in real containers and puts what they read first.
+//! `starlift optimize` runs real images in real containers, and places the files that they read
+//! first.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,9 +14,9 @@ use crate::support::docker_registry::{Access, DockerRegistry};
 use crate::support::fixture::{self, Fixture};
 use crate::support::place::{Daemon, Place, until};
 
-/// How long a container may take to end, on a machine that does other things too.
+/// The time within which a container must end, on a busy machine.
 const SOON: Duration = Duration::from_secs(60);
-/// Reads a file of the top layer with a program of the lowest.
+/// Reads a file of the top layer with a program of the lowest layer.
 const CAT: &[&str] = &[
     "--entrypoint",
     r#"["/bin/cat"]"#,
@@ -58,7 +59,7 @@ fn layout(place: &Place, name: &str) -> String {
     format!("oci:{}:1", place.path().join(name).display())
 }
 
-/// The lines of a record: path, manifest, layer.
+/// Returns the lines of a record: path, manifest, layer.
 fn lines(record: &Path) -> Vec<(String, String, u64)> {
     let text = fs::read_to_string(record).unwrap();
     let line = |line: &str| {
@@ -74,7 +75,7 @@ fn lines(record: &Path) -> Vec<(String, String, u64)> {
     text.lines().map(line).collect()
 }
 
-/// The files in front of the landmark of a layer, and the landmark.
+/// Returns the files before the landmark of a layer, and the landmark.
 fn front(place: &Place, layer: u64, image: &str) -> Vec<String> {
     let output = starlift(
         place,
@@ -140,7 +141,7 @@ fn the_files_that_a_workload_reads_come_first_in_its_order() {
     assert!(place_of(("bin/busybox", 0)) < place_of(("var/lib/state/run", 2)));
     assert!(
         !files.iter().any(|(path, _)| path.starts_with("usr/")),
-        "nothing reads these: {files:?}"
+        "files that the workload does not read: {files:?}"
     );
     for layer in 0..3 {
         let mut expected: Vec<&str> = files
@@ -165,7 +166,7 @@ fn the_files_that_a_workload_reads_come_first_in_its_order() {
     assert_eq!(
         (&again["twin"], &again["workload"]),
         (&made["twin"], &Value::Null),
-        "the same record, the same image"
+        "the same record gives the same image"
     );
     let verified = starlift(&place, &["verify", &by_run, "--against", &source.oci()]);
     assert!(
@@ -195,7 +196,7 @@ fn an_optimized_image_of_a_registry_is_the_image_and_runs() {
     containerd.ctr(&format!("images pull --plain-http {optimized}"));
     let tree = |image: &str, name: &str| containerd.tree(image, name, start).rounded_to_seconds();
     let mut converted = tree(&optimized, "converted");
-    // The classic layout's own entries are files to a client that is not lazy.
+    // Clients that do not mount lazily see the entries that the classic layout adds as files.
     for own in [
         "stargz.index.json",
         ".prefetch.landmark",
@@ -216,7 +217,8 @@ fn an_optimized_image_of_a_registry_is_the_image_and_runs() {
     );
 }
 
-/// What `inspect` shows of an image's profiles: path and layer of each file, and where it is known from.
+/// Returns the entries of an image's profiles as `inspect` shows them: path, layer and source of
+/// each file.
 #[track_caller]
 fn profiled(place: &Place, image: &str) -> Vec<(String, u64, String)> {
     let shown = json(&starlift(
@@ -238,7 +240,10 @@ fn profiled(place: &Place, image: &str) -> Vec<(String, u64, String)> {
     };
     assert_eq!(profile["workload"], "default");
     let file = |file: &Value| {
-        assert!(file["size"].as_u64().is_some(), "the image has it: {file}");
+        assert!(
+            file["size"].as_u64().is_some(),
+            "the image has the file: {file}"
+        );
         (
             file["path"].as_str().unwrap().to_owned(),
             file["layer"].as_u64().unwrap(),
@@ -281,7 +286,7 @@ fn a_profile_refers_to_the_image_in_a_layout_and_in_a_registry_without_referrers
     assert_eq!(
         profiled(&place, &untagged),
         recorded,
-        "the layout has one image all the same"
+        "the layout still has one image"
     );
 
     let pushed = format!("{}/image:fast", registry.address);
@@ -307,7 +312,7 @@ fn a_profile_refers_to_the_image_in_a_layout_and_in_a_registry_without_referrers
 }
 
 #[test]
-fn a_record_has_what_the_references_has() {
+fn a_record_contains_the_record_of_the_reference() {
     let Some(place) = place(&[&["docker-registry", "ctr-remote"], containerd::TOOLS].concat())
     else {
         return;
@@ -329,7 +334,7 @@ fn a_record_has_what_the_references_has() {
     let files = |record: &Path| lines(record).into_iter().collect::<BTreeSet<_>>();
     let (ours, theirs) = (files(&ours), files(&theirs));
     assert!(ours.is_superset(&theirs), "{ours:?}\n{theirs:?}");
-    // The runtime reads these when it starts a container, before the reference looks.
+    // The container runtime reads these files before the reference's recording begins.
     let more: Vec<&str> = ours
         .difference(&theirs)
         .map(|(path, _, _)| path.as_str())
@@ -338,7 +343,7 @@ fn a_record_has_what_the_references_has() {
 }
 
 #[test]
-fn flags_say_what_runs_as_whom_and_where() {
+fn flags_set_the_command_user_directory_and_environment() {
     let Some(place) = place(&[]) else { return };
     let out = place.dir("out");
     fs::set_permissions(&out, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
@@ -367,12 +372,12 @@ fn flags_say_what_runs_as_whom_and_where() {
     assert_eq!(
         json(&output)["workload"]["exit_code"],
         3,
-        "a workload that fails was still observed"
+        "a failing workload is recorded too"
     );
     assert!(said(&output).contains("exit code 3"), "{}", said(&output));
-    let told = fs::read_to_string(out.join("said")).unwrap();
+    let text = fs::read_to_string(out.join("said")).unwrap();
     assert_eq!(
-        told,
+        text,
         "7:0 /tmp by-flag by-file starlift lo\n",
         "{}",
         said(&output)
@@ -380,7 +385,7 @@ fn flags_say_what_runs_as_whom_and_where() {
 }
 
 #[test]
-fn what_cannot_run_makes_no_image() {
+fn a_workload_that_cannot_run_makes_no_image() {
     let Some(place) = place(&[]) else { return };
     let source = Fixture::get("app").oci();
     for (flags, reason) in [
@@ -431,14 +436,15 @@ fn what_cannot_run_makes_no_image() {
     );
 }
 
-/// `optimize` with a workload that runs until it is stopped, and has begun.
+/// Starts `optimize` with a workload that runs until it is stopped, and waits until the workload
+/// has begun.
 fn endless(place: &Place, flags: &[&str]) -> Daemon {
     let out = place.dir("out");
     let mount = format!(
         "type=bind,source={},destination=/out,options=rbind:rw",
         out.display()
     );
-    // The path is for the place to find what is left running.
+    // The path in the command line lets the workspace find processes that are left running.
     let script = format!(
         "cat /var/lib/state/run >/out/begun; while :; do sleep 1; done # {}",
         place.path().display()
@@ -512,6 +518,8 @@ fn a_killed_command_leaves_no_container() {
         place.processes()
     );
     running.kill();
-    until("its processes end", SOON, || place.processes().is_empty());
+    until("the processes of the container end", SOON, || {
+        place.processes().is_empty()
+    });
     assert!(!place.path().join("twin").exists());
 }

@@ -1,4 +1,5 @@
-//! Real clients pull through `starlift serve` what a real registry holds; what they unpack is what the original holds.
+//! Real clients pull the contents of a real registry through `starlift serve`, and unpack the same
+//! files as from the source image.
 
 use std::fs;
 use std::path::Path;
@@ -14,22 +15,23 @@ use crate::support::place::{Place, status};
 use crate::support::starlift::Starlift;
 use crate::support::tree::Tree;
 
-/// Long enough that a client gets the twin at its first request.
+/// Long enough that a client gets the converted image at its first request.
 const WAIT: [&str; 2] = ["--wait", "25s"];
-/// What is shown in a container: the names in `/`, a file through its links, and who one is.
+/// Prints in a container: the names in `/`, a file through its links, and the user.
 const SCRIPT: &str = "set -e\nls -a /\nid -u\nstat -c '%s %h' /bin/busybox\necho end\n";
 
 fn place(more: &[&str]) -> Option<Place> {
     Place::with(&[fixture::TOOLS, &["docker-registry", "htpasswd"], more].concat())
 }
 
-/// Whole seconds now: what a client dates later it dated while it unpacked.
+/// Returns the current time in whole seconds, less one. Files with later times were dated by the
+/// client while unpacking.
 fn now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     i64::try_from(since.as_secs()).unwrap() - 1
 }
 
-/// Unpacks a layout's tag `1`.
+/// Unpacks tag `1` of a layout.
 fn unpacked(place: &Place, layout: &Path, name: &str) -> Tree {
     let start = now();
     let bundle = place.path().join(name);
@@ -43,7 +45,7 @@ fn unpacked(place: &Place, layout: &Path, name: &str) -> Tree {
     tree
 }
 
-/// Every layer with a file in it is eStargz and says what it was made of.
+/// Checks that every layer with a file is eStargz and names its source.
 fn assert_converted(manifest: &Value) {
     let layers = manifest["layers"].as_array().unwrap();
     assert!(!layers.is_empty());
@@ -190,7 +192,7 @@ fn containerd_gets_the_same_files(image: &str) {
     assert_ne!(
         digest_of(&listed, &original),
         digest_of(&listed, &twin),
-        "the twin is another image\n{listed}"
+        "the converted image has another digest\n{listed}"
     );
     let original_tree = containerd.tree(&original, "original", start);
     original_tree.assert_same(&containerd.tree(&twin, "twin", start), image);
@@ -406,7 +408,7 @@ fn an_index_keeps_every_child() {
 }
 
 #[test]
-fn original_digests_give_the_original() {
+fn source_digests_give_the_source_image() {
     let Some(place) = place(&[]) else { return };
     let fixture = Fixture::get("app");
     let registry = DockerRegistry::start(&place, Access::Anyone);

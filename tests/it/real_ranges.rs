@@ -1,5 +1,6 @@
-//! What is learned from a client that knows nothing of us: stargz-snapshotter, whose ranges alone tell what was read;
-//! held against what `starlift optimize` sees of the same workload, which is every file that is opened.
+//! Profiles inferred from stargz-snapshotter, which reports nothing: only its ranges show the files
+//! that were read. They are compared with the record of `starlift optimize` for the same workload,
+//! which has every opened file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -21,16 +22,16 @@ const STARLIFT: &str = env!("CARGO_BIN_EXE_starlift");
 type File = (u64, String);
 type Files = BTreeSet<File>;
 
-/// Shares of two sets of files, by their bytes.
+/// The overlap of two sets of files, as shares of their bytes.
 #[derive(Debug)]
 struct Agreement {
-    /// Of what was used, what was learned.
+    /// The share of the used bytes that the profile has.
     found: f64,
-    /// Of what was learned, what was used.
+    /// The share of the profile's bytes that were used.
     right: f64,
 }
 
-/// Files of an entry of a profile or a line of a record.
+/// Returns the file of a profile entry or of a record line.
 fn file(document: &Value, layer: &str) -> File {
     (
         document[layer].as_u64().unwrap(),
@@ -38,7 +39,7 @@ fn file(document: &Value, layer: &str) -> File {
     )
 }
 
-/// What is learned of a container on stargz-snapshotter.
+/// Returns the profile that the server infers from a container on stargz-snapshotter.
 fn learned(place: &Place, fixture: &Fixture, name: &str, workload: &[&str]) -> Files {
     let upstream = format!("local=oci:{}", fixture.dir.display());
     let quick = |command: &mut Command| {
@@ -82,11 +83,15 @@ fn learned(place: &Place, fixture: &Fixture, name: &str, workload: &[&str]) -> F
         .collect();
     let url = server.url(&format!("/api/v1/profiles/{}", Stack::of(&layers)));
     let mut files = Vec::new();
-    until("something is learned", Duration::from_secs(60), || {
-        let profile: Value = serde_json::from_slice(&fetch(&url).unwrap()).unwrap();
-        files.clone_from(profile["files"].as_array().unwrap());
-        profile["observers"] == 1
-    });
+    until(
+        "the profile has an observer",
+        Duration::from_secs(60),
+        || {
+            let profile: Value = serde_json::from_slice(&fetch(&url).unwrap()).unwrap();
+            files.clone_from(profile["files"].as_array().unwrap());
+            profile["observers"] == 1
+        },
+    );
     assert!(
         files
             .iter()
@@ -95,7 +100,7 @@ fn learned(place: &Place, fixture: &Fixture, name: &str, workload: &[&str]) -> F
     files.iter().map(|learned| file(learned, "layer")).collect()
 }
 
-/// What the workload opens, and the sizes of all files of the image.
+/// Returns the files that the workload opens, and the sizes of all files of the image.
 fn used(place: &Place, fixture: &Fixture, workload: &[&str]) -> (Files, BTreeMap<File, u64>) {
     let record = place.path().join("record");
     let target = format!("oci:{}:1", place.path().join("optimized").display());
@@ -168,10 +173,10 @@ fn compared(image: &str, workload: &[&str]) -> Option<Agreement> {
     Some(agreement)
 }
 
-/// Measured: all is found, and 92 percent of it is right: small files that lie beside others in blocks of the blob are
-/// learned with them (118 files for 26).
+/// Measured: the profile has all used bytes, and 92 percent of its bytes were used. Small files
+/// that share a block of the blob with used files are learned with them (118 files for 26).
 #[test]
-fn ranges_of_stargz_snapshotter_tell_what_a_program_reads() {
+fn ranges_of_stargz_snapshotter_show_the_files_that_a_program_reads() {
     let program = "print POSIX::floor(3.5), -s '/etc/passwd'";
     let workload = ["/usr/bin/perl", "-MPOSIX", "-MFile::Spec", "-e", program];
     let Some(Agreement { found, right }) = compared("rootfs", &workload) else {
@@ -180,10 +185,11 @@ fn ranges_of_stargz_snapshotter_tell_what_a_program_reads() {
     assert!(found > 0.95 && right > 0.85, "{found} {right}");
 }
 
-/// The worst case, hundreds of small files beside hundreds of others. Measured: 95 percent is found, and 84 is right
-/// (1181 files for 656, 577 of them the same).
+/// The worst case, hundreds of small files beside hundreds of others. Measured: the profile has 95
+/// percent of the used bytes, and 84 percent of its bytes were used (1181 files for 656, 577 of
+/// them the same).
 #[test]
-fn ranges_of_stargz_snapshotter_tell_most_of_what_an_interpreter_reads() {
+fn ranges_of_stargz_snapshotter_show_most_files_that_an_interpreter_reads() {
     let workload = [
         "/usr/bin/python3",
         "-c",

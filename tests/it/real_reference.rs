@@ -1,6 +1,7 @@
-//! The reference implementation as judge: its converter's TOC is ours, its command line accepts our image, its
-//! snapshotter mounts what `starlift serve` answers. The odd image has no place here: the reference's converter gives up
-//! on its sparse file ("unexpected EOF").
+//! The reference implementation judges Starlift: its converter makes the same TOC, its command line
+//! accepts the converted image, and its snapshotter mounts the layers that `starlift serve` sends.
+//! The odd image is not tested here, because the reference's converter fails on its sparse file
+//! ("unexpected EOF").
 
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -14,7 +15,7 @@ use crate::support::place::Place;
 use crate::support::stargz::Stargz;
 use crate::support::starlift::Starlift;
 
-/// What says where bytes lie, and what only we write.
+/// The keys for positions in the blob, and those that only Starlift writes.
 const POSITIONS: [&str; 4] = ["offset", "innerOffset", "rawName", "rawLinkName"];
 
 fn place(more: &[&str]) -> Option<Place> {
@@ -46,7 +47,8 @@ fn agrees_with_the_reference(image: &str) {
 
     let original = format!("{}/image:1", registry.address);
     containerd.ctr(&format!("images pull --plain-http {original}"));
-    // On one thread: its chunks' borders, and so its TOC, depend on how many it has.
+    // On one thread, because the number of threads changes the reference's chunk borders and so its
+    // TOC.
     containerd.ctr_remote_on_one_thread(&format!(
         "images convert --estargz --oci {original} reference:1"
     ));
@@ -80,7 +82,7 @@ fn agrees_with_the_reference(image: &str) {
     }
 }
 
-/// Entries by name and place in the file, without what is a position.
+/// Returns the entries by name and offset in the file, without the keys in [`POSITIONS`].
 fn entries(toc: &Value) -> BTreeMap<(String, u64), Value> {
     let mut found = BTreeMap::new();
     for entry in toc["entries"].as_array().unwrap() {
@@ -130,7 +132,7 @@ fn the_toc_of_a_root_file_system_is_the_references() {
     agrees_with_the_reference("rootfs");
 }
 
-/// The names in front of the landmark, which comes last.
+/// Returns the names before the landmark, and the landmark.
 fn front(toc: &str) -> Vec<String> {
     let toc: Value = serde_json::from_str(toc).unwrap();
     let names = toc["entries"]
@@ -143,7 +145,7 @@ fn front(toc: &str) -> Vec<String> {
         names
             .iter()
             .position(|name| name.ends_with(".prefetch.landmark"))
-            .expect("a landmark")
+            .expect("no landmark")
             + 1,
     );
     names
@@ -185,7 +187,7 @@ fn a_record_of_the_reference_orders_our_layers_as_its_own() {
     assert_eq!(
         landmarks.len(),
         2,
-        "some layers are read at the start, some are not: {landmarks:?}"
+        "not a mix of layers read and not read at the start: {landmarks:?}"
     );
     starlift(&format!("verify {ours} --against {original}"));
 }
@@ -207,7 +209,8 @@ fn mounted_lazily(image: &str) {
     let start = now();
     let original = format!("{}/image:1", registry.address);
     let twin = format!("{}/local/image:1", server.address);
-    // A containerd of its own for the original: the garbage collection that a pull ends with takes lazy snapshots.
+    // The source image needs its own containerd, because the garbage collection at the end of a
+    // pull removes lazy snapshots.
     let Some(other) = self::place(&[]) else {
         return;
     };

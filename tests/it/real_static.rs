@@ -1,4 +1,5 @@
-//! What is said of an image without running it, against what `starlift optimize` sees its container read.
+//! Compares the files that are predicted for an image without running it with those that `starlift
+//! optimize` sees its container read.
 
 use std::collections::HashSet;
 use std::fs;
@@ -17,7 +18,7 @@ use crate::support::place::Place;
 /// A layer and a path in it.
 type File = (u64, String);
 
-/// The image by this name with another command.
+/// Returns a copy of the image with another command.
 fn with_command(place: &Place, name: &str, command: &[&str]) -> PathBuf {
     let dir = place.path().join(name);
     place.run(&format!(
@@ -43,7 +44,7 @@ fn with_command(place: &Place, name: &str, command: &[&str]) -> PathBuf {
     dir
 }
 
-/// What the container reads, in its order.
+/// Returns the files that the container reads, in order.
 fn recorded(place: &Place, image: &Path) -> Vec<File> {
     let (record, twin) = (place.path().join("record"), place.path().join("twin"));
     let mut optimize = place.command(env!("CARGO_BIN_EXE_starlift"));
@@ -75,7 +76,7 @@ fn recorded(place: &Place, image: &Path) -> Vec<File> {
         .collect()
 }
 
-/// What is said of it.
+/// Returns the predicted files.
 async fn named(image: &Path) -> Vec<File> {
     let local = UpstreamConfig {
         url: format!("oci:{}", image.display()),
@@ -100,7 +101,7 @@ async fn named(image: &Path) -> Vec<File> {
     assert_eq!(
         files,
         converter.static_profile(&record).await.unwrap(),
-        "the same twin, the same list"
+        "the same image gives the same list"
     );
     files
         .into_iter()
@@ -108,7 +109,8 @@ async fn named(image: &Path) -> Vec<File> {
         .collect()
 }
 
-/// How many of all neighbours in `order` stand in the same order in `other`, of those that are in both.
+/// Returns the share of neighbours in `order` that have the same order in `other`, counting only
+/// files that are in both.
 fn share_in_order(order: &[File], other: &[File]) -> f64 {
     let places: Vec<_> = order
         .iter()
@@ -155,7 +157,7 @@ fn place() -> Option<Place> {
 }
 
 #[tokio::test]
-async fn a_shell_reads_what_was_said() {
+async fn a_shell_reads_the_predicted_files() {
     let Some(place) = place() else { return };
     check(
         &place,
@@ -166,7 +168,7 @@ async fn a_shell_reads_what_was_said() {
 }
 
 #[tokio::test]
-async fn a_python_program_reads_what_was_said() {
+async fn a_python_program_reads_the_predicted_files() {
     let Some(place) = place() else { return };
     check(
         &place,

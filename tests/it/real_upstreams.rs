@@ -1,5 +1,5 @@
-//! Upstreams of every kind, each pulled from by a real client: registries that want a password or a token, OCI layouts,
-//! docker archives.
+//! Upstreams of every kind, each used by a real client: registries that require a password or a
+//! token, OCI layouts, docker archives.
 
 use crate::support::docker_registry::{Access, DockerRegistry, PASSWORD, USER};
 use crate::support::fixture::{self, Fixture};
@@ -71,7 +71,8 @@ fn credentials_from_the_docker_config() {
     place.write("docker/config.json", config.to_string());
     let docker = place.dir("docker");
     let upstream = registry.upstream("local");
-    // Naming the registry does not allow its token endpoint, which has a port of its own.
+    // `allowed_hosts` with the registry's name does not cover its token endpoint, which has another
+    // port.
     let config = place
         .write("starlift.toml", "[pull]\nallowed_hosts = [\"127.0.0.1\"]\n")
         .display()

@@ -1,5 +1,6 @@
-//! `kill -9` of the real server at every step of a cold pull, then a restart over the same store: nothing half made is
-//! visible, the next pull gives the same twin, and a sweep leaves no object that an undisturbed pull would not.
+//! Kills a real server with `kill -9` at every step of a cold pull and restarts it over the same
+//! store. Nothing incomplete is visible, the next pull gives the same converted image, and a sweep
+//! leaves only the objects of an undisturbed pull.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -18,10 +19,10 @@ use crate::support::registry::{Gate, Registry};
 use crate::support::s3::{self, BUCKET, Fault, S3};
 use crate::support::starlift::Starlift;
 
-/// Long enough for anything here on a busy machine; no test waits for it to pass.
+/// Long enough for any step on a busy machine. No test waits for it to pass.
 const PATIENT: Duration = Duration::from_secs(60);
 
-/// A registry with one image, and a store that outlives the servers over it.
+/// A registry with one image, and a store that outlives its servers.
 struct Site {
     place: Place,
     registry: Registry,
@@ -91,7 +92,7 @@ impl Site {
         Starlift::start(&self.place, &flags)
     }
 
-    /// Every key but those that tell of times alone.
+    /// Returns every key, except those that only record times.
     fn keys(&self) -> BTreeSet<String> {
         let keys = match &self.bucket {
             Some(bucket) => bucket.keys(),
@@ -106,7 +107,7 @@ impl Site {
             .collect()
     }
 
-    /// Whatever the store shows is whole.
+    /// Checks that every visible object and image is complete.
     async fn check_visible(&self, when: &str) {
         let store = Store::open(&self.store).await.unwrap();
         let converter =
@@ -122,7 +123,7 @@ impl Site {
                 .find(&digest)
                 .await
                 .unwrap()
-                .unwrap_or_else(|| panic!("{when}: {digest} is gone"));
+                .unwrap_or_else(|| panic!("{when}: no object {digest}"));
             assert_eq!(
                 Digest::sha256_of(&store.read_all(&object).await.unwrap()),
                 digest,
@@ -133,13 +134,14 @@ impl Site {
             for digest in &record.objects {
                 assert!(
                     store.find(digest).await.unwrap().is_some(),
-                    "{when}: the image's {digest} is gone"
+                    "{when}: no object {digest} of the image"
                 );
             }
         }
     }
 
-    /// A restarted server serves the twin; a sweep then leaves what `expected` says, of a pull that nothing disturbed.
+    /// Checks that a restarted server serves the converted image, and that a sweep leaves the keys
+    /// of an undisturbed pull.
     async fn recovers(&self, when: &str, expected: &Undisturbed) {
         self.check_visible(when).await;
         let mut server = self.start("");
@@ -149,13 +151,14 @@ impl Site {
         assert_eq!(self.keys(), expected.keys, "{when}");
     }
 
-    /// What the sweep of a server with a short grace leaves; of a bucket one in this process, which takes less time.
+    /// Sweeps the store with a short grace: a folder in a server, a bucket in this process, which
+    /// takes less time.
     async fn sweep(&self) {
         if self.bucket.is_some() {
             let mut config = self.store.clone();
             config.retention.grace = Duration::from_millis(1);
             let store = Store::open(&config).await.unwrap();
-            // HTTP tells times in seconds.
+            // HTTP dates have a resolution of one second.
             store
                 .sweep(SystemTime::now() + Duration::from_secs(2))
                 .await
@@ -172,7 +175,7 @@ impl Site {
     }
 }
 
-/// What a pull gives and leaves that runs to its end.
+/// The manifest and the remaining keys of an undisturbed pull.
 struct Undisturbed {
     manifest: Value,
     keys: BTreeSet<String>,
@@ -222,7 +225,7 @@ fn files_in(root: &Path) -> Vec<String> {
     files
 }
 
-/// The twin's manifest; all it names is read and is what its digest says.
+/// Returns the converted image's manifest after reading and verifying all it names.
 fn pull(server: &Starlift) -> Value {
     let manifest = server.converted("local/app", "v1");
     for descriptor in
@@ -230,13 +233,13 @@ fn pull(server: &Starlift) -> Value {
     {
         let digest = descriptor["digest"].as_str().unwrap();
         let bytes = fetch(&server.url(&format!("/v2/local/app/blobs/{digest}")))
-            .expect("a blob of the twin");
+            .expect("a blob of the converted image");
         assert_eq!(Digest::sha256_of(&bytes).to_string(), digest);
     }
     manifest
 }
 
-/// Asks for the manifest and does not wait for the answer.
+/// Requests the manifest and does not wait for the answer.
 fn ask(server: &Starlift) -> Child {
     let mut command = Command::new("curl");
     command.args([
@@ -256,7 +259,7 @@ fn blob_path(blob: &[u8]) -> String {
     format!("/blobs/{}", Digest::sha256_of(blob))
 }
 
-/// Kills the server when a request that `hold` holds back has come, and `then` holds.
+/// Kills the server when a request has reached the gate that `hold` sets and `then` returns true.
 async fn killed_at(when: &str, hold: impl Fn(&Registry, &Gate), then: impl Fn(&Site) -> bool) {
     let image = ImageBuilder::new(1)
         .layers(2)
@@ -303,7 +306,7 @@ async fn killed_before_any_byte_of_the_image() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_in_the_middle_of_a_layer() {
-    // The folder takes a layer in parts of 1 MiB: the later kills leave some behind.
+    // The folder receives a layer in parts of 1 MiB, so the later kills leave some parts behind.
     let image = ImageBuilder::new(1)
         .layers(2)
         .files(20)

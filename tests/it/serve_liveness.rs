@@ -1,4 +1,4 @@
-//! What the server tells of itself to systemd and to who probes its liveness.
+//! The server's liveness, as reported to systemd and to probes.
 
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use crate::support::place::{Place, fetch, free_address};
 use crate::support::starlift::Starlift;
 
 #[test]
-fn systemd_hears_that_the_server_lives() {
+fn the_server_reports_its_liveness_to_systemd_and_to_probes() {
     let Some(place) = Place::with(&[]) else {
         return;
     };

@@ -1,4 +1,4 @@
-//! The metrics reference is what the table says.
+//! The metrics reference matches the table in the source.
 
 use std::path::Path;
 

@@ -1,10 +1,10 @@
-//! Every promise of docs/SEMANTICS.md and every line of docs/THREATS.md has its test.
+//! Every promise of docs/SEMANTICS.md and every row of docs/THREATS.md has a test.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-/// The names of all test functions beneath `folder`.
+/// Collects the names of all test functions under `folder`.
 fn tests_in(folder: &Path, found: &mut BTreeSet<String>) {
     for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
         let path = entry.path();
@@ -21,7 +21,7 @@ fn tests_in(folder: &Path, found: &mut BTreeSet<String>) {
     }
 }
 
-/// All test functions of the project.
+/// Returns the names of all test functions of the project.
 fn all_tests() -> BTreeSet<String> {
     let top = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut tests = BTreeSet::new();

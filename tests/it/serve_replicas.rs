@@ -1,4 +1,4 @@
-//! Two real servers over one bucket, asked for the same image at once.
+//! Two real servers over one bucket that are asked for the same image at once.
 
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ fn start(place: &Place, moto: &Moto, registry: &Registry) -> Starlift {
     })
 }
 
-/// The value of a metric, 0 where it is not counted yet.
+/// Returns the value of a metric, or 0 if it is not counted yet.
 fn metric(server: &Starlift, name: &str) -> usize {
     let text = String::from_utf8(fetch(&server.url("/metrics")).unwrap()).unwrap();
     let value = text
@@ -75,7 +75,7 @@ async fn two_servers_over_one_bucket_convert_each_layer_once() {
         let url = server.url("/v2/local/app/manifests/v1");
         tokio::task::spawn_blocking(move || fetch(&url).expect("a manifest"))
     });
-    // Every layer is on its way to one server, and the other has been told so.
+    // One server fetches every layer, and the other has found the leases held.
     gate.reached(LAYERS).await;
     until("the other server waits for each layer", PATIENT, || {
         let held: usize = servers
@@ -104,7 +104,7 @@ async fn two_servers_over_one_bucket_convert_each_layer_once() {
         );
         for server in &servers {
             let path = format!("/v2/local/app/blobs/{}", twin["digest"].as_str().unwrap());
-            let bytes = fetch(&server.url(&path)).expect("the twin's layer");
+            let bytes = fetch(&server.url(&path)).expect("a converted layer");
             assert_eq!(Digest::sha256_of(&bytes).to_string(), twin["digest"]);
         }
     }

@@ -12,11 +12,11 @@ use tempfile::TempDir;
 
 use crate::support::image::{Compression, Image, ImageBuilder, compress};
 
-/// A directory with a layout in it, and archives beside.
+/// A directory with a layout, and archives beside it.
 struct Files(TempDir);
 
 impl Files {
-    /// The images under their `org.opencontainers.image.ref.name`; without one where that is empty.
+    /// Writes the images with their `org.opencontainers.image.ref.name`, which is omitted if empty.
     fn layout(images: &[(&str, &Image)]) -> Self {
         let files = Self(tempfile::tempdir().unwrap());
         std::fs::create_dir_all(files.path("layout/blobs/sha256")).unwrap();
@@ -54,7 +54,7 @@ impl Files {
         image.children.iter().for_each(|child| self.add(child));
     }
 
-    /// Has skopeo write the archive that `docker save` of the only image would be.
+    /// Makes skopeo write the archive that `docker save` would write of the only image.
     fn save(&self, archive: &str, name: &str) {
         let _ = std::fs::remove_file(self.path(archive));
         let from = format!("oci:{}", self.path("layout").display());
@@ -132,13 +132,13 @@ async fn tags(
     (tags.tags, tags.more)
 }
 
-/// Larger than one read of a file.
+/// An image with files larger than one read.
 fn image(seed: u64) -> ImageBuilder {
     ImageBuilder::new(seed).files(4).max_file(400_000)
 }
 
 #[tokio::test]
-async fn a_layout_gives_what_it_holds() {
+async fn a_layout_gives_its_images_and_blobs() {
     let (one, two) = (image(1).build(), image(2).build());
     let index = Image::index(vec![("linux/amd64", two)], true);
     let files = Files::layout(&[("1.0", &one), ("ghcr.io/team/app:2.0", &index)]);
@@ -213,7 +213,7 @@ async fn a_layout_gives_what_it_holds() {
 }
 
 #[tokio::test]
-async fn what_a_layout_lacks_is_not_found() {
+async fn images_and_blobs_that_a_layout_lacks_are_not_found() {
     let (one, two) = (image(1).build(), image(2).build());
     let files = Files::layout(&[("1.0", &one), ("2.0", &two)]);
     let source = files.directory();
@@ -491,7 +491,7 @@ async fn both_lists_of_an_archive_count() {
     };
     let source = save();
     let found = manifest(&source, "library/app", "1.0").await.unwrap();
-    assert_eq!(found.bytes, one.bytes, "the manifest it was pulled by");
+    assert_eq!(found.bytes, one.bytes, "the manifest of the pull");
     let found = manifest(&source, "app", "2.0").await.unwrap();
     assert_eq!(
         found.media_type,

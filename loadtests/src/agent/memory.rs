@@ -1,4 +1,4 @@
-//! What a layer of very many files costs in memory, and how long it takes to mount.
+//! Measures how much memory a layer of very many files takes, and how long its mount takes.
 
 use std::time::Instant;
 
@@ -10,13 +10,13 @@ use crate::plot::{Bar, Bars, Plot};
 use crate::report::Report;
 use crate::server::{self, Server};
 
-/// Files that the figures are put in relation to.
+/// The number of files to which the figures are scaled.
 const PER: f64 = 100_000.0;
 
-/// One snapshotter before, with and after the layer.
+/// One snapshotter's figures before, with and after the layer.
 #[derive(Debug, Clone, Copy)]
 struct Run {
-    /// Seconds of the whole `rpull`.
+    /// Seconds of the complete `rpull`.
     seconds: f64,
     /// Resident memory, MiB.
     before: f64,

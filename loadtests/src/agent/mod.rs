@@ -1,6 +1,7 @@
-//! Lazy mounts against what they replace: an image that containerd unpacked onto ext4; and against the reference
+//! Compares lazy mounts with the image that containerd unpacks onto ext4, and with the reference
 //! snapshotter, which mounts lazily too.
 
+mod containers;
 mod memory;
 mod reads;
 mod start;
@@ -9,29 +10,35 @@ use std::path::PathBuf;
 
 use crate::report::Report;
 
-/// The reference snapshotter's name in containerd, and in the tables.
+/// The reference snapshotter's name in containerd and in the tables.
 const REFERENCE: &str = "reference";
-/// Our agent's.
+/// The name of Starlift's agent.
 const LAZY: &str = "lazy";
+/// The name of another build of the agent, for comparison.
+const BEFORE: &str = "before";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// What is measured.
-    #[arg(value_enum, default_values = ["reads", "memory", "start"])]
+    /// The measurements to run.
+    #[arg(value_enum, default_values = ["containers", "reads", "memory", "start"])]
     parts: Vec<Part>,
     /// The executable to measure.
     #[arg(long, default_value = "target/release/starlift")]
     starlift: PathBuf,
-    /// Rounds; in each, every contestant runs once.
+    /// Another executable of the agent, which `containers` measures beside the first.
+    #[arg(long)]
+    before: Option<PathBuf>,
+    /// Rounds. Every contestant runs once in each round.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Files of the layers whose memory is measured.
+    /// The numbers of files in the layers whose memory is measured.
     #[arg(long, value_delimiter = ',', default_values = ["100000", "500000"])]
     files: Vec<usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Part {
+    Containers,
     Reads,
     Memory,
     Start,
@@ -43,11 +50,12 @@ pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
         "Lazy mounts, against ext4 and the reference snapshotter",
     )?;
     report.note(format!(
-        "{} rounds, the contestants by turns; medians (least–most)",
+        "{} rounds, alternating contestants; medians (least–most)",
         arguments.rounds
     ));
     for part in &arguments.parts {
         match part {
+            Part::Containers => containers::measure(arguments, &mut report)?,
             Part::Reads => reads::measure(arguments, &mut report)?,
             Part::Memory => memory::measure(arguments, &mut report)?,
             Part::Start => start::measure(arguments, &mut report)?,

@@ -1,4 +1,4 @@
-//! Walks and reads of files that are on the node already, with the kernel's caches cold and warm.
+//! Walks and reads files that are already on the node, with cold and with warm kernel caches.
 
 use std::fs::{self, File};
 use std::io::Read as _;
@@ -19,32 +19,32 @@ use crate::random::Random;
 use crate::report::Report;
 use crate::server::{self, Server};
 
-/// The agent with kernel passthrough switched off.
-const NO_PASSTHROUGH: &str = "lazy-no-passthrough";
-const CONTESTANTS: [&str; 4] = [UNPACKED, LAZY, NO_PASSTHROUGH, REFERENCE];
-/// A file of many chunks, and many of one chunk each, the largest that the kernel reads by itself.
+const CONTESTANTS: [&str; 3] = [UNPACKED, LAZY, REFERENCE];
+/// A file of many chunks, and (`PIECES`) many files of one chunk each, the largest size that the
+/// kernel reads by itself.
 const LARGE: (&str, usize) = ("large", 256 << 20);
 const PIECES: (usize, usize) = (64, 4 << 20);
 const BLOCK: u64 = 4096;
-/// Random reads of one run: an eighth of the pages, so that few are met twice, and enough for a second when warm.
+/// Random reads of one run. The cold count is an eighth of the pages, so that few pages repeat. The
+/// warm count is enough for a second.
 const COLD_READS: u64 = 8192;
 const WARM_READS: u64 = 400_000;
 
-/// What is done to a tree.
+/// The work on a tree.
 #[derive(Debug, Clone, Copy)]
 enum Work {
-    /// Every directory is read, every file looked at.
+    /// Reads every directory and stats every file.
     Walk,
-    /// Every file is read from end to end.
+    /// Reads every file from start to end.
     Sequential,
-    /// Blocks at random places of the files in this directory, by so many threads.
+    /// Reads random blocks of the files in `directory`, on `threads` threads.
     Random {
         directory: &'static str,
         threads: u64,
     },
 }
 
-/// One work on one image, cold and warm, and the seconds it took each contestant.
+/// One kind of work on one image, cold or warm, and the seconds that each contestant took.
 struct Contest {
     name: &'static str,
     image: &'static str,
@@ -62,12 +62,11 @@ pub(super) fn measure(arguments: &Arguments, report: &mut Report) -> anyhow::Res
         .map(|image| format!("{}=oci:{}", image.name, image.dir.display()))
         .collect();
     let server = Server::start(&arguments.starlift, place, &upstreams)?;
-    let off = [("BACKGROUND", "off"), ("PASSTHROUGH", "false")];
+    let settings = [("BACKGROUND", "off")];
     let node = Node::start(
         place,
         vec![
-            Snapshotter::starlift(LAZY, &arguments.starlift, place, &off[..1])?,
-            Snapshotter::starlift(NO_PASSTHROUGH, &arguments.starlift, place, &off)?,
+            Snapshotter::starlift(LAZY, &arguments.starlift, place, &settings)?,
             Snapshotter::reference(REFERENCE, place)?,
         ],
     )?;
@@ -96,8 +95,8 @@ pub(super) fn measure(arguments: &Arguments, report: &mut Report) -> anyhow::Res
         }
     }
     report.table(
-        "Files that are on the node; × is the contestant's time over ext4's, so 1 is as fast, more is slower",
-        &["", "", "ext4 + overlayfs", "lazy ×", "lazy, no passthrough ×", "reference ×"],
+        "Files that are on the node. × is the contestant's time over ext4's: 1 is as fast, more is slower",
+        &["", "", "ext4 + overlayfs", "lazy ×", "reference ×"],
         contests.iter().map(Contest::row).collect(),
     );
     for is_cold in [true, false] {
@@ -124,7 +123,7 @@ fn noise() -> anyhow::Result<Image> {
     Image::of_noise("noise", &pieces.chain([large]).collect::<Vec<_>>())
 }
 
-/// The image in every contestant, read once.
+/// Pulls and mounts the image on every contestant, and reads it once.
 fn mount(node: &Node, server: &Server, name: &str) -> anyhow::Result<Vec<Mounted>> {
     let address = server.address;
     server::twin(&format!("http://{address}/v2/{name}/image/manifests/1"))?;
@@ -163,7 +162,8 @@ fn contests() -> Vec<Contest> {
 }
 
 impl Work {
-    /// Seconds that it takes; what is done before, so that the caches are cold or warm, does not count.
+    /// Returns the seconds that the work takes. Preparations that make the caches cold or warm do
+    /// not count.
     fn time(self, tree: &Mounted, is_cold: bool) -> anyhow::Result<f64> {
         tree.cool()?;
         let target = &tree.target;
@@ -195,7 +195,7 @@ impl Work {
         }
     }
 
-    /// How a run of so many seconds is shown.
+    /// Formats the figures of runs that took `seconds`.
     fn show(self, is_cold: bool, seconds: &Spread) -> String {
         let reads = float(if is_cold { COLD_READS } else { WARM_READS });
         let (factor, unit) = match self {
@@ -223,7 +223,7 @@ fn timed(work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<f64> {
     Ok(begun.elapsed().as_secs_f64())
 }
 
-/// The regular files of a tree, in the order that the directories have; each is looked at.
+/// Returns the regular files of a tree in directory order, and stats each one.
 pub(super) fn files(root: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let (mut directories, mut found) = (vec![root.to_owned()], Vec::new());
     while let Some(directory) = directories.pop() {
@@ -280,7 +280,7 @@ fn read_at_random(files: &[File], threads: u64, reads: u64) -> anyhow::Result<()
     })
 }
 
-/// Of every file's path and content.
+/// Returns a digest of every file's path and content.
 fn digest(root: &Path) -> anyhow::Result<String> {
     let mut paths = files(root)?;
     paths.sort();

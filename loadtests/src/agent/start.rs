@@ -1,4 +1,5 @@
-//! A container's start from an image that is not on the node, over a link that is far from the registry.
+//! Starts a container from an image that is not on the node, over a link with a long round trip to
+//! the registry.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use crate::server::{self, Server};
 const MEGABITS: u64 = 100;
 const ROUND_TRIP: Duration = Duration::from_millis(20);
 const CONTESTANTS: [&str; 3] = [UNPACKED, LAZY, REFERENCE];
-/// What the container does; it says [`OUTPUT`].
+/// The container's commands; each prints [`OUTPUT`].
 const WORKLOADS: [(&str, &str); 2] = [
     ("shell", "echo x\n"),
     (
@@ -37,15 +38,15 @@ struct Starts {
     runs: Vec<Run>,
 }
 
-/// One start.
+/// The figures of one start.
 #[derive(Debug, Clone, Copy)]
 struct Run {
     /// Seconds of the pull.
     pull: f64,
-    /// Seconds from the beginning of the pull to the first output.
+    /// Seconds from the start of the pull to the first output.
     output: f64,
     requests: u64,
-    /// Bytes that the registry sent, headers included.
+    /// Bytes that the registry sent, including headers.
     bytes: u64,
 }
 
@@ -157,7 +158,7 @@ impl Starts {
     }
 }
 
-/// Seconds that all layers take over the link: what no pull can be faster than.
+/// Returns the seconds that downloading all layers takes over the link, which no pull can beat.
 fn download(server: &Server, manifest: &Value) -> anyhow::Result<f64> {
     let link = Link::start(server.address, MEGABITS, ROUND_TRIP);
     let digests = manifest["layers"]

@@ -1,4 +1,4 @@
-//! Abusive clients, bounded in number and time. Other clients must not notice them.
+//! Abusive clients, limited in number and duration. Other clients must not notice them.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -10,27 +10,27 @@ use crate::random::Random;
 use crate::soak::clients::Shared;
 use crate::soak::upstream::REPOSITORY;
 
-/// How long an abusive connection is kept open at most.
+/// The longest time for which an abusive connection stays open.
 const HELD_FOR: Duration = Duration::from_secs(40);
-/// Bytes of a body that is too large for anything.
+/// A body size that exceeds every limit.
 const LARGE_BODY: usize = 4 << 20;
 
-/// The ways to be a nuisance.
+/// The kinds of abuse.
 #[derive(Debug, Clone, Copy)]
 enum Abuse {
-    /// Asks for a blob and does not read it.
+    /// Requests a blob and does not read the answer.
     ReadsNothing,
     /// Sends request headers a byte at a time.
     SendsSlowly,
-    /// Asks for an image and leaves at once.
+    /// Requests an image and leaves at once.
     Leaves,
-    /// A thousand single bytes of a blob that is not held.
+    /// Requests a thousand single bytes of a blob that the store does not hold.
     ManyRanges,
-    /// Headers larger than any client's.
+    /// Sends headers larger than any client's.
     LargeHeaders,
-    /// A body of megabytes to the endpoint for observations.
+    /// Sends a body of megabytes to the endpoint for observations.
     LargeBody,
-    /// Names, digests and paths that are none.
+    /// Sends invalid names, digests and paths.
     Nonsense,
 }
 
@@ -55,7 +55,7 @@ const NONSENSE: [&str; 8] = [
     "/api/v1/conversions/../..",
 ];
 
-/// Does one of these things to a random replica.
+/// Runs one kind of abuse against a random replica.
 pub(crate) async fn once(shared: &Shared, number: u8, random: &mut Random) {
     let replica = shared.replicas[random.index(shared.replicas.len())];
     let abuse = ALL[random.index(ALL.len())];
@@ -89,12 +89,12 @@ pub(crate) async fn once(shared: &Shared, number: u8, random: &mut Random) {
             Duration::from_secs(5),
         ),
     };
-    // Whatever happens to such a connection is right, as long as others do not notice.
+    // Any fate of such a connection is right if other clients do not notice it.
     let _ended = tokio::time::timeout(patience, async {
         let mut stream = connect(replica, number).await?;
         stream.write_all(request.as_bytes()).await?;
         if matches!(abuse, Abuse::ReadsNothing) {
-            // The first byte says that the answer is under way; then nothing is read.
+            // The first byte shows that the answer has begun; the client reads no more.
             stream.read_u8().await?;
             std::future::pending::<()>().await;
         }
@@ -129,7 +129,7 @@ async fn send_slowly(replica: SocketAddr, number: u8) {
     .await;
 }
 
-/// A connection from an address of the abusers' own.
+/// Opens a connection from an address that only abusers use.
 async fn connect(replica: SocketAddr, number: u8) -> std::io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.bind(SocketAddr::new(

@@ -1,4 +1,5 @@
-//! Well-behaved clients: whole pulls and ranges, every byte compared with what it should be.
+//! Well-behaved clients. They pull whole images and ranges, and compare every byte with the
+//! expected one.
 
 use std::io::Read as _;
 use std::net::SocketAddr;
@@ -17,11 +18,11 @@ use crate::server::MANIFEST_TYPE;
 use crate::soak::tally::{Outcome, Tally};
 use crate::soak::upstream::{Image, REPOSITORY, Upstream, digest};
 
-/// How long one request may take before the client gives up.
+/// The time after which a client gives up a request.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Most bytes of layers that are remembered to compare ranges with.
+/// Most bytes of layers that are kept to compare ranges with.
 const KNOWN_BYTES: usize = 256 << 20;
-/// Longest range that is asked for.
+/// Longest requested range.
 const LONGEST_RANGE: usize = 256 << 10;
 
 /// State that all clients share.
@@ -33,14 +34,14 @@ pub(crate) struct Shared {
     known: Mutex<Known>,
 }
 
-/// Layers that were received whole and verified, by upstream name and digest.
+/// Completely received and verified layers, by upstream name and digest.
 #[derive(Debug, Default)]
 struct Known {
     layers: Vec<(&'static str, String, bytes::Bytes)>,
     bytes: usize,
 }
 
-/// A request's answer that ended well, or how it failed.
+/// A completed answer to a request, or the way it failed.
 type Answered = Result<(reqwest::StatusCode, header::HeaderMap, bytes::Bytes), Outcome>;
 
 impl Shared {
@@ -59,7 +60,8 @@ impl Shared {
 
     /// Pulls one random image as a container engine does.
     pub(crate) async fn pull(&self, client: &reqwest::Client, random: &mut Random) -> Outcome {
-        // Three of four pulls are from the honest registry, the first: the others take a client's whole patience.
+        // Three of four pulls are from the honest registry, the first in the list. A pull from
+        // another one can take as long as a client's patience.
         let others = if random.index(4) == 0 {
             self.upstreams.len()
         } else {
@@ -91,7 +93,7 @@ impl Shared {
             .and_then(|value| value.to_str().ok());
         if said != Some(&digest(&body)) {
             return Err(Outcome::Wrong(format!(
-                "manifest of {base}: {said:?} for other bytes"
+                "manifest of {base}: digest header {said:?} does not match the bytes"
             )));
         }
         let manifest: Value =
@@ -123,7 +125,7 @@ impl Shared {
         })
     }
 
-    /// A whole blob, whose bytes must have the digest.
+    /// Pulls a whole blob and verifies its digest.
     async fn blob(
         &self,
         client: &reqwest::Client,
@@ -134,7 +136,7 @@ impl Shared {
         if digest(&body) == name {
             Ok(body)
         } else {
-            Err(Outcome::Wrong(format!("{base}@{name}: other bytes")))
+            Err(Outcome::Wrong(format!("{base}@{name}: wrong bytes")))
         }
     }
 
@@ -147,7 +149,8 @@ impl Shared {
         }
     }
 
-    /// Asks for one to eight ranges of a layer, converted or as the honest registry has it.
+    /// Requests one to eight ranges of a layer: a converted layer, or one that the honest registry
+    /// holds.
     pub(crate) async fn ranges(&self, client: &reqwest::Client, random: &mut Random) -> Outcome {
         let Some((upstream, name, bytes)) = self.any_layer(random) else {
             return Outcome::Source;
@@ -180,20 +183,21 @@ impl Shared {
                     {
                         Outcome::Ranges
                     }
-                    Ok(_) => Outcome::Wrong(format!("ranges of {url}: other bytes")),
+                    Ok(_) => Outcome::Wrong(format!("ranges of {url}: wrong bytes")),
                     Err(error) => Outcome::Wrong(format!("ranges of {url}: {error:#}")),
                 }
             }
             Ok((_, _, body)) if body == bytes => Outcome::Ranges,
             Ok((status, ..)) => {
-                Outcome::Wrong(format!("ranges of {url}: {status} with other bytes"))
+                Outcome::Wrong(format!("ranges of {url}: {status} with wrong bytes"))
             }
             Err(outcome) => outcome,
         }
     }
 
     fn any_layer(&self, random: &mut Random) -> Option<(&'static str, String, bytes::Bytes)> {
-        // Half of them are converted layers, half blobs that only the registry holds.
+        // Half of the requests are for converted layers, half for blobs that only the registry
+        // holds.
         let known = self.known.lock();
         if random.index(2) == 0 && !known.layers.is_empty() {
             return Some(known.layers[random.index(known.layers.len())].clone());
@@ -209,7 +213,7 @@ impl Shared {
     }
 }
 
-/// A client with an address of its own on the loopback.
+/// Creates a client with its own loopback address.
 pub(crate) fn client(number: u8) -> anyhow::Result<reqwest::Client> {
     let address = std::net::Ipv4Addr::new(127, 0, 1, number);
     Ok(reqwest::Client::builder()
@@ -229,16 +233,16 @@ async fn get(client: &reqwest::Client, url: &str, range: Option<&str>) -> Answer
         return Err(Outcome::Refused(status.as_u16()));
     }
     let headers = response.headers().clone();
-    // A body that breaks off is an honest answer to a fault; one that ends well must be right.
+    // A body that breaks off is an honest answer to a fault. A completed one must be right.
     let body = response.bytes().await.map_err(|_error| Outcome::Broken)?;
     Ok((status, headers, body))
 }
 
-/// The tar of the source must be a prefix of what the converted layer inflates to.
+/// Checks that the converted layer inflates to a tar that begins with the source's tar.
 fn begins_with_the_source(layer: &Value, bytes: &[u8], diff_id: &str) -> anyhow::Result<()> {
     let size = layer["annotations"]["dev.starlift.source.size"]
         .as_str()
-        .context("no source size")?
+        .context("no size of the source tar")?
         .parse::<u64>()?;
     let mut hash = Sha256::new();
     let mut piece = [0; 64 << 10];
@@ -257,7 +261,7 @@ fn begins_with_the_source(layer: &Value, bytes: &[u8], diff_id: &str) -> anyhow:
     Ok(())
 }
 
-/// The parts of a 206: where each begins, and its bytes.
+/// Returns the parts of a 206 answer, each as offset and bytes.
 fn parts(
     headers: &header::HeaderMap,
     body: &bytes::Bytes,
@@ -277,11 +281,10 @@ fn parts(
         let head = String::from_utf8_lossy(&body[at..head_end]).to_ascii_lowercase();
         let range = head
             .split_once("content-range:")
-            .context("a part without a range")?
+            .context("part without a range")?
             .1
             .to_owned();
-        let end =
-            find(body, delimiter.as_bytes(), head_end + 4).context("a part without an end")?;
+        let end = find(body, delimiter.as_bytes(), head_end + 4).context("part without an end")?;
         found.push((begin(&range)?, body.slice(head_end + 4..end)));
         at = end + delimiter.len();
     }

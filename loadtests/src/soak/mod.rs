@@ -1,8 +1,10 @@
-//! Minutes of everything at once on three replicas over one S3-compatible store: pulls cold and warm, ranges, clients
-//! that mean no good, upstreams that trickle, lie, cut and stay silent, a store that fails, replicas that are killed.
+//! Runs minutes of mixed load on three replicas over one S3-compatible store: cold and warm pulls,
+//! ranges, abusive clients, upstreams that trickle, lie, cut and stay silent, a failing store,
+//! killed replicas.
 //!
-//! Nothing is asserted about speed. What must hold: no answer ends well with a wrong byte, no replica ends by itself,
-//! nothing panics, and what is held afterwards is what was held before.
+//! Nothing is asserted about speed. The invariants: no completed answer has a wrong byte, no
+//! replica ends by itself, nothing panics, and the resources held at the end are those held at the
+//! start.
 
 mod abuse;
 mod clients;
@@ -24,26 +26,27 @@ use crate::soak::tally::Outcome;
 use crate::soak::upstream::{Behaviour, Upstream};
 use crate::support::s3::{self, Fault, S3};
 
-/// Replicas over one bucket. The first is never killed, so that a leak shows.
+/// The number of replicas over one bucket. The first is never killed, so that a leak shows.
 const REPLICAS: usize = 3;
 const PULLERS: u8 = 6;
 const RANGE_CLIENTS: u8 = 4;
 const ABUSERS: u8 = 8;
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
-/// Between two kills, and how long the killed replica stays away.
+/// The time between two kills, and (`AWAY_FOR`) the time until the killed replica restarts.
 const KILL_EVERY: Duration = Duration::from_secs(25);
 const AWAY_FOR: Duration = Duration::from_secs(2);
-/// The store fails for a while, then works for a while.
+/// The store fails for a while, then works for a while, and so on.
 const STORE_FAILS_FOR: Duration = Duration::from_secs(4);
 const STORE_WORKS_FOR: Duration = Duration::from_secs(20);
-/// How long the replicas may take to come to rest when all load is over.
+/// The time within which all replicas must be idle after the load.
 const REST_WITHIN: Duration = Duration::from_secs(180);
-/// Descriptors that may be open at rest beyond those at the start: kept connections to upstreams and the store.
+/// Descriptors that may be open when idle beyond those at the start: kept connections to upstreams
+/// and the store.
 const KEPT_DESCRIPTORS: f64 = 64.0;
-/// Gauges that are zero at rest.
+/// Gauges that are zero when a replica is idle.
 const ZERO_AT_REST: [&str; 1] = ["starlift_conversions_running"];
 
-/// A figure of a sample.
+/// Returns one figure of a sample.
 type Figure = fn(&Sample) -> f64;
 
 #[derive(Debug, clap::Args)]
@@ -51,13 +54,13 @@ pub(crate) struct Arguments {
     /// The executable to soak.
     #[arg(long, default_value = "target/release/starlift")]
     starlift: PathBuf,
-    /// Seconds of load.
+    /// Duration of the load in seconds.
     #[arg(long, default_value_t = 600)]
     seconds: u64,
-    /// Images of each upstream.
+    /// Number of images in each upstream.
     #[arg(long, default_value_t = 40)]
     images: usize,
-    /// Most bytes of a layer's tar, about.
+    /// Approximate most bytes of a layer's tar.
     #[arg(long, default_value_t = 8 << 20)]
     layer: usize,
 }
@@ -66,13 +69,13 @@ pub(crate) struct Arguments {
 #[derive(Debug, Default)]
 struct Seen {
     samples: Vec<Vec<Sample>>,
-    /// Seconds since the beginning, and which replica.
+    /// The time since the start in seconds, and the number of the replica.
     kills: Vec<(f64, usize)>,
     crashes: Vec<String>,
 }
 
 pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
-    // Already installed when a client was made before.
+    // An error means that an earlier client installed it already.
     let _installed = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(soak(arguments))
@@ -84,7 +87,8 @@ async fn soak(arguments: &Arguments) -> anyhow::Result<Report> {
     let s3 = S3::start().await;
     let mut upstreams = Vec::new();
     for behaviour in Behaviour::ALL {
-        // The honest one has most of the images: it is what the well-behaved clients live on.
+        // The honest upstream has most of the images, because the well-behaved clients pull mostly
+        // from it.
         let count = if behaviour == Behaviour::Honest {
             arguments.images
         } else {
@@ -189,7 +193,7 @@ async fn soak(arguments: &Arguments) -> anyhow::Result<Report> {
     Ok(report)
 }
 
-/// The invariants that were broken.
+/// Returns the violated invariants.
 fn failures(
     shared: &Shared,
     seen: &Seen,
@@ -212,18 +216,18 @@ fn failures(
         failures.push(format!("{panics} panics in the logs"));
     }
     if shared.tally.total("converted image, verified") == 0 {
-        failures.push("nothing was ever converted".to_owned());
+        failures.push("no image was converted".to_owned());
     }
     if rested.is_none() {
         failures.push(format!(
-            "still at work {} s after the load",
+            "not idle {} s after the load",
             REST_WITHIN.as_secs()
         ));
     }
     for (start, end) in before.iter().zip(after) {
         if end.descriptors > start.descriptors + KEPT_DESCRIPTORS {
             failures.push(format!(
-                "{} descriptors at rest, {} before",
+                "{} descriptors when idle, {} before",
                 end.descriptors, start.descriptors
             ));
         }
@@ -231,7 +235,7 @@ fn failures(
     failures
 }
 
-/// All clients, each in a task of its own until aborted.
+/// Starts all clients, each in a task that runs until it is aborted.
 fn start_load(shared: &Arc<Shared>) -> anyhow::Result<Vec<tokio::task::JoinHandle<()>>> {
     let mut tasks = Vec::new();
     for number in 0..PULLERS {
@@ -274,7 +278,7 @@ fn start_load(shared: &Arc<Shared>) -> anyhow::Result<Vec<tokio::task::JoinHandl
     Ok(tasks)
 }
 
-/// A client that was refused asks again a little later, as engines do.
+/// Pauses a client after a refusal, as engines do.
 async fn pause_after(outcome: &Outcome) {
     let pause = if matches!(outcome, Outcome::Refused(_) | Outcome::Broken) {
         500
@@ -284,7 +288,8 @@ async fn pause_after(outcome: &Outcome) {
     tokio::time::sleep(Duration::from_millis(pause)).await;
 }
 
-/// Kills replicas and breaks the store by turns until the time is over; samples meanwhile.
+/// Alternates between killing replicas and breaking the store until the time is over; takes samples
+/// meanwhile.
 async fn disturb(
     replicas: &mut [Replica],
     s3: &S3,
@@ -337,7 +342,7 @@ async fn disturb(
     Ok(())
 }
 
-/// Every third request to the store fails, each time in another way.
+/// Makes every third request to the store fail, each time in another way.
 fn fault(number: usize) -> Fault {
     match number % 12 {
         0 => Fault::SlowDown,
@@ -361,8 +366,8 @@ fn sample(replicas: &mut [Replica], begun: Instant, seen: &mut Seen) {
     }
 }
 
-/// Waits until no replica works any more, then until idle connections are closed; how many seconds the first took, if
-/// it came to that.
+/// Waits until every replica is idle, then until idle connections are closed. Returns the seconds
+/// until all replicas were idle, or `None` if they were not within the limit.
 async fn come_to_rest(
     replicas: &mut [Replica],
     begun: Instant,
@@ -385,7 +390,7 @@ async fn come_to_rest(
             break;
         }
     }
-    // Idle connections to upstreams and the store are closed by timers of their own.
+    // Timers close the idle connections to upstreams and the store.
     for _ in 0..100 {
         tokio::time::sleep(SAMPLE_EVERY).await;
         sample(replicas, begun, seen);

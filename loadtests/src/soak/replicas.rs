@@ -1,4 +1,4 @@
-//! The replicas under load: started, killed, started again, and sampled while they run.
+//! The replicas under load: started, killed, restarted and sampled.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,11 +13,11 @@ use tokio::process::{Child, Command};
 use crate::harness::free_address;
 use crate::soak::upstream::Upstream;
 
-/// How long a replica may take until it is ready.
+/// The time within which a replica must be ready.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 const READY_POLL: Duration = Duration::from_millis(100);
 
-/// One `starlift serve`; ends when dropped.
+/// One `starlift serve`; dropping it ends the process.
 #[derive(Debug)]
 pub(crate) struct Replica {
     pub(crate) address: SocketAddr,
@@ -28,17 +28,17 @@ pub(crate) struct Replica {
     pub(crate) kills: usize,
 }
 
-/// What a replica holds at one moment.
+/// The resources that a replica holds at one moment.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Sample {
-    /// Seconds since the soak began.
+    /// Seconds since the start of the soak.
     pub(crate) at: f64,
     pub(crate) memory_mib: f64,
     pub(crate) descriptors: f64,
     pub(crate) threads: f64,
 }
 
-/// What all replicas have in common.
+/// The settings that all replicas share.
 #[derive(Debug)]
 pub(crate) struct Settings<'s> {
     pub(crate) executable: &'s Path,
@@ -68,7 +68,7 @@ impl Replica {
         Ok(replica)
     }
 
-    /// Starts the process anew and waits until it is ready.
+    /// Restarts the process and waits until it is ready.
     pub(crate) async fn restart(&mut self) -> anyhow::Result<()> {
         let log = fs::File::options()
             .create(true)
@@ -94,7 +94,7 @@ impl Replica {
             let late = begun.elapsed() > READY_WITHIN;
             ensure!(
                 !has_ended && !late,
-                "a replica does not start: {}",
+                "replica not started: {}",
                 fs::read_to_string(&self.log)?
             );
             tokio::time::sleep(READY_POLL).await;
@@ -116,7 +116,7 @@ impl Replica {
         Ok(())
     }
 
-    /// Whether the process ended by itself, which it must not.
+    /// Whether the process ended by itself, which is a failure.
     pub(crate) fn has_crashed(&mut self) -> bool {
         self.child
             .as_mut()
@@ -139,7 +139,7 @@ impl Replica {
         })
     }
 
-    /// Every gauge of `/metrics` by its name and labels.
+    /// Returns every gauge of `/metrics` by name and labels.
     pub(crate) async fn gauges(&self) -> anyhow::Result<BTreeMap<String, f64>> {
         let text = reqwest::get(format!("http://{}/metrics", self.address))
             .await?
@@ -161,7 +161,7 @@ impl Replica {
         Ok(values.collect())
     }
 
-    /// Lines of its log that say that something panicked.
+    /// Returns the number of log lines that report a panic.
     pub(crate) fn panics(&self) -> anyhow::Result<usize> {
         Ok(fs::read_to_string(&self.log)?
             .lines()

@@ -1,25 +1,25 @@
-//! What became of the requests: counted, and shown.
+//! The outcomes of requests, counted by kind of client.
 
 use std::collections::BTreeMap;
 
 use parking_lot::Mutex;
 
-/// Wrong answers that are kept to be shown.
+/// The number of wrong answers that are kept for the report.
 const SHOWN: usize = 20;
 
-/// How one pull or range request ended.
+/// The outcome of one pull or range request.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Outcome {
-    /// A whole pull of a converted image, right to the last byte.
+    /// A whole pull of a converted image with every byte right.
     Converted,
-    /// A whole pull of the source image, right to the last byte.
+    /// A whole pull of the source image with every byte right.
     Source,
     Ranges,
     /// Refused with a status.
     Refused(u16),
     /// The connection failed, or the body broke off.
     Broken,
-    /// An answer that ended well and was not right: there must be none.
+    /// A completed answer with a wrong byte, which must not happen.
     Wrong(String),
 }
 
@@ -30,7 +30,7 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// Counts an outcome of a client of this kind.
+    /// Counts an outcome of one kind of client.
     pub(crate) fn count(&self, kind: &'static str, outcome: Outcome) {
         let name = match outcome {
             Outcome::Converted => "converted image, verified".to_owned(),
@@ -49,7 +49,7 @@ impl Tally {
         *self.counts.lock().entry((kind, name)).or_default() += 1;
     }
 
-    /// A row for each kind of client and outcome.
+    /// Returns a row for each kind of client and outcome.
     pub(crate) fn rows(&self) -> Vec<Vec<String>> {
         let counts = self.counts.lock();
         counts
@@ -58,12 +58,12 @@ impl Tally {
             .collect()
     }
 
-    /// Answers that were not right.
+    /// Returns the wrong answers.
     pub(crate) fn wrong(&self) -> Vec<String> {
         self.wrong.lock().clone()
     }
 
-    /// How many requests had this outcome.
+    /// Returns the number of requests with this outcome.
     pub(crate) fn total(&self, name: &str) -> u64 {
         let counts = self.counts.lock();
         counts

@@ -1,7 +1,7 @@
-//! The registries that the soak pulls from: one that is honest, and some that are not.
+//! The registries from which the soak pulls: an honest one, and several faulty ones.
 //!
-//! All hold the same kind of random images. How an answer is spoiled is decided for each request by the registry's
-//! behaviour; manifests are always right, so that a server gets as far as the blobs.
+//! All hold the same kind of random images. The registry's behaviour decides for each request how
+//! the answer is spoiled. Manifests are always right, so that a server gets as far as the blobs.
 
 use std::collections::HashMap;
 use std::io::Write as _;
@@ -24,22 +24,22 @@ use crate::server::MANIFEST_TYPE;
 
 /// The one repository of each registry.
 pub(crate) const REPOSITORY: &str = "app";
-/// Bytes that a trickling registry sends at a time, and how long it waits between.
+/// The number of bytes that a trickling registry sends at a time, and the pause between.
 const TRICKLE: (usize, Duration) = (16, Duration::from_secs(1));
-/// A cut answer ends behind this share of its body.
+/// A cut answer ends after the first 1/`CUT` of its body.
 const CUT: usize = 2;
 
-/// What a registry does to the blobs it sends.
+/// A registry's behaviour when it sends blobs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Behaviour {
     Honest,
-    /// A few bytes a second, for ever.
+    /// Sends a few bytes a second, without end.
     Trickles,
-    /// Other bytes than the digest says, of the right length.
+    /// Sends bytes of the right length that do not match the digest.
     Lies,
-    /// The connection breaks in the middle of each body.
+    /// Breaks the connection in the middle of each body.
     Cuts,
-    /// Headers never come.
+    /// Never sends headers.
     Silent,
 }
 
@@ -52,7 +52,7 @@ impl Behaviour {
         Self::Silent,
     ];
 
-    /// The name of the upstream that behaves so.
+    /// Returns the name of the upstream with this behaviour.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Honest => "honest",
@@ -64,13 +64,13 @@ impl Behaviour {
     }
 }
 
-/// An image as its source has it.
+/// A source image.
 #[derive(Debug, Clone)]
 pub(crate) struct Image {
     pub(crate) tag: String,
     /// SHA-256 of each layer's tar, bottom first, in hex.
     pub(crate) diff_ids: Vec<String>,
-    /// The digests of its layers as the source holds them.
+    /// The digests of the source layers.
     pub(crate) layers: Vec<String>,
 }
 
@@ -90,7 +90,8 @@ struct Contents {
 }
 
 impl Upstream {
-    /// A registry with `count` random images of up to `largest` bytes a layer, some of which share their lowest layer.
+    /// Starts a registry with `count` random images of up to `largest` bytes a layer. Some share
+    /// their lowest layer.
     pub(crate) async fn start(
         behaviour: Behaviour,
         count: usize,
@@ -128,14 +129,14 @@ impl Upstream {
         })
     }
 
-    /// A blob as it should be.
+    /// Returns the right bytes of a blob.
     pub(crate) fn blob(&self, digest: &str) -> Option<&Bytes> {
         self.contents.blobs.get(digest)
     }
 }
 
 impl Contents {
-    /// Holds an image of these layers: compressed bytes and the digest of the tar.
+    /// Stores an image of these layers, each given as compressed bytes and the digest of its tar.
     fn add(&mut self, number: usize, layers: &[(Bytes, String)]) -> Image {
         let diff_ids: Vec<String> = layers.iter().map(|(_, diff_id)| diff_id.clone()).collect();
         let config = json!({
@@ -169,7 +170,7 @@ pub(crate) fn digest(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }
 
-/// A random layer, gzip-compressed, and the digest of its tar.
+/// Returns a random layer, compressed with gzip, and the digest of its tar.
 fn layer(random: &mut Random, largest: usize) -> anyhow::Result<(Bytes, String)> {
     let mut tar = tar::Builder::new(Vec::new());
     let mut left = largest / 8 + random.index(largest);
@@ -177,7 +178,7 @@ fn layer(random: &mut Random, largest: usize) -> anyhow::Result<(Bytes, String)>
     while left > 0 {
         let size = random.index((largest / 4).max(2)).min(left).max(1);
         let mut content = random.bytes(size);
-        // Half of it compresses well.
+        // Half of the content compresses well.
         content[size / 2..].fill(b'x');
         let mut entry = tar::Header::new_gnu();
         entry.set_size(size as u64);
@@ -249,7 +250,7 @@ fn plain(status: StatusCode) -> Response<Body> {
     response
 }
 
-/// What one range of the form `a-b`, `a-` or `-n` asks for; all of it otherwise.
+/// Returns the range for a header of the form `a-b`, `a-` or `-n`; the whole blob otherwise.
 fn ranged(headers: &HeaderMap, bytes: &Bytes) -> (StatusCode, Bytes, Option<String>) {
     let total = bytes.len();
     let wanted = headers

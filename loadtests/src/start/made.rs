@@ -1,4 +1,5 @@
-//! The images that are started, and what others make of them by hand: run once, and put first what was read.
+//! The started images, and the same images as users optimise them by hand: run once, with the files
+//! that were read placed first.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,20 +10,20 @@ use crate::harness::{Running, run};
 use crate::images::Image;
 
 const MAKE_IMAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/start/make-image");
-/// The image that the others stand on.
+/// The base image of all others.
 const BASE: &str = "debian";
-/// Seconds that a workload is watched for, enough on a machine that does other things too.
+/// Seconds of recording, enough on a busy machine.
 const PERIOD: u32 = 15;
 
-/// An image and when its container is there.
+/// An image, and the way to see that its container is ready.
 #[derive(Debug)]
-pub(super) struct Workload {
-    pub(super) image: Image,
-    pub(super) ready: Ready,
+pub(crate) struct Workload {
+    pub(crate) image: Image,
+    pub(crate) ready: Ready,
 }
 
 impl Workload {
-    pub(super) fn get(name: &str) -> anyhow::Result<Self> {
+    pub(crate) fn get(name: &str) -> anyhow::Result<Self> {
         let ready = match name {
             "nginx" => Ready::Serves(18080),
             "node" => Ready::Serves(18081),
@@ -36,7 +37,7 @@ impl Workload {
         })
     }
 
-    /// By `starlift optimize`, in `place`.
+    /// Optimises the image with `starlift optimize`, in `place`.
     pub(super) fn by_starlift(&self, starlift: &Path, place: &Path) -> anyhow::Result<Image> {
         let made = Image {
             name: format!("{}-by-starlift", self.image.name),
@@ -51,7 +52,8 @@ impl Workload {
         Ok(made)
     }
 
-    /// By `ctr-remote image optimize --oci`; kept, for it takes minutes and comes out the same.
+    /// Optimises the image with `ctr-remote image optimize --oci`. The result is kept, because
+    /// making it takes minutes and always gives the same image.
     pub(super) fn by_reference(&self) -> anyhow::Result<Image> {
         Image::kept(
             MAKE_IMAGE,
@@ -77,7 +79,8 @@ impl Workload {
         )
     }
 
-    /// Runs a command that runs the workload, and asks of that what is asked when it is measured.
+    /// Runs a command that runs the workload, and sends the workload the same request as in the
+    /// measurement.
     fn observe(&self, line: &str, log: &Path) -> anyhow::Result<()> {
         let mut process = Running::start(line, log)?;
         self.ready.wait(&mut process)?;

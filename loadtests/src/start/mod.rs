@@ -1,5 +1,5 @@
-//! Real images started on a node that has nothing of them, far from the registry: plainly pulled, lazily mounted, and
-//! lazily mounted with all that is known of what they read.
+//! Starts real images on a node that holds nothing of them, with a long round trip to the registry:
+//! after a plain pull, mounted lazily, and mounted lazily with a profile.
 
 mod made;
 mod ready;
@@ -14,24 +14,24 @@ use crate::figures::{Spread, float};
 use crate::images::layer_bytes;
 use crate::plot::{Bar, Bars, Plot};
 use crate::report::Report;
-use made::Workload;
+pub(crate) use made::Workload;
 use rows::{BY_HAND, LEARNED, NO_PROFILE, PLAIN, ROWS, STATIC};
 use starts::{MEGABITS, ROUND_TRIP, Starts};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// The images: names that `src/start/make-image` knows.
+    /// The names of the images, as `src/start/make-image` knows them.
     #[arg(default_values = ["nginx", "python", "node", "jvm", "postgres"])]
     images: Vec<String>,
     /// The executable to measure.
     #[arg(long, default_value = "target/release/starlift")]
     starlift: PathBuf,
-    /// Rounds; in each, every row has one start.
+    /// Rounds. Every row has one start in each round.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
 }
 
-/// One image's starts in every way.
+/// The starts of one image in every way.
 #[derive(Debug)]
 struct Contest {
     workload: Workload,
@@ -41,7 +41,7 @@ struct Contest {
 pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
     let mut report = Report::begin("start", "Starts of real images, over a link")?;
     report.note(format!(
-        "{} rounds, the rows by turns; medians (least–most)",
+        "{} rounds, alternating rows; medians (least–most)",
         arguments.rounds
     ));
     report.note(format!(
@@ -54,8 +54,8 @@ pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
          beginning of the pull, requests and bytes until then",
     );
     report.note(
-        "learned: after so many starts on other nodes, which the server was told of before; no start that is measured is \
-         told",
+        "learned: after this many starts on other nodes that were reported to the server; measured starts are not \
+         reported",
     );
     report.note("by hand: the faster of `starlift optimize` and `ctr-remote image optimize`");
     let contests: Vec<Contest> = arguments
@@ -64,7 +64,7 @@ pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
         .map(|name| Contest::hold(arguments, name))
         .collect::<anyhow::Result<_>>()?;
     report.table(
-        "The bars",
+        "The targets",
         &[
             "image",
             "learned of 1 start ÷ by hand (≤ 1.1)",
@@ -113,7 +113,7 @@ impl Contest {
         Ok(Self { workload, starts })
     }
 
-    /// The median of the seconds until ready.
+    /// Returns the median of the seconds until ready.
     fn ready(&self, name: &str) -> anyhow::Result<f64> {
         let found = self.starts.iter().find(|starts| starts.row.name == name);
         Ok(found.with_context(|| format!("no row {name}"))?.ready())
@@ -130,7 +130,7 @@ impl Contest {
         let seconds = bytes * 8.0 / (float(MEGABITS) * 1e6);
         let name = &image.name;
         Ok(format!(
-            "`{name}`, {:.1} MB of layers, which no pull can have in less than {seconds:.1} s",
+            "`{name}`, {:.1} MB of layers, at least {seconds:.1} s for any pull",
             bytes / 1e6
         ))
     }
@@ -147,7 +147,7 @@ impl Contest {
         ])
     }
 
-    /// The figures that are to be reached.
+    /// Returns the figures that have a target.
     fn bars(&self) -> anyhow::Result<Vec<String>> {
         let [of_one, of_three] = LEARNED.map(|name| self.ready(name));
         let (of_one, of_three, by_hand) = (of_one?, of_three?, self.by_hand()?);

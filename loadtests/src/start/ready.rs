@@ -1,4 +1,5 @@
-//! When a workload does what it is for, seen from outside: it said so, a page is served, a query is answered.
+//! Detects from outside that a workload is ready: it printed a word, serves a page, or answers a
+//! query.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
@@ -8,19 +9,19 @@ use anyhow::ensure;
 
 use crate::harness::Running;
 
-/// What a workload says, or serves, once it is there (`make-image`).
+/// The word that a ready workload prints or serves (`make-image`).
 const WORD: &str = "ready";
-/// How often it is looked for.
+/// The interval at which readiness is polled.
 const POLL: Duration = Duration::from_millis(5);
-/// How long a start may take, on a machine that does other things too.
+/// The limit for a start, enough on a busy machine.
 const LIMIT: Duration = Duration::from_secs(180);
 /// Version 3.0 of PostgreSQL's protocol (its manual, "Message Formats", StartupMessage).
 const PROTOCOL: i32 = 196_608;
 
-/// How a workload is seen to be ready; the ports are those of `make-image`.
+/// The way to see that a workload is ready. The ports are those of `make-image`.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Ready {
-    /// It said the word.
+pub(crate) enum Ready {
+    /// It printed the word.
     Says,
     /// It answers a GET with 200 and the word.
     Serves(u16),
@@ -29,8 +30,9 @@ pub(super) enum Ready {
 }
 
 impl Ready {
-    /// When `process`'s workload was ready. An error if that ends before.
-    pub(super) fn wait(self, process: &mut Running) -> anyhow::Result<Instant> {
+    /// Waits until the workload of `process` is ready and returns the time. Fails if the process
+    /// ends before.
+    pub(crate) fn wait(self, process: &mut Running) -> anyhow::Result<Instant> {
         let begun = Instant::now();
         loop {
             let has_ended = process.has_ended()?;
@@ -44,7 +46,7 @@ impl Ready {
             }
             ensure!(
                 !has_ended && begun.elapsed() < LIMIT,
-                "the workload is not ready: {}",
+                "workload not ready: {}",
                 process.said()?
             );
             std::thread::sleep(POLL);
@@ -67,7 +69,8 @@ fn is_served(port: u16) -> io::Result<bool> {
     Ok(status == Some("200") && answer.contains(WORD))
 }
 
-/// Asks `select 1`. What the server says is a letter, a length that counts itself, and as many bytes.
+/// Sends `select 1`. Each message of the server is a letter, a length that includes itself, and the
+/// content.
 fn is_answered(port: u16) -> io::Result<bool> {
     let mut stream = connect(port)?;
     let parameters = b"user\0postgres\0database\0postgres\0\0";
@@ -82,7 +85,7 @@ fn is_answered(port: u16) -> io::Result<bool> {
             b'Z' => send(&mut stream, b"Q", b"select 1\0")?,
             // DataRow.
             b'D' => return Ok(true),
-            // ErrorResponse: it is starting up.
+            // ErrorResponse: the server is starting up.
             b'E' => return Ok(false),
             _ => {}
         }
@@ -94,7 +97,7 @@ fn send(stream: &mut TcpStream, letter: &[u8], body: &[u8]) -> io::Result<()> {
     stream.write_all(&[letter, &length.to_be_bytes(), body].concat())
 }
 
-/// The letter of the next message.
+/// Reads the next message and returns its letter.
 fn receive(stream: &mut TcpStream) -> io::Result<u8> {
     let mut head = [0; 5];
     stream.read_exact(&mut head)?;

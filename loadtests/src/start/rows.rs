@@ -1,35 +1,36 @@
-//! The ways for an image to come to a node that are compared.
+//! The compared ways in which an image reaches a node.
 
-/// One way.
+/// One way to start an image.
 #[derive(Debug)]
 pub(super) struct Row {
     pub(super) name: &'static str,
     pub(super) form: Form,
     /// Whether the agent asks the server for a profile.
     pub(super) profiles: bool,
-    /// Starts that the server has learned from.
+    /// The number of starts from which the server learns before the measurement.
     pub(super) learned: u64,
 }
 
-/// What the registry has of the image.
+/// The form of the image in the registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
-    /// As it was built, to be unpacked.
+    /// The source image, which the node unpacks.
     Original,
-    /// Converted as it is asked for.
+    /// Converted on request.
     Twin,
-    /// Optimised before, by `starlift optimize`.
+    /// Optimised in advance by `starlift optimize`.
     ByStarlift,
-    /// Optimised before, by `ctr-remote image optimize`.
+    /// Optimised in advance by `ctr-remote image optimize`.
     ByReference,
 }
 
 pub(super) const PLAIN: &str = "plain pull";
 pub(super) const NO_PROFILE: &str = "no profile";
 pub(super) const STATIC: &str = "static profile";
-/// After few starts, and after more.
+/// The rows after one start and after three.
 pub(super) const LEARNED: [&str; 2] = ["learned, 1 start", "learned, 3 starts"];
-/// What people do by hand; the better of them is the optimum that rows are put in relation to.
+/// The rows with images optimised by hand. The better of the two is the optimum to which the other
+/// rows are compared.
 pub(super) const BY_HAND: [&str; 2] = ["starlift optimize", "ctr-remote optimize"];
 
 pub(super) const ROWS: [Row; 7] = [

@@ -1,4 +1,4 @@
-//! The starts of one image in one way, each on a node that has nothing yet.
+//! The starts of one image in one way, each on an empty node.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -16,21 +16,22 @@ use crate::server::{self, Server};
 
 pub(super) const MEGABITS: u64 = 100;
 pub(super) const ROUND_TRIP: Duration = Duration::from_millis(20);
-/// Our agent's name in containerd.
+/// The name of Starlift's agent in containerd.
 const LAZY: &str = "lazy";
-/// How long a start that teaches is watched: all that is ready by then is known.
+/// The duration of recording of a start that is reported to the server. All workloads are ready by
+/// then.
 const RECORD: &str = "15s";
-/// How long it may take after that until the server has it written down.
+/// The time within which the server must have stored an observation.
 const LEARNING_LIMIT: Duration = Duration::from_secs(120);
 const LEARNING_POLL: Duration = Duration::from_millis(200);
 
-/// A row's registry, which no other row's starts teach anything, and the starts that were measured.
+/// A row's own registry, so that no row learns from another's starts, and the measured starts.
 #[derive(Debug)]
 pub(super) struct Starts {
     pub(super) row: &'static Row,
     runs: Vec<Run>,
     server: Server,
-    /// The image there, without the host.
+    /// The image's name in the registry, without the host.
     image: String,
     _store: tempfile::TempDir,
 }
@@ -40,15 +41,15 @@ pub(super) struct Starts {
 pub(super) struct Run {
     /// Seconds of the pull.
     pub(super) pull: f64,
-    /// Seconds from the beginning of the pull until the workload was ready.
+    /// Seconds from the start of the pull until the workload was ready.
     pub(super) ready: f64,
-    /// Requests until then.
+    /// Requests until the workload was ready.
     pub(super) requests: u64,
-    /// Bytes that the registry sent until then, headers included.
+    /// Bytes that the registry sent until the workload was ready, including headers.
     pub(super) bytes: u64,
 }
 
-/// A workload that is ready, and all it runs on, in the order in which it is let go.
+/// A ready workload and all it depends on, in the order of dropping.
 struct Started {
     run: Run,
     _container: Container,
@@ -57,7 +58,8 @@ struct Started {
 }
 
 impl Starts {
-    /// Has a registry serve the image as the row wants it; `place` is for images that are made for that.
+    /// Starts a registry that serves the image in the row's form. `place` holds images that are
+    /// made for that.
     pub(super) fn begin(
         row: &'static Row,
         workload: &Workload,
@@ -70,7 +72,8 @@ impl Starts {
             Form::ByReference => workload.by_reference()?,
         };
         let store = tempfile::tempdir()?;
-        // It learns what agents tell it before the measurement, and nothing of the requests meanwhile.
+        // The server learns from the observations that agents send before the measurement, and not
+        // from range requests.
         let settings = [("PROFILES__LEARN_FROM_RANGES", "false")];
         let upstream = format!("local=oci:{}", image.dir.display());
         let server = Server::start_with(starlift, store.path(), &[upstream], &settings)?;
@@ -97,7 +100,7 @@ impl Starts {
             _store: store,
         };
         if row.profiles {
-            // What the server makes of the image itself comes a moment after the twin.
+            // The predicted profile follows the converted image a moment later.
             until(|| Ok(starts.server.files_ahead(&manifest)? > 0)).context(row.name)?;
         }
         (0..row.learned)
@@ -112,7 +115,7 @@ impl Starts {
         Ok(())
     }
 
-    /// A start that the server is told of.
+    /// Runs one start whose observation is sent to the server.
     fn teach(&self, workload: &Workload, starlift: &Path) -> anyhow::Result<()> {
         let place = tempfile::tempdir()?;
         let known = self.server.profiles_written()?;
@@ -123,7 +126,7 @@ impl Starts {
     fn once(&self, workload: &Workload, starlift: &Path) -> anyhow::Result<Run> {
         let place = tempfile::tempdir()?;
         let profiles = self.row.profiles.to_string();
-        // A start that is measured teaches nothing: the next round is to find what this one found.
+        // A measured start sends no observation, so that all rounds have the same profile.
         let started = self.start(
             workload,
             starlift,
@@ -133,7 +136,8 @@ impl Starts {
         Ok(started.run)
     }
 
-    /// Pulls the image onto a new node, with the agent set so where one is needed, and runs it until it is ready.
+    /// Pulls the image onto a new node and runs it until it is ready. `agent` has the agent's
+    /// settings, if the row needs an agent.
     fn start(
         &self,
         workload: &Workload,
@@ -180,26 +184,26 @@ impl Starts {
         Spread::of(self.runs.iter().map(figure))
     }
 
-    /// The median of the seconds until ready.
+    /// Returns the median of the seconds until ready.
     pub(super) fn ready(&self) -> f64 {
         self.spread(|run| run.ready).median
     }
 }
 
-/// Waits until the server knows what it is to know.
+/// Waits until the server has the expected profile.
 fn until(is_so: impl Fn() -> anyhow::Result<bool>) -> anyhow::Result<()> {
     let begun = Instant::now();
     while !is_so()? {
         ensure!(
             begun.elapsed() < LEARNING_LIMIT,
-            "the server learned nothing"
+            "no profile after the limit"
         );
         std::thread::sleep(LEARNING_POLL);
     }
     Ok(())
 }
 
-/// An error if the agent in `root` had a layer unpacked.
+/// Checks that the agent in `root` refused no layer.
 fn all_is_lazy(starlift: &Path, root: &Path) -> anyhow::Result<()> {
     let status = run(&format!(
         "{} agent status --json --root {}",

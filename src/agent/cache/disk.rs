@@ -11,7 +11,7 @@ use std::time::SystemTime;
 use estargz::Digest;
 use parking_lot::{Mutex, MutexGuard};
 
-use super::Held;
+use super::CacheUsage;
 use super::index::Index;
 use crate::telemetry::metrics;
 
@@ -22,7 +22,7 @@ pub(super) struct Disk {
     folder: PathBuf,
     limit: u64,
     index: Mutex<Index>,
-    /// Names for files being written.
+    /// The number in the name of the next file to be written.
     next: AtomicU64,
 }
 
@@ -68,17 +68,17 @@ impl Disk {
         }
     }
 
-    /// Forgets a file that is damaged or gone. One that cannot be read for the moment is left alone: descriptors or memory
-    /// are short, or the disk has a fault that may pass.
+    /// Drops a file that is damaged or gone. A file that cannot be read at the moment stays:
+    /// descriptors or memory are short, or the disk has a temporary fault.
     fn pass_over(&self, digest: &Digest, error: &io::Error) {
         if is_damage(error) {
             self.forget(digest, &error.to_string());
         } else {
-            tracing::debug!(%digest, %error, "cached chunk cannot be read for the moment");
+            tracing::debug!(%digest, %error, "cached chunk not readable at the moment");
         }
     }
 
-    /// The chunk's file, compared with its name if this is its first use.
+    /// Returns the chunk's file. Compares its content with its name at the first use.
     pub(super) fn file(&self, digest: &Digest, size: u64) -> Option<File> {
         let is_verified = self.index().use_now(digest)?;
         let opened = File::open(self.path(digest)).and_then(|mut file| {
@@ -106,10 +106,11 @@ impl Disk {
         if size > self.limit || self.holds(digest) {
             return;
         }
-        // The file is in its place before it is in the index, and out of the index before it is removed.
+        // A file is in its place before it is in the index, and out of the index before it is
+        // deleted.
         if let Err(error) = self.write(digest, content) {
             metrics::metrics().cache_write_failures.inc();
-            tracing::debug!(%digest, %error, "a chunk is not kept on disk");
+            tracing::debug!(%digest, %error, "chunk not written to disk");
             return;
         }
         let gone = {
@@ -143,7 +144,7 @@ impl Disk {
                 }
             });
         if written.is_err() {
-            // What is left is removed at the next start at the latest.
+            // A leftover file is deleted at the next start at the latest.
             let _gone = fs::remove_file(&new);
         }
         written
@@ -153,7 +154,7 @@ impl Disk {
         self.index().contains(digest)
     }
 
-    pub(super) fn held(&self) -> Held {
+    pub(super) fn held(&self) -> CacheUsage {
         self.index().held()
     }
 
@@ -162,7 +163,7 @@ impl Disk {
     }
 
     fn forget(&self, digest: &Digest, reason: &str) {
-        tracing::warn!(%digest, reason, "a cached chunk is damaged; it is fetched again");
+        tracing::warn!(%digest, reason, "cached chunk damaged; it is fetched again");
         metrics::metrics().cache_damaged.inc();
         self.index().remove(digest);
         self.unlink(digest);
@@ -171,7 +172,7 @@ impl Disk {
     fn unlink(&self, digest: &Digest) {
         match fs::remove_file(self.path(digest)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(%digest, %error, "a cached chunk cannot be removed");
+                tracing::warn!(%digest, %error, "cached chunk not deleted");
             }
             _ => {}
         }
@@ -187,7 +188,7 @@ impl Disk {
     }
 }
 
-/// Whether the file itself is bad: of another length or content than it should have, or not there.
+/// Whether the file itself is bad: it has the wrong length or content, or is missing.
 fn is_damage(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -204,19 +205,20 @@ fn compare(file: &mut File, digest: &Digest, size: u64) -> io::Result<()> {
     } else {
         Err(io::Error::new(
             io::ErrorKind::InvalidData,
-            "the content is not that of its name",
+            "content does not match its name",
         ))
     }
 }
 
-struct Found {
+struct CachedFile {
     digest: Digest,
     size: u64,
     written: SystemTime,
 }
 
-/// The chunks in a folder, those written first in front. Files of other names are not ours to touch.
-fn files(folder: &Path) -> io::Result<Vec<Found>> {
+/// Returns the chunks in a directory, the oldest first. Skips files with other names, which the
+/// cache did not write.
+fn files(folder: &Path) -> io::Result<Vec<CachedFile>> {
     let mut found = Vec::new();
     for shelf in fs::read_dir(folder)? {
         let shelf = shelf?;
@@ -234,7 +236,7 @@ fn files(folder: &Path) -> io::Result<Vec<Found>> {
                 continue;
             };
             let metadata = entry.metadata()?;
-            found.push(Found {
+            found.push(CachedFile {
                 digest,
                 size: metadata.len(),
                 written: metadata.modified()?,

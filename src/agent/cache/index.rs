@@ -1,15 +1,15 @@
-//! Which chunks are on the disk, and which of them was used when.
+//! The chunks on disk, in the order of their last use.
 
 use std::collections::{BTreeMap, HashMap};
 
 use estargz::Digest;
 
-use super::Held;
+use super::CacheUsage;
 
 #[derive(Debug, Default)]
 pub(super) struct Index {
     entries: HashMap<Digest, Entry>,
-    /// Digests by the moment of their last use.
+    /// Digests by the time of their last use.
     by_use: BTreeMap<u64, Digest>,
     moment: u64,
     bytes: u64,
@@ -23,7 +23,7 @@ struct Entry {
 }
 
 impl Index {
-    /// Takes note of a file, as the last used.
+    /// Adds a file as the most recently used.
     pub(super) fn insert(&mut self, digest: Digest, size: u64, is_verified: bool) {
         self.remove(&digest);
         let used = self.next_moment();
@@ -50,7 +50,8 @@ impl Index {
         self.entries.contains_key(digest)
     }
 
-    /// Whether the file was compared with its digest; it counts as used now. `None` where there is no such file.
+    /// Marks a file as just used, and returns whether it was compared with its digest. `None` if
+    /// there is no such entry.
     pub(super) fn use_now(&mut self, digest: &Digest) -> Option<bool> {
         let used = self.next_moment();
         let entry = self.entries.get_mut(digest)?;
@@ -66,7 +67,8 @@ impl Index {
         }
     }
 
-    /// Takes out the longest unused until no more than `limit` bytes are left.
+    /// Removes the least recently used entries until at most `limit` bytes are left, and returns
+    /// their digests.
     pub(super) fn shrink(&mut self, limit: u64) -> Vec<Digest> {
         let mut gone = Vec::new();
         while self.bytes > limit
@@ -78,8 +80,8 @@ impl Index {
         gone
     }
 
-    pub(super) fn held(&self) -> Held {
-        Held {
+    pub(super) fn held(&self) -> CacheUsage {
+        CacheUsage {
             chunks: self.entries.len() as u64,
             bytes: self.bytes,
         }

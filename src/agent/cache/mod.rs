@@ -2,16 +2,15 @@
 //!
 //! ```text
 //! <root>/cache/ab/cdef…   one chunk, uncompressed, under its SHA-256
-//! <root>/cache/new/       files being written; whatever a start finds there is removed
+//! <root>/cache/new/       files being written; a start deletes all that it finds there
 //! ```
-//! Layers and images that hold the same chunk share it. A file is compared with its name the first time it is used
-//! after a start: what a power cut tore or a disk spoiled is removed and fetched again. A full disk is no error:
-//! chunks then live in memory alone.
+//! Layers and images with the same chunk share it. A file is compared with its name the first time
+//! it is used after a start. A file that a power cut or the disk damaged is deleted and fetched
+//! again. A full disk is not an error: chunks then live only in memory.
 
 mod disk;
 mod index;
 
-use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
@@ -22,25 +21,26 @@ use estargz::Digest;
 
 use self::disk::Disk;
 
-/// The cache of a node. Everything blocks, on the disk at most.
+/// The cache of a node. Every call blocks, on the disk at most.
 #[derive(Debug)]
 pub struct Cache {
     memory: moka::sync::Cache<Digest, Bytes>,
     disk: Disk,
 }
 
-/// What is on the disk.
+/// The content of the disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Held {
+pub struct CacheUsage {
     pub chunks: u64,
     pub bytes: u64,
 }
 
 impl Cache {
-    /// Opens the cache in `folder` and takes note of what it holds; more than `limit` is let go.
+    /// Opens the cache in `folder` with the chunks that it holds, and evicts those in excess of
+    /// `limit`.
     ///
     /// # Errors
-    /// When the folder cannot be made or read.
+    /// If the directory cannot be created or read.
     pub fn open(folder: &Path, limit: ByteSize, memory: ByteSize) -> io::Result<Self> {
         let weight = |_: &Digest, content: &Bytes| u32::try_from(content.len()).unwrap_or(u32::MAX);
         let memory = moka::sync::Cache::builder()
@@ -53,7 +53,7 @@ impl Cache {
         })
     }
 
-    /// A part of the chunk with this digest and size, if it is held.
+    /// Returns a part of the chunk with this digest and size, if it is cached.
     pub fn read(&self, digest: &Digest, size: u64, part: Range<u64>) -> Option<Bytes> {
         match self.memory.get(digest) {
             Some(content) => slice(&content, part),
@@ -61,45 +61,42 @@ impl Cache {
         }
     }
 
-    /// Keeps a chunk, whose content has this digest.
+    /// Stores a chunk, whose content must have this digest.
     pub fn put(&self, digest: Digest, content: &Bytes) {
         self.memory.insert(digest, content.clone());
-        // It would shrink to its size only after some hundred chunks, however large.
+        // Without this call, moka shrinks to its capacity only after some hundred chunks, however
+        // large they are.
         self.memory.run_pending_tasks();
         self.disk.put(&digest, content);
     }
 
-    /// Whether the chunk is held; a file that was not compared yet counts.
+    /// Whether the chunk is cached. A file that was not compared yet counts.
     pub fn holds(&self, digest: &Digest) -> bool {
         self.disk.holds(digest) || self.memory.contains_key(digest)
     }
 
-    /// Whether the chunk is held on disk, as what is to stay there.
+    /// Whether the chunk is on disk.
     pub fn keeps(&self, digest: &Digest) -> bool {
         self.disk.holds(digest)
     }
 
-    /// The file of a chunk on disk, compared with its digest.
-    pub fn file(&self, digest: &Digest, size: u64) -> Option<File> {
-        self.disk.file(digest, size)
-    }
-
-    pub fn held(&self) -> Held {
+    pub fn held(&self) -> CacheUsage {
         self.disk.held()
     }
 
-    /// Most bytes that are kept on disk.
+    /// Returns the most bytes that are stored on disk.
     pub fn limit(&self) -> u64 {
         self.disk.limit()
     }
 
-    /// Whether more can be kept without letting something else go; a fifth is left to what is read.
+    /// Whether prefetched data can be stored without an eviction. A fifth of the space is left for
+    /// data that is read.
     pub fn has_room(&self) -> bool {
         self.held().bytes < self.limit() / 5 * 4
     }
 }
 
-/// The bytes at `part`; `None` where the content ends before.
+/// Returns the bytes at `part`, or `None` if the content ends before.
 fn slice(content: &Bytes, part: Range<u64>) -> Option<Bytes> {
     let (start, end) = (
         usize::try_from(part.start).ok()?,
@@ -153,17 +150,17 @@ mod tests {
         let cache = folder.open(10_000);
         assert_eq!(
             cache.held(),
-            Held {
+            CacheUsage {
                 chunks: 1,
                 bytes: 1000
             }
         );
         assert_eq!(cache.read(&digest, 1000, 0..1000).unwrap(), content);
-        assert!(cache.file(&digest, 1000).is_some());
+        assert!(cache.disk.file(&digest, 1000).is_some());
     }
 
     #[test]
-    fn torn_and_spoiled_files_are_noticed_and_removed() {
+    fn torn_and_damaged_files_are_noticed_and_deleted() {
         let folder = Folder::new();
         let chunks = [chunk(1, 1000), chunk(2, 1000), chunk(3, 1000)];
         let cache = folder.open(10_000);
@@ -176,11 +173,11 @@ mod tests {
         fs::write(folder.0.path().join("cache/new/half"), "half").unwrap();
         let cache = folder.open(10_000);
         assert_eq!(cache.read(&chunks[0].0, 1000, 0..1), None);
-        assert!(cache.file(&chunks[1].0, 1000).is_none());
+        assert!(cache.disk.file(&chunks[1].0, 1000).is_none());
         assert!(cache.read(&chunks[2].0, 1000, 0..1).is_some());
         assert_eq!(
             cache.held(),
-            Held {
+            CacheUsage {
                 chunks: 1,
                 bytes: 1000
             }
@@ -195,13 +192,13 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_unused_go_first_and_an_open_file_stays_readable() {
+    fn the_least_recently_used_are_evicted_first_and_an_open_file_stays_readable() {
         let folder = Folder::new();
         let chunks = [chunk(1, 1000), chunk(2, 1000), chunk(3, 1000)];
         let cache = folder.open(2_500);
         cache.put(chunks[0].0, &chunks[0].1);
         cache.put(chunks[1].0, &chunks[1].1);
-        let open = cache.file(&chunks[1].0, 1000).unwrap();
+        let open = cache.disk.file(&chunks[1].0, 1000).unwrap();
         cache.read(&chunks[0].0, 1000, 0..1).unwrap();
         cache.put(chunks[2].0, &chunks[2].1);
         assert_eq!(
@@ -210,7 +207,7 @@ mod tests {
         );
         assert_eq!(
             cache.held(),
-            Held {
+            CacheUsage {
                 chunks: 2,
                 bytes: 2000
             }
@@ -221,12 +218,12 @@ mod tests {
         assert_eq!(
             folder.open(1_500).held().chunks,
             1,
-            "a smaller limit holds at once"
+            "a smaller limit applies at once"
         );
     }
 
     #[test]
-    fn what_is_larger_than_the_cache_and_what_is_there_already_change_nothing() {
+    fn an_oversized_chunk_and_a_known_chunk_change_nothing() {
         let folder = Folder::new();
         let cache = folder.open(2_500);
         let (small, large) = (chunk(1, 1000), chunk(2, 3000));
@@ -235,7 +232,7 @@ mod tests {
         cache.put(large.0, &large.1);
         assert_eq!(
             cache.held(),
-            Held {
+            CacheUsage {
                 chunks: 1,
                 bytes: 1000
             }
@@ -243,14 +240,14 @@ mod tests {
     }
 
     #[test]
-    fn without_a_place_on_the_disk_memory_holds() {
+    fn chunks_stay_in_memory_if_the_disk_cannot_be_written() {
         let folder = Folder::new();
         let path = folder.0.path().join("cache");
         let cache = Cache::open(&path, ByteSize(10_000), ByteSize(10_000)).unwrap();
         fs::remove_dir_all(path.join("new")).unwrap();
         let (digest, content) = chunk(1, 1000);
         cache.put(digest, &content);
-        assert_eq!(cache.held(), Held::default());
+        assert_eq!(cache.held(), CacheUsage::default());
         assert_eq!(
             cache.read(&digest, 1000, 5..10).unwrap(),
             content.slice(5..10)

@@ -1,4 +1,4 @@
-//! The logins that kubelets sent, by the registry and repository they were sent for.
+//! The logins that kubelets sent, by the registry and repository that they were sent for.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,25 +13,26 @@ use crate::containerd::runtime::v1::AuthConfig;
 use crate::oci::{ImageName, Repository};
 use crate::upstream::{Login, Logins, Secret};
 
-/// How many repositories' logins are held; then the one that was sent the longest ago goes. A node has some hundred.
+/// Most repositories whose logins are held. Beyond that, the login that was sent the longest ago is
+/// dropped. A node has some hundred.
 const MAX_REPOSITORIES: usize = 1024;
-/// What is longer is no login: tokens of clouds come to some KiB.
+/// A longer secret is not a login: the tokens of cloud providers have some KiB.
 const MAX_SECRET_BYTES: usize = 64 << 10;
 
-/// The logins of the pods on this node; clones share them.
+/// The logins of the pods on this node. Clones share them.
 #[derive(Clone, Default)]
-pub struct CriCredentials(Arc<Mutex<Held>>);
+pub struct CriCredentials(Arc<Mutex<LoginTable>>);
 
 #[derive(Default)]
-struct Held {
+struct LoginTable {
     by_repository: HashMap<Key, Entry>,
-    /// Counts what was noted, to know what is old.
+    /// Counts the recorded logins, to know the oldest.
     noted: u64,
-    /// Where all of it stands too.
+    /// The memory that also holds all of it, if it outlives this process.
     kept: Option<Kept>,
 }
 
-/// What an image is pulled from: the host as images name it, and the repository.
+/// The source of an image: the host as images name it, and the repository.
 type Key = (String, Repository);
 
 #[derive(Clone)]
@@ -40,25 +41,25 @@ struct Entry {
     number: u64,
 }
 
-/// A login that was noted, and the one it replaced.
-pub(super) struct Noted {
+/// A recorded login, and the one that it replaced.
+pub(super) struct RecordedLogin {
     key: Key,
     number: u64,
     before: Option<Entry>,
 }
 
 impl CriCredentials {
-    /// Memory for [`Self::kept_in`]; it is gone when the last descriptor of it is closed.
+    /// Creates memory for [`Self::kept_in`]. It is freed when its last descriptor is closed.
     pub fn memory() -> io::Result<OwnedFd> {
         kept::memory()
     }
 
-    /// Starts with the logins in `memory`, and keeps all there from now on.
+    /// Starts with the logins in `memory`, and stores all logins there from now on.
     pub fn kept_in(memory: OwnedFd) -> Self {
         let (kept, records) = Kept::open(memory);
-        let mut held = Held {
+        let mut held = LoginTable {
             kept: Some(kept),
-            ..Held::default()
+            ..LoginTable::default()
         };
         for record in records.iter().take(MAX_REPOSITORIES) {
             if let Ok(repository) = record.repository.parse() {
@@ -68,13 +69,13 @@ impl CriCredentials {
         Self(Arc::new(Mutex::new(held)))
     }
 
-    /// The login that was last sent for images of this one's repository.
+    /// Returns the login that was last sent for images of this image's repository.
     pub fn for_image(&self, reference: &str) -> Option<Login> {
         let image: ImageName = reference.parse().ok()?;
         self.find(&image.host, &image.repository)
     }
 
-    /// All logins, for `Upstreams`.
+    /// Returns all logins, for `Upstreams`.
     pub fn logins(&self) -> Logins {
         let credentials = self.clone();
         Logins::new(move |host, repository| credentials.find(host, repository))
@@ -88,8 +89,9 @@ impl CriCredentials {
             .map(|entry| entry.login.clone())
     }
 
-    /// Notes what came with a pull of `reference`; nothing where that is no login for its registry.
-    pub(super) fn note(&self, reference: &str, auth: &AuthConfig) -> Option<Noted> {
+    /// Records the login of a pull of `reference`. Returns `None` if it is not a login for its
+    /// registry.
+    pub(super) fn note(&self, reference: &str, auth: &AuthConfig) -> Option<RecordedLogin> {
         let image: ImageName = reference.parse().ok()?;
         let login = login(auth, &image.host)?;
         let key = (image.host, image.repository);
@@ -99,16 +101,16 @@ impl CriCredentials {
         }
         let before = held.insert(key.clone(), login);
         held.keep();
-        Some(Noted {
+        Some(RecordedLogin {
             key,
             number: held.noted,
             before,
         })
     }
 
-    /// Takes back what was noted, unless another login took its place: the pull that it came with failed, and what runs
-    /// already may need the login of before.
-    pub(super) fn take_back(&self, noted: Noted) {
+    /// Withdraws a recorded login and restores the previous one, unless a newer login has replaced
+    /// it: the pull that sent it failed, and running containers may need the previous login.
+    pub(super) fn withdraw(&self, noted: RecordedLogin) {
         let mut held = self.held();
         if held
             .by_repository
@@ -124,13 +126,13 @@ impl CriCredentials {
         held.keep();
     }
 
-    fn held(&self) -> MutexGuard<'_, Held> {
+    fn held(&self) -> MutexGuard<'_, LoginTable> {
         self.0.lock()
     }
 }
 
-impl Held {
-    /// Gives what was there for this repository.
+impl LoginTable {
+    /// Returns the previous entry of this repository.
     fn insert(&mut self, key: Key, login: Login) -> Option<Entry> {
         self.noted += 1;
         self.by_repository.insert(
@@ -150,7 +152,7 @@ impl Held {
             Record::new(host, repository.as_str(), &entry.login)
         };
         if let Err(error) = kept.write(entries.into_iter().map(record).collect()) {
-            tracing::warn!(%error, "the logins of pods will not outlive a restart");
+            tracing::warn!(%error, "logins of pods not stored; they will not outlive a restart");
         }
     }
 
@@ -171,7 +173,8 @@ impl fmt::Debug for CriCredentials {
     }
 }
 
-/// As containerd reads it (`pkg/cri/server/image_pull.go`, `ParseAuth`): a registry token counts for nothing there.
+/// Reads a login as containerd does (`pkg/cri/server/image_pull.go`, `ParseAuth`), which ignores a
+/// registry token.
 fn login(auth: &AuthConfig, host: &str) -> Option<Login> {
     let AuthConfig {
         username,
@@ -185,10 +188,7 @@ fn login(auth: &AuthConfig, host: &str) -> Option<Login> {
         .map(String::len)
         .max();
     if longest.is_some_and(|length| length > MAX_SECRET_BYTES) {
-        tracing::warn!(
-            host,
-            "a pull came with credentials that are too long to be any"
-        );
+        tracing::warn!(host, "credentials of a pull ignored; they are too long");
         return None;
     }
     if !server_address.is_empty() && host_of(server_address).as_deref() != Some(host) {
@@ -206,7 +206,8 @@ fn login(auth: &AuthConfig, host: &str) -> Option<Login> {
     Login::from_basic(encoded)
 }
 
-/// The host of a registry as images name it, of a host or URL as Docker's configuration does.
+/// Returns the host of a registry as images name it, from a host or URL as in Docker's
+/// configuration.
 fn host_of(address: &str) -> Option<String> {
     let bare = address
         .strip_prefix("https://")
@@ -324,25 +325,25 @@ mod tests {
     }
 
     #[test]
-    fn what_failed_gives_place_to_what_was_before() {
+    fn withdrawing_a_login_restores_the_previous_one() {
         let credentials = CriCredentials::default();
         let first = credentials.note("ghcr.io/a/b:1", &user("first")).unwrap();
         let second = credentials.note("ghcr.io/a/b:1", &user("second")).unwrap();
-        credentials.take_back(first);
+        credentials.withdraw(first);
         assert_eq!(
             known(&credentials, "ghcr.io/a/b:1"),
             "second:secret",
-            "its place is taken"
+            "a newer login stays"
         );
-        credentials.take_back(second);
+        credentials.withdraw(second);
         assert_eq!(known(&credentials, "ghcr.io/a/b:1"), "first:secret");
         let only = credentials.note("ghcr.io/c/d:1", &user("only")).unwrap();
-        credentials.take_back(only);
+        credentials.withdraw(only);
         assert_eq!(known(&credentials, "ghcr.io/c/d:1"), "nothing");
     }
 
     #[test]
-    fn what_is_kept_outlives_the_one_who_noted_it() {
+    fn logins_in_kept_memory_outlive_the_process_that_recorded_them() {
         let memory = CriCredentials::memory().unwrap();
         let reopened = || CriCredentials::kept_in(memory.try_clone().unwrap());
         let credentials = reopened();
@@ -354,7 +355,7 @@ mod tests {
         credentials.note("nginx", &token).unwrap();
         let failed = credentials.note("ghcr.io/a/b:1", &user("second")).unwrap();
         assert_eq!(known(&reopened(), "ghcr.io/a/b:1"), "second:secret");
-        credentials.take_back(failed);
+        credentials.withdraw(failed);
         drop(credentials);
         assert_eq!(known(&reopened(), "ghcr.io/a/b:2"), "first:secret");
         assert_eq!(

@@ -1,9 +1,9 @@
-//! The one message of a unary gRPC call, as it stands in the body of the request.
+//! The single message of a unary gRPC call, as framed in the body of the request.
 
 use bytes::{Buf as _, Bytes};
 use prost::Message;
 
-/// Decodes the message; `None` where it is compressed, which kubelets do not do, or makes no sense.
+/// Decodes the message. Returns `None` if it is compressed, which kubelets do not do, or malformed.
 pub(super) fn message<M: Message + Default>(mut body: Bytes) -> Option<M> {
     let is_compressed = body.try_get_u8().ok()? != 0;
     let length = usize::try_from(body.try_get_u32().ok()?).ok()?;
@@ -19,7 +19,7 @@ mod tests {
     use crate::containerd::runtime::v1::{ImageSpec, PullImageRequest};
 
     #[test]
-    fn one_whole_message_is_read_and_all_else_passed_over() {
+    fn one_whole_message_is_read_and_anything_else_is_ignored() {
         let request = PullImageRequest {
             image: Some(ImageSpec {
                 image: "app:1".to_owned(),

@@ -1,10 +1,11 @@
-//! Logins in memory that outlives this process where another holds it too: never on a disk.
+//! Logins in memory that outlives this process if another process holds it too. Never on a disk.
 //!
 //! ```text
 //! 0 ┌ slot ┐      2³⁰ ┌ slot ┐      a slot: check (32) │ generation (8) │ length (8) │ records
 //! ```
 //!
-//! The slots are written in turn, so that a process that is killed while it writes leaves the one of before.
+//! The slots are written alternately, so a process that is killed while it writes leaves the
+//! previous slot intact.
 
 use std::fs::File;
 use std::io;
@@ -17,11 +18,11 @@ use sha2::{Digest as _, Sha256};
 
 use crate::upstream::{Login, Secret};
 
-/// More than all logins that are held come to; the memory between the slots is never touched.
+/// More than all logins together need. The memory between the slots is never touched.
 const SLOT: u64 = 1 << 30;
 const CHECK: usize = 32;
 const HEADER: usize = CHECK + 16;
-/// A slot that claims more than this is none: `MAX_REPOSITORIES` logins of the longest kind.
+/// A slot that claims more than this is invalid: `MAX_REPOSITORIES` logins of the maximum size.
 const MAX_RECORDS: u64 = 256 << 20;
 
 /// One repository's login.
@@ -51,17 +52,17 @@ struct Records {
 #[derive(Debug)]
 pub(super) struct Kept {
     file: File,
-    /// Of the newest slot; its number's parity says which that is.
+    /// The generation of the newest slot. Its parity is the index of that slot.
     generation: u64,
 }
 
-/// Memory without a name, with no logins yet.
+/// Creates anonymous memory without logins.
 pub(super) fn memory() -> io::Result<OwnedFd> {
     Ok(memfd_create("logins", MemfdFlags::CLOEXEC)?)
 }
 
 impl Kept {
-    /// What `memory` holds, oldest first; nothing where it makes no sense.
+    /// Returns the logins in `memory`, the oldest first, or none if its content is invalid.
     pub(super) fn open(memory: OwnedFd) -> (Self, Vec<Record>) {
         let file = File::from(memory);
         let slots = [0, 1].into_iter().filter_map(|parity| read(&file, parity));
@@ -71,7 +72,7 @@ impl Kept {
         (Self { file, generation }, records)
     }
 
-    /// Puts `records` in place of what is there, all or nothing.
+    /// Replaces all records by `records`, atomically.
     pub(super) fn write(&mut self, records: Vec<Record>) -> io::Result<()> {
         let generation = self.generation + 1;
         let records = Records { records }.encode_to_vec();
@@ -148,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_that_was_written_whole_is_read() {
+    fn the_last_complete_slot_is_read() {
         let memory = memory().unwrap();
         let reopened = || Kept::open(memory.try_clone().unwrap());
         assert!(reopened().1.is_empty());
@@ -170,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_holds_nothing() {
+    fn invalid_memory_has_no_logins() {
         for content in [&b"short"[..], &[0xff; 4096], &[0; 4096]] {
             let memory = memory().unwrap();
             File::from(memory.try_clone().unwrap())

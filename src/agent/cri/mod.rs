@@ -1,4 +1,5 @@
-//! Credentials of pods: a proxy in front of containerd's CRI image service hears what kubelets send with each pull.
+//! Credentials of pods: a proxy in front of containerd's CRI image service reads the credentials
+//! that kubelets send with each pull.
 //!
 //! ```text
 //! kubelet ─ --image-service-endpoint ▶ ImageService ▶ containerd's CRI socket
@@ -7,8 +8,8 @@
 //!                                      CriCredentials ◀ Upstreams::with_logins, at each login
 //! ```
 //!
-//! They are held in memory alone. Where that memory is kept by another process, they outlive a restart of this one; else
-//! they come again with the next pull.
+//! They are held only in memory. If another process keeps that memory, they outlive a restart of
+//! the agent. Otherwise they come again with the next pull.
 
 mod credentials;
 mod frame;

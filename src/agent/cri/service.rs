@@ -1,5 +1,6 @@
-//! Hands every call of the CRI image service on to containerd, as it came: messages, metadata and trailers. Of a
-//! PullImage it notes the credentials first, for layers are mounted while the pull goes on.
+//! Forwards every call of the CRI image service to containerd unchanged: messages, metadata and
+//! trailers. The credentials of a PullImage are recorded first, because layers are mounted while
+//! the pull runs.
 
 use std::convert::Infallible;
 use std::path::Path;
@@ -16,12 +17,12 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use tower::ServiceExt as _;
 
-use super::credentials::{CriCredentials, Noted};
+use super::credentials::{CriCredentials, RecordedLogin};
 use super::frame;
 use crate::containerd::runtime::v1::PullImageRequest;
 
 const PULL_IMAGE: &str = "/runtime.v1.ImageService/PullImage";
-/// What gRPC servers of kubelets and containerd take.
+/// The limit of the gRPC servers of kubelets and containerd.
 const MAX_MESSAGE: usize = 16 << 20;
 const STATUS_HEADER: &str = "grpc-status";
 
@@ -33,11 +34,11 @@ pub struct ImageService {
 }
 
 impl ImageService {
-    /// Hands calls on to the socket of containerd's CRI service, dialled when the first one comes and again when it was
-    /// gone. Call it inside a runtime.
+    /// Forwards calls to the socket of containerd's CRI service. The socket is dialled at the first
+    /// call, and again after a lost connection. Must be called inside a runtime.
     ///
     /// # Errors
-    /// When the path is none that a socket can be dialled by.
+    /// If no socket can be dialled by this path.
     pub fn new(
         containerd: &Path,
         credentials: CriCredentials,
@@ -54,8 +55,7 @@ impl ImageService {
             return self.forward(request).await;
         }
         let (parts, body) = request.into_parts();
-        let too_long =
-            |error| Status::resource_exhausted(format!("the request cannot be read: {error}"));
+        let too_long = |error| Status::resource_exhausted(format!("request not readable: {error}"));
         let body = Limited::new(body, MAX_MESSAGE)
             .collect()
             .await
@@ -69,12 +69,12 @@ impl ImageService {
         if let Some(noted) = noted
             && !answer.as_ref().is_ok_and(may_be_success)
         {
-            credentials.take_back(noted);
+            credentials.withdraw(noted);
         }
         answer
     }
 
-    fn note(&self, body: Bytes) -> Option<Noted> {
+    fn note(&self, body: Bytes) -> Option<RecordedLogin> {
         let pull: PullImageRequest = frame::message(body)?;
         self.credentials.note(&pull.image?.image, &pull.auth?)
     }
@@ -87,7 +87,8 @@ impl ImageService {
     }
 }
 
-/// Whether the call went well, as far as the head of the answer tells: refusals have no body, and their status there.
+/// Whether the call may have succeeded, as far as the head of the answer shows. A refusal has no
+/// body, so its status is in the head.
 fn may_be_success(response: &Response<Body>) -> bool {
     let status = response.headers().get(STATUS_HEADER);
     status.is_none_or(|status| Code::from_bytes(status.as_bytes()) == Code::Ok)

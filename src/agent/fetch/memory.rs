@@ -1,10 +1,10 @@
-//! How much memory chunks on their way may take, and whose come first.
+//! Limits the memory for chunks in transit. Readers come first.
 //!
 //! ```text
-//! ahead of readers ▶ half of all ─┐
-//! reads ──────────────────────────┴▶ a registry's share ▶ all
+//! prefetch ▶ half of all ─┐
+//! reads ──────────────────┴▶ a registry's share ▶ all
 //! ```
-//! Weights are taken in this order and given back together, so no one waits for a weight while others wait for theirs.
+//! Weights are taken in this order and released together, so there is no deadlock.
 
 use std::collections::HashMap;
 
@@ -13,42 +13,42 @@ use parking_lot::Mutex;
 use super::Reason;
 use crate::budget::{Budget, Full, Weight};
 
-/// What a run takes whatever its chunks: what HTTP holds of a body that is read piece by piece (hyper's buffer grows to
-/// 408 KiB), and what is known of the run itself.
+/// Memory of a run besides its chunks: HTTP's buffer for a body that is read piece by piece
+/// (hyper's buffer grows to 408 KiB), and the state of the run itself.
 const RUN: u64 = 512 << 10;
-/// Registries whose shares are remembered before those that nothing is fetched from are forgotten.
+/// Registries whose shares are remembered before the idle ones are forgotten.
 const MAX_SHARES: usize = 64;
 
-/// The memory for chunks on their way.
+/// The memory for chunks in transit.
 #[derive(Debug)]
 pub(super) struct Memory {
     all: Budget,
-    /// For what nobody waits for: readers always find the other half.
-    ahead: Budget,
-    /// By the name of the registry: one that is slow or hostile leaves a quarter to all others.
+    /// For prefetching: readers always find the other half.
+    prefetch: Budget,
+    /// By the name of the registry. A slow or hostile registry leaves a quarter to all others.
     shares: Mutex<HashMap<String, Budget>>,
 }
 
-/// The memory of one run, given back when dropped.
+/// The memory of one run, released on drop.
 #[derive(Debug)]
 pub(super) struct Taken {
-    _ahead: Option<Weight>,
+    _prefetch: Option<Weight>,
     _share: Weight,
     _all: Weight,
 }
 
 impl Memory {
     pub(super) fn new(bytes: u64) -> Self {
-        let ahead = Budget::new("fetch ahead", bytes / 2);
+        let prefetch = Budget::new("fetch ahead", bytes / 2);
         Self {
             all: Budget::new("fetch", bytes),
-            ahead,
+            prefetch,
             shares: Mutex::default(),
         }
     }
 
-    /// Takes what fetching chunks one after the other holds, of which the largest takes `bytes`; waits in order. A chunk
-    /// that is larger than all of the memory gets all of it.
+    /// Reserves memory for fetching chunks one after the other, the largest of which takes `bytes`.
+    /// Callers wait in order. A chunk that is larger than all of the memory gets all of it.
     pub(super) async fn take(
         &self,
         registry: &str,
@@ -56,14 +56,14 @@ impl Memory {
         reason: Reason,
     ) -> Result<Taken, Full> {
         let bytes = bytes.saturating_add(RUN);
-        let ahead = if reason == Reason::Read {
+        let prefetch = if reason == Reason::Read {
             None
         } else {
-            Some(take(&self.ahead, bytes).await?)
+            Some(take(&self.prefetch, bytes).await?)
         };
         let share = take(&self.share(registry), bytes).await?;
         Ok(Taken {
-            _ahead: ahead,
+            _prefetch: prefetch,
             _share: share,
             _all: take(&self.all, bytes).await?,
         })
@@ -82,7 +82,7 @@ impl Memory {
         share
     }
 
-    /// Bytes that nobody took.
+    /// Returns the free bytes.
     #[cfg(test)]
     pub(super) fn free(&self) -> u64 {
         self.all.free()
@@ -104,7 +104,7 @@ mod tests {
     #[tokio::test]
     async fn reads_find_room_while_everything_else_waits() {
         let memory = Memory::new(ALL);
-        let ahead = memory.take("a", ALL / 2, Reason::Background).await.unwrap();
+        let prefetch = memory.take("a", ALL / 2, Reason::Background).await.unwrap();
         assert!(
             memory
                 .take("b", 1, Reason::Profile)
@@ -116,7 +116,7 @@ mod tests {
             .now_or_never()
             .unwrap()
             .unwrap();
-        drop(ahead);
+        drop(prefetch);
         assert!(
             memory
                 .take("b", 1, Reason::Profile)
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_chunk_larger_than_all_of_it_is_fetched_alone() {
+    async fn a_chunk_larger_than_the_memory_is_fetched_alone() {
         let memory = Memory::new(ALL);
         let taken = memory.take("a", u64::MAX, Reason::Read).await.unwrap();
         assert!(memory.take("a", 1, Reason::Read).now_or_never().is_none());
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn shares_of_registries_that_are_idle_are_forgotten() {
+    async fn shares_of_idle_registries_are_forgotten() {
         let memory = Memory::new(ALL);
         let held = memory.take("held", 1, Reason::Read).await.unwrap();
         for number in 0..2 * MAX_SHARES {

@@ -1,11 +1,12 @@
-//! Gets chunks from a registry, each of them once, in memory of limited size.
+//! Fetches chunks from a registry, each only once, in memory of limited size.
 //!
 //! ```text
-//! chunks ▶ those held or on their way fall out ▶ runs of neighbours ▶ memory ▶ one request a run
-//!                                                        ┌── chunk by chunk ──┘
-//!                                                        └▶ decode (verifies) ▶ cache, and whoever waits
+//! chunks ▶ cached and pending ones are dropped ▶ runs of neighbours ▶ memory ▶ one request a run
+//!                                                  ┌───── chunk by chunk ─────────┘
+//!                                                  └▶ decode (verifies) ▶ cache, waiting readers
 //! ```
-//! A run goes on when its readers leave: the chunks that come are kept. One that has not begun yet does not begin then.
+//! A run continues when its readers leave: the chunks that arrive are cached. A run that has not
+//! begun by then is cancelled.
 
 mod memory;
 mod pending;
@@ -41,38 +42,38 @@ pub struct Blob {
     pub size: u64,
 }
 
-/// Why a chunk could not be had.
+/// The reason why a chunk could not be fetched.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum FetchError {
-    #[error("the registry did not give it: {0}")]
+    #[error("not returned by the registry: {0}")]
     Upstream(#[from] upstream::Error),
-    #[error("the registry gave other bytes: {0}")]
+    #[error("wrong bytes from the registry: {0}")]
     Wrong(#[source] Arc<estargz::chunk::ChunkError>),
-    #[error("the registry's answer ended too early")]
+    #[error("registry's answer ended too early")]
     Short,
-    #[error("the registry sends too slowly")]
+    #[error("registry sends too slowly")]
     Slow,
-    #[error("no memory for it: {0}")]
+    #[error("no memory for the chunk: {0}")]
     Full(#[from] Full),
-    #[error("nobody waits for it")]
+    #[error("no reader waits for it")]
     Unwanted,
-    #[error("the fetch was given up")]
+    #[error("fetch aborted")]
     Aborted,
 }
 
-/// Who wants a chunk.
+/// The reason for fetching a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
-    /// Something reads it.
+    /// A reader waits for it.
     Read,
-    /// It stands in front of the landmark.
+    /// It lies before the landmark.
     Prefetch,
-    /// Containers read it when they start, its profile says.
+    /// The image's profile says that containers read it at their start.
     Profile,
     Background,
 }
 
-/// What was fetched of a layer.
+/// Counters of the fetches for a layer.
 #[derive(Debug, Default)]
 pub struct Traffic {
     requests: AtomicU64,
@@ -80,19 +81,19 @@ pub struct Traffic {
     errors: AtomicU64,
 }
 
-/// Fetches for all layers; clones share the table of what is on its way, and the memory for it.
+/// Fetches chunks for all layers. Clones share the table of pending chunks and the memory for them.
 #[derive(Debug, Clone)]
 pub struct Fetcher {
     cache: Arc<Cache>,
     table: Table,
     memory: Arc<Memory>,
-    /// Runs that something waits for.
+    /// Runs that a reader waits for.
     urgent: Arc<AtomicUsize>,
     max_run: u64,
 }
 
 impl FetchError {
-    /// Whether the same request may well succeed in a while: the registry is away, or busy.
+    /// Whether the same request may succeed later: the registry is unreachable or busy.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Upstream(error) => error.is_transient(),
@@ -101,7 +102,8 @@ impl FetchError {
         }
     }
 
-    /// Whether the registry refuses us, for good or for as long as a token or a proxy of its own is broken.
+    /// Whether the registry denies access, permanently or while a token or a proxy of its own is
+    /// broken.
     pub fn is_denial(&self) -> bool {
         matches!(
             self,
@@ -138,7 +140,7 @@ impl Traffic {
         self.bytes[reason as usize].load(Ordering::Relaxed)
     }
 
-    /// Bytes that came for whatever reason.
+    /// Returns the bytes received, for any reason.
     pub fn received(&self) -> u64 {
         self.bytes
             .iter()
@@ -146,12 +148,12 @@ impl Traffic {
             .sum()
     }
 
-    /// Chunks that could not be had.
+    /// Returns the number of chunks that could not be fetched.
     pub fn errors(&self) -> u64 {
         self.errors.load(Ordering::Relaxed)
     }
 
-    /// Counts what opening the layer took.
+    /// Counts the requests and bytes for opening the layer.
     pub fn add(&self, requests: u64, bytes: u64, reason: Reason) {
         self.requests.fetch_add(requests, Ordering::Relaxed);
         self.count(bytes, reason);
@@ -175,8 +177,8 @@ impl Traffic {
 }
 
 impl Fetcher {
-    /// `max_run` is the most bytes of one request, a larger chunk's aside; `memory` the bytes that chunks on their way
-    /// take.
+    /// `max_run` is the most bytes of one request, unless a single chunk is larger. `memory` is the
+    /// number of bytes for chunks in transit.
     pub fn new(cache: Arc<Cache>, max_run: u64, memory: u64) -> Self {
         let (table, urgent, max_run) = (Table::default(), Arc::default(), max_run.max(1));
         Self {
@@ -196,15 +198,16 @@ impl Fetcher {
         self.max_run
     }
 
-    /// Whether something waits for bytes right now.
+    /// Whether a reader waits for bytes right now.
     pub fn is_urgent(&self) -> bool {
         self.urgent.load(Ordering::Relaxed) > 0
     }
 
-    /// Sends for the chunks of `blob` that a reader waits for, and for those `beside` them, as far as they are not held;
-    /// returns where each chunk is that the reader waits for. Does not wait.
+    /// Requests the chunks of `blob` that a reader waits for, and those `beside` them, except the
+    /// ones that are cached or pending. Returns the lookup of each chunk that the reader waits for.
+    /// Does not wait.
     ///
-    /// Holes are not to be among them. Call it inside a runtime.
+    /// The chunks must not be holes. Must be called inside a runtime.
     pub fn fetch(
         &self,
         blob: &Arc<Blob>,
@@ -220,7 +223,7 @@ impl Fetcher {
         found
     }
 
-    /// Sends for a chunk whose copy in the cache cannot be read.
+    /// Requests a chunk whose copy in the cache cannot be read.
     pub fn fetch_anew(&self, blob: &Arc<Blob>, chunk: &Chunk, traffic: &Arc<Traffic>) -> Lookup {
         let mut claimed = Vec::new();
         let found = self.table.look_up(chunk, None, &mut claimed);
@@ -234,22 +237,23 @@ impl Fetcher {
         }
     }
 
-    /// Fetches the chunks of `blob` that are not held, before anyone reads them; those on their way are waited for. What
-    /// was begun goes on when the caller leaves.
+    /// Fetches the chunks of `blob` that are not cached, before any reader needs them, and waits
+    /// for those that are already pending. Requests that have begun continue when the caller is
+    /// cancelled.
     ///
     /// # Errors
-    /// When one could not be had, after all the others arrived or did not.
-    pub async fn fetch_ahead(
+    /// If a chunk could not be fetched. Returned only after all the others have arrived or failed.
+    pub async fn prefetch(
         &self,
         blob: &Arc<Blob>,
         chunks: Vec<Chunk>,
         reason: Reason,
         traffic: &Arc<Traffic>,
     ) -> Result<(), FetchError> {
-        let missing: Vec<Wanted> = chunks
+        let missing: Vec<MissingChunk> = chunks
             .into_iter()
             .filter(|chunk| self.is_missing(chunk))
-            .map(Wanted)
+            .map(MissingChunk)
             .collect();
         let mut outcome = Ok(());
         for run in runs(missing, self.max_run) {
@@ -258,11 +262,12 @@ impl Fetcher {
         outcome
     }
 
-    /// Claims the chunks only once there is memory for them: a reader that comes meanwhile does not stand behind it.
+    /// Claims the chunks only once there is memory for them, so that a reader that comes meanwhile
+    /// does not queue behind them.
     async fn fetch_run(
         &self,
         blob: &Arc<Blob>,
-        run: ChunkRun<Wanted>,
+        run: ChunkRun<MissingChunk>,
         reason: Reason,
         traffic: &Arc<Traffic>,
     ) -> Result<(), FetchError> {
@@ -281,7 +286,7 @@ impl Fetcher {
             .collect();
         let mut taken = Some(taken);
         for run in runs(claimed, self.max_run) {
-            // They are neighbours still, and one run nearly always.
+            // The chunks are still neighbours, so this is nearly always one run.
             tokio::spawn(self.request(blob, reason, traffic).run(run, taken.take()));
         }
         drop(taken);
@@ -316,11 +321,11 @@ impl Fetcher {
     }
 }
 
-/// A chunk that is to be fetched ahead, and may be on its way.
+/// A chunk to be prefetched, which may already be pending.
 #[derive(Debug)]
-struct Wanted(Chunk);
+struct MissingChunk(Chunk);
 
-impl AsRef<Chunk> for Wanted {
+impl AsRef<Chunk> for MissingChunk {
     fn as_ref(&self) -> &Chunk {
         &self.0
     }

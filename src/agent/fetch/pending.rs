@@ -1,4 +1,4 @@
-//! The chunks that are on their way, each for all who want it.
+//! The pending chunks, each shared by all readers that wait for it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,10 +13,11 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use super::FetchError;
 use crate::agent::cache::Cache;
 
-/// A chunk's content, once it is here. Drop it soon: the run it came with goes on only then.
+/// A chunk's content, once it has arrived. Drop it soon, because the run that brought it continues
+/// only then.
 pub type ChunkFuture = Shared<BoxFuture<'static, Result<Content, FetchError>>>;
 
-/// A chunk's content on its way to whoever waits for it. Clones share it.
+/// A chunk's content for the readers that wait for it. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Content(Arc<Inner>);
 
@@ -26,11 +27,11 @@ struct Inner {
     _place: OwnedSemaphorePermit,
 }
 
-/// The table of what is on its way; clones share it.
+/// The table of pending chunks. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Table(Arc<Mutex<HashMap<Digest, ChunkFuture>>>);
 
-/// Where a chunk is.
+/// The state of a chunk.
 #[derive(Debug)]
 pub enum Lookup {
     /// In the cache.
@@ -38,7 +39,7 @@ pub enum Lookup {
     Pending(ChunkFuture),
 }
 
-/// A chunk that this process fetches. Its place in the table is given up when it is settled or dropped.
+/// A chunk that this process fetches. It leaves the table when it is settled or dropped.
 #[derive(Debug)]
 pub(super) struct PendingChunk {
     pub(super) chunk: Chunk,
@@ -61,8 +62,8 @@ impl Content {
 }
 
 impl Table {
-    /// Where the chunk is. One that is neither on its way nor held, or whose copy in the `cache` cannot be read, is put
-    /// into `claimed` for the caller to fetch.
+    /// Returns the chunk's state. A chunk that is neither pending nor cached, or whose copy in the
+    /// `cache` cannot be read (`None`), is added to `claimed`, and the caller must fetch it.
     pub(super) fn look_up(
         &self,
         chunk: &Chunk,
@@ -76,7 +77,8 @@ impl Table {
         if let Some(pending) = table.get(&digest) {
             return Lookup::Pending(pending.clone());
         }
-        // Asked under the lock: a chunk is in the cache before it leaves the table.
+        // The cache is checked under the lock, because a chunk is in the cache before it leaves the
+        // table.
         if cache.is_some_and(|cache| cache.holds(&digest)) {
             return Lookup::Held;
         }
@@ -95,9 +97,9 @@ impl Table {
         Lookup::Pending(pending)
     }
 
-    /// Whether somebody waits for the chunk.
+    /// Whether a reader waits for the chunk.
     pub(super) fn is_awaited(&self, digest: &Digest) -> bool {
-        // The table itself has one.
+        // The table itself holds one clone.
         self.0
             .lock()
             .get(digest)
@@ -114,7 +116,7 @@ impl PendingChunk {
     pub(super) fn settle(mut self, outcome: Result<Content, FetchError>) {
         self.leave();
         if let Some(done) = self.done.take() {
-            // Nobody may be waiting any more, which is no failure.
+            // It is not a failure if no reader waits any more.
             let _unheard = done.send(outcome);
         }
     }
@@ -154,12 +156,12 @@ mod tests {
     fn pending(lookup: Lookup) -> ChunkFuture {
         match lookup {
             Lookup::Pending(pending) => pending,
-            Lookup::Held => panic!("it is not held"),
+            Lookup::Held => panic!("chunk is not pending"),
         }
     }
 
     #[tokio::test]
-    async fn one_fetches_and_all_get_it() {
+    async fn one_reader_fetches_a_chunk_and_all_get_it() {
         let (table, mut claimed) = (Table::default(), Vec::new());
         let all =
             [1, 1, 2, 1].map(|number| pending(table.look_up(&chunk(number), None, &mut claimed)));
@@ -174,7 +176,7 @@ mod tests {
             assert_eq!(
                 places.available_permits(),
                 0,
-                "the place is taken as long as somebody holds the content"
+                "the place is taken as long as a reader holds the content"
             );
             assert_eq!(pending.await.unwrap().bytes(), b"x");
         }

@@ -1,4 +1,4 @@
-//! One run of chunks on its way: asked for, taken up where it was cut, and handed out chunk by chunk.
+//! One run of chunks in transit: requested, resumed after a cut, and delivered chunk by chunk.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -19,16 +19,18 @@ use super::{Blob, FetchError, Reason, Traffic};
 use crate::agent::cache::Cache;
 use crate::telemetry::limit::LineLimit;
 
-/// Bytes a second below which a registry is given up, over a whole run: a quarter of what the slowest links in use carry.
+/// The rate in bytes a second, over a whole run, below which a registry is given up: a quarter of
+/// the rate of the slowest links in use.
 const LEAST_RATE: u64 = 8 << 10;
-/// How long a run may take whatever its length: connecting, and a registry that is busy for a while.
+/// The time that every run gets besides: for connecting, and for a registry that is busy for a
+/// while.
 const LEAST_TIME: Duration = Duration::from_secs(120);
-/// The pause before a run that was cut is taken up.
+/// The pause before a run that was cut is resumed.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How often a chunk is asked for again whose bytes were wrong: other hosts may have the right ones.
+/// How often a chunk with wrong bytes is requested again: other hosts may have the right bytes.
 const MAX_WRONG: u32 = 2;
 
-/// What a run needs on its way.
+/// The context of a run.
 #[derive(Debug)]
 pub(super) struct Request {
     pub(super) blob: Arc<Blob>,
@@ -44,12 +46,13 @@ pub(super) struct Request {
 #[derive(Debug)]
 pub(super) struct Urgency(Arc<AtomicUsize>);
 
-/// A run under way.
-struct Way {
+/// A run in progress.
+struct Progress {
     chunks: VecDeque<PendingChunk>,
     end: u64,
     window: Window,
-    /// One place for a chunk that is inflated: the next one waits until nobody holds its content any more.
+    /// One place for an inflated chunk: the next chunk waits until no reader holds the content of
+    /// this one.
     places: Arc<Semaphore>,
     /// How often the bytes of the first chunk were wrong.
     wrong: u32,
@@ -69,20 +72,20 @@ impl Drop for Urgency {
 }
 
 impl Request {
-    /// Fetches the chunks of `run`, in memory that was `taken` or is waited for here.
+    /// Fetches the chunks of `run`. Uses the memory `taken`, or waits for memory.
     pub(super) async fn run(self, run: ChunkRun<PendingChunk>, taken: Option<Taken>) {
         let (bytes, ChunkRun { range, chunks, .. }) = (run.decoding_bytes(), run);
         let length = range.end - range.start;
         let places = Arc::new(Semaphore::new(1));
-        let mut way = Way {
+        let mut progress = Progress {
             chunks,
             end: range.end,
             window: Window::at(range.start),
             places,
             wrong: 0,
         };
-        if let Err(error) = self.fetch(&mut way, length, bytes, taken).await {
-            self.fail(way.chunks, &error);
+        if let Err(error) = self.fetch(&mut progress, length, bytes, taken).await {
+            self.fail(progress.chunks, &error);
         }
     }
 
@@ -102,27 +105,28 @@ impl Request {
             .for_each(|chunk| chunk.settle(Err(error.clone())));
     }
 
-    /// Takes chunks out of `way` as they are here; those left when it fails were not had.
+    /// Removes chunks from `progress` as they arrive. The chunks that are left after an error were
+    /// not fetched.
     async fn fetch(
         &self,
-        way: &mut Way,
+        progress: &mut Progress,
         length: u64,
         bytes: u64,
         taken: Option<Taken>,
     ) -> Result<(), FetchError> {
         let taken = match taken {
             Some(taken) => taken,
-            None => self.memory(way, bytes).await?,
+            None => self.memory(progress, bytes).await?,
         };
         let deadline = Instant::now() + LEAST_TIME + Duration::from_secs(length / LEAST_RATE);
-        let outcome = tokio::time::timeout_at(deadline, self.all(way)).await;
-        // The last content counts until whoever waited for it has taken a part.
-        drop(way.place().await);
+        let outcome = tokio::time::timeout_at(deadline, self.all(progress)).await;
+        // The last content counts until its readers have copied their parts.
+        drop(progress.place().await);
         drop(taken);
         outcome.map_err(|_elapsed| FetchError::Slow)?
     }
 
-    async fn memory(&self, way: &Way, bytes: u64) -> Result<Taken, FetchError> {
+    async fn memory(&self, progress: &Progress, bytes: u64) -> Result<Taken, FetchError> {
         let registry = self.blob.source.name();
         if let Some(taken) = self
             .memory
@@ -132,8 +136,8 @@ impl Request {
             return Ok(taken?);
         }
         let taken = self.memory.take(registry, bytes, self.reason).await?;
-        // Readers may have given up meanwhile.
-        let is_wanted = way
+        // The readers may have left meanwhile.
+        let is_wanted = progress
             .chunks
             .iter()
             .any(|chunk| self.table.is_awaited(&chunk.digest));
@@ -144,18 +148,18 @@ impl Request {
         }
     }
 
-    /// Asks until all is here, as long as each attempt brings something.
-    async fn all(&self, way: &mut Way) -> Result<(), FetchError> {
+    /// Sends requests until all chunks have arrived, as long as each attempt makes progress.
+    async fn all(&self, progress: &mut Progress) -> Result<(), FetchError> {
         loop {
-            let before = way.window.end();
-            let Err(error) = self.attempt(way).await else {
+            let before = progress.window.end();
+            let Err(error) = self.attempt(progress).await else {
                 return Ok(());
             };
             match error {
-                // Another host may have the right ones.
+                // Another host may have the right bytes.
                 FetchError::Wrong(_) => {}
-                error if error.is_transient() && way.window.end() > before => {
-                    tracing::debug!(layer = %self.blob.digest, at = way.window.end(), %error, "run taken up where it was cut");
+                error if error.is_transient() && progress.window.end() > before => {
+                    tracing::debug!(layer = %self.blob.digest, at = progress.window.end(), %error, "run resumed after a cut");
                 }
                 error => return Err(error),
             }
@@ -163,7 +167,7 @@ impl Request {
         }
     }
 
-    async fn attempt(&self, way: &mut Way) -> Result<(), FetchError> {
+    async fn attempt(&self, progress: &mut Progress) -> Result<(), FetchError> {
         self.traffic.count_request();
         let Blob {
             source,
@@ -171,43 +175,43 @@ impl Request {
             digest,
             ..
         } = &*self.blob;
-        let range = way.window.end()..way.end;
+        let range = progress.window.end()..progress.end;
         let mut body = source
             .blob_for(repository, digest, range.clone(), self.reason.purpose())
             .await?;
         if body.range.start != range.start {
             return Err(FetchError::Short);
         }
-        while let Some(next) = way.chunks.front() {
+        while let Some(next) = progress.chunks.front() {
             let wanted = next.chunk.range.clone();
-            way.window.forget_before(wanted.start);
-            while way.window.get(&wanted).is_none() {
+            progress.window.forget_before(wanted.start);
+            while progress.window.get(&wanted).is_none() {
                 let piece = body.stream.next().await.ok_or(FetchError::Short)??;
                 self.traffic.count(piece.len() as u64, self.reason);
-                way.window.push(&piece);
-                way.window.forget_before(wanted.start);
+                progress.window.push(&piece);
+                progress.window.forget_before(wanted.start);
             }
-            let Some(place) = way.place().await else {
+            let Some(place) = progress.place().await else {
                 return Err(FetchError::Aborted);
             };
-            match self.decode(way, &wanted, place).await {
-                Err(FetchError::Wrong(error)) if way.wrong < MAX_WRONG => {
-                    way.wrong += 1;
+            match self.decode(progress, &wanted, place).await {
+                Err(FetchError::Wrong(error)) if progress.wrong < MAX_WRONG => {
+                    progress.wrong += 1;
                     if let Some(origin) = &body.origin {
                         origin.report_bad();
                     }
-                    way.window = Window::at(wanted.start);
+                    progress.window = Window::at(wanted.start);
                     return Err(FetchError::Wrong(error));
                 }
-                outcome => self.settle(way, outcome),
+                outcome => self.settle(progress, outcome),
             }
         }
         Ok(())
     }
 
-    fn settle(&self, way: &mut Way, outcome: Result<Content, FetchError>) {
-        way.wrong = 0;
-        let Some(pending) = way.chunks.pop_front() else {
+    fn settle(&self, progress: &mut Progress, outcome: Result<Content, FetchError>) {
+        progress.wrong = 0;
+        let Some(pending) = progress.chunks.pop_front() else {
             return;
         };
         if let Err(error) = &outcome {
@@ -223,14 +227,14 @@ impl Request {
         pending.settle(outcome);
     }
 
-    /// The content of the first chunk, cached as well.
+    /// Decodes the first chunk and caches its content.
     async fn decode(
         &self,
-        way: &mut Way,
+        progress: &mut Progress,
         range: &Range<u64>,
         place: OwnedSemaphorePermit,
     ) -> Result<Content, FetchError> {
-        let Some((chunk, digest)) = way
+        let Some((chunk, digest)) = progress
             .chunks
             .front()
             .map(|next| (next.chunk.clone(), next.digest))
@@ -238,7 +242,7 @@ impl Request {
             return Err(FetchError::Aborted);
         };
         let (cache, range) = (Arc::clone(&self.cache), range.clone());
-        let window = std::mem::replace(&mut way.window, Window::at(range.start));
+        let window = std::mem::replace(&mut progress.window, Window::at(range.start));
         let work = move || {
             let decoded = chunk
                 .decode(window.get(&range).unwrap_or_default())
@@ -251,15 +255,15 @@ impl Request {
         let (window, decoded) = tokio::task::spawn_blocking(work)
             .await
             .map_err(|_panicked| FetchError::Aborted)?;
-        way.window = window;
+        progress.window = window;
         decoded
             .map(|bytes| Content::new(bytes, place))
             .map_err(|error| FetchError::Wrong(Arc::new(error)))
     }
 }
 
-impl Way {
-    /// Waits until the content of the chunk before is gone.
+impl Progress {
+    /// Waits until the content of the previous chunk is dropped.
     async fn place(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.places).acquire_owned().await.ok()
     }

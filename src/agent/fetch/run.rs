@@ -1,4 +1,4 @@
-//! Which chunks are asked for together.
+//! Groups chunks into requests.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -7,10 +7,11 @@ use estargz::Chunk;
 
 use super::pending::PendingChunk;
 
-/// Bytes between two chunks that are fetched along rather than asked around: about what a round trip costs.
+/// Most bytes between two chunks that are fetched along with them instead of being skipped: about
+/// the cost of a round trip.
 pub const MAX_GAP: u64 = 64 << 10;
-/// Most chunks of a run, and most bytes they are inflated to for each byte of the longest request, a larger chunk aside:
-/// chunks may lie in the same bytes, as many as a TOC likes.
+/// Most chunks of a run, and most inflated bytes of a run for each byte of the longest request
+/// (unless a single chunk has more). Chunks may lie in the same bytes, as many as a TOC lists.
 const MAX_CHUNKS: usize = 4096;
 const MAX_INFLATION: u64 = 8;
 
@@ -46,7 +47,7 @@ impl<T: AsRef<Chunk>> ChunkRun<T> {
         self.chunks.push_back(chunk);
     }
 
-    /// Bytes that decoding the largest of the chunks takes.
+    /// Returns the memory that decoding the largest of the chunks takes.
     pub(super) fn decoding_bytes(&self) -> u64 {
         self.chunks
             .iter()
@@ -56,12 +57,12 @@ impl<T: AsRef<Chunk>> ChunkRun<T> {
     }
 }
 
-/// Bytes that are inflated for a chunk.
+/// Returns the bytes that are inflated for a chunk.
 fn inflated(chunk: &Chunk) -> u64 {
     chunk.inner_offset.saturating_add(chunk.size)
 }
 
-/// Puts neighbours together, up to `max` bytes of the blob.
+/// Groups neighbours into runs of up to `max` bytes of the blob.
 pub(super) fn runs<T: AsRef<Chunk>>(mut chunks: Vec<T>, max: u64) -> Vec<ChunkRun<T>> {
     chunks.sort_by_key(|chunk| (chunk.as_ref().range.start, chunk.as_ref().range.end));
     let mut runs: Vec<ChunkRun<T>> = Vec::new();
@@ -88,18 +89,18 @@ mod tests {
     use super::*;
 
     #[derive(Debug)]
-    struct Wanted(Chunk);
+    struct MissingChunk(Chunk);
 
-    impl AsRef<Chunk> for Wanted {
+    impl AsRef<Chunk> for MissingChunk {
         fn as_ref(&self) -> &Chunk {
             &self.0
         }
     }
 
-    fn chunk(range: &Range<u64>, size: u64) -> Wanted {
+    fn chunk(range: &Range<u64>, size: u64) -> MissingChunk {
         let digest = Some(Digest::of(format!("{range:?}").as_bytes()));
         let range = range.clone();
-        Wanted(Chunk {
+        MissingChunk(Chunk {
             range,
             inner_offset: 0,
             file_offset: 0,
@@ -109,7 +110,7 @@ mod tests {
         })
     }
 
-    /// The first and last byte's neighbour of each run.
+    /// Returns the start and end of each run.
     fn requests(ranges: &[Range<u64>], max: u64) -> Vec<(u64, u64)> {
         let chunks = ranges.iter().map(|range| chunk(range, 1)).collect();
         runs(chunks, max)
@@ -119,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_are_asked_for_together() {
+    fn neighbours_are_requested_together() {
         assert_eq!(requests(&[20..30, 0..10, 10..20], 100), [(0, 30)]);
         let near = [0..10, 10 + MAX_GAP..20 + MAX_GAP];
         assert_eq!(requests(&near, 1 << 20), [(0, 20 + MAX_GAP)]);
@@ -145,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_in_the_same_bytes_do_not_multiply_without_end() {
+    fn chunks_in_the_same_bytes_make_runs_of_limited_size() {
         let same = |size| (0..20).map(|_| chunk(&(0..50), size)).collect::<Vec<_>>();
         let counts = |chunks| {
             runs(chunks, 100)
@@ -161,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_weighs_what_its_largest_chunk_takes() {
+    fn a_run_weighs_as_much_as_its_largest_chunk() {
         let chunks = vec![
             chunk(&(0..10), 30),
             chunk(&(10..30), 70),

@@ -1,11 +1,11 @@
-//! The bytes of a blob between the next chunk and where its body has come to.
+//! The bytes of a blob that have arrived and are not decoded yet.
 
 use std::ops::Range;
 
-/// How much room is made at least: as much as HTTP gives in a piece.
+/// The least room that is allocated: as much as one piece of an HTTP body.
 const ROOM: usize = 512 << 10;
 
-/// Bytes of a blob on their way to its chunks: no more than the next chunk's and one piece of the body.
+/// Bytes of a blob before decoding: no more than those of the next chunk and one piece of the body.
 #[derive(Debug)]
 pub(super) struct Window {
     start: u64,
@@ -20,13 +20,13 @@ impl Window {
         }
     }
 
-    /// Where the next bytes belong.
+    /// Returns the offset in the blob at which the next bytes belong.
     pub(super) fn end(&self) -> u64 {
         self.start + self.bytes.len() as u64
     }
 
     pub(super) fn push(&mut self, piece: &[u8]) {
-        // Half as much again, where a vector would double: a chunk takes tens of megabytes at most.
+        // Grows by half, where a vector would double: a chunk takes tens of megabytes at most.
         if self.bytes.capacity() - self.bytes.len() < piece.len() {
             self.bytes
                 .reserve_exact(piece.len().max(self.bytes.len() / 2).max(ROOM));
@@ -34,7 +34,7 @@ impl Window {
         self.bytes.extend_from_slice(piece);
     }
 
-    /// Drops what lies before `start`.
+    /// Drops the bytes before `start`.
     pub(super) fn forget_before(&mut self, start: u64) {
         let before = start
             .saturating_sub(self.start)
@@ -44,7 +44,7 @@ impl Window {
         self.start += before;
     }
 
-    /// The bytes at `range`, if they are here.
+    /// Returns the bytes at `range`, if they have arrived.
     pub(super) fn get(&self, range: &Range<u64>) -> Option<&[u8]> {
         let start = usize::try_from(range.start.checked_sub(self.start)?).ok()?;
         let end = usize::try_from(range.end.checked_sub(self.start)?).ok()?;
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_window_gives_members_as_they_come() {
+    fn a_window_returns_members_as_they_arrive() {
         let mut window = Window::at(100);
         assert_eq!(window.get(&(102..105)), None);
         window.push(b"abcde");
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_grows_little_beyond_what_it_holds() {
+    fn a_window_grows_little_beyond_its_content() {
         let mut window = Window::at(0);
         for _ in 0..1000 {
             window.push(&[0; 16 << 10]);

@@ -1,4 +1,4 @@
-//! What the kernel is told of a file.
+//! File attributes in the form that the kernel expects.
 
 use std::time::{Duration, SystemTime};
 
@@ -8,13 +8,33 @@ use fuser::{FileAttr, FileType, INodeNo};
 use crate::agent::tree::Attributes;
 
 pub(super) const BLOCK: u32 = 4096;
-/// As large as one block of stat(2)'s `st_blocks`.
+/// The unit of stat(2)'s `st_blocks`.
 const STAT_BLOCK: u64 = 512;
+
+/// The answer for a missing name that the kernel should remember: inode 0
+/// (`fuse_entry_out.nodeid`).
+pub(super) const ABSENT: FileAttr = FileAttr {
+    ino: INodeNo(0),
+    size: 0,
+    blocks: 0,
+    atime: SystemTime::UNIX_EPOCH,
+    mtime: SystemTime::UNIX_EPOCH,
+    ctime: SystemTime::UNIX_EPOCH,
+    crtime: SystemTime::UNIX_EPOCH,
+    kind: FileType::RegularFile,
+    perm: 0,
+    nlink: 0,
+    uid: 0,
+    gid: 0,
+    rdev: 0,
+    blksize: BLOCK,
+    flags: 0,
+};
 
 pub(super) fn file_type(kind: Kind) -> FileType {
     match kind {
         Kind::Directory => FileType::Directory,
-        // A layer with such a link is never mounted.
+        // A layer with a dangling link is never mounted.
         Kind::File | Kind::DanglingLink => FileType::RegularFile,
         Kind::Symlink => FileType::Symlink,
         Kind::CharDevice => FileType::CharDevice,
@@ -60,7 +80,7 @@ fn time(
     time.unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
-/// As the kernel takes device numbers from user space (`new_decode_dev`).
+/// Encodes a device number as the kernel reads it from user space (`new_decode_dev`).
 fn rdev((major, minor): (u32, u32)) -> u32 {
     (minor & 0xff) | (major & 0xfff) << 8 | (minor & !0xff) << 12
 }
@@ -70,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_before_1970_and_far_ahead_are_taken() {
+    fn times_before_1970_and_in_the_far_future_are_converted() {
         let at = |seconds, nanoseconds| {
             time(Time {
                 seconds,
@@ -89,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn device_numbers_are_the_kernels() {
+    fn device_numbers_are_encoded_as_the_kernel_reads_them() {
         assert_eq!(rdev((8, 1)), 0x801);
         assert_eq!(rdev((259, 0x12345)), 0x1231_0345);
     }

@@ -1,36 +1,32 @@
-//! Which features the agent asks the kernel for. docs/KERNEL.md has the reason for each one, asked for or not.
+//! The features that the agent requests from the kernel. docs/KERNEL.md gives the reason for each
+//! one, requested or not.
 
 use fuser::{InitFlags, KernelConfig};
 
+use crate::agent::layer_mount::LayerMount;
 use crate::agent::request_timeout::ReadLimits;
 
-/// Asked for where the kernel has them.
+/// Requested if the kernel has them.
 const WANTED: [InitFlags; 7] = [
     InitFlags::FUSE_DO_READDIRPLUS,
     InitFlags::FUSE_READDIRPLUS_AUTO,
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_CACHE_SYMLINKS,
+    InitFlags::FUSE_NO_OPEN_SUPPORT,
     InitFlags::FUSE_NO_OPENDIR_SUPPORT,
-    // Access control lists of an image's files decide who may read them.
-    InitFlags::FUSE_POSIX_ACL,
     // Pods with a user namespace see their own owners without a copy of the image.
     InitFlags::FUSE_ALLOW_IDMAP,
 ];
 
-/// Answers the kernel's greeting. Whether files can be read without the agent.
-pub(super) fn greet(
-    config: &mut KernelConfig,
-    limits: &ReadLimits,
-    wants_passthrough: bool,
-) -> bool {
+/// Answers the kernel's INIT request.
+pub(super) fn negotiate(config: &mut KernelConfig, mount: LayerMount, limits: &ReadLimits) {
     for flag in WANTED {
-        // A kernel that lacks it does without.
+        // A kernel without the feature works too.
         let _lacking = config.add_capabilities(flag);
     }
+    // Access control lists restrict the readers of an image's files. They are extended attributes.
+    if mount == LayerMount::Full {
+        let _lacking = config.add_capabilities(InitFlags::FUSE_POSIX_ACL);
+    }
     let _kept = config.set_max_background(limits.max_background);
-    // The backing files lie below this file system, overlayfs above: the kernel's limit is two, so no overlay can lie
-    // on a container's.
-    wants_passthrough
-        && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
-        && config.set_max_stack_depth(1).is_ok()
 }

@@ -1,135 +1,97 @@
-//! Answers the kernel's FUSE requests from a [`FileSystem`]. The only place that knows errno.
+//! Answers the kernel's FUSE requests from a [`FileSystem`]. Only this module uses errno.
 //!
-//! What is on this node is answered at once on the thread that read the request; what has to be fetched is answered
-//! when it is there, or with EIO when that takes too long.
+//! Requests for data on this node are answered at once, on the thread that read the request. Other
+//! reads are answered when their bytes have been fetched, or with EIO if that takes too long.
 //!
-//! Every request has an answer here: the defaults of `fuser` write a line to the log for each, and containers can send
-//! as many as they like. docs/KERNEL.md says which requests the kernel sends, and why each is answered as it is.
+//! Every request has an answer here: the defaults of `fuser` write a line to the log for each
+//! request, and containers can send as many as they like. docs/KERNEL.md lists the requests that
+//! the kernel sends, and the reason for each answer.
 
 mod attributes;
 mod init;
 
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    AccessFlags, BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FileType,
-    Filesystem, FopenFlags, Generation, INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenAccMode,
-    OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock,
-    ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
-    WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FileType, Filesystem,
+    Generation, INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags,
+    PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen,
+    ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
-use parking_lot::Mutex;
 use rustix::ioctl::{Opcode, opcode};
 use tokio::runtime::Handle;
 
-use super::filesystem::{Error, FileSystem, Listed, Opened};
-use super::opens::{How, Opens};
-use super::passthrough;
+use super::filesystem::{Error, FileSystem, Listed};
+use super::layer_mount::LayerMount;
+use super::mount::ROOT_INODE;
 use super::patience::patiently;
 use super::request_timeout::ReadLimits;
 use crate::telemetry::limit::LineLimit;
 use crate::telemetry::metrics::metrics;
 use attributes::{BLOCK, attr, file_type};
 
-/// Nothing ever changes but that layers come and go, of which the kernel is told.
+/// Nothing ever changes, except that layers come and go, and the kernel is notified of that.
 const FOREVER: Duration = Duration::MAX;
 const GENERATION: Generation = Generation(0);
-/// Files have no state of their own.
-const HANDLE: FileHandle = FileHandle(0);
 /// `.` and `..` come before the names.
 const DOTS: u64 = 2;
 /// The longest file name.
 const NAME_LEN: u32 = 255;
-/// Marks the number of a request that the kernel sends once more (`FUSE_UNIQUE_RESEND`).
+/// The bit in the number of a request that the kernel sends again (`FUSE_UNIQUE_RESEND`).
 const UNIQUE_RESEND: u64 = 1 << 63;
-/// `FS_IOC_GETFLAGS` and `FS_IOC_FSGETXATTR`: which flags a file has. overlayfs asks for every file that it copies.
+/// `FS_IOC_GETFLAGS` and `FS_IOC_FSGETXATTR`: the flags of a file. overlayfs requests them for
+/// every file that it copies.
 const FILE_FLAGS: [Opcode; 2] = [
     opcode::read::<isize>(b'f', 1),
     opcode::read::<[u8; 28]>(b'X', 31),
 ];
-/// As long as the longer answer to these.
+/// The length of the longer answer to these.
 const MAX_FILE_FLAGS: usize = 28;
 
-/// The kernel's side of the file system.
+/// Answers the kernel's requests from the file system.
 #[derive(Debug)]
 pub struct Adapter {
     filesystem: FileSystem,
-    opens: Arc<Mutex<Opens>>,
-    device: OwnedFd,
+    mount: LayerMount,
     runtime: Handle,
     limits: ReadLimits,
-    passthrough: bool,
 }
 
 impl Adapter {
     pub fn new(
         filesystem: FileSystem,
-        opens: Opens,
-        device: OwnedFd,
+        mount: LayerMount,
         runtime: Handle,
         limits: ReadLimits,
-        passthrough: bool,
     ) -> Self {
         Self {
             filesystem,
-            opens: Arc::new(Mutex::new(opens)),
-            device,
+            mount,
             runtime,
             limits,
-            passthrough,
         }
-    }
-
-    /// Opens the file as it is open already, else through its backing file if it has one.
-    fn answer_open(&self, inode: u64, opened: &Opened, reply: ReplyOpen) {
-        // Looked for before the table is locked: a file that was never compared with its digest is read whole.
-        let is_open = || self.opens.lock().how(inode).is_some();
-        let file = if self.passthrough && !is_open() {
-            opened.backing()
-        } else {
-            None
-        };
-        let mut opens = self.opens.lock();
-        let how = opens
-            .how(inode)
-            .unwrap_or_else(|| self.best_way(file.as_ref()));
-        if let Err(error) = opens.add(inode, how) {
-            report_table(&error);
-            return reply.error(Errno::EIO);
-        }
-        match how {
-            How::Cached => reply.opened(
-                HANDLE,
-                FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
-            ),
-            How::Passthrough(backing) => passthrough::answer(reply, HANDLE, backing),
-        }
-    }
-
-    fn best_way(&self, file: Option<&File>) -> How {
-        // The kernel may have no such thing, or the cache lies on a file system that cannot back another.
-        let backing = file.and_then(|file| BackingId::create_raw(self.device.as_fd(), file).ok());
-        backing.map_or(How::Cached, How::Passthrough)
     }
 }
 
 impl Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        self.passthrough = init::greet(config, &self.limits, self.passthrough);
+        init::negotiate(config, self.mount, &self.limits);
         Ok(())
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        count("lookup");
         match self.filesystem.lookup(parent.0, name.as_bytes()) {
             Ok((inode, attributes)) => reply.entry(&FOREVER, &attr(inode, &attributes), GENERATION),
+            // Layers never change, but they come and go in the root.
+            Err(Error::NotFound) if parent.0 != ROOT_INODE => {
+                reply.entry(&FOREVER, &attributes::ABSENT, GENERATION);
+            }
             Err(error) => reply.error(errno(error)),
         }
     }
@@ -141,6 +103,7 @@ impl Filesystem for Adapter {
         _handle: Option<FileHandle>,
         reply: ReplyAttr,
     ) {
+        count("getattr");
         match self.filesystem.attributes(inode.0) {
             Ok(attributes) => reply.attr(&FOREVER, &attr(inode.0, &attributes)),
             Err(error) => reply.error(errno(error)),
@@ -148,20 +111,18 @@ impl Filesystem for Adapter {
     }
 
     fn readlink(&self, _request: &Request, inode: INodeNo, reply: ReplyData) {
+        count("readlink");
         match self.filesystem.target(inode.0) {
             Ok(target) => reply.data(&target),
             Err(error) => reply.error(errno(error)),
         }
     }
 
-    fn open(&self, _request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        if flags.acc_mode() != OpenAccMode::O_RDONLY {
-            return reply.error(Errno::EROFS);
-        }
-        match self.filesystem.open(inode.0) {
-            Ok(opened) => self.answer_open(inode.0, &opened, reply),
-            Err(error) => reply.error(errno(error)),
-        }
+    /// Not needed: a file has no state, and after ENOSYS the kernel opens files by itself and keeps
+    /// their pages.
+    fn open(&self, _request: &Request, _inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        count("open");
+        reply.error(Errno::ENOSYS);
     }
 
     fn read(
@@ -175,13 +136,14 @@ impl Filesystem for Adapter {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        count("read");
         let length = u64::from(size);
         let opened = match self.filesystem.read(inode.0, offset, length) {
             Ok(opened) => opened,
             Err(error) => return reply.error(errno(error)),
         };
         if let Some(bytes) = opened.read_held(offset, length) {
-            count("held");
+            count_read("held");
             return reply.data(&bytes);
         }
         let is_resent = request.unique().0 & UNIQUE_RESEND != 0;
@@ -194,11 +156,11 @@ impl Filesystem for Adapter {
         self.runtime.spawn(async move {
             match patiently(limit, most, || opened.received(), opened.read(offset, length)).await {
                 Some(Ok(bytes)) => {
-                    count("fetched");
+                    count_read("fetched");
                     waiting.answer(&bytes);
                 }
-                // What went wrong was told where it did.
-                Some(Err(_told)) => waiting.fail(),
+                // The error was logged where it happened.
+                Some(Err(_logged)) => waiting.fail(),
                 None => {
                     static LINES: LineLimit = LineLimit::new();
                     if let Some(dropped) = LINES.pass() {
@@ -213,24 +175,18 @@ impl Filesystem for Adapter {
     fn release(
         &self,
         _request: &Request,
-        inode: INodeNo,
+        _inode: INodeNo,
         _handle: FileHandle,
         _flags: OpenFlags,
         _owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        // Answered within the lock and before it is counted: see `opens`.
-        let mut opens = self.opens.lock();
+        count("release");
         reply.ok();
-        match opens.remove(inode.0) {
-            Ok(Some(backing)) => passthrough::close(&self.device, backing),
-            Ok(None) => {}
-            Err(error) => report_table(&error),
-        }
     }
 
-    /// Not needed; kernels before Linux 5.16 ask for it all the same, once.
+    /// Not needed. Kernels before Linux 5.16 send it all the same, once.
     fn flush(
         &self,
         _request: &Request,
@@ -239,11 +195,13 @@ impl Filesystem for Adapter {
         _owner: LockOwner,
         reply: ReplyEmpty,
     ) {
+        count("flush");
         reply.error(Errno::ENOSYS);
     }
 
-    /// Directories need no opening, and the kernel does not ask again once it knows.
+    /// Not needed: directories need no opening, and after ENOSYS the kernel does not ask again.
     fn opendir(&self, _request: &Request, _inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        count("opendir");
         reply.error(Errno::ENOSYS);
     }
 
@@ -255,6 +213,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
+        count("readdir");
         for dot in offset..DOTS {
             if reply.add(inode, dot + 1, FileType::Directory, dot_name(dot)) {
                 return reply.ok();
@@ -290,6 +249,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        count("readdirplus");
         let own = match self.filesystem.attributes(inode.0) {
             Ok(attributes) => attr(inode.0, &attributes),
             Err(error) => return reply.error(errno(error)),
@@ -332,14 +292,21 @@ impl Filesystem for Adapter {
         size: u32,
         reply: ReplyXattr,
     ) {
+        count("getxattr");
+        // ENOSYS: the kernel sends no more of these requests on this connection, for any file.
+        if self.mount == LayerMount::NoXattr {
+            return reply.error(Errno::ENOSYS);
+        }
         answer_xattr(self.filesystem.xattr(inode.0, name.as_bytes()), size, reply);
     }
 
     fn listxattr(&self, _request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
+        count("listxattr");
         answer_xattr(self.filesystem.xattrs(inode.0), size, reply);
     }
 
     fn statfs(&self, _request: &Request, _inode: INodeNo, reply: ReplyStatfs) {
+        count("statfs");
         reply.statfs(0, 0, 0, self.filesystem.inodes(), 0, BLOCK, NAME_LEN, BLOCK);
     }
 
@@ -355,6 +322,7 @@ impl Filesystem for Adapter {
         output_len: u32,
         reply: ReplyIoctl,
     ) {
+        count("ioctl");
         let length = usize::try_from(output_len).unwrap_or(usize::MAX);
         match [0; MAX_FILE_FLAGS].get(..length) {
             Some(flags) if FILE_FLAGS.contains(&command) => reply.ioctl(0, flags),
@@ -362,7 +330,8 @@ impl Filesystem for Adapter {
         }
     }
 
-    // ENOSYS to the requests from here on means: the kernel does it by itself and does not ask again.
+    // ENOSYS as the answer to a request from here on means: the kernel does it by itself and does
+    // not ask again.
 
     fn releasedir(
         &self,
@@ -398,6 +367,7 @@ impl Filesystem for Adapter {
     }
 
     fn access(&self, _request: &Request, _inode: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        count("access");
         reply.error(Errno::ENOSYS);
     }
 
@@ -465,6 +435,7 @@ impl Filesystem for Adapter {
         _whence: i32,
         reply: ReplyLseek,
     ) {
+        count("lseek");
         reply.error(Errno::ENOSYS);
     }
 
@@ -484,7 +455,7 @@ impl Filesystem for Adapter {
         reply.error(Errno::ENOSYS);
     }
 
-    // The mount is read-only: the kernel refuses what follows before it asks.
+    // The mount is read-only: the kernel refuses the following requests by itself.
 
     fn setattr(
         &self,
@@ -634,33 +605,33 @@ impl Filesystem for Adapter {
     }
 }
 
-/// A disk without room fails every open of every container.
-fn report_table(error: &io::Error) {
-    static LINES: LineLimit = LineLimit::new();
-    if let Some(dropped) = LINES.pass() {
-        tracing::error!(%error, dropped, "table of open files not written");
-    }
-}
-
 fn answer_xattr(found: Result<Vec<u8>, Error>, size: u32, reply: ReplyXattr) {
     match found {
         Err(error) => reply.error(errno(error)),
-        // Asked for the length alone.
+        // Only the length was requested.
         Ok(bytes) if size == 0 => reply.size(u32::try_from(bytes.len()).unwrap_or(u32::MAX)),
         Ok(bytes) if bytes.len() as u64 > u64::from(size) => reply.error(Errno::ERANGE),
         Ok(bytes) => reply.data(&bytes),
     }
 }
 
-fn count(source: &'static str) {
+/// Counts a request of the kernel, by operation.
+fn count(operation: &'static str) {
+    metrics()
+        .agent_requests
+        .get_or_create(&[("operation", operation)])
+        .inc();
+}
+
+fn count_read(source: &'static str) {
     metrics()
         .agent_reads
         .get_or_create(&[("source", source)])
         .inc();
 }
 
-/// A read that is answered when its bytes are here. One that the agent's end cuts off is left to the next agent: `fuser`
-/// would answer a dropped reply with EIO.
+/// A read that is answered when its bytes have arrived. If the agent ends first, the read is left
+/// to the next agent: `fuser` would answer a dropped reply with EIO.
 #[derive(Debug)]
 struct Waiting(Option<ReplyData>);
 
@@ -681,7 +652,7 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        // After a panic nobody will answer but this one.
+        // After a panic nothing else will answer, so the reply is dropped, which answers EIO.
         if let Some(reply) = self.0.take()
             && !std::thread::panicking()
         {

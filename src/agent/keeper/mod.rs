@@ -1,4 +1,5 @@
-//! Who keeps descriptors while the agent is restarted: systemd, or a process that does nothing else.
+//! The keeper: holds descriptors while the agent restarts. It is systemd, or a process with no
+//! other task.
 
 mod process;
 mod systemd;
@@ -12,7 +13,7 @@ use super::config::KeeperKind;
 use process::ProcessKeeper;
 pub use process::serve;
 
-/// Keeps descriptors by name.
+/// Holds descriptors by name.
 #[derive(Debug)]
 pub enum Keeper {
     Systemd,
@@ -20,14 +21,15 @@ pub enum Keeper {
     Nobody,
 }
 
-/// What was kept.
+/// The held descriptors.
 pub type Kept = BTreeMap<String, OwnedFd>;
 
 impl Keeper {
-    /// Finds or starts the keeper of the agent with this root, and takes back what it has.
+    /// Finds or starts the keeper of the agent with this root, and returns the descriptors that it
+    /// holds.
     ///
     /// # Errors
-    /// When there is none and none can be started.
+    /// If there is none and none can be started.
     pub fn open(kind: KeeperKind, root: &Path) -> io::Result<(Self, Kept)> {
         match kind {
             KeeperKind::None => Ok((Self::Nobody, Kept::new())),
@@ -40,7 +42,7 @@ impl Keeper {
         }
     }
 
-    /// Hands over a descriptor, in place of one that had the name.
+    /// Gives the keeper a descriptor, which replaces the previous one of that name.
     pub fn keep(&self, name: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
         match self {
             Self::Systemd => systemd::keep(name, fd),
@@ -49,7 +51,8 @@ impl Keeper {
         }
     }
 
-    /// Hands over a mount that is in no directory, which a descriptor of `O_PATH` stands for. systemd takes none of these.
+    /// Gives the keeper a mount that is in no directory, as an `O_PATH` descriptor. systemd does
+    /// not accept these.
     pub fn keep_mount(&self, name: &str, mount: BorrowedFd<'_>) -> io::Result<()> {
         match self {
             Self::Process(keeper) => keeper.keep(name, mount),
@@ -57,7 +60,7 @@ impl Keeper {
         }
     }
 
-    /// Has all descriptors dropped; a keeper's process ends.
+    /// Makes the keeper drop all descriptors. A keeper process then ends.
     pub fn release(&self) -> io::Result<()> {
         match self {
             Self::Systemd => systemd::release(),
@@ -66,7 +69,7 @@ impl Keeper {
         }
     }
 
-    /// For the log.
+    /// Returns the keeper's name, for the log.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Systemd => "systemd",

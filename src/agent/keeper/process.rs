@@ -1,11 +1,13 @@
-//! A process that keeps descriptors and nothing else: `starlift agent keeper`.
+//! A process whose only task is to hold descriptors: `starlift agent keeper`.
 //!
 //! ```text
-//! keep NAME + descriptor ▶ ok           give ▶ (fd NAME + descriptor)* end           release ▶ ok, and the process ends
+//! keep NAME + descriptor ▶ ok
+//! give                   ▶ (fd NAME + descriptor)* end
+//! release                ▶ ok, and the process ends
 //! ```
-//! One message is one packet on the socket `<root>/keeper.sock`. The agent listens on it and hands the listener to the
-//! process as its standard input, so there is no moment at which nobody answers. Should the process die, the agent
-//! starts another and hands everything over again.
+//! One message is one packet on the socket `<root>/keeper.sock`. The agent listens on it and passes
+//! the listener to the process as its standard input, so there is no moment without a listener. If
+//! the process dies, the agent starts another and sends it all descriptors again.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -28,7 +30,7 @@ use super::Kept;
 
 /// The longest message.
 const MESSAGE_LEN: usize = 256;
-/// Connections that wait to be taken: the agent has two.
+/// Most connections that wait to be accepted: the agent has two.
 const BACKLOG: i32 = 8;
 
 type Shared = Arc<Mutex<BTreeMap<String, OwnedFd>>>;
@@ -37,7 +39,7 @@ type Shared = Arc<Mutex<BTreeMap<String, OwnedFd>>>;
 #[derive(Debug, Clone)]
 pub struct ProcessKeeper {
     socket: PathBuf,
-    /// What is to be kept, for the next process if this one dies.
+    /// The descriptors to hold, for the next process if this one dies.
     kept: Shared,
 }
 
@@ -71,24 +73,26 @@ impl ProcessKeeper {
         self.kept
             .lock()
             .insert(name.to_owned(), fcntl_dupfd_cloexec(fd, 0)?);
-        self.ask(&format!("keep {name}"), Some(fd))
+        self.request(&format!("keep {name}"), Some(fd))
     }
 
     pub(super) fn release(&self) -> io::Result<()> {
         self.kept.lock().clear();
         let connection = self.connect()?;
         send(&connection, "release", None)?;
-        // It answers, and then its end is the connection's.
+        // The process answers. Its end then closes the connection.
         while receive(&connection)?.is_some() {}
         Ok(())
     }
 
-    fn ask(&self, message: &str, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    fn request(&self, message: &str, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let connection = self.connect()?;
         send(&connection, message, fd)?;
         match receive(&connection)? {
             Some((answer, _)) if answer == "ok" => Ok(()),
-            answer => Err(io::Error::other(format!("the keeper answered {answer:?}"))),
+            answer => Err(io::Error::other(format!(
+                "unexpected answer from the keeper: {answer:?}"
+            ))),
         }
     }
 
@@ -106,7 +110,8 @@ impl ProcessKeeper {
         let listener = socket()?;
         rustix::net::bind(&listener, &SocketAddrUnix::new(&self.socket)?)?;
         rustix::net::listen(&listener, BACKLOG)?;
-        // Not the file's name: an upgrade may have replaced it. The socket is told for who lists processes.
+        // Not the file's name, because an upgrade may have replaced the file. The socket's path is
+        // an argument only for `ps`.
         let child = Command::new("/proc/self/exe")
             .arg0("starlift")
             .args(["agent", "keeper"])
@@ -116,14 +121,14 @@ impl ProcessKeeper {
             .stderr(Stdio::null())
             .current_dir("/")
             .spawn()?;
-        tracing::info!(pid = child.id(), "a keeper of the mounts was started");
+        tracing::info!(pid = child.id(), "keeper of the mounts started");
         Ok(())
     }
 
-    /// Waits for the keeper's death and starts another, until everything was released.
+    /// Waits for the keeper's death and starts another, until everything has been released.
     fn watch(&self) {
         loop {
-            // Nothing is ever sent on this connection but its end.
+            // The keeper sends nothing on this connection. Only its end is received.
             let ended = self.connect().and_then(|connection| receive(&connection));
             let kept = self.kept.lock();
             if kept.is_empty() {
@@ -134,13 +139,14 @@ impl ProcessKeeper {
                 "the keeper of the mounts is gone; another is started"
             );
             let handed_over = self.start().and_then(|()| {
-                kept.iter()
-                    .try_for_each(|(name, fd)| self.ask(&format!("keep {name}"), Some(fd.as_fd())))
+                kept.iter().try_for_each(|(name, fd)| {
+                    self.request(&format!("keep {name}"), Some(fd.as_fd()))
+                })
             });
             match handed_over {
-                Ok(()) => tracing::info!("the new keeper was handed everything"),
+                Ok(()) => tracing::info!("new keeper has all descriptors"),
                 Err(error) => {
-                    tracing::error!(%error, "the mounts have no keeper: they end with this process");
+                    tracing::error!(%error, "new keeper failed; the mounts end with this process");
                     return;
                 }
             }
@@ -148,12 +154,14 @@ impl ProcessKeeper {
     }
 }
 
-/// The keeper's side: answers on the socket it was given as standard input, until it is told to release.
+/// The keeper's side: answers on the socket that it got as standard input, until it receives
+/// `release`.
 ///
 /// # Errors
-/// When standard input is no such socket.
+/// If standard input is not a socket of this kind.
 pub fn serve() -> io::Result<()> {
-    // Signals to the agent's terminal or process group are not for us. It fails for a leader of its own already.
+    // Signals to the agent's terminal or process group must not reach the keeper. Fails if the
+    // process is already a group leader.
     let _leader_already = rustix::process::setsid();
     let listener = fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
     let kept = Shared::default();
@@ -177,7 +185,7 @@ pub fn serve() -> io::Result<()> {
     is_done.recv().map_err(io::Error::other)
 }
 
-/// Answers on one connection until its end. Whether everything was released.
+/// Answers on one connection until its end. Returns whether everything was released.
 fn answer(connection: &OwnedFd, kept: &Shared) -> io::Result<bool> {
     while let Some((message, fd)) = receive(connection)? {
         match (message.split_once(' ').unwrap_or((&message, "")), fd) {
@@ -211,7 +219,11 @@ fn take(connection: &OwnedFd) -> io::Result<Kept> {
                 kept.insert(message["fd ".len()..].to_owned(), fd);
             }
             Some((message, None)) if message == "end" => return Ok(kept),
-            other => return Err(io::Error::other(format!("the keeper answered {other:?}"))),
+            other => {
+                return Err(io::Error::other(format!(
+                    "unexpected answer from the keeper: {other:?}"
+                )));
+            }
         }
     }
 }
@@ -241,7 +253,7 @@ fn send(connection: &OwnedFd, message: &str, fd: Option<BorrowedFd<'_>>) -> io::
     Ok(())
 }
 
-/// The next message and its descriptor; `None` at the end.
+/// Returns the next message and its descriptor, or `None` at the end.
 fn receive(connection: &OwnedFd) -> io::Result<Option<(String, Option<OwnedFd>)>> {
     let mut message = [0; MESSAGE_LEN];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];

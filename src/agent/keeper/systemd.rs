@@ -6,11 +6,16 @@ use std::os::fd::{BorrowedFd, FromRawFd as _, OwnedFd};
 use sd_notify::NotifyState;
 
 use super::Kept;
+use crate::agent::layer_mount::LayerMount;
 use crate::agent::run;
 
-const NAMES: [&str; 3] = [run::DEVICE, run::LISTENER, run::CREDENTIALS];
+fn names() -> impl Iterator<Item = &'static str> {
+    let devices = LayerMount::ALL.into_iter().map(LayerMount::device_name);
+    devices.chain([run::LISTENER, run::CREDENTIALS])
+}
 
-/// Whether the unit has a store: systemd 254 and newer say so. Older ones have to be named in the configuration.
+/// Whether the unit has a store. systemd 254 and newer announce it. Older versions must be set in
+/// the configuration.
 pub(super) fn has_store() -> bool {
     std::env::var_os("FDSTORE").is_some() && std::env::var_os("NOTIFY_SOCKET").is_some()
 }
@@ -19,7 +24,8 @@ pub(super) fn has_store() -> bool {
 pub(super) fn take() -> io::Result<Kept> {
     let mut kept = Kept::new();
     for (number, name) in sd_notify::listen_fds_with_names()? {
-        // SAFETY: systemd opened it for this process, and nobody else in it has taken it: this is called once.
+        // SAFETY: systemd opened it for this process, and no other code in it has taken it: this
+        // function is called once.
         let fd = unsafe { OwnedFd::from_raw_fd(number) };
         kept.insert(name, fd);
     }
@@ -27,13 +33,13 @@ pub(super) fn take() -> io::Result<Kept> {
 }
 
 pub(super) fn keep(name: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
-    // One name may stand for several: what had it goes first.
+    // The store may hold several descriptors of one name, so the previous one is removed first.
     sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)])?;
     sd_notify::notify_with_fds(&[NotifyState::FdStore, NotifyState::FdName(name)], &[fd])
 }
 
 pub(super) fn release() -> io::Result<()> {
-    NAMES.iter().try_for_each(|name| {
+    names().try_for_each(|name| {
         sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)])
     })
 }

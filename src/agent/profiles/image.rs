@@ -1,53 +1,57 @@
-//! The layers of an image, as snapshots and labels tell of them.
+//! The layers of an image, from snapshots and labels.
 
 use std::sync::Arc;
 
-use crate::agent::snapshots::Below;
+use crate::agent::snapshots::Parent;
 use crate::agent::spec::{self, LayerSpec};
 use crate::oci::Digest;
 use crate::profile::Stack;
 
-/// All layers of an image, and which of them are mounted.
+/// All layers of an image, and the numbers of those that are mounted.
 #[derive(Debug, Clone)]
 pub struct ImageLayers {
     pub stack: Stack,
-    /// How many there are.
+    /// The number of layers.
     pub count: u32,
-    /// Place, counted from the bottom, and number of each that is mounted lazily.
+    /// The layers that are mounted lazily: place, counted from the bottom, and number.
     pub mounted: Arc<[(u32, u64)]>,
-    /// How many are there, mounted or unpacked.
+    /// The number of layers that are present, mounted or unpacked.
     present: u32,
 }
 
 impl ImageLayers {
-    /// Of what a container lies on, bottom first; `None` where a snapshot does not say which layer it is.
-    pub fn under(below: &[Below]) -> Option<Self> {
-        Self::of(below, &[])
+    /// Returns the image under a container, from its snapshots `parents`, bottom first. `None` if a
+    /// snapshot does not say which layer it is.
+    pub fn for_container(parents: &[Parent]) -> Option<Self> {
+        Self::of(parents, &[])
     }
 
-    /// Of the image with the layer `spec` on top of `below` and others above it, as far as its labels name them all.
+    /// Returns the image with the layer `spec` on top of `parents` and with the layers above it
+    /// that its labels list. `None` if the list is cut or belongs to another layer, or if a parent
+    /// does not say which layer it is.
     ///
-    /// What lies below may have come with other images: the label of the lowest layer can tell of one of those.
-    pub fn around(below: &[Below], spec: &LayerSpec) -> Option<Self> {
+    /// The snapshots below may have come with other images, and the label of the lowest layer may
+    /// describe one of those. Therefore only the list of this layer is used.
+    pub fn for_layer(parents: &[Parent], spec: &LayerSpec) -> Option<Self> {
         (spec.image_layers.first() == Some(&spec.digest))
-            .then(|| Self::of(below, &spec.image_layers))
+            .then(|| Self::of(parents, &spec.image_layers))
             .flatten()
     }
 
-    fn of(below: &[Below], above: &[Digest]) -> Option<Self> {
-        let digests: Option<Vec<Digest>> = below
+    fn of(parents: &[Parent], above: &[Digest]) -> Option<Self> {
+        let digests: Option<Vec<Digest>> = parents
             .iter()
-            .map(|below| spec::layer_digest(&below.labels))
+            .map(|parent| spec::layer_digest(&parent.labels))
             .collect();
         let mut digests = digests?;
         let mounted = (0..)
-            .zip(below)
-            .filter_map(|(place, below)| Some((place, below.lazy?)))
+            .zip(parents)
+            .filter_map(|(place, parent)| Some((place, parent.lazy?)))
             .collect();
         digests.extend_from_slice(above);
         let (count, present) = (
             u32::try_from(digests.len()).ok()?,
-            u32::try_from(below.len()).ok()?,
+            u32::try_from(parents.len()).ok()?,
         );
         Some(Self {
             stack: Stack::of(&digests),
@@ -57,7 +61,7 @@ impl ImageLayers {
         })
     }
 
-    /// The same with the next layer mounted.
+    /// Returns the image with its next layer mounted.
     #[must_use]
     pub fn with(self, number: u64) -> Self {
         let mounted = self
@@ -82,12 +86,12 @@ mod tests {
         Digest::sha256_of(of.as_bytes())
     }
 
-    fn below(layer: &str, lazy: Option<u64>) -> Below {
+    fn parent(layer: &str, lazy: Option<u64>) -> Parent {
         let label = (
             "containerd.io/snapshot/remote/stargz.digest".to_owned(),
             digest(layer).to_string(),
         );
-        Below {
+        Parent {
             labels: [label].into(),
             lazy,
         }
@@ -105,29 +109,29 @@ mod tests {
     }
 
     #[test]
-    fn the_snapshots_below_and_the_label_make_the_image() {
-        let below = [below("a", Some(4)), below("b", None)];
-        let image = ImageLayers::around(&below, &spec(&["c", "d"]))
+    fn an_image_is_the_snapshots_below_and_the_layers_in_the_label() {
+        let parents = [parent("a", Some(4)), parent("b", None)];
+        let image = ImageLayers::for_layer(&parents, &spec(&["c", "d"]))
             .unwrap()
             .with(9);
         assert_eq!(image.stack, Stack::of(&["a", "b", "c", "d"].map(digest)));
         assert_eq!((image.count, &*image.mounted), (4, &[(0, 4), (2, 9)][..]));
         assert!(
-            ImageLayers::around(&below, &spec(&["d"])).is_none(),
+            ImageLayers::for_layer(&parents, &spec(&["d"])).is_none(),
             "the list is of another layer"
         );
         assert!(
-            ImageLayers::around(&below, &spec(&[])).is_none(),
+            ImageLayers::for_layer(&parents, &spec(&[])).is_none(),
             "the list was cut"
         );
         assert_eq!(
-            ImageLayers::under(&below).unwrap().stack,
+            ImageLayers::for_container(&parents).unwrap().stack,
             Stack::of(&["a", "b"].map(digest))
         );
-        let nameless = Below {
+        let nameless = Parent {
             labels: Default::default(),
             lazy: Some(1),
         };
-        assert!(ImageLayers::under(&[nameless]).is_none());
+        assert!(ImageLayers::for_container(&[nameless]).is_none());
     }
 }

@@ -1,17 +1,18 @@
-//! What containers read when they start: learned from them, told to the server that gave the image, asked of it and
-//! fetched ahead. Only a Starlift server is asked or told; see `upstream::Peer`.
+//! Profiles: the files that containers read at their start. The agent records them, reports them to
+//! the server that served the image, asks that server for its profile, and prefetches the files in
+//! it. Reports go only to a Starlift server; see `upstream::Peer`.
 //!
 //! ```text
-//! a layer is mounted ▶ image ▶ ahead (ask) ▶ plan ▶ queue ▶ fetch
+//! a layer is mounted ▶ image ▶ profile_fetch ─ source ▶ plan ▶ queue ▶ fetch
 //! a container starts ▶ image ▶ starts ─ recorder ▶ Observation ▶ the server
 //! ```
 
-mod ahead;
 mod image;
-mod oracle;
 mod plan;
+mod profile_fetch;
 mod progress;
 mod queue;
+mod source;
 mod starts;
 
 use std::collections::HashMap;
@@ -21,37 +22,39 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
-pub use self::ahead::Turn;
-use self::ahead::{Ahead, Arrival, Status};
 pub use self::image::ImageLayers;
-pub(super) use self::oracle::Oracle;
+pub use self::profile_fetch::PrefetchGate;
+use self::profile_fetch::{Arrival, ProfileFetch, Status};
 use self::progress::Progress;
 pub use self::progress::{ProfileReport, State};
+pub(super) use self::source::ProfileSource;
 pub use self::starts::Starts;
 use super::config::Config;
 use super::layer::Layer;
 use super::mount::Mount;
 use crate::profile::{Stack, Workload};
 
-/// Below it the server's profiles are, by stack.
+/// The path of the server's profiles, followed by the stack.
 const API: &str = "/api/v1/profiles";
-/// Most images whose profiles are remembered; the one asked for longest ago makes room.
+/// Most images whose profiles are remembered. The one that was requested the longest ago is dropped
+/// for a new one.
 const MAX_KNOWN: usize = 64;
-/// How soon the server is asked for the same profile again where it had none, or where what it named is here.
+/// Pause before the server is asked again for a profile, if it had none or if files of the profile
+/// are missing.
 const AGAIN: Duration = Duration::from_secs(60);
-/// How soon it is asked again, though all is here: what is read may have changed.
+/// Pause before it is asked again if all files are here: the profile may have changed.
 const RENEWED: Duration = Duration::from_secs(600);
 
-/// What a profile is kept under.
+/// The key of a profile.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Key {
     stack: Stack,
     workload: Workload,
 }
 
-/// Why layers are announced.
+/// The reason why layers are announced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Occasion {
+pub(super) enum Trigger {
     /// One was mounted.
     Mount,
     /// A container starts on them.
@@ -63,11 +66,11 @@ pub(super) enum Occasion {
 pub struct Profiles {
     is_on: bool,
     limit: u64,
-    known: Mutex<HashMap<Key, Known>>,
+    known: Mutex<HashMap<Key, KnownProfile>>,
 }
 
 #[derive(Debug)]
-struct Known {
+struct KnownProfile {
     progress: Arc<Progress>,
     asked: Instant,
     arrivals: mpsc::UnboundedSender<Vec<Arrival>>,
@@ -89,16 +92,16 @@ impl Profiles {
         self.is_on
     }
 
-    /// Has fetched ahead what the profile of `image` names in these layers of it, which are mounted; the caller may wait
-    /// for it.
+    /// Starts to fetch the files that the profile of `image` names in these mounted layers. Returns
+    /// the handle with which the caller may wait for them.
     pub(super) fn announce(
         &self,
         image: &ImageLayers,
         named: (&str, Workload),
         layers: &[(u32, Arc<Mount>, Arc<Layer>)],
-        oracle: Oracle,
-        occasion: Occasion,
-    ) -> Option<Turn> {
+        source: ProfileSource,
+        trigger: Trigger,
+    ) -> Option<PrefetchGate> {
         let (reference, workload) = named;
         let key = Key {
             stack: image.stack.clone(),
@@ -107,10 +110,10 @@ impl Profiles {
         let arrivals: Vec<Arrival> = layers.iter().map(Arrival::from).collect();
         let mut known = self.known.lock();
         if let Some(known) = known.get_mut(&key) {
-            if let Some(turn) = known.announce(arrivals.clone()) {
-                return Some(turn);
+            if let Some(gate) = known.announce(arrivals.clone()) {
+                return Some(gate);
             }
-            if !known.is_worth_asking_again(layers, occasion) {
+            if !known.is_worth_asking_again(layers, trigger) {
                 return None;
             }
         }
@@ -121,9 +124,9 @@ impl Profiles {
             reference,
             &key.stack,
             &key.workload,
-            oracle.name(),
+            source.name(),
         ));
-        let mut new = Known {
+        let mut new = KnownProfile {
             progress,
             asked: Instant::now(),
             arrivals: sender,
@@ -131,12 +134,12 @@ impl Profiles {
             status: watched,
         };
         let progress = Arc::clone(&new.progress);
-        let turn = new.announce(arrivals);
+        let gate = new.announce(arrivals);
         let (layers, limit) = (image.count, self.limit);
-        let ahead = Ahead {
+        let fetch = ProfileFetch {
             key: key.clone(),
             layers,
-            oracle,
+            source,
             limit,
             progress,
             status,
@@ -144,8 +147,8 @@ impl Profiles {
         };
         known.insert(key, new);
         drop(known);
-        tokio::spawn(ahead.run());
-        turn
+        tokio::spawn(fetch.run());
+        gate
     }
 
     fn progress(&self, key: &Key) -> Option<Arc<Progress>> {
@@ -153,10 +156,10 @@ impl Profiles {
         known.get(key).map(|known| Arc::clone(&known.progress))
     }
 
-    /// What was asked for of late.
+    /// Returns the profiles that were requested recently.
     pub(super) fn report(&self) -> Vec<ProfileReport> {
         let known = self.known.lock();
-        let mut known: Vec<&Known> = known.values().collect();
+        let mut known: Vec<&KnownProfile> = known.values().collect();
         known.sort_by_key(|known| known.asked);
         known
             .into_iter()
@@ -165,8 +168,8 @@ impl Profiles {
     }
 }
 
-/// Lets one go that nobody works for; `None` where there is none and no room.
-fn make_room(known: &mut HashMap<Key, Known>) -> Option<()> {
+/// Drops one entry that has no running fetch. Returns `None` if there is no room and no such entry.
+fn make_room(known: &mut HashMap<Key, KnownProfile>) -> Option<()> {
     if known.len() >= MAX_KNOWN {
         let idle = known.iter().filter(|(_, known)| known.arrivals.is_closed());
         let oldest = idle
@@ -177,12 +180,12 @@ fn make_room(known: &mut HashMap<Key, Known>) -> Option<()> {
     Some(())
 }
 
-impl Known {
-    /// Tells who fetches; `None` when nobody does any more.
-    fn announce(&mut self, arrivals: Vec<Arrival>) -> Option<Turn> {
+impl KnownProfile {
+    /// Sends the layers to the running fetch. Returns `None` if it has ended.
+    fn announce(&mut self, arrivals: Vec<Arrival>) -> Option<PrefetchGate> {
         self.arrivals.send(arrivals).ok()?;
         self.announced += 1;
-        Some(Turn {
+        Some(PrefetchGate {
             status: self.status.clone(),
             announcement: self.announced,
         })
@@ -191,20 +194,20 @@ impl Known {
     fn is_worth_asking_again(
         &self,
         layers: &[(u32, Arc<Mount>, Arc<Layer>)],
-        occasion: Occasion,
+        trigger: Trigger,
     ) -> bool {
         let age = self.asked.elapsed();
-        match (occasion, self.progress.state()) {
-            // A profile was used and its layers are mounted anew.
-            (Occasion::Mount, State::Used) => true,
+        match (trigger, self.progress.state()) {
+            // A profile was used, and its layers are mounted anew.
+            (Trigger::Mount, State::Used) => true,
             _ if age < AGAIN => false,
             (_, State::Asked | State::None) => true,
-            (Occasion::Start, State::Used) => age >= RENEWED || self.lacks_something(layers),
+            (Trigger::Start, State::Used) => age >= RENEWED || self.has_missing_files(layers),
         }
     }
 
-    /// Whether a file that was fetched is here no more.
-    fn lacks_something(&self, layers: &[(u32, Arc<Mount>, Arc<Layer>)]) -> bool {
+    /// Whether a file that was fetched is no longer on this node.
+    fn has_missing_files(&self, layers: &[(u32, Arc<Mount>, Arc<Layer>)]) -> bool {
         let by_place: HashMap<u32, &Arc<Layer>> = layers
             .iter()
             .map(|(place, _, layer)| (*place, layer))
@@ -212,7 +215,7 @@ impl Known {
         let is_gone = |(place, id)| {
             by_place
                 .get(&place)
-                .is_some_and(|layer| !layer.begins_here(id))
+                .is_some_and(|layer| !layer.has_first_chunk(id))
         };
         self.progress.held().into_iter().any(is_gone)
     }

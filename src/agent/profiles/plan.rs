@@ -1,26 +1,28 @@
-//! Which chunks of a layer a profile means.
+//! The chunks of a layer that a profile stands for.
 
 use std::collections::HashSet;
 
-use super::queue::Wish;
+use super::queue::QueuedChunk;
 use crate::agent::layer::Layer;
 use crate::agent::tree::{Content, FileId};
 use crate::profile::{Profile, ProfiledFile};
 
-/// Of a file up to this size all chunks are fetched where nobody knows which are read: four of the default size.
+/// If a profile does not list ranges, all chunks of a file up to this size are fetched: four chunks
+/// of the default size.
 const WHOLE: u64 = 16 << 20;
 
-/// A file of a profile that a layer has.
+/// A file of a profile that exists in a layer.
 #[derive(Debug)]
 pub(super) struct Planned {
     /// Its place in the profile.
     pub(super) file: u32,
     pub(super) id: FileId,
     /// Its chunks that are not on this node.
-    pub(super) missing: Vec<Wish>,
+    pub(super) missing: Vec<QueuedChunk>,
 }
 
-/// The files that `profile` names of the layer in this place of its image. What the layer does not have is passed over.
+/// Returns the files that `profile` names in the layer at this place of its image. Skips files that
+/// the layer does not have.
 pub(super) fn plan(profile: &Profile, place: u32, layer: &Layer) -> Vec<Planned> {
     let mut seen = HashSet::new();
     let files = (0..)
@@ -37,7 +39,7 @@ pub(super) fn plan(profile: &Profile, place: u32, layer: &Layer) -> Vec<Planned>
     planned.collect()
 }
 
-fn missing(layer: &Layer, id: FileId, file: u32, profiled: &ProfiledFile) -> Vec<Wish> {
+fn missing(layer: &Layer, id: FileId, file: u32, profiled: &ProfiledFile) -> Vec<QueuedChunk> {
     let Some(Content::Chunks(node)) = layer.tree().content(id) else {
         return Vec::new();
     };
@@ -53,7 +55,8 @@ fn missing(layer: &Layer, id: FileId, file: u32, profiled: &ProfiledFile) -> Vec
     } else if node.size() <= WHOLE {
         all.collect()
     } else {
-        // A header (ELF, SQLite, a JVM's modules), and the directory that zip and its like have at the end.
+        // A header (ELF, SQLite, a JVM's modules), and the directory at the end of formats such as
+        // zip.
         all.clone().take(1).chain(all.last()).collect()
     };
     let chunks = numbers
@@ -61,7 +64,7 @@ fn missing(layer: &Layer, id: FileId, file: u32, profiled: &ProfiledFile) -> Vec
         .filter_map(|number| Some((number, layer.tree().toc().chunk(number)?)));
     let missing = chunks.filter(|(_, chunk)| chunk.digest.is_some() && !layer.is_held(chunk));
     missing
-        .map(|(number, chunk)| Wish {
+        .map(|(number, chunk)| QueuedChunk {
             file,
             number,
             range: chunk.range,

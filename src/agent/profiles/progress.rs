@@ -1,4 +1,5 @@
-//! How far the fetching by a profile has come, for the report and to see what it was good for.
+//! The progress of the fetches for a profile, for the report, and to see how useful the profile
+//! was.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -9,36 +10,36 @@ use serde::{Deserialize, Serialize};
 use crate::agent::tree::FileId;
 use crate::profile::{Stack, Workload};
 
-/// What the agent knows of a profile.
+/// The state of a requested profile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
     Asked,
-    /// The server has none, or did not give one.
+    /// The server has none, or did not return one.
     None,
-    /// It is fetched by.
+    /// Its files are being fetched, or have been.
     Used,
 }
 
-/// A profile that was asked for.
+/// A profile that was requested.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProfileReport {
     pub image: String,
     pub stack: Stack,
     pub workload: Workload,
-    /// Who was asked.
+    /// The server that was asked.
     pub server: String,
     pub state: State,
     /// Files of the profile that the layers have.
     pub files: u64,
-    /// How many of them are here.
+    /// How many of them are on this node.
     pub held_files: u64,
     pub requests: u64,
-    /// Bytes of the layers that were asked for.
+    /// Bytes of the layers that were requested.
     pub bytes: u64,
 }
 
-/// The same as it changes.
+/// The live counters behind a report.
 #[derive(Debug)]
 pub(super) struct Progress {
     image: String,
@@ -51,19 +52,19 @@ pub(super) struct Progress {
 #[derive(Debug)]
 struct Inner {
     state: State,
-    /// By the layer's place and the file's number in it: when it was here.
+    /// By the layer's place and the file's ID: the time when the file was complete on this node.
     files: HashMap<(u32, FileId), Option<Instant>>,
     requests: u64,
     bytes: u64,
 }
 
-/// What a profile was good for when a container used a file.
+/// How useful a profile was for a file that a container used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Use {
     Ahead,
-    /// The profile knew it, and it was not here yet.
+    /// The file is in the profile, but was not yet on this node.
     Late,
-    /// The profile did not know it.
+    /// The file is not in the profile.
     Unknown,
 }
 
@@ -128,7 +129,7 @@ impl Progress {
         self.inner().bytes
     }
 
-    /// What the profile was good for to who used the file at `when`.
+    /// Returns how useful the profile was for a file that was used at `when`.
     pub(super) fn when_used(&self, layer: u32, id: FileId, when: Instant) -> Use {
         match self.inner().files.get(&(layer, id)) {
             None => Use::Unknown,
@@ -137,7 +138,7 @@ impl Progress {
         }
     }
 
-    /// The files that were here.
+    /// Returns the files that were complete on this node.
     pub(super) fn held(&self) -> Vec<(u32, FileId)> {
         self.inner()
             .files
@@ -168,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_was_here_before_it_was_used_or_not() {
+    fn a_file_counts_as_ahead_if_it_arrived_before_its_use() {
         let stack = Stack::of([]);
         let progress = Progress::new("a", &stack, &Workload::default(), String::new());
         let before = Instant::now();

@@ -1,4 +1,5 @@
-//! Watches containers start: what they read of lazily mounted layers is told to the server that gave the image.
+//! Watches the starts of containers, and reports the files that they read from lazily mounted
+//! layers to the server that served the image.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{AGAIN, API, ImageLayers, Key, Occasion};
+use super::{AGAIN, API, ImageLayers, Key, Trigger};
 use crate::agent::layer::Layer;
 use crate::agent::layers::Layers;
 use crate::agent::mount::Mount;
@@ -18,40 +19,42 @@ use crate::profile::{FileUse, MAX_FILES, MAX_OBSERVATION_BYTES, Observation};
 use crate::telemetry::metrics::metrics;
 use crate::upstream::Peer;
 
-/// Most starts that are watched at once; others are as those are.
+/// Most starts that are watched at once. Further starts are not watched, because they resemble
+/// these.
 const MAX_WATCHED: usize = 32;
-/// A start is over when nothing was read for so long.
+/// A start is over after this time without a read.
 const QUIET: Duration = Duration::from_secs(10);
-/// The pauses before an observation is sent again; after the last it is lost.
+/// The pauses before an observation is sent again. After the last attempt it is lost.
 const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(5)];
 
-/// The starts of containers; clones share them.
+/// The starts of containers. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Starts(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     layers: Arc<Layers>,
-    /// How long a start is watched; zero: not at all.
+    /// How long a start is watched. Zero turns watching off.
     period: Duration,
-    /// When each image was last watched: a container that crashes again and again is no news.
+    /// The time when each image was last watched: a container that crashes in a loop is watched
+    /// only once in a while.
     begun: Mutex<HashMap<Key, Instant>>,
     watched: AtomicUsize,
 }
 
-/// A start that is watched.
+/// A start that is being watched.
 struct Start {
     key: Key,
     image: String,
     recording: Recording,
-    /// The layers in their places.
+    /// The layers with their places.
     mounts: Vec<(u32, Arc<Mount>)>,
 }
 
-/// What one was seen to use.
-struct Seen {
+/// The files that a start used.
+struct ObservedStart {
     observation: Observation,
-    /// The topmost lazy layer: who gave it gave the image.
+    /// The topmost lazy layer. Its server is the one that served the image.
     top: Option<Arc<Layer>>,
 }
 
@@ -66,7 +69,8 @@ impl Starts {
         }))
     }
 
-    /// A container is about to start on the layers of `image`. Does not wait; call it inside a runtime.
+    /// Starts to watch a container that is about to start on the layers of `image`, and prefetches
+    /// its profile. Does not wait. Must be called inside a runtime.
     pub fn begin(&self, image: ImageLayers) {
         let layers = &self.0.layers;
         let mounts = image
@@ -96,7 +100,7 @@ impl Starts {
             tokio::spawn(async move { own.watch(start).await });
         }
         let layers = Arc::clone(layers);
-        tokio::spawn(async move { layers.fetch_ahead(&image, Occasion::Start).await });
+        tokio::spawn(async move { layers.prefetch_profile(&image, Trigger::Start).await });
     }
 }
 
@@ -116,11 +120,11 @@ impl Inner {
     }
 
     async fn watch(self: Arc<Self>, start: Start) {
-        self.until_it_is_over(&start.recording).await;
+        self.wait_for_end(&start.recording).await;
         self.watched.fetch_sub(1, Ordering::Relaxed);
         let own = Arc::clone(&self);
         let (key, image) = (start.key.clone(), start.image.clone());
-        let Ok(Seen {
+        let Ok(ObservedStart {
             observation,
             top: Some(top),
         }) = tokio::task::spawn_blocking(move || own.see(start)).await
@@ -131,23 +135,23 @@ impl Inner {
             return;
         }
         let Some(peer) = top.peer().await else { return };
-        tell(&peer, &key, &image, &observation).await;
+        send(&peer, &key, &image, &observation).await;
     }
 
-    async fn until_it_is_over(&self, recording: &Recording) {
+    async fn wait_for_end(&self, recording: &Recording) {
         let end = recording.begun() + self.period;
         loop {
             let quiet = recording.last().map_or(end, |last| (last + QUIET).min(end));
             if quiet <= Instant::now() {
                 return;
             }
-            // Looked at again soon where nothing was read yet: the first read may be the last.
+            // If nothing has been read yet, look again soon: the first read may be the last.
             tokio::time::sleep_until(quiet.min(Instant::now() + QUIET).into()).await;
         }
     }
 
-    /// Ends the recording and gives its files their names. Blocks.
-    fn see(&self, start: Start) -> Seen {
+    /// Ends the recording and resolves its files to paths. Blocking.
+    fn see(&self, start: Start) -> ObservedStart {
         let Start {
             key,
             recording,
@@ -174,7 +178,7 @@ impl Inner {
                 id, after, extents, ..
             } in used
             {
-                // What is not UTF-8 is in no profile.
+                // A path that is not UTF-8 cannot be in a profile.
                 let Some(path) = paths
                     .remove(&id)
                     .and_then(|path| String::from_utf8(path).ok())
@@ -196,14 +200,14 @@ impl Inner {
                 });
             }
         }
-        Seen {
+        ObservedStart {
             observation: Observation::new(files),
             top,
         }
     }
 }
 
-async fn tell(peer: &Peer, key: &Key, image: &str, observation: &Observation) {
+async fn send(peer: &Peer, key: &Key, image: &str, observation: &Observation) {
     let count = |outcome| {
         metrics()
             .agent_observations
@@ -230,7 +234,7 @@ async fn tell(peer: &Peer, key: &Key, image: &str, observation: &Observation) {
                     files,
                     bytes = json.len(),
                     server = peer.host(),
-                    "what the start read was told"
+                    "observation sent"
                 );
                 return;
             }
@@ -240,14 +244,14 @@ async fn tell(peer: &Peer, key: &Key, image: &str, observation: &Observation) {
             Some(pause) => tokio::time::sleep(pause).await,
             None => {
                 count("refused");
-                tracing::debug!(image, server = peer.host(), %error, "nobody wants to know what the start read");
+                tracing::debug!(image, server = peer.host(), %error, "observation not accepted");
                 return;
             }
         }
     }
 }
 
-/// The document and how many files are in it: the first that fit.
+/// Returns the document and the number of files in it: as many of the first files as fit.
 fn document(observation: &Observation) -> Option<(usize, Bytes)> {
     let mut observation = observation.clone();
     loop {
@@ -266,7 +270,7 @@ mod tests {
     use crate::profile::Extents;
 
     #[test]
-    fn a_document_that_would_be_too_long_has_the_first_files() {
+    fn a_document_that_would_be_too_long_contains_the_first_files() {
         let file = |number: u32| FileUse {
             layer: 0,
             path: format!("{number:05}{}", "x".repeat(200)),
@@ -275,7 +279,7 @@ mod tests {
         };
         let (files, json) = document(&Observation::new((0..16_000).map(file).collect())).unwrap();
         assert!(json.len() <= MAX_OBSERVATION_BYTES && files == 8000);
-        let told = Observation::parse(&json, 1).unwrap();
-        assert!(told.files()[0].path.starts_with("00000"));
+        let sent = Observation::parse(&json, 1).unwrap();
+        assert!(sent.files()[0].path.starts_with("00000"));
     }
 }

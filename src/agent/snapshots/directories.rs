@@ -1,8 +1,10 @@
-//! The directories of snapshots: `<root>/snapshots/<id>/{fs,work}`, as containerd's overlay snapshotter has them, and
-//! `<root>/lazy/<number>` for layers that are mounted lazily.
+//! The directories of snapshots: `<root>/snapshots/<id>/{fs,work}`, as in containerd's overlay
+//! snapshotter, and `<root>/lazy/<number>` or `<root>/lazy-noxattr/<number>` for layers that are
+//! mounted lazily.
 //!
-//! A directory is made under another name and renamed before the change that needs it is committed, and removed after
-//! the change that lets it go. What a crash leaves in between has no id in the metadata: an orphan.
+//! A directory is created under another name and renamed before the change that needs it is
+//! committed. It is deleted after the change that drops it. A directory that a crash leaves in
+//! between has no ID in the metadata: it is an orphan.
 
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, Permissions};
@@ -11,8 +13,9 @@ use std::path::{Path, PathBuf};
 
 use super::error::Error;
 use super::record::{Kind, Lower};
+use crate::agent::layer_mount::LayerMount;
 
-/// For the agent alone: what lies beneath holds setuid files.
+/// Only for the agent: the content includes setuid files.
 const PRIVATE: u32 = 0o700;
 const FS: u32 = 0o755;
 const WORK: u32 = 0o711;
@@ -20,7 +23,7 @@ const WORK: u32 = 0o711;
 #[derive(Debug)]
 pub(super) struct Directories {
     snapshots: PathBuf,
-    lazy: PathBuf,
+    root: PathBuf,
 }
 
 /// User and group of a directory.
@@ -43,7 +46,7 @@ impl Directories {
             .map_err(Error::at(&snapshots))?;
         Ok(Self {
             snapshots,
-            lazy: root.join("lazy"),
+            root: root.to_owned(),
         })
     }
 
@@ -55,10 +58,11 @@ impl Directories {
         self.of(id).join("work")
     }
 
-    pub(super) fn lower(&self, lower: Lower) -> PathBuf {
+    /// Returns the directory of a layer. A lazy layer is read through `mount`.
+    pub(super) fn lower(&self, lower: Lower, mount: LayerMount) -> PathBuf {
         match lower {
             Lower::Own(id) => self.upper(id),
-            Lower::Lazy(number) => self.lazy.join(number.to_string()),
+            Lower::Lazy(layer) => mount.directory(&self.root).join(layer.number.to_string()),
         }
     }
 
@@ -67,12 +71,12 @@ impl Directories {
     }
 
     pub(super) fn owner(&self, lower: Lower) -> Result<Owner, Error> {
-        let path = self.lower(lower);
+        let path = self.lower(lower, LayerMount::Full);
         let metadata = fs::metadata(&path).map_err(Error::at(&path))?;
         Ok(Owner(metadata.uid(), metadata.gid()))
     }
 
-    /// Makes the directory of the snapshot `id`, whose root belongs to `owner` if there is one.
+    /// Creates the directory of the snapshot `id`, whose root belongs to `owner` if there is one.
     pub(super) fn create(&self, id: u64, kind: Kind, owner: Option<Owner>) -> Result<(), Error> {
         let new = tempfile::Builder::new()
             .prefix("new-")
@@ -90,7 +94,7 @@ impl Directories {
         }
         let target = self.of(id);
         if target.exists() {
-            // Left by a change that gave this id out and was never committed.
+            // Left by a change that reserved this ID and was never committed.
             self.set_aside(&target)?;
         }
         fs::rename(new.path(), &target).map_err(Error::at(&target))?;
@@ -101,14 +105,15 @@ impl Directories {
             .map_err(Error::at(&self.snapshots))
     }
 
-    /// Removes the directory of a snapshot that no record names any more.
+    /// Deletes the directory of a snapshot that has no record any more.
     pub(super) fn remove(&self, id: u64) {
         remove(&self.of(id));
     }
 
-    /// Renames what belongs to none of `ids` and gives the new names, to be removed at leisure.
+    /// Renames all entries that belong to none of `ids`, and returns the new names, for deletion
+    /// later.
     ///
-    /// Call it while no change can be made.
+    /// Must be called while no change can be made.
     pub(super) fn set_orphans_aside(&self, ids: &HashSet<u64>) -> Result<Vec<PathBuf>, Error> {
         let mut orphans = Vec::new();
         for entry in fs::read_dir(&self.snapshots).map_err(Error::at(&self.snapshots))? {
@@ -123,7 +128,7 @@ impl Directories {
             match self.set_aside(&entry.path()) {
                 Ok(aside) => orphans.push(aside),
                 Err(error) => {
-                    tracing::warn!(path = %entry.path().display(), %error, "an orphan stays")
+                    tracing::warn!(path = %entry.path().display(), %error, "orphan not renamed")
                 }
             }
         }
@@ -139,7 +144,8 @@ impl Directories {
     }
 }
 
-/// Removes a tree. What cannot be removed is an orphan, which the next clean-up meets again.
+/// Deletes a tree. An entry that cannot be deleted becomes an orphan, and the next clean-up tries
+/// again.
 pub(super) fn remove(path: &Path) {
     let removed = if path.is_dir() {
         fs::remove_dir_all(path)
@@ -148,13 +154,13 @@ pub(super) fn remove(path: &Path) {
     };
     match removed {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            tracing::warn!(path = %path.display(), %error, "a snapshot's directory stays");
+            tracing::warn!(path = %path.display(), %error, "snapshot directory not deleted");
         }
         _ => {}
     }
 }
 
-/// Makes a directory with exactly this mode, whatever the umask.
+/// Creates a directory with exactly this mode, whatever the umask is.
 fn create(path: &Path, mode: u32) -> Result<(), Error> {
     fs::create_dir(path)
         .and_then(|()| fs::set_permissions(path, Permissions::from_mode(mode)))

@@ -1,4 +1,4 @@
-//! A disk that fails for a moment costs the operations of that moment, and nothing else.
+//! A disk that fails for a moment fails the operations of that moment, and nothing else.
 
 use std::fs::File;
 use std::io;
@@ -51,7 +51,7 @@ impl StorageBackend for Disk {
     }
 }
 
-/// Snapshots whose metadata lies on a disk that can be full.
+/// Snapshots whose metadata is on a disk that can be full.
 struct Node {
     root: tempfile::TempDir,
     snapshots: Snapshots,
@@ -71,7 +71,7 @@ impl Node {
         node
     }
 
-    /// Puts the disk between redb and the file.
+    /// Inserts the disk between redb and the file.
     fn put_on_the_disk(&self) {
         let mut db = self.snapshots.metadata.database().write();
         *db = None;
@@ -107,15 +107,11 @@ fn a_disk_that_was_full_leaves_the_snapshots_usable() {
     node.is_full.store(false, Ordering::Relaxed);
     node.prepare("after").unwrap();
     node.snapshots.remove("before").unwrap();
-    assert_eq!(
-        node.names(),
-        ["after"],
-        "the failed change was not made, the others were"
-    );
+    assert_eq!(node.names(), ["after"], "only the failed change is missing");
     let directories = std::fs::read_dir(node.root.path().join("snapshots"))
         .unwrap()
         .count();
-    assert_eq!(directories, 1, "nothing is left of the others");
+    assert_eq!(directories, 1, "the others leave no directory");
 }
 
 #[test]
@@ -149,14 +145,14 @@ fn snapshots_are_read_and_removed_after_a_change_that_failed() {
 }
 
 #[test]
-fn metadata_that_is_gone_is_not_made_anew() {
+fn missing_metadata_is_not_created_again() {
     let node = Node::new();
     node.prepare("kept").unwrap();
     let (file, aside) = (
         node.root.path().join("metadata.db"),
         node.root.path().join("aside"),
     );
-    // As it is after an error when it could not be opened again.
+    // The state after an error if the file could not be opened again.
     *node.snapshots.metadata.database().write() = None;
     std::fs::rename(&file, &aside).unwrap();
     assert!(node.prepare("without").unwrap_err().is_io());

@@ -1,4 +1,4 @@
-//! What goes wrong with snapshots. The gRPC edge turns it into codes.
+//! Errors of snapshots. The gRPC edge translates them into codes.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,13 +12,13 @@ pub enum Error {
     NotFound(String),
     #[error("snapshot {0:?} already exists")]
     AlreadyExists(String),
-    #[error("a snapshot needs a name")]
+    #[error("snapshot name is empty")]
     NoName,
     #[error("parent {0:?} is not a committed snapshot")]
     ParentNotCommitted(String),
     #[error("label {0:?} has more than {MAX_LABEL_LEN} bytes, key and value together")]
     LabelTooLong(String),
-    #[error("{0:?} maps no root of a user namespace")]
+    #[error("{0:?} does not map the root of a user namespace")]
     IdMap(String),
     #[error("field {0:?} of a snapshot cannot be updated, only labels can")]
     NoSuchField(String),
@@ -30,7 +30,7 @@ pub enum Error {
     NotActive(String),
     #[error("snapshot {0:?} is committed: only active snapshots and views are mounted")]
     NotMountable(String),
-    #[error("the record of snapshot {name:?} makes no sense")]
+    #[error("record of snapshot {name:?} is damaged")]
     Damaged {
         name: String,
         source: serde_json::Error,
@@ -39,7 +39,7 @@ pub enum Error {
         "{0} cannot be the root of snapshots: it is not UTF-8, or holds a comma, colon or backslash"
     )]
     Root(PathBuf),
-    #[error("the metadata of the snapshots cannot be used")]
+    #[error("snapshot metadata not usable")]
     Metadata(#[source] Box<redb::Error>),
     #[error("{path}")]
     Directory { path: PathBuf, source: io::Error },
@@ -51,7 +51,7 @@ impl Error {
         matches!(self, Self::Metadata(error) if matches!(**error, redb::Error::DatabaseAlreadyOpen))
     }
 
-    /// Whether the metadata cannot be read or written for now, which may pass.
+    /// Whether the metadata cannot be read or written at the moment. The cause may be temporary.
     pub(super) fn is_io(&self) -> bool {
         let Self::Metadata(error) = self else {
             return false;
@@ -62,12 +62,12 @@ impl Error {
         )
     }
 
-    /// The metadata could not be opened again after an error.
+    /// The error if the metadata could not be opened again after an error.
     pub(super) fn closed() -> Self {
         Self::Metadata(Box::new(redb::Error::DatabaseClosed))
     }
 
-    /// For `map_err` of what was done with `path`.
+    /// Returns a function for `map_err` after an operation on `path`.
     pub(super) fn at(path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Directory { path, source }

@@ -1,6 +1,8 @@
-//! The user namespace of a pod, as containerd words it in labels for a plugin with the capability `remap-ids`.
+//! The user namespace of a pod, from the labels that containerd sets for a plugin with the
+//! capability `remap-ids`.
 //!
-//! The mount's options hand the maps back to containerd, which id-maps the lower layers; no file is copied.
+//! The mount's options return the maps to containerd, which id-maps the lower layers. No file is
+//! copied.
 
 use super::directories::Owner;
 use super::error::Error;
@@ -9,13 +11,13 @@ use super::record::Labels;
 const USERS: (&str, &str) = ("containerd.io/snapshot/uidmapping", "uidmap");
 const GROUPS: (&str, &str) = ("containerd.io/snapshot/gidmapping", "gidmap");
 
-/// The options of a mount with these labels.
+/// Returns the mount options for these labels.
 pub(super) fn options(labels: &Labels) -> Vec<String> {
     let option = |(label, option): (&str, &str)| Some(format!("{option}={}", labels.get(label)?));
     [USERS, GROUPS].into_iter().filter_map(option).collect()
 }
 
-/// The owner of a root directory that belongs to the pod's root; `None` without a map.
+/// Returns the owner of a root directory that belongs to the pod's root, or `None` without a map.
 pub(super) fn owner(labels: &Labels) -> Result<Option<Owner>, Error> {
     let maps = [USERS, GROUPS].map(|(label, _)| labels.get(label));
     if maps == [None; 2] {
@@ -25,7 +27,7 @@ pub(super) fn owner(labels: &Labels) -> Result<Option<Owner>, Error> {
     Ok(Some(Owner::new(user?, group?)))
 }
 
-/// Whom the root of a map (`CONTAINER:HOST:LENGTH`, several with commas) is on the host.
+/// Returns the host's ID of the root of a map (`CONTAINER:HOST:LENGTH`, several with commas).
 fn host_root(map: &str) -> Result<u32, Error> {
     let malformed = || Error::IdMap(map.chars().take(100).collect());
     let mut root = None;

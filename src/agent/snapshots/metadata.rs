@@ -1,9 +1,10 @@
-//! The names, ids and parents of all snapshots, in one redb file.
+//! The names, IDs and parents of all snapshots, in one redb file.
 //!
-//! A change is one durable transaction; there is one at a time, and readers never wait for it.
+//! A change is one durable transaction. There is one at a time, and readers never wait for it.
 //!
-//! redb refuses everything after its first I/O error until the file is opened again. A disk that was full for a moment
-//! must not cost a node its snapshots, so the next transaction opens the file again.
+//! After its first I/O error, redb refuses everything until the file is opened again. A disk that
+//! was full for a moment must not make the node's snapshots unusable, so the next transaction opens
+//! the file again.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -19,7 +20,7 @@ use super::record::{Kind, Lower, Record};
 
 /// A snapshot's name to its [`Record`] as JSON.
 const RECORDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("records");
-/// A snapshot's id to its name: known even where the record makes no sense.
+/// A snapshot's ID to its name, known even if the record is damaged.
 const NAMES: TableDefinition<'_, u64, &str> = TableDefinition::new("names");
 /// Ids: (parent, child).
 const CHILDREN: TableDefinition<'_, (u64, u64), ()> = TableDefinition::new("children");
@@ -29,19 +30,20 @@ const LAST_ID: &str = "last-id";
 #[derive(Debug)]
 pub(super) struct Metadata {
     file: PathBuf,
-    /// Shared by all transactions; alone while the file is opened again. `None` after that failed.
+    /// Locked shared by all transactions, and exclusively while the file is opened again. `None`
+    /// after that failed.
     db: RwLock<Option<Database>>,
 }
 
-/// A transaction; dropped without [`Change::commit`] it changes nothing.
+/// A transaction. Without [`Change::commit`] it changes nothing.
 pub(super) struct Change<'a> {
     transaction: WriteTransaction,
-    /// Given back after the transaction: fields are dropped in this order.
+    /// Released after the transaction, because fields are dropped in this order.
     _open: RwLockReadGuard<'a, Option<Database>>,
 }
 
 impl Metadata {
-    /// Opens the file, new if need be. Only one process can have it open.
+    /// Opens the file, and creates it if need be. Only one process can have it open.
     pub(super) fn open(file: &Path) -> Result<Self, Error> {
         let db = Database::create(file)?;
         if is_new(&db)? {
@@ -58,13 +60,13 @@ impl Metadata {
         })
     }
 
-    /// For tests that write what no change would, or have the disk fail.
+    /// For tests that write damaged records, or make the disk fail.
     #[cfg(test)]
     pub(super) fn database(&self) -> &RwLock<Option<Database>> {
         &self.db
     }
 
-    /// Begins a change. Where an earlier transaction met an I/O error, the file is opened again first.
+    /// Begins a change. If an earlier transaction met an I/O error, opens the file again first.
     pub(super) fn change(&self) -> Result<Change<'_>, Error> {
         match self.begin() {
             Err(error) if error.is_io() => {
@@ -84,7 +86,7 @@ impl Metadata {
         })
     }
 
-    /// Looks at one state of the file. An I/O error is met by opening the file again and a second look.
+    /// Reads one state of the file. After an I/O error, opens the file again and retries once.
     fn read<T>(&self, look: impl Fn(&ReadTransaction) -> Result<T, Error>) -> Result<T, Error> {
         let once = || {
             let open = self.db.read();
@@ -100,30 +102,30 @@ impl Metadata {
         }
     }
 
-    /// Opens the file again unless it can be written. Every change that was committed is in it; one whose commit failed
-    /// may be in it or not.
+    /// Opens the file again unless it can be written. It contains every committed change. A change
+    /// whose commit failed may or may not be in it.
     ///
-    /// Call it without a transaction.
+    /// Must be called without a transaction.
     pub(super) fn reopen(&self) -> Result<(), Error> {
         let mut db = self.db.write();
         if db.as_ref().is_some_and(|db| db.begin_write().is_ok()) {
             // Another thread was faster.
             return Ok(());
         }
-        // Closed first: a file can be open once.
+        // Closed first, because a file can be open only once.
         *db = None;
-        // Never made anew: the records would be lost.
+        // Never created, because the records would be lost.
         *db = Some(Database::open(&self.file)?);
         tracing::warn!(file = %self.file.display(), "metadata reopened after an I/O error");
         Ok(())
     }
 
-    /// The snapshot `name`, or that it does not exist.
+    /// Returns the snapshot `name`, or an error if it does not exist.
     pub(super) fn record(&self, name: &str) -> Result<Record, Error> {
         self.read(|transaction| read(&transaction.open_table(RECORDS)?, name))
     }
 
-    /// The snapshot `name` and what lies under it, top first.
+    /// Returns the snapshot `name` and its lower layers, top first.
     pub(super) fn with_lowers(&self, name: &str) -> Result<(Record, Vec<Lower>), Error> {
         self.read(|transaction| {
             let records = transaction.open_table(RECORDS)?;
@@ -133,12 +135,13 @@ impl Metadata {
         })
     }
 
-    /// The committed snapshot `parent` and all below it, top first.
+    /// Returns the committed snapshot `parent` and its ancestors, top first.
     pub(super) fn chain(&self, parent: Option<&str>) -> Result<Vec<Record>, Error> {
         self.read(|transaction| chain(&transaction.open_table(RECORDS)?, parent))
     }
 
-    /// Every snapshot in the order of names. What makes no sense is passed over, and counted.
+    /// Returns every snapshot in the order of names, and the number of damaged records, which are
+    /// skipped.
     pub(super) fn all(&self) -> Result<(Vec<(String, Record)>, usize), Error> {
         self.read(|transaction| {
             let (mut all, mut damaged) = (Vec::new(), 0);
@@ -147,7 +150,7 @@ impl Metadata {
                 match parse(name.value(), json.value()) {
                     Ok(record) => all.push((name.value().to_owned(), record)),
                     Err(error) => {
-                        tracing::warn!(%error, "a snapshot is passed over");
+                        tracing::warn!(%error, "snapshot skipped");
                         damaged += 1;
                     }
                 }
@@ -170,7 +173,8 @@ impl Change<'_> {
         Ok(self.transaction.open_table(RECORDS)?.get(name)?.is_some())
     }
 
-    /// What lies under a child of `parent`, top first. Errors if `parent` does not exist or is not committed.
+    /// Returns the lower layers of a child of `parent`, top first. Fails if `parent` does not exist
+    /// or is not committed.
     pub(super) fn lowers(&self, parent: Option<&str>) -> Result<Vec<Lower>, Error> {
         lowers(&self.transaction.open_table(RECORDS)?, parent)
     }
@@ -193,7 +197,7 @@ impl Change<'_> {
         self.replace(name, record)
     }
 
-    /// Makes the snapshot with the id `child` a child of the snapshot `parent`.
+    /// Makes the snapshot with the ID `child` a child of the snapshot `parent`.
     pub(super) fn link(&self, parent: &str, child: u64) -> Result<(), Error> {
         let parent = self.record(parent)?.id;
         self.transaction
@@ -202,7 +206,7 @@ impl Change<'_> {
         Ok(())
     }
 
-    /// Writes the record of a snapshot anew; id and parent stay.
+    /// Replaces the record of a snapshot. Its ID and parent stay.
     pub(super) fn replace(&self, name: &str, record: &Record) -> Result<(), Error> {
         let json = serde_json::to_vec(record).map_err(|source| Error::Damaged {
             name: name.to_owned(),
@@ -214,14 +218,14 @@ impl Change<'_> {
         Ok(())
     }
 
-    /// Gives the snapshot `old` another name, which must be free, and another record with its id.
+    /// Gives the snapshot `old` another name, which must be free, and another record with its ID.
     pub(super) fn rename(&self, old: &str, new: &str, record: &Record) -> Result<(), Error> {
         self.transaction.open_table(RECORDS)?.remove(old)?;
         self.transaction.open_table(NAMES)?.insert(record.id, new)?;
         self.replace(new, record)
     }
 
-    /// The id of a snapshot, also of one whose record makes no sense.
+    /// Returns the ID of a snapshot, even if its record is damaged.
     pub(super) fn id(&self, name: &str) -> Result<u64, Error> {
         let error = match self.record(name) {
             Ok(record) => return Ok(record.id),
@@ -243,7 +247,7 @@ impl Change<'_> {
         Ok(range.next().transpose()?.is_some())
     }
 
-    /// Removes a snapshot without children.
+    /// Deletes a snapshot without children.
     pub(super) fn remove(&self, name: &str, id: u64) -> Result<(), Error> {
         self.transaction
             .open_table(CHILDREN)?
@@ -260,7 +264,7 @@ impl Change<'_> {
     }
 }
 
-/// Whether the tables were never made.
+/// Whether the tables have never been created.
 fn is_new(db: &Database) -> Result<bool, Error> {
     match db.begin_read()?.open_table(COUNTERS) {
         Ok(_) => Ok(false),
@@ -293,7 +297,7 @@ fn lowers(
     Ok(chain(records, parent)?.iter().map(Record::lower).collect())
 }
 
-/// `parent` and all below it, top first.
+/// Returns `parent` and its ancestors, top first.
 fn chain(
     records: &impl ReadableTable<&'static str, &'static [u8]>,
     parent: Option<&str>,

@@ -1,12 +1,14 @@
-//! The snapshots of a node: their names, parents, labels and directories, with the semantics of containerd's overlay
-//! snapshotter, and committed snapshots whose content is a lazily mounted layer.
+//! The snapshots of a node: names, parents, labels and directories, with the semantics of
+//! containerd's overlay snapshotter, and committed snapshots whose content is a lazily mounted
+//! layer.
 //!
 //! ```text
 //! <root>/metadata.db        names, parents, labels, kinds, usage
 //! <root>/snapshots/<id>/    fs and work of an ordinary snapshot
-//! <root>/lazy/<number>      the content of a lazy one: mounted and unmounted by the caller, only named here
+//! <root>/lazy/<number>, <root>/lazy-noxattr/<number>
+//!                           the content of a lazy snapshot: mounted and unmounted by the caller
 //! ```
-//! Everything blocks: call it where a thread may wait.
+//! Every call blocks.
 
 mod directories;
 #[cfg(test)]
@@ -23,18 +25,19 @@ mod usage;
 use std::collections::HashSet;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::filter::Filter;
+use super::layer_mount::LayerMount;
 use directories::Directories;
 pub use error::{Error, MAX_LABEL_LEN};
 use metadata::Metadata;
 pub use overlay::Mount;
 use overlay::{Overlay, Paths};
-pub use record::{Info, Kind, Labels, Usage};
+pub use record::{Info, Kind, Labels, LazyLayer, Usage};
 use record::{Lower, Record};
 
-/// The label that says which snapshot a Prepare works towards.
+/// The label with the target snapshot of a Prepare.
 pub const TARGET_LABEL: &str = "containerd.io/snapshot.ref";
 
 #[derive(Debug)]
@@ -44,37 +47,38 @@ pub struct Snapshots {
     overlay: Overlay,
 }
 
-/// A committed snapshot under another.
+/// A committed snapshot below another.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Below {
+pub struct Parent {
     pub labels: Labels,
     /// The number of the lazily mounted layer that is its content.
     pub lazy: Option<u64>,
 }
 
-/// Who knows what a snapshot takes of the disk.
+/// The disk usage of a snapshot, or the layer that knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Measured {
     Usage(Usage),
-    /// Ask for the lazily mounted layer with this number.
+    /// The usage of the lazily mounted layer with this number.
     Lazy(u64),
 }
 
-/// Whether the snapshot that a Prepare works towards is there.
+/// Whether the target snapshot of a Prepare exists.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     Committed,
-    /// It is not; this name is free for it.
+    /// It does not exist, and this name is free for it.
     Free(String),
-    /// It is not, and its names are taken by something else.
+    /// It does not exist, and its names belong to other snapshots.
     Taken,
 }
 
 impl Snapshots {
-    /// Opens the snapshots beneath `root`, which is made if need be. One process at a time can have them open.
+    /// Opens the snapshots under `root`, which is created if need be. Only one process at a time
+    /// can have them open.
     pub fn open(root: &Path) -> Result<Self, Error> {
         let root = std::path::absolute(root).map_err(Error::at(root))?;
-        // The options of an overlay mount part paths by these.
+        // The options of an overlay mount separate paths by these characters.
         if root
             .to_str()
             .is_none_or(|text| text.contains([',', ':', '\\']))
@@ -95,7 +99,7 @@ impl Snapshots {
         })
     }
 
-    /// Makes a snapshot to be written, on top of the committed snapshot `parent` or of nothing.
+    /// Creates a writable snapshot, on top of the committed snapshot `parent` or of nothing.
     pub fn prepare(
         &self,
         key: &str,
@@ -105,7 +109,7 @@ impl Snapshots {
         self.create(Kind::Active, key, parent, labels)
     }
 
-    /// Makes a snapshot to be read.
+    /// Creates a read-only snapshot.
     pub fn view(
         &self,
         key: &str,
@@ -126,7 +130,8 @@ impl Snapshots {
         let labels = record::checked(labels)?;
         let mapped = id_map::owner(&labels)?;
         let maps = id_map::options(&labels);
-        // Asked before the change begins: a lazy parent answers through FUSE, which may take its time.
+        // Read before the change begins, because a lazy parent answers through FUSE, which may take
+        // long.
         let owner = match parent {
             Some(parent) => {
                 let top = self.committed(parent)?.lower();
@@ -155,8 +160,8 @@ impl Snapshots {
         Ok(self.mounts_of(id, kind, &lowers, maps))
     }
 
-    /// Removes the directory of a snapshot whose change could not be committed, unless the change was made all the same
-    /// or nobody can say.
+    /// Deletes the directory of a snapshot whose change could not be committed, unless the change
+    /// was made all the same or its state is unknown.
     fn forget(&self, key: &str, id: u64) {
         let record = self
             .metadata
@@ -165,7 +170,7 @@ impl Snapshots {
         let is_unknown = match record {
             Ok(record) => record.id != id,
             Err(Error::NotFound(_)) => true,
-            // Found by the next clean-up if it belongs to nothing.
+            // If it belongs to no snapshot, the next clean-up finds it.
             Err(_) => false,
         };
         if is_unknown {
@@ -182,7 +187,7 @@ impl Snapshots {
         }
     }
 
-    /// The mounts of an active snapshot or a view.
+    /// Returns the mounts of an active snapshot or a view.
     pub fn mounts(&self, key: &str) -> Result<Vec<Mount>, Error> {
         let (record, lowers) = self.metadata.with_lowers(key)?;
         if record.kind == Kind::Committed {
@@ -197,28 +202,38 @@ impl Snapshots {
     }
 
     fn mounts_of(&self, id: u64, kind: Kind, lowers: &[Lower], maps: Vec<String>) -> Vec<Mount> {
-        let lazy = lowers
+        let lazy: Vec<LazyLayer> = lowers
             .iter()
-            .filter(|lower| matches!(lower, Lower::Lazy(_)))
-            .count();
-        let lowers: Vec<PathBuf> = lowers
-            .iter()
-            .map(|&lower| self.directories.lower(lower))
+            .filter_map(|lower| match lower {
+                Lower::Lazy(layer) => Some(*layer),
+                Lower::Own(_) => None,
+            })
             .collect();
+        // All from one mount: over two file systems without a UUID, overlayfs would not find the
+        // lower file of a copied file again (kernel, fs/overlayfs/super.c, `ovl_lower_uuid_ok`).
+        let mount = if lazy.iter().any(|layer| layer.has_xattrs) {
+            LayerMount::Full
+        } else {
+            LayerMount::NoXattr
+        };
         let paths = Paths {
             upper: self.directories.upper(id),
             work: self.directories.work(id),
-            lowers,
-            lazy,
+            lowers: lowers
+                .iter()
+                .map(|&lower| self.directories.lower(lower, mount))
+                .collect(),
+            lazy: lazy.len(),
             maps,
         };
         vec![self.overlay.mount(kind, &paths)]
     }
 
-    /// Makes the active snapshot `key` the committed snapshot `name`. Labels are replaced, not inherited.
+    /// Makes the active snapshot `key` the committed snapshot `name`. Labels are replaced, not
+    /// inherited.
     ///
-    /// An active snapshot without a parent is put on `parent` if there is one: clients that unpack layers in parallel
-    /// prepare them without, and say at the end what they lie on.
+    /// An active snapshot without a parent gets `parent` if there is one: clients that unpack
+    /// layers in parallel prepare them without a parent and name it only at the end.
     pub fn commit(
         &self,
         name: &str,
@@ -260,15 +275,15 @@ impl Snapshots {
         change.commit()
     }
 
-    /// Makes a committed snapshot `name` whose content is the lazily mounted layer `number`, in place of the active
-    /// snapshot `key` that was asked for.
+    /// Creates a committed snapshot `name` whose content is the lazily mounted `layer`, instead of
+    /// the requested active snapshot `key`.
     pub fn commit_lazy(
         &self,
         key: &str,
         name: &str,
         parent: Option<&str>,
         labels: Labels,
-        number: u64,
+        layer: LazyLayer,
     ) -> Result<(), Error> {
         record::checked_name(key)?;
         record::checked_name(name)?;
@@ -289,30 +304,32 @@ impl Snapshots {
         change.insert(
             name,
             &Record {
-                lazy: Some(number),
+                lazy: Some(layer.number),
+                noxattr: !layer.has_xattrs,
                 ..record
             },
         )?;
         change.commit()
     }
 
-    /// What a child of `parent` lies on, bottom first.
-    pub fn below(&self, parent: Option<&str>) -> Result<Vec<Below>, Error> {
+    /// Returns the ancestors of a child of `parent`, bottom first.
+    pub fn parents(&self, parent: Option<&str>) -> Result<Vec<Parent>, Error> {
         let chain = self.metadata.chain(parent)?.into_iter().rev();
         Ok(chain
-            .map(|record| Below {
+            .map(|record| Parent {
                 labels: record.labels,
                 lazy: record.lazy,
             })
             .collect())
     }
 
-    /// Whether a snapshot for `target` on top of `parent` is committed, and under which name it could be.
+    /// Returns whether a snapshot for `target` on top of `parent` is committed, or else the name
+    /// that is free for it.
     ///
-    /// containerd looks for it by label and parent. The same target may lie on different parents: another namespace
-    /// may have unpacked the lower layers on its own.
+    /// containerd looks for it by label and parent. The same target may exist on different parents,
+    /// because another namespace may have unpacked the lower layers on its own.
     pub fn target(&self, target: &str, parent: Option<&str>) -> Result<Target, Error> {
-        let below = parent
+        let parent_id = parent
             .map(|parent| self.committed(parent))
             .transpose()?
             .map_or(0, |parent| parent.id);
@@ -324,7 +341,7 @@ impl Snapshots {
                     .get(TARGET_LABEL)
                     .is_some_and(|label| label == target)
         };
-        for name in [target.to_owned(), format!("{target}@{below}")] {
+        for name in [target.to_owned(), format!("{target}@{parent_id}")] {
             match self.metadata.record(&name) {
                 Ok(record) if fits(&record) => return Ok(Target::Committed),
                 Err(Error::NotFound(_)) => return Ok(Target::Free(name)),
@@ -339,7 +356,8 @@ impl Snapshots {
         Ok(self.metadata.record(name)?.info(name))
     }
 
-    /// Replaces the labels that `paths` name (`labels`, `labels.KEY`), all of them where it is empty.
+    /// Replaces the labels that `paths` name (`labels`, `labels.KEY`), or all labels if `paths` is
+    /// empty.
     pub fn update(&self, name: &str, mut labels: Labels, paths: &[String]) -> Result<Info, Error> {
         let change = self.metadata.change()?;
         let mut record = change.record(name)?;
@@ -364,16 +382,18 @@ impl Snapshots {
         Ok(record.info(name))
     }
 
-    /// Removes a snapshot that has no children, and its directory.
+    /// Deletes a snapshot that has no children, and its directory.
     ///
-    /// Gives the number of the layer that was its content if it was lazy: the caller unmounts it.
+    /// Returns the number of the layer that was its content if it was lazy. The caller must unmount
+    /// that layer.
     pub fn remove(&self, name: &str) -> Result<Option<u64>, Error> {
         let change = self.metadata.change()?;
         let id = change.id(name)?;
         if change.has_children(id)? {
             return Err(Error::HasChildren(name.to_owned()));
         }
-        // Of a record that makes no sense the number is lost; the layers that no snapshot names are let go at start.
+        // A damaged record has lost the number. Layers that belong to no snapshot are unmounted at
+        // the next start.
         let lazy = change.record(name).ok().and_then(|record| record.lazy);
         change.remove(name, id)?;
         change.commit()?;
@@ -383,7 +403,7 @@ impl Snapshots {
         Ok(lazy)
     }
 
-    /// What the snapshot takes of the disk; an active one is walked.
+    /// Returns the snapshot's disk usage. Walks the directory of an active snapshot.
     pub fn usage(&self, name: &str) -> Result<Measured, Error> {
         let record = self.metadata.record(name)?;
         match (record.lazy, record.kind) {
@@ -397,7 +417,7 @@ impl Snapshots {
         }
     }
 
-    /// The snapshots that `filter` lets through, in the order of names.
+    /// Returns the snapshots that match `filter`, in the order of names.
     pub fn list(&self, filter: &Filter) -> Result<Vec<Info>, Error> {
         let (all, _damaged) = self.metadata.all()?;
         let all = all.into_iter().map(|(name, record)| record.info(&name));
@@ -406,7 +426,8 @@ impl Snapshots {
             .collect())
     }
 
-    /// The numbers of the lazily mounted layers that snapshots have; `None` where a damaged record may have had more.
+    /// Returns the numbers of the lazily mounted layers of all snapshots, or `None` if a damaged
+    /// record may have had another.
     pub fn lazy_numbers(&self) -> Result<Option<HashSet<u64>>, Error> {
         let (all, damaged) = self.metadata.all()?;
         Ok((damaged == 0).then(|| {
@@ -416,15 +437,15 @@ impl Snapshots {
         }))
     }
 
-    /// Removes directories that belong to no snapshot.
+    /// Deletes directories that belong to no snapshot.
     pub fn cleanup(&self) -> Result<(), Error> {
-        // Inside a change, so that no directory is between its making and its commit.
+        // Inside a change, so that no directory is between its creation and its commit.
         let change = self.metadata.change()?;
         let orphans = self.directories.set_orphans_aside(&change.ids()?)?;
         drop(change);
         for orphan in orphans {
             directories::remove(&orphan);
-            tracing::info!(path = %orphan.display(), "an orphan is removed");
+            tracing::info!(path = %orphan.display(), "orphan deleted");
         }
         Ok(())
     }

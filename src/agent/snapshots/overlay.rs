@@ -1,11 +1,11 @@
-//! The mounts of a snapshot, as containerd's overlay snapshotter words them.
+//! The mounts of a snapshot, in the form of containerd's overlay snapshotter.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::record::Kind;
 
-/// What containerd is to mount.
+/// A mount for containerd.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
     /// `overlay` or `bind`.
@@ -14,30 +14,31 @@ pub struct Mount {
     pub options: Vec<String>,
 }
 
-/// The options that this kernel takes (docs/KERNEL.md decides each).
+/// The options that this kernel accepts (docs/KERNEL.md gives the reason for each).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Overlay {
     /// For every overlay.
     options: Vec<&'static str>,
-    /// Whether an overlay over several file systems can give all files one device and lasting inode numbers.
+    /// Whether an overlay over several file systems can show one device and stable inode numbers
+    /// for all files.
     has_xino: bool,
 }
 
-/// The paths that a mount is made of.
+/// The paths of a mount.
 #[derive(Debug)]
 pub(super) struct Paths {
     pub(super) upper: PathBuf,
     pub(super) work: PathBuf,
     /// Top first.
     pub(super) lowers: Vec<PathBuf>,
-    /// How many of `lowers` are lazily mounted layers: these lie on a file system of their own.
+    /// How many of `lowers` are lazily mounted layers, which are on a separate file system.
     pub(super) lazy: usize,
-    /// The options that have containerd map owners.
+    /// The options that make containerd map owners.
     pub(super) maps: Vec<String>,
 }
 
 impl Overlay {
-    /// Asks the kernel; `root` is where upper directories will be.
+    /// Detects the kernel's features. `root` is the directory of the upper directories.
     pub(super) fn detect(root: &Path) -> Self {
         let mut options = Vec::new();
         let has = |parameter: &str| {
@@ -69,7 +70,8 @@ impl Overlay {
     fn overlay(&self, kind: Kind, paths: &Paths, lowers: &[PathBuf]) -> Mount {
         let mut options = paths.maps.clone();
         options.extend(self.options.iter().map(|&option| option.to_owned()));
-        // On one file system the numbers are the files' own, and the kernel logs a line if asked for more.
+        // On one file system the numbers are the files' own, and the kernel logs a line if `xino`
+        // is requested.
         let is_on_several = paths.lazy > 0 && (kind == Kind::Active || paths.lazy < lowers.len());
         if self.has_xino && is_on_several {
             options.push("xino=on".to_owned());
@@ -100,7 +102,7 @@ fn bind(path: &Path, maps: &[String], access: &str) -> Mount {
     }
 }
 
-/// Inside a user namespace overlayfs keeps its marks in `user.` attributes.
+/// Inside a user namespace, overlayfs stores its marks in `user.` attributes.
 fn in_user_namespace() -> bool {
     let whole = ["0", "0", "4294967295"];
     fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !map.split_whitespace().eq(whole))
@@ -139,7 +141,7 @@ mod tests {
         )
     }
 
-    fn words(mount: &Mount) -> String {
+    fn shown(mount: &Mount) -> String {
         format!(
             "{} {} {}",
             mount.kind,
@@ -151,11 +153,11 @@ mod tests {
     #[test]
     fn without_parents_the_directory_itself_is_bound() {
         assert_eq!(
-            words(&mount(Kind::Active, &[])),
+            shown(&mount(Kind::Active, &[])),
             "bind /r/snapshots/9/fs rw,rbind"
         );
         assert_eq!(
-            words(&mount(Kind::View, &[])),
+            shown(&mount(Kind::View, &[])),
             "bind /r/snapshots/9/fs ro,rbind"
         );
     }
@@ -163,7 +165,7 @@ mod tests {
     #[test]
     fn a_view_of_one_parent_is_the_parent_bound_read_only() {
         assert_eq!(
-            words(&mount(Kind::View, &["/r/lazy/3"])),
+            shown(&mount(Kind::View, &["/r/lazy/3"])),
             "bind /r/lazy/3 ro,rbind"
         );
     }
@@ -171,18 +173,18 @@ mod tests {
     #[test]
     fn an_overlay_has_the_options_in_containerds_order() {
         assert_eq!(
-            words(&mount(Kind::Active, &["/r/snapshots/2/fs", "/r/lazy/1"])),
+            shown(&mount(Kind::Active, &["/r/snapshots/2/fs", "/r/lazy/1"])),
             "overlay overlay index=off,xino=on,workdir=/r/snapshots/9/work,upperdir=/r/snapshots/9/fs,\
              lowerdir=/r/snapshots/2/fs:/r/lazy/1"
         );
         assert_eq!(
-            words(&mount(Kind::View, &["/r/snapshots/2/fs", "/r/lazy/1"])),
+            shown(&mount(Kind::View, &["/r/snapshots/2/fs", "/r/lazy/1"])),
             "overlay overlay index=off,xino=on,lowerdir=/r/snapshots/2/fs:/r/lazy/1"
         );
     }
 
     #[test]
-    fn one_file_system_needs_no_numbers_of_overlayfs() {
+    fn xino_is_requested_only_over_several_file_systems() {
         for (kind, lowers) in [
             (
                 Kind::Active,
@@ -192,10 +194,10 @@ mod tests {
             (Kind::View, &["/r/lazy/2", "/r/lazy/1"]),
         ] {
             assert!(
-                !words(&mount(kind, lowers)).contains("xino"),
+                !shown(&mount(kind, lowers)).contains("xino"),
                 "{kind:?} {lowers:?}"
             );
         }
-        assert!(words(&mount(Kind::Active, &["/r/lazy/2"])).contains("xino=on"));
+        assert!(shown(&mount(Kind::Active, &["/r/lazy/2"])).contains("xino=on"));
     }
 }

@@ -1,4 +1,4 @@
-//! A snapshot as it is kept, and as it is told.
+//! A snapshot as it is stored, and as it is reported.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -9,27 +9,27 @@ use super::error::{Error, MAX_LABEL_LEN};
 
 pub type Labels = BTreeMap<String, String>;
 
-/// What may be done with a snapshot.
+/// The kind of a snapshot: which operations it allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// Mounted to be read.
+    /// Mounted for reading.
     View,
-    /// Mounted to be written, and committed perhaps.
+    /// Mounted for writing, and possibly committed.
     Active,
-    /// Never changes; may be a parent.
+    /// Never changes. May be a parent.
     Committed,
 }
 
-/// What a snapshot takes of the disk, its parents not counted.
+/// A snapshot's disk usage, without its parents.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
-    /// Bytes of the blocks that are allocated.
+    /// Bytes of the allocated blocks.
     pub size: u64,
     pub inodes: u64,
 }
 
-/// What is told of a snapshot.
+/// The description of a snapshot for clients.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Info {
     pub name: String,
@@ -40,10 +40,10 @@ pub struct Info {
     pub updated: SystemTime,
 }
 
-/// What is kept of a snapshot under its name.
+/// The record of a snapshot, stored under its name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Record {
-    /// The name of the snapshot's directory; never given twice.
+    /// The name of the snapshot's directory. Never used twice.
     pub(super) id: u64,
     pub(super) kind: Kind,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -58,10 +58,13 @@ pub(super) struct Record {
     /// The number of the lazily mounted layer that is this snapshot's content.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) lazy: Option<u64>,
+    /// Whether no file of that layer has an extended attribute.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) noxattr: bool,
 }
 
 impl Kind {
-    /// As filters spell it.
+    /// Returns the spelling in filters.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::View => "view",
@@ -72,7 +75,8 @@ impl Kind {
 }
 
 impl Info {
-    /// The value of a field for [`Filter`](crate::agent::filter::Filter): `name`, `parent`, `kind` or `labels.…`.
+    /// Returns the value of a field for [`Filter`](crate::agent::filter::Filter): `name`, `parent`,
+    /// `kind` or `labels.…`.
     pub fn field(&self, path: &[String]) -> Option<&str> {
         let (first, rest) = path.split_first()?;
         match first.as_str() {
@@ -98,6 +102,7 @@ impl Record {
             updated: now,
             usage: None,
             lazy: None,
+            noxattr: false,
         }
     }
 
@@ -121,25 +126,38 @@ impl Record {
     }
 
     pub(super) fn lower(&self) -> Lower {
-        self.lazy.map_or(Lower::Own(self.id), Lower::Lazy)
+        let lazy = |number| {
+            Lower::Lazy(LazyLayer {
+                number,
+                has_xattrs: !self.noxattr,
+            })
+        };
+        self.lazy.map_or(Lower::Own(self.id), lazy)
     }
 }
 
-/// Where a committed snapshot's content lies.
+/// The place of a committed snapshot's content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lower {
     /// The snapshot's own directory, by id.
     Own(u64),
-    /// A lazily mounted layer, by number.
-    Lazy(u64),
+    Lazy(LazyLayer),
 }
 
-/// The present; a clock before 1970 must not keep containers from starting.
+/// A lazily mounted layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LazyLayer {
+    pub number: u64,
+    /// Whether one of its files has an extended attribute.
+    pub has_xattrs: bool,
+}
+
+/// Returns the present time. A clock before 1970 must not keep containers from starting.
 pub(super) fn now() -> SystemTime {
     SystemTime::now().max(SystemTime::UNIX_EPOCH)
 }
 
-/// Labels as they are kept: an empty value means none, as in containerd's own store.
+/// Returns the labels to be stored. An empty value deletes the label, as in containerd's own store.
 pub(super) fn checked(mut labels: Labels) -> Result<Labels, Error> {
     labels.retain(|_, value| !value.is_empty());
     match labels

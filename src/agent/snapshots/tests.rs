@@ -1,4 +1,4 @@
-//! The contract of containerd's snapshotters, and what a crash between two steps leaves.
+//! The contract of containerd's snapshotters, and the recovery from a crash between two steps.
 
 use std::collections::HashSet;
 use std::fs;
@@ -21,7 +21,7 @@ impl Node {
         Self { root, snapshots }
     }
 
-    /// As after a stop and a start of the agent.
+    /// Restarts the agent's snapshots, as after a stop and a start.
     fn restarted(self) -> Self {
         let Self { root, snapshots } = self;
         drop(snapshots);
@@ -29,7 +29,7 @@ impl Node {
         Self { root, snapshots }
     }
 
-    /// A committed snapshot by this name.
+    /// Creates a committed snapshot with this name.
     fn committed(&self, name: &str, parent: Option<&str>) -> &Self {
         self.snapshots
             .prepare("committing", parent, Labels::new())
@@ -40,12 +40,16 @@ impl Node {
         self
     }
 
-    /// A committed snapshot that is lazy, as the adapter makes them.
+    /// Creates a lazy committed snapshot, as the adapter does.
     fn lazy(&self, target: &str, parent: Option<&str>, number: u64) -> &Self {
         fs::create_dir_all(self.root.path().join(format!("lazy/{number}"))).unwrap();
+        self.lazy_layer(target, parent, with_xattrs(number))
+    }
+
+    fn lazy_layer(&self, target: &str, parent: Option<&str>, layer: LazyLayer) -> &Self {
         let labels = labels(&[(TARGET_LABEL, target)]);
         self.snapshots
-            .commit_lazy("preparing", target, parent, labels, number)
+            .commit_lazy("preparing", target, parent, labels, layer)
             .unwrap();
         self
     }
@@ -72,7 +76,7 @@ impl Node {
         found.into_iter().map(|info| info.name).collect()
     }
 
-    /// Writes a record past all checks.
+    /// Writes a record without any check.
     fn write_record(&self, name: &str, json: &[u8]) {
         const RECORDS: redb::TableDefinition<'_, &str, &[u8]> =
             redb::TableDefinition::new("records");
@@ -103,8 +107,44 @@ fn mode(path: &str) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o7777
 }
 
+fn with_xattrs(number: u64) -> LazyLayer {
+    LazyLayer {
+        number,
+        has_xattrs: true,
+    }
+}
+
+fn without_xattrs(number: u64) -> LazyLayer {
+    LazyLayer {
+        number,
+        has_xattrs: false,
+    }
+}
+
 #[test]
-fn the_directories_are_as_containerd_makes_them() {
+fn layers_without_attributes_are_read_from_a_separate_mount() {
+    let node = Node::new();
+    node.lazy("base", None, 1)
+        .lazy_layer("app", Some("base"), without_xattrs(2))
+        .lazy_layer("other", None, without_xattrs(3))
+        .lazy_layer("top", Some("other"), without_xattrs(4));
+    fs::create_dir_all(node.root.path().join("lazy/2")).unwrap();
+    fs::create_dir_all(node.root.path().join("lazy/4")).unwrap();
+    let lowers = |key: &str, parent: &str| {
+        let mounts = prepare(&node, key, Some(parent)).unwrap();
+        let lowers = mounts[0].options.last().unwrap().clone();
+        lowers.replace(node.root.path().to_str().unwrap(), "")
+    };
+    assert_eq!(
+        lowers("a", "top"),
+        "lowerdir=/lazy-noxattr/4:/lazy-noxattr/3"
+    );
+    // One layer has attributes, so all of them come from the one mount that shows attributes.
+    assert_eq!(lowers("b", "app"), "lowerdir=/lazy/2:/lazy/1");
+}
+
+#[test]
+fn the_directories_have_containerds_modes() {
     let node = Node::new();
     prepare(&node, "a", None).unwrap();
     let modes = [
@@ -173,7 +213,7 @@ fn a_snapshots_root_has_its_parents_owner() {
 }
 
 #[test]
-fn what_is_not_there_is_not_found() {
+fn an_absent_snapshot_is_not_found() {
     let node = Node::new();
     assert!(
         matches!(prepare(&node, "a", Some("none")), Err(Error::NotFound(name)) if name == "none")
@@ -204,7 +244,7 @@ fn what_is_not_there_is_not_found() {
     ));
     assert!(matches!(
         node.snapshots
-            .commit_lazy("k", "n", Some("none"), Labels::new(), 1),
+            .commit_lazy("k", "n", Some("none"), Labels::new(), with_xattrs(1)),
         Err(Error::NotFound(_))
     ));
     assert!(matches!(
@@ -215,7 +255,7 @@ fn what_is_not_there_is_not_found() {
 }
 
 #[test]
-fn a_name_is_taken_once() {
+fn a_name_is_used_once() {
     let node = Node::new();
     node.committed("base", None);
     prepare(&node, "a", None).unwrap();
@@ -233,12 +273,12 @@ fn a_name_is_taken_once() {
     );
     taken(
         node.snapshots
-            .commit_lazy("a", "lazy", None, Labels::new(), 1),
+            .commit_lazy("a", "lazy", None, Labels::new(), with_xattrs(1)),
         "a",
     );
     taken(
         node.snapshots
-            .commit_lazy("b", "base", None, Labels::new(), 1),
+            .commit_lazy("b", "base", None, Labels::new(), with_xattrs(1)),
         "base",
     );
     assert_eq!(node.names(&[]), ["a", "base"]);
@@ -246,7 +286,7 @@ fn a_name_is_taken_once() {
 }
 
 #[test]
-fn kinds_allow_what_they_are_for() {
+fn each_kind_allows_only_its_own_operations() {
     let node = Node::new();
     node.committed("base", None);
     prepare(&node, "active", None).unwrap();
@@ -303,7 +343,7 @@ fn a_parent_stays_until_its_last_child_is_gone() {
 }
 
 #[test]
-fn a_snapshot_without_a_parent_is_put_on_the_one_that_its_commit_names() {
+fn a_snapshot_without_a_parent_gets_the_parent_that_its_commit_names() {
     let node = Node::new();
     node.lazy("base", None, 5).committed("other", None);
     prepare(&node, "layer", None).unwrap();
@@ -397,7 +437,7 @@ fn commit_replaces_labels_and_keeps_the_content() {
     )
     .unwrap();
     let Measured::Usage(active) = node.snapshots.usage("a").unwrap() else {
-        panic!("it is not lazy")
+        panic!("the snapshot is not lazy")
     };
     assert_eq!(active.inodes, 2, "the root and one file");
     assert!((10_000..100_000).contains(&active.size), "{active:?}");
@@ -414,13 +454,13 @@ fn commit_replaces_labels_and_keeps_the_content() {
     assert_eq!(
         node.snapshots.usage("n").unwrap(),
         Measured::Usage(active),
-        "it is stored"
+        "the usage is stored"
     );
     assert!(matches!(node.snapshots.stat("a"), Err(Error::NotFound(_))));
 }
 
 #[test]
-fn of_a_lazy_snapshot_the_layer_knows_the_usage() {
+fn the_usage_of_a_lazy_snapshot_is_that_of_its_layer() {
     let node = Node::new();
     node.lazy("lazy", None, 9);
     assert_eq!(node.snapshots.usage("lazy").unwrap(), Measured::Lazy(9));
@@ -434,7 +474,7 @@ fn of_a_lazy_snapshot_the_layer_knows_the_usage() {
 }
 
 #[test]
-fn update_changes_the_labels_that_are_named() {
+fn update_changes_only_the_named_labels() {
     let node = Node::new();
     node.snapshots
         .prepare("a", None, labels(&[("one", "1"), ("two", "2")]))
@@ -452,7 +492,7 @@ fn update_changes_the_labels_that_are_named() {
     assert_eq!(
         after.labels,
         labels(&[("one", "1"), ("three.3", "3")]),
-        "without a value a label goes"
+        "a label without a value is deleted"
     );
     assert_eq!(after, node.snapshots.stat("a").unwrap());
     assert!(after.updated > before.updated && after.created == before.created);
@@ -498,10 +538,13 @@ fn labels_have_containerds_limit() {
         node.snapshots
             .commit("b", "a", None, labels(&[("k", &too_long)])),
     );
-    refused(
-        node.snapshots
-            .commit_lazy("b", "c", None, labels(&[("k", &too_long)]), 1),
-    );
+    refused(node.snapshots.commit_lazy(
+        "b",
+        "c",
+        None,
+        labels(&[("k", &too_long)]),
+        with_xattrs(1),
+    ));
     refused(
         node.snapshots
             .update("a", labels(&[("k", &too_long)]), &[])
@@ -542,18 +585,18 @@ fn a_target_is_found_by_its_parent_too() {
     node.lazy("sha256:top", Some("default/1/base"), 1);
     assert_eq!(target("default/1/base"), Target::Committed);
     let Target::Free(other) = target("other/2/base") else {
-        panic!("it lies on another parent")
+        panic!("the snapshot is on another parent")
     };
     let of_target = labels(&[(TARGET_LABEL, "sha256:top")]);
     node.snapshots
-        .commit_lazy("k", &other, Some("other/2/base"), of_target, 2)
+        .commit_lazy("k", &other, Some("other/2/base"), of_target, with_xattrs(2))
         .unwrap();
     assert_eq!(target("other/2/base"), Target::Committed);
     assert_eq!(target("default/1/base"), Target::Committed);
 }
 
 #[test]
-fn fifty_prepares_at_once_give_each_key_one_snapshot() {
+fn fifty_prepares_at_once_make_one_snapshot_for_each_key() {
     let node = Arc::new(Node::new());
     node.committed("base", None);
     let barrier = Arc::new(Barrier::new(50));
@@ -561,7 +604,7 @@ fn fifty_prepares_at_once_give_each_key_one_snapshot() {
         let (node, barrier) = (Arc::clone(&node), Arc::clone(&barrier));
         thread::spawn(move || {
             barrier.wait();
-            // Ten of the keys are wanted twice.
+            // Ten of the keys are requested twice.
             let outcome = prepare(&node, &format!("key-{}", number % 40), Some("base"));
             outcome.map(|mounts| mounts[0].options.clone())
         })
@@ -613,7 +656,7 @@ fn one_of_many_commits_of_a_name_wins() {
 }
 
 #[test]
-fn everything_is_there_after_a_restart() {
+fn all_snapshots_are_there_after_a_restart() {
     let node = Node::new();
     node.committed("base", None).lazy("lazy", Some("base"), 3);
     node.snapshots
@@ -637,12 +680,12 @@ fn everything_is_there_after_a_restart() {
     );
     assert!(
         matches!(node.snapshots.remove("lazy"), Err(Error::HasChildren(_))),
-        "links are kept"
+        "links survive"
     );
 }
 
 #[test]
-fn ids_are_never_given_twice() {
+fn ids_are_never_used_twice() {
     let node = Node::new();
     prepare(&node, "a", None).unwrap();
     node.snapshots.remove("a").unwrap();
@@ -661,18 +704,19 @@ fn two_processes_cannot_open_the_same_snapshots() {
 }
 
 #[test]
-fn a_crash_leaves_orphans_that_go_and_nothing_else() {
+fn orphans_of_a_crash_are_deleted_and_nothing_else() {
     let node = Node::new();
     node.committed("base", None);
     prepare(&node, "a", Some("base")).unwrap();
-    // Between the making of a directory and its new name; between that and the commit; between the commit of a removal
-    // and the removal of the directory; and what someone put there.
+    // Orphans from a crash between the creation of a directory and its new name, between that and
+    // the commit, and between the commit of a deletion and the deletion of the directory. The last
+    // one is by somebody else.
     for orphan in ["new-abc/fs", "3/fs/etc", "99/work/work", "07/fs"] {
         fs::create_dir_all(node.path(&format!("snapshots/{orphan}"))).unwrap();
     }
     fs::write(node.path("snapshots/file"), "").unwrap();
     let node = node.restarted();
-    // The id of the uncommitted directory is given out: its content must not be what was left.
+    // The ID of the uncommitted directory is used again. Its content must not be the leftover.
     prepare(&node, "b", None).unwrap();
     assert!(!fs::exists(node.path("snapshots/3/fs/etc")).unwrap());
     node.snapshots.cleanup().unwrap();
@@ -681,7 +725,7 @@ fn a_crash_leaves_orphans_that_go_and_nothing_else() {
 }
 
 #[test]
-fn a_clean_up_spares_what_is_being_prepared() {
+fn a_clean_up_spares_snapshots_that_are_being_prepared() {
     let node = Arc::new(Node::new());
     let cleaner = Arc::clone(&node);
     let barrier = Arc::new(Barrier::new(2));
@@ -697,7 +741,7 @@ fn a_clean_up_spares_what_is_being_prepared() {
 }
 
 #[test]
-fn a_record_that_makes_no_sense_does_not_block_the_rest() {
+fn a_damaged_record_does_not_block_the_rest() {
     let node = Node::new();
     node.committed("good", None)
         .lazy("lazy", None, 4)
@@ -708,7 +752,7 @@ fn a_record_that_makes_no_sense_does_not_block_the_rest() {
     assert_eq!(
         node.snapshots.lazy_numbers().unwrap(),
         None,
-        "it may have been lazy"
+        "the damaged snapshot may have been lazy"
     );
     assert!(
         matches!(node.snapshots.stat("bad"), Err(Error::Damaged { name, .. }) if name == "bad")
@@ -717,7 +761,7 @@ fn a_record_that_makes_no_sense_does_not_block_the_rest() {
     assert_eq!(
         node.directories(),
         ["1", "3"],
-        "its directory may be mounted"
+        "the directory of the damaged snapshot may be mounted"
     );
     prepare(&node, "a", Some("good")).unwrap();
     node.snapshots.remove("bad").unwrap();
@@ -725,7 +769,7 @@ fn a_record_that_makes_no_sense_does_not_block_the_rest() {
 }
 
 #[test]
-fn a_directory_that_is_gone_does_not_block_the_rest() {
+fn a_missing_directory_does_not_block_the_rest() {
     let node = Node::new();
     node.committed("base", None);
     prepare(&node, "a", None).unwrap();
@@ -742,7 +786,7 @@ fn a_directory_that_is_gone_does_not_block_the_rest() {
 }
 
 #[test]
-fn a_failure_to_make_the_directory_leaves_no_record() {
+fn a_failure_to_create_the_directory_leaves_no_record() {
     let node = Node::new();
     fs::rename(node.path("snapshots"), node.path("elsewhere")).unwrap();
     assert!(matches!(
@@ -772,7 +816,7 @@ fn reading_does_not_wait_for_a_change() {
 }
 
 #[test]
-fn a_root_that_mount_options_cannot_name_is_refused() {
+fn a_root_that_mount_options_cannot_express_is_refused() {
     let root = tempfile::tempdir().unwrap();
     for name in ["a,b", "a:b", "a\\b"] {
         assert!(

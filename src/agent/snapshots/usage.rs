@@ -1,4 +1,4 @@
-//! What a directory takes of the disk.
+//! The disk usage of a directory.
 
 use std::collections::HashSet;
 use std::fs::{self, Metadata};
@@ -9,12 +9,12 @@ use std::path::Path;
 use super::error::Error;
 use super::record::Usage;
 
-/// What `st_blocks` counts, whatever the file system.
+/// The unit of `st_blocks`, on every file system.
 const BLOCK: u64 = 512;
 
-/// Counts blocks and inodes beneath `root`, itself included; a hard link counts once.
+/// Counts blocks and inodes under `root`, itself included. A hard link counts once.
 ///
-/// Files that vanish meanwhile count as gone.
+/// Files that vanish meanwhile are not counted.
 pub(super) fn measure(root: &Path) -> Result<Usage, Error> {
     let mut usage = Usage::default();
     let mut seen = HashSet::new();

@@ -61,6 +61,12 @@ fn text(report: &Report) -> String {
         size(report.cache_limit),
         report.cache.chunks
     );
+    for directory in &report.unmounted {
+        text += &format!(
+            "{} is not mounted: images are unpacked until it is\n\n",
+            directory.display()
+        );
+    }
     text += &if report.layers.is_empty() {
         "No layer is mounted lazily.\n".to_owned()
     } else {

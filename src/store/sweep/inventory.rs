@@ -1,4 +1,4 @@
-//! Everything the store holds, as one sweep sees it.
+//! The content of the store, as one sweep sees it.
 
 use std::collections::HashMap;
 use std::time::SystemTime;
@@ -16,25 +16,25 @@ use crate::store::lease::layer_lease;
 use crate::store::profiles::StackRecord;
 use crate::store::records::{DigestRecord, ImageRecord, LayerRecord};
 
-/// How many records are read at once.
+/// The number of concurrent reads of records.
 const READS_AT_ONCE: usize = 16;
 
-/// What a sweep knows of the store.
+/// A sweep's view of the store.
 ///
-/// Objects are listed before the records that may name them: an object whose record is not seen here had none when it
-/// was listed, or is young.
+/// Objects are listed before the records that may name them. An object without a record in this
+/// view had none when it was listed, or is young.
 #[derive(Debug, Default)]
 pub(super) struct Inventory {
     /// Layers and blobs.
     pub(super) objects: HashMap<Key, Meta>,
-    /// When what was last asked for.
+    /// The last use of each digest.
     pub(super) used: HashMap<Digest, SystemTime>,
-    /// What is visible, and where it lies.
+    /// The visible digests, each with its key.
     pub(super) visible: HashMap<Digest, Visible>,
     pub(super) layers: Vec<Record<LayerRecord>>,
     pub(super) images: Vec<Record<ImageRecord>>,
     pub(super) stacks: Vec<Record<StackRecord>>,
-    /// What is known of images' use, unread.
+    /// The profile data of images, not read.
     pub(super) knowledge: Vec<Listed>,
     pub(super) leases: Vec<Listed>,
     pub(super) probes: Vec<Listed>,
@@ -45,7 +45,7 @@ pub(super) struct Visible {
     pub(super) key: Key,
     pub(super) recorded: SystemTime,
     pub(super) is_manifest: bool,
-    /// Of its record.
+    /// The size of its record.
     pub(super) record_size: u64,
 }
 
@@ -107,7 +107,7 @@ impl Inventory {
         Ok(inventory)
     }
 
-    /// The size of everything that counts for the store's size.
+    /// The size of everything that counts towards the store's size.
     pub(super) fn bytes(&self) -> u64 {
         let records = self.visible.values().map(|visible| visible.record_size);
         let records = records.chain(self.layers.iter().map(|record| record.size));
@@ -120,7 +120,7 @@ impl Inventory {
         records.sum::<u64>() + listed.map(|meta| meta.size).sum::<u64>()
     }
 
-    /// Whether the layer may be being converted: its lease is there.
+    /// Whether the layer may be in conversion, because its lease exists.
     pub(super) fn is_leased(&self, key: &Key) -> bool {
         let Key::Layer { generation, source } = key else {
             return false;
@@ -129,8 +129,8 @@ impl Inventory {
         self.leases.iter().any(|held| held.key == lease)
     }
 
-    /// Every document whose reader relies on all of the image: its twin, that of an index's children, in the words of
-    /// either family, and twins that were handed out before.
+    /// Every document whose readers need the whole image: its converted image, those of an index's
+    /// children, in either family's types, and converted images served before a new conversion.
     pub(super) fn manifests<'a>(
         &'a self,
         image: &'a ImageRecord,
@@ -147,7 +147,7 @@ impl Inventory {
             .chain([&image.twin])
     }
 
-    /// When the image was last asked for, under any of its digests, or recorded.
+    /// The last use of the image, under any of its digests, or the time of its record.
     pub(super) fn last_image_use(&self, image: &Record<ImageRecord>) -> SystemTime {
         let used = self
             .manifests(&image.content)
@@ -156,7 +156,7 @@ impl Inventory {
         used.map_or(image.recorded, |used| image.recorded.max(*used))
     }
 
-    /// When the object was last asked for or made visible.
+    /// The last use of the object, or the time when it became visible.
     pub(super) fn last_use(&self, digest: &Digest, recorded: SystemTime) -> SystemTime {
         self.used
             .get(digest)
@@ -164,7 +164,7 @@ impl Inventory {
     }
 }
 
-/// Every image record there is.
+/// All image records.
 pub(super) async fn images(store: &Store) -> Result<Vec<Record<ImageRecord>>, Error> {
     read_all(store, store.list("records/image").await?).await
 }
@@ -175,7 +175,7 @@ impl Store {
     }
 }
 
-/// Reads the records listed; those that went meanwhile or make no sense are left out.
+/// Reads the listed records. Deleted and damaged ones are left out.
 async fn read_all<R: DeserializeOwned>(
     store: &Store,
     listed: Vec<Listed>,

@@ -1,10 +1,12 @@
-//! Lets go what is no longer needed, while conversions and other sweeps go on.
+//! The sweep: deletes unneeded objects and records, concurrently with conversions and other sweeps.
 //!
 //! ```text
-//! inventory ▶ plan (pure) ▶ look again at each thing ▶ delete: image, layer record, digest record, bytes
+//! inventory ▶ plan (pure) ▶ check each entry again
+//!                           └▶ delete: image, layer record, digest record, bytes
 //! ```
-//! Whoever builds on something old notes its use before it looks whether it is still there, and whoever commits looks
-//! after the commit; a sweep looks at the note right before it deletes. One of the two sees the other.
+//! A writer that builds on something old notes its use before it checks whether it still exists,
+//! and checks again after its commit. A sweep checks for the note right before it deletes. One of
+//! the two sees the other.
 
 mod inventory;
 mod plan;
@@ -21,13 +23,13 @@ use crate::store::{Lease, Store, layer_lease};
 use inventory::{Inventory, Record};
 use plan::{DoomedObject, Plan};
 
-/// The lease that keeps replicas from sweeping twice.
+/// The lease that keeps replicas from sweeping at the same time.
 const SWEEP: &str = "sweep";
 
-/// What a sweep let go.
+/// The result of a sweep.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct SweepReport {
-    /// Another replica is sweeping: nothing was done.
+    /// Another replica is sweeping, so nothing was done.
     pub busy: bool,
     pub images: u64,
     pub layer_records: u64,
@@ -35,27 +37,28 @@ pub struct SweepReport {
     pub objects: u64,
     /// Bytes of uploads that were never committed, staging files included.
     pub unrecorded: u64,
-    /// What was known of how images are used.
+    /// Profile data of images.
     pub profiles: u64,
     /// Use marks, probes and old leases.
     pub leftovers: u64,
     pub freed_bytes: u64,
-    /// What everything takes now.
+    /// The size of everything that is left.
     pub kept_bytes: u64,
 }
 
 impl Store {
-    /// Deletes what the retention lets go at `now`: what nobody used for too long or is over the size limit, and what
-    /// was never committed.
+    /// Deletes everything that the retention releases at `now`: unused for too long, above the size
+    /// limit, or never committed.
     ///
-    /// Safe beside running conversions and other sweeps. After an error the rest is left for the next sweep.
+    /// Safe beside running conversions and other sweeps. After an error the rest is left for the
+    /// next sweep.
     pub async fn sweep(&self, now: SystemTime) -> Result<SweepReport, Error> {
         let report = self.sweep_for(now, 0).await;
         self.forget_size().await;
         report
     }
 
-    /// As [`sweep`](Self::sweep), until there is room for `wanted` bytes below the size limit.
+    /// As [`sweep`](Self::sweep), but makes room for `wanted` bytes below the size limit.
     pub(super) async fn sweep_for(
         &self,
         now: SystemTime,
@@ -155,7 +158,8 @@ impl Sweep<'_> {
         Ok(())
     }
 
-    /// Deletes the image's record unless it was written or used since the inventory.
+    /// Deletes the image's record unless it was written or used since the inventory. Returns
+    /// whether it did.
     async fn image(
         &mut self,
         inventory: &Inventory,
@@ -177,7 +181,7 @@ impl Sweep<'_> {
         Ok(deleted)
     }
 
-    /// What image records name that were written since the inventory.
+    /// The objects named by image records that were written since the inventory.
     async fn named_since(&self, inventory: &Inventory) -> Result<Vec<Digest>, Error> {
         let known: HashMap<&Key, SystemTime> = inventory
             .images
@@ -191,10 +195,11 @@ impl Sweep<'_> {
         Ok(new.flat_map(|image| image.content.objects).collect())
     }
 
-    /// Deletes a visible object: its records first, so that at no time a record shows what cannot be read.
+    /// Deletes a visible object. Its records are deleted first, so that no record ever names an
+    /// unreadable object.
     ///
-    /// The record goes before the last look at the mark: whoever marked the object before that looks for the record
-    /// after it, and finds it gone or given back.
+    /// The record is deleted before the last check of the mark: a writer that marked the object
+    /// before that check looks for the record after it, and finds it deleted or restored.
     async fn object(&mut self, object: &DoomedObject) -> Result<(), Error> {
         let record = Key::DigestRecord(object.digest.clone());
         let shown = self.store.digest_record(&object.digest).await?;
@@ -224,8 +229,8 @@ impl Sweep<'_> {
         Ok(())
     }
 
-    /// Deletes bytes whose record went, unless they are being made again or were: a layer's conversion holds its lease
-    /// from before the upload until its record is there.
+    /// Deletes bytes whose record was deleted, unless they are being made again or were: a layer's
+    /// conversion holds its lease from before the upload until its record is written.
     async fn bytes(&self, key: &Key, digest: &Digest) -> Result<bool, Error> {
         let lease = match key {
             Key::Layer { generation, source } => {
@@ -256,7 +261,7 @@ impl Sweep<'_> {
         Ok(mark.is_some_and(|mark| known.is_none_or(|known| is_later(mark.modified, known))))
     }
 
-    /// Deletes what was not written again since `written`; says whether it did.
+    /// Deletes the object unless it was written again since `written`. Returns whether it did.
     async fn unchanged(&self, key: &Key, written: SystemTime) -> Result<bool, Error> {
         if self.lease.is_lost() {
             return Ok(false);
@@ -269,7 +274,8 @@ impl Sweep<'_> {
         Ok(unchanged)
     }
 
-    /// Deletes what killed uploads left in a folder. A bucket's own lifecycle rule does the same for its parts.
+    /// Deletes the staging files of killed uploads in a folder. In a bucket, its own lifecycle rule
+    /// deletes such parts.
     async fn staging_files(&mut self, before: SystemTime) -> Result<(), Error> {
         let Some(root) = self.store.inner.backend.root().map(ToOwned::to_owned) else {
             return Ok(());
@@ -290,7 +296,8 @@ impl Sweep<'_> {
     }
 }
 
-/// Whether `seen` is a later time than `known`; one of the two may be cut to seconds, as HTTP's are.
+/// Whether `seen` is a later time than `known`. One of the two may be truncated to seconds, as
+/// HTTP's are.
 fn is_later(seen: SystemTime, known: SystemTime) -> bool {
     let since = |time: SystemTime| {
         time.duration_since(SystemTime::UNIX_EPOCH)

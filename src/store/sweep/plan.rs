@@ -1,17 +1,17 @@
-//! What may go, decided from an inventory alone.
+//! The plan of a sweep: which entries to delete, decided only from an inventory.
 //!
-//! | what | goes when |
+//! | entry | deleted when |
 //! |---|---|
-//! | bytes that no digest record shows | older than the grace |
-//! | an image | no manifest of it was used for `max_age`, or the longest unused while the store is above `max_size` |
+//! | bytes without a digest record | older than the grace |
+//! | an image | no manifest of it used for `max_age`, or the longest unused above `max_size` |
 //! | a visible object that no kept image names | the same |
-//! | bytes and records that show nothing, what was learned of images | also while the store is above `max_size` |
-//! | which image a stack is | older than the grace, and the image's records have gone |
-//! | what was learned of an image | no stack is that image, and nothing was learned for `max_age` |
-//! | records that show nothing, marks, probes, leases | older than the grace |
+//! | bytes without a record, records of passed layers, profile data | also above `max_size` |
+//! | the record of a list of layers | older than the grace, and the image's record is gone |
+//! | profile data of an image | no list of layers names it, and unchanged for `max_age` |
+//! | records without an object, marks, probes, leases | older than the grace |
 //!
-//! Above `max_size` the grace protects nothing but what was used in the last minutes, or what an hour ago was begun and
-//! no image names yet.
+//! Above `max_size` the grace only protects entries that were used in the last minutes, and visible
+//! objects without an image that were used in the last hour.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime};
@@ -24,36 +24,37 @@ use crate::store::key::Key;
 use crate::store::profiles::StackRecord;
 use crate::store::records::{ImageRecord, LayerOutcome, LayerRecord};
 
-/// What is to go, in the order it goes; each with what must not have changed by then.
+/// The entries to delete, in this order, each with the values that must not have changed by then.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
     pub(super) images: Vec<Record<ImageRecord>>,
-    /// Layer records that show nothing or are outdated.
+    /// Layer records that name missing objects or are outdated.
     pub(super) layers: Vec<Record<LayerRecord>>,
     pub(super) objects: Vec<DoomedObject>,
     pub(super) stacks: Vec<Record<StackRecord>>,
-    /// What was learned of images, by their configurations, with the time it was written.
+    /// Profile data of images, by their configurations, with the time it was written.
     pub(super) knowledge: Vec<(Digest, SystemTime)>,
     /// Bytes without a record, with the time they were written.
     pub(super) unrecorded: Vec<(Key, SystemTime)>,
-    /// Marks and probes, which nothing depends on.
+    /// Marks and probes, on which nothing depends.
     pub(super) leftovers: Vec<Key>,
     pub(super) leases: Vec<String>,
     pub(super) kept_bytes: u64,
 }
 
-/// A visible object that goes with its records.
+/// A visible object that is deleted with its records.
 #[derive(Debug)]
 pub(super) struct DoomedObject {
     pub(super) digest: Digest,
     pub(super) key: Key,
     pub(super) recorded: SystemTime,
     pub(super) used: Option<SystemTime>,
-    /// Zero when the bytes are gone already.
+    /// Zero if the bytes are already missing.
     pub(super) size: u64,
 }
 
-/// Decides what goes at `now`, and what besides, oldest use first, until `wanted` bytes fit below the size limit.
+/// Decides which entries to delete at `now`, and which further ones, the least recently used first,
+/// until `wanted` bytes fit below the size limit.
 pub(super) fn plan(
     inventory: &Inventory,
     retention: &Retention,
@@ -111,15 +112,15 @@ pub(super) fn plan(
     }
 }
 
-/// The times that decide.
+/// The times that the plan depends on.
 struct Limits {
-    /// What is younger stays unless the store is above its size.
+    /// Younger entries stay unless the store is above its size.
     grace: SystemTime,
-    /// What was used since stays in any case.
+    /// Entries used since then stay in any case.
     idle: SystemTime,
-    /// What no image names and was used since stays in any case.
+    /// Objects without an image that were used since then stay in any case.
     abandoned: SystemTime,
-    /// What was used since stays; `None` when age is no reason to go.
+    /// Entries used since then stay. `None` if there is no limit on age.
     age: Option<SystemTime>,
 }
 
@@ -149,31 +150,31 @@ impl Limits {
     }
 }
 
-/// What may go to make room.
+/// An entry that may be deleted to make room.
 enum Unit<'a> {
     Image(&'a Record<ImageRecord>),
     /// A visible object that no image names.
     Object(&'a Digest),
-    /// Bytes that no record shows.
+    /// Bytes without a record.
     Bytes(&'a Key, &'a Meta),
-    /// A layer that is served as it is.
+    /// A layer that is served unchanged.
     Passed(&'a Record<LayerRecord>),
-    /// What was learned of an image that is not kept.
+    /// Profile data of an image that is not kept.
     Knowledge(&'a Listed),
 }
 
-/// The images and visible objects that stay so far.
+/// The images and visible objects that are kept so far.
 struct Choice<'a> {
     inventory: &'a Inventory,
     kept: Vec<&'a Record<ImageRecord>>,
     dropped: Vec<Record<ImageRecord>>,
-    /// How many kept images name it.
+    /// The number of kept images that name each digest.
     named: HashMap<&'a Digest, usize>,
     doomed: HashSet<Digest>,
     unrecorded: Vec<(Key, SystemTime)>,
     passed: Vec<&'a Record<LayerRecord>>,
     knowledge: Vec<(Digest, SystemTime)>,
-    /// The size of everything that stays.
+    /// The size of everything that is kept.
     bytes: u64,
 }
 
@@ -227,7 +228,7 @@ impl<'a> Choice<'a> {
         }
     }
 
-    /// Lets what was unused the longest go until `max` bytes are left.
+    /// Drops the least recently used entries until `max` bytes are left.
     fn drop_until(&mut self, max: u64, limits: &Limits) {
         if self.bytes <= max {
             return;
@@ -259,7 +260,7 @@ impl<'a> Choice<'a> {
         }
     }
 
-    /// Everything that may go for want of room, with its last use.
+    /// Everything that may be deleted to make room, with its last use.
     fn units(&self, limits: &Limits) -> Vec<(SystemTime, Unit<'a>)> {
         let inventory = self.inventory;
         let images = self
@@ -321,7 +322,7 @@ impl<'a> Choice<'a> {
         }
     }
 
-    /// The stacks whose image is kept or that are young, and the others.
+    /// The lists of layers whose image is kept or that are young, and the others.
     fn stacks(
         &self,
         limits: &Limits,
@@ -366,7 +367,7 @@ impl<'a> Choice<'a> {
     }
 }
 
-/// What was learned of images that no stack is any more.
+/// The profile data of images that no list of layers names any more.
 fn outlived(
     inventory: &Inventory,
     stacks: &[&Record<StackRecord>],
@@ -405,7 +406,7 @@ fn unrecorded(inventory: &Inventory, limits: &Limits) -> Vec<(Key, SystemTime)> 
         .collect()
 }
 
-/// The bytes written before `until` that no record shows.
+/// The bytes without a record that were written before `until`.
 fn bare(inventory: &Inventory, until: SystemTime) -> impl Iterator<Item = (&Key, &Meta)> {
     let recorded: HashSet<&Key> = inventory
         .visible
@@ -492,7 +493,7 @@ mod tests {
             self
         }
 
-        /// An image whose twin has its name, with the objects it needs besides.
+        /// An image whose converted image has its name, with its further objects.
         fn image(mut self, name: &str, objects: &[&str], recorded: u32) -> Self {
             let source = digest(&format!("source of {name}"));
             let content = ImageRecord {
@@ -528,7 +529,7 @@ mod tests {
             self
         }
 
-        /// The names, among those given, whose objects stay at day 100.
+        /// Those of the given names whose objects are kept at day 100.
         fn keeps<'n>(&self, retention: &Retention, names: &[&'n str]) -> Vec<&'n str> {
             let plan = plan(self, retention, day(100), 0);
             let doomed: HashSet<_> = plan.objects.iter().map(|object| &object.digest).collect();
@@ -541,7 +542,7 @@ mod tests {
     }
 
     impl Inventory {
-        /// The stack of an image, recorded on a day.
+        /// The list of layers of an image, recorded on a day.
         fn stack(mut self, name: &str, recorded: u32) -> Self {
             let content = StackRecord {
                 config: digest(&format!("configuration of {name}")),
@@ -572,7 +573,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_learned_goes_after_its_image() {
+    fn profile_data_is_deleted_after_its_image() {
         let inventory = Inventory::default()
             .image("old", &[], 10)
             .stack("old", 10)
@@ -603,7 +604,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unused_for_too_long_goes_with_what_only_it_names() {
+    fn an_image_unused_for_too_long_is_deleted_with_its_own_objects() {
         let inventory = Inventory::default()
             .object("base", 10)
             .object("app", 10)
@@ -652,7 +653,7 @@ mod tests {
     }
 
     #[test]
-    fn above_the_size_the_longest_unused_images_go_first() {
+    fn above_the_size_the_least_recently_used_images_are_deleted_first() {
         let inventory = Inventory::default()
             .object("shared", 10)
             .image("first", &["shared"], 10)
@@ -673,7 +674,7 @@ mod tests {
     }
 
     #[test]
-    fn no_size_takes_what_the_grace_protects() {
+    fn no_size_limit_deletes_objects_in_use() {
         let inventory = Inventory::default()
             .image("in use", &["layer"], 10)
             .object("layer", 10)
@@ -690,7 +691,7 @@ mod tests {
     }
 
     #[test]
-    fn above_the_size_a_day_protects_nothing_that_was_not_used_for_minutes() {
+    fn above_the_size_only_a_use_in_the_last_minutes_protects() {
         let now = day(100);
         let ago = |minutes: u64| now - Duration::from_secs(60 * minutes);
         let mut inventory = Inventory::default();
@@ -718,7 +719,7 @@ mod tests {
     }
 
     #[test]
-    fn above_the_size_bytes_without_a_record_go_unless_their_lease_is_held() {
+    fn above_the_size_bytes_without_a_record_are_deleted_unless_leased() {
         let layer = |name: &str| Key::Layer {
             generation: Generation("g".to_owned()),
             source: digest(name),
@@ -749,7 +750,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_without_a_record_go_after_the_grace() {
+    fn bytes_without_a_record_are_deleted_after_the_grace() {
         let layer = |name: &str| Key::Layer {
             generation: Generation("g".to_owned()),
             source: digest(name),
@@ -775,7 +776,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_without_its_bytes_goes() {
+    fn a_record_without_its_bytes_is_deleted() {
         let mut inventory = Inventory::default().object("lost", 10).object("there", 10);
         inventory.objects.remove(&Key::Blob(digest("lost")));
         assert_eq!(

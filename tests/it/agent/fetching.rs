@@ -1,4 +1,4 @@
-//! Reads of a layer in this process, from registries that break on demand.
+//! Reads of a layer in this process, from registries that fail on demand.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use crate::support::registry::{Gate, Registry};
 /// Enough for two runs of small chunks at once: each takes half a megabyte and its largest chunk.
 const LITTLE: u64 = 2 << 20;
 
-/// A registry, another in front of it, and a layer that both have.
+/// A registry, a mirror of it, and a layer that both have.
 struct World {
     own: Registry,
     mirror: Registry,
@@ -87,7 +87,7 @@ impl World {
         ))
     }
 
-    /// Has a registry give other bytes than the blob's, but for the end with the TOC.
+    /// Makes a registry return wrong bytes for the blob, except for the end with the TOC.
     fn lie(&self, registry: &Registry) {
         let mut bytes = self.blob.blob.to_vec();
         let end = bytes.len() - (512 << 10);
@@ -113,7 +113,7 @@ async fn read(layer: &Layer, number: usize) -> Result<Bytes, FetchError> {
 }
 
 #[tokio::test]
-async fn wrong_bytes_of_a_mirror_are_asked_of_the_registry() {
+async fn bytes_that_a_mirror_has_wrong_are_requested_from_the_registry() {
     let world = World::with(&[CHUNK / 2, 1 << 20]).await;
     let layer = world.layer(64 << 20).await;
     let before = world.requests();
@@ -148,7 +148,7 @@ async fn wrong_bytes_from_everywhere_are_an_error_that_is_not_remembered() {
 }
 
 #[tokio::test]
-async fn answers_that_are_cut_again_and_again_make_a_whole() {
+async fn answers_that_are_cut_repeatedly_are_resumed_until_complete() {
     let world = World::with(&[3 << 20]).await;
     let layer = world.layer(64 << 20).await;
     world.mirror.on("/blobs/").cut_after(50_000);
@@ -163,7 +163,7 @@ async fn reads_wait_in_order_for_memory_and_all_are_served() {
     let layer = world.layer(LITTLE).await;
     let (gate, before) = (Gate::new(), world.requests().0);
     world.mirror.on("/blobs/").gate(&gate);
-    // Far enough from each other that none comes along with another.
+    // Far enough from each other that no chunk comes along with another.
     let numbers: Vec<usize> = (0..40).step_by(5).collect();
     let reads: Vec<_> = numbers
         .iter()
@@ -178,7 +178,7 @@ async fn reads_wait_in_order_for_memory_and_all_are_served() {
     }
     assert!(
         world.requests().0 - before <= 2,
-        "no more is asked for than there is memory"
+        "there are no more requests than fit into the memory"
     );
     gate.open();
     for (number, read) in numbers.into_iter().zip(reads) {
@@ -187,7 +187,7 @@ async fn reads_wait_in_order_for_memory_and_all_are_served() {
 }
 
 #[tokio::test]
-async fn a_read_does_not_stand_behind_what_is_fetched_ahead() {
+async fn a_read_does_not_wait_for_prefetched_chunks() {
     let world = World::with(&[CHUNK, 1 << 20, CHUNK, 1 << 20]).await;
     let layer = world.layer(LITTLE).await;
     let gate = Gate::new();
@@ -208,12 +208,12 @@ async fn a_read_does_not_stand_behind_what_is_fetched_ahead() {
 }
 
 #[tokio::test]
-async fn a_copy_that_cannot_be_read_for_the_moment_is_fetched_and_stays() {
+async fn a_cached_chunk_that_is_unreadable_at_the_moment_is_fetched_and_stays() {
     let world = World::with(&[CHUNK, 1 << 20]).await;
     let layer = world.layer(64 << 20).await;
     read(&layer, 0).await.unwrap();
     let held = layer.fetcher().cache().held();
-    // A directory in the place of a folder of chunks: no descriptor to be had of any of them.
+    // A file in the place of the cache directory: no chunk can be opened.
     let folder = world.folder.path().join("cache");
     let aside = world.folder.path().join("aside");
     std::fs::rename(&folder, &aside).unwrap();
@@ -224,7 +224,7 @@ async fn a_copy_that_cannot_be_read_for_the_moment_is_fetched_and_stays() {
     assert_eq!(
         layer.fetcher().cache().held(),
         held,
-        "nothing was taken for damaged"
+        "no chunk counts as damaged"
     );
     let requests = world.requests();
     assert_eq!(read(&layer, 0).await.unwrap(), world.content(0));
@@ -232,7 +232,7 @@ async fn a_copy_that_cannot_be_read_for_the_moment_is_fetched_and_stays() {
 }
 
 #[tokio::test]
-async fn a_toc_of_another_length_than_its_registry_says_is_not_lazy() {
+async fn a_layer_whose_registry_reports_a_wrong_length_is_not_lazy() {
     let world = World::with(&[1 << 20]).await;
     for registry in [&world.mirror, &world.own] {
         registry

@@ -1,4 +1,4 @@
-//! The agent's gRPC service in process, asked as containerd asks.
+//! The agent's gRPC service in this process, called as containerd calls it.
 
 mod fetching;
 mod socket;
@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use starlift::agent::Config;
+use starlift::agent::layer_mount::LayerMount;
 use starlift::agent::layers::Layers;
 use starlift::agent::server::{self, ServeError};
 use starlift::agent::snapshots::Snapshots;
@@ -39,7 +40,7 @@ impl Agent {
             ..Config::default()
         };
         let upstreams = Upstreams::new(&upstream::Config::default()).unwrap();
-        let layers = Layers::open(&config, upstreams).unwrap();
+        let layers = Layers::open(&config, upstreams, &LayerMount::ALL).unwrap();
         let snapshotter = Snapshotter::new(snapshots, Arc::new(layers));
         let served = tokio::spawn(server::serve(listener, snapshotter, None, shutdown.clone()));
         Self {

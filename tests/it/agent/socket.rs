@@ -7,7 +7,7 @@ use starlift::agent::server::{self, ServeError};
 use super::{Agent, socket_beneath};
 
 #[tokio::test]
-async fn the_socket_is_for_root_alone() {
+async fn only_root_can_use_the_socket() {
     let agent = Agent::start();
     let mode = |path: &std::path::Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&agent.socket()), 0o600);

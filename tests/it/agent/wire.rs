@@ -13,7 +13,7 @@ use tonic::{Code, Status};
 
 use super::Agent;
 
-/// What Go's zero time looks like.
+/// Go's zero time on the wire.
 const GO_ZERO: Timestamp = Timestamp {
     seconds: -62_135_596_800,
     nanos: 0,
@@ -83,7 +83,7 @@ async fn pages(
 }
 
 #[tokio::test]
-async fn a_snapshot_lives_its_life() {
+async fn a_snapshot_is_prepared_committed_viewed_and_removed() {
     let agent = Agent::start();
     let client = &mut agent.client().await;
     let mounts = prepare(
@@ -303,7 +303,7 @@ async fn fifty_clients_prepare_at_once() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_lazy_is_ordinary() {
+async fn a_layer_that_cannot_be_lazy_gets_an_ordinary_snapshot() {
     let agent = Agent::start();
     let client = &mut agent.client().await;
     let target = ("containerd.io/snapshot.ref", "sha256:chain");

@@ -1,4 +1,4 @@
-//! `starlift config`, the layers of the configuration, and the examples in `deploy/`.
+//! `starlift config`, the precedence of flags, environment and file, and the examples in `deploy/`.
 
 use std::path::Path;
 
@@ -36,7 +36,7 @@ async fn flags_cover_the_environment_and_that_the_file() {
 }
 
 #[tokio::test]
-async fn a_key_nobody_knows_stops_the_start() {
+async fn an_unknown_key_stops_the_start() {
     let desk = Desk::new();
     std::fs::write(
         desk.path("mine.toml"),
@@ -119,7 +119,7 @@ fn systemd_takes_the_units() {
         let text = std::fs::read_to_string(deploy.join(name)).unwrap();
         let command = "ExecStart=/usr/local/bin/starlift ";
         assert!(text.contains(command), "{name}");
-        // Newer than Debian 12's, which ignores it, and says so.
+        // Debian 12's systemd is older than this setting: it ignores it and prints a warning.
         let text = text.replace("FileDescriptorStorePreserve=yes", "");
         let unit = text.replace(
             command,

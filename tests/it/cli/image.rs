@@ -246,9 +246,9 @@ async fn a_record_puts_files_first_in_the_layers_it_names() {
     let lines = [
         vec![json!({"path": "layer1/file3", "manifestDigest": amd, "layerIndex": 1})],
         shared(&["layer0/file2", "no/such/file"]),
-        // Of another image: for every layer that has it.
+        // Names another image: applies to every layer that has the file.
         vec![json!({"path": "layer0/file1", "manifestDigest": index.digest(), "layerIndex": 1})],
-        // A layer that has no such file.
+        // The layer has no such file.
         vec![json!({"path": "layer0/file0", "manifestDigest": amd, "layerIndex": 1})],
     ];
     let record: String = lines
@@ -303,7 +303,7 @@ async fn a_record_puts_files_first_in_the_layers_it_names() {
     }
     assert_eq!(fronts[0], ["layer0/", "layer0/file2", "layer0/file1"]);
     assert_eq!(fronts[1], ["layer1/", "layer1/file3"]);
-    assert_eq!(fronts[2], [""; 0], "a layer without any of them");
+    assert_eq!(fronts[2], [""; 0], "a layer without any of these files");
     desk.run(&["verify", "oci:out:v1", "--against", &source])
         .await
         .text();
@@ -311,13 +311,17 @@ async fn a_record_puts_files_first_in_the_layers_it_names() {
     let layer = Digest::sha256_of(&ImageBuilder::new(1).build().layers()[0]).to_string();
     registry.forget_requests();
     assert_eq!(desk.run(&words).await.json(), made);
-    assert_eq!(registry.count("GET", &layer), 0, "it is found in the store");
+    assert_eq!(
+        registry.count("GET", &layer),
+        0,
+        "the layer is found in the store"
+    );
     std::fs::write(desk.path("record"), "{\"path\":\"layer0/file2\"}").unwrap();
     assert_ne!(desk.run(&words).await.json()["twin"], made["twin"]);
     assert_eq!(
         registry.count("GET", &layer),
         1,
-        "another record is another conversion"
+        "another record needs another conversion"
     );
     let layers = |image: &Value| -> Vec<Value> {
         image["images"][0]["layers"]
@@ -378,12 +382,12 @@ async fn a_record_puts_files_first_in_the_layers_it_names() {
     assert_eq!(
         refused.code,
         Some(2),
-        "the order is part of what diff-ids are digests of"
+        "diff-ids cover the order of the files"
     );
 }
 
 #[tokio::test]
-async fn another_image_is_told_from_the_right_one() {
+async fn verify_against_another_image_fails() {
     let desk = Desk::new();
     let (registry, source) = registry(&ImageBuilder::new(1).build()).await;
     registry.push("library/app", "v2", &ImageBuilder::new(9).build());
@@ -397,7 +401,7 @@ async fn another_image_is_told_from_the_right_one() {
 }
 
 #[tokio::test]
-async fn inspect_reads_footers_and_tocs_alone() {
+async fn inspect_reads_only_footers_and_tocs() {
     let desk = Desk::new();
     let (registry, source) = registry(
         &ImageBuilder::new(1)
@@ -417,11 +421,11 @@ async fn inspect_reads_footers_and_tocs_alone() {
     let whole = blobs
         .filter(|seen| !seen.headers.contains_key("range"))
         .count();
-    assert_eq!(whole, 1, "the configuration alone is read whole");
+    assert_eq!(whole, 1, "only the configuration is read whole");
 }
 
 #[tokio::test]
-async fn what_cannot_be_had_leaves_nothing() {
+async fn a_failed_conversion_of_an_image_leaves_no_files() {
     let desk = Desk::new();
     let (registry, source) = registry(&ImageBuilder::new(1).build()).await;
     let missing = source.replace(":v1", ":v9");

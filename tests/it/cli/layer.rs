@@ -1,11 +1,11 @@
-//! One layer from file to file: `convert --layer`, `inspect` and `verify` of a blob.
+//! One layer from file to file: `convert --layer`, and `inspect` and `verify` of a blob.
 
 use starlift::oci::Digest;
 
 use super::Desk;
 use crate::support::image::{Compression, ImageBuilder};
 
-/// A desk with `in.tar`, and `in.tar.gz` and `in.tar.zst` of the same tar.
+/// Returns a desk with `in.tar`, and `in.tar.gz` and `in.tar.zst` of the same tar.
 fn desk() -> Desk {
     let desk = Desk::new();
     for (compression, name) in [
@@ -115,7 +115,7 @@ async fn a_changed_byte_is_found() {
 }
 
 #[tokio::test]
-async fn another_source_is_told_from_the_right_one() {
+async fn verify_against_another_layer_fails() {
     let desk = desk();
     desk.run(&["convert", "--layer", "in.tar", "out"])
         .await
@@ -139,7 +139,7 @@ async fn another_source_is_told_from_the_right_one() {
 }
 
 #[tokio::test]
-async fn what_fails_leaves_nothing() {
+async fn a_failed_conversion_of_a_layer_leaves_no_files() {
     let desk = desk();
     let whole = std::fs::read(desk.path("in.tar.gz")).unwrap();
     std::fs::write(desk.path("cut.tar.gz"), &whole[..whole.len() / 2]).unwrap();

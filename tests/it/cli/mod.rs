@@ -1,4 +1,4 @@
-//! The command line, run as a process: what it prints, what it writes, how it exits.
+//! The command line, run as a process: its output, its files, its exit codes.
 
 mod config;
 mod image;
@@ -13,10 +13,10 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::Command;
 
-/// A folder that commands run in.
+/// A working folder for commands.
 struct Desk(TempDir);
 
-/// What a command did.
+/// The result of a command.
 struct Ran {
     code: Option<i32>,
     stdout: Vec<u8>,
@@ -32,7 +32,7 @@ impl Desk {
         self.0.path().join(name)
     }
 
-    /// Runs `starlift` with these words; no configuration of this machine counts.
+    /// Runs `starlift` with these arguments, without any configuration of this machine.
     async fn run(&self, words: &[&str]) -> Ran {
         self.run_with(words, &[]).await
     }
@@ -60,7 +60,7 @@ impl Desk {
         }
     }
 
-    /// Names of what lies in the folder, sorted.
+    /// Returns the names of the folder's entries, sorted.
     fn names(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.0.path()).unwrap();
         let mut names: Vec<_> = entries
@@ -72,7 +72,7 @@ impl Desk {
 }
 
 impl Ran {
-    /// The output of a command that went well.
+    /// Returns the output of a command that must succeed.
     #[track_caller]
     fn text(self) -> String {
         assert_eq!(
@@ -90,7 +90,7 @@ impl Ran {
         serde_json::from_str(&self.text()).unwrap()
     }
 
-    /// The single line that a command which could not do it says.
+    /// Returns the single error line of a command that must fail.
     #[track_caller]
     fn error(self) -> String {
         assert_eq!(
@@ -109,7 +109,7 @@ impl Ran {
     }
 }
 
-/// The contents of every blob of an OCI layout have the digest they are named by.
+/// Checks that every blob of an OCI layout has the digest in its name.
 fn check_layout(dir: &Path) {
     for blob in std::fs::read_dir(dir.join("blobs/sha256")).unwrap() {
         let path = blob.unwrap().path();

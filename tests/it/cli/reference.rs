@@ -1,6 +1,7 @@
-//! `docs/CONFIGURATION.md` is the documentation of the configuration's structs, as it stands in the source.
+//! `docs/CONFIGURATION.md` is generated from the documentation of the configuration's structs in
+//! the source.
 //!
-//! `UPDATE_DOCS=1` writes it anew.
+//! `UPDATE_DOCS=1` rewrites it.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -9,11 +10,11 @@ use starlift::config::Config;
 use toml::Table;
 
 const REFERENCE: &str = "docs/CONFIGURATION.md";
-/// What stands above is written by hand.
+/// The text above the marker is written by hand.
 const MARKER: &str =
     "<!-- From here on generated from the source: UPDATE_DOCS=1 cargo test reference -->\n";
 
-/// Table in the file, source, struct.
+/// Name of the table in the file, source file, struct.
 const PARTS: [(&str, &str, &str); 8] = [
     ("serve", "src/serve/config.rs", "Config"),
     ("store", "src/store/config.rs", "Config"),
@@ -32,13 +33,13 @@ struct Field {
 }
 
 #[test]
-fn the_reference_is_what_the_source_says() {
+fn the_reference_matches_the_source() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let path = root.join(REFERENCE);
     let old = std::fs::read_to_string(&path).unwrap();
     let (head, generated) = old
         .split_once(MARKER)
-        .expect("the marker stands in the reference");
+        .expect("the marker is in the reference");
     let fresh = generate(root);
     if std::env::var_os("UPDATE_DOCS").is_some() {
         std::fs::write(&path, format!("{head}{MARKER}{fresh}")).unwrap();
@@ -112,7 +113,8 @@ fn default(defaults: &Table, table: &str, key: &str) -> Option<String> {
     table.get(key).map(ToString::to_string)
 }
 
-/// The public fields of a struct with their documentation; nothing when the source has no such struct.
+/// Returns the public fields of a struct with their documentation. Empty if the source has no such
+/// struct.
 fn fields(source: &str, name: &str) -> Vec<Field> {
     let Some((_, body)) = source.split_once(&format!("pub struct {name} {{\n")) else {
         return Vec::new();

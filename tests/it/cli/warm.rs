@@ -9,7 +9,7 @@ use super::Desk;
 use crate::support::image::ImageBuilder;
 use crate::support::registry::Registry;
 
-/// Starts a server over `registry` and waits for the line that says where it listens.
+/// Starts a server for `registry` and waits for the line with its address.
 async fn serve(desk: &Desk, registry: &Registry) -> (Child, String) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_starlift"))
         .args([
@@ -32,16 +32,16 @@ async fn serve(desk: &Desk, registry: &Registry) -> (Child, String) {
         let line: serde_json::Value = serde_json::from_str(&line).unwrap();
         if let Some(address) = line["address"].as_str() {
             let address = format!("http://{address}");
-            // Read on, so that the server never waits for its log.
+            // Reads on, so that the server never blocks on its log.
             tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
             return (child, address);
         }
     }
-    panic!("the server did not start");
+    panic!("server not started");
 }
 
 #[tokio::test]
-async fn the_exit_code_tells_whether_all_were_converted() {
+async fn the_exit_code_reports_whether_all_images_were_converted() {
     let desk = Desk::new();
     let registry = Registry::start().await;
     registry.push("library/app", "v1", &ImageBuilder::new(1).build());

@@ -1,4 +1,4 @@
-//! A registry, a store and a converter between them, and the questions the tests ask.
+//! A registry, a store and a converter between them, with the queries that the tests share.
 
 use std::io::Read as _;
 use std::num::NonZeroUsize;
@@ -25,7 +25,7 @@ pub(crate) struct Bench {
     pub(super) source: Source,
 }
 
-/// Two threads, so that members are compressed out of order here too.
+/// A configuration with two threads, so that members are compressed out of order in tests too.
 pub(crate) fn config() -> Config {
     Config {
         threads: NonZeroUsize::new(2),
@@ -50,18 +50,19 @@ impl Bench {
         }
     }
 
-    /// Another process over the same store: nothing is remembered but what the store holds.
+    /// Replaces the converter, like a restarted process over the same store: no state but the
+    /// store's remains.
     pub(crate) fn restarted(self) -> Self {
         let converter = Converter::new(&config(), self.store.clone()).unwrap();
         Self { converter, ..self }
     }
 
-    /// Another process over what is left of the store.
+    /// The same over another store.
     pub(crate) fn over(self, store: Store) -> Self {
         Self { store, ..self }.restarted()
     }
 
-    /// Puts `image` into the registry and converts it.
+    /// Pushes `image` to the registry and converts it.
     pub(crate) async fn convert(&self, image: &Image) -> Result<ImageRecord, Arc<Error>> {
         self.convert_with(&self.converter, image).await
     }
@@ -77,7 +78,7 @@ impl Bench {
             .await
     }
 
-    /// The bytes of an object, checked against its digest.
+    /// Returns the bytes of an object, verified against its digest.
     pub(crate) async fn bytes(&self, digest: &Digest) -> Bytes {
         let object = self
             .store
@@ -95,19 +96,19 @@ impl Bench {
         serde_json::from_slice(&self.bytes(digest).await).unwrap()
     }
 
-    /// The twin's manifest or index.
+    /// Returns the converted manifest or index.
     pub(crate) async fn twin(&self, record: &ImageRecord) -> Value {
         assert_ne!(record.twin, record.source, "{:?}", record.passed_through);
         self.document(&record.twin).await
     }
 
-    /// How often the registry was asked for the content of a blob.
+    /// Returns how often the registry was asked for a blob's content.
     pub(crate) fn fetched(&self, blob: &[u8]) -> usize {
         self.registry
             .count("GET", &format!("/blobs/{}", Digest::sha256_of(blob)))
     }
 
-    /// Whether anything of `image` can be seen: its record, or a record of one of its layers.
+    /// Whether the store shows any record of `image` or of one of its layers.
     pub(crate) async fn is_visible(&self, image: &Image) -> bool {
         let generation = self.converter.generation();
         for layer in image.layers() {
@@ -128,7 +129,8 @@ impl Bench {
             .is_some()
     }
 
-    /// That the twin of an image is whole: every layer begins with its source tar, and all digests agree.
+    /// Checks that the converted image is complete: every layer begins with its source tar, and all
+    /// digests agree.
     pub(crate) async fn check_twin(&self, image: &Image, record: &ImageRecord) {
         let twin = self.twin(record).await;
         let config = self.document(&digest(&twin["config"]["digest"])).await;
@@ -156,7 +158,7 @@ impl Bench {
 }
 
 pub(crate) fn source(registry: &Registry) -> Source {
-    // Each registry has a name of its own, as failures are remembered by name.
+    // Each registry has its own name, because failures are remembered by name.
     let name = registry.host().replace(':', "-");
     let local = UpstreamConfig {
         url: registry.url(),
@@ -183,7 +185,7 @@ pub(crate) fn digest(text: &Value) -> Digest {
     text.as_str().unwrap().parse().unwrap()
 }
 
-/// The tar in a layer of any compression.
+/// Returns the tar in a layer of any compression.
 pub(crate) fn inflate(layer: &[u8]) -> Vec<u8> {
     let mut tar = Vec::new();
     match layer {

@@ -1,4 +1,4 @@
-//! Whatever breaks: nothing is visible by halves, and the next try succeeds.
+//! After any fault, nothing incomplete is visible, and the next try succeeds.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,7 +38,7 @@ async fn wrong_bytes_are_an_error_and_leave_nothing() {
 }
 
 #[tokio::test]
-async fn a_lie_of_the_registry_is_not_held_against_the_layer() {
+async fn wrong_bytes_of_one_registry_do_not_mark_the_layer() {
     let bench = Bench::new().await;
     let image = ImageBuilder::new(2).layers(1).build();
     let digest = Digest::sha256_of(&image.layers()[0]);
@@ -50,16 +50,16 @@ async fn a_lie_of_the_registry_is_not_held_against_the_layer() {
     lie.registry
         .put_wrong_blob(&digest, Random::new(1).bytes(50_000));
     let manifest = super::bench::manifest(&image);
-    let told = bench
+    let result = bench
         .converter
         .convert(&source(&lie.registry), &repository(), &manifest)
         .await;
-    told.unwrap_err();
+    result.unwrap_err();
     assert!(!bench.is_visible(&image).await);
     let record = bench
         .convert(&image)
         .await
-        .expect("another place is not made to wait for the liar's failure");
+        .expect("the failure of one registry does not delay another");
     bench.check_twin(&image, &record).await;
 }
 
@@ -136,9 +136,9 @@ async fn another_image_is_not_failed_by_a_broken_place_of_the_same_layer() {
 }
 
 #[tokio::test]
-async fn a_store_that_dies_at_any_step_shows_nothing_by_halves() {
+async fn a_store_that_dies_at_any_step_shows_nothing_incomplete() {
     let image = ImageBuilder::new(7).layers(2).build();
-    // The dead process's leases are waited for.
+    // The next conversion waits for the dead process's leases.
     let store_config = store::Config {
         lease_ttl: Duration::from_millis(100),
         ..store::Config::default()

@@ -1,4 +1,4 @@
-//! What an upstream or a manifest claims is nobody's truth, and one request causes bounded work.
+//! Claims of an upstream or a manifest affect no other image, and one request causes bounded work.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -14,7 +14,8 @@ use super::bench::{Bench, REPOSITORY, config, manifest, repository, source};
 use crate::support::image::{Image, ImageBuilder, Random};
 use crate::support::registry::{Gate, Registry};
 
-/// A registry that has the image, but other bytes under the digest of one of its blobs.
+/// Starts a registry that has the image, but serves other bytes under the digest of one of its
+/// blobs.
 async fn lying(image: &Image, blob: usize, bytes: Vec<u8>) -> Registry {
     let registry = Registry::start().await;
     registry.push_untagged(REPOSITORY, image);
@@ -23,7 +24,7 @@ async fn lying(image: &Image, blob: usize, bytes: Vec<u8>) -> Registry {
 }
 
 #[tokio::test]
-async fn nothing_that_an_upstream_gives_under_a_digest_is_held_against_others() {
+async fn wrong_bytes_of_one_upstream_do_not_affect_others() {
     let limits = Config {
         max_layer_size: ByteSize::kib(100),
         max_unpacked_size: ByteSize::mib(1),
@@ -51,11 +52,11 @@ async fn nothing_that_an_upstream_gives_under_a_digest_is_held_against_others() 
     for (lie, blob, bytes) in lies {
         let bench = Bench::with(&limits, Store::in_memory()).await;
         let liar = lying(&image, blob, bytes).await;
-        let told = bench
+        let result = bench
             .converter
             .convert(&source(&liar), &repository(), &manifest(&image))
             .await;
-        assert!(told.is_err(), "{lie}: {told:?}");
+        assert!(result.is_err(), "{lie}: {result:?}");
         assert!(!bench.is_visible(&image).await, "{lie}");
         let record = bench.convert(&image).await.unwrap();
         bench.check_twin(&image, &record).await;
@@ -63,7 +64,7 @@ async fn nothing_that_an_upstream_gives_under_a_digest_is_held_against_others() 
 }
 
 #[tokio::test]
-async fn a_size_that_a_manifest_claims_counts_for_its_own_image_alone() {
+async fn a_claimed_size_counts_only_for_its_own_image() {
     let bench = Bench::with(
         &Config {
             max_layer_size: ByteSize::kib(100),
@@ -168,7 +169,7 @@ async fn documents_of_too_many_values_pass_through_with_a_reason() {
 }
 
 #[tokio::test]
-async fn a_reason_repeats_little_of_what_others_wrote() {
+async fn a_reason_quotes_little_of_foreign_text() {
     let bench = Bench::new().await;
     let image = ImageBuilder::new(6).build();
     let mut document = image.document();

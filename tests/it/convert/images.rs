@@ -1,4 +1,4 @@
-//! What a twin is.
+//! The contents of converted images.
 
 use bytesize::ByteSize;
 use serde_json::json;
@@ -51,7 +51,7 @@ async fn everything_of_the_configuration_but_diff_ids_stays() {
 }
 
 #[tokio::test]
-async fn the_twin_is_the_same_wherever_it_is_made() {
+async fn a_converted_image_does_not_depend_on_the_number_of_threads() {
     let image = ImageBuilder::new(2).layers(3).max_file(200_000).build();
     let mut twins = Vec::new();
     for threads in [1, 3] {
@@ -142,7 +142,7 @@ async fn zstd_chunked_is_zstd_with_its_annotations() {
     assert_eq!(
         record.media_type,
         media_type::OCI_MANIFEST,
-        "its readers take no zstd in Docker manifests"
+        "clients accept no zstd in Docker manifests"
     );
     let layer = &bench.twin(&record).await["layers"][0];
     assert_eq!(layer["mediaType"], media_type::OCI_LAYER_ZSTD);
@@ -161,7 +161,7 @@ async fn zstd_chunked_is_zstd_with_its_annotations() {
 }
 
 #[tokio::test]
-async fn the_status_tells_what_was_done() {
+async fn the_status_reports_finished_conversions_and_their_bytes() {
     let bench = Bench::new().await;
     let image = ImageBuilder::new(7).layers(2).build();
     let record = bench.convert(&image).await.unwrap();

@@ -1,4 +1,5 @@
-//! Indexes keep every child: converted ones replaced, all others where and what they are.
+//! Indexes keep every child: converted children are replaced, all others stay in place and
+//! unchanged.
 
 use serde_json::Value;
 use starlift::oci::Digest;
@@ -13,7 +14,7 @@ fn image(seed: u64, architecture: &str) -> Image {
         .build()
 }
 
-/// amd64, arm64, s390x, and an attestation for each.
+/// Returns an index of amd64, arm64 and s390x, with an attestation for each.
 fn index() -> Image {
     let images = vec![
         ("linux/amd64", image(1, "amd64")),
@@ -67,7 +68,7 @@ async fn wanted_platforms_are_replaced_and_attestations_follow() {
 }
 
 #[tokio::test]
-async fn a_platform_that_someone_pulled_joins_and_older_twins_stay_readable() {
+async fn a_pulled_platform_joins_the_index_and_older_conversions_stay_readable() {
     let bench = Bench::new().await;
     let index = index();
     let before = bench.convert(&index).await.unwrap();
@@ -78,7 +79,10 @@ async fn a_platform_that_someone_pulled_joins_and_older_twins_stay_readable() {
     assert_eq!(digest(&children(&twin)[2]["digest"]), pulled.twin);
     assert_eq!(after.platforms.len(), 3);
     bench.bytes(&before.twin).await;
-    assert!(after.objects.contains(&before.twin), "the sweep keeps it");
+    assert!(
+        after.objects.contains(&before.twin),
+        "the sweep keeps the earlier conversion"
+    );
     let bench = bench.restarted();
     assert_eq!(
         bench.converter.lookup(&index.digest()).await.unwrap(),
@@ -99,20 +103,20 @@ async fn a_child_that_fails_leaves_the_others_and_is_tried_again() {
     let twin = bench.twin(&record).await;
     assert_ne!(children(&twin)[0], children(&index.document())[0]);
     assert_eq!(children(&twin)[1], children(&index.document())[1]);
-    let told = record
+    let entry = record
         .passed_through
         .iter()
-        .find(|told| told.digest == index.children[1].digest())
+        .find(|entry| entry.digest == index.children[1].digest())
         .unwrap();
     assert!(
-        told.reason.starts_with("not converted for now"),
+        entry.reason.starts_with("not converted for now"),
         "{}",
-        told.reason
+        entry.reason
     );
     assert_eq!(
         bench.converter.lookup(&index.digest()).await.unwrap(),
         None,
-        "it is not recorded"
+        "the incomplete conversion is not recorded"
     );
     bench.registry.heal();
     let bench = bench.restarted();
@@ -122,7 +126,7 @@ async fn a_child_that_fails_leaves_the_others_and_is_tried_again() {
 }
 
 #[tokio::test]
-async fn an_index_all_of_whose_children_fail_fails() {
+async fn an_index_fails_if_all_its_children_fail() {
     let bench = Bench::new().await;
     let index = index();
     bench.registry.on("/blobs/").answer(503, &[]);
@@ -131,7 +135,7 @@ async fn an_index_all_of_whose_children_fail_fails() {
 }
 
 #[tokio::test]
-async fn an_index_for_other_platforms_is_its_own_twin_until_one_is_pulled() {
+async fn an_index_of_other_platforms_passes_through_until_one_is_pulled() {
     let bench = Bench::new().await;
     let index = Image::index(vec![("linux/s390x", image(3, "s390x"))], false);
     assert_eq!(bench.convert(&index).await.unwrap().twin, index.digest());
@@ -170,7 +174,7 @@ async fn indexes_within_an_index_are_converted_with_it() {
         leaf.objects
             .iter()
             .all(|object| record.objects.contains(object)),
-        "the sweep keeps what it names"
+        "the sweep keeps the objects of the inner index"
     );
 }
 
@@ -184,15 +188,15 @@ async fn a_sparse_index_is_converted_as_far_as_it_goes() {
         .answer(404, &[]);
     let record = bench.convert(&index).await.unwrap();
     assert_eq!(record.platforms, ["linux/amd64".parse().unwrap()]);
-    let told = record
+    let entry = record
         .passed_through
         .iter()
-        .find(|told| told.digest == index.children[1].digest())
+        .find(|entry| entry.digest == index.children[1].digest())
         .unwrap();
-    assert_eq!(told.reason, "not in the upstream");
+    assert_eq!(entry.reason, "not in the upstream");
     assert_eq!(
         bench.converter.lookup(&index.digest()).await.unwrap(),
         Some(record),
-        "it is recorded"
+        "the conversion is recorded"
     );
 }

@@ -1,7 +1,7 @@
-//! Images become twins: whole, once, and never by halves.
+//! Images are converted: completely, once, and never visible in part.
 #![expect(
     clippy::unwrap_used,
-    reason = "what a test's helper unwraps is asserted"
+    reason = "a failed unwrap in a test helper fails the test"
 )]
 
 mod bench;

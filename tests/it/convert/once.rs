@@ -1,4 +1,5 @@
-//! Nothing is done twice: in this process, in two over one store, for two images, for a caller that left.
+//! No work is done twice: in one process, in two over one store, for two images, for a caller that
+//! left.
 
 use futures::future::join_all;
 use starlift::store::{self, Store};
@@ -95,7 +96,7 @@ async fn the_work_goes_on_when_the_caller_leaves() {
 }
 
 #[tokio::test]
-async fn what_is_recorded_is_answered_without_the_registry() {
+async fn a_recorded_image_is_answered_without_the_registry() {
     let bench = Bench::new().await;
     let image = ImageBuilder::new(6).build();
     let record = bench.convert(&image).await.unwrap();
@@ -109,14 +110,14 @@ async fn what_is_recorded_is_answered_without_the_registry() {
     assert_eq!(bench.registry.seen().len(), 0);
 }
 
-/// The same image under another manifest.
+/// Returns the same image under another manifest.
 fn with_history(image: &Image) -> bytes::Bytes {
     let mut document = image.document();
     document["annotations"] = serde_json::json!({"org.example": "another"});
     document.to_string().into()
 }
 
-/// An image of one layer, with that layer twice.
+/// Returns an image of one layer that contains this layer twice.
 fn repeated(image: &Image) -> Image {
     let mut config: serde_json::Value = serde_json::from_slice(&image.blobs[0]).unwrap();
     let diff_ids = config["rootfs"]["diff_ids"].as_array_mut().unwrap();

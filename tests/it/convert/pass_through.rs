@@ -1,4 +1,4 @@
-//! One odd thing never fails an image: it stays as it is, and the reason is kept.
+//! One unusual part never fails an image: the part passes through, and the reason is recorded.
 
 use bytes::Bytes;
 use bytesize::ByteSize;
@@ -10,7 +10,7 @@ use starlift::store::{LayerOutcome, Store};
 use super::bench::{Bench, config, digest};
 use crate::support::image::{Compression, Image, ImageBuilder, Random, compress};
 
-/// Changes the last layer's bytes and what the manifest says about it.
+/// Replaces the last layer and adapts the manifest to it.
 fn with_last_layer(image: &Image, layer: Bytes, media_type: Option<&str>) -> Image {
     let mut document = image.document();
     let descriptor = document["layers"]
@@ -49,16 +49,16 @@ async fn last_layer_stays(bench: &Bench, image: &Image, part_of_reason: &str) {
         image.document()["layers"][0]["digest"]
     );
     let stays = Digest::sha256_of(image.layers().last().unwrap());
-    let told = record
+    let entry = record
         .passed_through
         .iter()
-        .find(|told| told.digest == stays)
+        .find(|entry| entry.digest == stays)
         .expect("the reason is recorded");
-    assert!(told.reason.contains(part_of_reason), "{}", told.reason);
+    assert!(entry.reason.contains(part_of_reason), "{}", entry.reason);
 }
 
 #[tokio::test]
-async fn what_is_no_tar_stays_and_is_not_fetched_again() {
+async fn a_layer_that_is_not_a_tar_passes_through_and_is_not_fetched_again() {
     let bench = Bench::new().await;
     let image = ImageBuilder::new(1).build();
     let noise = Bytes::from(Random::new(9).bytes(100_000));
@@ -98,7 +98,7 @@ async fn a_layer_of_an_unknown_type_is_not_even_fetched() {
 }
 
 #[tokio::test]
-async fn a_bomb_stays_what_it_is() {
+async fn a_bomb_passes_through() {
     let bench = Bench::with(
         &Config {
             max_unpacked_size: ByteSize::mib(1),
@@ -154,7 +154,7 @@ async fn a_lazily_readable_layer_is_known_by_its_footer() {
 }
 
 #[tokio::test]
-async fn a_layer_with_another_diff_id_than_told_stays_in_that_image_alone() {
+async fn a_layer_with_an_unexpected_diff_id_passes_through_in_that_image_only() {
     let bench = Bench::new().await;
     let image = ImageBuilder::new(7).build();
     let other_tar = ImageBuilder::new(8).layers(1).build().layers()[0].clone();
@@ -165,7 +165,7 @@ async fn a_layer_with_another_diff_id_than_told_stays_in_that_image_alone() {
 }
 
 #[tokio::test]
-async fn what_is_no_image_is_its_own_twin() {
+async fn a_manifest_that_is_not_an_image_passes_through() {
     let bench = Bench::new().await;
     let image = ImageBuilder::new(9).build();
     let mut nonsense_config = image.clone();
@@ -193,7 +193,7 @@ async fn what_is_no_image_is_its_own_twin() {
         assert_eq!(
             bench.converter.lookup(&odd.digest()).await.unwrap(),
             Some(record),
-            "it is recorded"
+            "the result is recorded"
         );
     }
     let mut empty = image.document();
@@ -210,7 +210,7 @@ async fn what_is_no_image_is_its_own_twin() {
 }
 
 #[tokio::test]
-async fn what_leads_through_a_symlink_of_the_same_layer_is_left_to_unpackers() {
+async fn a_layer_with_paths_through_its_own_symlink_passes_through() {
     let bench = Bench::new().await;
     let image = ImageBuilder::new(10).build();
     let mut tar = tar::Builder::new(Vec::new());
@@ -245,7 +245,7 @@ async fn what_leads_through_a_symlink_of_the_same_layer_is_left_to_unpackers() {
     }
 }
 
-/// What the same store gives with other limits.
+/// Returns a bench over the same store with other limits.
 fn with_limits(bench: Bench, change: impl FnOnce(&mut Config)) -> Bench {
     let mut config = config();
     change(&mut config);
@@ -268,7 +268,7 @@ async fn a_limit_that_is_raised_lets_the_layer_be_tried_again() {
         assert_eq!(
             bench.converter.lookup(&index.digest()).await.unwrap(),
             Some(record.clone()),
-            "that is recorded"
+            "the result is recorded"
         );
         let lowered = with_limits(bench, |config| {
             (limit(config), config.max_layer_size = ByteSize::kib(1)).0
@@ -300,7 +300,7 @@ async fn a_limit_that_is_raised_lets_the_layer_be_tried_again() {
 }
 
 #[tokio::test]
-async fn twins_made_under_a_lower_limit_stay_readable() {
+async fn images_converted_under_a_lower_limit_stay_readable() {
     let image = with_last_layer(
         &ImageBuilder::new(12).max_file(1000).build(),
         ImageBuilder::new(13)
@@ -329,7 +329,7 @@ async fn twins_made_under_a_lower_limit_stay_readable() {
 
 const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
 
-/// The image with these annotations on one of its layers.
+/// Returns the image with these annotations on one of its layers.
 fn annotated(image: &Image, layer: usize, annotations: Value) -> Image {
     let mut document = image.document();
     document["layers"][layer]["annotations"] = annotations;
@@ -340,7 +340,7 @@ fn annotated(image: &Image, layer: usize, annotations: Value) -> Image {
 }
 
 #[tokio::test]
-async fn a_layer_that_is_not_as_its_annotations_say_is_converted_without_them() {
+async fn a_layer_with_wrong_annotations_is_converted_without_them() {
     let bench = Bench::new().await;
     let image = ImageBuilder::new(14).build();
     let wrong = Digest::sha256_of(b"another TOC").to_string();
@@ -365,7 +365,7 @@ async fn a_layer_that_is_not_as_its_annotations_say_is_converted_without_them() 
 }
 
 #[tokio::test]
-async fn a_layer_that_is_as_its_annotations_say_is_not_fetched() {
+async fn a_layer_with_right_annotations_is_not_fetched() {
     let bench = Bench::new().await;
     let image = ImageBuilder::new(15).build();
     let record = bench.convert(&image).await.unwrap();
@@ -394,7 +394,7 @@ async fn a_layer_that_is_as_its_annotations_say_is_not_fetched() {
     };
     assert!(
         !bench.registry.seen().iter().any(whole),
-        "its end is enough"
+        "only the end of the layer is fetched"
     );
     let renamed = annotated(
         &lazy,

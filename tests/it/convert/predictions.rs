@@ -1,4 +1,4 @@
-//! The start of an image is predicted by a process of its own: what it says, how it is limited, and how it ends.
+//! Predictions run in a separate process: its output, its limits, and its end.
 
 use std::fs;
 use std::io::Read as _;
@@ -18,7 +18,7 @@ use super::bench::{Bench, config};
 use crate::support::image::Image;
 
 const EXECUTABLE: &str = env!("CARGO_BIN_EXE_starlift");
-/// What a process says when its limits are set.
+/// The message that the process sends once its limits are set.
 const READY: &str = r#"printf '\000\000\000\036{"ready":{"is_filtered":true}}'"#;
 
 fn tar(files: &[(&str, Vec<u8>)]) -> Vec<u8> {
@@ -33,7 +33,7 @@ fn tar(files: &[(&str, Vec<u8>)]) -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
-/// An image with `layer` as each of `times` layers.
+/// Returns an image with `times` copies of `layer`.
 pub(crate) fn image(layer: Vec<u8>, times: usize, execution: &Value) -> Image {
     let layer = Bytes::from(layer);
     let diff_ids = vec![Digest::sha256_of(&layer).to_string(); times];
@@ -65,7 +65,7 @@ pub(crate) fn script(text: &str) -> Image {
     image(tar(&files), 1, &json!({"Entrypoint": ["/entry"]}))
 }
 
-/// A tree of many files, many times: reading its TOCs takes memory and time.
+/// Returns an image with a large tree, many times: reading its TOCs takes memory and time.
 fn heavy() -> Image {
     let names: Vec<String> = (0..30_000)
         .map(|number| format!("directory/of/many/{number}"))
@@ -95,7 +95,7 @@ fn limits() -> PredictionLimits {
     PredictionLimits::default()
 }
 
-/// For what must end by another limit, on a machine that does other things too.
+/// Limits with much time, for processes that must end by another limit, on a busy machine.
 fn patient() -> PredictionLimits {
     PredictionLimits {
         time: Duration::from_secs(600),
@@ -103,7 +103,7 @@ fn patient() -> PredictionLimits {
     }
 }
 
-/// A program in place of a predictor.
+/// Writes a program that replaces the predictor.
 pub(crate) fn fake(folder: &Path, body: &str) -> PathBuf {
     let path = folder.join("fake");
     fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
@@ -112,7 +112,7 @@ pub(crate) fn fake(folder: &Path, body: &str) -> PathBuf {
 }
 
 #[tokio::test]
-async fn a_process_says_what_a_thread_says() {
+async fn a_process_predicts_the_same_files_as_a_thread() {
     let image = script("#!/bin/sh\nA=$A$A\nexec sh\n");
     let by_thread = predicted(&image, Predictor::default()).await.unwrap();
     let by_process = predicted(&image, Predictor::in_processes(EXECUTABLE, limits()))
@@ -130,7 +130,7 @@ async fn a_process_dies_at_its_limit_of_memory() {
         ..patient()
     };
     let failure = failure(&heavy(), Predictor::in_processes(EXECUTABLE, few)).await;
-    // Where the allocation that is one too many can fail, the process says so and ends by itself.
+    // If the allocation beyond the limit fails, the process reports that and ends by itself.
     let is_over = match &failure {
         PredictionFailure::Died(_) => true,
         PredictionFailure::Refused(reason) => reason.contains("out of memory"),
@@ -219,7 +219,7 @@ async fn a_process_that_says_nonsense_or_ends_is_no_prediction() {
     );
 }
 
-/// The value of a line of a file in /proc.
+/// Returns the value of a line in a file of /proc.
 fn line<'a>(text: &'a str, name: &str) -> &'a str {
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     line.unwrap_or_else(|| panic!("no {name} in {text}")).trim()
@@ -264,14 +264,14 @@ fn a_process_may_use_little_and_reach_nothing() {
         assert_eq!(values[..2], [limit, limit], "{name}");
     }
     assert_eq!(proc("oom_score_adj").trim(), "1000");
-    // Whatever was open in whoever started it.
+    // Files that the parent has open are closed in the child.
     assert_eq!(
         fs::read_dir(format!("/proc/{}/fd", child.id()))
             .unwrap()
             .count(),
         3
     );
-    // Its parent goes away: so does it.
+    // The process ends with its parent.
     drop(child.stdin.take());
     assert!(!child.wait().unwrap().success());
 }

@@ -1,4 +1,4 @@
-//! Upstreams that give little or nothing hold up nobody else, and not for long.
+//! Slow and silent upstreams delay only their own conversions, and not for long.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ fn impatient() -> Config {
     }
 }
 
-/// A registry that gives the first bytes of each layer and no more.
+/// Starts a registry that sends the first bytes of each layer and no more.
 async fn trickling(images: &[&Image], gate: &Gate) -> Registry {
     let registry = Registry::start().await;
     for image in images {
@@ -80,7 +80,7 @@ async fn an_upstream_that_trickles_leaves_a_slot_to_others() {
 }
 
 #[tokio::test]
-async fn a_layer_that_does_not_come_is_given_up_and_not_asked_for_again_at_once() {
+async fn a_stalled_layer_fails_and_is_not_requested_again_at_once() {
     let bench = Bench::with(&impatient(), Store::in_memory()).await;
     let image = ImageBuilder::new(1).layers(1).build();
     let gate = Gate::new();
@@ -114,7 +114,7 @@ async fn a_layer_that_does_not_come_is_given_up_and_not_asked_for_again_at_once(
 }
 
 #[tokio::test]
-async fn a_configuration_that_does_not_come_is_given_up() {
+async fn a_stalled_configuration_fails_the_conversion() {
     let bench = Bench::with(&impatient(), Store::in_memory()).await;
     let image = ImageBuilder::new(2).build();
     let gate = Gate::new();
@@ -132,7 +132,7 @@ async fn a_configuration_that_does_not_come_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_layer_that_comes_for_ever_has_an_end() {
+async fn a_layer_fails_after_its_time_limit() {
     let bench = Bench::with(
         &Config {
             layer_within: Duration::from_millis(50),
@@ -153,7 +153,7 @@ async fn a_layer_that_comes_for_ever_has_an_end() {
 }
 
 #[tokio::test]
-async fn who_waits_in_vain_for_anothers_fetch_tries_its_own_source() {
+async fn a_conversion_that_waits_in_vain_for_another_fetch_uses_its_own_source() {
     let config = Config {
         slow_after: Duration::from_secs(6),
         ..config()

@@ -1,4 +1,4 @@
-//! Stored layers are read file by file, whatever their format.
+//! Stored layers of every format are read file by file.
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -12,7 +12,7 @@ use starlift::store::Store;
 use super::bench::{Bench, config, digest, inflate};
 use crate::support::image::{Image, ImageBuilder};
 
-/// The regular files of a tar.
+/// Returns the regular files of a tar.
 fn files(tar: &[u8]) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let mut archive = tar::Archive::new(tar);
     let entries = archive.entries().unwrap().map(Result::unwrap);
@@ -25,7 +25,7 @@ fn files(tar: &[u8]) -> BTreeMap<Vec<u8>, Vec<u8>> {
     regular.map(content).collect()
 }
 
-/// The digests of the twin's layers.
+/// Returns the digests of the converted layers.
 async fn layers(bench: &Bench, image: &Image) -> Vec<Digest> {
     let twin = bench.twin(&bench.convert(image).await.unwrap()).await;
     twin["layers"]
@@ -79,7 +79,7 @@ async fn files_of_every_format_are_read_from_the_store() {
                 assert_eq!(part, whole[65_000.min(end)..end], "{config:?}");
                 found.insert(entry.path, whole);
             }
-            // The format's own, in all formats but the one that keeps diff-ids.
+            // The landmark, which all formats add but the one that keeps diff-ids.
             found.remove(&b".no.prefetch.landmark"[..]);
             assert!(found == files(&inflate(source)), "{config:?}");
         }
@@ -87,7 +87,7 @@ async fn files_of_every_format_are_read_from_the_store() {
 }
 
 #[tokio::test]
-async fn only_converted_layers_have_one_and_only_their_own() {
+async fn only_converted_layers_have_a_toc_and_only_their_own() {
     let bench = Bench::new().await;
     let image = ImageBuilder::new(21).build();
     let layers = layers(&bench, &image).await;
@@ -103,7 +103,7 @@ async fn only_converted_layers_have_one_and_only_their_own() {
     assert_eq!(
         tocs.layer(&manifest).await.unwrap(),
         None,
-        "a manifest is no layer"
+        "a manifest is not a layer"
     );
     let mut layer = tocs.layer(&layers[0]).await.unwrap().unwrap();
     layer.toc_digest = image.digest();

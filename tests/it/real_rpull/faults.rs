@@ -1,4 +1,5 @@
-//! What fails is told in one line and leaves nothing in containerd, so that the next pull begins anew.
+//! A failure is reported in one line and leaves nothing in containerd, so that the next pull starts
+//! from scratch.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use crate::support::image::{Image, ImageBuilder};
 use crate::support::place::until;
 use crate::support::registry::{Gate, Registry};
 
-/// How long a process may take to notice that it is asked to end, or containerd that a client is gone.
+/// The time within which a process must notice a signal, and containerd a client's end.
 const SOON: Duration = Duration::from_secs(30);
 
 async fn registry_with(image: &Image) -> (Registry, String) {
@@ -20,7 +21,8 @@ async fn registry_with(image: &Image) -> (Registry, String) {
     (registry, name)
 }
 
-/// The upper layer of an image is broken: the lower one is a snapshot already, or on its way to be one.
+/// Returns an image of two layers and the path of the upper one, which the tests break. The lower
+/// layer is then a snapshot already, or about to become one.
 fn two_layers() -> (Image, String) {
     let image = ImageBuilder::new(1)
         .layers(2)
@@ -38,46 +40,46 @@ async fn a_broken_pull_leaves_nothing_and_can_be_repeated() {
     let (registry, name) = registry_with(&image).await;
     let node = Node::start(&place);
 
-    let told = node.refusal(&name.replace(":v1", ":v9"));
+    let message = node.refusal(&name.replace(":v1", ":v9"));
     assert!(
-        told.contains("app v9") && told.contains("does not have it"),
-        "{told}"
+        message.contains("app v9") && message.contains("does not have it"),
+        "{message}"
     );
     node.assert_empty();
 
     registry.on(&upper).cut_after(1000);
-    let told = node.refusal(&name);
-    assert!(told.contains(&upper), "{told}");
+    let message = node.refusal(&name);
+    assert!(message.contains(&upper), "{message}");
     node.assert_empty();
     registry.heal();
 
     registry.on(&upper).wrong_bytes();
-    let told = node.refusal(&name);
+    let message = node.refusal(&name);
     assert!(
-        told.contains(&upper) && told.contains("do not have the digest"),
-        "{told}"
+        message.contains(&upper) && message.contains("do not have the digest"),
+        "{message}"
     );
     node.assert_empty();
     registry.heal();
 
     registry.on(&upper).answer(404, &[]);
-    let told = node.refusal(&name);
+    let message = node.refusal(&name);
     assert!(
-        told.contains(&upper) && told.contains("does not have it"),
-        "{told}"
+        message.contains(&upper) && message.contains("does not have it"),
+        "{message}"
     );
     node.assert_empty();
     registry.heal();
 
-    let told = node.refusal(&format!("--snapshotter unheard-of {name}"));
-    assert!(told.contains("unheard-of"), "{told}");
+    let message = node.refusal(&format!("--snapshotter unheard-of {name}"));
+    assert!(message.contains("unheard-of"), "{message}");
     node.assert_empty();
 
     assert_eq!(outcomes(&node.pull(&name)), ["unpacked"; 2]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_layer_that_is_not_what_the_configuration_says_is_refused() {
+async fn a_layer_that_does_not_match_the_configuration_is_rejected() {
     let Some(place) = place(&[]) else { return };
     let (image, _) = two_layers();
     let (registry, name) = registry_with(&image).await;
@@ -90,25 +92,25 @@ async fn a_layer_that_is_not_what_the_configuration_says_is_refused() {
     };
     put(&manifest);
     let node = Node::start(&place);
-    let told = node.refusal(&name);
+    let message = node.refusal(&name);
     assert!(
-        told.contains("diff-id") && told.contains("configuration says"),
-        "{told}"
+        message.contains("diff-id") && message.contains("configuration says"),
+        "{message}"
     );
     node.assert_empty();
 
     manifest["layers"] = json!([manifest["layers"][0]]);
     put(&manifest);
-    let told = node.refusal(&name);
+    let message = node.refusal(&name);
     assert!(
-        told.contains("1 layers") && told.contains("2 diff-ids"),
-        "{told}"
+        message.contains("1 layers") && message.contains("2 diff-ids"),
+        "{message}"
     );
     node.assert_empty();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_image_is_told() {
+async fn a_manifest_that_is_not_an_image_is_rejected() {
     let Some(place) = place(&[]) else { return };
     let (image, _) = two_layers();
     let (registry, name) = registry_with(&image).await;
@@ -118,8 +120,8 @@ async fn what_is_no_image_is_told() {
         &image.referrer("application/vnd.example.sbom"),
     );
     let node = Node::start(&place);
-    let told = node.refusal(&format!("{}@{artifact}", name.replace(":v1", "")));
-    assert!(told.contains("image configuration"), "{told}");
+    let message = node.refusal(&format!("{}@{artifact}", name.replace(":v1", "")));
+    assert!(message.contains("image configuration"), "{message}");
     let schema_1 = r#"{"schemaVersion":1,"name":"app","tag":"old","fsLayers":[],"history":[],"signatures":[]}"#;
     let old = registry.put_manifest(
         "app",
@@ -127,16 +129,16 @@ async fn what_is_no_image_is_told() {
         schema_1,
     );
     registry.tag("app", "old", &old);
-    let told = node.refusal(&name.replace(":v1", ":old"));
+    let message = node.refusal(&name.replace(":v1", ":old"));
     assert!(
-        told.contains("is no image but") && told.contains("v1+prettyjws"),
-        "{told}"
+        message.contains("is no image but") && message.contains("v1+prettyjws"),
+        "{message}"
     );
     node.assert_empty();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_containerd_is_told() {
+async fn an_unreachable_containerd_is_reported() {
     let Some(place) = place(&[]) else { return };
     let (_registry, name) = registry_with(&two_layers().0).await;
     let mut command = place.command(STARLIFT);
@@ -144,10 +146,10 @@ async fn no_containerd_is_told() {
         .args(["rpull", "--address", "/nonexistent/containerd.sock", &name])
         .output()
         .unwrap();
-    let told = refusal(&output);
+    let message = refusal(&output);
     assert!(
-        told.contains("containerd cannot be reached at /nonexistent/containerd.sock"),
-        "{told}"
+        message.contains("containerd cannot be reached at /nonexistent/containerd.sock"),
+        "{message}"
     );
 }
 
@@ -173,7 +175,7 @@ async fn an_interrupted_pull_leaves_nothing() {
             .iter()
             .any(|key| key.starts_with("sha"))
     });
-    // `timeout`, which runs it, hands the signal on.
+    // `timeout`, which runs the command, forwards the signal.
     place.run(&format!("kill -TERM {}", child.id()));
     let output = child.wait_with_output().unwrap();
     assert_eq!(
@@ -212,7 +214,7 @@ async fn a_killed_pull_is_taken_up_where_it_was() {
     assert_eq!(
         node.ctr("leases ls -q").lines().count(),
         1,
-        "containerd drops it within a day"
+        "containerd drops the lease within a day"
     );
 
     assert_eq!(outcomes(&node.pull(&name)), ["unpacked"]);

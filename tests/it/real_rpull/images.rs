@@ -1,4 +1,4 @@
-//! Images that are pulled, run, and the same as what containerd's own clients make of them.
+//! Images that are pulled, run, and compared with the result of containerd's own clients.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -20,7 +20,7 @@ fn pushed(place: &Place) -> (DockerRegistry, String) {
     (registry, name)
 }
 
-/// The file system of `image` as `snapshotter` puts it together.
+/// Returns the file system of `image` as `snapshotter` assembles it.
 fn tree(node: &Node<'_>, snapshotter: &str, image: &str) -> Tree {
     let target = node.place.dir(&format!("mounted-{snapshotter}"));
     node.ctr(&format!(
@@ -35,7 +35,8 @@ fn tree(node: &Node<'_>, snapshotter: &str, image: &str) -> Tree {
     tree
 }
 
-/// Pulls with `rpull`, runs a container, and compares the file system with the one of `ctr images pull`.
+/// Pulls with `rpull`, runs a container, and compares the file system with that of `ctr images
+/// pull`.
 fn an_image_is_pulled_and_run(snapshotter: &str, other: &str) {
     let Some(place) = place_with_images(&[]) else {
         return;
@@ -59,7 +60,7 @@ fn an_image_is_pulled_and_run(snapshotter: &str, other: &str) {
     node.ctr(&format!(
         "images pull --plain-http --snapshotter {other} {image}"
     ));
-    tree(&node, other, &image).assert_same(&ours, "ctr's, then ours");
+    tree(&node, other, &image).assert_same(&ours, "ctr's, then Starlift's");
 }
 
 #[test]
@@ -73,7 +74,7 @@ fn an_image_is_pulled_and_run_with_overlayfs() {
 }
 
 #[test]
-fn containerd_holds_what_ctr_remote_makes_it_hold() {
+fn containerd_holds_the_same_as_after_ctr_remote() {
     let Some(place) = place_with_images(&["ctr-remote"]) else {
         return;
     };
@@ -113,7 +114,8 @@ fn containerd_holds_what_ctr_remote_makes_it_hold() {
     }
 }
 
-/// A snapshot but for its times, and for the labels of URLs, which theirs has where there are no URLs too.
+/// Returns a snapshot without its times and without empty labels of URLs, which ctr-remote also
+/// sets on layers without URLs.
 fn snapshot(info: &str) -> Value {
     let mut info: Value = serde_json::from_str(info).unwrap();
     for key in ["Created", "Updated"] {
@@ -125,7 +127,7 @@ fn snapshot(info: &str) -> Value {
     info
 }
 
-/// A listing of content without the column that says how old it is, the labels in order.
+/// Returns a listing of content without the column of ages, with sorted labels.
 fn without_ages(listed: &str) -> String {
     let row = |line: &str| {
         let cells: Vec<_> = line.split('\t').map(str::trim).collect();
@@ -142,7 +144,7 @@ fn without_ages(listed: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_there_is_not_fetched_again() {
+async fn layers_that_are_present_are_not_fetched_again() {
     let Some(place) = place(&[]) else { return };
     let registry = Registry::start().await;
     registry.push("app", "v1", &ImageBuilder::new(1).layers(3).build());
@@ -164,7 +166,7 @@ async fn what_is_there_is_not_fetched_again() {
     assert_eq!(
         registry.count("GET", "/blobs/"),
         5,
-        "the configuration alone"
+        "only the configuration"
     );
     let overlay = node.pull(&format!("--snapshotter overlayfs {image}"));
     assert_eq!(outcomes(&overlay), ["unpacked"; 3]);
@@ -236,7 +238,7 @@ async fn two_pulls_at_once_fetch_each_layer_once() {
     assert_eq!(node.ctr("leases ls -q"), "");
     let is_gone = || node.snapshots("stargz").len() == 4;
     until(
-        "what the slower one prepared is collected",
+        "the snapshots that the slower pull prepared are collected",
         Duration::from_secs(30),
         is_gone,
     );
@@ -300,7 +302,7 @@ async fn a_name_moves_to_its_new_image_and_keeps_its_labels() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_snapshotter_is_told_in_either_dialect() {
+async fn the_snapshotter_gets_its_labels_in_either_dialect() {
     let Some(place) = place(&[]) else { return };
     let registry = Registry::start().await;
     let original = ImageBuilder::new(1).build();

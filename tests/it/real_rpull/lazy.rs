@@ -1,4 +1,5 @@
-//! With a snapshotter that mounts lazily, the reference's and ours: only what it refuses is fetched.
+//! Lazy pulls with the reference's snapshotter and with Starlift's: only the layers that a
+//! snapshotter refuses are fetched.
 
 use super::{STARLIFT, outcomes, place_with_images, pull};
 use crate::support::agent::Agent;
@@ -37,7 +38,7 @@ fn ours(place: &Place) -> Snapshotter {
     Snapshotter::Ours(Agent::start(place))
 }
 
-/// A registry with the twin of `app`, and a plain layer on top if asked for.
+/// Starts a registry with the converted image of `app`, and a plain layer on top if requested.
 fn pushed(place: &Place, with_plain_layer: bool) -> (DockerRegistry, String, Layout) {
     let registry = DockerRegistry::start(place, Access::Anyone);
     let twin = place.path().join("twin");
@@ -85,7 +86,7 @@ fn a_container_runs(
         let digest = layer["digest"].as_str().unwrap();
         assert_eq!(held.contains(digest), *outcome == "unpacked", "{digest}");
     }
-    // What a pull without a name would lose now.
+    // Deletes everything that a pull without an image record would lose.
     containerd.ctr("leases create --id short");
     containerd.ctr("leases delete --sync short");
     let id = format!(
@@ -136,11 +137,11 @@ fn an_estargz_image_is_lazy_with_our_agent() {
 }
 
 #[test]
-fn a_plain_layer_alone_is_fetched_with_the_reference() {
+fn only_a_plain_layer_is_fetched_with_the_reference() {
     a_plain_layer_on_top_is_all_that_is_fetched(reference);
 }
 
 #[test]
-fn a_plain_layer_alone_is_fetched_with_our_agent() {
+fn only_a_plain_layer_is_fetched_with_our_agent() {
     a_plain_layer_on_top_is_all_that_is_fetched(ours);
 }

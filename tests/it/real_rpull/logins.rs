@@ -1,4 +1,4 @@
-//! Who the registry thinks we are, and where it is.
+//! The user and the address that `rpull` uses for a registry.
 
 use std::io::{Read as _, Write as _};
 use std::process::Stdio;
@@ -18,7 +18,7 @@ async fn registry(auth: Option<Auth>) -> (Registry, String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_user_is_who_the_flags_say() {
+async fn the_flags_set_the_user() {
     let Some(place) = place(&[]) else { return };
     let (registry, name) = registry(Some(Auth::Basic {
         user: "me",
@@ -31,10 +31,10 @@ async fn the_user_is_who_the_flags_say() {
         format!("--user me:wrong {name}"),
         format!("--user other:se:cret {name}"),
     ] {
-        let told = node.refusal(&words);
+        let message = node.refusal(&words);
         assert!(
-            told.contains("credentials") && !told.contains("se:cret"),
-            "{told}"
+            message.contains("credentials") && !message.contains("se:cret"),
+            "{message}"
         );
     }
     node.assert_empty();

@@ -1,4 +1,5 @@
-//! `starlift rpull` into a real containerd: what is there afterwards, and what is not after a failure.
+//! `starlift rpull` into a real containerd: the contents afterwards, and nothing left after a
+//! failure.
 
 mod faults;
 mod images;
@@ -20,16 +21,16 @@ fn place(more: &[&str]) -> Option<Place> {
     Place::with(&[containerd::TOOLS, more].concat())
 }
 
-/// Those for images with real programs in them.
+/// Returns a workspace for images with real programs.
 fn place_with_images(more: &[&str]) -> Option<Place> {
     place(&[fixture::TOOLS, &["docker-registry"], more].concat())
 }
 
-/// containerd, and our agent as its snapshotter `stargz`.
+/// containerd with Starlift's agent as its snapshotter `stargz`.
 struct Node<'a> {
     place: &'a Place,
     containerd: Containerd<'a>,
-    /// Ends after containerd.
+    /// Dropped after containerd.
     _agent: Agent,
 }
 
@@ -44,7 +45,7 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// `starlift rpull` with these words, which ends by itself.
+    /// Returns a `starlift rpull` command with these arguments and a time limit.
     fn command(&self, words: &str) -> Command {
         rpull(
             self.place,
@@ -54,13 +55,13 @@ impl<'a> Node<'a> {
         )
     }
 
-    /// What a pull that must go well reports.
+    /// Runs a pull that must succeed, and returns its report.
     #[track_caller]
     fn pull(&self, words: &str) -> Value {
         pull(self.place, &self.containerd, words)
     }
 
-    /// The one line that a pull which must fail says.
+    /// Runs a pull that must fail, and returns its single line.
     #[track_caller]
     fn refusal(&self, words: &str) -> String {
         refusal(&self.command(words).output().unwrap())
@@ -79,14 +80,15 @@ impl<'a> Node<'a> {
             .collect()
     }
 
-    /// Nothing of a pull is in containerd: no image, lease, blob, half-written blob or snapshot.
+    /// Checks that containerd holds nothing of a pull: no image, lease, blob, half-written blob or
+    /// snapshot.
     #[track_caller]
     fn assert_empty(&self) {
         for list in ["images ls -q", "leases ls -q", "content ls -q"] {
             assert_eq!(self.ctr(list), "", "{list}");
         }
         let active = self.ctr("content active");
-        assert_eq!(active.lines().count(), 1, "the heading alone: {active}");
+        assert_eq!(active.lines().count(), 1, "more than the heading: {active}");
         for snapshotter in ["stargz", "overlayfs"] {
             assert!(
                 self.snapshots(snapshotter).is_empty(),
@@ -97,7 +99,7 @@ impl<'a> Node<'a> {
     }
 }
 
-/// Adds the words of an `rpull` to a command that is `starlift`.
+/// Adds the arguments of an `rpull` to a `starlift` command.
 fn rpull(place: &Place, mut command: Command, containerd: &Containerd<'_>, words: &str) -> Command {
     command
         .current_dir(place.path())
@@ -133,7 +135,7 @@ fn pulled(output: &Output) -> Value {
     );
     assert!(
         output.stderr.is_empty(),
-        "nobody is there to be told: {}",
+        "progress without a terminal: {}",
         String::from_utf8_lossy(&output.stderr)
     );
     serde_json::from_slice(&output.stdout).unwrap()
@@ -152,7 +154,7 @@ fn refusal(output: &Output) -> String {
     line.to_owned()
 }
 
-/// How each layer came about, bottom first.
+/// Returns the outcome of each layer, bottom first.
 fn outcomes(pulled: &Value) -> Vec<&str> {
     pulled["layers"]
         .as_array()

@@ -1,4 +1,4 @@
-//! Health, metrics, the page, and conversions ahead of any pull.
+//! Health, metrics, the page, and conversions in advance of a pull.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ async fn start(stage: &Stage, body: &'static str) -> Answer {
     }
 }
 
-/// Asks until the conversion has ended.
+/// Polls until the conversion has ended, and returns it.
 pub(super) async fn ended(stage: &Stage, location: &str) -> Value {
     let asking = async {
         loop {
@@ -64,7 +64,7 @@ async fn a_conversion_asked_for_is_done_before_the_pull() {
 }
 
 #[tokio::test]
-async fn a_conversion_of_nothing_fails_and_says_why() {
+async fn a_conversion_of_an_unknown_image_fails_with_the_reason() {
     let stage = Stage::new().await;
     let answer = start(&stage, r#"{"reference": "local/app:v9"}"#).await;
     let job = ended(&stage, answer.header("location")).await;

@@ -1,4 +1,4 @@
-//! Blobs in whole and in parts, ours and the upstream's.
+//! Blobs, whole and in ranges, from the store and from the upstream.
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -9,7 +9,7 @@ use starlift::oci::Digest;
 
 use super::{Answer, Stage};
 
-/// A blob of ours and one of the upstream's: answers must not tell them apart.
+/// Returns a blob of the store and one of the upstream. Answers must not differ between them.
 async fn blobs(stage: &Stage) -> Vec<(String, Bytes)> {
     let ours = stage
         .store
@@ -37,7 +37,7 @@ async fn range(stage: &Stage, path: &str, range: &str) -> Answer {
     stage.ask(Method::GET, path, &[("range", range)]).await
 }
 
-/// The parts of a multipart answer, as offset and bytes.
+/// Returns the parts of a multipart answer, as offset and bytes.
 fn parts(answer: &Answer) -> Vec<(usize, Bytes)> {
     let content_type = answer.header("content-type");
     let Some(boundary) = content_type.strip_prefix("multipart/byteranges; boundary=") else {
@@ -123,7 +123,7 @@ async fn every_form_of_range_gives_its_slice() {
 }
 
 #[tokio::test]
-async fn random_sets_of_ranges_give_what_a_naive_reader_sees() {
+async fn random_sets_of_ranges_give_the_bytes_of_a_naive_reader() {
     let stage = Stage::new().await;
     let mut runner = TestRunner::deterministic();
     for (path, bytes) in blobs(&stage).await {
@@ -204,7 +204,7 @@ async fn far_parts_of_a_cold_blob_do_not_cost_the_upstream_all_of_it() {
     assert_eq!(
         stage.registry.count("GET", "/blobs/"),
         before,
-        "nothing was read for it"
+        "the upstream was not read"
     );
 }
 
@@ -227,7 +227,7 @@ async fn an_upstream_without_ranges_is_no_excuse() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_satisfied_is_416_and_what_makes_no_sense_is_ignored() {
+async fn an_unsatisfiable_range_is_416_and_a_malformed_one_is_ignored() {
     let stage = Stage::new().await;
     for (path, bytes) in blobs(&stage).await {
         let length = bytes.len();
@@ -290,7 +290,7 @@ async fn a_blob_with_wrong_bytes_never_arrives_whole() {
 }
 
 #[tokio::test]
-async fn a_blob_of_ours_needs_no_upstream() {
+async fn a_stored_blob_needs_no_upstream() {
     let stage = Stage::new().await;
     let ours = stage
         .store

@@ -1,4 +1,4 @@
-//! A store that fails takes the twins away, never the originals.
+//! A failing store makes converted images unavailable, never source images.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +9,7 @@ use starlift::store::{self, Store};
 use super::Stage;
 use crate::support::bucket::{Bucket, Fate};
 
-/// A stage whose store fails while the switch is on.
+/// Returns a stage whose store fails while the switch is on.
 async fn stage() -> (Stage, Arc<AtomicBool>) {
     let is_broken = Arc::new(AtomicBool::new(false));
     let switch = Arc::clone(&is_broken);
@@ -25,7 +25,7 @@ async fn stage() -> (Stage, Arc<AtomicBool>) {
 }
 
 #[tokio::test]
-async fn originals_are_answered_without_a_store() {
+async fn source_images_are_served_without_a_store() {
     let (stage, is_broken) = stage().await;
     let image = stage.push_app();
     is_broken.store(true, Ordering::SeqCst);
@@ -50,10 +50,10 @@ async fn originals_are_answered_without_a_store() {
 }
 
 #[tokio::test]
-async fn what_only_the_store_may_have_is_no_404_while_it_fails() {
+async fn a_digest_that_the_store_may_hold_is_not_404_while_it_fails() {
     let (stage, is_broken) = stage().await;
     is_broken.store(true, Ordering::SeqCst);
-    let digest = Digest::sha256_of(b"perhaps ours");
+    let digest = Digest::sha256_of(b"perhaps stored");
     for kind in ["manifests", "blobs"] {
         let answer = stage.get(&format!("/v2/local/app/{kind}/{digest}")).await;
         assert_eq!(

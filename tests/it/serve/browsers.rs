@@ -1,4 +1,4 @@
-//! What web pages of others, and names that are not ours, get: nothing that they could use.
+//! Foreign web pages and foreign host names get no usable answers.
 
 use reqwest::Method;
 use serde_json::Value;
@@ -98,7 +98,7 @@ async fn an_image_tag_on_a_foreign_page_converts_nothing() {
     for reference in ["v1", &image.digest().to_string()] {
         let path = format!("/v2/local/app/manifests/{reference}");
         assert_eq!(stage.ask(Method::GET, &path, &IMAGE_TAG).await.status, 403);
-        // An old browser that says no more than its language gets the original.
+        // An old browser that sends no more than its language gets the source image.
         let answer = stage
             .ask(Method::GET, &path, &[("accept-language", "en")])
             .await;
@@ -111,7 +111,7 @@ async fn an_image_tag_on_a_foreign_page_converts_nothing() {
 }
 
 #[tokio::test]
-async fn nobody_elses_name_is_answered() {
+async fn requests_for_foreign_host_names_are_rejected() {
     let stage = Stage::new().await;
     stage.push_app();
     let rebound = ("host", "rebind.evil.example");
@@ -188,7 +188,7 @@ async fn a_foreign_page_has_no_effect() {
 }
 
 #[tokio::test]
-async fn a_failure_says_a_sentence_and_not_what_is_inside() {
+async fn error_messages_are_sentences_without_internal_details() {
     let folder = tempfile::tempdir().unwrap();
     let location = folder.path().join("the-secret-store").display().to_string();
     let config = starlift::store::Config {

@@ -1,4 +1,5 @@
-//! What a server that listens beyond loopback shows to everybody, and what to operators only.
+//! The endpoints of a server that listens beyond loopback: some are public, others only for
+//! operators.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -6,7 +7,7 @@ use reqwest::Method;
 
 use super::{Answer, Stage};
 
-/// A stage whose server listens on all addresses.
+/// Returns a stage whose server listens on all addresses.
 async fn exposed(hosts: &[&str]) -> Stage {
     Stage::with(|config| {
         config.listen = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
@@ -34,14 +35,10 @@ async fn beyond_loopback_the_api_has_a_listener_of_its_own() {
     assert_eq!(
         stage.get(&stack).await.code(),
         "MANIFEST_UNKNOWN",
-        "nodes ask for profiles where they pull"
+        "nodes request profiles from the listener that they pull from"
     );
     for path in ["/", "/metrics", "/api/v1/status", "/api/v1/conversions"] {
-        assert_eq!(
-            stage.get(path).await.status,
-            404,
-            "{path} is not for everybody"
-        );
+        assert_eq!(stage.get(path).await.status, 404, "{path} is not public");
         assert_eq!(
             stage.get_api(path, &[]).await.status,
             200,
@@ -51,7 +48,7 @@ async fn beyond_loopback_the_api_has_a_listener_of_its_own() {
     assert_eq!(
         stage.get_api("/v2/", &[]).await.status,
         404,
-        "nobody pulls from the API"
+        "the API listener serves no images"
     );
     for path in ["/healthz", "/readyz"] {
         assert_eq!(
@@ -65,7 +62,7 @@ async fn beyond_loopback_the_api_has_a_listener_of_its_own() {
     let page = String::from_utf8(stage.get_api("/", &[]).await.body.to_vec()).unwrap();
     assert!(
         !page.contains(&stage.server.api.to_string()),
-        "images are pulled from the other listener"
+        "the page names the other listener for pulls"
     );
 }
 
@@ -86,7 +83,7 @@ async fn a_mirrors_own_name_is_answered_until_names_are_listed() {
     assert_eq!(
         profile.code(),
         "MANIFEST_UNKNOWN",
-        "nodes ask under the name that they pull by"
+        "nodes request profiles under the name that they pull by"
     );
     assert_eq!(
         stage
@@ -94,7 +91,7 @@ async fn a_mirrors_own_name_is_answered_until_names_are_listed() {
             .await
             .status,
         421,
-        "a page may be behind the name"
+        "a web page may use this name"
     );
     assert_eq!(stage.get_api("/api/v1/status", &[mirror]).await.status, 421);
     let stage = exposed(&["other.example"]).await;

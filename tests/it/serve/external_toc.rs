@@ -1,4 +1,5 @@
-//! `TAG-esgztoc`, the image in which stargz-snapshotter looks for the TOCs of layers that have none inside.
+//! `TAG-esgztoc`, the image in which stargz-snapshotter looks for the TOCs of layers without an
+//! embedded TOC.
 
 use bytes::Bytes;
 use estargz::footer::{self, Form};
@@ -41,7 +42,7 @@ async fn the_image_of_external_tocs_lies_beside_the_tag() {
     assert_eq!(
         (early.status, early.code().as_str()),
         (404, "MANIFEST_UNKNOWN"),
-        "nothing is converted for it"
+        "the request starts no conversion"
     );
     let twin = stage.get("/v2/local/app/manifests/v1").await.json();
     let answer = stage

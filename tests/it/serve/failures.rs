@@ -6,7 +6,7 @@ use starlift::oci::Digest;
 use super::Stage;
 
 #[tokio::test]
-async fn what_is_unknown_is_404_with_its_code() {
+async fn unknown_manifests_and_blobs_are_404_with_their_code() {
     let stage = Stage::new().await;
     stage.push_app();
     let digest = Digest::sha256_of(b"nobody has this");
@@ -38,7 +38,7 @@ async fn what_is_unknown_is_404_with_its_code() {
 }
 
 #[tokio::test]
-async fn what_is_malformed_is_told() {
+async fn malformed_requests_are_rejected_with_their_code() {
     let stage = Stage::new().await;
     let cases = [
         ("/v2/local/app/blobs/sha256:12", 400, "DIGEST_INVALID"),
@@ -108,7 +108,7 @@ async fn upstream_failures_are_mapped_on_purpose() {
         assert_eq!(
             answer.header("www-authenticate"),
             "",
-            "nobody is asked for credentials that cannot be passed on"
+            "no client is asked for credentials that cannot be forwarded"
         );
         let answer = stage.get("/v2/app/manifests/v1?ns=local").await;
         assert_eq!(answer.status, mirror, "{upstream} for a mirror");

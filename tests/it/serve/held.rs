@@ -1,4 +1,4 @@
-//! What a server takes of memory for the largest of what clients may ask, measured from outside.
+//! The memory that a server takes for the largest client requests, measured from outside.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -9,12 +9,13 @@ use crate::support::place::{Place, fetch};
 use crate::support::registry::Registry;
 use crate::support::starlift::Starlift;
 
-/// Clients that wait at once.
+/// The number of simultaneous clients.
 const CLIENTS: usize = 100;
-/// What the server may take in all: budgets of 256 MiB and 64 MiB, a cache of 64 MiB, buffers of the clients, and itself.
+/// The limit for the whole process: budgets of 256 MiB and 64 MiB, a cache of 64 MiB, buffers of
+/// the clients, and the rest of the server.
 const LIMIT: u64 = 700 << 20;
 
-/// Sends a request and takes the first bytes of its answer only.
+/// Sends a request and reads only the first bytes of its answer.
 fn ask(server: &Starlift, request: &str) -> TcpStream {
     let mut connection = TcpStream::connect(server.address).unwrap();
     connection.write_all(request.as_bytes()).unwrap();
@@ -24,7 +25,7 @@ fn ask(server: &Starlift, request: &str) -> TcpStream {
     connection
 }
 
-/// A document near the limit of 4 MiB that no two share; it passes through.
+/// Returns a unique document near the limit of 4 MiB, which passes through.
 fn large_manifest(number: usize) -> Vec<u8> {
     let empty = json!({ "mediaType": "application/vnd.oci.empty.v1+json", "size": 2,
         "digest": "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a" });
@@ -40,7 +41,7 @@ fn large_manifest(number: usize) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn answers_that_nobody_takes_hold_a_bounded_amount_of_memory() {
+async fn unread_answers_hold_a_bounded_amount_of_memory() {
     let registry = Registry::start().await;
     for number in 0..CLIENTS {
         let digest = registry.put_manifest(

@@ -1,4 +1,4 @@
-//! Limits on clients, and the end of a server.
+//! Limits on clients, and the shutdown of a server.
 
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::support::image::ImageBuilder;
 use crate::support::registry::Gate;
 
 #[tokio::test]
-async fn one_request_too_many_is_told_to_come_back() {
+async fn one_request_too_many_is_503_with_a_retry_after() {
     let stage = Stage::with(|config| config.max_requests = 1).await;
     let digest = stage.registry.put_blob(vec![7; 1000]);
     let gate = Gate::new();
@@ -46,7 +46,7 @@ async fn one_request_too_many_is_told_to_come_back() {
 }
 
 #[tokio::test]
-async fn a_client_that_never_ends_its_headers_is_hung_up_on() {
+async fn a_client_that_never_ends_its_headers_is_disconnected() {
     let stage = Stage::with(|config| config.header_timeout = Duration::from_millis(50)).await;
     let mut connection = TcpStream::connect(stage.server.address).await.unwrap();
     connection
@@ -115,7 +115,7 @@ async fn http_2_without_tls_is_spoken() {
 const MORE_THAN_BUFFERS: usize = 32 << 20;
 
 #[tokio::test]
-async fn a_client_that_stops_reading_is_hung_up_on() {
+async fn a_client_that_stops_reading_is_disconnected() {
     let mut stage = Stage::with(|config| {
         config.write_timeout = Duration::from_millis(200);
         config.max_requests = 1;
@@ -126,7 +126,7 @@ async fn a_client_that_stops_reading_is_hung_up_on() {
     let mut connection = TcpStream::connect(stage.server.address).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
     connection.write_all(request.as_bytes()).await.unwrap();
-    // Once its connection is closed the stopped client holds no place any more.
+    // The stopped client frees its place once its connection is closed.
     let stalled = clients_stalled();
     wait_until(|| clients_stalled() > stalled).await;
     stage.server.shutdown.cancel();
@@ -135,7 +135,7 @@ async fn a_client_that_stops_reading_is_hung_up_on() {
     let end = connection.read_to_end(&mut taken).await;
     assert!(
         end.is_err() || taken.len() < MORE_THAN_BUFFERS,
-        "the whole came through"
+        "the whole body was received"
     );
 }
 
@@ -150,7 +150,7 @@ async fn a_slow_client_is_not_a_stalled_one() {
     while let Some(bytes) = response.chunk().await.unwrap() {
         taken += bytes.len();
         if taken >= next_pause {
-            // Slow on purpose: eight pauses, longer than the limit together.
+            // Slow on purpose: the eight pauses together are longer than the limit.
             tokio::time::sleep(limit / 7).await;
             next_pause += MORE_THAN_BUFFERS / 8;
         }
@@ -159,15 +159,15 @@ async fn a_slow_client_is_not_a_stalled_one() {
 }
 
 #[tokio::test]
-async fn an_http_2_client_that_reads_nothing_is_hung_up_on() {
+async fn an_http_2_client_that_reads_nothing_is_disconnected() {
     let stage = Stage::with(|config| {
         config.write_timeout = Duration::from_millis(100);
-        // Which would close the connection too, for another reason.
+        // A lower limit would close the connection for another reason.
         config.header_timeout = Duration::from_secs(3600);
     })
     .await;
     let mut connection = TcpStream::connect(stage.server.address).await.unwrap();
-    // The preface and empty settings; the pings that follow are never answered.
+    // The preface and empty settings. The client never answers the pings that follow.
     connection
         .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
         .await
@@ -213,7 +213,7 @@ async fn an_answer_that_never_ends_is_cut_after_the_grace() {
     assert!(response.bytes().await.is_err(), "the gate was never opened");
 }
 
-/// Asks often enough that work which is not held back would have been seen.
+/// Sends enough requests that any work which is not held back would have begun.
 async fn settle(stage: &Stage) {
     for _ in 0..50 {
         assert_eq!(stage.get("/healthz").await.status, 200);
@@ -297,7 +297,7 @@ async fn no_more_images_are_converted_at_once_than_configured() {
 }
 
 #[tokio::test]
-async fn a_lease_that_is_never_given_up_is_waited_for_as_long_as_configured() {
+async fn a_lease_that_is_never_released_is_waited_for_as_long_as_configured() {
     let config = convert::Config {
         lease_wait: Duration::from_millis(50),
         ..convert::Config::default()
@@ -306,7 +306,7 @@ async fn a_lease_that_is_never_given_up_is_waited_for_as_long_as_configured() {
     let image = stage.push_app();
     for layer in image.layers() {
         let name = layer_lease(stage.converter.generation(), &Digest::sha256_of(layer));
-        // Renewed for as long as the test runs.
+        // The forgotten lease is renewed for as long as the test runs.
         std::mem::forget(stage.store.lease(&name).await.unwrap().unwrap());
     }
     let answer = stage.get("/v2/local/app/manifests/v1").await;

@@ -1,4 +1,4 @@
-//! Lists: tags in pages, referrers.
+//! Lists: tags in pages, and referrers.
 
 use starlift::oci::Digest;
 use starlift::oci::media_type::OCI_INDEX;
@@ -52,7 +52,7 @@ async fn a_page_of_none_is_empty_and_a_page_of_nonsense_an_error() {
 }
 
 #[tokio::test]
-async fn referrers_of_a_twin_are_those_of_its_original() {
+async fn referrers_of_a_converted_image_are_those_of_its_source() {
     let stage = Stage::new().await;
     let image = stage.push_app();
     let sbom = image.referrer("application/vnd.example.sbom");
@@ -80,7 +80,7 @@ async fn referrers_of_a_twin_are_those_of_its_original() {
 }
 
 #[tokio::test]
-async fn an_original_lists_its_twin() {
+async fn a_source_image_lists_its_converted_image() {
     let stage = Stage::new().await;
     let image = stage.push_app();
     let path = format!("/v2/local/app/referrers/{}", image.digest());
@@ -100,7 +100,7 @@ async fn an_original_lists_its_twin() {
 #[tokio::test]
 async fn referrers_of_anything_are_a_list() {
     let stage = Stage::new().await;
-    let digest = Digest::sha256_of(b"nobody has this");
+    let digest = Digest::sha256_of(b"unknown");
     for repository in ["local/app", "local/never/heard/of"] {
         let answer = stage
             .get(&format!("/v2/{repository}/referrers/{digest}"))

@@ -1,4 +1,4 @@
-//! What a manifest request is answered with once conversions are done.
+//! Answers to manifest requests once conversions are done.
 
 use reqwest::Method;
 use starlift::convert;
@@ -12,7 +12,7 @@ use super::Stage;
 use crate::support::image::{Image, ImageBuilder};
 
 #[tokio::test]
-async fn a_tag_gives_the_twin_and_the_twins_digest_gives_its_bytes() {
+async fn a_tag_gives_the_converted_image_and_its_digest_gives_the_same_bytes() {
     let stage = Stage::new().await;
     let image = stage.push_app();
     let by_tag = stage.get_and_head("/v2/local/app/manifests/v1", &[]).await;
@@ -47,7 +47,7 @@ async fn a_tag_gives_the_twin_and_the_twins_digest_gives_its_bytes() {
 }
 
 #[tokio::test]
-async fn an_original_digest_gives_the_original_bytes_before_and_after() {
+async fn a_source_digest_gives_the_source_bytes_before_and_after_conversion() {
     let stage = Stage::new().await;
     let image = stage.push_app();
     let path = format!("/v2/local/app/manifests/{}", image.digest());
@@ -154,12 +154,12 @@ async fn the_type_follows_the_source_unless_the_client_takes_only_the_other() {
         .unwrap();
     assert!(
         record.objects.contains(&other.digest().parse().unwrap()),
-        "it is kept as long as the twin"
+        "the translation is kept as long as the converted image"
     );
 }
 
 #[tokio::test]
-async fn docker_clients_get_the_original_of_a_twin_in_zstd() {
+async fn docker_clients_get_the_source_of_an_image_converted_to_zstd() {
     let config = convert::Config {
         format: convert::Format::Zstdchunked,
         ..convert::Config::default()
@@ -177,7 +177,7 @@ async fn docker_clients_get_the_original_of_a_twin_in_zstd() {
         .get_and_head(path, &[("accept", DOCKER_MANIFEST)])
         .await;
     assert_eq!((original.status, &original.body), (200, &docker.bytes));
-    // An original that is not Docker's either is all there is.
+    // If the source is not in Docker's types either, it is served as it is.
     let path = "/v2/local/app/manifests/index";
     assert!(String::from_utf8_lossy(&stage.get(path).await.body).contains("dev.starlift"));
     let both = format!("{DOCKER_MANIFEST}, {DOCKER_MANIFEST_LIST}");
@@ -237,7 +237,7 @@ async fn an_artifact_passes_through() {
 }
 
 #[tokio::test]
-async fn what_the_client_has_is_not_sent_again() {
+async fn a_manifest_that_the_client_has_is_answered_with_304() {
     let stage = Stage::new().await;
     stage.push_app();
     let path = "/v2/local/app/manifests/v1";
@@ -298,7 +298,7 @@ async fn a_login_page_answered_with_200_is_no_manifest() {
     assert_ne!(
         stage.get("/v2/local/app/manifests/v1").await.status,
         502,
-        "nothing is remembered of it"
+        "the page is not remembered"
     );
     drop(image);
 }

@@ -1,4 +1,4 @@
-//! What hostile documents cost a server: a process of its own, whose peak the kernel keeps.
+//! The memory cost of hostile documents, measured as the peak of a server process.
 
 use std::io::Write as _;
 use std::net::TcpStream;
@@ -12,10 +12,10 @@ use crate::support::place::{Place, until};
 use crate::support::registry::{Gate, Registry};
 use crate::support::starlift::Starlift;
 
-/// Nearly the most that a manifest may have.
+/// A size close to the limit for manifests.
 const LARGE: usize = 4_000_000;
-/// What four manifests of 4 MiB may cost: themselves, in two caches, and a tree or two of what is parsed for a moment.
-/// Parsed and held they would take more than twice as much.
+/// The limit for four manifests of 4 MiB: their bytes, in two caches, and one or two parsed trees
+/// at a time. Kept as parsed trees, they would take more than twice as much.
 const MOST: u64 = 256 << 20;
 
 fn wide(seed: u64, value: &str) -> Image {
@@ -29,7 +29,7 @@ fn wide(seed: u64, value: &str) -> Image {
     }
 }
 
-/// Pulls `tag` and does not read more of the answer than that it begins.
+/// Pulls `tag` and reads only the beginning of the answer.
 fn pull(server: &Starlift, tag: &str) -> std::io::Result<()> {
     let mut connection = TcpStream::connect(server.address)?;
     connection.set_read_timeout(Some(Duration::from_secs(60)))?;
@@ -102,7 +102,7 @@ async fn an_index_of_many_large_children_costs_little() {
     );
     let before = server.daemon.memory_now();
     pull(&server, "index").unwrap();
-    // Four children are under way, and wait for their configurations.
+    // Four children are in progress and wait for their configurations.
     until("children are fetched", Duration::from_secs(30), || {
         registry.count("GET", "/blobs/") >= 4
     });

@@ -1,7 +1,7 @@
-//! The server over a fake registry and a store in memory, asked over HTTP as clients do.
+//! The server with a fake registry and a store in memory, used over HTTP like a client does.
 #![expect(
     clippy::unwrap_used,
-    reason = "what a test's helper unwraps is asserted"
+    reason = "a failed unwrap in a test helper fails the test"
 )]
 
 mod api;
@@ -49,7 +49,7 @@ use tokio_util::sync::CancellationToken;
 use crate::support::image::{Image, ImageBuilder};
 use crate::support::registry::Registry;
 
-/// A registry, and a server in front of it that calls it `local`.
+/// A registry, and a server that knows it as the upstream `local`.
 pub(crate) struct Stage {
     pub(crate) registry: Registry,
     pub(crate) store: Store,
@@ -59,11 +59,11 @@ pub(crate) struct Stage {
     pub(crate) server: Running,
 }
 
-/// A server in this process; it ends with the value.
+/// A server in this process; dropping it ends the server.
 #[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) address: SocketAddr,
-    /// Where status, page and metrics are.
+    /// The address of status, page and metrics.
     pub(crate) api: SocketAddr,
     pub(crate) shutdown: CancellationToken,
     pub(crate) ended: JoinHandle<std::io::Result<()>>,
@@ -75,7 +75,7 @@ impl Drop for Running {
     }
 }
 
-/// An answer, read to its end.
+/// A completely received answer.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -98,7 +98,7 @@ impl Answer {
         serde_json::from_slice(&self.body).unwrap()
     }
 
-    /// The code of the first error.
+    /// Returns the code of the first error.
     pub(crate) fn code(&self) -> String {
         self.json()["errors"][0]["code"]
             .as_str()
@@ -107,7 +107,7 @@ impl Answer {
     }
 }
 
-/// Long enough for a conversion on a busy machine; no test waits for it to pass.
+/// Long enough for a conversion on a busy machine. No test waits for it to pass.
 pub(crate) const PATIENT: Duration = Duration::from_secs(25);
 
 impl Stage {
@@ -160,12 +160,12 @@ impl Stage {
         }
     }
 
-    /// One more server over the same store, with the same converter.
+    /// Starts another server over the same store, with the same converter.
     pub(crate) async fn another(&self, change: impl FnOnce(&mut Config)) -> Running {
         start(change, &self.store, &self.upstreams, &self.converter).await
     }
 
-    /// A server over nothing, to see why it does not start.
+    /// Tries to start a server without upstreams, for tests in which the start fails.
     pub(crate) async fn try_another(
         change: impl FnOnce(&mut Config),
     ) -> Result<Running, StartError> {
@@ -175,7 +175,7 @@ impl Stage {
         try_start(change, &store, &upstreams, &converter).await
     }
 
-    /// A small image under `local/app:v1`.
+    /// Pushes a small image as `local/app:v1`.
     pub(crate) fn push_app(&self) -> Image {
         let image = ImageBuilder::new(1).build();
         self.registry.push("app", "v1", &image);
@@ -232,7 +232,7 @@ impl Stage {
             .request(method, format!("http://{}{path}", self.server.address))
     }
 
-    /// GET, and a HEAD that must agree with it.
+    /// Sends a GET and a HEAD, which must agree.
     pub(crate) async fn get_and_head(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
         let got = self.ask(Method::GET, path, headers).await;
         let head = self.ask(Method::HEAD, path, headers).await;

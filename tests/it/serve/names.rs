@@ -1,4 +1,4 @@
-//! The three ways to name an upstream, over the wire.
+//! The three ways to name an upstream over HTTP.
 
 use super::Stage;
 use crate::support::image::ImageBuilder;
@@ -79,6 +79,6 @@ async fn a_namespace_is_looked_up_and_not_dialled() {
     assert_eq!(
         (by_name.status, by_name.code().as_str()),
         (403, "DENIED"),
-        "the address behind a name is judged"
+        "the rule applies to the address that the name resolves to"
     );
 }

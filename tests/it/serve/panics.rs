@@ -1,4 +1,4 @@
-//! A panic in a handler: the client is told, the log has it, the server goes on.
+//! A panic in a handler: the client gets an error, the log has the panic, the server continues.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use tracing_subscriber::fmt::MakeWriter;
 use super::Stage;
 use crate::support::bucket::{Bucket, Fate};
 
-/// What is logged on this thread.
+/// The log output of this thread.
 #[derive(Debug, Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -44,10 +44,7 @@ async fn a_panic_is_a_500_and_a_line_in_the_log() {
     let is_broken = Arc::new(AtomicBool::new(false));
     let switch = Arc::clone(&is_broken);
     let bucket = Bucket::new().broken(move |_| {
-        assert!(
-            !switch.load(Ordering::SeqCst),
-            "the store is out of its mind"
-        );
+        assert!(!switch.load(Ordering::SeqCst), "broken store");
         Fate::Pass
     });
     let store = Store::over(Arc::new(bucket), &store::Config::default());
@@ -58,23 +55,22 @@ async fn a_panic_is_a_500_and_a_line_in_the_log() {
     let answer = stage.get(&path).await;
     assert_eq!((answer.status, answer.code().as_str()), (500, "UNKNOWN"));
     assert!(
-        !String::from_utf8_lossy(&answer.body).contains("mind"),
-        "the inside is not shown"
+        !String::from_utf8_lossy(&answer.body).contains("broken store"),
+        "the message of the panic is not sent"
     );
     let request_id = answer.header("x-request-id");
     let logged = String::from_utf8(log.0.lock().clone()).unwrap();
-    let is_told = |line: &&str| {
-        line.contains("a handler panicked") && line.contains("the store is out of its mind")
-    };
+    let is_logged =
+        |line: &&str| line.contains("a handler panicked") && line.contains("broken store");
     let line = logged
         .lines()
-        .find(is_told)
+        .find(is_logged)
         .unwrap_or_else(|| panic!("{logged}"));
     assert!(line.contains(request_id), "{line}");
     is_broken.store(false, Ordering::SeqCst);
     assert_eq!(
         stage.get(&path).await.body,
         image.bytes,
-        "the next request is answered, and the one place is free"
+        "the next request is answered, so the only place is free"
     );
 }

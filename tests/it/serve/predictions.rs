@@ -1,4 +1,4 @@
-//! An image that ends whoever looks at it is looked at once, and not again after a restart.
+//! An image that kills its predictor is tried once, and not again after a restart.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,8 @@ use super::profiles::{path_of, quick, stack_of};
 use super::{PATIENT, Stage, start};
 use crate::convert::predictions::{fake, script};
 
-/// A converter whose predictor counts its starts in a file of the folder, and dies of whatever it is told.
+/// Returns a converter whose predictor counts its starts in a file of the folder, and dies at any
+/// request.
 fn deadly(folder: &Path, store: &Store) -> Converter {
     let ready = r#"printf '\000\000\000\036{"ready":{"is_filtered":true}}'"#;
     let body = format!(
@@ -60,7 +61,7 @@ async fn an_image_that_kills_its_predictor_is_not_tried_again_after_a_restart() 
         .ask_at(&restarted, Method::GET, "/v2/local/app/manifests/v1", &[])
         .await;
     assert_eq!(stack_of(&manifest.json()), stack);
-    // Who asks for a profile waits for the image to be looked at.
+    // The request for a profile waits for the prediction.
     let profile = stage
         .ask_at(&restarted, Method::GET, &path_of(&stack), &[])
         .await;

@@ -1,4 +1,4 @@
-//! What nodes say they saw, and what nodes are told to fetch ahead.
+//! Observations that nodes send, and profiles that they get.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::support::fixture::{self, Fixture};
 use crate::support::image::Image;
 use crate::support::place::Place;
 
-/// What the layers of a small image have.
+/// Files in the layers of a small image.
 pub(crate) const FILES: [(u32, &str); 3] = [
     (0, "layer0/file1"),
     (1, "layer1/file0"),
@@ -32,7 +32,7 @@ pub(crate) fn quick(config: &mut Config) {
     config.profiles.merge_interval = Duration::from_millis(10);
 }
 
-/// The stack of a manifest.
+/// Returns the layer set digest of a manifest.
 pub(crate) fn stack_of(manifest: &Value) -> Stack {
     let digest = |layer: &Value| layer["digest"].as_str().unwrap().parse().unwrap();
     let layers: Vec<Digest> = manifest["layers"]
@@ -57,7 +57,7 @@ pub(crate) fn seen(files: &[(u32, &str)]) -> Value {
 }
 
 impl Stage {
-    /// Pulls the image's manifest; its stack.
+    /// Pulls the image's manifest and returns its layer set digest.
     pub(crate) async fn pulled(&self) -> Stack {
         self.push_app();
         stack_of(&self.get("/v2/local/app/manifests/v1").await.json())
@@ -68,7 +68,7 @@ impl Stage {
             .await
     }
 
-    /// As a node with another address.
+    /// Sends an observation from a node with the given address.
     pub(crate) async fn tell_as(
         &self,
         node: [u8; 4],
@@ -94,7 +94,7 @@ impl Stage {
         }
     }
 
-    /// Asks until the profile is as it should be; it.
+    /// Polls until the profile satisfies `holds`, and returns it.
     pub(crate) async fn profile_when(&self, path: &str, holds: impl Fn(&Value) -> bool) -> Value {
         let asking = async {
             loop {
@@ -125,7 +125,7 @@ fn paths(profile: &Value) -> Vec<(u64, String)> {
 }
 
 #[tokio::test]
-async fn nodes_are_told_what_nodes_saw() {
+async fn nodes_get_profiles_of_the_files_that_other_nodes_read() {
     let stage = Stage::with(quick).await;
     let stack = stage.pulled().await;
     let path = path_of(&stack);
@@ -136,9 +136,9 @@ async fn nodes_are_told_what_nodes_saw() {
     );
     assert_eq!(nothing.json()["observers"], 0);
 
-    let told = stage.tell(&stack, seen(&FILES).to_string()).await;
+    let answer = stage.tell(&stack, seen(&FILES).to_string()).await;
     assert_eq!(
-        (told.status, &told.json()["unknown_files"]),
+        (answer.status, &answer.json()["unknown_files"]),
         (202, &json!(0))
     );
     let profile = stage
@@ -165,7 +165,7 @@ async fn nodes_are_told_what_nodes_saw() {
     assert_eq!(
         (&other["workload"], paths(&other)),
         (&json!("batch"), expected),
-        "a new one begins with the default"
+        "a new workload begins with the default profile"
     );
     let status = stage.get("/api/v1/status").await.json();
     assert_eq!(
@@ -184,14 +184,14 @@ async fn workloads_are_learned_apart() {
     let stack = stage.pulled().await;
     let path = path_of(&stack);
     for (workload, file) in [("web", FILES[0]), ("batch", FILES[1])] {
-        let told = stage
+        let answer = stage
             .tell_as(
                 [127, 0, 0, 1],
                 &format!("{path}?workload={workload}"),
                 seen(&[file]).to_string(),
             )
             .await;
-        assert_eq!(told.status, 202);
+        assert_eq!(answer.status, 202);
     }
     for (workload, file) in [("web", FILES[0]), ("batch", FILES[1])] {
         let path = format!("{path}?workload={workload}");
@@ -207,7 +207,7 @@ async fn workloads_are_learned_apart() {
 }
 
 #[tokio::test]
-async fn every_answer_says_who_gives_it() {
+async fn every_answer_names_the_server() {
     let stage = Stage::new().await;
     for path in [
         "/v2/",
@@ -227,7 +227,7 @@ async fn every_answer_says_who_gives_it() {
 }
 
 #[tokio::test]
-async fn what_is_no_observation_of_this_image_is_refused_with_its_reason() {
+async fn observations_that_do_not_fit_the_image_are_rejected_with_the_reason() {
     let stage = Stage::with(quick).await;
     let stack = stage.pulled().await;
     let path = path_of(&stack);
@@ -294,9 +294,9 @@ async fn what_is_no_observation_of_this_image_is_refused_with_its_reason() {
     assert_eq!(text.status(), 415);
 
     let half = [FILES[0], FILES[1], (0, "none")];
-    let told = stage.tell(&stack, seen(&half).to_string()).await;
+    let answer = stage.tell(&stack, seen(&half).to_string()).await;
     assert_eq!(
-        (told.status, &told.json()["unknown_files"]),
+        (answer.status, &answer.json()["unknown_files"]),
         (202, &json!(1))
     );
     let profile = stage
@@ -363,7 +363,7 @@ async fn a_node_that_lies_and_repeats_itself_is_outvoted() {
 }
 
 #[tokio::test]
-async fn a_proxys_header_tells_nodes_apart_where_it_is_trusted() {
+async fn a_trusted_proxys_header_distinguishes_nodes() {
     let stage = Stage::with(|config| {
         quick(config);
         config.client_header = Some("x-forwarded-for".to_owned());
@@ -390,7 +390,7 @@ async fn a_proxys_header_tells_nodes_apart_where_it_is_trusted() {
 }
 
 #[tokio::test]
-async fn a_slow_sender_holds_up_nobody_but_senders_and_them_not_for_long() {
+async fn a_slow_sender_delays_only_other_senders_and_not_for_long() {
     let stage = Stage::with(|config| {
         quick(config);
         config.profiles.max_senders = 1;
@@ -423,7 +423,7 @@ async fn a_slow_sender_holds_up_nobody_but_senders_and_them_not_for_long() {
 }
 
 #[tokio::test]
-async fn what_waits_is_written_before_a_server_stops() {
+async fn accepted_observations_are_stored_before_a_server_stops() {
     let mut stage =
         Stage::with(|config| config.profiles.merge_interval = Duration::from_secs(3600)).await;
     let stack = stage.pulled().await;
@@ -440,7 +440,7 @@ async fn what_waits_is_written_before_a_server_stops() {
 }
 
 #[tokio::test]
-async fn with_profiles_off_nothing_is_told_and_nothing_taken() {
+async fn with_profiles_off_none_is_sent_and_no_observation_is_accepted() {
     let stage = Stage::with(|config| config.profiles.enabled = false).await;
     let stack = stage.pulled().await;
     assert_eq!(stage.get(&path_of(&stack)).await.status, 404);
@@ -451,7 +451,7 @@ async fn with_profiles_off_nothing_is_told_and_nothing_taken() {
 }
 
 #[tokio::test]
-async fn thousands_of_stacks_that_nobody_has_leave_nothing() {
+async fn thousands_of_unknown_stacks_leave_nothing() {
     let bucket = Bucket::new();
     let stage = Stage::over(
         Store::over(Arc::new(bucket.clone()), &store::Config::default()),
@@ -459,7 +459,7 @@ async fn thousands_of_stacks_that_nobody_has_leave_nothing() {
     )
     .await;
     let stack = stage.pulled().await;
-    // What the image suggests is there when this is answered.
+    // The predicted profile is complete once this request is answered.
     stage.get(&path_of(&stack)).await;
     let before = bucket.paths().await.len();
     let document = seen(&FILES).to_string();
@@ -485,7 +485,7 @@ async fn thousands_of_stacks_that_nobody_has_leave_nothing() {
     );
 }
 
-/// The image as its twin is, in a registry where it is served as it is.
+/// Pushes the converted image to a registry that serves it as it is, and returns it.
 async fn republish(stage: &Stage) -> Image {
     stage.push_app();
     let manifest = stage.get("/v2/local/app/manifests/v1").await;
@@ -516,7 +516,7 @@ async fn an_image_that_is_lazy_already_is_learned_too() {
     assert_eq!(
         served.digest(),
         image.digest().to_string(),
-        "it passes through"
+        "the image passes through"
     );
     let stack = stack_of(&served.json());
     assert_eq!(
@@ -530,12 +530,12 @@ async fn an_image_that_is_lazy_already_is_learned_too() {
     assert_eq!(
         profile["image"],
         json!(stack),
-        "nobody checked that the layers are those of its configuration"
+        "the layers were not checked against the configuration"
     );
 }
 
 #[tokio::test]
-async fn a_manifest_that_names_anothers_image_learns_and_teaches_nothing() {
+async fn a_manifest_that_names_another_image_neither_reads_nor_changes_its_profile() {
     let stage = Stage::with(quick).await;
     let victim = stage.pulled().await;
     assert_eq!(
@@ -546,7 +546,7 @@ async fn a_manifest_that_names_anothers_image_learns_and_teaches_nothing() {
         .profile_when(&path_of(&victim), |profile| profile["observers"] == 1)
         .await;
     let image = stage.push_app();
-    // By the configuration that it names, and by the image that it says it was made from.
+    // Both claims: by the configuration, and by the annotation that names the source image.
     let claims = [
         ("his", json!({})),
         (
@@ -573,10 +573,10 @@ async fn a_manifest_that_names_anothers_image_learns_and_teaches_nothing() {
         let his = stack_of(&served.json());
         let profile = stage.profile_when(&path_of(&his), |_| true).await;
         assert_eq!(profile["files"], json!([]), "{annotations}");
-        let told = stage
+        let answer = stage
             .tell(&his, seen(&[(0, "no/such/file")]).to_string())
             .await;
-        assert_eq!(told.status, 202);
+        assert_eq!(answer.status, 202);
         stage
             .profile_when(&path_of(&his), |profile| profile["observers"] == 1)
             .await;
@@ -626,7 +626,7 @@ async fn an_image_converted_before_stacks_were_kept_is_learned_too() {
 }
 
 #[tokio::test]
-async fn an_image_that_nobody_started_suggests_what_it_will_read() {
+async fn an_image_that_never_started_gets_a_predicted_profile() {
     if Place::with(fixture::TOOLS).is_none() {
         return;
     }
@@ -646,13 +646,13 @@ async fn an_image_that_nobody_started_suggests_what_it_will_read() {
         "{profile}"
     );
 
-    let told = stage
+    let answer = stage
         .tell(
             &stack,
             seen(&[(0, "etc/hostname"), (0, "bin/busybox")]).to_string(),
         )
         .await;
-    assert_eq!(told.status, 202);
+    assert_eq!(answer.status, 202);
     let profile = stage
         .profile_when(&path_of(&stack), |profile| profile["observers"] == 1)
         .await;

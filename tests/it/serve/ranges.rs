@@ -1,4 +1,4 @@
-//! What is learned from the ranges that lazy clients ask for.
+//! Profiles that are inferred from the range requests of lazy clients.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Range;
@@ -15,10 +15,10 @@ use super::{PATIENT, Stage};
 use crate::support::image::{ImageBuilder, Random};
 use crate::support::s3::S3;
 
-/// The block of stargz-snapshotter.
+/// The block size of stargz-snapshotter.
 const BLOCK: u64 = 50_000;
 
-/// A lazy client with an address of its own.
+/// A lazy client with its own address.
 struct Client {
     http: reqwest::Client,
     server: String,
@@ -72,21 +72,21 @@ impl Client {
     }
 }
 
-/// A layer of the twin: where its files lie.
+/// A layer of the converted image, with the positions of its files.
 struct Layer {
     digest: Digest,
     size: u64,
-    /// Files that have several blocks for themselves, in the order of their bytes.
+    /// Files that have several blocks of their own, in the order of their bytes.
     large: Vec<(String, Range<u64>)>,
 }
 
 impl Layer {
-    /// What stargz-snapshotter asks for to read a file.
+    /// Returns the range that stargz-snapshotter requests to read a file.
     fn blocks(&self, range: &Range<u64>) -> Range<u64> {
         range.start / BLOCK * BLOCK..(range.end.div_ceil(BLOCK) * BLOCK).min(self.size)
     }
 
-    /// The end of the blob, which a mount begins with.
+    /// Returns the end of the blob, which a mount reads first.
     fn tail(&self) -> Range<u64> {
         (self.size - 1) / BLOCK * BLOCK..self.size
     }
@@ -140,7 +140,7 @@ fn paths(profile: &Value) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn ranges_tell_what_a_client_read_that_tells_nothing() {
+async fn profiles_are_inferred_from_the_ranges_of_clients_that_report_nothing() {
     let stage =
         Stage::with(|config| config.profiles.merge_interval = Duration::from_millis(10)).await;
     stage.push_large().await;
@@ -150,35 +150,37 @@ async fn ranges_tell_what_a_client_read_that_tells_nothing() {
     assert_eq!(
         client.range(&layer.digest, &(0..2), &[]).await,
         206,
-        "whether it is there"
+        "a check that the blob exists"
     );
     assert_eq!(client.range(&layer.digest, &layer.tail(), &[]).await, 206);
     let [(first, at_first), .., (second, at_second)] = &layer.large[..] else {
         unreachable!()
     };
-    // The later one is read first.
+    // The later file is read first.
     for range in [at_second, at_first] {
         assert_eq!(
             client.range(&layer.digest, &layer.blocks(range), &[]).await,
             206
         );
     }
-    // An agent tells by itself what it read; whole blobs are read by whoever unpacks them.
-    let (_, untold) = &layer.large[1];
+    // Agents report their reads themselves, and clients that unpack read whole blobs.
+    let (_, ignored) = &layer.large[1];
     for purpose in ["read", "prefetch", "background"] {
         let header = [("starlift-purpose", purpose)];
         assert_eq!(
             client
-                .range(&layer.digest, &layer.blocks(untold), &header)
+                .range(&layer.digest, &layer.blocks(ignored), &header)
                 .await,
             206
         );
     }
     assert_eq!(client.blob(&layer.digest, &[]).await, 200);
-    // Nor does it matter what others read who fetched no manifest.
+    // The ranges of clients that fetched no manifest are ignored too.
     let other = Client::new(&stage, 6);
     assert_eq!(
-        other.range(&layer.digest, &layer.blocks(untold), &[]).await,
+        other
+            .range(&layer.digest, &layer.blocks(ignored), &[])
+            .await,
         206
     );
 
@@ -220,7 +222,7 @@ async fn ranges_are_redirected_once_the_image_is_known() {
     assert_eq!(
         client.blob(&layer.digest, &[]).await,
         307,
-        "whole blobs tell nothing"
+        "whole blobs are redirected at once"
     );
     assert_eq!(
         client
@@ -252,7 +254,7 @@ async fn ranges_are_redirected_once_the_image_is_known() {
 }
 
 #[tokio::test]
-async fn a_rush_of_odd_ranges_is_answered_and_does_not_drown_what_others_read() {
+async fn a_rush_of_odd_ranges_does_not_displace_the_ranges_of_other_clients() {
     let stage =
         Stage::with(|config| config.profiles.merge_interval = Duration::from_millis(10)).await;
     stage.push_large().await;

@@ -1,4 +1,5 @@
-//! Profiles as referrers of images: ours of what was learned, and an upstream's of what was recorded by hand.
+//! Profiles as referrers of images: those that the server learned, and those recorded by hand in
+//! the upstream.
 
 use serde_json::{Value, json};
 use starlift::oci::Manifest;
@@ -17,7 +18,7 @@ fn of_type<'a>(list: &'a Value, artifact_type: &str) -> Vec<&'a Value> {
 }
 
 #[tokio::test]
-async fn what_was_learned_refers_to_the_twin_and_to_the_original() {
+async fn a_learned_profile_refers_to_the_converted_and_to_the_source_image() {
     let stage = Stage::with(quick).await;
     let image = stage.push_app();
     let twin = stage.get(MANIFEST).await;
@@ -25,7 +26,7 @@ async fn what_was_learned_refers_to_the_twin_and_to_the_original() {
     let of_twin = list(twin.digest().to_owned()).await;
     assert!(
         of_type(&stage.get(&of_twin).await.json(), MEDIA_TYPE).is_empty(),
-        "nothing is known yet"
+        "no profile yet"
     );
 
     let stack = stack_of(&twin.json());
@@ -69,7 +70,7 @@ async fn what_was_learned_refers_to_the_twin_and_to_the_original() {
     }
 }
 
-/// An artifact that refers to an image, with the files that someone recorded of it.
+/// Returns an artifact that refers to the image, with a record of the given files.
 fn recorded(image: &Image, files: &[(u32, &str)]) -> Artifact {
     let manifest = Manifest::new(image.media_type.clone(), image.bytes.clone());
     let config = image.document()["config"]["digest"]
@@ -100,7 +101,7 @@ fn attach(stage: &Stage, artifact: Artifact) {
 }
 
 #[tokio::test]
-async fn what_was_recorded_by_hand_is_taken_over_from_the_upstream() {
+async fn a_profile_recorded_by_hand_is_imported_from_the_upstream() {
     let stage = Stage::with(|config| {
         quick(config);
         config.profiles.recorded = true;
@@ -133,7 +134,7 @@ async fn what_was_recorded_by_hand_is_taken_over_from_the_upstream() {
     assert_eq!(
         paths,
         [FILES[2].1, FILES[0].1, FILES[1].1],
-        "what was learned follows"
+        "learned files follow"
     );
 }
 
@@ -143,7 +144,7 @@ async fn a_spoiled_record_and_an_upstream_without_referrers_hurt_nothing() {
     let image = ImageBuilder::new(1).build();
     stage.registry.push("app", "v1", &image);
     let mut artifact = recorded(&image, &FILES);
-    // The manifest names a document that is none, of the same digest and size.
+    // The manifest names garbage instead of the document, with a matching digest and size.
     let text = String::from_utf8(artifact.manifest.bytes.to_vec()).unwrap();
     let (descriptor, _) = artifact.blobs[1].clone();
     let garbage = stage

@@ -1,4 +1,4 @@
-//! Blobs by way of the bucket: 307 to a signed URL, where that is configured.
+//! Blobs from the bucket: 307 to a signed URL, if configured.
 
 use reqwest::Method;
 use starlift::oci::Digest;
@@ -36,7 +36,7 @@ async fn a_layer_is_redirected_to_a_signed_url() {
             url.starts_with(&bucket.endpoint) && url.contains("X-Amz-Signature="),
             "{url}"
         );
-        // As clients do: the same headers, and no credentials of ours.
+        // Clients send the same headers, without credentials for the server.
         let bytes = reqwest::get(url).await.unwrap().bytes().await.unwrap();
         assert_eq!(Digest::sha256_of(&bytes).to_string(), digest);
         let part = reqwest::Client::new()
@@ -56,7 +56,7 @@ async fn a_layer_is_redirected_to_a_signed_url() {
 }
 
 #[tokio::test]
-async fn what_the_bucket_does_not_hold_is_not_redirected() {
+async fn blobs_that_the_bucket_lacks_are_not_redirected() {
     let bucket = S3::start().await;
     let stage = stage(&bucket).await;
     let image = stage.push_app();

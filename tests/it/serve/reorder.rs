@@ -1,4 +1,4 @@
-//! Images that are made anew in the order in which their files are read.
+//! Images that are converted again with their files in reading order.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use super::{PATIENT, Stage};
 use crate::support::image::{Image, ImageBuilder};
 
 impl Stage {
-    /// A server that reorders, over `store`, whose upstream has `image`.
+    /// Returns a server with reordering over `store`, whose upstream has `image`.
     async fn reordering(store: &Store, image: &Image) -> Self {
         let config = convert::Config {
             reorder: true,
@@ -25,24 +25,25 @@ impl Stage {
         stage
     }
 
-    /// Lets three nodes tell what they saw of the image whose manifest `path` is.
+    /// Sends the observations of three nodes for the image with manifest `path`, and waits until
+    /// they are merged.
     async fn learned(&self, path: &str) {
         let stack = stack_of(&self.get(path).await.json());
         for node in 1..4 {
-            let told = self
+            let answer = self
                 .tell_as(
                     [127, 0, 0, node],
                     &path_of(&stack),
                     seen(&FILES).to_string(),
                 )
                 .await;
-            assert_eq!(told.status, 202);
+            assert_eq!(answer.status, 202);
         }
         self.profile_when(&path_of(&stack), |profile| profile["observers"] == 3)
             .await;
     }
 
-    /// Asks until the answer is another than `before`; it.
+    /// Polls until the manifest differs from `before`, and returns it.
     async fn changed(&self, path: &str, before: &str) -> Value {
         let asking = async {
             loop {
@@ -57,7 +58,7 @@ impl Stage {
         timeout(PATIENT, asking).await.unwrap()
     }
 
-    /// The names in the TOC of a layer, up to its landmark.
+    /// Returns the names in the TOC of a layer, up to its landmark.
     async fn front(&self, layer: &Value) -> Vec<String> {
         let path = format!("/v2/local/app/blobs/{}", layer["digest"].as_str().unwrap());
         let blob = self.get(&path).await.body;
@@ -88,14 +89,14 @@ impl Stage {
 const MANIFEST: &str = "/v2/local/app/manifests/v1";
 
 #[tokio::test]
-async fn what_nodes_read_first_moves_to_the_front_and_old_digests_stay() {
+async fn files_that_nodes_read_first_move_to_the_front_and_old_digests_stay() {
     let (store, image) = (Store::in_memory(), ImageBuilder::new(1).build());
     let stage = Stage::reordering(&store, &image).await;
     let before = stage.get(MANIFEST).await;
     let (before, layers) = (before.digest().to_owned(), before.json()["layers"].clone());
     stage.learned(MANIFEST).await;
 
-    // Another replica, which has not looked yet.
+    // Another replica, which has not looked up the new order yet.
     let stage = Stage::reordering(&store, &image).await;
     let twin = stage.changed(MANIFEST, &before).await;
     assert_eq!(
@@ -122,13 +123,17 @@ async fn what_nodes_read_first_moves_to_the_front_and_old_digests_stay() {
         );
     }
     let again = Stage::reordering(&store, &image).await.get(MANIFEST).await;
-    assert_eq!(stack_of(&again.json()), stack_of(&twin), "and it stays so");
+    assert_eq!(
+        stack_of(&again.json()),
+        stack_of(&twin),
+        "the new order stays"
+    );
     let profile = stage
         .profile_when(&path_of(&stack_of(&twin)), |_| true)
         .await;
     assert_eq!(
         profile["observers"], 3,
-        "the new layers are the same image's"
+        "the new layers belong to the same image"
     );
 }
 

@@ -1,4 +1,4 @@
-//! How long what was handed out can be read.
+//! How long objects of answered images stay readable.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -17,7 +17,7 @@ struct Folder {
 }
 
 impl Folder {
-    /// A server that was just started over the folder, in front of a registry that holds nothing.
+    /// Returns a newly started server over the folder, with an empty registry.
     async fn server(&self) -> Stage {
         let location = self.dir.path().display().to_string();
         let retention = Retention {
@@ -48,7 +48,7 @@ impl Folder {
         files
     }
 
-    /// Lets everything be forty days older than it is.
+    /// Makes every file forty days older.
     fn age(&self) {
         for path in self.files("") {
             std::fs::File::open(path)
@@ -58,7 +58,7 @@ impl Folder {
         }
     }
 
-    /// Until a use is noted, which is done in the background.
+    /// Waits until a use is recorded, which happens in the background.
     async fn noted(&self) {
         let is_young =
             |path: PathBuf| path.metadata().unwrap().modified().unwrap() > SystemTime::now() - DAY;
@@ -68,7 +68,7 @@ impl Folder {
     }
 }
 
-/// Everything that can be reached from a manifest, which must be readable.
+/// Reads every object that a manifest names, directly or indirectly.
 async fn read_all(stage: &Stage, digest: &str) -> Vec<Value> {
     let (mut manifests, mut descriptors) = (vec![digest.to_owned()], Vec::new());
     while let Some(digest) = manifests.pop() {
@@ -112,9 +112,9 @@ async fn docker_client(stage: &Stage, tag: &str, types: &[&str]) -> Answer {
         .await
 }
 
-/// A client of Docker's types pins what it was given of an OCI image.
+/// A client that accepts only Docker's types keeps using the translated digests of an OCI image.
 #[tokio::test]
-async fn a_translated_digest_is_kept_with_all_it_names_for_as_long_as_it_is_asked_for() {
+async fn a_translated_digest_is_kept_with_all_it_names_while_it_is_in_use() {
     let folder = Folder {
         dir: tempfile::tempdir().unwrap(),
     };
@@ -147,7 +147,7 @@ async fn a_translated_digest_is_kept_with_all_it_names_for_as_long_as_it_is_aske
     );
     folder.noted().await;
     let report = stage.store.sweep(SystemTime::now()).await.unwrap();
-    // The record of the image goes, that of the index names all of it.
+    // The image's own record goes; the record of the index names all its objects.
     assert_eq!((report.busy, report.objects), (false, 0));
     let stage = folder.server().await;
     assert_eq!(read_all(&stage, list.digest()).await, named);
@@ -162,7 +162,7 @@ async fn a_translated_digest_is_kept_with_all_it_names_for_as_long_as_it_is_aske
                 .await
                 .status,
             404,
-            "it is let go"
+            "the image is deleted"
         );
     }
 }

@@ -1,4 +1,5 @@
-//! The store's size limit: kept before anything is stored, by letting the longest unused go or by passing through.
+//! The store's size limit, which is checked before each write: the least recently used images are
+//! evicted, or images pass through.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use super::{Answer, Stage};
 use crate::support::image::ImageBuilder;
 
 const IMAGES: u64 = 8;
-/// Room for about three of the images.
+/// Space for about three of the images.
 const MAX_SIZE: u64 = 300_000;
 
 async fn open(root: &Path) -> Store {
@@ -29,7 +30,7 @@ async fn open(root: &Path) -> Store {
     .unwrap()
 }
 
-/// A server over the folder, and a registry with some images of about 90 kB.
+/// Returns a server over the folder, and a registry with some images of about 90 kB.
 async fn stage(root: &Path) -> Stage {
     let stage = Stage::over(open(root).await, |config| config.profiles.enabled = false).await;
     for seed in 0..IMAGES {
@@ -76,7 +77,7 @@ fn size(root: &Path) -> u64 {
         .sum()
 }
 
-/// Lets everything be so much older than it is.
+/// Makes every file older by `by`.
 fn age(root: &Path, by: Duration) {
     for path in files(root) {
         fs::File::open(path)
@@ -101,15 +102,18 @@ async fn a_store_at_its_size_takes_no_more_and_images_pass_through() {
         );
     }
     assert!((1..IMAGES).contains(&twins), "{twins}");
-    // What another replica stored counts as well.
+    // Objects that another replica stored count as well.
     let another = self::stage(dir.path()).await;
     assert!(!is_twin(&pull(&another, IMAGES - 1).await));
     assert!(size(dir.path()) <= MAX_SIZE);
-    assert!(is_twin(&pull(&another, 0).await), "what is there is served");
+    assert!(
+        is_twin(&pull(&another, 0).await),
+        "stored images are served"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn above_its_size_a_store_lets_the_longest_unused_go() {
+async fn a_store_above_its_size_evicts_the_least_recently_used() {
     let dir = tempfile::tempdir().unwrap();
     let first = stage(dir.path()).await;
     for seed in 0..IMAGES {
@@ -119,21 +123,21 @@ async fn above_its_size_a_store_lets_the_longest_unused_go() {
     let minutes_later = stage(dir.path()).await;
     assert!(
         !is_twin(&pull(&minutes_later, IMAGES - 1).await),
-        "what was used in the last minutes stays"
+        "images used in the last minutes stay"
     );
     age(dir.path(), Duration::from_secs(11 * 60));
     let later = stage(dir.path()).await;
     for seed in (0..IMAGES).rev().take(2) {
         assert!(
             is_twin(&pull(&later, seed).await),
-            "there is room for image {seed}"
+            "no space for image {seed}"
         );
         assert!(size(dir.path()) <= MAX_SIZE, "{}", size(dir.path()));
     }
 }
 
 #[tokio::test]
-async fn a_limit_that_was_lowered_is_kept_by_the_next_sweep_but_for_what_is_in_use() {
+async fn a_lowered_limit_is_kept_by_the_next_sweep_except_for_objects_in_use() {
     let dir = tempfile::tempdir().unwrap();
     let stage = stage(dir.path()).await;
     pull(&stage, 0).await;
@@ -153,7 +157,7 @@ async fn a_limit_that_was_lowered_is_kept_by_the_next_sweep_but_for_what_is_in_u
     assert_eq!(
         (report.images, report.objects),
         (0, 0),
-        "all was asked for a moment ago"
+        "all images were requested a moment ago"
     );
     assert_eq!(report.kept_bytes, before);
     lowered

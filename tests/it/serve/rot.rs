@@ -1,5 +1,5 @@
-//! A store that rots: bits flip, files are cut, emptied, deleted, exchanged. No wrong byte ever ends well, and soon the
-//! pull is right again without anybody's help.
+//! A store that rots: bits flip, files are cut, emptied, deleted, zeroed. No completed answer has a
+//! wrong byte, and the pull soon succeeds again without intervention.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,10 +13,10 @@ use super::Stage;
 use crate::support::image::{Image, ImageBuilder, Random};
 use crate::support::s3::S3;
 
-/// Rotten stores tried for each kind of file.
+/// Number of rotten stores for each kind of file.
 const SEEDS: u64 = 12;
 
-/// How a file is spoiled.
+/// A way to damage a file.
 #[derive(Debug, Clone, Copy)]
 enum Rot {
     Bit,
@@ -38,7 +38,7 @@ impl Rot {
         }
     }
 
-    /// The content after it; `None` when the file is gone.
+    /// Returns the damaged content, or `None` if the file is deleted.
     fn spoil(self, content: &[u8], random: &mut Random) -> Option<Vec<u8>> {
         let mut content = content.to_vec();
         let at = usize::try_from(random.below(content.len() as u64)).unwrap();
@@ -53,16 +53,16 @@ impl Rot {
     }
 }
 
-/// What a client got who pulls a tag and all it names.
+/// The result of pulling a tag and all it names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Pulled {
-    /// The digest of a manifest, whose bytes, configuration and layers were right.
+    /// Manifest, configuration and layers were right. The digest is that of the manifest.
     All(String),
-    /// Something failed or broke off.
+    /// A request failed or broke off.
     Broken(String),
 }
 
-/// Pulls as a client does; wrong bytes that end well fail the test.
+/// Pulls like a client. A completed answer with wrong bytes fails the test.
 async fn pull(stage: &Stage) -> Pulled {
     let fetch = async |path: String| -> Result<(String, Bytes), Pulled> {
         let request = stage.request(reqwest::Method::GET, &path);
@@ -84,7 +84,7 @@ async fn pull(stage: &Stage) -> Pulled {
         assert_eq!(
             Digest::sha256_of(&bytes).to_string(),
             digest,
-            "wrong bytes ended well: {path}"
+            "completed answer with wrong bytes: {path}"
         );
         Ok((digest, bytes))
     };
@@ -109,7 +109,7 @@ async fn pull(stage: &Stage) -> Pulled {
     all.await.unwrap_or_else(|broken| broken)
 }
 
-/// Pulls until it is right again, three times at most; what came.
+/// Pulls until the result is right again, three times at most. Returns the results.
 async fn pull_again(stage: &Stage, right: &Pulled) -> Vec<Pulled> {
     let mut seen = Vec::new();
     for _ in 0..3 {
@@ -129,7 +129,7 @@ fn image() -> Image {
         .build()
 }
 
-/// Every file below, relative to it, with what is in it.
+/// Returns every file under `root` with its relative path and its content.
 fn files(root: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let (mut files, mut folders) = (Vec::new(), vec![root.to_owned()]);
     while let Some(folder) = folders.pop() {
@@ -148,7 +148,7 @@ fn files(root: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     files
 }
 
-/// What the kinds of files have in common: their first folders.
+/// Returns the kind of a file, which is its first two folders.
 fn kind(path: &Path) -> String {
     let folders: Vec<_> = path
         .parent()
@@ -174,7 +174,8 @@ async fn stage_over(store: Store) -> Stage {
     stage
 }
 
-/// A pull's store, once everything that is written beside it is there.
+/// Returns the result of a pull and the store's files after it, once the background writes are
+/// done.
 async fn sound(root: &Path) -> (Pulled, Vec<(PathBuf, Vec<u8>)>) {
     let right = pull(&stage_over(folder(root).await).await).await;
     assert!(
@@ -185,7 +186,7 @@ async fn sound(root: &Path) -> (Pulled, Vec<(PathBuf, Vec<u8>)>) {
     (right, files(root))
 }
 
-/// A store in a folder of its own that holds `sound`, with one file replaced.
+/// Returns a new folder with the files of `sound`, one of them replaced.
 fn spoiled(
     sound: &[(PathBuf, Vec<u8>)],
     path: &Path,
@@ -209,7 +210,7 @@ fn put_one(root: &Path, path: &Path, content: Option<Vec<u8>>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_rots_in_a_folder_no_wrong_byte_ends_well_and_the_pull_comes_right() {
+async fn a_rotten_folder_gives_no_wrong_bytes_and_the_pull_recovers() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("store");
     let (right, sound) = sound(&root).await;
@@ -231,7 +232,7 @@ async fn whatever_rots_in_a_folder_no_wrong_byte_ends_well_and_the_pull_comes_ri
                 candidates[usize::try_from(random.below(candidates.len() as u64)).unwrap()];
             let rot = Rot::of(&mut random);
             let dir = spoiled(&sound, path, rot.spoil(content, &mut random));
-            // A server that was just started remembers nothing.
+            // A newly started server has nothing in memory.
             let seen = pull_again(&stage_over(folder(dir.path()).await).await, &right).await;
             assert_eq!(
                 seen.last(),
@@ -244,7 +245,7 @@ async fn whatever_rots_in_a_folder_no_wrong_byte_ends_well_and_the_pull_comes_ri
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_rots_under_a_running_server_is_made_again() {
+async fn objects_that_rot_under_a_running_server_are_made_again() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("store");
     let (right, sound) = sound(&root).await;
@@ -263,7 +264,8 @@ async fn what_rots_under_a_running_server_is_made_again() {
                 "{rot:?} in {}: {seen:?}",
                 path.display()
             );
-            // Manifests and configurations are served from memory; after a restart they are read.
+            // Manifests and configurations are served from memory, and read from the store after a
+            // restart.
             let seen = pull_again(&stage_over(folder(&root).await).await, &right).await;
             assert_eq!(
                 seen.last(),
@@ -276,7 +278,7 @@ async fn what_rots_under_a_running_server_is_made_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_rots_in_a_bucket_no_wrong_byte_ends_well_and_the_pull_comes_right() {
+async fn a_rotten_bucket_gives_no_wrong_bytes_and_the_pull_recovers() {
     let s3 = S3::start().await;
     let open = async || Store::open(&s3.config("")).await.unwrap();
     let right = pull(&stage_over(open().await).await).await;
@@ -299,7 +301,7 @@ async fn whatever_rots_in_a_bucket_no_wrong_byte_ends_well_and_the_pull_comes_ri
     }
 }
 
-/// A range of a layer cannot be compared with anything: but the layer is looked at because of it.
+/// A range cannot be verified by itself. But the read triggers a check of the whole layer.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_range_of_a_rotten_layer_has_the_layer_made_again() {
     let dir = tempfile::tempdir().unwrap();
@@ -339,7 +341,7 @@ async fn scrub(store: &Store, repair: bool) -> Vec<Finding> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_scrub_finds_all_rot_and_forgets_it_only_when_told() {
+async fn a_scrub_finds_all_rot_and_repairs_it_only_on_request() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("store");
     let (right, sound) = sound(&root).await;
@@ -360,7 +362,7 @@ async fn a_scrub_finds_all_rot_and_forgets_it_only_when_told() {
                 "{path:?}: {found:?}"
             );
         }
-        // An image that names what was forgotten is found with it, or by the next scrub.
+        // Images that name deleted objects are found in the same scrub or in the next.
         assert!(
             scrub(&folder(&root).await, true)
                 .await

@@ -1,4 +1,4 @@
-//! Clients that take places, streams and connections, and nothing else.
+//! Clients that occupy places, streams and connections without using them.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -13,10 +13,11 @@ use tokio::net::{TcpSocket, TcpStream};
 use super::Stage;
 use crate::support::registry::Gate;
 
-/// More than any buffer on the way.
+/// More than all buffers between the two ends can hold.
 const LARGE: usize = 8 << 20;
 
-/// A client over HTTP/2 that takes `window` bytes of each answer and no more; pings are answered.
+/// Connects an HTTP/2 client that accepts `window` bytes of each answer and no more. It answers
+/// pings.
 async fn http2(server: SocketAddr, window: u32) -> SendRequest<Bytes> {
     let stream = TcpStream::connect(server).await.unwrap();
     let mut builder = h2::client::Builder::new();
@@ -41,7 +42,7 @@ fn send(
         .0
 }
 
-/// A client with an address of its own.
+/// Returns a client with its own address.
 fn client(number: u8) -> reqwest::Client {
     reqwest::Client::builder()
         .local_address(IpAddr::from(Ipv4Addr::new(127, 0, 0, number)))
@@ -50,7 +51,7 @@ fn client(number: u8) -> reqwest::Client {
 }
 
 #[tokio::test]
-async fn a_stream_that_takes_nothing_is_reset_and_its_place_given_back() {
+async fn a_stalled_stream_is_reset_and_frees_its_place() {
     let stage = Stage::with(|config| {
         config.max_requests = 1;
         config.write_timeout = Duration::from_millis(300);
@@ -69,10 +70,10 @@ async fn a_stream_that_takes_nothing_is_reset_and_its_place_given_back() {
             .into_body();
         let reset = loop {
             match body.data().await {
-                // Taken, and never released: the window stays shut.
+                // The data is read but never released, so the window stays closed.
                 Some(Ok(_)) => {}
                 Some(Err(error)) => break error,
-                None => panic!("the whole came through a window of {window}"),
+                None => panic!("the whole body was received through a window of {window}"),
             }
         };
         assert!(reset.is_reset(), "{window}: {reset}");
@@ -82,7 +83,7 @@ async fn a_stream_that_takes_nothing_is_reset_and_its_place_given_back() {
         assert_eq!(
             head.status(),
             200,
-            "the connection goes on, and the place is free"
+            "the connection still works, and the place is free"
         );
     }
 }
@@ -106,7 +107,7 @@ async fn a_client_that_goes_on_taking_is_not_reset() {
         let length = data.unwrap().len();
         taken += length;
         if taken >= next_pause {
-            // Slow on purpose: eight pauses, longer than the limit together.
+            // Slow on purpose: the eight pauses together are longer than the limit.
             tokio::time::sleep(limit / 6).await;
             next_pause += 128 << 10;
         }
@@ -152,7 +153,7 @@ async fn one_client_has_its_share_of_places_and_others_have_theirs() {
 }
 
 #[tokio::test]
-async fn connections_that_ask_nothing_give_way() {
+async fn idle_connections_are_closed_for_new_ones() {
     let stage = Stage::with(|config| {
         config.max_connections = 4;
         config.client_share = 100;
@@ -170,7 +171,7 @@ async fn connections_that_ask_nothing_give_way() {
     assert_eq!(
         stage.get("/healthz").await.status,
         200,
-        "there is room for one who asks"
+        "a connection with a request is accepted"
     );
     let mut oldest = silent.swap_remove(0);
     let mut end = Vec::new();

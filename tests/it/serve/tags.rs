@@ -1,4 +1,4 @@
-//! What is remembered of a tag, and for how long.
+//! Cached tags, and their lifetime.
 
 use std::time::Duration;
 
@@ -57,7 +57,7 @@ async fn a_stale_tag_is_answered_while_the_upstream_thinks() {
 }
 
 #[tokio::test]
-async fn a_stale_tag_stands_in_for_a_failing_upstream() {
+async fn a_stale_tag_is_served_while_the_upstream_fails() {
     let stage = stage(NEVER, NEVER, EVER).await;
     stage.push_app();
     let first = stage.get(PATH).await;
@@ -78,12 +78,12 @@ async fn a_stale_tag_stands_in_for_a_failing_upstream() {
     assert_eq!(
         stage.get(PATH).await.status,
         404,
-        "a tag that is gone is gone"
+        "a deleted tag is not served from the cache"
     );
 }
 
 #[tokio::test]
-async fn nothing_stands_in_for_longer_than_configured() {
+async fn a_stale_tag_is_not_served_for_longer_than_configured() {
     let stage = stage(NEVER, NEVER, NEVER).await;
     stage.push_app();
     assert_eq!(stage.get(PATH).await.status, 200);

@@ -1,4 +1,4 @@
-//! HTTPS with a certificate from files, read again when told to.
+//! HTTPS with a certificate from files, which are read again on a signal.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,11 +8,12 @@ use starlift::serve::TlsConfig;
 
 use super::{Running, Stage};
 
-/// A server's certificate, not an authority's, which clients would refuse from a server.
+/// A request for a server's certificate. Clients would not accept the certificate of an authority
+/// from a server.
 const REQUEST: &str = "[req]\ndistinguished_name = name\nx509_extensions = server\n[name]\n[server]\n\
                        basicConstraints = critical, CA:FALSE\nsubjectAltName = IP:127.0.0.1\n";
 
-/// Writes a certificate for 127.0.0.1 signed by itself.
+/// Writes a self-signed certificate for 127.0.0.1.
 fn write_certificate(folder: &Path, name: &str) -> TlsConfig {
     let (cert, key) = (folder.join("cert.pem"), folder.join("key.pem"));
     let config = folder.join("request.cnf");
@@ -45,7 +46,7 @@ fn write_certificate(folder: &Path, name: &str) -> TlsConfig {
     TlsConfig { cert, key }
 }
 
-/// Whether a client that trusts nothing but the certificate in `pem` reaches the server, over HTTP/2.
+/// Whether a client that trusts only the certificate in `pem` reaches the server over HTTP/2.
 async fn is_trusted(server: &Running, pem: &[u8]) -> bool {
     let authority = Certificate::from_pem(pem).unwrap();
     let client = reqwest::Client::builder()

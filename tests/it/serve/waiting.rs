@@ -1,4 +1,4 @@
-//! No pull waits for a conversion longer than the bound.
+//! No pull waits for a conversion longer than the limit.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::support::registry::Gate;
 const PATH: &str = "/v2/local/app/manifests/v1";
 
 #[tokio::test]
-async fn the_original_is_answered_while_the_conversion_goes_on_and_the_twin_after() {
+async fn the_source_image_is_served_during_the_conversion_and_the_converted_image_after() {
     let stage = Stage::with(|config| config.wait = Duration::from_millis(20)).await;
     let image = stage.push_app();
     let gate = Gate::new();
@@ -73,7 +73,7 @@ async fn many_pulls_are_one_conversion() {
 }
 
 #[tokio::test]
-async fn a_failed_conversion_leaves_the_original() {
+async fn a_failed_conversion_serves_the_source_image() {
     let stage = Stage::new().await;
     let image = stage.push_app();
     stage.registry.on("/blobs/").wrong_bytes();
@@ -83,7 +83,7 @@ async fn a_failed_conversion_leaves_the_original() {
 }
 
 #[tokio::test]
-async fn a_mirror_may_be_told_to_ask_the_next_host() {
+async fn on_miss_can_send_clients_of_a_mirror_to_the_next_host() {
     let stage = Stage::with(|config| {
         config.wait = Duration::ZERO;
         config.on_miss = OnMiss::NotFound;
@@ -96,13 +96,13 @@ async fn a_mirror_may_be_told_to_ask_the_next_host() {
     assert_eq!(
         stage.get(PATH).await.body,
         image.bytes,
-        "without other hosts the original is the answer"
+        "clients without other hosts get the source image"
     );
     gate.open();
 }
 
 #[tokio::test]
-async fn whose_original_is_pulled_by_digest_gets_a_twin() {
+async fn pulling_a_source_digest_starts_its_conversion() {
     let stage = Stage::new().await;
     let image = stage.push_app();
     let gate = Gate::new();

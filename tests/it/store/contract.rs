@@ -1,4 +1,4 @@
-//! What every store promises, as functions over a store: each backend runs all of them.
+//! The store's promises, as functions over a store. Each backend runs all of them.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ pub(crate) fn generation() -> Generation {
     Generation("g1-test".to_owned())
 }
 
-/// Bytes that differ from place to place.
+/// Returns bytes that differ at every position.
 pub(crate) fn bytes_of(length: usize, seed: u32) -> Bytes {
     let words = (0_u32..).map(|at| (at ^ seed).wrapping_mul(0x9e37_79b1));
     words.flat_map(u32::to_le_bytes).take(length).collect()
@@ -44,7 +44,7 @@ pub(crate) fn layer_record(source: &Digest, layer: &Bytes) -> LayerRecord {
     }
 }
 
-/// A record as the store writes it: with the checksum of its key and its own bytes in front.
+/// Returns a record as the store writes it: prefixed with a checksum of its key and its own bytes.
 pub(crate) fn sealed(path: &str, record: &serde_json::Value) -> String {
     let json = record.to_string();
     let rest = json.strip_prefix('{').unwrap();
@@ -68,7 +68,7 @@ pub(crate) async fn put_layer(
     Ok(record)
 }
 
-/// An image of one layer, put the way a conversion puts it.
+/// Stores an image of one layer in the same order as a conversion.
 pub(crate) async fn put_image(
     store: &Store,
     seed: u32,
@@ -117,17 +117,17 @@ pub(crate) async fn read(
     Ok(pieces.concat())
 }
 
-/// Every promise, one after the other.
+/// Checks every promise in turn.
 pub(crate) async fn all(store: &Store) {
     small_objects_are_found_and_read(store).await;
     an_upload_is_invisible_until_its_record(store).await;
     ranges_are_exact(store, (8 << 20) + 5).await;
     ranges_are_exact(store, 1_000).await;
     ranges_are_exact(store, 0).await;
-    what_the_records_say_is_kept(store).await;
+    records_are_read_back_under_their_own_generation_only(store).await;
     an_image_without_its_objects_is_not_committed(store).await;
     one_of_many_gets_the_lease(store).await;
-    what_many_learn_at_once_is_all_kept(store).await;
+    concurrent_observations_are_all_kept(store).await;
 }
 
 async fn small_objects_are_found_and_read(store: &Store) {
@@ -213,11 +213,11 @@ async fn ranges_are_exact(store: &Store, length: usize) {
     assert!(matches!(beyond, Err(Error::OutOfBounds { .. })));
 }
 
-async fn what_the_records_say_is_kept(store: &Store) {
+async fn records_are_read_back_under_their_own_generation_only(store: &Store) {
     let passed = LayerRecord {
         source: source_of(1001),
         outcome: LayerOutcome::PassedThrough {
-            reason: "it is encrypted".to_owned(),
+            reason: "encrypted".to_owned(),
             limit: None,
         },
     };
@@ -274,7 +274,7 @@ async fn one_of_many_gets_the_lease(store: &Store) {
     assert!(next.is_some());
 }
 
-async fn what_many_learn_at_once_is_all_kept(store: &Store) {
+async fn concurrent_observations_are_all_kept(store: &Store) {
     let image = Digest::sha256_of(b"configuration");
     assert!(store.knowledge(&image).await.unwrap().is_empty());
     let learn = |number: u32| {
@@ -330,6 +330,6 @@ async fn what_many_learn_at_once_is_all_kept(store: &Store) {
     assert_eq!(
         store.stack(&first.stack()).await.unwrap(),
         Some(first),
-        "the first of those with the same layers"
+        "the first of the images with the same layers"
     );
 }

@@ -1,4 +1,5 @@
-//! Crashes, lost answers and races: nothing is half-visible, the next try succeeds, nothing is left for ever.
+//! Crashes, lost answers and races: nothing incomplete is visible, the next try succeeds, nothing
+//! is left forever.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -10,7 +11,7 @@ use super::contract::{bytes_of, generation, put_image, put_layer, read, source_o
 use crate::support::bucket::{Bucket, Fate, Gate};
 
 const PART: usize = 64 << 10;
-/// Two parts and a bit.
+/// Two full parts and one byte.
 const LAYER: usize = 2 * PART + 1;
 
 fn open(bucket: &Bucket) -> Store {
@@ -21,12 +22,12 @@ fn open(bucket: &Bucket) -> Store {
     Store::over(Arc::new(bucket.clone()), &config)
 }
 
-/// Long after every grace and retention.
+/// Returns a time after every grace and retention.
 fn in_a_year() -> SystemTime {
     SystemTime::now() + Duration::from_secs(366 * 24 * 60 * 60)
 }
 
-/// Whatever is visible can be read, and the image is whole or not there.
+/// Checks that every visible object is readable, and that the image is complete or absent.
 async fn nothing_is_half_visible(bucket: &Bucket, seed: u32) {
     let store = open(bucket);
     for path in bucket.paths().await {
@@ -41,7 +42,7 @@ async fn nothing_is_half_visible(bucket: &Bucket, seed: u32) {
             .find(&digest)
             .await
             .unwrap()
-            .unwrap_or_else(|| panic!("{path} shows nothing"));
+            .unwrap_or_else(|| panic!("no object for {path}"));
         assert_eq!(
             Digest::sha256_of(&read(&store, &object, 0..object.size).await.unwrap()),
             digest
@@ -63,7 +64,8 @@ async fn nothing_is_half_visible(bucket: &Bucket, seed: u32) {
     }
 }
 
-/// What two sweeps leave: the second takes the marks of what the first took.
+/// Returns the keys after two sweeps. The second deletes the marks of the objects that the first
+/// deleted.
 async fn left_after_sweeps(bucket: &Bucket) -> Vec<String> {
     for _ in 0..2 {
         open(bucket).sweep(in_a_year()).await.unwrap();
@@ -155,7 +157,7 @@ async fn a_lost_part_fails_the_upload_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn what_somebody_deleted_by_hand_is_converted_again() {
+async fn a_layer_deleted_by_hand_is_converted_again() {
     use object_store::ObjectStoreExt as _;
     let bucket = Bucket::new();
     let image = put_image(&open(&bucket), 5, 1000).await.unwrap();
@@ -224,7 +226,7 @@ async fn a_torn_object_is_not_found() {
 }
 
 #[tokio::test]
-async fn damaged_bytes_and_records_are_not_handed_out() {
+async fn damaged_bytes_and_records_are_not_returned() {
     use object_store::ObjectStoreExt as _;
     let bucket = Bucket::new();
     let put = open(&bucket)
@@ -292,7 +294,8 @@ async fn a_young_upload_survives_a_sweep() {
 
 #[tokio::test]
 async fn an_image_that_is_built_on_an_old_layer_while_it_is_swept_stays_whole() {
-    // The sweep is held up before each of its deletions in turn; meanwhile another replica converts the image.
+    // A gate stops the sweep before each of its deletions in turn, while another replica converts
+    // the image.
     for held in 0.. {
         let bucket = Bucket::new();
         put_image(&open(&bucket), 9, 1000).await.unwrap();
@@ -313,7 +316,7 @@ async fn an_image_that_is_built_on_an_old_layer_while_it_is_swept_stays_whole() 
         tokio::select! {
             () = gate.reached() => {}
             () = async { while !sweep.is_finished() { tokio::task::yield_now().await } } => {
-                assert!(held > 3, "the sweep deleted {held} things");
+                assert!(held > 3, "the sweep deleted {held} objects");
                 return;
             }
         }
@@ -322,7 +325,7 @@ async fn an_image_that_is_built_on_an_old_layer_while_it_is_swept_stays_whole() 
         gate.open();
         sweep.await.unwrap().unwrap();
         nothing_is_dangling(&bucket).await;
-        // Whether the sweep or the conversion was first, the next pull has its image.
+        // Whichever of the sweep and the conversion was first, the next pull has its image.
         if open(&bucket)
             .image(&generation(), &source_of(9))
             .await
@@ -336,7 +339,8 @@ async fn an_image_that_is_built_on_an_old_layer_while_it_is_swept_stays_whole() 
     }
 }
 
-/// A record may be outlived by its bytes only where a look says so.
+/// Checks that every visible image is readable. A record may outlive its bytes only if a lookup
+/// reports that.
 async fn nothing_is_dangling(bucket: &Bucket) {
     let store = open(bucket);
     if let Some(image) = store.image(&generation(), &source_of(9)).await.unwrap() {
@@ -371,9 +375,10 @@ async fn two_sweeps_at_once_do_the_work_once() {
     );
 }
 
-/// A completion whose answer is lost may have found what an earlier upload left: only the bytes tell.
+/// A completion whose answer is lost may have found the object of an earlier upload. Only the bytes
+/// show the difference.
 #[tokio::test]
-async fn an_object_of_the_right_length_is_not_taken_for_what_was_sent() {
+async fn an_object_of_the_right_length_is_not_mistaken_for_the_upload() {
     let bucket = Bucket::new();
     put_layer(&open(&bucket), &source_of(31), &bytes_of(LAYER, 31))
         .await
@@ -417,7 +422,7 @@ async fn a_small_object_that_rotted_is_written_again_by_the_next_put() {
     assert_eq!(
         store.find(&object.digest).await.unwrap(),
         None,
-        "it is forgotten"
+        "the damaged object is deleted"
     );
     object_store::ObjectStoreExt::put(&bucket, &path, "conTent".into())
         .await
@@ -451,7 +456,7 @@ async fn a_scrub_reads_no_faster_than_its_rate() {
     );
 }
 
-/// The mark comes after the sweep's first look and before its last: the layer stays.
+/// The mark is written after the sweep's first check and before its last, so the layer stays.
 #[tokio::test]
 async fn a_layer_that_is_asked_for_while_its_record_goes_gets_it_back() {
     let bucket = Bucket::new();
@@ -476,7 +481,7 @@ async fn a_layer_that_is_asked_for_while_its_record_goes_gets_it_back() {
             .await
             .unwrap()
             .is_none(),
-        "its layer record went first"
+        "the layer's record is deleted first"
     );
     let record = super::contract::layer_record(&source_of(34), &bytes_of(LAYER, 34));
     store.put_layer(&generation(), &record).await.unwrap();

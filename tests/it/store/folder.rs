@@ -1,4 +1,4 @@
-//! What only a local folder can suffer: killed processes, full disks, hands in the files.
+//! Faults of a local folder: killed processes, full disks, manual changes to files.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -9,7 +9,7 @@ use starlift::store::{Config, Error, Store};
 
 use super::contract::{bytes_of, generation, put_image, put_layer, read, source_of};
 
-/// A folder for a store, and the store's configuration.
+/// Returns a folder for a store, and the store's configuration.
 pub(super) fn folder() -> (tempfile::TempDir, Config) {
     let dir = tempfile::tempdir().unwrap();
     let location = dir.path().join("store").display().to_string();
@@ -26,7 +26,7 @@ fn in_a_year() -> SystemTime {
     SystemTime::now() + Duration::from_secs(366 * 24 * 60 * 60)
 }
 
-/// Every file below, relative to it.
+/// Returns the paths of all files under `root`, relative to it.
 fn files(root: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     let mut folders = vec![root.to_owned()];
@@ -91,7 +91,7 @@ async fn the_sweep_leaves_an_empty_folder() {
     put_image(&store, 2, 3 << 20).await.unwrap();
     drop(store.lease("left").await.unwrap());
     let root = Path::new(&config.location);
-    // What a process leaves that is killed while it uploads and holds a lease.
+    // The files that a process leaves if it is killed during an upload while it holds a lease.
     let mut upload = store
         .upload_layer(&generation(), &source_of(3), 0)
         .await
@@ -127,14 +127,14 @@ async fn the_sweep_leaves_an_empty_folder() {
     assert_eq!(files(root), Vec::<PathBuf>::new());
 }
 
-/// Another process that holds the lock of a lease.
+/// A process that holds the lock of a lease.
 struct Holder(Child);
 
 impl Holder {
     fn of(lease: &Path) -> Self {
         std::fs::create_dir_all(lease.parent().unwrap()).unwrap();
         let waiting = lease.with_extension("locked");
-        // Without `-o` the lock belongs to the shell too; `exec` makes the two one.
+        // Without `-o` the shell would hold the lock too. `exec` makes the two one process.
         let script = format!(
             "exec 9>'{}'; flock 9; touch '{}'; exec sleep 600",
             lease.display(),
@@ -172,18 +172,19 @@ async fn a_lease_is_free_as_soon_as_its_process_is_killed() {
     let store = Store::open(&config).await.unwrap();
     let mut holder = Holder::of(&Path::new(&config.location).join("leases/layer"));
     assert!(store.lease("layer").await.unwrap().is_none());
-    // A sweep does not take a lease away from its holder, however old it seems.
+    // A sweep does not take a lease from its holder, however old the lease seems.
     store.sweep(in_a_year()).await.unwrap();
     assert!(store.lease("layer").await.unwrap().is_none());
     holder.kill();
     assert!(store.lease("layer").await.unwrap().is_some());
 }
 
-/// A file system of its own, as small as asked for.
+/// A file system with the requested size.
 struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
-    /// `None` where it cannot be mounted, which is no option where CI is `true`.
+    /// Mounts the file system. `None` if it cannot be mounted, which is a failure if `CI` is
+    /// `true`.
     fn of(size: &str) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let options = format!("size={size}");
@@ -231,7 +232,7 @@ async fn a_full_disk_is_an_error_and_room_heals_it() {
         None
     );
     std::fs::remove_file(ballast).unwrap();
-    // The staging file goes in the background.
+    // The staging file is deleted in the background.
     let deadline = std::time::Instant::now() + Duration::from_secs(30);
     while !files(&location).is_empty() {
         assert!(

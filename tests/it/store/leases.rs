@@ -1,4 +1,5 @@
-//! Leases over a bucket: renewed, lost, taken over when they run out. (A folder's are locks.)
+//! Leases over a bucket: renewed, lost, and taken over when they expire. (A folder's leases are
+//! locks.)
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +15,7 @@ use crate::support::bucket::{Bucket, Fate};
 
 const NAME: &str = "layer";
 
-/// Renewed every 400 ms.
+/// Leases are renewed every 400 ms.
 const TTL: Duration = Duration::from_millis(1200);
 
 fn open(bucket: &Bucket) -> Store {
@@ -27,7 +28,7 @@ fn open(bucket: &Bucket) -> Store {
     )
 }
 
-/// Looks until `true` is seen; what never comes fails the test.
+/// Polls until `look` returns true. Fails the test after a time limit.
 async fn until<F: Future<Output = bool>>(look: impl Fn() -> F) {
     let looking = async {
         while !look().await {
@@ -52,7 +53,8 @@ async fn claim(bucket: &Bucket) -> serde_json::Value {
     serde_json::from_slice(&bytes).unwrap()
 }
 
-/// As another process would have written it, with the milliseconds it still holds, or has run out for.
+/// Writes a claim as another process would, which expires in `left` milliseconds, or has expired if
+/// `left` is negative.
 async fn claimed_by_another(bucket: &Bucket, left: i64) {
     let now = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
@@ -96,7 +98,7 @@ async fn a_lease_is_renewed_until_it_is_dropped() {
 }
 
 #[tokio::test]
-async fn a_lease_that_another_took_is_known_to_be_lost() {
+async fn a_lease_taken_by_another_owner_is_reported_lost() {
     let bucket = Bucket::new();
     let lease = open(&bucket).lease(NAME).await.unwrap().unwrap();
     claimed_by_another(&bucket, 60_000).await;

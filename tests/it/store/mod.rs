@@ -1,9 +1,9 @@
-//! The store's promises over each of its backends.
+//! The store's promises with each backend.
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
     clippy::print_stdout,
-    reason = "what a test's helper unwraps is asserted"
+    reason = "a failed unwrap in a test helper fails the test"
 )]
 
 mod contract;

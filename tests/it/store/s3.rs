@@ -1,4 +1,4 @@
-//! The store over S3: our own, that fails on command, and moto.
+//! The store over S3: a fake that fails on command, and moto.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
@@ -19,7 +19,7 @@ async fn open(s3: &S3) -> Store {
     Store::open(&s3.config("some/prefix")).await.unwrap()
 }
 
-/// Looks until `true` is seen; what never comes fails the test.
+/// Polls until `look` returns true. Fails the test after a time limit.
 async fn until(look: impl Fn() -> bool) {
     let looking = async {
         while !look() {
@@ -52,7 +52,7 @@ async fn a_bucket_keeps_the_contract() {
 }
 
 #[tokio::test]
-async fn a_bucket_that_is_not_there_or_not_ours_is_said_at_the_start() {
+async fn a_missing_or_unreachable_bucket_is_an_error_at_the_start() {
     let s3 = S3::start().await;
     let missing = Store::open(&s3::config(&s3.endpoint, "s3://elsewhere")).await;
     assert!(matches!(missing, Err(Error::Backend { .. })), "{missing:?}");
@@ -83,7 +83,7 @@ async fn a_slow_down_is_waited_out() {
 #[tokio::test]
 async fn a_body_that_is_cut_is_read_on_from_there() {
     let s3 = S3::start().await;
-    // The range has no check of the whole layer follow.
+    // A rate of 0 keeps the range from triggering a check of the whole layer.
     let mut config = s3.config("some/prefix");
     config.scrub.rate = bytesize::ByteSize::b(0);
     let store = Store::open(&config).await.unwrap();
@@ -174,7 +174,7 @@ async fn parts_in_flight_are_bounded() {
         .upload_layer(&generation(), &source_of(5), 0)
         .await
         .unwrap();
-    // No part ever gets through, so the fifth has to wait.
+    // No part ever succeeds, so the fifth part has to wait.
     s3.fail(|asked| {
         if asked.method == Method::PUT {
             Fault::SlowDown
@@ -253,7 +253,7 @@ async fn two_stores_over_one_bucket_share_everything_but_a_lease() {
 }
 
 #[tokio::test]
-async fn what_is_asked_for_again_is_not_asked_of_the_bucket() {
+async fn a_repeated_lookup_sends_no_request_to_the_bucket() {
     let s3 = S3::start().await;
     let image = put_image(&open(&s3).await, 7, 1000).await.unwrap();
     let store = open(&s3).await;
@@ -271,7 +271,7 @@ async fn what_is_asked_for_again_is_not_asked_of_the_bucket() {
         let twin = store.find(&image.twin).await.unwrap().unwrap();
         store.read_all(&twin).await.unwrap();
         if is_first {
-            // The background note of the use.
+            // The record of the use is written in the background.
             until(|| s3.keys().iter().any(|key| key.contains("/used/"))).await;
         } else {
             assert_eq!(s3.asked(), 0);

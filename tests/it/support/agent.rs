@@ -1,4 +1,4 @@
-//! The real executable as a node agent, and what containerd's configuration needs to know it.
+//! The real executable as a node agent, and its entry in containerd's configuration.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,9 +8,9 @@ use serde_json::Value;
 use super::place::{Daemon, Place};
 use super::systemd::Manager;
 
-/// `starlift agent` in a process of its own; drop it after the containerd that uses it.
+/// `starlift agent` in a separate process. Must be dropped after the containerd that uses it.
 ///
-/// Dropped, it unmounts what is lazy, unless another agent of the same place took over.
+/// On drop it unmounts the lazy layers, unless another agent of the same workspace took over.
 #[derive(Debug)]
 pub(crate) struct Agent {
     pub(crate) daemon: Daemon,
@@ -18,10 +18,11 @@ pub(crate) struct Agent {
     pub(crate) root: PathBuf,
 }
 
-/// Configuration as the environment has it: `("READ_TIMEOUT", "2s")`.
+/// Configuration keys and values for the environment: `("READ_TIMEOUT", "2s")`.
 pub(crate) type Settings<'a> = &'a [(&'a str, &'a str)];
 
-/// Keys of `[agent]`, and of `[pull]` behind `PULL_`. Servers on loopback are named, unless the settings say otherwise.
+/// Keys of `[agent]`, and of `[pull]` after `PULL_`. Servers on loopback are Starlift servers,
+/// unless the settings say otherwise.
 fn environment(settings: Settings<'_>) -> impl Iterator<Item = (String, &str)> {
     let variable = |key: &str| match key.strip_prefix("PULL_") {
         Some(_) => format!("STARLIFT_{key}"),
@@ -35,7 +36,8 @@ fn environment(settings: Settings<'_>) -> impl Iterator<Item = (String, &str)> {
 }
 
 impl Agent {
-    /// Serves the snapshots in the place's directory `agent`; a second start finds those of the first.
+    /// Serves the snapshots in the workspace's directory `agent`. A second start finds those of the
+    /// first.
     pub(crate) fn start(place: &Place) -> Self {
         Self::start_with(place, &[])
     }
@@ -44,7 +46,7 @@ impl Agent {
         Self::start_as(Path::new(env!("CARGO_BIN_EXE_starlift")), place, settings)
     }
 
-    /// With another executable.
+    /// Starts another executable.
     pub(crate) fn start_as(executable: &Path, place: &Place, settings: Settings<'_>) -> Self {
         let (socket, root) = (place.path().join("agent.sock"), place.dir("agent"));
         let mut command = Command::new(executable);
@@ -56,7 +58,8 @@ impl Agent {
             .arg("--root")
             .arg(&root);
         command.envs(environment(settings));
-        // The socket takes calls before anyone answers them; the status is answered when everything is.
+        // The socket accepts calls before they are answered. The status is answered only when
+        // everything works.
         let daemon = place.daemon("agent", &mut command, || status(&root).is_some());
         Self {
             daemon,
@@ -65,7 +68,7 @@ impl Agent {
         }
     }
 
-    /// As a service of systemd's, which keeps its descriptors.
+    /// Starts the agent as a systemd service. systemd keeps its descriptors.
     pub(crate) fn start_under(
         manager: &mut Manager,
         place: &Place,
@@ -92,12 +95,12 @@ impl Agent {
         }
     }
 
-    /// What `starlift agent status --json` prints.
+    /// Returns the output of `starlift agent status --json`.
     pub(crate) fn status(&self) -> Value {
         status(&self.root).expect("the agent answers")
     }
 
-    /// The line of its metrics that begins with `name`.
+    /// Returns the value of the metric whose line begins with `name`.
     pub(crate) fn metric(&self, name: &str) -> Option<u64> {
         let mut curl = Command::new("curl");
         let output = curl
@@ -111,7 +114,7 @@ impl Agent {
         line.map(|value| value.parse().unwrap())
     }
 
-    /// What containerd's configuration needs to know it as the snapshotter `name`.
+    /// Returns the entry in containerd's configuration for the snapshotter `name`.
     pub(crate) fn plugin(&self, name: &str) -> String {
         format!(
             "[proxy_plugins.{name}]\ntype = \"snapshot\"\naddress = \"{}\"\n",
@@ -119,13 +122,13 @@ impl Agent {
         )
     }
 
-    /// The directories of lazy layers.
+    /// Returns the directories of lazy layers.
     pub(crate) fn lazy(&self) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(self.root.join("lazy")).unwrap();
         entries.map(|entry| entry.unwrap().path()).collect()
     }
 
-    /// The directories of ordinary snapshots that are there.
+    /// Returns the directories of ordinary snapshots.
     pub(crate) fn directories(&self) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(self.root.join("snapshots")).unwrap();
         entries.map(|entry| entry.unwrap().path()).collect()

@@ -1,7 +1,8 @@
-//! An object store in memory that can be broken: operations fail, lose their answer, or wait at a gate.
+//! An object store in memory that breaks on command: operations fail, lose their answer, or wait at
+//! a gate.
 #![expect(
     clippy::unwrap_used,
-    reason = "what a test's helper unwraps is asserted"
+    reason = "a failed unwrap in a test helper fails the test"
 )]
 
 use std::fmt;
@@ -20,29 +21,29 @@ use object_store::{
 };
 use tokio::sync::Semaphore;
 
-/// What an operation is about to do.
+/// An operation before it happens.
 #[derive(Debug, Clone)]
 pub(crate) struct Operation {
-    /// Counted from zero since the bucket was broken.
+    /// Counts from zero since the bucket was broken.
     pub(crate) number: usize,
     /// `put`, `multipart`, `part`, `complete`, `abort`, `get`, `delete` or `list`.
     pub(crate) kind: &'static str,
     pub(crate) path: String,
 }
 
-/// What becomes of it.
+/// The fate of an operation.
 #[derive(Debug, Clone)]
 pub(crate) enum Fate {
     Pass,
-    /// It fails and nothing happens.
+    /// The operation fails and has no effect.
     Fail,
-    /// It happens and its answer is lost.
+    /// The operation happens, and its answer is lost.
     LoseAnswer,
-    /// It waits until the gate is opened.
+    /// The operation waits until the gate is opened.
     Wait(Gate),
 }
 
-/// Holds operations up.
+/// A gate that stops operations.
 #[derive(Debug, Clone)]
 pub(crate) struct Gate {
     reached: Arc<Semaphore>,
@@ -57,12 +58,12 @@ impl Gate {
         }
     }
 
-    /// Waits until an operation stands at the gate.
+    /// Waits until an operation is at the gate.
     pub(crate) async fn reached(&self) {
         self.reached.acquire().await.unwrap().forget();
     }
 
-    /// Lets all operations through, those to come too.
+    /// Lets all operations through, including later ones.
     pub(crate) fn open(&self) {
         self.opened.close();
     }
@@ -78,7 +79,7 @@ impl Gate {
 
 type Rule = Arc<dyn Fn(&Operation) -> Fate + Send + Sync>;
 
-/// A bucket in memory; clones share the objects and the operations' count.
+/// A bucket in memory. Clones share the objects and the count of operations.
 #[derive(Clone)]
 pub(crate) struct Bucket {
     objects: Arc<InMemory>,
@@ -95,7 +96,7 @@ impl Bucket {
         }
     }
 
-    /// The same objects, reached through operations whose fate `rule` decides.
+    /// Returns the same bucket, in which `rule` decides the fate of every operation.
     pub(crate) fn broken(&self, rule: impl Fn(&Operation) -> Fate + Send + Sync + 'static) -> Self {
         Self {
             objects: Arc::clone(&self.objects),
@@ -104,7 +105,7 @@ impl Bucket {
         }
     }
 
-    /// As after a crash: from operation `number` on nothing reaches the objects.
+    /// Returns the bucket as after a crash: operations from `number` on have no effect.
     pub(crate) fn dead_from(&self, number: usize) -> Self {
         self.broken(move |operation| {
             if operation.number >= number {
@@ -115,12 +116,12 @@ impl Bucket {
         })
     }
 
-    /// How many operations there were.
+    /// Returns the number of operations so far.
     pub(crate) fn operations(&self) -> usize {
         self.count.load(Ordering::SeqCst)
     }
 
-    /// Every object's path, in order.
+    /// Returns the path of every object, in order.
     pub(crate) async fn paths(&self) -> Vec<String> {
         let mut paths: Vec<String> = self
             .objects
@@ -163,7 +164,7 @@ impl Bucket {
 fn broken(kind: &str, path: &Path) -> Error {
     Error::Generic {
         store: "broken",
-        source: format!("{kind} {path} was made to fail").into(),
+        source: format!("{kind} {path} failed on command").into(),
     }
 }
 

@@ -1,4 +1,4 @@
-//! A containerd of the test's own, driven by `ctr`.
+//! A containerd for one test, driven by `ctr`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,7 +8,7 @@ use super::tree::Tree;
 
 pub(crate) const TOOLS: &[&str] = &["containerd", "ctr", "runc"];
 
-/// The CRI plugin's part of the configuration.
+/// The CRI plugin's table in the configuration.
 const CRI: &str = "plugins.\"io.containerd.grpc.v1.cri\"";
 
 #[derive(Debug)]
@@ -23,18 +23,18 @@ impl<'a> Containerd<'a> {
         Self::start_with(place, "")
     }
 
-    /// With more lines of configuration.
+    /// Starts containerd with further lines of configuration.
     pub(crate) fn start_with(place: &'a Place, more: &str) -> Self {
         Self::start_without(place, &["io.containerd.grpc.v1.cri"], more)
     }
 
-    /// With the CRI service, and nothing to run pods with.
+    /// Starts containerd with the CRI service, without a runtime for pods.
     pub(crate) fn start_with_cri(place: &'a Place) -> Self {
         Self::start_without(place, &[], &cri(place, ""))
     }
 
-    /// With a CRI service whose pods, their sandboxes of the image `sandbox`, are on the snapshotter `stargz`, which
-    /// `plugin` says where to find.
+    /// Starts containerd with a CRI service whose pods use the snapshotter `stargz`, which `plugin`
+    /// configures. Their sandboxes use the image `sandbox`.
     pub(crate) fn start_with_pods(place: &'a Place, plugin: &str, sandbox: &str) -> Self {
         let pods = format!(
             "[{CRI}.containerd]\nsnapshotter = \"stargz\"\ndisable_snapshot_annotations = false\n"
@@ -78,13 +78,13 @@ impl<'a> Containerd<'a> {
         }
     }
 
-    /// `ctr` with these arguments, which must succeed.
+    /// Runs `ctr` with these arguments, which must succeed.
     pub(crate) fn ctr(&self, arguments: &str) -> String {
         self.place
             .run(&format!("ctr -a {} {arguments}", self.socket.display()))
     }
 
-    /// `ctr-remote` with these arguments, which must succeed.
+    /// Runs `ctr-remote` with these arguments, which must succeed.
     pub(crate) fn ctr_remote(&self, arguments: &str) -> String {
         self.place.run(&format!(
             "ctr-remote -a {} {arguments}",
@@ -92,7 +92,7 @@ impl<'a> Containerd<'a> {
         ))
     }
 
-    /// The same where the outcome depends on the number of threads.
+    /// The same on one thread, if the outcome depends on the number of threads.
     pub(crate) fn ctr_remote_on_one_thread(&self, arguments: &str) -> String {
         self.place.run(&format!(
             "env GOMAXPROCS=1 ctr-remote -a {} {arguments}",
@@ -100,7 +100,7 @@ impl<'a> Containerd<'a> {
         ))
     }
 
-    /// The manifest of an image that is held here.
+    /// Returns the manifest of a stored image.
     pub(crate) fn manifest(&self, image: &str) -> serde_json::Value {
         let listed = self.ctr("images ls");
         let line = listed
@@ -114,7 +114,7 @@ impl<'a> Containerd<'a> {
         serde_json::from_str(&self.ctr(&format!("content get {digest}"))).unwrap()
     }
 
-    /// What a script prints in a container of `image`.
+    /// Runs a script in a container of `image` and returns its output.
     pub(crate) fn run(&self, image: &str, id: &str, script: &Path) -> String {
         let mount = format!(
             "type=bind,src={},dst=/script,options=rbind:ro",
@@ -125,7 +125,7 @@ impl<'a> Containerd<'a> {
         ))
     }
 
-    /// The file system that containers of `image` see; `start` as in [`Tree::read`].
+    /// Returns the file system that containers of `image` see; `start` as in [`Tree::read`].
     pub(crate) fn tree(&self, image: &str, name: &str, start: i64) -> Tree {
         let target = self.place.dir(name);
         self.ctr(&format!("images mount {image} {}", target.display()));
@@ -134,7 +134,8 @@ impl<'a> Containerd<'a> {
         tree
     }
 
-    /// The file system of the one image that `snapshotter` holds. `ctr images mount` would unpack it first.
+    /// Returns the file system of the only image that `snapshotter` holds. `ctr images mount` would
+    /// unpack the image first.
     pub(crate) fn tree_of_snapshots(&self, snapshotter: &str, name: &str, start: i64) -> Tree {
         let snapshots = format!("snapshots --snapshotter {snapshotter}");
         let listed = self.ctr(&format!("{snapshots} ls"));
@@ -150,7 +151,8 @@ impl<'a> Containerd<'a> {
             .find(|key| !is_parent(key))
             .unwrap();
         let target = self.place.dir(name);
-        // Unlike `view`, `prepare` marks what it makes as a root of the garbage collection that a pull ends with.
+        // Unlike `view`, `prepare` makes its snapshot a root for the garbage collection at the end
+        // of a pull.
         self.ctr(&format!("{snapshots} prepare {name} {top}"));
         let mount = self.ctr(&format!("{snapshots} mounts {} {name}", target.display()));
         self.place.run(mount.trim());
@@ -160,7 +162,7 @@ impl<'a> Containerd<'a> {
     }
 }
 
-/// The CRI plugin's part: no network plugins, no port that another test has.
+/// Returns the CRI plugin's table: no network plugins, and no port that another test uses.
 fn cri(place: &Place, settings: &str) -> String {
     let cni = format!(
         "bin_dir = \"{0}\"\nconf_dir = \"{0}\"\n",

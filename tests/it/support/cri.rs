@@ -1,4 +1,4 @@
-//! CRI calls as bytes: what a proxy must hand on is compared to the last of them.
+//! CRI calls as bytes, so that a proxy's output can be compared byte by byte.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
 
-/// Messages that nobody looks into.
+/// A codec that passes messages through undecoded.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Raw;
 

@@ -1,4 +1,5 @@
-//! Debian's docker-registry, with no authentication, with a password file, or with tokens from a real endpoint.
+//! Debian's docker-registry without authentication, with a password file, or with tokens from a
+//! real endpoint.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -19,7 +20,7 @@ use super::place::{Daemon, Place, fetch, free_address, status};
 pub(crate) const USER: &str = "alice";
 pub(crate) const PASSWORD: &str = "correct-horse";
 
-/// How the registry knows its clients.
+/// The registry's authentication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
     Anyone,
@@ -78,12 +79,12 @@ impl DockerRegistry {
         }
     }
 
-    /// The `NAME=URL` of `--upstream`.
+    /// Returns the `NAME=URL` for `--upstream`.
     pub(crate) fn upstream(&self, name: &str) -> String {
         format!("{name}=http://{}", self.address)
     }
 
-    /// Copies a fixture to `repository:1`, as it is or in Docker's media types.
+    /// Copies a fixture to `repository:1`, either unchanged or converted to Docker's media types.
     pub(crate) fn push(&self, place: &Place, image: &Fixture, repository: &str, docker: bool) {
         let format = if docker {
             "--format v2s2"
@@ -102,7 +103,8 @@ impl DockerRegistry {
         ));
     }
 
-    /// How often the registry's log shows this request: `GET`, and a piece of the path.
+    /// Returns how often the registry's log has a request with this method (`GET`) and a piece of
+    /// the path.
     pub(crate) fn requests(&self, method: &str, piece: &str) -> usize {
         let log = self.daemon.log();
         log.lines()
@@ -110,7 +112,7 @@ impl DockerRegistry {
             .count()
     }
 
-    /// The queries which asked for a token, in order.
+    /// Returns the queries of token requests, in order.
     pub(crate) fn token_queries(&self) -> Vec<String> {
         self.tokens
             .as_ref()
@@ -119,7 +121,8 @@ impl DockerRegistry {
     }
 }
 
-/// Signs tokens for whoever knows the password; anonymous clients get tokens that grant nothing.
+/// A token endpoint. Users with the password get valid tokens; anonymous clients get tokens that
+/// grant nothing.
 #[derive(Debug)]
 struct TokenEndpoint {
     address: SocketAddr,
@@ -234,7 +237,7 @@ fn sign(key: &std::path::Path, text: &str) -> Vec<u8> {
     output.stdout
 }
 
-/// The body of a registry's answer, as JSON.
+/// Fetches `url` and returns the body as JSON.
 pub(crate) fn json_of(url: &str) -> serde_json::Value {
     serde_json::from_slice(&fetch(url).unwrap_or_else(|| panic!("{url} fails"))).unwrap()
 }

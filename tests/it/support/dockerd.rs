@@ -1,4 +1,4 @@
-//! A Docker engine of the test's own.
+//! A Docker engine for one test.
 
 use std::process::Command;
 
@@ -55,13 +55,13 @@ impl<'a> Dockerd<'a> {
         }
     }
 
-    /// `docker` with these arguments, which must succeed.
+    /// Runs `docker` with these arguments, which must succeed.
     pub(crate) fn docker(&self, arguments: &str) -> String {
         self.place
             .run(&format!("docker -H {} {arguments}", self.host))
     }
 
-    /// The file system that containers of `image` see; `start` as in [`Tree::read`].
+    /// Returns the file system that containers of `image` see; `start` as in [`Tree::read`].
     pub(crate) fn tree(&self, image: &str, name: &str, start: i64) -> Tree {
         let inspected = self.docker(&format!("image inspect {image}"));
         let inspected: Value = serde_json::from_str(&inspected).unwrap();
@@ -71,7 +71,7 @@ impl<'a> Dockerd<'a> {
             .as_str()
             .map(|lower| format!(":{lower}"))
             .unwrap_or_default();
-        // One more layer at the bottom: overlayfs wants two.
+        // An additional layer at the bottom, because overlayfs needs two.
         let empty = self.place.dir("empty");
         let target = self.place.dir(name);
         let options = format!("lowerdir={top}{below}:{}", empty.display());

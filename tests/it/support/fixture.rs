@@ -1,4 +1,4 @@
-//! The images that real clients pull, made once per machine by `fixtures/make-image`.
+//! The images that real clients pull. `fixtures/make-image` makes them once per machine.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -7,13 +7,13 @@ use std::process::Command;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-/// An OCI layout in the cache, tagged `1`.
+/// An OCI layout in the cache, with the tag `1`.
 #[derive(Debug, Clone)]
 pub(crate) struct Fixture {
     pub(crate) dir: PathBuf,
 }
 
-/// The tools that making any image needs.
+/// The tools that are needed to make any image.
 pub(crate) const TOOLS: &[&str] = &[
     "buildah",
     "busybox",
@@ -29,7 +29,7 @@ pub(crate) const TOOLS: &[&str] = &[
 ];
 
 impl Fixture {
-    /// The image by this name, made now if this machine has not made it yet.
+    /// Returns the image of this name, and makes it unless this machine has made it before.
     pub(crate) fn get(name: &str) -> Self {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/fixtures/make-image");
         let version = hex::encode(&Sha256::digest(fs::read(&script).unwrap())[..6]);
@@ -37,7 +37,7 @@ impl Fixture {
         fs::create_dir_all(&cache).unwrap();
         let lock = File::create(cache.join("lock")).unwrap();
         lock.lock().unwrap();
-        // `multi` is made of `app`.
+        // `multi` is made from `app`.
         for name in if name == "multi" {
             vec!["app", "multi"]
         } else {
@@ -64,7 +64,7 @@ impl Fixture {
         }
     }
 
-    /// As skopeo and umoci name it.
+    /// Returns the image's name in the syntax of skopeo and umoci.
     pub(crate) fn oci(&self) -> String {
         format!("oci:{}:1", self.dir.display())
     }
@@ -82,12 +82,12 @@ pub(crate) fn cache_dir() -> PathBuf {
     cache.expect("HOME is set").join("starlift-tests")
 }
 
-/// An OCI layout that is looked into by hand.
+/// An OCI layout that a test reads directly.
 #[derive(Debug, Clone)]
 pub(crate) struct Layout(pub(crate) PathBuf);
 
 impl Layout {
-    /// The digest that `tag` names.
+    /// Returns the digest of `tag`.
     pub(crate) fn digest(&self, tag: &str) -> String {
         let index: Value =
             serde_json::from_slice(&fs::read(self.0.join("index.json")).unwrap()).unwrap();
@@ -110,7 +110,7 @@ impl Layout {
         serde_json::from_slice(&fs::read(self.blob_path(digest)).unwrap()).unwrap()
     }
 
-    /// The manifest that `tag` names.
+    /// Returns the manifest of `tag`.
     pub(crate) fn manifest(&self, tag: &str) -> Value {
         self.json(&self.digest(tag))
     }

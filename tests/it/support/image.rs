@@ -1,4 +1,5 @@
-//! Random images, the same for the same seed: layers in every compression, indexes, attestations, referrers.
+//! Random images, the same for the same seed: layers in every compression, indexes, attestations
+//! and referrers.
 
 use std::io::Write as _;
 
@@ -6,12 +7,12 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use starlift::oci::{Digest, media_type};
 
-/// A manifest or index with all that it names.
+/// A manifest or index with everything that it names.
 #[derive(Debug, Clone)]
 pub(crate) struct Image {
     pub(crate) media_type: String,
     pub(crate) bytes: Bytes,
-    /// Configuration and layers, as named by the manifest.
+    /// The configuration and the layers that the manifest names.
     pub(crate) blobs: Vec<Bytes>,
     pub(crate) children: Vec<Image>,
 }
@@ -30,7 +31,7 @@ impl Image {
         Digest::sha256_of(&self.bytes)
     }
 
-    /// The compressed layers, bottom first.
+    /// Returns the compressed layers, bottom first.
     pub(crate) fn layers(&self) -> &[Bytes] {
         &self.blobs[1..]
     }
@@ -43,7 +44,8 @@ impl Image {
         json!({"mediaType": self.media_type, "digest": self.digest().to_string(), "size": self.bytes.len()})
     }
 
-    /// An OCI index over `(OS/ARCHITECTURE, image)`; an attestation for each image if asked, as BuildKit makes them.
+    /// Returns an OCI index over `(OS/ARCHITECTURE, image)`, with an attestation for each image on
+    /// request, like BuildKit's.
     pub(crate) fn index(images: Vec<(&str, Image)>, with_attestations: bool) -> Self {
         let (mut manifests, mut children, mut attestations) = (Vec::new(), Vec::new(), Vec::new());
         for (platform, image) in images {
@@ -89,7 +91,7 @@ impl Image {
         Self::new(media_type::OCI_MANIFEST, &document, vec![config, statement])
     }
 
-    /// An artifact that refers to this image, for the referrers API.
+    /// Returns an artifact that refers to this image, for the referrers API.
     pub(crate) fn referrer(&self, artifact_type: &str) -> Self {
         let config = Bytes::from_static(b"{}");
         let document = json!({
@@ -108,7 +110,7 @@ fn blob(media_type: &str, bytes: &[u8]) -> Value {
     json!({"mediaType": media_type, "digest": Digest::sha256_of(bytes).to_string(), "size": bytes.len()})
 }
 
-/// How a layer's tar is packed.
+/// The compression of a layer's tar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Compression {
     Plain,
@@ -116,7 +118,7 @@ pub(crate) enum Compression {
     Zstd,
 }
 
-/// Says what a random image is like; small unless told otherwise.
+/// Describes a random image, which is small by default.
 #[derive(Debug, Clone)]
 pub(crate) struct ImageBuilder {
     random: Random,
@@ -145,12 +147,12 @@ impl ImageBuilder {
         Self { layers, ..self }
     }
 
-    /// Regular files in each layer.
+    /// Sets the number of regular files in each layer.
     pub(crate) fn files(self, files: usize) -> Self {
         Self { files, ..self }
     }
 
-    /// The size of the largest file.
+    /// Sets the size of the largest file.
     pub(crate) fn max_file(self, max_file: usize) -> Self {
         Self { max_file, ..self }
     }
@@ -162,7 +164,7 @@ impl ImageBuilder {
         }
     }
 
-    /// Docker media types in place of OCI's.
+    /// Uses Docker's media types instead of OCI's.
     pub(crate) fn docker(self) -> Self {
         Self {
             docker: true,
@@ -229,7 +231,8 @@ impl ImageBuilder {
         }
     }
 
-    /// A directory of random files, some of them half zeros so that compression has something to do.
+    /// Returns a tar with a directory of random files. Some are half zeros, so that compression
+    /// matters.
     fn tar(&mut self, layer: usize) -> Vec<u8> {
         let mut tar = tar::Builder::new(Vec::new());
         let mut directory = header(tar::EntryType::Directory, 0, 0o755);
@@ -260,7 +263,7 @@ fn header(kind: tar::EntryType, size: u64, mode: u32) -> tar::Header {
     header
 }
 
-/// `tar` packed as a layer.
+/// Returns `tar`, compressed as a layer.
 pub(crate) fn compress(tar: &[u8], compression: Compression) -> Bytes {
     match compression {
         Compression::Plain => Bytes::copy_from_slice(tar),
@@ -274,7 +277,7 @@ pub(crate) fn compress(tar: &[u8], compression: Compression) -> Bytes {
     }
 }
 
-/// A small generator (splitmix64): tests must see the same bytes on every run.
+/// A small generator (splitmix64). Tests must see the same bytes in every run.
 #[derive(Debug, Clone)]
 pub(crate) struct Random(u64);
 

@@ -1,5 +1,5 @@
-//! A node for tests of lazy layers: a registry in this process, the real agent, layers made by hand, mounted as
-//! containerd has them mounted.
+//! A node for tests of lazy layers: a registry in this process, the real agent, and generated
+//! layers, mounted as containerd has them mounted.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -25,9 +25,9 @@ use super::image::Random;
 use super::place::Place;
 use super::registry::Registry;
 
-/// The repository that layers lie in.
+/// The repository of the layers.
 const REPOSITORY: &str = "library/app";
-/// Small enough that a file of a megabyte has many.
+/// Small enough that a file of one megabyte has many chunks.
 pub(crate) const CHUNK: usize = 64 << 10;
 
 /// A layer of files, as eStargz.
@@ -41,15 +41,36 @@ pub(crate) struct Layer {
 }
 
 impl Layer {
-    /// Files of these sizes, `file0`, `file1`, …, whose bytes do not shrink.
+    /// Creates files of these sizes, `file0`, `file1`, …, whose bytes cannot be compressed.
     pub(crate) fn random(seed: u64, sizes: &[usize]) -> Self {
         let mut random = Random::new(seed);
         let file = |(number, size): (usize, &usize)| (format!("file{number}"), random.bytes(*size));
         Self::of(sizes.iter().enumerate().map(file).collect())
     }
 
+    /// Creates the same files twice: without any extended attribute, and with one. The agent has a
+    /// mount for each kind.
+    pub(crate) fn of_both_kinds(seed: u64, sizes: &[usize]) -> [Self; 2] {
+        let plain = Self::random(seed, sizes);
+        let with_xattr = Self::with_xattrs(plain.files.clone(), &[("user.test", b"1")]);
+        [plain, with_xattr]
+    }
+
     pub(crate) fn of(files: Vec<(String, Vec<u8>)>) -> Self {
+        Self::with_xattrs(files, &[])
+    }
+
+    /// Creates a layer whose first file has these extended attributes.
+    pub(crate) fn with_xattrs(files: Vec<(String, Vec<u8>)>, xattrs: &[(&str, &[u8])]) -> Self {
         let mut tar = tar::Builder::new(Vec::new());
+        if !xattrs.is_empty() {
+            let named: Vec<_> = xattrs
+                .iter()
+                .map(|(name, value)| (format!("SCHILY.xattr.{name}"), *value))
+                .collect();
+            let records = named.iter().map(|(name, value)| (name.as_str(), *value));
+            tar.append_pax_extensions(records).unwrap();
+        }
         for (path, content) in &files {
             let mut header = tar::Header::new_ustar();
             header.set_size(content.len() as u64);
@@ -64,7 +85,7 @@ impl Layer {
         }
     }
 
-    /// The same with what lies in front of the file `.prefetch.landmark` to be fetched at once.
+    /// Creates a layer in which the files before `.prefetch.landmark` are to be prefetched.
     pub(crate) fn with_landmark(files: Vec<(String, Vec<u8>)>) -> Self {
         let plain = Self::of(files);
         let mut tar = Vec::new();
@@ -107,7 +128,7 @@ pub(crate) struct Node {
     pub(crate) place: Place,
 }
 
-/// Nothing is fetched but what is read.
+/// Only data that is read is fetched.
 pub(crate) const ON_DEMAND: (&str, &str) = ("BACKGROUND", "off");
 
 impl Node {
@@ -140,7 +161,7 @@ impl Node {
         )
     }
 
-    /// What the stargz plugin says of a layer.
+    /// Returns the labels of the stargz plugin for a layer.
     pub(crate) fn labels(&self, target: &str, layer: &Layer) -> HashMap<String, String> {
         let labels = [
             ("containerd.io/snapshot.ref", target.to_owned()),
@@ -160,8 +181,8 @@ impl Node {
         labels.map(|(key, value)| (key.to_owned(), value)).into()
     }
 
-    /// Pushes the layers and has them mounted as the stargz plugin does with an image: each is told of those above it.
-    /// The topmost snapshot.
+    /// Pushes the layers and has them mounted as the stargz plugin does for an image: the labels of
+    /// each layer list those above it. Returns the topmost snapshot.
     pub(crate) async fn pull(&self, image: &str, layers: &[&Layer]) -> String {
         let mut parent = String::new();
         for (place, layer) in layers.iter().enumerate() {
@@ -183,7 +204,8 @@ impl Node {
         parent
     }
 
-    /// Prepares a container's snapshot as containerd does; the directories of its lazy layers, topmost first.
+    /// Prepares a container's snapshot as containerd does. Returns the directories of its lazy
+    /// layers, topmost first.
     pub(crate) async fn begin_container(&self, key: &str, top: &str) -> Vec<PathBuf> {
         let (key, parent) = (key.to_owned(), top.to_owned());
         let request = PrepareSnapshotRequest {
@@ -207,7 +229,7 @@ impl Node {
         lower.split(':').map(PathBuf::from).collect()
     }
 
-    /// Asks for the layer as the stargz plugin does; whether it is lazy.
+    /// Requests the layer as the stargz plugin does. Returns whether it is lazy.
     pub(crate) async fn prepare(&self, target: &str, layer: &Layer) -> Result<bool, Status> {
         self.prepare_on(target, "", self.labels(target, layer))
             .await
@@ -234,7 +256,7 @@ impl Node {
         }
     }
 
-    /// Pushes the layer and mounts it; the directory where its files are.
+    /// Pushes the layer and mounts it. Returns the directory of its files.
     pub(crate) async fn mount(&self, target: &str, layer: &Layer) -> PathBuf {
         self.registry.put_blob(layer.blob.clone());
         let is_lazy = self.prepare(target, layer).await.unwrap();
@@ -242,7 +264,7 @@ impl Node {
         self.directory(target).await
     }
 
-    /// Where the content of a committed snapshot is.
+    /// Returns the directory with the content of a committed snapshot.
     pub(crate) async fn directory(&self, target: &str) -> PathBuf {
         let key = format!("view-{target}");
         let view = ViewSnapshotRequest {
@@ -270,7 +292,7 @@ impl Node {
         self.client().await.remove(request).await.map(drop)
     }
 
-    /// What containerd is told that a snapshot takes of the disk: bytes and files.
+    /// Returns a snapshot's disk usage as reported to containerd: bytes and files.
     pub(crate) async fn usage(&self, target: &str) -> (i64, i64) {
         let request = UsageRequest {
             key: target.to_owned(),
@@ -286,7 +308,7 @@ impl Node {
         (usage.size, usage.inodes)
     }
 
-    /// How many requests for blobs there were.
+    /// Returns the number of requests for blobs.
     pub(crate) fn blob_requests(&self) -> usize {
         self.registry.count("GET", "/blobs/")
     }
@@ -313,7 +335,7 @@ fn uncached(path: &Path) -> std::io::Result<File> {
     Ok(file)
 }
 
-/// Every file of the cache.
+/// Returns every file of the cache.
 pub(crate) fn cached_files(agent: &Agent) -> Vec<PathBuf> {
     let shelves = fs::read_dir(agent.root.join("cache"))
         .unwrap()

@@ -1,4 +1,4 @@
-//! A slow network on this machine: a TCP proxy that delays what it carries and carries no more than its rate.
+//! A slow network on this machine: a TCP proxy that delays data and limits its rate.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,15 +11,15 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-/// Bytes that are carried as one: ten Ethernet frames.
+/// The number of bytes that are sent as one piece: ten Ethernet frames.
 const PIECE: usize = 15_000;
-/// Pieces under way in one direction of a connection, as in a switch's buffer.
+/// The number of pieces in flight in one direction of a connection, like a switch's buffer.
 const QUEUE: usize = 64;
 
-/// The link to one server; gone when dropped.
+/// A link to one server; dropping it ends the link.
 #[derive(Debug)]
 pub(crate) struct Link {
-    /// What to connect to in place of the server.
+    /// The address that clients use instead of the server's.
     pub(crate) address: SocketAddr,
     carried: Arc<AtomicU64>,
     _runtime: tokio::runtime::Runtime,
@@ -35,7 +35,8 @@ struct Direction {
 }
 
 impl Link {
-    /// A link to `server` with this rate both ways, and half the round trip's time each way.
+    /// Starts a link to `server` with this rate in both directions. Each direction has half the
+    /// round-trip time.
     pub(crate) fn start(
         server: SocketAddr,
         megabits_per_second: u64,
@@ -84,7 +85,7 @@ impl Link {
         }
     }
 
-    /// Bytes that the server sent so far.
+    /// Returns the number of bytes that the server has sent so far.
     pub(crate) fn carried(&self) -> u64 {
         self.carried.load(Ordering::Relaxed)
     }
@@ -121,7 +122,7 @@ impl Direction {
         tokio::join!(reading, writing);
     }
 
-    /// When so many bytes, sent now, are at the other end.
+    /// Returns the time at which `length` bytes that are sent now reach the other end.
     fn arrival(&self, length: u64) -> Instant {
         let mut free_at = self.free_at.lock();
         *free_at = (*free_at).max(Instant::now())

@@ -1,14 +1,14 @@
-//! How much memory a process of its own has taken.
+//! The memory of a daemon process.
 
 use super::place::Daemon;
 
 impl Daemon {
-    /// The most memory that the process ever had, in bytes (`VmHWM`).
+    /// Returns the process's peak resident memory, in bytes (`VmHWM`).
     pub(crate) fn peak_memory(&self) -> u64 {
         self.memory("VmHWM:")
     }
 
-    /// The memory that the process has, in bytes (`VmRSS`).
+    /// Returns the process's resident memory, in bytes (`VmRSS`).
     pub(crate) fn memory_now(&self) -> u64 {
         self.memory("VmRSS:")
     }

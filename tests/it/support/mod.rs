@@ -1,4 +1,4 @@
-//! Peers and inputs that more than one test uses.
+//! Peers and inputs that several tests share.
 
 pub(crate) mod agent;
 pub(crate) mod bucket;

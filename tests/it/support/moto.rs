@@ -1,11 +1,11 @@
-//! An S3 that others wrote: `moto_server`, which is right on conditional puts.
+//! An independent implementation of S3: `moto_server`, which handles conditional puts correctly.
 
 use std::process::Stdio;
 use std::time::Duration;
 
 use super::s3::BUCKET;
 
-/// A `moto_server` on a port of its own, with one empty bucket.
+/// A `moto_server` on its own port, with one empty bucket.
 #[derive(Debug)]
 pub(crate) struct Moto {
     pub(crate) endpoint: String,
@@ -13,7 +13,7 @@ pub(crate) struct Moto {
 }
 
 impl Moto {
-    /// `None` when it is not installed, which is no option where CI is `true`.
+    /// Starts the server. `None` if it is not installed, which is a failure if `CI` is `true`.
     pub(crate) async fn start() -> Option<Self> {
         let port = std::net::TcpListener::bind("127.0.0.1:0")
             .unwrap()

@@ -1,4 +1,4 @@
-//! A test's own directory, its daemons and its commands; nothing of them outlives the test.
+//! A test's workspace: its directory, its daemons and its commands. None of them outlives the test.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -7,23 +7,25 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long a daemon may take to get ready, on a machine that does other things too.
+/// The time within which a daemon must be ready, on a busy machine.
 const READY: Duration = Duration::from_secs(60);
-/// How long one command of a real client may take.
+/// The time limit for one command of a real client.
 const COMMAND_SECONDS: &str = "300";
 
-/// A directory of the test's own. Dropping it ends what still runs or is mounted beneath it, and fails the test for it.
+/// The directory of one test. Dropping it ends all processes and mounts that are left under it, and
+/// fails the test if there are any.
 #[derive(Debug)]
 pub(crate) struct Place {
     dir: tempfile::TempDir,
 }
 
 impl Place {
-    /// `None`, with the reason printed, where one of `tools` is absent; under `CI=true` that is a failure.
+    /// Creates a workspace. `None`, with the reason printed, if one of `tools` is absent; with
+    /// `CI=true` that is a failure.
     pub(crate) fn with(tools: &[&str]) -> Option<Self> {
         let absent: Vec<_> = tools.iter().filter(|tool| find(tool).is_none()).collect();
         if absent.is_empty() {
-            // A short path: the sockets beneath it may have 107 bytes at most.
+            // A short path, because the path of a socket is limited to 107 bytes.
             let dir = tempfile::Builder::new().prefix("sl").tempdir().unwrap();
             return Some(Self { dir });
         }
@@ -37,7 +39,7 @@ impl Place {
         self.dir.path()
     }
 
-    /// A directory by this name, made if need be.
+    /// Returns the directory of this name, and creates it if it does not exist.
     pub(crate) fn dir(&self, name: &str) -> PathBuf {
         let path = self.dir.path().join(name);
         fs::create_dir_all(&path).unwrap();
@@ -51,7 +53,7 @@ impl Place {
         path
     }
 
-    /// A command that ends by itself and touches no one's home.
+    /// Returns a command with a time limit and its own home directory.
     pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("timeout");
         command
@@ -66,7 +68,7 @@ impl Place {
         command
     }
 
-    /// Runs `line`, words parted by blanks, and gives its standard output.
+    /// Runs `line`, split at blanks, and returns its standard output.
     pub(crate) fn run(&self, line: &str) -> String {
         let mut words = line.split_whitespace();
         let mut command = self.command(words.next().unwrap());
@@ -75,7 +77,7 @@ impl Place {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// Starts a daemon that logs to a file of its name and waits until `ready`.
+    /// Starts a daemon that logs to a file of its name, and waits until `ready`.
     pub(crate) fn daemon(
         &self,
         name: &str,
@@ -94,7 +96,7 @@ impl Place {
             .unwrap()
     }
 
-    /// The same with standard input and output as the command has them.
+    /// The same with the standard input and output that the command sets.
     pub(crate) fn spawn(
         &self,
         name: &str,
@@ -120,7 +122,7 @@ impl Place {
         daemon
     }
 
-    /// The processes whose command line names this place.
+    /// Returns the processes whose command line contains the path of this workspace.
     pub(crate) fn processes(&self) -> Vec<(u32, String)> {
         let needle = self.path().to_str().unwrap();
         let mut found = Vec::new();
@@ -137,7 +139,7 @@ impl Place {
         found
     }
 
-    /// Ends and names them.
+    /// Ends these processes and returns their command lines.
     fn end_processes(&self) -> Vec<String> {
         let end = |(pid, line): (u32, String)| {
             let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
@@ -146,7 +148,7 @@ impl Place {
         self.processes().into_iter().map(end).collect()
     }
 
-    /// Unmounts and names what is mounted beneath this place.
+    /// Unmounts everything under this workspace and returns the mount points.
     fn unmount(&self) -> Vec<String> {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
@@ -172,7 +174,7 @@ impl Drop for Place {
     }
 }
 
-/// A process that serves; killed when dropped.
+/// A server process; dropping it kills the process.
 #[derive(Debug)]
 pub(crate) struct Daemon {
     child: Child,
@@ -188,7 +190,7 @@ impl Daemon {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Sends it a signal, by name.
+    /// Sends a signal by name.
     pub(crate) fn signal(&self, name: &str) {
         assert!(
             Command::new("kill")
@@ -199,7 +201,7 @@ impl Daemon {
         );
     }
 
-    /// Waits for it to end by itself.
+    /// Waits until the process ends by itself.
     pub(crate) fn wait(&mut self) -> ExitStatus {
         until("the daemon ends", READY, || {
             self.child.try_wait().unwrap().is_some()
@@ -207,13 +209,13 @@ impl Daemon {
         self.child.wait().unwrap()
     }
 
-    /// `kill -9`, and gone when this returns.
+    /// Kills the process with `kill -9` and waits for its end.
     pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
         self.child.wait().unwrap();
     }
 
-    /// Asks it to end and waits.
+    /// Asks the process to end and waits for its end.
     pub(crate) fn stop(&mut self) {
         let _ = Command::new("kill")
             .arg(self.child.id().to_string())
@@ -238,19 +240,17 @@ impl Drop for Daemon {
     }
 }
 
-/// Looks every few milliseconds until `done`; a failure after `limit`.
-pub(crate) fn until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
+/// Polls every few milliseconds until `done` returns true. Fails after `limit`.
+pub(crate) fn until(condition: &str, limit: Duration, mut done: impl FnMut() -> bool) {
     let end = Instant::now() + limit;
     while !done() {
-        assert!(
-            Instant::now() < end,
-            "waited {limit:?}, and still not: {what}"
-        );
+        assert!(Instant::now() < end, "not within {limit:?}: {condition}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
 
-/// An address nobody listens on, below the ports that the kernel gives to outgoing connections.
+/// Returns an unused address, with a port below the range that the kernel uses for outgoing
+/// connections.
 pub(crate) fn free_address() -> SocketAddr {
     let free = || {
         let address = SocketAddr::from(([127, 0, 0, 1], rand::random_range(10_000..32_000)));
@@ -259,7 +259,7 @@ pub(crate) fn free_address() -> SocketAddr {
     std::iter::repeat_with(free).flatten().next().unwrap()
 }
 
-/// Whether a request to `url` is answered with a status below 400; the body if so.
+/// Fetches `url` and returns the body if the status is below 400.
 pub(crate) fn fetch(url: &str) -> Option<Vec<u8>> {
     let output = Command::new("curl")
         .args(["-sf", "--max-time", "30", url])
@@ -268,7 +268,7 @@ pub(crate) fn fetch(url: &str) -> Option<Vec<u8>> {
     output.status.success().then_some(output.stdout)
 }
 
-/// The status of a request with these further arguments to curl.
+/// Returns the status of a request with these further arguments for curl.
 pub(crate) fn status(arguments: &[&str]) -> String {
     let shape = [
         "-s",

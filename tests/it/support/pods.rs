@@ -1,5 +1,6 @@
-//! Pods as a kubelet makes them: the calls of the CRI runtime service that one container takes (kubernetes/cri-api,
-//! pkg/apis/runtime/v1/api.proto; the fields that are set here and no others).
+//! Pods, made with the calls of the CRI runtime service that a kubelet sends for one container
+//! (kubernetes/cri-api, pkg/apis/runtime/v1/api.proto). Only the fields that are set here are
+//! declared.
 
 use bytes::Bytes;
 use prost::Message;
@@ -7,7 +8,7 @@ use tonic::{Request, Status};
 
 use super::cri::Kubelet;
 
-/// `NamespaceMode.NODE`: the pod shares the node's network, so no plugin has to make it one.
+/// `NamespaceMode.NODE`: the pod shares the node's network, so no network plugin is needed.
 const NODE: i32 = 2;
 
 #[derive(Clone, PartialEq, Message)]
@@ -104,14 +105,14 @@ struct Output {
     exit_code: i32,
 }
 
-/// A request or an answer that is one text: the id of a sandbox or a container.
+/// A request or an answer with a single text: the id of a sandbox or a container.
 #[derive(Clone, PartialEq, Message)]
 struct Id {
     #[prost(string, tag = "1")]
     id: String,
 }
 
-/// A pod with one container; removed by [`Self::remove`].
+/// A pod with one container. [`Self::remove`] removes it.
 #[derive(Debug)]
 pub(crate) struct Pod {
     kubelet: Kubelet,
@@ -120,7 +121,7 @@ pub(crate) struct Pod {
 }
 
 impl Pod {
-    /// Runs `command` in a container of `image`, which was pulled.
+    /// Runs `command` in a container of `image`, which must be pulled.
     pub(crate) async fn start(
         kubelet: &Kubelet,
         name: &str,
@@ -167,7 +168,7 @@ impl Pod {
         })
     }
 
-    /// What a command prints in the container.
+    /// Runs a command in the container and returns its output.
     pub(crate) async fn exec(&self, command: &[&str]) -> Result<String, Status> {
         let command = command.iter().map(|&word| word.to_owned()).collect();
         let exec = Exec {

@@ -1,14 +1,16 @@
-//! A registry in this process: a real peer that holds images, remembers what it was asked, and breaks on demand.
+//! A registry in this process: a real peer that holds images, records its requests, and breaks on
+//! command.
 //!
 //! ```ignore
-//! let registry = Registry::start().await;                    // 127.0.0.1, a free port; gone when dropped
-//! let image = ImageBuilder::new(7).layers(3).build();        // support/image.rs
+//! let registry = Registry::start().await;                // 127.0.0.1, a free port, until dropped
+//! let image = ImageBuilder::new(7).layers(3).build();    // support/image.rs
 //! registry.push("library/app", "v1", &image);
-//! registry.on("/blobs/").times(1).cut_after(1000);           // faults: see `On`
+//! registry.on("/blobs/").times(1).cut_after(1000);       // faults: see `On`
 //! let gate = Gate::new();
-//! registry.on("/manifests/").method("GET").gate(&gate);      // slow until gate.open(); gate.reached(1).await waits
+//! registry.on("/manifests/").method("GET").gate(&gate);  // held back until gate.open();
+//! gate.reached(1).await;                                 // waits for the first request
 //! // … use registry.url() …
-//! assert_eq!(registry.count("GET", "/manifests/v1"), 1);     // what was asked; `seen` has the headers
+//! assert_eq!(registry.count("GET", "/manifests/v1"), 1); // requests; `seen` has the headers
 //! ```
 
 mod answer;
@@ -39,7 +41,7 @@ use self::profiles::Profiles;
 use super::fixture::Layout;
 use super::image::Image;
 
-/// The fake registry; its server ends when it is dropped.
+/// The fake registry; dropping it ends its server.
 #[derive(Debug)]
 pub(crate) struct Registry {
     scheme: &'static str,
@@ -48,7 +50,7 @@ pub(crate) struct Registry {
     server: tokio::task::JoinHandle<()>,
 }
 
-/// A request as it came.
+/// A received request.
 #[derive(Debug, Clone)]
 pub(crate) struct Seen {
     pub(crate) method: String,
@@ -56,15 +58,15 @@ pub(crate) struct Seen {
     pub(crate) headers: HeaderMap,
 }
 
-/// What this registry cannot do, as some in the wild.
+/// The features that this registry lacks, as some real ones do.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Lacks {
     pub(crate) ranges: bool,
-    /// The last bytes by `bytes=-N`: all are given, as some object stores do.
+    /// The last bytes by `bytes=-N`: the registry sends the whole blob, as some object stores do.
     pub(crate) suffix_ranges: bool,
     pub(crate) digest_header: bool,
     pub(crate) referrers: bool,
-    /// Uploads by one PUT behind the POST: only PATCH carries bytes.
+    /// Uploads by one PUT after the POST: the registry accepts bytes only by PATCH.
     pub(crate) monolithic_upload: bool,
 }
 
@@ -86,7 +88,7 @@ struct Contents {
     lacks: Lacks,
     auth: Option<Auth>,
     tokens: Tokens,
-    /// Where it is a Starlift server.
+    /// Set if the registry is a Starlift server.
     profiles: Option<Profiles>,
 }
 
@@ -110,7 +112,7 @@ impl Registry {
         }
     }
 
-    /// The same behind TLS.
+    /// The same over TLS.
     pub(crate) async fn start_tls(config: rustls::ServerConfig) -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -128,12 +130,12 @@ impl Registry {
         }
     }
 
-    /// `127.0.0.1:PORT`.
+    /// Returns `127.0.0.1:PORT`.
     pub(crate) fn host(&self) -> String {
         self.address.to_string()
     }
 
-    /// `http://127.0.0.1:PORT`, or `https:`.
+    /// Returns `http://127.0.0.1:PORT`, or `https:` with TLS.
     pub(crate) fn url(&self) -> String {
         format!("{}://{}", self.scheme, self.address)
     }
@@ -142,7 +144,7 @@ impl Registry {
         self.shared.state().auth = Some(auth);
     }
 
-    /// Makes every token handed out so far bad.
+    /// Invalidates every token issued so far.
     pub(crate) fn expire_tokens(&self) {
         self.shared.state().tokens.expire();
     }
@@ -151,12 +153,12 @@ impl Registry {
         self.shared.state().lacks = lacks;
     }
 
-    /// Breaks requests whose path and query contain `path`.
+    /// Begins a fault for requests whose path and query contain `path`.
     pub(crate) fn on(&self, path: &str) -> On<'_> {
         On::new(self, path)
     }
 
-    /// Takes all faults back.
+    /// Removes all faults.
     pub(crate) fn heal(&self) {
         self.shared.state().rules.clear();
     }
@@ -168,7 +170,7 @@ impl Registry {
         digest
     }
 
-    /// Holds other bytes than the digest says.
+    /// Stores bytes that do not match the digest.
     pub(crate) fn put_wrong_blob(&self, digest: &Digest, bytes: impl Into<Bytes>) {
         self.shared
             .state()
@@ -196,7 +198,7 @@ impl Registry {
         digest
     }
 
-    /// What a tag or digest names: media type and bytes.
+    /// Returns the media type and bytes of a tag or digest.
     pub(crate) fn manifest(&self, repository: &str, reference: &str) -> Option<(String, Bytes)> {
         self.shared
             .state()
@@ -211,14 +213,14 @@ impl Registry {
             .insert((repository.to_owned(), tag.to_owned()), digest.clone());
     }
 
-    /// Holds an image with everything below it, under a tag.
+    /// Stores an image and everything that it names, under a tag.
     pub(crate) fn push(&self, repository: &str, tag: &str, image: &Image) -> Digest {
         let digest = self.push_untagged(repository, image);
         self.tag(repository, tag, &digest);
         digest
     }
 
-    /// Holds what a layout has under the tag `1`.
+    /// Stores the image that a layout has under the tag `1`.
     pub(crate) fn push_layout(&self, repository: &str, tag: &str, layout: &Layout) -> Digest {
         let manifest = layout.manifest("1");
         let read =
@@ -247,12 +249,12 @@ impl Registry {
         self.put_manifest(repository, &image.media_type, image.bytes.clone())
     }
 
-    /// All requests so far, in order.
+    /// Returns all requests so far, in order.
     pub(crate) fn seen(&self) -> Vec<Seen> {
         self.shared.state().seen.clone()
     }
 
-    /// How many requests had this method and a path and query with `part` in it.
+    /// Returns the number of requests with this method and `part` in their path and query.
     pub(crate) fn count(&self, method: &str, part: &str) -> usize {
         let fits = |seen: &&Seen| seen.method == method && seen.path_and_query.contains(part);
         self.shared.state().seen.iter().filter(fits).count()
@@ -380,8 +382,8 @@ fn respond(
     response
 }
 
-/// Whether requests seen carry an `Authorization` header.
 impl Seen {
+    /// Returns the value of the `Authorization` header.
     pub(crate) fn authorization(&self) -> Option<&str> {
         self.headers
             .get(header::AUTHORIZATION)

@@ -1,8 +1,8 @@
-//! An S3 in process: conditional puts, ranges, multipart, listing in pages, deletion one by one and in batches; and
-//! the ways in which a real one fails.
+//! An S3 in this process: conditional puts, ranges, multipart, listing in pages, deletion one by
+//! one and in batches, and the failures of a real one.
 #![expect(
     clippy::unwrap_used,
-    reason = "what a test's helper unwraps is asserted"
+    reason = "a failed unwrap in a test helper fails the test"
 )]
 
 mod answer;
@@ -21,27 +21,27 @@ use parking_lot::Mutex;
 use starlift::store::{Config, Secret};
 
 pub(crate) const BUCKET: &str = "images";
-/// S3 refuses a completion with a smaller part before the last.
+/// S3 rejects a completion in which a part before the last is smaller.
 const MIN_PART: usize = 5 << 20;
 
-/// How a request fails.
+/// The failure of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
     None,
-    /// 503, the way S3 asks for patience; nothing happens.
+    /// 503, S3's request to slow down; the operation does not happen.
     SlowDown,
-    /// It happens, and a 500 is all the client hears.
+    /// The operation happens, and the client gets only a 500.
     LoseAnswer,
-    /// The body ends after so many bytes.
+    /// The body ends after this many bytes.
     CutBody(usize),
-    /// Nothing happens and no answer comes.
+    /// The operation does not happen, and no answer comes.
     Silence,
 }
 
 /// A request as a fault rule sees it.
 #[derive(Debug, Clone)]
 pub(crate) struct Asked {
-    /// Counted from zero since the rule was set.
+    /// Counts from zero since the rule was set.
     pub(crate) number: usize,
     pub(crate) method: Method,
     /// The key, empty for requests about the bucket.
@@ -61,13 +61,13 @@ struct Stored {
 struct Shelf {
     objects: BTreeMap<String, Stored>,
     uploads: HashMap<String, BTreeMap<u32, Bytes>>,
-    /// Names etags and uploads.
+    /// The last number used in etags and upload ids.
     counter: u64,
     asked: usize,
     rule: Rule,
 }
 
-/// A running S3 with one empty bucket; gone when dropped.
+/// A running S3 with one empty bucket; dropping it ends the server.
 pub(crate) struct S3 {
     pub(crate) endpoint: String,
     shelf: Arc<Mutex<Shelf>>,
@@ -94,19 +94,19 @@ impl S3 {
         }
     }
 
-    /// A configuration of a store under `prefix`.
+    /// Returns a configuration of a store under `prefix`.
     pub(crate) fn config(&self, prefix: &str) -> Config {
         config(&self.endpoint, &format!("s3://{BUCKET}/{prefix}"))
     }
 
-    /// From now on `rule` decides how requests fail.
+    /// Makes `rule` decide the failure of every request from now on.
     pub(crate) fn fail(&self, rule: impl Fn(&Asked) -> Fault + Send + Sync + 'static) {
         let mut shelf = self.shelf.lock();
         shelf.asked = 0;
         shelf.rule = Arc::new(rule);
     }
 
-    /// How many requests came since the rule was set.
+    /// Returns the number of requests since the rule was set.
     pub(crate) fn asked(&self) -> usize {
         self.shelf.lock().asked
     }
@@ -123,7 +123,7 @@ impl S3 {
             .map(|stored| stored.bytes.clone())
     }
 
-    /// Changes an object's bytes as rot does, behind everybody's back: nothing else of it changes.
+    /// Replaces an object's bytes like rot: nothing else of the object changes.
     pub(crate) fn replace(&self, key: &str, content: Option<Vec<u8>>) {
         let objects = &mut self.shelf.lock().objects;
         match content {
@@ -132,7 +132,7 @@ impl S3 {
         }
     }
 
-    /// How many multipart uploads are neither completed nor aborted.
+    /// Returns the number of multipart uploads that are neither completed nor aborted.
     pub(crate) fn open_uploads(&self) -> usize {
         self.shelf.lock().uploads.len()
     }
@@ -144,7 +144,7 @@ impl Drop for S3 {
     }
 }
 
-/// A configuration for any S3 at a plain HTTP endpoint.
+/// Returns a configuration for any S3 at a plain HTTP endpoint.
 pub(crate) fn config(endpoint: &str, location: &str) -> Config {
     Config {
         location: location.to_owned(),
@@ -303,7 +303,7 @@ impl Shelf {
             .unwrap()
     }
 
-    /// Begins an upload or completes it.
+    /// Begins or completes an upload.
     fn multipart(&mut self, key: &str, query: &HashMap<String, String>) -> Response {
         let Some(upload) = query.get("uploadId") else {
             let upload = format!("upload-{}", self.next());
@@ -362,7 +362,7 @@ impl Shelf {
         answer::xml(&format!("<DeleteResult>{deleted}</DeleteResult>"))
     }
 
-    /// A page of the keys under a prefix: few to a page, so that there are many pages.
+    /// Returns a page of the keys under a prefix. Pages are small, so that there are many.
     fn list(&self, query: &HashMap<String, String>) -> Response {
         const PAGE: usize = 3;
         let prefix = query.get("prefix").map_or("", String::as_str);

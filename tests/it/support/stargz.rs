@@ -1,4 +1,5 @@
-//! The reference snapshotter, built from Debian's packages by `fixtures/stargz-grpc`, as a containerd plugin.
+//! The reference snapshotter, built from Debian's packages by `fixtures/stargz-grpc`, as a
+//! containerd plugin.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -7,10 +8,10 @@ use std::process::Command;
 use super::fixture::cache_dir;
 use super::place::{Daemon, Place};
 
-/// Its library's sources, which Debian installs here.
+/// The folder of its library's sources in Debian.
 const GOPATH: &str = "/usr/share/gocode";
 
-/// Serves containerd's snapshots API on a socket; drop it after the containerd that uses it.
+/// Serves containerd's snapshots API on a socket. Drop it after the containerd that uses it.
 #[derive(Debug)]
 pub(crate) struct Stargz {
     pub(crate) daemon: Daemon,
@@ -32,7 +33,7 @@ impl Stargz {
         }
     }
 
-    /// What containerd's configuration needs to know it as the snapshotter `stargz`.
+    /// Returns the configuration that makes it containerd's snapshotter `stargz`.
     pub(crate) fn plugin(&self) -> String {
         format!(
             "[proxy_plugins.stargz]\ntype = \"snapshot\"\naddress = \"{}\"\n",
@@ -55,7 +56,7 @@ impl Drop for Stargz {
     }
 }
 
-/// The executable, built once per machine.
+/// Returns the executable, which is built once per machine.
 fn build() -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/fixtures/stargz-grpc");
     fs::create_dir_all(cache_dir()).unwrap();

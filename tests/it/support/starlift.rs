@@ -1,4 +1,4 @@
-//! The real executable, serving.
+//! The real executable as a server.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::place::{Daemon, Place, fetch, free_address, until};
 
-/// `starlift serve` in a process of its own.
+/// `starlift serve` as a process.
 #[derive(Debug)]
 pub(crate) struct Starlift {
     pub(crate) daemon: Daemon,
@@ -14,12 +14,13 @@ pub(crate) struct Starlift {
 }
 
 impl Starlift {
-    /// Serves on a free port; the store is the directory `store` of the place unless `arguments` say otherwise.
+    /// Serves on a free port. The store is the workspace's directory `store`, unless `arguments`
+    /// name another.
     pub(crate) fn start(place: &Place, arguments: &[&str]) -> Self {
         Self::start_with(place, arguments, |_command| {})
     }
 
-    /// As [`Self::start`], the command changed by `adjust` first.
+    /// The same as [`Self::start`], after `adjust` has changed the command.
     pub(crate) fn start_with(
         place: &Place,
         arguments: &[&str],
@@ -45,16 +46,21 @@ impl Starlift {
         format!("http://{}{path}", self.address)
     }
 
-    /// Waits until the tag of `name` (`local/app`) is answered with the twin, converted if need be.
+    /// Waits until the tag of `name` (`local/app`) is answered with the converted image, and
+    /// returns its manifest.
     pub(crate) fn converted(&self, name: &str, tag: &str) -> serde_json::Value {
         let url = self.url(&format!("/v2/{name}/manifests/{tag}"));
         let mut manifest = serde_json::Value::Null;
-        until("the twin is served", Duration::from_secs(120), || {
-            manifest = serde_json::from_slice(&fetch(&url).expect("a manifest")).unwrap();
-            let text = manifest.to_string();
-            text.contains("dev.starlift.source.digest")
-                || text.contains("containerd.io/snapshot/stargz/toc.digest")
-        });
+        until(
+            "the converted image is served",
+            Duration::from_secs(120),
+            || {
+                manifest = serde_json::from_slice(&fetch(&url).expect("a manifest")).unwrap();
+                let text = manifest.to_string();
+                text.contains("dev.starlift.source.digest")
+                    || text.contains("containerd.io/snapshot/stargz/toc.digest")
+            },
+        );
         manifest
     }
 }

@@ -1,5 +1,6 @@
-//! As much of systemd as a service with a descriptor store meets: the notification socket that takes descriptors, and
-//! the start that gives them back (systemd.service(5), `FileDescriptorStoreMax=`; sd_listen_fds(3)).
+//! The parts of systemd that a service with a descriptor store uses: the notification socket that
+//! receives descriptors, and the start that passes them back (systemd.service(5),
+//! `FileDescriptorStoreMax=`; sd_listen_fds(3)).
 
 use std::collections::BTreeMap;
 use std::io::IoSliceMut;
@@ -32,11 +33,11 @@ impl Manager {
         }
     }
 
-    /// The command as systemd starts it: with what the store holds, under its names.
+    /// Returns the command as systemd starts it, with the stored descriptors and their names.
     pub(crate) fn command(&mut self, executable: &str) -> Command {
         self.is_ready = false;
         let mut command = Command::new("sh");
-        // Two descriptors can be passed by the standard library: as standard input and output.
+        // The standard library can pass two descriptors, as standard input and output.
         let store: Vec<(String, OwnedFd)> = self
             .store
             .iter()
@@ -64,7 +65,7 @@ impl Manager {
         command
     }
 
-    /// Takes what the service said since the last look.
+    /// Receives the service's messages since the last call.
     pub(crate) fn listen(&mut self) {
         loop {
             let mut message = [0; 4096];

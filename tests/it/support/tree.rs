@@ -1,4 +1,4 @@
-//! A file system, listed so that two can be compared to the last attribute.
+//! A listing of a file system that can be compared with another down to the last attribute.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
-/// Everything a container can see of a file system, by path.
+/// Everything that a container can see of a file system, by path.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Tree(pub(crate) BTreeMap<PathBuf, Node>);
 
@@ -19,19 +19,19 @@ pub(crate) struct Node {
     kind: &'static str,
     mode: u32,
     owner: (u32, u32),
-    /// Seconds and nanoseconds; `None` where the client set it while it unpacked.
+    /// Seconds and nanoseconds; `None` if the client set the time while unpacking.
     modified: Option<(i64, i64)>,
     device: u64,
     size: u64,
-    /// The link's target, or the content's digest.
+    /// The link's target, or the digest of the content.
     content: String,
     xattrs: BTreeMap<OsString, Vec<u8>>,
-    /// The first path of the files that are one inode.
+    /// The first path with the same inode.
     same_as: Option<PathBuf>,
 }
 
 impl Tree {
-    /// Reads all beneath `root`. Times after `start` count as "while unpacking".
+    /// Reads everything under `root`. Times after `start` count as "while unpacking".
     pub(crate) fn read(root: &Path, start: i64) -> Self {
         let mut nodes = BTreeMap::new();
         let mut inodes = HashMap::new();
@@ -40,8 +40,8 @@ impl Tree {
         Self(nodes)
     }
 
-    /// The tree with its times as a TOC tells them: to the nearest second, and none for the root, whose time is the
-    /// snapshotter's affair.
+    /// Rounds the times to the nearest second, as a TOC records them, and removes that of the root,
+    /// which the snapshotter decides.
     pub(crate) fn rounded_to_seconds(mut self) -> Self {
         for (path, node) in &mut self.0 {
             let rounded = node
@@ -52,8 +52,8 @@ impl Tree {
         self
     }
 
-    /// Fails with the first differences, readably, if `self` is not `other`.
-    pub(crate) fn assert_same(&self, other: &Self, what: &str) {
+    /// Fails with a readable list of the first differences unless `self` equals `other`.
+    pub(crate) fn assert_same(&self, other: &Self, name: &str) {
         let paths = self
             .0
             .keys()
@@ -80,7 +80,7 @@ impl Tree {
             .join("\n");
         assert!(
             lines.is_empty(),
-            "{what}: {} of {} paths differ\n{some}",
+            "{name}: {} of {} paths differ\n{some}",
             lines.len(),
             self.0.len()
         );
@@ -172,7 +172,7 @@ fn xattrs(path: &Path) -> BTreeMap<OsString, Vec<u8>> {
         .filter(|name| !name.is_empty())
     {
         let name = OsStr::from_bytes(name);
-        // What overlayfs notes for itself is not part of the file system that containers see.
+        // Overlayfs's own attributes are not part of the file system that containers see.
         if name.as_bytes().starts_with(b"trusted.overlay.") {
             continue;
         }

@@ -1,4 +1,4 @@
-//! Challenges, tokens, credentials.
+//! Challenges, tokens and credentials.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
@@ -294,11 +294,15 @@ async fn secrets_are_not_sent_to_where_a_redirect_leads() {
             .iter()
             .any(|seen| seen.authorization().is_some())
     );
-    assert_eq!(elsewhere.seen().len(), 1, "its challenge is none of ours");
+    assert_eq!(
+        elsewhere.seen().len(),
+        1,
+        "the challenge of another host is ignored"
+    );
     assert_eq!(elsewhere.seen()[0].authorization(), None);
 }
 
-/// The upstream `local` of `upstream`, and a caller who knows a login for `library/app` there.
+/// Returns the upstream `local`, and a caller with a login for its repository `library/app`.
 fn with_logins(upstream: UpstreamConfig, known: &Arc<Mutex<Option<Login>>>) -> Source {
     let config = Config {
         upstream: [("local".to_owned(), upstream)].into(),
@@ -322,7 +326,7 @@ fn password(password: &str) -> Login {
 }
 
 #[tokio::test]
-async fn a_login_that_a_caller_knows_is_used_for_its_repository_alone() {
+async fn a_callers_login_is_used_only_for_its_repository() {
     for auth in [
         Auth::Basic {
             user: "me",
@@ -372,7 +376,7 @@ async fn a_caller_may_learn_a_login_later_and_another_after_that() {
 }
 
 #[tokio::test]
-async fn the_configuration_goes_before_callers_and_mirrors_are_told_nothing() {
+async fn configured_logins_precede_those_of_callers_and_mirrors_get_none() {
     let registry = registry(Auth::Basic {
         user: "me",
         password: "secret",
@@ -431,7 +435,7 @@ async fn a_refusal_that_is_momentary_costs_one_more_token() {
         assert_eq!(
             registry.count("GET", "/manifests/"),
             5,
-            "once more, and no more"
+            "a single further request"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Blobs: whole, in part, over connections that break, behind redirects.
+//! Blobs: whole, in ranges, over broken connections, behind redirects.
 
 use std::ops::Range;
 
@@ -32,7 +32,7 @@ fn ranges_seen(registry: &Registry) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn every_range_is_what_a_slice_would_be() {
+async fn every_range_gives_the_same_bytes_as_a_slice() {
     let (registry, blob, digest) = with_blob().await;
     let source = source(&registry);
     let mut random = Random::new(2);
@@ -67,7 +67,7 @@ async fn every_range_is_what_a_slice_would_be() {
     }
 }
 
-/// Reads the last bytes of a blob to their end.
+/// Reads the last bytes of a blob completely.
 async fn tail(source: &Source, digest: &Digest, len: u64) -> (u64, Range<u64>, Vec<u8>) {
     let body = source.blob_tail(&app(), digest, len).await.unwrap();
     let got = body.stream.try_collect::<Vec<Bytes>>().await.unwrap();
@@ -150,7 +150,7 @@ async fn a_registry_that_does_not_do_suffixes_gives_the_tail_too() {
     });
     assert_eq!(tail(&source, &digest, 51).await, expected);
     assert_eq!(tail(&source, &digest, u64::MAX).await.2, blob);
-    // Short blobs, and none at all, where a suffix longer than the blob is refused.
+    // Short and empty blobs, for which a suffix longer than the blob is rejected.
     registry.lack(Lacks::default());
     for bytes in ["", "short"] {
         let digest = registry.put_blob(bytes);
@@ -233,7 +233,7 @@ async fn a_body_that_always_breaks_is_given_up() {
 }
 
 #[tokio::test]
-async fn wrong_bytes_are_never_all_given_out() {
+async fn wrong_bytes_are_never_returned_completely() {
     let (registry, blob, digest) = with_blob().await;
     registry.on("/blobs/").wrong_bytes();
     let (got, ended) = read(&source(&registry), &digest, None).await;
@@ -245,7 +245,7 @@ async fn wrong_bytes_are_never_all_given_out() {
     let (_, ended) = read(&source(&registry), &digest, Some(0..SIZE as u64)).await;
     assert!(
         matches!(ended, Err(Error::WrongDigest { .. })),
-        "a range that is the whole is verified too"
+        "a range of the whole blob is verified too"
     );
 }
 
@@ -280,7 +280,7 @@ async fn the_size_is_known_without_the_bytes() {
 }
 
 #[tokio::test]
-async fn a_body_of_untold_length_is_asked_for_its_size() {
+async fn the_size_of_a_body_without_a_length_is_requested() {
     let (registry, blob, digest) = with_blob().await;
     registry
         .on("/blobs/")
@@ -322,12 +322,12 @@ async fn a_redirect_is_remembered_for_ranges_while_it_works() {
     assert_eq!(
         (registry.seen().len(), bucket.seen().len()),
         (2, 6),
-        "asked anew when the signed URL has expired"
+        "the registry is asked again when the signed URL has expired"
     );
 }
 
 #[tokio::test]
-async fn a_blob_whose_length_nothing_tells_is_given_whole_and_in_parts() {
+async fn a_blob_of_unknown_length_is_read_whole_and_in_parts() {
     let (registry, blob, digest) = with_blob().await;
     registry.lack(Lacks {
         ranges: true,
@@ -367,7 +367,7 @@ async fn no_size_is_remembered_of_bytes_that_are_not_the_blobs() {
 }
 
 #[tokio::test]
-async fn whatever_head_says_get_decides() {
+async fn get_decides_regardless_of_head() {
     let (registry, blob, digest) = with_blob().await;
     for status in [400, 403, 404, 405, 500] {
         registry.heal();
@@ -392,7 +392,7 @@ async fn whatever_head_says_get_decides() {
 }
 
 #[tokio::test]
-async fn parts_that_are_not_as_asked_for_are_cut_or_asked_for_otherwise() {
+async fn wrong_ranges_are_cut_or_requested_again() {
     let (registry, blob, digest) = with_blob().await;
     for given in [
         "bytes 5-9/*",
@@ -420,7 +420,7 @@ async fn parts_that_are_not_as_asked_for_are_cut_or_asked_for_otherwise() {
         .answer(400, &[]);
     let (got, ended) = read(&source(&registry), &digest, Some(5..10)).await;
     ended.unwrap();
-    assert_eq!(got, blob[5..10], "ranges are refused");
+    assert_eq!(got, blob[5..10], "without ranges");
 }
 
 #[tokio::test]

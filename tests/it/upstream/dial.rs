@@ -1,4 +1,4 @@
-//! What may be dialled, and what a redirect can make us dial.
+//! The hosts that may be dialled, including those behind redirects.
 
 use starlift::upstream::{Config, Error, Upstreams};
 

@@ -1,4 +1,5 @@
-//! containerd's directory of hosts: mirrors, certificates and headers of registries that are not configured.
+//! containerd's directory of hosts: mirrors, certificates and headers of registries that are not
+//! configured.
 
 use std::path::Path;
 use std::time::Duration;
@@ -39,7 +40,7 @@ impl CertsDir {
     }
 }
 
-/// `127.0.0.1_PORT_`: the directory of a registry.
+/// Returns `127.0.0.1_PORT_`, the name of a registry's directory.
 fn directory_of(registry: &Registry) -> String {
     registry.host().replace(':', "_") + "_"
 }
@@ -51,7 +52,7 @@ async fn registry_with(image: &Image) -> Registry {
 }
 
 #[tokio::test]
-async fn hosts_are_asked_in_their_order_for_what_they_can() {
+async fn hosts_are_asked_in_their_order_for_their_capabilities() {
     let image = ImageBuilder::new(1).build();
     let (first, second, own) = (
         registry_with(&image).await,
@@ -75,7 +76,7 @@ async fn hosts_are_asked_in_their_order_for_what_they_can() {
     assert_eq!(
         counts(),
         [1, 0, 0],
-        "the one that may not resolve is not asked for a tag"
+        "the host without `resolve` is not asked for a tag"
     );
     let seen = &first.seen()[0];
     assert_eq!(
@@ -90,7 +91,7 @@ async fn hosts_are_asked_in_their_order_for_what_they_can() {
     assert_eq!(
         (&got, counts()),
         (&layer.to_vec(), [1, 1, 0]),
-        "blobs come from the first in the file"
+        "blobs come from the first host in the file"
     );
     assert!(second.seen()[0].headers.get("x-team").is_none());
 
@@ -195,7 +196,7 @@ async fn authorities_and_client_certificates_are_used() {
 }
 
 #[tokio::test]
-async fn certificates_alone_are_enough() {
+async fn a_directory_with_only_certificates_is_used() {
     let authority = Authority::new();
     let registry = authority.registry(true).await;
     let certs = CertsDir::new();
@@ -235,7 +236,7 @@ async fn a_change_takes_effect_while_a_source_is_used() {
     );
     source.manifest(&app(), &v1()).await.unwrap();
     assert_eq!((one.seen().len(), two.seen().len()), (2, 1));
-    // The length of the text is the same within the resolution of the clock: the interval decides.
+    // With a long interval, the next change is not read yet.
     let patient = Config {
         certs_interval: Duration::from_secs(3600),
         ..certs.config()
@@ -252,7 +253,7 @@ async fn a_change_takes_effect_while_a_source_is_used() {
 }
 
 #[tokio::test]
-async fn a_directory_of_no_use_is_passed_over() {
+async fn an_unusable_hosts_directory_is_ignored() {
     let own = registry_with(&ImageBuilder::new(1).build()).await;
     for text in [
         "[host",

@@ -1,4 +1,4 @@
-//! Manifests, tags and referrers; what an upstream's refusals mean.
+//! Manifests, tags and referrers, and the errors for an upstream's refusals.
 
 use std::time::Duration;
 
@@ -49,7 +49,7 @@ async fn the_bytes_are_the_upstreams_by_tag_and_by_digest() {
 }
 
 #[tokio::test]
-async fn resolving_asks_by_head_alone() {
+async fn resolving_sends_only_a_head() {
     let (registry, image) = with_image().await;
     let found = source(&registry).resolve(&app(), &v1()).await.unwrap();
     assert_eq!(
@@ -142,7 +142,7 @@ async fn a_label_of_an_encoding_spoils_no_manifest() {
 }
 
 #[tokio::test]
-async fn refusals_are_told_apart() {
+async fn each_refusal_has_its_own_error() {
     let (registry, _) = with_image().await;
     let source = source(&registry);
     let mut answers = Vec::new();
@@ -164,12 +164,12 @@ async fn refusals_are_told_apart() {
     assert_eq!(
         registry.count("GET", ""),
         6,
-        "none but the 403, which may be momentary, is worth a second request"
+        "only the 403, which may be momentary, causes a second request"
     );
 }
 
 #[tokio::test]
-async fn what_may_pass_is_tried_again() {
+async fn momentary_failures_are_retried() {
     let (registry, _) = with_image().await;
     for (status, header) in [
         (500, "x-nothing"),
@@ -324,7 +324,7 @@ async fn nonsense_is_an_error() {
     ));
 }
 
-/// A registry that names its pages by tokens, as Quay does, 40 tags on each.
+/// Makes a registry that names its pages by tokens, as Quay does, with 40 tags on each page.
 fn pages_by_token(registry: &Registry, tags: &[String]) {
     let pages: Vec<_> = tags.chunks(40).collect();
     for (number, page) in pages.iter().enumerate().rev() {
@@ -374,7 +374,7 @@ async fn pages_that_are_named_by_tokens_are_followed_and_given_in_order() {
     assert_eq!(
         registry.seen().len(),
         6,
-        "the pages of one listing are gathered once"
+        "the pages of one listing are fetched once"
     );
 }
 
@@ -420,7 +420,7 @@ async fn referrers_of_a_hostile_registry_are_bounded() {
 }
 
 #[tokio::test]
-async fn a_digest_header_that_is_none_is_passed_over() {
+async fn an_invalid_digest_header_is_ignored() {
     let (registry, image) = with_image().await;
     registry
         .on("/manifests/")

@@ -1,4 +1,4 @@
-//! Mirrors are asked first, each once; whatever they lack comes from the registry itself.
+//! Mirrors are asked first, each once. The registry itself serves the contents that they lack.
 
 use starlift::upstream::{Error, Secret, UpstreamConfig, Upstreams};
 
@@ -61,7 +61,7 @@ async fn the_first_mirror_that_has_it_answers() {
     assert_eq!(
         trio.counts(),
         [4, 2, 3],
-        "the registry itself is asked again, the mirror that lied last"
+        "the registry itself is asked again, before the mirror with wrong bytes"
     );
     trio.own.on("/").answer(404, &[]);
     assert!(matches!(
@@ -117,7 +117,7 @@ async fn a_reader_of_a_part_reports_wrong_bytes_and_gets_others() {
     assert_eq!(trio.counts(), [1, 1, 0]);
 }
 
-/// A host that accepts connections and answers none; the listener keeps it so.
+/// Returns a host that accepts connections and answers none. The listener must be kept.
 async fn silent_host() -> (tokio::net::TcpListener, String) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -173,7 +173,7 @@ async fn a_mirror_behind_a_silent_one_is_asked_at_once_the_second_time() {
 }
 
 #[tokio::test]
-async fn a_mirror_is_told_whose_it_is_and_gets_no_secret() {
+async fn a_mirror_gets_the_registrys_name_and_no_secret() {
     let trio = trio().await;
     let auth = || Auth::Basic {
         user: "me",

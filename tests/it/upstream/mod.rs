@@ -1,4 +1,4 @@
-//! The registry client against a registry that breaks on demand.
+//! The registry client against a registry that breaks on command.
 
 mod auth;
 mod blobs;
@@ -17,7 +17,7 @@ use starlift::upstream::{Config, Error, Source, UpstreamConfig, Upstreams};
 
 use crate::support::registry::Registry;
 
-/// A configuration that looks at nothing of this machine and does not wait between attempts.
+/// Returns a configuration that ignores this machine's settings and does not wait between attempts.
 fn config() -> Config {
     Config {
         docker_config: Some("/nonexistent".into()),
@@ -27,7 +27,7 @@ fn config() -> Config {
     }
 }
 
-/// The upstream `local` of a configuration that holds it alone.
+/// Returns the upstream `local` of a configuration with this upstream only.
 fn source_of(config: Config, upstream: UpstreamConfig) -> Source {
     let config = Config {
         upstream: [("local".to_owned(), upstream)].into(),
@@ -36,7 +36,7 @@ fn source_of(config: Config, upstream: UpstreamConfig) -> Source {
     Upstreams::new(&config).unwrap().get("local").unwrap()
 }
 
-/// An upstream by its URL, without more.
+/// Returns an upstream with a URL and defaults.
 fn at(url: String) -> UpstreamConfig {
     UpstreamConfig {
         url,
@@ -56,7 +56,7 @@ fn v1() -> Reference {
     "v1".parse().unwrap()
 }
 
-/// Reads a blob to its end: what came of it, and how it ended.
+/// Reads a blob to its end; returns the received bytes and the result.
 async fn read(
     source: &Source,
     digest: &Digest,

@@ -1,4 +1,4 @@
-//! Forward proxies: plain requests, tunnels, and what is asked without them.
+//! Forward proxies: plain requests, tunnels, and requests that bypass the proxy.
 
 use std::sync::Arc;
 
@@ -14,10 +14,10 @@ use crate::support::registry::Registry;
 
 const NAME: &str = "registry.corp.test:5000";
 
-/// A proxy that knows one host, whatever its name.
+/// A proxy that connects every request to one host and ignores the requested name.
 struct Proxy {
     url: String,
-    /// The first lines of what it was asked.
+    /// The first line of each request.
     asked: Arc<Mutex<Vec<String>>>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -47,7 +47,7 @@ impl Drop for Proxy {
     }
 }
 
-/// Answers CONNECT; hands everything else on as it is, which servers take.
+/// Answers CONNECT. Forwards all other requests unchanged, which servers accept.
 async fn forward(client: TcpStream, host: String, log: Arc<Mutex<Vec<String>>>) {
     let mut client = BufReader::new(client);
     let mut head = String::new();
@@ -118,7 +118,7 @@ async fn tls_goes_through_a_tunnel() {
     let certs = tempfile::tempdir().unwrap();
     let directory = certs.path().join("registry.corp.test_5000_");
     std::fs::create_dir(&directory).unwrap();
-    // The certificate of the test is for an address.
+    // The certificate of the test is for an address, not for the name.
     std::fs::write(
         directory.join("hosts.toml"),
         format!("server = 'https://{NAME}'\nskip_verify = true\n"),

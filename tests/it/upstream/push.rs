@@ -26,7 +26,7 @@ async fn push(source: &Source, image: &Image) -> Result<(), Error> {
 }
 
 #[tokio::test]
-async fn what_is_pushed_can_be_pulled() {
+async fn a_pushed_image_can_be_pulled_and_is_not_sent_twice() {
     let image = ImageBuilder::new(1).max_file(200_000).build();
     for auth in [
         None,
@@ -64,7 +64,7 @@ async fn what_is_pushed_can_be_pulled() {
         assert_eq!(
             registry.count("POST", "/uploads/"),
             0,
-            "what is there is not sent again"
+            "stored blobs are not sent again"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! TLS: authorities of one's own, client certificates, and no way back to plain HTTP.
+//! TLS: private authorities, client certificates, and no fallback to plain HTTP.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,7 +14,7 @@ use super::{app, at, config, source_of, v1};
 use crate::support::image::ImageBuilder;
 use crate::support::registry::Registry;
 
-/// An authority with a certificate for 127.0.0.1 and one for a client.
+/// An authority that issues a certificate for 127.0.0.1 and one for a client.
 pub(super) struct Authority(tempfile::TempDir);
 
 impl Authority {
@@ -51,7 +51,7 @@ impl Authority {
     }
 
     pub(super) async fn registry(&self, asks_for_certificates: bool) -> Registry {
-        // An error means that a provider is installed already, which is as good.
+        // An error means that a provider is installed already, which is fine.
         let _installed = rustls::crypto::ring::default_provider().install_default();
         let verifier = if asks_for_certificates {
             let mut roots = RootCertStore::empty();

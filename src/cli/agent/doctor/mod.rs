@@ -25,7 +25,7 @@ use check::{Check, State, text};
 use containerd::Facts;
 use version::Version;
 
-/// The first kernel whose FUSE resends what a dead agent left unanswered, and reads backing files by itself.
+/// The first kernel whose FUSE resends what a dead agent left unanswered.
 const WANTED_KERNEL: (u32, u32) = (6, 9);
 /// The first kernel whose overlayfs takes as many lower layers as images have without tricks.
 const NEEDED_KERNEL: (u32, u32) = (5, 4);
@@ -116,8 +116,7 @@ fn kernel(release: &str) -> Check {
     if version < NEEDED_KERNEL {
         Check::bad("kernel", release, "Linux 5.4 or newer is needed")
     } else if version < WANTED_KERNEL {
-        let mend = "from Linux 6.9 on a read that an agent dies over is asked again, and files held whole are read \
-                    without the agent";
+        let mend = "from Linux 6.9 on a read that an agent dies over is asked again";
         Check::fair("kernel", release, mend)
     } else {
         Check::good("kernel", release)
@@ -126,6 +125,18 @@ fn kernel(release: &str) -> Check {
 
 async fn agent(config: &agent::Config) -> Check {
     match api::report(&config.root).await {
+        Ok(report) if !report.unmounted.is_empty() => {
+            let gone: Vec<_> = report
+                .unmounted
+                .iter()
+                .map(|directory| directory.display().to_string())
+                .collect();
+            Check::bad(
+                "agent",
+                format!("not mounted: {}", gone.join(", ")),
+                "images are unpacked meanwhile; the agent's log says why it cannot mount",
+            )
+        }
         Ok(report) => Check::good(
             "agent",
             format!("runs, {} layers mounted lazily", report.layers.len()),

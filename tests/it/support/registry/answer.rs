@@ -1,4 +1,4 @@
-//! Small answers.
+//! Short answers.
 
 use axum::body::Bytes;
 use axum::http::{Response, StatusCode, header};
@@ -26,7 +26,7 @@ pub(super) fn typed(status: StatusCode, media_type: &str, body: Bytes) -> Respon
     response
 }
 
-/// The distribution specification's error body.
+/// Returns the distribution specification's error body.
 pub(super) fn error(status: StatusCode, code: &str) -> Response<Bytes> {
     json(
         status,

@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::answer::{empty, error, json};
 
-/// Who may do what.
+/// The registry's access rules.
 #[derive(Debug, Clone)]
 pub(crate) enum Auth {
     Basic {
@@ -23,9 +23,9 @@ pub(crate) enum Auth {
 /// A registry that sends clients to a token endpoint.
 #[derive(Debug, Clone)]
 pub(crate) struct TokenAuth {
-    /// Whom the endpoint gives tokens to by GET and Basic; nobody given: everybody.
+    /// The user to whom the endpoint gives tokens by GET and Basic; every client if absent.
     pub(crate) user: Option<(&'static str, &'static str)>,
-    /// The refresh token which the endpoint takes by POST.
+    /// The refresh token that the endpoint accepts by POST.
     pub(crate) identity: Option<&'static str>,
     /// Seconds; `None` leaves `expires_in` out.
     pub(crate) expires_in: Option<u64>,
@@ -58,7 +58,7 @@ impl TokenAuth {
     }
 }
 
-/// Tokens handed out and still good, with the scope each is for.
+/// Valid tokens, with the scope of each.
 #[derive(Debug, Default)]
 pub(super) struct Tokens {
     good: HashMap<String, String>,
@@ -78,7 +78,7 @@ impl Tokens {
     }
 }
 
-/// `Some` is the refusal.
+/// Returns the refusal, or `None` if the request is allowed.
 pub(super) fn refuse(
     auth: &Auth,
     tokens: &Tokens,
@@ -135,7 +135,7 @@ pub(super) fn refuse(
     Some(refusal)
 }
 
-/// The answer of the token endpoint.
+/// Returns the answer of the token endpoint.
 pub(super) fn token(
     settings: &TokenAuth,
     tokens: &mut Tokens,

@@ -1,4 +1,5 @@
-//! What a test can break: a rule says which requests it meets, how often, and what happens to their answers.
+//! Faults of the registry. A rule names the requests that it applies to, how often, and the effect
+//! on their answers.
 
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use tokio::sync::watch;
 
 use super::Registry;
 
-/// Holds answers back until the test opens it; clones are the same gate.
+/// A gate that holds answers back until the test opens it. Clones are the same gate.
 #[derive(Debug, Clone)]
 pub(crate) struct Gate {
     open: Arc<watch::Sender<bool>>,
@@ -24,12 +25,12 @@ impl Gate {
         }
     }
 
-    /// Lets through all that wait and all that come.
+    /// Lets all waiting and all later answers through.
     pub(crate) fn open(&self) {
         self.open.send_replace(true);
     }
 
-    /// Waits until `count` requests have come to the gate.
+    /// Waits until `count` requests have reached the gate.
     pub(crate) async fn reached(&self, count: usize) {
         self.waiting
             .subscribe()
@@ -71,7 +72,7 @@ pub(super) struct Rule {
 }
 
 impl Rule {
-    /// Whether the rule meets this request; counts it if so.
+    /// Whether the rule applies to this request, which is then counted.
     pub(super) fn meets(&mut self, method: &str, path_and_query: &str) -> bool {
         let fits =
             path_and_query.contains(&self.path) && self.method.is_none_or(|mine| mine == method);
@@ -87,7 +88,7 @@ impl Rule {
     }
 }
 
-/// The requests a fault is for; the last call says what happens to them.
+/// The requests to which a fault applies. The last call of the chain names the fault.
 #[must_use]
 #[derive(Debug)]
 pub(crate) struct On<'a> {
@@ -116,17 +117,17 @@ impl<'a> On<'a> {
         }
     }
 
-    /// Leaves the first `skip` requests alone.
+    /// Excludes the first `skip` requests.
     pub(crate) fn skip(self, skip: usize) -> Self {
         Self { skip, ..self }
     }
 
-    /// Meets only so many requests (all, unless said).
+    /// Limits the fault to `times` requests; by default it applies to all.
     pub(crate) fn times(self, times: usize) -> Self {
         Self { times, ..self }
     }
 
-    /// Answers with this status and these headers, nothing else.
+    /// Answers with this status and these headers and no body.
     pub(crate) fn answer(self, status: u16, headers: &[(&str, &str)]) {
         self.reply(status, headers, Bytes::new());
     }
@@ -149,12 +150,12 @@ impl<'a> On<'a> {
         self.answer(307, &[("location", location)]);
     }
 
-    /// Breaks the connection behind the first `bytes` bytes of the body.
+    /// Breaks the connection after the first `bytes` bytes of the body.
     pub(crate) fn cut_after(self, bytes: usize) {
         self.fault(Fault::CutAfter(bytes));
     }
 
-    /// Turns one bit of the body's last byte.
+    /// Flips one bit of the body's last byte.
     pub(crate) fn wrong_bytes(self) {
         self.fault(Fault::WrongBytes);
     }
@@ -164,7 +165,8 @@ impl<'a> On<'a> {
         self.gate_after(gate, 0);
     }
 
-    /// Sends headers and `bytes` bytes of the body, and the rest when `gate` is opened; 0 holds the headers back too.
+    /// Sends the headers and `bytes` bytes of the body, and the rest once `gate` is opened. With 0
+    /// the headers are held back too.
     pub(crate) fn gate_after(self, gate: &Gate, bytes: usize) {
         self.fault(Fault::Gate {
             gate: gate.clone(),
@@ -195,7 +197,7 @@ impl<'a> On<'a> {
     }
 }
 
-/// What goes out for an answer whose body is all of `body`.
+/// Applies the faults to an answer whose body is complete.
 pub(super) fn apply(mut response: Response<Bytes>, faults: Vec<Fault>) -> Response<Body> {
     let mut interruption = None;
     for fault in faults {
@@ -220,7 +222,7 @@ pub(super) fn apply(mut response: Response<Bytes>, faults: Vec<Fault>) -> Respon
         Some(Fault::Gate { gate, after }) if after > 0 && after < body.len() => {
             gated(gate, body, after)
         }
-        // Of a body held whole the server would tell the length.
+        // The server would add the length of a complete body.
         _ if length.is_none() => Body::from_stream(futures::stream::once(async {
             Ok::<_, std::io::Error>(body)
         })),
@@ -234,7 +236,7 @@ pub(super) fn apply(mut response: Response<Bytes>, faults: Vec<Fault>) -> Respon
 
 fn cut(head: Bytes) -> Body {
     let broken = futures::stream::once(async {
-        // The server flushes what it has when the body has nothing to offer for a moment.
+        // The server flushes its buffer when the body is pending for a moment.
         for _ in 0..8 {
             tokio::task::yield_now().await;
         }

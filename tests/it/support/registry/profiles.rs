@@ -1,5 +1,5 @@
-//! The registry as a Starlift server: it says so, has profiles and takes observations. Other registries have nothing but
-//! the distribution API.
+//! The registry as a Starlift server: it identifies itself, has profiles and accepts observations.
+//! Other registries have only the distribution API.
 
 use std::collections::HashMap;
 
@@ -19,7 +19,7 @@ pub(super) struct Profiles {
     observed: Vec<Told>,
 }
 
-/// What an agent told.
+/// An observation that an agent sent.
 #[derive(Debug, Clone)]
 pub(crate) struct Told {
     pub(crate) stack: String,
@@ -28,7 +28,7 @@ pub(crate) struct Told {
 }
 
 impl Registry {
-    /// Makes it a Starlift server.
+    /// Turns the registry into a Starlift server.
     pub(crate) fn is_starlift(&self) {
         self.shared.state().profiles = Some(Profiles::default());
     }
@@ -54,7 +54,7 @@ impl Registry {
     }
 }
 
-/// Answers what is not the distribution API's.
+/// Answers requests for the profile API; `None` for all others.
 pub(super) fn respond(
     state: &mut Contents,
     parts: &Parts,

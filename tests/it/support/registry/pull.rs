@@ -1,4 +1,4 @@
-//! The reading half of the distribution API.
+//! The read part of the distribution API.
 //!
 //! `/elsewhere/DIGEST` serves a blob without authentication, as a bucket behind a redirect does.
 
@@ -93,7 +93,7 @@ fn blob(state: &Contents, digest: &str, parts: &Parts) -> Response<Bytes> {
     response
 }
 
-/// The half-open range a header asks for; `None` where it cannot be satisfied.
+/// Parses the half-open range of a header. `None` if it cannot be satisfied.
 fn single_range(header: &str, total: usize) -> Option<(usize, usize)> {
     let (first, last) = header.strip_prefix("bytes=")?.split_once('-')?;
     let (start, end) = match (first, last) {

@@ -1,4 +1,4 @@
-//! The writing half of the distribution API: uploads in one piece or in several, and manifests.
+//! The write part of the distribution API: uploads in one piece or in several, and manifests.
 
 use axum::body::Bytes;
 use axum::http::request::Parts;

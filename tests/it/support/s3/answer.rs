@@ -1,4 +1,4 @@
-//! How S3 words its answers.
+//! Answers in S3's format.
 
 use std::ops::Range;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -36,7 +36,7 @@ pub(super) fn listed(key: &str, stored: &Stored) -> String {
     )
 }
 
-/// The same head, and a body that breaks off after so many bytes.
+/// Returns the same head with a body that breaks off after `after` bytes.
 pub(super) fn cut(response: Response, after: usize) -> Response {
     let (mut parts, body) = response.into_parts();
     let mut left = after;
@@ -65,7 +65,7 @@ pub(super) fn cut(response: Response, after: usize) -> Response {
                 .await?
                 .map(|(given, is_cut)| (given, (bytes, is_cut))))
         });
-    // With its length the client knows that the body is not whole.
+    // The length lets the client notice that the body is incomplete.
     if let Some(length) = parts.headers.get(header::CONTENT_RANGE).and_then(length_of) {
         parts.headers.insert(header::CONTENT_LENGTH, length.into());
     }
@@ -83,7 +83,7 @@ fn length_of(content_range: &axum::http::HeaderValue) -> Option<u64> {
     Some(last.parse::<u64>().ok()? + 1 - first.parse::<u64>().ok()?)
 }
 
-/// The bytes that a single `bytes=a-b` or `bytes=a-` names.
+/// Returns the range of a single `bytes=a-b` or `bytes=a-`.
 pub(super) fn range(header: &str, length: usize) -> Option<Range<usize>> {
     let (start, end) = header.strip_prefix("bytes=")?.split_once('-')?;
     let start: usize = start.parse().ok()?;
@@ -103,7 +103,7 @@ pub(super) fn percent_decoded(path: &str) -> String {
         .unwrap_or_default()
 }
 
-/// `Tue, 24 Nov 2026 00:03:56 GMT`.
+/// Formats a time like `Tue, 24 Nov 2026 00:03:56 GMT`.
 pub(super) fn http_date(time: SystemTime) -> String {
     const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
     const MONTHS: [&str; 12] = [

@@ -1,10 +1,12 @@
-//! Fetches by the profile of one image, while its layers are mounted and a container starts on them.
+//! Fetches the files in the profile of one image, while its layers are mounted and a container
+//! starts on them.
 //!
 //! ```text
 //! ask the server ▶ files, in order ─┬▶ queue ▶ a few requests at once ▶ cache
 //! layers as they are mounted ───────┘
 //! ```
-//! A read takes what is under way from here, and asks by itself for what is still queued: nobody waits for the queue.
+//! A read shares the requests that are in progress, and sends its own for chunks that are still
+//! queued. Readers never wait for the queue.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::plan::{Planned, plan};
 use super::progress::{Progress, State};
 use super::queue::{Queue, Run};
-use super::{Key, Oracle};
+use super::{Key, ProfileSource};
 use crate::agent::fetch::{FetchError, Reason};
 use crate::agent::layer::Layer;
 use crate::agent::tree::FileId;
@@ -25,21 +27,21 @@ use crate::profile::{Profile, Source};
 use crate::telemetry::metrics::metrics;
 use crate::upstream;
 
-/// Most requests under way. With small files eight hide a round trip of 20 ms at 100 Mbit/s.
+/// Most requests in progress. With small files, eight hide a round trip of 20 ms at 100 Mbit/s.
 const MAX_REQUESTS: usize = 8;
-/// Most bytes under way, a larger chunk aside: a third of a second at 100 Mbit/s, so that what is read first is not held
-/// up by what is read last, nor a read that nobody foresaw by either.
+/// Most bytes in progress, unless a single chunk is larger: a third of a second at 100 Mbit/s, so
+/// that the last files delay neither the first files nor an unforeseen read.
 const MAX_BYTES: u64 = 4 << 20;
-/// How long more layers of the image may take to be mounted.
+/// How long to wait for further layers of the image to be mounted.
 const LINGER: Duration = Duration::from_secs(30);
-/// Failures in a row after which the rest is left to readers, and the pause behind the first; each further pause is twice
-/// as long.
+/// Consecutive failures after which the rest is left to readers, and the pause after the first
+/// failure. Each further pause is twice as long.
 const MAX_FAILURES: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
-/// How long the landmark waits for the server's answer.
+/// How long the files before the landmark wait for the server's answer.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// A layer of the image that is mounted.
+/// A mounted layer of the image.
 #[derive(Debug, Clone)]
 pub(super) struct Arrival {
     pub(super) place: u32,
@@ -47,43 +49,44 @@ pub(super) struct Arrival {
     pub(super) gone: CancellationToken,
 }
 
-/// How many announcements of layers were dealt with; nothing while the server is asked.
+/// How many announcements of layers have been processed, or that the server has not answered yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Status {
     Asking,
     Done(u64),
 }
 
-/// Where a layer stands in line for what its image's profile says.
+/// The right to wait until the files of a layer's profile have been fetched.
 #[derive(Debug)]
-pub struct Turn {
+pub struct PrefetchGate {
     pub(super) status: watch::Receiver<Status>,
     pub(super) announcement: u64,
 }
 
 /// The work for one image.
-pub(super) struct Ahead {
+pub(super) struct ProfileFetch {
     pub(super) key: Key,
-    /// How many layers the image has.
+    /// The number of layers that the image has.
     pub(super) layers: u32,
-    pub(super) oracle: Oracle,
+    pub(super) source: ProfileSource,
     pub(super) limit: u64,
     pub(super) progress: Arc<Progress>,
     pub(super) status: watch::Sender<Status>,
     pub(super) arrivals: mpsc::UnboundedReceiver<Vec<Arrival>>,
 }
 
-/// What is wanted, of which layers.
+/// The files to fetch, by layer.
 #[derive(Default)]
 struct Work {
     layers: HashMap<u32, Arrival>,
     queue: Queue,
-    /// Of each file its layer and its chunks that are still missing.
+    /// By file: its layer, its ID and the number of its missing chunks.
     left: HashMap<u32, (u32, FileId, usize)>,
 }
 
-impl Turn {
-    /// Waits until the layer's files are here that its profile names. Not for a server that says nothing.
+impl PrefetchGate {
+    /// Waits until the files that the profile names in this layer have arrived. Does not wait long
+    /// for a silent server.
     pub(crate) async fn pass(mut self) {
         let answered = self.status.wait_for(|status| *status != Status::Asking);
         if !matches!(tokio::time::timeout(PATIENCE, answered).await, Ok(Ok(_))) {
@@ -91,14 +94,14 @@ impl Turn {
         }
         let announcement = self.announcement;
         let is_done = |status: &Status| matches!(status, Status::Done(dealt_with) if *dealt_with >= announcement);
-        // An error: nobody is at it any more.
+        // An error means that the fetch has ended.
         let _ended = self.status.wait_for(is_done).await;
     }
 }
 
-impl Ahead {
+impl ProfileFetch {
     pub(super) async fn run(mut self) {
-        let Some(profile) = self.ask().await else {
+        let Some(profile) = self.request_profile().await else {
             self.progress.set(State::None);
             return;
         };
@@ -123,9 +126,9 @@ impl Ahead {
         );
     }
 
-    async fn ask(&self) -> Option<Arc<Profile>> {
+    async fn request_profile(&self) -> Option<Arc<Profile>> {
         let Key { stack, workload } = &self.key;
-        let answer = self.oracle.ask(&self.key).await;
+        let answer = self.source.profile(&self.key).await;
         let count = |outcome| {
             metrics()
                 .agent_profiles
@@ -136,12 +139,12 @@ impl Ahead {
             Ok(bytes) => bytes,
             Err(upstream::Error::NotFound) => {
                 count("none");
-                tracing::debug!(%stack, %workload, server = self.progress.server(), "there is no profile");
+                tracing::debug!(%stack, %workload, server = self.progress.server(), "no profile for the image");
                 return None;
             }
             Err(error) => {
                 count("failed");
-                tracing::warn!(%stack, %workload, server = self.progress.server(), %error, "the profile could not be had");
+                tracing::warn!(%stack, %workload, server = self.progress.server(), %error, "profile not fetched");
                 return None;
             }
         };
@@ -156,13 +159,13 @@ impl Ahead {
             Ok(profile) => Some(Arc::new(profile)),
             Err(error) => {
                 count("failed");
-                tracing::warn!(%stack, %workload, server = self.progress.server(), error, "what was given is no profile");
+                tracing::warn!(%stack, %workload, server = self.progress.server(), error, "profile not understood");
                 None
             }
         }
     }
 
-    /// Fetches until all is here of all layers, or no more of them come.
+    /// Fetches until all files of all layers have arrived, or no further layers come.
     async fn fetch(&mut self, profile: &Arc<Profile>) {
         let mut work = Work::default();
         let mut running = JoinSet::new();
@@ -186,7 +189,7 @@ impl Ahead {
                 if self.progress.bytes() + bytes > self.limit
                     || !arrival.layer.fetcher().cache().has_room()
                 {
-                    tracing::info!(stack = %self.key.stack, "the rest of the profile is fetched when it is read");
+                    tracing::info!(stack = %self.key.stack, "limit reached; the rest of the profile is not prefetched");
                     work.queue.clear();
                     break;
                 }
@@ -196,7 +199,7 @@ impl Ahead {
             }
             let is_idle = running.is_empty();
             if is_idle {
-                // Nobody may be waiting.
+                // It is not a failure if nobody waits.
                 let _unheard = self.status.send(Status::Done(dealt_with));
                 if work.layers.contains_key(&(self.layers.saturating_sub(1))) {
                     return;
@@ -212,11 +215,11 @@ impl Ahead {
                             work.landed(&run, &self.progress);
                         }
                         Err(FetchError::Wrong(_)) => {}
-                        // The request has logged what went wrong.
+                        // The request has logged the error.
                         Err(_logged) if failures < MAX_FAILURES => {
                             tokio::time::sleep(FIRST_PAUSE * (1 << failures)).await;
                             failures += 1;
-                            work.queue.add(run.layer, run.wishes);
+                            work.queue.add(run.layer, run.chunks);
                         }
                         Err(_logged) => return,
                     }
@@ -262,21 +265,21 @@ impl Work {
     }
 
     fn landed(&mut self, run: &Run, progress: &Progress) {
-        for wish in &run.wishes {
-            let Some((place, id, left)) = self.left.get_mut(&wish.file) else {
+        for chunk in &run.chunks {
+            let Some((place, id, left)) = self.left.get_mut(&chunk.file) else {
                 continue;
             };
             *left -= 1;
             if *left == 0 {
                 progress.arrived(*place, *id);
-                self.left.remove(&wish.file);
+                self.left.remove(&chunk.file);
             }
         }
     }
 }
 
 async fn hold(arrival: Arrival, run: Run) -> (Run, Result<(), FetchError>) {
-    let numbers = run.wishes.iter().map(|wish| wish.number);
+    let numbers = run.chunks.iter().map(|chunk| chunk.number);
     let held = arrival
         .gone
         .run_until_cancelled(arrival.layer.hold(numbers, Reason::Profile))
@@ -284,7 +287,7 @@ async fn hold(arrival: Arrival, run: Run) -> (Run, Result<(), FetchError>) {
     (run, held.unwrap_or(Ok(())))
 }
 
-/// `412 by-hand, 30 agents`: how many files each source knows of.
+/// Returns how many files come from each source: `412 by-hand, 30 agents`.
 fn sources(profile: &Profile) -> String {
     let count = |source| {
         profile
@@ -294,10 +297,10 @@ fn sources(profile: &Profile) -> String {
             .count()
     };
     let counted = Source::ALL.map(|source| (count(source), source.name()));
-    let told: Vec<String> = counted
+    let named: Vec<String> = counted
         .iter()
         .filter(|(count, _)| *count > 0)
         .map(|(count, name)| format!("{count} {name}"))
         .collect();
-    told.join(", ")
+    named.join(", ")
 }

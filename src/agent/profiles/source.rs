@@ -1,5 +1,5 @@
-//! Who knows what an image's containers read: the Starlift server that gave it, or a profile that refers to it wherever
-//! it lies.
+//! The source of an image's profile: the Starlift server that served the image, or a profile in the
+//! registry that refers to the image.
 
 use bytes::Bytes;
 
@@ -11,7 +11,7 @@ use crate::profile::{MAX_PROFILE_BYTES, Stack, Workload, artifact};
 use crate::upstream::{Error, Peer, Source};
 
 #[derive(Debug, Clone)]
-pub(in crate::agent) enum Oracle {
+pub(in crate::agent) enum ProfileSource {
     Server(Peer),
     /// Takes a request for the manifest, one more for an index, and three for the profile.
     Referrers {
@@ -21,8 +21,8 @@ pub(in crate::agent) enum Oracle {
     },
 }
 
-impl Oracle {
-    /// For people.
+impl ProfileSource {
+    /// Returns the source's name, for people.
     pub(super) fn name(&self) -> String {
         match self {
             Self::Server(peer) => peer.host(),
@@ -30,11 +30,11 @@ impl Oracle {
         }
     }
 
-    /// The profile's document.
+    /// Returns the profile's document.
     ///
     /// # Errors
-    /// [`Error::NotFound`] where there is none; others when it cannot be had.
-    pub(super) async fn ask(&self, key: &Key) -> Result<Bytes, Error> {
+    /// [`Error::NotFound`] if there is no profile, other errors if it cannot be fetched.
+    pub(super) async fn profile(&self, key: &Key) -> Result<Bytes, Error> {
         match self {
             Self::Server(peer) => {
                 let workload = String::from(key.workload.clone());
@@ -52,7 +52,7 @@ impl Oracle {
                 reference,
             } => {
                 let image = image(source, repository, reference).await?;
-                // The tag may have moved on since the layers were mounted.
+                // The tag may have moved since the layers were mounted.
                 if stack_of(&image).as_ref() != Some(&key.stack) {
                     return Err(Error::NotFound);
                 }
@@ -62,7 +62,8 @@ impl Oracle {
     }
 }
 
-/// The manifest of the image, that of this machine's platform among several.
+/// Returns the manifest of the image. If the reference names an index, the manifest for this
+/// machine's platform.
 async fn image(
     source: &Source,
     repository: &Repository,
@@ -93,7 +94,8 @@ fn stack_of(image: &Manifest) -> Option<Stack> {
     Some(Stack::of(image.layers.iter().map(|layer| &layer.digest)))
 }
 
-/// The newest profile of the workload that refers to the image; that of the default workload where there is no other.
+/// Returns the newest profile of the workload that refers to the image, or else that of the default
+/// workload.
 async fn referring(
     source: &Source,
     repository: &Repository,

@@ -1,0 +1,54 @@
+//! The agent's two mounts. Both show every layer. A snapshot uses one of them.
+//!
+//! overlayfs requests its own attributes (`trusted.overlay.metacopy`, `.opaque`, `.redirect`) from
+//! a lower layer when it first sees a file, once for each container, and the kernel caches none of
+//! FUSE's answers. After an answer of ENOSYS the kernel sends a connection no more GETXATTR
+//! requests (kernel, fs/fuse/xattr.c). An image whose layers have no extended attribute is
+//! therefore read through a separate connection.
+
+use std::path::{Path, PathBuf};
+
+/// One of the two mounts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LayerMount {
+    /// Answers requests for extended attributes.
+    Full,
+    /// Has no extended attributes.
+    NoXattr,
+}
+
+impl LayerMount {
+    pub const ALL: [Self; 2] = [Self::Full, Self::NoXattr];
+
+    /// The directory on which the layers are mounted.
+    pub fn directory(self, root: &Path) -> PathBuf {
+        root.join(match self {
+            Self::Full => "lazy",
+            Self::NoXattr => "lazy-noxattr",
+        })
+    }
+
+    /// The file with the kernel's INIT request.
+    pub(super) fn saved_init(self, root: &Path) -> PathBuf {
+        root.join(match self {
+            Self::Full => "init",
+            Self::NoXattr => "init-noxattr",
+        })
+    }
+
+    /// The name under which the fd store keeps the FUSE device.
+    pub(super) fn device_name(self) -> &'static str {
+        match self {
+            Self::Full => "fuse",
+            Self::NoXattr => "fuse-noxattr",
+        }
+    }
+
+    /// The name under which the fd store keeps the clone of the mount.
+    pub(super) fn clone_name(self) -> &'static str {
+        match self {
+            Self::Full => "mount",
+            Self::NoXattr => "mount-noxattr",
+        }
+    }
+}
