@@ -147,24 +147,19 @@ impl Config {
                 "reorder needs other diff-ids: estargz-external-toc keeps them".to_owned(),
             ));
         }
-        Ok(Options {
-            layout: match self.layout {
+        Ok(Options::default()
+            .with_layout(match self.layout {
                 Layout::SourceFirst => estargz::write::Layout::SourceFirst,
                 Layout::Classic => estargz::write::Layout::Classic,
-            },
-            compression: self.compression()?,
-            chunk_size,
-            min_chunk_size: chunk_bytes("min_chunk_size", self.min_chunk_size)?,
-            toc: match self.format {
+            })
+            .with_compression(self.compression()?)
+            .with_chunk_size(chunk_size)
+            .with_min_chunk_size(chunk_bytes("min_chunk_size", self.min_chunk_size)?)
+            .with_toc(match self.format {
                 Format::Estargz | Format::Zstdchunked => TocPlacement::Inside,
                 Format::EstargzExternalToc => TocPlacement::External,
-            },
-            limits: Limits {
-                max_source_bytes: self.max_unpacked_size.as_u64(),
-                ..Limits::default()
-            },
-            ..Options::default()
-        })
+            })
+            .with_limits(Limits::default().with_max_source_bytes(self.max_unpacked_size.as_u64())))
     }
 
     fn compression(&self) -> Result<Compression, Error> {

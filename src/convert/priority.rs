@@ -112,17 +112,13 @@ pub fn write_prioritized(
     let source = spool(tar, options.limits.max_source_bytes)?;
     let reordered = reorder(source.file, prioritized)?;
     let missing = reordered.missing().to_vec();
-    let options = Options {
-        layout: Layout::Classic,
-        landmark: Landmark::InSource,
-        ..options.clone()
-    };
-    let written = write::write(reordered, out, &options, pool)?;
-    let written = Written {
-        source_diff_id: source.digest,
-        source_size: source.size,
-        ..written
-    };
+    let options = options
+        .clone()
+        .with_layout(Layout::Classic)
+        .with_landmark(Landmark::InSource);
+    let mut written = write::write(reordered, out, &options, pool)?;
+    written.source_diff_id = source.digest;
+    written.source_size = source.size;
     Ok(Prioritized { written, missing })
 }
 
@@ -197,14 +193,8 @@ mod tests {
 
     #[test]
     fn a_bomb_stops_at_the_limit() {
-        let limits = write::Limits {
-            max_source_bytes: 1 << 20,
-            ..write::Limits::default()
-        };
-        let options = Options {
-            limits,
-            ..Options::default()
-        };
+        let limits = write::Limits::default().with_max_source_bytes(1 << 20);
+        let options = Options::default().with_limits(limits);
         let pool = Pool::new(NonZeroUsize::MIN, 1 << 20);
         let bomb = std::io::repeat(0);
         let error =

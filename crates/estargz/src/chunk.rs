@@ -1,19 +1,20 @@
-//! A piece of a file: where it lies in the blob, and the only way from those bytes to content.
+//! A piece of a file: its place in the blob, and the only way from those bytes to content.
 
 use std::io::{self, Read};
 use std::ops::Range;
 
 use crate::codec::{Codec, ZSTD_WINDOW_LOG_MAX};
 use crate::digest::Digest;
-use crate::toc::MAX_CHUNK_BYTES;
+use crate::limits::MAX_CHUNK_BYTES;
 
 /// A piece of a regular file, as a verified TOC describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Chunk {
-    /// Bytes of the blob to fetch: from the start of the chunk's member to where the next content begins.
-    /// Empty for a hole. Never longer than the chunk's size can need, whatever a TOC says.
+    /// Bytes of the blob to fetch: from the start of the chunk's member to where the next content
+    /// begins. Empty for a hole. Never longer than the chunk's size can need, even if the TOC
+    /// claims more.
     pub range: Range<u64>,
-    /// Bytes to skip in what the range inflates to.
+    /// Bytes to skip in the inflated range.
     pub inner_offset: u64,
     /// Where the chunk begins in its file.
     pub file_offset: u64,
@@ -25,12 +26,13 @@ pub struct Chunk {
     pub codec: Codec,
 }
 
-/// Bytes that a member may take beyond its share of what it holds: headers with names, and the empty blocks of encoders
-/// that flush often.
+/// Bytes that a member may take beyond its compressed content: headers with names, and the empty
+/// blocks of encoders that flush often.
 const MEMBER_SLACK: u64 = 64 << 10;
 
-/// Most bytes of a blob in which `inflated` bytes of content can lie. Fixed Huffman codes, the worst that deflate has for
-/// what cannot be shrunk, take nine bits for a byte; stored blocks and zstd take less.
+/// Returns the most bytes of a blob that `inflated` bytes of content can take. Fixed Huffman codes,
+/// the worst case of deflate for incompressible content, take nine bits for a byte; stored blocks
+/// and zstd take less.
 pub(crate) fn member_bound(inflated: u64) -> u64 {
     inflated
         .saturating_add(inflated / 8)
@@ -41,23 +43,42 @@ pub(crate) fn member_bound(inflated: u64) -> u64 {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChunkError {
-    #[error("the chunk cannot be inflated: {0}")]
+    /// The bytes are not valid gzip or zstd.
+    #[error("chunk cannot be inflated")]
     Inflate(#[source] io::Error),
-    #[error("the member ends before the chunk: {got} of {size} bytes")]
-    Short { got: u64, size: u64 },
-    #[error("the content's digest is {actual}, the TOC says {expected}")]
-    Digest { expected: Digest, actual: Digest },
-    #[error("{got} bytes were given for a chunk that takes {wanted}")]
-    WrongRange { got: u64, wanted: u64 },
+    /// The member ends before the chunk does.
+    #[error("member ends after {got} of the {size} bytes of the chunk")]
+    Short {
+        /// Bytes of content in the member.
+        got: u64,
+        /// Bytes of the chunk.
+        size: u64,
+    },
+    /// The content has another digest.
+    #[error("content has the digest {actual}, the TOC has {expected}")]
+    Digest {
+        /// The expected digest.
+        expected: Digest,
+        /// The actual digest.
+        actual: Digest,
+    },
+    /// The bytes are not those of the range.
+    #[error("{got} bytes given for a chunk that needs {wanted}")]
+    WrongRange {
+        /// Bytes that were given.
+        got: u64,
+        /// Bytes that are needed.
+        wanted: u64,
+    },
 }
 
 impl Chunk {
-    /// Most bytes that [`Chunk::decode`] holds in memory, those of the range included.
+    /// Returns the most bytes that [`Chunk::decode`] holds in memory, including those of the range.
     pub fn decoding_bytes(&self) -> u64 {
         let member = self.range.end.saturating_sub(self.range.start);
         let window = match self.codec {
             Codec::Gzip => 0,
-            // A frame may refer to all that came before in it, up to its window.
+            // A frame may refer to everything before in it, up to its window.
             Codec::Zstd => self
                 .inner_offset
                 .saturating_add(self.size)
@@ -66,10 +87,11 @@ impl Chunk {
         member.saturating_add(self.size).saturating_add(window)
     }
 
-    /// The content of the chunk, from the blob's bytes at [`Chunk::range`]; it has the TOC's digest.
+    /// Inflates the blob's bytes at [`Chunk::range`] and returns the content, which has the digest
+    /// of the TOC.
     ///
     /// # Errors
-    /// When the bytes do not inflate to that content.
+    /// If the bytes do not inflate to that content.
     pub fn decode(&self, member: &[u8]) -> Result<Vec<u8>, ChunkError> {
         let mut content = Vec::new();
         self.decode_into(member, &mut content)?;
@@ -79,7 +101,7 @@ impl Chunk {
     /// As [`Chunk::decode`], into a buffer that is cleared first and is empty after an error.
     ///
     /// # Errors
-    /// When the bytes do not inflate to the content the TOC names.
+    /// If the bytes do not inflate to the content of the TOC.
     pub fn decode_into(&self, member: &[u8], content: &mut Vec<u8>) -> Result<(), ChunkError> {
         content.clear();
         let result = self
@@ -103,7 +125,7 @@ impl Chunk {
         }
     }
 
-    /// The buffer holds what is really inflated: a size in a TOC is a claim.
+    /// The buffer grows with the inflated bytes, because a size in a TOC is only a claim.
     fn inflate(&self, member: &[u8], content: &mut Vec<u8>) -> Result<(), ChunkError> {
         let Some(expected) = self.digest else {
             return io::repeat(0)
@@ -118,7 +140,8 @@ impl Chunk {
             &mut io::sink(),
         )
         .map_err(ChunkError::Inflate)?;
-        // Untouched room costs no memory; a vector that doubles would keep up to twice the content.
+        // Untouched capacity costs no memory. A vector that doubles would keep up to twice the
+        // content.
         content.reserve_exact(usize::try_from(self.size.min(MAX_CHUNK_BYTES)).unwrap_or_default());
         decoder
             .take(self.size)
@@ -172,6 +195,11 @@ mod tests {
                 .unwrap(),
             b"content"
         );
+    }
+
+    #[cfg(feature = "zstd")]
+    #[test]
+    fn a_chunk_in_the_middle_of_a_frame_is_cut_out() {
         let member = zstd::encode_all(&b"headers content padding"[..], 3).unwrap();
         assert_eq!(
             chunk(&member, 8, b"content", Codec::Zstd)
@@ -182,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_after_the_chunk_are_not_looked_at() {
+    fn bytes_after_the_chunk_are_ignored() {
         let member = [gzip(b"content"), gzip(b"headers"), b"garbage".to_vec()].concat();
         assert_eq!(
             chunk(&member, 0, b"content", Codec::Gzip)
@@ -219,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_size_beyond_memory_costs_only_what_is_there() {
+    fn a_huge_size_allocates_only_for_the_bytes_that_exist() {
         let member = gzip(b"content");
         let wanted = Chunk {
             size: u64::MAX,
@@ -265,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bound_of_a_member_holds_for_what_cannot_be_shrunk() {
+    fn the_bound_of_a_member_holds_for_incompressible_content() {
         for size in [0, 1, 1000, 1 << 20] {
             let mut state = 1_u64;
             let content: Vec<u8> = (0..size)
@@ -278,6 +306,7 @@ mod tests {
                 .collect();
             let bound = member_bound(content.len() as u64);
             assert!(gzip(&content).len() as u64 <= bound);
+            #[cfg(feature = "zstd")]
             assert!(zstd::encode_all(&content[..], 1).unwrap().len() as u64 <= bound);
         }
         assert_eq!(member_bound(u64::MAX), u64::MAX);

@@ -1,4 +1,4 @@
-//! SHA-256 sums, the only digests the format knows.
+//! SHA-256 digests, the only digests of the format.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,13 +6,13 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
-/// A SHA-256 sum; prints and parses as `sha256:` and 64 lower-case hex digits.
+/// A SHA-256 digest. It prints and parses as `sha256:` and 64 lower-case hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest([u8; 32]);
 
 /// The text is not `sha256:` followed by 64 lower-case hex digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a digest is sha256: and 64 lower-case hex digits")]
+#[error("digest is not sha256: and 64 lower-case hex digits")]
 pub struct ParseDigestError;
 
 impl Digest {
@@ -21,10 +21,12 @@ impl Digest {
         Self(Sha256::digest(bytes).into())
     }
 
+    /// A digest that was computed elsewhere.
     pub const fn from_bytes(sum: [u8; 32]) -> Self {
         Self(sum)
     }
 
+    /// The 32 bytes of the digest.
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }

@@ -1,21 +1,30 @@
-//! One entry of a TOC, field by field as the reference writes it (stargz-snapshotter, docs/estargz.md, "TOC").
+//! One entry of a TOC, field by field as the reference writes it (stargz-snapshotter,
+//! docs/estargz.md, "TOC").
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// What an entry is; `Chunk` continues the regular file before it.
+/// The type of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EntryKind {
+    /// A directory.
     Dir,
+    /// A regular file.
     #[default]
     Reg,
+    /// A symbolic link.
     Symlink,
+    /// A hard link to another entry.
     Hardlink,
+    /// A character device.
     Char,
+    /// A block device.
     Block,
+    /// A FIFO.
     Fifo,
+    /// Continues the regular file before it.
     Chunk,
 }
 
@@ -23,8 +32,9 @@ pub enum EntryKind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Entry {
-    /// The name as it stands in the tar; bytes that are not UTF-8 are U+FFFD here and exact in `raw_name`.
+    /// The name as in the tar. Bytes that are not UTF-8 are U+FFFD here and exact in `raw_name`.
     pub name: String,
+    /// The type.
     #[serde(rename = "type")]
     pub kind: EntryKind,
     /// Bytes of a regular file's content.
@@ -33,18 +43,22 @@ pub struct Entry {
     /// RFC 3339, UTC, whole seconds; empty for the zero time.
     #[serde(rename = "modtime", default, skip_serializing_if = "is_default")]
     pub mod_time: String,
+    /// The target of a symbolic or hard link.
     #[serde(default, skip_serializing_if = "is_default")]
     pub link_name: String,
     /// The tar header's mode: permission bits, set-uid, set-gid and sticky.
     #[serde(default, skip_serializing_if = "is_default")]
     pub mode: i64,
+    /// The owner.
     #[serde(default, skip_serializing_if = "is_default")]
     pub uid: i64,
+    /// The group.
     #[serde(default, skip_serializing_if = "is_default")]
     pub gid: i64,
-    /// Empty when it is the name the last entry with this `uid` had.
+    /// Empty if the last entry with this `uid` had the same name.
     #[serde(default, skip_serializing_if = "is_default")]
     pub user_name: String,
+    /// Empty if the last entry with this `gid` had the same name.
     #[serde(default, skip_serializing_if = "is_default")]
     pub group_name: String,
     /// Where the member that holds the content, or this chunk of it, begins in the blob.
@@ -53,10 +67,13 @@ pub struct Entry {
     /// Bytes to skip in the inflated member.
     #[serde(default, skip_serializing_if = "is_default")]
     pub inner_offset: u64,
+    /// The major number of a device.
     #[serde(default, skip_serializing_if = "is_default")]
     pub dev_major: i64,
+    /// The minor number of a device.
     #[serde(default, skip_serializing_if = "is_default")]
     pub dev_minor: i64,
+    /// The number of names. The reference writes it, this crate does not.
     #[serde(rename = "NumLink", default, skip_serializing_if = "is_default")]
     pub num_link: i64,
     /// Extended attributes; values are base64 in the JSON.
@@ -69,21 +86,23 @@ pub struct Entry {
     /// Digest of the whole content, on the file's first entry.
     #[serde(default, skip_serializing_if = "is_default")]
     pub digest: String,
+    /// Where the chunk begins in its file.
     #[serde(default, skip_serializing_if = "is_default")]
     pub chunk_offset: u64,
     /// Bytes of this chunk; zero means "to the end of the file".
     #[serde(default, skip_serializing_if = "is_default")]
     pub chunk_size: u64,
+    /// Digest of this chunk.
     #[serde(default, skip_serializing_if = "is_default")]
     pub chunk_digest: String,
-    /// Our extension, which the reference ignores: the exact name, base64, where `name` could not hold it.
+    /// An extension that other readers ignore: the exact name, base64, if it is not UTF-8.
     #[serde(
         default,
         with = "base64_option",
         skip_serializing_if = "Option::is_none"
     )]
     pub raw_name: Option<Vec<u8>>,
-    /// Our extension: the exact link target, base64, where `link_name` could not hold it.
+    /// An extension that other readers ignore: the exact link target, base64, if it is not UTF-8.
     #[serde(
         default,
         with = "base64_option",

@@ -1,4 +1,5 @@
-//! The last bytes of a blob, which say where its TOC is. Writing and reading of every form in use.
+//! Reads and writes the footer: the last bytes of a blob, with the position of its TOC. All forms
+//! in use.
 
 use std::ops::Range;
 
@@ -8,13 +9,15 @@ use crate::codec::Codec;
 const GZIP_LEN: usize = 51;
 /// Length of the footer of the older stargz, whose extra field has no subfield header.
 const LEGACY_LEN: usize = 47;
-/// Length of the footer that says the TOC is another blob.
+/// Length of the footer of a blob whose TOC is a separate blob.
 const EXTERNAL_LEN: usize = 46;
 /// Length of the zstd:chunked footer, without the header of the skippable frame around it.
 const ZSTD_LEN: usize = 40;
-/// Length of the zstd:chunked footer that also names tar-split data (containers/storage since 2024).
+/// Length of the zstd:chunked footer that also names tar-split data (containers/storage since
+/// 2024).
 const ZSTD_TAR_SPLIT_LEN: usize = 64;
-/// Magic and little-endian length, before the payload of a skippable zstd frame (RFC 8878, section 3.1.2).
+/// Magic and little-endian length, before the payload of a skippable zstd frame (RFC 8878, section
+/// 3.1.2).
 pub(crate) const SKIPPABLE_HEADER: usize = 8;
 /// The longest footer: the newer zstd:chunked one within its skippable frame.
 const MAX_LEN: usize = ZSTD_TAR_SPLIT_LEN + SKIPPABLE_HEADER;
@@ -28,39 +31,55 @@ const EXTERNAL: &[u8] = b"STARGZEXTERNALTOC";
 const SKIPPABLE_MAGIC: [u8; 4] = [0x50, 0x2a, 0x4d, 0x18];
 /// As stargz-snapshotter and the first containers/storage write it.
 const ZSTD_MAGIC: [u8; 8] = *b"GnUlInUx";
-/// As containers/storage writes it now.
+/// As containers/storage has written it since.
 const ZSTD_MAGIC_NEWER: [u8; 8] = *b"GNUlInUx";
 /// The only kind of zstd:chunked manifest: a TOC in JSON.
 const ZSTD_MANIFEST_CRFS: u64 = 1;
 
-/// Why the end of a blob is no footer.
+/// Why the end of a blob is not a footer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FooterError {
-    #[error("the blob does not end with a footer of eStargz, stargz or zstd:chunked")]
+    /// There is no footer of a known form.
+    #[error("blob does not end with a footer of eStargz, stargz or zstd:chunked")]
     NotAFooter,
-    #[error("{got} bytes are not the tail of a blob of {blob_size} bytes: {wanted} are needed")]
+    /// The bytes are not those of [`tail_range`].
+    #[error("{got} bytes given for the tail of a blob of {blob_size} bytes, {wanted} needed")]
     WrongTail {
+        /// Bytes that were given.
         got: usize,
+        /// Bytes that are needed.
         wanted: u64,
+        /// Bytes of the blob.
         blob_size: u64,
     },
+    /// The footer refers to bytes outside the blob.
     #[error(
-        "the footer puts the TOC at bytes {start} to {end}, outside the blob's first {limit} bytes"
+        "footer places the TOC at bytes {start} to {end}, outside the first {limit} bytes of the blob"
     )]
-    TocOutside { start: u64, end: u64, limit: u64 },
-    #[error("the footer names a zstd:chunked manifest of the unknown type {0}")]
+    TocOutside {
+        /// The first byte of the TOC.
+        start: u64,
+        /// The byte after the TOC.
+        end: u64,
+        /// The end of the part of the blob that the TOC can be in.
+        limit: u64,
+    },
+    /// A zstd:chunked footer refers to a manifest of another type than a TOC.
+    #[error("footer has a zstd:chunked manifest of the unknown type {0}")]
     UnknownManifest(u64),
 }
 
-/// Which footer it is.
+/// The form of a footer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Form {
+    /// eStargz with the TOC in the blob.
     Estargz,
     /// The format before eStargz; its TOC may lack digests.
     LegacyStargz,
-    /// eStargz whose TOC is a blob of its own.
+    /// eStargz with the TOC in a separate blob.
     ExternalToc,
+    /// zstd:chunked.
     ZstdChunked,
 }
 
@@ -74,7 +93,7 @@ pub struct Footer {
     toc_json_size: Option<u64>,
 }
 
-/// The bytes of a blob that [`Footer::parse`] wants.
+/// The bytes of a blob that [`Footer::parse`] needs.
 pub fn tail_range(blob_size: u64) -> Range<u64> {
     blob_size.saturating_sub(MAX_LEN as u64)..blob_size
 }
@@ -83,7 +102,7 @@ impl Footer {
     /// Reads the footer from `tail`, which is the bytes of [`tail_range`].
     ///
     /// # Errors
-    /// When there is none, or when it points outside the blob.
+    /// If there is none, or if it points outside the blob.
     pub fn parse(tail: &[u8], blob_size: u64) -> Result<Self, FooterError> {
         let range = tail_range(blob_size);
         let wanted = range.end - range.start;
@@ -99,16 +118,17 @@ impl Footer {
             .unwrap_or(Err(FooterError::NotAFooter))
     }
 
+    /// The form of the footer.
     pub fn form(&self) -> Form {
         self.form
     }
 
-    /// The bytes that hold the TOC; `None` when it is a blob of its own.
+    /// The bytes of the TOC; `None` if it is a separate blob.
     pub fn toc_range(&self) -> Option<Range<u64>> {
         self.toc.clone()
     }
 
-    /// Where the members of the files end: no chunk reaches beyond.
+    /// Where the members of the files end. No chunk extends past it.
     pub fn payload_end(&self) -> u64 {
         self.payload_end
     }
@@ -118,7 +138,7 @@ impl Footer {
         self.start
     }
 
-    /// Length of the TOC's JSON, where the footer says it (zstd:chunked).
+    /// Length of the TOC's JSON, if the footer has it (zstd:chunked).
     pub fn toc_json_size(&self) -> Option<u64> {
         self.toc_json_size
     }
@@ -145,13 +165,13 @@ pub fn gzip(toc_offset: u64) -> [u8; GZIP_LEN] {
     ])
 }
 
-/// The footer of a blob whose TOC is a blob of its own.
+/// The footer of a blob whose TOC is a separate blob.
 pub fn external() -> [u8; EXTERNAL_LEN] {
     concat(&[&GZIP_HEAD, &[21, 0], b"SG", &[17, 0], EXTERNAL, &GZIP_END])
 }
 
-/// The zstd:chunked footer, to be put in a skippable frame. `toc_offset` is where the TOC's own zstd frame begins,
-/// behind its skippable header; `compressed` and `raw` are its lengths.
+/// The zstd:chunked footer, to be put in a skippable frame. `toc_offset` is where the zstd frame of
+/// the TOC begins, after its skippable header; `compressed` and `raw` are its lengths.
 pub fn zstd_chunked(toc_offset: u64, compressed: u64, raw: u64) -> [u8; ZSTD_LEN] {
     let [offset, compressed, raw, kind] =
         [toc_offset, compressed, raw, ZSTD_MANIFEST_CRFS].map(u64::to_le_bytes);
@@ -198,7 +218,8 @@ fn parse_gzip(tail: &[u8], blob_size: u64) -> Option<Result<Footer, FooterError>
     }))
 }
 
-/// The extra field of a footer that is an empty gzip member; modification time, flags and system may be anything.
+/// Returns the extra field of a footer that is an empty gzip member. Modification time, flags and
+/// system are ignored.
 fn extra_field(member: &[u8], len: u8) -> Option<&[u8]> {
     let (head, rest) = member.split_at_checked(GZIP_HEAD.len())?;
     let rest = rest.strip_prefix(&[len, 0])?;
@@ -241,7 +262,7 @@ fn hex_value(digit: u8) -> u64 {
     })
 }
 
-/// The non-empty range `start..end`, if it lies below `limit`.
+/// Returns the non-empty range `start..end` if it is below `limit`.
 fn within(start: u64, end: Option<u64>, limit: u64) -> Result<Range<u64>, FooterError> {
     let end = end.unwrap_or(u64::MAX);
     if start < end && end <= limit {
@@ -281,7 +302,7 @@ fn parse_zstd(tail: &[u8], blob_size: u64) -> Option<Result<Footer, FooterError>
     )
 }
 
-/// The last `len` bytes, if they are the payload of a skippable frame.
+/// Returns the last `len` bytes if they are the payload of a skippable frame.
 fn skippable_payload(tail: &[u8], len: usize) -> Option<&[u8]> {
     let frame = &tail[tail.len().checked_sub(len + SKIPPABLE_HEADER)?..];
     let (header, payload) = frame.split_at(SKIPPABLE_HEADER);

@@ -12,6 +12,7 @@ use super::{Args, Part};
 use crate::cli::failure::Failure;
 use crate::cli::report::Kind;
 use crate::convert::Inflate;
+use crate::telemetry::log;
 
 /// Bytes hashed at once.
 const HASH_PIECE: usize = 1 << 20;
@@ -72,14 +73,12 @@ pub(super) async fn verify_blob(name: String, file: File, claims: Claims) -> Res
 }
 
 fn check(file: &File, claims: &Claims) -> Result<(String, Vec<String>), VerifyError> {
-    let expected = Expected {
-        toc_digest: claims.toc_digest,
-        external_toc: claims.external_toc.as_deref(),
-        diff_id: claims.diff_id,
-        source_diff_id: claims.source.map(|source| source.diff_id),
-        source_size: claims.source.map(|source| source.size),
-        ..Expected::default()
-    };
+    let expected = Expected::default()
+        .with_toc_digest(claims.toc_digest)
+        .with_external_toc(claims.external_toc.as_deref())
+        .with_diff_id(claims.diff_id)
+        .with_source_diff_id(claims.source.map(|source| source.diff_id))
+        .with_source_size(claims.source.map(|source| source.size));
     match verify::blob(file, &expected) {
         Ok(report) => match claims
             .against
@@ -90,11 +89,7 @@ fn check(file: &File, claims: &Claims) -> Result<(String, Vec<String>), VerifyEr
             Some(source) => {
                 let report = verify::blob(
                     file,
-                    &Expected {
-                        source_diff_id: None,
-                        source_size: None,
-                        ..expected
-                    },
+                    &expected.with_source_diff_id(None).with_source_size(None),
                 )?;
                 let what = format!("{}, its tree against the source's", described(&report));
                 Ok((
@@ -107,7 +102,7 @@ fn check(file: &File, claims: &Claims) -> Result<(String, Vec<String>), VerifyEr
             plain(file, claims)
         }
         Err(error @ (VerifyError::Footer(_) | VerifyError::Toc(_))) => {
-            Ok(("broken".to_owned(), vec![error.to_string()]))
+            Ok(("broken".to_owned(), vec![log::chain(&error)]))
         }
         Err(error) => Err(error),
     }
@@ -122,10 +117,7 @@ fn begins_with_source(report: &Report, claims: &Claims) -> bool {
 
 /// What differs between the file trees of the layer and its source.
 fn against(file: &File, claims: &Claims, mut source: &File) -> Vec<String> {
-    let expected = Expected {
-        external_toc: claims.external_toc.as_deref(),
-        ..Expected::default()
-    };
+    let expected = Expected::default().with_external_toc(claims.external_toc.as_deref());
     let tar = io::Seek::rewind(&mut source)
         .and_then(|()| Inflate::new(BufReader::with_capacity(HASH_PIECE, source)));
     let compared = match tar {
@@ -134,7 +126,7 @@ fn against(file: &File, claims: &Claims, mut source: &File) -> Vec<String> {
     };
     match compared {
         Ok(findings) => findings.iter().map(ToString::to_string).collect(),
-        Err(error) => vec![error.to_string()],
+        Err(error) => vec![log::chain(&error)],
     }
 }
 

@@ -161,11 +161,9 @@ impl<'a> Blobs<'a> {
             }
         };
         let section = self.piece(piece)?;
-        let limits = Limits {
-            max_compressed_bytes: MAX_PIECE,
-            max_json_bytes: MAX_TOC,
-            ..Limits::default()
-        };
+        let limits = Limits::default()
+            .with_max_compressed_bytes(MAX_PIECE)
+            .with_max_json_bytes(MAX_TOC);
         let toc = UnverifiedToc::parse(&section, &footer, &limits).map_err(io::Error::other)?;
         let digest: estargz::Digest = layer.toc_digest.parse().map_err(io::Error::other)?;
         toc.verify(&digest).map_err(io::Error::other)

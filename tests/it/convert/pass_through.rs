@@ -239,7 +239,7 @@ async fn a_layer_with_paths_through_its_own_symlink_passes_through() {
         last_layer_stays(
             &bench,
             &with_last_layer(&image, layer, None),
-            "below something that is no directory",
+            "below something that is not a directory",
         )
         .await;
     }

@@ -92,10 +92,7 @@ impl Layer {
         flate2::read::MultiGzDecoder::new(&*plain.blob)
             .read_to_end(&mut tar)
             .unwrap();
-        let options = Options {
-            landmark: Landmark::InSource,
-            ..Options::default()
-        };
+        let options = Options::default().with_landmark(Landmark::InSource);
         Self {
             files: plain.files,
             ..Self::written(&tar, &options)
@@ -107,10 +104,9 @@ impl Layer {
     }
 
     fn written(tar: &[u8], options: &Options) -> Self {
-        let options = Options {
-            chunk_size: u32::try_from(CHUNK).unwrap(),
-            ..options.clone()
-        };
+        let options = options
+            .clone()
+            .with_chunk_size(u32::try_from(CHUNK).unwrap());
         let mut blob = Vec::new();
         let pool = Pool::new(NonZeroUsize::MIN, 64 << 20);
         let written = write(tar, &mut blob, &options, &pool).unwrap();

@@ -7,17 +7,17 @@ use super::encoder::{Encoder, Failed};
 use super::{Budget, Shared};
 use crate::digest::Digest;
 
-/// Bytes held against the budget until dropped.
+/// Bytes reserved from the budget until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Reservation {
     shared: Arc<Shared>,
     bytes: usize,
 }
 
-/// Members in the making.
+/// Members before they are compressed.
 #[derive(Debug)]
 pub(crate) struct Batch {
-    /// Longer than what was filled of it: a buffer that comes back is not zeroed again.
+    /// Longer than the filled part, because a reused buffer is not zeroed again.
     data: Vec<u8>,
     filled: usize,
     /// Where each member but the last ends in `data`.
@@ -27,10 +27,10 @@ pub(crate) struct Batch {
     reservation: Reservation,
 }
 
-/// Members as they stand in the blob.
+/// Members as in the blob.
 #[derive(Debug)]
 pub(crate) struct Compressed {
-    /// The members, and then what a buffer that came back held before.
+    /// The members, then old bytes of a reused buffer.
     buffer: Vec<u8>,
     ends: Vec<usize>,
     digests: Vec<Digest>,
@@ -84,7 +84,7 @@ impl Batch {
         self.filled
     }
 
-    /// Bytes that still fit into what was reserved.
+    /// Bytes that still fit into the reservation.
     pub(crate) fn room(&self) -> usize {
         self.room.saturating_sub(self.filled)
     }
@@ -103,7 +103,7 @@ impl Batch {
         self.extend(bytes.len()).copy_from_slice(bytes);
     }
 
-    /// `size` more bytes, to be filled in place: they hold anything.
+    /// Returns `size` more bytes to be filled in place. They have arbitrary content.
     pub(crate) fn extend(&mut self, size: usize) -> &mut [u8] {
         let start = self.filled;
         lengthen(&mut self.data, start, start + size);
@@ -111,7 +111,7 @@ impl Batch {
         &mut self.data[start..self.filled]
     }
 
-    /// Has the last `size` bytes digested; the number of the digest.
+    /// Marks the last `size` bytes as a chunk. Returns the number of its digest.
     pub(crate) fn add_chunk(&mut self, size: usize) -> usize {
         self.chunks.push(self.filled - size..self.filled);
         self.chunks.len() - 1
@@ -124,7 +124,7 @@ impl Batch {
         }
     }
 
-    /// Compresses into `out`, whose content is overwritten; the input's buffer comes back too.
+    /// Compresses into `out`, whose content is overwritten. Returns the buffer of the input too.
     pub(super) fn compress(
         mut self,
         encoder: &mut Encoder,
@@ -159,7 +159,7 @@ impl Compressed {
         &self.buffer[..self.ends.last().copied().unwrap_or(0)]
     }
 
-    /// Where the member begins within [`bytes`](Self::bytes).
+    /// Returns where the member begins within [`bytes`](Self::bytes).
     pub(crate) fn member_start(&self, member: usize) -> usize {
         member
             .checked_sub(1)
@@ -177,14 +177,15 @@ impl Compressed {
     }
 }
 
-/// A buffer for `bytes` of content, or for what becomes of them: content that does not compress grows a little.
+/// The length of a buffer for `bytes` of content, compressed or not: incompressible content grows a
+/// little.
 fn with_slack(bytes: usize) -> usize {
     bytes + bytes / 64 + 4096
 }
 
 /// Makes `buffer` at least `length` bytes long, keeping the first `kept`.
 ///
-/// A new buffer's zero pages come from the system and cost memory only where they are written.
+/// The zero pages of a new buffer cost memory only once they are written.
 pub(super) fn lengthen(buffer: &mut Vec<u8>, kept: usize, length: usize) {
     if buffer.len() >= length {
         return;

@@ -1,17 +1,18 @@
-//! One worker's compressors, kept from member to member: making them costs more than a small file.
+//! The compressors of one worker, reused for all members, because making one takes longer than a
+//! small file.
 
 use libdeflater::{CompressionLvl, Compressor};
 
 use super::batch::lengthen;
 use crate::write::Compression;
 
-/// A TOC becomes about a sixth of its length, and a very short one does not matter.
+/// A TOC shrinks to about a sixth of its length; the length of a very short one does not matter.
 const TEXT_SHRINKS: usize = 3;
 const TEXT_LEAST: usize = 4096;
 
-/// A worker gave up: a panic, or a compressor that refused its input.
+/// A worker failed: it panicked, or a compressor refused its input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a worker thread failed to compress a member")]
+#[error("worker thread failed to compress a member")]
 pub(crate) struct Failed;
 
 #[derive(Default)]
@@ -25,7 +26,7 @@ pub(crate) enum Encoder {
 }
 
 impl Encoders {
-    /// The encoder for `compression`, made at its first use.
+    /// Returns the encoder for `compression`, which is made at its first use.
     pub(super) fn get(&mut self, compression: Compression) -> Result<&mut Encoder, Failed> {
         let position = match self
             .known
@@ -56,9 +57,10 @@ impl Encoder {
         }
     }
 
-    /// Writes `data` as one member to `out` from `at` on, which grows as needed; the member's length.
+    /// Writes `data` as one member to `out` from `at` on, which grows as needed. Returns the length
+    /// of the member.
     ///
-    /// What follows the member in `out` may be anything.
+    /// The bytes after the member in `out` are arbitrary.
     pub(crate) fn encode(
         &mut self,
         data: &[u8],
@@ -73,9 +75,10 @@ impl Encoder {
         self.fill(data, &mut out[at..])
     }
 
-    /// `data`, which is as repetitive as a TOC, as one member.
+    /// Compresses `data`, which is as repetitive as a TOC, as one member.
     pub(crate) fn encode_text(&mut self, data: &[u8]) -> Result<Vec<u8>, Failed> {
-        // Room up to the bound may cost memory as large as the text itself. zstd's bytes could depend on the room.
+        // Room for the worst case would take as much memory as the text itself. The bytes of zstd
+        // could depend on the room, so it gets the worst case.
         let mut out = vec![0; data.len() / TEXT_SHRINKS + TEXT_LEAST];
         let fitted = if matches!(self, Self::Gzip(_)) {
             self.fill(data, &mut out)

@@ -1,10 +1,12 @@
-//! Worker threads that compress members, shared by every layer being written, under one byte budget.
+//! Worker threads that compress members, shared by every layer being written, under one byte
+//! budget.
 //!
 //! ```text
 //! write ─ Batch ▶ queue ▶ worker: digest each chunk, compress each member ▶ Ticket ─ write, in order
 //! ```
-//! A batch reserves its bytes before it is filled and gives them back when its members are written. A layer blocks
-//! for bytes only when it holds none, so layers that share the budget cannot wait for each other.
+//! A batch reserves its bytes before it is filled and returns them when its members are written. A
+//! layer blocks for bytes only if it holds none, so layers that share the budget cannot wait for
+//! each other.
 
 mod batch;
 mod encoder;
@@ -23,10 +25,11 @@ pub(crate) use encoder::{Encoder, Failed};
 
 use crate::write::Compression;
 
-/// The part of the budget that may lie in buffers nobody uses: enough for the batches of one layer.
+/// The share of the budget for unused buffers: enough for the batches of one layer.
 const SPARE_SHARE: usize = 4;
 
-/// Threads and the bytes they may hold in flight. Dropping it waits for the members being compressed.
+/// Worker threads and the bytes that they may hold. Dropping it waits for the members being
+/// compressed.
 #[derive(Debug)]
 pub struct Pool {
     shared: Arc<Shared>,
@@ -48,7 +51,7 @@ struct Queue {
     is_closed: bool,
 }
 
-/// Buffers for the next batches. Fresh ones would cost a page fault for every page, again and again.
+/// Buffers for the next batches. New ones would cost a page fault for every page of every batch.
 #[derive(Debug, Default)]
 struct Spare {
     buffers: Vec<Vec<u8>>,
@@ -69,22 +72,22 @@ struct Job {
     slot: Arc<Slot>,
 }
 
-/// Where the result of one batch arrives.
+/// The result of one batch, once there is one.
 #[derive(Debug, Default)]
 struct Slot {
     result: Mutex<Option<Result<Compressed, Failed>>>,
     arrived: Condvar,
 }
 
-/// A claim on the result of a batch; dropping it makes the workers skip the batch.
+/// The right to the result of a batch. Dropping it makes the workers skip the batch.
 #[derive(Debug)]
 pub(crate) struct Ticket(Arc<Slot>);
 
 impl Pool {
-    /// Starts `threads` workers that together hold at most about `budget` bytes of members, and a quarter of it in
-    /// buffers for the next.
+    /// Starts `threads` workers that together hold at most about `budget` bytes of members, and a
+    /// quarter of that in unused buffers.
     ///
-    /// A single batch larger than the budget is still worked on, alone.
+    /// A batch larger than the budget is compressed too, while no other is.
     pub fn new(threads: NonZeroUsize, budget: usize) -> Self {
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
@@ -105,13 +108,14 @@ impl Pool {
         Self { shared, workers }
     }
 
-    /// A batch for `bytes` bytes if the budget has them now.
+    /// Returns a batch for `bytes` bytes if the budget has them now.
     pub(crate) fn try_open(&self, bytes: usize) -> Option<Batch> {
         let reservation = Reservation::try_take(&self.shared, bytes)?;
         Some(self.batch(bytes, reservation))
     }
 
-    /// A batch for `bytes` bytes, as soon as the budget has them. Whoever calls this must hold no other.
+    /// Waits until the budget has `bytes` bytes and returns a batch for them. The caller must hold
+    /// no other.
     pub(crate) fn open(&self, bytes: usize) -> Batch {
         let reservation = Reservation::take(&self.shared, bytes);
         self.batch(bytes, reservation)
@@ -121,12 +125,12 @@ impl Pool {
         Batch::new(self.shared.buffer(), bytes, reservation)
     }
 
-    /// Batches of one layer that keep every worker busy; more would only hold memory.
+    /// Returns how many batches of one layer keep every worker busy. More would only hold memory.
     pub(crate) fn enough_batches(&self) -> usize {
         2 * self.shared.threads + 2
     }
 
-    /// Queues a batch behind all that are queued.
+    /// Adds a batch to the queue.
     pub(crate) fn submit(&self, batch: Batch, compression: Compression) -> Ticket {
         let slot = Arc::new(Slot::default());
         let ticket = Ticket(Arc::clone(&slot));
@@ -139,7 +143,7 @@ impl Pool {
         ticket
     }
 
-    /// Gives the memory of a written batch back.
+    /// Returns the memory of a written batch.
     pub(crate) fn recycle(&self, compressed: Compressed) {
         self.shared.recycle(compressed.into_buffer());
     }
@@ -150,7 +154,7 @@ impl Drop for Pool {
         self.shared.queue.lock().is_closed = true;
         self.shared.has_work.notify_all();
         for worker in self.workers.drain(..) {
-            // A worker catches what its jobs do; there is nothing to learn from its end.
+            // A worker catches panics of its jobs, so the result of its thread says nothing.
             drop(worker.join());
         }
     }
@@ -269,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_fails_says_so_and_works_on() {
+    fn a_worker_goes_on_after_a_failed_batch() {
         let pool = pool();
         let failed = pool.submit(pool.open(10), Compression::Gzip(99));
         assert_eq!(failed.wait().map(drop), Err(Failed));
@@ -293,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_waits_for_bytes_gets_those_of_an_abandoned_batch() {
+    fn dropping_a_ticket_frees_the_bytes_of_its_batch() {
         let pool = pool();
         drop(pool.submit(pool.open(BUDGET), Compression::Gzip(1)));
         drop(pool.open(10 * BUDGET));

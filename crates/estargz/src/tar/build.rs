@@ -1,8 +1,8 @@
-//! The few headers that are ours: landmarks, the TOC, and files that the source holds in a sparse form.
+//! Headers that the writer makes: landmarks, the TOC, and sparse files written out.
 
 use super::{BLOCK, Header, padding};
 
-/// A ustar header of a regular file of ours: mode, owner and time are zero, as the reference writes them.
+/// A ustar header of a regular file. Mode, owner and time are zero, as in the reference.
 pub fn file_header(name: &str, size: u64) -> [u8; BLOCK] {
     let mut block = [0; BLOCK];
     put(&mut block, 0, name.as_bytes());
@@ -25,7 +25,7 @@ pub fn file(name: &str, content: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A pax extended header holding `records`, to stand in front of another header.
+/// A pax extended header with `records`, to be placed before another header.
 pub fn pax_header(records: &[(&[u8], &[u8])]) -> Vec<u8> {
     let mut text = Vec::new();
     for (key, value) in records {
@@ -53,7 +53,7 @@ fn put(block: &mut [u8; BLOCK], at: usize, bytes: &[u8]) {
     block[at..at + bytes.len()].copy_from_slice(bytes);
 }
 
-/// Octal digits and a NUL, or base 256 where they do not hold the value.
+/// Writes octal digits and a NUL, or base 256 if the value does not fit.
 fn put_octal(block: &mut [u8; BLOCK], at: usize, field: usize, value: u64) {
     let text = format!("{value:0width$o}", width = field - 1);
     if text.len() < field {
@@ -70,7 +70,7 @@ fn seal(block: &mut [u8; BLOCK]) {
     put(block, 148, format!("{sum:06o}\0 ").as_bytes());
 }
 
-/// The headers of `header` as an ordinary entry: what a sparse file is when it is written out.
+/// The headers of `header` as an ordinary entry, for a sparse file that is written out.
 pub fn plain(header: &Header) -> Vec<u8> {
     let numbers = [
         ("size", header.size.to_string()),

@@ -1,13 +1,14 @@
-//! What one entry's header blocks say, taken together.
+//! The meaning of one entry's header blocks together.
 
 use std::collections::BTreeMap;
 
 use super::number;
 use super::pax::Records;
-use super::{BLOCK, MAX_PATH_BYTES, MAX_PATH_DEPTH, SparseMap, Time};
+use super::{BLOCK, MAX_PATH_BYTES, MAX_PATH_DEPTH, SparseMap};
 use crate::entry::EntryKind;
+use crate::time::Time;
 
-/// An entry's meaning: the plain header, overridden by pax records, overridden by GNU long names.
+/// An entry of a tar: the plain header, overridden by pax records, overridden by GNU long names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
     pub path: Vec<u8>,
@@ -85,7 +86,8 @@ impl<'a> Block<'a> {
         u64::try_from(size).map_err(|_negative| "a negative size")
     }
 
-    /// The four segments of an old GNU sparse header, whether more blocks follow, and the file's whole size.
+    /// The four segments of an old GNU sparse header, whether more blocks follow, and the file's
+    /// whole size.
     pub(super) fn old_sparse(&self) -> Result<(&'a [u8], bool, u64), &'static str> {
         if self.format != Format::Gnu {
             return Err("a sparse file in a format that has none");
@@ -112,7 +114,8 @@ impl<'a> Block<'a> {
         }
     }
 
-    /// The header of this block with `pax` laid over it; `long_name` and `long_link` win over both.
+    /// Returns the header of this block with `pax` laid over it. `long_name` and `long_link`
+    /// override both.
     pub(super) fn header(
         &self,
         kind: EntryKind,
@@ -143,7 +146,7 @@ impl<'a> Block<'a> {
             Some(value) => Time::from_pax(value).ok_or("a malformed pax mtime")?,
             None => Time {
                 seconds: number(136..148)?,
-                nanos: 0,
+                nanoseconds: 0,
             },
         };
         let pax_link = || pax.get("linkpath").map(<[u8]>::to_vec);
@@ -173,7 +176,9 @@ impl<'a> Block<'a> {
 }
 
 impl Header {
-    /// A regular file of ours: root's, mode and time zero, as the reference writes its own.
+    /// The header of a file that the writer adds: owner, mode and time are zero, as in the
+    /// reference.
+    #[cfg(feature = "write")]
     pub(crate) fn plain_file(path: &str, size: u64) -> Self {
         Self {
             path: path.as_bytes().to_vec(),
@@ -194,7 +199,8 @@ impl Header {
         }
     }
 
-    /// Whether the paths keep [`MAX_PATH_BYTES`] and [`MAX_PATH_DEPTH`]; `Err` names the limit.
+    /// Checks [`MAX_PATH_BYTES`] and [`MAX_PATH_DEPTH`]. The error is the name of the limit and the
+    /// limit.
     pub(super) fn check_paths(&self) -> Result<(), (&'static str, usize)> {
         if self.path.len() > MAX_PATH_BYTES || self.link.len() > MAX_PATH_BYTES {
             return Err(("bytes in a path", MAX_PATH_BYTES));

@@ -1,22 +1,25 @@
-//! A streaming walk over a tar archive that keeps every source byte.
+//! A streaming walk over a tar archive that returns every source byte.
 //!
-//! The meaning of a header is what Go's `archive/tar` gives it, because every container runtime unpacks with that:
-//! so a pax global header is carried along and changes no entry. [`build`] makes the few headers that are ours.
-//! Payloads stream; only headers and sparse maps are held, each under a named limit.
+//! Headers are interpreted as Go's `archive/tar` does, because container runtimes unpack with that.
+//! For example, a pax global header changes no entry. [`build`] makes the headers that the writer
+//! adds. Payloads are streamed; only headers and sparse maps are held in memory, each under a named
+//! limit.
+//!
+//! This module is not part of the stable interface.
 
 pub mod build;
 mod header;
 mod name;
-mod number;
+pub(crate) mod number;
 mod pax;
 mod sparse;
-mod time;
+mod unfold;
 mod walker;
 
 pub use header::Header;
 pub use name::{clean, lossy};
 pub use sparse::{Segment, SparseMap};
-pub use time::Time;
+pub(crate) use unfold::Unfold;
 pub use walker::Walker;
 
 /// A tar archive is a sequence of blocks of this many bytes.
@@ -25,7 +28,7 @@ pub const BLOCK: usize = 512;
 /// Two zero blocks end an archive.
 pub const END_MARKER: [u8; 2 * BLOCK] = [0; 2 * BLOCK];
 
-/// Most bytes of one pax, long name or long link extension: Go's reader stops at the same size.
+/// Most bytes of one pax, long name or long link extension. Go's reader has the same limit.
 pub const MAX_EXTENSION_BYTES: u64 = 1024 * 1024;
 
 /// Most bytes of all header blocks of one entry, so that a chain of extensions ends.
@@ -34,26 +37,49 @@ pub const MAX_HEADER_BYTES: usize = 16 * 1024 * 1024;
 /// Most data segments of one sparse file.
 pub const MAX_SPARSE_SEGMENTS: usize = 262_144;
 
-/// Most bytes of a path or a link target: what Linux passes to a system call, and what our reader takes.
+/// Most bytes of a path or a link target: the limit of Linux system calls.
 pub const MAX_PATH_BYTES: usize = 4096;
 
 /// Most components of a path.
 pub const MAX_PATH_DEPTH: usize = 1024;
 
-/// Why a byte stream is not a tar archive we read.
+/// Why a byte stream cannot be read as a tar archive.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    #[error("the archive cannot be read: {0}")]
+    /// The reader of the archive failed.
+    #[error("archive cannot be read")]
     Read(#[source] std::io::Error),
-    #[error("the archive ends in the middle of an entry, at byte {at}")]
-    Truncated { at: u64 },
-    #[error("a header has {what}, before byte {at}")]
-    Header { what: &'static str, at: u64 },
-    #[error("entry type {kind:#04x} has no place in a container layer, before byte {at}")]
-    Kind { kind: u8, at: u64 },
-    #[error("an entry is over the limit of {limit} {what}")]
-    Limit { what: &'static str, limit: u64 },
+    /// The archive ends within an entry.
+    #[error("archive ends within an entry, at byte {at}")]
+    Truncated {
+        /// The byte of the archive.
+        at: u64,
+    },
+    /// A header is malformed.
+    #[error("header has {what}, before byte {at}")]
+    Header {
+        /// The defect, as a noun phrase.
+        what: &'static str,
+        /// The byte of the archive.
+        at: u64,
+    },
+    /// An entry has a type that layers do not have.
+    #[error("entry type {kind:#04x} does not belong in a container layer, before byte {at}")]
+    Kind {
+        /// The type flag.
+        kind: u8,
+        /// The byte of the archive.
+        at: u64,
+    },
+    /// An entry exceeds a limit.
+    #[error("entry exceeds the limit of {limit} {what}")]
+    Limit {
+        /// The kind of thing that is limited.
+        what: &'static str,
+        /// The limit.
+        limit: u64,
+    },
 }
 
 /// Bytes from `size` to the next block boundary.

@@ -1,6 +1,7 @@
-//! Names: how a path in a tar is compared, and how bytes that are not UTF-8 stand in JSON.
+//! Names: paths in comparable form, and bytes that are not UTF-8 as text.
 
-/// The path below the root that `name` means: no `.`, `..` or empty components, no slash at either end.
+/// Returns the path below the root that `name` means: no `.`, `..` or empty components, no slash at
+/// either end.
 pub fn clean(name: &[u8]) -> Vec<u8> {
     let mut parts: Vec<&[u8]> = Vec::new();
     for part in name.split(|byte| *byte == b'/') {
@@ -13,7 +14,7 @@ pub fn clean(name: &[u8]) -> Vec<u8> {
     parts.join(&b'/')
 }
 
-/// `bytes` as text; as in Go, each byte that is not part of valid UTF-8 becomes U+FFFD.
+/// Returns `bytes` as text. As in Go, each byte that is not part of valid UTF-8 becomes U+FFFD.
 pub fn lossy(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {

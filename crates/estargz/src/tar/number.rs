@@ -1,6 +1,6 @@
-//! Numbers as tar headers spell them: octal text, or base 256 when the top bit of the first byte is set.
+//! Numbers of tar headers: octal text, or base 256 if the top bit of the first byte is set.
 
-/// The value of a numeric field; `None` where it is neither form or does not fit.
+/// Parses a numeric field. `None` if it has neither form or does not fit.
 pub(super) fn parse(field: &[u8]) -> Option<i64> {
     match field.first() {
         Some(first) if first & 0x80 != 0 => base256(field),
@@ -44,7 +44,7 @@ fn octal(field: &[u8]) -> Option<i64> {
 }
 
 /// Decimal digits with an optional sign, as in pax records.
-pub(super) fn decimal(text: &[u8]) -> Option<i64> {
+pub(crate) fn decimal(text: &[u8]) -> Option<i64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 

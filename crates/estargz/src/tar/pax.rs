@@ -11,7 +11,8 @@ pub(super) struct Records {
 const XATTR_PREFIX: &[u8] = b"SCHILY.xattr.";
 
 impl Records {
-    /// Adds the records of one extended header; `Err` says what is wrong with it.
+    /// Adds the records of one extended header. The error is a noun phrase for
+    /// [`Error::Header`](super::Error::Header).
     pub(super) fn parse(&mut self, mut text: &[u8]) -> Result<(), &'static str> {
         // Version 0.0 of the sparse format repeats these two keys in turn, once for each segment.
         let mut sparse_map: Vec<u8> = Vec::new();
@@ -58,7 +59,7 @@ impl Records {
     }
 }
 
-/// The first record and what follows it.
+/// Splits off the first record: its key, its value and the rest.
 fn record(text: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let space = text.iter().take(20).position(|byte| *byte == b' ')?;
     let length: usize = std::str::from_utf8(&text[..space]).ok()?.parse().ok()?;

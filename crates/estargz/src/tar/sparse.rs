@@ -1,9 +1,9 @@
-//! Sparse files: where the stored bytes stand in the file.
+//! Sparse files: the offsets of the stored bytes in the file.
 
 use super::number;
 use super::{BLOCK, Error, MAX_SPARSE_SEGMENTS};
 
-/// A run of stored bytes; what lies between segments is a hole of zeros.
+/// A run of stored bytes. Between segments is a hole of zeros.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment {
     pub offset: u64,
@@ -50,7 +50,7 @@ impl SparseMap {
 /// Bytes of one segment in an old GNU header: two numbers of twelve bytes.
 const OLD_SEGMENT: usize = 24;
 
-/// Adds the segments of an old GNU header or extension block. True: the list goes on.
+/// Adds the segments of an old GNU header or extension block. Returns whether the list continues.
 pub(super) fn push_old(list: &[u8], segments: &mut Vec<Segment>) -> Result<bool, Error> {
     for field in list.chunks_exact(OLD_SEGMENT) {
         if field[0] == 0 {
@@ -91,7 +91,7 @@ pub(super) fn parse_record(text: &[u8]) -> Result<Vec<Segment>, Error> {
     Ok(segments)
 }
 
-/// The map of version 1.0, which stands before the data as lines of decimal numbers, padded to a block.
+/// The map of version 1.0: lines of decimal numbers before the data, padded to a block.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
     line: Vec<u8>,
@@ -100,7 +100,7 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    /// Takes one block; `Some` when the map is complete.
+    /// Adds one block. Returns the segments once the map is complete.
     pub(super) fn push_block(
         &mut self,
         block: &[u8; BLOCK],

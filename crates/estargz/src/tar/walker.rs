@@ -1,4 +1,4 @@
-//! The walk itself: header by header, payloads in between.
+//! The walk along an archive: header by header, payloads in between.
 
 use std::io::{BufReader, ErrorKind, Read};
 
@@ -9,13 +9,13 @@ use super::sparse::{self, Lines, Segment, SparseMap};
 use super::{BLOCK, END_MARKER, Error, MAX_EXTENSION_BYTES, MAX_HEADER_BYTES, padding};
 use crate::entry::EntryKind;
 
-/// Bytes read ahead of a header; a payload read larger than this goes past the buffer.
+/// Bytes read ahead of a header. A payload read larger than this bypasses the buffer.
 const READ_AHEAD: usize = 128 * 1024;
 
 /// Walks the archive that `source` streams.
 ///
-/// The bytes that [`next_header`](Self::next_header) appends, the payloads and, after the last entry,
-/// [`read_trailing`](Self::read_trailing) are together exactly the bytes of the source.
+/// The bytes that [`next_header`](Self::next_header) appends, the payloads and, after the last
+/// entry, [`read_trailing`](Self::read_trailing) are together exactly the bytes of the source.
 #[derive(Debug)]
 pub struct Walker<R> {
     source: BufReader<R>,
@@ -56,13 +56,15 @@ impl<R: Read> Walker<R> {
         self.payload_left
     }
 
-    /// Zero bytes that the source lacks at its end to complete the last padding and the end-of-archive marker.
+    /// Zero bytes that the source lacks at its end to complete the last padding and the
+    /// end-of-archive marker.
     pub fn missing(&self) -> usize {
         self.missing
     }
 
-    /// The next entry, or `None` at the end of the archive. The padding before it and all its header blocks, or the
-    /// end marker, are appended to `raw` as they stand. What was not read of the last payload is skipped.
+    /// Returns the next entry, or `None` at the end of the archive. The padding before it and all
+    /// its header blocks, or the end marker, are appended to `raw` unchanged. The unread rest of
+    /// the last payload is skipped.
     pub fn next_header(&mut self, raw: &mut Vec<u8>) -> Result<Option<Header>, Error> {
         self.skip_payload()?;
         if !self.take_padding(raw)? {
@@ -115,7 +117,7 @@ impl<R: Read> Walker<R> {
         Ok(read)
     }
 
-    /// Reads what follows the end-of-archive marker; 0 at the end of the source.
+    /// Reads the bytes after the end-of-archive marker; 0 at the end of the source.
     pub fn read_trailing(&mut self, buffer: &mut [u8]) -> Result<usize, Error> {
         self.read_some(buffer)
     }
@@ -135,7 +137,7 @@ impl<R: Read> Walker<R> {
         let mut header = block
             .header(kind, &pax, long_name, long_link)
             .map_err(|what| self.malformed(what))?;
-        // Archives older than ustar mark a directory by its slash alone.
+        // Archives older than ustar mark a directory only by its slash.
         if block.type_flag() == 0 && header.path.ends_with(b"/") {
             header.kind = EntryKind::Dir;
         }
@@ -153,7 +155,8 @@ impl<R: Read> Walker<R> {
 
     fn kind(&self, type_flag: u8) -> Result<EntryKind, Error> {
         match type_flag {
-            // A contiguous file ('7') and an old sparse file ('S') are regular files to whoever reads them.
+            // A contiguous file ('7') and an old sparse file ('S') are regular files to their
+            // readers.
             0 | b'0' | b'7' | b'S' => Ok(EntryKind::Reg),
             b'1' => Ok(EntryKind::Hardlink),
             b'2' => Ok(EntryKind::Symlink),
@@ -165,7 +168,7 @@ impl<R: Read> Walker<R> {
         }
     }
 
-    /// The sizes of a regular file, and where its bytes go if it is sparse.
+    /// Sets the sizes of a regular file and, if it is sparse, its map.
     fn file(
         &mut self,
         block: &Block<'_>,
@@ -191,7 +194,8 @@ impl<R: Read> Walker<R> {
                 return Ok(());
             }
         };
-        // Only the map of version 1.0 is part of the payload; the blocks of an old header are not counted by it.
+        // Only the map of version 1.0 is part of the payload; the blocks of an old header are not
+        // counted by it.
         let map_bytes = if block.type_flag() == b'S' {
             0
         } else {
@@ -207,7 +211,8 @@ impl<R: Read> Walker<R> {
         Ok(())
     }
 
-    /// Size and segments of a sparse file in any of the four formats; `None` for an ordinary file.
+    /// Returns size and segments of a sparse file in any of the four formats; `None` for an
+    /// ordinary file.
     fn sparse_segments(
         &mut self,
         block: &Block<'_>,
@@ -295,7 +300,8 @@ impl<R: Read> Walker<R> {
         Ok(())
     }
 
-    /// False: the source ends within the padding, which every reader forgives after the last entry.
+    /// Returns false if the source ends within the padding. Every reader accepts that after the
+    /// last entry.
     fn take_padding(&mut self, raw: &mut Vec<u8>) -> Result<bool, Error> {
         let mut block = [0; BLOCK];
         let wanted = std::mem::take(&mut self.padding_left);
@@ -307,7 +313,8 @@ impl<R: Read> Walker<R> {
         Ok(read == wanted)
     }
 
-    /// The next header block; `None` at the end marker or, between entries, at the end of the source.
+    /// Returns the next header block; `None` at the end marker or, between entries, at the end of
+    /// the source.
     fn take_block(
         &mut self,
         raw: &mut Vec<u8>,
@@ -336,7 +343,7 @@ impl<R: Read> Walker<R> {
         Ok(None)
     }
 
-    /// The payload of an extension header.
+    /// Returns the payload of an extension header.
     fn take_extension(&mut self, block: &Block<'_>, raw: &mut Vec<u8>) -> Result<Vec<u8>, Error> {
         let size = block.size().map_err(|what| self.malformed(what))?;
         if size > MAX_EXTENSION_BYTES {
@@ -363,7 +370,7 @@ impl<R: Read> Walker<R> {
         Ok(block)
     }
 
-    /// Fills `buffer`, or what the source still has.
+    /// Fills `buffer`, or less of it if the source ends.
     fn read_full(&mut self, buffer: &mut [u8]) -> Result<usize, Error> {
         let mut filled = 0;
         while filled < buffer.len() {
@@ -392,7 +399,7 @@ impl<R: Read> Walker<R> {
         Error::Header { what, at: self.at }
     }
 
-    /// `error`, which arose away from the stream, with the place it belongs to.
+    /// Adds the position in the stream to an error that was made without it.
     fn place(&self, error: Error) -> Error {
         match error {
             Error::Header { what, .. } => self.malformed(what),

@@ -1,5 +1,6 @@
-//! From the JSON of a TOC to its tree. What a tar means counts: a later entry replaces an earlier one of its name, a
-//! hard link names what stood there when it came, and only directories have something below them.
+//! From the JSON of a TOC to its tree, with the semantics of a tar: a later entry replaces an
+//! earlier one of its name, a hard link refers to the entry that had the name at that point, and
+//! only directories have entries below them.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -10,15 +11,15 @@ use base64::engine::general_purpose::STANDARD;
 use super::cover::{Cover, Covered};
 use super::error::TocError;
 use super::json::{self, RawEntry};
-use super::limits::Limits;
 use super::names::Names;
 use super::owners::Owners;
 use super::path::{components, lossy};
-use super::time;
 use super::tree::{Inode, Kind, Name, Run, Span, Toc};
 use crate::codec::Codec;
 use crate::digest::Digest;
 use crate::entry::EntryKind;
+use crate::limits::Limits;
+use crate::time::Time;
 
 /// Number of the root.
 const ROOT: u32 = 0;
@@ -40,7 +41,7 @@ pub(super) fn toc(
     builder.finish(digest, codec)
 }
 
-/// A tree that grows entry by entry.
+/// A tree under construction, entry by entry.
 pub(crate) struct Builder<'l> {
     limits: &'l Limits,
     inodes: Vec<Inode>,
@@ -110,7 +111,7 @@ impl<'l> Builder<'l> {
                 Span::default()
             }
         };
-        let modified = time::parse(&entry.mod_time);
+        let modified = Time::from_rfc3339(&entry.mod_time);
         let (user, group) = self.owners.of(entry);
         if self.owners.len() > self.limits.max_owners as usize {
             return Err(TocError::Limit {
@@ -159,7 +160,7 @@ impl<'l> Builder<'l> {
         Ok(Run { first, count })
     }
 
-    /// Puts `inode` at `path` and gives its number.
+    /// Places `inode` at `path` and returns its number.
     fn place(&mut self, path: &[&[u8]], inode: Inode) -> Result<u32, TocError> {
         let Some((name, parents)) = path.split_last() else {
             return self.replace_root(inode);
@@ -196,7 +197,7 @@ impl<'l> Builder<'l> {
         Ok(ROOT)
     }
 
-    /// A hard link to something that stands already is that thing.
+    /// Returns the inode itself, or the number of the inode that it is a hard link to.
     fn resolved(&self, inode: Inode, path: &[&[u8]]) -> Placed {
         if inode.kind != Kind::DanglingLink {
             return Placed::New(inode);
@@ -230,7 +231,7 @@ impl<'l> Builder<'l> {
         Ok(number)
     }
 
-    /// The directory at `path`, made where nothing describes it.
+    /// Returns the directory at `path`; creates it if no entry describes it.
     fn directory(&mut self, path: &[&[u8]]) -> Result<u32, TocError> {
         let mut number = ROOT;
         for (depth, name) in path.iter().enumerate() {
@@ -266,8 +267,8 @@ impl<'l> Builder<'l> {
         Ok(())
     }
 
-    /// Finds the targets of hard links that came before them. Each link is followed once; what leads nowhere, to a
-    /// directory or in a circle stays dangling.
+    /// Finds the targets of hard links that come before their targets. Each link is followed once.
+    /// A link that leads nowhere, to a directory or in a circle stays dangling.
     fn resolve_links(&mut self) {
         let mut known: HashMap<u32, u32> = HashMap::new();
         for position in 0..self.names.table.len() {
@@ -361,8 +362,8 @@ impl Inode {
     }
 }
 
-/// The names a path from the root leads to: not those below a directory that something else has replaced. A parent's
-/// name stands before its children's.
+/// Returns the names that are reachable from the root. Those below a directory that another entry
+/// replaced are not. The name of a parent comes before those of its children.
 fn reachable(mut names: Vec<Name>, inodes: &[Inode]) -> Vec<Name> {
     let mut live = vec![false; inodes.len()];
     live[ROOT as usize] = true;
@@ -398,7 +399,7 @@ fn count_links(names: &[Name], inodes: &mut [Inode]) {
     }
 }
 
-/// The exact bytes of a name: those of our own field, where the JSON's string could not hold them.
+/// Returns the exact bytes of a name: those of the raw field if there is one.
 pub(crate) fn exact<'a>(
     text: &'a str,
     raw: Option<&str>,
@@ -418,7 +419,8 @@ fn unbase64(text: &str, path: &str, field: &'static str) -> Result<Vec<u8>, TocE
     })
 }
 
-/// What a system call would be given: ids and device numbers are 32 bits wide, a tar's may be wider or negative.
+/// Returns the low 32 bits: ids and device numbers of Linux are that wide, those of a tar may be
+/// wider or negative.
 fn low_half(number: i64) -> u32 {
     let [a, b, c, d, ..] = number.to_le_bytes();
     u32::from_le_bytes([a, b, c, d])

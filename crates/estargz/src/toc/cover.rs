@@ -1,18 +1,19 @@
-//! Checks that the chunks of a file follow each other from its first byte to its last, inside the blob.
+//! Checks that the chunks of a file follow each other from its first byte to its last, inside the
+//! blob.
 
 use super::error::TocError;
 use super::json::RawEntry;
-use super::limits::Limits;
 use super::path::lossy;
 use super::tree::{PackedChunk, Run};
 use crate::chunk::member_bound;
 use crate::digest::Digest;
 use crate::entry::EntryKind;
+use crate::limits::Limits;
 
-/// containers/storage's name for a chunk that is not in the blob because it is all zeros.
+/// The type in containers/storage of a chunk that is not in the blob because it is all zeros.
 const HOLE: &str = "zeros";
 
-/// The chunks of all files, and the file whose chunks are still to come.
+/// The chunks of all files, and the file whose chunks are not complete.
 #[derive(Debug)]
 pub(super) struct Cover {
     pub(super) chunks: Vec<PackedChunk>,
@@ -66,7 +67,7 @@ impl Cover {
         Ok(())
     }
 
-    /// Adds the chunk that `entry` is to the file before it.
+    /// Adds the chunk of `entry` to the open file.
     pub(super) fn push(&mut self, entry: &RawEntry<'_>, limits: &Limits) -> Result<(), TocError> {
         let path = || entry.name.clone().into_owned();
         self.count(limits)?;
@@ -133,7 +134,8 @@ impl Cover {
         }))
     }
 
-    /// Gives each chunk its end: where the next content in the blob begins, but no further than its size can need.
+    /// Sets the end of each chunk: where the next content in the blob begins, but no further than
+    /// its size can need.
     pub(super) fn finish(mut self) -> Vec<PackedChunk> {
         let held = self.chunks.iter().filter(|chunk| chunk.digest.is_some());
         let mut starts: Vec<u64> = held.map(|chunk| chunk.offset).collect();

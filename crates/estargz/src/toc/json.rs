@@ -11,7 +11,7 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 use super::error::TocError;
 use crate::entry::EntryKind;
 
-/// One entry as a reader needs it: the fields of [`crate::Entry`] and those containers/storage adds.
+/// One entry for readers: the fields of [`crate::Entry`] and those that containers/storage adds.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct RawEntry<'a> {
@@ -63,7 +63,8 @@ pub(crate) struct RawEntry<'a> {
     pub(crate) raw_link_name: Option<Cow<'a, str>>,
 }
 
-/// Extended attributes of one file: listxattr(2) lists at most 64 KiB of names, and a name with its space takes 8 bytes.
+/// Extended attributes of one file: listxattr(2) lists at most 64 KiB of names, and a name with its
+/// space takes 8 bytes.
 const MAX_FILE_XATTRS: usize = 8192;
 
 fn xattrs<'de, D: Deserializer<'de>>(
@@ -106,7 +107,7 @@ impl<'de> Visitor<'de> for Xattrs {
     }
 }
 
-/// Gives every entry of `json` to `each`, in order; stops at its first error.
+/// Calls `each` with every entry of `json`, in order. Stops at its first error.
 pub(crate) fn for_each<'a, T, F>(json: &'a [u8], each: F) -> Result<(), TocError>
 where
     T: Deserialize<'a>,

@@ -7,7 +7,7 @@ use hashbrown::HashTable;
 use super::error::TocError;
 use super::tree::{Name, Span};
 
-/// Names and the bytes they are made of.
+/// Names and their bytes.
 #[derive(Debug, Default)]
 pub(super) struct Names {
     pub(super) table: Vec<Name>,
@@ -18,7 +18,7 @@ pub(super) struct Names {
 }
 
 impl Names {
-    /// Keeps `bytes` in the arena.
+    /// Adds `bytes` to the arena.
     pub(super) fn keep(&mut self, bytes: &[u8]) -> Result<Span, TocError> {
         let too_much = |_| TocError::Limit {
             what: "bytes of names",
@@ -43,7 +43,7 @@ impl Names {
             .copied()
     }
 
-    /// Adds a name that [`Names::find`] does not know.
+    /// Adds a name that [`Names::find`] does not find.
     pub(super) fn add(
         &mut self,
         parent: u32,

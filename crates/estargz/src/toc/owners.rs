@@ -1,4 +1,4 @@
-//! The names of users and groups, which a TOC gives once for each id.
+//! The names of users and groups, which a TOC has once for each id.
 
 use std::collections::HashMap;
 
@@ -27,7 +27,7 @@ impl Default for Owners {
 impl Owners {
     pub(super) const NOBODY: u32 = 0;
 
-    /// How many names, or ids with a name, there are.
+    /// Returns the number of names, or of ids with a name if that is larger.
     pub(super) fn len(&self) -> usize {
         self.texts
             .len()
@@ -35,7 +35,8 @@ impl Owners {
             .max(self.groups.len())
     }
 
-    /// Numbers of the names that hold for `entry`, which comes after all others this was called with.
+    /// Returns the numbers of the names of the user and the group of `entry`. Entries must be
+    /// passed in order.
     pub(crate) fn of(&mut self, entry: &RawEntry<'_>) -> (u32, u32) {
         if !entry.user_name.is_empty() {
             let number = self.number(&entry.user_name);

@@ -1,10 +1,10 @@
-//! Paths as a TOC writes them, cut into the names that lead from the root.
+//! Paths of a TOC, split into the names that lead from the root.
 
 use super::error::TocError;
-use super::limits::Limits;
+use crate::limits::Limits;
 
-/// The names of `path` from the root, as Go's `path.Clean` on `"/" + path` gives them: empty names and `.` fall out,
-/// `..` goes up and stops at the root. None holds a NUL byte.
+/// Splits `path` into its names from the root, as Go's `path.Clean` on `"/" + path` does: empty
+/// names and `.` are dropped, `..` goes up and stops at the root. A NUL byte is an error.
 pub(super) fn components<'p>(path: &'p [u8], limits: &Limits) -> Result<Vec<&'p [u8]>, TocError> {
     if path.len() > limits.max_path_bytes {
         return Err(TocError::Limit {
@@ -32,7 +32,7 @@ pub(super) fn components<'p>(path: &'p [u8], limits: &Limits) -> Result<Vec<&'p 
     Ok(names)
 }
 
-/// A path for people to read.
+/// Returns a path for people to read.
 pub(super) fn lossy(path: &[u8]) -> String {
     String::from_utf8_lossy(path).into_owned()
 }
@@ -69,12 +69,12 @@ mod tests {
     fn hostile_paths_are_refused() {
         assert_eq!(
             names("a/b/c/d/e"),
-            "the TOC is over the limit of 4 directories in a path"
+            "TOC exceeds the limit of 4 directories in a path"
         );
         assert_eq!(
             names(&"a".repeat(41)),
-            "the TOC is over the limit of 40 bytes in a path"
+            "TOC exceeds the limit of 40 bytes in a path"
         );
-        assert_eq!(names("a\0b"), "\"a\\0b\" has no usable name");
+        assert_eq!(names("a\0b"), "\"a\\0b\" is not a usable name");
     }
 }

@@ -1,10 +1,11 @@
-//! The file tree a verified TOC describes, packed: inodes, the names that lead to them, and chunks.
+//! The file tree of a verified TOC, packed: inodes, the names that lead to them, and chunks.
 
 use std::ops::Range;
 
 use crate::chunk::Chunk;
 use crate::codec::Codec;
 use crate::digest::Digest;
+use crate::time::Time;
 
 /// A verified TOC: every field is consistent with the rest and with the blob's size.
 #[derive(Debug)]
@@ -71,14 +72,20 @@ pub(super) struct PackedChunk {
     pub(super) digest: Option<Digest>,
 }
 
-/// What a node of the tree is.
+/// The type of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
+    /// A directory.
     Directory,
+    /// A regular file.
     File,
+    /// A symbolic link.
     Symlink,
+    /// A character device.
     CharDevice,
+    /// A block device.
     BlockDevice,
+    /// A FIFO.
     Fifo,
     /// A hard link whose target is not in this TOC: in a lower layer, or nowhere.
     DanglingLink,
@@ -95,26 +102,22 @@ pub struct Node<'a> {
     id: u32,
 }
 
-/// A time as seconds since 1970 and nanoseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
-pub struct Time {
-    pub seconds: i64,
-    pub nanoseconds: u32,
-}
-
-/// A node with the path that leads to it, relative to the root.
+/// A node with its path relative to the root.
 #[derive(Debug, Clone)]
 pub struct Located<'a> {
+    /// The path, without a slash at either end.
     pub path: Vec<u8>,
+    /// The node.
     pub node: Node<'a>,
 }
 
 impl Toc {
-    /// Digest of the JSON this was made from.
+    /// Digest of the JSON of this TOC.
     pub fn digest(&self) -> Digest {
         self.digest
     }
 
+    /// The root directory.
     pub fn root(&self) -> Node<'_> {
         Node { toc: self, id: 0 }
     }
@@ -127,12 +130,12 @@ impl Toc {
         })
     }
 
-    /// How many nodes there are: their numbers are below.
+    /// Returns the number of nodes. The number of each node is below it.
     pub fn len(&self) -> usize {
         self.inodes.len()
     }
 
-    /// Whether there is nothing but the root.
+    /// Whether the root is the only node.
     pub fn is_empty(&self) -> bool {
         self.names.is_empty()
     }
@@ -154,8 +157,8 @@ impl Toc {
         (size_of::<Self>() + tables + size_of_val(&*self.xattrs) + self.arena.len() + owners) as u64
     }
 
-    /// The chunk with this number, below [`Toc::chunk_count`]; they are numbered in the order of the TOC, which is that of
-    /// the blob but for odd ones.
+    /// Returns the chunk with this number, below [`Toc::chunk_count`]. Chunks are numbered in the
+    /// order of the TOC, which in most TOCs is that of the blob.
     pub fn chunk(&self, number: u32) -> Option<Chunk> {
         self.chunks
             .get(number as usize)
@@ -229,10 +232,12 @@ impl<'a> Iterator for Entries<'a> {
 }
 
 impl<'a> Node<'a> {
+    /// The number of this node.
     pub fn id(&self) -> NodeId {
         NodeId(self.id)
     }
 
+    /// The type.
     pub fn kind(&self) -> Kind {
         self.inode().kind
     }
@@ -242,10 +247,12 @@ impl<'a> Node<'a> {
         self.inode().mode
     }
 
+    /// The owner.
     pub fn uid(&self) -> u32 {
         self.inode().uid
     }
 
+    /// The group.
     pub fn gid(&self) -> u32 {
         self.inode().gid
     }
@@ -260,16 +267,15 @@ impl<'a> Node<'a> {
         &self.toc.owners[self.inode().group as usize]
     }
 
-    /// Names of this node; for a directory 2 and its subdirectories, as file systems count.
+    /// The number of names of this node. For a directory it is 2 and the number of its
+    /// subdirectories, as in file systems.
     pub fn links(&self) -> u32 {
         self.inode().links
     }
 
+    /// The time of the last modification.
     pub fn modified(&self) -> Time {
-        Time {
-            seconds: self.inode().mod_seconds,
-            nanoseconds: self.inode().mod_nanos,
-        }
+        self.inode().modified()
     }
 
     /// Bytes of a regular file; 0 for everything else.
@@ -277,7 +283,7 @@ impl<'a> Node<'a> {
         self.inode().size
     }
 
-    /// Where a symbolic link points, or what a dangling hard link wants; else empty.
+    /// The target of a symbolic link or a dangling hard link; otherwise empty.
     pub fn target(&self) -> &'a [u8] {
         self.toc.bytes(self.inode().target)
     }
@@ -300,7 +306,8 @@ impl<'a> Node<'a> {
         self.children_from(0)
     }
 
-    /// The same but for the first `start`; it takes no longer to go on in the middle.
+    /// As [`children`](Self::children) without the first `start`. The time does not depend on
+    /// `start`.
     pub fn children_from(
         &self,
         start: usize,
@@ -346,7 +353,8 @@ impl<'a> Node<'a> {
         self.toc.chunk(self.chunk_number_at(offset)?)
     }
 
-    /// The number, for [`Toc::chunk`], of the chunk that holds the byte at `offset` of a regular file.
+    /// The number, for [`Toc::chunk`], of the chunk that holds the byte at `offset` of a regular
+    /// file.
     pub fn chunk_number_at(&self, offset: u64) -> Option<u32> {
         let before = self
             .packed_chunks()
@@ -377,6 +385,16 @@ impl<'a> Node<'a> {
 
     fn inode(&self) -> &'a Inode {
         &self.toc.inodes[self.id as usize]
+    }
+}
+
+impl Inode {
+    /// Two fields take less room than a [`Time`] with its padding.
+    fn modified(&self) -> Time {
+        Time {
+            seconds: self.mod_seconds,
+            nanoseconds: self.mod_nanos,
+        }
     }
 }
 

@@ -1,21 +1,21 @@
-//! A TOC whose digest nobody has looked at yet.
+//! A TOC whose digest has not been compared.
 
 use std::io::Read;
 
 use super::build;
 use super::error::TocError;
-use super::limits::Limits;
 use super::tree::Toc;
 use crate::codec::Codec;
 use crate::digest::Digest;
 use crate::footer::Footer;
+use crate::limits::Limits;
 
 /// Name of the tar entry that holds the JSON.
 pub(crate) const TOC_NAME: &[u8] = b"stargz.index.json";
 /// A tar block.
 const BLOCK: usize = 512;
 
-/// The JSON of a TOC and its digest. Nothing in it can be used before [`UnverifiedToc::verify`].
+/// The JSON of a TOC and its digest. It cannot be used before [`UnverifiedToc::verify`].
 #[derive(Debug)]
 pub struct UnverifiedToc {
     json: Vec<u8>,
@@ -27,10 +27,11 @@ pub struct UnverifiedToc {
 }
 
 impl UnverifiedToc {
-    /// Inflates the TOC from the blob's bytes at [`Footer::toc_range`], or from the whole of an external TOC's blob.
+    /// Inflates the TOC from the blob's bytes at [`Footer::toc_range`], or from the whole of an
+    /// external TOC's blob.
     ///
     /// # Errors
-    /// When the bytes hold no TOC, or one over the limits.
+    /// If the bytes are not a TOC or exceed the limits.
     pub fn parse(section: &[u8], footer: &Footer, limits: &Limits) -> Result<Self, TocError> {
         let got = section.len() as u64;
         if got > limits.max_compressed_bytes {
@@ -61,11 +62,12 @@ impl UnverifiedToc {
         })
     }
 
-    /// How many bytes of JSON [`UnverifiedToc::parse`] will hold for this section, as its header or the footer claim; it
-    /// inflates no more than that. The tree that is built of it takes as much again, or less.
+    /// Returns how many bytes of JSON [`UnverifiedToc::parse`] will hold in memory for this
+    /// section, as its header or the footer claims. It inflates no more than that. The tree of the
+    /// TOC takes as much again, or less.
     ///
     /// # Errors
-    /// When the bytes hold no TOC, or one over the limits.
+    /// If the bytes are not a TOC or exceed the limits.
     pub fn json_bytes(section: &[u8], footer: &Footer, limits: &Limits) -> Result<u64, TocError> {
         let claimed = match footer.codec() {
             Codec::Gzip => {
@@ -76,12 +78,13 @@ impl UnverifiedToc {
         within(claimed, limits)
     }
 
-    /// Digest of the JSON, what the annotation `containerd.io/snapshot/stargz/toc.digest` holds.
+    /// Digest of the JSON, as in the annotation `containerd.io/snapshot/stargz/toc.digest`.
     pub fn digest(&self) -> Digest {
         self.digest
     }
 
-    /// Digest of the compressed bytes, what `io.github.containers.zstd-chunked.manifest-checksum` holds.
+    /// Digest of the compressed bytes, as in the annotation
+    /// `io.github.containers.zstd-chunked.manifest-checksum`.
     pub fn section_digest(&self) -> Digest {
         self.section_digest
     }
@@ -91,17 +94,17 @@ impl UnverifiedToc {
         &self.json
     }
 
-    /// The TOC, if its JSON has the digest `expected`.
+    /// Returns the TOC if its JSON has the digest `expected`.
     ///
     /// # Errors
-    /// When the digest is another, or the TOC contradicts itself, the blob or the limits.
+    /// If the digest differs, or the TOC contradicts itself, the blob or the limits.
     pub fn verify(self, expected: &Digest) -> Result<Toc, TocError> {
         check(self.digest, expected)?;
         self.build()
     }
 
-    /// The TOC, if its compressed bytes have the digest `expected`; for zstd:chunked layers whose manifest names that
-    /// digest and no other.
+    /// Returns the TOC if its compressed bytes have the digest `expected`, for zstd:chunked layers
+    /// whose manifest has only that digest.
     ///
     /// # Errors
     /// As [`UnverifiedToc::verify`].
@@ -110,7 +113,7 @@ impl UnverifiedToc {
         self.build()
     }
 
-    /// The TOC, whatever its digest, for whoever reports on it instead of trusting it.
+    /// Returns the TOC without comparing its digest, for a report on it or for a trusted blob.
     pub(crate) fn trust(&self) -> Result<Toc, TocError> {
         self.build()
     }
@@ -155,7 +158,7 @@ fn inflate_tar(section: &[u8], limits: &Limits) -> Result<Vec<u8>, TocError> {
     }
 }
 
-/// The size of the JSON that the tar entry at the start of `archive` claims.
+/// Returns the size of the JSON that the tar entry at the start of `archive` claims.
 fn claimed_size(archive: &mut impl Read) -> Result<u64, TocError> {
     let mut header = [0; BLOCK];
     archive.read_exact(&mut header).map_err(TocError::Inflate)?;
@@ -174,7 +177,7 @@ fn within(claimed: u64, limits: &Limits) -> Result<u64, TocError> {
     }
 }
 
-/// The size in a ustar header of the TOC's entry.
+/// Returns the size in a ustar header of the TOC's entry.
 fn toc_entry_size(header: &[u8; BLOCK]) -> Option<u64> {
     let name = header[..100].split(|byte| *byte == 0).next()?;
     let type_flag = header[156];
@@ -189,7 +192,7 @@ fn toc_entry_size(header: &[u8; BLOCK]) -> Option<u64> {
     u64::from_str_radix(digits, 8).ok()
 }
 
-/// Inflates a frame that holds at most `size` bytes, as its footer says.
+/// Inflates a frame of at most `size` bytes.
 fn inflate_frame(section: &[u8], size: u64) -> Result<Vec<u8>, TocError> {
     let mut json = Vec::new();
     let decoder = Codec::Zstd.decoder(section).map_err(TocError::Inflate)?;

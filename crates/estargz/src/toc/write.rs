@@ -1,4 +1,5 @@
-//! The TOC's JSON, byte for byte as Go's `json.MarshalIndent(toc, "", "\t")` lays it out: its digest depends on it.
+//! Writes the JSON of a TOC, byte for byte like Go's `json.MarshalIndent(toc, "", "\t")`, because
+//! its digest depends on the layout.
 
 use std::fmt::Write as _;
 
@@ -29,7 +30,8 @@ impl TocWriter {
         }
     }
 
-    /// As [`new`](Self::new), with room for `bytes` bytes of JSON: growing holds the JSON twice for a moment.
+    /// As [`new`](Self::new), with room for `bytes` bytes of JSON. Without it, growing holds the
+    /// JSON in memory twice for a moment.
     pub fn with_capacity(bytes: usize) -> Self {
         let mut writer = Self::new();
         writer.json.reserve(bytes);
@@ -57,11 +59,12 @@ impl TocWriter {
         self.json.len()
     }
 
+    /// Whether no entry has been added.
     pub fn is_empty(&self) -> bool {
         self.entries == 0
     }
 
-    /// The JSON. Without entries they are `null`, as Go writes a slice nothing was appended to.
+    /// Returns the JSON. Without entries the list is `null`, as in Go.
     pub fn finish(mut self) -> Vec<u8> {
         self.json.push_str(if self.entries == 0 {
             "null\n}"
@@ -72,7 +75,7 @@ impl TocWriter {
     }
 }
 
-/// An object of the entry list, open for more fields.
+/// An object of the entry list under construction.
 struct Object<'a> {
     json: &'a mut String,
     empty: bool,
@@ -189,8 +192,8 @@ fn push_display(json: &mut String, value: impl std::fmt::Display) {
     let _infallible = write!(json, "{value}");
 }
 
-/// A JSON string as Go 1.19 writes it with HTML escaping, which is its default. Each byte that is no UTF-8 becomes
-/// the escape `\ufffd`.
+/// Writes a JSON string like Go 1.19 with HTML escaping, which is its default. Each byte that is
+/// not UTF-8 becomes the escape `\ufffd`.
 fn push_string(json: &mut String, bytes: &[u8]) {
     json.push('"');
     for chunk in bytes.utf8_chunks() {

@@ -1,4 +1,4 @@
-//! Compares the file tree of a blob with the one its source unpacks to.
+//! Compares the file tree of a blob with the one that its source unpacks to.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -6,12 +6,13 @@ use std::io::{self, Read, Seek};
 
 use super::finding::Finding;
 use super::source::{self, is_zeros};
-use super::{Expected, MAX_FINDINGS, VerifyError, open};
+use super::{Expected, MAX_FINDINGS, VerifyError};
+use crate::archive::open;
 use crate::tar;
 use crate::toc::{Kind, Located, Node, NodeId, Toc, TocError};
 
-/// Names at the root that belong to the format and to no image.
-const OURS: [&[u8]; 3] = [
+/// Names at the root that belong to the format and not to the image.
+const FORMAT_NAMES: [&[u8]; 3] = [
     b"stargz.index.json",
     b".prefetch.landmark",
     b".no.prefetch.landmark",
@@ -21,28 +22,34 @@ const OURS: [&[u8]; 3] = [
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AgainstError {
+    /// The blob cannot be opened.
     #[error(transparent)]
     Blob(#[from] VerifyError),
-    #[error("the source cannot be read: {0}")]
+    /// The reader of the source failed.
+    #[error("source cannot be read")]
     Source(#[source] io::Error),
-    #[error("the source is no tar archive we can read: {0}")]
+    /// The source is not a tar.
+    #[error("source is not a readable tar archive")]
     Tar(#[from] tar::Error),
-    #[error("the source's tree cannot be compared: {0}")]
+    /// The tree of the source exceeds a limit or contradicts itself.
+    #[error("file tree of the source cannot be built")]
     Tree(#[from] TocError),
 }
 
-/// Compares the file tree of `blob` with that of `source`, a plain tar: paths, types, modes, owners, times, extended
-/// attributes, devices, links and content. Content is compared through the TOC's digests, which
-/// [`blob`](super::blob()) compares with the blob's own bytes; times to the second, as a TOC has them.
+/// Compares the file tree of `blob` with that of `source`, a plain tar: paths, types, modes,
+/// owners, times, extended attributes, devices, links and content. Content is compared through the
+/// TOC's digests, which [`blob`](super::blob()) compares with the blob's own bytes; times to the
+/// second, as a TOC has them.
 ///
 /// # Errors
-/// When one of the two cannot be read. What differs is no error: it is returned, at most 1000 things.
+/// If one of the two cannot be read. A difference is not an error but a finding; at most 1000 are
+/// returned.
 pub fn against<B: Read + Seek, S: Read>(
     mut blob: B,
     expected: &Expected<'_>,
     source: S,
 ) -> Result<Vec<Finding>, AgainstError> {
-    let (_, unverified) = open(&mut blob, expected)?;
+    let (_, unverified) = open(&mut blob, expected.external_toc, &expected.limits)?;
     let toc = unverified.trust().map_err(VerifyError::from)?;
     let source = source::tree(source, &toc, expected)?;
     let mut findings = compare(&source, &toc);
@@ -54,18 +61,18 @@ pub fn against<B: Read + Seek, S: Read>(
 fn compare(source: &Toc, toc: &Toc) -> Vec<Finding> {
     let mut comparison = Comparison::default();
     comparison.node("", source.root(), toc.root());
-    let is_theirs = |entry: &Located<'_>| !OURS.contains(&entry.path.as_slice());
-    let mut ours = toc.entries().filter(is_theirs).peekable();
-    let mut theirs = source.entries().filter(is_theirs).peekable();
+    let is_in_image = |entry: &Located<'_>| !FORMAT_NAMES.contains(&entry.path.as_slice());
+    let mut listed = toc.entries().filter(is_in_image).peekable();
+    let mut unpacked = source.entries().filter(is_in_image).peekable();
     loop {
-        let order = match (theirs.peek(), ours.peek()) {
+        let order = match (unpacked.peek(), listed.peek()) {
             (Some(source), Some(toc)) => in_tree_order(&source.path, &toc.path),
             (Some(_), None) => Ordering::Less,
             (None, Some(_)) => Ordering::Greater,
             (None, None) => return comparison.findings,
         };
-        let source = if order.is_le() { theirs.next() } else { None };
-        let toc = if order.is_ge() { ours.next() } else { None };
+        let source = if order.is_le() { unpacked.next() } else { None };
+        let toc = if order.is_ge() { listed.next() } else { None };
         match (source, toc) {
             (Some(source), Some(toc)) => {
                 comparison.node(&tar::lossy(&toc.path), source.node, toc.node)
@@ -89,7 +96,8 @@ fn in_tree_order(a: &[u8], b: &[u8]) -> Ordering {
 #[derive(Default)]
 pub(super) struct Comparison {
     pub(super) findings: Vec<Finding>,
-    /// The node of the TOC that each file of the source was met with first, and the other way round.
+    /// The node of the TOC that each file of the source was first compared with, and the other way
+    /// round.
     partners: [HashMap<NodeId, NodeId>; 2],
 }
 
@@ -180,7 +188,8 @@ impl Comparison {
     }
 }
 
-/// A TOC has whole seconds, rounded; one by containers/storage has nanoseconds.
+/// Rounds to seconds. A TOC has whole seconds, except one by containers/storage, which has
+/// nanoseconds.
 fn seconds(node: Node<'_>) -> i64 {
     let time = node.modified();
     time.seconds
@@ -192,7 +201,7 @@ fn same_content(source: Node<'_>, toc: Node<'_>) -> bool {
         && source.chunks().zip(toc.chunks()).all(|(source, toc)| {
             match (source.digest, toc.digest) {
                 (Some(digest), None) => source.size == toc.size && is_zeros(digest, toc.size),
-                (ours, theirs) => source.size == toc.size && ours == theirs,
+                (unpacked, listed) => source.size == toc.size && unpacked == listed,
             }
         })
 }

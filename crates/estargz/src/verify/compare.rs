@@ -1,4 +1,4 @@
-//! The fields of one entry: what the tar's header says against what the TOC says.
+//! Compares the fields of one entry in the tar and in the TOC.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -9,14 +9,14 @@ use base64::engine::general_purpose::STANDARD;
 use super::finding::Finding;
 use crate::entry::EntryKind;
 use crate::tar::{self, Header};
+use crate::time::Time;
 use crate::toc::build::exact;
 use crate::toc::json::RawEntry;
-use crate::toc::time;
 
-/// The bits of a mode that a file system keeps; archivers put others beside them.
+/// The bits of a mode that a file system keeps. Some archivers set others too.
 const MODE_BITS: i64 = 0o7777;
 
-/// Every field that differs. `owners` are the names that hold for the TOC's entry.
+/// Returns every field that differs. `owners` are the names of the TOC's entry.
 pub(super) fn fields(header: &Header, entry: &RawEntry<'_>, owners: (&str, &str)) -> Vec<Finding> {
     let mut differences = Differences {
         path: tar::lossy(&header.path),
@@ -30,7 +30,7 @@ pub(super) fn fields(header: &Header, entry: &RawEntry<'_>, owners: (&str, &str)
     differences.compare("mode", &octal(header.mode), &octal(entry.mode));
     differences.compare("uid", &header.uid, &entry.uid);
     differences.compare("gid", &header.gid, &entry.gid);
-    // The TOC cannot say that an id has no name once it had one.
+    // A TOC cannot express that an id has no name after it had one.
     if !header.user_name.is_empty() {
         differences.compare("userName", tar::lossy(&header.user_name).as_str(), owners.0);
     }
@@ -74,12 +74,11 @@ impl Differences {
         }
     }
 
-    /// Rounded to seconds, as the reference writes it, or exact, as containers/storage does.
+    /// The time of a TOC is rounded to seconds, as in the reference, or exact, as in
+    /// containers/storage.
     fn time(&mut self, header: &Header, entry: &RawEntry<'_>) {
-        let exact = time::parse(&entry.mod_time);
-        let is_exact =
-            (exact.seconds, exact.nanoseconds) == (header.mod_time.seconds, header.mod_time.nanos);
-        if !is_exact {
+        let exact = Time::from_rfc3339(&entry.mod_time);
+        if exact != header.mod_time {
             self.compare(
                 "modtime",
                 header.mod_time.rfc3339().as_str(),
@@ -101,7 +100,8 @@ impl Differences {
         );
     }
 
-    /// Bytes that are not UTF-8 are exact in the raw field, or lossy if the writer has no such field.
+    /// Bytes that are not UTF-8 are exact in the raw field, or lossy if the writer has no such
+    /// field.
     fn bytes(&mut self, field: &'static str, tar: &[u8], text: &str, raw: Option<&str>) {
         let toc = exact(text, raw, &self.path, field).unwrap_or_default();
         if *toc != *tar && (raw.is_some() || text != tar::lossy(tar)) {

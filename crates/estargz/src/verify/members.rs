@@ -1,4 +1,4 @@
-//! A blob as one stream of what its members hold, with a log of where each member begins.
+//! A blob as one decompressed stream, with a log of where each member begins.
 
 use std::cell::RefCell;
 use std::io::{self, BufRead, BufReader, Read};
@@ -7,10 +7,12 @@ use std::rc::Rc;
 use flate2::bufread::GzDecoder;
 use sha2::{Digest as _, Sha256};
 
-use crate::codec::{Codec, ZSTD_WINDOW_LOG_MAX};
+use crate::codec::Codec;
+#[cfg(feature = "zstd")]
+use crate::codec::ZSTD_WINDOW_LOG_MAX;
 use crate::digest::Digest;
 
-/// What became known of the stream so far.
+/// The facts about the stream so far.
 #[derive(Debug)]
 pub(super) struct Log {
     /// Where members begin: in the blob, and in the stream.
@@ -20,7 +22,7 @@ pub(super) struct Log {
     hash: Sha256,
     source_size: Option<u64>,
     source: Option<Digest>,
-    /// The first error of the blob's own reader, as opposed to broken content.
+    /// The first error of the blob's reader, as opposed to broken content.
     pub(super) failed: Option<io::Error>,
 }
 
@@ -39,7 +41,7 @@ impl Log {
         }
     }
 
-    /// The place in the stream of the member that begins at `offset` of the blob.
+    /// Returns the place in the stream of the member that begins at `offset` of the blob.
     pub(super) fn start_of(&self, offset: u64) -> Option<u64> {
         let index = self
             .starts
@@ -81,7 +83,7 @@ impl Log {
         self.hash.update(rest);
         if self.inflated > self.limit {
             return Err(io::Error::other(format!(
-                "the stream is over the limit of {} bytes",
+                "decompressed blob exceeds the limit of {} bytes",
                 self.limit
             )));
         }
@@ -99,6 +101,7 @@ pub(super) struct Members<R: Read> {
 enum State<R: Read> {
     Between(Counted<R>),
     Gzip(Box<GzDecoder<Counted<R>>>),
+    #[cfg(feature = "zstd")]
     Zstd(zstd::stream::read::Decoder<'static, Counted<R>>),
 }
 
@@ -122,6 +125,9 @@ impl<R: Read> Members<R> {
         log.starts.push(place);
         Ok(match self.codec {
             Codec::Gzip => State::Gzip(Box::new(GzDecoder::new(input))),
+            #[cfg(not(feature = "zstd"))]
+            Codec::Zstd => return Err(crate::codec::no_zstd()),
+            #[cfg(feature = "zstd")]
             Codec::Zstd => {
                 let mut decoder = zstd::stream::read::Decoder::with_buffer(input)?.single_frame();
                 decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
@@ -147,6 +153,7 @@ impl<R: Read> Read for Members<R> {
                     0 => (0, State::Between(decoder.into_inner())),
                     read => (read, State::Gzip(decoder)),
                 },
+                #[cfg(feature = "zstd")]
                 State::Zstd(mut decoder) => match decoder.read(buffer)? {
                     0 => (0, State::Between(decoder.finish())),
                     read => (read, State::Zstd(decoder)),
@@ -162,7 +169,7 @@ impl<R: Read> Read for Members<R> {
     }
 }
 
-/// Counts what is consumed, so that the end of a member is known.
+/// Counts consumed bytes, so that the end of a member is known.
 struct Counted<R> {
     inner: BufReader<R>,
     at: u64,

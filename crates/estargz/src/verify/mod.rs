@@ -1,4 +1,4 @@
-//! Checks a whole blob: everything its TOC says against everything its tar holds.
+//! Verifies a whole blob: compares its TOC with its tar.
 //!
 //! ```text
 //! blob ▶ members (starts, hashes) ▶ tar walk ▶ each entry against the TOC's ▶ findings
@@ -9,15 +9,14 @@
 mod against;
 mod compare;
 mod finding;
-mod listed;
 mod members;
 mod moved;
 mod source;
+mod toc_entries;
 mod walk;
 
 use std::cell::RefCell;
-use std::io::{self, Read, Seek, SeekFrom};
-use std::ops::Range;
+use std::io::{Read, Seek, SeekFrom};
 use std::rc::Rc;
 
 pub use against::{AgainstError, against};
@@ -25,20 +24,31 @@ pub use finding::Finding;
 
 use self::members::{Log, Members};
 use self::walk::Walk;
+pub use crate::archive::OpenError as VerifyError;
+use crate::archive::open;
 use crate::codec::Codec;
 use crate::digest::Digest;
-use crate::footer::{self, Footer, FooterError, Form};
-use crate::toc::{Limits, TocError, UnverifiedToc};
+use crate::footer::Form;
+use crate::limits::Limits;
 
-/// Most findings a report keeps; a broken blob has one for each entry.
+/// Most findings of a report. A broken blob could have one for each entry.
 const MAX_FINDINGS: usize = 1000;
 
-/// What is known about a blob from elsewhere, the manifest above all.
-#[derive(Debug, Clone)]
+/// Facts about a blob from elsewhere, such as its manifest, that the blob must agree with.
+///
+/// ```
+/// use estargz::Digest;
+/// use estargz::verify::Expected;
+///
+/// let expected = Expected::default().with_diff_id(Digest::of(b"the decompressed blob"));
+/// assert_eq!(expected.toc_digest, None);
+/// ```
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct Expected<'a> {
     /// Digest of the TOC's JSON.
     pub toc_digest: Option<Digest>,
-    /// The TOC's blob, if the TOC is not inside.
+    /// The blob of the TOC, if the TOC is in a separate blob.
     pub external_toc: Option<&'a [u8]>,
     /// Digest of the decompressed blob.
     pub diff_id: Option<Digest>,
@@ -46,79 +56,99 @@ pub struct Expected<'a> {
     pub source_diff_id: Option<Digest>,
     /// Length of the source tar.
     pub source_size: Option<u64>,
+    /// Bounds on the TOC and on the decompressed blob.
     pub limits: Limits,
-    /// Most bytes to inflate.
-    pub max_stream_bytes: u64,
 }
 
-impl Default for Expected<'_> {
-    /// Nothing is known; at most 1 TiB is inflated.
-    fn default() -> Self {
-        Self {
-            toc_digest: None,
-            external_toc: None,
-            diff_id: None,
-            source_diff_id: None,
-            source_size: None,
-            limits: Limits::default(),
-            max_stream_bytes: 1 << 40,
-        }
+impl<'a> Expected<'a> {
+    /// Sets [`toc_digest`](Self::toc_digest).
+    #[must_use]
+    pub fn with_toc_digest(mut self, digest: impl Into<Option<Digest>>) -> Self {
+        self.toc_digest = digest.into();
+        self
+    }
+
+    /// Sets [`external_toc`](Self::external_toc).
+    #[must_use]
+    pub fn with_external_toc(mut self, blob: impl Into<Option<&'a [u8]>>) -> Self {
+        self.external_toc = blob.into();
+        self
+    }
+
+    /// Sets [`diff_id`](Self::diff_id).
+    #[must_use]
+    pub fn with_diff_id(mut self, digest: impl Into<Option<Digest>>) -> Self {
+        self.diff_id = digest.into();
+        self
+    }
+
+    /// Sets [`source_diff_id`](Self::source_diff_id).
+    #[must_use]
+    pub fn with_source_diff_id(mut self, digest: impl Into<Option<Digest>>) -> Self {
+        self.source_diff_id = digest.into();
+        self
+    }
+
+    /// Sets [`source_size`](Self::source_size).
+    #[must_use]
+    pub fn with_source_size(mut self, bytes: impl Into<Option<u64>>) -> Self {
+        self.source_size = bytes.into();
+        self
+    }
+
+    /// Sets [`limits`](Self::limits).
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
     }
 }
 
-/// What a blob holds and what is wrong with it.
+/// The result of verifying a blob: findings and facts.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Report {
-    /// What is wrong, at most 1000 things; nothing if the blob is good.
+    /// The differences, at most 1000; empty if the blob is good.
     pub findings: Vec<Finding>,
-    /// Whether there were more findings than are kept.
+    /// Whether there were more findings than these.
     pub truncated: bool,
+    /// The form of the footer.
     pub form: Form,
+    /// Digest of the TOC's JSON.
     pub toc_digest: Digest,
-    /// Digest of what the blob decompresses to.
+    /// Digest of the decompressed blob.
     pub diff_id: Digest,
+    /// Bytes of the decompressed blob.
     pub uncompressed_size: u64,
-    /// Digest of the first `source_size` bytes of that, if a size was given and there are so many.
+    /// Digest of the first `source_size` bytes of the decompressed blob, if a size was given and
+    /// there are so many.
     pub source_diff_id: Option<Digest>,
     /// Entries of the TOC that are not continued chunks.
     pub entries: u64,
+    /// Chunks of file content.
     pub chunks: u64,
 }
 
 impl Report {
-    /// Whether nothing is wrong.
+    /// Whether there are no findings.
     pub fn is_clean(&self) -> bool {
         self.findings.is_empty()
     }
 }
 
-/// Why a blob cannot even be compared.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum VerifyError {
-    #[error("the blob cannot be read: {0}")]
-    Read(#[source] io::Error),
-    #[error(transparent)]
-    Footer(#[from] FooterError),
-    #[error(transparent)]
-    Toc(#[from] TocError),
-    #[error("the blob's TOC is another blob, which was not given")]
-    NoExternalToc,
-}
-
-/// Compares everything in `blob` with its TOC and with what is `expected`.
+/// Compares `blob` with its TOC and with `expected`.
 ///
 /// # Errors
-/// When the blob cannot be read, or has no footer or no TOC that could be compared. What differs is no error: it is
-/// in the report.
+/// If the blob cannot be read, or has no usable footer or TOC. A difference is not an error but a
+/// finding of the report.
 pub fn blob<B: Read + Seek>(mut blob: B, expected: &Expected<'_>) -> Result<Report, VerifyError> {
-    let (footer, unverified) = open(&mut blob, expected)?;
+    let (footer, unverified) = open(&mut blob, expected.external_toc, &expected.limits)?;
     let toc = unverified.trust()?;
     blob.seek(SeekFrom::Start(0)).map_err(VerifyError::Read)?;
 
     let log = Rc::new(RefCell::new(Log::new(
         expected.source_size,
-        expected.max_stream_bytes,
+        expected.limits.max_stream_bytes,
     )));
     let content_end = match footer.codec() {
         Codec::Gzip => u64::MAX,
@@ -159,52 +189,18 @@ pub fn blob<B: Read + Seek>(mut blob: B, expected: &Expected<'_>) -> Result<Repo
     Ok(Report { findings, ..report })
 }
 
-/// Footer and TOC of a blob.
-fn open<B: Read + Seek>(
-    blob: &mut B,
-    expected: &Expected<'_>,
-) -> Result<(Footer, UnverifiedToc), VerifyError> {
-    let size = blob.seek(SeekFrom::End(0)).map_err(VerifyError::Read)?;
-    let footer = Footer::parse(&read_range(blob, footer::tail_range(size))?, size)?;
-    let unverified = read_toc(blob, &footer, expected)?;
-    Ok((footer, unverified))
-}
-
-fn read_toc<B: Read + Seek>(
-    blob: &mut B,
-    footer: &Footer,
-    expected: &Expected<'_>,
-) -> Result<UnverifiedToc, VerifyError> {
-    let Some(range) = footer.toc_range() else {
-        let section = expected.external_toc.ok_or(VerifyError::NoExternalToc)?;
-        return Ok(UnverifiedToc::parse(section, footer, &expected.limits)?);
-    };
-    let limit = expected.limits.max_compressed_bytes;
-    if range.end - range.start > limit {
-        return Err(TocError::Limit {
-            what: "compressed bytes",
-            limit,
-        }
-        .into());
+/// Formats an error and its causes on one line, for findings, which are text.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
     }
-    Ok(UnverifiedToc::parse(
-        &read_range(blob, range)?,
-        footer,
-        &expected.limits,
-    )?)
+    text
 }
 
-fn read_range<B: Read + Seek>(blob: &mut B, range: Range<u64>) -> Result<Vec<u8>, VerifyError> {
-    let mut bytes = Vec::new();
-    blob.seek(SeekFrom::Start(range.start))
-        .map_err(VerifyError::Read)?;
-    blob.take(range.end - range.start)
-        .read_to_end(&mut bytes)
-        .map_err(VerifyError::Read)?;
-    Ok(bytes)
-}
-
-/// What differs from the digests the caller knows.
+/// Returns the differences from the digests that the caller expects.
 fn digests(report: &Report, expected: &Expected<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut compare =

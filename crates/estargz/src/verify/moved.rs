@@ -1,5 +1,5 @@
-//! Hard links that are listed otherwise than the tar has them, because their target's path went to another entry: the
-//! tree decides whether that is right.
+//! Hard links that differ between TOC and tar because the path of their target went to another
+//! entry. The trees decide whether that is right.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -9,12 +9,13 @@ use std::rc::Rc;
 use super::against::{AgainstError, Comparison};
 use super::finding::Finding;
 use super::members::{Log, Members};
-use super::{Expected, VerifyError, read_range, source};
+use super::{Expected, VerifyError, source, with_causes};
+use crate::archive::read_range;
 use crate::footer::Footer;
 use crate::tar;
 use crate::toc::{Node, Toc};
 
-/// Compares the entries at `paths` with what the blob's own tar unpacks to.
+/// Compares the entries at `paths` with the tree that the blob's own tar unpacks to.
 pub(super) fn check<B: Read + Seek>(
     blob: &mut B,
     footer: &Footer,
@@ -26,7 +27,10 @@ pub(super) fn check<B: Read + Seek>(
         return Ok(Vec::new());
     }
     blob.seek(SeekFrom::Start(0)).map_err(VerifyError::Read)?;
-    let log = Rc::new(RefCell::new(Log::new(None, expected.max_stream_bytes)));
+    let log = Rc::new(RefCell::new(Log::new(
+        None,
+        expected.limits.max_stream_bytes,
+    )));
     let members = Members::new(
         blob.by_ref().take(footer.payload_end()),
         footer.codec(),
@@ -39,7 +43,7 @@ pub(super) fn check<B: Read + Seek>(
         Err(error @ (AgainstError::Source(_) | AgainstError::Tar(_))) => {
             return Ok(vec![Finding::Stream {
                 at: 0,
-                reason: error.to_string(),
+                reason: with_causes(&error),
             }]);
         }
     };
@@ -59,7 +63,7 @@ pub(super) fn check<B: Read + Seek>(
     Ok(comparison.findings)
 }
 
-/// Chunks that are not where the TOC says.
+/// Returns the chunks that are not where the TOC places them.
 fn places<B: Read + Seek>(
     blob: &mut B,
     path: &str,

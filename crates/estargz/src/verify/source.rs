@@ -1,4 +1,5 @@
-//! The file tree of a source tar, cut into the same chunks as another tree's so that the two can be compared.
+//! The file tree of a source tar, cut into the same chunks as another tree's so that the two can be
+//! compared.
 
 use std::borrow::Cow;
 use std::io::{self, Read};
@@ -11,16 +12,16 @@ use super::against::AgainstError;
 use crate::codec::Codec;
 use crate::digest::Digest;
 use crate::entry::EntryKind;
-use crate::tar::{self, Header, Walker};
+use crate::tar::{self, Header, Unfold, Walker};
 use crate::toc::build::Builder;
 use crate::toc::json::RawEntry;
 use crate::toc::{Kind, Toc, TocError};
-use crate::write::sparse::Unfold;
 
-/// Most bytes of one chunk where the other tree does not say how long its chunks are.
+/// Most bytes of one chunk if the other tree has no file of several chunks.
 const PIECE: u64 = 4 << 20;
 
-/// The tree that `source` unpacks to. Files whose size is the same in `other` have chunks of the same sizes.
+/// Builds the tree that `source` unpacks to. Files whose size is the same in `other` have chunks of
+/// the same sizes.
 pub(super) fn tree<S: Read>(
     source: S,
     other: &Toc,
@@ -29,7 +30,7 @@ pub(super) fn tree<S: Read>(
     let mut walker = Walker::new(source);
     let mut builder = Builder::new(u64::MAX, &expected.limits);
     let piece = piece(other);
-    let limit = expected.max_stream_bytes;
+    let limit = expected.limits.max_stream_bytes;
     let mut total: u64 = 0;
     let mut raw = Vec::new();
     loop {
@@ -66,7 +67,7 @@ pub(super) fn tree<S: Read>(
     Ok(builder.finish(Digest::of(b""), Codec::Gzip)?)
 }
 
-/// The size of every chunk but a file's last, as far as the other tree tells.
+/// The size of every chunk except the last of a file, according to the other tree.
 fn piece(other: &Toc) -> u64 {
     let mut size = 0;
     for entry in other
@@ -100,7 +101,7 @@ fn chunk_sizes(header: &Header, other: &Toc, piece: u64) -> Box<dyn Iterator<Ite
     }
 }
 
-/// The content of an entry, holes included.
+/// The content of an entry, including holes.
 enum Content<'c, R> {
     Plain(Payload<'c, R>),
     Sparse(Unfold<'c, Payload<'c, R>>),
@@ -116,7 +117,7 @@ impl<'c, R: Read> Content<'c, R> {
         }
     }
 
-    /// Reads the next `size` bytes and says in `chunk` what they are.
+    /// Reads the next `size` bytes and sets their digest in `chunk`.
     fn describe(&mut self, size: u64, chunk: &mut RawEntry<'_>) -> Result<(), AgainstError> {
         let mut bytes = Vec::new();
         match self {
@@ -129,9 +130,7 @@ impl<'c, R: Read> Content<'c, R> {
             Self::Sparse(content) => {
                 let length = usize::try_from(size).unwrap_or(usize::MAX);
                 bytes.resize(length, 0);
-                content
-                    .fill(&mut bytes)
-                    .map_err(|error| AgainstError::Source(io::Error::other(error)))?;
+                content.fill(&mut bytes).map_err(AgainstError::Source)?;
             }
         }
         chunk.chunk_digest = Digest::of(&bytes).to_string().into();

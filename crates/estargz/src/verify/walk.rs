@@ -1,6 +1,6 @@
-//! The walk along the stream: each entry of the tar is looked up in the TOC and compared.
+//! The walk along the stream, which looks up each entry of the tar in the TOC and compares it.
 //!
-//! A path may stand in the tar several times; the last one counts, as it does for whoever unpacks it.
+//! A path may occur in the tar several times. The last entry counts, as when unpacking.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,8 +11,9 @@ use sha2::{Digest as _, Sha256};
 
 use super::compare;
 use super::finding::Finding;
-use super::listed::{File, Listed};
 use super::members::Log;
+use super::toc_entries::{File, TocEntries};
+use super::with_causes;
 use crate::codec::Codec;
 use crate::digest::Digest;
 use crate::entry::EntryKind;
@@ -25,19 +26,20 @@ use crate::toc::unverified::TOC_NAME;
 /// Bytes read at once.
 const BUFFER: usize = 64 << 10;
 const LANDMARKS: [&[u8]; 2] = [b".prefetch.landmark", b".no.prefetch.landmark"];
-/// What a landmark holds.
+/// The content of a landmark.
 const LANDMARK_CONTENT: u8 = 0x0f;
 
 /// The comparison of a stream with a TOC.
 pub(super) struct Walk<'a> {
-    listed: Listed<'a>,
+    toc: TocEntries<'a>,
     footer: Footer,
     toc_digest: Digest,
     log: Rc<RefCell<Log>>,
-    /// What is wrong with the last entry of a path, by number in the TOC; an empty list says it was seen.
+    /// The findings for the last entry of a path, by number in the TOC. An empty list means that it
+    /// was seen.
     seen: BTreeMap<usize, Vec<Finding>>,
     unlisted: BTreeSet<Vec<u8>>,
-    /// Hard links of the tar that the TOC lists otherwise.
+    /// Hard links that differ between TOC and tar.
     moved: BTreeSet<Vec<u8>>,
     toc_seen: bool,
     general: Vec<Finding>,
@@ -52,7 +54,7 @@ impl<'a> Walk<'a> {
         log: Rc<RefCell<Log>>,
     ) -> Result<Self, TocError> {
         Ok(Self {
-            listed: Listed::new(json)?,
+            toc: TocEntries::new(json)?,
             footer: footer.clone(),
             toc_digest,
             log,
@@ -65,7 +67,7 @@ impl<'a> Walk<'a> {
         })
     }
 
-    /// Walks the whole stream: the archive, and the one that may be hidden behind its end marker.
+    /// Walks the whole stream: the archive, and the one that may be hidden after its end marker.
     pub(super) fn stream<R: Read>(&mut self, members: R, source_size: Option<u64>) {
         let mut walker = Walker::new(members);
         let result = self.both_archives(&mut walker, source_size);
@@ -73,26 +75,26 @@ impl<'a> Walk<'a> {
             let at = self.log.borrow().inflated();
             self.general.push(Finding::Stream {
                 at,
-                reason: error.to_string(),
+                reason: with_causes(&error),
             });
-            // What stays readable counts for the digests.
+            // The rest that can be read counts for the digests.
             let _already_reported = self.read_out(&mut walker);
         }
         self.check_places();
     }
 
-    /// Everything found, in the order of the TOC, and how many entries it has.
+    /// Returns the findings in the order of the TOC, and the number of its entries.
     pub(super) fn finish(self) -> (Vec<Finding>, u64) {
         let mut findings = self.general;
         let not_in_toc = self
             .unlisted
             .iter()
-            .filter(|path| self.listed.slot(path).is_none());
+            .filter(|path| self.toc.slot(path).is_none());
         findings.extend(not_in_toc.map(|path| Finding::NotInToc {
             path: tar::lossy(path),
         }));
         let mut missing: Vec<_> = self
-            .listed
+            .toc
             .slots()
             .filter(|(_, slot)| !self.seen.contains_key(&slot.number))
             .collect();
@@ -101,7 +103,7 @@ impl<'a> Walk<'a> {
             path: tar::lossy(path),
         }));
         findings.extend(self.seen.into_values().flatten());
-        (findings, self.listed.entries())
+        (findings, self.toc.entries())
     }
 
     fn both_archives<R: Read>(
@@ -131,7 +133,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Reads what belongs to the source behind its end marker.
+    /// Reads the bytes of the source after its end marker.
     fn skip_to<R: Read>(
         &mut self,
         walker: &mut Walker<R>,
@@ -164,22 +166,22 @@ impl<'a> Walk<'a> {
                 self.toc_entry(walker, before..payload)?;
                 continue;
             }
-            let Some(slot) = self.listed.slot(&path) else {
+            let Some(slot) = self.toc.slot(&path) else {
                 if !LANDMARKS.contains(&path.as_slice()) {
                     self.unlisted.insert(path);
                 }
                 continue;
             };
-            let Ok(file) = self.listed.file(slot) else {
+            let Ok(file) = self.toc.file(slot) else {
                 continue;
             };
             if self.is_moved(&header, &file.entry, &path) {
                 self.seen.insert(slot.number, Vec::new());
                 continue;
             }
-            let mut findings = compare::fields(&header, &file.entry, self.listed.owners(slot));
+            let mut findings = compare::fields(&header, &file.entry, self.toc.owners(slot));
             if header.sparse.is_some() {
-                // Its content, written out, follows behind the source.
+                // Its content with the holes follows after the source.
                 self.seen.remove(&slot.number);
                 continue;
             }
@@ -190,7 +192,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Whether a hard link is listed as another thing or as a link to another path.
+    /// Whether a hard link has another type or another target in the TOC.
     fn is_moved(&mut self, header: &Header, entry: &RawEntry<'_>, path: &[u8]) -> bool {
         let is_moved = header.kind == EntryKind::Hardlink
             && (entry.kind != EntryKind::Hardlink || entry.link_name != tar::lossy(&header.link));
@@ -202,12 +204,13 @@ impl<'a> Walk<'a> {
         is_moved
     }
 
-    /// The paths of hard links that the TOC lists otherwise.
+    /// Returns the paths of hard links that differ between TOC and tar.
     pub(super) fn moved(&mut self) -> BTreeSet<Vec<u8>> {
         std::mem::take(&mut self.moved)
     }
 
-    /// The TOC's own entry, if it is that: a source may hold one as well.
+    /// Compares the entry of the TOC itself, unless it is an entry of the source with the same
+    /// name.
     fn toc_entry<R: Read>(
         &mut self,
         walker: &mut Walker<R>,
@@ -334,7 +337,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// The digest the TOC gives for a chunk; that of the file if the file is one chunk.
+/// Returns the digest of a chunk in the TOC: that of the file if the file is one chunk.
 fn chunk_digest<'e>(chunk: &'e RawEntry<'_>, is_whole: bool) -> Option<&'e str> {
     let text = if chunk.chunk_digest.is_empty() && is_whole {
         &chunk.digest
@@ -344,7 +347,7 @@ fn chunk_digest<'e>(chunk: &'e RawEntry<'_>, is_whole: bool) -> Option<&'e str> 
     Some(text.as_ref()).filter(|text| !text.is_empty())
 }
 
-/// What a walker leaves behind the end marker, as a reader.
+/// The bytes after the end marker, as a reader.
 struct Rest<'w, R> {
     walker: &'w mut Walker<R>,
 }

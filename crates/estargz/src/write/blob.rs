@@ -1,23 +1,25 @@
-//! The blob in the making: cuts the stream into members, has them compressed, writes them in order.
+//! A blob under construction: cuts the stream into members, has them compressed, writes them in
+//! order.
 
 use std::collections::VecDeque;
 use std::io::Write;
 
 use sha2::{Digest as _, Sha256};
 
-use super::listing::{EntryId, Finished, Listing};
+use super::toc_builder::{EntryId, FinishedToc, TocBuilder};
 use super::{Compression, Error, Options};
 use crate::digest::Digest;
 use crate::pool::{Batch, Encoder, Pool, Ticket};
 use crate::tar::Header;
 
-/// Bytes of small members that travel to a worker together; less would be spent on handing over.
+/// Bytes of small members that are sent to a worker together. With fewer, sending would take longer
+/// than compressing.
 const BATCH_BYTES: usize = 1024 * 1024;
 
-/// A blob that is open for more of the stream.
+/// A blob under construction.
 ///
-/// What is not content of a listed file is a *gap*: headers, padding, end marker. Gaps are members of their own, so
-/// that a chunk's member depends on the chunk and the options alone.
+/// Bytes that are not content of a file are a *gap*: headers, padding, end marker. Gaps are
+/// separate members, so that the member of a chunk depends only on the chunk and the options.
 #[derive(Debug)]
 pub(super) struct Blob<'p, W> {
     pool: &'p Pool,
@@ -28,10 +30,10 @@ pub(super) struct Blob<'p, W> {
     stream: Stream,
     current: Option<Open>,
     in_flight: VecDeque<Flight>,
-    listing: Listing,
+    toc: TocBuilder,
 }
 
-/// A digest and the count of the bytes it is over.
+/// A running digest and the number of its bytes.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Stream {
     hash: Sha256,
@@ -58,7 +60,7 @@ struct Flight {
     placements: Vec<Placement>,
 }
 
-/// What an entry wants to know when its chunk's member is written.
+/// The facts that an entry needs when its chunk's member is written.
 #[derive(Debug)]
 struct Placement {
     entry: EntryId,
@@ -83,17 +85,17 @@ impl<'p, W: Write> Blob<'p, W> {
             stream: Stream::default(),
             current: None,
             in_flight: VecDeque::new(),
-            listing: Listing::new(&options.limits),
+            toc: TocBuilder::new(&options.limits),
         }
     }
 
-    /// The decompressed stream so far.
+    /// Returns the decompressed stream so far.
     pub(super) fn stream(&self) -> &Stream {
         &self.stream
     }
 
-    pub(super) fn listing(&mut self) -> &mut Listing {
-        &mut self.listing
+    pub(super) fn toc(&mut self) -> &mut TocBuilder {
+        &mut self.toc
     }
 
     /// Appends bytes that no entry refers to.
@@ -108,13 +110,13 @@ impl<'p, W: Write> Blob<'p, W> {
         Ok(())
     }
 
-    /// Lists a file and appends its content, which `fill` supplies piece by piece.
+    /// Adds a file to the TOC and appends its content, which `fill` supplies piece by piece.
     pub(super) fn file(
         &mut self,
         header: &Header,
         mut fill: impl FnMut(&mut [u8]) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let first = self.listing.push(header)?;
+        let first = self.toc.push(header)?;
         let chunk_size = self.chunk_size as u64;
         let mut whole = (header.size > chunk_size).then(Sha256::new);
         let mut at = 0;
@@ -123,9 +125,9 @@ impl<'p, W: Write> Blob<'p, W> {
             let entry = if at == 0 {
                 first
             } else {
-                self.listing.push_chunk(header)?
+                self.toc.push_chunk(header)?
             };
-            if let Some(place) = self.listing.place_mut(entry) {
+            if let Some(place) = self.toc.place_mut(entry) {
                 place.chunk_offset = at;
                 place.chunk_size = if size == chunk_size { size } else { 0 };
             }
@@ -137,7 +139,7 @@ impl<'p, W: Write> Blob<'p, W> {
             )?;
             at += size;
         }
-        if let (Some(whole), Some(place)) = (whole, self.listing.place_mut(first)) {
+        if let (Some(whole), Some(place)) = (whole, self.toc.place_mut(first)) {
             place.file_digest = Some(whole.into());
         }
         Ok(())
@@ -189,13 +191,14 @@ impl<'p, W: Write> Blob<'p, W> {
         Ok(())
     }
 
-    /// Compresses and writes all that was appended, then `member` as it is: part of the blob, not of the stream.
+    /// Compresses and writes everything appended so far, then `member` unchanged: part of the blob,
+    /// not of the stream.
     pub(super) fn verbatim(&mut self, member: &[u8]) -> Result<(), Error> {
         self.flush()?;
         self.out.write(member)
     }
 
-    /// Compresses and writes `bytes` as one member; where it begins.
+    /// Compresses and writes `bytes` as one member. Returns where it begins.
     pub(super) fn member(&mut self, bytes: &[u8]) -> Result<u64, Error> {
         self.flush()?;
         self.stream.update(bytes);
@@ -205,7 +208,7 @@ impl<'p, W: Write> Blob<'p, W> {
         Ok(offset)
     }
 
-    /// Waits until everything appended is written; the size of the blob so far.
+    /// Waits until everything appended is written. Returns the size of the blob so far.
     pub(super) fn flush(&mut self) -> Result<u64, Error> {
         self.submit()?;
         while let Some(flight) = self.in_flight.pop_front() {
@@ -214,21 +217,22 @@ impl<'p, W: Write> Blob<'p, W> {
         Ok(self.out.stream.size)
     }
 
-    /// Ends the listing, once everything in it is written.
-    pub(super) fn finish_listing(&mut self) -> Result<Finished, Error> {
+    /// Writes everything appended so far and returns the TOC.
+    pub(super) fn finish_toc(&mut self) -> Result<FinishedToc, Error> {
         self.flush()?;
-        let limits = self.listing.limits().clone();
-        std::mem::replace(&mut self.listing, Listing::new(&limits)).finish()
+        let limits = *self.toc.limits();
+        std::mem::replace(&mut self.toc, TocBuilder::new(&limits)).finish()
     }
 
-    /// Flushes the output; the blob's and the stream's digests and sizes.
+    /// Flushes the output. Returns digests and sizes of the blob and the stream.
     pub(super) fn finish(mut self) -> Result<(Stream, Stream), Error> {
         self.flush()?;
         self.out.inner.flush().map_err(Error::Output)?;
         Ok((self.out.stream, self.stream))
     }
 
-    /// Has a batch at hand with room for `bytes` more. Where batches end depends on the stream alone.
+    /// Makes sure that the current batch has room for `bytes` more. The ends of batches depend only
+    /// on the stream.
     fn make_room(&mut self, bytes: usize) -> Result<(), Error> {
         if self
             .current
@@ -277,7 +281,7 @@ impl<'p, W: Write> Blob<'p, W> {
         let compressed = flight.ticket.wait()?;
         let base = self.out.stream.size;
         for placement in &flight.placements {
-            let Some(place) = self.listing.place_mut(placement.entry) else {
+            let Some(place) = self.toc.place_mut(placement.entry) else {
                 continue;
             };
             place.offset = base + compressed.member_start(placement.member) as u64;

@@ -1,24 +1,24 @@
-//! Hard links to what is listed: they keep its content when another entry takes its path.
+//! Hard links to listed entries: they keep its content when another entry takes its path.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use super::standing::Path;
+use super::path_states::Path;
 
-/// What a hard link shares its content with.
+/// The file that a hard link shares its content with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Target {
     Entry(u32),
-    /// A file that is listed when all of the source has been.
+    /// A file that is listed after the whole source.
     Postponed(Path),
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Links {
     target: HashMap<u32, Target>,
-    /// The links to each entry in the order they came, among them some that are listed no more.
+    /// The links to each entry in their order, including links that have been removed since.
     of: HashMap<u32, VecDeque<u32>>,
     postponed: HashSet<Path>,
-    /// Entries that are listed under the path of a link to them.
+    /// Entries that have the path of a link to them.
     moved: HashSet<u32>,
 }
 
@@ -35,16 +35,17 @@ impl Links {
         self.target.get(&link).cloned()
     }
 
-    /// The link is listed no more.
+    /// Removes a link.
     pub(super) fn forget(&mut self, link: u32) {
         self.target.remove(&link);
     }
 
-    /// Takes out the first link to `entry`, which is to be listed under its path.
-    pub(super) fn heir(&mut self, entry: u32) -> Option<u32> {
+    /// Removes the first link to `entry` and returns it. The entry takes its path.
+    pub(super) fn successor(&mut self, entry: u32) -> Option<u32> {
         let links = self.of.get_mut(&entry)?;
         while let Some(link) = links.pop_front() {
-            // Entries have their numbers for good, so that a link forgotten is not another one's.
+            // Numbers of entries are never reused, so the number of a removed link is not another
+            // entry.
             if self.target.remove(&link).is_some() {
                 self.moved.insert(entry);
                 return Some(link);

@@ -1,14 +1,15 @@
-//! What the bytes of a blob depend on beside the tar.
+//! Everything that the bytes of a blob depend on, apart from the tar.
 
 use super::Error;
-use crate::toc::MAX_JSON_BYTES;
+use crate::limits::Limits;
 
-/// Where our own entries stand.
+/// Where the entries that the writer adds are placed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Layout {
-    /// The source tar, unchanged to its last byte, and then what is ours.
+    /// The decompressed blob begins with the source tar, unchanged to its last byte. The added
+    /// entries follow its end marker, where extractors have stopped.
     SourceFirst,
-    /// The textbook order: landmark and TOC inside the archive.
+    /// The layout of the reference implementation: landmark and TOC are entries of the archive.
     Classic,
 }
 
@@ -21,57 +22,62 @@ pub enum Compression {
     Zstd(u8),
 }
 
-/// Where the TOC goes.
+/// Where the TOC is placed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TocPlacement {
     /// In the blob, before the footer.
     Inside,
-    /// Beside the blob: the decompressed stream stays the source tar, so its diff-id stays too.
+    /// In a separate blob. The decompressed stream stays the source tar, so its diff-id stays too.
     External,
 }
 
-/// Which landmark the blob has.
+/// The landmark of a blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Landmark {
-    /// We add `.no.prefetch.landmark`; landmarks in the source count for nothing.
+    /// The writer adds `.no.prefetch.landmark` and ignores the landmarks of the source.
     NoPrefetch,
-    /// The source has its own, where [`reorder`](super::reorder()) put it.
+    /// The source has its own landmark, where [`reorder`](super::reorder()) put it.
     InSource,
 }
 
-/// Everything, beside the tar, that the bytes of a blob depend on.
+/// Everything that the bytes of a blob depend on, apart from the tar.
+///
+/// ```
+/// use estargz::write::{Compression, Options};
+///
+/// let options = Options::default()
+///     .with_compression(Compression::Zstd(3))
+///     .with_chunk_size(1 << 20);
+/// assert_eq!(options.min_chunk_size, 0);
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct Options {
+    /// Where the entries that the writer adds are placed.
     pub layout: Layout,
+    /// The compression of every member.
     pub compression: Compression,
     /// Most bytes of a file in one chunk, up to [`MAX_CHUNK_SIZE`].
     pub chunk_size: u32,
-    /// A member that is smaller takes in the next file too; 0 gives every chunk its own member.
+    /// A member that is smaller also takes in the next file; 0 gives every chunk its own member.
     pub min_chunk_size: u32,
+    /// Where the TOC is placed.
     pub toc: TocPlacement,
+    /// The landmark of the blob.
     pub landmark: Landmark,
+    /// Bounds on the source and on its TOC.
     pub limits: Limits,
 }
 
-/// What a source tar may ask for.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Limits {
-    /// Bytes of the TOC's JSON, about 600 an entry.
-    pub max_toc_bytes: u64,
-    /// Entries of the TOC, chunks included.
-    pub max_entries: u64,
-    /// Bytes of the source tar.
-    pub max_source_bytes: u64,
-}
-
-/// A chunk is compressed in one piece, so it must fit in memory a few times; readers refuse larger ones
-/// ([`toc::Limits`](crate::toc::Limits)).
+/// The largest chunk. A chunk is compressed in one piece, so it must fit in memory a few times;
+/// readers refuse larger ones ([`Limits::max_chunk_bytes`]).
 pub const MAX_CHUNK_SIZE: u32 = 32 * 1024 * 1024;
 
 const DEFAULT_CHUNK_SIZE: u32 = 4 * 1024 * 1024;
 
 impl Default for Options {
-    /// Smaller than the reference's blobs at about eight times its speed.
+    /// Gzip at level 6: smaller than the blobs of the reference implementation at about eight times
+    /// its speed.
     fn default() -> Self {
         Self {
             layout: Layout::SourceFirst,
@@ -85,23 +91,59 @@ impl Default for Options {
     }
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            max_toc_bytes: MAX_JSON_BYTES,
-            max_entries: 1_000_000,
-            max_source_bytes: 1 << 40,
-        }
-    }
-}
-
 impl Options {
-    /// The quickest gzip that is still small enough to serve.
+    /// The defaults with gzip at level 1, the quickest that is still small enough to serve.
     pub fn fast() -> Self {
-        Self {
-            compression: Compression::Gzip(1),
-            ..Self::default()
-        }
+        Self::default().with_compression(Compression::Gzip(1))
+    }
+
+    /// Sets [`layout`](Self::layout).
+    #[must_use]
+    pub fn with_layout(mut self, layout: Layout) -> Self {
+        self.layout = layout;
+        self
+    }
+
+    /// Sets [`compression`](Self::compression).
+    #[must_use]
+    pub fn with_compression(mut self, compression: Compression) -> Self {
+        self.compression = compression;
+        self
+    }
+
+    /// Sets [`chunk_size`](Self::chunk_size).
+    #[must_use]
+    pub fn with_chunk_size(mut self, bytes: u32) -> Self {
+        self.chunk_size = bytes;
+        self
+    }
+
+    /// Sets [`min_chunk_size`](Self::min_chunk_size).
+    #[must_use]
+    pub fn with_min_chunk_size(mut self, bytes: u32) -> Self {
+        self.min_chunk_size = bytes;
+        self
+    }
+
+    /// Sets [`toc`](Self::toc).
+    #[must_use]
+    pub fn with_toc(mut self, placement: TocPlacement) -> Self {
+        self.toc = placement;
+        self
+    }
+
+    /// Sets [`landmark`](Self::landmark).
+    #[must_use]
+    pub fn with_landmark(mut self, landmark: Landmark) -> Self {
+        self.landmark = landmark;
+        self
+    }
+
+    /// Sets [`limits`](Self::limits).
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
     }
 
     pub(super) fn check(&self) -> Result<(), Error> {
@@ -110,15 +152,13 @@ impl Options {
             Compression::Zstd(level) => (1..=19).contains(&level),
         };
         if !is_level_known {
-            return Err(Error::Options("a compression level that does not exist"));
+            return Err(Error::Options("unknown compression level"));
         }
         if self.chunk_size == 0 || self.chunk_size.max(self.min_chunk_size) > MAX_CHUNK_SIZE {
-            return Err(Error::Options("chunks of a size we do not write"));
+            return Err(Error::Options("chunk size is zero or over the maximum"));
         }
         if self.toc == TocPlacement::External && matches!(self.compression, Compression::Zstd(_)) {
-            return Err(Error::Options(
-                "an external TOC for zstd:chunked, which has none",
-            ));
+            return Err(Error::Options("zstd:chunked has no external TOC"));
         }
         Ok(())
     }

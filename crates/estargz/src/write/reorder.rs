@@ -1,4 +1,4 @@
-//! The prioritized order: files that a container needs first come first.
+//! The prioritized order: the files that a container reads first come first.
 
 use std::collections::HashMap;
 use std::io::{Read, Seek, SeekFrom};
@@ -8,7 +8,8 @@ use super::{Error, LANDMARK_CONTENT, NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, TO
 use crate::entry::EntryKind;
 use crate::tar::{self, END_MARKER, Walker, build};
 
-/// A tar in prioritized order, to be read once and written with [`Landmark::InSource`](super::Landmark::InSource).
+/// A tar in prioritized order, to be read once and written with
+/// [`Landmark::InSource`](super::Landmark::InSource).
 #[derive(Debug)]
 pub struct Reordered<R> {
     tar: R,
@@ -20,31 +21,31 @@ pub struct Reordered<R> {
 #[derive(Debug)]
 enum Piece {
     Source(Range<u64>),
-    /// Bytes from here on.
+    /// Bytes, and how many of them have been read.
     Bytes(Vec<u8>, usize),
 }
 
-/// An entry of the source and where it stands, padding included.
+/// An entry of the source and its range, including padding.
 #[derive(Debug)]
 struct Place {
     path: Vec<u8>,
     hard_link: Option<Vec<u8>>,
     range: Range<u64>,
-    /// Zeros to add behind it: the last entry of a source may lack its padding.
+    /// Zeros to add after it, because the last entry of a source may lack its padding.
     missing: usize,
     is_taken: bool,
-    /// A hard link to it came.
+    /// Whether a hard link to it follows.
     is_linked: bool,
 }
 
-/// Puts the entries named by `prioritized`, in that order, to the front of `tar`: each after its parents and, if it
-/// is a hard link, after what it links to. Behind them stands the landmark, then the rest in the order it had. As in
-/// the reference, a path that occurs several times keeps its last entry. Names without an entry are in
-/// [`missing`](Reordered::missing).
+/// Moves the entries named by `prioritized`, in that order, to the front of `tar`: each after its
+/// parents and, if it is a hard link, after its target. The landmark follows, then the other
+/// entries in their order. As in the reference, a path that occurs several times keeps its last
+/// entry. Names without an entry are in [`missing`](Reordered::missing).
 ///
 /// # Errors
-/// When `tar` cannot be read or is no tar, and when a file is replaced that has hard links: in another order they would
-/// be links to its replacement.
+/// If `tar` cannot be read or is not a tar, or if an entry replaces a file that has hard links: in
+/// another order they would be links to the replacement.
 pub fn reorder<R: Read + Seek>(mut tar: R, prioritized: &[Vec<u8>]) -> Result<Reordered<R>, Error> {
     tar.seek(SeekFrom::Start(0)).map_err(Error::Source)?;
     let mut order = Order::read(&mut tar)?;
@@ -154,7 +155,7 @@ impl Order {
             if let Some(earlier) = order.latest.insert(path.clone(), order.places.len()) {
                 order.places[earlier].is_taken = true;
                 if order.places[earlier].is_linked {
-                    let reason = "it replaces a file that has hard links, so that its entries cannot change places";
+                    let reason = "it replaces a file that has hard links, so its entries cannot be reordered";
                     return Err(Error::Path {
                         path: tar::lossy(&path),
                         reason,
@@ -182,12 +183,14 @@ impl Order {
         Ok(order)
     }
 
-    /// Takes the entry of `name` to the front, after all it depends on. False: there is none.
+    /// Moves the entry of `name` to the front, after everything it depends on. Returns false if
+    /// there is none.
     fn prioritize(&mut self, name: &[u8]) -> bool {
         let Some(index) = self.latest.get(&tar::clean(name)).copied() else {
             return false;
         };
-        // What is still to be taken, last first; an entry's dependencies are pushed over it once.
+        // Entries still to be moved, last first. The dependencies of an entry are pushed above it
+        // once.
         let mut pending = vec![(index, false)];
         let mut seen = std::collections::HashSet::new();
         while let Some((index, is_ready)) = pending.pop() {
@@ -221,7 +224,7 @@ impl Order {
     }
 }
 
-/// The directories above a clean path, the nearest first, the root last.
+/// Returns the directories above a clean path, the nearest first, the root last.
 fn parents(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     let slashes = path
         .iter()
@@ -233,7 +236,7 @@ fn parents(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     above.chain((!path.is_empty()).then_some(&path[..0]))
 }
 
-/// Adds an entry, joined to the one before where they touch.
+/// Adds an entry. It is joined to the one before if they touch.
 fn push(pieces: &mut Vec<Piece>, place: &Place) {
     match pieces.last_mut() {
         Some(Piece::Source(last)) if last.end == place.range.start => last.end = place.range.end,

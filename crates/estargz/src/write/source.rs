@@ -1,9 +1,9 @@
-//! From the source tar into the stream: every byte of it, or in the classic layout every entry of it.
+//! Copies the source tar into the stream: every byte of it, or in the classic layout every entry.
 
 use std::io::{Read, Write};
 
 use super::blob::{Blob, Stream};
-use super::sparse::{MAX_SPOOLED_BYTES, MAX_UNFOLDED_BYTES, Spool, Spooled, Unfold};
+use super::sparse::{MAX_SPOOLED_BYTES, MAX_UNFOLDED_BYTES, Spool, Spooled};
 use super::tail;
 use super::{
     Error, Landmark, Layout, NO_PREFETCH_LANDMARK, Options, PREFETCH_LANDMARK, TOC_NAME,
@@ -11,12 +11,12 @@ use super::{
 };
 use crate::digest::Digest;
 use crate::entry::EntryKind;
-use crate::tar::{self, Header, Walker};
+use crate::tar::{self, Header, Unfold, Walker};
 
-/// Bytes moved at once where the content is of no interest.
+/// Bytes copied at once if the content is not chunked.
 const COPY_BYTES: usize = 64 * 1024;
 
-/// What the tail needs to know of the source.
+/// The facts about the source that the tail needs.
 #[derive(Debug)]
 pub(super) struct Source {
     pub(super) diff_id: Digest,
@@ -33,7 +33,7 @@ struct Copy<'b, 'p, R, W> {
     options: &'b Options,
     /// Header blocks and padding on their way into the stream.
     raw: Vec<u8>,
-    /// The source itself, where the stream is not a copy of it.
+    /// The source itself, if the stream is not a copy of it.
     own_stream: Option<Stream>,
     sparse: Vec<Spooled>,
     unfolded_bytes: u64,
@@ -76,7 +76,7 @@ impl<R: Read, W: Write> Copy<'_, '_, R, W> {
     fn unchanged(&mut self) -> Result<(), Error> {
         while let Some(header) = self.next_header()? {
             self.blob.gap(&self.raw)?;
-            if self.is_ours(&header) {
+            if self.is_added_by_writers(&header) {
                 self.copy_payload(None)?;
             } else if header.sparse.is_some() {
                 self.spool(header)?;
@@ -88,7 +88,8 @@ impl<R: Read, W: Write> Copy<'_, '_, R, W> {
         self.trailing()
     }
 
-    /// Entries alone: no end marker, none of the entries that are ours to write, sparse files written out.
+    /// Copies only entries: no end marker, none of the entries that the writer adds, sparse files
+    /// written out.
     fn classic(&mut self) -> Result<(), Error> {
         let mut padding = 0;
         let mut is_kept = false;
@@ -100,7 +101,7 @@ impl<R: Read, W: Write> Copy<'_, '_, R, W> {
                 self.blob.gap(&self.raw[..padding])?;
             }
             let Some(header) = header else { break };
-            is_kept = !self.is_ours(&header);
+            is_kept = !self.is_added_by_writers(&header);
             if !is_kept {
                 self.copy_payload(None)?;
             } else if header.sparse.is_some() {
@@ -136,8 +137,9 @@ impl<R: Read, W: Write> Copy<'_, '_, R, W> {
         Ok(header)
     }
 
-    /// Whether the entry is one that a writer of eStargz adds: what an earlier one added is of no use.
-    fn is_ours(&self, header: &Header) -> bool {
+    /// Whether the entry is one that a writer of eStargz adds. Those of an earlier conversion are
+    /// not kept.
+    fn is_added_by_writers(&self, header: &Header) -> bool {
         let path = tar::clean(&header.path);
         let is_landmark =
             path == PREFETCH_LANDMARK.as_bytes() || path == NO_PREFETCH_LANDMARK.as_bytes();
@@ -147,7 +149,7 @@ impl<R: Read, W: Write> Copy<'_, '_, R, W> {
 
     fn list(&mut self, header: &Header) -> Result<(), Error> {
         if header.kind != EntryKind::Reg {
-            return self.blob.listing().push(header).map(drop);
+            return self.blob.toc().push(header).map(drop);
         }
         let Self {
             walker,
@@ -167,13 +169,13 @@ impl<R: Read, W: Write> Copy<'_, '_, R, W> {
         })
     }
 
-    /// Copies stored bytes into the stream, and to where they wait for being written out.
+    /// Copies stored bytes into the stream and into a spool.
     fn spool(&mut self, header: Header) -> Result<(), Error> {
         if self.options.toc == TocPlacement::External {
             return Err(Error::SparseExternal);
         }
         self.count_unfolded(&header)?;
-        self.blob.listing().postpone(&header)?;
+        self.blob.toc().postpone(&header)?;
         let waiting: usize = self.sparse.iter().map(Spooled::compressed_len).sum();
         let mut spool = Spool::new(MAX_SPOOLED_BYTES.saturating_sub(waiting))?;
         self.copy_payload(Some(&mut spool))?;
@@ -181,7 +183,7 @@ impl<R: Read, W: Write> Copy<'_, '_, R, W> {
         Ok(())
     }
 
-    /// Puts a sparse file into the stream as an ordinary one.
+    /// Writes a sparse file into the stream as an ordinary one.
     fn write_out(&mut self, header: &Header) -> Result<(), Error> {
         self.count_unfolded(header)?;
         self.blob.gap(&tar::build::plain(header))?;
@@ -190,7 +192,8 @@ impl<R: Read, W: Write> Copy<'_, '_, R, W> {
             own_stream: &mut self.own_stream,
         };
         let mut content = Unfold::new(header, stored);
-        self.blob.file(header, |buffer| content.fill(buffer))?;
+        self.blob
+            .file(header, |buffer| content.fill(buffer).map_err(Error::Source))?;
         self.blob.gap(&[0; tar::BLOCK][..tar::padding(header.size)])
     }
 
@@ -222,7 +225,7 @@ impl<R: Read, W: Write> Copy<'_, '_, R, W> {
         }
     }
 
-    /// What follows the end marker belongs to the source too.
+    /// Copies the bytes after the end marker, which belong to the source too.
     fn trailing(&mut self) -> Result<(), Error> {
         let mut buffer = vec![0; COPY_BYTES];
         loop {
@@ -243,7 +246,7 @@ impl<R: Read, W: Write> Copy<'_, '_, R, W> {
     }
 }
 
-/// The payload of the entry at hand.
+/// The payload of the current entry.
 struct Payload<'w, R> {
     walker: &'w mut Walker<R>,
     own_stream: &'w mut Option<Stream>,

@@ -1,44 +1,37 @@
-//! Sparse files. In the source their content is condensed, so no chunk of it can be read in place: the content
-//! written out follows behind the source. Until then the stored bytes wait here, compressed.
+//! Sparse files. The source has their content without its holes, so no chunk of it can be read in
+//! place. The complete content is written after the source. Until then the stored bytes are kept
+//! here, compressed.
 
 use std::io::{Read, Write};
 
 use super::Error;
-use crate::tar::{Header, Segment};
+use crate::tar::{Header, Unfold};
 
-/// Most compressed bytes of sparse files that one layer may have waiting.
+/// Most compressed bytes of sparse files that are kept for one layer.
 pub(super) const MAX_SPOOLED_BYTES: usize = 64 * 1024 * 1024;
 
-/// Most bytes of all sparse files of a layer written out: a hole costs its sender nothing, whatever its size, and us
-/// about a second a gigabyte.
+/// Most bytes of all sparse files of a layer with their holes. A hole of any size costs its sender
+/// nothing, but takes about a second a gigabyte to write.
 pub(super) const MAX_UNFOLDED_BYTES: u64 = 16 * 1024 * 1024 * 1024;
 
-/// The quickest level: what waits is read once.
+/// The quickest level, because kept bytes are read only once.
 const SPOOL_LEVEL: i32 = 1;
 
-/// The stored bytes of one file, being collected.
+/// The stored bytes of one file while they are collected.
 pub(super) struct Spool {
     encoder: zstd::stream::write::Encoder<'static, Vec<u8>>,
     limit: usize,
 }
 
-/// A sparse file whose content has yet to be written out.
+/// A sparse file whose content has not been written out.
 #[derive(Debug)]
 pub(super) struct Spooled {
     pub(super) header: Header,
     compressed: Vec<u8>,
 }
 
-/// Turns stored bytes into the file's content.
-#[derive(Debug)]
-pub(crate) struct Unfold<'s, R> {
-    stored: R,
-    segments: &'s [Segment],
-    at: u64,
-}
-
 impl Spool {
-    /// A spool that takes up to `limit` compressed bytes.
+    /// A spool of up to `limit` compressed bytes.
     pub(super) fn new(limit: usize) -> Result<Self, Error> {
         let encoder =
             zstd::stream::write::Encoder::new(Vec::new(), SPOOL_LEVEL).map_err(Error::Source)?;
@@ -74,43 +67,6 @@ impl Spooled {
         let stored = zstd::stream::read::Decoder::with_buffer(&self.compressed[..])
             .map_err(Error::Source)?;
         Ok(Unfold::new(&self.header, stored))
-    }
-}
-
-impl<'s, R: Read> Unfold<'s, R> {
-    pub(crate) fn new(header: &'s Header, stored: R) -> Self {
-        let segments = header
-            .sparse
-            .as_ref()
-            .map(|map| map.segments())
-            .unwrap_or_default();
-        Self {
-            stored,
-            segments,
-            at: 0,
-        }
-    }
-
-    /// The next `buffer.len()` bytes of content.
-    pub(crate) fn fill(&mut self, buffer: &mut [u8]) -> Result<(), Error> {
-        let end = self.at + buffer.len() as u64;
-        buffer.fill(0);
-        while let Some(segment) = self.segments.first().filter(|segment| segment.offset < end) {
-            let segment_end = segment.offset + segment.length;
-            let from = segment.offset.max(self.at) - self.at;
-            let to = segment_end.min(end).max(self.at) - self.at;
-            if let (Ok(from), Ok(to)) = (usize::try_from(from), usize::try_from(to))
-                && let Some(target) = buffer.get_mut(from..to)
-            {
-                self.stored.read_exact(target).map_err(Error::Source)?;
-            }
-            if segment_end > end {
-                break;
-            }
-            self.segments = &self.segments[1..];
-        }
-        self.at = end;
-        Ok(())
     }
 }
 

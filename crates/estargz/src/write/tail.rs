@@ -1,4 +1,5 @@
-//! What follows the source: sparse files written out, the landmark, the TOC, the footer.
+//! The end of a blob, after the source: sparse files written out, the landmark, the TOC, the
+//! footer.
 
 use std::io::Write;
 
@@ -13,10 +14,10 @@ use crate::footer;
 use crate::pool::Encoder;
 use crate::tar::{self, BLOCK, END_MARKER, Header, build};
 
-/// RFC 8878, section 3.1.2: decoders pass over a frame that begins so.
+/// The first bytes of a frame that decoders skip (RFC 8878, section 3.1.2).
 const SKIPPABLE_MAGIC: [u8; 4] = [0x50, 0x2a, 0x4d, 0x18];
 
-/// Where a TOC went.
+/// The place of a TOC.
 #[derive(Debug, Default)]
 struct Placed {
     external: Option<Vec<u8>>,
@@ -33,12 +34,12 @@ pub(super) fn finish<W: Write>(
     if options.layout == Layout::SourceFirst && options.toc == TocPlacement::Inside {
         hidden_entries(&mut blob, source, options)?;
     }
-    let listed = blob.finish_listing()?;
-    let toc_digest = Digest::of(&listed.json);
+    let toc = blob.finish_toc()?;
+    let toc_digest = Digest::of(&toc.json);
     let placed = match (options.toc, options.compression) {
-        (TocPlacement::External, _) => external(&mut blob, listed.json, options)?,
-        (TocPlacement::Inside, Compression::Gzip(_)) => gzip(&mut blob, listed.json)?,
-        (TocPlacement::Inside, Compression::Zstd(_)) => zstd(&mut blob, &listed.json, options)?,
+        (TocPlacement::External, _) => external(&mut blob, toc.json, options)?,
+        (TocPlacement::Inside, Compression::Gzip(_)) => gzip(&mut blob, toc.json)?,
+        (TocPlacement::Inside, Compression::Zstd(_)) => zstd(&mut blob, &toc.json, options)?,
     };
     let (blob, stream) = blob.finish()?;
     Ok(Written {
@@ -52,12 +53,12 @@ pub(super) fn finish<W: Write>(
         external_toc: placed.external,
         zstd_manifest_position: placed.zstd_position,
         zstd_manifest_checksum: placed.zstd_checksum,
-        entries: listed.entries,
-        chunks: listed.chunks,
+        entries: toc.entries,
+        chunks: toc.chunks,
     })
 }
 
-/// Adds the landmark that says nothing is to be prefetched.
+/// Adds the landmark against prefetching.
 pub(super) fn landmark<W: Write>(blob: &mut Blob<'_, W>) -> Result<(), Error> {
     let size = LANDMARK_CONTENT.len() as u64;
     blob.gap(&build::file_header(NO_PREFETCH_LANDMARK, size))?;
@@ -68,23 +69,24 @@ pub(super) fn landmark<W: Write>(blob: &mut Blob<'_, W>) -> Result<(), Error> {
     blob.gap(&[0; BLOCK][..tar::padding(size)])
 }
 
-/// The entries that every extractor leaves alone, because the source's end marker stands before them.
+/// Adds the entries that no extractor sees, because they follow the end marker of the source.
 fn hidden_entries<W: Write>(
     blob: &mut Blob<'_, W>,
     source: &Source,
     options: &Options,
 ) -> Result<(), Error> {
     blob.gap(&END_MARKER[..source.missing.min(END_MARKER.len())])?;
-    // A source without its last padding lacks more than the marker; one with trailing garbage may end anywhere.
+    // A source without its last padding lacks more than the marker. One with trailing garbage may
+    // end anywhere.
     blob.gap(&[0; BLOCK][..tar::padding(blob.stream().size())])?;
-    let unlisted = |path: &[u8]| !blob.listing().lists(path);
+    let unlisted = |path: &[u8]| !blob.toc().lists(path);
     let sparse: Vec<bool> = source
         .sparse
         .iter()
         .map(|file| file.header.path.as_slice())
         .map(unlisted)
         .collect();
-    blob.listing().end_source();
+    blob.toc().end_source();
     for (file, _) in source
         .sparse
         .iter()
@@ -93,7 +95,9 @@ fn hidden_entries<W: Write>(
     {
         let mut content = file.unfold()?;
         blob.gap(&build::plain(&file.header))?;
-        blob.file(&file.header, |buffer| content.fill(buffer))?;
+        blob.file(&file.header, |buffer| {
+            content.fill(buffer).map_err(Error::Source)
+        })?;
         blob.gap(&[0; BLOCK][..tar::padding(file.header.size)])?;
     }
     if options.landmark == Landmark::NoPrefetch {
@@ -102,7 +106,7 @@ fn hidden_entries<W: Write>(
     Ok(())
 }
 
-/// The TOC's tar entry and the end of the archive, in the memory that the TOC had.
+/// Makes the tar entry of the TOC and the end of the archive, in the memory of the JSON.
 fn toc_entry(mut json: Vec<u8>) -> Vec<u8> {
     let size = json.len() as u64;
     json.resize(json.len() + tar::padding(size) + END_MARKER.len(), 0);

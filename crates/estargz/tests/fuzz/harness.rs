@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use super::random::Random;
 
-/// Seconds for each target where nobody says otherwise: enough to notice what is badly broken.
+/// Seconds for each target by default: enough to notice grave mistakes.
 const DEFAULT_SECONDS: u64 = 2;
-/// Mutations piled on one seed.
+/// Mutations applied to one seed.
 const MAX_MUTATIONS: usize = 12;
 /// One input may take no longer, however busy the machine is.
 const HANG: Duration = Duration::from_secs(30);
@@ -36,7 +36,7 @@ pub(crate) fn run(name: &str, mut seeds: Vec<Vec<u8>>, mutate: Mutate, target: f
         check(name, seed, &input, target);
         runs += 1;
     }
-    // How much was tried is the result of a run that finds nothing.
+    // The number of inputs is the result of a run that finds nothing.
     let mut said = std::io::stdout();
     writeln!(said, "{name}: {runs} inputs from seed {seed:#x}").unwrap();
 }

@@ -1,11 +1,11 @@
-//! From a good input to many that are not quite good.
+//! Mutations: from a good input to many that are slightly wrong.
 
 use super::random::Random;
 
 /// Longest input that mutation makes.
 const MAX_BYTES: usize = 1 << 18;
 
-/// Numbers and words that make a difference in JSON.
+/// Numbers and words that matter in JSON.
 const JSON_WORDS: [&str; 24] = [
     "0",
     "-1",
@@ -117,7 +117,8 @@ pub(crate) fn json(input: &mut Vec<u8>, other: &[u8], random: &mut Random) {
     input.truncate(MAX_BYTES);
 }
 
-/// A tar behind one byte: header fields are exchanged and checksums mended; blocks are repeated, moved and dropped.
+/// A tar after one byte: header fields are exchanged and checksums repaired; blocks are repeated,
+/// moved and dropped.
 pub(crate) fn tar(input: &mut Vec<u8>, other: &[u8], random: &mut Random) {
     let blocks = input.len().saturating_sub(1) / 512;
     let headers: Vec<usize> = (0..blocks)

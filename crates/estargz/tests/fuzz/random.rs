@@ -1,4 +1,4 @@
-//! Random numbers that a seed brings back.
+//! Random numbers that are the same for the same seed.
 
 /// SplitMix64 (Steele, Lea, Flood, 2014).
 pub(crate) struct Random(u64);

@@ -111,7 +111,7 @@ fn sparse_by_records() -> Vec<u8> {
     .concat()
 }
 
-/// Version 1.0: the map stands before the content.
+/// Version 1.0: the map precedes the content.
 fn sparse_by_lines() -> Vec<u8> {
     let records: [(&[u8], &[u8]); 4] = [
         (b"GNU.sparse.major", b"1"),
@@ -131,7 +131,7 @@ fn sparse_by_lines() -> Vec<u8> {
     .concat()
 }
 
-/// A sparse file of the old GNU format whose header goes on for some blocks, without its content.
+/// A sparse file of the old GNU format whose header continues for some blocks, without its content.
 fn first_header(mut source: Vec<u8>) -> Vec<u8> {
     source.truncate(1 + 4096);
     source

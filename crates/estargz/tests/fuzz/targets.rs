@@ -1,4 +1,4 @@
-//! What is called with hostile bytes, and what must hold afterwards.
+//! The targets: calls with hostile bytes, and invariants that hold afterwards.
 
 use std::io::Cursor;
 use std::num::NonZeroUsize;
@@ -13,9 +13,9 @@ use estargz::toc::{Kind, Limits, Toc, UnverifiedToc};
 use estargz::verify::{self, Expected};
 use estargz::write::{Compression, Layout, Options, TocPlacement, write};
 
-/// Bytes of payload that the blob of a hostile TOC is said to have.
+/// Bytes of payload of the blob of a hostile TOC.
 const PAYLOAD: u64 = 1 << 40;
-/// Most bytes a source is inflated to here, so that one input does not take the whole time.
+/// Most bytes that a source is inflated to here, so that one input does not take the whole time.
 const STREAM: u64 = 1 << 20;
 
 /// `data` is the tail of a blob that has 10,000 bytes before it.
@@ -58,7 +58,8 @@ pub(crate) fn section(data: &[u8]) {
     }
 }
 
-/// `data` is the codec, an inner offset, a size, whether the digest is right, and the bytes of a member.
+/// `data` is the codec, an inner offset, a size, whether the digest is right, and the bytes of a
+/// member.
 pub(crate) fn member(data: &[u8]) {
     let Some((&[codec, inner_offset, low, high], member)) = data.split_first_chunk() else {
         return;
@@ -86,7 +87,8 @@ pub(crate) fn member(data: &[u8]) {
     }
 }
 
-/// `data` is how to write and a tar; what becomes a blob verifies, has the tar's tree, and begins with it.
+/// `data` is a byte of options and a tar. If it can be written, the blob verifies, has the tar's
+/// tree, and begins with the tar.
 pub(crate) fn tar(data: &[u8]) {
     static POOL: LazyLock<Pool> = LazyLock::new(|| Pool::new(NonZeroUsize::MIN, 16 << 20));
     let Some((how, tar)) = data.split_first() else {
@@ -99,15 +101,13 @@ pub(crate) fn tar(data: &[u8]) {
         return;
     };
     let is_prefix = options.layout == Layout::SourceFirst;
-    let expected = Expected {
-        toc_digest: Some(written.toc_digest),
-        external_toc: written.external_toc.as_deref(),
-        diff_id: Some(written.diff_id),
-        source_diff_id: is_prefix.then_some(Digest::of(tar)),
-        source_size: is_prefix.then_some(tar.len() as u64),
-        max_stream_bytes: 2 * STREAM,
-        ..Expected::default()
-    };
+    let expected = Expected::default()
+        .with_toc_digest(Some(written.toc_digest))
+        .with_external_toc(written.external_toc.as_deref())
+        .with_diff_id(Some(written.diff_id))
+        .with_source_diff_id(is_prefix.then_some(Digest::of(tar)))
+        .with_source_size(is_prefix.then_some(tar.len() as u64))
+        .with_limits(Limits::default().with_max_stream_bytes(2 * STREAM));
     match verify::blob(Cursor::new(&blob), &expected) {
         Ok(report) => assert_eq!(report.findings, []),
         Err(error) => panic!("{error}"),
@@ -120,47 +120,39 @@ pub(crate) fn tar(data: &[u8]) {
 
 /// `data` is a blob.
 pub(crate) fn blob(data: &[u8]) {
-    let expected = Expected {
-        limits: limits(),
-        max_stream_bytes: STREAM,
-        ..Expected::default()
-    };
+    let expected = Expected::default().with_limits(limits().with_max_stream_bytes(STREAM));
     let _no_panic = verify::blob(Cursor::new(data), &expected);
 }
 
 fn options(how: u8) -> Options {
-    Options {
-        layout: if how & 1 == 0 {
+    Options::default()
+        .with_layout(if how & 1 == 0 {
             Layout::SourceFirst
         } else {
             Layout::Classic
-        },
-        compression: if how & 2 == 0 {
+        })
+        .with_compression(if how & 2 == 0 {
             Compression::Gzip(1)
         } else {
             Compression::Zstd(1)
-        },
-        chunk_size: if how & 4 == 0 { 1 << 20 } else { 500 },
-        min_chunk_size: if how & 8 == 0 { 0 } else { 1000 },
-        toc: if how & 18 == 16 {
+        })
+        .with_chunk_size(if how & 4 == 0 { 1 << 20 } else { 500 })
+        .with_min_chunk_size(if how & 8 == 0 { 0 } else { 1000 })
+        .with_toc(if how & 18 == 16 {
             TocPlacement::External
         } else {
             TocPlacement::Inside
-        },
-        ..Options::default()
-    }
+        })
 }
 
 fn limits() -> Limits {
-    Limits {
-        max_json_bytes: 16 << 20,
-        max_names: 100_000,
-        max_chunks: 100_000,
-        ..Limits::default()
-    }
+    Limits::default()
+        .with_max_json_bytes(16 << 20)
+        .with_max_names(100_000)
+        .with_max_chunks(100_000)
 }
 
-/// Whatever a TOC said, the tree can be walked and every chunk lies where one can be.
+/// Checks that the tree can be walked and every chunk is where one can be.
 fn check_tree(toc: &Toc) {
     for entry in toc.entries() {
         let node = entry.node;
@@ -192,7 +184,7 @@ fn check_tree(toc: &Toc) {
 /// The footer of a blob with [`PAYLOAD`] bytes before this section.
 fn footer_for(section: &[u8]) -> Footer {
     let tail = [&[0; 21], &footer::gzip(PAYLOAD)[..]].concat();
-    // A footer names no empty section.
+    // A footer cannot refer to an empty section.
     Footer::parse(&tail, PAYLOAD + section.len().max(1) as u64 + 51).unwrap()
 }
 
@@ -200,7 +192,7 @@ pub(crate) fn tar_of_toc(json: &[u8]) -> Vec<u8> {
     estargz::tar::build::file("stargz.index.json", json)
 }
 
-/// A gzip member of stored blocks: quick, and its content stands in it.
+/// A gzip member of stored blocks, which is quick and has its content verbatim.
 pub(crate) fn stored_gzip(bytes: &[u8]) -> Vec<u8> {
     let mut member = Vec::new();
     let mut encoder = flate2::GzBuilder::new().write(&mut member, flate2::Compression::none());

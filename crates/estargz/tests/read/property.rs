@@ -1,4 +1,4 @@
-//! Any entries survive being written and parsed, and the reader's tree has what they say.
+//! Any entries survive being written and parsed, and the reader's tree matches them.
 
 use std::collections::BTreeMap;
 
@@ -95,7 +95,7 @@ proptest! {
         let document: serde_json::Value = serde_json::from_str(&write(&entries)).unwrap();
         let parsed: Vec<Entry> = serde_json::from_value(document["entries"].clone()).unwrap_or_default();
         let lossless = entries.into_iter().map(|entry| match &entry.raw_link_name {
-            // The text beside exact bytes is made from them.
+            // The text of a field with exact bytes is made from them.
             Some(raw) => Entry { link_name: estargz::tar::lossy(raw), ..entry },
             None => entry,
         });
@@ -103,7 +103,7 @@ proptest! {
     }
 
     #[test]
-    fn the_tree_has_what_the_entries_say(files in any_files(), chunk_size in 1_u64..12) {
+    fn the_tree_matches_the_entries(files in any_files(), chunk_size in 1_u64..12) {
         let mut entries = Vec::new();
         for (offset, (path, (mode, content))) in (1..).zip(&files) {
             let size = content.len() as u64;

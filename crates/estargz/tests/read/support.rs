@@ -1,4 +1,4 @@
-//! Small blobs made by hand, so that a test can say what no writer would.
+//! Small blobs made by hand, with TOCs that no writer would write.
 
 use std::io::Write;
 

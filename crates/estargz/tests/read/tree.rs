@@ -5,7 +5,7 @@ use estargz::toc::{Kind, Time};
 use crate::support::{PAYLOAD, entries, file};
 
 #[test]
-fn directories_nothing_describes_are_implied() {
+fn directories_without_an_entry_are_implied() {
     let toc = entries(&[&file("./usr/lib/libc.so", 10)]).unwrap();
     let usr = toc.lookup("/usr").unwrap();
     assert_eq!(
@@ -20,7 +20,7 @@ fn directories_nothing_describes_are_implied() {
 }
 
 #[test]
-fn the_entry_of_an_implied_directory_keeps_what_is_below() {
+fn the_entry_of_an_implied_directory_keeps_its_children() {
     let toc = entries(&[
         &file("a/b", 10),
         r#"{"name":"a/","type":"dir","mode":448,"uid":7}"#,
@@ -48,7 +48,7 @@ fn the_root_has_an_entry_too() {
 }
 
 #[test]
-fn a_later_entry_wins_and_a_file_takes_what_was_below_a_directory() {
+fn a_later_entry_wins_and_a_file_removes_the_entries_of_a_directory() {
     let toc = entries(&[
         &file("a/b", 10),
         r#"{"name":"a","type":"symlink","linkName":"x"}"#,
@@ -64,7 +64,7 @@ fn a_later_entry_wins_and_a_file_takes_what_was_below_a_directory() {
 }
 
 #[test]
-fn a_hard_link_is_the_file_that_stood_there_when_it_came() {
+fn a_hard_link_shares_the_file_that_had_the_name_before_it() {
     let toc = entries(&[
         &file("old", 10),
         r#"{"name":"link","type":"hardlink","linkName":"./old"}"#,
@@ -120,7 +120,7 @@ fn owners_carry_their_names_forward() {
 }
 
 #[test]
-fn names_that_are_no_utf8_are_exact() {
+fn names_that_are_not_utf8_are_exact() {
     let toc = entries(&[
         r#"{"name":"\ufffd","type":"symlink","linkName":"\ufffd","rawName":"/w==","rawLinkName":"/g=="}"#,
     ]);

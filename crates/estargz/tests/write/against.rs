@@ -1,4 +1,4 @@
-//! A blob against a source: silent for its own, and it names what another source has otherwise.
+//! A blob against a source: no findings for its own, and a finding for each difference of another.
 
 use std::io::{Cursor, Read};
 
@@ -10,10 +10,7 @@ use crate::support::{Tar, convert, every_type};
 
 fn against(blob_of: &[u8], source: &[u8], options: &Options) -> Vec<Finding> {
     let (blob, written) = convert(blob_of, options);
-    let expected = Expected {
-        external_toc: written.external_toc.as_deref(),
-        ..Expected::default()
-    };
+    let expected = Expected::default().with_external_toc(written.external_toc.as_deref());
     verify::against(Cursor::new(&blob), &expected, source).unwrap()
 }
 
@@ -43,11 +40,7 @@ fn sparse_files_equal_their_source() {
             .read_to_end(&mut source)
             .unwrap();
         for layout in [Layout::SourceFirst, Layout::Classic] {
-            let options = Options {
-                layout,
-                chunk_size: 3000,
-                ..Options::default()
-            };
+            let options = Options::default().with_layout(layout).with_chunk_size(3000);
             assert_eq!(against(&source, &source, &options), []);
         }
     }
@@ -69,7 +62,7 @@ fn the_order_of_entries_is_no_difference() {
 }
 
 #[test]
-fn what_differs_is_named() {
+fn every_difference_is_named() {
     let base = || Tar::default().file("a", b"one").file("b", b"two");
     let path = || "c".to_owned();
     let found = differences(base().file("c", b"new"), base());

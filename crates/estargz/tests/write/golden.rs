@@ -10,23 +10,12 @@ fn the_bytes_are_those_of_this_generation() {
     let digests: Vec<String> = [
         base.clone(),
         Options::fast(),
-        Options {
-            layout: Layout::Classic,
-            ..base.clone()
-        },
-        Options {
-            toc: TocPlacement::External,
-            ..base.clone()
-        },
-        Options {
-            min_chunk_size: 10_000,
-            chunk_size: 100_000,
-            ..base.clone()
-        },
-        Options {
-            compression: Compression::Zstd(3),
-            ..base
-        },
+        base.clone().with_layout(Layout::Classic),
+        base.clone().with_toc(TocPlacement::External),
+        base.clone()
+            .with_min_chunk_size(10_000)
+            .with_chunk_size(100_000),
+        base.with_compression(Compression::Zstd(3)),
     ]
     .iter()
     .map(|options| convert(&every_type(), options).1.blob_digest.to_string())

@@ -1,4 +1,4 @@
-//! Input made to harm: an error, and soon.
+//! Hostile input is an error, and soon.
 
 use std::io::{self, Read};
 
@@ -82,7 +82,7 @@ fn paths_that_are_too_long_or_too_deep() {
 }
 
 #[test]
-fn sparse_maps_that_lie() {
+fn sparse_maps_that_contradict_their_payload_are_errors() {
     let sparse = |map: &str, size: &str, stored: usize| {
         let records = [
             ("GNU.sparse.map", map.as_bytes()),
@@ -158,27 +158,14 @@ fn more_than_the_limits() {
     let with = |limits| {
         try_convert(
             &tar,
-            &Options {
-                limits,
-                chunk_size: 1000,
-                ..Options::default()
-            },
+            &Options::default().with_limits(limits).with_chunk_size(1000),
         )
     };
     assert!(with(Limits::default()).is_ok());
     for limits in [
-        Limits {
-            max_entries: 50,
-            ..Limits::default()
-        },
-        Limits {
-            max_source_bytes: 100_000,
-            ..Limits::default()
-        },
-        Limits {
-            max_toc_bytes: 5000,
-            ..Limits::default()
-        },
+        Limits::default().with_max_entries(50),
+        Limits::default().with_max_source_bytes(100_000),
+        Limits::default().with_max_json_bytes(5000),
     ] {
         assert!(matches!(with(limits), Err(Error::Limit { .. })));
     }
@@ -246,31 +233,16 @@ fn a_hundred_thousand_files_are_listed_and_a_million_are_too_many() {
 }
 
 #[test]
-fn options_that_make_no_sense() {
+fn invalid_options_are_refused() {
     use estargz::write::{Compression, TocPlacement};
     let base = Options::default();
     for options in [
-        Options {
-            chunk_size: 0,
-            ..base.clone()
-        },
-        Options {
-            chunk_size: u32::MAX,
-            ..base.clone()
-        },
-        Options {
-            compression: Compression::Gzip(13),
-            ..base.clone()
-        },
-        Options {
-            compression: Compression::Zstd(0),
-            ..base.clone()
-        },
-        Options {
-            compression: Compression::Zstd(3),
-            toc: TocPlacement::External,
-            ..base
-        },
+        base.clone().with_chunk_size(0),
+        base.clone().with_chunk_size(u32::MAX),
+        base.clone().with_compression(Compression::Gzip(13)),
+        base.clone().with_compression(Compression::Zstd(0)),
+        base.with_compression(Compression::Zstd(3))
+            .with_toc(TocPlacement::External),
     ] {
         assert!(matches!(try_convert(b"", &options), Err(Error::Options(_))));
     }

@@ -1,4 +1,4 @@
-//! What the stream and the listing hold, layout by layout.
+//! The stream and the TOC of each layout.
 
 use estargz::Digest;
 use estargz::write::{Compression, Layout, Options, TocPlacement};
@@ -15,23 +15,22 @@ pub(crate) fn all_options() -> Vec<Options> {
         for layout in [Layout::SourceFirst, Layout::Classic] {
             for (chunk_size, min_chunk_size) in [(4 << 20, 0), (1000, 0), (50_000, 20_000)] {
                 let base = Options::default();
-                all.push(Options {
-                    layout,
-                    compression,
-                    chunk_size,
-                    min_chunk_size,
-                    ..base.clone()
-                });
+                all.push(
+                    base.clone()
+                        .with_layout(layout)
+                        .with_compression(compression)
+                        .with_chunk_size(chunk_size)
+                        .with_min_chunk_size(min_chunk_size),
+                );
                 if matches!(compression, Compression::Gzip(_)) {
                     let toc = TocPlacement::External;
-                    all.push(Options {
-                        layout,
-                        compression,
-                        chunk_size,
-                        min_chunk_size,
-                        toc,
-                        ..base
-                    });
+                    all.push(
+                        base.with_layout(layout)
+                            .with_compression(compression)
+                            .with_chunk_size(chunk_size)
+                            .with_min_chunk_size(min_chunk_size)
+                            .with_toc(toc),
+                    );
                 }
             }
         }
@@ -86,7 +85,7 @@ fn every_type_is_listed_in_every_layout() {
 }
 
 #[test]
-fn owner_names_stand_where_they_change() {
+fn owner_names_are_listed_where_they_change() {
     let (blob, written) = convert(&every_type(), &Options::default());
     let listed = read_back(&blob, &written, &Options::default());
     assert_eq!(listed.entry("./")["userName"], "app");
@@ -99,7 +98,7 @@ fn owner_names_stand_where_they_change() {
 }
 
 #[test]
-fn the_landmark_is_ours_and_hidden() {
+fn the_landmark_of_the_writer_is_hidden() {
     let options = Options::default();
     let source = every_type();
     let (blob, written) = convert(&source, &options);
@@ -124,11 +123,8 @@ fn the_landmark_is_ours_and_hidden() {
 }
 
 #[test]
-fn an_external_toc_leaves_the_stream_alone() {
-    let options = Options {
-        toc: TocPlacement::External,
-        ..Options::default()
-    };
+fn an_external_toc_does_not_change_the_stream() {
+    let options = Options::default().with_toc(TocPlacement::External);
     for end in [0, 100, 512, 700, 1024, 5000] {
         let mut source = Tar::default()
             .file("a", b"content")
@@ -161,10 +157,7 @@ fn an_end_marker_is_completed_and_garbage_after_it_is_kept() {
 
 fn check_completed(source: &[u8], options: &Options) {
     for layout in [Layout::SourceFirst, Layout::Classic] {
-        let options = Options {
-            layout,
-            ..options.clone()
-        };
+        let options = options.clone().with_layout(layout);
         let (blob, written) = convert(source, &options);
         let stream = stream(&blob, options.compression);
         assert!(layout == Layout::Classic || stream.starts_with(source));
@@ -198,10 +191,7 @@ fn fewer_members_with_a_minimum() {
         tar = tar.file(&format!("f{index}"), &noise(index, 300));
     }
     let source = tar.end();
-    let options = Options {
-        min_chunk_size: 20_000,
-        ..Options::default()
-    };
+    let options = Options::default().with_min_chunk_size(20_000);
     let (blob, written) = convert(&source, &options);
     let listed = read_back(&blob, &written, &options);
     let mut offsets: Vec<u64> = listed
@@ -234,20 +224,15 @@ fn a_landmark_of_the_source_counts_only_when_asked_for() {
         .file("rest", b"2")
         .end();
     for layout in [Layout::SourceFirst, Layout::Classic] {
-        let options = Options {
-            layout,
-            landmark: Landmark::InSource,
-            ..Options::default()
-        };
+        let options = Options::default()
+            .with_layout(layout)
+            .with_landmark(Landmark::InSource);
         let (blob, written) = convert(&source, &options);
         assert_eq!(
             read_back(&blob, &written, &options).names(),
             ["first", ".prefetch.landmark", "rest"]
         );
-        let options = Options {
-            layout,
-            ..Options::default()
-        };
+        let options = Options::default().with_layout(layout);
         let (blob, written) = convert(&source, &options);
         let listed = read_back(&blob, &written, &options);
         assert!(!listed.names().contains(&".prefetch.landmark"));

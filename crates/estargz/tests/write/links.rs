@@ -1,4 +1,4 @@
-//! Hard links and what replaces their targets: a lazy mount shows what an unpacked tar does.
+//! Hard links whose targets are replaced: a lazy mount shows the same tree as an unpacked tar.
 
 use std::collections::BTreeMap;
 use std::io::Cursor;
@@ -29,7 +29,7 @@ fn tree(blob: &[u8], written: &Written) -> Toc {
         .unwrap()
 }
 
-/// What every file of the blob's tree holds, and how many names it has.
+/// The content of every file of the blob's tree, and the number of its names.
 fn files(blob: &[u8], written: &Written) -> BTreeMap<String, (Vec<u8>, u32)> {
     let toc = tree(blob, written);
     let mut files = BTreeMap::new();
@@ -63,10 +63,7 @@ fn lazily(tar: Tar) -> BTreeMap<String, (String, u32)> {
     for options in all_options() {
         let (blob, written) = convert(&source, &options);
         read_back(&blob, &written, &options);
-        let expected = Expected {
-            external_toc: written.external_toc.as_deref(),
-            ..Expected::default()
-        };
+        let expected = Expected::default().with_external_toc(written.external_toc.as_deref());
         assert_eq!(
             verify::against(Cursor::new(&blob), &expected, &source[..]).unwrap(),
             [],
@@ -104,7 +101,7 @@ fn a_link_keeps_the_content_that_its_target_had() {
 
 /// Unpackers follow the symbolic link, readers of a TOC do not.
 #[test]
-fn a_link_to_what_lies_below_a_symbolic_link_is_refused() {
+fn a_link_to_a_path_below_a_symbolic_link_is_refused() {
     let tar = Tar::default()
         .file("usr/lib/x", b"x")
         .entry(b'2', b"lib", b"usr/lib", b"");
@@ -133,7 +130,7 @@ fn a_link_to_what_lies_below_a_symbolic_link_is_refused() {
 }
 
 #[test]
-fn all_links_go_on_sharing_it() {
+fn all_links_keep_sharing_the_content() {
     let tar = hard(
         hard(Tar::default().file("a", b"old"), "dir/l", "./a"),
         "m",
@@ -164,7 +161,7 @@ fn a_link_to_a_dangling_link_dangles_with_it() {
 }
 
 #[test]
-fn whoever_takes_over_can_be_replaced_too() {
+fn a_link_that_took_over_can_be_replaced_too() {
     let tar = hard(hard(Tar::default().file("a", b"old"), "l", "a"), "m", "a")
         .file("a", b"new")
         .file("l", b"newer");
@@ -179,7 +176,7 @@ fn whoever_takes_over_can_be_replaced_too() {
 }
 
 #[test]
-fn a_link_to_a_link_keeps_what_both_link_to() {
+fn a_link_to_a_link_keeps_the_shared_content() {
     let linked = || hard(hard(Tar::default().file("a", b"old"), "l", "a"), "m", "l");
     assert_eq!(
         lazily(linked().file("l", b"new")),
@@ -244,17 +241,14 @@ fn replacing_linked_files_takes_linear_time() {
             b"ustar\x0000",
         );
     }
-    let options = Options {
-        chunk_size: 10,
-        ..Options::fast()
-    };
+    let options = Options::fast().with_chunk_size(10);
     let (blob, written) = convert(&tar.file("a", b"new").end(), &options);
     assert_eq!(written.entries, 20_002);
     assert_eq!(tree(&blob, &written).lookup("a").unwrap().size(), 3);
 }
 
 #[test]
-fn what_has_no_one_meaning_is_refused() {
+fn ambiguous_tars_are_refused() {
     let refused = |tar: Tar| match try_convert(&tar.end(), &Options::default()) {
         Err(Error::Path { path, .. }) => path,
         other => panic!("{other:?}"),
@@ -284,10 +278,7 @@ fn what_has_no_one_meaning_is_refused() {
             .file("a", b"x")
     };
     assert_eq!(refused(hard(sparse(), "l", "a").file("a", b"new")), "a");
-    let options = Options {
-        toc: TocPlacement::External,
-        ..Options::default()
-    };
+    let options = Options::default().with_toc(TocPlacement::External);
     assert!(matches!(
         try_convert(&sparse().end(), &options),
         Err(Error::SparseExternal)

@@ -1,10 +1,11 @@
-//! Writing: tars of every kind become blobs whose stream, members and listing are what they should be.
+//! Writing: the stream, the members and the TOC of blobs from tars of every kind.
 #![expect(
     clippy::unwrap_used,
     reason = "a test's helpers fail the test by panicking"
 )]
 
 mod against;
+mod archive;
 mod golden;
 mod hostile;
 mod layout;

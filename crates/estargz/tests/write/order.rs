@@ -14,11 +14,9 @@ fn names(tar: &[u8], prioritized: &[&str]) -> (Vec<String>, Vec<Vec<u8>>, Vec<u8
     let mut reordered = reorder(Cursor::new(tar), &prioritized).unwrap();
     let mut out = Vec::new();
     reordered.read_to_end(&mut out).unwrap();
-    let options = Options {
-        layout: Layout::Classic,
-        landmark: Landmark::InSource,
-        ..Options::default()
-    };
+    let options = Options::default()
+        .with_layout(Layout::Classic)
+        .with_landmark(Landmark::InSource);
     let (blob, written) = convert(&out, &options);
     let listed = read_back(&blob, &written, &options);
     assert_eq!(listed.contents.get("usr/bin/app"), Some(&noise(2, 5000)));
@@ -45,7 +43,7 @@ fn source() -> Vec<u8> {
 }
 
 #[test]
-fn what_is_named_comes_first_after_what_it_needs() {
+fn named_files_come_first_after_their_dependencies() {
     let (names, missing, _) = names(&source(), &["/etc/conf", "app", "no/such"]);
     let expected = [
         "./",
@@ -63,7 +61,7 @@ fn what_is_named_comes_first_after_what_it_needs() {
 }
 
 #[test]
-fn naming_nothing_keeps_the_order_and_says_so() {
+fn an_empty_list_keeps_the_order_and_adds_the_landmark_against_prefetching() {
     let (names, _, _) = names(&source(), &[]);
     assert_eq!(names[0], ".no.prefetch.landmark");
     assert_eq!(

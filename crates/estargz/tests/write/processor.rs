@@ -1,4 +1,4 @@
-//! The bytes are the same on every processor: this very binary, run on older ones by an emulator.
+//! The bytes are the same on every processor: this binary runs on older ones in an emulator.
 
 use std::process::Command;
 
@@ -6,7 +6,7 @@ use estargz::write::{Compression, Options};
 
 use crate::support::{Tar, convert, every_type, noise};
 
-/// From one without SSE4 to one with all that the emulator knows.
+/// From one without SSE4 to one with all features of the emulator.
 const PROCESSORS: [&str; 3] = ["qemu64", "Nehalem", "max"];
 
 /// Prints a digest for each compression; run by the test below, on a processor of its choice.
@@ -71,16 +71,10 @@ fn digests() -> Vec<String> {
         Compression::Zstd(3),
     ]
     .map(|compression| {
-        convert(
-            &tar,
-            &Options {
-                compression,
-                ..Options::default()
-            },
-        )
-        .1
-        .blob_digest
-        .to_string()
+        convert(&tar, &Options::default().with_compression(compression))
+            .1
+            .blob_digest
+            .to_string()
     })
     .to_vec()
 }

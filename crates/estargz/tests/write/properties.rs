@@ -1,4 +1,4 @@
-//! Random trees, archived by the `tar` crate, against what comes back.
+//! Random trees, archived by the `tar` crate, survive conversion.
 
 use std::collections::BTreeMap;
 use std::io::{Cursor, Read};
@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use crate::support::{noise, pool, read_back, stream, try_convert};
 
 #[derive(Debug, Clone)]
-enum Item {
+pub(crate) enum Item {
     File {
         size: usize,
         seed: u64,
@@ -22,7 +22,7 @@ enum Item {
     Fifo,
 }
 
-fn item() -> impl Strategy<Value = Item> {
+pub(crate) fn item() -> impl Strategy<Value = Item> {
     prop_oneof![
         4 => (0_usize..20_000, any::<u64>(), any::<bool>())
             .prop_map(|(size, seed, is_plain)| Item::File { size, seed, is_plain }),
@@ -33,11 +33,11 @@ fn item() -> impl Strategy<Value = Item> {
     ]
 }
 
-fn name() -> impl Strategy<Value = String> {
+pub(crate) fn name() -> impl Strategy<Value = String> {
     prop_oneof![3 => "[a-c]/[a-d]", 1 => "[a-zé]{1,20}", 1 => "[a-z]{60}/[a-z]{90,180}"]
 }
 
-fn options() -> impl Strategy<Value = Options> {
+pub(crate) fn options() -> impl Strategy<Value = Options> {
     let compression = prop_oneof![
         Just(Compression::Gzip(6)),
         Just(Compression::Gzip(1)),
@@ -47,17 +47,17 @@ fn options() -> impl Strategy<Value = Options> {
     let chunk_size = prop_oneof![Just(777_u32), Just(4096), Just(4 << 20)];
     let min_chunk_size = prop_oneof![Just(0_u32), Just(5000)];
     (compression, layout, chunk_size, min_chunk_size).prop_map(
-        |(compression, layout, chunk_size, min_chunk_size)| Options {
-            compression,
-            layout,
-            chunk_size,
-            min_chunk_size,
-            ..Options::default()
+        |(compression, layout, chunk_size, min_chunk_size)| {
+            Options::default()
+                .with_compression(compression)
+                .with_layout(layout)
+                .with_chunk_size(chunk_size)
+                .with_min_chunk_size(min_chunk_size)
         },
     )
 }
 
-fn archive(items: &[(String, Item)]) -> Vec<u8> {
+pub(crate) fn archive(items: &[(String, Item)]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     for (name, item) in items {
         let mut header = tar::Header::new_gnu();
@@ -104,8 +104,8 @@ fn archive(items: &[(String, Item)]) -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
-/// Every path's last entry, as the `tar` crate sees it: type and content.
-fn oracle(tar: &[u8]) -> BTreeMap<String, (&'static str, Vec<u8>)> {
+/// Every path's last entry according to the `tar` crate: type and content.
+pub(crate) fn oracle(tar: &[u8]) -> BTreeMap<String, (&'static str, Vec<u8>)> {
     let mut seen = BTreeMap::new();
     for entry in tar::Archive::new(tar).entries().unwrap() {
         let mut entry = entry.unwrap();
@@ -128,32 +128,33 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn a_tree_survives(items in prop::collection::vec((name(), item()), 1..40), options in options()) {
+    fn a_random_tree_survives(items in prop::collection::vec((name(), item()), 1..40), options in options()) {
         let source = archive(&items);
-        // Something below a file, or in the place of a directory with entries.
+        // A tar with an entry below a file, or in the place of a directory with entries, is
+        // refused.
         let Ok((blob, written)) = try_convert(&source, &options) else { return Ok(()) };
-        let expected = Expected { external_toc: written.external_toc.as_deref(), ..Expected::default() };
+        let expected = Expected::default().with_external_toc(written.external_toc.as_deref());
         prop_assert_eq!(verify::blob(Cursor::new(&blob), &expected).unwrap().findings, []);
         prop_assert_eq!(verify::against(Cursor::new(&blob), &expected, &source[..]).unwrap(), []);
-        let listed = read_back(&blob, &written, &options);
+        let read = read_back(&blob, &written, &options);
         let stream = stream(&blob, options.compression);
         if options.layout == Layout::SourceFirst {
             prop_assert!(stream.starts_with(&source));
         }
         let expected = oracle(&source);
-        let ours: BTreeMap<String, (String, Vec<u8>)> = listed.entries.iter()
+        let listed: BTreeMap<String, (String, Vec<u8>)> = read.entries.iter()
             .filter(|entry| entry["type"] != "chunk" && entry["name"] != ".no.prefetch.landmark")
             .map(|entry| {
                 let name = entry["name"].as_str().unwrap();
-                let content = listed.contents.get(name).cloned().unwrap_or_default();
+                let content = read.contents.get(name).cloned().unwrap_or_default();
                 (name.trim_end_matches('/').to_owned(), (entry["type"].as_str().unwrap().to_owned(), content))
             })
             .collect();
-        prop_assert_eq!(ours.len(), expected.len());
+        prop_assert_eq!(listed.len(), expected.len());
         for (name, (kind, content)) in expected {
-            // A hard link whose target's path went to another entry is listed as what it is a link to.
+            // A hard link whose target's path went to another entry is listed as the target itself.
             if kind != "hardlink" {
-                prop_assert_eq!(&ours[&name], &(kind.to_owned(), content));
+                prop_assert_eq!(&listed[&name], &(kind.to_owned(), content));
             }
         }
     }
@@ -192,10 +193,7 @@ fn the_bytes_do_not_depend_on_threads_or_budget() {
     let source = archive(&items);
     for options in [
         Options::fast(),
-        Options {
-            min_chunk_size: 100_000,
-            ..Options::fast()
-        },
+        Options::fast().with_min_chunk_size(100_000),
     ] {
         let digest = |threads: usize, budget: usize| {
             let pool = estargz::pool::Pool::new(threads.try_into().unwrap(), budget);

@@ -1,4 +1,4 @@
-//! What the writer writes, the reader reads.
+//! The reader reads the blobs of the writer.
 
 use estargz::footer::{self, Footer};
 use estargz::toc::{self, Toc, UnverifiedToc};
@@ -32,7 +32,7 @@ fn check(source: &[u8], options: &Options) {
     let (blob, written) = convert(source, options);
     let toc = open(&blob, &written);
     for (path, content) in read_back(&blob, &written, options).contents {
-        // The listing has a replacement character where the reader has the byte itself.
+        // The TOC's text has a replacement character where the reader has the byte itself.
         let path = path.replace('\u{fffd}', "\x00").into_bytes();
         let path: Vec<u8> = path
             .iter()
@@ -52,7 +52,7 @@ fn check(source: &[u8], options: &Options) {
 }
 
 #[test]
-fn every_layout_is_read_by_our_reader() {
+fn every_layout_is_read_by_the_reader() {
     for options in all_options() {
         check(&every_type(), &options);
     }

@@ -30,12 +30,10 @@ fn holes_are_zeros_in_every_format() {
         let source = source(compressed);
         for compression in [Compression::Gzip(6), Compression::Zstd(3)] {
             for layout in [Layout::SourceFirst, Layout::Classic] {
-                let options = Options {
-                    layout,
-                    compression,
-                    chunk_size: 100_000,
-                    ..Options::default()
-                };
+                let options = Options::default()
+                    .with_layout(layout)
+                    .with_compression(compression)
+                    .with_chunk_size(100_000);
                 let (blob, written) = convert(&source, &options);
                 let listed = read_back(&blob, &written, &options);
                 assert_eq!(listed.entry("holes")["digest"], DIGEST, "{format}");
@@ -59,7 +57,7 @@ fn the_last_of_a_path_wins_whether_sparse_or_not() {
     let plain = Tar::default().file("./holes", b"plain").bytes;
     let options = Options::default();
 
-    // A hard link to the file that is replaced stands last.
+    // A hard link to the replaced file comes last.
     let (linked, entries) = (entries.clone(), &entries[..entries.len() - 512]);
     let refused = [&linked[..], &plain, &[0; 1024]].concat();
     assert!(matches!(
@@ -80,11 +78,8 @@ fn the_last_of_a_path_wins_whether_sparse_or_not() {
 }
 
 #[test]
-fn an_external_toc_cannot_list_them() {
-    let options = Options {
-        toc: TocPlacement::External,
-        ..Options::default()
-    };
+fn an_external_toc_cannot_list_sparse_files() {
+    let options = Options::default().with_toc(TocPlacement::External);
     assert!(matches!(
         try_convert(&source(SOURCES[0].1), &options),
         Err(Error::SparseExternal)

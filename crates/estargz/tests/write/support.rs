@@ -10,7 +10,7 @@ use estargz::pool::Pool;
 use estargz::write::{Compression, Error, Options, Written, write};
 use serde_json::Value;
 
-/// A tar in the making, header by header.
+/// A tar under construction, header by header.
 #[derive(Default)]
 pub(crate) struct Tar {
     pub(crate) bytes: Vec<u8>,
@@ -32,7 +32,7 @@ impl Tar {
         self.entry(b'5', name.as_bytes(), b"", b"")
     }
 
-    /// A pax header in front of the next entry (`x`) or of all that follow (`g`).
+    /// A pax header for the next entry (`x`) or all later ones (`g`).
     pub(crate) fn pax(self, kind: u8, records: &[(&str, &[u8])]) -> Self {
         let mut text = Vec::new();
         for (key, value) in records {
@@ -169,13 +169,13 @@ fn tar_content(tar: &[u8]) -> Vec<u8> {
     tar[512..512 + size].to_vec()
 }
 
-/// What a blob lists: every entry by its name, and the content of its files.
+/// The entries of a blob by name, and the content of its files.
 pub(crate) struct Listed {
     pub(crate) entries: Vec<Value>,
     pub(crate) contents: BTreeMap<String, Vec<u8>>,
 }
 
-/// Reads every file of a blob chunk by chunk, each member alone, and checks every digest on the way.
+/// Reads every file of a blob chunk by chunk, each member separately, and checks every digest.
 pub(crate) fn read_back(blob: &[u8], written: &Written, options: &Options) -> Listed {
     let json = toc_json(blob, written, options.compression);
     assert_eq!(Digest::of(&json), written.toc_digest);

@@ -1,4 +1,4 @@
-//! Whole-blob verification: silent on what the writer writes, and it names what was tampered with.
+//! Whole-blob verification: no findings for written blobs, and a finding for each manipulation.
 
 use std::io::{Cursor, Read, Write};
 
@@ -13,14 +13,12 @@ use crate::support::{Tar, convert, every_type, noise};
 
 fn expected<'a>(written: &'a Written, layout: Layout) -> Expected<'a> {
     let is_prefix = layout == Layout::SourceFirst;
-    Expected {
-        toc_digest: Some(written.toc_digest),
-        external_toc: written.external_toc.as_deref(),
-        diff_id: Some(written.diff_id),
-        source_diff_id: is_prefix.then_some(written.source_diff_id),
-        source_size: is_prefix.then_some(written.source_size),
-        ..Expected::default()
-    }
+    Expected::default()
+        .with_toc_digest(Some(written.toc_digest))
+        .with_external_toc(written.external_toc.as_deref())
+        .with_diff_id(Some(written.diff_id))
+        .with_source_diff_id(is_prefix.then_some(written.source_diff_id))
+        .with_source_size(is_prefix.then_some(written.source_size))
 }
 
 fn verify(blob: &[u8], expected: &Expected<'_>) -> Report {
@@ -43,33 +41,21 @@ fn assert_clean(source: &[u8], options: &Options) {
 }
 
 #[test]
-fn what_the_writer_writes_has_no_findings() {
+fn written_blobs_have_no_findings() {
     for options in all_options() {
         assert_clean(&every_type(), &options);
     }
 }
 
 #[test]
-fn sources_without_an_end_or_with_garbage_behind_it_have_no_findings() {
+fn sources_without_an_end_or_with_garbage_after_it_have_no_findings() {
     let whole = Tar::default().file("a", b"content").end();
     let cut = &whole[..whole.len() - 1024];
     let garbage = [whole.as_slice(), &[0; 9000], b"not a tar \x01\x02\x03"].concat();
     for source in [cut, &cut[..cut.len() - 300], &garbage, &[], &[0; 1024]] {
         assert_clean(source, &Options::default());
-        assert_clean(
-            source,
-            &Options {
-                layout: Layout::Classic,
-                ..Options::default()
-            },
-        );
-        assert_clean(
-            source,
-            &Options {
-                toc: TocPlacement::External,
-                ..Options::default()
-            },
-        );
+        assert_clean(source, &Options::default().with_layout(Layout::Classic));
+        assert_clean(source, &Options::default().with_toc(TocPlacement::External));
     }
 }
 
@@ -86,17 +72,11 @@ fn sparse_files_have_no_findings() {
             .read_to_end(&mut source)
             .unwrap();
         assert_clean(&source, &Options::default());
-        assert_clean(
-            &source,
-            &Options {
-                layout: Layout::Classic,
-                ..Options::default()
-            },
-        );
+        assert_clean(&source, &Options::default().with_layout(Layout::Classic));
     }
 }
 
-/// The blob of a small tar whose TOC has been rewritten by `change`, and what verification finds.
+/// The findings for the blob of a small tar whose TOC has been rewritten by `change`.
 fn findings_after(change: impl Fn(&mut Vec<Entry>)) -> Vec<Finding> {
     let source = Tar::default()
         .pax(b'x', &[("SCHILY.xattr.user.note", b"value")])
@@ -106,13 +86,7 @@ fn findings_after(change: impl Fn(&mut Vec<Entry>)) -> Vec<Finding> {
         .entry(b'2', b"d/link", b"file", b"")
         .entry(b'3', b"d/null", b"", b"")
         .end();
-    let (blob, _) = convert(
-        &source,
-        &Options {
-            chunk_size: 4,
-            ..Options::default()
-        },
-    );
+    let (blob, _) = convert(&source, &Options::default().with_chunk_size(4));
     let size = blob.len() as u64;
     let cut = |range: std::ops::Range<u64>| {
         &blob[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()]
@@ -151,7 +125,7 @@ fn a_toc_put_back_unchanged_has_no_findings() {
     assert_eq!(findings_after(|_| ()), []);
 }
 
-/// A field, an entry, and what makes the field differ.
+/// A field, an entry, and a change of the field.
 type Change = (&'static str, &'static str, fn(&mut Entry));
 
 #[test]
@@ -176,7 +150,7 @@ fn each_field_that_differs_is_named() {
     ];
     for (field, name, change) in changes {
         let findings = findings_after(|entries| change(entry_mut(entries, name)));
-        // The owner's name belongs to the id, so another id brings it along.
+        // The owner's name belongs to the id, so another id has another name.
         let is_all = findings.len() == 1 || matches!(field, "uid" | "gid");
         let is_named =
             matches!(&findings[0], Finding::Field { field: found, .. } if *found == field);
@@ -265,7 +239,7 @@ fn digests_and_places_that_differ_are_named() {
 }
 
 #[test]
-fn digests_known_from_elsewhere_are_compared() {
+fn expected_digests_are_compared() {
     let (blob, written) = convert(&every_type(), &Options::default());
     let wrong = Some(Digest::of(b"wrong"));
     let good = expected(&written, Layout::SourceFirst);
@@ -273,31 +247,18 @@ fn digests_known_from_elsewhere_are_compared() {
         [Finding::Digest { what, .. }] => *what,
         other => panic!("{other:?}"),
     };
+    assert_eq!(what(good.clone().with_toc_digest(wrong)), "the TOC");
     assert_eq!(
-        what(Expected {
-            toc_digest: wrong,
-            ..good.clone()
-        }),
-        "the TOC"
-    );
-    assert_eq!(
-        what(Expected {
-            diff_id: wrong,
-            ..good.clone()
-        }),
+        what(good.clone().with_diff_id(wrong)),
         "the decompressed blob"
     );
     assert_eq!(
-        what(Expected {
-            source_diff_id: wrong,
-            ..good.clone()
-        }),
+        what(good.clone().with_source_diff_id(wrong)),
         "the source tar"
     );
-    let longer = Expected {
-        source_size: Some(written.source_size + 512),
-        ..good.clone()
-    };
+    let longer = good
+        .clone()
+        .with_source_size(Some(written.source_size + 512));
     assert!(matches!(
         verify(&blob, &longer).findings[0],
         Finding::Digest {
@@ -305,14 +266,7 @@ fn digests_known_from_elsewhere_are_compared() {
             ..
         }
     ));
-    let beyond = verify(
-        &blob,
-        &Expected {
-            source_size: Some(u64::MAX),
-            ..good
-        },
-    )
-    .findings;
+    let beyond = verify(&blob, &good.with_source_size(Some(u64::MAX))).findings;
     assert!(
         beyond
             .iter()
@@ -338,7 +292,7 @@ fn every_flipped_byte_is_noticed_or_harmless() {
             unnoticed.push(at);
         }
     }
-    // Modification time, extra flags and system in each gzip header, which nobody looks at.
+    // Modification time, extra flags and system in each gzip header, which readers ignore.
     assert!(
         unnoticed.iter().all(|at| is_idle_header_byte(&blob, *at)),
         "{unnoticed:?}"

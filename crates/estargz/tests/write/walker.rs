@@ -1,4 +1,5 @@
-//! The walk alone: every byte is handed on, and headers mean what other readers say they mean.
+//! The walk along a tar: every byte is returned, and headers have the meaning that other readers
+//! give them.
 
 use std::io::Read;
 use std::process::Command;
@@ -11,7 +12,7 @@ use crate::support::{Tar, every_type, noise, seal};
 
 type Entries = Vec<(Header, Vec<u8>)>;
 
-/// The entries of a tar with their payloads, and all its bytes as the walk handed them on.
+/// The entries of a tar with their payloads, and all its bytes as returned by the walk.
 fn walk(tar: impl Read) -> Result<(Entries, Vec<u8>), Error> {
     let mut walker = Walker::new(tar);
     let (mut entries, mut bytes) = (Vec::new(), Vec::new());
@@ -37,7 +38,7 @@ fn walk(tar: impl Read) -> Result<(Entries, Vec<u8>), Error> {
     Ok((entries, bytes))
 }
 
-/// Gives a byte or a few at a time.
+/// Returns a byte or a few at a time.
 struct Trickle<'t>(&'t [u8], usize);
 
 impl Read for Trickle<'_> {
@@ -49,7 +50,7 @@ impl Read for Trickle<'_> {
 }
 
 #[test]
-fn every_byte_is_handed_on() {
+fn every_byte_of_the_source_is_returned() {
     let garbage = [every_type(), noise(1, 3333)].concat();
     for source in [
         every_type(),
@@ -63,7 +64,7 @@ fn every_byte_is_handed_on() {
 }
 
 #[test]
-fn what_is_missing_at_the_end_is_counted() {
+fn missing_bytes_at_the_end_are_counted() {
     let entries = Tar::default().file("a", b"content").bytes;
     for (end, missing) in [
         (0, 1024),
@@ -106,7 +107,7 @@ fn a_pax_record_wins_over_the_header_and_a_long_name_over_both() {
     assert_eq!((header.uid, header.gid, header.size), (-5, 0o1750, 3));
     assert_eq!(header.group_name, b"grp", "an empty record is none");
     assert_eq!(
-        (header.mod_time.seconds, header.mod_time.nanos),
+        (header.mod_time.seconds, header.mod_time.nanoseconds),
         (-2, 500_000_000)
     );
     assert_eq!(payload, b"abc");

@@ -332,10 +332,7 @@ mod tests {
             tar.resize(tar.len().next_multiple_of(512), 0);
         }
         tar.resize(tar.len() + 1024, 0);
-        let options = Options {
-            chunk_size: 1 << 20,
-            ..Options::default()
-        };
+        let options = Options::default().with_chunk_size(1 << 20);
         let mut blob = Vec::new();
         let pool = Pool::new(NonZeroUsize::MIN, 64 << 20);
         let written = write(tar.as_slice(), &mut blob, &options, &pool).unwrap();

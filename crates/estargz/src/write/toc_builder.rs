@@ -1,52 +1,52 @@
 //! The entries of the TOC, collected in the order of the stream.
 
+use super::entry_builder::{EntryBuilder, LastNames, Names, Place};
 use super::links::{Links, Target};
-use super::listed::{Listed, Names, Place, Seen};
-use super::standing::{Path, Standings};
+use super::path_states::{Path, PathStates};
 use super::{Error, Limits};
 use crate::entry::EntryKind;
 use crate::tar::Header;
 use crate::toc::TocWriter;
 
-/// Bytes of JSON that an entry takes beside its names and attributes: keys, numbers, time and two digests.
+/// Bytes of JSON of an entry without its names and attributes: keys, numbers, time and two digests.
 const ENTRY_JSON_BYTES: usize = 400;
 
-/// An entry of the listing, to be completed when its member is written.
+/// An entry of the TOC builder, to be completed when its member is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct EntryId(u32);
 
 #[derive(Debug)]
-pub(super) struct Listing {
-    /// `None` where a later entry of the same path took over.
-    entries: Vec<Option<Listed>>,
-    standings: Standings,
+pub(super) struct TocBuilder {
+    /// `None` if a later entry of the same path replaced it.
+    entries: Vec<Option<EntryBuilder>>,
+    path_states: PathStates,
     links: Links,
     names: Names,
     json_bytes: u64,
     limits: Limits,
 }
 
-/// The TOC and how much it lists.
+/// The TOC and its counts.
 #[derive(Debug)]
-pub(super) struct Finished {
+pub(super) struct FinishedToc {
     pub(super) json: Vec<u8>,
     pub(super) entries: u64,
     pub(super) chunks: u64,
 }
 
-impl Listing {
+impl TocBuilder {
     pub(super) fn new(limits: &Limits) -> Self {
         Self {
             entries: Vec::new(),
-            standings: Standings::default(),
+            path_states: PathStates::default(),
             links: Links::default(),
             names: Names::default(),
             json_bytes: 0,
-            limits: limits.clone(),
+            limits: *limits,
         }
     }
 
-    /// Lists an entry; one listed before with the same path, and its chunks, are listed no more.
+    /// Adds an entry. It replaces an earlier one with the same path, including its chunks.
     pub(super) fn push(&mut self, header: &Header) -> Result<EntryId, Error> {
         let names = header.path.len()
             + header.link.len()
@@ -59,8 +59,8 @@ impl Listing {
             .sum();
         let path = Path::new(&header.path);
         let target = self.target(header, &path)?;
-        let listed = Listed::new(header, &mut self.names);
-        let id = self.add(listed, names + xattrs)?;
+        let entry = EntryBuilder::new(header, &mut self.names);
+        let id = self.add(entry, names + xattrs)?;
         self.replace(&path, Some(id.0), header.kind == EntryKind::Dir)?;
         if let Some(target) = target {
             self.links.add(id.0, target);
@@ -68,18 +68,18 @@ impl Listing {
         Ok(id)
     }
 
-    /// Lists a chunk that continues the last entry pushed.
+    /// Adds a chunk that continues the last entry.
     pub(super) fn push_chunk(&mut self, header: &Header) -> Result<EntryId, Error> {
-        let listed = Listed::chunk(header, &mut self.names);
-        self.add(listed, header.path.len())
+        let entry = EntryBuilder::chunk(header, &mut self.names);
+        self.add(entry, header.path.len())
     }
 
-    /// Forgets what is listed for the path of a file that is listed when all of the source has been.
+    /// Removes the entry at the path of a file that is added after the whole source.
     pub(super) fn postpone(&mut self, header: &Header) -> Result<(), Error> {
         self.replace(&Path::new(&header.path), None, false)
     }
 
-    /// From here on what was postponed is listed.
+    /// Ends the source. The postponed files are added from here on.
     pub(super) fn end_source(&mut self) {
         self.links.end_postponement();
     }
@@ -89,62 +89,62 @@ impl Listing {
     }
 
     pub(super) fn lists(&self, path: &[u8]) -> bool {
-        self.standings
+        self.path_states
             .get(&Path::new(path))
-            .is_some_and(|standing| standing.entry.is_some())
+            .is_some_and(|state| state.entry.is_some())
     }
 
-    /// The place of an entry, unless a later one took over.
+    /// Returns the place of an entry, unless a later one replaced it.
     pub(super) fn place_mut(&mut self, id: EntryId) -> Option<&mut Place> {
         self.entries
             .get_mut(id.0 as usize)?
             .as_mut()
-            .map(|listed| &mut listed.place)
+            .map(|entry| &mut entry.place)
     }
 
-    pub(super) fn finish(mut self) -> Result<Finished, Error> {
+    pub(super) fn finish(mut self) -> Result<FinishedToc, Error> {
         self.follow_moves();
         let Self {
-            entries: listing,
-            standings,
+            entries: builders,
+            path_states,
             links,
             names,
             json_bytes,
             limits,
         } = self;
-        // The JSON is as large as all of the listing; what is needed no more makes room for it.
-        drop((standings, links));
+        // The JSON is as large as all builders, so memory that is no longer needed is freed first.
+        drop((path_states, links));
         let mut toc = TocWriter::with_capacity(
-            usize::try_from(json_bytes.min(limits.max_toc_bytes)).unwrap_or(0),
+            usize::try_from(json_bytes.min(limits.max_json_bytes)).unwrap_or(0),
         );
         let (mut entries, mut chunks) = (0, 0);
-        let mut seen = Seen::default();
-        for listed in listing.into_iter().flatten() {
-            entries += u64::from(listed.kind != EntryKind::Chunk);
-            chunks += u64::from(listed.place.chunk_digest.is_some());
-            toc.push(&listed.into_entry(&names, &mut seen));
+        let mut seen = LastNames::default();
+        for builder in builders.into_iter().flatten() {
+            entries += u64::from(builder.kind != EntryKind::Chunk);
+            chunks += u64::from(builder.place.chunk_digest.is_some());
+            toc.push(&builder.into_entry(&names, &mut seen));
         }
         let json = toc.finish();
-        if json.len() as u64 > limits.max_toc_bytes {
+        if json.len() as u64 > limits.max_json_bytes {
             return Err(Error::Limit {
                 what: "bytes of TOC",
-                limit: limits.max_toc_bytes,
+                limit: limits.max_json_bytes,
             });
         }
-        Ok(Finished {
+        Ok(FinishedToc {
             json,
             entries,
             chunks,
         })
     }
 
-    fn add(&mut self, listed: Listed, name_bytes: usize) -> Result<EntryId, Error> {
+    fn add(&mut self, entry: EntryBuilder, name_bytes: usize) -> Result<EntryId, Error> {
         self.json_bytes += (name_bytes + ENTRY_JSON_BYTES) as u64;
-        // The estimate may be over by half; the finished JSON is held to the limit itself.
-        if self.json_bytes / 2 > self.limits.max_toc_bytes {
+        // The estimate may be too high by half. The exact limit is checked on the finished JSON.
+        if self.json_bytes / 2 > self.limits.max_json_bytes {
             return Err(Error::Limit {
                 what: "bytes of TOC",
-                limit: self.limits.max_toc_bytes,
+                limit: self.limits.max_json_bytes,
             });
         }
         if self.entries.len() as u64 >= self.limits.max_entries {
@@ -158,27 +158,29 @@ impl Listing {
             limit: u64::from(u32::MAX),
         };
         let id = u32::try_from(self.entries.len()).map_err(over)?;
-        self.entries.push(Some(listed));
+        self.entries.push(Some(entry));
         Ok(EntryId(id))
     }
 
-    /// What a hard link shares its content with, if that stands already. Fails where readers would not find it.
+    /// Returns the entry that a hard link shares its content with, if it comes before the link.
+    /// Fails if readers would not find it.
     fn target(&self, header: &Header, path: &Path) -> Result<Option<Target>, Error> {
         let target = Path::new(&header.link);
         if header.kind != EntryKind::Hardlink || target == *path {
             return Ok(None);
         }
-        let Some(standing) = self.standings.get(&target) else {
-            return self.standings.check_target(&target).map(|()| None);
+        let Some(state) = self.path_states.get(&target) else {
+            return self.path_states.check_target(&target).map(|()| None);
         };
-        Ok((!standing.is_directory).then(|| match standing.entry {
+        Ok((!state.is_directory).then(|| match state.entry {
             None => Target::Postponed(target),
-            // A link that dangles is a thing of its own.
+            // A dangling link is an entry of its own.
             Some(entry) => self.links.target_of(entry).unwrap_or(Target::Entry(entry)),
         }))
     }
 
-    /// Puts `entry` at `path`. Hard links to what stood there keep it: the first takes its place in the listing.
+    /// Places `entry` at `path`. Hard links to the replaced entry keep its content: it takes the
+    /// path of the first of them.
     fn replace(
         &mut self,
         path: &Path,
@@ -188,66 +190,60 @@ impl Listing {
         if self.links.is_postponed(path) {
             return Err(path.refused("it replaces a sparse file that has hard links"));
         }
-        let Some(before) = self.standings.put(path, entry, is_directory)? else {
+        let Some(before) = self.path_states.put(path, entry, is_directory)? else {
             return Ok(());
         };
-        match self.links.heir(before) {
-            Some(heir) => self.hand_over(before, heir),
+        match self.links.successor(before) {
+            Some(successor) => self.move_to_successor(before, successor),
             None => self.drop_entry(before),
         }
         Ok(())
     }
 
-    /// Lists `entry`, which has lost its path, under the path of `heir`, a hard link to it.
-    fn hand_over(&mut self, entry: u32, heir: u32) {
-        let Some(link) = self.entries[heir as usize].take() else {
+    /// Gives `entry`, which has lost its path, the path of `successor`, a hard link to it.
+    fn move_to_successor(&mut self, entry: u32, successor: u32) {
+        let Some(link) = self.entries[successor as usize].take() else {
             return;
         };
         let path = link.into_path();
-        self.standings.move_entry(&Path::new(&path), entry);
-        if let Some(listed) = &mut self.entries[entry as usize] {
-            listed.rename(&path);
+        self.path_states.move_entry(&Path::new(&path), entry);
+        if let Some(entry) = &mut self.entries[entry as usize] {
+            entry.rename(&path);
         }
     }
 
-    /// Tells chunks and links of entries that moved their paths: once, however often those moved. So are links told
-    /// that named another link, whose path is another entry's now.
+    /// Updates the paths of chunks and links of entries that moved, once for all moves. Links are
+    /// updated too if they named another link whose path now belongs to another entry.
     fn follow_moves(&mut self) {
         let mut moved_to: Option<Box<[u8]>> = None;
         for id in 0..self.entries.len() {
             let number = u32::try_from(id).unwrap_or(u32::MAX);
-            let linked = self.strayed(number);
-            let Some(listed) = &mut self.entries[id] else {
+            let linked = self.corrected_target(number);
+            let Some(entry) = &mut self.entries[id] else {
                 continue;
             };
-            if listed.kind != EntryKind::Chunk {
-                moved_to = self.links.has_moved(number).then(|| listed.path().into());
+            if entry.kind != EntryKind::Chunk {
+                moved_to = self.links.has_moved(number).then(|| entry.path().into());
             } else if let Some(path) = &moved_to {
-                listed.rename(path);
+                entry.rename(path);
             }
             if let Some(path) = linked {
-                listed.link_to(path);
+                entry.link_to(path);
             }
         }
     }
 
-    /// The path of what `link` links to, if the path that it names leads elsewhere.
-    fn strayed(&self, link: u32) -> Option<Box<[u8]>> {
+    /// Returns the path of the entry that `link` links to, if the path that it names leads
+    /// elsewhere.
+    fn corrected_target(&self, link: u32) -> Option<Box<[u8]>> {
         let target = self.links.target_of(link)?;
         let named = Path::new(self.entries[link as usize].as_ref()?.link());
-        let standing = self
-            .standings
-            .get(&named)
-            .and_then(|standing| standing.entry);
-        let is_link_to_it = || {
-            standing
-                .and_then(|entry| self.links.target_of(entry))
-                .as_ref()
-                == Some(&target)
-        };
+        let state = self.path_states.get(&named).and_then(|state| state.entry);
+        let is_link_to_it =
+            || state.and_then(|entry| self.links.target_of(entry)).as_ref() == Some(&target);
         match &target {
             Target::Entry(entry) => {
-                let leads_there = standing == Some(*entry) || is_link_to_it();
+                let leads_there = state == Some(*entry) || is_link_to_it();
                 let path = || {
                     self.entries[*entry as usize]
                         .as_ref()
@@ -265,14 +261,14 @@ impl Listing {
         }
     }
 
-    /// Forgets an entry and the chunks that continue it.
+    /// Removes an entry and the chunks that continue it.
     fn drop_entry(&mut self, entry: u32) {
         self.links.forget(entry);
         let rest = &mut self.entries[entry as usize..];
-        let is_chunk = |listed: &&Option<Listed>| {
-            listed
+        let is_chunk = |entry: &&Option<EntryBuilder>| {
+            entry
                 .as_ref()
-                .is_some_and(|listed| listed.kind == EntryKind::Chunk)
+                .is_some_and(|entry| entry.kind == EntryKind::Chunk)
         };
         let chunks = rest.iter().skip(1).take_while(is_chunk).count();
         rest[..=chunks].fill_with(|| None);

@@ -1,4 +1,4 @@
-//! The entries of a TOC by path, each parsed again when the tar comes to it.
+//! The entries of a TOC by path. Each is parsed again when the walk reaches it.
 
 use std::collections::HashMap;
 
@@ -12,7 +12,7 @@ use crate::toc::json::{self, RawEntry};
 use crate::toc::owners::Owners;
 
 /// The entries of a TOC.
-pub(super) struct Listed<'a> {
+pub(super) struct TocEntries<'a> {
     texts: Vec<&'a RawValue>,
     slots: HashMap<Vec<u8>, Slot>,
     owners: Owners,
@@ -30,15 +30,15 @@ pub(super) struct Slot {
     group: u32,
 }
 
-/// An entry with the chunks that follow it and the names that hold for it.
+/// An entry with the chunks that follow it.
 pub(super) struct File<'a> {
     pub(super) entry: RawEntry<'a>,
     pub(super) chunks: Vec<RawEntry<'a>>,
 }
 
-impl<'a> Listed<'a> {
+impl<'a> TocEntries<'a> {
     pub(super) fn new(json: &'a [u8]) -> Result<Self, TocError> {
-        let mut listed = Self {
+        let mut toc = Self {
             texts: Vec::new(),
             slots: HashMap::new(),
             owners: Owners::default(),
@@ -47,26 +47,26 @@ impl<'a> Listed<'a> {
         let mut last = None;
         json::for_each(json, |text: &'a RawValue| {
             let entry = parse(text)?;
-            let number = listed.texts.len();
-            listed.texts.push(text);
+            let number = toc.texts.len();
+            toc.texts.push(text);
             if entry.kind == EntryKind::Chunk {
                 if let Some(slot) = last
                     .as_ref()
-                    .and_then(|path| listed.slots.get_mut::<Vec<u8>>(path))
+                    .and_then(|path| toc.slots.get_mut::<Vec<u8>>(path))
                 {
                     slot.chunks += 1;
                 }
                 return Ok(());
             }
-            listed.entries += 1;
-            let (user, group) = listed.owners.of(&entry);
+            toc.entries += 1;
+            let (user, group) = toc.owners.of(&entry);
             let path = tar::clean(&exact(
                 &entry.name,
                 entry.raw_name.as_deref(),
                 &entry.name,
                 "rawName",
             )?);
-            listed.slots.insert(
+            toc.slots.insert(
                 path.clone(),
                 Slot {
                     number,
@@ -78,7 +78,7 @@ impl<'a> Listed<'a> {
             last = Some(path);
             Ok(())
         })?;
-        Ok(listed)
+        Ok(toc)
     }
 
     pub(super) fn entries(&self) -> u64 {

@@ -1,14 +1,15 @@
-//! One listed entry in little memory: layers of a hundred thousand files are common.
+//! One entry of the TOC in little memory, because layers of a hundred thousand files are common.
 
 use std::collections::{BTreeMap, HashMap};
 
 use crate::digest::Digest;
 use crate::entry::{Entry, EntryKind};
-use crate::tar::{self, Header, Time};
+use crate::tar::{self, Header};
+use crate::time::Time;
 
-/// What will be an [`Entry`], once its content is written.
+/// Everything about an [`Entry`] whose content is not written.
 #[derive(Debug)]
-pub(super) struct Listed {
+pub(super) struct EntryBuilder {
     pub(super) kind: EntryKind,
     path: Box<[u8]>,
     link: Box<[u8]>,
@@ -23,19 +24,19 @@ pub(super) struct Listed {
     pub(super) place: Place,
 }
 
-/// Where a chunk of content is and what its digests are.
+/// The place of a chunk and its digests.
 #[derive(Debug, Default)]
 pub(super) struct Place {
     pub(super) offset: u64,
     pub(super) inner_offset: u64,
     pub(super) chunk_offset: u64,
-    /// 0 where the chunk goes to the end of the file.
+    /// 0 if the chunk ends with the file.
     pub(super) chunk_size: u64,
     pub(super) file_digest: Option<Digest>,
     pub(super) chunk_digest: Option<Digest>,
 }
 
-/// What few entries have.
+/// Fields that few entries have.
 #[derive(Debug)]
 struct Rare {
     xattrs: BTreeMap<String, Vec<u8>>,
@@ -43,7 +44,7 @@ struct Rare {
     dev_minor: i64,
 }
 
-/// The few names of owners, each held once.
+/// The names of owners, each stored once.
 #[derive(Debug, Default)]
 pub(super) struct Names {
     ids: HashMap<Vec<u8>, NameId>,
@@ -53,9 +54,9 @@ pub(super) struct Names {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct NameId(usize);
 
-/// Which name each id had last: the TOC writes a name only where it changes.
+/// The last name of each id. The TOC has a name only if it changes.
 #[derive(Debug, Default)]
-pub(super) struct Seen {
+pub(super) struct LastNames {
     users: HashMap<i64, NameId>,
     groups: HashMap<i64, NameId>,
 }
@@ -76,7 +77,7 @@ impl Names {
     }
 }
 
-impl Listed {
+impl EntryBuilder {
     pub(super) fn new(header: &Header, names: &mut Names) -> Self {
         let is_link = matches!(header.kind, EntryKind::Hardlink | EntryKind::Symlink);
         // The reference digests empty files too.
@@ -142,7 +143,7 @@ impl Listed {
         self.link = path;
     }
 
-    pub(super) fn into_entry(self, names: &Names, seen: &mut Seen) -> Entry {
+    pub(super) fn into_entry(self, names: &Names, seen: &mut LastNames) -> Entry {
         let (xattrs, dev_major, dev_minor) = match self.rare {
             Some(rare) => (rare.xattrs, rare.dev_major, rare.dev_minor),
             None => (BTreeMap::new(), 0, 0),
@@ -200,12 +201,12 @@ impl Rare {
     }
 }
 
-/// The bytes of a name that text cannot hold.
+/// Returns the bytes of a name that is not UTF-8.
 fn raw(name: &[u8]) -> Option<Vec<u8>> {
     std::str::from_utf8(name).is_err().then(|| name.to_vec())
 }
 
-/// The name, unless it is the one this id had last.
+/// Returns the name, unless it is the last name of this id.
 fn if_changed(seen: &mut HashMap<i64, NameId>, id: i64, name: NameId, names: &Names) -> String {
     let text = names.get(name);
     if text.is_empty() || seen.get(&id) == Some(&name) {

@@ -1,8 +1,8 @@
-//! What stands at each path when the tar has been unpacked so far.
+//! The state of each path after unpacking the tar up to the current entry.
 //!
-//! Unpackers disagree about an entry below a symbolic link, and about what becomes of a directory that something else
-//! replaces; readers of a TOC see no order that could settle it. A hard link to what lies below a symbolic link is one
-//! that unpackers follow and readers do not. Such a tar is refused.
+//! Unpackers disagree about an entry below a symbolic link, and about the entries of a directory
+//! that is replaced. Readers of a TOC see no order that could settle it. Unpackers follow a hard
+//! link to a path below a symbolic link, readers do not. Such a tar is refused.
 
 use std::collections::HashMap;
 
@@ -10,32 +10,33 @@ use super::Error;
 use crate::digest::Digest;
 use crate::tar;
 
-/// As many directories as readers follow ([`toc::Limits`](crate::toc::Limits)).
+/// The most directories that readers follow ([`Limits`](crate::Limits)).
 const MAX_DEPTH: usize = 1024;
 
-/// A path by its digest, which is shorter than most paths and as good.
+/// The digest of a path, which is shorter than most paths.
 type PathKey = [u8; 16];
 
-/// A path as it is compared.
+/// A path in the form that is compared.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Path {
     clean: Vec<u8>,
     key: PathKey,
 }
 
-/// What stands at a path.
+/// The entry at a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Standing {
-    /// Its place in the listing; none for a directory that is only implied and for a sparse file yet to be listed.
+pub(super) struct PathState {
+    /// Its number in the TOC builder; `None` for a directory that is only implied and for a
+    /// postponed sparse file.
     pub(super) entry: Option<u32>,
     pub(super) is_directory: bool,
     has_entries: bool,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Standings {
-    at: HashMap<PathKey, Standing>,
-    /// The directory of the last entry: the next one is mostly in the same.
+pub(super) struct PathStates {
+    at: HashMap<PathKey, PathState>,
+    /// The directory of the last entry. Most entries are in the same directory as the one before.
     last_parent: Option<Vec<u8>>,
 }
 
@@ -65,30 +66,32 @@ impl Path {
     }
 }
 
-impl Standings {
-    pub(super) fn get(&self, path: &Path) -> Option<Standing> {
+impl PathStates {
+    pub(super) fn get(&self, path: &Path) -> Option<PathState> {
         self.at.get(&path.key).copied()
     }
 
-    /// Fails for a path that leads below something that is no directory.
+    /// Fails for a path below something that is not a directory.
     pub(super) fn check_target(&self, target: &Path) -> Result<(), Error> {
-        let standing = |end: &usize| self.get(&Path::of_clean(target.clean[..*end].to_vec()));
+        let state = |end: &usize| self.get(&Path::of_clean(target.clean[..*end].to_vec()));
         let slashes = target
             .clean
             .iter()
             .enumerate()
             .filter(|(_, byte)| **byte == b'/');
         let ends: Vec<usize> = slashes.map(|(end, _)| end).collect();
-        // All above what stands stands too, so that few of many directories need a look.
-        let known = ends.partition_point(|end| standing(end).is_some());
-        match ends[..known].last().and_then(standing) {
-            Some(deepest) if !deepest.is_directory => Err(target
-                .refused("it is the target of a hard link, below something that is no directory")),
+        // All directories above a known path are known, so a binary search finds the deepest.
+        let known = ends.partition_point(|end| state(end).is_some());
+        match ends[..known].last().and_then(state) {
+            Some(deepest) if !deepest.is_directory => Err(target.refused(
+                "it is the target of a hard link and below something that is not a directory",
+            )),
             _ => Ok(()),
         }
     }
 
-    /// Puts an entry at `path` and gives the one that it replaces. `entry` is none for one that is listed later.
+    /// Places an entry at `path` and returns the one that it replaces. `entry` is `None` for one
+    /// that is listed later.
     pub(super) fn put(
         &mut self,
         path: &Path,
@@ -96,7 +99,7 @@ impl Standings {
         is_directory: bool,
     ) -> Result<Option<u32>, Error> {
         if path.clean.is_empty() && !is_directory {
-            return Err(path.refused("the root is no directory"));
+            return Err(path.refused("the root must be a directory"));
         }
         self.check_parents(path)?;
         let before = self.get(path);
@@ -106,7 +109,7 @@ impl Standings {
         }
         self.at.insert(
             path.key,
-            Standing {
+            PathState {
                 entry,
                 is_directory,
                 has_entries,
@@ -115,17 +118,18 @@ impl Standings {
         Ok(before.and_then(|before| before.entry))
     }
 
-    /// The entry at `path` is listed at another place.
+    /// Sets the number of the entry at `path`.
     pub(super) fn move_entry(&mut self, path: &Path, entry: u32) {
-        if let Some(standing) = self.at.get_mut(&path.key) {
-            standing.entry = Some(entry);
+        if let Some(state) = self.at.get_mut(&path.key) {
+            state.entry = Some(entry);
         }
     }
 
-    /// Makes sure that what is above `path` are directories, implied where nothing describes them.
+    /// Checks that everything above `path` is a directory. Directories that no entry describes are
+    /// implied.
     fn check_parents(&mut self, path: &Path) -> Result<(), Error> {
         if path.clean.contains(&0) {
-            return Err(path.refused("its name holds a NUL byte"));
+            return Err(path.refused("its name contains a NUL byte"));
         }
         let Some(parent) = parent_of(&path.clean) else {
             return Ok(());
@@ -142,17 +146,17 @@ impl Standings {
         let mut above = Some(parent);
         while let Some(directory) = above {
             let key = Path::of_clean(directory.to_vec()).key;
-            let implied = Standing {
+            let implied = PathState {
                 entry: None,
                 is_directory: true,
                 has_entries: false,
             };
-            let standing = self.at.entry(key).or_insert(implied);
-            if !standing.is_directory {
-                return Err(path.refused("it lies below something that is no directory"));
+            let state = self.at.entry(key).or_insert(implied);
+            if !state.is_directory {
+                return Err(path.refused("it is below something that is not a directory"));
             }
-            // Where something lies below already all above is known.
-            if std::mem::replace(&mut standing.has_entries, true) {
+            // If a directory has entries, everything above it is known.
+            if std::mem::replace(&mut state.has_entries, true) {
                 break;
             }
             above = parent_of(directory);
@@ -162,7 +166,7 @@ impl Standings {
     }
 }
 
-/// The directory above a clean path; the root's is empty, and there is none above it.
+/// Returns the directory above a clean path. The path of the root is empty; nothing is above it.
 fn parent_of(path: &[u8]) -> Option<&[u8]> {
     let slash = path.iter().rposition(|byte| *byte == b'/');
     (!path.is_empty()).then(|| &path[..slash.unwrap_or_default()])
@@ -172,51 +176,53 @@ fn parent_of(path: &[u8]) -> Option<&[u8]> {
 mod tests {
     use super::*;
 
-    fn put(standings: &mut Standings, name: &str, is_directory: bool) -> Result<(), String> {
-        let put = standings.put(&Path::new(name.as_bytes()), Some(0), is_directory);
+    fn put(path_states: &mut PathStates, name: &str, is_directory: bool) -> Result<(), String> {
+        let put = path_states.put(&Path::new(name.as_bytes()), Some(0), is_directory);
         put.map(drop).map_err(|error| error.to_string())
     }
 
     #[test]
-    fn only_directories_have_something_below_them() {
-        let mut standings = Standings::default();
-        put(&mut standings, "usr/lib/x", false).unwrap();
-        put(&mut standings, "./lib", false).unwrap();
+    fn only_directories_have_entries_below_them() {
+        let mut path_states = PathStates::default();
+        put(&mut path_states, "usr/lib/x", false).unwrap();
+        put(&mut path_states, "./lib", false).unwrap();
         assert_eq!(
-            put(&mut standings, "lib/deep/er/x", false).unwrap_err(),
-            "\"lib/deep/er/x\" cannot be listed: it lies below something that is no directory"
+            put(&mut path_states, "lib/deep/er/x", false).unwrap_err(),
+            "\"lib/deep/er/x\" cannot be listed: it is below something that is not a directory"
         );
-        put(&mut standings, "lib", true).unwrap();
-        put(&mut standings, "lib/x", false).unwrap();
+        put(&mut path_states, "lib", true).unwrap();
+        put(&mut path_states, "lib/x", false).unwrap();
         assert!(
-            put(&mut standings, "x", false).is_ok() && put(&mut standings, "x/y", false).is_err()
+            put(&mut path_states, "x", false).is_ok()
+                && put(&mut path_states, "x/y", false).is_err()
         );
         assert!(
-            put(&mut standings, "./", false).is_err() && put(&mut standings, "./", true).is_ok()
+            put(&mut path_states, "./", false).is_err()
+                && put(&mut path_states, "./", true).is_ok()
         );
     }
 
     #[test]
     fn a_directory_with_entries_stays_one() {
-        let mut standings = Standings::default();
+        let mut path_states = PathStates::default();
         for name in ["a/b/c", "d/e"] {
-            put(&mut standings, name, false).unwrap();
+            put(&mut path_states, name, false).unwrap();
         }
         for name in ["a", "a/b", "d"] {
-            assert!(put(&mut standings, name, false).is_err(), "{name}");
-            put(&mut standings, name, true).unwrap();
+            assert!(put(&mut path_states, name, false).is_err(), "{name}");
+            put(&mut path_states, name, true).unwrap();
         }
-        put(&mut standings, "empty/", true).unwrap();
-        put(&mut standings, "empty", false).unwrap();
+        put(&mut path_states, "empty/", true).unwrap();
+        put(&mut path_states, "empty", false).unwrap();
     }
 
     #[test]
     fn targets_below_files_are_found_at_any_depth() {
-        let mut standings = Standings::default();
-        put(&mut standings, "a/b/c/link", false).unwrap();
-        put(&mut standings, "d", false).unwrap();
+        let mut path_states = PathStates::default();
+        put(&mut path_states, "a/b/c/link", false).unwrap();
+        put(&mut path_states, "d", false).unwrap();
         let check = |target: &str| {
-            standings
+            path_states
                 .check_target(&Path::new(target.as_bytes()))
                 .is_ok()
         };
@@ -238,10 +244,10 @@ mod tests {
     }
 
     #[test]
-    fn names_and_depths_are_what_readers_take() {
-        let mut standings = Standings::default();
-        assert!(put(&mut standings, "a\0b", false).is_err());
-        assert!(put(&mut standings, &"d/".repeat(MAX_DEPTH), true).is_ok());
-        assert!(put(&mut standings, &"e/".repeat(MAX_DEPTH + 1), true).is_err());
+    fn names_and_depths_that_readers_refuse_are_refused() {
+        let mut path_states = PathStates::default();
+        assert!(put(&mut path_states, "a\0b", false).is_err());
+        assert!(put(&mut path_states, &"d/".repeat(MAX_DEPTH), true).is_ok());
+        assert!(put(&mut path_states, &"e/".repeat(MAX_DEPTH + 1), true).is_err());
     }
 }
