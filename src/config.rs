@@ -17,12 +17,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
-use crate::agent;
-use crate::convert;
-use crate::serve;
-use crate::store;
 use crate::telemetry::log;
-use crate::upstream;
+use crate::{agent, convert, registry, serve, store};
 pub use layer::Layer;
 
 /// Looked for in this order when no file is named.
@@ -44,7 +40,7 @@ pub struct Config {
     pub convert: convert::Config,
     pub agent: agent::Config,
     /// `[pull]` and `[upstream.NAME]`.
-    pub upstreams: upstream::Config,
+    pub upstreams: registry::Config,
     pub log: log::Config,
 }
 
@@ -189,10 +185,10 @@ fn section<T: DeserializeOwned + Default>(table: &mut Table, name: &str) -> Resu
 }
 
 /// `[pull]` with the upstreams put in, which is how their module sees its part.
-fn upstreams(table: &mut Table) -> Result<upstream::Config, BadValue> {
+fn upstreams(table: &mut Table) -> Result<registry::Config, BadValue> {
     if let Some(upstream) = table.remove("upstream") {
         let alone = Table::from_iter([("upstream".to_owned(), upstream.clone())]);
-        section::<upstream::Config>(
+        section::<registry::Config>(
             &mut Table::from_iter([("upstream".to_owned(), Value::Table(alone))]),
             "upstream",
         )?;

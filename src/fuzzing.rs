@@ -13,10 +13,7 @@ mod random;
 
 use harness::run;
 
-use crate::convert;
-use crate::oci;
-use crate::store;
-use crate::upstream;
+use crate::{convert, oci, registry, store};
 
 fn seeds(texts: &[&str]) -> Vec<Vec<u8>> {
     texts.iter().map(|text| text.as_bytes().to_vec()).collect()
@@ -90,7 +87,7 @@ fn headers() {
         "headers",
         seeds(&texts),
         mutate::bytes,
-        upstream::fuzz::headers,
+        registry::fuzz::headers,
     );
 }
 
@@ -102,7 +99,7 @@ fn hosts() {
         "hosts",
         seeds(&[text]),
         mutate::bytes,
-        upstream::fuzz::hosts,
+        registry::fuzz::hosts,
     );
 }
 

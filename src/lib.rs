@@ -11,12 +11,16 @@ pub mod cli;
 pub mod config;
 pub mod containerd;
 pub mod convert;
+mod failure;
 pub mod flight;
 #[cfg(test)]
 mod fuzzing;
 pub mod oci;
 pub mod profile;
+mod recording;
+pub mod registry;
 pub mod serve;
 pub mod store;
 pub mod telemetry;
-pub mod upstream;
+mod tempfiles;
+pub mod transport;

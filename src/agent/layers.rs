@@ -36,7 +36,7 @@ use super::unreachable::Unreachable;
 use crate::budget::Weight;
 use crate::oci::Digest;
 use crate::telemetry::metrics::metrics;
-use crate::upstream::Upstreams;
+use crate::transport::Upstreams;
 
 /// How long after a failure the layers are tried again that could not be read at a start; each further pause is twice as
 /// long.

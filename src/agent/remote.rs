@@ -19,7 +19,8 @@ use super::toc_memory::TocMemory;
 use crate::budget::{Full, Weight};
 use crate::oci::manifest::ImageManifest;
 use crate::oci::{Digest, ImageName, Reference};
-use crate::upstream::{self, Body, Peer, Source, Upstreams};
+use crate::registry::{self, Body, Peer};
+use crate::transport::{Source, Upstreams};
 
 /// How much of a blob's end is asked for first: the TOC of some ten thousand files, or the whole of a small layer.
 const TAIL: u64 = 512 << 10;
@@ -74,7 +75,7 @@ pub enum NotLazy {
     #[error("{0:?} names no image: {1}")]
     Reference(String, String),
     #[error("the registry: {0}")]
-    Upstream(#[from] upstream::Error),
+    Upstream(#[from] registry::Error),
     #[error("its footer: {0}")]
     Footer(#[from] estargz::footer::FooterError),
     #[error("its TOC: {0}")]
@@ -268,7 +269,7 @@ async fn collect(mut body: Body, limit: u64) -> Result<Vec<u8>, NotLazy> {
     let mut bytes = Vec::new();
     while let Some(piece) = body.stream.try_next().await? {
         if length > limit || (bytes.len() + piece.len()) as u64 > length {
-            return Err(upstream::Error::TooLarge { limit }.into());
+            return Err(registry::Error::TooLarge { limit }.into());
         }
         bytes.extend_from_slice(&piece);
     }

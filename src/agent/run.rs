@@ -15,12 +15,12 @@ use super::cri::{CriCredentials, ImageService};
 use super::keeper::Keeper;
 use super::layers::Layers;
 use super::mounted::Mounted;
-use super::mountpoint;
-use super::root;
 use super::server::{self, ServeError};
 use super::snapshots::{self, Snapshots};
 use super::snapshotter::Snapshotter;
-use crate::upstream::{self, Upstreams};
+use super::{mountpoint, root};
+use crate::registry;
+use crate::transport::Upstreams;
 
 /// What a keeper knows the FUSE device, the clone of its mount, the listening socket and the credentials of pods by.
 pub const DEVICE: &str = "fuse";
@@ -45,7 +45,7 @@ pub enum RunError {
     #[error("the snapshots cannot be opened")]
     Snapshots(#[source] snapshots::Error),
     #[error(transparent)]
-    Upstreams(#[from] upstream::Error),
+    Upstreams(#[from] registry::Error),
     #[error("containerd's socket cannot be dialled")]
     Cri(#[from] tonic::transport::Error),
     #[error(transparent)]
@@ -62,7 +62,7 @@ pub enum RunError {
 /// When the root, the socket or the keeper cannot be used.
 pub async fn run(
     config: &Config,
-    upstreams: &upstream::Config,
+    upstreams: &registry::Config,
     shutdown: CancellationToken,
 ) -> Result<(), RunError> {
     let root = checked_root(config).await?;

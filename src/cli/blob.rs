@@ -9,9 +9,9 @@ use estargz::footer::{self, Footer, FooterError};
 use estargz::toc::{Limits, UnverifiedToc};
 use futures::TryStreamExt as _;
 
-use super::endpoint::Endpoint;
-use super::failure::Failure;
+use crate::failure::Failure;
 use crate::oci::Descriptor;
+use crate::transport::Endpoint;
 
 /// A layer's blob.
 #[derive(Debug)]

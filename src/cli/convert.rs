@@ -6,20 +6,16 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::endpoint::{Endpoint, RegistryArgs};
-use super::export::{Destination, Parcel, Shelf};
-use super::external;
-use super::failure::Failure;
-use super::layer;
-use super::location::Location;
 use super::progress::Bar;
-use super::record;
+use super::registry_args::RegistryArgs;
 use super::report::ImageReport;
-use super::{Global, output};
+use super::{Global, layer, output, record};
 use crate::config::{Config, Layer};
 use crate::convert::Converter;
+use crate::failure::Failure;
 use crate::oci::{Digest, Manifest, Platform};
 use crate::store::{self, ImageRecord, Store};
+use crate::transport::{Destination, Endpoint, Location, Parcel, Shelf, external_toc};
 
 /// How often the progress bar looks at the conversion.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
@@ -219,7 +215,7 @@ pub(super) async fn image(job: Job<'_>, recorded: Vec<record::Line>) -> Result<M
         args,
         config,
     } = job;
-    let endpoint = Endpoint::open(&config.upstreams, source, args.registry)?;
+    let endpoint = Endpoint::open(&config.upstreams, source, args.registry.plain_http)?;
     let workshop =
         Workshop::open(config, args.store.as_deref(), Destination::folder(target)).await?;
     let original = endpoint.manifest().await?;
@@ -245,15 +241,17 @@ pub(super) async fn image(job: Job<'_>, recorded: Vec<record::Line>) -> Result<M
     if args.oci || Destination::is_layout(target) {
         parcel = parcel.translated_to_oci()?;
     }
-    let tocs = external::of_parcel(&converter, &record, shelf, &parcel).await?;
-    let destination = Destination::open(&config.upstreams, target, args.registry)?;
+    let tocs = converter.toc_image(&record).await;
+    let tocs = tocs.map_err(Failure::from_error)?;
+    let tocs = external_toc::of_parcel(tocs.as_ref(), shelf, &parcel).await?;
+    let destination = Destination::open(&config.upstreams, target, args.registry.plain_http)?;
     let bar = Bar::new(
         "writing",
         parcel.blobs.iter().map(|blob| blob.size).sum(),
         args.json,
     );
     parcel
-        .deliver(shelf, destination, tocs.as_ref(), &bar)
+        .deliver(shelf, destination, tocs.as_ref(), bar.counter())
         .await?;
     bar.finish();
     if missing > 0 {

@@ -7,15 +7,14 @@ use bytesize::ByteSize;
 use serde::Serialize;
 
 use super::blob::Blob;
-use super::endpoint::{Endpoint, RegistryArgs};
-use super::export::{Parcel, Shelf};
-use super::failure::Failure;
-use super::location::Location;
 use super::profiles::{self, ProfileReport};
+use super::registry_args::RegistryArgs;
 use super::report::{ImageReport, Kind, LayerReport, TocReport};
 use super::table::Table;
 use super::{Global, output};
+use crate::failure::Failure;
 use crate::oci::{Digest, Platform};
+use crate::transport::{Endpoint, Location, Parcel, Shelf};
 
 /// Show layers, kinds, TOCs and annotations of an image, or of a layer's file
 #[derive(Debug, clap::Args)]
@@ -106,7 +105,7 @@ struct Report {
 async fn image(args: &Args, global: &Global) -> Result<(), Failure> {
     let config = global.load(Vec::new())?.config;
     let location: Location = args.what.parse().map_err(Failure::from_error)?;
-    let endpoint = Endpoint::open(&config.upstreams, &location, args.registry)?;
+    let endpoint = Endpoint::open(&config.upstreams, &location, args.registry.plain_http)?;
     let shelf = Shelf {
         store: None,
         endpoint: &endpoint,
@@ -193,7 +192,7 @@ async fn toc_of_layer(
             "the image has several platforms: name one with --platform",
         ));
     };
-    let image: crate::oci::manifest::ImageManifest = super::export::parse(manifest)?;
+    let image: crate::oci::manifest::ImageManifest = crate::transport::document::parse(manifest)?;
     let number = match (args.layer, image.layers.len()) {
         (Some(number), _) => number,
         (None, 1) => 0,

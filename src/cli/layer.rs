@@ -9,12 +9,12 @@ use estargz::pool::Pool;
 use estargz::write::{Options, Written};
 use serde::Serialize;
 
-use super::failure::Failure;
 use super::output;
 use super::progress::Bar;
 use super::table::printable;
-use super::tempfiles::{keep, new_file_for};
 use crate::convert::{self, Inflate, Prioritized};
+use crate::failure::Failure;
+use crate::tempfiles::{keep, new_file_for};
 
 /// Bytes read from the input at once.
 const READ_SIZE: usize = 1 << 20;
@@ -140,7 +140,7 @@ impl Work {
         let mut toc_path = None;
         if let Some(toc) = &written.external_toc {
             let beside = PathBuf::from(format!("{}.toc", path.display()));
-            super::tempfiles::write_atomically(&beside, toc).map_err(cannot())?;
+            crate::tempfiles::write_atomically(&beside, toc).map_err(cannot())?;
             toc_path = Some(beside);
         }
         let file = out

@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::failure::Failure;
 use crate::convert::{PredictionLimits, predict};
+use crate::failure::Failure;
 
 /// Predict what a container reads first, for the server at the other ends of standard input and output
 #[derive(Debug, clap::Args)]

@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::endpoint::Endpoint;
-use super::export::{is_index, parse};
-use super::failure::Failure;
-use super::tempfiles::write_atomically;
 use crate::convert::{Priorities, Priority};
+use crate::failure::Failure;
 use crate::oci::manifest::{ImageManifest, Index};
 use crate::oci::{Digest, Manifest, Reference};
 use crate::profile::{Extents, FileUse};
+use crate::tempfiles::write_atomically;
+use crate::transport::Endpoint;
+use crate::transport::document::{is_index, parse};
 
 /// A record over this is not read: one of a million files is a fifth of it.
 const MAX_RECORD_BYTES: u64 = 1 << 30;

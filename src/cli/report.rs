@@ -6,12 +6,12 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::blob::Blob;
-use super::endpoint::Endpoint;
-use super::export::{Parcel, Shelf, parse};
-use super::failure::Failure;
+use crate::failure::Failure;
 use crate::oci::manifest::{ImageConfig, ImageManifest};
 use crate::oci::media_type::is_convertible_layer;
 use crate::oci::{Descriptor, Digest, Manifest};
+use crate::transport::document::parse;
+use crate::transport::{Endpoint, Parcel, Shelf};
 
 const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
 const ZSTD_CHECKSUM: &str = "io.github.containers.zstd-chunked.manifest-checksum";

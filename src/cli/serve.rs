@@ -9,13 +9,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::Global;
-use super::failure::Failure;
 use crate::config::{Config, Layer};
 use crate::convert::{Converter, PredictionLimits, Predictor};
+use crate::failure::Failure;
 use crate::serve::Server;
 use crate::store::Store;
 use crate::telemetry::{Watchdog, log};
-use crate::upstream::Upstreams;
+use crate::transport::Upstreams;
 
 /// The executable of this process, also when another one was put in its place.
 const OWN_EXECUTABLE: &str = "/proc/self/exe";

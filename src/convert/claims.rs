@@ -16,7 +16,8 @@ use super::documents::off_worker;
 use super::error::Error;
 use super::plan::{ImagePlan, LayerPlan, OLDER_ZSTD_CHECKSUM, TOC_DIGEST, ZSTD_CHECKSUM};
 use crate::oci::{Descriptor, Digest, Repository};
-use crate::upstream::{self, Body, Source};
+use crate::registry::{self, Body};
+use crate::transport::Source;
 
 /// Layers of an image whose claims are looked into at once.
 const CHECKED_AT_ONCE: usize = 2;
@@ -145,7 +146,7 @@ async fn bytes_of(mut body: Body) -> Result<Bytes, Error> {
     while let Some(piece) = body.stream.try_next().await? {
         bytes.extend_from_slice(&piece);
         if bytes.len() as u64 > length {
-            return Err(upstream::Error::Malformed(
+            return Err(registry::Error::Malformed(
                 "more bytes came than were asked for".to_owned(),
             )
             .into());

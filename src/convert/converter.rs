@@ -25,9 +25,8 @@ use super::tocs::Tocs;
 use crate::flight::Flight;
 use crate::oci::{Digest, Manifest, Repository};
 use crate::store::{Generation, ImageRecord, Store};
-use crate::telemetry::log;
-use crate::telemetry::metrics;
-use crate::upstream::Source;
+use crate::telemetry::{log, metrics};
+use crate::transport::Source;
 
 /// How long an index counts as up to date before it is looked whether someone pulled another of its platforms.
 const FRESH_FOR: Duration = Duration::from_secs(60);

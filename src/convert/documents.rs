@@ -21,7 +21,8 @@ use crate::budget::{Budget, Weight};
 use crate::oci::manifest::MAX_MANIFEST_BYTES;
 use crate::oci::media_type::manifest_kind;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
-use crate::upstream::{self, Source};
+use crate::registry;
+use crate::transport::Source;
 
 /// Manifests of conversions that run or wait: some thousands of ordinary ones, or sixteen of one upstream that are as
 /// large as may be.
@@ -192,7 +193,7 @@ impl Shared {
             .wait(source.blob(repository, &config.digest, None))
             .await??;
         if body.blob_size > MAX_CONFIG_BYTES {
-            return Err(upstream::Error::TooLarge {
+            return Err(registry::Error::TooLarge {
                 limit: MAX_CONFIG_BYTES,
             }
             .into());

@@ -8,15 +8,14 @@ use super::statics::{Blame, Failure};
 use super::tocs::Unreadable;
 use crate::budget::Full;
 use crate::oci::Digest;
-use crate::store;
-use crate::upstream;
+use crate::{registry, store};
 
 /// Why an image has no twin, or why a twin's layers cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     #[error(transparent)]
-    Upstream(#[from] upstream::Error),
+    Upstream(#[from] registry::Error),
     #[error(transparent)]
     Store(#[from] store::Error),
     /// The store failed someone else who asked for the same.
@@ -69,7 +68,7 @@ impl Error {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Slow { .. } | Self::Overdue { .. } => Some(SLOW_FOR),
-            Self::Upstream(upstream::Error::TooManyRequests { retry_after }) => *retry_after,
+            Self::Upstream(registry::Error::TooManyRequests { retry_after }) => *retry_after,
             Self::Layer { source, .. } | Self::Children(source) => source.retry_after(),
             _ => None,
         }

@@ -4,8 +4,7 @@ use bytes::Bytes;
 
 use super::plan::{Plan, Wanted, plan};
 use super::statics;
-use crate::oci::Platform;
-use crate::oci::document;
+use crate::oci::{Platform, document};
 
 /// A manifest: the plan has a decision for each layer and child.
 pub fn plans(data: &[u8]) {

@@ -27,10 +27,11 @@ use super::priority;
 use super::reason::told;
 use super::status::LayerProgress;
 use crate::oci::{Digest, Repository, media_type};
+use crate::registry;
 use crate::store::records::{ConvertedLayer, Limit};
 use crate::store::{Generation, LayerOutcome, LayerUpload, Store};
 use crate::telemetry::log;
-use crate::upstream::{self, Source};
+use crate::transport::Source;
 
 /// All that a layer's conversion needs.
 #[derive(Debug)]
@@ -77,7 +78,7 @@ impl Job {
             .await??;
         if body.blob_size > self.max_layer_size {
             // The manifest, whose bytes were hashed, says less: one of them lies, and it may be this upstream.
-            return Err(upstream::Error::TooLarge {
+            return Err(registry::Error::TooLarge {
                 limit: self.max_layer_size,
             }
             .into());
@@ -104,7 +105,7 @@ impl Job {
 
     async fn convert(
         &self,
-        body: BoxStream<'static, Result<Bytes, upstream::Error>>,
+        body: BoxStream<'static, Result<Bytes, registry::Error>>,
         upload: &mut LayerUpload,
         pacer: &mut Pacer<'_>,
     ) -> Result<Made, Error> {
@@ -129,7 +130,7 @@ impl Job {
     /// Hands the body's pieces on. The end mark follows only when the upstream vouches for the whole.
     async fn fetch(
         &self,
-        mut body: BoxStream<'static, Result<Bytes, upstream::Error>>,
+        mut body: BoxStream<'static, Result<Bytes, registry::Error>>,
         pieces: mpsc::Sender<Piece>,
         pacer: &mut Pacer<'_>,
     ) -> Result<(), Error> {

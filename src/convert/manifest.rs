@@ -20,7 +20,7 @@ use crate::oci::{Descriptor, Digest, Manifest, Repository};
 use crate::store::records::PassedThrough;
 use crate::store::{ImageRecord, LayerOutcome, StackRecord};
 use crate::telemetry::log;
-use crate::upstream::Source;
+use crate::transport::Source;
 
 impl Shared {
     pub(super) async fn pass_through(

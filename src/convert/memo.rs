@@ -23,9 +23,8 @@ use crate::flight::Flight;
 use crate::oci::{Descriptor, Digest, Repository};
 use crate::store::records::Limit;
 use crate::store::{Generation, LayerOutcome, LayerRecord, Store, layer_lease};
-use crate::telemetry::log;
-use crate::telemetry::metrics;
-use crate::upstream::Source;
+use crate::telemetry::{log, metrics};
+use crate::transport::Source;
 
 /// How often another process's work is looked at: at first, and at most.
 const FIRST_POLL: Duration = Duration::from_millis(100);

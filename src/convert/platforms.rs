@@ -12,9 +12,10 @@ use super::index::{self, Child};
 use super::plan::{ChildPlan, IndexPlan, Plan};
 use super::reason::told;
 use crate::oci::{Digest, Manifest, Repository};
+use crate::registry;
 use crate::store::ImageRecord;
 use crate::telemetry::log;
-use crate::upstream::{self, Source};
+use crate::transport::Source;
 
 /// Children of an index that are fetched and converted at once; the usual two platforms with room to spare.
 const CHILDREN_AT_ONCE: usize = 4;
@@ -60,7 +61,7 @@ impl Shared {
             let child = match made {
                 Ok(record) => Child::Recorded(Box::new(record)),
                 // Sparse copies of an index lack most of its images.
-                Err(error) if matches!(*error, Error::Upstream(upstream::Error::NotFound)) => {
+                Err(error) if matches!(*error, Error::Upstream(registry::Error::NotFound)) => {
                     Child::Original("not in the upstream".to_owned())
                 }
                 Err(error) => {

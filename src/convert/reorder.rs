@@ -24,7 +24,7 @@ use crate::profile::{Profile, Workload};
 use crate::store::ImageRecord;
 use crate::store::records::Order;
 use crate::telemetry::log;
-use crate::upstream::Source;
+use crate::transport::Source;
 
 /// How long an order stands though another is known meanwhile: every change makes nodes fetch their layers anew.
 const STANDS_FOR: Duration = Duration::from_secs(7 * 24 * 60 * 60);

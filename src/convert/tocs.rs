@@ -21,9 +21,8 @@ use moka::future::Cache;
 use super::error::Error;
 use crate::budget::{Budget, Full};
 use crate::oci::Digest;
-use crate::store;
 use crate::store::records::ConvertedLayer;
-use crate::store::{Key, LayerOutcome, Object, Store};
+use crate::store::{self, Key, LayerOutcome, Object, Store};
 
 /// The memory for TOCs, in bytes: those of some twenty layers of ten thousand files.
 const TOC_BYTES: u64 = 64 << 20;

@@ -13,8 +13,8 @@ use crate::convert::{self, Conversion, Reason, State as ConversionState};
 use crate::oci::error::ErrorCode;
 use crate::oci::route::Location;
 use crate::oci::{Digest, Reference, Repository};
+use crate::registry;
 use crate::telemetry::log;
-use crate::upstream;
 
 use super::app::App;
 use super::error::Failure;
@@ -167,7 +167,7 @@ async fn convert(app: &App, id: &str, target: &Target) -> Result<Digest, Arc<con
         upstream,
         repository,
     } = &target.location;
-    let failed = |error: upstream::Error| Arc::new(convert::Error::from(error));
+    let failed = |error: registry::Error| Arc::new(convert::Error::from(error));
     let source = app.source(upstream).map_err(failed)?;
     let found = source
         .resolve(repository, &target.reference)

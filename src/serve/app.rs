@@ -9,8 +9,9 @@ use tokio::sync::Semaphore;
 use crate::budget::Budget;
 use crate::convert::{Converter, Profiles, Ranges};
 use crate::flight::Forgotten;
+use crate::registry;
 use crate::store::Store;
-use crate::upstream::{self, Source, Upstreams};
+use crate::transport::{Source, Upstreams};
 
 use super::blobs::BlobSizes;
 use super::config::Config;
@@ -99,7 +100,7 @@ impl App {
     }
 
     /// The upstream called `name`.
-    pub(crate) fn source(&self, name: &str) -> Result<Source, upstream::Error> {
+    pub(crate) fn source(&self, name: &str) -> Result<Source, registry::Error> {
         self.upstreams.get(name)
     }
 

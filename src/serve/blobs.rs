@@ -16,9 +16,10 @@ use crate::oci::media_type::OCTET_STREAM;
 use crate::oci::range::{Selection, content_range, parse, select};
 use crate::oci::route::Location;
 use crate::oci::{Digest, Repository};
+use crate::registry;
 use crate::store::{self, Key, Object, Store};
 use crate::telemetry::metrics;
-use crate::upstream::{self, Source};
+use crate::transport::Source;
 
 use super::app::App;
 use super::ask::Ask;
@@ -43,7 +44,7 @@ enum BodyError {
     #[error("reading the store")]
     Store(#[from] store::Error),
     #[error("reading the upstream")]
-    Upstream(#[from] upstream::Error),
+    Upstream(#[from] registry::Error),
 }
 
 /// Where a blob's bytes come from.
@@ -86,7 +87,7 @@ impl Origin {
                 let range = Some(range).filter(|range| *range != (0..*size));
                 let body = source.blob(repository, digest, range).await?;
                 if body.blob_size != *size {
-                    return Err(upstream::Error::Malformed(
+                    return Err(registry::Error::Malformed(
                         "a blob of another size than was told".to_owned(),
                     )
                     .into());
@@ -168,7 +169,7 @@ fn note(app: &App, ask: &Ask, object: &Object) {
 }
 
 async fn from_upstream(app: &App, ask: &Ask, digest: &Digest) -> Result<Response, Failure> {
-    let fail = |error: upstream::Error| Failure::upstream(&error, Asked::Blob, ask.is_mirror);
+    let fail = |error: registry::Error| Failure::upstream(&error, Asked::Blob, ask.is_mirror);
     let source = app.source(&ask.location.upstream).map_err(fail)?;
     let key = (ask.location.clone(), digest.clone());
     let repository = ask.location.repository.clone();
@@ -207,7 +208,7 @@ async fn from_upstream(app: &App, ask: &Ask, digest: &Digest) -> Result<Response
 }
 
 /// A whole blob of the upstream: its answer says the size, and nothing is asked before it.
-fn through(digest: &Digest, body: upstream::Body) -> Response {
+fn through(digest: &Digest, body: registry::Body) -> Response {
     let mut response = decorated(StatusCode::OK, digest);
     response::describe(&mut response, OCTET_STREAM, body.blob_size);
     response

@@ -15,9 +15,8 @@ use crate::budget::Full;
 use crate::oci::error::{ErrorBody, ErrorCode};
 use crate::oci::range::unsatisfied_range;
 use crate::oci::route::RouteError;
-use crate::store;
 use crate::telemetry::metrics;
-use crate::upstream;
+use crate::{registry, store};
 
 use super::response;
 
@@ -166,8 +165,8 @@ impl Failure {
     ///
     /// Upstream 401 becomes 403: a challenge would ask clients for credentials that this server cannot pass on. 429
     /// becomes 503 for mirrors, since containerd repeats 429 at once and never tries the next host.
-    pub(crate) fn upstream(error: &upstream::Error, asked: Asked, is_mirror: bool) -> Self {
-        use upstream::Error;
+    pub(crate) fn upstream(error: &registry::Error, asked: Asked, is_mirror: bool) -> Self {
+        use registry::Error;
         match error {
             Error::NotFound => Self::not_found(asked),
             Error::UnknownUpstream(_) => Self::new(
@@ -279,7 +278,7 @@ impl IntoResponse for Failure {
 mod tests {
     use super::*;
 
-    fn status_of(error: &upstream::Error, is_mirror: bool) -> u16 {
+    fn status_of(error: &registry::Error, is_mirror: bool) -> u16 {
         Failure::upstream(error, Asked::Manifest, is_mirror)
             .into_response()
             .status()
@@ -288,7 +287,7 @@ mod tests {
 
     #[test]
     fn upstream_failures_are_mapped_on_purpose() {
-        use upstream::Error;
+        use registry::Error;
         let cases = [
             (Error::NotFound, 404, 404),
             (Error::UnknownUpstream("a.b".to_owned()), 404, 404),
@@ -308,7 +307,7 @@ mod tests {
 
     #[test]
     fn retry_after_is_kept() {
-        let error = upstream::Error::TooManyRequests {
+        let error = registry::Error::TooManyRequests {
             retry_after: Some(Duration::from_secs(7)),
         };
         let response = Failure::upstream(&error, Asked::Manifest, true).into_response();

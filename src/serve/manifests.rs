@@ -11,9 +11,10 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::oci::media_type::{ManifestKind, document_type, manifest_kind};
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Tag};
+use crate::registry;
 use crate::store::ImageRecord;
 use crate::telemetry::metrics;
-use crate::upstream::{self, Source};
+use crate::transport::Source;
 
 use super::accept::{Accept, Choice};
 use super::app::App;
@@ -282,7 +283,7 @@ async fn by_tag(app: &Arc<App>, ask: &Ask, tag: &Tag) -> Result<(Document, Kind)
         .await
     {
         Ok(found) => found,
-        Err(upstream::Error::NotFound) => {
+        Err(registry::Error::NotFound) => {
             return Ok((toc_image(app, ask, &source, tag).await?.into(), Kind::Twin));
         }
         Err(error) => return Err(failure(&error, ask)),
@@ -456,6 +457,6 @@ fn source(app: &App, ask: &Ask) -> Result<Source, Failure> {
         .map_err(|error| failure(&error, ask))
 }
 
-fn failure(error: &upstream::Error, ask: &Ask) -> Failure {
+fn failure(error: &registry::Error, ask: &Ask) -> Failure {
     Failure::upstream(error, Asked::Manifest, ask.is_mirror)
 }

@@ -6,7 +6,7 @@ use crate::aside::aside;
 use crate::oci::media_type::{ManifestKind, manifest_kind};
 use crate::oci::{Digest, Manifest, Platform, translate};
 use crate::store::ImageRecord;
-use crate::upstream::Source;
+use crate::transport::Source;
 
 use super::accept::{Accept, Choice};
 use super::app::App;

@@ -6,7 +6,8 @@ use moka::future::Cache;
 use crate::flight::{Flight, Forgotten};
 use crate::oci::route::Location;
 use crate::oci::{Digest, Manifest, Reference};
-use crate::upstream::{Error, Source};
+use crate::registry::Error;
+use crate::transport::Source;
 
 type Key = (Location, Digest);
 

@@ -14,7 +14,7 @@ use crate::convert::SOURCE_DIGEST;
 use crate::oci::manifest::Index;
 use crate::oci::media_type::OCI_INDEX;
 use crate::oci::{Descriptor, Digest, Manifest};
-use crate::upstream;
+use crate::registry;
 
 use super::app::App;
 use super::ask::Ask;
@@ -63,11 +63,11 @@ pub(crate) async fn answer(app: &App, ask: &Ask, digest: &Digest) -> Result<Resp
 
 /// The upstream's list. A repository or digest it does not know has no referrers, which is an empty list.
 async fn of_upstream(app: &App, ask: &Ask, digest: &Digest) -> Result<Vec<Descriptor>, Failure> {
-    let fail = |error: upstream::Error| Failure::upstream(&error, Asked::Repository, ask.is_mirror);
+    let fail = |error: registry::Error| Failure::upstream(&error, Asked::Repository, ask.is_mirror);
     let source = app.source(&ask.location.upstream).map_err(fail)?;
     match source.referrers(&ask.location.repository, digest).await {
         Ok(referrers) => Ok(referrers),
-        Err(upstream::Error::NotFound) => Ok(Vec::new()),
+        Err(registry::Error::NotFound) => Ok(Vec::new()),
         Err(error) => Err(fail(error)),
     }
 }

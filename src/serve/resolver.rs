@@ -11,8 +11,9 @@ use tokio::time::{Instant, timeout_at};
 use crate::flight::{Flight, Forgotten};
 use crate::oci::route::Location;
 use crate::oci::{Descriptor, Reference, Tag};
+use crate::registry::Error;
 use crate::telemetry::metrics;
-use crate::upstream::{Error, Source};
+use crate::transport::Source;
 
 use super::config::Config;
 

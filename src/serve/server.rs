@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::convert::Converter;
 use crate::store::Store;
 use crate::telemetry::metrics;
-use crate::upstream::Upstreams;
+use crate::transport::Upstreams;
 
 use super::app::App;
 use super::config::{Config, ConfigError, TlsConfig};

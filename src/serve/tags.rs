@@ -6,7 +6,7 @@ use http::header::LINK;
 use serde_json::json;
 
 use crate::oci::error::ErrorCode;
-use crate::upstream;
+use crate::registry;
 
 use super::app::App;
 use super::ask::Ask;
@@ -22,7 +22,7 @@ pub(crate) async fn answer(app: &App, ask: &Ask) -> Result<Response, Failure> {
     if n == Some(0) {
         return Ok(page(ask, &[], None));
     }
-    let fail = |error: upstream::Error| Failure::upstream(&error, Asked::Repository, ask.is_mirror);
+    let fail = |error: registry::Error| Failure::upstream(&error, Asked::Repository, ask.is_mirror);
     let source = app.source(&ask.location.upstream).map_err(fail)?;
     let mut found = source
         .tags(&ask.location.repository, n, last)

@@ -14,8 +14,7 @@ use futures::TryStreamExt as _;
 use super::backend::Body;
 use super::error::Error;
 use super::key::Key;
-use super::seal;
-use super::{Object, Store};
+use super::{Object, Store, seal};
 use crate::oci::Digest;
 use crate::telemetry::metrics;
 

@@ -10,12 +10,10 @@ use bytes::Bytes;
 use object_store::PutMode;
 use serde::{Deserialize, Serialize};
 
-use super::Store;
 use super::backend::Versioned;
-use super::damage;
 use super::error::Error;
 use super::key::Key;
-use super::seal;
+use super::{Store, damage, seal};
 use crate::oci::Digest;
 use crate::profile::{Knowledge, Stack};
 

@@ -9,8 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::damage::Damage;
 use super::error::Error;
 use super::key::{Generation, Key};
-use super::seal;
-use super::{Object, Store};
+use super::{Object, Store, seal};
 use crate::oci::{Descriptor, Digest, Platform};
 
 /// What became of a source layer.

@@ -8,8 +8,9 @@ use serde_json::Value;
 use starlift::convert::{Config, Converter};
 use starlift::oci::{Reference, Repository};
 use starlift::profile::FileUse;
+use starlift::registry::{self, UpstreamConfig};
 use starlift::store::Store;
-use starlift::upstream::{self, UpstreamConfig, Upstreams};
+use starlift::transport::Upstreams;
 
 use crate::support::fixture::{self, Fixture};
 use crate::support::place::Place;
@@ -81,9 +82,9 @@ async fn named(image: &Path) -> Vec<File> {
         url: format!("oci:{}", image.display()),
         ..UpstreamConfig::default()
     };
-    let config = upstream::Config {
+    let config = registry::Config {
         upstream: [("local".to_owned(), local)].into(),
-        ..upstream::Config::default()
+        ..registry::Config::default()
     };
     let source = Upstreams::new(&config).unwrap().get("local").unwrap();
     let repository: Repository = "app".parse().unwrap();

@@ -11,7 +11,7 @@ use parking_lot::{Mutex, MutexGuard};
 use super::kept::{self, Kept, Record};
 use crate::containerd::runtime::v1::AuthConfig;
 use crate::oci::{ImageName, Repository};
-use crate::upstream::{Login, Logins, Secret};
+use crate::registry::{Login, Logins, Secret};
 
 /// How many repositories' logins are held; then the one that was sent the longest ago goes. A node has some hundred.
 const MAX_REPOSITORIES: usize = 1024;

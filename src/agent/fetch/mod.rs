@@ -29,8 +29,9 @@ use self::run::{ChunkRun, runs};
 use super::cache::Cache;
 use crate::budget::Full;
 use crate::oci;
+use crate::registry::{self, Purpose};
 use crate::telemetry::metrics;
-use crate::upstream::{self, Purpose, Source};
+use crate::transport::Source;
 
 /// A blob in a registry.
 #[derive(Debug, Clone)]
@@ -45,7 +46,7 @@ pub struct Blob {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum FetchError {
     #[error("the registry did not give it: {0}")]
-    Upstream(#[from] upstream::Error),
+    Upstream(#[from] registry::Error),
     #[error("the registry gave other bytes: {0}")]
     Wrong(#[source] Arc<estargz::chunk::ChunkError>),
     #[error("the registry's answer ended too early")]
@@ -105,7 +106,7 @@ impl FetchError {
     pub fn is_denial(&self) -> bool {
         matches!(
             self,
-            Self::Upstream(upstream::Error::Unauthorized | upstream::Error::Denied)
+            Self::Upstream(registry::Error::Unauthorized | registry::Error::Denied)
         )
     }
 }

@@ -8,17 +8,15 @@ use futures::TryStreamExt as _;
 
 use super::layer::{Claims, Source, verify_blob};
 use super::{Args, Part};
-use crate::cli::endpoint::Endpoint;
-use crate::cli::export::{Parcel, Shelf, parse};
-use crate::cli::external;
-use crate::cli::failure::Failure;
-use crate::cli::location::Location;
 use crate::cli::progress::Bar;
 use crate::cli::report::{ImageReport, LayerReport};
 use crate::config::Config;
+use crate::failure::Failure;
 use crate::oci::manifest::{ImageConfig, ImageManifest};
 use crate::oci::media_type::is_convertible_layer;
 use crate::oci::{Descriptor, Digest, Manifest};
+use crate::transport::document::parse;
+use crate::transport::{Endpoint, Location, Parcel, Shelf, external_toc};
 
 /// An opened image and everything in it.
 struct Opened {
@@ -31,7 +29,7 @@ struct Opened {
 impl Opened {
     async fn open(args: &Args, config: &Config, what: &str) -> Result<Self, Failure> {
         let location: Location = what.parse().map_err(Failure::from_error)?;
-        let endpoint = Endpoint::open(&config.upstreams, &location, args.registry)?;
+        let endpoint = Endpoint::open(&config.upstreams, &location, args.registry.plain_http)?;
         let root = endpoint.manifest().await?;
         let mut parcel = Parcel::pack(
             Shelf {
@@ -44,10 +42,10 @@ impl Opened {
         if let Some(platform) = &args.platform {
             parcel = parcel.select(std::slice::from_ref(platform))?;
         }
-        let tocs = external::of_source(&endpoint, &external::layers(&parcel)).await;
+        let tocs = external_toc::of_source(&endpoint, &external_toc::layers(&parcel)).await;
         let tocs = tocs.into_iter().flat_map(|image| image.layers);
         let tocs = tocs
-            .filter_map(|toc| Some((external::layer_of(&toc)?, toc)))
+            .filter_map(|toc| Some((external_toc::layer_of(&toc)?, toc)))
             .collect();
         Ok(Self {
             endpoint,

@@ -9,9 +9,9 @@ use estargz::verify::{self, Expected, Report, VerifyError};
 use sha2::{Digest as _, Sha256};
 
 use super::{Args, Part};
-use crate::cli::failure::Failure;
 use crate::cli::report::Kind;
 use crate::convert::Inflate;
+use crate::failure::Failure;
 
 /// Bytes hashed at once.
 const HASH_PIECE: usize = 1 << 20;

@@ -11,9 +11,9 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use super::endpoint::RegistryArgs;
-use super::failure::Failure;
+use super::registry_args::RegistryArgs;
 use super::{Global, output};
+use crate::failure::Failure;
 use crate::oci::Platform;
 
 /// Check an image, or a layer's file, in every byte; exit code 1 says that something differs

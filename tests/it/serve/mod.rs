@@ -40,9 +40,10 @@ use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderMap};
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 use starlift::convert::{self, Converter};
+use starlift::registry;
 use starlift::serve::{Config, Server, StartError};
 use starlift::store::Store;
-use starlift::upstream::{self, Upstreams};
+use starlift::transport::Upstreams;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -138,7 +139,7 @@ impl Stage {
         change: impl FnOnce(&mut Config),
     ) -> Self {
         let registry = Registry::start().await;
-        let mut config = upstream::Config {
+        let mut config = registry::Config {
             retries: 1,
             retry_delay: Duration::from_millis(1),
             ..Default::default()
@@ -169,7 +170,7 @@ impl Stage {
     pub(crate) async fn try_another(
         change: impl FnOnce(&mut Config),
     ) -> Result<Running, StartError> {
-        let upstreams = Upstreams::new(&upstream::Config::default()).unwrap();
+        let upstreams = Upstreams::new(&registry::Config::default()).unwrap();
         let store = Store::in_memory();
         let converter = Converter::new(&convert::Config::default(), store.clone()).unwrap();
         try_start(change, &store, &upstreams, &converter).await

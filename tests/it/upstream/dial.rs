@@ -1,6 +1,7 @@
 //! What may be dialled, and what a redirect can make us dial.
 
-use starlift::upstream::{Config, Error, Upstreams};
+use starlift::registry::{Config, Error};
+use starlift::transport::Upstreams;
 
 use super::{app, at, config, read, source, source_of, v1};
 use crate::support::image::ImageBuilder;

@@ -6,10 +6,10 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::cli::failure::Failure;
-use crate::cli::rpull::session::Session;
 use crate::containerd::services::content::v1::InfoRequest;
 use crate::containerd::services::images::v1::GetImageRequest;
+use crate::containerd::session::Session;
+use crate::failure::Failure;
 
 /// Where kubelets keep their images.
 const NAMESPACE: &str = "k8s.io";
