@@ -17,8 +17,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
+use crate::agent;
+use crate::convert;
+use crate::registry;
+use crate::serve;
+use crate::store;
 use crate::telemetry::log;
-use crate::{agent, convert, registry, serve, store};
 pub use layer::Layer;
 
 /// Looked for in this order when no file is named.

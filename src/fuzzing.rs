@@ -13,7 +13,11 @@ mod random;
 
 use harness::run;
 
-use crate::{convert, oci, registry, store};
+use crate::convert;
+use crate::oci;
+use crate::predict;
+use crate::registry;
+use crate::store;
 
 fn seeds(texts: &[&str]) -> Vec<Vec<u8>> {
     texts.iter().map(|text| text.as_bytes().to_vec()).collect()
@@ -110,7 +114,7 @@ fn scripts() {
         "scripts",
         seeds(&[text]),
         mutate::bytes,
-        convert::fuzz::scripts,
+        predict::fuzz::scripts,
     );
 }
 
@@ -121,7 +125,7 @@ fn executables() {
         "executables",
         vec![file],
         mutate::bytes,
-        convert::fuzz::executables,
+        predict::fuzz::executables,
     );
 }
 

@@ -7,18 +7,14 @@ use serde_json::{Map, Value};
 
 use super::blob::Blob;
 use crate::failure::Failure;
+use crate::oci::annotations::{
+    SOURCE_DIFF_ID, SOURCE_DIGEST, SOURCE_SIZE, TOC_DIGEST, UNCOMPRESSED_SIZE, ZSTD_CHECKSUM,
+};
 use crate::oci::manifest::{ImageConfig, ImageManifest};
 use crate::oci::media_type::is_convertible_layer;
 use crate::oci::{Descriptor, Digest, Manifest};
 use crate::transport::document::parse;
 use crate::transport::{Endpoint, Parcel, Shelf};
-
-const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
-const ZSTD_CHECKSUM: &str = "io.github.containers.zstd-chunked.manifest-checksum";
-const UNCOMPRESSED_SIZE: &str = "io.containers.estargz.uncompressed-size";
-const SOURCE_DIGEST: &str = "dev.starlift.source.digest";
-const SOURCE_DIFF_ID: &str = "dev.starlift.source.diff-id";
-const SOURCE_SIZE: &str = "dev.starlift.source.size";
 
 /// An image configuration over this is not read: real ones are a few kilobytes.
 const MAX_CONFIG_BYTES: u64 = 8 << 20;

@@ -10,8 +10,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::Global;
 use crate::config::{Config, Layer};
-use crate::convert::{Converter, PredictionLimits, Predictor};
+use crate::convert::Converter;
 use crate::failure::Failure;
+use crate::predict::{Limits, Predictor};
 use crate::serve::Server;
 use crate::store::Store;
 use crate::telemetry::{Watchdog, log};
@@ -94,10 +95,9 @@ async fn serve(config: &Config) -> Result<(), Failure> {
         .await
         .map_err(Failure::from_error)?;
     let upstreams = Upstreams::new(&config.upstreams).map_err(Failure::from_error)?;
-    let predictor = Predictor::in_processes(OWN_EXECUTABLE, PredictionLimits::default());
-    let converter = Converter::predicting(&config.convert, store.clone(), predictor)
-        .map_err(Failure::from_error)?;
-    let server = Server::bind(&config.serve, store, upstreams, converter)
+    let predictor = Predictor::in_processes(OWN_EXECUTABLE, Limits::default());
+    let converter = Converter::new(&config.convert, store.clone()).map_err(Failure::from_error)?;
+    let server = Server::bind(&config.serve, store, upstreams, converter, predictor)
         .await
         .map_err(Failure::from_error)?;
     announce(config, &server);

@@ -14,6 +14,7 @@ use crate::containerd::services::images::v1::{
 };
 use crate::containerd::types::Descriptor as Target;
 use crate::failure::Failure;
+use crate::oci::annotations::DISTRIBUTION_SOURCE;
 use crate::oci::manifest::{ImageConfig, ImageManifest};
 use crate::oci::media_type::{DOCKER_CONFIG, OCI_CONFIG};
 use crate::oci::{Descriptor, Digest, ImageName, Manifest, Platform, Reference};
@@ -25,7 +26,6 @@ use crate::transport::{Endpoint, Shelf};
 const MAX_CONFIG_BYTES: u64 = 8 << 20;
 /// Indexes in indexes: nobody was seen to nest them deeper than two.
 const MAX_INDEXES: usize = 4;
-const DISTRIBUTION_SOURCE: &str = "containerd.io/distribution.source";
 
 /// An image of one platform, and the indexes it was found in.
 #[derive(Debug)]

@@ -5,12 +5,11 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
+use crate::oci::annotations::{SNAPSHOT_REF, TOC_DIGEST, ZSTD_CHECKSUM};
 use crate::oci::{Descriptor, Digest};
 
 pub(crate) type Labels = HashMap<String, String>;
 
-/// The chain-id that a snapshot is to be committed as.
-const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
 /// containerd hands annotations of a layer that begin like this to the snapshotter.
 const INHERITED: &str = "containerd.io/snapshot/";
 const PREFETCH_SIZE: &str = "containerd.io/snapshot/remote/stargz.prefetch";
@@ -20,10 +19,7 @@ const SKIP_VERIFY: &str = "containerd.io/snapshot/remote/stargz.skipverify";
 const URLS: &str = "containerd.io/snapshot/remote/urls";
 
 /// By either a layer can be read lazily: the digest of its TOC.
-const TOC_DIGESTS: [&str; 2] = [
-    "containerd.io/snapshot/stargz/toc.digest",
-    "io.github.containers.zstd-chunked.manifest-checksum",
-];
+const TOC_DIGESTS: [&str; 2] = [TOC_DIGEST, ZSTD_CHECKSUM];
 
 /// containerd refuses labels whose key and value are longer together (`labels/validate.go`).
 pub(crate) const MAX_LABEL_BYTES: usize = 4096;
@@ -136,8 +132,6 @@ fn joined(key: &str, values: impl Iterator<Item = String>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const TOC_DIGEST: &str = TOC_DIGESTS[0];
 
     fn layer(number: usize) -> Descriptor {
         let digest = Digest::sha256_of(&number.to_le_bytes());

@@ -21,6 +21,7 @@ use crate::containerd::services::snapshots::v1::{
 };
 use crate::containerd::types::{Descriptor as Blob, Mount};
 use crate::failure::Failure;
+use crate::oci::annotations::UNCOMPRESSED;
 use crate::oci::{Descriptor, Digest, ImageName};
 use crate::transport::Endpoint;
 
@@ -28,7 +29,6 @@ use crate::transport::Endpoint;
 const MAX_FETCHES: usize = 3;
 /// A snapshot that is there and then is not: somebody removes it meanwhile.
 const PREPARE_ATTEMPTS: usize = 3;
-const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 
 /// A layer and the snapshot it becomes.
 #[derive(Debug)]

@@ -19,9 +19,7 @@ use super::pace::Pace;
 use super::plan::{Plan, Wanted};
 use super::priority::Priorities;
 use super::shares::{Share, Shares};
-use super::statics::Predictor;
 use super::status::{Board, Conversion, Running};
-use super::tocs::Tocs;
 use crate::flight::Flight;
 use crate::oci::{Digest, Manifest, Repository};
 use crate::store::{Generation, ImageRecord, Store};
@@ -49,7 +47,6 @@ pub(super) struct Shared {
     pub(super) generation: Generation,
     pub(super) store: Store,
     pub(super) layers: Arc<Layers>,
-    pub(super) tocs: Tocs,
     pub(super) documents: Documents,
     pub(super) flight: Flight<Asked, Outcome>,
     pub(super) failures: Failures<Asked, Outcome>,
@@ -58,7 +55,6 @@ pub(super) struct Shared {
     /// Twins whose order was looked at a moment ago.
     pub(super) ordered: Cache<Digest, ()>,
     pub(super) board: Arc<Board>,
-    pub(super) predictor: Arc<Predictor>,
 }
 
 pub(super) type Outcome = Result<ImageRecord, Arc<Error>>;
@@ -125,20 +121,6 @@ impl Converter {
         store: Store,
         priorities: Priorities,
     ) -> Result<Self, Error> {
-        Self::with(config, store, priorities, Predictor::default())
-    }
-
-    /// As [`new`](Self::new), with the starts of images predicted by processes of their own.
-    pub fn predicting(config: &Config, store: Store, predictor: Predictor) -> Result<Self, Error> {
-        Self::with(config, store, Priorities::default(), predictor)
-    }
-
-    fn with(
-        config: &Config,
-        store: Store,
-        priorities: Priorities,
-        predictor: Predictor,
-    ) -> Result<Self, Error> {
         let mut config = config.clone();
         if !priorities.is_empty() {
             config.layout = Layout::Classic;
@@ -173,7 +155,6 @@ impl Converter {
         };
         let shared = Shared {
             generation,
-            tocs: Tocs::new(store.clone()),
             store,
             layers: Arc::new(layers),
             documents: Documents::default(),
@@ -189,7 +170,6 @@ impl Converter {
                 .time_to_live(ORDERED_FOR)
                 .build(),
             board,
-            predictor: Arc::new(predictor),
         };
         Ok(Self {
             shared: Arc::new(shared),
@@ -198,11 +178,6 @@ impl Converter {
 
     pub fn generation(&self) -> &Generation {
         &self.shared.generation
-    }
-
-    /// The layers that were converted, to be read file by file.
-    pub fn tocs(&self) -> &Tocs {
-        &self.shared.tocs
     }
 
     /// What is being converted and what was lately, newest first.

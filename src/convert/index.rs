@@ -8,15 +8,13 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
-use super::image::{self, SOURCE_DIGEST};
+use super::image;
 use super::plan::{ChildPlan, IndexPlan};
+use crate::oci::annotations::{REFERENCE_DIGEST, SOURCE_DIGEST};
 use crate::oci::manifest::MAX_MANIFEST_BYTES;
 use crate::oci::{Descriptor, Digest, Manifest, media_type, translate};
 use crate::store::records::PassedThrough;
 use crate::store::{Generation, ImageRecord};
-
-/// Names the child that an attestation describes.
-const REFERENCE_DIGEST: &str = "vnd.docker.reference.digest";
 
 /// What became of a child.
 #[derive(Debug, Clone, PartialEq)]
@@ -199,6 +197,7 @@ mod tests {
 
     use super::*;
     use crate::convert::plan::{self, Plan};
+    use crate::oci::annotations::REFERENCE_TYPE;
 
     fn digest(text: &str) -> Digest {
         Digest::sha256_of(text.as_bytes())
@@ -211,7 +210,7 @@ mod tests {
 
     fn attestation(subject: &str) -> Value {
         json!({"mediaType": media_type::OCI_MANIFEST, "digest": digest("attestation"), "size": 5,
-            "annotations": {"vnd.docker.reference.type": "attestation-manifest", REFERENCE_DIGEST: digest(subject)},
+            "annotations": {REFERENCE_TYPE: "attestation-manifest", REFERENCE_DIGEST: digest(subject)},
             "platform": {"os": "unknown", "architecture": "unknown"}})
     }
 

@@ -75,7 +75,7 @@ impl From<&Error> for Reason {
     fn from(error: &Error) -> Self {
         match error {
             Error::Upstream(error) => error.into(),
-            Error::Store(_) | Error::Shared(_) => Self::Store,
+            Error::Store(_) => Self::Store,
             Error::Layer { source, .. } | Error::Children(source) => source.as_ref().into(),
             Error::BrokenOff => Self::BrokenOff,
             Error::Slow { .. } | Error::Overdue { .. } => Self::Slow,

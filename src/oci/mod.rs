@@ -2,6 +2,7 @@
 //!
 //! Nothing here does IO and nothing here imports another module of ours.
 
+pub mod annotations;
 pub mod digest;
 pub mod document;
 pub mod error;

@@ -4,12 +4,10 @@
 
 use bytes::Bytes;
 
+use super::annotations::REFERENCE_DIGEST;
 use super::digest::Digest;
 use super::manifest::{Descriptor, ImageManifest, Index, MAX_MANIFEST_BYTES, Manifest};
 use super::media_type::{self as types, ManifestKind};
-
-/// Names the child of an index that an attestation beside it describes (BuildKit).
-const REFERENCE_DIGEST: &str = "vnd.docker.reference.digest";
 
 /// Type names that mean the same, Docker's first.
 const PAIRS: [(&str, &str); 6] = [

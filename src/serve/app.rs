@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
 use crate::budget::Budget;
-use crate::convert::{Converter, Profiles, Ranges};
+use crate::convert::Converter;
 use crate::flight::Forgotten;
+use crate::learn::{Profiles, Ranges};
+use crate::predict::Predictor;
 use crate::registry;
 use crate::store::Store;
 use crate::transport::{Source, Upstreams};
@@ -72,8 +74,14 @@ impl App {
         store: Store,
         upstreams: Upstreams,
         converter: Converter,
+        predictor: Predictor,
     ) -> Self {
-        let profiles = Profiles::new(&converter, config.profiles.merge_interval);
+        let profiles = Profiles::new(
+            store.clone(),
+            converter.generation().clone(),
+            predictor,
+            config.profiles.merge_interval,
+        );
         let forgotten = Forgotten::new(FORGOTTEN, FORGOTTEN_TIME);
         let learns = config.profiles.enabled && config.profiles.learn_from_ranges;
         Self {

@@ -15,8 +15,9 @@ use crate::budget::Full;
 use crate::oci::error::{ErrorBody, ErrorCode};
 use crate::oci::range::unsatisfied_range;
 use crate::oci::route::RouteError;
+use crate::registry;
+use crate::store;
 use crate::telemetry::metrics;
-use crate::{registry, store};
 
 use super::response;
 

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse as _, Response};
 use http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use serde_json::json;
 
-use crate::convert::Refused;
+use crate::learn::Refused;
 use crate::oci::Digest;
 use crate::oci::digest::ParseDigestError;
 use crate::oci::error::ErrorCode;

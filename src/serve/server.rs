@@ -13,6 +13,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::convert::Converter;
+use crate::predict::Predictor;
 use crate::store::Store;
 use crate::telemetry::metrics;
 use crate::transport::Upstreams;
@@ -79,6 +80,7 @@ impl Server {
         store: Store,
         upstreams: Upstreams,
         converter: Converter,
+        predictor: Predictor,
     ) -> Result<Self, StartError> {
         config.check()?;
         let tls = match &config.tls {
@@ -91,7 +93,13 @@ impl Server {
         } else {
             None
         };
-        let app = Arc::new(App::new(config.clone(), store, upstreams, converter));
+        let app = Arc::new(App::new(
+            config.clone(),
+            store,
+            upstreams,
+            converter,
+            predictor,
+        ));
         Ok(Self {
             listener,
             address,

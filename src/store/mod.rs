@@ -18,6 +18,7 @@ mod folder;
 pub mod fuzz;
 pub mod key;
 mod lease;
+pub(crate) mod outline;
 mod profiles;
 pub mod records;
 mod remote;

@@ -3,7 +3,7 @@
 //! One object at a time, at a bounded rate. Among replicas a lease and a record of the last pass let one do it. A pass
 //! begins anywhere in the digests and comes round, so that passes that are interrupted reach everything in the end.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use futures::TryStreamExt as _;
 use serde::de::DeserializeOwned;
@@ -15,6 +15,7 @@ use super::key::Key;
 use super::profiles::StackRecord;
 use super::records::{DigestRecord, ImageRecord, LayerRecord};
 use super::{Lease, Object, Store};
+use crate::clock::unix_now;
 use crate::oci::Digest;
 use crate::profile::Knowledge;
 use crate::telemetry::{log, metrics};
@@ -109,7 +110,7 @@ impl Store {
     async fn scrub_if_due(&self, interval: Duration) -> Result<(), Error> {
         let is_due = |last: &Option<LastPass>| {
             last.as_ref()
-                .is_none_or(|last| now().saturating_sub(last.finished) >= interval.as_secs())
+                .is_none_or(|last| unix_now().saturating_sub(last.finished) >= interval.as_secs())
         };
         if !is_due(&self.last_pass().await?) {
             return Ok(());
@@ -139,7 +140,7 @@ impl Store {
             } = pass.report;
             tracing::info!(report = ?pass.report, "the store is scrubbed");
             let last = LastPass {
-                finished: now(),
+                finished: unix_now(),
                 report: LastReport {
                     objects,
                     bytes,
@@ -313,11 +314,4 @@ impl Pass<'_> {
         metrics().scrubbed_objects.inc();
         metrics().scrubbed_bytes.inc_by(bytes);
     }
-}
-
-fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs()
 }

@@ -3,11 +3,11 @@
 use serde_json::Value;
 
 use crate::failure::Failure;
+use crate::oci::annotations::REF_NAME;
 use crate::oci::{Descriptor, Reference};
 
-/// What an entry is called (OCI image-spec, annotations.md).
-pub(super) const REF_NAME: &str = "org.opencontainers.image.ref.name";
-const SUFFIX: &str = "-esgztoc";
+/// What stargz-snapshotter appends to the tag of an image for the image of its external TOCs.
+pub(super) const TOC_SUFFIX: &str = "-esgztoc";
 /// What an image without a tag is called here.
 const DEFAULT_TAG: &str = "latest";
 
@@ -22,12 +22,12 @@ pub(super) fn ref_name(entry: &Descriptor) -> Option<&str> {
 
 /// The tag, or the name that ends with one, of the TOCs of the image under `name`.
 pub(super) fn toc_name(name: Option<&str>) -> String {
-    format!("{}{SUFFIX}", name.unwrap_or(DEFAULT_TAG))
+    format!("{}{TOC_SUFFIX}", name.unwrap_or(DEFAULT_TAG))
 }
 
 /// Whether an image of this name holds the TOCs of another.
 fn is_toc_name(name: &str) -> bool {
-    name.ends_with(SUFFIX)
+    name.ends_with(TOC_SUFFIX)
 }
 
 /// The tag of the TOCs of the image that `reference` names.

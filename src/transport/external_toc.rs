@@ -10,12 +10,9 @@ use super::endpoint::Endpoint;
 use super::entries::toc_reference;
 use super::parcel::{Parcel, Shelf};
 use crate::failure::Failure;
+use crate::oci::annotations::{LAYER_DIGEST, TOC_DIGEST};
 use crate::oci::manifest::ImageManifest;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
-
-/// On a TOC: the layer that it is of.
-const LAYER_DIGEST: &str = "containerd.io/snapshot/stargz/layer.digest";
-const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
 
 /// The TOCs of the parcel's layers as an image: those that were `made` with them, and those the source has of layers that
 /// passed through.

@@ -10,6 +10,7 @@ use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use super::document::{is_index, parse};
 use super::endpoint::Endpoint;
 use crate::failure::Failure;
+use crate::oci::annotations::REFERENCE_TYPE;
 use crate::oci::manifest::{DescriptorPlatform, ImageManifest, Index};
 use crate::oci::media_type::{ManifestKind, manifest_kind};
 use crate::oci::{Descriptor, Digest, Manifest, Platform, Reference, translate};
@@ -458,6 +459,5 @@ fn is_image(manifest: &Manifest) -> bool {
 
 /// Whether a child of an index describes another, or is an artifact: it is nothing that runs.
 fn is_beside(child: &Descriptor) -> bool {
-    child.annotations.contains_key("vnd.docker.reference.type")
-        || child.rest.contains_key("artifactType")
+    child.annotations.contains_key(REFERENCE_TYPE) || child.rest.contains_key("artifactType")
 }

@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use starlift::convert::{Config, Converter};
 use starlift::oci::{Reference, Repository};
+use starlift::predict::Predictor;
 use starlift::profile::FileUse;
 use starlift::registry::{self, UpstreamConfig};
 use starlift::store::Store;
+use starlift::tocs::Tocs;
 use starlift::transport::Upstreams;
 
 use crate::support::fixture::{self, Fixture};
@@ -92,15 +94,17 @@ async fn named(image: &Path) -> Vec<File> {
         .manifest(&repository, &Reference::Tag("1".parse().unwrap()))
         .await
         .unwrap();
-    let converter = Converter::new(&Config::default(), Store::in_memory()).unwrap();
+    let store = Store::in_memory();
+    let converter = Converter::new(&Config::default(), store.clone()).unwrap();
     let record = converter
         .convert(&source, &repository, &manifest)
         .await
         .unwrap();
-    let files = converter.static_profile(&record).await.unwrap();
+    let (predictor, tocs) = (Predictor::default(), Tocs::new(store));
+    let files = predictor.static_profile(&tocs, &record).await.unwrap();
     assert_eq!(
         files,
-        converter.static_profile(&record).await.unwrap(),
+        predictor.static_profile(&tocs, &record).await.unwrap(),
         "the same twin, the same list"
     );
     files

@@ -9,6 +9,7 @@ use serde_json::json;
 use tempfile::NamedTempFile;
 
 use crate::failure::Failure;
+use crate::oci::annotations::{CONTAINERD_NAME, REF_NAME};
 use crate::oci::manifest::ImageManifest;
 use crate::oci::media_type::OCI_INDEX;
 use crate::oci::{Descriptor, Digest, Manifest};
@@ -128,8 +129,7 @@ fn entry(manifest: &Manifest, name: Option<&str>) -> serde_json::Value {
     let mut entry = json!(manifest.descriptor());
     if let Some(name) = name {
         let tag = name.rsplit_once(':').map_or(name, |(_, tag)| tag);
-        entry["annotations"] =
-            json!({ "io.containerd.image.name": name, "org.opencontainers.image.ref.name": tag });
+        entry["annotations"] = json!({ CONTAINERD_NAME: name, REF_NAME: tag });
     }
     entry
 }

@@ -8,11 +8,12 @@ use futures::TryStreamExt as _;
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
+use crate::oci::annotations::REF_NAME;
 use crate::oci::manifest::Index;
 use crate::oci::media_type::OCI_INDEX;
 use crate::oci::{Descriptor, Digest, Manifest, Tag};
 use crate::tempfiles::{keep, new_file_for, sync, write_atomically};
-use crate::transport::entries::{REF_NAME, is_artifact, ref_name, toc_name};
+use crate::transport::entries::{is_artifact, ref_name, toc_name};
 use crate::transport::parcel::Bytes;
 
 const LAYOUT_FILE: &str = "oci-layout";

@@ -7,18 +7,12 @@ use serde_json::{Map, Value};
 
 use super::docker;
 use super::files::{Extent, Files};
+use crate::oci::annotations::{CONTAINERD_NAME, REF_NAME};
 use crate::oci::document::{self, DocumentError};
 use crate::oci::manifest::{Index, MAX_MANIFEST_BYTES};
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
 use crate::registry::{Error, descriptor_of};
-
-/// The tag, or a whole reference (image-spec, annotations.md).
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
-/// The whole reference, by containerd and newer Docker engines.
-const CONTAINERD_NAME: &str = "io.containerd.image.name";
-
-/// What stargz-snapshotter appends to the tag of an image for the image of its external TOCs.
-const TOC_SUFFIX: &str = "-esgztoc";
+use crate::transport::entries::TOC_SUFFIX;
 
 /// Images with their names.
 #[derive(Debug)]

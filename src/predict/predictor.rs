@@ -57,7 +57,7 @@ enum Place {
 
 /// Who failed when there is no prediction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::convert) enum Blame {
+pub(crate) enum Blame {
     /// The image: it will fail again.
     Image,
     /// Us: another try says nothing of the image.
@@ -88,7 +88,7 @@ pub enum Failure {
 
 impl Failure {
     /// Whose failure it is.
-    pub(in crate::convert) fn blame(&self) -> Blame {
+    pub(crate) fn blame(&self) -> Blame {
         match self {
             Self::Store(_) | Self::NotStarted(_) => Blame::Ours,
             Self::TooLong => Blame::Unclear,
@@ -97,7 +97,7 @@ impl Failure {
     }
 
     /// For the metric.
-    pub(in crate::convert) fn outcome(&self) -> &'static str {
+    pub(crate) fn outcome(&self) -> &'static str {
         match self {
             Self::Store(_) | Self::NotStarted(_) => "not-made",
             Self::Died(_) | Self::Gone(_) => "died",
@@ -345,7 +345,7 @@ fn shortened(text: &str) -> String {
 
 impl Prediction {
     /// For the metric.
-    pub(in crate::convert) fn outcome(&self) -> &'static str {
+    pub(crate) fn outcome(&self) -> &'static str {
         match self.ended {
             None => "made",
             Some(

@@ -15,13 +15,14 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, mpsc};
 
+use super::error::Error;
 use super::merger::Seen;
-use super::{Profiles, check, now, stack};
+use super::{Profiles, check};
 use crate::aside::aside;
-use crate::convert::error::Error;
+use crate::clock::unix_now;
 use crate::oci::{Digest, Manifest};
 use crate::profile::{FileUse, Knowledge, Observation, Source, Stack, Workload};
-use crate::store::StackRecord;
+use crate::store::{StackRecord, outline};
 use crate::telemetry::{log, metrics};
 use sessions::{Image, Read, Session, Sessions};
 
@@ -116,7 +117,7 @@ impl Ranges {
     pub fn pulled(&self, client: IpAddr, manifest: &Manifest) {
         let image = self.images.get_with(manifest.digest.clone(), || {
             let layers = (manifest.bytes.len() <= MAX_MANIFEST)
-                .then(|| stack::layers(manifest))
+                .then(|| outline::layers(manifest))
                 .flatten();
             layers
                 .filter(|layers| layers.len() <= MAX_LAYERS)
@@ -283,7 +284,7 @@ async fn look_into(profiles: &Profiles, session: &Session) -> Result<Option<Dige
     tracing::debug!(image = %record.config, files = observation.files().len(), "learned from ranges");
     let seen = Seen {
         observation,
-        heard: now(),
+        heard: unix_now(),
     };
     let merger = &profiles.shared.merger;
     let is_taken = merger.offer(

@@ -3,18 +3,18 @@
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use super::StackRecord;
 use crate::oci::media_type::{self, ManifestKind, manifest_kind};
 use crate::oci::{Digest, Manifest};
 use crate::profile::Stack;
-use crate::store::StackRecord;
 
 /// What must be known of an image's manifest; all else in it takes no memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Outline {
+pub(crate) struct Outline {
     /// What the manifest says that its configuration is.
-    pub(super) config: Digest,
+    pub(crate) config: Digest,
     /// From the bottom to the top.
-    pub(super) layers: Vec<Digest>,
+    pub(crate) layers: Vec<Digest>,
     /// What it was made from, by its own word.
     source: Option<Digest>,
     /// Every layer is lazily readable.
@@ -46,21 +46,21 @@ struct Layer {
 
 #[derive(Deserialize)]
 struct LayerAnnotations {
-    /// `plan::TOC_DIGEST`.
+    /// `annotations::TOC_DIGEST`.
     #[serde(default, rename = "containerd.io/snapshot/stargz/toc.digest")]
     toc: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
 struct Annotations {
-    /// `image::SOURCE_DIGEST`.
+    /// `annotations::SOURCE_DIGEST`.
     #[serde(default, rename = "dev.starlift.source.digest")]
     source: Option<String>,
 }
 
 impl Outline {
     /// Reads a manifest; `None` when it is not that of an image that can run.
-    pub(super) fn read(manifest: &Manifest) -> Option<Self> {
+    pub(crate) fn read(manifest: &Manifest) -> Option<Self> {
         let is_image = manifest_kind(&manifest.media_type) == Some(ManifestKind::Image);
         let document: Document =
             is_image.then(|| serde_json::from_slice(&manifest.bytes).ok())??;
@@ -91,19 +91,19 @@ impl Outline {
         })
     }
 
-    pub(super) fn stack(&self) -> Stack {
+    pub(crate) fn stack(&self) -> Stack {
         Stack::of(&self.layers)
     }
 
     /// What the image says that it was made from: itself, where it is lazily readable as it is.
-    pub(super) fn source(&self, manifest: &Manifest) -> Option<Digest> {
+    pub(crate) fn source(&self, manifest: &Manifest) -> Option<Digest> {
         self.source
             .clone()
             .or_else(|| self.is_lazy.then(|| manifest.digest.clone()))
     }
 
     /// The stack of the image with this manifest, if it is lazily readable as it is.
-    pub(super) fn of_itself(self, manifest: &Manifest) -> Option<StackRecord> {
+    pub(crate) fn of_itself(self, manifest: &Manifest) -> Option<StackRecord> {
         self.is_lazy
             .then(|| record(&manifest.digest, None, self.layers))
     }
@@ -114,11 +114,7 @@ impl Outline {
 /// `config` is the configuration of an image all of whose layers were converted, and so found to be those that it names.
 /// Else a manifest may name any configuration beside any layers: what is known is then kept under the stack itself, for
 /// those who have all of its layers.
-pub(in crate::convert) fn record(
-    source: &Digest,
-    config: Option<&Digest>,
-    layers: Vec<Digest>,
-) -> StackRecord {
+pub(crate) fn record(source: &Digest, config: Option<&Digest>, layers: Vec<Digest>) -> StackRecord {
     let config = config.cloned().unwrap_or_else(|| Stack::of(&layers).0);
     StackRecord {
         config,
@@ -128,17 +124,17 @@ pub(in crate::convert) fn record(
 }
 
 /// The layers of an image, from the bottom to the top; `None` when the manifest is not an image's.
-pub(super) fn layers(manifest: &Manifest) -> Option<Vec<Digest>> {
+pub(crate) fn layers(manifest: &Manifest) -> Option<Vec<Digest>> {
     Outline::read(manifest).map(|outline| outline.layers)
 }
 
 /// The stack of an image; `None` when the manifest is not an image's.
-pub(in crate::convert) fn stack_of(manifest: &Manifest) -> Option<Stack> {
+pub(crate) fn stack_of(manifest: &Manifest) -> Option<Stack> {
     Outline::read(manifest).map(|outline| outline.stack())
 }
 
 /// The stack of an image that is lazily readable as it is; `None` for every other.
-pub(in crate::convert) fn of_itself(manifest: &Manifest) -> Option<StackRecord> {
+pub(crate) fn of_itself(manifest: &Manifest) -> Option<StackRecord> {
     Outline::read(manifest)?.of_itself(manifest)
 }
 
@@ -147,8 +143,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::convert::image::SOURCE_DIGEST;
-    use crate::convert::plan::TOC_DIGEST;
+    use crate::oci::annotations::{SOURCE_DIGEST, TOC_DIGEST};
 
     fn digest(text: &str) -> Digest {
         Digest::sha256_of(text.as_bytes())

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use estargz::Toc;
 use estargz::toc::Kind;
 
+use super::error::Error;
 use crate::aside::aside;
-use crate::convert::error::Error;
-use crate::convert::tocs::Tocs;
 use crate::oci::Digest;
 use crate::profile::{Extents, FileUse, Observation};
 use crate::store::StackRecord;
+use crate::tocs::Tocs;
 
 /// The observation without the files that the image does not have, and without bytes that its files do not have.
 ///
@@ -55,7 +55,7 @@ pub(super) async fn in_image(
 /// The TOC of a layer; `None` when it is not held here.
 pub(super) async fn toc(tocs: &Tocs, layer: &Digest) -> Result<Option<Arc<Toc>>, Error> {
     match tocs.layer(layer).await? {
-        Some(layer) => tocs.toc(&layer).await.map(Some),
+        Some(layer) => Ok(Some(tocs.toc(&layer).await?)),
         None => Ok(None),
     }
 }

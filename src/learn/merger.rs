@@ -10,7 +10,8 @@ use futures::stream;
 use moka::future::Cache;
 use parking_lot::Mutex;
 
-use super::{Status, now};
+use super::Status;
+use crate::clock::unix_now;
 use crate::oci::Digest;
 use crate::profile::{Knowledge, Observation, Source, Workload};
 use crate::store::{Merge, Store};
@@ -178,7 +179,7 @@ impl Inner {
 impl State {
     fn learned(&mut self) {
         self.merges += 1;
-        self.last_learned = Some(now());
+        self.last_learned = Some(unix_now());
     }
 
     /// Keeps for the next time what is not outdated by then.

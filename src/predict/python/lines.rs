@@ -1,7 +1,7 @@
 //! The logical lines of a Python source (language reference, section 2.1): comments and long texts left out, lines within
 //! brackets joined.
 
-use crate::convert::statics::fuel::Fuel;
+use crate::predict::fuel::Fuel;
 
 /// The longest logical line that is kept; what is longer is data.
 const MAX_LINE: usize = 64 << 10;

@@ -4,10 +4,10 @@ use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use super::scan::{Import, MAX_NAME, imports};
-use crate::convert::statics::fuel::Fuel;
-use crate::convert::statics::loader::Loader;
-use crate::convert::statics::view::{Found, join, parent as directory};
-use crate::convert::statics::walk::Walk;
+use crate::predict::fuel::Fuel;
+use crate::predict::loader::Loader;
+use crate::predict::view::{Found, join, parent as directory};
+use crate::predict::walk::Walk;
 
 /// Most modules of one process; the largest programs seen import some two thousand.
 const MAX_MODULES: usize = 4000;

@@ -18,7 +18,6 @@ use estargz::{Chunk, Footer, Toc, UnverifiedToc};
 use futures::TryStreamExt as _;
 use moka::future::Cache;
 
-use super::error::Error;
 use crate::budget::{Budget, Full};
 use crate::oci::Digest;
 use crate::store::records::ConvertedLayer;
@@ -70,6 +69,20 @@ pub enum Unreadable {
     BrokenOff(#[from] tokio::task::JoinError),
 }
 
+/// Why nothing is known of a stored layer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error("the stored layer {digest} cannot be read")]
+    Unreadable {
+        digest: Digest,
+        #[source]
+        source: Arc<Unreadable>,
+    },
+}
+
 impl Tocs {
     /// Over the layers of `store`.
     pub fn new(store: Store) -> Self {
@@ -86,6 +99,10 @@ impl Tocs {
             tocs,
             reading: Budget::new("TOCs being read", READING_BYTES),
         }
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
     }
 
     /// The record of the converted layer whose blob has this digest; `None` for everything else.

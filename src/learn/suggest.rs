@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::Profiles;
-use crate::convert::error::Error;
-use crate::convert::statics::Blame;
+use super::error::Error;
+use super::{Profiles, Shared};
+use crate::predict::Blame;
 use crate::profile::Knowledge;
 use crate::store::{self, StackRecord};
 use crate::telemetry::log;
@@ -44,8 +44,7 @@ impl Profiles {
     }
 
     async fn look(&self, image: &StackRecord) -> Result<(), Error> {
-        let converter = &self.shared.converter;
-        let by = format!("{}-p{PREDICTIONS}", converter.generation().0);
+        let by = format!("{}-p{PREDICTIONS}", self.shared.generation.0);
         let known = self.known(&image.config).await?;
         if known.has_suggestions() || !known.may_be_tried(&by) {
             return Ok(());
@@ -53,7 +52,7 @@ impl Profiles {
         let Some(record) = self
             .shared
             .store
-            .image(converter.generation(), &image.source)
+            .image(&self.shared.generation, &image.source)
             .await?
         else {
             return Ok(());
@@ -62,7 +61,10 @@ impl Profiles {
         let before = by.clone();
         self.note(image, move |knowledge| knowledge.is_tried(&before))
             .await?;
-        match converter.static_profile(&record).await {
+        let Shared {
+            predictor, tocs, ..
+        } = self.shared.as_ref();
+        match predictor.static_profile(tocs, &record).await {
             Ok(files) => {
                 self.note(image, move |knowledge| knowledge.suggest(files.clone()))
                     .await
@@ -77,7 +79,7 @@ impl Profiles {
                     // One more time, and then never again.
                     Blame::Unclear => {}
                 }
-                Err(error)
+                Err(error.into())
             }
         }
     }

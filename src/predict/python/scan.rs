@@ -4,7 +4,7 @@
 //! and for older interpreters too.
 
 use super::lines::{Line, lines};
-use crate::convert::statics::fuel::Fuel;
+use crate::predict::fuel::Fuel;
 
 /// Most imports of one source.
 const MAX_IMPORTS: usize = 2048;

@@ -14,9 +14,10 @@
 mod blobs;
 mod child;
 mod elf;
+mod error;
 mod fuel;
 #[cfg(any(test, fuzzing))]
-pub(super) mod fuzz;
+pub mod fuzz;
 #[cfg(test)]
 mod hostile;
 mod java;
@@ -42,23 +43,23 @@ use std::time::Instant;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde::{Deserialize, Serialize};
 
-use super::converter::Converter;
-use super::error::Error;
 use crate::oci::Digest;
 use crate::oci::manifest::ImageManifest;
 use crate::oci::media_type::{self, ManifestKind};
 use crate::profile::FileUse;
 use crate::store::{ImageRecord, Object};
 use crate::telemetry::metrics;
+use crate::tocs::Tocs;
 use blobs::{Layer, Read, Task};
 pub use child::work;
+pub use error::Error;
 use fuel::{End, Fuel};
 use launch::Process;
-pub(super) use predictor::Blame;
+pub(crate) use predictor::Blame;
 pub use predictor::Failure;
 use predictor::Image;
 pub use predictor::Predictor;
-pub use sandbox::Limits as PredictionLimits;
+pub use sandbox::Limits;
 use view::join;
 use walk::Walk;
 
@@ -71,8 +72,8 @@ const READS_AT_ONCE: usize = 16;
 
 /// What a container reads at its start, in order, as far as it could be said.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Prediction {
-    pub(super) files: Vec<FileUse>,
+pub(crate) struct Prediction {
+    pub(crate) files: Vec<FileUse>,
     /// Why there may be more of them.
     ended: Option<End>,
 }
@@ -96,7 +97,7 @@ struct Execution {
     directory: Option<String>,
 }
 
-impl Converter {
+impl Predictor {
     /// The files that a container of a twin reads at its start, in the order in which it reads them, as far as they can
     /// be known without running it. The same for the same twin.
     ///
@@ -105,12 +106,16 @@ impl Converter {
     ///
     /// # Errors
     /// When the store fails, a stored layer is not what its record says, or looking at the image took too much.
-    pub async fn static_profile(&self, record: &ImageRecord) -> Result<Vec<FileUse>, Error> {
-        let Some(image) = self.predictable(record).await? else {
+    pub async fn static_profile(
+        &self,
+        tocs: &Tocs,
+        record: &ImageRecord,
+    ) -> Result<Vec<FileUse>, Error> {
+        let Some(image) = predictable(tocs, record).await? else {
             return Ok(Vec::new());
         };
         let started = Instant::now();
-        let predicted = self.shared.predictor.predict(image).await;
+        let predicted = self.predict(image).await;
         metrics()
             .prediction_seconds
             .observe(started.elapsed().as_secs_f64());
@@ -126,74 +131,73 @@ impl Converter {
         tracing::info!(source = %record.source, files = files.len(), ?ended, ?took, "static profile made");
         Ok(files)
     }
+}
 
-    /// What is told of an image to whoever predicts its start; `None` where there is nothing to say.
-    async fn predictable(&self, record: &ImageRecord) -> Result<Option<Image>, Error> {
-        let is_image = media_type::manifest_kind(&record.media_type) == Some(ManifestKind::Image);
-        if !is_image || record.twin == record.source {
-            return Ok(None);
-        }
-        let store = &self.shared.store;
-        let Some(manifest) = store.find(&record.twin).await? else {
-            return Ok(None);
-        };
-        let manifest = store.read_all(&manifest).await?;
-        // Others' documents may have megabytes.
-        let manifest =
-            tokio::task::spawn_blocking(move || serde_json::from_slice::<ImageManifest>(&manifest))
-                .await;
-        let Some(manifest) = manifest.ok().and_then(Result::ok) else {
-            return Ok(None);
-        };
-        let configuration = store.find(&manifest.config.digest).await?;
-        let configuration = configuration.filter(|object| object.size <= MAX_CONFIGURATION);
-        let Some(configuration) = configuration.filter(|_| manifest.layers.len() <= MAX_LAYERS)
-        else {
-            tracing::debug!(twin = %record.twin, "no static profile: the configuration is not in the store, or too large");
-            return Ok(None);
-        };
-        let configuration =
-            String::from_utf8_lossy(&store.read_all(&configuration).await?).into_owned();
-        let digests: Vec<Digest> = manifest
-            .layers
-            .into_iter()
-            .map(|layer| layer.digest)
-            .collect();
-        let layers = stream::iter(digests).map(|digest| async move { self.layer(&digest).await });
-        let layers: Vec<_> = layers.buffered(READS_AT_ONCE).try_collect().await?;
-        let (layers, blobs) = layers.into_iter().unzip();
-        Ok(Some(Image {
-            task: Task {
-                configuration,
-                layers,
-            },
-            blobs,
-            store: store.clone(),
-        }))
+/// What is told of an image to whoever predicts its start; `None` where there is nothing to say.
+async fn predictable(tocs: &Tocs, record: &ImageRecord) -> Result<Option<Image>, Error> {
+    let is_image = media_type::manifest_kind(&record.media_type) == Some(ManifestKind::Image);
+    if !is_image || record.twin == record.source {
+        return Ok(None);
     }
+    let store = tocs.store();
+    let Some(manifest) = store.find(&record.twin).await? else {
+        return Ok(None);
+    };
+    let manifest = store.read_all(&manifest).await?;
+    // Others' documents may have megabytes.
+    let manifest =
+        tokio::task::spawn_blocking(move || serde_json::from_slice::<ImageManifest>(&manifest))
+            .await;
+    let Some(manifest) = manifest.ok().and_then(Result::ok) else {
+        return Ok(None);
+    };
+    let configuration = store.find(&manifest.config.digest).await?;
+    let configuration = configuration.filter(|object| object.size <= MAX_CONFIGURATION);
+    let Some(configuration) = configuration.filter(|_| manifest.layers.len() <= MAX_LAYERS) else {
+        tracing::debug!(twin = %record.twin, "no static profile: the configuration is not in the store, or too large");
+        return Ok(None);
+    };
+    let configuration =
+        String::from_utf8_lossy(&store.read_all(&configuration).await?).into_owned();
+    let digests: Vec<Digest> = manifest
+        .layers
+        .into_iter()
+        .map(|layer| layer.digest)
+        .collect();
+    let layers = stream::iter(digests).map(|digest| async move { layer(tocs, &digest).await });
+    let layers: Vec<_> = layers.buffered(READS_AT_ONCE).try_collect().await?;
+    let (layers, blobs) = layers.into_iter().unzip();
+    Ok(Some(Image {
+        task: Task {
+            configuration,
+            layers,
+        },
+        blobs,
+        store: store.clone(),
+    }))
+}
 
-    /// A layer as it is told, and its blobs.
-    async fn layer(
-        &self,
-        digest: &Digest,
-    ) -> Result<(Option<Layer>, (Option<Object>, Option<Object>)), Error> {
-        let Some(layer) = self.tocs().layer(digest).await? else {
-            return Ok((None, (None, None)));
-        };
-        let Some(blob) = self.shared.store.find(&layer.digest).await? else {
-            return Ok((None, (None, None)));
-        };
-        let external = match &layer.external_toc {
-            Some(toc) => self.shared.store.find(toc).await?,
-            None => None,
-        };
-        let told = Layer {
-            size: blob.size,
-            toc_digest: layer.toc_digest.to_string(),
-            external_toc: external.as_ref().map(|toc| toc.size),
-        };
-        Ok((Some(told), (Some(blob), external)))
-    }
+/// A layer as it is told, and its blobs.
+async fn layer(
+    tocs: &Tocs,
+    digest: &Digest,
+) -> Result<(Option<Layer>, (Option<Object>, Option<Object>)), Error> {
+    let Some(layer) = tocs.layer(digest).await? else {
+        return Ok((None, (None, None)));
+    };
+    let Some(blob) = tocs.store().find(&layer.digest).await? else {
+        return Ok((None, (None, None)));
+    };
+    let external = match &layer.external_toc {
+        Some(toc) => tocs.store().find(toc).await?,
+        None => None,
+    };
+    let told = Layer {
+        size: blob.size,
+        toc_digest: layer.toc_digest.to_string(),
+        external_toc: external.as_ref().map(|toc| toc.size),
+    };
+    Ok((Some(told), (Some(blob), external)))
 }
 
 /// The files that the image reads when it is executed; or why it could not be read.

@@ -9,34 +9,34 @@
 //! Nothing here is needed for a pull, and no pull waits for it.
 
 mod check;
+mod error;
 mod merger;
 mod ranges;
-mod stack;
 mod suggest;
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use moka::future::Cache;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{OnceCell, Semaphore};
 
-use super::converter::Converter;
-use super::documents::off_worker;
-use super::error::Error;
-use super::tocs::Tocs;
+use crate::aside::aside;
+use crate::clock::unix_now;
 use crate::flight::Flight;
 use crate::oci::{Descriptor, Digest, Manifest};
+use crate::predict::Predictor;
 use crate::profile::{
     Artifact, FileUse, Knowledge, Observation, ObservationError, Profile, Source, Stack, Workload,
 };
-use crate::store::{self, ImageRecord, Salt, StackRecord, Store};
+use crate::store::outline::{Outline, record};
+use crate::store::{self, Generation, ImageRecord, Salt, StackRecord, Store};
 use crate::telemetry::log;
+use crate::tocs::Tocs;
+pub use error::Error;
 use merger::{Merger, Seen};
 pub use ranges::Ranges;
-use stack::Outline;
-pub(super) use stack::{of_itself, record, stack_of};
 
 /// The memory for what is known, in bytes.
 const REMEMBERED_BYTES: u64 = 32 << 20;
@@ -69,7 +69,9 @@ struct Shared {
     seen: Cache<Digest, ()>,
     slots: Semaphore,
     salt: OnceCell<Salt>,
-    converter: Converter,
+    /// Of the images that are converted here.
+    generation: Generation,
+    predictor: Predictor,
     /// Images that are being looked at.
     looking: Flight<Digest, ()>,
     /// Images that could not be looked at a moment ago.
@@ -110,10 +112,14 @@ pub struct Status {
 }
 
 impl Profiles {
-    /// Over what `converter` converts. Observations of one image are gathered for `merge_interval` before they are
-    /// written.
-    pub fn new(converter: &Converter, merge_interval: Duration) -> Self {
-        let store = converter.shared.store.clone();
+    /// Over the images of `generation` in the store. Observations of one image are gathered for `merge_interval` before
+    /// they are written.
+    pub fn new(
+        store: Store,
+        generation: Generation,
+        predictor: Predictor,
+        merge_interval: Duration,
+    ) -> Self {
         let bytes =
             |_: &Digest, known: &Arc<Knowledge>| u32::try_from(known.weight()).unwrap_or(u32::MAX);
         let layers = |_: &Stack, record: &Arc<StackRecord>| {
@@ -125,7 +131,7 @@ impl Profiles {
             .time_to_live(REMEMBERED_FOR)
             .build();
         let shared = Shared {
-            tocs: converter.tocs().clone(),
+            tocs: Tocs::new(store.clone()),
             merger: Merger::new(store.clone(), known.clone(), merge_interval),
             known,
             store,
@@ -140,7 +146,8 @@ impl Profiles {
                 .build(),
             slots: Semaphore::new(MADE_AT_ONCE),
             salt: OnceCell::new(),
-            converter: converter.clone(),
+            generation,
+            predictor,
             looking: Flight::default(),
             unlooked: Cache::builder()
                 .max_capacity(SEEN_IMAGES)
@@ -201,7 +208,7 @@ impl Profiles {
         let observer = self.observer(&image.config, address).await?;
         let seen = Seen {
             observation,
-            heard: now(),
+            heard: unix_now(),
         };
         let is_taken =
             self.shared
@@ -269,7 +276,7 @@ impl Profiles {
     where
         F: Future<Output = Option<Manifest>>,
     {
-        let Some(outline) = outline(manifest).await? else {
+        let Some(outline) = outline(manifest).await else {
             return Ok(None);
         };
         let Some(source) = outline.source(manifest) else {
@@ -283,7 +290,7 @@ impl Profiles {
                 let Some(original) = original(source).await else {
                     return Ok(None);
                 };
-                let Some(original) = self::outline(&original).await? else {
+                let Some(original) = self::outline(&original).await else {
                     return Ok(None);
                 };
                 let config = made.passed_through.is_empty().then_some(&original.config);
@@ -308,7 +315,7 @@ impl Profiles {
         let made = self
             .shared
             .store
-            .image(self.shared.converter.generation(), source)
+            .image(&self.shared.generation, source)
             .await?;
         Ok(made.filter(|made| made.twin != made.source && made.objects.contains(twin)))
     }
@@ -316,10 +323,7 @@ impl Profiles {
     /// What the knowledge of a converted image is kept under, found by the source's manifest.
     async fn image_of_source(&self, source: &Digest) -> Result<Option<Digest>, Error> {
         let store = &self.shared.store;
-        let Some(made) = store
-            .image(self.shared.converter.generation(), source)
-            .await?
-        else {
+        let Some(made) = store.image(&self.shared.generation, source).await? else {
             return Ok(None);
         };
         let Some(object) = store.find(&made.twin).await? else {
@@ -330,7 +334,7 @@ impl Profiles {
             digest: made.twin,
             bytes: store.read_all(&object).await?,
         };
-        let Some(outline) = outline(&twin).await? else {
+        let Some(outline) = outline(&twin).await else {
             return Ok(None);
         };
         Ok(self
@@ -377,7 +381,7 @@ impl Profiles {
     /// # Errors
     /// When the store fails.
     pub async fn artifact(&self, subject: &Manifest) -> Result<Option<Descriptor>, Error> {
-        let Some(outline) = outline(subject).await? else {
+        let Some(outline) = outline(subject).await else {
             return Ok(None);
         };
         let config = match self.stack(&outline.stack()).await? {
@@ -459,14 +463,7 @@ impl Profiles {
 }
 
 /// What must be known of a manifest of any size.
-async fn outline(manifest: &Manifest) -> Result<Option<Outline>, Error> {
+async fn outline(manifest: &Manifest) -> Option<Outline> {
     let (len, manifest) = (manifest.bytes.len(), manifest.clone());
-    off_worker(len, move || Outline::read(&manifest)).await
-}
-
-/// Seconds since 1970.
-pub(super) fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
+    aside(len, move || Outline::read(&manifest)).await
 }

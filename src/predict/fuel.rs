@@ -31,7 +31,7 @@ const ELEMENT: usize = 32;
 /// Why a prediction ended before all was said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(in crate::convert) enum End {
+pub(crate) enum End {
     Steps,
     Made,
     Read,
@@ -46,7 +46,7 @@ pub(in crate::convert) enum End {
 
 impl End {
     /// Whether the same image ends in the same place on every run.
-    pub(in crate::convert) fn is_the_same_everywhere(self) -> bool {
+    pub(crate) fn is_the_same_everywhere(self) -> bool {
         !matches!(self, Self::Time | Self::Broken)
     }
 }

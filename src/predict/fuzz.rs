@@ -9,16 +9,19 @@ use super::{elf, words};
 /// Commands that are looked at.
 const MOST: usize = 1000;
 
-pub(in crate::convert) fn script(text: &str) {
+/// A shell script.
+pub fn scripts(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
     let fuel = Fuel::new();
     let variables = BTreeMap::from([("A".to_owned(), text.chars().take(100).collect())]);
-    let commands = words::commands(text, MOST, &fuel);
+    let commands = words::commands(&text, MOST, &fuel);
     assert!(commands.len() <= MOST);
     for command in commands {
         let _words = command.expanded(&variables, &["argument".to_owned()], &fuel);
     }
 }
 
-pub(in crate::convert) fn executable(bytes: &[u8]) {
+/// An ELF file.
+pub fn executables(bytes: &[u8]) {
     let _read = elf::read(&Sparse::whole(bytes), &Fuel::new());
 }
