@@ -5,6 +5,7 @@
 //! twice, in this process or in another one over the same store.
 
 mod budget;
+mod claim_check;
 mod claims;
 mod config;
 mod converter;
@@ -26,6 +27,7 @@ mod plan;
 mod platforms;
 mod priority;
 mod public_reason;
+mod reading;
 mod reason;
 mod reorder;
 mod shares;

@@ -13,7 +13,7 @@ use url::Url;
 
 use super::error::Error;
 use super::headers;
-use super::http::transport;
+use super::unanswered::transport;
 use crate::budget::{Budget, Weight};
 
 /// How long a whole document may take: the largest, of 4 MiB, at 70 kB/s.

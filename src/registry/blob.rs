@@ -12,7 +12,8 @@ use super::client::{PULL, Registry};
 use super::error::Error;
 use super::origin::Origin;
 use super::part::{Blob, Chunks, Part, Wanted};
-use super::peer::{Peer, Purpose};
+use super::peer::Peer;
+use super::starlift::Purpose;
 use super::verify::verified;
 use crate::oci::{Digest, Repository};
 

@@ -3,24 +3,18 @@
 //! Mirrors are asked in order and each but once; whatever keeps a mirror from answering, the next is asked. The
 //! registry itself comes last and is asked again where that may help.
 
-use reqwest::header::{ACCEPT, CONTENT_LENGTH, HeaderMap, HeaderValue};
+use reqwest::header::CONTENT_LENGTH;
 
 use super::Tags;
 use super::answer::Answer;
 use super::endpoint::{Capabilities, Endpoint, Read};
 use super::error::Error;
-use super::headers::content_digest;
+use super::manifest::{manifest, manifest_headers, promised_digest};
 use super::referrers::referrers;
 use super::retry::Retry;
 use super::tags::tags;
-use crate::aside::aside;
 use crate::oci::manifest::MAX_MANIFEST_BYTES;
-use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository, document, media_type};
-
-/// Every manifest type we can handle; a registry may turn an image into what it thinks we can when one is missing.
-const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
-    application/vnd.docker.distribution.manifest.list.v2+json, \
-    application/vnd.docker.distribution.manifest.v2+json, */*;q=0.1";
+use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository, media_type};
 
 /// What a host must be able to do to give something by its digest.
 pub(super) const PULL: Capabilities = Capabilities {
@@ -169,10 +163,6 @@ fn needed(reference: &Reference) -> Capabilities {
     }
 }
 
-fn manifest_headers() -> HeaderMap {
-    HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(ACCEPTED))])
-}
-
 async fn resolve(
     endpoint: &Endpoint,
     repository: &Repository,
@@ -215,42 +205,6 @@ fn described(answer: &Answer, reference: &Reference) -> Result<Option<Descriptor
         });
     }
     Ok(Some(plain_descriptor(media_type, digest, size)))
-}
-
-/// The digest that was asked for or, by tag, the one the registry names.
-fn promised_digest(answer: &Answer, reference: &Reference) -> Result<Option<Digest>, Error> {
-    match (reference, content_digest(answer.headers())) {
-        (Reference::Tag(_), named) => Ok(named),
-        (Reference::Digest(wanted), Some(named))
-            if named.algorithm() == wanted.algorithm() && named != *wanted =>
-        {
-            Err(Error::WrongDigest {
-                expected: wanted.clone(),
-            })
-        }
-        (Reference::Digest(wanted), _) => Ok(Some(wanted.clone())),
-    }
-}
-
-pub(super) async fn manifest(
-    endpoint: &Endpoint,
-    repository: &Repository,
-    reference: &Reference,
-) -> Result<Manifest, Error> {
-    let get = Read::get(repository, format!("manifests/{reference}"));
-    let answer = endpoint
-        .read(&Read {
-            headers: manifest_headers(),
-            ..get
-        })
-        .await?;
-    let promised = promised_digest(&answer, reference)?;
-    let named_type = answer.media_type();
-    let bytes = answer.limited_body(MAX_MANIFEST_BYTES).await?;
-    Ok(aside(bytes.len(), move || {
-        document::read(named_type.as_deref(), promised, bytes)
-    })
-    .await?)
 }
 
 pub(crate) fn descriptor_of(manifest: &Manifest) -> Descriptor {

@@ -7,7 +7,7 @@ use reqwest::header::{
     CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, LINK, RETRY_AFTER, WWW_AUTHENTICATE,
 };
 
-use super::auth::Challenge;
+use super::challenge::Challenge;
 use super::{headers as read, hosts};
 
 /// The value of any header that is read: nothing panics, and ranges make sense.

@@ -9,13 +9,14 @@ use url::{Origin, Url};
 
 use super::answer::{Answer, Reading, heard};
 use super::config::Config;
-use super::dial::{DialRules, PrivateName, PublicResolver, Reach};
+use super::dial::{DialRules, PublicResolver, Reach};
 use super::error::{Error, excerpt};
 use super::health::Health;
 use super::memory::Memory;
-use super::peer;
 use super::proxy::Proxies;
+use super::starlift::is_starlift;
 use super::tls::Tls;
+use super::unanswered::transport;
 use crate::budget::Budget;
 use crate::telemetry::log::chain;
 use crate::telemetry::metrics;
@@ -189,7 +190,7 @@ impl Http {
     pub(super) async fn fetch(&self, fetch: &Fetch) -> Result<Answer, Error> {
         let mut url = fetch.url.clone();
         let mut headers = fetch.headers.clone();
-        let mut is_starlift = false;
+        let mut says_starlift = false;
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         for _ in 0..=MAX_REDIRECTS {
             let is_own = url.origin() == fetch.url.origin();
@@ -219,12 +220,12 @@ impl Http {
             }
             let response = response?;
             if is_own {
-                is_starlift = peer::is_starlift(response.headers());
+                says_starlift = is_starlift(response.headers());
             }
             if !is_redirect(response.status()) {
                 return Ok(
                     Answer::new(response, url, is_own, self.context.reading.clone())
-                        .of_starlift(is_starlift),
+                        .of_starlift(says_starlift),
                 );
             }
             url = redirected(&url, response.headers())?;
@@ -291,20 +292,6 @@ pub(super) fn same_origin(one: &Url, other: &Url) -> bool {
 
 fn host_of(url: &Url) -> &str {
     url.host_str().unwrap_or("a URL without a host")
-}
-
-/// What became of a request that got no answer, or of a body that broke off. Names no URL: they can hold secrets.
-pub(super) fn transport(error: reqwest::Error) -> Error {
-    let error = error.without_url();
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
-    while let Some(inner) = cause {
-        if let Some(private) = inner.downcast_ref::<PrivateName>() {
-            return Error::Refused(private.0.clone());
-        }
-        cause = inner.source();
-    }
-    // Certificates and servers have a say in these texts.
-    Error::Unavailable(excerpt(&chain(&error)))
 }
 
 #[cfg(test)]

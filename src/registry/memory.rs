@@ -9,7 +9,8 @@ use std::time::Duration;
 use moka::future::Cache;
 use url::Url;
 
-use super::auth::{Action, Challenge, Token, TokenKey, UntilRenewal};
+use super::challenge::Challenge;
+use super::token::{Action, Token, TokenKey, UntilRenewal};
 use crate::oci::{Digest, Repository};
 
 /// Some thousand tokens of the largest kind, or tens of thousands of common ones.

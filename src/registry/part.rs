@@ -17,7 +17,7 @@ use super::error::Error;
 use super::headers::content_range;
 use super::http::Fetch;
 use super::memory::Target;
-use super::peer::Purpose;
+use super::starlift::Purpose;
 use crate::oci::{Digest, Repository};
 
 /// A suffix range is read as a signed number by registries written in Go.

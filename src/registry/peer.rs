@@ -8,33 +8,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::Method;
-use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, SERVER};
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
 
 use super::client::Registry;
 use super::endpoint::Endpoint;
 use super::error::Error;
 use crate::oci::Repository;
 
-/// How the `Server` header of our own server begins.
-const PRODUCT: &str = "starlift/";
-/// What a read is for, told to Starlift alone: it learns from what is read, not from what is fetched ahead.
-pub(super) const PURPOSE_HEADER: HeaderName = HeaderName::from_static("starlift-purpose");
 /// How long one exchange may take, its body included.
 const EXCHANGE_LIMIT: Duration = Duration::from_secs(10);
 /// The longest answer to what it is told; nobody reads it.
 const MAX_RECEIPT: u64 = 64 << 10;
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
-
-/// What bytes are read for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
-    /// Something waits for them.
-    Read,
-    /// Something will read them soon, it is thought.
-    Prefetch,
-    /// So that they are here.
-    Background,
-}
 
 /// A Starlift server that gave a part of an image.
 #[derive(Debug, Clone)]
@@ -42,23 +27,6 @@ pub struct Peer {
     registry: Arc<Registry>,
     number: usize,
     repository: Repository,
-}
-
-impl Purpose {
-    pub(super) fn header(self) -> HeaderValue {
-        HeaderValue::from_static(match self {
-            Self::Read => "read",
-            Self::Prefetch => "prefetch",
-            Self::Background => "background",
-        })
-    }
-}
-
-/// Whether an answer says that it is Starlift's.
-pub(super) fn is_starlift(headers: &HeaderMap) -> bool {
-    headers
-        .get(SERVER)
-        .is_some_and(|server| server.as_bytes().starts_with(PRODUCT.as_bytes()))
 }
 
 impl Peer {
@@ -130,27 +98,5 @@ impl Peer {
         tokio::time::timeout(EXCHANGE_LIMIT, exchange)
             .await
             .unwrap_or_else(|_elapsed| Err(silent()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_starlift_is_starlift() {
-        let says = |server: &'static str| {
-            is_starlift(&HeaderMap::from_iter([(
-                SERVER,
-                HeaderValue::from_static(server),
-            )]))
-        };
-        assert!(says("starlift/0.1.0"));
-        assert!(
-            !["nginx", "starlift", "notstarlift/1", ""]
-                .into_iter()
-                .any(says)
-        );
-        assert!(!is_starlift(&HeaderMap::new()));
     }
 }

@@ -5,10 +5,10 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::answer::Answer;
-use super::client::manifest;
 use super::endpoint::{Endpoint, Read};
 use super::error::{Error, excerpt};
 use super::headers::next_link;
+use super::manifest::manifest;
 use crate::oci::manifest::MAX_MANIFEST_BYTES;
 use crate::oci::{Descriptor, Digest, Reference, Repository, media_type};
 

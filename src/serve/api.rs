@@ -10,14 +10,13 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::convert::{self, Conversion, Reason, State as ConversionState};
-use crate::oci::error::ErrorCode;
 use crate::oci::route::Location;
 use crate::oci::{Digest, Reference, Repository};
 use crate::registry;
 use crate::telemetry::log;
 
 use super::app::App;
-use super::error::Failure;
+use super::error::{Failure, refused};
 use super::{request_body, response};
 
 /// The longest request body: one reference, escaped as anybody likes.
@@ -141,10 +140,6 @@ pub(crate) fn is_json(headers: &HeaderMap) -> bool {
             .next()
             .is_some_and(|kind| kind.trim() == "application/json")
     })
-}
-
-pub(crate) fn refused(status: StatusCode, message: impl Into<String>) -> Failure {
-    Failure::new(status, ErrorCode::Unsupported, message)
 }
 
 async fn run(app: Arc<App>, id: String, target: Target) {

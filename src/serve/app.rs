@@ -4,18 +4,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use moka::future::Cache;
 use tokio::sync::Semaphore;
 
 use crate::budget::Budget;
 use crate::convert::Converter;
 use crate::flight::Forgotten;
 use crate::learn::{Profiles, Ranges};
+use crate::oci::Digest;
+use crate::oci::route::Location;
 use crate::predict::Predictor;
 use crate::registry;
 use crate::store::Store;
 use crate::transport::{Source, Upstreams};
 
-use super::blobs::BlobSizes;
 use super::config::Config;
 use super::documents::Documents;
 use super::guard::Names;
@@ -38,6 +40,9 @@ const FORGOTTEN_TIME: Duration = Duration::from_secs(10);
 
 /// Memory for bodies of requests: observations of ten nodes at once, or thousands of references.
 const BODIES: u64 = 64 << 20;
+
+/// Sizes of upstream blobs: lazy clients send many ranges for each.
+pub(crate) type BlobSizes = Cache<(Location, Digest), u64>;
 
 pub(crate) struct App {
     pub(crate) config: Config,

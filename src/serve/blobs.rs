@@ -10,11 +10,9 @@ use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use http::header::{ACCEPT_RANGES, CONTENT_RANGE, LOCATION, RANGE};
 use http::{HeaderName, HeaderValue, StatusCode};
-use moka::future::Cache;
 
 use crate::oci::media_type::OCTET_STREAM;
 use crate::oci::range::{Selection, content_range, parse, select};
-use crate::oci::route::Location;
 use crate::oci::{Digest, Repository};
 use crate::registry;
 use crate::store::{self, Key, Object, Store};
@@ -26,9 +24,6 @@ use super::ask::Ask;
 use super::error::{Asked, Failure};
 use super::multipart::{Layout, Read, Slicer};
 use super::response;
-
-/// Sizes of upstream blobs: lazy clients send many ranges for each.
-pub(crate) type BlobSizes = Cache<(Location, Digest), u64>;
 
 /// Each part of a multi-range answer from the store may be a read of its own; `max_ranges` bounds them.
 const MAX_STORE_READS: usize = usize::MAX;

@@ -275,6 +275,11 @@ impl IntoResponse for Failure {
     }
 }
 
+/// A request to the API that is not one.
+pub(crate) fn refused(status: StatusCode, message: impl Into<String>) -> Failure {
+    Failure::new(status, ErrorCode::Unsupported, message)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

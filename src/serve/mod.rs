@@ -32,6 +32,7 @@ mod peer;
 mod places;
 mod policy;
 mod profiles;
+mod reading;
 mod recorded;
 mod referrers;
 mod request_body;

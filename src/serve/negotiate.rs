@@ -12,7 +12,7 @@ use super::accept::{Accept, Choice};
 use super::app::App;
 use super::ask::Ask;
 use super::error::Failure;
-use super::manifests::{original, stored};
+use super::reading::{original, stored};
 
 /// Indexes in indexes: nobody was seen to nest them deeper than two.
 const MAX_INDEXES: usize = 4;

@@ -15,9 +15,9 @@ use crate::oci::error::ErrorCode;
 use crate::profile::{MAX_OBSERVATION_BYTES, MEDIA_TYPE, ParseWorkloadError, Stack, Workload};
 use crate::telemetry::metrics;
 
-use super::api::{is_json, refused};
+use super::api::is_json;
 use super::app::App;
-use super::error::Failure;
+use super::error::{Failure, refused};
 use super::{peer, request_body, response};
 
 /// `GET /api/v1/profiles/{stack}?workload=NAME`

@@ -19,7 +19,7 @@ use crate::registry;
 use super::app::App;
 use super::ask::Ask;
 use super::error::{Asked, Chain, Failure};
-use super::manifests::stored;
+use super::reading::stored;
 use super::response;
 
 /// The artifact type under which an original's twin is listed.

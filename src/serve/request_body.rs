@@ -8,9 +8,8 @@ use tokio::time::timeout;
 
 use crate::budget::Weight;
 
-use super::api::refused;
 use super::app::App;
-use super::error::Failure;
+use super::error::{Failure, refused};
 
 /// A whole body and its weight.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use std::time::Duration;
 use futures::TryStreamExt as _;
 
 use super::backend::Body;
-use super::error::Error;
+use super::error::{Damage, Error};
 use super::key::Key;
 use super::{Object, Store, seal};
 use crate::oci::Digest;
@@ -22,34 +22,6 @@ use crate::telemetry::metrics;
 const CHECKS_WAITING: usize = 1024;
 /// How long a layer that was checked in whole counts as whole: rot takes days, and a check reads all of it.
 pub(super) const CHECKED_FOR: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// How an object or a record differs from what was put.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Damage {
-    #[error("its bytes are gone")]
-    Missing,
-    #[error("it has another size than was put")]
-    Size,
-    #[error("its bytes have another digest")]
-    Bytes,
-    #[error("it is not the record that was written")]
-    Record,
-    #[error("it names objects that are not in the store")]
-    Dangling,
-}
-
-impl Damage {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Missing => "missing",
-            Self::Size => "size",
-            Self::Bytes => "bytes",
-            Self::Record => "record",
-            Self::Dangling => "dangling",
-        }
-    }
-}
 
 /// The places of those who wait for a check, and the one of who is checked.
 #[derive(Debug)]

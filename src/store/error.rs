@@ -49,3 +49,31 @@ impl Error {
         matches!(self, Self::Gone(_) | Self::Damaged { .. })
     }
 }
+
+/// How an object or a record differs from what was put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Damage {
+    #[error("its bytes are gone")]
+    Missing,
+    #[error("it has another size than was put")]
+    Size,
+    #[error("its bytes have another digest")]
+    Bytes,
+    #[error("it is not the record that was written")]
+    Record,
+    #[error("it names objects that are not in the store")]
+    Dangling,
+}
+
+impl Damage {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Size => "size",
+            Self::Bytes => "bytes",
+            Self::Record => "record",
+            Self::Dangling => "dangling",
+        }
+    }
+}

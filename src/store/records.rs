@@ -6,8 +6,7 @@ use futures::future::try_join_all;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::damage::Damage;
-use super::error::Error;
+use super::error::{Damage, Error};
 use super::key::{Generation, Key};
 use super::{Object, Store, seal};
 use crate::oci::{Descriptor, Digest, Platform};

@@ -9,8 +9,7 @@ use futures::TryStreamExt as _;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::damage::Damage;
-use super::error::Error;
+use super::error::{Damage, Error};
 use super::key::Key;
 use super::profiles::StackRecord;
 use super::records::{DigestRecord, ImageRecord, LayerRecord};

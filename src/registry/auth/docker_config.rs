@@ -12,8 +12,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 use tokio::sync::Mutex;
 
-use super::credentials::{LOGIN_LIFETIME, Login};
 use super::docker_keys::{fit, is_hub};
+use super::login::{LOGIN_LIFETIME, Login};
 use crate::registry::config::Secret;
 
 /// A helper that takes longer is killed; helpers of clouds make a request or two.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::credentials::Login;
+use super::login::Login;
 use crate::oci::Repository;
 
 /// Tells a login by the registry's name, as images are named by it (`docker.io`, `127.0.0.1:5000`), and the repository.

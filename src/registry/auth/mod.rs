@@ -5,11 +5,11 @@
 //!                 └ Bearer ▶ token cache ─ miss ▶ realm (GET, or POST with a refresh token) ▶ header
 //! ```
 
-mod challenge;
 mod credentials;
 mod docker_config;
 mod docker_keys;
 mod given;
+mod login;
 mod token;
 
 use std::sync::Arc;
@@ -17,34 +17,17 @@ use std::sync::Arc;
 use reqwest::header::{HeaderMap, HeaderValue};
 use url::Url;
 
-pub(super) use self::challenge::Challenge;
 pub(super) use self::credentials::Credentials;
-pub use self::credentials::Login;
 pub(super) use self::docker_config::DockerConfig;
 pub(super) use self::given::Given;
 pub use self::given::Logins;
+pub use self::login::Login;
 use self::token::get_token;
-pub(super) use self::token::{Token, TokenKey, UntilRenewal};
+use super::challenge::Challenge;
 use super::error::Error;
 use super::http::Http;
 use super::memory::{EndpointId, Memory};
-
-/// What a request does to a repository, in the words of token scopes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Action {
-    Pull,
-    Push,
-}
-
-impl Action {
-    fn scope(self, repository: &str) -> String {
-        let actions = match self {
-            Self::Pull => "pull",
-            Self::Push => "pull,push",
-        };
-        format!("repository:{repository}:{actions}")
-    }
-}
+use super::token::Action;
 
 /// An `Authorization` header, and whether it was made for this very request.
 #[derive(Debug, Clone)]

@@ -1,11 +1,9 @@
 //! Tokens from a registry's token endpoint, kept until shortly before they expire.
 
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use moka::Expiry;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Method, StatusCode};
 use serde::Deserialize;
@@ -13,11 +11,12 @@ use url::Url;
 use url::form_urlencoded::Serializer;
 
 use super::Authorization;
-use super::credentials::Login;
+use super::login::{Login, bearer_header};
 use crate::registry::answer::Answer;
 use crate::registry::error::{Error, excerpt};
 use crate::registry::http::{Fetch, Http, refuse_downgrade};
 use crate::registry::memory::{EndpointId, Memory};
+use crate::registry::token::{Token, TokenKey};
 
 /// Tokens of private registries with many claims come to some 10 or 20 KiB; servers take no longer headers.
 const MAX_TOKEN: usize = 32 << 10;
@@ -26,62 +25,6 @@ const MAX_TOKEN_ANSWER: u64 = 128 << 10;
 /// What an answer without `expires_in` means (distribution, "Token Authentication Specification").
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(60);
 const MAX_LIFETIME: Duration = Duration::from_secs(24 * 3600);
-/// A token is renewed this long before it expires, for the request it goes with takes time.
-const RENEW_BEFORE: Duration = Duration::from_secs(30);
-
-/// What a token is good for.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-pub(in crate::registry) struct TokenKey {
-    pub(super) realm: String,
-    pub(super) service: Option<String>,
-    pub(super) scope: String,
-    /// Whose login it was fetched with, for scopes that do not say it.
-    pub(super) repository: String,
-}
-
-#[derive(Clone)]
-pub(in crate::registry) struct Token {
-    header: HeaderValue,
-    lifetime: Duration,
-}
-
-impl TokenKey {
-    /// Bytes that it takes to remember.
-    pub(in crate::registry) fn weight(&self) -> usize {
-        self.realm.len()
-            + self.service.as_ref().map_or(0, String::len)
-            + self.scope.len()
-            + self.repository.len()
-    }
-}
-
-impl Token {
-    /// Bytes that it takes to remember.
-    pub(in crate::registry) fn weight(&self) -> usize {
-        self.header.len()
-    }
-}
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Token")
-            .field("lifetime", &self.lifetime)
-            .finish_non_exhaustive()
-    }
-}
-
-/// Lets tokens go before they expire.
-pub(in crate::registry) struct UntilRenewal;
-
-impl<K> Expiry<K, Token> for UntilRenewal {
-    fn expire_after_create(&self, _: &K, token: &Token, _: Instant) -> Option<Duration> {
-        Some(
-            token
-                .lifetime
-                .saturating_sub(RENEW_BEFORE.min(token.lifetime / 5)),
-        )
-    }
-}
 
 /// The token for `key` of one endpoint, from memory or from its realm.
 pub(super) async fn get_token(
@@ -221,7 +164,7 @@ fn parse(body: &[u8]) -> Result<Token, Error> {
             limit: MAX_TOKEN as u64,
         });
     }
-    let header = super::credentials::bearer_header(&given)?;
+    let header = bearer_header(&given)?;
     let lifetime = answer
         .expires_in
         .as_ref()
@@ -233,7 +176,12 @@ fn parse(body: &[u8]) -> Result<Token, Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
+    use moka::Expiry as _;
+
     use super::*;
+    use crate::registry::token::UntilRenewal;
 
     fn kept_for(body: &str) -> Duration {
         let token = parse(body.as_bytes()).unwrap();

@@ -7,7 +7,6 @@
 
 mod certificates;
 pub(super) mod file;
-mod hosted;
 
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -18,7 +17,6 @@ use url::Url;
 
 use super::endpoint::Capabilities;
 use super::tls::Tls;
-pub(crate) use hosted::Hosted;
 
 /// The directory for hosts that have none of their own.
 const DEFAULT_DIRECTORY: &str = "_default";
@@ -71,7 +69,7 @@ type Identity = Option<(u64, u64, i64, i64)>;
 
 /// Every path that had a say, and how it was found.
 #[derive(Debug, Default)]
-struct Consulted(Vec<(PathBuf, Identity)>);
+pub(super) struct Consulted(Vec<(PathBuf, Identity)>);
 
 impl Consulted {
     fn look_at(&mut self, path: &Path) -> bool {
@@ -85,7 +83,7 @@ impl Consulted {
             .extend(files.map(|file| (file.to_owned(), identity(file))));
     }
 
-    fn is_unchanged(&self) -> bool {
+    pub(super) fn is_unchanged(&self) -> bool {
         self.0
             .iter()
             .all(|(path, before)| identity(path) == *before)
@@ -104,12 +102,12 @@ fn identity(path: &Path) -> Identity {
 
 /// What the directories say of one registry.
 #[derive(Debug, Default)]
-struct Found {
+pub(super) struct Found {
     /// The directory is this registry's own, not the one for all.
-    is_own: bool,
+    pub(super) is_own: bool,
     /// None where there is no directory.
-    hosts: Option<Result<Hosts, Problem>>,
-    consulted: Consulted,
+    pub(super) hosts: Option<Result<Hosts, Problem>>,
+    pub(super) consulted: Consulted,
 }
 
 /// The roots of such directories, as containerd's `config_path` names them: the first that knows a host counts.
@@ -134,7 +132,7 @@ impl Roots {
     }
 
     /// Blocks.
-    fn find(&self, host: &str) -> Found {
+    pub(super) fn find(&self, host: &str) -> Found {
         let mut found = Found::default();
         for root in &self.0 {
             let own = own_directories(root, host);

@@ -1,7 +1,6 @@
 //! Files by name, in a directory or a tar, and their bytes by position.
 
 use std::fs::File;
-use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
@@ -13,6 +12,7 @@ use futures::stream::{self, BoxStream};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 
 use super::inflate;
+use super::io_error::failed;
 use super::tar::TarIndex;
 use crate::oci::Digest;
 use crate::registry::Error;
@@ -36,14 +36,6 @@ pub(super) enum Extent {
         size: u64,
     },
     Memory(Bytes),
-}
-
-/// What a failed file operation means to who asked for an image.
-pub(super) fn failed(error: &io::Error) -> Error {
-    match error.kind() {
-        io::ErrorKind::NotFound => Error::NotFound,
-        _ => Error::Unavailable(error.to_string()),
-    }
 }
 
 impl Files {

@@ -5,7 +5,6 @@ use std::collections::{BTreeSet, HashMap};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::docker;
 use super::files::{Extent, Files};
 use crate::oci::annotations::{CONTAINERD_NAME, REF_NAME};
 use crate::oci::document::{self, DocumentError};
@@ -78,11 +77,6 @@ impl Entry {
     }
 }
 
-fn read_index(index: &Extent) -> Result<Index, Error> {
-    let index = index.read(MAX_MANIFEST_BYTES)?;
-    serde_json::from_slice(&index).map_err(|error| Error::Malformed(format!("index.json: {error}")))
-}
-
 impl Images {
     pub(super) fn new(files: Files) -> Self {
         Self {
@@ -92,40 +86,7 @@ impl Images {
         }
     }
 
-    /// What the `index.json` of a layout lists.
-    pub(super) fn of_directory(files: Files) -> Result<Self, Error> {
-        match files.open("index.json") {
-            Ok(index) => Ok(Self::listed(files, read_index(&index)?)),
-            Err(Error::NotFound) => {
-                Err(Error::Malformed("the layout has no index.json".to_owned()))
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// What an archive lists in `index.json`, whose manifests are those that the images were pulled by, and what it
-    /// lists in the older `manifest.json` alone.
-    ///
-    /// Without `oci-layout` an `index.json` is some file, as it is to containerd and Docker; one that cannot be read is
-    /// no loss where there is a `manifest.json`, which is all that skopeo and older engines read.
-    pub(super) fn of_archive(files: Files) -> Result<Self, Error> {
-        let has = |name: &str| files.open(name).is_ok();
-        if !has(docker::LIST) || has("oci-layout") {
-            match files.open("index.json") {
-                Ok(index) => match (read_index(&index), has(docker::LIST)) {
-                    (Ok(index), true) => return docker::load(Self::listed(files, index)),
-                    (Ok(index), false) => return Ok(Self::listed(files, index)),
-                    (Err(_), true) => {}
-                    (Err(error), false) => return Err(error),
-                },
-                Err(Error::NotFound) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        docker::load(Self::new(files))
-    }
-
-    fn listed(files: Files, index: Index) -> Self {
+    pub(super) fn listed(files: Files, index: Index) -> Self {
         let mut images = Self::new(files);
         for descriptor in index.manifests {
             let annotation = |key| {
@@ -291,6 +252,7 @@ impl Images {
 mod tests {
     use super::*;
     use crate::oci::media_type;
+    use crate::transport::layout::open;
 
     #[test]
     fn names_come_in_two_forms() {
@@ -338,7 +300,7 @@ mod tests {
         };
         let index = serde_json::json!({"schemaVersion": 2, "manifests": [entry("team/a"), entry("team/b")]});
         std::fs::write(directory.path().join("index.json"), index.to_string()).unwrap();
-        let images = Images::of_directory(Files::directory(directory.path()).unwrap()).unwrap();
+        let images = open::directory(Files::directory(directory.path()).unwrap()).unwrap();
         let find = |repository: &str| {
             images
                 .find(&repository.parse().unwrap(), "1")

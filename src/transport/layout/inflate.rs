@@ -6,7 +6,7 @@ use std::io::{self, BufReader, Read, Seek as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use super::files::failed;
+use super::io_error::failed;
 use crate::registry::Error;
 
 /// Most bytes that an archive may take when it is inflated: larger than any image, smaller than most disks.

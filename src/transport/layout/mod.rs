@@ -5,6 +5,8 @@ mod docker;
 mod files;
 mod images;
 mod inflate;
+mod io_error;
+mod open;
 mod tar;
 
 use std::ops::Range;
@@ -141,7 +143,7 @@ impl Layout {
         ask: impl FnOnce(&Images) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         self.blocking(move |layout| match &layout.0 {
-            Place::Directory(path) => ask(&Images::of_directory(Files::directory(path)?)?),
+            Place::Directory(path) => ask(&open::directory(Files::directory(path)?)?),
             Place::Archive { path, held } => ask(&*archive(path, held)?),
         })
         .await
@@ -198,7 +200,7 @@ fn archive(
     {
         return Ok(Arc::clone(images));
     }
-    let images = Arc::new(Images::of_archive(Files::archive(file)?)?);
+    let images = Arc::new(open::archive(Files::archive(file)?)?);
     *held = Some((identity, Arc::clone(&images)));
     Ok(images)
 }

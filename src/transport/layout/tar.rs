@@ -8,7 +8,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 
-use super::files::failed;
+use super::io_error::failed;
 use crate::registry::Error;
 
 const BLOCK_LEN: usize = 512;

@@ -5,8 +5,7 @@
 
 use reqwest::header::{HeaderMap, WWW_AUTHENTICATE};
 
-use super::Action;
-use super::token::TokenKey;
+use super::token::{Action, TokenKey};
 use crate::registry::error::Error;
 
 /// As much of a header as is read: a scope that names many repositories takes some KiB.
@@ -50,7 +49,7 @@ impl Challenge {
     }
 
     /// What a token that satisfies the challenge is kept under.
-    pub(super) fn token_key(&self, repository: &str, action: Action) -> TokenKey {
+    pub(crate) fn token_key(&self, repository: &str, action: Action) -> TokenKey {
         match self {
             Self::Basic => TokenKey::default(),
             Self::Bearer {

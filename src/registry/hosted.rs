@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tokio::sync::Mutex;
 
-use super::{Consulted, Found};
+use super::hosts::{Consulted, Found};
 use crate::registry::builder::Builder;
 use crate::registry::client::Registry;
 use crate::registry::error::Error;
