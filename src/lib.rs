@@ -1,8 +1,8 @@
 //! Starlift makes any container image start before it is downloaded.
 //!
-//! The map of the crate: `oci` holds the words, `profile` what containers read, `upstream` pulls, `store` keeps, `convert`
-//! makes twins, `serve` hands them out, `agent` mounts them lazily, `cli` is the command line. Who may import whom stands
-//! in `docs/ARCHITECTURE.md` and is tested.
+//! The rooms of the crate, and who may import whom, stand in `docs/ARCHITECTURE.md` and are tested. The server is `serve`,
+//! `learn`, `predict` and `convert`; the node is `agent`, `recording` and `containerd`; both stand on `transport`,
+//! `registry`, `store`, `tocs`, `profile` and `oci`. `cli` is the command line.
 
 pub mod agent;
 pub mod aside;
