@@ -8,6 +8,7 @@ pub mod document;
 pub mod error;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+pub mod hub;
 pub(crate) mod lenient;
 pub mod manifest;
 pub mod media_type;

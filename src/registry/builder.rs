@@ -15,7 +15,8 @@ use super::http::{Clients, Context, Http};
 use super::proxy::Proxies;
 use super::retry::Retry;
 use super::tls::Tls;
-use super::{HUB, HUB_URL, host_of, registry_url};
+use super::{HUB_URL, host_of, registry_url};
+use crate::oci::hub::DOCKER_HUB;
 
 /// What all registries are made from and share.
 #[derive(Debug)]
@@ -267,7 +268,7 @@ impl Builder {
 }
 
 fn default_url(name: &str, scheme: &str) -> Result<Url, Error> {
-    if name == HUB {
+    if name == DOCKER_HUB {
         return registry_url(HUB_URL);
     }
     let url = registry_url(&format!("{scheme}://{name}"))?;

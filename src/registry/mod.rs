@@ -57,17 +57,8 @@ pub use self::proxy::ProxyUrl;
 pub use self::starlift::Purpose;
 pub(crate) use self::verify::verified;
 
-/// Docker Hub, by the name that images carry and by the host that serves them.
-const HUB: &str = "docker.io";
+/// The host that serves Docker Hub.
 const HUB_URL: &str = "https://registry-1.docker.io";
-
-/// The one name of an upstream that has several.
-pub(crate) fn canonical(name: &str) -> &str {
-    match name {
-        "index.docker.io" | "registry-1.docker.io" | "registry.hub.docker.com" => HUB,
-        other => other,
-    }
-}
 
 fn registry_url(text: &str) -> Result<Url, Error> {
     let unusable = |why: &str| Error::Configuration(format!("{text:?} {why}"));

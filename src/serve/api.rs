@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::convert::{self, Conversion, Reason, State as ConversionState};
+use crate::oci::name::{DEFAULT_TAG, split_digest, split_tag};
 use crate::oci::route::Location;
 use crate::oci::{Digest, Reference, Repository};
 use crate::registry;
@@ -40,15 +41,10 @@ struct Target {
 
 impl Target {
     fn parse(text: &str, is_configured: impl Fn(&str) -> bool) -> Option<Self> {
-        let (name, digest) = match text.split_once('@') {
-            Some((name, digest)) => (name, Some(digest.parse::<Digest>().ok()?)),
-            None => (text, None),
-        };
-        let (name, tag) = match name.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')) {
-            Some((name, tag)) => (name, tag),
-            None => (name, "latest"),
-        };
-        let tag = tag.parse().ok()?;
+        let (name, digest) = split_digest(text);
+        let digest = digest.map(str::parse::<Digest>).transpose().ok()?;
+        let (name, tag) = split_tag(name);
+        let tag = tag.unwrap_or(DEFAULT_TAG).parse().ok()?;
         let name: Repository = name.parse().ok()?;
         let location = Location::of(&name, None, is_configured)?;
         Some(Self {

@@ -7,8 +7,8 @@ use super::location::Location;
 use super::source::Source;
 use super::upstreams::Upstreams;
 use crate::failure::Failure;
+use crate::oci::hub::DOCKER_HUB;
 use crate::oci::manifest::Index;
-use crate::oci::route::DOCKER_HUB;
 use crate::oci::{ImageName, Manifest, Reference, Repository};
 use crate::registry::{self, HostPattern, Logins, UpstreamConfig};
 

@@ -4,12 +4,11 @@ use serde_json::Value;
 
 use crate::failure::Failure;
 use crate::oci::annotations::REF_NAME;
+use crate::oci::name::DEFAULT_TAG;
 use crate::oci::{Descriptor, Reference};
 
 /// What stargz-snapshotter appends to the tag of an image for the image of its external TOCs.
 pub(super) const TOC_SUFFIX: &str = "-esgztoc";
-/// What an image without a tag is called here.
-const DEFAULT_TAG: &str = "latest";
 
 /// Whether a layout's entry is no image but belongs to one.
 pub(super) fn is_artifact(entry: &Descriptor) -> bool {

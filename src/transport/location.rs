@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use crate::oci::name::ParseImageNameError;
+use crate::oci::name::{self, DEFAULT_TAG, ParseImageNameError, split_host, split_tag};
 use crate::oci::{Digest, ImageName, Reference, Repository, Tag};
 
 /// A place that holds an image or takes one.
@@ -70,7 +70,7 @@ impl ArchiveImage {
     /// The tag at the end of the name inside.
     fn tag(&self) -> Option<Tag> {
         let name = self.reference.as_deref()?;
-        let (_, tag) = name.rsplit_once(':').unwrap_or((name, "latest"));
+        let (_, tag) = name.rsplit_once(':').unwrap_or((name, DEFAULT_TAG));
         tag.parse().ok()
     }
 
@@ -82,14 +82,8 @@ impl ArchiveImage {
 
 /// A name without its host and its tag.
 fn repository_of(name: &str) -> Option<Repository> {
-    let name = name
-        .rsplit_once(':')
-        .filter(|(_, tag)| !tag.contains('/'))
-        .map_or(name, |(name, _)| name);
-    let path = match name.split_once('/') {
-        Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => path,
-        _ => name,
-    };
+    let (name, _) = split_tag(name);
+    let (_, path) = split_host(name);
     path.parse().ok()
 }
 
@@ -122,7 +116,7 @@ fn layout(text: &str) -> Result<LayoutImage, String> {
     if let Some((dir, name)) = full_name.filter(|_| !Path::new(text).is_dir()) {
         let tag = name
             .rsplit_once(':')
-            .map_or("latest", |(_, tag)| tag)
+            .map_or(DEFAULT_TAG, |(_, tag)| tag)
             .parse()
             .map_err(describe)?;
         return Ok(LayoutImage {
@@ -165,10 +159,8 @@ fn archive(text: &str) -> Result<ArchiveImage, String> {
 }
 
 fn split_digest(text: &str) -> Result<(&str, Option<Digest>), String> {
-    match text.split_once('@') {
-        Some((name, digest)) => Ok((name, Some(digest.parse().map_err(describe)?))),
-        None => Ok((text, None)),
-    }
+    let (name, digest) = name::split_digest(text);
+    Ok((name, digest.map(str::parse).transpose().map_err(describe)?))
 }
 
 fn describe(error: impl std::error::Error) -> String {

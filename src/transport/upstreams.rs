@@ -7,9 +7,8 @@ use parking_lot::Mutex;
 
 use super::layout::Layout;
 use super::source::{Kind, Source};
-use crate::registry::{
-    Builder, Config, Error, Hosted, Logins, UpstreamConfig, bare_host, canonical, excerpt,
-};
+use crate::oci::hub::canonical_host;
+use crate::registry::{Builder, Config, Error, Hosted, Logins, UpstreamConfig, bare_host, excerpt};
 
 /// How many registries that are not configured are remembered; their tokens are in the memory of all.
 const MAX_OTHERS: usize = 1024;
@@ -45,7 +44,7 @@ impl Upstreams {
         let builder = Arc::new(Builder::new(config, logins)?);
         let (mut configured, mut by_host) = (HashMap::new(), HashMap::new());
         for (name, upstream) in &config.upstream {
-            let name = canonical(name);
+            let name = canonical_host(name);
             let kind = kind_of(&builder, name, upstream).map_err(|error| in_entry(name, error))?;
             configured.insert(name.to_owned(), Source::new(name, kind));
             if let Some(host) = bare_host(&upstream.url) {
@@ -63,7 +62,7 @@ impl Upstreams {
     /// The upstream served under `name`: a configured name, the host (with or without port) of a configured URL, or
     /// another host that may be dialled.
     pub fn get(&self, name: &str) -> Result<Source, Error> {
-        let name = canonical(name);
+        let name = canonical_host(name);
         let by_host = || {
             self.0
                 .by_host
@@ -91,7 +90,7 @@ impl Upstreams {
 
     /// Whether `name` is one the configuration gives.
     pub fn is_configured(&self, name: &str) -> bool {
-        self.0.configured.contains_key(canonical(name))
+        self.0.configured.contains_key(canonical_host(name))
     }
 }
 

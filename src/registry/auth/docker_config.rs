@@ -12,8 +12,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 use tokio::sync::Mutex;
 
-use super::docker_keys::{fit, is_hub};
+use super::docker_keys::fit;
 use super::login::{LOGIN_LIFETIME, Login};
+use crate::oci::hub::is_docker_hub;
 use crate::registry::config::Secret;
 
 /// A helper that takes longer is killed; helpers of clouds make a request or two.
@@ -115,7 +116,7 @@ impl DockerConfig {
         };
         // The cause is dropped on purpose: it can quote the file.
         let file: File = serde_json::from_slice(&text).map_err(|_error| Failure::Json)?;
-        let key = if is_hub(host) { HUB_KEY } else { host };
+        let key = if is_docker_hub(host) { HUB_KEY } else { host };
         if let Some(helper) = by_fit(&file.cred_helpers, host, repository)
             .into_iter()
             .next()

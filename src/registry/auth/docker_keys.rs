@@ -1,6 +1,8 @@
 //! The keys of Docker's `config.json`: hosts, URLs, hosts with a path (containers-auth.json), hosts with wildcards
 //! (Kubernetes, "Interpretation of config.json").
 
+use crate::oci::hub::is_docker_hub;
+
 /// A key, read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Key<'a> {
@@ -20,7 +22,7 @@ pub(super) struct Fit {
 /// How `key` fits a repository at `host`; `None` where it is for something else.
 pub(super) fn fit(key: &str, host: &str, repository: &str) -> Option<Fit> {
     let read = read(key);
-    let is_exact = read.host == host || (is_hub(read.host) && is_hub(host));
+    let is_exact = read.host == host || (is_docker_hub(read.host) && is_docker_hub(host));
     let is_host = is_exact || (read.host.contains(['*', '?']) && is_like(read.host, host));
     let is_below = read.path.is_empty()
         || repository
@@ -31,13 +33,6 @@ pub(super) fn fit(key: &str, host: &str, repository: &str) -> Option<Fit> {
         is_exact,
         is_plain: key == host,
     })
-}
-
-pub(super) fn is_hub(host: &str) -> bool {
-    matches!(
-        host,
-        "docker.io" | "index.docker.io" | "registry-1.docker.io" | "registry.hub.docker.com"
-    )
 }
 
 fn read(key: &str) -> Key<'_> {

@@ -9,6 +9,7 @@ use super::files::{Extent, Files};
 use crate::oci::annotations::{CONTAINERD_NAME, REF_NAME};
 use crate::oci::document::{self, DocumentError};
 use crate::oci::manifest::{Index, MAX_MANIFEST_BYTES};
+use crate::oci::name::split_digest;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
 use crate::registry::{Error, descriptor_of};
 use crate::transport::entries::TOC_SUFFIX;
@@ -38,7 +39,7 @@ pub(super) struct Name {
 impl Name {
     /// `TAG` or `[HOST/]REPOSITORY:TAG`; `None` for what is neither.
     pub(super) fn parse(text: &str) -> Option<Self> {
-        let without_digest = text.split('@').next().unwrap_or(text);
+        let (without_digest, _) = split_digest(text);
         let (repository, tag) = match without_digest.rsplit_once(':') {
             Some((repository, tag)) => (Some(repository.to_owned()), tag),
             None => (None, without_digest),
