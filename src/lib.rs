@@ -16,6 +16,7 @@ mod failure;
 pub mod flight;
 #[cfg(test)]
 mod fuzzing;
+mod layers;
 pub mod learn;
 pub mod oci;
 pub mod predict;

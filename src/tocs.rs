@@ -19,6 +19,7 @@ use futures::TryStreamExt as _;
 use moka::future::Cache;
 
 use crate::budget::{Budget, Full};
+use crate::layers::digest::to_format;
 use crate::oci::Digest;
 use crate::store::records::ConvertedLayer;
 use crate::store::{self, Key, LayerOutcome, Object, Store};
@@ -201,7 +202,7 @@ impl Tocs {
             (None, Some(toc)) => self.store.read_all(toc).await?,
             (None, None) => return Err(Unreadable::NoExternalToc),
         };
-        let expected: estargz::Digest = layer.toc_digest.to_string().parse()?;
+        let expected = to_format(&layer.toc_digest)?;
         // A large TOC takes a second.
         let parse =
             move || UnverifiedToc::parse(&section, &footer, &Limits::default())?.verify(&expected);

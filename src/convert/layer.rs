@@ -26,6 +26,7 @@ use super::pipe::{Piece, SourceReader, StoreWriter};
 use super::priority;
 use super::reason::told;
 use super::status::LayerProgress;
+use crate::layers::digest::from_format;
 use crate::oci::{Digest, Repository, media_type};
 use crate::registry;
 use crate::store::records::{ConvertedLayer, Limit};
@@ -89,7 +90,7 @@ impl Job {
             .await?;
         match self.convert(body.stream, &mut upload, &mut pacer).await {
             Ok(Made::Blob(written)) => {
-                upload.finish(&to_oci(written.blob_digest)).await?;
+                upload.finish(&from_format(written.blob_digest)).await?;
                 self.outcome(*written).await
             }
             Ok(Made::Unfit(reason, limit)) => {
@@ -162,17 +163,17 @@ impl Job {
             Compression::Zstd(_) => "zstd",
         };
         Ok(LayerOutcome::Converted(ConvertedLayer {
-            digest: to_oci(written.blob_digest),
+            digest: from_format(written.blob_digest),
             size: written.blob_size,
-            diff_id: to_oci(written.diff_id),
+            diff_id: from_format(written.diff_id),
             uncompressed_size: written.uncompressed_size,
-            source_diff_id: to_oci(written.source_diff_id),
+            source_diff_id: from_format(written.source_diff_id),
             source_size: written.source_size,
-            toc_digest: to_oci(written.toc_digest),
+            toc_digest: from_format(written.toc_digest),
             compression: compression.to_owned(),
             external_toc,
             zstd_manifest_position: written.zstd_manifest_position,
-            zstd_manifest_checksum: written.zstd_manifest_checksum.map(to_oci),
+            zstd_manifest_checksum: written.zstd_manifest_checksum.map(from_format),
         }))
     }
 }
@@ -184,10 +185,6 @@ pub(super) fn over_size(limit: u64) -> LayerOutcome {
         reason,
         limit: Some(Limit::LayerSize(limit)),
     }
-}
-
-fn to_oci(digest: estargz::Digest) -> Digest {
-    Digest::from_sha256(*digest.as_bytes())
 }
 
 async fn store(mut pieces: mpsc::Receiver<Bytes>, upload: &mut LayerUpload) -> Result<(), Error> {

@@ -10,6 +10,7 @@ use estargz::Toc;
 use estargz::toc::{Kind, Node, NodeId};
 
 use super::fuel::Fuel;
+use crate::layers::names::{OPAQUE, is_format_entry, is_marker, whiteout_of};
 
 /// How many symbolic links a path may lead through (Linux, `MAXSYMLINKS`).
 const MAX_HOPS: usize = 40;
@@ -19,16 +20,6 @@ const MAX_PATH: usize = 4096;
 const STEPS_OF_LAYER: u64 = 4;
 /// Most components that are left to walk, those of links' targets among them: `PATH_MAX` holds half as many.
 const MAX_COMPONENTS: usize = 4096;
-/// How the name of a whiteout begins, and the name of the mark of an opaque directory.
-const WHITEOUT: &str = ".wh.";
-const OPAQUE: &[u8] = b".wh..wh..opq";
-/// The format's own entries, in the root.
-const HIDDEN: [&str; 3] = [
-    ".prefetch.landmark",
-    ".no.prefetch.landmark",
-    "stargz.index.json",
-];
-
 /// The layers of an image, merged. Names that are no UTF-8 are not seen.
 #[derive(Debug)]
 pub(super) struct View {
@@ -172,10 +163,10 @@ impl View {
             return None;
         }
         let is_root = directory.first().is_some_and(|(_, id)| id.0 == 0);
-        if name.starts_with(WHITEOUT) || is_root && HIDDEN.contains(&name) {
+        if is_marker(name.as_bytes()) || is_root && is_format_entry(name.as_bytes()) {
             return None;
         }
-        let whiteout = format!("{WHITEOUT}{name}");
+        let whiteout = whiteout_of(name.as_bytes());
         let mut merged = Directory::new();
         for (layer, id) in directory {
             let parent = self.node(*layer, *id)?;
@@ -191,7 +182,7 @@ impl View {
                 None => {}
             }
             // A whiteout is about the layers below, not about its own.
-            if parent.child(whiteout.as_bytes()).is_some() {
+            if parent.child(&whiteout).is_some() {
                 break;
             }
         }

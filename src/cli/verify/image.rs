@@ -12,6 +12,7 @@ use crate::cli::progress::Bar;
 use crate::cli::report::{ImageReport, LayerReport};
 use crate::config::Config;
 use crate::failure::Failure;
+use crate::layers::digest::to_format;
 use crate::oci::manifest::{ImageConfig, ImageManifest};
 use crate::oci::media_type::is_convertible_layer;
 use crate::oci::{Descriptor, Digest, Manifest};
@@ -234,7 +235,7 @@ impl Image {
         let diff_id = report.and_then(|layer| layer.diff_id.as_ref());
         Claims {
             toc_digest: report.and_then(|layer| layer.toc_digest.as_deref()?.parse().ok()),
-            diff_id: diff_id.and_then(in_estargz_words),
+            diff_id: diff_id.and_then(|diff_id| to_format(diff_id).ok()),
             source: report.and_then(claimed_source),
             external_toc: None,
             against: None,
@@ -248,10 +249,6 @@ fn claimed_source(layer: &LayerReport) -> Option<Source> {
         diff_id: source.diff_id.as_deref()?.parse().ok()?,
         size: source.size?,
     })
-}
-
-fn in_estargz_words(digest: &Digest) -> Option<estargz::Digest> {
-    digest.to_string().parse().ok()
 }
 
 /// The whole blob in a temporary file without a name; its digest is checked on the way.
