@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod aside;
+mod backoff;
 pub mod budget;
 pub mod cli;
 mod clock;

@@ -13,6 +13,7 @@ use tonic::{Code, Status, Streaming};
 
 use super::media_type::ingest_name;
 use super::session::{Session, refused};
+use crate::backoff::Backoff;
 use crate::containerd::services::content::v1::{
     Info, InfoRequest, UpdateRequest, WriteAction, WriteContentRequest, WriteContentResponse,
 };
@@ -75,7 +76,7 @@ where
 
 /// Waits while another client writes the same blob. `None` when containerd has it.
 async fn open(session: &Session, blob: &Descriptor) -> Result<Option<Ingest>, Status> {
-    let mut pause = FIRST_PAUSE;
+    let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
     loop {
         match Ingest::open(session, blob).await {
             Ok(ingest) => return Ok(Some(ingest)),
@@ -83,8 +84,7 @@ async fn open(session: &Session, blob: &Descriptor) -> Result<Option<Ingest>, St
             Err(status) if is_locked(&status) => {}
             Err(status) => return Err(status),
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        tokio::time::sleep(backoff.pause()).await;
     }
 }
 

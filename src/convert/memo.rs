@@ -19,6 +19,7 @@ use super::pace::Pace;
 use super::priority::Priorities;
 use super::shares::{SLOW_FOR, Shares};
 use super::status::{Board, LayerProgress};
+use crate::backoff::Backoff;
 use crate::flight::Flight;
 use crate::oci::{Descriptor, Digest, Repository};
 use crate::store::records::Limit;
@@ -215,7 +216,7 @@ impl Layers {
     ) -> Result<LayerOutcome, Error> {
         let lease_name = layer_lease(&self.generation, &layer.digest);
         let give_up = Instant::now() + self.lease_wait;
-        let mut poll = FIRST_POLL;
+        let mut backoff = Backoff::new(FIRST_POLL, SLOWEST_POLL);
         loop {
             if let Some(record) = self.recorded(&layer.digest).await? {
                 progress.complete(layer.size);
@@ -244,8 +245,7 @@ impl Layers {
             if Instant::now() >= give_up {
                 return Err(Error::Lease(layer.digest.clone()));
             }
-            tokio::time::sleep(poll).await;
-            poll = (poll * 2).min(SLOWEST_POLL);
+            tokio::time::sleep(backoff.pause()).await;
         }
     }
 

@@ -14,6 +14,7 @@ use super::backend::Versioned;
 use super::error::Error;
 use super::key::Key;
 use super::{Store, damage, seal};
+use crate::backoff::Backoff;
 use crate::oci::Digest;
 use crate::profile::{Knowledge, Stack};
 
@@ -101,14 +102,14 @@ impl Store {
     /// [`Error::Contended`] when others were always faster; else the backend's.
     pub async fn learn(&self, image: &Digest, merge: &Merge) -> Result<Knowledge, Error> {
         let key = Key::Knowledge(image.clone());
-        let mut pause = FIRST_PAUSE;
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         for _ in 0..TRIES {
             if let Some(knowledge) = self.merge_once(image, &key, merge).await? {
                 return Ok(knowledge);
             }
             // Replicas that met once would meet again.
-            tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            let pause = backoff.pause().mul_f64(rand::random_range(0.5..1.0));
+            tokio::time::sleep(pause).await;
         }
         Err(Error::Contended(key.to_string()))
     }

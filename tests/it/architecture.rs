@@ -51,6 +51,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("layers", &["oci"]),
     ("oci", &[]),
     ("aside", &[]),
+    ("backoff", &[]),
     ("budget", &[]),
     ("clock", &[]),
     ("failure", &[]),
@@ -60,6 +61,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 ];
 const FOR_ALL: &[&str] = &[
     "aside",
+    "backoff",
     "budget",
     "clock",
     "failure",
