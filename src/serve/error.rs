@@ -3,7 +3,6 @@
 //! The client gets a sentence without names of ours; the log gets the chain, once, with the request's id.
 
 use std::error::Error as StdError;
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
@@ -17,7 +16,7 @@ use crate::oci::range::unsatisfied_range;
 use crate::oci::route::RouteError;
 use crate::registry;
 use crate::store;
-use crate::telemetry::metrics;
+use crate::telemetry::{log, metrics};
 
 use super::response;
 
@@ -243,14 +242,7 @@ pub(crate) struct Chain<'a>(pub(crate) &'a (dyn StdError + 'static));
 
 impl std::fmt::Display for Chain<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            f.write_str(": ")?;
-            write!(f, "{error}")?;
-            cause = error.source();
-        }
-        f.write_char('.')
+        write!(f, "{}.", log::chain(self.0))
     }
 }
 
