@@ -13,10 +13,12 @@ mod clock;
 pub mod config;
 pub mod containerd;
 pub mod convert;
+mod doctor;
 mod failure;
 pub mod flight;
 #[cfg(test)]
 mod fuzzing;
+mod inspect;
 mod layers;
 pub mod learn;
 pub mod oci;

@@ -8,12 +8,13 @@ use tempfile::TempDir;
 
 use super::progress::Bar;
 use super::registry_args::RegistryArgs;
-use super::report::ImageReport;
-use super::{Global, layer, output, record};
+use super::{Global, layer, output};
 use crate::config::{Config, Layer};
 use crate::convert::Converter;
 use crate::failure::Failure;
+use crate::inspect::report::ImageReport;
 use crate::oci::{Digest, Manifest, Platform};
+use crate::recording::record;
 use crate::store::{self, ImageRecord, Store};
 use crate::transport::{Destination, Endpoint, Location, Parcel, Shelf, external_toc};
 

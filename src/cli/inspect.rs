@@ -6,13 +6,13 @@ use std::process::ExitCode;
 use bytesize::ByteSize;
 use serde::Serialize;
 
-use super::blob::Blob;
 use super::profiles::{self, ProfileReport};
 use super::registry_args::RegistryArgs;
-use super::report::{ImageReport, Kind, LayerReport, TocReport};
 use super::table::Table;
 use super::{Global, output};
 use crate::failure::Failure;
+use crate::inspect::blob::Blob;
+use crate::inspect::report::{ImageReport, Kind, LayerReport, TocReport};
 use crate::oci::{Digest, Platform};
 use crate::transport::{Endpoint, Location, Parcel, Shelf};
 

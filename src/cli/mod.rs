@@ -4,7 +4,6 @@
 //! 2 it could not be done (usage, input and output, network).
 
 mod agent;
-mod blob;
 mod config;
 mod convert;
 mod inspect;
@@ -14,9 +13,7 @@ mod output;
 mod predict;
 mod profiles;
 mod progress;
-mod record;
 mod registry_args;
-mod report;
 mod rpull;
 mod serve;
 mod store;

@@ -6,16 +6,16 @@ use std::time::SystemTime;
 use bytesize::ByteSize;
 use serde::Serialize;
 
-use super::blob::Blob;
 use super::convert::{Job, Made};
-use super::record::{self, Line};
-use super::report::ImageReport;
 use super::table::Table;
 use crate::failure::Failure;
+use crate::inspect::blob::Blob;
+use crate::inspect::report::ImageReport;
 use crate::oci::annotations::SOURCE_DIGEST;
 use crate::oci::manifest::ImageManifest;
 use crate::oci::{Digest, Manifest, Reference};
 use crate::profile::{Artifact, Knowledge, Profile, ProfiledFile, Source, Workload, artifact};
+use crate::recording::record::{self, Line};
 use crate::transport::document::parse;
 use crate::transport::{Destination, Endpoint, Location};
 

@@ -7,6 +7,7 @@
 pub(crate) mod bundle;
 pub(crate) mod container;
 pub(crate) mod mounts;
+pub(crate) mod record;
 mod user;
 pub(crate) mod workload;
 

@@ -40,7 +40,22 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "oci",
         ],
     ),
-    ("recording", &["agent", "transport", "registry", "oci"]),
+    (
+        "recording",
+        &[
+            "agent",
+            "convert",
+            "transport",
+            "registry",
+            "profile",
+            "oci",
+        ],
+    ),
+    ("doctor", &["agent", "containerd"]),
+    (
+        "inspect",
+        &["convert", "layers", "transport", "registry", "oci"],
+    ),
     ("tocs", &["layers", "store", "oci"]),
     ("containerd", &["transport", "oci"]),
     // What is carried to a destination comes from a source or from a store.
@@ -70,7 +85,9 @@ const FOR_ALL: &[&str] = &[
     "tempfiles",
 ];
 /// These may name the crate `estargz`.
-const FORMAT: &[&str] = &["agent", "convert", "layers", "learn", "predict", "tocs"];
+const FORMAT: &[&str] = &[
+    "agent", "convert", "inspect", "layers", "learn", "predict", "tocs",
+];
 /// These may import everything.
 const ROOTS: &[&str] = &["cli", "config", "main", "lib", "fuzzing"];
 

@@ -14,9 +14,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::convert::{self, ImageArgs, Job, Made};
-use super::record::{self, Line};
 use super::{Global, interruptible, on_a_runtime, output, profiles};
 use crate::failure::Failure;
+use crate::recording::record::{self, Line};
 use crate::recording::{container, mounts};
 use crate::transport::Location;
 use observe::{Observed, observe};

@@ -8,58 +8,70 @@ use estargz::footer::FooterError;
 use estargz::verify::{self, Expected, Report, VerifyError};
 use sha2::{Digest as _, Sha256};
 
-use super::{Args, Part};
-use crate::cli::report::Kind;
+use super::Part;
 use crate::convert::Inflate;
 use crate::failure::Failure;
+use crate::inspect::report::Kind;
 
 /// Bytes hashed at once.
 const HASH_PIECE: usize = 1 << 20;
 
 /// What is claimed about a layer and must hold.
 #[derive(Debug, Default)]
-pub(super) struct Claims {
-    pub(super) toc_digest: Option<estargz::Digest>,
-    pub(super) diff_id: Option<estargz::Digest>,
-    pub(super) source: Option<Source>,
-    pub(super) external_toc: Option<Vec<u8>>,
+pub(crate) struct Claims {
+    pub(crate) toc_digest: Option<estargz::Digest>,
+    pub(crate) diff_id: Option<estargz::Digest>,
+    pub(crate) source: Option<Source>,
+    pub(crate) external_toc: Option<Vec<u8>>,
     /// The layer it was made of, whose file tree must be the same where its tar is no prefix.
-    pub(super) against: Option<File>,
+    pub(crate) against: Option<File>,
 }
 
 /// The tar that the layer was made of.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Source {
-    pub(super) diff_id: estargz::Digest,
-    pub(super) size: u64,
+pub(crate) struct Source {
+    pub(crate) diff_id: estargz::Digest,
+    pub(crate) size: u64,
 }
 
 impl Source {
     /// Inflates the source layer in `file` to know its tar.
-    pub(super) fn of(file: &File) -> io::Result<Self> {
+    pub(crate) fn of(file: &File) -> io::Result<Self> {
         let (diff_id, size) = digest_of_tar(file)?;
         Ok(Self { diff_id, size })
     }
 }
 
-/// Verifies the layer in the file that was named.
-pub(super) async fn verify_file(args: &Args) -> Result<Part, Failure> {
-    let cannot = |path: &str| Failure::when(format!("{path} cannot be read"));
-    let file = File::open(&args.what).map_err(cannot(&args.what))?;
-    let mut claims = Claims::default();
-    if let Some(path) = &args.external_toc {
-        claims.external_toc = Some(std::fs::read(path).map_err(cannot(path))?);
+/// The file of a layer, and what it is verified by.
+#[derive(Debug)]
+pub(crate) struct LayerFile<'a> {
+    pub(crate) path: &'a str,
+    /// The layer's file that it was converted from.
+    pub(crate) against: Option<&'a str>,
+    /// The blob of its external TOC.
+    pub(crate) external_toc: Option<&'a str>,
+}
+
+impl LayerFile<'_> {
+    /// Verifies the layer in the file that was named.
+    pub(crate) async fn verify(&self) -> Result<Part, Failure> {
+        let cannot = |path: &str| Failure::when(format!("{path} cannot be read"));
+        let file = File::open(self.path).map_err(cannot(self.path))?;
+        let mut claims = Claims::default();
+        if let Some(path) = self.external_toc {
+            claims.external_toc = Some(std::fs::read(path).map_err(cannot(path))?);
+        }
+        if let Some(path) = self.against {
+            let source = File::open(Path::new(path)).map_err(cannot(path))?;
+            claims.source = Some(Source::of(&source).map_err(cannot(path))?);
+            claims.against = Some(source);
+        }
+        verify_blob(self.path.to_owned(), file, claims).await
     }
-    if let Some(path) = &args.against {
-        let source = File::open(Path::new(path)).map_err(cannot(path))?;
-        claims.source = Some(Source::of(&source).map_err(cannot(path))?);
-        claims.against = Some(source);
-    }
-    verify_blob(args.what.clone(), file, claims).await
 }
 
 /// Verifies the blob in `file`; layers without a TOC only by their diff-id.
-pub(super) async fn verify_blob(name: String, file: File, claims: Claims) -> Result<Part, Failure> {
+pub(crate) async fn verify_blob(name: String, file: File, claims: Claims) -> Result<Part, Failure> {
     let checked = tokio::task::spawn_blocking(move || check(&file, &claims))
         .await
         .map_err(Failure::from_error)?;

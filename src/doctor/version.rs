@@ -4,11 +4,11 @@ use std::fmt;
 
 /// The first three numbers of a version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Version(pub(super) u32, pub(super) u32, pub(super) u32);
+pub(crate) struct Version(pub(crate) u32, pub(crate) u32, pub(crate) u32);
 
 impl Version {
     /// Of the line that `containerd --version` prints: program, package, version, revision.
-    pub(super) fn of_output(line: &str) -> Option<Self> {
+    pub(crate) fn of_output(line: &str) -> Option<Self> {
         line.split_whitespace().skip(1).find_map(Self::parse)
     }
 
@@ -27,7 +27,7 @@ impl Version {
     }
 
     /// Whether `proxy_plugins.NAME.exports` is known.
-    pub(super) fn has_exports(self) -> bool {
+    pub(crate) fn has_exports(self) -> bool {
         self >= Self(1, 7, 16) || self >= Self(1, 6, 32) && self < Self(1, 7, 0)
     }
 }

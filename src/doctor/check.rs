@@ -3,18 +3,18 @@
 use serde::Serialize;
 
 #[derive(Debug, PartialEq, Eq, Serialize)]
-pub(super) struct Check {
-    pub(super) what: &'static str,
-    pub(super) state: State,
-    pub(super) told: String,
+pub(crate) struct Check {
+    pub(crate) what: &'static str,
+    pub(crate) state: State,
+    pub(crate) told: String,
     /// How to repair it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) mend: Option<String>,
+    pub(crate) mend: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum State {
+pub(crate) enum State {
     Good,
     /// It works, but not as well as it could.
     Fair,
@@ -22,7 +22,7 @@ pub(super) enum State {
 }
 
 impl Check {
-    pub(super) fn good(what: &'static str, told: impl Into<String>) -> Self {
+    pub(crate) fn good(what: &'static str, told: impl Into<String>) -> Self {
         Self {
             what,
             state: State::Good,
@@ -31,7 +31,7 @@ impl Check {
         }
     }
 
-    pub(super) fn fair(
+    pub(crate) fn fair(
         what: &'static str,
         told: impl Into<String>,
         mend: impl Into<String>,
@@ -44,7 +44,7 @@ impl Check {
         }
     }
 
-    pub(super) fn bad(
+    pub(crate) fn bad(
         what: &'static str,
         told: impl Into<String>,
         mend: impl Into<String>,
@@ -58,7 +58,7 @@ impl Check {
     }
 }
 
-pub(super) fn text(checks: &[Check]) -> String {
+pub(crate) fn text(checks: &[Check]) -> String {
     let mut text = String::new();
     for Check {
         what,

@@ -21,7 +21,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 
 /// # Errors
 /// When containerd does not answer, or has no such image.
-pub(super) async fn unpacked_for(address: &Path, image: &str) -> Result<Vec<String>, Failure> {
+pub(crate) async fn unpacked_for(address: &Path, image: &str) -> Result<Vec<String>, Failure> {
     let walk = async {
         let session = Session::open(address, NAMESPACE).await?;
         let answer = session

@@ -1,7 +1,7 @@
-//! `starlift agent doctor`: what keeps a node from starting images lazily, and the mend.
+//! What keeps a node from starting images lazily, and the mend.
 
 mod check;
-mod containerd;
+mod configuration;
 mod pause;
 mod version;
 
@@ -9,20 +9,17 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{ExitCode, Stdio};
+use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
 use tokio::process::Command;
 use toml::Table;
 
-use super::Place;
 use crate::agent::request_timeout::{self, ReadLimits};
 use crate::agent::{self, api};
-use crate::cli::{Global, output};
-use crate::failure::Failure;
-use check::{Check, State, text};
-use containerd::Facts;
+pub(crate) use check::{Check, State, text};
+use configuration::Facts;
 use version::Version;
 
 /// The first kernel whose FUSE resends what a dead agent left unanswered, and reads backing files by itself.
@@ -34,55 +31,25 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// As much of what a failed command says as fits on a few lines.
 const MAX_SAID: usize = 400;
 
-#[derive(Debug, clap::Args)]
-pub(super) struct Args {
-    #[command(flatten)]
-    place: Place,
-    /// containerd's configuration file
-    #[arg(
-        long,
-        value_name = "FILE",
-        default_value = "/etc/containerd/config.toml"
-    )]
-    containerd_config: PathBuf,
-    /// containerd's socket
-    #[arg(
-        long,
-        value_name = "SOCKET",
-        default_value = "/run/containerd/containerd.sock"
-    )]
-    containerd_address: PathBuf,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
-
-pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
-    let loaded = global.load(args.place.layers())?;
-    let config = &loaded.config.agent;
+/// Looks at this node: the machine, the agent, and containerd's configuration file and socket.
+pub(crate) async fn examine(
+    config: &agent::Config,
+    containerd_config: &Path,
+    containerd_address: &Path,
+) -> Vec<Check> {
     let mut checks = vec![
         root(),
         fuse(),
         kernel(&rustix::system::uname().release().to_string_lossy()),
         agent(config).await,
-        listening("containerd", &args.containerd_address, "start containerd"),
+        listening("containerd", containerd_address, "start containerd"),
     ];
     checks.push(request_timeout(
         request_timeout::current(),
         config.read_timeout,
     ));
-    checks.extend(containerd(args, config).await);
-    if args.json {
-        output::print_json(&checks)?;
-    } else {
-        output::print(&text(&checks))?;
-    }
-    let is_bad = checks.iter().any(|check| check.state == State::Bad);
-    Ok(if is_bad {
-        ExitCode::from(1)
-    } else {
-        ExitCode::SUCCESS
-    })
+    checks.extend(containerd(config, containerd_config, containerd_address).await);
+    checks
 }
 
 fn root() -> Check {
@@ -151,9 +118,8 @@ fn listening(what: &'static str, socket: &Path, mend: &str) -> Check {
 }
 
 /// containerd's configuration: the file, then what containerd makes of it.
-async fn containerd(args: &Args, config: &agent::Config) -> Vec<Check> {
+async fn containerd(config: &agent::Config, path: &Path, address: &Path) -> Vec<Check> {
     const WHAT: &str = "containerd's configuration";
-    let path = &args.containerd_config;
     let version = version().await;
     let root = std::path::absolute(&config.root).unwrap_or_else(|_| config.root.clone());
     let empty = Table::new();
@@ -206,16 +172,16 @@ async fn containerd(args: &Args, config: &agent::Config) -> Vec<Check> {
             )
         }
     };
-    let pause = match containerd::pause_image(&dump) {
+    let pause = match configuration::pause_image(&dump) {
         // Whether it was pulled is judged, not whether containerd can be asked: that has its own check.
-        Some(image) => pause::unpacked_for(&args.containerd_address, image)
+        Some(image) => pause::unpacked_for(address, image)
             .await
             .unwrap_or_default(),
         None => Vec::new(),
     };
     facts.pause = &pause;
     let mut checks = vec![first];
-    checks.extend(containerd::judge(&dump, &facts));
+    checks.extend(configuration::judge(&dump, &facts));
     checks
 }
 
@@ -326,7 +292,7 @@ mod tests {
                 root,
                 pause: &[],
             };
-            let checks = containerd::judge(&file, &facts);
+            let checks = configuration::judge(&file, &facts);
             assert!(
                 checks.iter().all(|check| check.state == State::Good),
                 "{name}: {checks:#?}"

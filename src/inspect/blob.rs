@@ -15,7 +15,7 @@ use crate::transport::Endpoint;
 
 /// A layer's blob.
 #[derive(Debug)]
-pub(super) enum Blob<'a> {
+pub(crate) enum Blob<'a> {
     File {
         file: File,
         size: u64,
@@ -27,14 +27,14 @@ pub(super) enum Blob<'a> {
 }
 
 impl Blob<'_> {
-    pub(super) fn open(path: &Path) -> Result<Self, Failure> {
+    pub(crate) fn open(path: &Path) -> Result<Self, Failure> {
         let what = || Failure::when(format!("{} cannot be read", path.display()));
         let file = File::open(path).map_err(what())?;
         let size = file.metadata().map_err(what())?.len();
         Ok(Self::File { file, size })
     }
 
-    pub(super) fn size(&self) -> u64 {
+    pub(crate) fn size(&self) -> u64 {
         match self {
             Self::File { size, .. } => *size,
             Self::Remote { layer, .. } => layer.size,
@@ -75,7 +75,7 @@ impl Blob<'_> {
     }
 
     /// The footer; `None` when the blob is a layer without one.
-    pub(super) async fn footer(&self) -> Result<Option<Footer>, Failure> {
+    pub(crate) async fn footer(&self) -> Result<Option<Footer>, Failure> {
         let tail = self.read(footer::tail_range(self.size())).await?;
         match Footer::parse(&tail, self.size()) {
             Ok(footer) => Ok(Some(footer)),
@@ -85,7 +85,7 @@ impl Blob<'_> {
     }
 
     /// The TOC that `footer` points at; `None` when it lies in another blob.
-    pub(super) async fn toc(&self, footer: &Footer) -> Result<Option<UnverifiedToc>, Failure> {
+    pub(crate) async fn toc(&self, footer: &Footer) -> Result<Option<UnverifiedToc>, Failure> {
         let limits = Limits::default();
         let Some(range) = footer.toc_range() else {
             return Ok(None);

@@ -21,58 +21,58 @@ const MAX_CONFIG_BYTES: u64 = 8 << 20;
 
 /// An image manifest and its layers.
 #[derive(Debug, Serialize)]
-pub(super) struct ImageReport {
-    pub(super) digest: Digest,
-    pub(super) media_type: String,
+pub(crate) struct ImageReport {
+    pub(crate) digest: Digest,
+    pub(crate) media_type: String,
     /// `os/architecture`, as the image's configuration says; artifacts have none.
-    pub(super) platform: Option<String>,
-    pub(super) config: Digest,
+    pub(crate) platform: Option<String>,
+    pub(crate) config: Digest,
     #[serde(skip_serializing_if = "Map::is_empty")]
-    pub(super) annotations: Map<String, Value>,
-    pub(super) layers: Vec<LayerReport>,
+    pub(crate) annotations: Map<String, Value>,
+    pub(crate) layers: Vec<LayerReport>,
 }
 
 /// A layer, by its descriptor and, for `inspect`, by its footer and TOC.
 #[derive(Debug, Serialize)]
-pub(super) struct LayerReport {
-    pub(super) digest: Digest,
-    pub(super) media_type: String,
-    pub(super) size: u64,
-    pub(super) kind: Kind,
-    pub(super) diff_id: Option<Digest>,
-    pub(super) uncompressed_size: Option<u64>,
-    pub(super) toc_digest: Option<String>,
-    pub(super) source: Option<SourceReport>,
+pub(crate) struct LayerReport {
+    pub(crate) digest: Digest,
+    pub(crate) media_type: String,
+    pub(crate) size: u64,
+    pub(crate) kind: Kind,
+    pub(crate) diff_id: Option<Digest>,
+    pub(crate) uncompressed_size: Option<u64>,
+    pub(crate) toc_digest: Option<String>,
+    pub(crate) source: Option<SourceReport>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) toc: Option<TocReport>,
+    pub(crate) toc: Option<TocReport>,
     #[serde(skip_serializing_if = "Map::is_empty")]
-    pub(super) annotations: Map<String, Value>,
+    pub(crate) annotations: Map<String, Value>,
 }
 
 /// The layer that this one was made of, by our annotations.
 #[derive(Debug, Serialize)]
-pub(super) struct SourceReport {
-    pub(super) digest: String,
-    pub(super) diff_id: Option<String>,
+pub(crate) struct SourceReport {
+    pub(crate) digest: String,
+    pub(crate) diff_id: Option<String>,
     /// Length of the source tar inside of the layer's stream.
-    pub(super) size: Option<u64>,
+    pub(crate) size: Option<u64>,
 }
 
 /// What a layer's own bytes say.
 #[derive(Debug, Serialize)]
-pub(super) struct TocReport {
-    pub(super) digest: String,
+pub(crate) struct TocReport {
+    pub(crate) digest: String,
     /// Whether the manifest names this digest; `None` when it names none.
-    pub(super) named_by_manifest: Option<bool>,
-    pub(super) json_bytes: usize,
-    pub(super) entries: usize,
-    pub(super) chunks: usize,
+    pub(crate) named_by_manifest: Option<bool>,
+    pub(crate) json_bytes: usize,
+    pub(crate) entries: usize,
+    pub(crate) chunks: usize,
 }
 
 /// What kind of layer it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Estargz,
     /// eStargz whose TOC is a blob of its own.
     EstargzExternalToc,
@@ -83,11 +83,11 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    pub(super) fn of_footer(footer: Option<&Footer>) -> Self {
+    pub(crate) fn of_footer(footer: Option<&Footer>) -> Self {
         footer.map_or(Self::Plain, |footer| Self::of_form(footer.form()))
     }
 
-    pub(super) fn of_form(form: Form) -> Self {
+    pub(crate) fn of_form(form: Form) -> Self {
         match form {
             Form::Estargz => Self::Estargz,
             Form::ExternalToc => Self::EstargzExternalToc,
@@ -107,7 +107,7 @@ impl Kind {
         }
     }
 
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Estargz => "estargz",
             Self::EstargzExternalToc => "estargz-external-toc",
@@ -120,7 +120,7 @@ impl Kind {
 
 impl ImageReport {
     /// The images of a parcel by their documents alone.
-    pub(super) async fn of_parcel(shelf: Shelf<'_>, parcel: &Parcel) -> Result<Vec<Self>, Failure> {
+    pub(crate) async fn of_parcel(shelf: Shelf<'_>, parcel: &Parcel) -> Result<Vec<Self>, Failure> {
         let mut reports = Vec::new();
         for manifest in parcel.images() {
             reports.push(Self::of_documents(shelf, manifest).await?);
@@ -129,7 +129,7 @@ impl ImageReport {
     }
 
     /// What the manifest and the configuration say.
-    pub(super) async fn of_documents(
+    pub(crate) async fn of_documents(
         shelf: Shelf<'_>,
         manifest: &Manifest,
     ) -> Result<Self, Failure> {
@@ -157,7 +157,7 @@ impl ImageReport {
     }
 
     /// What the documents say, and each layer's footer and TOC.
-    pub(super) async fn of_image(shelf: Shelf<'_>, manifest: &Manifest) -> Result<Self, Failure> {
+    pub(crate) async fn of_image(shelf: Shelf<'_>, manifest: &Manifest) -> Result<Self, Failure> {
         let mut report = Self::of_documents(shelf, manifest).await?;
         let image: ImageManifest = parse(manifest)?;
         for (layer, report) in image.layers.iter().zip(&mut report.layers) {
@@ -214,7 +214,7 @@ impl LayerReport {
 
 impl TocReport {
     /// `named` is the TOC digest of the manifest, `checksum` that of the TOC's compressed bytes.
-    pub(super) fn of(
+    pub(crate) fn of(
         toc: UnverifiedToc,
         named: Option<&str>,
         checksum: Option<&str>,

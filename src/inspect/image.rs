@@ -5,17 +5,17 @@ use std::fs::File;
 use std::io::Write as _;
 
 use futures::TryStreamExt as _;
+use indicatif::ProgressBar;
 
+use super::Part;
 use super::layer::{Claims, Source, verify_blob};
-use super::{Args, Part};
-use crate::cli::progress::Bar;
-use crate::cli::report::{ImageReport, LayerReport};
-use crate::config::Config;
 use crate::failure::Failure;
+use crate::inspect::report::{ImageReport, LayerReport};
 use crate::layers::digest::to_format;
 use crate::oci::manifest::{ImageConfig, ImageManifest};
 use crate::oci::media_type::is_convertible_layer;
-use crate::oci::{Descriptor, Digest, Manifest};
+use crate::oci::{Descriptor, Digest, Manifest, Platform};
+use crate::registry;
 use crate::transport::document::parse;
 use crate::transport::{Endpoint, Location, Parcel, Shelf, external_toc};
 
@@ -28,9 +28,15 @@ struct Opened {
 }
 
 impl Opened {
-    async fn open(args: &Args, config: &Config, what: &str) -> Result<Self, Failure> {
+    async fn open(verification: &Verification<'_>, what: &str) -> Result<Self, Failure> {
+        let Verification {
+            upstreams,
+            plain_http,
+            platform,
+            ..
+        } = verification;
         let location: Location = what.parse().map_err(Failure::from_error)?;
-        let endpoint = Endpoint::open(&config.upstreams, &location, args.registry.plain_http)?;
+        let endpoint = Endpoint::open(upstreams, &location, *plain_http)?;
         let root = endpoint.manifest().await?;
         let mut parcel = Parcel::pack(
             Shelf {
@@ -40,8 +46,8 @@ impl Opened {
             root,
         )
         .await?;
-        if let Some(platform) = &args.platform {
-            parcel = parcel.select(std::slice::from_ref(platform))?;
+        if let Some(platform) = platform {
+            parcel = parcel.select(std::slice::from_ref(*platform))?;
         }
         let tocs = external_toc::of_source(&endpoint, &external_toc::layers(&parcel)).await;
         let tocs = tocs.into_iter().flat_map(|image| image.layers);
@@ -63,33 +69,48 @@ impl Opened {
     }
 }
 
-/// Verifies every image that was named. Digests of documents are checked as they are read.
-pub(super) async fn verify(args: &Args, config: &Config) -> Result<Vec<Part>, Failure> {
-    let twin = Opened::open(args, config, &args.what).await?;
-    let source = match &args.against {
-        Some(what) => Some(Opened::open(args, config, what).await?),
-        None => None,
-    };
-    let total = twin.parcel.blobs.iter().map(|blob| blob.size).sum();
-    let bar = Bar::new("verifying", total, args.json);
-    let missing = twin.parcel.missing.iter();
-    let mut parts: Vec<_> = missing
-        .map(|digest| Part::not_held(digest.to_string()))
-        .collect();
-    for manifest in twin.parcel.images() {
-        let image = Image::read(&twin, manifest).await?;
-        let original = match &source {
-            Some(source) => Some((source, image.original_in(source).await?)),
+/// How images are verified.
+#[derive(Debug)]
+pub(crate) struct Verification<'a> {
+    pub(crate) upstreams: &'a registry::Config,
+    pub(crate) plain_http: bool,
+    /// Only this platform of a multi-platform image.
+    pub(crate) platform: Option<&'a Platform>,
+    pub(crate) counter: &'a ProgressBar,
+}
+
+impl Verification<'_> {
+    /// Verifies every image that was named. Digests of documents are checked as they are read.
+    pub(crate) async fn verify(
+        &self,
+        what: &str,
+        against: Option<&str>,
+    ) -> Result<Vec<Part>, Failure> {
+        let twin = Opened::open(self, what).await?;
+        let source = match against {
+            Some(what) => Some(Opened::open(self, what).await?),
             None => None,
         };
-        parts.push(image.documents(original.as_ref().map(|(_, original)| original.as_ref())));
-        let original = original.and_then(|(source, original)| Some((source, original?)));
-        image
-            .layers(&twin, original.as_ref(), &bar, &mut parts)
-            .await?;
+        let total = twin.parcel.blobs.iter().map(|blob| blob.size).sum();
+        self.counter.set_length(total);
+        let missing = twin.parcel.missing.iter();
+        let mut parts: Vec<_> = missing
+            .map(|digest| Part::not_held(digest.to_string()))
+            .collect();
+        for manifest in twin.parcel.images() {
+            let image = Image::read(&twin, manifest).await?;
+            let original = match &source {
+                Some(source) => Some((source, image.original_in(source).await?)),
+                None => None,
+            };
+            parts.push(image.documents(original.as_ref().map(|(_, original)| original.as_ref())));
+            let original = original.and_then(|(source, original)| Some((source, original?)));
+            image
+                .layers(&twin, original.as_ref(), self.counter, &mut parts)
+                .await?;
+        }
+        Ok(parts)
     }
-    bar.finish();
-    Ok(parts)
 }
 
 /// One image manifest with what belongs to it.
@@ -195,12 +216,12 @@ impl Image {
         &self,
         opened: &Opened,
         original: Option<&(&Opened, Self)>,
-        bar: &Bar,
+        counter: &ProgressBar,
         parts: &mut Vec<Part>,
     ) -> Result<(), Failure> {
         for (number, layer) in self.manifest.layers.iter().enumerate() {
             let name = format!("{} layer {number} {}", self.name, layer.digest);
-            let file = download(opened, layer, bar).await?;
+            let file = download(opened, layer, counter).await?;
             if !is_convertible_layer(&layer.media_type) {
                 parts.push(Part {
                     name,
@@ -218,7 +239,7 @@ impl Image {
             if let Some((source, theirs)) =
                 source.filter(|(_, theirs)| theirs.digest != layer.digest)
             {
-                let file = download(source, theirs, bar).await?;
+                let file = download(source, theirs, counter).await?;
                 claims.source = Some(
                     Source::of(&file)
                         .map_err(Failure::when(format!("reading {}", theirs.digest)))?,
@@ -252,14 +273,18 @@ fn claimed_source(layer: &LayerReport) -> Option<Source> {
 }
 
 /// The whole blob in a temporary file without a name; its digest is checked on the way.
-async fn download(opened: &Opened, blob: &Descriptor, bar: &Bar) -> Result<File, Failure> {
+async fn download(
+    opened: &Opened,
+    blob: &Descriptor,
+    counter: &ProgressBar,
+) -> Result<File, Failure> {
     let what = || Failure::when("a temporary file cannot be written");
     let mut file = tempfile::tempfile().map_err(what())?;
     let mut hasher = blob.digest.hasher();
     let mut stream = opened.shelf().blob(blob).await?;
     while let Some(piece) = stream.try_next().await? {
         hasher.update(&piece);
-        bar.advance(piece.len());
+        counter.inc(piece.len() as u64);
         file.write_all(&piece).map_err(what())?;
     }
     if hasher.finish() == blob.digest {

@@ -3,17 +3,18 @@
 //! A layer's TOC is compared with its tar, every chunk and file with its digest, the stream with the diff-id of the
 //! image's configuration; with `--against`, the stream also with the tar of the source layer.
 
-mod image;
-mod layer;
-
 use std::path::Path;
 use std::process::ExitCode;
 
 use serde::Serialize;
 
+use super::progress::Bar;
 use super::registry_args::RegistryArgs;
 use super::{Global, output};
 use crate::failure::Failure;
+use crate::inspect::Part;
+use crate::inspect::image::Verification;
+use crate::inspect::layer::LayerFile;
 use crate::oci::Platform;
 
 /// Check an image, or a layer's file, in every byte; exit code 1 says that something differs
@@ -44,23 +45,28 @@ struct Outcome {
     parts: Vec<Part>,
 }
 
-/// A layer or a document.
-#[derive(Debug, Serialize)]
-struct Part {
-    /// `linux/amd64 layer 0 sha256:…`
-    name: String,
-    /// What it is, and how much was compared.
-    what: String,
-    /// What differs; nothing if all is well.
-    findings: Vec<String>,
-}
-
 pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     let config = global.load(Vec::new())?.config;
     let parts = if Path::new(&args.what).is_file() {
-        vec![layer::verify_file(args).await?]
+        let file = LayerFile {
+            path: &args.what,
+            against: args.against.as_deref(),
+            external_toc: args.external_toc.as_deref(),
+        };
+        vec![file.verify().await?]
     } else {
-        image::verify(args, &config).await?
+        let bar = Bar::new("verifying", 0, args.json);
+        let verification = Verification {
+            upstreams: &config.upstreams,
+            plain_http: args.registry.plain_http,
+            platform: args.platform.as_ref(),
+            counter: bar.counter(),
+        };
+        let parts = verification
+            .verify(&args.what, args.against.as_deref())
+            .await?;
+        bar.finish();
+        parts
     };
     let outcome = Outcome {
         ok: parts.iter().all(|part| part.findings.is_empty()),
@@ -76,17 +82,6 @@ pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failur
     } else {
         ExitCode::FAILURE
     })
-}
-
-impl Part {
-    /// A child of a sparse index: there is nothing that could be wrong.
-    fn not_held(name: String) -> Self {
-        Self {
-            name,
-            what: "not in the source".to_owned(),
-            findings: Vec::new(),
-        }
-    }
 }
 
 impl Outcome {

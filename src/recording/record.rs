@@ -24,7 +24,7 @@ const MAX_RECORD_BYTES: u64 = 1 << 30;
 /// A line of the record (stargz-snapshotter, `recorder.Entry`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Line {
+pub(crate) struct Line {
     path: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     manifest_digest: Option<Digest>,
@@ -34,7 +34,7 @@ pub(super) struct Line {
 
 impl Line {
     /// A file in the layer at `layer_index` of the image with this manifest.
-    pub(super) fn new(path: String, manifest_digest: Digest, layer_index: usize) -> Self {
+    pub(crate) fn new(path: String, manifest_digest: Digest, layer_index: usize) -> Self {
         Self {
             path,
             manifest_digest: Some(manifest_digest),
@@ -44,7 +44,7 @@ impl Line {
 }
 
 /// The lines in `file`, in the order of first use.
-pub(super) fn read(file: &Path) -> Result<Vec<Line>, Failure> {
+pub(crate) fn read(file: &Path) -> Result<Vec<Line>, Failure> {
     let cannot = || Failure::when(format!("{} cannot be read", file.display()));
     if std::fs::metadata(file).map_err(cannot())?.len() > MAX_RECORD_BYTES {
         return Err(Failure::new(format!(
@@ -57,7 +57,7 @@ pub(super) fn read(file: &Path) -> Result<Vec<Line>, Failure> {
 }
 
 /// Writes the lines as the reference does.
-pub(super) fn write(file: &Path, lines: &[Line]) -> Result<(), Failure> {
+pub(crate) fn write(file: &Path, lines: &[Line]) -> Result<(), Failure> {
     let mut text = Vec::new();
     for line in lines {
         serde_json::to_writer(&mut text, line).map_err(Failure::from_error)?;
@@ -76,14 +76,14 @@ fn lines(text: &[u8]) -> Result<Vec<Line>, serde_json::Error> {
 }
 
 /// The paths for a single layer, whichever image it was in, each once.
-pub(super) fn of_layer(lines: Vec<Line>) -> Vec<Vec<u8>> {
+pub(crate) fn of_layer(lines: Vec<Line>) -> Vec<Vec<u8>> {
     let mut seen = HashSet::new();
     let paths = lines.into_iter().map(|line| line.path.into_bytes());
     paths.filter(|path| seen.insert(path.clone())).collect()
 }
 
 /// What the record says of the image with this manifest; of files without a layer nothing can be told.
-pub(super) fn of_manifest(lines: &[Line], manifest: &Digest) -> Vec<FileUse> {
+pub(crate) fn of_manifest(lines: &[Line], manifest: &Digest) -> Vec<FileUse> {
     let ours = lines
         .iter()
         .filter(|line| line.manifest_digest.as_ref() == Some(manifest));
@@ -101,7 +101,7 @@ pub(super) fn of_manifest(lines: &[Line], manifest: &Digest) -> Vec<FileUse> {
 
 /// What the record says about the layers of `root`, an image or an index. As in the reference, what is not of this
 /// image counts for every layer that has the path.
-pub(super) async fn of_image(
+pub(crate) async fn of_image(
     lines: Vec<Line>,
     endpoint: &Endpoint,
     root: &Manifest,

@@ -22,19 +22,19 @@ const TRANSFER_PLUGIN: &str = "io.containerd.transfer.v1.local";
 
 /// What is known of containerd besides its effective configuration.
 #[derive(Debug)]
-pub(super) struct Facts<'a> {
-    pub(super) version: Option<Version>,
+pub(crate) struct Facts<'a> {
+    pub(crate) version: Option<Version>,
     /// The configuration file as it is written.
-    pub(super) file: &'a Table,
+    pub(crate) file: &'a Table,
     /// The agent's socket and root.
-    pub(super) address: &'a Path,
-    pub(super) root: &'a Path,
+    pub(crate) address: &'a Path,
+    pub(crate) root: &'a Path,
     /// The snapshotters for which the pause image was unpacked; empty if it was not pulled or nobody says.
-    pub(super) pause: &'a [String],
+    pub(crate) pause: &'a [String],
 }
 
 /// Judges the effective configuration `dump`.
-pub(super) fn judge(dump: &Table, facts: &Facts<'_>) -> Vec<Check> {
+pub(crate) fn judge(dump: &Table, facts: &Facts<'_>) -> Vec<Check> {
     let Some((name, plugin)) = own_plugin(dump, facts.address) else {
         let told = format!(
             "no proxy_plugins entry has the address {}",
@@ -55,7 +55,7 @@ pub(super) fn judge(dump: &Table, facts: &Facts<'_>) -> Vec<Check> {
 }
 
 /// The image of pods' sandboxes.
-pub(super) fn pause_image(dump: &Table) -> Option<&str> {
+pub(crate) fn pause_image(dump: &Table) -> Option<&str> {
     let plugins = dump.get("plugins")?;
     let newer = plugins
         .get(CRI_2)
@@ -346,7 +346,7 @@ impl Facts<'_> {
     }
 
     /// The lines that containerd's configuration needs.
-    pub(super) fn lines(&self) -> String {
+    pub(crate) fn lines(&self) -> String {
         let plugin = format!(
             "add to containerd's configuration, and restart it:\n[proxy_plugins.stargz]\ntype = \"snapshot\"\n\
              address = {:?}\n[proxy_plugins.stargz.exports]\nroot = {:?}\nenable_remote_snapshot_annotations = \"true\"\n",
@@ -398,7 +398,7 @@ fn has_text(list: &Value, text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::agent::doctor::check::State;
+    use crate::doctor::check::State;
 
     const V1: Version = Version(1, 7, 20);
     const V2: Version = Version(2, 4, 2);
