@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use bytesize::ByteSize;
 use serde::Serialize;
 
-use super::convert::{Job, Made};
+use super::convert::{ConversionReport, Job};
 use super::table::Table;
 use crate::failure::Failure;
 use crate::inspect::blob::Blob;
@@ -30,7 +30,11 @@ pub(super) fn check(target: &Location) -> Result<(), Failure> {
 }
 
 /// Attaches what was recorded of each source image to the image that was made of it. How many profiles there are.
-pub(super) async fn attach(job: Job<'_>, made: &Made, recorded: &[Line]) -> Result<usize, Failure> {
+pub(super) async fn attach(
+    job: Job<'_>,
+    made: &ConversionReport,
+    recorded: &[Line],
+) -> Result<usize, Failure> {
     let Job {
         source,
         target,

@@ -20,7 +20,7 @@ use crate::oci::media_type::{DOCKER_CONFIG, OCI_CONFIG};
 use crate::oci::{Descriptor, Digest, ImageName, Manifest, Platform, Reference};
 use crate::transport::document::parse;
 use crate::transport::platform::child_of;
-use crate::transport::{Endpoint, Shelf};
+use crate::transport::{Endpoint, ImageReader};
 
 /// An image configuration over this is refused: real ones are a few kilobytes.
 const MAX_CONFIG_BYTES: u64 = 8 << 20;
@@ -294,7 +294,7 @@ async fn configuration(endpoint: &Endpoint, config: &Descriptor) -> Result<Vec<u
             "the image configuration is over {MAX_CONFIG_BYTES} bytes long"
         )));
     }
-    Shelf {
+    ImageReader {
         store: None,
         endpoint,
     }

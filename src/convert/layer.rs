@@ -19,10 +19,10 @@ use futures::stream::BoxStream;
 use tokio::sync::mpsc;
 
 use super::budget::{OUTPUT_PIECES, SOURCE_PIECES};
+use super::channel_io::{Piece, SourceReader, StoreWriter};
 use super::error::Error;
 use super::inflate::Inflate;
 use super::pace::{Pace, Pacer};
-use super::pipe::{Piece, SourceReader, StoreWriter};
 use super::priority;
 use super::reason::told;
 use super::status::LayerProgress;
@@ -56,7 +56,7 @@ pub(super) struct Job {
 }
 
 /// What the blocking thread made of the layer.
-enum Made {
+enum PassOutcome {
     Blob(Box<Written>),
     /// The layer is what its digest says, and it stays as it is.
     Unfit(String, Option<Limit>),
@@ -89,11 +89,11 @@ impl Job {
             .upload_layer(&self.generation, &self.digest, body.blob_size)
             .await?;
         match self.convert(body.stream, &mut upload, &mut pacer).await {
-            Ok(Made::Blob(written)) => {
+            Ok(PassOutcome::Blob(written)) => {
                 upload.finish(&from_format(written.blob_digest)).await?;
                 self.outcome(*written).await
             }
-            Ok(Made::Unfit(reason, limit)) => {
+            Ok(PassOutcome::Unfit(reason, limit)) => {
                 upload.abort().await;
                 Ok(LayerOutcome::PassedThrough { reason, limit })
             }
@@ -109,7 +109,7 @@ impl Job {
         body: BoxStream<'static, Result<Bytes, registry::Error>>,
         upload: &mut LayerUpload,
         pacer: &mut Pacer<'_>,
-    ) -> Result<Made, Error> {
+    ) -> Result<PassOutcome, Error> {
         let (source_sender, source_receiver) = mpsc::channel(SOURCE_PIECES);
         let (output_sender, output_receiver) = mpsc::channel(OUTPUT_PIECES);
         let source = SourceReader::new(source_receiver, Arc::clone(&self.progress));
@@ -205,22 +205,22 @@ fn make(
     pool: &Pool,
     prioritized: &[Vec<u8>],
     keeps: impl Fn(Form) -> bool,
-) -> Result<Made, write::Error> {
+) -> Result<PassOutcome, write::Error> {
     let written = write_layer(&mut source, &mut output, options, pool, prioritized);
     let made = match written {
-        Ok(written) => Made::Blob(Box::new(written)),
+        Ok(written) => PassOutcome::Blob(Box::new(written)),
         Err(
             error @ (write::Error::Source(_)
             | write::Error::Tar(_)
             | write::Error::Limit { .. }
             | write::Error::Path { .. }
             | write::Error::SparseExternal),
-        ) => Made::Unfit(told(&log::chain(&error)), outgrown(&error, options)),
+        ) => PassOutcome::Unfit(told(&log::chain(&error)), outgrown(&error, options)),
         Err(error) => return Err(error),
     };
     source.drain().map_err(write::Error::Source)?;
     if let Some(footer) = source.footer().filter(|footer| keeps(footer.form())) {
-        return Ok(Made::Unfit(
+        return Ok(PassOutcome::Unfit(
             format!("lazily readable already ({:?})", footer.form()),
             None,
         ));

@@ -12,10 +12,10 @@ use super::converter::Shared;
 use super::documents::{self, off_worker};
 use super::error::Error;
 use super::image::Assembled;
-use super::memo::SLOT_WITHIN;
+use super::layer_converter::SLOT_WITHIN;
 use super::plan::{ImagePlan, LayerPlan, Plan};
 use super::status::Running;
-use super::{image, index, memo};
+use super::{image, index, layer_converter};
 use crate::oci::{Descriptor, Digest, Manifest, Repository};
 use crate::store::records::PassedThrough;
 use crate::store::{ImageRecord, LayerOutcome, StackRecord, outline};
@@ -201,7 +201,7 @@ impl Shared {
         layer: &Descriptor,
     ) -> Result<(Digest, LayerOutcome), Error> {
         let outcome = self.layers.outcome(source, repository, layer).await;
-        let outcome = outcome.map_err(|error| memo::of_image(&layer.digest, error))?;
+        let outcome = outcome.map_err(|error| layer_converter::of_image(&layer.digest, error))?;
         Ok((layer.digest.clone(), outcome))
     }
 }

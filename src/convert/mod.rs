@@ -5,6 +5,7 @@
 //! twice, in this process or in another one over the same store.
 
 mod budget;
+mod channel_io;
 mod claim_check;
 mod claims;
 mod config;
@@ -19,10 +20,9 @@ mod image;
 mod index;
 mod inflate;
 mod layer;
+mod layer_converter;
 mod manifest;
-mod memo;
 mod pace;
-mod pipe;
 mod plan;
 mod platforms;
 mod priority;

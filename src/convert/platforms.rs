@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 
-use super::converter::{Made, Outcome, Shared};
+use super::converter::{ImageOutcome, Outcome, Shared};
 use super::documents::off_worker;
 use super::error::Error;
 use super::index::{self, Child};
@@ -34,7 +34,7 @@ impl Shared {
         manifest: &Manifest,
         wanted: Vec<Digest>,
         depth: usize,
-    ) -> Result<Made, Error> {
+    ) -> Result<ImageOutcome, Error> {
         let made = stream::iter(wanted).map(|digest| async move {
             let made = self.child(source, repository, &digest, depth + 1).await;
             (digest, made)
@@ -45,13 +45,16 @@ impl Shared {
         let plan = match planned.plan {
             Plan::Index(plan) => plan,
             Plan::PassThrough(reason) => {
-                return self.pass_through(manifest, reason).await.map(Made::Final);
+                return self
+                    .pass_through(manifest, reason)
+                    .await
+                    .map(ImageOutcome::Final);
             }
             Plan::Image(_) => {
                 return self
                     .pass_through(manifest, "an image and no index".to_owned())
                     .await
-                    .map(Made::Final);
+                    .map(ImageOutcome::Final);
             }
         };
         let mut failure = None;
@@ -80,14 +83,14 @@ impl Shared {
             Some(error) if documents.is_empty() => Err(Error::Children(error)),
             Some(_) => {
                 self.put_documents(documents).await?;
-                Ok(Made::ForNow(record))
+                Ok(ImageOutcome::ForNow(record))
             }
             None => {
                 self.keep_index(manifest, &plan, &mut record, documents)
                     .await?;
                 let (upstream, platforms) = (source.name(), record.platforms.len());
                 tracing::info!(upstream, %repository, source = %record.source, twin = %record.twin, platforms, "index converted");
-                Ok(Made::Final(record))
+                Ok(ImageOutcome::Final(record))
             }
         }
     }

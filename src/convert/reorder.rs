@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::config::{self, Layout};
 use super::converter::{self, Converter, Shared};
 use super::error::Error;
-use super::memo::{self, Attempts, Layers};
+use super::layer_converter::{self, Attempts, LayerConverter};
 use super::plan::Plan;
 use super::priority::{Priorities, Priority};
 use super::shares::Shares;
@@ -160,7 +160,7 @@ impl Shared {
         };
         let options = config.options()?;
         let generation = config::generation(&options, &priorities);
-        let layers = Layers {
+        let layers = LayerConverter {
             store: self.store.clone(),
             generation: generation.clone(),
             options,
@@ -174,7 +174,7 @@ impl Shared {
             board: Arc::clone(&self.board),
             flight: Flight::default(),
             attempts: Attempts::default(),
-            slow: memo::slow_fetches(),
+            slow: layer_converter::slow_fetches(),
         };
         Ok(Arc::new(Self {
             config,

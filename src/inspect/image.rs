@@ -17,12 +17,12 @@ use crate::oci::media_type::is_convertible_layer;
 use crate::oci::{Descriptor, Digest, Manifest, Platform};
 use crate::registry;
 use crate::transport::document::parse;
-use crate::transport::{Endpoint, Location, Parcel, Shelf, external_toc};
+use crate::transport::{Endpoint, ImageBundle, ImageReader, Location, external_toc};
 
 /// An opened image and everything in it.
 struct Opened {
     endpoint: Endpoint,
-    parcel: Parcel,
+    bundle: ImageBundle,
     /// The external TOCs beside the image, by layer.
     tocs: HashMap<Digest, Descriptor>,
 }
@@ -38,8 +38,8 @@ impl Opened {
         let location: Location = what.parse().map_err(Failure::from_error)?;
         let endpoint = Endpoint::open(upstreams, &location, *plain_http)?;
         let root = endpoint.manifest().await?;
-        let mut parcel = Parcel::pack(
-            Shelf {
+        let mut bundle = ImageBundle::pack(
+            ImageReader {
                 store: None,
                 endpoint: &endpoint,
             },
@@ -47,22 +47,22 @@ impl Opened {
         )
         .await?;
         if let Some(platform) = platform {
-            parcel = parcel.select(std::slice::from_ref(*platform))?;
+            bundle = bundle.select(std::slice::from_ref(*platform))?;
         }
-        let tocs = external_toc::of_source(&endpoint, &external_toc::layers(&parcel)).await;
+        let tocs = external_toc::of_source(&endpoint, &external_toc::layers(&bundle)).await;
         let tocs = tocs.into_iter().flat_map(|image| image.layers);
         let tocs = tocs
             .filter_map(|toc| Some((external_toc::layer_of(&toc)?, toc)))
             .collect();
         Ok(Self {
             endpoint,
-            parcel,
+            bundle,
             tocs,
         })
     }
 
-    fn shelf(&self) -> Shelf<'_> {
-        Shelf {
+    fn reader(&self) -> ImageReader<'_> {
+        ImageReader {
             store: None,
             endpoint: &self.endpoint,
         }
@@ -91,13 +91,13 @@ impl Verification<'_> {
             Some(what) => Some(Opened::open(self, what).await?),
             None => None,
         };
-        let total = twin.parcel.blobs.iter().map(|blob| blob.size).sum();
+        let total = twin.bundle.blobs.iter().map(|blob| blob.size).sum();
         self.counter.set_length(total);
-        let missing = twin.parcel.missing.iter();
+        let missing = twin.bundle.missing.iter();
         let mut parts: Vec<_> = missing
             .map(|digest| Part::not_held(digest.to_string()))
             .collect();
-        for manifest in twin.parcel.images() {
+        for manifest in twin.bundle.images() {
             let image = Image::read(&twin, manifest).await?;
             let original = match &source {
                 Some(source) => Some((source, image.original_in(source).await?)),
@@ -124,9 +124,9 @@ struct Image {
 
 impl Image {
     async fn read(opened: &Opened, manifest: &Manifest) -> Result<Self, Failure> {
-        let report = ImageReport::of_documents(opened.shelf(), manifest).await?;
+        let report = ImageReport::of_documents(opened.reader(), manifest).await?;
         let manifest: ImageManifest = parse(manifest)?;
-        let bytes = opened.shelf().bytes(&manifest.config).await?;
+        let bytes = opened.reader().bytes(&manifest.config).await?;
         let name = report
             .platform
             .clone()
@@ -142,14 +142,14 @@ impl Image {
     /// What it was made of: the image of `source` for the same platform, or the very same one.
     async fn original_in(&self, source: &Opened) -> Result<Option<Self>, Failure> {
         if let Some(same) = source
-            .parcel
+            .bundle
             .images()
             .into_iter()
             .find(|manifest| manifest.digest == self.report.digest)
         {
             return Self::read(source, same).await.map(Some);
         }
-        for manifest in source.parcel.images() {
+        for manifest in source.bundle.images() {
             let image = Self::read(source, manifest).await?;
             if image.report.platform == self.report.platform {
                 return Ok(Some(image));
@@ -232,7 +232,7 @@ impl Image {
             }
             let mut claims = self.claims(number);
             if let Some(toc) = opened.tocs.get(&layer.digest) {
-                claims.external_toc = Some(opened.shelf().bytes(toc).await?);
+                claims.external_toc = Some(opened.reader().bytes(toc).await?);
             }
             let source = original
                 .and_then(|(source, image)| Some((*source, image.manifest.layers.get(number)?)));
@@ -281,7 +281,7 @@ async fn download(
     let what = || Failure::when("a temporary file cannot be written");
     let mut file = tempfile::tempfile().map_err(what())?;
     let mut hasher = blob.digest.hasher();
-    let mut stream = opened.shelf().blob(blob).await?;
+    let mut stream = opened.reader().blob(blob).await?;
     while let Some(piece) = stream.try_next().await? {
         hasher.update(&piece);
         counter.inc(piece.len() as u64);

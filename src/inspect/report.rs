@@ -14,7 +14,7 @@ use crate::oci::manifest::{ImageConfig, ImageManifest};
 use crate::oci::media_type::is_convertible_layer;
 use crate::oci::{Descriptor, Digest, Manifest};
 use crate::transport::document::parse;
-use crate::transport::{Endpoint, Parcel, Shelf};
+use crate::transport::{Endpoint, ImageBundle, ImageReader};
 
 /// An image configuration over this is not read: real ones are a few kilobytes.
 const MAX_CONFIG_BYTES: u64 = 8 << 20;
@@ -119,22 +119,25 @@ impl Kind {
 }
 
 impl ImageReport {
-    /// The images of a parcel by their documents alone.
-    pub(crate) async fn of_parcel(shelf: Shelf<'_>, parcel: &Parcel) -> Result<Vec<Self>, Failure> {
+    /// The images of a bundle by their documents alone.
+    pub(crate) async fn of_bundle(
+        reader: ImageReader<'_>,
+        bundle: &ImageBundle,
+    ) -> Result<Vec<Self>, Failure> {
         let mut reports = Vec::new();
-        for manifest in parcel.images() {
-            reports.push(Self::of_documents(shelf, manifest).await?);
+        for manifest in bundle.images() {
+            reports.push(Self::of_documents(reader, manifest).await?);
         }
         Ok(reports)
     }
 
     /// What the manifest and the configuration say.
     pub(crate) async fn of_documents(
-        shelf: Shelf<'_>,
+        reader: ImageReader<'_>,
         manifest: &Manifest,
     ) -> Result<Self, Failure> {
         let image: ImageManifest = parse(manifest)?;
-        let config = configuration(shelf, &image.config).await?;
+        let config = configuration(reader, &image.config).await?;
         let diff_ids = config
             .as_ref()
             .map(|config| config.rootfs.diff_ids.as_slice())
@@ -157,12 +160,15 @@ impl ImageReport {
     }
 
     /// What the documents say, and each layer's footer and TOC.
-    pub(crate) async fn of_image(shelf: Shelf<'_>, manifest: &Manifest) -> Result<Self, Failure> {
-        let mut report = Self::of_documents(shelf, manifest).await?;
+    pub(crate) async fn of_image(
+        reader: ImageReader<'_>,
+        manifest: &Manifest,
+    ) -> Result<Self, Failure> {
+        let mut report = Self::of_documents(reader, manifest).await?;
         let image: ImageManifest = parse(manifest)?;
         for (layer, report) in image.layers.iter().zip(&mut report.layers) {
             if is_convertible_layer(&layer.media_type) && layer.urls.is_empty() {
-                report.look_into(shelf.endpoint, layer).await?;
+                report.look_into(reader.endpoint, layer).await?;
             }
         }
         Ok(report)
@@ -240,13 +246,13 @@ impl TocReport {
 
 /// The image configuration; `None` for artifacts, whose configuration is something else.
 async fn configuration(
-    shelf: Shelf<'_>,
+    reader: ImageReader<'_>,
     config: &Descriptor,
 ) -> Result<Option<ImageConfig>, Failure> {
     if config.size > MAX_CONFIG_BYTES {
         return Ok(None);
     }
-    let bytes = shelf.bytes(config).await?;
+    let bytes = reader.bytes(config).await?;
     Ok(serde_json::from_slice(&bytes).ok())
 }
 

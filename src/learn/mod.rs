@@ -11,8 +11,8 @@
 mod check;
 mod error;
 mod merger;
+mod predictions;
 mod ranges;
-mod suggest;
 
 use std::net::IpAddr;
 use std::sync::Arc;

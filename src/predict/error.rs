@@ -1,6 +1,6 @@
 //! Why the start of an image is not predicted.
 
-use super::predictor::{Blame, Failure};
+use super::predictor::{Blame, PredictionError};
 use crate::store;
 use crate::tocs;
 
@@ -13,7 +13,7 @@ pub enum Error {
     #[error(transparent)]
     Tocs(#[from] tocs::Error),
     #[error("the image's start is not predicted")]
-    Prediction(#[from] Failure),
+    Prediction(#[from] PredictionError),
 }
 
 impl Error {

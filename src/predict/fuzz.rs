@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::fuel::Fuel;
 use super::sparse::Sparse;
-use super::{elf, words};
+use super::{elf, shell_lexer};
 
 /// Commands that are looked at.
 const MOST: usize = 1000;
@@ -14,7 +14,7 @@ pub fn scripts(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let fuel = Fuel::new();
     let variables = BTreeMap::from([("A".to_owned(), text.chars().take(100).collect())]);
-    let commands = words::commands(&text, MOST, &fuel);
+    let commands = shell_lexer::commands(&text, MOST, &fuel);
     assert!(commands.len() <= MOST);
     for command in commands {
         let _words = command.expanded(&variables, &["argument".to_owned()], &fuel);

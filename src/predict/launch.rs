@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use super::fuel::Fuel;
 use super::loader::Loader;
-use super::view::{Found, base_name, join};
+use super::view::{PathTarget, base_name, join};
 use super::walk::Walk;
 use super::{java, node, python, servers, shell, system};
 
@@ -60,7 +60,7 @@ pub(super) struct Process {
 pub(super) struct Program {
     /// As it was called, absolute, its links not followed.
     pub(super) path: String,
-    pub(super) file: Found,
+    pub(super) file: PathTarget,
     pub(super) loader: Loader,
 }
 
@@ -106,7 +106,7 @@ impl Process {
     }
 
     /// The file that a command's name stands for.
-    pub(super) fn find(&self, walk: &Walk<'_>, name: &str) -> Option<(String, Found)> {
+    pub(super) fn find(&self, walk: &Walk<'_>, name: &str) -> Option<(String, PathTarget)> {
         let at = |path: String| walk.view.file(&path).map(|file| (path, file));
         if name.contains('/') {
             return at(self.absolute(name));

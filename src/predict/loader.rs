@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::elf::Elf;
 use super::fuel::Fuel;
-use super::view::{Found, join, parent};
+use super::view::{PathTarget, join, parent};
 use super::walk::Walk;
 use estargz::toc::NodeId;
 
@@ -61,7 +61,7 @@ impl Loader {
     /// Loads an executable: names its interpreter, the loader's own files and all libraries.
     pub(super) fn load(
         walk: &mut Walk<'_>,
-        program: &Found,
+        program: &PathTarget,
         main: Arc<Elf>,
         ld_library_path: Vec<String>,
     ) -> Self {
@@ -82,7 +82,7 @@ impl Loader {
     }
 
     /// Loads a library into the process, as `dlopen` does, and what it needs.
-    pub(super) fn open(&mut self, walk: &mut Walk<'_>, library: &Found) {
+    pub(super) fn open(&mut self, walk: &mut Walk<'_>, library: &PathTarget) {
         walk.name(library);
         match walk.elf(library) {
             Some(elf) if elf.fits(&self.main) => self.add(walk, library, elf),
@@ -101,7 +101,7 @@ impl Loader {
     }
 
     /// Names what `file` needs, breadth first as the loader does.
-    fn add(&mut self, walk: &mut Walk<'_>, file: &Found, elf: Arc<Elf>) {
+    fn add(&mut self, walk: &mut Walk<'_>, file: &PathTarget, elf: Arc<Elf>) {
         let mut queue = VecDeque::from([Object {
             elf,
             origin: origin(file),
@@ -133,7 +133,7 @@ impl Loader {
         object: &Object,
         rpath: &[String],
         name: &str,
-    ) -> Option<(Found, Arc<Elf>)> {
+    ) -> Option<(PathTarget, Arc<Elf>)> {
         let fuel = walk.fuel.clone();
         if name.contains('/') {
             let path = expanded(name, &object.origin, &self.main, &fuel);
@@ -158,7 +158,7 @@ impl Loader {
     }
 
     /// The library at a path, if it can be in this process.
-    fn fitting(&self, walk: &mut Walk<'_>, path: &str) -> Option<(Found, Arc<Elf>)> {
+    fn fitting(&self, walk: &mut Walk<'_>, path: &str) -> Option<(PathTarget, Arc<Elf>)> {
         let found = walk.view.file(path)?;
         let elf = walk.elf(&found).filter(|elf| elf.fits(&self.main))?;
         Some((found, elf))
@@ -191,7 +191,7 @@ fn expanded(path: &str, origin: &str, elf: &Elf, fuel: &Fuel) -> String {
     path.replace("${LIB}", lib).replace("$LIB", lib)
 }
 
-fn origin(file: &Found) -> String {
+fn origin(file: &PathTarget) -> String {
     parent(&format!("/{}", file.path)).to_owned()
 }
 

@@ -29,6 +29,7 @@ mod python;
 mod sandbox;
 mod servers;
 mod shell;
+mod shell_lexer;
 mod sparse;
 mod system;
 #[cfg(test)]
@@ -36,7 +37,6 @@ mod tests;
 mod view;
 mod walk;
 mod wire;
-mod words;
 
 use std::time::Instant;
 
@@ -56,8 +56,8 @@ pub use error::Error;
 use fuel::{End, Fuel};
 use launch::Process;
 pub(crate) use predictor::Blame;
-pub use predictor::Failure;
 use predictor::Image;
+pub use predictor::PredictionError;
 pub use predictor::Predictor;
 pub use sandbox::Limits;
 use view::join;
@@ -121,7 +121,7 @@ impl Predictor {
             .observe(started.elapsed().as_secs_f64());
         let outcome = predicted
             .as_ref()
-            .map_or_else(Failure::outcome, Prediction::outcome);
+            .map_or_else(PredictionError::outcome, Prediction::outcome);
         metrics()
             .predictions
             .get_or_create(&[("outcome", outcome)])

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::fuel::Fuel;
 use super::launch::{Process, Program, start};
 use super::system;
-use super::view::{Found, base_name, join, parent};
+use super::view::{PathTarget, base_name, join, parent};
 use super::walk::Walk;
 
 /// Most modules of one process.
@@ -146,9 +146,9 @@ fn package_script(
 }
 
 /// Names modules and all that they refer to, each before what it refers to.
-fn load(walk: &mut Walk<'_>, program: &mut Program, first: Vec<Found>) {
+fn load(walk: &mut Walk<'_>, program: &mut Program, first: Vec<PathTarget>) {
     let mut seen = HashSet::new();
-    let mut left: Vec<Found> = first.into_iter().rev().collect();
+    let mut left: Vec<PathTarget> = first.into_iter().rev().collect();
     let fuel = walk.fuel.clone();
     while let Some(module) = left.pop().filter(|_| fuel.burn(1)) {
         if seen.len() >= MAX_MODULES || !seen.insert((module.layer, module.node)) {
@@ -175,7 +175,7 @@ fn load(walk: &mut Walk<'_>, program: &mut Program, first: Vec<Found>) {
 }
 
 /// A module's nearest `package.json` says of which kind the module is.
-fn name_package(walk: &mut Walk<'_>, module: &Found) {
+fn name_package(walk: &mut Walk<'_>, module: &PathTarget) {
     let path = format!("/{}", module.path);
     let mut directory = parent(&path);
     while base_name(directory) != "node_modules" && walk.fuel.burn(1) {
@@ -187,7 +187,7 @@ fn name_package(walk: &mut Walk<'_>, module: &Found) {
 }
 
 /// The file that a reference in a module of `directory` means; `None` for what Node.js has within itself.
-fn resolve(walk: &mut Walk<'_>, reference: &str, directory: &str) -> Option<Found> {
+fn resolve(walk: &mut Walk<'_>, reference: &str, directory: &str) -> Option<PathTarget> {
     if reference.starts_with("./")
         || reference.starts_with("../")
         || matches!(reference, "." | "..")
@@ -226,7 +226,7 @@ fn resolve(walk: &mut Walk<'_>, reference: &str, directory: &str) -> Option<Foun
         .filter(|_| inner.is_empty())
 }
 
-fn in_package(walk: &mut Walk<'_>, place: &str, inner: &str) -> Option<Found> {
+fn in_package(walk: &mut Walk<'_>, place: &str, inner: &str) -> Option<PathTarget> {
     let Some(file) = walk.view.file(&join(place, "package.json")) else {
         return file_or_directory(walk, &format!("{place}{inner}"));
     };
@@ -241,7 +241,7 @@ fn in_package(walk: &mut Walk<'_>, place: &str, inner: &str) -> Option<Found> {
 }
 
 /// A file as named or with an extension; of a directory the one that its package says, or `index`.
-fn file_or_directory(walk: &mut Walk<'_>, path: &str) -> Option<Found> {
+fn file_or_directory(walk: &mut Walk<'_>, path: &str) -> Option<PathTarget> {
     let file = |walk: &Walk<'_>, path: &str| {
         EXTENSIONS
             .iter()
@@ -263,7 +263,7 @@ fn file_or_directory(walk: &mut Walk<'_>, path: &str) -> Option<Found> {
     file(walk, &join(path, "index"))
 }
 
-fn json(walk: &mut Walk<'_>, file: &Found) -> Map<String, Value> {
+fn json(walk: &mut Walk<'_>, file: &PathTarget) -> Map<String, Value> {
     let text = walk.text(file);
     let is_paid =
         walk.fuel.make(text.len() * BYTES_OF_JSON / 8) && walk.fuel.burn(text.len() as u64);

@@ -69,7 +69,7 @@ pub(crate) enum Blame {
 /// Why there is no prediction.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Failure {
+pub enum PredictionError {
     #[error(transparent)]
     Store(#[from] store::Error),
     #[error("the predictor cannot be started")]
@@ -86,7 +86,7 @@ pub enum Failure {
     Refused(String),
 }
 
-impl Failure {
+impl PredictionError {
     /// Whose failure it is.
     pub(crate) fn blame(&self) -> Blame {
         match self {
@@ -136,19 +136,19 @@ impl Predictor {
         }
     }
 
-    pub(super) async fn predict(&self, image: Image) -> Result<Prediction, Failure> {
+    pub(super) async fn predict(&self, image: Image) -> Result<Prediction, PredictionError> {
         let _slot = self
             .slots
             .acquire()
             .await
-            .map_err(|error| Failure::NotStarted(io::Error::other(error)))?;
+            .map_err(|error| PredictionError::NotStarted(io::Error::other(error)))?;
         match &self.place {
             Place::Process(executable, limits) => self.in_process(executable, limits, &image).await,
             Place::Thread => self.on_thread(image).await,
         }
     }
 
-    async fn on_thread(&self, image: Image) -> Result<Prediction, Failure> {
+    async fn on_thread(&self, image: Image) -> Result<Prediction, PredictionError> {
         let (runtime, pieces) = (Handle::current(), self.pieces.clone());
         let predicted = spawn_blocking(move || {
             let mut failed = None;
@@ -159,12 +159,13 @@ impl Predictor {
                     io::ErrorKind::Other.into()
                 })
             };
-            let predicted = super::predict(&image.task, Box::new(read)).map_err(Failure::Refused);
+            let predicted =
+                super::predict(&image.task, Box::new(read)).map_err(PredictionError::Refused);
             failed.map_or(predicted, Err)
         });
         predicted
             .await
-            .map_err(|error| Failure::Nonsense(error.to_string()))?
+            .map_err(|error| PredictionError::Nonsense(error.to_string()))?
     }
 
     async fn in_process(
@@ -172,7 +173,7 @@ impl Predictor {
         executable: &PathBuf,
         limits: &Limits,
         image: &Image,
-    ) -> Result<Prediction, Failure> {
+    ) -> Result<Prediction, PredictionError> {
         let mut command = Command::new(executable);
         command
             .arg(COMMAND)
@@ -187,51 +188,57 @@ impl Predictor {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null());
-        let mut child = command.spawn().map_err(Failure::NotStarted)?;
+        let mut child = command.spawn().map_err(PredictionError::NotStarted)?;
         let outcome = timeout(limits.time, self.dialogue(&mut child, image)).await;
         if outcome.is_err() {
             let _gone_already = child.start_kill();
         }
         match outcome {
-            Err(_elapsed) => Err(Failure::TooLong),
-            Ok(Err(Failure::Gone(error))) => {
-                Err(ended(child).await.unwrap_or(Failure::Gone(error)))
+            Err(_elapsed) => Err(PredictionError::TooLong),
+            Ok(Err(PredictionError::Gone(error))) => {
+                Err(ended(child).await.unwrap_or(PredictionError::Gone(error)))
             }
             Ok(outcome) => outcome,
         }
     }
 
-    async fn dialogue(&self, child: &mut Child, image: &Image) -> Result<Prediction, Failure> {
+    async fn dialogue(
+        &self,
+        child: &mut Child,
+        image: &Image,
+    ) -> Result<Prediction, PredictionError> {
         let (Some(mut input), Some(mut output)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err(Failure::NotStarted(io::ErrorKind::BrokenPipe.into()));
+            return Err(PredictionError::NotStarted(
+                io::ErrorKind::BrokenPipe.into(),
+            ));
         };
         match hear(&mut output)
             .await
-            .map_err(|error| Failure::NotStarted(io::Error::other(error)))?
+            .map_err(|error| PredictionError::NotStarted(io::Error::other(error)))?
         {
             Said::Ready { is_filtered } if !is_filtered => {
                 tracing::debug!("this kernel does not filter the predictor's system calls");
             }
             Said::Ready { .. } => {}
-            said => return Err(Failure::Nonsense(format!("{said:.40?}"))),
+            said => return Err(PredictionError::Nonsense(format!("{said:.40?}"))),
         }
         let task = serde_json::to_vec(&image.task)
-            .map_err(|error| Failure::Nonsense(error.to_string()))?;
+            .map_err(|error| PredictionError::Nonsense(error.to_string()))?;
         give(&mut input, &task).await?;
         let mut left = MAX_READ;
         loop {
             let asked = match hear(&mut output).await? {
                 Said::Read(pieces) => pieces,
                 Said::Done(prediction) => return checked(prediction, image.task.layers.len()),
-                Said::Failed(why) => return Err(Failure::Refused(shortened(&why))),
+                Said::Failed(why) => return Err(PredictionError::Refused(shortened(&why))),
                 Said::Ready { .. } => {
-                    return Err(Failure::Nonsense("it is ready twice".to_owned()));
+                    return Err(PredictionError::Nonsense("it is ready twice".to_owned()));
                 }
             };
             for piece in &asked {
                 left = left
                     .checked_sub(piece.len().max(1))
-                    .ok_or_else(|| Failure::Nonsense("it reads on".to_owned()))?;
+                    .ok_or_else(|| PredictionError::Nonsense("it reads on".to_owned()))?;
             }
             let mut pieces = std::pin::pin!(read(image, &self.pieces, asked));
             while let Some(bytes) = pieces.try_next().await? {
@@ -242,12 +249,12 @@ impl Predictor {
 }
 
 /// How a process ended that says no more.
-async fn ended(mut child: Child) -> Option<Failure> {
+async fn ended(mut child: Child) -> Option<PredictionError> {
     timeout(LAST_BREATH, child.wait())
         .await
         .ok()?
         .ok()
-        .map(Failure::Died)
+        .map(PredictionError::Died)
 }
 
 /// The pieces of an image's blobs in their order.
@@ -255,16 +262,17 @@ fn read<'a>(
     image: &'a Image,
     budget: &'a Budget,
     asked: Vec<Piece>,
-) -> impl futures::Stream<Item = Result<Bytes, Failure>> + 'a {
+) -> impl futures::Stream<Item = Result<Bytes, PredictionError>> + 'a {
     let pieces = stream::iter(asked).map(move |piece| async move {
         let object = object(image, piece.blob)
             .filter(|object| piece.start <= piece.end && piece.end <= object.size);
         let object = object.filter(|_| piece.len() <= MAX_PIECE);
-        let object = object.ok_or_else(|| Failure::Nonsense(format!("it asks for {piece:?}")))?;
+        let object =
+            object.ok_or_else(|| PredictionError::Nonsense(format!("it asks for {piece:?}")))?;
         let weight = budget
             .take(piece.len())
             .await
-            .map_err(|full| Failure::Nonsense(full.to_string()))?;
+            .map_err(|full| PredictionError::Nonsense(full.to_string()))?;
         let read = image.store.read(object, piece.start..piece.end).await?;
         let read: Vec<Bytes> = read.try_collect().await?;
         Ok((read, weight))
@@ -290,46 +298,53 @@ fn object(image: &Image, blob: Blob) -> Option<&Object> {
     }
 }
 
-async fn hear(output: &mut ChildStdout) -> Result<Said, Failure> {
+async fn hear(output: &mut ChildStdout) -> Result<Said, PredictionError> {
     let mut length = [0; 4];
     output
         .read_exact(&mut length)
         .await
-        .map_err(Failure::Gone)?;
-    let length =
-        wire::checked(length, MAX_SAID).map_err(|error| Failure::Nonsense(error.to_string()))?;
+        .map_err(PredictionError::Gone)?;
+    let length = wire::checked(length, MAX_SAID)
+        .map_err(|error| PredictionError::Nonsense(error.to_string()))?;
     let mut bytes = Vec::new();
     output
         .take(length as u64)
         .read_to_end(&mut bytes)
         .await
-        .map_err(Failure::Gone)?;
+        .map_err(PredictionError::Gone)?;
     if bytes.len() < length {
-        return Err(Failure::Gone(io::ErrorKind::UnexpectedEof.into()));
+        return Err(PredictionError::Gone(io::ErrorKind::UnexpectedEof.into()));
     }
     // A full list of files is a megabyte and more.
     let parsed = spawn_blocking(move || serde_json::from_slice(&bytes)).await;
-    let parsed = parsed.map_err(|error| Failure::NotStarted(io::Error::other(error)))?;
-    parsed.map_err(|error| Failure::Nonsense(shortened(&error.to_string())))
+    let parsed = parsed.map_err(|error| PredictionError::NotStarted(io::Error::other(error)))?;
+    parsed.map_err(|error| PredictionError::Nonsense(shortened(&error.to_string())))
 }
 
-async fn give(input: &mut ChildStdin, bytes: &[u8]) -> Result<(), Failure> {
-    let length = wire::length(bytes).map_err(|error| Failure::Nonsense(error.to_string()))?;
-    input.write_all(&length).await.map_err(Failure::Gone)?;
-    input.write_all(bytes).await.map_err(Failure::Gone)?;
-    input.flush().await.map_err(Failure::Gone)
+async fn give(input: &mut ChildStdin, bytes: &[u8]) -> Result<(), PredictionError> {
+    let length =
+        wire::length(bytes).map_err(|error| PredictionError::Nonsense(error.to_string()))?;
+    input
+        .write_all(&length)
+        .await
+        .map_err(PredictionError::Gone)?;
+    input
+        .write_all(bytes)
+        .await
+        .map_err(PredictionError::Gone)?;
+    input.flush().await.map_err(PredictionError::Gone)
 }
 
 /// A prediction that names nothing beyond the image, and did not end by chance.
-fn checked(prediction: Prediction, layers: usize) -> Result<Prediction, Failure> {
+fn checked(prediction: Prediction, layers: usize) -> Result<Prediction, PredictionError> {
     let is_within = |layer: u32| usize::try_from(layer).is_ok_and(|layer| layer < layers);
     if !prediction.files.iter().all(|file| is_within(file.layer)) {
-        return Err(Failure::Nonsense(
+        return Err(PredictionError::Nonsense(
             "it names a layer that is not there".to_owned(),
         ));
     }
     match prediction.ended {
-        Some(end) if !end.is_the_same_everywhere() => Err(Failure::TooLong),
+        Some(end) if !end.is_the_same_everywhere() => Err(PredictionError::TooLong),
         _ => Ok(prediction),
     }
 }

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::fuel::Fuel;
 use super::launch::{Process, start};
+use super::shell_lexer::{Command, commands};
 use super::view::{base_name, join};
 use super::walk::Walk;
-use super::words::{Command, commands};
 use estargz::toc::Kind;
 
 /// Most commands of one script that are looked at.

@@ -30,7 +30,7 @@ pub(super) struct View {
 
 /// What a path leads to once all symbolic links are followed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct PathTarget {
     /// The layer it is from, counted from the bottom; the uppermost one of a directory.
     pub(super) layer: usize,
     pub(super) node: NodeId,
@@ -56,7 +56,7 @@ impl View {
     }
 
     /// What `path` leads to from the root; `None` if it leads nowhere, and once the fuel has ended.
-    pub(super) fn resolve(&self, path: &str) -> Option<Found> {
+    pub(super) fn resolve(&self, path: &str) -> Option<PathTarget> {
         // Whoever asks has put the path together, however long it is.
         if !self.fuel.look_through(path.len() + self.root.len())
             || path.len() > MAX_PATH
@@ -109,7 +109,7 @@ impl View {
     }
 
     /// The regular file that `path` leads to.
-    pub(super) fn file(&self, path: &str) -> Option<Found> {
+    pub(super) fn file(&self, path: &str) -> Option<PathTarget> {
         self.resolve(path).filter(|found| found.kind == Kind::File)
     }
 
@@ -150,7 +150,7 @@ impl View {
     }
 
     /// The node of something that was found.
-    pub(super) fn node_of(&self, found: &Found) -> Option<Node<'_>> {
+    pub(super) fn node_of(&self, found: &PathTarget) -> Option<Node<'_>> {
         self.node(found.layer, found.node)
     }
 
@@ -207,8 +207,8 @@ fn is_opaque(directory: Node<'_>) -> bool {
     directory.child(OPAQUE).is_some()
 }
 
-fn found(layer: usize, node: Node<'_>, names: &[String]) -> Found {
-    Found {
+fn found(layer: usize, node: Node<'_>, names: &[String]) -> PathTarget {
+    PathTarget {
         layer,
         node: node.id(),
         kind: node.kind(),

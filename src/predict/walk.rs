@@ -11,7 +11,7 @@ use super::blobs::{Blobs, Read, Task};
 use super::elf::{self, Elf, Refused};
 use super::fuel::{End, Fuel};
 use super::sparse::Sparse;
-use super::view::{Found, View};
+use super::view::{PathTarget, View};
 use crate::profile::{Extents, FileUse};
 
 /// Most files that are named: far more than any start was seen to read, a quarter of what a profile may hold.
@@ -76,7 +76,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Names a file; whether it is new.
-    pub(super) fn name(&mut self, file: &Found) -> bool {
+    pub(super) fn name(&mut self, file: &PathTarget) -> bool {
         if !self.fuel.make(file.path.len()) || !self.named.insert((file.layer, file.node)) {
             return false;
         }
@@ -102,7 +102,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Names the regular file that `path` leads to, if there is one.
-    pub(super) fn name_path(&mut self, path: &str) -> Option<Found> {
+    pub(super) fn name_path(&mut self, path: &str) -> Option<PathTarget> {
         let file = self.view.file(path)?;
         self.name(&file);
         Some(file)
@@ -117,7 +117,7 @@ impl<'a> Walk<'a> {
     }
 
     /// The first and the last chunk.
-    fn ends(&self, file: &Found) -> Extents {
+    fn ends(&self, file: &PathTarget) -> Extents {
         let node = self.view.node_of(file);
         let chunk = |offset| node.and_then(|node| node.chunk_at(offset));
         let ends = [chunk(0), chunk(file.size.saturating_sub(1))];
@@ -129,7 +129,7 @@ impl<'a> Walk<'a> {
     }
 
     /// The content of a text; empty for what is too long to be one, and once the fuel has ended.
-    pub(super) fn text(&mut self, file: &Found) -> Arc<str> {
+    pub(super) fn text(&mut self, file: &PathTarget) -> Arc<str> {
         self.prepare(std::slice::from_ref(file));
         self.texts
             .get(&(file.layer, file.node))
@@ -138,14 +138,14 @@ impl<'a> Walk<'a> {
     }
 
     /// Reads texts that will be asked for, several at once.
-    pub(super) fn prepare(&mut self, files: &[Found]) {
+    pub(super) fn prepare(&mut self, files: &[PathTarget]) {
         let fuel = self.fuel.clone();
         let (mut wanted, mut bytes) = (Vec::new(), 0);
         for file in fuel.each(files).filter(|file| file.size <= MAX_TEXT) {
             let key = (file.layer, file.node);
             let is_asked = wanted
                 .iter()
-                .any(|other: &Found| (other.layer, other.node) == key);
+                .any(|other: &PathTarget| (other.layer, other.node) == key);
             if is_asked || self.texts.contains_key(&key) || !fuel.open() {
                 continue;
             }
@@ -159,7 +159,7 @@ impl<'a> Walk<'a> {
         self.read_texts(&wanted);
     }
 
-    fn read_texts(&mut self, files: &[Found]) {
+    fn read_texts(&mut self, files: &[PathTarget]) {
         // Most texts are one chunk.
         let (mut chunks, mut owners) = (Vec::new(), Vec::new());
         for (number, file) in files.iter().enumerate() {
@@ -180,7 +180,7 @@ impl<'a> Walk<'a> {
     }
 
     /// The first bytes of a file; none once the fuel has ended.
-    pub(super) fn head(&mut self, file: &Found, bytes: u64) -> Vec<u8> {
+    pub(super) fn head(&mut self, file: &PathTarget, bytes: u64) -> Vec<u8> {
         if !self.fuel.open() {
             return Vec::new();
         }
@@ -191,7 +191,7 @@ impl<'a> Walk<'a> {
     }
 
     /// The chunks of a file up to an offset that may be inflated.
-    fn chunks_within(&self, file: &Found, end: u64) -> Vec<(u32, Chunk)> {
+    fn chunks_within(&self, file: &PathTarget, end: u64) -> Vec<(u32, Chunk)> {
         let (Some(node), Ok(layer)) = (self.view.node_of(file), u32::try_from(file.layer)) else {
             return Vec::new();
         };
@@ -206,7 +206,7 @@ impl<'a> Walk<'a> {
     }
 
     /// What an ELF file says; `None` for other files, and once the fuel has ended.
-    pub(super) fn elf(&mut self, file: &Found) -> Option<Arc<Elf>> {
+    pub(super) fn elf(&mut self, file: &PathTarget) -> Option<Arc<Elf>> {
         let key = (file.layer, file.node);
         if let Some(known) = self.elves.get(&key) {
             return known.clone();
@@ -216,7 +216,7 @@ impl<'a> Walk<'a> {
         read
     }
 
-    fn read_elf(&mut self, file: &Found) -> Option<Elf> {
+    fn read_elf(&mut self, file: &PathTarget) -> Option<Elf> {
         let layer = u32::try_from(file.layer).ok()?;
         let mut known = Sparse::new(file.size);
         for _piece in 0..MAX_PIECES {

@@ -38,7 +38,7 @@ pub(crate) struct Layer {
 
 /// The image's layers, visible in a directory each.
 #[derive(Debug)]
-pub(crate) struct Stage {
+pub(crate) struct MountedLayers {
     observatory: Observatory,
     layers: Vec<Shown>,
 }
@@ -51,7 +51,7 @@ pub(crate) struct Run {
     recording: Recording,
 }
 
-impl Stage {
+impl MountedLayers {
     /// Mounts the layers of the image with this manifest, which lies in `layout`, below `folder`.
     pub(crate) async fn set(
         folder: &Path,

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tokio::sync::Mutex;
 
-use super::hosts::{Consulted, Found};
+use super::hosts::{Consulted, HostsLookup};
 use crate::registry::builder::Builder;
 use crate::registry::client::Registry;
 use crate::registry::error::Error;
@@ -15,11 +15,11 @@ use crate::registry::error::Error;
 pub(crate) struct Hosted {
     name: String,
     builder: Arc<Builder>,
-    held: Mutex<Option<Held>>,
+    held: Mutex<Option<HeldRegistry>>,
 }
 
 #[derive(Debug)]
-struct Held {
+struct HeldRegistry {
     registry: Arc<Registry>,
     consulted: Consulted,
     looked: Instant,
@@ -50,16 +50,16 @@ impl Hosted {
     }
 
     /// Blocks.
-    fn renewed(&self, before: Option<Held>) -> Result<Held, Error> {
+    fn renewed(&self, before: Option<HeldRegistry>) -> Result<HeldRegistry, Error> {
         let looked = Instant::now();
         if let Some(before) = before
             && before.consulted.is_unchanged()
         {
-            return Ok(Held { looked, ..before });
+            return Ok(HeldRegistry { looked, ..before });
         }
         let found = self.builder.roots.find(&self.name);
         let registry = Arc::new(self.build(&found)?);
-        Ok(Held {
+        Ok(HeldRegistry {
             registry,
             consulted: found.consulted,
             looked,
@@ -67,7 +67,7 @@ impl Hosted {
     }
 
     /// A directory that is of no use is as good as none, once that is told.
-    fn build(&self, found: &Found) -> Result<Registry, Error> {
+    fn build(&self, found: &HostsLookup) -> Result<Registry, Error> {
         let useless = |error: &dyn std::error::Error| {
             tracing::error!(host = self.name, %error, "its directory of hosts and certificates is passed over");
         };

@@ -62,7 +62,7 @@ pub(super) struct Blob<'a> {
 type Sized = (u64, Range<u64>, Chunks);
 
 /// What an answer holds.
-enum Found {
+enum PartContent {
     Part(Sized),
     /// All from a position on, or up to an end, of a blob whose size is not said.
     WithoutSize(Range<u64>, Chunks),
@@ -103,12 +103,12 @@ impl Registry {
 impl Blob<'_> {
     async fn part(&self, wanted: &Wanted) -> Result<Sized, Error> {
         let size = match self.ask(wanted).await {
-            Ok(Found::Part(part)) => return Ok(part),
-            Ok(Found::WithoutSize(range, chunks)) => {
+            Ok(PartContent::Part(part)) => return Ok(part),
+            Ok(PartContent::WithoutSize(range, chunks)) => {
                 return self.sized(wanted, range, chunks).await;
             }
-            Ok(Found::OnlySize(size)) => size,
-            Ok(Found::Other) => return self.cut_from_whole(wanted).await,
+            Ok(PartContent::OnlySize(size)) => size,
+            Ok(PartContent::Other) => return self.cut_from_whole(wanted).await,
             // Some refuse a suffix longer than the blob, and some stores every suffix.
             Err(Error::RangeNotSatisfiable { size: Some(size) }) if wanted.is_tail() => size,
             Err(Error::RangeNotSatisfiable { .. } | Error::Malformed(_)) if wanted.is_tail() => {
@@ -124,16 +124,16 @@ impl Blob<'_> {
             return cut(wanted, size, 0..size, stream::empty().boxed());
         };
         match self.ask(&range).await {
-            Ok(Found::Part(part)) => Ok(part),
-            Ok(Found::WithoutSize(given, chunks)) => cut(wanted, size, given, chunks),
-            Ok(Found::OnlySize(_) | Found::Other) | Err(Error::Malformed(_)) => {
+            Ok(PartContent::Part(part)) => Ok(part),
+            Ok(PartContent::WithoutSize(given, chunks)) => cut(wanted, size, given, chunks),
+            Ok(PartContent::OnlySize(_) | PartContent::Other) | Err(Error::Malformed(_)) => {
                 self.cut_from_whole(wanted).await
             }
             Err(error) => Err(error),
         }
     }
 
-    async fn ask(&self, wanted: &Wanted) -> Result<Found, Error> {
+    async fn ask(&self, wanted: &Wanted) -> Result<PartContent, Error> {
         let targets = &self.endpoint.http().context().memory.targets;
         let target = (
             self.endpoint.id(),
@@ -211,8 +211,8 @@ impl Blob<'_> {
     async fn cut_from_whole(&self, wanted: &Wanted) -> Result<Sized, Error> {
         let without = || Error::Malformed("a blob without a size".to_owned());
         match self.ask(&Wanted::Whole).await? {
-            Found::Part((size, given, chunks)) => cut(wanted, size, given, chunks),
-            Found::WithoutSize(given, chunks) => match self.told_size().await? {
+            PartContent::Part((size, given, chunks)) => cut(wanted, size, given, chunks),
+            PartContent::WithoutSize(given, chunks) => match self.told_size().await? {
                 Some(size) => cut(wanted, size, given, chunks),
                 None => {
                     drop(chunks);
@@ -221,7 +221,7 @@ impl Blob<'_> {
                     cut(wanted, size, 0..size, stream::iter([Ok(bytes)]).boxed())
                 }
             },
-            Found::OnlySize(_) | Found::Other => Err(without()),
+            PartContent::OnlySize(_) | PartContent::Other => Err(without()),
         }
     }
 
@@ -353,42 +353,43 @@ fn content_length(answer: &Answer) -> Option<u64> {
     answer.header(CONTENT_LENGTH)?.trim().parse().ok()
 }
 
-fn found_in(answer: Answer, wanted: &Wanted) -> Found {
+fn found_in(answer: Answer, wanted: &Wanted) -> PartContent {
     let is_partial = answer.status() == StatusCode::PARTIAL_CONTENT;
     let (given, length) = (content_range(answer.headers()), content_length(&answer));
     let chunks = answer.chunks();
     if is_partial {
-        return given.map_or(Found::Other, |(range, size)| {
+        return given.map_or(PartContent::Other, |(range, size)| {
             partial(range, size, chunks, wanted)
         });
     }
     match (wanted, length) {
-        (_, None) => Found::WithoutSize(0..u64::MAX, chunks),
+        (_, None) => PartContent::WithoutSize(0..u64::MAX, chunks),
         // The answer is dropped unread: a blob is long, and ranges by position may well be understood.
-        (Wanted::Tail(tail), Some(size)) if *tail < size => Found::OnlySize(size),
-        (_, Some(size)) => {
-            cut(wanted, size, 0..size, chunks).map_or(Found::OnlySize(size), Found::Part)
-        }
+        (Wanted::Tail(tail), Some(size)) if *tail < size => PartContent::OnlySize(size),
+        (_, Some(size)) => cut(wanted, size, 0..size, chunks)
+            .map_or(PartContent::OnlySize(size), PartContent::Part),
     }
 }
 
 /// A 206, which holds what it says rather than what was asked for.
-fn partial(given: Range<u64>, size: Option<u64>, chunks: Chunks, wanted: &Wanted) -> Found {
+fn partial(given: Range<u64>, size: Option<u64>, chunks: Chunks, wanted: &Wanted) -> PartContent {
     let is_useful = match (wanted, size) {
         (Wanted::Whole, _) => given.start == 0,
         (Wanted::Range(wanted), _) => given.contains(&wanted.start),
         (Wanted::Tail(tail), Some(size)) if given.start == size.saturating_sub(*tail) => true,
-        (Wanted::Tail(_), Some(size)) => return Found::OnlySize(size),
+        (Wanted::Tail(_), Some(size)) => return PartContent::OnlySize(size),
         // The last bytes end where the blob does.
         (Wanted::Tail(tail), None) if given.end - given.start == *tail || given.start == 0 => {
-            return Found::Part((given.end, given, chunks));
+            return PartContent::Part((given.end, given, chunks));
         }
         (Wanted::Tail(_), None) => false,
     };
     match size {
-        _ if !is_useful => Found::Other,
-        Some(size) => cut(wanted, size, given, chunks).map_or(Found::Other, Found::Part),
-        None => Found::WithoutSize(given, chunks),
+        _ if !is_useful => PartContent::Other,
+        Some(size) => {
+            cut(wanted, size, given, chunks).map_or(PartContent::Other, PartContent::Part)
+        }
+        None => PartContent::WithoutSize(given, chunks),
     }
 }
 

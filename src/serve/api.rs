@@ -17,7 +17,7 @@ use crate::registry;
 use crate::telemetry::log;
 
 use super::app::App;
-use super::error::{Failure, refused};
+use super::error::{ApiError, refused};
 use super::{request_body, response};
 
 /// The longest request body: one reference, escaped as anybody likes.
@@ -91,10 +91,10 @@ pub(crate) async fn one(State(app): State<Arc<App>>, Path(id): Path<String>) -> 
 pub(crate) async fn start(State(app): State<Arc<App>>, request: Request) -> Response {
     start_wanted(&app, request)
         .await
-        .unwrap_or_else(Failure::into_response)
+        .unwrap_or_else(ApiError::into_response)
 }
 
-async fn start_wanted(app: &Arc<App>, request: Request) -> Result<Response, Failure> {
+async fn start_wanted(app: &Arc<App>, request: Request) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
     if !is_json(&parts.headers) {
         return Err(refused(
@@ -113,7 +113,7 @@ async fn start_wanted(app: &Arc<App>, request: Request) -> Result<Response, Fail
     let (job, is_new) = app
         .jobs
         .start(&reference, &target.location)
-        .ok_or_else(Failure::busy)?;
+        .ok_or_else(ApiError::busy)?;
     if is_new {
         tokio::spawn(run(Arc::clone(app), job.id.clone(), target));
     }

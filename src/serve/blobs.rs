@@ -20,9 +20,9 @@ use crate::telemetry::metrics;
 use crate::transport::Source;
 
 use super::app::App;
-use super::ask::Ask;
-use super::error::{Asked, Failure};
+use super::error::{ApiError, Subject};
 use super::multipart::{Layout, Read, Slicer};
+use super::registry_request::RegistryRequest;
 use super::response;
 
 /// Each part of a multi-range answer from the store may be a read of its own; `max_ranges` bounds them.
@@ -93,18 +93,26 @@ impl Origin {
     }
 }
 
-pub(crate) async fn answer(app: &App, ask: &Ask, digest: &Digest) -> Result<Response, Failure> {
+pub(crate) async fn answer(
+    app: &App,
+    ask: &RegistryRequest,
+    digest: &Digest,
+) -> Result<Response, ApiError> {
     let failed = match app.store.find(digest).await {
         Ok(Some(object)) => return from_store(app, ask, object).await,
         Ok(None) => None,
-        Err(error) => Some(Failure::from(error)),
+        Err(error) => Some(ApiError::from(error)),
     };
     let answer = from_upstream(app, ask, digest).await;
     // What the upstream does not know may well be ours: a store that failed must not look like a 404.
     answer.map_err(|failure| failed.filter(|_| failure.is_not_found()).unwrap_or(failure))
 }
 
-async fn from_store(app: &App, ask: &Ask, object: Object) -> Result<Response, Failure> {
+async fn from_store(
+    app: &App,
+    ask: &RegistryRequest,
+    object: Object,
+) -> Result<Response, ApiError> {
     let is_learned_from = is_learned_from(app, ask, &object);
     if app.config.redirect
         && !ask.is_head
@@ -139,7 +147,7 @@ async fn from_store(app: &App, ask: &Ask, object: Object) -> Result<Response, Fa
 }
 
 /// Whether ranges of the layer come through here, though blobs are redirected, because its image is not known well.
-fn is_learned_from(app: &App, ask: &Ask, object: &Object) -> bool {
+fn is_learned_from(app: &App, ask: &RegistryRequest, object: &Object) -> bool {
     let wants = app
         .ranges
         .as_ref()
@@ -148,7 +156,7 @@ fn is_learned_from(app: &App, ask: &Ask, object: &Object) -> bool {
 }
 
 /// Lets it be learned from ranges of a layer which files are read at a start.
-fn note(app: &App, ask: &Ask, object: &Object) {
+fn note(app: &App, ask: &RegistryRequest, object: &Object) {
     let (Some(ranges), Some(client), Key::Layer { .. }) = (&app.ranges, ask.client, &object.key)
     else {
         return;
@@ -163,8 +171,12 @@ fn note(app: &App, ask: &Ask, object: &Object) {
     }
 }
 
-async fn from_upstream(app: &App, ask: &Ask, digest: &Digest) -> Result<Response, Failure> {
-    let fail = |error: registry::Error| Failure::upstream(&error, Asked::Blob, ask.is_mirror);
+async fn from_upstream(
+    app: &App,
+    ask: &RegistryRequest,
+    digest: &Digest,
+) -> Result<Response, ApiError> {
+    let fail = |error: registry::Error| ApiError::upstream(&error, Subject::Blob, ask.is_mirror);
     let source = app.source(&ask.location.upstream).map_err(fail)?;
     let key = (ask.location.clone(), digest.clone());
     let repository = ask.location.repository.clone();
@@ -220,18 +232,18 @@ fn count(answer: &'static str) {
 }
 
 async fn send(
-    ask: &Ask,
+    ask: &RegistryRequest,
     digest: &Digest,
     origin: &Origin,
     max_ranges: usize,
     max_reads: usize,
-) -> Result<Response, Failure> {
+) -> Result<Response, ApiError> {
     let size = origin.size();
     if response::is_known_to_client(&ask.headers, digest) {
         return Ok(decorated(StatusCode::NOT_MODIFIED, digest));
     }
     let mut response = match wanted(ask, digest, size, max_ranges) {
-        Some(Selection::Unsatisfiable) => return Err(Failure::unsatisfiable(size)),
+        Some(Selection::Unsatisfiable) => return Err(ApiError::unsatisfiable(size)),
         Some(Selection::Parts(parts)) => partial(ask, digest, origin, parts, max_reads).await?,
         None => whole(ask, digest, origin).await?,
     };
@@ -248,7 +260,12 @@ fn decorated(status: StatusCode, digest: &Digest) -> Response {
 }
 
 /// The parts asked for; `None` for the whole blob. Ranges have a meaning for GET alone.
-fn wanted(ask: &Ask, digest: &Digest, size: u64, max_ranges: usize) -> Option<Selection> {
+fn wanted(
+    ask: &RegistryRequest,
+    digest: &Digest,
+    size: u64,
+    max_ranges: usize,
+) -> Option<Selection> {
     if ask.is_head || !response::is_range_wanted(&ask.headers, digest) {
         return None;
     }
@@ -259,7 +276,11 @@ fn wanted(ask: &Ask, digest: &Digest, size: u64, max_ranges: usize) -> Option<Se
     }
 }
 
-async fn whole(ask: &Ask, digest: &Digest, origin: &Origin) -> Result<Response, Failure> {
+async fn whole(
+    ask: &RegistryRequest,
+    digest: &Digest,
+    origin: &Origin,
+) -> Result<Response, ApiError> {
     let size = origin.size();
     let mut response = decorated(StatusCode::OK, digest);
     response::describe(&mut response, OCTET_STREAM, size);
@@ -274,12 +295,12 @@ async fn whole(ask: &Ask, digest: &Digest, origin: &Origin) -> Result<Response, 
 }
 
 async fn partial(
-    ask: &Ask,
+    ask: &RegistryRequest,
     digest: &Digest,
     origin: &Origin,
     parts: Vec<Range<u64>>,
     max_reads: usize,
-) -> Result<Response, Failure> {
+) -> Result<Response, ApiError> {
     let size = origin.size();
     let mut response = decorated(StatusCode::PARTIAL_CONTENT, digest);
     let layout = match parts.as_slice() {
@@ -291,9 +312,8 @@ async fn partial(
             );
             Layout::single(part.clone())
         }
-        _ => {
-            Layout::multipart(parts, size, &boundary(), max_reads).ok_or_else(Failure::far_parts)?
-        }
+        _ => Layout::multipart(parts, size, &boundary(), max_reads)
+            .ok_or_else(ApiError::far_parts)?,
     };
     response::describe(&mut response, &layout.content_type, layout.length);
     let stream = read(origin.clone(), layout)
@@ -339,9 +359,9 @@ fn slice(read: &Read, bytes: Bodies) -> Bodies {
         .boxed()
 }
 
-fn failure(error: BodyError, ask: &Ask) -> Failure {
+fn failure(error: BodyError, ask: &RegistryRequest) -> ApiError {
     match error {
         BodyError::Store(error) => error.into(),
-        BodyError::Upstream(error) => Failure::upstream(&error, Asked::Blob, ask.is_mirror),
+        BodyError::Upstream(error) => ApiError::upstream(&error, Subject::Blob, ask.is_mirror),
     }
 }

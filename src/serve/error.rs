@@ -22,13 +22,13 @@ use super::response;
 
 /// What was asked for, which decides the code of a miss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Asked {
+pub(crate) enum Subject {
     Manifest,
     Blob,
     Repository,
 }
 
-impl Asked {
+impl Subject {
     fn unknown(self) -> ErrorCode {
         match self {
             Self::Manifest => ErrorCode::ManifestUnknown,
@@ -40,7 +40,7 @@ impl Asked {
 
 /// A failure as the client sees it.
 #[derive(Debug)]
-pub(crate) struct Failure {
+pub(crate) struct ApiError {
     status: StatusCode,
     code: ErrorCode,
     message: String,
@@ -48,7 +48,7 @@ pub(crate) struct Failure {
     content_range: Option<String>,
 }
 
-impl Failure {
+impl ApiError {
     pub(crate) fn new(status: StatusCode, code: ErrorCode, message: impl Into<String>) -> Self {
         Self {
             status,
@@ -59,7 +59,7 @@ impl Failure {
         }
     }
 
-    pub(crate) fn not_found(asked: Asked) -> Self {
+    pub(crate) fn not_found(asked: Subject) -> Self {
         Self::new(
             StatusCode::NOT_FOUND,
             asked.unknown(),
@@ -165,7 +165,7 @@ impl Failure {
     ///
     /// Upstream 401 becomes 403: a challenge would ask clients for credentials that this server cannot pass on. 429
     /// becomes 503 for mirrors, since containerd repeats 429 at once and never tries the next host.
-    pub(crate) fn upstream(error: &registry::Error, asked: Asked, is_mirror: bool) -> Self {
+    pub(crate) fn upstream(error: &registry::Error, asked: Subject, is_mirror: bool) -> Self {
         use registry::Error;
         match error {
             Error::NotFound => Self::not_found(asked),
@@ -213,7 +213,7 @@ impl Failure {
     }
 }
 
-impl From<store::Error> for Failure {
+impl From<store::Error> for ApiError {
     fn from(error: store::Error) -> Self {
         let failure = Self::inside(&error);
         if !error.is_forgotten() && !matches!(error, store::Error::Full { .. }) {
@@ -246,7 +246,7 @@ impl std::fmt::Display for Chain<'_> {
     }
 }
 
-impl IntoResponse for Failure {
+impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let body = ErrorBody::new(self.code, self.message, Value::Null);
         let mut response = response::json(self.status, &body);
@@ -268,8 +268,8 @@ impl IntoResponse for Failure {
 }
 
 /// A request to the API that is not one.
-pub(crate) fn refused(status: StatusCode, message: impl Into<String>) -> Failure {
-    Failure::new(status, ErrorCode::Unsupported, message)
+pub(crate) fn refused(status: StatusCode, message: impl Into<String>) -> ApiError {
+    ApiError::new(status, ErrorCode::Unsupported, message)
 }
 
 #[cfg(test)]
@@ -277,7 +277,7 @@ mod tests {
     use super::*;
 
     fn status_of(error: &registry::Error, is_mirror: bool) -> u16 {
-        Failure::upstream(error, Asked::Manifest, is_mirror)
+        ApiError::upstream(error, Subject::Manifest, is_mirror)
             .into_response()
             .status()
             .as_u16()
@@ -308,14 +308,14 @@ mod tests {
         let error = registry::Error::TooManyRequests {
             retry_after: Some(Duration::from_secs(7)),
         };
-        let response = Failure::upstream(&error, Asked::Manifest, true).into_response();
+        let response = ApiError::upstream(&error, Subject::Manifest, true).into_response();
         assert_eq!(response.headers()[RETRY_AFTER], "7");
     }
 
     #[test]
     fn what_failed_inside_is_not_told() {
         let error = store::Error::Config("the secret bucket".to_owned());
-        let failure = Failure::from(error);
+        let failure = ApiError::from(error);
         assert!(!failure.message.contains("secret"));
         assert_eq!(failure.status, StatusCode::INTERNAL_SERVER_ERROR);
     }

@@ -18,11 +18,11 @@ use crate::transport::Source;
 
 use super::accept::{Accept, Choice};
 use super::app::App;
-use super::ask::Ask;
 use super::config::OnMiss;
-use super::error::{Asked, Chain, Failure};
+use super::error::{ApiError, Chain, Subject};
 use super::negotiate::{of_original, of_twin};
 use super::reading::{failure, original, source, stored, weighed};
+use super::registry_request::RegistryRequest;
 use super::{recorded, referrers, response};
 
 /// What stargz-snapshotter and `ctr-remote` append to a tag.
@@ -72,9 +72,9 @@ enum Kind {
 /// Answers within the configured time, whatever the upstream does.
 pub(crate) async fn answer(
     app: &Arc<App>,
-    ask: &Ask,
+    ask: &RegistryRequest,
     reference: &Reference,
-) -> Result<Response, Failure> {
+) -> Result<Response, ApiError> {
     let document = async {
         match reference {
             Reference::Digest(digest) => by_digest(app, ask, digest).await,
@@ -83,7 +83,7 @@ pub(crate) async fn answer(
     };
     let (document, kind) = timeout_at(ask.started + app.config.answer_within, document)
         .await
-        .unwrap_or_else(|_| Err(Failure::timeout()))?;
+        .unwrap_or_else(|_| Err(ApiError::timeout()))?;
     count(kind);
     if !ask.is_head && !ask.is_browser && app.config.profiles.enabled {
         notice(app, ask, &document);
@@ -98,7 +98,7 @@ pub(crate) async fn answer(
 }
 
 /// Lets the image be asked about by its layers, if that is not so yet.
-fn notice(app: &Arc<App>, ask: &Ask, document: &Document) {
+fn notice(app: &Arc<App>, ask: &RegistryRequest, document: &Document) {
     let Document {
         media_type,
         digest,
@@ -137,7 +137,7 @@ fn notice(app: &Arc<App>, ask: &Ask, document: &Document) {
 }
 
 /// Lets the twin be made anew in the order in which its files are read, if that is wanted.
-async fn reorder(app: &Arc<App>, ask: &Ask, twin: &Document) {
+async fn reorder(app: &Arc<App>, ask: &RegistryRequest, twin: &Document) {
     let Some(bytes) = &twin.bytes else { return };
     let Some(original) = referrers::source_digest(bytes).await else {
         return;
@@ -173,7 +173,12 @@ fn count(kind: Kind) {
         .inc();
 }
 
-fn respond(ask: &Ask, reference: &Reference, document: Document, kind: Kind) -> Response {
+fn respond(
+    ask: &RegistryRequest,
+    reference: &Reference,
+    document: Document,
+    kind: Kind,
+) -> Response {
     let is_known = response::is_known_to_client(&ask.headers, &document.digest);
     let status = if is_known {
         StatusCode::NOT_MODIFIED
@@ -214,9 +219,9 @@ fn respond(ask: &Ask, reference: &Reference, document: Document, kind: Kind) -> 
 /// What we made, else the upstream's exact bytes. Whose original image is pulled gets a twin in the background.
 async fn by_digest(
     app: &Arc<App>,
-    ask: &Ask,
+    ask: &RegistryRequest,
     digest: &Digest,
-) -> Result<(Document, Kind), Failure> {
+) -> Result<(Document, Kind), ApiError> {
     let failed = match stored(app, digest).await {
         Ok(Some(manifest)) => return Ok((manifest.into(), Kind::Twin)),
         Ok(None) => None,
@@ -229,9 +234,9 @@ async fn by_digest(
 
 async fn original_by_digest(
     app: &Arc<App>,
-    ask: &Ask,
+    ask: &RegistryRequest,
     digest: &Digest,
-) -> Result<(Document, Kind), Failure> {
+) -> Result<(Document, Kind), ApiError> {
     let source = source(app, ask)?;
     if let Some(manifest) = app.originals.known(&ask.location, digest).await {
         return Ok(original_child(
@@ -255,7 +260,7 @@ async fn original_by_digest(
 
 fn original_child(
     app: &Arc<App>,
-    ask: &Ask,
+    ask: &RegistryRequest,
     source: &Source,
     manifest: Manifest,
 ) -> (Document, Kind) {
@@ -273,7 +278,11 @@ fn original_child(
     (manifest.into(), Kind::PassThrough)
 }
 
-async fn by_tag(app: &Arc<App>, ask: &Ask, tag: &Tag) -> Result<(Document, Kind), Failure> {
+async fn by_tag(
+    app: &Arc<App>,
+    ask: &RegistryRequest,
+    tag: &Tag,
+) -> Result<(Document, Kind), ApiError> {
     let source = source(app, ask)?;
     let ready_by = ask.started + app.config.wait;
     let patience = ready_by.max(ask.started + app.config.answer_within / 2);
@@ -294,7 +303,7 @@ async fn by_tag(app: &Arc<App>, ask: &Ask, tag: &Tag) -> Result<(Document, Kind)
             None => by_original(app, ask, &source, &found, Kind::PassThrough).await,
         },
         Err(Kind::Original(_)) if ask.is_mirror && app.config.on_miss == OnMiss::NotFound => {
-            Err(Failure::not_found(Asked::Manifest))
+            Err(ApiError::not_found(Subject::Manifest))
         }
         Err(kind) => by_original(app, ask, &source, &found, kind).await,
     }
@@ -302,11 +311,11 @@ async fn by_tag(app: &Arc<App>, ask: &Ask, tag: &Tag) -> Result<(Document, Kind)
 
 async fn by_original(
     app: &App,
-    ask: &Ask,
+    ask: &RegistryRequest,
     source: &Source,
     found: &Descriptor,
     kind: Kind,
-) -> Result<(Document, Kind), Failure> {
+) -> Result<(Document, Kind), ApiError> {
     if ask.is_head && Accept::from_headers(&ask.headers).choose(&found.media_type) == Choice::AsIs {
         return Ok((Document::without_bytes(found.clone()), kind));
     }
@@ -315,8 +324,13 @@ async fn by_original(
 }
 
 /// The image of external TOCs that stargz-snapshotter looks for beside an image: `TAG-esgztoc`.
-async fn toc_image(app: &App, ask: &Ask, source: &Source, tag: &Tag) -> Result<Manifest, Failure> {
-    let missing = || Failure::not_found(Asked::Manifest);
+async fn toc_image(
+    app: &App,
+    ask: &RegistryRequest,
+    source: &Source,
+    tag: &Tag,
+) -> Result<Manifest, ApiError> {
+    let missing = || ApiError::not_found(Subject::Manifest);
     let base: Tag = tag
         .as_str()
         .strip_suffix(TOC_SUFFIX)
@@ -338,18 +352,18 @@ async fn toc_image(app: &App, ask: &Ask, source: &Source, tag: &Tag) -> Result<M
         Err(error) => Err(error),
     };
     record
-        .map_err(|error| Failure::inside(&error))?
+        .map_err(|error| ApiError::inside(&error))?
         .ok_or_else(missing)
 }
 
 /// The twin of the source with this digest, if it is ready by `ready_by`; else why the original must do.
 async fn twin(
     app: &App,
-    ask: &Ask,
+    ask: &RegistryRequest,
     source: &Source,
     digest: &Digest,
     ready_by: Instant,
-) -> Result<Result<(ImageRecord, Manifest), Kind>, Failure> {
+) -> Result<Result<(ImageRecord, Manifest), Kind>, ApiError> {
     let record = match app.converter.lookup(digest).await {
         Ok(Some(record)) => Some(record),
         Ok(None) if ask.is_browser => {
@@ -383,7 +397,7 @@ async fn twin(
 /// Waits for the conversion until `ready_by`; it goes on without us after that.
 async fn converted(
     app: &App,
-    ask: &Ask,
+    ask: &RegistryRequest,
     source: &Source,
     original: &Manifest,
     ready_by: Instant,

@@ -10,9 +10,9 @@ use crate::transport::Source;
 
 use super::accept::{Accept, Choice};
 use super::app::App;
-use super::ask::Ask;
-use super::error::Failure;
+use super::error::ApiError;
 use super::reading::{original, stored};
+use super::registry_request::RegistryRequest;
 
 /// Indexes in indexes: nobody was seen to nest them deeper than two.
 const MAX_INDEXES: usize = 4;
@@ -21,10 +21,10 @@ const MAX_INDEXES: usize = 4;
 /// its images and nothing else changes.
 pub(crate) async fn of_original(
     app: &App,
-    ask: &Ask,
+    ask: &RegistryRequest,
     source: &Source,
     manifest: Manifest,
-) -> Result<Manifest, Failure> {
+) -> Result<Manifest, ApiError> {
     let accept = Accept::from_headers(&ask.headers);
     let mut manifest = manifest;
     for _ in 0..MAX_INDEXES {
@@ -42,11 +42,11 @@ pub(crate) async fn of_original(
 /// The twin in a form that the client takes; `None` when there is none in the types it knows.
 pub(crate) async fn of_twin(
     app: &App,
-    ask: &Ask,
+    ask: &RegistryRequest,
     source: &Source,
     record: &ImageRecord,
     manifest: Manifest,
-) -> Result<Option<Manifest>, Failure> {
+) -> Result<Option<Manifest>, ApiError> {
     let accept = Accept::from_headers(&ask.headers);
     let mut manifest = manifest;
     for _ in 0..=MAX_INDEXES {

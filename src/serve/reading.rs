@@ -6,12 +6,12 @@ use crate::registry;
 use crate::transport::Source;
 
 use super::app::App;
-use super::ask::Ask;
 use super::documents::Documents;
-use super::error::{Asked, Failure};
+use super::error::{ApiError, Subject};
+use super::registry_request::RegistryRequest;
 
 /// A manifest of our own making.
-pub(crate) async fn stored(app: &App, digest: &Digest) -> Result<Option<Manifest>, Failure> {
+pub(crate) async fn stored(app: &App, digest: &Digest) -> Result<Option<Manifest>, ApiError> {
     let Some(object) = app.store.find(digest).await? else {
         return Ok(None);
     };
@@ -33,10 +33,10 @@ pub(crate) async fn stored(app: &App, digest: &Digest) -> Result<Option<Manifest
 
 pub(crate) async fn original(
     app: &App,
-    ask: &Ask,
+    ask: &RegistryRequest,
     source: &Source,
     digest: &Digest,
-) -> Result<Manifest, Failure> {
+) -> Result<Manifest, ApiError> {
     let manifest = app
         .originals
         .get(source, &ask.location, digest)
@@ -46,16 +46,16 @@ pub(crate) async fn original(
 }
 
 /// A manifest of the upstream, which may be held by this answer only once it has left the cache.
-pub(crate) async fn weighed(app: &App, manifest: Manifest) -> Result<Manifest, Failure> {
+pub(crate) async fn weighed(app: &App, manifest: Manifest) -> Result<Manifest, ApiError> {
     let bytes = app.documents.weigh(manifest.bytes).await?;
     Ok(Manifest { bytes, ..manifest })
 }
 
-pub(crate) fn source(app: &App, ask: &Ask) -> Result<Source, Failure> {
+pub(crate) fn source(app: &App, ask: &RegistryRequest) -> Result<Source, ApiError> {
     app.source(&ask.location.upstream)
         .map_err(|error| failure(&error, ask))
 }
 
-pub(crate) fn failure(error: &registry::Error, ask: &Ask) -> Failure {
-    Failure::upstream(error, Asked::Manifest, ask.is_mirror)
+pub(crate) fn failure(error: &registry::Error, ask: &RegistryRequest) -> ApiError {
+    ApiError::upstream(error, Subject::Manifest, ask.is_mirror)
 }

@@ -17,16 +17,20 @@ use crate::oci::{Descriptor, Digest, Manifest};
 use crate::registry;
 
 use super::app::App;
-use super::ask::Ask;
-use super::error::{Asked, Chain, Failure};
+use super::error::{ApiError, Chain, Subject};
 use super::reading::stored;
+use super::registry_request::RegistryRequest;
 use super::response;
 
 /// The artifact type under which an original's twin is listed.
 const TWIN: &str = "application/vnd.dev.starlift.twin.v1";
 const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
 
-pub(crate) async fn answer(app: &App, ask: &Ask, digest: &Digest) -> Result<Response, Failure> {
+pub(crate) async fn answer(
+    app: &App,
+    ask: &RegistryRequest,
+    digest: &Digest,
+) -> Result<Response, ApiError> {
     let mut referrers = match stored(app, digest).await? {
         Some(twin) => {
             let mut referrers = match source_digest(&twin.bytes).await {
@@ -62,8 +66,13 @@ pub(crate) async fn answer(app: &App, ask: &Ask, digest: &Digest) -> Result<Resp
 }
 
 /// The upstream's list. A repository or digest it does not know has no referrers, which is an empty list.
-async fn of_upstream(app: &App, ask: &Ask, digest: &Digest) -> Result<Vec<Descriptor>, Failure> {
-    let fail = |error: registry::Error| Failure::upstream(&error, Asked::Repository, ask.is_mirror);
+async fn of_upstream(
+    app: &App,
+    ask: &RegistryRequest,
+    digest: &Digest,
+) -> Result<Vec<Descriptor>, ApiError> {
+    let fail =
+        |error: registry::Error| ApiError::upstream(&error, Subject::Repository, ask.is_mirror);
     let source = app.source(&ask.location.upstream).map_err(fail)?;
     match source.referrers(&ask.location.repository, digest).await {
         Ok(referrers) => Ok(referrers),

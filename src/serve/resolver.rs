@@ -23,13 +23,13 @@ const MAX_TAGS: u64 = 50_000;
 type Key = (Location, Tag);
 
 #[derive(Clone)]
-struct Known {
+struct ResolvedTag {
     descriptor: Descriptor,
     since: Instant,
 }
 
 pub(crate) struct Resolver {
-    known: Cache<Key, Known>,
+    known: Cache<Key, ResolvedTag>,
     asking: Flight<Key, Result<Descriptor, Error>>,
     fresh: Duration,
     while_revalidate: Duration,
@@ -114,7 +114,7 @@ impl Resolver {
                     known
                         .insert(
                             key,
-                            Known {
+                            ResolvedTag {
                                 descriptor,
                                 since: Instant::now(),
                             },

@@ -9,20 +9,21 @@ use crate::oci::error::ErrorCode;
 use crate::registry;
 
 use super::app::App;
-use super::ask::Ask;
-use super::error::{Asked, Failure};
+use super::error::{ApiError, Subject};
+use super::registry_request::RegistryRequest;
 use super::response;
 
 /// The longest page; a larger `n` gets this many and a link to the next.
 const MAX_PAGE: usize = 1000;
 
-pub(crate) async fn answer(app: &App, ask: &Ask) -> Result<Response, Failure> {
+pub(crate) async fn answer(app: &App, ask: &RegistryRequest) -> Result<Response, ApiError> {
     let n = ask.query("n").map(page_size).transpose()?;
     let last = ask.query("last").filter(|last| !last.is_empty());
     if n == Some(0) {
         return Ok(page(ask, &[], None));
     }
-    let fail = |error: registry::Error| Failure::upstream(&error, Asked::Repository, ask.is_mirror);
+    let fail =
+        |error: registry::Error| ApiError::upstream(&error, Subject::Repository, ask.is_mirror);
     let source = app.source(&ask.location.upstream).map_err(fail)?;
     let mut found = source
         .tags(&ask.location.repository, n, last)
@@ -39,11 +40,11 @@ pub(crate) async fn answer(app: &App, ask: &Ask) -> Result<Response, Failure> {
     Ok(page(ask, &found.tags, next))
 }
 
-fn page_size(text: &str) -> Result<usize, Failure> {
+fn page_size(text: &str) -> Result<usize, ApiError> {
     let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     if !is_number {
         let message = "n is a number of tags";
-        return Err(Failure::new(
+        return Err(ApiError::new(
             StatusCode::BAD_REQUEST,
             ErrorCode::PaginationNumberInvalid,
             message,
@@ -52,7 +53,7 @@ fn page_size(text: &str) -> Result<usize, Failure> {
     Ok(text.parse().unwrap_or(MAX_PAGE).min(MAX_PAGE))
 }
 
-fn page(ask: &Ask, tags: &[String], next: Option<String>) -> Response {
+fn page(ask: &RegistryRequest, tags: &[String], next: Option<String>) -> Response {
     let mut response = response::json(
         StatusCode::OK,
         &json!({ "name": ask.name.as_str(), "tags": tags }),
@@ -64,7 +65,7 @@ fn page(ask: &Ask, tags: &[String], next: Option<String>) -> Response {
 }
 
 /// A relative link: behind a proxy this server does not know its own name. The namespace stays in it.
-fn next_page(ask: &Ask, n: usize, last: &str) -> String {
+fn next_page(ask: &RegistryRequest, n: usize, last: &str) -> String {
     let mut query = url::form_urlencoded::Serializer::new(String::new());
     query
         .append_pair("n", &n.to_string())

@@ -5,26 +5,26 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
+use super::bundle::{ImageBundle, ImageReader};
 use super::document::parse;
 use super::endpoint::Endpoint;
 use super::entries::toc_reference;
-use super::parcel::{Parcel, Shelf};
 use crate::failure::Failure;
 use crate::oci::annotations::{LAYER_DIGEST, TOC_DIGEST};
 use crate::oci::manifest::ImageManifest;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
 
-/// The TOCs of the parcel's layers as an image: those that were `made` with them, and those the source has of layers that
+/// The TOCs of the bundle's layers as an image: those that were `made` with them, and those the source has of layers that
 /// passed through.
-pub(crate) async fn of_parcel(
+pub(crate) async fn of_bundle(
     made: Option<&Manifest>,
-    shelf: Shelf<'_>,
-    parcel: &Parcel,
-) -> Result<Option<Parcel>, Failure> {
+    reader: ImageReader<'_>,
+    bundle: &ImageBundle,
+) -> Result<Option<ImageBundle>, Failure> {
     let made = made.map(parse::<ImageManifest>).transpose()?;
-    let held = of_source(shelf.endpoint, &layers(parcel)).await;
+    let held = of_source(reader.endpoint, &layers(bundle)).await;
     let mut known = HashSet::new();
-    let ours: HashSet<_> = parcel.blobs.iter().map(|blob| &blob.digest).collect();
+    let ours: HashSet<_> = bundle.blobs.iter().map(|blob| &blob.digest).collect();
     let mut image: Option<ImageManifest> = None;
     for mut other in made.into_iter().chain(held) {
         other.layers.retain(|toc| {
@@ -40,12 +40,12 @@ pub(crate) async fn of_parcel(
     };
     let bytes = serde_json::to_vec(&image).map_err(Failure::from_error)?;
     let media_type = crate::oci::media_type::OCI_MANIFEST.to_owned();
-    Parcel::of_image(Manifest::new(media_type, bytes.into())).map(Some)
+    ImageBundle::of_image(Manifest::new(media_type, bytes.into())).map(Some)
 }
 
-/// The layers of a parcel's images.
-pub(crate) fn layers(parcel: &Parcel) -> Vec<Descriptor> {
-    let images = parcel
+/// The layers of a bundle's images.
+pub(crate) fn layers(bundle: &ImageBundle) -> Vec<Descriptor> {
+    let images = bundle
         .images()
         .into_iter()
         .filter_map(|manifest| parse::<ImageManifest>(manifest).ok());

@@ -7,6 +7,7 @@
 //! Location ▶ Endpoint (a source and what in it was named) ▶ Parcel ▶ Destination
 //! ```
 
+mod bundle;
 mod destination;
 pub(crate) mod document;
 mod endpoint;
@@ -14,14 +15,13 @@ mod entries;
 pub(crate) mod external_toc;
 mod layout;
 mod location;
-mod parcel;
 pub(crate) mod platform;
 mod source;
 mod upstreams;
 
+pub(crate) use bundle::{ImageBundle, ImageReader};
 pub(crate) use destination::Destination;
 pub(crate) use endpoint::Endpoint;
 pub(crate) use location::{LayoutImage, Location};
-pub(crate) use parcel::{Parcel, Shelf};
 pub use source::Source;
 pub use upstreams::Upstreams;

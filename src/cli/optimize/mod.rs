@@ -13,7 +13,7 @@ mod workload;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::convert::{self, ImageArgs, Job, Made};
+use super::convert::{self, ConversionReport, ImageArgs, Job};
 use super::{Global, interruptible, on_a_runtime, output, profiles};
 use crate::failure::Failure;
 use crate::recording::record::{self, Line};
@@ -48,7 +48,7 @@ pub(super) struct Args {
 #[derive(Debug, serde::Serialize)]
 struct Optimized {
     #[serde(flatten)]
-    made: Made,
+    made: ConversionReport,
     /// Nothing where a record was given.
     #[serde(skip_serializing_if = "Option::is_none")]
     workload: Option<Observed>,

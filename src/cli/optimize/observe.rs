@@ -20,10 +20,10 @@ use crate::recording::bundle::Network;
 use crate::recording::container::End;
 use crate::recording::record::Line;
 use crate::recording::workload::RunConfig;
-use crate::recording::{Layer, Stage};
+use crate::recording::{Layer, MountedLayers};
 use crate::transport::document::{is_index, parse};
 use crate::transport::platform::child_of;
-use crate::transport::{Endpoint, LayoutImage, Location, Shelf};
+use crate::transport::{Endpoint, ImageReader, LayoutImage, Location};
 
 /// How a workload is stopped whose image does not say.
 const KILL: &str = "SIGKILL";
@@ -56,18 +56,19 @@ pub(super) async fn observe(
 ) -> Result<(Vec<Line>, Observed), Failure> {
     let folder = tempfile::Builder::new().prefix("starlift-").tempdir();
     let folder = folder.map_err(Failure::when("no temporary folder can be made"))?;
-    let (image, twin, stage) = interruptible(async {
+    let (image, twin, mounted) = interruptible(async {
         let image = Image::find(job).await?;
         let twin = Twin::make(job, &image.manifest, folder.path()).await?;
         let layers = twin.layers()?;
-        let stage = Stage::set(folder.path(), twin.folder.path(), &twin.manifest, &layers).await?;
-        Ok((image, twin, stage))
+        let mounted =
+            MountedLayers::set(folder.path(), twin.folder.path(), &twin.manifest, &layers).await?;
+        Ok((image, twin, mounted))
     })
     .await?;
-    let (end, recording) = perform(&image, &stage, folder.path(), args).await?;
-    let files = stage.files(recording);
+    let (end, recording) = perform(&image, &mounted, folder.path(), args).await?;
+    let files = mounted.files(recording);
     // The layers were read from it.
-    drop((stage, twin));
+    drop((mounted, twin));
     let lines: Vec<Line> = files
         .into_iter()
         .filter_map(|(layer, path)| line(&image, layer, path))
@@ -100,7 +101,7 @@ fn line(image: &Image, layer: usize, path: Vec<u8>) -> Option<Line> {
 
 async fn perform(
     image: &Image,
-    stage: &Stage,
+    mounted: &MountedLayers,
     folder: &Path,
     args: &WorkloadArgs,
 ) -> Result<(End, Recording), Failure> {
@@ -116,7 +117,7 @@ async fn perform(
         .as_deref()
         .filter(|signal| !signal.is_empty())
         .unwrap_or(KILL);
-    let mut run = stage.start(folder, &workload, network, &args.mount)?;
+    let mut run = mounted.start(folder, &workload, network, &args.mount)?;
     let end = match args.until() {
         Until::After(period) => {
             interruptible(run.container.wait(tokio::time::sleep(period), signal)).await
@@ -176,7 +177,7 @@ impl Image {
             config: Option<RunConfig>,
         }
         let config = parse::<ImageManifest>(&manifest)?.config;
-        let bytes = Shelf {
+        let bytes = ImageReader {
             store: None,
             endpoint: &endpoint,
         }

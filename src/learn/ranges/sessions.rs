@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::trace::Asked;
+use super::trace::RangeRequest;
 use crate::oci::Digest;
 
 /// The longest silence within a start: shorter than the five seconds after which stargz-snapshotter fetches the rest.
@@ -61,7 +61,7 @@ pub(super) struct Session {
 #[derive(Debug)]
 pub(super) struct Layer {
     pub(super) size: u64,
-    pub(super) asked: Vec<Asked>,
+    pub(super) asked: Vec<RangeRequest>,
     /// Where what was read together with the end of the blob begins.
     tail: u64,
 }
@@ -196,7 +196,7 @@ impl Session {
             self.run = Some((self.run.map_or(at, |(first, _)| first), at));
         }
         let since = self.run.map_or(at, |(first, _)| first);
-        layer.asked.push(Asked {
+        layer.asked.push(RangeRequest {
             after: at.saturating_duration_since(since),
             parts,
         });

@@ -30,7 +30,7 @@ const STOCK_BLOCK: u64 = 50_000;
 
 /// A request for ranges of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Asked {
+pub(super) struct RangeRequest {
     /// Since the session began.
     pub(super) after: Duration,
     pub(super) parts: Vec<Range<u64>>,
@@ -52,7 +52,7 @@ struct Span {
 
 /// The block that all borders of the requests are multiples of; 1 when there is none. `size` is that of the blob, where
 /// a block may be cut off.
-pub(super) fn block_of<'a>(asked: impl IntoIterator<Item = (&'a Asked, u64)>) -> u64 {
+pub(super) fn block_of<'a>(asked: impl IntoIterator<Item = (&'a RangeRequest, u64)>) -> u64 {
     let borders = asked.into_iter().flat_map(|(asked, size)| {
         let inner = move |border: &u64| *border != size;
         asked
@@ -84,13 +84,13 @@ pub(super) fn files(
     toc: &Toc,
     layer: u32,
     block: u64,
-    asked: &[Asked],
+    asked: &[RangeRequest],
     is_likely: impl Fn(&str) -> bool,
 ) -> Vec<FileUse> {
     let files = Files::of(toc);
     let mut held = Held::default();
     let mut used: BTreeMap<usize, FileUse> = BTreeMap::new();
-    for Asked { after, parts } in asked {
+    for RangeRequest { after, parts } in asked {
         let mut news = Vec::new();
         for part in parts {
             news.extend(held.missing(part));
@@ -350,11 +350,11 @@ mod tests {
     }
 
     /// What stargz-snapshotter asks for when these files are read one after the other.
-    fn stock(toc: &Toc, size: u64, read: &[&str]) -> Vec<Asked> {
+    fn stock(toc: &Toc, size: u64, read: &[&str]) -> Vec<RangeRequest> {
         let tail = size.saturating_sub(200) / STOCK_BLOCK * STOCK_BLOCK..size;
         let mut held = Held::default();
         held.add(tail.clone());
-        let mut asked = vec![Asked {
+        let mut asked = vec![RangeRequest {
             after: Duration::ZERO,
             parts: vec![tail],
         }];
@@ -365,7 +365,7 @@ mod tests {
                     held.missing(&(chunk.range.start / STOCK_BLOCK * STOCK_BLOCK..end.min(size)));
                 parts.iter().for_each(|part| held.add(part.clone()));
                 if !parts.is_empty() {
-                    asked.push(Asked {
+                    asked.push(RangeRequest {
                         after: Duration::from_secs(at),
                         parts,
                     });
@@ -420,7 +420,7 @@ mod tests {
         let second = toc.lookup("large2").unwrap().chunks().nth(1).unwrap();
         let start = second.range.start / STOCK_BLOCK * STOCK_BLOCK;
         let part = start..second.range.end.div_ceil(STOCK_BLOCK) * STOCK_BLOCK;
-        let asked = [Asked {
+        let asked = [RangeRequest {
             after: Duration::ZERO,
             parts: vec![part],
         }];
@@ -442,7 +442,7 @@ mod tests {
     fn a_sweep_and_the_toc_are_for_no_file() {
         let (toc, size) = layer(&FILES);
         let sweep = [0..1_000_000, 1_000_000..size];
-        let asked = sweep.map(|part| Asked {
+        let asked = sweep.map(|part| RangeRequest {
             after: Duration::ZERO,
             parts: vec![part],
         });
@@ -454,7 +454,7 @@ mod tests {
         let (toc, size) = layer(&FILES);
         let range = |path: &str| toc.lookup(path).unwrap().chunks().next().unwrap().range;
         let parts = [range("small1").start..range("small2").end, range("small5")];
-        let asked = parts.map(|part| Asked {
+        let asked = parts.map(|part| RangeRequest {
             after: Duration::ZERO,
             parts: vec![part],
         });
@@ -469,7 +469,7 @@ mod tests {
     fn parts_may_come_in_any_order_and_overlap() {
         let (toc, size) = layer(&FILES[..3]);
         let asked = |parts: &[Range<u64>]| {
-            vec![Asked {
+            vec![RangeRequest {
                 after: Duration::ZERO,
                 parts: parts.to_vec(),
             }]
@@ -498,7 +498,7 @@ mod tests {
                 .chunks(3)
                 .map(|parts| {
                     let parts = parts.iter().map(|(start, length)| *start..start + length + 1).collect();
-                    Asked { after: Duration::ZERO, parts }
+                    RangeRequest { after: Duration::ZERO, parts }
                 })
                 .collect();
             for block in [1, STOCK_BLOCK, block_of(asked.iter().map(|asked| (asked, size)))] {

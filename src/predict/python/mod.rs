@@ -11,7 +11,7 @@ mod scan;
 use super::fuel::Fuel;
 use super::launch::{Process, Program};
 use super::system;
-use super::view::{Found, base_name, join, parent};
+use super::view::{PathTarget, base_name, join, parent};
 use super::walk::Walk;
 use modules::Modules;
 use scan::MAX_NAME;
@@ -63,7 +63,7 @@ const FROZEN: &[&str] = &[
 
 /// What Python was asked to run.
 #[derive(Debug, PartialEq, Eq)]
-enum Asked {
+enum Invocation {
     Nothing,
     Code(String),
     Module(String),
@@ -107,19 +107,19 @@ pub(super) fn run(walk: &mut Walk<'_>, process: &Process, program: Program) {
         .map(|path| process.absolute(path))
         .collect();
     match asked {
-        Asked::Nothing => {}
-        Asked::Code(code) => {
+        Invocation::Nothing => {}
+        Invocation::Code(code) => {
             first.insert(0, process.directory.clone());
             modules.search_first(first);
             modules.run(walk, &code, true);
         }
-        Asked::Module(name) => {
+        Invocation::Module(name) => {
             first.insert(0, process.directory.clone());
             modules.search_first(first);
             modules.import(walk, &["runpy"]);
             modules.run_module(walk, &name);
         }
-        Asked::Script(path) => {
+        Invocation::Script(path) => {
             let path = process.absolute(&path);
             let Some(script) = script(walk, &path) else {
                 return;
@@ -263,20 +263,20 @@ fn site(walk: &mut Walk<'_>, modules: &mut Modules, home: &Home) -> String {
 }
 
 /// The file of a program: itself, or the one within a directory.
-fn script(walk: &Walk<'_>, path: &str) -> Option<Found> {
+fn script(walk: &Walk<'_>, path: &str) -> Option<PathTarget> {
     walk.view
         .file(path)
         .or_else(|| walk.view.file(&join(path, "__main__.py")))
 }
 
 /// What the arguments ask for, and those that are the program's.
-fn asked<'a>(argv: &'a [String], fuel: &Fuel) -> (Asked, &'a [String]) {
+fn asked<'a>(argv: &'a [String], fuel: &Fuel) -> (Invocation, &'a [String]) {
     let mut rest = argv.get(1..).unwrap_or_default();
     while let [word, behind @ ..] = rest
         && fuel.burn(1)
     {
         let Some(flags) = word.strip_prefix('-').filter(|flags| !flags.is_empty()) else {
-            return (Asked::Script(fuel.copy(word)), behind);
+            return (Invocation::Script(fuel.copy(word)), behind);
         };
         rest = behind;
         if flags.starts_with('-') {
@@ -304,12 +304,12 @@ fn asked<'a>(argv: &'a [String], fuel: &Fuel) -> (Asked, &'a [String]) {
             }
         };
         match letter {
-            'c' => return (Asked::Code(value), rest),
-            'm' => return (Asked::Module(value), rest),
+            'c' => return (Invocation::Code(value), rest),
+            'm' => return (Invocation::Module(value), rest),
             _ => {}
         }
     }
-    (Asked::Nothing, rest)
+    (Invocation::Nothing, rest)
 }
 
 /// The module of `package.module:application`.
@@ -336,8 +336,8 @@ mod tests {
             let (asked, arguments) = asked(&argv, &Fuel::new());
             (asked, arguments.join(" "))
         };
-        let script = |path: &str| Asked::Script(path.to_owned());
-        assert_eq!(ask("python3"), (Asked::Nothing, String::new()));
+        let script = |path: &str| Invocation::Script(path.to_owned());
+        assert_eq!(ask("python3"), (Invocation::Nothing, String::new()));
         assert_eq!(
             ask("python3 -u -W ignore app.py x -m y"),
             (script("app.py"), "x -m y".to_owned())
@@ -348,13 +348,16 @@ mod tests {
         );
         assert_eq!(
             ask("python3 -um http.server 80"),
-            (Asked::Module("http.server".to_owned()), "80".to_owned())
+            (
+                Invocation::Module("http.server".to_owned()),
+                "80".to_owned()
+            )
         );
         assert_eq!(
             ask("python3 -cpass x"),
-            (Asked::Code("pass".to_owned()), "x".to_owned())
+            (Invocation::Code("pass".to_owned()), "x".to_owned())
         );
-        assert_eq!(ask("python3 -m"), (Asked::Nothing, String::new()));
+        assert_eq!(ask("python3 -m"), (Invocation::Nothing, String::new()));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::scan::{Import, MAX_NAME, imports};
 use crate::predict::fuel::Fuel;
 use crate::predict::loader::Loader;
-use crate::predict::view::{Found, join, parent as directory};
+use crate::predict::view::{PathTarget, join, parent as directory};
 use crate::predict::walk::Walk;
 
 /// Most modules of one process; the largest programs seen import some two thousand.
@@ -39,9 +39,9 @@ pub(super) struct Modules {
 #[derive(Debug, Clone)]
 struct Module {
     /// What is read; a package without a file is a directory alone.
-    file: Option<Found>,
+    file: Option<PathTarget>,
     /// What can be scanned.
-    source: Option<Found>,
+    source: Option<PathTarget>,
     is_extension: bool,
     /// Where its submodules are; `None` for what is no package.
     directory: Option<String>,
@@ -170,7 +170,7 @@ impl Modules {
                     sources.push((name, package, source));
                 }
             }
-            let files: Vec<Found> = sources
+            let files: Vec<PathTarget> = sources
                 .iter()
                 .map(|(_, _, source)| source.clone())
                 .collect();
@@ -224,7 +224,7 @@ impl Modules {
 
     /// Whether a compiled file holds its source's digest and asks for the source to be compared (PEP 552), as those do that
     /// were made with `SOURCE_DATE_EPOCH` set. One file speaks for all of its directory.
-    fn is_checked(&mut self, walk: &mut Walk<'_>, compiled: &Found) -> bool {
+    fn is_checked(&mut self, walk: &mut Walk<'_>, compiled: &PathTarget) -> bool {
         let directory = directory(&compiled.path);
         if let Some(known) = self.checked.get(directory) {
             return *known;
@@ -345,7 +345,7 @@ impl Modules {
 }
 
 impl Module {
-    fn of(file: Found, source: Option<Found>) -> Self {
+    fn of(file: PathTarget, source: Option<PathTarget>) -> Self {
         Self {
             file: Some(file),
             source,

@@ -64,7 +64,7 @@ struct HelperAnswer {
 
 /// Why there is no login; never holds what a helper printed.
 #[derive(Debug, thiserror::Error)]
-enum Failure {
+enum DockerConfigError {
     #[error(transparent)]
     Io(#[from] std::io::Error),
     #[error("it is no valid JSON of the right form")]
@@ -105,7 +105,7 @@ impl DockerConfig {
         self.answers.lock().await.clear();
     }
 
-    async fn find(&self, host: &str, repository: &str) -> Result<Option<Login>, Failure> {
+    async fn find(&self, host: &str, repository: &str) -> Result<Option<Login>, DockerConfigError> {
         let Some(directory) = &self.directory else {
             return Ok(None);
         };
@@ -115,7 +115,7 @@ impl DockerConfig {
             Err(error) => return Err(error.into()),
         };
         // The cause is dropped on purpose: it can quote the file.
-        let file: File = serde_json::from_slice(&text).map_err(|_error| Failure::Json)?;
+        let file: File = serde_json::from_slice(&text).map_err(|_error| DockerConfigError::Json)?;
         let key = if is_docker_hub(host) { HUB_KEY } else { host };
         if let Some(helper) = by_fit(&file.cred_helpers, host, repository)
             .into_iter()
@@ -137,7 +137,7 @@ impl DockerConfig {
         }
     }
 
-    async fn ask(&self, helper: &str, server: &str) -> Result<Option<Login>, Failure> {
+    async fn ask(&self, helper: &str, server: &str) -> Result<Option<Login>, DockerConfigError> {
         let key = (helper.to_owned(), server.to_owned());
         let mut answers = self.answers.lock().await;
         answers.retain(|_, (since, _)| since.elapsed() < LOGIN_LIFETIME);
@@ -150,10 +150,14 @@ impl DockerConfig {
     }
 
     /// Runs `docker-credential-HELPER get` (docker-credential-helpers, "Development").
-    async fn run_helper(&self, helper: &str, server: &str) -> Result<Option<Login>, Failure> {
+    async fn run_helper(
+        &self,
+        helper: &str,
+        server: &str,
+    ) -> Result<Option<Login>, DockerConfigError> {
         let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
         if helper.is_empty() || !helper.bytes().all(is_name) {
-            return Err(Failure::Name(helper.to_owned()));
+            return Err(DockerConfigError::Name(helper.to_owned()));
         }
         let program = format!("docker-credential-{helper}");
         let program = self
@@ -161,11 +165,11 @@ impl DockerConfig {
             .as_ref()
             .map_or_else(|| PathBuf::from(&program), |place| place.join(&program));
         let answer = tokio::time::timeout(HELPER_TIME, run(&program, server)).await;
-        let Some(answer) = answer.map_err(|_elapsed| Failure::Time)?? else {
+        let Some(answer) = answer.map_err(|_elapsed| DockerConfigError::Time)?? else {
             return Ok(None);
         };
         let answer: HelperAnswer =
-            serde_json::from_slice(&answer).map_err(|_error| Failure::Json)?;
+            serde_json::from_slice(&answer).map_err(|_error| DockerConfigError::Json)?;
         Ok(Some(match answer.username.as_str() {
             TOKEN_USER => Login::Identity(answer.secret),
             _ => Login::Password {
@@ -202,7 +206,7 @@ async fn run(program: &Path, server: &str) -> Result<Option<Vec<u8>>, std::io::E
 }
 
 impl Auth {
-    fn login(&self) -> Result<Option<Login>, Failure> {
+    fn login(&self) -> Result<Option<Login>, DockerConfigError> {
         if let Some(identity) = self
             .identitytoken
             .as_ref()
@@ -213,7 +217,7 @@ impl Auth {
         if let Some(encoded) = self.auth.as_ref().filter(|auth| !auth.is_empty()) {
             return Login::from_basic(encoded)
                 .map(Some)
-                .ok_or(Failure::Encoding);
+                .ok_or(DockerConfigError::Encoding);
         }
         let Some((user, password)) = self.username.clone().zip(self.password.clone()) else {
             return Ok(None);

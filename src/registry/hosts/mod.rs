@@ -102,7 +102,7 @@ fn identity(path: &Path) -> Identity {
 
 /// What the directories say of one registry.
 #[derive(Debug, Default)]
-pub(super) struct Found {
+pub(super) struct HostsLookup {
     /// The directory is this registry's own, not the one for all.
     pub(super) is_own: bool,
     /// None where there is no directory.
@@ -132,8 +132,8 @@ impl Roots {
     }
 
     /// Blocks.
-    pub(super) fn find(&self, host: &str) -> Found {
-        let mut found = Found::default();
+    pub(super) fn find(&self, host: &str) -> HostsLookup {
+        let mut found = HostsLookup::default();
         for root in &self.0 {
             let own = own_directories(root, host);
             let own = own
@@ -208,7 +208,7 @@ mod tests {
         root
     }
 
-    fn mirror(found: &Found) -> Option<String> {
+    fn mirror(found: &HostsLookup) -> Option<String> {
         let hosts = found.hosts.as_ref()?.as_ref().unwrap();
         hosts
             .mirrors

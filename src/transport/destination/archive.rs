@@ -14,9 +14,9 @@ use crate::oci::manifest::ImageManifest;
 use crate::oci::media_type::OCI_INDEX;
 use crate::oci::{Descriptor, Digest, Manifest};
 use crate::tempfiles::{keep, new_file_for};
+use crate::transport::bundle::Bytes;
 use crate::transport::document::parse;
 use crate::transport::entries::toc_name;
-use crate::transport::parcel::Bytes;
 
 /// Tar counts in blocks of this many bytes.
 const BLOCK: usize = 512;

@@ -13,8 +13,8 @@ use crate::oci::manifest::Index;
 use crate::oci::media_type::OCI_INDEX;
 use crate::oci::{Descriptor, Digest, Manifest, Tag};
 use crate::tempfiles::{keep, new_file_for, sync, write_atomically};
+use crate::transport::bundle::Bytes;
 use crate::transport::entries::{is_artifact, ref_name, toc_name};
-use crate::transport::parcel::Bytes;
 
 const LAYOUT_FILE: &str = "oci-layout";
 const LAYOUT_VERSION: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;

@@ -14,10 +14,10 @@ use std::path::Path;
 use futures::{StreamExt as _, TryStreamExt as _};
 use indicatif::ProgressBar;
 
+use super::bundle::{Bytes, ImageBundle, ImageReader};
 use super::endpoint::Endpoint;
 use super::entries::toc_reference;
 use super::location::Location;
-use super::parcel::{Bytes, Parcel, Shelf};
 use crate::failure::Failure;
 use crate::oci::{Descriptor, Digest, ImageName, Manifest, Reference};
 use crate::profile::Artifact;
@@ -176,11 +176,11 @@ impl Destination {
     }
 }
 
-impl Parcel {
+impl ImageBundle {
     /// Carries everything to `destination`, the root last, and `tocs` beside it.
     pub(crate) async fn deliver(
         &self,
-        shelf: Shelf<'_>,
+        reader: ImageReader<'_>,
         mut destination: Destination,
         tocs: Option<&Self>,
         counter: &ProgressBar,
@@ -190,16 +190,16 @@ impl Parcel {
             .iter()
             .chain(tocs.iter().flat_map(|tocs| &tocs.blobs))
         {
-            let blob = &shelf.sized(blob).await?;
+            let blob = &reader.sized(blob).await?;
             if destination.has(blob).await {
                 continue;
             }
-            let file = shelf.scratch_file(blob).await?;
+            let file = reader.scratch_file(blob).await?;
             if file.is_some_and(|file| destination.link(blob, &file)) {
                 counter.inc(blob.size);
             } else {
                 let counted = counter.clone();
-                let bytes = shelf
+                let bytes = reader
                     .blob(blob)
                     .await?
                     .inspect_ok(move |piece| counted.inc(piece.len() as u64))

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::{Value, json};
 use starlift::oci::{Digest, media_type};
-use starlift::predict::{Error, Failure, Limits, Predictor};
+use starlift::predict::{Error, Limits, PredictionError, Predictor};
 use starlift::profile::FileUse;
 use starlift::store::ImageRecord;
 use starlift::tocs::Tocs;
@@ -85,7 +85,7 @@ async fn predicted(image: &Image, predictor: Predictor) -> Result<Vec<FileUse>, 
     predictor.static_profile(&tocs, &record).await
 }
 
-async fn failure(image: &Image, predictor: Predictor) -> Failure {
+async fn failure(image: &Image, predictor: Predictor) -> PredictionError {
     match predicted(image, predictor).await {
         Err(Error::Prediction(failure)) => failure,
         other => panic!("{other:?}"),
@@ -133,8 +133,8 @@ async fn a_process_dies_at_its_limit_of_memory() {
     let failure = failure(&heavy(), Predictor::in_processes(EXECUTABLE, few)).await;
     // Where the allocation that is one too many can fail, the process says so and ends by itself.
     let is_over = match &failure {
-        Failure::Died(_) => true,
-        Failure::Refused(reason) => reason.contains("out of memory"),
+        PredictionError::Died(_) => true,
+        PredictionError::Refused(reason) => reason.contains("out of memory"),
         _ => false,
     };
     assert!(is_over, "{failure:?}");
@@ -149,7 +149,7 @@ async fn a_process_dies_at_its_limit_of_processor_time() {
     };
     let failure = failure(&heavy(), Predictor::in_processes(EXECUTABLE, short)).await;
     assert!(
-        matches!(failure, Failure::Died(status) if status.to_string().contains("signal")),
+        matches!(failure, PredictionError::Died(status) if status.to_string().contains("signal")),
         "{failure:?}"
     );
 }
@@ -169,7 +169,7 @@ async fn a_process_that_is_silent_is_killed() {
         Predictor::in_processes(fake(folder.path(), &body), soon),
     )
     .await;
-    assert!(matches!(failure, Failure::TooLong), "{failure:?}");
+    assert!(matches!(failure, PredictionError::TooLong), "{failure:?}");
     let process = PathBuf::from("/proc").join(fs::read_to_string(pid).unwrap().trim());
     while process.join("exe").exists() {
         tokio::task::yield_now().await;
@@ -214,7 +214,10 @@ async fn a_process_that_says_nonsense_or_ends_is_no_prediction() {
         );
     }
     let failure = failure(&image, Predictor::in_processes("/nowhere", limits())).await;
-    assert!(matches!(failure, Failure::NotStarted(_)), "{failure:?}");
+    assert!(
+        matches!(failure, PredictionError::NotStarted(_)),
+        "{failure:?}"
+    );
 }
 
 /// The value of a line of a file in /proc.

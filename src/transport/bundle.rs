@@ -29,7 +29,7 @@ pub(super) type Bytes = BoxStream<'static, Result<bytes::Bytes, Failure>>;
 
 /// A twin and all it is made of.
 #[derive(Debug)]
-pub(crate) struct Parcel {
+pub(crate) struct ImageBundle {
     pub(crate) root: Manifest,
     /// Children first, without the root.
     pub(crate) children: Vec<Manifest>,
@@ -41,13 +41,13 @@ pub(crate) struct Parcel {
 
 /// Reads objects of a twin: from the store what was converted, from the source what passed through.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Shelf<'a> {
+pub(crate) struct ImageReader<'a> {
     /// What was converted here, if anything was.
     pub(crate) store: Option<&'a Store>,
     pub(crate) endpoint: &'a Endpoint,
 }
 
-impl Shelf<'_> {
+impl ImageReader<'_> {
     async fn find(&self, digest: &Digest) -> Result<Option<(&Store, Object)>, Failure> {
         let Some(store) = self.store else {
             return Ok(None);
@@ -177,11 +177,11 @@ impl Shelf<'_> {
     }
 }
 
-impl Parcel {
+impl ImageBundle {
     /// Finds out what belongs to `root`. An index may hold indexes, artifacts and other blobs, and may lack children.
-    pub(crate) async fn pack(shelf: Shelf<'_>, root: Manifest) -> Result<Self, Failure> {
+    pub(crate) async fn pack(reader: ImageReader<'_>, root: Manifest) -> Result<Self, Failure> {
         let mut packing = Packing {
-            shelf,
+            reader,
             children: Vec::new(),
             blobs: Vec::new(),
             missing: Vec::new(),
@@ -216,7 +216,7 @@ impl Parcel {
         .counted()
     }
 
-    /// The image manifests of the parcel.
+    /// The image manifests of the bundle.
     pub(crate) fn images(&self) -> Vec<&Manifest> {
         self.children
             .iter()
@@ -389,9 +389,9 @@ impl Parcel {
     }
 }
 
-/// A parcel that is being made.
+/// A bundle that is being made.
 struct Packing<'a> {
-    shelf: Shelf<'a>,
+    reader: ImageReader<'a>,
     children: Vec<Manifest>,
     blobs: Vec<Descriptor>,
     missing: Vec<Digest>,
@@ -429,7 +429,7 @@ impl Packing<'_> {
 
     async fn add(&mut self, child: Descriptor, depth: usize) -> Result<(), Failure> {
         match self
-            .shelf
+            .reader
             .find_manifest(&child.digest, &child.media_type)
             .await?
         {
@@ -437,13 +437,13 @@ impl Packing<'_> {
                 self.add_children(&manifest, depth + 1).await?;
                 self.children.push(manifest);
             }
-            Some(manifest) if self.shelf.holds_config(&manifest).await? => {
+            Some(manifest) if self.reader.holds_config(&manifest).await? => {
                 self.children.push(manifest)
             }
             Some(_) => self.missing.push(child.digest),
             // An index may name any object.
             None if manifest_kind(&child.media_type).is_none()
-                && self.shelf.size(&child.digest).await?.is_some() =>
+                && self.reader.size(&child.digest).await?.is_some() =>
             {
                 self.blobs.push(child);
             }

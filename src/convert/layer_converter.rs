@@ -57,7 +57,7 @@ pub(super) struct Attempt {
 
 /// Converts layers, each once.
 #[derive(Debug)]
-pub(super) struct Layers {
+pub(super) struct LayerConverter {
     pub(super) store: Store,
     pub(super) generation: Generation,
     pub(super) options: Options,
@@ -86,7 +86,7 @@ pub(super) fn slow_fetches() -> Cache<Wanted, u64> {
         .build()
 }
 
-impl Layers {
+impl LayerConverter {
     /// What becomes of a layer. The work goes on when the caller stops waiting.
     ///
     /// Another image may already be waiting for the same layer from another place. When that place fails it, or does not

@@ -11,12 +11,12 @@ use crate::oci::Repository;
 use crate::oci::route::{Location, Operation, Route, RouteError};
 
 use super::app::App;
-use super::{guard, peer};
+use super::{client_address, guard};
 
 /// The header that containerd's `hosts.toml` can be told to send where a client sends no `ns`.
 const NAMESPACE_HEADER: &str = "oci-namespace";
 
-pub(crate) struct Ask {
+pub(crate) struct RegistryRequest {
     /// The repository as the client named it.
     pub(crate) name: Repository,
     pub(crate) operation: Operation,
@@ -35,7 +35,7 @@ pub(crate) struct Ask {
     pub(crate) started: Instant,
 }
 
-impl Ask {
+impl RegistryRequest {
     pub(crate) fn read(app: &App, request: Request) -> Result<Self, RouteError> {
         let started = Instant::now();
         let (parts, _body) = request.into_parts();
@@ -64,7 +64,7 @@ impl Ask {
         let location = Location::of(&name, named, |name| app.upstreams.is_configured(name))
             .ok_or(RouteError::Name)?;
         let is_head = parts.method == Method::HEAD;
-        let client = peer::address(&app.config, &parts.headers, &parts.extensions);
+        let client = client_address::address(&app.config, &parts.headers, &parts.extensions);
         let is_browser = guard::is_browser(&parts.headers);
         let headers = parts.headers;
         Ok(Self {
