@@ -1,5 +1,5 @@
 //! containerd's gRPC APIs, generated from `proto/`: the agent serves the snapshots service and reads what kubelets say to
-//! the CRI service, `rpull` calls the others.
+//! the CRI service, the client beside it calls the others.
 
 #![expect(
     clippy::clone_on_ref_ptr,

@@ -4,7 +4,7 @@
 //! a node's observation ▶ check (its paths are in the image) ▶ merger (a few seconds) ▶ store::learn
 //! a client's ranges ▶ ranges (which files?) ────────────────┘
 //! a node that asks ▶ stack record ▶ store::knowledge ▶ Profile
-//! a manifest that is handed out ▶ its stack's record ▶ statics, once ▶ store::learn
+//! a manifest that is handed out ▶ its stack's record ▶ predict, once ▶ store::learn
 //! ```
 //! Nothing here is needed for a pull, and no pull waits for it.
 

@@ -1,9 +1,9 @@
 //! Carries a twin out of the store to where it was wanted.
 //!
 //! ```text
-//! store ─┐                       ┌ OCI layout
-//!        ├▶ Parcel ▶ Destination ┼ docker archive
-//! source ┘ (what passed through) └ registry
+//! store ─┐                            ┌ OCI layout
+//!        ├▶ ImageBundle ▶ Destination ┼ docker archive
+//! source ┘ (what passed through)      └ registry
 //! ```
 
 mod archive;
