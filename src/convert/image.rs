@@ -33,14 +33,14 @@ pub(super) struct Config {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Assembled {
     /// `None` when nothing of the image could be replaced.
-    pub(super) twin: Option<Twin>,
+    pub(super) twin: Option<ConvertedImage>,
     pub(super) passed_through: Vec<PassedThrough>,
     /// Limits among the reasons.
     pub(super) limits: Vec<Limit>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Twin {
+pub(super) struct ConvertedImage {
     /// The new configuration; `None` when it is the source's.
     pub(super) config: Option<Bytes>,
     pub(super) manifest: Manifest,
@@ -175,7 +175,7 @@ pub(super) fn assemble(
     }
     let translated = translate::image(&manifest);
     Ok(Assembled {
-        twin: Some(Twin {
+        twin: Some(ConvertedImage {
             config,
             manifest,
             image,

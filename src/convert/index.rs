@@ -20,7 +20,7 @@ use crate::store::{Generation, ImageRecord};
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Child {
     Recorded(Box<ImageRecord>),
-    Original(String),
+    Source(String),
 }
 
 /// Puts the children's twins into the index. `children` holds what is known of them, by source digest.
@@ -157,7 +157,7 @@ fn twin_of<'a>(
             .first()
             .map_or(default_reason, |first| first.reason.as_str())
             .to_owned()),
-        Some(Child::Original(reason)) => Err(reason.clone()),
+        Some(Child::Source(reason)) => Err(reason.clone()),
         None => Err(default_reason.to_owned()),
     }
 }
@@ -351,7 +351,7 @@ mod tests {
             let children = HashMap::from([(digest("amd"), record("amd")), (digest("ibm"), ibm)]);
             assemble(&source, &plan, &children, &Generation("g1".to_owned())).unwrap()
         };
-        let (_, documents) = assembled(Child::Original("odd".to_owned()));
+        let (_, documents) = assembled(Child::Source("odd".to_owned()));
         let [translated, _twin] = &*documents else {
             panic!("{documents:?}")
         };
@@ -409,7 +409,7 @@ mod tests {
     fn nothing_replaced_is_the_source_itself() {
         let (record, index) = assembled(
             &[child("amd", "amd64")],
-            &[("amd", Child::Original("odd".to_owned()))],
+            &[("amd", Child::Source("odd".to_owned()))],
         );
         assert_eq!(index, None);
         assert_eq!(record.passed_through[0].reason, "odd");

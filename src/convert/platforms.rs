@@ -65,7 +65,7 @@ impl Shared {
                 Ok(record) => Child::Recorded(Box::new(record)),
                 // Sparse copies of an index lack most of its images.
                 Err(error) if matches!(*error, Error::Upstream(registry::Error::NotFound)) => {
-                    Child::Original("not in the upstream".to_owned())
+                    Child::Source("not in the upstream".to_owned())
                 }
                 Err(error) => {
                     let reason = format!(
@@ -73,7 +73,7 @@ impl Shared {
                         told(&log::chain(error.as_ref()))
                     );
                     failure = Some(error);
-                    Child::Original(reason)
+                    Child::Source(reason)
                 }
             };
             children.insert(digest, child);
@@ -152,7 +152,7 @@ impl Shared {
                 record.passed_through.truncate(1);
                 Child::Recorded(Box::new(record))
             } else {
-                Child::Original(format!(
+                Child::Source(format!(
                     "one of an index of more than {MAX_OBJECTS} objects"
                 ))
             };

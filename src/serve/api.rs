@@ -166,7 +166,7 @@ async fn convert(app: &App, id: &str, target: &Target) -> Result<Digest, Arc<con
         .map_err(failed)?;
     app.jobs.converting(id, &found.digest);
     let original = app
-        .originals
+        .source_manifests
         .get(&source, &target.location, &found.digest)
         .await
         .map_err(failed)?;

@@ -22,9 +22,9 @@ use super::config::Config;
 use super::documents::Documents;
 use super::guard::Names;
 use super::jobs::Jobs;
-use super::originals::Originals;
 use super::places::Places;
 use super::resolver::Resolver;
+use super::source_manifests::SourceManifests;
 
 /// Blob sizes remembered: 64 bytes or so each.
 const MAX_BLOB_SIZES: u64 = 100_000;
@@ -50,7 +50,7 @@ pub(crate) struct App {
     pub(crate) upstreams: Upstreams,
     pub(crate) converter: Converter,
     pub(crate) resolver: Resolver,
-    pub(crate) originals: Originals,
+    pub(crate) source_manifests: SourceManifests,
     pub(crate) blob_sizes: BlobSizes,
     pub(crate) jobs: Jobs,
     pub(crate) profiles: Profiles,
@@ -94,7 +94,7 @@ impl App {
                 .then(|| Ranges::start(profiles.clone(), config.profiles.starts_before_redirect)),
             profiles,
             resolver: Resolver::new(&config, forgotten.clone()),
-            originals: Originals::new(config.manifest_cache, forgotten),
+            source_manifests: SourceManifests::new(config.manifest_cache, forgotten),
             blob_sizes: BlobSizes::new(MAX_BLOB_SIZES),
             jobs: Jobs::new(config.max_jobs),
             senders: Semaphore::new(config.profiles.max_senders.min(Semaphore::MAX_PERMITS)),

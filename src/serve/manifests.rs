@@ -62,9 +62,9 @@ impl From<Manifest> for Document {
 /// How the document came to be the answer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    Twin,
+    Converted,
     /// The original, though a twin is to be expected: a reason for the client.
-    Original(&'static str),
+    Source(&'static str),
     /// The original, which has no other twin than itself or was asked for by digest.
     PassThrough,
 }
@@ -87,11 +87,11 @@ pub(crate) async fn answer(
     count(kind);
     if !ask.is_head && !ask.is_browser && app.config.profiles.enabled {
         notice(app, ask, &document);
-        if kind == Kind::Twin && app.converter.reorders() {
+        if kind == Kind::Converted && app.converter.reorders() {
             reorder(app, ask, &document).await;
         }
     }
-    if let Kind::Original(reason) = kind {
+    if let Kind::Source(reason) = kind {
         tracing::info!(digest = %document.digest, reason, "the original is answered");
     }
     Ok(respond(ask, reference, document, kind))
@@ -121,7 +121,7 @@ fn notice(app: &Arc<App>, ask: &RegistryRequest, document: &Document) {
     let original = |original| async move {
         let source = shared.source(&location.upstream).ok()?;
         shared
-            .originals
+            .source_manifests
             .get(&source, &location, &original)
             .await
             .ok()
@@ -148,7 +148,7 @@ async fn reorder(app: &Arc<App>, ask: &RegistryRequest, twin: &Document) {
     let (shared, location, upstream) = (Arc::clone(app), ask.location.clone(), source.clone());
     let original = async move {
         shared
-            .originals
+            .source_manifests
             .get(&upstream, &location, &original)
             .await
             .ok()
@@ -163,8 +163,8 @@ async fn reorder(app: &Arc<App>, ask: &RegistryRequest, twin: &Document) {
 
 fn count(kind: Kind) {
     let answer = match kind {
-        Kind::Twin => "twin",
-        Kind::Original(_) => "original",
+        Kind::Converted => "twin",
+        Kind::Source(_) => "original",
         Kind::PassThrough => "pass-through",
     };
     metrics()
@@ -195,7 +195,7 @@ fn respond(
                 .insert(VARY, HeaderValue::from_static("accept"));
         }
     }
-    if let Kind::Original(reason) = kind {
+    if let Kind::Source(reason) = kind {
         response::set(
             response.headers_mut(),
             WARNING,
@@ -223,7 +223,7 @@ async fn by_digest(
     digest: &Digest,
 ) -> Result<(Document, Kind), ApiError> {
     let failed = match stored(app, digest).await {
-        Ok(Some(manifest)) => return Ok((manifest.into(), Kind::Twin)),
+        Ok(Some(manifest)) => return Ok((manifest.into(), Kind::Converted)),
         Ok(None) => None,
         Err(failure) => Some(failure),
     };
@@ -238,7 +238,7 @@ async fn original_by_digest(
     digest: &Digest,
 ) -> Result<(Document, Kind), ApiError> {
     let source = source(app, ask)?;
-    if let Some(manifest) = app.originals.known(&ask.location, digest).await {
+    if let Some(manifest) = app.source_manifests.known(&ask.location, digest).await {
         return Ok(original_child(
             app,
             ask,
@@ -293,16 +293,19 @@ async fn by_tag(
     {
         Ok(found) => found,
         Err(registry::Error::NotFound) => {
-            return Ok((toc_image(app, ask, &source, tag).await?.into(), Kind::Twin));
+            return Ok((
+                toc_image(app, ask, &source, tag).await?.into(),
+                Kind::Converted,
+            ));
         }
         Err(error) => return Err(failure(&error, ask)),
     };
     match twin(app, ask, &source, &found.digest, ready_by).await? {
         Ok((record, twin)) => match of_twin(app, ask, &source, &record, twin).await? {
-            Some(manifest) => Ok((manifest.into(), Kind::Twin)),
+            Some(manifest) => Ok((manifest.into(), Kind::Converted)),
             None => by_original(app, ask, &source, &found, Kind::PassThrough).await,
         },
-        Err(Kind::Original(_)) if ask.is_mirror && app.config.on_miss == OnMiss::NotFound => {
+        Err(Kind::Source(_)) if ask.is_mirror && app.config.on_miss == OnMiss::NotFound => {
             Err(ApiError::not_found(Subject::Manifest))
         }
         Err(kind) => by_original(app, ask, &source, &found, kind).await,
@@ -367,13 +370,13 @@ async fn twin(
     let record = match app.converter.lookup(digest).await {
         Ok(Some(record)) => Some(record),
         Ok(None) if ask.is_browser => {
-            return Ok(Err(Kind::Original("browsers start no conversions")));
+            return Ok(Err(Kind::Source("browsers start no conversions")));
         }
         Ok(None) => {
             let original = original(app, ask, source, digest).await?;
             match converted(app, ask, source, &original, ready_by).await {
                 Ok(record) => Some(record),
-                Err(reason) => return Ok(Err(Kind::Original(reason))),
+                Err(reason) => return Ok(Err(Kind::Source(reason))),
             }
         }
         Err(error) => {
@@ -382,7 +385,7 @@ async fn twin(
         }
     };
     let Some(record) = record else {
-        return Ok(Err(Kind::Original("the twin is out of reach")));
+        return Ok(Err(Kind::Source("the twin is out of reach")));
     };
     if record.twin == record.source {
         return Ok(Err(Kind::PassThrough));
@@ -391,7 +394,7 @@ async fn twin(
     let twin = stored(app, &record.twin).await.unwrap_or_default();
     Ok(twin
         .map(|twin| (record, twin))
-        .ok_or(Kind::Original("the twin is out of reach")))
+        .ok_or(Kind::Source("the twin is out of reach")))
 }
 
 /// Waits for the conversion until `ready_by`; it goes on without us after that.

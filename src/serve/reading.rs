@@ -38,7 +38,7 @@ pub(crate) async fn original(
     digest: &Digest,
 ) -> Result<Manifest, ApiError> {
     let manifest = app
-        .originals
+        .source_manifests
         .get(source, &ask.location, digest)
         .await
         .map_err(|error| failure(&error, ask))?;

@@ -1,4 +1,4 @@
-//! Referrers of a digest: the upstream's, found for twins through their originals, and our twins of originals.
+//! Referrers of a digest: the upstream's, found for twins through their originals, and our twins of source_manifests.
 
 use std::collections::HashMap;
 
@@ -43,7 +43,7 @@ pub(crate) async fn answer(
         None => {
             let mut referrers = of_upstream(app, ask, digest).await?;
             referrers.extend(our_twin(app, digest).await);
-            if let Some(original) = app.originals.known(&ask.location, digest).await {
+            if let Some(original) = app.source_manifests.known(&ask.location, digest).await {
                 referrers.extend(our_profile(app, &original).await);
             }
             referrers

@@ -43,7 +43,7 @@ struct Image {
     config: RunConfig,
 }
 
-struct Twin {
+struct ConvertedImage {
     folder: TempDir,
     layers: Vec<LayerReport>,
     manifest: Digest,
@@ -56,19 +56,24 @@ pub(super) async fn observe(
 ) -> Result<(Vec<Line>, Observed), Failure> {
     let folder = tempfile::Builder::new().prefix("starlift-").tempdir();
     let folder = folder.map_err(Failure::when("no temporary folder can be made"))?;
-    let (image, twin, mounted) = interruptible(async {
+    let (image, converted, mounted) = interruptible(async {
         let image = Image::find(job).await?;
-        let twin = Twin::make(job, &image.manifest, folder.path()).await?;
-        let layers = twin.layers()?;
-        let mounted =
-            MountedLayers::set(folder.path(), twin.folder.path(), &twin.manifest, &layers).await?;
-        Ok((image, twin, mounted))
+        let converted = ConvertedImage::make(job, &image.manifest, folder.path()).await?;
+        let layers = converted.layers()?;
+        let mounted = MountedLayers::set(
+            folder.path(),
+            converted.folder.path(),
+            &converted.manifest,
+            &layers,
+        )
+        .await?;
+        Ok((image, converted, mounted))
     })
     .await?;
     let (end, recording) = perform(&image, &mounted, folder.path(), args).await?;
     let files = mounted.files(recording);
     // The layers were read from it.
-    drop((mounted, twin));
+    drop((mounted, converted));
     let lines: Vec<Line> = files
         .into_iter()
         .filter_map(|(layer, path)| line(&image, layer, path))
@@ -193,7 +198,7 @@ impl Image {
     }
 }
 
-impl Twin {
+impl ConvertedImage {
     /// Its layers with the digests of their TOCs.
     fn layers(&self) -> Result<Vec<Layer>, Failure> {
         let layer = |layer: &LayerReport| {

@@ -11,12 +11,12 @@ use crate::transport::Source;
 
 type Key = (Location, Digest);
 
-pub(crate) struct Originals {
+pub(crate) struct SourceManifests {
     known: Cache<Key, Manifest>,
     fetching: Flight<Key, Result<Manifest, Error>>,
 }
 
-impl Originals {
+impl SourceManifests {
     /// Keeps at most `capacity` bytes of manifests in memory.
     pub(crate) fn new(capacity: ByteSize, forgotten: Forgotten) -> Self {
         let known = Cache::builder()
