@@ -15,15 +15,13 @@ use crate::containerd::services::images::v1::{
 use crate::containerd::types::Descriptor as Target;
 use crate::failure::Failure;
 use crate::oci::annotations::DISTRIBUTION_SOURCE;
-use crate::oci::manifest::{ImageConfig, ImageManifest};
+use crate::oci::manifest::{ImageConfig, ImageManifest, MAX_CONFIG_BYTES};
 use crate::oci::media_type::{DOCKER_CONFIG, OCI_CONFIG};
 use crate::oci::{Descriptor, Digest, ImageName, Manifest, Platform, Reference};
 use crate::transport::document::parse;
 use crate::transport::platform::child_of;
 use crate::transport::{Endpoint, ImageReader};
 
-/// An image configuration over this is refused: real ones are a few kilobytes.
-const MAX_CONFIG_BYTES: u64 = 8 << 20;
 /// Indexes in indexes: nobody was seen to nest them deeper than two.
 const MAX_INDEXES: usize = 4;
 
@@ -125,9 +123,9 @@ impl Image {
             keep(
                 session,
                 name,
-                &descriptor(index),
+                &index.descriptor(),
                 &index.bytes,
-                [descriptor(child)].iter(),
+                [child.descriptor()].iter(),
             )
             .await?;
         }
@@ -135,7 +133,7 @@ impl Image {
         keep(
             session,
             name,
-            &descriptor(&self.document),
+            &self.document.descriptor(),
             &self.document.bytes,
             children,
         )
@@ -266,18 +264,6 @@ fn references<'a>(children: impl Iterator<Item = &'a Descriptor>) -> Labels {
     labels
 }
 
-fn descriptor(manifest: &Manifest) -> Descriptor {
-    Descriptor {
-        media_type: manifest.media_type.clone(),
-        digest: manifest.digest.clone(),
-        size: manifest.size(),
-        urls: Vec::new(),
-        annotations: serde_json::Map::new(),
-        platform: None,
-        rest: serde_json::Map::new(),
-    }
-}
-
 async fn read(endpoint: &Endpoint, child: &Descriptor) -> Result<Manifest, Failure> {
     let reference = Reference::Digest(child.digest.clone());
     let what = format!("reading the manifest {}", child.digest);
@@ -310,7 +296,7 @@ mod tests {
     fn children_are_named_as_containerd_names_them() {
         let child = |media_type: &str, of: &str| Descriptor {
             media_type: media_type.to_owned(),
-            ..descriptor(&Manifest::new(String::new(), of.to_owned().into()))
+            ..Manifest::new(String::new(), of.to_owned().into()).descriptor()
         };
         let children = [
             child("application/vnd.oci.image.config.v1+json", "config"),

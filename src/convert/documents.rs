@@ -36,9 +36,6 @@ const CONVERSION_BYTES: u64 = 32 << 10;
 /// How long is waited for room in one of these before the source image is served.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Most bytes of an image configuration; the largest in the wild hold some hundred KiB of history.
-pub(super) const MAX_CONFIG_BYTES: u64 = 8 << 20;
-
 /// Documents up to this size are worked on where they are; it takes less than a millisecond.
 const SMALL: usize = 32 << 10;
 

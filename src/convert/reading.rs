@@ -6,11 +6,12 @@ use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
 
 use super::converter::Shared;
-use super::documents::{MAX_CONFIG_BYTES, PATIENCE, off_worker, weigh_manifest};
+use super::documents::{PATIENCE, off_worker, weigh_manifest};
 use super::error::Error;
 use super::pace::Pacer;
 use super::plan::{self, Plan};
 use super::shares::Share;
+use crate::oci::manifest::MAX_CONFIG_BYTES;
 use crate::oci::{Descriptor, Manifest, Repository};
 use crate::registry;
 use crate::transport::Source;

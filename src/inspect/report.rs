@@ -10,14 +10,11 @@ use crate::failure::Failure;
 use crate::oci::annotations::{
     SOURCE_DIFF_ID, SOURCE_DIGEST, SOURCE_SIZE, TOC_DIGEST, UNCOMPRESSED_SIZE, ZSTD_CHECKSUM,
 };
-use crate::oci::manifest::{ImageConfig, ImageManifest};
+use crate::oci::manifest::{ImageConfig, ImageManifest, MAX_CONFIG_BYTES};
 use crate::oci::media_type::is_convertible_layer;
 use crate::oci::{Descriptor, Digest, Manifest};
 use crate::transport::document::parse;
 use crate::transport::{Endpoint, ImageBundle, ImageReader};
-
-/// An image configuration over this is not read: real ones are a few kilobytes.
-const MAX_CONFIG_BYTES: u64 = 8 << 20;
 
 /// An image manifest and its layers.
 #[derive(Debug, Serialize)]

@@ -4,3 +4,6 @@
 
 pub(crate) mod digest;
 pub(crate) mod names;
+
+/// Most layers that overlayfs mounts on top of each other (Linux, `OVL_MAX_STACK`).
+pub(crate) const MAX_LAYERS: usize = 500;

@@ -16,6 +16,8 @@ use super::platform::Platform;
 
 /// The largest manifest we take or hand out: containerd refuses more (`remotes/docker/fetcher.go`).
 pub const MAX_MANIFEST_BYTES: u64 = 4 << 20;
+/// Most bytes of an image configuration; the largest in the wild hold some hundred KiB of history.
+pub const MAX_CONFIG_BYTES: u64 = 8 << 20;
 
 /// Most children of an index and most layers of an image: the largest seen have some hundred. It bounds the memory that
 /// a manifest of the largest size takes once it is read.

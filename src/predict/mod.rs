@@ -43,6 +43,7 @@ use std::time::Instant;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde::{Deserialize, Serialize};
 
+use crate::layers::MAX_LAYERS;
 use crate::oci::Digest;
 use crate::oci::manifest::ImageManifest;
 use crate::oci::media_type::{self, ManifestKind};
@@ -63,8 +64,6 @@ pub use sandbox::Limits;
 use view::join;
 use walk::Walk;
 
-/// Most layers of an image that is looked at; the kernel mounts no more (Linux, `OVL_MAX_STACK`).
-const MAX_LAYERS: usize = 500;
 /// The largest configuration that is looked at; those of real images have tens of KiB.
 const MAX_CONFIGURATION: u64 = 4 << 20;
 /// Records that are read from the store at once.

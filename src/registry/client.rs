@@ -181,9 +181,9 @@ async fn resolve(
     };
     match answered {
         Some(descriptor) => Ok(descriptor),
-        None => Ok(descriptor_of(
-            &manifest(endpoint, repository, reference).await?,
-        )),
+        None => Ok(manifest(endpoint, repository, reference)
+            .await?
+            .descriptor()),
     }
 }
 
@@ -204,13 +204,5 @@ fn described(answer: &Answer, reference: &Reference) -> Result<Option<Descriptor
             limit: MAX_MANIFEST_BYTES,
         });
     }
-    Ok(Some(plain_descriptor(media_type, digest, size)))
-}
-
-pub(crate) fn descriptor_of(manifest: &Manifest) -> Descriptor {
-    manifest.descriptor()
-}
-
-fn plain_descriptor(media_type: String, digest: Digest, size: u64) -> Descriptor {
-    Descriptor::plain(media_type, digest, size)
+    Ok(Some(Descriptor::plain(media_type, digest, size)))
 }

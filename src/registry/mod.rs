@@ -46,7 +46,7 @@ use url::Url;
 
 pub use self::auth::{Login, Logins};
 pub(crate) use self::builder::Builder;
-pub(crate) use self::client::{Registry, descriptor_of};
+pub(crate) use self::client::Registry;
 pub use self::config::{Config, HostPattern, Secret, UpstreamConfig};
 pub use self::error::Error;
 pub(crate) use self::error::excerpt;

@@ -1,4 +1,4 @@
-//! Referrers of a digest: the upstream's, found for twins through their originals, and our twins of source_manifests.
+//! Referrers of a digest: the upstream's, found for twins through their originals, and our twins of originals.
 
 use std::collections::HashMap;
 

@@ -10,7 +10,7 @@ use futures::stream::BoxStream;
 use super::layout::Layout;
 use crate::oci::manifest::MAX_MANIFEST_BYTES;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
-use crate::registry::{Body, Error, Hosted, Peer, Purpose, Registry, Tags, descriptor_of};
+use crate::registry::{Body, Error, Hosted, Peer, Purpose, Registry, Tags};
 
 /// The longest document of an artifact, which is held in memory: as long as a manifest.
 const MAX_DOCUMENT: u64 = MAX_MANIFEST_BYTES;
@@ -68,7 +68,7 @@ impl Source {
             Reader::Layout(layout) => layout
                 .manifest(repository, reference)
                 .await
-                .map(|found| descriptor_of(&found)),
+                .map(|found| found.descriptor()),
         }
     }
 

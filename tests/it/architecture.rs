@@ -255,7 +255,7 @@ fn modules() -> BTreeMap<ModulePath, BTreeSet<ModulePath>> {
     let named = |(path, text): (&ModulePath, &String)| {
         let named = names(path, text)
             .into_iter()
-            .filter_map(|name| target(&known, &texts, name));
+            .filter_map(|name| target(&known, &texts, &name));
         (path.clone(), named.collect())
     };
     texts.iter().map(named).collect()
@@ -323,7 +323,7 @@ fn first_path(member: &str) -> &str {
 fn target(
     known: &BTreeSet<ModulePath>,
     texts: &BTreeMap<ModulePath, String>,
-    name: ModulePath,
+    name: &[String],
 ) -> Option<ModulePath> {
     let length = (1..=name.len())
         .rev()
@@ -345,7 +345,7 @@ fn target(
         (is_it && known.contains(&from[..module.len() + 1])).then_some(from)
     });
     match handed_on {
-        Some(from) => target(known, texts, [from, vec![item.clone()]].concat()),
+        Some(from) => target(known, texts, &[from, vec![item.clone()]].concat()),
         None => Some(module),
     }
 }

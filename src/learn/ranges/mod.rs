@@ -20,6 +20,7 @@ use super::merger::Seen;
 use super::{Profiles, check};
 use crate::aside::aside;
 use crate::clock::unix_now;
+use crate::layers::MAX_LAYERS;
 use crate::oci::{Digest, Manifest};
 use crate::profile::{FileUse, Knowledge, Observation, Source, Stack, Workload};
 use crate::store::{StackRecord, outline};
@@ -34,8 +35,6 @@ const MAX_PARTS: usize = 64;
 const MAX_PROBE: u64 = 2;
 /// Longer manifests are not looked into.
 const MAX_MANIFEST: usize = 256 << 10;
-/// Images of more layers are not learned: no node could mount them (overlayfs, `OVL_MAX_STACK`).
-const MAX_LAYERS: usize = 500;
 /// How often it is looked whether a session is over.
 const TICK: Duration = Duration::from_millis(500);
 /// Sessions that are looked into at once; each may take a TOC's worth of memory.

@@ -10,7 +10,7 @@ use super::files::Extent;
 use super::images::{Entry, Images, Name};
 use crate::oci::manifest::{ImageManifest, MAX_MANIFEST_BYTES};
 use crate::oci::{Descriptor, Digest, Manifest, media_type};
-use crate::registry::{Error, descriptor_of};
+use crate::registry::Error;
 
 /// More layers than any runtime mounts.
 const MAX_LAYERS: usize = 1024;
@@ -102,7 +102,7 @@ impl Loading {
         };
         let bytes = serde_json::to_vec(&manifest).map_err(|error| malformed(&error.to_string()))?;
         let manifest = Manifest::new(media_type::DOCKER_MANIFEST.to_owned(), bytes.into());
-        let descriptor = descriptor_of(&manifest);
+        let descriptor = manifest.descriptor();
         self.images
             .hold(manifest.digest, Extent::Memory(manifest.bytes));
         self.images.add(Entry { names, descriptor });

@@ -11,7 +11,7 @@ use crate::oci::document::{self, DocumentError};
 use crate::oci::manifest::{Index, MAX_MANIFEST_BYTES};
 use crate::oci::name::split_digest;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
-use crate::registry::{Error, descriptor_of};
+use crate::registry::Error;
 use crate::transport::entries::TOC_SUFFIX;
 
 /// Images with their names.
@@ -235,7 +235,7 @@ impl Images {
             {
                 continue;
             }
-            let mut descriptor = descriptor_of(&manifest);
+            let mut descriptor = manifest.descriptor();
             descriptor.annotations = referring.annotations.unwrap_or_default();
             let kind = referring
                 .artifact_type
