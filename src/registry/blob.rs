@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures::stream;
 use futures::{StreamExt as _, TryStreamExt as _};
 
-use super::Body;
+use super::body::Body;
 use super::client::{PULL, Registry};
 use super::error::Error;
 use super::origin::Origin;

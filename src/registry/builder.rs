@@ -15,7 +15,7 @@ use super::http::{Clients, Context, Http};
 use super::proxy::Proxies;
 use super::retry::Retry;
 use super::tls::Tls;
-use super::{HUB_URL, host_of, registry_url};
+use super::urls::{HUB_URL, host_of, registry_url};
 use crate::oci::hub::DOCKER_HUB;
 
 /// What all registries are made from and share.

@@ -5,14 +5,13 @@
 
 use reqwest::header::CONTENT_LENGTH;
 
-use super::Tags;
 use super::answer::Answer;
 use super::endpoint::{Capabilities, Endpoint, Read};
 use super::error::Error;
 use super::manifest::{manifest, manifest_headers, promised_digest};
 use super::referrers::referrers;
 use super::retry::Retry;
-use super::tags::tags;
+use super::tags::{Tags, tags};
 use crate::oci::manifest::MAX_MANIFEST_BYTES;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository, media_type};
 

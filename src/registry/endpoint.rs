@@ -12,11 +12,11 @@ use super::answer::Answer;
 use super::auth::{Authenticator, Authorization, Credentials};
 use super::error::Error;
 use super::health::host_key;
-use super::host_of;
 use super::http::{Fetch, Http, same_origin};
 use super::memory::EndpointId;
 use super::starlift::{PURPOSE_HEADER, Purpose};
 use super::token::Action;
+use super::urls::host_of;
 use crate::oci::Repository;
 
 /// A token known, a challenge, a second one because the token had expired, and one that was momentary.

@@ -7,7 +7,6 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use url::Url;
 
-use super::Tags;
 use super::endpoint::{Endpoint, Read};
 use super::error::{Error, excerpt};
 use super::headers::next_link;
@@ -23,6 +22,14 @@ const MAX_BYTES: u64 = 16 << 20;
 const MAX_TAG: usize = 128;
 /// As many as a page has when nobody says how many.
 const DEFAULT_PAGE: usize = 1000;
+
+/// A page of tags.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tags {
+    pub tags: Vec<String>,
+    /// Whether there are more behind the last.
+    pub more: bool,
+}
 
 /// One answer.
 struct Page {

@@ -120,7 +120,7 @@ fn url(server: &str) -> Result<Url, Problem> {
     } else {
         format!("https://{server}")
     };
-    crate::registry::registry_url(&text).map_err(|error| Problem::Value(error.to_string()))
+    crate::registry::urls::registry_url(&text).map_err(|error| Problem::Value(error.to_string()))
 }
 
 /// Where the API begins: below `/v2`, unless the path given is the whole truth.
