@@ -169,8 +169,8 @@ impl Profiles {
             return Ok(None);
         };
         let mut known = self.known(&image.config).await?;
-        if known.is_empty() && !known.has_suggestions() {
-            self.suggest_soon(&image).await;
+        if known.is_empty() && !known.has_prediction() {
+            self.predict_soon(&image).await;
             known = self.known(&image.config).await?;
         }
         let _slot = self
@@ -243,7 +243,7 @@ impl Profiles {
             }
             let kept = match this.keep(&manifest, original).await {
                 Ok(Some(kept)) => {
-                    this.suggest(&kept).await;
+                    this.predict(&kept).await;
                     this.take_record(kept, recorded).await
                 }
                 outcome => outcome.map(drop),

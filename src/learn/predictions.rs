@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Profiles {
     /// Has the image looked at, unless it was or others see to it. The looking goes on when the caller stops waiting.
-    pub(super) async fn suggest(&self, image: &StackRecord) {
+    pub(super) async fn predict(&self, image: &StackRecord) {
         if self.shared.unlooked.contains_key(&image.config) {
             return;
         }
@@ -37,8 +37,8 @@ impl Profiles {
     }
 
     /// The same for a caller in a hurry.
-    pub(super) async fn suggest_soon(&self, image: &StackRecord) {
-        if timeout(PATIENCE, self.suggest(image)).await.is_err() {
+    pub(super) async fn predict_soon(&self, image: &StackRecord) {
+        if timeout(PATIENCE, self.predict(image)).await.is_err() {
             tracing::debug!(source = %image.source, "what is suggested of an image comes too late for one who asked");
         }
     }
@@ -46,7 +46,7 @@ impl Profiles {
     async fn look(&self, image: &StackRecord) -> Result<(), Error> {
         let by = format!("{}-p{PREDICTIONS}", self.shared.generation.0);
         let known = self.known(&image.config).await?;
-        if known.has_suggestions() || !known.may_be_tried(&by) {
+        if known.has_prediction() || !known.may_be_tried(&by) {
             return Ok(());
         }
         let Some(record) = self
@@ -64,10 +64,12 @@ impl Profiles {
         let Shared {
             predictor, tocs, ..
         } = self.shared.as_ref();
-        match predictor.static_profile(tocs, &record).await {
+        match predictor.predicted_files(tocs, &record).await {
             Ok(files) => {
-                self.note(image, move |knowledge| knowledge.suggest(files.clone()))
-                    .await
+                self.note(image, move |knowledge| {
+                    knowledge.set_prediction(files.clone())
+                })
+                .await
             }
             Err(error) => {
                 match error.blame() {

@@ -105,7 +105,7 @@ impl Predictor {
     ///
     /// # Errors
     /// When the store fails, a stored layer is not what its record says, or looking at the image took too much.
-    pub async fn static_profile(
+    pub async fn predicted_files(
         &self,
         tocs: &Tocs,
         record: &ImageRecord,

@@ -63,11 +63,11 @@ impl Knowledge {
     }
 
     /// Whether the image was looked at for what it suggests.
-    pub fn has_suggestions(&self) -> bool {
+    pub fn has_prediction(&self) -> bool {
         self.suggested.is_some()
     }
 
-    pub fn suggest(&mut self, files: Vec<FileUse>) {
+    pub fn set_prediction(&mut self, files: Vec<FileUse>) {
         self.suggested = Some(bounded(files));
         self.tried = None;
     }
@@ -292,8 +292,8 @@ mod tests {
     #[test]
     fn what_is_suggested_counts_until_someone_looked() {
         let mut knowledge = knowledge();
-        assert!(!knowledge.has_suggestions() && knowledge.profile(&Workload::default()).is_empty());
-        knowledge.suggest(vec![file("guess"), file("guess"), file("../odd")]);
+        assert!(!knowledge.has_prediction() && knowledge.profile(&Workload::default()).is_empty());
+        knowledge.set_prediction(vec![file("guess"), file("guess"), file("../odd")]);
         assert_eq!(paths(&knowledge, "default"), ["guess"]);
         observe(&mut knowledge, "default", "one", &["seen"], 1);
         assert_eq!(paths(&knowledge, "default"), ["seen"]);
@@ -386,7 +386,7 @@ mod tests {
     #[test]
     fn it_is_read_back_as_it_was() {
         let mut knowledge = knowledge();
-        knowledge.suggest(vec![file("guess")]);
+        knowledge.set_prediction(vec![file("guess")]);
         observe(&mut knowledge, "default", "one", &["seen", "ü"], 1);
         let json = serde_json::to_vec(&knowledge).unwrap();
         assert_eq!(

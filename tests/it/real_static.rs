@@ -101,10 +101,10 @@ async fn named(image: &Path) -> Vec<File> {
         .await
         .unwrap();
     let (predictor, tocs) = (Predictor::default(), Tocs::new(store));
-    let files = predictor.static_profile(&tocs, &record).await.unwrap();
+    let files = predictor.predicted_files(&tocs, &record).await.unwrap();
     assert_eq!(
         files,
-        predictor.static_profile(&tocs, &record).await.unwrap(),
+        predictor.predicted_files(&tocs, &record).await.unwrap(),
         "the same twin, the same list"
     );
     files

@@ -82,7 +82,7 @@ async fn predicted(image: &Image, predictor: Predictor) -> Result<Vec<FileUse>, 
     let bench = Bench::new().await;
     let record: ImageRecord = bench.convert(image).await.unwrap();
     let tocs = Tocs::new(bench.store.clone());
-    predictor.static_profile(&tocs, &record).await
+    predictor.predicted_files(&tocs, &record).await
 }
 
 async fn failure(image: &Image, predictor: Predictor) -> PredictionError {
