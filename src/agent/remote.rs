@@ -14,9 +14,10 @@ use futures::TryStreamExt as _;
 use serde::{Deserialize, Serialize};
 
 use super::fetch::Blob;
-use super::spec::{LayerSpec, TOC_DIGEST};
+use super::spec::LayerSpec;
 use super::toc_memory::TocMemory;
 use crate::budget::{Full, Weight};
+use crate::oci::annotations::{OLDER_ZSTD_CHECKSUM, TOC_DIGEST, ZSTD_CHECKSUM};
 use crate::oci::manifest::ImageManifest;
 use crate::oci::{Digest, ImageName, Reference};
 use crate::registry::{self, Body, Peer};
@@ -25,10 +26,7 @@ use crate::transport::{Source, Upstreams};
 /// How much of a blob's end is asked for first: the TOC of some ten thousand files, or the whole of a small layer.
 const TAIL: u64 = 512 << 10;
 /// What names the TOC of a zstd:chunked layer (containers/storage, pkg/chunked); the older name comes second.
-const ZSTD_CHECKSUMS: [&str; 2] = [
-    "io.github.containers.zstd-chunked.manifest-checksum",
-    "io.containers.zstd-chunked.manifest-checksum",
-];
+const ZSTD_CHECKSUMS: [&str; 2] = [ZSTD_CHECKSUM, OLDER_ZSTD_CHECKSUM];
 
 /// Which TOC a layer is to have.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]

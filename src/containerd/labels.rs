@@ -5,17 +5,15 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
-use crate::oci::annotations::{SNAPSHOT_REF, TOC_DIGEST, ZSTD_CHECKSUM};
+use crate::oci::annotations::{SNAPSHOT_REF, TOC_DIGEST, ZSTD_CHECKSUM, cri, stargz};
 use crate::oci::{Descriptor, Digest};
 
 pub(crate) type Labels = HashMap<String, String>;
 
 /// containerd hands annotations of a layer that begin like this to the snapshotter.
 const INHERITED: &str = "containerd.io/snapshot/";
-const PREFETCH_SIZE: &str = "containerd.io/snapshot/remote/stargz.prefetch";
 /// What the reference's command asks its snapshotter to fetch ahead.
 const PREFETCH_BYTES: &str = "10485760";
-const SKIP_VERIFY: &str = "containerd.io/snapshot/remote/stargz.skipverify";
 const URLS: &str = "containerd.io/snapshot/remote/urls";
 
 /// By either a layer can be read lazily: the digest of its TOC.
@@ -51,16 +49,8 @@ impl Source {
         let digest = layer.digest.to_string();
         let mut set = |key: &str, value: String| labels.insert(key.to_owned(), value);
         let (reference, own, list) = match self.dialect {
-            Dialect::Stargz => (
-                "containerd.io/snapshot/remote/stargz.reference",
-                "containerd.io/snapshot/remote/stargz.digest",
-                "containerd.io/snapshot/remote/stargz.layers",
-            ),
-            Dialect::Containerd => (
-                "containerd.io/snapshot/cri.image-ref",
-                "containerd.io/snapshot/cri.layer-digest",
-                "containerd.io/snapshot/cri.image-layers",
-            ),
+            Dialect::Stargz => (stargz::REFERENCE, stargz::LAYER, stargz::LAYERS),
+            Dialect::Containerd => (cri::REFERENCE, cri::LAYER, cri::LAYERS),
         };
         set(reference, self.reference.clone());
         set(own, digest);
@@ -68,15 +58,12 @@ impl Source {
         let told = neighbours.split(',').count();
         set(list, neighbours);
         if self.dialect == Dialect::Containerd {
-            set(
-                "containerd.io/snapshot/cri.manifest-digest",
-                self.manifest.to_string(),
-            );
+            set(cri::MANIFEST, self.manifest.to_string());
         }
-        set(PREFETCH_SIZE, PREFETCH_BYTES.to_owned());
+        set(stargz::PREFETCH_SIZE, PREFETCH_BYTES.to_owned());
         set(SNAPSHOT_REF, chain_id.to_string());
         if self.skip_verify {
-            set(SKIP_VERIFY, "true".to_owned());
+            set(stargz::SKIP_VERIFY, "true".to_owned());
         }
         labels.extend(urls(layers.iter().take(told)));
         labels
@@ -226,7 +213,7 @@ mod tests {
             labels["containerd.io/snapshot/cri.image-layers"],
             layers[0].digest.to_string()
         );
-        assert_eq!(labels[SKIP_VERIFY], "true");
+        assert_eq!(labels[stargz::SKIP_VERIFY], "true");
         assert!(!labels.keys().any(|key| key.contains("stargz.reference")));
     }
 

@@ -45,3 +45,24 @@ pub const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
 pub const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
 /// On such a child: the digest of the child that it describes.
 pub const REFERENCE_DIGEST: &str = "vnd.docker.reference.digest";
+
+/// What the reference's own client tells a snapshotter of a layer (stargz-snapshotter, `fs/source/source.go`).
+pub mod stargz {
+    /// The image as the client names it.
+    pub const REFERENCE: &str = "containerd.io/snapshot/remote/stargz.reference";
+    pub const LAYER: &str = "containerd.io/snapshot/remote/stargz.digest";
+    /// The layer and those above it.
+    pub const LAYERS: &str = "containerd.io/snapshot/remote/stargz.layers";
+    pub const PREFETCH_SIZE: &str = "containerd.io/snapshot/remote/stargz.prefetch";
+    pub const SKIP_VERIFY: &str = "containerd.io/snapshot/remote/stargz.skipverify";
+}
+
+/// What containerd tells a snapshotter of a layer (containerd, `pkg/snapshotters/annotations.go`).
+pub mod cri {
+    /// The image as the client names it.
+    pub const REFERENCE: &str = "containerd.io/snapshot/cri.image-ref";
+    pub const LAYER: &str = "containerd.io/snapshot/cri.layer-digest";
+    /// The layer and those above it.
+    pub const LAYERS: &str = "containerd.io/snapshot/cri.image-layers";
+    pub const MANIFEST: &str = "containerd.io/snapshot/cri.manifest-digest";
+}
