@@ -1,8 +1,9 @@
 //! Starlift makes any container image start before it is downloaded.
 //!
-//! The rooms of the crate, and who may import whom, stand in `docs/ARCHITECTURE.md` and are tested. The server is `serve`,
-//! `learn`, `predict` and `convert`; the node is `agent`, `recording` and `containerd`; both stand on `transport`,
-//! `registry`, `store`, `tocs`, `profile` and `oci`. `cli` is the command line.
+//! The rooms of the crate, and who may import whom, stand in `docs/ARCHITECTURE.md` and are tested.
+//! The server is `serve`, `learn`, `predict` and `convert`; the node is `agent`, `recording` and
+//! `containerd`; both stand on `transport`, `registry`, `store`, `tocs`, `profile` and `oci`. `cli`
+//! is the command line.
 
 pub mod agent;
 pub mod aside;

@@ -1,4 +1,5 @@
-//! What one layer and a stack of layers mean, wherever they are read: on a node, in a server, on the command line.
+//! What one layer and a stack of layers mean, wherever they are read: on a node, in a server, on
+//! the command line.
 //!
 //! Pure: no input and output, no clock.
 

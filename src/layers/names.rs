@@ -1,5 +1,5 @@
-//! Names in a layer that mean something to whoever stacks layers (OCI image-spec, layer.md, "Whiteouts"), and the format's
-//! own entries.
+//! Names in a layer that mean something to whoever stacks layers (OCI image-spec, layer.md,
+//! "Whiteouts"), and the format's own entries.
 
 /// How the name of a whiteout begins.
 pub(crate) const WHITEOUT: &[u8] = b".wh.";

@@ -112,8 +112,8 @@ pub struct Status {
 }
 
 impl Profiles {
-    /// Over the images of `generation` in the store. Observations of one image are gathered for `merge_interval` before
-    /// they are written.
+    /// Over the images of `generation` in the store. Observations of one image are gathered for
+    /// `merge_interval` before they are written.
     pub fn new(
         store: Store,
         generation: Generation,

@@ -2,7 +2,8 @@
 
 /// On a converted image, its index and its layers: the digest of what it was made from.
 pub const SOURCE_DIGEST: &str = "dev.starlift.source.digest";
-/// On a converted layer: the digest of the source tar, the first `SOURCE_SIZE` bytes of the decompressed layer.
+/// On a converted layer: the digest of the source tar, the first `SOURCE_SIZE` bytes of the
+/// decompressed layer.
 pub const SOURCE_DIFF_ID: &str = "dev.starlift.source.diff-id";
 /// On a converted layer: the length of the source tar.
 pub const SOURCE_SIZE: &str = "dev.starlift.source.size";
@@ -18,14 +19,17 @@ pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// On an entry of a layout's index: the whole reference, by containerd and newer Docker engines.
 pub const CONTAINERD_NAME: &str = "io.containerd.image.name";
 
-/// The digest of the TOC of an eStargz layer (stargz-snapshotter, `estargz.TOCJSONDigestAnnotation`).
+/// The digest of the TOC of an eStargz layer (stargz-snapshotter,
+/// `estargz.TOCJSONDigestAnnotation`).
 pub const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
-/// On an external TOC: the layer that it is of (stargz-snapshotter, `nativeconverter/estargz/externaltoc`).
+/// On an external TOC: the layer that it is of (stargz-snapshotter,
+/// `nativeconverter/estargz/externaltoc`).
 pub const LAYER_DIGEST: &str = "containerd.io/snapshot/stargz/layer.digest";
 /// Length of the decompressed layer (stargz-snapshotter, `estargz.StoreUncompressedSizeAnnotation`).
 pub const UNCOMPRESSED_SIZE: &str = "io.containers.estargz.uncompressed-size";
 
-/// The digest of the TOC of a zstd:chunked layer (containers/storage, `internal.ManifestChecksumKey`).
+/// The digest of the TOC of a zstd:chunked layer (containers/storage,
+/// `internal.ManifestChecksumKey`).
 pub const ZSTD_CHECKSUM: &str = "io.github.containers.zstd-chunked.manifest-checksum";
 /// The same by its older name, which is stargz-snapshotter's.
 pub const OLDER_ZSTD_CHECKSUM: &str = "io.containers.zstd-chunked.manifest-checksum";
@@ -46,7 +50,8 @@ pub const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
 /// On such a child: the digest of the child that it describes.
 pub const REFERENCE_DIGEST: &str = "vnd.docker.reference.digest";
 
-/// What the reference's own client tells a snapshotter of a layer (stargz-snapshotter, `fs/source/source.go`).
+/// What the reference's own client tells a snapshotter of a layer (stargz-snapshotter,
+/// `fs/source/source.go`).
 pub mod stargz {
     /// The image as the client names it.
     pub const REFERENCE: &str = "containerd.io/snapshot/remote/stargz.reference";

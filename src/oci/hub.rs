@@ -25,7 +25,8 @@ pub fn canonical_host(host: &str) -> &str {
     }
 }
 
-/// The whole path of a repository at a host with its canonical name: official images have a prefix that nobody writes.
+/// The whole path of a repository at a host with its canonical name: official images have a prefix
+/// that nobody writes.
 pub fn full_path<'p>(host: &str, path: &'p str) -> Cow<'p, str> {
     if host == DOCKER_HUB && !path.contains('/') {
         format!("library/{path}").into()

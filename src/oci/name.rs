@@ -84,7 +84,8 @@ pub(crate) fn split_tag(name: &str) -> (&str, Option<&str>) {
         .map_or((name, None), |(name, tag)| (name, Some(tag)))
 }
 
-/// The host in front of a name and the path behind it: a host holds a dot or a colon or is `localhost`.
+/// The host in front of a name and the path behind it: a host holds a dot or a colon or is
+/// `localhost`.
 pub(crate) fn split_host(name: &str) -> (Option<&str>, &str) {
     name.split_once('/')
         .filter(|(host, _)| host.contains(['.', ':']) || *host == "localhost")

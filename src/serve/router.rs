@@ -1,4 +1,5 @@
-//! Paths to handlers. Repository names hold slashes, so all of `/v2/` is one route, split by [`RegistryRequest`].
+//! Paths to handlers. Repository names hold slashes, so all of `/v2/` is one route, split by
+//! [`RegistryRequest`].
 
 use std::any::Any;
 use std::sync::Arc;

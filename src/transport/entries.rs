@@ -1,4 +1,5 @@
-//! Entries of a layout's index: the annotation that names one, and the names of the images of external TOCs.
+//! Entries of a layout's index: the annotation that names one, and the names of the images of
+//! external TOCs.
 
 use serde_json::Value;
 

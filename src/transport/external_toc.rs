@@ -14,8 +14,8 @@ use crate::oci::annotations::{LAYER_DIGEST, TOC_DIGEST};
 use crate::oci::manifest::ImageManifest;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
 
-/// The TOCs of the bundle's layers as an image: those that were `made` with them, and those the source has of layers that
-/// passed through.
+/// The TOCs of the bundle's layers as an image: those that were `made` with them, and those the
+/// source has of layers that passed through.
 pub(crate) async fn of_bundle(
     made: Option<&Manifest>,
     reader: ImageReader<'_>,

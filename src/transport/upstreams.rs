@@ -1,4 +1,5 @@
-//! All upstreams by their names: those that the configuration gives, and those that it allows to be dialled.
+//! All upstreams by their names: those that the configuration gives, and those that it allows to be
+//! dialled.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! The layers of docs/ARCHITECTURE.md, as a test: who may import whom, that no files go in circles, and how imports are
-//! written.
+//! The layers of docs/ARCHITECTURE.md, as a test: who may import whom, that no files go in circles,
+//! and how imports are written.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -319,7 +319,8 @@ fn first_path(member: &str) -> &str {
     member.trim().split(" as ").next().unwrap_or_default()
 }
 
-/// The module that has the item `name`: what a folder's face only hands on is looked up where it comes from.
+/// The module that has the item `name`: what a folder's face only hands on is looked up where it
+/// comes from.
 fn target(
     known: &BTreeSet<ModulePath>,
     texts: &BTreeMap<ModulePath, String>,

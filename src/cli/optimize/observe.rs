@@ -1,4 +1,5 @@
-//! Runs the workload once, on the image's layers made lazy, and says which files of which layers it read.
+//! Runs the workload once, on the image's layers made lazy, and says which files of which layers it
+//! read.
 
 use std::fmt;
 use std::path::Path;
