@@ -20,10 +20,10 @@ use toml::{Table, Value};
 
 use crate::agent;
 use crate::convert;
+use crate::registry;
 use crate::serve;
 use crate::store;
 use crate::telemetry::log;
-use crate::upstream;
 pub use layer::Layer;
 
 /// The files to try, in this order, if no file is named.
@@ -45,7 +45,7 @@ pub struct Config {
     pub convert: convert::Config,
     pub agent: agent::Config,
     /// `[pull]` and `[upstream.NAME]`.
-    pub upstreams: upstream::Config,
+    pub upstreams: registry::Config,
     pub log: log::Config,
 }
 
@@ -190,10 +190,10 @@ fn section<T: DeserializeOwned + Default>(table: &mut Table, name: &str) -> Resu
 }
 
 /// `[pull]` with the upstreams inserted, which is the form that their module reads.
-fn upstreams(table: &mut Table) -> Result<upstream::Config, BadValue> {
+fn upstreams(table: &mut Table) -> Result<registry::Config, BadValue> {
     if let Some(upstream) = table.remove("upstream") {
         let wrapped = Table::from_iter([("upstream".to_owned(), upstream.clone())]);
-        section::<upstream::Config>(
+        section::<registry::Config>(
             &mut Table::from_iter([("upstream".to_owned(), Value::Table(wrapped))]),
             "upstream",
         )?;

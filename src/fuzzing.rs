@@ -16,8 +16,9 @@ use harness::run;
 
 use crate::convert;
 use crate::oci;
+use crate::predict;
+use crate::registry;
 use crate::store;
-use crate::upstream;
 
 fn seeds(texts: &[&str]) -> Vec<Vec<u8>> {
     texts.iter().map(|text| text.as_bytes().to_vec()).collect()
@@ -91,7 +92,7 @@ fn headers() {
         "headers",
         seeds(&texts),
         mutate::bytes,
-        upstream::fuzz::headers,
+        registry::fuzz::headers,
     );
 }
 
@@ -103,7 +104,7 @@ fn hosts() {
         "hosts",
         seeds(&[text]),
         mutate::bytes,
-        upstream::fuzz::hosts,
+        registry::fuzz::hosts,
     );
 }
 
@@ -114,7 +115,7 @@ fn scripts() {
         "scripts",
         seeds(&[text]),
         mutate::bytes,
-        convert::fuzz::scripts,
+        predict::fuzz::scripts,
     );
 }
 
@@ -125,7 +126,7 @@ fn executables() {
         "executables",
         vec![file],
         mutate::bytes,
-        convert::fuzz::executables,
+        predict::fuzz::executables,
     );
 }
 

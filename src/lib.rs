@@ -1,23 +1,35 @@
 //! Starlift makes any container image start before it is downloaded.
 //!
-//! The map of the crate: `oci` holds the data types of the OCI specifications, `profile` the record
-//! of the files that containers read, `upstream` pulls, `store` keeps, `convert` makes converted
-//! images, `serve` serves them, `agent` mounts them lazily, `cli` is the command line.
-//! `docs/ARCHITECTURE.md` says which module may import which, and a test enforces it.
+//! The rooms of the crate, and who may import whom, stand in `docs/ARCHITECTURE.md` and are tested.
+//! The server is `serve`, `learn`, `predict` and `convert`; the node is `agent`, `recording` and
+//! `containerd`; both stand on `transport`, `registry`, `store`, `tocs`, `profile` and `oci`. `cli`
+//! is the command line.
 
 pub mod agent;
 pub mod aside;
+mod backoff;
 pub mod budget;
 pub mod cli;
+mod clock;
 pub mod config;
 pub mod containerd;
 pub mod convert;
+mod doctor;
+mod failure;
 pub mod flight;
 #[cfg(test)]
 mod fuzzing;
+mod inspect;
+mod layers;
+pub mod learn;
 pub mod oci;
+pub mod predict;
 pub mod profile;
+mod recording;
+pub mod registry;
 pub mod serve;
 pub mod store;
 pub mod telemetry;
-pub mod upstream;
+mod tempfiles;
+pub mod tocs;
+pub mod transport;

@@ -1,4 +1,4 @@
-//! The target `hosts` of `src/upstream/fuzz.rs` under libFuzzer.
+//! The target `hosts` of `src/registry/fuzz.rs` under libFuzzer.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| starlift::upstream::fuzz::hosts(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| starlift::registry::fuzz::hosts(data));

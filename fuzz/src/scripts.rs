@@ -1,4 +1,4 @@
-//! The target `scripts` of `src/convert/fuzz.rs` under libFuzzer.
+//! The target `scripts` of `src/predict/fuzz.rs` under libFuzzer.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| starlift::convert::fuzz::scripts(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| starlift::predict::fuzz::scripts(data));

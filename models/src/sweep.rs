@@ -1,4 +1,4 @@
-//! `src/store/sweep/mod.rs` against `src/store/records.rs` and `src/convert/memo.rs`: a sweep lets an old layer go while
+//! `src/store/sweep/mod.rs` against `src/store/records.rs` and `src/convert/layer_converter.rs`: a sweep lets an old layer go while
 //! an image is built on it, converted again, and read.
 //!
 //! Each operation on the bucket is one step; a lease is an object that only one can create.

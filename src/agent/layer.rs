@@ -14,7 +14,7 @@ use tokio::sync::OnceCell;
 use super::fetch::{Blob, FetchError, Fetcher, Lookup, Reason, Traffic};
 use super::report::Measure;
 use super::tree::{Content, FileId, Tree};
-use crate::upstream::Peer;
+use crate::registry::Peer;
 
 /// Bytes fetched along with the first chunk of a reader, after it and before it. Together they are
 /// as much as 100 Mbit/s carry in a round trip of 20 ms, so another request would take as long. A

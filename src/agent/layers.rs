@@ -37,7 +37,7 @@ use super::unreachable::Unreachable;
 use crate::budget::Weight;
 use crate::oci::Digest;
 use crate::telemetry::metrics::metrics;
-use crate::upstream::Upstreams;
+use crate::transport::Upstreams;
 
 /// Pause before layers that could not be read at the agent's start are tried again. Each further
 /// pause is twice as long.

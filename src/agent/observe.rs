@@ -20,7 +20,7 @@ pub use super::recorder::Recording;
 use super::recorder::Used;
 use super::session::Device;
 use super::spec::LayerSpec;
-use crate::upstream::Upstreams;
+use crate::transport::Upstreams;
 
 /// A workload that opens more files than this gains nothing from having them all first.
 const MAX_FILES: usize = 1 << 20;

@@ -14,22 +14,21 @@ use futures::TryStreamExt as _;
 use serde::{Deserialize, Serialize};
 
 use super::fetch::Blob;
-use super::spec::{LayerSpec, TOC_DIGEST};
+use super::spec::LayerSpec;
 use super::toc_memory::TocMemory;
 use crate::budget::{Full, Weight};
+use crate::oci::annotations::{OLDER_ZSTD_CHECKSUM, TOC_DIGEST, ZSTD_CHECKSUM};
 use crate::oci::manifest::ImageManifest;
 use crate::oci::{Digest, ImageName, Reference};
-use crate::upstream::{self, Body, Peer, Source, Upstreams};
+use crate::registry::{self, Body, Peer};
+use crate::transport::{Source, Upstreams};
 
 /// Bytes of a blob's end in the first request: the TOC of some ten thousand files, or the whole of
 /// a small layer.
 const TAIL: u64 = 512 << 10;
 /// The annotations with the TOC digest of a zstd:chunked layer (containers/storage, pkg/chunked).
 /// The older name comes second.
-const ZSTD_CHECKSUMS: [&str; 2] = [
-    "io.github.containers.zstd-chunked.manifest-checksum",
-    "io.containers.zstd-chunked.manifest-checksum",
-];
+const ZSTD_CHECKSUMS: [&str; 2] = [ZSTD_CHECKSUM, OLDER_ZSTD_CHECKSUM];
 
 /// The digest that a layer's TOC must have.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -76,7 +75,7 @@ pub enum NotLazy {
     #[error("{0:?} is not an image reference: {1}")]
     Reference(String, String),
     #[error("registry: {0}")]
-    Upstream(#[from] upstream::Error),
+    Upstream(#[from] registry::Error),
     #[error("footer: {0}")]
     Footer(#[from] estargz::footer::FooterError),
     #[error("TOC: {0}")]
@@ -272,7 +271,7 @@ async fn collect(mut body: Body, limit: u64) -> Result<Vec<u8>, NotLazy> {
     let mut bytes = Vec::new();
     while let Some(piece) = body.stream.try_next().await? {
         if length > limit || (bytes.len() + piece.len()) as u64 > length {
-            return Err(upstream::Error::TooLarge { limit }.into());
+            return Err(registry::Error::TooLarge { limit }.into());
         }
         bytes.extend_from_slice(&piece);
     }

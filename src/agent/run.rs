@@ -17,12 +17,12 @@ use super::keeper::Keeper;
 use super::layer_mount::LayerMount;
 use super::layers::Layers;
 use super::mounted::Mounted;
-use super::mountpoint;
-use super::root;
 use super::server::{self, ServeError};
 use super::snapshots::{self, Snapshots};
 use super::snapshotter::Snapshotter;
-use crate::upstream::{self, Upstreams};
+use super::{mountpoint, root};
+use crate::registry;
+use crate::transport::Upstreams;
 
 /// The names under which the fd store holds the listening socket and the credentials of pods.
 /// `LayerMount` has the others.
@@ -47,7 +47,7 @@ pub enum RunError {
     #[error("snapshots not opened")]
     Snapshots(#[source] snapshots::Error),
     #[error(transparent)]
-    Upstreams(#[from] upstream::Error),
+    Upstreams(#[from] registry::Error),
     #[error("containerd's socket not dialled")]
     Cri(#[from] tonic::transport::Error),
     #[error(transparent)]
@@ -64,7 +64,7 @@ pub enum RunError {
 /// If the root, the socket or the keeper cannot be used.
 pub async fn run(
     config: &Config,
-    upstreams: &upstream::Config,
+    upstreams: &registry::Config,
     shutdown: CancellationToken,
 ) -> Result<(), RunError> {
     let root = checked_root(config).await?;

@@ -2,9 +2,8 @@
 
 use super::snapshots::{Labels, MAX_LABEL_LEN};
 use crate::oci::Digest;
+use crate::oci::annotations::{TOC_DIGEST, cri, stargz};
 use crate::oci::digest::ParseDigestError;
-
-pub(super) const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
 
 /// The labels with which one kind of client describes a layer.
 struct Dialect {
@@ -17,16 +16,16 @@ struct Dialect {
 /// `ctr-remote`, nerdctl and buildkit; then the CRI plugin.
 const DIALECTS: [Dialect; 2] = [
     Dialect {
-        reference: "containerd.io/snapshot/remote/stargz.reference",
-        digest: "containerd.io/snapshot/remote/stargz.digest",
-        layers: "containerd.io/snapshot/remote/stargz.layers",
+        reference: stargz::REFERENCE,
+        digest: stargz::LAYER,
+        layers: stargz::LAYERS,
         manifest: None,
     },
     Dialect {
-        reference: "containerd.io/snapshot/cri.image-ref",
-        digest: "containerd.io/snapshot/cri.layer-digest",
-        layers: "containerd.io/snapshot/cri.image-layers",
-        manifest: Some("containerd.io/snapshot/cri.manifest-digest"),
+        reference: cri::REFERENCE,
+        digest: cri::LAYER,
+        layers: cri::LAYERS,
+        manifest: Some(cri::MANIFEST),
     },
 ];
 

@@ -11,18 +11,10 @@ use estargz::Toc;
 use estargz::toc::{Kind, Node, NodeId, Time};
 
 use crate::budget::Weight;
+use crate::layers::names::{
+    OPAQUE, PREFETCH_LANDMARK, WHITEOUT, is_format_entry, is_marker, is_whiteout, whiteout_of,
+};
 
-/// The prefix of a whiteout's name (OCI image-spec, layer.md, "Whiteouts").
-const WHITEOUT: &[u8] = b".wh.";
-/// The prefix of AUFS's own entries, the opaque marker among them. None of them is a whiteout.
-const AUFS: &[u8] = b".wh..wh.";
-const OPAQUE: &[u8] = b".wh..wh..opq";
-/// The format's own entries, in the root.
-const HIDDEN: [&[u8]; 3] = [
-    b".prefetch.landmark",
-    b".no.prefetch.landmark",
-    b"stargz.index.json",
-];
 const STATE_DIRECTORY: &[u8] = b".stargz-snapshotter";
 /// The prefixes of overlayfs's own attributes, which no image may set.
 const OVERLAY_XATTRS: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
@@ -215,12 +207,12 @@ impl Tree {
             return Some(self.state_directory());
         }
         let directory = self.toc.node(NodeId(parent.0))?;
-        if is_hidden(parent, name) || name.starts_with(WHITEOUT) {
+        if is_hidden(parent, name) || is_marker(name) {
             return None;
         }
         let node = directory
             .child(name)
-            .or_else(|| directory.child(&[WHITEOUT, name].concat()))?;
+            .or_else(|| directory.child(&whiteout_of(name)))?;
         Some(FileId(node.id().0))
     }
 
@@ -322,7 +314,7 @@ impl Tree {
     /// Returns the number of the first chunk that the layer's author does not want prefetched. 0 if
     /// there is no landmark.
     pub fn prefetched(&self) -> u32 {
-        let landmark = self.toc.root().child(HIDDEN[0]);
+        let landmark = self.toc.root().child(PREFETCH_LANDMARK);
         landmark.map_or(0, |node| node.chunk_numbers().start)
     }
 }
@@ -331,12 +323,8 @@ fn nodes(toc: &Toc) -> impl Iterator<Item = Node<'_>> {
     (0..u32::try_from(toc.len()).unwrap_or(u32::MAX)).filter_map(|number| toc.node(NodeId(number)))
 }
 
-fn is_whiteout(name: &[u8]) -> bool {
-    name.len() > WHITEOUT.len() && name.starts_with(WHITEOUT) && !name.starts_with(AUFS)
-}
-
 fn is_hidden(directory: FileId, name: &[u8]) -> bool {
-    directory == FileId::ROOT && HIDDEN.contains(&name)
+    directory == FileId::ROOT && is_format_entry(name)
 }
 
 #[cfg(test)]

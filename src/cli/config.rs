@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use super::failure::Failure;
 use super::{Global, output};
+use crate::failure::Failure;
 
 /// A test keeps it equal to the documentation of the configuration's structs.
 const REFERENCE: &str = include_str!("../../docs/CONFIGURATION.md");

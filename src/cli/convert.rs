@@ -6,20 +6,17 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::endpoint::{Endpoint, RegistryArgs};
-use super::export::{Destination, Parcel, Shelf};
-use super::external;
-use super::failure::Failure;
-use super::layer;
-use super::location::Location;
 use super::progress::Bar;
-use super::record;
-use super::report::ImageReport;
-use super::{Global, output};
+use super::registry_args::RegistryArgs;
+use super::{Global, layer, output};
 use crate::config::{Config, Layer};
 use crate::convert::Converter;
+use crate::failure::Failure;
+use crate::inspect::report::ImageReport;
 use crate::oci::{Digest, Manifest, Platform};
+use crate::recording::record;
 use crate::store::{self, ImageRecord, Store};
+use crate::transport::{Destination, Endpoint, ImageBundle, ImageReader, Location, external_toc};
 
 /// How often the progress bar looks at the conversion.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
@@ -212,48 +209,53 @@ pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failur
 }
 
 /// Converts an image, the files of `recorded` first, and carries it to its target.
-pub(super) async fn image(job: Job<'_>, recorded: Vec<record::Line>) -> Result<Made, Failure> {
+pub(super) async fn image(
+    job: Job<'_>,
+    recorded: Vec<record::Line>,
+) -> Result<ConversionReport, Failure> {
     let Job {
         source,
         target,
         args,
         config,
     } = job;
-    let endpoint = Endpoint::open(&config.upstreams, source, args.registry)?;
-    let workshop =
-        Workshop::open(config, args.store.as_deref(), Destination::folder(target)).await?;
+    let endpoint = Endpoint::open(&config.upstreams, source, args.registry.plain_http)?;
+    let scratch =
+        ScratchStore::open(config, args.store.as_deref(), Destination::folder(target)).await?;
     let original = endpoint.manifest().await?;
     let priorities = record::of_image(recorded, &endpoint, &original).await?;
     let priorities = priorities.keeping_lazy_layers(args.reuse);
-    let converter = Converter::prioritizing(&config.convert, workshop.store.clone(), priorities);
+    let converter = Converter::prioritizing(&config.convert, scratch.store.clone(), priorities);
     let converter = converter.map_err(Failure::from_error)?;
     let record = convert(&converter, &endpoint, &original, args.json).await?;
 
-    let shelf = Shelf {
-        store: Some(&workshop.store),
+    let reader = ImageReader {
+        store: Some(&scratch.store),
         endpoint: &endpoint,
     };
-    let twin = shelf.manifest(&record.twin, &record.media_type).await?;
-    let packed = Parcel::pack(shelf, twin).await?;
+    let twin = reader.manifest(&record.twin, &record.media_type).await?;
+    let packed = ImageBundle::pack(reader, twin).await?;
     let missing = packed.missing.len();
-    let mut parcel = packed.without_missing()?;
+    let mut bundle = packed.without_missing()?;
     if !args.platform.is_empty() {
-        parcel = parcel.select(&args.platform)?;
+        bundle = bundle.select(&args.platform)?;
     } else if Destination::takes_one_image(target) {
-        parcel = parcel.select(&[Platform::of_this_machine()])?;
+        bundle = bundle.select(&[Platform::of_this_machine()])?;
     }
     if args.oci || Destination::is_layout(target) {
-        parcel = parcel.translated_to_oci()?;
+        bundle = bundle.translated_to_oci()?;
     }
-    let tocs = external::of_parcel(&converter, &record, shelf, &parcel).await?;
-    let destination = Destination::open(&config.upstreams, target, args.registry)?;
+    let tocs = converter.toc_image(&record).await;
+    let tocs = tocs.map_err(Failure::from_error)?;
+    let tocs = external_toc::of_bundle(tocs.as_ref(), reader, &bundle).await?;
+    let destination = Destination::open(&config.upstreams, target, args.registry.plain_http)?;
     let bar = Bar::new(
         "writing",
-        parcel.blobs.iter().map(|blob| blob.size).sum(),
+        bundle.blobs.iter().map(|blob| blob.size).sum(),
         args.json,
     );
-    parcel
-        .deliver(shelf, destination, tocs.as_ref(), &bar)
+    bundle
+        .deliver(reader, destination, tocs.as_ref(), bar.counter())
         .await?;
     bar.finish();
     if missing > 0 {
@@ -261,12 +263,12 @@ pub(super) async fn image(job: Job<'_>, recorded: Vec<record::Line>) -> Result<M
             "left out because the source does not hold them: {missing} images"
         ));
     }
-    Ok(Made {
+    Ok(ConversionReport {
         source: original.digest.clone(),
         generation: converter.generation().0.clone(),
-        images: ImageReport::of_parcel(shelf, &parcel).await?,
-        twin: parcel.root.digest.clone(),
-        media_type: parcel.root.media_type.clone(),
+        images: ImageReport::of_bundle(reader, &bundle).await?,
+        twin: bundle.root.digest.clone(),
+        media_type: bundle.root.media_type.clone(),
         passed_through: record.passed_through,
     })
 }
@@ -303,13 +305,13 @@ fn show(bar: &Bar, converter: &Converter) {
 }
 
 /// A store for this one conversion, or the one that was named.
-struct Workshop {
+struct ScratchStore {
     store: Store,
     /// Removed when dropped.
     _temporary: Option<TempDir>,
 }
 
-impl Workshop {
+impl ScratchStore {
     async fn open(
         config: &Config,
         named: Option<&str>,
@@ -354,7 +356,7 @@ fn temporary_folder(beside: Option<&Path>) -> Result<TempDir, Failure> {
 
 /// What a conversion made.
 #[derive(Debug, serde::Serialize)]
-pub(super) struct Made {
+pub(super) struct ConversionReport {
     source: Digest,
     twin: Digest,
     media_type: String,
@@ -363,7 +365,7 @@ pub(super) struct Made {
     passed_through: Vec<store::records::PassedThrough>,
 }
 
-impl Made {
+impl ConversionReport {
     pub(super) fn tell(&self, destination: &str) -> Result<(), Failure> {
         for passed in &self.passed_through {
             output::say(&format!(

@@ -6,16 +6,15 @@ use std::process::ExitCode;
 use bytesize::ByteSize;
 use serde::Serialize;
 
-use super::blob::Blob;
-use super::endpoint::{Endpoint, RegistryArgs};
-use super::export::{Parcel, Shelf};
-use super::failure::Failure;
-use super::location::Location;
 use super::profiles::{self, ProfileReport};
-use super::report::{ImageReport, Kind, LayerReport, TocReport};
+use super::registry_args::RegistryArgs;
 use super::table::Table;
 use super::{Global, output};
+use crate::failure::Failure;
+use crate::inspect::blob::Blob;
+use crate::inspect::report::{ImageReport, Kind, LayerReport, TocReport};
 use crate::oci::{Digest, Platform};
+use crate::transport::{Endpoint, ImageBundle, ImageReader, Location};
 
 /// Show layers, kinds, TOCs and annotations of an image, or of a layer's file
 #[derive(Debug, clap::Args)]
@@ -106,26 +105,26 @@ struct Report {
 async fn image(args: &Args, global: &Global) -> Result<(), Failure> {
     let config = global.load(Vec::new())?.config;
     let location: Location = args.what.parse().map_err(Failure::from_error)?;
-    let endpoint = Endpoint::open(&config.upstreams, &location, args.registry)?;
-    let shelf = Shelf {
+    let endpoint = Endpoint::open(&config.upstreams, &location, args.registry.plain_http)?;
+    let reader = ImageReader {
         store: None,
         endpoint: &endpoint,
     };
     let root = endpoint.manifest().await?;
     let (digest, media_type) = (root.digest.clone(), root.media_type.clone());
-    let mut parcel = Parcel::pack(shelf, root).await?;
+    let mut bundle = ImageBundle::pack(reader, root).await?;
     if let Some(platform) = &args.platform {
-        parcel = parcel.select(std::slice::from_ref(platform))?;
+        bundle = bundle.select(std::slice::from_ref(platform))?;
     }
     if args.toc {
-        return output::print_bytes(&toc_of_layer(args, &endpoint, &parcel).await?);
+        return output::print_bytes(&toc_of_layer(args, &endpoint, &bundle).await?);
     }
     if args.profile {
-        return profiles(args, &endpoint, &parcel).await;
+        return profiles(args, &endpoint, &bundle).await;
     }
     let mut images = Vec::new();
-    for manifest in parcel.images() {
-        match ImageReport::of_image(shelf, manifest).await {
+    for manifest in bundle.images() {
+        match ImageReport::of_image(reader, manifest).await {
             Ok(image) => images.push(image),
             // One of several platforms may be broken or incomplete.
             Err(failure) if manifest.digest != digest => {
@@ -134,10 +133,10 @@ async fn image(args: &Args, global: &Global) -> Result<(), Failure> {
             Err(failure) => return Err(failure),
         }
     }
-    if !parcel.missing.is_empty() {
+    if !bundle.missing.is_empty() {
         output::say(&format!(
             "not in the source: {} images of the index",
-            parcel.missing.len()
+            bundle.missing.len()
         ));
     }
     let report = Report {
@@ -159,9 +158,9 @@ struct Profiled {
     profiles: Vec<ProfileReport>,
 }
 
-async fn profiles(args: &Args, endpoint: &Endpoint, parcel: &Parcel) -> Result<(), Failure> {
+async fn profiles(args: &Args, endpoint: &Endpoint, bundle: &ImageBundle) -> Result<(), Failure> {
     let mut images = Vec::new();
-    for manifest in parcel.images() {
+    for manifest in bundle.images() {
         let profiles = profiles::of_image(endpoint, manifest).await?;
         images.push(Profiled {
             image: manifest.digest.clone(),
@@ -186,14 +185,14 @@ async fn profiles(args: &Args, endpoint: &Endpoint, parcel: &Parcel) -> Result<(
 async fn toc_of_layer(
     args: &Args,
     endpoint: &Endpoint,
-    parcel: &Parcel,
+    bundle: &ImageBundle,
 ) -> Result<Vec<u8>, Failure> {
-    let [manifest] = *parcel.images() else {
+    let [manifest] = *bundle.images() else {
         return Err(Failure::new(
             "the image has several platforms: name one with --platform",
         ));
     };
-    let image: crate::oci::manifest::ImageManifest = super::export::parse(manifest)?;
+    let image: crate::oci::manifest::ImageManifest = crate::transport::document::parse(manifest)?;
     let number = match (args.layer, image.layers.len()) {
         (Some(number), _) => number,
         (None, 1) => 0,

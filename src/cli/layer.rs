@@ -9,12 +9,12 @@ use estargz::pool::Pool;
 use estargz::write::{Options, Written};
 use serde::Serialize;
 
-use super::failure::Failure;
 use super::output;
 use super::progress::Bar;
 use super::table::printable;
-use super::tempfiles::{keep, new_file_for};
 use crate::convert::{self, Inflate, Prioritized};
+use crate::failure::Failure;
+use crate::tempfiles::{keep, new_file_for};
 
 /// Bytes read from the input at once.
 const READ_SIZE: usize = 1 << 20;
@@ -24,7 +24,7 @@ const STANDARD: &str = "-";
 
 /// What became of the layer.
 #[derive(Debug, Serialize)]
-struct Made {
+struct LayerConversion {
     digest: String,
     size: u64,
     diff_id: String,
@@ -101,7 +101,7 @@ struct Work {
 }
 
 impl Work {
-    fn run(&self) -> Result<Made, Failure> {
+    fn run(&self) -> Result<LayerConversion, Failure> {
         let (input, size) = open(&self.source)?;
         let bar = Bar::new("converting", size, self.json);
         let counted = BufReader::with_capacity(
@@ -120,7 +120,7 @@ impl Work {
         outcome
     }
 
-    fn to_stdout(&self, input: impl BufRead) -> Result<Made, Failure> {
+    fn to_stdout(&self, input: impl BufRead) -> Result<LayerConversion, Failure> {
         let mut out = BufWriter::new(io::stdout().lock());
         let written = self.write(input, &mut out)?;
         out.flush()
@@ -130,17 +130,17 @@ impl Work {
                 "the external TOC needs a destination file beside which it can lie",
             ));
         }
-        Ok(Made::of(&written, None))
+        Ok(LayerConversion::of(&written, None))
     }
 
-    fn to_file(&self, input: impl BufRead, path: &Path) -> Result<Made, Failure> {
+    fn to_file(&self, input: impl BufRead, path: &Path) -> Result<LayerConversion, Failure> {
         let cannot = || Failure::when(format!("{} cannot be written", path.display()));
         let mut out = BufWriter::new(new_file_for(path).map_err(cannot())?);
         let written = self.write(input, &mut out)?;
         let mut toc_path = None;
         if let Some(toc) = &written.external_toc {
             let beside = PathBuf::from(format!("{}.toc", path.display()));
-            super::tempfiles::write_atomically(&beside, toc).map_err(cannot())?;
+            crate::tempfiles::write_atomically(&beside, toc).map_err(cannot())?;
             toc_path = Some(beside);
         }
         let file = out
@@ -148,7 +148,7 @@ impl Work {
             .map_err(io::IntoInnerError::into_error)
             .map_err(cannot())?;
         keep(file, path).map_err(cannot())?;
-        Ok(Made::of(&written, toc_path))
+        Ok(LayerConversion::of(&written, toc_path))
     }
 
     fn write(&self, input: impl BufRead, out: impl Write) -> Result<Written, Failure> {
@@ -172,7 +172,7 @@ impl Work {
     }
 }
 
-impl Made {
+impl LayerConversion {
     fn of(written: &Written, external_toc: Option<PathBuf>) -> Self {
         Self {
             digest: written.blob_digest.to_string(),

@@ -4,29 +4,20 @@
 //! 2 it could not be done (usage, input and output, network).
 
 mod agent;
-mod blob;
 mod config;
 mod convert;
-mod endpoint;
-mod export;
-mod external;
-mod failure;
 mod inspect;
 mod layer;
-mod location;
 mod optimize;
 mod output;
-mod platform;
 mod predict;
 mod profiles;
 mod progress;
-mod record;
-mod report;
+mod registry_args;
 mod rpull;
 mod serve;
 mod store;
 mod table;
-mod tempfiles;
 mod verify;
 mod warm;
 
@@ -38,7 +29,10 @@ use clap::Parser as _;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Config, Layer, Loaded};
-use failure::Failure;
+use crate::failure::Failure;
+
+/// It could not be done: usage, input and output, network.
+const CANNOT: u8 = 2;
 
 /// Makes any container image start before it is downloaded.
 #[derive(Debug, clap::Parser)]
@@ -105,7 +99,7 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(failure) => {
             output::error_line(&failure.to_string());
-            failure.exit_code()
+            ExitCode::from(CANNOT)
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, Write as _};
 
-use super::failure::Failure;
+use crate::failure::Failure;
 
 /// Writes `text` to standard output. A reader that has gone away, as in `… | head`, is no failure.
 pub(super) fn print(text: &str) -> Result<(), Failure> {

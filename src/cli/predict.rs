@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::failure::Failure;
-use crate::convert::{PredictionLimits, predict};
+use crate::failure::Failure;
+use crate::predict::{Limits, work};
 
 /// Predict what a container reads first, for the server at the other ends of standard input and output
 #[derive(Debug, clap::Args)]
@@ -19,11 +19,11 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let processor = Duration::from_secs(args.processor);
-    let limits = PredictionLimits {
+    let limits = Limits {
         memory: args.memory,
         processor,
-        ..PredictionLimits::default()
+        ..Limits::default()
     };
-    predict(&limits).map_err(Failure::when("nothing is predicted"))?;
+    work(&limits).map_err(Failure::when("nothing is predicted"))?;
     Ok(ExitCode::SUCCESS)
 }

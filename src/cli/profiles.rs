@@ -6,19 +6,18 @@ use std::time::SystemTime;
 use bytesize::ByteSize;
 use serde::Serialize;
 
-use super::blob::Blob;
-use super::convert::{Job, Made};
-use super::endpoint::Endpoint;
-use super::export::{Destination, parse};
-use super::failure::Failure;
-use super::location::Location;
-use super::record::{self, Line};
-use super::report::ImageReport;
+use super::convert::{ConversionReport, Job};
 use super::table::Table;
-use crate::convert::SOURCE_DIGEST;
+use crate::failure::Failure;
+use crate::inspect::blob::Blob;
+use crate::inspect::report::ImageReport;
+use crate::oci::annotations::SOURCE_DIGEST;
 use crate::oci::manifest::ImageManifest;
 use crate::oci::{Digest, Manifest, Reference};
 use crate::profile::{Artifact, Knowledge, Profile, ProfiledFile, Source, Workload, artifact};
+use crate::recording::record::{self, Line};
+use crate::transport::document::parse;
+use crate::transport::{Destination, Endpoint, Location};
 
 /// Whether something can refer to an image there.
 pub(super) fn check(target: &Location) -> Result<(), Failure> {
@@ -31,14 +30,18 @@ pub(super) fn check(target: &Location) -> Result<(), Failure> {
 }
 
 /// Attaches what was recorded of each source image to the image that was made of it. How many profiles there are.
-pub(super) async fn attach(job: Job<'_>, made: &Made, recorded: &[Line]) -> Result<usize, Failure> {
+pub(super) async fn attach(
+    job: Job<'_>,
+    made: &ConversionReport,
+    recorded: &[Line],
+) -> Result<usize, Failure> {
     let Job {
         source,
         target,
         args,
         config,
     } = job;
-    let endpoint = Endpoint::open(&config.upstreams, source, args.registry)?;
+    let endpoint = Endpoint::open(&config.upstreams, source, args.registry.plain_http)?;
     let created = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     let mut attached = 0;
     for image in &made.images {
@@ -56,16 +59,20 @@ pub(super) async fn attach(job: Job<'_>, made: &Made, recorded: &[Line]) -> Resu
             .map_err(Failure::when(what))?;
         let mut knowledge = Knowledge::new(parse::<ImageManifest>(&original)?.config.digest);
         knowledge.record(files);
-        let subject = Endpoint::open(&config.upstreams, &target.at(&image.digest), args.registry)?
-            .manifest()
-            .await?;
+        let subject = Endpoint::open(
+            &config.upstreams,
+            &target.at(&image.digest),
+            args.registry.plain_http,
+        )?
+        .manifest()
+        .await?;
         let artifact = Artifact::new(
             &knowledge.profile(&Workload::default()),
             &subject.descriptor(),
             &created,
         );
         let artifact = artifact.map_err(Failure::from_error)?;
-        Destination::open(&config.upstreams, target, args.registry)?
+        Destination::open(&config.upstreams, target, args.registry.plain_http)?
             .attach(&artifact, &subject.digest)
             .await?;
         attached += 1;

@@ -28,13 +28,13 @@ impl Bar {
         })
     }
 
-    pub(super) fn advance(&self, bytes: usize) {
-        self.0.inc(bytes as u64);
+    /// The count, for those who move the bytes.
+    pub(super) fn counter(&self) -> &ProgressBar {
+        &self.0
     }
 
-    /// Counts more bytes into the total.
-    pub(super) fn expect(&self, bytes: u64) {
-        self.0.inc_length(bytes);
+    pub(super) fn advance(&self, bytes: usize) {
+        self.0.inc(bytes as u64);
     }
 
     /// Shows `done` of `total`.

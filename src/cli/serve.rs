@@ -9,13 +9,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::Global;
-use super::failure::Failure;
 use crate::config::{Config, Layer};
-use crate::convert::{Converter, PredictionLimits, Predictor};
+use crate::convert::Converter;
+use crate::failure::Failure;
+use crate::predict::{Limits, Predictor};
 use crate::serve::Server;
 use crate::store::Store;
 use crate::telemetry::{Watchdog, log};
-use crate::upstream::Upstreams;
+use crate::transport::Upstreams;
 
 /// The executable of this process, also when another one was put in its place.
 const OWN_EXECUTABLE: &str = "/proc/self/exe";
@@ -94,10 +95,9 @@ async fn serve(config: &Config) -> Result<(), Failure> {
         .await
         .map_err(Failure::from_error)?;
     let upstreams = Upstreams::new(&config.upstreams).map_err(Failure::from_error)?;
-    let predictor = Predictor::in_processes(OWN_EXECUTABLE, PredictionLimits::default());
-    let converter = Converter::predicting(&config.convert, store.clone(), predictor)
-        .map_err(Failure::from_error)?;
-    let server = Server::bind(&config.serve, store, upstreams, converter)
+    let predictor = Predictor::in_processes(OWN_EXECUTABLE, Limits::default());
+    let converter = Converter::new(&config.convert, store.clone()).map_err(Failure::from_error)?;
+    let server = Server::bind(&config.serve, store, upstreams, converter, predictor)
         .await
         .map_err(Failure::from_error)?;
     announce(config, &server);

@@ -5,9 +5,9 @@ use std::process::ExitCode;
 
 use bytesize::ByteSize;
 
-use super::failure::Failure;
 use super::{Global, output};
 use crate::config::Layer;
+use crate::failure::Failure;
 use crate::store::{Finding, Store};
 
 /// Look after what a server keeps

@@ -10,8 +10,8 @@ use reqwest::{Client, Response, StatusCode};
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-use super::failure::Failure;
 use super::{Global, output};
+use crate::failure::Failure;
 use crate::serve;
 
 /// How often the server is asked how far it is.

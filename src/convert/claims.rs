@@ -5,23 +5,13 @@
 
 use std::io::{self, Read};
 
-use bytes::Bytes;
-use estargz::footer::{self, Footer, Form};
-use futures::{StreamExt as _, TryStreamExt as _, stream};
+use estargz::footer::{Footer, Form};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
-use super::converter::Shared;
-use super::documents::off_worker;
-use super::error::Error;
-use super::plan::{ImagePlan, LayerPlan, OLDER_ZSTD_CHECKSUM, TOC_DIGEST, ZSTD_CHECKSUM};
-use crate::oci::{Descriptor, Digest, Repository};
-use crate::upstream::{self, Body, Source};
+use crate::oci::Digest;
+use crate::oci::annotations::{OLDER_ZSTD_CHECKSUM, TOC_DIGEST, ZSTD_CHECKSUM};
 
-/// Layers of an image whose claims are looked into at once.
-const CHECKED_AT_ONCE: usize = 2;
-/// A compressed TOC over this is believed: one of a million files is about as large.
-const MAX_SECTION: u64 = 16 << 20;
 /// Most bytes of a TOC that are hashed, as much as others read.
 const MAX_TOC: u64 = 256 << 20;
 /// A block of the tar that a TOC is in.
@@ -40,13 +30,13 @@ pub(super) fn is_lazy_key(key: &str) -> bool {
 }
 
 /// What annotations name as the digest of a layer's TOC.
-struct Claims<'a> {
+pub(super) struct Claims<'a> {
     toc: Option<&'a str>,
-    zstd: Option<&'a str>,
+    pub(super) zstd: Option<&'a str>,
 }
 
 impl<'a> Claims<'a> {
-    fn of(annotations: &'a Map<String, Value>) -> Self {
+    pub(super) fn of(annotations: &'a Map<String, Value>) -> Self {
         let text = |key: &str| {
             annotations
                 .get(key)
@@ -59,7 +49,7 @@ impl<'a> Claims<'a> {
     }
 
     /// Whether they name the TOC in `section`.
-    fn name(&self, footer: &Footer, section: &[u8]) -> bool {
+    pub(super) fn name(&self, footer: &Footer, section: &[u8]) -> bool {
         let is_zstd = footer.form() == Form::ZstdChunked;
         let names_section =
             |claimed: &str| is_zstd && claimed == Digest::sha256_of(section).to_string();
@@ -74,84 +64,6 @@ impl<'a> Claims<'a> {
 pub(super) fn are_made(annotations: &Map<String, Value>) -> bool {
     let Claims { toc, zstd } = Claims::of(annotations);
     toc.or(zstd).is_some()
-}
-
-impl Shared {
-    /// The plan with every layer that is claimed to be lazily readable decided.
-    pub(super) async fn with_claims_checked(
-        &self,
-        source: &Source,
-        repository: &Repository,
-        mut plan: Box<ImagePlan>,
-    ) -> Result<Box<ImagePlan>, Error> {
-        let layers = plan.manifest.layers.iter().zip(&plan.layers).enumerate();
-        let claimed = layers.filter(|(_, (_, plan))| matches!(plan, LayerPlan::Claimed(_)));
-        let claimed: Vec<_> = claimed
-            .map(|(place, (layer, _))| (place, layer.clone()))
-            .collect();
-        let checks = stream::iter(claimed).map(|(place, layer)| async move {
-            Ok::<_, Error>((place, self.is_as_claimed(source, repository, layer).await?))
-        });
-        let checked: Vec<_> = checks
-            .buffer_unordered(CHECKED_AT_ONCE)
-            .try_collect()
-            .await?;
-        for (place, is_true) in checked {
-            let Some(layer) = plan.layers.get_mut(place) else {
-                continue;
-            };
-            *layer = match std::mem::replace(layer, LayerPlan::Renew) {
-                LayerPlan::Claimed(reason) if is_true => LayerPlan::PassThrough(reason),
-                _ => LayerPlan::Renew,
-            };
-        }
-        Ok(plan)
-    }
-
-    async fn is_as_claimed(
-        &self,
-        source: &Source,
-        repository: &Repository,
-        layer: Descriptor,
-    ) -> Result<bool, Error> {
-        let wanted = footer::tail_range(u64::MAX);
-        let body = source
-            .blob_tail(repository, &layer.digest, wanted.end - wanted.start)
-            .await?;
-        let size = body.blob_size;
-        let tail = bytes_of(body).await?;
-        let Ok(footer) = Footer::parse(&tail, size) else {
-            return Ok(false);
-        };
-        // The TOC is elsewhere: nothing here says which.
-        let Some(range) = footer.toc_range() else {
-            return Ok(Claims::of(&layer.annotations).zstd.is_none());
-        };
-        let length = range.end - range.start;
-        if length > MAX_SECTION {
-            return Ok(true);
-        }
-        let _weight = self.documents.tree(length).await?;
-        let section = bytes_of(source.blob(repository, &layer.digest, Some(range)).await?).await?;
-        let compare = move || Claims::of(&layer.annotations).name(&footer, &section);
-        off_worker(usize::try_from(MAX_SECTION).unwrap_or(usize::MAX), compare).await
-    }
-}
-
-/// The bytes of a part of a blob, no more than its head says.
-async fn bytes_of(mut body: Body) -> Result<Bytes, Error> {
-    let length = body.range.end - body.range.start;
-    let mut bytes = Vec::new();
-    while let Some(piece) = body.stream.try_next().await? {
-        bytes.extend_from_slice(&piece);
-        if bytes.len() as u64 > length {
-            return Err(upstream::Error::Malformed(
-                "more bytes came than were asked for".to_owned(),
-            )
-            .into());
-        }
-    }
-    Ok(bytes.into())
 }
 
 /// The digest of the TOC in `section`: the only file of a tar in gzip, or a zstd frame. It is never held whole.

@@ -14,20 +14,17 @@ use super::documents::Documents;
 use super::error::Error;
 use super::failures::Failures;
 use super::index;
-use super::memo::{self, Attempts, Layers};
+use super::layer_converter::{self, Attempts, LayerConverter};
 use super::pace::Pace;
 use super::plan::{Plan, Wanted};
 use super::priority::Priorities;
 use super::shares::{Share, Shares};
-use super::statics::Predictor;
 use super::status::{Board, Conversion, Running};
-use super::tocs::Tocs;
 use crate::flight::Flight;
 use crate::oci::{Digest, Manifest, Repository};
 use crate::store::{Generation, ImageRecord, Store};
-use crate::telemetry::log;
-use crate::telemetry::metrics;
-use crate::upstream::Source;
+use crate::telemetry::{log, metrics};
+use crate::transport::Source;
 
 /// How long an index counts as up to date before it is looked whether someone pulled another of its platforms.
 const FRESH_FOR: Duration = Duration::from_secs(60);
@@ -49,31 +46,29 @@ pub(super) struct Shared {
     pub(super) config: Config,
     pub(super) generation: Generation,
     pub(super) store: Store,
-    pub(super) layers: Arc<Layers>,
-    pub(super) tocs: Tocs,
+    pub(super) layers: Arc<LayerConverter>,
     pub(super) documents: Documents,
-    pub(super) flight: Flight<Asked, Outcome>,
-    pub(super) failures: Failures<Asked, Outcome>,
+    pub(super) flight: Flight<ManifestKey, Outcome>,
+    pub(super) failures: Failures<ManifestKey, Outcome>,
     /// Indexes that were looked at a moment ago.
     pub(super) fresh: Cache<Digest, ()>,
     /// Twins whose order was looked at a moment ago.
     pub(super) ordered: Cache<Digest, ()>,
     pub(super) board: Arc<Board>,
-    pub(super) predictor: Arc<Predictor>,
 }
 
 pub(super) type Outcome = Result<ImageRecord, Arc<Error>>;
 
 /// A manifest and where it is asked for: another place's failure is not this one's.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Asked {
+pub(super) struct ManifestKey {
     upstream: String,
     repository: String,
     digest: Digest,
 }
 
 /// An image's or an index's outcome and whether it stands.
-pub(super) enum Made {
+pub(super) enum ImageOutcome {
     Final(ImageRecord),
     /// A child failed for now: good to serve, not good to record.
     ForNow(ImageRecord),
@@ -98,8 +93,8 @@ impl Work {
 }
 
 /// Failures are weighed by what their records name.
-pub(super) fn failures() -> Failures<Asked, Outcome> {
-    Failures::new(|asked: &Asked, outcome: &Outcome| {
+pub(super) fn failures() -> Failures<ManifestKey, Outcome> {
+    Failures::new(|asked: &ManifestKey, outcome: &Outcome| {
         let record = outcome.as_ref().map_or(0, weight_of);
         asked.upstream.len() + asked.repository.len() + record
     })
@@ -126,20 +121,6 @@ impl Converter {
         store: Store,
         priorities: Priorities,
     ) -> Result<Self, Error> {
-        Self::with(config, store, priorities, Predictor::default())
-    }
-
-    /// As [`new`](Self::new), with the starts of images predicted by processes of their own.
-    pub fn predicting(config: &Config, store: Store, predictor: Predictor) -> Result<Self, Error> {
-        Self::with(config, store, Priorities::default(), predictor)
-    }
-
-    fn with(
-        config: &Config,
-        store: Store,
-        priorities: Priorities,
-        predictor: Predictor,
-    ) -> Result<Self, Error> {
         let mut config = config.clone();
         if !priorities.is_empty() {
             config.layout = Layout::Classic;
@@ -152,7 +133,7 @@ impl Converter {
             None => std::thread::available_parallelism().unwrap_or(std::num::NonZeroUsize::MIN),
         };
         let board = Arc::<Board>::default();
-        let layers = Layers {
+        let layers = LayerConverter {
             store: store.clone(),
             generation: generation.clone(),
             options,
@@ -170,11 +151,10 @@ impl Converter {
             board: Arc::clone(&board),
             flight: Flight::default(),
             attempts: Attempts::default(),
-            slow: memo::slow_fetches(),
+            slow: layer_converter::slow_fetches(),
         };
         let shared = Shared {
             generation,
-            tocs: Tocs::new(store.clone()),
             store,
             layers: Arc::new(layers),
             documents: Documents::default(),
@@ -190,7 +170,6 @@ impl Converter {
                 .time_to_live(ORDERED_FOR)
                 .build(),
             board,
-            predictor: Arc::new(predictor),
         };
         Ok(Self {
             shared: Arc::new(shared),
@@ -199,11 +178,6 @@ impl Converter {
 
     pub fn generation(&self) -> &Generation {
         &self.shared.generation
-    }
-
-    /// The layers that were converted, to be read file by file.
-    pub fn tocs(&self) -> &Tocs {
-        &self.shared.tocs
     }
 
     /// What is being converted and what was lately, newest first.
@@ -269,7 +243,7 @@ impl Shared {
         depth: usize,
         room: Option<Share>,
     ) -> BoxFuture<'static, Outcome> {
-        let asked = Asked {
+        let asked = ManifestKey {
             upstream: source.name().to_owned(),
             repository: repository.to_string(),
             digest: manifest.digest.clone(),
@@ -307,7 +281,7 @@ impl Shared {
 
     async fn run(
         self: Arc<Self>,
-        asked: Asked,
+        asked: ManifestKey,
         source: &Source,
         repository: &Repository,
         manifest: &Manifest,
@@ -323,8 +297,8 @@ impl Shared {
                 .await;
         }
         let ended = match &outcome {
-            Ok(Made::Final(_)) => "final",
-            Ok(Made::ForNow(_)) => "for-now",
+            Ok(ImageOutcome::Final(_)) => "final",
+            Ok(ImageOutcome::ForNow(_)) => "for-now",
             Err(_) => "failed",
         };
         metrics()
@@ -332,11 +306,11 @@ impl Shared {
             .get_or_create(&[("outcome", ended)])
             .inc();
         match outcome {
-            Ok(Made::Final(record)) => {
+            Ok(ImageOutcome::Final(record)) => {
                 self.failures.forget(&asked).await;
                 Ok(record)
             }
-            Ok(Made::ForNow(record)) => {
+            Ok(ImageOutcome::ForNow(record)) => {
                 self.failures
                     .note(asked, Ok(record.clone()), None, Instant::now())
                     .await;
@@ -365,7 +339,7 @@ impl Shared {
         repository: &Repository,
         manifest: &Manifest,
         depth: usize,
-    ) -> Result<Made, Error> {
+    ) -> Result<ImageOutcome, Error> {
         let recorded = self.store.image(&self.generation, &manifest.digest).await?;
         if let Some(record) = recorded.as_ref().filter(|record| !self.is_outgrown(record)) {
             let record = if self.is_stale(record) {
@@ -373,7 +347,7 @@ impl Shared {
             } else {
                 record.clone()
             };
-            return Ok(Made::Final(record));
+            return Ok(ImageOutcome::Final(record));
         }
         let running = self
             .board
@@ -381,12 +355,14 @@ impl Shared {
         let mut made = self
             .made(source, repository, manifest, depth, &running)
             .await;
-        if let (Ok(Made::Final(record)), Some(outgrown)) = (&mut made, recorded) {
+        if let (Ok(ImageOutcome::Final(record)), Some(outgrown)) = (&mut made, recorded) {
             // The twin handed out before stays readable.
             self.keep_with(record, &outgrown.objects).await?;
         }
         match &made {
-            Ok(Made::Final(record) | Made::ForNow(record)) => running.finish(Ok(record)),
+            Ok(ImageOutcome::Final(record) | ImageOutcome::ForNow(record)) => {
+                running.finish(Ok(record))
+            }
             Err(error) => running.finish(Err(error)),
         }
         made
@@ -399,16 +375,19 @@ impl Shared {
         manifest: &Manifest,
         depth: usize,
         running: &Running,
-    ) -> Result<Made, Error> {
+    ) -> Result<ImageOutcome, Error> {
         match self
             .glance(manifest, move |plan| Work::of(plan, depth))
             .await?
         {
-            Work::PassThrough(reason) => self.pass_through(manifest, reason).await.map(Made::Final),
+            Work::PassThrough(reason) => self
+                .pass_through(manifest, reason)
+                .await
+                .map(ImageOutcome::Final),
             Work::Image => self
                 .image(source, repository, manifest, running)
                 .await
-                .map(Made::Final),
+                .map(ImageOutcome::Final),
             Work::Index(children) => {
                 self.index(source, repository, manifest, children, depth)
                     .await

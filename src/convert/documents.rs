@@ -3,25 +3,21 @@
 //! A conversion that waits holds its manifest's bytes, weighed; they are parsed when there is room for the tree, and
 //! parsed again when their turn has come.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use futures::StreamExt as _;
+use bytes::Bytes;
 use tokio::time::timeout;
 
-use super::converter::Shared;
 use super::error::Error;
-use super::pace::{DOCUMENT_WITHIN, Pacer};
-use super::plan::{self, Plan};
+use super::pace::DOCUMENT_WITHIN;
 use super::reason::told;
 use super::shares::{Share, Shares};
 use super::weigh::{self, MAX_WEIGHT};
 use crate::budget::{Budget, Weight};
 use crate::oci::manifest::MAX_MANIFEST_BYTES;
 use crate::oci::media_type::manifest_kind;
-use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
-use crate::upstream::{self, Source};
+use crate::oci::{Digest, Manifest, Reference, Repository};
+use crate::transport::Source;
 
 /// Manifests of conversions that run or wait: some thousands of ordinary ones, or sixteen of one upstream that are as
 /// large as may be.
@@ -38,10 +34,7 @@ const TREES_BYTES: u64 = 64 << 20;
 const CONVERSION_BYTES: u64 = 32 << 10;
 
 /// How long is waited for room in one of these before the source image is served.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Most bytes of an image configuration; the largest in the wild hold some hundred KiB of history.
-const MAX_CONFIG_BYTES: u64 = 8 << 20;
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Documents up to this size are worked on where they are; it takes less than a millisecond.
 const SMALL: usize = 32 << 10;
@@ -51,16 +44,9 @@ const SMALL: usize = 32 << 10;
 pub(super) struct Documents {
     waiting: Shares,
     children: Shares,
-    plans: Shares,
-    configs: Shares,
+    pub(super) plans: Shares,
+    pub(super) configs: Shares,
     trees: Budget,
-}
-
-/// A plan, and the room that it takes.
-#[derive(Debug)]
-pub(super) struct Planned {
-    pub(super) plan: Plan,
-    _share: Share,
 }
 
 impl Default for Documents {
@@ -112,109 +98,8 @@ impl Documents {
     }
 }
 
-impl Shared {
-    /// What kind of work the manifest is, as far as a moment's look tells.
-    pub(super) async fn glance<T>(
-        self: &Arc<Self>,
-        manifest: &Manifest,
-        look: impl FnOnce(Plan) -> T + Send + 'static,
-    ) -> Result<T, Error>
-    where
-        T: Send + 'static,
-    {
-        let weight = match weigh_manifest(manifest).await? {
-            Ok(weight) => weight,
-            Err(reason) => return Ok(look(Plan::PassThrough(reason))),
-        };
-        let _weight = self.documents.tree(weight).await?;
-        let (this, manifest) = (Arc::clone(self), manifest.clone());
-        off_worker(manifest.bytes.len(), move || {
-            look(plan::plan(&manifest, &this.wanted()))
-        })
-        .await
-    }
-
-    /// The plan for a manifest, for as long as its conversion takes.
-    pub(super) async fn planned(
-        self: &Arc<Self>,
-        upstream: &str,
-        manifest: &Manifest,
-    ) -> Result<Planned, Error> {
-        let (weight, refused) = match weigh_manifest(manifest).await? {
-            Ok(weight) => (weight, None),
-            Err(reason) => (0, Some(reason)),
-        };
-        let share = self
-            .documents
-            .plans
-            .take(upstream, weight, PATIENCE)
-            .await?;
-        if let Some(reason) = refused {
-            return Ok(Planned {
-                plan: Plan::PassThrough(reason),
-                _share: share,
-            });
-        }
-        let (this, manifest) = (Arc::clone(self), manifest.clone());
-        let plan = off_worker(manifest.bytes.len(), move || {
-            plan::plan(&manifest, &this.wanted())
-        })
-        .await?;
-        Ok(Planned {
-            plan,
-            _share: share,
-        })
-    }
-
-    /// The bytes of an image's configuration, and the room that they take. They have the digest that the manifest says.
-    pub(super) async fn config_bytes(
-        &self,
-        source: &Source,
-        repository: &Repository,
-        config: &Descriptor,
-    ) -> Result<(Bytes, Share), Error> {
-        let fetched = self.fetch_config(source, repository, config).await;
-        if fetched.as_ref().is_err_and(Error::is_slow) {
-            self.layers.slow_down(source.name());
-        }
-        fetched
-    }
-
-    async fn fetch_config(
-        &self,
-        source: &Source,
-        repository: &Repository,
-        config: &Descriptor,
-    ) -> Result<(Bytes, Share), Error> {
-        let is_contended = || self.layers.image_slots.is_wanted_by_another(source.name());
-        let mut pacer = Pacer::new(self.layers.pace.of_document(), &is_contended);
-        let mut body = pacer
-            .wait(source.blob(repository, &config.digest, None))
-            .await??;
-        if body.blob_size > MAX_CONFIG_BYTES {
-            return Err(upstream::Error::TooLarge {
-                limit: MAX_CONFIG_BYTES,
-            }
-            .into());
-        }
-        // No more comes than the head of the answer said.
-        let share = self
-            .documents
-            .configs
-            .take(source.name(), body.blob_size, PATIENCE)
-            .await?;
-        let mut bytes = BytesMut::new();
-        while let Some(piece) = pacer.wait(body.stream.next()).await? {
-            let piece = piece?;
-            pacer.came(piece.len());
-            bytes.extend_from_slice(&piece);
-        }
-        Ok((bytes.freeze(), share))
-    }
-}
-
 /// What the tree of a manifest takes, or why there is none. Of unknown types there is none to be made.
-async fn weigh_manifest(manifest: &Manifest) -> Result<Result<u64, String>, Error> {
+pub(super) async fn weigh_manifest(manifest: &Manifest) -> Result<Result<u64, String>, Error> {
     match manifest_kind(&manifest.media_type) {
         Some(_) => weigh(&manifest.bytes).await,
         None => Ok(Ok(0)),

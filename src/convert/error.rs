@@ -4,24 +4,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::shares::SLOW_FOR;
-use super::statics::{Blame, Failure};
-use super::tocs::Unreadable;
 use crate::budget::Full;
 use crate::oci::Digest;
+use crate::registry;
 use crate::store;
-use crate::upstream;
 
-/// Why an image has no twin, or why a twin's layers cannot be read.
+/// Why an image has no twin.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     #[error(transparent)]
-    Upstream(#[from] upstream::Error),
+    Upstream(#[from] registry::Error),
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// The store failed someone else who asked for the same.
-    #[error(transparent)]
-    Shared(Arc<store::Error>),
     #[error("the layer {digest} is not converted")]
     Layer {
         digest: Digest,
@@ -44,32 +39,16 @@ pub enum Error {
     Overdue { within: Duration },
     #[error("another process holds the lease on the layer {0} for too long")]
     Lease(Digest),
-    #[error("the stored layer {digest} cannot be read")]
-    Unreadable {
-        digest: Digest,
-        #[source]
-        source: Arc<Unreadable>,
-    },
-    #[error("the image's start is not predicted")]
-    Prediction(#[from] Failure),
     #[error("the conversion's configuration: {0}")]
     Config(String),
 }
 
 impl Error {
-    /// Who failed when an image's start could not be predicted.
-    pub(super) fn blame(&self) -> Blame {
-        match self {
-            Self::Prediction(failure) => failure.blame(),
-            _ => Blame::Ours,
-        }
-    }
-
     /// How long there is no point in another try.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Slow { .. } | Self::Overdue { .. } => Some(SLOW_FOR),
-            Self::Upstream(upstream::Error::TooManyRequests { retry_after }) => *retry_after,
+            Self::Upstream(registry::Error::TooManyRequests { retry_after }) => *retry_after,
             Self::Layer { source, .. } | Self::Children(source) => source.retry_after(),
             _ => None,
         }

@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::converter::{Converter, Shared};
 use super::error::Error;
 use super::image;
+use crate::oci::annotations::SOURCE_DIGEST;
 use crate::oci::manifest::ImageManifest;
 use crate::oci::media_type::{self, ManifestKind};
 use crate::oci::{Digest, Manifest};
@@ -78,10 +79,7 @@ impl Shared {
         };
         let mut tocs = Vec::new();
         for layer in &manifest.layers {
-            let source = layer
-                .annotations
-                .get(image::SOURCE_DIGEST)
-                .and_then(Value::as_str);
+            let source = layer.annotations.get(SOURCE_DIGEST).and_then(Value::as_str);
             let Some(source) = source.and_then(|text| text.parse().ok()) else {
                 continue;
             };

@@ -21,11 +21,11 @@ where
     K: Hash + Eq + Send + Sync + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    recent: Cache<K, Failure<V>>,
+    recent: Cache<K, RememberedFailure<V>>,
 }
 
 #[derive(Debug, Clone)]
-struct Failure<V> {
+struct RememberedFailure<V> {
     wait: Duration,
     until: Instant,
     answer: V,
@@ -38,7 +38,7 @@ where
 {
     /// `weight` is what an answer and its key take, in bytes.
     pub(super) fn new(weight: impl Fn(&K, &V) -> usize + Send + Sync + 'static) -> Self {
-        let weight = move |key: &K, failure: &Failure<V>| {
+        let weight = move |key: &K, failure: &RememberedFailure<V>| {
             u32::try_from(weight(key, &failure.answer).saturating_add(FAILURE_BYTES))
                 .unwrap_or(u32::MAX)
         };
@@ -68,7 +68,7 @@ where
         self.recent
             .insert(
                 key,
-                Failure {
+                RememberedFailure {
                     wait,
                     until: now + wait,
                     answer,

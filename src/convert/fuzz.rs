@@ -1,11 +1,9 @@
-//! Fuzz targets: manifests that are planned, and programs of images that are looked into.
+//! Fuzz targets: manifests that are planned.
 
 use bytes::Bytes;
 
 use super::plan::{Plan, Wanted, plan};
-use super::statics;
-use crate::oci::Platform;
-use crate::oci::document;
+use crate::oci::{Platform, document};
 
 /// A manifest: the plan has a decision for each layer and child.
 pub fn plans(data: &[u8]) {
@@ -23,14 +21,4 @@ pub fn plans(data: &[u8]) {
         Plan::Index(index) => assert_eq!(index.index.manifests.len(), index.children.len()),
         Plan::PassThrough(reason) => assert!(!reason.is_empty()),
     }
-}
-
-/// A shell script.
-pub fn scripts(data: &[u8]) {
-    statics::fuzz::script(&String::from_utf8_lossy(data));
-}
-
-/// An ELF file.
-pub fn executables(data: &[u8]) {
-    statics::fuzz::executable(data);
 }

@@ -10,26 +10,16 @@ use bytes::Bytes;
 use serde_json::{Map, Value};
 
 use super::claims;
-use super::plan::{ImagePlan, LayerPlan, TOC_DIGEST, ZSTD_CHECKSUM};
+use super::plan::{ImagePlan, LayerPlan};
 use super::reason::told;
+use crate::oci::annotations::{
+    GENERATION, LAYER_DIGEST, SOURCE_DIFF_ID, SOURCE_DIGEST, SOURCE_SIZE, TOC_DIGEST, UNCOMPRESSED,
+    UNCOMPRESSED_SIZE, ZSTD_CHECKSUM, ZSTD_POSITION,
+};
 use crate::oci::manifest::{ImageManifest, MAX_MANIFEST_BYTES};
 use crate::oci::{Descriptor, Digest, Manifest, lenient, media_type, translate};
 use crate::store::records::{ConvertedLayer, Limit, PassedThrough};
 use crate::store::{Generation, LayerOutcome};
-
-/// On a twin, its index and its layers: the digest of what it was made from.
-pub const SOURCE_DIGEST: &str = "dev.starlift.source.digest";
-/// On a layer: the digest of the source tar, the first `SOURCE_SIZE` bytes of the decompressed layer.
-pub const SOURCE_DIFF_ID: &str = "dev.starlift.source.diff-id";
-pub const SOURCE_SIZE: &str = "dev.starlift.source.size";
-pub const GENERATION: &str = "dev.starlift.generation";
-
-/// Length of the decompressed layer (stargz-snapshotter, `estargz.StoreUncompressedSizeAnnotation`).
-const UNCOMPRESSED_SIZE: &str = "io.containers.estargz.uncompressed-size";
-/// `offset:length:decompressed length:type` of the TOC (containers/storage, `internal.ManifestInfoKey`).
-const ZSTD_POSITION: &str = "io.github.containers.zstd-chunked.manifest-position";
-/// The diff-id of a layer (containerd, `labels.LabelUncompressed`), which some builders also write as annotation.
-const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 
 /// An image's configuration: what we must know of it, and all of it as text.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,14 +33,14 @@ pub(super) struct Config {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Assembled {
     /// `None` when nothing of the image could be replaced.
-    pub(super) twin: Option<Twin>,
+    pub(super) twin: Option<ConvertedImage>,
     pub(super) passed_through: Vec<PassedThrough>,
     /// Limits among the reasons.
     pub(super) limits: Vec<Limit>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Twin {
+pub(super) struct ConvertedImage {
     /// The new configuration; `None` when it is the source's.
     pub(super) config: Option<Bytes>,
     pub(super) manifest: Manifest,
@@ -185,7 +175,7 @@ pub(super) fn assemble(
     }
     let translated = translate::image(&manifest);
     Ok(Assembled {
-        twin: Some(Twin {
+        twin: Some(ConvertedImage {
             config,
             manifest,
             image,
@@ -325,10 +315,8 @@ pub(super) fn toc_image(
     };
     let toc = |(layer, toc, size): &(Digest, Digest, u64)| {
         let mut toc = descriptor(media_type::OCI_LAYER_GZIP, toc.clone(), *size);
-        toc.annotations.insert(
-            "containerd.io/snapshot/stargz/layer.digest".to_owned(),
-            layer.to_string().into(),
-        );
+        toc.annotations
+            .insert(LAYER_DIGEST.to_owned(), layer.to_string().into());
         toc
     };
     let image = ImageManifest {
@@ -581,8 +569,7 @@ mod tests {
             document["config"]["digest"],
             json!(Digest::sha256_of(&config))
         );
-        let annotation =
-            &document["layers"][0]["annotations"]["containerd.io/snapshot/stargz/layer.digest"];
+        let annotation = &document["layers"][0]["annotations"][LAYER_DIGEST];
         assert_eq!(*annotation, json!(digest("layer")));
     }
 }

@@ -8,21 +8,19 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
-use super::image::{self, SOURCE_DIGEST};
+use super::image;
 use super::plan::{ChildPlan, IndexPlan};
+use crate::oci::annotations::{REFERENCE_DIGEST, SOURCE_DIGEST};
 use crate::oci::manifest::MAX_MANIFEST_BYTES;
 use crate::oci::{Descriptor, Digest, Manifest, media_type, translate};
 use crate::store::records::PassedThrough;
 use crate::store::{Generation, ImageRecord};
 
-/// Names the child that an attestation describes.
-const REFERENCE_DIGEST: &str = "vnd.docker.reference.digest";
-
 /// What became of a child.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Child {
     Recorded(Box<ImageRecord>),
-    Original(String),
+    Source(String),
 }
 
 /// Puts the children's twins into the index. `children` holds what is known of them, by source digest.
@@ -159,7 +157,7 @@ fn twin_of<'a>(
             .first()
             .map_or(default_reason, |first| first.reason.as_str())
             .to_owned()),
-        Some(Child::Original(reason)) => Err(reason.clone()),
+        Some(Child::Source(reason)) => Err(reason.clone()),
         None => Err(default_reason.to_owned()),
     }
 }
@@ -199,6 +197,7 @@ mod tests {
 
     use super::*;
     use crate::convert::plan::{self, Plan};
+    use crate::oci::annotations::REFERENCE_TYPE;
 
     fn digest(text: &str) -> Digest {
         Digest::sha256_of(text.as_bytes())
@@ -211,7 +210,7 @@ mod tests {
 
     fn attestation(subject: &str) -> Value {
         json!({"mediaType": media_type::OCI_MANIFEST, "digest": digest("attestation"), "size": 5,
-            "annotations": {"vnd.docker.reference.type": "attestation-manifest", REFERENCE_DIGEST: digest(subject)},
+            "annotations": {REFERENCE_TYPE: "attestation-manifest", REFERENCE_DIGEST: digest(subject)},
             "platform": {"os": "unknown", "architecture": "unknown"}})
     }
 
@@ -352,7 +351,7 @@ mod tests {
             let children = HashMap::from([(digest("amd"), record("amd")), (digest("ibm"), ibm)]);
             assemble(&source, &plan, &children, &Generation("g1".to_owned())).unwrap()
         };
-        let (_, documents) = assembled(Child::Original("odd".to_owned()));
+        let (_, documents) = assembled(Child::Source("odd".to_owned()));
         let [translated, _twin] = &*documents else {
             panic!("{documents:?}")
         };
@@ -410,7 +409,7 @@ mod tests {
     fn nothing_replaced_is_the_source_itself() {
         let (record, index) = assembled(
             &[child("amd", "amd64")],
-            &[("amd", Child::Original("odd".to_owned()))],
+            &[("amd", Child::Source("odd".to_owned()))],
         );
         assert_eq!(index, None);
         assert_eq!(record.passed_through[0].reason, "odd");

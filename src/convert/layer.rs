@@ -19,18 +19,20 @@ use futures::stream::BoxStream;
 use tokio::sync::mpsc;
 
 use super::budget::{OUTPUT_PIECES, SOURCE_PIECES};
+use super::channel_io::{Piece, SourceReader, StoreWriter};
 use super::error::Error;
 use super::inflate::Inflate;
 use super::pace::{Pace, Pacer};
-use super::pipe::{Piece, SourceReader, StoreWriter};
 use super::priority;
 use super::reason::told;
 use super::status::LayerProgress;
+use crate::layers::digest::from_format;
 use crate::oci::{Digest, Repository, media_type};
+use crate::registry;
 use crate::store::records::{ConvertedLayer, Limit};
 use crate::store::{Generation, LayerOutcome, LayerUpload, Store};
 use crate::telemetry::log;
-use crate::upstream::{self, Source};
+use crate::transport::Source;
 
 /// All that a layer's conversion needs.
 #[derive(Debug)]
@@ -54,7 +56,7 @@ pub(super) struct Job {
 }
 
 /// What the blocking thread made of the layer.
-enum Made {
+enum PassOutcome {
     Blob(Box<Written>),
     /// The layer is what its digest says, and it stays as it is.
     Unfit(String, Option<Limit>),
@@ -77,7 +79,7 @@ impl Job {
             .await??;
         if body.blob_size > self.max_layer_size {
             // The manifest, whose bytes were hashed, says less: one of them lies, and it may be this upstream.
-            return Err(upstream::Error::TooLarge {
+            return Err(registry::Error::TooLarge {
                 limit: self.max_layer_size,
             }
             .into());
@@ -87,11 +89,11 @@ impl Job {
             .upload_layer(&self.generation, &self.digest, body.blob_size)
             .await?;
         match self.convert(body.stream, &mut upload, &mut pacer).await {
-            Ok(Made::Blob(written)) => {
-                upload.finish(&to_oci(written.blob_digest)).await?;
+            Ok(PassOutcome::Blob(written)) => {
+                upload.finish(&from_format(written.blob_digest)).await?;
                 self.outcome(*written).await
             }
-            Ok(Made::Unfit(reason, limit)) => {
+            Ok(PassOutcome::Unfit(reason, limit)) => {
                 upload.abort().await;
                 Ok(LayerOutcome::PassedThrough { reason, limit })
             }
@@ -104,10 +106,10 @@ impl Job {
 
     async fn convert(
         &self,
-        body: BoxStream<'static, Result<Bytes, upstream::Error>>,
+        body: BoxStream<'static, Result<Bytes, registry::Error>>,
         upload: &mut LayerUpload,
         pacer: &mut Pacer<'_>,
-    ) -> Result<Made, Error> {
+    ) -> Result<PassOutcome, Error> {
         let (source_sender, source_receiver) = mpsc::channel(SOURCE_PIECES);
         let (output_sender, output_receiver) = mpsc::channel(OUTPUT_PIECES);
         let source = SourceReader::new(source_receiver, Arc::clone(&self.progress));
@@ -129,7 +131,7 @@ impl Job {
     /// Hands the body's pieces on. The end mark follows only when the upstream vouches for the whole.
     async fn fetch(
         &self,
-        mut body: BoxStream<'static, Result<Bytes, upstream::Error>>,
+        mut body: BoxStream<'static, Result<Bytes, registry::Error>>,
         pieces: mpsc::Sender<Piece>,
         pacer: &mut Pacer<'_>,
     ) -> Result<(), Error> {
@@ -161,17 +163,17 @@ impl Job {
             Compression::Zstd(_) => "zstd",
         };
         Ok(LayerOutcome::Converted(ConvertedLayer {
-            digest: to_oci(written.blob_digest),
+            digest: from_format(written.blob_digest),
             size: written.blob_size,
-            diff_id: to_oci(written.diff_id),
+            diff_id: from_format(written.diff_id),
             uncompressed_size: written.uncompressed_size,
-            source_diff_id: to_oci(written.source_diff_id),
+            source_diff_id: from_format(written.source_diff_id),
             source_size: written.source_size,
-            toc_digest: to_oci(written.toc_digest),
+            toc_digest: from_format(written.toc_digest),
             compression: compression.to_owned(),
             external_toc,
             zstd_manifest_position: written.zstd_manifest_position,
-            zstd_manifest_checksum: written.zstd_manifest_checksum.map(to_oci),
+            zstd_manifest_checksum: written.zstd_manifest_checksum.map(from_format),
         }))
     }
 }
@@ -183,10 +185,6 @@ pub(super) fn over_size(limit: u64) -> LayerOutcome {
         reason,
         limit: Some(Limit::LayerSize(limit)),
     }
-}
-
-fn to_oci(digest: estargz::Digest) -> Digest {
-    Digest::from_sha256(*digest.as_bytes())
 }
 
 async fn store(mut pieces: mpsc::Receiver<Bytes>, upload: &mut LayerUpload) -> Result<(), Error> {
@@ -207,22 +205,22 @@ fn make(
     pool: &Pool,
     prioritized: &[Vec<u8>],
     keeps: impl Fn(Form) -> bool,
-) -> Result<Made, write::Error> {
+) -> Result<PassOutcome, write::Error> {
     let written = write_layer(&mut source, &mut output, options, pool, prioritized);
     let made = match written {
-        Ok(written) => Made::Blob(Box::new(written)),
+        Ok(written) => PassOutcome::Blob(Box::new(written)),
         Err(
             error @ (write::Error::Source(_)
             | write::Error::Tar(_)
             | write::Error::Limit { .. }
             | write::Error::Path { .. }
             | write::Error::SparseExternal),
-        ) => Made::Unfit(told(&log::chain(&error)), outgrown(&error, options)),
+        ) => PassOutcome::Unfit(told(&log::chain(&error)), outgrown(&error, options)),
         Err(error) => return Err(error),
     };
     source.drain().map_err(write::Error::Source)?;
     if let Some(footer) = source.footer().filter(|footer| keeps(footer.form())) {
-        return Ok(Made::Unfit(
+        return Ok(PassOutcome::Unfit(
             format!("lazily readable already ({:?})", footer.form()),
             None,
         ));

@@ -12,15 +12,15 @@ use super::converter::Shared;
 use super::documents::{self, off_worker};
 use super::error::Error;
 use super::image::Assembled;
-use super::memo::SLOT_WITHIN;
+use super::layer_converter::SLOT_WITHIN;
 use super::plan::{ImagePlan, LayerPlan, Plan};
 use super::status::Running;
-use super::{image, index, memo, profiles};
+use super::{image, index, layer_converter};
 use crate::oci::{Descriptor, Digest, Manifest, Repository};
 use crate::store::records::PassedThrough;
-use crate::store::{ImageRecord, LayerOutcome, StackRecord};
+use crate::store::{ImageRecord, LayerOutcome, StackRecord, outline};
 use crate::telemetry::log;
-use crate::upstream::Source;
+use crate::transport::Source;
 
 impl Shared {
     pub(super) async fn pass_through(
@@ -31,7 +31,7 @@ impl Shared {
         tracing::info!(source = %manifest.digest, reason, "image passes through");
         let record = index::passed_through(manifest, reason);
         let (len, read) = (manifest.bytes.len(), manifest.clone());
-        self.keep_stack(off_worker(len, move || profiles::of_itself(&read)).await?)
+        self.keep_stack(off_worker(len, move || outline::of_itself(&read)).await?)
             .await;
         self.store.put_image(&self.generation, &record).await?;
         Ok(record)
@@ -103,7 +103,7 @@ impl Shared {
                 .iter()
                 .map(|layer| layer.digest.clone())
                 .collect();
-            let stack = profiles::record(
+            let stack = outline::record(
                 &manifest.digest,
                 is_verified.then_some(&config_digest),
                 layers,
@@ -201,7 +201,7 @@ impl Shared {
         layer: &Descriptor,
     ) -> Result<(Digest, LayerOutcome), Error> {
         let outcome = self.layers.outcome(source, repository, layer).await;
-        let outcome = outcome.map_err(|error| memo::of_image(&layer.digest, error))?;
+        let outcome = outcome.map_err(|error| layer_converter::of_image(&layer.digest, error))?;
         Ok((layer.digest.clone(), outcome))
     }
 }

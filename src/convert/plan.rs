@@ -5,18 +5,12 @@ use std::collections::HashSet;
 use serde_json::{Map, Value};
 
 use super::reason::told;
+use crate::oci::annotations::{OLDER_ZSTD_CHECKSUM, REFERENCE_TYPE, TOC_DIGEST, ZSTD_CHECKSUM};
 use crate::oci::manifest::{ImageManifest, Index};
 use crate::oci::media_type::{self, ManifestKind};
 use crate::oci::{Descriptor, Digest, Manifest, Platform};
 
-/// Names the digest of the TOC of an eStargz layer (stargz-snapshotter, `estargz.TOCJSONDigestAnnotation`).
-pub(super) const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
-/// Name the digest of the TOC of a zstd:chunked layer (containers/storage; the older is stargz-snapshotter's).
-pub(super) const ZSTD_CHECKSUM: &str = "io.github.containers.zstd-chunked.manifest-checksum";
-pub(super) const OLDER_ZSTD_CHECKSUM: &str = "io.containers.zstd-chunked.manifest-checksum";
-
-/// Marks an index child that describes another one (BuildKit, `docs/attestations/attestation-storage.md`).
-const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
+/// What `REFERENCE_TYPE` says of one.
 const ATTESTATION: &str = "attestation-manifest";
 
 /// Most layers of an image: overlayfs mounts no more than 500, and images of all layers twice still fit.

@@ -5,16 +5,17 @@ use std::sync::Arc;
 
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 
-use super::converter::{Made, Outcome, Shared};
+use super::converter::{ImageOutcome, Outcome, Shared};
 use super::documents::off_worker;
 use super::error::Error;
 use super::index::{self, Child};
 use super::plan::{ChildPlan, IndexPlan, Plan};
 use super::reason::told;
 use crate::oci::{Digest, Manifest, Repository};
+use crate::registry;
 use crate::store::ImageRecord;
 use crate::telemetry::log;
-use crate::upstream::{self, Source};
+use crate::transport::Source;
 
 /// Children of an index that are fetched and converted at once; the usual two platforms with room to spare.
 const CHILDREN_AT_ONCE: usize = 4;
@@ -33,7 +34,7 @@ impl Shared {
         manifest: &Manifest,
         wanted: Vec<Digest>,
         depth: usize,
-    ) -> Result<Made, Error> {
+    ) -> Result<ImageOutcome, Error> {
         let made = stream::iter(wanted).map(|digest| async move {
             let made = self.child(source, repository, &digest, depth + 1).await;
             (digest, made)
@@ -44,13 +45,16 @@ impl Shared {
         let plan = match planned.plan {
             Plan::Index(plan) => plan,
             Plan::PassThrough(reason) => {
-                return self.pass_through(manifest, reason).await.map(Made::Final);
+                return self
+                    .pass_through(manifest, reason)
+                    .await
+                    .map(ImageOutcome::Final);
             }
             Plan::Image(_) => {
                 return self
                     .pass_through(manifest, "an image and no index".to_owned())
                     .await
-                    .map(Made::Final);
+                    .map(ImageOutcome::Final);
             }
         };
         let mut failure = None;
@@ -60,8 +64,8 @@ impl Shared {
             let child = match made {
                 Ok(record) => Child::Recorded(Box::new(record)),
                 // Sparse copies of an index lack most of its images.
-                Err(error) if matches!(*error, Error::Upstream(upstream::Error::NotFound)) => {
-                    Child::Original("not in the upstream".to_owned())
+                Err(error) if matches!(*error, Error::Upstream(registry::Error::NotFound)) => {
+                    Child::Source("not in the upstream".to_owned())
                 }
                 Err(error) => {
                     let reason = format!(
@@ -69,7 +73,7 @@ impl Shared {
                         told(&log::chain(error.as_ref()))
                     );
                     failure = Some(error);
-                    Child::Original(reason)
+                    Child::Source(reason)
                 }
             };
             children.insert(digest, child);
@@ -79,14 +83,14 @@ impl Shared {
             Some(error) if documents.is_empty() => Err(Error::Children(error)),
             Some(_) => {
                 self.put_documents(documents).await?;
-                Ok(Made::ForNow(record))
+                Ok(ImageOutcome::ForNow(record))
             }
             None => {
                 self.keep_index(manifest, &plan, &mut record, documents)
                     .await?;
                 let (upstream, platforms) = (source.name(), record.platforms.len());
                 tracing::info!(upstream, %repository, source = %record.source, twin = %record.twin, platforms, "index converted");
-                Ok(Made::Final(record))
+                Ok(ImageOutcome::Final(record))
             }
         }
     }
@@ -148,7 +152,7 @@ impl Shared {
                 record.passed_through.truncate(1);
                 Child::Recorded(Box::new(record))
             } else {
-                Child::Original(format!(
+                Child::Source(format!(
                     "one of an index of more than {MAX_OBJECTS} objects"
                 ))
             };

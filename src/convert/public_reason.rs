@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Serialize, Serializer};
 
 use super::error::Error;
-use crate::upstream;
+use crate::registry;
 
 /// A closed set of plain sentences: no name, address, path or text of others gets out through it. The log has the cause
 /// in full, beside the digest of the source or the number of the request.
@@ -56,9 +56,9 @@ impl Serialize for Reason {
     }
 }
 
-impl From<&upstream::Error> for Reason {
-    fn from(error: &upstream::Error) -> Self {
-        use upstream::Error;
+impl From<&registry::Error> for Reason {
+    fn from(error: &registry::Error) -> Self {
+        use registry::Error;
         match error {
             Error::UnknownUpstream(_) => Self::UnknownUpstream,
             Error::NotFound => Self::NotFound,
@@ -75,7 +75,7 @@ impl From<&Error> for Reason {
     fn from(error: &Error) -> Self {
         match error {
             Error::Upstream(error) => error.into(),
-            Error::Store(_) | Error::Shared(_) => Self::Store,
+            Error::Store(_) => Self::Store,
             Error::Layer { source, .. } | Error::Children(source) => source.as_ref().into(),
             Error::BrokenOff => Self::BrokenOff,
             Error::Slow { .. } | Error::Overdue { .. } => Self::Slow,
@@ -97,8 +97,8 @@ mod tests {
     fn a_reason_says_nothing_of_the_inside() {
         let secret = "/srv/secret, 10.1.2.3";
         let store = Error::Store(store::Error::Config(secret.to_owned()));
-        let upstream = Error::Upstream(upstream::Error::Unavailable(secret.to_owned()));
-        let refused = Error::Upstream(upstream::Error::Refused(secret.to_owned()));
+        let upstream = Error::Upstream(registry::Error::Unavailable(secret.to_owned()));
+        let refused = Error::Upstream(registry::Error::Refused(secret.to_owned()));
         let layer = Error::Layer {
             digest: Digest::sha256_of(b""),
             source: Arc::new(refused),

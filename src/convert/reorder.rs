@@ -13,18 +13,18 @@ use std::time::Duration;
 use super::config::{self, Layout};
 use super::converter::{self, Converter, Shared};
 use super::error::Error;
-use super::memo::{self, Attempts, Layers};
+use super::layer_converter::{self, Attempts, LayerConverter};
 use super::plan::Plan;
 use super::priority::{Priorities, Priority};
-use super::profiles::{self, now};
 use super::shares::Shares;
+use crate::clock::unix_now;
 use crate::flight::Flight;
 use crate::oci::{Digest, Manifest, Repository};
 use crate::profile::{Profile, Workload};
-use crate::store::ImageRecord;
 use crate::store::records::Order;
+use crate::store::{ImageRecord, outline};
 use crate::telemetry::log;
-use crate::upstream::Source;
+use crate::transport::Source;
 
 /// How long an order stands though another is known meanwhile: every change makes nodes fetch their layers anew.
 const STANDS_FOR: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -113,7 +113,7 @@ impl Shared {
         let inner = self.in_order(priorities(&profile, &source_image))?;
         let order = Order {
             generation: inner.generation.clone(),
-            since: now(),
+            since: unix_now(),
         };
         if !is_due(record.order.as_ref(), &order) {
             return Ok(());
@@ -149,7 +149,7 @@ impl Shared {
             digest: record.twin.clone(),
             bytes,
         };
-        Ok(profiles::stack_of(&twin).map(|stack| stack.0))
+        Ok(outline::stack_of(&twin).map(|stack| stack.0))
     }
 
     /// The same converter for another order of files: one layer at a time, beside the work that somebody waits for.
@@ -160,7 +160,7 @@ impl Shared {
         };
         let options = config.options()?;
         let generation = config::generation(&options, &priorities);
-        let layers = Layers {
+        let layers = LayerConverter {
             store: self.store.clone(),
             generation: generation.clone(),
             options,
@@ -174,7 +174,7 @@ impl Shared {
             board: Arc::clone(&self.board),
             flight: Flight::default(),
             attempts: Attempts::default(),
-            slow: memo::slow_fetches(),
+            slow: layer_converter::slow_fetches(),
         };
         Ok(Arc::new(Self {
             config,
@@ -184,11 +184,9 @@ impl Shared {
             documents: self.documents.clone(),
             flight: Flight::default(),
             failures: converter::failures(),
-            tocs: self.tocs.clone(),
             fresh: self.fresh.clone(),
             ordered: self.ordered.clone(),
             board: Arc::clone(&self.board),
-            predictor: Arc::clone(&self.predictor),
         }))
     }
 

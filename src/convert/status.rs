@@ -3,12 +3,12 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::{Mutex, MutexGuard};
 
 use super::error::Error;
 use super::public_reason::Reason;
+use crate::clock::unix_now;
 use crate::oci::{Digest, Repository};
 use crate::store::ImageRecord;
 
@@ -276,13 +276,6 @@ impl Drop for Running {
             state.entries.remove(oldest);
         }
     }
-}
-
-fn unix_now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs()
 }
 
 #[cfg(test)]

@@ -17,6 +17,8 @@ use super::platform::Platform;
 /// The largest manifest that Starlift reads or serves: containerd refuses larger ones
 /// (`remotes/docker/fetcher.go`).
 pub const MAX_MANIFEST_BYTES: u64 = 4 << 20;
+/// Most bytes of an image configuration; the largest in the wild hold some hundred KiB of history.
+pub const MAX_CONFIG_BYTES: u64 = 8 << 20;
 
 /// The most children of an index and the most layers of an image. The largest known ones have some
 /// hundred. The limit bounds the memory that a manifest of the largest size takes once it is

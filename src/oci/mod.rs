@@ -2,11 +2,13 @@
 //!
 //! Nothing here does IO or imports another module of this crate.
 
+pub mod annotations;
 pub mod digest;
 pub mod document;
 pub mod error;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+pub mod hub;
 pub(crate) mod lenient;
 pub mod manifest;
 pub mod media_type;

@@ -4,11 +4,11 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::digest::Digest;
+use super::hub::{DOCKER_HUB, canonical_host, full_path};
 use super::reference::{Reference, Repository, Tag};
-use super::route::DOCKER_HUB;
 
 /// The tag of a name that has neither tag nor digest.
-const DEFAULT_TAG: &str = "latest";
+pub(crate) const DEFAULT_TAG: &str = "latest";
 
 /// An image in a registry.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -54,46 +54,43 @@ impl FromStr for ImageName {
 }
 
 fn parse(text: &str) -> Result<ImageName, String> {
-    let (name, digest) = match text.split_once('@') {
-        Some((name, digest)) => (name, Some(digest.parse().map_err(describe)?)),
-        None => (text, None),
-    };
-    let (name, tag) = match name.rsplit_once(':') {
-        Some((name, tag)) if !tag.contains('/') => {
-            (name, Some(tag.parse::<Tag>().map_err(describe)?))
-        }
-        _ => (name, None),
-    };
-    let (host, path) = match name.split_once('/') {
-        Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => {
-            (canonical_host(host), path)
-        }
-        _ => (DOCKER_HUB, name),
-    };
-    let is_official = host == DOCKER_HUB && !path.contains('/');
-    let path = if is_official {
-        format!("library/{path}")
-    } else {
-        path.to_owned()
-    };
+    let (name, digest) = split_digest(text);
+    let digest = digest.map(str::parse).transpose().map_err(describe)?;
+    let (name, tag) = split_tag(name);
+    let tag = tag.map(str::parse::<Tag>).transpose().map_err(describe)?;
+    let (host, path) = split_host(name);
+    let host = host.map_or(DOCKER_HUB, canonical_host);
     let tag = match (tag, &digest) {
         (None, None) => Some(DEFAULT_TAG.parse().map_err(describe)?),
         (tag, _) => tag,
     };
     Ok(ImageName {
         host: host.to_owned(),
-        repository: path.parse().map_err(describe)?,
+        repository: full_path(host, path).parse().map_err(describe)?,
         tag,
         digest,
     })
 }
 
-fn canonical_host(host: &str) -> &str {
-    if matches!(host, "index.docker.io" | "registry-1.docker.io") {
-        DOCKER_HUB
-    } else {
-        host
-    }
+/// A name and the digest behind it.
+pub(crate) fn split_digest(text: &str) -> (&str, Option<&str>) {
+    text.split_once('@')
+        .map_or((text, None), |(name, digest)| (name, Some(digest)))
+}
+
+/// A name and the tag behind it: a colon in front of a slash is a port's.
+pub(crate) fn split_tag(name: &str) -> (&str, Option<&str>) {
+    name.rsplit_once(':')
+        .filter(|(_, tag)| !tag.contains('/'))
+        .map_or((name, None), |(name, tag)| (name, Some(tag)))
+}
+
+/// The host in front of a name and the path behind it: a host holds a dot or a colon or is
+/// `localhost`.
+pub(crate) fn split_host(name: &str) -> (Option<&str>, &str) {
+    name.split_once('/')
+        .filter(|(host, _)| host.contains(['.', ':']) || *host == "localhost")
+        .map_or((None, name), |(host, path)| (Some(host), path))
 }
 
 fn describe(error: impl std::error::Error) -> String {

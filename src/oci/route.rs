@@ -3,19 +3,9 @@
 //! Repository names hold slashes, so paths are split from the right. Nothing here looks anything
 //! up.
 
-use std::borrow::Cow;
-
 use super::digest::{Digest, ParseDigestError};
+use super::hub::{DOCKER_HUB, canonical_host, full_path};
 use super::reference::{Reference, Repository};
-
-/// The name of Docker Hub. A name without a host means it.
-pub const DOCKER_HUB: &str = "docker.io";
-/// Other hosts of Docker Hub.
-const DOCKER_HUB_ALIASES: [&str; 3] = [
-    "index.docker.io",
-    "registry-1.docker.io",
-    "registry.hub.docker.com",
-];
 
 /// A request: the repository name as the client wrote it, and the operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,20 +101,10 @@ impl Location {
             (None, Some(namespace)) => (namespace, name.as_str()),
             (None, None) => (DOCKER_HUB, name.as_str()),
         };
-        let upstream = if DOCKER_HUB_ALIASES.contains(&upstream) {
-            DOCKER_HUB
-        } else {
-            upstream
-        };
-        let is_official = upstream == DOCKER_HUB && !repository.contains('/');
-        let repository: Cow<'_, str> = if is_official {
-            format!("library/{repository}").into()
-        } else {
-            repository.into()
-        };
+        let upstream = canonical_host(upstream);
         Some(Self {
             upstream: upstream.to_owned(),
-            repository: repository.parse().ok()?,
+            repository: full_path(upstream, repository).parse().ok()?,
         })
     }
 }

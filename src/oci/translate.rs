@@ -5,12 +5,10 @@
 
 use bytes::Bytes;
 
+use super::annotations::REFERENCE_DIGEST;
 use super::digest::Digest;
 use super::manifest::{Descriptor, ImageManifest, Index, MAX_MANIFEST_BYTES, Manifest};
 use super::media_type::{self as types, ManifestKind};
-
-/// Annotation of an attestation in an index: the digest of the child that it describes (BuildKit).
-const REFERENCE_DIGEST: &str = "vnd.docker.reference.digest";
 
 /// Equivalent type names, Docker's first.
 const PAIRS: [(&str, &str); 6] = [

@@ -9,14 +9,10 @@ use serde_json::{Value, json};
 
 use super::document::{MAX_PROFILE_BYTES, MEDIA_TYPE, Profile};
 use super::workload::Workload;
+use crate::oci::annotations::{CREATED, PROFILE_WORKLOAD};
 use crate::oci::media_type::OCI_MANIFEST;
 use crate::oci::{Descriptor, Digest, Manifest};
 
-/// Annotation of the artifact: the workload of the profile.
-const WORKLOAD: &str = "dev.starlift.profile.workload";
-/// Annotation of the artifact: its creation time (image-spec, annotations.md). The newest of
-/// several for one workload counts.
-const CREATED: &str = "org.opencontainers.image.created";
 /// The configuration of an artifact without one (image-spec, "Guidance for an Empty Descriptor").
 const EMPTY: &[u8] = b"{}";
 const EMPTY_TYPE: &str = "application/vnd.oci.empty.v1+json";
@@ -47,7 +43,7 @@ impl Artifact {
             "config": empty.0,
             "layers": [document.0],
             "subject": subject,
-            "annotations": {WORKLOAD: profile.workload.to_string(), CREATED: created},
+            "annotations": {PROFILE_WORKLOAD: profile.workload.to_string(), CREATED: created},
         });
         let manifest = Manifest::new(OCI_MANIFEST.to_owned(), manifest.to_string().into());
         Ok(Self {
@@ -80,7 +76,10 @@ fn described(media_type: &str, bytes: &[u8]) -> Descriptor {
 /// The workload whose profile a referrer carries, or `None` for other referrers.
 pub fn workload_of(referrer: &Descriptor) -> Option<Workload> {
     let is_profile = referrer.rest.get("artifactType").and_then(Value::as_str) == Some(MEDIA_TYPE);
-    let workload = referrer.annotations.get(WORKLOAD).and_then(Value::as_str);
+    let workload = referrer
+        .annotations
+        .get(PROFILE_WORKLOAD)
+        .and_then(Value::as_str);
     workload.filter(|_| is_profile)?.parse().ok()
 }
 

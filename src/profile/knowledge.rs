@@ -64,11 +64,11 @@ impl Knowledge {
     }
 
     /// Whether the image was analysed and has a prediction.
-    pub fn has_suggestions(&self) -> bool {
+    pub fn has_prediction(&self) -> bool {
         self.suggested.is_some()
     }
 
-    pub fn suggest(&mut self, files: Vec<FileUse>) {
+    pub fn set_prediction(&mut self, files: Vec<FileUse>) {
         self.suggested = Some(bounded(files));
         self.tried = None;
     }
@@ -297,8 +297,8 @@ mod tests {
     #[test]
     fn a_prediction_counts_until_something_is_observed() {
         let mut knowledge = knowledge();
-        assert!(!knowledge.has_suggestions() && knowledge.profile(&Workload::default()).is_empty());
-        knowledge.suggest(vec![file("guess"), file("guess"), file("../odd")]);
+        assert!(!knowledge.has_prediction() && knowledge.profile(&Workload::default()).is_empty());
+        knowledge.set_prediction(vec![file("guess"), file("guess"), file("../odd")]);
         assert_eq!(paths(&knowledge, "default"), ["guess"]);
         observe(&mut knowledge, "default", "one", &["seen"], 1);
         assert_eq!(paths(&knowledge, "default"), ["seen"]);
@@ -391,7 +391,7 @@ mod tests {
     #[test]
     fn knowledge_is_read_as_it_was_written() {
         let mut knowledge = knowledge();
-        knowledge.suggest(vec![file("guess")]);
+        knowledge.set_prediction(vec![file("guess")]);
         observe(&mut knowledge, "default", "one", &["seen", "ü"], 1);
         let json = serde_json::to_vec(&knowledge).unwrap();
         assert_eq!(

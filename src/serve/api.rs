@@ -10,14 +10,14 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::convert::{self, Conversion, Reason, State as ConversionState};
-use crate::oci::error::ErrorCode;
+use crate::oci::name::{DEFAULT_TAG, split_digest, split_tag};
 use crate::oci::route::Location;
 use crate::oci::{Digest, Reference, Repository};
+use crate::registry;
 use crate::telemetry::log;
-use crate::upstream;
 
 use super::app::App;
-use super::error::Failure;
+use super::error::{ApiError, refused};
 use super::{request_body, response};
 
 /// The longest request body: one reference, escaped in any way.
@@ -41,15 +41,10 @@ struct Target {
 
 impl Target {
     fn parse(text: &str, is_configured: impl Fn(&str) -> bool) -> Option<Self> {
-        let (name, digest) = match text.split_once('@') {
-            Some((name, digest)) => (name, Some(digest.parse::<Digest>().ok()?)),
-            None => (text, None),
-        };
-        let (name, tag) = match name.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')) {
-            Some((name, tag)) => (name, tag),
-            None => (name, "latest"),
-        };
-        let tag = tag.parse().ok()?;
+        let (name, digest) = split_digest(text);
+        let digest = digest.map(str::parse::<Digest>).transpose().ok()?;
+        let (name, tag) = split_tag(name);
+        let tag = tag.unwrap_or(DEFAULT_TAG).parse().ok()?;
         let name: Repository = name.parse().ok()?;
         let location = Location::of(&name, None, is_configured)?;
         Some(Self {
@@ -97,10 +92,10 @@ pub(crate) async fn one(State(app): State<Arc<App>>, Path(id): Path<String>) -> 
 pub(crate) async fn start(State(app): State<Arc<App>>, request: Request) -> Response {
     start_wanted(&app, request)
         .await
-        .unwrap_or_else(Failure::into_response)
+        .unwrap_or_else(ApiError::into_response)
 }
 
-async fn start_wanted(app: &Arc<App>, request: Request) -> Result<Response, Failure> {
+async fn start_wanted(app: &Arc<App>, request: Request) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
     if !is_json(&parts.headers) {
         return Err(refused(
@@ -119,7 +114,7 @@ async fn start_wanted(app: &Arc<App>, request: Request) -> Result<Response, Fail
     let (job, is_new) = app
         .jobs
         .start(&reference, &target.location)
-        .ok_or_else(Failure::busy)?;
+        .ok_or_else(ApiError::busy)?;
     if is_new {
         tokio::spawn(run(Arc::clone(app), job.id.clone(), target));
     }
@@ -144,10 +139,6 @@ pub(crate) fn is_json(headers: &HeaderMap) -> bool {
     })
 }
 
-pub(crate) fn refused(status: StatusCode, message: impl Into<String>) -> Failure {
-    Failure::new(status, ErrorCode::Unsupported, message)
-}
-
 async fn run(app: Arc<App>, id: String, target: Target) {
     let outcome = convert(&app, &id, &target).await;
     if let Err(error) = &outcome {
@@ -168,7 +159,7 @@ async fn convert(app: &App, id: &str, target: &Target) -> Result<Digest, Arc<con
         upstream,
         repository,
     } = &target.location;
-    let failed = |error: upstream::Error| Arc::new(convert::Error::from(error));
+    let failed = |error: registry::Error| Arc::new(convert::Error::from(error));
     let source = app.source(upstream).map_err(failed)?;
     let found = source
         .resolve(repository, &target.reference)
@@ -176,7 +167,7 @@ async fn convert(app: &App, id: &str, target: &Target) -> Result<Digest, Arc<con
         .map_err(failed)?;
     app.jobs.converting(id, &found.digest);
     let original = app
-        .originals
+        .source_manifests
         .get(&source, &target.location, &found.digest)
         .await
         .map_err(failed)?;

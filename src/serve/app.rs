@@ -4,22 +4,27 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use moka::future::Cache;
 use tokio::sync::Semaphore;
 
 use crate::budget::Budget;
-use crate::convert::{Converter, Profiles, Ranges};
+use crate::convert::Converter;
 use crate::flight::Forgotten;
+use crate::learn::{Profiles, Ranges};
+use crate::oci::Digest;
+use crate::oci::route::Location;
+use crate::predict::Predictor;
+use crate::registry;
 use crate::store::Store;
-use crate::upstream::{self, Source, Upstreams};
+use crate::transport::{Source, Upstreams};
 
-use super::blobs::BlobSizes;
 use super::config::Config;
 use super::documents::Documents;
 use super::guard::Names;
 use super::jobs::Jobs;
-use super::originals::Originals;
 use super::places::Places;
 use super::resolver::Resolver;
+use super::source_manifests::SourceManifests;
 
 /// The number of remembered blob sizes, of some 64 bytes each.
 const MAX_BLOB_SIZES: u64 = 100_000;
@@ -39,13 +44,16 @@ const FORGOTTEN_TIME: Duration = Duration::from_secs(10);
 /// Memory for request bodies: the observations of ten nodes at once, or thousands of references.
 const BODIES: u64 = 64 << 20;
 
+/// Sizes of upstream blobs: lazy clients send many ranges for each.
+pub(crate) type BlobSizes = Cache<(Location, Digest), u64>;
+
 pub(crate) struct App {
     pub(crate) config: Config,
     pub(crate) store: Store,
     pub(crate) upstreams: Upstreams,
     pub(crate) converter: Converter,
     pub(crate) resolver: Resolver,
-    pub(crate) originals: Originals,
+    pub(crate) source_manifests: SourceManifests,
     pub(crate) blob_sizes: BlobSizes,
     pub(crate) jobs: Jobs,
     pub(crate) profiles: Profiles,
@@ -74,8 +82,14 @@ impl App {
         store: Store,
         upstreams: Upstreams,
         converter: Converter,
+        predictor: Predictor,
     ) -> Self {
-        let profiles = Profiles::new(&converter, config.profiles.merge_interval);
+        let profiles = Profiles::new(
+            store.clone(),
+            converter.generation().clone(),
+            predictor,
+            config.profiles.merge_interval,
+        );
         let forgotten = Forgotten::new(FORGOTTEN, FORGOTTEN_TIME);
         let learns = config.profiles.enabled && config.profiles.learn_from_ranges;
         Self {
@@ -83,7 +97,7 @@ impl App {
                 .then(|| Ranges::start(profiles.clone(), config.profiles.starts_before_redirect)),
             profiles,
             resolver: Resolver::new(&config, forgotten.clone()),
-            originals: Originals::new(config.manifest_cache, forgotten),
+            source_manifests: SourceManifests::new(config.manifest_cache, forgotten),
             blob_sizes: BlobSizes::new(MAX_BLOB_SIZES),
             jobs: Jobs::new(config.max_jobs),
             senders: Semaphore::new(config.profiles.max_senders.min(Semaphore::MAX_PERMITS)),
@@ -102,7 +116,7 @@ impl App {
     }
 
     /// The upstream named `name`.
-    pub(crate) fn source(&self, name: &str) -> Result<Source, upstream::Error> {
+    pub(crate) fn source(&self, name: &str) -> Result<Source, registry::Error> {
         self.upstreams.get(name)
     }
 

@@ -10,24 +10,20 @@ use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use http::header::{ACCEPT_RANGES, CONTENT_RANGE, LOCATION, RANGE};
 use http::{HeaderName, HeaderValue, StatusCode};
-use moka::future::Cache;
 
 use crate::oci::media_type::OCTET_STREAM;
 use crate::oci::range::{Selection, content_range, parse, select};
-use crate::oci::route::Location;
 use crate::oci::{Digest, Repository};
+use crate::registry;
 use crate::store::{self, Key, Object, Store};
 use crate::telemetry::metrics;
-use crate::upstream::{self, Source};
+use crate::transport::Source;
 
 use super::app::App;
-use super::ask::Ask;
-use super::error::{Asked, Failure};
+use super::error::{ApiError, Subject};
 use super::multipart::{Layout, Read, Slicer};
+use super::registry_request::RegistryRequest;
 use super::response;
-
-/// Sizes of upstream blobs: lazy clients send many ranges for each.
-pub(crate) type BlobSizes = Cache<(Location, Digest), u64>;
 
 /// Each part of a multi-range answer from the store may be a read of its own; `max_ranges` bounds
 /// them.
@@ -45,7 +41,7 @@ enum BodyError {
     #[error("store read failed")]
     Store(#[from] store::Error),
     #[error("upstream read failed")]
-    Upstream(#[from] upstream::Error),
+    Upstream(#[from] registry::Error),
 }
 
 /// The origin of a blob's bytes.
@@ -88,7 +84,7 @@ impl Origin {
                 let range = Some(range).filter(|range| *range != (0..*size));
                 let body = source.blob(repository, digest, range).await?;
                 if body.blob_size != *size {
-                    return Err(upstream::Error::Malformed(
+                    return Err(registry::Error::Malformed(
                         "blob has another size than announced".to_owned(),
                     )
                     .into());
@@ -99,11 +95,15 @@ impl Origin {
     }
 }
 
-pub(crate) async fn answer(app: &App, ask: &Ask, digest: &Digest) -> Result<Response, Failure> {
+pub(crate) async fn answer(
+    app: &App,
+    ask: &RegistryRequest,
+    digest: &Digest,
+) -> Result<Response, ApiError> {
     let failed = match app.store.find(digest).await {
         Ok(Some(object)) => return from_store(app, ask, object).await,
         Ok(None) => None,
-        Err(error) => Some(Failure::from(error)),
+        Err(error) => Some(ApiError::from(error)),
     };
     let answer = from_upstream(app, ask, digest).await;
     // A blob that the upstream does not know may be a converted one. A failed store must not look
@@ -111,7 +111,11 @@ pub(crate) async fn answer(app: &App, ask: &Ask, digest: &Digest) -> Result<Resp
     answer.map_err(|failure| failed.filter(|_| failure.is_not_found()).unwrap_or(failure))
 }
 
-async fn from_store(app: &App, ask: &Ask, object: Object) -> Result<Response, Failure> {
+async fn from_store(
+    app: &App,
+    ask: &RegistryRequest,
+    object: Object,
+) -> Result<Response, ApiError> {
     let is_learned_from = is_learned_from(app, ask, &object);
     if app.config.redirect
         && !ask.is_head
@@ -147,7 +151,7 @@ async fn from_store(app: &App, ask: &Ask, object: Object) -> Result<Response, Fa
 
 /// Whether the bytes of the layer's ranges pass through this server, though blobs are redirected,
 /// because too little is known about its image.
-fn is_learned_from(app: &App, ask: &Ask, object: &Object) -> bool {
+fn is_learned_from(app: &App, ask: &RegistryRequest, object: &Object) -> bool {
     let wants = app
         .ranges
         .as_ref()
@@ -156,7 +160,7 @@ fn is_learned_from(app: &App, ask: &Ask, object: &Object) -> bool {
 }
 
 /// Reports the ranges of a layer, from which the files of a start are learned.
-fn note(app: &App, ask: &Ask, object: &Object) {
+fn note(app: &App, ask: &RegistryRequest, object: &Object) {
     let (Some(ranges), Some(client), Key::Layer { .. }) = (&app.ranges, ask.client, &object.key)
     else {
         return;
@@ -171,8 +175,12 @@ fn note(app: &App, ask: &Ask, object: &Object) {
     }
 }
 
-async fn from_upstream(app: &App, ask: &Ask, digest: &Digest) -> Result<Response, Failure> {
-    let fail = |error: upstream::Error| Failure::upstream(&error, Asked::Blob, ask.is_mirror);
+async fn from_upstream(
+    app: &App,
+    ask: &RegistryRequest,
+    digest: &Digest,
+) -> Result<Response, ApiError> {
+    let fail = |error: registry::Error| ApiError::upstream(&error, Subject::Blob, ask.is_mirror);
     let source = app.source(&ask.location.upstream).map_err(fail)?;
     let key = (ask.location.clone(), digest.clone());
     let repository = ask.location.repository.clone();
@@ -212,7 +220,7 @@ async fn from_upstream(app: &App, ask: &Ask, digest: &Digest) -> Result<Response
 
 /// A whole blob of the upstream. Its size is in the upstream's answer, so that no earlier request
 /// is needed.
-fn through(digest: &Digest, body: upstream::Body) -> Response {
+fn through(digest: &Digest, body: registry::Body) -> Response {
     let mut response = decorated(StatusCode::OK, digest);
     response::describe(&mut response, OCTET_STREAM, body.blob_size);
     response
@@ -229,18 +237,18 @@ fn count(answer: &'static str) {
 }
 
 async fn send(
-    ask: &Ask,
+    ask: &RegistryRequest,
     digest: &Digest,
     origin: &Origin,
     max_ranges: usize,
     max_reads: usize,
-) -> Result<Response, Failure> {
+) -> Result<Response, ApiError> {
     let size = origin.size();
     if response::is_known_to_client(&ask.headers, digest) {
         return Ok(decorated(StatusCode::NOT_MODIFIED, digest));
     }
     let mut response = match wanted(ask, digest, size, max_ranges) {
-        Some(Selection::Unsatisfiable) => return Err(Failure::unsatisfiable(size)),
+        Some(Selection::Unsatisfiable) => return Err(ApiError::unsatisfiable(size)),
         Some(Selection::Parts(parts)) => partial(ask, digest, origin, parts, max_reads).await?,
         None => whole(ask, digest, origin).await?,
     };
@@ -257,7 +265,12 @@ fn decorated(status: StatusCode, digest: &Digest) -> Response {
 }
 
 /// The requested parts, or `None` for the whole blob. Ranges have a meaning only for GET.
-fn wanted(ask: &Ask, digest: &Digest, size: u64, max_ranges: usize) -> Option<Selection> {
+fn wanted(
+    ask: &RegistryRequest,
+    digest: &Digest,
+    size: u64,
+    max_ranges: usize,
+) -> Option<Selection> {
     if ask.is_head || !response::is_range_wanted(&ask.headers, digest) {
         return None;
     }
@@ -268,7 +281,11 @@ fn wanted(ask: &Ask, digest: &Digest, size: u64, max_ranges: usize) -> Option<Se
     }
 }
 
-async fn whole(ask: &Ask, digest: &Digest, origin: &Origin) -> Result<Response, Failure> {
+async fn whole(
+    ask: &RegistryRequest,
+    digest: &Digest,
+    origin: &Origin,
+) -> Result<Response, ApiError> {
     let size = origin.size();
     let mut response = decorated(StatusCode::OK, digest);
     response::describe(&mut response, OCTET_STREAM, size);
@@ -283,12 +300,12 @@ async fn whole(ask: &Ask, digest: &Digest, origin: &Origin) -> Result<Response, 
 }
 
 async fn partial(
-    ask: &Ask,
+    ask: &RegistryRequest,
     digest: &Digest,
     origin: &Origin,
     parts: Vec<Range<u64>>,
     max_reads: usize,
-) -> Result<Response, Failure> {
+) -> Result<Response, ApiError> {
     let size = origin.size();
     let mut response = decorated(StatusCode::PARTIAL_CONTENT, digest);
     let layout = match parts.as_slice() {
@@ -300,9 +317,8 @@ async fn partial(
             );
             Layout::single(part.clone())
         }
-        _ => {
-            Layout::multipart(parts, size, &boundary(), max_reads).ok_or_else(Failure::far_parts)?
-        }
+        _ => Layout::multipart(parts, size, &boundary(), max_reads)
+            .ok_or_else(ApiError::far_parts)?,
     };
     response::describe(&mut response, &layout.content_type, layout.length);
     let stream = read(origin.clone(), layout)
@@ -349,9 +365,9 @@ fn slice(read: &Read, bytes: Bodies) -> Bodies {
         .boxed()
 }
 
-fn failure(error: BodyError, ask: &Ask) -> Failure {
+fn failure(error: BodyError, ask: &RegistryRequest) -> ApiError {
     match error {
         BodyError::Store(error) => error.into(),
-        BodyError::Upstream(error) => Failure::upstream(&error, Asked::Blob, ask.is_mirror),
+        BodyError::Upstream(error) => ApiError::upstream(&error, Subject::Blob, ask.is_mirror),
     }
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::budget::{Budget, Weight};
 
-use super::error::Failure;
+use super::error::ApiError;
 
 /// The memory for documents of answers: 64 of the largest, or tens of thousands of ordinary ones.
 const BUDGET: u64 = 256 << 20;
@@ -22,12 +22,12 @@ pub(crate) struct Documents {
 }
 
 /// Bytes that keep their weight until their last piece is sent.
-struct Held {
+struct WeighedBytes {
     bytes: Bytes,
     _weight: Weight,
 }
 
-impl AsRef<[u8]> for Held {
+impl AsRef<[u8]> for WeighedBytes {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
@@ -41,22 +41,22 @@ impl Documents {
     }
 
     /// Reserves memory for a document of `size` bytes that is about to be read.
-    pub(crate) async fn take(&self, size: u64) -> Result<Weight, Failure> {
+    pub(crate) async fn take(&self, size: u64) -> Result<Weight, ApiError> {
         self.budget
             .take_within(size, PATIENCE)
             .await
-            .map_err(|full| Failure::full(&full))
+            .map_err(|full| ApiError::full(&full))
     }
 
     /// Reserves the memory of a document that is already in memory.
-    pub(crate) async fn weigh(&self, bytes: Bytes) -> Result<Bytes, Failure> {
+    pub(crate) async fn weigh(&self, bytes: Bytes) -> Result<Bytes, ApiError> {
         let weight = self.take(bytes.len() as u64).await?;
         Ok(Self::bind(bytes, weight))
     }
 
     /// Ties the weight to the bytes that it was taken for.
     pub(crate) fn bind(bytes: Bytes, weight: Weight) -> Bytes {
-        Bytes::from_owner(Held {
+        Bytes::from_owner(WeighedBytes {
             bytes,
             _weight: weight,
         })

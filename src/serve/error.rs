@@ -5,7 +5,6 @@
 //! the request's id.
 
 use std::error::Error as StdError;
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
@@ -17,21 +16,21 @@ use crate::budget::Full;
 use crate::oci::error::{ErrorBody, ErrorCode};
 use crate::oci::range::unsatisfied_range;
 use crate::oci::route::RouteError;
+use crate::registry;
 use crate::store;
-use crate::telemetry::metrics;
-use crate::upstream;
+use crate::telemetry::{log, metrics};
 
 use super::response;
 
 /// The kind of the requested object, which decides the code of a miss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Asked {
+pub(crate) enum Subject {
     Manifest,
     Blob,
     Repository,
 }
 
-impl Asked {
+impl Subject {
     fn unknown(self) -> ErrorCode {
         match self {
             Self::Manifest => ErrorCode::ManifestUnknown,
@@ -43,7 +42,7 @@ impl Asked {
 
 /// A failure, as the client sees it.
 #[derive(Debug)]
-pub(crate) struct Failure {
+pub(crate) struct ApiError {
     status: StatusCode,
     code: ErrorCode,
     message: String,
@@ -51,7 +50,7 @@ pub(crate) struct Failure {
     content_range: Option<String>,
 }
 
-impl Failure {
+impl ApiError {
     pub(crate) fn new(status: StatusCode, code: ErrorCode, message: impl Into<String>) -> Self {
         Self {
             status,
@@ -62,7 +61,7 @@ impl Failure {
         }
     }
 
-    pub(crate) fn not_found(asked: Asked) -> Self {
+    pub(crate) fn not_found(asked: Subject) -> Self {
         Self::new(
             StatusCode::NOT_FOUND,
             asked.unknown(),
@@ -171,8 +170,8 @@ impl Failure {
     /// An upstream's 401 becomes 403: a challenge would ask clients for credentials that this
     /// server cannot pass on. 429 becomes 503 for mirrors, because containerd repeats after a 429
     /// at once and never tries the next host.
-    pub(crate) fn upstream(error: &upstream::Error, asked: Asked, is_mirror: bool) -> Self {
-        use upstream::Error;
+    pub(crate) fn upstream(error: &registry::Error, asked: Subject, is_mirror: bool) -> Self {
+        use registry::Error;
         match error {
             Error::NotFound => Self::not_found(asked),
             Error::UnknownUpstream(_) => Self::new(
@@ -219,7 +218,7 @@ impl Failure {
     }
 }
 
-impl From<store::Error> for Failure {
+impl From<store::Error> for ApiError {
     fn from(error: store::Error) -> Self {
         let failure = Self::inside(&error);
         if !error.is_forgotten() && !matches!(error, store::Error::Full { .. }) {
@@ -248,18 +247,11 @@ pub(crate) struct Chain<'a>(pub(crate) &'a (dyn StdError + 'static));
 
 impl std::fmt::Display for Chain<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            f.write_str(": ")?;
-            write!(f, "{error}")?;
-            cause = error.source();
-        }
-        f.write_char('.')
+        write!(f, "{}.", log::chain(self.0))
     }
 }
 
-impl IntoResponse for Failure {
+impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let body = ErrorBody::new(self.code, self.message, Value::Null);
         let mut response = response::json(self.status, &body);
@@ -280,12 +272,17 @@ impl IntoResponse for Failure {
     }
 }
 
+/// A request to the API that is not one.
+pub(crate) fn refused(status: StatusCode, message: impl Into<String>) -> ApiError {
+    ApiError::new(status, ErrorCode::Unsupported, message)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn status_of(error: &upstream::Error, is_mirror: bool) -> u16 {
-        Failure::upstream(error, Asked::Manifest, is_mirror)
+    fn status_of(error: &registry::Error, is_mirror: bool) -> u16 {
+        ApiError::upstream(error, Subject::Manifest, is_mirror)
             .into_response()
             .status()
             .as_u16()
@@ -293,7 +290,7 @@ mod tests {
 
     #[test]
     fn upstream_failures_are_mapped_on_purpose() {
-        use upstream::Error;
+        use registry::Error;
         let cases = [
             (Error::NotFound, 404, 404),
             (Error::UnknownUpstream("a.b".to_owned()), 404, 404),
@@ -313,17 +310,17 @@ mod tests {
 
     #[test]
     fn retry_after_is_kept() {
-        let error = upstream::Error::TooManyRequests {
+        let error = registry::Error::TooManyRequests {
             retry_after: Some(Duration::from_secs(7)),
         };
-        let response = Failure::upstream(&error, Asked::Manifest, true).into_response();
+        let response = ApiError::upstream(&error, Subject::Manifest, true).into_response();
         assert_eq!(response.headers()[RETRY_AFTER], "7");
     }
 
     #[test]
     fn internal_failures_are_not_shown_to_clients() {
         let error = store::Error::Config("the secret bucket".to_owned());
-        let failure = Failure::from(error);
+        let failure = ApiError::from(error);
         assert!(!failure.message.contains("secret"));
         assert_eq!(failure.status, StatusCode::INTERNAL_SERVER_ERROR);
     }

@@ -15,7 +15,7 @@ use http::{HeaderMap, HeaderName, Method, StatusCode};
 use crate::oci::error::ErrorCode;
 
 use super::config::Config;
-use super::error::Failure;
+use super::error::ApiError;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
@@ -49,7 +49,7 @@ impl Refusal {
         }
     }
 
-    pub(crate) fn failure(self) -> Failure {
+    pub(crate) fn failure(self) -> ApiError {
         let (status, message) = match self {
             Self::BadHost => (StatusCode::BAD_REQUEST, "the Host header is no host's name"),
             Self::Misdirected => (
@@ -61,7 +61,7 @@ impl Refusal {
                 "pages of other sites may not ask this server",
             ),
         };
-        Failure::new(status, ErrorCode::Denied, message)
+        ApiError::new(status, ErrorCode::Denied, message)
     }
 }
 

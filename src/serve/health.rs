@@ -14,7 +14,7 @@ use crate::convert::{Conversion, State as Progress};
 use crate::telemetry::metrics::{CONTENT_TYPE as OPEN_METRICS, metrics as process};
 
 use super::app::App;
-use super::error::{Chain, Failure};
+use super::error::{ApiError, Chain};
 use super::response;
 
 /// Longer than any healthy store takes, shorter than the usual timeout of a probe.
@@ -61,7 +61,7 @@ pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Response {
         Ok(text) => ([(CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
         Err(error) => {
             tracing::warn!(%error, "metrics not rendered");
-            Failure::internal().into_response()
+            ApiError::internal().into_response()
         }
     }
 }

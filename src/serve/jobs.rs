@@ -1,11 +1,11 @@
 //! Conversions requested by API and not by a pull.
 
 use std::collections::VecDeque;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use serde::Serialize;
 
+use crate::clock::unix_now;
 use crate::convert::Reason;
 use crate::oci::Digest;
 use crate::oci::route::Location;
@@ -90,7 +90,7 @@ impl Jobs {
             source: None,
             twin: None,
             error: None,
-            started: now(),
+            started: unix_now(),
             ended: None,
         };
         jobs.push_back(job.clone());
@@ -106,7 +106,7 @@ impl Jobs {
 
     pub(crate) fn end(&self, id: &str, outcome: Result<Digest, Reason>) {
         self.change(id, |job| {
-            job.ended = Some(now());
+            job.ended = Some(unix_now());
             match outcome {
                 Ok(twin) => (job.state, job.twin) = (State::Done, Some(twin)),
                 Err(error) => (job.state, job.error) = (State::Failed, Some(error)),
@@ -128,13 +128,6 @@ impl Jobs {
     pub(crate) fn list(&self) -> Vec<Job> {
         self.jobs.lock().iter().rev().cloned().collect()
     }
-}
-
-/// Seconds since 1970.
-pub(crate) fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]

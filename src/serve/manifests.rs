@@ -12,17 +12,18 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::oci::media_type::{ManifestKind, document_type, manifest_kind};
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Tag};
+use crate::registry;
 use crate::store::ImageRecord;
 use crate::telemetry::metrics;
-use crate::upstream::{self, Source};
+use crate::transport::Source;
 
 use super::accept::{Accept, Choice};
 use super::app::App;
-use super::ask::Ask;
 use super::config::OnMiss;
-use super::documents::Documents;
-use super::error::{Asked, Chain, Failure};
+use super::error::{ApiError, Chain, Subject};
 use super::negotiate::{of_original, of_twin};
+use super::reading::{failure, original, source, stored, weighed};
+use super::registry_request::RegistryRequest;
 use super::{recorded, referrers, response};
 
 /// The suffix that stargz-snapshotter and `ctr-remote` append to a tag.
@@ -62,9 +63,9 @@ impl From<Manifest> for Document {
 /// How the document became the answer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    Twin,
+    Converted,
     /// The source image, although a converted one is expected. Carries the reason for the client.
-    Original(&'static str),
+    Source(&'static str),
     /// The source image, because it cannot be converted or was requested by digest.
     PassThrough,
 }
@@ -72,9 +73,9 @@ enum Kind {
 /// Answers within the configured time, however slow the upstream is.
 pub(crate) async fn answer(
     app: &Arc<App>,
-    ask: &Ask,
+    ask: &RegistryRequest,
     reference: &Reference,
-) -> Result<Response, Failure> {
+) -> Result<Response, ApiError> {
     let document = async {
         match reference {
             Reference::Digest(digest) => by_digest(app, ask, digest).await,
@@ -83,15 +84,15 @@ pub(crate) async fn answer(
     };
     let (document, kind) = timeout_at(ask.started + app.config.answer_within, document)
         .await
-        .unwrap_or_else(|_| Err(Failure::timeout()))?;
+        .unwrap_or_else(|_| Err(ApiError::timeout()))?;
     count(kind);
     if !ask.is_head && !ask.is_browser && app.config.profiles.enabled {
         notice(app, ask, &document);
-        if kind == Kind::Twin && app.converter.reorders() {
+        if kind == Kind::Converted && app.converter.reorders() {
             reorder(app, ask, &document).await;
         }
     }
-    if let Kind::Original(reason) = kind {
+    if let Kind::Source(reason) = kind {
         tracing::info!(digest = %document.digest, reason, "the original is answered");
     }
     Ok(respond(ask, reference, document, kind))
@@ -99,7 +100,7 @@ pub(crate) async fn answer(
 
 /// Stores the record that lets nodes look up this image's profile, unless it exists, and reports
 /// the pull to `ranges`.
-fn notice(app: &Arc<App>, ask: &Ask, document: &Document) {
+fn notice(app: &Arc<App>, ask: &RegistryRequest, document: &Document) {
     let Document {
         media_type,
         digest,
@@ -122,7 +123,7 @@ fn notice(app: &Arc<App>, ask: &Ask, document: &Document) {
     let original = |original| async move {
         let source = shared.source(&location.upstream).ok()?;
         shared
-            .originals
+            .source_manifests
             .get(&source, &location, &original)
             .await
             .ok()
@@ -139,7 +140,7 @@ fn notice(app: &Arc<App>, ask: &Ask, document: &Document) {
 
 /// Starts a new conversion in the order in which the image's files are read, if the converter wants
 /// one.
-async fn reorder(app: &Arc<App>, ask: &Ask, twin: &Document) {
+async fn reorder(app: &Arc<App>, ask: &RegistryRequest, twin: &Document) {
     let Some(bytes) = &twin.bytes else { return };
     let Some(original) = referrers::source_digest(bytes).await else {
         return;
@@ -150,7 +151,7 @@ async fn reorder(app: &Arc<App>, ask: &Ask, twin: &Document) {
     let (shared, location, upstream) = (Arc::clone(app), ask.location.clone(), source.clone());
     let original = async move {
         shared
-            .originals
+            .source_manifests
             .get(&upstream, &location, &original)
             .await
             .ok()
@@ -165,8 +166,8 @@ async fn reorder(app: &Arc<App>, ask: &Ask, twin: &Document) {
 
 fn count(kind: Kind) {
     let answer = match kind {
-        Kind::Twin => "twin",
-        Kind::Original(_) => "original",
+        Kind::Converted => "twin",
+        Kind::Source(_) => "original",
         Kind::PassThrough => "pass-through",
     };
     metrics()
@@ -175,7 +176,12 @@ fn count(kind: Kind) {
         .inc();
 }
 
-fn respond(ask: &Ask, reference: &Reference, document: Document, kind: Kind) -> Response {
+fn respond(
+    ask: &RegistryRequest,
+    reference: &Reference,
+    document: Document,
+    kind: Kind,
+) -> Response {
     let is_known = response::is_known_to_client(&ask.headers, &document.digest);
     let status = if is_known {
         StatusCode::NOT_MODIFIED
@@ -192,7 +198,7 @@ fn respond(ask: &Ask, reference: &Reference, document: Document, kind: Kind) -> 
                 .insert(VARY, HeaderValue::from_static("accept"));
         }
     }
-    if let Kind::Original(reason) = kind {
+    if let Kind::Source(reason) = kind {
         response::set(
             response.headers_mut(),
             WARNING,
@@ -217,11 +223,11 @@ fn respond(ask: &Ask, reference: &Reference, document: Document, kind: Kind) -> 
 /// converted in the background.
 async fn by_digest(
     app: &Arc<App>,
-    ask: &Ask,
+    ask: &RegistryRequest,
     digest: &Digest,
-) -> Result<(Document, Kind), Failure> {
+) -> Result<(Document, Kind), ApiError> {
     let failed = match stored(app, digest).await {
-        Ok(Some(manifest)) => return Ok((manifest.into(), Kind::Twin)),
+        Ok(Some(manifest)) => return Ok((manifest.into(), Kind::Converted)),
         Ok(None) => None,
         Err(failure) => Some(failure),
     };
@@ -233,11 +239,11 @@ async fn by_digest(
 
 async fn original_by_digest(
     app: &Arc<App>,
-    ask: &Ask,
+    ask: &RegistryRequest,
     digest: &Digest,
-) -> Result<(Document, Kind), Failure> {
+) -> Result<(Document, Kind), ApiError> {
     let source = source(app, ask)?;
-    if let Some(manifest) = app.originals.known(&ask.location, digest).await {
+    if let Some(manifest) = app.source_manifests.known(&ask.location, digest).await {
         return Ok(original_child(
             app,
             ask,
@@ -259,7 +265,7 @@ async fn original_by_digest(
 
 fn original_child(
     app: &Arc<App>,
-    ask: &Ask,
+    ask: &RegistryRequest,
     source: &Source,
     manifest: Manifest,
 ) -> (Document, Kind) {
@@ -278,7 +284,11 @@ fn original_child(
     (manifest.into(), Kind::PassThrough)
 }
 
-async fn by_tag(app: &Arc<App>, ask: &Ask, tag: &Tag) -> Result<(Document, Kind), Failure> {
+async fn by_tag(
+    app: &Arc<App>,
+    ask: &RegistryRequest,
+    tag: &Tag,
+) -> Result<(Document, Kind), ApiError> {
     let source = source(app, ask)?;
     let ready_by = ask.started + app.config.wait;
     let patience = ready_by.max(ask.started + app.config.answer_within / 2);
@@ -288,18 +298,21 @@ async fn by_tag(app: &Arc<App>, ask: &Ask, tag: &Tag) -> Result<(Document, Kind)
         .await
     {
         Ok(found) => found,
-        Err(upstream::Error::NotFound) => {
-            return Ok((toc_image(app, ask, &source, tag).await?.into(), Kind::Twin));
+        Err(registry::Error::NotFound) => {
+            return Ok((
+                toc_image(app, ask, &source, tag).await?.into(),
+                Kind::Converted,
+            ));
         }
         Err(error) => return Err(failure(&error, ask)),
     };
     match twin(app, ask, &source, &found.digest, ready_by).await? {
         Ok((record, twin)) => match of_twin(app, ask, &source, &record, twin).await? {
-            Some(manifest) => Ok((manifest.into(), Kind::Twin)),
+            Some(manifest) => Ok((manifest.into(), Kind::Converted)),
             None => by_original(app, ask, &source, &found, Kind::PassThrough).await,
         },
-        Err(Kind::Original(_)) if ask.is_mirror && app.config.on_miss == OnMiss::NotFound => {
-            Err(Failure::not_found(Asked::Manifest))
+        Err(Kind::Source(_)) if ask.is_mirror && app.config.on_miss == OnMiss::NotFound => {
+            Err(ApiError::not_found(Subject::Manifest))
         }
         Err(kind) => by_original(app, ask, &source, &found, kind).await,
     }
@@ -307,11 +320,11 @@ async fn by_tag(app: &Arc<App>, ask: &Ask, tag: &Tag) -> Result<(Document, Kind)
 
 async fn by_original(
     app: &App,
-    ask: &Ask,
+    ask: &RegistryRequest,
     source: &Source,
     found: &Descriptor,
     kind: Kind,
-) -> Result<(Document, Kind), Failure> {
+) -> Result<(Document, Kind), ApiError> {
     if ask.is_head && Accept::from_headers(&ask.headers).choose(&found.media_type) == Choice::AsIs {
         return Ok((Document::without_bytes(found.clone()), kind));
     }
@@ -320,8 +333,13 @@ async fn by_original(
 }
 
 /// The image of external TOCs that stargz-snapshotter requests next to an image: `TAG-esgztoc`.
-async fn toc_image(app: &App, ask: &Ask, source: &Source, tag: &Tag) -> Result<Manifest, Failure> {
-    let missing = || Failure::not_found(Asked::Manifest);
+async fn toc_image(
+    app: &App,
+    ask: &RegistryRequest,
+    source: &Source,
+    tag: &Tag,
+) -> Result<Manifest, ApiError> {
+    let missing = || ApiError::not_found(Subject::Manifest);
     let base: Tag = tag
         .as_str()
         .strip_suffix(TOC_SUFFIX)
@@ -343,7 +361,7 @@ async fn toc_image(app: &App, ask: &Ask, source: &Source, tag: &Tag) -> Result<M
         Err(error) => Err(error),
     };
     record
-        .map_err(|error| Failure::inside(&error))?
+        .map_err(|error| ApiError::inside(&error))?
         .ok_or_else(missing)
 }
 
@@ -351,21 +369,21 @@ async fn toc_image(app: &App, ask: &Ask, source: &Source, tag: &Tag) -> Result<M
 /// reason why the source image is the answer.
 async fn twin(
     app: &App,
-    ask: &Ask,
+    ask: &RegistryRequest,
     source: &Source,
     digest: &Digest,
     ready_by: Instant,
-) -> Result<Result<(ImageRecord, Manifest), Kind>, Failure> {
+) -> Result<Result<(ImageRecord, Manifest), Kind>, ApiError> {
     let record = match app.converter.lookup(digest).await {
         Ok(Some(record)) => Some(record),
         Ok(None) if ask.is_browser => {
-            return Ok(Err(Kind::Original("browsers start no conversions")));
+            return Ok(Err(Kind::Source("browsers start no conversions")));
         }
         Ok(None) => {
             let original = original(app, ask, source, digest).await?;
             match converted(app, ask, source, &original, ready_by).await {
                 Ok(record) => Some(record),
-                Err(reason) => return Ok(Err(Kind::Original(reason))),
+                Err(reason) => return Ok(Err(Kind::Source(reason))),
             }
         }
         Err(error) => {
@@ -374,7 +392,7 @@ async fn twin(
         }
     };
     let Some(record) = record else {
-        return Ok(Err(Kind::Original("the twin is out of reach")));
+        return Ok(Err(Kind::Source("the twin is out of reach")));
     };
     if record.twin == record.source {
         return Ok(Err(Kind::PassThrough));
@@ -383,13 +401,13 @@ async fn twin(
     let twin = stored(app, &record.twin).await.unwrap_or_default();
     Ok(twin
         .map(|twin| (record, twin))
-        .ok_or(Kind::Original("the twin is out of reach")))
+        .ok_or(Kind::Source("the twin is out of reach")))
 }
 
 /// Waits for the conversion until `ready_by`. The conversion continues after that.
 async fn converted(
     app: &App,
-    ask: &Ask,
+    ask: &RegistryRequest,
     source: &Source,
     original: &Manifest,
     ready_by: Instant,
@@ -415,55 +433,4 @@ async fn converted(
         .get_or_create(&[("outcome", outcome)])
         .observe(since.elapsed().as_secs_f64());
     answer
-}
-
-/// A manifest that Starlift made, from the store.
-pub(crate) async fn stored(app: &App, digest: &Digest) -> Result<Option<Manifest>, Failure> {
-    let Some(object) = app.store.find(digest).await? else {
-        return Ok(None);
-    };
-    let Some(media_type) = object
-        .media_type
-        .clone()
-        .filter(|name| manifest_kind(name).is_some())
-    else {
-        return Ok(None);
-    };
-    let weight = app.documents.take(object.size).await?;
-    let bytes = Documents::bind(app.store.read_all(&object).await?, weight);
-    Ok(Some(Manifest {
-        media_type,
-        digest: digest.clone(),
-        bytes,
-    }))
-}
-
-pub(crate) async fn original(
-    app: &App,
-    ask: &Ask,
-    source: &Source,
-    digest: &Digest,
-) -> Result<Manifest, Failure> {
-    let manifest = app
-        .originals
-        .get(source, &ask.location, digest)
-        .await
-        .map_err(|error| failure(&error, ask))?;
-    weighed(app, manifest).await
-}
-
-/// Reserves memory for an upstream's manifest, because after its eviction from the cache only this
-/// answer may hold it.
-async fn weighed(app: &App, manifest: Manifest) -> Result<Manifest, Failure> {
-    let bytes = app.documents.weigh(manifest.bytes).await?;
-    Ok(Manifest { bytes, ..manifest })
-}
-
-fn source(app: &App, ask: &Ask) -> Result<Source, Failure> {
-    app.source(&ask.location.upstream)
-        .map_err(|error| failure(&error, ask))
-}
-
-fn failure(error: &upstream::Error, ask: &Ask) -> Failure {
-    Failure::upstream(error, Asked::Manifest, ask.is_mirror)
 }

@@ -21,10 +21,10 @@ use crate::telemetry::metrics;
 
 use super::app::App;
 use super::connections::{Busy, Connection};
-use super::error::{Chain, Failure};
+use super::error::{ApiError, Chain};
 use super::places::Place;
 use super::streams::Clock;
-use super::{guard, peer, policy};
+use super::{client_address, guard, policy};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
@@ -50,7 +50,7 @@ pub(crate) async fn observe(State(app): State<Arc<App>>, request: Request, next:
         );
     }
     let busy = request.extensions().get::<Arc<Connection>>().map(Busy::new);
-    let address = peer::address(&app.config, request.headers(), request.extensions());
+    let address = client_address::address(&app.config, request.headers(), request.extensions());
     // Health and metrics must answer even under overload.
     let places = match line.endpoint {
         "manifest" | "blob" | "referrers" | "tags" => Some(&app.places),
@@ -61,7 +61,12 @@ pub(crate) async fn observe(State(app): State<Arc<App>>, request: Request, next:
         Ok(place) => place,
         Err(none) => {
             count_refused(none.label());
-            return finished(Failure::busy().into_response(), line, &id, Holds::default());
+            return finished(
+                ApiError::busy().into_response(),
+                line,
+                &id,
+                Holds::default(),
+            );
         }
     };
     let response = next.run(request).instrument(span).await;

@@ -7,13 +7,13 @@ use crate::aside::aside;
 use crate::oci::media_type::{ManifestKind, manifest_kind};
 use crate::oci::{Digest, Manifest, Platform, translate};
 use crate::store::ImageRecord;
-use crate::upstream::Source;
+use crate::transport::Source;
 
 use super::accept::{Accept, Choice};
 use super::app::App;
-use super::ask::Ask;
-use super::error::Failure;
-use super::manifests::{original, stored};
+use super::error::ApiError;
+use super::reading::{original, stored};
+use super::registry_request::RegistryRequest;
 
 /// The most nested indexes. No known image nests them deeper than two.
 const MAX_INDEXES: usize = 4;
@@ -22,10 +22,10 @@ const MAX_INDEXES: usize = 4;
 /// only be replaced by one of its images.
 pub(crate) async fn of_original(
     app: &App,
-    ask: &Ask,
+    ask: &RegistryRequest,
     source: &Source,
     manifest: Manifest,
-) -> Result<Manifest, Failure> {
+) -> Result<Manifest, ApiError> {
     let accept = Accept::from_headers(&ask.headers);
     let mut manifest = manifest;
     for _ in 0..MAX_INDEXES {
@@ -44,11 +44,11 @@ pub(crate) async fn of_original(
 /// that it knows.
 pub(crate) async fn of_twin(
     app: &App,
-    ask: &Ask,
+    ask: &RegistryRequest,
     source: &Source,
     record: &ImageRecord,
     manifest: Manifest,
-) -> Result<Option<Manifest>, Failure> {
+) -> Result<Option<Manifest>, ApiError> {
     let accept = Accept::from_headers(&ask.headers);
     let mut manifest = manifest;
     for _ in 0..=MAX_INDEXES {

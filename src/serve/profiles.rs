@@ -8,17 +8,17 @@ use axum::response::{IntoResponse as _, Response};
 use http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use serde_json::json;
 
-use crate::convert::Refused;
+use crate::learn::Refused;
 use crate::oci::Digest;
 use crate::oci::digest::ParseDigestError;
 use crate::oci::error::ErrorCode;
 use crate::profile::{MAX_OBSERVATION_BYTES, MEDIA_TYPE, ParseWorkloadError, Stack, Workload};
 use crate::telemetry::metrics;
 
-use super::api::{is_json, refused};
+use super::api::is_json;
 use super::app::App;
-use super::error::Failure;
-use super::{peer, request_body, response};
+use super::error::{ApiError, refused};
+use super::{client_address, request_body, response};
 
 /// `GET /api/v1/profiles/{stack}?workload=NAME`
 pub(crate) async fn show(
@@ -72,7 +72,7 @@ pub(crate) async fn take(
     }
 }
 
-fn read(app: &App, stack: &str, uri: &Uri) -> Result<(Stack, Workload), Failure> {
+fn read(app: &App, stack: &str, uri: &Uri) -> Result<(Stack, Workload), ApiError> {
     if !app.config.profiles.enabled {
         return Err(refused(
             StatusCode::NOT_FOUND,
@@ -98,14 +98,16 @@ async fn profile(
     headers: &HeaderMap,
     stack: &Stack,
     workload: &Workload,
-) -> Result<(&'static str, Response), Failure> {
+) -> Result<(&'static str, Response), ApiError> {
     let profile = app
         .profiles
         .profile(stack, workload)
         .await
-        .map_err(|error| Failure::inside(&error))?;
+        .map_err(|error| ApiError::inside(&error))?;
     let profile = profile.ok_or_else(unknown)?;
-    let json = profile.to_json().map_err(|error| Failure::inside(&error))?;
+    let json = profile
+        .to_json()
+        .map_err(|error| ApiError::inside(&error))?;
     let digest = Digest::sha256_of(&json);
     let is_known = response::is_known_to_client(headers, &digest);
     let mut response = response::of_digest(
@@ -129,7 +131,7 @@ async fn observe(
     stack: &Stack,
     workload: &Workload,
     request: Request,
-) -> Result<usize, Failure> {
+) -> Result<usize, ApiError> {
     if !is_json(request.headers()) {
         return Err(refused(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -139,9 +141,9 @@ async fn observe(
     let _permit = app
         .senders
         .try_acquire()
-        .map_err(|_all_taken| Failure::busy())?;
-    let address = peer::address(&app.config, request.headers(), request.extensions());
-    let address = address.ok_or_else(Failure::internal)?;
+        .map_err(|_all_taken| ApiError::busy())?;
+    let address = client_address::address(&app.config, request.headers(), request.extensions());
+    let address = address.ok_or_else(ApiError::internal)?;
     let (parts, body) = request.into_parts();
     let document = request_body::read(app, &parts.headers, body, MAX_OBSERVATION_BYTES).await?;
     app.profiles
@@ -149,14 +151,14 @@ async fn observe(
         .await
         .map_err(|refusal| match refusal {
             Refused::UnknownStack => unknown(),
-            Refused::Busy => Failure::busy(),
-            Refused::Failed(error) => Failure::inside(&error),
+            Refused::Busy => ApiError::busy(),
+            Refused::Failed(error) => ApiError::inside(&error),
             bad => refused(StatusCode::BAD_REQUEST, bad.to_string()),
         })
 }
 
-fn unknown() -> Failure {
-    Failure::new(
+fn unknown() -> ApiError {
+    ApiError::new(
         StatusCode::NOT_FOUND,
         ErrorCode::ManifestUnknown,
         "no image here has these layers",

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use crate::oci::Digest;
 use crate::oci::route::Location;
 use crate::profile::{Profile, Workload, artifact};
-use crate::upstream;
+use crate::registry;
 
 use super::app::App;
 use super::error::Chain;
@@ -30,7 +30,7 @@ async fn read(
     app: &App,
     location: &Location,
     image: &Digest,
-) -> Result<Option<Bytes>, upstream::Error> {
+) -> Result<Option<Bytes>, registry::Error> {
     let source = app.source(&location.upstream)?;
     let repository = &location.repository;
     let referrers = source.referrers(repository, image).await?;

@@ -11,23 +11,27 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::aside::aside;
-use crate::convert::SOURCE_DIGEST;
+use crate::oci::annotations::SOURCE_DIGEST;
 use crate::oci::manifest::Index;
 use crate::oci::media_type::OCI_INDEX;
 use crate::oci::{Descriptor, Digest, Manifest};
-use crate::upstream;
+use crate::registry;
 
 use super::app::App;
-use super::ask::Ask;
-use super::error::{Asked, Chain, Failure};
-use super::manifests::stored;
+use super::error::{ApiError, Chain, Subject};
+use super::reading::stored;
+use super::registry_request::RegistryRequest;
 use super::response;
 
 /// The artifact type under which an image's converted image is listed.
 const TWIN: &str = "application/vnd.dev.starlift.twin.v1";
 const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
 
-pub(crate) async fn answer(app: &App, ask: &Ask, digest: &Digest) -> Result<Response, Failure> {
+pub(crate) async fn answer(
+    app: &App,
+    ask: &RegistryRequest,
+    digest: &Digest,
+) -> Result<Response, ApiError> {
     let mut referrers = match stored(app, digest).await? {
         Some(twin) => {
             let mut referrers = match source_digest(&twin.bytes).await {
@@ -40,7 +44,7 @@ pub(crate) async fn answer(app: &App, ask: &Ask, digest: &Digest) -> Result<Resp
         None => {
             let mut referrers = of_upstream(app, ask, digest).await?;
             referrers.extend(our_twin(app, digest).await);
-            if let Some(original) = app.originals.known(&ask.location, digest).await {
+            if let Some(original) = app.source_manifests.known(&ask.location, digest).await {
                 referrers.extend(our_profile(app, &original).await);
             }
             referrers
@@ -63,12 +67,17 @@ pub(crate) async fn answer(app: &App, ask: &Ask, digest: &Digest) -> Result<Resp
 }
 
 /// The upstream's list. An unknown repository or digest has an empty list.
-async fn of_upstream(app: &App, ask: &Ask, digest: &Digest) -> Result<Vec<Descriptor>, Failure> {
-    let fail = |error: upstream::Error| Failure::upstream(&error, Asked::Repository, ask.is_mirror);
+async fn of_upstream(
+    app: &App,
+    ask: &RegistryRequest,
+    digest: &Digest,
+) -> Result<Vec<Descriptor>, ApiError> {
+    let fail =
+        |error: registry::Error| ApiError::upstream(&error, Subject::Repository, ask.is_mirror);
     let source = app.source(&ask.location.upstream).map_err(fail)?;
     match source.referrers(&ask.location.repository, digest).await {
         Ok(referrers) => Ok(referrers),
-        Err(upstream::Error::NotFound) => Ok(Vec::new()),
+        Err(registry::Error::NotFound) => Ok(Vec::new()),
         Err(error) => Err(fail(error)),
     }
 }

@@ -9,9 +9,8 @@ use tokio::time::timeout;
 
 use crate::budget::Weight;
 
-use super::api::refused;
 use super::app::App;
-use super::error::Failure;
+use super::error::{ApiError, refused};
 
 /// A whole body and its weight.
 #[derive(Debug)]
@@ -26,7 +25,7 @@ pub(crate) async fn read(
     headers: &HeaderMap,
     body: Body,
     limit: usize,
-) -> Result<Weighed, Failure> {
+) -> Result<Weighed, ApiError> {
     let too_long = || {
         refused(
             StatusCode::PAYLOAD_TOO_LARGE,
@@ -43,7 +42,7 @@ pub(crate) async fn read(
     let weight = app
         .bodies
         .try_take(length.unwrap_or(limit) as u64 * 3)
-        .map_err(|full| Failure::full(&full))?;
+        .map_err(|full| ApiError::full(&full))?;
     match timeout(app.config.header_timeout, to_bytes(body, limit)).await {
         Ok(Ok(bytes)) => Ok(Weighed {
             bytes,

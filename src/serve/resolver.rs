@@ -11,8 +11,9 @@ use tokio::time::{Instant, timeout_at};
 use crate::flight::{Flight, Forgotten};
 use crate::oci::route::Location;
 use crate::oci::{Descriptor, Reference, Tag};
+use crate::registry::Error;
 use crate::telemetry::metrics;
-use crate::upstream::{Error, Source};
+use crate::transport::Source;
 
 use super::config::Config;
 
@@ -22,13 +23,13 @@ const MAX_TAGS: u64 = 50_000;
 type Key = (Location, Tag);
 
 #[derive(Clone)]
-struct Known {
+struct ResolvedTag {
     descriptor: Descriptor,
     since: Instant,
 }
 
 pub(crate) struct Resolver {
-    known: Cache<Key, Known>,
+    known: Cache<Key, ResolvedTag>,
     asking: Flight<Key, Result<Descriptor, Error>>,
     fresh: Duration,
     while_revalidate: Duration,
@@ -115,7 +116,7 @@ impl Resolver {
                     known
                         .insert(
                             key,
-                            Known {
+                            ResolvedTag {
                                 descriptor,
                                 since: Instant::now(),
                             },

@@ -1,5 +1,5 @@
-//! Maps paths to handlers. Repository names hold slashes, so all of `/v2/` is one route, which
-//! [`Ask`] splits.
+//! Paths to handlers. Repository names hold slashes, so all of `/v2/` is one route, split by
+//! [`RegistryRequest`].
 
 use std::any::Any;
 use std::sync::Arc;
@@ -16,8 +16,8 @@ use tower_http::catch_panic::CatchPanicLayer;
 use crate::oci::route::{Operation, RouteError};
 
 use super::app::App;
-use super::ask::Ask;
-use super::error::Failure;
+use super::error::ApiError;
+use super::registry_request::RegistryRequest;
 use super::{api, blobs, health, manifests, middleware, page, profiles, referrers, response, tags};
 
 /// The audience of a listener.
@@ -71,17 +71,17 @@ async fn ping(method: Method) -> Response {
     if is_read(&method) {
         response::json(StatusCode::OK, &json!({}))
     } else {
-        Failure::method().into_response()
+        ApiError::method().into_response()
     }
 }
 
 async fn registry(State(app): State<Arc<App>>, request: Request) -> Response {
     if !is_read(request.method()) {
-        return Failure::method().into_response();
+        return ApiError::method().into_response();
     }
-    let ask = match Ask::read(&app, request) {
+    let ask = match RegistryRequest::read(&app, request) {
         Ok(ask) => ask,
-        Err(error) => return Failure::route(&error).into_response(),
+        Err(error) => return ApiError::route(&error).into_response(),
     };
     let answer = match &ask.operation {
         Operation::Manifest(reference) => manifests::answer(&app, &ask, reference).await,
@@ -89,11 +89,11 @@ async fn registry(State(app): State<Arc<App>>, request: Request) -> Response {
         Operation::Referrers(digest) => referrers::answer(&app, &ask, digest).await,
         Operation::Tags => tags::answer(&app, &ask).await,
     };
-    answer.unwrap_or_else(Failure::into_response)
+    answer.unwrap_or_else(ApiError::into_response)
 }
 
 async fn missing() -> Response {
-    Failure::route(&RouteError::Endpoint).into_response()
+    ApiError::route(&RouteError::Endpoint).into_response()
 }
 
 #[expect(
@@ -107,5 +107,5 @@ fn panicked(payload: Box<dyn Any + Send + 'static>) -> Response {
         .or_else(|| payload.downcast_ref::<String>().cloned())
         .unwrap_or_default();
     tracing::error!(message, "a handler panicked");
-    Failure::internal().into_response()
+    ApiError::internal().into_response()
 }

@@ -13,9 +13,10 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::convert::Converter;
+use crate::predict::Predictor;
 use crate::store::Store;
 use crate::telemetry::metrics;
-use crate::upstream::Upstreams;
+use crate::transport::Upstreams;
 
 use super::app::App;
 use super::config::{Config, ConfigError, TlsConfig};
@@ -80,6 +81,7 @@ impl Server {
         store: Store,
         upstreams: Upstreams,
         converter: Converter,
+        predictor: Predictor,
     ) -> Result<Self, StartError> {
         config.check()?;
         let tls = match &config.tls {
@@ -92,7 +94,13 @@ impl Server {
         } else {
             None
         };
-        let app = Arc::new(App::new(config.clone(), store, upstreams, converter));
+        let app = Arc::new(App::new(
+            config.clone(),
+            store,
+            upstreams,
+            converter,
+            predictor,
+        ));
         Ok(Self {
             listener,
             address,

@@ -6,23 +6,24 @@ use http::header::LINK;
 use serde_json::json;
 
 use crate::oci::error::ErrorCode;
-use crate::upstream;
+use crate::registry;
 
 use super::app::App;
-use super::ask::Ask;
-use super::error::{Asked, Failure};
+use super::error::{ApiError, Subject};
+use super::registry_request::RegistryRequest;
 use super::response;
 
 /// The longest page. A larger `n` gets this many and a link to the next page.
 const MAX_PAGE: usize = 1000;
 
-pub(crate) async fn answer(app: &App, ask: &Ask) -> Result<Response, Failure> {
+pub(crate) async fn answer(app: &App, ask: &RegistryRequest) -> Result<Response, ApiError> {
     let n = ask.query("n").map(page_size).transpose()?;
     let last = ask.query("last").filter(|last| !last.is_empty());
     if n == Some(0) {
         return Ok(page(ask, &[], None));
     }
-    let fail = |error: upstream::Error| Failure::upstream(&error, Asked::Repository, ask.is_mirror);
+    let fail =
+        |error: registry::Error| ApiError::upstream(&error, Subject::Repository, ask.is_mirror);
     let source = app.source(&ask.location.upstream).map_err(fail)?;
     let mut found = source
         .tags(&ask.location.repository, n, last)
@@ -39,11 +40,11 @@ pub(crate) async fn answer(app: &App, ask: &Ask) -> Result<Response, Failure> {
     Ok(page(ask, &found.tags, next))
 }
 
-fn page_size(text: &str) -> Result<usize, Failure> {
+fn page_size(text: &str) -> Result<usize, ApiError> {
     let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     if !is_number {
         let message = "n is a number of tags";
-        return Err(Failure::new(
+        return Err(ApiError::new(
             StatusCode::BAD_REQUEST,
             ErrorCode::PaginationNumberInvalid,
             message,
@@ -52,7 +53,7 @@ fn page_size(text: &str) -> Result<usize, Failure> {
     Ok(text.parse().unwrap_or(MAX_PAGE).min(MAX_PAGE))
 }
 
-fn page(ask: &Ask, tags: &[String], next: Option<String>) -> Response {
+fn page(ask: &RegistryRequest, tags: &[String], next: Option<String>) -> Response {
     let mut response = response::json(
         StatusCode::OK,
         &json!({ "name": ask.name.as_str(), "tags": tags }),
@@ -65,7 +66,7 @@ fn page(ask: &Ask, tags: &[String], next: Option<String>) -> Response {
 
 /// A relative link, because this server does not know its own name behind a proxy. The link keeps
 /// the namespace.
-fn next_page(ask: &Ask, n: usize, last: &str) -> String {
+fn next_page(ask: &RegistryRequest, n: usize, last: &str) -> String {
     let mut query = url::form_urlencoded::Serializer::new(String::new());
     query
         .append_pair("n", &n.to_string())

@@ -8,8 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
 
-use super::damage::Damage;
-use super::error::Error;
+use super::error::{Damage, Error};
 use super::key::Key;
 use super::{Object, Store};
 use crate::oci::Digest;

@@ -13,10 +13,9 @@ use std::time::Duration;
 use futures::TryStreamExt as _;
 
 use super::backend::Body;
-use super::error::Error;
+use super::error::{Damage, Error};
 use super::key::Key;
-use super::seal;
-use super::{Object, Store};
+use super::{Object, Store, seal};
 use crate::oci::Digest;
 use crate::telemetry::metrics;
 
@@ -24,34 +23,6 @@ use crate::telemetry::metrics;
 const CHECKS_WAITING: usize = 1024;
 /// How long a layer counts as whole after a check: bit rot takes days, and a check reads all of it.
 pub(super) const CHECKED_FOR: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// How an object or a record differs from the one that was put.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Damage {
-    #[error("bytes missing")]
-    Missing,
-    #[error("size differs")]
-    Size,
-    #[error("bytes have another digest")]
-    Bytes,
-    #[error("record differs from the written one")]
-    Record,
-    #[error("record names missing objects")]
-    Dangling,
-}
-
-impl Damage {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Missing => "missing",
-            Self::Size => "size",
-            Self::Bytes => "bytes",
-            Self::Record => "record",
-            Self::Dangling => "dangling",
-        }
-    }
-}
 
 /// Permits for the waiting checks, and one for the running check.
 #[derive(Debug)]

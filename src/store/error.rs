@@ -50,3 +50,31 @@ impl Error {
         matches!(self, Self::Gone(_) | Self::Damaged { .. })
     }
 }
+
+/// How an object or a record differs from the one that was put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Damage {
+    #[error("bytes missing")]
+    Missing,
+    #[error("size differs")]
+    Size,
+    #[error("bytes have another digest")]
+    Bytes,
+    #[error("record differs from the written one")]
+    Record,
+    #[error("record names missing objects")]
+    Dangling,
+}
+
+impl Damage {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Size => "size",
+            Self::Bytes => "bytes",
+            Self::Record => "record",
+            Self::Dangling => "dangling",
+        }
+    }
+}

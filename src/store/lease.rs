@@ -22,8 +22,7 @@ use tokio::time::Instant;
 use super::damage::report;
 use super::error::Error;
 use super::key::{Generation, Key};
-use super::seal;
-use super::{Inner, Store};
+use super::{Inner, Store, seal};
 use crate::oci::Digest;
 use crate::telemetry::metrics;
 

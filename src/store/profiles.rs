@@ -10,12 +10,11 @@ use bytes::Bytes;
 use object_store::PutMode;
 use serde::{Deserialize, Serialize};
 
-use super::Store;
 use super::backend::Versioned;
-use super::damage;
 use super::error::Error;
 use super::key::Key;
-use super::seal;
+use super::{Store, damage, seal};
+use crate::backoff::Backoff;
 use crate::oci::Digest;
 use crate::profile::{Knowledge, Stack};
 
@@ -109,14 +108,14 @@ impl Store {
     /// [`Error::Contended`] if others were always faster, or the backend's error.
     pub async fn learn(&self, image: &Digest, merge: &Merge) -> Result<Knowledge, Error> {
         let key = Key::Knowledge(image.clone());
-        let mut pause = FIRST_PAUSE;
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         for _ in 0..TRIES {
             if let Some(knowledge) = self.merge_once(image, &key, merge).await? {
                 return Ok(knowledge);
             }
             // The random pause keeps replicas that collided from colliding again.
-            tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            let pause = backoff.pause().mul_f64(rand::random_range(0.5..1.0));
+            tokio::time::sleep(pause).await;
         }
         Err(Error::Contended(key.to_string()))
     }

@@ -6,11 +6,9 @@ use futures::future::try_join_all;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::damage::Damage;
-use super::error::Error;
+use super::error::{Damage, Error};
 use super::key::{Generation, Key};
-use super::seal;
-use super::{Object, Store};
+use super::{Object, Store, seal};
 use crate::oci::{Descriptor, Digest, Platform};
 
 /// The result of the conversion of a source layer.

@@ -5,18 +5,18 @@
 //! sure that only one replica does it. A pass begins at a random digest and wraps around, so that
 //! interrupted passes reach everything in the end.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use futures::TryStreamExt as _;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::damage::Damage;
-use super::error::Error;
+use super::error::{Damage, Error};
 use super::key::Key;
 use super::profiles::StackRecord;
 use super::records::{DigestRecord, ImageRecord, LayerRecord};
 use super::{Lease, Object, Store};
+use crate::clock::unix_now;
 use crate::oci::Digest;
 use crate::profile::Knowledge;
 use crate::telemetry::{log, metrics};
@@ -112,7 +112,7 @@ impl Store {
     async fn scrub_if_due(&self, interval: Duration) -> Result<(), Error> {
         let is_due = |last: &Option<LastPass>| {
             last.as_ref()
-                .is_none_or(|last| now().saturating_sub(last.finished) >= interval.as_secs())
+                .is_none_or(|last| unix_now().saturating_sub(last.finished) >= interval.as_secs())
         };
         if !is_due(&self.last_pass().await?) {
             return Ok(());
@@ -142,7 +142,7 @@ impl Store {
             } = pass.report;
             tracing::info!(report = ?pass.report, "the store is scrubbed");
             let last = LastPass {
-                finished: now(),
+                finished: unix_now(),
                 report: LastReport {
                     objects,
                     bytes,
@@ -317,11 +317,4 @@ impl Pass<'_> {
         metrics().scrubbed_objects.inc();
         metrics().scrubbed_bytes.inc_by(bytes);
     }
-}
-
-fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs()
 }

@@ -8,8 +8,7 @@
 
 use bytes::Bytes;
 
-use super::damage::Damage;
-use super::error::Error;
+use super::error::{Damage, Error};
 use super::key::Key;
 use crate::oci::Digest;
 use crate::oci::digest::{Algorithm, Hasher};

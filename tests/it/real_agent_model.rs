@@ -18,7 +18,8 @@ use starlift::agent::mount::ROOT_INODE;
 use starlift::agent::notify::Notifier;
 use starlift::agent::spec::LayerSpec;
 use starlift::agent::tree::Attributes;
-use starlift::upstream::{self, Upstreams};
+use starlift::registry;
+use starlift::transport::Upstreams;
 use tar::{Builder, EntryType, Header};
 
 use crate::support::image::Random;
@@ -278,9 +279,9 @@ async fn in_process(place: &Place, node: &Node, layer: &Layer) -> (FileSystem, u
         root: place.dir("direct"),
         ..Config::default()
     };
-    let plain = upstream::Config {
+    let plain = registry::Config {
         plain_http_loopback: true,
-        ..upstream::Config::default()
+        ..registry::Config::default()
     };
     let upstreams = Upstreams::new(&plain).unwrap();
     let layers = Arc::new(Layers::open(&config, upstreams, &[LayerMount::Full]).unwrap());

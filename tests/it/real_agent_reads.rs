@@ -681,7 +681,10 @@ async fn systemd_keeps_the_mount_while_the_agent_restarts() {
         node.agent.daemon.kill();
         let next = Agent::start_under(&mut manager, &node.place, &settings);
         drop(std::mem::replace(&mut node.agent, next));
-        assert_eq!(manager.store.keys().collect::<Vec<_>>(), ["fuse", "fuse-noxattr", "socket"]);
+        assert_eq!(
+            manager.store.keys().collect::<Vec<_>>(),
+            ["fuse", "fuse-noxattr", "socket"]
+        );
         assert!(
             !node.agent.root.join("keeper.sock").exists(),
             "only systemd holds it"

@@ -3,7 +3,7 @@
 use prost::Message as _;
 use starlift::agent::cri::{CriCredentials, ImageService};
 use starlift::containerd::runtime::v1::{AuthConfig, ImageSpec, PullImageRequest};
-use starlift::upstream::Login;
+use starlift::registry::Login;
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;

@@ -8,9 +8,12 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use starlift::convert::{Config, Converter};
 use starlift::oci::{Reference, Repository};
+use starlift::predict::Predictor;
 use starlift::profile::FileUse;
+use starlift::registry::{self, UpstreamConfig};
 use starlift::store::Store;
-use starlift::upstream::{self, UpstreamConfig, Upstreams};
+use starlift::tocs::Tocs;
+use starlift::transport::Upstreams;
 
 use crate::support::fixture::{self, Fixture};
 use crate::support::place::Place;
@@ -82,9 +85,9 @@ async fn named(image: &Path) -> Vec<File> {
         url: format!("oci:{}", image.display()),
         ..UpstreamConfig::default()
     };
-    let config = upstream::Config {
+    let config = registry::Config {
         upstream: [("local".to_owned(), local)].into(),
-        ..upstream::Config::default()
+        ..registry::Config::default()
     };
     let source = Upstreams::new(&config).unwrap().get("local").unwrap();
     let repository: Repository = "app".parse().unwrap();
@@ -92,15 +95,17 @@ async fn named(image: &Path) -> Vec<File> {
         .manifest(&repository, &Reference::Tag("1".parse().unwrap()))
         .await
         .unwrap();
-    let converter = Converter::new(&Config::default(), Store::in_memory()).unwrap();
+    let store = Store::in_memory();
+    let converter = Converter::new(&Config::default(), store.clone()).unwrap();
     let record = converter
         .convert(&source, &repository, &manifest)
         .await
         .unwrap();
-    let files = converter.static_profile(&record).await.unwrap();
+    let (predictor, tocs) = (Predictor::default(), Tocs::new(store));
+    let files = predictor.predicted_files(&tocs, &record).await.unwrap();
     assert_eq!(
         files,
-        converter.static_profile(&record).await.unwrap(),
+        predictor.predicted_files(&tocs, &record).await.unwrap(),
         "the same image gives the same list"
     );
     files

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use futures::TryStreamExt as _;
 use serde_json::{Value, json};
 use starlift::oci::{Digest, Manifest, Reference, Repository, media_type};
-use starlift::upstream::{Config, Error, Source, UpstreamConfig, Upstreams};
+use starlift::registry::{Config, Error, UpstreamConfig};
+use starlift::transport::{Source, Upstreams};
 use tempfile::TempDir;
 
 use crate::support::image::{Compression, Image, ImageBuilder, compress};

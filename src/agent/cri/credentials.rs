@@ -11,7 +11,7 @@ use parking_lot::{Mutex, MutexGuard};
 use super::kept::{self, Kept, Record};
 use crate::containerd::runtime::v1::AuthConfig;
 use crate::oci::{ImageName, Repository};
-use crate::upstream::{Login, Logins, Secret};
+use crate::registry::{Login, Logins, Secret};
 
 /// Most repositories whose logins are held. Beyond that, the login that was sent the longest ago is
 /// dropped. A node has some hundred.

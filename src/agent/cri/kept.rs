@@ -16,7 +16,7 @@ use prost::Message as _;
 use rustix::fs::{MemfdFlags, memfd_create};
 use sha2::{Digest as _, Sha256};
 
-use crate::upstream::{Login, Secret};
+use crate::registry::{Login, Secret};
 
 /// More than all logins together need. The memory between the slots is never touched.
 const SLOT: u64 = 1 << 30;

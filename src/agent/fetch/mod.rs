@@ -30,8 +30,9 @@ use self::run::{ChunkRun, runs};
 use super::cache::Cache;
 use crate::budget::Full;
 use crate::oci;
+use crate::registry::{self, Purpose};
 use crate::telemetry::metrics;
-use crate::upstream::{self, Purpose, Source};
+use crate::transport::Source;
 
 /// A blob in a registry.
 #[derive(Debug, Clone)]
@@ -46,7 +47,7 @@ pub struct Blob {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum FetchError {
     #[error("not returned by the registry: {0}")]
-    Upstream(#[from] upstream::Error),
+    Upstream(#[from] registry::Error),
     #[error("wrong bytes from the registry: {0}")]
     Wrong(#[source] Arc<estargz::chunk::ChunkError>),
     #[error("registry's answer ended too early")]
@@ -107,7 +108,7 @@ impl FetchError {
     pub fn is_denial(&self) -> bool {
         matches!(
             self,
-            Self::Upstream(upstream::Error::Unauthorized | upstream::Error::Denied)
+            Self::Upstream(registry::Error::Unauthorized | registry::Error::Denied)
         )
     }
 }

@@ -24,8 +24,8 @@ use crate::agent::fetch::{FetchError, Reason};
 use crate::agent::layer::Layer;
 use crate::agent::tree::FileId;
 use crate::profile::{Profile, Source};
+use crate::registry;
 use crate::telemetry::metrics::metrics;
-use crate::upstream;
 
 /// Most requests in progress. With small files, eight hide a round trip of 20 ms at 100 Mbit/s.
 const MAX_REQUESTS: usize = 8;
@@ -137,7 +137,7 @@ impl ProfileFetch {
         };
         let bytes = match answer {
             Ok(bytes) => bytes,
-            Err(upstream::Error::NotFound) => {
+            Err(registry::Error::NotFound) => {
                 count("none");
                 tracing::debug!(%stack, %workload, server = self.progress.server(), "no profile for the image");
                 return None;

@@ -8,7 +8,8 @@ use crate::oci::manifest::{ImageManifest, Index};
 use crate::oci::media_type::{ManifestKind, manifest_kind};
 use crate::oci::{Manifest, Platform, Reference, Repository};
 use crate::profile::{MAX_PROFILE_BYTES, Stack, Workload, artifact};
-use crate::upstream::{Error, Peer, Source};
+use crate::registry::{Error, Peer};
+use crate::transport::Source;
 
 #[derive(Debug, Clone)]
 pub(in crate::agent) enum ProfileSource {

@@ -16,8 +16,8 @@ use crate::agent::mount::Mount;
 use crate::agent::recorder::{Recording, Used};
 use crate::agent::tree::FileId;
 use crate::profile::{FileUse, MAX_FILES, MAX_OBSERVATION_BYTES, Observation};
+use crate::registry::Peer;
 use crate::telemetry::metrics::metrics;
-use crate::upstream::Peer;
 
 /// Most starts that are watched at once. Further starts are not watched, because they resemble
 /// these.

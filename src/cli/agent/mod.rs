@@ -9,12 +9,12 @@ use std::process::ExitCode;
 use tokio_util::sync::CancellationToken;
 
 use super::Global;
-use super::failure::Failure;
 use super::serve::{cancel_when_told, watch};
 use crate::agent::{self, keeper, run};
 use crate::config::Layer;
+use crate::failure::Failure;
+use crate::registry;
 use crate::telemetry::log;
-use crate::upstream;
 
 /// Where containerd and Docker look for the hosts of a registry.
 const CERTS_DIR: &str = "/etc/containerd/certs.d:/etc/docker/certs.d";
@@ -125,7 +125,7 @@ fn serve(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     outcome.map(|()| ExitCode::SUCCESS)
 }
 
-async fn until_told(config: &agent::Config, upstreams: &upstream::Config) -> Result<(), Failure> {
+async fn until_told(config: &agent::Config, upstreams: &registry::Config) -> Result<(), Failure> {
     let shutdown = CancellationToken::new();
     tokio::spawn(cancel_when_told(shutdown.clone()));
     run::run(config, &nodes(upstreams), shutdown)
@@ -136,9 +136,9 @@ async fn until_told(config: &agent::Config, upstreams: &upstream::Config) -> Res
 }
 
 /// The upstreams as a node has them: containerd decides what is pulled, and its hosts are ours.
-fn nodes(config: &upstream::Config) -> upstream::Config {
+fn nodes(config: &registry::Config) -> registry::Config {
     let certs_dir = config.certs_dir.clone().or_else(|| Some(CERTS_DIR.into()));
-    upstream::Config {
+    registry::Config {
         certs_dir,
         allow_private: true,
         plain_http_loopback: true,

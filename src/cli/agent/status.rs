@@ -8,9 +8,9 @@ use super::Place;
 use crate::agent::api;
 use crate::agent::profiles::{ProfileReport, State};
 use crate::agent::report::{LayerReport, Report};
-use crate::cli::failure::Failure;
 use crate::cli::table::Table;
 use crate::cli::{Global, output};
+use crate::failure::Failure;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

@@ -7,22 +7,18 @@
 //!                                                                     --record-out ◀┘
 //! ```
 
-mod bundle;
-mod container;
-mod mounts;
 mod observe;
-mod user;
 mod workload;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::convert::{self, ImageArgs, Job, Made};
-use super::failure::Failure;
-use super::location::Location;
-use super::profiles;
-use super::record::{self, Line};
-use super::{Global, interruptible, on_a_runtime, output};
+use super::convert::{self, ConversionReport, ImageArgs, Job};
+use super::{Global, interruptible, on_a_runtime, output, profiles};
+use crate::failure::Failure;
+use crate::recording::record::{self, Line};
+use crate::recording::{container, mounts};
+use crate::transport::Location;
 use observe::{Observed, observe};
 use workload::WorkloadArgs;
 
@@ -52,7 +48,7 @@ pub(super) struct Args {
 #[derive(Debug, serde::Serialize)]
 struct Optimized {
     #[serde(flatten)]
-    made: Made,
+    made: ConversionReport,
     /// Nothing where a record was given.
     #[serde(skip_serializing_if = "Option::is_none")]
     workload: Option<Observed>,

@@ -1,4 +1,5 @@
-//! Runs the workload once and says which files of which layers it read.
+//! Runs the workload once, on the image's layers made lazy, and says which files of which layers it
+//! read.
 
 use std::fmt;
 use std::path::Path;
@@ -6,30 +7,25 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
-use super::bundle::{self, Network};
-use super::container::{Container, End};
-use super::mounts::RootFs;
-use super::user::User;
-use super::workload::{RunConfig, Until, WorkloadArgs};
-use crate::agent::observe::{Observatory, Recording, Shown};
-use crate::agent::spec::LayerSpec;
+use super::workload::{Until, WorkloadArgs};
+use crate::agent::observe::Recording;
 use crate::cli::convert::{self, Job};
-use crate::cli::endpoint::Endpoint;
-use crate::cli::export::{Shelf, is_index, parse};
-use crate::cli::failure::Failure;
-use crate::cli::location::{LayoutImage, Location};
-use crate::cli::platform::child_of;
-use crate::cli::record::Line;
-use crate::cli::report::LayerReport;
 use crate::cli::{interruptible, output, termination};
 use crate::config::Config;
 use crate::convert::{Format, Setting};
+use crate::failure::Failure;
+use crate::inspect::report::LayerReport;
 use crate::oci::manifest::ImageManifest;
 use crate::oci::{Digest, Manifest, Platform, Reference};
-use crate::upstream::{self, UpstreamConfig, Upstreams};
+use crate::recording::bundle::Network;
+use crate::recording::container::End;
+use crate::recording::record::Line;
+use crate::recording::workload::RunConfig;
+use crate::recording::{Layer, MountedLayers};
+use crate::transport::document::{is_index, parse};
+use crate::transport::platform::child_of;
+use crate::transport::{Endpoint, ImageReader, LayoutImage, Location};
 
-/// What the temporary layout is called among upstreams: no other can be meant.
-const HOST: &str = "localhost";
 /// How a workload is stopped whose image does not say.
 const KILL: &str = "SIGKILL";
 
@@ -48,15 +44,7 @@ struct Image {
     config: RunConfig,
 }
 
-/// The image's layers, visible in a directory each.
-struct Stage {
-    observatory: Observatory,
-    layers: Vec<Shown>,
-    /// Holds the layout that the layers are read from.
-    _twin: Twin,
-}
-
-struct Twin {
+struct ConvertedImage {
     folder: TempDir,
     layers: Vec<LayerReport>,
     manifest: Digest,
@@ -69,14 +57,24 @@ pub(super) async fn observe(
 ) -> Result<(Vec<Line>, Observed), Failure> {
     let folder = tempfile::Builder::new().prefix("starlift-").tempdir();
     let folder = folder.map_err(Failure::when("no temporary folder can be made"))?;
-    let (image, stage) = interruptible(async {
+    let (image, converted, mounted) = interruptible(async {
         let image = Image::find(job).await?;
-        let stage = Stage::set(job, &image.manifest, folder.path()).await?;
-        Ok((image, stage))
+        let converted = ConvertedImage::make(job, &image.manifest, folder.path()).await?;
+        let layers = converted.layers()?;
+        let mounted = MountedLayers::set(
+            folder.path(),
+            converted.folder.path(),
+            &converted.manifest,
+            &layers,
+        )
+        .await?;
+        Ok((image, converted, mounted))
     })
     .await?;
-    let (end, recording) = perform(&image, &stage, folder.path(), args).await?;
-    let files = stage.observatory.end(recording, &stage.layers);
+    let (end, recording) = perform(&image, &mounted, folder.path(), args).await?;
+    let files = mounted.files(recording);
+    // The layers were read from it.
+    drop((mounted, converted));
     let lines: Vec<Line> = files
         .into_iter()
         .filter_map(|(layer, path)| line(&image, layer, path))
@@ -109,55 +107,36 @@ fn line(image: &Image, layer: usize, path: Vec<u8>) -> Option<Line> {
 
 async fn perform(
     image: &Image,
-    stage: &Stage,
+    mounted: &MountedLayers,
     folder: &Path,
     args: &WorkloadArgs,
 ) -> Result<(End, Recording), Failure> {
     let workload = args.workload(&image.config)?;
-    let paths: Vec<_> = stage
-        .layers
-        .iter()
-        .map(|layer| layer.path.clone())
-        .collect();
-    // Before this process reads a file: the kernel keeps its pages, and the container's read of it
-    // would not be seen.
-    let recording = stage.observatory.begin(&stage.layers);
-    let rootfs = RootFs::mount(folder, &paths)?;
-    let user = User::find(&workload.user, &rootfs.path)?;
     let network = if args.net_host {
         Network::Host
     } else {
         Network::Loopback
     };
-    let bundle = folder.join("bundle");
-    bundle::write(
-        &bundle,
-        &rootfs.path,
-        &workload,
-        &user,
-        network,
-        &args.mount,
-    )?;
     let signal = image
         .config
         .stop_signal
         .as_deref()
         .filter(|signal| !signal.is_empty())
         .unwrap_or(KILL);
-    let mut container = Container::start(folder, &bundle)?;
+    let mut run = mounted.start(folder, &workload, network, &args.mount)?;
     let end = match args.until() {
         Until::After(period) => {
-            interruptible(container.wait(tokio::time::sleep(period), signal)).await
+            interruptible(run.container.wait(tokio::time::sleep(period), signal)).await
         }
         Until::Interrupt => {
             output::say("the workload runs until it ends or Ctrl-C is pressed");
             tokio::select! {
-                end = container.wait(interrupt(), signal) => end,
+                end = run.container.wait(interrupt(), signal) => end,
                 failure = termination() => Err(failure),
             }
         }
     };
-    Ok((end?, recording))
+    Ok((end?, run.end()))
 }
 
 async fn interrupt() {
@@ -182,7 +161,11 @@ impl Image {
                 "{platform} is not among the platforms: {reason}"
             )));
         }
-        let endpoint = Endpoint::open(&job.config.upstreams, job.source, job.args.registry)?;
+        let endpoint = Endpoint::open(
+            &job.config.upstreams,
+            job.source,
+            job.args.registry.plain_http,
+        )?;
         let mut manifest = endpoint.manifest().await?;
         if is_index(&manifest) {
             let reference = Reference::Digest(child_of(&manifest, &platform)?.digest);
@@ -200,7 +183,7 @@ impl Image {
             config: Option<RunConfig>,
         }
         let config = parse::<ImageManifest>(&manifest)?.config;
-        let bytes = Shelf {
+        let bytes = ImageReader {
             store: None,
             endpoint: &endpoint,
         }
@@ -216,66 +199,19 @@ impl Image {
     }
 }
 
-impl Stage {
-    /// Makes the image's layers lazy and mounts them.
-    async fn set(job: Job<'_>, manifest: &Manifest, folder: &Path) -> Result<Self, Failure> {
-        let twin = Twin::make(job, manifest, folder).await?;
-        let layout = twin
-            .folder
-            .path()
-            .to_str()
-            .ok_or_else(|| Failure::new("the temporary folder's path is not UTF-8"))?;
-        let local = UpstreamConfig {
-            url: format!("oci:{layout}"),
-            ..UpstreamConfig::default()
+impl ConvertedImage {
+    /// Its layers with the digests of their TOCs.
+    fn layers(&self) -> Result<Vec<Layer>, Failure> {
+        let layer = |layer: &LayerReport| {
+            let toc_digest = layer.toc_digest.as_deref().map(str::parse).transpose();
+            Ok(Layer {
+                digest: layer.digest.clone(),
+                toc_digest: toc_digest.map_err(Failure::from_error)?,
+            })
         };
-        let upstreams = upstream::Config {
-            upstream: [(HOST.to_owned(), local)].into(),
-            ..upstream::Config::default()
-        };
-        let upstreams = Upstreams::new(&upstreams).map_err(Failure::from_error)?;
-        let observatory = Observatory::mount(folder, upstreams)
-            .await
-            .map_err(Failure::from_error)?;
-        let mut layers = Vec::new();
-        for layer in &twin.layers {
-            let what = format!(
-                "{} cannot be read lazily, so nobody sees what is read of it",
-                layer.digest
-            );
-            layers.push(
-                observatory
-                    .show(&spec(layer, &twin.manifest)?)
-                    .await
-                    .map_err(Failure::when(what))?,
-            );
-        }
-        Ok(Self {
-            observatory,
-            layers,
-            _twin: twin,
-        })
+        self.layers.iter().map(layer).collect()
     }
-}
 
-fn spec(layer: &LayerReport, manifest: &Digest) -> Result<LayerSpec, Failure> {
-    let toc_digest = layer
-        .toc_digest
-        .as_deref()
-        .map(str::parse)
-        .transpose()
-        .map_err(Failure::from_error)?;
-    Ok(LayerSpec {
-        reference: format!("{HOST}/image:1"),
-        digest: layer.digest.clone(),
-        toc_digest,
-        manifest_digest: Some(manifest.clone()),
-        image_layers: Vec::new(),
-        labels: Default::default(),
-    })
-}
-
-impl Twin {
     /// Converts the one image, fast: it is read once.
     async fn make(job: Job<'_>, manifest: &Manifest, beside: &Path) -> Result<Self, Failure> {
         let folder = tempfile::tempdir_in(beside)

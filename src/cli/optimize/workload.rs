@@ -1,12 +1,11 @@
-//! What is run, and for how long: the image's configuration with the command line's flags on top.
+//! The flags on the workload, on top of the image's configuration.
 
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::Deserialize;
-
-use crate::cli::failure::Failure;
+use crate::failure::Failure;
+use crate::recording::workload::{Mount, RunConfig, Workload};
 
 /// What a container is given where the image says nothing (containerd, `oci.defaultUnixEnv`).
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -55,43 +54,11 @@ pub(super) struct WorkloadArgs {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Words(Vec<String>);
 
-/// A mount of the runtime's (OCI runtime-spec, config.md, "Mounts").
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
-pub(super) struct Mount {
-    #[serde(rename = "type")]
-    kind: String,
-    source: String,
-    destination: String,
-    options: Vec<String>,
-}
-
 /// When a workload is stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Until {
     After(Duration),
     Interrupt,
-}
-
-/// The `config` of an image's configuration (OCI image-spec, config.md), as far as it says what to run.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub(super) struct RunConfig {
-    entrypoint: Option<Vec<String>>,
-    cmd: Option<Vec<String>>,
-    env: Option<Vec<String>>,
-    user: Option<String>,
-    working_dir: Option<String>,
-    pub(super) stop_signal: Option<String>,
-}
-
-/// What is run.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Workload {
-    pub(super) args: Vec<String>,
-    pub(super) env: Vec<String>,
-    /// `user[:group]`, each a name or a number; empty means root.
-    pub(super) user: String,
-    pub(super) cwd: String,
 }
 
 impl WorkloadArgs {
@@ -174,48 +141,6 @@ impl FromStr for Words {
         serde_json::from_str(text)
             .map(Self)
             .map_err(|error| format!("{wanted}: {error}"))
-    }
-}
-
-impl FromStr for Mount {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let mut mount = Self::default();
-        for field in text.split(',') {
-            let (key, value) = field
-                .split_once('=')
-                .ok_or_else(|| format!("{field:?} is not KEY=VALUE"))?;
-            match key {
-                "type" => value.clone_into(&mut mount.kind),
-                "source" | "src" => value.clone_into(&mut mount.source),
-                "destination" | "dst" => value.clone_into(&mut mount.destination),
-                "options" => mount.options = value.split(':').map(str::to_owned).collect(),
-                _ => {
-                    return Err(format!(
-                        "{key:?} is none of type, source, destination and options"
-                    ));
-                }
-            }
-        }
-        if mount.destination.starts_with('/') {
-            Ok(mount)
-        } else {
-            Err("the destination is no absolute path".to_owned())
-        }
-    }
-}
-
-impl Mount {
-    /// A file of this machine in the container, read-only.
-    pub(super) fn of_file(source: String, destination: &str) -> Self {
-        let options = ["rbind", "ro"].map(str::to_owned).to_vec();
-        Self {
-            kind: "bind".to_owned(),
-            source,
-            destination: destination.to_owned(),
-            options,
-        }
     }
 }
 

@@ -4,9 +4,9 @@ use std::io::{BufRead as _, IsTerminal as _};
 
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 
-use crate::cli::failure::Failure;
 use crate::cli::output;
-use crate::upstream::{Login, Logins, Secret};
+use crate::failure::Failure;
+use crate::registry::{Login, Logins, Secret};
 
 /// Without them the configuration's and Docker's credentials are used.
 #[derive(Debug, clap::Args)]

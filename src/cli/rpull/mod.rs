@@ -1,38 +1,26 @@
 //! `starlift rpull`: brings an image into containerd, each layer lazily where the snapshotter can.
-//!
-//! ```text
-//! registry ▶ Image (index, manifest, configuration) ▶ content store, under a lease
-//!            └ layers ▶ Unpacker ▶ snapshotter ─ has it: lazy
-//!                                              └ mounts: fetch ▶ content store ▶ apply ▶ commit
-//! ```
 
-mod content;
-mod image;
-mod labels;
-mod lease;
 mod login;
-mod media_type;
-pub(super) mod session;
-mod unpack;
 
 use std::path::PathBuf;
 
 use bytesize::ByteSize;
 use serde::Serialize;
 
-use self::image::Image;
-use self::labels::{Dialect, Labels, Source};
-use self::lease::Lease;
 use self::login::LoginArgs;
-use self::session::Session;
-use self::unpack::{Outcome, Unpacker};
-use super::endpoint::{Endpoint, RegistryArgs};
-use super::failure::Failure;
-use super::location::Location;
 use super::progress::Bar;
+use super::registry_args::RegistryArgs;
 use super::{Global, output};
 use crate::config::Layer as ConfigLayer;
+use crate::containerd::content;
+use crate::containerd::image::Image;
+use crate::containerd::labels::{Dialect, Labels, Source};
+use crate::containerd::lease::Lease;
+use crate::containerd::session::Session;
+use crate::containerd::unpack::{self, Outcome, Unpacker};
+use crate::failure::Failure;
 use crate::oci::{Digest, ImageName, Platform};
+use crate::transport::{Endpoint, Location};
 
 /// Pull an image into containerd, lazily where its snapshotter can
 #[derive(Debug, clap::Args)]
@@ -119,7 +107,12 @@ pub(super) async fn run(args: &Args, global: &Global) -> Result<(), Failure> {
     let config = global.load(flags.into_iter().collect())?.config;
     let location = Location::Registry(args.image.clone());
     let logins = args.login.logins(&args.image.host).await?;
-    let endpoint = Endpoint::open_with(&config.upstreams, &location, args.registry, logins)?;
+    let endpoint = Endpoint::open_with(
+        &config.upstreams,
+        &location,
+        args.registry.plain_http,
+        logins,
+    )?;
     let session = Session::open(&args.address, &args.namespace).await?;
     let (lease, leased) = Lease::take(&session).await?;
     let outcome = tokio::select! {
@@ -161,7 +154,7 @@ async fn pull(args: &Args, endpoint: &Endpoint, session: &Session) -> Result<Pul
         endpoint,
         name: &args.image,
         snapshotter: &args.snapshotter,
-        bar: &bar,
+        counter: bar.counter(),
     };
     for other in image.others() {
         unpacker.fetch(other).await?;

@@ -16,10 +16,9 @@ use std::time::SystemTime;
 
 use crate::oci::Digest;
 use crate::store::error::Error;
-use crate::store::folder;
 use crate::store::key::Key;
 use crate::store::records::ImageRecord;
-use crate::store::{Lease, Store, layer_lease};
+use crate::store::{Lease, Store, folder, layer_lease};
 use inventory::{Inventory, Record};
 use plan::{DoomedObject, Plan};
 

@@ -12,7 +12,8 @@ use starlift::agent::remote::{self, NotLazy};
 use starlift::agent::spec::LayerSpec;
 use starlift::agent::toc_memory::TocMemory;
 use starlift::agent::tree::Tree;
-use starlift::upstream::{self, UpstreamConfig, Upstreams};
+use starlift::registry::{self, UpstreamConfig};
+use starlift::transport::Upstreams;
 
 use crate::support::lazy::{CHUNK, Layer as Blob};
 use crate::support::registry::{Gate, Registry};
@@ -49,11 +50,11 @@ impl World {
             mirrors,
             ..UpstreamConfig::default()
         };
-        let config = upstream::Config {
+        let config = registry::Config {
             docker_config: Some("/nonexistent".into()),
             retry_delay: Duration::from_millis(1),
             upstream: [("registry.example".to_owned(), upstream)].into(),
-            ..upstream::Config::default()
+            ..registry::Config::default()
         };
         Upstreams::new(&config).unwrap()
     }

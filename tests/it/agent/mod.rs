@@ -14,7 +14,8 @@ use starlift::agent::server::{self, ServeError};
 use starlift::agent::snapshots::Snapshots;
 use starlift::agent::snapshotter::Snapshotter;
 use starlift::containerd::services::snapshots::v1::snapshots_client::SnapshotsClient;
-use starlift::upstream::{self, Upstreams};
+use starlift::registry;
+use starlift::transport::Upstreams;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -39,7 +40,7 @@ impl Agent {
             root: root.path().join("root"),
             ..Config::default()
         };
-        let upstreams = Upstreams::new(&upstream::Config::default()).unwrap();
+        let upstreams = Upstreams::new(&registry::Config::default()).unwrap();
         let layers = Layers::open(&config, upstreams, &LayerMount::ALL).unwrap();
         let snapshotter = Snapshotter::new(snapshots, Arc::new(layers));
         let served = tokio::spawn(server::serve(listener, snapshotter, None, shutdown.clone()));

@@ -21,8 +21,8 @@ const PARTS: [(&str, &str, &str); 8] = [
     ("convert", "src/convert/config.rs", "Config"),
     ("agent", "src/agent/config.rs", "Config"),
     ("agent.image", "src/agent/config.rs", "ImageRule"),
-    ("pull", "src/upstream/config.rs", "Config"),
-    ("upstream.NAME", "src/upstream/config.rs", "UpstreamConfig"),
+    ("pull", "src/registry/config.rs", "Config"),
+    ("upstream.NAME", "src/registry/config.rs", "UpstreamConfig"),
     ("log", "src/telemetry/log.rs", "Config"),
 ];
 

@@ -10,8 +10,9 @@ use flate2::read::MultiGzDecoder;
 use serde_json::Value;
 use starlift::convert::{Config, Converter, Error};
 use starlift::oci::{Digest, Manifest, Repository};
+use starlift::registry::{self, UpstreamConfig};
 use starlift::store::{ImageRecord, Store};
-use starlift::upstream::{self, Source, UpstreamConfig, Upstreams};
+use starlift::transport::{Source, Upstreams};
 
 use crate::support::image::Image;
 use crate::support::registry::Registry;
@@ -164,11 +165,11 @@ pub(crate) fn source(registry: &Registry) -> Source {
         url: registry.url(),
         ..UpstreamConfig::default()
     };
-    let config = upstream::Config {
+    let config = registry::Config {
         upstream: [(name.clone(), local)].into(),
         retries: 1,
         retry_delay: Duration::from_millis(1),
-        ..upstream::Config::default()
+        ..registry::Config::default()
     };
     Upstreams::new(&config).unwrap().get(&name).unwrap()
 }

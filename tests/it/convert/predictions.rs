@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use starlift::convert::{Converter, Error, PredictionFailure, PredictionLimits, Predictor};
 use starlift::oci::{Digest, media_type};
+use starlift::predict::{Error, Limits, PredictionError, Predictor};
 use starlift::profile::FileUse;
 use starlift::store::ImageRecord;
+use starlift::tocs::Tocs;
 
-use super::bench::{Bench, config};
+use super::bench::Bench;
 use crate::support::image::Image;
 
 const EXECUTABLE: &str = env!("CARGO_BIN_EXE_starlift");
@@ -80,24 +81,24 @@ fn heavy() -> Image {
 async fn predicted(image: &Image, predictor: Predictor) -> Result<Vec<FileUse>, Error> {
     let bench = Bench::new().await;
     let record: ImageRecord = bench.convert(image).await.unwrap();
-    let converter = Converter::predicting(&config(), bench.store.clone(), predictor).unwrap();
-    converter.static_profile(&record).await
+    let tocs = Tocs::new(bench.store.clone());
+    predictor.predicted_files(&tocs, &record).await
 }
 
-async fn failure(image: &Image, predictor: Predictor) -> PredictionFailure {
+async fn failure(image: &Image, predictor: Predictor) -> PredictionError {
     match predicted(image, predictor).await {
         Err(Error::Prediction(failure)) => failure,
         other => panic!("{other:?}"),
     }
 }
 
-fn limits() -> PredictionLimits {
-    PredictionLimits::default()
+fn limits() -> Limits {
+    Limits::default()
 }
 
 /// Limits with much time, for processes that must end by another limit, on a busy machine.
-fn patient() -> PredictionLimits {
-    PredictionLimits {
+fn patient() -> Limits {
+    Limits {
         time: Duration::from_secs(600),
         ..limits()
     }
@@ -125,15 +126,15 @@ async fn a_process_predicts_the_same_files_as_a_thread() {
 
 #[tokio::test]
 async fn a_process_dies_at_its_limit_of_memory() {
-    let few = PredictionLimits {
+    let few = Limits {
         memory: 40 << 20,
         ..patient()
     };
     let failure = failure(&heavy(), Predictor::in_processes(EXECUTABLE, few)).await;
     // If the allocation beyond the limit fails, the process reports that and ends by itself.
     let is_over = match &failure {
-        PredictionFailure::Died(_) => true,
-        PredictionFailure::Refused(reason) => reason.contains("out of memory"),
+        PredictionError::Died(_) => true,
+        PredictionError::Refused(reason) => reason.contains("out of memory"),
         _ => false,
     };
     assert!(is_over, "{failure:?}");
@@ -141,14 +142,14 @@ async fn a_process_dies_at_its_limit_of_memory() {
 
 #[tokio::test]
 async fn a_process_dies_at_its_limit_of_processor_time() {
-    let short = PredictionLimits {
+    let short = Limits {
         memory: 4 << 30,
         processor: Duration::from_secs(1),
         ..patient()
     };
     let failure = failure(&heavy(), Predictor::in_processes(EXECUTABLE, short)).await;
     assert!(
-        matches!(failure, PredictionFailure::Died(status) if status.to_string().contains("signal")),
+        matches!(failure, PredictionError::Died(status) if status.to_string().contains("signal")),
         "{failure:?}"
     );
 }
@@ -159,7 +160,7 @@ async fn a_process_that_is_silent_is_killed() {
     let image = script("#!/bin/sh\n");
     let pid = folder.path().join("pid");
     let body = format!("echo $$ >{}\n{READY}\nwhile :; do :; done", pid.display());
-    let soon = PredictionLimits {
+    let soon = Limits {
         time: Duration::from_secs(1),
         ..limits()
     };
@@ -168,7 +169,7 @@ async fn a_process_that_is_silent_is_killed() {
         Predictor::in_processes(fake(folder.path(), &body), soon),
     )
     .await;
-    assert!(matches!(failure, PredictionFailure::TooLong), "{failure:?}");
+    assert!(matches!(failure, PredictionError::TooLong), "{failure:?}");
     let process = PathBuf::from("/proc").join(fs::read_to_string(pid).unwrap().trim());
     while process.join("exe").exists() {
         tokio::task::yield_now().await;
@@ -214,7 +215,7 @@ async fn a_process_that_says_nonsense_or_ends_is_no_prediction() {
     }
     let failure = failure(&image, Predictor::in_processes("/nowhere", limits())).await;
     assert!(
-        matches!(failure, PredictionFailure::NotStarted(_)),
+        matches!(failure, PredictionError::NotStarted(_)),
         "{failure:?}"
     );
 }

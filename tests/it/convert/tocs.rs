@@ -5,9 +5,10 @@ use std::io::Read as _;
 
 use bytesize::ByteSize;
 use estargz::toc::Kind;
-use starlift::convert::{Config, Error, Format, Layout};
+use starlift::convert::{Config, Format, Layout};
 use starlift::oci::Digest;
 use starlift::store::Store;
+use starlift::tocs::{Error, Tocs};
 
 use super::bench::{Bench, config, digest, inflate};
 use crate::support::image::{Image, ImageBuilder};
@@ -64,7 +65,7 @@ async fn files_of_every_format_are_read_from_the_store() {
     ] {
         let bench = Bench::with(&config, Store::in_memory()).await;
         let layers = layers(&bench, &image).await;
-        let tocs = bench.converter.tocs();
+        let tocs = Tocs::new(bench.store.clone());
         for (layer, source) in layers.iter().zip(image.layers()) {
             let layer = tocs.layer(layer).await.unwrap().expect("it is a layer");
             let toc = tocs.toc(&layer).await.unwrap();
@@ -91,7 +92,7 @@ async fn only_converted_layers_have_a_toc_and_only_their_own() {
     let bench = Bench::new().await;
     let image = ImageBuilder::new(21).build();
     let layers = layers(&bench, &image).await;
-    let tocs = bench.converter.tocs();
+    let tocs = Tocs::new(bench.store.clone());
     assert_eq!(tocs.layer(&image.digest()).await.unwrap(), None);
     let manifest = bench
         .converter

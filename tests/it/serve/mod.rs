@@ -40,9 +40,11 @@ use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderMap};
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 use starlift::convert::{self, Converter};
+use starlift::predict::Predictor;
+use starlift::registry;
 use starlift::serve::{Config, Server, StartError};
 use starlift::store::Store;
-use starlift::upstream::{self, Upstreams};
+use starlift::transport::Upstreams;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -129,23 +131,25 @@ impl Stage {
         change: impl FnOnce(&mut Config),
     ) -> Self {
         let converter = Converter::new(convert, store.clone()).unwrap();
-        Self::with_converter(store, converter, change).await
+        Self::predicting(store, converter, Predictor::default(), change).await
     }
 
-    pub(crate) async fn with_converter(
+    pub(crate) async fn predicting(
         store: Store,
         converter: Converter,
+        predictor: Predictor,
         change: impl FnOnce(&mut Config),
     ) -> Self {
         let registry = Registry::start().await;
-        let mut config = upstream::Config {
+        let mut config = registry::Config {
             retries: 1,
             retry_delay: Duration::from_millis(1),
             ..Default::default()
         };
         config.add(&format!("local={}", registry.url())).unwrap();
         let upstreams = Upstreams::new(&config).unwrap();
-        let server = start(change, &store, &upstreams, &converter).await;
+        let server = try_start(change, &store, &upstreams, &converter, predictor).await;
+        let server = server.unwrap();
         let client = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .build()
@@ -169,10 +173,10 @@ impl Stage {
     pub(crate) async fn try_another(
         change: impl FnOnce(&mut Config),
     ) -> Result<Running, StartError> {
-        let upstreams = Upstreams::new(&upstream::Config::default()).unwrap();
+        let upstreams = Upstreams::new(&registry::Config::default()).unwrap();
         let store = Store::in_memory();
         let converter = Converter::new(&convert::Config::default(), store.clone()).unwrap();
-        try_start(change, &store, &upstreams, &converter).await
+        try_start(change, &store, &upstreams, &converter, Predictor::default()).await
     }
 
     /// Pushes a small image as `local/app:v1`.
@@ -275,7 +279,7 @@ async fn start(
     upstreams: &Upstreams,
     converter: &Converter,
 ) -> Running {
-    try_start(change, store, upstreams, converter)
+    try_start(change, store, upstreams, converter, Predictor::default())
         .await
         .unwrap()
 }
@@ -285,6 +289,7 @@ async fn try_start(
     store: &Store,
     upstreams: &Upstreams,
     converter: &Converter,
+    predictor: Predictor,
 ) -> Result<Running, StartError> {
     let mut config = Config {
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -292,7 +297,8 @@ async fn try_start(
         ..Config::default()
     };
     change(&mut config);
-    let server = Server::bind(&config, store.clone(), upstreams.clone(), converter.clone()).await?;
+    let (store, upstreams) = (store.clone(), upstreams.clone());
+    let server = Server::bind(&config, store, upstreams, converter.clone(), predictor).await?;
     let (address, api, shutdown) = (
         server.address(),
         server.api_address(),

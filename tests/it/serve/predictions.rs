@@ -4,25 +4,24 @@ use std::fs;
 use std::path::Path;
 
 use reqwest::Method;
-use starlift::convert::{Config, Converter, PredictionLimits, Predictor};
+use starlift::convert::{Config, Converter};
+use starlift::predict::{Limits, Predictor};
 use starlift::store::Store;
 use tokio::time::timeout;
 
 use super::profiles::{path_of, quick, stack_of};
-use super::{PATIENT, Stage, start};
+use super::{PATIENT, Stage, try_start};
 use crate::convert::predictions::{fake, script};
 
-/// Returns a converter whose predictor counts its starts in a file of the folder, and dies at any
-/// request.
-fn deadly(folder: &Path, store: &Store) -> Converter {
+/// A predictor that counts its starts in a file of the folder, and dies of whatever it is told.
+fn deadly(folder: &Path) -> Predictor {
     let ready = r#"printf '\000\000\000\036{"ready":{"is_filtered":true}}'"#;
     let body = format!(
         "echo x >>{}\n{ready}\nread line\nkill -9 $$",
         folder.join("starts").display()
     );
     let body = body.replace("read line", "dd bs=1 count=4 of=/dev/null 2>/dev/null");
-    let predictor = Predictor::in_processes(fake(folder, &body), PredictionLimits::default());
-    Converter::predicting(&Config::default(), store.clone(), predictor).unwrap()
+    Predictor::in_processes(fake(folder, &body), Limits::default())
 }
 
 fn starts(folder: &Path) -> usize {
@@ -32,7 +31,9 @@ fn starts(folder: &Path) -> usize {
 #[tokio::test]
 async fn an_image_that_kills_its_predictor_is_not_tried_again_after_a_restart() {
     let (folder, store) = (tempfile::tempdir().unwrap(), Store::in_memory());
-    let stage = Stage::with_converter(store.clone(), deadly(folder.path(), &store), quick).await;
+    let converter = Converter::new(&Config::default(), store.clone()).unwrap();
+    let predictor = deadly(folder.path());
+    let stage = Stage::predicting(store.clone(), converter, predictor, quick).await;
     let image = script("#!/bin/sh\n");
     let config = image.document()["config"]["digest"]
         .as_str()
@@ -50,13 +51,15 @@ async fn an_image_that_kills_its_predictor_is_not_tried_again_after_a_restart() 
     timeout(PATIENT, given_up).await.unwrap();
     assert_eq!(starts(folder.path()), 1);
 
-    let restarted = start(
+    let restarted = try_start(
         quick,
         &store,
         &stage.upstreams,
-        &deadly(folder.path(), &store),
+        &stage.converter,
+        deadly(folder.path()),
     )
-    .await;
+    .await
+    .unwrap();
     let manifest = stage
         .ask_at(&restarted, Method::GET, "/v2/local/app/manifests/v1", &[])
         .await;

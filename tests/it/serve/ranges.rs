@@ -8,6 +8,7 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 use starlift::oci::Digest;
 use starlift::store::Store;
+use starlift::tocs::Tocs;
 use tokio::time::timeout;
 
 use super::profiles::{path_of, stack_of};
@@ -105,7 +106,7 @@ impl Stage {
     async fn layer(&self, manifest: &Value, number: usize) -> Layer {
         let descriptor = &manifest["layers"][number];
         let digest: Digest = descriptor["digest"].as_str().unwrap().parse().unwrap();
-        let tocs = self.converter.tocs();
+        let tocs = Tocs::new(self.store.clone());
         let toc = tocs
             .toc(&tocs.layer(&digest).await.unwrap().unwrap())
             .await

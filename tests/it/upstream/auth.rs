@@ -4,7 +4,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use starlift::upstream::{Config, Error, Login, Logins, Secret, Source, UpstreamConfig, Upstreams};
+use starlift::registry::{Config, Error, Login, Logins, Secret, UpstreamConfig};
+use starlift::transport::{Source, Upstreams};
 
 use super::{app, at, config, source, source_of, v1};
 use crate::support::image::ImageBuilder;

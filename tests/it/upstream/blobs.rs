@@ -5,7 +5,8 @@ use std::ops::Range;
 use bytes::Bytes;
 use futures::TryStreamExt as _;
 use starlift::oci::Digest;
-use starlift::upstream::{Config, Error, Source};
+use starlift::registry::{Config, Error};
+use starlift::transport::Source;
 
 use super::{app, at, config, read, source, source_of};
 use crate::support::image::Random;

@@ -1,6 +1,7 @@
 //! The hosts that may be dialled, including those behind redirects.
 
-use starlift::upstream::{Config, Error, Upstreams};
+use starlift::registry::{Config, Error};
+use starlift::transport::Upstreams;
 
 use super::{app, at, config, read, source, source_of, v1};
 use crate::support::image::ImageBuilder;

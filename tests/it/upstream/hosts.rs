@@ -4,7 +4,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use starlift::upstream::{Config, Error, Source, Upstreams};
+use starlift::registry::{Config, Error};
+use starlift::transport::{Source, Upstreams};
 
 use super::tls::Authority;
 use super::{app, config, read, v1};

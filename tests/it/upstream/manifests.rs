@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use starlift::oci::manifest::MAX_MANIFEST_BYTES;
 use starlift::oci::{Digest, Reference, Repository, media_type};
-use starlift::upstream::{Config, Error};
+use starlift::registry::{Config, Error};
 
 use super::{app, at, config, source, source_of, v1};
 use crate::support::image::{Image, ImageBuilder};

@@ -1,6 +1,7 @@
 //! Mirrors are asked first, each once. The registry itself serves the contents that they lack.
 
-use starlift::upstream::{Error, Secret, UpstreamConfig, Upstreams};
+use starlift::registry::{Error, Secret, UpstreamConfig};
+use starlift::transport::Upstreams;
 
 use super::{app, at, config, read, source_of, v1};
 use crate::support::image::{Image, ImageBuilder};
@@ -127,7 +128,7 @@ async fn silent_host() -> (tokio::net::TcpListener, String) {
 #[tokio::test]
 async fn a_silent_host_costs_one_wait() {
     let (silent, url) = silent_host().await;
-    let config = starlift::upstream::Config {
+    let config = starlift::registry::Config {
         read_timeout: std::time::Duration::from_millis(600),
         ..config()
     };
@@ -155,7 +156,7 @@ async fn a_silent_host_costs_one_wait() {
 async fn a_mirror_behind_a_silent_one_is_asked_at_once_the_second_time() {
     let trio = trio().await;
     let (silent, url) = silent_host().await;
-    let config = starlift::upstream::Config {
+    let config = starlift::registry::Config {
         read_timeout: std::time::Duration::from_millis(600),
         ..config()
     };
@@ -187,7 +188,7 @@ async fn a_mirror_gets_the_registrys_name_and_no_secret() {
         password: Some(Secret::new("secret")),
         ..trio.upstream()
     };
-    let config = starlift::upstream::Config {
+    let config = starlift::registry::Config {
         upstream: [("a.example".to_owned(), upstream)].into(),
         ..config()
     };

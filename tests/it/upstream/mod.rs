@@ -13,7 +13,8 @@ mod tls;
 use std::time::Duration;
 
 use starlift::oci::{Digest, Reference, Repository};
-use starlift::upstream::{Config, Error, Source, UpstreamConfig, Upstreams};
+use starlift::registry::{Config, Error, UpstreamConfig};
+use starlift::transport::{Source, Upstreams};
 
 use crate::support::registry::Registry;
 

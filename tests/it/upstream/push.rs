@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use starlift::oci::{Digest, Manifest, Reference, media_type};
-use starlift::upstream::{Config, Error, Secret, Source, UpstreamConfig};
+use starlift::registry::{Config, Error, Secret, UpstreamConfig};
+use starlift::transport::Source;
 
 use super::{app, at, config, source, source_of, v1};
 use crate::support::image::{Image, ImageBuilder};

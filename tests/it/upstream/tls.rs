@@ -8,7 +8,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
-use starlift::upstream::{Error, UpstreamConfig};
+use starlift::registry::{Error, UpstreamConfig};
 
 use super::{app, at, config, source_of, v1};
 use crate::support::image::ImageBuilder;
@@ -134,7 +134,7 @@ async fn a_redirect_out_of_tls_is_refused() {
         ca_file: Some(authority.path("ca.pem")),
         ..at(registry.url())
     };
-    let config = starlift::upstream::Config {
+    let config = starlift::registry::Config {
         allow_private: true,
         ..config()
     };
@@ -159,7 +159,7 @@ async fn a_client_certificate_is_not_shown_where_a_redirect_leads() {
         client_key: Some(authority.path("client.key")),
         ..at(registry.url())
     };
-    let config = starlift::upstream::Config {
+    let config = starlift::registry::Config {
         allow_private: true,
         ..config()
     };
@@ -180,12 +180,12 @@ async fn leave_to_skip_verification_ends_where_a_redirect_leads() {
     std::fs::create_dir(&directory).unwrap();
     let text = format!("server = '{}'\nskip_verify = true\n", registry.url());
     std::fs::write(directory.join("hosts.toml"), text).unwrap();
-    let config = starlift::upstream::Config {
+    let config = starlift::registry::Config {
         certs_dir: Some(certs.path().to_owned()),
         allow_private: true,
         ..config()
     };
-    let source = starlift::upstream::Upstreams::new(&config)
+    let source = starlift::transport::Upstreams::new(&config)
         .unwrap()
         .get(&registry.host())
         .unwrap();

@@ -1,0 +1,103 @@
+//! `starlift verify`: reads everything and says what is not as it should be.
+//!
+//! A layer's TOC is compared with its tar, every chunk and file with its digest, the stream with the diff-id of the
+//! image's configuration; with `--against`, the stream also with the tar of the source layer.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use super::progress::Bar;
+use super::registry_args::RegistryArgs;
+use super::{Global, output};
+use crate::failure::Failure;
+use crate::inspect::Part;
+use crate::inspect::image::Verification;
+use crate::inspect::layer::LayerFile;
+use crate::oci::Platform;
+
+/// Check an image, or a layer's file, in every byte; exit code 1 says that something differs
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// `HOST/repository:tag[@digest]`, `oci:DIR[:tag]`, `docker-archive:FILE`, or the file of a layer
+    what: String,
+    /// The image, or the layer's file, that it was converted from
+    #[arg(long, value_name = "SRC")]
+    against: Option<String>,
+    /// The blob of a layer file's external TOC
+    #[arg(long, value_name = "FILE")]
+    external_toc: Option<String>,
+    /// Print the outcome as JSON
+    #[arg(long)]
+    json: bool,
+    /// Only this platform of a multi-platform image
+    #[arg(long, value_name = "OS/ARCH")]
+    platform: Option<Platform>,
+    #[command(flatten)]
+    registry: RegistryArgs,
+}
+
+/// What was looked at and what is wrong with it.
+#[derive(Debug, Default, Serialize)]
+struct Outcome {
+    ok: bool,
+    parts: Vec<Part>,
+}
+
+pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
+    let config = global.load(Vec::new())?.config;
+    let parts = if Path::new(&args.what).is_file() {
+        let file = LayerFile {
+            path: &args.what,
+            against: args.against.as_deref(),
+            external_toc: args.external_toc.as_deref(),
+        };
+        vec![file.verify().await?]
+    } else {
+        let bar = Bar::new("verifying", 0, args.json);
+        let verification = Verification {
+            upstreams: &config.upstreams,
+            plain_http: args.registry.plain_http,
+            platform: args.platform.as_ref(),
+            counter: bar.counter(),
+        };
+        let parts = verification
+            .verify(&args.what, args.against.as_deref())
+            .await?;
+        bar.finish();
+        parts
+    };
+    let outcome = Outcome {
+        ok: parts.iter().all(|part| part.findings.is_empty()),
+        parts,
+    };
+    if args.json {
+        output::print_json(&outcome)?;
+    } else {
+        output::print(&outcome.text())?;
+    }
+    Ok(if outcome.ok {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+impl Outcome {
+    fn text(&self) -> String {
+        let mut text = String::new();
+        for part in &self.parts {
+            let verdict = if part.findings.is_empty() {
+                "ok"
+            } else {
+                "DIFFERS"
+            };
+            text.push_str(&format!("{verdict:7}  {}  {}\n", part.name, part.what));
+            for finding in &part.findings {
+                text.push_str(&format!("         {}\n", super::table::printable(finding)));
+            }
+        }
+        text
+    }
+}

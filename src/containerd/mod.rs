@@ -1,0 +1,18 @@
+//! containerd: its gRPC APIs, and a client that brings an image into it.
+//!
+//! ```text
+//! registry ▶ Image (index, manifest, configuration) ▶ content store, under a lease
+//!            └ layers ▶ Unpacker ▶ snapshotter ─ has it: lazy
+//!                                              └ mounts: fetch ▶ content store ▶ apply ▶ commit
+//! ```
+
+mod api;
+pub(crate) mod content;
+pub(crate) mod image;
+pub(crate) mod labels;
+pub(crate) mod lease;
+mod media_type;
+pub(crate) mod session;
+pub(crate) mod unpack;
+
+pub use api::{runtime, services, types};

@@ -1,0 +1,386 @@
+//! Makes a snapshot of each layer, bottom first, as containerd's own client does (`unpacker.go`): the snapshotter is
+//! asked for it with labels that say what it is; one that has it already, or mounts it lazily, says so, and all others
+//! are fetched, applied and committed. Blobs are fetched while layers below them are applied.
+
+use std::collections::HashMap;
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use indicatif::ProgressBar;
+use serde::Serialize;
+use tokio::sync::{Notify, mpsc};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::Code;
+
+use super::image::{Image, note_source};
+use super::labels::{self, Labels, Source};
+use super::session::{Session, refused};
+use super::{content, lease};
+use crate::containerd::services::diff::v1::ApplyRequest;
+use crate::containerd::services::snapshots::v1::{
+    CommitSnapshotRequest, PrepareSnapshotRequest, StatSnapshotRequest,
+};
+use crate::containerd::types::{Descriptor as Blob, Mount};
+use crate::failure::Failure;
+use crate::oci::annotations::UNCOMPRESSED;
+use crate::oci::{Descriptor, Digest, ImageName};
+use crate::transport::Endpoint;
+
+/// As many as kubelets fetch at once by default.
+const MAX_FETCHES: usize = 3;
+/// A snapshot that is there and then is not: somebody removes it meanwhile.
+const PREPARE_ATTEMPTS: usize = 3;
+
+/// A layer and the snapshot it becomes.
+#[derive(Debug)]
+pub(crate) struct Layer {
+    pub(crate) descriptor: Descriptor,
+    pub(crate) diff_id: Digest,
+    pub(crate) chain_id: Digest,
+    /// The chain-id of the layers below; empty for the bottom.
+    parent: String,
+    labels: Labels,
+    /// Told once the blob is there.
+    fetched: Notify,
+}
+
+/// How a layer's snapshot came about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Outcome {
+    /// It was there before.
+    Present,
+    /// The snapshotter had it at once: it reads the layer from the registry when somebody reads the file system.
+    Lazy,
+    /// Fetched and unpacked.
+    Unpacked,
+}
+
+/// What making snapshots takes.
+#[derive(Debug)]
+pub(crate) struct Unpacker<'a> {
+    pub(crate) session: &'a Session,
+    pub(crate) endpoint: &'a Endpoint,
+    pub(crate) name: &'a ImageName,
+    pub(crate) snapshotter: &'a str,
+    pub(crate) counter: &'a ProgressBar,
+}
+
+/// What a snapshotter answers.
+enum Prepared {
+    Held,
+    Active { key: String, mounts: Vec<Mount> },
+}
+
+/// The blobs that are being fetched ahead: which were asked for, and which are there.
+struct Ahead<'l> {
+    asked: mpsc::UnboundedSender<&'l Layer>,
+    is_asked: Vec<bool>,
+}
+
+/// The layers of `image` with the labels their snapshots get.
+pub(crate) fn layers_of(image: &Image, source: &Source) -> Vec<Layer> {
+    let descriptors: Vec<_> = image.layers().cloned().collect();
+    let mut layers: Vec<Layer> = Vec::new();
+    for (number, (descriptor, diff_id)) in descriptors.iter().zip(&image.diff_ids).enumerate() {
+        let below = layers.last().map(|layer| &layer.chain_id);
+        let chain_id = chain_id(below, diff_id);
+        layers.push(Layer {
+            descriptor: descriptor.clone(),
+            diff_id: diff_id.clone(),
+            parent: below.map(Digest::to_string).unwrap_or_default(),
+            labels: source.labels(descriptors.get(number..).unwrap_or_default(), &chain_id),
+            chain_id,
+            fetched: Notify::new(),
+        });
+    }
+    layers
+}
+
+/// OCI image-spec, config.md, "Layer ChainID".
+fn chain_id(below: Option<&Digest>, diff_id: &Digest) -> Digest {
+    match below {
+        Some(below) => Digest::sha256_of(format!("{below} {diff_id}").as_bytes()),
+        None => diff_id.clone(),
+    }
+}
+
+impl Unpacker<'_> {
+    /// Makes all snapshots. Dropped or failed, it leaves what the session's lease alone keeps.
+    pub(crate) async fn unpack(&self, layers: &[Layer]) -> Result<Vec<Outcome>, Failure> {
+        let (asked, queue) = mpsc::unbounded_channel();
+        let fetching = UnboundedReceiverStream::new(queue)
+            .map(Ok)
+            .try_for_each_concurrent(MAX_FETCHES, async |layer: &Layer| {
+                self.fetch(&layer.descriptor).await?;
+                layer.fetched.notify_one();
+                Ok(())
+            });
+        let ahead = Ahead {
+            asked,
+            is_asked: vec![false; layers.len()],
+        };
+        let (outcomes, ()) = tokio::try_join!(self.each(layers, ahead), fetching)?;
+        Ok(outcomes)
+    }
+
+    async fn each<'l>(
+        &self,
+        layers: &'l [Layer],
+        mut ahead: Ahead<'l>,
+    ) -> Result<Vec<Outcome>, Failure> {
+        let mut outcomes = Vec::new();
+        for (number, layer) in layers.iter().enumerate() {
+            if self.is_held(&layer.chain_id).await? {
+                outcomes.push(Outcome::Present);
+                continue;
+            }
+            let outcome = match self.prepare(layer).await? {
+                Prepared::Held => Outcome::Lazy,
+                Prepared::Active { key, mounts } => {
+                    ahead.ask_from(number, layers);
+                    layer.fetched.notified().await;
+                    self.apply(layer, mounts).await?;
+                    self.commit(layer, key).await?;
+                    Outcome::Unpacked
+                }
+            };
+            outcomes.push(outcome);
+        }
+        Ok(outcomes)
+    }
+
+    /// Brings a blob into containerd's content store.
+    pub(crate) async fn fetch(&self, blob: &Descriptor) -> Result<(), Failure> {
+        self.counter.inc_length(blob.size);
+        content::put(self.session, blob, async |offset| {
+            let what = format!("fetching {}", blob.digest);
+            let Endpoint {
+                source, repository, ..
+            } = self.endpoint;
+            let range = (offset > 0).then_some(offset..blob.size);
+            let body = source
+                .blob(repository, &blob.digest, range)
+                .await
+                .map_err(Failure::when(what.clone()))?;
+            self.counter.inc(offset);
+            let counter = self.counter.clone();
+            let counted = body
+                .stream
+                .inspect_ok(move |piece| counter.inc(piece.len() as u64));
+            Ok(counted
+                .map(move |piece| piece.map_err(Failure::when(what.clone())))
+                .boxed())
+        })
+        .await?;
+        note_source(self.session, self.name, &blob.digest).await
+    }
+
+    /// Whether the snapshot is there, and stays there as long as the lease.
+    async fn is_held(&self, chain_id: &Digest) -> Result<bool, Failure> {
+        if !self.exists(chain_id).await? {
+            return Ok(false);
+        }
+        lease::hold_snapshot(self.session, self.snapshotter, &chain_id.to_string()).await?;
+        // It may have been collected in between.
+        self.exists(chain_id).await
+    }
+
+    async fn exists(&self, chain_id: &Digest) -> Result<bool, Failure> {
+        let request = StatSnapshotRequest {
+            snapshotter: self.snapshotter.to_owned(),
+            key: chain_id.to_string(),
+        };
+        match self.session.snapshots().stat(request).await {
+            Ok(_) => Ok(true),
+            Err(status) if status.code() == Code::NotFound => Ok(false),
+            Err(status) => Err(refused(format!(
+                "asking {} for {chain_id}",
+                self.snapshotter
+            ))(status)),
+        }
+    }
+
+    async fn prepare(&self, layer: &Layer) -> Result<Prepared, Failure> {
+        for _ in 0..PREPARE_ATTEMPTS {
+            // containerd's clients name snapshots of unpacks in progress so (`snapshots.UnpackKeyFormat`).
+            let key = format!("extract-{:016x} {}", rand::random::<u64>(), layer.chain_id);
+            let request = PrepareSnapshotRequest {
+                snapshotter: self.snapshotter.to_owned(),
+                key: key.clone(),
+                parent: layer.parent.clone(),
+                labels: layer.labels.clone(),
+            };
+            match self.session.snapshots().prepare(request).await {
+                Ok(response) => {
+                    return Ok(Prepared::Active {
+                        key,
+                        mounts: response.into_inner().mounts,
+                    });
+                }
+                Err(status) if status.code() == Code::AlreadyExists => {
+                    if self.is_held(&layer.chain_id).await? {
+                        return Ok(Prepared::Held);
+                    }
+                }
+                Err(status) => {
+                    return Err(refused(format!("preparing {}", layer.descriptor.digest))(
+                        status,
+                    ));
+                }
+            }
+        }
+        let why = "the snapshotter says that it has the snapshot, and has it not";
+        Err(Failure::new(format!(
+            "preparing {}: {why}",
+            layer.descriptor.digest
+        )))
+    }
+
+    async fn apply(&self, layer: &Layer, mounts: Vec<Mount>) -> Result<(), Failure> {
+        let Layer {
+            descriptor,
+            diff_id,
+            ..
+        } = layer;
+        let diff = Blob {
+            media_type: descriptor.media_type.clone(),
+            digest: descriptor.digest.to_string(),
+            size: i64::try_from(descriptor.size).map_err(Failure::from_error)?,
+            annotations: labels::annotations(descriptor),
+        };
+        let request = ApplyRequest {
+            diff: Some(diff),
+            mounts,
+            payloads: HashMap::new(),
+        };
+        let response = self.session.diff().apply(request).await;
+        let response = response.map_err(refused(format!("unpacking {}", descriptor.digest)))?;
+        let unpacked = response
+            .into_inner()
+            .applied
+            .map(|applied| applied.digest)
+            .unwrap_or_default();
+        if unpacked != diff_id.to_string() {
+            let claim =
+                format!("its diff-id is {unpacked}, the image configuration says {diff_id}");
+            return Err(Failure::new(format!(
+                "unpacking {}: {claim}",
+                descriptor.digest
+            )));
+        }
+        Ok(())
+    }
+
+    async fn commit(&self, layer: &Layer, key: String) -> Result<(), Failure> {
+        let request = CommitSnapshotRequest {
+            snapshotter: self.snapshotter.to_owned(),
+            name: layer.chain_id.to_string(),
+            key,
+            labels: layer.labels.clone(),
+            // The snapshot was prepared on it.
+            parent: String::new(),
+        };
+        match self.session.snapshots().commit(request).await {
+            // Somebody else was faster.
+            Err(status) if status.code() == Code::AlreadyExists => {
+                if !self.is_held(&layer.chain_id).await? {
+                    let why = "the snapshot was removed by somebody else";
+                    return Err(Failure::new(format!(
+                        "committing {}: {why}",
+                        layer.descriptor.digest
+                    )));
+                }
+            }
+            committed => {
+                committed.map_err(refused(format!("committing {}", layer.descriptor.digest)))?;
+            }
+        }
+        let label = (UNCOMPRESSED.to_owned(), layer.diff_id.to_string());
+        content::label(self.session, &layer.descriptor.digest, [label].into()).await
+    }
+}
+
+impl<'l> Ahead<'l> {
+    /// Asks for the blob of layer `number`, which is not lazy, and for those above that will not be either: those that
+    /// do not look like it, or all of them if this one did.
+    fn ask_from(&mut self, number: usize, layers: &'l [Layer]) {
+        let refuses_lazy_ones = layers
+            .get(number)
+            .is_some_and(|layer| labels::may_be_lazy(&layer.descriptor));
+        let all = layers
+            .iter()
+            .zip(&mut self.is_asked)
+            .enumerate()
+            .skip(number);
+        for (other, (layer, is_asked)) in all {
+            let is_wanted =
+                other == number || refuses_lazy_ones || !labels::may_be_lazy(&layer.descriptor);
+            if is_wanted && !std::mem::replace(is_asked, true) {
+                // The queue's end lives as long as this one.
+                let _ = self.asked.send(layer);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chain_ids_are_the_specifications() {
+        let diff_ids = ["a", "b", "c"].map(|text| Digest::sha256_of(text.as_bytes()));
+        let first = chain_id(None, &diff_ids[0]);
+        assert_eq!(first, diff_ids[0]);
+        let second = chain_id(Some(&first), &diff_ids[1]);
+        assert_eq!(
+            second,
+            Digest::sha256_of(format!("{} {}", diff_ids[0], diff_ids[1]).as_bytes())
+        );
+    }
+
+    fn layer(number: usize, toc: bool) -> Layer {
+        let digest = Digest::sha256_of(&number.to_le_bytes());
+        let mut descriptor =
+            serde_json::json!({"mediaType": "a", "digest": digest, "size": number});
+        if toc {
+            descriptor["annotations"] =
+                serde_json::json!({"containerd.io/snapshot/stargz/toc.digest": digest});
+        }
+        let descriptor = serde_json::from_value(descriptor).unwrap();
+        let (parent, labels) = (String::new(), Labels::new());
+        Layer {
+            descriptor,
+            diff_id: digest.clone(),
+            chain_id: digest,
+            parent,
+            labels,
+            fetched: Notify::new(),
+        }
+    }
+
+    #[test]
+    fn only_what_will_not_be_lazy_is_fetched_ahead() {
+        let layers = [
+            layer(0, false),
+            layer(1, true),
+            layer(2, false),
+            layer(3, true),
+            layer(4, true),
+        ];
+        let (asked, mut queue) = mpsc::unbounded_channel();
+        let mut ahead = Ahead {
+            asked,
+            is_asked: vec![false; layers.len()],
+        };
+        let mut asked_from = |number| {
+            ahead.ask_from(number, &layers);
+            let numbers = std::iter::from_fn(|| queue.try_recv().ok())
+                .map(|layer: &Layer| layer.descriptor.size);
+            numbers.collect::<Vec<_>>()
+        };
+        assert_eq!(asked_from(0), [0, 2]);
+        assert!(asked_from(2).is_empty());
+        assert_eq!(asked_from(3), [3, 4]);
+    }
+}

@@ -1,0 +1,98 @@
+//! Whether layers that are claimed to be lazily readable are what is claimed.
+
+use bytes::Bytes;
+use estargz::Footer;
+use estargz::footer;
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+
+use super::claims::Claims;
+use super::converter::Shared;
+use super::documents::off_worker;
+use super::error::Error;
+use super::plan::{ImagePlan, LayerPlan};
+use crate::oci::{Descriptor, Repository};
+use crate::registry::{self, Body};
+use crate::transport::Source;
+
+/// Layers of an image whose claims are looked into at once.
+const CHECKED_AT_ONCE: usize = 2;
+/// A compressed TOC over this is believed: one of a million files is about as large.
+const MAX_SECTION: u64 = 16 << 20;
+
+impl Shared {
+    /// The plan with every layer that is claimed to be lazily readable decided.
+    pub(super) async fn with_claims_checked(
+        &self,
+        source: &Source,
+        repository: &Repository,
+        mut plan: Box<ImagePlan>,
+    ) -> Result<Box<ImagePlan>, Error> {
+        let layers = plan.manifest.layers.iter().zip(&plan.layers).enumerate();
+        let claimed = layers.filter(|(_, (_, plan))| matches!(plan, LayerPlan::Claimed(_)));
+        let claimed: Vec<_> = claimed
+            .map(|(place, (layer, _))| (place, layer.clone()))
+            .collect();
+        let checks = stream::iter(claimed).map(|(place, layer)| async move {
+            Ok::<_, Error>((place, self.is_as_claimed(source, repository, layer).await?))
+        });
+        let checked: Vec<_> = checks
+            .buffer_unordered(CHECKED_AT_ONCE)
+            .try_collect()
+            .await?;
+        for (place, is_true) in checked {
+            let Some(layer) = plan.layers.get_mut(place) else {
+                continue;
+            };
+            *layer = match std::mem::replace(layer, LayerPlan::Renew) {
+                LayerPlan::Claimed(reason) if is_true => LayerPlan::PassThrough(reason),
+                _ => LayerPlan::Renew,
+            };
+        }
+        Ok(plan)
+    }
+
+    async fn is_as_claimed(
+        &self,
+        source: &Source,
+        repository: &Repository,
+        layer: Descriptor,
+    ) -> Result<bool, Error> {
+        let wanted = footer::tail_range(u64::MAX);
+        let body = source
+            .blob_tail(repository, &layer.digest, wanted.end - wanted.start)
+            .await?;
+        let size = body.blob_size;
+        let tail = bytes_of(body).await?;
+        let Ok(footer) = Footer::parse(&tail, size) else {
+            return Ok(false);
+        };
+        // The TOC is elsewhere: nothing here says which.
+        let Some(range) = footer.toc_range() else {
+            return Ok(Claims::of(&layer.annotations).zstd.is_none());
+        };
+        let length = range.end - range.start;
+        if length > MAX_SECTION {
+            return Ok(true);
+        }
+        let _weight = self.documents.tree(length).await?;
+        let section = bytes_of(source.blob(repository, &layer.digest, Some(range)).await?).await?;
+        let compare = move || Claims::of(&layer.annotations).name(&footer, &section);
+        off_worker(usize::try_from(MAX_SECTION).unwrap_or(usize::MAX), compare).await
+    }
+}
+
+/// The bytes of a part of a blob, no more than its head says.
+async fn bytes_of(mut body: Body) -> Result<Bytes, Error> {
+    let length = body.range.end - body.range.start;
+    let mut bytes = Vec::new();
+    while let Some(piece) = body.stream.try_next().await? {
+        bytes.extend_from_slice(&piece);
+        if bytes.len() as u64 > length {
+            return Err(registry::Error::Malformed(
+                "more bytes came than were asked for".to_owned(),
+            )
+            .into());
+        }
+    }
+    Ok(bytes.into())
+}

@@ -1,0 +1,393 @@
+//! A layer is converted once: its record is looked up, then one flight in this process, then one lease per store.
+//!
+//! Whoever waits for a flight or a lease of others that does not get on tries by itself.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use estargz::pool::Pool;
+use estargz::write::Options;
+use moka::sync::Cache;
+use parking_lot::{Mutex, MutexGuard};
+use tokio::time::Instant;
+
+use super::claims;
+use super::error::Error;
+use super::layer::{self, Job};
+use super::pace::Pace;
+use super::priority::Priorities;
+use super::shares::{SLOW_FOR, Shares};
+use super::status::{Board, LayerProgress};
+use crate::backoff::Backoff;
+use crate::flight::Flight;
+use crate::oci::{Descriptor, Digest, Repository};
+use crate::store::records::Limit;
+use crate::store::{Generation, LayerOutcome, LayerRecord, Store, layer_lease};
+use crate::telemetry::{log, metrics};
+use crate::transport::Source;
+
+/// How often another process's work is looked at: at first, and at most.
+const FIRST_POLL: Duration = Duration::from_millis(100);
+const SLOWEST_POLL: Duration = Duration::from_secs(2);
+
+/// How long a conversion waits for a slot before its image is served as it is.
+pub(super) const SLOT_WITHIN: Duration = Duration::from_secs(1800);
+/// Fetches remembered as too slow.
+const SLOW_FETCHES: u64 = 10_000;
+
+/// Where a layer is fetched from: whose credentials, whose faults.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Origin {
+    upstream: String,
+    repository: Repository,
+}
+
+/// A layer, and the one origin that it is fetched from where the shared attempt is not waited for.
+pub(super) type Wanted = (Digest, Option<Origin>);
+
+pub(super) type Landed = Result<LayerOutcome, Arc<Error>>;
+
+/// An attempt at a layer that all who want it share.
+#[derive(Debug)]
+pub(super) struct Attempt {
+    origin: Origin,
+    progress: Arc<LayerProgress>,
+}
+
+/// Converts layers, each once.
+#[derive(Debug)]
+pub(super) struct LayerConverter {
+    pub(super) store: Store,
+    pub(super) generation: Generation,
+    pub(super) options: Options,
+    pub(super) priorities: Priorities,
+    pub(super) pool: Arc<Pool>,
+    pub(super) slots: Shares,
+    pub(super) image_slots: Shares,
+    pub(super) max_layer_size: u64,
+    pub(super) pace: Pace,
+    pub(super) lease_wait: Duration,
+    pub(super) board: Arc<Board>,
+    pub(super) flight: Flight<Wanted, Landed>,
+    /// The shared attempts of `flight`.
+    pub(super) attempts: Attempts,
+    pub(super) slow: Cache<Wanted, u64>,
+}
+
+/// The shared attempts that run, by layer.
+pub(super) type Attempts = Arc<Mutex<HashMap<Digest, Arc<Attempt>>>>;
+
+/// Fetches that were given up as too slow a while ago, with the rate that was asked for.
+pub(super) fn slow_fetches() -> Cache<Wanted, u64> {
+    Cache::builder()
+        .max_capacity(SLOW_FETCHES)
+        .time_to_live(SLOW_FOR)
+        .build()
+}
+
+impl LayerConverter {
+    /// What becomes of a layer. The work goes on when the caller stops waiting.
+    ///
+    /// Another image may already be waiting for the same layer from another place. When that place fails it, or does not
+    /// get on with it, the layer is tried from `source`: nobody's broken or slow registry is held against others.
+    pub(super) async fn outcome(
+        self: &Arc<Self>,
+        source: &Source,
+        repository: &Repository,
+        layer: &Descriptor,
+    ) -> Landed {
+        if layer.size > self.max_layer_size {
+            return Ok(layer::over_size(self.max_layer_size));
+        }
+        let origin = Origin {
+            upstream: source.name().to_owned(),
+            repository: repository.clone(),
+        };
+        let own = (layer.digest.clone(), Some(origin.clone()));
+        if let Some(rate) = self.slow.get(&own) {
+            return Err(Arc::new(Error::Slow { rate }));
+        }
+        if let Some(outcome) = self.shared(source, &origin, layer).await? {
+            return Ok(outcome);
+        }
+        let landed = self.flight.join(own, || {
+            let (this, source, layer) = (Arc::clone(self), source.clone(), layer.clone());
+            async move {
+                this.attempt(&source, &origin, &layer, Arc::default(), false)
+                    .await
+            }
+        });
+        landed
+            .await
+            .unwrap_or_else(|| Err(Arc::new(Error::BrokenOff)))
+    }
+
+    /// The outcome of the attempt that is shared; `None` when another place does not make it.
+    async fn shared(
+        self: &Arc<Self>,
+        source: &Source,
+        origin: &Origin,
+        layer: &Descriptor,
+    ) -> Result<Option<LayerOutcome>, Arc<Error>> {
+        let landed = self.flight.join((layer.digest.clone(), None), || {
+            let (this, source, layer, origin) = (
+                Arc::clone(self),
+                source.clone(),
+                layer.clone(),
+                origin.clone(),
+            );
+            let progress = self.board.layer(&layer.digest);
+            let attempt = Arc::new(Attempt {
+                origin: origin.clone(),
+                progress: Arc::clone(&progress),
+            });
+            self.attempts().insert(layer.digest.clone(), attempt);
+            async move {
+                let landed = this.attempt(&source, &origin, &layer, progress, true).await;
+                this.attempts().remove(&layer.digest);
+                landed
+            }
+        });
+        // One that has ended by now has its outcome.
+        let theirs = self
+            .attempts()
+            .get(&layer.digest)
+            .filter(|attempt| attempt.origin != *origin)
+            .cloned();
+        let Some(theirs) = theirs else {
+            return landed
+                .await
+                .unwrap_or_else(|| Err(Arc::new(Error::BrokenOff)))
+                .map(Some);
+        };
+        tokio::select! {
+            landed = landed => Ok(landed.and_then(Result::ok)),
+            () = theirs.stalls(self.pace, origin) => {
+                tracing::debug!(layer = %layer.digest, upstream = origin.upstream, "another upstream is waited for in vain");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Lets an upstream that did not keep the pace convert one thing at a time for a while.
+    pub(super) fn slow_down(&self, upstream: &str) {
+        self.slots.slow_down(upstream);
+        self.image_slots.slow_down(upstream);
+    }
+
+    fn attempts(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Attempt>>> {
+        self.attempts.lock()
+    }
+
+    async fn attempt(
+        &self,
+        source: &Source,
+        origin: &Origin,
+        layer: &Descriptor,
+        progress: Arc<LayerProgress>,
+        is_shared: bool,
+    ) -> Landed {
+        let converted = self
+            .converted(source, &origin.repository, layer, &progress, is_shared)
+            .await;
+        if let Err(error) = &converted {
+            count("failed");
+            if let Error::Slow { rate } = error {
+                self.slow
+                    .insert((layer.digest.clone(), Some(origin.clone())), *rate);
+            }
+            if error.is_slow() {
+                self.slow_down(&origin.upstream);
+            }
+        }
+        converted.map_err(Arc::new)
+    }
+
+    /// Converts the layer unless its record comes first. An attempt of one origin alone does not wait for a lease: the
+    /// holder may be the one that does not get on.
+    async fn converted(
+        &self,
+        source: &Source,
+        repository: &Repository,
+        layer: &Descriptor,
+        progress: &Arc<LayerProgress>,
+        is_shared: bool,
+    ) -> Result<LayerOutcome, Error> {
+        let lease_name = layer_lease(&self.generation, &layer.digest);
+        let give_up = Instant::now() + self.lease_wait;
+        let mut backoff = Backoff::new(FIRST_POLL, SLOWEST_POLL);
+        loop {
+            if let Some(record) = self.recorded(&layer.digest).await? {
+                progress.complete(layer.size);
+                count("found");
+                return Ok(record.outcome);
+            }
+            // The slot comes first: a lease that waits for a slot would keep idle replicas from the work.
+            let slot = self.slots.take(source.name(), 1, SLOT_WITHIN).await?;
+            let lease = self
+                .store
+                .lease_while(
+                    &lease_name,
+                    moving(progress, self.pace, self.store.config().lease_ttl),
+                )
+                .await?;
+            if lease.is_some() || !is_shared {
+                let outcome = self
+                    .convert_alone(source, repository, layer, progress)
+                    .await;
+                if let Some(lease) = lease {
+                    lease.release().await;
+                }
+                return outcome.inspect(|_| progress.complete(layer.size));
+            }
+            drop(slot);
+            if Instant::now() >= give_up {
+                return Err(Error::Lease(layer.digest.clone()));
+            }
+            tokio::time::sleep(backoff.pause()).await;
+        }
+    }
+
+    /// The layer's record, unless a limit has been raised since.
+    async fn recorded(&self, digest: &Digest) -> Result<Option<LayerRecord>, Error> {
+        let record = self.store.layer(&self.generation, digest).await?;
+        Ok(record.filter(|record| {
+            !record
+                .outcome
+                .limit()
+                .is_some_and(|limit| self.is_raised(limit))
+        }))
+    }
+
+    /// Whether a limit is higher here than the one that was met.
+    pub(super) fn is_raised(&self, limit: Limit) -> bool {
+        match limit {
+            Limit::LayerSize(met) => self.max_layer_size > met,
+            Limit::UnpackedSize(met) => self.options.limits.max_source_bytes > met,
+        }
+    }
+
+    /// Converts the layer while this process holds its lease.
+    async fn convert_alone(
+        &self,
+        source: &Source,
+        repository: &Repository,
+        layer: &Descriptor,
+        progress: &Arc<LayerProgress>,
+    ) -> Result<LayerOutcome, Error> {
+        let digest = &layer.digest;
+        // The last holder may have put the record between our look and our lease.
+        if let Some(record) = self.recorded(digest).await? {
+            return Ok(record.outcome);
+        }
+        let started = Instant::now();
+        let job = Job {
+            source: source.clone(),
+            repository: repository.clone(),
+            digest: digest.clone(),
+            store: self.store.clone(),
+            generation: self.generation.clone(),
+            options: self.options.clone(),
+            prioritized: self.priorities.of(digest),
+            renew: self.priorities.renew_lazy_layers(),
+            is_claimed: claims::are_made(&layer.annotations),
+            pool: Arc::clone(&self.pool),
+            max_layer_size: self.max_layer_size,
+            pace: self.pace,
+            progress: Arc::clone(progress),
+        };
+        let upstream = source.name();
+        let is_contended = || {
+            self.slots.is_wanted_by_another(upstream)
+                || self.image_slots.is_wanted_by_another(upstream)
+        };
+        let outcome = job.run(&is_contended).await?;
+        let record = LayerRecord {
+            source: digest.clone(),
+            outcome,
+        };
+        self.store.put_layer(&self.generation, &record).await?;
+        tell(&record, started.elapsed());
+        Ok(record.outcome)
+    }
+}
+
+impl Attempt {
+    /// Returns when the attempt does not get on, in the eyes of somebody who could fetch the layer from `origin`.
+    ///
+    /// The queue for a slot and the line to the registry are shared by all of an upstream's repositories, so there the
+    /// least rate is enough.
+    async fn stalls(&self, pace: Pace, origin: &Origin) {
+        let is_same_upstream = self.origin.upstream == origin.upstream;
+        let least = if is_same_upstream {
+            pace.least_in_window()
+        } else {
+            pace.contended_in_window()
+        };
+        let mut before = self.progress.done();
+        loop {
+            tokio::time::sleep(pace.window).await;
+            let (now, is_fetching) = (self.progress.done(), self.progress.is_fetching());
+            let is_waiting = now == 0 && !is_fetching;
+            let moved = now.saturating_sub(before);
+            before = now;
+            if (is_fetching && moved < least) || (is_waiting && !is_same_upstream) {
+                return;
+            }
+        }
+    }
+}
+
+/// Whether a layer's bytes moved since this was last asked, every third of `ttl`: else its lease is not renewed.
+fn moving(
+    progress: &Arc<LayerProgress>,
+    pace: Pace,
+    ttl: Duration,
+) -> impl FnMut() -> bool + Send + 'static {
+    let progress = Arc::clone(progress);
+    let renewal = Pace {
+        window: ttl / 3,
+        ..pace
+    };
+    let mut before = 0;
+    move || {
+        let now = progress.done();
+        let moved = now.saturating_sub(before);
+        before = now;
+        !progress.is_fetching() || moved >= renewal.contended_in_window()
+    }
+}
+
+fn tell(record: &LayerRecord, took: Duration) {
+    let (source, metrics) = (&record.source, metrics());
+    match &record.outcome {
+        LayerOutcome::Converted(layer) => {
+            count("converted");
+            metrics.layer_seconds.observe(took.as_secs_f64());
+            metrics.layer_source_bytes.inc_by(layer.source_size);
+            metrics.layer_bytes.inc_by(layer.size);
+            tracing::info!(%source, digest = %layer.digest, size = layer.size, source_size = layer.source_size, ?took, "layer converted");
+        }
+        LayerOutcome::PassedThrough { reason, .. } => {
+            count("passed-through");
+            tracing::info!(%source, reason, ?took, "layer passes through");
+        }
+    }
+}
+
+fn count(outcome: &'static str) {
+    metrics()
+        .layers
+        .get_or_create(&[("outcome", outcome)])
+        .inc();
+}
+
+/// The failure of one layer, as the failure of its image.
+pub(super) fn of_image(digest: &Digest, error: Arc<Error>) -> Error {
+    tracing::debug!(%digest, error = log::chain(error.as_ref()), "layer failed");
+    Error::Layer {
+        digest: digest.clone(),
+        source: error,
+    }
+}

@@ -1,0 +1,125 @@
+//! Looks at an image's documents for as long as there is room for their trees.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt as _;
+
+use super::converter::Shared;
+use super::documents::{PATIENCE, off_worker, weigh_manifest};
+use super::error::Error;
+use super::pace::Pacer;
+use super::plan::{self, Plan};
+use super::shares::Share;
+use crate::oci::manifest::MAX_CONFIG_BYTES;
+use crate::oci::{Descriptor, Manifest, Repository};
+use crate::registry;
+use crate::transport::Source;
+
+/// A plan, and the room that it takes.
+#[derive(Debug)]
+pub(super) struct Planned {
+    pub(super) plan: Plan,
+    _share: Share,
+}
+
+impl Shared {
+    /// What kind of work the manifest is, as far as a moment's look tells.
+    pub(super) async fn glance<T>(
+        self: &Arc<Self>,
+        manifest: &Manifest,
+        look: impl FnOnce(Plan) -> T + Send + 'static,
+    ) -> Result<T, Error>
+    where
+        T: Send + 'static,
+    {
+        let weight = match weigh_manifest(manifest).await? {
+            Ok(weight) => weight,
+            Err(reason) => return Ok(look(Plan::PassThrough(reason))),
+        };
+        let _weight = self.documents.tree(weight).await?;
+        let (this, manifest) = (Arc::clone(self), manifest.clone());
+        off_worker(manifest.bytes.len(), move || {
+            look(plan::plan(&manifest, &this.wanted()))
+        })
+        .await
+    }
+
+    /// The plan for a manifest, for as long as its conversion takes.
+    pub(super) async fn planned(
+        self: &Arc<Self>,
+        upstream: &str,
+        manifest: &Manifest,
+    ) -> Result<Planned, Error> {
+        let (weight, refused) = match weigh_manifest(manifest).await? {
+            Ok(weight) => (weight, None),
+            Err(reason) => (0, Some(reason)),
+        };
+        let share = self
+            .documents
+            .plans
+            .take(upstream, weight, PATIENCE)
+            .await?;
+        if let Some(reason) = refused {
+            return Ok(Planned {
+                plan: Plan::PassThrough(reason),
+                _share: share,
+            });
+        }
+        let (this, manifest) = (Arc::clone(self), manifest.clone());
+        let plan = off_worker(manifest.bytes.len(), move || {
+            plan::plan(&manifest, &this.wanted())
+        })
+        .await?;
+        Ok(Planned {
+            plan,
+            _share: share,
+        })
+    }
+
+    /// The bytes of an image's configuration, and the room that they take. They have the digest that the manifest says.
+    pub(super) async fn config_bytes(
+        &self,
+        source: &Source,
+        repository: &Repository,
+        config: &Descriptor,
+    ) -> Result<(Bytes, Share), Error> {
+        let fetched = self.fetch_config(source, repository, config).await;
+        if fetched.as_ref().is_err_and(Error::is_slow) {
+            self.layers.slow_down(source.name());
+        }
+        fetched
+    }
+
+    async fn fetch_config(
+        &self,
+        source: &Source,
+        repository: &Repository,
+        config: &Descriptor,
+    ) -> Result<(Bytes, Share), Error> {
+        let is_contended = || self.layers.image_slots.is_wanted_by_another(source.name());
+        let mut pacer = Pacer::new(self.layers.pace.of_document(), &is_contended);
+        let mut body = pacer
+            .wait(source.blob(repository, &config.digest, None))
+            .await??;
+        if body.blob_size > MAX_CONFIG_BYTES {
+            return Err(registry::Error::TooLarge {
+                limit: MAX_CONFIG_BYTES,
+            }
+            .into());
+        }
+        // No more comes than the head of the answer said.
+        let share = self
+            .documents
+            .configs
+            .take(source.name(), body.blob_size, PATIENCE)
+            .await?;
+        let mut bytes = BytesMut::new();
+        while let Some(piece) = pacer.wait(body.stream.next()).await? {
+            let piece = piece?;
+            pacer.came(piece.len());
+            bytes.extend_from_slice(&piece);
+        }
+        Ok((bytes.freeze(), share))
+    }
+}

@@ -1,0 +1,321 @@
+//! What keeps a node from starting images lazily, and the mend.
+
+mod check;
+mod configuration;
+mod pause;
+mod version;
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::process::Command;
+use toml::Table;
+
+use crate::agent::request_timeout::{self, ReadLimits};
+use crate::agent::{self, api};
+pub(crate) use check::{Check, State, text};
+use configuration::Facts;
+use version::Version;
+
+/// The first kernel whose FUSE resends what a dead agent left unanswered.
+const WANTED_KERNEL: (u32, u32) = (6, 9);
+/// The first kernel whose overlayfs takes as many lower layers as images have without tricks.
+const NEEDED_KERNEL: (u32, u32) = (5, 4);
+/// How long containerd's program may take to print what it is asked for.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// As much of what a failed command says as fits on a few lines.
+const MAX_SAID: usize = 400;
+
+/// Looks at this node: the machine, the agent, and containerd's configuration file and socket.
+pub(crate) async fn examine(
+    config: &agent::Config,
+    containerd_config: &Path,
+    containerd_address: &Path,
+) -> Vec<Check> {
+    let mut checks = vec![
+        root(),
+        fuse(),
+        kernel(&rustix::system::uname().release().to_string_lossy()),
+        agent(config).await,
+        listening("containerd", containerd_address, "start containerd"),
+    ];
+    checks.push(request_timeout(
+        request_timeout::current(),
+        config.read_timeout,
+    ));
+    checks.extend(containerd(config, containerd_config, containerd_address).await);
+    checks
+}
+
+fn root() -> Check {
+    if rustix::process::geteuid().is_root() {
+        Check::good("user", "root")
+    } else {
+        Check::bad(
+            "user",
+            "not root",
+            "the agent mounts file systems: run it, and this, as root",
+        )
+    }
+}
+
+fn fuse() -> Check {
+    match fs::File::options().read(true).write(true).open("/dev/fuse") {
+        Ok(_) => Check::good("FUSE", "/dev/fuse can be opened"),
+        Err(error) => Check::bad(
+            "FUSE",
+            format!("/dev/fuse: {error}"),
+            "modprobe fuse; in a container, pass the device",
+        ),
+    }
+}
+
+fn kernel(release: &str) -> Check {
+    let mut numbers = release
+        .split(|letter: char| !letter.is_ascii_digit())
+        .map(|number| number.parse().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version < NEEDED_KERNEL {
+        Check::bad("kernel", release, "Linux 5.4 or newer is needed")
+    } else if version < WANTED_KERNEL {
+        let mend = "from Linux 6.9 on a read that an agent dies over is asked again";
+        Check::fair("kernel", release, mend)
+    } else {
+        Check::good("kernel", release)
+    }
+}
+
+async fn agent(config: &agent::Config) -> Check {
+    match api::report(&config.root).await {
+        Ok(report) if !report.unmounted.is_empty() => {
+            let gone: Vec<_> = report
+                .unmounted
+                .iter()
+                .map(|directory| directory.display().to_string())
+                .collect();
+            Check::bad(
+                "agent",
+                format!("not mounted: {}", gone.join(", ")),
+                "images are unpacked meanwhile; the agent's log says why it cannot mount",
+            )
+        }
+        Ok(report) => Check::good(
+            "agent",
+            format!("runs, {} layers mounted lazily", report.layers.len()),
+        ),
+        Err(error) => {
+            let mend = "systemctl enable --now starlift-agent, or name its --root";
+            Check::bad("agent", error.to_string(), mend)
+        }
+    }
+}
+
+fn listening(what: &'static str, socket: &Path, mend: &str) -> Check {
+    let shown = socket.display();
+    match fs::symlink_metadata(socket) {
+        Ok(found) if !found.file_type().is_socket() => {
+            Check::bad(what, format!("{shown} is no socket"), mend)
+        }
+        _ => match UnixStream::connect(socket) {
+            Ok(_) => Check::good(what, format!("listens on {shown}")),
+            Err(error) => Check::bad(what, format!("{shown}: {error}"), mend),
+        },
+    }
+}
+
+/// containerd's configuration: the file, then what containerd makes of it.
+async fn containerd(config: &agent::Config, path: &Path, address: &Path) -> Vec<Check> {
+    const WHAT: &str = "containerd's configuration";
+    let version = version().await;
+    let root = std::path::absolute(&config.root).unwrap_or_else(|_| config.root.clone());
+    let empty = Table::new();
+    let mut facts = Facts {
+        version,
+        file: &empty,
+        address: &config.address,
+        root: &root,
+        pause: &[],
+    };
+    let file = match fs::read_to_string(path) {
+        Ok(file) => file,
+        Err(error) => {
+            return vec![Check::bad(
+                WHAT,
+                format!("{}: {error}", path.display()),
+                facts.lines(),
+            )];
+        }
+    };
+    let file = match file.parse::<Table>() {
+        Ok(file) => file,
+        Err(error) => {
+            let told = format!("{}: {}", path.display(), error.message());
+            return vec![Check::bad(WHAT, told, "containerd cannot read it either")];
+        }
+    };
+    facts.file = &file;
+    let (first, dump) = match dump(path).await {
+        Ok(dump) => (
+            Check::good(
+                WHAT,
+                format!(
+                    "{} as containerd {} reads it",
+                    path.display(),
+                    named(version)
+                ),
+            ),
+            dump,
+        ),
+        Err(error) => {
+            let mend = "only what the file says is judged below, not what containerd makes of it";
+            (
+                Check::fair(
+                    WHAT,
+                    format!("`containerd config dump` failed: {error}"),
+                    mend,
+                ),
+                file.clone(),
+            )
+        }
+    };
+    let pause = match configuration::pause_image(&dump) {
+        // Whether it was pulled is judged, not whether containerd can be asked: that has its own check.
+        Some(image) => pause::unpacked_for(address, image)
+            .await
+            .unwrap_or_default(),
+        None => Vec::new(),
+    };
+    facts.pause = &pause;
+    let mut checks = vec![first];
+    checks.extend(configuration::judge(&dump, &facts));
+    checks
+}
+
+fn named(version: Option<Version>) -> String {
+    version.map_or_else(
+        || "of an unknown version".to_owned(),
+        |version| version.to_string(),
+    )
+}
+
+async fn version() -> Option<Version> {
+    let mut containerd = Command::new("containerd");
+    let output = answer(containerd.arg("--version")).await.ok()?;
+    Version::of_output(&output)
+}
+
+/// The effective configuration: the file with what it imports, defaults, and what a migration made of it.
+async fn dump(file: &Path) -> io::Result<Table> {
+    let mut containerd = Command::new("containerd");
+    let dump = answer(
+        containerd
+            .arg("--config")
+            .arg(file)
+            .args(["config", "dump"]),
+    )
+    .await?;
+    dump.parse().map_err(io::Error::other)
+}
+
+/// What a command prints on its standard output.
+async fn answer(command: &mut Command) -> io::Result<String> {
+    let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
+    let output = tokio::time::timeout(ANSWER_LIMIT, output)
+        .await
+        .map_err(io::Error::from)??;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&output.stderr)
+        .chars()
+        .take(MAX_SAID)
+        .collect::<String>();
+    Err(io::Error::other(said.trim().to_owned()))
+}
+
+/// The kernel's own limit on reads that wait for a registry.
+fn request_timeout(kernel: Option<Duration>, configured: Duration) -> Check {
+    const WHAT: &str = "FUSE request timeout";
+    let shown = humantime::format_duration;
+    match kernel {
+        None => Check::good(WHAT, "none"),
+        Some(limit) => {
+            let fresh = ReadLimits::new(configured, Some(limit)).fresh;
+            let told = format!(
+                "{}: a read waits {} for the registry",
+                shown(limit),
+                shown(fresh)
+            );
+            if fresh == configured {
+                return Check::good(WHAT, told);
+            }
+            let mend = format!(
+                "sysctl fs.fuse.default_request_timeout and fs.fuse.max_request_timeout: 0, or twice agent.read_timeout ({})",
+                shown(configured)
+            );
+            Check::fair(WHAT, told, mend)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_ends_slow_requests_is_fair() {
+        let (minute, seconds) = (Duration::from_secs(60), Duration::from_secs);
+        assert_eq!(request_timeout(None, minute).state, State::Good);
+        assert_eq!(
+            request_timeout(Some(seconds(120)), minute).state,
+            State::Good
+        );
+        let check = request_timeout(Some(seconds(20)), minute);
+        assert_eq!(
+            (check.state, check.told.as_str()),
+            (State::Fair, "20s: a read waits 10s for the registry")
+        );
+    }
+
+    /// What we tell people to type is good in our own eyes.
+    #[test]
+    fn the_examples_for_containerd_are_good() {
+        let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
+        for (name, version) in [
+            ("containerd-1.toml", Version(1, 7, 27)),
+            ("containerd.toml", Version(2, 4, 2)),
+        ] {
+            let file: Table = fs::read_to_string(deploy.join(name))
+                .unwrap()
+                .parse()
+                .unwrap();
+            let config = agent::Config::default();
+            let (address, root) = (config.address.as_path(), config.root.as_path());
+            let facts = Facts {
+                version: Some(version),
+                file: &file,
+                address,
+                root,
+                pause: &[],
+            };
+            let checks = configuration::judge(&file, &facts);
+            assert!(
+                checks.iter().all(|check| check.state == State::Good),
+                "{name}: {checks:#?}"
+            );
+        }
+    }
+
+    #[test]
+    fn kernels_are_told_apart() {
+        assert_eq!(kernel("6.18.44-fc").state, State::Good);
+        assert_eq!(kernel("6.1.0-18-amd64").state, State::Fair);
+        assert_eq!(kernel("4.19.0").state, State::Bad);
+        assert_eq!(kernel("strange").state, State::Bad);
+    }
+}

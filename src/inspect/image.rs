@@ -1,0 +1,298 @@
+//! Images: every document and layer, and the images they were made of.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write as _;
+
+use futures::TryStreamExt as _;
+use indicatif::ProgressBar;
+
+use super::Part;
+use super::layer::{Claims, Source, verify_blob};
+use crate::failure::Failure;
+use crate::inspect::report::{ImageReport, LayerReport};
+use crate::layers::digest::to_format;
+use crate::oci::manifest::{ImageConfig, ImageManifest};
+use crate::oci::media_type::is_convertible_layer;
+use crate::oci::{Descriptor, Digest, Manifest, Platform};
+use crate::registry;
+use crate::transport::document::parse;
+use crate::transport::{Endpoint, ImageBundle, ImageReader, Location, external_toc};
+
+/// An opened image and everything in it.
+struct Opened {
+    endpoint: Endpoint,
+    bundle: ImageBundle,
+    /// The external TOCs beside the image, by layer.
+    tocs: HashMap<Digest, Descriptor>,
+}
+
+impl Opened {
+    async fn open(verification: &Verification<'_>, what: &str) -> Result<Self, Failure> {
+        let Verification {
+            upstreams,
+            plain_http,
+            platform,
+            ..
+        } = verification;
+        let location: Location = what.parse().map_err(Failure::from_error)?;
+        let endpoint = Endpoint::open(upstreams, &location, *plain_http)?;
+        let root = endpoint.manifest().await?;
+        let mut bundle = ImageBundle::pack(
+            ImageReader {
+                store: None,
+                endpoint: &endpoint,
+            },
+            root,
+        )
+        .await?;
+        if let Some(platform) = platform {
+            bundle = bundle.select(std::slice::from_ref(*platform))?;
+        }
+        let tocs = external_toc::of_source(&endpoint, &external_toc::layers(&bundle)).await;
+        let tocs = tocs.into_iter().flat_map(|image| image.layers);
+        let tocs = tocs
+            .filter_map(|toc| Some((external_toc::layer_of(&toc)?, toc)))
+            .collect();
+        Ok(Self {
+            endpoint,
+            bundle,
+            tocs,
+        })
+    }
+
+    fn reader(&self) -> ImageReader<'_> {
+        ImageReader {
+            store: None,
+            endpoint: &self.endpoint,
+        }
+    }
+}
+
+/// How images are verified.
+#[derive(Debug)]
+pub(crate) struct Verification<'a> {
+    pub(crate) upstreams: &'a registry::Config,
+    pub(crate) plain_http: bool,
+    /// Only this platform of a multi-platform image.
+    pub(crate) platform: Option<&'a Platform>,
+    pub(crate) counter: &'a ProgressBar,
+}
+
+impl Verification<'_> {
+    /// Verifies every image that was named. Digests of documents are checked as they are read.
+    pub(crate) async fn verify(
+        &self,
+        what: &str,
+        against: Option<&str>,
+    ) -> Result<Vec<Part>, Failure> {
+        let twin = Opened::open(self, what).await?;
+        let source = match against {
+            Some(what) => Some(Opened::open(self, what).await?),
+            None => None,
+        };
+        let total = twin.bundle.blobs.iter().map(|blob| blob.size).sum();
+        self.counter.set_length(total);
+        let missing = twin.bundle.missing.iter();
+        let mut parts: Vec<_> = missing
+            .map(|digest| Part::not_held(digest.to_string()))
+            .collect();
+        for manifest in twin.bundle.images() {
+            let image = Image::read(&twin, manifest).await?;
+            let original = match &source {
+                Some(source) => Some((source, image.original_in(source).await?)),
+                None => None,
+            };
+            parts.push(image.documents(original.as_ref().map(|(_, original)| original.as_ref())));
+            let original = original.and_then(|(source, original)| Some((source, original?)));
+            image
+                .layers(&twin, original.as_ref(), self.counter, &mut parts)
+                .await?;
+        }
+        Ok(parts)
+    }
+}
+
+/// One image manifest with what belongs to it.
+struct Image {
+    name: String,
+    manifest: ImageManifest,
+    /// `None` for artifacts.
+    config: Option<ImageConfig>,
+    report: ImageReport,
+}
+
+impl Image {
+    async fn read(opened: &Opened, manifest: &Manifest) -> Result<Self, Failure> {
+        let report = ImageReport::of_documents(opened.reader(), manifest).await?;
+        let manifest: ImageManifest = parse(manifest)?;
+        let bytes = opened.reader().bytes(&manifest.config).await?;
+        let name = report
+            .platform
+            .clone()
+            .unwrap_or_else(|| "artifact".to_owned());
+        Ok(Self {
+            name,
+            config: serde_json::from_slice(&bytes).ok(),
+            manifest,
+            report,
+        })
+    }
+
+    /// What it was made of: the image of `source` for the same platform, or the very same one.
+    async fn original_in(&self, source: &Opened) -> Result<Option<Self>, Failure> {
+        if let Some(same) = source
+            .bundle
+            .images()
+            .into_iter()
+            .find(|manifest| manifest.digest == self.report.digest)
+        {
+            return Self::read(source, same).await.map(Some);
+        }
+        for manifest in source.bundle.images() {
+            let image = Self::read(source, manifest).await?;
+            if image.report.platform == self.report.platform {
+                return Ok(Some(image));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Manifest and configuration: as many diff-ids as layers, and all but the diff-ids as in the original.
+    fn documents(&self, original: Option<Option<&Self>>) -> Part {
+        let mut findings = Vec::new();
+        let layers = self.manifest.layers.len();
+        let is_image = self
+            .manifest
+            .layers
+            .iter()
+            .all(|layer| is_convertible_layer(&layer.media_type));
+        if let Some(config) = self.config.as_ref().filter(|_| is_image)
+            && config.rootfs.diff_ids.len() != layers
+        {
+            findings.push(format!(
+                "{layers} layers have {} diff-ids",
+                config.rootfs.diff_ids.len()
+            ));
+        }
+        match original {
+            Some(None) => findings.push("the source has no image for this platform".to_owned()),
+            Some(Some(original)) => self.compare(original, &mut findings),
+            None => {}
+        }
+        Part {
+            name: format!("{} {}", self.name, self.report.digest),
+            what: "documents".to_owned(),
+            findings,
+        }
+    }
+
+    fn compare(&self, original: &Self, findings: &mut Vec<String>) {
+        let (mine, theirs) = (self.manifest.layers.len(), original.manifest.layers.len());
+        if mine != theirs {
+            findings.push(format!("{mine} layers, the source has {theirs}"));
+        }
+        match (&self.config, &original.config) {
+            (Some(mine), Some(theirs)) => {
+                let keys = mine.rest.keys().chain(
+                    theirs
+                        .rest
+                        .keys()
+                        .filter(|key| !mine.rest.contains_key(*key)),
+                );
+                let differing = keys.filter(|key| mine.rest.get(*key) != theirs.rest.get(*key));
+                findings.extend(
+                    differing.map(|key| {
+                        format!("{key:?} of the configuration differs from the source's")
+                    }),
+                );
+            }
+            (None, None) if self.manifest.config.digest == original.manifest.config.digest => {}
+            _ => findings.push("the configuration is not the source's".to_owned()),
+        }
+    }
+
+    async fn layers(
+        &self,
+        opened: &Opened,
+        original: Option<&(&Opened, Self)>,
+        counter: &ProgressBar,
+        parts: &mut Vec<Part>,
+    ) -> Result<(), Failure> {
+        for (number, layer) in self.manifest.layers.iter().enumerate() {
+            let name = format!("{} layer {number} {}", self.name, layer.digest);
+            let file = download(opened, layer, counter).await?;
+            if !is_convertible_layer(&layer.media_type) {
+                parts.push(Part {
+                    name,
+                    what: layer.media_type.clone(),
+                    findings: Vec::new(),
+                });
+                continue;
+            }
+            let mut claims = self.claims(number);
+            if let Some(toc) = opened.tocs.get(&layer.digest) {
+                claims.external_toc = Some(opened.reader().bytes(toc).await?);
+            }
+            let source = original
+                .and_then(|(source, image)| Some((*source, image.manifest.layers.get(number)?)));
+            if let Some((source, theirs)) =
+                source.filter(|(_, theirs)| theirs.digest != layer.digest)
+            {
+                let file = download(source, theirs, counter).await?;
+                claims.source = Some(
+                    Source::of(&file)
+                        .map_err(Failure::when(format!("reading {}", theirs.digest)))?,
+                );
+                claims.against = Some(file);
+            }
+            parts.push(verify_blob(name, file, claims).await?);
+        }
+        Ok(())
+    }
+
+    fn claims(&self, number: usize) -> Claims {
+        let report = self.report.layers.get(number);
+        let diff_id = report.and_then(|layer| layer.diff_id.as_ref());
+        Claims {
+            toc_digest: report.and_then(|layer| layer.toc_digest.as_deref()?.parse().ok()),
+            diff_id: diff_id.and_then(|diff_id| to_format(diff_id).ok()),
+            source: report.and_then(claimed_source),
+            external_toc: None,
+            against: None,
+        }
+    }
+}
+
+fn claimed_source(layer: &LayerReport) -> Option<Source> {
+    let source = layer.source.as_ref()?;
+    Some(Source {
+        diff_id: source.diff_id.as_deref()?.parse().ok()?,
+        size: source.size?,
+    })
+}
+
+/// The whole blob in a temporary file without a name; its digest is checked on the way.
+async fn download(
+    opened: &Opened,
+    blob: &Descriptor,
+    counter: &ProgressBar,
+) -> Result<File, Failure> {
+    let what = || Failure::when("a temporary file cannot be written");
+    let mut file = tempfile::tempfile().map_err(what())?;
+    let mut hasher = blob.digest.hasher();
+    let mut stream = opened.reader().blob(blob).await?;
+    while let Some(piece) = stream.try_next().await? {
+        hasher.update(&piece);
+        counter.inc(piece.len() as u64);
+        file.write_all(&piece).map_err(what())?;
+    }
+    if hasher.finish() == blob.digest {
+        Ok(file)
+    } else {
+        Err(Failure::new(format!(
+            "what should be {} has another digest",
+            blob.digest
+        )))
+    }
+}

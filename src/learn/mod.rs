@@ -1,0 +1,469 @@
+//! How images are used, for nodes that ask and by nodes that tell.
+//!
+//! ```text
+//! a node's observation ▶ check (its paths are in the image) ▶ merger (a few seconds) ▶ store::learn
+//! a client's ranges ▶ ranges (which files?) ────────────────┘
+//! a node that asks ▶ stack record ▶ store::knowledge ▶ Profile
+//! a manifest that is handed out ▶ its stack's record ▶ predict, once ▶ store::learn
+//! ```
+//! Nothing here is needed for a pull, and no pull waits for it.
+
+mod check;
+mod error;
+mod merger;
+mod predictions;
+mod ranges;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use moka::future::Cache;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{OnceCell, Semaphore};
+
+use crate::aside::aside;
+use crate::clock::unix_now;
+use crate::flight::Flight;
+use crate::oci::{Descriptor, Digest, Manifest};
+use crate::predict::Predictor;
+use crate::profile::{
+    Artifact, FileUse, Knowledge, Observation, ObservationError, Profile, Source, Stack, Workload,
+};
+use crate::store::outline::{Outline, record};
+use crate::store::{self, Generation, ImageRecord, Salt, StackRecord, Store};
+use crate::telemetry::log;
+use crate::tocs::Tocs;
+pub use error::Error;
+use merger::{Merger, Seen};
+pub use ranges::Ranges;
+
+/// The memory for what is known, in bytes.
+const REMEMBERED_BYTES: u64 = 32 << 20;
+/// How long it is believed: other replicas learn too.
+const REMEMBERED_FOR: Duration = Duration::from_secs(10);
+/// The memory for stacks, in layers: some 10 MiB.
+const REMEMBERED_LAYERS: u64 = 100_000;
+const STACK_FOR: Duration = Duration::from_secs(5 * 60);
+/// How many profiles are made at once: each may take megabytes and tens of milliseconds.
+const MADE_AT_ONCE: usize = 4;
+/// How many images are remembered as seen to, and how long: then it is looked again whether their stacks are there.
+const SEEN_IMAGES: u64 = 10_000;
+const SEEN_FOR: Duration = Duration::from_secs(60 * 60);
+/// How long after a failure an image is looked at again for what it suggests.
+const UNLOOKED_FOR: Duration = Duration::from_secs(5 * 60);
+
+/// What is known of images' use; clones share it.
+#[derive(Debug, Clone)]
+pub struct Profiles {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    store: Store,
+    tocs: Tocs,
+    merger: Merger,
+    known: Cache<Digest, Arc<Knowledge>>,
+    stacks: Cache<Stack, Arc<StackRecord>>,
+    seen: Cache<Digest, ()>,
+    slots: Semaphore,
+    salt: OnceCell<Salt>,
+    /// Of the images that are converted here.
+    generation: Generation,
+    predictor: Predictor,
+    /// Images that are being looked at.
+    looking: Flight<Digest, ()>,
+    /// Images that could not be looked at a moment ago.
+    unlooked: Cache<Digest, ()>,
+}
+
+/// Why an observation is not taken.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refused {
+    #[error("no image here has these layers")]
+    UnknownStack,
+    #[error(transparent)]
+    Observation(#[from] ObservationError),
+    #[error("{unknown} of its {files} files are not in the image")]
+    OfAnotherImage { unknown: usize, files: usize },
+    #[error("too many observations are waiting")]
+    Busy,
+    #[error(transparent)]
+    Failed(#[from] Error),
+}
+
+impl From<store::Error> for Refused {
+    fn from(error: store::Error) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// What is being learned, for people.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Status {
+    /// How often something was learned of an image here since the start.
+    pub merges: u64,
+    /// When something was last learned, in seconds since 1970.
+    pub last_learned: Option<u64>,
+    /// Images whose observations wait to be merged.
+    pub waiting_images: usize,
+}
+
+impl Profiles {
+    /// Over the images of `generation` in the store. Observations of one image are gathered for
+    /// `merge_interval` before they are written.
+    pub fn new(
+        store: Store,
+        generation: Generation,
+        predictor: Predictor,
+        merge_interval: Duration,
+    ) -> Self {
+        let bytes =
+            |_: &Digest, known: &Arc<Knowledge>| u32::try_from(known.weight()).unwrap_or(u32::MAX);
+        let layers = |_: &Stack, record: &Arc<StackRecord>| {
+            u32::try_from(record.layers.len()).unwrap_or(u32::MAX)
+        };
+        let known = Cache::builder()
+            .max_capacity(REMEMBERED_BYTES)
+            .weigher(bytes)
+            .time_to_live(REMEMBERED_FOR)
+            .build();
+        let shared = Shared {
+            tocs: Tocs::new(store.clone()),
+            merger: Merger::new(store.clone(), known.clone(), merge_interval),
+            known,
+            store,
+            stacks: Cache::builder()
+                .max_capacity(REMEMBERED_LAYERS)
+                .weigher(layers)
+                .time_to_live(STACK_FOR)
+                .build(),
+            seen: Cache::builder()
+                .max_capacity(SEEN_IMAGES)
+                .time_to_live(SEEN_FOR)
+                .build(),
+            slots: Semaphore::new(MADE_AT_ONCE),
+            salt: OnceCell::new(),
+            generation,
+            predictor,
+            looking: Flight::default(),
+            unlooked: Cache::builder()
+                .max_capacity(SEEN_IMAGES)
+                .time_to_live(UNLOOKED_FOR)
+                .build(),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// What to fetch ahead of an image's start; `None` when no image here has these layers.
+    pub async fn profile(
+        &self,
+        stack: &Stack,
+        workload: &Workload,
+    ) -> Result<Option<Profile>, Error> {
+        let Some(image) = self.stack(stack).await? else {
+            return Ok(None);
+        };
+        let mut known = self.known(&image.config).await?;
+        if known.is_empty() && !known.has_prediction() {
+            self.predict_soon(&image).await;
+            known = self.known(&image.config).await?;
+        }
+        let _slot = self
+            .shared
+            .slots
+            .acquire()
+            .await
+            .map_err(|_closed| Error::BrokenOff)?;
+        let workload = workload.clone();
+        let made = tokio::task::spawn_blocking(move || known.profile(&workload)).await;
+        made.map(Some).map_err(|_ended| Error::BrokenOff)
+    }
+
+    /// Takes in what the node at `address` saw of a start; how many of its files are not in the image.
+    ///
+    /// It is written a little later, with others.
+    pub async fn observe(
+        &self,
+        stack: &Stack,
+        workload: &Workload,
+        address: IpAddr,
+        document: Vec<u8>,
+    ) -> Result<usize, Refused> {
+        let image = self.stack(stack).await?.ok_or(Refused::UnknownStack)?;
+        let layers = image.layers.len();
+        let parsed =
+            tokio::task::spawn_blocking(move || Observation::parse(&document, layers)).await;
+        let observation = parsed.map_err(|_ended| Error::BrokenOff)??;
+        let files = observation.files().len();
+        let observation = check::in_image(&self.shared.tocs, &image, observation).await?;
+        let unknown = files - observation.files().len();
+        if unknown * 2 > files {
+            return Err(Refused::OfAnotherImage { unknown, files });
+        }
+        let observer = self.observer(&image.config, address).await?;
+        let seen = Seen {
+            observation,
+            heard: unix_now(),
+        };
+        let is_taken =
+            self.shared
+                .merger
+                .offer(&image.config, workload, observer, Source::Agents, seen);
+        is_taken.then_some(unknown).ok_or(Refused::Busy)
+    }
+
+    /// Sees to it in the background that the image whose manifest is handed out can be asked about, also when it was
+    /// converted before stacks were kept. `original` gets the manifest that it was made from, `recorded` the profile that
+    /// somebody recorded of that.
+    pub fn notice<F, G>(
+        &self,
+        manifest: &Manifest,
+        original: impl FnOnce(Digest) -> F + Send + 'static,
+        recorded: impl FnOnce(Digest) -> G + Send + 'static,
+    ) where
+        F: Future<Output = Option<Manifest>> + Send,
+        G: Future<Output = Option<Profile>> + Send,
+    {
+        let (this, manifest) = (self.clone(), manifest.clone());
+        tokio::spawn(async move {
+            if !this
+                .shared
+                .seen
+                .entry(manifest.digest.clone())
+                .or_insert(())
+                .await
+                .is_fresh()
+            {
+                return;
+            }
+            let kept = match this.keep(&manifest, original).await {
+                Ok(Some(kept)) => {
+                    this.predict(&kept).await;
+                    this.take_record(kept, recorded).await
+                }
+                outcome => outcome.map(drop),
+            };
+            if let Err(error) = kept {
+                this.shared.seen.invalidate(&manifest.digest).await;
+                tracing::warn!(manifest = %manifest.digest, error = log::chain(&error), "the image is not learned of");
+            }
+        });
+    }
+
+    /// Writes what waits to be written.
+    pub async fn flush(&self) {
+        self.shared.merger.flush().await;
+    }
+
+    pub fn status(&self) -> Status {
+        self.shared.merger.status()
+    }
+
+    /// The record of the image's stack, which is there from here on.
+    ///
+    /// What a manifest says of itself counts only where it is one that was made here: everyone may write that his image
+    /// was made from another's.
+    async fn keep<F>(
+        &self,
+        manifest: &Manifest,
+        original: impl FnOnce(Digest) -> F,
+    ) -> Result<Option<StackRecord>, Error>
+    where
+        F: Future<Output = Option<Manifest>>,
+    {
+        let Some(outline) = outline(manifest).await else {
+            return Ok(None);
+        };
+        let Some(source) = outline.source(manifest) else {
+            return Ok(None);
+        };
+        if let Some(record) = self.shared.store.stack(&outline.stack()).await? {
+            return Ok(Some(record));
+        }
+        let record = match self.made_here(&source, &manifest.digest).await? {
+            Some(made) => {
+                let Some(original) = original(source).await else {
+                    return Ok(None);
+                };
+                let Some(original) = self::outline(&original).await else {
+                    return Ok(None);
+                };
+                let config = made.passed_through.is_empty().then_some(&original.config);
+                Some(record(&made.source, config, outline.layers))
+            }
+            // A twin that was made elsewhere is an image of its own here.
+            None => outline.of_itself(manifest),
+        };
+        let Some(record) = record else {
+            return Ok(None);
+        };
+        self.shared.store.put_stack(&record).await?;
+        Ok(Some(record))
+    }
+
+    /// The record of the image `source`, if the manifest `twin` was made from it here.
+    async fn made_here(
+        &self,
+        source: &Digest,
+        twin: &Digest,
+    ) -> Result<Option<ImageRecord>, Error> {
+        let made = self
+            .shared
+            .store
+            .image(&self.shared.generation, source)
+            .await?;
+        Ok(made.filter(|made| made.twin != made.source && made.objects.contains(twin)))
+    }
+
+    /// What the knowledge of a converted image is kept under, found by the source's manifest.
+    async fn image_of_source(&self, source: &Digest) -> Result<Option<Digest>, Error> {
+        let store = &self.shared.store;
+        let Some(made) = store.image(&self.shared.generation, source).await? else {
+            return Ok(None);
+        };
+        let Some(object) = store.find(&made.twin).await? else {
+            return Ok(None);
+        };
+        let twin = Manifest {
+            media_type: made.media_type,
+            digest: made.twin,
+            bytes: store.read_all(&object).await?,
+        };
+        let Some(outline) = outline(&twin).await else {
+            return Ok(None);
+        };
+        Ok(self
+            .stack(&outline.stack())
+            .await?
+            .map(|record| record.config.clone()))
+    }
+
+    /// Takes over what was recorded of an image by hand.
+    async fn take_record<G>(
+        &self,
+        image: StackRecord,
+        recorded: impl FnOnce(Digest) -> G,
+    ) -> Result<(), Error>
+    where
+        G: Future<Output = Option<Profile>>,
+    {
+        let Some(profile) = recorded(image.source.clone()).await else {
+            return Ok(());
+        };
+        let by_hand = profile
+            .files
+            .into_iter()
+            .filter(|file| file.sources.contains(&Source::ByHand));
+        let recorded = Observation::new(by_hand.map(FileUse::from).collect());
+        let files = check::in_image(&self.shared.tocs, &image, recorded)
+            .await?
+            .files()
+            .to_vec();
+        if files.is_empty() {
+            return Ok(());
+        }
+        tracing::info!(source = %image.source, files = files.len(), "a profile recorded by hand is taken over");
+        let merge: store::Merge =
+            Arc::new(move |knowledge: &mut Knowledge| knowledge.record(files.clone()));
+        self.shared.store.learn(&image.config, &merge).await?;
+        self.shared.known.invalidate(&image.config).await;
+        Ok(())
+    }
+
+    /// What is known of the image with this manifest, a source's or a twin's, as an artifact that refers to it. It is
+    /// stored, so that it can be fetched.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn artifact(&self, subject: &Manifest) -> Result<Option<Descriptor>, Error> {
+        let Some(outline) = outline(subject).await else {
+            return Ok(None);
+        };
+        let config = match self.stack(&outline.stack()).await? {
+            Some(record) => Some(record.config.clone()),
+            None => self.image_of_source(&subject.digest).await?,
+        };
+        let Some(config) = config else {
+            return Ok(None);
+        };
+        let known = self.known(&config).await?;
+        if known.is_empty() {
+            return Ok(None);
+        }
+        let _slot = self
+            .shared
+            .slots
+            .acquire()
+            .await
+            .map_err(|_closed| Error::BrokenOff)?;
+        let created =
+            humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(known.heard()))
+                .to_string();
+        let subject = subject.descriptor();
+        let made = tokio::task::spawn_blocking(move || {
+            Artifact::new(&known.profile(&Workload::default()), &subject, &created)
+        });
+        let artifact = made
+            .await
+            .map_err(|_ended| Error::BrokenOff)?
+            .map_err(Error::Document)?;
+        let listed = artifact.listed();
+        for (blob, bytes) in artifact.blobs {
+            self.shared.store.put(&blob.media_type, bytes).await?;
+        }
+        self.shared
+            .store
+            .put(&artifact.manifest.media_type, artifact.manifest.bytes)
+            .await?;
+        Ok(Some(listed))
+    }
+
+    async fn stack(&self, stack: &Stack) -> Result<Option<Arc<StackRecord>>, Error> {
+        if let Some(record) = self.shared.stacks.get(stack).await {
+            return Ok(Some(record));
+        }
+        let Some(record) = self.shared.store.stack(stack).await?.map(Arc::new) else {
+            return Ok(None);
+        };
+        self.shared
+            .stacks
+            .insert(stack.clone(), Arc::clone(&record))
+            .await;
+        Ok(Some(record))
+    }
+
+    async fn known(&self, image: &Digest) -> Result<Arc<Knowledge>, Error> {
+        let read = async { self.shared.store.knowledge(image).await.map(Arc::new) };
+        let known = self.shared.known.try_get_with(image.clone(), read).await;
+        known.map_err(Error::Shared)
+    }
+
+    /// A name for whoever is at `address`, which is not to be found in it: of an IPv6 address the network (/64) counts,
+    /// since its owner has all the addresses in it.
+    async fn observer(&self, image: &Digest, address: IpAddr) -> Result<String, Error> {
+        let salt = self
+            .shared
+            .salt
+            .get_or_try_init(|| self.shared.store.salt())
+            .await?;
+        let hasher = Sha256::new()
+            .chain_update(salt.as_bytes())
+            .chain_update(image.to_string());
+        let sum = match address.to_canonical() {
+            IpAddr::V4(address) => hasher.chain_update(address.octets()).finalize(),
+            IpAddr::V6(address) => hasher.chain_update(&address.octets()[..8]).finalize(),
+        };
+        Ok(hex::encode(&sum[..8]))
+    }
+}
+
+/// What must be known of a manifest of any size.
+async fn outline(manifest: &Manifest) -> Option<Outline> {
+    let (len, manifest) = (manifest.bytes.len(), manifest.clone());
+    aside(len, move || Outline::read(&manifest)).await
+}

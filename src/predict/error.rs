@@ -1,0 +1,27 @@
+//! Why the start of an image is not predicted.
+
+use super::predictor::{Blame, PredictionError};
+use crate::store;
+use crate::tocs;
+
+/// Why the start of an image is not predicted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error(transparent)]
+    Tocs(#[from] tocs::Error),
+    #[error("the image's start is not predicted")]
+    Prediction(#[from] PredictionError),
+}
+
+impl Error {
+    /// Who failed.
+    pub(crate) fn blame(&self) -> Blame {
+        match self {
+            Self::Prediction(failure) => failure.blame(),
+            Self::Store(_) | Self::Tocs(_) => Blame::Ours,
+        }
+    }
+}

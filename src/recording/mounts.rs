@@ -1,0 +1,140 @@
+//! Mounts of this process alone: nobody else sees them, and they go when it does, however it ends.
+
+use std::ffi::{CStr, CString};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount,
+};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+use crate::failure::Failure;
+
+/// The kernel takes a page of mount options at most.
+const MAX_OPTIONS: usize = 4095;
+/// Are something else to overlayfs than part of a path.
+const SPECIAL: [char; 3] = [':', ',', '\\'];
+
+/// Moves this thread, and those that it starts, into a mount namespace of their own, which still sees what is mounted
+/// outside of it.
+///
+/// # Errors
+/// When this process may not.
+#[expect(
+    unsafe_code,
+    reason = "unshare can part threads from each other's descriptors; with this flag it does not"
+)]
+pub(crate) fn keep_to_ourselves() -> Result<(), Failure> {
+    // SAFETY: the table of descriptors stays shared.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }
+        .and_then(|()| {
+            mount_change(
+                "/",
+                MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+            )
+        })
+        .map_err(Failure::when(
+            "running a workload takes root, to mount its layers; with --record-in nothing is run",
+        ))
+}
+
+/// A container's root file system: layers, and above them memory to write into. Unmounted when dropped.
+#[derive(Debug)]
+pub(crate) struct RootFs {
+    scratch: PathBuf,
+    pub(crate) path: PathBuf,
+}
+
+impl RootFs {
+    /// Mounts the layers, the lowest first, over each other on a directory beneath `root`.
+    pub(crate) fn mount(root: &Path, layers: &[PathBuf]) -> Result<Self, Failure> {
+        let rootfs = Self {
+            scratch: root.join("scratch"),
+            path: root.join("rootfs"),
+        };
+        let options = options(&rootfs.scratch, layers)?;
+        rootfs.fill(&options).map_err(Failure::when(
+            "the layers cannot be mounted over each other",
+        ))?;
+        Ok(rootfs)
+    }
+
+    fn fill(&self, options: &CStr) -> io::Result<()> {
+        fs::create_dir(&self.scratch)?;
+        fs::create_dir(&self.path)?;
+        mount(
+            "tmpfs",
+            &self.scratch,
+            "tmpfs",
+            MountFlags::empty(),
+            c"mode=0700",
+        )?;
+        fs::create_dir(self.scratch.join("upper"))?;
+        fs::create_dir(self.scratch.join("work"))?;
+        mount(
+            "overlay",
+            &self.path,
+            "overlay",
+            MountFlags::empty(),
+            options,
+        )?;
+        Ok(())
+    }
+}
+
+impl Drop for RootFs {
+    fn drop(&mut self) {
+        for path in [&self.path, &self.scratch] {
+            // Not mounted where mounting failed; else it goes with this process.
+            let _gone_later = unmount(path, UnmountFlags::DETACH);
+        }
+    }
+}
+
+fn options(scratch: &Path, layers: &[PathBuf]) -> Result<CString, Failure> {
+    let lowers: Vec<String> = layers
+        .iter()
+        .rev()
+        .map(|layer| layer.display().to_string())
+        .collect();
+    let scratch = scratch.display().to_string();
+    if scratch.contains(SPECIAL) {
+        return Err(Failure::new(format!(
+            "no container can run in {scratch}: set TMPDIR to a path without {SPECIAL:?}"
+        )));
+    }
+    let options = format!(
+        "workdir={scratch}/work,upperdir={scratch}/upper,lowerdir={}",
+        lowers.join(":")
+    );
+    if options.len() > MAX_OPTIONS {
+        let count = layers.len();
+        return Err(Failure::new(format!(
+            "{count} layers are too many to be mounted: set TMPDIR to a shorter path"
+        )));
+    }
+    CString::new(options).map_err(Failure::from_error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_topmost_layer_comes_first_and_odd_paths_are_refused() {
+        let layers = |count: usize| {
+            (0..count)
+                .map(|layer| PathBuf::from(format!("/t/lazy/{layer}")))
+                .collect::<Vec<_>>()
+        };
+        let written = options(Path::new("/t/s"), &layers(2)).unwrap();
+        assert_eq!(
+            written.to_str().unwrap(),
+            "workdir=/t/s/work,upperdir=/t/s/upper,lowerdir=/t/lazy/1:/t/lazy/0"
+        );
+        assert!(options(Path::new("/t:/s"), &layers(2)).is_err());
+        assert!(options(Path::new("/t/s"), &layers(1000)).is_err());
+    }
+}

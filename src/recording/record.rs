@@ -1,0 +1,208 @@
+//! The record files of `optimize --record-out`, ours and `ctr-remote`'s: which files a container opened, in order.
+//!
+//! A line names a path and, where the recorder knew it, the layer that it was read from: the digest of the image's
+//! manifest and the layer's place in it.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::convert::{Priorities, Priority};
+use crate::failure::Failure;
+use crate::oci::manifest::{ImageManifest, Index};
+use crate::oci::{Digest, Manifest, Reference};
+use crate::profile::{Extents, FileUse};
+use crate::tempfiles::write_atomically;
+use crate::transport::Endpoint;
+use crate::transport::document::{is_index, parse};
+
+/// A record over this is not read: one of a million files is a fifth of it.
+const MAX_RECORD_BYTES: u64 = 1 << 30;
+
+/// A line of the record (stargz-snapshotter, `recorder.Entry`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Line {
+    path: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    manifest_digest: Option<Digest>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    layer_index: Option<usize>,
+}
+
+impl Line {
+    /// A file in the layer at `layer_index` of the image with this manifest.
+    pub(crate) fn new(path: String, manifest_digest: Digest, layer_index: usize) -> Self {
+        Self {
+            path,
+            manifest_digest: Some(manifest_digest),
+            layer_index: Some(layer_index),
+        }
+    }
+}
+
+/// The lines in `file`, in the order of first use.
+pub(crate) fn read(file: &Path) -> Result<Vec<Line>, Failure> {
+    let cannot = || Failure::when(format!("{} cannot be read", file.display()));
+    if std::fs::metadata(file).map_err(cannot())?.len() > MAX_RECORD_BYTES {
+        return Err(Failure::new(format!(
+            "{} is over {MAX_RECORD_BYTES} bytes long",
+            file.display()
+        )));
+    }
+    let text = std::fs::read(file).map_err(cannot())?;
+    lines(&text).map_err(Failure::when(format!("{} is no record", file.display())))
+}
+
+/// Writes the lines as the reference does.
+pub(crate) fn write(file: &Path, lines: &[Line]) -> Result<(), Failure> {
+    let mut text = Vec::new();
+    for line in lines {
+        serde_json::to_writer(&mut text, line).map_err(Failure::from_error)?;
+        text.push(b'\n');
+    }
+    write_atomically(file, &text).map_err(Failure::when(format!(
+        "{} cannot be written",
+        file.display()
+    )))
+}
+
+fn lines(text: &[u8]) -> Result<Vec<Line>, serde_json::Error> {
+    serde_json::Deserializer::from_slice(text)
+        .into_iter()
+        .collect()
+}
+
+/// The paths for a single layer, whichever image it was in, each once.
+pub(crate) fn of_layer(lines: Vec<Line>) -> Vec<Vec<u8>> {
+    let mut seen = HashSet::new();
+    let paths = lines.into_iter().map(|line| line.path.into_bytes());
+    paths.filter(|path| seen.insert(path.clone())).collect()
+}
+
+/// What the record says of the image with this manifest; of files without a layer nothing can be told.
+pub(crate) fn of_manifest(lines: &[Line], manifest: &Digest) -> Vec<FileUse> {
+    let ours = lines
+        .iter()
+        .filter(|line| line.manifest_digest.as_ref() == Some(manifest));
+    let file = |line: &Line| {
+        let layer = u32::try_from(line.layer_index?).ok()?;
+        Some(FileUse {
+            layer,
+            path: line.path.clone(),
+            extents: Extents::default(),
+            after: Duration::ZERO,
+        })
+    };
+    ours.filter_map(file).collect()
+}
+
+/// What the record says about the layers of `root`, an image or an index. As in the reference, what is not of this
+/// image counts for every layer that has the path.
+pub(crate) async fn of_image(
+    lines: Vec<Line>,
+    endpoint: &Endpoint,
+    root: &Manifest,
+) -> Result<Priorities, Failure> {
+    let mut images = HashMap::new();
+    for digest in lines
+        .iter()
+        .filter_map(|line| line.manifest_digest.as_ref())
+    {
+        if !images.contains_key(digest) {
+            images.insert(digest.clone(), layers(digest, endpoint, root).await?);
+        }
+    }
+    let files = lines.into_iter().map(|line| {
+        let layers = line.manifest_digest.and_then(|digest| images.get(&digest));
+        let layer = layers
+            .zip(line.layer_index)
+            .and_then(|(layers, index)| layers.get(index))
+            .cloned();
+        Priority {
+            path: line.path.into_bytes(),
+            layer,
+        }
+    });
+    Ok(Priorities::new(files.collect()))
+}
+
+/// The layers of the image with this digest, if it is `root` or one of its children.
+async fn layers(
+    digest: &Digest,
+    endpoint: &Endpoint,
+    root: &Manifest,
+) -> Result<Vec<Digest>, Failure> {
+    let manifest = if *digest == root.digest {
+        root.clone()
+    } else if is_index(root)
+        && parse::<Index>(root)?
+            .manifests
+            .iter()
+            .any(|child| child.digest == *digest)
+    {
+        let what = format!("reading the manifest {digest}");
+        let reference = Reference::Digest(digest.clone());
+        endpoint
+            .source
+            .manifest(&endpoint.repository, &reference)
+            .await
+            .map_err(Failure::when(what))?
+    } else {
+        return Ok(Vec::new());
+    };
+    if is_index(&manifest) {
+        return Ok(Vec::new());
+    }
+    Ok(parse::<ImageManifest>(&manifest)?
+        .layers
+        .into_iter()
+        .map(|layer| layer.digest)
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_the_references() {
+        let digest = Digest::sha256_of(b"");
+        let text = format!(
+            "{{\"path\":\"bin/sh\",\"manifestDigest\":\"{digest}\",\"layerIndex\":0}}\n{{\"path\":\"b\"}}\n"
+        );
+        let [first, second] = &*lines(text.as_bytes()).unwrap() else {
+            panic!("two lines")
+        };
+        assert_eq!(
+            (&*first.path, &first.manifest_digest, first.layer_index),
+            ("bin/sh", &Some(digest.clone()), Some(0))
+        );
+        assert_eq!(
+            (&*second.path, &second.manifest_digest, second.layer_index),
+            ("b", &None, None)
+        );
+        assert_eq!(
+            of_layer([first, second, first].map(Clone::clone).to_vec()),
+            [b"bin/sh".to_vec(), b"b".to_vec()]
+        );
+        let used = of_manifest(&[first.clone(), second.clone()], &digest);
+        assert_eq!(
+            used.iter()
+                .map(|file| (file.layer, &*file.path))
+                .collect::<Vec<_>>(),
+            [(0, "bin/sh")]
+        );
+        assert!(lines(b"").unwrap().is_empty());
+        for wrong in [
+            "{\"path\":1}",
+            "{}",
+            "bin/sh",
+            "{\"path\":\"a\",\"manifestDigest\":\"x\"}",
+        ] {
+            assert!(lines(wrong.as_bytes()).is_err(), "{wrong}");
+        }
+    }
+}

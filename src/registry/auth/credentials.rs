@@ -1,0 +1,181 @@
+//! Who we are to one registry: what the configuration says, else what a caller gave, else what Docker's configuration
+//! says, else nobody.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use reqwest::header::HeaderValue;
+use tokio::sync::Mutex;
+
+use super::Authorization;
+use super::docker_config::DockerConfig;
+use super::given::Given;
+use super::login::{LOGIN_LIFETIME, Login, bearer_header};
+use crate::registry::config::{Secret, UpstreamConfig};
+use crate::registry::error::Error;
+
+/// How many repositories' logins are held; they come from our own files and helpers.
+const MAX_LOGINS: usize = 1024;
+
+#[derive(Debug)]
+enum Origin {
+    Password {
+        user: String,
+        password: Secret,
+    },
+    PasswordFile {
+        user: String,
+        path: PathBuf,
+    },
+    Token(Secret),
+    Docker {
+        config: Arc<DockerConfig>,
+        host: String,
+    },
+}
+
+/// Where one registry's login comes from, and the login while it is new enough.
+#[derive(Debug)]
+pub(in crate::registry) struct Credentials {
+    /// Asked first; `None` where the configuration says who we are.
+    given: Option<Given>,
+    origin: Origin,
+    /// By repository, where it makes a difference.
+    logins: Mutex<HashMap<String, (Instant, Login)>>,
+}
+
+impl Credentials {
+    /// Credentials from an upstream's own configuration, else those given, else from Docker's for `host`.
+    pub(in crate::registry) fn new(
+        upstream: Option<&UpstreamConfig>,
+        docker: Arc<DockerConfig>,
+        host: &str,
+        given: Option<Given>,
+    ) -> Result<Self, Error> {
+        let configured = upstream.map(configured).transpose()?.flatten();
+        let given = given.filter(|_| configured.is_none());
+        let origin = configured.unwrap_or_else(|| Origin::Docker {
+            config: docker,
+            host: host.to_owned(),
+        });
+        Ok(Self {
+            given,
+            origin,
+            logins: Mutex::default(),
+        })
+    }
+
+    /// The configured token, which needs no endpoint.
+    pub(super) fn bearer(&self) -> Result<Option<HeaderValue>, Error> {
+        match &self.origin {
+            Origin::Token(token) => bearer_header(token.expose()).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    pub(super) async fn login(&self, repository: &str) -> Result<Login, Error> {
+        self.login_and_age(repository).await.map(|(login, _)| login)
+    }
+
+    /// The header for a Basic challenge; [`Error::Unauthorized`] for those who have no password.
+    pub(super) async fn basic(&self, repository: &str) -> Result<Authorization, Error> {
+        let (login, is_fresh) = self.login_and_age(repository).await?;
+        let header = login.basic()?.ok_or(Error::Unauthorized)?;
+        Ok(Authorization {
+            header,
+            is_fresh,
+            is_token: false,
+        })
+    }
+
+    /// Makes the next login a new one.
+    pub(super) async fn forget(&self) {
+        self.logins.lock().await.clear();
+        if let Origin::Docker { config, .. } = &self.origin {
+            config.forget().await;
+        }
+    }
+
+    async fn login_and_age(&self, repository: &str) -> Result<(Login, bool), Error> {
+        if let Some(login) = self
+            .given
+            .as_ref()
+            .and_then(|given| given.login(repository))
+        {
+            return Ok((login, true));
+        }
+        let key = self.origin.scope(repository);
+        let mut held = self.logins.lock().await;
+        if let Some((since, login)) = held.get(key)
+            && since.elapsed() < LOGIN_LIFETIME
+        {
+            return Ok((login.clone(), false));
+        }
+        let login = self.origin.login(repository).await?;
+        if held.len() >= MAX_LOGINS {
+            held.clear();
+        }
+        held.insert(key.to_owned(), (Instant::now(), login.clone()));
+        Ok((login, true))
+    }
+}
+
+fn configured(upstream: &UpstreamConfig) -> Result<Option<Origin>, Error> {
+    let password = match (&upstream.password, &upstream.password_file) {
+        (Some(_), Some(_)) => {
+            return Err(Error::Configuration(
+                "password or password_file, not both".to_owned(),
+            ));
+        }
+        (Some(password), None) => Some(Ok(password.clone())),
+        (None, Some(path)) => Some(Err(path.clone())),
+        (None, None) => None,
+    };
+    match (&upstream.username, password, &upstream.token) {
+        (None, None, None) => Ok(None),
+        (None, None, Some(token)) => Ok(Some(Origin::Token(token.clone()))),
+        (Some(user), Some(Ok(password)), None) => Ok(Some(Origin::Password {
+            user: user.clone(),
+            password,
+        })),
+        (Some(user), Some(Err(path)), None) => Ok(Some(Origin::PasswordFile {
+            user: user.clone(),
+            path,
+        })),
+        _ => Err(Error::Configuration(
+            "an upstream takes a username with a password, or a token".to_owned(),
+        )),
+    }
+}
+
+impl Origin {
+    /// What of a repository's name the login depends on.
+    fn scope<'a>(&self, repository: &'a str) -> &'a str {
+        match self {
+            Self::Docker { .. } => repository,
+            Self::Password { .. } | Self::PasswordFile { .. } | Self::Token(_) => "",
+        }
+    }
+
+    async fn login(&self, repository: &str) -> Result<Login, Error> {
+        match self {
+            Self::Token(_) => Ok(Login::Anonymous),
+            Self::Password { user, password } => Ok(Login::Password {
+                user: user.clone(),
+                password: password.clone(),
+            }),
+            Self::PasswordFile { user, path } => {
+                let unreadable =
+                    |error| Error::Configuration(format!("{}: {error}", path.display()));
+                let text = tokio::fs::read_to_string(path).await.map_err(unreadable)?;
+                Ok(Login::Password {
+                    user: user.clone(),
+                    password: Secret::new(text.trim_end_matches(['\r', '\n'])),
+                })
+            }
+            Self::Docker { config, host } => Ok(config.login(host, repository).await),
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! Makes registries from the configuration, or from what containerd's directories of hosts say.
+
+use std::sync::Arc;
+
+use url::{Host as UrlHost, Url};
+
+use super::auth::{Credentials, DockerConfig, Given, Logins};
+use super::client::Registry;
+use super::config::{Config, UpstreamConfig};
+use super::dial::DialRules;
+use super::endpoint::{Endpoint, Place};
+use super::error::Error;
+use super::hosts::{Host, Hosts, Roots};
+use super::http::{Clients, Context, Http};
+use super::proxy::Proxies;
+use super::retry::Retry;
+use super::tls::Tls;
+use super::urls::{HUB_URL, host_of, registry_url};
+use crate::oci::hub::DOCKER_HUB;
+
+/// What all registries are made from and share.
+#[derive(Debug)]
+pub(crate) struct Builder {
+    pub(super) config: Config,
+    pub(super) roots: Roots,
+    clients: Clients,
+    context: Context,
+    proxies: Arc<Proxies>,
+    docker: Arc<DockerConfig>,
+    logins: Option<Logins>,
+}
+
+impl Builder {
+    pub(crate) fn new(config: &Config, logins: Option<Logins>) -> Result<Self, Error> {
+        let docker = DockerConfig::new(
+            config.docker_config.clone(),
+            config.credential_helpers.clone(),
+        );
+        Ok(Self {
+            config: config.clone(),
+            roots: Roots::new(config.certs_dir.as_deref()),
+            clients: Clients::new(config, None)?,
+            context: Context::new(config),
+            proxies: Arc::new(config.proxies()),
+            docker: Arc::new(docker),
+            logins,
+        })
+    }
+
+    /// Whether a host that is not configured is allowed, and names an address at which it may be. Blocks.
+    pub(crate) fn may_dial(&self, name: &str) -> bool {
+        let Ok(url) = self.default_url(name) else {
+            return false;
+        };
+        let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
+            return false;
+        };
+        let is_host = name.contains(['.', ':']) || name == "localhost";
+        let is_allowed = self
+            .config
+            .allow
+            .iter()
+            .any(|pattern| pattern.matches(host, port));
+        let is_named = || self.is_plain_loopback(&url) || self.roots.name(name);
+        is_host && is_allowed && (self.rules().judge(&url).is_ok() || is_named())
+    }
+
+    /// A registry that the configuration names.
+    pub(crate) fn configured(
+        &self,
+        name: &str,
+        upstream: &UpstreamConfig,
+    ) -> Result<Registry, Error> {
+        let url = if upstream.url.is_empty() {
+            default_url(name, "https")?
+        } else {
+            registry_url(&upstream.url)?
+        };
+        let mirrors = upstream
+            .mirrors
+            .iter()
+            .map(|mirror| registry_url(mirror))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut rules = self.rules();
+        [&url]
+            .into_iter()
+            .chain(&mirrors)
+            .for_each(|url| rules.name(url));
+        let clients = match Tls::configured(upstream)? {
+            Some(tls) => Clients::new(&self.config, Some(&tls))?,
+            None => self.clients.clone(),
+        };
+        let http = self.http(
+            clients,
+            rules,
+            mirrors.iter().chain([&url]).cloned().collect(),
+        );
+        let mirror_of = name.contains('.').then(|| name.to_owned());
+        let mirrors = mirrors.iter().map(|mirror| {
+            let place = Place {
+                mirror_of: mirror_of.clone(),
+                is_named: true,
+                ..Place::with_prefix(mirror)
+            };
+            Ok(Endpoint::new(
+                http.clone(),
+                place,
+                self.credentials(None, mirror, None)?,
+            ))
+        });
+        let mirrors = mirrors.collect::<Result<_, Error>>()?;
+        let place = Place {
+            is_named: true,
+            ..Place::with_prefix(&url)
+        };
+        let given = self.given(name, &url, &place);
+        let own = Endpoint::new(
+            http.clone(),
+            place,
+            self.credentials(Some(upstream), &url, given)?,
+        );
+        Ok(Registry::new(mirrors, own, self.retry()))
+    }
+
+    /// A registry by nothing but its name; one that is named somewhere may have a private address.
+    pub(super) fn unconfigured(&self, name: &str, is_named: bool) -> Result<Registry, Error> {
+        let url = self.default_url(name)?;
+        let mut rules = self.rules();
+        if is_named || self.is_plain_loopback(&url) {
+            rules.name(&url);
+        }
+        let http = self.http(self.clients.clone(), rules, Vec::new());
+        let place = Place {
+            is_named: is_named || self.is_server(&url),
+            ..Place::with_prefix(&url)
+        };
+        let given = self.given(name, &url, &place);
+        let own = Endpoint::new(http, place, self.credentials(None, &url, given)?);
+        Ok(Registry::new(Vec::new(), own, self.retry()))
+    }
+
+    /// A registry by its hosts. Whoever writes a host into a file allows its address.
+    pub(super) fn hosted(
+        &self,
+        name: &str,
+        hosts: &Hosts,
+        is_named: bool,
+    ) -> Result<Registry, Error> {
+        let default_url = self.default_url(name)?;
+        let mut rules = self.rules();
+        if is_named || self.is_plain_loopback(&default_url) {
+            rules.name(&default_url);
+        }
+        let all = || hosts.mirrors.iter().chain([&hosts.server]);
+        all()
+            .filter_map(|host| host.url.as_ref())
+            .for_each(|url| rules.name(url));
+        let mirrors = hosts
+            .mirrors
+            .iter()
+            .map(|host| self.host(name, host, (&default_url, is_named), &rules));
+        let mirrors = mirrors.collect::<Result<_, Error>>()?;
+        let own = self.host(name, &hosts.server, (&default_url, is_named), &rules)?;
+        Ok(Registry::new(mirrors, own, self.retry()))
+    }
+
+    fn host(
+        &self,
+        name: &str,
+        host: &Host,
+        (default_url, is_named): (&Url, bool),
+        rules: &DialRules,
+    ) -> Result<Endpoint, Error> {
+        let url = host.url.as_ref().unwrap_or(default_url);
+        let clients = if host.tls.is_plain() {
+            self.clients.clone()
+        } else {
+            Clients::new(&self.config, Some(&host.tls))?
+        };
+        let http = self.http(clients, rules.clone(), vec![url.clone()]);
+        let is_own = host_of(url) == host_of(default_url);
+        let place = Place {
+            root: host.root.clone(),
+            mirror_of: (!is_own).then(|| name.to_owned()),
+            capabilities: host.capabilities,
+            headers: host.headers.clone(),
+            is_named: host.url.is_some() || is_named || self.is_server(url),
+            ..Place::at(url)
+        };
+        let given = if is_own {
+            self.given(name, url, &place)
+        } else {
+            None
+        };
+        Ok(Endpoint::new(
+            http,
+            place,
+            self.credentials(None, url, given)?,
+        ))
+    }
+
+    fn http(&self, clients: Clients, rules: DialRules, given_for: Vec<Url>) -> Http {
+        Http::new(
+            clients,
+            rules,
+            Arc::clone(&self.proxies),
+            given_for,
+            self.context.clone(),
+        )
+    }
+
+    fn rules(&self) -> DialRules {
+        DialRules::new(self.config.allowed_hosts.clone(), self.config.allow_private)
+    }
+
+    fn retry(&self) -> Retry {
+        Retry {
+            attempts: self.config.retries,
+            first_pause: self.config.retry_delay,
+        }
+    }
+
+    fn credentials(
+        &self,
+        upstream: Option<&UpstreamConfig>,
+        url: &Url,
+        given: Option<Given>,
+    ) -> Result<Credentials, Error> {
+        Credentials::new(upstream, Arc::clone(&self.docker), &host_of(url), given)
+    }
+
+    /// What callers know of the registry that is called `name`, in images also by its host.
+    fn given(&self, name: &str, url: &Url, place: &Place) -> Option<Given> {
+        let mut names = vec![name.to_owned(), host_of(url)];
+        names.dedup();
+        Some(Given {
+            logins: self.logins.clone()?,
+            names,
+            prefix: place.prefix.clone(),
+        })
+    }
+
+    fn is_server(&self, url: &Url) -> bool {
+        let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
+            return false;
+        };
+        self.config
+            .servers
+            .iter()
+            .any(|pattern| pattern.matches(host, port))
+    }
+
+    fn is_plain_loopback(&self, url: &Url) -> bool {
+        self.config.plain_http_loopback && is_loopback(url)
+    }
+
+    /// Where a registry is that nothing says more of than its name.
+    fn default_url(&self, name: &str) -> Result<Url, Error> {
+        let url = default_url(name, "https")?;
+        // Port 443 is TLS's wherever it is.
+        let is_plain = self.is_plain_loopback(&url) && !name.ends_with(":443");
+        if is_plain {
+            default_url(name, "http")
+        } else {
+            Ok(url)
+        }
+    }
+}
+
+fn default_url(name: &str, scheme: &str) -> Result<Url, Error> {
+    if name == DOCKER_HUB {
+        return registry_url(HUB_URL);
+    }
+    let url = registry_url(&format!("{scheme}://{name}"))?;
+    let is_bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
+    if is_bare {
+        Ok(url)
+    } else {
+        Err(Error::Configuration(format!("{name:?} is no host")))
+    }
+}
+
+/// As containerd's MatchLocalhost.
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(UrlHost::Domain(name)) => name == "localhost",
+        Some(UrlHost::Ipv4(address)) => address.is_loopback(),
+        Some(UrlHost::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
+}

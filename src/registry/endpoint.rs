@@ -1,0 +1,403 @@
+//! One registry host: requests with the authorization it wants, its refusals as errors.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use reqwest::header::{AUTHORIZATION, HeaderMap};
+use reqwest::{Body, Method, StatusCode};
+use url::Url;
+
+use super::answer::Answer;
+use super::auth::{Authenticator, Authorization, Credentials};
+use super::error::Error;
+use super::health::host_key;
+use super::http::{Fetch, Http, same_origin};
+use super::memory::EndpointId;
+use super::starlift::{PURPOSE_HEADER, Purpose};
+use super::token::Action;
+use super::urls::host_of;
+use crate::oci::Repository;
+
+/// A token known, a challenge, a second one because the token had expired, and one that was momentary.
+const MAX_ROUNDS: usize = 4;
+
+/// What the distribution API is below, nearly everywhere.
+pub(super) const API_ROOT: &str = "/v2";
+
+/// One host that speaks the distribution API.
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    http: Http,
+    place: Place,
+    key: Arc<str>,
+    id: EndpointId,
+    auth: Authenticator,
+    /// Whether its last answer said that it is a Starlift server.
+    is_starlift: AtomicBool,
+}
+
+/// Where the API is, and how it is spoken there.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    /// Scheme, host and port.
+    pub(super) base: Url,
+    /// What the API is below.
+    pub(super) root: String,
+    /// What stands in front of every repository name: empty, or ends with `/`.
+    pub(super) prefix: String,
+    /// The registry that this one is a mirror of, told by `?ns=` as containerd does.
+    pub(super) mirror_of: Option<String>,
+    pub(super) capabilities: Capabilities,
+    /// Sent with every request, and to no other host.
+    pub(super) headers: HeaderMap,
+    /// Whether the configuration names the host, which an image's name alone does not.
+    pub(super) is_named: bool,
+}
+
+/// What a host may be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Capabilities {
+    /// Anything that has a digest.
+    pub(super) pull: bool,
+    /// What a tag names.
+    pub(super) resolve: bool,
+}
+
+impl Capabilities {
+    pub(super) const ALL: Self = Self {
+        pull: true,
+        resolve: true,
+    };
+
+    /// Whether a host that can do this can do all that is wanted.
+    pub(super) fn cover(self, wanted: Self) -> bool {
+        (self.pull || !wanted.pull) && (self.resolve || !wanted.resolve)
+    }
+}
+
+impl Default for Capabilities {
+    fn default() -> Self {
+        Self::ALL
+    }
+}
+
+impl Place {
+    /// The host of `url`, whatever the path.
+    pub(super) fn at(url: &Url) -> Self {
+        let mut base = url.clone();
+        base.set_path("/");
+        base.set_query(None);
+        base.set_fragment(None);
+        Self {
+            base,
+            root: API_ROOT.to_owned(),
+            prefix: String::new(),
+            mirror_of: None,
+            capabilities: Capabilities::ALL,
+            headers: HeaderMap::new(),
+            is_named: false,
+        }
+    }
+
+    /// The host of `url`, its path in front of repository names.
+    pub(super) fn with_prefix(url: &Url) -> Self {
+        let path = url.path().trim_matches('/');
+        let prefix = if path.is_empty() {
+            String::new()
+        } else {
+            format!("{path}/")
+        };
+        Self {
+            prefix,
+            ..Self::at(url)
+        }
+    }
+}
+
+/// A read of something below a repository.
+#[derive(Debug, Clone)]
+pub(super) struct Read<'a> {
+    pub(super) method: Method,
+    pub(super) repository: &'a Repository,
+    /// What follows the repository: `manifests/v1`.
+    pub(super) path: String,
+    pub(super) query: Vec<(&'static str, String)>,
+    pub(super) headers: HeaderMap,
+    /// Told to a Starlift server, and to no other.
+    pub(super) purpose: Option<Purpose>,
+}
+
+impl<'a> Read<'a> {
+    pub(super) fn get(repository: &'a Repository, path: String) -> Self {
+        let (query, headers) = (Vec::new(), HeaderMap::new());
+        Self {
+            method: Method::GET,
+            repository,
+            path,
+            query,
+            headers,
+            purpose: None,
+        }
+    }
+
+    pub(super) fn head(repository: &'a Repository, path: String) -> Self {
+        Self {
+            method: Method::HEAD,
+            ..Self::get(repository, path)
+        }
+    }
+}
+
+impl Endpoint {
+    pub(super) fn new(http: Http, place: Place, credentials: Credentials) -> Self {
+        let memory = Arc::clone(&http.context().memory);
+        let id = memory.endpoint();
+        let auth = Authenticator::new(http.clone(), place.base.clone(), credentials, memory, id);
+        let key = host_key(&place.base);
+        Self {
+            http,
+            place,
+            key,
+            id,
+            auth,
+            is_starlift: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether it is a Starlift server: the configuration names the host, and its answers say so.
+    pub(super) fn is_starlift(&self) -> bool {
+        self.place.is_named && self.is_starlift.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn id(&self) -> EndpointId {
+        self.id
+    }
+
+    /// The tags of a repository, where they were gathered a moment ago.
+    pub(super) async fn gathered_tags(&self, repository: &Repository) -> Option<Arc<Vec<String>>> {
+        self.http
+            .context()
+            .memory
+            .tags
+            .get(&(self.id, repository.clone()))
+            .await
+    }
+
+    pub(super) async fn remember_tags(&self, repository: &Repository, tags: Arc<Vec<String>>) {
+        self.http
+            .context()
+            .memory
+            .tags
+            .insert((self.id, repository.clone()), tags)
+            .await;
+    }
+
+    /// What the host is remembered by.
+    pub(super) fn key(&self) -> &Arc<str> {
+        &self.key
+    }
+
+    /// `host[:port]`.
+    pub(super) fn host(&self) -> String {
+        host_of(&self.place.base)
+    }
+
+    pub(super) fn http(&self) -> &Http {
+        &self.http
+    }
+
+    pub(super) fn can(&self, wanted: Capabilities) -> bool {
+        self.place.capabilities.cover(wanted)
+    }
+
+    fn name_of(&self, repository: &Repository) -> String {
+        format!("{}{repository}", self.place.prefix)
+    }
+
+    /// What goes to this host alone.
+    fn secrets(&self, authorization: Option<&Authorization>) -> HeaderMap {
+        let mut headers = self.place.headers.clone();
+        if let Some(authorization) = authorization {
+            headers.insert(AUTHORIZATION, authorization.header.clone());
+        }
+        headers
+    }
+
+    fn url(&self, repository: &Repository, path: &str) -> Url {
+        let mut url = self.place.base.clone();
+        url.set_path(&format!(
+            "{}/{}/{path}",
+            self.place.root,
+            self.name_of(repository)
+        ));
+        if let Some(name) = &self.place.mirror_of {
+            url.query_pairs_mut().append_pair("ns", name);
+        }
+        url
+    }
+
+    /// Reads, logging in where the registry wants it. An answer that is no success is an error.
+    pub(super) async fn read(&self, read: &Read<'_>) -> Result<Answer, Error> {
+        let mut url = self.url(read.repository, &read.path);
+        for (name, value) in &read.query {
+            url.query_pairs_mut().append_pair(name, value);
+        }
+        self.read_url(read, url).await
+    }
+
+    /// Reads a link that the registry gave; one to another host is refused.
+    pub(super) async fn follow(&self, read: &Read<'_>, link: &Url) -> Result<Answer, Error> {
+        let elsewhere = || Error::Malformed("a link leads to another host".to_owned());
+        self.read_url(read, linked(&self.place.base, link).ok_or_else(elsewhere)?)
+            .await
+    }
+
+    async fn read_url(&self, read: &Read<'_>, url: Url) -> Result<Answer, Error> {
+        let name = self.name_of(read.repository);
+        let mut authorization = self.auth.known(&name, Action::Pull).await?;
+        let mut is_second_chance = false;
+        for _ in 0..MAX_ROUNDS {
+            let mut secrets = self.secrets(authorization.as_ref());
+            if let Some(purpose) = read.purpose.filter(|_| self.is_starlift()) {
+                secrets.insert(PURPOSE_HEADER, purpose.header());
+            }
+            let (method, headers) = (read.method.clone(), read.headers.clone());
+            let answer = self
+                .http
+                .fetch(&Fetch {
+                    method,
+                    url: url.clone(),
+                    headers,
+                    secrets,
+                })
+                .await?;
+            self.is_starlift
+                .store(answer.is_starlift, Ordering::Relaxed);
+            let is_challenge = answer.status() == StatusCode::UNAUTHORIZED && answer.is_own;
+            let is_refusal = matches!(
+                answer.status(),
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
+            );
+            if is_challenge && !authorization.as_ref().is_some_and(|sent| sent.is_fresh) {
+                let headers = answer.headers();
+                authorization = Some(
+                    self.auth
+                        .after_refusal(headers, &name, Action::Pull, authorization.as_ref())
+                        .await?,
+                );
+                continue;
+            }
+            // Replicas that do not know a new token yet, and stores that do not know a new grant, refuse for a moment.
+            let may_be_momentary = answer.status() == StatusCode::FORBIDDEN
+                || authorization.as_ref().is_some_and(|sent| sent.is_token);
+            if !is_refusal || is_second_chance || !may_be_momentary {
+                return answer.accepted();
+            }
+            is_second_chance = true;
+            tokio::time::sleep(self.http.context().pause).await;
+            authorization = self.auth.renewed(&name, Action::Pull).await?;
+        }
+        Err(Error::Unauthorized)
+    }
+
+    /// Writes, logging in first where the registry wants it: `make_body` is called once for each time it is sent.
+    pub(super) async fn write(
+        &self,
+        method: Method,
+        repository: &Repository,
+        url: Option<Url>,
+        path: &str,
+        headers: HeaderMap,
+        make_body: impl FnMut() -> Option<Body>,
+    ) -> Result<Answer, Error> {
+        let url = url.unwrap_or_else(|| self.url(repository, path));
+        self.send(Action::Push, method, repository, url, headers, make_body)
+            .await
+    }
+
+    /// Asks for something that is outside the distribution API, as whoever may read the repository.
+    pub(super) async fn call(
+        &self,
+        method: Method,
+        repository: &Repository,
+        path: &str,
+        query: &[(&str, &str)],
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<Answer, Error> {
+        let mut url = self.place.base.clone();
+        url.set_path(path);
+        url.query_pairs_mut().extend_pairs(query);
+        self.send(Action::Pull, method, repository, url, headers, || {
+            Some(body.clone().into())
+        })
+        .await
+    }
+
+    async fn send(
+        &self,
+        action: Action,
+        method: Method,
+        repository: &Repository,
+        url: Url,
+        headers: HeaderMap,
+        mut make_body: impl FnMut() -> Option<Body>,
+    ) -> Result<Answer, Error> {
+        let name = self.name_of(repository);
+        let mut authorization = self.auth.known(&name, action).await?;
+        for _ in 0..MAX_ROUNDS {
+            // A body that can be sent but once is gone after a refusal.
+            let body = make_body().ok_or(Error::Unauthorized)?;
+            let mut headers = headers.clone();
+            if same_origin(&url, &self.place.base) {
+                headers.extend(self.secrets(authorization.as_ref()));
+            }
+            let answer = self
+                .http
+                .send(method.clone(), url.clone(), headers, body)
+                .await?;
+            if answer.status() != StatusCode::UNAUTHORIZED {
+                return answer.accepted();
+            }
+            let headers = answer.headers();
+            authorization = Some(
+                self.auth
+                    .after_refusal(headers, &name, action, authorization.as_ref())
+                    .await?,
+            );
+        }
+        Err(Error::Unauthorized)
+    }
+}
+
+/// Where a link of the registry at `base` leads: a registry behind a proxy often does not know its own scheme and port.
+fn linked(base: &Url, link: &Url) -> Option<Url> {
+    let mut url = base.clone();
+    url.set_path(link.path());
+    url.set_query(link.query());
+    (link.host_str() == base.host_str()).then_some(url)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_stay_with_the_registry() {
+        let linked = |link: &str| {
+            linked(
+                &"https://a.example/".parse().unwrap(),
+                &link.parse().unwrap(),
+            )
+        };
+        for link in [
+            "https://a.example/v2/x?n=1",
+            "http://a.example/v2/x?n=1",
+            "https://a.example:8443/v2/x?n=1",
+        ] {
+            assert_eq!(linked(link).unwrap().as_str(), "https://a.example/v2/x?n=1");
+        }
+        assert_eq!(linked("https://b.example/v2/x"), None);
+    }
+}

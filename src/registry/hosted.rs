@@ -1,0 +1,84 @@
+//! A registry that our configuration does not name, as the directories of hosts say, looked at again from time to time.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::Mutex;
+
+use super::hosts::{Consulted, HostsLookup};
+use crate::registry::builder::Builder;
+use crate::registry::client::Registry;
+use crate::registry::error::Error;
+
+/// A registry that may change its hosts and certificates while it is read from.
+#[derive(Debug)]
+pub(crate) struct Hosted {
+    name: String,
+    builder: Arc<Builder>,
+    held: Mutex<Option<HeldRegistry>>,
+}
+
+#[derive(Debug)]
+struct HeldRegistry {
+    registry: Arc<Registry>,
+    consulted: Consulted,
+    looked: Instant,
+}
+
+impl Hosted {
+    pub(crate) fn new(name: String, builder: Arc<Builder>) -> Self {
+        Self {
+            name,
+            builder,
+            held: Mutex::default(),
+        }
+    }
+
+    /// The registry as it is now, or was a moment ago.
+    pub(crate) async fn registry(self: &Arc<Self>) -> Result<Arc<Registry>, Error> {
+        let mut held = self.held.lock().await;
+        if let Some(held) = &*held
+            && held.looked.elapsed() < self.builder.config.certs_interval
+        {
+            return Ok(Arc::clone(&held.registry));
+        }
+        let hosted = Arc::clone(self);
+        let before = held.take();
+        let renewed = tokio::task::spawn_blocking(move || hosted.renewed(before)).await;
+        let renewed = renewed.map_err(|error| Error::Unavailable(error.to_string()))??;
+        Ok(Arc::clone(&held.insert(renewed).registry))
+    }
+
+    /// Blocks.
+    fn renewed(&self, before: Option<HeldRegistry>) -> Result<HeldRegistry, Error> {
+        let looked = Instant::now();
+        if let Some(before) = before
+            && before.consulted.is_unchanged()
+        {
+            return Ok(HeldRegistry { looked, ..before });
+        }
+        let found = self.builder.roots.find(&self.name);
+        let registry = Arc::new(self.build(&found)?);
+        Ok(HeldRegistry {
+            registry,
+            consulted: found.consulted,
+            looked,
+        })
+    }
+
+    /// A directory that is of no use is as good as none, once that is told.
+    fn build(&self, found: &HostsLookup) -> Result<Registry, Error> {
+        let useless = |error: &dyn std::error::Error| {
+            tracing::error!(host = self.name, %error, "its directory of hosts and certificates is passed over");
+        };
+        match &found.hosts {
+            Some(Ok(hosts)) => match self.builder.hosted(&self.name, hosts, found.is_own) {
+                Ok(registry) => return Ok(registry),
+                Err(error) => useless(&error),
+            },
+            Some(Err(problem)) => useless(problem),
+            None => {}
+        }
+        self.builder.unconfigured(&self.name, found.is_own)
+    }
+}

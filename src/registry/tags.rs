@@ -1,0 +1,213 @@
+//! Lists of tags. Where the upstream pages as the specification says, one page is passed on; where it names its pages
+//! in its own way, or knows no pages or no order, all of them are gathered and cut here.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use url::Url;
+
+use super::endpoint::{Endpoint, Read};
+use super::error::{Error, excerpt};
+use super::headers::next_link;
+use crate::oci::Repository;
+
+/// Docker Hub lists up to 10,000 tags in one answer.
+const MAX_ANSWER: u64 = 4 << 20;
+/// A registry that names pages by tokens gives 50 or 100 tags on each.
+const MAX_PAGES: usize = 500;
+/// Of all pages together: 100,000 tags of the longest kind.
+const MAX_BYTES: u64 = 16 << 20;
+/// The longest tag (distribution-spec, "Pulling manifests").
+const MAX_TAG: usize = 128;
+/// As many as a page has when nobody says how many.
+const DEFAULT_PAGE: usize = 1000;
+
+/// A page of tags.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tags {
+    pub tags: Vec<String>,
+    /// Whether there are more behind the last.
+    pub more: bool,
+}
+
+/// One answer.
+struct Page {
+    tags: Vec<String>,
+    next: Option<Url>,
+    bytes: u64,
+}
+
+/// At most `n` tags behind `last`.
+pub(super) async fn tags(
+    endpoint: &Endpoint,
+    repository: &Repository,
+    n: Option<usize>,
+    last: Option<&str>,
+) -> Result<Tags, Error> {
+    // Whoever asks for what lies behind a tag was given what lies before it, from this list.
+    if last.is_some()
+        && let Some(gathered) = endpoint.gathered_tags(repository).await
+    {
+        return Ok(cut(&gathered, n, last));
+    }
+    let mut read = Read::get(repository, "tags/list".to_owned());
+    read.query.extend(n.map(|n| ("n", n.to_string())));
+    read.query
+        .extend(last.map(|last| ("last", last.to_owned())));
+    let first = page(endpoint.read(&read).await?).await?;
+    if first.is_as_asked(n, last) {
+        return Ok(Tags {
+            tags: first.tags,
+            more: first.next.is_some(),
+        });
+    }
+    let all = Arc::new(gather(endpoint, &read, first).await?);
+    if !all.is_empty() {
+        endpoint.remember_tags(repository, Arc::clone(&all)).await;
+    }
+    Ok(cut(&all, n, last))
+}
+
+/// All tags from `first` on, in order.
+async fn gather(endpoint: &Endpoint, read: &Read<'_>, first: Page) -> Result<Vec<String>, Error> {
+    let Page {
+        mut tags,
+        mut next,
+        mut bytes,
+    } = first;
+    for _ in 1..MAX_PAGES {
+        let Some(link) = next.take() else { break };
+        let found = page(endpoint.follow(read, &link).await?).await?;
+        bytes += found.bytes;
+        tags.extend(found.tags);
+        next = found.next.filter(|next| *next != link);
+        if bytes > MAX_BYTES {
+            return Err(Error::TooLarge { limit: MAX_BYTES });
+        }
+    }
+    if next.is_some() {
+        return Err(Error::Malformed(format!(
+            "more than {MAX_PAGES} pages of tags"
+        )));
+    }
+    tags.sort_unstable();
+    tags.dedup();
+    Ok(tags)
+}
+
+async fn page(answer: super::answer::Answer) -> Result<Page, Error> {
+    let next = next_link(answer.headers()).and_then(|link| answer.url.join(&link).ok());
+    let document = answer.document(MAX_ANSWER).await?;
+    let bytes = document.bytes.clone();
+    let parsed = tokio::task::spawn_blocking(move || parse(&bytes)).await;
+    let tags = parsed.map_err(|error| Error::Unavailable(error.to_string()))??;
+    Ok(Page {
+        tags,
+        next,
+        bytes: document.bytes.len() as u64,
+    })
+}
+
+/// The tags of an answer; what is no tag is left out.
+fn parse(bytes: &[u8]) -> Result<Vec<String>, Error> {
+    #[derive(Deserialize)]
+    struct List<'a> {
+        #[serde(borrow, default)]
+        tags: Option<Vec<&'a RawValue>>,
+    }
+    let list: List<'_> = serde_json::from_slice(bytes)
+        .map_err(|error| Error::Malformed(excerpt(&error.to_string())))?;
+    let tags = list.tags.unwrap_or_default().into_iter();
+    let short = tags.filter(|raw| raw.get().len() <= MAX_TAG + 2);
+    Ok(short
+        .filter_map(|raw| serde_json::from_str::<String>(raw.get()).ok())
+        .filter(|tag| !tag.is_empty())
+        .collect())
+}
+
+impl Page {
+    /// Whether the page is the one that was asked for, in order, and the next is named by its last tag.
+    fn is_as_asked(&self, n: Option<usize>, last: Option<&str>) -> bool {
+        let is_behind =
+            last.is_none_or(|last| self.tags.first().is_none_or(|first| first.as_str() > last));
+        let is_short = n.is_none_or(|n| self.tags.len() <= n);
+        let goes_on = self.next.as_ref().is_none_or(|next| {
+            let named = next
+                .query_pairs()
+                .find(|(name, _)| name == "last")
+                .map(|(_, tag)| tag.into_owned());
+            named.is_some() && named.as_ref() == self.tags.last()
+        });
+        is_behind && is_short && goes_on && self.tags.is_sorted()
+    }
+}
+
+/// At most `n` of the tags behind `last`.
+fn cut(tags: &[String], n: Option<usize>, last: Option<&str>) -> Tags {
+    let start = last.map_or(0, |last| tags.partition_point(|tag| tag.as_str() <= last));
+    let rest = tags.get(start..).unwrap_or_default();
+    let page = rest.get(..n.unwrap_or(DEFAULT_PAGE)).unwrap_or(rest);
+    Tags {
+        tags: page.to_vec(),
+        more: page.len() < rest.len(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page_of(tags: &[&str], next: Option<&str>) -> Page {
+        let next = next.map(|next| format!("http://a/v2/x/tags/list?{next}").parse().unwrap());
+        Page {
+            tags: tags.iter().map(|&tag| tag.to_owned()).collect(),
+            next,
+            bytes: 0,
+        }
+    }
+
+    #[test]
+    fn a_page_is_passed_on_if_it_is_the_one_that_was_asked_for() {
+        for (tags, next, n, last, is_as_asked) in [
+            (&["a", "b"][..], None, None, None, true),
+            (&["a", "b"], Some("n=2&last=b"), Some(2), None, true),
+            (&["c", "d"], None, Some(2), Some("b"), true),
+            (&[], None, Some(2), Some("b"), true),
+            (&["a", "b"], Some("n=2&next_page=x"), Some(2), None, false),
+            (&["a", "b"], Some("n=2&last=opaque"), Some(2), None, false),
+            (&["a", "b", "c"], None, Some(2), None, false),
+            (&["a", "b"], None, Some(2), Some("a"), false),
+            (&["b", "a"], None, None, None, false),
+        ] {
+            assert_eq!(
+                page_of(tags, next).is_as_asked(n, last),
+                is_as_asked,
+                "{tags:?} {next:?} {n:?} {last:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn pages_are_cut_behind_the_last_tag() {
+        let tags = ["a", "b", "d"].map(str::to_owned);
+        let cut = |n, last| {
+            let Tags { tags, more } = cut(&tags, n, last);
+            (tags.concat(), more)
+        };
+        assert_eq!(cut(Some(2), None), ("ab".to_owned(), true));
+        assert_eq!(cut(Some(2), Some("b")), ("d".to_owned(), false));
+        assert_eq!(cut(Some(1), Some("a")), ("b".to_owned(), true));
+        assert_eq!(cut(None, Some("c")), ("d".to_owned(), false));
+        assert_eq!(cut(Some(5), Some("z")), (String::new(), false));
+    }
+
+    #[test]
+    fn what_is_no_tag_is_left_out() {
+        let long = "x".repeat(MAX_TAG + 1);
+        let list = format!(r#"{{"name":"a","tags":["b",null,7,["c"],"{long}","","a"]}}"#);
+        assert_eq!(parse(list.as_bytes()).unwrap(), ["b", "a"]);
+        assert!(parse(br#"{"tags":null}"#).unwrap().is_empty());
+        assert!(parse(b"<html>").is_err());
+    }
+}

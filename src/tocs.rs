@@ -1,0 +1,252 @@
+//! The TOCs of the layers we hold, and the content of single files in them.
+//!
+//! ```text
+//! stored blob ─ last bytes ▶ Footer ─ toc_range ▶ UnverifiedToc ─ verify(the record's digest) ▶ Toc ─ chunk ▶ content
+//! ```
+//! For what is asked about stored layers after their conversion; the conversion itself reads none.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use estargz::chunk::ChunkError;
+use estargz::digest::ParseDigestError;
+use estargz::footer::{self, FooterError};
+use estargz::toc::{Limits, Node, TocError};
+use estargz::{Chunk, Footer, Toc, UnverifiedToc};
+use futures::TryStreamExt as _;
+use moka::future::Cache;
+
+use crate::budget::{Budget, Full};
+use crate::layers::digest::to_format;
+use crate::oci::Digest;
+use crate::store::records::ConvertedLayer;
+use crate::store::{self, Key, LayerOutcome, Object, Store};
+
+/// The memory for TOCs, in bytes: those of some twenty layers of ten thousand files.
+const TOC_BYTES: u64 = 64 << 20;
+/// What a node takes in a packed TOC, its name and the text of it counted in.
+const BYTES_OF_NODE: usize = 160;
+/// What a chunk takes in a packed TOC.
+const BYTES_OF_CHUNK: usize = 80;
+
+/// TOCs that are being read, compressed and unpacked: one of the largest, or many of the usual ones.
+const READING_BYTES: u64 = 256 << 20;
+/// What a byte of a compressed TOC becomes while it is read: six bytes of JSON, as much again once it is packed.
+const BYTES_OF_SECTION_BYTE: u64 = 12;
+/// How long a TOC waits to be read.
+const READ_WITHIN: Duration = Duration::from_secs(30);
+
+/// Reads stored layers file by file; clones share the memory.
+#[derive(Debug, Clone)]
+pub struct Tocs {
+    store: Store,
+    tocs: Cache<Digest, Arc<Toc>>,
+    reading: Budget,
+}
+
+/// Why a stored layer cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unreadable {
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error("{0} is not in the store")]
+    Absent(Digest),
+    #[error("its footer")]
+    Footer(#[from] FooterError),
+    #[error("its TOC")]
+    Toc(#[from] TocError),
+    #[error("its TOC's digest")]
+    Digest(#[from] ParseDigestError),
+    #[error("its TOC is a blob of its own, which the record does not name")]
+    NoExternalToc,
+    #[error("one of its chunks")]
+    Chunk(#[from] ChunkError),
+    #[error("too many TOCs are being read")]
+    Busy(#[from] Full),
+    #[error("the reading broke off")]
+    BrokenOff(#[from] tokio::task::JoinError),
+}
+
+/// Why nothing is known of a stored layer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error("the stored layer {digest} cannot be read")]
+    Unreadable {
+        digest: Digest,
+        #[source]
+        source: Arc<Unreadable>,
+    },
+}
+
+impl Tocs {
+    /// Over the layers of `store`.
+    pub fn new(store: Store) -> Self {
+        let weight = |_: &Digest, toc: &Arc<Toc>| {
+            let bytes = toc.len() * BYTES_OF_NODE + toc.chunk_count() * BYTES_OF_CHUNK;
+            u32::try_from(bytes).unwrap_or(u32::MAX)
+        };
+        let tocs = Cache::builder()
+            .max_capacity(TOC_BYTES)
+            .weigher(weight)
+            .build();
+        Self {
+            store,
+            tocs,
+            reading: Budget::new("TOCs being read", READING_BYTES),
+        }
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The record of the converted layer whose blob has this digest; `None` for everything else.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn layer(&self, blob: &Digest) -> Result<Option<ConvertedLayer>, Error> {
+        let Some(Object {
+            key: Key::Layer { generation, source },
+            ..
+        }) = self.store.find(blob).await?
+        else {
+            return Ok(None);
+        };
+        Ok(
+            match self
+                .store
+                .layer(&generation, &source)
+                .await?
+                .map(|record| record.outcome)
+            {
+                Some(LayerOutcome::Converted(layer)) if layer.digest == *blob => Some(layer),
+                _ => None,
+            },
+        )
+    }
+
+    /// The TOC of a converted layer; read once however many ask, and remembered for a while.
+    ///
+    /// # Errors
+    /// When the layer is not in the store, or does not have the TOC that its record says.
+    pub async fn toc(&self, layer: &ConvertedLayer) -> Result<Arc<Toc>, Error> {
+        let toc = self
+            .tocs
+            .try_get_with(layer.digest.clone(), self.open(layer))
+            .await;
+        toc.map_err(|source| self.unreadable(layer, source))
+    }
+
+    /// The content of a chunk of the layer; it has the digest that the TOC says.
+    ///
+    /// # Errors
+    /// When the store or the blob's bytes do not have it.
+    pub async fn chunk(&self, layer: &ConvertedLayer, chunk: Chunk) -> Result<Vec<u8>, Error> {
+        self.decoded(layer, chunk)
+            .await
+            .map_err(|source| self.unreadable(layer, source))
+    }
+
+    /// The bytes `range` of a regular file of the layer, less where the file ends before.
+    ///
+    /// Whole chunks are read and held: the caller bounds the range.
+    ///
+    /// # Errors
+    /// As [`chunk`](Self::chunk).
+    pub async fn read(
+        &self,
+        layer: &ConvertedLayer,
+        file: Node<'_>,
+        range: Range<u64>,
+    ) -> Result<Vec<u8>, Error> {
+        let range = range.start..range.end.min(file.size());
+        let mut content = Vec::new();
+        for chunk in file.chunks() {
+            let whole = chunk.file_offset..chunk.file_offset + chunk.size;
+            if whole.end <= range.start || whole.start >= range.end {
+                continue;
+            }
+            let bytes = self.chunk(layer, chunk).await?;
+            let within = |offset: u64| usize::try_from(offset - whole.start).unwrap_or(usize::MAX);
+            let wanted = within(range.start.max(whole.start))..within(range.end.min(whole.end));
+            content.extend_from_slice(bytes.get(wanted).unwrap_or_default());
+        }
+        Ok(content)
+    }
+
+    async fn open(&self, layer: &ConvertedLayer) -> Result<Arc<Toc>, Unreadable> {
+        let object = self.find(&layer.digest).await?;
+        let tail = self.bytes(&object, footer::tail_range(object.size)).await?;
+        let footer = Footer::parse(&tail, object.size)?;
+        let external = match &layer.external_toc {
+            Some(toc) => Some(self.find(toc).await?),
+            None => None,
+        };
+        let length = match (footer.toc_range(), &external) {
+            (Some(range), _) => range.end - range.start,
+            (None, Some(toc)) => toc.size,
+            (None, None) => return Err(Unreadable::NoExternalToc),
+        };
+        let weight = length
+            .saturating_mul(BYTES_OF_SECTION_BYTE)
+            .min(READING_BYTES);
+        let _weight = self.reading.take_within(weight, READ_WITHIN).await?;
+        let section = match (footer.toc_range(), &external) {
+            (Some(range), _) => self.bytes(&object, range).await?,
+            (None, Some(toc)) => self.store.read_all(toc).await?,
+            (None, None) => return Err(Unreadable::NoExternalToc),
+        };
+        let expected = to_format(&layer.toc_digest)?;
+        // A large TOC takes a second.
+        let parse =
+            move || UnverifiedToc::parse(&section, &footer, &Limits::default())?.verify(&expected);
+        Ok(Arc::new(tokio::task::spawn_blocking(parse).await??))
+    }
+
+    async fn decoded(&self, layer: &ConvertedLayer, chunk: Chunk) -> Result<Vec<u8>, Unreadable> {
+        let object = self.find(&layer.digest).await?;
+        let member = self.bytes(&object, chunk.range.clone()).await?;
+        Ok(tokio::task::spawn_blocking(move || chunk.decode(&member)).await??)
+    }
+
+    /// The failure to read a layer. Bytes that make no sense are a sign of damage: the whole layer is checked.
+    fn unreadable(&self, layer: &ConvertedLayer, source: impl Into<Arc<Unreadable>>) -> Error {
+        let source = source.into();
+        if matches!(
+            *source,
+            Unreadable::Footer(_) | Unreadable::Toc(_) | Unreadable::Chunk(_)
+        ) {
+            self.store.suspect(&layer.digest);
+        }
+        Error::Unreadable {
+            digest: layer.digest.clone(),
+            source,
+        }
+    }
+
+    async fn find(&self, digest: &Digest) -> Result<Object, Unreadable> {
+        self.store
+            .find(digest)
+            .await?
+            .ok_or_else(|| Unreadable::Absent(digest.clone()))
+    }
+
+    async fn bytes(&self, object: &Object, range: Range<u64>) -> Result<Bytes, Unreadable> {
+        let mut pieces: Vec<Bytes> = self.store.read(object, range).await?.try_collect().await?;
+        match pieces.pop() {
+            Some(whole) if pieces.is_empty() => Ok(whole),
+            last => Ok(pieces
+                .into_iter()
+                .chain(last)
+                .collect::<Vec<_>>()
+                .concat()
+                .into()),
+        }
+    }
+}

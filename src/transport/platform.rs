@@ -1,0 +1,157 @@
+//! Which child of an index is taken: containerd's choice for a platform (`platforms/compare.go`, `Only`).
+
+use std::collections::BTreeSet;
+
+use super::document::parse;
+use crate::failure::Failure;
+use crate::oci::manifest::{DescriptorPlatform, Index};
+use crate::oci::{Descriptor, Manifest, Platform};
+
+/// The image of `index` for a platform.
+pub(crate) fn child_of(index: &Manifest, wanted: &Platform) -> Result<Descriptor, Failure> {
+    let children = parse::<Index>(index)?.manifests;
+    choose(&children, wanted).cloned().ok_or_else(|| {
+        let platforms = children.iter().filter_map(|child| child.platform.as_ref());
+        let offered: BTreeSet<_> = platforms.map(DescriptorPlatform::to_platform).collect();
+        let offered = offered
+            .iter()
+            .map(Platform::to_string)
+            .collect::<Vec<_>>()
+            .join(", ");
+        Failure::new(format!(
+            "the image has nothing for {wanted}, but for {offered}"
+        ))
+    })
+}
+
+/// The child that containerd would take on a machine of this platform: the closest one, then one of no platform.
+fn choose<'a>(children: &'a [Descriptor], wanted: &Platform) -> Option<&'a Descriptor> {
+    let platform = |child: &Descriptor| {
+        child
+            .platform
+            .as_ref()
+            .map(|p| normalised(&DescriptorPlatform::to_platform(p)))
+    };
+    let closest = runnable(wanted).into_iter().find_map(|taken| {
+        children
+            .iter()
+            .find(|child| platform(child).as_ref() == Some(&taken))
+    });
+    closest.or_else(|| children.iter().find(|child| child.platform.is_none()))
+}
+
+/// All platforms whose programs run on this one, the best first.
+fn runnable(platform: &Platform) -> Vec<Platform> {
+    let first = normalised(platform);
+    let like = |architecture: &str, variant: Option<String>| Platform {
+        os: first.os.clone(),
+        architecture: architecture.to_owned(),
+        variant,
+    };
+    let level = first
+        .variant
+        .as_deref()
+        .and_then(|variant| variant.strip_prefix('v')?.parse::<u8>().ok());
+    let below = |level: u8, lowest: u8| (lowest..level).rev().map(|level| format!("v{level}"));
+    let mut others = Vec::new();
+    match first.architecture.as_str() {
+        "amd64" => {
+            others.extend(
+                below(level.unwrap_or(1), 1)
+                    .map(|variant| normalised(&like("amd64", Some(variant)))),
+            );
+            others.push(like("386", None));
+        }
+        "arm" => {
+            others.extend(below(level.unwrap_or(5), 5).map(|variant| like("arm", Some(variant))))
+        }
+        "arm64" => others
+            .extend(below(level.unwrap_or(8) + 1, 5).map(|variant| like("arm", Some(variant)))),
+        _ => {}
+    }
+    std::iter::once(first).chain(others).collect()
+}
+
+/// The one spelling of a platform that has several.
+fn normalised(platform: &Platform) -> Platform {
+    let variant = match (platform.architecture.as_str(), platform.variant.as_deref()) {
+        ("amd64", Some("v1")) | ("arm64", Some("v8" | "8")) | (_, Some("")) => None,
+        ("arm", None) => Some("v7".to_owned()),
+        (_, variant) => variant.map(str::to_owned),
+    };
+    Platform {
+        variant,
+        ..platform.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::Digest;
+
+    /// The platform of the child that is taken from those offered, `-` being one without.
+    fn taken(offered: &[&str], wanted: &str) -> Option<String> {
+        let children: Vec<Descriptor> = offered.iter().map(|text| child(text)).collect();
+        let child = choose(&children, &wanted.parse().unwrap())?;
+        Some(child.platform.as_ref().map_or("-".to_owned(), |platform| {
+            platform.to_platform().to_string()
+        }))
+    }
+
+    fn child(platform: &str) -> Descriptor {
+        let mut text = serde_json::json!({"mediaType": "a", "digest": Digest::sha256_of(platform.as_bytes()), "size": 1});
+        if let Ok(platform) = platform.parse::<Platform>() {
+            text["platform"] =
+                serde_json::json!({"os": platform.os, "architecture": platform.architecture});
+            if let Some(variant) = platform.variant {
+                text["platform"]["variant"] = variant.into();
+            }
+        }
+        serde_json::from_value(text).unwrap()
+    }
+
+    #[test]
+    fn the_closest_is_taken_whatever_its_place() {
+        for (offered, wanted, expected) in [
+            (
+                &["linux/arm64", "linux/386", "linux/amd64"][..],
+                "linux/amd64",
+                "linux/amd64",
+            ),
+            (
+                &["linux/amd64/v3", "linux/amd64/v1"],
+                "linux/amd64",
+                "linux/amd64/v1",
+            ),
+            (
+                &["linux/amd64", "linux/amd64/v2"],
+                "linux/amd64/v3",
+                "linux/amd64/v2",
+            ),
+            (&["linux/386"], "linux/amd64", "linux/386"),
+            (
+                &["linux/arm/v5", "linux/arm/v6"],
+                "linux/arm",
+                "linux/arm/v6",
+            ),
+            (
+                &["linux/arm/v7", "linux/arm64/v8"],
+                "linux/arm64",
+                "linux/arm64/v8",
+            ),
+            (&["linux/arm/v7"], "linux/arm64", "linux/arm/v7"),
+            (&["-", "linux/s390x"], "linux/amd64", "-"),
+        ] {
+            assert_eq!(
+                taken(offered, wanted).as_deref(),
+                Some(expected),
+                "{wanted} of {offered:?}"
+            );
+        }
+        assert_eq!(
+            taken(&["windows/amd64", "linux/amd64/v3"], "linux/amd64"),
+            None
+        );
+    }
+}
