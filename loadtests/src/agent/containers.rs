@@ -116,7 +116,7 @@ fn contests(contestants: usize) -> Vec<Contest> {
         })
     };
     let mut contests = Vec::new();
-    for (image, note) in [(TREE, ""), (TREE_WITH_XATTR, ", a layer has attributes")] {
+    for (image, note) in [(TREE, ""), (TREE_WITH_XATTR, ", xattrs")] {
         contests.extend(both(&format!("walk{note}"), image, Work::Script(WALK)));
         contests.extend(both(
             &format!("all files{note}"),
