@@ -1,8 +1,8 @@
-//! Pauses that grow: the first one, then each twice as long as the one before, up to a longest one.
+//! Growing pauses between attempts: each is twice as long as the one before, up to a maximum.
 
 use std::time::Duration;
 
-/// The pauses between attempts at one thing.
+/// The pauses between attempts at one operation.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Backoff {
     next: Duration,
@@ -17,7 +17,7 @@ impl Backoff {
         }
     }
 
-    /// The pause before the next attempt.
+    /// Returns the pause before the next attempt.
     pub(crate) fn pause(&mut self) -> Duration {
         let pause = self.next;
         self.next = pause.saturating_mul(2).min(self.longest);

@@ -1,8 +1,8 @@
-//! The time of the wall clock, as records keep it.
+//! The wall clock in the unit that records use.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Seconds since 1970.
+/// Returns the seconds since 1970; 0 if the clock is set before that.
 pub(crate) fn unix_now() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)

@@ -1,9 +1,9 @@
-//! Why something that a person asked for could not be done, in one line.
+//! Why an operation that a person requested failed, in one line.
 
 use std::error::Error;
 use std::fmt;
 
-/// One line for the person at the terminal: what was tried, and each cause behind it.
+/// A message of one line for the terminal: the attempted operation, and each cause behind it.
 #[derive(Debug)]
 pub(crate) struct Failure {
     message: String,
@@ -16,18 +16,18 @@ impl Failure {
         }
     }
 
-    /// The whole chain of causes of `error`.
+    /// Returns a failure with the whole chain of causes of `error`.
     pub(crate) fn from_error(error: impl Error) -> Self {
         Self {
             message: chain(&error),
         }
     }
 
-    /// What was tried when `error` came.
-    pub(crate) fn when<E: Error>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
-        let what = what.into();
+    /// Returns a function that wraps an error of the operation `action`.
+    pub(crate) fn when<E: Error>(action: impl Into<String>) -> impl FnOnce(E) -> Self {
+        let action = action.into();
         move |error| Self {
-            message: format!("{what}: caused by {}", chain(&error)),
+            message: format!("{action}: caused by {}", chain(&error)),
         }
     }
 }
@@ -40,15 +40,16 @@ impl fmt::Display for Failure {
     }
 }
 
-/// `error` and its causes. A cause that the text before it already tells is left out.
+/// Returns the text of `error` and its causes. A cause whose text is already part of the message is
+/// left out.
 fn chain(error: &dyn Error) -> String {
     let mut message = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        let told = error.to_string();
-        if !message.contains(&told) {
+        let text = error.to_string();
+        if !message.contains(&text) {
             message.push_str(": caused by ");
-            message.push_str(&told);
+            message.push_str(&text);
         }
         cause = error.source();
     }
@@ -68,7 +69,7 @@ mod tests {
     struct Inner;
 
     #[test]
-    fn the_whole_chain_stands_in_one_line() {
+    fn the_whole_chain_is_in_one_line() {
         assert_eq!(
             Failure::from_error(Outer(Inner)).to_string(),
             "outer line: caused by inner"

@@ -1,9 +1,13 @@
-//! The TOCs of the layers we hold, and the content of single files in them.
+//! The TOCs of the layers in the store, and the content of single files in them.
 //!
 //! ```text
-//! stored blob ─ last bytes ▶ Footer ─ toc_range ▶ UnverifiedToc ─ verify(the record's digest) ▶ Toc ─ chunk ▶ content
+//! stored blob ─ last bytes ▶ Footer ─ toc_range ▶ UnverifiedToc
+//!                                                    │ verify(the record's digest)
+//!                                                    ▼
+//!                                                   Toc ─ chunk ▶ content
 //! ```
-//! For what is asked about stored layers after their conversion; the conversion itself reads none.
+//! Used for questions about stored layers after their conversion. The conversion itself reads no
+//! TOC.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,21 +28,23 @@ use crate::oci::Digest;
 use crate::store::records::ConvertedLayer;
 use crate::store::{self, Key, LayerOutcome, Object, Store};
 
-/// The memory for TOCs, in bytes: those of some twenty layers of ten thousand files.
+/// The memory for TOCs, in bytes: room for the TOCs of some twenty layers of ten thousand files.
 const TOC_BYTES: u64 = 64 << 20;
-/// What a node takes in a packed TOC, its name and the text of it counted in.
+/// The memory of a node in a packed TOC, in bytes, its name and other texts included.
 const BYTES_OF_NODE: usize = 160;
-/// What a chunk takes in a packed TOC.
+/// The memory of a chunk in a packed TOC, in bytes.
 const BYTES_OF_CHUNK: usize = 80;
 
-/// TOCs that are being read, compressed and unpacked: one of the largest, or many of the usual ones.
+/// The memory for TOCs that are being read, compressed and unpacked: one of the largest, or many of
+/// the usual size.
 const READING_BYTES: u64 = 256 << 20;
-/// What a byte of a compressed TOC becomes while it is read: six bytes of JSON, as much again once it is packed.
+/// The memory that a byte of a compressed TOC needs while it is read: six bytes of JSON, and as
+/// much again once it is packed.
 const BYTES_OF_SECTION_BYTE: u64 = 12;
-/// How long a TOC waits to be read.
+/// How long a read of a TOC waits for memory.
 const READ_WITHIN: Duration = Duration::from_secs(30);
 
-/// Reads stored layers file by file; clones share the memory.
+/// A reader of single files in stored layers. Clones share its cache.
 #[derive(Debug, Clone)]
 pub struct Tocs {
     store: Store,
@@ -54,29 +60,29 @@ pub enum Unreadable {
     Store(#[from] store::Error),
     #[error("{0} is not in the store")]
     Absent(Digest),
-    #[error("its footer")]
+    #[error("unreadable footer")]
     Footer(#[from] FooterError),
-    #[error("its TOC")]
+    #[error("unreadable TOC")]
     Toc(#[from] TocError),
-    #[error("its TOC's digest")]
+    #[error("invalid TOC digest in the record")]
     Digest(#[from] ParseDigestError),
-    #[error("its TOC is a blob of its own, which the record does not name")]
+    #[error("TOC is a separate blob that the record does not name")]
     NoExternalToc,
-    #[error("one of its chunks")]
+    #[error("unreadable chunk")]
     Chunk(#[from] ChunkError),
     #[error("too many TOCs are being read")]
     Busy(#[from] Full),
-    #[error("the reading broke off")]
+    #[error("reading was interrupted")]
     BrokenOff(#[from] tokio::task::JoinError),
 }
 
-/// Why nothing is known of a stored layer.
+/// Why a stored layer has no answer.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     #[error(transparent)]
     Store(#[from] store::Error),
-    #[error("the stored layer {digest} cannot be read")]
+    #[error("stored layer {digest} cannot be read")]
     Unreadable {
         digest: Digest,
         #[source]
@@ -85,7 +91,7 @@ pub enum Error {
 }
 
 impl Tocs {
-    /// Over the layers of `store`.
+    /// Creates a reader of the layers in `store`.
     pub fn new(store: Store) -> Self {
         let weight = |_: &Digest, toc: &Arc<Toc>| {
             let bytes = toc.len() * BYTES_OF_NODE + toc.chunk_count() * BYTES_OF_CHUNK;
@@ -106,7 +112,8 @@ impl Tocs {
         &self.store
     }
 
-    /// The record of the converted layer whose blob has this digest; `None` for everything else.
+    /// Returns the record of the converted layer whose blob has this digest; `None` for any other
+    /// digest.
     ///
     /// # Errors
     /// When the store fails.
@@ -131,10 +138,11 @@ impl Tocs {
         )
     }
 
-    /// The TOC of a converted layer; read once however many ask, and remembered for a while.
+    /// Returns the TOC of a converted layer. Concurrent calls share one read, and the result is
+    /// cached.
     ///
     /// # Errors
-    /// When the layer is not in the store, or does not have the TOC that its record says.
+    /// When the layer is not in the store, or its TOC does not have the digest in the record.
     pub async fn toc(&self, layer: &ConvertedLayer) -> Result<Arc<Toc>, Error> {
         let toc = self
             .tocs
@@ -143,19 +151,19 @@ impl Tocs {
         toc.map_err(|source| self.unreadable(layer, source))
     }
 
-    /// The content of a chunk of the layer; it has the digest that the TOC says.
+    /// Returns the content of a chunk of the layer, verified against the digest in the TOC.
     ///
     /// # Errors
-    /// When the store or the blob's bytes do not have it.
+    /// When the store fails, or the blob's bytes do not match the digest.
     pub async fn chunk(&self, layer: &ConvertedLayer, chunk: Chunk) -> Result<Vec<u8>, Error> {
         self.decoded(layer, chunk)
             .await
             .map_err(|source| self.unreadable(layer, source))
     }
 
-    /// The bytes `range` of a regular file of the layer, less where the file ends before.
+    /// Returns the bytes `range` of a regular file of the layer, or fewer if the file ends before.
     ///
-    /// Whole chunks are read and held: the caller bounds the range.
+    /// Whole chunks are read and held in memory, so the caller must bound the range.
     ///
     /// # Errors
     /// As [`chunk`](Self::chunk).
@@ -203,7 +211,7 @@ impl Tocs {
             (None, None) => return Err(Unreadable::NoExternalToc),
         };
         let expected = to_format(&layer.toc_digest)?;
-        // A large TOC takes a second.
+        // Parsing a large TOC takes a second.
         let parse =
             move || UnverifiedToc::parse(&section, &footer, &Limits::default())?.verify(&expected);
         Ok(Arc::new(tokio::task::spawn_blocking(parse).await??))
@@ -215,7 +223,8 @@ impl Tocs {
         Ok(tokio::task::spawn_blocking(move || chunk.decode(&member)).await??)
     }
 
-    /// The failure to read a layer. Bytes that make no sense are a sign of damage: the whole layer is checked.
+    /// Returns the failure to read a layer. Invalid bytes are a sign of damage, so the whole layer
+    /// is then checked.
     fn unreadable(&self, layer: &ConvertedLayer, source: impl Into<Arc<Unreadable>>) -> Error {
         let source = source.into();
         if matches!(

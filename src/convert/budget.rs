@@ -1,35 +1,37 @@
-//! How the memory is shared out among the running conversions.
+//! How the running conversions share the memory.
 
 use std::num::NonZeroUsize;
 
 use super::error::Error;
 
-/// Pieces of a source layer that wait for the inflater. An HTTP client hands out pieces of at most some 100 KiB.
+/// Pieces of a source layer that wait for the inflater. An HTTP client returns pieces of at most
+/// some 100 KiB.
 pub(super) const SOURCE_PIECES: usize = 8;
 
-/// Bytes of a converted layer handed on at once.
+/// The size of a piece of a converted layer on its way to the store, in bytes.
 pub(super) const OUTPUT_PIECE: usize = 256 << 10;
 
 /// Pieces of a converted layer that wait for the store.
 pub(super) const OUTPUT_PIECES: usize = 4;
 
-/// What a running layer costs beside its members: both channels, the inflater's window, the parts being uploaded.
+/// The memory of a running layer beside its members, in bytes: both channels, the inflater's
+/// window, the parts being uploaded.
 const LAYER_BYTES: usize = 16 << 20;
 
-/// The least that lets several threads work on chunks of the default size.
+/// The smallest memory with which several threads can work on chunks of the default size.
 const MIN_MEMORY: usize = 32 << 20;
 
-/// How much each part of the work gets.
+/// The shares of the parts of a conversion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Budget {
     /// Bytes of members in flight.
     pub(super) members: usize,
-    /// Layers at once.
+    /// Layers converted at once.
     pub(super) layers: usize,
 }
 
 impl Budget {
-    /// Half of `memory` for members, the rest for as many layers as it carries, at least one.
+    /// Divides `memory`: half of it for members, the rest for as many layers as fit, at least one.
     pub(super) fn divide(memory: u64, layers_at_once: NonZeroUsize) -> Result<Self, Error> {
         let memory = usize::try_from(memory).unwrap_or(usize::MAX);
         if memory < MIN_MEMORY {

@@ -1,4 +1,5 @@
-//! The two ends of a conversion's blocking thread: pieces come in from the upstream and go out to the store.
+//! The two ends of a conversion's blocking thread: pieces come in from the upstream and go out to
+//! the store.
 
 use std::io::{self, BufRead, Read, Write};
 use std::sync::Arc;
@@ -10,18 +11,20 @@ use tokio::sync::mpsc;
 use super::budget::OUTPUT_PIECE;
 use super::status::LayerProgress;
 
-/// At least the length of the longest footer: what must be kept to see whether a layer is lazily readable already.
+/// Bytes kept of the end of a layer to recognize a lazily readable one. At least the length of the
+/// longest footer.
 const TAIL_LEN: usize = 128;
 
-/// What comes in. A channel that ends without `End` has lost its sender in the middle of the layer.
+/// A message to the blocking thread. A channel that closes without `End` lost its sender in the
+/// middle of the layer.
 #[derive(Debug)]
 pub(super) enum Piece {
     Bytes(Bytes),
-    /// The layer is whole and has its digest.
+    /// The layer is complete and has the expected digest.
     End,
 }
 
-/// The layer as the upstream holds it.
+/// A reader of the source layer as the upstream stores it.
 #[derive(Debug)]
 pub(super) struct SourceReader {
     pieces: mpsc::Receiver<Piece>,
@@ -44,7 +47,7 @@ impl SourceReader {
         }
     }
 
-    /// Reads to the end, so that the digest is checked whatever became of the content.
+    /// Reads to the end, so that the digest is checked whatever the content was.
     pub(super) fn drain(&mut self) -> io::Result<()> {
         while !self.fill_buf()?.is_empty() {
             self.current.clear();
@@ -52,7 +55,7 @@ impl SourceReader {
         Ok(())
     }
 
-    /// What the layer, read to its end, ends with where it is lazily readable already.
+    /// Returns the footer of a lazily readable layer. The layer must have been read to its end.
     pub(super) fn footer(&self) -> Option<footer::Footer> {
         let wanted = footer::tail_range(self.length);
         let length = usize::try_from(wanted.end - wanted.start).ok()?;
@@ -82,7 +85,7 @@ impl BufRead for SourceReader {
                 None => {
                     return Err(io::Error::new(
                         io::ErrorKind::ConnectionAborted,
-                        "the layer broke off",
+                        "layer ended early",
                     ));
                 }
             }
@@ -105,7 +108,7 @@ impl Read for SourceReader {
     }
 }
 
-/// The converted layer on its way to the store, gathered into pieces.
+/// A writer that gathers the converted layer into pieces for the store.
 #[derive(Debug)]
 pub(super) struct StoreWriter {
     pieces: mpsc::Sender<Bytes>,
@@ -137,9 +140,9 @@ impl Write for StoreWriter {
         }
         let piece =
             std::mem::replace(&mut self.gathered, BytesMut::with_capacity(OUTPUT_PIECE)).freeze();
-        self.pieces
-            .blocking_send(piece)
-            .map_err(|_closed| io::Error::new(io::ErrorKind::BrokenPipe, "the store takes no more"))
+        self.pieces.blocking_send(piece).map_err(|_closed| {
+            io::Error::new(io::ErrorKind::BrokenPipe, "upload to the store has ended")
+        })
     }
 }
 
@@ -156,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_is_told_from_a_break() {
+    fn an_end_mark_differs_from_a_closed_channel() {
         let bytes = || Piece::Bytes(Bytes::from_static(b"abc"));
         let mut text = String::new();
         reader(vec![

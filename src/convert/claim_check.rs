@@ -1,4 +1,4 @@
-//! Whether layers that are claimed to be lazily readable are what is claimed.
+//! Checks whether layers are lazily readable as their annotations claim.
 
 use bytes::Bytes;
 use estargz::Footer;
@@ -14,13 +14,14 @@ use crate::oci::{Descriptor, Repository};
 use crate::registry::{self, Body};
 use crate::transport::Source;
 
-/// Layers of an image whose claims are looked into at once.
+/// Layers of an image whose claims are checked at once.
 const CHECKED_AT_ONCE: usize = 2;
-/// A compressed TOC over this is believed: one of a million files is about as large.
+/// The claim of a larger compressed TOC is accepted unchecked. This is about the TOC of a million
+/// files.
 const MAX_SECTION: u64 = 16 << 20;
 
 impl Shared {
-    /// The plan with every layer that is claimed to be lazily readable decided.
+    /// Returns the plan with a decision for every layer that is claimed to be lazily readable.
     pub(super) async fn with_claims_checked(
         &self,
         source: &Source,
@@ -66,7 +67,7 @@ impl Shared {
         let Ok(footer) = Footer::parse(&tail, size) else {
             return Ok(false);
         };
-        // The TOC is elsewhere: nothing here says which.
+        // The TOC is a separate blob, and nothing here names it.
         let Some(range) = footer.toc_range() else {
             return Ok(Claims::of(&layer.annotations).zstd.is_none());
         };
@@ -81,7 +82,7 @@ impl Shared {
     }
 }
 
-/// The bytes of a part of a blob, no more than its head says.
+/// Returns the bytes of a range of a blob, at most as many as the response header announces.
 async fn bytes_of(mut body: Body) -> Result<Bytes, Error> {
     let length = body.range.end - body.range.start;
     let mut bytes = Vec::new();
@@ -89,7 +90,7 @@ async fn bytes_of(mut body: Body) -> Result<Bytes, Error> {
         bytes.extend_from_slice(&piece);
         if bytes.len() as u64 > length {
             return Err(registry::Error::Malformed(
-                "more bytes came than were asked for".to_owned(),
+                "more bytes received than requested".to_owned(),
             )
             .into());
         }

@@ -1,7 +1,8 @@
-//! Whether a layer is what its annotations claim: lazily readable, with the TOC that they name.
+//! The claims of a layer's annotations: that it is lazily readable, with the TOC that they name.
 //!
-//! Tools that pack a layer anew keep the annotations of the old one. Who believes them finds no TOC, so a claim is
-//! compared with the end of the blob, in one or two requests, and a layer that is something else is converted.
+//! Tools that repack a layer keep the annotations of the old one. A client that trusts them finds
+//! no TOC. So a claim is compared with the end of the blob, in one or two requests, and a layer
+//! whose claim is wrong is converted.
 
 use std::io::{self, Read};
 
@@ -12,11 +13,11 @@ use sha2::{Digest as _, Sha256};
 use crate::oci::Digest;
 use crate::oci::annotations::{OLDER_ZSTD_CHECKSUM, TOC_DIGEST, ZSTD_CHECKSUM};
 
-/// Most bytes of a TOC that are hashed, as much as others read.
+/// The most bytes of a TOC that are hashed. Other readers have the same limit.
 const MAX_TOC: u64 = 256 << 20;
-/// A block of the tar that a TOC is in.
+/// The size of a block of the tar that contains a TOC.
 const TAR_BLOCK: usize = 512;
-/// How the keys of annotations begin that tell readers how a layer is read lazily.
+/// Prefixes of the annotation keys that describe how a layer is read lazily.
 const LAZY_KEYS: [&str; 4] = [
     "containerd.io/snapshot/stargz/",
     "io.containers.estargz.",
@@ -24,12 +25,12 @@ const LAZY_KEYS: [&str; 4] = [
     "io.containers.zstd-chunked.",
 ];
 
-/// Whether an annotation tells how a layer is read lazily.
+/// Whether an annotation describes how a layer is read lazily.
 pub(super) fn is_lazy_key(key: &str) -> bool {
     LAZY_KEYS.iter().any(|start| key.starts_with(start))
 }
 
-/// What annotations name as the digest of a layer's TOC.
+/// The digests that annotations name for a layer's TOC.
 pub(super) struct Claims<'a> {
     toc: Option<&'a str>,
     pub(super) zstd: Option<&'a str>,
@@ -48,7 +49,7 @@ impl<'a> Claims<'a> {
         }
     }
 
-    /// Whether they name the TOC in `section`.
+    /// Whether the claims name the TOC in `section`.
     pub(super) fn name(&self, footer: &Footer, section: &[u8]) -> bool {
         let is_zstd = footer.form() == Form::ZstdChunked;
         let names_section =
@@ -60,13 +61,14 @@ impl<'a> Claims<'a> {
     }
 }
 
-/// Whether annotations say that a layer can be read lazily.
+/// Whether annotations claim that a layer can be read lazily.
 pub(super) fn are_made(annotations: &Map<String, Value>) -> bool {
     let Claims { toc, zstd } = Claims::of(annotations);
     toc.or(zstd).is_some()
 }
 
-/// The digest of the TOC in `section`: the only file of a tar in gzip, or a zstd frame. It is never held whole.
+/// Returns the digest of the TOC in `section`: the only file of a tar in gzip, or a zstd frame. The
+/// TOC is never held in memory as a whole.
 fn toc_digest(section: &[u8], is_zstd: bool) -> io::Result<Digest> {
     let mut hasher = HashWriter(Sha256::new());
     let copied = if is_zstd {
@@ -82,7 +84,7 @@ fn toc_digest(section: &[u8], is_zstd: bool) -> io::Result<Digest> {
         io::copy(&mut tar.take(size.min(MAX_TOC + 1)), &mut hasher)?
     };
     if copied > MAX_TOC {
-        return Err(io::Error::other("the TOC is too long"));
+        return Err(io::Error::other("TOC too long"));
     }
     Ok(Digest::from_sha256(hasher.0.finalize().into()))
 }

@@ -1,4 +1,5 @@
-//! What the operator may choose, and what of it the bytes depend on.
+//! The operator's options for conversions, and the name of those that the converted bytes depend
+//! on.
 
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -11,90 +12,97 @@ use super::priority::Priorities;
 use crate::oci::Platform;
 use crate::store::Generation;
 
-/// Raised whenever the writer's bytes change for the same options: older twins are then made anew.
+/// Raised whenever the writer's bytes change for the same options. Images of an older generation
+/// are then converted again.
 const FORMAT_GENERATION: u32 = 1;
 
-/// How much of the digest of priorities tells one generation from another.
+/// How many digits of the digest of priorities are part of a generation's name.
 const PRIORITIES_DIGITS: usize = 32;
 
-/// How hard to compress.
+/// The effort spent on compression.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Setting {
-    /// No larger than what the reference converter writes.
+    /// No larger than the reference converter's output.
     #[default]
     Default,
     /// Faster, for a few percent of size.
     Fast,
 }
 
-/// What a converted layer is.
+/// The format of converted layers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
     #[default]
     Estargz,
-    /// The TOC lies beside the layer, in the image `TAG-esgztoc`; diff-ids stay as they are.
+    /// The TOC is stored beside the layer, in the image `TAG-esgztoc`. Diff-ids stay the same.
     EstargzExternalToc,
     Zstdchunked,
 }
 
-/// Where our own entries stand in the layer.
+/// The position of the entries that eStargz adds to the layer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Layout {
     /// Behind the unchanged source tar.
     #[default]
     SourceFirst,
-    /// Inside the archive, as the reference converter writes it.
+    /// Inside the archive, in the order of the reference converter.
     Classic,
 }
 
-/// The conversion's part of the configuration.
+/// The conversion's section of the configuration.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// `default` writes no more bytes than the reference converter, `fast` trades a few percent of size for speed.
+    /// `default` writes no more bytes than the reference converter, `fast` trades a few percent of
+    /// size for speed.
     pub setting: Setting,
-    /// Compression level in place of the setting's: 1 to 12 for gzip, 1 to 19 for zstd.
+    /// Compression level that replaces the level of `setting`: 1 to 12 for gzip, 1 to 19 for zstd.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub level: Option<u8>,
     /// `estargz`, `estargz-external-toc` or `zstdchunked`.
     pub format: Format,
-    /// `source-first` keeps the source tar unchanged in front, `classic` is the reference converter's order.
+    /// `source-first` keeps the source tar unchanged at the front, `classic` is the order of the
+    /// reference converter.
     pub layout: Layout,
-    /// Most bytes of a file in one separately fetched chunk.
+    /// The most bytes of a file in one chunk. Each chunk is fetched separately.
     pub chunk_size: ByteSize,
-    /// Files smaller than this share a compressed member; 0 gives every file its own.
+    /// Files smaller than this share a compressed member; with 0 every file has a member of its
+    /// own.
     pub min_chunk_size: ByteSize,
-    /// The platforms of a multi-platform image that are converted without anyone having pulled them.
+    /// The platforms of a multi-platform image that are converted before anyone pulls them.
     pub platforms: Vec<Platform>,
     /// Convert every platform of a multi-platform image.
     pub all_platforms: bool,
-    /// Memory that all running conversions share, their TOCs aside.
+    /// Memory shared by all running conversions, without their TOCs.
     pub memory: ByteSize,
-    /// Compressing threads; all the machine has when not given.
+    /// Compressing threads. The default is the number of processors.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<NonZeroUsize>,
-    /// Layers converted at once; less when `memory` is too small for so many.
+    /// Layers converted at once. Fewer if `memory` is too small for that many.
     pub layers_at_once: NonZeroUsize,
-    /// Images converted at once; more of them wait.
+    /// Images converted at once. Further images wait.
     pub images_at_once: NonZeroUsize,
-    /// A layer larger than this, as the upstream holds it, passes through until the limit is raised.
+    /// A source layer larger than this, compressed, passes through until the limit is raised.
     pub max_layer_size: ByteSize,
-    /// A layer that inflates to more than this passes through: the bound on compression bombs.
+    /// A layer that inflates to more than this passes through. The limit stops compression bombs.
     pub max_unpacked_size: ByteSize,
-    /// Make images anew with the files in front that their containers are known to read first, for lazy clients that fetch
-    /// up to a landmark and know nothing of profiles. Tags move on to other digests, at most once a week; digests handed
-    /// out before stay readable. Not with `estargz-external-toc`.
+    /// Convert images once more with the files at the front that their containers are known to read
+    /// first, for lazy clients that prefetch up to a landmark and do not use profiles. Tags then
+    /// point to new digests, at most once a week. Digests served before stay readable. Cannot be
+    /// combined with `estargz-external-toc`.
     pub reorder: bool,
-    /// A layer that comes at fewer bytes in a second than this is given up, and its image is served as it is. While an
-    /// image of another upstream waits, sixteen times as much is asked for.
+    /// The conversion of a layer that arrives at fewer bytes per second than this is given up, and
+    /// the source image is served. While an image of another upstream waits, the least rate is
+    /// sixteen times as high.
     pub least_rate: ByteSize,
-    /// For how long a layer may come slower than `least_rate`; a sixth of it while an image of another upstream waits.
+    /// How long a layer may arrive slower than `least_rate`; a sixth of that while an image of
+    /// another upstream waits.
     #[serde(with = "humantime_serde")]
     pub slow_after: Duration,
-    /// How long an upstream may take to give a layer, however fast it comes.
+    /// How long an upstream may take to send a layer, whatever the rate.
     #[serde(with = "humantime_serde")]
     pub layer_within: Duration,
     /// How long to wait for a layer that another process converts.
@@ -134,9 +142,9 @@ impl Default for Config {
 }
 
 impl Config {
-    /// What the writer is asked for.
+    /// Returns the options of the writer.
     ///
-    /// Fails on a level or a chunk size out of range, and on what excludes each other.
+    /// Fails on a level or a chunk size out of range, and on options that exclude each other.
     pub fn options(&self) -> Result<Options, Error> {
         let chunk_size = chunk_bytes("chunk_size", self.chunk_size)?;
         if chunk_size == 0 {
@@ -144,7 +152,7 @@ impl Config {
         }
         if self.reorder && self.format == Format::EstargzExternalToc {
             return Err(Error::Config(
-                "reorder needs other diff-ids: estargz-external-toc keeps them".to_owned(),
+                "reorder changes diff-ids, which estargz-external-toc keeps".to_owned(),
             ));
         }
         Ok(Options::default()
@@ -173,7 +181,7 @@ impl Config {
         });
         if !(1..=highest).contains(&level) {
             return Err(Error::Config(format!(
-                "level {level} is not one of {name}'s, 1 to {highest}"
+                "level {level} is out of range for {name}: 1 to {highest}"
             )));
         }
         Ok(match self.format {
@@ -190,7 +198,8 @@ fn chunk_bytes(key: &str, size: ByteSize) -> Result<u32, Error> {
     bytes.ok_or_else(|| Error::Config(format!("{key} is over {MAX_CHUNK_SIZE} bytes")))
 }
 
-/// The name of everything that the bytes of a twin depend on, beside the source: `g1-gzip6-source-4194304`.
+/// Returns the name of all options that the converted bytes depend on, beside the source:
+/// `g1-gzip6-source-4194304`.
 pub fn generation(options: &Options, priorities: &Priorities) -> Generation {
     let compression = match options.compression {
         Compression::Gzip(level) => format!("gzip{level}"),
@@ -227,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn the_generation_names_what_bytes_depend_on_and_nothing_else() {
+    fn the_generation_names_exactly_the_options_that_bytes_depend_on() {
         let config = Config::default();
         assert_eq!(named(&config), "g1-gzip6-source-4194304");
         assert_eq!(

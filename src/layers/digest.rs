@@ -1,18 +1,19 @@
-//! Digests in the words of the format's crate, which knows SHA-256 and nothing else.
+//! Conversions between this crate's digests and those of the eStargz crate, which supports SHA-256
+//! only.
 
 use estargz::digest::ParseDigestError;
 
 use crate::oci::Digest;
 
-/// The digest as the rest of the house has it.
+/// Converts a digest of the eStargz crate.
 pub(crate) fn from_format(digest: estargz::Digest) -> Digest {
     Digest::from_sha256(*digest.as_bytes())
 }
 
-/// The digest as the format's crate has it.
+/// Converts a digest to the type of the eStargz crate.
 ///
 /// # Errors
-/// When it is of another algorithm.
+/// When the digest is not of SHA-256.
 pub(crate) fn to_format(digest: &Digest) -> Result<estargz::Digest, ParseDigestError> {
     digest.to_string().parse()
 }

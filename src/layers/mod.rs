@@ -1,5 +1,5 @@
-//! What one layer and a stack of layers mean, wherever they are read: on a node, in a server, on
-//! the command line.
+//! The meaning of one layer and of a stack of layers, for every reader: a node, a server, the
+//! command line.
 //!
 //! Pure: no input and output, no clock.
 

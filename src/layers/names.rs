@@ -1,38 +1,40 @@
-//! Names in a layer that mean something to whoever stacks layers (OCI image-spec, layer.md,
-//! "Whiteouts"), and the format's own entries.
+//! Names in a layer with a meaning for the program that stacks layers (OCI image-spec, layer.md,
+//! "Whiteouts"), and the entries that eStargz adds.
 
-/// How the name of a whiteout begins.
+/// The prefix of a whiteout's name.
 pub(crate) const WHITEOUT: &[u8] = b".wh.";
-/// Entries of AUFS's own, the opaque marker among them; none is a whiteout of a name.
+/// The prefix of AUFS metadata, the opaque marker included. None of these entries is a whiteout of
+/// a name.
 const AUFS: &[u8] = b".wh..wh.";
-/// In a directory that hides what the layers below have in it.
+/// The marker in a directory that hides the directory's content in the layers below.
 pub(crate) const OPAQUE: &[u8] = b".wh..wh..opq";
 
-/// The file behind the last one that the layer's maker wants fetched at once.
+/// The marker entry behind the last file that is to be prefetched at once, by the choice of the
+/// layer's author.
 pub(crate) const PREFETCH_LANDMARK: &[u8] = b".prefetch.landmark";
-/// The format's own entries, in the root; nobody sees them.
+/// The entries that eStargz adds to the root directory. They are not visible in a mounted layer.
 const FORMAT_ENTRIES: [&[u8]; 3] = [
     PREFETCH_LANDMARK,
     b".no.prefetch.landmark",
     b"stargz.index.json",
 ];
 
-/// Whether an entry hides something, and is itself not seen under its name.
+/// Whether an entry hides something and is not visible itself.
 pub(crate) fn is_marker(name: &[u8]) -> bool {
     name.starts_with(WHITEOUT)
 }
 
-/// Whether an entry hides the one name that follows `WHITEOUT` in its own.
+/// Whether an entry hides the one name that follows `WHITEOUT` in its own name.
 pub(crate) fn is_whiteout(name: &[u8]) -> bool {
     name.len() > WHITEOUT.len() && name.starts_with(WHITEOUT) && !name.starts_with(AUFS)
 }
 
-/// The name of the entry that hides `name`.
+/// Returns the name of the entry that hides `name`.
 pub(crate) fn whiteout_of(name: &[u8]) -> Vec<u8> {
     [WHITEOUT, name].concat()
 }
 
-/// Whether an entry of the root is the format's own.
+/// Whether an entry of the root directory was added by eStargz.
 pub(crate) fn is_format_entry(name: &[u8]) -> bool {
     FORMAT_ENTRIES.contains(&name)
 }
