@@ -1,4 +1,5 @@
-//! The door to the module: one flight per manifest, records first, failures remembered for a while.
+//! The entry point of the module: one flight per manifest, records first, recent failures
+//! remembered.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,16 +27,17 @@ use crate::store::{Generation, ImageRecord, Store};
 use crate::telemetry::{log, metrics};
 use crate::transport::Source;
 
-/// How long an index counts as up to date before it is looked whether someone pulled another of its platforms.
+/// How long an index counts as fresh. Afterwards it is checked for platforms that were pulled
+/// meanwhile.
 const FRESH_FOR: Duration = Duration::from_secs(60);
 const FRESH_INDEXES: u64 = 10_000;
-/// How often it is looked whether an image wants another order of its files.
+/// How long an image's order counts as checked. Afterwards it is compared with the profile again.
 const ORDERED_FOR: Duration = Duration::from_secs(60);
 const ORDERED_IMAGES: u64 = 10_000;
-/// What a digest takes, its text and its place counted in.
+/// The memory of a digest, in bytes: its text and its place in a collection.
 const DIGEST_BYTES: usize = 128;
 
-/// Converts images, each once however many ask; clones share the work.
+/// Converts images, each once for all concurrent callers. Clones share the work.
 #[derive(Debug, Clone)]
 pub struct Converter {
     pub(super) shared: Arc<Shared>,
@@ -50,16 +52,16 @@ pub(super) struct Shared {
     pub(super) documents: Documents,
     pub(super) flight: Flight<ManifestKey, Outcome>,
     pub(super) failures: Failures<ManifestKey, Outcome>,
-    /// Indexes that were looked at a moment ago.
+    /// Indexes that were refreshed a moment ago.
     pub(super) fresh: Cache<Digest, ()>,
-    /// Twins whose order was looked at a moment ago.
+    /// Converted images whose order was checked a moment ago.
     pub(super) ordered: Cache<Digest, ()>,
     pub(super) board: Arc<Board>,
 }
 
 pub(super) type Outcome = Result<ImageRecord, Arc<Error>>;
 
-/// A manifest and where it is asked for: another place's failure is not this one's.
+/// A manifest and the place it is requested from. A failure of one place does not affect another.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct ManifestKey {
     upstream: String,
@@ -67,14 +69,14 @@ pub(super) struct ManifestKey {
     digest: Digest,
 }
 
-/// An image's or an index's outcome and whether it stands.
+/// The outcome of an image or an index, and whether it is final.
 pub(super) enum ImageOutcome {
     Final(ImageRecord),
-    /// A child failed for now: good to serve, not good to record.
+    /// A child failed for now. The record may be served, but not stored.
     ForNow(ImageRecord),
 }
 
-/// What has to be done for a manifest; small, for it waits.
+/// The work that a manifest needs. Small, because it waits in a queue.
 enum Work {
     PassThrough(String),
     Image,
@@ -92,7 +94,7 @@ impl Work {
     }
 }
 
-/// Failures are weighed by what their records name.
+/// Returns an empty memory of failures. A failure is weighed by the size of its record.
 pub(super) fn failures() -> Failures<ManifestKey, Outcome> {
     Failures::new(|asked: &ManifestKey, outcome: &Outcome| {
         let record = outcome.as_ref().map_or(0, weight_of);
@@ -110,12 +112,13 @@ fn weight_of(record: &ImageRecord) -> usize {
 }
 
 impl Converter {
-    /// Starts the compressing threads. Fails on a configuration that makes no sense.
+    /// Starts the compressing threads. Fails on an invalid configuration.
     pub fn new(config: &Config, store: Store) -> Result<Self, Error> {
         Self::prioritizing(config, store, Priorities::default())
     }
 
-    /// As [`new`](Self::new), with some files in front of their layers: all layers are in the classic layout then.
+    /// As [`new`](Self::new), with some files at the front of their layers. All layers are then in
+    /// the classic layout.
     pub fn prioritizing(
         config: &Config,
         store: Store,
@@ -180,14 +183,15 @@ impl Converter {
         &self.shared.generation
     }
 
-    /// What is being converted and what was lately, newest first.
+    /// Returns the running and the recently finished conversions, newest first.
     pub fn status(&self) -> Vec<Conversion> {
         self.shared.board.list()
     }
 
-    /// The record of the twin of `source`, if there is one: one look into the store.
+    /// Returns the record of the image converted from `source`, if there is one. A single read of
+    /// the store.
     ///
-    /// An index some of whose platforms are not converted is looked at again in the background, now and then.
+    /// An index with unconverted platforms is refreshed in the background from time to time.
     pub async fn lookup(&self, source: &Digest) -> Result<Option<ImageRecord>, Error> {
         let record = self
             .shared
@@ -203,18 +207,19 @@ impl Converter {
             tokio::spawn(async move {
                 if let Err(error) = shared.refresh(&record).await {
                     let error = log::chain(&error);
-                    tracing::warn!(source = %record.source, error, "index not brought up to date");
+                    tracing::warn!(source = %record.source, error, "index not refreshed");
                 }
             });
         }
         Ok(record)
     }
 
-    /// The twin of a manifest or an index, converted now if need be. The work goes on when the caller stops waiting.
+    /// Converts a manifest or an index, unless it is converted already. The work goes on when the
+    /// caller stops waiting.
     ///
-    /// The record's twin is the source itself when the image passes through, also when it does so for want of room in the
-    /// store. An error is worth another try later; until
-    /// then the same error comes back at once.
+    /// When the image passes through, the record names the source itself as the converted image;
+    /// also when the store has no room. After an error another attempt may succeed later; until
+    /// then the same error is returned at once.
     pub async fn convert(
         &self,
         source: &Source,
@@ -226,7 +231,7 @@ impl Converter {
             .joined(source, repository, manifest, 0, None)
             .await;
         match outcome.as_ref().err().and_then(|error| error.full()) {
-            // Not recorded: there may be room for it later.
+            // Not recorded, because the store may have room later.
             Some(full) => Ok(index::passed_through(manifest, full.to_string())),
             None => outcome,
         }
@@ -234,7 +239,7 @@ impl Converter {
 }
 
 impl Shared {
-    /// Converts a manifest that was found in `depth` indexes, once for all who ask.
+    /// Converts a manifest that was found in `depth` indexes, once for all concurrent callers.
     pub(super) fn joined(
         self: &Arc<Self>,
         source: &Source,
@@ -259,7 +264,7 @@ impl Shared {
                     .await
                     .unwrap_or_else(|| Err(Arc::new(Error::BrokenOff)));
             }
-            // Waited for by the caller, who may leave, and not by a task that nobody counts yet.
+            // Awaited here by the caller, who may leave, and not in a task that is not counted yet.
             let room = match room {
                 Some(room) => room,
                 None => this.documents.conversion(source.name(), &manifest).await?,
@@ -291,7 +296,8 @@ impl Shared {
             .found_or_made(source, repository, manifest, depth)
             .await;
         if outcome.as_ref().is_err_and(Error::is_forgotten) {
-            // A stored object was found damaged: once it is forgotten, it is made again.
+            // A stored object was found damaged and its record deleted, so the image is converted
+            // once more.
             outcome = self
                 .found_or_made(source, repository, manifest, depth)
                 .await;
@@ -356,7 +362,7 @@ impl Shared {
             .made(source, repository, manifest, depth, &running)
             .await;
         if let (Ok(ImageOutcome::Final(record)), Some(outgrown)) = (&mut made, recorded) {
-            // The twin handed out before stays readable.
+            // The converted image that was served before stays readable.
             self.keep_with(record, &outgrown.objects).await?;
         }
         match &made {
@@ -395,7 +401,7 @@ impl Shared {
         }
     }
 
-    /// Whether limits that were met are higher here.
+    /// Whether a limit that the record names is higher in this configuration.
     fn is_outgrown(&self, record: &ImageRecord) -> bool {
         record
             .limits

@@ -1,7 +1,7 @@
-//! The documents of an image: what of them may be in memory, and off the runtime's threads what is done with them.
+//! Bounds the memory for an image's documents, and parses them off the runtime's threads.
 //!
-//! A conversion that waits holds its manifest's bytes, weighed; they are parsed when there is room for the tree, and
-//! parsed again when their turn has come.
+//! A conversion that waits holds its manifest's bytes, which are counted. They are parsed when
+//! there is room for the tree, and parsed again when the conversion's turn has come.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::error::Error;
 use super::pace::DOCUMENT_WITHIN;
-use super::reason::told;
+use super::reason::printable;
 use super::shares::{Share, Shares};
 use super::weigh::{self, MAX_WEIGHT};
 use crate::budget::{Budget, Weight};
@@ -19,27 +19,29 @@ use crate::oci::media_type::manifest_kind;
 use crate::oci::{Digest, Manifest, Reference, Repository};
 use crate::transport::Source;
 
-/// Manifests of conversions that run or wait: some thousands of ordinary ones, or sixteen of one upstream that are as
-/// large as may be.
+/// Manifests of conversions that run or wait: some thousands of ordinary size, or sixteen of one
+/// upstream that have the maximum size.
 const WAITING_BYTES: u64 = 128 << 20;
-/// The same of children of indexes, which wait for nobody but images.
+/// The same for children of indexes, which wait for images only.
 const CHILDREN_BYTES: u64 = 64 << 20;
 /// Plans of images and indexes that are being converted.
 const PLANS_BYTES: u64 = 128 << 20;
 /// Configurations of images that are being converted.
 const CONFIGS_BYTES: u64 = 64 << 20;
-/// Trees that are looked at for a moment.
+/// Trees that are held for a moment.
 const TREES_BYTES: u64 = 64 << 20;
-/// What a conversion takes beside its manifest: tasks, places in queues, its line in the status.
+/// The memory of a conversion beside its manifest, in bytes: tasks, places in queues, its line in
+/// the status.
 const CONVERSION_BYTES: u64 = 32 << 10;
 
-/// How long is waited for room in one of these before the source image is served.
+/// How long a conversion waits for room in one of these before the source image is served.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Documents up to this size are worked on where they are; it takes less than a millisecond.
+/// Documents up to this size are processed on the current thread, which takes less than a
+/// millisecond.
 const SMALL: usize = 32 << 10;
 
-/// The memory for others' documents.
+/// The memory for documents from upstreams.
 #[derive(Debug, Clone)]
 pub(super) struct Documents {
     waiting: Shares,
@@ -62,7 +64,7 @@ impl Default for Documents {
 }
 
 impl Documents {
-    /// Room for a conversion of this manifest, from its first to its last moment.
+    /// Takes room for the whole conversion of this manifest.
     pub(super) async fn conversion(
         &self,
         upstream: &str,
@@ -74,7 +76,7 @@ impl Documents {
             .await?)
     }
 
-    /// A child of an index, and room for its conversion.
+    /// Fetches a child of an index, and takes room for its conversion.
     pub(super) async fn child(
         &self,
         source: &Source,
@@ -92,13 +94,14 @@ impl Documents {
         Ok((child, share))
     }
 
-    /// Room to look at the tree of a document of this weight for a moment.
+    /// Takes room for a document's tree of this weight, for a short time.
     pub(super) async fn tree(&self, weight: u64) -> Result<Weight, Error> {
         Ok(self.trees.take_within(weight, PATIENCE).await?)
     }
 }
 
-/// What the tree of a manifest takes, or why there is none. Of unknown types there is none to be made.
+/// Returns the memory of a manifest's tree in bytes, or the reason why it cannot be parsed. A
+/// document of unknown type is not parsed and weighs nothing.
 pub(super) async fn weigh_manifest(manifest: &Manifest) -> Result<Result<u64, String>, Error> {
     match manifest_kind(&manifest.media_type) {
         Some(_) => weigh(&manifest.bytes).await,
@@ -106,18 +109,21 @@ pub(super) async fn weigh_manifest(manifest: &Manifest) -> Result<Result<u64, St
     }
 }
 
-/// What the tree of a document takes, or why there is none.
+/// Returns the memory of a document's tree in bytes, or the reason why it cannot be parsed.
 pub(super) async fn weigh(text: &Bytes) -> Result<Result<u64, String>, Error> {
     let bytes = text.clone();
     off_worker(text.len(), move || match weigh::document(&bytes) {
         Ok(weight) if weight <= MAX_WEIGHT => Ok(weight),
         Ok(_) => Err("it has too many values for a manifest or a configuration".to_owned()),
-        Err(error) => Err(format!("it is not readable: {}", told(&error.to_string()))),
+        Err(error) => Err(format!(
+            "it is not readable: {}",
+            printable(&error.to_string())
+        )),
     })
     .await
 }
 
-/// Does `work` on a document of `len` bytes, on a thread that may take its time unless it is small.
+/// Runs `work` for a document of `len` bytes: here if it is small, else on a blocking thread.
 pub(super) async fn off_worker<T: Send + 'static>(
     len: usize,
     work: impl FnOnce() -> T + Send + 'static,

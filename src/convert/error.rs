@@ -1,4 +1,5 @@
-//! Why an image has no twin. Every one of these is worth another try: what is not is a pass-through, and no error.
+//! Why an image was not converted. Another attempt may succeed after each of these errors; a
+//! permanent reason is a pass-through, not an error.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use crate::oci::Digest;
 use crate::registry;
 use crate::store;
 
-/// Why an image has no twin.
+/// Why an image was not converted.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -17,17 +18,17 @@ pub enum Error {
     Upstream(#[from] registry::Error),
     #[error(transparent)]
     Store(#[from] store::Error),
-    #[error("the layer {digest} is not converted")]
+    #[error("layer {digest} not converted")]
     Layer {
         digest: Digest,
         #[source]
         source: Arc<Error>,
     },
-    #[error("no image of the index is converted")]
+    #[error("no image of the index converted")]
     Children(#[source] Arc<Error>),
-    #[error("the converted layer cannot be written")]
+    #[error("converted layer cannot be written")]
     Write(#[from] estargz::write::Error),
-    #[error("a document of ours cannot be written")]
+    #[error("converted document cannot be serialized")]
     Document(#[from] serde_json::Error),
     #[error("the conversion broke off")]
     BrokenOff,
@@ -39,12 +40,12 @@ pub enum Error {
     Overdue { within: Duration },
     #[error("another process holds the lease on the layer {0} for too long")]
     Lease(Digest),
-    #[error("the conversion's configuration: {0}")]
+    #[error("invalid conversion configuration: {0}")]
     Config(String),
 }
 
 impl Error {
-    /// How long there is no point in another try.
+    /// How long another attempt is known to be useless.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Slow { .. } | Self::Overdue { .. } => Some(SLOW_FOR),
@@ -59,7 +60,8 @@ impl Error {
         matches!(self, Self::Slow { .. } | Self::Overdue { .. })
     }
 
-    /// Whether something in the store was found damaged or gone: it is forgotten, and the same again makes it anew.
+    /// Whether an object in the store was found damaged or missing. Its record is then deleted, and
+    /// the next attempt makes the object anew.
     pub(super) fn is_forgotten(&self) -> bool {
         match self {
             Self::Store(error) => error.is_forgotten(),
@@ -68,7 +70,7 @@ impl Error {
         }
     }
 
-    /// Why the store has no room for it, if that is what is wrong.
+    /// Returns the store's error if the store has no room for the image.
     pub(super) fn full(&self) -> Option<&store::Error> {
         match self {
             Self::Store(error @ store::Error::Full { .. }) => Some(error),

@@ -1,4 +1,4 @@
-//! The image of a twin's external TOCs.
+//! The image that holds a converted image's external TOCs.
 
 use bytes::Bytes;
 use serde_json::Value;
@@ -13,13 +13,15 @@ use crate::oci::{Digest, Manifest};
 use crate::store::{ImageRecord, LayerOutcome};
 
 impl Converter {
-    /// The external TOCs of a twin as the image that stargz-snapshotter looks for under `TAG-esgztoc`, its objects
-    /// readable in the store. `None` when no layer of the twin has one.
+    /// Returns the external TOCs of a converted image as the image that stargz-snapshotter looks up
+    /// under `TAG-esgztoc`, with its objects readable in the store. `None` when no converted layer
+    /// has an external TOC.
     pub async fn toc_image(&self, twin: &ImageRecord) -> Result<Option<Manifest>, Error> {
         let mut tocs = Vec::new();
         let mut seen = Vec::new();
         for digest in &twin.objects {
-            // Manifests and layers look alike here; only the twins' manifests are documents.
+            // Manifests and layers look alike in the record. Only the manifests of converted images
+            // are documents.
             let Some(object) = self.shared.store.find(digest).await? else {
                 continue;
             };
@@ -55,8 +57,8 @@ impl Converter {
             .store
             .put(&manifest.media_type, manifest.bytes.clone())
             .await?;
-        // The caller's record may lack what was kept since it was read. Two who keep at once may undo each other's;
-        // whoever hands the image out again keeps it again.
+        // The caller's record may lack objects that were kept since it was read. Two concurrent
+        // calls may undo each other's change; the next call for the image keeps the objects again.
         if let Some(mut record) = self
             .shared
             .store
@@ -72,7 +74,7 @@ impl Converter {
 }
 
 impl Shared {
-    /// Each layer of a twin that has an external TOC, and that TOC.
+    /// Returns each layer of a converted image that has an external TOC, with the TOC's digest.
     async fn external_tocs(&self, manifest: &Bytes) -> Result<Vec<(Digest, Digest)>, Error> {
         let Ok(manifest) = serde_json::from_slice::<ImageManifest>(manifest) else {
             return Ok(Vec::new());

@@ -1,20 +1,21 @@
-//! What did not work a moment ago is not tried again at once: a failing image must not cost minutes at each pull.
+//! Recent failures are not retried at once, so that a failing image does not cost minutes at each
+//! pull.
 
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
 use moka::future::Cache;
 
-/// The wait after the first failure; it doubles with each further one.
+/// The wait after the first failure. It doubles with each further failure.
 const FIRST_WAIT: Duration = Duration::from_secs(2);
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
 
-/// The memory for failures, in bytes: ten thousand or so.
+/// The memory for failures, in bytes: room for about ten thousand.
 const CAPACITY: u64 = 8 << 20;
-/// What a failure takes beside what its weigher counts.
+/// The memory of a failure beside the bytes that its weigher counts.
 const FAILURE_BYTES: usize = 512;
 
-/// Recent failures, each with the answer to give until the next try.
+/// Recent failures, each with the answer to return until the next attempt.
 #[derive(Debug)]
 pub(super) struct Failures<K, V>
 where
@@ -36,13 +37,14 @@ where
     K: Hash + Eq + Clone + Send + Sync + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    /// `weight` is what an answer and its key take, in bytes.
+    /// `weight` returns the memory of an answer and its key, in bytes.
     pub(super) fn new(weight: impl Fn(&K, &V) -> usize + Send + Sync + 'static) -> Self {
         let weight = move |key: &K, failure: &RememberedFailure<V>| {
             u32::try_from(weight(key, &failure.answer).saturating_add(FAILURE_BYTES))
                 .unwrap_or(u32::MAX)
         };
-        // Twice the longest wait: a failure that comes back soon after its wait still doubles it.
+        // Twice the longest wait, so that a failure that recurs soon after its wait still doubles
+        // it.
         let recent = Cache::builder()
             .max_capacity(CAPACITY)
             .weigher(weight)
@@ -51,13 +53,14 @@ where
         Self { recent }
     }
 
-    /// The last answer, while it is too early for another try.
+    /// Returns the last answer, until the time of the next attempt.
     pub(super) async fn answer(&self, key: &K, now: Instant) -> Option<V> {
         let failure = self.recent.get(key).await?;
         (now < failure.until).then_some(failure.answer)
     }
 
-    /// Notes a failure; the next try comes after a doubling wait, or after `at_least`, which is capped too.
+    /// Records a failure. The next attempt comes after a doubling wait, or after `at_least`, which
+    /// is capped too.
     pub(super) async fn note(&self, key: K, answer: V, at_least: Option<Duration>, now: Instant) {
         let doubled = self
             .recent

@@ -1,11 +1,11 @@
-//! Fuzz targets: manifests that are planned.
+//! Fuzz targets: planning of manifests.
 
 use bytes::Bytes;
 
 use super::plan::{Plan, Wanted, plan};
 use crate::oci::{Platform, document};
 
-/// A manifest: the plan has a decision for each layer and child.
+/// Plans a manifest and checks that the plan has a decision for each layer and child.
 pub fn plans(data: &[u8]) {
     let Ok(manifest) = document::read(None, None, Bytes::copy_from_slice(data)) else {
         return;

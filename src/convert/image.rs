@@ -1,8 +1,10 @@
-//! The twin's documents: a new configuration and a new manifest, the same bytes wherever they are made.
+//! The documents of a converted image: a new configuration and a new manifest. Every process makes
+//! the same bytes from the same input.
 //!
-//! Media types follow the source, but for zstd:chunked, whose twins are OCI throughout: containers/image, which is who
-//! reads the format, refuses zstd layers in Docker manifests ("unsupported docker v2s2 media type"). A zstd:chunked layer
-//! gets no stargz annotation: containers/storage refuses a layer that has both (`pkg/chunked/toc/toc.go`).
+//! Media types follow the source, except for zstd:chunked, where the converted image is OCI
+//! throughout. The reader of that format, containers/image, refuses zstd layers in Docker manifests
+//! ("unsupported docker v2s2 media type"). A zstd:chunked layer gets no stargz annotation, because
+//! containers/storage refuses a layer that has both (`pkg/chunked/toc/toc.go`).
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -11,7 +13,7 @@ use serde_json::{Map, Value};
 
 use super::claims;
 use super::plan::{ImagePlan, LayerPlan};
-use super::reason::told;
+use super::reason::printable;
 use crate::oci::annotations::{
     GENERATION, LAYER_DIGEST, SOURCE_DIFF_ID, SOURCE_DIGEST, SOURCE_SIZE, TOC_DIGEST, UNCOMPRESSED,
     UNCOMPRESSED_SIZE, ZSTD_CHECKSUM, ZSTD_POSITION,
@@ -21,42 +23,48 @@ use crate::oci::{Descriptor, Digest, Manifest, lenient, media_type, translate};
 use crate::store::records::{ConvertedLayer, Limit, PassedThrough};
 use crate::store::{Generation, LayerOutcome};
 
-/// An image's configuration: what we must know of it, and all of it as text.
+/// An image's configuration: the fields that a conversion needs, and the whole text.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Config {
-    /// `None` where a text is no digest: that layer stays as it is.
+    /// `None` if a text is not a digest. That layer then stays unchanged.
     diff_ids: Vec<Option<Digest>>,
     text: Bytes,
 }
 
-/// What an image became.
+/// The outcome for an image.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Assembled {
-    /// `None` when nothing of the image could be replaced.
+    /// `None` when no layer of the image could be replaced.
     pub(super) twin: Option<ConvertedImage>,
     pub(super) passed_through: Vec<PassedThrough>,
-    /// Limits among the reasons.
+    /// The configured limits among the reasons.
     pub(super) limits: Vec<Limit>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct ConvertedImage {
-    /// The new configuration; `None` when it is the source's.
+    /// The new configuration; `None` when it is unchanged.
     pub(super) config: Option<Bytes>,
     pub(super) manifest: Manifest,
-    /// What the manifest's bytes say.
+    /// The content of the manifest's bytes.
     pub(super) image: ImageManifest,
-    /// The same in the other family's types; `None` when something in it has no name there.
+    /// The same manifest in the media types of the other family (Docker or OCI). `None` when a part
+    /// of it has no counterpart there.
     pub(super) translated: Option<Manifest>,
-    /// The layers and external TOCs it names that are ours.
+    /// The converted layers and external TOCs that the manifest names.
     pub(super) objects: Vec<Digest>,
 }
 
 impl Config {
-    /// Reads the configuration of an image of `layers` layers; fails with the reason why it is none.
+    /// Parses the configuration of an image of `layers` layers, or returns the reason why it is
+    /// invalid.
     pub(super) fn parse(text: Bytes, layers: usize) -> Result<Self, String> {
-        let unreadable =
-            |reason: String| format!("the image configuration is not readable: {}", told(&reason));
+        let unreadable = |reason: String| {
+            format!(
+                "the image configuration is not readable: {}",
+                printable(&reason)
+            )
+        };
         let mut document: Value =
             serde_json::from_slice(&text).map_err(|error| unreadable(error.to_string()))?;
         let list = diff_ids_of(&mut document).map_err(unreadable)?;
@@ -73,7 +81,7 @@ impl Config {
         Ok(Self { diff_ids, text })
     }
 
-    /// The configuration with other diff-ids; `None` when they are the same.
+    /// Returns the configuration with other diff-ids; `None` when they are the same.
     fn with_diff_ids(
         &self,
         diff_ids: &[Option<Digest>],
@@ -92,16 +100,16 @@ impl Config {
     }
 }
 
-/// The list of diff-ids in an image configuration.
+/// Returns the list of diff-ids in an image configuration.
 fn diff_ids_of(document: &mut Value) -> Result<&mut Vec<Value>, String> {
     let rootfs = lenient::get_mut(document, "rootfs")?.ok_or("it has no rootfs")?;
     let list = lenient::get_mut(rootfs, "diff_ids")?.ok_or("it has no diff-ids")?;
     list.as_array_mut()
-        .ok_or_else(|| "its diff-ids are no list".to_owned())
+        .ok_or_else(|| "its diff-ids are not a list".to_owned())
 }
 
-/// Puts the converted layers into the image. `outcomes` holds every layer the plan converts, by source digest;
-/// `keeps_source` says that a converted layer begins with the source's tar.
+/// Replaces the converted layers in the image. `outcomes` holds every layer that the plan converts,
+/// by source digest. `keeps_source` means that a converted layer begins with the source's tar.
 pub(super) fn assemble(
     source: &Manifest,
     plan: &ImagePlan,
@@ -162,7 +170,8 @@ pub(super) fn assemble(
     }
     let manifest = Manifest::new(media_type.to_owned(), serde_json::to_vec(&image)?.into());
     if manifest.size() > MAX_MANIFEST_BYTES {
-        let reason = format!("its twin would be over the limit of {MAX_MANIFEST_BYTES} bytes");
+        let reason =
+            format!("converted manifest would be over the limit of {MAX_MANIFEST_BYTES} bytes");
         passed_through.push(PassedThrough {
             digest: source.digest.clone(),
             reason,
@@ -187,7 +196,7 @@ pub(super) fn assemble(
     })
 }
 
-/// Calls everything in the image by its OCI name.
+/// Translates all media types in the image to OCI.
 fn make_oci(image: &mut ImageManifest) {
     let descriptors = image
         .layers
@@ -201,7 +210,7 @@ fn make_oci(image: &mut ImageManifest) {
     }
 }
 
-/// What replaces `layer`, or why nothing does.
+/// Returns the replacement of `layer`, or the reason why it is not replaced.
 fn replacement<'a>(
     layer: &Descriptor,
     plan: &LayerPlan,
@@ -251,7 +260,7 @@ fn layer_descriptor(
     } else {
         [TOC_DIGEST, UNCOMPRESSED_SIZE]
     };
-    // What told readers of the source how it is read is not true of the converted layer.
+    // Annotations that describe how to read the source layer are wrong for the converted layer.
     annotations.retain(|key, _| written.contains(&key.as_str()) || !claims::is_lazy_key(key));
     let mut annotate =
         |key: &str, value: String| annotations.insert(key.to_owned(), Value::from(value));
@@ -279,7 +288,8 @@ fn layer_descriptor(
     layer
 }
 
-/// Makes `descriptor` point at another object. An embedded copy of the old one (`data`) goes.
+/// Makes `descriptor` point at another object. An embedded copy of the old object (`data`) is
+/// deleted.
 pub(super) fn point_at(descriptor: &mut Descriptor, digest: Digest, size: u64) {
     descriptor.digest = digest;
     descriptor.size = size;
@@ -287,7 +297,7 @@ pub(super) fn point_at(descriptor: &mut Descriptor, digest: Digest, size: u64) {
     descriptor.rest.shift_remove("size");
 }
 
-/// Says in a manifest's or an index's annotations what it was made from.
+/// Records the source and the generation in a manifest's or an index's annotations.
 pub(super) fn annotate(rest: &mut Map<String, Value>, source: &Digest, generation: &Generation) {
     let annotations = rest
         .entry("annotations")
@@ -298,8 +308,9 @@ pub(super) fn annotate(rest: &mut Map<String, Value>, source: &Digest, generatio
     }
 }
 
-/// A manifest of `{}` and the TOCs of `layers`, as stargz-snapshotter looks for it under `TAG-esgztoc`
-/// (`nativeconverter/estargz/externaltoc/fetcher.go`). `layers` gives each layer's digest and its TOC's digest and size.
+/// Returns a manifest with the configuration `{}` and the TOCs of `layers`, as stargz-snapshotter
+/// expects it under `TAG-esgztoc` (`nativeconverter/estargz/externaltoc/fetcher.go`). `layers`
+/// holds each layer's digest and its TOC's digest and size.
 pub(super) fn toc_image(
     layers: &[(Digest, Digest, u64)],
 ) -> Result<(Bytes, Manifest), serde_json::Error> {
@@ -442,7 +453,7 @@ mod tests {
         assert_eq!(
             keys(&new_config),
             keys(&config),
-            "the order of the keys too"
+            "the order of the keys is kept too"
         );
 
         let manifest: Value = serde_json::from_slice(&twin.manifest.bytes).unwrap();
@@ -490,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_diff_id_keeps_the_original_layer() {
+    fn a_wrong_diff_id_keeps_the_source_layer() {
         let assembled = assembled(&["a"], &config_of(&["another"]), &both());
         assert_eq!(assembled.twin, None);
         assert!(assembled.passed_through[0].reason.contains("diff-id"));
@@ -540,7 +551,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_configurations_are_told() {
+    fn invalid_configurations_are_rejected() {
         for text in [
             "",
             "[]",

@@ -1,8 +1,10 @@
-//! The twin of an index: converted children in the place of theirs, every other child untouched.
+//! The conversion of an index's document: converted children replace their sources, every other
+//! child stays unchanged.
 //!
-//! BuildKit's attestations name the child they describe by an annotation on their own descriptor. Where that child is
-//! replaced the annotation follows it, so that clients still find the attestation; the attestation's own statement goes
-//! on naming the source, whose digest is kept beside it.
+//! BuildKit's attestations name the child that they describe by an annotation on their own
+//! descriptor. When that child is replaced, the annotation is updated, so that clients still find
+//! the attestation. The statement inside the attestation still names the source, whose digest is
+//! kept beside it.
 
 use std::collections::HashMap;
 
@@ -16,17 +18,19 @@ use crate::oci::{Descriptor, Digest, Manifest, media_type, translate};
 use crate::store::records::PassedThrough;
 use crate::store::{Generation, ImageRecord};
 
-/// What became of a child.
+/// The outcome for a child.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Child {
     Recorded(Box<ImageRecord>),
     Source(String),
 }
 
-/// Puts the children's twins into the index. `children` holds what is known of them, by source digest.
+/// Replaces children in the index by their converted images. `children` holds the known outcomes,
+/// by source digest.
 ///
-/// Beside the record, the documents to store: the twin, and the same in the other family's types. When nothing is
-/// replaced there are none and the record's twin is the source itself.
+/// Returns the record and the documents to store: the converted index, and the same in the other
+/// family's media types. When no child is replaced there are no documents, and the record names the
+/// source itself.
 pub(super) fn assemble(
     source: &Manifest,
     plan: &IndexPlan,
@@ -37,7 +41,7 @@ pub(super) fn assemble(
     let mut record = unchanged(source);
     let mut twins = HashMap::new();
     for (descriptor, plan) in index.manifests.iter_mut().zip(&plan.children) {
-        // A platform that is not converted by itself is not tried again by itself.
+        // A platform that is not converted on its own is not retried on its own.
         if let (ChildPlan::Convert, Some(Child::Recorded(child))) =
             (plan, children.get(&descriptor.digest))
         {
@@ -85,7 +89,8 @@ pub(super) fn assemble(
             limits: record.limits,
             ..unchanged(source)
         };
-        let reason = format!("its twin would be over the limit of {MAX_MANIFEST_BYTES} bytes");
+        let reason =
+            format!("converted index would be over the limit of {MAX_MANIFEST_BYTES} bytes");
         record.passed_through.push(PassedThrough {
             digest: source.digest.clone(),
             reason,
@@ -103,7 +108,8 @@ pub(super) fn assemble(
     Ok((record, documents))
 }
 
-/// The index in the other family's types, as are the twins it names. None while one of them has no name there.
+/// Translates the index, and the converted images it names, to the media types of the other family.
+/// `None` when one of these images has no translation.
 fn translated(index: &Manifest, twins: &HashMap<Digest, &ImageRecord>) -> Option<Manifest> {
     let children = twins
         .values()
@@ -112,7 +118,7 @@ fn translated(index: &Manifest, twins: &HashMap<Digest, &ImageRecord>) -> Option
     translate::index(index, |child| children.get(&child.digest).copied().cloned())
 }
 
-/// The record of a manifest that is its own twin.
+/// Returns the record of a manifest that stays unchanged.
 pub(super) fn unchanged(source: &Manifest) -> ImageRecord {
     ImageRecord {
         source: source.digest.clone(),
@@ -128,7 +134,7 @@ pub(super) fn unchanged(source: &Manifest) -> ImageRecord {
     }
 }
 
-/// As [`unchanged`], with the reason why it is.
+/// As [`unchanged`], with the reason.
 pub(super) fn passed_through(source: &Manifest, reason: String) -> ImageRecord {
     let passed_through = vec![PassedThrough {
         digest: source.digest.clone(),
@@ -162,7 +168,7 @@ fn twin_of<'a>(
     }
 }
 
-/// Whether a Docker image became an OCI one: then the list that holds it must be an index.
+/// Whether a Docker image became an OCI image. The list that contains it must then be an index.
 fn is_translated(descriptor: &Descriptor, twin: &ImageRecord) -> bool {
     media_type::is_docker(&descriptor.media_type) && !media_type::is_docker(&twin.media_type)
 }
@@ -272,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn twins_take_their_place_and_the_rest_stays() {
+    fn converted_children_replace_their_sources_and_the_rest_stays() {
         let original = [
             child("amd", "amd64"),
             child("ibm", "s390x"),
@@ -332,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_is_translated_with_all_its_twins_or_not_at_all() {
+    fn an_index_is_translated_with_all_its_images_or_not_at_all() {
         let children = [child("amd", "amd64"), child("ibm", "s390x")];
         let document = json!({"schemaVersion": 2, "manifests": children});
         let source = Manifest::new(
@@ -367,7 +373,7 @@ mod tests {
         );
         assert_eq!(
             list["manifests"][1], children[1],
-            "an original keeps its name"
+            "a source image keeps its name"
         );
         let Child::Recorded(mut nameless) = record("ibm") else {
             unreachable!()
@@ -378,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn an_attestation_follows_what_it_describes() {
+    fn an_attestation_follows_the_child_it_describes() {
         let (_, index) = assembled(
             &[child("amd", "amd64"), attestation("amd")],
             &[("amd", record("amd"))],
@@ -393,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn a_platform_someone_pulled_joins() {
+    fn a_pulled_platform_joins_the_index() {
         let manifests = [child("amd", "amd64"), child("ibm", "s390x")];
         let (before, _) = assembled(&manifests, &[("amd", record("amd"))]);
         let (after, _) = assembled(
@@ -406,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_replaced_is_the_source_itself() {
+    fn an_index_without_replacements_is_its_source() {
         let (record, index) = assembled(
             &[child("amd", "amd64")],
             &[("amd", Child::Source("odd".to_owned()))],

@@ -1,6 +1,8 @@
-//! From a layer's bytes to its tar: the compression is read from the first bytes, never from the media type.
+//! Decompresses a layer to its tar. The compression is detected from the first bytes, never from
+//! the media type.
 //!
-//! Both disagree in the wild, and Go's tools go by the bytes too.
+//! Bytes and media type disagree in the wild, and Go's tools detect the compression from the bytes
+//! too.
 
 use std::io::{self, BufRead, Chain, Cursor, Read};
 
@@ -9,13 +11,13 @@ use flate2::bufread::GzDecoder;
 /// Largest window of a zstd frame: 2^27 bytes, libzstd's own default limit.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 
-/// Bytes that tell the compressions apart.
+/// The number of bytes that distinguish the compressions.
 const MAGIC_LEN: usize = 4;
 
-/// The bytes read ahead, and the rest.
+/// The peeked bytes, followed by the rest.
 type Peeked<R> = Chain<Cursor<Vec<u8>>, R>;
 
-/// Reads the tar inside a layer that is a gzip stream, a zstd stream or a plain tar.
+/// A reader of the tar inside a layer that is a gzip stream, a zstd stream or a plain tar.
 #[expect(missing_debug_implementations, reason = "the decoders have none")]
 pub struct Inflate<R: BufRead>(Stream<R>);
 
@@ -26,7 +28,7 @@ enum Stream<R: BufRead> {
 }
 
 impl<R: BufRead> Inflate<R> {
-    /// Reads the first bytes of `source` to see what it is.
+    /// Reads the first bytes of `source` to detect the compression.
     pub fn new(mut source: R) -> io::Result<Self> {
         let mut magic = Vec::with_capacity(MAGIC_LEN);
         source
@@ -48,7 +50,7 @@ impl<R: BufRead> Inflate<R> {
     }
 }
 
-/// A frame or a skippable frame (RFC 8878, sections 3.1.1 and 3.1.2).
+/// Whether the bytes begin a frame or a skippable frame (RFC 8878, sections 3.1.1 and 3.1.2).
 fn is_zstd_frame(magic: &[u8]) -> bool {
     matches!(
         magic,
@@ -66,9 +68,10 @@ impl<R: BufRead> Read for Inflate<R> {
     }
 }
 
-/// Gzip members one behind the other.
+/// A reader of consecutive gzip members.
 ///
-/// Zeros behind the last member are padding, as gzip(1) has it; anything else there is an error, as Go has it.
+/// Zeros behind the last member are padding, as in gzip(1). Anything else there is an error, as in
+/// Go.
 enum Gzip<R: BufRead> {
     Member(Box<GzDecoder<R>>),
     Ended,
@@ -98,7 +101,7 @@ impl<R: BufRead> Read for Gzip<R> {
     }
 }
 
-/// Whether bytes follow that are not padding; they must then begin a member.
+/// Whether another member follows. Any bytes that are not padding must begin a member.
 fn has_next_member<R: BufRead>(rest: &mut R) -> io::Result<bool> {
     let mut padded = false;
     loop {
@@ -147,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bytes_say_what_they_are() {
+    fn the_compression_is_detected_from_the_bytes() {
         assert_eq!(inflate(b"plain").unwrap(), b"plain");
         assert_eq!(inflate(b"").unwrap(), b"");
         assert_eq!(inflate(b"a").unwrap(), b"a");
@@ -156,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn members_frames_and_padding_run_on() {
+    fn members_frames_and_padding_are_one_stream() {
         let members = [gzip(b"one "), gzip(b""), gzip(b"two"), vec![0; 1000]].concat();
         assert_eq!(inflate(&members).unwrap(), b"one two");
         let skippable = [&[0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0], b"abc".as_slice()].concat();
@@ -165,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_and_cut_streams_are_errors() {
+    fn trailing_garbage_and_cut_streams_are_errors() {
         let whole = gzip(&[7; 5000]);
         assert!(inflate(&[whole.as_slice(), b"garbage"].concat()).is_err());
         assert!(inflate(&[whole.as_slice(), b"\0\0garbage"].concat()).is_err());

@@ -1,12 +1,12 @@
-//! One layer, in one streaming pass.
+//! The conversion of one layer, in one streaming pass.
 //!
 //! ```text
-//!  async task                 blocking thread                                  async task
-//!  upstream body ─ pieces ▶ SourceReader ▶ Inflate ▶ estargz::write ▶ StoreWriter ─ pieces ▶ LayerUpload
+//!  async task     blocking thread                               async task
+//!  body ─pieces▶ SourceReader ▶ Inflate ▶ estargz::write ▶ StoreWriter ─pieces▶ LayerUpload
 //! ```
-//! Both channels are short, so the slowest part sets the pace. Each part ends when a neighbour does: a store that fails
-//! closes the second channel, an upstream that fails leaves the first without its end mark. Nothing is visible before
-//! the caller puts the record.
+//! Both channels are short, so the slowest part sets the pace. Each part ends when a neighbour
+//! does: a store that fails closes the second channel, an upstream that fails leaves the first
+//! without its end mark. Nothing is visible before the caller stores the record.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ use super::error::Error;
 use super::inflate::Inflate;
 use super::pace::{Pace, Pacer};
 use super::priority;
-use super::reason::told;
+use super::reason::printable;
 use super::status::LayerProgress;
 use crate::layers::digest::from_format;
 use crate::oci::{Digest, Repository, media_type};
@@ -34,7 +34,7 @@ use crate::store::{Generation, LayerOutcome, LayerUpload, Store};
 use crate::telemetry::log;
 use crate::transport::Source;
 
-/// All that a layer's conversion needs.
+/// The inputs of a layer's conversion.
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) source: Source,
@@ -43,11 +43,12 @@ pub(super) struct Job {
     pub(super) store: Store,
     pub(super) generation: Generation,
     pub(super) options: Options,
-    /// The files that come first; empty for the order of the source.
+    /// The files to put at the front; empty to keep the order of the source.
     pub(super) prioritized: Vec<Vec<u8>>,
-    /// Convert it though it is eStargz already.
+    /// Convert the layer even if it is eStargz already.
     pub(super) renew: bool,
-    /// Convert it whatever it is: it claims to be lazily readable, and is not as it claims.
+    /// Convert the layer whatever its content, because it is not lazily readable as its annotations
+    /// claim.
     pub(super) is_claimed: bool,
     pub(super) pool: Arc<Pool>,
     pub(super) max_layer_size: u64,
@@ -55,19 +56,19 @@ pub(super) struct Job {
     pub(super) progress: Arc<LayerProgress>,
 }
 
-/// What the blocking thread made of the layer.
+/// The outcome of the blocking thread.
 enum PassOutcome {
     Blob(Box<Written>),
-    /// The layer is what its digest says, and it stays as it is.
+    /// The layer has the expected digest, and stays unchanged for this reason.
     Unfit(String, Option<Limit>),
 }
 
 impl Job {
     /// Converts the layer into the store, without its record.
     ///
-    /// An error is worth another try; what lies in the layer itself is an outcome, known only once all of its bytes were
-    /// hashed. `is_contended` says whether others wait for the layer's slot. Cancel safe: a dropped conversion leaves
-    /// nothing visible.
+    /// After an error another attempt may succeed. A fault of the layer itself is an outcome, known
+    /// only once all of its bytes were hashed. `is_contended` returns whether other conversions
+    /// wait for the layer's slot. Cancel safe: a dropped conversion leaves nothing visible.
     pub(super) async fn run(
         self,
         is_contended: &(dyn Fn() -> bool + Send + Sync),
@@ -78,7 +79,8 @@ impl Job {
             .wait(self.source.blob(&self.repository, &self.digest, None))
             .await??;
         if body.blob_size > self.max_layer_size {
-            // The manifest, whose bytes were hashed, says less: one of them lies, and it may be this upstream.
+            // The manifest, whose bytes were hashed, names a smaller size. One of the two is wrong,
+            // and it may be this upstream.
             return Err(registry::Error::TooLarge {
                 limit: self.max_layer_size,
             }
@@ -128,7 +130,8 @@ impl Job {
         made?.map_err(Error::Write)
     }
 
-    /// Hands the body's pieces on. The end mark follows only when the upstream vouches for the whole.
+    /// Sends the body's pieces to the blocking thread. The end mark follows only when the
+    /// upstream's bytes have the expected digest.
     async fn fetch(
         &self,
         mut body: BoxStream<'static, Result<Bytes, registry::Error>>,
@@ -138,7 +141,7 @@ impl Job {
         while let Some(bytes) = pacer.wait(body.next()).await? {
             let bytes = bytes?;
             pacer.came(bytes.len());
-            // A thread that listens no more has its own reason, which is told instead.
+            // If the thread stopped receiving, its own error is returned instead.
             if pieces.send(Piece::Bytes(bytes)).await.is_err() {
                 return Ok(());
             }
@@ -178,7 +181,7 @@ impl Job {
     }
 }
 
-/// The outcome for a layer that is larger, by its manifest, than is converted.
+/// Returns the outcome for a layer whose size in the manifest is over the limit.
 pub(super) fn over_size(limit: u64) -> LayerOutcome {
     let reason = format!("over the limit of {limit} bytes");
     LayerOutcome::PassedThrough {
@@ -194,10 +197,10 @@ async fn store(mut pieces: mpsc::Receiver<Bytes>, upload: &mut LayerUpload) -> R
     Ok(())
 }
 
-/// The blocking part.
+/// Converts the layer on a blocking thread.
 ///
-/// Whatever a layer holds, it is read to its end before it is called unfit: only then is it known to be the layer asked
-/// for, and not some other bytes whose faults would be held against it for good.
+/// Every layer is read to its end before it is called unfit. Only then is it known to be the
+/// requested layer, and not other bytes whose faults would be recorded for good.
 fn make(
     mut source: SourceReader,
     mut output: StoreWriter,
@@ -215,7 +218,7 @@ fn make(
             | write::Error::Limit { .. }
             | write::Error::Path { .. }
             | write::Error::SparseExternal),
-        ) => PassOutcome::Unfit(told(&log::chain(&error)), outgrown(&error, options)),
+        ) => PassOutcome::Unfit(printable(&log::chain(&error)), outgrown(&error, options)),
         Err(error) => return Err(error),
     };
     source.drain().map_err(write::Error::Source)?;
@@ -228,7 +231,7 @@ fn make(
     Ok(made)
 }
 
-/// The configured limit that the layer is over, if that is what is wrong.
+/// Returns the configured limit that the layer exceeds, if that is the error.
 fn outgrown(error: &write::Error, options: &Options) -> Option<Limit> {
     let unpacked = options.limits.max_source_bytes;
     matches!(error, write::Error::Limit { limit, .. } if *limit == unpacked)

@@ -1,6 +1,7 @@
-//! A layer is converted once: its record is looked up, then one flight in this process, then one lease per store.
+//! Converts each layer once: first its record is looked up, then one flight runs in this process,
+//! then one lease is held per store.
 //!
-//! Whoever waits for a flight or a lease of others that does not get on tries by itself.
+//! A caller that waits for another's flight or lease without progress converts the layer itself.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -27,28 +28,28 @@ use crate::store::{Generation, LayerOutcome, LayerRecord, Store, layer_lease};
 use crate::telemetry::{log, metrics};
 use crate::transport::Source;
 
-/// How often another process's work is looked at: at first, and at most.
+/// How often the store is polled while another process converts: at first, and at most.
 const FIRST_POLL: Duration = Duration::from_millis(100);
 const SLOWEST_POLL: Duration = Duration::from_secs(2);
 
-/// How long a conversion waits for a slot before its image is served as it is.
+/// How long a conversion waits for a slot before its source image is served.
 pub(super) const SLOT_WITHIN: Duration = Duration::from_secs(1800);
-/// Fetches remembered as too slow.
+/// The number of fetches remembered as too slow.
 const SLOW_FETCHES: u64 = 10_000;
 
-/// Where a layer is fetched from: whose credentials, whose faults.
+/// The place a layer is fetched from: its credentials are used, and its faults counted.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Origin {
     upstream: String,
     repository: Repository,
 }
 
-/// A layer, and the one origin that it is fetched from where the shared attempt is not waited for.
+/// A layer and, for an attempt that is not shared, its only origin.
 pub(super) type Wanted = (Digest, Option<Origin>);
 
 pub(super) type Landed = Result<LayerOutcome, Arc<Error>>;
 
-/// An attempt at a layer that all who want it share.
+/// An attempt at a layer that is shared by all conversions of that layer.
 #[derive(Debug)]
 pub(super) struct Attempt {
     origin: Origin,
@@ -75,10 +76,10 @@ pub(super) struct LayerConverter {
     pub(super) slow: Cache<Wanted, u64>,
 }
 
-/// The shared attempts that run, by layer.
+/// The running shared attempts, by layer.
 pub(super) type Attempts = Arc<Mutex<HashMap<Digest, Arc<Attempt>>>>;
 
-/// Fetches that were given up as too slow a while ago, with the rate that was asked for.
+/// Returns an empty memory of fetches that were given up as too slow, with the required rate.
 pub(super) fn slow_fetches() -> Cache<Wanted, u64> {
     Cache::builder()
         .max_capacity(SLOW_FETCHES)
@@ -87,10 +88,11 @@ pub(super) fn slow_fetches() -> Cache<Wanted, u64> {
 }
 
 impl LayerConverter {
-    /// What becomes of a layer. The work goes on when the caller stops waiting.
+    /// Returns the outcome of a layer. The work goes on when the caller stops waiting.
     ///
-    /// Another image may already be waiting for the same layer from another place. When that place fails it, or does not
-    /// get on with it, the layer is tried from `source`: nobody's broken or slow registry is held against others.
+    /// A conversion of the same layer may be running for another image, from another origin. When
+    /// that one fails or makes no progress, the layer is fetched from `source`. So a broken or slow
+    /// registry affects no other.
     pub(super) async fn outcome(
         self: &Arc<Self>,
         source: &Source,
@@ -123,7 +125,8 @@ impl LayerConverter {
             .unwrap_or_else(|| Err(Arc::new(Error::BrokenOff)))
     }
 
-    /// The outcome of the attempt that is shared; `None` when another place does not make it.
+    /// Returns the outcome of the shared attempt; `None` when another origin fails it or makes no
+    /// progress.
     async fn shared(
         self: &Arc<Self>,
         source: &Source,
@@ -149,7 +152,7 @@ impl LayerConverter {
                 landed
             }
         });
-        // One that has ended by now has its outcome.
+        // An attempt that is no longer listed has its outcome already.
         let theirs = self
             .attempts()
             .get(&layer.digest)
@@ -164,13 +167,13 @@ impl LayerConverter {
         tokio::select! {
             landed = landed => Ok(landed.and_then(Result::ok)),
             () = theirs.stalls(self.pace, origin) => {
-                tracing::debug!(layer = %layer.digest, upstream = origin.upstream, "another upstream is waited for in vain");
+                tracing::debug!(layer = %layer.digest, upstream = origin.upstream, "shared attempt of another upstream stalled");
                 Ok(None)
             }
         }
     }
 
-    /// Lets an upstream that did not keep the pace convert one thing at a time for a while.
+    /// Limits an upstream that did not keep the pace to one conversion at a time for a while.
     pub(super) fn slow_down(&self, upstream: &str) {
         self.slots.slow_down(upstream);
         self.image_slots.slow_down(upstream);
@@ -204,8 +207,8 @@ impl LayerConverter {
         converted.map_err(Arc::new)
     }
 
-    /// Converts the layer unless its record comes first. An attempt of one origin alone does not wait for a lease: the
-    /// holder may be the one that does not get on.
+    /// Converts the layer, unless its record appears first. An attempt that is not shared does not
+    /// wait for a lease, because the holder may be the conversion without progress.
     async fn converted(
         &self,
         source: &Source,
@@ -223,7 +226,8 @@ impl LayerConverter {
                 count("found");
                 return Ok(record.outcome);
             }
-            // The slot comes first: a lease that waits for a slot would keep idle replicas from the work.
+            // The slot comes first: a lease held while waiting for a slot would keep idle replicas
+            // from converting.
             let slot = self.slots.take(source.name(), 1, SLOT_WITHIN).await?;
             let lease = self
                 .store
@@ -249,7 +253,7 @@ impl LayerConverter {
         }
     }
 
-    /// The layer's record, unless a limit has been raised since.
+    /// Returns the layer's record, unless its limit has been raised since.
     async fn recorded(&self, digest: &Digest) -> Result<Option<LayerRecord>, Error> {
         let record = self.store.layer(&self.generation, digest).await?;
         Ok(record.filter(|record| {
@@ -260,7 +264,7 @@ impl LayerConverter {
         }))
     }
 
-    /// Whether a limit is higher here than the one that was met.
+    /// Whether the limit in this configuration is higher than the recorded one.
     pub(super) fn is_raised(&self, limit: Limit) -> bool {
         match limit {
             Limit::LayerSize(met) => self.max_layer_size > met,
@@ -277,7 +281,8 @@ impl LayerConverter {
         progress: &Arc<LayerProgress>,
     ) -> Result<LayerOutcome, Error> {
         let digest = &layer.digest;
-        // The last holder may have put the record between our look and our lease.
+        // The previous holder may have stored the record after the lookup and before the lease was
+        // taken.
         if let Some(record) = self.recorded(digest).await? {
             return Ok(record.outcome);
         }
@@ -308,16 +313,17 @@ impl LayerConverter {
             outcome,
         };
         self.store.put_layer(&self.generation, &record).await?;
-        tell(&record, started.elapsed());
+        report_outcome(&record, started.elapsed());
         Ok(record.outcome)
     }
 }
 
 impl Attempt {
-    /// Returns when the attempt does not get on, in the eyes of somebody who could fetch the layer from `origin`.
+    /// Returns when the attempt makes no progress, as judged by a caller that could fetch the layer
+    /// from `origin`.
     ///
-    /// The queue for a slot and the line to the registry are shared by all of an upstream's repositories, so there the
-    /// least rate is enough.
+    /// All repositories of an upstream share the queue for a slot and the connection to the
+    /// registry. For the same upstream the least rate is therefore enough.
     async fn stalls(&self, pace: Pace, origin: &Origin) {
         let is_same_upstream = self.origin.upstream == origin.upstream;
         let least = if is_same_upstream {
@@ -339,7 +345,8 @@ impl Attempt {
     }
 }
 
-/// Whether a layer's bytes moved since this was last asked, every third of `ttl`: else its lease is not renewed.
+/// Returns a function that reports whether a layer's bytes moved since its last call, every third
+/// of `ttl`. If they did not, the lease is not renewed.
 fn moving(
     progress: &Arc<LayerProgress>,
     pace: Pace,
@@ -359,7 +366,7 @@ fn moving(
     }
 }
 
-fn tell(record: &LayerRecord, took: Duration) {
+fn report_outcome(record: &LayerRecord, took: Duration) {
     let (source, metrics) = (&record.source, metrics());
     match &record.outcome {
         LayerOutcome::Converted(layer) => {
@@ -383,7 +390,7 @@ fn count(outcome: &'static str) {
         .inc();
 }
 
-/// The failure of one layer, as the failure of its image.
+/// Wraps the failure of one layer as the failure of its image.
 pub(super) fn of_image(digest: &Digest, error: Arc<Error>) -> Error {
     tracing::debug!(%digest, error = log::chain(error.as_ref()), "layer failed");
     Error::Layer {

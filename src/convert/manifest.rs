@@ -1,4 +1,4 @@
-//! The conversion of an image manifest: its layers, and then the documents that name them.
+//! The conversion of an image manifest: first its layers, then the documents that name them.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -56,7 +56,7 @@ impl Shared {
             Plan::PassThrough(reason) => return self.pass_through(manifest, reason).await,
             Plan::Index(_) => {
                 return self
-                    .pass_through(manifest, "an index and no image".to_owned())
+                    .pass_through(manifest, "an index, not an image".to_owned())
                     .await;
             }
         };
@@ -77,7 +77,8 @@ impl Shared {
                 .map(|layer| (layer.digest.clone(), layer.size))
                 .collect::<Vec<_>>(),
         );
-        // No more of them than have slots: those of an image that fails are waited for by nobody.
+        // No more layers at once than there are slots. After one layer fails its image, the others
+        // have no waiting caller.
         let outcomes = stream::iter(layers)
             .map(|layer| async move { self.layer(source, repository, &layer).await });
         let outcomes = outcomes.buffer_unordered(self.config.layers_at_once.get());
@@ -131,14 +132,15 @@ impl Shared {
             record.objects.dedup();
         }
         self.store.put_image(&self.generation, &record).await?;
-        // An index that holds this image may take it in now.
+        // An index that contains this image may now include it.
         self.fresh.invalidate_all();
         let (upstream, took) = (source.name(), started.elapsed());
         tracing::info!(upstream, %repository, source = %record.source, twin = %record.twin, ?took, "image converted");
         Ok(record)
     }
 
-    /// The configuration of an image of `layers` layers with the weight of its tree, or the reason why it is none.
+    /// Returns the configuration of an image of `layers` layers with the weight of its tree, or the
+    /// reason why it is invalid.
     async fn read_config(
         &self,
         text: Bytes,
@@ -153,7 +155,7 @@ impl Shared {
         Ok(parsed.map(|config| (config, weight)))
     }
 
-    /// The image's new documents.
+    /// Returns the image's new documents.
     async fn assembled(
         &self,
         manifest: &Manifest,
@@ -174,11 +176,12 @@ impl Shared {
                 keeps_source,
             )
         };
-        // Documents of a few KiB are worked on here and now.
+        // Documents of a few KiB are processed on the current thread.
         Ok(off_worker(usize::try_from(weight).unwrap_or(usize::MAX) / 16, assemble).await??)
     }
 
-    /// Keeps which image a stack of layers is. Without it an image is never learned of, and is as good as it was.
+    /// Stores the record that finds an image by its stack of layers. Without the record no profile
+    /// of the image is learned; the image itself is not affected.
     async fn keep_stack(&self, stack: Option<StackRecord>) {
         let Some(stack) = stack else { return };
         if let Err(error) = self.store.put_stack(&stack).await {
@@ -186,7 +189,7 @@ impl Shared {
         }
     }
 
-    /// Stores manifests of our own making; nothing names them yet.
+    /// Stores manifests made by the conversion. Nothing names them yet.
     pub(super) async fn put_documents(&self, documents: Vec<Manifest>) -> Result<(), Error> {
         for document in documents {
             self.store.put(&document.media_type, document.bytes).await?;
@@ -206,7 +209,7 @@ impl Shared {
     }
 }
 
-/// The layers to convert, each once.
+/// Returns the layers to convert, each once.
 fn to_convert(plan: &ImagePlan) -> Vec<Descriptor> {
     let layers = plan.manifest.layers.iter().zip(&plan.layers);
     let wanted = layers

@@ -1,8 +1,9 @@
-//! An image into its twin: plan, convert each layer in one streaming pass, write the new documents.
+//! Converts a source image: plans it, converts each layer in one streaming pass, writes the new
+//! documents.
 //!
 //! `plan`, `image` and `index` are pure and know manifests; `layer`, `inflate` and `channel_io`
 //! move bytes; `manifest` and `platforms` drive the conversion of an image and of an index;
-//! `converter` and `layer_converter` see to it that nothing is done twice, in this process or in
+//! `converter` and `layer_converter` make sure that no work is done twice, in this process or in
 //! another one over the same store.
 
 mod budget;

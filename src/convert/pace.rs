@@ -1,7 +1,9 @@
-//! How fast an upstream has to give a layer or a document: a least rate, and an end.
+//! The rate that an upstream must keep while it sends a layer or a document: a least rate and a
+//! deadline.
 //!
-//! Only time spent waiting for the upstream counts: a body that comes faster than it is converted is never slow. While an
-//! image of another upstream waits for a slot, the rate that is asked for is higher and the patience shorter.
+//! Only time spent waiting for the upstream counts, so a body that arrives faster than it is
+//! converted is never slow. While an image of another upstream waits for a slot, the required rate
+//! is higher and the patience shorter.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -10,27 +12,28 @@ use tokio::time::{Instant, timeout};
 
 use super::error::Error;
 
-/// Windows with less than the least rate, one behind the other, after which a body is given up.
+/// The number of consecutive windows below the least rate after which a body is given up.
 const PATIENT_WINDOWS: u32 = 6;
-/// How many times the least rate a body has to have while others wait for its slot: 256 KiB in a second, with the default.
+/// The factor on the least rate while others wait for the body's slot: 256 KiB per second with the
+/// default.
 const CONTENDED: u64 = 16;
-/// How long a configuration or a manifest may take in all: some KiB in one or two requests.
+/// The deadline of a configuration or a manifest: some KiB in one or two requests.
 pub(super) const DOCUMENT_WITHIN: Duration = Duration::from_secs(60);
 
-/// What is asked of an upstream.
+/// The rate and the deadline for an upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Pace {
-    /// Bytes in a second.
+    /// In bytes per second.
     pub(super) least_rate: u64,
     pub(super) window: Duration,
     pub(super) within: Duration,
 }
 
-/// Watches one body.
+/// Measures the rate of one body.
 pub(super) struct Pacer<'a> {
     pace: Pace,
     is_contended: &'a (dyn Fn() -> bool + Send + Sync),
-    /// Waited for the upstream, in all and in the current window.
+    /// Time spent waiting for the upstream, in total and in the current window.
     waited: Duration,
     waited_in_window: Duration,
     bytes_in_window: u64,
@@ -38,7 +41,7 @@ pub(super) struct Pacer<'a> {
 }
 
 impl Pace {
-    /// With the least rate measured over `slow_after`.
+    /// Creates a pace whose least rate is measured over `slow_after`.
     pub(super) fn new(least_rate: u64, slow_after: Duration, within: Duration) -> Self {
         let window = (slow_after / PATIENT_WINDOWS).max(Duration::from_millis(1));
         Self {
@@ -48,7 +51,7 @@ impl Pace {
         }
     }
 
-    /// The same for a document.
+    /// Returns the pace for a document.
     pub(super) fn of_document(self) -> Self {
         Self {
             within: self.within.min(DOCUMENT_WITHIN),
@@ -56,13 +59,13 @@ impl Pace {
         }
     }
 
-    /// Bytes that a body gives in a window at the least rate.
+    /// Returns the bytes that a body sends in a window at the least rate.
     pub(super) fn least_in_window(self) -> u64 {
         let millis = u64::try_from(self.window.as_millis()).unwrap_or(u64::MAX);
         self.least_rate.saturating_mul(millis) / 1000
     }
 
-    /// The same while others wait.
+    /// Returns the bytes that a body must send in a window while others wait.
     pub(super) fn contended_in_window(self) -> u64 {
         self.least_in_window().saturating_mul(CONTENDED)
     }
@@ -81,7 +84,7 @@ impl<'a> Pacer<'a> {
         }
     }
 
-    /// Waits for what the upstream gives next.
+    /// Waits for the upstream's next response or piece.
     ///
     /// # Errors
     /// [`Error::Slow`] or [`Error::Overdue`] when the upstream does not keep the pace.
@@ -105,7 +108,7 @@ impl<'a> Pacer<'a> {
         }
     }
 
-    /// Counts bytes that came.
+    /// Counts received bytes.
     pub(super) fn came(&mut self, bytes: usize) {
         self.bytes_in_window = self.bytes_in_window.saturating_add(bytes as u64);
     }
@@ -145,7 +148,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_gives_nothing_is_given_up() {
+    async fn a_silent_upstream_is_given_up() {
         let mut pacer = Pacer::new(pace(), &|| false);
         let outcome = pacer.wait(std::future::pending::<()>()).await;
         assert!(matches!(outcome, Err(Error::Slow { rate: 1000 })));
@@ -153,7 +156,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_gives_nothing_is_given_up_sooner_while_others_wait() {
+    async fn a_silent_upstream_is_given_up_sooner_while_others_wait() {
         let mut pacer = Pacer::new(pace(), &|| true);
         let outcome = pacer.wait(std::future::pending::<()>()).await;
         assert!(matches!(outcome, Err(Error::Slow { rate: 16_000 })));
@@ -180,7 +183,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn our_own_slowness_does_not_count() {
+    async fn time_spent_converting_does_not_count() {
         let mut pacer = Pacer::new(pace(), &|| true);
         for _ in 0..20 {
             pacer.wait(std::future::ready(())).await.unwrap();

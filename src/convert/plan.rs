@@ -1,50 +1,53 @@
-//! What to do with a manifest, decided from its bytes alone.
+//! Decides how to treat a manifest, from its bytes only.
 
 use std::collections::HashSet;
 
 use serde_json::{Map, Value};
 
-use super::reason::told;
+use super::reason::printable;
 use crate::oci::annotations::{OLDER_ZSTD_CHECKSUM, REFERENCE_TYPE, TOC_DIGEST, ZSTD_CHECKSUM};
 use crate::oci::manifest::{ImageManifest, Index};
 use crate::oci::media_type::{self, ManifestKind};
 use crate::oci::{Descriptor, Digest, Manifest, Platform};
 
-/// What `REFERENCE_TYPE` says of one.
+/// The value of `REFERENCE_TYPE` on an attestation.
 const ATTESTATION: &str = "attestation-manifest";
 
-/// Most layers of an image: overlayfs mounts no more than 500, and images of all layers twice still fit.
+/// The most layers of an image: overlayfs mounts at most 500, and images with every layer twice
+/// still fit.
 const MAX_LAYERS: usize = 1024;
-/// Most children of an index: the largest in the wild have some hundred, attestations counted in.
+/// The most children of an index: the largest in the wild have some hundred, attestations included.
 const MAX_CHILDREN: usize = 1024;
-/// Most children of an index that are converted because somebody pulled the index.
+/// The most children of an index that are converted when the index is pulled.
 const MAX_CONVERTED: usize = 64;
-/// Indexes within an index within an index: deeper ones have not been seen.
+/// The depth of nested indexes: an index within an index within an index. Deeper ones have not been
+/// seen.
 const MAX_NESTED: usize = 3;
 
-/// What to do with a manifest.
+/// The treatment of a manifest.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Plan {
-    /// Nothing, for this reason.
+    /// The manifest stays unchanged, for this reason.
     PassThrough(String),
     Image(Box<ImagePlan>),
     Index(IndexPlan),
 }
 
-/// An image at least one of whose layers is to be converted.
+/// An image with at least one layer to convert.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct ImagePlan {
     pub(super) manifest: ImageManifest,
-    /// One for each layer of the manifest.
+    /// One plan for each layer of the manifest.
     pub(super) layers: Vec<LayerPlan>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum LayerPlan {
     Convert,
-    /// Is claimed to be lazily readable and is not as claimed: it is converted, and what it says of itself is dropped.
+    /// The layer claims to be lazily readable but is not as claimed: it is converted, and its
+    /// claims are dropped.
     Renew,
-    /// Passes through for this reason if it is what its annotations claim.
+    /// The layer passes through for this reason if its claims are true.
     Claimed(String),
     PassThrough(String),
 }
@@ -52,12 +55,13 @@ pub(super) enum LayerPlan {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct IndexPlan {
     pub(super) index: Index,
-    /// One for each child of the index.
+    /// One plan for each child of the index.
     pub(super) children: Vec<ChildPlan>,
 }
 
 impl IndexPlan {
-    /// The children to convert, each once, of an index that was found in `depth` others.
+    /// Returns the children to convert, each once, of an index that was found in `depth` other
+    /// indexes.
     pub(super) fn to_convert(&self, depth: usize) -> Vec<Digest> {
         let children = self.index.manifests.iter().zip(&self.children);
         let children = children.filter(|(child, _)| depth < MAX_NESTED || !is_index(child));
@@ -75,13 +79,14 @@ impl IndexPlan {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum ChildPlan {
     Convert,
-    /// Takes its twin's place when someone has pulled it, else stays as it is.
+    /// The child is replaced by its converted image if somebody has pulled it; otherwise it stays
+    /// unchanged.
     IfPulled(String),
     Leave(String),
 }
 
 impl IndexPlan {
-    /// Whether children may get a twin without the index being converted anew.
+    /// Whether children may be converted later without a new conversion of the index.
     pub(super) fn may_change(&self) -> bool {
         let mut children = self.index.manifests.iter().zip(&self.children);
         children.any(|(child, plan)| match plan {
@@ -96,31 +101,35 @@ fn is_index(child: &Descriptor) -> bool {
     media_type::manifest_kind(&child.media_type) == Some(ManifestKind::Index)
 }
 
-/// What the operator wants converted.
+/// The operator's choice of images to convert.
 #[derive(Debug, Clone)]
 pub(super) struct Wanted<'a> {
     pub(super) platforms: &'a [Platform],
     pub(super) all_platforms: bool,
-    /// Make layers anew that are eStargz already.
+    /// Convert layers again that are eStargz already.
     pub(super) renew: bool,
 }
 
-/// Decides what to do with `manifest`.
+/// Returns the plan for `manifest`.
 pub(super) fn plan(manifest: &Manifest, wanted: &Wanted<'_>) -> Plan {
     let planned = match media_type::manifest_kind(&manifest.media_type) {
         Some(ManifestKind::Image) => plan_image(manifest, wanted),
         Some(ManifestKind::Index) => plan_index(manifest, wanted),
         None => Err(format!(
             "manifests of the type {} are not converted",
-            told(&manifest.media_type)
+            printable(&manifest.media_type)
         )),
     };
     planned.unwrap_or_else(Plan::PassThrough)
 }
 
 fn plan_image(manifest: &Manifest, wanted: &Wanted<'_>) -> Result<Plan, String> {
-    let image: ImageManifest = serde_json::from_slice(&manifest.bytes)
-        .map_err(|error| format!("the manifest is not readable: {}", told(&error.to_string())))?;
+    let image: ImageManifest = serde_json::from_slice(&manifest.bytes).map_err(|error| {
+        format!(
+            "the manifest is not readable: {}",
+            printable(&error.to_string())
+        )
+    })?;
     check_kind(
         manifest,
         image.schema_version,
@@ -135,7 +144,7 @@ fn plan_image(manifest: &Manifest, wanted: &Wanted<'_>) -> Result<Plan, String> 
     ) {
         return Err(format!(
             "an artifact: its configuration is of the type {}",
-            told(config_type)
+            printable(config_type)
         ));
     }
     if image.layers.len() > MAX_LAYERS {
@@ -160,7 +169,7 @@ fn plan_image(manifest: &Manifest, wanted: &Wanted<'_>) -> Result<Plan, String> 
 }
 
 impl ImagePlan {
-    /// Why no layer is converted, if that is so.
+    /// Returns the reason why no layer is converted, if none is.
     pub(super) fn unconverted(&self) -> Option<String> {
         match self.layers.first() {
             _ if self
@@ -189,7 +198,7 @@ fn plan_layer(layer: &Descriptor, wanted: &Wanted<'_>) -> LayerPlan {
     {
         "foreign".to_owned()
     } else if !media_type::is_convertible_layer(media_type) {
-        format!("of the type {}", told(media_type))
+        format!("of the type {}", printable(media_type))
     } else if has(ZSTD_CHECKSUM) || has(OLDER_ZSTD_CHECKSUM) {
         return LayerPlan::Claimed("zstd:chunked already".to_owned());
     } else if has(TOC_DIGEST) && !wanted.renew {
@@ -201,8 +210,12 @@ fn plan_layer(layer: &Descriptor, wanted: &Wanted<'_>) -> LayerPlan {
 }
 
 fn plan_index(manifest: &Manifest, wanted: &Wanted<'_>) -> Result<Plan, String> {
-    let index: Index = serde_json::from_slice(&manifest.bytes)
-        .map_err(|error| format!("the index is not readable: {}", told(&error.to_string())))?;
+    let index: Index = serde_json::from_slice(&manifest.bytes).map_err(|error| {
+        format!(
+            "the index is not readable: {}",
+            printable(&error.to_string())
+        )
+    })?;
     check_kind(
         manifest,
         index.schema_version,
@@ -227,21 +240,21 @@ fn plan_index(manifest: &Manifest, wanted: &Wanted<'_>) -> Result<Plan, String> 
         .skip(MAX_CONVERTED)
     {
         *child = ChildPlan::IfPulled(format!(
-            "one of more than {MAX_CONVERTED}, and nobody has pulled it"
+            "one of more than {MAX_CONVERTED} to convert, and nobody has pulled it"
         ));
     }
     if children
         .iter()
         .all(|child| matches!(child, ChildPlan::Leave(_)))
     {
-        return Err("an index of no image manifests".to_owned());
+        return Err("an index without image manifests".to_owned());
     }
     Ok(Plan::Index(IndexPlan { index, children }))
 }
 
 fn plan_child(child: &Descriptor, wanted: &Wanted<'_>) -> ChildPlan {
     if media_type::manifest_kind(&child.media_type).is_none() {
-        return ChildPlan::Leave(format!("of the type {}", told(&child.media_type)));
+        return ChildPlan::Leave(format!("of the type {}", printable(&child.media_type)));
     }
     if child
         .annotations
@@ -259,7 +272,7 @@ fn plan_child(child: &Descriptor, wanted: &Wanted<'_>) -> ChildPlan {
         .as_ref()
         .map(|platform| platform.to_platform())
     else {
-        // The children of an index say what they are for.
+        // The children of a nested index name their own platforms.
         return if wanted.all_platforms || is_index(child) {
             ChildPlan::Convert
         } else {
@@ -278,12 +291,13 @@ fn plan_child(child: &Descriptor, wanted: &Wanted<'_>) -> ChildPlan {
     } else {
         ChildPlan::IfPulled(format!(
             "for {}, which nobody has pulled",
-            told(&platform.to_string())
+            printable(&platform.to_string())
         ))
     }
 }
 
-/// Refuses documents that can be read as something else than they were served as (the ambiguity of CVE-2021-41190).
+/// Rejects documents that can be read as another type than the one they were served as (the
+/// ambiguity of CVE-2021-41190).
 fn check_kind(
     manifest: &Manifest,
     schema_version: u32,
@@ -297,8 +311,8 @@ fn check_kind(
     if let Some(inner) = inner_type.filter(|inner| *inner != manifest.media_type) {
         return Err(format!(
             "it was served as {} and calls itself {}",
-            told(&manifest.media_type),
-            told(inner)
+            printable(&manifest.media_type),
+            printable(inner)
         ));
     }
     if rest.contains_key(foreign_key) || rest.contains_key("fsLayers") {
@@ -308,7 +322,7 @@ fn check_kind(
         .get("annotations")
         .is_some_and(|annotations| !annotations.is_object())
     {
-        return Err("its annotations are no object".to_owned());
+        return Err("its annotations are not an object".to_owned());
     }
     Ok(())
 }
@@ -383,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_layers_pass_through_alone() {
+    fn only_the_unsupported_layers_pass_through() {
         let with = |key: &str, value: Value| {
             let mut layer = descriptor(media_type::OCI_LAYER_GZIP);
             layer[key] = value;
@@ -425,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_image_passes_through_whole() {
+    fn manifests_that_are_not_images_pass_through() {
         let layer = || descriptor(media_type::OCI_LAYER_GZIP);
         let mut artifact = image(&[layer()]);
         artifact["config"] = descriptor("application/vnd.cncf.helm.config.v1+json");
@@ -443,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_takes_the_wanted_platforms() {
+    fn an_index_converts_the_wanted_platforms() {
         let child = |os: &str, architecture: &str| {
             let mut child = descriptor(media_type::OCI_MANIFEST);
             child["platform"] = json!({"os": os, "architecture": architecture});

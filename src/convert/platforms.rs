@@ -1,4 +1,5 @@
-//! The conversion of an index: the platforms that are wanted, and later those that somebody pulled.
+//! The conversion of an index: first the wanted platforms, later the platforms that somebody
+//! pulled.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -10,20 +11,21 @@ use super::documents::off_worker;
 use super::error::Error;
 use super::index::{self, Child};
 use super::plan::{ChildPlan, IndexPlan, Plan};
-use super::reason::told;
+use super::reason::printable;
 use crate::oci::{Digest, Manifest, Repository};
 use crate::registry;
 use crate::store::ImageRecord;
 use crate::telemetry::log;
 use crate::transport::Source;
 
-/// Children of an index that are fetched and converted at once; the usual two platforms with room to spare.
+/// Children of an index that are fetched and converted at once; the usual two platforms with room
+/// to spare.
 const CHILDREN_AT_ONCE: usize = 4;
-/// Objects that the record of an index may name: those of some sixty images of 127 layers.
+/// The most objects that the record of an index may name: those of some sixty images of 127 layers.
 const MAX_OBJECTS: usize = 8192;
 /// Records of children that are looked up at once.
 const LOOKUPS_AT_ONCE: usize = 16;
-/// Who takes room to bring an index up to date; no upstream has an empty name.
+/// The upstream under which a refresh of an index takes room; no upstream has an empty name.
 const REFRESHED: &str = "";
 
 impl Shared {
@@ -40,7 +42,7 @@ impl Shared {
             (digest, made)
         });
         let made: Vec<_> = made.buffer_unordered(CHILDREN_AT_ONCE).collect().await;
-        // Parsed anew: the tree is not held while the children are converted.
+        // Parsed once more: the tree is not held while the children are converted.
         let planned = self.planned(source.name(), manifest).await?;
         let plan = match planned.plan {
             Plan::Index(plan) => plan,
@@ -52,14 +54,15 @@ impl Shared {
             }
             Plan::Image(_) => {
                 return self
-                    .pass_through(manifest, "an image and no index".to_owned())
+                    .pass_through(manifest, "an image, not an index".to_owned())
                     .await
                     .map(ImageOutcome::Final);
             }
         };
         let mut failure = None;
         let mut children = self.recorded_children(&plan).await?;
-        // They are few, and somebody waited for them: they come before those that happen to be there.
+        // They are few, and somebody waited for them, so they come before the children that have a
+        // record by chance.
         for (digest, made) in made {
             let child = match made {
                 Ok(record) => Child::Recorded(Box::new(record)),
@@ -70,7 +73,7 @@ impl Shared {
                 Err(error) => {
                     let reason = format!(
                         "not converted for now: {}",
-                        told(&log::chain(error.as_ref()))
+                        printable(&log::chain(error.as_ref()))
                     );
                     failure = Some(error);
                     Child::Source(reason)
@@ -95,7 +98,7 @@ impl Shared {
         }
     }
 
-    /// Converts a child that is in `depth` indexes.
+    /// Converts a child that was found in `depth` indexes.
     async fn child(
         self: &Arc<Self>,
         source: &Source,
@@ -108,7 +111,7 @@ impl Shared {
             .await
     }
 
-    /// The twin of an index as far as its children have theirs; the plan comes back.
+    /// Returns the index with all of its children that are converted so far, and the plan again.
     async fn assembled_index(
         &self,
         manifest: &Manifest,
@@ -127,7 +130,7 @@ impl Shared {
         Ok(assembled.await??)
     }
 
-    /// The children that have a record already, wanted or pulled.
+    /// Returns the children that have a record already, whether wanted or pulled.
     async fn recorded_children(&self, plan: &IndexPlan) -> Result<HashMap<Digest, Child>, Error> {
         let children = plan.index.manifests.iter().zip(&plan.children);
         let children = children.filter(|(_, plan)| !matches!(plan, ChildPlan::Leave(_)));
@@ -148,7 +151,7 @@ impl Shared {
             };
             objects += record.objects.len();
             let child = if objects <= MAX_OBJECTS {
-                // Of an image that passes through the first reason is repeated.
+                // Only the first reason of an image that passes through is repeated.
                 record.passed_through.truncate(1);
                 Child::Recorded(Box::new(record))
             } else {
@@ -161,7 +164,8 @@ impl Shared {
         Ok(children)
     }
 
-    /// Keeps an index's twin, and the source's bytes where another platform may yet join or one may be made anew.
+    /// Stores an index's converted documents, and the source's bytes if another platform may join
+    /// later or one may be converted again.
     async fn keep_index(
         &self,
         manifest: &Manifest,
@@ -182,13 +186,15 @@ impl Shared {
         Ok(())
     }
 
-    /// Whether an index may have children that were pulled or made anew since it was last looked at.
+    /// Whether an index may have children that were pulled or converted again since its last
+    /// refresh.
     pub(super) fn is_stale(&self, record: &ImageRecord) -> bool {
         let keeps_source = record.objects.contains(&record.source);
         keeps_source && !self.fresh.contains_key(&record.source)
     }
 
-    /// Takes the children pulled meanwhile into an index's twin. Twins handed out before stay readable.
+    /// Includes the children pulled meanwhile in a converted index. Converted indexes served before
+    /// stay readable.
     pub(super) async fn refresh(
         self: &Arc<Self>,
         record: &ImageRecord,
@@ -220,7 +226,7 @@ impl Shared {
         self.keep_index(&manifest, &plan, &mut renewed, documents)
             .await?;
         let platforms = renewed.platforms.len();
-        tracing::info!(source = %renewed.source, twin = %renewed.twin, platforms, "index brought up to date");
+        tracing::info!(source = %renewed.source, twin = %renewed.twin, platforms, "index refreshed");
         Ok(renewed)
     }
 }

@@ -1,7 +1,8 @@
-//! The files that a container needs first, known beforehand: they go to the front of their layers.
+//! The files that a container needs first, known beforehand. They are moved to the front of their
+//! layers.
 //!
-//! Another order needs all of a layer before its first byte can be written, so a prioritized layer waits in a temporary
-//! file; the server never asks for one.
+//! Another order needs the whole layer before the first byte can be written, so a prioritized layer
+//! is held in a temporary file. The server uses this only for `reorder`.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -13,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::oci::Digest;
 
-/// Bytes moved at once into the temporary file.
+/// Bytes copied at once into the temporary file.
 const SPOOL_BYTES: usize = 256 << 10;
 
 /// Files in the order of their first use.
@@ -26,16 +27,17 @@ pub struct Priorities {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Priority {
     pub path: Vec<u8>,
-    /// Digest of the source layer it was read from; `None` means every layer that has it.
+    /// Digest of the source layer that the file was read from; `None` means every layer that has
+    /// the file.
     pub layer: Option<Digest>,
 }
 
-/// What a prioritized layer became.
+/// The outcome for a prioritized layer.
 #[derive(Debug)]
 pub struct Prioritized {
-    /// Its source is the tar that was given, not the one in another order.
+    /// Its source is the given tar, not the reordered one.
     pub written: Written,
-    /// The paths that the layer does not have.
+    /// The paths that are not in the layer.
     pub missing: Vec<Vec<u8>>,
 }
 
@@ -54,13 +56,13 @@ impl Priorities {
         }
     }
 
-    /// Layers that are eStargz already keep the order they have.
+    /// Sets whether layers that are eStargz already keep their order.
     #[must_use]
     pub fn keeping_lazy_layers(self, keeps_lazy: bool) -> Self {
         Self { keeps_lazy, ..self }
     }
 
-    /// Whether layers that are eStargz already are made anew: they may have another order.
+    /// Whether layers that are eStargz already are converted again, because their order may differ.
     pub(super) fn renew_lazy_layers(&self) -> bool {
         !self.is_empty() && !self.keeps_lazy
     }
@@ -69,20 +71,21 @@ impl Priorities {
         self.files.is_empty()
     }
 
-    /// The paths that come first in `layer`, each once.
+    /// Returns the paths that come first in `layer`, each once.
     pub fn of(&self, layer: &Digest) -> Vec<Vec<u8>> {
-        let ours = self
+        let files = self
             .files
             .iter()
             .filter(|file| file.layer.as_ref().is_none_or(|of| of == layer));
         let mut seen = HashSet::new();
-        ours.map(|file| &file.path)
+        files
+            .map(|file| &file.path)
             .filter(|path| seen.insert(*path))
             .cloned()
             .collect()
     }
 
-    /// Of all that a layer's bytes depend on.
+    /// Returns a digest over all priorities that a layer's bytes depend on.
     pub(super) fn digest(&self) -> Digest {
         let mut text = if self.keeps_lazy {
             b"lazy layers stay ".to_vec()
@@ -98,10 +101,11 @@ impl Priorities {
     }
 }
 
-/// Writes the blob of `tar` with the files of `prioritized`, in their order, in front of the landmark.
+/// Writes the blob of `tar` with the files of `prioritized`, in their order, in front of the
+/// landmark.
 ///
 /// # Errors
-/// As [`write::write`]; a temporary file that cannot be written counts as output.
+/// As [`write::write`]. A temporary file that cannot be written counts as an output error.
 pub fn write_prioritized(
     tar: impl Read,
     out: impl Write,
@@ -176,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn the_digest_tells_files_layers_and_orders_apart() {
+    fn the_digest_distinguishes_files_layers_and_orders() {
         let lists = [
             vec![],
             vec![file("ab", None)],

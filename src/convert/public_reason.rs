@@ -1,4 +1,4 @@
-//! Why there is no converted image, as anybody may read it.
+//! Why there is no converted image, in texts that any client may read.
 
 use std::fmt;
 
@@ -7,8 +7,8 @@ use serde::{Serialize, Serializer};
 use super::error::Error;
 use crate::registry;
 
-/// A closed set of plain sentences: no name, address, path or text of others gets out through it. The log has the cause
-/// in full, beside the digest of the source or the number of the request.
+/// A closed set of plain sentences, so that no name, address, path or foreign text leaks. The log
+/// has the full cause, beside the digest of the source or the number of the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
     UnknownUpstream,
@@ -94,7 +94,7 @@ mod tests {
     use crate::store;
 
     #[test]
-    fn a_reason_says_nothing_of_the_inside() {
+    fn a_reason_contains_no_internal_detail() {
         let secret = "/srv/secret, 10.1.2.3";
         let store = Error::Store(store::Error::Config(secret.to_owned()));
         let upstream = Error::Upstream(registry::Error::Unavailable(secret.to_owned()));

@@ -1,4 +1,4 @@
-//! Looks at an image's documents for as long as there is room for their trees.
+//! Parses an image's documents within the memory for their trees.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::oci::{Descriptor, Manifest, Repository};
 use crate::registry;
 use crate::transport::Source;
 
-/// A plan, and the room that it takes.
+/// A plan, and the memory that it occupies.
 #[derive(Debug)]
 pub(super) struct Planned {
     pub(super) plan: Plan,
@@ -24,7 +24,8 @@ pub(super) struct Planned {
 }
 
 impl Shared {
-    /// What kind of work the manifest is, as far as a moment's look tells.
+    /// Plans the manifest, and returns `look`'s view of the plan. The tree is held only while
+    /// `look` runs.
     pub(super) async fn glance<T>(
         self: &Arc<Self>,
         manifest: &Manifest,
@@ -45,7 +46,7 @@ impl Shared {
         .await
     }
 
-    /// The plan for a manifest, for as long as its conversion takes.
+    /// Returns the plan for a manifest. Its memory is held for as long as the conversion runs.
     pub(super) async fn planned(
         self: &Arc<Self>,
         upstream: &str,
@@ -77,7 +78,8 @@ impl Shared {
         })
     }
 
-    /// The bytes of an image's configuration, and the room that they take. They have the digest that the manifest says.
+    /// Returns the bytes of an image's configuration, and the memory that they occupy. They have
+    /// the digest that the manifest names.
     pub(super) async fn config_bytes(
         &self,
         source: &Source,
@@ -108,7 +110,7 @@ impl Shared {
             }
             .into());
         }
-        // No more comes than the head of the answer said.
+        // The body is no longer than the response header announced.
         let share = self
             .documents
             .configs

@@ -1,19 +1,20 @@
-//! Words of others in our reasons: cut, and with nothing in them that a terminal or a page would obey.
+//! Foreign text in pass-through reasons: shortened, and without control characters, which a
+//! terminal or a page would interpret.
 
-/// Characters of others' text in a reason; media types, digests and most paths fit.
+/// The most characters of foreign text in a reason. Media types, digests and most paths fit.
 const MOST: usize = 200;
 
-/// The beginning of `text` on one line.
-pub(super) fn told(text: &str) -> String {
-    let mut told: String = text
+/// Returns the beginning of `text` on one line.
+pub(super) fn printable(text: &str) -> String {
+    let mut printable: String = text
         .chars()
         .take(MOST)
         .map(|c| if c.is_control() { '\u{fffd}' } else { c })
         .collect();
     if text.chars().nth(MOST).is_some() {
-        told.push('…');
+        printable.push('…');
     }
-    told
+    printable
 }
 
 #[cfg(test)]
@@ -23,10 +24,10 @@ mod tests {
     #[test]
     fn short_text_stays_and_long_text_is_cut() {
         assert_eq!(
-            told("application/vnd.oci.image.index.v1+json"),
+            printable("application/vnd.oci.image.index.v1+json"),
             "application/vnd.oci.image.index.v1+json"
         );
-        assert_eq!(told("a\n\u{1b}[31m"), "a\u{fffd}\u{fffd}[31m");
-        assert_eq!(told(&"é".repeat(1 << 20)).chars().count(), MOST + 1);
+        assert_eq!(printable("a\n\u{1b}[31m"), "a\u{fffd}\u{fffd}[31m");
+        assert_eq!(printable(&"é".repeat(1 << 20)).chars().count(), MOST + 1);
     }
 }

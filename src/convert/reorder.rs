@@ -1,11 +1,12 @@
-//! An image's next generation: made once more with the files in front that its containers read first, for lazy clients
-//! that fetch up to a landmark and know nothing of profiles.
+//! The reordering of an image: it is converted once more with the files at the front that its
+//! containers read first, for lazy clients that prefetch up to a landmark and do not use profiles.
 //!
 //! ```text
-//! a twin is handed out ▶ known well enough? ▶ due? ▶ lease ▶ layers in the new order ▶ the image's record, replaced
+//! image served ▶ profile settled? ▶ due? ▶ lease ▶ layers in the new order ▶ record replaced
 //! ```
-//! The tag moves on to another digest. The twins handed out before stay readable for as long as the record is kept, so
-//! nothing that runs notices. A layer in another order is in the classic layout: its stream is not the source's tar.
+//! The tag then points to another digest. The images served before stay readable for as long as the
+//! record is kept, so running containers are not affected. A reordered layer is in the classic
+//! layout, because its stream is not the source's tar.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,10 +27,11 @@ use crate::store::{ImageRecord, outline};
 use crate::telemetry::log;
 use crate::transport::Source;
 
-/// How long an order stands though another is known meanwhile: every change makes nodes fetch their layers anew.
+/// How long an order is kept although the profile changed: with every change, nodes fetch the
+/// layers again.
 const STANDS_FOR: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
-/// What must be known of an image that is to be made anew.
+/// The parts of a source manifest that a reordering needs.
 struct SourceImage {
     config: Digest,
     layers: Vec<Digest>,
@@ -52,13 +54,13 @@ impl SourceImage {
 }
 
 impl Converter {
-    /// Whether images are made anew in the order in which their files are read.
+    /// Whether images are reordered by their profiles.
     pub fn reorders(&self) -> bool {
         self.shared.config.reorder
     }
 
-    /// Sees to it in the background that the image is in the order in which its files are read, where that is wanted.
-    /// `original` gets the manifest that the twin with this digest was made from.
+    /// Reorders an image in the background, if that is enabled and due. `twin` is the digest of its
+    /// converted image. `original` resolves to the source manifest of that image.
     pub fn reorder<F>(&self, twin: &Digest, source: Source, repository: Repository, original: F)
     where
         F: Future<Output = Option<Manifest>> + Send + 'static,
@@ -81,7 +83,7 @@ impl Converter {
                 return;
             };
             if let Err(error) = shared.reorder(&source, &repository, &original).await {
-                tracing::warn!(%twin, error = log::chain(&error), "the image stays in the order it has");
+                tracing::warn!(%twin, error = log::chain(&error), "image not reordered");
             }
         });
     }
@@ -131,7 +133,7 @@ impl Shared {
         outcome
     }
 
-    /// What the knowledge of a converted image is kept under.
+    /// Returns the key of a converted image's profile.
     async fn image_of(
         &self,
         record: &ImageRecord,
@@ -152,7 +154,8 @@ impl Shared {
         Ok(outline::stack_of(&twin).map(|stack| stack.0))
     }
 
-    /// The same converter for another order of files: one layer at a time, beside the work that somebody waits for.
+    /// Returns the same converter for another order of files. It converts one layer at a time,
+    /// beside the work that callers wait for.
     fn in_order(&self, priorities: Priorities) -> Result<Arc<Self>, Error> {
         let config = config::Config {
             layout: Layout::Classic,
@@ -204,7 +207,7 @@ impl Shared {
         made
     }
 
-    /// Hands out `made` from here on in the place of `record`'s twin, which stays readable.
+    /// Serves `made` from now on instead of the converted image in `record`, which stays readable.
     async fn replace(
         &self,
         record: ImageRecord,
@@ -219,14 +222,14 @@ impl Shared {
         made.objects.dedup();
         made.order = Some(order);
         self.store.put_image(&self.generation, &made).await?;
-        // An index that holds this image takes it in when it is next looked at.
+        // An index that contains this image includes it at its next refresh.
         self.fresh.invalidate_all();
         tracing::info!(source = %made.source, twin = %made.twin, before = %record.twin, "image reordered");
         Ok(())
     }
 }
 
-/// The files of a profile, each in the layer that has it.
+/// Returns the files of a profile, each with the layer that contains it.
 fn priorities(profile: &Profile, image: &SourceImage) -> Priorities {
     let files = profile.files.iter().filter_map(|file| {
         let layer = image.layers.get(usize::try_from(file.layer).ok()?)?;
@@ -238,7 +241,7 @@ fn priorities(profile: &Profile, image: &SourceImage) -> Priorities {
     Priorities::new(files.collect())
 }
 
-/// Whether an image is to be made in the order `wanted`.
+/// Whether an image is to be converted in the order `wanted`.
 fn is_due(current: Option<&Order>, wanted: &Order) -> bool {
     current.is_none_or(|current| {
         current.generation != wanted.generation

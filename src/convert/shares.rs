@@ -1,7 +1,7 @@
-//! Something scarce, shared fairly between upstreams.
+//! A limited resource, shared fairly between upstreams.
 //!
-//! Each upstream has a queue of its own, free units go to the queues in turn, and one upstream never holds more than its
-//! part. An upstream whose work does not end is in nobody's way but its own.
+//! Each upstream has its own queue, free units go to the queues in turn, and one upstream never
+//! holds more than its part. An upstream whose work does not end delays only its own work.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -12,9 +12,9 @@ use tokio::sync::oneshot;
 
 use crate::budget::Full;
 
-/// How long an upstream that was slow gets one unit at a time.
+/// How long an upstream that was slow is limited to one unit at a time.
 pub(super) const SLOW_FOR: Duration = Duration::from_secs(300);
-/// Upstreams that are remembered as slow.
+/// The number of upstreams that are remembered as slow.
 const SLOW_UPSTREAMS: u64 = 10_000;
 
 /// A named number of units: slots or bytes. Clones share them.
@@ -23,7 +23,7 @@ pub(super) struct Shares {
     inner: Arc<Inner>,
 }
 
-/// Units that an upstream holds, given back when dropped.
+/// Units that an upstream holds. They are returned when this is dropped.
 #[derive(Debug)]
 pub(super) struct Share {
     inner: Arc<Inner>,
@@ -35,7 +35,7 @@ pub(super) struct Share {
 struct Inner {
     name: &'static str,
     total: u64,
-    /// Units that one upstream may hold.
+    /// The most units that one upstream may hold.
     most: u64,
     slow: moka::sync::Cache<Arc<str>, ()>,
     state: Mutex<State>,
@@ -45,7 +45,7 @@ struct Inner {
 struct State {
     free: u64,
     held: HashMap<Arc<str>, u64>,
-    /// In the order of their turns; none is empty.
+    /// In the order of their turns. No queue is empty.
     queues: VecDeque<Queue>,
 }
 
@@ -62,12 +62,12 @@ struct Waiter {
 }
 
 impl Shares {
-    /// So many bytes, half of them for one upstream.
+    /// Creates shares of `bytes` bytes. One upstream may hold half of them.
     pub(super) fn of_bytes(name: &'static str, bytes: u64) -> Self {
         Self::new(name, bytes, bytes.div_ceil(2))
     }
 
-    /// So many slots, one of them kept for another upstream where there are more than two.
+    /// Creates `slots` slots. If there are more than two, one is reserved for another upstream.
     pub(super) fn of_slots(name: &'static str, slots: usize) -> Self {
         let slots = slots as u64;
         Self::new(name, slots, if slots > 2 { slots - 1 } else { slots })
@@ -97,7 +97,7 @@ impl Shares {
     /// Takes `units` for `upstream`, waiting for its turn no longer than `patience`. Cancel safe.
     ///
     /// # Errors
-    /// [`Full`] when they were not free in time, or when they are more than one upstream may ever hold.
+    /// [`Full`] when the units were not free in time, or are more than one upstream may ever hold.
     pub(super) async fn take(
         &self,
         upstream: &str,
@@ -115,19 +115,19 @@ impl Shares {
         let (granted, share) = oneshot::channel();
         self.inner.enqueue(upstream, Waiter { units, granted });
         Inner::grant(&self.inner);
-        // The sender is in the queue until it grants.
+        // The sender stays in the queue until the share is granted.
         tokio::time::timeout(patience, share)
             .await
             .map_err(|_elapsed| full())?
             .map_err(|_gone| full())
     }
 
-    /// Lets `upstream` hold one unit at a time for a while.
+    /// Limits `upstream` to one unit at a time for a while.
     pub(super) fn slow_down(&self, upstream: &str) {
         self.inner.slow.insert(upstream.into(), ());
     }
 
-    /// Whether an upstream other than `upstream` waits for what others hold.
+    /// Whether an upstream other than `upstream` waits for units that others hold.
     pub(super) fn is_wanted_by_another(&self, upstream: &str) -> bool {
         let state = self.inner.state.lock();
         let waits = |queue: &Queue| {
@@ -147,7 +147,7 @@ impl Shares {
 }
 
 impl Share {
-    /// Gives back all but `units`.
+    /// Returns all but `units`.
     pub(super) fn shrink_to(&mut self, units: u64) {
         let surplus = self.units.saturating_sub(units);
         self.units -= surplus;
@@ -198,7 +198,8 @@ impl Inner {
         }
     }
 
-    /// Hands out what is free. A waiter that left meanwhile drops its share, which comes here again.
+    /// Grants the free units. A waiter that left meanwhile drops its share, whose units are granted
+    /// again.
     fn grant(this: &Arc<Self>) {
         while let Some((upstream, waiter)) = this.next() {
             let share = Share {
@@ -210,7 +211,7 @@ impl Inner {
         }
     }
 
-    /// The waiter whose turn it is, its units taken.
+    /// Returns the next waiter in turn, after taking its units.
     fn next(&self) -> Option<(Arc<str>, Waiter)> {
         let mut state = self.state.lock();
         for _ in 0..state.queues.len() {
@@ -230,7 +231,7 @@ impl Inner {
                 continue;
             }
             if units > state.free {
-                // It keeps its turn, or small ones would go ahead of it for ever.
+                // The waiter keeps its turn. Otherwise smaller ones would overtake it for ever.
                 state.queues.push_front(queue);
                 return None;
             }
@@ -281,7 +282,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_freed_goes_to_upstreams_in_turn() {
+    async fn freed_units_go_to_upstreams_in_turn() {
         let slots = Shares::of_slots("test", 1);
         let held = take_now(&slots, "a", 1).unwrap();
         let (done, mut order) = tokio::sync::mpsc::unbounded_channel();

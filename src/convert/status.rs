@@ -1,4 +1,5 @@
-//! What is being converted and what was, for the API and for `warm`. Bounded; gone with the process.
+//! The running and the recent conversions, for the API and for `warm`. Bounded, and lost when the
+//! process ends.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,9 +13,9 @@ use crate::clock::unix_now;
 use crate::oci::{Digest, Repository};
 use crate::store::ImageRecord;
 
-/// Finished conversions that are remembered.
+/// The number of finished conversions that are remembered.
 const RECENT: usize = 256;
-/// Layers that are listed of a conversion; Docker's own images have at most 127.
+/// The most layers listed for a conversion. Docker's own images have at most 127.
 const LISTED_LAYERS: usize = 128;
 
 /// The conversion of one image manifest or index.
@@ -33,25 +34,25 @@ pub struct Conversion {
     /// When it ended, in seconds since 1970.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ended: Option<u64>,
-    /// The layers it converts; none for an index, whose images are conversions of their own.
+    /// The layers to convert. Empty for an index, whose images are separate conversions.
     pub layers: Vec<Layer>,
-    /// The twin, once there is one.
+    /// The digest of the converted image, once there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub twin: Option<Digest>,
-    /// Why it failed; the log has more, beside the source's digest.
+    /// Why the conversion failed. The log has more, beside the source's digest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<Reason>,
 }
 
-/// How far a conversion is.
+/// The state of a conversion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
     Running,
     Converted,
-    /// The image is served as it is.
+    /// The source image is served.
     PassedThrough,
-    /// It is tried again when it is next asked for.
+    /// The conversion is retried at the next request.
     Failed,
 }
 
@@ -59,9 +60,9 @@ pub enum State {
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Layer {
     pub source: Digest,
-    /// Bytes of the source layer taken so far.
+    /// Bytes of the source layer received so far.
     pub done: u64,
-    /// Bytes of the source layer.
+    /// The size of the source layer, in bytes.
     pub total: u64,
 }
 
@@ -69,7 +70,7 @@ pub struct Layer {
 #[derive(Debug, Default)]
 pub(super) struct LayerProgress {
     done: AtomicU64,
-    /// Set while an upstream is asked for the layer.
+    /// Set while an upstream sends the layer.
     is_fetching: AtomicBool,
 }
 
@@ -78,13 +79,13 @@ impl LayerProgress {
         self.done.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Starts over, as a second attempt does.
+    /// Starts from 0, for a second attempt.
     pub(super) fn reset(&self) {
         self.done.store(0, Ordering::Relaxed);
         self.is_fetching.store(true, Ordering::Relaxed);
     }
 
-    /// The upstream gave all of it.
+    /// Records that the upstream sent the whole layer.
     pub(super) fn fetched(&self) {
         self.is_fetching.store(false, Ordering::Relaxed);
     }
@@ -93,12 +94,12 @@ impl LayerProgress {
         self.is_fetching.load(Ordering::Relaxed)
     }
 
-    /// Bytes of the source layer taken so far.
+    /// Returns the bytes of the source layer received so far.
     pub(super) fn done(&self) -> u64 {
         self.done.load(Ordering::Relaxed)
     }
 
-    /// All of it is there, wherever it came from.
+    /// Records that the whole layer is converted, wherever it came from.
     pub(super) fn complete(&self, total: u64) {
         self.done.store(total, Ordering::Relaxed);
     }
@@ -113,7 +114,7 @@ pub(super) struct Board {
 #[derive(Debug, Default)]
 struct Conversions {
     last_id: u64,
-    /// Oldest first; the running ones and the last [`RECENT`] finished ones.
+    /// Oldest first: the running conversions and the last [`RECENT`] finished ones.
     entries: VecDeque<Entry>,
     layers: HashMap<Digest, Weak<LayerProgress>>,
 }
@@ -125,7 +126,7 @@ struct Entry {
 }
 
 impl Board {
-    /// Notes a conversion that begins.
+    /// Lists a new conversion.
     pub(super) fn start(
         self: &Arc<Self>,
         upstream: &str,
@@ -157,7 +158,7 @@ impl Board {
         }
     }
 
-    /// The counter of a layer, shared by all who convert it at this moment.
+    /// Returns the counter of a layer, shared by all conversions of it.
     pub(super) fn layer(&self, source: &Digest) -> Arc<LayerProgress> {
         let mut state = self.state();
         if let Some(progress) = state.layers.get(source).and_then(Weak::upgrade) {
@@ -173,7 +174,7 @@ impl Board {
         progress
     }
 
-    /// Newest first.
+    /// Returns the conversions, newest first.
     pub(super) fn list(&self) -> Vec<Conversion> {
         self.state().entries.iter().rev().map(Entry::now).collect()
     }
@@ -193,7 +194,7 @@ impl Entry {
     }
 }
 
-/// A conversion that goes on; one that is dropped unfinished has failed.
+/// A running conversion. If it is dropped unfinished, it has failed.
 #[derive(Debug)]
 pub(super) struct Running {
     board: Arc<Board>,
@@ -201,7 +202,7 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// Says which layers are being converted, with their sizes.
+    /// Sets the layers that are being converted, with their sizes.
     pub(super) fn layers(&self, layers: &[(Digest, u64)]) {
         let layers = &layers[..layers.len().min(LISTED_LAYERS)];
         let progress: Vec<_> = layers
@@ -291,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn progress_is_shared_by_all_who_wait_for_a_layer() {
+    fn progress_is_shared_by_all_conversions_of_a_layer() {
         let board = Arc::new(Board::default());
         let layer = (Digest::sha256_of(b"layer"), 10);
         let (first, second) = (start(&board, "a"), start(&board, "b"));
@@ -308,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_dropped_has_failed() {
+    fn a_dropped_conversion_has_failed() {
         let board = Arc::new(Board::default());
         drop(start(&board, "a"));
         let conversion = &board.list()[0];
@@ -317,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn the_finished_are_forgotten_the_running_are_not() {
+    fn only_finished_conversions_are_forgotten() {
         let board = Arc::new(Board::default());
         let running = start(&board, "runs");
         for number in 0..RECENT * 2 {

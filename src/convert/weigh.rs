@@ -1,23 +1,25 @@
-//! What a JSON document takes in memory once it is parsed, found without parsing it into anything.
+//! The memory that a JSON document takes once it is parsed, computed without building a tree.
 
 use std::fmt;
 
 use serde::Deserializer as _;
 use serde::de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor};
 
-/// What a key or a value takes in a tree: 72 bytes, in arrays that grow up to twice as many, and the text of a key.
+/// The memory of a key or a value in a tree: 72 bytes, in arrays that grow up to twice as many, and
+/// the text of a key.
 const NODE_BYTES: u64 = 128;
-/// Trees of a document that are there at once: the source's, the converted one's, and that in other types.
+/// The number of trees of a document in memory at once: the source, the converted document, and its
+/// translation to other media types.
 const TREES: u64 = 3;
 
-/// The most that a document may take: some 100,000 keys and values, where the largest images and indexes in the wild
-/// have a few thousand.
+/// The most memory for a document: room for some 100,000 keys and values. The largest images and
+/// indexes in the wild have a few thousand.
 pub(super) const MAX_WEIGHT: u64 = 48 << 20;
 
-/// The bytes that working on a JSON document takes at most, beside its text.
+/// Returns the most bytes that working on a JSON document takes, beside its text.
 ///
 /// # Errors
-/// When it is not JSON.
+/// When the text is not JSON.
 pub(super) fn document(text: &[u8]) -> Result<u64, serde_json::Error> {
     let mut nodes = 0;
     let mut deserializer = serde_json::Deserializer::from_slice(text);
@@ -113,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_json_has_no_weight() {
+    fn invalid_json_has_no_weight() {
         for text in ["", "[1, 2", "{} {}", "[1e999]", &"[".repeat(1000)] {
             assert!(document(text.as_bytes()).is_err(), "{text}");
         }

@@ -144,10 +144,10 @@ const LIMITS: &[(&str, Shown)] = &[
         By("a_layer_over_the_size_limit_stays"),
     ),
     ("convert.max_unpacked_size", By("a_bomb_passes_through")),
-    ("convert.least_rate", By("what_gives_nothing_is_given_up")),
+    ("convert.least_rate", By("a_silent_upstream_is_given_up")),
     (
         "convert.slow_after",
-        By("what_gives_nothing_is_given_up_sooner_while_others_wait"),
+        By("a_silent_upstream_is_given_up_sooner_while_others_wait"),
     ),
     (
         "convert.layer_within",
