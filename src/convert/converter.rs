@@ -264,7 +264,7 @@ impl Shared {
                     .await
                     .unwrap_or_else(|| Err(Arc::new(Error::BrokenOff)));
             }
-            // Awaited here by the caller, who may leave, and not in a task that is not counted yet.
+            // Awaited here, where the caller may cancel it. A task would run without being counted.
             let room = match room {
                 Some(room) => room,
                 None => this.documents.conversion(source.name(), &manifest).await?,

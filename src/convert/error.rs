@@ -61,7 +61,7 @@ impl Error {
     }
 
     /// Whether an object in the store was found damaged or missing. Its record is then deleted, and
-    /// the next attempt makes the object anew.
+    /// the next attempt makes the object again.
     pub(super) fn is_forgotten(&self) -> bool {
         match self {
             Self::Store(error) => error.is_forgotten(),

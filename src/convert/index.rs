@@ -230,7 +230,7 @@ mod tests {
     fn record(name: &str) -> Child {
         Child::Recorded(Box::new(ImageRecord {
             source: digest(name),
-            twin: digest(&format!("{name} twin")),
+            twin: digest(&format!("{name} converted")),
             media_type: media_type::OCI_MANIFEST.to_owned(),
             size: 99,
             translated: Some(in_docker(name).descriptor()),
@@ -288,7 +288,7 @@ mod tests {
         let (recorded, index) = assembled(&original, &[("amd", record("amd"))]);
         let index = index.unwrap();
         let first = &index["manifests"][0];
-        assert_eq!(first["digest"], json!(digest("amd twin")));
+        assert_eq!(first["digest"], json!(digest("amd converted")));
         assert_eq!(first["size"], 99);
         assert_eq!(first["platform"], original[0]["platform"]);
         assert!(first.get("data").is_none());
@@ -393,7 +393,7 @@ mod tests {
         assert_eq!(follower["digest"], json!(digest("attestation")));
         assert_eq!(
             follower["annotations"][REFERENCE_DIGEST],
-            json!(digest("amd twin"))
+            json!(digest("amd converted"))
         );
         assert_eq!(follower["annotations"][SOURCE_DIGEST], json!(digest("amd")));
     }

@@ -1,4 +1,4 @@
-//! Whether what a node says it saw is in the image.
+//! Checks a node's observation against the image.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -13,10 +13,11 @@ use crate::profile::{Extents, FileUse, Observation};
 use crate::store::StackRecord;
 use crate::tocs::Tocs;
 
-/// The observation without the files that the image does not have, and without bytes that its files do not have.
+/// Returns the observation without the files that the image does not have, and without bytes beyond
+/// the end of its files.
 ///
-/// Layers that are not held here, because they pass through, cannot be looked into: their files are taken as they are.
-/// A node that fetches by the profile finds nothing under such a name.
+/// Layers that are not in the store, because they pass through, cannot be checked: their files are
+/// kept as observed. A node that prefetches by the profile finds nothing under a wrong name.
 pub(super) async fn in_image(
     tocs: &Tocs,
     image: &StackRecord,
@@ -52,7 +53,7 @@ pub(super) async fn in_image(
     Ok(aside(bytes, within).await)
 }
 
-/// The TOC of a layer; `None` when it is not held here.
+/// Returns the TOC of a layer; `None` when the layer is not in the store.
 pub(super) async fn toc(tocs: &Tocs, layer: &Digest) -> Result<Option<Arc<Toc>>, Error> {
     match tocs.layer(layer).await? {
         Some(layer) => Ok(Some(tocs.toc(&layer).await?)),

@@ -1,4 +1,4 @@
-//! Why nothing can be said, or learned, of how an image is used.
+//! Why an image's profile can be neither read nor learned.
 
 use std::sync::Arc;
 
@@ -6,21 +6,21 @@ use crate::predict;
 use crate::store;
 use crate::tocs;
 
-/// Why nothing can be said, or learned, of how an image is used.
+/// Why an image's profile can be neither read nor learned.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// The store failed someone else who asked for the same.
+    /// The store failed for a concurrent caller with the same request.
     #[error(transparent)]
     Shared(Arc<store::Error>),
     #[error(transparent)]
     Tocs(#[from] tocs::Error),
     #[error(transparent)]
     Prediction(#[from] predict::Error),
-    #[error("a document of ours cannot be written")]
+    #[error("profile document cannot be serialized")]
     Document(#[from] serde_json::Error),
-    #[error("the work broke off")]
+    #[error("work was interrupted")]
     BrokenOff,
 }

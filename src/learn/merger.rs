@@ -1,4 +1,5 @@
-//! Gathers observations and writes them: each image at most once in an interval, however many tell.
+//! Gathers observations and writes them: each image at most once in an interval, however many nodes
+//! report.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
@@ -17,24 +18,25 @@ use crate::profile::{Knowledge, Observation, Source, Workload};
 use crate::store::{Merge, Store};
 use crate::telemetry::{log, metrics};
 
-/// Most bytes of observations that wait to be written.
+/// The most bytes of observations that wait to be written.
 const MAX_WAITING_BYTES: usize = 40 << 20;
-/// What an observation takes besides its files, in bytes.
+/// The memory of an observation beside its files, in bytes.
 const WEIGHT_OF_ONE: usize = 512;
-/// How many images are written at once.
+/// The number of images that are written at once.
 const WRITES_AT_ONCE: usize = 4;
 
-/// What someone saw of a start, and when it was heard of, in seconds since 1970.
+/// One observation of a start, and when it was received, in seconds since 1970.
 #[derive(Debug, Clone)]
 pub(super) struct Seen {
     pub(super) observation: Observation,
     pub(super) heard: u64,
 }
 
-/// The opinions of an image that wait: of what, whose, how it was seen. The last word of each counts.
+/// The waiting observations of an image, by workload, observer and source. The latest of each
+/// counts.
 type Waiting = BTreeMap<(Workload, String, Source), Seen>;
 
-/// Clones share what waits.
+/// A queue of observations. Clones share it.
 #[derive(Debug, Clone)]
 pub(super) struct Merger {
     inner: Arc<Inner>,
@@ -53,7 +55,7 @@ struct Inner {
 #[derive(Debug, Default)]
 struct State {
     images: HashMap<Digest, Waiting>,
-    /// The weight of what waits or is being written, in bytes.
+    /// The weight of the observations that wait or are being written, in bytes.
     weight: usize,
     is_scheduled: bool,
     merges: u64,
@@ -78,7 +80,8 @@ impl Merger {
         }
     }
 
-    /// Takes an opinion in, to be written within the interval; `false` when too many wait.
+    /// Queues an observation, to be written within the interval. Returns `false` when too many
+    /// wait.
     pub(super) fn offer(
         &self,
         image: &Digest,
@@ -101,7 +104,7 @@ impl Merger {
         true
     }
 
-    /// Writes what waits. Returns when nothing of it is on its way any more.
+    /// Writes the waiting observations. Returns when no write is running any more.
     pub(super) async fn flush(&self) {
         self.inner.write().await;
     }
@@ -159,7 +162,7 @@ impl Inner {
                     .profile_merges
                     .get_or_create(&[("outcome", "written")])
                     .inc();
-                tracing::debug!(%image, opinions, "learned of an image");
+                tracing::debug!(%image, opinions, "observations merged");
                 self.known.insert(image, Arc::new(known)).await;
             }
             Err(error) => {
@@ -182,7 +185,7 @@ impl State {
         self.last_learned = Some(unix_now());
     }
 
-    /// Keeps for the next time what is not outdated by then.
+    /// Queues observations again whose write failed, unless newer ones arrived meanwhile.
     fn put_back(&mut self, image: Digest, failed: Waiting) {
         let waiting = self.images.entry(image).or_default();
         for (who, seen) in failed {
@@ -198,7 +201,7 @@ fn weight(seen: &Seen) -> usize {
     seen.observation.weight() + WEIGHT_OF_ONE
 }
 
-/// Takes all that waits into what is known, what was heard first before the rest.
+/// Returns a merge of all waiting observations, in the order they were received.
 fn merging(waiting: Arc<Waiting>) -> Merge {
     Arc::new(move |knowledge: &mut Knowledge| {
         let mut opinions: Vec<_> = waiting.iter().collect();

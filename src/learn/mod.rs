@@ -1,12 +1,12 @@
-//! How images are used, for nodes that ask and by nodes that tell.
+//! How images are used: nodes report observations and request profiles.
 //!
 //! ```text
-//! a node's observation ▶ check (its paths are in the image) ▶ merger (a few seconds) ▶ store::learn
-//! a client's ranges ▶ ranges (which files?) ────────────────┘
-//! a node that asks ▶ stack record ▶ store::knowledge ▶ Profile
-//! a manifest that is handed out ▶ its stack's record ▶ predict, once ▶ store::learn
+//! a node's observation ▶ check (paths in the image?) ▶ merger (a few seconds) ▶ store::learn
+//! a client's ranges ▶ ranges (which files?) ──────────┘
+//! a node's request ▶ stack record ▶ store::knowledge ▶ Profile
+//! a served manifest ▶ its stack's record ▶ predict, once ▶ store::learn
 //! ```
-//! Nothing here is needed for a pull, and no pull waits for it.
+//! No pull needs anything here, and none waits for it.
 
 mod check;
 mod error;
@@ -38,22 +38,23 @@ pub use error::Error;
 use merger::{Merger, Seen};
 pub use ranges::Ranges;
 
-/// The memory for what is known, in bytes.
+/// The memory for knowledge of images, in bytes.
 const REMEMBERED_BYTES: u64 = 32 << 20;
-/// How long it is believed: other replicas learn too.
+/// How long cached knowledge is used. Other replicas learn too.
 const REMEMBERED_FOR: Duration = Duration::from_secs(10);
 /// The memory for stacks, in layers: some 10 MiB.
 const REMEMBERED_LAYERS: u64 = 100_000;
 const STACK_FOR: Duration = Duration::from_secs(5 * 60);
-/// How many profiles are made at once: each may take megabytes and tens of milliseconds.
+/// The number of profiles made at once: each may take megabytes and tens of milliseconds.
 const MADE_AT_ONCE: usize = 4;
-/// How many images are remembered as seen to, and how long: then it is looked again whether their stacks are there.
+/// The number of images remembered as noticed, and how long. Afterwards their stack records are
+/// checked again.
 const SEEN_IMAGES: u64 = 10_000;
 const SEEN_FOR: Duration = Duration::from_secs(60 * 60);
-/// How long after a failure an image is looked at again for what it suggests.
+/// How long after a failed prediction the image is not analysed again.
 const UNLOOKED_FOR: Duration = Duration::from_secs(5 * 60);
 
-/// What is known of images' use; clones share it.
+/// The profiles of images. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Profiles {
     shared: Arc<Shared>,
@@ -69,16 +70,16 @@ struct Shared {
     seen: Cache<Digest, ()>,
     slots: Semaphore,
     salt: OnceCell<Salt>,
-    /// Of the images that are converted here.
+    /// The generation of the images that are converted here.
     generation: Generation,
     predictor: Predictor,
-    /// Images that are being looked at.
+    /// Images that are being analysed.
     looking: Flight<Digest, ()>,
-    /// Images that could not be looked at a moment ago.
+    /// Images whose analysis failed a moment ago.
     unlooked: Cache<Digest, ()>,
 }
 
-/// Why an observation is not taken.
+/// Why an observation is rejected.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refused {
@@ -100,20 +101,20 @@ impl From<store::Error> for Refused {
     }
 }
 
-/// What is being learned, for people.
+/// The state of learning, for people.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Status {
-    /// How often something was learned of an image here since the start.
+    /// How often observations of an image were merged here since the start.
     pub merges: u64,
-    /// When something was last learned, in seconds since 1970.
+    /// When observations were last merged, in seconds since 1970.
     pub last_learned: Option<u64>,
     /// Images whose observations wait to be merged.
     pub waiting_images: usize,
 }
 
 impl Profiles {
-    /// Over the images of `generation` in the store. Observations of one image are gathered for
-    /// `merge_interval` before they are written.
+    /// Creates profiles for the images of `generation` in the store. Observations of one image are
+    /// gathered for `merge_interval` before they are written.
     pub fn new(
         store: Store,
         generation: Generation,
@@ -159,7 +160,8 @@ impl Profiles {
         }
     }
 
-    /// What to fetch ahead of an image's start; `None` when no image here has these layers.
+    /// Returns the files to prefetch for an image's start; `None` when no image here has these
+    /// layers.
     pub async fn profile(
         &self,
         stack: &Stack,
@@ -184,9 +186,10 @@ impl Profiles {
         made.map(Some).map_err(|_ended| Error::BrokenOff)
     }
 
-    /// Takes in what the node at `address` saw of a start; how many of its files are not in the image.
+    /// Takes in the observation that the node at `address` made of a start. Returns how many of its
+    /// files are not in the image.
     ///
-    /// It is written a little later, with others.
+    /// It is written a little later, together with others.
     pub async fn observe(
         &self,
         stack: &Stack,
@@ -217,9 +220,10 @@ impl Profiles {
         is_taken.then_some(unknown).ok_or(Refused::Busy)
     }
 
-    /// Sees to it in the background that the image whose manifest is handed out can be asked about, also when it was
-    /// converted before stacks were kept. `original` gets the manifest that it was made from, `recorded` the profile that
-    /// somebody recorded of that.
+    /// Stores, in the background, the record that lets nodes look up the profile of the image whose
+    /// manifest is served, also for images converted before these records existed. `original`
+    /// resolves to the source manifest, `recorded` to a profile that was recorded by hand for that
+    /// manifest.
     pub fn notice<F, G>(
         &self,
         manifest: &Manifest,
@@ -255,7 +259,7 @@ impl Profiles {
         });
     }
 
-    /// Writes what waits to be written.
+    /// Writes the waiting observations.
     pub async fn flush(&self) {
         self.shared.merger.flush().await;
     }
@@ -264,10 +268,10 @@ impl Profiles {
         self.shared.merger.status()
     }
 
-    /// The record of the image's stack, which is there from here on.
+    /// Returns the record of the image's stack, after storing it if it was missing.
     ///
-    /// What a manifest says of itself counts only where it is one that was made here: everyone may write that his image
-    /// was made from another's.
+    /// The source that a manifest names counts only if the manifest was made here: anyone may write
+    /// that an image was made from another one.
     async fn keep<F>(
         &self,
         manifest: &Manifest,
@@ -296,7 +300,7 @@ impl Profiles {
                 let config = made.passed_through.is_empty().then_some(&original.config);
                 Some(record(&made.source, config, outline.layers))
             }
-            // A twin that was made elsewhere is an image of its own here.
+            // A converted image that was made elsewhere is treated as a source image.
             None => outline.of_itself(manifest),
         };
         let Some(record) = record else {
@@ -306,7 +310,7 @@ impl Profiles {
         Ok(Some(record))
     }
 
-    /// The record of the image `source`, if the manifest `twin` was made from it here.
+    /// Returns the record of the image `source`, if the manifest `twin` was made from it here.
     async fn made_here(
         &self,
         source: &Digest,
@@ -320,7 +324,8 @@ impl Profiles {
         Ok(made.filter(|made| made.twin != made.source && made.objects.contains(twin)))
     }
 
-    /// What the knowledge of a converted image is kept under, found by the source's manifest.
+    /// Returns the key of a converted image's knowledge, found by the digest of the source's
+    /// manifest.
     async fn image_of_source(&self, source: &Digest) -> Result<Option<Digest>, Error> {
         let store = &self.shared.store;
         let Some(made) = store.image(&self.shared.generation, source).await? else {
@@ -343,7 +348,7 @@ impl Profiles {
             .map(|record| record.config.clone()))
     }
 
-    /// Takes over what was recorded of an image by hand.
+    /// Merges the profile that was recorded by hand, if there is one.
     async fn take_record<G>(
         &self,
         image: StackRecord,
@@ -367,7 +372,7 @@ impl Profiles {
         if files.is_empty() {
             return Ok(());
         }
-        tracing::info!(source = %image.source, files = files.len(), "a profile recorded by hand is taken over");
+        tracing::info!(source = %image.source, files = files.len(), "profile recorded by hand merged");
         let merge: store::Merge =
             Arc::new(move |knowledge: &mut Knowledge| knowledge.record(files.clone()));
         self.shared.store.learn(&image.config, &merge).await?;
@@ -375,8 +380,8 @@ impl Profiles {
         Ok(())
     }
 
-    /// What is known of the image with this manifest, a source's or a twin's, as an artifact that refers to it. It is
-    /// stored, so that it can be fetched.
+    /// Returns the profile of the image with this manifest, of a source image or a converted one,
+    /// as an artifact that refers to it. The artifact is stored, so that it can be fetched.
     ///
     /// # Errors
     /// When the store fails.
@@ -443,8 +448,8 @@ impl Profiles {
         known.map_err(Error::Shared)
     }
 
-    /// A name for whoever is at `address`, which is not to be found in it: of an IPv6 address the network (/64) counts,
-    /// since its owner has all the addresses in it.
+    /// Returns a name for the node at `address` from which the address cannot be derived. Of an
+    /// IPv6 address only the network (/64) counts, because its owner has all the addresses in it.
     async fn observer(&self, image: &Digest, address: IpAddr) -> Result<String, Error> {
         let salt = self
             .shared
@@ -462,7 +467,7 @@ impl Profiles {
     }
 }
 
-/// What must be known of a manifest of any size.
+/// Returns the outline of a manifest of any size.
 async fn outline(manifest: &Manifest) -> Option<Outline> {
     let (len, manifest) = (manifest.bytes.len(), manifest.clone());
     aside(len, move || Outline::read(&manifest)).await

@@ -1,4 +1,4 @@
-//! What an image's configuration and files suggest: found out once, beside everything else.
+//! Predictions from an image's configuration and files, made once and in the background.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,13 +12,16 @@ use crate::profile::Knowledge;
 use crate::store::{self, StackRecord};
 use crate::telemetry::log;
 
-/// Raised whenever a prediction may say something else of the same image: those given up are then looked at again.
+/// Raised whenever the prediction of the same image may change. Images without a prediction are
+/// then analysed again.
 const PREDICTIONS: u32 = 1;
-/// How long who asks for a profile waits for the image to be looked at: a node starts its container meanwhile.
+/// How long a request for a profile waits for the prediction. A node starts its container
+/// meanwhile.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Profiles {
-    /// Has the image looked at, unless it was or others see to it. The looking goes on when the caller stops waiting.
+    /// Predicts the image's files, unless that was done or another caller is doing it. The analysis
+    /// goes on when the caller stops waiting.
     pub(super) async fn predict(&self, image: &StackRecord) {
         if self.shared.unlooked.contains_key(&image.config) {
             return;
@@ -32,14 +35,14 @@ impl Profiles {
                 }
             }
         });
-        // One that was broken off is made when it is next asked for.
+        // An interrupted analysis is repeated at the next request.
         let _outcome = looked.await;
     }
 
-    /// The same for a caller in a hurry.
+    /// The same for a caller that cannot wait long.
     pub(super) async fn predict_soon(&self, image: &StackRecord) {
         if timeout(PATIENCE, self.predict(image)).await.is_err() {
-            tracing::debug!(source = %image.source, "what is suggested of an image comes too late for one who asked");
+            tracing::debug!(source = %image.source, "prediction not ready in time for a request");
         }
     }
 
@@ -57,7 +60,8 @@ impl Profiles {
         else {
             return Ok(());
         };
-        // Before anything of the image is looked at: what ends this process must not end the next one, and so on.
+        // Recorded before the analysis begins, so that an image that crashes this process does not
+        // crash the next one, and so on.
         let before = by.clone();
         self.note(image, move |knowledge| knowledge.is_tried(&before))
             .await?;
@@ -78,7 +82,7 @@ impl Profiles {
                             .await?
                     }
                     Blame::Ours => self.note(image, Knowledge::was_not_tried).await?,
-                    // One more time, and then never again.
+                    // The image is analysed once more, and then never again.
                     Blame::Unclear => {}
                 }
                 Err(error.into())

@@ -1,7 +1,9 @@
-//! What is learned of clients that tell nothing: from the ranges that they ask for.
+//! Profiles inferred from range requests, for clients that do not report observations.
 //!
 //! ```text
-//! a request (never waits) ▶ queue ▶ sessions (one client, one image, up to a silence) ▶ trace (which files?) ▶ merger
+//! request (never waits) ▶ queue ▶ sessions (one client, one image, up to a silence)
+//!                                    ▼
+//!                                  trace (which files?) ▶ merger
 //! ```
 
 mod sessions;
@@ -27,29 +29,32 @@ use crate::store::{StackRecord, outline};
 use crate::telemetry::{log, metrics};
 use sessions::{Image, Read, Session, Sessions};
 
-/// Events that wait; what comes beyond is not learned from. A kilobyte or so each, at most.
+/// The most events that wait. Further events are dropped. Each takes about a kilobyte at most.
 const MAX_WAITING: usize = 4096;
-/// A request for more ranges than this is not looked at.
+/// A request for more ranges than this is ignored.
 const MAX_PARTS: usize = 64;
-/// A request for so few bytes asks whether the blob is there (stargz-snapshotter, `fetcher.check`).
+/// A request for so few bytes only checks whether the blob exists (stargz-snapshotter,
+/// `fetcher.check`).
 const MAX_PROBE: u64 = 2;
-/// Longer manifests are not looked into.
+/// Longer manifests are ignored.
 const MAX_MANIFEST: usize = 256 << 10;
-/// How often it is looked whether a session is over.
+/// How often the sessions are checked for their end.
 const TICK: Duration = Duration::from_millis(500);
-/// Sessions that are looked into at once; each may take a TOC's worth of memory.
+/// Sessions that are evaluated at once. Each may take a TOC's worth of memory.
 const LEARNING_AT_ONCE: usize = 4;
-/// Layers that are remembered as being learned, how long after someone pulled an image that has them.
+/// Layers that are remembered as not yet learned, and how long after a pull of an image that has
+/// them.
 const UNLEARNED_LAYERS: u64 = 10_000;
 const UNLEARNED_FOR: Duration = Duration::from_secs(15 * 60);
-/// Images whose sessions are counted.
+/// The number of images whose sessions are counted.
 const COUNTED_IMAGES: u64 = 10_000;
 /// The memory for images, in layers: some 10 MiB.
 const REMEMBERED_LAYERS: u64 = 100_000;
-/// Of more than this share of all files no start is made: it is a client that fetches everything.
+/// A session that began after a silence and has more than this share of all files is not a start:
+/// the client fetches everything.
 const MOST_FILES: f64 = 0.5;
 
-/// Learns from ranges; clones share it.
+/// Learns from range requests. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Ranges {
     events: mpsc::Sender<Event>,
@@ -68,21 +73,21 @@ enum Event {
     Read(Read),
 }
 
-/// Takes the events.
+/// The task that processes the events.
 #[derive(Debug)]
 struct Learner {
     profiles: Profiles,
     sessions: Sessions,
     unlearned: moka::sync::Cache<Digest, ()>,
-    /// How many sessions of an image make it learned.
+    /// The number of sessions after which an image counts as learned.
     enough: usize,
     counted: moka::sync::Cache<Digest, usize>,
     slots: Arc<Semaphore>,
 }
 
 impl Ranges {
-    /// Starts learning, until the last clone is dropped. An image is learned after `enough` sessions, or when as many
-    /// observers are known already. Needs a runtime.
+    /// Starts the task, which runs until the last clone is dropped. An image counts as learned
+    /// after `enough` sessions, or when as many observers are known already. Needs a runtime.
     pub fn start(profiles: Profiles, enough: usize) -> Self {
         let (events, received) = mpsc::channel(MAX_WAITING);
         let unlearned = moka::sync::Cache::builder()
@@ -112,7 +117,7 @@ impl Ranges {
         }
     }
 
-    /// Notes that a client fetched an image's manifest. Never waits.
+    /// Records that a client fetched an image's manifest. Never waits.
     pub fn pulled(&self, client: IpAddr, manifest: &Manifest) {
         let image = self.images.get_with(manifest.digest.clone(), || {
             let layers = (manifest.bytes.len() <= MAX_MANIFEST)
@@ -123,7 +128,7 @@ impl Ranges {
                 .map(|layers| Arc::new(Image { layers }))
         });
         if let Some(image) = image {
-            self.tell(Event::Pulled {
+            self.send(Event::Pulled {
                 client,
                 image,
                 at: Instant::now(),
@@ -131,14 +136,14 @@ impl Ranges {
         }
     }
 
-    /// Notes that a client asked for parts of a layer of `size` bytes, in order. Never waits.
+    /// Records that a client requested parts of a layer of `size` bytes, in order. Never waits.
     pub fn read(&self, client: IpAddr, layer: &Digest, size: u64, parts: Vec<Range<u64>>) {
         let is_probe =
             matches!(parts.as_slice(), [part] if part.start == 0 && part.end <= MAX_PROBE);
         if parts.is_empty() || parts.len() > MAX_PARTS || is_probe {
             return;
         }
-        self.tell(Event::Read(Read {
+        self.send(Event::Read(Read {
             client,
             layer: layer.clone(),
             size,
@@ -147,12 +152,13 @@ impl Ranges {
         }));
     }
 
-    /// Whether requests for the layer should come by here, because an image that has it is not learned yet.
+    /// Whether range requests for the layer should be recorded here, because an image that has it
+    /// is not learned yet.
     pub fn wants(&self, layer: &Digest) -> bool {
         self.unlearned.contains_key(layer)
     }
 
-    fn tell(&self, event: Event) {
+    fn send(&self, event: Event) {
         if self.events.try_send(event).is_err() {
             metrics()
                 .range_requests
@@ -193,7 +199,7 @@ impl Learner {
                 self.sessions.begin(client, &image, at);
             }
             Event::Read(read) => {
-                tracing::trace!(client = %read.client, layer = %read.layer, parts = ?read.parts, "ranges asked for");
+                tracing::trace!(client = %read.client, layer = %read.layer, parts = ?read.parts, "ranges requested");
                 let outcome = if self.sessions.read(read) {
                     "noted"
                 } else {
@@ -222,7 +228,7 @@ impl Learner {
         known.is_ok_and(|known| known.observers(&Workload::default()) >= self.enough)
     }
 
-    /// Looks in the background into what a client was after.
+    /// Evaluates a session in the background: which files the client read.
     fn learn(&self, session: Session) {
         let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
             count("busy");
@@ -266,7 +272,7 @@ fn count(outcome: &'static str) {
         .inc();
 }
 
-/// Learns of a session; the image's configuration if there was something to learn.
+/// Learns from a session. Returns the image's configuration if the session was used.
 async fn look_into(profiles: &Profiles, session: &Session) -> Result<Option<Digest>, Error> {
     let Some(record) = profiles.stack(&Stack::of(&session.image.layers)).await? else {
         return Ok(None);
@@ -280,7 +286,7 @@ async fn look_into(profiles: &Profiles, session: &Session) -> Result<Option<Dige
         return Ok(None);
     }
     let observer = profiles.observer(&record.config, session.client).await?;
-    tracing::debug!(image = %record.config, files = observation.files().len(), "learned from ranges");
+    tracing::debug!(image = %record.config, files = observation.files().len(), "observation inferred from ranges");
     let seen = Seen {
         observation,
         heard: unix_now(),
@@ -296,7 +302,8 @@ async fn look_into(profiles: &Profiles, session: &Session) -> Result<Option<Dige
     Ok(is_taken.then(|| record.config.clone()))
 }
 
-/// The files that a session was for; `None` when it was for all.
+/// Returns the files that a session read; `None` when its client fetches everything in the
+/// background.
 async fn files(
     profiles: &Profiles,
     session: &Session,
@@ -335,7 +342,7 @@ async fn files(
     Ok((share <= MOST_FILES || !session.began_after_a_silence()).then_some(files))
 }
 
-/// The files by layer of which something better is known than ranges tell.
+/// Returns the files by layer that are known from better sources than ranges.
 fn likely(known: &Knowledge) -> HashMap<u32, HashSet<String>> {
     let mut likely: HashMap<u32, HashSet<String>> = HashMap::new();
     for file in known.profile(&Workload::default()).files {

@@ -1,8 +1,9 @@
-//! Who reads what of which image, as far as a bounded memory goes.
+//! Groups the range requests of each client and image into sessions, within bounded memory.
 //!
-//! A session begins when a client fetches an image's manifest, or opens a layer of an image that is known here; it
-//! holds the first run of requests, up to a silence. What comes behind is no start: a client that fills up in the
-//! background does so after a silence (stargz-snapshotter, `task.go`: five seconds).
+//! A session begins when a client fetches an image's manifest, or opens a layer of an image that is
+//! known here. It holds the first run of requests, up to a silence. Later requests do not belong to
+//! the start: a client that completes an image in the background does so after a silence
+//! (stargz-snapshotter, `task.go`: five seconds).
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -12,19 +13,20 @@ use std::time::{Duration, Instant};
 use super::trace::RangeRequest;
 use crate::oci::Digest;
 
-/// The longest silence within a start: shorter than the five seconds after which stargz-snapshotter fetches the rest.
+/// The longest silence within a start: shorter than the five seconds after which stargz-snapshotter
+/// fetches the rest.
 const SILENCE: Duration = Duration::from_secs(4);
-/// What a client reads later than this has nothing to do with the start.
+/// The longest session. Later reads do not belong to the start.
 const LONGEST: Duration = Duration::from_secs(120);
 /// How long after the manifest was fetched, or a layer opened, the first file may be read.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// Most sessions at once, those of one client, and ranges of all of them: some 10 MiB.
+/// The most sessions at once, sessions of one client, and ranges of all sessions: some 10 MiB.
 const MAX_SESSIONS: usize = 1024;
 const MAX_SESSIONS_OF_CLIENT: usize = 16;
 const MAX_PARTS: usize = 131_072;
-/// Most ranges of one session.
+/// The most ranges of one session.
 const MAX_PARTS_OF_SESSION: usize = 16_384;
-/// Images whose layers are known to be theirs.
+/// The number of images that are remembered with their layers.
 const MAX_IMAGES: usize = 512;
 
 /// An image as clients see it.
@@ -34,7 +36,7 @@ pub(super) struct Image {
     pub(super) layers: Vec<Digest>,
 }
 
-/// Ranges of a layer that a client asked for.
+/// Ranges of a layer that a client requested.
 #[derive(Debug)]
 pub(super) struct Read {
     pub(super) client: IpAddr,
@@ -44,14 +46,14 @@ pub(super) struct Read {
     pub(super) at: Instant,
 }
 
-/// What a client read of an image from its first request to a silence.
+/// The requests of a client for an image, from the first one to a silence.
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) client: IpAddr,
     pub(super) image: Arc<Image>,
-    /// When the client last did what comes before a start: fetched the manifest, read a TOC.
+    /// When the client last prepared a start: fetched the manifest or read a TOC.
     prepared: Instant,
-    /// The first and the last request for content.
+    /// The times of the first and the last request for content.
     run: Option<(Instant, Instant)>,
     pub(super) layers: HashMap<Digest, Layer>,
     parts: usize,
@@ -62,11 +64,12 @@ pub(super) struct Session {
 pub(super) struct Layer {
     pub(super) size: u64,
     pub(super) asked: Vec<RangeRequest>,
-    /// Where what was read together with the end of the blob begins.
+    /// The begin of the ranges that were read together with the end of the blob.
     tail: u64,
 }
 
-/// Sessions by client, the one that began last at the end; and images that may be read without one.
+/// Sessions by client, the newest at the end, and the images for which a session may begin without
+/// a manifest request.
 #[derive(Debug, Default)]
 pub(super) struct Sessions {
     open: HashMap<IpAddr, Vec<Session>>,
@@ -76,11 +79,12 @@ pub(super) struct Sessions {
 }
 
 impl Sessions {
-    /// A client fetched the manifest of an image, which it may start now. With too many sessions there is none of it.
+    /// Begins a session when a client fetches the manifest of an image, which it may start now.
+    /// With too many sessions none begins.
     pub(super) fn begin(&mut self, client: IpAddr, image: &Arc<Image>, at: Instant) {
         self.remember(image);
         let of_client = self.open.get(&client).map_or(&[][..], Vec::as_slice);
-        // Clients ask by tag, again by digest, and again while the container runs.
+        // Clients request a manifest by tag, again by digest, and again while the container runs.
         let is_open = of_client.iter().any(|open| open.image == *image);
         if is_open || of_client.len() >= MAX_SESSIONS_OF_CLIENT || self.sessions >= MAX_SESSIONS {
             return;
@@ -98,10 +102,10 @@ impl Sessions {
         self.sessions += 1;
     }
 
-    /// Takes a request in; whether some session is its.
+    /// Adds a request to its session. Returns whether there is one.
     pub(super) fn read(&mut self, read: Read) -> bool {
         if self.session(&read).is_none() {
-            // Another replica may have given the manifest: then reading a TOC is how it begins.
+            // Another replica may have served the manifest. Then reading a TOC begins the session.
             let is_end = read.parts.last().is_some_and(|part| part.end == read.size);
             let Some(image) = is_end.then(|| self.only_image_with(&read.layer)).flatten() else {
                 return false;
@@ -123,7 +127,8 @@ impl Sessions {
         true
     }
 
-    /// Of several images with that layer, the one that the client fetched last.
+    /// Returns the client's session for the layer; of several images with that layer, the one that
+    /// was fetched last.
     fn session(&mut self, read: &Read) -> Option<&mut Session> {
         let of_client = self.open.get_mut(&read.client)?;
         of_client
@@ -132,7 +137,7 @@ impl Sessions {
             .find(|open| open.image.layers.contains(&read.layer))
     }
 
-    /// Takes out the sessions that are over at `now`, but for those in which nothing was read.
+    /// Removes the sessions that are over at `now`, and returns those in which content was read.
     pub(super) fn ended(&mut self, now: Instant) -> Vec<Session> {
         let over = self
             .open
@@ -187,7 +192,7 @@ impl Session {
             asked: Vec::new(),
             tail: size,
         });
-        // First the footer is read, then the TOC in front of it.
+        // The footer is read first, then the TOC in front of it.
         let is_tail = parts.last().is_some_and(|part| part.end >= layer.tail);
         if is_tail && self.run.is_none() {
             layer.tail = parts.first().map_or(size, |part| part.start);
@@ -212,7 +217,8 @@ impl Session {
         }
     }
 
-    /// Whether it may be a client that fetches the rest in the background before anything was started.
+    /// Whether the client may be one that fetches the rest in the background before anything was
+    /// started.
     pub(super) fn began_after_a_silence(&self) -> bool {
         self.run
             .is_some_and(|(first, _)| first.saturating_duration_since(self.prepared) >= SILENCE)
@@ -263,12 +269,12 @@ mod tests {
     }
 
     #[test]
-    fn a_session_is_what_comes_between_the_toc_and_a_silence() {
+    fn a_session_lasts_from_the_toc_to_a_silence() {
         let clock = Clock(Instant::now());
         let mut sessions = Sessions::default();
         assert!(
             !sessions.read(clock.read(1, "a", 0..10, 0.0)),
-            "of no image that was pulled"
+            "no image with this layer was pulled"
         );
         sessions.begin(client(1), &image(&["a", "b"]), clock.at(0.0));
         assert!(
@@ -277,11 +283,11 @@ mod tests {
         );
         assert!(
             !sessions.read(clock.read(2, "a", 0..10, 0.2)),
-            "of another client"
+            "the session belongs to another client"
         );
         assert!(
             sessions.ended(clock.at(60.0)).is_empty(),
-            "a start may be long in coming"
+            "the first read may come late"
         );
         for second in [60.0, 61.0, 64.0] {
             assert!(sessions.read(clock.read(1, "b", 0..10, second)));
@@ -289,7 +295,7 @@ mod tests {
         assert!(sessions.ended(clock.at(67.0)).is_empty());
         assert!(
             sessions.read(clock.read(1, "b", 500..600, 69.0)),
-            "it is over, though nobody has looked yet"
+            "the session is over, though it was not collected yet"
         );
         let [session] = &sessions.ended(clock.at(70.0))[..] else {
             panic!("one")
@@ -308,20 +314,20 @@ mod tests {
         );
         assert!(
             !sessions.read(clock.read(1, "b", 0..10, 71.0)),
-            "what comes later is no start"
+            "later reads do not belong to the start"
         );
         assert!(sessions.is_empty() && sessions.parts == 0);
     }
 
     #[test]
-    fn reading_a_toc_begins_one_where_the_image_is_certain() {
+    fn reading_a_toc_begins_a_session_if_the_image_is_certain() {
         let clock = Clock(Instant::now());
         let mut sessions = Sessions::default();
         sessions.begin(client(9), &image(&["base", "one"]), clock.at(0.0));
         sessions.begin(client(9), &image(&["base", "two"]), clock.at(0.0));
         assert!(
             !sessions.read(clock.read(1, "base", 900..1000, 1.0)),
-            "of which image?"
+            "two images have the layer"
         );
         assert!(sessions.read(clock.read(1, "two", 900..1000, 1.0)));
         assert!(sessions.read(clock.read(1, "base", 0..10, 1.0)));
@@ -337,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_sent_little_is_kept() {
+    fn memory_is_bounded_whatever_clients_send() {
         let clock = Clock(Instant::now());
         let mut sessions = Sessions::default();
         for number in 0..5000 {

@@ -1,18 +1,21 @@
-//! Which files a client was after that asked for these ranges of a layer.
+//! Infers the files that a client read from the ranges of a layer that it requested.
 //!
-//! stargz-snapshotter asks for what it lacks of a file in blocks of `chunk_size` bytes of the blob (50,000 by default),
-//! up to 2 MiB from the chunk that is read (`fs/remote/blob.go`, `estargz.fileReader`). So
+//! stargz-snapshotter requests the missing parts of a file in blocks of `chunk_size` bytes of the
+//! blob (50,000 by default), up to 2 MiB from the chunk that is read (`fs/remote/blob.go`,
+//! `estargz.fileReader`). So
 //! ```text
 //! blob    │ a │  b  │      c       │d│ e │ f │
 //! blocks  ├────────┼────────┼────────┼────────┤
 //! ```
-//! a request of several blocks is for the one file that touches the first and the last of them, here `c`. A request for
-//! one block may be for any file in it, here `a` or `d` to `f`; the others of that block are then held too, and are
-//! never asked for. All of these count: who fetches one of them ahead gets a request for the rest for nothing. Where
-//! something better is known of one of them, the others do not count.
+//! a request of several blocks is for the one file that touches the first and the last of them,
+//! here `c`. A request for one block may be for any file in it, here `a` or `d` to `f`. The client
+//! then holds the other files of that block too, and never requests them. All of them count,
+//! because a client that prefetches one of them gets the others in the same request. If a better
+//! source names one of them, the others do not count.
 //!
-//! Other clients ask for the very members they want, alone or several as one. Ranges without a common block are read
-//! as such: all files whose bytes came with a request are meant.
+//! Other clients request exactly the members they need, one by one or several as one range. Ranges
+//! without a common block are therefore taken literally: all files whose bytes were received were
+//! read.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
@@ -23,7 +26,7 @@ use estargz::toc::{Kind, NodeId};
 
 use crate::profile::{Extents, FileUse};
 
-/// Below this a common divisor of all borders is no client's block.
+/// A common divisor of all borders below this is not a client's block.
 const SMALLEST_BLOCK: u64 = 4096;
 /// The block of stargz-snapshotter (`fs/remote/resolver.go`, `defaultChunkSize`).
 const STOCK_BLOCK: u64 = 50_000;
@@ -31,7 +34,7 @@ const STOCK_BLOCK: u64 = 50_000;
 /// A request for ranges of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct RangeRequest {
-    /// Since the session began.
+    /// The time since the session began.
     pub(super) after: Duration,
     pub(super) parts: Vec<Range<u64>>,
 }
@@ -42,16 +45,16 @@ struct Files {
     payload_end: u64,
 }
 
-/// Where a file lies in the blob.
+/// The position of a file in the blob.
 struct Span {
     path: String,
     range: Range<u64>,
-    /// Each chunk's bytes in the blob, and in the file.
+    /// Each chunk's range in the blob, and in the file.
     chunks: Vec<(Range<u64>, Range<u64>)>,
 }
 
-/// The block that all borders of the requests are multiples of; 1 when there is none. `size` is that of the blob, where
-/// a block may be cut off.
+/// Returns the block that all borders of the requests are multiples of; 1 when there is none.
+/// `size` is the size of the blob, whose last block may be cut off.
 pub(super) fn block_of<'a>(asked: impl IntoIterator<Item = (&'a RangeRequest, u64)>) -> u64 {
     let borders = asked.into_iter().flat_map(|(asked, size)| {
         let inner = move |border: &u64| *border != size;
@@ -78,8 +81,8 @@ fn gcd(one: u64, other: u64) -> u64 {
     }
 }
 
-/// The files of layer number `layer` that the requests were for, in order. `is_likely` says which files are known to be
-/// used.
+/// Returns the files of layer number `layer` that the requests were for, in order. `is_likely`
+/// returns whether a file is known to be used.
 pub(super) fn files(
     toc: &Toc,
     layer: u32,
@@ -96,7 +99,7 @@ pub(super) fn files(
             news.extend(held.missing(part));
             held.add(part.clone());
         }
-        // A client may ask in any order, and twice for the same.
+        // A client may request ranges in any order, and repeatedly.
         news.sort_unstable_by_key(|part: &Range<u64>| part.start);
         for (place, extents) in files.meant(&news, block, &held, &is_likely) {
             let path = files.spans[place].path.clone();
@@ -115,7 +118,7 @@ pub(super) fn files(
     used
 }
 
-/// How many files with content the layer has.
+/// Returns how many files with content the layer has.
 pub(super) fn count(toc: &Toc) -> usize {
     (0..)
         .map_while(|number| toc.node(NodeId(number)))
@@ -162,7 +165,8 @@ impl Files {
         Self { spans, payload_end }
     }
 
-    /// The files that a request for `news`, bytes that were not held, was for; with what came of each.
+    /// Returns the files that a request was for, each with its received parts. `news` are the bytes
+    /// that were not held before.
     fn meant(
         &self,
         news: &[Range<u64>],
@@ -173,7 +177,7 @@ impl Files {
         let (Some(first), Some(last)) = (news.first(), news.last()) else {
             return Vec::new();
         };
-        // The footer and the TOC, and the little that lies in the same block.
+        // A request for the footer and the TOC, and the few file bytes in the same block.
         if first.start >= self.payload_end / block * block {
             return Vec::new();
         }
@@ -204,13 +208,13 @@ impl Files {
         meant.into_iter().map(came).collect()
     }
 
-    /// The files with bytes in `range`.
+    /// Returns the files with bytes in `range`.
     fn touching<'a>(&'a self, range: &Range<u64>) -> impl Iterator<Item = usize> + use<'a> {
         let end = self
             .spans
             .partition_point(|span| span.range.start < range.end);
         let range = range.clone();
-        // Files do not overlap but where many share a member, and then they begin together.
+        // Files do not overlap, except when many share a member, and then they begin together.
         let first = self.spans[..end].partition_point(|span| span.range.end <= range.start);
         (first..end).filter(move |place| self.spans[*place].touches(&range))
     }
@@ -221,7 +225,7 @@ impl Span {
         self.range.start < range.end && range.start < self.range.end
     }
 
-    /// Whether a chunk is held now that was not before `news` came.
+    /// Whether a chunk is held now that was not held before `news` arrived.
     fn has_a_chunk(&self, held: &Held, news: &[Range<u64>]) -> bool {
         self.chunks.iter().any(|(range, _)| {
             held.has(range)
@@ -231,14 +235,14 @@ impl Span {
         })
     }
 
-    /// The parts of the file that are held in whole chunks.
+    /// Returns the parts of the file that are held in whole chunks.
     fn came(&self, held: &Held) -> Extents {
         let chunks = self.chunks.iter().filter(|(range, _)| held.has(range));
         Extents::new(chunks.map(|(_, content)| content.clone()))
     }
 }
 
-/// The bytes of a blob that a client has.
+/// The bytes of a blob that a client holds.
 #[derive(Debug, Default)]
 struct Held(BTreeMap<u64, u64>);
 
@@ -267,7 +271,7 @@ impl Held {
             .is_some_and(|(_, end)| *end >= range.end)
     }
 
-    /// What of `range` is not held.
+    /// Returns the parts of `range` that are not held.
     fn missing(&self, range: &Range<u64>) -> Vec<Range<u64>> {
         let mut missing = Vec::new();
         let mut at = range.start;
@@ -346,7 +350,7 @@ mod tests {
         (toc.verify(&written.toc_digest).unwrap(), size)
     }
 
-    /// What stargz-snapshotter asks for when these files are read one after the other.
+    /// The requests of stargz-snapshotter when these files are read one after the other.
     fn stock(toc: &Toc, size: u64, read: &[&str]) -> Vec<RangeRequest> {
         let tail = size.saturating_sub(200) / STOCK_BLOCK * STOCK_BLOCK..size;
         let mut held = Held::default();
@@ -412,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn the_parts_of_a_file_that_came_are_known_by_chunks() {
+    fn the_received_parts_of_a_file_are_whole_chunks() {
         let (toc, size) = layer(&FILES);
         let second = toc.lookup("large2").unwrap().chunks().nth(1).unwrap();
         let start = second.range.start / STOCK_BLOCK * STOCK_BLOCK;
@@ -436,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sweep_and_the_toc_are_for_no_file() {
+    fn a_sweep_and_a_read_of_the_toc_are_for_no_file() {
         let (toc, size) = layer(&FILES);
         let sweep = [0..1_000_000, 1_000_000..size];
         let asked = sweep.map(|part| RangeRequest {
@@ -447,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_without_blocks_are_the_files_whose_bytes_came() {
+    fn ranges_without_blocks_name_the_files_whose_bytes_were_received() {
         let (toc, size) = layer(&FILES);
         let range = |path: &str| toc.lookup(path).unwrap().chunks().next().unwrap().range;
         let parts = [range("small1").start..range("small2").end, range("small5")];
@@ -489,7 +493,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_ranges_are_too_odd(parts in proptest::collection::vec((0u64..4_000_000, 0u64..4_000_000), 0..40)) {
+        fn arbitrary_ranges_name_only_files_of_the_layer(parts in proptest::collection::vec((0u64..4_000_000, 0u64..4_000_000), 0..40)) {
             let (toc, size) = layer(&FILES[..3]);
             let asked: Vec<_> = parts
                 .chunks(3)
@@ -506,7 +510,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_held_is_what_was_added(ranges in proptest::collection::vec((0u64..60, 1u64..20), 0..12), asked in (0u64..60, 1u64..30)) {
+        fn the_held_ranges_are_those_that_were_added(ranges in proptest::collection::vec((0u64..60, 1u64..20), 0..12), asked in (0u64..60, 1u64..30)) {
             let mut held = Held::default();
             let mut naive = [false; 100];
             for (start, length) in ranges {
