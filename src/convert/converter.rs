@@ -96,9 +96,9 @@ impl Work {
 
 /// Returns an empty memory of failures. A failure is weighed by the size of its record.
 pub(super) fn failures() -> Failures<ManifestKey, Outcome> {
-    Failures::new(|asked: &ManifestKey, outcome: &Outcome| {
+    Failures::new(|key: &ManifestKey, outcome: &Outcome| {
         let record = outcome.as_ref().map_or(0, weight_of);
-        asked.upstream.len() + asked.repository.len() + record
+        key.upstream.len() + key.repository.len() + record
     })
 }
 
@@ -248,7 +248,7 @@ impl Shared {
         depth: usize,
         room: Option<Share>,
     ) -> BoxFuture<'static, Outcome> {
-        let asked = ManifestKey {
+        let key = ManifestKey {
             upstream: source.name().to_owned(),
             repository: repository.to_string(),
             digest: manifest.digest.clone(),
@@ -256,10 +256,10 @@ impl Shared {
         let (this, source) = (Arc::clone(self), source.clone());
         let (repository, manifest) = (repository.clone(), manifest.clone());
         let joined = async move {
-            if let Some(answer) = this.failures.answer(&asked, Instant::now()).await {
+            if let Some(answer) = this.failures.answer(&key, Instant::now()).await {
                 return answer;
             }
-            if let Some(outcome) = this.flight.running(&asked) {
+            if let Some(outcome) = this.flight.running(&key) {
                 return outcome
                     .await
                     .unwrap_or_else(|| Err(Arc::new(Error::BrokenOff)));
@@ -270,9 +270,9 @@ impl Shared {
                 None => this.documents.conversion(source.name(), &manifest).await?,
             };
             let running = Arc::clone(&this);
-            let outcome = this.flight.join(asked.clone(), || async move {
+            let outcome = this.flight.join(key.clone(), || async move {
                 let outcome = running
-                    .run(asked, &source, &repository, &manifest, depth)
+                    .run(key, &source, &repository, &manifest, depth)
                     .await;
                 drop(room);
                 outcome
@@ -286,7 +286,7 @@ impl Shared {
 
     async fn run(
         self: Arc<Self>,
-        asked: ManifestKey,
+        key: ManifestKey,
         source: &Source,
         repository: &Repository,
         manifest: &Manifest,
@@ -313,12 +313,12 @@ impl Shared {
             .inc();
         match outcome {
             Ok(ImageOutcome::Final(record)) => {
-                self.failures.forget(&asked).await;
+                self.failures.forget(&key).await;
                 Ok(record)
             }
             Ok(ImageOutcome::ForNow(record)) => {
                 self.failures
-                    .note(asked, Ok(record.clone()), None, Instant::now())
+                    .note(key, Ok(record.clone()), None, Instant::now())
                     .await;
                 Ok(record)
             }
@@ -326,14 +326,14 @@ impl Shared {
                 let error = Arc::new(error);
                 self.failures
                     .note(
-                        asked.clone(),
+                        key.clone(),
                         Err(Arc::clone(&error)),
                         error.retry_after(),
                         Instant::now(),
                     )
                     .await;
                 let chain = log::chain(error.as_ref());
-                tracing::warn!(upstream = asked.upstream, repository = asked.repository, source = %asked.digest, error = chain, "image not converted");
+                tracing::warn!(upstream = key.upstream, repository = key.repository, source = %key.digest, error = chain, "image not converted");
                 Err(error)
             }
         }

@@ -153,12 +153,12 @@ impl LayerConverter {
             }
         });
         // An attempt that is no longer listed has its outcome already.
-        let theirs = self
+        let other = self
             .attempts()
             .get(&layer.digest)
             .filter(|attempt| attempt.origin != *origin)
             .cloned();
-        let Some(theirs) = theirs else {
+        let Some(other) = other else {
             return landed
                 .await
                 .unwrap_or_else(|| Err(Arc::new(Error::BrokenOff)))
@@ -166,7 +166,7 @@ impl LayerConverter {
         };
         tokio::select! {
             landed = landed => Ok(landed.and_then(Result::ok)),
-            () = theirs.stalls(self.pace, origin) => {
+            () = other.stalls(self.pace, origin) => {
                 tracing::debug!(layer = %layer.digest, upstream = origin.upstream, "shared attempt of another upstream stalled");
                 Ok(None)
             }

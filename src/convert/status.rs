@@ -29,9 +29,9 @@ pub struct Conversion {
     /// Digest of the source manifest.
     pub source: Digest,
     pub state: State,
-    /// When it began, in seconds since 1970.
+    /// When the conversion began, in seconds since 1970.
     pub started: u64,
-    /// When it ended, in seconds since 1970.
+    /// When the conversion ended, in seconds since 1970.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ended: Option<u64>,
     /// The layers to convert. Empty for an index, whose images are separate conversions.

@@ -186,10 +186,10 @@ impl Profiles {
         made.map(Some).map_err(|_ended| Error::BrokenOff)
     }
 
-    /// Takes in the observation that the node at `address` made of a start. Returns how many of its
-    /// files are not in the image.
+    /// Checks and queues the observation that the node at `address` made of a start. Returns how
+    /// many of its files are not in the image.
     ///
-    /// It is written a little later, together with others.
+    /// The observation is written a little later, together with others.
     pub async fn observe(
         &self,
         stack: &Stack,

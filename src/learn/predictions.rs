@@ -12,8 +12,8 @@ use crate::profile::Knowledge;
 use crate::store::{self, StackRecord};
 use crate::telemetry::log;
 
-/// Raised whenever the prediction of the same image may change. Images without a prediction are
-/// then analysed again.
+/// Raised whenever the prediction of the same image may change. Images whose prediction was given
+/// up are then analysed again.
 const PREDICTIONS: u32 = 1;
 /// How long a request for a profile waits for the prediction. A node starts its container
 /// meanwhile.
