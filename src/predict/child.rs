@@ -1,4 +1,4 @@
-//! The predictor's process: limits first, then the image, piece by piece.
+//! The predictor's process: it sets its limits first, then reads the image piece by piece.
 
 use std::cell::RefCell;
 use std::io::{self, BufWriter, Write};
@@ -9,10 +9,10 @@ use super::blobs::{Piece, Task};
 use super::sandbox::{self, Limits};
 use super::wire::{self, MAX_GIVEN, Said};
 
-/// Predicts for the parent at the other ends of standard input and output.
+/// Predicts for the parent, which holds the other ends of standard input and output.
 ///
 /// # Errors
-/// When the limits cannot be set, or the parent is gone.
+/// If the limits cannot be set, or the parent has exited.
 pub fn work(limits: &Limits) -> io::Result<()> {
     let pipes = RefCell::new((io::stdin().lock(), BufWriter::new(io::stdout().lock())));
     let is_filtered = sandbox::enter(limits)?;

@@ -17,7 +17,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Who failed.
+    /// Returns the cause of the failure: the image or this server.
     pub(crate) fn blame(&self) -> Blame {
         match self {
             Self::Prediction(failure) => failure.blame(),

@@ -1,4 +1,5 @@
-//! Images made to take everything: what is said of them ends, is the same each time, and costs little.
+//! Images made to exhaust the predictor. Their predictions end, are the same each time and cost
+//! little.
 
 use std::collections::BTreeMap;
 
@@ -9,20 +10,21 @@ use super::fuel::Fuel;
 use super::tests::{Layer, Node, image, layer, programs, reader, text};
 use super::{Prediction, predict_with};
 
-/// What an innocent script makes is far less, what a doubled variable would make far more.
+/// A bound on the bytes created: a normal script stays far below it, a doubled variable would
+/// exceed it by far.
 const LITTLE: u64 = 32 << 20;
 
-/// An executable of which nothing but its header is there: enough to count as one.
+/// An executable that consists of its header only: enough to be recognised.
 fn executable() -> Node {
     Node::File(Elf::default().bytes())
 }
 
-/// A 64-bit ELF file, made up.
+/// A made-up 64-bit ELF file.
 #[derive(Default)]
 struct Elf {
     needed: usize,
     rpath: String,
-    /// What the header says there is, in place of what there is.
+    /// The count in the header, instead of the real one.
     claimed_headers: Option<u16>,
     claimed_strings: Option<u64>,
 }
@@ -77,7 +79,8 @@ impl Elf {
     }
 }
 
-/// What is said of an image with this fuel, and the steps and the bytes that it took. It is the same twice.
+/// Predicts an image with this fuel, twice, and asserts that both runs are equal. Returns the
+/// prediction, the steps and the bytes that it took.
 fn said_with(new: fn() -> Fuel, layer: &Layer, configuration: &Value) -> (Prediction, u64, u64) {
     let (task, blobs) = image(&[Some(layer.clone())], configuration);
     let run = || {
@@ -101,7 +104,7 @@ fn said_with(new: fn() -> Fuel, layer: &Layer, configuration: &Value) -> (Predic
     first
 }
 
-/// With little fuel: what is hostile ends sooner.
+/// Predicts with little fuel, so that a hostile image ends sooner.
 fn said(layer: &Layer, configuration: &Value) -> (Prediction, u64, u64) {
     said_with(Fuel::small, layer, configuration)
 }
@@ -395,7 +398,7 @@ fn an_innocent_image_takes_a_small_part_of_the_fuel() {
     assert!(steps < 500_000 && made < 4 << 20, "{steps} {made}");
 }
 
-/// Adds the sources below a directory of this machine.
+/// Adds the Python sources and libraries below a directory of this machine.
 fn add_sources(files: &mut Layer, directory: &std::path::Path) {
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
         let path = entry.path();
@@ -443,7 +446,7 @@ fn a_large_python_program_takes_a_small_part_of_the_fuel() {
     );
 }
 
-/// Scripts, sources and configurations of what such texts are made of.
+/// Random scripts, sources and configurations, made of pieces of such files.
 fn any_text() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
         "[a-c$(){}`'\"\\\\<>|;& \n#=@*:./-]{1,20}",

@@ -1,4 +1,4 @@
-//! Has starts predicted, a few at once, by processes of their own that may use little and reach nothing.
+//! Runs predictions, a few at once, in processes with few rights and limits on memory and time.
 
 use std::io;
 use std::path::PathBuf;
@@ -22,24 +22,27 @@ use super::wire::{self, MAX_SAID, Said};
 use crate::budget::Budget;
 use crate::store::{self, Object, Store};
 
-/// How many predictions run at once: none is waited for.
+/// Predictions that run at once. Few are enough: no pull waits for one, and a request for a profile
+/// only briefly.
 const AT_ONCE: usize = 2;
 /// Pieces that are read from the store at once for one prediction.
 const READS_AT_ONCE: usize = 16;
-/// Bytes of pieces that are on their way to predictors.
+/// Most bytes of pieces in memory on their way to predictors.
 const PIECES: u64 = 2 * MAX_PIECE;
-/// Most bytes that are read for one prediction: what may be inflated, were it not compressed at all, and the TOCs.
+/// Most bytes that are read for one prediction: all bytes that may be inflated, if they were not
+/// compressed, and the TOCs.
 const MAX_READ: u64 = 2 << 30;
-/// How long a process that has closed its pipes may take to end by itself.
+/// How long a process that has closed its pipes may take to exit by itself.
 const LAST_BREATH: Duration = Duration::from_secs(1);
-/// The argument that makes our executable a predictor.
+/// The argument that makes Starlift's executable a predictor.
 const COMMAND: &str = "predict";
-/// mimalloc's option for how much it reserves at first, in KiB: a GiB would count as memory at once.
+/// mimalloc's option for the memory that it reserves at first, in KiB. Its default of a GiB would
+/// count against the limit.
 const RESERVE: (&str, &str) = ("MIMALLOC_ARENA_RESERVE", "32768");
-/// The longest reason that is taken over from a predictor.
+/// The longest reason that is accepted from a predictor.
 const MAX_REASON: usize = 200;
 
-/// Predicts which files containers read first.
+/// A predictor of the files that containers read first.
 #[derive(Debug)]
 pub struct Predictor {
     place: Place,
@@ -49,20 +52,21 @@ pub struct Predictor {
 
 #[derive(Debug)]
 enum Place {
-    /// A process of this executable.
+    /// In a process of this executable.
     Process(PathBuf, Limits),
-    /// A thread of ours, for whoever embeds the conversion: bounded in steps and bytes, and not isolated.
+    /// On a thread of this process, for programs that embed the conversion: limited in steps and
+    /// bytes, not isolated.
     Thread,
 }
 
-/// Who failed when there is no prediction.
+/// The cause of a failed prediction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Blame {
-    /// The image: it will fail again.
+    /// The image: the prediction will fail again.
     Image,
-    /// Us: another try says nothing of the image.
+    /// This server: the failure says nothing about the image.
     Ours,
-    /// The image, or a machine that was busy.
+    /// The image, or a busy machine.
     Unclear,
 }
 
@@ -87,7 +91,7 @@ pub enum PredictionError {
 }
 
 impl PredictionError {
-    /// Whose failure it is.
+    /// Returns the cause of the failure.
     pub(crate) fn blame(&self) -> Blame {
         match self {
             Self::Store(_) | Self::NotStarted(_) => Blame::Ours,
@@ -96,7 +100,7 @@ impl PredictionError {
         }
     }
 
-    /// For the metric.
+    /// Returns the value of the metric's label.
     pub(crate) fn outcome(&self) -> &'static str {
         match self {
             Self::Store(_) | Self::NotStarted(_) => "not-made",
@@ -107,11 +111,11 @@ impl PredictionError {
     }
 }
 
-/// An image whose start is to be predicted: what is told of it, and where its blobs are.
+/// An image whose start is to be predicted: its description, and its blobs in the store.
 #[derive(Debug, Clone)]
 pub(super) struct Image {
     pub(super) task: Task,
-    /// For each layer of the task its blob and its external TOC.
+    /// The blob and the external TOC of each layer of the task.
     pub(super) blobs: Vec<(Option<Object>, Option<Object>)>,
     pub(super) store: Store,
 }
@@ -123,7 +127,7 @@ impl Default for Predictor {
 }
 
 impl Predictor {
-    /// In processes of `executable`, which is Starlift's own.
+    /// Predicts in processes of `executable`, which is Starlift's own.
     pub fn in_processes(executable: impl Into<PathBuf>, limits: Limits) -> Self {
         Self::on(Place::Process(executable.into(), limits))
     }
@@ -248,7 +252,7 @@ impl Predictor {
     }
 }
 
-/// How a process ended that says no more.
+/// Returns how a process ended that closed its pipes.
 async fn ended(mut child: Child) -> Option<PredictionError> {
     timeout(LAST_BREATH, child.wait())
         .await
@@ -257,7 +261,7 @@ async fn ended(mut child: Child) -> Option<PredictionError> {
         .map(PredictionError::Died)
 }
 
-/// The pieces of an image's blobs in their order.
+/// Reads pieces of an image's blobs, in their order.
 fn read<'a>(
     image: &'a Image,
     budget: &'a Budget,
@@ -315,7 +319,7 @@ async fn hear(output: &mut ChildStdout) -> Result<Said, PredictionError> {
     if bytes.len() < length {
         return Err(PredictionError::Gone(io::ErrorKind::UnexpectedEof.into()));
     }
-    // A full list of files is a megabyte and more.
+    // A full list of files has more than a megabyte.
     let parsed = spawn_blocking(move || serde_json::from_slice(&bytes)).await;
     let parsed = parsed.map_err(|error| PredictionError::NotStarted(io::Error::other(error)))?;
     parsed.map_err(|error| PredictionError::Nonsense(shortened(&error.to_string())))
@@ -335,7 +339,7 @@ async fn give(input: &mut ChildStdin, bytes: &[u8]) -> Result<(), PredictionErro
     input.flush().await.map_err(PredictionError::Gone)
 }
 
-/// A prediction that names nothing beyond the image, and did not end by chance.
+/// Returns a prediction if it names only layers of the image, and did not end by the clock.
 fn checked(prediction: Prediction, layers: usize) -> Result<Prediction, PredictionError> {
     let is_within = |layer: u32| usize::try_from(layer).is_ok_and(|layer| layer < layers);
     if !prediction.files.iter().all(|file| is_within(file.layer)) {
@@ -349,7 +353,8 @@ fn checked(prediction: Prediction, layers: usize) -> Result<Prediction, Predicti
     }
 }
 
-/// A text of the predictor, which has seen the image, for logs.
+/// Shortens and escapes a text of the predictor for logs. The predictor has parsed the image, so
+/// the text is untrusted.
 fn shortened(text: &str) -> String {
     text.chars()
         .take(MAX_REASON)
@@ -359,7 +364,7 @@ fn shortened(text: &str) -> String {
 }
 
 impl Prediction {
-    /// For the metric.
+    /// Returns the value of the metric's label.
     pub(crate) fn outcome(&self) -> &'static str {
         match self.ended {
             None => "made",

@@ -1,4 +1,4 @@
-//! Images of a few files, made of real ones of this machine where a program is needed, and what is said about them.
+//! Predictions for small images. Programs in them are files of this machine.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
@@ -12,7 +12,7 @@ use super::blobs::{Blob, Piece};
 use super::view::View;
 use super::*;
 
-/// What a layer has at a path.
+/// An entry of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Node {
     File(Vec<u8>),
@@ -63,7 +63,7 @@ fn blob(layer: &Layer) -> (Vec<u8>, estargz::write::Written) {
     (blob, written)
 }
 
-/// What is told of an image of these layers, and the blobs themselves.
+/// Returns the task for an image of these layers, and their blobs.
 pub(super) fn image(
     layers: &[Option<Layer>],
     configuration: &serde_json::Value,
@@ -89,7 +89,7 @@ pub(super) fn image(
     )
 }
 
-/// Gives pieces of blobs in memory.
+/// Returns a reader of blobs in memory.
 pub(super) fn reader(blobs: &[Vec<u8>]) -> Box<Read<'_>> {
     let at = |piece: &Piece| {
         let Blob::Layer(number) = piece.blob else {
@@ -103,7 +103,7 @@ pub(super) fn reader(blobs: &[Vec<u8>]) -> Box<Read<'_>> {
     Box::new(move |pieces: &[Piece]| pieces.iter().map(at).collect())
 }
 
-/// The paths that are named for `argv`, in order; all come from the layers that have them.
+/// Returns the paths that are named for `argv`, in order. Asserts that each is a file of its layer.
 fn named(layers: &[Layer], argv: &[&str]) -> Vec<String> {
     let layers: Vec<Option<Layer>> = layers.iter().cloned().map(Some).collect();
     let (task, blobs) = image(&layers, &serde_json::json!({"config": {"Cmd": argv}}));
@@ -162,7 +162,7 @@ fn add(layer: &mut Layer, path: &str) {
     }
 }
 
-/// The libraries of a program, as ldd(1) says, by their real paths.
+/// Returns the real paths of a program's libraries, as reported by ldd(1).
 fn ldd(program: &str) -> Vec<String> {
     let output = Command::new("ldd").arg(program).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
@@ -172,7 +172,7 @@ fn ldd(program: &str) -> Vec<String> {
         .collect()
 }
 
-/// A layer with these programs and all they load.
+/// Returns a layer with these programs and all their libraries.
 pub(super) fn programs(programs: &[&str]) -> Layer {
     let mut layer = Layer::new();
     for program in programs {
@@ -319,7 +319,7 @@ fn layers_without_a_record_are_not_looked_into() {
     assert_eq!(files, [(1, "bin/app")]);
 }
 
-/// What an unpacker has after all layers: the reference that the view is compared with.
+/// The files of an unpacker after all layers: the reference for the view.
 #[derive(Default)]
 struct Unpacked(BTreeMap<Vec<String>, (usize, Node)>);
 
@@ -436,7 +436,7 @@ fn any_layer() -> impl Strategy<Value = Layer> {
             };
             layer.insert(path, node);
         }
-        // No tar has something below what is no directory, in one layer.
+        // In one layer of a tar, only directories have entries below them.
         let others: Vec<String> = layer
             .iter()
             .filter(|(_, node)| **node != Node::Directory)

@@ -26,7 +26,7 @@ use crate::oci::Digest;
 use crate::registry::{self, UpstreamConfig};
 use crate::transport::Upstreams;
 
-/// What the layout is called among upstreams: no other can be meant.
+/// The registry name of the layout. No real registry has it.
 const HOST: &str = "localhost";
 
 /// A layer of the image that is run.
@@ -36,14 +36,14 @@ pub(crate) struct Layer {
     pub(crate) toc_digest: Option<Digest>,
 }
 
-/// The image's layers, visible in a directory each.
+/// The image's layers, each mounted at a directory.
 #[derive(Debug)]
 pub(crate) struct MountedLayers {
     observatory: Observatory,
     layers: Vec<Shown>,
 }
 
-/// A container that runs on them. Its container goes before its root file system.
+/// A container running on mounted layers. The container is removed before its root file system.
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(crate) container: Container,
@@ -52,7 +52,7 @@ pub(crate) struct Run {
 }
 
 impl MountedLayers {
-    /// Mounts the layers of the image with this manifest, which lies in `layout`, below `folder`.
+    /// Mounts the layers of the image `manifest` in `layout`, below `folder`.
     pub(crate) async fn set(
         folder: &Path,
         layout: &Path,
@@ -102,8 +102,8 @@ impl MountedLayers {
         mounts: &[Mount],
     ) -> Result<Run, Failure> {
         let paths: Vec<_> = self.layers.iter().map(|layer| layer.path.clone()).collect();
-        // Before this process reads a file: the kernel keeps its pages, and the container's read of
-        // it would not be seen.
+        // Recording begins before this process reads a file of the image: the kernel keeps its
+        // pages, and the container's later read of that file would not be seen.
         let recording = self.observatory.begin(&self.layers);
         let rootfs = RootFs::mount(folder, &paths)?;
         let user = User::find(&workload.user, &rootfs.path)?;
@@ -117,7 +117,8 @@ impl MountedLayers {
         })
     }
 
-    /// The files that were read, each in the layer with this number, in the order of first use.
+    /// Returns the files that were read, each with the number of its layer, in the order of first
+    /// use.
     pub(crate) fn files(&self, recording: Recording) -> Vec<(usize, Vec<u8>)> {
         self.observatory.end(recording, &self.layers)
     }

@@ -1,4 +1,4 @@
-//! Mounts of this process alone: nobody else sees them, and they go when it does, however it ends.
+//! Mounts that only this process sees. They end with the process, however it ends.
 
 use std::ffi::{CStr, CString};
 use std::fs;
@@ -12,16 +12,16 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use crate::failure::Failure;
 
-/// The kernel takes a page of mount options at most.
+/// The kernel takes at most a page of mount options.
 const MAX_OPTIONS: usize = 4095;
-/// Are something else to overlayfs than part of a path.
+/// Characters that overlayfs does not read as part of a path.
 const SPECIAL: [char; 3] = [':', ',', '\\'];
 
-/// Moves this thread, and those that it starts, into a mount namespace of their own, which still sees what is mounted
-/// outside of it.
+/// Moves this thread, and the threads that it starts, into their own mount namespace, which still
+/// receives mounts made outside.
 ///
 /// # Errors
-/// When this process may not.
+/// If the process lacks the privilege.
 #[expect(
     unsafe_code,
     reason = "unshare can part threads from each other's descriptors; with this flag it does not"
@@ -40,7 +40,8 @@ pub(crate) fn keep_to_ourselves() -> Result<(), Failure> {
         ))
 }
 
-/// A container's root file system: layers, and above them memory to write into. Unmounted when dropped.
+/// A container's root file system: the layers, and above them writable memory. Unmounted when
+/// dropped.
 #[derive(Debug)]
 pub(crate) struct RootFs {
     scratch: PathBuf,
@@ -48,7 +49,7 @@ pub(crate) struct RootFs {
 }
 
 impl RootFs {
-    /// Mounts the layers, the lowest first, over each other on a directory beneath `root`.
+    /// Mounts the layers, lowest first, over each other on a directory below `root`.
     pub(crate) fn mount(root: &Path, layers: &[PathBuf]) -> Result<Self, Failure> {
         let rootfs = Self {
             scratch: root.join("scratch"),
@@ -87,7 +88,7 @@ impl RootFs {
 impl Drop for RootFs {
     fn drop(&mut self) {
         for path in [&self.path, &self.scratch] {
-            // Not mounted where mounting failed; else it goes with this process.
+            // Fails if nothing was mounted. Otherwise the mount ends with this process.
             let _gone_later = unmount(path, UnmountFlags::DETACH);
         }
     }

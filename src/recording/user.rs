@@ -1,4 +1,5 @@
-//! Who a workload runs as: `user[:group]` looked up in the image's own `/etc/passwd` and `/etc/group`.
+//! The user of a workload: `user[:group]` looked up in the image's own `/etc/passwd` and
+//! `/etc/group`.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read as _};
@@ -8,7 +9,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
 
 use crate::failure::Failure;
 
-/// More of these files is not read.
+/// Most bytes that are read of each file.
 const MAX_BYTES: u64 = 4 << 20;
 
 /// Numbers for the runtime (OCI runtime-spec, config.md, "User").
@@ -21,8 +22,8 @@ pub(crate) struct User {
 }
 
 impl User {
-    /// Looks `user[:group]` up in the files of a root file system. As in containerd, the further groups are those of
-    /// `/etc/group` that list the user.
+    /// Looks up `user[:group]` in the files of a root file system. As in containerd, the additional
+    /// groups are those of `/etc/group` that list the user.
     pub(crate) fn find(user: &str, rootfs: &Path) -> Result<Self, Failure> {
         Self::of(
             user,
@@ -76,12 +77,13 @@ impl User {
     }
 }
 
-/// passwd(5) and group(5): fields between colons.
+/// Splits passwd(5) or group(5) into lines of fields.
 fn lines(text: &str) -> impl Iterator<Item = Vec<&str>> {
     text.lines().map(|line| line.split(':').collect())
 }
 
-/// The text of a file, looked up as if `rootfs` were the root: its links lead nowhere else. Empty where there is none.
+/// Returns the text of a file, resolved as if `rootfs` were the root, so that links cannot lead
+/// outside. Empty if the file does not exist.
 fn file(rootfs: &Path, path: &str) -> Result<String, Failure> {
     let cannot = |error: rustix::io::Errno| {
         Failure::when(format!("the image's /{path} cannot be read"))(error)
