@@ -2,7 +2,8 @@
 //! verified here.
 //!
 //! ```text
-//! last bytes ▶ Footer ─ toc_range ▶ UnverifiedToc ─ verify(the record's digest) ▶ Toc ─ chunk ▶ content
+//! last bytes ▶ Footer ─ toc_range ▶ UnverifiedToc
+//!            ─ verify(the record's digest) ▶ Toc ─ chunk ▶ content
 //! ```
 
 use std::io;
@@ -157,9 +158,7 @@ impl<'a> Blobs<'a> {
                 end: size,
             },
             (None, None) => {
-                return Err(io::Error::other(
-                    "its TOC is a blob of its own, which the record does not name",
-                ));
+                return Err(io::Error::other("external TOC, but the record names none"));
             }
         };
         let section = self.piece(piece)?;
@@ -180,7 +179,7 @@ impl<'a> Blobs<'a> {
     fn pieces(&mut self, pieces: &[Piece]) -> io::Result<Vec<Bytes>> {
         if let Some(piece) = pieces.iter().find(|piece| piece.len() > MAX_PIECE) {
             return Err(io::Error::other(format!(
-                "{} bytes are more than a piece may have",
+                "piece of {} bytes, over {MAX_PIECE}",
                 piece.len()
             )));
         }

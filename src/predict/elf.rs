@@ -54,7 +54,7 @@ pub(super) struct Elf {
     hints: HashSet<&'static str>,
 }
 
-/// Why there is no [`Elf`].
+/// A failure to read an ELF file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Refused {
     /// The byte at this offset is needed.
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_real_executable_says_what_it_needs() {
+    fn a_real_executable_names_its_libraries() {
         let elf = read(&Sparse::whole(&shell()), &Fuel::new()).unwrap();
         assert!(
             elf.interpreter
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_read_piece_by_piece() {
+    fn a_file_is_read_piece_by_piece() {
         let bytes = shell();
         let (mut sparse, mut pieces) = (Sparse::new(bytes.len() as u64), 0);
         let elf = loop {
@@ -225,7 +225,7 @@ mod tests {
                     );
                     pieces += 1;
                 }
-                Err(Refused::NotElf) => panic!("it is one"),
+                Err(Refused::NotElf) => panic!("/bin/sh is an ELF file"),
             }
         };
         assert_eq!(Ok(elf), read(&Sparse::whole(&bytes), &Fuel::new()));
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn other_files_are_none() {
+    fn other_files_are_not_elf() {
         for bytes in [&b""[..], b"#!/bin/sh\n", b"\x7fELF", &[0; 100]] {
             assert_eq!(
                 read(&Sparse::whole(bytes), &Fuel::new()),
@@ -245,7 +245,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn hostile_bytes_are_refused_or_read_but_never_a_panic(
+        fn hostile_bytes_are_rejected_or_read_without_a_panic(
             changes in proptest::collection::vec((0usize..1024, any::<u8>()), 0..40),
             cut in 0usize..200_000,
         ) {

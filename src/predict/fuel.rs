@@ -29,7 +29,7 @@ const BYTES_OF_STEP: u64 = 32;
 /// Bytes of a list element besides its text.
 const ELEMENT: usize = 32;
 
-/// Why a prediction ended early.
+/// The reason why a prediction ended early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum End {
@@ -195,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_ends_first_is_the_reason_and_nothing_goes_on_behind_it() {
+    fn the_first_exhausted_count_is_the_reason_and_stops_all_others() {
         let fuel = Fuel::with(10, 5, 5, 1, TIME);
         assert!(fuel.burn(3) && fuel.make(5) && fuel.open());
         assert!(!fuel.make(1));
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_counted_is_the_same_everywhere() {
+    fn only_counts_end_the_same_everywhere() {
         for end in [End::Steps, End::Made, End::Read, End::Files, End::Named] {
             assert!(end.is_the_same_everywhere(), "{end:?}");
         }

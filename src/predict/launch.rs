@@ -2,7 +2,7 @@
 //! starts.
 //!
 //! ```text
-//! argv ─ PATH ▶ file ─┬─ ELF ▶ loader ▶ what its kind reads (shell, python, node, java, servers, launchers)
+//! argv ─ PATH ▶ file ─┬─ ELF ▶ loader ▶ files of its kind (shell, python, node, …)
 //!                     └─ #! or text ▶ argv of its interpreter, once more
 //! ```
 
@@ -142,8 +142,8 @@ pub(super) fn start(walk: &mut Walk<'_>, process: &Process) {
     walk.name(&file);
     let Some(elf) = walk.elf(&file) else {
         let text = walk.text(&file);
-        let interpreted = interpreted(process, &path, &text, &walk.fuel);
-        start(walk, &interpreted);
+        let interpreter = interpreter_process(process, &path, &text, &walk.fuel);
+        start(walk, &interpreter);
         return;
     };
     let libraries = process.variable("LD_LIBRARY_PATH").unwrap_or_default();
@@ -163,7 +163,7 @@ fn run(walk: &mut Walk<'_>, process: &Process, program: Program) {
     let name = base_name(&program.path).to_owned();
     let target = base_name(&program.file.path).to_owned();
     let fuel = walk.fuel.clone();
-    if let Some(argv) = launched(&name, &process.argv, &fuel) {
+    if let Some(argv) = launcher_target(&name, &process.argv, &fuel) {
         start(walk, &process.then(argv, &fuel));
         return;
     }
@@ -183,7 +183,7 @@ fn run(walk: &mut Walk<'_>, process: &Process, program: Program) {
 }
 
 /// Returns the arguments of the program that a launcher starts.
-fn launched(name: &str, argv: &[String], fuel: &Fuel) -> Option<Vec<String>> {
+fn launcher_target(name: &str, argv: &[String], fuel: &Fuel) -> Option<Vec<String>> {
     let (_, valued, before) = LAUNCHERS
         .iter()
         .find(|(launcher, _, _)| *launcher == name)?;
@@ -206,7 +206,7 @@ fn launched(name: &str, argv: &[String], fuel: &Fuel) -> Option<Vec<String>> {
 }
 
 /// Returns the process that interprets a script.
-fn interpreted(process: &Process, path: &str, text: &str, fuel: &Fuel) -> Process {
+fn interpreter_process(process: &Process, path: &str, text: &str, fuel: &Fuel) -> Process {
     let mut argv = match shebang(text) {
         Some((interpreter, argument)) => std::iter::once(interpreter).chain(argument).collect(),
         None => vec!["/bin/sh".to_owned()],
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn launchers_start_what_is_behind_their_options() {
+    fn launchers_start_the_program_after_their_options() {
         for (line, starts) in [
             ("tini -- app -x", "app -x"),
             ("tini -g -p SIGTERM app", "app"),
@@ -258,12 +258,12 @@ mod tests {
         ] {
             let argv = words(line);
             assert_eq!(
-                launched(&argv[0], &argv, &Fuel::new()),
+                launcher_target(&argv[0], &argv, &Fuel::new()),
                 Some(words(starts)),
                 "{line}"
             );
         }
-        assert_eq!(launched("app", &words("app x"), &Fuel::new()), None);
+        assert_eq!(launcher_target("app", &words("app x"), &Fuel::new()), None);
     }
 
     #[test]
@@ -282,14 +282,14 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_run_by_its_interpreter() {
+    fn a_script_is_run_by_its_interpreter() {
         let process = Process {
             argv: words("app one"),
             env: BTreeMap::new(),
             directory: "/".to_owned(),
             depth: 0,
         };
-        let argv = |text| interpreted(&process, "/bin/app", text, &Fuel::new()).argv;
+        let argv = |text| interpreter_process(&process, "/bin/app", text, &Fuel::new()).argv;
         assert_eq!(
             argv("#!/usr/bin/env -S python3 -u"),
             words("/usr/bin/env python3 -u /bin/app one")

@@ -137,7 +137,7 @@ impl Loader {
     ) -> Option<(PathTarget, Arc<Elf>)> {
         let fuel = walk.fuel.clone();
         if name.contains('/') {
-            let path = expanded(name, &object.origin, &self.main, &fuel);
+            let path = expand(name, &object.origin, &self.main, &fuel);
             return self.fitting(walk, &path);
         }
         // A library's DT_RUNPATH replaces all DT_RPATHs.
@@ -148,7 +148,7 @@ impl Loader {
         };
         let runpath = object.elf.runpath.iter();
         let runpath =
-            runpath.map(|path| Cow::Owned(expanded(path, &object.origin, &self.main, &fuel)));
+            runpath.map(|path| Cow::Owned(expand(path, &object.origin, &self.main, &fuel)));
         let own = rpath
             .iter()
             .chain(&self.ld_library_path)
@@ -173,14 +173,14 @@ fn rpath(object: &Object, fuel: &Fuel) -> Rc<[String]> {
     }
     let own = fuel
         .each(&object.elf.rpath)
-        .map(|path| expanded(path, &object.origin, &object.elf, fuel));
+        .map(|path| expand(path, &object.origin, &object.elf, fuel));
     own.chain(fuel.copies(object.inherited.iter().map(String::as_str)))
         .collect()
 }
 
 /// Replaces the loader's tokens in a path, unless the path could become too long: each token may
 /// become thousands of characters.
-fn expanded(path: &str, origin: &str, elf: &Elf, fuel: &Fuel) -> String {
+fn expand(path: &str, origin: &str, elf: &Elf, fuel: &Fuel) -> String {
     let longest = path
         .len()
         .max(path.matches('$').count() * origin.len() + path.len());
@@ -220,12 +220,12 @@ fn directories(walk: &mut Walk<'_>, main: &Elf, interpreter: &str) -> Vec<String
     }
     walk.name_path("/etc/ld.so.preload");
     walk.name_path("/etc/ld.so.cache");
-    let mut configured = Configured {
+    let mut conf = LdSoConf {
         directories: Vec::new(),
         read: HashSet::new(),
     };
-    configured.read(walk, "/etc/ld.so.conf", MAX_INCLUDES);
-    let mut all = configured.directories;
+    conf.read(walk, "/etc/ld.so.conf", MAX_INCLUDES);
+    let mut all = conf.directories;
     let triplet = TRIPLETS
         .iter()
         .find(|(machine, is_64, _)| (*machine, *is_64) == (main.machine, main.is_64));
@@ -238,13 +238,13 @@ fn directories(walk: &mut Walk<'_>, main: &Elf, interpreter: &str) -> Vec<String
 }
 
 /// The directories of an `ld.so.conf` and of the files that it includes (ldconfig(8)).
-struct Configured {
+struct LdSoConf {
     directories: Vec<String>,
     /// Files that were read: reading one again adds nothing.
     read: HashSet<(usize, NodeId)>,
 }
 
-impl Configured {
+impl LdSoConf {
     fn read(&mut self, walk: &mut Walk<'_>, path: &str, depth: usize) {
         let Some(file) = walk
             .view

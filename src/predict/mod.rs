@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! TOCs ▶ view (layers merged) ┐
-//! configuration ▶ argv, env   ├▶ launch ▶ loader, system, shell, python, node, java, servers ▶ walk: files in order
-//! few files' content ▶ elf …  ┘
+//! configuration ▶ argv, env   ├▶ launch ▶ loader, system, shell, python, node, java, servers
+//! few files' content ▶ elf …  ┘                  ▼
+//!                               walk: the files in order
 //! ```
 //! All of it parses untrusted programs. Every loop and every copy takes from a budget (`fuel`), and
 //! the work is done in a process with few rights and limits on memory and time: `predictor` starts
@@ -74,7 +75,7 @@ const READS_AT_ONCE: usize = 16;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Prediction {
     pub(crate) files: Vec<FileUse>,
-    /// Why there may be more files.
+    /// The reason why there may be more files.
     ended: Option<End>,
 }
 
@@ -114,7 +115,7 @@ impl Predictor {
         tocs: &Tocs,
         record: &ImageRecord,
     ) -> Result<Vec<FileUse>, Error> {
-        let Some(image) = predictable(tocs, record).await? else {
+        let Some(image) = find_image(tocs, record).await? else {
             return Ok(Vec::new());
         };
         let started = Instant::now();
@@ -131,13 +132,13 @@ impl Predictor {
             .inc();
         let Prediction { files, ended } = predicted?;
         let took = started.elapsed();
-        tracing::info!(source = %record.source, files = files.len(), ?ended, ?took, "static profile made");
+        tracing::info!(source = %record.source, files = files.len(), ?ended, ?took, "start predicted");
         Ok(files)
     }
 }
 
 /// Reads the parts of an image that a prediction needs. `None` if nothing can be predicted.
-async fn predictable(tocs: &Tocs, record: &ImageRecord) -> Result<Option<Image>, Error> {
+async fn find_image(tocs: &Tocs, record: &ImageRecord) -> Result<Option<Image>, Error> {
     let is_image = media_type::manifest_kind(&record.media_type) == Some(ManifestKind::Image);
     if !is_image || record.twin == record.source {
         return Ok(None);
@@ -157,7 +158,7 @@ async fn predictable(tocs: &Tocs, record: &ImageRecord) -> Result<Option<Image>,
     let configuration = store.find(&manifest.config.digest).await?;
     let configuration = configuration.filter(|object| object.size <= MAX_CONFIGURATION);
     let Some(configuration) = configuration.filter(|_| manifest.layers.len() <= MAX_LAYERS) else {
-        tracing::debug!(twin = %record.twin, "no static profile: the configuration is not in the store, or too large");
+        tracing::debug!(twin = %record.twin, "start not predicted: configuration missing or too large, or too many layers");
         return Ok(None);
     };
     let configuration =
@@ -195,12 +196,12 @@ async fn layer(
         Some(toc) => tocs.store().find(toc).await?,
         None => None,
     };
-    let told = Layer {
+    let description = Layer {
         size: blob.size,
         toc_digest: layer.toc_digest.to_string(),
         external_toc: external.as_ref().map(|toc| toc.size),
     };
-    Ok((Some(told), (Some(blob), external)))
+    Ok((Some(description), (Some(blob), external)))
 }
 
 /// Returns the files that the image reads when it is started, or the reason why it could not be

@@ -65,7 +65,7 @@ pub(super) fn run(walk: &mut Walk<'_>, process: &Process, mut program: Program) 
         walk.name_path(&join(SYSTEM, path));
     }
     let fuel = walk.fuel.clone();
-    let (preloads, script, arguments) = asked(&process.argv, &fuel);
+    let (preloads, script, arguments) = parse_arguments(&process.argv, &fuel);
     let Some(script) = script else { return };
     let script = process.absolute(&script);
     let mut first = Vec::new();
@@ -87,7 +87,10 @@ pub(super) fn run(walk: &mut Walk<'_>, process: &Process, mut program: Program) 
 }
 
 /// Returns the modules to preload, the script and its arguments.
-fn asked<'a>(argv: &'a [String], fuel: &Fuel) -> (Vec<String>, Option<String>, &'a [String]) {
+fn parse_arguments<'a>(
+    argv: &'a [String],
+    fuel: &Fuel,
+) -> (Vec<String>, Option<String>, &'a [String]) {
     let mut preloads = Vec::new();
     let mut rest = argv.get(1..).unwrap_or_default();
     while let [word, behind @ ..] = rest
@@ -235,7 +238,7 @@ fn in_package(walk: &mut Walk<'_>, place: &str, inner: &str) -> Option<PathTarge
     walk.name(&file);
     let package = json(walk, &file);
     if let Some(exports) = package.get("exports")
-        && let Some(path) = exported(exports, &format!(".{inner}"), &walk.fuel)
+        && let Some(path) = resolve_export(exports, &format!(".{inner}"), &walk.fuel)
     {
         return walk.view.file(&join(place, &path));
     }
@@ -277,7 +280,7 @@ fn json(walk: &mut Walk<'_>, file: &PathTarget) -> Map<String, Value> {
 }
 
 /// Returns the path that a package exports under a name that begins with a dot.
-fn exported(exports: &Value, name: &str, fuel: &Fuel) -> Option<String> {
+fn resolve_export(exports: &Value, name: &str, fuel: &Fuel) -> Option<String> {
     let is_paths = exports
         .as_object()
         .is_some_and(|map| fuel.each(map.keys()).any(|key| key.starts_with('.')));
@@ -376,28 +379,28 @@ mod tests {
     fn exports_are_resolved_by_their_conditions() {
         let exports = json!({".": {"browser": "./b.js", "node": {"import": "./i.mjs"}, "default": "./d.js"},
                              "./x": "./x.js", "./l/*": {"require": "./lib/*.js"}, "./no": null});
-        let get = |name| exported(&exports, name, &Fuel::new());
+        let get = |name| resolve_export(&exports, name, &Fuel::new());
         assert_eq!(get(".").as_deref(), Some("./i.mjs"));
         assert_eq!(get("./x").as_deref(), Some("./x.js"));
         assert_eq!(get("./l/a/b").as_deref(), Some("./lib/a/b.js"));
         assert_eq!((get("./no"), get("./else")), (None, None));
         assert_eq!(
-            exported(&json!("./m.js"), ".", &Fuel::new()).as_deref(),
+            resolve_export(&json!("./m.js"), ".", &Fuel::new()).as_deref(),
             Some("./m.js")
         );
         assert_eq!(
-            exported(&json!({"require": "./m.js"}), ".", &Fuel::new()),
+            resolve_export(&json!({"require": "./m.js"}), ".", &Fuel::new()),
             Some("./m.js".to_owned())
         );
     }
 
     #[test]
-    fn arguments_say_what_to_load() {
+    fn arguments_name_the_modules_to_load() {
         let argv: Vec<String> = "node -r a --import=b --max-old-space-size=1 -C x s.js -r y"
             .split(' ')
             .map(str::to_owned)
             .collect();
-        let (preloads, script, arguments) = asked(&argv, &Fuel::new());
+        let (preloads, script, arguments) = parse_arguments(&argv, &Fuel::new());
         assert_eq!(
             (preloads, script.as_deref()),
             (vec!["a".to_owned(), "b".to_owned()], Some("s.js"))

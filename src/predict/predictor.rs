@@ -33,7 +33,7 @@ const PIECES: u64 = 2 * MAX_PIECE;
 /// compressed, and the TOCs.
 const MAX_READ: u64 = 2 << 30;
 /// How long a process that has closed its pipes may take to exit by itself.
-const LAST_BREATH: Duration = Duration::from_secs(1);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The argument that makes Starlift's executable a predictor.
 const COMMAND: &str = "predict";
 /// mimalloc's option for the memory that it reserves at first, in KiB. Its default of a GiB would
@@ -45,13 +45,13 @@ const MAX_REASON: usize = 200;
 /// A predictor of the files that containers read first.
 #[derive(Debug)]
 pub struct Predictor {
-    place: Place,
+    isolation: Isolation,
     slots: Semaphore,
     pieces: Budget,
 }
 
 #[derive(Debug)]
-enum Place {
+enum Isolation {
     /// In a process of this executable.
     Process(PathBuf, Limits),
     /// On a thread of this process, for programs that embed the conversion: limited in steps and
@@ -70,23 +70,23 @@ pub(crate) enum Blame {
     Unclear,
 }
 
-/// Why there is no prediction.
+/// A failure of the predictor.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PredictionError {
     #[error(transparent)]
     Store(#[from] store::Error),
-    #[error("the predictor cannot be started")]
+    #[error("starting the predictor failed")]
     NotStarted(#[source] io::Error),
-    #[error("the predictor ended with {0}")]
+    #[error("predictor ended with {0}")]
     Died(ExitStatus),
-    #[error("the predictor took too long")]
+    #[error("prediction took too long")]
     TooLong,
-    #[error("the predictor went away")]
+    #[error("connection to the predictor broke")]
     Gone(#[source] io::Error),
-    #[error("the predictor says what makes no sense: {0}")]
+    #[error("invalid message from the predictor: {0}")]
     Nonsense(String),
-    #[error("the image cannot be looked at: {0}")]
+    #[error("reading the image failed: {0}")]
     Refused(String),
 }
 
@@ -122,19 +122,19 @@ pub(super) struct Image {
 
 impl Default for Predictor {
     fn default() -> Self {
-        Self::on(Place::Thread)
+        Self::on(Isolation::Thread)
     }
 }
 
 impl Predictor {
     /// Predicts in processes of `executable`, which is Starlift's own.
     pub fn in_processes(executable: impl Into<PathBuf>, limits: Limits) -> Self {
-        Self::on(Place::Process(executable.into(), limits))
+        Self::on(Isolation::Process(executable.into(), limits))
     }
 
-    fn on(place: Place) -> Self {
+    fn on(isolation: Isolation) -> Self {
         Self {
-            place,
+            isolation,
             slots: Semaphore::new(AT_ONCE),
             pieces: Budget::new("predictor's pieces", PIECES),
         }
@@ -146,9 +146,11 @@ impl Predictor {
             .acquire()
             .await
             .map_err(|error| PredictionError::NotStarted(io::Error::other(error)))?;
-        match &self.place {
-            Place::Process(executable, limits) => self.in_process(executable, limits, &image).await,
-            Place::Thread => self.on_thread(image).await,
+        match &self.isolation {
+            Isolation::Process(executable, limits) => {
+                self.in_process(executable, limits, &image).await
+            }
+            Isolation::Thread => self.on_thread(image).await,
         }
     }
 
@@ -156,8 +158,8 @@ impl Predictor {
         let (runtime, pieces) = (Handle::current(), self.pieces.clone());
         let predicted = spawn_blocking(move || {
             let mut failed = None;
-            let read = |asked: &[Piece]| {
-                let read = read(&image, &pieces, asked.to_vec()).try_collect::<Vec<_>>();
+            let read = |request: &[Piece]| {
+                let read = read(&image, &pieces, request.to_vec()).try_collect::<Vec<_>>();
                 runtime.block_on(read).map_err(|error| {
                     failed.get_or_insert(error);
                     io::ErrorKind::Other.into()
@@ -199,9 +201,9 @@ impl Predictor {
         }
         match outcome {
             Err(_elapsed) => Err(PredictionError::TooLong),
-            Ok(Err(PredictionError::Gone(error))) => {
-                Err(ended(child).await.unwrap_or(PredictionError::Gone(error)))
-            }
+            Ok(Err(PredictionError::Gone(error))) => Err(exit_error(child)
+                .await
+                .unwrap_or(PredictionError::Gone(error))),
             Ok(outcome) => outcome,
         }
     }
@@ -216,45 +218,45 @@ impl Predictor {
                 io::ErrorKind::BrokenPipe.into(),
             ));
         };
-        match hear(&mut output)
+        match receive(&mut output)
             .await
             .map_err(|error| PredictionError::NotStarted(io::Error::other(error)))?
         {
             Said::Ready { is_filtered } if !is_filtered => {
-                tracing::debug!("this kernel does not filter the predictor's system calls");
+                tracing::debug!("system calls of the predictor not filtered");
             }
             Said::Ready { .. } => {}
-            said => return Err(PredictionError::Nonsense(format!("{said:.40?}"))),
+            message => return Err(PredictionError::Nonsense(format!("{message:.40?}"))),
         }
         let task = serde_json::to_vec(&image.task)
             .map_err(|error| PredictionError::Nonsense(error.to_string()))?;
-        give(&mut input, &task).await?;
+        send(&mut input, &task).await?;
         let mut left = MAX_READ;
         loop {
-            let asked = match hear(&mut output).await? {
+            let request = match receive(&mut output).await? {
                 Said::Read(pieces) => pieces,
                 Said::Done(prediction) => return checked(prediction, image.task.layers.len()),
-                Said::Failed(why) => return Err(PredictionError::Refused(shortened(&why))),
+                Said::Failed(why) => return Err(PredictionError::Refused(shorten(&why))),
                 Said::Ready { .. } => {
-                    return Err(PredictionError::Nonsense("it is ready twice".to_owned()));
+                    return Err(PredictionError::Nonsense("second Ready".to_owned()));
                 }
             };
-            for piece in &asked {
-                left = left
-                    .checked_sub(piece.len().max(1))
-                    .ok_or_else(|| PredictionError::Nonsense("it reads on".to_owned()))?;
+            for piece in &request {
+                left = left.checked_sub(piece.len().max(1)).ok_or_else(|| {
+                    PredictionError::Nonsense("too many bytes requested".to_owned())
+                })?;
             }
-            let mut pieces = std::pin::pin!(read(image, &self.pieces, asked));
+            let mut pieces = std::pin::pin!(read(image, &self.pieces, request));
             while let Some(bytes) = pieces.try_next().await? {
-                give(&mut input, &bytes).await?;
+                send(&mut input, &bytes).await?;
             }
         }
     }
 }
 
 /// Returns how a process ended that closed its pipes.
-async fn ended(mut child: Child) -> Option<PredictionError> {
-    timeout(LAST_BREATH, child.wait())
+async fn exit_error(mut child: Child) -> Option<PredictionError> {
+    timeout(EXIT_TIMEOUT, child.wait())
         .await
         .ok()?
         .ok()
@@ -265,14 +267,14 @@ async fn ended(mut child: Child) -> Option<PredictionError> {
 fn read<'a>(
     image: &'a Image,
     budget: &'a Budget,
-    asked: Vec<Piece>,
+    request: Vec<Piece>,
 ) -> impl futures::Stream<Item = Result<Bytes, PredictionError>> + 'a {
-    let pieces = stream::iter(asked).map(move |piece| async move {
+    let pieces = stream::iter(request).map(move |piece| async move {
         let object = object(image, piece.blob)
             .filter(|object| piece.start <= piece.end && piece.end <= object.size);
         let object = object.filter(|_| piece.len() <= MAX_PIECE);
         let object =
-            object.ok_or_else(|| PredictionError::Nonsense(format!("it asks for {piece:?}")))?;
+            object.ok_or_else(|| PredictionError::Nonsense(format!("request for {piece:?}")))?;
         let weight = budget
             .take(piece.len())
             .await
@@ -302,7 +304,7 @@ fn object(image: &Image, blob: Blob) -> Option<&Object> {
     }
 }
 
-async fn hear(output: &mut ChildStdout) -> Result<Said, PredictionError> {
+async fn receive(output: &mut ChildStdout) -> Result<Said, PredictionError> {
     let mut length = [0; 4];
     output
         .read_exact(&mut length)
@@ -322,10 +324,10 @@ async fn hear(output: &mut ChildStdout) -> Result<Said, PredictionError> {
     // A full list of files has more than a megabyte.
     let parsed = spawn_blocking(move || serde_json::from_slice(&bytes)).await;
     let parsed = parsed.map_err(|error| PredictionError::NotStarted(io::Error::other(error)))?;
-    parsed.map_err(|error| PredictionError::Nonsense(shortened(&error.to_string())))
+    parsed.map_err(|error| PredictionError::Nonsense(shorten(&error.to_string())))
 }
 
-async fn give(input: &mut ChildStdin, bytes: &[u8]) -> Result<(), PredictionError> {
+async fn send(input: &mut ChildStdin, bytes: &[u8]) -> Result<(), PredictionError> {
     let length =
         wire::length(bytes).map_err(|error| PredictionError::Nonsense(error.to_string()))?;
     input
@@ -344,7 +346,7 @@ fn checked(prediction: Prediction, layers: usize) -> Result<Prediction, Predicti
     let is_within = |layer: u32| usize::try_from(layer).is_ok_and(|layer| layer < layers);
     if !prediction.files.iter().all(|file| is_within(file.layer)) {
         return Err(PredictionError::Nonsense(
-            "it names a layer that is not there".to_owned(),
+            "layer not in the image".to_owned(),
         ));
     }
     match prediction.ended {
@@ -355,7 +357,7 @@ fn checked(prediction: Prediction, layers: usize) -> Result<Prediction, Predicti
 
 /// Shortens and escapes a text of the predictor for logs. The predictor has parsed the image, so
 /// the text is untrusted.
-fn shortened(text: &str) -> String {
+fn shorten(text: &str) -> String {
     text.chars()
         .take(MAX_REASON)
         .collect::<String>()

@@ -13,7 +13,7 @@ const DESCRIPTORS: u64 = 3;
 /// allocator's reserve.
 const ADDRESS_SPACE: u64 = 2 << 30;
 /// For the kernel's out-of-memory killer: kill this process before all others.
-const FIRST_TO_GO: &str = "1000";
+const OOM_SCORE_ADJ: &str = "1000";
 /// The nice value, so that processes that serve have priority.
 const NICE: i32 = 5;
 
@@ -73,8 +73,8 @@ impl Default for Limits {
 pub(super) fn enter(limits: &Limits) -> io::Result<bool> {
     close_inherited();
     // If these two fail, the limits below still hold.
-    let _stays_as_it_is = fs::write("/proc/self/oom_score_adj", FIRST_TO_GO);
-    let _stays_as_it_is = rustix::process::nice(NICE);
+    let _best_effort = fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ);
+    let _best_effort = rustix::process::nice(NICE);
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     rustix::thread::set_no_new_privs(true)?;
     let processor = limits.processor.as_secs().max(1);
@@ -93,13 +93,16 @@ pub(super) fn enter(limits: &Limits) -> io::Result<bool> {
 }
 
 /// Closes descriptors that the server, or its parent, left open across `exec`.
-#[expect(unsafe_code, reason = "no safe way closes what nobody here owns")]
+#[expect(
+    unsafe_code,
+    reason = "no safe API closes descriptors that have no owner"
+)]
 fn close_inherited() {
     let first = u32::try_from(DESCRIPTORS).unwrap_or(u32::MAX);
     // SAFETY: this process has just begun and has opened nothing but the standard three, so that
     // nothing in it owns the closed descriptors. A kernel that is too old for the call (before 5.9)
     // closes nothing.
-    let _not_known_here = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
+    let _unsupported = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
 }
 
 /// Lowers a limit, which cannot be raised again. A lower limit stays.

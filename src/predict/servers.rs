@@ -83,11 +83,11 @@ const TEMPLATES: &[&str] = &["1", "4"];
 /// Runs nginx.
 pub(super) fn nginx(walk: &mut Walk<'_>, process: &Process, mut program: Program) {
     let fuel = walk.fuel.clone();
-    let given = fuel
+    let option = fuel
         .each(&process.argv)
         .skip_while(|word| *word != "-c")
         .nth(1);
-    let main = given.map_or(NGINX.to_owned(), |path| join(parent(NGINX), path));
+    let main = option.map_or(NGINX.to_owned(), |path| join(parent(NGINX), path));
     let base = parent(&main).to_owned();
     let mut left = vec![main];
     let mut roots = Vec::new();

@@ -172,11 +172,11 @@ impl Shell {
     /// Replaces the arguments, as `set -- server "$@"` does, if there are none or the first is an
     /// option: entrypoints guard the line with that condition.
     fn set(&mut self, words: &Vec<String>, fuel: &Fuel) {
-        let is_for_us = self
+        let takes_effect = self
             .arguments
             .first()
             .is_none_or(|first| first.starts_with('-'));
-        let (Some(behind), true) = (fuel.each(words).position(|word| word == "--"), is_for_us)
+        let (Some(behind), true) = (fuel.each(words).position(|word| word == "--"), takes_effect)
         else {
             return;
         };

@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn a_script_is_cut_into_commands_and_words() {
+    fn a_script_is_split_into_commands_and_words() {
         for (text, expected) in [
             ("a b; c | d && e & f", &["a_b", "c", "d", "e", "f"][..]),
             (
@@ -455,7 +455,7 @@ mod tests {
         }
 
         #[test]
-        fn plain_words_come_back(words in proptest::collection::vec("[a-z0-9/._]{1,8}", 1..8)) {
+        fn plain_words_are_kept(words in proptest::collection::vec("[a-z0-9/._]{1,8}", 1..8)) {
             prop_assert_eq!(read(&words.join(" ")), [words.join("_")]);
         }
     }

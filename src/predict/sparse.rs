@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_is_named_and_pieces_grow_together() {
+    fn the_missing_offset_is_reported_and_adjacent_pieces_merge() {
         let mut sparse = Sparse::new(12);
         assert_eq!(
             ((&sparse).read_bytes_at(4, 4), sparse.missing()),
@@ -129,7 +129,7 @@ mod tests {
         assert_eq!(
             ((&sparse).read_bytes_at(11, 2), sparse.missing()),
             (Err(()), None),
-            "the file ends before"
+            "beyond the end of the file"
         );
         assert_eq!((&sparse).read_bytes_at(u64::MAX, 2), Err(()));
     }

@@ -77,8 +77,8 @@ pub(super) fn started(walk: &mut Walk<'_>, process: &Process, program: &Program)
 
 /// Names the configuration of OpenSSL.
 pub(super) fn name_openssl(walk: &mut Walk<'_>, process: &Process) {
-    let given = process.variable("OPENSSL_CONF");
-    let _ = given
+    let variable = process.variable("OPENSSL_CONF");
+    let _ = variable
         .into_iter()
         .chain(OPENSSL_CONFIGURATIONS.iter().copied())
         .find_map(|path| walk.name_path(path));
@@ -86,8 +86,8 @@ pub(super) fn name_openssl(walk: &mut Walk<'_>, process: &Process) {
 
 /// Names the trusted certificates.
 pub(super) fn name_certificates(walk: &mut Walk<'_>, process: &Process) {
-    let given = process.variable("SSL_CERT_FILE");
-    let _ = given
+    let variable = process.variable("SSL_CERT_FILE");
+    let _ = variable
         .into_iter()
         .chain(CERTIFICATES.iter().copied())
         .find_map(|path| walk.name_path(path));
@@ -110,11 +110,11 @@ pub(super) fn name_time_zone(walk: &mut Walk<'_>, process: &Process) {
 
 /// Returns the locale of the environment, unless it needs no files.
 pub(super) fn locale(process: &Process) -> Option<&str> {
-    let asked = ["LC_ALL", "LC_CTYPE", "LANG"]
+    let value = ["LC_ALL", "LC_CTYPE", "LANG"]
         .into_iter()
         .find_map(|name| process.variable(name));
     let is_name = |name: &&str| name.len() <= MAX_LOCALE && !name.contains('/');
-    asked
+    value
         .filter(is_name)
         .filter(|name| !matches!(*name, "C" | "POSIX"))
 }

@@ -70,15 +70,19 @@ pub(super) fn image(
 ) -> (Task, Vec<Vec<u8>>) {
     let built = layers.iter().map(|layer| {
         let (blob, written) = layer.as_ref().map(blob)?;
-        let told = super::Layer {
+        let description = super::Layer {
             size: written.blob_size,
             toc_digest: written.toc_digest.to_string(),
             external_toc: None,
         };
-        Some((told, blob))
+        Some((description, blob))
     });
     let (layers, blobs) = built
-        .map(|layer| layer.map_or((None, Vec::new()), |(told, blob)| (Some(told), blob)))
+        .map(|layer| {
+            layer.map_or((None, Vec::new()), |(description, blob)| {
+                (Some(description), blob)
+            })
+        })
         .unzip();
     (
         Task {
@@ -205,7 +209,7 @@ fn real(path: &str) -> String {
 }
 
 #[test]
-fn a_programs_libraries_are_those_that_ldd_finds() {
+fn a_programs_libraries_match_ldd() {
     for program in ["/bin/sh", "/usr/bin/curl"] {
         if !Path::new(program).exists() {
             continue;
@@ -217,12 +221,12 @@ fn a_programs_libraries_are_those_that_ldd_finds() {
         let expected: BTreeSet<String> = ldd(program).iter().map(|path| real(path)).collect();
         assert_eq!(found, expected, "{program}");
         assert_eq!(files[0], real(program), "the program comes first");
-        assert_eq!(files[2], "etc/ld.so.cache", "behind the interpreter");
+        assert_eq!(files[2], "etc/ld.so.cache", "after the interpreter");
     }
 }
 
 #[test]
-fn an_upper_layer_replaces_removes_and_leads_elsewhere() {
+fn an_upper_layer_replaces_removes_and_redirects_files() {
     let lower = layer(&[
         ("bin/run", text("#!/bin/old\n")),
         ("bin/old", text("old")),
@@ -242,7 +246,7 @@ fn an_upper_layer_replaces_removes_and_leads_elsewhere() {
 }
 
 #[test]
-fn a_script_starts_what_it_names_and_becomes_what_it_is_given() {
+fn a_script_starts_the_programs_it_names_and_execs_its_arguments() {
     let mut image = programs(&["/bin/sh", "/usr/bin/env"]);
     let script = "#!/usr/bin/env sh\n. /lib.sh\nif [ \"$1\" = app ]; then helper /etc/app.conf >/dev/null; fi\nset -- no\nexec \"$@\"\n";
     for (path, content) in [
@@ -291,7 +295,7 @@ fn a_script_starts_what_it_names_and_becomes_what_it_is_given() {
 }
 
 #[test]
-fn what_starts_itself_comes_to_an_end() {
+fn a_program_that_starts_itself_ends() {
     let looped = layer(&[
         ("a", text("#!/b\n")),
         ("b", text("#!/a\n")),
@@ -305,7 +309,7 @@ fn what_starts_itself_comes_to_an_end() {
 }
 
 #[test]
-fn layers_without_a_record_are_not_looked_into() {
+fn layers_without_a_record_are_not_read() {
     let upper = layer(&[("bin/app", text("#!/bin/sh\n"))]);
     let (task, blobs) = image(
         &[None, Some(upper)],
@@ -454,7 +458,7 @@ fn any_layer() -> impl Strategy<Value = Layer> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
     #[test]
-    fn the_view_is_what_an_unpacker_has(layers in proptest::collection::vec(any_layer(), 1..4), paths in proptest::collection::vec(any_path(), 1..40)) {
+    fn the_view_has_the_files_of_an_unpacker(layers in proptest::collection::vec(any_layer(), 1..4), paths in proptest::collection::vec(any_path(), 1..40)) {
         let toc = |layer: &Layer| {
             let (blob, written) = blob(layer);
             let size = blob.len() as u64;

@@ -146,10 +146,10 @@ impl<'a> Walk<'a> {
         let (mut wanted, mut bytes) = (Vec::new(), 0);
         for file in fuel.each(files).filter(|file| file.size <= MAX_TEXT) {
             let key = (file.layer, file.node);
-            let is_asked = wanted
+            let is_requested = wanted
                 .iter()
                 .any(|other: &PathTarget| (other.layer, other.node) == key);
-            if is_asked || self.texts.contains_key(&key) || !fuel.open() {
+            if is_requested || self.texts.contains_key(&key) || !fuel.open() {
                 continue;
             }
             bytes += file.size;

@@ -1,7 +1,9 @@
 //! The protocol between a predictor's process and its parent, on its standard input and output.
 //!
 //! ```text
-//! child: Ready ▶   parent: Task ▶   child: Read(pieces) ▶   parent: a frame for each piece ▶ …   child: Done | Failed ▶
+//! child: Ready ▶           parent: Task ▶
+//! child: Read(pieces) ▶    parent: a frame for each piece ▶    (any number of times)
+//! child: Done | Failed ▶
 //! ```
 //! A frame is its length in four bytes, most significant first, and then that many bytes. The child
 //! is not trusted: the parent bounds everything that it receives and sends.
@@ -65,7 +67,9 @@ pub(super) fn checked(length: [u8; 4], most: usize) -> io::Result<usize> {
     if length <= most {
         Ok(length)
     } else {
-        Err(io::Error::other(format!("a frame of {length} bytes")))
+        Err(io::Error::other(format!(
+            "frame of {length} bytes, over {most}"
+        )))
     }
 }
 
@@ -74,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_frame_comes_back_and_one_that_is_too_long_or_cut_is_refused() {
+    fn a_frame_round_trips_and_a_long_or_truncated_one_is_rejected() {
         let mut pipe = Vec::new();
         write(&mut pipe, b"four").unwrap();
         assert_eq!(read(&mut pipe.as_slice(), 4).unwrap(), b"four");

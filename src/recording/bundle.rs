@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_network_is_the_containers_own_unless_asked_for() {
+    fn the_network_is_isolated_unless_the_host_is_chosen() {
         let folder = tempfile::tempdir().unwrap();
         let text = |words: &[&str]| {
             words

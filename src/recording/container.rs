@@ -15,7 +15,7 @@ use crate::failure::Failure;
 
 const RUNTIME: &str = "runc";
 /// How long a workload may take after its stop signal, as in `ctr-remote`.
-const PATIENCE: Duration = Duration::from_secs(5);
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A running container. Dropping it removes it with all its processes.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub(crate) struct Container {
 #[derive(Debug)]
 struct Warden(std::process::Child);
 
-/// How a workload ended.
+/// The end of a workload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
     Exited(ExitStatus),
@@ -49,7 +49,9 @@ pub(crate) fn check() -> Result<(), Failure> {
         .status();
     match runs {
         Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(Failure::new(format!("{RUNTIME} does not work: {status}"))),
+        Ok(status) => Err(Failure::new(format!(
+            "{RUNTIME} --version failed: {status}"
+        ))),
         Err(error) => Err(Failure::when(format!(
             "{RUNTIME}, which runs the workload, cannot be run"
         ))(error)),
@@ -59,7 +61,7 @@ pub(crate) fn check() -> Result<(), Failure> {
 impl Container {
     /// Starts the container that `bundle` describes. The runtime keeps its files in `root`.
     pub(crate) fn start(root: &Path, bundle: &Path) -> Result<Self, Failure> {
-        let cannot = || Failure::when("the workload cannot be started");
+        let cannot = || Failure::when("workload cannot be started");
         // It also names the control group, so it must be unique on the machine.
         let id = format!(
             "starlift-optimize-{}-{:08x}",
@@ -104,14 +106,14 @@ impl Container {
     /// If the workload could not be started.
     pub(crate) async fn wait(
         &mut self,
-        enough: impl Future<Output = ()>,
+        stop_requested: impl Future<Output = ()>,
         signal: &str,
     ) -> Result<End, Failure> {
         let exited = tokio::select! {
             exited = self.child.wait() => Some(exited),
-            () = enough => None,
+            () = stop_requested => None,
         };
-        let cannot = Failure::when("the workload cannot be waited for");
+        let cannot = Failure::when("waiting for the workload failed");
         match exited.transpose().map_err(cannot)? {
             Some(status) => self.exited(status),
             None => {
@@ -132,7 +134,7 @@ impl Container {
             .and_then(|log| last_message(&log));
         let reason = reason.unwrap_or_else(|| format!("{RUNTIME} ended with {status}"));
         Err(Failure::new(format!(
-            "the workload could not be started: {reason}"
+            "workload could not be started: {reason}"
         )))
     }
 
@@ -141,7 +143,7 @@ impl Container {
             // A workload that has just ended is not a failure. One that cannot be stopped is
             // removed by force.
             let _stopped = self.runtime().args(["kill", &self.id, signal]).status();
-            if tokio::time::timeout(PATIENCE, self.child.wait())
+            if tokio::time::timeout(STOP_TIMEOUT, self.child.wait())
                 .await
                 .is_ok()
             {
@@ -210,7 +212,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_runtimes_last_error_is_told() {
+    fn the_runtimes_last_error_is_returned() {
         let log = "{\"level\":\"error\",\"msg\":\"no such file\",\"time\":\"t\"}\n{\"level\":\"info\",\"msg\":\"x\"}\nhalf {";
         assert_eq!(last_message(log).as_deref(), Some("no such file"));
         assert_eq!(last_message(""), None);

@@ -61,7 +61,7 @@ impl MountedLayers {
     ) -> Result<Self, Failure> {
         let layout = layout
             .to_str()
-            .ok_or_else(|| Failure::new("the temporary folder's path is not UTF-8"))?;
+            .ok_or_else(|| Failure::new("path of the temporary folder is not UTF-8"))?;
         let local = UpstreamConfig {
             url: format!("oci:{layout}"),
             ..UpstreamConfig::default()
@@ -76,15 +76,15 @@ impl MountedLayers {
             .map_err(Failure::from_error)?;
         let mut shown = Vec::new();
         for layer in layers {
-            let what = format!(
-                "{} cannot be read lazily, so nobody sees what is read of it",
+            let message = format!(
+                "{} cannot be mounted lazily, so its reads cannot be recorded",
                 layer.digest
             );
             shown.push(
                 observatory
                     .show(&spec(layer, manifest))
                     .await
-                    .map_err(Failure::when(what))?,
+                    .map_err(Failure::when(message))?,
             );
         }
         Ok(Self {

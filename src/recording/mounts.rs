@@ -24,7 +24,7 @@ const SPECIAL: [char; 3] = [':', ',', '\\'];
 /// If the process lacks the privilege.
 #[expect(
     unsafe_code,
-    reason = "unshare can part threads from each other's descriptors; with this flag it does not"
+    reason = "unshare can separate the descriptor tables of threads; with this flag it does not"
 )]
 pub(crate) fn keep_to_ourselves() -> Result<(), Failure> {
     // SAFETY: the table of descriptors stays shared.
@@ -36,7 +36,7 @@ pub(crate) fn keep_to_ourselves() -> Result<(), Failure> {
             )
         })
         .map_err(Failure::when(
-            "running a workload takes root, to mount its layers; with --record-in nothing is run",
+            "running a workload requires root to mount its layers; --record-in runs nothing",
         ))
 }
 
@@ -56,9 +56,9 @@ impl RootFs {
             path: root.join("rootfs"),
         };
         let options = options(&rootfs.scratch, layers)?;
-        rootfs.fill(&options).map_err(Failure::when(
-            "the layers cannot be mounted over each other",
-        ))?;
+        rootfs
+            .fill(&options)
+            .map_err(Failure::when("overlay mount of the layers failed"))?;
         Ok(rootfs)
     }
 
@@ -103,7 +103,7 @@ fn options(scratch: &Path, layers: &[PathBuf]) -> Result<CString, Failure> {
     let scratch = scratch.display().to_string();
     if scratch.contains(SPECIAL) {
         return Err(Failure::new(format!(
-            "no container can run in {scratch}: set TMPDIR to a path without {SPECIAL:?}"
+            "overlayfs cannot mount in {scratch}: set TMPDIR to a path without {SPECIAL:?}"
         )));
     }
     let options = format!(
@@ -113,7 +113,7 @@ fn options(scratch: &Path, layers: &[PathBuf]) -> Result<CString, Failure> {
     if options.len() > MAX_OPTIONS {
         let count = layers.len();
         return Err(Failure::new(format!(
-            "{count} layers are too many to be mounted: set TMPDIR to a shorter path"
+            "mount options for {count} layers are too long: set TMPDIR to a shorter path"
         )));
     }
     CString::new(options).map_err(Failure::from_error)
@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_topmost_layer_comes_first_and_odd_paths_are_refused() {
+    fn the_topmost_layer_comes_first_and_special_paths_are_rejected() {
         let layers = |count: usize| {
             (0..count)
                 .map(|layer| PathBuf::from(format!("/t/lazy/{layer}")))

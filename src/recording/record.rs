@@ -49,12 +49,12 @@ pub(crate) fn read(file: &Path) -> Result<Vec<Line>, Failure> {
     let cannot = || Failure::when(format!("{} cannot be read", file.display()));
     if std::fs::metadata(file).map_err(cannot())?.len() > MAX_RECORD_BYTES {
         return Err(Failure::new(format!(
-            "{} is over {MAX_RECORD_BYTES} bytes long",
+            "{} is longer than {MAX_RECORD_BYTES} bytes",
             file.display()
         )));
     }
     let text = std::fs::read(file).map_err(cannot())?;
-    lines(&text).map_err(Failure::when(format!("{} is no record", file.display())))
+    lines(&text).map_err(Failure::when(format!("{} is not a record", file.display())))
 }
 
 /// Writes the lines in the format of `ctr-remote`.
@@ -85,7 +85,7 @@ pub(crate) fn of_layer(lines: Vec<Line>) -> Vec<Vec<u8>> {
 
 /// Returns the files recorded for the image with this manifest. Files without a layer are left out.
 pub(crate) fn of_manifest(lines: &[Line], manifest: &Digest) -> Vec<FileUse> {
-    let ours = lines
+    let own_lines = lines
         .iter()
         .filter(|line| line.manifest_digest.as_ref() == Some(manifest));
     let file = |line: &Line| {
@@ -97,7 +97,7 @@ pub(crate) fn of_manifest(lines: &[Line], manifest: &Digest) -> Vec<FileUse> {
             after: Duration::ZERO,
         })
     };
-    ours.filter_map(file).collect()
+    own_lines.filter_map(file).collect()
 }
 
 /// Returns the priorities for the layers of `root`, an image or an index. As in `ctr-remote`, a
@@ -144,13 +144,13 @@ async fn layers(
             .iter()
             .any(|child| child.digest == *digest)
     {
-        let what = format!("reading the manifest {digest}");
+        let action = format!("reading the manifest {digest}");
         let reference = Reference::Digest(digest.clone());
         endpoint
             .source
             .manifest(&endpoint.repository, &reference)
             .await
-            .map_err(Failure::when(what))?
+            .map_err(Failure::when(action))?
     } else {
         return Ok(Vec::new());
     };
@@ -169,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_the_references() {
+    fn lines_have_the_format_of_ctr_remote() {
         let digest = Digest::sha256_of(b"");
         let text = format!(
             "{{\"path\":\"bin/sh\",\"manifestDigest\":\"{digest}\",\"layerIndex\":0}}\n{{\"path\":\"b\"}}\n"

@@ -53,7 +53,7 @@ impl FromStr for Mount {
                 "options" => mount.options = value.split(':').map(str::to_owned).collect(),
                 _ => {
                     return Err(format!(
-                        "{key:?} is none of type, source, destination and options"
+                        "{key:?} is not one of type, source, destination, options"
                     ));
                 }
             }
@@ -61,7 +61,7 @@ impl FromStr for Mount {
         if mount.destination.starts_with('/') {
             Ok(mount)
         } else {
-            Err("the destination is no absolute path".to_owned())
+            Err("destination is not an absolute path".to_owned())
         }
     }
 }

@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_end_ends_with_the_source() {
+    fn an_unclosed_string_or_bracket_ends_with_the_source() {
         assert_eq!(read("a = '''b\nc"), [(0, "a = ''".to_owned())]);
         assert_eq!(read("a = (b\nc"), [(0, "a = (b c".to_owned())]);
         assert_eq!(

@@ -2,7 +2,8 @@
 //! imports of the program.
 //!
 //! ```text
-//! python3.11 ─▶ library, packages ─▶ encodings, site, .pth ─▶ program ─ imports ▶ modules ─ imports ▶ …
+//! python3.11 ─▶ library, packages ─▶ encodings, site, .pth ─▶ program
+//!            ─ imports ▶ modules ─ imports ▶ …
 //! ```
 
 mod lines;
@@ -97,7 +98,7 @@ pub(super) fn run(walk: &mut Walk<'_>, process: &Process, program: Program) {
     let code = site(walk, &mut modules, &home);
     modules.run(walk, &code, false);
     modules.import(walk, &["sitecustomize", "usercustomize"]);
-    let (asked, arguments) = asked(&process.argv, &walk.fuel);
+    let (invocation, arguments) = parse_arguments(&process.argv, &walk.fuel);
     let fuel = walk.fuel.clone();
     let given = process
         .variable("PYTHONPATH")
@@ -109,7 +110,7 @@ pub(super) fn run(walk: &mut Walk<'_>, process: &Process, program: Program) {
         .take(MAX_GIVEN)
         .map(|path| process.absolute(path))
         .collect();
-    match asked {
+    match invocation {
         Invocation::Nothing => {}
         Invocation::Code(code) => {
             first.insert(0, process.directory.clone());
@@ -274,7 +275,7 @@ fn script(walk: &Walk<'_>, path: &str) -> Option<PathTarget> {
 }
 
 /// Returns the code that the arguments name, and the program's own arguments.
-fn asked<'a>(argv: &'a [String], fuel: &Fuel) -> (Invocation, &'a [String]) {
+fn parse_arguments<'a>(argv: &'a [String], fuel: &Fuel) -> (Invocation, &'a [String]) {
     let mut rest = argv.get(1..).unwrap_or_default();
     while let [word, behind @ ..] = rest
         && fuel.burn(1)
@@ -334,11 +335,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn arguments_say_what_to_run() {
+    fn arguments_name_the_code_to_run() {
         let ask = |line: &str| {
             let argv: Vec<String> = line.split(' ').map(str::to_owned).collect();
-            let (asked, arguments) = asked(&argv, &Fuel::new());
-            (asked, arguments.join(" "))
+            let (invocation, arguments) = parse_arguments(&argv, &Fuel::new());
+            (invocation, arguments.join(" "))
         };
         let script = |path: &str| Invocation::Script(path.to_owned());
         assert_eq!(ask("python3"), (Invocation::Nothing, String::new()));

@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_run_is_left_out() {
+    fn imports_that_do_not_run_are_left_out() {
         let source = "\"\"\"import no1\n  import no2\n\"\"\"\ndef f():\n    import no3\n\n    import no4\nimport a\n\
                       class C:\n    import b\n    def g(self): import no5\n    import c\n\
                       if sys.platform == 'win32':\n    import no6\nelse:\n    import d\n\
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_tried_first_is_told_from_what_comes_instead() {
+    fn imports_of_a_try_and_of_its_except_are_distinguished() {
         let source = "try:\n    import a\n    import b\nexcept ImportError:\n    import c\nexcept ValueError:\n    import no\nimport d\n";
         let found: Vec<_> = imports(source, false, &Fuel::new())
             .into_iter()
