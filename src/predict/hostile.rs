@@ -471,7 +471,7 @@ fn a_large_python_program_takes_less_than_half_of_the_fuel() {
     );
 }
 
-/// Random scripts, sources and configurations, made of pieces of such files.
+/// Random scripts, sources and configurations, made of typical pieces.
 fn any_text() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
         "[a-c$(){}`'\"\\\\<>|;& \n#=@*:./-]{1,20}",

@@ -19,7 +19,7 @@ const MAX_PARTS: usize = 32;
 /// Directories that are not part of an image.
 const VOLATILE: &[&str] = &["/dev/", "/proc/", "/sys/", "/run/", "/tmp/"];
 
-/// Words in front of a command, which may be such a word itself.
+/// Words in front of a command. Several may follow each other.
 const BEFORE: &[&str] = &[
     "!", "{", "builtin", "command", "do", "elif", "else", "eval", "exec", "if", "then", "time",
     "until", "while",

@@ -121,7 +121,7 @@ impl View {
             .is_some_and(|found| found.kind == Kind::Directory)
     }
 
-    /// Returns the sorted names in the directory `path`. Empty if there is no such directory, or
+    /// Returns the sorted names in the directory `path`. Empty if `path` is not a directory, or
     /// once the fuel has ended.
     pub(super) fn names(&self, path: &str) -> Vec<String> {
         let Some(found) = self

@@ -17,7 +17,7 @@ use crate::profile::{Extents, FileUse};
 /// Most files that are named: far more than any known start reads, and a quarter of the limit of a
 /// profile.
 const MAX_NAMED: usize = 4096;
-/// The longest text that is read. Longer files are data, whatever their names.
+/// The longest text that is read. Longer files are data, despite their names.
 const MAX_TEXT: u64 = 1 << 20;
 /// Most programs that are started. A script that starts more is a loop.
 const MAX_STARTS: usize = 256;

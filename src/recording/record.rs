@@ -76,7 +76,7 @@ fn lines(text: &[u8]) -> Result<Vec<Line>, serde_json::Error> {
         .collect()
 }
 
-/// Returns the paths for a single layer, whatever image they were in, without duplicates.
+/// Returns the paths for a single layer, from all images of the record, without duplicates.
 pub(crate) fn of_layer(lines: Vec<Line>) -> Vec<Vec<u8>> {
     let mut seen = HashSet::new();
     let paths = lines.into_iter().map(|line| line.path.into_bytes());
