@@ -1,7 +1,9 @@
-//! The image's blobs as a prediction has them: bytes asked of whoever started it, inflated and checked here.
+//! The blobs of the image that is predicted. Bytes are requested from the parent, then inflated and
+//! verified here.
 //!
 //! ```text
-//! last bytes ▶ Footer ─ toc_range ▶ UnverifiedToc ─ verify(the record's digest) ▶ Toc ─ chunk ▶ content
+//! last bytes ▶ Footer ─ toc_range ▶ UnverifiedToc
+//!            ─ verify(the record's digest) ▶ Toc ─ chunk ▶ content
 //! ```
 
 use std::io;
@@ -14,23 +16,23 @@ use serde::{Deserialize, Serialize};
 
 use super::fuel::{End, Fuel};
 
-/// Most bytes of one piece of a blob: the largest members, and the TOCs of a million files.
+/// The longest piece of a blob: enough for the largest members, and for the TOC of a million files.
 pub(super) const MAX_PIECE: u64 = 32 << 20;
 /// The longest TOC that is inflated: some 400,000 files.
 const MAX_TOC: u64 = 128 << 20;
-/// The largest chunk that is inflated, as large as our own may be.
+/// The largest chunk that is inflated. Starlift's converter makes no larger ones.
 const MAX_CHUNK: u64 = 64 << 20;
 
-/// An image to predict the start of.
+/// An image whose start is to be predicted.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Task {
-    /// The image's configuration, as it is in the store.
+    /// The image's configuration, as stored.
     pub(super) configuration: String,
-    /// Bottom first; those without a record are not looked into.
+    /// Bottom first. Layers without a record are `None` and are not read.
     pub(super) layers: Vec<Option<Layer>>,
 }
 
-/// A layer, as far as it must be known to be read.
+/// A layer: the facts that are needed to read its blob.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Layer {
     pub(super) size: u64,
@@ -39,7 +41,7 @@ pub(super) struct Layer {
     pub(super) external_toc: Option<u64>,
 }
 
-/// Which blob of a task.
+/// A blob of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Blob {
@@ -47,7 +49,7 @@ pub(super) enum Blob {
     ExternalToc(u32),
 }
 
-/// Bytes of a blob that are asked for.
+/// A byte range of a blob, to be requested.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Piece {
     pub(super) blob: Blob,
@@ -61,14 +63,14 @@ impl Piece {
     }
 }
 
-/// Gives the pieces that are asked for, in their order.
+/// A function that returns the requested pieces, in their order.
 pub(super) type Read<'a> = dyn FnMut(&[Piece]) -> io::Result<Vec<Bytes>> + 'a;
 
-/// Reads the blobs of an image.
+/// A reader of an image's blobs.
 pub(super) struct Blobs<'a> {
     read: Box<Read<'a>>,
     fuel: Fuel,
-    /// What broke first.
+    /// The first failure.
     broken: Option<String>,
 }
 
@@ -89,12 +91,12 @@ impl<'a> Blobs<'a> {
         }
     }
 
-    /// Why the fuel ended, where it is that bytes could not be had.
+    /// The failure that ended the fuel, if bytes were missing or wrong.
     pub(super) fn broken(&mut self) -> Option<String> {
         self.broken.take()
     }
 
-    /// The TOC of a layer.
+    /// Returns the TOC of a layer.
     pub(super) fn toc(&mut self, number: u32, layer: &Layer) -> Option<Toc> {
         let opened = self.open(number, layer);
         opened
@@ -102,7 +104,8 @@ impl<'a> Blobs<'a> {
             .ok()
     }
 
-    /// The content of chunks of layers, each of which may be inflated; empty ones once something broke.
+    /// Returns the contents of chunks, for each of which [`Self::may_inflate`] was true. They are
+    /// empty once something failed.
     pub(super) fn chunks(&mut self, chunks: &[(u32, Chunk)]) -> Vec<Vec<u8>> {
         let piece = |(layer, chunk): &(u32, Chunk)| Piece {
             blob: Blob::Layer(*layer),
@@ -122,7 +125,7 @@ impl<'a> Blobs<'a> {
         })
     }
 
-    /// Whether a chunk may be inflated; it counts from now on.
+    /// Whether a chunk may be inflated. If so, its cost is taken from the fuel.
     pub(super) fn may_inflate(&self, chunk: &Chunk) -> bool {
         let fetched = chunk.range.end.saturating_sub(chunk.range.start);
         let fits = chunk.size <= MAX_CHUNK && fetched <= MAX_PIECE;
@@ -155,9 +158,7 @@ impl<'a> Blobs<'a> {
                 end: size,
             },
             (None, None) => {
-                return Err(io::Error::other(
-                    "its TOC is a blob of its own, which the record does not name",
-                ));
+                return Err(io::Error::other("external TOC, but the record names none"));
             }
         };
         let section = self.piece(piece)?;
@@ -178,7 +179,7 @@ impl<'a> Blobs<'a> {
     fn pieces(&mut self, pieces: &[Piece]) -> io::Result<Vec<Bytes>> {
         if let Some(piece) = pieces.iter().find(|piece| piece.len() > MAX_PIECE) {
             return Err(io::Error::other(format!(
-                "{} bytes are more than a piece may have",
+                "piece of {} bytes, over {MAX_PIECE}",
                 piece.len()
             )));
         }

@@ -1,6 +1,7 @@
-//! What an ELF file says about its loading (System V ABI, chapter 5): which interpreter, which libraries, from where.
+//! Reads from an ELF file how it is loaded (System V ABI, chapter 5): its interpreter, its
+//! libraries and their directories.
 //!
-//! Nothing is sized by what a file claims: every part is a slice of bytes that are there.
+//! No buffer is sized by a number in the file: every part is a slice of bytes that exist.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -16,14 +17,14 @@ use super::fuel::Fuel;
 use super::sparse::Sparse;
 
 const MAGIC: &[u8] = b"\x7fELF";
-/// Most entries of the dynamic section that are looked at; the largest in the wild have a few hundred.
+/// Most entries of the dynamic section that are read. The largest known files have a few hundred.
 const MAX_DYNAMIC: usize = 4096;
-/// Longest string table: libraries of a hundred MiB have some five.
+/// The longest string table. Libraries of a hundred MiB have about five MiB.
 const MAX_STRINGS: u64 = 16 << 20;
-/// Longest path or name of a library (Linux, `PATH_MAX`).
+/// The longest path or name of a library (Linux, `PATH_MAX`).
 const MAX_NAME: usize = 4096;
 
-/// Functions whose being called says that files are read which no dynamic section names.
+/// Functions that read files which the dynamic section does not list.
 const HINTS: &[&str] = &[
     "getaddrinfo",
     "getgrnam",
@@ -37,44 +38,44 @@ const HINTS: &[&str] = &[
     "tzset",
 ];
 
-/// What matters of an executable or a library.
+/// The parts of an executable or a library that decide which files are read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Elf {
-    /// 64 bits, in place of 32.
+    /// Whether the file has 64 bits; otherwise 32.
     pub(super) is_64: bool,
-    /// As `e_machine` has it.
+    /// The field `e_machine`.
     pub(super) machine: u16,
     pub(super) interpreter: Option<String>,
     pub(super) needed: Vec<String>,
-    /// Directories to search, `$ORIGIN` and others in them not yet replaced.
+    /// Directories to search. Tokens like `$ORIGIN` are not replaced yet.
     pub(super) rpath: Vec<String>,
     pub(super) runpath: Vec<String>,
-    /// Of the functions that say something about other files: those that are named among the symbols.
+    /// The functions of `HINTS` that are among the symbol names.
     hints: HashSet<&'static str>,
 }
 
-/// Why there is no [`Elf`].
+/// A failure to read an ELF file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Refused {
-    /// It takes the byte at this offset.
+    /// The byte at this offset is needed.
     Missing(u64),
-    /// It is no ELF file, or none that makes sense.
+    /// The file is not ELF, or is not valid.
     NotElf,
 }
 
 impl Elf {
-    /// Whether it calls a function by this name.
+    /// Whether it calls the function `function`.
     pub(super) fn calls(&self, function: &str) -> bool {
         self.hints.contains(function)
     }
 
-    /// Whether it can be in one process with `other`.
+    /// Whether it can be loaded into one process with `other`.
     pub(super) fn fits(&self, other: &Self) -> bool {
         (self.is_64, self.machine) == (other.is_64, other.machine)
     }
 }
 
-/// Reads an ELF file as far as it is known.
+/// Reads an ELF file from the pieces that are known.
 pub(super) fn read(file: &Sparse, fuel: &Fuel) -> Result<Elf, Refused> {
     let refused = || file.missing().map_or(Refused::NotElf, Refused::Missing);
     let identity = file.read_bytes_at(0, 16).map_err(|()| refused())?;
@@ -150,7 +151,7 @@ fn parse<H: FileHeader<Endian = Endianness>>(file: &Sparse, fuel: &Fuel) -> Opti
     Some(elf)
 }
 
-/// Where in the file the bytes lie that are loaded to an address.
+/// Returns the range in the file of the `length` bytes that are loaded at `address`.
 fn in_file<H: FileHeader<Endian = Endianness>>(
     segments: &[H::ProgramHeader],
     endian: Endianness,
@@ -169,7 +170,7 @@ fn in_file<H: FileHeader<Endian = Endianness>>(
     })
 }
 
-/// The text up to the first NUL byte, unless that is farther than a path may be long.
+/// Returns the text up to the first NUL byte, or `None` if it is longer than a path may be.
 fn text(bytes: &[u8], fuel: &Fuel) -> Option<String> {
     let bytes = bytes.get(..MAX_NAME + 1).unwrap_or(bytes);
     let end = bytes
@@ -194,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_real_executable_says_what_it_needs() {
+    fn a_real_executable_names_its_libraries() {
         let elf = read(&Sparse::whole(&shell()), &Fuel::new()).unwrap();
         assert!(
             elf.interpreter
@@ -210,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_read_piece_by_piece() {
+    fn a_file_is_read_piece_by_piece() {
         let bytes = shell();
         let (mut sparse, mut pieces) = (Sparse::new(bytes.len() as u64), 0);
         let elf = loop {
@@ -224,7 +225,7 @@ mod tests {
                     );
                     pieces += 1;
                 }
-                Err(Refused::NotElf) => panic!("it is one"),
+                Err(Refused::NotElf) => panic!("/bin/sh is an ELF file"),
             }
         };
         assert_eq!(Ok(elf), read(&Sparse::whole(&bytes), &Fuel::new()));
@@ -232,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn other_files_are_none() {
+    fn other_files_are_not_elf() {
         for bytes in [&b""[..], b"#!/bin/sh\n", b"\x7fELF", &[0; 100]] {
             assert_eq!(
                 read(&Sparse::whole(bytes), &Fuel::new()),
@@ -244,7 +245,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn hostile_bytes_are_refused_or_read_but_never_a_panic(
+        fn hostile_bytes_are_rejected_or_read_without_a_panic(
             changes in proptest::collection::vec((0usize..1024, any::<u8>()), 0..40),
             cut in 0usize..200_000,
         ) {

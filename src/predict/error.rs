@@ -1,10 +1,10 @@
-//! Why the start of an image is not predicted.
+//! Failures of predictions.
 
 use super::predictor::{Blame, PredictionError};
 use crate::store;
 use crate::tocs;
 
-/// Why the start of an image is not predicted.
+/// A failure to predict the start of an image.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -12,12 +12,12 @@ pub enum Error {
     Store(#[from] store::Error),
     #[error(transparent)]
     Tocs(#[from] tocs::Error),
-    #[error("the image's start is not predicted")]
+    #[error("predicting the start of the image failed")]
     Prediction(#[from] PredictionError),
 }
 
 impl Error {
-    /// Who failed.
+    /// Returns the cause of the failure: the image or this server.
     pub(crate) fn blame(&self) -> Blame {
         match self {
             Self::Prediction(failure) => failure.blame(),

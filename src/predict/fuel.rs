@@ -1,8 +1,9 @@
-//! What one prediction may spend on an image, asked in every loop and before every copy.
+//! The budget of one prediction. Every loop and every copy takes from it.
 //!
-//! An image's programs are others' input: a few lines of them can ask for endless work. When the fuel has ended, every
-//! loop ends, nothing more is found or read, and what was named by then is the prediction. The count decides and not
-//! the clock, so the same image gets the same answer everywhere; the clock is only there for what no count foresaw.
+//! An image's programs are untrusted input: a few lines of them can cause endless work. When the
+//! fuel has ended, every loop ends and nothing more is found or read; the files named until then
+//! are the prediction. Counts decide, not the clock, so the same image gives the same result on
+//! every machine. The clock only ends work that no count foresaw.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -10,25 +11,25 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-/// Most steps: letters of scripts, names looked up, items of lists. A Python program with half of the standard library
-/// takes a small part of them, as a test shows.
+/// Most steps: characters of scripts, names looked up, items of lists. A Python program with half
+/// of the standard library takes less than half of them, as a test asserts.
 const STEPS: u64 = 25_000_000;
-/// Most bytes of texts, paths, words and lists that are made, whether or not they are held.
+/// Most bytes of texts, paths, words and lists that are created, whether or not they are kept.
 const MADE: u64 = 256 << 20;
-/// Most bytes inflated out of layers, those of texts and of the headers of libraries among them.
+/// Most bytes inflated from layers, including texts and the headers of libraries.
 const READ: u64 = 1 << 30;
-/// Most files that are read to learn what comes next, libraries among them.
+/// Most files whose content is read to find further files, including libraries.
 const FILES: u64 = 4096;
-/// Whatever the counts say: the backstop, far behind what they allow on a slow machine.
+/// The longest duration: a backstop, far beyond the time that the counts take on a slow machine.
 const TIME: Duration = Duration::from_secs(90);
-/// How many steps go by between looks at the clock.
+/// Steps between two checks of the clock.
 const STEPS_BETWEEN_LOOKS: u64 = 4096;
-/// Bytes that are copied or looked through in the time of a step.
+/// Bytes that are copied or scanned in the time of one step.
 const BYTES_OF_STEP: u64 = 32;
-/// What an element of a list takes beside its text.
+/// Bytes of a list element besides its text.
 const ELEMENT: usize = 32;
 
-/// Why a prediction ended before all was said.
+/// The reason why a prediction ended early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum End {
@@ -38,9 +39,9 @@ pub(crate) enum End {
     Files,
     /// The list of files is full.
     Named,
-    /// The clock decided: another run may say something else.
+    /// The clock decided: another run may have another result.
     Time,
-    /// The image's bytes could not be had.
+    /// Bytes of the image were missing or wrong.
     Broken,
 }
 
@@ -51,7 +52,7 @@ impl End {
     }
 }
 
-/// What is left to spend on one image. Clones share it.
+/// The rest of the budget for one image. Clones share it.
 #[derive(Debug, Clone)]
 pub(super) struct Fuel {
     left: Rc<Left>,
@@ -69,7 +70,7 @@ struct Left {
 }
 
 impl Fuel {
-    /// For a whole image.
+    /// Returns the budget for one image.
     pub(super) fn new() -> Self {
         Self::with(STEPS, MADE, READ, FILES, TIME)
     }
@@ -96,7 +97,7 @@ impl Fuel {
         }
     }
 
-    /// Why it has ended.
+    /// Returns why it has ended.
     pub(super) fn ended(&self) -> Option<End> {
         self.left.ended.get()
     }
@@ -105,7 +106,7 @@ impl Fuel {
         self.ended().is_none()
     }
 
-    /// Whether so many steps may be taken; they count from now on.
+    /// Whether this many steps may be taken. If so, they are counted.
     pub(super) fn burn(&self, steps: u64) -> bool {
         let look = self.left.look.get().saturating_sub(steps);
         self.left.look.set(look);
@@ -118,13 +119,14 @@ impl Fuel {
         self.take(&self.left.steps, steps, End::Steps)
     }
 
-    /// Whether so many bytes may be made; the time that it takes counts too.
+    /// Whether this many bytes may be created. If so, they are counted, and the steps that they
+    /// take.
     pub(super) fn make(&self, bytes: usize) -> bool {
         let bytes = bytes as u64;
         self.burn(1 + bytes / BYTES_OF_STEP) && self.take(&self.left.made, bytes, End::Made)
     }
 
-    /// Whether so many bytes may be looked through.
+    /// Whether this many bytes may be scanned.
     pub(super) fn look_through(&self, bytes: usize) -> bool {
         self.burn(1 + bytes as u64 / BYTES_OF_STEP)
     }
@@ -134,18 +136,18 @@ impl Fuel {
         self.take(&self.left.files, 1, End::Files)
     }
 
-    /// Whether so many bytes may be inflated.
+    /// Whether this many bytes may be inflated.
     pub(super) fn inflate(&self, bytes: u64) -> bool {
         self.burn(1 + bytes / BYTES_OF_STEP / 4) && self.take(&self.left.read, bytes, End::Read)
     }
 
-    /// The items for as long as the fuel lasts, a step each.
+    /// Returns the items until the fuel ends. Each takes one step.
     pub(super) fn each<I: IntoIterator>(&self, items: I) -> impl Iterator<Item = I::Item> + use<I> {
         let fuel = self.clone();
         items.into_iter().take_while(move |_| fuel.burn(1))
     }
 
-    /// A copy of a text that goes into a list; empty once the fuel has ended.
+    /// Copies a text for a list. The copy is empty once the fuel has ended.
     pub(super) fn copy(&self, text: &str) -> String {
         if self.make(text.len() + ELEMENT) {
             text.to_owned()
@@ -154,7 +156,7 @@ impl Fuel {
         }
     }
 
-    /// Copies of texts, for as long as the fuel lasts.
+    /// Copies texts until the fuel ends.
     pub(super) fn copies<'t>(&self, texts: impl IntoIterator<Item = &'t str>) -> Vec<String> {
         let texts = self.each(texts).map(|text| self.copy(text));
         texts.take_while(|_| self.lasts()).collect()
@@ -169,19 +171,19 @@ impl Fuel {
         self.lasts()
     }
 
-    /// All of it and any time, for tests on busy machines.
+    /// The whole budget and a hundred times the duration, for tests on busy machines.
     #[cfg(test)]
     pub(super) fn unhurried() -> Self {
         Self::with(STEPS, MADE, READ, FILES, 100 * TIME)
     }
 
-    /// A tenth of it, for tests of many images.
+    /// A tenth of the steps and a quarter of the bytes, for tests of many images.
     #[cfg(test)]
     pub(super) fn small() -> Self {
         Self::with(STEPS / 10, MADE / 4, READ, FILES, 100 * TIME)
     }
 
-    /// Steps and bytes that are left.
+    /// Returns the steps and bytes that are left.
     #[cfg(test)]
     pub(super) fn left(&self) -> (u64, u64) {
         (self.left.steps.get(), self.left.made.get())
@@ -193,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_ends_first_is_the_reason_and_nothing_goes_on_behind_it() {
+    fn the_first_exhausted_count_is_the_reason_and_stops_all_others() {
         let fuel = Fuel::with(10, 5, 5, 1, TIME);
         assert!(fuel.burn(3) && fuel.make(5) && fuel.open());
         assert!(!fuel.make(1));
@@ -218,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_counted_is_the_same_everywhere() {
+    fn only_counts_end_the_same_everywhere() {
         for end in [End::Steps, End::Made, End::Read, End::Files, End::Named] {
             assert!(end.is_the_same_everywhere(), "{end:?}");
         }

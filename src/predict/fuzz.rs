@@ -1,4 +1,4 @@
-//! Fuzz targets: the readers that need no image around them.
+//! Fuzz targets: the parsers that need no image.
 
 use std::collections::BTreeMap;
 
@@ -6,10 +6,10 @@ use super::fuel::Fuel;
 use super::sparse::Sparse;
 use super::{elf, shell_lexer};
 
-/// Commands that are looked at.
+/// Most commands that are read.
 const MOST: usize = 1000;
 
-/// A shell script.
+/// Parses a shell script.
 pub fn scripts(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let fuel = Fuel::new();
@@ -21,7 +21,7 @@ pub fn scripts(data: &[u8]) {
     }
 }
 
-/// An ELF file.
+/// Parses an ELF file.
 pub fn executables(bytes: &[u8]) {
     let _read = elf::read(&Sparse::whole(bytes), &Fuel::new());
 }

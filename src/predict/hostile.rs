@@ -1,4 +1,5 @@
-//! Images made to take everything: what is said of them ends, is the same each time, and costs little.
+//! Images made to exhaust the predictor. Their predictions end, are the same each time and cost
+//! little.
 
 use std::collections::BTreeMap;
 
@@ -9,20 +10,21 @@ use super::fuel::Fuel;
 use super::tests::{Layer, Node, image, layer, programs, reader, text};
 use super::{Prediction, predict_with};
 
-/// What an innocent script makes is far less, what a doubled variable would make far more.
+/// A bound on the bytes created: a normal script stays far below it, a doubled variable would
+/// exceed it by far.
 const LITTLE: u64 = 32 << 20;
 
-/// An executable of which nothing but its header is there: enough to count as one.
+/// An executable that consists of its header only: enough to be recognised.
 fn executable() -> Node {
     Node::File(Elf::default().bytes())
 }
 
-/// A 64-bit ELF file, made up.
+/// A made-up 64-bit ELF file.
 #[derive(Default)]
 struct Elf {
     needed: usize,
     rpath: String,
-    /// What the header says there is, in place of what there is.
+    /// The count in the header, instead of the real one.
     claimed_headers: Option<u16>,
     claimed_strings: Option<u64>,
 }
@@ -77,15 +79,20 @@ impl Elf {
     }
 }
 
-/// What is said of an image with this fuel, and the steps and the bytes that it took. It is the same twice.
-fn said_with(new: fn() -> Fuel, layer: &Layer, configuration: &Value) -> (Prediction, u64, u64) {
+/// Predicts an image with this fuel, twice, and asserts that both runs are equal. Returns the
+/// prediction, the steps and the bytes that it took.
+fn predict_twice(
+    new: fn() -> Fuel,
+    layer: &Layer,
+    configuration: &Value,
+) -> (Prediction, u64, u64) {
     let (task, blobs) = image(&[Some(layer.clone())], configuration);
     let run = || {
         let fuel = new();
         let before = fuel.left();
-        let said = predict_with(&task, reader(&blobs), &fuel).unwrap();
+        let prediction = predict_with(&task, reader(&blobs), &fuel).unwrap();
         let after = fuel.left();
-        (said, before.0 - after.0, before.1 - after.1)
+        (prediction, before.0 - after.0, before.1 - after.1)
     };
     let first = run();
     assert_eq!(
@@ -101,9 +108,9 @@ fn said_with(new: fn() -> Fuel, layer: &Layer, configuration: &Value) -> (Predic
     first
 }
 
-/// With little fuel: what is hostile ends sooner.
-fn said(layer: &Layer, configuration: &Value) -> (Prediction, u64, u64) {
-    said_with(Fuel::small, layer, configuration)
+/// Predicts with little fuel, so that a hostile image ends sooner.
+fn predict_with_little(layer: &Layer, configuration: &Value) -> (Prediction, u64, u64) {
+    predict_twice(Fuel::small, layer, configuration)
 }
 
 fn run(command: &str) -> Value {
@@ -120,12 +127,16 @@ fn with_shell(files: &[(&str, String)]) -> Layer {
     all
 }
 
-fn paths(said: &Prediction) -> Vec<&str> {
-    said.files.iter().map(|file| file.path.as_str()).collect()
+fn paths(prediction: &Prediction) -> Vec<&str> {
+    prediction
+        .files
+        .iter()
+        .map(|file| file.path.as_str())
+        .collect()
 }
 
 #[test]
-fn a_script_that_doubles_anything_costs_little_and_what_it_starts_is_still_named() {
+fn a_script_that_doubles_anything_costs_little_and_its_programs_are_still_named() {
     for line in [
         "A=$A$A",
         "export A=$A$A",
@@ -146,10 +157,10 @@ fn a_script_that_doubles_anything_costs_little_and_what_it_starts_is_still_named
             format!("{line}\n").repeat(60)
         );
         let files = with_shell(&[("entry", format!("{script}exec app \"$@\"\n"))]);
-        let (said, _, made) = said(&files, &run("/entry -x"));
+        let (prediction, _, made) = predict_with_little(&files, &run("/entry -x"));
         assert!(made < LITTLE, "{line}: {made} bytes");
         assert_eq!(
-            (paths(&said), said.ended),
+            (paths(&prediction), prediction.ended),
             (vec!["entry", "bin/sh", "bin/app"], None),
             "{line}"
         );
@@ -175,9 +186,9 @@ fn scripts_that_start_each_other_with_ever_more_words_end() {
             .map(|(path, content)| (path.clone(), text(content))),
     );
     for command in ["/a x", "/b x", "/s0 x"] {
-        let (said, _, made) = said(&files, &run(command));
+        let (prediction, _, made) = predict_with_little(&files, &run(command));
         assert!(made <= 2 * LITTLE, "{command}: {made}");
-        assert!(paths(&said).contains(&"bin/sh"), "{command}");
+        assert!(paths(&prediction).contains(&"bin/sh"), "{command}");
     }
 }
 
@@ -212,17 +223,17 @@ fn configurations_that_include_each_other_are_read_once() {
             text(&"include d/*.conf;\n".repeat(60)),
         );
     }
-    let (libraries, _, _) = said_with(Fuel::unhurried, &files, &run("/bin/app"));
+    let (libraries, _, _) = predict_twice(Fuel::unhurried, &files, &run("/bin/app"));
     assert_eq!(
         (paths(&libraries), libraries.ended),
         (vec!["bin/app"], None)
     );
-    let (server, _, _) = said_with(Fuel::unhurried, &files, &run("nginx"));
+    let (server, _, _) = predict_twice(Fuel::unhurried, &files, &run("nginx"));
     assert_eq!(paths(&server).len(), 2 + 50);
 }
 
 #[test]
-fn thousands_of_links_and_of_places_to_look_are_paid_for() {
+fn thousands_of_links_and_directories_are_charged() {
     let mut files = with_shell(&[]);
     for number in 0..5000 {
         files.insert(
@@ -231,8 +242,14 @@ fn thousands_of_links_and_of_places_to_look_are_paid_for() {
         );
     }
     files.insert("l/5000".to_owned(), Node::Symlink("/bin".to_owned()));
-    assert_eq!(paths(&said(&files, &run("/l/4990/app")).0), ["bin/app"]);
-    assert_eq!(paths(&said(&files, &run("/l/0/app")).0), [""; 0]);
+    assert_eq!(
+        paths(&predict_with_little(&files, &run("/l/4990/app")).0),
+        ["bin/app"]
+    );
+    assert_eq!(
+        paths(&predict_with_little(&files, &run("/l/0/app")).0),
+        [""; 0]
+    );
     let many = (0..100_000)
         .map(|number| format!("/l/{}", number % 5000))
         .collect::<Vec<_>>()
@@ -240,8 +257,8 @@ fn thousands_of_links_and_of_places_to_look_are_paid_for() {
     for variable in ["PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "CLASSPATH"] {
         let environment = [format!("{variable}={many}")];
         let configuration = json!({"config": {"Entrypoint": ["nothing"], "Env": environment}});
-        let (said, _, _) = said(&files, &configuration);
-        assert_eq!(paths(&said), [""; 0], "{variable}");
+        let (prediction, _, _) = predict_with_little(&files, &configuration);
+        assert_eq!(paths(&prediction), [""; 0], "{variable}");
     }
     let elf = Elf {
         needed: 4000,
@@ -250,13 +267,17 @@ fn thousands_of_links_and_of_places_to_look_are_paid_for() {
     files.insert("bin/app".to_owned(), Node::File(elf.bytes()));
     let configuration =
         json!({"config": {"Entrypoint": ["app"], "Env": [format!("LD_LIBRARY_PATH={many}")]}});
-    let (said, _, _) = said(&files, &configuration);
-    assert_eq!(said.ended, Some(super::End::Steps));
-    assert_eq!(paths(&said), ["bin/app"], "what was known by then");
+    let (prediction, _, _) = predict_with_little(&files, &configuration);
+    assert_eq!(prediction.ended, Some(super::End::Steps));
+    assert_eq!(
+        paths(&prediction),
+        ["bin/app"],
+        "the files named before the end"
+    );
 }
 
 #[test]
-fn executables_with_huge_tables_are_refused_or_paid_for() {
+fn executables_with_huge_tables_are_rejected_or_charged() {
     let long = "$ORIGIN:".repeat(500);
     for elf in [
         Elf {
@@ -293,20 +314,20 @@ fn executables_with_huge_tables_are_refused_or_paid_for() {
             };
             files.insert(format!("bin/lib{number}.so"), Node::File(library.bytes()));
         }
-        assert!(paths(&said(&files, &run("/bin/app")).0).contains(&"bin/app"));
+        assert!(paths(&predict_with_little(&files, &run("/bin/app")).0).contains(&"bin/app"));
     }
 }
 
 #[test]
-fn giant_lines_are_read_in_their_length() {
+fn giant_lines_do_not_stop_a_prediction() {
     for piece in [
         "a", "a ", "$a", "\"", "'", "(", "`", "$(", "${", "<<a ", "if ", "A=1 ", "\\", "#", ";a",
         "a|",
     ] {
         let giant = piece.repeat((1 << 20) / piece.len() - 8);
         let files = with_shell(&[("entry", giant)]);
-        let (said, _, _) = said(&files, &run("/entry"));
-        assert!(paths(&said).starts_with(&["entry"]), "{piece}");
+        let (prediction, _, _) = predict_with_little(&files, &run("/entry"));
+        assert!(paths(&prediction).starts_with(&["entry"]), "{piece}");
     }
 }
 
@@ -325,7 +346,7 @@ fn with_python(modules: &[(&str, Node)]) -> Layer {
 }
 
 #[test]
-fn python_packages_without_an_end_end() {
+fn endless_python_packages_end() {
     let forever = with_python(&[
         (
             "a/__init__.py",
@@ -343,8 +364,11 @@ fn python_packages_without_an_end_end() {
             "import a; ".repeat(50_000),
         ] {
             let configuration = json!({"config": {"Entrypoint": ["python3.11", "-c", command]}});
-            let (said, _, _) = said(files, &configuration);
-            assert!(paths(&said).contains(&"usr/bin/python3.11"), "{said:?}");
+            let (prediction, _, _) = predict_with_little(files, &configuration);
+            assert!(
+                paths(&prediction).contains(&"usr/bin/python3.11"),
+                "{prediction:?}"
+            );
         }
         for arguments in [
             vec!["-m".to_owned(), deep.clone()],
@@ -353,7 +377,7 @@ fn python_packages_without_an_end_end() {
             let argv: Vec<_> = std::iter::once("python3.11".to_owned())
                 .chain(arguments)
                 .collect();
-            said(files, &json!({"config": {"Entrypoint": argv}}));
+            predict_with_little(files, &json!({"config": {"Entrypoint": argv}}));
         }
     }
 }
@@ -380,22 +404,22 @@ fn node_packages_that_multiply_names_end() {
             text(&json!({"exports": wide}).to_string()),
         ),
     ]);
-    let (said, _, _) = said(&files, &run("node /app.js"));
+    let (prediction, _, _) = predict_with_little(&files, &run("node /app.js"));
     assert!(
-        paths(&said).starts_with(&["bin/node", "app.js"]),
-        "{said:?}"
+        paths(&prediction).starts_with(&["bin/node", "app.js"]),
+        "{prediction:?}"
     );
 }
 
 #[test]
 fn an_innocent_image_takes_a_small_part_of_the_fuel() {
     let files = programs(&["/bin/sh", "/usr/bin/env"]);
-    let (said, steps, made) = said_with(Fuel::unhurried, &files, &run("/bin/sh -c env"));
-    assert_eq!(said.ended, None);
+    let (prediction, steps, made) = predict_twice(Fuel::unhurried, &files, &run("/bin/sh -c env"));
+    assert_eq!(prediction.ended, None);
     assert!(steps < 500_000 && made < 4 << 20, "{steps} {made}");
 }
 
-/// Adds the sources below a directory of this machine.
+/// Adds the Python sources and libraries below a directory of this machine.
 fn add_sources(files: &mut Layer, directory: &std::path::Path) {
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
         let path = entry.path();
@@ -417,7 +441,7 @@ fn add_sources(files: &mut Layer, directory: &std::path::Path) {
 }
 
 #[test]
-fn a_large_python_program_takes_a_small_part_of_the_fuel() {
+fn a_large_python_program_takes_less_than_half_of_the_fuel() {
     let Ok(python) = std::fs::canonicalize("/usr/bin/python3") else {
         return;
     };
@@ -429,21 +453,25 @@ fn a_large_python_program_takes_a_small_part_of_the_fuel() {
     let modules = "asyncio, concurrent.futures, ctypes, curses, dbm, email.mime.text, encodings, http.server, json, \
                    logging.handlers, multiprocessing, sqlite3, ssl, tkinter, unittest, urllib.request, xmlrpc.server";
     let argv = [python.to_str().unwrap(), "-c", &format!("import {modules}")];
-    let (said, steps, made) = said_with(
+    let (prediction, steps, made) = predict_twice(
         Fuel::unhurried,
         &files,
         &json!({"config": {"Entrypoint": argv}}),
     );
-    assert_eq!(said.ended, None);
-    assert!(said.files.len() > 150, "{} files", said.files.len());
+    assert_eq!(prediction.ended, None);
+    assert!(
+        prediction.files.len() > 150,
+        "{} files",
+        prediction.files.len()
+    );
     assert!(
         steps < 12_000_000 && made < 64 << 20,
         "{} files, {steps} steps, {made} bytes",
-        said.files.len()
+        prediction.files.len()
     );
 }
 
-/// Scripts, sources and configurations of what such texts are made of.
+/// Random scripts, sources and configurations, made of typical pieces.
 fn any_text() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
         "[a-c$(){}`'\"\\\\<>|;& \n#=@*:./-]{1,20}",
@@ -491,8 +519,8 @@ proptest! {
         let (task, blobs) = image(&[Some(files)], &run(command));
         let run = || {
             let fuel = Fuel::small();
-            let said = predict_with(&task, reader(&blobs), &fuel).unwrap();
-            (said, fuel.left())
+            let prediction = predict_with(&task, reader(&blobs), &fuel).unwrap();
+            (prediction, fuel.left())
         };
         let first = run();
         prop_assert!(first.0.ended.is_none_or(|end| end.is_the_same_everywhere()), "{:?}", first.0.ended);

@@ -1,5 +1,6 @@
-//! What a Java process reads before its first class: the libraries of the virtual machine, its modules and archives, its
-//! settings, and the archives of the program (HotSpot; the layout of the JDK since 9, JEP 220).
+//! The files that a Java process reads before its first class: the libraries of the virtual
+//! machine, its modules and archives, its settings, and the archives of the program (HotSpot; the
+//! layout of the JDK since 9, JEP 220).
 
 use super::launch::{Process, Program};
 use super::system;
@@ -8,13 +9,13 @@ use super::walk::Walk;
 
 /// Most archives of a class path.
 const MAX_ARCHIVES: usize = 512;
-/// What is read in front of the virtual machine, of which `libjvm.so` is loaded by name.
+/// Files that are read before the virtual machine. `libjvm.so` itself is loaded by its path.
 const BEFORE: &[&str] = &["lib/jvm.cfg"];
 const MACHINE: &str = "lib/server/libjvm.so";
-/// What the virtual machine loads by itself, in its order.
+/// Libraries and files that the virtual machine loads by itself, in its order.
 const LIBRARIES: &[&str] = &["lib/libjimage.so", "lib/libjava.so"];
 const FILES: &[&str] = &["lib/modules", "lib/server/classes.jsa", "lib/libjsvml.so"];
-/// What programs load that come in archives: those, files and the network.
+/// Libraries that programs in archives load: for archives, files and the network.
 const SECOND: &[&str] = &["lib/libzip.so", "lib/libnio.so", "lib/libnet.so"];
 const SETTINGS: &[&str] = &[
     "conf/security/java.security",
@@ -69,7 +70,7 @@ fn open(walk: &mut Walk<'_>, program: &mut Program, path: &str) {
     }
 }
 
-/// The archives and classes that the arguments name.
+/// Returns the archives and classes that the arguments name.
 fn archives(walk: &Walk<'_>, process: &Process) -> Vec<String> {
     let (mut paths, mut agents) = (Vec::new(), Vec::new());
     let mut class = None;

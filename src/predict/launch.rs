@@ -1,7 +1,8 @@
-//! What happens when a program is started: who it is, what its loader brings, and what it starts in turn.
+//! The start of a program: finds its file, loads its libraries, and follows the programs that it
+//! starts.
 //!
 //! ```text
-//! argv ─ PATH ▶ file ─┬─ ELF ▶ loader ▶ what its kind reads (shell, python, node, java, servers, launchers)
+//! argv ─ PATH ▶ file ─┬─ ELF ▶ loader ▶ files of its kind (shell, python, node, …)
 //!                     └─ #! or text ▶ argv of its interpreter, once more
 //! ```
 
@@ -13,17 +14,18 @@ use super::view::{PathTarget, base_name, join};
 use super::walk::Walk;
 use super::{java, node, python, servers, shell, system};
 
-/// How deep programs start programs: shebangs and launchers take a few steps each.
+/// The deepest chain of programs that start programs. Shebangs and launchers take a few links each.
 const MAX_DEPTH: usize = 12;
-/// Most bytes of an environment (Linux, `ARG_MAX` of the usual stack): with more, no program starts.
+/// Most bytes of an environment (Linux, `ARG_MAX` with the usual stack). No program starts with
+/// more.
 const MAX_ENVIRONMENT: usize = 2 << 20;
 /// The longest first line of a script (Linux, `BINPRM_BUF_SIZE`).
 const MAX_SHEBANG: usize = 256;
-/// Where programs are looked for when the environment does not say (containerd, `oci.defaultUnixEnv`).
+/// The directories of programs if the environment has no `PATH` (containerd, `oci.defaultUnixEnv`).
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Programs that do something and become, or start, the program that is named behind their options; with each those of
-/// its options that take a value, and how many words stand in front of the program.
+/// Programs that become, or start, the program named after their options. Each has a list of its
+/// options that take a value, and the number of words between its options and the program.
 const LAUNCHERS: &[(&str, &[&str], usize)] = &[
     ("catatonit", &[], 0),
     ("chpst", &["-u", "-U", "-e", "-n"], 0),
@@ -44,28 +46,29 @@ const LAUNCHERS: &[(&str, &[&str], usize)] = &[
 ];
 const SHELLS: &[&str] = &["ash", "bash", "dash", "ksh", "sh", "zsh"];
 
-/// A program that is about to be started.
+/// A program to start.
 #[derive(Debug, Clone)]
 pub(super) struct Process {
     pub(super) argv: Vec<String>,
     pub(super) env: BTreeMap<String, String>,
-    /// Absolute.
+    /// Always absolute.
     pub(super) directory: String,
-    /// How many programs it took to come here.
+    /// The number of programs that led to this one.
     pub(super) depth: usize,
 }
 
-/// A program that runs.
+/// A running program.
 #[derive(Debug)]
 pub(super) struct Program {
-    /// As it was called, absolute, its links not followed.
+    /// The absolute path that it was called by; links are not followed.
     pub(super) path: String,
     pub(super) file: PathTarget,
     pub(super) loader: Loader,
 }
 
 impl Process {
-    /// The same surroundings with another program. They are empty once the fuel has ended.
+    /// Returns a process with another program and the same environment. The environment is empty
+    /// once the fuel has ended.
     pub(super) fn then(&self, argv: Vec<String>, fuel: &Fuel) -> Self {
         let is_paid = fuel.burn(self.env.len() as u64) && fuel.make(self.size());
         let env = if is_paid {
@@ -81,7 +84,7 @@ impl Process {
         }
     }
 
-    /// Sets variables, unless the environment is too large with them.
+    /// Sets variables, unless the environment becomes too large.
     pub(super) fn set(&mut self, variables: BTreeMap<String, String>, fuel: &Fuel) {
         let is_paid = fuel.burn((self.env.len() + variables.len()) as u64);
         if is_paid && self.size() + size(&variables) <= MAX_ENVIRONMENT {
@@ -100,12 +103,12 @@ impl Process {
             .filter(|value| !value.is_empty())
     }
 
-    /// A path as this process sees it.
+    /// Returns the absolute form of a path of this process.
     pub(super) fn absolute(&self, path: &str) -> String {
         join(&self.directory, path)
     }
 
-    /// The file that a command's name stands for.
+    /// Finds the file of a command.
     pub(super) fn find(&self, walk: &Walk<'_>, name: &str) -> Option<(String, PathTarget)> {
         let at = |path: String| walk.view.file(&path).map(|file| (path, file));
         if name.contains('/') {
@@ -117,7 +120,7 @@ impl Process {
     }
 }
 
-/// The bytes of variables.
+/// Returns the size of variables in bytes.
 fn size(variables: &BTreeMap<String, String>) -> usize {
     variables
         .iter()
@@ -125,7 +128,7 @@ fn size(variables: &BTreeMap<String, String>) -> usize {
         .sum()
 }
 
-/// Names what starting the process reads, in order.
+/// Names the files that starting the process reads, in order.
 pub(super) fn start(walk: &mut Walk<'_>, process: &Process) {
     let Some(name) = process.argv.first().filter(|_| process.depth < MAX_DEPTH) else {
         return;
@@ -139,8 +142,8 @@ pub(super) fn start(walk: &mut Walk<'_>, process: &Process) {
     walk.name(&file);
     let Some(elf) = walk.elf(&file) else {
         let text = walk.text(&file);
-        let interpreted = interpreted(process, &path, &text, &walk.fuel);
-        start(walk, &interpreted);
+        let interpreter = interpreter_process(process, &path, &text, &walk.fuel);
+        start(walk, &interpreter);
         return;
     };
     let libraries = process.variable("LD_LIBRARY_PATH").unwrap_or_default();
@@ -153,13 +156,14 @@ pub(super) fn start(walk: &mut Walk<'_>, process: &Process) {
     run(walk, process, program);
 }
 
-/// What a program does, as far as its name says it.
+/// Runs a program whose behaviour is known by its name.
 fn run(walk: &mut Walk<'_>, process: &Process, program: Program) {
-    // A link says what is meant (`sh`), its target what it is (`python3.11`).
+    // A link's name selects the tool (`sh` of busybox), its target's name the version
+    // (`python3.11`).
     let name = base_name(&program.path).to_owned();
     let target = base_name(&program.file.path).to_owned();
     let fuel = walk.fuel.clone();
-    if let Some(argv) = launched(&name, &process.argv, &fuel) {
+    if let Some(argv) = launcher_target(&name, &process.argv, &fuel) {
         start(walk, &process.then(argv, &fuel));
         return;
     }
@@ -178,8 +182,8 @@ fn run(walk: &mut Walk<'_>, process: &Process, program: Program) {
     }
 }
 
-/// The arguments of what a launcher starts.
-fn launched(name: &str, argv: &[String], fuel: &Fuel) -> Option<Vec<String>> {
+/// Returns the arguments of the program that a launcher starts.
+fn launcher_target(name: &str, argv: &[String], fuel: &Fuel) -> Option<Vec<String>> {
     let (_, valued, before) = LAUNCHERS
         .iter()
         .find(|(launcher, _, _)| *launcher == name)?;
@@ -201,13 +205,13 @@ fn launched(name: &str, argv: &[String], fuel: &Fuel) -> Option<Vec<String>> {
         .map(|argv| fuel.copies(argv.iter().map(String::as_str)))
 }
 
-/// The process that interprets a text.
-fn interpreted(process: &Process, path: &str, text: &str, fuel: &Fuel) -> Process {
+/// Returns the process that interprets a script.
+fn interpreter_process(process: &Process, path: &str, text: &str, fuel: &Fuel) -> Process {
     let mut argv = match shebang(text) {
         Some((interpreter, argument)) => std::iter::once(interpreter).chain(argument).collect(),
         None => vec!["/bin/sh".to_owned()],
     };
-    // `env -S` splits what the kernel gives it as one word.
+    // The kernel passes the text after `env -S` as one word. `env` splits it.
     if let [env, words] = argv.as_slice()
         && base_name(env) == "env"
         && let Some(words) = words.strip_prefix("-S")
@@ -221,7 +225,7 @@ fn interpreted(process: &Process, path: &str, text: &str, fuel: &Fuel) -> Proces
     process.then(argv, fuel)
 }
 
-/// The interpreter in a script's first line, and its one argument.
+/// Returns the interpreter in a script's first line, and its only argument.
 fn shebang(text: &str) -> Option<(String, Option<String>)> {
     let line = text.strip_prefix("#!")?.lines().next()?;
     if line.len() > MAX_SHEBANG {
@@ -242,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn launchers_start_what_is_behind_their_options() {
+    fn launchers_start_the_program_after_their_options() {
         for (line, starts) in [
             ("tini -- app -x", "app -x"),
             ("tini -g -p SIGTERM app", "app"),
@@ -254,12 +258,12 @@ mod tests {
         ] {
             let argv = words(line);
             assert_eq!(
-                launched(&argv[0], &argv, &Fuel::new()),
+                launcher_target(&argv[0], &argv, &Fuel::new()),
                 Some(words(starts)),
                 "{line}"
             );
         }
-        assert_eq!(launched("app", &words("app x"), &Fuel::new()), None);
+        assert_eq!(launcher_target("app", &words("app x"), &Fuel::new()), None);
     }
 
     #[test]
@@ -278,14 +282,14 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_run_by_its_interpreter() {
+    fn a_script_is_run_by_its_interpreter() {
         let process = Process {
             argv: words("app one"),
             env: BTreeMap::new(),
             directory: "/".to_owned(),
             depth: 0,
         };
-        let argv = |text| interpreted(&process, "/bin/app", text, &Fuel::new()).argv;
+        let argv = |text| interpreter_process(&process, "/bin/app", text, &Fuel::new()).argv;
         assert_eq!(
             argv("#!/usr/bin/env -S python3 -u"),
             words("/usr/bin/env python3 -u /bin/app one")

@@ -1,7 +1,8 @@
-//! The dynamic loader: an executable's interpreter, and the closure of its libraries in the order of loading.
+//! The dynamic loader: an executable's interpreter, and all its libraries in the order of loading.
 //!
-//! Directories are searched as ld.so(8) and musl's ldso search them. The loader's cache is not read: it was made from
-//! the directories of `ld.so.conf`. Variants for processors (`glibc-hwcaps`) depend on the node and are left out.
+//! Directories are searched like ld.so(8) and musl's ldso do. The loader's cache is not parsed: it
+//! was made from the directories of `ld.so.conf`. Variants for processors (`glibc-hwcaps`) depend
+//! on the node and are left out.
 
 use std::borrow::Cow;
 use std::collections::{HashSet, VecDeque};
@@ -22,7 +23,7 @@ const MAX_DIRECTORIES: usize = 128;
 const MAX_PATH: usize = 4096;
 /// How deep `ld.so.conf` includes itself.
 const MAX_INCLUDES: usize = 4;
-/// What is behind the directories of the configuration, in Debian's order for a triplet and without.
+/// Directories searched after those of the configuration and of the triplet, in Debian's order.
 const DEFAULT_DIRECTORIES: &[&str] = &["/lib64", "/usr/lib64", "/lib", "/usr/lib"];
 const MUSL_DIRECTORIES: &[&str] = &["/lib", "/usr/local/lib", "/usr/lib"];
 /// Debian's names of architectures, by `e_machine` and class (Multiarch/Tuples).
@@ -40,20 +41,20 @@ const TRIPLETS: &[(u16, bool, &str)] = &[
 #[derive(Debug)]
 pub(super) struct Loader {
     main: Arc<Elf>,
-    /// Of the process's environment.
+    /// From the process's environment.
     ld_library_path: Vec<String>,
-    /// The directories that hold for every library.
+    /// The directories searched for every library.
     directories: Vec<String>,
-    /// Names that need no more looking for.
+    /// Names that are loaded or were not found: they are not searched again.
     names: HashSet<String>,
 }
 
-/// A library or executable, and where those that it needs may be.
+/// A library or executable whose own libraries are to be found.
 struct Object {
     elf: Arc<Elf>,
     /// Its own directory, for `$ORIGIN`.
     origin: String,
-    /// `DT_RPATH` of what it was loaded by.
+    /// `DT_RPATH` of the objects that loaded it.
     inherited: Rc<[String]>,
 }
 
@@ -81,7 +82,7 @@ impl Loader {
         loader
     }
 
-    /// Loads a library into the process, as `dlopen` does, and what it needs.
+    /// Loads a library into the process, as `dlopen` does, and its dependencies.
     pub(super) fn open(&mut self, walk: &mut Walk<'_>, library: &PathTarget) {
         walk.name(library);
         match walk.elf(library) {
@@ -90,7 +91,7 @@ impl Loader {
         }
     }
 
-    /// Whether the process has a library whose name begins so.
+    /// Whether the process has a library whose name begins with `prefix`.
     pub(super) fn has(&self, prefix: &str) -> bool {
         self.names.iter().any(|name| name.starts_with(prefix))
     }
@@ -100,7 +101,7 @@ impl Loader {
         self.main.calls(function)
     }
 
-    /// Names what `file` needs, breadth first as the loader does.
+    /// Names the dependencies of `file`, breadth first like the loader.
     fn add(&mut self, walk: &mut Walk<'_>, file: &PathTarget, elf: Arc<Elf>) {
         let mut queue = VecDeque::from([Object {
             elf,
@@ -136,10 +137,10 @@ impl Loader {
     ) -> Option<(PathTarget, Arc<Elf>)> {
         let fuel = walk.fuel.clone();
         if name.contains('/') {
-            let path = expanded(name, &object.origin, &self.main, &fuel);
+            let path = expand(name, &object.origin, &self.main, &fuel);
             return self.fitting(walk, &path);
         }
-        // A library's DT_RUNPATH takes the place of all DT_RPATHs.
+        // A library's DT_RUNPATH replaces all DT_RPATHs.
         let rpath = if object.elf.runpath.is_empty() {
             rpath
         } else {
@@ -147,7 +148,7 @@ impl Loader {
         };
         let runpath = object.elf.runpath.iter();
         let runpath =
-            runpath.map(|path| Cow::Owned(expanded(path, &object.origin, &self.main, &fuel)));
+            runpath.map(|path| Cow::Owned(expand(path, &object.origin, &self.main, &fuel)));
         let own = rpath
             .iter()
             .chain(&self.ld_library_path)
@@ -157,7 +158,7 @@ impl Loader {
         all.find_map(|directory| self.fitting(walk, &join(&directory, name)))
     }
 
-    /// The library at a path, if it can be in this process.
+    /// Returns the library at a path, if it fits this process.
     fn fitting(&self, walk: &mut Walk<'_>, path: &str) -> Option<(PathTarget, Arc<Elf>)> {
         let found = walk.view.file(path)?;
         let elf = walk.elf(&found).filter(|elf| elf.fits(&self.main))?;
@@ -165,21 +166,21 @@ impl Loader {
     }
 }
 
-/// The object's `DT_RPATH` and that of those which loaded it, in the order of the search.
+/// Returns the object's `DT_RPATH`, then that of the objects that loaded it.
 fn rpath(object: &Object, fuel: &Fuel) -> Rc<[String]> {
     if object.elf.rpath.is_empty() {
         return Rc::clone(&object.inherited);
     }
     let own = fuel
         .each(&object.elf.rpath)
-        .map(|path| expanded(path, &object.origin, &object.elf, fuel));
+        .map(|path| expand(path, &object.origin, &object.elf, fuel));
     own.chain(fuel.copies(object.inherited.iter().map(String::as_str)))
         .collect()
 }
 
-/// A path with the loader's words replaced, unless it would be too long for one: each word may be replaced by thousands of
-/// letters.
-fn expanded(path: &str, origin: &str, elf: &Elf, fuel: &Fuel) -> String {
+/// Replaces the loader's tokens in a path, unless the path could become too long: each token may
+/// become thousands of characters.
+fn expand(path: &str, origin: &str, elf: &Elf, fuel: &Fuel) -> String {
     let longest = path
         .len()
         .max(path.matches('$').count() * origin.len() + path.len());
@@ -195,7 +196,7 @@ fn origin(file: &PathTarget) -> String {
     parent(&format!("/{}", file.path)).to_owned()
 }
 
-/// Names the loader's own files and gives the directories they speak of.
+/// Names the loader's own files and returns the directories that they list.
 fn directories(walk: &mut Walk<'_>, main: &Elf, interpreter: &str) -> Vec<String> {
     let fuel = walk.fuel.clone();
     if let Some(musl) = interpreter
@@ -219,12 +220,12 @@ fn directories(walk: &mut Walk<'_>, main: &Elf, interpreter: &str) -> Vec<String
     }
     walk.name_path("/etc/ld.so.preload");
     walk.name_path("/etc/ld.so.cache");
-    let mut configured = Configured {
+    let mut conf = LdSoConf {
         directories: Vec::new(),
         read: HashSet::new(),
     };
-    configured.read(walk, "/etc/ld.so.conf", MAX_INCLUDES);
-    let mut all = configured.directories;
+    conf.read(walk, "/etc/ld.so.conf", MAX_INCLUDES);
+    let mut all = conf.directories;
     let triplet = TRIPLETS
         .iter()
         .find(|(machine, is_64, _)| (*machine, *is_64) == (main.machine, main.is_64));
@@ -236,14 +237,14 @@ fn directories(walk: &mut Walk<'_>, main: &Elf, interpreter: &str) -> Vec<String
     all
 }
 
-/// The directories of an `ld.so.conf` and of what it includes (ldconfig(8)).
-struct Configured {
+/// The directories of an `ld.so.conf` and of the files that it includes (ldconfig(8)).
+struct LdSoConf {
     directories: Vec<String>,
-    /// What was read: a second time it says nothing new.
+    /// Files that were read: reading one again adds nothing.
     read: HashSet<(usize, NodeId)>,
 }
 
-impl Configured {
+impl LdSoConf {
     fn read(&mut self, walk: &mut Walk<'_>, path: &str, depth: usize) {
         let Some(file) = walk
             .view
@@ -272,7 +273,7 @@ impl Configured {
     }
 }
 
-/// The files of a pattern with at most one `*`, in its last name.
+/// Returns the files that match a pattern with at most one `*`, in its last name.
 pub(super) fn globbed(walk: &Walk<'_>, pattern: &str) -> Vec<String> {
     let fuel = &walk.fuel;
     let Some((directory, name)) = pattern.rsplit_once('/') else {

@@ -1,15 +1,17 @@
-//! What a container of an image will read when it starts, said without running one.
+//! Predicts the files that a container of an image reads when it starts, without running one.
 //!
 //! ```text
 //! TOCs ▶ view (layers merged) ┐
-//! configuration ▶ argv, env   ├▶ launch ▶ loader, system, shell, python, node, java, servers ▶ walk: files in order
-//! few files' content ▶ elf …  ┘
+//! configuration ▶ argv, env   ├▶ launch ▶ loader, system, shell, python, node, java, servers
+//! few files' content ▶ elf …  ┘                  ▼
+//!                               walk: the files in order
 //! ```
-//! All of it works on others' programs: it is asked for fuel in every loop and before every copy (`fuel`), and is done
-//! in a process that may use little and reach nothing (`predictor` starts it, `child` and `sandbox` are it, `wire` is
-//! between them). A guess, made once per image: what a program decides at run time is not known, both branches of a script count, and
-//! what the guess misses is fetched when it is read. Layers that were not converted have no TOC: their files are named by
-//! no one, they are unpacked before the start anyway.
+//! All of it parses untrusted programs. Every loop and every copy takes from a budget (`fuel`), and
+//! the work is done in a process with few rights and limits on memory and time: `predictor` starts
+//! it, `child` and `sandbox` run in it, `wire` is the protocol between them. The result is a guess,
+//! made once per image: decisions of a program at run time are not known, both branches of a script
+//! count, and files that the guess misses are fetched when they are read. Layers that were not
+//! converted have no TOC. Their files are not named: they are unpacked before the start anyway.
 
 mod blobs;
 mod child;
@@ -64,20 +66,20 @@ pub use sandbox::Limits;
 use view::join;
 use walk::Walk;
 
-/// The largest configuration that is looked at; those of real images have tens of KiB.
+/// The largest configuration that is parsed. Those of real images have tens of KiB.
 const MAX_CONFIGURATION: u64 = 4 << 20;
 /// Records that are read from the store at once.
 const READS_AT_ONCE: usize = 16;
 
-/// What a container reads at its start, in order, as far as it could be said.
+/// The files that a container reads at its start, in order, as far as they are known.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Prediction {
     pub(crate) files: Vec<FileUse>,
-    /// Why there may be more of them.
+    /// The reason why there may be more files.
     ended: Option<End>,
 }
 
-/// The part of an image's configuration that says what runs (OCI image-spec, config.md).
+/// The part of an image's configuration that describes the process (OCI image-spec, config.md).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 struct Configuration {
     #[serde(default)]
@@ -97,20 +99,23 @@ struct Execution {
 }
 
 impl Predictor {
-    /// The files that a container of a twin reads at its start, in the order in which it reads them, as far as they can
-    /// be known without running it. The same for the same twin.
+    /// Returns the files that a container of a converted image reads at its start, in that order,
+    /// as far as they can be known without running it. The result for the same image is always the
+    /// same.
     ///
-    /// Empty for an index, for an image nothing of which was converted, and for one whose configuration is not in the
-    /// store: a twin with external TOCs keeps its source's.
+    /// Empty for an index, for an image without a converted layer, and for an image whose
+    /// configuration is not in the store: a converted image with external TOCs keeps the
+    /// configuration of its source image.
     ///
     /// # Errors
-    /// When the store fails, a stored layer is not what its record says, or looking at the image took too much.
+    /// If the store fails, a stored layer does not match its record, or the prediction took too
+    /// much.
     pub async fn predicted_files(
         &self,
         tocs: &Tocs,
         record: &ImageRecord,
     ) -> Result<Vec<FileUse>, Error> {
-        let Some(image) = predictable(tocs, record).await? else {
+        let Some(image) = find_image(tocs, record).await? else {
             return Ok(Vec::new());
         };
         let started = Instant::now();
@@ -127,13 +132,13 @@ impl Predictor {
             .inc();
         let Prediction { files, ended } = predicted?;
         let took = started.elapsed();
-        tracing::info!(source = %record.source, files = files.len(), ?ended, ?took, "static profile made");
+        tracing::info!(source = %record.source, files = files.len(), ?ended, ?took, "start predicted");
         Ok(files)
     }
 }
 
-/// What is told of an image to whoever predicts its start; `None` where there is nothing to say.
-async fn predictable(tocs: &Tocs, record: &ImageRecord) -> Result<Option<Image>, Error> {
+/// Reads the parts of an image that a prediction needs. `None` if nothing can be predicted.
+async fn find_image(tocs: &Tocs, record: &ImageRecord) -> Result<Option<Image>, Error> {
     let is_image = media_type::manifest_kind(&record.media_type) == Some(ManifestKind::Image);
     if !is_image || record.twin == record.source {
         return Ok(None);
@@ -143,7 +148,7 @@ async fn predictable(tocs: &Tocs, record: &ImageRecord) -> Result<Option<Image>,
         return Ok(None);
     };
     let manifest = store.read_all(&manifest).await?;
-    // Others' documents may have megabytes.
+    // An untrusted manifest may have megabytes.
     let manifest =
         tokio::task::spawn_blocking(move || serde_json::from_slice::<ImageManifest>(&manifest))
             .await;
@@ -153,7 +158,7 @@ async fn predictable(tocs: &Tocs, record: &ImageRecord) -> Result<Option<Image>,
     let configuration = store.find(&manifest.config.digest).await?;
     let configuration = configuration.filter(|object| object.size <= MAX_CONFIGURATION);
     let Some(configuration) = configuration.filter(|_| manifest.layers.len() <= MAX_LAYERS) else {
-        tracing::debug!(twin = %record.twin, "no static profile: the configuration is not in the store, or too large");
+        tracing::debug!(twin = %record.twin, "start not predicted: configuration missing or too large, or too many layers");
         return Ok(None);
     };
     let configuration =
@@ -176,7 +181,7 @@ async fn predictable(tocs: &Tocs, record: &ImageRecord) -> Result<Option<Image>,
     }))
 }
 
-/// A layer as it is told, and its blobs.
+/// Returns the description of a layer, and its blobs.
 async fn layer(
     tocs: &Tocs,
     digest: &Digest,
@@ -191,15 +196,16 @@ async fn layer(
         Some(toc) => tocs.store().find(toc).await?,
         None => None,
     };
-    let told = Layer {
+    let description = Layer {
         size: blob.size,
         toc_digest: layer.toc_digest.to_string(),
         external_toc: external.as_ref().map(|toc| toc.size),
     };
-    Ok((Some(told), (Some(blob), external)))
+    Ok((Some(description), (Some(blob), external)))
 }
 
-/// The files that the image reads when it is executed; or why it could not be read.
+/// Returns the files that the image reads when it is started, or the reason why it could not be
+/// read.
 fn predict(task: &Task, read: Box<Read<'_>>) -> Result<Prediction, String> {
     predict_with(task, read, &Fuel::new())
 }
@@ -208,7 +214,7 @@ fn predict_with(task: &Task, read: Box<Read<'_>>, fuel: &Fuel) -> Result<Predict
     let configuration: Configuration =
         serde_json::from_str(&task.configuration).unwrap_or_default();
     let mut walk = Walk::new(task, read, fuel.clone());
-    // Whoever makes the container looks up its user before anything runs.
+    // The runtime looks up the container's user before anything runs.
     for path in ["/etc/passwd", "/etc/group"] {
         walk.name_path(path);
     }

@@ -1,5 +1,6 @@
-//! What a Node.js process reads: its script, and what that requires or imports, resolved as Node's documentation says
-//! ("Modules: Packages", "Modules: CommonJS modules", "All together").
+//! The files that a Node.js process reads: its script, and the modules that are required or
+//! imported, resolved as in Node's documentation ("Modules: Packages", "Modules: CommonJS modules",
+//! "All together").
 
 use std::collections::HashSet;
 
@@ -15,15 +16,16 @@ use super::walk::Walk;
 const MAX_MODULES: usize = 3000;
 /// Most references of one module.
 const MAX_REFERENCES: usize = 1024;
-/// How deep conditions in a package's exports may lie in each other.
+/// The deepest nesting of conditions in a package's exports.
 const MAX_CONDITIONS: usize = 8;
-/// The longest path that an export's pattern may give (Linux, `PATH_MAX`).
+/// The longest path that an export's pattern may produce (Linux, `PATH_MAX`).
 const MAX_PATH: usize = 4096;
-/// What reading a byte of JSON takes in memory: an empty text of two bytes is a value of some seventy.
+/// Most bytes of memory that parsing a byte of JSON takes: an empty string of two bytes becomes a
+/// value of about seventy. The fuel is charged an eighth of it.
 const BYTES_OF_JSON: usize = 32;
-/// What stands behind a module's name that is not its file's.
+/// Suffixes that complete a module's name to the name of its file.
 const EXTENSIONS: &[&str] = &["", ".js", ".mjs", ".cjs", ".json", ".node"];
-/// The conditions that hold, in a package's exports.
+/// The conditions in a package's exports that are true.
 const CONDITIONS: &[&str] = &[
     "node",
     "node-addons",
@@ -32,7 +34,7 @@ const CONDITIONS: &[&str] = &[
     "import",
     "default",
 ];
-/// Options with a value in the next word that is no module.
+/// Options with a value in the next word that is not a module.
 const VALUED: &[&str] = &["-C", "--conditions", "--env-file", "--title"];
 /// Options whose value is a module.
 const PRELOADS: &[&str] = &[
@@ -42,9 +44,9 @@ const PRELOADS: &[&str] = &[
     "--loader",
     "--experimental-loader",
 ];
-/// Where Debian keeps the modules that its Node.js has outside of its executable.
+/// Debian's directory of the modules that are not inside the executable of Node.js.
 const SYSTEM: &str = "/usr/share/nodejs";
-/// Those of them that every start reads, in order.
+/// The modules in it that every start reads, in order.
 const STARTED: &[&str] = &[
     "cjs-module-lexer/lexer.js",
     "cjs-module-lexer/dist/lexer.js",
@@ -52,7 +54,7 @@ const STARTED: &[&str] = &[
     "acorn/dist/acorn.js",
     "acorn-walk/dist/walk.js",
 ];
-/// Programs that run the script of a package by its name.
+/// Programs that run a script of a package by its name.
 const RUNNERS: &[&str] = &["npm", "pnpm", "yarn"];
 
 /// Runs Node.js.
@@ -63,7 +65,7 @@ pub(super) fn run(walk: &mut Walk<'_>, process: &Process, mut program: Program) 
         walk.name_path(&join(SYSTEM, path));
     }
     let fuel = walk.fuel.clone();
-    let (preloads, script, arguments) = asked(&process.argv, &fuel);
+    let (preloads, script, arguments) = parse_arguments(&process.argv, &fuel);
     let Some(script) = script else { return };
     let script = process.absolute(&script);
     let mut first = Vec::new();
@@ -84,8 +86,11 @@ pub(super) fn run(walk: &mut Walk<'_>, process: &Process, mut program: Program) 
     load(walk, &mut program, first)
 }
 
-/// The modules to preload, the script and what is behind it.
-fn asked<'a>(argv: &'a [String], fuel: &Fuel) -> (Vec<String>, Option<String>, &'a [String]) {
+/// Returns the modules to preload, the script and its arguments.
+fn parse_arguments<'a>(
+    argv: &'a [String],
+    fuel: &Fuel,
+) -> (Vec<String>, Option<String>, &'a [String]) {
     let mut preloads = Vec::new();
     let mut rest = argv.get(1..).unwrap_or_default();
     while let [word, behind @ ..] = rest
@@ -112,7 +117,7 @@ fn asked<'a>(argv: &'a [String], fuel: &Fuel) -> (Vec<String>, Option<String>, &
     (preloads, None, rest)
 }
 
-/// What `npm start` and its like run.
+/// Returns the command that `npm start` and similar commands run.
 fn package_script(
     walk: &mut Walk<'_>,
     process: &Process,
@@ -145,7 +150,7 @@ fn package_script(
     Some(walk.fuel.copy(script))
 }
 
-/// Names modules and all that they refer to, each before what it refers to.
+/// Names modules and all modules that they refer to, each before its references.
 fn load(walk: &mut Walk<'_>, program: &mut Program, first: Vec<PathTarget>) {
     let mut seen = HashSet::new();
     let mut left: Vec<PathTarget> = first.into_iter().rev().collect();
@@ -174,7 +179,7 @@ fn load(walk: &mut Walk<'_>, program: &mut Program, first: Vec<PathTarget>) {
     }
 }
 
-/// A module's nearest `package.json` says of which kind the module is.
+/// Names the nearest `package.json` of a module, which decides the kind of the module.
 fn name_package(walk: &mut Walk<'_>, module: &PathTarget) {
     let path = format!("/{}", module.path);
     let mut directory = parent(&path);
@@ -186,7 +191,7 @@ fn name_package(walk: &mut Walk<'_>, module: &PathTarget) {
     }
 }
 
-/// The file that a reference in a module of `directory` means; `None` for what Node.js has within itself.
+/// Finds the file of a reference in a module of `directory`. `None` for modules inside Node.js.
 fn resolve(walk: &mut Walk<'_>, reference: &str, directory: &str) -> Option<PathTarget> {
     if reference.starts_with("./")
         || reference.starts_with("../")
@@ -233,14 +238,15 @@ fn in_package(walk: &mut Walk<'_>, place: &str, inner: &str) -> Option<PathTarge
     walk.name(&file);
     let package = json(walk, &file);
     if let Some(exports) = package.get("exports")
-        && let Some(path) = exported(exports, &format!(".{inner}"), &walk.fuel)
+        && let Some(path) = resolve_export(exports, &format!(".{inner}"), &walk.fuel)
     {
         return walk.view.file(&join(place, &path));
     }
     file_or_directory(walk, &format!("{place}{inner}"))
 }
 
-/// A file as named or with an extension; of a directory the one that its package says, or `index`.
+/// Finds a file by its name or with an extension. For a directory, finds the file that its package
+/// names, or `index`.
 fn file_or_directory(walk: &mut Walk<'_>, path: &str) -> Option<PathTarget> {
     let file = |walk: &Walk<'_>, path: &str| {
         EXTENSIONS
@@ -273,8 +279,8 @@ fn json(walk: &mut Walk<'_>, file: &PathTarget) -> Map<String, Value> {
         .unwrap_or_default()
 }
 
-/// What a package exports under a name that begins with a dot.
-fn exported(exports: &Value, name: &str, fuel: &Fuel) -> Option<String> {
+/// Returns the path that a package exports under a name that begins with a dot.
+fn resolve_export(exports: &Value, name: &str, fuel: &Fuel) -> Option<String> {
     let is_paths = exports
         .as_object()
         .is_some_and(|map| fuel.each(map.keys()).any(|key| key.starts_with('.')));
@@ -291,13 +297,13 @@ fn exported(exports: &Value, name: &str, fuel: &Fuel) -> Option<String> {
         let middle = name.strip_prefix(before)?.strip_suffix(behind)?;
         let path =
             target(value, MAX_CONDITIONS, fuel).filter(|path| fuel.look_through(path.len()))?;
-        // Every star of the pattern becomes the whole name.
+        // The whole name replaces every star of the pattern.
         let longest = path.len() + path.matches('*').count() * middle.len();
         (longest <= MAX_PATH && fuel.make(longest)).then(|| path.replace('*', middle))
     })
 }
 
-/// The path that holds, of an export's conditions.
+/// Returns the path of an export whose conditions are true.
 fn target<'v>(value: &'v Value, depth: usize, fuel: &Fuel) -> Option<&'v str> {
     match value {
         Value::String(path) => Some(path),
@@ -316,7 +322,7 @@ fn target<'v>(value: &'v Value, depth: usize, fuel: &Fuel) -> Option<&'v str> {
     }
 }
 
-/// What a module refers to by a text: behind `require(`, `import(`, `import` and `from`.
+/// Returns the literal references of a module: after `require(`, `import(`, `import` and `from`.
 fn references(code: &str, fuel: &Fuel) -> Vec<String> {
     let mut found = Vec::new();
     if !fuel.look_through(code.len()) {
@@ -373,28 +379,28 @@ mod tests {
     fn exports_are_resolved_by_their_conditions() {
         let exports = json!({".": {"browser": "./b.js", "node": {"import": "./i.mjs"}, "default": "./d.js"},
                              "./x": "./x.js", "./l/*": {"require": "./lib/*.js"}, "./no": null});
-        let get = |name| exported(&exports, name, &Fuel::new());
+        let get = |name| resolve_export(&exports, name, &Fuel::new());
         assert_eq!(get(".").as_deref(), Some("./i.mjs"));
         assert_eq!(get("./x").as_deref(), Some("./x.js"));
         assert_eq!(get("./l/a/b").as_deref(), Some("./lib/a/b.js"));
         assert_eq!((get("./no"), get("./else")), (None, None));
         assert_eq!(
-            exported(&json!("./m.js"), ".", &Fuel::new()).as_deref(),
+            resolve_export(&json!("./m.js"), ".", &Fuel::new()).as_deref(),
             Some("./m.js")
         );
         assert_eq!(
-            exported(&json!({"require": "./m.js"}), ".", &Fuel::new()),
+            resolve_export(&json!({"require": "./m.js"}), ".", &Fuel::new()),
             Some("./m.js".to_owned())
         );
     }
 
     #[test]
-    fn arguments_say_what_to_load() {
+    fn arguments_name_the_modules_to_load() {
         let argv: Vec<String> = "node -r a --import=b --max-old-space-size=1 -C x s.js -r y"
             .split(' ')
             .map(str::to_owned)
             .collect();
-        let (preloads, script, arguments) = asked(&argv, &Fuel::new());
+        let (preloads, script, arguments) = parse_arguments(&argv, &Fuel::new());
         assert_eq!(
             (preloads, script.as_deref()),
             (vec!["a".to_owned(), "b".to_owned()], Some("s.js"))

@@ -1,4 +1,4 @@
-//! Has starts predicted, a few at once, by processes of their own that may use little and reach nothing.
+//! Runs predictions, a few at once, in processes with few rights and limits on memory and time.
 
 use std::io;
 use std::path::PathBuf;
@@ -22,72 +22,76 @@ use super::wire::{self, MAX_SAID, Said};
 use crate::budget::Budget;
 use crate::store::{self, Object, Store};
 
-/// How many predictions run at once: none is waited for.
+/// Predictions that run at once. Few are enough: no pull waits for one, and a request for a profile
+/// only briefly.
 const AT_ONCE: usize = 2;
 /// Pieces that are read from the store at once for one prediction.
 const READS_AT_ONCE: usize = 16;
-/// Bytes of pieces that are on their way to predictors.
+/// Most bytes of pieces in memory on their way to predictors.
 const PIECES: u64 = 2 * MAX_PIECE;
-/// Most bytes that are read for one prediction: what may be inflated, were it not compressed at all, and the TOCs.
+/// Most bytes that are read for one prediction: all bytes that may be inflated, if they were not
+/// compressed, and the TOCs.
 const MAX_READ: u64 = 2 << 30;
-/// How long a process that has closed its pipes may take to end by itself.
-const LAST_BREATH: Duration = Duration::from_secs(1);
-/// The argument that makes our executable a predictor.
+/// How long a process that has closed its pipes may take to exit by itself.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
+/// The argument that makes Starlift's executable a predictor.
 const COMMAND: &str = "predict";
-/// mimalloc's option for how much it reserves at first, in KiB: a GiB would count as memory at once.
+/// mimalloc's option for the memory that it reserves at first, in KiB. Its default of a GiB would
+/// count against the limit.
 const RESERVE: (&str, &str) = ("MIMALLOC_ARENA_RESERVE", "32768");
-/// The longest reason that is taken over from a predictor.
+/// The longest reason that is accepted from a predictor.
 const MAX_REASON: usize = 200;
 
-/// Predicts which files containers read first.
+/// A predictor of the files that containers read first.
 #[derive(Debug)]
 pub struct Predictor {
-    place: Place,
+    isolation: Isolation,
     slots: Semaphore,
     pieces: Budget,
 }
 
 #[derive(Debug)]
-enum Place {
-    /// A process of this executable.
+enum Isolation {
+    /// In a process of this executable.
     Process(PathBuf, Limits),
-    /// A thread of ours, for whoever embeds the conversion: bounded in steps and bytes, and not isolated.
+    /// On a thread of this process, for programs that embed the conversion: limited in steps and
+    /// bytes, not isolated.
     Thread,
 }
 
-/// Who failed when there is no prediction.
+/// The cause of a failed prediction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Blame {
-    /// The image: it will fail again.
+    /// The image: the prediction will fail again.
     Image,
-    /// Us: another try says nothing of the image.
+    /// This server: the failure says nothing about the image.
     Ours,
-    /// The image, or a machine that was busy.
+    /// The image, or a busy machine.
     Unclear,
 }
 
-/// Why there is no prediction.
+/// A failure of the predictor.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PredictionError {
     #[error(transparent)]
     Store(#[from] store::Error),
-    #[error("the predictor cannot be started")]
+    #[error("starting the predictor failed")]
     NotStarted(#[source] io::Error),
-    #[error("the predictor ended with {0}")]
+    #[error("predictor ended with {0}")]
     Died(ExitStatus),
-    #[error("the predictor took too long")]
+    #[error("prediction took too long")]
     TooLong,
-    #[error("the predictor went away")]
+    #[error("connection to the predictor broke")]
     Gone(#[source] io::Error),
-    #[error("the predictor says what makes no sense: {0}")]
+    #[error("invalid message from the predictor: {0}")]
     Nonsense(String),
-    #[error("the image cannot be looked at: {0}")]
+    #[error("reading the image failed: {0}")]
     Refused(String),
 }
 
 impl PredictionError {
-    /// Whose failure it is.
+    /// Returns the cause of the failure.
     pub(crate) fn blame(&self) -> Blame {
         match self {
             Self::Store(_) | Self::NotStarted(_) => Blame::Ours,
@@ -96,7 +100,7 @@ impl PredictionError {
         }
     }
 
-    /// For the metric.
+    /// Returns the value of the metric's label.
     pub(crate) fn outcome(&self) -> &'static str {
         match self {
             Self::Store(_) | Self::NotStarted(_) => "not-made",
@@ -107,30 +111,30 @@ impl PredictionError {
     }
 }
 
-/// An image whose start is to be predicted: what is told of it, and where its blobs are.
+/// An image whose start is to be predicted: its description, and its blobs in the store.
 #[derive(Debug, Clone)]
 pub(super) struct Image {
     pub(super) task: Task,
-    /// For each layer of the task its blob and its external TOC.
+    /// The blob and the external TOC of each layer of the task.
     pub(super) blobs: Vec<(Option<Object>, Option<Object>)>,
     pub(super) store: Store,
 }
 
 impl Default for Predictor {
     fn default() -> Self {
-        Self::on(Place::Thread)
+        Self::on(Isolation::Thread)
     }
 }
 
 impl Predictor {
-    /// In processes of `executable`, which is Starlift's own.
+    /// Predicts in processes of `executable`, which is Starlift's own.
     pub fn in_processes(executable: impl Into<PathBuf>, limits: Limits) -> Self {
-        Self::on(Place::Process(executable.into(), limits))
+        Self::on(Isolation::Process(executable.into(), limits))
     }
 
-    fn on(place: Place) -> Self {
+    fn on(isolation: Isolation) -> Self {
         Self {
-            place,
+            isolation,
             slots: Semaphore::new(AT_ONCE),
             pieces: Budget::new("predictor's pieces", PIECES),
         }
@@ -142,9 +146,11 @@ impl Predictor {
             .acquire()
             .await
             .map_err(|error| PredictionError::NotStarted(io::Error::other(error)))?;
-        match &self.place {
-            Place::Process(executable, limits) => self.in_process(executable, limits, &image).await,
-            Place::Thread => self.on_thread(image).await,
+        match &self.isolation {
+            Isolation::Process(executable, limits) => {
+                self.in_process(executable, limits, &image).await
+            }
+            Isolation::Thread => self.on_thread(image).await,
         }
     }
 
@@ -152,8 +158,8 @@ impl Predictor {
         let (runtime, pieces) = (Handle::current(), self.pieces.clone());
         let predicted = spawn_blocking(move || {
             let mut failed = None;
-            let read = |asked: &[Piece]| {
-                let read = read(&image, &pieces, asked.to_vec()).try_collect::<Vec<_>>();
+            let read = |request: &[Piece]| {
+                let read = read(&image, &pieces, request.to_vec()).try_collect::<Vec<_>>();
                 runtime.block_on(read).map_err(|error| {
                     failed.get_or_insert(error);
                     io::ErrorKind::Other.into()
@@ -195,9 +201,9 @@ impl Predictor {
         }
         match outcome {
             Err(_elapsed) => Err(PredictionError::TooLong),
-            Ok(Err(PredictionError::Gone(error))) => {
-                Err(ended(child).await.unwrap_or(PredictionError::Gone(error)))
-            }
+            Ok(Err(PredictionError::Gone(error))) => Err(exit_error(child)
+                .await
+                .unwrap_or(PredictionError::Gone(error))),
             Ok(outcome) => outcome,
         }
     }
@@ -212,63 +218,63 @@ impl Predictor {
                 io::ErrorKind::BrokenPipe.into(),
             ));
         };
-        match hear(&mut output)
+        match receive(&mut output)
             .await
             .map_err(|error| PredictionError::NotStarted(io::Error::other(error)))?
         {
             Said::Ready { is_filtered } if !is_filtered => {
-                tracing::debug!("this kernel does not filter the predictor's system calls");
+                tracing::debug!("system calls of the predictor not filtered");
             }
             Said::Ready { .. } => {}
-            said => return Err(PredictionError::Nonsense(format!("{said:.40?}"))),
+            message => return Err(PredictionError::Nonsense(format!("{message:.40?}"))),
         }
         let task = serde_json::to_vec(&image.task)
             .map_err(|error| PredictionError::Nonsense(error.to_string()))?;
-        give(&mut input, &task).await?;
+        send(&mut input, &task).await?;
         let mut left = MAX_READ;
         loop {
-            let asked = match hear(&mut output).await? {
+            let request = match receive(&mut output).await? {
                 Said::Read(pieces) => pieces,
                 Said::Done(prediction) => return checked(prediction, image.task.layers.len()),
-                Said::Failed(why) => return Err(PredictionError::Refused(shortened(&why))),
+                Said::Failed(why) => return Err(PredictionError::Refused(shorten(&why))),
                 Said::Ready { .. } => {
-                    return Err(PredictionError::Nonsense("it is ready twice".to_owned()));
+                    return Err(PredictionError::Nonsense("second Ready".to_owned()));
                 }
             };
-            for piece in &asked {
-                left = left
-                    .checked_sub(piece.len().max(1))
-                    .ok_or_else(|| PredictionError::Nonsense("it reads on".to_owned()))?;
+            for piece in &request {
+                left = left.checked_sub(piece.len().max(1)).ok_or_else(|| {
+                    PredictionError::Nonsense("too many bytes requested".to_owned())
+                })?;
             }
-            let mut pieces = std::pin::pin!(read(image, &self.pieces, asked));
+            let mut pieces = std::pin::pin!(read(image, &self.pieces, request));
             while let Some(bytes) = pieces.try_next().await? {
-                give(&mut input, &bytes).await?;
+                send(&mut input, &bytes).await?;
             }
         }
     }
 }
 
-/// How a process ended that says no more.
-async fn ended(mut child: Child) -> Option<PredictionError> {
-    timeout(LAST_BREATH, child.wait())
+/// Returns how a process ended that closed its pipes.
+async fn exit_error(mut child: Child) -> Option<PredictionError> {
+    timeout(EXIT_TIMEOUT, child.wait())
         .await
         .ok()?
         .ok()
         .map(PredictionError::Died)
 }
 
-/// The pieces of an image's blobs in their order.
+/// Reads pieces of an image's blobs, in their order.
 fn read<'a>(
     image: &'a Image,
     budget: &'a Budget,
-    asked: Vec<Piece>,
+    request: Vec<Piece>,
 ) -> impl futures::Stream<Item = Result<Bytes, PredictionError>> + 'a {
-    let pieces = stream::iter(asked).map(move |piece| async move {
+    let pieces = stream::iter(request).map(move |piece| async move {
         let object = object(image, piece.blob)
             .filter(|object| piece.start <= piece.end && piece.end <= object.size);
         let object = object.filter(|_| piece.len() <= MAX_PIECE);
         let object =
-            object.ok_or_else(|| PredictionError::Nonsense(format!("it asks for {piece:?}")))?;
+            object.ok_or_else(|| PredictionError::Nonsense(format!("request for {piece:?}")))?;
         let weight = budget
             .take(piece.len())
             .await
@@ -298,7 +304,7 @@ fn object(image: &Image, blob: Blob) -> Option<&Object> {
     }
 }
 
-async fn hear(output: &mut ChildStdout) -> Result<Said, PredictionError> {
+async fn receive(output: &mut ChildStdout) -> Result<Said, PredictionError> {
     let mut length = [0; 4];
     output
         .read_exact(&mut length)
@@ -315,13 +321,13 @@ async fn hear(output: &mut ChildStdout) -> Result<Said, PredictionError> {
     if bytes.len() < length {
         return Err(PredictionError::Gone(io::ErrorKind::UnexpectedEof.into()));
     }
-    // A full list of files is a megabyte and more.
+    // A full list of files has more than a megabyte.
     let parsed = spawn_blocking(move || serde_json::from_slice(&bytes)).await;
     let parsed = parsed.map_err(|error| PredictionError::NotStarted(io::Error::other(error)))?;
-    parsed.map_err(|error| PredictionError::Nonsense(shortened(&error.to_string())))
+    parsed.map_err(|error| PredictionError::Nonsense(shorten(&error.to_string())))
 }
 
-async fn give(input: &mut ChildStdin, bytes: &[u8]) -> Result<(), PredictionError> {
+async fn send(input: &mut ChildStdin, bytes: &[u8]) -> Result<(), PredictionError> {
     let length =
         wire::length(bytes).map_err(|error| PredictionError::Nonsense(error.to_string()))?;
     input
@@ -335,12 +341,12 @@ async fn give(input: &mut ChildStdin, bytes: &[u8]) -> Result<(), PredictionErro
     input.flush().await.map_err(PredictionError::Gone)
 }
 
-/// A prediction that names nothing beyond the image, and did not end by chance.
+/// Returns a prediction if it names only layers of the image, and did not end by the clock.
 fn checked(prediction: Prediction, layers: usize) -> Result<Prediction, PredictionError> {
     let is_within = |layer: u32| usize::try_from(layer).is_ok_and(|layer| layer < layers);
     if !prediction.files.iter().all(|file| is_within(file.layer)) {
         return Err(PredictionError::Nonsense(
-            "it names a layer that is not there".to_owned(),
+            "layer not in the image".to_owned(),
         ));
     }
     match prediction.ended {
@@ -349,8 +355,9 @@ fn checked(prediction: Prediction, layers: usize) -> Result<Prediction, Predicti
     }
 }
 
-/// A text of the predictor, which has seen the image, for logs.
-fn shortened(text: &str) -> String {
+/// Shortens and escapes a text of the predictor for logs. The predictor has parsed the image, so
+/// the text is untrusted.
+fn shorten(text: &str) -> String {
     text.chars()
         .take(MAX_REASON)
         .collect::<String>()
@@ -359,7 +366,7 @@ fn shortened(text: &str) -> String {
 }
 
 impl Prediction {
-    /// For the metric.
+    /// Returns the value of the metric's label.
     pub(crate) fn outcome(&self) -> &'static str {
         match self.ended {
             None => "made",

@@ -1,4 +1,4 @@
-//! The limits that a predictor's process sets itself before it sees anything of an image.
+//! The limits that a predictor's process sets for itself before it reads anything of an image.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,17 +7,18 @@ use std::{fs, io};
 use rustix::process::{Resource, Rlimit, Signal};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 
-/// Standard input, output and error are open, and nothing else can be opened.
+/// Standard input, output and error are open. No other descriptor can be opened.
 const DESCRIPTORS: u64 = 3;
-/// Address space in place of memory: the executable, its stack and what the allocator reserves come on top.
+/// Bytes of address space, which is more than memory: it includes the executable, its stack and the
+/// allocator's reserve.
 const ADDRESS_SPACE: u64 = 2 << 30;
-/// What the kernel's out-of-memory killer is told: take this process before all others.
-const FIRST_TO_GO: &str = "1000";
-/// How far the process stands back behind those that serve.
+/// For the kernel's out-of-memory killer: kill this process before all others.
+const OOM_SCORE_ADJ: &str = "1000";
+/// The nice value, so that processes that serve have priority.
 const NICE: i32 = 5;
 
-/// The system calls that computing and two pipes take. All others fail with EPERM: libraries can do without them, and an
-/// image's prediction is not lost for one that a new version tries.
+/// The system calls that computing and two pipes need. All others fail with EPERM: libraries can do
+/// without them, and an image's prediction is not lost if a new version tries one.
 const CALLS: &[i64] = &[
     libc::SYS_brk,
     libc::SYS_clock_gettime,
@@ -45,19 +46,19 @@ const CALLS: &[i64] = &[
     libc::SYS_writev,
 ];
 
-/// What the process may use.
+/// The limits of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of memory.
     pub memory: u64,
-    /// Time on a processor.
+    /// Processor time.
     pub processor: Duration,
-    /// Time in all, which the parent sees to.
+    /// Elapsed time, enforced by the parent.
     pub time: Duration,
 }
 
 impl Default for Limits {
-    /// The fuel ends long before these do, also where the machine is busy with other things.
+    /// The fuel ends long before these limits, even on a busy machine.
     fn default() -> Self {
         Self {
             memory: 512 << 20,
@@ -67,12 +68,13 @@ impl Default for Limits {
     }
 }
 
-/// Sets the limits for good; whether system calls are filtered too, which not every kernel does.
+/// Sets the limits permanently. Returns whether system calls are filtered too, which not every
+/// kernel supports.
 pub(super) fn enter(limits: &Limits) -> io::Result<bool> {
     close_inherited();
-    // Where these fail, what counts holds all the same.
-    let _stays_as_it_is = fs::write("/proc/self/oom_score_adj", FIRST_TO_GO);
-    let _stays_as_it_is = rustix::process::nice(NICE);
+    // If these two fail, the limits below still hold.
+    let _best_effort = fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ);
+    let _best_effort = rustix::process::nice(NICE);
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     rustix::thread::set_no_new_privs(true)?;
     let processor = limits.processor.as_secs().max(1);
@@ -90,16 +92,20 @@ pub(super) fn enter(limits: &Limits) -> io::Result<bool> {
     Ok(filter().is_ok())
 }
 
-/// Closes what was open in the server, or in whoever started that, without a mark to be closed here.
-#[expect(unsafe_code, reason = "no safe way closes what nobody here owns")]
+/// Closes descriptors that the server, or its parent, left open across `exec`.
+#[expect(
+    unsafe_code,
+    reason = "no safe API closes descriptors that have no owner"
+)]
 fn close_inherited() {
     let first = u32::try_from(DESCRIPTORS).unwrap_or(u32::MAX);
-    // SAFETY: this process has just begun. It has opened nothing of its own but the standard three, so that no one owns
-    // what is closed. A kernel that is too old for the call (before 5.9) closes nothing.
-    let _not_known_here = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
+    // SAFETY: this process has just begun and has opened nothing but the standard three, so that
+    // nothing in it owns the closed descriptors. A kernel that is too old for the call (before 5.9)
+    // closes nothing.
+    let _unsupported = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
 }
 
-/// Lowers a limit, which no one can raise again; one that is lower already stays.
+/// Lowers a limit, which cannot be raised again. A lower limit stays.
 fn lower(resource: Resource, limit: u64) -> io::Result<()> {
     let before = rustix::process::getrlimit(resource);
     let limit = before.maximum.map_or(limit, |maximum| maximum.min(limit));

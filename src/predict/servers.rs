@@ -1,4 +1,4 @@
-//! What servers read by their own configuration: nginx and PostgreSQL.
+//! The files that servers read by their own configuration: nginx and PostgreSQL.
 
 use super::launch::{Process, Program};
 use super::loader::globbed;
@@ -9,9 +9,10 @@ use estargz::toc::Kind;
 
 /// Most files of one server's configuration.
 const MAX_CONFIGURATION: usize = 256;
-/// Where nginx was built to look (Debian's and nginx's own packages).
+/// The compiled-in path of nginx's configuration (Debian's and nginx's own packages).
 const NGINX: &str = "/etc/nginx/nginx.conf";
-/// Where modules lie whose paths are relative (Debian's packages; nginx's own link the first to its place).
+/// Directories of modules with relative paths (Debian's packages; nginx's own have a link in the
+/// first to the third).
 const NGINX_PREFIXES: &[&str] = &["/etc/nginx", "/usr/share/nginx", "/usr/lib/nginx"];
 /// The directives whose value is a file that is read at start.
 const NGINX_FILES: &[&str] = &[
@@ -24,7 +25,8 @@ const NGINX_FILES: &[&str] = &[
 ];
 /// Most files of one directory of a cluster.
 const MAX_DATABASE: usize = 256;
-/// The parts of a PostgreSQL cluster that a start reads, in its order; directories mean all that is in them.
+/// The parts of a PostgreSQL cluster that a start reads, in its order. A directory means all files
+/// in it.
 const CLUSTER: &[&str] = &[
     "PG_VERSION",
     "postgresql.conf",
@@ -40,8 +42,8 @@ const CLUSTER: &[&str] = &[
     "pg_multixact/offsets",
     "pg_multixact/members",
 ];
-/// What the first session reads of the tables that all databases share, by their fixed numbers (PostgreSQL,
-/// `src/include/catalog`): databases, subscriptions, roles and their settings.
+/// The tables shared by all databases that the first session reads, by their fixed numbers
+/// (PostgreSQL, `src/include/catalog`): databases, subscriptions, roles and their settings.
 const GLOBAL: &[&str] = &[
     "pg_filenode.map",
     "pg_internal.init",
@@ -53,7 +55,8 @@ const GLOBAL: &[&str] = &[
     "2676",
     "2965",
 ];
-/// The same of one database: classes, attributes, types, procedures, operators and the indexes on them.
+/// The same for the tables of one database: classes, attributes, types, procedures, indexes, access
+/// methods and operator classes, and the indexes on them.
 const DATABASE: &[&str] = &[
     "PG_VERSION",
     "pg_filenode.map",
@@ -74,17 +77,17 @@ const DATABASE: &[&str] = &[
     "1255",
     "2690",
 ];
-/// The databases that others are copied from; nobody is meant to use them.
+/// The template databases, which others are copied from. Sessions do not use them.
 const TEMPLATES: &[&str] = &["1", "4"];
 
 /// Runs nginx.
 pub(super) fn nginx(walk: &mut Walk<'_>, process: &Process, mut program: Program) {
     let fuel = walk.fuel.clone();
-    let given = fuel
+    let option = fuel
         .each(&process.argv)
         .skip_while(|word| *word != "-c")
         .nth(1);
-    let main = given.map_or(NGINX.to_owned(), |path| join(parent(NGINX), path));
+    let main = option.map_or(NGINX.to_owned(), |path| join(parent(NGINX), path));
     let base = parent(&main).to_owned();
     let mut left = vec![main];
     let mut roots = Vec::new();
@@ -117,13 +120,13 @@ pub(super) fn nginx(walk: &mut Walk<'_>, process: &Process, mut program: Program
         left.extend(included.into_iter().rev());
     }
     system::name_users(walk);
-    // The first request is for the root, as far as anyone can say.
+    // The first request is probably for the root.
     for root in fuel.each(roots) {
         walk.name_path(&join(&root, "index.html"));
     }
 }
 
-/// The directives of a configuration and their first values.
+/// Returns the directives of a configuration and their first values.
 fn directives(text: &str) -> impl Iterator<Item = (&str, &str)> {
     let lines = text
         .lines()
@@ -177,7 +180,7 @@ pub(super) fn postgres(walk: &mut Walk<'_>, process: &Process, program: &Program
     }
 }
 
-/// Where the server's own tables may be, seen from its program.
+/// Returns the possible directories of the server's shared files, relative to its program.
 fn share(program: &Program) -> Vec<String> {
     let bin = format!("/{}", parent(&program.file.path));
     let prefix = parent(&bin).to_owned();

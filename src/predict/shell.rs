@@ -1,4 +1,5 @@
-//! What a shell script starts and reads, as far as its words say it. Conditions are not judged: both ways count.
+//! Follows a shell script: the programs that it starts and the files that it reads, as far as its
+//! words show them. Conditions are not evaluated: both branches count.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -9,21 +10,22 @@ use super::view::{base_name, join};
 use super::walk::Walk;
 use estargz::toc::Kind;
 
-/// Most commands of one script that are looked at.
+/// Most commands of one script that are read.
 const MAX_COMMANDS: usize = 512;
 /// How deep scripts include scripts.
 const MAX_SOURCES: usize = 8;
-/// Most scripts of a directory that a script runs all of (`/docker-entrypoint.d`).
+/// Most scripts that are run from one directory (`/docker-entrypoint.d`).
 const MAX_PARTS: usize = 32;
-/// Directories that are no part of an image.
+/// Directories that are not part of an image.
 const VOLATILE: &[&str] = &["/dev/", "/proc/", "/sys/", "/run/", "/tmp/"];
 
-/// Words that stand before a command, which may be one itself.
+/// Words in front of a command. Several may follow each other.
 const BEFORE: &[&str] = &[
     "!", "{", "builtin", "command", "do", "elif", "else", "eval", "exec", "if", "then", "time",
     "until", "while",
 ];
-/// What every shell does by itself (POSIX, "Special Built-In Utilities", and those that dash and bash add).
+/// Commands inside every shell (POSIX, "Special Built-In Utilities", and those that dash and bash
+/// add).
 const BUILTINS: &[&str] = &[
     "[", "[[", "]]", "}", ":", "alias", "bg", "break", "case", "cd", "continue", "declare", "done",
     "echo", "esac", "exit", "export", "false", "fg", "fi", "for", "function", "getopts", "hash",
@@ -32,16 +34,16 @@ const BUILTINS: &[&str] = &[
     "unalias", "unset", "wait",
 ];
 
-/// A script that runs.
+/// A running script.
 struct Shell {
     /// Its environment grows with its assignments.
     process: Process,
-    /// Words that are behind the script's name.
+    /// The words after the script's name.
     arguments: Vec<String>,
     sources: usize,
 }
 
-/// Runs a shell: its script, or what is behind `-c`.
+/// Runs a shell with its script, or with the text after `-c`.
 pub(super) fn run(walk: &mut Walk<'_>, process: &Process) {
     let fuel = walk.fuel.clone();
     let mut words = fuel.each(process.argv.iter().skip(1));
@@ -57,7 +59,7 @@ pub(super) fn run(walk: &mut Walk<'_>, process: &Process) {
         }
     };
     let Some(script) = script else { return };
-    // The first word behind a text is the name that the shell goes by.
+    // The first word after a text is the name of the shell, `$0`.
     let arguments = fuel.copies(words.skip(usize::from(is_text)).map(String::as_str));
     let mut shell = Shell {
         process: process.then(Vec::new(), &fuel),
@@ -133,7 +135,8 @@ impl Shell {
         }
     }
 
-    /// Absolute paths among a command's words: it reads the files, and runs what is in directories made for that.
+    /// Handles the absolute paths among a command's words: names files, and runs the scripts in
+    /// directories made for them (`*.d`).
     fn mentioned(&self, walk: &mut Walk<'_>, words: &[String]) {
         let fuel = walk.fuel.clone();
         for word in fuel.each(words).filter(|word| word.starts_with('/')) {
@@ -166,13 +169,14 @@ impl Shell {
         }
     }
 
-    /// `set -- server "$@"` stands where the arguments are options alone, or none.
+    /// Replaces the arguments, as `set -- server "$@"` does, if there are none or the first is an
+    /// option: entrypoints guard the line with that condition.
     fn set(&mut self, words: &Vec<String>, fuel: &Fuel) {
-        let is_for_us = self
+        let takes_effect = self
             .arguments
             .first()
             .is_none_or(|first| first.starts_with('-'));
-        let (Some(behind), true) = (fuel.each(words).position(|word| word == "--"), is_for_us)
+        let (Some(behind), true) = (fuel.each(words).position(|word| word == "--"), takes_effect)
         else {
             return;
         };
@@ -180,7 +184,7 @@ impl Shell {
     }
 }
 
-/// `NAME=value`.
+/// Splits `NAME=value`.
 fn assignment(word: &str) -> Option<(&str, &str)> {
     let (name, value) = word.split_once('=')?;
     let is_name = |name: &str| {

@@ -1,6 +1,8 @@
-//! The commands of a shell script, cut into words (POSIX, "Shell Command Language", section 2.3), without running any.
+//! Splits a shell script into commands and words (POSIX, "Shell Command Language", section 2.3),
+//! without running any.
 //!
-//! What a substitution gives is not known: a word with one in it is dropped, the command within it counts for itself.
+//! The output of a substitution is not known: a word with one in it is dropped, and the command
+//! inside is a command of its own.
 
 use std::collections::BTreeMap;
 use std::iter::Peekable;
@@ -8,17 +10,19 @@ use std::str::Chars;
 
 use super::fuel::Fuel;
 
-/// How deep substitutions may lie in each other.
+/// The deepest nesting of substitutions.
 const MAX_NESTED: usize = 32;
-/// The longest word, the value of a variable among them (Linux, `MAX_ARG_STRLEN`): no program can be given a longer one.
+/// The longest word, including the value of a variable (Linux, `MAX_ARG_STRLEN`). No program can
+/// receive a longer one.
 const MAX_WORD: usize = 128 << 10;
-/// Most bytes of a command's words. Programs could be given sixteen times as many; no image was seen that does.
+/// Most bytes of a command's words. Programs can receive sixteen times as many, but no known image
+/// passes them.
 const MAX_WORDS: usize = 128 << 10;
-/// What a word, a part of one and a command take beside their text.
+/// Bytes that a word or a part of one takes besides its text.
 const BYTES_OF_WORD: usize = 256;
 const BYTES_OF_PART: usize = 64;
 
-/// The words of a command; its redirections are left out.
+/// The words of a command, without its redirections.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Command {
     words: Vec<Word>,
@@ -32,15 +36,15 @@ struct Word {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Part {
     Text(String),
-    /// A variable, and what stands where it is empty.
+    /// A variable, and the value to use if it is empty.
     Variable(String, Option<String>),
-    /// What a substitution or a calculation gives.
+    /// The output of a substitution or a calculation.
     Unknown,
 }
 
 impl Command {
-    /// The words with these variables; those that are not known are left out. None of a command whose words are too long
-    /// for any program, and once the fuel has ended.
+    /// Returns the words with these variables replaced, without the words that are not known.
+    /// Returns no words if they are too long for any program, or once the fuel has ended.
     pub(super) fn expanded(
         &self,
         variables: &BTreeMap<String, String>,
@@ -107,7 +111,8 @@ impl Word {
     }
 }
 
-/// The first commands of a script, those in substitutions before the ones they are part of; `most` of them.
+/// Returns the first `most` commands of a script, those in substitutions before the commands around
+/// them.
 pub(super) fn commands(text: &str, most: usize, fuel: &Fuel) -> Vec<Command> {
     let mut reader = Reader {
         letters: text.chars().peekable(),
@@ -121,15 +126,15 @@ pub(super) fn commands(text: &str, most: usize, fuel: &Fuel) -> Vec<Command> {
     reader.done
 }
 
-/// A command that is being read.
+/// An unfinished command.
 #[derive(Default)]
 struct Open {
     command: Command,
     word: Option<Word>,
     in_quotes: bool,
-    /// It ends at a backquote.
+    /// Whether it ends at a backquote.
     is_backquoted: bool,
-    /// The next word is a redirection's.
+    /// The redirection that the next word belongs to.
     redirects: Option<Redirection>,
 }
 
@@ -142,7 +147,7 @@ enum Redirection {
 struct Reader<'a> {
     letters: Peekable<Chars<'a>>,
     done: Vec<Command>,
-    /// The outermost first; never empty.
+    /// The outermost first. Never empty.
     open: Vec<Open>,
     /// The ends of the here-documents of this line.
     here: Vec<String>,
@@ -192,7 +197,7 @@ impl Reader<'_> {
         self.letter_if(|_| true)
     }
 
-    /// The next letter, if it is one of those that are wanted.
+    /// Takes the next letter if `is_wanted` returns true for it.
     fn letter_if(&mut self, is_wanted: impl FnOnce(char) -> bool) -> Option<char> {
         self.letters
             .next_if(|letter| self.fuel.burn(1) && is_wanted(*letter))
@@ -206,7 +211,8 @@ impl Reader<'_> {
         &mut self.open[last]
     }
 
-    /// The word that is being read. Its parts are paid for where they begin, its letters as they come.
+    /// Returns the unfinished word. The fuel is charged for its parts as they begin, and for its
+    /// letters as they are read.
     fn word(&mut self) -> &mut Word {
         if self.top().word.is_none() {
             self.fuel.make(BYTES_OF_WORD);
@@ -277,7 +283,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Behind `${`.
+    /// Reads the rest of `${…}`.
     fn braced(&mut self) -> Part {
         let mut depth = 1;
         let mut text = String::new();
@@ -315,7 +321,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The old substitution cannot hold itself: its second mark closes it.
+    /// Handles a backquote. The old substitution does not nest: the second backquote closes it.
     fn backquote(&mut self) {
         if self.top().is_backquoted {
             self.close();
@@ -331,7 +337,8 @@ impl Reader<'_> {
         }
     }
 
-    /// `)` ends a substitution, a group, or the pattern of a case, which is no command.
+    /// Handles `)`, which ends a substitution, a group, or the pattern of a case. A pattern is not
+    /// a command.
     fn close(&mut self) {
         if self.open.len() > 1 {
             self.end_command();
@@ -410,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn a_script_is_cut_into_commands_and_words() {
+    fn a_script_is_split_into_commands_and_words() {
         for (text, expected) in [
             ("a b; c | d && e & f", &["a_b", "c", "d", "e", "f"][..]),
             (
@@ -448,7 +455,7 @@ mod tests {
         }
 
         #[test]
-        fn plain_words_come_back(words in proptest::collection::vec("[a-z0-9/._]{1,8}", 1..8)) {
+        fn plain_words_are_kept(words in proptest::collection::vec("[a-z0-9/._]{1,8}", 1..8)) {
             prop_assert_eq!(read(&words.join(" ")), [words.join("_")]);
         }
     }

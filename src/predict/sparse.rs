@@ -1,20 +1,22 @@
-//! A file of which some pieces are known: who needs another one is told which.
+//! A file of which only some pieces are known. A read of another part fails and records the missing
+//! offset.
 
 use std::cell::Cell;
 use std::ops::Range;
 
 use object::ReadRef;
 
-/// Most bytes of one file that are held: the string tables of the largest libraries with the chunks they lie in.
+/// Most bytes that are kept of one file: the string tables of the largest libraries, with the
+/// chunks that contain them.
 const MAX_HELD: u64 = 96 << 20;
 
-/// Pieces of a file's content.
+/// The known pieces of a file's content.
 #[derive(Debug, Default)]
 pub(super) struct Sparse {
     size: u64,
-    /// In order of their offsets; none touches the next.
+    /// In order of their offsets. No two are adjacent.
     pieces: Vec<(u64, Vec<u8>)>,
-    /// The first byte that was asked for and is not known.
+    /// The first byte that was read but is not known.
     missing: Cell<Option<u64>>,
 }
 
@@ -27,7 +29,7 @@ impl Sparse {
         }
     }
 
-    /// A file that is known whole.
+    /// A file that is known completely.
     #[cfg(any(test, fuzzing))]
     pub(super) fn whole(bytes: &[u8]) -> Self {
         let mut sparse = Self::new(bytes.len() as u64);
@@ -49,7 +51,7 @@ impl Sparse {
         self.missing.set(None);
     }
 
-    /// Whether so many bytes more can be held.
+    /// Whether this many further bytes may be kept.
     pub(super) fn has_room_for(&self, bytes: u64) -> bool {
         let held: u64 = self
             .pieces
@@ -59,7 +61,7 @@ impl Sparse {
         held.saturating_add(bytes) <= MAX_HELD
     }
 
-    /// What was asked for in vain since the last piece came.
+    /// Returns the first missing byte of the reads since the last piece was added.
     pub(super) fn missing(&self) -> Option<u64> {
         self.missing.get()
     }
@@ -98,7 +100,7 @@ impl<'a> ReadRef<'a> for &'a Sparse {
         self.slice(offset..end).ok_or(())
     }
 
-    /// Nothing of ours looks for the end of a text.
+    /// Always fails: nothing in this crate reads up to a delimiter.
     fn read_bytes_at_until(self, _range: Range<u64>, _delimiter: u8) -> Result<&'a [u8], ()> {
         Err(())
     }
@@ -109,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_is_named_and_pieces_grow_together() {
+    fn the_missing_offset_is_reported_and_adjacent_pieces_merge() {
         let mut sparse = Sparse::new(12);
         assert_eq!(
             ((&sparse).read_bytes_at(4, 4), sparse.missing()),
@@ -127,7 +129,7 @@ mod tests {
         assert_eq!(
             ((&sparse).read_bytes_at(11, 2), sparse.missing()),
             (Err(()), None),
-            "the file ends before"
+            "beyond the end of the file"
         );
         assert_eq!((&sparse).read_bytes_at(u64::MAX, 2), Err(()));
     }

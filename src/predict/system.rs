@@ -1,19 +1,19 @@
-//! The files that a C library reads on a program's behalf: locales, users, time zone, certificates.
+//! The files that a C library reads for a program: locales, users, time zone, certificates.
 //!
-//! Each only where the executable calls what reads it, or has the library that does.
+//! Each is named only if the executable calls a function that reads it, or has a library that does.
 
 use super::launch::{Process, Program};
 use super::view::join;
 use super::walk::Walk;
 
-/// Where distributions keep the configuration of OpenSSL; the first that is there counts.
+/// Paths of the configuration of OpenSSL in distributions. The first that exists is read.
 const OPENSSL_CONFIGURATIONS: &[&str] = &[
     "/usr/lib/ssl/openssl.cnf",
     "/usr/local/ssl/openssl.cnf",
     "/etc/pki/tls/openssl.cnf",
     "/etc/ssl/openssl.cnf",
 ];
-/// Where they keep all certificates in one file (Go's `crypto/x509/root_linux.go` lists them).
+/// Paths of the file with all certificates (from the list in Go's `crypto/x509/root_linux.go`).
 const CERTIFICATES: &[&str] = &[
     "/usr/lib/ssl/cert.pem",
     "/etc/ssl/certs/ca-certificates.crt",
@@ -21,7 +21,7 @@ const CERTIFICATES: &[&str] = &[
     "/etc/ssl/ca-bundle.pem",
     "/etc/ssl/cert.pem",
 ];
-/// The functions that ask for users and groups.
+/// The functions that look up users and groups.
 const USERS: &[&str] = &[
     "getpwnam",
     "getpwuid",
@@ -32,7 +32,8 @@ const USERS: &[&str] = &[
 /// The longest name of a locale (Linux, `NAME_MAX`).
 const MAX_LOCALE: usize = 255;
 const LOCALES: &str = "/usr/lib/locale";
-/// What a locale consists of, in the order in which `setlocale(LC_ALL, "")` opens it (glibc, `locale/findlocale.c`).
+/// The files of a locale, in the order in which `setlocale(LC_ALL, "")` opens them (glibc,
+/// `locale/findlocale.c`).
 const CATEGORIES: &[&str] = &[
     "LC_IDENTIFICATION",
     "LC_MEASUREMENT",
@@ -48,7 +49,7 @@ const CATEGORIES: &[&str] = &[
     "LC_CTYPE",
 ];
 
-/// Names what the libraries of a program that was started read before it does anything of its own.
+/// Names the files that a program's libraries read before its own code runs.
 pub(super) fn started(walk: &mut Walk<'_>, process: &Process, program: &Program) {
     let loader = &program.loader;
     if loader.has("libcrypto.so") {
@@ -76,17 +77,17 @@ pub(super) fn started(walk: &mut Walk<'_>, process: &Process, program: &Program)
 
 /// Names the configuration of OpenSSL.
 pub(super) fn name_openssl(walk: &mut Walk<'_>, process: &Process) {
-    let given = process.variable("OPENSSL_CONF");
-    let _ = given
+    let variable = process.variable("OPENSSL_CONF");
+    let _ = variable
         .into_iter()
         .chain(OPENSSL_CONFIGURATIONS.iter().copied())
         .find_map(|path| walk.name_path(path));
 }
 
-/// Names the certificates that are trusted.
+/// Names the trusted certificates.
 pub(super) fn name_certificates(walk: &mut Walk<'_>, process: &Process) {
-    let given = process.variable("SSL_CERT_FILE");
-    let _ = given
+    let variable = process.variable("SSL_CERT_FILE");
+    let _ = variable
         .into_iter()
         .chain(CERTIFICATES.iter().copied())
         .find_map(|path| walk.name_path(path));
@@ -107,18 +108,18 @@ pub(super) fn name_time_zone(walk: &mut Walk<'_>, process: &Process) {
     };
 }
 
-/// The locale that the environment asks for, unless it is one that needs no files.
+/// Returns the locale of the environment, unless it needs no files.
 pub(super) fn locale(process: &Process) -> Option<&str> {
-    let asked = ["LC_ALL", "LC_CTYPE", "LANG"]
+    let value = ["LC_ALL", "LC_CTYPE", "LANG"]
         .into_iter()
         .find_map(|name| process.variable(name));
     let is_name = |name: &&str| name.len() <= MAX_LOCALE && !name.contains('/');
-    asked
+    value
         .filter(is_name)
         .filter(|name| !matches!(*name, "C" | "POSIX"))
 }
 
-/// Names the locale that the environment asks for.
+/// Names the files of the environment's locale.
 pub(super) fn name_locale(walk: &mut Walk<'_>, process: &Process) {
     if let Some(locale) = locale(process) {
         name_categories(walk, locale, CATEGORIES);
@@ -144,7 +145,8 @@ pub(super) fn name_categories(walk: &mut Walk<'_>, locale: &str, categories: &[&
     }
 }
 
-/// The directories that a locale may have: as given, and with the character set in the short form (`C.utf8`).
+/// Returns the possible directories of a locale: its own name, and the one with the character set
+/// in the short form (`C.utf8`).
 fn spellings(locale: &str) -> Vec<String> {
     let short = |codeset: &str| {
         codeset

@@ -1,4 +1,4 @@
-//! Images of a few files, made of real ones of this machine where a program is needed, and what is said about them.
+//! Predictions for small images. Programs in them are files of this machine.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
@@ -12,7 +12,7 @@ use super::blobs::{Blob, Piece};
 use super::view::View;
 use super::*;
 
-/// What a layer has at a path.
+/// An entry of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Node {
     File(Vec<u8>),
@@ -63,22 +63,26 @@ fn blob(layer: &Layer) -> (Vec<u8>, estargz::write::Written) {
     (blob, written)
 }
 
-/// What is told of an image of these layers, and the blobs themselves.
+/// Returns the task for an image of these layers, and their blobs.
 pub(super) fn image(
     layers: &[Option<Layer>],
     configuration: &serde_json::Value,
 ) -> (Task, Vec<Vec<u8>>) {
     let built = layers.iter().map(|layer| {
         let (blob, written) = layer.as_ref().map(blob)?;
-        let told = super::Layer {
+        let description = super::Layer {
             size: written.blob_size,
             toc_digest: written.toc_digest.to_string(),
             external_toc: None,
         };
-        Some((told, blob))
+        Some((description, blob))
     });
     let (layers, blobs) = built
-        .map(|layer| layer.map_or((None, Vec::new()), |(told, blob)| (Some(told), blob)))
+        .map(|layer| {
+            layer.map_or((None, Vec::new()), |(description, blob)| {
+                (Some(description), blob)
+            })
+        })
         .unzip();
     (
         Task {
@@ -89,7 +93,7 @@ pub(super) fn image(
     )
 }
 
-/// Gives pieces of blobs in memory.
+/// Returns a reader of blobs in memory.
 pub(super) fn reader(blobs: &[Vec<u8>]) -> Box<Read<'_>> {
     let at = |piece: &Piece| {
         let Blob::Layer(number) = piece.blob else {
@@ -103,7 +107,7 @@ pub(super) fn reader(blobs: &[Vec<u8>]) -> Box<Read<'_>> {
     Box::new(move |pieces: &[Piece]| pieces.iter().map(at).collect())
 }
 
-/// The paths that are named for `argv`, in order; all come from the layers that have them.
+/// Returns the paths that are named for `argv`, in order. Asserts that each is a file of its layer.
 fn named(layers: &[Layer], argv: &[&str]) -> Vec<String> {
     let layers: Vec<Option<Layer>> = layers.iter().cloned().map(Some).collect();
     let (task, blobs) = image(&layers, &serde_json::json!({"config": {"Cmd": argv}}));
@@ -162,7 +166,7 @@ fn add(layer: &mut Layer, path: &str) {
     }
 }
 
-/// The libraries of a program, as ldd(1) says, by their real paths.
+/// Returns the real paths of a program's libraries, as reported by ldd(1).
 fn ldd(program: &str) -> Vec<String> {
     let output = Command::new("ldd").arg(program).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
@@ -172,7 +176,7 @@ fn ldd(program: &str) -> Vec<String> {
         .collect()
 }
 
-/// A layer with these programs and all they load.
+/// Returns a layer with these programs and all their libraries.
 pub(super) fn programs(programs: &[&str]) -> Layer {
     let mut layer = Layer::new();
     for program in programs {
@@ -205,7 +209,7 @@ fn real(path: &str) -> String {
 }
 
 #[test]
-fn a_programs_libraries_are_those_that_ldd_finds() {
+fn a_programs_libraries_match_ldd() {
     for program in ["/bin/sh", "/usr/bin/curl"] {
         if !Path::new(program).exists() {
             continue;
@@ -217,12 +221,12 @@ fn a_programs_libraries_are_those_that_ldd_finds() {
         let expected: BTreeSet<String> = ldd(program).iter().map(|path| real(path)).collect();
         assert_eq!(found, expected, "{program}");
         assert_eq!(files[0], real(program), "the program comes first");
-        assert_eq!(files[2], "etc/ld.so.cache", "behind the interpreter");
+        assert_eq!(files[2], "etc/ld.so.cache", "after the interpreter");
     }
 }
 
 #[test]
-fn an_upper_layer_replaces_removes_and_leads_elsewhere() {
+fn an_upper_layer_replaces_removes_and_redirects_files() {
     let lower = layer(&[
         ("bin/run", text("#!/bin/old\n")),
         ("bin/old", text("old")),
@@ -242,7 +246,7 @@ fn an_upper_layer_replaces_removes_and_leads_elsewhere() {
 }
 
 #[test]
-fn a_script_starts_what_it_names_and_becomes_what_it_is_given() {
+fn a_script_starts_the_programs_it_names_and_execs_its_arguments() {
     let mut image = programs(&["/bin/sh", "/usr/bin/env"]);
     let script = "#!/usr/bin/env sh\n. /lib.sh\nif [ \"$1\" = app ]; then helper /etc/app.conf >/dev/null; fi\nset -- no\nexec \"$@\"\n";
     for (path, content) in [
@@ -291,7 +295,7 @@ fn a_script_starts_what_it_names_and_becomes_what_it_is_given() {
 }
 
 #[test]
-fn what_starts_itself_comes_to_an_end() {
+fn a_program_that_starts_itself_ends() {
     let looped = layer(&[
         ("a", text("#!/b\n")),
         ("b", text("#!/a\n")),
@@ -305,7 +309,7 @@ fn what_starts_itself_comes_to_an_end() {
 }
 
 #[test]
-fn layers_without_a_record_are_not_looked_into() {
+fn layers_without_a_record_are_not_read() {
     let upper = layer(&[("bin/app", text("#!/bin/sh\n"))]);
     let (task, blobs) = image(
         &[None, Some(upper)],
@@ -319,7 +323,7 @@ fn layers_without_a_record_are_not_looked_into() {
     assert_eq!(files, [(1, "bin/app")]);
 }
 
-/// What an unpacker has after all layers: the reference that the view is compared with.
+/// The files of an unpacker after all layers: the reference for the view.
 #[derive(Default)]
 struct Unpacked(BTreeMap<Vec<String>, (usize, Node)>);
 
@@ -436,7 +440,7 @@ fn any_layer() -> impl Strategy<Value = Layer> {
             };
             layer.insert(path, node);
         }
-        // No tar has something below what is no directory, in one layer.
+        // In one layer of a tar, only directories have entries below them.
         let others: Vec<String> = layer
             .iter()
             .filter(|(_, node)| **node != Node::Directory)
@@ -454,7 +458,7 @@ fn any_layer() -> impl Strategy<Value = Layer> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
     #[test]
-    fn the_view_is_what_an_unpacker_has(layers in proptest::collection::vec(any_layer(), 1..4), paths in proptest::collection::vec(any_path(), 1..40)) {
+    fn the_view_has_the_files_of_an_unpacker(layers in proptest::collection::vec(any_layer(), 1..4), paths in proptest::collection::vec(any_path(), 1..40)) {
         let toc = |layer: &Layer| {
             let (blob, written) = blob(layer);
             let size = blob.len() as u64;

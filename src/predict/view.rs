@@ -1,8 +1,9 @@
-//! What a container sees: the layers' trees on top of each other, as overlayfs merges them.
+//! The container's view of the files: the layers' trees merged like overlayfs does.
 //!
-//! A directory is the directories of its name in all layers down to one that is opaque, or to a layer that has a whiteout
-//! or something else by that name (OCI image-spec, layer.md, "Whiteouts"). Layers without a TOC are not looked into:
-//! what only they have is not there, and what they hide is.
+//! A directory merges the directories of its name in all layers, down to one that is opaque, or to
+//! a layer that has a whiteout or another kind of entry by that name (OCI image-spec, layer.md,
+//! "Whiteouts"). Layers without a TOC are not read: files that only they have are missing, and
+//! files that they hide are visible.
 
 use std::sync::Arc;
 
@@ -12,15 +13,16 @@ use estargz::toc::{Kind, Node, NodeId};
 use super::fuel::Fuel;
 use crate::layers::names::{OPAQUE, is_format_entry, is_marker, whiteout_of};
 
-/// How many symbolic links a path may lead through (Linux, `MAXSYMLINKS`).
+/// Most symbolic links on a path (Linux, `MAXSYMLINKS`).
 const MAX_HOPS: usize = 40;
-/// The longest path that leads anywhere (Linux, `PATH_MAX`).
+/// The longest path that can be resolved (Linux, `PATH_MAX`).
 const MAX_PATH: usize = 4096;
-/// What looking a name up in one layer takes, in steps: the name and its whiteout, each among all names of a directory.
+/// Steps of a lookup in one layer: the name and its whiteout, each among all names of a directory.
 const STEPS_OF_LAYER: u64 = 4;
-/// Most components that are left to walk, those of links' targets among them: `PATH_MAX` holds half as many.
+/// Most components that are left to resolve, including those of links' targets. `PATH_MAX` holds
+/// half as many.
 const MAX_COMPONENTS: usize = 4096;
-/// The layers of an image, merged. Names that are no UTF-8 are not seen.
+/// The merged layers of an image. Names that are not UTF-8 are left out.
 #[derive(Debug)]
 pub(super) struct View {
     layers: Vec<Option<Arc<Toc>>>,
@@ -28,15 +30,15 @@ pub(super) struct View {
     fuel: Fuel,
 }
 
-/// What a path leads to once all symbolic links are followed.
+/// The target of a path, after all symbolic links.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PathTarget {
-    /// The layer it is from, counted from the bottom; the uppermost one of a directory.
+    /// Its layer, counted from the bottom. For a directory, the uppermost of its layers.
     pub(super) layer: usize,
     pub(super) node: NodeId,
     pub(super) kind: Kind,
     pub(super) size: u64,
-    /// Without links and without a slash in front: it is the path in the layer too.
+    /// Without links and without a leading slash: it is also the path in the layer.
     pub(super) path: String,
 }
 
@@ -49,15 +51,15 @@ enum Child {
 }
 
 impl View {
-    /// Over the TOCs of an image's layers, bottom first.
+    /// Merges the TOCs of an image's layers, bottom first.
     pub(super) fn new(layers: Vec<Option<Arc<Toc>>>, fuel: Fuel) -> Self {
         let root = root(&layers);
         Self { layers, root, fuel }
     }
 
-    /// What `path` leads to from the root; `None` if it leads nowhere, and once the fuel has ended.
+    /// Resolves `path` from the root. `None` if it does not exist, or once the fuel has ended.
     pub(super) fn resolve(&self, path: &str) -> Option<PathTarget> {
-        // Whoever asks has put the path together, however long it is.
+        // The caller has composed the path, however long it is: that is charged in any case.
         if !self.fuel.look_through(path.len() + self.root.len())
             || path.len() > MAX_PATH
             || !self.fuel.make(path.len())
@@ -91,7 +93,7 @@ impl View {
                     if hops > MAX_HOPS || !self.fuel.make(target.len()) {
                         return None;
                     }
-                    // A hard link to a file of another layer names it from the root.
+                    // The target of a hard link to a file of another layer is a path from the root.
                     if target.starts_with('/') || node.kind() == Kind::DanglingLink {
                         names.clear();
                         walked.truncate(1);
@@ -108,7 +110,7 @@ impl View {
         self.fuel.lasts().then(|| found(layer, node, &names))
     }
 
-    /// The regular file that `path` leads to.
+    /// Resolves `path` to a regular file.
     pub(super) fn file(&self, path: &str) -> Option<PathTarget> {
         self.resolve(path).filter(|found| found.kind == Kind::File)
     }
@@ -119,8 +121,8 @@ impl View {
             .is_some_and(|found| found.kind == Kind::Directory)
     }
 
-    /// The names in the directory that `path` leads to, in order; none if there is no such directory, and once the fuel
-    /// has ended.
+    /// Returns the sorted names in the directory `path`. Empty if `path` is not a directory, or
+    /// once the fuel has ended.
     pub(super) fn names(&self, path: &str) -> Vec<String> {
         let Some(found) = self
             .resolve(path)
@@ -149,7 +151,7 @@ impl View {
         names
     }
 
-    /// The node of something that was found.
+    /// Returns the node of a resolved path.
     pub(super) fn node_of(&self, found: &PathTarget) -> Option<Node<'_>> {
         self.node(found.layer, found.node)
     }
@@ -181,7 +183,7 @@ impl View {
                 Some(_hidden) => break,
                 None => {}
             }
-            // A whiteout is about the layers below, not about its own.
+            // A whiteout hides the layers below, not its own.
             if parent.child(&whiteout).is_some() {
                 break;
             }
@@ -190,7 +192,7 @@ impl View {
     }
 }
 
-/// The roots of the layers down to one that is opaque.
+/// Returns the roots of the layers, from the top down to one that is opaque.
 fn root(layers: &[Option<Arc<Toc>>]) -> Directory {
     let mut root = Directory::new();
     for (layer, toc) in layers.iter().enumerate().rev() {
@@ -217,7 +219,7 @@ fn found(layer: usize, node: Node<'_>, names: &[String]) -> PathTarget {
     }
 }
 
-/// The names of a path, those that lead nowhere else left out.
+/// Returns the names of a path, without empty ones and `.`.
 pub(super) fn components(path: &str) -> impl DoubleEndedIterator<Item = &str> {
     path.split('/').filter(|name| !matches!(*name, "" | "."))
 }
@@ -226,7 +228,7 @@ fn reversed(path: &str) -> Vec<String> {
     components(path).rev().map(str::to_owned).collect()
 }
 
-/// `path` as seen from the directory `base`, which is absolute.
+/// Returns `path` relative to the absolute directory `base`.
 pub(super) fn join(base: &str, path: &str) -> String {
     if path.starts_with('/') {
         path.to_owned()
@@ -235,7 +237,7 @@ pub(super) fn join(base: &str, path: &str) -> String {
     }
 }
 
-/// The directory of a path, `/` for that of a name alone.
+/// Returns the directory of a path. For a single name it is `/`.
 pub(super) fn parent(path: &str) -> &str {
     match path.trim_end_matches('/').rsplit_once('/') {
         Some(("", _)) | None => "/",
@@ -243,7 +245,7 @@ pub(super) fn parent(path: &str) -> &str {
     }
 }
 
-/// The last name of a path.
+/// Returns the last name of a path.
 pub(super) fn base_name(path: &str) -> &str {
     path.trim_end_matches('/')
         .rsplit('/')

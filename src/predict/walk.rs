@@ -1,4 +1,4 @@
-//! The list that grows: which files were named so far, and the reading of those that say which come next.
+//! The growing list of files, and the reading of files that lead to further ones.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -14,21 +14,23 @@ use super::sparse::Sparse;
 use super::view::{PathTarget, View};
 use crate::profile::{Extents, FileUse};
 
-/// Most files that are named: far more than any start was seen to read, a quarter of what a profile may hold.
+/// Most files that are named: far more than any known start reads, and a quarter of the limit of a
+/// profile.
 const MAX_NAMED: usize = 4096;
-/// The longest text that is read; longer ones are data, whatever they are called.
+/// The longest text that is read. Longer files are data, despite their names.
 const MAX_TEXT: u64 = 1 << 20;
-/// Most programs that are started; a script that starts more is a loop.
+/// Most programs that are started. A script that starts more is a loop.
 const MAX_STARTS: usize = 256;
-/// Chunks that are asked for at once, where the store is far away.
+/// Chunks that are requested at once, because the store may be far away.
 const CHUNKS_AT_ONCE: usize = 16;
-/// Most bytes of content that is asked for at once.
+/// Most bytes of content that are requested at once.
 const BYTES_AT_ONCE: u64 = 16 << 20;
-/// Pieces of one ELF file: its headers, its dynamic section and its strings lie in three places at most, and the
-/// strings in several chunks.
+/// Most pieces of one ELF file. Its headers, its dynamic section and its strings are in at most
+/// three places, and the strings in several chunks.
 const MAX_PIECES: usize = 12;
-/// Files up to this size count as read whole: a loader maps a library and touches most of it in no order. Of larger ones
-/// the chunks at both ends are sure to be read, headers and tables being there, and the rest would delay the others.
+/// Files up to this size count as read completely: a loader maps a library and touches most of it
+/// in no order. Of larger files, only the first and the last chunk are certain, because headers and
+/// tables are there. The rest would delay other files.
 const MAX_WHOLE: u64 = 64 << 20;
 
 /// A walk through an image.
@@ -45,7 +47,7 @@ pub(super) struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    /// Through the image of the task's layers.
+    /// Starts a walk through the layers of the task.
     pub(super) fn new(task: &Task, read: Box<Read<'a>>, fuel: Fuel) -> Self {
         let mut blobs = Blobs::new(read, fuel.clone());
         let layers = (0..).zip(&task.layers);
@@ -64,10 +66,10 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// The files that were named, in the order of their first use; or why the image could not be read.
+    /// Returns the named files, in the order of their first use.
     ///
     /// # Errors
-    /// What broke.
+    /// The reason why the image could not be read.
     pub(super) fn finish(mut self) -> Result<Vec<FileUse>, String> {
         match self.blobs.broken() {
             Some(broken) => Err(broken),
@@ -75,7 +77,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Names a file; whether it is new.
+    /// Names a file. Returns whether it is new.
     pub(super) fn name(&mut self, file: &PathTarget) -> bool {
         if !self.fuel.make(file.path.len()) || !self.named.insert((file.layer, file.node)) {
             return false;
@@ -101,14 +103,14 @@ impl<'a> Walk<'a> {
         true
     }
 
-    /// Names the regular file that `path` leads to, if there is one.
+    /// Names the regular file at `path`, if there is one.
     pub(super) fn name_path(&mut self, path: &str) -> Option<PathTarget> {
         let file = self.view.file(path)?;
         self.name(&file);
         Some(file)
     }
 
-    /// Whether a program that starts with these arguments says something new.
+    /// Whether a program with these arguments has not been started before, and may be.
     pub(super) fn may_start(&mut self, argv: &[String]) -> bool {
         self.started.len() < MAX_STARTS
             && self
@@ -116,7 +118,7 @@ impl<'a> Walk<'a> {
                 .insert(self.fuel.copies(argv.iter().map(String::as_str)))
     }
 
-    /// The first and the last chunk.
+    /// Returns the first and the last chunk.
     fn ends(&self, file: &PathTarget) -> Extents {
         let node = self.view.node_of(file);
         let chunk = |offset| node.and_then(|node| node.chunk_at(offset));
@@ -128,7 +130,8 @@ impl<'a> Walk<'a> {
         )
     }
 
-    /// The content of a text; empty for what is too long to be one, and once the fuel has ended.
+    /// Returns the content of a text. Empty for a file that is too long, and once the fuel has
+    /// ended.
     pub(super) fn text(&mut self, file: &PathTarget) -> Arc<str> {
         self.prepare(std::slice::from_ref(file));
         self.texts
@@ -137,16 +140,16 @@ impl<'a> Walk<'a> {
             .unwrap_or_default()
     }
 
-    /// Reads texts that will be asked for, several at once.
+    /// Reads texts that will be needed, several at once.
     pub(super) fn prepare(&mut self, files: &[PathTarget]) {
         let fuel = self.fuel.clone();
         let (mut wanted, mut bytes) = (Vec::new(), 0);
         for file in fuel.each(files).filter(|file| file.size <= MAX_TEXT) {
             let key = (file.layer, file.node);
-            let is_asked = wanted
+            let is_requested = wanted
                 .iter()
                 .any(|other: &PathTarget| (other.layer, other.node) == key);
-            if is_asked || self.texts.contains_key(&key) || !fuel.open() {
+            if is_requested || self.texts.contains_key(&key) || !fuel.open() {
                 continue;
             }
             bytes += file.size;
@@ -179,7 +182,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// The first bytes of a file; none once the fuel has ended.
+    /// Returns the first bytes of a file. Empty once the fuel has ended.
     pub(super) fn head(&mut self, file: &PathTarget, bytes: u64) -> Vec<u8> {
         if !self.fuel.open() {
             return Vec::new();
@@ -190,7 +193,7 @@ impl<'a> Walk<'a> {
         head
     }
 
-    /// The chunks of a file up to an offset that may be inflated.
+    /// Returns the chunks of a file before the offset `end` that may be inflated.
     fn chunks_within(&self, file: &PathTarget, end: u64) -> Vec<(u32, Chunk)> {
         let (Some(node), Ok(layer)) = (self.view.node_of(file), u32::try_from(file.layer)) else {
             return Vec::new();
@@ -205,7 +208,7 @@ impl<'a> Walk<'a> {
             .collect()
     }
 
-    /// What an ELF file says; `None` for other files, and once the fuel has ended.
+    /// Returns the contents of an ELF file. `None` for other files, and once the fuel has ended.
     pub(super) fn elf(&mut self, file: &PathTarget) -> Option<Arc<Elf>> {
         let key = (file.layer, file.node);
         if let Some(known) = self.elves.get(&key) {
@@ -247,7 +250,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// The text of these bytes. What is no UTF-8 may take three times its bytes.
+/// Converts bytes into a text. Bytes that are not UTF-8 may take three times their number.
 fn text_of(content: &[u8], fuel: &Fuel) -> Arc<str> {
     match std::str::from_utf8(content) {
         Ok(text) if fuel.make(text.len()) => Arc::from(text),

@@ -1,10 +1,12 @@
-//! What a predictor's process and its parent tell each other through its standard input and output.
+//! The protocol between a predictor's process and its parent, on its standard input and output.
 //!
 //! ```text
-//! child: Ready ▶   parent: Task ▶   child: Read(pieces) ▶   parent: a frame for each piece ▶ …   child: Done | Failed ▶
+//! child: Ready ▶           parent: Task ▶
+//! child: Read(pieces) ▶    parent: a frame for each piece ▶    (any number of times)
+//! child: Done | Failed ▶
 //! ```
-//! A frame is its length as four bytes, the largest first, and so many bytes. The child is not trusted: the parent bounds
-//! what it takes and what it gives.
+//! A frame is its length in four bytes, most significant first, and then that many bytes. The child
+//! is not trusted: the parent bounds everything that it receives and sends.
 
 use std::io::{self, Read, Write};
 
@@ -18,11 +20,11 @@ pub(super) const MAX_SAID: usize = 8 << 20;
 /// The longest frame of the parent: a piece of a blob, or a task with the largest configuration.
 pub(super) const MAX_GIVEN: usize = 64 << 20;
 
-/// What the child says.
+/// A message of the child.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Said {
-    /// Its limits are set; nothing of the image was seen before.
+    /// The limits are set. The child has read nothing of the image yet.
     Ready {
         /// Whether its system calls are filtered.
         is_filtered: bool,
@@ -39,7 +41,7 @@ pub(super) fn write(to: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
     to.flush()
 }
 
-/// Reads a frame of at most `most` bytes. The buffer grows with what is really there.
+/// Reads a frame of at most `most` bytes. The buffer grows only with the bytes that arrive.
 pub(super) fn read(from: &mut impl Read, most: usize) -> io::Result<Vec<u8>> {
     let mut length = [0; 4];
     from.read_exact(&mut length)?;
@@ -53,19 +55,21 @@ pub(super) fn read(from: &mut impl Read, most: usize) -> io::Result<Vec<u8>> {
     }
 }
 
-/// The length of a frame that holds these bytes, as it is written.
+/// Returns the encoded length of a frame with these bytes.
 pub(super) fn length(bytes: &[u8]) -> io::Result<[u8; 4]> {
     let length = u32::try_from(bytes.len()).map_err(io::Error::other)?;
     Ok(length.to_be_bytes())
 }
 
-/// The length of a frame, if that is allowed.
+/// Decodes the length of a frame, and checks it against `most`.
 pub(super) fn checked(length: [u8; 4], most: usize) -> io::Result<usize> {
     let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
     if length <= most {
         Ok(length)
     } else {
-        Err(io::Error::other(format!("a frame of {length} bytes")))
+        Err(io::Error::other(format!(
+            "frame of {length} bytes, over {most}"
+        )))
     }
 }
 
@@ -74,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_frame_comes_back_and_one_that_is_too_long_or_cut_is_refused() {
+    fn a_frame_round_trips_and_a_long_or_truncated_one_is_rejected() {
         let mut pipe = Vec::new();
         write(&mut pipe, b"four").unwrap();
         assert_eq!(read(&mut pipe.as_slice(), 4).unwrap(), b"four");

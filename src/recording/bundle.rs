@@ -1,5 +1,5 @@
-//! The container as the runtime takes it (OCI runtime-spec, config.md): what containerd gives an ordinary container, with
-//! no network unless asked for.
+//! The bundle of a container (OCI runtime-spec, config.md). It is like an ordinary container of
+//! containerd, but has no network by default.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use super::user::User;
 use super::workload::{Mount, Workload};
 use crate::failure::Failure;
 
-/// What containerd lets containers do (`oci.defaultUnixCaps`).
+/// The capabilities that containerd gives containers (`oci.defaultUnixCaps`).
 const CAPABILITIES: [&str; 14] = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
@@ -49,7 +49,7 @@ const HOSTNAME: &str = "starlift";
 const HOSTS: &str =
     "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\tstarlift\n";
 
-/// Writes the bundle's files into `folder`, an empty directory.
+/// Writes the bundle's files into `folder`, which is created.
 pub(crate) fn write(
     folder: &Path,
     rootfs: &Path,
@@ -61,7 +61,7 @@ pub(crate) fn write(
     let cannot = || Failure::when(format!("{} cannot be written", folder.display()));
     std::fs::create_dir(folder).map_err(cannot())?;
     let mut own = Vec::new();
-    // What a container finds in these places is never the image's.
+    // In any container, the runtime provides these files, not the image.
     for (name, text) in [
         ("hosts", HOSTS),
         ("hostname", "starlift\n"),
@@ -85,12 +85,12 @@ pub(crate) fn write(
     std::fs::write(folder.join("config.json"), spec.to_string()).map_err(cannot())
 }
 
-/// What the container can reach.
+/// The networks that the container can reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Network {
-    /// Itself.
+    /// Only its own loopback device.
     Loopback,
-    /// Whatever this machine can.
+    /// All networks of this machine.
     Host,
 }
 
@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_network_is_the_containers_own_unless_asked_for() {
+    fn the_network_is_isolated_unless_the_host_is_chosen() {
         let folder = tempfile::tempdir().unwrap();
         let text = |words: &[&str]| {
             words

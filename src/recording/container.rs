@@ -1,4 +1,5 @@
-//! A container of runc's that lives as long as it is held. Its output goes to standard error: nothing of it is a result.
+//! A container run by runc, removed when dropped. Its output goes to standard error, because it is
+//! not a result of the command.
 
 use std::io;
 use std::os::fd::AsFd as _;
@@ -13,10 +14,10 @@ use tokio::process::{Child, Command};
 use crate::failure::Failure;
 
 const RUNTIME: &str = "runc";
-/// How long a workload may take to heed its stop signal, as in the reference.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a workload may take after its stop signal, as in `ctr-remote`.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Removed with all its processes when dropped.
+/// A running container. Dropping it removes it with all its processes.
 #[derive(Debug)]
 pub(crate) struct Container {
     id: String,
@@ -28,18 +29,18 @@ pub(crate) struct Container {
     _warden: Warden,
 }
 
-/// A process that removes a container when this one lets go of it, if only by being killed.
+/// A process that removes the container when this process drops it or exits, even if it is killed.
 #[derive(Debug)]
 struct Warden(std::process::Child);
 
-/// How a workload ended.
+/// The end of a workload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
     Exited(ExitStatus),
     Stopped,
 }
 
-/// Whether there is a runtime on this machine.
+/// Checks that this machine has a runtime.
 pub(crate) fn check() -> Result<(), Failure> {
     let runs = std::process::Command::new(RUNTIME)
         .arg("--version")
@@ -48,7 +49,9 @@ pub(crate) fn check() -> Result<(), Failure> {
         .status();
     match runs {
         Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(Failure::new(format!("{RUNTIME} does not work: {status}"))),
+        Ok(status) => Err(Failure::new(format!(
+            "{RUNTIME} --version failed: {status}"
+        ))),
         Err(error) => Err(Failure::when(format!(
             "{RUNTIME}, which runs the workload, cannot be run"
         ))(error)),
@@ -56,10 +59,10 @@ pub(crate) fn check() -> Result<(), Failure> {
 }
 
 impl Container {
-    /// Starts the container that `bundle` describes; `root` is for the runtime's files.
+    /// Starts the container that `bundle` describes. The runtime keeps its files in `root`.
     pub(crate) fn start(root: &Path, bundle: &Path) -> Result<Self, Failure> {
-        let cannot = || Failure::when("the workload cannot be started");
-        // Its control group is named by it, on the whole machine.
+        let cannot = || Failure::when("workload cannot be started");
+        // It also names the control group, so it must be unique on the machine.
         let id = format!(
             "starlift-optimize-{}-{:08x}",
             std::process::id(),
@@ -81,9 +84,9 @@ impl Container {
             .stdin(Stdio::null())
             .stdout(output().map_err(cannot())?)
             .stderr(Stdio::inherit())
-            // An interrupt from the keyboard is for us to act on.
+            // An interrupt from the keyboard is for this process, which then stops the workload.
             .process_group(0)
-            // One that is still starting has no container yet that could be removed.
+            // While the runtime is still starting, there is no container yet that could be removed.
             .kill_on_drop(true)
             .spawn()
             .map_err(cannot())?;
@@ -97,20 +100,20 @@ impl Container {
         })
     }
 
-    /// Waits for the workload to end, and stops it by `signal` when `enough` is over.
+    /// Waits for the workload to end. When `stop_requested` completes, stops it with `signal`.
     ///
     /// # Errors
-    /// When it could not be started.
+    /// If the workload could not be started.
     pub(crate) async fn wait(
         &mut self,
-        enough: impl Future<Output = ()>,
+        stop_requested: impl Future<Output = ()>,
         signal: &str,
     ) -> Result<End, Failure> {
         let exited = tokio::select! {
             exited = self.child.wait() => Some(exited),
-            () = enough => None,
+            () = stop_requested => None,
         };
-        let cannot = Failure::when("the workload cannot be waited for");
+        let cannot = Failure::when("waiting for the workload failed");
         match exited.transpose().map_err(cannot)? {
             Some(status) => self.exited(status),
             None => {
@@ -120,7 +123,8 @@ impl Container {
         }
     }
 
-    /// The runtime ends with the workload's exit code, and with one of its own where there was no workload.
+    /// Returns the workload's exit code. If there was no workload, the runtime's own code is an
+    /// error.
     fn exited(&self, status: ExitStatus) -> Result<End, Failure> {
         if self.pid.exists() {
             return Ok(End::Exited(status));
@@ -130,15 +134,16 @@ impl Container {
             .and_then(|log| last_message(&log));
         let reason = reason.unwrap_or_else(|| format!("{RUNTIME} ended with {status}"));
         Err(Failure::new(format!(
-            "the workload could not be started: {reason}"
+            "workload could not be started: {reason}"
         )))
     }
 
     async fn stop(&mut self, signal: &str) {
         for signal in [signal, "KILL"] {
-            // One that has just ended is no failure; one that cannot be stopped is removed by force.
+            // A workload that has just ended is not a failure. One that cannot be stopped is
+            // removed by force.
             let _stopped = self.runtime().args(["kill", &self.id, signal]).status();
-            if tokio::time::timeout(PATIENCE, self.child.wait())
+            if tokio::time::timeout(STOP_TIMEOUT, self.child.wait())
                 .await
                 .is_ok()
             {
@@ -161,7 +166,7 @@ impl Container {
 
 impl Warden {
     fn of(state: &Path, id: &str) -> io::Result<Self> {
-        // Its standard input ends with the last process that holds the other end, which is this one.
+        // Its standard input ends when the only process with the other end, this one, exits.
         let script = format!("read -r _; exec {RUNTIME} --root \"$1\" delete --force \"$2\"");
         let mut command = std::process::Command::new("sh");
         command
@@ -181,12 +186,12 @@ impl Warden {
 impl Drop for Warden {
     fn drop(&mut self) {
         drop(self.0.stdin.take());
-        // There is nothing left to be removed where the workload ended by itself.
+        // The exit code is ignored: nothing is left to remove if the workload ended by itself.
         let _removed = self.0.wait();
     }
 }
 
-/// What the runtime said last, in its log of JSON lines.
+/// Returns the runtime's last error message from its log of JSON lines.
 fn last_message(log: &str) -> Option<String> {
     #[derive(Deserialize)]
     struct Line {
@@ -207,7 +212,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_runtimes_last_error_is_told() {
+    fn the_runtimes_last_error_is_returned() {
         let log = "{\"level\":\"error\",\"msg\":\"no such file\",\"time\":\"t\"}\n{\"level\":\"info\",\"msg\":\"x\"}\nhalf {";
         assert_eq!(last_message(log).as_deref(), Some("no such file"));
         assert_eq!(last_message(""), None);

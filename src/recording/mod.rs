@@ -26,7 +26,7 @@ use crate::oci::Digest;
 use crate::registry::{self, UpstreamConfig};
 use crate::transport::Upstreams;
 
-/// What the layout is called among upstreams: no other can be meant.
+/// The registry name of the layout. No real registry has it.
 const HOST: &str = "localhost";
 
 /// A layer of the image that is run.
@@ -36,14 +36,14 @@ pub(crate) struct Layer {
     pub(crate) toc_digest: Option<Digest>,
 }
 
-/// The image's layers, visible in a directory each.
+/// The image's layers, each mounted at a directory.
 #[derive(Debug)]
 pub(crate) struct MountedLayers {
     observatory: Observatory,
     layers: Vec<Shown>,
 }
 
-/// A container that runs on them. Its container goes before its root file system.
+/// A container running on mounted layers. The container is removed before its root file system.
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(crate) container: Container,
@@ -52,7 +52,7 @@ pub(crate) struct Run {
 }
 
 impl MountedLayers {
-    /// Mounts the layers of the image with this manifest, which lies in `layout`, below `folder`.
+    /// Mounts the layers of the image `manifest` in `layout`, below `folder`.
     pub(crate) async fn set(
         folder: &Path,
         layout: &Path,
@@ -61,7 +61,7 @@ impl MountedLayers {
     ) -> Result<Self, Failure> {
         let layout = layout
             .to_str()
-            .ok_or_else(|| Failure::new("the temporary folder's path is not UTF-8"))?;
+            .ok_or_else(|| Failure::new("path of the temporary folder is not UTF-8"))?;
         let local = UpstreamConfig {
             url: format!("oci:{layout}"),
             ..UpstreamConfig::default()
@@ -76,15 +76,15 @@ impl MountedLayers {
             .map_err(Failure::from_error)?;
         let mut shown = Vec::new();
         for layer in layers {
-            let what = format!(
-                "{} cannot be read lazily, so nobody sees what is read of it",
+            let message = format!(
+                "{} cannot be mounted lazily, so its reads cannot be recorded",
                 layer.digest
             );
             shown.push(
                 observatory
                     .show(&spec(layer, manifest))
                     .await
-                    .map_err(Failure::when(what))?,
+                    .map_err(Failure::when(message))?,
             );
         }
         Ok(Self {
@@ -102,8 +102,8 @@ impl MountedLayers {
         mounts: &[Mount],
     ) -> Result<Run, Failure> {
         let paths: Vec<_> = self.layers.iter().map(|layer| layer.path.clone()).collect();
-        // Before this process reads a file: the kernel keeps its pages, and the container's read of
-        // it would not be seen.
+        // Recording begins before this process reads a file of the image: the kernel keeps its
+        // pages, and the container's later read of that file would not be seen.
         let recording = self.observatory.begin(&self.layers);
         let rootfs = RootFs::mount(folder, &paths)?;
         let user = User::find(&workload.user, &rootfs.path)?;
@@ -117,7 +117,8 @@ impl MountedLayers {
         })
     }
 
-    /// The files that were read, each in the layer with this number, in the order of first use.
+    /// Returns the files that were read, each with the number of its layer, in the order of first
+    /// use.
     pub(crate) fn files(&self, recording: Recording) -> Vec<(usize, Vec<u8>)> {
         self.observatory.end(recording, &self.layers)
     }

@@ -1,4 +1,4 @@
-//! Mounts of this process alone: nobody else sees them, and they go when it does, however it ends.
+//! Mounts that only this process sees. They end with the process, however it ends.
 
 use std::ffi::{CStr, CString};
 use std::fs;
@@ -12,19 +12,19 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use crate::failure::Failure;
 
-/// The kernel takes a page of mount options at most.
+/// The kernel takes at most a page of mount options.
 const MAX_OPTIONS: usize = 4095;
-/// Are something else to overlayfs than part of a path.
+/// Characters that overlayfs does not read as part of a path.
 const SPECIAL: [char; 3] = [':', ',', '\\'];
 
-/// Moves this thread, and those that it starts, into a mount namespace of their own, which still sees what is mounted
-/// outside of it.
+/// Moves this thread, and the threads that it starts, into their own mount namespace, which still
+/// receives mounts made outside.
 ///
 /// # Errors
-/// When this process may not.
+/// If the process lacks the privilege.
 #[expect(
     unsafe_code,
-    reason = "unshare can part threads from each other's descriptors; with this flag it does not"
+    reason = "unshare can separate the descriptor tables of threads; with this flag it does not"
 )]
 pub(crate) fn keep_to_ourselves() -> Result<(), Failure> {
     // SAFETY: the table of descriptors stays shared.
@@ -36,11 +36,12 @@ pub(crate) fn keep_to_ourselves() -> Result<(), Failure> {
             )
         })
         .map_err(Failure::when(
-            "running a workload takes root, to mount its layers; with --record-in nothing is run",
+            "running a workload requires root to mount its layers; --record-in runs nothing",
         ))
 }
 
-/// A container's root file system: layers, and above them memory to write into. Unmounted when dropped.
+/// A container's root file system: the layers, and above them writable memory. Unmounted when
+/// dropped.
 #[derive(Debug)]
 pub(crate) struct RootFs {
     scratch: PathBuf,
@@ -48,16 +49,16 @@ pub(crate) struct RootFs {
 }
 
 impl RootFs {
-    /// Mounts the layers, the lowest first, over each other on a directory beneath `root`.
+    /// Mounts the layers, lowest first, over each other on a directory below `root`.
     pub(crate) fn mount(root: &Path, layers: &[PathBuf]) -> Result<Self, Failure> {
         let rootfs = Self {
             scratch: root.join("scratch"),
             path: root.join("rootfs"),
         };
         let options = options(&rootfs.scratch, layers)?;
-        rootfs.fill(&options).map_err(Failure::when(
-            "the layers cannot be mounted over each other",
-        ))?;
+        rootfs
+            .fill(&options)
+            .map_err(Failure::when("overlay mount of the layers failed"))?;
         Ok(rootfs)
     }
 
@@ -87,7 +88,7 @@ impl RootFs {
 impl Drop for RootFs {
     fn drop(&mut self) {
         for path in [&self.path, &self.scratch] {
-            // Not mounted where mounting failed; else it goes with this process.
+            // Fails if nothing was mounted. Otherwise the mount ends with this process.
             let _gone_later = unmount(path, UnmountFlags::DETACH);
         }
     }
@@ -102,7 +103,7 @@ fn options(scratch: &Path, layers: &[PathBuf]) -> Result<CString, Failure> {
     let scratch = scratch.display().to_string();
     if scratch.contains(SPECIAL) {
         return Err(Failure::new(format!(
-            "no container can run in {scratch}: set TMPDIR to a path without {SPECIAL:?}"
+            "overlayfs cannot mount in {scratch}: set TMPDIR to a path without {SPECIAL:?}"
         )));
     }
     let options = format!(
@@ -112,7 +113,7 @@ fn options(scratch: &Path, layers: &[PathBuf]) -> Result<CString, Failure> {
     if options.len() > MAX_OPTIONS {
         let count = layers.len();
         return Err(Failure::new(format!(
-            "{count} layers are too many to be mounted: set TMPDIR to a shorter path"
+            "mount options for {count} layers are too long: set TMPDIR to a shorter path"
         )));
     }
     CString::new(options).map_err(Failure::from_error)
@@ -123,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_topmost_layer_comes_first_and_odd_paths_are_refused() {
+    fn the_topmost_layer_comes_first_and_special_paths_are_rejected() {
         let layers = |count: usize| {
             (0..count)
                 .map(|layer| PathBuf::from(format!("/t/lazy/{layer}")))

@@ -1,7 +1,8 @@
-//! The record files of `optimize --record-out`, ours and `ctr-remote`'s: which files a container opened, in order.
+//! The record files of `optimize --record-out` and of `ctr-remote`: the files that a container
+//! opened, in order.
 //!
-//! A line names a path and, where the recorder knew it, the layer that it was read from: the digest of the image's
-//! manifest and the layer's place in it.
+//! A line names a path and, if the recorder knew it, the layer of the file: the digest of the
+//! image's manifest and the layer's index in it.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -18,7 +19,7 @@ use crate::tempfiles::write_atomically;
 use crate::transport::Endpoint;
 use crate::transport::document::{is_index, parse};
 
-/// A record over this is not read: one of a million files is a fifth of it.
+/// The largest record that is read. A record of a million files has a fifth of it.
 const MAX_RECORD_BYTES: u64 = 1 << 30;
 
 /// A line of the record (stargz-snapshotter, `recorder.Entry`).
@@ -43,20 +44,20 @@ impl Line {
     }
 }
 
-/// The lines in `file`, in the order of first use.
+/// Reads the lines of `file`, in the order of first use.
 pub(crate) fn read(file: &Path) -> Result<Vec<Line>, Failure> {
     let cannot = || Failure::when(format!("{} cannot be read", file.display()));
     if std::fs::metadata(file).map_err(cannot())?.len() > MAX_RECORD_BYTES {
         return Err(Failure::new(format!(
-            "{} is over {MAX_RECORD_BYTES} bytes long",
+            "{} is longer than {MAX_RECORD_BYTES} bytes",
             file.display()
         )));
     }
     let text = std::fs::read(file).map_err(cannot())?;
-    lines(&text).map_err(Failure::when(format!("{} is no record", file.display())))
+    lines(&text).map_err(Failure::when(format!("{} is not a record", file.display())))
 }
 
-/// Writes the lines as the reference does.
+/// Writes the lines in the format of `ctr-remote`.
 pub(crate) fn write(file: &Path, lines: &[Line]) -> Result<(), Failure> {
     let mut text = Vec::new();
     for line in lines {
@@ -75,16 +76,16 @@ fn lines(text: &[u8]) -> Result<Vec<Line>, serde_json::Error> {
         .collect()
 }
 
-/// The paths for a single layer, whichever image it was in, each once.
+/// Returns the paths for a single layer, from all images of the record, without duplicates.
 pub(crate) fn of_layer(lines: Vec<Line>) -> Vec<Vec<u8>> {
     let mut seen = HashSet::new();
     let paths = lines.into_iter().map(|line| line.path.into_bytes());
     paths.filter(|path| seen.insert(path.clone())).collect()
 }
 
-/// What the record says of the image with this manifest; of files without a layer nothing can be told.
+/// Returns the files recorded for the image with this manifest. Files without a layer are left out.
 pub(crate) fn of_manifest(lines: &[Line], manifest: &Digest) -> Vec<FileUse> {
-    let ours = lines
+    let own_lines = lines
         .iter()
         .filter(|line| line.manifest_digest.as_ref() == Some(manifest));
     let file = |line: &Line| {
@@ -96,11 +97,11 @@ pub(crate) fn of_manifest(lines: &[Line], manifest: &Digest) -> Vec<FileUse> {
             after: Duration::ZERO,
         })
     };
-    ours.filter_map(file).collect()
+    own_lines.filter_map(file).collect()
 }
 
-/// What the record says about the layers of `root`, an image or an index. As in the reference, what is not of this
-/// image counts for every layer that has the path.
+/// Returns the priorities for the layers of `root`, an image or an index. As in `ctr-remote`, a
+/// line without a layer of this image counts for every layer that has the path.
 pub(crate) async fn of_image(
     lines: Vec<Line>,
     endpoint: &Endpoint,
@@ -129,7 +130,7 @@ pub(crate) async fn of_image(
     Ok(Priorities::new(files.collect()))
 }
 
-/// The layers of the image with this digest, if it is `root` or one of its children.
+/// Returns the layers of the image with this digest, if it is `root` or one of its children.
 async fn layers(
     digest: &Digest,
     endpoint: &Endpoint,
@@ -143,13 +144,13 @@ async fn layers(
             .iter()
             .any(|child| child.digest == *digest)
     {
-        let what = format!("reading the manifest {digest}");
+        let action = format!("reading the manifest {digest}");
         let reference = Reference::Digest(digest.clone());
         endpoint
             .source
             .manifest(&endpoint.repository, &reference)
             .await
-            .map_err(Failure::when(what))?
+            .map_err(Failure::when(action))?
     } else {
         return Ok(Vec::new());
     };
@@ -168,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_the_references() {
+    fn lines_have_the_format_of_ctr_remote() {
         let digest = Digest::sha256_of(b"");
         let text = format!(
             "{{\"path\":\"bin/sh\",\"manifestDigest\":\"{digest}\",\"layerIndex\":0}}\n{{\"path\":\"b\"}}\n"

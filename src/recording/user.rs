@@ -1,4 +1,5 @@
-//! Who a workload runs as: `user[:group]` looked up in the image's own `/etc/passwd` and `/etc/group`.
+//! The user of a workload: `user[:group]` looked up in the image's own `/etc/passwd` and
+//! `/etc/group`.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read as _};
@@ -8,7 +9,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
 
 use crate::failure::Failure;
 
-/// More of these files is not read.
+/// Most bytes that are read of each file.
 const MAX_BYTES: u64 = 4 << 20;
 
 /// Numbers for the runtime (OCI runtime-spec, config.md, "User").
@@ -21,8 +22,8 @@ pub(crate) struct User {
 }
 
 impl User {
-    /// Looks `user[:group]` up in the files of a root file system. As in containerd, the further groups are those of
-    /// `/etc/group` that list the user.
+    /// Looks up `user[:group]` in the files of a root file system. As in containerd, the additional
+    /// groups are those of `/etc/group` that list the user.
     pub(crate) fn find(user: &str, rootfs: &Path) -> Result<Self, Failure> {
         Self::of(
             user,
@@ -44,7 +45,7 @@ impl User {
             .as_ref()
             .and_then(|line| number(line, 2))
             .or(user.parse().ok());
-        let uid = uid.ok_or_else(|| Failure::new(format!("the image has no user {user:?}")))?;
+        let uid = uid.ok_or_else(|| Failure::new(format!("no user {user:?} in the image")))?;
         let name = line.as_ref().and_then(|line| line.first().copied());
         let gid = match named_group.filter(|group| !group.is_empty()) {
             None => line
@@ -55,7 +56,7 @@ impl User {
                 .find(|line| line.first() == Some(&wanted))
                 .and_then(|line| number(&line, 2))
                 .or(wanted.parse().ok())
-                .ok_or_else(|| Failure::new(format!("the image has no group {wanted:?}")))?,
+                .ok_or_else(|| Failure::new(format!("no group {wanted:?} in the image")))?,
         };
         let is_member = |line: &Vec<&str>| {
             name.is_some_and(|name| {
@@ -76,15 +77,16 @@ impl User {
     }
 }
 
-/// passwd(5) and group(5): fields between colons.
+/// Splits passwd(5) or group(5) into lines of fields.
 fn lines(text: &str) -> impl Iterator<Item = Vec<&str>> {
     text.lines().map(|line| line.split(':').collect())
 }
 
-/// The text of a file, looked up as if `rootfs` were the root: its links lead nowhere else. Empty where there is none.
+/// Returns the text of a file, resolved as if `rootfs` were the root, so that links cannot lead
+/// outside. Empty if the file does not exist.
 fn file(rootfs: &Path, path: &str) -> Result<String, Failure> {
     let cannot = |error: rustix::io::Errno| {
-        Failure::when(format!("the image's /{path} cannot be read"))(error)
+        Failure::when(format!("/{path} of the image cannot be read"))(error)
     };
     let root = open(
         rootfs,
@@ -102,7 +104,9 @@ fn file(rootfs: &Path, path: &str) -> Result<String, Failure> {
     opened
         .take(MAX_BYTES)
         .read_to_end(&mut text)
-        .map_err(Failure::when(format!("the image's /{path} cannot be read")))?;
+        .map_err(Failure::when(format!(
+            "/{path} of the image cannot be read"
+        )))?;
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
@@ -120,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn names_and_numbers_are_users() {
+    fn users_are_found_by_name_and_number() {
         assert_eq!(found(""), Some((0, 0, vec![0])));
         assert_eq!(found("app"), Some((1000, 1001, vec![1001, 50, 4])));
         assert_eq!(found("1000"), found("app"));
@@ -137,7 +141,7 @@ mod tests {
         assert_eq!(
             User::find("", rootfs.path()).unwrap().uid,
             0,
-            "an image may have no such files"
+            "an image may lack these files"
         );
         let etc = rootfs.path().join("etc");
         std::fs::create_dir_all(&etc).unwrap();

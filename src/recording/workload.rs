@@ -1,10 +1,10 @@
-//! What is run: a command, its surroundings and its mounts.
+//! The workload of a recording: a command, its environment and its mounts.
 
 use std::str::FromStr;
 
 use serde::Deserialize;
 
-/// A mount of the runtime's (OCI runtime-spec, config.md, "Mounts").
+/// A mount of the runtime's configuration (OCI runtime-spec, config.md, "Mounts").
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub(crate) struct Mount {
     #[serde(rename = "type")]
@@ -14,7 +14,8 @@ pub(crate) struct Mount {
     options: Vec<String>,
 }
 
-/// The `config` of an image's configuration (OCI image-spec, config.md), as far as it says what to run.
+/// The `config` of an image's configuration (OCI image-spec, config.md): the fields that describe
+/// the process.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(crate) struct RunConfig {
@@ -26,12 +27,12 @@ pub(crate) struct RunConfig {
     pub(crate) stop_signal: Option<String>,
 }
 
-/// What is run.
+/// A command to run, with its environment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Workload {
     pub(crate) args: Vec<String>,
     pub(crate) env: Vec<String>,
-    /// `user[:group]`, each a name or a number; empty means root.
+    /// `user[:group]`, each a name or a number. Empty means root.
     pub(crate) user: String,
     pub(crate) cwd: String,
 }
@@ -52,7 +53,7 @@ impl FromStr for Mount {
                 "options" => mount.options = value.split(':').map(str::to_owned).collect(),
                 _ => {
                     return Err(format!(
-                        "{key:?} is none of type, source, destination and options"
+                        "{key:?} is not one of type, source, destination, options"
                     ));
                 }
             }
@@ -60,13 +61,13 @@ impl FromStr for Mount {
         if mount.destination.starts_with('/') {
             Ok(mount)
         } else {
-            Err("the destination is no absolute path".to_owned())
+            Err("destination is not an absolute path".to_owned())
         }
     }
 }
 
 impl Mount {
-    /// A file of this machine in the container, read-only.
+    /// Mounts a file of this machine in the container, read-only.
     pub(crate) fn of_file(source: String, destination: &str) -> Self {
         let options = ["rbind", "ro"].map(str::to_owned).to_vec();
         Self {

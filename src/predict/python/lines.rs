@@ -1,11 +1,11 @@
-//! The logical lines of a Python source (language reference, section 2.1): comments and long texts left out, lines within
-//! brackets joined.
+//! The logical lines of a Python source (language reference, section 2.1). Comments and long
+//! strings are left out, lines within brackets are joined.
 
 use crate::predict::fuel::Fuel;
 
-/// The longest logical line that is kept; what is longer is data.
+/// The longest logical line that is kept. Longer ones are data.
 const MAX_LINE: usize = 64 << 10;
-/// How far a tabulator goes.
+/// Columns between tab stops.
 const TAB: usize = 8;
 
 /// A logical line.
@@ -15,7 +15,7 @@ pub(super) struct Line {
     pub(super) text: String,
 }
 
-/// Cuts a source into its lines; empty ones are left out.
+/// Splits a source into its lines. Empty ones are left out.
 pub(super) fn lines(source: &str, fuel: &Fuel) -> Vec<Line> {
     let mut lines = Vec::new();
     let mut line = Line::default();
@@ -77,7 +77,8 @@ fn end(lines: &mut Vec<Line>, line: &mut Line, fuel: &Fuel) {
     }
 }
 
-/// Reads the text that `rest` begins with and gives what is behind; a short one is kept with its quotes.
+/// Reads the string that `rest` begins with and returns the text after it. A short string is kept
+/// with its quotes.
 fn text<'a>(rest: &'a str, line: &mut Line) -> &'a str {
     let quote = rest.chars().next().unwrap_or('"');
     let long: String = std::iter::repeat_n(quote, 3).collect();
@@ -98,7 +99,7 @@ fn text<'a>(rest: &'a str, line: &mut Line) -> &'a str {
     for (at, letter) in body.char_indices() {
         match letter {
             '\n' if !escaped => return &body[at..],
-            // What is in a text ends no statement.
+            // A semicolon in a string does not end a statement.
             ';' => push(line, ' '),
             _ => push(line, letter),
         }
@@ -138,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_end_ends_with_the_source() {
+    fn an_unclosed_string_or_bracket_ends_with_the_source() {
         assert_eq!(read("a = '''b\nc"), [(0, "a = ''".to_owned())]);
         assert_eq!(read("a = (b\nc"), [(0, "a = (b c".to_owned())]);
         assert_eq!(

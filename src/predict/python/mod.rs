@@ -1,7 +1,9 @@
-//! What a Python process reads: the interpreter's own modules, those of `site`, and what the program imports.
+//! The files that a Python process reads: the interpreter's own modules, those of `site`, and the
+//! imports of the program.
 //!
 //! ```text
-//! python3.11 ─▶ library, packages ─▶ encodings, site, .pth ─▶ program ─ imports ▶ modules ─ imports ▶ …
+//! python3.11 ─▶ library, packages ─▶ encodings, site, .pth ─▶ program
+//!            ─ imports ▶ modules ─ imports ▶ …
 //! ```
 
 mod lines;
@@ -16,14 +18,15 @@ use super::walk::Walk;
 use modules::Modules;
 use scan::MAX_NAME;
 
-/// Where an interpreter keeps its modules, beside its directory of programs.
+/// Names of the directories of modules, next to the interpreter's directory of programs.
 const LIBRARIES: &[&str] = &["lib", "lib64"];
 /// Most directories of `PYTHONPATH`, and most modules that arguments name.
 const MAX_GIVEN: usize = 32;
 const MAX_NAMED: usize = 16;
 /// Most `.pth` files of a directory.
 const MAX_PTH: usize = 64;
-/// What the interpreter imports before anything else (CPython, `Python/pylifecycle.c` and `Lib/site.py`).
+/// The modules that the interpreter imports first (CPython, `Python/pylifecycle.c` and
+/// `Lib/site.py`).
 const STARTED: &[&str] = &[
     "encodings",
     "codecs",
@@ -36,9 +39,10 @@ const STARTED: &[&str] = &[
     "stat",
     "_sitebuiltins",
 ];
-/// The last version whose start needs this encoding.
+/// The last version that needs this encoding to start.
 const LAST_WITH_LATIN_1: (u32, u32) = (3, 9);
-/// The first version that carries the modules of its start within itself (CPython, `Tools/build/freeze_modules.py`).
+/// The first version with the modules of its start inside the executable (CPython,
+/// `Tools/build/freeze_modules.py`).
 const FIRST_FROZEN: (u32, u32) = (3, 11);
 const FROZEN: &[&str] = &[
     "_collections_abc",
@@ -61,7 +65,7 @@ const FROZEN: &[&str] = &[
     "zipimport",
 ];
 
-/// What Python was asked to run.
+/// The code that Python runs, by its arguments.
 #[derive(Debug, PartialEq, Eq)]
 enum Invocation {
     Nothing,
@@ -75,7 +79,7 @@ pub(super) fn run(walk: &mut Walk<'_>, process: &Process, program: Program) {
     let Some(home) = Home::find(walk, &program) else {
         return;
     };
-    // Where nothing else is asked for, Python asks for UTF-8 (PEP 538).
+    // If the environment sets no locale, Python uses UTF-8 (PEP 538).
     system::name_categories(
         walk,
         system::locale(process).unwrap_or("C.UTF-8"),
@@ -94,7 +98,7 @@ pub(super) fn run(walk: &mut Walk<'_>, process: &Process, program: Program) {
     let code = site(walk, &mut modules, &home);
     modules.run(walk, &code, false);
     modules.import(walk, &["sitecustomize", "usercustomize"]);
-    let (asked, arguments) = asked(&process.argv, &walk.fuel);
+    let (invocation, arguments) = parse_arguments(&process.argv, &walk.fuel);
     let fuel = walk.fuel.clone();
     let given = process
         .variable("PYTHONPATH")
@@ -106,7 +110,7 @@ pub(super) fn run(walk: &mut Walk<'_>, process: &Process, program: Program) {
         .take(MAX_GIVEN)
         .map(|path| process.absolute(path))
         .collect();
-    match asked {
+    match invocation {
         Invocation::Nothing => {}
         Invocation::Code(code) => {
             first.insert(0, process.directory.clone());
@@ -138,7 +142,7 @@ pub(super) fn run(walk: &mut Walk<'_>, process: &Process, program: Program) {
             modules.run(walk, &code, true);
         }
     }
-    // `gunicorn package.module:application`: servers are told what to import.
+    // `gunicorn package.module:application`: the arguments of servers name modules.
     let named: Vec<&str> = fuel
         .each(arguments)
         .filter_map(|word| application(word))
@@ -156,11 +160,11 @@ pub(super) fn run(walk: &mut Walk<'_>, process: &Process, program: Program) {
     }
 }
 
-/// Where an interpreter finds its modules.
+/// The directories in which an interpreter finds its modules.
 #[derive(Debug)]
 struct Home {
     version: (u32, u32),
-    /// In order.
+    /// In the order of the search.
     search: Vec<String>,
     /// Directories whose `.pth` files are read, in order.
     site: Vec<String>,
@@ -190,7 +194,7 @@ impl Home {
             None => true,
         };
         if with_system {
-            // Debian's interpreter has directories of its own.
+            // Debian's interpreter has its own directories.
             site.push(format!(
                 "/usr/local/lib/python{major}.{minor}/dist-packages"
             ));
@@ -209,7 +213,7 @@ impl Home {
     }
 }
 
-/// The version of an interpreter and the directory of its library.
+/// Returns the version of an interpreter and the directory of its library.
 fn library(walk: &Walk<'_>, prefix: &str, program: &str) -> Option<((u32, u32), String)> {
     let own = program.strip_prefix("python").and_then(version);
     for directory in LIBRARIES.iter().map(|name| join(prefix, name)) {
@@ -235,7 +239,8 @@ fn version(text: &str) -> Option<(u32, u32)> {
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
-/// Names the `.pth` files, searches where they say, and gives the code in them (CPython, `site.addpackage`).
+/// Names the `.pth` files, adds their directories to the search, and returns the code in them
+/// (CPython, `site.addpackage`).
 fn site(walk: &mut Walk<'_>, modules: &mut Modules, home: &Home) -> String {
     let fuel = walk.fuel.clone();
     let mut code = String::new();
@@ -262,15 +267,15 @@ fn site(walk: &mut Walk<'_>, modules: &mut Modules, home: &Home) -> String {
     code
 }
 
-/// The file of a program: itself, or the one within a directory.
+/// Finds the file of a program: the path itself, or `__main__.py` in a directory.
 fn script(walk: &Walk<'_>, path: &str) -> Option<PathTarget> {
     walk.view
         .file(path)
         .or_else(|| walk.view.file(&join(path, "__main__.py")))
 }
 
-/// What the arguments ask for, and those that are the program's.
-fn asked<'a>(argv: &'a [String], fuel: &Fuel) -> (Invocation, &'a [String]) {
+/// Returns the code that the arguments name, and the program's own arguments.
+fn parse_arguments<'a>(argv: &'a [String], fuel: &Fuel) -> (Invocation, &'a [String]) {
     let mut rest = argv.get(1..).unwrap_or_default();
     while let [word, behind @ ..] = rest
         && fuel.burn(1)
@@ -282,7 +287,7 @@ fn asked<'a>(argv: &'a [String], fuel: &Fuel) -> (Invocation, &'a [String]) {
         if flags.starts_with('-') {
             continue;
         }
-        // A letter with a value ends the word: the rest of it is the value, or the next word.
+        // A letter with a value ends the word: the value is the rest of the word, or the next word.
         let Some((at, letter)) = flags
             .char_indices()
             .find(|(_, letter)| "cmWX".contains(*letter))
@@ -312,7 +317,7 @@ fn asked<'a>(argv: &'a [String], fuel: &Fuel) -> (Invocation, &'a [String]) {
     (Invocation::Nothing, rest)
 }
 
-/// The module of `package.module:application`.
+/// Returns the module of `package.module:application`.
 fn application(word: &str) -> Option<&str> {
     let (module, name) = word.split_once(':')?;
     let is_name = |text: &str| {
@@ -330,11 +335,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn arguments_say_what_to_run() {
+    fn arguments_name_the_code_to_run() {
         let ask = |line: &str| {
             let argv: Vec<String> = line.split(' ').map(str::to_owned).collect();
-            let (asked, arguments) = asked(&argv, &Fuel::new());
-            (asked, arguments.join(" "))
+            let (invocation, arguments) = parse_arguments(&argv, &Fuel::new());
+            (invocation, arguments.join(" "))
         };
         let script = |path: &str| Invocation::Script(path.to_owned());
         assert_eq!(ask("python3"), (Invocation::Nothing, String::new()));

@@ -1,4 +1,5 @@
-//! Modules: found on the path as `importlib` finds them, scanned level by level, named in the order of their imports.
+//! Python modules: found on the path like `importlib` does, scanned level by level, named in the
+//! order of their imports.
 
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -9,12 +10,13 @@ use crate::predict::loader::Loader;
 use crate::predict::view::{PathTarget, join, parent as directory};
 use crate::predict::walk::Walk;
 
-/// Most modules of one process; the largest programs seen import some two thousand.
+/// Most modules of one process. The largest known programs import about two thousand.
 const MAX_MODULES: usize = 4000;
-/// A compiled file's header (PEP 552), and the flags in it that ask for the source.
+/// The length of a compiled file's header (PEP 552), and the flags in it that require a check of
+/// the source.
 const HEADER: u64 = 16;
 const CHECKED: [u8; 4] = [3, 0, 0, 0];
-/// Most names that are looked for, most of which are no modules.
+/// Most names that are looked up. Most of them are not modules.
 const MAX_LOOKED_FOR: usize = 32_000;
 /// Most directories that are searched.
 const MAX_SEARCHED: usize = 32;
@@ -24,28 +26,28 @@ const MAX_SEARCHED: usize = 32;
 pub(super) struct Modules {
     pub(super) loader: Loader,
     search: Vec<String>,
-    /// What stands behind a module's name in the file of an extension.
+    /// Suffixes of the files of extension modules.
     extensions: Vec<String>,
-    /// What stands behind a module's name in the file of its code.
+    /// The suffix of the files of compiled modules.
     compiled: String,
-    /// By name; `None` for what is not in a file.
+    /// By name. `None` for names without a file.
     known: HashMap<String, Option<Module>>,
     imported: HashSet<String>,
     frozen: HashSet<String>,
-    /// Directories of compiled files: whether Python compares each with its source.
+    /// Directories of compiled files, and whether Python compares their files with the sources.
     checked: HashMap<String, bool>,
 }
 
 #[derive(Debug, Clone)]
 struct Module {
-    /// What is read; a package without a file is a directory alone.
+    /// The file that is read. A package without a file is only a directory.
     file: Option<PathTarget>,
-    /// What can be scanned.
+    /// The source, which can be scanned.
     source: Option<PathTarget>,
     is_extension: bool,
-    /// Where its submodules are; `None` for what is no package.
+    /// The directory of its submodules. `None` if it is not a package.
     directory: Option<String>,
-    /// What it imports, in order, once it was scanned.
+    /// Its imports, in order, once it was scanned.
     imports: Option<Rc<[String]>>,
 }
 
@@ -56,7 +58,7 @@ impl Modules {
         (major, minor): (u32, u32),
         loader: Loader,
     ) -> Self {
-        // The library's own extensions say what the platform is called.
+        // The library's own extensions have the name of the platform in their names.
         let tag = format!("cpython-{major}{minor}");
         let dynload = search
             .iter()
@@ -87,7 +89,7 @@ impl Modules {
     pub(super) fn search_first(&mut self, directories: Vec<String>) {
         self.search.splice(0..0, directories);
         self.search.truncate(MAX_SEARCHED);
-        // What was not found may be found now.
+        // A name that was not found may be found now.
         self.known.retain(|_, module| module.is_some());
     }
 
@@ -99,7 +101,7 @@ impl Modules {
         self.known.retain(|_, module| module.is_some());
     }
 
-    /// These are in the interpreter too, and taken from there.
+    /// Marks modules that are also inside the interpreter, which uses those.
     pub(super) fn freeze(&mut self, names: &[&str]) {
         self.frozen
             .extend(names.iter().map(|name| (*name).to_owned()));
@@ -115,7 +117,7 @@ impl Modules {
         self.name(walk, &names);
     }
 
-    /// Runs code that no module has; with `all`, its functions too.
+    /// Runs code that is not in a module. With `all`, its functions too.
     pub(super) fn run(&mut self, walk: &mut Walk<'_>, code: &str, all: bool) {
         let names = self.resolved(walk, &imports(code, all, &walk.fuel), "");
         self.scan(walk, &names);
@@ -147,7 +149,7 @@ impl Modules {
         self.name(walk, &names);
     }
 
-    /// Learns what these and all that they import import, a level at a time.
+    /// Scans these modules and, level by level, all modules that they import.
     fn scan(&mut self, walk: &mut Walk<'_>, names: &[String]) {
         let fuel = walk.fuel.clone();
         let mut level = fuel.copies(names.iter().map(String::as_str));
@@ -190,7 +192,7 @@ impl Modules {
         }
     }
 
-    /// Names the files of modules, each before those that it imports.
+    /// Names the files of modules, each before those of its imports.
     fn name(&mut self, walk: &mut Walk<'_>, names: &[String]) {
         let fuel = walk.fuel.clone();
         let mut left = fuel.copies(names.iter().rev().map(String::as_str));
@@ -222,8 +224,9 @@ impl Modules {
         }
     }
 
-    /// Whether a compiled file holds its source's digest and asks for the source to be compared (PEP 552), as those do that
-    /// were made with `SOURCE_DATE_EPOCH` set. One file speaks for all of its directory.
+    /// Whether a compiled file holds its source's digest and requires a comparison with the source
+    /// (PEP 552). That is so for files made with `SOURCE_DATE_EPOCH` set. One file is read for all
+    /// of its directory.
     fn is_checked(&mut self, walk: &mut Walk<'_>, compiled: &PathTarget) -> bool {
         let directory = directory(&compiled.path);
         if let Some(known) = self.checked.get(directory) {
@@ -235,7 +238,8 @@ impl Modules {
         is_checked
     }
 
-    /// The absolute names that imports mean, as far as they are in files. `package` is where relative ones start.
+    /// Returns the absolute names of the imports that have files. Relative names start at
+    /// `package`.
     fn resolved(&mut self, walk: &Walk<'_>, imports: &[Import], package: &str) -> Vec<String> {
         let mut names = Vec::new();
         let mut failed = HashSet::new();
@@ -270,7 +274,7 @@ impl Modules {
         names
     }
 
-    /// Finds a module, its packages first.
+    /// Finds a module, after its packages.
     fn locate(&mut self, walk: &Walk<'_>, name: &str) -> Option<Module> {
         if let Some(known) = self.known.get(name) {
             // Its paths are copied with it.
@@ -304,7 +308,7 @@ impl Modules {
         found
     }
 
-    /// A module in one directory: a package, else an extension, else a file.
+    /// Finds a module in one directory: a package, else an extension, else a file.
     fn module_in(&self, walk: &Walk<'_>, directory: &str, name: &str) -> Option<Module> {
         let package = join(directory, name);
         if let Some(module) = self.code(walk, &package, "__init__") {
@@ -326,7 +330,7 @@ impl Modules {
         self.code(walk, directory, name)
     }
 
-    /// The file of a source, or what it was compiled to: where there are both, the source is not read.
+    /// Finds the source of a module, or its compiled file. If both exist, the source is not read.
     fn code(&self, walk: &Walk<'_>, directory: &str, name: &str) -> Option<Module> {
         let Some(source) = walk.view.file(&format!("{directory}/{name}.py")) else {
             return Some(Module::of(
@@ -366,7 +370,8 @@ impl Module {
     }
 }
 
-/// Modules that are in the interpreter wherever they are not in files: importing one of them does not fail.
+/// Whether a module is usually inside the interpreter. Importing one of these does not fail, even
+/// without a file.
 fn is_builtin(module: &str) -> bool {
     let first = module.split('.').next().unwrap_or_default();
     first.starts_with('_')
@@ -391,12 +396,12 @@ fn is_builtin(module: &str) -> bool {
         )
 }
 
-/// The name of the package that has a module, empty for one that stands alone.
+/// Returns the package of a module, or an empty name for a top-level module.
 fn parent(name: &str) -> &str {
     name.rsplit_once('.').map_or("", |(package, _)| package)
 }
 
-/// A module and the packages that are imported before it.
+/// Returns a module and the packages that are imported before it.
 fn with_parents(name: &str, fuel: &Fuel) -> Vec<String> {
     let ends = name
         .match_indices('.')
@@ -408,7 +413,7 @@ fn with_parents(name: &str, fuel: &Fuel) -> Vec<String> {
     )
 }
 
-/// The absolute name of what an import in `package` names.
+/// Returns the absolute name of an import in `package`.
 fn absolute(import: &Import, package: &str) -> Option<String> {
     if import.level == 0 {
         return Some(import.module.clone());

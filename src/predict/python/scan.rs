@@ -1,18 +1,19 @@
-//! The imports of a Python source, line by line: no grammar, but strings, brackets and blocks are told apart.
+//! The imports of a Python source, line by line. There is no grammar, but strings, brackets and
+//! blocks are recognised.
 //!
-//! What runs when a module is imported counts: functions are left out, and branches for other systems, for type checkers
-//! and for older interpreters too.
+//! Code that runs when a module is imported counts. Functions are left out, and so are branches for
+//! other systems, for type checkers and for older interpreters.
 
 use super::lines::{Line, lines};
 use crate::predict::fuel::Fuel;
 
 /// Most imports of one source.
 const MAX_IMPORTS: usize = 2048;
-/// The longest name of a module, dots and all.
+/// The longest name of a module, including dots.
 pub(super) const MAX_NAME: usize = 256;
 /// Most names that one import takes from its module.
 const MAX_NAMES: usize = 256;
-/// In conditions: what is not so in a container.
+/// Parts of conditions that are false in a container.
 const NEVER: &[&str] = &[
     "\"nt\"",
     "\"win\")",
@@ -27,26 +28,28 @@ const NEVER: &[&str] = &[
     "if WIN:",
     "sys.version_info <",
 ];
-/// What is so in all of them.
+/// Parts of conditions that are true in every container.
 const ALWAYS: &[&str] = &["\"posix\"", "'posix'", "sys.version_info >"];
-/// Calls that import what their text names.
+/// Calls that import the module named by a string.
 const CALLS: &[&str] = &["__import__(", "import_module("];
 
 /// One import.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Import {
-    /// Dots in front: packages to go up from the one that imports, and one for itself.
+    /// Leading dots: one for the package of the importing module, and one for each package above
+    /// it.
     pub(super) level: usize,
     pub(super) module: String,
-    /// What is taken from the module, which may be modules too.
+    /// Names taken from the module. They may be modules too.
     pub(super) names: Vec<String>,
-    /// The number of the `try` it stands in, so that what stands in its `except ImportError` can be left out.
+    /// The number of the `try` that contains it. If it succeeds, the imports in `except
+    /// ImportError` are left out.
     pub(super) tried: Option<usize>,
-    /// The number of the `try` that failed when this is run.
+    /// The number of the `try` that must fail for this import to run.
     pub(super) instead_of: Option<usize>,
 }
 
-/// A block of lines, by the indentation of what opened it.
+/// A block of lines, with the indentation of the line that opened it.
 struct Block {
     indent: usize,
     kind: Kind,
@@ -60,7 +63,7 @@ enum Kind {
     Instead(usize),
 }
 
-/// What an `if` leaves to its `else`.
+/// Whether the branches of an `if` so far are taken, for its `elif` and `else`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Branch {
     Maybe,
@@ -68,7 +71,8 @@ enum Branch {
     NotTaken,
 }
 
-/// The imports of a source in their order; with `all`, those in functions and behind `__name__ == "__main__"` too.
+/// Returns the imports of a source in their order. With `all`, those in functions and after
+/// `__name__ == "__main__"` too.
 pub(super) fn imports(source: &str, all: bool, fuel: &Fuel) -> Vec<Import> {
     let fuel = fuel.clone();
     let mut scan = Scan {
@@ -103,7 +107,7 @@ struct Scan {
 
 impl Scan {
     fn line(&mut self, line: &Line) {
-        // It is looked through for every word that means something, and all open blocks with it.
+        // A line is scanned for every word of both lists, and all open blocks are visited.
         if !self
             .fuel
             .look_through(line.text.len() * (NEVER.len() + ALWAYS.len()) + self.blocks.len())
@@ -128,7 +132,7 @@ impl Scan {
         }
     }
 
-    /// The kind of block that a line opens, and what stands behind its colon.
+    /// Returns the kind of block that a line opens, and the text after its colon.
     fn opens<'l>(&mut self, line: &'l Line) -> Option<(Kind, &'l str)> {
         let text = line.text.as_str();
         let word = text
@@ -160,7 +164,8 @@ impl Scan {
             "class" | "finally" | "for" | "while" | "with" => Kind::Runs,
             _ => return None,
         };
-        // A colon within brackets or a text opens nothing; the last one does, or the one before a short suite.
+        // A colon within brackets or a string opens nothing. The last one does, or the one before a
+        // short suite.
         let colon = text
             .find(": ")
             .or_else(|| text.ends_with(':').then(|| text.len() - 1))?;
@@ -191,7 +196,7 @@ impl Scan {
         } else {
             Branch::Maybe
         };
-        // Behind an `if` that may have been taken, nothing is sure any more.
+        // After an `if` that may have been taken, no later branch is certain.
         let left = if before == Branch::Maybe
             && line.text.starts_with("elif")
             && branch == Branch::NotTaken
@@ -320,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_run_is_left_out() {
+    fn imports_that_do_not_run_are_left_out() {
         let source = "\"\"\"import no1\n  import no2\n\"\"\"\ndef f():\n    import no3\n\n    import no4\nimport a\n\
                       class C:\n    import b\n    def g(self): import no5\n    import c\n\
                       if sys.platform == 'win32':\n    import no6\nelse:\n    import d\n\
@@ -337,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_tried_first_is_told_from_what_comes_instead() {
+    fn imports_of_a_try_and_of_its_except_are_distinguished() {
         let source = "try:\n    import a\n    import b\nexcept ImportError:\n    import c\nexcept ValueError:\n    import no\nimport d\n";
         let found: Vec<_> = imports(source, false, &Fuel::new())
             .into_iter()
