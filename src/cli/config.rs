@@ -1,14 +1,14 @@
-//! `starlift config`: the effective configuration, or the reference of all keys.
+//! `starlift config`: prints the effective configuration, or the reference of all keys.
 
 use std::process::ExitCode;
 
 use super::{Global, output};
 use crate::failure::Failure;
 
-/// A test keeps it equal to the documentation of the configuration's structs.
+/// A test compares it with the documentation of the configuration's structs.
 const REFERENCE: &str = include_str!("../../docs/CONFIGURATION.md");
 
-/// Print the effective configuration, with where each value came from
+/// Print the effective configuration, with the origin of each value
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Print the reference of all keys instead

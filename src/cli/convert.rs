@@ -1,4 +1,4 @@
-//! `starlift convert`: an image, or a single layer, into its twin.
+//! `starlift convert`: converts an image or a single layer.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -18,20 +18,22 @@ use crate::recording::record;
 use crate::store::{self, ImageRecord, Store};
 use crate::transport::{Destination, Endpoint, ImageBundle, ImageReader, Location, external_toc};
 
-/// How often the progress bar looks at the conversion.
+/// Interval between updates of the progress bar.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Convert an image to eStargz, from and to a registry, a layout or an archive
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The image: `HOST/repository:tag[@digest]`, `oci:DIR[:tag]` or `docker-archive:FILE`; with --layer a file or `-`
+    /// The image: `HOST/repository:tag[@digest]`, `oci:DIR[:tag]` or `docker-archive:FILE`; with
+    /// --layer a file or `-`
     source: String,
-    /// Where the twin goes, named in the same ways
+    /// The place of the converted image, in the same forms
     destination: String,
     /// Convert a single layer: a tar, plain or compressed with gzip or zstd
     #[arg(long)]
     layer: bool,
-    /// Put the files of this record first, which `ctr-remote image optimize --record-out` wrote
+    /// Put the files of this record first; `ctr-remote image optimize --record-out` writes the same
+    /// format
     #[arg(long, value_name = "FILE", conflicts_with = "keep_diff_id",
         aliases = ["estargz-record-in", "zstdchunked-record-in"])]
     record_in: Option<PathBuf>,
@@ -39,16 +41,17 @@ pub(super) struct Args {
     image: ImageArgs,
 }
 
-/// Flags of every command that makes a twin.
+/// Flags of every command that converts an image.
 #[derive(Debug, Default, clap::Args)]
 pub(super) struct ImageArgs {
-    /// Print what was made as JSON, and nothing else
+    /// Print the result as JSON, and nothing else
     #[arg(long)]
     pub(super) json: bool,
-    /// Keep converted layers in this store, a folder or a bucket's URL, to be found again by the next conversion
+    /// Keep converted layers in this store, a folder or a bucket's URL, where the next conversion
+    /// finds them
     #[arg(long, value_name = "URL-or-DIR")]
     store: Option<String>,
-    /// Write Docker's media types as OCI's, as is always done in layouts and archives
+    /// Write OCI media types instead of Docker's; layouts and archives always have OCI's
     #[arg(long)]
     oci: bool,
     /// Take only this platform of a multi-platform image (repeatable, or separated by commas)
@@ -57,7 +60,7 @@ pub(super) struct ImageArgs {
     /// Convert every platform of a multi-platform image
     #[arg(long, conflicts_with = "platform")]
     all_platforms: bool,
-    /// Leave layers that are eStargz already in the order they have
+    /// Keep the order of files in layers that are already eStargz
     #[arg(long)]
     reuse: bool,
     #[command(flatten)]
@@ -66,7 +69,7 @@ pub(super) struct ImageArgs {
     pub(super) registry: RegistryArgs,
 }
 
-/// Flags on the bytes of the layers; the names of the reference's tools are understood too.
+/// Flags for the format of the layers. The flag names of the reference's tools work too.
 #[derive(Debug, Default, clap::Args)]
 struct FormatArgs {
     /// Write eStargz layers (the default)
@@ -75,16 +78,16 @@ struct FormatArgs {
     /// Write zstd:chunked layers
     #[arg(long, conflicts_with_all = ["estargz", "external_toc"])]
     zstdchunked: bool,
-    /// Put each TOC beside its layer instead of into it, so that diff-ids stay as they are
+    /// Put each TOC next to its layer instead of into it, so that diff-ids do not change
     #[arg(long, alias = "estargz-external-toc")]
     external_toc: bool,
-    /// Keep diff-ids; the same as --external-toc, which keeps them always
+    /// Keep diff-ids; the same as --external-toc, which always keeps them
     #[arg(long, alias = "estargz-keep-diff-id")]
     keep_diff_id: bool,
     /// Compression level: 1 to 12 for gzip, 1 to 19 for zstd
     #[arg(long, value_name = "N", aliases = ["estargz-compression-level", "zstdchunked-compression-level"])]
     level: Option<u8>,
-    /// Faster, for a few percent of size
+    /// Compress faster, for a few percent more size
     #[arg(long)]
     fast: bool,
     /// Most bytes of a file in one separately fetched chunk: 4MiB
@@ -93,7 +96,7 @@ struct FormatArgs {
     /// Let files smaller than this share a compressed member
     #[arg(long, value_name = "SIZE", alias = "estargz-min-chunk-size")]
     min_chunk_size: Option<String>,
-    /// Where our own entries stand: source-first (the default) or classic
+    /// The place of the added entries: source-first (the default) or classic
     #[arg(long, value_name = "LAYOUT")]
     layout: Option<String>,
 }
@@ -108,7 +111,7 @@ pub(super) struct Job<'a> {
 }
 
 impl ImageArgs {
-    /// The flags without those on what is made.
+    /// Returns the flags without those for the conversion itself.
     pub(super) fn bare(&self) -> Self {
         Self {
             json: self.json,
@@ -117,12 +120,12 @@ impl ImageArgs {
         }
     }
 
-    /// Whether the flags ask for streams that are the source's.
+    /// Whether the flags require streams that are the source's.
     pub(super) fn keeps_diff_ids(&self) -> bool {
         self.format.external_toc || self.format.keep_diff_id
     }
 
-    /// The flags as a layer of the configuration's `[convert]`.
+    /// Returns the flags as layers of the configuration's `[convert]`.
     pub(super) fn layers(&self) -> Vec<Layer> {
         let format = &self.format;
         let mut layers = Vec::new();
@@ -203,12 +206,12 @@ pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failur
     if args.image.json {
         output::print_json(&made)?
     } else {
-        made.tell(&args.destination)?
+        made.print(&args.destination)?
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Converts an image, the files of `recorded` first, and carries it to its target.
+/// Converts an image, with the files of `recorded` first, and writes it to its target.
 pub(super) async fn image(
     job: Job<'_>,
     recorded: Vec<record::Line>,
@@ -233,8 +236,8 @@ pub(super) async fn image(
         store: Some(&scratch.store),
         endpoint: &endpoint,
     };
-    let twin = reader.manifest(&record.twin, &record.media_type).await?;
-    let packed = ImageBundle::pack(reader, twin).await?;
+    let converted = reader.manifest(&record.twin, &record.media_type).await?;
+    let packed = ImageBundle::pack(reader, converted).await?;
     let missing = packed.missing.len();
     let mut bundle = packed.without_missing()?;
     if !args.platform.is_empty() {
@@ -260,7 +263,7 @@ pub(super) async fn image(
     bar.finish();
     if missing > 0 {
         output::say(&format!(
-            "left out because the source does not hold them: {missing} images"
+            "left out because the source does not have them: {missing} images"
         ));
     }
     Ok(ConversionReport {
@@ -273,7 +276,7 @@ pub(super) async fn image(
     })
 }
 
-/// Converts while showing how far it is.
+/// Converts an image and shows the progress.
 async fn convert(
     converter: &Converter,
     endpoint: &Endpoint,
@@ -294,7 +297,7 @@ async fn convert(
     outcome.map_err(|error| Failure::when(format!("converting {}", original.digest))(&error))
 }
 
-/// Shows how much of the layers that are being converted is done.
+/// Shows the progress of the layers that are being converted.
 fn show(bar: &Bar, converter: &Converter) {
     let conversions = converter.status();
     let layers = conversions.iter().flat_map(|conversion| &conversion.layers);
@@ -304,7 +307,7 @@ fn show(bar: &Bar, converter: &Converter) {
     bar.set(done, total);
 }
 
-/// A store for this one conversion, or the one that was named.
+/// A temporary store for one conversion, or the store that the command line names.
 struct ScratchStore {
     store: Store,
     /// Removed when dropped.
@@ -333,7 +336,7 @@ impl ScratchStore {
         let temporary = temporary_folder(folder)?;
         let location = temporary.path().to_str();
         let location =
-            location.ok_or_else(|| Failure::new("the temporary folder's path is not UTF-8"))?;
+            location.ok_or_else(|| Failure::new("path of the temporary folder is not UTF-8"))?;
         let store = Store::scratch(&at(location)).map_err(Failure::from_error)?;
         Ok(Self {
             store,
@@ -342,7 +345,8 @@ impl ScratchStore {
     }
 }
 
-/// Beside the destination where that is on this machine: its file system is the one with the room.
+/// Creates a temporary folder, next to the destination if that is on this machine, because the file
+/// system of the destination has the space.
 fn temporary_folder(beside: Option<&Path>) -> Result<TempDir, Failure> {
     let builder = &mut tempfile::Builder::new();
     let builder = builder.prefix(".starlift-");
@@ -351,10 +355,10 @@ fn temporary_folder(beside: Option<&Path>) -> Result<TempDir, Failure> {
         Some(folder) => std::fs::create_dir_all(folder).and_then(|()| builder.tempdir_in(folder)),
         None => builder.tempdir(),
     };
-    folder.map_err(Failure::when("no temporary folder can be made"))
+    folder.map_err(Failure::when("temporary folder cannot be created"))
 }
 
-/// What a conversion made.
+/// The result of a conversion.
 #[derive(Debug, serde::Serialize)]
 pub(super) struct ConversionReport {
     source: Digest,
@@ -366,14 +370,14 @@ pub(super) struct ConversionReport {
 }
 
 impl ConversionReport {
-    pub(super) fn tell(&self, destination: &str) -> Result<(), Failure> {
+    pub(super) fn print(&self, destination: &str) -> Result<(), Failure> {
         for passed in &self.passed_through {
             output::say(&format!(
                 "{} passed through: {}",
                 passed.digest, passed.reason
             ));
         }
-        output::say(&format!("{destination} is the twin of {}", self.source));
+        output::say(&format!("{destination} was converted from {}", self.source));
         output::print(&format!("{}\n", self.twin))
     }
 }

@@ -1,4 +1,5 @@
-//! `starlift inspect`: what an image or a layer is made of. Reads manifests, footers and TOCs, no layer.
+//! `starlift inspect`: shows the parts of an image or a layer. Reads manifests, footers and TOCs,
+//! but no layer.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -19,7 +20,8 @@ use crate::transport::{Endpoint, ImageBundle, ImageReader, Location};
 /// Show layers, kinds, TOCs and annotations of an image, or of a layer's file
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// `HOST/repository:tag[@digest]`, `oci:DIR[:tag]`, `docker-archive:FILE`, or the file of a layer
+    /// `HOST/repository:tag[@digest]`, `oci:DIR[:tag]`, `docker-archive:FILE`, or the file of a
+    /// layer
     what: String,
     /// Print JSON
     #[arg(long, conflicts_with = "toc")]
@@ -27,10 +29,11 @@ pub(super) struct Args {
     /// Print the exact bytes of the TOC of a layer's file, or of the image's layer --layer
     #[arg(long)]
     toc: bool,
-    /// The layer whose TOC is wanted, counted from 0 at the bottom
+    /// The layer whose TOC to print, counted from 0 at the bottom
     #[arg(long, value_name = "N", requires = "toc")]
     layer: Option<usize>,
-    /// Show what is known of the files that containers of the image read first: which, how soon, and from where it is known
+    /// Show the files that containers of the image read first, how soon they are read, and the
+    /// source of this knowledge
     #[arg(long, conflicts_with = "toc")]
     profile: bool,
     /// Only this platform of a multi-platform image
@@ -44,7 +47,7 @@ pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failur
     if Path::new(&args.what).is_file() {
         if args.profile {
             return Err(Failure::new(
-                "the file of a layer has no profile: name an image",
+                "only an image has a profile, not the file of a layer",
             ));
         }
         file(args).await?;
@@ -54,7 +57,7 @@ pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failur
     Ok(ExitCode::SUCCESS)
 }
 
-/// A layer that lies in a file.
+/// The report on a layer in a file.
 #[derive(Debug, Serialize)]
 struct FileReport {
     size: u64,
@@ -94,7 +97,7 @@ async fn file(args: &Args) -> Result<(), Failure> {
     output::print(&table.to_string())
 }
 
-/// An image or a multi-platform image.
+/// The report on an image or a multi-platform image.
 #[derive(Debug, Serialize)]
 struct Report {
     digest: Digest,

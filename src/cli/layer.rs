@@ -1,4 +1,5 @@
-//! `starlift convert --layer`: one tar, plain or compressed, into one blob; no image around it.
+//! `starlift convert --layer`: converts one tar, plain or compressed, into one blob, without an
+//! image.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
@@ -19,10 +20,10 @@ use crate::tempfiles::{keep, new_file_for};
 /// Bytes read from the input at once.
 const READ_SIZE: usize = 1 << 20;
 
-/// What stands for standard input and output.
+/// The name for standard input and output.
 const STANDARD: &str = "-";
 
-/// What became of the layer.
+/// The result of a layer's conversion.
 #[derive(Debug, Serialize)]
 struct LayerConversion {
     digest: String,
@@ -40,7 +41,8 @@ struct LayerConversion {
     zstd_manifest_position: Option<String>,
 }
 
-/// Converts the layer in the file `source` into the file `destination`; `-` is standard input and output.
+/// Converts the layer in the file `source` into the file `destination`. `-` is standard input and
+/// output.
 ///
 /// An external TOC goes to `destination` with `.toc` appended.
 pub(super) async fn convert(
@@ -127,7 +129,7 @@ impl Work {
             .map_err(Failure::when("standard output cannot be written"))?;
         if written.external_toc.is_some() {
             return Err(Failure::new(
-                "the external TOC needs a destination file beside which it can lie",
+                "an external TOC is written next to the destination, which therefore has to be a file",
             ));
         }
         Ok(LayerConversion::of(&written, None))
@@ -200,7 +202,7 @@ fn open(source: &str) -> Result<(Box<dyn Read>, u64), Failure> {
     Ok((Box::new(file), size))
 }
 
-/// Tells the bar what was read.
+/// A reader that reports the bytes read to the progress bar.
 struct Counted<R> {
     inner: R,
     bar: Bar,

@@ -1,7 +1,8 @@
 //! The command line: a file for each command, and the only place that prints.
 //!
-//! Exit codes: 0 done; 1 the answer is no (`verify` found differences, `store check` damage, a conversion asked of a server failed);
-//! 2 it could not be done (usage, input and output, network).
+//! Exit codes: 0 done; 1 the result is negative (`verify` found a difference, `store check` damage,
+//! `agent doctor` a fault, or a conversion requested by `warm` failed); 2 the command failed
+//! (usage, input and output, network).
 
 mod agent;
 mod config;
@@ -31,7 +32,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::config::{Config, Layer, Loaded};
 use crate::failure::Failure;
 
-/// It could not be done: usage, input and output, network.
+/// The exit code of a command that failed: usage, input and output, network.
 const CANNOT: u8 = 2;
 
 /// Makes any container image start before it is downloaded.
@@ -44,13 +45,14 @@ struct Cli {
     command: Command,
 }
 
-/// Flags that every command knows.
+/// Flags of every command.
 #[derive(Debug, clap::Args)]
 struct Global {
-    /// The configuration file [default: ./starlift.toml, else /etc/starlift/starlift.toml, where there is one]
+    /// The configuration file [default: ./starlift.toml, else /etc/starlift/starlift.toml, if it
+    /// exists]
     #[arg(long, value_name = "FILE", env = "STARLIFT_CONFIG", global = true)]
     config: Option<PathBuf>,
-    /// How log lines look: text or json
+    /// The format of log lines: text or json
     #[arg(long, value_name = "FORMAT", global = true)]
     log: Option<String>,
 }
@@ -72,14 +74,15 @@ enum Command {
 }
 
 impl Global {
-    /// The effective configuration with `flags` on top.
+    /// Returns the effective configuration with `flags` on top.
     fn load(&self, mut flags: Vec<Layer>) -> Result<Loaded, Failure> {
         flags.extend(
             self.log
                 .iter()
                 .map(|format| Layer::flag("--log", &["log", "format"], format.as_str())),
         );
-        // Variables that are not UTF-8 cannot be ours: names and values of ours are text.
+        // Other programs may have variables that are not UTF-8. Starlift's names and values are
+        // text.
         let environment = std::env::vars_os().filter_map(|(name, value)| both_text(name, value));
         Config::load(self.config.as_deref(), environment, flags).map_err(Failure::from_error)
     }
@@ -89,7 +92,7 @@ fn both_text(name: OsString, value: OsString) -> Option<(String, String)> {
     Some((name.into_string().ok()?, value.into_string().ok()?))
 }
 
-/// Runs the command line of this process and says how it went.
+/// Runs the command line of this process, and returns its exit code.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -121,14 +124,15 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
     }
 }
 
-/// Runs a command on a runtime of its own. An interrupt drops it, and with it its temporary files.
+/// Runs a command on its own runtime. An interrupt drops the command and thus deletes its temporary
+/// files.
 fn until_interrupted(
     command: impl Future<Output = Result<ExitCode, Failure>>,
 ) -> Result<ExitCode, Failure> {
     on_a_runtime(interruptible(command))
 }
 
-/// Does the work unless somebody wants the command to end before it is done.
+/// Runs `work` to its end. Fails if a signal ends the command before.
 async fn interruptible<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     tokio::select! {
         outcome = work => outcome,
@@ -136,7 +140,7 @@ async fn interruptible<T>(work: impl Future<Output = Result<T, Failure>>) -> Res
     }
 }
 
-/// Ends when somebody wants the command to end.
+/// Waits for an interrupt or SIGTERM.
 async fn interruption() -> Failure {
     tokio::select! {
         _ = tokio::signal::ctrl_c() => Failure::new("interrupted"),
@@ -144,14 +148,14 @@ async fn interruption() -> Failure {
     }
 }
 
-/// The same, with an interrupt from the keyboard left to others.
+/// Waits for SIGTERM only. The caller handles an interrupt from the keyboard.
 async fn termination() -> Failure {
     match signal(SignalKind::terminate()) {
         Ok(mut terminated) => {
             terminated.recv().await;
             Failure::new("terminated")
         }
-        Err(error) => Failure::when("signals cannot be listened to")(error),
+        Err(error) => Failure::when("signal handler cannot be installed")(error),
     }
 }
 
@@ -159,7 +163,7 @@ fn on_a_runtime<T>(command: impl Future<Output = Result<T, Failure>>) -> Result<
     let runtime =
         tokio::runtime::Runtime::new().map_err(Failure::when("threads cannot be started"))?;
     let outcome = runtime.block_on(command);
-    // Nothing that still runs in the background is waited for: its result has no taker.
+    // Does not wait for tasks in the background, because nothing uses their results.
     runtime.shutdown_background();
     outcome
 }

@@ -1,15 +1,16 @@
-//! Standard output and standard error: results go to the first, everything said to a person to the second.
+//! Standard output and standard error. Results go to the first, messages for people to the second.
 
 use std::io::{ErrorKind, Write as _};
 
 use crate::failure::Failure;
 
-/// Writes `text` to standard output. A reader that has gone away, as in `… | head`, is no failure.
+/// Writes `text` to standard output. A reader that closes the pipe, as in `… | head`, is not a
+/// failure.
 pub(super) fn print(text: &str) -> Result<(), Failure> {
     print_bytes(text.as_bytes())
 }
 
-/// Writes `bytes` to standard output as they are.
+/// Writes `bytes` to standard output.
 pub(super) fn print_bytes(bytes: &[u8]) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
@@ -20,17 +21,17 @@ pub(super) fn print_bytes(bytes: &[u8]) -> Result<(), Failure> {
     }
 }
 
-/// Writes `value` to standard output as JSON for machines and readers alike.
+/// Writes `value` to standard output as indented JSON.
 pub(super) fn print_json<T: serde::Serialize>(value: &T) -> Result<(), Failure> {
-    let mut text =
-        serde_json::to_string_pretty(value).map_err(Failure::when("the result is no JSON"))?;
+    let mut text = serde_json::to_string_pretty(value)
+        .map_err(Failure::when("result cannot be written as JSON"))?;
     text.push('\n');
     print(&text)
 }
 
-/// Says something to the person at the terminal.
+/// Writes a message to standard error.
 pub(super) fn say(line: &str) {
-    // Nobody can be told that standard error is gone.
+    // If standard error is closed, there is no place to report it.
     let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 

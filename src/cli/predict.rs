@@ -1,4 +1,4 @@
-//! `starlift predict`: a process that predicts the start of one image, started by a server and by nobody else.
+//! `starlift predict`: a process that predicts the start of one image. Only a server starts it.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -6,7 +6,8 @@ use std::time::Duration;
 use crate::failure::Failure;
 use crate::predict::{Limits, work};
 
-/// Predict what a container reads first, for the server at the other ends of standard input and output
+/// Predict the files that a container reads first; a server starts this and uses its standard input
+/// and output
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Bytes of memory that may be used
@@ -24,6 +25,6 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         processor,
         ..Limits::default()
     };
-    work(&limits).map_err(Failure::when("nothing is predicted"))?;
+    work(&limits).map_err(Failure::when("prediction failed"))?;
     Ok(ExitCode::SUCCESS)
 }

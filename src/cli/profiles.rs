@@ -19,17 +19,18 @@ use crate::recording::record::{self, Line};
 use crate::transport::document::parse;
 use crate::transport::{Destination, Endpoint, Location};
 
-/// Whether something can refer to an image there.
+/// Checks that `target` can hold artifacts that refer to an image.
 pub(super) fn check(target: &Location) -> Result<(), Failure> {
     match target {
         Location::Archive(_) => Err(Failure::new(
-            "--profile needs a registry or a layout: an archive holds an image alone",
+            "--profile needs a registry or a layout: an archive holds only an image",
         )),
         Location::Registry(_) | Location::Layout(_) => Ok(()),
     }
 }
 
-/// Attaches what was recorded of each source image to the image that was made of it. How many profiles there are.
+/// Attaches to each converted image a profile of the files recorded for its source image. Returns
+/// the number of attached profiles.
 pub(super) async fn attach(
     job: Job<'_>,
     made: &ConversionReport,
@@ -80,7 +81,8 @@ pub(super) async fn attach(
     Ok(attached)
 }
 
-/// The manifest that an image was made of: itself where nothing was converted.
+/// Returns the digest of the source image's manifest, which is the image's own if nothing was
+/// converted.
 fn source_of(image: &ImageReport) -> Digest {
     let named = image
         .annotations
@@ -89,26 +91,26 @@ fn source_of(image: &ImageReport) -> Digest {
     named.unwrap_or_else(|| image.digest.clone())
 }
 
-/// A profile with what the layers say of its files.
+/// A profile with the sizes of its files from the layers' TOCs.
 #[derive(Debug, Serialize)]
 pub(super) struct ProfileReport {
     workload: Workload,
     observers: usize,
     sources: BTreeSet<Source>,
-    /// Of the files that the image has.
+    /// The total size of the files that the image has.
     bytes: u64,
     files: Vec<FileReport>,
 }
 
 #[derive(Debug, Serialize)]
 struct FileReport {
-    /// `None`: the image has no such file, or its layer no TOC.
+    /// `None` if the image has no such file, or its layer has no TOC.
     size: Option<u64>,
     #[serde(flatten)]
     file: ProfiledFile,
 }
 
-/// The profiles of an image, as its registry or layout lists them.
+/// Returns the profiles of an image from its registry or layout.
 pub(super) async fn of_image(
     endpoint: &Endpoint,
     image: &Manifest,
@@ -116,7 +118,7 @@ pub(super) async fn of_image(
     let Endpoint {
         source, repository, ..
     } = endpoint;
-    let what = format!("asking what refers to {}", image.digest);
+    let what = format!("listing the referrers of {}", image.digest);
     let referrers = source
         .referrers(repository, &image.digest)
         .await
@@ -134,14 +136,14 @@ pub(super) async fn of_image(
             .await;
         let bytes = document.map_err(Failure::when(what.as_str()))?;
         let bytes =
-            bytes.ok_or_else(|| Failure::new(format!("{} holds no profile", referrer.digest)))?;
+            bytes.ok_or_else(|| Failure::new(format!("no profile in {}", referrer.digest)))?;
         let profile = Profile::parse(&bytes).map_err(Failure::when(what))?;
         reports.push(sizes.report(profile).await?);
     }
     Ok(reports)
 }
 
-/// Sizes of an image's files; a layer's TOC is read when the first of its files is asked for.
+/// The sizes of an image's files. A layer's TOC is read when the first of its files is looked up.
 struct Sizes<'a> {
     endpoint: &'a Endpoint,
     image: ImageManifest,
@@ -186,7 +188,8 @@ impl Sizes<'_> {
         Ok(self.layers.get(&number).and_then(Option::as_ref))
     }
 
-    /// The TOC of a layer as it stands there; `verify` is who checks it.
+    /// Reads the TOC of a layer. Does not compare it with the manifest's digest, which is the task
+    /// of `verify`.
     async fn read(&self, number: u32) -> Result<Option<estargz::Toc>, Failure> {
         let layer = usize::try_from(number)
             .ok()
@@ -208,7 +211,7 @@ impl Sizes<'_> {
 }
 
 impl ProfileReport {
-    /// As people read it.
+    /// Returns the profile as text with a table.
     pub(super) fn table(&self) -> String {
         let sources: Vec<_> = self.sources.iter().map(|source| source.name()).collect();
         let mut text = format!(

@@ -1,4 +1,4 @@
-//! Progress bars for a person at a terminal; nothing at all for a pipe or a log.
+//! Progress bars on a terminal. A pipe or a log gets none.
 
 use std::io::IsTerminal as _;
 
@@ -7,12 +7,12 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 const TEMPLATE: &str =
     "{msg:14} {bar:32} {bytes:>10} / {total_bytes:10} {bytes_per_sec:>12} {eta:>4}";
 
-/// A count of bytes on its way to a total; clones share it.
+/// A progress bar that counts bytes up to a total. Clones share the count.
 #[derive(Debug, Clone)]
 pub(super) struct Bar(ProgressBar);
 
 impl Bar {
-    /// A bar that shows itself if standard error is a terminal and nobody asked for `quiet`.
+    /// Creates a bar, which is visible only if standard error is a terminal and `quiet` is not set.
     pub(super) fn new(what: &'static str, total: u64, quiet: bool) -> Self {
         let visible = !quiet && std::io::stderr().is_terminal();
         let target = if visible {
@@ -28,7 +28,7 @@ impl Bar {
         })
     }
 
-    /// The count, for those who move the bytes.
+    /// Returns the count, which the code that moves the bytes advances.
     pub(super) fn counter(&self) -> &ProgressBar {
         &self.0
     }
@@ -43,7 +43,7 @@ impl Bar {
         self.0.set_position(done);
     }
 
-    /// Takes the bar off the screen.
+    /// Removes the bar from the screen.
     pub(super) fn finish(&self) {
         self.0.finish_and_clear();
     }

@@ -1,9 +1,10 @@
-//! The flags of every command that talks to a registry.
+//! The flags of every command that uses a registry.
 
-/// Flags of every command that talks to a registry.
+/// Flags of every command that uses a registry.
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
 pub(super) struct RegistryArgs {
-    /// Talk plain HTTP to registries that the configuration does not name; loopback hosts need no such flag
+    /// Use plain HTTP for registries that the configuration does not name; not needed for loopback
+    /// hosts
     #[arg(long)]
     pub(super) plain_http: bool,
 }

@@ -1,4 +1,4 @@
-//! `starlift serve`: the registry front end, until it is told to stop.
+//! `starlift serve`: the registry front end, until a signal stops it.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -18,10 +18,10 @@ use crate::store::Store;
 use crate::telemetry::{Watchdog, log};
 use crate::transport::Upstreams;
 
-/// The executable of this process, also when another one was put in its place.
+/// The executable of this process, even if the file at its path was replaced.
 const OWN_EXECUTABLE: &str = "/proc/self/exe";
 
-/// Serve any image as eStargz, converted when it is first asked for
+/// Serve any image as eStargz, converted at the first request
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Address and port to listen on [default: 127.0.0.1:8080]
@@ -30,21 +30,22 @@ pub(super) struct Args {
     /// A folder, or s3://BUCKET[/PREFIX], gs://…, az://… [default: ./starlift-store]
     #[arg(long, value_name = "URL-or-DIR")]
     store: Option<String>,
-    /// Serve URL under NAME; the URL may be http://…, https://…, oci:DIR or docker-archive:FILE (repeatable)
+    /// Serve URL under NAME; the URL may be http://…, https://…, oci:DIR or docker-archive:FILE
+    /// (repeatable)
     #[arg(long, value_name = "NAME=URL", value_parser = upstream)]
     upstream: Vec<(String, String)>,
-    /// How long a pull waits for a conversion before it gets the original [default: 8s]
+    /// How long a pull waits for a conversion before it gets the source image [default: 8s]
     #[arg(long, value_name = "DURATION")]
     wait: Option<String>,
 }
 
-/// Reads `NAME=URL`.
+/// Parses `NAME=URL`.
 pub(super) fn upstream(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, url)) if !name.is_empty() && !url.is_empty() => {
             Ok((name.to_owned(), url.to_owned()))
         }
-        _ => Err("it is NAME=URL".to_owned()),
+        _ => Err("expected NAME=URL".to_owned()),
     }
 }
 
@@ -75,17 +76,18 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     let watchdog = watch(&runtime, loaded.config.serve.liveness)?;
     let outcome = runtime.block_on(serve(&loaded.config));
     drop(watchdog);
-    // Conversions that still run leave nothing visible; the next start takes them up again.
+    // Conversions that still run leave nothing visible. The next request for the image starts the
+    // conversion again.
     runtime.shutdown_background();
     outcome.map(|()| ExitCode::SUCCESS)
 }
 
-/// Watches the runtime, and tells who asks on `liveness`.
+/// Watches the runtime, and serves the result at the address `liveness`.
 pub(super) fn watch(runtime: &Runtime, liveness: Option<SocketAddr>) -> Result<Watchdog, Failure> {
     let watchdog = Watchdog::start(runtime.handle(), liveness);
-    let watchdog = watchdog.map_err(Failure::when("liveness cannot be told on its address"))?;
+    let watchdog = watchdog.map_err(Failure::when("liveness cannot be served at its address"))?;
     if let Some(address) = watchdog.liveness() {
-        tracing::info!(%address, "liveness is told");
+        tracing::info!(%address, "liveness served");
     }
     Ok(watchdog)
 }
@@ -102,7 +104,7 @@ async fn serve(config: &Config) -> Result<(), Failure> {
         .map_err(Failure::from_error)?;
     announce(config, &server);
     let shutdown = CancellationToken::new();
-    tokio::spawn(cancel_when_told(shutdown.clone()));
+    tokio::spawn(cancel_on_signal(shutdown.clone()));
     server
         .run(shutdown)
         .await
@@ -111,7 +113,8 @@ async fn serve(config: &Config) -> Result<(), Failure> {
     Ok(())
 }
 
-/// One line that says where everything is, and what to try; and one for each local upstream that is not there yet.
+/// Logs the addresses, the store and a command to try, and a warning for each local upstream that
+/// does not exist yet.
 fn announce(config: &Config, server: &Server) {
     let (address, api) = (server.address(), server.api_address());
     for (name, upstream) in &config.upstreams.upstream {
@@ -120,11 +123,7 @@ fn announce(config: &Config, server: &Server) {
             .strip_prefix("oci:")
             .or_else(|| upstream.url.strip_prefix("docker-archive:"));
         if let Some(path) = path.filter(|path| !Path::new(path).exists()) {
-            tracing::warn!(
-                upstream = name,
-                path,
-                "there is nothing at the upstream's path"
-            );
+            tracing::warn!(upstream = name, path, "upstream's path does not exist");
         }
     }
     let upstream = config.upstreams.upstream.keys().next();
@@ -147,16 +146,16 @@ fn announce(config: &Config, server: &Server) {
     );
 }
 
-pub(super) async fn cancel_when_told(shutdown: CancellationToken) {
+pub(super) async fn cancel_on_signal(shutdown: CancellationToken) {
     let interrupt = tokio::signal::ctrl_c();
     match signal(SignalKind::terminate()) {
         Ok(mut terminate) => {
             tokio::select! {
-                _ = interrupt => tracing::info!("interrupted: running answers may end"),
-                _ = terminate.recv() => tracing::info!("terminated: running answers may end"),
+                _ = interrupt => tracing::info!("interrupted: waiting for running responses"),
+                _ = terminate.recv() => tracing::info!("terminated: waiting for running responses"),
             }
         }
-        // Without a handler SIGTERM still ends the process, only less gently.
+        // Without a handler, SIGTERM still ends the process, but not gracefully.
         Err(_) => drop(interrupt.await),
     }
     shutdown.cancel();

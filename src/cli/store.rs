@@ -1,4 +1,4 @@
-//! `starlift store`: looks after what a server keeps.
+//! `starlift store`: maintains the store of a server.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -10,7 +10,7 @@ use crate::config::Layer;
 use crate::failure::Failure;
 use crate::store::{Finding, Store};
 
-/// Look after what a server keeps
+/// Maintain the store of a server
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -22,13 +22,13 @@ enum Command {
     Check(CheckArgs),
 }
 
-/// Read everything in the store and say what is not what was put; safe while servers use it
+/// Read everything in the store and report damage; safe while servers use it
 #[derive(Debug, clap::Args)]
 struct CheckArgs {
     /// A folder, or s3://BUCKET[/PREFIX], gs://…, az://… [default: ./starlift-store]
     #[arg(long, value_name = "URL-or-DIR")]
     store: Option<String>,
-    /// Forget what is damaged: a server makes it again when it is next asked for
+    /// Remove damaged objects from the store: a server makes them again at the next request
     #[arg(long)]
     repair: bool,
     /// Most bytes a second to read, such as 50MiB [default: no limit]
@@ -50,11 +50,8 @@ async fn check(args: &CheckArgs, global: &Global) -> Result<ExitCode, Failure> {
     let config = global.load(flag.collect())?.config.store;
     let is_folder = !config.location.contains("://");
     if is_folder && !Path::new(&config.location).is_dir() {
-        // Opening it would make it.
-        return Err(Failure::new(format!(
-            "there is no store in {}",
-            config.location
-        )));
+        // Opening the store would create it.
+        return Err(Failure::new(format!("no store in {}", config.location)));
     }
     let store = Store::open(&config).await.map_err(Failure::from_error)?;
     let mut printed = Ok(());
@@ -72,7 +69,7 @@ async fn check(args: &CheckArgs, global: &Global) -> Result<ExitCode, Failure> {
     let (objects, records, size) = (report.objects, report.records, ByteSize::b(report.bytes));
     let damaged = match (report.damaged, args.repair) {
         (0, _) => "nothing is damaged".to_owned(),
-        (damaged, true) => format!("{damaged} damaged and forgotten"),
+        (damaged, true) => format!("{damaged} damaged and removed"),
         (damaged, false) => format!("{damaged} damaged"),
     };
     output::print(&format!(

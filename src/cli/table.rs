@@ -19,7 +19,7 @@ impl Table {
     }
 }
 
-/// Names come from images and must not steer the terminal.
+/// Replaces control characters, because names come from images and must not control the terminal.
 pub(super) fn printable(text: &str) -> String {
     text.chars()
         .map(|letter| {

@@ -1,7 +1,8 @@
-//! `starlift verify`: reads everything and says what is not as it should be.
+//! `starlift verify`: reads every byte of an image, and reports the differences.
 //!
-//! A layer's TOC is compared with its tar, every chunk and file with its digest, the stream with the diff-id of the
-//! image's configuration; with `--against`, the stream also with the tar of the source layer.
+//! A layer's TOC is compared with its tar, every chunk and file with its digest, and the stream
+//! with the diff-id of the image's configuration. With `--against`, the stream is also compared
+//! with the tar of the source layer.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -17,12 +18,13 @@ use crate::inspect::image::Verification;
 use crate::inspect::layer::LayerFile;
 use crate::oci::Platform;
 
-/// Check an image, or a layer's file, in every byte; exit code 1 says that something differs
+/// Check every byte of an image or of a layer's file; the exit code is 1 if there is a difference
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// `HOST/repository:tag[@digest]`, `oci:DIR[:tag]`, `docker-archive:FILE`, or the file of a layer
+    /// `HOST/repository:tag[@digest]`, `oci:DIR[:tag]`, `docker-archive:FILE`, or the file of a
+    /// layer
     what: String,
-    /// The image, or the layer's file, that it was converted from
+    /// The source image, or the file of the source layer
     #[arg(long, value_name = "SRC")]
     against: Option<String>,
     /// The blob of a layer file's external TOC
@@ -38,7 +40,7 @@ pub(super) struct Args {
     registry: RegistryArgs,
 }
 
-/// What was looked at and what is wrong with it.
+/// The result of a verification.
 #[derive(Debug, Default, Serialize)]
 struct Outcome {
     ok: bool,

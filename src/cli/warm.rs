@@ -1,4 +1,5 @@
-//! `starlift warm`: asks a server to convert images before anyone pulls them, and waits until it has.
+//! `starlift warm`: makes a server convert images before the first pull, and waits for the
+//! conversions.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -14,22 +15,22 @@ use super::{Global, output};
 use crate::failure::Failure;
 use crate::serve;
 
-/// How often the server is asked how far it is.
+/// Interval between requests for the progress.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How long the server may take for an answer; it never waits for a conversion.
+/// Time limit of a response. The server does not wait for a conversion before it responds.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
-/// Polls in a row that may fail, as when the server restarts, before it is given up.
+/// Polls in a row that may fail, for instance while the server restarts, before the command fails.
 const MAX_FAILED_POLLS: u32 = 10;
 
-/// Ask a server to convert images ahead of the first pull, and wait for it
+/// Make a server convert images before the first pull, and wait for the conversions
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Images as clients of the server name them: docker.io/library/nginx:1.21.1, local/app:1
     #[arg(required = true, value_name = "REF")]
     references: Vec<String>,
-    /// The server's own API; by default where the configuration of this machine has it [default: http://127.0.0.1:8080]
+    /// The server's API [default: that of this machine's configuration, else http://127.0.0.1:8080]
     #[arg(long, value_name = "URL")]
     server: Option<Url>,
     /// Print the outcome as JSON
@@ -40,7 +41,7 @@ pub(super) struct Args {
     no_wait: bool,
 }
 
-/// A conversion as the server's API shows it; what else it tells is of no concern here.
+/// A conversion in the server's API. Its other fields are ignored.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Job {
     id: String,
@@ -67,13 +68,13 @@ struct Answer {
     progress: Vec<Progress>,
 }
 
-/// How far one image of the reference is.
+/// The progress of one image of the reference.
 #[derive(Deserialize)]
 struct Progress {
     layers: Vec<Layer>,
 }
 
-/// Bytes of a source layer, taken and in all.
+/// A source layer, with its bytes read so far and in total.
 #[derive(Deserialize)]
 struct Layer {
     source: String,
@@ -82,7 +83,7 @@ struct Layer {
 }
 
 impl Answer {
-    /// Bytes taken of all there are; a layer of several images counts once.
+    /// Returns the bytes read so far and in total. A layer of several images counts once.
     fn bytes(&self) -> (u64, u64) {
         let layers = self.progress.iter().flat_map(|image| &image.layers);
         let layers: BTreeMap<_, _> = layers.map(|layer| (&layer.source, layer)).collect();
@@ -100,7 +101,7 @@ pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failur
             .parse()
             .map_err(Failure::from_error)?,
     };
-    // Whoever is first installs it; it is the same one for all.
+    // This fails if a provider is installed already, which is then the same one.
     let _installed = rustls::crypto::ring::default_provider().install_default();
     let client = Client::builder()
         .timeout(ANSWER_LIMIT)
@@ -125,7 +126,7 @@ pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failur
     })
 }
 
-/// Where the server that this machine's configuration describes has its API.
+/// Returns the address of the API of the server that this machine's configuration describes.
 fn local(config: &serve::Config) -> String {
     let scheme = if config.tls.is_some() {
         "https"
@@ -159,23 +160,23 @@ async fn answer(response: Response, reference: &str) -> Result<Answer, Failure> 
     if !status.is_success() {
         let text = response.text().await.unwrap_or_default();
         if status == StatusCode::NOT_FOUND {
-            let hint = "no such API there; a server beyond loopback has it at serve.api_listen, 127.0.0.1:8081 by default";
+            let hint = "no API at this address; a server beyond loopback has its API at serve.api_listen, 127.0.0.1:8081 by default";
             return Err(Failure::new(format!(
-                "the server refuses {reference}: {hint}"
+                "the server rejects {reference}: {hint}"
             )));
         }
         return Err(Failure::new(format!(
-            "the server refuses {reference}: {}",
+            "the server rejects {reference}: {}",
             refusal(status, &text)
         )));
     }
     response
         .json()
         .await
-        .map_err(Failure::when("the server's answer makes no sense"))
+        .map_err(Failure::when("malformed response of the server"))
 }
 
-/// The message of an error body, or the bare status.
+/// Returns the status, with the message of an error body if there is one.
 fn refusal(status: StatusCode, body: &str) -> String {
     let message = serde_json::from_str::<serde_json::Value>(body).ok();
     let message = message
@@ -218,7 +219,7 @@ async fn wait(
                 failed_polls = 0;
             }
             Err(_) if failed_polls < MAX_FAILED_POLLS => failed_polls += 1,
-            Err(error) => return Err(Failure::when("the server has gone away")(error)),
+            Err(error) => return Err(Failure::when("the server does not answer any more")(error)),
         }
     }
     spinner.finish_and_clear();
@@ -293,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_tell_the_servers_message() {
+    fn refusals_contain_the_servers_message() {
         let body = r#"{"errors":[{"code":"UNSUPPORTED","message":"that is no reference"}]}"#;
         assert_eq!(
             refusal(StatusCode::BAD_REQUEST, body),

@@ -1,5 +1,7 @@
-//! containerd's gRPC APIs, generated from `proto/`: the agent serves the snapshots service and reads what kubelets say to
-//! the CRI service, the client beside it calls the others.
+//! containerd's gRPC APIs, generated from `proto/`.
+//!
+//! The agent serves the snapshots service and decodes kubelets' requests to the CRI service. The
+//! client in this module calls the services as containerd's own client does.
 
 #![expect(
     clippy::clone_on_ref_ptr,
@@ -51,7 +53,7 @@ pub mod runtime {
         tonic::include_proto!("runtime.v1");
 
         impl fmt::Debug for AuthConfig {
-            /// Without its secrets.
+            /// Formats only the server address, because the other fields are secrets.
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.debug_struct("AuthConfig")
                     .field("server_address", &self.server_address)

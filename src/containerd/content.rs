@@ -1,4 +1,5 @@
-//! containerd's content store: blobs, and the labels by which it knows what names what and where it came from.
+//! containerd's content store: its blobs, and the labels that record a blob's references and
+//! origin.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -20,25 +21,26 @@ use crate::containerd::services::content::v1::{
 use crate::failure::Failure;
 use crate::oci::{Descriptor, Digest};
 
-/// Bytes of a blob in one message; containerd takes 16 MiB at most.
+/// Bytes of a blob in one message. containerd's limit is 16 MiB.
 const MESSAGE_BYTES: usize = 1 << 20;
-/// Pauses between attempts to write what somebody else is writing: the first and the longest.
+/// Pauses between attempts to write a blob that another client is writing: the first and the
+/// longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(16);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// A blob's bytes from some offset to its end.
+/// A stream of a blob's bytes, from an offset to the end.
 pub(crate) type Bytestream = BoxStream<'static, Result<Bytes, Failure>>;
 
-/// A write that containerd keeps others from.
+/// A write in progress, which containerd locks against other clients.
 struct Ingest {
     requests: mpsc::Sender<WriteContentRequest>,
     responses: Streaming<WriteContentResponse>,
-    /// How much of the blob it has.
+    /// The number of bytes of the blob that containerd has.
     offset: i64,
 }
 
-/// Writes a blob unless containerd has it. `read` gives its bytes from an offset on, which is not 0 where an earlier
-/// write came to nothing. containerd checks size and digest.
+/// Writes a blob unless containerd has it. `read` returns the blob's bytes from an offset on, which
+/// is not 0 if an earlier write was broken off. containerd checks size and digest.
 pub(crate) async fn put<F>(
     session: &Session,
     blob: &Descriptor,
@@ -74,7 +76,8 @@ where
     }
 }
 
-/// Waits while another client writes the same blob. `None` when containerd has it.
+/// Starts a write, and waits while another client writes the same blob. Returns `None` if
+/// containerd has the blob.
 async fn open(session: &Session, blob: &Descriptor) -> Result<Option<Ingest>, Status> {
     let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
     loop {
@@ -88,7 +91,9 @@ async fn open(session: &Session, blob: &Descriptor) -> Result<Option<Ingest>, St
     }
 }
 
-/// As `content/local/locks.go` says it. A containerd that is gone has the same code.
+/// Whether another client is writing the blob, by the message in containerd's
+/// `content/local/locks.go`. The code is not enough, because an unreachable containerd has the same
+/// one.
 fn is_locked(status: &Status) -> bool {
     status.code() == Code::Unavailable && status.message().contains("locked")
 }
@@ -103,7 +108,8 @@ impl Ingest {
             expected: blob.digest.to_string(),
             ..WriteContentRequest::default()
         };
-        // The queue has room for it: containerd answers the call once it has this first message.
+        // The queue is empty, so that this does not block. containerd responds to the call only
+        // after this first message.
         requests
             .try_send(request)
             .map_err(|error| Status::internal(error.to_string()))?;
@@ -125,11 +131,11 @@ impl Ingest {
         self.responses
             .message()
             .await?
-            .ok_or_else(|| Status::unavailable("it ended the write"))
+            .ok_or_else(|| Status::unavailable("the write ended early"))
     }
 
     async fn send(&mut self, request: WriteContentRequest) -> Result<WriteContentResponse, Status> {
-        // Where containerd has hung up, its answer says why.
+        // If containerd has closed the stream, its response has the reason.
         let _ = self.requests.send(request).await;
         self.answer().await
     }
@@ -147,7 +153,7 @@ impl Ingest {
             Ok(())
         } else {
             Err(Status::data_loss(format!(
-                "{} of {end} bytes are there",
+                "{} of {end} bytes written",
                 self.offset
             )))
         }
@@ -165,7 +171,7 @@ impl Ingest {
     }
 }
 
-/// The labels of a blob that containerd holds.
+/// Returns the labels of a blob in containerd.
 pub(crate) async fn labels(
     session: &Session,
     digest: &Digest,
@@ -177,7 +183,7 @@ pub(crate) async fn labels(
         .content()
         .info(request)
         .await
-        .map_err(refused(format!("looking at {digest}")))?;
+        .map_err(refused(format!("reading the labels of {digest}")))?;
     Ok(response
         .into_inner()
         .info
@@ -185,7 +191,7 @@ pub(crate) async fn labels(
         .unwrap_or_default())
 }
 
-/// Sets these labels of a blob and leaves its others alone.
+/// Sets `labels` on a blob. Its other labels stay.
 pub(crate) async fn label(
     session: &Session,
     digest: &Digest,

@@ -1,4 +1,5 @@
-//! The documents of the image that is pulled, from the registry into containerd's content store, and its record.
+//! Pulls an image's documents from the registry into containerd's content store, and writes the
+//! image's record.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -22,13 +23,13 @@ use crate::transport::document::parse;
 use crate::transport::platform::child_of;
 use crate::transport::{Endpoint, ImageReader};
 
-/// Indexes in indexes: nobody was seen to nest them deeper than two.
+/// Deepest nesting of indexes. No known image nests them deeper than two.
 const MAX_INDEXES: usize = 4;
 
-/// An image of one platform, and the indexes it was found in.
+/// An image of one platform, and the indexes that lead to it.
 #[derive(Debug)]
 pub(crate) struct Image {
-    /// What was named first; each names the next, and the last the manifest.
+    /// The indexes from the named one on. Each refers to the next, and the last to the manifest.
     indexes: Vec<Manifest>,
     document: Manifest,
     manifest: ImageManifest,
@@ -37,13 +38,13 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    /// Reads the image for `wanted` of what `endpoint` names.
+    /// Reads the documents of the image at `endpoint` for the platform `wanted`.
     pub(crate) async fn read(endpoint: &Endpoint, wanted: &Platform) -> Result<Self, Failure> {
         let mut indexes = Vec::new();
         let mut document = endpoint.manifest().await?;
         while Role::of(&document.media_type) == Role::Index {
             if indexes.len() == MAX_INDEXES {
-                return Err(Failure::new("the image's indexes are nested too deep"));
+                return Err(Failure::new("image indexes are nested too deep"));
             }
             let child = child_of(&document, wanted)?;
             indexes.push(std::mem::replace(
@@ -53,21 +54,19 @@ impl Image {
         }
         if Role::of(&document.media_type) != Role::Manifest {
             return Err(Failure::new(format!(
-                "{} is no image but {:?}",
+                "{} is not an image but {:?}",
                 document.digest, document.media_type
             )));
         }
         let manifest: ImageManifest = parse(&document)?;
         let config_bytes = configuration(endpoint, &manifest.config).await?;
-        let what = format!("the image configuration {}", manifest.config.digest);
+        let what = format!("image configuration {}", manifest.config.digest);
         let config: ImageConfig =
             serde_json::from_slice(&config_bytes).map_err(Failure::when(what.clone()))?;
-        // An artifact's configuration may be anything; as an image's it reads like one without layers.
+        // An artifact's configuration may be anything. Parsed as an image's, it has no layers.
         let config_type = manifest.config.media_type.as_str();
         if !matches!(config_type, DOCKER_CONFIG | OCI_CONFIG) && config.rootfs.diff_ids.is_empty() {
-            return Err(Failure::new(format!(
-                "{what} is of the type {config_type:?}"
-            )));
+            return Err(Failure::new(format!("{what} has the type {config_type:?}")));
         }
         let image = Self {
             indexes,
@@ -81,17 +80,17 @@ impl Image {
             Ok(image)
         } else {
             Err(Failure::new(format!(
-                "the image has {layers} layers, its configuration {diff_ids} diff-ids"
+                "the image has {layers} layers, but {diff_ids} diff-ids"
             )))
         }
     }
 
-    /// What was named: an index, or the image's manifest.
+    /// Returns the named document: an index, or the image's manifest.
     pub(crate) fn target(&self) -> &Manifest {
         self.indexes.first().unwrap_or(&self.document)
     }
 
-    /// The digest of the image's own manifest.
+    /// Returns the digest of the image's manifest.
     pub(crate) fn digest(&self) -> &Digest {
         &self.document.digest
     }
@@ -100,7 +99,7 @@ impl Image {
         &self.manifest.config.digest
     }
 
-    /// The layers that are unpacked, bottom first.
+    /// Returns the layers that are unpacked, bottom first.
     pub(crate) fn layers(&self) -> impl Iterator<Item = &Descriptor> {
         self.manifest
             .layers
@@ -108,7 +107,7 @@ impl Image {
             .filter(|layer| Role::of(&layer.media_type) == Role::Layer)
     }
 
-    /// What the manifest names beside its configuration and layers.
+    /// Returns the blobs in the manifest's list of layers that are not layers and are not unpacked.
     pub(crate) fn others(&self) -> impl Iterator<Item = &Descriptor> {
         self.manifest
             .layers
@@ -116,7 +115,7 @@ impl Image {
             .filter(|layer| Role::of(&layer.media_type) != Role::Layer)
     }
 
-    /// Puts the documents into containerd's content store, each labelled with what it names.
+    /// Writes the documents into containerd's content store, each with labels for its children.
     pub(crate) async fn keep(&self, session: &Session, name: &ImageName) -> Result<(), Failure> {
         let children = self.indexes.iter().skip(1).chain([&self.document]);
         for (index, child) in self.indexes.iter().zip(children) {
@@ -148,7 +147,8 @@ impl Image {
         .await
     }
 
-    /// Gives the image its name, or the name its new image; labels that the name has stay.
+    /// Creates the image's record, or points the existing record at this image. Its other labels
+    /// stay.
     pub(crate) async fn record(
         &self,
         session: &Session,
@@ -173,7 +173,7 @@ impl Image {
             target: Some(target),
             ..Record::default()
         };
-        let what = || refused(format!("naming the image {name}"));
+        let what = || refused(format!("writing the record of the image {name}"));
         let created = session
             .images()
             .create(CreateImageRequest {
@@ -199,7 +199,7 @@ impl Image {
     }
 }
 
-/// Notes of a blob in which repository it was found; those known already are kept (`remotes/docker/handler.go`).
+/// Adds the repository to the label that lists the sources of a blob (`remotes/docker/handler.go`).
 pub(crate) async fn note_source(
     session: &Session,
     name: &ImageName,
@@ -218,7 +218,7 @@ pub(crate) async fn note_source(
         known.split(',').filter(|known| !known.is_empty()).collect();
     repositories.insert(name.repository.as_str());
     let value = repositories.into_iter().collect::<Vec<_>>().join(",");
-    // A blob that is in so many repositories that a label cannot hold them keeps what it has.
+    // If the list would exceed the limit of a label, the label stays as it is.
     if key.len() + value.len() > super::labels::MAX_LABEL_BYTES {
         return Ok(());
     }
@@ -246,7 +246,7 @@ fn rest(mut bytes: bytes::Bytes, offset: u64) -> Bytestream {
     futures::stream::iter([Ok(bytes.split_off(skipped))]).boxed()
 }
 
-/// The labels that keep `children` from being collected while their parent is not.
+/// Returns the labels by which a parent keeps its `children` from being garbage collected.
 fn references<'a>(children: impl Iterator<Item = &'a Descriptor>) -> Labels {
     let mut counts = HashMap::new();
     let mut labels = Labels::new();
@@ -277,7 +277,7 @@ async fn read(endpoint: &Endpoint, child: &Descriptor) -> Result<Manifest, Failu
 async fn configuration(endpoint: &Endpoint, config: &Descriptor) -> Result<Vec<u8>, Failure> {
     if config.size > MAX_CONFIG_BYTES {
         return Err(Failure::new(format!(
-            "the image configuration is over {MAX_CONFIG_BYTES} bytes long"
+            "image configuration longer than {MAX_CONFIG_BYTES} bytes"
         )));
     }
     ImageReader {
@@ -293,7 +293,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn children_are_named_as_containerd_names_them() {
+    fn reference_labels_match_containerd() {
         let child = |media_type: &str, of: &str| Descriptor {
             media_type: media_type.to_owned(),
             ..Manifest::new(String::new(), of.to_owned().into()).descriptor()

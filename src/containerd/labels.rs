@@ -1,5 +1,6 @@
-//! What a snapshotter is told of a layer so that it can mount it lazily (stargz-snapshotter, `fs/source/source.go`;
-//! containerd, `pkg/snapshotters/annotations.go`), and what containerd needs to find the snapshot again.
+//! Labels of a layer's snapshot. They describe the layer, so that a snapshotter can mount it lazily
+//! (stargz-snapshotter, `fs/source/source.go`; containerd, `pkg/snapshotters/annotations.go`), and
+//! let containerd find the snapshot again.
 
 use std::collections::HashMap;
 
@@ -10,37 +11,38 @@ use crate::oci::{Descriptor, Digest};
 
 pub(crate) type Labels = HashMap<String, String>;
 
-/// containerd hands annotations of a layer that begin like this to the snapshotter.
+/// Prefix of the layer annotations that containerd passes to the snapshotter.
 const INHERITED: &str = "containerd.io/snapshot/";
-/// What the reference's command asks its snapshotter to fetch ahead.
+/// Bytes of a layer to prefetch, as the reference's `rpull` requests from its snapshotter.
 const PREFETCH_BYTES: &str = "10485760";
 const URLS: &str = "containerd.io/snapshot/remote/urls";
 
-/// By either a layer can be read lazily: the digest of its TOC.
+/// Annotations with the digest of a TOC. A layer that has one of them can be read lazily.
 const TOC_DIGESTS: [&str; 2] = [TOC_DIGEST, ZSTD_CHECKSUM];
 
-/// containerd refuses labels whose key and value are longer together (`labels/validate.go`).
+/// Limit of a label, in bytes of key and value together (containerd, `labels/validate.go`).
 pub(crate) const MAX_LABEL_BYTES: usize = 4096;
 
-/// The names under which a snapshotter is told of a layer.
+/// A set of label names that describe a layer to a snapshotter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Dialect {
     Stargz,
     Containerd,
 }
 
-/// What is the same for all layers of a pull.
+/// The properties that all layers of a pull share.
 #[derive(Debug)]
 pub(crate) struct Source {
     pub(crate) dialect: Dialect,
-    /// The image as its record names it.
+    /// The name of the image in its record.
     pub(crate) reference: String,
     pub(crate) manifest: Digest,
     pub(crate) skip_verify: bool,
 }
 
 impl Source {
-    /// The labels of the snapshot that the first of `layers`, which are ordered bottom first, becomes.
+    /// Returns the labels for the snapshot of the first of `layers`, which are ordered bottom
+    /// first.
     pub(crate) fn labels(&self, layers: &[Descriptor], chain_id: &Digest) -> Labels {
         let Some(layer) = layers.first() else {
             return Labels::new();
@@ -55,7 +57,7 @@ impl Source {
         set(reference, self.reference.clone());
         set(own, digest);
         let neighbours = joined(list, layers.iter().map(|layer| layer.digest.to_string()));
-        let told = neighbours.split(',').count();
+        let count = neighbours.split(',').count();
         set(list, neighbours);
         if self.dialect == Dialect::Containerd {
             set(cri::MANIFEST, self.manifest.to_string());
@@ -65,19 +67,19 @@ impl Source {
         if self.skip_verify {
             set(stargz::SKIP_VERIFY, "true".to_owned());
         }
-        labels.extend(urls(layers.iter().take(told)));
+        labels.extend(urls(layers.iter().take(count)));
         labels
     }
 }
 
-/// Whether a layer says of itself that it can be read lazily.
+/// Whether a layer's annotations say that it can be read lazily.
 pub(crate) fn may_be_lazy(layer: &Descriptor) -> bool {
     TOC_DIGESTS
         .iter()
         .any(|key| layer.annotations.contains_key(*key))
 }
 
-/// The annotations of a layer that are texts.
+/// Returns the annotations of a layer whose values are strings.
 pub(crate) fn annotations(layer: &Descriptor) -> Labels {
     let text = |(key, value): (&String, &Value)| Some((key.clone(), value.as_str()?.to_owned()));
     layer.annotations.iter().filter_map(text).collect()
@@ -90,7 +92,8 @@ fn inherited(layer: &Descriptor) -> Labels {
     labels
 }
 
-/// Where else the layers can be fetched from: the first, then the others by their place.
+/// Returns labels with the alternative URLs of the layers: those of the first layer, then those of
+/// every layer by its number.
 fn urls<'a>(layers: impl Iterator<Item = &'a Descriptor> + Clone) -> Labels {
     let own = layers.clone().take(1).map(|layer| (URLS.to_owned(), layer));
     let all = layers
@@ -102,7 +105,7 @@ fn urls<'a>(layers: impl Iterator<Item = &'a Descriptor> + Clone) -> Labels {
         .collect()
 }
 
-/// As many of `values` as a label holds; that some are missing costs speed alone.
+/// Joins as many of `values` as fit into a label. Missing values cost only speed.
 fn joined(key: &str, values: impl Iterator<Item = String>) -> String {
     let mut text = String::new();
     for value in values {
@@ -137,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_layer_is_told_of_itself_and_of_those_above_it() {
+    fn labels_name_the_first_layer_and_the_layers_above_it() {
         let mut layers = [layer(0), layer(1), layer(2)];
         layers[1]
             .annotations
@@ -190,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn containerds_own_names_hold_the_manifest_too() {
+    fn containerd_labels_also_name_the_manifest() {
         let layers = [layer(0)];
         let source = Source {
             skip_verify: true,
@@ -218,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn no_label_is_longer_than_containerd_takes() {
+    fn no_label_exceeds_the_limit_of_containerd() {
         let mut layers: Vec<_> = (0..200).map(layer).collect();
         layers
             .iter_mut()

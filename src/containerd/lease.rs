@@ -1,4 +1,5 @@
-//! Holds what a pull has brought so far: until an image names it, containerd would collect it as garbage.
+//! The lease of a pull. Until an image refers to the pulled objects, only the lease keeps
+//! containerd from collecting them as garbage.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,10 +10,10 @@ use crate::containerd::services::leases::v1::{
 use crate::failure::Failure;
 
 const EXPIRE_LABEL: &str = "containerd.io/gc.expire";
-/// When containerd drops a lease whose pull was killed; as long as its own client's.
+/// Time after which containerd drops the lease of a killed pull; the same as for its own client.
 const LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
-/// A lease; whoever takes it ends it.
+/// A lease. Its owner has to end it: dropping it does nothing.
 #[derive(Debug)]
 pub(crate) struct Lease {
     session: Session,
@@ -20,7 +21,7 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    /// A new lease, and the session under it.
+    /// Creates a lease, and returns it with a session whose calls are under it.
     pub(crate) async fn take(session: &Session) -> Result<(Self, Session), Failure> {
         let id = format!("starlift-{:016x}", rand::random::<u64>());
         let expiry = humantime::format_rfc3339_seconds(SystemTime::now() + LIFETIME).to_string();
@@ -32,7 +33,7 @@ impl Lease {
             .leases()
             .create(request)
             .await
-            .map_err(refused("taking a lease"))?;
+            .map_err(refused("creating a lease"))?;
         Ok((
             Self {
                 session: session.clone(),
@@ -42,16 +43,14 @@ impl Lease {
         ))
     }
 
-    /// Ends the lease. With `collected`, returns only when containerd has removed what nothing else names.
+    /// Ends the lease. With `collected`, returns only after containerd has removed the objects that
+    /// nothing else refers to.
     pub(crate) async fn end(self, collected: bool) -> Result<(), Failure> {
         let request = DeleteRequest {
             id: self.id.clone(),
             sync: collected,
         };
-        let what = format!(
-            "the lease {} could not be ended and stays for a day",
-            self.id
-        );
+        let what = format!("lease {} cannot be ended and stays for a day", self.id);
         self.session
             .leases()
             .delete(request)
@@ -61,8 +60,9 @@ impl Lease {
     }
 }
 
-/// Puts a snapshot that was there before under the session's lease: what a removal at the same time leaves without a name
-/// would be collected beneath the pull. Whether it was still there is to be asked afterwards.
+/// Adds an existing snapshot to the session's lease. Otherwise containerd could collect it during
+/// the pull, if its image is removed at the same time. The caller checks afterwards whether the
+/// snapshot still exists.
 pub(crate) async fn hold_snapshot(
     session: &Session,
     snapshotter: &str,
@@ -83,6 +83,6 @@ pub(crate) async fn hold_snapshot(
         .leases()
         .add_resource(request)
         .await
-        .map_err(refused(format!("holding the snapshot {key}")))
+        .map_err(refused(format!("adding the snapshot {key} to the lease")))
         .map(drop)
 }

@@ -1,4 +1,4 @@
-//! What containerd makes of a media type (`images/mediatypes.go`, `remotes/handlers.go`).
+//! The meaning of media types in containerd (`images/mediatypes.go`, `remotes/handlers.go`).
 
 use crate::oci::Descriptor;
 use crate::oci::media_type::{
@@ -8,7 +8,7 @@ use crate::oci::media_type::{
 const OCI_LAYERS: &str = "application/vnd.oci.image.layer.";
 const DOCKER_FOREIGN_LAYERS: &str = "application/vnd.docker.image.rootfs.foreign.diff.tar";
 
-/// What a blob is to the image that names it.
+/// The role of a blob in its image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
     Index,
@@ -29,7 +29,8 @@ impl Role {
         }
     }
 
-    /// The label on a parent that keeps this child; a number follows where it ends with a dot.
+    /// Returns the label by which a parent keeps a child of this role. If the label ends with a
+    /// dot, a number has to follow.
     pub(crate) fn reference_label(self) -> &'static str {
         match self {
             Self::Config => "containerd.io/gc.ref.content.config",
@@ -46,7 +47,8 @@ fn is_layer(media_type: &str) -> bool {
         .any(|prefix| media_type.starts_with(prefix))
 }
 
-/// The name under which containerd's clients write a blob, so that two who want the same do not both fetch it.
+/// Returns the name under which containerd's clients write a blob. The name is shared, so that two
+/// clients do not both fetch the same blob.
 pub(crate) fn ingest_name(blob: &Descriptor) -> String {
     let role = match Role::of(&blob.media_type) {
         Role::Index => "index",
@@ -64,7 +66,7 @@ mod tests {
     use crate::oci::media_type::{DOCKER_LAYER_ZSTD, OCI_INDEX, OCI_LAYER_ZSTD, OCI_MANIFEST};
 
     #[test]
-    fn roles_are_containerds() {
+    fn roles_match_containerd() {
         for (media_type, role) in [
             (OCI_INDEX, Role::Index),
             (OCI_MANIFEST, Role::Manifest),

@@ -1,4 +1,4 @@
-//! A conversation with containerd: one connection, one namespace and, while a pull goes on, one lease.
+//! A connection to containerd with one namespace and, during a pull, one lease.
 
 use std::path::Path;
 
@@ -18,14 +18,14 @@ use crate::failure::Failure;
 const NAMESPACE_HEADER: &str = "containerd-namespace";
 const LEASE_HEADER: &str = "containerd-lease";
 
-/// Makes clients that all speak in the same namespace, and under the same lease if there is one.
+/// A connection whose clients share a namespace and, if there is one, a lease.
 #[derive(Debug, Clone)]
 pub(crate) struct Session {
     channel: Channel,
     headers: Headers,
 }
 
-/// What containerd reads beside each request.
+/// The metadata of each request.
 #[derive(Debug, Clone)]
 pub(crate) struct Headers {
     namespace: AsciiMetadataValue,
@@ -46,7 +46,7 @@ impl Session {
             .await;
         let namespace = namespace
             .parse()
-            .map_err(Failure::when(format!("{namespace:?} is no namespace")))?;
+            .map_err(Failure::when(format!("{namespace:?} is not a namespace")))?;
         Ok(Self {
             channel: channel.map_err(Failure::when(unreachable()))?,
             headers: Headers {
@@ -56,11 +56,11 @@ impl Session {
         })
     }
 
-    /// The same under the lease `id`.
+    /// Returns a session whose calls are under the lease `id`.
     pub(crate) fn under_lease(&self, id: &str) -> Result<Self, Failure> {
         let lease = id
             .parse()
-            .map_err(Failure::when(format!("{id:?} is no lease")))?;
+            .map_err(Failure::when(format!("{id:?} is not a lease")))?;
         Ok(Self {
             channel: self.channel.clone(),
             headers: Headers {
@@ -74,7 +74,7 @@ impl Session {
         ContentClient::with_interceptor(self.channel.clone(), self.headers.clone())
     }
 
-    /// The lease that calls are under.
+    /// Returns the lease of the session's calls.
     pub(crate) fn lease(&self) -> Option<&str> {
         self.headers.lease.as_ref()?.to_str().ok()
     }
@@ -107,8 +107,8 @@ impl Interceptor for Headers {
     }
 }
 
-/// What was tried when containerd refused.
+/// Converts a status from containerd into a failure of the action `what`.
 pub(crate) fn refused(what: impl Into<String>) -> impl FnOnce(Status) -> Failure {
     let what = what.into();
-    move |status| Failure::new(format!("{what}: containerd says: {}", status.message()))
+    move |status| Failure::new(format!("{what}: containerd: {}", status.message()))
 }

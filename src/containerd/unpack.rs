@@ -1,6 +1,9 @@
-//! Makes a snapshot of each layer, bottom first, as containerd's own client does (`unpacker.go`): the snapshotter is
-//! asked for it with labels that say what it is; one that has it already, or mounts it lazily, says so, and all others
-//! are fetched, applied and committed. Blobs are fetched while layers below them are applied.
+//! Creates a snapshot of each layer, bottom first, as containerd's own client does (`unpacker.go`).
+//!
+//! Each snapshot is requested with labels that describe the layer. If the snapshotter has the
+//! snapshot already, or mounts the layer lazily, it answers that the snapshot exists. All other
+//! layers are fetched, applied and committed. Blobs are fetched while the layers below them are
+//! applied.
 
 use std::collections::HashMap;
 
@@ -25,9 +28,10 @@ use crate::oci::annotations::UNCOMPRESSED;
 use crate::oci::{Descriptor, Digest, ImageName};
 use crate::transport::Endpoint;
 
-/// As many as kubelets fetch at once by default.
+/// Blobs fetched at once: containerd's default for pods (`max_concurrent_downloads`).
 const MAX_FETCHES: usize = 3;
-/// A snapshot that is there and then is not: somebody removes it meanwhile.
+/// Attempts to prepare a snapshot. Each fails if the snapshot exists at first, but is removed by
+/// another client before the lease holds it.
 const PREPARE_ATTEMPTS: usize = 3;
 
 /// A layer and the snapshot it becomes.
@@ -36,26 +40,27 @@ pub(crate) struct Layer {
     pub(crate) descriptor: Descriptor,
     pub(crate) diff_id: Digest,
     pub(crate) chain_id: Digest,
-    /// The chain-id of the layers below; empty for the bottom.
+    /// The ChainID of the layers below; empty for the bottom layer.
     parent: String,
     labels: Labels,
-    /// Told once the blob is there.
+    /// Notified once the blob is in the content store.
     fetched: Notify,
 }
 
-/// How a layer's snapshot came about.
+/// The way in which a layer got its snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Outcome {
-    /// It was there before.
+    /// The snapshot existed before the pull.
     Present,
-    /// The snapshotter had it at once: it reads the layer from the registry when somebody reads the file system.
+    /// The snapshotter has the snapshot without unpacking, and reads the layer from the registry
+    /// when its files are read.
     Lazy,
-    /// Fetched and unpacked.
+    /// The layer was fetched and unpacked.
     Unpacked,
 }
 
-/// What making snapshots takes.
+/// Creates the snapshots of an image.
 #[derive(Debug)]
 pub(crate) struct Unpacker<'a> {
     pub(crate) session: &'a Session,
@@ -65,19 +70,19 @@ pub(crate) struct Unpacker<'a> {
     pub(crate) counter: &'a ProgressBar,
 }
 
-/// What a snapshotter answers.
+/// A snapshotter's response to a request for a snapshot.
 enum Prepared {
     Held,
     Active { key: String, mounts: Vec<Mount> },
 }
 
-/// The blobs that are being fetched ahead: which were asked for, and which are there.
-struct Ahead<'l> {
-    asked: mpsc::UnboundedSender<&'l Layer>,
-    is_asked: Vec<bool>,
+/// The queue of blobs to fetch, and for each layer whether its blob was queued.
+struct FetchQueue<'l> {
+    sender: mpsc::UnboundedSender<&'l Layer>,
+    is_queued: Vec<bool>,
 }
 
-/// The layers of `image` with the labels their snapshots get.
+/// Returns the layers of `image` with the labels for their snapshots.
 pub(crate) fn layers_of(image: &Image, source: &Source) -> Vec<Layer> {
     let descriptors: Vec<_> = image.layers().cloned().collect();
     let mut layers: Vec<Layer> = Vec::new();
@@ -96,7 +101,7 @@ pub(crate) fn layers_of(image: &Image, source: &Source) -> Vec<Layer> {
     layers
 }
 
-/// OCI image-spec, config.md, "Layer ChainID".
+/// Returns the ChainID of a layer (OCI image-spec, config.md, "Layer ChainID").
 fn chain_id(below: Option<&Digest>, diff_id: &Digest) -> Digest {
     match below {
         Some(below) => Digest::sha256_of(format!("{below} {diff_id}").as_bytes()),
@@ -105,9 +110,10 @@ fn chain_id(below: Option<&Digest>, diff_id: &Digest) -> Digest {
 }
 
 impl Unpacker<'_> {
-    /// Makes all snapshots. Dropped or failed, it leaves what the session's lease alone keeps.
+    /// Creates all snapshots. If it fails or is dropped, only the session's lease keeps the objects
+    /// created so far.
     pub(crate) async fn unpack(&self, layers: &[Layer]) -> Result<Vec<Outcome>, Failure> {
-        let (asked, queue) = mpsc::unbounded_channel();
+        let (sender, queue) = mpsc::unbounded_channel();
         let fetching = UnboundedReceiverStream::new(queue)
             .map(Ok)
             .try_for_each_concurrent(MAX_FETCHES, async |layer: &Layer| {
@@ -115,18 +121,18 @@ impl Unpacker<'_> {
                 layer.fetched.notify_one();
                 Ok(())
             });
-        let ahead = Ahead {
-            asked,
-            is_asked: vec![false; layers.len()],
+        let fetches = FetchQueue {
+            sender,
+            is_queued: vec![false; layers.len()],
         };
-        let (outcomes, ()) = tokio::try_join!(self.each(layers, ahead), fetching)?;
+        let (outcomes, ()) = tokio::try_join!(self.each(layers, fetches), fetching)?;
         Ok(outcomes)
     }
 
     async fn each<'l>(
         &self,
         layers: &'l [Layer],
-        mut ahead: Ahead<'l>,
+        mut fetches: FetchQueue<'l>,
     ) -> Result<Vec<Outcome>, Failure> {
         let mut outcomes = Vec::new();
         for (number, layer) in layers.iter().enumerate() {
@@ -137,7 +143,7 @@ impl Unpacker<'_> {
             let outcome = match self.prepare(layer).await? {
                 Prepared::Held => Outcome::Lazy,
                 Prepared::Active { key, mounts } => {
-                    ahead.ask_from(number, layers);
+                    fetches.queue_from(number, layers);
                     layer.fetched.notified().await;
                     self.apply(layer, mounts).await?;
                     self.commit(layer, key).await?;
@@ -149,7 +155,7 @@ impl Unpacker<'_> {
         Ok(outcomes)
     }
 
-    /// Brings a blob into containerd's content store.
+    /// Copies a blob from the registry into containerd's content store.
     pub(crate) async fn fetch(&self, blob: &Descriptor) -> Result<(), Failure> {
         self.counter.inc_length(blob.size);
         content::put(self.session, blob, async |offset| {
@@ -175,13 +181,13 @@ impl Unpacker<'_> {
         note_source(self.session, self.name, &blob.digest).await
     }
 
-    /// Whether the snapshot is there, and stays there as long as the lease.
+    /// Whether the snapshot exists, and is now kept as long as the lease.
     async fn is_held(&self, chain_id: &Digest) -> Result<bool, Failure> {
         if !self.exists(chain_id).await? {
             return Ok(false);
         }
         lease::hold_snapshot(self.session, self.snapshotter, &chain_id.to_string()).await?;
-        // It may have been collected in between.
+        // It may have been collected before the lease held it.
         self.exists(chain_id).await
     }
 
@@ -194,7 +200,7 @@ impl Unpacker<'_> {
             Ok(_) => Ok(true),
             Err(status) if status.code() == Code::NotFound => Ok(false),
             Err(status) => Err(refused(format!(
-                "asking {} for {chain_id}",
+                "asking {} for the snapshot {chain_id}",
                 self.snapshotter
             ))(status)),
         }
@@ -202,7 +208,8 @@ impl Unpacker<'_> {
 
     async fn prepare(&self, layer: &Layer) -> Result<Prepared, Failure> {
         for _ in 0..PREPARE_ATTEMPTS {
-            // containerd's clients name snapshots of unpacks in progress so (`snapshots.UnpackKeyFormat`).
+            // The key that containerd's clients give to an unpack in progress
+            // (`snapshots.UnpackKeyFormat`).
             let key = format!("extract-{:016x} {}", rand::random::<u64>(), layer.chain_id);
             let request = PrepareSnapshotRequest {
                 snapshotter: self.snapshotter.to_owned(),
@@ -229,7 +236,7 @@ impl Unpacker<'_> {
                 }
             }
         }
-        let why = "the snapshotter says that it has the snapshot, and has it not";
+        let why = "the snapshotter reports an existing snapshot, but does not have it";
         Err(Failure::new(format!(
             "preparing {}: {why}",
             layer.descriptor.digest
@@ -262,7 +269,7 @@ impl Unpacker<'_> {
             .unwrap_or_default();
         if unpacked != diff_id.to_string() {
             let claim =
-                format!("its diff-id is {unpacked}, the image configuration says {diff_id}");
+                format!("its diff-id is {unpacked}, but the image configuration says {diff_id}");
             return Err(Failure::new(format!(
                 "unpacking {}: {claim}",
                 descriptor.digest
@@ -277,14 +284,14 @@ impl Unpacker<'_> {
             name: layer.chain_id.to_string(),
             key,
             labels: layer.labels.clone(),
-            // The snapshot was prepared on it.
+            // Not needed, because the snapshot was prepared on its parent.
             parent: String::new(),
         };
         match self.session.snapshots().commit(request).await {
-            // Somebody else was faster.
+            // Another client was faster.
             Err(status) if status.code() == Code::AlreadyExists => {
                 if !self.is_held(&layer.chain_id).await? {
-                    let why = "the snapshot was removed by somebody else";
+                    let why = "another client removed the snapshot";
                     return Err(Failure::new(format!(
                         "committing {}: {why}",
                         layer.descriptor.digest
@@ -300,24 +307,25 @@ impl Unpacker<'_> {
     }
 }
 
-impl<'l> Ahead<'l> {
-    /// Asks for the blob of layer `number`, which is not lazy, and for those above that will not be either: those that
-    /// do not look like it, or all of them if this one did.
-    fn ask_from(&mut self, number: usize, layers: &'l [Layer]) {
+impl<'l> FetchQueue<'l> {
+    /// Queues the blob of layer `number`, which is not lazy, and the blobs of the layers above that
+    /// will not be lazy either. These are the layers without a TOC digest. If this layer has a TOC
+    /// digest, they are all layers above, because the snapshotter refuses lazy layers.
+    fn queue_from(&mut self, number: usize, layers: &'l [Layer]) {
         let refuses_lazy_ones = layers
             .get(number)
             .is_some_and(|layer| labels::may_be_lazy(&layer.descriptor));
         let all = layers
             .iter()
-            .zip(&mut self.is_asked)
+            .zip(&mut self.is_queued)
             .enumerate()
             .skip(number);
-        for (other, (layer, is_asked)) in all {
+        for (other, (layer, is_queued)) in all {
             let is_wanted =
                 other == number || refuses_lazy_ones || !labels::may_be_lazy(&layer.descriptor);
-            if is_wanted && !std::mem::replace(is_asked, true) {
-                // The queue's end lives as long as this one.
-                let _ = self.asked.send(layer);
+            if is_wanted && !std::mem::replace(is_queued, true) {
+                // The receiver lives as long as this sender.
+                let _ = self.sender.send(layer);
             }
         }
     }
@@ -328,7 +336,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chain_ids_are_the_specifications() {
+    fn chain_ids_follow_the_specification() {
         let diff_ids = ["a", "b", "c"].map(|text| Digest::sha256_of(text.as_bytes()));
         let first = chain_id(None, &diff_ids[0]);
         assert_eq!(first, diff_ids[0]);
@@ -360,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_will_not_be_lazy_is_fetched_ahead() {
+    fn only_layers_that_will_not_be_lazy_are_fetched_early() {
         let layers = [
             layer(0, false),
             layer(1, true),
@@ -368,19 +376,19 @@ mod tests {
             layer(3, true),
             layer(4, true),
         ];
-        let (asked, mut queue) = mpsc::unbounded_channel();
-        let mut ahead = Ahead {
-            asked,
-            is_asked: vec![false; layers.len()],
+        let (sender, mut queue) = mpsc::unbounded_channel();
+        let mut fetches = FetchQueue {
+            sender,
+            is_queued: vec![false; layers.len()],
         };
-        let mut asked_from = |number| {
-            ahead.ask_from(number, &layers);
+        let mut queued_from = |number| {
+            fetches.queue_from(number, &layers);
             let numbers = std::iter::from_fn(|| queue.try_recv().ok())
                 .map(|layer: &Layer| layer.descriptor.size);
             numbers.collect::<Vec<_>>()
         };
-        assert_eq!(asked_from(0), [0, 2]);
-        assert!(asked_from(2).is_empty());
-        assert_eq!(asked_from(3), [3, 4]);
+        assert_eq!(queued_from(0), [0, 2]);
+        assert!(queued_from(2).is_empty());
+        assert_eq!(queued_from(3), [3, 4]);
     }
 }

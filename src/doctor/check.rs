@@ -1,4 +1,4 @@
-//! One thing that the doctor looked at.
+//! One check of the doctor, with its outcome.
 
 use serde::Serialize;
 
@@ -7,7 +7,7 @@ pub(crate) struct Check {
     pub(crate) what: &'static str,
     pub(crate) state: State,
     pub(crate) told: String,
-    /// How to repair it.
+    /// The repair.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) mend: Option<String>,
 }
@@ -16,7 +16,7 @@ pub(crate) struct Check {
 #[serde(rename_all = "lowercase")]
 pub(crate) enum State {
     Good,
-    /// It works, but not as well as it could.
+    /// Works, but not as well as it could.
     Fair,
     Bad,
 }

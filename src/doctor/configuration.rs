@@ -1,6 +1,8 @@
-//! Judges containerd's effective configuration: each way in which pods are not lazy and nobody says so.
+//! Judges containerd's effective configuration by the settings that silently keep pods from being
+//! lazy.
 //!
-//! A pure function of what `containerd config dump` prints; docs/OPERATIONS.md has the same list for people.
+//! A pure function of the output of `containerd config dump`. docs/OPERATIONS.md has the same list
+//! for people.
 
 use std::path::Path;
 
@@ -15,12 +17,12 @@ const CRI: &str = "CRI";
 const TRANSFER: &str = "transfer service";
 const PAUSE: &str = "pause image";
 
-/// containerd's tables: 1.x, then 2.x.
+/// The tables of containerd's plugins: CRI of 1.x, CRI of 2.x, the transfer service.
 const CRI_1: &str = "io.containerd.grpc.v1.cri";
 const CRI_2: &str = "io.containerd.cri.v1.images";
 const TRANSFER_PLUGIN: &str = "io.containerd.transfer.v1.local";
 
-/// What is known of containerd besides its effective configuration.
+/// The facts about containerd and the agent besides the effective configuration.
 #[derive(Debug)]
 pub(crate) struct Facts<'a> {
     pub(crate) version: Option<Version>,
@@ -29,18 +31,19 @@ pub(crate) struct Facts<'a> {
     /// The agent's socket and root.
     pub(crate) address: &'a Path,
     pub(crate) root: &'a Path,
-    /// The snapshotters for which the pause image was unpacked; empty if it was not pulled or nobody says.
+    /// The snapshotters for which the pause image was unpacked. Empty if it was not pulled, or if
+    /// containerd did not answer.
     pub(crate) pause: &'a [String],
 }
 
 /// Judges the effective configuration `dump`.
 pub(crate) fn judge(dump: &Table, facts: &Facts<'_>) -> Vec<Check> {
     let Some((name, plugin)) = own_plugin(dump, facts.address) else {
-        let told = format!(
+        let finding = format!(
             "no proxy_plugins entry has the address {}",
             facts.address.display()
         );
-        return vec![Check::bad(PLUGIN, told, facts.lines())];
+        return vec![Check::bad(PLUGIN, finding, facts.lines())];
     };
     let mut checks = vec![own(name, plugin), image_fs(name, plugin, facts)];
     let cri = Cri::find(dump, facts);
@@ -54,7 +57,7 @@ pub(crate) fn judge(dump: &Table, facts: &Facts<'_>) -> Vec<Check> {
     checks
 }
 
-/// The image of pods' sandboxes.
+/// Returns the name of the image for pods' sandboxes.
 pub(crate) fn pause_image(dump: &Table) -> Option<&str> {
     let plugins = dump.get("plugins")?;
     let newer = plugins
@@ -65,11 +68,11 @@ pub(crate) fn pause_image(dump: &Table) -> Option<&str> {
 
 fn own_plugin<'a>(dump: &'a Table, address: &Path) -> Option<(&'a str, &'a Value)> {
     let plugins = dump.get("proxy_plugins").and_then(Value::as_table);
-    let ours = plugins.into_iter().flatten().find(|(_, plugin)| {
+    let entry = plugins.into_iter().flatten().find(|(_, plugin)| {
         text(plugin, "type") == Some("snapshot")
             && text(plugin, "address").map(Path::new) == Some(address)
     });
-    ours.map(|(name, plugin)| (name.as_str(), plugin))
+    entry.map(|(name, plugin)| (name.as_str(), plugin))
 }
 
 fn own(name: &str, plugin: &Value) -> Check {
@@ -90,7 +93,7 @@ fn own(name: &str, plugin: &Value) -> Check {
     Check::good(PLUGIN, format!("{name:?} is this agent"))
 }
 
-/// Where kubelets are told that images lie.
+/// Checks the directory in which kubelets expect the images.
 fn image_fs(name: &str, plugin: &Value, facts: &Facts<'_>) -> Check {
     let exported = plugin
         .get("exports")
@@ -100,18 +103,19 @@ fn image_fs(name: &str, plugin: &Value, facts: &Facts<'_>) -> Check {
         Some(root) if Path::new(root) == facts.root => Check::good(IMAGE_FS, root),
         Some(root) => Check::bad(IMAGE_FS, format!("kubelets look at {root}"), line),
         None if facts.version.is_some_and(|version| !version.has_exports()) => {
-            let told = "this containerd cannot be told where it is: kubelets look at a directory that is not there";
+            let finding = "this containerd has no setting for it: kubelets look at a directory that does not exist";
             Check::fair(
                 IMAGE_FS,
-                told,
+                finding,
                 format!(
                     "containerd 1.6.32, 1.7.16 or newer, with proxy_plugins.{name}.exports.root"
                 ),
             )
         }
         None => {
-            let told = "kubelets look at a directory that is not there, and never collect images";
-            Check::bad(IMAGE_FS, told, line)
+            let finding =
+                "kubelets look at a directory that does not exist, and never delete images";
+            Check::bad(IMAGE_FS, finding, line)
         }
     }
 }
@@ -119,13 +123,13 @@ fn image_fs(name: &str, plugin: &Value, facts: &Facts<'_>) -> Check {
 /// The part of CRI that pulls images.
 struct Cri<'a> {
     table: &'a Value,
-    /// Where 1.x keeps the snapshotter.
+    /// The table with the snapshotter: in 1.x a table inside `table`, in 2.x `table` itself.
     images: &'a Value,
     name: &'static str,
 }
 
 impl<'a> Cri<'a> {
-    /// The table that this version reads, unless CRI is off.
+    /// Returns the table that this version reads, or `None` if CRI is off.
     fn find(dump: &'a Table, facts: &Facts<'_>) -> Option<Self> {
         let plugins = dump.get("plugins")?;
         let is_off = |name: &str| {
@@ -165,16 +169,16 @@ impl<'a> Cri<'a> {
         checks
     }
 
-    /// Pods use another snapshotter.
+    /// Returns the check for pods that use another snapshotter.
     fn elsewhere(&self, snapshotter: &str, plugin: &str, facts: &Facts<'_>) -> Check {
-        let told = format!("pods use {snapshotter:?}: none is lazy");
+        let finding = format!("pods use {snapshotter:?}: none is lazy");
         if facts.is_at_least(2, 0) && written_for_1(facts.file) == Some(plugin) {
             let mend = format!(
-                "containerd 2 drops `snapshotter` and `disable_snapshot_annotations` of a file of version 2 without a \
-                 word: write a file of version 3\n{}",
+                "containerd 2 silently drops `snapshotter` and `disable_snapshot_annotations` of a file of version 2: \
+                 write a file of version 3\n{}",
                 facts.lines()
             );
-            return Check::bad(CRI, told, mend);
+            return Check::bad(CRI, finding, mend);
         }
         let handlers = self
             .table
@@ -186,7 +190,7 @@ impl<'a> Cri<'a> {
             .filter(|(_, one)| text(one, "snapshotter") == Some(plugin));
         let handlers: Vec<&str> = handlers.map(|(name, _)| name.as_str()).collect();
         if !handlers.is_empty() {
-            let mend = "all pods: snapshotter in its table";
+            let mend = "for all pods, set `snapshotter` in CRI's table";
             return Check::fair(
                 CRI,
                 format!("only pods of the runtime handlers {handlers:?} are lazy"),
@@ -194,19 +198,20 @@ impl<'a> Cri<'a> {
             );
         }
         let mend = format!(
-            "snapshotter = {plugin:?} in [plugins.{:?}], or disable CRI where no kubelet uses it",
+            "snapshotter = {plugin:?} in [plugins.{:?}], or disable CRI if no kubelet uses it",
             self.name
         );
-        Check::bad(CRI, told, mend)
+        Check::bad(CRI, finding, mend)
     }
 
-    /// Pods use the agent. Whether it hears which layers they want.
+    /// Returns the check for pods that use the agent: whether containerd passes it the labels of
+    /// the layers.
     fn pulls(&self, plugin: &str, entry: &Value, facts: &Facts<'_>) -> Check {
         let has_annotations = !flag(self.images, "disable_snapshot_annotations").unwrap_or(true);
         let reasons = self.reasons_to_pull_locally(has_annotations);
         if !facts.is_at_least(2, 1) || !reasons.is_empty() {
             if !has_annotations {
-                let mend = "disable_snapshot_annotations = false in its table: without the annotations every layer is unpacked";
+                let mend = "disable_snapshot_annotations = false in CRI's table: without the annotations every layer is unpacked";
                 return Check::bad(CRI, "it does not say which layers it wants", mend);
             }
             let by = if facts.is_at_least(2, 1) {
@@ -219,11 +224,11 @@ impl<'a> Cri<'a> {
             };
             return Check::good(CRI, format!("pods use {plugin:?}{by}"));
         }
-        // What the transfer service needs is judged with it.
+        // The transfer service has its own check.
         let through = if has_remote_annotations(entry) {
             ""
         } else {
-            ", which does not hear which layers they want"
+            ", which does not pass on the labels of the layers"
         };
         Check::good(
             CRI,
@@ -231,7 +236,7 @@ impl<'a> Cri<'a> {
         )
     }
 
-    /// The settings with which CRI of 2.1 and newer pulls as before, without a word.
+    /// Returns the settings with which CRI of 2.1 and newer silently pulls as before.
     fn reasons_to_pull_locally(&self, has_annotations: bool) -> Vec<&'static str> {
         let registry = |key: &str| {
             let table = self
@@ -271,7 +276,7 @@ impl<'a> Cri<'a> {
     }
 }
 
-/// The snapshotter that a file of version 2 gives to CRI of containerd 1.x.
+/// Returns the snapshotter that a file of version 1 or 2 gives to CRI of containerd 1.x.
 fn written_for_1(file: &Table) -> Option<&str> {
     let version = file.get("version").and_then(Value::as_integer).unwrap_or(1);
     let table = file.get("plugins")?.get(CRI_1)?.get("containerd")?;
@@ -282,7 +287,8 @@ fn written_for_1(file: &Table) -> Option<&str> {
     }
 }
 
-/// The transfer service: `ctr`, nerdctl, Docker, and CRI where nothing forbids it.
+/// Checks the transfer service, which `ctr`, nerdctl and Docker use, and CRI unless a setting
+/// forbids it.
 fn transfer(dump: &Table, name: &str, entry: &Value) -> Check {
     let plugin = dump
         .get("plugins")
@@ -345,7 +351,7 @@ impl Facts<'_> {
             .is_some_and(|version| version >= Version(major, minor, 0))
     }
 
-    /// The lines that containerd's configuration needs.
+    /// Returns the lines that containerd's configuration needs.
     pub(crate) fn lines(&self) -> String {
         let plugin = format!(
             "add to containerd's configuration, and restart it:\n[proxy_plugins.stargz]\ntype = \"snapshot\"\n\
@@ -365,7 +371,7 @@ impl Facts<'_> {
     }
 }
 
-/// As OCI names it.
+/// Returns this machine's architecture by its name in OCI.
 fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -433,7 +439,7 @@ mod tests {
         )
     }
 
-    /// What is bad about a configuration, with the mends.
+    /// Returns the bad checks of a configuration, with the repairs.
     fn bad(version: Version, dump: &str) -> Vec<(&'static str, String)> {
         let checks = checks(version, dump, "version = 3", &[]);
         let bad = checks.into_iter().filter(|check| check.state == State::Bad);
@@ -481,7 +487,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lines_that_are_given_are_good() {
+    fn suggested_lines_pass_the_checks() {
         for version in [V1, V2] {
             let table = Table::new();
             let (address, root) = (Path::new("/run/a.sock"), Path::new("/var/a"));
@@ -501,9 +507,8 @@ mod tests {
         }
     }
 
-    /// Each way to be silently not lazy.
     #[test]
-    fn each_way_to_be_silently_not_lazy_is_bad() {
+    fn each_setting_that_silently_prevents_laziness_is_bad() {
         let whole = format!("{PLUGIN_LINES}{UNPACK}{}", cri_2(THROUGH));
         for (version, dump, what, mend) in [
             (
@@ -590,7 +595,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_version_2_is_named_where_containerd_2_dropped_its_settings() {
+    fn a_file_of_version_2_is_reported_if_containerd_2_dropped_its_settings() {
         let dump = format!(
             "{PLUGIN_LINES}{UNPACK}{}",
             cri_2("snapshotter = 'overlayfs'\ndisable_snapshot_annotations = true")
@@ -605,7 +610,7 @@ mod tests {
     }
 
     #[test]
-    fn an_old_containerd_is_not_asked_for_what_it_does_not_know() {
+    fn an_old_containerd_needs_no_exports() {
         let without = PLUGIN_LINES
             .split_once("[proxy_plugins.stargz.exports]")
             .unwrap()
@@ -616,7 +621,7 @@ mod tests {
     }
 
     #[test]
-    fn pulls_by_cri_itself_are_said_with_their_reason() {
+    fn pulls_by_cri_itself_are_reported_with_their_reason() {
         let dump = format!("{PLUGIN_LINES}{UNPACK}{}", cri_2(LOCAL));
         let cri = checks(V2, &dump, "", &[])
             .into_iter()

@@ -1,4 +1,5 @@
-//! What keeps a node from starting images lazily, and the mend.
+//! Checks for the faults that keep a node from starting images lazily, and names the repair of
+//! each.
 
 mod check;
 mod configuration;
@@ -22,16 +23,16 @@ pub(crate) use check::{Check, State, text};
 use configuration::Facts;
 use version::Version;
 
-/// The first kernel whose FUSE resends what a dead agent left unanswered.
+/// The first kernel whose FUSE resends the requests that a dead agent left unanswered.
 const WANTED_KERNEL: (u32, u32) = (6, 9);
-/// The first kernel whose overlayfs takes as many lower layers as images have without tricks.
+/// The first kernel whose overlayfs takes as many lower layers as images have, without workarounds.
 const NEEDED_KERNEL: (u32, u32) = (5, 4);
-/// How long containerd's program may take to print what it is asked for.
+/// Time limit of one run of the program `containerd`.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
-/// As much of what a failed command says as fits on a few lines.
-const MAX_SAID: usize = 400;
+/// Most characters of a failed command's error output, so that it fits on a few lines.
+const MAX_ERROR_CHARS: usize = 400;
 
-/// Looks at this node: the machine, the agent, and containerd's configuration file and socket.
+/// Checks this node: the machine, the agent, and containerd's configuration file and socket.
 pub(crate) async fn examine(
     config: &agent::Config,
     containerd_config: &Path,
@@ -59,7 +60,7 @@ fn root() -> Check {
         Check::bad(
             "user",
             "not root",
-            "the agent mounts file systems: run it, and this, as root",
+            "the agent mounts file systems: run the agent and the doctor as root",
         )
     }
 }
@@ -83,7 +84,7 @@ fn kernel(release: &str) -> Check {
     if version < NEEDED_KERNEL {
         Check::bad("kernel", release, "Linux 5.4 or newer is needed")
     } else if version < WANTED_KERNEL {
-        let mend = "from Linux 6.9 on a read that an agent dies over is asked again";
+        let mend = "from Linux 6.9 on, the next agent answers the reads that a dead agent left";
         Check::fair("kernel", release, mend)
     } else {
         Check::good("kernel", release)
@@ -101,7 +102,7 @@ async fn agent(config: &agent::Config) -> Check {
             Check::bad(
                 "agent",
                 format!("not mounted: {}", gone.join(", ")),
-                "images are unpacked meanwhile; the agent's log says why it cannot mount",
+                "images are unpacked meanwhile; the agent's log has the reason",
             )
         }
         Ok(report) => Check::good(
@@ -119,7 +120,7 @@ fn listening(what: &'static str, socket: &Path, mend: &str) -> Check {
     let shown = socket.display();
     match fs::symlink_metadata(socket) {
         Ok(found) if !found.file_type().is_socket() => {
-            Check::bad(what, format!("{shown} is no socket"), mend)
+            Check::bad(what, format!("{shown} is not a socket"), mend)
         }
         _ => match UnixStream::connect(socket) {
             Ok(_) => Check::good(what, format!("listens on {shown}")),
@@ -128,7 +129,7 @@ fn listening(what: &'static str, socket: &Path, mend: &str) -> Check {
     }
 }
 
-/// containerd's configuration: the file, then what containerd makes of it.
+/// Checks containerd's configuration: the file, then the effective configuration.
 async fn containerd(config: &agent::Config, path: &Path, address: &Path) -> Vec<Check> {
     const WHAT: &str = "containerd's configuration";
     let version = version().await;
@@ -154,8 +155,12 @@ async fn containerd(config: &agent::Config, path: &Path, address: &Path) -> Vec<
     let file = match file.parse::<Table>() {
         Ok(file) => file,
         Err(error) => {
-            let told = format!("{}: {}", path.display(), error.message());
-            return vec![Check::bad(WHAT, told, "containerd cannot read it either")];
+            let finding = format!("{}: {}", path.display(), error.message());
+            return vec![Check::bad(
+                WHAT,
+                finding,
+                "containerd cannot read it either",
+            )];
         }
     };
     facts.file = &file;
@@ -172,7 +177,7 @@ async fn containerd(config: &agent::Config, path: &Path, address: &Path) -> Vec<
             dump,
         ),
         Err(error) => {
-            let mend = "only what the file says is judged below, not what containerd makes of it";
+            let mend = "the checks below judge only the file, not the effective configuration";
             (
                 Check::fair(
                     WHAT,
@@ -184,7 +189,7 @@ async fn containerd(config: &agent::Config, path: &Path, address: &Path) -> Vec<
         }
     };
     let pause = match configuration::pause_image(&dump) {
-        // Whether it was pulled is judged, not whether containerd can be asked: that has its own check.
+        // A containerd that does not answer is ignored here, because it has its own check.
         Some(image) => pause::unpacked_for(address, image)
             .await
             .unwrap_or_default(),
@@ -209,7 +214,7 @@ async fn version() -> Option<Version> {
     Version::of_output(&output)
 }
 
-/// The effective configuration: the file with what it imports, defaults, and what a migration made of it.
+/// Returns the effective configuration: the file with its imports and defaults, after migration.
 async fn dump(file: &Path) -> io::Result<Table> {
     let mut containerd = Command::new("containerd");
     let dump = answer(
@@ -222,7 +227,7 @@ async fn dump(file: &Path) -> io::Result<Table> {
     dump.parse().map_err(io::Error::other)
 }
 
-/// What a command prints on its standard output.
+/// Runs a command, and returns its standard output.
 async fn answer(command: &mut Command) -> io::Result<String> {
     let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
     let output = tokio::time::timeout(ANSWER_LIMIT, output)
@@ -231,14 +236,14 @@ async fn answer(command: &mut Command) -> io::Result<String> {
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let said = String::from_utf8_lossy(&output.stderr)
+    let errors = String::from_utf8_lossy(&output.stderr)
         .chars()
-        .take(MAX_SAID)
+        .take(MAX_ERROR_CHARS)
         .collect::<String>();
-    Err(io::Error::other(said.trim().to_owned()))
+    Err(io::Error::other(errors.trim().to_owned()))
 }
 
-/// The kernel's own limit on reads that wait for a registry.
+/// Checks the kernel's own limit on reads that wait for a registry.
 fn request_timeout(kernel: Option<Duration>, configured: Duration) -> Check {
     const WHAT: &str = "FUSE request timeout";
     let shown = humantime::format_duration;
@@ -246,19 +251,19 @@ fn request_timeout(kernel: Option<Duration>, configured: Duration) -> Check {
         None => Check::good(WHAT, "none"),
         Some(limit) => {
             let fresh = ReadLimits::new(configured, Some(limit)).fresh;
-            let told = format!(
+            let finding = format!(
                 "{}: a read waits {} for the registry",
                 shown(limit),
                 shown(fresh)
             );
             if fresh == configured {
-                return Check::good(WHAT, told);
+                return Check::good(WHAT, finding);
             }
             let mend = format!(
                 "sysctl fs.fuse.default_request_timeout and fs.fuse.max_request_timeout: 0, or twice agent.read_timeout ({})",
                 shown(configured)
             );
-            Check::fair(WHAT, told, mend)
+            Check::fair(WHAT, finding, mend)
         }
     }
 }
@@ -282,9 +287,9 @@ mod tests {
         );
     }
 
-    /// What we tell people to type is good in our own eyes.
+    /// The examples in `deploy/` pass the doctor's own checks.
     #[test]
-    fn the_examples_for_containerd_are_good() {
+    fn example_configurations_pass_the_checks() {
         let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
         for (name, version) in [
             ("containerd-1.toml", Version(1, 7, 27)),
@@ -312,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn kernels_are_told_apart() {
+    fn kernels_are_judged_by_their_version() {
         assert_eq!(kernel("6.18.44-fc").state, State::Good);
         assert_eq!(kernel("6.1.0-18-amd64").state, State::Fair);
         assert_eq!(kernel("4.19.0").state, State::Bad);

@@ -1,6 +1,7 @@
 //! The snapshotters for which containerd has unpacked the pause image.
 //!
-//! containerd labels the configuration of an image with each of them. The labels of the blobs lead there from the image.
+//! containerd labels an image's configuration with each of them. The labels of the other blobs lead
+//! from the image to its configuration.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -11,16 +12,18 @@ use crate::containerd::services::images::v1::GetImageRequest;
 use crate::containerd::session::Session;
 use crate::failure::Failure;
 
-/// Where kubelets keep their images.
+/// The namespace of kubelets' images.
 const NAMESPACE: &str = "k8s.io";
 const CONTENT: &str = "containerd.io/gc.ref.content";
 const SNAPSHOT: &str = "containerd.io/gc.ref.snapshot.";
-/// Manifests of all platforms and their layers: a pause image has a dozen.
+/// Most blobs to look at. A pause image has a dozen: manifests of all platforms and their layers.
 const MAX_BLOBS: usize = 200;
 const LIMIT: Duration = Duration::from_secs(5);
 
+/// Returns the snapshotters for which `image` is unpacked.
+///
 /// # Errors
-/// When containerd does not answer, or has no such image.
+/// If containerd does not answer, or does not have the image.
 pub(crate) async fn unpacked_for(address: &Path, image: &str) -> Result<Vec<String>, Failure> {
     let walk = async {
         let session = Session::open(address, NAMESPACE).await?;

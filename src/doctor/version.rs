@@ -7,12 +7,12 @@ use std::fmt;
 pub(crate) struct Version(pub(crate) u32, pub(crate) u32, pub(crate) u32);
 
 impl Version {
-    /// Of the line that `containerd --version` prints: program, package, version, revision.
+    /// Parses the line that `containerd --version` prints: program, package, version, revision.
     pub(crate) fn of_output(line: &str) -> Option<Self> {
         line.split_whitespace().skip(1).find_map(Self::parse)
     }
 
-    /// `1.6.20~ds1`, `v2.4.2`, `2.1.0-rc.1`.
+    /// Parses a version such as `1.6.20~ds1`, `v2.4.2` or `2.1.0-rc.1`.
     fn parse(word: &str) -> Option<Self> {
         let word = word.strip_prefix('v').unwrap_or(word);
         let mut numbers = word.splitn(3, '.');
@@ -26,7 +26,7 @@ impl Version {
         Some(Self(major, minor, patch))
     }
 
-    /// Whether `proxy_plugins.NAME.exports` is known.
+    /// Whether this version knows `proxy_plugins.NAME.exports`.
     pub(crate) fn has_exports(self) -> bool {
         self >= Self(1, 7, 16) || self >= Self(1, 6, 32) && self < Self(1, 7, 0)
     }
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn exports_came_to_both_old_branches() {
+    fn exports_are_known_to_late_releases_of_both_old_branches() {
         let known = [Version(1, 6, 32), Version(1, 7, 16), Version(2, 0, 0)];
         let unknown = [Version(1, 6, 20), Version(1, 7, 0), Version(1, 7, 15)];
         assert!(

@@ -1,4 +1,4 @@
-//! Bytes at a position: of a file, or of a blob behind an endpoint. Only what is asked for is read.
+//! Reads ranges of a blob, which is in a file or behind an endpoint. Other bytes are not read.
 
 use std::fs::File;
 use std::ops::Range;
@@ -41,7 +41,7 @@ impl Blob<'_> {
         }
     }
 
-    /// The bytes of `range`.
+    /// Returns the bytes of `range`.
     async fn read(&self, range: Range<u64>) -> Result<Vec<u8>, Failure> {
         let wanted =
             usize::try_from(range.end.saturating_sub(range.start)).map_err(Failure::from_error)?;
@@ -49,7 +49,7 @@ impl Blob<'_> {
             Self::File { file, .. } => {
                 let mut bytes = vec![0; wanted];
                 file.read_exact_at(&mut bytes, range.start)
-                    .map_err(Failure::when("the blob cannot be read"))?;
+                    .map_err(Failure::when("blob cannot be read"))?;
                 Ok(bytes)
             }
             Self::Remote { endpoint, layer } => {
@@ -64,7 +64,7 @@ impl Blob<'_> {
                     bytes.extend_from_slice(&piece);
                     if bytes.len() > wanted {
                         return Err(Failure::new(format!(
-                            "{}: more bytes came than were asked for",
+                            "{}: more bytes than requested",
                             layer.digest
                         )));
                     }
@@ -74,7 +74,7 @@ impl Blob<'_> {
         }
     }
 
-    /// The footer; `None` when the blob is a layer without one.
+    /// Returns the footer, or `None` if the blob has none.
     pub(crate) async fn footer(&self) -> Result<Option<Footer>, Failure> {
         let tail = self.read(footer::tail_range(self.size())).await?;
         match Footer::parse(&tail, self.size()) {
@@ -84,7 +84,7 @@ impl Blob<'_> {
         }
     }
 
-    /// The TOC that `footer` points at; `None` when it lies in another blob.
+    /// Returns the TOC that `footer` points at, or `None` if it is in another blob.
     pub(crate) async fn toc(&self, footer: &Footer) -> Result<Option<UnverifiedToc>, Failure> {
         let limits = Limits::default();
         let Some(range) = footer.toc_range() else {
@@ -92,7 +92,7 @@ impl Blob<'_> {
         };
         if range.end - range.start > limits.max_compressed_bytes {
             return Err(Failure::new(format!(
-                "the TOC is over {} bytes long",
+                "TOC longer than {} bytes",
                 limits.max_compressed_bytes
             )));
         }

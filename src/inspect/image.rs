@@ -1,4 +1,4 @@
-//! Images: every document and layer, and the images they were made of.
+//! Verifies images: every document and layer, and each against its source if that is named.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -19,11 +19,11 @@ use crate::registry;
 use crate::transport::document::parse;
 use crate::transport::{Endpoint, ImageBundle, ImageReader, Location, external_toc};
 
-/// An opened image and everything in it.
+/// An opened image with its documents.
 struct Opened {
     endpoint: Endpoint,
     bundle: ImageBundle,
-    /// The external TOCs beside the image, by layer.
+    /// The external TOCs of the image, by layer.
     tocs: HashMap<Digest, Descriptor>,
 }
 
@@ -69,7 +69,7 @@ impl Opened {
     }
 }
 
-/// How images are verified.
+/// The settings of a verification.
 #[derive(Debug)]
 pub(crate) struct Verification<'a> {
     pub(crate) upstreams: &'a registry::Config,
@@ -80,25 +80,26 @@ pub(crate) struct Verification<'a> {
 }
 
 impl Verification<'_> {
-    /// Verifies every image that was named. Digests of documents are checked as they are read.
+    /// Verifies every image that `what` names, against the images that `against` names. Digests of
+    /// documents are checked as they are read.
     pub(crate) async fn verify(
         &self,
         what: &str,
         against: Option<&str>,
     ) -> Result<Vec<Part>, Failure> {
-        let twin = Opened::open(self, what).await?;
+        let converted = Opened::open(self, what).await?;
         let source = match against {
             Some(what) => Some(Opened::open(self, what).await?),
             None => None,
         };
-        let total = twin.bundle.blobs.iter().map(|blob| blob.size).sum();
+        let total = converted.bundle.blobs.iter().map(|blob| blob.size).sum();
         self.counter.set_length(total);
-        let missing = twin.bundle.missing.iter();
+        let missing = converted.bundle.missing.iter();
         let mut parts: Vec<_> = missing
             .map(|digest| Part::not_held(digest.to_string()))
             .collect();
-        for manifest in twin.bundle.images() {
-            let image = Image::read(&twin, manifest).await?;
+        for manifest in converted.bundle.images() {
+            let image = Image::read(&converted, manifest).await?;
             let original = match &source {
                 Some(source) => Some((source, image.original_in(source).await?)),
                 None => None,
@@ -106,14 +107,14 @@ impl Verification<'_> {
             parts.push(image.documents(original.as_ref().map(|(_, original)| original.as_ref())));
             let original = original.and_then(|(source, original)| Some((source, original?)));
             image
-                .layers(&twin, original.as_ref(), self.counter, &mut parts)
+                .layers(&converted, original.as_ref(), self.counter, &mut parts)
                 .await?;
         }
         Ok(parts)
     }
 }
 
-/// One image manifest with what belongs to it.
+/// An image manifest with its configuration and report.
 struct Image {
     name: String,
     manifest: ImageManifest,
@@ -139,7 +140,8 @@ impl Image {
         })
     }
 
-    /// What it was made of: the image of `source` for the same platform, or the very same one.
+    /// Returns the source image in `source`: the image with the same digest, or else the first one
+    /// for the same platform.
     async fn original_in(&self, source: &Opened) -> Result<Option<Self>, Failure> {
         if let Some(same) = source
             .bundle
@@ -158,7 +160,9 @@ impl Image {
         Ok(None)
     }
 
-    /// Manifest and configuration: as many diff-ids as layers, and all but the diff-ids as in the original.
+    /// Verifies manifest and configuration: as many diff-ids as layers, and all but the diff-ids as
+    /// in the source image. `original` is `Some(None)` if the source has no image for this
+    /// platform.
     fn documents(&self, original: Option<Option<&Self>>) -> Part {
         let mut findings = Vec::new();
         let layers = self.manifest.layers.len();
@@ -272,13 +276,13 @@ fn claimed_source(layer: &LayerReport) -> Option<Source> {
     })
 }
 
-/// The whole blob in a temporary file without a name; its digest is checked on the way.
+/// Downloads a blob into an unnamed temporary file, and checks its digest.
 async fn download(
     opened: &Opened,
     blob: &Descriptor,
     counter: &ProgressBar,
 ) -> Result<File, Failure> {
-    let what = || Failure::when("a temporary file cannot be written");
+    let what = || Failure::when("temporary file cannot be written");
     let mut file = tempfile::tempfile().map_err(what())?;
     let mut hasher = blob.digest.hasher();
     let mut stream = opened.reader().blob(blob).await?;
@@ -291,7 +295,7 @@ async fn download(
         Ok(file)
     } else {
         Err(Failure::new(format!(
-            "what should be {} has another digest",
+            "{}: its bytes have another digest",
             blob.digest
         )))
     }

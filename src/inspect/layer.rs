@@ -1,4 +1,5 @@
-//! One layer: its blob in a file against its TOC, the manifest's claims and the source's tar.
+//! Verifies one layer: the blob in a file against its TOC, the manifest's claims and the source's
+//! tar.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -17,18 +18,18 @@ use crate::telemetry::log;
 /// Bytes hashed at once.
 const HASH_PIECE: usize = 1 << 20;
 
-/// What is claimed about a layer and must hold.
+/// The claims about a layer, all of which must hold.
 #[derive(Debug, Default)]
 pub(crate) struct Claims {
     pub(crate) toc_digest: Option<estargz::Digest>,
     pub(crate) diff_id: Option<estargz::Digest>,
     pub(crate) source: Option<Source>,
     pub(crate) external_toc: Option<Vec<u8>>,
-    /// The layer it was made of, whose file tree must be the same where its tar is no prefix.
+    /// The source layer. Its file tree must be the same if its tar is not a prefix of the layer's.
     pub(crate) against: Option<File>,
 }
 
-/// The tar that the layer was made of.
+/// The tar of the source layer.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Source {
     pub(crate) diff_id: estargz::Digest,
@@ -36,25 +37,25 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    /// Inflates the source layer in `file` to know its tar.
+    /// Inflates the source layer in `file`, and returns the digest and size of its tar.
     pub(crate) fn of(file: &File) -> io::Result<Self> {
         let (diff_id, size) = digest_of_tar(file)?;
         Ok(Self { diff_id, size })
     }
 }
 
-/// The file of a layer, and what it is verified by.
+/// The file of a layer, and the files to verify it against.
 #[derive(Debug)]
 pub(crate) struct LayerFile<'a> {
     pub(crate) path: &'a str,
-    /// The layer's file that it was converted from.
+    /// The file of the source layer.
     pub(crate) against: Option<&'a str>,
-    /// The blob of its external TOC.
+    /// The file with the blob of its external TOC.
     pub(crate) external_toc: Option<&'a str>,
 }
 
 impl LayerFile<'_> {
-    /// Verifies the layer in the file that was named.
+    /// Verifies the layer in the file.
     pub(crate) async fn verify(&self) -> Result<Part, Failure> {
         let cannot = |path: &str| Failure::when(format!("{path} cannot be read"));
         let file = File::open(self.path).map_err(cannot(self.path))?;
@@ -71,7 +72,7 @@ impl LayerFile<'_> {
     }
 }
 
-/// Verifies the blob in `file`; layers without a TOC only by their diff-id.
+/// Verifies the blob in `file`. Of a layer without a TOC, only the digest of its tar is verified.
 pub(crate) async fn verify_blob(name: String, file: File, claims: Claims) -> Result<Part, Failure> {
     let checked = tokio::task::spawn_blocking(move || check(&file, &claims))
         .await
@@ -120,14 +121,15 @@ fn check(file: &File, claims: &Claims) -> Result<(String, Vec<String>), VerifyEr
     }
 }
 
-/// Whether the source's tar is there as it is. Classic and reordered layers keep the source's files alone.
+/// Whether the layer's tar begins with the source's tar. Classic and reordered layers keep only the
+/// source's files.
 fn begins_with_source(report: &Report, claims: &Claims) -> bool {
     claims
         .source
         .is_none_or(|source| report.source_diff_id == Some(source.diff_id))
 }
 
-/// What differs between the file trees of the layer and its source.
+/// Returns the differences between the file trees of the layer and its source.
 fn against(file: &File, claims: &Claims, mut source: &File) -> Vec<String> {
     let expected = Expected::default().with_external_toc(claims.external_toc.as_deref());
     let tar = io::Seek::rewind(&mut source)
@@ -159,12 +161,10 @@ fn found(report: &Report) -> Vec<String> {
     findings
 }
 
-/// A layer without a TOC: all there is to compare is its tar.
+/// Verifies a layer without a TOC by the digest of its tar.
 fn plain(file: &File, claims: &Claims) -> Result<(String, Vec<String>), VerifyError> {
     let (actual, size) = digest_of_tar(file).map_err(VerifyError::Read)?;
-    let wanted = claims
-        .source
-        .map(|source| ("the source's tar", source.diff_id));
+    let wanted = claims.source.map(|source| ("the source's", source.diff_id));
     let wanted = claims
         .diff_id
         .map(|diff_id| ("the configuration's diff-id", diff_id))
@@ -172,7 +172,7 @@ fn plain(file: &File, claims: &Claims) -> Result<(String, Vec<String>), VerifyEr
         .chain(wanted);
     let findings = wanted
         .filter(|(_, expected)| *expected != actual)
-        .map(|(what, expected)| format!("the digest of the tar is {actual}, {what} has {expected}"))
+        .map(|(what, expected)| format!("the tar's digest is {actual}, but {what} is {expected}"))
         .collect();
     Ok((format!("plain, {size} bytes of tar"), findings))
 }

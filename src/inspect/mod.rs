@@ -1,4 +1,4 @@
-//! What an image and its layers are, and whether every byte of them is as it should be.
+//! Reports on the parts of images and layers, and verifies every byte of them.
 
 pub(crate) mod blob;
 pub(crate) mod image;
@@ -7,19 +7,19 @@ pub(crate) mod report;
 
 use serde::Serialize;
 
-/// A layer or a document.
+/// The outcome of verifying a layer or an image's documents.
 #[derive(Debug, Serialize)]
 pub(crate) struct Part {
     /// `linux/amd64 layer 0 sha256:…`
     pub(crate) name: String,
-    /// What it is, and how much was compared.
+    /// The kind of the part, and how much of it was compared.
     pub(crate) what: String,
-    /// What differs; nothing if all is well.
+    /// The differences; empty if there are none.
     pub(crate) findings: Vec<String>,
 }
 
 impl Part {
-    /// A child of a sparse index: there is nothing that could be wrong.
+    /// Returns the outcome for a missing child of a sparse index, which has no differences.
     fn not_held(name: String) -> Self {
         Self {
             name,

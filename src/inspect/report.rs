@@ -1,4 +1,4 @@
-//! What an image is made of, as `inspect` and `convert` report it.
+//! The reports of `inspect` and `convert` on the parts of an image.
 
 use estargz::footer::{Footer, Form};
 use estargz::toc::UnverifiedToc;
@@ -46,27 +46,27 @@ pub(crate) struct LayerReport {
     pub(crate) annotations: Map<String, Value>,
 }
 
-/// The layer that this one was made of, by our annotations.
+/// The source layer, by Starlift's annotations.
 #[derive(Debug, Serialize)]
 pub(crate) struct SourceReport {
     pub(crate) digest: String,
     pub(crate) diff_id: Option<String>,
-    /// Length of the source tar inside of the layer's stream.
+    /// Length of the source tar inside the layer's stream.
     pub(crate) size: Option<u64>,
 }
 
-/// What a layer's own bytes say.
+/// The TOC in a layer's bytes.
 #[derive(Debug, Serialize)]
 pub(crate) struct TocReport {
     pub(crate) digest: String,
-    /// Whether the manifest names this digest; `None` when it names none.
+    /// Whether the manifest names this digest; `None` if it names none.
     pub(crate) named_by_manifest: Option<bool>,
     pub(crate) json_bytes: usize,
     pub(crate) entries: usize,
     pub(crate) chunks: usize,
 }
 
-/// What kind of layer it is.
+/// A kind of layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Kind {
@@ -93,7 +93,7 @@ impl Kind {
         }
     }
 
-    /// What the manifest claims, without a look at the layer.
+    /// Returns the kind that the manifest's annotations claim. The layer is not read.
     fn of_annotations(annotations: &Map<String, Value>) -> Self {
         if annotations.contains_key(ZSTD_CHECKSUM) {
             Self::Zstdchunked
@@ -116,7 +116,7 @@ impl Kind {
 }
 
 impl ImageReport {
-    /// The images of a bundle by their documents alone.
+    /// Returns the reports on a bundle's images, from their documents only.
     pub(crate) async fn of_bundle(
         reader: ImageReader<'_>,
         bundle: &ImageBundle,
@@ -128,7 +128,7 @@ impl ImageReport {
         Ok(reports)
     }
 
-    /// What the manifest and the configuration say.
+    /// Returns the report from the manifest and the configuration.
     pub(crate) async fn of_documents(
         reader: ImageReader<'_>,
         manifest: &Manifest,
@@ -156,7 +156,7 @@ impl ImageReport {
         })
     }
 
-    /// What the documents say, and each layer's footer and TOC.
+    /// Returns the report from the documents, and from each layer's footer and TOC.
     pub(crate) async fn of_image(
         reader: ImageReader<'_>,
         manifest: &Manifest,
@@ -216,7 +216,8 @@ impl LayerReport {
 }
 
 impl TocReport {
-    /// `named` is the TOC digest of the manifest, `checksum` that of the TOC's compressed bytes.
+    /// From the manifest, `named` is the digest of the TOC, and `checksum` that of its compressed
+    /// bytes.
     pub(crate) fn of(
         toc: UnverifiedToc,
         named: Option<&str>,
@@ -230,7 +231,7 @@ impl TocReport {
             .or(checksum.map(|checksum| checksum == section));
         let toc = toc
             .verify(&digest)
-            .map_err(Failure::when(format!("the TOC {digest} makes no sense")))?;
+            .map_err(Failure::when(format!("TOC {digest} is malformed")))?;
         Ok(Self {
             digest: digest.to_string(),
             named_by_manifest,
@@ -241,7 +242,8 @@ impl TocReport {
     }
 }
 
-/// The image configuration; `None` for artifacts, whose configuration is something else.
+/// Returns the image configuration. `None` for artifacts, whose configuration has another format,
+/// and for a configuration over the size limit.
 async fn configuration(
     reader: ImageReader<'_>,
     config: &Descriptor,

@@ -305,7 +305,7 @@ fn a_profile_refers_to_the_image_in_a_layout_and_in_a_registry_without_referrers
     let archive = format!("docker-archive:{}", place.path().join("fast.tar").display());
     let refused = optimize(&place, &flags, &source.oci(), &archive);
     assert!(
-        said(&refused).contains("an archive holds an image alone"),
+        said(&refused).contains("an archive holds only an image"),
         "{}",
         said(&refused)
     );

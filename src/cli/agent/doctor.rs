@@ -1,4 +1,5 @@
-//! `starlift agent doctor`: what keeps a node from starting images lazily, and the mend.
+//! `starlift agent doctor`: reports the faults that keep a node from starting images lazily, each
+//! with its repair.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

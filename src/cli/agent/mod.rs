@@ -1,4 +1,5 @@
-//! `starlift agent`: the snapshotter of a node, until it is told to stop; and what is asked of a running one.
+//! `starlift agent`: the snapshotter of a node, until a signal stops it. Subcommands report on an
+//! agent or clean up after it.
 
 mod doctor;
 mod status;
@@ -9,17 +10,17 @@ use std::process::ExitCode;
 use tokio_util::sync::CancellationToken;
 
 use super::Global;
-use super::serve::{cancel_when_told, watch};
+use super::serve::{cancel_on_signal, watch};
 use crate::agent::{self, keeper, run};
 use crate::config::Layer;
 use crate::failure::Failure;
 use crate::registry;
 use crate::telemetry::log;
 
-/// Where containerd and Docker look for the hosts of a registry.
+/// The directories in which containerd and Docker look for the settings of a registry's hosts.
 const CERTS_DIR: &str = "/etc/containerd/certs.d:/etc/docker/certs.d";
 
-/// Serve containerd the snapshots of this node, images that can be lazy lazily
+/// Serve this node's containerd as a snapshotter that mounts images lazily if it can
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(super) struct Args {
@@ -32,33 +33,34 @@ pub(super) struct Args {
     command: Option<Command>,
 }
 
-/// Which agent is meant.
+/// Flags that identify an agent.
 #[derive(Debug, clap::Args)]
 struct Place {
-    /// The socket that containerd's proxy_plugins entry names [default: /run/starlift-agent/agent.sock]
+    /// The socket in containerd's proxy_plugins entry [default: /run/starlift-agent/agent.sock]
     #[arg(long, value_name = "SOCKET")]
     address: Option<PathBuf>,
-    /// Where snapshots, lazy mounts and the cache lie [default: /var/lib/starlift-agent]
+    /// The directory of snapshots, lazy mounts and the cache [default: /var/lib/starlift-agent]
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Tell which layers are lazy, what was fetched of them, and which are not lazy and why
+    /// Show the lazy layers and their fetched bytes, and the other layers with the reasons
     Status(status::Args),
-    /// Check the kernel, containerd's configuration and the sockets, and tell the mend
+    /// Check the kernel, containerd's configuration and the sockets, and print the repair of each
+    /// fault
     Doctor(doctor::Args),
-    /// Unmount the lazy layers of an agent that does not run any more
+    /// Unmount the layers that a stopped agent left mounted
     Unmount(UnmountArgs),
-    /// Keep the mount while the agent restarts; the agent starts it
+    /// Keep the mount while the agent restarts; started by the agent
     #[command(hide = true)]
     Keeper(KeeperArgs),
 }
 
 #[derive(Debug, clap::Args)]
 struct KeeperArgs {
-    /// The socket that standard input is, for who lists processes
+    /// The path of the socket on standard input; only shown in lists of processes
     _socket: PathBuf,
 }
 
@@ -74,14 +76,14 @@ impl Place {
             ("--address", "address", &self.address),
             ("--root", "root", &self.root),
         ];
-        let given = flags.into_iter().filter_map(|(flag, key, path)| {
+        let layers = flags.into_iter().filter_map(|(flag, key, path)| {
             Some(Layer::flag(
                 flag,
                 &["agent", key],
                 path.as_ref()?.to_string_lossy().into_owned(),
             ))
         });
-        given.collect()
+        layers.collect()
     }
 }
 
@@ -100,7 +102,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
                 .map_err(Failure::from_error)
         }
         Some(Command::Keeper(_)) => {
-            keeper::serve().map_err(Failure::when("standard input is no socket of an agent"))?;
+            keeper::serve().map_err(Failure::when("standard input is not a socket of an agent"))?;
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -112,22 +114,22 @@ fn serve(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
         .map(|(name, url)| Layer::flag("--upstream", &["upstream", name, "url"], url.as_str()));
     let loaded = global.load(args.place.layers().into_iter().chain(upstreams).collect())?;
     log::start(&loaded.config.log).map_err(Failure::from_error)?;
-    // Sockets and files of the agent are for its owner, whatever the umask of whoever starts it. Directories of
-    // snapshots get their modes explicitly.
+    // Only the owner may use the agent's sockets and files, whatever the inherited umask is.
+    // Directories of snapshots get their modes explicitly.
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     let runtime =
         tokio::runtime::Runtime::new().map_err(Failure::when("threads cannot be started"))?;
     let watchdog = watch(&runtime, loaded.config.agent.liveness)?;
-    let outcome = runtime.block_on(until_told(&loaded.config.agent, &loaded.config.upstreams));
+    let outcome = runtime.block_on(until_signal(&loaded.config.agent, &loaded.config.upstreams));
     drop(watchdog);
-    // Reads that still wait are answered by the next agent.
+    // The next agent answers the reads that still wait.
     runtime.shutdown_background();
     outcome.map(|()| ExitCode::SUCCESS)
 }
 
-async fn until_told(config: &agent::Config, upstreams: &registry::Config) -> Result<(), Failure> {
+async fn until_signal(config: &agent::Config, upstreams: &registry::Config) -> Result<(), Failure> {
     let shutdown = CancellationToken::new();
-    tokio::spawn(cancel_when_told(shutdown.clone()));
+    tokio::spawn(cancel_on_signal(shutdown.clone()));
     run::run(config, &nodes(upstreams), shutdown)
         .await
         .map_err(Failure::from_error)?;
@@ -135,7 +137,8 @@ async fn until_told(config: &agent::Config, upstreams: &registry::Config) -> Res
     Ok(())
 }
 
-/// The upstreams as a node has them: containerd decides what is pulled, and its hosts are ours.
+/// Returns `config` with the settings of a node. containerd decides which images are pulled, so
+/// private addresses are allowed. The hosts of a registry are the same as containerd's.
 fn nodes(config: &registry::Config) -> registry::Config {
     let certs_dir = config.certs_dir.clone().or_else(|| Some(CERTS_DIR.into()));
     registry::Config {

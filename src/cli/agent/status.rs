@@ -1,4 +1,4 @@
-//! `starlift agent status`: what a running agent tells of itself.
+//! `starlift agent status`: shows the report of a running agent.
 
 use std::process::ExitCode;
 
@@ -131,7 +131,7 @@ fn profile_row(profile: &ProfileReport) -> [String; 6] {
     [image, workload, profile.server.clone(), files, held, bytes]
 }
 
-/// How much of what the layer's files hold is on this node.
+/// Returns the share of the contents of a layer's files that is on this node.
 fn held(layer: &LayerReport) -> String {
     match layer.content {
         Some(content) if content.bytes > 0 => {

@@ -1,10 +1,10 @@
-//! `starlift optimize`: runs an image's workload on lazily mounted layers, sees which files it reads, and writes the twin
-//! whose layers have those files first.
+//! `starlift optimize`: runs an image's workload on lazily mounted layers, records the files that
+//! it reads, and writes a converted image whose layers have those files first.
 //!
 //! ```text
-//! SRC ▶ twin in a temporary layout ▶ lazy mounts ▶ overlay ▶ runc ▶ files in order ─┐
-//!                                                  --record-in ─────────────────────┼▶ SRC, converted ▶ DST
-//!                                                                     --record-out ◀┘
+//! SRC ▶ temporary layout ▶ lazy mounts ▶ overlay ▶ runc ▶ files in order ─┐
+//!                                        --record-in ─────────────────────┼▶ SRC, converted ▶ DST
+//!                                                           --record-out ◀┘
 //! ```
 
 mod observe;
@@ -27,15 +27,16 @@ use workload::WorkloadArgs;
 pub(super) struct Args {
     /// The image: `HOST/repository:tag[@digest]`, `oci:DIR[:tag]` or `docker-archive:FILE`
     source: String,
-    /// Where the twin goes, named in the same ways
+    /// The place of the converted image, in the same forms
     destination: String,
-    /// Write down which files were read, in order, for --record-in
+    /// Write the files that were read, in order, for --record-in
     #[arg(long, value_name = "FILE", conflicts_with = "record_in")]
     record_out: Option<PathBuf>,
-    /// Run nothing: take the files from this record
+    /// Run nothing, and take the files from this record
     #[arg(long, value_name = "FILE")]
     record_in: Option<PathBuf>,
-    /// Attach to DST what was read, as a referrer: a profile that every node can fetch by, whatever the order of the layers
+    /// Attach a profile of the files that were read to DST, as a referrer, so that every node can
+    /// prefetch them, whatever the order of files in the layers
     #[arg(long)]
     profile: bool,
     #[command(flatten)]
@@ -44,17 +45,18 @@ pub(super) struct Args {
     image: ImageArgs,
 }
 
-/// What was run and what it became.
+/// The result: the converted image, and the outcome of the workload.
 #[derive(Debug, serde::Serialize)]
 struct Optimized {
     #[serde(flatten)]
     made: ConversionReport,
-    /// Nothing where a record was given.
+    /// `None` if a record was given.
     #[serde(skip_serializing_if = "Option::is_none")]
     workload: Option<Observed>,
 }
 
-/// Runs the command on a runtime whose threads have mounts of their own where there is something to mount.
+/// Runs the command on its own runtime. If layers have to be mounted, its threads have their own
+/// mount namespace.
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     if args.image.keeps_diff_ids() {
         return Err(Failure::new(
@@ -90,7 +92,7 @@ async fn optimize(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     if let Some(file) = &args.record_out {
         record::write(file, &recorded)?;
     }
-    tell(&recorded, workload.as_ref());
+    print_summary(&recorded, workload.as_ref());
     let made = interruptible(convert::image(job, recorded.clone())).await?;
     if args.profile {
         let attached = interruptible(profiles::attach(job, &made, &recorded)).await?;
@@ -102,12 +104,12 @@ async fn optimize(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     if args.image.json {
         output::print_json(&Optimized { made, workload })?;
     } else {
-        made.tell(&args.destination)?;
+        made.print(&args.destination)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn tell(recorded: &[Line], workload: Option<&Observed>) {
+fn print_summary(recorded: &[Line], workload: Option<&Observed>) {
     if let Some(workload) = workload {
         output::say(&format!(
             "{workload}; it read {} files of the image",
@@ -115,6 +117,6 @@ fn tell(recorded: &[Line], workload: Option<&Observed>) {
         ));
     }
     if recorded.is_empty() {
-        output::say("no files are known to come first: the twin is an ordinary one");
+        output::say("no files are recorded: the converted image has the usual order");
     }
 }

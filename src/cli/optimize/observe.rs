@@ -1,5 +1,5 @@
-//! Runs the workload once, on the image's layers made lazy, and says which files of which layers it
-//! read.
+//! Runs the workload once on the image's lazily mounted layers, and returns the files that it read,
+//! with their layers.
 
 use std::fmt;
 use std::path::Path;
@@ -26,14 +26,14 @@ use crate::transport::document::{is_index, parse};
 use crate::transport::platform::child_of;
 use crate::transport::{Endpoint, ImageReader, LayoutImage, Location};
 
-/// How a workload is stopped whose image does not say.
+/// The signal that stops a workload, if its image does not name one.
 const KILL: &str = "SIGKILL";
 
-/// How the workload went.
+/// The outcome of the workload.
 #[derive(Debug, Serialize)]
 pub(super) struct Observed {
     platform: Platform,
-    /// `None` where it was stopped.
+    /// `None` if it was stopped.
     exit_code: Option<i32>,
     files: usize,
 }
@@ -50,13 +50,13 @@ struct ConvertedImage {
     manifest: Digest,
 }
 
-/// Runs the image of this machine's platform. Nothing that was mounted or started outlives the call.
+/// Runs the image for this machine's platform. No mount and no process outlives the call.
 pub(super) async fn observe(
     job: Job<'_>,
     args: &WorkloadArgs,
 ) -> Result<(Vec<Line>, Observed), Failure> {
     let folder = tempfile::Builder::new().prefix("starlift-").tempdir();
-    let folder = folder.map_err(Failure::when("no temporary folder can be made"))?;
+    let folder = folder.map_err(Failure::when("temporary folder cannot be created"))?;
     let (image, converted, mounted) = interruptible(async {
         let image = Image::find(job).await?;
         let converted = ConvertedImage::make(job, &image.manifest, folder.path()).await?;
@@ -73,7 +73,7 @@ pub(super) async fn observe(
     .await?;
     let (end, recording) = perform(&image, &mounted, folder.path(), args).await?;
     let files = mounted.files(recording);
-    // The layers were read from it.
+    // The mounted layers are read from the converted image, so that both stay until here.
     drop((mounted, converted));
     let lines: Vec<Line> = files
         .into_iter()
@@ -91,14 +91,14 @@ pub(super) async fn observe(
     Ok((lines, observed))
 }
 
-/// A record is JSON, which has no words for other bytes than UTF-8.
+/// Returns a line of the record. `None` if the path is not UTF-8, because a record is JSON.
 fn line(image: &Image, layer: usize, path: Vec<u8>) -> Option<Line> {
     match String::from_utf8(path) {
         Ok(path) => Some(Line::new(path, image.manifest.digest.clone(), layer)),
         Err(error) => {
             let path = String::from_utf8_lossy(error.as_bytes()).into_owned();
             output::say(&format!(
-                "{path:?} was read, and is left out: a record cannot hold its name"
+                "{path:?} was read but is left out: its name is not UTF-8"
             ));
             None
         }
@@ -141,7 +141,7 @@ async fn perform(
 
 async fn interrupt() {
     if tokio::signal::ctrl_c().await.is_err() {
-        // There is no such signal then; the workload ends by itself, or with this process.
+        // Without the signal, the workload ends by itself or with this process.
         std::future::pending().await
     }
 }
@@ -190,7 +190,7 @@ impl Image {
         .bytes(&config)
         .await?;
         let config: Configuration = serde_json::from_slice(&bytes).map_err(Failure::when(
-            format!("{} is no configuration", config.digest),
+            format!("{} is not an image configuration", config.digest),
         ))?;
         Ok(Self {
             manifest,
@@ -200,7 +200,7 @@ impl Image {
 }
 
 impl ConvertedImage {
-    /// Its layers with the digests of their TOCs.
+    /// Returns the layers with the digests of their TOCs.
     fn layers(&self) -> Result<Vec<Layer>, Failure> {
         let layer = |layer: &LayerReport| {
             let toc_digest = layer.toc_digest.as_deref().map(str::parse).transpose();
@@ -212,10 +212,10 @@ impl ConvertedImage {
         self.layers.iter().map(layer).collect()
     }
 
-    /// Converts the one image, fast: it is read once.
+    /// Converts one image with the fast setting, because its layers are read only once.
     async fn make(job: Job<'_>, manifest: &Manifest, beside: &Path) -> Result<Self, Failure> {
         let folder = tempfile::tempdir_in(beside)
-            .map_err(Failure::when("no temporary folder can be made"))?;
+            .map_err(Failure::when("temporary folder cannot be created"))?;
         let mut config: Config = job.config.clone();
         (
             config.convert.format,
@@ -240,7 +240,7 @@ impl ConvertedImage {
         let mut images = convert::image(job, Vec::new()).await?.images;
         let image = images
             .pop()
-            .ok_or_else(|| Failure::new("the image is none that can be run"))?;
+            .ok_or_else(|| Failure::new("no image that can be run"))?;
         Ok(Self {
             folder,
             layers: image.layers,

@@ -1,4 +1,4 @@
-//! The flags on the workload, on top of the image's configuration.
+//! The flags for the workload, which override the image's configuration.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -7,37 +7,39 @@ use std::time::Duration;
 use crate::failure::Failure;
 use crate::recording::workload::{Mount, RunConfig, Workload};
 
-/// What a container is given where the image says nothing (containerd, `oci.defaultUnixEnv`).
+/// The default environment of a container, which the image may override (containerd,
+/// `oci.defaultUnixEnv`).
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Flags on the workload, called as the reference calls them.
+/// Flags for the workload, with the reference's names.
 #[derive(Debug, clap::Args)]
 pub(super) struct WorkloadArgs {
-    /// In place of the image's entrypoint, a JSON array
+    /// The entrypoint instead of the image's, a JSON array
     #[arg(long, value_name = "JSON")]
     entrypoint: Option<Words>,
-    /// In place of the image's command, a JSON array
+    /// The command instead of the image's, a JSON array
     #[arg(long, value_name = "JSON")]
     args: Option<Words>,
     /// Set an environment variable (repeatable)
     #[arg(long, value_name = "NAME=VALUE")]
     env: Vec<String>,
-    /// Set the environment variables of a file, one a line
+    /// Set the environment variables in a file, one on each line
     #[arg(long, value_name = "FILE")]
     env_file: Option<PathBuf>,
-    /// In place of the image's user
+    /// The user instead of the image's
     #[arg(long, value_name = "USER[:GROUP]")]
     user: Option<String>,
-    /// In place of the image's working directory
+    /// The working directory instead of the image's
     #[arg(long, value_name = "DIR")]
     cwd: Option<String>,
-    /// Mount something into the container (repeatable): type=bind,source=/path,destination=/path,options=rbind:ro
+    /// Add a mount to the container (repeatable):
+    /// type=bind,source=/path,destination=/path,options=rbind:ro
     #[arg(long, value_name = "MOUNT")]
     pub(super) mount: Vec<Mount>,
-    /// Use this machine's network; without it there is a loopback interface and nothing else
+    /// Use this machine's network; without this flag there is only a loopback interface
     #[arg(long)]
     pub(super) net_host: bool,
-    /// Seconds after which the workload is stopped; one that ends by itself is not waited for any longer
+    /// Seconds after which the workload is stopped, unless it has ended by itself
     #[arg(
         long,
         value_name = "SECONDS",
@@ -45,7 +47,7 @@ pub(super) struct WorkloadArgs {
         conflicts_with = "wait_on_signal"
     )]
     period: u32,
-    /// Let the workload run until it ends or Ctrl-C (SIGINT) comes
+    /// Let the workload run until it ends or Ctrl-C (SIGINT) is pressed
     #[arg(long)]
     wait_on_signal: bool,
 }
@@ -54,7 +56,7 @@ pub(super) struct WorkloadArgs {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Words(Vec<String>);
 
-/// When a workload is stopped.
+/// The time at which a workload is stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Until {
     After(Duration),
@@ -62,7 +64,7 @@ pub(super) enum Until {
 }
 
 impl WorkloadArgs {
-    /// When the workload is stopped.
+    /// Returns the time at which the workload is stopped.
     pub(super) fn until(&self) -> Until {
         if self.wait_on_signal {
             Until::Interrupt
@@ -71,7 +73,8 @@ impl WorkloadArgs {
         }
     }
 
-    /// What is run. As in the reference, entrypoint and command are replaced each by itself.
+    /// Returns the workload to run. As in the reference, entrypoint and command are replaced
+    /// separately.
     pub(super) fn workload(&self, config: &RunConfig) -> Result<Workload, Failure> {
         let chosen = |flag: &Option<Words>, own: &Option<Vec<String>>| match flag {
             Some(Words(words)) => words.clone(),
@@ -84,7 +87,7 @@ impl WorkloadArgs {
         .concat();
         if args.is_empty() {
             return Err(Failure::new(
-                "the image has neither entrypoint nor command: say what to run with --args",
+                "the image has neither entrypoint nor command: name a command with --args",
             ));
         }
         let text = |flag: &Option<String>, own: &Option<String>| {
@@ -99,7 +102,8 @@ impl WorkloadArgs {
         })
     }
 
-    /// Later settings of a variable replace earlier ones, in their place.
+    /// Returns the environment variables. A later setting of a variable replaces the earlier one,
+    /// in its place.
     fn environment(&self, config: &RunConfig) -> Result<Vec<String>, Failure> {
         let file = match &self.env_file {
             Some(file) => std::fs::read_to_string(file)
@@ -126,7 +130,7 @@ impl WorkloadArgs {
             .find(|setting| !setting.contains('=') || setting.starts_with('='))
         {
             return Err(Failure::new(format!(
-                "{wrong:?} is no environment variable: NAME=VALUE"
+                "{wrong:?} is not an environment variable: NAME=VALUE"
             )));
         }
         Ok(environment)
@@ -137,10 +141,10 @@ impl FromStr for Words {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let wanted = r#"a JSON array of strings is wanted, as in '["/bin/sh", "-c", "true"]'"#;
+        let expected = r#"expected a JSON array of strings, as in '["/bin/sh", "-c", "true"]'"#;
         serde_json::from_str(text)
             .map(Self)
-            .map_err(|error| format!("{wanted}: {error}"))
+            .map_err(|error| format!("{expected}: {error}"))
     }
 }
 
@@ -169,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn the_images_configuration_is_what_is_run() {
+    fn without_flags_the_images_configuration_is_run() {
         let workload = args(&[]).workload(&config()).unwrap();
         assert_eq!(workload.args, ["/entry", "a", "b"]);
         assert_eq!(
@@ -197,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_go_before_the_configuration_each_by_itself() {
+    fn each_flag_overrides_its_part_of_the_configuration() {
         let workload = args(&[
             "--entrypoint",
             r#"["/bin/cat"]"#,
@@ -231,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_flags_are_told() {
+    fn invalid_flags_are_rejected() {
         let mount: Mount = "type=bind,src=/a,dst=/b=c,options=rbind:ro"
             .parse()
             .unwrap();

@@ -1,4 +1,4 @@
-//! The flags that say who we are to the registry of the image.
+//! The flags with the login for the registry of the image.
 
 use std::io::{BufRead as _, IsTerminal as _};
 
@@ -8,7 +8,7 @@ use crate::cli::output;
 use crate::failure::Failure;
 use crate::registry::{Login, Logins, Secret};
 
-/// Without them the configuration's and Docker's credentials are used.
+/// Login flags. Without them, the configuration's and Docker's credentials are used.
 #[derive(Debug, clap::Args)]
 pub(super) struct LoginArgs {
     /// User and password; without a password it is read from standard input
@@ -20,7 +20,7 @@ pub(super) struct LoginArgs {
 }
 
 impl LoginArgs {
-    /// What the flags say, for `host` alone. May ask the person at the terminal.
+    /// Returns the login of the flags, which counts only for `host`. May prompt for a password.
     pub(super) async fn logins(&self, host: &str) -> Result<Option<Logins>, Failure> {
         let login = match (&self.user, &self.refresh) {
             (Some(user), _) => with_password(user).await?,
@@ -42,7 +42,7 @@ async fn with_password(user: &str) -> Result<Login, Failure> {
     })
 }
 
-/// A line of standard input; a terminal does not show it.
+/// Reads a password from a line of standard input. A terminal does not show it.
 async fn read_password(user: &str) -> Result<Secret, Failure> {
     let hidden = std::io::stdin()
         .is_terminal()
@@ -68,7 +68,7 @@ async fn read_password(user: &str) -> Result<Secret, Failure> {
     }
 }
 
-/// Keeps the terminal from showing what is typed, until dropped.
+/// A guard that keeps the terminal from showing typed text until it is dropped.
 struct HiddenInput(Termios);
 
 impl HiddenInput {
@@ -84,7 +84,7 @@ impl HiddenInput {
 
 impl Drop for HiddenInput {
     fn drop(&mut self) {
-        // A terminal that is gone shows nothing either.
+        // A terminal that is gone needs no restoring.
         let _ = tcsetattr(std::io::stdin(), OptionalActions::Flush, &self.0);
     }
 }

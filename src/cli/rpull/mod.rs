@@ -1,4 +1,4 @@
-//! `starlift rpull`: brings an image into containerd, each layer lazily where the snapshotter can.
+//! `starlift rpull`: pulls an image into containerd, each layer lazily if the snapshotter can.
 
 mod login;
 
@@ -22,7 +22,7 @@ use crate::failure::Failure;
 use crate::oci::{Digest, ImageName, Platform};
 use crate::transport::{Endpoint, Location};
 
-/// Pull an image into containerd, lazily where its snapshotter can
+/// Pull an image into containerd, lazily if its snapshotter can
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// `HOST/repository:tag[@digest]`
@@ -56,13 +56,14 @@ pub(super) struct Args {
     /// The platform of a multi-platform image [default: this machine's]
     #[arg(long, value_name = "OS/ARCH")]
     platform: Option<Platform>,
-    /// A label of the image, where it stands in containerd; repeatable
+    /// A label for the image in containerd (repeatable)
     #[arg(long, value_name = "KEY=VALUE", value_parser = key_and_value)]
     label: Vec<(String, String)>,
-    /// Tell the snapshotter not to verify the layers of this image
+    /// Ask the snapshotter not to verify the layers of this image
     #[arg(long)]
     skip_content_verify: bool,
-    /// Tell the snapshotter of layers by the label names that CRI uses, not by the stargz plugin's
+    /// Describe layers to the snapshotter by the label names that CRI uses, not by the stargz
+    /// plugin's
     #[arg(long)]
     use_containerd_labels: bool,
     /// containerd's directory of `HOST/hosts.toml`
@@ -77,13 +78,13 @@ pub(super) struct Args {
     registry: RegistryArgs,
 }
 
-/// What was pulled.
+/// The result of a pull.
 #[derive(Debug, Serialize)]
 struct Pulled {
     reference: String,
     digest: Digest,
     media_type: String,
-    /// The image of the platform, where the digest is an index's.
+    /// The manifest of the platform's image. `digest` may be that of an index.
     manifest: Digest,
     snapshotter: String,
     /// The snapshot with all layers; `None` for an image without layers.
@@ -100,7 +101,8 @@ struct PulledLayer {
     outcome: Outcome,
 }
 
-/// Interrupted or failed, it leaves nothing in containerd but what was there before.
+/// Pulls the image. A pull that fails or is interrupted removes everything that it added to
+/// containerd.
 pub(super) async fn run(args: &Args, global: &Global) -> Result<(), Failure> {
     let hosts_dir = args.hosts_dir.as_deref();
     let flags = hosts_dir.map(|dir| ConfigLayer::flag("--hosts-dir", &["pull", "certs_dir"], dir));
@@ -119,7 +121,7 @@ pub(super) async fn run(args: &Args, global: &Global) -> Result<(), Failure> {
         outcome = pull(args, &endpoint, &leased) => outcome,
         interruption = super::interruption() => Err(interruption),
     };
-    // What a failed pull brought goes before its failure is told.
+    // The objects of a failed pull are removed before its failure is reported.
     let ended = tokio::select! {
         ended = lease.end(outcome.is_err()) => ended,
         interruption = super::interruption() => Err(interruption),
@@ -210,7 +212,7 @@ fn report(pulled: &Pulled, json: bool) -> Result<(), Failure> {
     let unpacked = with(Outcome::Unpacked).count();
     let count = pulled.layers.len();
     output::say(&format!(
-        "of {count} layers {lazy} are lazy, {unpacked} were unpacked ({fetched}), {present} were there"
+        "{count} layers: {lazy} lazy, {unpacked} unpacked ({fetched}), {present} present before"
     ));
     output::print(&format!("{}\n", pulled.digest))
 }
@@ -236,5 +238,5 @@ impl PulledLayer {
 fn key_and_value(text: &str) -> Result<(String, String), String> {
     let pair = text.split_once('=').filter(|(key, _)| !key.is_empty());
     pair.map(|(key, value)| (key.to_owned(), value.to_owned()))
-        .ok_or_else(|| "a label is KEY=VALUE".to_owned())
+        .ok_or_else(|| "expected KEY=VALUE".to_owned())
 }

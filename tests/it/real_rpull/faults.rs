@@ -131,7 +131,7 @@ async fn a_manifest_that_is_not_an_image_is_rejected() {
     registry.tag("app", "old", &old);
     let message = node.refusal(&name.replace(":v1", ":old"));
     assert!(
-        message.contains("is no image but") && message.contains("v1+prettyjws"),
+        message.contains("is not an image but") && message.contains("v1+prettyjws"),
         "{message}"
     );
     node.assert_empty();
