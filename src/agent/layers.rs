@@ -36,6 +36,7 @@ use super::tree::{FileId, Tree};
 use super::unreachable::Unreachable;
 use crate::budget::Weight;
 use crate::oci::Digest;
+use crate::telemetry::log::chain;
 use crate::telemetry::metrics::metrics;
 use crate::transport::Upstreams;
 
@@ -446,7 +447,7 @@ impl Layers {
     /// If the files that were stored for it are damaged.
     pub fn layer<'a>(&self, mount: &'a Mount) -> Result<&'a Arc<Layer>, String> {
         mount.layer(|record| {
-            let loaded = self.load(record).map_err(|error| error.to_string());
+            let loaded = self.load(record).map_err(|error| chain(&error));
             if let Err(error) = &loaded {
                 tracing::error!(number = record.number, layer = %record.digest, error, "layer could not be read from disk");
             }

@@ -74,19 +74,19 @@ pub enum NotLazy {
     NotInManifest(String),
     #[error("{0:?} is not an image reference: {1}")]
     Reference(String, String),
-    #[error("registry: {0}")]
+    #[error("registry")]
     Upstream(#[from] registry::Error),
-    #[error("footer: {0}")]
+    #[error("footer")]
     Footer(#[from] estargz::footer::FooterError),
-    #[error("TOC: {0}")]
+    #[error("TOC")]
     Toc(#[from] TocError),
     #[error("TOC in a separate blob, which is not supported")]
     ExternalToc,
-    #[error("{0}")]
+    #[error(transparent)]
     Tree(#[from] super::tree::TreeError),
     #[error("no answer from {0} a moment ago")]
     Unreachable(String),
-    #[error("no memory for the TOC: {0}")]
+    #[error("no memory for the TOC")]
     Memory(#[from] Full),
     #[error("opening took longer than {}", humantime::format_duration(*.0))]
     Slow(std::time::Duration),

@@ -15,6 +15,7 @@ use super::profiles::ProfileReport;
 use super::remote::NotLazy;
 use super::spec::LayerSpec;
 use crate::oci::Digest;
+use crate::telemetry::log::chain;
 
 /// Most layers that were not mounted lazily and are remembered.
 const MAX_REFUSALS: usize = 200;
@@ -121,11 +122,7 @@ pub(super) struct Refusals(Mutex<VecDeque<Refusal>>);
 impl Refusals {
     pub(super) fn note(&self, spec: &LayerSpec, reason: &NotLazy) {
         let mut refusals = self.0.lock();
-        let (image, digest, reason) = (
-            spec.reference.clone(),
-            spec.digest.clone(),
-            reason.to_string(),
-        );
+        let (image, digest, reason) = (spec.reference.clone(), spec.digest.clone(), chain(reason));
         let is_same = |known: &Refusal| {
             (&known.image, &known.digest, &known.reason) == (&image, &digest, &reason)
         };

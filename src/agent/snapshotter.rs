@@ -24,6 +24,7 @@ use super::snapshots::{
 use super::spec::LayerSpec;
 use crate::containerd::services::snapshots::v1 as wire;
 use crate::containerd::types;
+use crate::telemetry::log::chain;
 
 /// Snapshots in one message of a list, as in containerd's own service.
 const PAGE: usize = 100;
@@ -87,7 +88,7 @@ impl Snapshotter {
         let spec = match LayerSpec::from_labels(&snapshot.labels) {
             Ok(spec) => spec,
             Err(reason) => {
-                tracing::debug!(target, %reason, "not lazy");
+                tracing::debug!(target, reason = chain(&reason), "not lazy");
                 return Ok(false);
             }
         };
@@ -102,7 +103,7 @@ impl Snapshotter {
                     .await
             }
             Err(reason) => {
-                tracing::info!(layer = %spec.digest, reference = spec.reference, %reason, "not lazy");
+                tracing::info!(layer = %spec.digest, reference = spec.reference, reason = chain(&reason), "not lazy");
                 Ok(false)
             }
         }

@@ -120,7 +120,7 @@ impl<'a> Blobs<'a> {
                 .collect()
         });
         decoded.unwrap_or_else(|error: io::Error| {
-            self.breaks(error.to_string());
+            self.breaks(chain(&error));
             vec![Vec::new(); chunks.len()]
         })
     }

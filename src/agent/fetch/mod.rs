@@ -46,15 +46,15 @@ pub struct Blob {
 /// The reason why a chunk could not be fetched.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum FetchError {
-    #[error("not returned by the registry: {0}")]
+    #[error("not returned by the registry")]
     Upstream(#[from] registry::Error),
-    #[error("wrong bytes from the registry: {0}")]
+    #[error("wrong bytes from the registry")]
     Wrong(#[source] Arc<estargz::chunk::ChunkError>),
     #[error("registry's answer ended too early")]
     Short,
     #[error("registry sends too slowly")]
     Slow,
-    #[error("no memory for the chunk: {0}")]
+    #[error("no memory for the chunk")]
     Full(#[from] Full),
     #[error("no reader waits for it")]
     Unwanted,

@@ -18,6 +18,7 @@ use super::window::Window;
 use super::{Blob, FetchError, Reason, Traffic};
 use crate::agent::cache::Cache;
 use crate::telemetry::limit::LineLimit;
+use crate::telemetry::log::chain;
 
 /// The rate in bytes a second, over a whole run, below which a registry is given up: a quarter of
 /// the rate of the slowest links in use.
@@ -98,7 +99,7 @@ impl Request {
             static LINES: LineLimit = LineLimit::new();
             if let Some(dropped) = LINES.pass() {
                 let chunks = lost.len();
-                tracing::warn!(layer = %digest, %repository, chunks, %error, dropped, "chunks could not be fetched");
+                tracing::warn!(layer = %digest, %repository, chunks, error = chain(&error), dropped, "chunks could not be fetched");
             }
         }
         lost.into_iter()
@@ -159,7 +160,7 @@ impl Request {
                 // Another host may have the right bytes.
                 FetchError::Wrong(_) => {}
                 error if error.is_transient() && progress.window.end() > before => {
-                    tracing::debug!(layer = %self.blob.digest, at = progress.window.end(), %error, "run resumed after a cut");
+                    tracing::debug!(layer = %self.blob.digest, at = progress.window.end(), error = chain(&error), "run resumed after a cut");
                 }
                 error => return Err(error),
             }
@@ -221,7 +222,7 @@ impl Request {
             } = &*self.blob;
             static LINES: LineLimit = LineLimit::new();
             if let Some(dropped) = LINES.pass() {
-                tracing::error!(layer = %digest, %repository, chunk = %pending.digest, %error, dropped, "chunk refused");
+                tracing::error!(layer = %digest, %repository, chunk = %pending.digest, error = chain(&error), dropped, "chunk refused");
             }
         }
         pending.settle(outcome);
