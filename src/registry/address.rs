@@ -1,8 +1,9 @@
-//! Which IP addresses are public, by the registries of special-purpose addresses (RFC 6890 and what updates it).
+//! Whether an IP address is public, by the registries of special-purpose addresses (RFC 6890 and
+//! its updates).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Whether `address` is one that everybody on the Internet means the same host by.
+/// Whether `address` denotes the same host everywhere on the Internet.
 pub(super) fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => is_public_v4(address),
@@ -31,12 +32,13 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
 fn is_public_v6(address: Ipv6Addr) -> bool {
     match embedded_v4(address) {
         Some(embedded) => is_public_v4(embedded),
-        // 2000::/3 is all the address space that is given out.
+        // 2000::/3 is the only address space that is allocated.
         None => address.segments()[0] & 0xe000 == 0x2000 && !is_special_v6(address),
     }
 }
 
-/// The IPv4 address a packet to `address` ends at: mapped, NAT64 (RFC 6052), 6to4 (RFC 3056).
+/// Returns the IPv4 address to which a packet for `address` is delivered: mapped, NAT64 (RFC 6052),
+/// 6to4 (RFC 3056).
 fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let v4 = |high: u16, low: u16| Ipv4Addr::from((u32::from(high) << 16) | u32::from(low));
     match address.segments() {

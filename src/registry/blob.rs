@@ -1,4 +1,4 @@
-//! Blobs of a registry: whole or in part, taken up again where a connection broke.
+//! Blobs of a registry, whole or in part. A broken connection is resumed where it broke off.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,8 +17,9 @@ use super::starlift::Purpose;
 use super::verify::verified;
 use crate::oci::{Digest, Repository};
 
-/// An attempt that brought this much does not count as failed: more than a head, less than any window of a connection.
-/// A blob that breaks off every few bytes must come to an end.
+/// An attempt that delivered this many bytes does not count as failed: more than a response head,
+/// less than any window of a connection. A blob that breaks off every few bytes must end in an
+/// error.
 const PROGRESS: u64 = 4 << 10;
 
 impl Registry {
@@ -41,7 +42,7 @@ impl Registry {
             .await
     }
 
-    /// The size of a blob, and the Starlift server that has it, if it is one.
+    /// Returns the size of a blob, and the Starlift server that has it, if it is one.
     pub(crate) async fn locate(
         self: &Arc<Self>,
         repository: &Repository,
@@ -66,7 +67,8 @@ impl Registry {
         self.try_each(PULL, Some(digest), locate).await
     }
 
-    /// A blob's bytes; a range is cut at the blob's end, and one that starts behind it is an error.
+    /// Returns a blob's bytes. A range is cut at the blob's end; a range that starts at the end or
+    /// after it is an error.
     pub(crate) async fn blob(
         self: &Arc<Self>,
         repository: &Repository,
@@ -90,7 +92,7 @@ impl Registry {
         Ok(self.body(repository, digest, part, purpose))
     }
 
-    /// The last `length` bytes of a blob, all of it where it is shorter.
+    /// Returns the last `length` bytes of a blob, or all of it if it is shorter.
     pub(crate) async fn blob_tail(
         self: &Arc<Self>,
         repository: &Repository,
@@ -160,7 +162,7 @@ impl Registry {
     }
 }
 
-/// Reports the host that sent other bytes than the blob's.
+/// Reports the host if it sends bytes that are not the blob's.
 fn reported(chunks: Chunks, origin: &Origin) -> Chunks {
     let origin = origin.clone();
     let report = move |error: &Error| {
@@ -171,7 +173,7 @@ fn reported(chunks: Chunks, origin: &Origin) -> Chunks {
     chunks.inspect_err(report).boxed()
 }
 
-/// A blob on its way, and what is needed to ask for the rest of it again.
+/// A blob that is being read, with everything that is needed to request the rest of it again.
 struct Reading {
     registry: Arc<Registry>,
     repository: Repository,
@@ -181,9 +183,9 @@ struct Reading {
     blob_size: u64,
     left: Range<u64>,
     chunks: Option<Chunks>,
-    /// Failures in a row that brought no bytes.
+    /// Consecutive failures without progress.
     failures: u32,
-    /// Bytes since the last failure.
+    /// Bytes received since the last failure.
     progress: u64,
 }
 
@@ -209,7 +211,7 @@ impl Reading {
                 Some(Ok(chunk)) => return Ok(Some(self.take(chunk))),
                 Some(Err(error)) => self.broke_off(error).await?,
                 None => {
-                    self.broke_off(Error::Unavailable("the body ends too early".to_owned()))
+                    self.broke_off(Error::Unavailable("body ends too early".to_owned()))
                         .await?
                 }
             }
@@ -225,7 +227,7 @@ impl Reading {
         chunk
     }
 
-    /// Waits until it is time to try again; gives the error back when it is not worth it. Attempts that
+    /// Waits until it is time to retry; returns the error if a retry is pointless. Attempts that
     /// made progress do not count.
     async fn broke_off(&mut self, error: Error) -> Result<(), Error> {
         if std::mem::take(&mut self.progress) >= PROGRESS {
@@ -235,7 +237,7 @@ impl Reading {
         let Some(pause) = self.registry.retry.pause_after(self.failures, &error) else {
             return Err(error);
         };
-        tracing::debug!(digest = %self.digest, at = self.left.start, %error, "a blob is taken up where it broke off");
+        tracing::debug!(digest = %self.digest, at = self.left.start, %error, "blob read resumed");
         self.chunks = None;
         self.failures += 1;
         tokio::time::sleep(pause).await;

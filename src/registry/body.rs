@@ -1,4 +1,4 @@
-//! A blob's bytes on their way.
+//! A blob's bytes as a stream.
 
 use std::fmt;
 use std::ops::Range;
@@ -10,17 +10,18 @@ use super::error::Error;
 use super::origin::Origin;
 use super::peer::Peer;
 
-/// A blob's bytes on their way.
+/// A blob's bytes as a stream, and the host that sends them.
 pub struct Body {
-    /// Length of the whole blob.
+    /// The length of the whole blob.
     pub blob_size: u64,
-    /// What of it the stream holds.
+    /// The part of the blob that the stream holds.
     pub range: Range<u64>,
-    /// Ends with [`Error::WrongDigest`] instead of its last bytes when a whole blob is not what was asked for.
+    /// Ends with [`Error::WrongDigest`] instead of its last bytes if it is a whole blob with
+    /// another digest.
     pub stream: BoxStream<'static, Result<Bytes, Error>>,
-    /// Who gives it, where that is a Starlift server.
+    /// The Starlift server that sends it, if it is one.
     pub peer: Option<Peer>,
-    /// The registry host it comes from; none for a layout.
+    /// The registry host that sends it; `None` for a layout or an empty range.
     pub origin: Option<Origin>,
 }
 

@@ -1,7 +1,8 @@
 //! A registry with its mirrors: manifests, tags, referrers.
 //!
-//! Mirrors are asked in order and each but once; whatever keeps a mirror from answering, the next is asked. The
-//! registry itself comes last and is asked again where that may help.
+//! Mirrors are asked in order, each once; if one fails for any reason, the next is asked. Then
+//! follows the registry itself, which is retried if that may help. Mirrors that failed recently
+//! come last.
 
 use reqwest::header::CONTENT_LENGTH;
 
@@ -15,12 +16,12 @@ use super::tags::{Tags, tags};
 use crate::oci::manifest::MAX_MANIFEST_BYTES;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository, media_type};
 
-/// What a host must be able to do to give something by its digest.
+/// The capabilities that a host needs to serve an object by its digest.
 pub(super) const PULL: Capabilities = Capabilities {
     pull: true,
     resolve: false,
 };
-/// The same to tell what a tag names.
+/// The capabilities that a host needs to resolve a tag.
 const RESOLVE: Capabilities = Capabilities {
     pull: false,
     resolve: true,
@@ -43,14 +44,14 @@ impl Registry {
         }
     }
 
-    /// An endpoint by its number: the mirrors in their order, the registry itself behind them.
+    /// Returns an endpoint by its number: the mirrors in their order, then the registry itself.
     pub(super) fn endpoint(&self, number: usize) -> &Endpoint {
         self.mirrors.get(number).unwrap_or(&self.own)
     }
 
-    /// Calls `attempt` with one endpoint after the other that can do what is wanted, and its number, until one gives it:
-    /// the mirrors, the registry itself, and then the mirrors that failed of late. A mirror that is bad for `digest` is
-    /// left out.
+    /// Calls `attempt` with each endpoint that has the `wanted` capabilities, and its number, until
+    /// one succeeds. The order is: the mirrors, the registry itself, then the mirrors that failed
+    /// recently. A mirror that is bad for `digest` is left out.
     pub(super) async fn try_each<'a, T, F>(
         &'a self,
         wanted: Capabilities,
@@ -90,7 +91,7 @@ impl Registry {
             }
         }
         Err(failure.unwrap_or_else(|| {
-            Error::Unavailable("none of its hosts may be asked for this".to_owned())
+            Error::Unavailable("no host of the registry may be asked".to_owned())
         }))
     }
 
@@ -141,7 +142,7 @@ impl Registry {
 }
 
 fn passed_over(mirror: &Endpoint, error: Error) -> Error {
-    tracing::debug!(host = mirror.host(), %error, "mirror passed over");
+    tracing::debug!(host = mirror.host(), %error, "mirror skipped");
     if let Error::WrongDigest { expected } = &error {
         mirror.http().health().report_bad(mirror.key(), expected);
     }
@@ -174,7 +175,8 @@ async fn resolve(
     };
     let answered = match endpoint.read(&head).await {
         Ok(answer) => described(&answer, reference)?,
-        // Some registries know no HEAD, or have only what was fetched from them before: GET decides.
+        // Some registries do not support HEAD, or hold only objects that were fetched from them
+        // before. GET decides.
         Err(Error::Malformed(_) | Error::NotFound | Error::Denied) => None,
         Err(error) => return Err(error),
     };
@@ -186,7 +188,7 @@ async fn resolve(
     }
 }
 
-/// What the head of an answer says about a manifest; `None` where it does not say all.
+/// Returns the descriptor in the headers of an answer; `None` if it is incomplete.
 fn described(answer: &Answer, reference: &Reference) -> Result<Option<Descriptor>, Error> {
     let digest = promised_digest(answer, reference)?;
     let size = answer

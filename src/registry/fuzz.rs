@@ -10,7 +10,8 @@ use reqwest::header::{
 use super::challenge::Challenge;
 use super::{headers as read, hosts};
 
-/// The value of any header that is read: nothing panics, and ranges make sense.
+/// Parses `data` as the value of each header that the client reads. Nothing panics, and content
+/// ranges are valid.
 pub fn headers(data: &[u8]) {
     let Ok(value) = HeaderValue::from_bytes(data) else {
         return;
@@ -41,7 +42,7 @@ pub fn headers(data: &[u8]) {
     }
 }
 
-/// A `hosts.toml`.
+/// Parses `data` as a `hosts.toml`.
 pub fn hosts(data: &[u8]) {
     let _parsed = hosts::file::parse(&String::from_utf8_lossy(data), Path::new("/etc/certs"));
 }

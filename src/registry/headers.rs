@@ -1,4 +1,4 @@
-//! Headers of answers, read leniently: what can be read is taken, the rest is as good as absent. Pure functions.
+//! Parses the headers of answers leniently: unreadable parts count as absent. Pure functions.
 
 use std::ops::Range;
 use std::time::{Duration, SystemTime};
@@ -8,19 +8,20 @@ use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap, LINK, RETRY_AFTER}
 use crate::oci::Digest;
 
 pub(super) const DIGEST_HEADER: &str = "docker-content-digest";
-/// Nobody waits longer, and no sum of times overflows.
+/// The longest wait that is returned. Nobody waits longer, and sums of waits do not overflow.
 const MAX_WAIT: Duration = Duration::from_secs(24 * 3600);
-/// Seconds until a limit is over, where `Retry-After` does not say it (draft-ietf-httpapi-ratelimit-headers).
+/// Headers with the seconds until a rate limit resets, used if `Retry-After` is absent
+/// (draft-ietf-httpapi-ratelimit-headers).
 const LIMIT_RESETS: [&str; 2] = ["ratelimit-reset", "x-ratelimit-reset"];
-/// A reset above this is a date in seconds since 1970, as some write it.
+/// A reset value from here on is a date in seconds since 1970, which some servers send.
 const FIRST_DATE: u64 = 1_000_000_000;
 
-/// The range of `Content-Range: bytes FIRST-LAST/SIZE`, and the size unless it is `*`.
+/// Returns the range of `Content-Range: bytes FIRST-LAST/SIZE`, and the size unless it is `*`.
 pub(super) fn content_range(headers: &HeaderMap) -> Option<(Range<u64>, Option<u64>)> {
     parse_content_range(text(headers, CONTENT_RANGE.as_str())?)
 }
 
-/// The size in `Content-Range: bytes */SIZE`.
+/// Returns the size in `Content-Range: bytes */SIZE`.
 pub(super) fn unsatisfied_size(headers: &HeaderMap) -> Option<u64> {
     let (range, size) = byte_range(text(headers, CONTENT_RANGE.as_str())?)?;
     size.trim().parse().ok().filter(|_| range.trim() == "*")
@@ -48,7 +49,7 @@ fn byte_range(text: &str) -> Option<(&str, &str)> {
         .split_once('/')
 }
 
-/// `Content-Type` in lower case, without its parameters.
+/// Returns `Content-Type` in lower case, without its parameters.
 pub(super) fn media_type(headers: &HeaderMap) -> Option<String> {
     let media_type = text(headers, CONTENT_TYPE.as_str())?
         .split([';', ','])
@@ -57,7 +58,7 @@ pub(super) fn media_type(headers: &HeaderMap) -> Option<String> {
     (!media_type.is_empty()).then(|| media_type.to_ascii_lowercase())
 }
 
-/// `Docker-Content-Digest`; a text that is no digest says nothing.
+/// Returns `Docker-Content-Digest`, or `None` if it is not a valid digest.
 pub(super) fn content_digest(headers: &HeaderMap) -> Option<Digest> {
     text(headers, DIGEST_HEADER)?
         .trim()
@@ -66,7 +67,7 @@ pub(super) fn content_digest(headers: &HeaderMap) -> Option<Digest> {
         .ok()
 }
 
-/// How long the host wants to be left alone.
+/// Returns how long the host asks clients to wait before the next request.
 pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let said = text(headers, RETRY_AFTER.as_str()).and_then(|value| wait(value, now));
     let reset = || {
@@ -105,7 +106,7 @@ fn reset(value: &str, now: SystemTime) -> Option<Duration> {
     Some(Duration::from_secs(seconds).saturating_sub(since))
 }
 
-/// The target of the first `Link: <…>; rel="next"` (RFC 8288).
+/// Returns the target of the first `Link: <…>; rel="next"` (RFC 8288).
 pub(super) fn next_link(headers: &HeaderMap) -> Option<String> {
     headers
         .get_all(LINK)
@@ -236,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn types_and_digests_are_read_without_their_trimmings() {
+    fn media_types_lose_their_parameters_and_digests_their_quotes() {
         assert_eq!(
             media_type(&headers("content-type", "Text/HTML; charset=utf-8")).as_deref(),
             Some("text/html")
@@ -255,7 +256,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_ends_a_parser(text in "[ -~]{0,80}", bytes in "(bytes)? ?[0-9*-]{0,24}/[0-9*]{0,24}") {
+        fn parsers_accept_any_text_and_keep_their_bounds(text in "[ -~]{0,80}", bytes in "(bytes)? ?[0-9*-]{0,24}/[0-9*]{0,24}") {
             let next = next_of(&text);
             prop_assert!(next.is_none_or(|next| text.contains(&next)));
             if let Some((range, size)) = parse_content_range(&bytes) {

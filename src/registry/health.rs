@@ -1,4 +1,4 @@
-//! What is remembered of hosts that failed: which are not asked for a moment, and which are asked last.
+//! Remembers hosts that failed: which are skipped for a while, and which are asked last.
 //!
 //! ```text
 //! a request fails slowly ▶ no request for PAUSE ▶ one request probes ─ heard  ▶ forgotten
@@ -6,7 +6,7 @@
 //!                                    └───────────────────────────────────────────────┘
 //! ```
 //!
-//! A failure that costs no time is not remembered: the next request finds out just as fast.
+//! A fast failure is not remembered, because the next request would fail just as fast.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,25 +19,27 @@ use url::Url;
 use super::error::Error;
 use crate::oci::Digest;
 
-/// A request that failed sooner than this cost nobody anything.
+/// A failure that took less time than this does not count, because it delayed nobody.
 const COSTLY: Duration = Duration::from_millis(500);
-/// A request that its caller gave up counts as a failure after this long: mounts and pulls wait for some seconds.
+/// A request that its caller cancelled counts as a failure if it had waited this long. Mounts and
+/// pulls wait for some seconds.
 const SILENT: Duration = Duration::from_secs(5);
-/// How long a host is left alone after its first failure: longer than the layers of an image need to be asked about.
+/// How long a host is skipped after its first failure. Longer than it takes to ask about all layers
+/// of an image.
 const PAUSE: Duration = Duration::from_secs(10);
-/// How long at most: as long as a person who mended the host is willing to wait.
+/// The longest pause: as long as a person who repaired the host is willing to wait.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
-/// How long a mirror that broke off or sent wrong bytes is asked after all others.
+/// How long a mirror that broke off or sent wrong bytes is asked after all other hosts.
 const LAST_FOR: Duration = Duration::from_secs(60);
-/// How long it is not asked for the very blob.
+/// How long that mirror is not asked for the same blob.
 const BAD_FOR: Duration = Duration::from_secs(600);
-/// Bytes of hosts and digests of bad blobs that are remembered: some ten thousand.
+/// Memory for the hosts and digests of bad blobs, in bytes: about ten thousand entries.
 const MAX_BAD_BYTES: u64 = 2 << 20;
-/// Hosts that are remembered at once, and the longest name of one (DNS allows 253 bytes).
+/// The most hosts that are remembered at once, and the longest name of one (DNS allows 253 bytes).
 const MAX_HOSTS: usize = 4096;
 const MAX_HOST_LEN: usize = 300;
 
-/// The memory of all registries; clones share it.
+/// The record of failed hosts, shared by all registries. Clones share it.
 #[derive(Debug, Clone)]
 pub(super) struct Health(Arc<Inner>);
 
@@ -47,7 +49,8 @@ struct Inner {
     bad: Cache<(Arc<str>, Digest), ()>,
 }
 
-/// One request to a host, from just before it is sent. Dropped without a word it was given up by its caller.
+/// One request to a host, from just before it is sent. If it is dropped without a call to
+/// [`Watch::heard`] or [`Watch::failed`], its caller cancelled the request.
 #[derive(Debug)]
 pub(super) struct Watch {
     health: Health,
@@ -63,7 +66,7 @@ struct Hosts(HashMap<Arc<str>, State>);
 struct State {
     under_way: u32,
     heard: Option<Instant>,
-    /// Failures in a row, each with a pause behind it.
+    /// Consecutive failures, each followed by a pause.
     failures: u32,
     paused_until: Option<Instant>,
     is_probed: bool,
@@ -95,7 +98,7 @@ impl Health {
     /// Allows a request to the host of `url`.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] while the host is left alone, or another request finds out whether it is back.
+    /// [`Error::Unavailable`] while the host is paused, or while another request probes it.
     pub(super) fn admit(&self, url: &Url) -> Result<Watch, Error> {
         let (host, started) = (host_key(url), Instant::now());
         if !self.hosts().admit(&host, started) {
@@ -111,14 +114,14 @@ impl Health {
         })
     }
 
-    /// Remembers that `host` broke off while it sent `digest`, or sent other bytes.
+    /// Remembers that `host` broke off while it sent `digest`, or sent wrong bytes.
     pub(super) fn report_bad(&self, host: &Arc<str>, digest: &Digest) {
         tracing::debug!(%host, %digest, "host remembered as bad for a blob");
         self.0.bad.insert((Arc::clone(host), digest.clone()), ());
         self.hosts().put_last(host, Instant::now());
     }
 
-    /// Whether `host` is bad for this very blob.
+    /// Whether `host` recently failed to deliver this blob.
     pub(super) fn is_bad(&self, host: &Arc<str>, digest: &Digest) -> bool {
         self.0.bad.contains_key(&(Arc::clone(host), digest.clone()))
     }
@@ -129,7 +132,7 @@ impl Health {
     }
 }
 
-/// What a host is remembered by: scheme, name and port.
+/// Returns the key under which a host is remembered: scheme, name and port.
 pub(super) fn host_key(url: &Url) -> Arc<str> {
     let port = url.port_or_known_default().unwrap_or_default();
     format!(
@@ -141,13 +144,13 @@ pub(super) fn host_key(url: &Url) -> Arc<str> {
 }
 
 impl Watch {
-    /// The host answered, whatever it said.
+    /// Records that the host answered, with any status.
     pub(super) fn heard(mut self) {
         self.is_over = true;
         self.health.hosts().heard(&self.host, Instant::now());
     }
 
-    /// No answer came.
+    /// Records that no answer came.
     pub(super) fn failed(mut self) {
         self.is_over = true;
         let now = Instant::now();
@@ -197,8 +200,8 @@ impl Hosts {
         self.forget_if_idle(host, now);
     }
 
-    /// A request begun at `started` got no answer; not counted when it took less than `cost` or others were answered
-    /// meanwhile.
+    /// Records that a request begun at `started` got no answer. It does not count if it took less
+    /// than `cost`, or if the host answered another request meanwhile.
     fn failed(&mut self, host: &str, started: Instant, cost: Duration, now: Instant) {
         let Some(state) = self.0.get_mut(host) else {
             return;
@@ -206,7 +209,7 @@ impl Hosts {
         state.under_way = state.under_way.saturating_sub(1);
         state.is_probed = false;
         let is_alive = state.heard.is_some_and(|heard| heard >= started);
-        // Requests that were sent together fail together: one pause for all of them.
+        // Requests that were sent together fail together. All of them cause one pause.
         let is_counted = state.paused_until.is_some_and(|until| now < until);
         if now.duration_since(started) >= cost && !is_alive && !is_counted {
             let pause = PAUSE
@@ -217,7 +220,7 @@ impl Hosts {
             tracing::debug!(
                 host,
                 pause = pause.as_secs(),
-                "host left alone after a failure"
+                "host paused after a failure"
             );
         }
         self.forget_if_idle(host, now);
@@ -242,7 +245,7 @@ impl Hosts {
         }
     }
 
-    /// Whether `host` can be remembered.
+    /// Makes room for `host`. Returns whether it can be remembered.
     fn make_room(&mut self, host: &str, now: Instant) -> bool {
         if self.0.contains_key(host) {
             return true;
@@ -261,7 +264,7 @@ impl State {
             && self.last_until.is_none_or(|until| until <= now)
     }
 
-    /// Nothing under way, and every pause long over.
+    /// Whether no request is running and every pause is over.
     fn is_over(&self, now: Instant) -> bool {
         let is_past = |until: Option<Instant>| until.is_none_or(|until| until <= now);
         self.under_way == 0 && is_past(self.last_until) && is_past(self.paused_until)
@@ -279,7 +282,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn a_host_that_costs_time_is_left_alone_and_probed_by_one() {
+    fn a_slow_failure_pauses_the_host_and_one_request_probes_it() {
         let (mut hosts, host, start) = (Hosts::default(), host(), Instant::now());
         assert!(hosts.admit(&host, start));
         hosts.failed(&host, start, COSTLY, start + SECOND);
@@ -299,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_without_cost_and_those_of_a_host_that_answers_others_are_not_remembered() {
+    fn fast_failures_and_failures_of_a_host_that_answers_are_not_remembered() {
         let (mut hosts, host, start) = (Hosts::default(), host(), Instant::now());
         hosts.admit(&host, start);
         hosts.failed(&host, start, COSTLY, start + COSTLY / 2);
@@ -320,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_that_is_given_up_leaves_the_place_to_the_next() {
+    fn a_cancelled_probe_lets_the_next_request_probe() {
         let (mut hosts, host, start) = (Hosts::default(), host(), Instant::now());
         hosts.admit(&host, start);
         hosts.failed(&host, start, SILENT, start + SILENT);
@@ -331,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_are_remembered_up_to_a_number_and_forgotten_when_all_is_well() {
+    fn remembered_hosts_are_bounded_and_old_ones_make_room() {
         let (mut hosts, start) = (Hosts::default(), Instant::now());
         for number in 0..2 * MAX_HOSTS {
             let host: Arc<str> = format!("https://h{number}:443").into();

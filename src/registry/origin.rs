@@ -1,4 +1,4 @@
-//! The registry host that a body comes from, so that whoever reads the body can report it.
+//! The registry host that a body comes from, so that the reader of the body can report it.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use super::health::Health;
 use crate::oci::Digest;
 
-/// The registry host that gives a blob, or the latest of several where a body was taken up elsewhere.
+/// The registry host that sends a blob. If the body was resumed at another host, it is that host.
 #[derive(Debug, Clone)]
 pub struct Origin {
     health: Health,
@@ -24,9 +24,9 @@ impl Origin {
         }
     }
 
-    /// Reports that the bytes are not the blob's, or that they stopped coming: a mirror that did this is not asked for
-    /// this blob for some minutes, and after all others for everything else. The next read gets other bytes where
-    /// another host has them.
+    /// Reports that the bytes are not the blob's, or that they stopped coming. A mirror that did
+    /// this is not asked for this blob for ten minutes, and for one minute it is asked after all
+    /// others for everything else. The next read gets the blob from another host, if one has it.
     pub fn report_bad(&self) {
         let host = self.host.lock().clone();
         self.health.report_bad(&host, &self.digest);

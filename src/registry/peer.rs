@@ -1,7 +1,9 @@
-//! A Starlift server among the hosts that images come from: asked and told what no other host ever is.
+//! A Starlift server among the hosts that images come from. Requests and reports for its own API
+//! are sent to no other host.
 //!
-//! It is known by the `Server` header of its own answers. What is sent goes to the very host that answered, under the
-//! rules, certificates and credentials that its blobs are read with; redirects are not followed.
+//! It is recognised by the `Server` header of its own answers. Requests go to the host that
+//! answered, under the rules, certificates and credentials that are used for its blobs. Redirects
+//! are not followed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,11 +19,11 @@ use crate::oci::Repository;
 
 /// How long one exchange may take, its body included.
 const EXCHANGE_LIMIT: Duration = Duration::from_secs(10);
-/// The longest answer to what it is told; nobody reads it.
+/// The longest answer to a report. Nobody reads it.
 const MAX_RECEIPT: u64 = 64 << 10;
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
-/// A Starlift server that gave a part of an image.
+/// A Starlift server that sent a part of an image.
 #[derive(Debug, Clone)]
 pub struct Peer {
     registry: Arc<Registry>,
@@ -42,7 +44,7 @@ impl Peer {
         self.registry.endpoint(self.number)
     }
 
-    /// `host[:port]`, for people.
+    /// Returns `host[:port]`, for messages and logs.
     pub fn host(&self) -> String {
         self.endpoint().host()
     }
@@ -50,7 +52,7 @@ impl Peer {
     /// Reads a document of at most `limit` bytes of the server's own API.
     ///
     /// # Errors
-    /// [`Error::NotFound`] where it has none; others when it cannot be had in time.
+    /// [`Error::NotFound`] if the server does not have it; others if it cannot be read in time.
     pub async fn get(
         &self,
         path: &str,
@@ -65,7 +67,7 @@ impl Peer {
     /// Sends a JSON document to the server's own API, once.
     ///
     /// # Errors
-    /// When it is not taken.
+    /// If the server does not accept it.
     pub async fn post(&self, path: &str, query: &[(&str, &str)], json: Bytes) -> Result<(), Error> {
         let headers = HeaderMap::from_iter([(CONTENT_TYPE, JSON)]);
         self.exchange(Method::POST, path, query, headers, json, MAX_RECEIPT)

@@ -1,20 +1,21 @@
-//! How a Starlift server is known among hosts, and what it is told with a read.
+//! Recognises a Starlift server among hosts, and names the purpose of reads for it.
 
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue, SERVER};
 
-/// How the `Server` header of our own server begins.
+/// The beginning of a Starlift server's `Server` header.
 const PRODUCT: &str = "starlift/";
-/// What a read is for, told to Starlift alone: it learns from what is read, not from what is fetched ahead.
+/// The purpose of a read, sent only to Starlift servers: they learn from reads, not from
+/// prefetches.
 pub(super) const PURPOSE_HEADER: HeaderName = HeaderName::from_static("starlift-purpose");
 
-/// What bytes are read for.
+/// The purpose of a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// Something waits for them.
+    /// A reader waits for the bytes.
     Read,
-    /// Something will read them soon, it is thought.
+    /// The bytes are expected to be read soon.
     Prefetch,
-    /// So that they are here.
+    /// The bytes complete the local copy.
     Background,
 }
 
@@ -28,7 +29,7 @@ impl Purpose {
     }
 }
 
-/// Whether an answer says that it is Starlift's.
+/// Whether an answer comes from a Starlift server, by its `Server` header.
 pub(super) fn is_starlift(headers: &HeaderMap) -> bool {
     headers
         .get(SERVER)

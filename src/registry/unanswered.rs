@@ -4,7 +4,8 @@ use super::dial::PrivateName;
 use super::error::{Error, excerpt};
 use crate::telemetry::log::chain;
 
-/// What became of a request that got no answer, or of a body that broke off. Names no URL: they can hold secrets.
+/// Returns the error for a request that got no answer, or for a body that broke off. It names no
+/// URL, because URLs can contain secrets.
 pub(super) fn transport(error: reqwest::Error) -> Error {
     let error = error.without_url();
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
@@ -14,6 +15,6 @@ pub(super) fn transport(error: reqwest::Error) -> Error {
         }
         cause = inner.source();
     }
-    // Certificates and servers have a say in these texts.
+    // Certificates and servers contribute to these texts.
     Error::Unavailable(excerpt(&chain(&error)))
 }

@@ -1,4 +1,4 @@
-//! Checks a whole blob against its digest while it streams by.
+//! Verifies a whole blob against its digest while it streams.
 
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -7,7 +7,8 @@ use futures::stream::{self, BoxStream};
 use super::error::Error;
 use crate::oci::Digest;
 
-/// Passes `size` bytes on; the last of them only once the digest of all is known to be `expected`.
+/// Passes `size` bytes on. The last chunk follows only after all bytes are verified to have the
+/// digest `expected`.
 pub(crate) fn verified(
     bytes: BoxStream<'static, Result<Bytes, Error>>,
     expected: Digest,
@@ -26,7 +27,7 @@ pub(crate) fn verified(
             let chunk = match bytes.next().await.transpose()? {
                 Some(chunk) => chunk,
                 None if left > 0 => {
-                    return Err(Error::Unavailable("the blob ends too early".to_owned()));
+                    return Err(Error::Unavailable("blob ends too early".to_owned()));
                 }
                 None => Bytes::new(),
             };
@@ -74,7 +75,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn wrong_bytes_end_in_an_error_in_place_of_the_last() {
+    async fn wrong_bytes_end_in_an_error_instead_of_the_last_chunk() {
         let (got, end) = check(&[b"ab", b"x"], b"abc").await;
         assert!(matches!(end, Err(Error::WrongDigest { .. })));
         assert_eq!(got, b"ab");

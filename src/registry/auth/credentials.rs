@@ -1,5 +1,5 @@
-//! Who we are to one registry: what the configuration says, else what a caller gave, else what Docker's configuration
-//! says, else nobody.
+//! The credentials for one registry: from the configuration, else from the caller, else from
+//! Docker's configuration, else none (anonymous).
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ use super::login::{LOGIN_LIFETIME, Login, bearer_header};
 use crate::registry::config::{Secret, UpstreamConfig};
 use crate::registry::error::Error;
 
-/// How many repositories' logins are held; they come from our own files and helpers.
+/// The most repositories whose logins are cached. Logins come from local files and helpers.
 const MAX_LOGINS: usize = 1024;
 
 #[derive(Debug)]
@@ -36,18 +36,19 @@ enum Origin {
     },
 }
 
-/// Where one registry's login comes from, and the login while it is new enough.
+/// The source of one registry's logins, and the logins cached from it.
 #[derive(Debug)]
 pub(in crate::registry) struct Credentials {
-    /// Asked first; `None` where the configuration says who we are.
+    /// Asked first; `None` if the configuration has credentials.
     given: Option<Given>,
     origin: Origin,
-    /// By repository, where it makes a difference.
+    /// By repository if the login depends on it, else under the empty name.
     logins: Mutex<HashMap<String, (Instant, Login)>>,
 }
 
 impl Credentials {
-    /// Credentials from an upstream's own configuration, else those given, else from Docker's for `host`.
+    /// Returns credentials from an upstream's own configuration, else from `given`, else from
+    /// Docker's configuration for `host`.
     pub(in crate::registry) fn new(
         upstream: Option<&UpstreamConfig>,
         docker: Arc<DockerConfig>,
@@ -67,7 +68,7 @@ impl Credentials {
         })
     }
 
-    /// The configured token, which needs no endpoint.
+    /// Returns the configured token, which needs no token endpoint.
     pub(super) fn bearer(&self) -> Result<Option<HeaderValue>, Error> {
         match &self.origin {
             Origin::Token(token) => bearer_header(token.expose()).map(Some),
@@ -79,7 +80,8 @@ impl Credentials {
         self.login_and_age(repository).await.map(|(login, _)| login)
     }
 
-    /// The header for a Basic challenge; [`Error::Unauthorized`] for those who have no password.
+    /// Returns the header for a Basic challenge. Fails with [`Error::Unauthorized`] if there is no
+    /// password.
     pub(super) async fn basic(&self, repository: &str) -> Result<Authorization, Error> {
         let (login, is_fresh) = self.login_and_age(repository).await?;
         let header = login.basic()?.ok_or(Error::Unauthorized)?;
@@ -90,7 +92,7 @@ impl Credentials {
         })
     }
 
-    /// Makes the next login a new one.
+    /// Drops cached logins, so that the next one is read anew.
     pub(super) async fn forget(&self) {
         self.logins.lock().await.clear();
         if let Origin::Docker { config, .. } = &self.origin {
@@ -151,7 +153,7 @@ fn configured(upstream: &UpstreamConfig) -> Result<Option<Origin>, Error> {
 }
 
 impl Origin {
-    /// What of a repository's name the login depends on.
+    /// Returns the part of a repository's name that the login depends on.
     fn scope<'a>(&self, repository: &'a str) -> &'a str {
         match self {
             Self::Docker { .. } => repository,

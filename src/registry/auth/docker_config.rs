@@ -1,6 +1,7 @@
 //! Docker's `config.json` and its credential helpers.
 //!
-//! Read anew for each login: `docker login` and rotating helpers take effect at once.
+//! The file is read anew when a cached login is [`LOGIN_LIFETIME`] old or was refused, so that
+//! `docker login` and rotated credentials take effect.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -17,24 +18,24 @@ use super::login::{LOGIN_LIFETIME, Login};
 use crate::oci::hub::is_docker_hub;
 use crate::registry::config::Secret;
 
-/// A helper that takes longer is killed; helpers of clouds make a request or two.
+/// A helper that takes longer is killed. Helpers of cloud providers make one or two requests.
 const HELPER_TIME: Duration = Duration::from_secs(10);
-/// A helper's answer is a name and a token.
+/// The longest answer of a helper, which is a name and a token.
 const MAX_HELPER_ANSWER: u64 = 64 << 10;
-/// The key under which Docker keeps the login to Docker Hub.
+/// The key under which Docker stores the login to Docker Hub.
 const HUB_KEY: &str = "https://index.docker.io/v1/";
-/// The user name that says the secret is an identity token (docker-credential-helpers).
+/// The user name that marks the secret as an identity token (docker-credential-helpers).
 const TOKEN_USER: &str = "<token>";
 
-/// When a helper was asked, and the login that it knew.
+/// The time at which a helper was asked, and the login that it returned.
 type Answered = (Instant, Option<Login>);
 
-/// Where Docker's configuration and helpers are.
+/// The location of Docker's configuration and helpers.
 #[derive(Debug)]
 pub(in crate::registry) struct DockerConfig {
     directory: Option<PathBuf>,
     helpers: Option<PathBuf>,
-    /// What helpers answered a moment ago, by helper and server: many repositories ask for the same.
+    /// Recent answers of helpers, by helper and server: many repositories need the same one.
     answers: Mutex<HashMap<(String, String), Answered>>,
 }
 
@@ -62,21 +63,21 @@ struct HelperAnswer {
     secret: Secret,
 }
 
-/// Why there is no login; never holds what a helper printed.
+/// The reason why there is no login. Never contains the output of a helper.
 #[derive(Debug, thiserror::Error)]
 enum DockerConfigError {
     #[error(transparent)]
     Io(#[from] std::io::Error),
-    #[error("it is no valid JSON of the right form")]
+    #[error("not valid JSON of the expected form")]
     Json,
-    #[error("the helper's name {0:?} is no file name")]
+    #[error("helper name {0:?} is not a file name")]
     Name(String),
     #[error(
-        "the helper took longer than {}",
+        "helper took longer than {}",
         humantime::format_duration(HELPER_TIME)
     )]
     Time,
-    #[error("the field auth is not base64 of user:password")]
+    #[error("field auth is not base64 of user:password")]
     Encoding,
 }
 
@@ -89,7 +90,8 @@ impl DockerConfig {
         }
     }
 
-    /// The login for a repository at `host`; anonymous where there is none, or where it cannot be had, which is logged.
+    /// Returns the login for a repository at `host`. Anonymous if there is none, or if it cannot be
+    /// read, which is logged.
     pub(super) async fn login(&self, host: &str, repository: &str) -> Login {
         match self.find(host, repository).await {
             Ok(login) => login.unwrap_or(Login::Anonymous),
@@ -100,7 +102,7 @@ impl DockerConfig {
         }
     }
 
-    /// Makes the next login a new one.
+    /// Drops cached answers of helpers, so that the next login is read anew.
     pub(super) async fn forget(&self) {
         self.answers.lock().await.clear();
     }
@@ -114,7 +116,7 @@ impl DockerConfig {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        // The cause is dropped on purpose: it can quote the file.
+        // The cause is dropped on purpose, because it can quote the file.
         let file: File = serde_json::from_slice(&text).map_err(|_error| DockerConfigError::Json)?;
         let key = if is_docker_hub(host) { HUB_KEY } else { host };
         if let Some(helper) = by_fit(&file.cred_helpers, host, repository)
@@ -180,7 +182,8 @@ impl DockerConfig {
     }
 }
 
-/// What a helper answers; `None` when it ends with an error, as it does when it knows no login.
+/// Returns the answer of a helper; `None` if it exits with an error, as helpers do if they know no
+/// login.
 async fn run(program: &Path, server: &str) -> Result<Option<Vec<u8>>, std::io::Error> {
     let mut child = Command::new(program)
         .arg("get")
@@ -226,7 +229,7 @@ impl Auth {
     }
 }
 
-/// `$DOCKER_CONFIG`, else `~/.docker`, as Docker looks for it.
+/// Returns `$DOCKER_CONFIG`, else `~/.docker`, as Docker does.
 fn default_directory() -> Option<PathBuf> {
     let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".docker"));
     std::env::var_os("DOCKER_CONFIG")
@@ -234,7 +237,7 @@ fn default_directory() -> Option<PathBuf> {
         .or_else(home)
 }
 
-/// The values whose keys are for a repository at `host`, the best first.
+/// Returns the values whose keys match a repository at `host`, the best match first.
 fn by_fit<'a, T>(values: &'a BTreeMap<String, T>, host: &str, repository: &str) -> Vec<&'a T> {
     let fitting = values
         .iter()

@@ -1,9 +1,9 @@
-//! The keys of Docker's `config.json`: hosts, URLs, hosts with a path (containers-auth.json), hosts with wildcards
-//! (Kubernetes, "Interpretation of config.json").
+//! The keys of Docker's `config.json`: hosts, URLs, hosts with a path (containers-auth.json), hosts
+//! with wildcards (Kubernetes, "Interpretation of config.json").
 
 use crate::oci::hub::is_docker_hub;
 
-/// A key, read.
+/// A parsed key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Key<'a> {
     host: &'a str,
@@ -11,7 +11,8 @@ struct Key<'a> {
     path: &'a str,
 }
 
-/// How well a key fits: the longest path counts first, then a host without wildcards, then the plainest spelling.
+/// The quality of a match: the longest path counts first, then a host without wildcards, then the
+/// plainest spelling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Fit {
     path: usize,
@@ -19,7 +20,7 @@ pub(super) struct Fit {
     is_plain: bool,
 }
 
-/// How `key` fits a repository at `host`; `None` where it is for something else.
+/// Returns how well `key` matches a repository at `host`; `None` if it is for something else.
 pub(super) fn fit(key: &str, host: &str, repository: &str) -> Option<Fit> {
     let read = read(key);
     let is_exact = read.host == host || (is_docker_hub(read.host) && is_docker_hub(host));
@@ -42,7 +43,7 @@ fn read(key: &str) -> Key<'_> {
         .unwrap_or(key);
     let (host, path) = bare.split_once('/').unwrap_or((bare, ""));
     let path = path.trim_matches('/');
-    // The address of the API, as `docker login` once wrote it.
+    // The address of the API, as older versions of `docker login` wrote it.
     let path = ["v1", "v2"]
         .iter()
         .find_map(|api| path.strip_prefix(api))
@@ -54,7 +55,8 @@ fn read(key: &str) -> Key<'_> {
     }
 }
 
-/// Whether `host` fits a pattern label by label, the port included: `*` is any text within a label, `?` one letter.
+/// Whether `host` matches a pattern label by label, the port included: `*` is any text within a
+/// label, `?` one letter.
 fn is_like(pattern: &str, host: &str) -> bool {
     let (pattern, pattern_port) = split_port(pattern);
     let (host, port) = split_port(host);
@@ -71,7 +73,8 @@ fn split_port(host: &str) -> (&str, Option<&str>) {
 }
 
 fn is_label_like(pattern: &[u8], label: &[u8]) -> bool {
-    // Where the last star was met, to go on behind one more letter of it.
+    // The position of the last star, and the letter up to which it matches. On a mismatch the star
+    // takes one more letter.
     let (mut at, mut here, mut star) = (0, 0, None);
     while here < label.len() {
         match pattern.get(at) {
@@ -127,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_covers_what_lies_below_it() {
+    fn a_path_covers_everything_below_it() {
         for (key, is_covered) in [
             ("a.example/team", true),
             ("a.example/team/app", true),

@@ -1,4 +1,5 @@
-//! Logins that a caller knows: a flag of the command line, or what a kubelet sent with a pull.
+//! Logins from the caller: a flag of the command line, or credentials that a kubelet sent with a
+//! pull.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,9 +7,10 @@ use std::sync::Arc;
 use super::login::Login;
 use crate::oci::Repository;
 
-/// Tells a login by the registry's name, as images are named by it (`docker.io`, `127.0.0.1:5000`), and the repository.
+/// A function that returns a login for the registry's name, as image names spell it (`docker.io`,
+/// `127.0.0.1:5000`), and the repository.
 ///
-/// Asked for each login anew, so what it knows may change; it must not block.
+/// It is called for each login, so its answers may change. It must not block.
 #[derive(Clone)]
 pub struct Logins(Arc<Find>);
 
@@ -19,7 +21,7 @@ impl Logins {
         Self(Arc::new(find))
     }
 
-    /// `login` for everything at `host`, and none elsewhere.
+    /// Returns `login` for every repository at `host`, and none elsewhere.
     pub fn for_host(host: String, login: Login) -> Self {
         Self::new(move |asked, _repository| (asked == host).then(|| login.clone()))
     }
@@ -35,14 +37,15 @@ impl fmt::Debug for Logins {
 #[derive(Debug, Clone)]
 pub(in crate::registry) struct Given {
     pub(in crate::registry) logins: Logins,
-    /// What images call the registry.
+    /// The names of the registry in image names.
     pub(in crate::registry) names: Vec<String>,
-    /// What the registry has in front of the repository that images name; ends with `/` or is empty.
+    /// The prefix that the registry puts in front of the repository in an image's name; ends with
+    /// `/` or is empty.
     pub(in crate::registry) prefix: String,
 }
 
 impl Given {
-    /// The login for a repository by its name at the registry.
+    /// Returns the login for a repository, given by its name at the registry.
     pub(super) fn login(&self, repository: &str) -> Option<Login> {
         let repository = repository.strip_prefix(&self.prefix)?.parse().ok()?;
         self.names

@@ -1,4 +1,4 @@
-//! How to log in, and the headers that say it.
+//! Logins, and the `Authorization` headers made from them.
 
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use reqwest::header::HeaderValue;
 use crate::registry::config::Secret;
 use crate::registry::error::Error;
 
-/// How long an answer of a credential helper or a password file is used before it is asked for again.
+/// How long the answer of a credential helper or a password file is used before it is read again.
 pub(super) const LOGIN_LIFETIME: Duration = Duration::from_secs(60);
 
-/// How to log in.
+/// A way to log in.
 #[derive(Debug, Clone)]
 pub enum Login {
     Anonymous,
@@ -27,7 +27,8 @@ pub enum Login {
 }
 
 impl Login {
-    /// What Docker writes in one field: base64, padded or not, of `user:password`.
+    /// Parses base64, padded or not, of `user:password`, as in the `auth` field of Docker's
+    /// configuration.
     pub fn from_basic(encoded: &str) -> Option<Self> {
         let lenient =
             GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
@@ -42,7 +43,7 @@ impl Login {
         })
     }
 
-    /// The `Authorization: Basic` header, for those who have a password.
+    /// Returns the `Authorization: Basic` header; `None` without a password.
     pub(super) fn basic(&self) -> Result<Option<HeaderValue>, Error> {
         let Self::Password { user, password } = self else {
             return Ok(None);
@@ -55,15 +56,15 @@ impl Login {
     }
 }
 
-/// `Authorization: Bearer`.
+/// Returns the `Authorization: Bearer` header for `token`.
 pub(super) fn bearer_header(token: &str) -> Result<HeaderValue, Error> {
     secret_header(&format!("Bearer {token}"))
 }
 
 fn secret_header(text: &str) -> Result<HeaderValue, Error> {
-    // The cause is dropped on purpose: the text is secret.
+    // The cause is dropped on purpose, because the text is secret.
     let unfit =
-        |_error| Error::Malformed("a token or password does not fit into a header".to_owned());
+        |_error| Error::Malformed("token or password does not fit into a header".to_owned());
     let mut header = HeaderValue::from_str(text).map_err(unfit)?;
     header.set_sensitive(true);
     Ok(header)

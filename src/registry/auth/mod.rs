@@ -1,4 +1,4 @@
-//! Proves to one registry who we are: challenges, tokens, credentials.
+//! Authenticates to one registry: challenges, tokens, credentials.
 //!
 //! ```text
 //! 401 ▶ challenge ─ Basic  ▶ credentials ▶ header
@@ -29,16 +29,16 @@ use super::http::Http;
 use super::memory::{EndpointId, Memory};
 use super::token::Action;
 
-/// An `Authorization` header, and whether it was made for this very request.
+/// An `Authorization` header, and whether it was made for this request.
 #[derive(Debug, Clone)]
 pub(super) struct Authorization {
     pub(super) header: HeaderValue,
     pub(super) is_fresh: bool,
-    /// Whether a token endpoint gave it, which may give another.
+    /// Whether it comes from a token endpoint, which can issue another.
     pub(super) is_token: bool,
 }
 
-/// Answers one registry's challenges.
+/// The authentication to one registry: answers its challenges.
 #[derive(Debug)]
 pub(super) struct Authenticator {
     http: Http,
@@ -65,7 +65,8 @@ impl Authenticator {
         }
     }
 
-    /// The header that satisfied the registry the last time; none before its first challenge.
+    /// Returns the header that satisfied the registry the last time; `None` before its first
+    /// challenge.
     pub(super) async fn known(
         &self,
         repository: &str,
@@ -82,7 +83,7 @@ impl Authenticator {
         }
     }
 
-    /// What [`Self::known`] gives, with a token that is fetched anew.
+    /// Returns the same as [`Self::known`], with a newly fetched token.
     pub(super) async fn renewed(
         &self,
         repository: &str,
@@ -102,9 +103,10 @@ impl Authenticator {
         self.known(repository, action).await
     }
 
-    /// The header that a refusal asks for. `refused` is what was sent before, which is forgotten.
+    /// Returns the header that a refusal asks for. `refused` is the header that was sent before;
+    /// its login and token are dropped.
     ///
-    /// [`Error::Unauthorized`] when nothing better can be had.
+    /// Fails with [`Error::Unauthorized`] if there are no better credentials.
     pub(super) async fn after_refusal(
         &self,
         headers: &HeaderMap,

@@ -18,15 +18,17 @@ use crate::registry::http::{Fetch, Http, refuse_downgrade};
 use crate::registry::memory::{EndpointId, Memory};
 use crate::registry::token::{Token, TokenKey};
 
-/// Tokens of private registries with many claims come to some 10 or 20 KiB; servers take no longer headers.
+/// The longest token. Tokens of private registries with many claims have 10 or 20 KiB, and servers
+/// accept no longer headers.
 const MAX_TOKEN: usize = 32 << 10;
-/// A token, often under two names, and one to renew it.
+/// The longest answer: a token, often under two names, and a refresh token.
 const MAX_TOKEN_ANSWER: u64 = 128 << 10;
-/// What an answer without `expires_in` means (distribution, "Token Authentication Specification").
+/// The lifetime of a token without `expires_in` (distribution, "Token Authentication
+/// Specification").
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(60);
 const MAX_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
-/// The token for `key` of one endpoint, from memory or from its realm.
+/// Returns the token for `key` of one endpoint, from the cache or from its realm.
 pub(super) async fn get_token(
     (memory, id): (&Memory, EndpointId),
     key: TokenKey,
@@ -74,7 +76,7 @@ async fn fetch(
 }
 
 fn no_realm(realm: &str) -> Error {
-    Error::Malformed(format!("the token endpoint {:?} is no URL", excerpt(realm)))
+    Error::Malformed(format!("token endpoint {:?} is not a URL", excerpt(realm)))
 }
 
 async fn get(key: &TokenKey, mut url: Url, http: &Http, login: &Login) -> Result<Answer, Error> {
@@ -102,7 +104,8 @@ async fn get(key: &TokenKey, mut url: Url, http: &Http, login: &Login) -> Result
     http.fetch(&fetch).await
 }
 
-/// The OAuth2 form, which takes the refresh token that Docker calls an identity token.
+/// Requests a token in the OAuth2 form, which accepts the refresh token that Docker calls an
+/// identity token.
 async fn post(key: &TokenKey, url: Url, http: &Http, identity: &str) -> Result<Answer, Error> {
     let type_header = (
         CONTENT_TYPE,
@@ -133,11 +136,11 @@ fn form(key: &TokenKey, identity: &str) -> String {
 struct TokenAnswer {
     token: Option<String>,
     access_token: Option<String>,
-    /// A number, or a text with one, as some endpoints write it.
+    /// A number, or a text that contains one, as some endpoints send it.
     expires_in: Option<serde_json::Value>,
 }
 
-/// Seconds; none where they cannot be read.
+/// Returns the seconds; `None` if they cannot be read.
 fn seconds(value: &serde_json::Value) -> Option<u64> {
     let whole = |number: f64| {
         Duration::try_from_secs_f64(number)
@@ -151,8 +154,8 @@ fn seconds(value: &serde_json::Value) -> Option<u64> {
 }
 
 fn parse(body: &[u8]) -> Result<Token, Error> {
-    let nonsense = || Error::Malformed("the token endpoint gave no token".to_owned());
-    // The cause is dropped on purpose: it can quote the token.
+    let nonsense = || Error::Malformed("no token in the answer of the token endpoint".to_owned());
+    // The cause is dropped on purpose, because it can quote the token.
     let answer: TokenAnswer = serde_json::from_slice(body).map_err(|_error| nonsense())?;
     let given = [answer.token, answer.access_token]
         .into_iter()
@@ -191,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_are_kept_for_less_than_they_live() {
+    fn tokens_are_renewed_before_they_expire() {
         assert_eq!(
             kept_for(r#"{"token": "x", "expires_in": 300}"#),
             Duration::from_secs(270)
@@ -210,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_no_server_would_take_is_not_kept() {
+    fn a_token_longer_than_servers_accept_is_refused() {
         let answer =
             |length: usize| parse(format!(r#"{{"token": "{}"}}"#, "a".repeat(length)).as_bytes());
         assert!(answer(MAX_TOKEN).is_ok());
