@@ -1,4 +1,4 @@
-//! The head of an answer, what it means, and its body still to come.
+//! An answer: its head, the error that it stands for, and its unread body.
 
 use std::io::Read as _;
 use std::time::{Duration, SystemTime};
@@ -16,21 +16,21 @@ use super::headers;
 use super::unanswered::transport;
 use crate::budget::{Budget, Weight};
 
-/// How long a whole document may take: the largest, of 4 MiB, at 70 kB/s.
+/// The time limit for a whole document. The largest, of 4 MiB, needs 70 kB/s.
 const DOCUMENT_TIME: Duration = Duration::from_secs(60);
-/// The least that must come of a body in each window in which it was waited for. The slowest links that people pull
-/// over give some kB/s.
+/// A body must deliver at least [`WINDOW_BYTES`] in each window of waiting time. The slowest links
+/// that are used for pulls carry some kB/s.
 const WINDOW: Duration = Duration::from_secs(30);
 const WINDOW_BYTES: u64 = 30 << 10;
-/// How gzip begins (RFC 1952).
+/// The first bytes of gzip (RFC 1952).
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
-/// How answers are read.
+/// The settings for reading answers.
 #[derive(Debug, Clone)]
 pub(super) struct Reading {
-    /// How long a host may say nothing.
+    /// How long a host may stay silent.
     pub(super) patience: Duration,
-    /// The documents that are read at once.
+    /// The memory budget of documents that are read at once.
     pub(super) documents: Budget,
 }
 
@@ -38,16 +38,16 @@ pub(super) struct Reading {
 #[derive(Debug)]
 pub(super) struct Answer {
     response: Response,
-    /// Where it came from in the end.
+    /// The URL that it came from, after redirects.
     pub(super) url: Url,
-    /// Whether it came from the host that was asked.
+    /// Whether it came from the host that was asked, not from the target of a redirect.
     pub(super) is_own: bool,
     /// Whether the host that was asked is a Starlift server.
     pub(super) is_starlift: bool,
     reading: Reading,
 }
 
-/// A whole document, weighed until it is dropped.
+/// A whole document. It counts against the budget until it is dropped.
 #[derive(Debug)]
 pub(super) struct Document {
     pub(super) bytes: Bytes,
@@ -84,12 +84,12 @@ impl Answer {
         self.headers().get(name)?.to_str().ok()
     }
 
-    /// `Content-Type` without its parameters.
+    /// Returns `Content-Type` without its parameters.
     pub(super) fn media_type(&self) -> Option<String> {
         headers::media_type(self.headers())
     }
 
-    /// The answer, if it is a success.
+    /// Returns the answer if it is a success, else its error.
     pub(super) fn accepted(self) -> Result<Self, Error> {
         if self.status().is_success() {
             Ok(self)
@@ -98,7 +98,7 @@ impl Answer {
         }
     }
 
-    /// What an answer that is no success means.
+    /// Returns the error for an answer that is not a success.
     pub(super) fn refusal(&self) -> Error {
         match self.status() {
             StatusCode::UNAUTHORIZED => Error::Unauthorized,
@@ -117,7 +117,8 @@ impl Answer {
         }
     }
 
-    /// The body as it comes; silence is an error, and so is a trickle.
+    /// Returns the body as a stream. Silence is an error, and so is a body slower than
+    /// [`WINDOW_BYTES`] in each [`WINDOW`].
     pub(super) fn chunks(self) -> BoxStream<'static, Result<Bytes, Error>> {
         let state = (self.response, self.reading.patience, Pace::default());
         let chunks = stream::try_unfold(state, |(mut response, patience, mut pace)| async move {
@@ -130,12 +131,12 @@ impl Answer {
         chunks.boxed()
     }
 
-    /// The whole body, of at most `limit` bytes.
+    /// Reads the whole body, of at most `limit` bytes.
     pub(super) async fn limited_body(self, limit: u64) -> Result<Bytes, Error> {
         self.document(limit).await.map(|document| document.bytes)
     }
 
-    /// The same, weighed for as long as it is held.
+    /// Reads the same. The result counts against the budget until it is dropped.
     pub(super) async fn document(self, limit: u64) -> Result<Document, Error> {
         let late = |_| {
             Error::Unavailable(format!(
@@ -185,8 +186,8 @@ impl Answer {
     }
 }
 
-/// A document that was compressed though nobody asked for it. Blobs are left as they are: a compressed layer is often
-/// labelled so.
+/// Inflates a document that was compressed although the request did not ask for it. Blobs stay as
+/// they are, because compressed layers are often labelled so.
 async fn inflated(bytes: Bytes, limit: u64) -> Result<Bytes, Error> {
     let inflate = move || {
         let mut document = Vec::new();
@@ -199,7 +200,7 @@ async fn inflated(bytes: Bytes, limit: u64) -> Result<Bytes, Error> {
         .await
         .map_err(|error| Error::Unavailable(error.to_string()))?;
     let document = inflated
-        .map_err(|_error| Error::Malformed("the answer is no gzip though it says so".to_owned()))?;
+        .map_err(|_error| Error::Malformed("answer is labelled gzip but is not gzip".to_owned()))?;
     if document.len() as u64 > limit {
         Err(Error::TooLarge { limit })
     } else {
@@ -207,7 +208,8 @@ async fn inflated(bytes: Bytes, limit: u64) -> Result<Bytes, Error> {
     }
 }
 
-/// Counts what comes while it is waited for: a reader that takes its time does not count against the host.
+/// The pace of a body: its bytes for the time spent waiting for the host. The reader's own time
+/// does not count.
 #[derive(Debug, Default)]
 struct Pace {
     bytes: u64,
@@ -233,7 +235,7 @@ impl Pace {
     }
 }
 
-/// Waits for a sign of the upstream, but not for ever.
+/// Waits for `sign`, an event from the upstream, for at most `patience`.
 pub(super) async fn heard<T>(
     patience: Duration,
     sign: impl Future<Output = Result<T, reqwest::Error>>,
@@ -252,7 +254,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_trickle_is_an_error_and_a_slow_link_is_none() {
+    fn a_trickle_is_an_error_and_a_slow_link_is_not() {
         let run = |bytes: usize, step: Duration| {
             let mut pace = Pace::default();
             (0..1000).try_for_each(|_| pace.count(bytes, step))
@@ -262,7 +264,7 @@ mod tests {
         assert!(run(2048, Duration::from_secs(1)).is_ok());
         assert!(
             run(1, Duration::ZERO).is_ok(),
-            "time that a reader takes is not the host's"
+            "the reader's own time does not count"
         );
     }
 

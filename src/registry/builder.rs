@@ -1,4 +1,4 @@
-//! Makes registries from the configuration, or from what containerd's directories of hosts say.
+//! Builds registries from the configuration, or from containerd's directories of hosts.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use super::tls::Tls;
 use super::urls::{HUB_URL, host_of, registry_url};
 use crate::oci::hub::DOCKER_HUB;
 
-/// What all registries are made from and share.
+/// A builder of registries, with everything that they share.
 #[derive(Debug)]
 pub(crate) struct Builder {
     pub(super) config: Config,
@@ -47,7 +47,8 @@ impl Builder {
         })
     }
 
-    /// Whether a host that is not configured is allowed, and names an address at which it may be. Blocks.
+    /// Whether a host that is not configured may be dialled: it is allowed, and the rules accept
+    /// its address or a directory names it. Blocking.
     pub(crate) fn may_dial(&self, name: &str) -> bool {
         let Ok(url) = self.default_url(name) else {
             return false;
@@ -65,7 +66,7 @@ impl Builder {
         is_host && is_allowed && (self.rules().judge(&url).is_ok() || is_named())
     }
 
-    /// A registry that the configuration names.
+    /// Builds a registry that the configuration names.
     pub(crate) fn configured(
         &self,
         name: &str,
@@ -122,7 +123,7 @@ impl Builder {
         Ok(Registry::new(mirrors, own, self.retry()))
     }
 
-    /// A registry by nothing but its name; one that is named somewhere may have a private address.
+    /// Builds a registry from only its name. If `is_named`, it may have a private address.
     pub(super) fn unconfigured(&self, name: &str, is_named: bool) -> Result<Registry, Error> {
         let url = self.default_url(name)?;
         let mut rules = self.rules();
@@ -139,7 +140,7 @@ impl Builder {
         Ok(Registry::new(Vec::new(), own, self.retry()))
     }
 
-    /// A registry by its hosts. Whoever writes a host into a file allows its address.
+    /// Builds a registry from its hosts. A host that is written into a file may have any address.
     pub(super) fn hosted(
         &self,
         name: &str,
@@ -229,7 +230,7 @@ impl Builder {
         Credentials::new(upstream, Arc::clone(&self.docker), &host_of(url), given)
     }
 
-    /// What callers know of the registry that is called `name`, in images also by its host.
+    /// Returns the caller's logins for the registry `name`, which images may also name by its host.
     fn given(&self, name: &str, url: &Url, place: &Place) -> Option<Given> {
         let mut names = vec![name.to_owned(), host_of(url)];
         names.dedup();
@@ -254,10 +255,10 @@ impl Builder {
         self.config.plain_http_loopback && is_loopback(url)
     }
 
-    /// Where a registry is that nothing says more of than its name.
+    /// Returns the URL of a registry of which only the name is known.
     fn default_url(&self, name: &str) -> Result<Url, Error> {
         let url = default_url(name, "https")?;
-        // Port 443 is TLS's wherever it is.
+        // Port 443 means TLS on every host.
         let is_plain = self.is_plain_loopback(&url) && !name.ends_with(":443");
         if is_plain {
             default_url(name, "http")
@@ -276,11 +277,11 @@ fn default_url(name: &str, scheme: &str) -> Result<Url, Error> {
     if is_bare {
         Ok(url)
     } else {
-        Err(Error::Configuration(format!("{name:?} is no host")))
+        Err(Error::Configuration(format!("{name:?} is not a host")))
     }
 }
 
-/// As containerd's MatchLocalhost.
+/// Whether `url` is on this machine, as containerd's MatchLocalhost decides.
 fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(UrlHost::Domain(name)) => name == "localhost",

@@ -1,19 +1,21 @@
-//! `WWW-Authenticate` (RFC 9110, section 11.6.1; distribution's token specification), as registries really write it.
+//! `WWW-Authenticate` (RFC 9110, section 11.6.1; distribution's token specification), as registries
+//! write it in practice.
 //!
-//! Nothing here fails: what can be read of a header is taken, the rest is passed over. Commas may be missing or too
-//! many, values may lack their quotes, and other schemes may stand anywhere.
+//! Parsing never fails: the readable parts of a header are used, the rest is skipped. Commas may be
+//! missing or doubled, values may lack quotes, and other schemes may appear anywhere.
 
 use reqwest::header::{HeaderMap, WWW_AUTHENTICATE};
 
 use super::token::{Action, TokenKey};
 use crate::registry::error::Error;
 
-/// As much of a header as is read: a scope that names many repositories takes some KiB.
+/// The most bytes of a header that are read. A scope that names many repositories takes some KiB.
 const MAX_HEADER: usize = 16 << 10;
-/// Schemes that are known by their names alone. Others are schemes where they begin a header, or parameters follow.
+/// Schemes that are recognised by their names. Any other word is a scheme if it begins a header or
+/// if parameters follow it.
 const SCHEMES: [&str; 6] = ["basic", "bearer", "digest", "negotiate", "ntlm", "kerberos"];
 
-/// What a registry wants to see.
+/// The authentication that a registry requires.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::registry) enum Challenge {
     Basic,
@@ -24,7 +26,7 @@ pub(in crate::registry) enum Challenge {
     },
 }
 
-/// One challenge as it is written.
+/// One challenge, parsed but not interpreted.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Written {
     scheme: String,
@@ -32,14 +34,14 @@ struct Written {
 }
 
 impl Challenge {
-    /// The best of the challenges in a 401: a token is preferred to a password.
+    /// Returns the best of the challenges in a 401: a token is preferred to a password.
     pub(in crate::registry) fn from_headers(headers: &HeaderMap) -> Result<Self, Error> {
         let written = headers.get_all(WWW_AUTHENTICATE).iter().flat_map(|value| {
             let text = String::from_utf8_lossy(value.as_bytes());
             parse(&text)
         });
         let mut best = None;
-        for challenge in written.filter_map(|written| written.understood()) {
+        for challenge in written.filter_map(|written| written.to_challenge()) {
             match challenge {
                 bearer @ Self::Bearer { .. } => return Ok(bearer),
                 Self::Basic => best = Some(Self::Basic),
@@ -48,7 +50,7 @@ impl Challenge {
         best.ok_or(Error::Unauthorized)
     }
 
-    /// What a token that satisfies the challenge is kept under.
+    /// Returns the cache key of a token that satisfies the challenge.
     pub(crate) fn token_key(&self, repository: &str, action: Action) -> TokenKey {
         match self {
             Self::Basic => TokenKey::default(),
@@ -65,7 +67,7 @@ impl Challenge {
         }
     }
 
-    /// Bytes that it takes to remember.
+    /// Returns the bytes that its texts take in memory.
     pub(in crate::registry) fn weight(&self) -> usize {
         match self {
             Self::Basic => 0,
@@ -82,7 +84,7 @@ impl Challenge {
 }
 
 impl Written {
-    fn understood(&self) -> Option<Challenge> {
+    fn to_challenge(&self) -> Option<Challenge> {
         if self.scheme.eq_ignore_ascii_case("bearer") {
             return Some(Challenge::Bearer {
                 realm: self.parameter("realm")?,
@@ -107,7 +109,7 @@ impl Written {
     }
 }
 
-/// The challenges of one header.
+/// Returns the challenges of one header.
 fn parse(text: &str) -> Vec<Written> {
     let mut rest = cut(text, MAX_HEADER);
     let mut found: Vec<Written> = Vec::new();
@@ -157,7 +159,7 @@ fn is_parameter(text: &str) -> bool {
     !name.is_empty() && behind.trim_start().starts_with('=')
 }
 
-/// Whether a comma stands right before `word`, behind which `behind` follows in `text`.
+/// Whether a comma directly precedes `word` in `text`. `behind` is the text after `word`.
 fn behind_comma(text: &str, word: &str, behind: &str) -> bool {
     let end = cut(text, MAX_HEADER)
         .len()
@@ -174,7 +176,7 @@ fn split_word(text: &str) -> (&str, &str) {
     text.split_at(end)
 }
 
-/// A quoted text, or all up to a comma or space.
+/// Splits off a quoted text, or the text up to a comma, semicolon or space.
 fn split_value(text: &str) -> (String, &str) {
     if let Some(inner) = text.strip_prefix('"')
         && let Some(quoted) = split_quoted(inner)
@@ -194,7 +196,7 @@ fn split_value(text: &str) -> (String, &str) {
     (value.trim_end_matches('"').to_owned(), behind)
 }
 
-/// What stands before the closing quote; `None` where there is none.
+/// Splits the text at the closing quote; `None` if there is none.
 fn split_quoted(text: &str) -> Option<(String, &str)> {
     let mut value = String::new();
     let mut letters = text.char_indices();
@@ -208,7 +210,7 @@ fn split_quoted(text: &str) -> Option<(String, &str)> {
     None
 }
 
-/// At most `length` bytes of a text.
+/// Returns at most `length` bytes of a text.
 fn cut(text: &str, length: usize) -> &str {
     text.get(..text.floor_char_boundary(length))
         .unwrap_or_default()
@@ -241,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bearer_challenge_wins_wherever_it_stands() {
+    fn a_bearer_challenge_is_preferred_in_any_position() {
         let bearer = bearer(Some("registry"), Some("repository:a/b:pull,push"));
         let text = r#"bearer Realm="https://auth.example/token",service=registry,scope="repository:a/b:pull,push""#;
         assert_eq!(challenge(&[r#"Basic realm="x""#, text]).unwrap(), bearer);
@@ -250,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_left_out() {
+    fn unknown_challenges_are_left_out() {
         assert_eq!(
             challenge(&["Negotiate", r#"BASIC realm="x""#]).unwrap(),
             Challenge::Basic
@@ -271,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn basic_challenges_are_taken_in_every_form() {
+    fn basic_challenges_are_accepted_in_every_form() {
         for text in [
             "Basic",
             "basic realm=/",
@@ -289,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn bearer_challenges_are_taken_in_every_form() {
+    fn bearer_challenges_are_accepted_in_every_form() {
         const REALM: &str = "https://auth.example/token";
         for (text, service, scope) in [
             (
@@ -345,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn the_scope_is_ours_where_the_registry_names_none() {
+    fn the_default_scope_is_used_if_the_registry_names_none() {
         let key = challenge(&[r#"Bearer realm="https://a/t""#])
             .unwrap()
             .token_key("a/b", Action::Push);
@@ -354,7 +356,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_header_hides_a_good_one(before in prop::collection::vec("[ -~\u{a0}-\u{ff}]{0,60}", 0..4)) {
+        fn other_headers_do_not_hide_a_valid_challenge(before in prop::collection::vec("[ -~\u{a0}-\u{ff}]{0,60}", 0..4)) {
             let good = r#"Bearer realm="https://auth.example/token",service="registry""#;
             let mut values: Vec<&str> = before.iter().map(String::as_str).filter(|text| !text.to_lowercase().contains("bearer")).collect();
             values.push(good);
@@ -362,14 +364,14 @@ mod tests {
         }
 
         #[test]
-        fn other_schemes_in_the_same_header_hide_nothing(name in "[A-Za-z]{1,12}", value in "[a-z0-9]{0,12}") {
+        fn other_schemes_in_the_same_header_do_not_hide_a_challenge(name in "[A-Za-z]{1,12}", value in "[a-z0-9]{0,12}") {
             prop_assume!(!name.eq_ignore_ascii_case("bearer"));
             let text = format!(r#"{name} {value}="x", Bearer realm="https://auth.example/token""#);
             prop_assert_eq!(challenge(&[&text]).unwrap(), bearer(None, None));
         }
 
         #[test]
-        fn no_text_ends_the_parser(text in any::<String>()) {
+        fn the_parser_accepts_any_text(text in any::<String>()) {
             for written in parse(&text) {
                 prop_assert!(written.scheme.len() <= text.len());
             }

@@ -16,45 +16,50 @@ use super::proxy::{Proxies, ProxyUrl};
 pub struct Config {
     /// Upstreams by the name they are served under, or by their host.
     pub upstream: BTreeMap<String, UpstreamConfig>,
-    /// Hosts that are served though not configured: `host`, `*.domain` or `*` (every host with public addresses).
+    /// Hosts that are served although they are not configured: `host`, `*.domain` or `*` (every
+    /// host with public addresses).
     pub allow: Vec<HostPattern>,
-    /// Hosts whose private addresses may be dialled, as redirect targets and token endpoints too.
+    /// Hosts whose private addresses may be dialled, also as redirect targets and token endpoints.
     pub allowed_hosts: Vec<HostPattern>,
-    /// Lets every host have private addresses.
+    /// Whether every host may have private addresses.
     pub allow_private: bool,
-    /// Starlift servers, `host` or `*.domain`, that nodes ask what containers read and tell it. Upstreams, their mirrors
-    /// and hosts with a directory or an entry in `certs_dir` are named already; an image's name alone names none.
+    /// Starlift servers, `host` or `*.domain`, from which nodes get profiles and to which they
+    /// report the reads of containers. Upstreams, their mirrors and hosts with a directory or an
+    /// entry in `certs_dir` need not be listed. A host that only an image's name mentions must be
+    /// listed.
     pub servers: Vec<HostPattern>,
-    /// The directory of Docker's `config.json`; `$DOCKER_CONFIG`, then `~/.docker`, when not given.
+    /// The directory of Docker's `config.json`; `$DOCKER_CONFIG`, then `~/.docker`, if not set.
     pub docker_config: Option<PathBuf>,
-    /// The directory of `docker-credential-*` programs; `$PATH` is searched when not given.
+    /// The directory of `docker-credential-*` programs; `$PATH` is searched if not set.
     pub credential_helpers: Option<PathBuf>,
-    /// containerd's directory of `HOST/hosts.toml`, heeded for hosts that are not configured: their mirrors, certificates
-    /// and headers; several, separated by `:`, are searched in this order. A host with a directory of its own may have
-    /// private addresses.
+    /// containerd's directory of `HOST/hosts.toml`, used for hosts that are not configured: their
+    /// mirrors, certificates and headers. Several directories, separated by `:`, are searched in
+    /// this order. A host with a directory of its own may have private addresses.
     pub certs_dir: Option<PathBuf>,
-    /// How long what was read there is used before it is looked at for changes.
+    /// How long the contents of `certs_dir` are used before the files are checked for changes.
     #[serde(with = "humantime_serde")]
     pub certs_interval: Duration,
-    /// Lets `localhost` and other loopback hosts that are not configured be dialled, in plain HTTP but for port 443, as
-    /// containerd does.
+    /// Whether `localhost` and other loopback hosts that are not configured may be dialled. They
+    /// are asked in plain HTTP, except on port 443, as containerd does.
     pub plain_http_loopback: bool,
-    /// The forward proxy for `http://` URLs; `$HTTP_PROXY` or `$http_proxy` when not given. Registries, token endpoints
-    /// and redirect targets are asked through it, loopback hosts never; it resolves their names, so that their addresses
-    /// are not judged here.
+    /// The forward proxy for `http://` URLs; `$HTTP_PROXY` or `$http_proxy` if not set. Requests to
+    /// registries, token endpoints and redirect targets go through it, requests to loopback hosts
+    /// never. The proxy resolves their names, so their addresses are not checked here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http_proxy: Option<ProxyUrl>,
-    /// The same for `https://` URLs, by CONNECT; `$HTTPS_PROXY` or `$https_proxy` when not given.
+    /// The forward proxy for `https://` URLs, by CONNECT; `$HTTPS_PROXY` or `$https_proxy` if not
+    /// set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub https_proxy: Option<ProxyUrl>,
-    /// Hosts that are asked without a proxy, with commas between them: domains (with all below them; `.domain`: only
-    /// those below), addresses, networks (`10.0.0.0/8`), each but a network also with a port, or `*`; `$NO_PROXY` or
-    /// `$no_proxy` when not given.
+    /// Hosts that are asked without a proxy, separated by commas: domains (`domain` with all hosts
+    /// below it, `.domain` only those below it), addresses, networks (`10.0.0.0/8`), or `*`.
+    /// Domains and addresses may have a port. `$NO_PROXY` or `$no_proxy` if not set.
     pub no_proxy: String,
-    /// How long a connection, its TLS included, may take to come about.
+    /// How long a connection may take to be established, including TLS.
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
-    /// How long an upstream may stay silent: before the head of an answer, and between pieces of its body.
+    /// How long an upstream may stay silent: before the head of an answer, and between pieces of
+    /// its body.
     #[serde(with = "humantime_serde")]
     pub read_timeout: Duration,
     /// How often a failed read is tried again before it is given up.
@@ -97,7 +102,7 @@ impl Config {
         )
     }
 
-    /// Adds what `--upstream NAME=URL` says; a name that is there already gets the new URL.
+    /// Adds the upstream of a flag `--upstream NAME=URL`. An upstream that exists gets the new URL.
     pub fn add(&mut self, flag: &str) -> Result<(), Error> {
         let (name, url) = flag
             .split_once('=')
@@ -112,8 +117,8 @@ impl Config {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct UpstreamConfig {
-    /// `http://…`, `https://…` (a path goes in front of repository names), `oci:DIR` or `docker-archive:FILE`;
-    /// `https://NAME` when not given.
+    /// `http://…`, `https://…` (a path goes in front of repository names), `oci:DIR` or
+    /// `docker-archive:FILE`; `https://NAME` if not set.
     pub url: String,
     /// URLs of registries that are asked first, in this order.
     pub mirrors: Vec<String>,
@@ -141,7 +146,7 @@ pub struct UpstreamConfig {
 }
 
 impl UpstreamConfig {
-    /// Leaves out who we are, so that it is looked for elsewhere.
+    /// Removes the credentials, so that they are looked up elsewhere.
     pub fn forget_credentials(&mut self) {
         (self.username, self.password, self.password_file, self.token) = (None, None, None, None);
     }
@@ -156,7 +161,7 @@ impl Secret {
         Self(text.into())
     }
 
-    /// The text itself.
+    /// Returns the text itself.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -180,7 +185,7 @@ impl<'de> Deserialize<'de> for Secret {
     }
 }
 
-/// `host`, `host:port`, `*.domain` or `*`.
+/// A pattern for hosts: `host`, `host:port`, `*.domain` or `*`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct HostPattern(Box<str>);
 
@@ -214,7 +219,7 @@ impl std::str::FromStr for HostPattern {
         };
         if rest.is_empty() || !rest.bytes().all(fits) {
             return Err(Error::Configuration(format!(
-                "{text:?} is no host, host:port, *.domain or *"
+                "{text:?} is not host, host:port, *.domain or *"
             )));
         }
         Ok(Self(text.to_ascii_lowercase().into()))

@@ -1,7 +1,8 @@
 //! Which hosts and addresses may be dialled.
 //!
-//! A host is judged twice: its URL before every request and every hop of a redirect, and its addresses when they come
-//! out of the resolver, so that the addresses judged are the addresses dialled.
+//! A host is judged twice: its URL before every request and every hop of a redirect, and its
+//! addresses when they come out of the resolver, so that the addresses judged are the addresses
+//! dialled.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
@@ -13,14 +14,14 @@ use super::address::is_public;
 use super::config::HostPattern;
 use super::error::Error;
 
-/// A host and a port, in the form URLs normalise them to.
+/// A host and a port, as URLs normalise them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Authority {
     host: String,
     port: u16,
 }
 
-/// Where one upstream's requests may go.
+/// The hosts and addresses that one upstream's requests may reach.
 #[derive(Debug, Clone, Default)]
 pub(super) struct DialRules {
     named: HashSet<Authority>,
@@ -28,10 +29,10 @@ pub(super) struct DialRules {
     allow_private: bool,
 }
 
-/// What may be dialled for a URL.
+/// The addresses that may be dialled for a URL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reach {
-    /// The configuration names the host: whatever address it has.
+    /// Any address, because the configuration names or allows the host.
     AnyAddress,
     /// Public addresses only.
     PublicAddresses,
@@ -51,7 +52,7 @@ impl DialRules {
         self.named.extend(authority(url));
     }
 
-    /// Judges a URL; an IP address in it that may not be dialled is refused here, for no resolver will see it.
+    /// Judges a URL. A forbidden IP address in it is refused here, because no resolver will see it.
     pub(super) fn judge(&self, url: &Url) -> Result<Reach, Error> {
         let authority = authority(url)
             .filter(|_| matches!(url.scheme(), "http" | "https"))
@@ -83,12 +84,12 @@ fn authority(url: &Url) -> Option<Authority> {
     })
 }
 
-/// A name has no address that may be dialled.
+/// The error of a name that has no public address.
 #[derive(Debug, thiserror::Error)]
 #[error("{0} has private addresses only")]
 pub(super) struct PrivateName(pub(super) String);
 
-/// Resolves names, leaving out every address that is not public.
+/// A resolver that leaves out every address that is not public.
 #[derive(Debug)]
 pub(super) struct PublicResolver;
 

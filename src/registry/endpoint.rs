@@ -1,4 +1,5 @@
-//! One registry host: requests with the authorization it wants, its refusals as errors.
+//! One registry host: sends requests with the authorization that it requires, and turns refusals
+//! into errors.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,10 +20,11 @@ use super::token::Action;
 use super::urls::host_of;
 use crate::oci::Repository;
 
-/// A token known, a challenge, a second one because the token had expired, and one that was momentary.
+/// The attempts of one request: with a known token, after a challenge, after a second challenge
+/// because the token had expired, and after a momentary refusal.
 const MAX_ROUNDS: usize = 4;
 
-/// What the distribution API is below, nearly everywhere.
+/// The root path of the distribution API on nearly every host.
 pub(super) const API_ROOT: &str = "/v2";
 
 /// One host that speaks the distribution API.
@@ -37,30 +39,30 @@ pub(super) struct Endpoint {
     is_starlift: AtomicBool,
 }
 
-/// Where the API is, and how it is spoken there.
+/// The location of the API, and the settings of requests to it.
 #[derive(Debug, Clone)]
 pub(super) struct Place {
     /// Scheme, host and port.
     pub(super) base: Url,
-    /// What the API is below.
+    /// The root path of the API.
     pub(super) root: String,
-    /// What stands in front of every repository name: empty, or ends with `/`.
+    /// The prefix of every repository name: empty, or ends with `/`.
     pub(super) prefix: String,
-    /// The registry that this one is a mirror of, told by `?ns=` as containerd does.
+    /// The registry that this one is a mirror of, sent as `?ns=` like containerd does.
     pub(super) mirror_of: Option<String>,
     pub(super) capabilities: Capabilities,
     /// Sent with every request, and to no other host.
     pub(super) headers: HeaderMap,
-    /// Whether the configuration names the host, which an image's name alone does not.
+    /// Whether the configuration names the host. An image's name does not count.
     pub(super) is_named: bool,
 }
 
-/// What a host may be asked for.
+/// The kinds of requests that a host serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Capabilities {
-    /// Anything that has a digest.
+    /// Objects by digest.
     pub(super) pull: bool,
-    /// What a tag names.
+    /// Tags.
     pub(super) resolve: bool,
 }
 
@@ -70,7 +72,7 @@ impl Capabilities {
         resolve: true,
     };
 
-    /// Whether a host that can do this can do all that is wanted.
+    /// Whether these capabilities include all of `wanted`.
     pub(super) fn cover(self, wanted: Self) -> bool {
         (self.pull || !wanted.pull) && (self.resolve || !wanted.resolve)
     }
@@ -83,7 +85,7 @@ impl Default for Capabilities {
 }
 
 impl Place {
-    /// The host of `url`, whatever the path.
+    /// Returns the place at the host of `url`; the path is ignored.
     pub(super) fn at(url: &Url) -> Self {
         let mut base = url.clone();
         base.set_path("/");
@@ -100,7 +102,7 @@ impl Place {
         }
     }
 
-    /// The host of `url`, its path in front of repository names.
+    /// Returns the place at the host of `url`, with its path as the prefix of repository names.
     pub(super) fn with_prefix(url: &Url) -> Self {
         let path = url.path().trim_matches('/');
         let prefix = if path.is_empty() {
@@ -115,16 +117,16 @@ impl Place {
     }
 }
 
-/// A read of something below a repository.
+/// A read of a path below a repository.
 #[derive(Debug, Clone)]
 pub(super) struct Read<'a> {
     pub(super) method: Method,
     pub(super) repository: &'a Repository,
-    /// What follows the repository: `manifests/v1`.
+    /// The path after the repository: `manifests/v1`.
     pub(super) path: String,
     pub(super) query: Vec<(&'static str, String)>,
     pub(super) headers: HeaderMap,
-    /// Told to a Starlift server, and to no other.
+    /// Sent only to a Starlift server.
     pub(super) purpose: Option<Purpose>,
 }
 
@@ -174,7 +176,7 @@ impl Endpoint {
         self.id
     }
 
-    /// The tags of a repository, where they were gathered a moment ago.
+    /// Returns the tags of a repository if they were collected a moment ago.
     pub(super) async fn gathered_tags(&self, repository: &Repository) -> Option<Arc<Vec<String>>> {
         self.http
             .context()
@@ -193,12 +195,12 @@ impl Endpoint {
             .await;
     }
 
-    /// What the host is remembered by.
+    /// Returns the key under which the host is remembered.
     pub(super) fn key(&self) -> &Arc<str> {
         &self.key
     }
 
-    /// `host[:port]`.
+    /// Returns `host[:port]`.
     pub(super) fn host(&self) -> String {
         host_of(&self.place.base)
     }
@@ -215,7 +217,7 @@ impl Endpoint {
         format!("{}{repository}", self.place.prefix)
     }
 
-    /// What goes to this host alone.
+    /// Returns the headers that are sent only to this host.
     fn secrets(&self, authorization: Option<&Authorization>) -> HeaderMap {
         let mut headers = self.place.headers.clone();
         if let Some(authorization) = authorization {
@@ -237,7 +239,8 @@ impl Endpoint {
         url
     }
 
-    /// Reads, logging in where the registry wants it. An answer that is no success is an error.
+    /// Sends a read, and logs in if the registry requires it. An answer that is not a success is an
+    /// error.
     pub(super) async fn read(&self, read: &Read<'_>) -> Result<Answer, Error> {
         let mut url = self.url(read.repository, &read.path);
         for (name, value) in &read.query {
@@ -246,9 +249,9 @@ impl Endpoint {
         self.read_url(read, url).await
     }
 
-    /// Reads a link that the registry gave; one to another host is refused.
+    /// Reads a link from the registry's answer. A link to another host is refused.
     pub(super) async fn follow(&self, read: &Read<'_>, link: &Url) -> Result<Answer, Error> {
-        let elsewhere = || Error::Malformed("a link leads to another host".to_owned());
+        let elsewhere = || Error::Malformed("link to another host".to_owned());
         self.read_url(read, linked(&self.place.base, link).ok_or_else(elsewhere)?)
             .await
     }
@@ -288,7 +291,8 @@ impl Endpoint {
                 );
                 continue;
             }
-            // Replicas that do not know a new token yet, and stores that do not know a new grant, refuse for a moment.
+            // Replicas that do not know a new token yet, and stores that do not know a new grant,
+            // refuse for a moment.
             let may_be_momentary = answer.status() == StatusCode::FORBIDDEN
                 || authorization.as_ref().is_some_and(|sent| sent.is_token);
             if !is_refusal || is_second_chance || !may_be_momentary {
@@ -301,7 +305,8 @@ impl Endpoint {
         Err(Error::Unauthorized)
     }
 
-    /// Writes, logging in first where the registry wants it: `make_body` is called once for each time it is sent.
+    /// Sends a write, and logs in if the registry requires it. `make_body` is called once for each
+    /// attempt.
     pub(super) async fn write(
         &self,
         method: Method,
@@ -316,7 +321,8 @@ impl Endpoint {
             .await
     }
 
-    /// Asks for something that is outside the distribution API, as whoever may read the repository.
+    /// Sends a request outside the distribution API, with the authorization to pull from the
+    /// repository.
     pub(super) async fn call(
         &self,
         method: Method,
@@ -347,7 +353,7 @@ impl Endpoint {
         let name = self.name_of(repository);
         let mut authorization = self.auth.known(&name, action).await?;
         for _ in 0..MAX_ROUNDS {
-            // A body that can be sent but once is gone after a refusal.
+            // A body that can be sent only once is gone after a refusal.
             let body = make_body().ok_or(Error::Unauthorized)?;
             let mut headers = headers.clone();
             if same_origin(&url, &self.place.base) {
@@ -371,7 +377,8 @@ impl Endpoint {
     }
 }
 
-/// Where a link of the registry at `base` leads: a registry behind a proxy often does not know its own scheme and port.
+/// Resolves a link of the registry at `base`; `None` if it leads to another host. The scheme and
+/// port of `base` are kept, because a registry behind a proxy often does not know its own.
 fn linked(base: &Url, link: &Url) -> Option<Url> {
     let mut url = base.clone();
     url.set_path(link.path());

@@ -1,46 +1,47 @@
-//! Why an upstream did not give what was asked.
+//! Errors of requests to upstreams.
 
 use std::time::Duration;
 
 use crate::oci::Digest;
 use crate::oci::document::DocumentError;
 
-/// Why an upstream did not give what was asked. Clones, because answers are shared by all who asked.
+/// An error of a request to an upstream. It can be cloned, because concurrent requests share one
+/// answer.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    #[error("no upstream is called {0:?}, and it is not allowed to dial it")]
+    #[error("unknown upstream {0:?}, and dialling it is not allowed")]
     UnknownUpstream(String),
-    #[error("the upstream does not have it")]
+    #[error("not found at the upstream")]
     NotFound,
-    #[error("the upstream wants credentials it accepts")]
+    #[error("credentials missing or not accepted by the upstream")]
     Unauthorized,
-    #[error("the upstream denies access")]
+    #[error("access denied by the upstream")]
     Denied,
-    #[error("the upstream asks for fewer requests")]
+    #[error("too many requests for the upstream")]
     TooManyRequests { retry_after: Option<Duration> },
-    #[error("the upstream does not answer as it should: {0}")]
+    #[error("upstream unavailable: {0}")]
     Unavailable(String),
-    #[error("it is not allowed to dial {0}")]
+    #[error("dialling {0} is not allowed")]
     Refused(String),
     #[error("the bytes do not have the digest {expected}")]
     WrongDigest { expected: Digest },
     #[error("the answer is over the limit of {limit} bytes")]
     TooLarge { limit: u64 },
-    #[error("the upstream's answer makes no sense: {0}")]
+    #[error("invalid answer of the upstream: {0}")]
     Malformed(String),
-    #[error("the range lies outside the blob of {} bytes", .size.map_or("unknown".to_owned(), |size| size.to_string()))]
+    #[error("range outside the blob of {} bytes", .size.map_or("unknown".to_owned(), |size| size.to_string()))]
     RangeNotSatisfiable { size: Option<u64> },
-    #[error("the upstream {0:?} cannot be written to")]
+    #[error("upstream {0:?} cannot be written to")]
     ReadOnly(String),
-    #[error("the configuration of the upstreams: {0}")]
+    #[error("configuration of the upstreams: {0}")]
     Configuration(String),
 }
 
-/// As much of a text of others as an error repeats: enough to recognise a host or a message.
+/// The most bytes of a foreign text that an error repeats: enough to recognise a host or a message.
 const MAX_EXCERPT: usize = 200;
 
-/// A text of others, cut and escaped: what goes into our errors, and from there into logs, records and pages.
+/// Returns a foreign text, cut and escaped, for errors, and from there for logs, records and pages.
 pub(crate) fn excerpt(text: &str) -> String {
     let start = text
         .get(..text.floor_char_boundary(MAX_EXCERPT))
@@ -74,7 +75,7 @@ impl From<DocumentError> for Error {
 }
 
 impl Error {
-    /// Whether the same request may well succeed in a moment.
+    /// Whether the same request may succeed in a moment.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::TooManyRequests { .. })
     }
@@ -85,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn texts_of_others_are_cut_and_escaped() {
+    fn foreign_texts_are_cut_and_escaped() {
         assert_eq!(excerpt("plain <text>, ünicode"), "plain <text>, ünicode");
         assert_eq!(
             excerpt("a\nb\u{1b}[2J\u{202e}c"),

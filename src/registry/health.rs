@@ -217,11 +217,7 @@ impl Hosts {
                 .min(MAX_PAUSE);
             state.failures = state.failures.saturating_add(1);
             state.paused_until = Some(now + pause);
-            tracing::debug!(
-                host,
-                pause = pause.as_secs(),
-                "host paused after a failure"
-            );
+            tracing::debug!(host, pause = pause.as_secs(), "host paused after a failure");
         }
         self.forget_if_idle(host, now);
     }

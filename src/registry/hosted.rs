@@ -1,4 +1,5 @@
-//! A registry that our configuration does not name, as the directories of hosts say, looked at again from time to time.
+//! A registry that the configuration does not name. Its hosts come from the directories of hosts,
+//! which are checked for changes from time to time.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -34,7 +35,7 @@ impl Hosted {
         }
     }
 
-    /// The registry as it is now, or was a moment ago.
+    /// Returns the registry as it is now, or as it was at most `certs_interval` ago.
     pub(crate) async fn registry(self: &Arc<Self>) -> Result<Arc<Registry>, Error> {
         let mut held = self.held.lock().await;
         if let Some(held) = &*held
@@ -49,7 +50,7 @@ impl Hosted {
         Ok(Arc::clone(&held.insert(renewed).registry))
     }
 
-    /// Blocks.
+    /// Returns the registry, built anew if its files have changed. Blocking.
     fn renewed(&self, before: Option<HeldRegistry>) -> Result<HeldRegistry, Error> {
         let looked = Instant::now();
         if let Some(before) = before
@@ -66,10 +67,10 @@ impl Hosted {
         })
     }
 
-    /// A directory that is of no use is as good as none, once that is told.
+    /// Builds the registry. An unusable directory is logged and then ignored.
     fn build(&self, found: &HostsLookup) -> Result<Registry, Error> {
         let useless = |error: &dyn std::error::Error| {
-            tracing::error!(host = self.name, %error, "its directory of hosts and certificates is passed over");
+            tracing::error!(host = self.name, %error, "directory of hosts and certificates ignored");
         };
         match &found.hosts {
             Some(Ok(hosts)) => match self.builder.hosted(&self.name, hosts, found.is_own) {

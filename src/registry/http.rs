@@ -1,4 +1,5 @@
-//! HTTP requests under the dial rules: redirects are followed here, hop by hop, and secrets stay with their host.
+//! HTTP requests under the dial rules: redirects are followed here, hop by hop, and secrets stay
+//! with their host.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,25 +26,27 @@ use crate::telemetry::metrics;
 const MAX_REDIRECTS: usize = 5;
 /// The longest target of a redirect; signed URLs with a session's token have a few KiB.
 const MAX_LOCATION: usize = 16 << 10;
-/// Documents of others that are read at once, in bytes: sixteen of the largest manifests.
+/// Documents of upstreams that are read at once, in bytes: sixteen of the largest manifests.
 const MAX_DOCUMENT_BYTES: u64 = 64 << 20;
 
 const USER_AGENT: &str = concat!("starlift/", env!("CARGO_PKG_VERSION"));
 
-/// Connection pools. All trust the same authorities; certificates of ours, and the leave to skip verification, are for
-/// the hosts that they were given for.
+/// Connection pools. All trust the same authorities. Client certificates, and the permission to
+/// skip verification, apply only to the hosts that they are configured for.
 #[derive(Debug, Clone)]
 pub(super) struct Clients {
-    /// Shows our certificate, or trusts whatever certificate is shown, where the configuration says so.
+    /// Presents the client certificate, or accepts any server certificate, if the configuration
+    /// says so.
     given: Client,
-    /// Dials every address, and asks through a proxy.
+    /// Dials any address, or goes through a proxy.
     any: Client,
     /// Dials public addresses only.
     public: Client,
 }
 
 impl Clients {
-    /// Connections as the configuration wants them, with `tls` of their own where it is given. Reads its files.
+    /// Builds the pools from the configuration, and from `tls` if it is given, whose files are
+    /// read. Blocking.
     pub(super) fn new(config: &Config, tls: Option<&Tls>) -> Result<Self, Error> {
         // An error means that a provider is installed already, which is as good.
         let _installed = rustls::crypto::ring::default_provider().install_default();
@@ -74,7 +77,8 @@ impl Clients {
         match (built(given), built(any()), built(public())) {
             (Ok(given), Ok(any), Ok(public)) => Ok(Self { given, any, public }),
             (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) if tls.is_none() => {
-                // A machine without certificates of its own can still talk to plain upstreams.
+                // A machine without certificates of its own can still use upstreams over plain
+                // HTTP.
                 tracing::warn!(
                     error = chain(&error),
                     "the system has no certificates: no HTTPS upstream will be trusted"
@@ -101,7 +105,7 @@ fn no_client(error: &reqwest::Error) -> Error {
     Error::Configuration(chain(error))
 }
 
-/// A read: it may be redirected and repeated.
+/// A read, which may be redirected and repeated.
 #[derive(Debug, Clone)]
 pub(super) struct Fetch {
     pub(super) method: Method,
@@ -111,13 +115,13 @@ pub(super) struct Fetch {
     pub(super) secrets: HeaderMap,
 }
 
-/// What all requests share.
+/// The state that all requests share.
 #[derive(Debug, Clone)]
 pub(super) struct Context {
     pub(super) health: Health,
     pub(super) memory: Arc<Memory>,
     pub(super) reading: Reading,
-    /// The pause before something is tried once more.
+    /// The pause before a single repetition.
     pub(super) pause: Duration,
 }
 
@@ -136,13 +140,13 @@ impl Context {
     }
 }
 
-/// Sends requests where an upstream's dial rules allow it.
+/// The HTTP client of one upstream, restricted by its dial rules.
 #[derive(Debug, Clone)]
 pub(super) struct Http {
     clients: Clients,
     rules: Arc<DialRules>,
     proxies: Arc<Proxies>,
-    /// Whom our certificates, and the leave to skip verification, are for.
+    /// The hosts for which client certificates, and the permission to skip verification, are.
     given_for: Arc<[Url]>,
     context: Context,
 }
@@ -168,12 +172,13 @@ impl Http {
         &self.context
     }
 
-    /// What is remembered of hosts.
+    /// Returns the record of failed hosts.
     pub(super) fn health(&self) -> &Health {
         &self.context.health
     }
 
-    /// Names that a proxy resolves are judged by their names alone; the proxy is dialled wherever it is.
+    /// Returns the pool for `url`. A name that a proxy resolves is judged only by the name; the
+    /// proxy itself may have any address.
     fn client(&self, url: &Url) -> Result<&Client, Error> {
         let is_given_for = || self.given_for.iter().any(|given| same_origin(given, url));
         Ok(match self.rules.judge(url)? {
@@ -184,7 +189,7 @@ impl Http {
         })
     }
 
-    /// Gets the answer at the end of the redirects, whatever its status.
+    /// Follows redirects and returns the last answer, whatever its status.
     ///
     /// A redirect from HTTPS to HTTP is refused, as is a chain of more than [`MAX_REDIRECTS`].
     pub(super) async fn fetch(&self, fetch: &Fetch) -> Result<Answer, Error> {
@@ -201,7 +206,8 @@ impl Http {
             if is_own {
                 request = request.headers(fetch.secrets.clone());
             }
-            // Later headers replace earlier ones: what somebody wants sent to a host is no way to spoil a request.
+            // Later headers replace earlier ones, so that configured headers cannot spoil a
+            // request.
             let response = heard(
                 self.context.reading.patience,
                 request.headers(headers.clone()).send(),
@@ -237,7 +243,8 @@ impl Http {
 
     /// Sends a request with a body, once, without following redirects.
     ///
-    /// However long the body takes: a connection whose other end is gone is found out by TCP.
+    /// There is no time limit, because the body may take long. TCP detects a connection whose other
+    /// end is gone.
     pub(super) async fn send(
         &self,
         method: Method,
@@ -270,12 +277,13 @@ fn redirected(from: &Url, headers: &HeaderMap) -> Result<Url, Error> {
         .and_then(|value| std::str::from_utf8(value.as_bytes()).ok());
     let location = location.filter(|location| location.len() <= MAX_LOCATION);
     let target = location.and_then(|location| from.join(location).ok());
-    let target = target.ok_or_else(|| Error::Malformed("a redirect to nowhere".to_owned()))?;
+    let target =
+        target.ok_or_else(|| Error::Malformed("redirect without a valid target".to_owned()))?;
     refuse_downgrade(from, &target)?;
     Ok(target)
 }
 
-/// What was asked over TLS must not go on in the clear.
+/// Refuses a step from HTTPS to a URL without TLS.
 pub(super) fn refuse_downgrade(from: &Url, to: &Url) -> Result<(), Error> {
     if from.scheme() == "https" && to.scheme() != "https" {
         return Err(Error::Refused(format!(

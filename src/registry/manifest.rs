@@ -1,4 +1,4 @@
-//! A manifest of one endpoint.
+//! Reads a manifest from one endpoint.
 
 use reqwest::header::{ACCEPT, HeaderMap, HeaderValue};
 
@@ -10,7 +10,8 @@ use crate::aside::aside;
 use crate::oci::manifest::MAX_MANIFEST_BYTES;
 use crate::oci::{Digest, Manifest, Reference, Repository, document};
 
-/// Every manifest type we can handle; a registry may turn an image into what it thinks we can when one is missing.
+/// Every supported manifest type. If one is missing, a registry may convert the image into a type
+/// that it believes to be supported.
 const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, \
     application/vnd.docker.distribution.manifest.v2+json, */*;q=0.1";
@@ -19,7 +20,8 @@ pub(super) fn manifest_headers() -> HeaderMap {
     HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(ACCEPTED))])
 }
 
-/// The digest that was asked for or, by tag, the one the registry names.
+/// Returns the requested digest or, for a tag, the digest that the registry names. It is an error
+/// if the registry names another digest than the requested one.
 pub(super) fn promised_digest(
     answer: &Answer,
     reference: &Reference,

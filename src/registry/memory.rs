@@ -1,6 +1,7 @@
-//! What is remembered of all registries, weighed in bytes: tokens, challenges, redirects, sizes of blobs.
+//! The caches of all registries, bounded in bytes: tokens, challenges, redirects, sizes of blobs,
+//! lists of tags.
 //!
-//! One memory for all, so that a thousand registries hold no more than one does.
+//! All registries share them, so that a thousand registries use no more memory than one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,24 +14,24 @@ use super::challenge::Challenge;
 use super::token::{Action, Token, TokenKey, UntilRenewal};
 use crate::oci::{Digest, Repository};
 
-/// Some thousand tokens of the largest kind, or tens of thousands of common ones.
+/// About a thousand tokens of the largest kind, or tens of thousands of common ones.
 const MAX_TOKEN_BYTES: u64 = 32 << 20;
-/// The next request to a repository whose challenge is forgotten asks once more.
+/// If the challenge of a repository is evicted, the next request to it is challenged again.
 const MAX_CHALLENGE_BYTES: u64 = 4 << 20;
-/// Signed URLs have about one KiB.
+/// Targets of redirects. Signed URLs have about one KiB.
 const MAX_TARGET_BYTES: u64 = 16 << 20;
 /// Signed URLs live for some minutes.
 const TARGET_LIFETIME: Duration = Duration::from_secs(300);
-/// Sizes of blobs that no header tells.
+/// Sizes of blobs that no header states.
 const MAX_SIZE_BYTES: u64 = 1 << 20;
-/// Lists of tags that were gathered from many pages: the longest one, and some more.
+/// Lists of tags that were collected from many pages: the longest one, and some more.
 const MAX_TAG_BYTES: u64 = 32 << 20;
-/// As long as a client needs from one page to the next.
+/// Long enough for a client to ask for the next page.
 const TAGS_LIFETIME: Duration = Duration::from_secs(60);
-/// What an entry takes besides its texts.
+/// The bytes that an entry takes besides its texts.
 const ENTRY: usize = 200;
 
-/// A number for each endpoint: nothing that one was told is used for another.
+/// A number for each endpoint, so that the answers of one are not used for another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct EndpointId(u64);
 
@@ -40,15 +41,15 @@ pub(super) type Target = (EndpointId, Repository, Digest);
 #[derive(Debug)]
 pub(super) struct Memory {
     next: AtomicU64,
-    /// Tokens by what they are good for; each is fetched once however many wait for it.
+    /// Tokens by their scope. Each is fetched once, even if many requests wait for it.
     pub(super) tokens: Cache<(EndpointId, TokenKey), Token>,
-    /// What satisfied an endpoint the last time.
+    /// The latest challenge by endpoint, repository and action.
     pub(super) challenges: Cache<(EndpointId, String, Action), Challenge>,
-    /// Where reads of blobs were redirected to.
+    /// The latest targets of redirected reads of blobs.
     pub(super) targets: Cache<Target, Url>,
     /// Verified sizes of blobs.
     pub(super) sizes: Cache<Digest, u64>,
-    /// Lists of tags that took many requests, for whoever reads them page by page.
+    /// Lists of tags that took many requests, for clients that read them page by page.
     pub(super) tags: Cache<(EndpointId, Repository), Arc<Vec<String>>>,
 }
 

@@ -1,6 +1,7 @@
-//! One answer with a part of a blob: how it is asked for, and what of the blob it turns out to be.
+//! One answer with a part of a blob: its request, and the part that it really holds.
 //!
-//! The answer to GET is the truth. HEAD is asked for a size only, and believed only where GET does not say one.
+//! The answer to GET is authoritative. HEAD is used only for a size, and is only believed if GET
+//! does not state one.
 
 use std::ops::Range;
 
@@ -20,26 +21,26 @@ use super::memory::Target;
 use super::starlift::Purpose;
 use crate::oci::{Digest, Repository};
 
-/// A suffix range is read as a signed number by registries written in Go.
+/// The longest suffix range, because registries written in Go read it as a signed number.
 const MAX_TAIL: u64 = i64::MAX as u64;
-/// As much of a blob of unknown size as is held while its size is found out; of a longer one the bytes are asked for
-/// again. Configurations and small layers come to this.
+/// The most bytes of a blob of unknown size that are kept while its size is measured. The bytes of
+/// a longer one are requested again. Configurations and small layers fit.
 const MAX_HELD: usize = 4 << 20;
 
 pub(super) type Chunks = BoxStream<'static, Result<Bytes, Error>>;
 
-/// A part of a blob as one answer gives it.
+/// A part of a blob, from one answer.
 pub(super) struct Part {
     pub(super) blob_size: u64,
     pub(super) range: Range<u64>,
     pub(super) chunks: Chunks,
-    /// The number of the endpoint that gave it.
+    /// The number of the endpoint that sent it.
     pub(super) number: usize,
-    /// Whether that is a Starlift server.
+    /// Whether that endpoint is a Starlift server.
     pub(super) starlift: bool,
 }
 
-/// What of a blob is asked for.
+/// The requested part of a blob.
 #[derive(Debug, Clone)]
 pub(super) enum Wanted {
     Whole,
@@ -58,17 +59,17 @@ pub(super) struct Blob<'a> {
     pub(super) purpose: Option<Purpose>,
 }
 
-/// The blob's size, the place of bytes in it, the bytes.
+/// The blob's size, the range of the bytes in it, the bytes.
 type Sized = (u64, Range<u64>, Chunks);
 
-/// What an answer holds.
+/// The content of an answer.
 enum PartContent {
     Part(Sized),
-    /// All from a position on, or up to an end, of a blob whose size is not said.
+    /// A range of a blob whose size is not stated. Its end is `u64::MAX` if that is unknown too.
     WithoutSize(Range<u64>, Chunks),
-    /// The blob's size and not the bytes that were wanted.
+    /// The blob's size, without the requested bytes.
     OnlySize(u64),
-    /// Bytes that were not asked for.
+    /// Bytes that were not requested.
     Other,
 }
 
@@ -109,12 +110,13 @@ impl Blob<'_> {
             }
             Ok(PartContent::OnlySize(size)) => size,
             Ok(PartContent::Other) => return self.cut_from_whole(wanted).await,
-            // Some refuse a suffix longer than the blob, and some stores every suffix.
+            // Some registries refuse a suffix longer than the blob, and some stores refuse every
+            // suffix.
             Err(Error::RangeNotSatisfiable { size: Some(size) }) if wanted.is_tail() => size,
             Err(Error::RangeNotSatisfiable { .. } | Error::Malformed(_)) if wanted.is_tail() => {
                 self.size().await?
             }
-            // Some know no ranges, and say so.
+            // Some registries reject ranges.
             Err(Error::Malformed(_)) if wanted.is_range() => {
                 return self.cut_from_whole(wanted).await;
             }
@@ -167,7 +169,7 @@ impl Blob<'_> {
         format!("blobs/{}", self.digest)
     }
 
-    /// Reads straight from where the registry redirected to the last time, while that works.
+    /// Reads directly from the last target of a redirect, while that works.
     async fn remembered(&self, target: &Target, wanted: &Wanted) -> Option<Answer> {
         let http = self.endpoint.http();
         if http.health().is_bad(self.endpoint.key(), self.digest) {
@@ -183,21 +185,21 @@ impl Blob<'_> {
         match http.fetch(&fetch).await.and_then(Answer::accepted) {
             Ok(answer) => Some(answer),
             Err(error) => {
-                tracing::debug!(%error, "a remembered redirect works no more");
+                tracing::debug!(%error, "cached redirect failed");
                 http.context().memory.targets.invalidate(target).await;
                 None
             }
         }
     }
 
-    /// Bytes of a blob whose size they do not say.
+    /// Cuts the wanted part from an answer that does not state the blob's size.
     async fn sized(
         &self,
         wanted: &Wanted,
         given: Range<u64>,
         chunks: Chunks,
     ) -> Result<Sized, Error> {
-        if let Some(size) = self.told_size().await? {
+        if let Some(size) = self.stated_size().await? {
             return cut(wanted, size, given, chunks);
         }
         drop(chunks);
@@ -207,12 +209,12 @@ impl Blob<'_> {
         }
     }
 
-    /// What is wanted, out of the whole blob: for endpoints that know no ranges.
+    /// Cuts the wanted part from the whole blob, for endpoints that do not support ranges.
     async fn cut_from_whole(&self, wanted: &Wanted) -> Result<Sized, Error> {
-        let without = || Error::Malformed("a blob without a size".to_owned());
+        let without = || Error::Malformed("blob without a size".to_owned());
         match self.ask(&Wanted::Whole).await? {
             PartContent::Part((size, given, chunks)) => cut(wanted, size, given, chunks),
-            PartContent::WithoutSize(given, chunks) => match self.told_size().await? {
+            PartContent::WithoutSize(given, chunks) => match self.stated_size().await? {
                 Some(size) => cut(wanted, size, given, chunks),
                 None => {
                     drop(chunks);
@@ -225,16 +227,17 @@ impl Blob<'_> {
         }
     }
 
-    /// The size of the blob.
+    /// Returns the size of the blob.
     pub(super) async fn size(&self) -> Result<u64, Error> {
-        match self.told_size().await? {
+        match self.stated_size().await? {
             Some(size) => Ok(size),
             None => self.measured().await.map(|(size, _)| size),
         }
     }
 
-    /// The size as the endpoint tells it by one way or another; `None` where the blob is there and nothing tells it.
-    async fn told_size(&self) -> Result<Option<u64>, Error> {
+    /// Returns the size that the endpoint states in one way or another; `None` if the blob exists
+    /// and no answer states it.
+    async fn stated_size(&self) -> Result<Option<u64>, Error> {
         if let Some(size) = self
             .endpoint
             .http()
@@ -246,7 +249,8 @@ impl Blob<'_> {
         {
             return Ok(Some(size));
         }
-        // Some registries, and signed URLs made for GET, know no HEAD; some say 0 in every answer to it.
+        // Some registries, and signed URLs made for GET, do not support HEAD. Some always answer it
+        // with the size 0.
         let head = self
             .endpoint
             .read(&Read::head(self.repository, self.path()))
@@ -274,8 +278,8 @@ impl Blob<'_> {
         }
     }
 
-    /// Reads the whole blob to learn its size, which is remembered once the digest is right. The bytes come along if
-    /// they are few.
+    /// Reads the whole blob to measure its size, which is cached once the digest is verified.
+    /// Returns the bytes too if they are few.
     async fn measured(&self) -> Result<(u64, Option<Bytes>), Error> {
         let context = self.endpoint.http().context();
         let full = |full: crate::budget::Full| Error::Unavailable(full.to_string());
@@ -318,7 +322,7 @@ impl Wanted {
         matches!(self, Self::Range(_))
     }
 
-    /// The same by its positions in a blob of `size` bytes; `None` where nothing is left of it.
+    /// Returns the part as a range in a blob of `size` bytes; `None` if it is empty.
     fn within(&self, size: u64) -> Option<Self> {
         let range = match self {
             Self::Whole => 0..size,
@@ -364,21 +368,22 @@ fn found_in(answer: Answer, wanted: &Wanted) -> PartContent {
     }
     match (wanted, length) {
         (_, None) => PartContent::WithoutSize(0..u64::MAX, chunks),
-        // The answer is dropped unread: a blob is long, and ranges by position may well be understood.
+        // The answer is dropped unread, because the blob may be long and the endpoint may support
+        // ranges by position.
         (Wanted::Tail(tail), Some(size)) if *tail < size => PartContent::OnlySize(size),
         (_, Some(size)) => cut(wanted, size, 0..size, chunks)
             .map_or(PartContent::OnlySize(size), PartContent::Part),
     }
 }
 
-/// A 206, which holds what it says rather than what was asked for.
+/// Interprets a 206, which holds the range that it states, not always the requested one.
 fn partial(given: Range<u64>, size: Option<u64>, chunks: Chunks, wanted: &Wanted) -> PartContent {
     let is_useful = match (wanted, size) {
         (Wanted::Whole, _) => given.start == 0,
         (Wanted::Range(wanted), _) => given.contains(&wanted.start),
         (Wanted::Tail(tail), Some(size)) if given.start == size.saturating_sub(*tail) => true,
         (Wanted::Tail(_), Some(size)) => return PartContent::OnlySize(size),
-        // The last bytes end where the blob does.
+        // The last bytes end at the end of the blob.
         (Wanted::Tail(tail), None) if given.end - given.start == *tail || given.start == 0 => {
             return PartContent::Part((given.end, given, chunks));
         }
@@ -393,7 +398,7 @@ fn partial(given: Range<u64>, size: Option<u64>, chunks: Chunks, wanted: &Wanted
     }
 }
 
-/// What is wanted, or the beginning of it, out of the bytes `given` of a blob of `size` bytes.
+/// Cuts the wanted part, or the beginning of it, from the bytes `given` of a blob of `size` bytes.
 fn cut(wanted: &Wanted, size: u64, given: Range<u64>, chunks: Chunks) -> Result<Sized, Error> {
     let range = match wanted.within(size) {
         Some(Wanted::Range(range)) => range,
@@ -403,7 +408,7 @@ fn cut(wanted: &Wanted, size: u64, given: Range<u64>, chunks: Chunks) -> Result<
     let end = range.end.min(given.end);
     if range.start < given.start || range.start >= end {
         return Err(Error::Malformed(
-            "the answer holds another range than was asked for".to_owned(),
+            "answer holds another range than requested".to_owned(),
         ));
     }
     Ok((
@@ -434,7 +439,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_wanted_is_said_in_a_header() {
+    fn each_part_has_its_range_header() {
         let text = |wanted: Wanted| {
             let header = wanted.header().unwrap();
             header.map(|(_, value)| value.to_str().unwrap().to_owned())

@@ -1,6 +1,8 @@
-//! Forward proxies: which one a URL is asked through, by the rules of Go's `httpproxy`, which containerd and Docker keep.
+//! Chooses the forward proxy of a URL, by the rules of Go's `httpproxy`, which containerd and
+//! Docker follow.
 //!
-//! A URL that goes through a proxy is judged by its name or the address in it; names are resolved by the proxy.
+//! A URL that goes through a proxy is judged by its name or the address in it, because the proxy
+//! resolves names.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -10,7 +12,8 @@ use url::{Host, Url};
 
 use super::error::Error;
 
-/// The URL of a proxy; without a scheme it is spoken to in plain HTTP. A password in it is not printed.
+/// The URL of a proxy. Without a scheme the proxy is used over plain HTTP. A password in the URL is
+/// not printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ProxyUrl(Url);
 
@@ -24,10 +27,10 @@ impl std::str::FromStr for ProxyUrl {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        // The text is not repeated: it may hold a password.
+        // The text is not repeated, because it may contain a password.
         let unusable = || {
             Error::Configuration(
-                "a proxy is http://[user:password@]host[:port], or https://".to_owned(),
+                "proxy is not http://[user:password@]host[:port], or https://".to_owned(),
             )
         };
         let text = text.trim();
@@ -73,7 +76,7 @@ impl<'de> Deserialize<'de> for ProxyUrl {
     }
 }
 
-/// The proxies, and what is asked without them.
+/// The proxies, and the exceptions that are asked without one.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Proxies {
     http: Option<Url>,
@@ -93,7 +96,7 @@ enum Exception {
         address: IpAddr,
         port: Option<u16>,
     },
-    /// A domain, with everything below it; `is_itself` where it is meant too.
+    /// Everything below a domain, and the domain itself if `is_itself`.
     Domain {
         name: String,
         is_itself: bool,
@@ -111,7 +114,7 @@ impl Proxies {
         }
     }
 
-    /// The proxy that `url` is asked through.
+    /// Returns the proxy for `url`, if it has one.
     pub(super) fn of(&self, url: &Url) -> Option<&Url> {
         let proxy = if url.scheme() == "https" {
             &self.https
@@ -128,7 +131,7 @@ impl Proxies {
     }
 }
 
-/// `localhost` and loopback addresses are never asked through a proxy.
+/// Whether `url` is `localhost` or a loopback address, which are never asked through a proxy.
 fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Domain(name)) => name.trim_end_matches('.').eq_ignore_ascii_case("localhost"),
@@ -184,7 +187,7 @@ fn exception(entry: &str) -> Option<Exception> {
     })
 }
 
-/// The port behind the last colon, of names, IPv4 addresses and bracketed IPv6 addresses.
+/// Splits the port off names, IPv4 addresses and bracketed IPv6 addresses, at the last colon.
 fn split_port(entry: &str) -> (&str, Option<u16>) {
     if entry.parse::<IpAddr>().is_ok() {
         return (entry, None);

@@ -15,11 +15,13 @@ use super::referrers::{referrers_tag, tagged_referrers};
 use crate::oci::manifest::Index;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository, media_type};
 
-/// In the answer of a registry that lists referrers (distribution-spec, "Pushing Manifests with Subject").
+/// A header in the answer of a registry that lists referrers (distribution-spec, "Pushing Manifests
+/// with Subject").
 const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 
 impl Registry {
-    /// Sends a blob unless the registry has it. POST, PATCH, PUT, as Docker does: every registry takes this.
+    /// Sends a blob unless the registry has it. POST, PATCH, PUT, as Docker does, because every
+    /// registry accepts this.
     pub(crate) async fn push_blob(
         &self,
         repository: &Repository,
@@ -109,9 +111,10 @@ impl Registry {
             .await
     }
 
-    /// Puts a manifest that refers to `subject`, by its digest. Where the registry does not list referrers by itself,
-    /// `listed` is added to the list under the tag that stands for it (distribution-spec, "Pushing Manifests with
-    /// Subject"); two who do so at once may lose one of theirs.
+    /// Puts a manifest that refers to `subject`, by its digest. If the registry does not list
+    /// referrers itself, `listed` is added to the list under the referrers tag (distribution-spec,
+    /// "Pushing Manifests with Subject"). If two clients do so at once, one of the two entries may
+    /// be lost.
     pub(crate) async fn push_referrer(
         &self,
         repository: &Repository,
@@ -143,13 +146,13 @@ impl Registry {
     }
 }
 
-/// Where an upload goes on.
+/// Returns the URL at which an upload continues.
 fn location(answer: &Answer) -> Result<Url, Error> {
     let target = answer
         .header(LOCATION)
         .and_then(|location| answer.url.join(location).ok());
     let target =
-        target.ok_or_else(|| Error::Malformed("an upload without a place to go on".to_owned()))?;
+        target.ok_or_else(|| Error::Malformed("upload without a valid location".to_owned()))?;
     refuse_downgrade(&answer.url, &target)?;
     Ok(target)
 }

@@ -1,5 +1,5 @@
-//! Referrers: what a registry lists by the API, else by the tag schema. Of others' documents only what is listed is
-//! parsed, one descriptor at a time.
+//! Referrers, listed by the API, else by the tag schema. Of each document only the list is parsed,
+//! one descriptor at a time.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -12,16 +12,17 @@ use super::manifest::manifest;
 use crate::oci::manifest::MAX_MANIFEST_BYTES;
 use crate::oci::{Descriptor, Digest, Reference, Repository, media_type};
 
-/// Referrers of one manifest come in pages of a hundred or so.
+/// The most pages of one list. Referrers come in pages of about a hundred.
 const MAX_PAGES: usize = 20;
-/// All pages of one list: what one page may have, and as much again for what stands beside the descriptors.
+/// The bytes of all pages of one list: the limit of one page, and as much again for fields beside
+/// the descriptors.
 const MAX_BYTES: u64 = 2 * MAX_MANIFEST_BYTES;
-/// Far more than any image has; who has more gets no more of them.
+/// The most descriptors of one list, far more than any image has. The rest is left out.
 const MAX_DESCRIPTORS: usize = 2000;
-/// A descriptor with many annotations has one or two KiB; one above this is left out.
+/// A descriptor with many annotations has one or two KiB. A longer one than this is left out.
 const MAX_DESCRIPTOR_BYTES: usize = 64 << 10;
 
-/// What is needed of an index; everything else is skipped unparsed.
+/// The part of an index that is needed. Everything else is skipped unparsed.
 #[derive(Deserialize)]
 struct Page<'a> {
     #[serde(borrow, default)]
@@ -43,7 +44,7 @@ pub(super) async fn referrers(
     let read = Read::get(repository, format!("referrers/{digest}"));
     let mut answer = match endpoint.read(&read).await {
         Ok(answer) => answer,
-        // A registry without the API says 404, or that it knows no such request.
+        // A registry without the API answers 404, or rejects the request.
         Err(Error::NotFound | Error::Malformed(_)) => {
             return tagged_referrers(endpoint, repository, digest).await;
         }
@@ -81,7 +82,7 @@ impl List {
     }
 }
 
-/// Referrers by the tag schema (distribution-spec, "Referrers Tag Schema").
+/// Lists referrers by the tag schema (distribution-spec, "Referrers Tag Schema").
 pub(super) async fn tagged_referrers(
     endpoint: &Endpoint,
     repository: &Repository,
@@ -96,16 +97,16 @@ pub(super) async fn tagged_referrers(
     parsed.map_err(|error| Error::Unavailable(error.to_string()))?
 }
 
-/// The tag of the list of what refers to `digest`, where there is no API for it.
+/// Returns the tag of the referrers list of `digest`, for registries without the API.
 pub(super) fn referrers_tag(digest: &Digest) -> Result<Reference, Error> {
     let hex = digest.hex().get(..64).unwrap_or(digest.hex());
     let tag = format!("{}-{hex}", digest.algorithm().name());
     tag.parse()
         .map(Reference::Tag)
-        .map_err(|_error| Error::Malformed(format!("{tag} is no tag")))
+        .map_err(|_error| Error::Malformed(format!("{tag} is not a tag")))
 }
 
-/// At most `most` descriptors of an index. One that makes no sense does not spoil the others.
+/// Returns at most `most` descriptors of an index. Invalid descriptors are left out.
 fn children(bytes: &[u8], most: usize) -> Result<Vec<Descriptor>, Error> {
     let page: Page<'_> = serde_json::from_slice(bytes)
         .map_err(|error| Error::Malformed(excerpt(&error.to_string())))?;

@@ -1,15 +1,16 @@
-//! When a read is tried again, and how long to wait before.
+//! Which failed reads are retried, and after which pause.
 
 use std::time::Duration;
 
 use super::error::Error;
 
-/// The longest `Retry-After` worth waiting for: who asks for more gets the error passed on to the client.
+/// The longest `Retry-After` that is waited for. A longer one is passed on to the client as an
+/// error.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(5);
 /// The longest pause between two attempts.
 const MAX_PAUSE: Duration = Duration::from_secs(5);
 
-/// How often and how soon.
+/// The number of retries, and the first pause.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Retry {
     pub(super) attempts: u32,
@@ -17,7 +18,7 @@ pub(super) struct Retry {
 }
 
 impl Retry {
-    /// Calls `attempt` until it succeeds, fails for good, or was tried often enough.
+    /// Calls `attempt` until it succeeds, fails permanently, or has been retried often enough.
     pub(super) async fn run<T, F>(self, mut attempt: impl FnMut() -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Error>>,
@@ -31,13 +32,14 @@ impl Retry {
             let Some(pause) = self.pause_after(failures, &error) else {
                 return Err(error);
             };
-            tracing::debug!(%error, ?pause, "an upstream is asked again");
+            tracing::debug!(%error, ?pause, "upstream request retried");
             failures += 1;
             tokio::time::sleep(pause).await;
         }
     }
 
-    /// The pause behind the failure number `failures`, counted from 0; `None` when there is no point in going on.
+    /// Returns the pause after failure number `failures`, counted from 0; `None` if a retry is
+    /// pointless.
     pub(super) fn pause_after(self, failures: u32, error: &Error) -> Option<Duration> {
         if failures >= self.attempts || !error.is_transient() {
             return None;
@@ -52,7 +54,8 @@ impl Retry {
             .first_pause
             .saturating_mul(1 << failures.min(16))
             .min(MAX_PAUSE);
-        // Between half and all of it, so that those who failed together do not come back together.
+        // Between half and all of it, so that requests that failed together are not retried
+        // together.
         Some(full.mul_f64(rand::random_range(0.5..=1.0)))
     }
 }
@@ -81,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_is_kept_up_to_a_limit() {
+    fn retry_after_is_honoured_up_to_a_limit() {
         let error = |seconds| Error::TooManyRequests {
             retry_after: Some(Duration::from_secs(seconds)),
         };

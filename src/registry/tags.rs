@@ -1,5 +1,6 @@
-//! Lists of tags. Where the upstream pages as the specification says, one page is passed on; where it names its pages
-//! in its own way, or knows no pages or no order, all of them are gathered and cut here.
+//! Lists of tags. If the upstream pages as the specification says, one page is passed on. If it
+//! names its pages in another way, or has no pages or no order, all tags are collected and cut
+//! here.
 
 use std::sync::Arc;
 
@@ -12,40 +13,40 @@ use super::error::{Error, excerpt};
 use super::headers::next_link;
 use crate::oci::Repository;
 
-/// Docker Hub lists up to 10,000 tags in one answer.
+/// The longest answer. Docker Hub lists up to 10,000 tags in one.
 const MAX_ANSWER: u64 = 4 << 20;
-/// A registry that names pages by tokens gives 50 or 100 tags on each.
+/// The most pages of one list. A registry that names pages by tokens puts 50 or 100 tags on each.
 const MAX_PAGES: usize = 500;
-/// Of all pages together: 100,000 tags of the longest kind.
+/// The bytes of all pages together: 100,000 tags of the greatest length.
 const MAX_BYTES: u64 = 16 << 20;
 /// The longest tag (distribution-spec, "Pulling manifests").
 const MAX_TAG: usize = 128;
-/// As many as a page has when nobody says how many.
+/// The size of a page if the request does not state one.
 const DEFAULT_PAGE: usize = 1000;
 
 /// A page of tags.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tags {
     pub tags: Vec<String>,
-    /// Whether there are more behind the last.
+    /// Whether more tags follow the last one.
     pub more: bool,
 }
 
-/// One answer.
+/// One parsed answer.
 struct Page {
     tags: Vec<String>,
     next: Option<Url>,
     bytes: u64,
 }
 
-/// At most `n` tags behind `last`.
+/// Returns at most `n` tags after `last`.
 pub(super) async fn tags(
     endpoint: &Endpoint,
     repository: &Repository,
     n: Option<usize>,
     last: Option<&str>,
 ) -> Result<Tags, Error> {
-    // Whoever asks for what lies behind a tag was given what lies before it, from this list.
+    // A client that asks for the tags after `last` got the tags before it from this list.
     if last.is_some()
         && let Some(gathered) = endpoint.gathered_tags(repository).await
     {
@@ -69,7 +70,7 @@ pub(super) async fn tags(
     Ok(cut(&all, n, last))
 }
 
-/// All tags from `first` on, in order.
+/// Returns all tags from `first` on, sorted and without duplicates.
 async fn gather(endpoint: &Endpoint, read: &Read<'_>, first: Page) -> Result<Vec<String>, Error> {
     let Page {
         mut tags,
@@ -109,7 +110,7 @@ async fn page(answer: super::answer::Answer) -> Result<Page, Error> {
     })
 }
 
-/// The tags of an answer; what is no tag is left out.
+/// Returns the tags of an answer. Invalid entries are left out.
 fn parse(bytes: &[u8]) -> Result<Vec<String>, Error> {
     #[derive(Deserialize)]
     struct List<'a> {
@@ -127,7 +128,7 @@ fn parse(bytes: &[u8]) -> Result<Vec<String>, Error> {
 }
 
 impl Page {
-    /// Whether the page is the one that was asked for, in order, and the next is named by its last tag.
+    /// Whether the page is the requested one, is sorted, and names the next page by its last tag.
     fn is_as_asked(&self, n: Option<usize>, last: Option<&str>) -> bool {
         let is_behind =
             last.is_none_or(|last| self.tags.first().is_none_or(|first| first.as_str() > last));
@@ -143,7 +144,7 @@ impl Page {
     }
 }
 
-/// At most `n` of the tags behind `last`.
+/// Returns at most `n` of the tags after `last`.
 fn cut(tags: &[String], n: Option<usize>, last: Option<&str>) -> Tags {
     let start = last.map_or(0, |last| tags.partition_point(|tag| tag.as_str() <= last));
     let rest = tags.get(start..).unwrap_or_default();
@@ -168,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_is_passed_on_if_it_is_the_one_that_was_asked_for() {
+    fn a_page_is_passed_on_if_it_is_the_requested_one() {
         for (tags, next, n, last, is_as_asked) in [
             (&["a", "b"][..], None, None, None, true),
             (&["a", "b"], Some("n=2&last=b"), Some(2), None, true),
@@ -189,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_are_cut_behind_the_last_tag() {
+    fn pages_start_after_the_last_tag() {
         let tags = ["a", "b", "d"].map(str::to_owned);
         let cut = |n, last| {
             let Tags { tags, more } = cut(&tags, n, last);
@@ -203,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_tag_is_left_out() {
+    fn invalid_tags_are_left_out() {
         let long = "x".repeat(MAX_TAG + 1);
         let list = format!(r#"{{"name":"a","tags":["b",null,7,["c"],"{long}","","a"]}}"#);
         assert_eq!(parse(list.as_bytes()).unwrap(), ["b", "a"]);

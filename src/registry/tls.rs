@@ -1,4 +1,4 @@
-//! What TLS to one upstream takes besides what the system trusts.
+//! The TLS settings of one upstream, besides the system's authorities.
 
 use std::path::{Path, PathBuf};
 
@@ -13,9 +13,9 @@ use crate::telemetry::log::chain;
 pub(super) struct Tls {
     /// Authorities to trust besides the system's.
     pub(super) authorities: Vec<PathBuf>,
-    /// Certificates of ours; the first is shown to whoever asks for one.
+    /// Client certificates; the first is presented to a server that requests one.
     pub(super) identities: Vec<KeyPair>,
-    /// Trusts whatever certificate is shown.
+    /// Whether any server certificate is accepted.
     pub(super) skip_verify: bool,
 }
 
@@ -23,12 +23,12 @@ pub(super) struct Tls {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct KeyPair {
     pub(super) certificate: PathBuf,
-    /// None: in the same file.
+    /// `None` if it is in the same file.
     pub(super) key: Option<PathBuf>,
 }
 
 impl Tls {
-    /// What an upstream's own configuration says; `None` where it says nothing.
+    /// Returns the settings in an upstream's configuration; `None` if it has none.
     pub(super) fn configured(upstream: &UpstreamConfig) -> Result<Option<Self>, Error> {
         let identities = match (&upstream.client_cert, &upstream.client_key) {
             (Some(certificate), Some(key)) => {
@@ -52,12 +52,12 @@ impl Tls {
         Ok((!tls.is_plain()).then_some(tls))
     }
 
-    /// Whether this is what every upstream gets.
+    /// Whether these are the default settings.
     pub(super) fn is_plain(&self) -> bool {
         *self == Self::default()
     }
 
-    /// All files that are read.
+    /// Returns all files that are read.
     pub(super) fn files(&self) -> impl Iterator<Item = &Path> {
         let pairs = self
             .identities
@@ -66,7 +66,7 @@ impl Tls {
         self.authorities.iter().chain(pairs).map(PathBuf::as_path)
     }
 
-    /// Blocks.
+    /// Reads the certificate files. Blocking.
     pub(super) fn certificates(&self) -> Result<Vec<Certificate>, Error> {
         let mut certificates = Vec::new();
         for path in &self.authorities {
@@ -83,7 +83,7 @@ impl Tls {
         Ok(certificates)
     }
 
-    /// Blocks.
+    /// Reads the certificate files. Blocking.
     pub(super) fn identity(&self) -> Result<Option<Identity>, Error> {
         let Some(KeyPair { certificate, key }) = self.identities.first() else {
             return Ok(None);

@@ -1,4 +1,4 @@
-//! A token, what it is good for, and how long it is kept.
+//! Tokens: their scope, and how long they are cached.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use moka::Expiry;
 use reqwest::header::HeaderValue;
 
-/// A token is renewed this long before it expires, for the request it goes with takes time.
+/// A token is renewed this long before it expires, because the request that it is for takes time.
 const RENEW_BEFORE: Duration = Duration::from_secs(30);
 
-/// What a request does to a repository, in the words of token scopes.
+/// The action of a request on a repository, as token scopes name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Action {
     Pull,
@@ -26,13 +26,13 @@ impl Action {
     }
 }
 
-/// What a token is good for.
+/// The scope of a token, under which it is cached.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(super) struct TokenKey {
     pub(super) realm: String,
     pub(super) service: Option<String>,
     pub(super) scope: String,
-    /// Whose login it was fetched with, for scopes that do not say it.
+    /// The repository whose login it was fetched with, because a scope does not always name it.
     pub(super) repository: String,
 }
 
@@ -43,7 +43,7 @@ pub(super) struct Token {
 }
 
 impl TokenKey {
-    /// Bytes that it takes to remember.
+    /// Returns the bytes that its texts take in memory.
     pub(super) fn weight(&self) -> usize {
         self.realm.len()
             + self.service.as_ref().map_or(0, String::len)
@@ -53,7 +53,7 @@ impl TokenKey {
 }
 
 impl Token {
-    /// Bytes that it takes to remember.
+    /// Returns the bytes that its texts take in memory.
     pub(super) fn weight(&self) -> usize {
         self.header.len()
     }
@@ -67,7 +67,7 @@ impl fmt::Debug for Token {
     }
 }
 
-/// Lets tokens go before they expire.
+/// An expiry that evicts tokens before they expire.
 pub(super) struct UntilRenewal;
 
 impl<K> Expiry<K, Token> for UntilRenewal {

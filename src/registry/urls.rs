@@ -20,9 +20,7 @@ pub(super) fn registry_url(text: &str) -> Result<Url, Error> {
     }
     if !url.username().is_empty() || url.password().is_some() {
         // The text is not repeated, because it contains a password.
-        return Err(Error::Configuration(
-            "URL contains credentials".to_owned(),
-        ));
+        return Err(Error::Configuration("URL contains credentials".to_owned()));
     }
     Ok(url)
 }

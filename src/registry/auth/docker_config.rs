@@ -72,10 +72,7 @@ enum DockerConfigError {
     Json,
     #[error("helper name {0:?} is not a file name")]
     Name(String),
-    #[error(
-        "helper took longer than {}",
-        humantime::format_duration(HELPER_TIME)
-    )]
+    #[error("helper took longer than {}", humantime::format_duration(HELPER_TIME))]
     Time,
     #[error("field auth is not base64 of user:password")]
     Encoding,

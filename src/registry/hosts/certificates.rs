@@ -1,5 +1,5 @@
-//! Certificates that lie in a host's directory, as Docker lays them out: `*.crt` are authorities, `*.cert` ours, with
-//! their keys in `*.key` of the same name or in the same file.
+//! Certificates in a host's directory, as Docker lays them out: `*.crt` are authorities, `*.cert`
+//! client certificates, with their keys in `*.key` of the same name or in the same file.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use super::{Consulted, Host, Hosts, Problem};
 use crate::registry::endpoint::API_ROOT;
 use crate::registry::tls::{KeyPair, Tls};
 
-/// A registry with the certificates of `directory` and no mirrors. Blocks.
+/// Returns a registry with the certificates of `directory` and no mirrors. Blocking.
 pub(super) fn read(directory: &Path, consulted: &mut Consulted) -> Result<Hosts, Problem> {
     let files = files(directory).map_err(|error| Problem::Unreadable {
         path: directory.to_owned(),
@@ -49,7 +49,7 @@ fn files(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
             files.push(path);
         }
     }
-    // The order of a directory is nobody's.
+    // Directory order is arbitrary.
     files.sort();
     Ok(files)
 }
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn certificates_find_their_keys() {
+    fn certificates_are_paired_with_their_keys() {
         let directory = tempfile::tempdir().unwrap();
         for name in [
             "a.crt", "b.crt", "c.cert", "c.key", "d.cert", "e.key", "f.pem",

@@ -15,13 +15,13 @@ use crate::registry::tls::{KeyPair, Tls};
 #[derive(Deserialize)]
 struct File {
     server: Option<String>,
-    /// Their order in the file is the order they are asked in.
+    /// Asked in the order of the file.
     #[serde(default)]
     host: BTreeMap<Spanned<String>, Settings>,
 }
 
-/// What stands at the top of the file for `server`, and in `[host."URL"]` for that host. Keys that containerd has and we
-/// have no use for are passed over, as containerd passes over ours.
+/// The settings of `server` at the top of the file, and of one host in `[host."URL"]`. Keys that
+/// are not used here are ignored, as containerd ignores keys that it does not know.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Settings {
@@ -57,7 +57,7 @@ enum ClientFile {
     Pair([String; 2]),
 }
 
-/// Reads the text of a `hosts.toml`; paths in it are relative to `directory`.
+/// Parses the text of a `hosts.toml`; paths in it are relative to `directory`.
 pub(in crate::registry) fn parse(text: &str, directory: &Path) -> Result<Hosts, Problem> {
     let file: File = toml::from_str(text).map_err(Problem::toml)?;
     let of_server: Settings = toml::from_str(text).map_err(Problem::toml)?;
@@ -82,7 +82,7 @@ fn host(server: Option<&str>, settings: &Settings, directory: &Path) -> Result<H
         || API_ROOT.to_owned(),
         |url| root(url, settings.override_path),
     );
-    // Without a server of its own the file says nothing of what the registry itself may be asked.
+    // Without a `server`, the file does not limit the requests to the registry itself.
     let capabilities = if url.is_some() {
         capabilities(&settings.capabilities)?
     } else {
@@ -123,7 +123,8 @@ fn url(server: &str) -> Result<Url, Problem> {
     crate::registry::urls::registry_url(&text).map_err(|error| Problem::Value(error.to_string()))
 }
 
-/// Where the API begins: below `/v2`, unless the path given is the whole truth.
+/// Returns the root of the API: the path of `url` with `/v2` appended, unless `override_path` is
+/// set or it ends with `/v2` already.
 fn root(url: &Url, is_overridden: bool) -> String {
     let path = url.path().trim_end_matches('/');
     if is_overridden || path.ends_with(API_ROOT) {
@@ -145,12 +146,10 @@ fn capabilities(names: &[String]) -> Result<Capabilities, Problem> {
         match name.to_ascii_lowercase().as_str() {
             "pull" => capabilities.pull = true,
             "resolve" => capabilities.resolve = true,
-            // Pushes go where they are told to; referrers are there to be pulled.
+            // Pushes go to an explicit destination, and referrers are covered by `pull`.
             "push" | "referrers" => {}
             _ => {
-                return Err(Problem::Value(format!(
-                    "the capability {name:?} is none that is known"
-                )));
+                return Err(Problem::Value(format!("unknown capability {name:?}")));
             }
         }
     }
@@ -158,8 +157,8 @@ fn capabilities(names: &[String]) -> Result<Capabilities, Problem> {
 }
 
 fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), Problem> {
-    // The value is not repeated: it may be secret.
-    let unfit = || Problem::Value(format!("the header {name:?} is none that can be sent"));
+    // The value is not repeated, because it may be secret.
+    let unfit = || Problem::Value(format!("invalid header {name:?}"));
     let mut value = HeaderValue::from_str(value).map_err(|_error| unfit())?;
     value.set_sensitive(true);
     Ok((name.parse().map_err(|_error| unfit())?, value))
@@ -282,8 +281,8 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_told() {
-        for (text, told) in [
+    fn an_invalid_file_is_an_error_that_names_the_fault() {
+        for (text, fault) in [
             ("server = 7", "server"),
             ("ca = 7", "a text or a list of texts"),
             ("client = [['only-one']]", "a file, a list of files"),
@@ -296,7 +295,7 @@ mod tests {
                 .err()
                 .map(|problem| problem.to_string())
                 .unwrap_or_default();
-            assert!(problem.contains(told), "{text}: {problem}");
+            assert!(problem.contains(fault), "{text}: {problem}");
         }
     }
 }

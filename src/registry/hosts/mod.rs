@@ -1,8 +1,9 @@
-//! containerd's directory of registry hosts, `certs.d`: for registries that our own configuration does not name.
+//! containerd's directory of registry hosts, `certs.d`, for registries that the configuration does
+//! not name.
 //!
 //! ```text
 //! certs.d/registry.example_5000_/hosts.toml   or registry.example:5000/, else _default/
-//!                                *.crt *.cert *.key   where there is no hosts.toml
+//!                                *.crt *.cert *.key   if there is no hosts.toml
 //! ```
 
 mod certificates;
@@ -21,10 +22,10 @@ use super::tls::Tls;
 /// The directory for hosts that have none of their own.
 const DEFAULT_DIRECTORY: &str = "_default";
 const HOSTS_FILE: &str = "hosts.toml";
-/// A file of hosts is written by hand; nobody writes this much.
+/// The longest `hosts.toml`. It is written by hand, and nobody writes this much.
 const MAX_HOSTS_FILE: u64 = 1 << 20;
 
-/// How one registry is reached.
+/// The hosts of one registry.
 #[derive(Debug)]
 pub(super) struct Hosts {
     /// In the order they are asked.
@@ -36,9 +37,9 @@ pub(super) struct Hosts {
 /// One host of a registry.
 #[derive(Debug, Default)]
 pub(super) struct Host {
-    /// None: where the registry's name says.
+    /// `None` for the address in the registry's name.
     pub(super) url: Option<Url>,
-    /// What its API is below: `/v2`.
+    /// The root path of its API: `/v2`.
     pub(super) root: String,
     pub(super) capabilities: Capabilities,
     /// Sent to it with every request.
@@ -46,7 +47,7 @@ pub(super) struct Host {
     pub(super) tls: Tls,
 }
 
-/// Why a directory is of no use.
+/// The reason why a directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Problem {
     #[error("{}: {error}", path.display())]
@@ -58,16 +59,19 @@ pub(super) enum Problem {
 }
 
 impl Problem {
-    #[expect(clippy::needless_pass_by_value, reason = "the form that map_err wants")]
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "the form that map_err requires"
+    )]
     fn toml(error: toml::de::Error) -> Self {
         Self::Toml(error.to_string())
     }
 }
 
-/// What tells whether a file is still the one that was read; none where there is none.
+/// The identity of a file's version: inode, size, modification time. `None` if there is no file.
 type Identity = Option<(u64, u64, i64, i64)>;
 
-/// Every path that had a say, and how it was found.
+/// Every path that was consulted, with the identity that it had.
 #[derive(Debug, Default)]
 pub(super) struct Consulted(Vec<(PathBuf, Identity)>);
 
@@ -100,17 +104,18 @@ fn identity(path: &Path) -> Identity {
     ))
 }
 
-/// What the directories say of one registry.
+/// The result of looking up one registry in the directories.
 #[derive(Debug, Default)]
 pub(super) struct HostsLookup {
-    /// The directory is this registry's own, not the one for all.
+    /// Whether the directory is the registry's own, not `_default`.
     pub(super) is_own: bool,
-    /// None where there is no directory.
+    /// `None` if there is no directory.
     pub(super) hosts: Option<Result<Hosts, Problem>>,
     pub(super) consulted: Consulted,
 }
 
-/// The roots of such directories, as containerd's `config_path` names them: the first that knows a host counts.
+/// The roots of such directories, as in containerd's `config_path`. The first root with a directory
+/// for a host is used.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Roots(Vec<PathBuf>);
 
@@ -123,7 +128,7 @@ impl Roots {
         )
     }
 
-    /// Whether a directory names this very host. Blocks.
+    /// Whether a directory names this host. Blocking.
     pub(super) fn name(&self, host: &str) -> bool {
         self.0
             .iter()
@@ -131,7 +136,7 @@ impl Roots {
             .any(|directory| directory.is_dir())
     }
 
-    /// Blocks.
+    /// Looks up the directory for `host`. Blocking.
     pub(super) fn find(&self, host: &str) -> HostsLookup {
         let mut found = HostsLookup::default();
         for root in &self.0 {
@@ -153,7 +158,7 @@ impl Roots {
     }
 }
 
-/// Where a host's own directory may be; nowhere for what is no host's name.
+/// Returns the paths at which a host's own directory may be; none for an invalid host name.
 fn own_directories(root: &Path, host: &str) -> Vec<PathBuf> {
     if host.is_empty() || host.starts_with(['.', '_']) || host.contains(['/', '\0']) {
         return Vec::new();
@@ -169,7 +174,9 @@ fn own_directories(root: &Path, host: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-/// As containerd: what is wrong with `hosts.toml` is told, and the certificates beside it count.
+/// Reads `hosts.toml`. If it is missing or empty, the certificates beside it are used, as in
+/// containerd. Unlike in containerd, they are not used if it is invalid, which is an error.
+/// Blocking.
 fn read(directory: &Path, consulted: &mut Consulted) -> Result<Hosts, Problem> {
     let path = directory.join(HOSTS_FILE);
     if !consulted.look_at(&path) {
@@ -248,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_root_that_knows_a_host_counts() {
+    fn the_first_root_that_knows_a_host_is_used() {
         let one = place(&[("a.example/hosts.toml", "[host.'https://one']")]);
         let two = place(&[
             ("a.example/hosts.toml", "[host.'https://two']"),
@@ -261,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_had_a_say_is_watched() {
+    fn every_consulted_path_is_watched() {
         let root = place(&[
             ("a.example/hosts.toml", "ca = 'x.pem'"),
             ("a.example/x.pem", "1"),
