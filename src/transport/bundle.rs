@@ -1,4 +1,5 @@
-//! Everything that belongs to a twin: its manifests and blobs, and where each is read from.
+//! Everything that belongs to a converted image: its manifests and blobs, and where each is read
+//! from.
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -17,32 +18,34 @@ use crate::oci::{Descriptor, Digest, Manifest, Platform, Reference, translate};
 use crate::registry;
 use crate::store::{Object, Store};
 
-/// Indexes within the index that was named: nobody was seen to nest them deeper than two.
+/// The deepest nesting of indexes within the named one. Deeper than two was never seen.
 const MAX_NESTED: usize = 4;
-/// Manifests below one index: the images with the most platforms have some thirty, and an attestation for each.
+/// Manifests below one index: the images with the most platforms have some thirty, and an
+/// attestation for each.
 const MAX_CHILDREN: usize = 4096;
-/// A document whose size is not said is not read beyond this.
+/// A document of unknown size is not read beyond this.
 const MAX_UNSIZED: u64 = 8 << 20;
 
-/// A blob's bytes on their way to a destination.
+/// A blob's bytes as a stream to a destination.
 pub(super) type Bytes = BoxStream<'static, Result<bytes::Bytes, Failure>>;
 
-/// A twin and all it is made of.
+/// A converted image with all its manifests and blobs.
 #[derive(Debug)]
 pub(crate) struct ImageBundle {
     pub(crate) root: Manifest,
     /// Children first, without the root.
     pub(crate) children: Vec<Manifest>,
-    /// Each once.
+    /// Each listed once.
     pub(crate) blobs: Vec<Descriptor>,
     /// Children of its indexes that the source does not hold, or whose configurations it lacks.
     pub(crate) missing: Vec<Digest>,
 }
 
-/// Reads objects of a twin: from the store what was converted, from the source what passed through.
+/// A reader of a converted image's objects: converted ones from the store, unchanged ones from the
+/// source.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ImageReader<'a> {
-    /// What was converted here, if anything was.
+    /// The store with the converted objects, if there are any.
     pub(crate) store: Option<&'a Store>,
     pub(crate) endpoint: &'a Endpoint,
 }
@@ -56,25 +59,28 @@ impl ImageReader<'_> {
         Ok(found.map(|object| (store, object)))
     }
 
-    /// The manifest with this digest, be it ours or an original.
+    /// Returns the manifest with this digest, from the store or the source.
     pub(crate) async fn manifest(
         &self,
         digest: &Digest,
         media_type: &str,
     ) -> Result<Manifest, Failure> {
         let found = self.find_manifest(digest, media_type).await?;
-        found.ok_or_else(|| Failure::new(format!("the source does not have the manifest {digest}")))
+        found.ok_or_else(|| Failure::new(format!("manifest {digest} not found in the source")))
     }
 
-    /// The same; `None` when it is not there.
+    /// Returns the same; `None` if it does not exist.
     async fn find_manifest(
         &self,
         digest: &Digest,
         media_type: &str,
     ) -> Result<Option<Manifest>, Failure> {
-        let what = format!("reading the manifest {digest}");
+        let context = format!("reading the manifest {digest}");
         if let Some((store, object)) = self.find(digest).await? {
-            let bytes = store.read_all(&object).await.map_err(Failure::when(what))?;
+            let bytes = store
+                .read_all(&object)
+                .await
+                .map_err(Failure::when(context))?;
             let media_type = object.media_type.unwrap_or_else(|| media_type.to_owned());
             return Ok(Some(Manifest {
                 media_type,
@@ -88,11 +94,11 @@ impl ImageReader<'_> {
         } = self.endpoint;
         match source.manifest(repository, &reference).await {
             Err(registry::Error::NotFound) => Ok(None),
-            found => found.map(Some).map_err(Failure::when(what)),
+            found => found.map(Some).map_err(Failure::when(context)),
         }
     }
 
-    /// The size of an object; `None` when it is not there.
+    /// Returns the size of an object; `None` if it does not exist.
     async fn size(&self, digest: &Digest) -> Result<Option<u64>, Failure> {
         if let Some((_, object)) = self.find(digest).await? {
             return Ok(Some(object.size));
@@ -108,7 +114,8 @@ impl ImageReader<'_> {
         }
     }
 
-    /// The blob with its true size, where its descriptor does not say it.
+    /// Returns the blob's descriptor with its true size, which is looked up if the descriptor does
+    /// not state it.
     pub(super) async fn sized(&self, blob: &Descriptor) -> Result<Descriptor, Failure> {
         let size = match blob.known_size() {
             Some(size) => size,
@@ -121,7 +128,8 @@ impl ImageReader<'_> {
         ))
     }
 
-    /// Whether the configuration of an image is there: sparse copies hold manifests of which they hold nothing more.
+    /// Whether the configuration of an image exists. Sparse copies hold manifests without anything
+    /// that these name.
     async fn holds_config(&self, manifest: &Manifest) -> Result<bool, Failure> {
         match serde_json::from_slice::<ImageManifest>(&manifest.bytes) {
             Ok(image) if is_image(manifest) && image.config.urls.is_empty() => {
@@ -131,7 +139,7 @@ impl ImageReader<'_> {
         }
     }
 
-    /// All bytes of a small blob.
+    /// Returns all bytes of a small blob.
     pub(crate) async fn bytes(&self, blob: &Descriptor) -> Result<Vec<u8>, Failure> {
         let limit = blob.known_size().unwrap_or(MAX_UNSIZED);
         let mut stream = self.blob(blob).await?;
@@ -148,7 +156,7 @@ impl ImageReader<'_> {
         Ok(bytes)
     }
 
-    /// The blob's file, if it lies in a store that goes with this process.
+    /// Returns the blob's file, if it is in a scratch store, which is deleted with this process.
     pub(super) async fn scratch_file(&self, blob: &Descriptor) -> Result<Option<PathBuf>, Failure> {
         Ok(self
             .find(&blob.digest)
@@ -156,14 +164,14 @@ impl ImageReader<'_> {
             .and_then(|(store, object)| store.scratch_file(&object)))
     }
 
-    /// The bytes of a blob, as a stream.
+    /// Returns the bytes of a blob, as a stream.
     pub(crate) async fn blob(&self, blob: &Descriptor) -> Result<Bytes, Failure> {
-        let what = format!("reading {}", blob.digest);
+        let context = format!("reading {}", blob.digest);
         if let Some((store, object)) = self.find(&blob.digest).await? {
             let stream = store
                 .read(&object, 0..object.size)
                 .await
-                .map_err(Failure::when(what))?;
+                .map_err(Failure::when(context))?;
             return Ok(stream.map_err(Failure::from_error).boxed());
         }
         let Endpoint {
@@ -172,13 +180,14 @@ impl ImageReader<'_> {
         let body = source
             .blob(repository, &blob.digest, None)
             .await
-            .map_err(Failure::when(what))?;
+            .map_err(Failure::when(context))?;
         Ok(body.stream.map_err(Failure::from_error).boxed())
     }
 }
 
 impl ImageBundle {
-    /// Finds out what belongs to `root`. An index may hold indexes, artifacts and other blobs, and may lack children.
+    /// Collects everything that belongs to `root`. An index may hold indexes, artifacts and other
+    /// blobs, and may lack children.
     pub(crate) async fn pack(reader: ImageReader<'_>, root: Manifest) -> Result<Self, Failure> {
         let mut packing = Packing {
             reader,
@@ -205,7 +214,7 @@ impl ImageBundle {
         .counted()
     }
 
-    /// The only image there is, or an artifact.
+    /// Returns the bundle of a single image or artifact.
     pub(crate) fn of_image(root: Manifest) -> Result<Self, Failure> {
         Self {
             root,
@@ -216,7 +225,7 @@ impl ImageBundle {
         .counted()
     }
 
-    /// The image manifests of the bundle.
+    /// Returns the image manifests of the bundle.
     pub(crate) fn images(&self) -> Vec<&Manifest> {
         self.children
             .iter()
@@ -225,7 +234,8 @@ impl ImageBundle {
             .collect()
     }
 
-    /// Keeps only what is for one of `platforms`: a single image if one is left. Parcels of one image stay as they are.
+    /// Keeps only the images for one of `platforms`. The result is a single image if one is left.
+    /// Bundles of one image stay as they are.
     pub(crate) fn select(self, platforms: &[Platform]) -> Result<Self, Failure> {
         if !is_index(&self.root) {
             return Ok(self);
@@ -233,12 +243,12 @@ impl ImageBundle {
         let mut index: Index = parse(&self.root)?;
         let offered = self.offered(&index, None);
         let named = |(child, platform): &(Descriptor, Option<Platform>)| {
-            let fits = |theirs: &Platform| platforms.iter().any(|asked| asked.matches(theirs));
+            let fits = |platform: &Platform| platforms.iter().any(|asked| asked.matches(platform));
             platform.as_ref().is_some_and(fits).then(|| child.clone())
         };
         let mut chosen: Vec<_> = offered.iter().filter_map(named).collect();
         if chosen.is_empty() {
-            // As containerd does: an image for no platform may be for every one.
+            // As in containerd, an image without a platform may be for every platform.
             chosen.extend(
                 offered
                     .into_iter()
@@ -270,12 +280,13 @@ impl ImageBundle {
                     .map(Platform::to_string)
                     .collect::<Vec<_>>()
                     .join(", ");
-                Err(Failure::new(format!("the image has nothing for {asked}")))
+                Err(Failure::new(format!("image has nothing for {asked}")))
             }
         }
     }
 
-    /// The images below `index` that are here, each with its platform: its own, or that of the index it is in.
+    /// Returns the images of the bundle below `index`, each with its platform: its own, or that of
+    /// its index.
     fn offered(
         &self,
         index: &Index,
@@ -304,7 +315,7 @@ impl ImageBundle {
         offered
     }
 
-    /// Leaves children that are not here out of their indexes.
+    /// Removes missing children from their indexes.
     pub(crate) fn without_missing(self) -> Result<Self, Failure> {
         if self.missing.is_empty() {
             return Ok(self);
@@ -334,7 +345,8 @@ impl ImageBundle {
         Ok(kept)
     }
 
-    /// The same in OCI's words: only types change. What has no name there stays as it is.
+    /// Returns the bundle with OCI media types. Nothing else changes, and types without an OCI name
+    /// stay.
     pub(crate) fn translated_to_oci(self) -> Result<Self, Failure> {
         self.rewritten(|manifest, replacements| {
             Ok(translate::to_oci(manifest, |digest| {
@@ -343,7 +355,8 @@ impl ImageBundle {
         })
     }
 
-    /// Replaces documents by what `rewrite` gives for them and the replacements of what they name.
+    /// Replaces documents with the results of `rewrite`, which gets each document and the
+    /// replacements of the documents that it names.
     fn rewritten(
         self,
         rewrite: impl Fn(&Manifest, &HashMap<Digest, Descriptor>) -> Result<Option<Manifest>, Failure>,
@@ -367,19 +380,19 @@ impl ImageBundle {
         })
     }
 
-    /// Lists the blobs of all images beside those there are, each once.
+    /// Adds the blobs of all images to the list, each once.
     fn counted(mut self) -> Result<Self, Failure> {
         let mut blobs = std::mem::take(&mut self.blobs);
         let mut seen: HashSet<_> = blobs.iter().map(|blob| blob.digest.clone()).collect();
         for manifest in self.images() {
             let image: ImageManifest = match parse(manifest) {
                 Ok(image) => image,
-                // One odd child fails no index.
+                // An invalid child does not fail the index.
                 Err(_) if manifest.digest != self.root.digest => continue,
                 Err(error) => return Err(error),
             };
             let parts = image.layers.into_iter().chain([image.config]);
-            // What has URLs is fetched from them by whoever needs it; registries do not hold it.
+            // Clients fetch a blob with URLs from these; registries do not hold it.
             blobs.extend(
                 parts.filter(|blob| blob.urls.is_empty() && seen.insert(blob.digest.clone())),
             );
@@ -389,7 +402,7 @@ impl ImageBundle {
     }
 }
 
-/// A bundle that is being made.
+/// A bundle that is being built.
 struct Packing<'a> {
     reader: ImageReader<'a>,
     children: Vec<Manifest>,
@@ -399,7 +412,7 @@ struct Packing<'a> {
 }
 
 impl Packing<'_> {
-    /// Adds the children of an index that was found in `depth` others.
+    /// Adds the children of an index that is nested in `depth` others.
     fn add_children<'b>(
         &'b mut self,
         index: &'b Manifest,
@@ -417,7 +430,7 @@ impl Packing<'_> {
                 }
                 if self.seen.len() > MAX_CHILDREN {
                     return Err(Failure::new(format!(
-                        "the index holds more than {MAX_CHILDREN} manifests"
+                        "index holds more than {MAX_CHILDREN} manifests"
                     )));
                 }
                 self.add(child, depth).await?;
@@ -457,7 +470,7 @@ fn is_image(manifest: &Manifest) -> bool {
     manifest_kind(&manifest.media_type) == Some(ManifestKind::Image)
 }
 
-/// Whether a child of an index describes another, or is an artifact: it is nothing that runs.
+/// Whether a child of an index describes another child or is an artifact, so that it cannot run.
 fn is_beside(child: &Descriptor) -> bool {
     child.annotations.contains_key(REFERENCE_TYPE) || child.rest.contains_key("artifactType")
 }

@@ -1,4 +1,5 @@
-//! Opens what a location names: whoever names a registry on the command line also allows its address.
+//! Opens the source that a location names. Naming a registry on the command line also allows its
+//! address.
 
 use std::path::Path;
 
@@ -12,10 +13,10 @@ use crate::oci::manifest::Index;
 use crate::oci::{ImageName, Manifest, Reference, Repository};
 use crate::registry::{self, HostPattern, Logins, UpstreamConfig};
 
-/// The name that a layout or an archive is opened under.
+/// The name under which a layout or an archive is opened.
 const LOCAL_NAME: &str = "local";
 
-/// A source that is ready to be read, and what in it was named.
+/// An open source, and the image in it that was named.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     pub(crate) source: Source,
@@ -34,7 +35,7 @@ impl Endpoint {
         Self::open_with(config, location, plain_http, None)
     }
 
-    /// The same with `logins` that go before all others.
+    /// Opens `location` with `logins` that take precedence over all others.
     pub(crate) fn open_with(
         config: &registry::Config,
         location: &Location,
@@ -84,18 +85,19 @@ impl Endpoint {
         })
     }
 
-    /// The manifest or index that was named.
+    /// Returns the manifest or index that was named.
     pub(crate) async fn manifest(&self) -> Result<Manifest, Failure> {
-        let what = format!("{}/{} {}", self.source.name(), self.repository, self.wanted);
+        let context = format!("{}/{} {}", self.source.name(), self.repository, self.wanted);
         self.source
             .manifest(&self.repository, &self.wanted)
             .await
-            .map_err(Failure::when(what))
+            .map_err(Failure::when(context))
     }
 }
 
-/// Lets the registry of `image` be asked: the one that is configured by this name, else the one that containerd's
-/// directory of hosts describes, else the one that is where its name says. Docker Hub's address is known to `upstream`.
+/// Allows requests to the registry of `image`: as configured under this name, else as containerd's
+/// directory of hosts describes it, else at the address in its name. The registry client knows
+/// Docker Hub's address.
 fn name_registry(
     config: &mut registry::Config,
     image: &ImageName,
@@ -140,7 +142,7 @@ fn name_local(config: &mut registry::Config, scheme: &str, path: &Path) -> Resul
     Ok(())
 }
 
-/// As Docker does: registries on this very machine are asked without TLS.
+/// Whether a registry is on this machine. As in Docker, such a registry is asked without TLS.
 fn is_loopback(host: &str) -> bool {
     let name = host.rsplit_once(':').map_or(host, |(name, _port)| name);
     name == "localhost"
@@ -157,7 +159,7 @@ fn local_url(scheme: &str, path: &Path) -> Result<String, Failure> {
     Ok(format!("{scheme}:{path}"))
 }
 
-/// Layouts and archives have no repositories; the name only has to be one.
+/// Returns a placeholder, because layouts and archives have no repositories.
 fn local_repository() -> Result<Repository, Failure> {
     "image".parse().map_err(Failure::from_error)
 }
@@ -170,13 +172,15 @@ fn reference(location: &Location) -> Result<Reference, Failure> {
     }
 }
 
-/// What a layout without a given tag means: its only image.
+/// Returns the only image of a layout, for a location without a tag.
 fn sole_reference(dir: &Path) -> Result<Reference, Failure> {
     let index = dir.join("index.json");
     let bytes = std::fs::read(&index)
         .map_err(Failure::when(format!("{} cannot be read", index.display())))?;
-    let index: Index = serde_json::from_slice(&bytes)
-        .map_err(Failure::when(format!("{} is no index", index.display())))?;
+    let index: Index = serde_json::from_slice(&bytes).map_err(Failure::when(format!(
+        "{} is not an index",
+        index.display()
+    )))?;
     let images: Vec<_> = index
         .manifests
         .iter()
@@ -214,14 +218,14 @@ mod tests {
         write(&format!("{image},{artifact}"));
         assert!(
             sole_reference(dir.path()).is_ok(),
-            "an artifact is no image"
+            "an artifact is not an image"
         );
         write(&format!("{image},{image}"));
         assert!(sole_reference(dir.path()).is_err());
     }
 
     #[test]
-    fn only_loopback_hosts_are_plain_http_by_themselves() {
+    fn only_loopback_hosts_default_to_plain_http() {
         for host in ["localhost", "localhost:5000", "127.0.0.1:5000", "127.1.2.3"] {
             assert!(is_loopback(host), "{host}");
         }

@@ -14,8 +14,8 @@ use crate::oci::annotations::{LAYER_DIGEST, TOC_DIGEST};
 use crate::oci::manifest::ImageManifest;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
 
-/// The TOCs of the bundle's layers as an image: those that were `made` with them, and those the
-/// source has of layers that passed through.
+/// Returns the TOCs of the bundle's layers as an image: those that were `made` with the layers, and
+/// those of unchanged layers from the source.
 pub(crate) async fn of_bundle(
     made: Option<&Manifest>,
     reader: ImageReader<'_>,
@@ -24,11 +24,11 @@ pub(crate) async fn of_bundle(
     let made = made.map(parse::<ImageManifest>).transpose()?;
     let held = of_source(reader.endpoint, &layers(bundle)).await;
     let mut known = HashSet::new();
-    let ours: HashSet<_> = bundle.blobs.iter().map(|blob| &blob.digest).collect();
+    let digests: HashSet<_> = bundle.blobs.iter().map(|blob| &blob.digest).collect();
     let mut image: Option<ImageManifest> = None;
     for mut other in made.into_iter().chain(held) {
         other.layers.retain(|toc| {
-            layer_of(toc).is_some_and(|layer| ours.contains(&layer) && known.insert(layer))
+            layer_of(toc).is_some_and(|layer| digests.contains(&layer) && known.insert(layer))
         });
         match &mut image {
             Some(image) => image.layers.append(&mut other.layers),
@@ -43,7 +43,7 @@ pub(crate) async fn of_bundle(
     ImageBundle::of_image(Manifest::new(media_type, bytes.into())).map(Some)
 }
 
-/// The layers of a bundle's images.
+/// Returns the layers of a bundle's images.
 pub(crate) fn layers(bundle: &ImageBundle) -> Vec<Descriptor> {
     let images = bundle
         .images()
@@ -52,8 +52,8 @@ pub(crate) fn layers(bundle: &ImageBundle) -> Vec<Descriptor> {
     images.flat_map(|image| image.layers).collect()
 }
 
-/// The image of TOCs beside the one that `endpoint` names. It is asked for only if a layer may have its TOC there; an
-/// image that cannot be had is none.
+/// Returns the image of TOCs that belongs to the image that `endpoint` names. It is requested only
+/// if a layer may have its TOC there. Any failure counts as none.
 pub(crate) async fn of_source(endpoint: &Endpoint, layers: &[Descriptor]) -> Option<ImageManifest> {
     let may_be = layers
         .iter()
@@ -73,7 +73,7 @@ async fn manifest(
     endpoint.source.manifest(repository, reference).await.ok()
 }
 
-/// The layer that a TOC is of.
+/// Returns the layer that a TOC belongs to.
 pub(crate) fn layer_of(toc: &Descriptor) -> Option<Digest> {
     toc.annotations
         .get(LAYER_DIGEST)

@@ -1,4 +1,5 @@
-//! Where an image is: `HOST/repo:tag[@digest]`, `oci:DIR[:tag][@digest]`, `docker-archive:FILE[:reference]`, or a file.
+//! The location of an image: `HOST/repo:tag[@digest]`, `oci:DIR[:tag][@digest]`,
+//! `docker-archive:FILE[:reference]`, or a file.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -6,7 +7,7 @@ use std::str::FromStr;
 use crate::oci::name::{self, DEFAULT_TAG, ParseImageNameError, split_host, split_tag};
 use crate::oci::{Digest, ImageName, Reference, Repository, Tag};
 
-/// A place that holds an image or takes one.
+/// A place that an image is read from or written to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Location {
     Registry(ImageName),
@@ -18,7 +19,7 @@ pub(crate) enum Location {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LayoutImage {
     pub(crate) dir: PathBuf,
-    /// The image's name without host and tag, where it is named in full, as skopeo allows.
+    /// The image's name without host and tag, if it is named in full, as skopeo allows.
     pub(crate) repository: Option<Repository>,
     pub(crate) tag: Option<Tag>,
     pub(crate) digest: Option<Digest>,
@@ -32,7 +33,7 @@ pub(crate) struct ArchiveImage {
     pub(crate) reference: Option<String>,
 }
 
-/// The text names no image.
+/// The error of a text that names no image.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{text:?} names no image: {reason} (HOST/repository:tag, oci:DIR[:tag] or docker-archive:FILE[:name:tag])"
@@ -43,7 +44,7 @@ pub(crate) struct ParseLocationError {
 }
 
 impl Location {
-    /// What names the image's manifest: the digest where one is given, else the tag.
+    /// Returns the reference of the image's manifest: the digest if there is one, else the tag.
     pub(crate) fn reference(&self) -> Option<Reference> {
         let (tag, digest) = match self {
             Self::Registry(image) => return image.reference(),
@@ -53,7 +54,8 @@ impl Location {
         digest.map(Reference::Digest).or(tag.map(Reference::Tag))
     }
 
-    /// The image with this digest in the same place. An archive has no more than the one.
+    /// Returns the location of the image with this digest in the same place. An archive has only
+    /// one image.
     #[must_use]
     pub(crate) fn at(&self, digest: &Digest) -> Self {
         let mut location = self.clone();
@@ -67,20 +69,20 @@ impl Location {
 }
 
 impl ArchiveImage {
-    /// The tag at the end of the name inside.
+    /// Returns the tag at the end of the name inside.
     fn tag(&self) -> Option<Tag> {
         let name = self.reference.as_deref()?;
         let (_, tag) = name.rsplit_once(':').unwrap_or((name, DEFAULT_TAG));
         tag.parse().ok()
     }
 
-    /// The name inside without host and tag, for what it is among several.
+    /// Returns the name inside without host and tag, which selects one of several images.
     pub(crate) fn repository(&self) -> Option<Repository> {
         repository_of(self.reference.as_deref()?)
     }
 }
 
-/// A name without its host and its tag.
+/// Returns the path of a name without its host and its tag.
 fn repository_of(name: &str) -> Option<Repository> {
     let (name, _) = split_tag(name);
     let (_, path) = split_host(name);
@@ -127,7 +129,7 @@ fn layout(text: &str) -> Result<LayoutImage, String> {
         });
     }
     let (dir, tag) = match text.rsplit_once(':') {
-        // A colon inside of the path is no tag's.
+        // A colon inside the path does not begin a tag.
         Some((dir, tag)) if !tag.contains('/') && !Path::new(text).is_dir() => {
             (dir, Some(tag.parse().map_err(describe)?))
         }
@@ -176,10 +178,10 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_prefix_is_in_a_registry() {
+    fn a_name_without_a_prefix_is_in_a_registry() {
         for text in ["docker://ghcr.io/x/y:z", "ghcr.io/x/y:z"] {
             let Location::Registry(image) = parsed(text) else {
-                panic!("{text} is a registry's")
+                panic!("{text} is in a registry")
             };
             assert_eq!(image.to_string(), "ghcr.io/x/y:z");
         }
@@ -242,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_told() {
+    fn invalid_locations_are_errors() {
         for text in [
             "",
             "oci:",

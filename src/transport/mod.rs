@@ -4,7 +4,7 @@
 //! Upstreams ▶ Source ─ Registry ▶ the client of one registry
 //!                    └ Layout   ▶ a directory or a tar
 //!
-//! Location ▶ Endpoint (a source and what in it was named) ▶ ImageBundle ▶ Destination
+//! Location ▶ Endpoint (a source and the image named in it) ▶ ImageBundle ▶ Destination
 //! ```
 
 mod bundle;

@@ -1,4 +1,5 @@
-//! Which child of an index is taken: containerd's choice for a platform (`platforms/compare.go`, `Only`).
+//! Chooses the child of an index for a platform, as containerd does (`platforms/compare.go`,
+//! `Only`).
 
 use std::collections::BTreeSet;
 
@@ -7,7 +8,7 @@ use crate::failure::Failure;
 use crate::oci::manifest::{DescriptorPlatform, Index};
 use crate::oci::{Descriptor, Manifest, Platform};
 
-/// The image of `index` for a platform.
+/// Returns the image of `index` for a platform.
 pub(crate) fn child_of(index: &Manifest, wanted: &Platform) -> Result<Descriptor, Failure> {
     let children = parse::<Index>(index)?.manifests;
     choose(&children, wanted).cloned().ok_or_else(|| {
@@ -19,12 +20,13 @@ pub(crate) fn child_of(index: &Manifest, wanted: &Platform) -> Result<Descriptor
             .collect::<Vec<_>>()
             .join(", ");
         Failure::new(format!(
-            "the image has nothing for {wanted}, but for {offered}"
+            "image has nothing for {wanted}, only for {offered}"
         ))
     })
 }
 
-/// The child that containerd would take on a machine of this platform: the closest one, then one of no platform.
+/// Returns the child that containerd would choose on a machine of this platform: the closest one,
+/// else one without a platform.
 fn choose<'a>(children: &'a [Descriptor], wanted: &Platform) -> Option<&'a Descriptor> {
     let platform = |child: &Descriptor| {
         child
@@ -40,7 +42,7 @@ fn choose<'a>(children: &'a [Descriptor], wanted: &Platform) -> Option<&'a Descr
     closest.or_else(|| children.iter().find(|child| child.platform.is_none()))
 }
 
-/// All platforms whose programs run on this one, the best first.
+/// Returns all platforms whose programs run on this one, the best first.
 fn runnable(platform: &Platform) -> Vec<Platform> {
     let first = normalised(platform);
     let like = |architecture: &str, variant: Option<String>| Platform {
@@ -72,7 +74,7 @@ fn runnable(platform: &Platform) -> Vec<Platform> {
     std::iter::once(first).chain(others).collect()
 }
 
-/// The one spelling of a platform that has several.
+/// Returns the canonical spelling of a platform that has several.
 fn normalised(platform: &Platform) -> Platform {
     let variant = match (platform.architecture.as_str(), platform.variant.as_deref()) {
         ("amd64", Some("v1")) | ("arm64", Some("v8" | "8")) | (_, Some("")) => None,
@@ -90,7 +92,7 @@ mod tests {
     use super::*;
     use crate::oci::Digest;
 
-    /// The platform of the child that is taken from those offered, `-` being one without.
+    /// Returns the platform of the chosen child; `-` stands for a child without one.
     fn taken(offered: &[&str], wanted: &str) -> Option<String> {
         let children: Vec<Descriptor> = offered.iter().map(|text| child(text)).collect();
         let child = choose(&children, &wanted.parse().unwrap())?;
@@ -112,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn the_closest_is_taken_whatever_its_place() {
+    fn the_closest_platform_is_chosen_in_any_position() {
         for (offered, wanted, expected) in [
             (
                 &["linux/arm64", "linux/386", "linux/amd64"][..],

@@ -25,12 +25,12 @@ pub struct Source {
 #[derive(Debug, Clone)]
 pub(super) enum Kind {
     Registry(Arc<Registry>),
-    /// One that is not configured.
+    /// A registry that is not configured.
     Hosted(Arc<Hosted>),
     Layout(Arc<Layout>),
 }
 
-/// What is asked in the end.
+/// The reader behind a source, with the current hosts.
 enum Reader {
     Registry(Arc<Registry>),
     Layout(Arc<Layout>),
@@ -44,7 +44,7 @@ impl Source {
         }
     }
 
-    /// The name in front of repositories: `docker.io`, `local`.
+    /// Returns the name in front of repositories: `docker.io`, `local`.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -57,7 +57,8 @@ impl Source {
         }
     }
 
-    /// Asks what `reference` names without counting as a pull where pulls are metered.
+    /// Resolves `reference` without a request that counts as a pull, for registries that meter
+    /// pulls.
     pub async fn resolve(
         &self,
         repository: &Repository,
@@ -72,7 +73,7 @@ impl Source {
         }
     }
 
-    /// The manifest, its digest checked, at most `MAX_MANIFEST_BYTES` long.
+    /// Returns the manifest, its digest verified, at most `MAX_MANIFEST_BYTES` long.
     pub async fn manifest(
         &self,
         repository: &Repository,
@@ -84,7 +85,7 @@ impl Source {
         }
     }
 
-    /// The size of a blob.
+    /// Returns the size of a blob.
     pub async fn blob_size(&self, repository: &Repository, digest: &Digest) -> Result<u64, Error> {
         match self.reader().await? {
             Reader::Registry(registry) => registry.blob_size(repository, digest).await,
@@ -92,7 +93,7 @@ impl Source {
         }
     }
 
-    /// The size of a blob, and the Starlift server that has it, if it is one.
+    /// Returns the size of a blob, and the Starlift server that has it, if it is one.
     pub async fn locate(
         &self,
         repository: &Repository,
@@ -104,9 +105,11 @@ impl Source {
         }
     }
 
-    /// A blob, whole or in part. A broken connection is taken up again where it broke; whole blobs are verified.
+    /// Returns a blob, whole or in part. A broken connection is resumed where it broke off. Whole
+    /// blobs are verified.
     ///
-    /// A range is cut at the blob's end; one that starts behind it is [`Error::RangeNotSatisfiable`].
+    /// A range is cut at the blob's end. One that starts at the end or after it is
+    /// [`Error::RangeNotSatisfiable`].
     pub async fn blob(
         &self,
         repository: &Repository,
@@ -119,7 +122,7 @@ impl Source {
         }
     }
 
-    /// A part of a blob; a Starlift server is told what for.
+    /// Returns a part of a blob. A Starlift server also gets the purpose.
     pub async fn blob_for(
         &self,
         repository: &Repository,
@@ -137,8 +140,8 @@ impl Source {
         }
     }
 
-    /// The last `len` bytes of a blob, all of it where it is shorter, and its size: one request wherever suffix ranges
-    /// are understood, which nearly all registries and stores do.
+    /// Returns the last `len` bytes of a blob, or all of it if it is shorter, and its size. This is
+    /// one request if suffix ranges are supported, as by nearly all registries and stores.
     pub async fn blob_tail(
         &self,
         repository: &Repository,
@@ -151,7 +154,8 @@ impl Source {
         }
     }
 
-    /// Tags in lexical order, at most `n` of them (the upstream may give fewer), behind `last`.
+    /// Returns tags in lexical order, at most `n` of them (the upstream may return fewer), after
+    /// `last`.
     pub async fn tags(
         &self,
         repository: &Repository,
@@ -164,7 +168,7 @@ impl Source {
         }
     }
 
-    /// The upstream's referrers of `digest`, by API or by tag schema; empty where it has none.
+    /// Returns the upstream's referrers of `digest`, by API or by tag schema; empty if it has none.
     pub async fn referrers(
         &self,
         repository: &Repository,
@@ -176,8 +180,8 @@ impl Source {
         }
     }
 
-    /// The blob that `choose` picks from an artifact's manifest, whole, at most `MAX_DOCUMENT` bytes; `None` where it
-    /// picks none.
+    /// Returns the blob that `choose` picks from an artifact's manifest, whole, at most
+    /// `MAX_DOCUMENT` bytes; `None` if it picks none.
     pub async fn document(
         &self,
         repository: &Repository,
@@ -206,7 +210,8 @@ impl Source {
         Ok(Some(pieces.concat().into()))
     }
 
-    /// Sends a blob of `size` bytes unless the registry has it already. The stream is read once: no retries.
+    /// Sends a blob of `size` bytes unless the registry has it already. The stream is read once: no
+    /// retries.
     pub async fn push_blob(
         &self,
         repository: &Repository,
@@ -222,7 +227,7 @@ impl Source {
         }
     }
 
-    /// Puts a manifest under a tag or its digest; all that it names must be there.
+    /// Puts a manifest under a tag or its digest. Everything that it names must exist.
     pub async fn push_manifest(
         &self,
         repository: &Repository,
@@ -239,7 +244,8 @@ impl Source {
         }
     }
 
-    /// Puts a manifest that refers to `subject`, and lists it among the referrers. What it names must be there.
+    /// Puts a manifest that refers to `subject`, and lists it among the referrers. Everything that
+    /// it names must exist.
     pub async fn push_referrer(
         &self,
         repository: &Repository,

@@ -1,5 +1,5 @@
-//! All upstreams by their names: those that the configuration gives, and those that it allows to be
-//! dialled.
+//! All upstreams by their names: those that are configured, and those that the configuration allows
+//! to be dialled.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,7 +11,8 @@ use super::source::{Kind, Source};
 use crate::oci::hub::canonical_host;
 use crate::registry::{Builder, Config, Error, Hosted, Logins, UpstreamConfig, bare_host, excerpt};
 
-/// How many registries that are not configured are remembered; their tokens are in the memory of all.
+/// The most registries that are remembered without being configured. Their tokens are in the shared
+/// caches.
 const MAX_OTHERS: usize = 1024;
 /// The longest name of one, with its port: DNS allows 253 bytes.
 const MAX_NAME: usize = 300;
@@ -24,19 +25,20 @@ pub struct Upstreams(Arc<Inner>);
 struct Inner {
     builder: Arc<Builder>,
     configured: HashMap<String, Source>,
-    /// Names of configured upstreams by `host[:port]`: what mirror clients send for them as `ns`.
+    /// Names of configured upstreams by `host[:port]`, which mirror clients send as `ns`.
     by_host: HashMap<String, String>,
     others: Mutex<HashMap<String, Source>>,
 }
 
 impl Upstreams {
-    /// Reads certificates and opens connection pools; dials nobody.
+    /// Reads certificates and opens connection pools. Dials no host.
     pub fn new(config: &Config) -> Result<Self, Error> {
         Self::build(config, None)
     }
 
-    /// The same where `logins` are asked for registries that the configuration has no credentials for, before Docker's
-    /// configuration is. They go to the registry itself and to no mirror of it.
+    /// Does the same with `logins`, which are asked before Docker's configuration if the
+    /// configuration has no credentials for a registry. They are sent to the registry itself, not
+    /// to its mirrors.
     pub fn with_logins(config: &Config, logins: Logins) -> Result<Self, Error> {
         Self::build(config, Some(logins))
     }
@@ -60,8 +62,8 @@ impl Upstreams {
         })))
     }
 
-    /// The upstream served under `name`: a configured name, the host (with or without port) of a configured URL, or
-    /// another host that may be dialled.
+    /// Returns the upstream served under `name`: a configured name, the host (with or without port)
+    /// of a configured URL, or another host that may be dialled.
     pub fn get(&self, name: &str) -> Result<Source, Error> {
         let name = canonical_host(name);
         let by_host = || {
@@ -89,7 +91,7 @@ impl Upstreams {
         Ok(source)
     }
 
-    /// Whether `name` is one the configuration gives.
+    /// Whether `name` is a configured name.
     pub fn is_configured(&self, name: &str) -> bool {
         self.0.configured.contains_key(canonical_host(name))
     }

@@ -1,5 +1,5 @@
-//! Writes an image as `docker save` of Docker 25 and later does: an OCI layout in a tar, with the `manifest.json` that
-//! every `docker load` and every other reader of such archives understands.
+//! Writes an image as `docker save` of Docker 25 and later does: an OCI layout in a tar, with the
+//! `manifest.json` that every `docker load` and every other reader of such archives understands.
 
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ use crate::transport::entries::toc_name;
 /// Tar counts in blocks of this many bytes.
 const BLOCK: usize = 512;
 
-/// An archive on its way: a temporary file beside the one it becomes.
+/// An archive that is being written, in a temporary file beside its destination.
 #[derive(Debug)]
 pub(crate) struct Archive {
     path: PathBuf,
@@ -68,7 +68,8 @@ impl Archive {
         self.put(&blob_name(&manifest.digest), &manifest.bytes)
     }
 
-    /// Ends the archive. The image of external TOCs is in `index.json` alone: it is none that `docker load` could load.
+    /// Finishes the archive. The image of external TOCs is only in `index.json`, because
+    /// `docker load` could not load it.
     pub(super) fn commit(
         mut self,
         root: &Manifest,
@@ -138,7 +139,8 @@ fn blob_name(digest: &Digest) -> String {
     format!("blobs/{}/{}", digest.algorithm().name(), digest.hex())
 }
 
-/// The ustar header of a regular file. Names here are short; sizes from 8 GiB on are written in base 256 as GNU does.
+/// Returns the ustar header of a regular file. Names here are short. Sizes from 8 GiB on are
+/// written in base 256, as GNU does.
 fn header(name: &str, size: u64) -> [u8; BLOCK] {
     let mut block = [0; BLOCK];
     let mut set = |at: usize, bytes: &[u8]| block[at..at + bytes.len()].copy_from_slice(bytes);

@@ -20,7 +20,8 @@ const LAYOUT_FILE: &str = "oci-layout";
 const LAYOUT_VERSION: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 const INDEX_FILE: &str = "index.json";
 
-/// A layout that an image is being added to. Blobs come one by one, `index.json` is replaced at the end.
+/// A layout that an image is being added to. Blobs come one by one, `index.json` is replaced at the
+/// end.
 #[derive(Debug)]
 pub(crate) struct Layout {
     dir: PathBuf,
@@ -28,13 +29,13 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// Opens the layout in `dir`, creating it where there is none.
+    /// Opens the layout in `dir`, and creates it if there is none.
     pub(super) fn open(dir: &Path, tag: Option<&Tag>) -> Result<Self, Failure> {
-        let what = format!("{} cannot be made an image layout", dir.display());
-        fs::create_dir_all(dir.join("blobs/sha256")).map_err(Failure::when(what.clone()))?;
+        let context = format!("{} cannot be made an image layout", dir.display());
+        fs::create_dir_all(dir.join("blobs/sha256")).map_err(Failure::when(context.clone()))?;
         if !dir.join(LAYOUT_FILE).exists() {
             write_atomically(&dir.join(LAYOUT_FILE), LAYOUT_VERSION.as_bytes())
-                .map_err(Failure::when(what))?;
+                .map_err(Failure::when(context))?;
         }
         Ok(Self {
             dir: dir.to_owned(),
@@ -68,16 +69,18 @@ impl Layout {
         }
         if hasher.finish() != blob.digest {
             return Err(Failure::new(format!(
-                "what should be {} has another digest",
+                "bytes of {} have another digest",
                 blob.digest
             )));
         }
         keep(file, &path).map_err(cannot())
     }
 
-    /// Gives `file`, whose bytes are the blob's, a name in the layout, on disk before it is visible.
+    /// Links `file`, which holds the blob's bytes, into the layout. The bytes are on disk before
+    /// the name is visible.
     ///
-    /// Fails where the blob is there already or the file lies elsewhere; then it can still be copied.
+    /// Fails if the blob exists already or the file is on another file system. It can then be
+    /// copied instead.
     pub(super) fn link(&self, blob: &Descriptor, file: &Path) -> io::Result<()> {
         let path = self.blob_path(&blob.digest);
         if let Some(folder) = path.parent() {
@@ -95,7 +98,8 @@ impl Layout {
         )))
     }
 
-    /// Puts `root` and gives it the tag, and the image of its external TOCs the tag that goes with it; other tags stay.
+    /// Puts `root` under the tag, and the image of its external TOCs under the tag that belongs to
+    /// it. Other tags stay.
     pub(super) fn commit(
         mut self,
         root: &Manifest,
@@ -115,13 +119,13 @@ impl Layout {
         })
     }
 
-    /// Lists a manifest that is there and refers to another; it has no tag.
+    /// Lists a manifest that exists and refers to another. It has no tag.
     pub(super) fn commit_referrer(&self, listed: Descriptor) -> Result<(), Failure> {
         let digest = listed.digest.clone();
         self.list(vec![listed], |other| other.digest == digest)
     }
 
-    /// Puts entries into the index in the place of those that they replace.
+    /// Puts entries into the index in the place of the entries that they replace.
     fn list(
         &self,
         entries: Vec<Descriptor>,
@@ -129,7 +133,7 @@ impl Layout {
     ) -> Result<(), Failure> {
         let path = self.dir.join(INDEX_FILE);
         let cannot = || Failure::when(format!("{} cannot be written", path.display()));
-        // Two commands that add to one layout at once must not forget each other's tag.
+        // Two commands that add to one layout at once must not lose each other's tag.
         let lock = File::open(&self.dir).map_err(cannot())?;
         lock.lock().map_err(cannot())?;
         let mut index = read_index(&path)?;
@@ -164,7 +168,8 @@ fn read_index(path: &Path) -> Result<Index, Failure> {
             ));
         }
     };
-    serde_json::from_slice(&bytes).map_err(Failure::when(format!("{} is no index", path.display())))
+    serde_json::from_slice(&bytes)
+        .map_err(Failure::when(format!("{} is not an index", path.display())))
 }
 
 #[cfg(test)]
@@ -235,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_linked_blob_is_there_once_its_link_is() {
+    fn a_linked_blob_exists_once_its_link_does() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::open(&dir.path().join("layout"), None).unwrap();
         let blob = Descriptor {

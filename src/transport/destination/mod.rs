@@ -1,9 +1,9 @@
-//! Carries a twin out of the store to where it was wanted.
+//! Copies a converted image from the store to its destination.
 //!
 //! ```text
 //! store ─┐                            ┌ OCI layout
 //!        ├▶ ImageBundle ▶ Destination ┼ docker archive
-//! source ┘ (what passed through)      └ registry
+//! source ┘ (unchanged objects)        └ registry
 //! ```
 
 mod archive;
@@ -23,7 +23,8 @@ use crate::oci::{Descriptor, Digest, ImageName, Manifest, Reference};
 use crate::profile::Artifact;
 use crate::registry;
 
-/// Where a twin goes. Each kind shows nothing of it before all of it is there.
+/// The destination of a converted image. Nothing of the image is visible before all of it is
+/// written.
 #[derive(Debug)]
 pub(crate) enum Destination {
     Layout(layout::Layout),
@@ -35,7 +36,7 @@ pub(crate) enum Destination {
 }
 
 impl Destination {
-    /// Makes ready to write to `location`.
+    /// Prepares to write to `location`.
     pub(crate) fn open(
         config: &registry::Config,
         location: &Location,
@@ -58,7 +59,7 @@ impl Destination {
         }
     }
 
-    /// Puts an artifact that refers to the image with the digest `subject`, which is there.
+    /// Puts an artifact that refers to the image with the digest `subject`, which exists.
     pub(crate) async fn attach(
         mut self,
         artifact: &Artifact,
@@ -74,7 +75,7 @@ impl Destination {
                 .await?;
             }
         }
-        let what = format!("attaching {} to {subject}", artifact.manifest.digest);
+        let context = format!("attaching {} to {subject}", artifact.manifest.digest);
         match self {
             Self::Layout(mut layout) => {
                 layout.put_manifest(&artifact.manifest)?;
@@ -88,7 +89,7 @@ impl Destination {
                 source
                     .push_referrer(repository, subject, &artifact.manifest, &listed)
                     .await
-                    .map_err(Failure::when(what))
+                    .map_err(Failure::when(context))
             }
             Self::Archive(_) => Err(Failure::new("an archive holds an image alone")),
         }
@@ -99,7 +100,8 @@ impl Destination {
         matches!(location, Location::Archive(_))
     }
 
-    /// The folder beside which temporary files may lie so that they are on the destination's file system.
+    /// Returns the folder beside which temporary files may lie so that they are on the
+    /// destination's file system.
     pub(crate) fn folder(location: &Location) -> Option<&Path> {
         match location {
             Location::Layout(image) => image.dir.parent(),
@@ -129,7 +131,7 @@ impl Destination {
         }
     }
 
-    /// Puts the blob by giving its file a second name, where that is possible.
+    /// Puts the blob by a second name for its file. Returns whether that was possible.
     fn link(&self, blob: &Descriptor, file: &Path) -> bool {
         match self {
             Self::Layout(layout) => layout.link(blob, file).is_ok(),
@@ -153,12 +155,13 @@ impl Destination {
         }
     }
 
-    /// Whether what is written is an OCI layout, in which nobody looks for Docker's types.
+    /// Whether the destination is an OCI layout, in which readers do not expect Docker's types.
     pub(crate) fn is_layout(location: &Location) -> bool {
         matches!(location, Location::Layout(_) | Location::Archive(_))
     }
 
-    /// Puts the root manifest and makes everything visible; the image of its external TOCs is named after it.
+    /// Puts the root manifest and makes everything visible. The image of its external TOCs is named
+    /// after it.
     async fn commit(self, root: &Manifest, tocs: Option<&Manifest>) -> Result<(), Failure> {
         match self {
             Self::Layout(layout) => layout.commit(root, tocs),
@@ -177,7 +180,7 @@ impl Destination {
 }
 
 impl ImageBundle {
-    /// Carries everything to `destination`, the root last, and `tocs` beside it.
+    /// Copies everything to `destination`, the root last, and `tocs` beside it.
     pub(crate) async fn deliver(
         &self,
         reader: ImageReader<'_>,
@@ -216,7 +219,7 @@ impl ImageBundle {
     }
 }
 
-/// A push by digest alone is possible; a tag is what gives it a name.
+/// Returns the tag to push to. A location without a tag, or with a digest, is an error.
 fn pushed_reference(image: &ImageName) -> Result<Reference, Failure> {
     match (&image.tag, &image.digest) {
         (Some(tag), None) => Ok(Reference::Tag(tag.clone())),
@@ -230,12 +233,12 @@ async fn push_blob(endpoint: &Endpoint, blob: &Descriptor, bytes: Bytes) -> Resu
     let bytes = bytes
         .map(|piece| piece.map_err(std::io::Error::other))
         .boxed();
-    let what = format!("pushing {}", blob.digest);
+    let context = format!("pushing {}", blob.digest);
     endpoint
         .source
         .push_blob(&endpoint.repository, &blob.digest, blob.size, bytes)
         .await
-        .map_err(Failure::when(what))
+        .map_err(Failure::when(context))
 }
 
 async fn push_manifest(
@@ -243,10 +246,10 @@ async fn push_manifest(
     reference: &Reference,
     manifest: &Manifest,
 ) -> Result<(), Failure> {
-    let what = format!("pushing the manifest {}", manifest.digest);
+    let context = format!("pushing the manifest {}", manifest.digest);
     endpoint
         .source
         .push_manifest(&endpoint.repository, reference, manifest)
         .await
-        .map_err(Failure::when(what))
+        .map_err(Failure::when(context))
 }

@@ -1,5 +1,5 @@
-//! The older form of `docker save`: `manifest.json` names a configuration and tars, and there is no manifest to serve.
-//! One is made: Docker's schema 2 over the files as they lie.
+//! The older form of `docker save`: `manifest.json` names a configuration and tars, without a
+//! manifest to serve. A manifest of Docker's schema 2 is generated over the files as they are.
 
 use std::collections::HashMap;
 
@@ -28,8 +28,8 @@ struct Saved {
 /// The list of images in an archive.
 pub(super) const LIST: &str = "manifest.json";
 
-/// Adds the images of an archive that are not among `images` yet. Every file is read once, for its digest, however many
-/// images name it.
+/// Adds the images of an archive that are not among `images` yet. Every file is read once, for its
+/// digest, even if many images name it.
 pub(super) fn load(images: Images) -> Result<Images, Error> {
     let list = match images.files().open(LIST) {
         Ok(list) => list.read(MAX_MANIFEST_BYTES)?,
@@ -61,13 +61,13 @@ pub(super) fn load(images: Images) -> Result<Images, Error> {
     Ok(loading.images)
 }
 
-fn malformed(what: &str) -> Error {
-    Error::Malformed(format!("the archive: {what}"))
+fn malformed(problem: &str) -> Error {
+    Error::Malformed(format!("the archive: {problem}"))
 }
 
 struct Loading {
     images: Images,
-    /// By where a file starts: names may be links to one file.
+    /// By the offset of a file, because several names may be links to one file.
     described: HashMap<u64, Described>,
 }
 
@@ -109,7 +109,8 @@ impl Loading {
         Ok(())
     }
 
-    /// Hashes a file and makes it readable by its digest. A file that is named but absent is the archive's fault.
+    /// Hashes a file and makes it readable by its digest. If a named file is absent, the archive is
+    /// malformed.
     fn describe(&mut self, name: &str) -> Result<Described, Error> {
         let extent = self
             .images

@@ -17,7 +17,7 @@ use super::tar::TarIndex;
 use crate::oci::Digest;
 use crate::registry::Error;
 
-/// What one read of a file takes: large enough to hash at full speed, small enough to hold many.
+/// The size of one read of a file: large enough to hash at full speed, small enough to hold many.
 const CHUNK: u64 = 256 << 10;
 
 /// Files by name.
@@ -27,7 +27,7 @@ pub(super) enum Files {
     Archive { file: Arc<File>, index: TarIndex },
 }
 
-/// Where a file's bytes are.
+/// The location of a file's bytes.
 #[derive(Debug, Clone)]
 pub(super) enum Extent {
     File {
@@ -42,14 +42,14 @@ impl Files {
     pub(super) fn directory(path: &Path) -> Result<Self, Error> {
         let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
         let directory = openat(CWD, path, flags, Mode::empty());
-        // An absent layout is no absent image: the configuration is wrong.
+        // A missing layout is not a missing image but an error in the configuration.
         let directory = directory.map_err(|error| {
             Error::Unavailable(format!("the layout {}: {error}", path.display()))
         })?;
         Ok(Self::Directory(Arc::new(directory.into())))
     }
 
-    /// The files of a tar; a compressed one is inflated into a file without a name first.
+    /// Opens the files of a tar. A compressed one is first inflated into an unnamed file.
     pub(super) fn archive(file: File) -> Result<Self, Error> {
         let file = inflate::plain(file)?;
         let index = TarIndex::read(&file)?;
@@ -59,18 +59,18 @@ impl Files {
         })
     }
 
-    /// Opens the regular file `name`; a symbolic link that leads out of the directory is an error.
+    /// Opens the regular file `name`. A symbolic link that leads out of the directory is an error.
     pub(super) fn open(&self, name: &str) -> Result<Extent, Error> {
         match self {
             Self::Directory(directory) => {
-                // Without NONBLOCK a fifo in the place of a blob would be waited for.
+                // Without NONBLOCK, opening a FIFO in the place of a blob would block.
                 let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
                 let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
                 let file = openat2(directory, name, flags, Mode::empty(), beneath);
                 let file = File::from(file.map_err(|error| failed(&error.into()))?);
                 let metadata = file.metadata().map_err(|error| failed(&error))?;
                 if !metadata.is_file() {
-                    return Err(Error::Malformed(format!("{name} is no regular file")));
+                    return Err(Error::Malformed(format!("{name} is not a regular file")));
                 }
                 Ok(Extent::File {
                     file: Arc::new(file),
@@ -98,7 +98,7 @@ impl Extent {
         }
     }
 
-    /// Where in its file this starts, in bytes.
+    /// Returns the position in its file at which this extent starts, in bytes.
     pub(super) fn offset(&self) -> u64 {
         match self {
             Self::File { offset, .. } => *offset,
@@ -106,7 +106,7 @@ impl Extent {
         }
     }
 
-    /// All bytes, if they are at most `limit`. Blocks.
+    /// Returns all bytes if they are at most `limit`. Blocking.
     pub(super) fn read(&self, limit: u64) -> Result<Bytes, Error> {
         if self.size() > limit {
             return Err(Error::TooLarge { limit });
@@ -114,7 +114,7 @@ impl Extent {
         self.read_at(0..self.size())
     }
 
-    /// Blocks.
+    /// Returns the bytes of `range`. Blocking.
     fn read_at(&self, range: Range<u64>) -> Result<Bytes, Error> {
         let length = usize::try_from(range.end - range.start);
         let length = length.map_err(|error| Error::Unavailable(error.to_string()))?;
@@ -133,7 +133,7 @@ impl Extent {
         }
     }
 
-    /// The digest of all bytes, and the first four of them. Blocks.
+    /// Returns the digest of all bytes, and the first four of them. Blocking.
     pub(super) fn digest(&self) -> Result<(Digest, Bytes), Error> {
         let mut hasher = crate::oci::digest::Hasher::new(crate::oci::digest::Algorithm::Sha256);
         let mut position = 0;
@@ -145,7 +145,7 @@ impl Extent {
         Ok((hasher.finish(), self.read_at(0..self.size().min(4))?))
     }
 
-    /// The bytes of `range`, which lies within the file.
+    /// Returns the bytes of `range`, which lies within the file, as a stream.
     pub(super) fn stream(self, range: Range<u64>) -> BoxStream<'static, Result<Bytes, Error>> {
         let chunks = stream::try_unfold((self, range), |(extent, left)| async move {
             if left.is_empty() {

@@ -1,4 +1,4 @@
-//! The images among some files: what they are called, and their objects by digest.
+//! The images in a set of files: their names, and their objects by digest.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -29,7 +29,7 @@ pub(super) struct Entry {
     pub(super) descriptor: Descriptor,
 }
 
-/// A tag, with the repository where that is told.
+/// A tag, with the repository if it is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Name {
     repository: Option<String>,
@@ -37,7 +37,7 @@ pub(super) struct Name {
 }
 
 impl Name {
-    /// `TAG` or `[HOST/]REPOSITORY:TAG`; `None` for what is neither.
+    /// Parses `TAG` or `[HOST/]REPOSITORY:TAG`; `None` for any other text.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let (without_digest, _) = split_digest(text);
         let (repository, tag) = match without_digest.rsplit_once(':') {
@@ -50,7 +50,7 @@ impl Name {
         })
     }
 
-    /// Whether two names may be of one image: `app:1` is `docker.io/library/app:1`.
+    /// Whether two names may mean one image: `app:1` is `docker.io/library/app:1`.
     fn is_like(&self, other: &Self) -> bool {
         let ends_with = |long: &str, short: &str| {
             long.strip_suffix(short)
@@ -61,7 +61,7 @@ impl Name {
         self.tag == other.tag && repositories.is_none_or(|(mine, theirs)| is_like(mine, theirs))
     }
 
-    /// Whether this names something in `repository`, as far as is told.
+    /// Whether the name may be in `repository`. A name without a repository may be in any.
     fn is_in(&self, repository: &Repository) -> bool {
         self.repository.as_deref().is_none_or(|mine| {
             let host_and_parents = mine.strip_suffix(repository.as_str());
@@ -96,7 +96,8 @@ impl Images {
                     .get(key)
                     .and_then(|value| value.as_str())
             };
-            // The name that tells the repository comes first: beside it, the bare tag would match every repository.
+            // The name with the repository comes first, because the bare tag would match every
+            // repository.
             let name = [CONTAINERD_NAME, REF_NAME]
                 .into_iter()
                 .filter_map(annotation)
@@ -109,7 +110,8 @@ impl Images {
         images
     }
 
-    /// Whether an image is listed under one of `names`, or any image where there are none, and its document is there.
+    /// Whether an image is listed under one of `names` (any image if there are none), and its
+    /// document exists.
     pub(super) fn holds(&self, names: &[Name]) -> bool {
         let is_named = |entry: &Entry| {
             names.is_empty()
@@ -160,7 +162,7 @@ impl Images {
         }
     }
 
-    /// The manifest or index with this digest; any other object is not found as one.
+    /// Returns the manifest or index with this digest. Any other object counts as not found.
     fn document(&self, digest: &Digest) -> Result<Manifest, Error> {
         let bytes = self.open(digest)?.read(MAX_MANIFEST_BYTES)?;
         match document::read(None, Some(digest.clone()), bytes) {
@@ -169,8 +171,9 @@ impl Images {
         }
     }
 
-    /// The image under a tag: in the repository if one is there, else anywhere if it is but one. An only image is
-    /// `latest` whatever it is called: who names a file and no tag means what is in it.
+    /// Returns the image under a tag: in the repository if there is one, else anywhere if there is
+    /// exactly one. A sole image is also `latest`, whatever its name, because a file named without
+    /// a tag means its content.
     fn find(&self, repository: &Repository, tag: &str) -> Option<&Descriptor> {
         let tagged = |entry: &&Entry| entry.names.iter().any(|name| name.tag == tag);
         let placed = |entry: &&Entry| {
@@ -195,7 +198,7 @@ impl Images {
         }
     }
 
-    /// Tags in lexical order: the repository's, or all where none is its.
+    /// Returns tags in lexical order: the repository's, or all if it has none.
     pub(super) fn tags(&self, repository: &Repository) -> Vec<String> {
         let names = || self.entries.iter().flat_map(|entry| &entry.names);
         let mut tags: BTreeSet<&str> = names()
@@ -208,7 +211,8 @@ impl Images {
         tags.into_iter().map(str::to_owned).collect()
     }
 
-    /// The entries whose `subject` is `digest`, described as the referrers API does (distribution-spec).
+    /// Returns the entries whose `subject` is `digest`, described as the referrers API does
+    /// (distribution-spec).
     pub(super) fn referrers(&self, digest: &Digest) -> Result<Vec<Descriptor>, Error> {
         #[derive(Deserialize)]
         struct Referring {
@@ -222,7 +226,7 @@ impl Images {
         for entry in &self.entries {
             let manifest = match self.document(&entry.descriptor.digest) {
                 Ok(manifest) => manifest,
-                // A partial copy lists what it does not hold.
+                // A partial copy lists manifests that it does not hold.
                 Err(Error::NotFound) => continue,
                 Err(error) => return Err(error),
             };
@@ -279,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn short_names_are_those_of_longer_ones() {
+    fn a_short_name_matches_longer_ones() {
         let is_like = |a: &str, b: &str| Name::parse(a).unwrap().is_like(&Name::parse(b).unwrap());
         assert!(
             is_like("app:1", "docker.io/library/app:1")
@@ -309,6 +313,6 @@ mod tests {
         };
         assert_eq!(find("team/b"), Some(Digest::sha256_of(b"team/b")));
         assert_eq!(find("team/a"), Some(Digest::sha256_of(b"team/a")));
-        assert_eq!(find("team/c"), None, "which of the two is not told");
+        assert_eq!(find("team/c"), None, "the tag alone is ambiguous");
     }
 }

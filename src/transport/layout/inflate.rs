@@ -1,5 +1,6 @@
-//! Compressed archives: `docker load` takes them, and some builders write no others. Files are read by position, so the
-//! archive is inflated into a file without a name, as skopeo does, which goes when nobody reads it any more.
+//! Compressed archives: `docker load` accepts them, and some builders write no others. Files are
+//! read by position, so the archive is inflated into an unnamed file, as skopeo does. The file is
+//! freed when its last reader closes it.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek as _};
@@ -9,20 +10,21 @@ use std::path::{Path, PathBuf};
 use super::io_error::failed;
 use crate::registry::Error;
 
-/// Most bytes that an archive may take when it is inflated: larger than any image, smaller than most disks.
+/// The most bytes that an archive may take when it is inflated: larger than any image, smaller than
+/// most disks.
 const MAX_INFLATED: u64 = 256 << 30;
-/// Largest window of a zstd frame: 2^27 bytes, libzstd's own default limit.
+/// The largest window of a zstd frame: 2^27 bytes, libzstd's own default limit.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
-/// Bytes read at once.
+/// The bytes that are read at once.
 const PIECE: usize = 256 << 10;
 
-/// How a file is compressed.
+/// The compression of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Compression {
     None,
     Gzip,
     Zstd,
-    /// One that is known by its first bytes and not read here.
+    /// A compression that is recognised by its first bytes but not supported.
     Other(&'static str),
 }
 
@@ -40,7 +42,7 @@ impl Compression {
     }
 }
 
-/// The archive as a plain tar. Blocks.
+/// Returns the archive as a plain tar. Blocking.
 pub(super) fn plain(file: File) -> Result<File, Error> {
     let mut magic = [0; 6];
     let read = file
@@ -71,7 +73,7 @@ fn from_start(mut file: File) -> Result<BufReader<File>, Error> {
     Ok(BufReader::with_capacity(PIECE, file))
 }
 
-/// Writes what `source` gives into a file without a name.
+/// Writes the output of `source` into an unnamed file.
 fn inflated(source: impl Read, limit: u64) -> Result<File, Error> {
     let unreadable =
         |error: io::Error| Error::Malformed(format!("the archive cannot be inflated: {error}"));
@@ -83,7 +85,8 @@ fn inflated(source: impl Read, limit: u64) -> Result<File, Error> {
     Ok(file)
 }
 
-/// Where large files are put that outlive no process: `TMPDIR`, else `/var/tmp`, because `/tmp` is often memory.
+/// Returns the folder for large temporary files, which do not outlive the process: `TMPDIR`, else
+/// `/var/tmp`, because `/tmp` is often in memory.
 fn folder() -> PathBuf {
     let large = Path::new("/var/tmp");
     if std::env::var_os("TMPDIR").is_none() && large.is_dir() {
@@ -120,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn gzip_and_zstd_are_inflated_and_tars_are_left_alone() {
+    fn gzip_and_zstd_are_inflated_and_plain_tars_are_used_as_they_are() {
         assert_eq!(read(b"plain").unwrap(), b"plain");
         assert_eq!(read(b"").unwrap(), b"");
         assert_eq!(
@@ -134,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_broken_or_of_another_kind_is_an_error_that_says_so() {
+    fn a_broken_or_unsupported_archive_is_an_error_that_names_the_reason() {
         let cut = gzip(&[7; 5000]);
         assert!(matches!(
             read(&cut[..cut.len() - 9]),

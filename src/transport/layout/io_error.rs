@@ -1,10 +1,10 @@
-//! File operations that fail.
+//! Errors of file operations.
 
 use std::io;
 
 use crate::registry::Error;
 
-/// What a failed file operation means to who asked for an image.
+/// Returns the upstream error for a failed file operation.
 pub(super) fn failed(error: &io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::NotFound => Error::NotFound,

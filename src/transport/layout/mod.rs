@@ -1,5 +1,6 @@
-//! Images in files: an OCI layout in a directory (image-spec, image-layout.md), or what `docker save` and skopeo write
-//! into a tar. Nothing is unpacked; what is in the files is read where it lies.
+//! Images in files: an OCI layout in a directory (image-spec, image-layout.md), or a tar as written
+//! by `docker save` and skopeo. Nothing is unpacked: objects are read in place. Only a compressed
+//! tar is inflated first.
 
 mod docker;
 mod files;
@@ -34,7 +35,7 @@ enum Place {
     },
 }
 
-/// Tells whether a file is still the one that was indexed.
+/// The identity of a file's version, which shows whether an archive changed since it was indexed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Identity {
     device: u64,
@@ -44,7 +45,8 @@ struct Identity {
 }
 
 impl Layout {
-    /// The layout that an `oci:DIR` or `docker-archive:FILE` names; `None` for every other URL.
+    /// Returns the layout that an `oci:DIR` or `docker-archive:FILE` names; `None` for every other
+    /// URL.
     pub(crate) fn from_url(url: &str) -> Option<Self> {
         if let Some(path) = url.strip_prefix("oci:") {
             return Some(Self(Place::Directory(path.into())));
@@ -90,7 +92,7 @@ impl Layout {
         Ok(body(extent, digest, range))
     }
 
-    /// The last `length` bytes of a blob, all of it where it is shorter.
+    /// Returns the last `length` bytes of a blob, or all of it if it is shorter.
     pub(crate) async fn blob_tail(
         self: &Arc<Self>,
         digest: &Digest,
@@ -126,18 +128,19 @@ impl Layout {
             .await
     }
 
-    /// Where the bytes of a blob are.
+    /// Returns the location of a blob's bytes.
     async fn extent(self: &Arc<Self>, digest: &Digest) -> Result<Extent, Error> {
         let digest = digest.clone();
         self.blocking(move |layout| match &layout.0 {
-            // A blob is found by its path: nobody needs the index for it.
+            // A blob is found by its path, without the index.
             Place::Directory(path) => Images::new(Files::directory(path)?).open(&digest),
             Place::Archive { path, held } => archive(path, held)?.open(&digest),
         })
         .await
     }
 
-    /// Asks the images as they are now: a directory is read each time, an archive when it has changed.
+    /// Calls `ask` with the current images: a directory is read each time, an archive if it has
+    /// changed.
     async fn with_images<T: Send + 'static>(
         self: &Arc<Self>,
         ask: impl FnOnce(&Images) -> Result<T, Error> + Send + 'static,
@@ -149,7 +152,7 @@ impl Layout {
         .await
     }
 
-    /// Calls `work` where it may block.
+    /// Calls `work` on a thread that may block.
     async fn blocking<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
@@ -193,7 +196,7 @@ fn archive(
         size: metadata.size(),
         modified: (metadata.mtime(), metadata.mtime_nsec()),
     };
-    // Held while the archive is read, so that it is read once for all who ask.
+    // Held while the archive is read, so that concurrent requests read it once.
     let mut held = held.lock();
     if let Some((known, images)) = &*held
         && *known == identity

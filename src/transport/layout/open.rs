@@ -1,4 +1,4 @@
-//! Which images a directory or an archive lists.
+//! Finds the images that a directory or an archive lists.
 
 use super::docker;
 use super::files::{Extent, Files};
@@ -6,20 +6,21 @@ use super::images::Images;
 use crate::oci::manifest::{Index, MAX_MANIFEST_BYTES};
 use crate::registry::Error;
 
-/// What the `index.json` of a layout lists.
+/// Returns the images that the `index.json` of a layout lists.
 pub(super) fn directory(files: Files) -> Result<Images, Error> {
     match files.open("index.json") {
         Ok(index) => Ok(Images::listed(files, read_index(&index)?)),
-        Err(Error::NotFound) => Err(Error::Malformed("the layout has no index.json".to_owned())),
+        Err(Error::NotFound) => Err(Error::Malformed("layout has no index.json".to_owned())),
         Err(error) => Err(error),
     }
 }
 
-/// What an archive lists in `index.json`, whose manifests are those that the images were pulled by, and what it
-/// lists in the older `manifest.json` alone.
+/// Returns the images that an archive lists in `index.json`, whose manifests are those that the
+/// images were pulled by, and those that it lists only in the older `manifest.json`.
 ///
-/// Without `oci-layout` an `index.json` is some file, as it is to containerd and Docker; one that cannot be read is
-/// no loss where there is a `manifest.json`, which is all that skopeo and older engines read.
+/// Without `oci-layout`, an `index.json` beside a `manifest.json` is an ordinary file, as it is to
+/// containerd and Docker. An unreadable `index.json` is ignored if there is a `manifest.json`,
+/// which is all that skopeo and older engines read.
 pub(super) fn archive(files: Files) -> Result<Images, Error> {
     let has = |name: &str| files.open(name).is_ok();
     if !has(docker::LIST) || has("oci-layout") {

@@ -1,7 +1,8 @@
-//! Where the files of an archive lie: one walk over the headers of a tar, no bytes of files read.
+//! The positions of an archive's files: one walk over the headers of a tar, without reading the
+//! bytes of files.
 //!
-//! What writers of image archives use is understood: ustar, GNU long names, pax paths and sizes, links. A tar of file
-//! systems is another matter and is not read here.
+//! Supports the features that writers of image archives use: ustar, GNU long names, pax paths and
+//! sizes, links. Tars of file systems are not read here.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -13,11 +14,11 @@ use crate::registry::Error;
 
 const BLOCK_LEN: usize = 512;
 const BLOCK: u64 = BLOCK_LEN as u64;
-/// An archive has a handful of entries for each layer.
+/// The most entries. An archive has a handful for each layer.
 const MAX_ENTRIES: usize = 100_000;
-/// Long names and pax records are held in memory.
+/// The longest extension header, because long names and pax records are held in memory.
 const MAX_EXTENSION: u64 = 64 << 10;
-/// Links to links to links.
+/// The longest chain of links.
 const MAX_LINKS: usize = 8;
 
 /// Files of a tar by name.
@@ -30,7 +31,7 @@ enum Place {
     Link(String),
 }
 
-/// What an extension header says about the entry behind it.
+/// The fields of an extension header, for the entry that follows it.
 #[derive(Debug, Default)]
 struct Extension {
     path: Option<String>,
@@ -38,12 +39,12 @@ struct Extension {
     size: Option<u64>,
 }
 
-fn malformed(what: &str) -> Error {
-    Error::Malformed(format!("the archive: {what}"))
+fn malformed(problem: &str) -> Error {
+    Error::Malformed(format!("the archive: {problem}"))
 }
 
 impl TarIndex {
-    /// Walks the archive; of two files of one name the later counts, as it does when unpacked.
+    /// Walks the archive. Of two files with one name the later one is used, as in unpacking.
     pub(super) fn read(file: &File) -> Result<Self, Error> {
         let total = file.metadata().map_err(|error| failed(&error))?.len();
         let mut index = Self::default();
@@ -59,7 +60,7 @@ impl TarIndex {
             check_sum(&header)?;
             let kind = header[156];
             let size = match extension.size {
-                // Links and the like have no bytes behind them, whatever size they tell.
+                // Links and the like have no content, whatever size they state.
                 _ if matches!(kind, b'1'..=b'6') => 0,
                 Some(size) if !matches!(kind, b'x' | b'g' | b'L' | b'K') => size,
                 _ => number(&header[124..136])?,
@@ -70,7 +71,7 @@ impl TarIndex {
                 .and_then(|padded| start.checked_add(padded))
                 .ok_or_else(|| malformed("a size too large"))?;
             if start + size > total {
-                return Err(malformed("it is cut off"));
+                return Err(malformed("cut off"));
             }
             match kind {
                 b'x' => extension.pax(&content(file, start, size)?)?,
@@ -106,7 +107,7 @@ impl TarIndex {
         Ok(())
     }
 
-    /// The bytes of the file `name`, links followed within the archive.
+    /// Returns the range of the file `name`; links are followed within the archive.
     pub(super) fn find(&self, name: &str) -> Option<Range<u64>> {
         let mut name = normal(name);
         for _ in 0..=MAX_LINKS {
@@ -120,7 +121,7 @@ impl TarIndex {
 }
 
 impl Extension {
-    /// Records `LENGTH KEY=VALUE\n` (POSIX.1-2001, pax).
+    /// Parses records of the form `LENGTH KEY=VALUE\n` (POSIX.1-2001, pax).
     fn pax(&mut self, mut records: &[u8]) -> Result<(), Error> {
         while !records.is_empty() {
             let broken = || malformed("a broken pax record");
@@ -161,7 +162,7 @@ fn content(file: &File, start: u64, size: u64) -> Result<Vec<u8>, Error> {
     Ok(bytes)
 }
 
-/// The text before the first NUL.
+/// Returns the text before the first NUL.
 fn text(bytes: &[u8]) -> String {
     let end = bytes
         .iter()
@@ -180,7 +181,7 @@ fn header_path(header: &[u8; 512]) -> String {
     }
 }
 
-/// A path without `.`, `..` and doubled slashes; `..` never leads above the top.
+/// Returns a path without `.`, `..` and doubled slashes; `..` never leads above the top.
 fn normal(path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/') {
@@ -193,7 +194,7 @@ fn normal(path: &str) -> String {
     parts.join("/")
 }
 
-/// Where a symbolic link at `name` leads, `/` being the top of the archive.
+/// Returns the target of a symbolic link at `name`; `/` is the top of the archive.
 fn beside(name: &str, link: &str) -> String {
     let parent = name.rsplit_once('/').map_or("", |(parent, _)| parent);
     if link.starts_with('/') {
@@ -203,7 +204,7 @@ fn beside(name: &str, link: &str) -> String {
     }
 }
 
-/// An octal number, or GNU's big-endian binary one.
+/// Parses an octal number, or GNU's big-endian binary one.
 fn number(field: &[u8]) -> Result<u64, Error> {
     if field[0] == 0x80 {
         let (high, low) = field.split_at(field.len() - 8);
@@ -235,7 +236,7 @@ fn check_sum(header: &[u8; 512]) -> Result<(), Error> {
     if number(&header[148..156])? == sum {
         Ok(())
     } else {
-        Err(malformed("it is no tar"))
+        Err(malformed("not a tar"))
     }
 }
 
@@ -280,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn finds_files_and_follows_links() {
+    fn files_are_found_and_links_are_followed() {
         let tar = sample();
         let index = index(&tar).unwrap();
         let get = |name: &str| {
@@ -302,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn pax_records_name_and_size() {
+    fn pax_records_set_the_path_and_the_size() {
         let mut extension = Extension::default();
         extension.pax(b"15 path=a/b/c=\n9 size=7\n").unwrap();
         assert_eq!(
