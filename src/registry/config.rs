@@ -219,7 +219,7 @@ impl std::str::FromStr for HostPattern {
         };
         if rest.is_empty() || !rest.bytes().all(fits) {
             return Err(Error::Configuration(format!(
-                "{text:?} is not host, host:port, *.domain or *"
+                "{text:?} is not of the form host, host:port, *.domain or *"
             )));
         }
         Ok(Self(text.to_ascii_lowercase().into()))

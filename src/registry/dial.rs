@@ -1,4 +1,4 @@
-//! Which hosts and addresses may be dialled.
+//! Decides which hosts and addresses may be dialled.
 //!
 //! A host is judged twice: its URL before every request and every hop of a redirect, and its
 //! addresses when they come out of the resolver, so that the addresses judged are the addresses

@@ -12,7 +12,7 @@ use crate::oci::document::DocumentError;
 pub enum Error {
     #[error("unknown upstream {0:?}, and dialling it is not allowed")]
     UnknownUpstream(String),
-    #[error("not found at the upstream")]
+    #[error("upstream does not have it")]
     NotFound,
     #[error("credentials missing or not accepted by the upstream")]
     Unauthorized,

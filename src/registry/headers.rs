@@ -69,13 +69,13 @@ pub(super) fn content_digest(headers: &HeaderMap) -> Option<Digest> {
 
 /// Returns how long the host asks clients to wait before the next request.
 pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
-    let said = text(headers, RETRY_AFTER.as_str()).and_then(|value| wait(value, now));
+    let header = text(headers, RETRY_AFTER.as_str()).and_then(|value| wait(value, now));
     let reset = || {
         LIMIT_RESETS
             .iter()
             .find_map(|name| reset(text(headers, name)?, now))
     };
-    said.or_else(reset).map(|wait| wait.min(MAX_WAIT))
+    header.or_else(reset).map(|wait| wait.min(MAX_WAIT))
 }
 
 fn wait(value: &str, now: SystemTime) -> Option<Duration> {

@@ -116,7 +116,7 @@ impl Health {
 
     /// Remembers that `host` broke off while it sent `digest`, or sent wrong bytes.
     pub(super) fn report_bad(&self, host: &Arc<str>, digest: &Digest) {
-        tracing::debug!(%host, %digest, "host remembered as bad for a blob");
+        tracing::debug!(%host, %digest, "bad blob recorded for host");
         self.0.bad.insert((Arc::clone(host), digest.clone()), ());
         self.hosts().put_last(host, Instant::now());
     }

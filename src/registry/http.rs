@@ -146,7 +146,7 @@ pub(super) struct Http {
     clients: Clients,
     rules: Arc<DialRules>,
     proxies: Arc<Proxies>,
-    /// The hosts for which client certificates, and the permission to skip verification, are.
+    /// The hosts to which client certificates, and the permission to skip verification, apply.
     given_for: Arc<[Url]>,
     context: Context,
 }

@@ -1,4 +1,4 @@
-//! Which failed reads are retried, and after which pause.
+//! Decides which failed reads are retried, and after which pause.
 
 use std::time::Duration;
 

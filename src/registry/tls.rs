@@ -83,7 +83,7 @@ impl Tls {
         Ok(certificates)
     }
 
-    /// Reads the certificate files. Blocking.
+    /// Reads the first client certificate with its key. Blocking.
     pub(super) fn identity(&self) -> Result<Option<Identity>, Error> {
         let Some(KeyPair { certificate, key }) = self.identities.first() else {
             return Ok(None);

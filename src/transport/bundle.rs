@@ -392,7 +392,7 @@ impl ImageBundle {
                 Err(error) => return Err(error),
             };
             let parts = image.layers.into_iter().chain([image.config]);
-            // Clients fetch a blob with URLs from these; registries do not hold it.
+            // Clients fetch a blob that has URLs from there; registries do not hold it.
             blobs.extend(
                 parts.filter(|blob| blob.urls.is_empty() && seen.insert(blob.digest.clone())),
             );

@@ -172,7 +172,7 @@ impl Images {
     }
 
     /// Returns the image under a tag: in the repository if there is one, else anywhere if there is
-    /// exactly one. A sole image is also `latest`, whatever its name, because a file named without
+    /// exactly one. A sole image is also `latest`, whatever its name, because naming a file without
     /// a tag means its content.
     fn find(&self, repository: &Repository, tag: &str) -> Option<&Descriptor> {
         let tagged = |entry: &&Entry| entry.names.iter().any(|name| name.tag == tag);
