@@ -15,6 +15,7 @@ use estargz::{Chunk, Footer, Toc, UnverifiedToc};
 use serde::{Deserialize, Serialize};
 
 use super::fuel::{End, Fuel};
+use crate::telemetry::log::chain;
 
 /// The longest piece of a blob: enough for the largest members, and for the TOC of a million files.
 pub(super) const MAX_PIECE: u64 = 32 << 20;
@@ -100,7 +101,7 @@ impl<'a> Blobs<'a> {
     pub(super) fn toc(&mut self, number: u32, layer: &Layer) -> Option<Toc> {
         let opened = self.open(number, layer);
         opened
-            .map_err(|error| self.breaks(format!("layer {number}: {error}")))
+            .map_err(|error| self.breaks(format!("layer {number}: {}", chain(&error))))
             .ok()
     }
 

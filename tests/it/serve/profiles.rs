@@ -258,7 +258,7 @@ async fn observations_that_do_not_fit_the_image_are_rejected_with_the_reason() {
         ("[".repeat(100_000), "JSON"),
         (seen(&[]).to_string(), "no files"),
         (seen(&[(2, "layer0/file1")]).to_string(), "layer 2"),
-        (seen(&[(0, "../../etc/shadow")]).to_string(), "no path"),
+        (seen(&[(0, "../../etc/shadow")]).to_string(), "not a path"),
         (seen(&forged).to_string(), "2 of its 3 files"),
         (seen(&directory).to_string(), "2 of its 3 files"),
     ] {
