@@ -262,12 +262,15 @@ impl Node {
         let is_lazy = self.prepare(target, layer).await.unwrap();
         assert!(is_lazy, "{}", self.agent.status());
         let directory = self.directory(target).await;
-        let state = directory.join(format!(".stargz-snapshotter/{}.json", layer.digest));
-        // The kernel learns at the first close that closes need no request. Otherwise a process that
-        // starts the next agent while it has files open would wait for that agent.
-        tokio::task::spawn_blocking(move || drop(File::open(state).unwrap()))
-            .await
-            .unwrap();
+        let (path, digest) = (directory.clone(), layer.digest.clone());
+        // The kernel learns that a close and a look at the birth time need no request (FLUSH, STATX).
+        // Otherwise a test that has files open, or looks at one, while no agent runs would wait for
+        // the agent that it is about to start.
+        let first_look = move || {
+            fs::metadata(&path).unwrap();
+            drop(File::open(path.join(format!(".stargz-snapshotter/{digest}.json"))).unwrap());
+        };
+        tokio::task::spawn_blocking(first_look).await.unwrap();
         directory
     }
 
