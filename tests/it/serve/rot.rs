@@ -174,10 +174,15 @@ async fn stage_over(store: Store) -> Stage {
     stage
 }
 
-/// Returns the result of a pull and the store's files after it, once the background writes are
-/// done.
+/// Returns the result of a pull and the store's files after it. The server has a runtime of its own:
+/// once that has ended, no task writes in the background.
 async fn sound(root: &Path) -> (Pulled, Vec<(PathBuf, Vec<u8>)>) {
-    let right = pull(&stage_over(folder(root).await).await).await;
+    let own = root.to_owned();
+    let serve_once = move || {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async { pull(&stage_over(folder(&own).await).await).await })
+    };
+    let right = tokio::task::spawn_blocking(serve_once).await.unwrap();
     assert!(
         matches!(&right, Pulled::All(digest) if *digest != image().digest().to_string()),
         "{right:?}"
