@@ -5,7 +5,7 @@ set positional-arguments
 
 target := env_var_or_default("CARGO_TARGET_DIR", "target")
 # The tests that start agents mount file systems, which only root may do.
-rootless := if `id -u` == "0" { "not test(/^real_/)" } else { "not (binary(it) and test(/^(real_|agent)/))" }
+rootless := if `id -u` == "0" { "not (binary(it) and test(/^clients::/))" } else { "not (binary(it) and test(/^(clients|agent)::/) - test(/^agent::cri_proxy::/))" }
 as_root := if `id -u` == "0" { "" } else { "sudo" }
 
 # List the recipes
@@ -24,7 +24,7 @@ test *FILTER: _nextest
 
 # Tests with real clients, as root: the tools that .ci/run installs; a test whose tool is absent is skipped
 test-real *FILTER: _nextest
-    cargo nextest run --locked -p starlift --test it -E 'test(/^real_/)' "$@"
+    cargo nextest run --locked -p starlift --test it -E 'test(/^clients::/)' "$@"
 
 # Every check of .ci/test, in its order
 ci:
@@ -32,7 +32,7 @@ ci:
 
 # Generate docs/CONFIGURATION.md and docs/METRICS.md again from the source, then the API documentation
 docs: _nextest
-    UPDATE_DOCS=1 cargo nextest run --locked -p starlift --test it -E 'test(the_reference_is_what_the_source_says) or test(the_metrics_reference_is_fresh)'
+    UPDATE_DOCS=1 cargo nextest run --locked -p starlift --test it -E 'test(the_reference_matches_the_source) or test(the_metrics_reference_is_fresh)'
     cargo doc --locked --workspace --no-deps --document-private-items
 
 # Accept the writer's new bytes: writes the digests of the golden blobs into their test

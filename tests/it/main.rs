@@ -1,4 +1,4 @@
-//! Tests of the whole against real peers: one file for each behaviour.
+//! Tests of the whole against real peers: one folder for each subject.
 
 #![expect(
     clippy::unwrap_used,
@@ -9,34 +9,11 @@
 )]
 
 mod agent;
-mod agent_profiles;
-mod architecture;
 mod cli;
+mod clients;
 mod convert;
-mod cri_proxy;
-mod fake_registry;
-mod limits;
-mod real_agent;
-mod real_agent_model;
-mod real_agent_mount;
-mod real_agent_profiles;
-mod real_agent_reads;
-mod real_agent_snapshots;
-mod real_cri;
-mod real_optimize;
-mod real_pulls;
-mod real_ranges;
-mod real_reference;
-mod real_rpull;
-mod real_static;
-mod real_upstreams;
-mod serve;
-mod serve_crash;
-mod serve_liveness;
-mod serve_metrics;
-mod serve_promises;
-mod serve_replicas;
+mod docs;
+mod registry;
+mod server;
 mod store;
 mod support;
-mod upstream;
-mod upstream_layout;

@@ -1,6 +1,11 @@
 //! The agent's gRPC service in this process, called as containerd calls it.
 
+mod cri_proxy;
 mod fetching;
+mod model;
+mod mount;
+mod profiles;
+mod reads;
 mod socket;
 mod wire;
 

@@ -3,7 +3,6 @@
 mod config;
 mod image;
 mod layer;
-mod reference;
 mod warm;
 
 use std::path::{Path, PathBuf};

@@ -4,6 +4,7 @@ mod auth;
 mod blobs;
 mod dial;
 mod hosts;
+mod layout;
 mod manifests;
 mod mirrors;
 mod proxy;
