@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 
 use crate::support::agent::Agent;
-use crate::support::containerd::{self, Containerd};
+use crate::support::containerd::{Containerd, Release, on_each_release};
 use crate::support::docker_registry::{Access, DockerRegistry};
 use crate::support::fixture::{self, Fixture};
 use crate::support::link::Link;
@@ -20,7 +20,11 @@ const SOON: Duration = Duration::from_secs(60);
 const ON_DEMAND: (&str, &str) = ("BACKGROUND", "off");
 
 fn place(more: &[&str]) -> Option<Place> {
-    Place::with(&[fixture::TOOLS, containerd::TOOLS, &["ctr-remote"], more].concat())
+    place_with(Release::V1_6, more)
+}
+
+fn place_with(containerd: Release, more: &[&str]) -> Option<Place> {
+    containerd.place(&[fixture::TOOLS, &["ctr-remote"], more].concat())
 }
 
 fn now() -> i64 {
@@ -66,15 +70,17 @@ fn assert_lazy(containerd: &Containerd<'_>, agent: &Agent, manifest: &Value) {
     assert_eq!(agent.status()["refusals"], Value::Array(Vec::new()));
 }
 
-fn a_lazy_image_is_the_image(name: &str) {
-    let Some(place) = place(&[]) else { return };
+fn a_lazy_image_is_the_image(name: &str, containerd: Release) {
+    let Some(place) = place_with(containerd, &[]) else {
+        return;
+    };
     let fixture = Fixture::get(name);
     let (server, manifest) = serving(&place, &fixture);
     let agent = Agent::start_with(&place, &[ON_DEMAND]);
     let containerd = Containerd::start_with(&place, &agent.plugin("stargz"));
     let image = format!("{}/local/image:1", server.address);
     let start = now();
-    containerd.ctr_remote(&format!("images rpull --plain-http {image}"));
+    containerd.pull_lazily(&image);
     assert_lazy(&containerd, &agent, &manifest);
     let lazy = containerd.tree_of_snapshots("stargz", "lazy", start);
     // The converted image, unpacked. Other tests show that it equals the source image except for
@@ -86,29 +92,36 @@ fn a_lazy_image_is_the_image(name: &str) {
         .assert_same(&lazy.rounded_to_seconds(), name);
 }
 
-#[test]
-fn a_lazy_buildah_image_is_the_image() {
-    a_lazy_image_is_the_image("app");
+fn a_lazy_buildah_image_is_the_image(containerd: Release) {
+    a_lazy_image_is_the_image("app", containerd);
 }
 
-#[test]
-fn a_lazy_image_of_odd_files_is_the_image() {
-    a_lazy_image_is_the_image("odd");
+fn a_lazy_image_of_odd_files_is_the_image(containerd: Release) {
+    a_lazy_image_is_the_image("odd", containerd);
 }
 
 #[test]
 fn a_lazy_root_file_system_is_the_image() {
-    a_lazy_image_is_the_image("rootfs");
+    a_lazy_image_is_the_image("rootfs", Release::V1_6);
 }
 
-#[test]
-fn containers_start_and_live_while_agents_come_and_go() {
-    let Some(place) = place(&[]) else { return };
+on_each_release!(
+    a_lazy_buildah_image_is_the_image,
+    a_lazy_image_of_odd_files_is_the_image,
+    containers_start_and_live_while_agents_come_and_go,
+    a_lazy_image_is_removed_collected_and_pulled_again,
+    the_doctor_passes_a_healthy_node_and_names_the_faults_of_others,
+);
+
+fn containers_start_and_live_while_agents_come_and_go(containerd: Release) {
+    let Some(place) = place_with(containerd, &[]) else {
+        return;
+    };
     let (server, _) = serving(&place, &Fixture::get("app"));
     let mut agent = Agent::start_with(&place, &[ON_DEMAND]);
     let containerd = Containerd::start_with(&place, &agent.plugin("stargz"));
     let image = format!("{}/local/image:1", server.address);
-    containerd.ctr_remote(&format!("images rpull --plain-http {image}"));
+    containerd.pull_lazily(&image);
     let lives = id(&place, "lives");
     let script = place.write(
         "script",
@@ -131,13 +144,15 @@ fn containers_start_and_live_while_agents_come_and_go() {
         });
     };
     wait_for_turns();
+    let upgraded = place.path().join("upgraded");
+    fs::copy(env!("CARGO_BIN_EXE_starlift"), &upgraded).unwrap();
     for number in 0..3 {
         if number == 1 {
             agent.daemon.stop()
         } else {
             agent.daemon.kill()
         }
-        let next = Agent::start_with(&place, &[ON_DEMAND]);
+        let next = Agent::start_as(&upgraded, &place, &[ON_DEMAND]);
         drop(std::mem::replace(&mut agent, next));
         wait_for_turns();
         let run = format!(
@@ -248,15 +263,16 @@ fn python_starts_over_a_slow_link_long_before_its_image_has_arrived() {
     assert!(carried < size * 2 / 5, "{carried} of {size}");
 }
 
-#[test]
-fn a_lazy_image_is_removed_collected_and_pulled_again() {
-    let Some(place) = place(&[]) else { return };
+fn a_lazy_image_is_removed_collected_and_pulled_again(containerd: Release) {
+    let Some(place) = place_with(containerd, &[]) else {
+        return;
+    };
     let (server, manifest) = serving(&place, &Fixture::get("app"));
     let agent = Agent::start_with(&place, &[ON_DEMAND]);
     let mut containerd = Containerd::start_with(&place, &agent.plugin("stargz"));
     let image = format!("{}/local/image:1", server.address);
     for _ in 0..2 {
-        containerd.ctr_remote(&format!("images rpull --plain-http {image}"));
+        containerd.pull_lazily(&image);
         assert_lazy(&containerd, &agent, &manifest);
         drop(containerd);
         containerd = Containerd::start_with(&place, &agent.plugin("stargz"));
@@ -271,9 +287,10 @@ fn a_lazy_image_is_removed_collected_and_pulled_again() {
     }
 }
 
-#[test]
-fn the_doctor_passes_a_healthy_node_and_names_the_faults_of_others() {
-    let Some(place) = place(&[]) else { return };
+fn the_doctor_passes_a_healthy_node_and_names_the_faults_of_others(containerd: Release) {
+    let Some(place) = place_with(containerd, &[]) else {
+        return;
+    };
     let agent = Agent::start(&place);
     let containerd = Containerd::start_with(&place, &agent.plugin("stargz"));
     let ask = |config: &str| {

@@ -1,4 +1,5 @@
-//! Real engines, clients and registries: containerd, Docker, skopeo, buildah, the reference.
+//! Real engines, clients and registries: containerd, Docker, skopeo, buildah, crane, oras, regctl,
+//! the reference.
 
 mod containers;
 mod cri;
@@ -9,6 +10,7 @@ mod profiles;
 mod pulls;
 mod ranges;
 mod reference;
+mod registry_clients;
 mod rpull;
 mod snapshots;
 mod upstreams;

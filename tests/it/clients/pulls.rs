@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
-use crate::support::containerd::{self, Containerd};
+use crate::support::containerd::{Containerd, Release, on_each_release};
 use crate::support::docker_registry::{Access, DockerRegistry, json_of};
 use crate::support::dockerd::{self, Dockerd};
 use crate::support::fixture::{self, Fixture, Layout};
@@ -20,8 +20,14 @@ const WAIT: [&str; 2] = ["--wait", "25s"];
 /// Prints in a container: the names in `/`, a file through its links, and the user.
 const SCRIPT: &str = "set -e\nls -a /\nid -u\nstat -c '%s %h' /bin/busybox\necho end\n";
 
+const TOOLS: &[&str] = &["docker-registry", "htpasswd"];
+
 fn place(more: &[&str]) -> Option<Place> {
-    Place::with(&[fixture::TOOLS, &["docker-registry", "htpasswd"], more].concat())
+    Place::with(&[fixture::TOOLS, TOOLS, more].concat())
+}
+
+fn place_with(containerd: Release) -> Option<Place> {
+    containerd.place(&[fixture::TOOLS, TOOLS].concat())
 }
 
 /// Returns the current time in whole seconds, less one. Files with later times were dated by the
@@ -170,8 +176,8 @@ fn buildah_gets_the_same_files() {
     trees[0].assert_same(&trees[1], "buildah");
 }
 
-fn containerd_gets_the_same_files(image: &str) {
-    let Some(place) = place(containerd::TOOLS) else {
+fn containerd_gets_the_same_files(image: &str, containerd: Release) {
+    let Some(place) = place_with(containerd) else {
         return;
     };
     let registry = DockerRegistry::start(&place, Access::Anyone);
@@ -212,24 +218,27 @@ fn digest_of<'a>(listed: &'a str, name: &str) -> &'a str {
         .unwrap()
 }
 
-#[test]
-fn containerd_gets_a_buildah_image() {
-    containerd_gets_the_same_files("app");
+on_each_release!(
+    containerd_gets_a_buildah_image,
+    containerd_gets_an_odd_image_from_gzip,
+    containerd_asks_a_mirror,
+);
+
+fn containerd_gets_a_buildah_image(containerd: Release) {
+    containerd_gets_the_same_files("app", containerd);
 }
 
-#[test]
-fn containerd_gets_an_odd_image_from_gzip() {
-    containerd_gets_the_same_files("odd");
+fn containerd_gets_an_odd_image_from_gzip(containerd: Release) {
+    containerd_gets_the_same_files("odd", containerd);
 }
 
 #[test]
 fn containerd_gets_an_odd_image_from_zstd() {
-    containerd_gets_the_same_files("odd-zstd");
+    containerd_gets_the_same_files("odd-zstd", Release::V1_6);
 }
 
-#[test]
-fn containerd_asks_a_mirror() {
-    let Some(place) = place(containerd::TOOLS) else {
+fn containerd_asks_a_mirror(containerd: Release) {
+    let Some(place) = place_with(containerd) else {
         return;
     };
     let registry = DockerRegistry::start(&place, Access::Anyone);

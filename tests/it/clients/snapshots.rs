@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::support::agent::Agent;
-use crate::support::containerd::{self, Containerd};
+use crate::support::containerd::{Containerd, Release, on_each_release};
 use crate::support::docker_registry::{Access, DockerRegistry};
 use crate::support::fixture::{self, Fixture};
 use crate::support::place::{Place, until};
@@ -15,16 +15,8 @@ use crate::support::tree::Tree;
 /// How long containerd's garbage collection, or its next attempt to dial, may take.
 const SOON: Duration = Duration::from_secs(60);
 
-fn place(more: &[&str]) -> Option<Place> {
-    Place::with(
-        &[
-            fixture::TOOLS,
-            containerd::TOOLS,
-            &["docker-registry"],
-            more,
-        ]
-        .concat(),
-    )
+fn place(containerd: Release, more: &[&str]) -> Option<Place> {
+    containerd.place(&[fixture::TOOLS, &["docker-registry"], more].concat())
 }
 
 /// A container ID that no other test has: runc keeps all of them in one directory for the whole
@@ -70,8 +62,10 @@ fn snapshots(containerd: &Containerd<'_>, snapshotter: &str) -> Vec<String> {
 
 /// Pulls an image and runs a container that writes, under the plugin's name `snapshotter`. Compares
 /// the tree with that of overlayfs.
-fn an_image_is_pulled_and_run(snapshotter: &str) {
-    let Some(place) = place(&[]) else { return };
+fn an_image_is_pulled_and_run(snapshotter: &str, containerd: Release) {
+    let Some(place) = place(containerd, &[]) else {
+        return;
+    };
     let (_registry, image) = pushed(&place, &Fixture::get("app"));
     let agent = Agent::start(&place);
     let containerd = Containerd::start_with(&place, &agent.plugin(snapshotter));
@@ -101,33 +95,40 @@ fn an_image_is_pulled_and_run(snapshotter: &str) {
     );
 }
 
-#[test]
-fn an_image_is_pulled_and_run_under_the_agents_own_name() {
-    an_image_is_pulled_and_run("starlift");
+on_each_release!(
+    an_image_is_pulled_and_run_under_the_agents_own_name,
+    a_lazy_pull_unpacks_an_image_that_cannot_be_lazy,
+    every_command_on_snapshots_works,
+    containers_and_snapshots_survive_restarts_of_both_daemons,
+    a_removed_image_is_collected_and_can_be_pulled_again,
+);
+
+fn an_image_is_pulled_and_run_under_the_agents_own_name(containerd: Release) {
+    an_image_is_pulled_and_run("starlift", containerd);
 }
 
 #[test]
 fn an_image_is_pulled_and_run_under_the_stargz_plugins_name() {
-    an_image_is_pulled_and_run("stargz");
+    an_image_is_pulled_and_run("stargz", Release::V1_6);
 }
 
-#[test]
-fn rpull_unpacks_an_image_that_cannot_be_lazy() {
-    let Some(place) = place(&["ctr-remote"]) else {
+fn a_lazy_pull_unpacks_an_image_that_cannot_be_lazy(containerd: Release) {
+    let Some(place) = place(containerd, &["ctr-remote"]) else {
         return;
     };
     let (_registry, image) = pushed(&place, &Fixture::get("app"));
     let agent = Agent::start(&place);
     let containerd = Containerd::start_with(&place, &agent.plugin("stargz"));
-    containerd.ctr_remote(&format!("images rpull --plain-http {image}"));
+    containerd.pull_lazily(&image);
     let one = id(&place, "one");
     let run = format!("run --rm --snapshotter stargz {image} {one} /bin/cat /usr/share/old/d");
     assert_eq!(containerd.ctr(&run), "new\n");
 }
 
-#[test]
-fn every_command_on_snapshots_works() {
-    let Some(place) = place(&[]) else { return };
+fn every_command_on_snapshots_works(containerd: Release) {
+    let Some(place) = place(containerd, &[]) else {
+        return;
+    };
     let agent = Agent::start(&place);
     let containerd = Containerd::start_with(&place, &agent.plugin("starlift"));
     let ctr = |line: &str| containerd.ctr(&format!("snapshots --snapshotter starlift {line}"));
@@ -195,9 +196,10 @@ fn every_command_on_snapshots_works() {
     });
 }
 
-#[test]
-fn containers_and_snapshots_survive_restarts_of_both_daemons() {
-    let Some(place) = place(&[]) else { return };
+fn containers_and_snapshots_survive_restarts_of_both_daemons(containerd: Release) {
+    let Some(place) = place(containerd, &[]) else {
+        return;
+    };
     let (_registry, image) = pushed(&place, &Fixture::get("app"));
     let mut agent = Agent::start(&place);
     let plugin = agent.plugin("starlift");
@@ -268,9 +270,10 @@ fn containers_and_snapshots_survive_restarts_of_both_daemons() {
     assert!(!agent.directories().is_empty());
 }
 
-#[test]
-fn a_removed_image_is_collected_and_can_be_pulled_again() {
-    let Some(place) = place(&[]) else { return };
+fn a_removed_image_is_collected_and_can_be_pulled_again(containerd: Release) {
+    let Some(place) = place(containerd, &[]) else {
+        return;
+    };
     let (_registry, image) = pushed(&place, &Fixture::get("app"));
     let agent = Agent::start(&place);
     let containerd = Containerd::start_with(&place, &agent.plugin("starlift"));
@@ -335,7 +338,9 @@ fn fixture_layers(dir: &Path) -> usize {
 
 #[test]
 fn thirty_layers_are_one_file_system() {
-    let Some(place) = place(&[]) else { return };
+    let Some(place) = place(Release::V1_6, &[]) else {
+        return;
+    };
     let (_registry, image) = pushed(&place, &thirty_layers(&place));
     let agent = Agent::start(&place);
     let containerd = Containerd::start_with(&place, &agent.plugin("starlift"));

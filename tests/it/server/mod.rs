@@ -8,6 +8,7 @@ mod api;
 mod blobs;
 mod broken_store;
 mod browsers;
+mod conformance;
 mod crash;
 mod exposure;
 mod external_toc;

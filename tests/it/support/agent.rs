@@ -114,11 +114,22 @@ impl Agent {
         line.map(|value| value.parse().unwrap())
     }
 
-    /// Returns the entry in containerd's configuration for the snapshotter `name`.
+    /// Returns the entry in containerd's configuration for the snapshotter `name`. The transfer
+    /// service of 2.x unpacks for it and for overlayfs.
     pub(crate) fn plugin(&self, name: &str) -> String {
+        let (socket, root) = (&self.socket, &self.root);
+        let unpack = |snapshotter: &str| {
+            format!(
+                "[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\n\
+                 platform = \"linux\"\nsnapshotter = {snapshotter:?}\n"
+            )
+        };
         format!(
-            "[proxy_plugins.{name}]\ntype = \"snapshot\"\naddress = \"{}\"\n",
-            self.socket.display()
+            "[proxy_plugins.{name}]\ntype = \"snapshot\"\naddress = {socket:?}\n\
+             [proxy_plugins.{name}.exports]\nroot = {root:?}\n\
+             enable_remote_snapshot_annotations = \"true\"\n{}{}",
+            unpack(name),
+            unpack("overlayfs"),
         )
     }
 

@@ -1,21 +1,97 @@
-//! A containerd for one test, driven by `ctr`.
+//! A containerd for one test, driven by `ctr`: Debian's, or today's with today's `ctr` and `runc`.
+
+mod configuration;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use self::configuration::Configuration;
+use super::agent::Agent;
 use super::place::{Daemon, Place};
 use super::tree::Tree;
 
 pub(crate) const TOOLS: &[&str] = &["containerd", "ctr", "runc"];
+/// The same, built by `.ci/clients`.
+pub(crate) const CLIENTS: &[&str] = &["containerd", "containerd-shim-runc-v2", "ctr", "runc"];
 
-/// The CRI plugin's table in the configuration.
-const CRI: &str = "plugins.\"io.containerd.grpc.v1.cri\"";
+/// A release of containerd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Release {
+    /// Debian 12's.
+    V1_6,
+    /// Today's.
+    V2_4,
+}
+
+impl Release {
+    /// Creates a workspace with this containerd. `None` as in [`Place::with`] and
+    /// [`Place::with_clients`].
+    pub(crate) fn place(self, tools: &[&str]) -> Option<Place> {
+        match self {
+            Self::V1_6 => Place::with(&[TOOLS, tools].concat()),
+            Self::V2_4 => Place::with_clients(CLIENTS, tools),
+        }
+    }
+
+    /// Returns the containerd of a workspace.
+    fn of(place: &Place) -> Self {
+        if place.has_todays_clients() {
+            Self::V2_4
+        } else {
+            Self::V1_6
+        }
+    }
+}
+
+/// Makes two tests of each function that takes a [`Release`]: `NAME::on_1_6` and `NAME::on_2_4`.
+macro_rules! on_each_release {
+    ($($test:ident),+ $(,)?) => {$(
+        mod $test {
+            use crate::support::containerd::Release;
+
+            #[test]
+            fn on_1_6() {
+                super::$test(Release::V1_6);
+            }
+
+            #[test]
+            fn on_2_4() {
+                super::$test(Release::V2_4);
+            }
+        }
+    )+};
+    (async $($test:ident),+ $(,)?) => {$(
+        mod $test {
+            use crate::support::containerd::Release;
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn on_1_6() {
+                super::$test(Release::V1_6).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn on_2_4() {
+                super::$test(Release::V2_4).await;
+            }
+        }
+    )+};
+}
+pub(crate) use on_each_release;
+
+/// The way in which CRI pulls an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CriPull {
+    /// By itself. With the files in `deploy/`, every release does.
+    Local,
+    /// Through the transfer service, the default from 2.1 on.
+    Transfer,
+}
 
 #[derive(Debug)]
 pub(crate) struct Containerd<'a> {
     place: &'a Place,
     pub(crate) socket: PathBuf,
-    _daemon: Daemon,
+    pub(crate) daemon: Daemon,
 }
 
 impl<'a> Containerd<'a> {
@@ -25,56 +101,40 @@ impl<'a> Containerd<'a> {
 
     /// Starts containerd with further lines of configuration.
     pub(crate) fn start_with(place: &'a Place, more: &str) -> Self {
-        Self::start_without(place, &["io.containerd.grpc.v1.cri"], more)
+        Self::configured(place, Configuration::new(place).without_cri().with(more))
     }
 
     /// Starts containerd with the CRI service, without a runtime for pods.
     pub(crate) fn start_with_cri(place: &'a Place) -> Self {
-        Self::start_without(place, &[], &cri(place, ""))
+        Self::configured(place, Configuration::new(place))
     }
 
-    /// Starts containerd with a CRI service whose pods use the snapshotter `stargz`, which `plugin`
-    /// configures. Their sandboxes use the image `sandbox`.
-    pub(crate) fn start_with_pods(place: &'a Place, plugin: &str, sandbox: &str) -> Self {
-        let pods = format!(
-            "[{CRI}.containerd]\nsnapshotter = \"stargz\"\ndisable_snapshot_annotations = false\n"
-        );
-        let settings = format!("sandbox_image = \"{sandbox}\"\nrestrict_oom_score_adj = true\n");
-        Self::start_without(
-            place,
-            &[],
-            &format!("{}{pods}{plugin}", cri(place, &settings)),
-        )
+    /// Starts containerd with the file in `deploy/` for its release: pods use the agent. Their
+    /// sandboxes use the image `sandbox`.
+    pub(crate) fn start_with_pods(
+        place: &'a Place,
+        agent: &Agent,
+        sandbox: &str,
+        pull: CriPull,
+    ) -> Self {
+        let configuration = Configuration::new(place);
+        Self::configured(place, configuration.with_pods(agent, sandbox, pull))
     }
 
-    fn start_without(place: &'a Place, plugins: &[&str], more: &str) -> Self {
+    fn configured(place: &'a Place, configuration: Configuration<'_>) -> Self {
         let socket = place.path().join("ctd.sock");
-        let config = format!(
-            "version = 2\nroot = \"{root}\"\nstate = \"{state}\"\n\
-             disabled_plugins = {disabled:?}\n\
-             [grpc]\naddress = \"{socket}\"\n{more}",
-            disabled = [plugins, &["io.containerd.internal.v1.opt"]].concat(),
-            root = place.dir("ctd").display(),
-            state = place.dir("ctd-state").display(),
-            socket = socket.display(),
-        );
-        let config = place.write("containerd.toml", config);
+        let file = place.write("containerd.toml", configuration.text());
         let mut command = Command::new("containerd");
-        command.arg("--config").arg(config);
+        command.arg("--config").arg(file);
+        let mut version = place.command("ctr");
+        version.arg("-a").arg(&socket).arg("version");
         let daemon = place.daemon("containerd", &mut command, || {
-            let address = socket.to_str().unwrap();
-            socket.exists()
-                && Command::new("ctr")
-                    .args(["-a", address, "version"])
-                    .output()
-                    .unwrap()
-                    .status
-                    .success()
+            socket.exists() && version.output().unwrap().status.success()
         });
         Self {
             place,
             socket,
-            _daemon: daemon,
+            daemon,
         }
     }
 
@@ -82,6 +142,17 @@ impl<'a> Containerd<'a> {
     pub(crate) fn ctr(&self, arguments: &str) -> String {
         self.place
             .run(&format!("ctr -a {} {arguments}", self.socket.display()))
+    }
+
+    /// Pulls an image for the snapshotter `stargz` with the client that names the layers to it:
+    /// `ctr-remote`, or the `ctr` of 2.x, which asks the transfer service.
+    pub(crate) fn pull_lazily(&self, image: &str) {
+        match Release::of(self.place) {
+            Release::V1_6 => self.ctr_remote(&format!("images rpull --plain-http {image}")),
+            Release::V2_4 => self.ctr(&format!(
+                "images pull --plain-http --snapshotter stargz {image}"
+            )),
+        };
     }
 
     /// Runs `ctr-remote` with these arguments, which must succeed.
@@ -160,13 +231,4 @@ impl<'a> Containerd<'a> {
         self.place.run(&format!("umount {}", target.display()));
         tree
     }
-}
-
-/// Returns the CRI plugin's table: no network plugins, and no port that another test uses.
-fn cri(place: &Place, settings: &str) -> String {
-    let cni = format!(
-        "bin_dir = \"{0}\"\nconf_dir = \"{0}\"\n",
-        place.dir("cni").display()
-    );
-    format!("[{CRI}]\nstream_server_port = \"0\"\n{settings}[{CRI}.cni]\n{cni}")
 }

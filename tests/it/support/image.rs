@@ -40,7 +40,17 @@ impl Image {
         serde_json::from_slice(&self.bytes).unwrap()
     }
 
-    fn descriptor(&self) -> Value {
+    /// Returns this image with another document, which names the same blobs and children.
+    pub(crate) fn changed(&self, change: impl FnOnce(&mut Value)) -> Self {
+        let mut document = self.document();
+        change(&mut document);
+        Self {
+            bytes: document.to_string().into(),
+            ..self.clone()
+        }
+    }
+
+    pub(crate) fn descriptor(&self) -> Value {
         json!({"mediaType": self.media_type, "digest": self.digest().to_string(), "size": self.bytes.len()})
     }
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod agent;
 pub(crate) mod bucket;
+pub(crate) mod clients;
 pub(crate) mod containerd;
 pub(crate) mod cri;
 pub(crate) mod docker_registry;

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use super::clients;
+
 /// The time within which a daemon must be ready, on a busy machine.
 const READY: Duration = Duration::from_secs(60);
 /// The time limit for one command of a real client.
@@ -17,6 +19,8 @@ const COMMAND_SECONDS: &str = "300";
 #[derive(Debug)]
 pub(crate) struct Place {
     dir: tempfile::TempDir,
+    /// The folder of today's clients, if this workspace prefers them to those of the system.
+    clients: Option<PathBuf>,
 }
 
 impl Place {
@@ -27,12 +31,33 @@ impl Place {
         if absent.is_empty() {
             // A short path, because the path of a socket is limited to 107 bytes.
             let dir = tempfile::Builder::new().prefix("sl").tempdir().unwrap();
-            return Some(Self { dir });
+            return Some(Self { dir, clients: None });
         }
         let ci = std::env::var_os("CI").is_some_and(|value| value == "true");
         assert!(!ci, "absent: {absent:?}");
         println!("skipped, absent: {absent:?}");
         None
+    }
+
+    /// Creates a workspace whose commands are today's `clients` before those of the system. `None`,
+    /// with the reason printed, if one of them was not built; with `CI=true` as well, because not
+    /// every machine can build them.
+    pub(crate) fn with_clients(clients: &[&str], tools: &[&str]) -> Option<Self> {
+        let folder = clients::folder();
+        let is_absent = |client: &&&str| !folder.join(client).exists();
+        let absent: Vec<_> = clients.iter().filter(is_absent).collect();
+        if absent.is_empty() {
+            let mut place = Self::with(tools)?;
+            place.clients = Some(folder.to_owned());
+            return Some(place);
+        }
+        println!("skipped, not built by .ci/clients: {absent:?}");
+        None
+    }
+
+    /// Whether this workspace prefers today's clients to those of the system.
+    pub(crate) fn has_todays_clients(&self) -> bool {
+        self.clients.is_some()
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -62,7 +87,7 @@ impl Place {
             .stdin(Stdio::null())
             .env("HOME", self.dir("home"));
         command
-            .env("PATH", search_path())
+            .env("PATH", self.search_path())
             .env("TMPDIR", self.dir("tmp"))
             .env_remove("DOCKER_CONFIG");
         command
@@ -106,7 +131,7 @@ impl Place {
         let log = self.path().join(format!("{name}.log"));
         command.stderr(self.log_of(name));
         command
-            .env("PATH", search_path())
+            .env("PATH", self.search_path())
             .env("HOME", self.dir("home"))
             .env("TMPDIR", self.dir("tmp"));
         let mut daemon = Daemon {
@@ -120,6 +145,12 @@ impl Place {
             ready()
         });
         daemon
+    }
+
+    fn search_path(&self) -> String {
+        let first = self.clients.iter();
+        let first = first.map(|folder| format!("{}:", folder.display()));
+        first.chain([search_path()]).collect()
     }
 
     /// Returns the processes whose command line contains the path of this workspace.

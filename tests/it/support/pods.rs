@@ -9,7 +9,7 @@ use tonic::{Request, Status};
 use super::cri::Kubelet;
 
 /// `NamespaceMode.NODE`: the pod shares the node's network, so no network plugin is needed.
-const NODE: i32 = 2;
+pub(crate) const NODE: i32 = 2;
 
 #[derive(Clone, PartialEq, Message)]
 struct Metadata {
