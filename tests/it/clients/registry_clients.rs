@@ -15,9 +15,10 @@ const CLIENTS: &[&str] = &["crane", "oras", "regctl"];
 
 /// A server whose upstream `local` is a fixture.
 struct Served {
-    place: Place,
     server: Starlift,
     source: Layout,
+    /// Dropped after the server.
+    place: Place,
 }
 
 impl Served {
@@ -27,10 +28,11 @@ impl Served {
         let fixture = Fixture::get(image);
         let upstream = format!("local=oci:{}", fixture.dir.display());
         let server = Starlift::start(&place, &["--wait", "25s", "--upstream", &upstream]);
+        let source = fixture.layout();
         Some(Self {
-            place,
             server,
-            source: fixture.layout(),
+            source,
+            place,
         })
     }
 
