@@ -1,10 +1,6 @@
 //! A real containerd's CRI service behind the proxy, called as a kubelet calls it.
 
-use std::path::Path;
-use std::time::Duration;
-
 use prost::Message as _;
-use serde_json::json;
 use starlift::agent::cri::{CriCredentials, ImageService};
 use starlift::containerd::runtime::v1::{AuthConfig, ImageSpec, PullImageRequest};
 use starlift::registry::Login;
@@ -14,17 +10,12 @@ use tonic::transport::Server;
 use tonic::{Code, Request};
 
 use crate::support::agent::Agent;
-use crate::support::containerd::{self, Containerd, CriPull, Release, on_each_release};
+use crate::support::containerd::{Containerd, CriPull, Release, on_each_release};
 use crate::support::cri::Kubelet;
-use crate::support::fixture::{self, Fixture, Layout};
+use crate::support::fixture::{self, sleeping_app};
 use crate::support::image::ImageBuilder;
-use crate::support::lazy::ON_DEMAND;
-use crate::support::place::{Place, until};
-use crate::support::pods::{NODE, Pod};
+use crate::support::pods::Pod;
 use crate::support::registry::{Auth, Registry};
-
-/// How long containerd's garbage collection may take to run.
-const SOON: Duration = Duration::from_secs(60);
 
 fn pull(image: &str, password: &str) -> Request<bytes::Bytes> {
     let auth = AuthConfig {
@@ -132,7 +123,7 @@ async fn a_pod_starts_lazily_from_a_private_registry(containerd: Release, by: Cr
         return;
     };
     let registry = Registry::start().await;
-    registry.push_layout("app", "v1", &converted_image(&place));
+    registry.push_layout("app", "v1", &sleeping_app(&place));
     registry.require(Auth::Basic {
         user: "me",
         password: "secret",
@@ -178,133 +169,4 @@ async fn a_pod_starts_lazily_from_a_private_registry(containerd: Release, by: Cr
     assert_eq!(agent.status()["layers"][0]["errors"], 0);
     pod.remove().await.unwrap();
     assert_eq!(agent.lazy().len(), layers);
-}
-
-/// `crictl` as a node's operator uses it: the runtime is containerd, the image service the agent.
-struct Crictl<'a> {
-    place: &'a Place,
-    endpoints: String,
-}
-
-impl Crictl<'_> {
-    fn run(&self, line: &str) -> String {
-        let answer = self.place.run(&format!("crictl {} {line}", self.endpoints));
-        answer.trim_end().to_owned()
-    }
-
-    /// Runs a pod with one container that sleeps and has an image as a volume at `/volume`. Returns
-    /// the pod and the container.
-    fn run_pod(&self, image: &str, volume: &str) -> (String, String) {
-        let pod = json!({
-            "metadata": {"name": "pod", "namespace": "default", "uid": "pod"},
-            "linux": {"security_context": {"namespace_options": {"network": NODE}}},
-        });
-        let container = json!({
-            "metadata": {"name": "one"},
-            "image": {"image": image},
-            "command": ["/bin/sleep", "1000"],
-            "mounts": [{"container_path": "/volume", "image": {"image": volume}, "readonly": true}],
-        });
-        let pod_file = self.place.write("pod.json", pod.to_string());
-        let container_file = self.place.write("container.json", container.to_string());
-        let (pod_file, container_file) = (pod_file.display(), container_file.display());
-        let pod = self.run(&format!("runp {pod_file}"));
-        let container = self.run(&format!("create {pod} {container_file} {pod_file}"));
-        self.run(&format!("start {container}"));
-        (pod, container)
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_image_is_a_lazy_volume_by_a_local_pull() {
-    an_image_is_a_lazy_volume_of_a_pod(CriPull::Local).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_image_is_a_lazy_volume_through_the_transfer_service() {
-    an_image_is_a_lazy_volume_of_a_pod(CriPull::Transfer).await;
-}
-
-/// An image as a volume (an OCI volume source), read before and after the agent was killed. Then
-/// pod and images are removed.
-async fn an_image_is_a_lazy_volume_of_a_pod(by: CriPull) {
-    let clients = [containerd::CLIENTS, &["crictl"]].concat();
-    let Some(place) = Place::with_clients(&clients, fixture::TOOLS) else {
-        return;
-    };
-    let registry = Registry::start().await;
-    registry.push_layout("app", "v1", &converted_image(&place));
-    registry.push_layout(
-        "volume",
-        "v1",
-        &converted(&place, &Fixture::get("odd").dir, "odd"),
-    );
-    let [image, volume] = ["app", "volume"].map(|name| format!("{}/{name}:v1", registry.host()));
-    let mut agent = Agent::start_with(&place, &[ON_DEMAND]);
-    let containerd = Containerd::start_with_pods(&place, &agent, &image, by);
-    let crictl = Crictl {
-        place: &place,
-        endpoints: format!(
-            "--timeout 60s --runtime-endpoint unix://{0} --image-endpoint unix://{0}",
-            containerd.socket.display()
-        ),
-    };
-    for name in [&image, &volume] {
-        crictl.run(&format!("pull {name}"));
-    }
-    let held = containerd.ctr("-n k8s.io content ls -q");
-    assert_eq!(held.lines().count(), 4, "manifests, configurations: {held}");
-    let filesystem = crictl.run("imagefsinfo");
-    assert!(
-        filesystem.contains(agent.root.to_str().unwrap()),
-        "{filesystem}"
-    );
-
-    let (pod, container) = crictl.run_pod(&image, &volume);
-    let exec = |command: &str| crictl.run(&format!("exec {container} {command}"));
-    assert_eq!(exec("/bin/cat /volume/etc/precise"), "precise");
-    agent.daemon.kill();
-    let next = Agent::start_with(&place, &[ON_DEMAND]);
-    drop(std::mem::replace(&mut agent, next));
-    assert_eq!(exec("/bin/cat /volume/usr/share/attributes"), "attributes");
-    assert_eq!(exec("/bin/ls /volume/usr/opaque"), "large\nshown");
-    let written = "touch /volume/etc/new && echo written || echo read-only";
-    let mut command = place.command("crictl");
-    command.args(crictl.endpoints.split(' '));
-    let output = command.args(["exec", &container, "/bin/sh", "-c", written]);
-    let output = String::from_utf8(output.output().unwrap().stdout).unwrap();
-    assert_eq!(output, "read-only\n");
-
-    crictl.run(&format!("rmp --force {pod}"));
-    crictl.run(&format!("rmi {image} {volume}"));
-    until("the layers are unmounted", SOON, || agent.lazy().is_empty());
-    assert!(agent.directories().is_empty());
-}
-
-/// Converts the image with `starlift convert`, with a command on which a sandbox can run.
-fn converted_image(place: &Place) -> Layout {
-    let plain = place.path().join("plain");
-    place.run(&format!(
-        "cp -r {} {}",
-        Fixture::get("app").dir.display(),
-        plain.display()
-    ));
-    let command =
-        "--clear config.entrypoint --clear config.cmd --config.cmd /bin/sleep --config.cmd 1000";
-    place.run(&format!(
-        "umoci config --image {}:1 {command}",
-        plain.display()
-    ));
-    converted(place, &plain, "converted")
-}
-
-fn converted(place: &Place, source: &Path, name: &str) -> Layout {
-    let target = place.path().join(name);
-    place.run(&format!(
-        "{} convert oci:{}:1 oci:{}:1",
-        env!("CARGO_BIN_EXE_starlift"),
-        source.display(),
-        target.display()
-    ));
-    Layout(target)
 }

@@ -3,6 +3,7 @@
 
 mod containers;
 mod cri;
+mod crictl;
 mod fake_registry;
 mod optimize;
 mod predictions;

@@ -10,7 +10,6 @@ use crate::support::containerd::{Containerd, Release, on_each_release};
 use crate::support::docker_registry::{Access, DockerRegistry};
 use crate::support::fixture::{self, Fixture};
 use crate::support::place::{Place, until};
-use crate::support::tree::Tree;
 
 /// How long containerd's garbage collection, or its next attempt to dial, may take.
 const SOON: Duration = Duration::from_secs(60);
@@ -36,21 +35,6 @@ fn pushed(place: &Place, fixture: &Fixture) -> (DockerRegistry, String) {
     (registry, name)
 }
 
-/// Returns the file system of `image` as `snapshotter` mounts it.
-fn tree(place: &Place, containerd: &Containerd<'_>, snapshotter: &str, image: &str) -> Tree {
-    let target = place.dir(&format!("mounted-{snapshotter}"));
-    containerd.ctr(&format!(
-        "images mount --snapshotter {snapshotter} {image} {}",
-        target.display()
-    ));
-    let tree = Tree::read(&target, 0);
-    containerd.ctr(&format!(
-        "images unmount --rm --snapshotter {snapshotter} {}",
-        target.display()
-    ));
-    tree
-}
-
 fn snapshots(containerd: &Containerd<'_>, snapshotter: &str) -> Vec<String> {
     let listed = containerd.ctr(&format!("snapshots --snapshotter {snapshotter} ls"));
     listed
@@ -73,8 +57,10 @@ fn an_image_is_pulled_and_run(snapshotter: &str, containerd: Release) {
         "images pull --plain-http --snapshotter {snapshotter} {image}"
     ));
     containerd.ctr(&format!("images pull --plain-http {image}"));
-    let lazy = tree(&place, &containerd, snapshotter, &image);
-    tree(&place, &containerd, "overlayfs", &image).assert_same(&lazy, "overlayfs, then the agent");
+    let lazy = containerd.tree_in(snapshotter, &image, "lazy", 0);
+    containerd
+        .tree(&image, "unpacked", 0)
+        .assert_same(&lazy, "overlayfs, then the agent");
 
     let script = place.write(
         "script",
@@ -188,9 +174,7 @@ fn every_command_on_snapshots_works(containerd: Release) {
     for name in ["seen", "second", "base"] {
         ctr(&format!("rm {name}"));
     }
-    // containerd collects garbage when it has a reason. The end of a lease is one.
-    containerd.ctr("leases create --id short");
-    containerd.ctr("leases delete --sync short");
+    containerd.collect_garbage();
     until("the directories are gone", SOON, || {
         agent.directories().is_empty()
     });

@@ -117,8 +117,19 @@ impl<'a> Containerd<'a> {
         sandbox: &str,
         pull: CriPull,
     ) -> Self {
-        let configuration = Configuration::new(place);
-        Self::configured(place, configuration.with_pods(agent, sandbox, pull))
+        Self::start_with_more(place, agent, sandbox, pull, "")
+    }
+
+    /// The same with further lines of configuration.
+    pub(crate) fn start_with_more(
+        place: &'a Place,
+        agent: &Agent,
+        sandbox: &str,
+        pull: CriPull,
+        more: &str,
+    ) -> Self {
+        let configuration = Configuration::new(place).with_pods(agent, sandbox, pull);
+        Self::configured(place, configuration.with(more))
     }
 
     fn configured(place: &'a Place, configuration: Configuration<'_>) -> Self {
@@ -131,11 +142,32 @@ impl<'a> Containerd<'a> {
         let daemon = place.daemon("containerd", &mut command, || {
             socket.exists() && version.output().unwrap().status.success()
         });
-        Self {
+        let containerd = Self {
             place,
             socket,
             daemon,
-        }
+        };
+        containerd.assert_release();
+        containerd
+    }
+
+    /// Asserts that `ctr` and the daemon are of the workspace's release.
+    fn assert_release(&self) {
+        let said = self.ctr("version");
+        let versions = said
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("Version:"));
+        let versions: Vec<_> = versions
+            .map(|version| version.trim().trim_start_matches('v'))
+            .collect();
+        let number = match Release::of(self.place) {
+            Release::V1_6 => "1.6.",
+            Release::V2_4 => "2.4.",
+        };
+        assert!(
+            versions.len() == 2 && versions.iter().all(|version| version.starts_with(number)),
+            "{said}"
+        );
     }
 
     /// Runs `ctr` with these arguments, which must succeed.
@@ -196,12 +228,30 @@ impl<'a> Containerd<'a> {
         ))
     }
 
+    /// Deletes everything that no image, container, lease or label holds.
+    pub(crate) fn collect_garbage(&self) {
+        self.ctr("leases create --id collected");
+        self.ctr("leases delete --sync collected");
+    }
+
     /// Returns the file system that containers of `image` see; `start` as in [`Tree::read`].
     pub(crate) fn tree(&self, image: &str, name: &str, start: i64) -> Tree {
+        self.tree_in("overlayfs", image, name, start)
+    }
+
+    /// The same with another snapshotter.
+    pub(crate) fn tree_in(&self, snapshotter: &str, image: &str, name: &str, start: i64) -> Tree {
         let target = self.place.dir(name);
-        self.ctr(&format!("images mount {image} {}", target.display()));
+        let images = |command: &str, names: &str| {
+            self.ctr(&format!(
+                "images {command} --snapshotter {snapshotter} {names}"
+            ))
+        };
+        images("mount", &format!("{image} {}", target.display()));
         let tree = Tree::read(&target, start);
-        self.ctr(&format!("images unmount --rm {}", target.display()));
+        images("unmount", &format!("--rm {}", target.display()));
+        // 2.x has another mount of its own, which it leaves to the garbage collection.
+        self.collect_garbage();
         tree
     }
 

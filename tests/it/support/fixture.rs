@@ -7,6 +7,8 @@ use std::process::Command;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
+use super::place::Place;
+
 /// An OCI layout in the cache, with the tag `1`.
 #[derive(Debug, Clone)]
 pub(crate) struct Fixture {
@@ -72,6 +74,35 @@ impl Fixture {
     pub(crate) fn layout(&self) -> Layout {
         Layout(self.dir.clone())
     }
+}
+
+/// Converts the tag `1` of a layout with `starlift convert`, into the workspace's layout `name`.
+pub(crate) fn converted(place: &Place, source: &Path, name: &str) -> Layout {
+    let target = place.path().join(name);
+    place.run(&format!(
+        "{} convert oci:{}:1 oci:{}:1",
+        env!("CARGO_BIN_EXE_starlift"),
+        source.display(),
+        target.display()
+    ));
+    Layout(target)
+}
+
+/// Returns the converted image of `app`, with a command on which a pod's sandbox can run.
+pub(crate) fn sleeping_app(place: &Place) -> Layout {
+    let plain = place.path().join("plain");
+    place.run(&format!(
+        "cp -r {} {}",
+        Fixture::get("app").dir.display(),
+        plain.display()
+    ));
+    let command =
+        "--clear config.entrypoint --clear config.cmd --config.cmd /bin/sleep --config.cmd 1000";
+    place.run(&format!(
+        "umoci config --image {}:1 {command}",
+        plain.display()
+    ));
+    converted(place, &plain, "converted")
 }
 
 pub(crate) fn cache_dir() -> PathBuf {

@@ -5,6 +5,7 @@ pub(crate) mod bucket;
 pub(crate) mod clients;
 pub(crate) mod containerd;
 pub(crate) mod cri;
+pub(crate) mod crictl;
 pub(crate) mod docker_registry;
 pub(crate) mod dockerd;
 pub(crate) mod fixture;

@@ -6,12 +6,12 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{Node, STARLIFT, outcomes, place, place_with_images, pulled};
+use crate::support::containerd::{Release, on_each_release};
 use crate::support::docker_registry::{Access, DockerRegistry};
 use crate::support::fixture::Fixture;
 use crate::support::image::{Image, ImageBuilder};
 use crate::support::place::{Place, until};
 use crate::support::registry::Registry;
-use crate::support::tree::Tree;
 
 fn pushed(place: &Place) -> (DockerRegistry, String) {
     let registry = DockerRegistry::start(place, Access::Anyone);
@@ -20,25 +20,10 @@ fn pushed(place: &Place) -> (DockerRegistry, String) {
     (registry, name)
 }
 
-/// Returns the file system of `image` as `snapshotter` assembles it.
-fn tree(node: &Node<'_>, snapshotter: &str, image: &str) -> Tree {
-    let target = node.place.dir(&format!("mounted-{snapshotter}"));
-    node.ctr(&format!(
-        "images mount --snapshotter {snapshotter} {image} {}",
-        target.display()
-    ));
-    let tree = Tree::read(&target, 0);
-    node.ctr(&format!(
-        "images unmount --rm --snapshotter {snapshotter} {}",
-        target.display()
-    ));
-    tree
-}
-
 /// Pulls with `rpull`, runs a container, and compares the file system with that of `ctr images
 /// pull`.
-fn an_image_is_pulled_and_run(snapshotter: &str, other: &str) {
-    let Some(place) = place_with_images(&[]) else {
+fn an_image_is_pulled_and_run(containerd: Release, snapshotter: &str, other: &str) {
+    let Some(place) = place_with_images(containerd, &[]) else {
         return;
     };
     let (_registry, image) = pushed(&place);
@@ -56,26 +41,31 @@ fn an_image_is_pulled_and_run(snapshotter: &str, other: &str) {
     let run =
         format!("run --rm --snapshotter {snapshotter} {image} {id} /bin/cat /usr/share/old/d");
     assert_eq!(node.ctr(&run), "new\n");
-    let ours = tree(&node, snapshotter, &image);
+    let tree = |snapshotter: &str| {
+        let name = format!("mounted-{snapshotter}");
+        node.containerd.tree_in(snapshotter, &image, &name, 0)
+    };
+    let ours = tree(snapshotter);
     node.ctr(&format!(
         "images pull --plain-http --snapshotter {other} {image}"
     ));
-    tree(&node, other, &image).assert_same(&ours, "ctr's, then Starlift's");
+    tree(other).assert_same(&ours, "ctr's, then Starlift's");
 }
 
-#[test]
-fn an_image_is_pulled_and_run_with_our_agent() {
-    an_image_is_pulled_and_run("stargz", "overlayfs");
+on_each_release!(an_image_is_pulled_and_run_with_our_agent);
+
+fn an_image_is_pulled_and_run_with_our_agent(containerd: Release) {
+    an_image_is_pulled_and_run(containerd, "stargz", "overlayfs");
 }
 
 #[test]
 fn an_image_is_pulled_and_run_with_overlayfs() {
-    an_image_is_pulled_and_run("overlayfs", "native");
+    an_image_is_pulled_and_run(Release::V1_6, "overlayfs", "native");
 }
 
 #[test]
 fn containerd_holds_the_same_as_after_ctr_remote() {
-    let Some(place) = place_with_images(&["ctr-remote"]) else {
+    let Some(place) = place_with_images(Release::V1_6, &["ctr-remote"]) else {
         return;
     };
     let (registry, original) = pushed(&place);

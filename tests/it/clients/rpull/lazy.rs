@@ -3,7 +3,7 @@
 
 use super::{STARLIFT, outcomes, place_with_images, pull};
 use crate::support::agent::Agent;
-use crate::support::containerd::Containerd;
+use crate::support::containerd::{Containerd, Release, on_each_release};
 use crate::support::docker_registry::{Access, DockerRegistry};
 use crate::support::fixture::{Fixture, Layout};
 use crate::support::place::Place;
@@ -62,13 +62,14 @@ fn pushed(place: &Place, with_plain_layer: bool) -> (DockerRegistry, String, Lay
 }
 
 fn a_container_runs(
+    containerd: Release,
     snapshotter: fn(&Place) -> Snapshotter,
     with_plain_layer: bool,
     expected: &[&str],
     script: &str,
     said: &str,
 ) {
-    let Some(place) = place_with_images(&["go", "fusermount"]) else {
+    let Some(place) = place_with_images(containerd, &["go", "fusermount"]) else {
         return;
     };
     let (_registry, image, layout) = pushed(&place, with_plain_layer);
@@ -86,9 +87,8 @@ fn a_container_runs(
         let digest = layer["digest"].as_str().unwrap();
         assert_eq!(held.contains(digest), *outcome == "unpacked", "{digest}");
     }
-    // Deletes everything that a pull without an image record would lose.
-    containerd.ctr("leases create --id short");
-    containerd.ctr("leases delete --sync short");
+    // A pull without an image record would lose everything.
+    containerd.collect_garbage();
     let id = format!(
         "lazy-{}",
         place.path().file_name().unwrap().to_str().unwrap()
@@ -105,8 +105,12 @@ fn a_container_runs(
     );
 }
 
-fn an_estargz_image_is_lazy_and_outlives_the_lease(snapshotter: fn(&Place) -> Snapshotter) {
+fn an_estargz_image_is_lazy_and_outlives_the_lease(
+    containerd: Release,
+    snapshotter: fn(&Place) -> Snapshotter,
+) {
     a_container_runs(
+        containerd,
         snapshotter,
         false,
         &["lazy"; 3],
@@ -115,9 +119,13 @@ fn an_estargz_image_is_lazy_and_outlives_the_lease(snapshotter: fn(&Place) -> Sn
     );
 }
 
-fn a_plain_layer_on_top_is_all_that_is_fetched(snapshotter: fn(&Place) -> Snapshotter) {
+fn a_plain_layer_on_top_is_all_that_is_fetched(
+    containerd: Release,
+    snapshotter: fn(&Place) -> Snapshotter,
+) {
     let expected = ["lazy", "lazy", "lazy", "unpacked"];
     a_container_runs(
+        containerd,
         snapshotter,
         true,
         &expected,
@@ -128,20 +136,23 @@ fn a_plain_layer_on_top_is_all_that_is_fetched(snapshotter: fn(&Place) -> Snapsh
 
 #[test]
 fn an_estargz_image_is_lazy_with_the_reference() {
-    an_estargz_image_is_lazy_and_outlives_the_lease(reference);
+    an_estargz_image_is_lazy_and_outlives_the_lease(Release::V1_6, reference);
 }
 
-#[test]
-fn an_estargz_image_is_lazy_with_our_agent() {
-    an_estargz_image_is_lazy_and_outlives_the_lease(ours);
+on_each_release!(
+    an_estargz_image_is_lazy_with_our_agent,
+    only_a_plain_layer_is_fetched_with_our_agent,
+);
+
+fn an_estargz_image_is_lazy_with_our_agent(containerd: Release) {
+    an_estargz_image_is_lazy_and_outlives_the_lease(containerd, ours);
 }
 
 #[test]
 fn only_a_plain_layer_is_fetched_with_the_reference() {
-    a_plain_layer_on_top_is_all_that_is_fetched(reference);
+    a_plain_layer_on_top_is_all_that_is_fetched(Release::V1_6, reference);
 }
 
-#[test]
-fn only_a_plain_layer_is_fetched_with_our_agent() {
-    a_plain_layer_on_top_is_all_that_is_fetched(ours);
+fn only_a_plain_layer_is_fetched_with_our_agent(containerd: Release) {
+    a_plain_layer_on_top_is_all_that_is_fetched(containerd, ours);
 }

@@ -11,19 +11,19 @@ use std::process::{Command, Output};
 use serde_json::Value;
 
 use crate::support::agent::Agent;
-use crate::support::containerd::{self, Containerd};
+use crate::support::containerd::{Containerd, Release};
 use crate::support::fixture;
 use crate::support::place::Place;
 
 const STARLIFT: &str = env!("CARGO_BIN_EXE_starlift");
 
 fn place(more: &[&str]) -> Option<Place> {
-    Place::with(&[containerd::TOOLS, more].concat())
+    Release::V1_6.place(more)
 }
 
 /// Returns a workspace for images with real programs.
-fn place_with_images(more: &[&str]) -> Option<Place> {
-    place(&[fixture::TOOLS, &["docker-registry"], more].concat())
+fn place_with_images(containerd: Release, more: &[&str]) -> Option<Place> {
+    containerd.place(&[fixture::TOOLS, &["docker-registry"], more].concat())
 }
 
 /// containerd with Starlift's agent as its snapshotter `stargz`.
