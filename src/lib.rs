@@ -20,7 +20,7 @@ pub mod flight;
 #[cfg(test)]
 mod fuzzing;
 mod inspect;
-mod layers;
+pub mod layers;
 pub mod learn;
 pub mod oci;
 pub mod predict;

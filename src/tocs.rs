@@ -1,10 +1,7 @@
 //! The TOCs of the layers in the store, and the content of single files in them.
 //!
 //! ```text
-//! stored blob ─ last bytes ▶ Footer ─ toc_range ▶ UnverifiedToc
-//!                                                    │ verify(the record's digest)
-//!                                                    ▼
-//!                                                   Toc ─ chunk ▶ content
+//! stored blob ─ layers::open, with the record's digest ▶ Toc ─ chunk ▶ content
 //! ```
 //! Used for questions about stored layers after their conversion. The conversion itself reads no
 //! TOC.
@@ -15,15 +12,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use estargz::chunk::ChunkError;
-use estargz::digest::ParseDigestError;
-use estargz::footer::{self, FooterError};
-use estargz::toc::{Limits, Node, TocError};
-use estargz::{Chunk, Footer, Toc, UnverifiedToc};
+use estargz::toc::{Limits, Node};
+use estargz::{Chunk, Toc};
 use futures::TryStreamExt as _;
 use moka::future::Cache;
 
 use crate::budget::{Budget, Full};
-use crate::layers::digest::to_format;
+use crate::layers::open::{OpenError, Opening, Tail, TocDigest, tail_range};
 use crate::oci::Digest;
 use crate::store::records::ConvertedLayer;
 use crate::store::{self, Key, LayerOutcome, Object, Store};
@@ -60,14 +55,8 @@ pub enum Unreadable {
     Store(#[from] store::Error),
     #[error("{0} is not in the store")]
     Absent(Digest),
-    #[error("unreadable footer")]
-    Footer(#[from] FooterError),
-    #[error("unreadable TOC")]
-    Toc(#[from] TocError),
-    #[error("invalid TOC digest in the record")]
-    Digest(#[from] ParseDigestError),
-    #[error("TOC is a separate blob that the record does not name")]
-    NoExternalToc,
+    #[error(transparent)]
+    Open(#[from] OpenError),
     #[error("unreadable chunk")]
     Chunk(#[from] ChunkError),
     #[error("too many TOCs are being read")]
@@ -190,30 +179,21 @@ impl Tocs {
 
     async fn open(&self, layer: &ConvertedLayer) -> Result<Arc<Toc>, Unreadable> {
         let object = self.find(&layer.digest).await?;
-        let tail = self.bytes(&object, footer::tail_range(object.size)).await?;
-        let footer = Footer::parse(&tail, object.size)?;
+        let tail = self.bytes(&object, tail_range(object.size)).await?;
+        let opening = Opening::new(&Tail::new(object.size, tail), Limits::default())?;
         let external = match &layer.external_toc {
             Some(toc) => Some(self.find(toc).await?),
             None => None,
         };
-        let length = match (footer.toc_range(), &external) {
-            (Some(range), _) => range.end - range.start,
-            (None, Some(toc)) => toc.size,
-            (None, None) => return Err(Unreadable::NoExternalToc),
-        };
-        let weight = length
+        let external = external.as_ref().map(|toc| (toc, toc.size));
+        let (blob, range) = opening.section(&object, external)?;
+        let weight = (range.end - range.start)
             .saturating_mul(BYTES_OF_SECTION_BYTE)
             .min(READING_BYTES);
         let _weight = self.reading.take_within(weight, READ_WITHIN).await?;
-        let section = match (footer.toc_range(), &external) {
-            (Some(range), _) => self.bytes(&object, range).await?,
-            (None, Some(toc)) => self.store.read_all(toc).await?,
-            (None, None) => return Err(Unreadable::NoExternalToc),
-        };
-        let expected = to_format(&layer.toc_digest)?;
-        // Parsing a large TOC takes a second.
-        let parse =
-            move || UnverifiedToc::parse(&section, &footer, &Limits::default())?.verify(&expected);
+        let section = self.bytes(blob, range).await?;
+        let expected = TocDigest::Json(layer.toc_digest.clone());
+        let parse = move || opening.verified(&section, &expected);
         Ok(Arc::new(tokio::task::spawn_blocking(parse).await??))
     }
 
@@ -229,7 +209,7 @@ impl Tocs {
         let source = source.into();
         if matches!(
             *source,
-            Unreadable::Footer(_) | Unreadable::Toc(_) | Unreadable::Chunk(_)
+            Unreadable::Open(OpenError::Footer(_) | OpenError::Toc(_)) | Unreadable::Chunk(_)
         ) {
             self.store.suspect(&layer.digest);
         }

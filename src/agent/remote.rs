@@ -5,22 +5,19 @@
 //! GET the blob's last bytes ▶ footer ▶ TOC within? ─ no ─▶ GET the rest of it ▶ inflate ▶ verify
 //! ```
 
-use std::ops::Range;
-
-use bytes::Bytes;
-use estargz::toc::{Limits, TocError};
-use estargz::{Footer, Toc, UnverifiedToc, footer};
-use futures::TryStreamExt as _;
-use serde::{Deserialize, Serialize};
+use estargz::Toc;
+use estargz::toc::Limits;
 
 use super::fetch::Blob;
 use super::spec::LayerSpec;
 use super::toc_memory::TocMemory;
 use crate::budget::{Full, Weight};
+use crate::layers::open::{OpenError, Opening};
+pub use crate::layers::open::{Tail, TocDigest};
 use crate::oci::annotations::{OLDER_ZSTD_CHECKSUM, TOC_DIGEST, ZSTD_CHECKSUM};
 use crate::oci::manifest::ImageManifest;
 use crate::oci::{Digest, ImageName, Reference};
-use crate::registry::{self, Body, Peer};
+use crate::registry::{self, Peer};
 use crate::transport::{Source, Upstreams};
 
 /// Bytes of a blob's end in the first request: the TOC of some ten thousand files, or the whole of
@@ -29,24 +26,6 @@ const TAIL: u64 = 512 << 10;
 /// The annotations with the TOC digest of a zstd:chunked layer (containers/storage, pkg/chunked).
 /// The older name comes second.
 const ZSTD_CHECKSUMS: [&str; 2] = [ZSTD_CHECKSUM, OLDER_ZSTD_CHECKSUM];
-
-/// The digest that a layer's TOC must have.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum TocDigest {
-    /// Of its JSON.
-    Json(Digest),
-    /// Of its compressed bytes, as in zstd:chunked.
-    Section(Digest),
-}
-
-/// The end of a blob. Contains the whole TOC.
-#[derive(Debug, Clone)]
-pub struct Tail {
-    pub blob_size: u64,
-    pub start: u64,
-    pub bytes: Bytes,
-}
 
 /// A layer that can be read.
 #[derive(Debug)]
@@ -76,12 +55,8 @@ pub enum NotLazy {
     Reference(String, String),
     #[error("registry")]
     Upstream(#[from] registry::Error),
-    #[error("footer")]
-    Footer(#[from] estargz::footer::FooterError),
-    #[error("TOC")]
-    Toc(#[from] TocError),
-    #[error("TOC in a separate blob, which is not supported")]
-    ExternalToc,
+    #[error(transparent)]
+    Open(#[from] OpenError),
     #[error(transparent)]
     Tree(#[from] super::tree::TreeError),
     #[error("no answer from {0} a moment ago")]
@@ -111,12 +86,14 @@ pub async fn open(
         None => (from_manifest(&source, &name, spec).await?, 1),
     };
     let (tail, weight, peer, requests) = tail(&source, &name, &spec.digest, memory).await?;
-    let parsing = memory.parsing(json_bytes(&tail)?).await?;
+    let opening = Opening::new(&tail, Limits::default())?;
+    let section = opening.section_in(&tail)?;
+    let parsing = memory.parsing(opening.json_bytes(&section)?).await?;
     let toc = {
-        let (tail, toc_digest) = (tail.clone(), toc_digest.clone());
+        let toc_digest = toc_digest.clone();
         // The reserved memory goes along, because the work does not end when its caller is
         // cancelled.
-        let read = move || (read(&tail, &toc_digest), parsing).0;
+        let read = move || (opening.verified(&section, &toc_digest), parsing).0;
         tokio::task::spawn_blocking(read)
             .await
             .map_err(|error| NotLazy::Internal(error.to_string()))??
@@ -148,39 +125,11 @@ pub fn find(upstreams: &Upstreams, reference: &str) -> Result<(ImageName, Source
     Ok((name, source))
 }
 
-/// Returns the size of the TOC's JSON that the end of a blob declares.
-fn json_bytes(tail: &Tail) -> Result<u64, NotLazy> {
-    let footer = footer_in(tail)?;
-    let section = footer
-        .toc_range()
-        .and_then(|range| tail.slice(&range))
-        .ok_or(NotLazy::ExternalToc)?;
-    Ok(UnverifiedToc::json_bytes(
-        section,
-        &footer,
-        &Limits::default(),
-    )?)
-}
-
 /// Returns the TOC in the end of a blob. Blocking: a large TOC takes a second.
 pub fn read(tail: &Tail, toc_digest: &TocDigest) -> Result<Toc, NotLazy> {
-    let footer = footer_in(tail)?;
-    let section = footer
-        .toc_range()
-        .and_then(|range| tail.slice(&range))
-        .ok_or(NotLazy::ExternalToc)?;
-    let unverified = UnverifiedToc::parse(section, &footer, &Limits::default())?;
-    Ok(match toc_digest {
-        TocDigest::Json(digest) => unverified.verify(&checked(digest)?)?,
-        TocDigest::Section(digest) => unverified.verify_section(&checked(digest)?)?,
-    })
-}
-
-fn checked(digest: &Digest) -> Result<estargz::Digest, NotLazy> {
-    digest
-        .to_string()
-        .parse()
-        .map_err(|error: estargz::digest::ParseDigestError| NotLazy::Internal(error.to_string()))
+    let opening = Opening::new(tail, Limits::default())?;
+    let section = opening.section_in(tail)?;
+    Ok(opening.verified(&section, toc_digest)?)
 }
 
 async fn from_manifest(
@@ -229,19 +178,9 @@ async fn tail(
     let tail = Tail {
         blob_size,
         start,
-        bytes: collect(body, TAIL).await?.into(),
+        bytes: body.read(TAIL).await?,
     };
-    let Some(toc) = footer_in(&tail)?.toc_range() else {
-        return Err(NotLazy::ExternalToc);
-    };
-    let limit = Limits::default().max_compressed_bytes;
-    if toc.end - toc.start > limit {
-        return Err(TocError::Limit {
-            what: "compressed bytes",
-            limit,
-        }
-        .into());
-    }
+    let (_, toc) = Opening::new(&tail, Limits::default())?.section((), None)?;
     if toc.start >= start {
         return Ok((tail, weight, peer, 1));
     }
@@ -251,61 +190,11 @@ async fn tail(
     let body = source
         .blob(&name.repository, digest, Some(toc.start..start))
         .await?;
-    let mut bytes = collect(body, start - toc.start).await?;
-    bytes.extend_from_slice(&tail.bytes);
-    Ok((
-        Tail {
-            blob_size,
-            start: toc.start,
-            bytes: bytes.into(),
-        },
-        weight,
-        peer,
-        2,
-    ))
-}
-
-/// Reads a body that is no longer than `limit`. The buffer grows with the bytes that arrive.
-async fn collect(mut body: Body, limit: u64) -> Result<Vec<u8>, NotLazy> {
-    let length = body.range.end.saturating_sub(body.range.start);
-    let mut bytes = Vec::new();
-    while let Some(piece) = body.stream.try_next().await? {
-        if length > limit || (bytes.len() + piece.len()) as u64 > length {
-            return Err(registry::Error::TooLarge { limit }.into());
-        }
-        bytes.extend_from_slice(&piece);
-    }
-    Ok(bytes)
-}
-
-fn footer_in(tail: &Tail) -> Result<Footer, NotLazy> {
-    let end = tail
-        .slice(&footer::tail_range(tail.blob_size))
-        .unwrap_or(&tail.bytes);
-    Ok(Footer::parse(end, tail.blob_size)?)
-}
-
-impl Tail {
-    fn slice(&self, range: &Range<u64>) -> Option<&[u8]> {
-        let start = usize::try_from(range.start.checked_sub(self.start)?).ok()?;
-        let end = usize::try_from(range.end.checked_sub(self.start)?).ok()?;
-        self.bytes.get(start..end)
-    }
-
-    /// Returns only the part that is needed to read the TOC again.
-    #[must_use]
-    pub fn trimmed(&self) -> Self {
-        let from = footer_in(self)
-            .ok()
-            .and_then(|footer| footer.toc_range())
-            .map_or(self.start, |range| range.start);
-        let cut = usize::try_from(from.saturating_sub(self.start))
-            .unwrap_or_default()
-            .min(self.bytes.len());
-        Self {
-            blob_size: self.blob_size,
-            start: self.start + cut as u64,
-            bytes: self.bytes.slice(cut..),
-        }
-    }
+    let front = body.read(start - toc.start).await?;
+    let tail = Tail {
+        blob_size,
+        start: toc.start,
+        bytes: [front, tail.bytes].concat().into(),
+    };
+    Ok((tail, weight, peer, 2))
 }

@@ -12,7 +12,7 @@ use super::registry_args::RegistryArgs;
 use super::table::Table;
 use super::{Global, output};
 use crate::failure::Failure;
-use crate::inspect::blob::Blob;
+use crate::inspect::blob::{Blob, BlobIndex};
 use crate::inspect::report::{ImageReport, Kind, LayerReport, TocReport};
 use crate::oci::{Digest, Platform};
 use crate::transport::{Endpoint, ImageBundle, ImageReader, Location};
@@ -67,11 +67,7 @@ struct FileReport {
 
 async fn file(args: &Args) -> Result<(), Failure> {
     let blob = Blob::open(Path::new(&args.what))?;
-    let footer = blob.footer().await?;
-    let toc = match &footer {
-        Some(footer) => blob.toc(footer).await?,
-        None => None,
-    };
+    let BlobIndex { form, toc } = blob.index().await?;
     if args.toc {
         let toc = toc.ok_or_else(|| Failure::new(format!("{} holds no TOC", args.what)))?;
         return output::print_bytes(toc.json());
@@ -79,7 +75,7 @@ async fn file(args: &Args) -> Result<(), Failure> {
     let toc = toc.map(|toc| TocReport::of(toc, None, None)).transpose()?;
     let report = FileReport {
         size: blob.size(),
-        kind: Kind::of_footer(footer.as_ref()),
+        kind: Kind::of_form(form),
         toc,
     };
     if args.json {
@@ -208,11 +204,7 @@ async fn toc_of_layer(
     let layer = image.layers.get(number);
     let layer = layer
         .ok_or_else(|| Failure::new(format!("the image has {} layers", image.layers.len())))?;
-    let blob = Blob::Remote { endpoint, layer };
-    let toc = match blob.footer().await? {
-        Some(footer) => blob.toc(&footer).await?,
-        None => None,
-    };
+    let toc = Blob::Remote { endpoint, layer }.index().await?.toc;
     let toc =
         toc.ok_or_else(|| Failure::new(format!("the layer {} holds no TOC", layer.digest)))?;
     Ok(toc.json().to_vec())

@@ -199,10 +199,7 @@ impl Sizes<'_> {
             endpoint: self.endpoint,
             layer,
         };
-        let Some(footer) = blob.footer().await? else {
-            return Ok(None);
-        };
-        let Some(toc) = blob.toc(&footer).await? else {
+        let Some(toc) = blob.index().await?.toc else {
             return Ok(None);
         };
         let digest = toc.digest();

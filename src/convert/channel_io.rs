@@ -5,11 +5,12 @@ use std::io::{self, BufRead, Read, Write};
 use std::sync::Arc;
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use estargz::footer;
+use estargz::Footer;
 use tokio::sync::mpsc;
 
 use super::budget::OUTPUT_PIECE;
 use super::status::LayerProgress;
+use crate::layers::open::Tail;
 
 /// Bytes kept of the end of a layer to recognize a lazily readable one. At least the length of the
 /// longest footer.
@@ -56,11 +57,8 @@ impl SourceReader {
     }
 
     /// Returns the footer of a lazily readable layer. The layer must have been read to its end.
-    pub(super) fn footer(&self) -> Option<footer::Footer> {
-        let wanted = footer::tail_range(self.length);
-        let length = usize::try_from(wanted.end - wanted.start).ok()?;
-        let start = self.tail.len().checked_sub(length)?;
-        footer::Footer::parse(&self.tail[start..], self.length).ok()
+    pub(super) fn footer(&self) -> Option<Footer> {
+        Tail::new(self.length, self.tail.clone()).footer().ok()
     }
 
     fn keep_tail(&mut self) {

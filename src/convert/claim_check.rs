@@ -1,8 +1,5 @@
 //! Checks whether layers are lazily readable as their annotations claim.
 
-use bytes::Bytes;
-use estargz::Footer;
-use estargz::footer;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 
 use super::claims::Claims;
@@ -10,8 +7,8 @@ use super::converter::Shared;
 use super::documents::off_worker;
 use super::error::Error;
 use super::plan::{ImagePlan, LayerPlan};
+use crate::layers::open::{Tail, tail_range};
 use crate::oci::{Descriptor, Repository};
-use crate::registry::{self, Body};
 use crate::transport::Source;
 
 /// Layers of an image whose claims are checked at once.
@@ -58,13 +55,12 @@ impl Shared {
         repository: &Repository,
         layer: Descriptor,
     ) -> Result<bool, Error> {
-        let wanted = footer::tail_range(u64::MAX);
-        let body = source
-            .blob_tail(repository, &layer.digest, wanted.end - wanted.start)
-            .await?;
+        let wanted = tail_range(u64::MAX);
+        let wanted = wanted.end - wanted.start;
+        let body = source.blob_tail(repository, &layer.digest, wanted).await?;
         let size = body.blob_size;
-        let tail = bytes_of(body).await?;
-        let Ok(footer) = Footer::parse(&tail, size) else {
+        let tail = Tail::new(size, body.read(wanted).await?);
+        let Ok(footer) = tail.footer() else {
             return Ok(false);
         };
         // The TOC is a separate blob, and nothing here names it.
@@ -76,24 +72,9 @@ impl Shared {
             return Ok(true);
         }
         let _weight = self.documents.tree(length).await?;
-        let section = bytes_of(source.blob(repository, &layer.digest, Some(range)).await?).await?;
+        let body = source.blob(repository, &layer.digest, Some(range));
+        let section = body.await?.read(length).await?;
         let compare = move || Claims::of(&layer.annotations).name(&footer, &section);
         off_worker(usize::try_from(MAX_SECTION).unwrap_or(usize::MAX), compare).await
     }
-}
-
-/// Returns the bytes of a range of a blob, at most as many as the response header announces.
-async fn bytes_of(mut body: Body) -> Result<Bytes, Error> {
-    let length = body.range.end - body.range.start;
-    let mut bytes = Vec::new();
-    while let Some(piece) = body.stream.try_next().await? {
-        bytes.extend_from_slice(&piece);
-        if bytes.len() as u64 > length {
-            return Err(registry::Error::Malformed(
-                "more bytes received than requested".to_owned(),
-            )
-            .into());
-        }
-    }
-    Ok(bytes.into())
 }

@@ -4,19 +4,15 @@
 //! no TOC. So a claim is compared with the end of the blob, in one or two requests, and a layer
 //! whose claim is wrong is converted.
 
-use std::io::{self, Read};
-
 use estargz::footer::{Footer, Form};
+use estargz::{Limits, UnverifiedToc};
 use serde_json::{Map, Value};
-use sha2::{Digest as _, Sha256};
 
 use crate::oci::Digest;
 use crate::oci::annotations::{OLDER_ZSTD_CHECKSUM, TOC_DIGEST, ZSTD_CHECKSUM};
 
 /// The most bytes of a TOC that are hashed. Other readers have the same limit.
 const MAX_TOC: u64 = 256 << 20;
-/// The size of a block of the tar that contains a TOC.
-const TAR_BLOCK: usize = 512;
 /// Prefixes of the annotation keys that describe how a layer is read lazily.
 const LAZY_KEYS: [&str; 4] = [
     "containerd.io/snapshot/stargz/",
@@ -54,8 +50,10 @@ impl<'a> Claims<'a> {
         let is_zstd = footer.form() == Form::ZstdChunked;
         let names_section =
             |claimed: &str| is_zstd && claimed == Digest::sha256_of(section).to_string();
+        let limits = Limits::default().with_max_json_bytes(MAX_TOC);
         let names_toc = |claimed: &str| {
-            toc_digest(section, is_zstd).is_ok_and(|digest| digest.to_string() == claimed)
+            UnverifiedToc::digest_of(section, footer, &limits)
+                .is_ok_and(|digest| digest.to_string() == claimed)
         };
         self.zstd.is_none_or(names_section) && self.toc.is_none_or(names_toc)
     }
@@ -65,41 +63,6 @@ impl<'a> Claims<'a> {
 pub(super) fn are_made(annotations: &Map<String, Value>) -> bool {
     let Claims { toc, zstd } = Claims::of(annotations);
     toc.or(zstd).is_some()
-}
-
-/// Returns the digest of the TOC in `section`: the only file of a tar in gzip, or a zstd frame. The
-/// TOC is never held in memory as a whole.
-fn toc_digest(section: &[u8], is_zstd: bool) -> io::Result<Digest> {
-    let mut hasher = HashWriter(Sha256::new());
-    let copied = if is_zstd {
-        let decoder = zstd::stream::read::Decoder::with_buffer(section)?;
-        io::copy(&mut decoder.take(MAX_TOC + 1), &mut hasher)?
-    } else {
-        let mut tar = flate2::bufread::GzDecoder::new(section);
-        let mut header = [0; TAR_BLOCK];
-        tar.read_exact(&mut header)?;
-        let digits = String::from_utf8_lossy(&header[124..136]);
-        let digits = digits.trim_matches(['\0', ' ']);
-        let size = u64::from_str_radix(digits, 8).map_err(io::Error::other)?;
-        io::copy(&mut tar.take(size.min(MAX_TOC + 1)), &mut hasher)?
-    };
-    if copied > MAX_TOC {
-        return Err(io::Error::other("TOC too long"));
-    }
-    Ok(Digest::from_sha256(hasher.0.finalize().into()))
-}
-
-struct HashWriter(Sha256);
-
-impl io::Write for HashWriter {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 #[cfg(test)]
@@ -120,23 +83,5 @@ mod tests {
             !is_lazy_key("org.opencontainers.image.title")
                 && !is_lazy_key("dev.starlift.source.digest")
         );
-    }
-
-    #[test]
-    fn the_digest_of_a_toc_is_that_of_its_text() {
-        let text = br#"{"version":1,"entries":[]}"#;
-        let mut tar = [0; TAR_BLOCK].to_vec();
-        tar[124..136].copy_from_slice(format!("{:011o}\0", text.len()).as_bytes());
-        tar.extend_from_slice(text);
-        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        io::Write::write_all(&mut encoder, &tar).unwrap();
-        let section = encoder.finish().unwrap();
-        assert_eq!(
-            toc_digest(&section, false).unwrap(),
-            Digest::sha256_of(text)
-        );
-        let frame = zstd::encode_all(&text[..], 1).unwrap();
-        assert_eq!(toc_digest(&frame, true).unwrap(), Digest::sha256_of(text));
-        assert!(toc_digest(b"garbage", false).is_err() && toc_digest(b"garbage", true).is_err());
     }
 }

@@ -5,13 +5,23 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use estargz::footer::{self, Footer, FooterError};
+use bytes::Bytes;
+use estargz::footer::{FooterError, Form};
 use estargz::toc::{Limits, UnverifiedToc};
-use futures::TryStreamExt as _;
 
 use crate::failure::Failure;
+use crate::layers::open::{OpenError, Opening, Tail, tail_range};
 use crate::oci::Descriptor;
 use crate::transport::Endpoint;
+
+/// The end of a layer's blob.
+#[derive(Debug, Default)]
+pub(crate) struct BlobIndex {
+    /// `None` if the blob has no footer.
+    pub(crate) form: Option<Form>,
+    /// `None` if the blob has no footer, or its TOC is in another blob.
+    pub(crate) toc: Option<UnverifiedToc>,
+}
 
 /// A layer's blob.
 #[derive(Debug)]
@@ -42,15 +52,14 @@ impl Blob<'_> {
     }
 
     /// Returns the bytes of `range`.
-    async fn read(&self, range: Range<u64>) -> Result<Vec<u8>, Failure> {
-        let wanted =
-            usize::try_from(range.end.saturating_sub(range.start)).map_err(Failure::from_error)?;
+    async fn read(&self, range: Range<u64>) -> Result<Bytes, Failure> {
+        let length = range.end.saturating_sub(range.start);
         match self {
             Self::File { file, .. } => {
-                let mut bytes = vec![0; wanted];
+                let mut bytes = vec![0; usize::try_from(length).map_err(Failure::from_error)?];
                 file.read_exact_at(&mut bytes, range.start)
                     .map_err(Failure::when("blob cannot be read"))?;
-                Ok(bytes)
+                Ok(bytes.into())
             }
             Self::Remote { endpoint, layer } => {
                 let what = || Failure::when(format!("reading {}", layer.digest));
@@ -58,47 +67,30 @@ impl Blob<'_> {
                     .source
                     .blob(&endpoint.repository, &layer.digest, Some(range))
                     .await;
-                let mut stream = body.map_err(what())?.stream;
-                let mut bytes = Vec::new();
-                while let Some(piece) = stream.try_next().await.map_err(what())? {
-                    bytes.extend_from_slice(&piece);
-                    if bytes.len() > wanted {
-                        return Err(Failure::new(format!(
-                            "{}: more bytes than requested",
-                            layer.digest
-                        )));
-                    }
-                }
-                Ok(bytes)
+                body.map_err(what())?.read(length).await.map_err(what())
             }
         }
     }
 
-    /// Returns the footer, or `None` if the blob has none.
-    pub(crate) async fn footer(&self) -> Result<Option<Footer>, Failure> {
-        let tail = self.read(footer::tail_range(self.size())).await?;
-        match Footer::parse(&tail, self.size()) {
-            Ok(footer) => Ok(Some(footer)),
-            Err(FooterError::NotAFooter) => Ok(None),
-            Err(error) => Err(Failure::from_error(error)),
-        }
-    }
-
-    /// Returns the TOC that `footer` points at, or `None` if it is in another blob.
-    pub(crate) async fn toc(&self, footer: &Footer) -> Result<Option<UnverifiedToc>, Failure> {
-        let limits = Limits::default();
-        let Some(range) = footer.toc_range() else {
-            return Ok(None);
+    /// Reads the footer and the TOC.
+    pub(crate) async fn index(&self) -> Result<BlobIndex, Failure> {
+        let tail = self.read(tail_range(self.size())).await?;
+        let opening = match Opening::new(&Tail::new(self.size(), tail), Limits::default()) {
+            Ok(opening) => opening,
+            Err(OpenError::Footer(FooterError::NotAFooter)) => return Ok(BlobIndex::default()),
+            Err(error) => return Err(Failure::from_error(error)),
         };
-        if range.end - range.start > limits.max_compressed_bytes {
-            return Err(Failure::new(format!(
-                "TOC longer than {} bytes",
-                limits.max_compressed_bytes
-            )));
-        }
-        let section = self.read(range).await?;
-        UnverifiedToc::parse(&section, footer, &limits)
-            .map(Some)
-            .map_err(Failure::from_error)
+        let toc = match opening.section((), None) {
+            Ok(((), range)) => {
+                let section = self.read(range).await?;
+                Some(opening.toc(&section).map_err(Failure::from_error)?)
+            }
+            Err(OpenError::ExternalToc) => None,
+            Err(error) => return Err(Failure::from_error(error)),
+        };
+        Ok(BlobIndex {
+            form: Some(opening.footer().form()),
+            toc,
+        })
     }
 }

@@ -147,7 +147,7 @@ fn against(file: &File, claims: &Claims, mut source: &File) -> Vec<String> {
 fn described(report: &Report) -> String {
     format!(
         "{}, {} entries, {} chunks",
-        Kind::of_form(report.form).name(),
+        Kind::of_form(Some(report.form)).name(),
         report.entries,
         report.chunks
     )

@@ -1,6 +1,6 @@
 //! The reports of `inspect` and `convert` on the parts of an image.
 
-use estargz::footer::{Footer, Form};
+use estargz::footer::Form;
 use estargz::toc::UnverifiedToc;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -80,16 +80,14 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    pub(crate) fn of_footer(footer: Option<&Footer>) -> Self {
-        footer.map_or(Self::Plain, |footer| Self::of_form(footer.form()))
-    }
-
-    pub(crate) fn of_form(form: Form) -> Self {
+    /// Returns the kind of a layer whose footer has this form; `None` if it has no footer.
+    pub(crate) fn of_form(form: Option<Form>) -> Self {
         match form {
-            Form::Estargz => Self::Estargz,
-            Form::ExternalToc => Self::EstargzExternalToc,
-            Form::LegacyStargz => Self::Stargz,
-            Form::ZstdChunked => Self::Zstdchunked,
+            Some(Form::Estargz) => Self::Estargz,
+            Some(Form::ExternalToc) => Self::EstargzExternalToc,
+            Some(Form::LegacyStargz) => Self::Stargz,
+            Some(Form::ZstdChunked) => Self::Zstdchunked,
+            None => Self::Plain,
         }
     }
 
@@ -202,12 +200,9 @@ impl LayerReport {
     }
 
     async fn look_into(&mut self, endpoint: &Endpoint, layer: &Descriptor) -> Result<(), Failure> {
-        let blob = Blob::Remote { endpoint, layer };
-        let footer = blob.footer().await?;
-        self.kind = Kind::of_footer(footer.as_ref());
-        if let Some(footer) = footer
-            && let Some(toc) = blob.toc(&footer).await?
-        {
+        let index = Blob::Remote { endpoint, layer }.index().await?;
+        self.kind = Kind::of_form(index.form);
+        if let Some(toc) = index.toc {
             let named = self.annotations.get(ZSTD_CHECKSUM).and_then(Value::as_str);
             self.toc = Some(TocReport::of(toc, self.toc_digest.as_deref(), named)?);
         }

@@ -4,7 +4,9 @@
 //! Pure: no input and output, no clock.
 
 pub(crate) mod digest;
+pub mod merged;
 pub(crate) mod names;
+pub mod open;
 
 /// Most layers that overlayfs mounts on top of each other (Linux, `OVL_MAX_STACK`).
 pub(crate) const MAX_LAYERS: usize = 500;

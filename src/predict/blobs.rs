@@ -1,20 +1,15 @@
 //! The blobs of the image that is predicted. Bytes are requested from the parent, then inflated and
 //! verified here.
-//!
-//! ```text
-//! last bytes ▶ Footer ─ toc_range ▶ UnverifiedToc
-//!            ─ verify(the record's digest) ▶ Toc ─ chunk ▶ content
-//! ```
 
 use std::io;
+use std::ops::Range;
 
 use bytes::Bytes;
-use estargz::footer;
-use estargz::toc::Limits;
-use estargz::{Chunk, Footer, Toc, UnverifiedToc};
+use estargz::{Chunk, Limits, Toc};
 use serde::{Deserialize, Serialize};
 
 use super::fuel::{End, Fuel};
+use crate::layers::open::{Opening, Tail, TocDigest, tail_range};
 use crate::telemetry::log::chain;
 
 /// The longest piece of a blob: enough for the largest members, and for the TOC of a million files.
@@ -37,7 +32,7 @@ pub(super) struct Task {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Layer {
     pub(super) size: u64,
-    pub(super) toc_digest: String,
+    pub(super) toc_digest: TocDigest,
     /// The size of its external TOC, if it has one.
     pub(super) external_toc: Option<u64>,
 }
@@ -59,6 +54,11 @@ pub(super) struct Piece {
 }
 
 impl Piece {
+    fn new(blob: Blob, range: Range<u64>) -> Self {
+        let Range { start, end } = range;
+        Self { blob, start, end }
+    }
+
     pub(super) fn len(&self) -> u64 {
         self.end.saturating_sub(self.start)
     }
@@ -108,11 +108,8 @@ impl<'a> Blobs<'a> {
     /// Returns the contents of chunks, for each of which [`Self::may_inflate`] was true. They are
     /// empty once something failed.
     pub(super) fn chunks(&mut self, chunks: &[(u32, Chunk)]) -> Vec<Vec<u8>> {
-        let piece = |(layer, chunk): &(u32, Chunk)| Piece {
-            blob: Blob::Layer(*layer),
-            start: chunk.range.start,
-            end: chunk.range.end,
-        };
+        let piece =
+            |(layer, chunk): &(u32, Chunk)| Piece::new(Blob::Layer(*layer), chunk.range.clone());
         let pieces: Vec<Piece> = chunks.iter().map(piece).collect();
         let decoded = self.pieces(&pieces).and_then(|members| {
             let pairs = chunks.iter().zip(members);
@@ -140,35 +137,18 @@ impl<'a> Blobs<'a> {
 
     fn open(&mut self, number: u32, layer: &Layer) -> io::Result<Toc> {
         let blob = Blob::Layer(number);
-        let tail = footer::tail_range(layer.size);
-        let tail = self.piece(Piece {
-            blob,
-            start: tail.start,
-            end: tail.end,
-        })?;
-        let footer = Footer::parse(&tail, layer.size).map_err(io::Error::other)?;
-        let piece = match (footer.toc_range(), layer.external_toc) {
-            (Some(range), _) => Piece {
-                blob,
-                start: range.start,
-                end: range.end,
-            },
-            (None, Some(size)) => Piece {
-                blob: Blob::ExternalToc(number),
-                start: 0,
-                end: size,
-            },
-            (None, None) => {
-                return Err(io::Error::other("external TOC, but the record names none"));
-            }
-        };
-        let section = self.piece(piece)?;
+        let tail = self.piece(Piece::new(blob, tail_range(layer.size)))?;
         let limits = Limits::default()
             .with_max_compressed_bytes(MAX_PIECE)
             .with_max_json_bytes(MAX_TOC);
-        let toc = UnverifiedToc::parse(&section, &footer, &limits).map_err(io::Error::other)?;
-        let digest: estargz::Digest = layer.toc_digest.parse().map_err(io::Error::other)?;
-        toc.verify(&digest).map_err(io::Error::other)
+        let opening = Opening::new(&Tail::new(layer.size, tail), limits);
+        let opening = opening.map_err(io::Error::other)?;
+        let external = layer.external_toc;
+        let external = external.map(|size| (Blob::ExternalToc(number), size));
+        let (blob, range) = opening.section(blob, external).map_err(io::Error::other)?;
+        let section = self.piece(Piece::new(blob, range))?;
+        let toc = opening.verified(&section, &layer.toc_digest);
+        toc.map_err(io::Error::other)
     }
 
     fn piece(&mut self, piece: Piece) -> io::Result<Bytes> {

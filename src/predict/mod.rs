@@ -46,6 +46,7 @@ use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde::{Deserialize, Serialize};
 
 use crate::layers::MAX_LAYERS;
+use crate::layers::open::TocDigest;
 use crate::oci::Digest;
 use crate::oci::manifest::ImageManifest;
 use crate::oci::media_type::{self, ManifestKind};
@@ -198,7 +199,7 @@ async fn layer(
     };
     let description = Layer {
         size: blob.size,
-        toc_digest: layer.toc_digest.to_string(),
+        toc_digest: TocDigest::Json(layer.toc_digest),
         external_toc: external.as_ref().map(|toc| toc.size),
     };
     Ok((Some(description), (Some(blob), external)))

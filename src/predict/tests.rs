@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use super::blobs::{Blob, Piece};
 use super::view::View;
 use super::*;
+use crate::layers::digest::from_format;
 
 /// An entry of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,7 +73,7 @@ pub(super) fn image(
         let (blob, written) = layer.as_ref().map(blob)?;
         let description = super::Layer {
             size: written.blob_size,
-            toc_digest: written.toc_digest.to_string(),
+            toc_digest: TocDigest::Json(from_format(written.toc_digest)),
             external_toc: None,
         };
         Some((description, blob))
@@ -338,13 +339,17 @@ impl Unpacked {
 
     fn apply(&mut self, number: usize, layer: &Layer) {
         let paths = || layer.iter().map(|(path, node)| (names(path), node));
+        let has = |name: &[String]| paths().any(|(path, _)| path.starts_with(name));
         for (mut path, _) in paths() {
             let name = path.pop().unwrap();
             if name == ".wh..wh..opq" {
                 self.remove(&path, false);
             } else if let Some(name) = name.strip_prefix(".wh.") {
                 path.push(name.to_owned());
-                self.remove(&path, true);
+                // A layer that has the name has it in the place of its whiteout.
+                if !has(&path) {
+                    self.remove(&path, true);
+                }
             }
         }
         for (path, node) in paths() {

@@ -1,9 +1,4 @@
-//! The container's view of the files: the layers' trees merged like overlayfs does.
-//!
-//! A directory merges the directories of its name in all layers, down to one that is opaque, or to
-//! a layer that has a whiteout or another kind of entry by that name (OCI image-spec, layer.md,
-//! "Whiteouts"). Layers without a TOC are not read: files that only they have are missing, and
-//! files that they hide are visible.
+//! The container's view of the files: paths resolved in the merged layers, under the budget.
 
 use std::sync::Arc;
 
@@ -11,7 +6,7 @@ use estargz::Toc;
 use estargz::toc::{Kind, Node, NodeId};
 
 use super::fuel::Fuel;
-use crate::layers::names::{OPAQUE, is_format_entry, is_marker, whiteout_of};
+use crate::layers::merged::{Child, Directory, LayerNode, Merged};
 
 /// Most symbolic links on a path (Linux, `MAXSYMLINKS`).
 const MAX_HOPS: usize = 40;
@@ -25,7 +20,7 @@ const MAX_COMPONENTS: usize = 4096;
 /// The merged layers of an image. Names that are not UTF-8 are left out.
 #[derive(Debug)]
 pub(super) struct View {
-    layers: Vec<Option<Arc<Toc>>>,
+    layers: Merged,
     root: Directory,
     fuel: Fuel,
 }
@@ -42,25 +37,18 @@ pub(super) struct PathTarget {
     pub(super) path: String,
 }
 
-/// A directory: its nodes in the layers, uppermost first.
-type Directory = Vec<(usize, NodeId)>;
-
-enum Child {
-    Directory(Directory),
-    Other(usize, NodeId),
-}
-
 impl View {
     /// Merges the TOCs of an image's layers, bottom first.
     pub(super) fn new(layers: Vec<Option<Arc<Toc>>>, fuel: Fuel) -> Self {
-        let root = root(&layers);
+        let layers = Merged::new(layers);
+        let root = layers.root();
         Self { layers, root, fuel }
     }
 
     /// Resolves `path` from the root. `None` if it does not exist, or once the fuel has ended.
     pub(super) fn resolve(&self, path: &str) -> Option<PathTarget> {
         // The caller has composed the path, however long it is: that is charged in any case.
-        if !self.fuel.look_through(path.len() + self.root.len())
+        if !self.fuel.look_through(path.len() + self.root.layers())
             || path.len() > MAX_PATH
             || !self.fuel.make(path.len())
         {
@@ -81,12 +69,12 @@ impl View {
                     walked.push(directory);
                     names.push(name);
                 }
-                Child::Other(layer, id) => {
-                    let node = self.node(layer, id)?;
+                Child::File(at) => {
+                    let node = self.layers.node(at)?;
                     let is_link = matches!(node.kind(), Kind::Symlink | Kind::DanglingLink);
                     if !is_link {
                         names.push(name);
-                        return left.is_empty().then(|| found(layer, node, &names));
+                        return left.is_empty().then(|| found(at.layer, node, &names));
                     }
                     hops += 1;
                     let target = std::str::from_utf8(node.target()).ok()?;
@@ -105,9 +93,9 @@ impl View {
                 }
             }
         }
-        let (layer, id) = *walked.last()?.first()?;
-        let node = self.node(layer, id)?;
-        self.fuel.lasts().then(|| found(layer, node, &names))
+        let at = walked.last()?.top()?;
+        let node = self.layers.node(at)?;
+        self.fuel.lasts().then(|| found(at.layer, node, &names))
     }
 
     /// Resolves `path` to a regular file.
@@ -137,13 +125,10 @@ impl View {
             };
             directory = child;
         }
-        let nodes = directory
-            .iter()
-            .filter_map(|(layer, id)| self.node(*layer, *id));
         let all = self
             .fuel
-            .each(nodes.flat_map(|node| node.children()))
-            .filter_map(|(name, _)| std::str::from_utf8(name).ok());
+            .each(self.layers.names(&directory))
+            .filter_map(|name| std::str::from_utf8(name).ok());
         let mut names = self.fuel.copies(all);
         names.sort_unstable();
         names.dedup();
@@ -153,60 +138,17 @@ impl View {
 
     /// Returns the node of a resolved path.
     pub(super) fn node_of(&self, found: &PathTarget) -> Option<Node<'_>> {
-        self.node(found.layer, found.node)
-    }
-
-    fn node(&self, layer: usize, id: NodeId) -> Option<Node<'_>> {
-        self.layers.get(layer)?.as_deref()?.node(id)
+        let PathTarget { layer, node, .. } = *found;
+        self.layers.node(LayerNode { layer, node })
     }
 
     fn child(&self, directory: &Directory, name: &str) -> Option<Child> {
-        if !self.fuel.burn(1 + STEPS_OF_LAYER * directory.len() as u64) {
+        let steps = 1 + STEPS_OF_LAYER * directory.layers() as u64;
+        if !self.fuel.burn(steps) {
             return None;
         }
-        let is_root = directory.first().is_some_and(|(_, id)| id.0 == 0);
-        if is_marker(name.as_bytes()) || is_root && is_format_entry(name.as_bytes()) {
-            return None;
-        }
-        let whiteout = whiteout_of(name.as_bytes());
-        let mut merged = Directory::new();
-        for (layer, id) in directory {
-            let parent = self.node(*layer, *id)?;
-            match parent.child(name.as_bytes()) {
-                Some(child) if child.kind() == Kind::Directory => {
-                    merged.push((*layer, child.id()));
-                    if is_opaque(child) {
-                        break;
-                    }
-                }
-                Some(child) if merged.is_empty() => return Some(Child::Other(*layer, child.id())),
-                Some(_hidden) => break,
-                None => {}
-            }
-            // A whiteout hides the layers below, not its own.
-            if parent.child(&whiteout).is_some() {
-                break;
-            }
-        }
-        (!merged.is_empty()).then_some(Child::Directory(merged))
+        self.layers.child(directory, name.as_bytes())
     }
-}
-
-/// Returns the roots of the layers, from the top down to one that is opaque.
-fn root(layers: &[Option<Arc<Toc>>]) -> Directory {
-    let mut root = Directory::new();
-    for (layer, toc) in layers.iter().enumerate().rev() {
-        let Some(toc) = toc else { continue };
-        root.push((layer, toc.root().id()));
-        if is_opaque(toc.root()) {
-            break;
-        }
-    }
-    root
-}
-
-fn is_opaque(directory: Node<'_>) -> bool {
-    directory.child(OPAQUE).is_some()
 }
 
 fn found(layer: usize, node: Node<'_>, names: &[String]) -> PathTarget {

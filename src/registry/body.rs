@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::Range;
 
 use bytes::Bytes;
+use futures::TryStreamExt as _;
 use futures::stream::BoxStream;
 
 use super::error::Error;
@@ -31,5 +32,28 @@ impl fmt::Debug for Body {
             .field("blob_size", &self.blob_size)
             .field("range", &self.range)
             .finish_non_exhaustive()
+    }
+}
+
+impl Body {
+    /// Reads all bytes of the range. The buffer grows with the bytes that arrive.
+    ///
+    /// # Errors
+    /// If the range has more than `limit` bytes, more bytes arrive than it has, or the stream
+    /// fails.
+    pub async fn read(mut self, limit: u64) -> Result<Bytes, Error> {
+        let length = self.range.end.saturating_sub(self.range.start);
+        if length > limit {
+            return Err(Error::TooLarge { limit });
+        }
+        let mut bytes = Vec::new();
+        while let Some(piece) = self.stream.try_next().await? {
+            if (bytes.len() + piece.len()) as u64 > length {
+                let problem = "more bytes received than requested";
+                return Err(Error::Malformed(problem.to_owned()));
+            }
+            bytes.extend_from_slice(&piece);
+        }
+        Ok(bytes.into())
     }
 }

@@ -242,7 +242,7 @@ async fn a_layer_whose_registry_reports_a_wrong_length_is_not_lazy() {
     }
     let outcome = remote::open(&world.upstreams(), &world.spec(), &TocMemory::default()).await;
     assert!(
-        matches!(outcome, Err(NotLazy::Upstream(_) | NotLazy::Footer(_))),
+        matches!(outcome, Err(NotLazy::Upstream(_) | NotLazy::Open(_))),
         "{outcome:?}"
     );
 }

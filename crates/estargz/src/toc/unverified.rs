@@ -1,6 +1,8 @@
 //! A TOC whose digest has not been compared.
 
-use std::io::Read;
+use std::io::{self, Read, Write};
+
+use sha2::{Digest as _, Sha256};
 
 use super::build;
 use super::error::TocError;
@@ -33,25 +35,8 @@ impl UnverifiedToc {
     /// # Errors
     /// If the bytes are not a TOC or exceed the limits.
     pub fn parse(section: &[u8], footer: &Footer, limits: &Limits) -> Result<Self, TocError> {
-        let got = section.len() as u64;
-        if got > limits.max_compressed_bytes {
-            return Err(TocError::Limit {
-                what: "compressed bytes",
-                limit: limits.max_compressed_bytes,
-            });
-        }
-        if let Some(range) = footer.toc_range()
-            && range.end - range.start != got
-        {
-            return Err(TocError::WrongRange {
-                got,
-                wanted: range.end - range.start,
-            });
-        }
-        let json = match footer.codec() {
-            Codec::Gzip => inflate_tar(section, limits)?,
-            Codec::Zstd => inflate_frame(section, Self::json_bytes(section, footer, limits)?)?,
-        };
+        let mut json = Vec::new();
+        inflate(section, footer, limits, &mut json)?;
         Ok(Self {
             digest: Digest::of(&json),
             section_digest: Digest::of(section),
@@ -76,6 +61,17 @@ impl UnverifiedToc {
             Codec::Zstd => footer.toc_json_size().unwrap_or(limits.max_json_bytes),
         };
         within(claimed, limits)
+    }
+
+    /// Returns the digest of the JSON in this section. The JSON is inflated, but never held in
+    /// memory as a whole.
+    ///
+    /// # Errors
+    /// As [`UnverifiedToc::parse`].
+    pub fn digest_of(section: &[u8], footer: &Footer, limits: &Limits) -> Result<Digest, TocError> {
+        let mut hasher = HashWriter(Sha256::new());
+        inflate(section, footer, limits, &mut hasher)?;
+        Ok(hasher.0.into())
     }
 
     /// Digest of the JSON, as in the annotation `containerd.io/snapshot/stargz/toc.digest`.
@@ -140,21 +136,46 @@ fn check(actual: Digest, expected: &Digest) -> Result<(), TocError> {
     }
 }
 
-fn inflate_tar(section: &[u8], limits: &Limits) -> Result<Vec<u8>, TocError> {
+/// Writes the JSON in `section` to `out`.
+fn inflate(
+    section: &[u8],
+    footer: &Footer,
+    limits: &Limits,
+    out: &mut impl Write,
+) -> Result<(), TocError> {
+    let got = section.len() as u64;
+    if got > limits.max_compressed_bytes {
+        return Err(TocError::Limit {
+            what: "compressed bytes",
+            limit: limits.max_compressed_bytes,
+        });
+    }
+    if let Some(range) = footer.toc_range()
+        && range.end - range.start != got
+    {
+        return Err(TocError::WrongRange {
+            got,
+            wanted: range.end - range.start,
+        });
+    }
+    match footer.codec() {
+        Codec::Gzip => inflate_tar(section, limits, out),
+        Codec::Zstd => inflate_frame(
+            section,
+            UnverifiedToc::json_bytes(section, footer, limits)?,
+            out,
+        ),
+    }
+}
+
+fn inflate_tar(section: &[u8], limits: &Limits, out: &mut impl Write) -> Result<(), TocError> {
     let mut archive = Codec::Gzip.decoder(section).map_err(TocError::Inflate)?;
     let size = within(claimed_size(&mut archive)?, limits)?;
-    let mut json = Vec::new();
-    archive
-        .take(size)
-        .read_to_end(&mut json)
-        .map_err(TocError::Inflate)?;
-    if json.len() as u64 == size {
-        Ok(json)
+    let got = io::copy(&mut archive.take(size), out).map_err(TocError::Inflate)?;
+    if got == size {
+        Ok(())
     } else {
-        Err(TocError::WrongRange {
-            got: json.len() as u64,
-            wanted: size,
-        })
+        Err(TocError::WrongRange { got, wanted: size })
     }
 }
 
@@ -193,19 +214,27 @@ fn toc_entry_size(header: &[u8; BLOCK]) -> Option<u64> {
 }
 
 /// Inflates a frame of at most `size` bytes.
-fn inflate_frame(section: &[u8], size: u64) -> Result<Vec<u8>, TocError> {
-    let mut json = Vec::new();
+fn inflate_frame(section: &[u8], size: u64, out: &mut impl Write) -> Result<(), TocError> {
     let decoder = Codec::Zstd.decoder(section).map_err(TocError::Inflate)?;
-    decoder
-        .take(size.saturating_add(1))
-        .read_to_end(&mut json)
-        .map_err(TocError::Inflate)?;
-    if json.len() as u64 <= size {
-        Ok(json)
+    let mut decoder = decoder.take(size.saturating_add(1));
+    let got = io::copy(&mut decoder, out).map_err(TocError::Inflate)?;
+    if got <= size {
+        Ok(())
     } else {
-        Err(TocError::WrongRange {
-            got: json.len() as u64,
-            wanted: size,
-        })
+        Err(TocError::WrongRange { got, wanted: size })
+    }
+}
+
+/// Hashes the bytes that are written to it.
+struct HashWriter(Sha256);
+
+impl Write for HashWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
