@@ -2,6 +2,7 @@
 
 mod cri_proxy;
 mod fetching;
+mod merged;
 mod model;
 mod mount;
 mod profiles;
