@@ -65,6 +65,14 @@ impl<'l> Builder<'l> {
         }
     }
 
+    /// A builder of the tree of a tar, in which an entry has only its own names of owners.
+    pub(crate) fn of_tar(limits: &'l Limits) -> Self {
+        Self {
+            owners: Owners::of_tar(),
+            ..Self::new(u64::MAX, limits)
+        }
+    }
+
     /// Adds the next entry of a TOC.
     pub(crate) fn entry(&mut self, entry: &RawEntry<'_>) -> Result<(), TocError> {
         if entry.kind == EntryKind::Chunk {

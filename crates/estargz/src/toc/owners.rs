@@ -11,6 +11,8 @@ pub(crate) struct Owners {
     numbers: HashMap<String, u32>,
     users: HashMap<i64, u32>,
     groups: HashMap<i64, u32>,
+    /// Whether an entry without a name has the last name of its id.
+    is_carried_forward: bool,
 }
 
 impl Default for Owners {
@@ -20,12 +22,21 @@ impl Default for Owners {
             numbers: HashMap::new(),
             users: HashMap::new(),
             groups: HashMap::new(),
+            is_carried_forward: true,
         }
     }
 }
 
 impl Owners {
     pub(super) const NOBODY: u32 = 0;
+
+    /// The names of a tar, in which an entry has only its own.
+    pub(super) fn of_tar() -> Self {
+        Self {
+            is_carried_forward: false,
+            ..Self::default()
+        }
+    }
 
     /// Returns the number of names, or of ids with a name if that is larger.
     pub(super) fn len(&self) -> usize {
@@ -46,10 +57,13 @@ impl Owners {
             let number = self.number(&entry.group_name);
             self.groups.insert(entry.gid, number);
         }
-        let known = |names: &HashMap<i64, u32>, id| names.get(&id).copied().unwrap_or(Self::NOBODY);
+        let known = |names: &HashMap<i64, u32>, id, own: &str| match names.get(&id) {
+            Some(number) if self.is_carried_forward || !own.is_empty() => *number,
+            _ => Self::NOBODY,
+        };
         (
-            known(&self.users, entry.uid),
-            known(&self.groups, entry.gid),
+            known(&self.users, entry.uid, &entry.user_name),
+            known(&self.groups, entry.gid, &entry.group_name),
         )
     }
 

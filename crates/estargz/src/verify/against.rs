@@ -117,8 +117,13 @@ impl Comparison {
         );
         self.field(path, "uid", &source.uid(), &toc.uid());
         self.field(path, "gid", &source.gid(), &toc.gid());
-        self.field(path, "userName", source.user(), toc.user());
-        self.field(path, "groupName", source.group(), toc.group());
+        // A TOC cannot express that an id has no name after it had one.
+        if !source.user().is_empty() {
+            self.field(path, "userName", source.user(), toc.user());
+        }
+        if !source.group().is_empty() {
+            self.field(path, "groupName", source.group(), toc.group());
+        }
         self.field(path, "modtime", &seconds(source), &seconds(toc));
         self.field(path, "size", &source.size(), &toc.size());
         self.field(

@@ -28,7 +28,7 @@ pub(super) fn tree<S: Read>(
     expected: &Expected<'_>,
 ) -> Result<Toc, AgainstError> {
     let mut walker = Walker::new(source);
-    let mut builder = Builder::new(u64::MAX, &expected.limits);
+    let mut builder = Builder::of_tar(&expected.limits);
     let piece = piece(other);
     let limit = expected.limits.max_stream_bytes;
     let mut total: u64 = 0;

@@ -62,6 +62,41 @@ fn the_order_of_entries_is_no_difference() {
 }
 
 #[test]
+fn an_entry_without_a_name_of_its_owner_may_have_that_of_another() {
+    let nameless = || {
+        let mut tar = Tar::default();
+        // A header of the seventh edition has no names.
+        tar.header(b'0', b"a", b"", 0, &[0; 8]);
+        tar
+    };
+    let named = || {
+        let records: &[(&str, &[u8])] = &[("uname", b"user"), ("gname", b"group")];
+        Tar::default().pax(b'x', records).file("b", b"y")
+    };
+    let (one, other) = (joined(nameless(), named()), joined(named(), nameless()));
+    for (blob_of, source) in [(&one, &other), (&other, &one)] {
+        assert_eq!(against(blob_of, source, &Options::default()), []);
+    }
+    let records: &[(&str, &[u8])] = &[("uname", b"other"), ("gname", b"group")];
+    let renamed = joined(
+        nameless(),
+        Tar::default().pax(b'x', records).file("b", b"y"),
+    );
+    let found = against(&one, &renamed, &Options::default());
+    assert!(
+        matches!(&found[..], [Finding::Field { path, field: "userName", .. }] if path == "b"),
+        "{found:?}"
+    );
+}
+
+fn joined(first: Tar, second: Tar) -> Vec<u8> {
+    Tar {
+        bytes: [first.bytes, second.bytes].concat(),
+    }
+    .end()
+}
+
+#[test]
 fn every_difference_is_named() {
     let base = || Tar::default().file("a", b"one").file("b", b"two");
     let path = || "c".to_owned();
