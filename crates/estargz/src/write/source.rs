@@ -76,8 +76,8 @@ impl<R: Read, W: Write> Copy<'_, '_, R, W> {
     fn unchanged(&mut self) -> Result<(), Error> {
         while let Some(header) = self.next_header()? {
             self.blob.gap(&self.raw)?;
-            if self.is_added_by_writers(&header) {
-                self.copy_payload(None)?;
+            if self.is_added_by_writers(&header.path) {
+                self.leave_out(&header)?;
             } else if header.sparse.is_some() {
                 self.spool(header)?;
             } else {
@@ -101,9 +101,9 @@ impl<R: Read, W: Write> Copy<'_, '_, R, W> {
                 self.blob.gap(&self.raw[..padding])?;
             }
             let Some(header) = header else { break };
-            is_kept = !self.is_added_by_writers(&header);
+            is_kept = !self.is_added_by_writers(&header.path);
             if !is_kept {
-                self.copy_payload(None)?;
+                self.leave_out(&header)?;
             } else if header.sparse.is_some() {
                 self.write_out(&header)?;
                 is_kept = false;
@@ -137,17 +137,29 @@ impl<R: Read, W: Write> Copy<'_, '_, R, W> {
         Ok(header)
     }
 
-    /// Whether the entry is one that a writer of eStargz adds. Those of an earlier conversion are
-    /// not kept.
-    fn is_added_by_writers(&self, header: &Header) -> bool {
-        let path = tar::clean(&header.path);
+    /// Whether the entry at `path` is one that a writer of eStargz adds. Those of an earlier
+    /// conversion are not kept.
+    fn is_added_by_writers(&self, path: &[u8]) -> bool {
+        let path = tar::clean(path);
         let is_landmark =
             path == PREFETCH_LANDMARK.as_bytes() || path == NO_PREFETCH_LANDMARK.as_bytes();
         path == TOC_NAME.as_bytes()
             || (is_landmark && self.options.landmark == Landmark::NoPrefetch)
     }
 
+    /// Copies the payload of an entry that is not listed.
+    fn leave_out(&mut self, header: &Header) -> Result<(), Error> {
+        self.blob.toc().leave_out(header)?;
+        self.copy_payload(None)
+    }
+
     fn list(&mut self, header: &Header) -> Result<(), Error> {
+        if header.kind == EntryKind::Hardlink && self.is_added_by_writers(&header.link) {
+            return Err(Error::Path {
+                path: tar::lossy(&header.path),
+                reason: "it is a hard link to an entry that is not listed",
+            });
+        }
         if header.kind != EntryKind::Reg {
             return self.blob.toc().push(header).map(drop);
         }

@@ -79,6 +79,18 @@ impl TocBuilder {
         self.replace(&Path::new(&header.path), None, false)
     }
 
+    /// Notes an entry that is not listed, because the writer adds another of its name: entries below
+    /// it are refused if it is not a directory.
+    pub(super) fn leave_out(&mut self, header: &Header) -> Result<(), Error> {
+        let path = Path::new(&header.path);
+        let is_added = self.lists(path.clean());
+        if is_added {
+            return Ok(());
+        }
+        let is_directory = header.kind == EntryKind::Dir;
+        self.path_states.put(&path, None, is_directory).map(drop)
+    }
+
     /// Ends the source. The postponed files are added from here on.
     pub(super) fn end_source(&mut self) {
         self.links.end_postponement();

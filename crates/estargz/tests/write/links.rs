@@ -248,6 +248,31 @@ fn replacing_linked_files_takes_linear_time() {
 }
 
 #[test]
+fn entries_that_need_an_unlisted_one_are_refused() {
+    let refused = |tar: Tar, options: &Options| match try_convert(&tar.end(), options) {
+        Err(Error::Path { path, .. }) => path,
+        other => panic!("{other:?}"),
+    };
+    for options in all_options() {
+        for name in ["stargz.index.json", "./.no.prefetch.landmark"] {
+            let file = || Tar::default().file(name, b"x");
+            let below = format!("{name}/below");
+            let clean = below.trim_start_matches("./");
+            assert_eq!(refused(file().file(&below, b""), &options), clean);
+            assert_eq!(refused(hard(file(), "link", name), &options), "link");
+            assert_eq!(
+                refused(hard(Tar::default(), "link", name), &options),
+                "link"
+            );
+        }
+        let directory = Tar::default()
+            .dir("stargz.index.json/")
+            .file("stargz.index.json/below", b"");
+        assert!(try_convert(&directory.end(), &options).is_ok());
+    }
+}
+
+#[test]
 fn ambiguous_tars_are_refused() {
     let refused = |tar: Tar| match try_convert(&tar.end(), &Options::default()) {
         Err(Error::Path { path, .. }) => path,
