@@ -175,11 +175,19 @@ impl<'a> Walk<'a> {
             let Ok(file) = self.toc.file(slot) else {
                 continue;
             };
-            if self.is_moved(&header, &file.entry, &path) {
+            let mut findings = compare::fields(&header, &file.entry, self.toc.owners(slot));
+            if header.kind == EntryKind::Hardlink {
+                // Only the trees show whether a difference is right: the entry of a replaced target
+                // has the path of the first link to it.
+                if findings.is_empty() {
+                    self.moved.remove(&path);
+                } else {
+                    self.moved.insert(path);
+                }
                 self.seen.insert(slot.number, Vec::new());
                 continue;
             }
-            let mut findings = compare::fields(&header, &file.entry, self.toc.owners(slot));
+            self.moved.remove(&path);
             if header.sparse.is_some() {
                 // Its content with the holes follows after the source.
                 self.seen.remove(&slot.number);
@@ -190,18 +198,6 @@ impl<'a> Walk<'a> {
             }
             self.seen.insert(slot.number, findings);
         }
-    }
-
-    /// Whether a hard link has another type or another target in the TOC.
-    fn is_moved(&mut self, header: &Header, entry: &RawEntry<'_>, path: &[u8]) -> bool {
-        let is_moved = header.kind == EntryKind::Hardlink
-            && (entry.kind != EntryKind::Hardlink || entry.link_name != tar::lossy(&header.link));
-        if is_moved {
-            self.moved.insert(path.to_owned())
-        } else {
-            self.moved.remove(path)
-        };
-        is_moved
     }
 
     /// Returns the paths of hard links that differ between TOC and tar.

@@ -248,6 +248,22 @@ fn replacing_linked_files_takes_linear_time() {
 }
 
 #[test]
+fn a_link_to_a_dangling_link_is_verified_after_its_target_was_replaced() {
+    let mut tar = hard(Tar::default(), "a", "a");
+    tar = tar.pax(b'x', &[("mtime", b"1")]);
+    tar = hard(hard(tar, "b", "a"), "a", "elsewhere");
+    let tar = tar.end();
+    for options in all_options() {
+        let (blob, written) = convert(&tar, &options);
+        let expected = Expected::default().with_external_toc(written.external_toc.as_deref());
+        let report = verify::blob(Cursor::new(&blob), &expected).unwrap();
+        assert_eq!(report.findings, [], "{options:?}");
+        let findings = verify::against(Cursor::new(&blob), &expected, &tar[..]).unwrap();
+        assert_eq!(findings, [], "{options:?}");
+    }
+}
+
+#[test]
 fn entries_that_need_an_unlisted_one_are_refused() {
     let refused = |tar: Tar, options: &Options| match try_convert(&tar.end(), options) {
         Err(Error::Path { path, .. }) => path,
