@@ -160,25 +160,17 @@ pub(crate) fn tar(input: &mut Vec<u8>, other: &[u8], random: &mut Random) {
     }
 }
 
-fn mend_checksums(input: &mut [u8]) {
-    for block in input
-        .iter_mut()
-        .skip(1)
-        .collect::<Vec<_>>()
-        .chunks_exact_mut(512)
-    {
-        if block[257..262].iter().map(|byte| **byte).eq(*b"ustar") {
+/// Gives each header after the first byte its checksum.
+pub(crate) fn mend_checksums(input: &mut [u8]) {
+    let tar = input.get_mut(1..).unwrap_or_default();
+    for block in tar.chunks_exact_mut(512) {
+        if block.get(257..262) == Some(b"ustar") {
             let sum: u32 = block
                 .iter()
                 .enumerate()
-                .map(|(at, byte)| value(at, **byte))
+                .map(|(at, byte)| value(at, *byte))
                 .sum();
-            for (byte, digit) in block[148..156]
-                .iter_mut()
-                .zip(format!("{sum:06o}\0 ").bytes())
-            {
-                **byte = digit;
-            }
+            block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
         }
     }
 }

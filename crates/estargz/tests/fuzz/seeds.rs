@@ -1,11 +1,14 @@
 //! Good inputs to begin with.
 
 use std::io::Read;
+use std::num::NonZeroUsize;
 
 use estargz::footer;
+use estargz::pool::Pool;
 use estargz::tar::build;
+use estargz::write::write;
 
-use crate::targets::{stored_gzip, tar_of_toc};
+use crate::targets::{options, stored_gzip, tar_of_toc};
 
 const SOURCE: &[u8] = include_bytes!("../golden/source.tar.gz");
 const ESTARGZ: &[u8] = include_bytes!("../golden/estargz.blob");
@@ -148,5 +151,16 @@ fn cut_large_file(source: &mut Vec<u8>) {
 }
 
 pub(crate) fn blobs() -> Vec<Vec<u8>> {
-    vec![ESTARGZ.to_vec(), ZSTD_CHUNKED.to_vec()]
+    let mut blobs = vec![ESTARGZ.to_vec(), ZSTD_CHUNKED.to_vec()];
+    blobs.extend((0..4).map(small_blob));
+    blobs
+}
+
+/// A blob of some hundred bytes, of which every mutation matters.
+fn small_blob(how: u8) -> Vec<u8> {
+    let tar = [&build::file("a", b"content"), &sparse_by_records()[1..]].concat();
+    let pool = Pool::new(NonZeroUsize::MIN, 1 << 20);
+    let mut blob = Vec::new();
+    write(tar.as_slice(), &mut blob, &options(how), &pool).unwrap();
+    blob
 }
