@@ -129,9 +129,9 @@ pub(crate) fn chunk_count(blocks: u64, chunk_bits: u32) -> u64 {
 pub(crate) fn addresses(
     blocks: u64,
     chunk_bits: u8,
-    pieces: &[Piece],
+    pieces: impl Iterator<Item = Piece>,
 ) -> impl Iterator<Item = Option<u32>> {
-    let mut pieces = pieces.iter().peekable();
+    let mut pieces = pieces.peekable();
     (0..chunk_count(blocks, chunk_bits.into())).map(move |chunk| {
         let block = chunk << chunk_bits;
         while pieces.next_if(|piece| piece.end() <= block).is_some() {}
@@ -175,7 +175,7 @@ mod tests {
             let file = [piece(0, 5, blocks)];
             let bits = chunk_bits(blocks.into(), &file).unwrap();
             assert_eq!(
-                addresses(blocks.into(), bits, &file).collect::<Vec<_>>(),
+                addresses(blocks.into(), bits, file.into_iter()).collect::<Vec<_>>(),
                 [Some(5)],
                 "{blocks} blocks"
             );
@@ -188,7 +188,7 @@ mod tests {
         let file = [piece(0, 7, blocks)];
         let bits = chunk_bits(blocks.into(), &file).unwrap();
         assert_eq!(
-            addresses(blocks.into(), bits, &file).collect::<Vec<_>>(),
+            addresses(blocks.into(), bits, file.into_iter()).collect::<Vec<_>>(),
             [Some(7), Some(7 + (1 << 31))]
         );
     }
@@ -199,7 +199,7 @@ mod tests {
         let file = [piece(0, 100, 4), piece(8, 50, 4)];
         assert_eq!(chunk_bits(14, &file).unwrap(), 2);
         assert_eq!(
-            addresses(14, 2, &file).collect::<Vec<_>>(),
+            addresses(14, 2, file.into_iter()).collect::<Vec<_>>(),
             [Some(100), None, Some(50), None]
         );
     }
@@ -209,7 +209,7 @@ mod tests {
         let file = [piece(0, 100, 4), piece(4, 50, 3)];
         assert_eq!(chunk_bits(7, &file).unwrap(), 2);
         assert_eq!(
-            addresses(7, 2, &file).collect::<Vec<_>>(),
+            addresses(7, 2, file.into_iter()).collect::<Vec<_>>(),
             [Some(100), Some(50)]
         );
     }

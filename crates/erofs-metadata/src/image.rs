@@ -80,7 +80,7 @@ pub struct Image {
     pub(crate) device_end: u32,
     pub(crate) inodes: Vec<Inode>,
     pub(crate) links: Vec<Link>,
-    pub(crate) pieces: Vec<Piece>,
+    pieces: Vec<Piece>,
     pub(crate) xattrs: XattrTable,
     /// Names and symbolic links' targets.
     bytes: Vec<u8>,
@@ -110,7 +110,7 @@ pub(crate) enum Content {
         parent: Option<u32>,
     },
     File {
-        pieces: Pieces,
+        data: FileData,
         chunk_bits: u8,
     },
     Symlink {
@@ -122,11 +122,18 @@ pub(crate) enum Content {
     Empty,
 }
 
-/// A part of [`Image::pieces`].
+/// Where a regular file is on the data device.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Pieces {
-    first: u32,
-    count: u32,
+pub(crate) enum FileData {
+    Contiguous {
+        device_block: u32,
+        blocks: u32,
+    },
+    /// A part of [`Image::pieces`].
+    Pieces {
+        first: u32,
+        count: u32,
+    },
 }
 
 /// A name in a directory.
@@ -343,17 +350,29 @@ impl Image {
         };
         let pieces = chunks::pieces(size, extents, self.geometry)?;
         let chunk_bits = chunks::chunk_bits(self.geometry.blocks(size), &pieces)?;
-        let part = Pieces {
-            first: u32::try_from(self.pieces.len()).map_err(|_too_many| ImageError::ImageSize)?,
-            count: u32::try_from(pieces.len()).map_err(|_too_many| ImageError::ImageSize)?,
-        };
         let ends = pieces.iter().map(|piece| piece.device_block + piece.blocks);
         self.device_end = ends.fold(self.device_end, u32::max);
+        let data = match pieces[..] {
+            [
+                Piece {
+                    block: 0,
+                    device_block,
+                    blocks,
+                },
+            ] => FileData::Contiguous {
+                device_block,
+                blocks,
+            },
+            _ => self.store_pieces(&pieces)?,
+        };
+        Ok(Content::File { data, chunk_bits })
+    }
+
+    fn store_pieces(&mut self, pieces: &[Piece]) -> Result<FileData, ImageError> {
+        let narrow = |length| u32::try_from(length).map_err(|_too_many| ImageError::ImageSize);
+        let (first, count) = (narrow(self.pieces.len())?, narrow(pieces.len())?);
         self.pieces.extend(pieces);
-        Ok(Content::File {
-            pieces: part,
-            chunk_bits,
-        })
+        Ok(FileData::Pieces { first, count })
     }
 
     fn symlink(&mut self, target: &[u8]) -> Result<Content, ImageError> {
@@ -384,8 +403,24 @@ impl Image {
         &bytes[..usize::try_from(size).unwrap_or(usize::MAX).min(bytes.len())]
     }
 
-    pub(crate) fn pieces(&self, part: Pieces) -> &[Piece] {
-        &self.pieces[part.first as usize..][..part.count as usize]
+    pub(crate) fn pieces(&self, data: FileData) -> impl Iterator<Item = Piece> {
+        let (whole, pieces) = match data {
+            FileData::Contiguous {
+                device_block,
+                blocks,
+            } => (
+                Some(Piece {
+                    block: 0,
+                    device_block,
+                    blocks,
+                }),
+                &[][..],
+            ),
+            FileData::Pieces { first, count } => {
+                (None, &self.pieces[first as usize..][..count as usize])
+            }
+        };
+        whole.into_iter().chain(pieces.iter().copied())
     }
 
     /// Sorts the names of each directory as the kernel's search needs them: by their bytes.

@@ -9,7 +9,7 @@ use crate::format::{
     device_slot,
 };
 use crate::image::Content;
-use crate::layout::Layout;
+use crate::layout::{Layout, Split};
 
 /// Bytes that the writer receives at once.
 const PIECE: usize = 256 * 1024;
@@ -67,21 +67,8 @@ fn write_inode<W: Write>(
     let xattrs = layout.image.xattrs.encode(inode.xattrs);
     let size = layout.content_size(node);
     let split = layout.split(size, xattrs.len() as u64);
-    let data = match inode.content {
-        Content::Directory { .. } | Content::Symlink { .. } => {
-            let block = layout.data_block + layout.place(node).block;
-            if split.tail > 0 {
-                DataLayout::Inline { block }
-            } else {
-                DataLayout::Plain { block }
-            }
-        }
-        Content::File { chunk_bits, .. } if size > 0 => DataLayout::Chunks { chunk_bits },
-        Content::File { .. } | Content::Empty => DataLayout::Plain { block: 0 },
-        Content::Device { number } => DataLayout::Device { number },
-    };
     let encoded = format::Inode {
-        data,
+        data: data_layout(layout, node, split),
         xattr_size: xattrs.len(),
         mode: inode.mode,
         size,
@@ -95,16 +82,16 @@ fn write_inode<W: Write>(
     out.put(&encoded.encode())?;
     out.put(&xattrs)?;
     match inode.content {
-        Content::Directory { .. } if split.tail > 0 => out.put(&directory_tail(layout, node)),
-        Content::Symlink { target } if split.tail > 0 => {
-            let target = layout.image.target(target, inode.size);
-            out.put(&target[usize::try_from(split.in_blocks).map_err(io::Error::other)?..])
-        }
-        Content::File { pieces, chunk_bits } => {
+        Content::File { data, chunk_bits } => {
             let blocks = layout.image.geometry.blocks(size);
             out.align(CHUNK_INDEX_SIZE as u64)?;
-            let mut addresses = chunks::addresses(blocks, chunk_bits, layout.image.pieces(pieces));
+            let mut addresses = chunks::addresses(blocks, chunk_bits, layout.image.pieces(data));
             addresses.try_for_each(|address| out.put(&chunk_index(address)))
+        }
+        Content::Directory { .. } if split.tail > 0 => out.put(&directory_tail(layout, node)),
+        Content::Symlink { target } if split.tail > 0 => {
+            let target = layout.image.target(target, size);
+            out.put(&target[in_memory(split.in_blocks)..])
         }
         Content::Directory { .. }
         | Content::Symlink { .. }
@@ -113,6 +100,21 @@ fn write_inode<W: Write>(
     }
 }
 
+fn data_layout(layout: &Layout, node: u32, split: Split) -> DataLayout {
+    let inode = layout.inode(node);
+    let block = layout.data_block + layout.place(node).block;
+    match inode.content {
+        Content::Directory { .. } | Content::Symlink { .. } if split.tail > 0 => {
+            DataLayout::Inline { block }
+        }
+        Content::Directory { .. } | Content::Symlink { .. } => DataLayout::Plain { block },
+        Content::File { chunk_bits, .. } if inode.size > 0 => DataLayout::Chunks { chunk_bits },
+        Content::File { .. } | Content::Empty => DataLayout::Plain { block: 0 },
+        Content::Device { number } => DataLayout::Device { number },
+    }
+}
+
+/// Writes what a directory or a symbolic link has in blocks.
 fn write_blocks<W: Write>(layout: &Layout, node: u32, out: &mut Output<W>) -> io::Result<()> {
     let inode = layout.inode(node);
     if !matches!(
@@ -121,25 +123,37 @@ fn write_blocks<W: Write>(layout: &Layout, node: u32, out: &mut Output<W>) -> io
     ) {
         return Ok(());
     }
-    let size = layout.content_size(node);
     let xattrs = layout.image.xattrs.encode(inode.xattrs).len() as u64;
-    let split = layout.split(size, xattrs);
+    let split = layout.split(layout.content_size(node), xattrs);
     if split.in_blocks == 0 {
         return Ok(());
     }
-    out.pad_to(u64::from(layout.data_block + layout.place(node).block) * layout.block_size())?;
-    if let Content::Symlink { target } = inode.content {
-        let target = layout.image.target(target, inode.size);
-        return out.put(&target[..usize::try_from(split.in_blocks).map_err(io::Error::other)?]);
+    let block = u64::from(layout.data_block + layout.place(node).block);
+    out.pad_to(block * layout.block_size())?;
+    match inode.content {
+        Content::Symlink { target } => {
+            let target = layout.image.target(target, inode.size);
+            out.put(&target[..in_memory(split.in_blocks)])
+        }
+        _ => write_directory_blocks(layout, node, split, out),
     }
+}
+
+fn write_directory_blocks<W: Write>(
+    layout: &Layout,
+    node: u32,
+    split: Split,
+    out: &mut Output<W>,
+) -> io::Result<()> {
     let mut packer = packer(layout);
     for entry in layout.entries(node) {
-        packer.push(entry).map_or(Ok(()), |block| out.put(&block))?;
+        if let Some(block) = packer.push(entry) {
+            out.put(&block)?;
+        }
     }
-    if split.tail == 0 {
-        out.put(&packer.take())
-    } else {
-        Ok(())
+    match split.tail {
+        0 => out.put(&packer.take()),
+        _ => Ok(()),
     }
 }
 
@@ -151,8 +165,13 @@ fn directory_tail(layout: &Layout, node: u32) -> Vec<u8> {
     packer.take()
 }
 
+/// A size of something that is in memory, or shorter than a block.
+fn in_memory(size: u64) -> usize {
+    usize::try_from(size).unwrap_or(usize::MAX)
+}
+
 fn packer<'a>(layout: &Layout) -> Packer<'a> {
-    Packer::new(usize::try_from(layout.block_size()).unwrap_or(usize::MAX))
+    Packer::new(in_memory(layout.block_size()))
 }
 
 /// A buffer in front of the writer that knows its position. The superblock's checksum is stored
@@ -188,7 +207,7 @@ impl<W: Write> Output<W> {
     fn pad_to(&mut self, position: u64) -> io::Result<()> {
         const ZEROS: [u8; 4096] = [0; 4096];
         while self.position() < position {
-            let missing = usize::try_from(position - self.position()).unwrap_or(usize::MAX);
+            let missing = in_memory(position - self.position());
             self.put(&ZEROS[..missing.min(ZEROS.len())])?;
         }
         Ok(())

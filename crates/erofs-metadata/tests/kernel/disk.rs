@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -23,8 +24,11 @@ pub(crate) struct Seen {
     pub(crate) first_path: PathBuf,
 }
 
-/// Returns every path below `root`, which is the empty path.
-pub(crate) fn walk(root: &Path) -> BTreeMap<PathBuf, Seen> {
+/// Every path below a root, which is the empty path. None was listed but not there: overlayfs lists
+/// whiteouts of directories that only one layer has.
+type Paths = BTreeMap<PathBuf, Option<Seen>>;
+
+pub(crate) fn walk(root: &Path) -> Paths {
     let mut walk = Walk {
         root,
         seen: BTreeMap::new(),
@@ -46,28 +50,29 @@ pub(crate) fn assert_same(actual: &Path, expected: &Path) {
 
 struct Walk<'a> {
     root: &'a Path,
-    seen: BTreeMap<PathBuf, Seen>,
-    inodes: HashMap<u64, PathBuf>,
+    seen: Paths,
+    inodes: HashMap<(u64, u64), PathBuf>,
 }
 
 impl Walk<'_> {
     fn add(&mut self, path: &Path) {
         let full = self.root.join(path);
-        let seen = self.look(path, &full);
-        let is_directory = fs::symlink_metadata(&full).unwrap().is_dir();
+        let metadata = match fs::symlink_metadata(&full) {
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            metadata => Some(metadata.unwrap()),
+        };
+        let is_directory = metadata.as_ref().is_some_and(fs::Metadata::is_dir);
+        let seen = metadata.map(|metadata| self.look(path, &full, &metadata));
         self.seen.insert(path.to_owned(), seen);
         if is_directory {
-            let names = fs::read_dir(&full)
-                .unwrap()
-                .map(|entry| entry.unwrap().file_name());
-            let mut names: Vec<OsString> = names.collect();
+            let names = fs::read_dir(&full).unwrap();
+            let mut names: Vec<OsString> = names.map(|name| name.unwrap().file_name()).collect();
             names.sort();
             names.iter().for_each(|name| self.add(&path.join(name)));
         }
     }
 
-    fn look(&mut self, path: &Path, full: &Path) -> Seen {
-        let metadata = fs::symlink_metadata(full).unwrap();
+    fn look(&mut self, path: &Path, full: &Path, metadata: &fs::Metadata) -> Seen {
         let kind = metadata.file_type();
         let is_device = !kind.is_dir() && !kind.is_file() && !kind.is_symlink();
         let content = match kind {
@@ -75,6 +80,7 @@ impl Walk<'_> {
             _ if kind.is_symlink() => fs::read_link(full).unwrap().as_os_str().as_bytes().to_vec(),
             _ => Vec::new(),
         };
+        let inode = self.inodes.entry((metadata.dev(), metadata.ino()));
         Seen {
             mode: metadata.mode(),
             owner: (metadata.uid(), metadata.gid()),
@@ -84,11 +90,7 @@ impl Walk<'_> {
             device: is_device.then(|| metadata.rdev()),
             xattrs: xattrs(full),
             content,
-            first_path: self
-                .inodes
-                .entry(metadata.ino())
-                .or_insert_with(|| path.to_owned())
-                .clone(),
+            first_path: inode.or_insert_with(|| path.to_owned()).clone(),
         }
     }
 }

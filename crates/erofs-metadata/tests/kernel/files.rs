@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::process::Command;
 
 use erofs_metadata::{Attributes, Data, Extent, Image, Kind, Time};
 
@@ -388,5 +389,47 @@ fn images_are_reproducible() {
         fs::write(folder.path().join("metadata"), &other).unwrap();
         fs::write(folder.path().join("data"), [0; 4096]).unwrap();
         check(&folder.path().join("metadata"), &folder.path().join("data"));
+    }
+}
+
+#[test]
+fn dump_reads_the_superblock() {
+    if !available() {
+        return;
+    }
+    let uuid = 0x0123_4567_89ab_cdef_fedc_ba98_7654_3210_u128;
+    let builder = Image::builder().uuid(uuid.to_be_bytes()).device(1000);
+    let mut image = builder.build().unwrap();
+    let fifo = image
+        .insert(image.root(), b"fifo", Kind::Fifo, &Attributes::default())
+        .unwrap();
+    image.link(image.root(), b"again", fifo).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (metadata, data) = (folder.path().join("metadata"), folder.path().join("data"));
+    image.write_to(File::create(&metadata).unwrap()).unwrap();
+    fs::write(&data, [0; 4096]).unwrap();
+    let output = Command::new("dump.erofs")
+        .args(["-s", &format!("--device={}", data.display())])
+        .arg(&metadata)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let expected = [
+        ("Filesystem magic number", "0xE0F5E1E2"),
+        // One block of metadata.
+        ("Filesystem blocks", "1001"),
+        ("Filesystem root nid", "40"),
+        ("Filesystem inode count", "2"),
+        (
+            "Filesystem features",
+            "sb_csum mtime chunked_file device_table",
+        ),
+        ("Filesystem UUID", "01234567-89ab-cdef-fedc-ba9876543210"),
+    ];
+    for (field, value) in expected {
+        let line = text.lines().find(|line| line.starts_with(field));
+        let seen = line.and_then(|line| line.split_once(':'));
+        let seen = seen.map(|(_, value)| value.trim());
+        assert_eq!(seen, Some(value), "{field} in {text}");
     }
 }

@@ -87,10 +87,10 @@ pub(crate) fn mount_erofs(
 }
 
 /// Mounts an overlay of `layers`, the topmost first.
-pub(crate) fn overlay(layers: &[&Mounted], root: &Path) -> Mount {
+pub(crate) fn overlay(layers: &[PathBuf], root: &Path) -> Mount {
     let layers: Vec<_> = layers
         .iter()
-        .map(|layer| layer.root().display().to_string())
+        .map(|layer| layer.display().to_string())
         .collect();
     let options = CString::new(format!("lowerdir={}", layers.join(":"))).unwrap();
     rustix::mount::mount(

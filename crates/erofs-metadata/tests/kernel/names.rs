@@ -12,7 +12,7 @@ use crate::random::unpack;
 use crate::tree::{Entry, FileKind, Tree};
 
 fn compare(tree: &Tree) -> Mounted {
-    let (image, data) = tree.image([1; 16]);
+    let (image, data) = tree.image(4096, [1; 16]);
     let mounted = mount(image, &data);
     let unpacked = tempfile::tempdir().unwrap();
     unpack(&tree.tar(), unpacked.path());

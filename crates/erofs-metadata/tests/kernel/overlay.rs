@@ -66,7 +66,7 @@ fn whiteouts_and_opaque_directories() {
         insert(image, opaque, "upper", file());
     });
     let folder = tempfile::tempdir().unwrap();
-    let _mount = overlay(&[&upper, &lower], folder.path());
+    let _mount = overlay(&[upper.root(), lower.root()], folder.path());
 
     assert_eq!(
         names(folder.path()),
@@ -94,7 +94,7 @@ fn hard_links_keep_one_inode_in_an_overlay() {
     };
     let (lower, upper) = (layer(b'l', |_| {}), layer(b'u', linked));
     let folder = tempfile::tempdir().unwrap();
-    let _mount = overlay(&[&upper, &lower], folder.path());
+    let _mount = overlay(&[upper.root(), lower.root()], folder.path());
     let inode = |name: &str| fs::metadata(folder.path().join(name)).unwrap().ino();
     assert_eq!(inode("a"), inode("b"));
     assert_eq!(fs::metadata(folder.path().join("a")).unwrap().nlink(), 2);

@@ -12,7 +12,7 @@ use proptest::sample::{Index, select};
 use proptest::test_runner::{Config, TestRunner};
 
 use crate::disk::assert_same;
-use crate::mount::{available, mount};
+use crate::mount::{Mounted, available, mount, overlay};
 use crate::tree::{Entry, FileKind, Tree, content};
 
 #[test]
@@ -20,24 +20,54 @@ fn random_trees_are_what_tar_unpacks() {
     if !available() {
         return;
     }
-    let cases = std::env::var("PROPTEST_CASES")
-        .ok()
-        .and_then(|cases| cases.parse().ok())
-        .unwrap_or(48);
-    let config = Config {
-        cases,
-        failure_persistence: None,
-        ..Config::default()
-    };
-    let outcome = TestRunner::new(config).run(&tree(), |tree| {
-        let (image, data) = tree.image([9; 16]);
+    let block_sizes = prop_oneof![3 => Just(4096), 1 => select(vec![512, 1024, 2048])];
+    run(48, &(tree(), block_sizes), |(tree, block_size)| {
+        let (image, data) = tree.image(block_size, [9; 16]);
         let mounted = mount(image, &data);
         let unpacked = tempfile::tempdir().unwrap();
         unpack(&tree.tar(), unpacked.path());
         assert_same(&mounted.root(), unpacked.path());
+    });
+}
+
+/// The names are short, so that trees have the same: whiteouts, opaque directories and files hide
+/// what is below.
+#[test]
+fn random_overlays_are_those_of_unpacked_trees() {
+    if !available() {
+        return;
+    }
+    run(24, &(tree(), tree()), |(lower, upper)| {
+        let mounted = [(1, &upper), (2, &lower)].map(|(number, tree)| {
+            let (image, data) = tree.image(4096, [number; 16]);
+            mount(image, &data)
+        });
+        let unpacked = [&upper, &lower].map(|tree| {
+            let folder = tempfile::tempdir().unwrap();
+            unpack(&tree.tar(), folder.path());
+            folder
+        });
+        let (actual, expected) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let _actual = overlay(&mounted.each_ref().map(Mounted::root), actual.path());
+        let unpacked = unpacked.each_ref().map(|folder| folder.path().to_owned());
+        let _expected = overlay(&unpacked, expected.path());
+        assert_same(actual.path(), expected.path());
+    });
+}
+
+/// Runs `test` with random values: `PROPTEST_CASES` of them, or `cases`.
+fn run<S: Strategy>(cases: u32, strategy: &S, test: impl Fn(S::Value)) {
+    let wanted = std::env::var("PROPTEST_CASES").ok();
+    let config = Config {
+        cases: wanted.and_then(|cases| cases.parse().ok()).unwrap_or(cases),
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let outcome = TestRunner::new(config).run(strategy, |value| {
+        test(value);
         Ok(())
     });
-    outcome.unwrap_or_else(|failure| panic!("{failure}"));
+    assert!(outcome.is_ok(), "{}", outcome.unwrap_err());
 }
 
 pub(crate) fn unpack(tar: &[u8], folder: &Path) {

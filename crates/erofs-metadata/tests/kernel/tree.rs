@@ -44,8 +44,13 @@ impl Tree {
     }
 
     /// The image and the content of the data file.
-    pub(crate) fn image(&self, uuid: [u8; 16]) -> (Image, Vec<u8>) {
-        let mut image = Image::builder().uuid(uuid).root(self.root).build().unwrap();
+    pub(crate) fn image(&self, block_size: u32, uuid: [u8; 16]) -> (Image, Vec<u8>) {
+        let mut image = Image::builder()
+            .block_size(block_size)
+            .uuid(uuid)
+            .root(self.root)
+            .build()
+            .unwrap();
         let mut data = Vec::new();
         let mut nodes: Vec<NodeId> = Vec::new();
         for entry in &self.entries {
