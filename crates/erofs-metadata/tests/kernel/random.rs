@@ -149,6 +149,7 @@ fn what() -> impl Strategy<Value = What> {
     prop_oneof![
         4 => Just(What::Kind(FileKind::Directory)),
         4 => (any::<u64>(), size).prop_map(|(seed, size)| What::Kind(FileKind::File(content(seed, size)))),
+        2 => (any::<u64>(), 0..150_000_usize).prop_map(|(seed, size)| What::Kind(scattered(seed, size))),
         2 => target.prop_map(|target| What::Kind(FileKind::Symlink(target))),
         2 => any::<Index>().prop_map(What::HardLink),
         1 => (0..=4095_u32, 0..=1_048_575_u32).prop_map(|(major, minor)| What::Kind(FileKind::CharDevice(major, minor))),
@@ -156,6 +157,17 @@ fn what() -> impl Strategy<Value = What> {
         1 => Just(What::Kind(FileKind::CharDevice(0, 0))),
         1 => Just(What::Kind(FileKind::Fifo)),
     ]
+}
+
+/// A file with zeros in some of its blocks.
+fn scattered(seed: u64, size: usize) -> FileKind {
+    let mut content = content(seed, size);
+    for (number, block) in (0..64_u32).cycle().zip(content.chunks_mut(4096)) {
+        if seed >> number & 1 == 1 {
+            block.fill(0);
+        }
+    }
+    FileKind::Scattered(content)
 }
 
 fn attributes() -> impl Strategy<Value = Attributes> {
@@ -223,7 +235,10 @@ impl TreeBuilder {
             return;
         }
         if let Some(kind) = self.kind(step.what) {
-            let has_xattrs = matches!(kind, FileKind::Directory | FileKind::File(_));
+            let has_xattrs = matches!(
+                kind,
+                FileKind::Directory | FileKind::File(_) | FileKind::Scattered(_)
+            );
             let mut xattrs = if has_xattrs { step.xattrs } else { Vec::new() };
             xattrs.sort();
             xattrs.dedup_by(|a, b| a.0 == b.0);

@@ -1,6 +1,8 @@
 //! A tree of files in memory, which becomes an image with its data, and a tar.
 
-use erofs_metadata::{Attributes, Data, Image, Kind, NodeId, Time};
+use std::ops::Range;
+
+use erofs_metadata::{Attributes, Data, Extent, Image, Kind, NodeId, Time};
 use tar::{EntryType, Header};
 
 const BLOCK: usize = 4096;
@@ -18,6 +20,8 @@ pub(crate) struct Entry {
 pub(crate) enum FileKind {
     Directory,
     File(Vec<u8>),
+    /// A file in pieces on the data device, with holes where it has only zeros.
+    Scattered(Vec<u8>),
     Symlink(Vec<u8>),
     CharDevice(u32, u32),
     BlockDevice(u32, u32),
@@ -116,7 +120,7 @@ impl Tree {
                 header.set_device_major(*major).unwrap();
                 header.set_device_minor(*minor).unwrap();
             }
-            FileKind::File(bytes) => content = bytes,
+            FileKind::File(bytes) | FileKind::Scattered(bytes) => content = bytes,
             FileKind::Symlink(target) => {
                 kind = EntryType::Symlink;
                 append_long(tar, EntryType::GNULongLink, target);
@@ -173,6 +177,7 @@ pub(crate) fn content(seed: u64, length: usize) -> Vec<u8> {
 }
 
 fn add(image: &mut Image, kind: &FileKind, entry: &Entry, data: &mut Vec<u8>) -> NodeId {
+    let extents;
     let kind = match kind {
         FileKind::Directory => Kind::Directory,
         FileKind::Symlink(target) => Kind::Symlink(target),
@@ -185,6 +190,13 @@ fn add(image: &mut Image, kind: &FileKind, entry: &Entry, data: &mut Vec<u8>) ->
             minor: *minor,
         },
         FileKind::Fifo => Kind::Fifo,
+        FileKind::Scattered(content) => {
+            extents = scatter(content, data);
+            Kind::File {
+                size: content.len() as u64,
+                data: Data::Extents(&extents),
+            }
+        }
         FileKind::File(content) => {
             let place = data.len() as u64;
             data.extend(content);
@@ -209,6 +221,32 @@ fn add(image: &mut Image, kind: &FileKind, entry: &Entry, data: &mut Vec<u8>) ->
         image.add_xattr(node, name, value).unwrap();
     }
     node
+}
+
+/// Stores content in pieces of one to eight blocks, the last first.
+fn scatter(content: &[u8], data: &mut Vec<u8>) -> Vec<Extent> {
+    let mut pieces = Vec::new();
+    let (mut start, mut blocks) = (0, 1);
+    while start < content.len() {
+        let end = content.len().min(start + blocks * BLOCK);
+        pieces.push(start..end);
+        (start, blocks) = (end, blocks * 2 % 15);
+    }
+    let is_hole = |piece: &Range<usize>| content[piece.clone()].iter().all(|byte| *byte == 0);
+    pieces.retain(|piece| !is_hole(piece));
+    let place = |piece: Range<usize>| {
+        let device_offset = data.len() as u64;
+        data.extend(&content[piece.clone()]);
+        data.resize(data.len().next_multiple_of(BLOCK), 0);
+        Extent {
+            offset: piece.start as u64,
+            device_offset,
+            length: piece.len() as u64,
+        }
+    };
+    let mut extents: Vec<_> = pieces.into_iter().rev().map(place).collect();
+    extents.reverse();
+    extents
 }
 
 fn split(path: &[u8]) -> (&[u8], &[u8]) {
