@@ -13,7 +13,7 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 
 use super::inflate;
 use super::io_error::failed;
-use super::tar::TarIndex;
+use super::tar_index::TarIndex;
 use crate::oci::Digest;
 use crate::registry::Error;
 

@@ -8,7 +8,7 @@ mod images;
 mod inflate;
 mod io_error;
 mod open;
-mod tar;
+mod tar_index;
 
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt as _;
