@@ -117,7 +117,7 @@ async fn status(State(layers): State<Arc<Layers>>) -> Result<Json<Report>, Statu
 }
 
 async fn exposition(State(layers): State<Arc<Layers>>) -> Result<Response<Body>, StatusCode> {
-    let held = layers.fetcher().cache().held();
+    let held = layers.fetcher().store().usage();
     metrics::metrics()
         .cache_bytes
         .set(i64::try_from(held.bytes).unwrap_or(i64::MAX));

@@ -16,13 +16,18 @@ use crate::profile::Workload;
 pub struct Config {
     /// The socket that containerd's `proxy_plugins` entry names.
     pub address: PathBuf,
-    /// The directory of the snapshots, the lazy mounts and the cache.
+    /// The directory of the snapshots, the lazy mounts and the content of layers.
     pub root: PathBuf,
-    /// Most bytes of disk for cached chunks. The least recently used chunks are evicted first.
+    /// Most bytes of disk for the content of layers, as the file system counts them. The least
+    /// recently used chunks are evicted first.
     pub cache_size: ByteSize,
+    /// Bytes of the file system that the content of layers leaves free, or a tenth of a file system
+    /// that is so small. Below it nothing is prefetched, and the least recently used chunks are
+    /// evicted.
+    pub min_free: ByteSize,
     /// Memory for chunks. Three quarters are for chunks in transit from a registry, readers' first.
-    /// One quarter is for chunks that have just arrived: they are served from memory while the disk
-    /// is full.
+    /// One quarter is for chunks that could not be written: they are served from memory while the
+    /// disk is full.
     pub memory: ByteSize,
     /// containerd's socket. If set, the agent also serves kubelet's image service on `address`
     /// (`--image-service-endpoint`): it forwards the calls to this socket, and uses the credentials
@@ -144,6 +149,7 @@ impl Default for Config {
             root: PathBuf::from("/var/lib/starlift-agent"),
             cri: None,
             cache_size: ByteSize::gib(20),
+            min_free: ByteSize::gib(1),
             memory: ByteSize::mib(64),
             mount_timeout: Duration::from_secs(30),
             read_timeout: Duration::from_secs(60),

@@ -1,17 +1,18 @@
-//! Reads files of one layer, from the cache or else from the registry.
+//! Reads files of one layer, from its data file or else from the registry.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use estargz::Chunk;
 use estargz::toc::Node;
-use estargz::{Chunk, Toc};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
-use super::fetch::{Blob, FetchError, Fetcher, Lookup, Reason, Traffic};
+use super::data::{LayerData, Piece};
+use super::fetch::{Blob, FetchError, Fetcher, Lookup, Reason, Traffic, Transfer};
 use super::report::Measure;
 use super::tree::{Content, FileId, Tree};
 use crate::registry::Peer;
@@ -36,10 +37,8 @@ const MAX_KEPT: u64 = 16 << 20;
 /// A layer: its tree, and the source of its files' content.
 #[derive(Debug)]
 pub struct Layer {
-    tree: Arc<Tree>,
-    blob: Arc<Blob>,
+    transfer: Transfer,
     fetcher: Fetcher,
-    traffic: Arc<Traffic>,
     readers: Mutex<Vec<Reader>>,
     peer: OnceCell<Option<Peer>>,
 }
@@ -51,25 +50,18 @@ struct Reader {
     window: u64,
 }
 
-/// A piece of a file that lies in one chunk.
-struct Piece {
-    number: u32,
-    chunk: Chunk,
-    /// The wanted range of the chunk's content.
-    part: Range<u64>,
-}
-
 impl Layer {
-    pub fn new(tree: Arc<Tree>, blob: Blob, fetcher: Fetcher) -> Self {
-        let blob = Arc::new(blob);
-        let (traffic, readers, peer) = (Arc::default(), Mutex::default(), OnceCell::new());
+    pub fn new(data: Arc<LayerData>, blob: Blob, fetcher: Fetcher) -> Self {
+        let (blob, traffic) = (Arc::new(blob), Arc::default());
         Self {
-            tree,
-            blob,
+            transfer: Transfer {
+                blob,
+                data,
+                traffic,
+            },
             fetcher,
-            traffic,
-            readers,
-            peer,
+            readers: Mutex::default(),
+            peer: OnceCell::new(),
         }
     }
 
@@ -91,7 +83,7 @@ impl Layer {
             repository,
             digest,
             ..
-        } = &*self.blob;
+        } = self.blob();
         let locate = || async {
             source
                 .locate(repository, digest)
@@ -107,16 +99,16 @@ impl Layer {
     }
 
     pub fn tree(&self) -> &Tree {
-        &self.tree
+        self.data().tree()
     }
 
-    /// Returns the tree, to share it with another mount of the same layer.
-    pub fn shared_tree(&self) -> &Arc<Tree> {
-        &self.tree
+    /// Returns the data file, which all mounts of the layer share.
+    pub fn data(&self) -> &Arc<LayerData> {
+        &self.transfer.data
     }
 
     pub fn blob(&self) -> &Blob {
-        &self.blob
+        &self.transfer.blob
     }
 
     pub fn fetcher(&self) -> &Fetcher {
@@ -124,43 +116,15 @@ impl Layer {
     }
 
     pub fn traffic(&self) -> &Traffic {
-        &self.traffic
+        &self.transfer.traffic
     }
 
     /// Returns bytes of a regular file, fewer at its end, if they are all on this node. Returns
     /// `None` also if there is no regular file with this ID. Blocks on the disk at most.
     pub fn read_held(&self, id: FileId, offset: u64, length: u64) -> Option<Bytes> {
-        let node = match self.tree.content(id)? {
-            Content::Bytes(bytes) => return Some(cut(bytes, offset, length)),
-            Content::Chunks(node) => node,
-        };
-        let end = offset.saturating_add(length).min(node.size());
-        let mut content = BytesMut::new();
-        let mut at = offset;
-        while at < end {
-            let pieces = pieces(self.tree.toc(), node, at..end);
-            if let [piece] = pieces.as_slice()
-                && piece.file_range() == (offset..end)
-            {
-                return self.held(piece);
-            }
-            at = pieces.last()?.file_range().end;
-            for piece in &pieces {
-                content.extend_from_slice(&self.held(piece)?);
-            }
-        }
-        Some(content.freeze())
-    }
-
-    fn held(&self, piece: &Piece) -> Option<Bytes> {
-        let Piece { chunk, part, .. } = piece;
-        match &chunk.digest {
-            Some(digest) => self.fetcher.cache().read(digest, chunk.size, part.clone()),
-            None => Some(Bytes::from(vec![
-                0;
-                usize::try_from(part.end - part.start)
-                    .ok()?
-            ])),
+        match self.tree().content(id)? {
+            Content::Bytes(bytes) => Some(cut(bytes, offset, length)),
+            Content::Chunks(node) => self.read_data_held(self.place(node, offset, length)),
         }
     }
 
@@ -171,22 +135,68 @@ impl Layer {
     /// # Errors
     /// If the registry does not return the chunks' bytes.
     pub async fn read(&self, id: FileId, offset: u64, length: u64) -> Result<Bytes, FetchError> {
-        let node = match self.tree.content(id) {
-            Some(Content::Chunks(node)) => node,
-            Some(Content::Bytes(bytes)) => return Ok(cut(bytes, offset, length)),
-            None => return Ok(Bytes::new()),
-        };
+        match self.tree().content(id) {
+            Some(Content::Chunks(node)) => self.read_data(self.place(node, offset, length)).await,
+            Some(Content::Bytes(bytes)) => Ok(cut(bytes, offset, length)),
+            None => Ok(Bytes::new()),
+        }
+    }
+
+    /// Returns the place of bytes of a file in the data file, fewer at the file's end.
+    fn place(&self, node: Node<'_>, offset: u64, length: u64) -> Range<u64> {
         let end = offset.saturating_add(length).min(node.size());
+        match self.data().places().of_file(node) {
+            Some(place) if offset < end => place + offset..place + end,
+            _ => 0..0,
+        }
+    }
+
+    /// Returns bytes of the data file, if they are all on this node. Padding and holes are zeros.
+    /// Blocks on the disk at most.
+    pub fn read_data_held(&self, bytes: Range<u64>) -> Option<Bytes> {
+        if let Some(content) = self.data().read(bytes.clone()) {
+            return Some(content);
+        }
         let mut content = BytesMut::new();
-        let mut at = offset;
-        while at < end {
-            let pieces = pieces(self.tree.toc(), node, at..end);
-            let Some(last) = pieces.last() else { break };
-            at = last.file_range().end;
-            for part in self.read_pieces(&pieces).await? {
+        for piece in self.pieces(bytes.clone()) {
+            let part = self.held(&piece)?;
+            content.resize(length(bytes.start..piece.place), 0);
+            content.extend_from_slice(&part);
+        }
+        content.resize(length(bytes), 0);
+        Some(content.freeze())
+    }
+
+    fn pieces(&self, bytes: Range<u64>) -> impl Iterator<Item = Piece> {
+        self.data().places().pieces(self.tree().toc(), bytes)
+    }
+
+    fn held(&self, piece: &Piece) -> Option<Bytes> {
+        let (number, part) = (piece.number, piece.part.clone());
+        self.fetcher.store().read_chunk(self.data(), number, part)
+    }
+
+    /// Returns bytes of the data file. Fetches the missing ones first. Padding and holes are zeros.
+    ///
+    /// Cancel safe: bytes in transit arrive all the same.
+    ///
+    /// # Errors
+    /// If the registry does not return the chunks' bytes.
+    pub async fn read_data(&self, bytes: Range<u64>) -> Result<Bytes, FetchError> {
+        let mut content = BytesMut::new();
+        let mut at = bytes.start;
+        while at < bytes.end {
+            let pieces: Vec<Piece> = self.pieces(at..bytes.end).take(MAX_PIECES).collect();
+            for (piece, part) in pieces.iter().zip(self.read_pieces(&pieces).await?) {
+                content.resize(length(bytes.start..piece.place), 0);
                 content.extend_from_slice(&part);
             }
+            at = match pieces.last() {
+                Some(last) => last.place + (last.part.end - last.part.start),
+                None => bytes.end,
+            };
         }
+        content.resize(length(bytes), 0);
         Ok(content.freeze())
     }
 
@@ -200,14 +210,9 @@ impl Layer {
         };
         let wanted = missing(&parts);
         if let (Some(first), Some(last)) = (wanted.first(), wanted.last()) {
-            let chunks: Vec<Chunk> = wanted
-                .iter()
-                .map(|index| pieces[*index].chunk.clone())
-                .collect();
+            let numbers: Vec<u32> = wanted.iter().map(|index| pieces[*index].number).collect();
             let beside = self.beside(pieces[*first].number, pieces[*last].number);
-            let found = self
-                .fetcher
-                .fetch(&self.blob, &chunks, &beside, &self.traffic);
+            let found = self.fetcher.fetch(&self.transfer, &numbers, &beside);
             collect(pieces, &mut parts, wanted.into_iter().zip(found)).await?;
         }
         // Evicted, found damaged, or not readable at the moment.
@@ -215,11 +220,8 @@ impl Layer {
             parts[index] = self.held(&pieces[index]);
         }
         let fetch = |index: usize| {
-            (
-                index,
-                self.fetcher
-                    .fetch_anew(&self.blob, &pieces[index].chunk, &self.traffic),
-            )
+            let number = pieces[index].number;
+            (index, self.fetcher.fetch_anew(&self.transfer, number))
         };
         let found: Vec<(usize, Lookup)> = missing(&parts).into_iter().map(fetch).collect();
         collect(pieces, &mut parts, found.into_iter()).await?;
@@ -231,7 +233,7 @@ impl Layer {
 
     /// Returns the range of the file that is covered by the chunks that hold these bytes.
     pub fn chunks_at(&self, id: FileId, offset: u64, length: u64) -> Option<Range<u64>> {
-        let Content::Chunks(node) = self.tree.content(id)? else {
+        let Content::Chunks(node) = self.tree().content(id)? else {
             return None;
         };
         let end = offset.saturating_add(length).min(node.size());
@@ -239,42 +241,41 @@ impl Layer {
         Some(first.file_offset..last.file_offset + last.size)
     }
 
-    pub(super) fn is_held(&self, chunk: &Chunk) -> bool {
-        chunk
-            .digest
-            .is_none_or(|digest| self.fetcher.cache().holds(&digest))
+    /// Whether a chunk is on this node.
+    pub(super) fn is_held(&self, number: u32) -> bool {
+        self.fetcher.store().has(self.data(), number)
     }
 
     /// Whether a file's first chunk is on this node.
     pub(super) fn has_first_chunk(&self, id: FileId) -> bool {
-        let Some(Content::Chunks(node)) = self.tree.content(id) else {
+        let Some(Content::Chunks(node)) = self.tree().content(id) else {
             return true;
         };
-        node.chunks()
-            .next()
-            .is_none_or(|chunk| self.is_held(&chunk))
+        let mut numbers = node.chunk_numbers();
+        numbers.next().is_none_or(|first| self.is_held(first))
     }
 
-    /// Returns the chunks to fetch along with the chunks `first` to `last`: more and more for a
-    /// sequential reader, those on both sides for a new reader.
-    fn beside(&self, first: u32, last: u32) -> Vec<Chunk> {
+    /// Returns the numbers of the chunks to fetch along with the chunks `first` to `last`: more and
+    /// more for a sequential reader, those on both sides for a new reader.
+    fn beside(&self, first: u32, last: u32) -> Vec<u32> {
         let (window, mut chunks) = match self.expected(first) {
             Some(reader) => ((reader.window * 2).min(self.fetcher.max_run()), Vec::new()),
             None => (FIRST_WINDOW, self.before(first)),
         };
-        let Some(end) = self.tree.toc().chunk(last).map(|chunk| chunk.range.end) else {
+        let toc = self.tree().toc();
+        let Some(end) = toc.chunk(last).map(|chunk| chunk.range.end) else {
             return chunks;
         };
         let mut next = last.saturating_add(1);
-        while let Some(chunk) = self.tree.toc().chunk(next)
+        while let Some(chunk) = toc.chunk(next)
             && chunk.range.end >= end
             && chunk.range.end - end <= window
             && chunks.len() < MAX_BESIDE
         {
-            next += 1;
             if chunk.digest.is_some() {
-                chunks.push(chunk);
+                chunks.push(next);
             }
+            next += 1;
         }
         let mut readers = self.readers.lock();
         readers.push(Reader { next, window });
@@ -294,9 +295,10 @@ impl Layer {
             .map(|index| readers.remove(index))
     }
 
-    /// Returns the chunks just before `first`, up to the nearest one that is on this node.
-    fn before(&self, first: u32) -> Vec<Chunk> {
-        let toc = self.tree.toc();
+    /// Returns the numbers of the chunks just before `first`, up to the nearest one that is on this
+    /// node.
+    fn before(&self, first: u32) -> Vec<u32> {
+        let toc = self.tree().toc();
         let Some(start) = toc.chunk(first).map(|chunk| chunk.range.start) else {
             return Vec::new();
         };
@@ -305,11 +307,11 @@ impl Layer {
                 .checked_sub(chunk.range.start)
                 .is_some_and(|bytes| bytes <= FIRST_WINDOW)
         };
-        let chunks = (0..first).rev().map_while(|number| toc.chunk(number));
-        chunks
-            .take_while(|chunk| is_near(chunk) && !self.is_held(chunk))
-            .take(MAX_BESIDE / 2)
-            .collect()
+        let is_wanted = |number: &u32| {
+            toc.chunk(*number).is_some_and(|chunk| is_near(&chunk)) && !self.is_held(*number)
+        };
+        let numbers = (0..first).rev().take_while(is_wanted);
+        numbers.take(MAX_BESIDE / 2).collect()
     }
 
     /// Fetches the chunks with these numbers that are not on this node, and waits for them.
@@ -321,28 +323,26 @@ impl Layer {
         numbers: impl Iterator<Item = u32>,
         reason: Reason,
     ) -> Result<(), FetchError> {
-        let chunks = numbers
-            .filter_map(|number| self.tree.toc().chunk(number))
-            .collect();
-        self.fetcher
-            .prefetch(&self.blob, chunks, reason, &self.traffic)
-            .await
+        let numbers = numbers.collect();
+        self.fetcher.prefetch(&self.transfer, numbers, reason).await
     }
 
-    /// Caches the chunks that lie in `bytes`, which begin at offset `start` of the blob, except
+    /// Stores the chunks that lie in `bytes`, which begin at offset `start` of the blob, except
     /// those that would inflate to many times their size. Blocking.
     pub fn keep(&self, start: u64, bytes: &[u8]) {
         let end = start + bytes.len() as u64;
-        let toc = self.tree.toc();
+        let toc = self.tree().toc();
         let count = u32::try_from(toc.chunk_count()).unwrap_or(u32::MAX);
         // From the blob's end backwards, until the chunks begin before `start`.
         let numbers = (0..count).rev();
         let within = numbers
-            .filter_map(|number| toc.chunk(number))
-            .take_while(|chunk| chunk.digest.is_none() || chunk.range.start >= start);
+            .filter_map(|number| Some((number, toc.chunk(number)?)))
+            .take_while(|(_, chunk)| chunk.digest.is_none() || chunk.range.start >= start);
         let mut inflated = 0;
-        for chunk in within.filter(|chunk| chunk.range.end <= end) {
-            let Some(digest) = chunk.digest else { continue };
+        for (number, chunk) in within {
+            if chunk.digest.is_none() || chunk.range.end > end {
+                continue;
+            }
             inflated += chunk.inner_offset + chunk.size;
             if inflated > MAX_KEPT {
                 return;
@@ -353,53 +353,22 @@ impl Layer {
             };
             // A chunk that does not decode is fetched when it is read, and reported then.
             if let Ok(content) = chunk.decode(&bytes[from..to]) {
-                self.fetcher.cache().put(digest, &Bytes::from(content));
+                let store = self.fetcher.store();
+                store.put(self.data(), number, &Bytes::from(content));
             }
         }
     }
 
     /// Returns the size of the files' content, and how much of it is on this node's disk.
     pub fn measure(&self) -> Measure {
-        let toc = self.tree.toc();
-        let count = u32::try_from(toc.chunk_count()).unwrap_or(u32::MAX);
-        let mut measure = Measure::default();
-        for chunk in (0..count).filter_map(|number| toc.chunk(number)) {
-            let Some(digest) = chunk.digest else { continue };
-            measure.bytes += chunk.size;
-            if self.fetcher.cache().keeps(&digest) {
-                measure.held_bytes += chunk.size;
-                measure.held_chunks += 1;
-            }
+        let (bytes, held_bytes) = self.data().content_bytes();
+        let (_, held_chunks) = self.data().chunk_counts();
+        Measure {
+            bytes,
+            held_bytes,
+            held_chunks,
         }
-        measure
     }
-}
-
-impl Piece {
-    fn file_range(&self) -> Range<u64> {
-        self.chunk.file_offset + self.part.start..self.chunk.file_offset + self.part.end
-    }
-}
-
-/// Returns the pieces that make up these bytes of a file, the first [`MAX_PIECES`] of them.
-fn pieces(toc: &Toc, node: Node<'_>, bytes: Range<u64>) -> Vec<Piece> {
-    let first = node.chunk_number_at(bytes.start);
-    let numbers = first
-        .into_iter()
-        .flat_map(|first| first..node.chunk_numbers().end);
-    let piece = |number| {
-        let chunk = toc
-            .chunk(number)
-            .filter(|chunk| chunk.file_offset < bytes.end)?;
-        let part = bytes.start.saturating_sub(chunk.file_offset)
-            ..(bytes.end - chunk.file_offset).min(chunk.size);
-        Some(Piece {
-            number,
-            chunk,
-            part,
-        })
-    };
-    numbers.map_while(piece).take(MAX_PIECES).collect()
 }
 
 /// Copies the parts of the pending chunks to their places, each as soon as its chunk arrives, so
@@ -430,4 +399,8 @@ fn cut(bytes: &[u8], offset: u64, length: u64) -> Bytes {
         .unwrap_or(usize::MAX)
         .min(bytes.len());
     Bytes::copy_from_slice(&bytes[start..end])
+}
+
+fn length(bytes: Range<u64>) -> usize {
+    usize::try_from(bytes.end - bytes.start).unwrap_or(usize::MAX)
 }

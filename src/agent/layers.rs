@@ -5,18 +5,17 @@
 //! start:  records ▶ visible; each layer is read from disk at its first use, or soon after
 //! ```
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytesize::ByteSize;
 use parking_lot::{Mutex, RwLock};
 use tokio::task::spawn_blocking;
 
-use super::cache::Cache;
 use super::config::Config;
+use super::data::{DataStore, LayerData, Limits};
 use super::fetch::{Blob, Fetcher, Reason};
 use super::layer::Layer;
 use super::layer_mount::LayerMount;
@@ -25,7 +24,7 @@ use super::notify::Notifier;
 use super::prefetch::Prefetch;
 use super::profiles::{ImageLayers, PrefetchGate, ProfileSource, Profiles, Trigger};
 use super::recorder::Recorder;
-use super::records::{Record, Records};
+use super::records::{Record, Records, data_name};
 pub use super::remote::NotLazy;
 use super::remote::{self, Opened, Tail, TocDigest};
 use super::report::{LayerReport, Refusals, Report};
@@ -45,6 +44,10 @@ use crate::transport::Upstreams;
 const RESUME_PAUSE: Duration = Duration::from_secs(10);
 const LAST_RESUME_PAUSE: Duration = Duration::from_secs(600);
 
+/// Pause between two rounds that make written content durable. Content that is not durable is
+/// compared with its digest after a power cut, so this saves work, not data.
+const SYNC_PAUSE: Duration = Duration::from_secs(5);
+
 /// The layers that are mounted lazily.
 #[derive(Debug)]
 pub struct Layers {
@@ -58,7 +61,6 @@ pub struct Layers {
     mounts: RwLock<Mounts>,
     /// Held while numbers are reserved and records are added or removed.
     bookkeeping: Mutex<()>,
-    trees: Mutex<HashMap<(Digest, TocDigest), Weak<Tree>>>,
     /// The mounts that must be there: while one is missing, no layer is mounted lazily.
     needed: &'static [LayerMount],
     /// The kernel connections of the mounts that are in their place.
@@ -91,14 +93,14 @@ impl Layers {
         metrics()
             .agent_mounts
             .set(i64::try_from(mounts.all().len()).unwrap_or(i64::MAX));
-        let memory = ByteSize(config.memory.as_u64() - config.fetch_memory());
-        let cache = Arc::new(Cache::open(
-            &config.root.join("cache"),
-            config.cache_size,
-            memory,
-        )?);
+        let limits = Limits {
+            bytes: config.cache_size.as_u64(),
+            min_free: config.min_free.as_u64(),
+            memory: config.memory.as_u64() - config.fetch_memory(),
+        };
+        let store = Arc::new(DataStore::open(&config.root.join("cache"), limits)?);
         Ok(Self {
-            fetcher: Fetcher::new(cache, config.max_request.as_u64(), config.fetch_memory()),
+            fetcher: Fetcher::new(store, config.max_request.as_u64(), config.fetch_memory()),
             prefetch: Arc::new(Prefetch::new(config)),
             profiles: Profiles::new(config),
             recorder: Arc::default(),
@@ -107,7 +109,6 @@ impl Layers {
             records,
             mounts: RwLock::new(mounts),
             bookkeeping: Mutex::default(),
-            trees: Mutex::default(),
             needed,
             notifiers: RwLock::default(),
             refusals: Refusals::default(),
@@ -229,8 +230,8 @@ impl Layers {
                 digest: spec.digest.clone(),
                 size,
             };
-            let layer = Layer::new(Arc::clone(other.shared_tree()), blob, self.fetcher.clone())
-                .given_by(peer);
+            let data = Arc::clone(other.data());
+            let layer = Layer::new(data, blob, self.fetcher.clone()).given_by(peer);
             layer.traffic().add(1, 0, Reason::Read);
             return Ok(OpenedLayer {
                 layer,
@@ -250,8 +251,12 @@ impl Layers {
             weight,
         } = opened;
         let tree_weight = self.toc_memory.tree(&toc)?;
-        let tree = self.share(&blob, &toc_digest, toc, Some(tree_weight))?;
-        let layer = Layer::new(tree, blob, self.fetcher.clone()).given_by(peer);
+        let own = (blob.digest.clone(), toc_digest.clone(), blob.size);
+        let (store, fetcher) = (Arc::clone(self.fetcher.store()), self.fetcher.clone());
+        let share = move || share(&store, own, toc, Some(tree_weight));
+        let data = spawn_blocking(share).await;
+        let data = data.map_err(|error| NotLazy::Internal(error.to_string()))??;
+        let layer = Layer::new(data, blob, fetcher).given_by(peer);
         layer
             .traffic()
             .add(requests, tail.bytes.len() as u64, Reason::Read);
@@ -275,33 +280,6 @@ impl Layers {
             .find_map(|mount| mount.loaded()?.ok().cloned())
     }
 
-    /// Returns the tree of a TOC, one tree for all mounts of the same layer.
-    fn share(
-        &self,
-        blob: &Blob,
-        toc_digest: &TocDigest,
-        toc: estargz::Toc,
-        weight: Option<Weight>,
-    ) -> Result<Arc<Tree>, NotLazy> {
-        let mut trees = self.trees.lock();
-        trees.retain(|_, tree| tree.strong_count() > 0);
-        let key = (blob.digest.clone(), toc_digest.clone());
-        if let Some(tree) = trees.get(&key).and_then(Weak::upgrade) {
-            return Ok(tree);
-        }
-        let (TocDigest::Json(toc_text) | TocDigest::Section(toc_text)) = toc_digest;
-        let state =
-            serde_json::json!({"digest": blob.digest, "size": blob.size, "tocDigest": toc_text});
-        let tree = Tree::new(
-            toc,
-            &format!("{}.json", blob.digest),
-            state.to_string().into_bytes(),
-        )?;
-        let tree = Arc::new(tree.with_weight(weight));
-        trees.insert(key, Arc::downgrade(&tree));
-        Ok(tree)
-    }
-
     /// Reserves the layer's numbers, writes its record, makes it visible. Blocking.
     fn add(&self, reference: String, found: OpenedLayer) -> Result<Arc<Mount>, NotLazy> {
         let OpenedLayer {
@@ -311,18 +289,16 @@ impl Layers {
             _weight,
         } = found;
         let failed = |error: io::Error| NotLazy::Internal(format!("record not written: {error}"));
-        if let Some(tail) = &tail {
-            layer.keep(tail.start, &tail.bytes);
-        }
-        let _bookkeeping = self.bookkeeping.lock();
+        let layer = Arc::new(layer);
+        let bookkeeping = self.bookkeeping.lock();
         let inodes = layer.tree().len();
         let (number, inode) = self.records.reserve(inodes).map_err(failed)?;
         let digest = layer.blob().digest.clone();
-        let tail = match tail {
+        let stored = match &tail {
             Some(tail) => tail.trimmed(),
             None => self.tail_of(&digest, &toc_digest).map_err(failed)?,
         };
-        let (blob_size, tail_start) = (tail.blob_size, tail.start);
+        let (blob_size, tail_start) = (stored.blob_size, stored.start);
         let record = Record {
             number,
             inode,
@@ -333,11 +309,17 @@ impl Layers {
             blob_size,
             tail_start,
         };
-        self.records.insert(&record, &tail).map_err(failed)?;
-        let mount = Arc::new(Mount::new(record, Some(Arc::new(layer))));
+        self.records.insert(&record, &stored).map_err(failed)?;
+        // The last other mount may have been removed since the lookup, and the data file with it.
+        self.fetcher.store().revive(layer.data());
+        let mount = Arc::new(Mount::new(record, Some(Arc::clone(&layer))));
         let mut mounts = self.mounts.write();
         mounts.insert(Arc::clone(&mount));
         drop(mounts);
+        drop(bookkeeping);
+        if let Some(tail) = &tail {
+            layer.keep(tail.start, &tail.bytes);
+        }
         metrics().agent_mounts.inc();
         self.notify(Notifier::root_changed);
         Ok(mount)
@@ -469,13 +451,18 @@ impl Layers {
         let toc = remote::read(&tail, &record.toc_digest)?;
         // Containers use the layer: its TOC is loaded however much memory others take.
         let weight = self.toc_memory.tree(&toc).ok();
-        let tree = self.share(&blob, &record.toc_digest, toc, weight)?;
-        if tree.len() != record.inodes {
+        let own = (
+            record.digest.clone(),
+            record.toc_digest.clone(),
+            record.blob_size,
+        );
+        let data = share(self.fetcher.store(), own, toc, weight)?;
+        if data.tree().len() != record.inodes {
             return Err(NotLazy::Internal(
                 "number of files differs from the record".to_owned(),
             ));
         }
-        Ok(Arc::new(Layer::new(tree, blob, self.fetcher.clone())))
+        Ok(Arc::new(Layer::new(data, blob, self.fetcher.clone())))
     }
 
     /// Whether a file of the layer has an extended attribute. True as long as the layer is not
@@ -558,6 +545,47 @@ impl Layers {
         if let Err(error) = self.records.remove(&mount.record) {
             tracing::warn!(number, %error, "layer record not deleted; it stays until the next start");
         }
+        let name = mount.record.data_name();
+        if !self.data_names().contains(&name) {
+            self.fetcher.store().discard(&name);
+        }
+    }
+
+    /// Returns the names of the files of the mounted layers.
+    fn data_names(&self) -> HashSet<String> {
+        let mounts = self.mounts.read();
+        mounts.all().map(|mount| mount.record.data_name()).collect()
+    }
+
+    /// Deletes the content of layers that are not mounted: a crash at their removal leaves it.
+    pub async fn delete_unmounted_data(self: &Arc<Self>) {
+        let own = Arc::clone(self);
+        let work = move || {
+            let _bookkeeping = own.bookkeeping.lock();
+            own.fetcher.store().retain(&own.data_names())
+        };
+        match spawn_blocking(work).await.map_err(io::Error::other) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) | Err(error) => {
+                tracing::warn!(%error, "content of unmounted layers not deleted");
+            }
+        }
+    }
+
+    /// Makes what was written durable, and keeps the limits while others fill the disk. Does not
+    /// return.
+    pub async fn keep_data(self: &Arc<Self>) {
+        loop {
+            tokio::time::sleep(SYNC_PAUSE).await;
+            let store = Arc::clone(self.fetcher.store());
+            let work = move || {
+                store.sync();
+                store.keep_limits();
+            };
+            if let Err(error) = spawn_blocking(work).await {
+                tracing::error!(%error, "data files not synced");
+            }
+        }
     }
 
     /// Unmounts every layer whose number is not in `numbers`: a crash between a mount and its
@@ -579,10 +607,10 @@ impl Layers {
             let held = mount
                 .as_ref()
                 .and_then(|mount| own.layer(mount).ok())
-                .map(|layer| layer.measure());
+                .map(|layer| layer.data().usage());
             held.map_or_else(Usage::default, |held| Usage {
-                size: held.held_bytes,
-                inodes: held.held_chunks,
+                size: held.bytes,
+                inodes: held.inodes,
             })
         };
         spawn_blocking(measure).await.unwrap_or_default()
@@ -596,13 +624,13 @@ impl Layers {
             .iter()
             .map(|mount| LayerReport::of(mount))
             .collect();
-        let cache = self.fetcher.cache();
+        let store = self.fetcher.store();
         let profiles = self.profiles.report();
         Report {
             layers,
             profiles,
-            cache: cache.held(),
-            cache_limit: cache.limit(),
+            cache: store.usage(),
+            cache_limit: store.limit(),
             refusals: self.refusals.all(),
             unmounted: self.unmounted(),
         }
@@ -620,4 +648,23 @@ struct OpenedLayer {
     /// The end of the blob, if the layer comes from the registry.
     tail: Option<Tail>,
     _weight: Option<Weight>,
+}
+
+/// Returns the data file of the layer with this digest, TOC digest and size, one for all its mounts.
+/// Blocking.
+fn share(
+    store: &DataStore,
+    (digest, toc_digest, size): (Digest, TocDigest, u64),
+    toc: estargz::Toc,
+    weight: Option<Weight>,
+) -> Result<Arc<LayerData>, NotLazy> {
+    let name = data_name(&digest, &toc_digest);
+    if let Some(data) = store.in_use(&name) {
+        return Ok(data);
+    }
+    let (TocDigest::Json(toc_text) | TocDigest::Section(toc_text)) = &toc_digest;
+    let state = serde_json::json!({"digest": digest, "size": size, "tocDigest": toc_text});
+    let state = state.to_string().into_bytes();
+    let tree = Tree::new(toc, &format!("{digest}.json"), state)?;
+    Ok(store.layer(&name, Arc::new(tree.with_weight(weight)))?)
 }

@@ -3,7 +3,7 @@
 //! ```text
 //! containerd ─ gRPC ▶ server ▶ snapshotter ▶ snapshots (ordinary)   on disk
 //!                                        └─▶ layers (lazy)           records, two mounts
-//! container ─ read(2) ▶ kernel ─ FUSE ▶ session ▶ fuse ▶ filesystem ▶ layer ▶ cache
+//! container ─ read(2) ▶ kernel ─ FUSE ▶ session ▶ fuse ▶ filesystem ▶ layer ▶ data
 //!                                               a registry ◀ upstream ◀ fetch ◀─┘
 //! ```
 //! `profiles` sends a Starlift server the files that containers read at their start, and prefetches
@@ -13,9 +13,9 @@
 
 pub mod api;
 mod attach;
-pub mod cache;
 pub mod config;
 pub mod cri;
+pub mod data;
 pub mod fetch;
 pub mod filesystem;
 pub mod filter;

@@ -2,8 +2,8 @@
 //! image's profile, if there is one), then the rest in the background.
 //!
 //! The rest is fetched one request at a time over all layers, only while no reader waits for bytes,
-//! and never so much that other chunks would be evicted from the cache. A reader does not stop a
-//! request that is already running.
+//! and never so much that other chunks would be evicted or the disk would be full. A reader does not
+//! stop a request that is already running.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -74,7 +74,7 @@ impl Prefetch {
 
     async fn fetch_before_landmark(&self, layer: &Layer) {
         for run in Runs::new(layer, 0..layer.tree().prefetched()) {
-            if !layer.fetcher().cache().has_room() {
+            if !layer.fetcher().store().has_room() {
                 return;
             }
             if let Err(error) = layer.hold(run, Reason::Prefetch).await {
@@ -116,7 +116,7 @@ impl Prefetch {
                 tokio::time::sleep(YIELD).await;
             }
             let before = layer.traffic().bytes(Reason::Background);
-            if before >= budget || !layer.fetcher().cache().has_room() {
+            if before >= budget || !layer.fetcher().store().has_room() {
                 return Ok(());
             }
             let begun = Instant::now();
@@ -159,8 +159,7 @@ impl<'a> Runs<'a> {
     /// Returns the chunk's size in the blob, if it must be fetched.
     fn missing(&self, number: u32) -> Option<u64> {
         let chunk = self.layer.tree().toc().chunk(number)?;
-        let digest = chunk.digest?;
-        (!self.layer.fetcher().cache().keeps(&digest)).then(|| chunk.range.end - chunk.range.start)
+        (!self.layer.data().holds(number)).then(|| chunk.range.end - chunk.range.start)
     }
 }
 

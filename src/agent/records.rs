@@ -19,6 +19,9 @@ use super::remote::{Tail, TocDigest};
 use crate::oci::Digest;
 
 const NEXT: &str = "next";
+/// Digits of the TOC's digest in the name of a layer's files. Their content is compared with the
+/// whole.
+const TOC_DIGITS: usize = 16;
 /// The first number of a layer, and the first inode after the root's.
 const FIRST: Next = Next {
     number: 1,
@@ -46,6 +49,21 @@ pub struct Record {
 struct Next {
     number: u64,
     inode: u64,
+}
+
+impl Record {
+    /// Returns the name of the layer's files, which all its mounts share.
+    pub fn data_name(&self) -> String {
+        data_name(&self.digest, &self.toc_digest)
+    }
+}
+
+/// Returns the name of the files of a layer: a blob may be mounted with several TOCs.
+pub(super) fn data_name(digest: &Digest, toc: &TocDigest) -> String {
+    let (TocDigest::Json(toc) | TocDigest::Section(toc)) = toc;
+    let algorithm = digest.algorithm().name();
+    let beginning: String = toc.hex().chars().take(TOC_DIGITS).collect();
+    format!("{algorithm}-{}-{beginning}", digest.hex())
 }
 
 #[derive(Debug)]

@@ -59,6 +59,8 @@ pub enum NotLazy {
     Open(#[from] OpenError),
     #[error(transparent)]
     Tree(#[from] super::tree::TreeError),
+    #[error("no room in a data file")]
+    TooLarge(#[from] super::data::TooLarge),
     #[error("no answer from {0} a moment ago")]
     Unreachable(String),
     #[error("no memory for the TOC")]

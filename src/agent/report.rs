@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::cache::CacheUsage;
+use super::data::CacheUsage;
 use super::fetch::Reason;
 use super::mount::Mount;
 use super::profiles::ProfileReport;

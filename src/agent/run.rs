@@ -105,6 +105,7 @@ pub async fn run(
         .map_err(RunError::Snapshots)?;
     let snapshots = Arc::new(snapshots);
     tidy_up(&layers, &snapshots).await?;
+    layers.delete_unmounted_data().await;
 
     let listener = server::bind(&config.address, kept.remove(LISTENER))?;
     keeper
@@ -114,6 +115,8 @@ pub async fn run(
     let api = tokio::spawn(api.serve(shutdown.clone()));
     let resumed = Arc::clone(&layers);
     let resuming = tokio::spawn(async move { resumed.resume().await });
+    let kept_data = Arc::clone(&layers);
+    let syncing = tokio::spawn(async move { kept_data.keep_data().await });
     tracing::info!(
         address = %config.address.display(),
         root = %root.display(),
@@ -137,6 +140,7 @@ pub async fn run(
     let outcome = serving.await.map_err(RunError::Serve);
     mounts.iter().for_each(JoinHandle::abort);
     resuming.abort();
+    syncing.abort();
     api.abort();
     outcome
 }

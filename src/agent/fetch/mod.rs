@@ -1,11 +1,11 @@
 //! Fetches chunks from a registry, each only once, in memory of limited size.
 //!
 //! ```text
-//! chunks ▶ cached and pending ones are dropped ▶ runs of neighbours ▶ memory ▶ one request a run
-//!                                                  ┌───── chunk by chunk ─────────┘
-//!                                                  └▶ decode (verifies) ▶ cache, waiting readers
+//! chunks ▶ those here or pending are dropped ▶ runs of neighbours ▶ memory ▶ one request a run
+//!                                                ┌───── chunk by chunk ─────────┘
+//!                                                └▶ decode (verifies) ▶ data file, waiting readers
 //! ```
-//! A run continues when its readers leave: the chunks that arrive are cached. A run that has not
+//! A run continues when its readers leave: the chunks that arrive are stored. A run that has not
 //! begun by then is cancelled.
 
 mod memory;
@@ -27,7 +27,7 @@ use self::pending::{PendingChunk, Table};
 use self::request::{Request, Urgency};
 pub use self::run::MAX_GAP;
 use self::run::{ChunkRun, runs};
-use super::cache::Cache;
+use super::data::{DataStore, LayerData};
 use crate::budget::Full;
 use crate::oci;
 use crate::registry::{self, Purpose};
@@ -41,6 +41,14 @@ pub struct Blob {
     pub repository: oci::Repository,
     pub digest: oci::Digest,
     pub size: u64,
+}
+
+/// Where a layer's chunks come from, and where they go.
+#[derive(Debug, Clone)]
+pub struct Transfer {
+    pub blob: Arc<Blob>,
+    pub data: Arc<LayerData>,
+    pub traffic: Arc<Traffic>,
 }
 
 /// The reason why a chunk could not be fetched.
@@ -85,7 +93,7 @@ pub struct Traffic {
 /// Fetches chunks for all layers. Clones share the table of pending chunks and the memory for them.
 #[derive(Debug, Clone)]
 pub struct Fetcher {
-    cache: Arc<Cache>,
+    store: Arc<DataStore>,
     table: Table,
     memory: Arc<Memory>,
     /// Runs that a reader waits for.
@@ -180,10 +188,10 @@ impl Traffic {
 impl Fetcher {
     /// `max_run` is the most bytes of one request, unless a single chunk is larger. `memory` is the
     /// number of bytes for chunks in transit.
-    pub fn new(cache: Arc<Cache>, max_run: u64, memory: u64) -> Self {
+    pub fn new(store: Arc<DataStore>, max_run: u64, memory: u64) -> Self {
         let (table, urgent, max_run) = (Table::default(), Arc::default(), max_run.max(1));
         Self {
-            cache,
+            store,
             table,
             memory: Arc::new(Memory::new(memory)),
             urgent,
@@ -191,8 +199,8 @@ impl Fetcher {
         }
     }
 
-    pub fn cache(&self) -> &Arc<Cache> {
-        &self.cache
+    pub fn store(&self) -> &Arc<DataStore> {
+        &self.store
     }
 
     pub fn max_run(&self) -> u64 {
@@ -204,91 +212,109 @@ impl Fetcher {
         self.urgent.load(Ordering::Relaxed) > 0
     }
 
-    /// Requests the chunks of `blob` that a reader waits for, and those `beside` them, except the
-    /// ones that are cached or pending. Returns the lookup of each chunk that the reader waits for.
-    /// Does not wait.
+    /// Requests the chunks with these numbers that a reader waits for, and those `beside` them,
+    /// except the ones that are on this node or pending. Returns the lookup of each chunk that the
+    /// reader waits for. Does not wait.
     ///
-    /// The chunks must not be holes. Must be called inside a runtime.
-    pub fn fetch(
-        &self,
-        blob: &Arc<Blob>,
-        chunks: &[Chunk],
-        beside: &[Chunk],
-        traffic: &Arc<Traffic>,
-    ) -> Vec<Lookup> {
+    /// Must be called inside a runtime.
+    pub fn fetch(&self, transfer: &Transfer, numbers: &[u32], beside: &[u32]) -> Vec<Lookup> {
         let mut claimed = Vec::new();
-        let mut look_up = |chunk| self.table.look_up(chunk, Some(&self.cache), &mut claimed);
-        let found = chunks.iter().map(&mut look_up).collect();
+        let mut look_up = |number: &u32| self.look_up(&transfer.data, *number, &mut claimed);
+        let found = numbers.iter().map(&mut look_up).collect();
         beside.iter().map(look_up).for_each(drop);
-        self.send(blob, claimed, traffic);
+        self.send(transfer, claimed);
         found
     }
 
-    /// Requests a chunk whose copy in the cache cannot be read.
-    pub fn fetch_anew(&self, blob: &Arc<Blob>, chunk: &Chunk, traffic: &Arc<Traffic>) -> Lookup {
+    /// Requests a chunk whose copy on this node cannot be read.
+    pub fn fetch_anew(&self, transfer: &Transfer, number: u32) -> Lookup {
         let mut claimed = Vec::new();
-        let found = self.table.look_up(chunk, None, &mut claimed);
-        self.send(blob, claimed, traffic);
+        let chunk = transfer.data.tree().toc().chunk(number);
+        let found = chunk.map_or(Lookup::Held, |chunk| {
+            self.table.look_up(number, &chunk, || false, &mut claimed)
+        });
+        self.send(transfer, claimed);
         found
     }
 
-    fn send(&self, blob: &Arc<Blob>, claimed: Vec<PendingChunk>, traffic: &Arc<Traffic>) {
+    fn look_up(&self, data: &LayerData, number: u32, claimed: &mut Vec<PendingChunk>) -> Lookup {
+        let Some(chunk) = data.tree().toc().chunk(number) else {
+            return Lookup::Held;
+        };
+        let is_held = || self.store.has(data, number);
+        self.table.look_up(number, &chunk, is_held, claimed)
+    }
+
+    fn send(&self, transfer: &Transfer, claimed: Vec<PendingChunk>) {
         for run in runs(claimed, self.max_run) {
-            tokio::spawn(self.request(blob, Reason::Read, traffic).run(run, None));
+            tokio::spawn(self.request(transfer, Reason::Read).run(run, None));
         }
     }
 
-    /// Fetches the chunks of `blob` that are not cached, before any reader needs them, and waits
-    /// for those that are already pending. Requests that have begun continue when the caller is
+    /// Fetches the chunks that are not on this node, before any reader needs them, and waits for
+    /// those that are already pending. Requests that have begun continue when the caller is
     /// cancelled.
     ///
     /// # Errors
     /// If a chunk could not be fetched. Returned only after all the others have arrived or failed.
     pub async fn prefetch(
         &self,
-        blob: &Arc<Blob>,
-        chunks: Vec<Chunk>,
+        transfer: &Transfer,
+        numbers: Vec<u32>,
         reason: Reason,
-        traffic: &Arc<Traffic>,
     ) -> Result<(), FetchError> {
-        let missing: Vec<MissingChunk> = chunks
-            .into_iter()
-            .filter(|chunk| self.is_missing(chunk))
-            .map(MissingChunk)
-            .collect();
+        let wanted = self.adopt(&transfer.data, numbers).await?;
+        let toc = transfer.data.tree().toc();
+        let missing = wanted.iter().filter_map(|&number| {
+            let chunk = toc.chunk(number)?;
+            Some(MissingChunk { number, chunk })
+        });
         let mut outcome = Ok(());
-        for run in runs(missing, self.max_run) {
-            outcome = outcome.and(self.fetch_run(blob, run, reason, traffic).await);
+        for run in runs(missing.collect(), self.max_run) {
+            outcome = outcome.and(self.fetch_run(transfer, run, reason).await);
         }
-        outcome
+        // What was pending for another layer went to its data file.
+        outcome.and(self.adopt(&transfer.data, wanted).await.map(drop))
+    }
+
+    /// Copies the chunks that other layers hold, and returns the numbers of those that are not on
+    /// this node.
+    async fn adopt(
+        &self,
+        data: &Arc<LayerData>,
+        mut numbers: Vec<u32>,
+    ) -> Result<Vec<u32>, FetchError> {
+        let (store, data) = (Arc::clone(&self.store), Arc::clone(data));
+        let work = move || {
+            numbers.retain(|number| !store.adopt(&data, *number) && !store.has(&data, *number));
+            numbers
+        };
+        let missing = tokio::task::spawn_blocking(work).await;
+        missing.map_err(|_panicked| FetchError::Aborted)
     }
 
     /// Claims the chunks only once there is memory for them, so that a reader that comes meanwhile
     /// does not queue behind them.
     async fn fetch_run(
         &self,
-        blob: &Arc<Blob>,
+        transfer: &Transfer,
         run: ChunkRun<MissingChunk>,
         reason: Reason,
-        traffic: &Arc<Traffic>,
     ) -> Result<(), FetchError> {
         let taken = self
             .memory
-            .take(blob.source.name(), run.decoding_bytes(), reason)
+            .take(transfer.blob.source.name(), run.decoding_bytes(), reason)
             .await?;
         let mut claimed = Vec::new();
         let lookups: Vec<Lookup> = run
             .chunks
             .iter()
-            .map(|wanted| {
-                self.table
-                    .look_up(&wanted.0, Some(&self.cache), &mut claimed)
-            })
+            .map(|wanted| self.look_up(&transfer.data, wanted.number, &mut claimed))
             .collect();
         let mut taken = Some(taken);
         for run in runs(claimed, self.max_run) {
             // The chunks are still neighbours, so this is nearly always one run.
-            tokio::spawn(self.request(blob, reason, traffic).run(run, taken.take()));
+            tokio::spawn(self.request(transfer, reason).run(run, taken.take()));
         }
         drop(taken);
         let pending = lookups.into_iter().filter_map(|lookup| match lookup {
@@ -303,31 +329,27 @@ impl Fetcher {
         outcome
     }
 
-    fn request(&self, blob: &Arc<Blob>, reason: Reason, traffic: &Arc<Traffic>) -> Request {
+    fn request(&self, transfer: &Transfer, reason: Reason) -> Request {
         Request {
-            blob: Arc::clone(blob),
-            cache: Arc::clone(&self.cache),
+            transfer: transfer.clone(),
+            store: Arc::clone(&self.store),
             memory: Arc::clone(&self.memory),
             table: self.table.clone(),
-            traffic: Arc::clone(traffic),
             reason,
             _urgency: (reason == Reason::Read).then(|| Urgency::new(&self.urgent)),
         }
-    }
-
-    fn is_missing(&self, chunk: &Chunk) -> bool {
-        chunk
-            .digest
-            .is_some_and(|digest| !self.cache.holds(&digest))
     }
 }
 
 /// A chunk to be prefetched, which may already be pending.
 #[derive(Debug)]
-struct MissingChunk(Chunk);
+struct MissingChunk {
+    number: u32,
+    chunk: Chunk,
+}
 
 impl AsRef<Chunk> for MissingChunk {
     fn as_ref(&self) -> &Chunk {
-        &self.0
+        &self.chunk
     }
 }

@@ -11,7 +11,6 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::FetchError;
-use crate::agent::cache::Cache;
 
 /// A chunk's content, once it has arrived. Drop it soon, because the run that brought it continues
 /// only then.
@@ -34,7 +33,7 @@ pub(super) struct Table(Arc<Mutex<HashMap<Digest, ChunkFuture>>>);
 /// The state of a chunk.
 #[derive(Debug)]
 pub enum Lookup {
-    /// In the cache.
+    /// On this node.
     Held,
     Pending(ChunkFuture),
 }
@@ -42,6 +41,8 @@ pub enum Lookup {
 /// A chunk that this process fetches. It leaves the table when it is settled or dropped.
 #[derive(Debug)]
 pub(super) struct PendingChunk {
+    /// Its number in its layer.
+    pub(super) number: u32,
     pub(super) chunk: Chunk,
     pub(super) digest: Digest,
     done: Option<oneshot::Sender<Result<Content, FetchError>>>,
@@ -62,12 +63,13 @@ impl Content {
 }
 
 impl Table {
-    /// Returns the chunk's state. A chunk that is neither pending nor cached, or whose copy in the
-    /// `cache` cannot be read (`None`), is added to `claimed`, and the caller must fetch it.
+    /// Returns the chunk's state. A chunk that is neither pending nor on this node is added to
+    /// `claimed`, and the caller must fetch it.
     pub(super) fn look_up(
         &self,
+        number: u32,
         chunk: &Chunk,
-        cache: Option<&Cache>,
+        is_held: impl FnOnce() -> bool,
         claimed: &mut Vec<PendingChunk>,
     ) -> Lookup {
         let Some(digest) = chunk.digest else {
@@ -77,9 +79,8 @@ impl Table {
         if let Some(pending) = table.get(&digest) {
             return Lookup::Pending(pending.clone());
         }
-        // The cache is checked under the lock, because a chunk is in the cache before it leaves the
-        // table.
-        if cache.is_some_and(|cache| cache.holds(&digest)) {
+        // Asked under the lock, because a chunk is on this node before it leaves the table.
+        if is_held() {
             return Lookup::Held;
         }
         let (done, outcome) = oneshot::channel();
@@ -89,6 +90,7 @@ impl Table {
             .shared();
         table.insert(digest, pending.clone());
         claimed.push(PendingChunk {
+            number,
             chunk: chunk.clone(),
             digest,
             done: Some(done),
@@ -153,6 +155,10 @@ mod tests {
         }
     }
 
+    fn look_up(table: &Table, number: u8, claimed: &mut Vec<PendingChunk>) -> Lookup {
+        table.look_up(u32::from(number), &chunk(number), || false, claimed)
+    }
+
     fn pending(lookup: Lookup) -> ChunkFuture {
         match lookup {
             Lookup::Pending(pending) => pending,
@@ -163,8 +169,7 @@ mod tests {
     #[tokio::test]
     async fn one_reader_fetches_a_chunk_and_all_get_it() {
         let (table, mut claimed) = (Table::default(), Vec::new());
-        let all =
-            [1, 1, 2, 1].map(|number| pending(table.look_up(&chunk(number), None, &mut claimed)));
+        let all = [1, 1, 2, 1].map(|number| pending(look_up(&table, number, &mut claimed)));
         assert_eq!((claimed.len(), table.len()), (2, 2));
         let places = Arc::new(Semaphore::new(1));
         let place = Arc::clone(&places).try_acquire_owned().unwrap();
@@ -190,11 +195,11 @@ mod tests {
     #[tokio::test]
     async fn readers_that_leave_are_noticed() {
         let (table, mut claimed, digest) = (Table::default(), Vec::new(), Digest::of(&[1]));
-        let lookup = table.look_up(&chunk(1), None, &mut claimed);
+        let lookup = look_up(&table, 1, &mut claimed);
         assert!(table.is_awaited(&digest));
         drop(lookup);
         assert!(!table.is_awaited(&digest));
-        let again = table.look_up(&chunk(1), None, &mut claimed);
+        let again = look_up(&table, 1, &mut claimed);
         assert!(table.is_awaited(&digest) && claimed.len() == 1);
         drop(again);
     }

@@ -15,8 +15,8 @@ use super::memory::{Memory, Taken};
 use super::pending::{Content, PendingChunk, Table};
 use super::run::ChunkRun;
 use super::window::Window;
-use super::{Blob, FetchError, Reason, Traffic};
-use crate::agent::cache::Cache;
+use super::{Blob, FetchError, Reason, Transfer};
+use crate::agent::data::DataStore;
 use crate::telemetry::limit::LineLimit;
 use crate::telemetry::log::chain;
 
@@ -34,11 +34,10 @@ const MAX_WRONG: u32 = 2;
 /// The context of a run.
 #[derive(Debug)]
 pub(super) struct Request {
-    pub(super) blob: Arc<Blob>,
-    pub(super) cache: Arc<Cache>,
+    pub(super) transfer: Transfer,
+    pub(super) store: Arc<DataStore>,
     pub(super) memory: Arc<Memory>,
     pub(super) table: Table,
-    pub(super) traffic: Arc<Traffic>,
     pub(super) reason: Reason,
     pub(super) _urgency: Option<Urgency>,
 }
@@ -92,10 +91,10 @@ impl Request {
 
     fn fail(&self, lost: VecDeque<PendingChunk>, error: &FetchError) {
         if !matches!(error, FetchError::Unwanted) {
-            self.traffic.count_errors(lost.len() as u64);
+            self.transfer.traffic.count_errors(lost.len() as u64);
             let Blob {
                 digest, repository, ..
-            } = &*self.blob;
+            } = &*self.transfer.blob;
             static LINES: LineLimit = LineLimit::new();
             if let Some(dropped) = LINES.pass() {
                 let chunks = lost.len();
@@ -128,7 +127,7 @@ impl Request {
     }
 
     async fn memory(&self, progress: &Progress, bytes: u64) -> Result<Taken, FetchError> {
-        let registry = self.blob.source.name();
+        let registry = self.transfer.blob.source.name();
         if let Some(taken) = self
             .memory
             .take(registry, bytes, self.reason)
@@ -160,7 +159,7 @@ impl Request {
                 // Another host may have the right bytes.
                 FetchError::Wrong(_) => {}
                 error if error.is_transient() && progress.window.end() > before => {
-                    tracing::debug!(layer = %self.blob.digest, at = progress.window.end(), error = chain(&error), "run resumed after a cut");
+                    tracing::debug!(layer = %self.transfer.blob.digest, at = progress.window.end(), error = chain(&error), "run resumed after a cut");
                 }
                 error => return Err(error),
             }
@@ -169,13 +168,13 @@ impl Request {
     }
 
     async fn attempt(&self, progress: &mut Progress) -> Result<(), FetchError> {
-        self.traffic.count_request();
+        self.transfer.traffic.count_request();
         let Blob {
             source,
             repository,
             digest,
             ..
-        } = &*self.blob;
+        } = &*self.transfer.blob;
         let range = progress.window.end()..progress.end;
         let mut body = source
             .blob_for(repository, digest, range.clone(), self.reason.purpose())
@@ -188,7 +187,7 @@ impl Request {
             progress.window.forget_before(wanted.start);
             while progress.window.get(&wanted).is_none() {
                 let piece = body.stream.next().await.ok_or(FetchError::Short)??;
-                self.traffic.count(piece.len() as u64, self.reason);
+                self.transfer.traffic.count(piece.len() as u64, self.reason);
                 progress.window.push(&piece);
                 progress.window.forget_before(wanted.start);
             }
@@ -216,10 +215,10 @@ impl Request {
             return;
         };
         if let Err(error) = &outcome {
-            self.traffic.count_errors(1);
+            self.transfer.traffic.count_errors(1);
             let Blob {
                 digest, repository, ..
-            } = &*self.blob;
+            } = &*self.transfer.blob;
             static LINES: LineLimit = LineLimit::new();
             if let Some(dropped) = LINES.pass() {
                 tracing::error!(layer = %digest, %repository, chunk = %pending.digest, error = chain(&error), dropped, "chunk refused");
@@ -228,28 +227,29 @@ impl Request {
         pending.settle(outcome);
     }
 
-    /// Decodes the first chunk and caches its content.
+    /// Decodes the first chunk and stores its content.
     async fn decode(
         &self,
         progress: &mut Progress,
         range: &Range<u64>,
         place: OwnedSemaphorePermit,
     ) -> Result<Content, FetchError> {
-        let Some((chunk, digest)) = progress
+        let Some((chunk, number)) = progress
             .chunks
             .front()
-            .map(|next| (next.chunk.clone(), next.digest))
+            .map(|next| (next.chunk.clone(), next.number))
         else {
             return Err(FetchError::Aborted);
         };
-        let (cache, range) = (Arc::clone(&self.cache), range.clone());
+        let (store, data) = (Arc::clone(&self.store), Arc::clone(&self.transfer.data));
+        let range = range.clone();
         let window = std::mem::replace(&mut progress.window, Window::at(range.start));
         let work = move || {
             let decoded = chunk
                 .decode(window.get(&range).unwrap_or_default())
                 .map(Bytes::from);
             if let Ok(content) = &decoded {
-                cache.put(digest, content);
+                store.put(&data, number, content);
             }
             (window, decoded)
         };

@@ -59,11 +59,9 @@ fn missing(layer: &Layer, id: FileId, file: u32, profiled: &ProfiledFile) -> Vec
         // zip.
         all.clone().take(1).chain(all.last()).collect()
     };
-    let chunks = numbers
-        .into_iter()
-        .filter_map(|number| Some((number, layer.tree().toc().chunk(number)?)));
-    let missing = chunks.filter(|(_, chunk)| chunk.digest.is_some() && !layer.is_held(chunk));
-    missing
+    let absent = numbers.into_iter().filter(|number| !layer.is_held(*number));
+    let chunks = absent.filter_map(|number| Some((number, layer.tree().toc().chunk(number)?)));
+    chunks
         .map(|(number, chunk)| QueuedChunk {
             file,
             number,

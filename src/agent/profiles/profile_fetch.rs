@@ -2,7 +2,7 @@
 //! starts on them.
 //!
 //! ```text
-//! ask the server ▶ files, in order ─┬▶ queue ▶ a few requests at once ▶ cache
+//! ask the server ▶ files, in order ─┬▶ queue ▶ a few requests at once ▶ data files
 //! layers as they are mounted ───────┘
 //! ```
 //! A read shares the requests that are in progress, and sends its own for chunks that are still
@@ -187,7 +187,7 @@ impl ProfileFetch {
                     continue;
                 }
                 if self.progress.bytes() + bytes > self.limit
-                    || !arrival.layer.fetcher().cache().has_room()
+                    || !arrival.layer.fetcher().store().has_room()
                 {
                     tracing::info!(stack = %self.key.stack, "limit reached; the rest of the profile is not prefetched");
                     work.queue.clear();

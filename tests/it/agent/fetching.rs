@@ -1,11 +1,11 @@
 //! Reads of a layer in this process, from registries that fail on demand.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use bytesize::ByteSize;
-use starlift::agent::cache::Cache;
+use starlift::agent::data::{DataStore, Limits};
 use starlift::agent::fetch::{FetchError, Fetcher, Reason};
 use starlift::agent::layer::Layer;
 use starlift::agent::remote::{self, NotLazy};
@@ -16,8 +16,11 @@ use starlift::registry::{self, UpstreamConfig};
 use starlift::transport::Upstreams;
 
 use crate::support::lazy::{CHUNK, Layer as Blob};
+use crate::support::place::until;
 use crate::support::registry::{Gate, Registry};
 
+/// How long the tests wait for a change that comes by itself.
+const SOON: Duration = Duration::from_secs(30);
 /// Enough for two runs of small chunks at once: each takes half a megabyte and its largest chunk.
 const LITTLE: u64 = 2 << 20;
 
@@ -70,22 +73,31 @@ impl World {
         }
     }
 
+    fn store(&self) -> DataStore {
+        let limits = Limits {
+            bytes: 1 << 30,
+            min_free: 0,
+            memory: 0,
+        };
+        DataStore::open(&self.data_folder(), limits).unwrap()
+    }
+
+    fn data_folder(&self) -> PathBuf {
+        self.folder.path().join("cache")
+    }
+
     async fn layer(&self, memory: u64) -> Arc<Layer> {
+        self.layer_in(self.store(), memory).await
+    }
+
+    async fn layer_in(&self, store: DataStore, memory: u64) -> Arc<Layer> {
         let opened = remote::open(&self.upstreams(), &self.spec(), &TocMemory::default())
             .await
             .unwrap();
-        let cache = Cache::open(
-            &self.folder.path().join("cache"),
-            ByteSize::gib(1),
-            ByteSize(0),
-        )
-        .unwrap();
         let tree = Tree::new(opened.toc, "state", Vec::new()).unwrap();
-        Arc::new(Layer::new(
-            Arc::new(tree),
-            opened.blob,
-            Fetcher::new(Arc::new(cache), 8 << 20, memory),
-        ))
+        let data = store.layer("layer", Arc::new(tree)).unwrap();
+        let fetcher = Fetcher::new(Arc::new(store), 8 << 20, memory);
+        Arc::new(Layer::new(data, opened.blob, fetcher))
     }
 
     /// Makes a registry return wrong bytes for the blob, except for the end with the TOC.
@@ -209,24 +221,24 @@ async fn a_read_does_not_wait_for_prefetched_chunks() {
 }
 
 #[tokio::test]
-async fn a_cached_chunk_that_is_unreadable_at_the_moment_is_fetched_and_stays() {
+async fn a_data_file_that_is_unreadable_at_the_moment_is_no_error_and_stays() {
     let world = World::with(&[CHUNK, 1 << 20]).await;
     let layer = world.layer(64 << 20).await;
     read(&layer, 0).await.unwrap();
-    let held = layer.fetcher().cache().held();
-    // A file in the place of the cache directory: no chunk can be opened.
-    let folder = world.folder.path().join("cache");
+    let held = layer.data().chunk_counts();
+    drop(layer);
+    let store = world.store();
+    // A file in the place of the directory: no file can be opened.
+    let folder = world.data_folder();
     let aside = world.folder.path().join("aside");
     std::fs::rename(&folder, &aside).unwrap();
     std::fs::write(&folder, "in the way").unwrap();
+    let layer = world.layer_in(store, 64 << 20).await;
     assert_eq!(read(&layer, 0).await.unwrap(), world.content(0));
     std::fs::remove_file(&folder).unwrap();
     std::fs::rename(&aside, &folder).unwrap();
-    assert_eq!(
-        layer.fetcher().cache().held(),
-        held,
-        "no chunk counts as damaged"
-    );
+    until("the file is opened again", SOON, || layer.data().holds(0));
+    assert_eq!(layer.data().chunk_counts(), held, "nothing was damaged");
     let requests = world.requests();
     assert_eq!(read(&layer, 0).await.unwrap(), world.content(0));
     assert_eq!(world.requests(), requests);

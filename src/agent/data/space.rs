@@ -1,0 +1,199 @@
+//! The disk space of all data files, as the file system counts it.
+
+use std::collections::HashMap;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+/// The unit of `st_blocks` (stat(2)).
+const SECTOR: u64 = 512;
+/// On a small file system less than the configured space is left free: this share of it.
+const FLOOR_SHARE: u64 = 10;
+/// Each eviction frees this share of the limit more than it must, so that evictions are few.
+const SLACK_SHARE: u64 = 32;
+
+/// What files take on disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    pub bytes: u64,
+    pub inodes: u64,
+}
+
+/// The space of all data files, its limits, and what else they share.
+#[derive(Debug)]
+pub(super) struct Space {
+    folder: PathBuf,
+    limit: u64,
+    min_free: u64,
+    table: Mutex<Table>,
+    /// Data files that are open.
+    open: AtomicUsize,
+    /// Advances with each chunk that is written.
+    clock: AtomicU32,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    by_name: HashMap<String, Usage>,
+    total: Usage,
+}
+
+impl Usage {
+    pub(super) fn of(metadata: &Metadata) -> Self {
+        Self {
+            bytes: metadata.blocks() * SECTOR,
+            inodes: 1,
+        }
+    }
+}
+
+impl std::ops::Add for Usage {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            bytes: self.bytes + other.bytes,
+            inodes: self.inodes + other.inodes,
+        }
+    }
+}
+
+impl Space {
+    pub(super) fn new(folder: &Path, limit: u64, min_free: u64) -> Self {
+        Self {
+            folder: folder.to_owned(),
+            limit,
+            min_free,
+            table: Mutex::default(),
+            open: AtomicUsize::default(),
+            clock: AtomicU32::default(),
+        }
+    }
+
+    pub(super) fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// Sets what the files of a layer take.
+    pub(super) fn set(&self, name: &str, usage: Usage) {
+        let mut table = self.table.lock();
+        let before = match table.by_name.get_mut(name) {
+            Some(known) => std::mem::replace(known, usage),
+            None => table
+                .by_name
+                .insert(name.to_owned(), usage)
+                .unwrap_or_default(),
+        };
+        table.total.bytes = table.total.bytes + usage.bytes - before.bytes;
+        table.total.inodes = table.total.inodes + usage.inodes - before.inodes;
+        if usage == Usage::default() {
+            table.by_name.remove(name);
+        }
+    }
+
+    pub(super) fn of(&self, name: &str) -> Usage {
+        self.table
+            .lock()
+            .by_name
+            .get(name)
+            .copied()
+            .unwrap_or_default()
+    }
+
+    pub(super) fn total(&self) -> Usage {
+        self.table.lock().total
+    }
+
+    /// Returns the bytes to free so that the files are within their limit again and the file system
+    /// has its free space. 0 if they are.
+    pub(super) fn excess(&self) -> u64 {
+        let bytes = self.total().bytes;
+        let over = bytes.saturating_sub(self.limit);
+        let over = if over > 0 {
+            over + self.limit / SLACK_SHARE
+        } else {
+            0
+        };
+        over.max(self.shortage()).min(bytes)
+    }
+
+    /// Whether data that nobody waits for can be written without an eviction. A fifth of the limit
+    /// is left for data that is read.
+    pub(super) fn has_room(&self) -> bool {
+        self.total().bytes < self.limit / 5 * 4 && self.shortage() == 0
+    }
+
+    /// Returns the bytes by which the free space of the file system is below its floor.
+    fn shortage(&self) -> u64 {
+        let Ok(found) = rustix::fs::statvfs(&self.folder) else {
+            return 0;
+        };
+        let (all, free) = (
+            found.f_blocks * found.f_frsize,
+            found.f_bavail * found.f_frsize,
+        );
+        self.min_free.min(all / FLOOR_SHARE).saturating_sub(free)
+    }
+
+    /// Returns the time of a chunk that is written now.
+    pub(super) fn tick(&self) -> u32 {
+        self.clock.fetch_add(1, Ordering::Relaxed).wrapping_add(1)
+    }
+
+    /// Returns the time of a chunk that is read now: later than that of every chunk written before.
+    pub(super) fn now(&self) -> u32 {
+        self.clock.load(Ordering::Relaxed).wrapping_add(1)
+    }
+
+    pub(super) fn open_files(&self) -> &AtomicUsize {
+        &self.open
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn usage_is_counted_once_for_each_layer() {
+        let space = Space::new(Path::new("/nonexistent"), 1000, 0);
+        let usage = |bytes| Usage { bytes, inodes: 2 };
+        space.set("a", usage(300));
+        space.set("b", usage(500));
+        space.set("a", usage(400));
+        assert_eq!(
+            (space.total(), space.excess()),
+            (
+                Usage {
+                    bytes: 900,
+                    inodes: 4
+                },
+                0
+            )
+        );
+        assert!(!space.has_room());
+        space.set("a", usage(640));
+        assert_eq!(space.excess(), 140 + 1000 / SLACK_SHARE);
+        space.set("b", Usage::default());
+        assert_eq!(
+            (space.total(), space.of("b")),
+            (usage(640), Usage::default())
+        );
+        assert!(space.has_room());
+    }
+
+    #[test]
+    fn free_space_below_the_floor_is_an_excess_of_what_there_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let space = Space::new(folder.path(), u64::MAX, u64::MAX);
+        let found = rustix::fs::statvfs(folder.path()).unwrap();
+        let floor = found.f_blocks * found.f_frsize / FLOOR_SHARE;
+        let free = found.f_bavail * found.f_frsize;
+        assert_eq!(space.has_room(), free >= floor);
+        assert_eq!(space.excess(), 0, "there is nothing to free");
+    }
+}
