@@ -21,10 +21,11 @@ pub struct Config {
     /// Most bytes of disk for the content of layers, as the file system counts them. The least
     /// recently used chunks are evicted first.
     pub cache_size: ByteSize,
-    /// Bytes of the file system that the content of layers leaves free, or a tenth of a file system
-    /// that is so small. Below it nothing is prefetched, and the least recently used chunks are
-    /// evicted.
-    pub min_free: ByteSize,
+    /// Bytes of the file system that the content of layers leaves free. With less, nothing is
+    /// prefetched, and the least recently used chunks are evicted. If not set: 1 GiB, or a tenth of
+    /// a file system below 10 GiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_free: Option<ByteSize>,
     /// Memory for chunks. Three quarters are for chunks in transit from a registry, readers' first.
     /// One quarter is for chunks that could not be written: they are served from memory while the
     /// disk is full.
@@ -149,7 +150,7 @@ impl Default for Config {
             root: PathBuf::from("/var/lib/starlift-agent"),
             cri: None,
             cache_size: ByteSize::gib(20),
-            min_free: ByteSize::gib(1),
+            min_free: None,
             memory: ByteSize::mib(64),
             mount_timeout: Duration::from_secs(30),
             read_timeout: Duration::from_secs(60),

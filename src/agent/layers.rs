@@ -95,7 +95,7 @@ impl Layers {
             .set(i64::try_from(mounts.all().len()).unwrap_or(i64::MAX));
         let limits = Limits {
             bytes: config.cache_size.as_u64(),
-            min_free: config.min_free.as_u64(),
+            min_free: config.min_free.map(|bytes| bytes.as_u64()),
             memory: config.memory.as_u64() - config.fetch_memory(),
         };
         let store = Arc::new(DataStore::open(&config.root.join("cache"), limits)?);

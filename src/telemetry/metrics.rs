@@ -176,11 +176,11 @@ table! {
     agent_observations: Counters = Family::default(), "counter", "agent_observations_total", None::<Unit>, "outcome",
         "Observations of starts that the agent sent to servers: sent, or refused.";
     cache_bytes: Gauge = Gauge::default(), "gauge", "agent_cache_bytes", Some(Unit::Bytes), "",
-        "Bytes of chunks in the agent's cache on disk.";
+        "Bytes of disk that the content of layers takes, as the file system counts them.";
     cache_evictions: Counter = Counter::default(), "counter", "agent_cache_evictions_total", None::<Unit>, "",
-        "Chunks evicted from the agent's cache.";
+        "Chunks evicted from the data files of layers.";
     cache_damaged: Counter = Counter::default(), "counter", "agent_cache_damaged_total", None::<Unit>, "",
-        "Damaged chunks in the cache, which were fetched again.";
+        "Damaged chunks in the data files of layers, which were fetched again.";
     cache_write_failures: Counter = Counter::default(), "counter", "agent_cache_write_failures_total", None::<Unit>, "",
         "Chunks that could not be written to disk, for example because no space was left.";
 }

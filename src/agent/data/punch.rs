@@ -109,13 +109,7 @@ mod tests {
     fn blocks_that_a_present_chunk_shares_stay() {
         assert_eq!(freed(&[0, 1, 2, 3], &[]), [0..24_576], "the whole file");
         assert_eq!(freed(&[0], &[1, 2, 3]), [0..4096]);
-        assert_eq!(
-            freed(&[1], &[0, 2, 3]),
-            [8192..8192 + 0]
-                .into_iter()
-                .filter(|range| !range.is_empty())
-                .collect::<Vec<_>>()
-        );
+        assert!(freed(&[1], &[0, 2, 3]).is_empty());
         assert_eq!(
             freed(&[1], &[2]),
             [4096..8192],

@@ -11,8 +11,10 @@ use serde::{Deserialize, Serialize};
 
 /// The unit of `st_blocks` (stat(2)).
 const SECTOR: u64 = 512;
-/// On a small file system less than the configured space is left free: this share of it.
-const FLOOR_SHARE: u64 = 10;
+/// The free space if none is configured, and the share of a small file system. kubelet evicts pods
+/// when a tenth is left.
+const MIN_FREE: u64 = 1 << 30;
+const MIN_FREE_SHARE: u64 = 10;
 /// Each eviction frees this share of the limit more than it must, so that evictions are few.
 const SLACK_SHARE: u64 = 32;
 
@@ -28,7 +30,7 @@ pub struct Usage {
 pub(super) struct Space {
     folder: PathBuf,
     limit: u64,
-    min_free: u64,
+    min_free: Option<u64>,
     table: Mutex<Table>,
     /// Data files that are open.
     open: AtomicUsize,
@@ -63,7 +65,7 @@ impl std::ops::Add for Usage {
 }
 
 impl Space {
-    pub(super) fn new(folder: &Path, limit: u64, min_free: u64) -> Self {
+    pub(super) fn new(folder: &Path, limit: u64, min_free: Option<u64>) -> Self {
         Self {
             folder: folder.to_owned(),
             limit,
@@ -136,7 +138,8 @@ impl Space {
             found.f_blocks * found.f_frsize,
             found.f_bavail * found.f_frsize,
         );
-        self.min_free.min(all / FLOOR_SHARE).saturating_sub(free)
+        let floor = self.min_free.unwrap_or(MIN_FREE.min(all / MIN_FREE_SHARE));
+        floor.saturating_sub(free)
     }
 
     /// Returns the time of a chunk that is written now.
@@ -160,7 +163,7 @@ mod tests {
 
     #[test]
     fn usage_is_counted_once_for_each_layer() {
-        let space = Space::new(Path::new("/nonexistent"), 1000, 0);
+        let space = Space::new(Path::new("/nonexistent"), 1000, None);
         let usage = |bytes| Usage { bytes, inodes: 2 };
         space.set("a", usage(300));
         space.set("b", usage(500));
@@ -189,11 +192,17 @@ mod tests {
     #[test]
     fn free_space_below_the_floor_is_an_excess_of_what_there_is() {
         let folder = tempfile::tempdir().unwrap();
-        let space = Space::new(folder.path(), u64::MAX, u64::MAX);
-        let found = rustix::fs::statvfs(folder.path()).unwrap();
-        let floor = found.f_blocks * found.f_frsize / FLOOR_SHARE;
-        let free = found.f_bavail * found.f_frsize;
-        assert_eq!(space.has_room(), free >= floor);
+        let space = Space::new(folder.path(), u64::MAX, Some(u64::MAX));
+        assert!(!space.has_room());
         assert_eq!(space.excess(), 0, "there is nothing to free");
+        let usage = Usage {
+            bytes: 700,
+            inodes: 2,
+        };
+        space.set("a", usage);
+        assert_eq!(space.excess(), 700);
+        let space = Space::new(folder.path(), u64::MAX, Some(0));
+        space.set("a", usage);
+        assert_eq!(space.excess(), 0);
     }
 }

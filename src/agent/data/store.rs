@@ -41,8 +41,9 @@ const MAX_ROUNDS: usize = 8;
 pub struct Limits {
     /// Bytes of all files, as the file system counts them.
     pub bytes: u64,
-    /// Bytes of the file system that are left free.
-    pub min_free: u64,
+    /// Bytes of the file system that are left free. If `None`: 1 GiB, or a tenth of a small file
+    /// system.
+    pub min_free: Option<u64>,
     /// Bytes of memory for chunks that could not be written.
     pub memory: u64,
 }

@@ -20,7 +20,6 @@ use crate::agent::tree::Tree;
 
 /// Chunks of 64 KiB.
 const CHUNK: u32 = 64 << 10;
-const FREE: u64 = 0;
 
 /// Returns a layer of files with these names and sizes.
 pub(super) fn tree(files: &[(&str, usize)]) -> Arc<Tree> {
@@ -109,7 +108,7 @@ impl World {
     fn store(&self, bytes: u64) -> DataStore {
         let limits = Limits {
             bytes,
-            min_free: FREE,
+            min_free: Some(0),
             memory: 1 << 20,
         };
         DataStore::open(&self.folder(), limits).unwrap()
@@ -540,7 +539,7 @@ fn a_folder_that_is_removed_is_made_again() {
     fs::remove_dir_all(world.folder()).unwrap();
     assert_eq!(
         world.readable(&data).len(),
-        8,
+        ALL,
         "the open file is still there"
     );
     store.discard("other");

@@ -39,7 +39,7 @@ struct Place {
     /// The socket in containerd's proxy_plugins entry [default: /run/starlift-agent/agent.sock]
     #[arg(long, value_name = "SOCKET")]
     address: Option<PathBuf>,
-    /// The directory of snapshots, lazy mounts and the cache [default: /var/lib/starlift-agent]
+    /// The directory of snapshots, lazy mounts and the content of layers [default: /var/lib/starlift-agent]
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
 }

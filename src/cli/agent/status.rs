@@ -56,7 +56,7 @@ fn text(report: &Report) -> String {
         ]);
     }
     let mut text = format!(
-        "{} of {} in the cache, {} chunks\n\n",
+        "{} of {} on disk, {} chunks\n\n",
         size(report.cache.bytes),
         size(report.cache_limit),
         report.cache.chunks

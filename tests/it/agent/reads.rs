@@ -1,9 +1,9 @@
 //! Reads of lazily mounted files return the right bytes, whatever happens to the agent, the
 //! registry or the cache. Otherwise they fail in time, and return the right bytes afterwards.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use starlift::oci::Digest;
 
 use crate::support::agent::Agent;
 use crate::support::image::{Compression, Random, compress};
-use crate::support::lazy::{CHUNK, Layer, Node, ON_DEMAND, cached_files, read, read_at};
+use crate::support::lazy::{CHUNK, Layer, Node, ON_DEMAND, data_file, data_files, read, read_at};
 use crate::support::place::{Place, until};
 use crate::support::registry::{Auth, Gate, Registry, TokenAuth};
 use crate::support::systemd::Manager;
@@ -362,7 +362,7 @@ async fn a_start_of_the_agent_needs_no_registry() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn damaged_files_of_the_cache_are_fetched_again() {
+async fn damaged_content_on_disk_is_fetched_again() {
     let mut node = Node::start(&[ON_DEMAND]).await;
     let layer = Layer::random(10, &[1 << 20, 5_000]);
     let directory = node.mount("target", &layer).await;
@@ -370,15 +370,19 @@ async fn damaged_files_of_the_cache_are_fetched_again() {
         assert!(read_later(directory.join(name)).await.unwrap() == *content);
     }
     node.agent.daemon.kill();
-    let files = cached_files(&node.agent);
-    for (number, path) in files.iter().enumerate() {
-        let mut content = fs::read(path).unwrap();
+    let file = File::options()
+        .write(true)
+        .open(data_file(&node.agent))
+        .unwrap();
+    let chunks = (1 << 20) / CHUNK;
+    let damaged: Vec<usize> = (0..chunks).filter(|number| number % 3 != 2).collect();
+    for &number in &damaged {
+        let place = (number * CHUNK) as u64;
         match number % 3 {
-            0 => content[0] ^= 1,
-            1 => content.truncate(content.len() / 2),
-            _ => continue,
+            0 => file.write_all_at(b"damage", place + 100).unwrap(),
+            // As a power cut leaves it.
+            _ => file.write_all_at(&[0; CHUNK], place).unwrap(),
         }
-        fs::write(path, content).unwrap();
     }
     node.restart(&[ON_DEMAND]);
     for (name, content) in &layer.files {
@@ -387,16 +391,70 @@ async fn damaged_files_of_the_cache_are_fetched_again() {
             "{name}"
         );
     }
-    let damaged = node
-        .agent
-        .metric("starlift_agent_cache_damaged_total")
-        .unwrap();
+    let noticed = node.agent.metric("starlift_agent_cache_damaged_total");
+    assert_eq!(noticed, Some(damaged.len() as u64));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chunk_that_another_layer_holds_is_not_fetched() {
+    let node = Node::start(&[ON_DEMAND]).await;
+    let shared = Layer::random(70, &[1 << 20]).files.remove(0);
+    // Larger than the end of a blob that is fetched first.
+    let [one, two] = [71, 72].map(|seed| {
+        let own = Layer::random(seed, &[1 << 20]).files.remove(0);
+        Layer::of(vec![("shared".to_owned(), shared.1.clone()), own])
+    });
+    let first = node.mount("one", &one).await;
+    assert!(read_later(first.join("shared")).await.unwrap() == shared.1);
+    let second = node.mount("two", &two).await;
+    let requests = node.blob_requests();
+    assert!(read_later(second.join("shared")).await.unwrap() == shared.1);
+    assert_eq!(node.blob_requests(), requests);
+    node.remove("one").await.unwrap();
+    until("the first layer's files are gone", SOON, || {
+        data_files(&node.agent).len() == 2
+    });
+    assert!(read_later(second.join("shared")).await.unwrap() == shared.1);
     assert_eq!(
-        damaged,
-        files.len().div_ceil(3) as u64 + (files.len() as u64 + 1) / 3,
-        "of {}",
-        files.len()
+        node.blob_requests(),
+        requests,
+        "the copy is the second layer's own"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_content_of_a_layer_goes_with_its_last_snapshot() {
+    let mut node = Node::start(&[ON_DEMAND]).await;
+    let layers = [73, 74].map(|seed| Layer::random(seed, &[1 << 20]));
+    for (target, layer) in [
+        ("one", &layers[0]),
+        ("again", &layers[0]),
+        ("two", &layers[1]),
+    ] {
+        let directory = node.mount(target, layer).await;
+        read_later(directory.join("file0")).await.unwrap();
+    }
+    assert_eq!(
+        data_files(&node.agent).len(),
+        4,
+        "two mounts share their files"
+    );
+    node.remove("one").await.unwrap();
+    node.remove("two").await.unwrap();
+    until("two files are left", SOON, || {
+        data_files(&node.agent).len() == 2
+    });
+    let requests = node.blob_requests();
+    let again = node.directory("again").await;
+    assert!(read_later(again.join("file0")).await.unwrap() == layers[0].files[0].1);
+    assert_eq!(node.blob_requests(), requests);
+    // A crash between a removal and the deletion leaves files that no layer needs.
+    node.agent.daemon.kill();
+    let left = node.agent.root.join("cache/sha256-00-00.data");
+    fs::write(&left, "left").unwrap();
+    node.restart(&[ON_DEMAND]);
+    assert!(!left.exists());
+    assert_eq!(data_files(&node.agent).len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -412,13 +470,13 @@ async fn the_cache_stays_within_its_limit() {
     }
     // Chunks that were fetched along with the last read may still arrive, and evict others.
     until(
-        "the cache is within its limit and reports its size",
+        "the files are within their limit and reported as the file system counts them",
         SOON,
         || {
-            let sizes = cached_files(&node.agent)
+            let blocks = data_files(&node.agent)
                 .into_iter()
-                .filter_map(|path| Some(fs::metadata(path).ok()?.len()));
-            let on_disk: u64 = sizes.sum();
+                .filter_map(|path| Some(fs::metadata(path).ok()?.blocks()));
+            let on_disk = blocks.sum::<u64>() * 512;
             on_disk <= limit && node.agent.status()["cache"]["bytes"] == on_disk
         },
     );
@@ -428,6 +486,42 @@ async fn the_cache_stays_within_its_limit() {
             .unwrap()
             > 0
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_disk_keeps_its_free_space() {
+    let mut node = Node::start(&[ON_DEMAND]).await;
+    node.agent.daemon.stop();
+    let cache = node.place.dir("agent/cache");
+    node.place.run(&format!(
+        "mount -t tmpfs -o size=8m tmpfs {}",
+        cache.display()
+    ));
+    let floor: u64 = 2 << 20;
+    let free = || {
+        let found = rustix::fs::statvfs(&cache).unwrap();
+        found.f_bavail * found.f_frsize
+    };
+    let all = [
+        ("BACKGROUND_DELAY", "0s"),
+        ("MAX_REQUEST", "256KiB"),
+        ("MIN_FREE", "2MiB"),
+    ];
+    node.restart(&all);
+    let layer = Layer::random(75, &[10 << 20, 50_000]);
+    let directory = node.mount("target", &layer).await;
+    until("the background has stopped", SOON, || {
+        (floor..floor + (1 << 20)).contains(&free())
+    });
+    // Others fill the disk.
+    fs::write(cache.join("others"), vec![1; 2 << 20]).unwrap();
+    until("the oldest content has gone", SOON, || free() >= floor);
+    for (name, content) in &layer.files {
+        assert!(read_later(directory.join(name)).await.unwrap() == *content);
+    }
+    until("reads leave the space free too", SOON, || free() >= floor);
+    node.agent.daemon.stop();
+    node.place.run(&format!("umount {}", cache.display()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -601,12 +695,14 @@ async fn the_rest_is_fetched_without_a_reader() {
         let content = &status["layers"][0]["content"];
         content["bytes"] == content["held_bytes"]
     });
-    // The landmark is a file of one byte.
-    let chunks = (2 << 20) / CHUNK + 1 + (1 << 20) / CHUNK + 1;
-    assert_eq!(
-        node.usage("target").await,
-        ((3 << 20) + 100 + 1, i64::try_from(chunks).unwrap())
-    );
+    let files = data_files(&node.agent);
+    let blocks: u64 = files
+        .iter()
+        .map(|path| fs::metadata(path).unwrap().blocks())
+        .sum();
+    let (bytes, inodes) = node.usage("target").await;
+    assert!(bytes > 3 << 20);
+    assert_eq!((bytes, inodes), (i64::try_from(blocks * 512).unwrap(), 2));
     node.registry.on("/").answer(404, &[]);
     for (name, content) in &layer.files {
         assert!(read_later(directory.join(name)).await.unwrap() == *content);

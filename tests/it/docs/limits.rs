@@ -158,6 +158,7 @@ const LIMITS: &[(&str, Shown)] = &[
         By("a_lease_that_is_never_released_is_waited_for_as_long_as_configured"),
     ),
     ("agent.cache_size", By("the_cache_stays_within_its_limit")),
+    ("agent.min_free", By("the_disk_keeps_its_free_space")),
     ("agent.memory", Open("a node with a full disk")),
     (
         "agent.mount_timeout",

@@ -345,16 +345,21 @@ fn uncached(path: &Path) -> std::io::Result<File> {
     Ok(file)
 }
 
-/// Returns every file of the cache.
-pub(crate) fn cached_files(agent: &Agent) -> Vec<PathBuf> {
-    let shelves = fs::read_dir(agent.root.join("cache"))
+/// Returns the files with the content of layers: the data files and their maps.
+pub(crate) fn data_files(agent: &Agent) -> Vec<PathBuf> {
+    fs::read_dir(agent.root.join("cache"))
         .unwrap()
-        .map(|entry| entry.unwrap().path());
-    shelves
-        .flat_map(|shelf| {
-            fs::read_dir(shelf)
-                .unwrap()
-                .map(|entry| entry.unwrap().path())
-        })
+        .map(|entry| entry.unwrap().path())
         .collect()
+}
+
+/// Returns the only data file.
+pub(crate) fn data_file(agent: &Agent) -> PathBuf {
+    let mut files = data_files(agent);
+    files.retain(|path| {
+        path.extension()
+            .is_some_and(|extension| extension == "data")
+    });
+    assert_eq!(files.len(), 1, "{files:?}");
+    files.remove(0)
 }
