@@ -88,39 +88,43 @@ fn is_free_after(toc: &Toc, chunks: &Chunks, number: u32, bytes: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::chunks::Presence;
-    use super::super::map::State;
     use super::*;
+    use crate::agent::data::chunks::Presence;
+    use crate::agent::data::map::State;
     use crate::agent::data::tests::tree_with;
 
     /// Returns the ranges that are freed with the chunks `gone` of a file of 3 × 6000 bytes and one
     /// of 100, while the chunks `held` are present.
-    fn freed(gone: &[u32], held: &[u32]) -> Vec<Range<u64>> {
+    fn freed(gone: &[u32], held: &[u32]) -> Vec<(u64, u64)> {
         let tree = tree_with(&[("a", 18_000), ("b", 100)], 6000);
         let places = Places::new(tree.toc()).unwrap();
         let chunks = Chunks::absent(4);
         for number in held {
             chunks.set(*number, Presence::checked(State::Written), 1);
         }
-        ranges(tree.toc(), &places, &chunks, gone)
+        let ranges = ranges(tree.toc(), &places, &chunks, gone);
+        ranges
+            .into_iter()
+            .map(|range| (range.start, range.end))
+            .collect()
     }
 
     #[test]
     fn blocks_that_a_present_chunk_shares_stay() {
-        assert_eq!(freed(&[0, 1, 2, 3], &[]), [0..24_576], "the whole file");
-        assert_eq!(freed(&[0], &[1, 2, 3]), [0..4096]);
+        assert_eq!(freed(&[0, 1, 2, 3], &[]), [(0, 24_576)], "the whole file");
+        assert_eq!(freed(&[0], &[1, 2, 3]), [(0, 4096)]);
         assert!(freed(&[1], &[0, 2, 3]).is_empty());
         assert_eq!(
             freed(&[1], &[2]),
-            [4096..8192],
-            "the chunk before is absent"
+            [(4096, 8192)],
+            "the one before is absent"
         );
         assert_eq!(
             freed(&[2], &[0, 1, 3]),
-            [12_288..20_480],
+            [(12_288, 20_480)],
             "padding goes too"
         );
-        assert_eq!(freed(&[3], &[0, 1, 2]), [20_480..24_576]);
-        assert_eq!(freed(&[0, 3], &[1, 2]), [0..4096, 20_480..24_576]);
+        assert_eq!(freed(&[3], &[0, 1, 2]), [(20_480, 24_576)]);
+        assert_eq!(freed(&[0, 3], &[1, 2]), [(0, 4096), (20_480, 24_576)]);
     }
 }

@@ -15,7 +15,7 @@ const SECTOR: u64 = 512;
 /// when a tenth is left.
 const MIN_FREE: u64 = 1 << 30;
 const MIN_FREE_SHARE: u64 = 10;
-/// Each eviction frees this share of the limit more than it must, so that evictions are few.
+/// Each eviction frees this share of all more than it must, so that evictions are few.
 const SLACK_SHARE: u64 = 32;
 
 /// What files take on disk.
@@ -114,13 +114,9 @@ impl Space {
     /// has its free space. 0 if they are.
     pub(super) fn excess(&self) -> u64 {
         let bytes = self.total().bytes;
-        let over = bytes.saturating_sub(self.limit);
-        let over = if over > 0 {
-            over + self.limit / SLACK_SHARE
-        } else {
-            0
-        };
-        over.max(self.shortage()).min(bytes)
+        let excess = bytes.saturating_sub(self.limit).max(self.shortage());
+        let slack = if excess > 0 { bytes / SLACK_SHARE } else { 0 };
+        (excess + slack).min(bytes)
     }
 
     /// Whether data that nobody waits for can be written without an eviction. A fifth of the limit
@@ -180,7 +176,7 @@ mod tests {
         );
         assert!(!space.has_room());
         space.set("a", usage(640));
-        assert_eq!(space.excess(), 140 + 1000 / SLACK_SHARE);
+        assert_eq!(space.excess(), 140 + 1140 / SLACK_SHARE);
         space.set("b", Usage::default());
         assert_eq!(
             (space.total(), space.of("b")),

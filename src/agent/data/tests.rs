@@ -257,10 +257,12 @@ fn damaged_content_is_noticed_at_the_first_use_and_forgotten() {
     assert_eq!(world.readable(&data).len(), ALL);
 }
 
+type Damage = fn(&World);
+
 #[test]
 fn files_that_do_not_fit_are_dropped() {
     let world = World::new();
-    let cases: [(&str, fn(&World)); 6] = [
+    let cases: [(&str, Damage); 6] = [
         ("no map", |world| {
             fs::remove_file(world.path("a.map")).unwrap()
         }),

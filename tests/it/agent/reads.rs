@@ -553,6 +553,44 @@ async fn a_full_disk_is_not_an_error() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn content_on_a_read_only_disk_is_read() {
+    let settings = [ON_DEMAND, ("MEMORY", "0")];
+    let mut node = Node::start(&settings).await;
+    node.agent.daemon.stop();
+    let cache = node.place.dir("agent/cache");
+    node.place
+        .run(&format!("mount -t tmpfs tmpfs {}", cache.display()));
+    node.restart(&settings);
+    let layer = Layer::random(76, &[2 << 20, 50_000]);
+    let directory = node.mount("target", &layer).await;
+    let (name, content) = &layer.files[1];
+    assert!(read_later(directory.join(name)).await.unwrap() == *content);
+    node.agent.daemon.stop();
+    node.place
+        .run(&format!("mount -o remount,ro {}", cache.display()));
+    node.restart(&settings);
+    let requests = node.blob_requests();
+    assert!(read_later(directory.join(name)).await.unwrap() == *content);
+    assert_eq!(node.blob_requests(), requests, "it is on the node");
+    let (name, content) = &layer.files[0];
+    assert!(
+        read_later(directory.join(name)).await.unwrap() == *content,
+        "the rest comes from the registry"
+    );
+    node.place
+        .run(&format!("mount -o remount,rw {}", cache.display()));
+    assert!(read_later(directory.join(name)).await.unwrap() == *content);
+    let requests = node.blob_requests();
+    assert!(
+        read_later(directory.join(name)).await.unwrap() == *content,
+        "what can be written again is written"
+    );
+    assert_eq!(node.blob_requests(), requests);
+    node.agent.daemon.stop();
+    node.place.run(&format!("umount {}", cache.display()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_layer_with_another_toc_than_its_image_declares_is_unpacked() {
     let node = Node::start(&[ON_DEMAND]).await;
     let layer = Layer::random(13, &[1000]);

@@ -18,9 +18,10 @@ enum Shown {
 use Shown::{By, NoLimit, Open};
 
 /// Limits without a default, which look like other keys in the reference.
-const UNSET: [&str; 4] = [
+const UNSET: [&str; 5] = [
     "store.retention.max_size",
     "agent.background_bandwidth",
+    "agent.min_free",
     "convert.threads",
     "convert.level",
 ];
