@@ -1,6 +1,7 @@
 //! A blob as one decompressed stream, with a log of where each member begins.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::io::{self, BufRead, BufReader, Read};
 use std::rc::Rc;
 
@@ -15,8 +16,12 @@ use crate::digest::Digest;
 /// The facts about the stream so far.
 #[derive(Debug)]
 pub(super) struct Log {
-    /// Where members begin: in the blob, and in the stream.
+    /// The offsets in the blob whose members are looked up. A blob can have a member for every
+    /// twenty bytes, so no others are kept.
+    wanted: HashSet<u64>,
+    /// Where the wanted members begin: in the blob, and in the stream.
     starts: Vec<(u64, u64)>,
+    last_start: Option<u64>,
     inflated: u64,
     limit: u64,
     hash: Sha256,
@@ -31,7 +36,9 @@ impl Log {
         let hash = Sha256::new();
         let source = (source_size == Some(0)).then(|| Digest::from(hash.clone()));
         Self {
+            wanted: HashSet::new(),
             starts: Vec::new(),
+            last_start: None,
             inflated: 0,
             limit,
             hash,
@@ -41,7 +48,20 @@ impl Log {
         }
     }
 
-    /// Returns the place in the stream of the member that begins at `offset` of the blob.
+    /// Sets the offsets for [`start_of`](Self::start_of), before the stream is read.
+    pub(super) fn want(&mut self, offsets: HashSet<u64>) {
+        self.wanted = offsets;
+    }
+
+    fn begin_member(&mut self, offset: u64) {
+        self.last_start = Some(offset);
+        if self.wanted.contains(&offset) {
+            self.starts.push((offset, self.inflated));
+        }
+    }
+
+    /// Returns the place in the stream of the member that begins at `offset` of the blob, if that
+    /// is a wanted offset.
     pub(super) fn start_of(&self, offset: u64) -> Option<u64> {
         let index = self
             .starts
@@ -51,7 +71,7 @@ impl Log {
     }
 
     pub(super) fn last_start(&self) -> Option<u64> {
-        self.starts.last().map(|(start, _)| *start)
+        self.last_start
     }
 
     pub(super) fn inflated(&self) -> u64 {
@@ -120,9 +140,7 @@ impl<R: Read> Members<R> {
     }
 
     fn begin(&self, input: Counted<R>) -> io::Result<State<R>> {
-        let mut log = self.log.borrow_mut();
-        let place = (input.at, log.inflated);
-        log.starts.push(place);
+        self.log.borrow_mut().begin_member(input.at);
         Ok(match self.codec {
             Codec::Gzip => State::Gzip(Box::new(GzDecoder::new(input))),
             #[cfg(not(feature = "zstd"))]
@@ -195,5 +213,27 @@ impl<R: Read> BufRead for Counted<R> {
     fn consume(&mut self, amount: usize) {
         self.at += amount as u64;
         self.inner.consume(amount);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_wanted_starts_are_kept() {
+        let member = crate::footer::external();
+        let blob = member.repeat(1000);
+        let (wanted, last) = (500 * member.len() as u64, 999 * member.len() as u64);
+        let log = Rc::new(RefCell::new(Log::new(None, u64::MAX)));
+        log.borrow_mut().want([wanted, wanted + 1].into());
+        let mut members = Members::new(&blob[..], Codec::Gzip, Rc::clone(&log));
+        assert_eq!(members.read(&mut [0; 10]).unwrap(), 0);
+        let log = log.borrow();
+        assert_eq!(log.starts, [(wanted, 0)]);
+        assert_eq!(
+            (log.start_of(wanted), log.start_of(0), log.last_start()),
+            (Some(0), None, Some(last))
+        );
     }
 }

@@ -1,6 +1,6 @@
 //! The entries of a TOC by path. Each is parsed again when the walk reaches it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::value::RawValue;
 
@@ -17,6 +17,7 @@ pub(super) struct TocEntries<'a> {
     slots: HashMap<Vec<u8>, Slot>,
     owners: Owners,
     entries: u64,
+    offsets: HashSet<u64>,
 }
 
 /// The last entry of a path.
@@ -43,12 +44,14 @@ impl<'a> TocEntries<'a> {
             slots: HashMap::new(),
             owners: Owners::default(),
             entries: 0,
+            offsets: HashSet::new(),
         };
         let mut last = None;
         json::for_each(json, |text: &'a RawValue| {
             let entry = parse(text)?;
             let number = toc.texts.len();
             toc.texts.push(text);
+            toc.offsets.insert(entry.offset);
             if entry.kind == EntryKind::Chunk {
                 if let Some(slot) = last
                     .as_ref()
@@ -79,6 +82,11 @@ impl<'a> TocEntries<'a> {
             Ok(())
         })?;
         Ok(toc)
+    }
+
+    /// Takes the offsets in the blob that the entries name.
+    pub(super) fn take_offsets(&mut self) -> HashSet<u64> {
+        std::mem::take(&mut self.offsets)
     }
 
     pub(super) fn entries(&self) -> u64 {

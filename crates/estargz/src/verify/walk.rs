@@ -53,8 +53,12 @@ impl<'a> Walk<'a> {
         toc_digest: Digest,
         log: Rc<RefCell<Log>>,
     ) -> Result<Self, TocError> {
+        let mut toc = TocEntries::new(json)?;
+        let mut offsets = toc.take_offsets();
+        offsets.extend(footer.toc_range().map(|range| range.start));
+        log.borrow_mut().want(offsets);
         Ok(Self {
-            toc: TocEntries::new(json)?,
+            toc,
             footer: footer.clone(),
             toc_digest,
             log,
