@@ -1,4 +1,7 @@
 //! The target `documents` of `src/oci/fuzz.rs` under libFuzzer.
 #![no_main]
 
+#[path = "../../crates/estargz/fuzz/src/limit.rs"]
+mod limit;
+
 libfuzzer_sys::fuzz_target!(|data: &[u8]| starlift::oci::fuzz::documents(data));

@@ -1,4 +1,7 @@
 //! The target `executables` of `src/predict/fuzz.rs` under libFuzzer.
 #![no_main]
 
+#[path = "../../crates/estargz/fuzz/src/limit.rs"]
+mod limit;
+
 libfuzzer_sys::fuzz_target!(|data: &[u8]| starlift::predict::fuzz::executables(data));

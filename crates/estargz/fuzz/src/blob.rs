@@ -4,6 +4,7 @@
 //! the content of one gzip member, which is stored again, and move the footer.
 #![no_main]
 
+mod limit;
 #[path = "../../tests/fuzz/targets.rs"]
 #[expect(dead_code, reason = "each program runs one target")]
 mod targets;

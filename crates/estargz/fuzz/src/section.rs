@@ -1,6 +1,7 @@
 //! The target `section` of tests/fuzz/targets.rs under libFuzzer.
 #![no_main]
 
+mod limit;
 #[path = "../../tests/fuzz/targets.rs"]
 #[expect(dead_code, reason = "each program runs one target")]
 mod targets;

@@ -4,6 +4,7 @@
 //! mutation repairs the checksums.
 #![no_main]
 
+mod limit;
 #[path = "../../tests/fuzz/mutate.rs"]
 #[expect(dead_code, reason = "only tars are mutated here")]
 mod mutate;
