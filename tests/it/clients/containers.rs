@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 
 use crate::support::agent::Agent;
-use crate::support::containerd::{Containerd, Release, on_each_release};
+use crate::support::containerd::{Containerd, Release, deployed, on_each_release};
 use crate::support::docker_registry::{Access, DockerRegistry};
 use crate::support::fixture::{self, Fixture};
 use crate::support::link::Link;
@@ -30,15 +30,6 @@ fn place_with(containerd: Release, more: &[&str]) -> Option<Place> {
 fn now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     i64::try_from(since.as_secs()).unwrap() - 1
-}
-
-/// A container ID that no other test has: runc keeps all of them in one directory for the whole
-/// machine.
-fn id(place: &Place, name: &str) -> String {
-    format!(
-        "{name}-{}",
-        place.path().file_name().unwrap().to_str().unwrap()
-    )
 }
 
 /// `starlift serve` with a fixture as its upstream `local`.
@@ -122,7 +113,7 @@ fn containers_start_and_live_while_agents_come_and_go(containerd: Release) {
     let containerd = Containerd::start_with(&place, &agent.plugin("stargz"));
     let image = format!("{}/local/image:1", server.address);
     containerd.pull_lazily(&image);
-    let lives = id(&place, "lives");
+    let lives = place.container_id("lives");
     let script = place.write(
         "script",
         "while cat /usr/share/old/d >/out/d; do echo x >>/out/turns; done; touch /out/failed",
@@ -157,7 +148,7 @@ fn containers_start_and_live_while_agents_come_and_go(containerd: Release) {
         wait_for_turns();
         let run = format!(
             "run --rm --snapshotter stargz {image} {} /bin/cat /usr/share/old/d",
-            id(&place, "short")
+            place.container_id("short")
         );
         assert_eq!(
             containerd.ctr(&run),
@@ -237,7 +228,7 @@ fn python_starts_over_a_slow_link_long_before_its_image_has_arrived() {
     );
     let run = format!(
         "run --rm --snapshotter stargz {mount} {image} {} /bin/sh /script",
-        id(&place, "python")
+        place.container_id("python")
     );
     assert_eq!(containerd.ctr(&run), "x\n");
     let (took, carried) = (begun.elapsed(), link.carried());
@@ -278,7 +269,7 @@ fn a_lazy_image_is_removed_collected_and_pulled_again(containerd: Release) {
         containerd = Containerd::start_with(&place, &agent.plugin("stargz"));
         let run = format!(
             "run --rm --snapshotter stargz {image} {} /bin/cat /usr/share/old/d",
-            id(&place, "one")
+            place.container_id("one")
         );
         assert_eq!(containerd.ctr(&run), "new\n", "containerd was restarted");
         containerd.ctr(&format!("images rm --sync {image}"));
@@ -287,8 +278,8 @@ fn a_lazy_image_is_removed_collected_and_pulled_again(containerd: Release) {
     }
 }
 
-fn the_doctor_passes_a_healthy_node_and_names_the_faults_of_others(containerd: Release) {
-    let Some(place) = place_with(containerd, &[]) else {
+fn the_doctor_passes_a_healthy_node_and_names_the_faults_of_others(release: Release) {
+    let Some(place) = place_with(release, &[]) else {
         return;
     };
     let agent = Agent::start(&place);
@@ -320,6 +311,16 @@ fn the_doctor_passes_a_healthy_node_and_names_the_faults_of_others(containerd: R
         (output.status.code(), bad)
     };
     assert_eq!(ask("containerd.toml"), (Some(0), vec![]));
+    place.write("1.toml", deployed(Release::V1_6, &place, &agent));
+    place.write("2.toml", deployed(Release::V2_4, &place, &agent));
+    match release {
+        Release::V1_6 => assert_eq!(ask("1.toml"), (Some(0), vec![])),
+        Release::V2_4 => {
+            assert_eq!(ask("2.toml"), (Some(0), vec![]));
+            let dropped = ["CRI", "transfer service"].map(str::to_owned);
+            assert_eq!(ask("1.toml"), (Some(1), dropped.into()));
+        }
+    }
     place.write("other.toml", "version = 2\n");
     assert_eq!(
         ask("other.toml"),

@@ -205,10 +205,7 @@ fn an_optimized_image_of_a_registry_is_the_image_and_runs() {
         converted.0.remove(Path::new(own));
     }
     tree(&original, "original").assert_same(&converted, "optimized");
-    let id = format!(
-        "optimized-{}",
-        place.path().file_name().unwrap().to_str().unwrap()
-    );
+    let id = place.container_id("optimized");
     assert_eq!(
         containerd.ctr(&format!(
             "run --rm {optimized} {id} /bin/cat /usr/share/old/d"

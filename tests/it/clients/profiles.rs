@@ -80,10 +80,7 @@ fn start(server: &Starlift, settings: &[(&str, &str)], pull: &str) -> Option<Sta
         "--mount type=bind,src={},dst=/script,options=rbind:ro",
         script.display()
     );
-    let id = format!(
-        "profiled-{}",
-        place.path().file_name().unwrap().to_str().unwrap()
-    );
+    let id = place.container_id("profiled");
     let run = format!("run --rm --snapshotter stargz {mount} {image} {id} /bin/sh /script");
     assert_eq!(containerd.ctr(&run), "x\n");
     let output = begun.elapsed();
@@ -180,10 +177,7 @@ fn another_registry_receives_only_pull_requests() {
     containerd.ctr(&format!("images push --plain-http {converted}"));
     containerd.ctr(&format!("images rm --sync {source} {converted}"));
     containerd.ctr_remote(&format!("images rpull --plain-http {converted}"));
-    let id = format!(
-        "other-{}",
-        place.path().file_name().unwrap().to_str().unwrap()
-    );
+    let id = place.container_id("other");
     containerd.ctr(&format!(
         "run --rm --snapshotter stargz {converted} {id} /bin/cat /usr/share/old/d"
     ));

@@ -18,15 +18,6 @@ fn place(containerd: Release, more: &[&str]) -> Option<Place> {
     containerd.place(&[fixture::TOOLS, &["docker-registry"], more].concat())
 }
 
-/// A container ID that no other test has: runc keeps all of them in one directory for the whole
-/// machine.
-fn id(place: &Place, name: &str) -> String {
-    format!(
-        "{name}-{}",
-        place.path().file_name().unwrap().to_str().unwrap()
-    )
-}
-
 /// Pushes an image to a registry, and returns the name to pull it by.
 fn pushed(place: &Place, fixture: &Fixture) -> (DockerRegistry, String) {
     let registry = DockerRegistry::start(place, Access::Anyone);
@@ -70,7 +61,7 @@ fn an_image_is_pulled_and_run(snapshotter: &str, containerd: Release) {
         "type=bind,src={},dst=/script,options=rbind:ro",
         script.display()
     );
-    let one = id(&place, "one");
+    let one = place.container_id("one");
     let run = format!(
         "run --rm --snapshotter {snapshotter} --mount {mount} {image} {one} /bin/sh /script"
     );
@@ -106,7 +97,7 @@ fn a_lazy_pull_unpacks_an_image_that_cannot_be_lazy(containerd: Release) {
     let agent = Agent::start(&place);
     let containerd = Containerd::start_with(&place, &agent.plugin("stargz"));
     containerd.pull_lazily(&image);
-    let one = id(&place, "one");
+    let one = place.container_id("one");
     let run = format!("run --rm --snapshotter stargz {image} {one} /bin/cat /usr/share/old/d");
     assert_eq!(containerd.ctr(&run), "new\n");
 }
@@ -192,7 +183,7 @@ fn containers_and_snapshots_survive_restarts_of_both_daemons(containerd: Release
         "images pull --plain-http --snapshotter starlift {image}"
     ));
     let [lives, after_kill, after_restart] =
-        ["lives", "after-kill", "after-restart"].map(|name| id(&place, name));
+        ["lives", "after-kill", "after-restart"].map(|name| place.container_id(name));
     // The script's path is in the container's command line, so that the workspace ends the
     // container if the test fails.
     let script = place
@@ -261,7 +252,7 @@ fn a_removed_image_is_collected_and_can_be_pulled_again(containerd: Release) {
     let (_registry, image) = pushed(&place, &Fixture::get("app"));
     let agent = Agent::start(&place);
     let containerd = Containerd::start_with(&place, &agent.plugin("starlift"));
-    let one = id(&place, "one");
+    let one = place.container_id("one");
     for _ in 0..2 {
         containerd.ctr(&format!(
             "images pull --plain-http --snapshotter starlift {image}"
@@ -332,7 +323,7 @@ fn thirty_layers_are_one_file_system() {
         "images pull --plain-http --snapshotter starlift {image}"
     ));
     assert_eq!(snapshots(&containerd, "starlift").len(), 30);
-    let one = id(&place, "one");
+    let one = place.container_id("one");
     let run = format!(
         "run --rm --snapshotter starlift {image} {one} /bin/cat /etc/version /etc/layer-29 /etc/layer-5"
     );

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use self::configuration::Configuration;
+pub(crate) use self::configuration::deployed;
 use super::agent::Agent;
 use super::place::{Daemon, Place};
 use super::tree::Tree;
@@ -218,7 +219,8 @@ impl<'a> Containerd<'a> {
     }
 
     /// Runs a script in a container of `image` and returns its output.
-    pub(crate) fn run(&self, image: &str, id: &str, script: &Path) -> String {
+    pub(crate) fn run(&self, image: &str, name: &str, script: &Path) -> String {
+        let id = self.place.container_id(name);
         let mount = format!(
             "type=bind,src={},dst=/script,options=rbind:ro",
             script.display()

@@ -64,6 +64,13 @@ impl Place {
         self.dir.path()
     }
 
+    /// Returns a container ID that no other workspace has: runc keeps all of them in one directory
+    /// for the whole machine.
+    pub(crate) fn container_id(&self, name: &str) -> String {
+        let unique = self.path().file_name().unwrap().to_str().unwrap();
+        format!("{name}-{unique}")
+    }
+
     /// Returns the directory of this name, and creates it if it does not exist.
     pub(crate) fn dir(&self, name: &str) -> PathBuf {
         let path = self.dir.path().join(name);

@@ -34,10 +34,7 @@ fn an_image_is_pulled_and_run(containerd: Release, snapshotter: &str, other: &st
     assert_eq!(node.snapshots(snapshotter).len(), 3);
     assert_eq!(node.ctr("leases ls -q"), "");
 
-    let id = format!(
-        "rpull-{}",
-        place.path().file_name().unwrap().to_str().unwrap()
-    );
+    let id = place.container_id("rpull");
     let run =
         format!("run --rm --snapshotter {snapshotter} {image} {id} /bin/cat /usr/share/old/d");
     assert_eq!(node.ctr(&run), "new\n");

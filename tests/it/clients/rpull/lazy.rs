@@ -89,10 +89,7 @@ fn a_container_runs(
     }
     // A pull without an image record would lose everything.
     containerd.collect_garbage();
-    let id = format!(
-        "lazy-{}",
-        place.path().file_name().unwrap().to_str().unwrap()
-    );
+    let id = place.container_id("lazy");
     assert_eq!(
         containerd.ctr(&format!(
             "run --rm --snapshotter stargz {image} {id} {script}"

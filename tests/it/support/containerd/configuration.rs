@@ -52,39 +52,43 @@ impl<'a> Configuration<'a> {
         self
     }
 
-    /// Adds the file in `deploy/`, with the agent's paths, and a pause image.
+    /// Adds the file in `deploy/`, and a pause image.
     pub(super) fn with_pods(self, agent: &Agent, sandbox: &str, pull: CriPull) -> Self {
-        let (file, own) = match Release::of(self.place) {
-            Release::V1_6 => (
-                include_str!("../../../../deploy/containerd-1.toml"),
-                format!(
-                    "[plugins.{CRI_1:?}]\nsandbox_image = {sandbox:?}\nrestrict_oom_score_adj = true\n"
-                ),
+        let release = Release::of(self.place);
+        let own = match release {
+            Release::V1_6 => format!(
+                "[plugins.{CRI_1:?}]\nsandbox_image = {sandbox:?}\nrestrict_oom_score_adj = true\n"
             ),
-            Release::V2_4 => (
-                include_str!("../../../../deploy/containerd.toml"),
-                format!(
-                    "plugins.{IMAGES:?}.pinned_images.sandbox = {sandbox:?}\n\
-                     plugins.{RUNTIME:?}.restrict_oom_score_adj = true\n{}",
-                    pulling(pull)
-                ),
+            Release::V2_4 => format!(
+                "plugins.{IMAGES:?}.pinned_images.sandbox = {sandbox:?}\n\
+                 plugins.{RUNTIME:?}.restrict_oom_score_adj = true\n{}",
+                pulling(pull)
             ),
         };
-        let paths = [
-            ("/run/starlift-agent/agent.sock", agent.socket.clone()),
-            ("/var/lib/starlift-agent", agent.root.clone()),
-            ("/etc/containerd/certs.d", self.place.dir("certs.d")),
-        ];
-        let file = paths.iter().fold(file.to_owned(), |file, (from, to)| {
-            assert!(file.contains(from), "{from}");
-            file.replace(from, to.to_str().unwrap())
-        });
+        let file = deployed(release, self.place, agent);
         self.with(&file).with(&own).with("debug.level = \"debug\"")
     }
 
     pub(super) fn text(&self) -> String {
         self.table.to_string()
     }
+}
+
+/// Returns the file in `deploy/` for a release, with the paths of a workspace and its agent.
+pub(crate) fn deployed(release: Release, place: &Place, agent: &Agent) -> String {
+    let file = match release {
+        Release::V1_6 => include_str!("../../../../deploy/containerd-1.toml"),
+        Release::V2_4 => include_str!("../../../../deploy/containerd.toml"),
+    };
+    let paths = [
+        ("/run/starlift-agent/agent.sock", agent.socket.clone()),
+        ("/var/lib/starlift-agent", agent.root.clone()),
+        ("/etc/containerd/certs.d", place.dir("certs.d")),
+    ];
+    paths.iter().fold(file.to_owned(), |file, (from, to)| {
+        assert!(file.contains(from), "{from}");
+        file.replace(from, to.to_str().unwrap())
+    })
 }
 
 /// Returns the lines by which CRI of 2.x pulls in this way.
