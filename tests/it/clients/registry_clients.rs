@@ -63,8 +63,8 @@ impl Served {
 }
 
 #[track_caller]
-fn assert_all(answers: [String; 3], expected: &str) {
-    assert_eq!(answers, [expected; 3], "crane, oras, regctl");
+fn assert_all(answers: &[String; 3], expected: &str) {
+    assert_eq!(*answers, [expected; 3], "crane, oras, regctl");
 }
 
 /// Checks that a layout holds all that a manifest names.
@@ -87,7 +87,7 @@ fn todays_clients_pull_the_same_converted_image() {
     let by_tag = served.name(":1");
     let [digest, ..] = served.digests(&by_tag, "");
     assert_ne!(digest, served.source.digest("1"), "it is converted");
-    assert_all(served.digests(&by_tag, ""), &digest);
+    assert_all(&served.digests(&by_tag, ""), &digest);
     let by_digest = served.name(&format!("@{digest}"));
     for name in [by_tag.as_str(), by_digest.as_str()] {
         let manifests = served.ask(
@@ -133,7 +133,7 @@ fn todays_clients_choose_the_same_platform_of_an_index() {
         if os != "unknown" {
             let flags = format!("--platform {os}/{architecture}");
             let digest = child["digest"].as_str().unwrap();
-            assert_all(served.digests(&served.name(":1"), &flags), digest);
+            assert_all(&served.digests(&served.name(":1"), &flags), digest);
         }
     }
 }
@@ -150,7 +150,7 @@ fn todays_clients_list_tags_and_referrers() {
         &format!("repo tags --plain-http {repository}"),
         &format!("tag ls {repository}"),
     );
-    assert_all(tags, "1");
+    assert_all(&tags, "1");
 
     let source = served.name(&format!("@{}", served.source.digest("1")));
     let [converted, ..] = served.digests(&served.name(":1"), "");

@@ -102,12 +102,12 @@ impl<'a> Containerd<'a> {
 
     /// Starts containerd with further lines of configuration.
     pub(crate) fn start_with(place: &'a Place, more: &str) -> Self {
-        Self::configured(place, Configuration::new(place).without_cri().with(more))
+        Self::configured(place, &Configuration::new(place).without_cri().with(more))
     }
 
     /// Starts containerd with the CRI service, without a runtime for pods.
     pub(crate) fn start_with_cri(place: &'a Place) -> Self {
-        Self::configured(place, Configuration::new(place))
+        Self::configured(place, &Configuration::new(place))
     }
 
     /// Starts containerd with the file in `deploy/` for its release: pods use the agent. Their
@@ -130,10 +130,10 @@ impl<'a> Containerd<'a> {
         more: &str,
     ) -> Self {
         let configuration = Configuration::new(place).with_pods(agent, sandbox, pull);
-        Self::configured(place, configuration.with(more))
+        Self::configured(place, &configuration.with(more))
     }
 
-    fn configured(place: &'a Place, configuration: Configuration<'_>) -> Self {
+    fn configured(place: &'a Place, configuration: &Configuration<'_>) -> Self {
         let socket = place.path().join("ctd.sock");
         let file = place.write("containerd.toml", configuration.text());
         let mut command = Command::new("containerd");
