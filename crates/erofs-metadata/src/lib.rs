@@ -8,7 +8,7 @@
 //! mount(2): type erofs, source METADATA, data "device=DATA"     (Linux 6.12 and newer)
 //! ```
 //!
-//! `METADATA` is written by this crate; it takes about 100 bytes for each file. `DATA` is any file
+//! `METADATA` is written by this crate; it takes about 130 bytes for each file. `DATA` is any file
 //! in which the content of each file begins at a multiple of the block size. It may be sparse, and
 //! may be a file of a FUSE file system that fetches what is read. Its size must be a multiple of
 //! the block size too: Linux reads whole blocks, and reading a last block that is incomplete fails
@@ -62,13 +62,13 @@
 //!
 //! The [constants](limits) are limits of the format or of Linux. Everything that cannot be expressed
 //! is an [`ImageError`], never a panic and never another value. An [`Image`] keeps its nodes in
-//! memory until it is written: about 100 bytes for each.
+//! memory until it is written: about 100 bytes for each, names of 20 bytes included.
 //!
 //! # Sources
 //!
 //! The structures are those of `fs/erofs/erofs_fs.h` in Linux, named in the source; the rules for
 //! them are in `Documentation/filesystems/erofs.rst` and in the kernel's and erofs-utils' readers.
-//! Images need Linux 5.16 with block devices and 6.12 with plain files.
+//! Images need Linux 6.12, or 5.16 with block devices instead of plain files, which is not tested.
 
 #![warn(missing_docs)]
 
