@@ -22,7 +22,7 @@ pub(crate) const DIRENT_SIZE: usize = 12;
 pub(crate) const CHUNK_INDEX_SIZE: usize = 8;
 /// `struct erofs_xattr_ibody_header`
 pub(crate) const XATTR_HEADER_SIZE: usize = 12;
-/// `struct erofs_xattr_entry`; entries are aligned to it, and the identifiers of shared ones count it.
+/// `struct erofs_xattr_entry`; entries are aligned to it, and identifiers of shared ones count it.
 pub(crate) const XATTR_ENTRY_SIZE: usize = 4;
 /// `EROFS_NULL_ADDR`: a hole.
 pub(crate) const NULL_ADDRESS: u32 = u32::MAX;
@@ -92,8 +92,8 @@ pub(crate) fn store_checksum(head: &mut [u8], block_size: u32) {
     put(head, offset + CHECKSUM_OFFSET, &checksum.to_le_bytes());
 }
 
-/// `struct erofs_deviceslot` of a device of `blocks` blocks, which has the address `unified` if both
-/// files are on one block device.
+/// `struct erofs_deviceslot` of a device of `blocks` blocks, which has the address `unified` if
+/// both files are on one block device.
 pub(crate) fn device_slot(blocks: u32, unified: u32) -> [u8; DEVICE_SLOT_SIZE] {
     let mut bytes = [0; DEVICE_SLOT_SIZE];
     put(&mut bytes, 64, &blocks.to_le_bytes());

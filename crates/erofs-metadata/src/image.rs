@@ -40,8 +40,8 @@ impl Builder {
         self
     }
 
-    /// Sets the size of the data device in blocks. No extent may end after it. If it is not set, the
-    /// device ends with the last extent.
+    /// Sets the size of the data device in blocks. No extent may end after it. If it is not set,
+    /// the device ends with the last extent.
     #[must_use]
     pub fn device(mut self, blocks: u64) -> Self {
         self.device_blocks = Some(blocks);
@@ -294,8 +294,8 @@ impl Image {
     ///
     /// # Errors
     ///
-    /// If a directory has a name twice or a node has an attribute twice, if a node cannot be reached
-    /// from the root, or if the image would be too large.
+    /// If a directory has a name twice or a node has an attribute twice, if a node cannot be
+    /// reached from the root, or if the image would be too large.
     pub fn layout(self) -> Result<Layout, ImageError> {
         Layout::new(self)
     }

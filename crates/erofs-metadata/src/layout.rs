@@ -83,7 +83,8 @@ impl Layout {
         self.image.inodes()
     }
 
-    /// Returns the inode number that `stat(2)` reports for `node`, or none if it is not of this image.
+    /// Returns the inode number that `stat(2)` reports for `node`, or none if the image has no such
+    /// node.
     pub fn inode_number(&self, node: NodeId) -> Option<u64> {
         self.places
             .get(node.index())

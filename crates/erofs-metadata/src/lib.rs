@@ -49,8 +49,8 @@
 //!   (`struct erofs_inode_extended`).
 //! * Regular files as one or more extents on the device, and holes (`struct
 //!   erofs_inode_chunk_index`). A contiguous file takes one index of 8 bytes.
-//! * Extended attributes `user.`, `trusted.`, `security.` and both POSIX ACLs. Equal ones are stored
-//!   once.
+//! * Extended attributes `user.`, `trusted.`, `security.` and both POSIX ACLs. Equal ones are
+//!   stored once.
 //! * What [overlayfs](https://docs.kernel.org/filesystems/overlayfs.html) looks for in a lower
 //!   layer: a whiteout is a character device 0:0, an opaque directory has the extended attribute
 //!   `trusted.overlay.opaque` with the value `y`.
@@ -60,8 +60,8 @@
 //!
 //! # Limits
 //!
-//! The [constants](limits) are limits of the format or of Linux. Everything that cannot be expressed
-//! is an [`ImageError`], never a panic and never another value. An [`Image`] keeps its nodes in
+//! The [constants](limits) are limits of the format or of Linux. What cannot be expressed is an
+//! [`ImageError`], never a panic and never another value. An [`Image`] keeps its nodes in
 //! memory until it is written: about 100 bytes for each, names of 20 bytes included.
 //!
 //! # Sources

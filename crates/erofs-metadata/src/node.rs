@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-/// An inode of an [`Image`](crate::Image). Handles count from 0, the root, in the order of the calls
-/// that added them.
+/// An inode of an [`Image`](crate::Image). Handles count from 0, the root, in the order of the
+/// calls that added them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub(crate) u32);
 
@@ -57,7 +57,7 @@ pub enum Kind<'a> {
 /// The place of a regular file's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Data<'a> {
-    /// Contiguous on the data device, beginning at this byte, which is a multiple of the block size.
+    /// Contiguous on the data device, beginning at this byte: a multiple of the block size.
     At(u64),
     /// In pieces on the data device, ordered by their offset in the file. What no extent covers
     /// reads as zeros.
