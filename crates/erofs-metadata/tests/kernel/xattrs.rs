@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use erofs_metadata::{Attributes, Data, Image, Kind, NodeId};
+use erofs_metadata::limits::MAX_XATTR_BODY;
+use erofs_metadata::{Attributes, Data, Image, ImageError, Kind, NodeId};
 use rustix::fs::XattrFlags;
 
 use crate::disk::{xattr, xattrs};
@@ -258,4 +259,32 @@ fn many_and_long_attributes() {
         fs::read_link(mounted.path("link")).unwrap().to_str(),
         Some("target")
     );
+}
+
+/// The attributes of one inode fill all that they may; a byte more is an error.
+#[test]
+fn attributes_up_to_the_limit() {
+    // Each takes 4 bytes, its name without "user." and its value.
+    let fill = |image: &mut Image, last: usize| {
+        let node = file(image, "full");
+        for number in 0..127 {
+            let name = format!("user.{number:03}");
+            let value = content(number, 505);
+            image.add_xattr(node, name.as_bytes(), &value).unwrap();
+        }
+        let value = vec![b'l'; last];
+        image.add_xattr(node, b"user.last", &value).unwrap();
+    };
+    let last = MAX_XATTR_BODY - 12 - 127 * 512 - 8;
+    let mut beyond = Image::builder().build().unwrap();
+    fill(&mut beyond, last + 1);
+    assert!(matches!(beyond.layout(), Err(ImageError::XattrSpace(_))));
+    if !available() {
+        return;
+    }
+    let mounted = mounted(|image| fill(image, last));
+    let seen = xattrs(&mounted.path("full"));
+    assert_eq!(seen.len(), 128);
+    assert_eq!(seen[&b"user.126"[..]], content(126, 505));
+    assert_eq!(seen[&b"user.last"[..]], vec![b'l'; last]);
 }
