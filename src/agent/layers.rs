@@ -631,6 +631,7 @@ impl Layers {
             profiles,
             cache: store.usage(),
             cache_limit: store.limit(),
+            free_space: store.free(),
             refusals: self.refusals.all(),
             unmounted: self.unmounted(),
         }

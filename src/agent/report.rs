@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::data::CacheUsage;
+use super::data::{CacheUsage, FreeSpace};
 use super::fetch::Reason;
 use super::mount::Mount;
 use super::profiles::ProfileReport;
@@ -30,6 +30,9 @@ pub struct Report {
     pub cache: CacheUsage,
     /// Most bytes of the cache.
     pub cache_limit: u64,
+    /// The free space of the disk, if it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub free_space: Option<FreeSpace>,
     /// The newest last.
     pub refusals: Vec<Refusal>,
     /// Directories of needed mounts that are not mounted. Images are unpacked until they are.

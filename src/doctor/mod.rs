@@ -14,9 +14,11 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use tokio::process::Command;
 use toml::Table;
 
+use crate::agent::data::FreeSpace;
 use crate::agent::request_timeout::{self, ReadLimits};
 use crate::agent::{self, api};
 pub(crate) use check::{Check, State, text};
@@ -43,6 +45,7 @@ pub(crate) async fn examine(
         fuse(),
         kernel(&rustix::system::uname().release().to_string_lossy()),
         agent(config).await,
+        disk(&config.root, config.min_free.map(|bytes| bytes.as_u64())),
         listening("containerd", containerd_address, "start containerd"),
     ];
     checks.push(request_timeout(
@@ -114,6 +117,28 @@ async fn agent(config: &agent::Config) -> Check {
             Check::bad("agent", error.to_string(), mend)
         }
     }
+}
+
+/// Checks that the disk has the space that prefetching leaves to others.
+fn disk(root: &Path, min_free: Option<u64>) -> Check {
+    const WHAT: &str = "disk";
+    let existing = root.ancestors().find(|path| path.exists());
+    let free = match FreeSpace::at(existing.unwrap_or(root), min_free) {
+        Ok(free) => free,
+        Err(error) => {
+            return Check::bad(
+                WHAT,
+                format!("{}: {error}", root.display()),
+                "name the root",
+            );
+        }
+    };
+    let [bytes, floor] = [free.bytes, free.floor].map(|bytes| ByteSize(bytes).display().iec());
+    if free.shortage() == 0 {
+        return Check::good(WHAT, format!("{bytes} free"));
+    }
+    let mend = "nothing is prefetched and content is evicted: free space, or lower agent.min_free";
+    Check::fair(WHAT, format!("{bytes} free, {floor} wanted"), mend)
 }
 
 fn listening(what: &'static str, socket: &Path, mend: &str) -> Check {
@@ -285,6 +310,16 @@ mod tests {
             (check.state, check.told.as_str()),
             (State::Fair, "20s: a read waits 10s for the registry")
         );
+    }
+
+    #[test]
+    fn a_disk_without_free_space_is_fair() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("not/there/yet");
+        assert_eq!(disk(&root, Some(0)).state, State::Good);
+        let check = disk(&root, Some(u64::MAX));
+        assert_eq!(check.state, State::Fair);
+        assert!(check.told.contains("wanted"), "{}", check.told);
     }
 
     /// The examples in `deploy/` pass the doctor's own checks.

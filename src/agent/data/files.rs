@@ -33,6 +33,8 @@ pub(super) struct Files {
     /// The inode of the data file.
     pub(super) inode: u64,
     pub(super) is_writable: bool,
+    /// What the map takes on disk.
+    map_usage: Usage,
     space: Arc<Space>,
 }
 
@@ -83,7 +85,7 @@ impl Site {
         } else {
             map
         };
-        let files = self.files(data, map, metadata.ino(), is_writable);
+        let files = self.files(data, map, metadata.ino(), is_writable)?;
         Ok(Found::Files(files, states))
     }
 
@@ -114,7 +116,7 @@ impl Site {
             .open(&self.data)?;
         let made = self.fill(&data);
         let (map, inode) = made.inspect_err(|_| drop(fs::remove_file(&self.data)))?;
-        Ok(self.files(data, map, inode, true))
+        self.files(data, map, inode, true)
     }
 
     fn fill(&self, data: &File) -> io::Result<(Map, u64)> {
@@ -141,23 +143,25 @@ impl Site {
         }
     }
 
-    fn files(&self, data: File, map: Map, inode: u64, is_writable: bool) -> Files {
+    fn files(&self, data: File, map: Map, inode: u64, is_writable: bool) -> io::Result<Files> {
+        let map_usage = Usage::of(&map.file().metadata()?);
         self.space.open_files().fetch_add(1, Ordering::Relaxed);
-        Files {
+        Ok(Files {
             data,
             map,
             inode,
             is_writable,
+            map_usage,
             space: Arc::clone(&self.space),
-        }
+        })
     }
 }
 
 impl Files {
     /// Returns what the files take on disk. `None` if the data file was deleted by somebody else.
     pub(super) fn usage(&self) -> io::Result<Option<Usage>> {
-        let (data, map) = (self.data.metadata()?, self.map.file().metadata()?);
-        Ok((data.nlink() > 0).then(|| Usage::of(&data) + Usage::of(&map)))
+        let data = self.data.metadata()?;
+        Ok((data.nlink() > 0).then(|| Usage::of(&data) + self.map_usage))
     }
 }
 

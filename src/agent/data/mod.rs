@@ -26,5 +26,5 @@ mod tests;
 
 pub use layer_data::{Hold, LayerData};
 pub use places::{BLOCK, Piece, Places, TooLarge};
-pub use space::Usage;
+pub use space::{FreeSpace, Usage};
 pub use store::{CacheUsage, DataStore, Limits};

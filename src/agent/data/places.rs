@@ -65,7 +65,10 @@ impl Places {
     /// # Errors
     /// If the files take more than a data file can have.
     pub fn new(toc: &Toc) -> Result<Self, TooLarge> {
-        let mut unplaced = unplaced(toc);
+        Self::lay_out(unplaced(toc))
+    }
+
+    fn lay_out(mut unplaced: Vec<Unplaced>) -> Result<Self, TooLarge> {
         unplaced.sort_unstable_by_key(|file| (file.blob, file.chunks.start));
         let mut size: u64 = 0;
         let mut files = Vec::with_capacity(unplaced.len());
@@ -232,6 +235,27 @@ mod tests {
             [Some(0), Some(8192), Some(12288), None]
         );
         assert_eq!(places.size(), 20_480, "with the landmark");
+    }
+
+    #[test]
+    fn files_that_take_more_than_a_data_file_can_have_are_refused() {
+        let sizes = |sizes: &[u64]| {
+            let file = |(number, size): (u32, &u64)| Unplaced {
+                blob: (u64::from(number), 0),
+                chunks: number..number + 1,
+                size: *size,
+            };
+            Places::lay_out((0..).zip(sizes).map(file).collect()).map(|places| places.size())
+        };
+        assert_eq!(sizes(&[MAX_SIZE - BLOCK, 1]), Ok(MAX_SIZE));
+        for hostile in [
+            &[MAX_SIZE, 1][..],
+            &[MAX_SIZE + 1],
+            &[u64::MAX],
+            &[1, u64::MAX],
+        ] {
+            assert_eq!(sizes(hostile), Err(TooLarge), "{hostile:?}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::Metadata;
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -25,6 +26,14 @@ pub struct Usage {
     pub inodes: u64,
 }
 
+/// The free space of a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FreeSpace {
+    pub bytes: u64,
+    /// The bytes that have to be free before anything is prefetched.
+    pub floor: u64,
+}
+
 /// The space of all data files, its limits, and what else they share.
 #[derive(Debug)]
 pub(super) struct Space {
@@ -42,6 +51,27 @@ pub(super) struct Space {
 struct Table {
     by_name: HashMap<String, Usage>,
     total: Usage,
+}
+
+impl FreeSpace {
+    /// Returns the free space of the file system of `path`. The floor is `min_free`; if `None`, 1
+    /// GiB or a tenth of a small file system.
+    ///
+    /// # Errors
+    /// If the path cannot be looked at.
+    pub fn at(path: &Path, min_free: Option<u64>) -> io::Result<Self> {
+        let found = rustix::fs::statvfs(path)?;
+        let share = found.f_blocks * found.f_frsize / MIN_FREE_SHARE;
+        Ok(Self {
+            bytes: found.f_bavail * found.f_frsize,
+            floor: min_free.unwrap_or(MIN_FREE.min(share)),
+        })
+    }
+
+    /// Returns the bytes that are missing.
+    pub fn shortage(self) -> u64 {
+        self.floor.saturating_sub(self.bytes)
+    }
 }
 
 impl Usage {
@@ -125,17 +155,13 @@ impl Space {
         self.total().bytes < self.limit / 5 * 4 && self.shortage() == 0
     }
 
-    /// Returns the bytes by which the free space of the file system is below its floor.
+    /// Returns the free space of the file system. `None` if it is not known at the moment.
+    pub(super) fn free(&self) -> Option<FreeSpace> {
+        FreeSpace::at(&self.folder, self.min_free).ok()
+    }
+
     fn shortage(&self) -> u64 {
-        let Ok(found) = rustix::fs::statvfs(&self.folder) else {
-            return 0;
-        };
-        let (all, free) = (
-            found.f_blocks * found.f_frsize,
-            found.f_bavail * found.f_frsize,
-        );
-        let floor = self.min_free.unwrap_or(MIN_FREE.min(all / MIN_FREE_SHARE));
-        floor.saturating_sub(free)
+        self.free().map_or(0, FreeSpace::shortage)
     }
 
     /// Returns the time of a chunk that is written now.

@@ -25,7 +25,7 @@ use super::files::{make_folder, remove};
 use super::index::{Index, Location};
 use super::layer_data::LayerData;
 use super::places::TooLarge;
-use super::space::{Space, Usage};
+use super::space::{FreeSpace, Space, Usage};
 use crate::agent::tree::Tree;
 use crate::telemetry::limit::LineLimit;
 use crate::telemetry::metrics::metrics;
@@ -291,20 +291,19 @@ impl DataStore {
     /// Frees at least `bytes` bytes, if as many can be freed.
     fn evict(&self, bytes: u64) {
         let _one_at_a_time = self.eviction.lock();
-        let before = self.space.total().bytes;
+        let mut wanted = bytes;
         for _ in 0..MAX_ROUNDS {
-            let freed = before.saturating_sub(self.space.total().bytes);
-            let wanted = bytes.saturating_sub(freed);
-            if wanted == 0 {
-                return;
-            }
+            let before = self.space.total().bytes;
             let layers = self.all();
             let mut evicted = 0;
             for (layer, numbers) in oldest(&layers, wanted) {
                 evicted += layers[layer].evict(&numbers);
             }
             metrics().cache_evictions.inc_by(evicted as u64);
-            if evicted == 0 {
+            let freed = before.saturating_sub(self.space.total().bytes);
+            wanted = wanted.saturating_sub(freed);
+            // A file system without holes frees nothing.
+            if evicted == 0 || freed == 0 || wanted == 0 {
                 return;
             }
         }
@@ -389,6 +388,11 @@ impl DataStore {
     /// Returns the most bytes that are stored on disk.
     pub fn limit(&self) -> u64 {
         self.space.limit()
+    }
+
+    /// Returns the free space of the file system. `None` if it is not known at the moment.
+    pub fn free(&self) -> Option<FreeSpace> {
+        self.space.free()
     }
 
     /// Whether prefetched data can be stored without an eviction. A fifth of the limit is left for

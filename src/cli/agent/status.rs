@@ -61,6 +61,13 @@ fn text(report: &Report) -> String {
         size(report.cache_limit),
         report.cache.chunks
     );
+    if let Some(free) = report.free_space.filter(|free| free.shortage() > 0) {
+        text += &format!(
+            "{} of the disk are free, {} have to be (agent.min_free): nothing is prefetched\n\n",
+            size(free.bytes),
+            size(free.floor)
+        );
+    }
     for directory in &report.unmounted {
         text += &format!(
             "{} is not mounted: images are unpacked until it is\n\n",
