@@ -1,11 +1,8 @@
-//! `starlift config`, the precedence of flags, environment and file, and the examples in `deploy/`.
+//! `starlift config`, and the precedence of flags, environment and file.
 
 use std::path::Path;
 
-use starlift::config::Config;
-
 use super::Desk;
-use crate::support::place::Place;
 
 #[tokio::test]
 async fn flags_cover_the_environment_and_that_the_file() {
@@ -89,51 +86,4 @@ async fn the_reference_can_be_printed() {
         )
         .unwrap()
     );
-}
-
-#[test]
-fn the_example_is_valid() {
-    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
-    let loaded = Config::load(Some(&deploy.join("starlift.toml")), [], Vec::new()).unwrap();
-    loaded.config.serve.check().unwrap();
-    loaded.config.convert.options().unwrap();
-    assert_eq!(loaded.config.upstreams.upstream.len(), 1);
-}
-
-#[test]
-fn the_snippets_for_containerd_are_toml() {
-    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
-    for name in ["hosts.toml", "containerd.toml", "containerd-1.toml"] {
-        let text = std::fs::read_to_string(deploy.join(name)).unwrap();
-        assert!(!text.parse::<toml::Table>().unwrap().is_empty(), "{name}");
-    }
-}
-
-#[test]
-fn systemd_takes_the_units() {
-    let Some(place) = Place::with(&["systemd-analyze"]) else {
-        return;
-    };
-    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
-    for name in ["starlift.service", "starlift-agent.service"] {
-        let text = std::fs::read_to_string(deploy.join(name)).unwrap();
-        let command = "ExecStart=/usr/local/bin/starlift ";
-        assert!(text.contains(command), "{name}");
-        // Debian 12's systemd is older than this setting: it ignores it and prints a warning.
-        let text = text.replace("FileDescriptorStorePreserve=yes", "");
-        let unit = text.replace(
-            command,
-            &format!("ExecStart={} ", env!("CARGO_BIN_EXE_starlift")),
-        );
-        let unit = place.write(name, unit);
-        let verified = place
-            .command("systemd-analyze")
-            .args(["verify", "--man=no"])
-            .arg(&unit)
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&verified.stderr).into_owned();
-        let of_ours: Vec<&str> = said.lines().filter(|line| line.contains(name)).collect();
-        assert!(of_ours.is_empty(), "{said}");
-    }
 }

@@ -3,7 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use super::sources::{rust_files, top};
 
 /// The rooms of `src/` and those that each may name beside those that all may.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
@@ -209,7 +211,7 @@ fn imports_are_greppable_and_promises_have_an_issue() {
         });
     }
     for root in ["src", "crates", "tests", "loadtests"] {
-        for file in rust_files(Path::new(env!("CARGO_MANIFEST_DIR")).join(root)) {
+        for file in rust_files(top().join(root)) {
             let text = fs::read_to_string(&file).unwrap();
             for (number, line) in text.lines().enumerate() {
                 let promise = [concat!("TO", "DO"), concat!("FIX", "ME")]
@@ -234,7 +236,7 @@ type ModulePath = Vec<String>;
 
 /// The modules of `src/` without their tests, each with what it names.
 fn modules() -> BTreeMap<ModulePath, BTreeSet<ModulePath>> {
-    let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let top = top().join("src");
     let mut texts = BTreeMap::new();
     for file in rust_files(top.clone()) {
         let relative = file.strip_prefix(&top).unwrap().with_extension("");
@@ -394,7 +396,7 @@ fn circles(edges: &BTreeMap<String, BTreeSet<String>>) -> Vec<Vec<String>> {
 
 /// Calls `see` with each line of code beneath `root`, comments left out.
 fn each_line(root: &str, mut see: impl FnMut(&Path, usize, &str)) {
-    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let top = top();
     let files = rust_files(top.join(root));
     assert!(!files.is_empty(), "no Rust files in {root}");
     for file in files {
@@ -406,23 +408,6 @@ fn each_line(root: &str, mut see: impl FnMut(&Path, usize, &str)) {
             }
         }
     }
-}
-
-fn rust_files(folder: PathBuf) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder)
-        .into_iter()
-        .flatten()
-        .map(Result::unwrap)
-    {
-        let path = entry.path();
-        if path.is_dir() && !path.ends_with("target") {
-            found.extend(rust_files(path));
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            found.push(path);
-        }
-    }
-    found
 }
 
 /// `src/store/key.rs` and `src/store.rs` belong to `store`.

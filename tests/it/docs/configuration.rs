@@ -9,6 +9,8 @@ use std::path::Path;
 use starlift::config::Config;
 use toml::Table;
 
+use super::sources::top;
+
 const REFERENCE: &str = "docs/CONFIGURATION.md";
 /// The text above the marker is written by hand.
 const MARKER: &str =
@@ -34,7 +36,7 @@ struct Field {
 
 #[test]
 fn the_reference_matches_the_source() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = top();
     let path = root.join(REFERENCE);
     let old = std::fs::read_to_string(&path).unwrap();
     let (head, generated) = old

@@ -1,8 +1,8 @@
 //! Checks that every limit of the configuration reference names the test that shows it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::Path;
+
+use super::sources::{document, tests};
 
 /// The evidence that a key works as its sentence says.
 enum Shown {
@@ -204,23 +204,6 @@ const LIMITS: &[(&str, Shown)] = &[
     ("pull.retry_delay", NoLimit("a pause")),
 ];
 
-/// Collects the names of all test functions under `folder`.
-fn tests_in(folder: &Path, found: &mut BTreeSet<String>) {
-    for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
-        let path = entry.path();
-        if path.is_dir() {
-            tests_in(&path, found);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            let text = fs::read_to_string(&path).unwrap();
-            let names = text
-                .split("fn ")
-                .skip(1)
-                .filter_map(|rest| rest.split('(').next());
-            found.extend(names.map(str::to_owned));
-        }
-    }
-}
-
 /// Returns the keys of the reference whose values are numbers, sizes or durations.
 fn keys(reference: &str) -> Vec<String> {
     let (mut keys, mut section) = (Vec::new(), String::new());
@@ -251,14 +234,10 @@ fn keys(reference: &str) -> Vec<String> {
 
 #[test]
 fn every_limit_names_the_test_that_shows_it() {
-    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut tests = BTreeSet::new();
-    for folder in ["src", "tests", "crates/estargz"] {
-        tests_in(&top.join(folder), &mut tests);
-    }
+    let tests = tests();
     let limits: BTreeMap<_, _> = LIMITS.iter().map(|(key, shown)| (*key, shown)).collect();
     assert_eq!(limits.len(), LIMITS.len(), "duplicate key in LIMITS");
-    let keys = keys(&fs::read_to_string(top.join("docs/CONFIGURATION.md")).unwrap());
+    let keys = keys(&document("CONFIGURATION.md"));
     assert!(keys.len() > 45, "{keys:?}");
     let known: BTreeSet<_> = keys.iter().map(String::as_str).collect();
     let file = file!();

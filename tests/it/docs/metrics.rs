@@ -1,10 +1,10 @@
 //! The metrics reference matches the table in the source.
 
-use std::path::Path;
+use super::sources::top;
 
 #[test]
 fn the_metrics_reference_is_fresh() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/METRICS.md");
+    let path = top().join("docs/METRICS.md");
     let expected = starlift::telemetry::metrics::reference();
     if std::env::var_os("UPDATE_DOCS").is_some() {
         std::fs::write(&path, &expected).unwrap();

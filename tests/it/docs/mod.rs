@@ -1,7 +1,10 @@
-//! The documentation is true: architecture, promises, limits and the generated references.
+//! The documentation is true: architecture, promises, limits, deploy files and
+//! generated references.
 
 mod architecture;
 mod configuration;
+mod deploy;
 mod limits;
 mod metrics;
 mod promises;
+mod sources;
