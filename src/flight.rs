@@ -258,6 +258,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+    use crate::eventually::eventually_async;
 
     #[tokio::test]
     async fn many_callers_share_one_computation() {
@@ -305,12 +306,6 @@ mod tests {
         assert_eq!(flight.join(1, || async { 2 }).await, Some(2));
     }
 
-    async fn until(holds: impl Fn() -> bool) {
-        while !holds() {
-            tokio::task::yield_now().await;
-        }
-    }
-
     #[tokio::test]
     async fn a_computation_without_a_caller_ends() {
         let flight =
@@ -321,7 +316,7 @@ mod tests {
             drop(flight.join(key, slow));
         }
         // The awaited one, and two that may continue for a while.
-        until(|| flight.len() == 3).await;
+        eventually_async("three computations run", async || flight.len() == 3).await;
         let kept = flight
             .running
             .lock()
@@ -332,7 +327,7 @@ mod tests {
         let joined = flight.join(kept, || async { panic!("it goes on") });
         awaited.abort();
         drop(joined);
-        until(|| flight.len() == 2).await;
+        eventually_async("two computations run", async || flight.len() == 2).await;
     }
 
     #[tokio::test]
@@ -340,7 +335,7 @@ mod tests {
         let flight =
             Flight::<usize, usize>::while_awaited(Forgotten::new(2, Duration::from_millis(1)));
         drop(flight.join(1, std::future::pending::<usize>));
-        until(|| flight.is_empty()).await;
+        eventually_async("nothing runs", async || flight.is_empty()).await;
         assert_eq!(flight.join(1, || async { 5 }).await, Some(5));
     }
 }

@@ -15,6 +15,9 @@ pub mod config;
 pub mod containerd;
 pub mod convert;
 mod doctor;
+#[cfg(test)]
+#[path = "../tests/it/support/eventually.rs"]
+mod eventually;
 mod failure;
 pub mod flight;
 #[cfg(test)]

@@ -205,6 +205,7 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
+    use crate::eventually::eventually;
 
     const QUICK: Pace = Pace {
         beat: Duration::from_millis(10),
@@ -224,9 +225,7 @@ mod tests {
 
     fn until(status: &str, address: SocketAddr) {
         let wanted = format!("HTTP/1.1 {status} ");
-        while !asked(address).starts_with(&wanted) {
-            thread::sleep(QUICK.beat);
-        }
+        eventually(&wanted, || asked(address).starts_with(&wanted));
     }
 
     #[test]

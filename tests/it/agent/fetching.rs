@@ -16,12 +16,10 @@ use starlift::agent::tree::Tree;
 use starlift::registry::{self, UpstreamConfig};
 use starlift::transport::Upstreams;
 
+use crate::support::eventually::eventually;
 use crate::support::lazy::{CHUNK, Layer as Blob};
-use crate::support::place::until;
 use crate::support::registry::{Gate, Registry};
 
-/// How long the tests wait for a change that comes by itself.
-const SOON: Duration = Duration::from_secs(30);
 /// Enough for two runs of small chunks at once: each takes half a megabyte and its largest chunk.
 const LITTLE: u64 = 2 << 20;
 
@@ -240,7 +238,7 @@ async fn a_data_file_that_is_unreadable_at_the_moment_is_no_error_and_stays() {
     assert_eq!(read(&layer, 0).await.unwrap(), world.content(0));
     std::fs::remove_file(&folder).unwrap();
     std::fs::rename(&aside, &folder).unwrap();
-    until("the file is opened again", SOON, || layer.data().holds(0));
+    eventually("the file is opened again", || layer.data().holds(0));
     assert_eq!(inode(), before, "it does not count as damaged");
     let requests = world.requests();
     assert_eq!(read(&layer, 0).await.unwrap(), world.content(0));

@@ -7,24 +7,19 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use starlift::containerd::services::snapshots::v1::PrepareSnapshotRequest;
 
 use crate::support::agent::Agent;
+use crate::support::eventually::eventually;
 use crate::support::lazy::{Layer, Node, ON_DEMAND, read};
-use crate::support::place::{Place, until};
+use crate::support::place::Place;
 use crate::support::registry::Registry;
 
-const SOON: Duration = Duration::from_secs(30);
 const NOBODY: u32 = 65534;
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.unwrap()
-}
-
-async fn eventually(state: &'static str, mut done: impl FnMut() -> bool + Send + 'static) {
-    blocking(move || until(state, SOON, &mut done)).await;
 }
 
 fn run(line: &str) {
@@ -95,7 +90,7 @@ async fn an_unmounted_mount_is_put_back_and_containers_continue_to_read() {
                 directory.parent().unwrap().display()
             ));
             let file = directory.join("file0");
-            eventually("the mount is in its place", move || file.exists()).await;
+            blocking(move || eventually("the mount is in its place", || file.exists())).await;
             assert_eq!(
                 fs::metadata(directory.join("file0")).unwrap().ino(),
                 inode,
@@ -124,7 +119,7 @@ async fn an_aborted_connection_is_replaced_and_layers_keep_their_inodes() {
         let inode = fs::metadata(directory.join("file0")).unwrap().ino();
         abort(&node.place, &directory);
         let file = directory.join("file0");
-        eventually("the layers are mounted anew", move || read(&file).is_ok()).await;
+        blocking(move || eventually("the layers are mounted anew", || read(&file).is_ok())).await;
         assert_eq!(fs::metadata(directory.join("file0")).unwrap().ino(), inode);
         let lost = read(&container.0.join("file0")).unwrap_err();
         assert!(

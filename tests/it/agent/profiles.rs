@@ -9,11 +9,10 @@ use serde_json::json;
 use starlift::oci::Digest;
 use starlift::profile::{Extents, FileUse, Observation, Stack};
 
+use crate::support::eventually::eventually;
 use crate::support::lazy::{CHUNK, Layer, Node, ON_DEMAND, read, read_at};
-use crate::support::place::until;
 use crate::support::registry::Gate;
 
-const SOON: Duration = Duration::from_secs(30);
 /// Long enough for a test's reads, and soon over.
 const RECORD: (&str, &str) = ("RECORD", "2s");
 const MIB: usize = 1 << 20;
@@ -67,7 +66,7 @@ fn profile(files: &[Named<'_>]) -> Vec<u8> {
 
 async fn observations(node: &Node) -> Vec<Observation> {
     let reports = || node.registry.told();
-    until("a start is reported", SOON, || !reports().is_empty());
+    eventually("a start is reported", || !reports().is_empty());
     reports()
         .iter()
         .map(|report| Observation::parse(&report.json, 2).unwrap())
@@ -256,9 +255,7 @@ async fn files_in_the_profile_are_prefetched_before_they_are_read() {
     node.registry.put_profile(&stack(&layers), profile(&files));
     let top = pulled(&node, &layers).await;
     let report = || node.agent.status()["profiles"][0].clone();
-    until("the files are on the node", SOON, || {
-        report()["held_files"] == 3
-    });
+    eventually("the files are on the node", || report()["held_files"] == 3);
     assert_eq!(
         (&report()["state"], &report()["files"]),
         (&json!("used"), &json!(3)),
@@ -328,7 +325,7 @@ async fn files_of_a_base_layer_that_came_with_another_image_are_prefetched() {
     );
     let is_lazy = node.prepare_on("two-1", "one-0", labels).await.unwrap();
     assert!(is_lazy);
-    until("both files are on the node", SOON, || {
+    eventually("both files are on the node", || {
         let status = node.agent.status();
         let profiles = status["profiles"].as_array().unwrap();
         profiles.iter().any(|profile| profile["held_files"] == 2)
@@ -348,7 +345,7 @@ async fn a_start_asks_for_a_profile_that_did_not_exist_when_the_layers_were_moun
         profile(&[(1, "file0", &[]), (0, "file0", &[])]),
     );
     let directories = node.begin_container("container", &top).await;
-    until("the files are on the node", SOON, || {
+    eventually("the files are on the node", || {
         node.agent.status()["profiles"][0]["held_files"] == 2
     });
     let requests = node.blob_requests();
@@ -435,15 +432,11 @@ async fn without_an_answer_the_files_before_the_landmark_are_fetched() {
     ]);
     let layers = [layer];
     pulled(&node, &layers).await;
-    until(
-        "the files before the landmark are on the node",
-        SOON,
-        || {
-            node.agent.status()["layers"][0]["prefetched_bytes"]
-                .as_u64()
-                .is_some_and(|bytes| bytes > CHUNK as u64)
-        },
-    );
+    eventually("the files before the landmark are on the node", || {
+        node.agent.status()["layers"][0]["prefetched_bytes"]
+            .as_u64()
+            .is_some_and(|bytes| bytes > CHUNK as u64)
+    });
     silent.open();
 }
 
@@ -456,7 +449,7 @@ async fn a_profile_fetches_no_more_than_its_limit() {
         profile(&[(0, "file1", &[]), (1, "file4", &[]), (0, "file0", &[])]),
     );
     pulled(&node, &layers).await;
-    until("the fetch has ended", SOON, || {
+    eventually("the fetch has ended", || {
         node.agent.daemon.log().contains("fetched by profile")
     });
     let bytes: u64 = node.agent.status()["layers"]

@@ -9,19 +9,17 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use starlift::oci::Digest;
 
 use crate::support::agent::Agent;
+use crate::support::eventually::eventually;
 use crate::support::image::{Compression, Random, compress};
 use crate::support::lazy::{CHUNK, Layer, Node, ON_DEMAND, data_file, data_files, read, read_at};
-use crate::support::place::{Place, until};
+use crate::support::place::Place;
 use crate::support::registry::{Auth, Gate, Registry, TokenAuth};
 use crate::support::systemd::Manager;
 
-/// How long the tests wait for a change that comes by itself.
-const SOON: Duration = Duration::from_secs(30);
 const EIO: i32 = 5;
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
@@ -208,7 +206,7 @@ async fn reads_wait_for_an_unreachable_registry() {
     let waiting = tokio::spawn(read_later(directory.join("file0")));
     // The registry client gave up and was started again more than once.
     let node = blocking(move || {
-        until("the registry was asked repeatedly", SOON, || {
+        eventually("the registry was asked repeatedly", || {
             node.blob_requests() > 12
         });
         node
@@ -411,7 +409,7 @@ async fn a_chunk_that_another_layer_holds_is_not_fetched() {
     assert!(read_later(second.join("shared")).await.unwrap() == shared.1);
     assert_eq!(node.blob_requests(), requests);
     node.remove("one").await.unwrap();
-    until("the first layer's files are gone", SOON, || {
+    eventually("the first layer's files are gone", || {
         data_files(&node.agent).len() == 2
     });
     assert!(read_later(second.join("shared")).await.unwrap() == shared.1);
@@ -441,9 +439,7 @@ async fn the_content_of_a_layer_goes_with_its_last_snapshot() {
     );
     node.remove("one").await.unwrap();
     node.remove("two").await.unwrap();
-    until("two files are left", SOON, || {
-        data_files(&node.agent).len() == 2
-    });
+    eventually("two files are left", || data_files(&node.agent).len() == 2);
     let requests = node.blob_requests();
     let again = node.directory("again").await;
     assert!(read_later(again.join("file0")).await.unwrap() == layers[0].files[0].1);
@@ -469,9 +465,8 @@ async fn the_cache_stays_within_its_limit() {
         }
     }
     // Chunks that were fetched along with the last read may still arrive, and evict others.
-    until(
+    eventually(
         "the files are within their limit and reported as the file system counts them",
-        SOON,
         || {
             let blocks = data_files(&node.agent)
                 .into_iter()
@@ -510,16 +505,16 @@ async fn the_disk_keeps_its_free_space() {
     node.restart(&all);
     let layer = Layer::random(75, &[10 << 20, 50_000]);
     let directory = node.mount("target", &layer).await;
-    until("the background has stopped", SOON, || {
+    eventually("the background has stopped", || {
         (floor..floor + (1 << 20)).contains(&free())
     });
     // Others fill the disk.
     fs::write(cache.join("others"), vec![1; 2 << 20]).unwrap();
-    until("the oldest content has gone", SOON, || free() >= floor);
+    eventually("the oldest content has gone", || free() >= floor);
     for (name, content) in &layer.files {
         assert!(read_later(directory.join(name)).await.unwrap() == *content);
     }
-    until("reads leave the space free too", SOON, || free() >= floor);
+    eventually("reads leave the space free too", || free() >= floor);
     node.agent.daemon.stop();
     node.place.run(&format!("umount {}", cache.display()));
 }
@@ -671,7 +666,7 @@ async fn files_before_the_landmark_are_fetched_at_once() {
     files.insert(1, landmark);
     let layer = Layer::with_landmark(files);
     let directory = node.mount("target", &layer).await;
-    until("the first file is fetched", SOON, || {
+    eventually("the first file is fetched", || {
         node.agent.status()["layers"][0]["prefetched_bytes"]
             .as_u64()
             .unwrap()
@@ -728,7 +723,7 @@ async fn the_rest_is_fetched_without_a_reader() {
     let node = Node::start(&[("BACKGROUND_DELAY", "0s")]).await;
     let layer = Layer::random(17, &[2 << 20, 100, 1 << 20]);
     let directory = node.mount("target", &layer).await;
-    until("everything is cached", SOON, || {
+    eventually("everything is cached", || {
         let status = node.agent.status();
         let content = &status["layers"][0]["content"];
         content["bytes"] == content["held_bytes"]
@@ -755,7 +750,7 @@ async fn one_bad_chunk_does_not_stop_the_fetching_of_the_rest() {
     spoiled[2 * CHUNK + CHUNK / 2] ^= 1;
     node.registry.put_wrong_blob(&layer.digest, spoiled);
     assert!(node.prepare("target", &layer).await.unwrap());
-    until("all chunks but one are cached", SOON, || {
+    eventually("all chunks but one are cached", || {
         let content = node.agent.status()["layers"][0]["content"].clone();
         content["bytes"].as_u64().unwrap() == content["held_bytes"].as_u64().unwrap() + CHUNK as u64
     });
@@ -783,10 +778,10 @@ async fn a_keeper_that_died_is_replaced() {
     };
     let first = keeper().expect("a keeper runs");
     node.place.run(&format!("kill -9 {first}"));
-    until("another keeper runs", SOON, || {
+    eventually("another keeper runs", || {
         keeper().is_some_and(|next| next != first)
     });
-    until("the new keeper has the mount", SOON, || {
+    eventually("the new keeper has the mount", || {
         node.agent
             .daemon
             .log()

@@ -10,13 +10,12 @@ use serde_json::Value;
 use crate::support::agent::Agent;
 use crate::support::containerd::{Containerd, Release, deployed, on_each_release};
 use crate::support::docker_registry::{Access, DockerRegistry};
+use crate::support::eventually::eventually;
 use crate::support::fixture::{self, Fixture};
 use crate::support::link::Link;
-use crate::support::place::{Place, until};
+use crate::support::place::Place;
 use crate::support::starlift::Starlift;
 
-/// How long containerd's garbage collection may take to run.
-const SOON: Duration = Duration::from_secs(60);
 const ON_DEMAND: (&str, &str) = ("BACKGROUND", "off");
 
 fn place(more: &[&str]) -> Option<Place> {
@@ -130,9 +129,7 @@ fn containers_start_and_live_while_agents_come_and_go(containerd: Release) {
     let turns = || fs::metadata(out.join("turns")).map_or(0, |turns| turns.len());
     let wait_for_turns = || {
         let before = turns();
-        until("the container continues to read", SOON, || {
-            turns() > before + 20
-        });
+        eventually("the container continues to read", || turns() > before + 20);
     };
     wait_for_turns();
     let upgraded = place.path().join("upgraded");
@@ -158,7 +155,7 @@ fn containers_start_and_live_while_agents_come_and_go(containerd: Release) {
     }
     assert!(!out.join("failed").exists());
     containerd.ctr(&format!("tasks kill --signal SIGKILL {lives}"));
-    until("the task is over", SOON, || {
+    eventually("the task is over", || {
         containerd.ctr("tasks ls").contains("STOPPED")
     });
     containerd.ctr(&format!("tasks rm {lives}"));
@@ -273,7 +270,7 @@ fn a_lazy_image_is_removed_collected_and_pulled_again(containerd: Release) {
         );
         assert_eq!(containerd.ctr(&run), "new\n", "containerd was restarted");
         containerd.ctr(&format!("images rm --sync {image}"));
-        until("the layers are unmounted", SOON, || agent.lazy().is_empty());
+        eventually("the layers are unmounted", || agent.lazy().is_empty());
         assert!(agent.directories().is_empty());
     }
 }

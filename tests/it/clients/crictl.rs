@@ -1,20 +1,16 @@
 //! Pods as `crictl` runs them on today's containerd: an image as a volume, and a user namespace.
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 
 use crate::support::agent::Agent;
 use crate::support::containerd::{Containerd, CriPull};
 use crate::support::crictl::Crictl;
+use crate::support::eventually::eventually;
 use crate::support::fixture::{self, Fixture, converted, sleeping_app};
 use crate::support::lazy::ON_DEMAND;
-use crate::support::place::{Place, until};
+use crate::support::place::Place;
 use crate::support::pods::NODE;
 use crate::support::registry::Registry;
-
-/// How long containerd's garbage collection may take to run.
-const SOON: Duration = Duration::from_secs(60);
 
 /// Returns a pod's sandbox and a sleeping container of it, in the network of the node.
 fn pod(image: &str) -> [Value; 2] {
@@ -88,7 +84,7 @@ async fn an_image_is_a_lazy_volume_of_a_pod(by: CriPull) {
 
     crictl.run(&format!("rmp --force {}", pod.pod));
     crictl.run(&format!("rmi {image} {volume}"));
-    until("the layers are unmounted", SOON, || agent.lazy().is_empty());
+    eventually("the layers are unmounted", || agent.lazy().is_empty());
     assert!(agent.directories().is_empty());
 }
 

@@ -5,17 +5,16 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
 use crate::support::containerd::{self, Containerd};
 use crate::support::docker_registry::{Access, DockerRegistry};
+use crate::support::eventually::eventually;
 use crate::support::fixture::{self, Fixture};
-use crate::support::place::{Daemon, Place, until};
+use crate::support::place::{Daemon, Place};
 
-/// The time within which a container must end, on a busy machine.
-const SOON: Duration = Duration::from_secs(60);
 /// Reads a file of the top layer with a program of the lowest layer.
 const CAT: &[&str] = &[
     "--entrypoint",
@@ -515,7 +514,7 @@ fn a_killed_command_leaves_no_container() {
         place.processes()
     );
     running.kill();
-    until("the processes of the container end", SOON, || {
+    eventually("the processes of the container end", || {
         place.processes().is_empty()
     });
     assert!(!place.path().join("twin").exists());

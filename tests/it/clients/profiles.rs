@@ -9,12 +9,12 @@ use serde_json::Value;
 use crate::support::agent::Agent;
 use crate::support::containerd::{self, Containerd};
 use crate::support::docker_registry::{Access, DockerRegistry};
+use crate::support::eventually::eventually;
 use crate::support::fixture::{self, Fixture};
 use crate::support::link::Link;
-use crate::support::place::{Place, fetch, until};
+use crate::support::place::{Place, fetch};
 use crate::support::starlift::Starlift;
 
-const SOON: Duration = Duration::from_secs(60);
 const SCRIPT: &str = "python3 -c 'import flask, sqlalchemy; print(flask.Flask(\"x\").name)'\n";
 
 /// The costs of a start on an empty node.
@@ -97,7 +97,7 @@ fn start(server: &Starlift, settings: &[(&str, &str)], pull: &str) -> Option<Sta
         .unwrap_or(0);
     let carried = link.carried();
     if !settings.contains(&("RECORD", "0s")) {
-        until("the start is reported", SOON, || sent().is_some());
+        eventually("the start is reported", || sent().is_some());
     }
     let log = agent.daemon.log();
     let profile = status["profiles"][0].clone();
@@ -122,7 +122,7 @@ fn the_second_node_prefetches_the_files_that_the_first_one_read() {
     let Some(first) = start(&server, &[("PROFILES", "false")], "rpull") else {
         return;
     };
-    until("the server has merged the observation", SOON, || {
+    eventually("the server has merged the observation", || {
         let status: Value =
             serde_json::from_slice(&fetch(&server.url("/api/v1/status")).unwrap()).unwrap();
         status["profiles"]["merges"]
@@ -240,7 +240,7 @@ fn a_profile_that_refers_to_an_image_of_any_registry_is_used() {
     let containerd = Containerd::start_with(&place, &agent.plugin("stargz"));
     containerd.ctr_remote(&format!("images rpull --plain-http {image}"));
     let profile = || agent.status()["profiles"][0].clone();
-    until("the profile's files are on the node", SOON, || {
+    eventually("the profile's files are on the node", || {
         profile()["held_files"] == 2
     });
     let profile = profile();

@@ -4,15 +4,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use starlift::oci::Digest;
 use starlift::profile::Stack;
 
 use crate::support::containerd::{self, Containerd};
+use crate::support::eventually::eventually;
 use crate::support::fixture::{self, Fixture};
-use crate::support::place::{Place, fetch, until};
+use crate::support::place::{Place, fetch};
 use crate::support::stargz::Stargz;
 use crate::support::starlift::Starlift;
 
@@ -83,15 +83,11 @@ fn learned(place: &Place, fixture: &Fixture, name: &str, workload: &[&str]) -> F
         .collect();
     let url = server.url(&format!("/api/v1/profiles/{}", Stack::of(&layers)));
     let mut files = Vec::new();
-    until(
-        "the profile has an observer",
-        Duration::from_secs(60),
-        || {
-            let profile: Value = serde_json::from_slice(&fetch(&url).unwrap()).unwrap();
-            files.clone_from(profile["files"].as_array().unwrap());
-            profile["observers"] == 1
-        },
-    );
+    eventually("the profile has an observer", || {
+        let profile: Value = serde_json::from_slice(&fetch(&url).unwrap()).unwrap();
+        files.clone_from(profile["files"].as_array().unwrap());
+        profile["observers"] == 1
+    });
     assert!(
         files
             .iter()

@@ -3,16 +3,13 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use crate::support::agent::Agent;
 use crate::support::containerd::{Containerd, Release, on_each_release};
 use crate::support::docker_registry::{Access, DockerRegistry};
+use crate::support::eventually::eventually;
 use crate::support::fixture::{self, Fixture};
-use crate::support::place::{Place, until};
-
-/// How long containerd's garbage collection, or its next attempt to dial, may take.
-const SOON: Duration = Duration::from_secs(60);
+use crate::support::place::Place;
 
 fn place(containerd: Release, more: &[&str]) -> Option<Place> {
     containerd.place(&[fixture::TOOLS, &["docker-registry"], more].concat())
@@ -166,7 +163,7 @@ fn every_command_on_snapshots_works(containerd: Release) {
         ctr(&format!("rm {name}"));
     }
     containerd.collect_garbage();
-    until("the directories are gone", SOON, || {
+    eventually("the directories are gone", || {
         agent.directories().is_empty()
     });
 }
@@ -208,7 +205,7 @@ fn containers_and_snapshots_survive_restarts_of_both_daemons(containerd: Release
     drop(agent);
     let mut agent = Agent::start(&place);
     // Its gRPC client waits before it dials again, and refuses every call until then.
-    until("containerd has dialled the agent again", SOON, || {
+    eventually("containerd has dialled the agent again", || {
         let mut list = place.command("ctr");
         list.arg("-a").arg(&containerd.socket).args([
             "snapshots",
@@ -237,7 +234,7 @@ fn containers_and_snapshots_survive_restarts_of_both_daemons(containerd: Release
         "run --rm --snapshotter starlift {image} {after_restart} /bin/true"
     ));
     containerd.ctr(&format!("tasks kill --signal SIGKILL {lives}"));
-    until("the task is over", SOON, || {
+    eventually("the task is over", || {
         containerd.ctr("tasks ls").contains("STOPPED")
     });
     containerd.ctr(&format!("tasks rm {lives}"));
@@ -268,7 +265,7 @@ fn a_removed_image_is_collected_and_can_be_pulled_again(containerd: Release) {
             format!("run --rm --snapshotter starlift {image} {one} /bin/cat /usr/share/old/d");
         assert_eq!(containerd.ctr(&run), "new\n");
         containerd.ctr(&format!("images rm --sync {image}"));
-        until("the snapshots are collected", SOON, || {
+        eventually("the snapshots are collected", || {
             agent.directories().is_empty()
         });
         assert!(snapshots(&containerd, "starlift").is_empty());

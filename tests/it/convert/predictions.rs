@@ -16,6 +16,7 @@ use starlift::store::ImageRecord;
 use starlift::tocs::Tocs;
 
 use super::bench::Bench;
+use crate::support::eventually::eventually_async;
 use crate::support::image::Image;
 
 const EXECUTABLE: &str = env!("CARGO_BIN_EXE_starlift");
@@ -171,9 +172,10 @@ async fn a_process_that_is_silent_is_killed() {
     .await;
     assert!(matches!(failure, PredictionError::TooLong), "{failure:?}");
     let process = PathBuf::from("/proc").join(fs::read_to_string(pid).unwrap().trim());
-    while process.join("exe").exists() {
-        tokio::task::yield_now().await;
-    }
+    eventually_async("the process is gone", async || {
+        !process.join("exe").exists()
+    })
+    .await;
 }
 
 #[tokio::test]

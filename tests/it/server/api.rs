@@ -1,12 +1,10 @@
 //! Health, metrics, the page, and conversions in advance of a pull.
 
-use std::time::Duration;
-
 use reqwest::Method;
 use serde_json::Value;
-use tokio::time::timeout;
 
-use super::{Answer, PATIENT, Stage};
+use super::{Answer, Stage};
+use crate::support::eventually::eventually_some;
 
 async fn start(stage: &Stage, body: &'static str) -> Answer {
     let sent = stage
@@ -22,18 +20,13 @@ async fn start(stage: &Stage, body: &'static str) -> Answer {
     }
 }
 
-/// Polls until the conversion has ended, and returns it.
+/// Waits until the conversion has ended, and returns it.
 pub(super) async fn ended(stage: &Stage, location: &str) -> Value {
-    let asking = async {
-        loop {
-            let job = stage.get(location).await.json()["conversion"].clone();
-            if !job["ended"].is_null() {
-                return job;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(PATIENT, asking).await.unwrap()
+    eventually_some("the conversion has ended", async || {
+        let job = stage.get(location).await.json()["conversion"].clone();
+        (!job["ended"].is_null()).then_some(job)
+    })
+    .await
 }
 
 #[tokio::test]

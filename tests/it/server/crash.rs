@@ -13,14 +13,12 @@ use starlift::oci::Digest;
 use starlift::store::{self, Store};
 use tokio::process::{Child, Command};
 
+use crate::support::eventually::eventually;
 use crate::support::image::{Image, ImageBuilder};
-use crate::support::place::{Place, fetch, until};
+use crate::support::place::{Place, fetch};
 use crate::support::registry::{Gate, Registry};
 use crate::support::s3::{self, BUCKET, Fault, S3};
 use crate::support::starlift::Starlift;
-
-/// Long enough for any step on a busy machine. No test waits for it to pass.
-const PATIENT: Duration = Duration::from_secs(60);
 
 /// A registry with one image, and a store that outlives its servers.
 struct Site {
@@ -167,7 +165,7 @@ impl Site {
         }
         let mut server =
             self.start("[store.retention]\ngrace = \"1ms\"\n[serve]\nsweep_interval = \"20ms\"\n");
-        until("the store is swept", PATIENT, || {
+        eventually("the store is swept", || {
             let metrics = String::from_utf8(fetch(&server.url("/metrics")).unwrap()).unwrap();
             metrics.contains(r#"starlift_sweeps_total{outcome="done"}"#)
         });
@@ -274,7 +272,7 @@ async fn killed_at(when: &str, hold: impl Fn(&Registry, &Gate), then: impl Fn(&S
     let mut server = site.start("");
     let _client = ask(&server);
     gate.reached(1).await;
-    until(when, PATIENT, || then(&site));
+    eventually(when, || then(&site));
     server.daemon.kill();
     site.registry.heal();
     gate.open();
@@ -339,7 +337,7 @@ async fn killed_in_the_middle_of_a_layer() {
         let _client = ask(&server);
         gate.reached(1).await;
         if bytes > length / 2 {
-            until("parts are there", PATIENT, || {
+            eventually("parts are there", || {
                 site.keys().iter().any(|key| key.contains('#'))
             });
         }
@@ -396,7 +394,7 @@ async fn killed_before_each_operation_of_the_store() {
         });
         let mut client = ask(&server);
         let mut is_answered = false;
-        until("the step is reached or all is done", PATIENT, || {
+        eventually("the step is reached or all is done", || {
             is_answered = client.try_wait().unwrap().is_some();
             is_answered || bucket.asked() > step
         });

@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::Stage;
+use crate::support::eventually::eventually_async;
 use crate::support::image::ImageBuilder;
 use crate::support::registry::Gate;
 
@@ -128,7 +129,10 @@ async fn a_client_that_stops_reading_is_disconnected() {
     connection.write_all(request.as_bytes()).await.unwrap();
     // The stopped client frees its place once its connection is closed.
     let stalled = clients_stalled();
-    wait_until(|| clients_stalled() > stalled).await;
+    eventually_async("the client is seen to stall", async || {
+        clients_stalled() > stalled
+    })
+    .await;
     stage.server.shutdown.cancel();
     (&mut stage.server.ended).await.unwrap().unwrap();
     let mut taken = Vec::new();
@@ -179,17 +183,6 @@ async fn an_http_2_client_that_reads_nothing_is_disconnected() {
 
 fn clients_stalled() -> u64 {
     starlift::telemetry::metrics().clients_stalled.get()
-}
-
-async fn wait_until(holds: impl Fn() -> bool) {
-    let looking = async {
-        while !holds() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(30), looking)
-        .await
-        .unwrap();
 }
 
 #[tokio::test]

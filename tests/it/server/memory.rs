@@ -7,8 +7,9 @@ use std::time::Duration;
 use serde_json::json;
 use starlift::oci::{Digest, media_type};
 
+use crate::support::eventually::eventually;
 use crate::support::image::{Image, ImageBuilder};
-use crate::support::place::{Place, until};
+use crate::support::place::Place;
 use crate::support::registry::{Gate, Registry};
 use crate::support::starlift::Starlift;
 
@@ -103,7 +104,7 @@ async fn an_index_of_many_large_children_costs_little() {
     let before = server.daemon.memory_now();
     pull(&server, "index").unwrap();
     // Four children are in progress and wait for their configurations.
-    until("children are fetched", Duration::from_secs(30), || {
+    eventually("children are fetched", || {
         registry.count("GET", "/blobs/") >= 4
     });
     let peak = server.daemon.peak_memory() - before;

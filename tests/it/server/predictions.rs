@@ -7,11 +7,11 @@ use reqwest::Method;
 use starlift::convert::{Config, Converter};
 use starlift::predict::{Limits, Predictor};
 use starlift::store::Store;
-use tokio::time::timeout;
 
 use super::profiles::{path_of, quick, stack_of};
-use super::{PATIENT, Stage, try_start};
+use super::{Stage, try_start};
 use crate::convert::predictions::{fake, script};
+use crate::support::eventually::eventually_async;
 
 /// A predictor that counts its starts in a file of the folder, and dies of whatever it is told.
 fn deadly(folder: &Path) -> Predictor {
@@ -43,12 +43,10 @@ async fn an_image_that_kills_its_predictor_is_not_tried_again_after_a_restart() 
     stage.registry.push("app", "v1", &image);
     let stack = stack_of(&stage.get("/v2/local/app/manifests/v1").await.json());
     let by = format!("{}-p1", stage.converter.generation().0);
-    let given_up = async {
-        while store.knowledge(&config).await.unwrap().may_be_tried(&by) {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(PATIENT, given_up).await.unwrap();
+    eventually_async("the prediction is given up", async || {
+        !store.knowledge(&config).await.unwrap().may_be_tried(&by)
+    })
+    .await;
     assert_eq!(starts(folder.path()), 1);
 
     let restarted = try_start(

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 
 use super::{Answer, PATIENT, Stage};
 use crate::support::bucket::Bucket;
+use crate::support::eventually::{eventually_async, eventually_some};
 use crate::support::fixture::{self, Fixture};
 use crate::support::image::Image;
 use crate::support::place::Place;
@@ -94,18 +95,15 @@ impl Stage {
         }
     }
 
-    /// Polls until the profile satisfies `holds`, and returns it.
+    /// Waits until the profile satisfies `holds`, and returns it.
     pub(crate) async fn profile_when(&self, path: &str, holds: impl Fn(&Value) -> bool) -> Value {
-        let asking = async {
-            loop {
-                let answer = self.get(path).await;
-                if answer.status == 200 && holds(&answer.json()) {
-                    return answer.json();
-                }
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        timeout(PATIENT, asking).await.unwrap()
+        eventually_some("the profile is as expected", async || {
+            let answer = self.get(path).await;
+            (answer.status == 200)
+                .then(|| answer.json())
+                .filter(|profile| holds(profile))
+        })
+        .await
     }
 }
 
@@ -606,17 +604,12 @@ async fn an_image_converted_before_stacks_were_kept_is_learned_too() {
         .ask_at(&later, Method::GET, "/v2/local/app/manifests/v1", &[])
         .await;
     assert_eq!(stack_of(&manifest.json()), stack);
-    let kept = async {
-        while stage
-            .ask_at(&later, Method::GET, &path_of(&stack), &[])
-            .await
-            .status
-            != 200
-        {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(PATIENT, kept).await.unwrap();
+    eventually_async("the record is stored", async || {
+        let path = path_of(&stack);
+        let profile = stage.ask_at(&later, Method::GET, &path, &[]).await;
+        profile.status == 200
+    })
+    .await;
     let image = stage.push_app();
     let profile = stage
         .ask_at(&later, Method::GET, &path_of(&stack), &[])

@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use super::profiles::{path_of, stack_of};
 use super::{PATIENT, Stage};
+use crate::support::eventually::eventually_async;
 use crate::support::image::{ImageBuilder, Random};
 use crate::support::s3::S3;
 
@@ -246,12 +247,10 @@ async fn ranges_are_redirected_once_the_image_is_known() {
             profile["observers"] == 1
         })
         .await;
-    let redirected = async {
-        while client.range(&layer.digest, &layer.tail(), &[]).await != 307 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    timeout(PATIENT, redirected).await.unwrap();
+    eventually_async("the range is redirected", async || {
+        client.range(&layer.digest, &layer.tail(), &[]).await == 307
+    })
+    .await;
 }
 
 #[tokio::test]

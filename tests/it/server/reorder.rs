@@ -1,16 +1,14 @@
 //! Images that are converted again with their files in reading order.
 
-use std::time::Duration;
-
 use estargz::toc::Limits;
 use estargz::{Footer, UnverifiedToc, footer};
 use serde_json::Value;
 use starlift::convert;
 use starlift::store::Store;
-use tokio::time::timeout;
 
+use super::Stage;
 use super::profiles::{FILES, path_of, quick, seen, stack_of};
-use super::{PATIENT, Stage};
+use crate::support::eventually::eventually_some;
 use crate::support::image::{Image, ImageBuilder};
 
 impl Stage {
@@ -43,19 +41,14 @@ impl Stage {
             .await;
     }
 
-    /// Polls until the manifest differs from `before`, and returns it.
+    /// Waits until the manifest differs from `before`, and returns it.
     async fn changed(&self, path: &str, before: &str) -> Value {
-        let asking = async {
-            loop {
-                let answer = self.get(path).await;
-                assert_eq!(answer.status, 200);
-                if answer.digest() != before {
-                    return answer.json();
-                }
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        timeout(PATIENT, asking).await.unwrap()
+        eventually_some("the manifest has changed", async || {
+            let answer = self.get(path).await;
+            assert_eq!(answer.status, 200);
+            (answer.digest() != before).then(|| answer.json())
+        })
+        .await
     }
 
     /// Returns the names in the TOC of a layer, up to its landmark.

@@ -1,18 +1,16 @@
 //! Two real servers over one bucket that are asked for the same image at once.
 
-use std::time::Duration;
-
 use serde_json::Value;
 use starlift::oci::Digest;
 
+use crate::support::eventually::eventually;
 use crate::support::image::ImageBuilder;
 use crate::support::moto::Moto;
-use crate::support::place::{Place, fetch, until};
+use crate::support::place::{Place, fetch};
 use crate::support::registry::{Gate, Registry};
 use crate::support::s3::BUCKET;
 use crate::support::starlift::Starlift;
 
-const PATIENT: Duration = Duration::from_secs(60);
 const LAYERS: usize = 3;
 
 fn start(place: &Place, moto: &Moto, registry: &Registry) -> Starlift {
@@ -77,7 +75,7 @@ async fn two_servers_over_one_bucket_convert_each_layer_once() {
     });
     // One server fetches every layer, and the other has found the leases held.
     gate.reached(LAYERS).await;
-    until("the other server waits for each layer", PATIENT, || {
+    eventually("the other server waits for each layer", || {
         let held: usize = servers
             .iter()
             .map(|server| metric(server, r#"starlift_leases_total{outcome="held"}"#))

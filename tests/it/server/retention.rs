@@ -8,6 +8,7 @@ use starlift::oci::media_type::{DOCKER_LAYER_GZIP, DOCKER_MANIFEST, DOCKER_MANIF
 use starlift::store::{self, Retention, Store};
 
 use super::{Answer, Stage};
+use crate::support::eventually::eventually_async;
 use crate::support::image::{Image, ImageBuilder};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -62,9 +63,10 @@ impl Folder {
     async fn noted(&self) {
         let is_young =
             |path: PathBuf| path.metadata().unwrap().modified().unwrap() > SystemTime::now() - DAY;
-        while !self.files("used").into_iter().any(is_young) {
-            tokio::task::yield_now().await;
-        }
+        eventually_async("a use is recorded", async || {
+            self.files("used").into_iter().any(is_young)
+        })
+        .await;
     }
 }
 

@@ -10,6 +10,7 @@ use starlift::oci::Digest;
 use starlift::store::{self, Damage, Finding, Store};
 
 use super::Stage;
+use crate::support::eventually::eventually_async;
 use crate::support::image::{Image, ImageBuilder, Random};
 use crate::support::s3::S3;
 
@@ -323,16 +324,17 @@ async fn a_range_of_a_rotten_layer_has_the_layer_made_again() {
         .ask(reqwest::Method::GET, &blob, &[("range", "bytes=0-9")])
         .await;
     assert_eq!(range.status, 206);
-    while stage
-        .store
-        .find(&Digest::sha256_of(content))
-        .await
-        .unwrap()
-        .is_some()
-    {
-        tokio::task::yield_now().await;
-    }
+    withdrawn(&stage, content).await;
     assert_eq!(pull(&stage).await, right);
+}
+
+/// Waits until the server has no object of this content any more.
+async fn withdrawn(stage: &Stage, content: &[u8]) {
+    let digest = Digest::sha256_of(content);
+    eventually_async("the damaged object is withdrawn", async || {
+        stage.store.find(&digest).await.unwrap().is_none()
+    })
+    .await;
 }
 
 async fn scrub(store: &Store, repair: bool) -> Vec<Finding> {
@@ -405,14 +407,6 @@ async fn a_server_scrubs_its_store_by_itself() {
         ..store::Config::default()
     };
     let stage = stage_over(Store::open(&config).await.unwrap()).await;
-    while stage
-        .store
-        .find(&Digest::sha256_of(content))
-        .await
-        .unwrap()
-        .is_some()
-    {
-        tokio::task::yield_now().await;
-    }
+    withdrawn(&stage, content).await;
     assert!(stage.store.sweep(SystemTime::now()).await.is_ok());
 }

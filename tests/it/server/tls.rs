@@ -7,6 +7,7 @@ use reqwest::Certificate;
 use starlift::serve::TlsConfig;
 
 use super::{Running, Stage};
+use crate::support::eventually::eventually_async;
 
 /// A request for a server's certificate. Clients would not accept the certificate of an authority
 /// from a server.
@@ -79,12 +80,10 @@ async fn a_new_certificate_is_taken_on_sighup() {
         .status()
         .unwrap();
     assert!(hangup.success());
-    let renewed = async {
-        while !is_trusted(&server, &second).await {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(super::PATIENT, renewed).await.unwrap();
+    eventually_async("the new certificate is served", async || {
+        is_trusted(&server, &second).await
+    })
+    .await;
     assert!(!is_trusted(&server, &first).await);
 }
 

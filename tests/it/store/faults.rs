@@ -312,10 +312,11 @@ async fn an_image_that_is_built_on_an_old_layer_while_it_is_swept_stays_whole() 
                 Fate::Pass
             }
         }));
-        let sweep = tokio::spawn(async move { sweeper.sweep(in_a_year()).await });
+        let mut sweep = tokio::spawn(async move { sweeper.sweep(in_a_year()).await });
         tokio::select! {
             () = gate.reached() => {}
-            () = async { while !sweep.is_finished() { tokio::task::yield_now().await } } => {
+            swept = &mut sweep => {
+                swept.unwrap().unwrap();
                 assert!(held > 3, "the sweep deleted {held} objects");
                 return;
             }

@@ -8,6 +8,7 @@ use starlift::oci::Digest;
 use starlift::store::{Config, Error, Store};
 
 use super::contract::{bytes_of, generation, put_image, put_layer, read, source_of};
+use crate::support::eventually::{eventually, eventually_async};
 
 /// Returns a folder for a store, and the store's configuration.
 pub(super) fn folder() -> (tempfile::TempDir, Config) {
@@ -141,14 +142,7 @@ impl Holder {
             waiting.display()
         );
         let child = Command::new("sh").args(["-c", &script]).spawn().unwrap();
-        let deadline = std::time::Instant::now() + Duration::from_secs(30);
-        while !waiting.exists() {
-            assert!(
-                std::time::Instant::now() < deadline,
-                "the lock was not taken"
-            );
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        eventually("the lock is taken", || waiting.exists());
         std::fs::remove_file(waiting).unwrap();
         Self(child)
     }
@@ -233,15 +227,10 @@ async fn a_full_disk_is_an_error_and_room_heals_it() {
     );
     std::fs::remove_file(ballast).unwrap();
     // The staging file is deleted in the background.
-    let deadline = std::time::Instant::now() + Duration::from_secs(30);
-    while !files(&location).is_empty() {
-        assert!(
-            std::time::Instant::now() < deadline,
-            "{:?} stay",
-            files(&location)
-        );
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    eventually_async("the staging file is gone", async || {
+        files(&location).is_empty()
+    })
+    .await;
     put_layer(&store, &source_of(4), &layer).await.unwrap();
     let object = store
         .find(&Digest::sha256_of(&layer))

@@ -12,6 +12,7 @@ use starlift::store::{Config, Store};
 
 use super::contract::sealed;
 use crate::support::bucket::{Bucket, Fate};
+use crate::support::eventually::eventually_async;
 
 const NAME: &str = "layer";
 
@@ -26,18 +27,6 @@ fn open(bucket: &Bucket) -> Store {
             ..Config::default()
         },
     )
-}
-
-/// Polls until `look` returns true. Fails the test after a time limit.
-async fn until<F: Future<Output = bool>>(look: impl Fn() -> F) {
-    let looking = async {
-        while !look().await {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(30), looking)
-        .await
-        .unwrap();
 }
 
 fn place() -> Path {
@@ -91,10 +80,16 @@ async fn a_lease_that_has_run_out_is_taken_over_once() {
 async fn a_lease_is_renewed_until_it_is_dropped() {
     let bucket = Bucket::new();
     let lease = open(&bucket).lease(NAME).await.unwrap().unwrap();
-    until(async || claim(&bucket).await["epoch"].as_u64() >= Some(2)).await;
+    eventually_async("the lease is renewed", async || {
+        claim(&bucket).await["epoch"].as_u64() >= Some(2)
+    })
+    .await;
     assert!(!lease.is_lost());
     drop(lease);
-    until(async || bucket.paths().await.is_empty()).await;
+    eventually_async("the lease is deleted", async || {
+        bucket.paths().await.is_empty()
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -102,7 +97,7 @@ async fn a_lease_taken_by_another_owner_is_reported_lost() {
     let bucket = Bucket::new();
     let lease = open(&bucket).lease(NAME).await.unwrap().unwrap();
     claimed_by_another(&bucket, 60_000).await;
-    until(async || lease.is_lost()).await;
+    eventually_async("the lease is lost", async || lease.is_lost()).await;
     lease.release().await;
     assert_eq!(claim(&bucket).await["owner"], "another");
 }
@@ -116,7 +111,7 @@ async fn a_lease_survives_a_hiccup_of_the_store_and_is_lost_to_an_outage() {
         _ => Fate::Pass,
     });
     let lease = open(&hiccup).lease(NAME).await.unwrap().unwrap();
-    until(async || hiccup.operations() > 4).await;
+    eventually_async("renewals are tried again", async || hiccup.operations() > 4).await;
     assert!(!lease.is_lost());
     lease.release().await;
 
@@ -126,7 +121,7 @@ async fn a_lease_survives_a_hiccup_of_the_store_and_is_lost_to_an_outage() {
         _ => Fate::Pass,
     });
     let lease = open(&outage).lease(NAME).await.unwrap().unwrap();
-    until(async || lease.is_lost()).await;
+    eventually_async("the lease is lost", async || lease.is_lost()).await;
 }
 
 #[tokio::test]
@@ -158,7 +153,10 @@ async fn a_lease_is_renewed_only_while_its_work_gets_on() {
         };
         let lease = store.lease_while(NAME, moving).await.unwrap().unwrap();
         assert!(store.lease(NAME).await.unwrap().is_none());
-        until(async || lease.is_lost()).await;
-        until(async || store.lease(NAME).await.unwrap().is_some()).await;
+        eventually_async("the lease is lost", async || lease.is_lost()).await;
+        eventually_async("the lease is free", async || {
+            store.lease(NAME).await.unwrap().is_some()
+        })
+        .await;
     }
 }

@@ -8,6 +8,7 @@ use starlift::oci::Digest;
 use starlift::store::{Error, Store};
 
 use super::contract::{self, bytes_of, generation, put_image, put_layer, read, source_of};
+use crate::support::eventually::eventually_async;
 use crate::support::moto::Moto;
 use crate::support::s3::{self, Asked, BUCKET, Fault, S3};
 
@@ -17,18 +18,6 @@ fn in_a_year() -> SystemTime {
 
 async fn open(s3: &S3) -> Store {
     Store::open(&s3.config("some/prefix")).await.unwrap()
-}
-
-/// Polls until `look` returns true. Fails the test after a time limit.
-async fn until(look: impl Fn() -> bool) {
-    let looking = async {
-        while !look() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(30), looking)
-        .await
-        .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -144,13 +133,13 @@ async fn an_upload_given_up_leaves_no_parts() {
             .await
             .unwrap();
         upload.write(bytes_of(17 << 20, 4)).await.unwrap();
-        until(|| s3.open_uploads() == 1).await;
+        eventually_async("an upload is begun", async || s3.open_uploads() == 1).await;
         if is_dropped {
             drop(upload)
         } else {
             upload.abort().await
         }
-        until(|| s3.open_uploads() == 0).await;
+        eventually_async("the upload is ended", async || s3.open_uploads() == 0).await;
     }
     let is_part = |asked: &Asked| asked.query.contains_key("partNumber");
     s3.fail(move |asked| {
@@ -162,7 +151,7 @@ async fn an_upload_given_up_leaves_no_parts() {
     });
     let failed = put_layer(&store, &source_of(4), &bytes_of(9 << 20, 4)).await;
     assert!(matches!(failed, Err(Error::Backend { .. })), "{failed:?}");
-    until(|| s3.open_uploads() == 0).await;
+    eventually_async("the upload is ended", async || s3.open_uploads() == 0).await;
     assert_eq!(s3.keys(), [""; 0]);
 }
 
@@ -272,7 +261,10 @@ async fn a_repeated_lookup_sends_no_request_to_the_bucket() {
         store.read_all(&twin).await.unwrap();
         if is_first {
             // The record of the use is written in the background.
-            until(|| s3.keys().iter().any(|key| key.contains("/used/"))).await;
+            eventually_async("the use is recorded", async || {
+                s3.keys().iter().any(|key| key.contains("/used/"))
+            })
+            .await;
         } else {
             assert_eq!(s3.asked(), 0);
         }

@@ -8,6 +8,7 @@ pub(crate) mod cri;
 pub(crate) mod crictl;
 pub(crate) mod docker_registry;
 pub(crate) mod dockerd;
+pub(crate) mod eventually;
 pub(crate) mod fixture;
 pub(crate) mod image;
 pub(crate) mod lazy;

@@ -1,8 +1,8 @@
 //! An independent implementation of S3: `moto_server`, which handles conditional puts correctly.
 
 use std::process::Stdio;
-use std::time::Duration;
 
+use super::eventually::eventually_async;
 use super::s3::BUCKET;
 
 /// A `moto_server` on its own port, with one empty bucket.
@@ -43,19 +43,11 @@ impl Moto {
             let _already_named = rustls::crypto::ring::default_provider().install_default();
             reqwest::Client::new()
         };
-        let creating = async {
-            while !client
-                .put(format!("{endpoint}/{BUCKET}"))
-                .send()
-                .await
-                .is_ok_and(|answer| answer.status().is_success())
-            {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(60), creating)
-            .await
-            .unwrap();
+        eventually_async("the bucket is created", async || {
+            let answer = client.put(format!("{endpoint}/{BUCKET}")).send().await;
+            answer.is_ok_and(|answer| answer.status().is_success())
+        })
+        .await;
         Some(Self {
             endpoint,
             _process: process,

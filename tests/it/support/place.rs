@@ -5,12 +5,10 @@ use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::time::{Duration, Instant};
 
 use super::clients;
+use super::eventually::eventually;
 
-/// The time within which a daemon must be ready, on a busy machine.
-const READY: Duration = Duration::from_secs(60);
 /// The time limit for one command of a real client.
 const COMMAND_SECONDS: &str = "300";
 
@@ -145,7 +143,7 @@ impl Place {
             child: command.spawn().unwrap(),
             log,
         };
-        until(&format!("{name} is ready"), READY, || {
+        eventually(&format!("{name} is ready"), || {
             if let Some(status) = daemon.child.try_wait().unwrap() {
                 panic!("{name} ended with {status}:\n{}", daemon.log());
             }
@@ -241,7 +239,7 @@ impl Daemon {
 
     /// Waits until the process ends by itself.
     pub(crate) fn wait(&mut self) -> ExitStatus {
-        until("the daemon ends", READY, || {
+        eventually("the daemon ends", || {
             self.child.try_wait().unwrap().is_some()
         });
         self.child.wait().unwrap()
@@ -258,7 +256,7 @@ impl Daemon {
         let _ = Command::new("kill")
             .arg(self.child.id().to_string())
             .status();
-        until("the daemon ends", Duration::from_secs(30), || {
+        eventually("the daemon ends", || {
             self.child.try_wait().unwrap().is_some()
         });
     }
@@ -275,15 +273,6 @@ impl Drop for Daemon {
                 .rev()
                 .for_each(|line| eprintln!("{}", line.chars().take(400).collect::<String>()));
         }
-    }
-}
-
-/// Polls every few milliseconds until `done` returns true. Fails after `limit`.
-pub(crate) fn until(condition: &str, limit: Duration, mut done: impl FnMut() -> bool) {
-    let end = Instant::now() + limit;
-    while !done() {
-        assert!(Instant::now() < end, "not within {limit:?}: {condition}");
-        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

@@ -2,9 +2,9 @@
 
 use std::net::SocketAddr;
 use std::process::Command;
-use std::time::Duration;
 
-use super::place::{Daemon, Place, fetch, free_address, until};
+use super::eventually::eventually;
+use super::place::{Daemon, Place, fetch, free_address};
 
 /// `starlift serve` as a process.
 #[derive(Debug)]
@@ -51,16 +51,12 @@ impl Starlift {
     pub(crate) fn converted(&self, name: &str, tag: &str) -> serde_json::Value {
         let url = self.url(&format!("/v2/{name}/manifests/{tag}"));
         let mut manifest = serde_json::Value::Null;
-        until(
-            "the converted image is served",
-            Duration::from_secs(120),
-            || {
-                manifest = serde_json::from_slice(&fetch(&url).expect("a manifest")).unwrap();
-                let text = manifest.to_string();
-                text.contains("dev.starlift.source.digest")
-                    || text.contains("containerd.io/snapshot/stargz/toc.digest")
-            },
-        );
+        eventually("the converted image is served", || {
+            manifest = serde_json::from_slice(&fetch(&url).expect("a manifest")).unwrap();
+            let text = manifest.to_string();
+            text.contains("dev.starlift.source.digest")
+                || text.contains("containerd.io/snapshot/stargz/toc.digest")
+        });
         manifest
     }
 }

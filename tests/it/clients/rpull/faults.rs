@@ -2,17 +2,13 @@
 //! from scratch.
 
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use serde_json::json;
 
 use super::{Node, STARLIFT, outcomes, place, refusal, rpull};
+use crate::support::eventually::eventually;
 use crate::support::image::{Image, ImageBuilder};
-use crate::support::place::until;
 use crate::support::registry::{Gate, Registry};
-
-/// The time within which a process must notice a signal, and containerd a client's end.
-const SOON: Duration = Duration::from_secs(30);
 
 async fn registry_with(image: &Image) -> (Registry, String) {
     let registry = Registry::start().await;
@@ -167,10 +163,10 @@ async fn an_interrupted_pull_leaves_nothing() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    until("the upper layer is asked for", SOON, || {
+    eventually("the upper layer is asked for", || {
         registry.count("GET", &upper) > 0
     });
-    until("the lower layer is a snapshot", SOON, || {
+    eventually("the lower layer is a snapshot", || {
         node.snapshots("stargz")
             .iter()
             .any(|key| key.starts_with("sha"))

@@ -1,16 +1,16 @@
 //! Images that are pulled, run, and compared with the result of containerd's own clients.
 
 use std::process::Stdio;
-use std::time::Duration;
 
 use serde_json::Value;
 
 use super::{Node, STARLIFT, outcomes, place, place_with_images, pulled};
 use crate::support::containerd::{Release, on_each_release};
 use crate::support::docker_registry::{Access, DockerRegistry};
+use crate::support::eventually::eventually;
 use crate::support::fixture::Fixture;
 use crate::support::image::{Image, ImageBuilder};
-use crate::support::place::{Place, until};
+use crate::support::place::Place;
 use crate::support::registry::Registry;
 
 fn pushed(place: &Place) -> (DockerRegistry, String) {
@@ -224,9 +224,8 @@ async fn two_pulls_at_once_fetch_each_layer_once() {
     );
     assert_eq!(node.ctr("leases ls -q"), "");
     let is_gone = || node.snapshots("stargz").len() == 4;
-    until(
+    eventually(
         "the snapshots that the slower pull prepared are collected",
-        Duration::from_secs(30),
         is_gone,
     );
 }
