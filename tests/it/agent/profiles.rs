@@ -11,7 +11,7 @@ use starlift::profile::{Extents, FileUse, Observation, Stack};
 
 use crate::support::eventually::eventually;
 use crate::support::lazy::{CHUNK, Layer, Node, ON_DEMAND, read, read_at};
-use crate::support::registry::Gate;
+use crate::support::registry::{Gate, Registry};
 
 /// Long enough for a test's reads, and soon over.
 const RECORD: (&str, &str) = ("RECORD", "2s");
@@ -71,6 +71,26 @@ async fn observations(node: &Node) -> Vec<Observation> {
         .iter()
         .map(|report| Observation::parse(&report.json, 2).unwrap())
         .collect()
+}
+
+/// Returns the layers of each image whose start was reported, in order.
+fn reported(registry: &Registry) -> Vec<String> {
+    let reports = registry.told().into_iter();
+    reports.map(|report| report.stack).collect()
+}
+
+/// Starts a container of another image and returns once its start is reported. A recording that
+/// began earlier has ended by then.
+async fn another_start_is_reported(node: &Node) -> String {
+    let layer = Layer::random(3, &[3 * CHUNK, 1000, MIB]);
+    let top = node.pull("another", &[&layer]).await;
+    let directories = node.begin_container("another", &top).await;
+    read_later(directories[0].join("file1")).await;
+    let stack = stack(&[layer]).to_string();
+    eventually("the other start is reported", || {
+        reported(&node.registry).contains(&stack)
+    });
+    stack
 }
 
 fn used(layer: u32, path: &str, parts: &[(usize, usize)]) -> (u32, String, Extents) {
@@ -185,44 +205,55 @@ async fn a_start_is_over_after_a_time_without_reads() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_container_that_starts_repeatedly_is_reported_once() {
     let node = node(&[("RECORD", "500ms")]).await;
-    let top = pulled(&node, &layers()).await;
+    let layers = layers();
+    let top = pulled(&node, &layers).await;
     for number in 0..3 {
         let directories = node
             .begin_container(&format!("container{number}"), &top)
             .await;
         read_later(directories[0].join("file1")).await;
-        tokio::time::sleep(Duration::from_millis(700)).await;
+        // The first start is over.
+        observations(&node).await;
     }
-    assert_eq!(observations(&node).await.len(), 1);
+    let other = another_start_is_reported(&node).await;
+    assert_eq!(
+        reported(&node.registry),
+        [stack(&layers).to_string(), other]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unpacking_is_not_a_start_and_nothing_is_recorded_if_that_is_off() {
-    for (settings, key) in [
-        (&[][..], "default/7/extract-1 sha256:x"),
-        (&[("RECORD", "0s")], "container"),
-    ] {
-        let node = node(settings).await;
-        let top = pulled(&node, &layers()).await;
+    let start = async |node: &Node, key| {
+        let top = pulled(node, &layers()).await;
         let directories = node.begin_container(key, &top).await;
         read_later(directories[0].join("file1")).await;
-        tokio::time::sleep(Duration::from_secs(3)).await;
-        assert_eq!(node.registry.told().len(), 0, "{key}");
-    }
+    };
+    let unpacking = node(&[]).await;
+    start(&unpacking, "default/7/extract-1 sha256:x").await;
+    let other = another_start_is_reported(&unpacking).await;
+    assert_eq!(reported(&unpacking.registry), [other]);
+
+    let mut off = node(&[("RECORD", "0s")]).await;
+    start(&off, "container").await;
+    off.agent.daemon.stop();
+    assert_eq!(reported(&off.registry), [""; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registry_that_is_not_starlift_receives_only_requests_of_its_own_api() {
-    let node = Node::start(&[ON_DEMAND, RECORD]).await;
+    let mut node = Node::start(&[ON_DEMAND, RECORD]).await;
     let layers = layers();
     let top = pulled(&node, &layers).await;
     let directories = node.begin_container("container", &top).await;
     for name in ["file0", "file2", "file4"] {
         read_later(directories[0].join(name)).await;
     }
-    // The end of the recording, and the time that a report would take.
-    tokio::time::sleep(Duration::from_secs(4)).await;
-    let seen = node.registry.seen();
+    let server = Registry::start().await;
+    server.is_starlift();
+    let registry = std::mem::replace(&mut node.registry, server);
+    let other = another_start_is_reported(&node).await;
+    let seen = registry.seen();
     assert!(!seen.is_empty());
     for request in seen {
         assert!(request.path_and_query.starts_with("/v2/"), "{request:?}");
@@ -238,7 +269,10 @@ async fn a_registry_that_is_not_starlift_receives_only_requests_of_its_own_api()
             "{request:?}"
         );
     }
-    assert_eq!(node.agent.status()["profiles"], json!([]));
+    let status = node.agent.status();
+    for profile in status["profiles"].as_array().unwrap() {
+        assert_eq!(profile["stack"], other);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

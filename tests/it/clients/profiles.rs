@@ -181,7 +181,19 @@ fn another_registry_receives_only_pull_requests() {
     containerd.ctr(&format!(
         "run --rm --snapshotter stargz {converted} {id} /bin/cat /usr/share/old/d"
     ));
-    std::thread::sleep(Duration::from_secs(4));
+    // A report of this start would be sent before that of a later one from a Starlift server.
+    let upstream = format!("local=oci:{}", Fixture::get("app").dir.display());
+    let server = Starlift::start(&place, &["--wait", "25s", "--upstream", &upstream]);
+    server.converted("local/image", "1");
+    let image = format!("{}/local/image:1", server.address);
+    containerd.ctr_remote(&format!("images rpull --plain-http {image}"));
+    containerd.ctr(&format!(
+        "run --rm --snapshotter stargz {image} {id}-later /bin/cat /usr/share/old/d"
+    ));
+    eventually("the later start is reported", || {
+        let sent = agent.metric("starlift_agent_observations_total{outcome=\"sent\"}");
+        sent == Some(1)
+    });
     let log = registry.daemon.log();
     let requests: Vec<&str> = log
         .lines()

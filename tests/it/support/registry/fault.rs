@@ -13,35 +13,61 @@ use super::Registry;
 /// A gate that holds answers back until the test opens it. Clones are the same gate.
 #[derive(Debug, Clone)]
 pub(crate) struct Gate {
-    open: Arc<watch::Sender<bool>>,
-    waiting: Arc<watch::Sender<usize>>,
+    /// The number of requests that may pass.
+    allowed: Arc<watch::Sender<usize>>,
+    requests: Arc<watch::Sender<Requests>>,
+}
+
+/// The requests at a gate so far.
+#[derive(Debug, Default)]
+struct Requests {
+    reached: usize,
+    passed: usize,
+    most_held: usize,
 }
 
 impl Gate {
     pub(crate) fn new() -> Self {
         Self {
-            open: Arc::new(watch::Sender::new(false)),
-            waiting: Arc::new(watch::Sender::new(0)),
+            allowed: Arc::new(watch::Sender::new(0)),
+            requests: Arc::default(),
         }
     }
 
     /// Lets all waiting and all later answers through.
     pub(crate) fn open(&self) {
-        self.open.send_replace(true);
+        self.allowed.send_replace(usize::MAX);
+    }
+
+    /// Lets one more answer through.
+    pub(crate) fn open_for_one(&self) {
+        self.allowed.send_modify(|allowed| *allowed += 1);
     }
 
     /// Waits until `count` requests have reached the gate.
     pub(crate) async fn reached(&self, count: usize) {
-        self.waiting
+        self.requests
             .subscribe()
-            .wait_for(|waiting| *waiting >= count)
+            .wait_for(|requests| requests.reached >= count)
             .await
             .unwrap();
     }
 
+    /// Returns the most requests that the gate has held at once.
+    pub(crate) fn most_held(&self) -> usize {
+        self.requests.borrow().most_held
+    }
+
     pub(super) async fn pass(&self) {
-        self.waiting.send_modify(|waiting| *waiting += 1);
-        self.open.subscribe().wait_for(|open| *open).await.unwrap();
+        let mut before = 0;
+        self.requests.send_modify(|requests| {
+            before = requests.reached;
+            requests.reached += 1;
+            requests.most_held = requests.most_held.max(requests.reached - requests.passed);
+        });
+        let mut allowed = self.allowed.subscribe();
+        allowed.wait_for(|allowed| *allowed > before).await.unwrap();
+        self.requests.send_modify(|requests| requests.passed += 1);
     }
 }
 
