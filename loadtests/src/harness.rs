@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 
+use crate::support::eventually::within;
+
 /// The time within which a daemon must answer.
 const START_LIMIT: Duration = Duration::from_secs(30);
 /// The interval at which a starting daemon is polled.
@@ -142,16 +144,16 @@ impl Daemon {
         let mut daemon = Self {
             child: command.spawn().with_context(|| name.clone())?,
         };
-        let begun = Instant::now();
-        while !ready() {
-            let is_running = daemon.child.try_wait()?.is_none();
-            ensure!(
-                is_running && begun.elapsed() < START_LIMIT,
-                "{name}: {}",
-                fs::read_to_string(log)?
-            );
-            std::thread::sleep(START_POLL);
-        }
+        let is_ready = within(START_LIMIT, START_POLL, || {
+            let is_running = matches!(daemon.child.try_wait(), Ok(None));
+            let is_ready = is_running && ready();
+            (is_ready || !is_running).then_some(is_ready)
+        });
+        ensure!(
+            is_ready == Some(true),
+            "{name}: {}",
+            fs::read_to_string(log)?
+        );
         Ok(daemon)
     }
 
@@ -193,10 +195,8 @@ impl Drop for Daemon {
         let _unsent = Command::new("kill")
             .arg(self.child.id().to_string())
             .status();
-        let begun = Instant::now();
-        while begun.elapsed() < START_LIMIT && matches!(self.child.try_wait(), Ok(None)) {
-            std::thread::sleep(START_POLL);
-        }
+        let has_ended = || (!matches!(self.child.try_wait(), Ok(None))).then_some(());
+        let _in_time = within(START_LIMIT, START_POLL, has_ended);
         let _gone = self.child.kill();
         let _reaped = self.child.wait();
     }

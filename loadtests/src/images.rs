@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::harness::run;
-use crate::random::Random;
+use crate::support::cache;
+use crate::support::image::Random;
 
 const MAKE_IMAGE: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
@@ -55,18 +56,10 @@ impl Image {
         name: &str,
         make: impl FnOnce(&Path) -> anyhow::Result<()>,
     ) -> anyhow::Result<Self> {
-        let cache = cache_dir(script)?;
-        let (finished, partial) = (cache.join(name), cache.join(format!("{name}.partial")));
-        let lock = File::create(cache.join("lock"))?;
-        lock.lock()?;
-        if !finished.exists() {
-            let _absent = fs::remove_dir_all(&partial);
-            make(&partial)?;
-            fs::rename(&partial, &finished)?;
-        }
+        let folder = cache::of_script(Path::new(script));
         Ok(Self {
             name: name.to_owned(),
-            dir: finished,
+            dir: cache::made(&folder, name, make)?,
         })
     }
 
@@ -149,17 +142,9 @@ impl Image {
         name: &str,
         fill: impl FnOnce(&mut Archive) -> anyhow::Result<()>,
     ) -> anyhow::Result<Self> {
-        let dir = cache_dir(MAKE_IMAGE)?.join(name);
-        if !dir.exists() {
-            let partial = dir.with_extension("partial");
-            let _absent = fs::remove_dir_all(&partial);
-            fs::create_dir_all(partial.join("blobs/sha256"))?;
-            write_layout(&partial, fill)?;
-            fs::rename(&partial, &dir)?;
-        }
-        Ok(Self {
-            name: name.to_owned(),
-            dir,
+        Self::kept(MAKE_IMAGE, name, |dir| {
+            fs::create_dir_all(dir.join("blobs/sha256"))?;
+            write_layout(dir, fill)
         })
     }
 
@@ -219,19 +204,6 @@ pub(crate) fn layer_bytes(manifest: &Value) -> anyhow::Result<u64> {
         .iter()
         .filter_map(|layer| layer["size"].as_u64())
         .sum())
-}
-
-/// Returns the tests' cache folder for this version of the script.
-fn cache_dir(script: &str) -> anyhow::Result<PathBuf> {
-    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
-    let cache = std::env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(home)
-        .context("HOME is not set")?;
-    let version = hex::encode(&Sha256::digest(fs::read(script)?)[..6]);
-    let dir = cache.join("starlift-tests").join(version);
-    fs::create_dir_all(&dir)?;
-    Ok(dir)
 }
 
 fn write_layout(

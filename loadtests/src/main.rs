@@ -12,26 +12,30 @@ mod figures;
 mod harness;
 mod images;
 mod invariants;
-#[expect(
-    clippy::unwrap_used,
-    reason = "a module of the tests, which may unwrap"
-)]
-#[path = "../../tests/it/support/link.rs"]
-mod link;
 mod members;
 mod memory;
 mod node;
 mod plot;
-mod random;
 mod report;
 mod serve;
 mod server;
 mod soak;
 mod start;
-#[expect(dead_code, reason = "a module of the tests, used here in part")]
+#[expect(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "modules of the tests, which may panic, used here in part"
+)]
 #[path = "../../tests/it/support"]
 mod support {
+    pub(crate) mod cache;
+    pub(crate) mod eventually;
+    pub(crate) mod image;
+    pub(crate) mod link;
+    pub(crate) mod mounts;
     pub(crate) mod s3;
+    pub(crate) mod stargz_grpc;
 }
 mod wrk;
 

@@ -12,14 +12,14 @@ use anyhow::{Context as _, ensure};
 
 use crate::containerd::Containerd;
 use crate::harness::{Daemon, Running, drop_caches, run};
+use crate::support::mounts::unmount_under;
+use crate::support::stargz_grpc;
 
 /// The sources of the reference snapshotter's daemon, which the tests build too.
 const REFERENCE: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
     "/../tests/it/fixtures/stargz-grpc"
 );
-/// Debian's folder for the sources of the reference's library.
-const GOPATH: &str = "/usr/share/gocode";
 /// The name of containerd's own snapshotter, which unpacks layers.
 pub(crate) const UNPACKED: &str = "overlayfs";
 
@@ -115,26 +115,8 @@ impl Snapshotter {
 
     /// Starts the reference snapshotter without prefetch and without background fetch.
     pub(crate) fn reference(name: &'static str, place: &Path) -> anyhow::Result<Self> {
-        let (root, socket, program) = (
-            place.join(name),
-            place.join(format!("{name}.sock")),
-            place.join(format!("{name}-grpc")),
-        );
-        let mut build = Command::new("go");
-        build
-            .args(["build", "-o"])
-            .arg(&program)
-            .arg(".")
-            .current_dir(REFERENCE);
-        build
-            .env("GO111MODULE", "off")
-            .env("GOPATH", GOPATH)
-            .env("GOFLAGS", "");
-        ensure!(
-            build.status().context("go")?.success(),
-            "reference snapshotter not built"
-        );
-        let mut command = Command::new(program);
+        let (root, socket) = (place.join(name), place.join(format!("{name}.sock")));
+        let mut command = Command::new(stargz_grpc::build(Path::new(REFERENCE)));
         command.arg(&socket).arg(&root);
         let daemon = Daemon::start(command, &place.join(format!("{name}.log")), || {
             socket.exists()
@@ -157,11 +139,7 @@ impl Drop for Mounts {
         if let Some(command) = &self.unmount {
             let _reported_by_what_is_left = run(command);
         }
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
-        for point in points.filter(|point| Path::new(point).starts_with(&self.root)) {
-            let _gone_already = run(&format!("umount -l {point}"));
-        }
+        unmount_under(&self.root);
     }
 }
 

@@ -3,17 +3,19 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use crate::harness::{Daemon, free_address, run};
+use crate::support::eventually::within;
 
 pub(crate) const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 /// The limit for the conversion before the measurement.
 const CONVERSION_LIMIT: Duration = Duration::from_secs(120);
+const CONVERSION_POLL: Duration = Duration::from_millis(200);
 
 #[derive(Debug)]
 pub(crate) struct Server {
@@ -118,17 +120,17 @@ impl Server {
 
 /// Waits until the tag is answered with the converted image; returns its digest and content.
 pub(crate) fn twin(url: &str) -> anyhow::Result<(String, Value)> {
-    let begun = Instant::now();
-    loop {
-        let text = run(&format!("curl -sf -H Accept:{MANIFEST_TYPE} {url}"))?;
-        if text.contains("containerd.io/snapshot/stargz/toc.digest") {
-            let digest = format!("sha256:{}", hex::encode(Sha256::digest(&text)));
-            return Ok((digest, serde_json::from_str(&text)?));
-        }
-        ensure!(
-            begun.elapsed() < CONVERSION_LIMIT,
-            "no converted image: {text}"
-        );
-        std::thread::sleep(Duration::from_millis(200));
-    }
+    let text = within(CONVERSION_LIMIT, CONVERSION_POLL, || {
+        converted(url).transpose()
+    })
+    .with_context(|| format!("no converted image: {url}"))??;
+    let digest = format!("sha256:{}", hex::encode(Sha256::digest(&text)));
+    Ok((digest, serde_json::from_str(&text)?))
+}
+
+/// Returns the manifest if it is that of the converted image.
+fn converted(url: &str) -> anyhow::Result<Option<String>> {
+    let text = run(&format!("curl -sf -H Accept:{MANIFEST_TYPE} {url}"))?;
+    let is_converted = text.contains("containerd.io/snapshot/stargz/toc.digest");
+    Ok(is_converted.then_some(text))
 }

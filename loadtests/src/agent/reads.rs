@@ -15,9 +15,9 @@ use crate::images::Image;
 use crate::invariants::SameBytes;
 use crate::node::{Mounted, Node, Snapshotter, UNPACKED};
 use crate::plot::{Bar, Bars, Plot};
-use crate::random::Random;
 use crate::report::Report;
 use crate::server::{self, Server};
+use crate::support::image::Random;
 
 const CONTESTANTS: [&str; 3] = [UNPACKED, LAZY, REFERENCE];
 /// A file of many chunks, and (`PIECES`) many files of one chunk each, the largest size that the

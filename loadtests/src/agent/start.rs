@@ -10,11 +10,11 @@ use super::{Arguments, LAZY, REFERENCE};
 use crate::figures::{Spread, float};
 use crate::harness::run;
 use crate::images::{Image, layer_bytes};
-use crate::link::Link;
 use crate::node::{Node, Snapshotter, UNPACKED};
 use crate::plot::{Bar, Bars, Plot};
 use crate::report::Report;
 use crate::server::{self, Server};
+use crate::support::link::Link;
 
 const MEGABITS: u64 = 100;
 const ROUND_TRIP: Duration = Duration::from_millis(20);

@@ -6,9 +6,9 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::random::Random;
 use crate::soak::clients::Shared;
 use crate::soak::upstream::REPOSITORY;
+use crate::support::image::Random;
 
 /// The longest time for which an abusive connection stays open.
 const HELD_FOR: Duration = Duration::from_secs(40);

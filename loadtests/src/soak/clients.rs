@@ -13,10 +13,10 @@ use reqwest::header;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use crate::random::Random;
 use crate::server::MANIFEST_TYPE;
 use crate::soak::tally::{Outcome, Tally};
 use crate::soak::upstream::{Image, REPOSITORY, Upstream, digest};
+use crate::support::image::Random;
 
 /// The time after which a client gives up a request.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -18,12 +18,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::plot::{Curve, Lines, Plot};
-use crate::random::Random;
 use crate::report::Report;
 use crate::soak::clients::{Shared, client};
 use crate::soak::replicas::{Replica, Sample, Settings};
 use crate::soak::tally::Outcome;
 use crate::soak::upstream::{Behaviour, Upstream};
+use crate::support::image::Random;
 use crate::support::s3::{self, Fault, S3};
 
 /// The number of replicas over one bucket. The first is never killed, so that a leak shows.

@@ -5,17 +5,14 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use tokio::process::{Child, Command};
 
 use crate::harness::free_address;
 use crate::soak::upstream::Upstream;
-
-/// The time within which a replica must be ready.
-const READY_WITHIN: Duration = Duration::from_secs(60);
-const READY_POLL: Duration = Duration::from_millis(100);
+use crate::support::eventually::eventually_async;
 
 /// One `starlift serve`; dropping it ends the process.
 #[derive(Debug)]
@@ -85,20 +82,15 @@ impl Replica {
             .stdout(log.try_clone()?)
             .stderr(log);
         self.child = Some(command.spawn().context("starlift serve")?);
-        let begun = Instant::now();
-        while !self.is_ready().await {
-            let has_ended = self
-                .child
-                .as_mut()
-                .is_some_and(|child| !matches!(child.try_wait(), Ok(None)));
-            let late = begun.elapsed() > READY_WITHIN;
-            ensure!(
-                !has_ended && !late,
-                "replica not started: {}",
-                fs::read_to_string(&self.log)?
-            );
-            tokio::time::sleep(READY_POLL).await;
-        }
+        eventually_async("the replica is ready or has ended", async || {
+            self.has_crashed() || self.is_ready().await
+        })
+        .await;
+        ensure!(
+            !self.has_crashed(),
+            "replica not started: {}",
+            fs::read_to_string(&self.log)?
+        );
         Ok(())
     }
 

@@ -19,8 +19,8 @@ use futures::StreamExt as _;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use crate::random::Random;
 use crate::server::MANIFEST_TYPE;
+use crate::support::image::Random;
 
 /// The one repository of each registry.
 pub(crate) const REPOSITORY: &str = "app";

@@ -5,9 +5,10 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{bail, ensure};
 
 use crate::harness::Running;
+use crate::support::eventually::within;
 
 /// The word that a ready workload prints or serves (`make-image`).
 const WORD: &str = "ready";
@@ -33,24 +34,25 @@ impl Ready {
     /// Waits until the workload of `process` is ready and returns the time. Fails if the process
     /// ends before.
     pub(crate) fn wait(self, process: &mut Running) -> anyhow::Result<Instant> {
-        let begun = Instant::now();
-        loop {
-            let has_ended = process.has_ended()?;
-            let is_ready = match self {
-                Self::Says => process.said()?.lines().any(|line| line.starts_with(WORD)),
-                Self::Serves(port) => is_served(port).unwrap_or(false),
-                Self::Answers(port) => is_answered(port).unwrap_or(false),
-            };
-            if is_ready {
-                return Ok(Instant::now());
-            }
-            ensure!(
-                !has_ended && begun.elapsed() < LIMIT,
-                "workload not ready: {}",
-                process.said()?
-            );
-            std::thread::sleep(POLL);
+        match within(LIMIT, POLL, || self.look(process).transpose()) {
+            Some(outcome) => outcome,
+            None => bail!("workload not ready: {}", process.said()?),
         }
+    }
+
+    /// Returns the time if the workload is ready now. Fails if the process has ended before.
+    fn look(self, process: &mut Running) -> anyhow::Result<Option<Instant>> {
+        let has_ended = process.has_ended()?;
+        let is_ready = match self {
+            Self::Says => process.said()?.lines().any(|line| line.starts_with(WORD)),
+            Self::Serves(port) => is_served(port).unwrap_or(false),
+            Self::Answers(port) => is_answered(port).unwrap_or(false),
+        };
+        if is_ready {
+            return Ok(Some(Instant::now()));
+        }
+        ensure!(!has_ended, "workload ended: {}", process.said()?);
+        Ok(None)
     }
 }
 

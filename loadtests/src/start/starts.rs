@@ -10,9 +10,10 @@ use super::made::Workload;
 use super::rows::{Form, Row};
 use crate::figures::Spread;
 use crate::harness::run;
-use crate::link::Link;
 use crate::node::{Container, Node, Snapshotter, UNPACKED};
 use crate::server::{self, Server};
+use crate::support::eventually::within;
+use crate::support::link::Link;
 
 pub(super) const MEGABITS: u64 = 100;
 pub(super) const ROUND_TRIP: Duration = Duration::from_millis(20);
@@ -101,7 +102,7 @@ impl Starts {
         };
         if row.profiles {
             // The predicted profile follows the converted image a moment later.
-            until(|| Ok(starts.server.files_ahead(&manifest)? > 0)).context(row.name)?;
+            learned(|| Ok(starts.server.files_ahead(&manifest)? > 0)).context(row.name)?;
         }
         (0..row.learned)
             .try_for_each(|_| starts.teach(workload, starlift))
@@ -120,7 +121,7 @@ impl Starts {
         let place = tempfile::tempdir()?;
         let known = self.server.profiles_written()?;
         let _running = self.start(workload, starlift, place.path(), &[("RECORD", RECORD)])?;
-        until(|| Ok(self.server.profiles_written()? > known))
+        learned(|| Ok(self.server.profiles_written()? > known))
     }
 
     fn once(&self, workload: &Workload, starlift: &Path) -> anyhow::Result<Run> {
@@ -191,16 +192,9 @@ impl Starts {
 }
 
 /// Waits until the server has the expected profile.
-fn until(is_so: impl Fn() -> anyhow::Result<bool>) -> anyhow::Result<()> {
-    let begun = Instant::now();
-    while !is_so()? {
-        ensure!(
-            begun.elapsed() < LEARNING_LIMIT,
-            "no profile after the limit"
-        );
-        std::thread::sleep(LEARNING_POLL);
-    }
-    Ok(())
+fn learned(is_so: impl Fn() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    let look = || is_so().map(|is_so| is_so.then_some(())).transpose();
+    within(LEARNING_LIMIT, LEARNING_POLL, look).context("no profile after the limit")?
 }
 
 /// Checks that the agent in `root` refused no layer.

@@ -1,12 +1,12 @@
 //! The images that real clients pull. `fixtures/make-image` makes them once per machine.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
-use sha2::{Digest as _, Sha256};
 
+use super::cache;
 use super::place::Place;
 
 /// An OCI layout in the cache, with the tag `1`.
@@ -33,37 +33,18 @@ pub(crate) const TOOLS: &[&str] = &[
 impl Fixture {
     /// Returns the image of this name, and makes it unless this machine has made it before.
     pub(crate) fn get(name: &str) -> Self {
+        if name == "multi" {
+            // It is made from this image, which must be beside it.
+            Self::get("app");
+        }
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/fixtures/make-image");
-        let version = hex::encode(&Sha256::digest(fs::read(&script).unwrap())[..6]);
-        let cache = cache_dir().join(version);
-        fs::create_dir_all(&cache).unwrap();
-        let lock = File::create(cache.join("lock")).unwrap();
-        lock.lock().unwrap();
-        // `multi` is made from `app`.
-        for name in if name == "multi" {
-            vec!["app", "multi"]
-        } else {
-            vec![name]
-        } {
-            let (finished, partial) = (cache.join(name), cache.join("partial").join(name));
-            if !finished.exists() {
-                let partial_app = partial.with_file_name("app");
-                fs::create_dir_all(partial.parent().unwrap()).unwrap();
-                if name == "multi" {
-                    let _ = std::os::unix::fs::symlink(cache.join("app"), &partial_app);
-                }
-                let status = Command::new(&script)
-                    .arg(name)
-                    .arg(&partial)
-                    .status()
-                    .unwrap();
-                assert!(status.success(), "making the image {name}: {status}");
-                fs::rename(&partial, &finished).unwrap();
-            }
-        }
-        Self {
-            dir: cache.join(name),
-        }
+        let make = |dir: &Path| {
+            let status = Command::new(&script).arg(name).arg(dir).status()?;
+            assert!(status.success(), "making the image {name}: {status}");
+            std::io::Result::Ok(())
+        };
+        let dir = cache::made(&cache::of_script(&script), name, make).unwrap();
+        Self { dir }
     }
 
     /// Returns the image's name in the syntax of skopeo and umoci.
@@ -103,14 +84,6 @@ pub(crate) fn sleeping_app(place: &Place) -> Layout {
         plain.display()
     ));
     converted(place, &plain, "converted")
-}
-
-pub(crate) fn cache_dir() -> PathBuf {
-    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
-    let cache = std::env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(home);
-    cache.expect("HOME is set").join("starlift-tests")
 }
 
 /// An OCI layout that a test reads directly.

@@ -249,7 +249,7 @@ impl ImageBuilder {
         tar.append_data(&mut directory, format!("layer{layer}/"), std::io::empty())
             .unwrap();
         for file in 0..self.files {
-            let length = usize::try_from(self.random.below(self.max_file as u64 + 1)).unwrap();
+            let length = self.random.index(self.max_file + 1);
             let mut content = self.random.bytes(length);
             content[length / 2..].fill(0);
             let mut header = header(tar::EntryType::Regular, length as u64, 0o644);
@@ -305,6 +305,11 @@ impl Random {
 
     pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.next() % end
+    }
+
+    /// Returns an index below `end`.
+    pub(crate) fn index(&mut self, end: usize) -> usize {
+        usize::try_from(self.below(end as u64)).unwrap()
     }
 
     pub(crate) fn bytes(&mut self, length: usize) -> Vec<u8> {

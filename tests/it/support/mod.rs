@@ -1,7 +1,8 @@
-//! Peers and inputs that several tests share.
+//! Peers and inputs that several tests share. The load tests use some of these modules too.
 
 pub(crate) mod agent;
 pub(crate) mod bucket;
+pub(crate) mod cache;
 pub(crate) mod clients;
 pub(crate) mod containerd;
 pub(crate) mod cri;
@@ -15,11 +16,13 @@ pub(crate) mod lazy;
 pub(crate) mod link;
 pub(crate) mod memory;
 pub(crate) mod moto;
+pub(crate) mod mounts;
 pub(crate) mod place;
 pub(crate) mod pods;
 pub(crate) mod registry;
 pub(crate) mod s3;
 pub(crate) mod stargz;
+pub(crate) mod stargz_grpc;
 pub(crate) mod starlift;
 pub(crate) mod systemd;
 pub(crate) mod tree;

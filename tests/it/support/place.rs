@@ -8,6 +8,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
 use super::clients;
 use super::eventually::eventually;
+use super::mounts::unmount_under;
 
 /// The time limit for one command of a real client.
 const COMMAND_SECONDS: &str = "300";
@@ -183,26 +184,12 @@ impl Place {
         };
         self.processes().into_iter().map(end).collect()
     }
-
-    /// Unmounts everything under this workspace and returns the mount points.
-    fn unmount(&self) -> Vec<String> {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
-        let mut points: Vec<_> = points
-            .filter(|point| Path::new(point).starts_with(self.path()))
-            .collect();
-        points.sort_by_key(|point| std::cmp::Reverse(point.len()));
-        for point in &points {
-            let _ = Command::new("umount").args(["-l", point]).status();
-        }
-        points.into_iter().map(str::to_owned).collect()
-    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let processes = self.end_processes();
-        let mounts = self.unmount();
+        let mounts = unmount_under(self.path());
         if !std::thread::panicking() {
             assert!(processes.is_empty(), "left running: {processes:#?}");
             assert!(mounts.is_empty(), "left mounted: {mounts:#?}");

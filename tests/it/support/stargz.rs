@@ -1,15 +1,11 @@
-//! The reference snapshotter, built from Debian's packages by `fixtures/stargz-grpc`, as a
-//! containerd plugin.
+//! The reference snapshotter as a containerd plugin.
 
-use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::fixture::cache_dir;
+use super::mounts::unmount_under;
 use super::place::{Daemon, Place};
-
-/// The folder of its library's sources in Debian.
-const GOPATH: &str = "/usr/share/gocode";
+use super::stargz_grpc;
 
 /// Serves containerd's snapshots API on a socket. Drop it after the containerd that uses it.
 #[derive(Debug)]
@@ -22,7 +18,8 @@ pub(crate) struct Stargz {
 impl Stargz {
     pub(crate) fn start(place: &Place) -> Self {
         let (socket, root) = (place.path().join("stargz.sock"), place.dir("stargz"));
-        let mut command = Command::new(build());
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/fixtures/stargz-grpc");
+        let mut command = Command::new(stargz_grpc::build(&source));
         let daemon = place.daemon("stargz", command.arg(&socket).arg(&root), || {
             socket.exists()
         });
@@ -45,40 +42,6 @@ impl Stargz {
 impl Drop for Stargz {
     fn drop(&mut self) {
         self.daemon.kill();
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let ours = mounts
-            .lines()
-            .filter_map(|line| line.split(' ').nth(4))
-            .filter(|at| Path::new(at).starts_with(&self.root));
-        for mount in ours {
-            let _ = Command::new("umount").args(["-l", mount]).status();
-        }
+        unmount_under(&self.root);
     }
-}
-
-/// Returns the executable, which is built once per machine.
-fn build() -> PathBuf {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/fixtures/stargz-grpc");
-    fs::create_dir_all(cache_dir()).unwrap();
-    let lock = File::create(cache_dir().join("stargz-grpc.lock")).unwrap();
-    lock.lock().unwrap();
-    let target = cache_dir().join("stargz-grpc");
-    let mut command = Command::new("go");
-    command
-        .args(["build", "-o"])
-        .arg(&target)
-        .arg(".")
-        .current_dir(source);
-    let output = command
-        .env("GO111MODULE", "off")
-        .env("GOPATH", GOPATH)
-        .env("GOFLAGS", "")
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    target
 }
