@@ -2,12 +2,14 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use estargz::Digest;
+use rustix::fs::{FallocateFlags, fallocate};
 
 use super::crash::step;
 use super::map::{Boot, Map, State, Subject};
@@ -158,6 +160,15 @@ impl Site {
 }
 
 impl Files {
+    /// Frees blocks. Content that cannot be freed is overwritten later.
+    pub(super) fn punch_hole(&self, range: &Range<u64>) {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let freed = fallocate(&self.data, flags, range.start, range.end - range.start);
+        if let Err(error) = freed {
+            tracing::debug!(%error, "blocks not freed");
+        }
+    }
+
     /// Returns what the files take on disk. `None` if the data file was deleted by somebody else.
     pub(super) fn usage(&self) -> io::Result<Option<Usage>> {
         let data = self.data.metadata()?;

@@ -1,0 +1,68 @@
+//! Takes content away: the entry in the map first, then the blocks.
+
+use std::io;
+use std::sync::atomic::Ordering;
+
+use super::LayerData;
+use crate::agent::data::chunks::Presence;
+use crate::agent::data::crash::step;
+use crate::agent::data::files::Files;
+use crate::agent::data::map::State;
+use crate::agent::data::punch;
+
+impl LayerData {
+    /// Takes chunks away and frees their blocks, unless the content is held in its place.
+    pub(in crate::agent::data) fn evict(&self, numbers: &[u32]) -> usize {
+        self.take_away(numbers)
+    }
+
+    /// Takes the chunks away that are here, and returns their number. `numbers` are sorted.
+    pub(super) fn take_away(&self, numbers: &[u32]) -> usize {
+        let Ok(Some(files)) = self.open_files() else {
+            return 0;
+        };
+        let _alone = self.writes.write();
+        if self.is_held() || !self.uses(&files) {
+            return 0;
+        }
+        let mut is_durable = false;
+        let mut gone = Vec::new();
+        for &number in numbers {
+            let before = self.set(number, Presence::ABSENT);
+            is_durable |= before == State::Durable;
+            if before != State::Absent {
+                gone.push(number);
+            }
+        }
+        self.epoch.fetch_add(1, Ordering::SeqCst);
+        match self.erase(&files, &gone, is_durable) {
+            Ok(()) => {}
+            // The content stays where it is. A later start finds it.
+            Err(error) => tracing::debug!(layer = self.name, %error, "map not written"),
+        }
+        self.measure(&files);
+        gone.len()
+    }
+
+    /// Clears the chunks in the map, then frees their blocks. After a power cut the map on disk must
+    /// not call a hole durable.
+    fn erase(&self, files: &Files, gone: &[u32], is_durable: bool) -> io::Result<()> {
+        for run in gone.chunk_by(|a, b| a + 1 == *b) {
+            step();
+            files.map.set(
+                run[0],
+                u32::try_from(run.len()).unwrap_or(u32::MAX),
+                State::Absent,
+            )?;
+        }
+        if is_durable {
+            step();
+            files.map.sync()?;
+        }
+        for range in punch::ranges(self.toc(), &self.places, &self.chunks, gone) {
+            step();
+            files.punch_hole(&range);
+        }
+        Ok(())
+    }
+}
