@@ -40,7 +40,11 @@ pub(super) fn attach(
     if limits.fresh < config.read_timeout {
         tracing::warn!(limit = ?limits.fresh, configured = ?config.read_timeout, "reads limited by fs.fuse.*_request_timeout");
     }
-    let adapter = Adapter::new(FileSystem::new(Arc::clone(layers)), mount, runtime, limits);
+    let filesystem = match mount {
+        LayerMount::Full | LayerMount::NoXattr => FileSystem::new(Arc::clone(layers)),
+        LayerMount::Data => FileSystem::of_data(Arc::clone(layers)),
+    };
+    let adapter = Adapter::new(filesystem, mount, runtime, limits);
     let notifier = Notifier::new(device.duplicate()?);
     let session = device.serve(adapter, config.threads)?;
     let (done, unmounted) = oneshot::channel();
@@ -57,6 +61,9 @@ pub(super) fn attach(
         && let Err(error) = notifier.resend()
     {
         tracing::warn!(%error, "reads of an earlier process not resent; the kernel is older than Linux 6.9");
+    }
+    if mount == LayerMount::Data {
+        layers.erofs().set_device(device.number());
     }
     layers.announce_to(mount, Some(notifier));
     Ok(unmounted)

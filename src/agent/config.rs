@@ -85,6 +85,10 @@ pub struct Config {
     /// if they are more than 20 s late. For liveness probes. Nothing listens if not set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub liveness: Option<SocketAddr>,
+    /// How the files of new layers are shown: `auto`, `erofs` or `fuse`. `auto` is EROFS if the
+    /// kernel can do it, which is tried at each start. With `erofs` the agent does not start on a
+    /// kernel that cannot. Layers that are mounted keep their driver.
+    pub driver: DriverKind,
     /// Exceptions for some images. The first rule that matches an image counts.
     pub image: Vec<ImageRule>,
 }
@@ -112,6 +116,19 @@ pub enum KeeperKind {
     Process,
     /// No holder: running containers lose their lazy layers when the agent stops.
     None,
+}
+
+/// The driver of new layers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DriverKind {
+    /// EROFS if the kernel can do it.
+    Auto,
+    /// Names from a metadata image, content from the layer's data file, both read by the kernel.
+    Erofs,
+    /// Names and content from the agent.
+    #[default]
+    Fuse,
 }
 
 /// Settings for the images whose reference matches a pattern.
@@ -169,6 +186,7 @@ impl Default for Config {
             threads: NonZeroUsize::new(4).unwrap_or(NonZeroUsize::MIN),
             listen: None,
             liveness: None,
+            driver: DriverKind::default(),
             image: Vec::new(),
         }
     }

@@ -1,12 +1,14 @@
-//! The agent's file system: a root with a directory for each lazily mounted layer. Knows inodes,
-//! not the kernel.
+//! The agent's file systems. Each has a root with an entry for each lazily mounted layer: a
+//! directory with its tree, or its data file. Knows inodes, not the kernel.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use estargz::toc::{Kind, Time};
 
+use super::erofs;
 use super::fetch::FetchError;
 use super::layer::Layer;
 use super::layers::Layers;
@@ -20,6 +22,8 @@ const LAST_PAUSE: Duration = Duration::from_secs(4);
 /// How long a registry that denies access is asked again: as long as a token-checking registry
 /// takes to restart. A container whose image was withdrawn waits this long for its EIO.
 const REFUSED: Duration = Duration::from_secs(10);
+/// The inode of the data file that is not of a layer.
+pub const PROBE_INODE: u64 = u64::MAX;
 /// Names read by one lookup in the root's listing.
 const ROOT_PAGE: usize = 256;
 
@@ -40,10 +44,19 @@ pub enum Error {
     Unreadable,
 }
 
-/// The file system. Its answers block on the disk at most.
+/// A file system. Its answers block on the disk at most.
 #[derive(Debug, Clone)]
 pub struct FileSystem {
     layers: Arc<Layers>,
+    view: View,
+}
+
+/// How a layer is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum View {
+    Tree,
+    /// As one file, which has the inode of the tree's root.
+    Data,
 }
 
 /// A name in a directory.
@@ -56,17 +69,30 @@ pub struct Listed {
     pub next: u64,
 }
 
-/// A file of a layer, opened for reading.
+/// A file of a layer or its data file, opened for reading.
 #[derive(Debug, Clone)]
 pub struct Opened {
-    number: u64,
     layer: Arc<Layer>,
-    id: FileId,
+    content: Content,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Content {
+    File(FileId),
+    Data,
 }
 
 impl FileSystem {
+    /// Creates a file system with the layers' trees.
     pub fn new(layers: Arc<Layers>) -> Self {
-        Self { layers }
+        let view = View::Tree;
+        Self { layers, view }
+    }
+
+    /// Creates a file system with the layers' data files.
+    pub fn of_data(layers: Arc<Layers>) -> Self {
+        let view = View::Data;
+        Self { layers, view }
     }
 
     fn at(&self, inode: u64) -> Result<(Arc<Mount>, Arc<Layer>, FileId), Error> {
@@ -98,8 +124,28 @@ impl FileSystem {
         if inode == ROOT_INODE {
             return Ok(self.root());
         }
+        if self.view == View::Data {
+            return Ok(data_file(self.data_size(inode)?));
+        }
         let (_, layer, id) = self.at(inode)?;
         layer.tree().attributes(id).ok_or(Error::NotFound)
+    }
+
+    /// Returns the size of a data file. A layer that is mounted as EROFS need not be loaded.
+    fn data_size(&self, inode: u64) -> Result<u64, Error> {
+        if inode == PROBE_INODE {
+            return Ok(erofs::PROBE_SIZE);
+        }
+        let (mount, _) = self.layers.at(inode).ok_or(Error::NotFound)?;
+        match mount.record.data_size {
+            Some(size) => Ok(size),
+            None => Ok(self.at(inode)?.1.data().places().size()),
+        }
+    }
+
+    /// Returns the content of the data file that is not of a layer. `None` if it cannot be read.
+    pub fn probe(&self) -> Option<&'static [u8]> {
+        self.layers.probe().content()
     }
 
     /// Returns the inode with this name in a directory. `.` and `/` name any inode itself: the
@@ -108,6 +154,8 @@ impl FileSystem {
     pub fn lookup(&self, parent: u64, name: &[u8]) -> Result<(u64, Attributes), Error> {
         let inode = if name == b"." || name == b"/" {
             parent
+        } else if self.view == View::Data && name == erofs::PROBE.as_bytes() {
+            PROBE_INODE
         } else if parent == ROOT_INODE {
             self.layers
                 .by_name(name)
@@ -150,9 +198,10 @@ impl FileSystem {
         }
         let (mount, layer, id) = self.at(inode)?;
         let tree = layer.tree();
-        if tree
-            .attributes(id)
-            .is_none_or(|attributes| attributes.kind != Kind::Directory)
+        if self.view == View::Data
+            || tree
+                .attributes(id)
+                .is_none_or(|attributes| attributes.kind != Kind::Directory)
         {
             return Err(Error::NotDirectory);
         }
@@ -184,7 +233,7 @@ impl FileSystem {
     }
 
     pub fn xattr(&self, inode: u64, name: &[u8]) -> Result<Vec<u8>, Error> {
-        if inode == ROOT_INODE {
+        if inode == ROOT_INODE || self.view == View::Data {
             return Err(Error::NoAttribute);
         }
         let (_, layer, id) = self.at(inode)?;
@@ -197,7 +246,7 @@ impl FileSystem {
 
     /// Returns the names of the extended attributes, each followed by a zero byte.
     pub fn xattrs(&self, inode: u64) -> Result<Vec<u8>, Error> {
-        if inode == ROOT_INODE {
+        if inode == ROOT_INODE || self.view == View::Data {
             return Ok(Vec::new());
         }
         let (_, layer, id) = self.at(inode)?;
@@ -210,30 +259,30 @@ impl FileSystem {
 
     /// Returns the regular file to read `length` bytes from at `offset`, and records the read.
     pub fn read(&self, inode: u64, offset: u64, length: u64) -> Result<Opened, Error> {
-        let opened = self.file(inode)?;
-        let part = || opened.layer.chunks_at(opened.id, offset, length);
-        self.layers.recorder().note(opened.number, opened.id, part);
-        Ok(opened)
-    }
-
-    fn file(&self, inode: u64) -> Result<Opened, Error> {
         if inode == ROOT_INODE {
             return Err(Error::IsDirectory);
         }
         let (mount, layer, id) = self.at(inode)?;
-        match layer
-            .tree()
-            .attributes(id)
-            .map(|attributes| attributes.kind)
-        {
-            Some(Kind::File) => Ok(Opened {
-                number: mount.record.number,
-                layer,
-                id,
-            }),
-            Some(Kind::Directory) => Err(Error::IsDirectory),
-            _ => Err(Error::Invalid),
+        let number = mount.record.number;
+        if self.view == View::Data {
+            return Ok(self.read_data(number, layer, offset, length));
         }
+        let id = regular(&layer, id)?;
+        let part = || layer.chunks_at(id, offset, length);
+        self.layers.recorder().note(number, id, part);
+        let content = Content::File(id);
+        Ok(Opened { layer, content })
+    }
+
+    fn read_data(&self, number: u64, layer: Arc<Layer>, offset: u64, length: u64) -> Opened {
+        let recorder = self.layers.recorder();
+        if recorder.is_running() {
+            for (id, part) in layer.files_at(offset..offset.saturating_add(length)) {
+                recorder.note(number, id, || Some(part.clone()));
+            }
+        }
+        let content = Content::Data;
+        Opened { layer, content }
     }
 
     /// Returns the number of files and directories in all layers.
@@ -246,10 +295,50 @@ impl FileSystem {
     }
 }
 
+/// Returns the ID of a file, if it is a regular file.
+fn regular(layer: &Layer, id: FileId) -> Result<FileId, Error> {
+    let attributes = layer.tree().attributes(id);
+    match attributes.map(|attributes| attributes.kind) {
+        Some(Kind::File) => Ok(id),
+        Some(Kind::Directory) => Err(Error::IsDirectory),
+        _ => Err(Error::Invalid),
+    }
+}
+
+fn data_file(size: u64) -> Attributes {
+    Attributes {
+        kind: Kind::File,
+        mode: 0o400,
+        uid: 0,
+        gid: 0,
+        links: 1,
+        size,
+        modified: Time::default(),
+        device: (0, 0),
+    }
+}
+
 impl Opened {
     /// Returns bytes from `offset` on, fewer at the file's end, if they are on this node.
     pub fn read_held(&self, offset: u64, length: u64) -> Option<Bytes> {
-        self.layer.read_held(self.id, offset, length)
+        match self.content {
+            Content::File(id) => self.layer.read_held(id, offset, length),
+            Content::Data => self.layer.read_data_held(self.part(offset, length)),
+        }
+    }
+
+    /// Returns the range of the data file, which ends with the file.
+    fn part(&self, offset: u64, length: u64) -> Range<u64> {
+        let size = self.layer.data().places().size();
+        let end = offset.saturating_add(length).min(size);
+        offset.min(end)..end
+    }
+
+    async fn read_once(&self, offset: u64, length: u64) -> Result<Bytes, FetchError> {
+        match self.content {
+            Content::File(id) => self.layer.read(id, offset, length).await,
+            Content::Data => self.layer.read_data(self.part(offset, length)).await,
+        }
     }
 
     /// Returns bytes from `offset` on, from the registry if need be. Retries while the registry is
@@ -263,7 +352,7 @@ impl Opened {
         let begun = Instant::now();
         let mut pause = FIRST_PAUSE;
         loop {
-            match self.layer.read(self.id, offset, length).await {
+            match self.read_once(offset, length).await {
                 Err(error)
                     if error.is_transient() || (error.is_denial() && begun.elapsed() < REFUSED) =>
                 {

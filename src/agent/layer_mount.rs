@@ -1,4 +1,5 @@
-//! The agent's two mounts. Both show every layer. A snapshot uses one of them.
+//! The agent's FUSE mounts. Two show the tree of every layer: a snapshot over the FUSE driver uses
+//! one of them. The third has a data file for every layer, from which the EROFS driver reads.
 //!
 //! overlayfs requests its own attributes (`trusted.overlay.metacopy`, `.opaque`, `.redirect`) from
 //! a lower layer when it first sees a file, once for each container, and the kernel caches none of
@@ -8,23 +9,28 @@
 
 use std::path::{Path, PathBuf};
 
-/// One of the two mounts.
+/// One of the mounts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LayerMount {
     /// Answers requests for extended attributes.
     Full,
     /// Has no extended attributes.
     NoXattr,
+    /// Has the data files.
+    Data,
 }
 
 impl LayerMount {
-    pub const ALL: [Self; 2] = [Self::Full, Self::NoXattr];
+    pub const ALL: [Self; 3] = [Self::Full, Self::NoXattr, Self::Data];
+    /// The mounts that show trees.
+    pub const TREES: [Self; 2] = [Self::Full, Self::NoXattr];
 
     /// The directory on which the layers are mounted.
     pub fn directory(self, root: &Path) -> PathBuf {
         root.join(match self {
             Self::Full => "lazy",
             Self::NoXattr => "lazy-noxattr",
+            Self::Data => "lazy-data",
         })
     }
 
@@ -33,6 +39,7 @@ impl LayerMount {
         root.join(match self {
             Self::Full => "init",
             Self::NoXattr => "init-noxattr",
+            Self::Data => "init-data",
         })
     }
 
@@ -41,6 +48,7 @@ impl LayerMount {
         match self {
             Self::Full => "fuse",
             Self::NoXattr => "fuse-noxattr",
+            Self::Data => "fuse-data",
         }
     }
 
@@ -49,6 +57,7 @@ impl LayerMount {
         match self {
             Self::Full => "mount",
             Self::NoXattr => "mount-noxattr",
+            Self::Data => "mount-data",
         }
     }
 }

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
@@ -16,6 +16,7 @@ use tokio::task::spawn_blocking;
 
 use super::config::Config;
 use super::data::{DataStore, LayerData, Limits};
+use super::erofs::{Driver, DriverReport, ErofsMounts, Probe, ProbeError};
 use super::fetch::{Blob, Fetcher, Reason};
 use super::layer::Layer;
 use super::layer_mount::LayerMount;
@@ -63,6 +64,12 @@ pub struct Layers {
     bookkeeping: Mutex<()>,
     /// The mounts that must be there: while one is missing, no layer is mounted lazily.
     needed: &'static [LayerMount],
+    erofs: ErofsMounts,
+    /// Held while the content of a layer is compared with its digests.
+    checking: Mutex<()>,
+    probe: Probe,
+    /// The driver of new layers.
+    driver: OnceLock<DriverReport>,
     /// The kernel connections of the mounts that are in their place.
     notifiers: RwLock<BTreeMap<LayerMount, Arc<Notifier>>>,
     refusals: Refusals,
@@ -110,6 +117,10 @@ impl Layers {
             mounts: RwLock::new(mounts),
             bookkeeping: Mutex::default(),
             needed,
+            erofs: ErofsMounts::new(&config.root),
+            checking: Mutex::default(),
+            probe: Probe::default(),
+            driver: OnceLock::new(),
             notifiers: RwLock::default(),
             refusals: Refusals::default(),
             toc_memory: TocMemory::default(),
@@ -125,6 +136,88 @@ impl Layers {
             Some(notifier) => notifiers.insert(mount, Arc::new(notifier)),
             None => notifiers.remove(&mount),
         };
+    }
+
+    /// Chooses the driver of new layers. Until then it is FUSE. Blocking: it may try EROFS over the
+    /// FUSE mounts.
+    ///
+    /// # Errors
+    /// If the configuration demands EROFS, and this kernel cannot do it.
+    pub fn choose_driver(&self) -> Result<&DriverReport, ProbeError> {
+        let (kind, root) = (self.config.driver, &self.config.root);
+        let chosen = DriverReport::choose(kind, root, &self.probe)?;
+        Ok(self.driver.get_or_init(|| chosen))
+    }
+
+    /// Whether a layer is mounted as EROFS.
+    pub fn is_erofs(&self, number: u64) -> bool {
+        self.erofs.is_known(number)
+    }
+
+    pub(super) fn erofs(&self) -> &ErofsMounts {
+        &self.erofs
+    }
+
+    pub(super) fn probe(&self) -> &Probe {
+        &self.probe
+    }
+
+    /// Mounts the layers as EROFS again that are recorded so and are not mounted, or whose FUSE
+    /// mount has ended. Blocking.
+    pub fn restore_erofs(&self) {
+        let all = self.after(0, usize::MAX);
+        let is_erofs =
+            |mount: &&Arc<Mount>| mount.record.data_size.is_some() && !mount.gone.is_cancelled();
+        let layers = all.iter().filter(is_erofs);
+        let load = |number| {
+            let mount = self.by_number(number)?;
+            Some(Arc::clone(self.layer(&mount).ok()?.data()))
+        };
+        let named = |mount: &Arc<Mount>| (mount.record.number, mount.record.data_name());
+        self.erofs.restore(layers.map(named), load);
+    }
+
+    /// Makes the kernel read those of these layers without the agent that are mounted as EROFS and
+    /// complete. Layers whose content was not compared with its digests since the start follow later.
+    ///
+    /// The first container's reads of a layer are recorded, so they still pass through the agent.
+    pub async fn make_native(self: &Arc<Self>, numbers: Vec<u64>) {
+        let own = Arc::clone(self);
+        let work = move || {
+            let unchecked = numbers
+                .into_iter()
+                .filter_map(|number| own.make_one_native(number));
+            unchecked.collect::<Vec<_>>()
+        };
+        let unchecked = spawn_blocking(work).await.unwrap_or_default();
+        if !unchecked.is_empty() {
+            let own = Arc::clone(self);
+            spawn_blocking(move || own.check_for_native(unchecked));
+        }
+    }
+
+    /// Returns the layer if it is complete and its content must be compared with its digests first.
+    fn make_one_native(&self, number: u64) -> Option<(u64, Arc<LayerData>)> {
+        let mount = self.by_number(number)?;
+        let is_recorded = !self.config.record.is_zero() && !mount.was_used();
+        if is_recorded || !self.erofs.is_served(number) {
+            return None;
+        }
+        let data = mount.loaded()?.ok()?.data();
+        if data.is_checked() {
+            self.erofs.make_native(number, data);
+            return None;
+        }
+        data.is_complete().then(|| (number, Arc::clone(data)))
+    }
+
+    fn check_for_native(&self, layers: Vec<(u64, Arc<LayerData>)>) {
+        for (number, data) in layers {
+            // One layer at a time: this is not urgent, and reads the disk.
+            let _turn = self.checking.lock();
+            data.check_all();
+            self.erofs.make_native(number, &data);
+        }
     }
 
     /// Returns the directories of the needed mounts that are missing.
@@ -256,6 +349,7 @@ impl Layers {
         let share = move || share(&store, own, toc, Some(tree_weight));
         let data = spawn_blocking(share).await;
         let data = data.map_err(|error| NotLazy::Internal(error.to_string()))??;
+        self.hold_native(&data);
         let layer = Layer::new(data, blob, fetcher).given_by(peer);
         layer
             .traffic()
@@ -308,10 +402,14 @@ impl Layers {
             toc_digest,
             blob_size,
             tail_start,
+            data_size: self.is_for_erofs().then(|| layer.data().places().size()),
         };
         self.records.insert(&record, &stored).map_err(failed)?;
         // The last other mount may have been removed since the lookup, and the data file with it.
         self.fetcher.store().revive(layer.data());
+        if record.data_size.is_some() {
+            self.erofs.expect(number);
+        }
         let mount = Arc::new(Mount::new(record, Some(Arc::clone(&layer))));
         let mut mounts = self.mounts.write();
         mounts.insert(Arc::clone(&mount));
@@ -322,6 +420,31 @@ impl Layers {
         }
         metrics().agent_mounts.inc();
         self.notify(Notifier::root_changed);
+        if mount.record.data_size.is_none() {
+            return Ok(mount);
+        }
+        self.mount_erofs(mount, &layer).map_err(failed)
+    }
+
+    fn is_for_erofs(&self) -> bool {
+        let chosen = self.driver.get();
+        chosen.is_some_and(|chosen| chosen.driver == Driver::Erofs)
+    }
+
+    /// Mounts a new layer as EROFS. If that fails, FUSE serves it. Returns the mount as it is then.
+    fn mount_erofs(&self, mount: Arc<Mount>, layer: &Arc<Layer>) -> io::Result<Arc<Mount>> {
+        let Err(error) = self.erofs.add(mount.record.number, layer.data()) else {
+            return Ok(mount);
+        };
+        let Record { number, digest, .. } = &mount.record;
+        tracing::warn!(number, layer = %digest, error = chain(&error), "layer not mounted as EROFS; its files are served by FUSE");
+        let record = Record {
+            data_size: None,
+            ..mount.record.clone()
+        };
+        self.records.replace(&record)?;
+        let mount = Arc::new(Mount::new(record, Some(Arc::clone(layer))));
+        self.mounts.write().insert(Arc::clone(&mount));
         Ok(mount)
     }
 
@@ -346,6 +469,7 @@ impl Layers {
         };
         let policy = self.config.policy(&mount.record.reference);
         let (own, layer, gone) = (Arc::clone(self), Arc::clone(layer), mount.gone.clone());
+        let number = mount.record.number;
         tokio::spawn(async move {
             let gate = match &image {
                 Some(image) => own.prefetch_profile(image, Trigger::Mount).await,
@@ -354,6 +478,7 @@ impl Layers {
             Arc::clone(&own.prefetch)
                 .run(layer, policy, gone, gate)
                 .await;
+            own.make_native(vec![number]).await;
         });
     }
 
@@ -457,12 +582,22 @@ impl Layers {
             record.blob_size,
         );
         let data = share(self.fetcher.store(), own, toc, weight)?;
+        self.hold_native(&data);
         if data.tree().len() != record.inodes {
             return Err(NotLazy::Internal(
                 "number of files differs from the record".to_owned(),
             ));
         }
         Ok(Arc::new(Layer::new(data, blob, self.fetcher.clone())))
+    }
+
+    /// Keeps the content in its place that the kernel reads without the agent.
+    fn hold_native(&self, data: &Arc<LayerData>) {
+        for mount in self.after(0, usize::MAX) {
+            if mount.record.data_name() == data.name() {
+                self.erofs.hold(mount.record.number, data);
+            }
+        }
     }
 
     /// Whether a file of the layer has an extended attribute. True as long as the layer is not
@@ -538,6 +673,9 @@ impl Layers {
         };
         mount.gone.cancel();
         metrics().agent_mounts.dec();
+        if mount.record.data_size.is_some() {
+            self.erofs.remove(number);
+        }
         self.notify(|notifier| {
             notifier.is_gone(number);
             notifier.root_changed();
@@ -622,7 +760,7 @@ impl Layers {
         let layers = self
             .after(0, usize::MAX)
             .iter()
-            .map(|mount| LayerReport::of(mount))
+            .map(|mount| self.report_of(mount))
             .collect();
         let store = self.fetcher.store();
         let profiles = self.profiles.report();
@@ -634,6 +772,21 @@ impl Layers {
             free_space: store.free(),
             refusals: self.refusals.all(),
             unmounted: self.unmounted(),
+            driver: self.driver.get().cloned().unwrap_or_default(),
+        }
+    }
+
+    fn report_of(&self, mount: &Mount) -> LayerReport {
+        let number = mount.record.number;
+        let driver = if self.is_erofs(number) {
+            Driver::Erofs
+        } else {
+            Driver::Fuse
+        };
+        LayerReport {
+            driver,
+            is_native: self.erofs.is_native(number),
+            ..LayerReport::of(mount)
         }
     }
 

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! containerd ─ gRPC ▶ server ▶ snapshotter ▶ snapshots (ordinary)   on disk
-//!                                        └─▶ layers (lazy)           records, two mounts
+//!                                        └─▶ layers (lazy)           records, mounts
 //! container ─ read(2) ▶ kernel ─ FUSE ▶ session ▶ fuse ▶ filesystem ▶ layer ▶ data
-//!                                               a registry ◀ upstream ◀ fetch ◀─┘
+//!                         └ EROFS ─┘            a registry ◀ upstream ◀ fetch ◀─┘
 //! ```
 //! `profiles` sends a Starlift server the files that containers read at their start, and prefetches
 //! the files that other nodes reported. `run` composes the parts. `keeper` keeps the mount while
@@ -16,6 +16,7 @@ mod attach;
 pub mod config;
 pub mod cri;
 pub mod data;
+pub mod erofs;
 pub mod fetch;
 pub mod filesystem;
 pub mod filter;

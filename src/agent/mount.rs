@@ -56,6 +56,11 @@ impl Mount {
         !self.was_used.swap(true, Ordering::Relaxed)
     }
 
+    /// Whether a container may have used the layer.
+    pub fn was_used(&self) -> bool {
+        self.was_used.load(Ordering::Relaxed)
+    }
+
     /// Returns the layer. The first caller runs `load` to read it from disk, while others wait. A
     /// failure is returned again for a few seconds.
     pub fn layer(
@@ -161,6 +166,7 @@ mod tests {
             toc_digest: TocDigest::Json(digest),
             blob_size: 0,
             tail_start: 0,
+            data_size: None,
         };
         Arc::new(Mount::new(record, None))
     }

@@ -1,4 +1,4 @@
-//! Keeps one of the agent's two mounts in its place, and restores it after every failure.
+//! Keeps one of the agent's mounts in its place, and restores it after every failure.
 //!
 //! ```text
 //! unmounted, connection alive  ▶ its clone is moved into the place: readers notice nothing
@@ -99,7 +99,14 @@ impl Mounted {
                         tokio::time::sleep(PAUSE.saturating_sub(connection.begun.elapsed())).await;
                         self.context.blocking(Context::mount_anew).await
                     }
-                    () = changes.next() => self.context.blocking(|context| context.check(connection)).await,
+                    is_changed = changes.next() => {
+                        let checked = self.context.blocking(|context| context.check(connection)).await;
+                        self.connection = self.context.report(checked);
+                        if is_changed {
+                            self.restore_erofs().await;
+                        }
+                        continue;
+                    }
                 },
                 None => {
                     tokio::time::sleep(PAUSE).await;
@@ -107,6 +114,18 @@ impl Mounted {
                 }
             };
             self.connection = self.context.report(connection);
+            self.restore_erofs().await;
+        }
+    }
+
+    /// Mounts the layers again that were unmounted, or whose connection has ended.
+    async fn restore_erofs(&self) {
+        if self.context.mount != LayerMount::Data || self.connection.is_none() {
+            return;
+        }
+        let layers = Arc::clone(&self.context.layers);
+        if let Err(error) = spawn_blocking(move || layers.restore_erofs()).await {
+            tracing::error!(%error, "EROFS mounts not checked");
         }
     }
 }
@@ -248,15 +267,21 @@ impl MountChanges {
         }
     }
 
-    /// Waits for a change, or for a second.
-    async fn next(&mut self) {
+    /// Waits for a change, or for a second. Returns whether there may have been a change.
+    async fn next(&mut self) -> bool {
         let Some(table) = &mut self.table else {
-            return tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(PAUSE).await;
+            return true;
         };
         let changed =
             tokio::time::timeout(PAUSE, table.ready(Interest::PRIORITY | Interest::ERROR)).await;
-        if let Ok(Ok(mut ready)) = changed {
-            ready.clear_ready();
+        match changed {
+            Ok(Ok(mut ready)) => {
+                ready.clear_ready();
+                true
+            }
+            Ok(Err(_)) => true,
+            Err(_elapsed) => false,
         }
     }
 }

@@ -111,6 +111,11 @@ pub fn clear(at: &Path) -> io::Result<bool> {
     Ok(was_mounted)
 }
 
+/// Whether anything is mounted on `at`.
+pub fn is_mounted(at: &Path) -> io::Result<bool> {
+    Ok(mounted(at)?.is_some())
+}
+
 /// Makes the kernel read further ahead than its default of 128 KiB, because each request has a
 /// cost.
 ///
@@ -143,7 +148,7 @@ fn mounted(at: &Path) -> io::Result<Option<String>> {
 }
 
 /// Escapes a path as mountinfo does: blanks and backslashes in octal.
-fn escape(path: &[u8]) -> Vec<u8> {
+pub(super) fn escape(path: &[u8]) -> Vec<u8> {
     let mut escaped = Vec::new();
     for byte in path {
         match byte {

@@ -95,9 +95,14 @@ impl Recorder {
         }
     }
 
+    /// Whether anything is recorded.
+    pub(super) fn is_running(&self) -> bool {
+        self.running.load(Ordering::Acquire) > 0
+    }
+
     /// Records that the file was opened, or that the range that `part` returns was read.
     pub(super) fn note(&self, number: u64, id: FileId, part: impl Fn() -> Option<Range<u64>>) {
-        if self.running.load(Ordering::Acquire) == 0 {
+        if !self.is_running() {
             return;
         }
         let tables = self.tables.read();

@@ -42,6 +42,9 @@ pub struct Record {
     pub blob_size: u64,
     /// The offset in the blob at which the stored end begins.
     pub tail_start: u64,
+    /// The size of the data file, if the layer is mounted as EROFS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_size: Option<u64>,
 }
 
 /// The first number and inode that were never used.
@@ -109,6 +112,11 @@ impl Records {
         if !self.folder.join(&tail_name).exists() {
             self.write(&tail_name, &tail.bytes)?;
         }
+        self.write(&record_name(record.number), &serde_json::to_vec(record)?)
+    }
+
+    /// Writes a record again.
+    pub fn replace(&self, record: &Record) -> io::Result<()> {
         self.write(&record_name(record.number), &serde_json::to_vec(record)?)
     }
 
@@ -198,6 +206,7 @@ mod tests {
             toc_digest: TocDigest::Json(Digest::sha256_of(b"toc")),
             blob_size: 100,
             tail_start: 96,
+            data_size: None,
         }
     }
 

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::data::{CacheUsage, FreeSpace};
+use super::erofs::{Driver, DriverReport};
 use super::fetch::Reason;
 use super::mount::Mount;
 use super::profiles::ProfileReport;
@@ -38,6 +39,9 @@ pub struct Report {
     /// Directories of needed mounts that are not mounted. Images are unpacked until they are.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unmounted: Vec<PathBuf>,
+    /// The driver of new layers.
+    #[serde(default)]
+    pub driver: DriverReport,
 }
 
 /// A layer that is mounted lazily.
@@ -65,6 +69,11 @@ pub struct LayerReport {
     /// since the start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub has_xattrs: Option<bool>,
+    #[serde(default)]
+    pub driver: Driver,
+    /// Whether the kernel reads its content without the agent.
+    #[serde(default)]
+    pub is_native: bool,
     /// The reason why none of its files can be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub damage: Option<String>,
@@ -113,6 +122,8 @@ impl LayerReport {
             background_bytes: bytes(Reason::Background),
             errors: traffic.map_or(0, |traffic| traffic.errors()),
             has_xattrs: layer.map(|layer| layer.tree().has_xattrs()),
+            driver: Driver::default(),
+            is_native: false,
             damage,
         }
     }

@@ -20,7 +20,7 @@ use super::mounted::Mounted;
 use super::server::{self, ServeError};
 use super::snapshots::{self, Snapshots};
 use super::snapshotter::Snapshotter;
-use super::{mountpoint, root};
+use super::{erofs, mountpoint, root};
 use crate::registry;
 use crate::transport::Upstreams;
 
@@ -44,6 +44,8 @@ pub enum RunError {
     UnsafeRoot(#[from] root::RootError),
     #[error("nothing keeps the mounts while the agent restarts")]
     Keeper(#[source] io::Error),
+    #[error("agent.driver is \"erofs\", which this kernel cannot do")]
+    Driver(#[source] erofs::ProbeError),
     #[error("snapshots not opened")]
     Snapshots(#[source] snapshots::Error),
     #[error(transparent)]
@@ -99,6 +101,12 @@ pub async fn run(
         let (keeper, layers) = (Arc::clone(&keeper), Arc::clone(&layers));
         mounts.push(Mounted::start(mount, config, keeper, layers, &mut kept).await);
     }
+    let own = Arc::clone(&layers);
+    let driver = blocking(move || {
+        own.restore_erofs();
+        own.choose_driver().cloned()
+    });
+    let driver = driver.await?.map_err(RunError::Driver)?;
     let place = root.clone();
     let snapshots = blocking(move || open_snapshots(&place))
         .await?
@@ -122,6 +130,8 @@ pub async fn run(
         root = %root.display(),
         keeper = keeper.name(),
         layers = layers.len(),
+        driver = ?driver.driver,
+        reason = driver.reason,
         "listening"
     );
     // Not every start is by systemd, so nobody may be listening.
@@ -227,6 +237,7 @@ pub async fn unmount(config: &Config) -> Result<(), RunError> {
     let work = move || {
         let (keeper, kept) = Keeper::open(kind, &root)?;
         drop(kept);
+        erofs::clear(&root)?;
         for mount in LayerMount::ALL {
             mountpoint::clear(&mount.directory(&root))?;
         }

@@ -98,9 +98,12 @@ impl Snapshotter {
             .await
         {
             Ok(number) => {
-                let has_xattrs = self.layers.has_xattrs(number);
-                self.commit_lazy(name, snapshot, LazyLayer { number, has_xattrs })
-                    .await
+                let layer = LazyLayer {
+                    number,
+                    has_xattrs: self.layers.has_xattrs(number),
+                    is_erofs: self.layers.is_erofs(number),
+                };
+                self.commit_lazy(name, snapshot, layer).await
             }
             Err(reason) => {
                 tracing::info!(layer = %spec.digest, reference = spec.reference, reason = chain(&reason), "not lazy");
@@ -165,6 +168,8 @@ impl Snapshotter {
             Ok::<_, Error>((mounts, parents))
         };
         let (mounts, parents) = self.blocking(make).await?;
+        let lazy = parents.iter().filter_map(|parent| parent.lazy);
+        self.layers.make_native(lazy.collect()).await;
         if let Some(image) = ImageLayers::for_container(&parents) {
             self.starts.begin(image);
         }

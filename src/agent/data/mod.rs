@@ -22,7 +22,7 @@ mod punch;
 mod space;
 mod store;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 pub use layer_data::{Hold, LayerData};
 pub use places::{BLOCK, Piece, Places, TooLarge};

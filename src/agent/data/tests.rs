@@ -22,7 +22,7 @@ use crate::agent::tree::Tree;
 const CHUNK: u32 = 64 << 10;
 
 /// Returns a layer of files with these names and sizes.
-pub(super) fn tree(files: &[(&str, usize)]) -> Arc<Tree> {
+pub(in crate::agent) fn tree(files: &[(&str, usize)]) -> Arc<Tree> {
     tree_with(files, CHUNK)
 }
 

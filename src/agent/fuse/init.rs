@@ -24,6 +24,11 @@ pub(super) fn negotiate(config: &mut KernelConfig, mount: LayerMount, limits: &R
         // A kernel without the feature works too.
         let _lacking = config.add_capabilities(flag);
     }
+    // EROFS reads the data files with direct I/O. Otherwise it would wait for one request after
+    // another, and a reader that is killed could not end.
+    if mount == LayerMount::Data {
+        let _lacking = config.add_capabilities(InitFlags::FUSE_ASYNC_DIO);
+    }
     // Access control lists restrict the readers of an image's files. They are extended attributes.
     if mount == LayerMount::Full {
         let _lacking = config.add_capabilities(InitFlags::FUSE_POSIX_ACL);

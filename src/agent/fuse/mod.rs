@@ -18,15 +18,15 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FileType, Filesystem,
-    Generation, INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags,
-    PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen,
-    ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    FopenFlags, Generation, INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents,
+    PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek,
+    ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use rustix::ioctl::{Opcode, opcode};
 use tokio::runtime::Handle;
 
-use super::filesystem::{Error, FileSystem, Listed};
+use super::filesystem::{Error, FileSystem, Listed, PROBE_INODE};
 use super::layer_mount::LayerMount;
 use super::mount::ROOT_INODE;
 use super::patience::patiently;
@@ -118,11 +118,14 @@ impl Filesystem for Adapter {
         }
     }
 
-    /// Not needed: a file has no state, and after ENOSYS the kernel opens files by itself and keeps
-    /// their pages.
+    /// Not needed for files of layers: they have no state, and after ENOSYS the kernel opens files
+    /// by itself and keeps their pages. It keeps no pages of the data files, because EROFS does.
     fn open(&self, _request: &Request, _inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         count("open");
-        reply.error(Errno::ENOSYS);
+        match self.mount {
+            LayerMount::Data => reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO),
+            LayerMount::Full | LayerMount::NoXattr => reply.error(Errno::ENOSYS),
+        }
     }
 
     fn read(
@@ -137,6 +140,12 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         count("read");
+        if inode.0 == PROBE_INODE {
+            return match self.filesystem.probe() {
+                Some(content) => reply.data(content),
+                None => reply.error(Errno::EIO),
+            };
+        }
         let length = u64::from(size);
         let opened = match self.filesystem.read(inode.0, offset, length) {
             Ok(opened) => opened,
@@ -294,7 +303,7 @@ impl Filesystem for Adapter {
     ) {
         count("getxattr");
         // ENOSYS: the kernel sends no more of these requests on this connection, for any file.
-        if self.mount == LayerMount::NoXattr {
+        if self.mount != LayerMount::Full {
             return reply.error(Errno::ENOSYS);
         }
         answer_xattr(self.filesystem.xattr(inode.0, name.as_bytes()), size, reply);

@@ -1,6 +1,6 @@
 //! The directories of snapshots: `<root>/snapshots/<id>/{fs,work}`, as in containerd's overlay
-//! snapshotter, and `<root>/lazy/<number>` or `<root>/lazy-noxattr/<number>` for layers that are
-//! mounted lazily.
+//! snapshotter, and `<root>/erofs/<number>`, `<root>/lazy/<number>` or
+//! `<root>/lazy-noxattr/<number>` for layers that are mounted lazily.
 //!
 //! A directory is created under another name and renamed before the change that needs it is
 //! committed. It is deleted after the change that drops it. A directory that a crash leaves in
@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::Error;
 use super::record::{Kind, Lower};
+use crate::agent::erofs;
 use crate::agent::layer_mount::LayerMount;
 
 /// Only for the agent: the content includes setuid files.
@@ -58,10 +59,12 @@ impl Directories {
         self.of(id).join("work")
     }
 
-    /// Returns the directory of a layer. A lazy layer is read through `mount`.
+    /// Returns the directory of a layer. A lazy layer of the FUSE driver is read
+    /// through `mount`.
     pub(super) fn lower(&self, lower: Lower, mount: LayerMount) -> PathBuf {
         match lower {
             Lower::Own(id) => self.upper(id),
+            Lower::Lazy(layer) if layer.is_erofs => erofs::mountpoint(&self.root, layer.number),
             Lower::Lazy(layer) => mount.directory(&self.root).join(layer.number.to_string()),
         }
     }

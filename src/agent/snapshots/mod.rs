@@ -5,7 +5,7 @@
 //! ```text
 //! <root>/metadata.db        names, parents, labels, kinds, usage
 //! <root>/snapshots/<id>/    fs and work of an ordinary snapshot
-//! <root>/lazy/<number>, <root>/lazy-noxattr/<number>
+//! <root>/erofs/<number>, <root>/lazy/<number>, <root>/lazy-noxattr/<number>
 //!                           the content of a lazy snapshot: mounted and unmounted by the caller
 //! ```
 //! Every call blocks.
@@ -209,9 +209,11 @@ impl Snapshots {
                 Lower::Own(_) => None,
             })
             .collect();
+        let erofs = lazy.iter().filter(|layer| layer.is_erofs).count();
+        let trees = || lazy.iter().filter(|layer| !layer.is_erofs);
         // All from one mount: over two file systems without a UUID, overlayfs would not find the
         // lower file of a copied file again (kernel, fs/overlayfs/super.c, `ovl_lower_uuid_ok`).
-        let mount = if lazy.iter().any(|layer| layer.has_xattrs) {
+        let mount = if trees().any(|layer| layer.has_xattrs) {
             LayerMount::Full
         } else {
             LayerMount::NoXattr
@@ -223,7 +225,8 @@ impl Snapshots {
                 .iter()
                 .map(|&lower| self.directories.lower(lower, mount))
                 .collect(),
-            lazy: lazy.len(),
+            lazy: trees().count(),
+            erofs,
             maps,
         };
         vec![self.overlay.mount(kind, &paths)]
@@ -306,6 +309,7 @@ impl Snapshots {
             &Record {
                 lazy: Some(layer.number),
                 noxattr: !layer.has_xattrs,
+                erofs: layer.is_erofs,
                 ..record
             },
         )?;

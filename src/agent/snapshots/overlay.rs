@@ -31,8 +31,11 @@ pub(super) struct Paths {
     pub(super) work: PathBuf,
     /// Top first.
     pub(super) lowers: Vec<PathBuf>,
-    /// How many of `lowers` are lazily mounted layers, which are on a separate file system.
+    /// How many of `lowers` are lazily mounted layers of the FUSE driver, which are on a separate
+    /// file system.
     pub(super) lazy: usize,
+    /// How many are layers of the EROFS driver. Each is a file system.
+    pub(super) erofs: usize,
     /// The options that make containerd map owners.
     pub(super) maps: Vec<String>,
 }
@@ -72,8 +75,7 @@ impl Overlay {
         options.extend(self.options.iter().map(|&option| option.to_owned()));
         // On one file system the numbers are the files' own, and the kernel logs a line if `xino`
         // is requested.
-        let is_on_several = paths.lazy > 0 && (kind == Kind::Active || paths.lazy < lowers.len());
-        if self.has_xino && is_on_several {
+        if self.has_xino && paths.file_systems(kind) > 1 {
             options.push("xino=on".to_owned());
         }
         if kind == Kind::Active {
@@ -90,6 +92,13 @@ impl Overlay {
             source: "overlay".to_owned(),
             options,
         }
+    }
+}
+
+impl Paths {
+    fn file_systems(&self, kind: Kind) -> usize {
+        let is_on_disk = kind == Kind::Active || self.lazy + self.erofs < self.lowers.len();
+        self.erofs + usize::from(self.lazy > 0) + usize::from(is_on_disk)
     }
 }
 
@@ -127,6 +136,10 @@ mod tests {
             .iter()
             .filter(|path| path.starts_with("/r/lazy/"))
             .count();
+        let erofs = lowers
+            .iter()
+            .filter(|path| path.starts_with("/r/erofs/"))
+            .count();
         let lowers = lowers.iter().map(PathBuf::from).collect();
         let (upper, work) = ("/r/snapshots/9/fs".into(), "/r/snapshots/9/work".into());
         overlay.mount(
@@ -136,6 +149,7 @@ mod tests {
                 work,
                 lowers,
                 lazy,
+                erofs,
                 maps: Vec::new(),
             },
         )
@@ -198,6 +212,14 @@ mod tests {
                 "{kind:?} {lowers:?}"
             );
         }
-        assert!(shown(&mount(Kind::Active, &["/r/lazy/2"])).contains("xino=on"));
+        for (kind, lowers) in [
+            (Kind::Active, &["/r/lazy/2"][..]),
+            (Kind::Active, &["/r/erofs/2"]),
+            (Kind::View, &["/r/erofs/2", "/r/erofs/1"]),
+            (Kind::View, &["/r/erofs/2", "/r/lazy/1"]),
+        ] {
+            let options = shown(&mount(kind, lowers));
+            assert!(options.contains("xino=on"), "{kind:?} {lowers:?}");
+        }
     }
 }

@@ -61,6 +61,9 @@ pub(super) struct Record {
     /// Whether no file of that layer has an extended attribute.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) noxattr: bool,
+    /// Whether that layer is mounted as EROFS.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) erofs: bool,
 }
 
 impl Kind {
@@ -103,6 +106,7 @@ impl Record {
             usage: None,
             lazy: None,
             noxattr: false,
+            erofs: false,
         }
     }
 
@@ -130,6 +134,7 @@ impl Record {
             Lower::Lazy(LazyLayer {
                 number,
                 has_xattrs: !self.noxattr,
+                is_erofs: self.erofs,
             })
         };
         self.lazy.map_or(Lower::Own(self.id), lazy)
@@ -150,6 +155,8 @@ pub struct LazyLayer {
     pub number: u64,
     /// Whether one of its files has an extended attribute.
     pub has_xattrs: bool,
+    /// Whether it is mounted as EROFS, on a file system of its own.
+    pub is_erofs: bool,
 }
 
 /// Returns the present time. A clock before 1970 must not keep containers from starting.

@@ -111,6 +111,7 @@ fn with_xattrs(number: u64) -> LazyLayer {
     LazyLayer {
         number,
         has_xattrs: true,
+        is_erofs: false,
     }
 }
 
@@ -118,6 +119,7 @@ fn without_xattrs(number: u64) -> LazyLayer {
     LazyLayer {
         number,
         has_xattrs: false,
+        is_erofs: false,
     }
 }
 

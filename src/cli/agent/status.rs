@@ -6,6 +6,7 @@ use bytesize::ByteSize;
 
 use super::Place;
 use crate::agent::api;
+use crate::agent::erofs::Driver;
 use crate::agent::profiles::{ProfileReport, State};
 use crate::agent::report::{LayerReport, Report};
 use crate::cli::table::Table;
@@ -37,7 +38,7 @@ pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failur
 fn text(report: &Report) -> String {
     let mut lazy = Table::new();
     lazy.row([
-        "IMAGE", "LAYER", "SIZE", "FETCHED", "HELD", "REQUESTS", "ERRORS",
+        "IMAGE", "LAYER", "SIZE", "FETCHED", "HELD", "DRIVER", "REQUESTS", "ERRORS",
     ]);
     for layer in &report.layers {
         lazy.row([
@@ -51,15 +52,17 @@ fn text(report: &Report) -> String {
                     + layer.background_bytes,
             ),
             &held(layer),
+            driver(layer),
             &layer.requests.to_string(),
             &layer.errors.to_string(),
         ]);
     }
     let mut text = format!(
-        "{} of {} on disk, {} chunks\n\n",
+        "{} of {} on disk, {} chunks\nDriver of new layers: {}\n\n",
         size(report.cache.bytes),
         size(report.cache_limit),
-        report.cache.chunks
+        report.cache.chunks,
+        report.driver
     );
     if let Some(free) = report.free_space.filter(|free| free.shortage() > 0) {
         text += &format!(
@@ -146,6 +149,14 @@ fn held(layer: &LayerReport) -> String {
         }
         Some(_) => "100%".to_owned(),
         None => "?".to_owned(),
+    }
+}
+
+/// Returns how a layer's files are shown. `native`: the kernel reads the data file itself.
+fn driver(layer: &LayerReport) -> &'static str {
+    match layer.driver {
+        Driver::Erofs if layer.is_native => "erofs, native",
+        driver => driver.as_str(),
     }
 }
 

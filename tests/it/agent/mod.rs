@@ -1,6 +1,7 @@
 //! The agent's gRPC service in this process, called as containerd calls it.
 
 mod cri_proxy;
+mod erofs;
 mod fetching;
 mod merged;
 mod model;

@@ -22,6 +22,7 @@ use starlift::registry;
 use starlift::transport::Upstreams;
 use tar::{Builder, EntryType, Header};
 
+use crate::support::agent::is_erofs;
 use crate::support::image::Random;
 use crate::support::lazy::{CHUNK, Layer, Node, ON_DEMAND};
 use crate::support::place::Place;
@@ -31,6 +32,7 @@ use crate::support::tree::Tree;
 const TREES: u64 = 4;
 const ENTRIES: u64 = 60;
 const READS: usize = 200;
+const DIRECTORY_SIZE: u64 = 4096;
 
 /// The compared attributes of a file: everything that `stat`, `listxattr` and `read` return.
 #[derive(Debug, PartialEq, Eq)]
@@ -239,7 +241,11 @@ fn seen_mounted(directory: &Path, path: &Path, seen: &mut BTreeMap<PathBuf, Seen
             mode: u16::try_from(metadata.mode() & 0o7777).unwrap(),
             owner: (metadata.uid(), metadata.gid()),
             links: u32::try_from(metadata.nlink()).unwrap(),
-            size: metadata.size(),
+            size: match kind {
+                // Each file system has sizes of its own for directories.
+                Kind::Directory if is_erofs() => DIRECTORY_SIZE,
+                _ => metadata.size(),
+            },
             modified: (
                 metadata.mtime(),
                 u32::try_from(metadata.mtime_nsec()).unwrap(),

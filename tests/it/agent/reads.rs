@@ -643,6 +643,8 @@ async fn a_removed_layer_leaves_nothing() {
             .collect::<Vec<_>>(),
         ["next"]
     );
+    let images = fs::read_dir(node.agent.root.join("erofs"));
+    assert!(images.is_err() || images.unwrap().count() == 0);
     drop(open);
     let again = node.mount("target", &layer).await;
     assert_ne!(again, directory, "a directory is never used again");
@@ -812,7 +814,7 @@ async fn systemd_keeps_the_mount_while_the_agent_restarts() {
         drop(std::mem::replace(&mut node.agent, next));
         assert_eq!(
             manager.store.keys().collect::<Vec<_>>(),
-            ["fuse", "fuse-noxattr", "socket"]
+            ["fuse", "fuse-data", "fuse-noxattr", "socket"]
         );
         assert!(
             !node.agent.root.join("keeper.sock").exists(),

@@ -21,6 +21,16 @@ pub(crate) struct Agent {
 /// Configuration keys and values for the environment: `("READ_TIMEOUT", "2s")`.
 pub(crate) type Settings<'a> = &'a [(&'a str, &'a str)];
 
+/// Whether the test that runs is one of those over the EROFS driver. nextest names it in the
+/// arguments, libtest by the thread. `STARLIFT_TEST_DRIVER=erofs` chooses it for all tests.
+pub(crate) fn is_erofs() -> bool {
+    const MODULE: &str = "::erofs::";
+    let is_named = |name: &str| name.contains(MODULE);
+    std::thread::current().name().is_some_and(is_named)
+        || std::env::args().any(|argument| is_named(&argument))
+        || std::env::var("STARLIFT_TEST_DRIVER").is_ok_and(|driver| driver == "erofs")
+}
+
 /// Keys of `[agent]`, and of `[pull]` after `PULL_`. Servers on loopback are Starlift servers,
 /// unless the settings say otherwise.
 fn environment(settings: Settings<'_>) -> impl Iterator<Item = (String, &str)> {
@@ -28,8 +38,9 @@ fn environment(settings: Settings<'_>) -> impl Iterator<Item = (String, &str)> {
         Some(_) => format!("STARLIFT_{key}"),
         None => format!("STARLIFT_AGENT_{key}"),
     };
-    let servers = [("PULL_SERVERS", "127.0.0.1")];
-    servers
+    let driver = if is_erofs() { "erofs" } else { "fuse" };
+    let defaults = [("PULL_SERVERS", "127.0.0.1"), ("DRIVER", driver)];
+    defaults
         .into_iter()
         .chain(settings.iter().copied())
         .map(move |(key, value)| (variable(key), value))
@@ -133,7 +144,7 @@ impl Agent {
         )
     }
 
-    /// Returns the directories of lazy layers.
+    /// Returns the directories of lazy layers, which every driver has.
     pub(crate) fn lazy(&self) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(self.root.join("lazy")).unwrap();
         entries.map(|entry| entry.unwrap().path()).collect()

@@ -137,7 +137,7 @@ impl LayerData {
         &self.site.data
     }
 
-    pub(super) fn name(&self) -> &str {
+    pub fn name(&self) -> &str {
         &self.name
     }
 
@@ -180,6 +180,21 @@ impl LayerData {
         self.load();
         let is_whole = self.chunks.held() == self.all.0 && self.chunks.doubtful() == 0;
         is_whole && (self.all.0 == 0 || self.open_files().is_ok_and(|files| files.is_some()))
+    }
+
+    /// Whether all content was compared with its digests since this process began.
+    pub fn is_checked(&self) -> bool {
+        let is_right = |number| self.chunks.get(number).is_checked || self.is_hole(number);
+        (0..self.chunks.len()).all(is_right)
+    }
+
+    /// Compares all content that is here with its digests, unless that was done.
+    pub fn check_all(&self) {
+        let is_unchecked = |number: &u32| !self.chunks.get(*number).is_checked;
+        for number in (0..self.chunks.len()).filter(is_unchecked) {
+            // The comparison is all that is wanted.
+            let _one_byte = self.read_chunk(number, 0..1);
+        }
     }
 
     /// Returns the number of chunks with content, and how many of them are here.

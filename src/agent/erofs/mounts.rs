@@ -1,0 +1,314 @@
+//! The EROFS mounts of the layers. They are in the kernel and outlive the agent.
+//!
+//! ```text
+//! <root>/erofs/<number>         the mountpoint
+//! <root>/erofs/<number>.image   the metadata image
+//! <root>/erofs/<number>.data    what the mount reads its content from, for the next agent
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::image::{self, Identity, WriteError};
+use super::mount;
+use crate::agent::data::{Hold, LayerData};
+use crate::agent::layer_mount::LayerMount;
+use crate::agent::mountpoint;
+use crate::telemetry::log::chain;
+
+const NATIVE: &str = "native";
+
+/// Returns the directory of the mountpoints.
+pub fn folder(root: &Path) -> PathBuf {
+    root.join("erofs")
+}
+
+/// Returns the directory on which a layer is mounted.
+pub fn mountpoint(root: &Path, number: u64) -> PathBuf {
+    folder(root).join(number.to_string())
+}
+
+/// Unmounts all layers. Open files keep a file system alive.
+///
+/// # Errors
+/// If the kernel does not unmount one of them.
+pub fn clear(root: &Path) -> io::Result<()> {
+    let folder = folder(root);
+    mount::mounted_in(&folder)?
+        .into_keys()
+        .try_for_each(|number| mountpoint::clear(&folder.join(number.to_string())).map(drop))
+}
+
+/// The EROFS mounts of one root.
+#[derive(Debug)]
+pub struct ErofsMounts {
+    root: PathBuf,
+    /// Held while anything is mounted or unmounted.
+    work: Mutex<()>,
+    /// Held for a moment: a layer that is loaded while another is mounted asks for it.
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The device number of the FUSE mount that serves the data files.
+    device: Option<u64>,
+    backings: BTreeMap<u64, Backing>,
+    /// Layers that are about to be added.
+    expected: BTreeSet<u64>,
+}
+
+/// The source of a mounted layer's content.
+#[derive(Debug)]
+enum Backing {
+    /// The layer's file in the FUSE mount with this device number.
+    Served(u64),
+    /// The data file. Nothing of it may be evicted; the layer that is loaded says so.
+    Native(Option<Hold>),
+    /// The layer's tree in the FUSE mount `lazy`, because EROFS could not be mounted again.
+    Tree,
+}
+
+impl ErofsMounts {
+    pub fn new(root: &Path) -> Self {
+        Self {
+            root: root.to_owned(),
+            work: Mutex::default(),
+            state: Mutex::default(),
+        }
+    }
+
+    /// Sets the FUSE mount that serves the data files from now on.
+    pub fn set_device(&self, device: u64) {
+        self.state.lock().device = Some(device);
+    }
+
+    /// Leaves a layer that is new to [`Self::add`].
+    pub fn expect(&self, number: u64) {
+        self.state.lock().expected.insert(number);
+    }
+
+    /// Writes the image of a layer that is new, and mounts it over its file in the FUSE mount.
+    ///
+    /// # Errors
+    /// If the layer cannot be expressed as EROFS, or the kernel does not mount it.
+    pub fn add(&self, number: u64, data: &LayerData) -> Result<(), WriteError> {
+        let added = self.try_to_add(number, data);
+        if added.is_err() {
+            self.remove(number);
+        }
+        self.state.lock().expected.remove(&number);
+        added
+    }
+
+    fn try_to_add(&self, number: u64, data: &LayerData) -> Result<(), WriteError> {
+        make_folder(&folder(&self.root))?;
+        image::write(&self.image(number), data, number)?;
+        let _work = self.work.lock();
+        Ok(self.serve(number)?)
+    }
+
+    /// Mounts a layer over its file in the FUSE mount.
+    fn serve(&self, number: u64) -> io::Result<()> {
+        let device = self.state.lock().device;
+        let device = device.ok_or(io::ErrorKind::NotConnected)?;
+        let data = LayerMount::Data
+            .directory(&self.root)
+            .join(number.to_string());
+        self.mount(number, &data, &device.to_string())?;
+        self.set(number, Backing::Served(device));
+        Ok(())
+    }
+
+    fn set(&self, number: u64, backing: Backing) {
+        self.state.lock().backings.insert(number, backing);
+    }
+
+    /// Mounts a layer over `data`. A crash in between leaves no note, and the next agent mounts
+    /// again.
+    fn mount(&self, number: u64, data: &Path, note: &str) -> io::Result<()> {
+        let (image, at) = (self.image(number), mountpoint(&self.root, number));
+        remove_file(&self.note(number))?;
+        mount::mount(&image, data, &at)?;
+        mountpoint::read_further_ahead(&at);
+        fs::write(self.note(number), note)
+    }
+
+    /// Mounts a layer over its data file if all of it is there and was compared with its digests.
+    /// Containers that have it mounted keep the mount that they have. Does nothing if it is mounted
+    /// so already.
+    pub fn make_native(&self, number: u64, data: &Arc<LayerData>) {
+        let _work = self.work.lock();
+        let is_ready = || data.is_complete() && data.is_checked() && data.path().exists();
+        if !self.is_served(number) || !is_ready() {
+            return;
+        }
+        let hold = data.hold();
+        // Content may have been evicted before it was held.
+        if !data.is_complete() {
+            return;
+        }
+        match self.mount(number, data.path(), NATIVE) {
+            Ok(()) => {
+                self.set(number, Backing::Native(Some(hold)));
+                tracing::debug!(number, "complete layer mounted over its data file");
+            }
+            Err(error) => {
+                tracing::warn!(number, %error, "complete layer not mounted over its data file");
+                if let Err(error) = self.serve(number) {
+                    tracing::error!(number, %error, "layer not mounted");
+                }
+            }
+        }
+    }
+
+    /// Whether the agent serves a layer's content.
+    pub fn is_served(&self, number: u64) -> bool {
+        let state = self.state.lock();
+        matches!(state.backings.get(&number), Some(Backing::Served(_)))
+    }
+
+    /// Keeps the content of a layer in its place if a mount reads the data file itself.
+    pub fn hold(&self, number: u64, data: &Arc<LayerData>) {
+        if let Some(Backing::Native(hold)) = self.state.lock().backings.get_mut(&number) {
+            hold.get_or_insert_with(|| data.hold());
+        }
+    }
+
+    /// Mounts every layer of `layers` again that is not mounted, or whose FUSE mount is gone. Each
+    /// has its number and the name of its data file. `load` reads a layer from disk.
+    pub fn restore(
+        &self,
+        layers: impl Iterator<Item = (u64, String)>,
+        load: impl Fn(u64) -> Option<Arc<LayerData>>,
+    ) {
+        let _work = self.work.lock();
+        let mounted = match mount::mounted_in(&folder(&self.root)) {
+            Ok(mounted) => mounted,
+            Err(error) => return tracing::error!(%error, "mount table not read"),
+        };
+        for (number, name) in layers {
+            if self.is_mounted(&mounted, number) {
+                continue;
+            }
+            match self.restore_one(number, &name, &load) {
+                Ok(()) => tracing::info!(number, layer = name, "layer mounted again"),
+                Err(error) => {
+                    tracing::error!(
+                        number,
+                        layer = name,
+                        error = chain(&error),
+                        "layer not mounted as EROFS; its files are served by FUSE"
+                    );
+                    self.show_tree(number);
+                }
+            }
+        }
+    }
+
+    /// Whether a layer is mounted and its content can be read, or is about to be.
+    fn is_mounted(&self, mounted: &HashMap<u64, bool>, number: u64) -> bool {
+        let State {
+            device,
+            backings,
+            expected,
+        } = &mut *self.state.lock();
+        if expected.contains(&number) {
+            return true;
+        }
+        let Some(is_erofs) = mounted.get(&number) else {
+            return false;
+        };
+        let note = || fs::read_to_string(self.note(number)).unwrap_or_default();
+        let backing = backings.entry(number).or_insert_with(|| match note() {
+            note if note == NATIVE => Backing::Native(None),
+            // No device has the number 0.
+            note => Backing::Served(note.parse().unwrap_or_default()),
+        });
+        match backing {
+            Backing::Native(_) => *is_erofs,
+            Backing::Served(own) => *is_erofs && Some(*own) == *device,
+            Backing::Tree => !is_erofs,
+        }
+    }
+
+    fn restore_one(
+        &self,
+        number: u64,
+        name: &str,
+        load: impl Fn(u64) -> Option<Arc<LayerData>>,
+    ) -> Result<(), WriteError> {
+        let image = self.image(number);
+        if !image::is_intact(&image, Identity::of(number, name)) {
+            let data = load(number).ok_or(WriteError::NoLayer)?;
+            make_folder(&folder(&self.root))?;
+            image::write(&image, &data, number)?;
+        }
+        Ok(self.serve(number)?)
+    }
+
+    fn show_tree(&self, number: u64) {
+        let tree = LayerMount::Full
+            .directory(&self.root)
+            .join(number.to_string());
+        match mount::bind(&tree, &mountpoint(&self.root, number)) {
+            Ok(()) => self.set(number, Backing::Tree),
+            Err(error) => tracing::error!(number, %error, "layer not mounted"),
+        }
+    }
+
+    /// Unmounts a layer, and deletes its files.
+    pub fn remove(&self, number: u64) {
+        let _work = self.work.lock();
+        self.state.lock().backings.remove(&number);
+        let at = mountpoint(&self.root, number);
+        let removed = mountpoint::clear(&at)
+            .and_then(|_| remove_file(&self.image(number)))
+            .and_then(|()| remove_file(&self.note(number)))
+            .and_then(|()| fs::remove_dir(&at));
+        match removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(number, %error, "EROFS mount of a layer not removed");
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether a layer is mounted here.
+    pub fn is_known(&self, number: u64) -> bool {
+        self.state.lock().backings.contains_key(&number)
+    }
+
+    /// Whether the kernel reads the layer's content without the agent.
+    pub fn is_native(&self, number: u64) -> bool {
+        matches!(
+            self.state.lock().backings.get(&number),
+            Some(Backing::Native(_))
+        )
+    }
+
+    fn image(&self, number: u64) -> PathBuf {
+        folder(&self.root).join(format!("{number}.image"))
+    }
+
+    fn note(&self, number: u64) -> PathBuf {
+        folder(&self.root).join(format!("{number}.data"))
+    }
+}
+
+pub(super) fn make_folder(folder: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
+fn remove_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        outcome => outcome,
+    }
+}
