@@ -89,6 +89,8 @@ impl Snapshotter {
             .arg(&socket)
             .arg("--root")
             .arg(&root);
+        // The registry is a Starlift server: the agent reports starts to no other.
+        command.env("STARLIFT_PULL_SERVERS", "127.0.0.1");
         command.envs(
             settings
                 .iter()
