@@ -4,33 +4,63 @@
 //! The server is `serve`, `learn`, `predict` and `convert`; the node is `agent`, `recording` and
 //! `containerd`; both stand on `transport`, `registry`, `store`, `tocs`, `profile` and `oci`. `cli`
 //! is the command line.
+//!
+//! The features `serve`, `predict` and `agent`, all on by default, are the server, its predictions and
+//! the node. Without them the library and the program convert, inspect and verify images.
 
+#![cfg_attr(
+    not(all(feature = "serve", feature = "predict", feature = "agent")),
+    allow(
+        dead_code,
+        unused_imports,
+        reason = "shared rooms have parts for each feature"
+    )
+)]
+
+#[cfg(feature = "agent")]
 pub mod agent;
+/// Only the configuration: one file serves programs with and without the node.
+#[cfg(not(feature = "agent"))]
+pub mod agent {
+    pub mod config;
+    pub use config::Config;
+}
 pub mod aside;
 mod backoff;
 pub mod budget;
 pub mod cli;
 mod clock;
 pub mod config;
+#[cfg(feature = "agent")]
 pub mod containerd;
 pub mod convert;
+#[cfg(feature = "agent")]
 mod doctor;
 #[cfg(test)]
 #[path = "../tests/it/support/eventually.rs"]
 mod eventually;
 mod failure;
 pub mod flight;
-#[cfg(test)]
+#[cfg(all(test, feature = "predict"))]
 mod fuzzing;
 mod inspect;
 pub mod layers;
+#[cfg(feature = "serve")]
 pub mod learn;
 pub mod oci;
+#[cfg(feature = "predict")]
 pub mod predict;
 pub mod profile;
 mod recording;
 pub mod registry;
+#[cfg(feature = "serve")]
 pub mod serve;
+/// Only the configuration.
+#[cfg(not(feature = "serve"))]
+pub mod serve {
+    pub mod config;
+    pub use config::Config;
+}
 pub mod store;
 pub mod telemetry;
 mod tempfiles;

@@ -4,19 +4,26 @@
 //! `agent doctor` a fault, or a conversion requested by `warm` failed); 2 the command failed
 //! (usage, input and output, network).
 
+#[cfg(feature = "agent")]
 mod agent;
 mod config;
 mod convert;
 mod inspect;
 mod layer;
+#[cfg(feature = "agent")]
 mod optimize;
 mod output;
+#[cfg(feature = "predict")]
 mod predict;
 mod profiles;
 mod progress;
 mod registry_args;
+#[cfg(feature = "agent")]
 mod rpull;
+#[cfg(feature = "serve")]
 mod serve;
+#[cfg(any(feature = "serve", feature = "agent"))]
+mod service;
 mod store;
 mod table;
 mod verify;
@@ -59,16 +66,21 @@ struct Global {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    #[cfg(feature = "serve")]
     Serve(serve::Args),
+    #[cfg(feature = "agent")]
     Agent(agent::Args),
     Convert(convert::Args),
+    #[cfg(feature = "agent")]
     Optimize(Box<optimize::Args>),
     Inspect(inspect::Args),
     Verify(verify::Args),
     Warm(warm::Args),
+    #[cfg(feature = "agent")]
     Rpull(rpull::Args),
     Store(store::Args),
     Config(config::Args),
+    #[cfg(feature = "predict")]
     #[command(hide = true)]
     Predict(predict::Args),
 }
@@ -110,16 +122,21 @@ pub fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<ExitCode, Failure> {
     let global = &cli.global;
     match &cli.command {
+        #[cfg(feature = "serve")]
         Command::Serve(args) => serve::run(args, global),
+        #[cfg(feature = "agent")]
         Command::Agent(args) => agent::run(args, global),
         Command::Convert(args) => until_interrupted(convert::run(args, global)),
+        #[cfg(feature = "agent")]
         Command::Optimize(args) => optimize::run(args, global),
         Command::Inspect(args) => until_interrupted(inspect::run(args, global)),
         Command::Verify(args) => until_interrupted(verify::run(args, global)),
         Command::Warm(args) => until_interrupted(warm::run(args, global)),
+        #[cfg(feature = "agent")]
         Command::Rpull(args) => on_a_runtime(rpull::run(args, global)).map(|()| ExitCode::SUCCESS),
         Command::Store(args) => until_interrupted(store::run(args, global)),
         Command::Config(args) => config::run(args, global),
+        #[cfg(feature = "predict")]
         Command::Predict(args) => predict::run(args),
     }
 }

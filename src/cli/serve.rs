@@ -1,24 +1,25 @@
 //! `starlift serve`: the registry front end, until a signal stops it.
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::Global;
+use super::{Global, service};
 use crate::config::{Config, Layer};
 use crate::convert::Converter;
 use crate::failure::Failure;
+use crate::learn::Profiles;
+#[cfg(feature = "predict")]
 use crate::predict::{Limits, Predictor};
 use crate::serve::Server;
 use crate::store::Store;
-use crate::telemetry::{Watchdog, log};
+use crate::telemetry::log;
 use crate::transport::Upstreams;
 
 /// The executable of this process, even if the file at its path was replaced.
+#[cfg(feature = "predict")]
 const OWN_EXECUTABLE: &str = "/proc/self/exe";
 
 /// Serve any image as eStargz, converted at the first request
@@ -32,21 +33,11 @@ pub(super) struct Args {
     store: Option<String>,
     /// Serve URL under NAME; the URL may be http://…, https://…, oci:DIR or docker-archive:FILE
     /// (repeatable)
-    #[arg(long, value_name = "NAME=URL", value_parser = upstream)]
+    #[arg(long, value_name = "NAME=URL", value_parser = service::upstream)]
     upstream: Vec<(String, String)>,
     /// How long a pull waits for a conversion before it gets the source image [default: 8s]
     #[arg(long, value_name = "DURATION")]
     wait: Option<String>,
-}
-
-/// Parses `NAME=URL`.
-pub(super) fn upstream(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((name, url)) if !name.is_empty() && !url.is_empty() => {
-            Ok((name.to_owned(), url.to_owned()))
-        }
-        _ => Err("expected NAME=URL".to_owned()),
-    }
 }
 
 impl Args {
@@ -59,10 +50,9 @@ impl Args {
         let single = single
             .into_iter()
             .filter_map(|(flag, path, value)| Some(Layer::flag(flag, &path, value.clone()?)));
-        let upstreams = self.upstream.iter();
-        let upstreams = upstreams
-            .map(|(name, url)| Layer::flag("--upstream", &["upstream", name, "url"], url.as_str()));
-        single.chain(upstreams).collect()
+        single
+            .chain(service::upstream_layers(&self.upstream))
+            .collect()
     }
 }
 
@@ -73,7 +63,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
         tracing::info!(file = %file.display(), "configuration read");
     }
     let runtime = Runtime::new().map_err(Failure::when("threads cannot be started"))?;
-    let watchdog = watch(&runtime, loaded.config.serve.liveness)?;
+    let watchdog = service::watch(&runtime, loaded.config.serve.liveness)?;
     let outcome = runtime.block_on(serve(&loaded.config));
     drop(watchdog);
     // Conversions that still run leave nothing visible. The next request for the image starts the
@@ -82,29 +72,23 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     outcome.map(|()| ExitCode::SUCCESS)
 }
 
-/// Watches the runtime, and serves the result at the address `liveness`.
-pub(super) fn watch(runtime: &Runtime, liveness: Option<SocketAddr>) -> Result<Watchdog, Failure> {
-    let watchdog = Watchdog::start(runtime.handle(), liveness);
-    let watchdog = watchdog.map_err(Failure::when("liveness cannot be served at its address"))?;
-    if let Some(address) = watchdog.liveness() {
-        tracing::info!(%address, "liveness served");
-    }
-    Ok(watchdog)
-}
-
 async fn serve(config: &Config) -> Result<(), Failure> {
     let store = Store::open(&config.store)
         .await
         .map_err(Failure::from_error)?;
     let upstreams = Upstreams::new(&config.upstreams).map_err(Failure::from_error)?;
-    let predictor = Predictor::in_processes(OWN_EXECUTABLE, Limits::default());
     let converter = Converter::new(&config.convert, store.clone()).map_err(Failure::from_error)?;
-    let server = Server::bind(&config.serve, store, upstreams, converter, predictor)
+    let generation = converter.generation().clone();
+    let merge_interval = config.serve.profiles.merge_interval;
+    let profiles = Profiles::new(store.clone(), generation, merge_interval);
+    #[cfg(feature = "predict")]
+    let profiles = profiles.predicting(Predictor::in_processes(OWN_EXECUTABLE, Limits::default()));
+    let server = Server::bind(&config.serve, store, upstreams, converter, profiles)
         .await
         .map_err(Failure::from_error)?;
     announce(config, &server);
     let shutdown = CancellationToken::new();
-    tokio::spawn(cancel_on_signal(shutdown.clone()));
+    tokio::spawn(service::cancel_on_signal(shutdown.clone()));
     server
         .run(shutdown)
         .await
@@ -144,19 +128,4 @@ fn announce(config: &Config, server: &Server) {
         wait = %humantime::format_duration(config.serve.wait),
         "listening; try: skopeo copy{tls} docker://{address}/{image} oci:/tmp/image"
     );
-}
-
-pub(super) async fn cancel_on_signal(shutdown: CancellationToken) {
-    let interrupt = tokio::signal::ctrl_c();
-    match signal(SignalKind::terminate()) {
-        Ok(mut terminate) => {
-            tokio::select! {
-                _ = interrupt => tracing::info!("interrupted: waiting for running responses"),
-                _ = terminate.recv() => tracing::info!("terminated: waiting for running responses"),
-            }
-        }
-        // Without a handler, SIGTERM still ends the process, but not gracefully.
-        Err(_) => drop(interrupt.await),
-    }
-    shutdown.cancel();
 }

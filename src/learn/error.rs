@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+#[cfg(feature = "predict")]
 use crate::predict;
 use crate::store;
 use crate::tocs;
@@ -17,6 +18,7 @@ pub enum Error {
     Shared(Arc<store::Error>),
     #[error(transparent)]
     Tocs(#[from] tocs::Error),
+    #[cfg(feature = "predict")]
     #[error(transparent)]
     Prediction(#[from] predict::Error),
     #[error("profile document cannot be serialized")]

@@ -11,6 +11,7 @@
 mod check;
 mod error;
 mod merger;
+#[cfg(feature = "predict")]
 mod predictions;
 mod ranges;
 
@@ -24,8 +25,8 @@ use tokio::sync::{OnceCell, Semaphore};
 
 use crate::aside::aside;
 use crate::clock::unix_now;
-use crate::flight::Flight;
 use crate::oci::{Descriptor, Digest, Manifest};
+#[cfg(feature = "predict")]
 use crate::predict::Predictor;
 use crate::profile::{
     Artifact, FileUse, Knowledge, Observation, ObservationError, Profile, Source, Stack, Workload,
@@ -36,6 +37,8 @@ use crate::telemetry::log;
 use crate::tocs::Tocs;
 pub use error::Error;
 use merger::{Merger, Seen};
+#[cfg(feature = "predict")]
+use predictions::Predictions;
 pub use ranges::Ranges;
 
 /// The memory for knowledge of images, in bytes.
@@ -51,13 +54,14 @@ const MADE_AT_ONCE: usize = 4;
 /// checked again.
 const SEEN_IMAGES: u64 = 10_000;
 const SEEN_FOR: Duration = Duration::from_secs(60 * 60);
-/// How long after a failed prediction the image is not analysed again.
-const UNLOOKED_FOR: Duration = Duration::from_secs(5 * 60);
 
 /// The profiles of images. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Profiles {
     shared: Arc<Shared>,
+    /// `None` if first reads are not predicted.
+    #[cfg(feature = "predict")]
+    predictions: Option<Arc<Predictions>>,
 }
 
 #[derive(Debug)]
@@ -72,11 +76,6 @@ struct Shared {
     salt: OnceCell<Salt>,
     /// The generation of the images that are converted here.
     generation: Generation,
-    predictor: Predictor,
-    /// Images that are being analysed.
-    looking: Flight<Digest, ()>,
-    /// Images whose analysis failed a moment ago.
-    unlooked: Cache<Digest, ()>,
 }
 
 /// Why an observation is rejected.
@@ -115,12 +114,7 @@ pub struct Status {
 impl Profiles {
     /// Creates profiles for the images of `generation` in the store. Observations of one image are
     /// gathered for `merge_interval` before they are written.
-    pub fn new(
-        store: Store,
-        generation: Generation,
-        predictor: Predictor,
-        merge_interval: Duration,
-    ) -> Self {
+    pub fn new(store: Store, generation: Generation, merge_interval: Duration) -> Self {
         let bytes =
             |_: &Digest, known: &Arc<Knowledge>| u32::try_from(known.weight()).unwrap_or(u32::MAX);
         let layers = |_: &Stack, record: &Arc<StackRecord>| {
@@ -148,15 +142,21 @@ impl Profiles {
             slots: Semaphore::new(MADE_AT_ONCE),
             salt: OnceCell::new(),
             generation,
-            predictor,
-            looking: Flight::default(),
-            unlooked: Cache::builder()
-                .max_capacity(SEEN_IMAGES)
-                .time_to_live(UNLOOKED_FOR)
-                .build(),
         };
         Self {
             shared: Arc::new(shared),
+            #[cfg(feature = "predict")]
+            predictions: None,
+        }
+    }
+
+    /// Returns these profiles with predictions for images that were never started.
+    #[cfg(feature = "predict")]
+    #[must_use]
+    pub fn predicting(self, predictor: Predictor) -> Self {
+        Self {
+            predictions: Some(Arc::new(Predictions::new(predictor))),
+            ..self
         }
     }
 
@@ -170,11 +170,14 @@ impl Profiles {
         let Some(image) = self.stack(stack).await? else {
             return Ok(None);
         };
-        let mut known = self.known(&image.config).await?;
-        if known.is_empty() && !known.has_prediction() {
+        let known = self.known(&image.config).await?;
+        #[cfg(feature = "predict")]
+        let known = if known.is_empty() && !known.has_prediction() {
             self.predict_soon(&image).await;
-            known = self.known(&image.config).await?;
-        }
+            self.known(&image.config).await?
+        } else {
+            known
+        };
         let _slot = self
             .shared
             .slots
@@ -247,6 +250,7 @@ impl Profiles {
             }
             let kept = match this.keep(&manifest, original).await {
                 Ok(Some(kept)) => {
+                    #[cfg(feature = "predict")]
                     this.predict(&kept).await;
                     this.take_record(kept, recorded).await
                 }

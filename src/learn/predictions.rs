@@ -3,11 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use moka::future::Cache;
 use tokio::time::timeout;
 
+use super::Profiles;
 use super::error::Error;
-use super::{Profiles, Shared};
-use crate::predict::Blame;
+use crate::flight::Flight;
+use crate::oci::Digest;
+use crate::predict::{Blame, Predictor};
 use crate::profile::Knowledge;
 use crate::store::{self, StackRecord};
 use crate::telemetry::log;
@@ -18,20 +21,49 @@ const PREDICTIONS: u32 = 1;
 /// How long a request for a profile waits for the prediction. A node starts its container
 /// meanwhile.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long after a failed prediction the image is not analysed again, and the number of such
+/// images.
+const FAILED_FOR: Duration = Duration::from_secs(5 * 60);
+const FAILED_IMAGES: u64 = 10_000;
+
+/// The predictions that are being made, and those that failed a moment ago.
+#[derive(Debug)]
+pub(super) struct Predictions {
+    predictor: Predictor,
+    running: Flight<Digest, ()>,
+    failed: Cache<Digest, ()>,
+}
+
+impl Predictions {
+    pub(super) fn new(predictor: Predictor) -> Self {
+        Self {
+            predictor,
+            running: Flight::default(),
+            failed: Cache::builder()
+                .max_capacity(FAILED_IMAGES)
+                .time_to_live(FAILED_FOR)
+                .build(),
+        }
+    }
+}
 
 impl Profiles {
     /// Predicts the image's files, unless that was done or another caller is doing it. The analysis
     /// goes on when the caller stops waiting.
     pub(super) async fn predict(&self, image: &StackRecord) {
-        if self.shared.unlooked.contains_key(&image.config) {
+        let Some(predictions) = &self.predictions else {
+            return;
+        };
+        if predictions.failed.contains_key(&image.config) {
             return;
         }
-        let looked = self.shared.looking.join(image.config.clone(), || {
+        let looked = predictions.running.join(image.config.clone(), || {
             let (this, image) = (self.clone(), image.clone());
+            let predictions = Arc::clone(predictions);
             async move {
-                if let Err(error) = this.look(&image).await {
-                    tracing::warn!(source = %image.source, error = log::chain(&error), "nothing is suggested of an image");
-                    this.shared.unlooked.insert(image.config, ()).await;
+                if let Err(error) = this.look(&predictions.predictor, &image).await {
+                    tracing::warn!(source = %image.source, error = log::chain(&error), "start not predicted");
+                    predictions.failed.insert(image.config, ()).await;
                 }
             }
         });
@@ -46,7 +78,7 @@ impl Profiles {
         }
     }
 
-    async fn look(&self, image: &StackRecord) -> Result<(), Error> {
+    async fn look(&self, predictor: &Predictor, image: &StackRecord) -> Result<(), Error> {
         let by = format!("{}-p{PREDICTIONS}", self.shared.generation.0);
         let known = self.known(&image.config).await?;
         if known.has_prediction() || !known.may_be_tried(&by) {
@@ -65,10 +97,7 @@ impl Profiles {
         let before = by.clone();
         self.note(image, move |knowledge| knowledge.is_tried(&before))
             .await?;
-        let Shared {
-            predictor, tocs, ..
-        } = self.shared.as_ref();
-        match predictor.predicted_files(tocs, &record).await {
+        match predictor.predicted_files(&self.shared.tocs, &record).await {
             Ok(files) => {
                 self.note(image, move |knowledge| {
                     knowledge.set_prediction(files.clone())

@@ -13,7 +13,6 @@ use crate::flight::Forgotten;
 use crate::learn::{Profiles, Ranges};
 use crate::oci::Digest;
 use crate::oci::route::Location;
-use crate::predict::Predictor;
 use crate::registry;
 use crate::store::Store;
 use crate::transport::{Source, Upstreams};
@@ -82,14 +81,8 @@ impl App {
         store: Store,
         upstreams: Upstreams,
         converter: Converter,
-        predictor: Predictor,
+        profiles: Profiles,
     ) -> Self {
-        let profiles = Profiles::new(
-            store.clone(),
-            converter.generation().clone(),
-            predictor,
-            config.profiles.merge_interval,
-        );
         let forgotten = Forgotten::new(FORGOTTEN, FORGOTTEN_TIME);
         let learns = config.profiles.enabled && config.profiles.learn_from_ranges;
         Self {

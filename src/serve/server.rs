@@ -13,7 +13,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::convert::Converter;
-use crate::predict::Predictor;
+use crate::learn::Profiles;
 use crate::store::Store;
 use crate::telemetry::metrics;
 use crate::transport::Upstreams;
@@ -81,7 +81,7 @@ impl Server {
         store: Store,
         upstreams: Upstreams,
         converter: Converter,
-        predictor: Predictor,
+        profiles: Profiles,
     ) -> Result<Self, StartError> {
         config.check()?;
         let tls = match &config.tls {
@@ -99,7 +99,7 @@ impl Server {
             store,
             upstreams,
             converter,
-            predictor,
+            profiles,
         ));
         Ok(Self {
             listener,

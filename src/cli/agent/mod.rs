@@ -9,8 +9,7 @@ use std::process::ExitCode;
 
 use tokio_util::sync::CancellationToken;
 
-use super::Global;
-use super::serve::{cancel_on_signal, watch};
+use super::{Global, service};
 use crate::agent::{self, keeper, run};
 use crate::config::Layer;
 use crate::failure::Failure;
@@ -27,7 +26,7 @@ pub(super) struct Args {
     #[command(flatten)]
     place: Place,
     /// Reach the registry NAME at URL, for instance in plain HTTP (repeatable)
-    #[arg(long, value_name = "NAME=URL", value_parser = super::serve::upstream)]
+    #[arg(long, value_name = "NAME=URL", value_parser = service::upstream)]
     upstream: Vec<(String, String)>,
     #[command(subcommand)]
     command: Option<Command>,
@@ -109,9 +108,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
 }
 
 fn serve(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
-    let upstreams = args.upstream.iter();
-    let upstreams = upstreams
-        .map(|(name, url)| Layer::flag("--upstream", &["upstream", name, "url"], url.as_str()));
+    let upstreams = service::upstream_layers(&args.upstream);
     let loaded = global.load(args.place.layers().into_iter().chain(upstreams).collect())?;
     log::start(&loaded.config.log).map_err(Failure::from_error)?;
     // Only the owner may use the agent's sockets and files, whatever the inherited umask is.
@@ -119,7 +116,7 @@ fn serve(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     let runtime =
         tokio::runtime::Runtime::new().map_err(Failure::when("threads cannot be started"))?;
-    let watchdog = watch(&runtime, loaded.config.agent.liveness)?;
+    let watchdog = service::watch(&runtime, loaded.config.agent.liveness)?;
     let outcome = runtime.block_on(until_signal(&loaded.config.agent, &loaded.config.upstreams));
     drop(watchdog);
     // The next agent answers the reads that still wait.
@@ -129,7 +126,7 @@ fn serve(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
 
 async fn until_signal(config: &agent::Config, upstreams: &registry::Config) -> Result<(), Failure> {
     let shutdown = CancellationToken::new();
-    tokio::spawn(cancel_on_signal(shutdown.clone()));
+    tokio::spawn(service::cancel_on_signal(shutdown.clone()));
     run::run(config, &nodes(upstreams), shutdown)
         .await
         .map_err(Failure::from_error)?;

@@ -13,7 +13,6 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "serve",
         &[
             "learn",
-            "predict",
             "convert",
             "store",
             "transport",

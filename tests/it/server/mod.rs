@@ -44,6 +44,7 @@ use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderMap};
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 use starlift::convert::{self, Converter};
+use starlift::learn::Profiles;
 use starlift::predict::Predictor;
 use starlift::registry;
 use starlift::serve::{Config, Server, StartError};
@@ -302,7 +303,10 @@ async fn try_start(
     };
     change(&mut config);
     let (store, upstreams) = (store.clone(), upstreams.clone());
-    let server = Server::bind(&config, store, upstreams, converter.clone(), predictor).await?;
+    let generation = converter.generation().clone();
+    let profiles = Profiles::new(store.clone(), generation, config.profiles.merge_interval);
+    let profiles = profiles.predicting(predictor);
+    let server = Server::bind(&config, store, upstreams, converter.clone(), profiles).await?;
     let (address, api, shutdown) = (
         server.address(),
         server.api_address(),
