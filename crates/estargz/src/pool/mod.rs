@@ -134,12 +134,18 @@ impl Pool {
     pub(crate) fn submit(&self, batch: Batch, compression: Compression) -> Ticket {
         let slot = Arc::new(Slot::default());
         let ticket = Ticket(Arc::clone(&slot));
-        self.shared.queue.lock().jobs.push_back(Job {
+        let job = Job {
             batch,
             compression,
             slot,
-        });
-        self.shared.has_work.notify_one();
+        };
+        if cfg!(fuzzing) {
+            // A switch to another thread takes longer than most inputs of libFuzzer.
+            self.shared.run(job, &mut Encoders::default());
+        } else {
+            self.shared.queue.lock().jobs.push_back(job);
+            self.shared.has_work.notify_one();
+        }
         ticket
     }
 
@@ -183,28 +189,32 @@ impl Shared {
     fn work(&self) {
         let mut encoders = Encoders::default();
         while let Some(job) = self.next_job() {
-            let is_abandoned = Arc::strong_count(&job.slot) == 1;
-            if is_abandoned {
-                continue;
-            }
-            let Job {
-                batch,
-                compression,
-                slot,
-            } = job;
-            let out = self.buffer();
-            let work = AssertUnwindSafe(|| batch.compress(encoders.get(compression)?, out));
-            let result = catch_unwind(work).unwrap_or_else(|_panic| {
-                encoders = Encoders::default();
-                Err(Failed)
-            });
-            let result = result.map(|(compressed, data)| {
-                self.recycle(data);
-                compressed
-            });
-            *slot.result.lock() = Some(result);
-            slot.arrived.notify_all();
+            self.run(job, &mut encoders);
         }
+    }
+
+    fn run(&self, job: Job, encoders: &mut Encoders) {
+        let is_abandoned = Arc::strong_count(&job.slot) == 1;
+        if is_abandoned {
+            return;
+        }
+        let Job {
+            batch,
+            compression,
+            slot,
+        } = job;
+        let out = self.buffer();
+        let work = AssertUnwindSafe(|| batch.compress(encoders.get(compression)?, out));
+        let result = catch_unwind(work).unwrap_or_else(|_panic| {
+            *encoders = Encoders::default();
+            Err(Failed)
+        });
+        let result = result.map(|(compressed, data)| {
+            self.recycle(data);
+            compressed
+        });
+        *slot.result.lock() = Some(result);
+        slot.arrived.notify_all();
     }
 
     fn next_job(&self) -> Option<Job> {
