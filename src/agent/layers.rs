@@ -177,15 +177,16 @@ impl Layers {
         self.erofs.restore(layers.map(named), load);
     }
 
-    /// Makes the kernel read those of these layers without the agent that are mounted as EROFS and
-    /// complete. Layers whose content was not compared with its digests since the start follow later.
+    /// Prepares layers for a container that is about to start on them. Makes the kernel read those
+    /// without the agent that are mounted as EROFS and complete. Layers whose content was not compared with its digests since the start follow later.
     ///
     /// The first container's reads of a layer are recorded, so they still pass through the agent.
-    pub async fn make_native(self: &Arc<Self>, numbers: Vec<u64>) {
+    pub async fn expect_container(self: &Arc<Self>, numbers: Vec<u64>) {
         let own = Arc::clone(self);
         let work = move || {
             let unchecked = numbers
                 .into_iter()
+                .inspect(|number| own.erofs.read_ahead(*number))
                 .filter_map(|number| own.make_one_native(number));
             unchecked.collect::<Vec<_>>()
         };
@@ -478,7 +479,7 @@ impl Layers {
             Arc::clone(&own.prefetch)
                 .run(layer, policy, gone, gate)
                 .await;
-            own.make_native(vec![number]).await;
+            own.expect_container(vec![number]).await;
         });
     }
 

@@ -169,7 +169,7 @@ impl Snapshotter {
         };
         let (mounts, parents) = self.blocking(make).await?;
         let lazy = parents.iter().filter_map(|parent| parent.lazy);
-        self.layers.make_native(lazy.collect()).await;
+        self.layers.expect_container(lazy.collect()).await;
         if let Some(image) = ImageLayers::for_container(&parents) {
             self.starts.begin(image);
         }

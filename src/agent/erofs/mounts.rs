@@ -7,13 +7,14 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use rustix::fs::{Advice, fadvise};
 
 use super::image::{self, Identity, WriteError};
 use super::mount;
@@ -277,6 +278,20 @@ impl ErofsMounts {
                 tracing::warn!(number, %error, "EROFS mount of a layer not removed");
             }
             _ => {}
+        }
+    }
+
+    /// Starts to read the image of a layer that is mounted here into the page cache. The kernel
+    /// reads metadata page by page, so that a walk on a cold cache would wait for each of them.
+    pub fn read_ahead(&self, number: u64) {
+        let advise = || {
+            let image = File::open(self.image(number))?;
+            fadvise(&image, 0, None, Advice::WillNeed).map_err(io::Error::from)
+        };
+        if self.is_known(number)
+            && let Err(error) = advise()
+        {
+            tracing::debug!(number, %error, "metadata image not read ahead");
         }
     }
 
