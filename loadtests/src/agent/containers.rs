@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 
-use super::{Arguments, BEFORE, FUSE, LAZY, REFERENCE};
+use super::{Arguments, BEFORE, EROFS, LAZY, REFERENCE};
 use crate::figures::{Spread, float};
 use crate::harness::drop_caches;
 use crate::images::Image;
@@ -80,7 +80,7 @@ pub(super) fn measure(arguments: &Arguments, report: &mut Report) -> anyhow::Res
             .iter()
             .map(|contestant| match *contestant {
                 BEFORE => "before ×",
-                FUSE => "FUSE driver ×",
+                EROFS => "EROFS ×",
                 _ => "reference ×",
             }),
     );
@@ -158,9 +158,9 @@ impl Stage {
             place,
             &settings,
         )?];
-        let fuse: Vec<_> = settings.into_iter().chain([("DRIVER", "fuse")]).collect();
+        let erofs: Vec<_> = settings.into_iter().chain([("DRIVER", "erofs")]).collect();
         let starlift = &arguments.starlift;
-        snapshotters.push(Snapshotter::starlift(FUSE, starlift, place, &fuse)?);
+        snapshotters.push(Snapshotter::starlift(EROFS, starlift, place, &erofs)?);
         if let Some(before) = &arguments.before {
             snapshotters.push(Snapshotter::starlift(BEFORE, before, place, &settings)?);
         }

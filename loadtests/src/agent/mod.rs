@@ -14,8 +14,8 @@ use crate::report::Report;
 const REFERENCE: &str = "reference";
 /// The name of Starlift's agent.
 const LAZY: &str = "lazy";
-/// The name of an agent that uses its FUSE driver alone.
-const FUSE: &str = "lazy-fuse";
+/// The name of an agent whose layers are mounted as EROFS.
+const EROFS: &str = "lazy-erofs";
 /// The name of another build of the agent, for comparison.
 const BEFORE: &str = "before";
 
