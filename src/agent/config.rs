@@ -123,11 +123,11 @@ pub enum KeeperKind {
 #[serde(rename_all = "kebab-case")]
 pub enum DriverKind {
     /// EROFS if the kernel can do it.
+    #[default]
     Auto,
     /// Names from a metadata image, content from the layer's data file, both read by the kernel.
     Erofs,
     /// Names and content from the agent.
-    #[default]
     Fuse,
 }
 

@@ -152,11 +152,12 @@ impl Stage {
             .collect();
         let server = Server::start(&arguments.starlift, place, &upstreams)?;
         let settings = [("BACKGROUND", "off"), ("RECORD", "0s")];
+        let fuse: Vec<_> = settings.into_iter().chain([("DRIVER", "fuse")]).collect();
         let mut snapshotters = vec![Snapshotter::starlift(
             LAZY,
             &arguments.starlift,
             place,
-            &settings,
+            &fuse,
         )?];
         let erofs: Vec<_> = settings.into_iter().chain([("DRIVER", "erofs")]).collect();
         let starlift = &arguments.starlift;

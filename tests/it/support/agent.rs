@@ -21,14 +21,19 @@ pub(crate) struct Agent {
 /// Configuration keys and values for the environment: `("READ_TIMEOUT", "2s")`.
 pub(crate) type Settings<'a> = &'a [(&'a str, &'a str)];
 
-/// Whether the test that runs is one of those over the EROFS driver. nextest names it in the
-/// arguments, libtest by the thread. `STARLIFT_TEST_DRIVER=erofs` chooses it for all tests.
+/// Whether the test that runs is one of those over the EROFS driver. `STARLIFT_TEST_DRIVER=erofs`
+/// chooses it for all tests.
 pub(crate) fn is_erofs() -> bool {
-    const MODULE: &str = "::erofs::";
-    let is_named = |name: &str| name.contains(MODULE);
+    is_of("::erofs::")
+        || std::env::var("STARLIFT_TEST_DRIVER").is_ok_and(|driver| driver == "erofs")
+}
+
+/// Whether the test that runs is in this module. nextest names the test in the arguments, libtest by
+/// the thread.
+fn is_of(module: &str) -> bool {
+    let is_named = |name: &str| format!("::{name}").contains(module);
     std::thread::current().name().is_some_and(is_named)
         || std::env::args().any(|argument| is_named(&argument))
-        || std::env::var("STARLIFT_TEST_DRIVER").is_ok_and(|driver| driver == "erofs")
 }
 
 /// Keys of `[agent]`, and of `[pull]` after `PULL_`. Servers on loopback are Starlift servers,
@@ -38,7 +43,12 @@ fn environment(settings: Settings<'_>) -> impl Iterator<Item = (String, &str)> {
         Some(_) => format!("STARLIFT_{key}"),
         None => format!("STARLIFT_AGENT_{key}"),
     };
-    let driver = if is_erofs() { "erofs" } else { "fuse" };
+    // The other tests run over the driver that a node has.
+    let driver = match () {
+        () if is_erofs() => "erofs",
+        () if is_of("::agent::") => "fuse",
+        () => "auto",
+    };
     let defaults = [("PULL_SERVERS", "127.0.0.1"), ("DRIVER", driver)];
     defaults
         .into_iter()

@@ -4,6 +4,12 @@
     clippy::duplicate_mod,
     reason = "the same tests run over another driver"
 )]
+#[path = "../merged.rs"]
+mod merged;
+#[expect(
+    clippy::duplicate_mod,
+    reason = "the same tests run over another driver"
+)]
 #[path = "../model.rs"]
 mod model;
 #[expect(
