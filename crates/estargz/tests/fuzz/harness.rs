@@ -55,7 +55,7 @@ fn check(name: &str, seed: u64, input: &[u8], target: fn(&[u8])) {
     }
 }
 
-/// The inputs that once failed.
+/// The inputs that once failed, and a few that reach most of the code.
 fn corpus(name: &str) -> Vec<Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/fuzz/corpus")

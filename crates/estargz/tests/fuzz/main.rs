@@ -3,8 +3,9 @@
 //!
 //! `FUZZ_SECONDS` sets how long each target runs (2 without it) and `FUZZ_SEED` where its random
 //! numbers begin, which is printed when a target fails, with the file that holds the input. Such a
-//! file, put into `corpus/TARGET/`, is run first by every later run. The crate in `fuzz/` runs the
-//! same targets under libFuzzer, guided by coverage.
+//! file, put into `corpus/TARGET/`, is run first by every later run, as are the few inputs there that
+//! reach most of the code. The crate in `fuzz/` runs the same targets under libFuzzer, guided by
+//! coverage.
 #![expect(clippy::unwrap_used, reason = "a target fails by panicking")]
 #![expect(clippy::panic, reason = "a target fails by panicking")]
 
