@@ -117,6 +117,11 @@ impl Budget {
 }
 
 impl Weight {
+    /// Adds a weight of the same budget.
+    pub fn add(&mut self, more: Self) {
+        self.permit.merge(more.permit);
+    }
+
     /// Returns all but `bytes` to the budget, once the real size replaces a guess.
     pub fn shrink_to(&mut self, bytes: u64) {
         let keep = usize::try_from(units(bytes)).unwrap_or(usize::MAX);

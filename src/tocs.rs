@@ -133,11 +133,15 @@ impl Tocs {
     /// # Errors
     /// When the layer is not in the store, or its TOC does not have the digest in the record.
     pub async fn toc(&self, layer: &ConvertedLayer) -> Result<Arc<Toc>, Error> {
-        let toc = self
-            .tocs
-            .try_get_with(layer.digest.clone(), self.open(layer))
-            .await;
-        toc.map_err(|source| self.unreadable(layer, source))
+        let entry = self.tocs.entry(layer.digest.clone());
+        let toc = entry.or_try_insert_with(self.open(layer)).await;
+        let toc = toc.map_err(|source| self.unreadable(layer, source))?;
+        if toc.is_fresh() {
+            // By itself, the cache shrinks to its capacity only after some dozen TOCs, however
+            // large they are.
+            self.tocs.run_pending_tasks().await;
+        }
+        Ok(toc.into_value())
     }
 
     /// Returns the content of a chunk of the layer, verified against the digest in the TOC.

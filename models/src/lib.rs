@@ -1,9 +1,7 @@
-//! Small models of what runs beside each other, under a scheduler that tries many orders of their steps. The steps are
-//! those of the code named at the top of each file: who changes one changes the other.
-#![cfg(test)]
+//! Files of the product, compiled with shuttle's locks and atomics, and what they need of the rest.
+//! The models are in `tests/`.
 
-mod flight;
-mod sweep;
+extern crate std_model as std;
 
-/// Orders tried of each model; together some seconds.
-const ORDERS: usize = 1_500;
+pub mod agent;
+pub mod telemetry;

@@ -12,7 +12,13 @@
 use std::iter::Peekable;
 use std::str::CharIndices;
 
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
+
+/// Most bytes of the filters of one list. containerd sends some hundred.
+const MAX_BYTES: usize = 64 << 10;
+/// Most regular expressions of one list, and most memory of each, in bytes.
+const MAX_PATTERNS: usize = 64;
+const MAX_PATTERN_BYTES: usize = 1 << 20;
 
 /// Selects entries of a list.
 #[derive(Debug, Clone, Default)]
@@ -30,6 +36,8 @@ pub enum ParseFilterError {
         at: usize,
         expected: &'static str,
     },
+    #[error("filters have more than {MAX_BYTES} bytes or {MAX_PATTERNS} regular expressions")]
+    TooLong,
     #[error("{pattern:?} is not a regular expression")]
     Pattern {
         pattern: String,
@@ -54,10 +62,15 @@ enum Test {
 impl Filter {
     /// Parses filters, one of which must match. An empty text matches everything.
     pub fn parse(filters: &[String]) -> Result<Self, ParseFilterError> {
-        let alternatives = filters
-            .iter()
-            .map(|filter| Parser::new(filter).filter())
-            .collect::<Result<_, _>>()?;
+        if filters.iter().map(String::len).sum::<usize>() > MAX_BYTES || filters.len() > MAX_BYTES {
+            return Err(ParseFilterError::TooLong);
+        }
+        let mut patterns = 0;
+        let mut alternatives = Vec::new();
+        for filter in filters {
+            let selectors = Parser::new(filter, &mut patterns).filter()?;
+            alternatives.push(selectors);
+        }
         Ok(Self { alternatives })
     }
 
@@ -87,13 +100,16 @@ impl Selector {
 struct Parser<'a> {
     text: &'a str,
     rest: Peekable<CharIndices<'a>>,
+    /// The regular expressions so far, of all filters.
+    patterns: &'a mut usize,
 }
 
 impl<'a> Parser<'a> {
-    fn new(text: &'a str) -> Self {
+    fn new(text: &'a str, patterns: &'a mut usize) -> Self {
         Self {
             text,
             rest: text.char_indices().peekable(),
+            patterns,
         }
     }
 
@@ -137,18 +153,25 @@ impl<'a> Parser<'a> {
         match self.take_while(is_operator).as_str() {
             "==" => Ok(Test::Equal(self.value(false)?)),
             "!=" => Ok(Test::NotEqual(self.value(false)?)),
-            "~=" => {
-                let pattern = self.value(true)?;
-                match Regex::new(&pattern) {
-                    Ok(regex) => Ok(Test::Matches(regex)),
-                    Err(error) => Err(ParseFilterError::Pattern {
-                        pattern,
-                        source: Box::new(error),
-                    }),
-                }
-            }
+            "~=" => self.pattern().map(Test::Matches),
             _ => Err(self.expected("==, != or ~=")),
         }
+    }
+
+    fn pattern(&mut self) -> Result<Regex, ParseFilterError> {
+        let pattern = self.value(true)?;
+        *self.patterns += 1;
+        if *self.patterns > MAX_PATTERNS {
+            return Err(ParseFilterError::TooLong);
+        }
+        let built = RegexBuilder::new(&pattern)
+            .size_limit(MAX_PATTERN_BYTES)
+            .dfa_size_limit(MAX_PATTERN_BYTES)
+            .build();
+        built.map_err(|error| ParseFilterError::Pattern {
+            pattern,
+            source: Box::new(error),
+        })
     }
 
     fn value(&mut self, is_pattern: bool) -> Result<String, ParseFilterError> {

@@ -11,12 +11,12 @@ use estargz::toc::Limits;
 use super::fetch::Blob;
 use super::spec::LayerSpec;
 use super::toc_memory::TocMemory;
+use crate::aside::aside;
 use crate::budget::{Full, Weight};
 use crate::layers::open::{OpenError, Opening};
 pub use crate::layers::open::{Tail, TocDigest};
 use crate::oci::annotations::{OLDER_ZSTD_CHECKSUM, TOC_DIGEST, ZSTD_CHECKSUM};
-use crate::oci::manifest::ImageManifest;
-use crate::oci::{Digest, ImageName, Reference};
+use crate::oci::{Descriptor, Digest, ImageName, Manifest, Reference, stream};
 use crate::registry::{self, Peer};
 use crate::transport::{Source, Upstreams};
 
@@ -144,14 +144,10 @@ async fn from_manifest(
         return Err(NotLazy::NoTocDigest);
     };
     let manifest = source.manifest(&name.repository, &reference).await?;
+    let wanted = spec.digest.clone();
+    let found = aside(manifest.bytes.len(), move || layer(&manifest, &wanted)).await;
     // An index has no layers. The client would have named the manifest that it chose from it.
-    let Ok(manifest) = serde_json::from_slice::<ImageManifest>(&manifest.bytes) else {
-        return Err(NotLazy::NoTocDigest);
-    };
-    let layer = manifest
-        .layers
-        .iter()
-        .find(|layer| layer.digest == spec.digest);
+    let layer = found.map_err(|_no_manifest| NotLazy::NoTocDigest)?;
     let layer = layer.ok_or_else(|| NotLazy::NotInManifest(name.to_string()))?;
     let digest = |key: &str| layer.annotations.get(key)?.as_str()?.parse::<Digest>().ok();
     let section = || {
@@ -164,6 +160,17 @@ async fn from_manifest(
         .map(TocDigest::Json)
         .or_else(section)
         .ok_or(NotLazy::NoTocDigest)
+}
+
+/// Returns the layer's descriptor in the manifest of its image.
+fn layer(manifest: &Manifest, wanted: &Digest) -> Result<Option<Descriptor>, serde_json::Error> {
+    let mut found = None;
+    stream::for_each_descriptor(&manifest.bytes, "layers", |layer| {
+        if layer.digest == *wanted {
+            found.get_or_insert(layer);
+        }
+    })?;
+    Ok(found)
 }
 
 /// Returns the end of a blob with all of its TOC, the memory reserved for it, the Starlift server

@@ -164,6 +164,7 @@ impl Inner {
                     .inc();
                 tracing::debug!(%image, opinions, "observations merged");
                 self.known.insert(image, Arc::new(known)).await;
+                self.known.run_pending_tasks().await;
             }
             Err(error) => {
                 metrics()

@@ -19,6 +19,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
+use bytes::Bytes;
 use moka::future::Cache;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{OnceCell, Semaphore};
@@ -76,6 +77,27 @@ struct Shared {
     salt: OnceCell<Salt>,
     /// The generation of the images that are converted here.
     generation: Generation,
+}
+
+/// A profile as it is served.
+#[derive(Debug)]
+pub struct ProfileDocument {
+    pub json: Bytes,
+    pub digest: Digest,
+    /// Whether the profile has no files.
+    pub is_empty: bool,
+}
+
+impl ProfileDocument {
+    fn new(profile: &Profile) -> serde_json::Result<Self> {
+        // A vector that doubles would keep up to twice the text.
+        let json = Bytes::from(profile.to_json()?.into_boxed_slice());
+        Ok(Self {
+            digest: Digest::sha256_of(&json),
+            json,
+            is_empty: profile.is_empty(),
+        })
+    }
 }
 
 /// Why an observation is rejected.
@@ -160,13 +182,8 @@ impl Profiles {
         }
     }
 
-    /// Returns the files to prefetch for an image's start; `None` when no image here has these
-    /// layers.
-    pub async fn profile(
-        &self,
-        stack: &Stack,
-        workload: &Workload,
-    ) -> Result<Option<Profile>, Error> {
+    /// Returns what is known of the starts of an image; `None` when no image here has these layers.
+    pub async fn knowledge(&self, stack: &Stack) -> Result<Option<Arc<Knowledge>>, Error> {
         let Some(image) = self.stack(stack).await? else {
             return Ok(None);
         };
@@ -178,15 +195,26 @@ impl Profiles {
         } else {
             known
         };
+        Ok(Some(known))
+    }
+
+    /// Returns the profile with the files to prefetch for a start, as it is served. It has at most
+    /// `MAX_PROFILE_BYTES`.
+    pub async fn document(
+        &self,
+        known: Arc<Knowledge>,
+        workload: Workload,
+    ) -> Result<ProfileDocument, Error> {
         let _slot = self
             .shared
             .slots
             .acquire()
             .await
             .map_err(|_closed| Error::BrokenOff)?;
-        let workload = workload.clone();
-        let made = tokio::task::spawn_blocking(move || known.profile(&workload)).await;
-        made.map(Some).map_err(|_ended| Error::BrokenOff)
+        let make = move || ProfileDocument::new(&known.profile(&workload));
+        let made = tokio::task::spawn_blocking(make).await;
+        made.map_err(|_ended| Error::BrokenOff)?
+            .map_err(Error::Document)
     }
 
     /// Checks and queues the observation that the node at `address` made of a start. Returns how
@@ -448,8 +476,14 @@ impl Profiles {
 
     async fn known(&self, image: &Digest) -> Result<Arc<Knowledge>, Error> {
         let read = async { self.shared.store.knowledge(image).await.map(Arc::new) };
-        let known = self.shared.known.try_get_with(image.clone(), read).await;
-        known.map_err(Error::Shared)
+        let entry = self.shared.known.entry(image.clone());
+        let known = entry.or_try_insert_with(read).await;
+        let known = known.map_err(Error::Shared)?;
+        if known.is_fresh() {
+            // By itself, the cache shrinks to its capacity only after some dozen images.
+            self.shared.known.run_pending_tasks().await;
+        }
+        Ok(known.into_value())
     }
 
     /// Returns a name for the node at `address` from which the address cannot be derived. Of an

@@ -17,7 +17,9 @@ pub mod platform;
 pub mod range;
 pub mod reference;
 pub mod route;
+pub(crate) mod stream;
 pub mod translate;
+pub(crate) mod weight;
 
 pub use digest::Digest;
 pub use manifest::{Descriptor, Manifest};

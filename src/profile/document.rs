@@ -18,6 +18,9 @@ pub const MEDIA_TYPE: &str = "application/vnd.dev.starlift.profile.v1+json";
 /// The longest document: the most files, with paths of some 200 bytes.
 pub const MAX_PROFILE_BYTES: usize = 4 << 20;
 
+/// The memory of a file's sources: one node of a tree.
+const BYTES_OF_SOURCES: usize = 32;
+
 /// The reason why a file is in a profile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -120,6 +123,14 @@ impl Profile {
 
     pub fn is_empty(&self) -> bool {
         self.files.is_empty()
+    }
+
+    /// The bytes of memory that it takes.
+    pub fn weight(&self) -> usize {
+        let file = |file: &ProfiledFile| {
+            size_of::<ProfiledFile>() + file.path.len() + file.extents.weight() + BYTES_OF_SOURCES
+        };
+        size_of::<Self>() + self.files.iter().map(file).sum::<usize>()
     }
 }
 

@@ -22,6 +22,8 @@ const DOCUMENT_TIME: Duration = Duration::from_secs(60);
 /// that are used for pulls carry some kB/s.
 const WINDOW: Duration = Duration::from_secs(30);
 const WINDOW_BYTES: u64 = 30 << 10;
+/// How long a list waits for memory.
+const LIST_PATIENCE: Duration = Duration::from_secs(2);
 /// The first bytes of gzip (RFC 1952).
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
@@ -32,6 +34,20 @@ pub(super) struct Reading {
     pub(super) patience: Duration,
     /// The memory budget of documents that are read at once.
     pub(super) documents: Budget,
+    /// The memory budget of lists that are collected from documents.
+    pub(super) lists: Budget,
+}
+
+impl Reading {
+    /// Reserves memory for a part of a list. The part is held already, so nothing is gained by
+    /// waiting long.
+    ///
+    /// # Errors
+    /// If the lists of other requests take all of it.
+    pub(super) async fn list(&self, bytes: u64) -> Result<Weight, Error> {
+        let taken = self.lists.take_within(bytes, LIST_PATIENCE).await;
+        taken.map_err(|full| Error::Unavailable(full.to_string()))
+    }
 }
 
 /// An answer whose body has not been read.
@@ -164,7 +180,8 @@ impl Answer {
         let is_encoded = self
             .header(CONTENT_ENCODING)
             .is_some_and(|encoding| encoding.contains("gzip"));
-        let mut body = BytesMut::new();
+        // A buffer that doubles would keep up to twice the document.
+        let mut body = BytesMut::with_capacity(length.map_or(0, to_usize));
         let mut chunks = self.chunks();
         while let Some(chunk) = chunks.next().await.transpose()? {
             if (body.len() + chunk.len()) as u64 > limit {
@@ -184,6 +201,10 @@ impl Answer {
             _weight: weight,
         })
     }
+}
+
+fn to_usize(length: u64) -> usize {
+    usize::try_from(length).unwrap_or_default()
 }
 
 /// Inflates a document that was compressed although the request did not ask for it. Blobs stay as

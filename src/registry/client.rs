@@ -10,7 +10,7 @@ use super::answer::Answer;
 use super::endpoint::{Capabilities, Endpoint, Read};
 use super::error::Error;
 use super::manifest::{manifest, manifest_headers, promised_digest};
-use super::referrers::referrers;
+use super::referrers::{Referrers, referrers};
 use super::retry::Retry;
 use super::tags::{Tags, tags};
 use crate::oci::manifest::MAX_MANIFEST_BYTES;
@@ -133,7 +133,7 @@ impl Registry {
         &self,
         repository: &Repository,
         digest: &Digest,
-    ) -> Result<Vec<Descriptor>, Error> {
+    ) -> Result<Referrers, Error> {
         self.try_each(PULL, Some(digest), |_, endpoint| {
             referrers(endpoint, repository, digest)
         })

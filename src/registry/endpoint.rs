@@ -9,7 +9,7 @@ use reqwest::header::{AUTHORIZATION, HeaderMap};
 use reqwest::{Body, Method, StatusCode};
 use url::Url;
 
-use super::answer::Answer;
+use super::answer::{Answer, Reading};
 use super::auth::{Authenticator, Authorization, Credentials};
 use super::error::Error;
 use super::health::host_key;
@@ -176,6 +176,11 @@ impl Endpoint {
         self.id
     }
 
+    /// Returns the settings for reading answers.
+    pub(super) fn reading(&self) -> &Reading {
+        &self.http.context().reading
+    }
+
     /// Returns the tags of a repository if they were collected a moment ago.
     pub(super) async fn gathered_tags(&self, repository: &Repository) -> Option<Arc<Vec<String>>> {
         self.http
@@ -187,12 +192,10 @@ impl Endpoint {
     }
 
     pub(super) async fn remember_tags(&self, repository: &Repository, tags: Arc<Vec<String>>) {
-        self.http
-            .context()
-            .memory
-            .tags
-            .insert((self.id, repository.clone()), tags)
-            .await;
+        let known = &self.http.context().memory.tags;
+        known.insert((self.id, repository.clone()), tags).await;
+        // By itself, the cache shrinks to its capacity only after some dozen lists.
+        known.run_pending_tasks().await;
     }
 
     /// Returns the key under which the host is remembered.

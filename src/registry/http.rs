@@ -28,6 +28,9 @@ const MAX_REDIRECTS: usize = 5;
 const MAX_LOCATION: usize = 16 << 10;
 /// Documents of upstreams that are read at once, in bytes: sixteen of the largest manifests.
 const MAX_DOCUMENT_BYTES: u64 = 64 << 20;
+/// Lists of tags and referrers that are collected or held at once, in bytes: four of the longest,
+/// or thousands of ordinary ones.
+const MAX_LIST_BYTES: u64 = 64 << 20;
 
 const USER_AGENT: &str = concat!("starlift/", env!("CARGO_PKG_VERSION"));
 
@@ -128,12 +131,14 @@ pub(super) struct Context {
 impl Context {
     pub(super) fn new(config: &Config) -> Self {
         let documents = Budget::new("documents of upstreams", MAX_DOCUMENT_BYTES);
+        let lists = Budget::new("lists of upstreams", MAX_LIST_BYTES);
         Self {
             health: Health::default(),
             memory: Arc::default(),
             reading: Reading {
                 patience: config.read_timeout,
                 documents,
+                lists,
             },
             pause: config.retry_delay,
         }

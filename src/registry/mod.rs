@@ -51,6 +51,7 @@ pub(crate) use self::hosted::Hosted;
 pub use self::origin::Origin;
 pub use self::peer::Peer;
 pub use self::proxy::ProxyUrl;
+pub use self::referrers::Referrers;
 pub use self::starlift::Purpose;
 pub use self::tags::Tags;
 pub(crate) use self::urls::bare_host;

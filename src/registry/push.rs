@@ -11,7 +11,7 @@ use super::client::Registry;
 use super::endpoint::Read;
 use super::error::Error;
 use super::http::refuse_downgrade;
-use super::referrers::{referrers_tag, tagged_referrers};
+use super::referrers::{MAX_WEIGHT, referrers_tag, tagged_referrers};
 use crate::oci::manifest::Index;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository, media_type};
 
@@ -128,13 +128,17 @@ impl Registry {
             return Ok(());
         }
         let mut list = tagged_referrers(&self.own, repository, subject).await?;
+        if list.is_cut() {
+            let limit = MAX_WEIGHT;
+            return Err(Error::TooLarge { limit });
+        }
         list.retain(|referrer| referrer.digest != listed.digest);
         list.push(listed.clone());
         let index = Index {
             schema_version: 2,
             media_type: Some(media_type::OCI_INDEX.to_owned()),
             artifact_type: None,
-            manifests: list.into(),
+            manifests: std::mem::take(&mut *list).into(),
             rest: serde_json::Map::new(),
         };
         let bytes =

@@ -4,14 +4,13 @@
 
 use std::sync::Arc;
 
-use serde::Deserialize;
-use serde_json::value::RawValue;
 use url::Url;
 
 use super::endpoint::{Endpoint, Read};
 use super::error::{Error, excerpt};
 use super::headers::next_link;
-use crate::oci::Repository;
+use crate::aside::aside;
+use crate::oci::{Repository, stream};
 
 /// The longest answer. Docker Hub lists up to 10,000 tags in one.
 const MAX_ANSWER: u64 = 4 << 20;
@@ -19,9 +18,14 @@ const MAX_ANSWER: u64 = 4 << 20;
 const MAX_PAGES: usize = 500;
 /// The bytes of all pages together: 100,000 tags of the greatest length.
 const MAX_BYTES: u64 = 16 << 20;
+/// The most tags of one list; more are listed only by registries that page as the specification
+/// says.
+const MAX_TAGS: usize = 100_000;
+/// The memory of a tag besides its text.
+const TAG_BYTES: usize = size_of::<String>() + 16;
 /// The longest tag (distribution-spec, "Pulling manifests").
 const MAX_TAG: usize = 128;
-/// The size of a page if the request does not state one.
+/// The size of a page if the request does not state one. A longer answer is cut to it.
 const DEFAULT_PAGE: usize = 1000;
 
 /// A page of tags.
@@ -77,14 +81,19 @@ async fn gather(endpoint: &Endpoint, read: &Read<'_>, first: Page) -> Result<Vec
         mut next,
         mut bytes,
     } = first;
+    let mut held = vec![endpoint.reading().list(weight(&tags)).await?];
     for _ in 1..MAX_PAGES {
         let Some(link) = next.take() else { break };
         let found = page(endpoint.follow(read, &link).await?).await?;
+        held.push(endpoint.reading().list(weight(&found.tags)).await?);
         bytes += found.bytes;
         tags.extend(found.tags);
         next = found.next.filter(|next| *next != link);
         if bytes > MAX_BYTES {
             return Err(Error::TooLarge { limit: MAX_BYTES });
+        }
+        if tags.len() > MAX_TAGS {
+            return Err(too_many());
         }
     }
     if next.is_some() {
@@ -101,8 +110,7 @@ async fn page(answer: super::answer::Answer) -> Result<Page, Error> {
     let next = next_link(answer.headers()).and_then(|link| answer.url.join(&link).ok());
     let document = answer.document(MAX_ANSWER).await?;
     let bytes = document.bytes.clone();
-    let parsed = tokio::task::spawn_blocking(move || parse(&bytes)).await;
-    let tags = parsed.map_err(|error| Error::Unavailable(error.to_string()))??;
+    let tags = aside(bytes.len(), move || parse(&bytes)).await?;
     Ok(Page {
         tags,
         next,
@@ -112,27 +120,37 @@ async fn page(answer: super::answer::Answer) -> Result<Page, Error> {
 
 /// Returns the tags of an answer. Invalid entries are left out.
 fn parse(bytes: &[u8]) -> Result<Vec<String>, Error> {
-    #[derive(Deserialize)]
-    struct List<'a> {
-        #[serde(borrow, default)]
-        tags: Option<Vec<&'a RawValue>>,
-    }
-    let list: List<'_> = serde_json::from_slice(bytes)
+    let (mut tags, mut is_too_long) = (Vec::new(), false);
+    let take = |text: &str| {
+        let tag = Some(text)
+            .filter(|text| text.len() <= MAX_TAG + 2)
+            .and_then(|text| serde_json::from_str::<String>(text).ok());
+        is_too_long |= tags.len() == MAX_TAGS;
+        tags.extend(tag.filter(|tag| !tag.is_empty() && !is_too_long));
+    };
+    stream::for_each(bytes, "tags", take)
         .map_err(|error| Error::Malformed(excerpt(&error.to_string())))?;
-    let tags = list.tags.unwrap_or_default().into_iter();
-    let short = tags.filter(|raw| raw.get().len() <= MAX_TAG + 2);
-    Ok(short
-        .filter_map(|raw| serde_json::from_str::<String>(raw.get()).ok())
-        .filter(|tag| !tag.is_empty())
-        .collect())
+    if is_too_long {
+        return Err(too_many());
+    }
+    Ok(tags)
+}
+
+fn too_many() -> Error {
+    Error::Malformed(format!("more than {MAX_TAGS} tags"))
+}
+
+/// Returns the memory that tags take.
+fn weight(tags: &[String]) -> u64 {
+    tags.iter().map(|tag| (tag.len() + TAG_BYTES) as u64).sum()
 }
 
 impl Page {
-    /// Whether the page is the requested one, is sorted, and names the next page by its last tag.
+    /// Whether the page is the requested one, is not too long, is sorted, and names the next page by its last tag.
     fn is_as_asked(&self, n: Option<usize>, last: Option<&str>) -> bool {
         let is_behind =
             last.is_none_or(|last| self.tags.first().is_none_or(|first| first.as_str() > last));
-        let is_short = n.is_none_or(|n| self.tags.len() <= n);
+        let is_short = self.tags.len() <= n.unwrap_or(DEFAULT_PAGE);
         let goes_on = self.next.as_ref().is_none_or(|next| {
             let named = next
                 .query_pairs()
@@ -209,6 +227,8 @@ mod tests {
         let list = format!(r#"{{"name":"a","tags":["b",null,7,["c"],"{long}","","a"]}}"#);
         assert_eq!(parse(list.as_bytes()).unwrap(), ["b", "a"]);
         assert!(parse(br#"{"tags":null}"#).unwrap().is_empty());
+        let many = format!(r#"{{"tags":[{}"a"]}}"#, "\"a\",".repeat(MAX_TAGS));
+        assert!(matches!(parse(many.as_bytes()), Err(Error::Malformed(_))));
         assert!(parse(b"<html>").is_err());
     }
 }

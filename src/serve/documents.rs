@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::aside::aside;
 use crate::budget::{Budget, Weight};
 
 use super::error::ApiError;
@@ -52,6 +53,24 @@ impl Documents {
     pub(crate) async fn weigh(&self, bytes: Bytes) -> Result<Bytes, ApiError> {
         let weight = self.take(bytes.len() as u64).await?;
         Ok(Self::bind(bytes, weight))
+    }
+
+    /// Returns the JSON of a value, which takes at most `size` bytes. Its memory is reserved.
+    pub(crate) async fn json<T>(&self, size: u64, value: T) -> Result<Bytes, ApiError>
+    where
+        T: serde::Serialize + Send + 'static,
+    {
+        let mut weight = self.take(size).await?;
+        let work = usize::try_from(size).unwrap_or(usize::MAX);
+        let json = aside(work, move || {
+            // A vector that doubles would keep up to twice the text.
+            serde_json::to_vec(&value).map(Vec::into_boxed_slice)
+        })
+        .await;
+        // Only maps whose keys are not strings fail, and no answer has them.
+        let json = json.map_err(|error| ApiError::inside(&error))?;
+        weight.shrink_to(json.len() as u64);
+        Ok(Self::bind(json.into(), weight))
     }
 
     /// Ties the weight to the bytes that it was taken for.

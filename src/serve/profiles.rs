@@ -8,15 +8,17 @@ use axum::response::{IntoResponse as _, Response};
 use http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use serde_json::json;
 
-use crate::learn::Refused;
-use crate::oci::Digest;
+use crate::learn::{ProfileDocument, Refused};
 use crate::oci::digest::ParseDigestError;
 use crate::oci::error::ErrorCode;
-use crate::profile::{MAX_OBSERVATION_BYTES, MEDIA_TYPE, ParseWorkloadError, Stack, Workload};
+use crate::profile::{
+    MAX_OBSERVATION_BYTES, MAX_PROFILE_BYTES, MEDIA_TYPE, ParseWorkloadError, Stack, Workload,
+};
 use crate::telemetry::metrics;
 
 use super::api::is_json;
 use super::app::App;
+use super::documents::Documents;
 use super::error::{ApiError, refused};
 use super::{client_address, request_body, response};
 
@@ -99,16 +101,17 @@ async fn profile(
     stack: &Stack,
     workload: &Workload,
 ) -> Result<(&'static str, Response), ApiError> {
-    let profile = app
-        .profiles
-        .profile(stack, workload)
-        .await
-        .map_err(|error| ApiError::inside(&error))?;
-    let profile = profile.ok_or_else(unknown)?;
-    let json = profile
-        .to_json()
-        .map_err(|error| ApiError::inside(&error))?;
-    let digest = Digest::sha256_of(&json);
+    let known = app.profiles.knowledge(stack).await;
+    let known = known.map_err(|error| ApiError::inside(&error))?;
+    let known = known.ok_or_else(unknown)?;
+    let mut weight = app.documents.take(MAX_PROFILE_BYTES as u64).await?;
+    let document = app.profiles.document(known, workload.clone()).await;
+    let ProfileDocument {
+        json,
+        digest,
+        is_empty,
+    } = document.map_err(|error| ApiError::inside(&error))?;
+    weight.shrink_to(json.len() as u64);
     let is_known = response::is_known_to_client(headers, &digest);
     let mut response = response::of_digest(
         if is_known {
@@ -121,9 +124,9 @@ async fn profile(
     response::cache(&mut response, HeaderValue::from_static("no-cache"));
     if !is_known {
         response::describe(&mut response, MEDIA_TYPE, json.len() as u64);
-        *response.body_mut() = Body::from(json);
+        *response.body_mut() = Body::from(Documents::bind(json, weight));
     }
-    Ok((if profile.is_empty() { "empty" } else { "given" }, response))
+    Ok((if is_empty { "empty" } else { "given" }, response))
 }
 
 async fn observe(

@@ -5,7 +5,6 @@ use std::collections::HashMap;
 
 use axum::response::Response;
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
 use http::{HeaderName, HeaderValue, StatusCode};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -15,7 +14,7 @@ use crate::oci::annotations::SOURCE_DIGEST;
 use crate::oci::manifest::Index;
 use crate::oci::media_type::OCI_INDEX;
 use crate::oci::{Descriptor, Digest, Manifest};
-use crate::registry;
+use crate::registry::{self, Referrers};
 
 use super::app::App;
 use super::error::{ApiError, Chain, Subject};
@@ -25,6 +24,8 @@ use super::response;
 
 /// The artifact type under which an image's converted image is listed.
 const TWIN: &str = "application/vnd.dev.starlift.twin.v1";
+/// The text of the descriptors that are added here, and of the list around them, in bytes.
+const BYTES_OF_OURS: u64 = 4 << 10;
 const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
 
 pub(crate) async fn answer(
@@ -36,7 +37,7 @@ pub(crate) async fn answer(
         Some(twin) => {
             let mut referrers = match source_digest(&twin.bytes).await {
                 Some(source) => of_upstream(app, ask, &source).await?,
-                None => Vec::new(),
+                None => Referrers::default(),
             };
             referrers.extend(our_profile(app, &twin).await);
             referrers
@@ -56,7 +57,7 @@ pub(crate) async fn answer(
     if let Some(wanted) = filter {
         referrers.retain(|referrer| artifact_type(referrer) == Some(wanted));
     }
-    let mut response = listed(referrers);
+    let mut response = listed(app, &mut referrers).await?;
     if filter.is_some() {
         response.headers_mut().insert(
             OCI_FILTERS_APPLIED,
@@ -71,13 +72,13 @@ async fn of_upstream(
     app: &App,
     ask: &RegistryRequest,
     digest: &Digest,
-) -> Result<Vec<Descriptor>, ApiError> {
+) -> Result<Referrers, ApiError> {
     let fail =
         |error: registry::Error| ApiError::upstream(&error, Subject::Repository, ask.is_mirror);
     let source = app.source(&ask.location.upstream).map_err(fail)?;
     match source.referrers(&ask.location.repository, digest).await {
         Ok(referrers) => Ok(referrers),
-        Err(registry::Error::NotFound) => Ok(Vec::new()),
+        Err(registry::Error::NotFound) => Ok(Referrers::default()),
         Err(error) => Err(fail(error)),
     }
 }
@@ -136,15 +137,16 @@ fn artifact_type(referrer: &Descriptor) -> Option<&str> {
     referrer.rest.get("artifactType").and_then(Value::as_str)
 }
 
-fn listed(referrers: Vec<Descriptor>) -> Response {
+/// The answer with all of `referrers`, which are left empty.
+async fn listed(app: &App, referrers: &mut Referrers) -> Result<Response, ApiError> {
+    let size = referrers.weight() + BYTES_OF_OURS;
     let index = Index {
         schema_version: 2,
         media_type: Some(OCI_INDEX.to_owned()),
         artifact_type: None,
-        manifests: referrers.into(),
+        manifests: std::mem::take(&mut **referrers).into(),
         rest: Map::new(),
     };
-    let mut response = response::json(StatusCode::OK, &index);
-    response::set(response.headers_mut(), CONTENT_TYPE, OCI_INDEX);
-    response
+    let bytes = app.documents.json(size, index).await?;
+    Ok(response::document(StatusCode::OK, OCI_INDEX, bytes))
 }

@@ -2,6 +2,7 @@
 
 use axum::body::Body;
 use axum::response::Response;
+use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
@@ -48,8 +49,13 @@ pub(crate) fn json(status: StatusCode, value: &impl serde::Serialize) -> Respons
         // Only maps whose keys are not strings fail, and no answer has them.
         return with_status(StatusCode::INTERNAL_SERVER_ERROR);
     };
+    document(status, "application/json", bytes.into())
+}
+
+/// An answer with this document.
+pub(crate) fn document(status: StatusCode, media_type: &str, bytes: Bytes) -> Response {
     let mut response = with_status(status);
-    describe(&mut response, "application/json", bytes.len() as u64);
+    describe(&mut response, media_type, bytes.len() as u64);
     *response.body_mut() = Body::from(bytes);
     response
 }

@@ -53,6 +53,9 @@ impl SourceManifests {
                 .manifest(&location.repository, &Reference::Digest(digest.clone()))
                 .await?;
             known.insert(key, manifest.clone()).await;
+            // By itself, the cache shrinks to its capacity only after some dozen manifests, however
+            // large they are.
+            known.run_pending_tasks().await;
             Ok(manifest)
         });
         fetched

@@ -15,12 +15,15 @@ use super::response;
 
 /// The longest page. A larger `n` gets this many and a link to the next page.
 const MAX_PAGE: usize = 1000;
+/// The text around a tag or a name, in bytes.
+const PUNCTUATION: usize = 32;
+const JSON: &str = "application/json";
 
 pub(crate) async fn answer(app: &App, ask: &RegistryRequest) -> Result<Response, ApiError> {
     let n = ask.query("n").map(page_size).transpose()?;
     let last = ask.query("last").filter(|last| !last.is_empty());
     if n == Some(0) {
-        return Ok(page(ask, &[], None));
+        return page(app, ask, Vec::new(), None).await;
     }
     let fail =
         |error: registry::Error| ApiError::upstream(&error, Subject::Repository, ask.is_mirror);
@@ -37,7 +40,7 @@ pub(crate) async fn answer(app: &App, ask: &RegistryRequest) -> Result<Response,
         .last()
         .filter(|_| found.more)
         .map(|tag| next_page(ask, n.unwrap_or(MAX_PAGE), tag));
-    Ok(page(ask, &found.tags, next))
+    page(app, ask, found.tags, next).await
 }
 
 fn page_size(text: &str) -> Result<usize, ApiError> {
@@ -53,15 +56,21 @@ fn page_size(text: &str) -> Result<usize, ApiError> {
     Ok(text.parse().unwrap_or(MAX_PAGE).min(MAX_PAGE))
 }
 
-fn page(ask: &RegistryRequest, tags: &[String], next: Option<String>) -> Response {
-    let mut response = response::json(
-        StatusCode::OK,
-        &json!({ "name": ask.name.as_str(), "tags": tags }),
-    );
+async fn page(
+    app: &App,
+    ask: &RegistryRequest,
+    tags: Vec<String>,
+    next: Option<String>,
+) -> Result<Response, ApiError> {
+    let tags_size: usize = tags.iter().map(|tag| tag.len() + PUNCTUATION).sum();
+    let size = tags_size + ask.name.as_str().len();
+    let list = json!({ "name": ask.name.as_str(), "tags": tags });
+    let bytes = app.documents.json(size as u64, list).await?;
+    let mut response = response::document(StatusCode::OK, JSON, bytes);
     if let Some(next) = next {
         response::set(response.headers_mut(), LINK, &next);
     }
-    response
+    Ok(response)
 }
 
 /// A relative link, because this server does not know its own name behind a proxy. The link keeps

@@ -180,6 +180,8 @@ impl Store {
                 .small
                 .insert(object.digest.clone(), bytes.clone())
                 .await;
+            // By itself, the cache shrinks to its capacity only after some dozen objects.
+            self.inner.small.run_pending_tasks().await;
         }
         Ok(bytes)
     }

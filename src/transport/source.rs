@@ -10,7 +10,7 @@ use futures::stream::BoxStream;
 use super::layout::Layout;
 use crate::oci::manifest::MAX_MANIFEST_BYTES;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
-use crate::registry::{Body, Error, Hosted, Peer, Purpose, Registry, Tags};
+use crate::registry::{Body, Error, Hosted, Peer, Purpose, Referrers, Registry, Tags};
 
 /// The longest document of an artifact, which is held in memory: as long as a manifest.
 const MAX_DOCUMENT: u64 = MAX_MANIFEST_BYTES;
@@ -173,10 +173,10 @@ impl Source {
         &self,
         repository: &Repository,
         digest: &Digest,
-    ) -> Result<Vec<Descriptor>, Error> {
+    ) -> Result<Referrers, Error> {
         match self.reader().await? {
             Reader::Registry(registry) => registry.referrers(repository, digest).await,
-            Reader::Layout(layout) => layout.referrers(digest).await,
+            Reader::Layout(layout) => Ok(layout.referrers(digest).await?.into()),
         }
     }
 

@@ -32,6 +32,7 @@ pub use self::starts::Starts;
 use super::config::Config;
 use super::layer::Layer;
 use super::mount::Mount;
+use crate::budget::Budget;
 use crate::profile::{Stack, Workload};
 
 /// The path of the server's profiles, followed by the stack.
@@ -39,6 +40,9 @@ const API: &str = "/api/v1/profiles";
 /// Most images whose profiles are remembered. The one that was requested the longest ago is dropped
 /// for a new one.
 const MAX_KNOWN: usize = 64;
+/// Memory for profiles whose files are being fetched, in bytes: ten of the largest, or all that are
+/// remembered if they have the common size.
+const MEMORY: u64 = 128 << 20;
 /// Pause before the server is asked again for a profile, if it had none or if files of the profile
 /// are missing.
 const AGAIN: Duration = Duration::from_secs(60);
@@ -66,6 +70,7 @@ pub(super) enum Trigger {
 pub struct Profiles {
     is_on: bool,
     limit: u64,
+    memory: Budget,
     known: Mutex<HashMap<Key, KnownProfile>>,
 }
 
@@ -83,6 +88,7 @@ impl Profiles {
         Self {
             is_on: config.profiles,
             limit: config.profile_limit.as_u64(),
+            memory: Budget::new("profiles", MEMORY),
             known: Mutex::default(),
         }
     }
@@ -141,6 +147,7 @@ impl Profiles {
             layers,
             source,
             limit,
+            memory: self.memory.clone(),
             progress,
             status,
             arrivals: receiver,

@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +24,8 @@ use super::{Key, ProfileSource};
 use crate::agent::fetch::{FetchError, Reason};
 use crate::agent::layer::Layer;
 use crate::agent::tree::FileId;
+use crate::aside::aside;
+use crate::budget::{Budget, Weight};
 use crate::profile::{Profile, Source};
 use crate::registry;
 use crate::telemetry::metrics::metrics;
@@ -38,6 +41,10 @@ const LINGER: Duration = Duration::from_secs(30);
 /// failure. Each further pause is twice as long.
 const MAX_FAILURES: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// The memory of a profile while it is parsed, for each byte of its text, and how long it is waited
+/// for.
+const PARSED_GROWTH: u64 = 6;
+const MEMORY_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the files before the landmark wait for the server's answer.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -70,6 +77,7 @@ pub(super) struct ProfileFetch {
     pub(super) layers: u32,
     pub(super) source: ProfileSource,
     pub(super) limit: u64,
+    pub(super) memory: Budget,
     pub(super) progress: Arc<Progress>,
     pub(super) status: watch::Sender<Status>,
     pub(super) arrivals: mpsc::UnboundedReceiver<Vec<Arrival>>,
@@ -101,7 +109,7 @@ impl PrefetchGate {
 
 impl ProfileFetch {
     pub(super) async fn run(mut self) {
-        let Some(profile) = self.request_profile().await else {
+        let Some((profile, _weight)) = self.request_profile().await else {
             self.progress.set(State::None);
             return;
         };
@@ -126,7 +134,8 @@ impl ProfileFetch {
         );
     }
 
-    async fn request_profile(&self) -> Option<Arc<Profile>> {
+    /// Returns the profile and the memory that is reserved for it.
+    async fn request_profile(&self) -> Option<(Arc<Profile>, Weight)> {
         let Key { stack, workload } = &self.key;
         let answer = self.source.profile(&self.key).await;
         let count = |outcome| {
@@ -148,21 +157,28 @@ impl ProfileFetch {
                 return None;
             }
         };
-        let parsed = tokio::task::spawn_blocking(move || {
-            Profile::parse(&bytes).map_err(|error| error.to_string())
-        });
-        match parsed.await.unwrap_or_else(|error| Err(error.to_string())) {
-            Ok(profile) if profile.is_empty() => {
+        match self.parse(bytes).await {
+            Ok((profile, _)) if profile.is_empty() => {
                 count("none");
                 None
             }
-            Ok(profile) => Some(Arc::new(profile)),
+            Ok((profile, weight)) => Some((Arc::new(profile), weight)),
             Err(error) => {
                 count("failed");
                 tracing::warn!(%stack, %workload, server = self.progress.server(), error, "profile not understood");
                 None
             }
         }
+    }
+
+    async fn parse(&self, bytes: Bytes) -> Result<(Profile, Weight), String> {
+        let most = bytes.len() as u64 * PARSED_GROWTH;
+        let taken = self.memory.take_within(most, MEMORY_PATIENCE).await;
+        let mut weight = taken.map_err(|full| full.to_string())?;
+        let parsed = aside(bytes.len(), move || Profile::parse(&bytes)).await;
+        let profile = parsed.map_err(|error| error.to_string())?;
+        weight.shrink_to(profile.weight() as u64);
+        Ok((profile, weight))
     }
 
     /// Fetches until all files of all layers have arrived, or no further layers come.

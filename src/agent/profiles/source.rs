@@ -4,9 +4,10 @@
 use bytes::Bytes;
 
 use super::{API, Key};
-use crate::oci::manifest::{ImageManifest, Index};
+use crate::aside::aside;
+use crate::oci::manifest::MAX_DESCRIPTORS;
 use crate::oci::media_type::{ManifestKind, manifest_kind};
-use crate::oci::{Manifest, Platform, Reference, Repository};
+use crate::oci::{Descriptor, Manifest, Platform, Reference, Repository, stream};
 use crate::profile::{MAX_PROFILE_BYTES, Stack, Workload, artifact};
 use crate::registry::{Error, Peer};
 use crate::transport::Source;
@@ -54,7 +55,9 @@ impl ProfileSource {
             } => {
                 let image = image(source, repository, reference).await?;
                 // The tag may have moved since the layers were mounted.
-                if stack_of(&image).as_ref() != Some(&key.stack) {
+                let (bytes, manifest) = (image.bytes.len(), image.clone());
+                let stack = aside(bytes, move || stack_of(&manifest)).await;
+                if stack.as_ref() != Some(&key.stack) {
                     return Err(Error::NotFound);
                 }
                 referring(source, repository, &image, &key.workload).await
@@ -74,25 +77,37 @@ async fn image(
     if manifest_kind(&manifest.media_type) != Some(ManifestKind::Index) {
         return Ok(manifest);
     }
-    let index: Index = serde_json::from_slice(&manifest.bytes)
-        .map_err(|error| Error::Malformed(error.to_string()))?;
-    let here = Platform::of_this_machine();
-    let fits = |platform: Platform| here.matches(&platform);
-    let child = index.manifests.into_iter().find(|child| {
-        child
-            .platform
-            .as_ref()
-            .is_some_and(|own| fits(own.to_platform()))
-    });
-    let child = child.ok_or(Error::NotFound)?;
+    let child = aside(manifest.bytes.len(), move || child_for_here(&manifest)).await;
+    let child = child
+        .map_err(|error| Error::Malformed(error.to_string()))?
+        .ok_or(Error::NotFound)?;
     source
         .manifest(repository, &Reference::Digest(child.digest))
         .await
 }
 
+/// Returns the first child of an index that is for this machine's platform.
+fn child_for_here(index: &Manifest) -> Result<Option<Descriptor>, serde_json::Error> {
+    let here = Platform::of_this_machine();
+    let mut found = None;
+    stream::for_each_descriptor(&index.bytes, "manifests", |child| {
+        let platform = child.platform.as_ref();
+        if platform.is_some_and(|own| here.matches(&own.to_platform())) {
+            found.get_or_insert(child);
+        }
+    })?;
+    Ok(found)
+}
+
 fn stack_of(image: &Manifest) -> Option<Stack> {
-    let image: ImageManifest = serde_json::from_slice(&image.bytes).ok()?;
-    Some(Stack::of(image.layers.iter().map(|layer| &layer.digest)))
+    let mut layers = Vec::new();
+    stream::for_each_descriptor(&image.bytes, "layers", |layer| {
+        if layers.len() <= MAX_DESCRIPTORS {
+            layers.push(layer.digest);
+        }
+    })
+    .ok()?;
+    (layers.len() <= MAX_DESCRIPTORS).then(|| Stack::of(&layers))
 }
 
 /// Returns the newest profile of the workload that refers to the image, or else that of the default

@@ -3,9 +3,11 @@
 mod cri_proxy;
 mod erofs;
 mod fetching;
+mod limits;
 mod merged;
 mod model;
 mod mount;
+mod peaks;
 mod profiles;
 mod reads;
 mod socket;

@@ -88,6 +88,31 @@ async fn files_of_every_format_are_read_from_the_store() {
 }
 
 #[tokio::test]
+async fn no_chunk_is_larger_than_configured() {
+    const CHUNK: u64 = 64 << 10;
+    let image = ImageBuilder::new(22).layers(1).max_file(300_000).build();
+    for format in [Format::Estargz, Format::Zstdchunked] {
+        let config = Config {
+            chunk_size: ByteSize(CHUNK),
+            format,
+            ..config()
+        };
+        let bench = Bench::with(&config, Store::in_memory()).await;
+        let layer = layers(&bench, &image).await.remove(0);
+        let tocs = Tocs::new(bench.store.clone());
+        let layer = tocs.layer(&layer).await.unwrap().unwrap();
+        let toc = tocs.toc(&layer).await.unwrap();
+        let files: Vec<_> = toc.entries().map(|entry| entry.node).collect();
+        assert!(files.iter().any(|file| file.size() > 2 * CHUNK));
+        for file in files {
+            assert!(file.chunks().all(|chunk| chunk.size <= CHUNK), "{format:?}");
+            let fewest = file.size().div_ceil(CHUNK);
+            assert_eq!(file.chunks().count() as u64, fewest, "{format:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn only_converted_layers_have_a_toc_and_only_their_own() {
     let bench = Bench::new().await;
     let image = ImageBuilder::new(21).build();

@@ -11,11 +11,9 @@ enum Shown {
     /// The key is not a limit, though its value is a number, a size or a duration. The text says
     /// why.
     NoLimit(&'static str),
-    /// A limit without a test. The text names the means that a test would need.
-    Open(&'static str),
 }
 
-use Shown::{By, NoLimit, Open};
+use Shown::{By, NoLimit};
 
 /// Limits without a default, which look like other keys in the reference.
 const UNSET: [&str; 5] = [
@@ -53,7 +51,7 @@ const LIMITS: &[(&str, Shown)] = &[
     ),
     (
         "serve.manifest_cache",
-        Open("a registry that counts requests, and more manifests than fit"),
+        By("source_manifests_that_do_not_fit_the_cache_are_fetched_again"),
     ),
     (
         "serve.max_ranges",
@@ -127,7 +125,7 @@ const LIMITS: &[(&str, Shown)] = &[
     ("convert.level", NoLimit("a choice")),
     (
         "convert.chunk_size",
-        Open("a layer whose chunks are counted"),
+        By("no_chunk_is_larger_than_configured"),
     ),
     ("convert.min_chunk_size", NoLimit("a choice")),
     ("convert.memory", By("little_memory_means_fewer_layers")),
@@ -160,7 +158,10 @@ const LIMITS: &[(&str, Shown)] = &[
     ),
     ("agent.cache_size", By("the_cache_stays_within_its_limit")),
     ("agent.min_free", By("the_disk_keeps_its_free_space")),
-    ("agent.memory", Open("a node with a full disk")),
+    (
+        "agent.memory",
+        By("with_a_full_disk_chunks_take_no_more_memory_than_configured"),
+    ),
     (
         "agent.mount_timeout",
         By("a_layer_that_cannot_be_opened_is_unpacked"),
@@ -171,21 +172,21 @@ const LIMITS: &[(&str, Shown)] = &[
     ),
     (
         "agent.max_request",
-        Open("a node that reads a large file, and a registry that keeps ranges"),
+        By("no_request_asks_for_more_than_configured"),
     ),
     (
         "agent.profile_limit",
-        Open("a node, and a profile of more than the limit"),
+        By("a_profile_fetches_no_more_than_its_limit"),
     ),
     ("agent.record", NoLimit("a duration of recording")),
     (
         "agent.background_limit",
-        Open("a node that prefetches, and a registry that keeps ranges"),
+        By("limited_background_fetching_stops_at_its_limit"),
     ),
     ("agent.background_delay", NoLimit("a delay")),
     (
         "agent.background_bandwidth",
-        Open("a node that prefetches for some seconds"),
+        By("background_fetching_keeps_its_bandwidth_over_all_layers"),
     ),
     ("agent.threads", NoLimit("a choice")),
     (
@@ -249,7 +250,7 @@ fn every_limit_names_the_test_that_shows_it() {
                     "{file}: `{key}` names the test {test:?}, which does not exist"
                 )
             }
-            Some(NoLimit(reason) | Open(reason)) => assert!(!reason.is_empty()),
+            Some(NoLimit(reason)) => assert!(!reason.is_empty()),
             None => panic!(
                 "`{key}` has no line in LIMITS of {file}: add it with the name of the test that shows that it holds, or \
                  NoLimit with the reason why it is none"

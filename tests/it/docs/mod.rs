@@ -6,5 +6,6 @@ mod configuration;
 mod deploy;
 mod limits;
 mod metrics;
+mod peaks;
 mod promises;
 mod sources;

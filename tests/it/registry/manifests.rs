@@ -276,7 +276,8 @@ async fn referrers_are_found_by_api_and_by_tag() {
         referrers: true,
         ..Lacks::default()
     });
-    assert_eq!(source.referrers(&app(), &image.digest()).await.unwrap(), []);
+    let none = source.referrers(&app(), &image.digest()).await.unwrap();
+    assert!(none.is_empty());
     let index = Image::index(vec![("linux/amd64", signature)], false);
     registry.push(
         "library/app",

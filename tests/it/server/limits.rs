@@ -3,9 +3,11 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use reqwest::Method;
+use serde_json::json;
 use starlift::convert;
-use starlift::oci::Digest;
+use starlift::oci::{Digest, media_type};
 use starlift::store::{Store, layer_lease};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -44,6 +46,32 @@ async fn one_request_too_many_is_503_with_a_retry_after() {
         1000
     );
     assert_eq!(stage.get(&path).await.status, 200);
+}
+
+#[tokio::test]
+async fn source_manifests_that_do_not_fit_the_cache_are_fetched_again() {
+    const MANIFESTS: usize = 40;
+    let stage = Stage::with(|config| config.manifest_cache = ByteSize::kib(64)).await;
+    let put = |number: usize| {
+        let text = format!("{number}{}", "x".repeat(16_000));
+        let index = json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX,
+            "manifests": [], "annotations": {"text": text}});
+        stage
+            .registry
+            .put_manifest("app", media_type::OCI_INDEX, index.to_string())
+    };
+    let digests: Vec<Digest> = (0..MANIFESTS).map(put).collect();
+    let path = |digest| format!("/v2/local/app/manifests/{digest}");
+    let requests = || stage.registry.count("GET", "/manifests/sha256:");
+    for _ in 0..2 {
+        assert_eq!(stage.get(&path(&digests[0])).await.status, 200);
+    }
+    assert_eq!(requests(), 1, "one manifest fits");
+    for digest in digests.iter().chain(&digests) {
+        assert_eq!(stage.get(&path(digest)).await.status, 200);
+    }
+    let fetched_again = requests() - MANIFESTS;
+    assert!(fetched_again >= MANIFESTS - 4, "{fetched_again}");
 }
 
 #[tokio::test]

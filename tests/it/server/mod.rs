@@ -21,6 +21,7 @@ mod manifests;
 mod memory;
 mod names;
 mod panics;
+mod peaks;
 mod predictions;
 mod profiles;
 mod ranges;

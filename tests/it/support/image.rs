@@ -50,6 +50,18 @@ impl Image {
         }
     }
 
+    /// Returns the image with this tar as its only layer.
+    pub(crate) fn with_layer(&self, tar: &[u8]) -> Self {
+        let layer = compress(tar, Compression::Gzip);
+        let mut config: Value = serde_json::from_slice(&self.blobs[0]).unwrap();
+        config["rootfs"]["diff_ids"] = json!([Digest::sha256_of(tar).to_string()]);
+        let config = Bytes::from(config.to_string());
+        let mut document = self.document();
+        document["config"] = blob(media_type::OCI_CONFIG, &config);
+        document["layers"] = json!([blob(media_type::OCI_LAYER_GZIP, &layer)]);
+        Self::new(&self.media_type, &document, vec![config, layer])
+    }
+
     pub(crate) fn descriptor(&self) -> Value {
         json!({"mediaType": self.media_type, "digest": self.digest().to_string(), "size": self.bytes.len()})
     }

@@ -48,6 +48,30 @@ impl Layer {
         Self::of(sizes.iter().enumerate().map(file).collect())
     }
 
+    /// Creates files of one chunk each, whose bytes cannot be compressed.
+    pub(crate) fn of_large_chunks(count: usize, chunk: usize) -> Self {
+        // Deflate looks back 32 KiB.
+        let block = Random::new(1).bytes(1 << 20);
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut files = Vec::new();
+        for number in 0..count {
+            let mut content: Vec<u8> = block.repeat(chunk / block.len());
+            content[..8].copy_from_slice(&number.to_le_bytes());
+            let mut header = tar::Header::new_ustar();
+            header.set_size(chunk as u64);
+            header.set_mode(0o644);
+            let path = format!("file{number}");
+            tar.append_data(&mut header, &path, content.as_slice())
+                .unwrap();
+            files.push((path, content));
+        }
+        let options = Options::default().with_chunk_size(u32::try_from(chunk).unwrap());
+        Self {
+            files,
+            ..Self::written_with(&tar.into_inner().unwrap(), &options)
+        }
+    }
+
     /// Creates the same files twice: without any extended attribute, and with one. The agent has a
     /// mount for each kind.
     pub(crate) fn of_both_kinds(seed: u64, sizes: &[usize]) -> [Self; 2] {
@@ -104,12 +128,18 @@ impl Layer {
     }
 
     fn written(tar: &[u8], options: &Options) -> Self {
-        let options = options
-            .clone()
-            .with_chunk_size(u32::try_from(CHUNK).unwrap());
+        Self::written_with(
+            tar,
+            &options
+                .clone()
+                .with_chunk_size(u32::try_from(CHUNK).unwrap()),
+        )
+    }
+
+    fn written_with(tar: &[u8], options: &Options) -> Self {
         let mut blob = Vec::new();
         let pool = Pool::new(NonZeroUsize::MIN, 64 << 20);
-        let written = write(tar, &mut blob, &options, &pool).unwrap();
+        let written = write(tar, &mut blob, options, &pool).unwrap();
         let toc_digest = written.toc_digest.to_string().parse().unwrap();
         Self {
             digest: Digest::sha256_of(&blob),

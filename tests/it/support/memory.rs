@@ -8,6 +8,11 @@ impl Daemon {
         self.memory("VmHWM:")
     }
 
+    /// Sets the peak to the memory that the process has now.
+    pub(crate) fn forget_peak(&self) {
+        std::fs::write(format!("/proc/{}/clear_refs", self.pid()), "5").unwrap();
+    }
+
     /// Returns the process's resident memory, in bytes (`VmRSS`).
     pub(crate) fn memory_now(&self) -> u64 {
         self.memory("VmRSS:")

@@ -11,6 +11,7 @@ pub(crate) mod docker_registry;
 pub(crate) mod dockerd;
 pub(crate) mod eventually;
 pub(crate) mod fixture;
+pub(crate) mod hostile;
 pub(crate) mod image;
 pub(crate) mod lazy;
 pub(crate) mod link;

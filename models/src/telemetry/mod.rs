@@ -1,0 +1,4 @@
+//! Counters and log lines, which the models do not look at.
+
+pub mod limit;
+pub mod metrics;
