@@ -11,7 +11,7 @@ use crate::containerd::Containerd;
 use crate::figures::{Spread, float};
 use crate::harness::{Cost, measure, run};
 use crate::images::{Image, layer_bytes};
-use crate::invariants::{SameBytes, is_twin};
+use crate::invariants::{SameBytes, is_converted};
 use crate::plot::{Bar, Bars, Plot};
 use crate::report::Report;
 
@@ -138,7 +138,7 @@ fn contest(arguments: &Arguments, image: &Image, place: &Path) -> anyhow::Result
                 contestant.bytes = layer_bytes(&manifest)?;
                 same.note(contestant.name, &manifest.to_string())?;
                 if round == 0 {
-                    is_twin(&arguments.starlift, &layout.dir, image)?;
+                    is_converted(&arguments.starlift, &layout.dir, image)?;
                 }
                 fs::remove_dir_all(layout.dir)?;
             }

@@ -25,7 +25,7 @@ impl SameBytes {
 }
 
 /// Checks with `starlift verify` that the layout's image is the converted image of `source`.
-pub(crate) fn is_twin(starlift: &Path, layout: &Path, source: &Image) -> anyhow::Result<()> {
+pub(crate) fn is_converted(starlift: &Path, layout: &Path, source: &Image) -> anyhow::Result<()> {
     run(&format!(
         "{} verify oci:{}:1 --against {}",
         starlift.display(),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::figures::{Spread, float};
 use crate::harness::measure;
 use crate::images::{Image, layer_bytes};
-use crate::invariants::is_twin;
+use crate::invariants::is_converted;
 use crate::plot::{Bar, Bars, Plot};
 use crate::report::Report;
 
@@ -56,7 +56,7 @@ pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
                 out.display()
             ))?);
             if round == 0 {
-                is_twin(&arguments.starlift, &out, &image)?;
+                is_converted(&arguments.starlift, &out, &image)?;
             }
             fs::remove_dir_all(out)?;
         }

@@ -277,7 +277,7 @@ fn start(arguments: &Arguments, place: &Path) -> anyhow::Result<Servers> {
         address,
     } = Server::start(&arguments.starlift, place, &[upstream])?;
     let our_tag = format!("http://{address}/v2/local/{name}/manifests/1");
-    let (digest, manifest) = server::twin(&our_tag)?;
+    let (digest, manifest) = server::converted(&our_tag)?;
     let layer = manifest["layers"][0]["digest"]
         .as_str()
         .context("no layer")?;
@@ -288,18 +288,18 @@ fn start(arguments: &Arguments, place: &Path) -> anyhow::Result<Servers> {
     ensure!(sum == layer, "{our_blob} gave {sum}");
     // The registry holds the converted image's manifest too, so that both servers answer with the
     // same bytes.
-    let twin = format!("{address}/local/{name}:1");
+    let converted = format!("{address}/local/{name}:1");
     let tls = "--src-tls-verify=false --dest-tls-verify=false";
     run(&format!(
-        "skopeo copy --quiet --preserve-digests {tls} docker://{twin} docker://{registry_address}/twin:1"
+        "skopeo copy --quiet --preserve-digests {tls} docker://{converted} docker://{registry_address}/converted:1"
     ))?;
     let (nginx, nginx_address) = nginx(place)?;
     let their_blob = format!("http://{nginx_address}/blob");
     same_answers(&our_blob, &their_blob)?;
     let urls = Urls {
         our_digest: format!("http://{address}/v2/local/{name}/manifests/{digest}"),
-        their_tag: format!("http://{registry_address}/v2/twin/manifests/1"),
-        their_digest: format!("http://{registry_address}/v2/twin/manifests/{digest}"),
+        their_tag: format!("http://{registry_address}/v2/converted/manifests/1"),
+        their_digest: format!("http://{registry_address}/v2/converted/manifests/{digest}"),
         our_blob,
         their_blob,
         our_tag,

@@ -119,9 +119,9 @@ impl Server {
 }
 
 /// Waits until the tag is answered with the converted image; returns its digest and content.
-pub(crate) fn twin(url: &str) -> anyhow::Result<(String, Value)> {
+pub(crate) fn converted(url: &str) -> anyhow::Result<(String, Value)> {
     let text = within(CONVERSION_LIMIT, CONVERSION_POLL, || {
-        converted(url).transpose()
+        look(url).transpose()
     })
     .with_context(|| format!("no converted image: {url}"))??;
     let digest = format!("sha256:{}", hex::encode(Sha256::digest(&text)));
@@ -129,7 +129,7 @@ pub(crate) fn twin(url: &str) -> anyhow::Result<(String, Value)> {
 }
 
 /// Returns the manifest if it is that of the converted image.
-fn converted(url: &str) -> anyhow::Result<Option<String>> {
+fn look(url: &str) -> anyhow::Result<Option<String>> {
     let text = run(&format!("curl -sf -H Accept:{MANIFEST_TYPE} {url}"))?;
     let is_converted = text.contains("containerd.io/snapshot/stargz/toc.digest");
     Ok(is_converted.then_some(text))

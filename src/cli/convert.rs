@@ -225,18 +225,20 @@ pub(super) async fn image(
     let endpoint = Endpoint::open(&config.upstreams, source, args.registry.plain_http)?;
     let scratch =
         ScratchStore::open(config, args.store.as_deref(), Destination::folder(target)).await?;
-    let original = endpoint.manifest().await?;
-    let priorities = record::of_image(recorded, &endpoint, &original).await?;
+    let source_manifest = endpoint.manifest().await?;
+    let priorities = record::of_image(recorded, &endpoint, &source_manifest).await?;
     let priorities = priorities.keeping_lazy_layers(args.reuse);
     let converter = Converter::prioritizing(&config.convert, scratch.store.clone(), priorities);
     let converter = converter.map_err(Failure::from_error)?;
-    let record = convert(&converter, &endpoint, &original, args.json).await?;
+    let record = convert(&converter, &endpoint, &source_manifest, args.json).await?;
 
     let reader = ImageReader {
         store: Some(&scratch.store),
         endpoint: &endpoint,
     };
-    let converted = reader.manifest(&record.twin, &record.media_type).await?;
+    let converted = reader
+        .manifest(&record.converted, &record.media_type)
+        .await?;
     let packed = ImageBundle::pack(reader, converted).await?;
     let missing = packed.missing.len();
     let mut bundle = packed.without_missing()?;
@@ -267,10 +269,10 @@ pub(super) async fn image(
         ));
     }
     Ok(ConversionReport {
-        source: original.digest.clone(),
+        source: source_manifest.digest.clone(),
         generation: converter.generation().0.clone(),
         images: ImageReport::of_bundle(reader, &bundle).await?,
-        twin: bundle.root.digest.clone(),
+        converted: bundle.root.digest.clone(),
         media_type: bundle.root.media_type.clone(),
         passed_through: record.passed_through,
     })
@@ -280,11 +282,11 @@ pub(super) async fn image(
 async fn convert(
     converter: &Converter,
     endpoint: &Endpoint,
-    original: &Manifest,
+    source_manifest: &Manifest,
     quiet: bool,
 ) -> Result<ImageRecord, Failure> {
     let bar = Bar::new("converting", 0, quiet);
-    let conversion = converter.convert(&endpoint.source, &endpoint.repository, original);
+    let conversion = converter.convert(&endpoint.source, &endpoint.repository, source_manifest);
     tokio::pin!(conversion);
     let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
     let outcome = loop {
@@ -294,7 +296,7 @@ async fn convert(
         }
     };
     bar.finish();
-    outcome.map_err(|error| Failure::when(format!("converting {}", original.digest))(&error))
+    outcome.map_err(|error| Failure::when(format!("converting {}", source_manifest.digest))(&error))
 }
 
 /// Shows the progress of the layers that are being converted.
@@ -362,7 +364,7 @@ fn temporary_folder(beside: Option<&Path>) -> Result<TempDir, Failure> {
 #[derive(Debug, serde::Serialize)]
 pub(super) struct ConversionReport {
     source: Digest,
-    twin: Digest,
+    converted: Digest,
     media_type: String,
     generation: String,
     pub(super) images: Vec<ImageReport>,
@@ -378,6 +380,6 @@ impl ConversionReport {
             ));
         }
         output::say(&format!("{destination} was converted from {}", self.source));
-        output::print(&format!("{}\n", self.twin))
+        output::print(&format!("{}\n", self.converted))
     }
 }

@@ -46,19 +46,19 @@ pub(super) async fn attach(
     let created = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     let mut attached = 0;
     for image in &made.images {
-        let original = source_of(image);
-        let files = record::of_manifest(recorded, &original);
+        let source_manifest = source_of(image);
+        let files = record::of_manifest(recorded, &source_manifest);
         if files.is_empty() {
             continue;
         }
-        let reference = Reference::Digest(original);
+        let reference = Reference::Digest(source_manifest);
         let what = format!("reading the manifest {reference}");
-        let original = endpoint
+        let source_manifest = endpoint
             .source
             .manifest(&endpoint.repository, &reference)
             .await
             .map_err(Failure::when(what))?;
-        let mut knowledge = Knowledge::new(parse::<ImageManifest>(&original)?.config.digest);
+        let mut knowledge = Knowledge::new(parse::<ImageManifest>(&source_manifest)?.config.digest);
         knowledge.record(files);
         let subject = Endpoint::open(
             &config.upstreams,

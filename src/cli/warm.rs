@@ -48,7 +48,7 @@ struct Job {
     reference: String,
     state: State,
     source: Option<String>,
-    twin: Option<String>,
+    converted: Option<String>,
     error: Option<String>,
 }
 
@@ -243,7 +243,7 @@ fn report(jobs: &[Job], json: bool) -> Result<(), Failure> {
         let rest = job
             .error
             .as_deref()
-            .or(job.twin.as_deref())
+            .or(job.converted.as_deref())
             .unwrap_or_default();
         output::print(&format!(
             "{}  {}  {rest}\n",
@@ -280,7 +280,7 @@ mod tests {
         let layers =
             serde_json::json!({"layers": [{"source": "sha256:a", "done": 512, "total": 2048}]});
         let job = serde_json::json!({"id": "1", "reference": "app:1", "state": "converting", "source": null,
-            "twin": null, "error": null, "upstream": "docker.io"});
+            "converted": null, "error": null, "upstream": "docker.io"});
         let answer = serde_json::json!({"conversion": job, "progress": [layers, layers]});
         let answer: Answer = serde_json::from_value(answer).unwrap();
         assert_eq!(

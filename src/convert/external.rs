@@ -16,10 +16,10 @@ impl Converter {
     /// Returns the external TOCs of a converted image as the image that stargz-snapshotter looks up
     /// under `TAG-esgztoc`, with its objects readable in the store. `None` when no converted layer
     /// has an external TOC.
-    pub async fn toc_image(&self, twin: &ImageRecord) -> Result<Option<Manifest>, Error> {
+    pub async fn toc_image(&self, converted: &ImageRecord) -> Result<Option<Manifest>, Error> {
         let mut tocs = Vec::new();
         let mut seen = Vec::new();
-        for digest in &twin.objects {
+        for digest in &converted.objects {
             // Manifests and layers look alike in the record. Only the manifests of converted images
             // are documents.
             let Some(object) = self.shared.store.find(digest).await? else {
@@ -30,7 +30,7 @@ impl Converter {
                 .as_deref()
                 .and_then(media_type::manifest_kind)
                 == Some(ManifestKind::Image);
-            if !is_image || digest == &twin.source {
+            if !is_image || digest == &converted.source {
                 continue;
             }
             let bytes = self.shared.store.read_all(&object).await?;
@@ -62,7 +62,7 @@ impl Converter {
         if let Some(mut record) = self
             .shared
             .store
-            .image(&self.shared.generation, &twin.source)
+            .image(&self.shared.generation, &converted.source)
             .await?
         {
             self.shared

@@ -35,7 +35,7 @@ pub(super) struct Config {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Assembled {
     /// `None` when no layer of the image could be replaced.
-    pub(super) twin: Option<ConvertedImage>,
+    pub(super) converted: Option<ConvertedImage>,
     pub(super) passed_through: Vec<PassedThrough>,
     /// The configured limits among the reasons.
     pub(super) limits: Vec<Limit>,
@@ -145,7 +145,7 @@ pub(super) fn assemble(
     }
     if objects.is_empty() {
         return Ok(Assembled {
-            twin: None,
+            converted: None,
             passed_through,
             limits,
         });
@@ -177,14 +177,14 @@ pub(super) fn assemble(
             reason,
         });
         return Ok(Assembled {
-            twin: None,
+            converted: None,
             passed_through,
             limits,
         });
     }
     let translated = translate::image(&manifest);
     Ok(Assembled {
-        twin: Some(ConvertedImage {
+        converted: Some(ConvertedImage {
             config,
             manifest,
             image,
@@ -360,7 +360,7 @@ mod tests {
         Digest::sha256_of(text.as_bytes())
     }
 
-    fn converted(name: &str) -> ConvertedLayer {
+    fn converted_layer(name: &str) -> ConvertedLayer {
         ConvertedLayer {
             digest: digest(&format!("{name} converted")),
             size: 77,
@@ -425,21 +425,23 @@ mod tests {
 
     fn both() -> Vec<(&'static str, LayerOutcome)> {
         vec![
-            ("a", LayerOutcome::Converted(converted("a"))),
-            ("b", LayerOutcome::Converted(converted("b"))),
+            ("a", LayerOutcome::Converted(converted_layer("a"))),
+            ("b", LayerOutcome::Converted(converted_layer("b"))),
         ]
     }
 
     #[test]
     fn only_what_must_change_changes() {
         let config = config_of(&["a", "b", "a"]);
-        let twin = assembled(&["a", "b", "a"], &config, &both()).twin.unwrap();
-        let new_config: Value = serde_json::from_slice(&twin.config.clone().unwrap()).unwrap();
+        let converted = assembled(&["a", "b", "a"], &config, &both())
+            .converted
+            .unwrap();
+        let new_config: Value = serde_json::from_slice(&converted.config.clone().unwrap()).unwrap();
         let mut expected = config.clone();
         expected["rootfs"]["diff_ids"] = json!([
-            converted("a").diff_id,
-            converted("b").diff_id,
-            converted("a").diff_id
+            converted_layer("a").diff_id,
+            converted_layer("b").diff_id,
+            converted_layer("a").diff_id
         ]);
         assert_eq!(new_config, expected);
         let keys = |value: &Value| {
@@ -456,22 +458,22 @@ mod tests {
             "the order of the keys is kept too"
         );
 
-        let manifest: Value = serde_json::from_slice(&twin.manifest.bytes).unwrap();
+        let manifest: Value = serde_json::from_slice(&converted.manifest.bytes).unwrap();
         assert_eq!(
             manifest["config"]["digest"],
-            json!(Digest::sha256_of(&twin.config.unwrap()))
+            json!(Digest::sha256_of(&converted.config.unwrap()))
         );
         assert_eq!(manifest["com.example"], json!([1]));
         assert_eq!(manifest["annotations"]["also"], "kept");
         assert_eq!(manifest["annotations"][GENERATION], "g1");
         let first = &manifest["layers"][0];
         assert_eq!(first["mediaType"], media_type::DOCKER_LAYER_GZIP);
-        assert_eq!(first["digest"], json!(converted("a").digest));
+        assert_eq!(first["digest"], json!(converted_layer("a").digest));
         assert_eq!(first["size"], 77);
         assert_eq!(first["annotations"]["kept"], "yes");
         assert_eq!(
             first["annotations"][TOC_DIGEST],
-            json!(converted("a").toc_digest)
+            json!(converted_layer("a").toc_digest)
         );
         assert_eq!(first["annotations"][UNCOMPRESSED_SIZE], "1234");
         assert_eq!(first["annotations"][SOURCE_DIGEST], json!(digest("a")));
@@ -489,7 +491,7 @@ mod tests {
         };
         let assembled = assembled(&["a", "b"], &config_of(&["a", "b"]), &outcomes);
         let manifest: Value =
-            serde_json::from_slice(&assembled.twin.unwrap().manifest.bytes).unwrap();
+            serde_json::from_slice(&assembled.converted.unwrap().manifest.bytes).unwrap();
         assert_eq!(manifest["layers"][1], layer("b"));
         assert_eq!(
             assembled.passed_through,
@@ -503,42 +505,42 @@ mod tests {
     #[test]
     fn a_wrong_diff_id_keeps_the_source_layer() {
         let assembled = assembled(&["a"], &config_of(&["another"]), &both());
-        assert_eq!(assembled.twin, None);
+        assert_eq!(assembled.converted, None);
         assert!(assembled.passed_through[0].reason.contains("diff-id"));
     }
 
     #[test]
     fn an_external_toc_keeps_the_configuration() {
-        let mut a = converted("a");
+        let mut a = converted_layer("a");
         a.diff_id = a.source_diff_id.clone();
         a.external_toc = Some(digest("external"));
-        let twin = assembled(
+        let converted = assembled(
             &["a"],
             &config_of(&["a"]),
             &[("a", LayerOutcome::Converted(a.clone()))],
         )
-        .twin
+        .converted
         .unwrap();
-        assert_eq!(twin.config, None);
-        assert_eq!(twin.objects, [a.digest, digest("external")]);
+        assert_eq!(converted.config, None);
+        assert_eq!(converted.objects, [a.digest, digest("external")]);
     }
 
     #[test]
     fn zstd_chunked_is_annotated_for_its_readers() {
-        let mut a = converted("a");
+        let mut a = converted_layer("a");
         a.compression = "zstd".to_owned();
         a.zstd_manifest_position = Some("1:2:3:1".to_owned());
         a.zstd_manifest_checksum = Some(digest("checksum"));
-        let twin = assembled(
+        let converted = assembled(
             &["a"],
             &config_of(&["a"]),
             &[("a", LayerOutcome::Converted(a))],
         )
-        .twin
+        .converted
         .unwrap();
-        let manifest: Value = serde_json::from_slice(&twin.manifest.bytes).unwrap();
+        let manifest: Value = serde_json::from_slice(&converted.manifest.bytes).unwrap();
         let layer = &manifest["layers"][0];
-        assert_eq!(twin.manifest.media_type, media_type::OCI_MANIFEST);
+        assert_eq!(converted.manifest.media_type, media_type::OCI_MANIFEST);
         assert_eq!(manifest["mediaType"], media_type::OCI_MANIFEST);
         assert_eq!(manifest["config"]["mediaType"], media_type::OCI_CONFIG);
         assert_eq!(layer["mediaType"], media_type::OCI_LAYER_ZSTD);

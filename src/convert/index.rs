@@ -39,7 +39,7 @@ pub(super) fn assemble(
 ) -> Result<(ImageRecord, Vec<Manifest>), serde_json::Error> {
     let mut index = plan.index.clone();
     let mut record = unchanged(source);
-    let mut twins = HashMap::new();
+    let mut converted = HashMap::new();
     for (descriptor, plan) in index.manifests.iter_mut().zip(&plan.children) {
         // A platform that is not converted on its own is not retried on its own.
         if let (ChildPlan::Convert, Some(Child::Recorded(child))) =
@@ -47,19 +47,19 @@ pub(super) fn assemble(
         {
             record.limits.extend(&child.limits);
         }
-        match twin_of(descriptor, plan, children) {
-            Ok(twin) => {
-                twins.insert(descriptor.digest.clone(), twin);
-                if is_translated(descriptor, twin) {
+        match converted_of(descriptor, plan, children) {
+            Ok(child) => {
+                converted.insert(descriptor.digest.clone(), child);
+                if is_translated(descriptor, child) {
                     record.media_type = media_type::to_oci(&source.media_type)
                         .unwrap_or(&source.media_type)
                         .to_owned();
                 }
-                replace(descriptor, twin);
-                record.objects.extend(twin.objects.iter().cloned());
+                replace(descriptor, child);
+                record.objects.extend(child.objects.iter().cloned());
                 match &descriptor.platform {
                     Some(platform) => record.platforms.push(platform.to_platform()),
-                    None => record.platforms.extend(twin.platforms.iter().cloned()),
+                    None => record.platforms.extend(child.platforms.iter().cloned()),
                 }
             }
             Err(reason) => record.passed_through.push(PassedThrough {
@@ -70,11 +70,11 @@ pub(super) fn assemble(
     }
     record.limits.sort_unstable();
     record.limits.dedup();
-    if twins.is_empty() {
+    if converted.is_empty() {
         return Ok((record, Vec::new()));
     }
     for descriptor in index.manifests.iter_mut() {
-        follow(descriptor, &twins);
+        follow(descriptor, &converted);
     }
     image::annotate(&mut index.rest, &source.digest, generation);
     if record.media_type != source.media_type {
@@ -97,9 +97,9 @@ pub(super) fn assemble(
         });
         return Ok((record, Vec::new()));
     }
-    record.twin = manifest.digest.clone();
+    record.converted = manifest.digest.clone();
     record.size = manifest.size();
-    let translated = translated(&manifest, &twins);
+    let translated = translated(&manifest, &converted);
     record.translated = translated.as_ref().map(Manifest::descriptor);
     let documents: Vec<_> = translated.into_iter().chain([manifest]).collect();
     record
@@ -110,10 +110,10 @@ pub(super) fn assemble(
 
 /// Translates the index, and the converted images it names, to the media types of the other family.
 /// `None` when one of these images has no translation.
-fn translated(index: &Manifest, twins: &HashMap<Digest, &ImageRecord>) -> Option<Manifest> {
-    let children = twins
+fn translated(index: &Manifest, converted: &HashMap<Digest, &ImageRecord>) -> Option<Manifest> {
+    let children = converted
         .values()
-        .map(|child| Some((&child.twin, child.translated.as_ref()?)));
+        .map(|child| Some((&child.converted, child.translated.as_ref()?)));
     let children = children.collect::<Option<HashMap<_, _>>>()?;
     translate::index(index, |child| children.get(&child.digest).copied().cloned())
 }
@@ -122,7 +122,7 @@ fn translated(index: &Manifest, twins: &HashMap<Digest, &ImageRecord>) -> Option
 pub(super) fn unchanged(source: &Manifest) -> ImageRecord {
     ImageRecord {
         source: source.digest.clone(),
-        twin: source.digest.clone(),
+        converted: source.digest.clone(),
         media_type: source.media_type.clone(),
         size: source.size(),
         translated: None,
@@ -146,7 +146,7 @@ pub(super) fn passed_through(source: &Manifest, reason: String) -> ImageRecord {
     }
 }
 
-fn twin_of<'a>(
+fn converted_of<'a>(
     descriptor: &Descriptor,
     plan: &ChildPlan,
     children: &'a HashMap<Digest, Child>,
@@ -157,7 +157,7 @@ fn twin_of<'a>(
         ChildPlan::Convert => "not converted",
     };
     match children.get(&descriptor.digest) {
-        Some(Child::Recorded(record)) if record.twin != record.source => Ok(record),
+        Some(Child::Recorded(record)) if record.converted != record.source => Ok(record),
         Some(Child::Recorded(record)) => Err(record
             .passed_through
             .first()
@@ -169,16 +169,16 @@ fn twin_of<'a>(
 }
 
 /// Whether a Docker image became an OCI image. The list that contains it must then be an index.
-fn is_translated(descriptor: &Descriptor, twin: &ImageRecord) -> bool {
-    media_type::is_docker(&descriptor.media_type) && !media_type::is_docker(&twin.media_type)
+fn is_translated(descriptor: &Descriptor, child: &ImageRecord) -> bool {
+    media_type::is_docker(&descriptor.media_type) && !media_type::is_docker(&child.media_type)
 }
 
-fn replace(descriptor: &mut Descriptor, twin: &ImageRecord) {
-    image::point_at(descriptor, twin.twin.clone(), twin.size);
-    descriptor.media_type = twin.media_type.clone();
+fn replace(descriptor: &mut Descriptor, child: &ImageRecord) {
+    image::point_at(descriptor, child.converted.clone(), child.size);
+    descriptor.media_type = child.media_type.clone();
 }
 
-fn follow(descriptor: &mut Descriptor, twins: &HashMap<Digest, &ImageRecord>) {
+fn follow(descriptor: &mut Descriptor, converted: &HashMap<Digest, &ImageRecord>) {
     let subject = descriptor
         .annotations
         .get(REFERENCE_DIGEST)
@@ -186,10 +186,10 @@ fn follow(descriptor: &mut Descriptor, twins: &HashMap<Digest, &ImageRecord>) {
     let Some(subject) = subject.and_then(|text| text.parse::<Digest>().ok()) else {
         return;
     };
-    if let Some(twin) = twins.get(&subject) {
+    if let Some(child) = converted.get(&subject) {
         descriptor.annotations.insert(
             REFERENCE_DIGEST.to_owned(),
-            Value::from(twin.twin.to_string()),
+            Value::from(child.converted.to_string()),
         );
         descriptor
             .annotations
@@ -230,7 +230,7 @@ mod tests {
     fn record(name: &str) -> Child {
         Child::Recorded(Box::new(ImageRecord {
             source: digest(name),
-            twin: digest(&format!("{name} converted")),
+            converted: digest(&format!("{name} converted")),
             media_type: media_type::OCI_MANIFEST.to_owned(),
             size: 99,
             translated: Some(in_docker(name).descriptor()),
@@ -263,7 +263,7 @@ mod tests {
             .collect();
         let (record, documents) =
             assemble(&source, &plan, &children, &Generation("g1".to_owned())).unwrap();
-        assert_eq!(documents.is_empty(), record.twin == record.source);
+        assert_eq!(documents.is_empty(), record.converted == record.source);
         assert!(
             documents
                 .iter()
@@ -273,33 +273,33 @@ mod tests {
             record,
             documents
                 .last()
-                .map(|twin| serde_json::from_slice(&twin.bytes).unwrap()),
+                .map(|converted| serde_json::from_slice(&converted.bytes).unwrap()),
         )
     }
 
     #[test]
     fn converted_children_replace_their_sources_and_the_rest_stays() {
-        let original = [
+        let source_manifest = [
             child("amd", "amd64"),
             child("ibm", "s390x"),
             attestation("amd"),
             attestation("ibm"),
         ];
-        let (recorded, index) = assembled(&original, &[("amd", record("amd"))]);
+        let (recorded, index) = assembled(&source_manifest, &[("amd", record("amd"))]);
         let index = index.unwrap();
         let first = &index["manifests"][0];
         assert_eq!(first["digest"], json!(digest("amd converted")));
         assert_eq!(first["size"], 99);
-        assert_eq!(first["platform"], original[0]["platform"]);
+        assert_eq!(first["platform"], source_manifest[0]["platform"]);
         assert!(first.get("data").is_none());
-        assert_eq!(index["manifests"][1], original[1]);
-        assert_eq!(index["manifests"][3], original[3]);
+        assert_eq!(index["manifests"][1], source_manifest[1]);
+        assert_eq!(index["manifests"][3], source_manifest[3]);
         assert_eq!(index["annotations"]["kept"], "yes");
         assert_eq!(recorded.platforms, ["linux/amd64".parse().unwrap()]);
         let translated = recorded.translated.unwrap().digest;
         assert_eq!(
             recorded.objects,
-            [digest("amd layer"), translated, recorded.twin]
+            [digest("amd layer"), translated, recorded.converted]
         );
         assert_eq!(recorded.passed_through.len(), 3);
     }
@@ -358,7 +358,7 @@ mod tests {
             assemble(&source, &plan, &children, &Generation("g1".to_owned())).unwrap()
         };
         let (_, documents) = assembled(Child::Source("odd".to_owned()));
-        let [translated, _twin] = &*documents else {
+        let [translated, _converted] = &*documents else {
             panic!("{documents:?}")
         };
         assert_eq!(translated.media_type, media_type::DOCKER_MANIFEST_LIST);
@@ -406,7 +406,7 @@ mod tests {
             &manifests,
             &[("amd", record("amd")), ("ibm", record("ibm"))],
         );
-        assert_ne!(before.twin, after.twin);
+        assert_ne!(before.converted, after.converted);
         assert_eq!(after.platforms.len(), 2);
         assert_eq!(after.passed_through, []);
     }

@@ -96,9 +96,9 @@ impl Shared {
         }
         let mut record = index::unchanged(manifest);
         (record.passed_through, record.limits) = (assembled.passed_through, assembled.limits);
-        if let Some(twin) = assembled.twin {
+        if let Some(converted) = assembled.converted {
             let is_verified = record.passed_through.is_empty();
-            let layers = twin
+            let layers = converted
                 .image
                 .layers
                 .iter()
@@ -110,8 +110,8 @@ impl Shared {
                 layers,
             );
             self.keep_stack(Some(stack)).await;
-            record.objects = twin.objects;
-            if let Some(config) = twin.config {
+            record.objects = converted.objects;
+            if let Some(config) = converted.config {
                 let config = self.store.put(&config_type, config).await?;
                 record.objects.push(config.digest);
             }
@@ -120,10 +120,14 @@ impl Shared {
                 digest,
                 size,
                 ..
-            } = twin.manifest.descriptor();
-            (record.media_type, record.twin, record.size) = (media_type, digest, size);
-            record.translated = twin.translated.as_ref().map(Manifest::descriptor);
-            let documents: Vec<_> = twin.translated.into_iter().chain([twin.manifest]).collect();
+            } = converted.manifest.descriptor();
+            (record.media_type, record.converted, record.size) = (media_type, digest, size);
+            record.translated = converted.translated.as_ref().map(Manifest::descriptor);
+            let documents: Vec<_> = converted
+                .translated
+                .into_iter()
+                .chain([converted.manifest])
+                .collect();
             record
                 .objects
                 .extend(documents.iter().map(|document| document.digest.clone()));
@@ -135,7 +139,7 @@ impl Shared {
         // An index that contains this image may now include it.
         self.fresh.invalidate_all();
         let (upstream, took) = (source.name(), started.elapsed());
-        tracing::info!(upstream, %repository, source = %record.source, twin = %record.twin, ?took, "image converted");
+        tracing::info!(upstream, %repository, source = %record.source, converted = %record.converted, ?took, "image converted");
         Ok(record)
     }
 

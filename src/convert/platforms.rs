@@ -92,7 +92,7 @@ impl Shared {
                 self.keep_index(manifest, &plan, &mut record, documents)
                     .await?;
                 let (upstream, platforms) = (source.name(), record.platforms.len());
-                tracing::info!(upstream, %repository, source = %record.source, twin = %record.twin, platforms, "index converted");
+                tracing::info!(upstream, %repository, source = %record.source, converted = %record.converted, platforms, "index converted");
                 Ok(ImageOutcome::Final(record))
             }
         }
@@ -219,14 +219,15 @@ impl Shared {
         let children = self.recorded_children(&plan).await?;
         let (plan, mut renewed, documents) =
             self.assembled_index(&manifest, plan, children).await?;
-        if renewed.twin == record.twin || renewed.platforms.len() < record.platforms.len() {
+        if renewed.converted == record.converted || renewed.platforms.len() < record.platforms.len()
+        {
             return Ok(record.clone());
         }
         renewed.objects.extend(record.objects.iter().cloned());
         self.keep_index(&manifest, &plan, &mut renewed, documents)
             .await?;
         let platforms = renewed.platforms.len();
-        tracing::info!(source = %renewed.source, twin = %renewed.twin, platforms, "index refreshed");
+        tracing::info!(source = %renewed.source, converted = %renewed.converted, platforms, "index refreshed");
         Ok(renewed)
     }
 }

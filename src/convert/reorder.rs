@@ -59,31 +59,36 @@ impl Converter {
         self.shared.config.reorder
     }
 
-    /// Reorders an image in the background, if that is enabled and due. `twin` is the digest of its
-    /// converted image. `original` resolves to the source manifest of that image.
-    pub fn reorder<F>(&self, twin: &Digest, source: Source, repository: Repository, original: F)
-    where
+    /// Reorders an image in the background, if that is enabled and due. `converted` is the digest of its
+    /// converted image. `source_manifest` resolves to the source manifest of that image.
+    pub fn reorder<F>(
+        &self,
+        converted: &Digest,
+        source: Source,
+        repository: Repository,
+        source_manifest: F,
+    ) where
         F: Future<Output = Option<Manifest>> + Send + 'static,
     {
         if !self.reorders() {
             return;
         }
-        let (shared, twin) = (Arc::clone(&self.shared), twin.clone());
+        let (shared, converted) = (Arc::clone(&self.shared), converted.clone());
         tokio::spawn(async move {
             if !shared
                 .ordered
-                .entry(twin.clone())
+                .entry(converted.clone())
                 .or_insert(())
                 .await
                 .is_fresh()
             {
                 return;
             }
-            let Some(original) = original.await else {
+            let Some(source_manifest) = source_manifest.await else {
                 return;
             };
-            if let Err(error) = shared.reorder(&source, &repository, &original).await {
-                tracing::warn!(%twin, error = log::chain(&error), "image not reordered");
+            if let Err(error) = shared.reorder(&source, &repository, &source_manifest).await {
+                tracing::warn!(%converted, error = log::chain(&error), "image not reordered");
             }
         });
     }
@@ -94,19 +99,23 @@ impl Shared {
         self: &Arc<Self>,
         source: &Source,
         repository: &Repository,
-        original: &Manifest,
+        source_manifest: &Manifest,
     ) -> Result<(), Error> {
-        let Some(source_image) = self.glance(original, SourceImage::of).await? else {
+        let Some(source_image) = self.glance(source_manifest, SourceImage::of).await? else {
             return Ok(());
         };
-        let Some(record) = self.store.image(&self.generation, &original.digest).await? else {
+        let Some(record) = self
+            .store
+            .image(&self.generation, &source_manifest.digest)
+            .await?
+        else {
             return Ok(());
         };
         let Some(image) = self.image_of(&record, &source_image).await? else {
             return Ok(());
         };
         let known = self.store.knowledge(&image).await?;
-        if record.twin == record.source || !known.is_settled(&Workload::default()) {
+        if record.converted == record.source || !known.is_settled(&Workload::default()) {
             return Ok(());
         }
         let profile =
@@ -120,11 +129,13 @@ impl Shared {
         if !is_due(record.order.as_ref(), &order) {
             return Ok(());
         }
-        let name = format!("order/{}/{}", self.generation.0, original.digest);
+        let name = format!("order/{}/{}", self.generation.0, source_manifest.digest);
         let Some(lease) = self.store.lease(&name).await? else {
             return Ok(());
         };
-        let made = inner.made_in_order(source, repository, original).await;
+        let made = inner
+            .made_in_order(source, repository, source_manifest)
+            .await;
         let outcome = match made {
             Ok(made) => self.replace(record, made, order).await,
             Err(error) => Err(error),
@@ -142,16 +153,16 @@ impl Shared {
         if record.passed_through.is_empty() {
             return Ok(Some(source.config.clone()));
         }
-        let Some(object) = self.store.find(&record.twin).await? else {
+        let Some(object) = self.store.find(&record.converted).await? else {
             return Ok(None);
         };
         let bytes = self.store.read_all(&object).await?;
-        let twin = Manifest {
+        let converted = Manifest {
             media_type: record.media_type.clone(),
-            digest: record.twin.clone(),
+            digest: record.converted.clone(),
             bytes,
         };
-        Ok(outline::stack_of(&twin).map(|stack| stack.0))
+        Ok(outline::stack_of(&converted).map(|stack| stack.0))
     }
 
     /// Returns the same converter for another order of files. It converts one layer at a time,
@@ -197,12 +208,14 @@ impl Shared {
         self: &Arc<Self>,
         source: &Source,
         repository: &Repository,
-        original: &Manifest,
+        source_manifest: &Manifest,
     ) -> Result<ImageRecord, Error> {
         let running = self
             .board
-            .start(source.name(), repository, &original.digest);
-        let made = self.image(source, repository, original, &running).await;
+            .start(source.name(), repository, &source_manifest.digest);
+        let made = self
+            .image(source, repository, source_manifest, &running)
+            .await;
         running.finish(made.as_ref());
         made
     }
@@ -214,7 +227,7 @@ impl Shared {
         mut made: ImageRecord,
         order: Order,
     ) -> Result<(), Error> {
-        if made.twin == made.source {
+        if made.converted == made.source {
             return Ok(());
         }
         made.objects.extend(record.objects);
@@ -224,7 +237,7 @@ impl Shared {
         self.store.put_image(&self.generation, &made).await?;
         // An index that contains this image includes it at its next refresh.
         self.fresh.invalidate_all();
-        tracing::info!(source = %made.source, twin = %made.twin, before = %record.twin, "image reordered");
+        tracing::info!(source = %made.source, converted = %made.converted, before = %record.converted, "image reordered");
         Ok(())
     }
 }

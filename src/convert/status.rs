@@ -38,7 +38,7 @@ pub struct Conversion {
     pub layers: Vec<Layer>,
     /// The digest of the converted image, once there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub twin: Option<Digest>,
+    pub converted: Option<Digest>,
     /// Why the conversion failed. The log has more, beside the source's digest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<Reason>,
@@ -145,7 +145,7 @@ impl Board {
             started: unix_now(),
             ended: None,
             layers: Vec::new(),
-            twin: None,
+            converted: None,
             error: None,
         };
         state.entries.push_back(Entry {
@@ -223,12 +223,12 @@ impl Running {
 
     pub(super) fn finish(self, outcome: Result<&ImageRecord, &Error>) {
         self.change(|entry| match outcome {
-            Ok(record) if record.twin == record.source => {
+            Ok(record) if record.converted == record.source => {
                 entry.conversion.state = State::PassedThrough
             }
             Ok(record) => {
                 entry.conversion.state = State::Converted;
-                entry.conversion.twin = Some(record.twin.clone());
+                entry.conversion.converted = Some(record.converted.clone());
             }
             Err(error) => {
                 entry.conversion.state = State::Failed;

@@ -100,14 +100,21 @@ impl Verification<'_> {
             .collect();
         for manifest in converted.bundle.images() {
             let image = Image::read(&converted, manifest).await?;
-            let original = match &source {
-                Some(source) => Some((source, image.original_in(source).await?)),
+            let source_image = match &source {
+                Some(source) => Some((source, image.source_in(source).await?)),
                 None => None,
             };
-            parts.push(image.documents(original.as_ref().map(|(_, original)| original.as_ref())));
-            let original = original.and_then(|(source, original)| Some((source, original?)));
+            parts.push(
+                image.documents(
+                    source_image
+                        .as_ref()
+                        .map(|(_, source_image)| source_image.as_ref()),
+                ),
+            );
+            let source_image =
+                source_image.and_then(|(source, source_image)| Some((source, source_image?)));
             image
-                .layers(&converted, original.as_ref(), self.counter, &mut parts)
+                .layers(&converted, source_image.as_ref(), self.counter, &mut parts)
                 .await?;
         }
         Ok(parts)
@@ -142,7 +149,7 @@ impl Image {
 
     /// Returns the source image in `source`: the image with the same digest, or else the first one
     /// for the same platform.
-    async fn original_in(&self, source: &Opened) -> Result<Option<Self>, Failure> {
+    async fn source_in(&self, source: &Opened) -> Result<Option<Self>, Failure> {
         if let Some(same) = source
             .bundle
             .images()
@@ -161,9 +168,9 @@ impl Image {
     }
 
     /// Verifies manifest and configuration: as many diff-ids as layers, and all but the diff-ids as
-    /// in the source image. `original` is `Some(None)` if the source has no image for this
+    /// in the source image. `source_image` is `Some(None)` if the source has no image for this
     /// platform.
-    fn documents(&self, original: Option<Option<&Self>>) -> Part {
+    fn documents(&self, source_image: Option<Option<&Self>>) -> Part {
         let mut findings = Vec::new();
         let layers = self.manifest.layers.len();
         let is_image = self
@@ -179,9 +186,9 @@ impl Image {
                 config.rootfs.diff_ids.len()
             ));
         }
-        match original {
+        match source_image {
             Some(None) => findings.push("the source has no image for this platform".to_owned()),
-            Some(Some(original)) => self.compare(original, &mut findings),
+            Some(Some(source_image)) => self.compare(source_image, &mut findings),
             None => {}
         }
         Part {
@@ -191,12 +198,15 @@ impl Image {
         }
     }
 
-    fn compare(&self, original: &Self, findings: &mut Vec<String>) {
-        let (mine, theirs) = (self.manifest.layers.len(), original.manifest.layers.len());
+    fn compare(&self, source_image: &Self, findings: &mut Vec<String>) {
+        let (mine, theirs) = (
+            self.manifest.layers.len(),
+            source_image.manifest.layers.len(),
+        );
         if mine != theirs {
             findings.push(format!("{mine} layers, the source has {theirs}"));
         }
-        match (&self.config, &original.config) {
+        match (&self.config, &source_image.config) {
             (Some(mine), Some(theirs)) => {
                 let keys = mine.rest.keys().chain(
                     theirs
@@ -211,7 +221,7 @@ impl Image {
                     }),
                 );
             }
-            (None, None) if self.manifest.config.digest == original.manifest.config.digest => {}
+            (None, None) if self.manifest.config.digest == source_image.manifest.config.digest => {}
             _ => findings.push("the configuration is not the source's".to_owned()),
         }
     }
@@ -219,7 +229,7 @@ impl Image {
     async fn layers(
         &self,
         opened: &Opened,
-        original: Option<&(&Opened, Self)>,
+        source_image: Option<&(&Opened, Self)>,
         counter: &ProgressBar,
         parts: &mut Vec<Part>,
     ) -> Result<(), Failure> {
@@ -238,7 +248,7 @@ impl Image {
             if let Some(toc) = opened.tocs.get(&layer.digest) {
                 claims.external_toc = Some(opened.reader().bytes(toc).await?);
             }
-            let source = original
+            let source = source_image
                 .and_then(|(source, image)| Some((*source, image.manifest.layers.get(number)?)));
             if let Some((source, theirs)) =
                 source.filter(|(_, theirs)| theirs.digest != layer.digest)

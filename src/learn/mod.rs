@@ -252,13 +252,13 @@ impl Profiles {
     }
 
     /// Stores, in the background, the record that lets nodes look up the profile of the image whose
-    /// manifest is served, also for images converted before these records existed. `original`
+    /// manifest is served, also for images converted before these records existed. `source_manifest`
     /// resolves to the source manifest, `recorded` to a profile that was recorded by hand for that
     /// manifest.
     pub fn notice<F, G>(
         &self,
         manifest: &Manifest,
-        original: impl FnOnce(Digest) -> F + Send + 'static,
+        source_manifest: impl FnOnce(Digest) -> F + Send + 'static,
         recorded: impl FnOnce(Digest) -> G + Send + 'static,
     ) where
         F: Future<Output = Option<Manifest>> + Send,
@@ -276,7 +276,7 @@ impl Profiles {
             {
                 return;
             }
-            let kept = match this.keep(&manifest, original).await {
+            let kept = match this.keep(&manifest, source_manifest).await {
                 Ok(Some(kept)) => {
                     #[cfg(feature = "predict")]
                     this.predict(&kept).await;
@@ -307,7 +307,7 @@ impl Profiles {
     async fn keep<F>(
         &self,
         manifest: &Manifest,
-        original: impl FnOnce(Digest) -> F,
+        source_manifest: impl FnOnce(Digest) -> F,
     ) -> Result<Option<StackRecord>, Error>
     where
         F: Future<Output = Option<Manifest>>,
@@ -323,13 +323,16 @@ impl Profiles {
         }
         let record = match self.made_here(&source, &manifest.digest).await? {
             Some(made) => {
-                let Some(original) = original(source).await else {
+                let Some(source_manifest) = source_manifest(source).await else {
                     return Ok(None);
                 };
-                let Some(original) = self::outline(&original).await else {
+                let Some(source_manifest) = self::outline(&source_manifest).await else {
                     return Ok(None);
                 };
-                let config = made.passed_through.is_empty().then_some(&original.config);
+                let config = made
+                    .passed_through
+                    .is_empty()
+                    .then_some(&source_manifest.config);
                 Some(record(&made.source, config, outline.layers))
             }
             // A converted image that was made elsewhere is treated as a source image.
@@ -342,18 +345,18 @@ impl Profiles {
         Ok(Some(record))
     }
 
-    /// Returns the record of the image `source`, if the manifest `twin` was made from it here.
+    /// Returns the record of the image `source`, if the manifest `converted` was made from it here.
     async fn made_here(
         &self,
         source: &Digest,
-        twin: &Digest,
+        converted: &Digest,
     ) -> Result<Option<ImageRecord>, Error> {
         let made = self
             .shared
             .store
             .image(&self.shared.generation, source)
             .await?;
-        Ok(made.filter(|made| made.twin != made.source && made.objects.contains(twin)))
+        Ok(made.filter(|made| made.converted != made.source && made.objects.contains(converted)))
     }
 
     /// Returns the key of a converted image's knowledge, found by the digest of the source's
@@ -363,15 +366,15 @@ impl Profiles {
         let Some(made) = store.image(&self.shared.generation, source).await? else {
             return Ok(None);
         };
-        let Some(object) = store.find(&made.twin).await? else {
+        let Some(object) = store.find(&made.converted).await? else {
             return Ok(None);
         };
-        let twin = Manifest {
+        let converted = Manifest {
             media_type: made.media_type,
-            digest: made.twin,
+            digest: made.converted,
             bytes: store.read_all(&object).await?,
         };
-        let Some(outline) = outline(&twin).await else {
+        let Some(outline) = outline(&converted).await else {
             return Ok(None);
         };
         Ok(self

@@ -141,11 +141,11 @@ impl Predictor {
 /// Reads the parts of an image that a prediction needs. `None` if nothing can be predicted.
 async fn find_image(tocs: &Tocs, record: &ImageRecord) -> Result<Option<Image>, Error> {
     let is_image = media_type::manifest_kind(&record.media_type) == Some(ManifestKind::Image);
-    if !is_image || record.twin == record.source {
+    if !is_image || record.converted == record.source {
         return Ok(None);
     }
     let store = tocs.store();
-    let Some(manifest) = store.find(&record.twin).await? else {
+    let Some(manifest) = store.find(&record.converted).await? else {
         return Ok(None);
     };
     let manifest = store.read_all(&manifest).await?;
@@ -159,7 +159,7 @@ async fn find_image(tocs: &Tocs, record: &ImageRecord) -> Result<Option<Image>, 
     let configuration = store.find(&manifest.config.digest).await?;
     let configuration = configuration.filter(|object| object.size <= MAX_CONFIGURATION);
     let Some(configuration) = configuration.filter(|_| manifest.layers.len() <= MAX_LAYERS) else {
-        tracing::debug!(twin = %record.twin, "start not predicted: configuration missing or too large, or too many layers");
+        tracing::debug!(converted = %record.converted, "start not predicted: configuration missing or too large, or too many layers");
         return Ok(None);
     };
     let configuration =

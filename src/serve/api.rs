@@ -166,16 +166,16 @@ async fn convert(app: &App, id: &str, target: &Target) -> Result<Digest, Arc<con
         .await
         .map_err(failed)?;
     app.jobs.converting(id, &found.digest);
-    let original = app
+    let source_manifest = app
         .source_manifests
         .get(&source, &target.location, &found.digest)
         .await
         .map_err(failed)?;
     let record = app
         .converter
-        .convert(&source, repository, &original)
+        .convert(&source, repository, &source_manifest)
         .await?;
-    Ok(record.twin)
+    Ok(record.converted)
 }
 
 #[cfg(test)]

@@ -136,7 +136,7 @@ pub struct ProfilesConfig {
 pub enum OnMiss {
     /// The source image, through this server.
     #[default]
-    Original,
+    Source,
     /// 404, so that the client tries its next host and the source image does not pass through this
     /// server.
     NotFound,

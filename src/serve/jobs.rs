@@ -24,7 +24,7 @@ pub(crate) struct Job {
     pub(crate) source: Option<Digest>,
     /// Digest of the converted image, once there is one, or of the source image if nothing can be
     /// converted.
-    pub(crate) twin: Option<Digest>,
+    pub(crate) converted: Option<Digest>,
     /// The reason of a failure. The log has more under the job's id.
     pub(crate) error: Option<Reason>,
     /// Seconds since 1970.
@@ -88,7 +88,7 @@ impl Jobs {
             repository: location.repository.to_string(),
             state: State::Resolving,
             source: None,
-            twin: None,
+            converted: None,
             error: None,
             started: unix_now(),
             ended: None,
@@ -108,7 +108,7 @@ impl Jobs {
         self.change(id, |job| {
             job.ended = Some(unix_now());
             match outcome {
-                Ok(twin) => (job.state, job.twin) = (State::Done, Some(twin)),
+                Ok(converted) => (job.state, job.converted) = (State::Done, Some(converted)),
                 Err(error) => (job.state, job.error) = (State::Failed, Some(error)),
             }
         });

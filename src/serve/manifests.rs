@@ -21,8 +21,8 @@ use super::accept::{Accept, Choice};
 use super::app::App;
 use super::config::OnMiss;
 use super::error::{ApiError, Chain, Subject};
-use super::negotiate::{of_original, of_twin};
-use super::reading::{failure, original, source, stored, weighed};
+use super::negotiate::{of_converted, of_source};
+use super::reading::{failure, source, source_manifest, stored, weighed};
 use super::registry_request::RegistryRequest;
 use super::{recorded, referrers, response};
 
@@ -93,7 +93,7 @@ pub(crate) async fn answer(
         }
     }
     if let Kind::Source(reason) = kind {
-        tracing::info!(digest = %document.digest, reason, "the original is answered");
+        tracing::info!(digest = %document.digest, reason, "source image served");
     }
     Ok(respond(ask, reference, document, kind))
 }
@@ -120,18 +120,18 @@ fn notice(app: &Arc<App>, ask: &RegistryRequest, document: &Document) {
     }
     let (shared, location) = (Arc::clone(app), ask.location.clone());
     let (asked, place) = (Arc::clone(app), ask.location.clone());
-    let original = |original| async move {
+    let source_manifest = |digest| async move {
         let source = shared.source(&location.upstream).ok()?;
         shared
             .source_manifests
-            .get(&source, &location, &original)
+            .get(&source, &location, &digest)
             .await
             .ok()
     };
     app.profiles
-        .notice(&manifest, original, |original| async move {
+        .notice(&manifest, source_manifest, |source_digest| async move {
             if asked.config.profiles.recorded {
-                recorded::find(&asked, &place, &original).await
+                recorded::find(&asked, &place, &source_digest).await
             } else {
                 None
             }
@@ -140,34 +140,36 @@ fn notice(app: &Arc<App>, ask: &RegistryRequest, document: &Document) {
 
 /// Starts a new conversion in the order in which the image's files are read, if the converter wants
 /// one.
-async fn reorder(app: &Arc<App>, ask: &RegistryRequest, twin: &Document) {
-    let Some(bytes) = &twin.bytes else { return };
-    let Some(original) = referrers::source_digest(bytes).await else {
+async fn reorder(app: &Arc<App>, ask: &RegistryRequest, converted: &Document) {
+    let Some(bytes) = &converted.bytes else {
+        return;
+    };
+    let Some(source_digest) = referrers::source_digest(bytes).await else {
         return;
     };
     let Ok(source) = app.source(&ask.location.upstream) else {
         return;
     };
     let (shared, location, upstream) = (Arc::clone(app), ask.location.clone(), source.clone());
-    let original = async move {
+    let source_manifest = async move {
         shared
             .source_manifests
-            .get(&upstream, &location, &original)
+            .get(&upstream, &location, &source_digest)
             .await
             .ok()
     };
     app.converter.reorder(
-        &twin.digest,
+        &converted.digest,
         source,
         ask.location.repository.clone(),
-        original,
+        source_manifest,
     );
 }
 
 fn count(kind: Kind) {
     let answer = match kind {
-        Kind::Converted => "twin",
-        Kind::Source(_) => "original",
+        Kind::Converted => "converted",
+        Kind::Source(_) => "source",
         Kind::PassThrough => "pass-through",
     };
     metrics()
@@ -231,20 +233,20 @@ async fn by_digest(
         Ok(None) => None,
         Err(failure) => Some(failure),
     };
-    let original = original_by_digest(app, ask, digest).await;
+    let found = source_by_digest(app, ask, digest).await;
     // A manifest that the upstream does not know may be a converted one. A failed store must not
     // look like a 404.
-    original.map_err(|failure| failed.filter(|_| failure.is_not_found()).unwrap_or(failure))
+    found.map_err(|failure| failed.filter(|_| failure.is_not_found()).unwrap_or(failure))
 }
 
-async fn original_by_digest(
+async fn source_by_digest(
     app: &Arc<App>,
     ask: &RegistryRequest,
     digest: &Digest,
 ) -> Result<(Document, Kind), ApiError> {
     let source = source(app, ask)?;
     if let Some(manifest) = app.source_manifests.known(&ask.location, digest).await {
-        return Ok(original_child(
+        return Ok(source_child(
             app,
             ask,
             &source,
@@ -259,11 +261,11 @@ async fn original_by_digest(
             .map_err(|error| failure(&error, ask))?;
         return Ok((Document::without_bytes(found), Kind::PassThrough));
     }
-    let manifest = original(app, ask, &source, digest).await?;
-    Ok(original_child(app, ask, &source, manifest))
+    let manifest = source_manifest(app, ask, &source, digest).await?;
+    Ok(source_child(app, ask, &source, manifest))
 }
 
-fn original_child(
+fn source_child(
     app: &Arc<App>,
     ask: &RegistryRequest,
     source: &Source,
@@ -306,19 +308,20 @@ async fn by_tag(
         }
         Err(error) => return Err(failure(&error, ask)),
     };
-    match twin(app, ask, &source, &found.digest, ready_by).await? {
-        Ok((record, twin)) => match of_twin(app, ask, &source, &record, twin).await? {
+    match ready(app, ask, &source, &found.digest, ready_by).await? {
+        Ok((record, converted)) => match of_converted(app, ask, &source, &record, converted).await?
+        {
             Some(manifest) => Ok((manifest.into(), Kind::Converted)),
-            None => by_original(app, ask, &source, &found, Kind::PassThrough).await,
+            None => by_source(app, ask, &source, &found, Kind::PassThrough).await,
         },
         Err(Kind::Source(_)) if ask.is_mirror && app.config.on_miss == OnMiss::NotFound => {
             Err(ApiError::not_found(Subject::Manifest))
         }
-        Err(kind) => by_original(app, ask, &source, &found, kind).await,
+        Err(kind) => by_source(app, ask, &source, &found, kind).await,
     }
 }
 
-async fn by_original(
+async fn by_source(
     app: &App,
     ask: &RegistryRequest,
     source: &Source,
@@ -328,8 +331,8 @@ async fn by_original(
     if ask.is_head && Accept::from_headers(&ask.headers).choose(&found.media_type) == Choice::AsIs {
         return Ok((Document::without_bytes(found.clone()), kind));
     }
-    let original = original(app, ask, source, &found.digest).await?;
-    Ok((of_original(app, ask, source, original).await?.into(), kind))
+    let manifest = source_manifest(app, ask, source, &found.digest).await?;
+    Ok((of_source(app, ask, source, manifest).await?.into(), kind))
 }
 
 /// The image of external TOCs that stargz-snapshotter requests next to an image: `TAG-esgztoc`.
@@ -367,7 +370,7 @@ async fn toc_image(
 
 /// The converted image of the source with this digest, if it is ready by `ready_by`, or else the
 /// reason why the source image is the answer.
-async fn twin(
+async fn ready(
     app: &App,
     ask: &RegistryRequest,
     source: &Source,
@@ -380,8 +383,8 @@ async fn twin(
             return Ok(Err(Kind::Source("browsers start no conversions")));
         }
         Ok(None) => {
-            let original = original(app, ask, source, digest).await?;
-            match converted(app, ask, source, &original, ready_by).await {
+            let manifest = source_manifest(app, ask, source, digest).await?;
+            match wait_for(app, ask, source, &manifest, ready_by).await {
                 Ok(record) => Some(record),
                 Err(reason) => return Ok(Err(Kind::Source(reason))),
             }
@@ -392,40 +395,37 @@ async fn twin(
         }
     };
     let Some(record) = record else {
-        return Ok(Err(Kind::Source("the twin is out of reach")));
+        return Ok(Err(Kind::Source("the converted image is out of reach")));
     };
-    if record.twin == record.source {
+    if record.converted == record.source {
         return Ok(Err(Kind::PassThrough));
     }
     // A failing store is logged where it fails. The source image is still an answer.
-    let twin = stored(app, &record.twin).await.unwrap_or_default();
-    Ok(twin
-        .map(|twin| (record, twin))
-        .ok_or(Kind::Source("the twin is out of reach")))
+    let converted = stored(app, &record.converted).await.unwrap_or_default();
+    Ok(converted
+        .map(|converted| (record, converted))
+        .ok_or(Kind::Source("the converted image is out of reach")))
 }
 
 /// Waits for the conversion until `ready_by`. The conversion continues after that.
-async fn converted(
+async fn wait_for(
     app: &App,
     ask: &RegistryRequest,
     source: &Source,
-    original: &Manifest,
+    source_manifest: &Manifest,
     ready_by: Instant,
 ) -> Result<ImageRecord, &'static str> {
     let since = Instant::now();
     let conversion = app
         .converter
-        .convert(source, &ask.location.repository, original);
+        .convert(source, &ask.location.repository, source_manifest);
     let (outcome, answer) = match timeout_at(ready_by, conversion).await {
         Ok(Ok(record)) => ("ready", Ok(record)),
         // The converter logs the reason.
-        Ok(Err(_)) => (
-            "failed",
-            Err("conversion failed; this is the original image"),
-        ),
+        Ok(Err(_)) => ("failed", Err("conversion failed; this is the source image")),
         Err(_) => (
             "late",
-            Err("conversion under way; this is the original image"),
+            Err("conversion under way; this is the source image"),
         ),
     };
     metrics()

@@ -7,7 +7,7 @@
 //! router ▶ manifests │ blobs │ referrers │ tags │ api │ profiles │ page
 //!          │           └▶ store or upstream, in parts
 //!          ├▶ resolver (tags)
-//!          └▶ originals
+//!          └▶ source_manifests
 //! ```
 //! A handler parses, calls one function and answers. Only `error` turns failures into statuses.
 

@@ -12,7 +12,7 @@ use crate::transport::Source;
 use super::accept::{Accept, Choice};
 use super::app::App;
 use super::error::ApiError;
-use super::reading::{original, stored};
+use super::reading::{source_manifest, stored};
 use super::registry_request::RegistryRequest;
 
 /// The most nested indexes. No known image nests them deeper than two.
@@ -20,7 +20,7 @@ const MAX_INDEXES: usize = 4;
 
 /// The source image in a form that the client accepts. Its bytes are its identity, so an index may
 /// only be replaced by one of its images.
-pub(crate) async fn of_original(
+pub(crate) async fn of_source(
     app: &App,
     ask: &RegistryRequest,
     source: &Source,
@@ -35,14 +35,14 @@ pub(crate) async fn of_original(
         let Some(digest) = child(&manifest).await else {
             break;
         };
-        manifest = original(app, ask, source, &digest).await?;
+        manifest = source_manifest(app, ask, source, &digest).await?;
     }
     Ok(manifest)
 }
 
 /// The converted image in a form that the client accepts, or `None` if there is none in the types
 /// that it knows.
-pub(crate) async fn of_twin(
+pub(crate) async fn of_converted(
     app: &App,
     ask: &RegistryRequest,
     source: &Source,
@@ -54,7 +54,7 @@ pub(crate) async fn of_twin(
     for _ in 0..=MAX_INDEXES {
         match accept.choose(&manifest.media_type) {
             Choice::AsIs => break,
-            Choice::Translate(_) if manifest.digest == record.twin => {
+            Choice::Translate(_) if manifest.digest == record.converted => {
                 return match &record.translated {
                     Some(translated) => stored(app, &translated.digest).await,
                     None => Ok(None),
@@ -69,8 +69,8 @@ pub(crate) async fn of_twin(
                     break;
                 };
                 let Some(next) = stored(app, &digest).await? else {
-                    let next = original(app, ask, source, &digest).await?;
-                    return of_original(app, ask, source, next).await.map(Some);
+                    let next = source_manifest(app, ask, source, &digest).await?;
+                    return of_source(app, ask, source, next).await.map(Some);
                 };
                 manifest = next;
             }

@@ -73,11 +73,12 @@ fn images_at(config: &Config, headers: &HeaderMap) -> String {
 
 fn job_rows(jobs: &[Job]) -> String {
     table(jobs.iter().take(MAX_ROWS).map(|job| {
-        let twin = job.twin.as_ref().map(ToString::to_string);
+        let converted = job.converted.as_ref().map(ToString::to_string);
         [
             job.reference.clone(),
             format!("{:?}", job.state).to_lowercase(),
-            twin.or(job.error.map(|reason| reason.to_string()))
+            converted
+                .or(job.error.map(|reason| reason.to_string()))
                 .unwrap_or_default(),
         ]
     }))

@@ -31,7 +31,8 @@ pub(crate) async fn stored(app: &App, digest: &Digest) -> Result<Option<Manifest
     }))
 }
 
-pub(crate) async fn original(
+/// A manifest of the upstream.
+pub(crate) async fn source_manifest(
     app: &App,
     ask: &RegistryRequest,
     source: &Source,

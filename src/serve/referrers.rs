@@ -23,9 +23,9 @@ use super::registry_request::RegistryRequest;
 use super::response;
 
 /// The artifact type under which an image's converted image is listed.
-const TWIN: &str = "application/vnd.dev.starlift.twin.v1";
+const CONVERTED: &str = "application/vnd.dev.starlift.converted-image.v1";
 /// The text of the descriptors that are added here, and of the list around them, in bytes.
-const BYTES_OF_OURS: u64 = 4 << 10;
+const ADDED_BYTES: u64 = 4 << 10;
 const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
 
 pub(crate) async fn answer(
@@ -34,19 +34,19 @@ pub(crate) async fn answer(
     digest: &Digest,
 ) -> Result<Response, ApiError> {
     let mut referrers = match stored(app, digest).await? {
-        Some(twin) => {
-            let mut referrers = match source_digest(&twin.bytes).await {
+        Some(converted) => {
+            let mut referrers = match source_digest(&converted.bytes).await {
                 Some(source) => of_upstream(app, ask, &source).await?,
                 None => Referrers::default(),
             };
-            referrers.extend(our_profile(app, &twin).await);
+            referrers.extend(our_profile(app, &converted).await);
             referrers
         }
         None => {
             let mut referrers = of_upstream(app, ask, digest).await?;
-            referrers.extend(our_twin(app, digest).await);
-            if let Some(original) = app.source_manifests.known(&ask.location, digest).await {
-                referrers.extend(our_profile(app, &original).await);
+            referrers.extend(our_converted(app, digest).await);
+            if let Some(source_manifest) = app.source_manifests.known(&ask.location, digest).await {
+                referrers.extend(our_profile(app, &source_manifest).await);
             }
             referrers
         }
@@ -84,9 +84,9 @@ async fn of_upstream(
 }
 
 /// The converted image of a source image, listed as its referrer.
-async fn our_twin(app: &App, source: &Digest) -> Option<Descriptor> {
+async fn our_converted(app: &App, source: &Digest) -> Option<Descriptor> {
     let record = match app.converter.lookup(source).await {
-        Ok(record) => record.filter(|record| record.twin != record.source)?,
+        Ok(record) => record.filter(|record| record.converted != record.source)?,
         Err(error) => {
             tracing::warn!(error = %Chain(&error), "image record not read");
             return None;
@@ -95,12 +95,12 @@ async fn our_twin(app: &App, source: &Digest) -> Option<Descriptor> {
     let annotations = json!({ SOURCE_DIGEST: source.to_string() });
     Some(Descriptor {
         media_type: record.media_type,
-        digest: record.twin,
+        digest: record.converted,
         size: record.size,
         urls: Vec::new(),
         annotations: annotations.as_object().cloned().unwrap_or_default(),
         platform: None,
-        rest: Map::from_iter([("artifactType".to_owned(), Value::from(TWIN))]),
+        rest: Map::from_iter([("artifactType".to_owned(), Value::from(CONVERTED))]),
     })
 }
 
@@ -119,14 +119,14 @@ async fn our_profile(app: &App, image: &Manifest) -> Option<Descriptor> {
 }
 
 /// The source digest that a converted image names.
-pub(super) async fn source_digest(twin: &Bytes) -> Option<Digest> {
+pub(super) async fn source_digest(converted: &Bytes) -> Option<Digest> {
     /// The only field of the manifest that is needed. The rest must not become a tree in memory.
     #[derive(Deserialize)]
     struct Annotated {
         annotations: Option<HashMap<String, String>>,
     }
-    let bytes = twin.clone();
-    let document = aside(twin.len(), move || {
+    let bytes = converted.clone();
+    let document = aside(converted.len(), move || {
         serde_json::from_slice::<Annotated>(&bytes).ok()
     })
     .await?;
@@ -139,7 +139,7 @@ fn artifact_type(referrer: &Descriptor) -> Option<&str> {
 
 /// The answer with all of `referrers`, which are left empty.
 async fn listed(app: &App, referrers: &mut Referrers) -> Result<Response, ApiError> {
-    let size = referrers.weight() + BYTES_OF_OURS;
+    let size = referrers.weight() + ADDED_BYTES;
     let index = Index {
         schema_version: 2,
         media_type: Some(OCI_INDEX.to_owned()),

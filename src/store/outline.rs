@@ -168,14 +168,14 @@ mod tests {
     }
 
     #[test]
-    fn a_twin_says_what_it_was_made_from() {
-        let twin = manifest(
-            "twin's",
+    fn a_converted_image_names_its_source() {
+        let converted = manifest(
+            "converted's",
             &[layer("b", &json!({}))],
             &json!({ SOURCE_DIGEST: digest("source") }),
         );
-        assert_eq!(source_of(&twin), Some(digest("source")));
-        assert_eq!(layers(&twin), Some(vec![digest("b")]));
+        assert_eq!(source_of(&converted), Some(digest("source")));
+        assert_eq!(layers(&converted), Some(vec![digest("b")]));
     }
 
     #[test]

@@ -68,7 +68,7 @@ pub struct ImageRecord {
     /// Digest of the source manifest or index.
     pub source: Digest,
     /// Digest of the converted image. Equals `source` if nothing could be converted.
-    pub twin: Digest,
+    pub converted: Digest,
     pub media_type: String,
     pub size: u64,
     /// The converted image in the other family's types, Docker's or OCI's, for clients that accept

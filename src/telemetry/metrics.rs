@@ -101,7 +101,7 @@ table! {
     sent_bytes: Counters = Family::default(), "counter", "sent_bytes_total", Some(Unit::Bytes), "endpoint",
         "Bytes of answer bodies sent to clients.";
     manifests: Counters = Family::default(), "counter", "manifests_total", None::<Unit>, "answer",
-        "Manifests answered: the converted image (twin), the source image because the converted one was not ready (original), or pass-through.";
+        "Manifests answered: the converted image (converted), the source image because the converted one was not ready (source), or pass-through.";
     blobs: Counters = Family::default(), "counter", "blobs_total", None::<Unit>, "answer",
         "Blobs answered: from the store, redirected, or forwarded from the upstream.";
     tags_resolved: Counters = Family::default(), "counter", "tags_resolved_total", None::<Unit>, "answer",

@@ -172,7 +172,7 @@ impl Stage {
         let mut references = BTreeMap::new();
         for name in workloads.keys() {
             let path = format!("{name}/image");
-            server::twin(&format!("http://{}/v2/{path}/manifests/1", server.address))?;
+            server::converted(&format!("http://{}/v2/{path}/manifests/1", server.address))?;
             let reference = format!("{}/{path}:1", server.address);
             for contestant in &contestants {
                 node.pull(&reference, contestant)?;

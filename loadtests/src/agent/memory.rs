@@ -36,7 +36,7 @@ pub(super) fn measure(arguments: &Arguments, report: &mut Report) -> anyhow::Res
         let upstream = format!("{}=oci:{}", image.name, image.dir.display());
         let server = Server::start(&arguments.starlift, place.path(), &[upstream])?;
         let address = server.address;
-        server::twin(&format!(
+        server::converted(&format!(
             "http://{address}/v2/{}/image/manifests/1",
             image.name
         ))?;

@@ -126,7 +126,7 @@ fn noise() -> anyhow::Result<Image> {
 /// Pulls and mounts the image on every contestant, and reads it once.
 fn mount(node: &Node, server: &Server, name: &str) -> anyhow::Result<Vec<Mounted>> {
     let address = server.address;
-    server::twin(&format!("http://{address}/v2/{name}/image/manifests/1"))?;
+    server::converted(&format!("http://{address}/v2/{name}/image/manifests/1"))?;
     let mut same = SameBytes::default();
     let mount = |contestant: &&str| {
         let mounted =

@@ -54,7 +54,7 @@ pub(super) fn measure(arguments: &Arguments, report: &mut Report) -> anyhow::Res
     let (image, place) = (Image::get("python")?, tempfile::tempdir()?);
     let upstream = format!("python=oci:{}", image.dir.display());
     let server = Server::start(&arguments.starlift, place.path(), &[upstream])?;
-    let (_, manifest) = server::twin(&format!(
+    let (_, manifest) = server::converted(&format!(
         "http://{}/v2/python/image/manifests/1",
         server.address
     ))?;

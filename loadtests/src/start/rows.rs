@@ -15,9 +15,9 @@ pub(super) struct Row {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
     /// The source image, which the node unpacks.
-    Original,
+    Source,
     /// Converted on request.
-    Twin,
+    Converted,
     /// Optimised in advance by `starlift optimize`.
     ByStarlift,
     /// Optimised in advance by `ctr-remote image optimize`.
@@ -36,31 +36,31 @@ pub(super) const BY_HAND: [&str; 2] = ["starlift optimize", "ctr-remote optimize
 pub(super) const ROWS: [Row; 7] = [
     Row {
         name: PLAIN,
-        form: Form::Original,
+        form: Form::Source,
         profiles: false,
         learned: 0,
     },
     Row {
         name: NO_PROFILE,
-        form: Form::Twin,
+        form: Form::Converted,
         profiles: false,
         learned: 0,
     },
     Row {
         name: STATIC,
-        form: Form::Twin,
+        form: Form::Converted,
         profiles: true,
         learned: 0,
     },
     Row {
         name: LEARNED[0],
-        form: Form::Twin,
+        form: Form::Converted,
         profiles: true,
         learned: 1,
     },
     Row {
         name: LEARNED[1],
-        form: Form::Twin,
+        form: Form::Converted,
         profiles: true,
         learned: 3,
     },

@@ -68,7 +68,7 @@ impl Starts {
         place: &Path,
     ) -> anyhow::Result<Self> {
         let image = match row.form {
-            Form::Original | Form::Twin => workload.image.clone(),
+            Form::Source | Form::Converted => workload.image.clone(),
             Form::ByStarlift => workload.by_starlift(starlift, place)?,
             Form::ByReference => workload.by_reference()?,
         };
@@ -78,7 +78,7 @@ impl Starts {
         let settings = [("PROFILES__LEARN_FROM_RANGES", "false")];
         let upstream = format!("local=oci:{}", image.dir.display());
         let server = Server::start_with(starlift, store.path(), &[upstream], &settings)?;
-        if row.form == Form::Original {
+        if row.form == Form::Source {
             let image = format!("local/image@{}", image.digest()?);
             return Ok(Self {
                 row,
@@ -89,7 +89,7 @@ impl Starts {
             });
         }
         let image = "local/image:1".to_owned();
-        let (_, manifest) = server::twin(&format!(
+        let (_, manifest) = server::converted(&format!(
             "http://{}/v2/local/image/manifests/1",
             server.address
         ))?;
@@ -147,7 +147,7 @@ impl Starts {
         agent: &[(&str, &str)],
     ) -> anyhow::Result<Started> {
         let (snapshotter, snapshotters) = match self.row.form {
-            Form::Original => (UNPACKED, Vec::new()),
+            Form::Source => (UNPACKED, Vec::new()),
             _ => (
                 LAZY,
                 vec![Snapshotter::starlift(LAZY, starlift, place, agent)?],

@@ -144,7 +144,7 @@ impl Inventory {
             .objects
             .iter()
             .filter(is_manifest)
-            .chain([&image.twin])
+            .chain([&image.converted])
     }
 
     /// The last use of the image, under any of its digests, or the time of its record.

@@ -498,7 +498,7 @@ mod tests {
             let source = digest(&format!("source of {name}"));
             let content = ImageRecord {
                 source: source.clone(),
-                twin: digest(name),
+                converted: digest(name),
                 media_type: String::new(),
                 size: 100,
                 translated: None,
@@ -645,8 +645,11 @@ mod tests {
                 .object("layer", 10)
                 .manifest("translated", 10)
         };
-        let image = || image().image("twin", &["layer", "translated"], 10);
-        let (names, month) = (["layer", "translated", "twin"], retention(Some(30), None));
+        let image = || image().image("converted", &["layer", "translated"], 10);
+        let (names, month) = (
+            ["layer", "translated", "converted"],
+            retention(Some(30), None),
+        );
         assert_eq!(image().keeps(&month, &names), [""; 0]);
         assert_eq!(image().used("translated", 95).keeps(&month, &names), names);
         assert_eq!(image().used("layer", 95).keeps(&month, &names), ["layer"]);

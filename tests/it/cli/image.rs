@@ -50,7 +50,7 @@ async fn from_a_registry_into_a_layout_and_verified() {
     check_layout(&desk.path("out"));
     assert_eq!(desk.names(), ["out"]);
     let report = desk.run(&["inspect", "--json", "oci:out:v1"]).await.json();
-    assert_eq!(report["digest"], made["twin"]);
+    assert_eq!(report["digest"], made["converted"]);
     assert_eq!(kinds(&report), ["estargz"; 3]);
     for layer in report["images"][0]["layers"].as_array().unwrap() {
         assert_eq!(layer["toc"]["named_by_manifest"], true);
@@ -103,7 +103,7 @@ async fn from_a_layout_to_a_registry_and_back_as_an_archive() {
         .json();
     let (_, bytes) = registry.manifest("copies/app", "v2").unwrap();
     assert_eq!(
-        made["twin"],
+        made["converted"],
         starlift::oci::Digest::sha256_of(&bytes).to_string()
     );
     desk.run(&["convert", &source, "docker-archive:out.tar:library/app:1"])
@@ -317,7 +317,10 @@ async fn a_record_puts_files_first_in_the_layers_it_names() {
         "the layer is found in the store"
     );
     std::fs::write(desk.path("record"), "{\"path\":\"layer0/file2\"}").unwrap();
-    assert_ne!(desk.run(&words).await.json()["twin"], made["twin"]);
+    assert_ne!(
+        desk.run(&words).await.json()["converted"],
+        made["converted"]
+    );
     assert_eq!(
         registry.count("GET", &layer),
         1,

@@ -57,7 +57,7 @@ async fn the_exit_code_reports_whether_all_images_were_converted() {
         .await
         .json();
     assert_eq!(jobs[0]["state"], "done");
-    assert_ne!(jobs[0]["twin"], jobs[0]["source"]);
+    assert_ne!(jobs[0]["converted"], jobs[0]["source"]);
     let ran = desk
         .run(&[
             "warm",

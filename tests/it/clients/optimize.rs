@@ -163,8 +163,8 @@ fn the_files_that_a_workload_reads_come_first_in_its_order() {
         &by_record,
     ));
     assert_eq!(
-        (&again["twin"], &again["workload"]),
-        (&made["twin"], &Value::Null),
+        (&again["converted"], &again["workload"]),
+        (&made["converted"], &Value::Null),
         "the same record gives the same image"
     );
     let verified = starlift(&place, &["verify", &by_run, "--against", &source.oci()]);
@@ -321,11 +321,11 @@ fn a_record_contains_the_record_of_the_reference() {
     let [theirs, ours] = ["theirs", "ours"].map(|name| place.path().join(name));
     let workload = CAT.join(" ");
     containerd.ctr_remote(&format!(
-        "images optimize --oci {workload} --record-out {} {original} twin:1",
+        "images optimize --oci {workload} --record-out {} {original} converted:1",
         theirs.display()
     ));
     let flags = [CAT, &["--record-out", ours.to_str().unwrap()]].concat();
-    let output = optimize(&place, &flags, &original, &layout(&place, "twin"));
+    let output = optimize(&place, &flags, &original, &layout(&place, "converted"));
     assert!(output.status.success(), "{}", said(&output));
     let files = |record: &Path| lines(record).into_iter().collect::<BTreeSet<_>>();
     let (ours, theirs) = (files(&ours), files(&theirs));
@@ -363,7 +363,7 @@ fn flags_set_the_command_user_directory_and_environment() {
         &place,
         &[&flags.concat()[..], &["--json"]].concat(),
         &Fixture::get("app").oci(),
-        &layout(&place, "twin"),
+        &layout(&place, "converted"),
     );
     assert_eq!(
         json(&output)["workload"]["exit_code"],
@@ -401,7 +401,7 @@ fn a_workload_that_cannot_run_makes_no_image() {
             "/no/such/folder",
         ),
     ] {
-        let output = optimize(&place, flags, &source, &layout(&place, "twin"));
+        let output = optimize(&place, flags, &source, &layout(&place, "converted"));
         assert_eq!(
             output.status.code(),
             Some(2),
@@ -413,7 +413,7 @@ fn a_workload_that_cannot_run_makes_no_image() {
             "{flags:?}: {}",
             said(&output)
         );
-        assert!(!place.path().join("twin").exists(), "{flags:?}");
+        assert!(!place.path().join("converted").exists(), "{flags:?}");
         assert_eq!(
             fs::read_dir(place.dir("tmp")).unwrap().count(),
             0,
@@ -422,7 +422,7 @@ fn a_workload_that_cannot_run_makes_no_image() {
     }
     let mut alone = Command::new(env!("CARGO_BIN_EXE_starlift"));
     alone
-        .args(["optimize", &source, &layout(&place, "twin")])
+        .args(["optimize", &source, &layout(&place, "converted")])
         .env("PATH", place.dir("empty"));
     let output = alone.output().unwrap();
     assert!(
@@ -461,7 +461,7 @@ fn endless(place: &Place, flags: &[&str]) -> Daemon {
             &["optimize"],
             flags,
             &workload,
-            &[source.as_str(), &layout(place, "twin")],
+            &[source.as_str(), &layout(place, "converted")],
         ]
         .concat(),
     );
@@ -484,7 +484,7 @@ fn a_workload_is_stopped_after_its_period() {
         running.log()
     );
     assert_eq!(
-        front(&place, 2, &layout(&place, "twin")),
+        front(&place, 2, &layout(&place, "converted")),
         ["var/lib/state/run", ".prefetch.landmark"]
     );
 }
@@ -496,7 +496,7 @@ fn an_interrupt_ends_the_workload_and_with_it_everything_unless_it_is_waited_for
         let mut running = endless(&place, flags);
         running.signal("INT");
         assert_eq!(running.wait().code(), Some(code), "{}", running.log());
-        assert_eq!(place.path().join("twin").exists(), code == 0);
+        assert_eq!(place.path().join("converted").exists(), code == 0);
         assert_eq!(fs::read_dir(place.dir("tmp")).unwrap().count(), 0);
     }
 }
@@ -517,5 +517,5 @@ fn a_killed_command_leaves_no_container() {
     eventually("the processes of the container end", || {
         place.processes().is_empty()
     });
-    assert!(!place.path().join("twin").exists());
+    assert!(!place.path().join("converted").exists());
 }

@@ -49,7 +49,7 @@ fn with_command(place: &Place, name: &str, command: &[&str]) -> PathBuf {
 
 /// Returns the files that the container reads, in order.
 fn recorded(place: &Place, image: &Path) -> Vec<File> {
-    let (record, twin) = (place.path().join("record"), place.path().join("twin"));
+    let (record, converted) = (place.path().join("record"), place.path().join("converted"));
     let mut optimize = place.command(env!("CARGO_BIN_EXE_starlift"));
     optimize.args([
         "optimize",
@@ -58,7 +58,7 @@ fn recorded(place: &Place, image: &Path) -> Vec<File> {
         "--record-out",
         record.to_str().unwrap(),
     ]);
-    optimize.args([image, &twin].map(|dir| format!("oci:{}:1", dir.display())));
+    optimize.args([image, &converted].map(|dir| format!("oci:{}:1", dir.display())));
     let output = optimize.output().unwrap();
     assert!(
         output.status.success(),

@@ -114,7 +114,7 @@ fn skopeo_gets_the_same_files(image: &str, docker: bool) {
     );
     assert_eq!(config["config"]["Labels"]["test.label"], "kept");
     unpacked(&place, &fixture.dir, "original")
-        .assert_same(&unpacked(&place, &target, "twin"), image);
+        .assert_same(&unpacked(&place, &target, "converted"), image);
 }
 
 #[test]
@@ -190,20 +190,20 @@ fn containerd_gets_the_same_files(image: &str, containerd: Release) {
 
     let start = now();
     let original = format!("{}/team/image:1", registry.address);
-    let twin = format!("{}/local/team/image:1", server.address);
-    for name in [&original, &twin] {
+    let converted = format!("{}/local/team/image:1", server.address);
+    for name in [&original, &converted] {
         containerd.ctr(&format!("images pull --plain-http {name}"));
     }
     let listed = containerd.ctr("images ls");
     assert_ne!(
         digest_of(&listed, &original),
-        digest_of(&listed, &twin),
+        digest_of(&listed, &converted),
         "the converted image has another digest\n{listed}"
     );
     let original_tree = containerd.tree(&original, "original", start);
-    original_tree.assert_same(&containerd.tree(&twin, "twin", start), image);
+    original_tree.assert_same(&containerd.tree(&converted, "converted", start), image);
     let script = place.write("script", SCRIPT);
-    let said = containerd.run(&twin, "twin", &script);
+    let said = containerd.run(&converted, "converted", &script);
     assert!(said.ends_with("end\n"), "{said}");
     assert_eq!(said, containerd.run(&original, "original", &script));
 }
@@ -286,17 +286,17 @@ fn the_docker_engine_pulls_runs_and_saves() {
 
     let start = now();
     let original = format!("{}/team/app:1", registry.address);
-    let twin = format!("{}/local/team/app:1", server.address);
-    for name in [&original, &twin] {
+    let converted = format!("{}/local/team/app:1", server.address);
+    for name in [&original, &converted] {
         dockerd.docker(&format!("pull --quiet {name}"));
     }
     dockerd
         .tree(&original, "original", start)
-        .assert_same(&dockerd.tree(&twin, "twin", start), "docker");
+        .assert_same(&dockerd.tree(&converted, "converted", start), "docker");
     let run = |name: &str| dockerd.docker(&format!("run --rm --network none {name} ls -a /"));
-    assert_eq!(run(&original), run(&twin));
+    assert_eq!(run(&original), run(&converted));
     let saved = place.path().join("saved.tar");
-    dockerd.docker(&format!("save -o {} {twin}", saved.display()));
+    dockerd.docker(&format!("save -o {} {converted}", saved.display()));
     let layout = place.path().join("saved");
     place.run(&format!(
         "skopeo copy --quiet docker-archive:{} oci:{}:1",
@@ -384,13 +384,13 @@ fn an_index_keeps_every_child() {
     );
 
     let original = fixture.layout().manifest("1");
-    let twin = json_of(&server.url("/v2/local/multi/manifests/1"));
-    let (original, twin) = (
+    let converted = json_of(&server.url("/v2/local/multi/manifests/1"));
+    let (original, converted) = (
         original["manifests"].as_array().unwrap(),
-        twin["manifests"].as_array().unwrap(),
+        converted["manifests"].as_array().unwrap(),
     );
-    assert_eq!(original.len(), twin.len());
-    for (number, (was, is)) in original.iter().zip(twin).enumerate() {
+    assert_eq!(original.len(), converted.len());
+    for (number, (was, is)) in original.iter().zip(converted).enumerate() {
         assert_eq!(was["platform"], is["platform"]);
         let attestation = number == 2;
         assert_eq!(was["digest"] == is["digest"], attestation, "{was} {is}");

@@ -49,8 +49,8 @@ fn learned(place: &Place, fixture: &Fixture, name: &str, workload: &[&str]) -> F
     let manifest = server.converted("local/image", "1");
     let stargz = Stargz::start(place);
     let containerd = Containerd::start_with(place, &stargz.plugin());
-    let twin = format!("{}/local/image:1", server.address);
-    containerd.ctr_remote(&format!("images rpull --plain-http {twin}"));
+    let converted = format!("{}/local/image:1", server.address);
+    containerd.ctr_remote(&format!("images rpull --plain-http {converted}"));
     let address = containerd.socket.to_str().unwrap();
     let run = [
         "-a",
@@ -59,7 +59,7 @@ fn learned(place: &Place, fixture: &Fixture, name: &str, workload: &[&str]) -> F
         "--rm",
         "--snapshotter",
         "stargz",
-        &twin,
+        &converted,
         name,
     ];
     let output = place

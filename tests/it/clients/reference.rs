@@ -208,7 +208,7 @@ fn mounted_lazily(image: &str) {
 
     let start = now();
     let original = format!("{}/image:1", registry.address);
-    let twin = format!("{}/local/image:1", server.address);
+    let converted = format!("{}/local/image:1", server.address);
     // The source image needs its own containerd, because the garbage collection at the end of a
     // pull removes lazy snapshots.
     let Some(other) = self::place(&[]) else {
@@ -217,7 +217,7 @@ fn mounted_lazily(image: &str) {
     let plain = Containerd::start(&other);
     plain.ctr(&format!("images pull --plain-http {original}"));
     let unpacked = plain.tree(&original, "original", start);
-    containerd.ctr_remote(&format!("images rpull --plain-http {twin}"));
+    containerd.ctr_remote(&format!("images rpull --plain-http {converted}"));
     let held = containerd.ctr("content ls -q");
     for layer in manifest["layers"].as_array().unwrap() {
         let digest = layer["digest"].as_str().unwrap();
@@ -253,10 +253,10 @@ fn a_container_runs_on_a_lazy_mount() {
     server.converted("local/image", "1");
     let stargz = Stargz::start(&place);
     let containerd = Containerd::start_with(&place, &stargz.plugin());
-    let twin = format!("{}/local/image:1", server.address);
-    containerd.ctr_remote(&format!("images rpull --plain-http {twin}"));
+    let converted = format!("{}/local/image:1", server.address);
+    containerd.ctr_remote(&format!("images rpull --plain-http {converted}"));
     let said = containerd.ctr(&format!(
-        "run --rm --snapshotter stargz {twin} lazy /bin/cat /var/lib/state/run"
+        "run --rm --snapshotter stargz {converted} lazy /bin/cat /var/lib/state/run"
     ));
     assert_eq!(said, "run\n");
     assert_eq!(

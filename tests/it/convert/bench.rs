@@ -98,9 +98,13 @@ impl Bench {
     }
 
     /// Returns the converted manifest or index.
-    pub(crate) async fn twin(&self, record: &ImageRecord) -> Value {
-        assert_ne!(record.twin, record.source, "{:?}", record.passed_through);
-        self.document(&record.twin).await
+    pub(crate) async fn converted(&self, record: &ImageRecord) -> Value {
+        assert_ne!(
+            record.converted, record.source,
+            "{:?}",
+            record.passed_through
+        );
+        self.document(&record.converted).await
     }
 
     /// Returns how often the registry was asked for a blob's content.
@@ -132,10 +136,10 @@ impl Bench {
 
     /// Checks that the converted image is complete: every layer begins with its source tar, and all
     /// digests agree.
-    pub(crate) async fn check_twin(&self, image: &Image, record: &ImageRecord) {
-        let twin = self.twin(record).await;
-        let config = self.document(&digest(&twin["config"]["digest"])).await;
-        let layers = twin["layers"].as_array().unwrap();
+    pub(crate) async fn check_converted(&self, image: &Image, record: &ImageRecord) {
+        let converted = self.converted(record).await;
+        let config = self.document(&digest(&converted["config"]["digest"])).await;
+        let layers = converted["layers"].as_array().unwrap();
         assert_eq!(layers.len(), image.layers().len());
         for ((layer, source), diff_id) in layers
             .iter()

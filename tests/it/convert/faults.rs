@@ -20,7 +20,7 @@ async fn recovers(bench: Bench, image: &Image) {
     bench.registry.heal();
     let bench = bench.restarted();
     let record = bench.convert(image).await.unwrap();
-    bench.check_twin(image, &record).await;
+    bench.check_converted(image, &record).await;
 }
 
 #[tokio::test]
@@ -60,7 +60,7 @@ async fn wrong_bytes_of_one_registry_do_not_mark_the_layer() {
         .convert(&image)
         .await
         .expect("the failure of one registry does not delay another");
-    bench.check_twin(&image, &record).await;
+    bench.check_converted(&image, &record).await;
 }
 
 #[tokio::test]
@@ -131,7 +131,7 @@ async fn another_image_is_not_failed_by_a_broken_place_of_the_same_layer() {
     };
     let (theirs, ours) = tokio::join!(theirs, ours);
     let record = ours.unwrap();
-    bench.check_twin(&image, &record).await;
+    bench.check_converted(&image, &record).await;
     drop(theirs);
 }
 
@@ -161,7 +161,7 @@ async fn a_store_that_dies_at_any_step_shows_nothing_incomplete() {
         let survived = outcome.is_ok();
         let bench = bench.over(healthy);
         let record = bench.convert(&image).await.unwrap();
-        bench.check_twin(&image, &record).await;
+        bench.check_converted(&image, &record).await;
         if survived {
             assert!(
                 dies_at > 10,

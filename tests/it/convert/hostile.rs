@@ -58,7 +58,7 @@ async fn wrong_bytes_of_one_upstream_do_not_affect_others() {
         assert!(result.is_err(), "{lie}: {result:?}");
         assert!(!bench.is_visible(&image).await, "{lie}");
         let record = bench.convert(&image).await.unwrap();
-        bench.check_twin(&image, &record).await;
+        bench.check_converted(&image, &record).await;
     }
 }
 
@@ -81,7 +81,7 @@ async fn a_claimed_size_counts_only_for_its_own_image() {
     assert_eq!(record.passed_through.len(), 1);
     let record = bench.convert(&image).await.unwrap();
     assert!(record.passed_through.is_empty());
-    bench.check_twin(&image, &record).await;
+    bench.check_converted(&image, &record).await;
 }
 
 #[tokio::test]
@@ -111,7 +111,7 @@ async fn an_index_of_many_children_fetches_few_at_once() {
     let record = record.unwrap();
     assert!(record.passed_through.is_empty());
     assert_eq!(
-        bench.twin(&record).await["manifests"]
+        bench.converted(&record).await["manifests"]
             .as_array()
             .unwrap()
             .len(),
@@ -141,7 +141,7 @@ async fn documents_of_too_many_values_pass_through_with_a_reason() {
         )
         .await;
     let record = record.unwrap();
-    assert_eq!(record.twin, record.source);
+    assert_eq!(record.converted, record.source);
     assert!(
         record.passed_through[0].reason.contains("too many values"),
         "{:?}",
@@ -159,7 +159,7 @@ async fn documents_of_too_many_values_pass_through_with_a_reason() {
         ..image
     };
     let record = bench.convert(&large).await.unwrap();
-    assert_eq!(record.twin, record.source);
+    assert_eq!(record.converted, record.source);
     assert!(
         record.passed_through[0]
             .reason
@@ -199,7 +199,10 @@ async fn a_large_manifest_that_is_all_text_is_converted() {
         .convert(&source(&bench.registry), &repository(), &manifest)
         .await
         .unwrap();
-    let twin = bench.twin(&record).await;
-    assert_eq!(twin["com.example.text"].as_str().unwrap().len(), 3 << 20);
-    assert_eq!(twin["mediaType"], media_type::OCI_MANIFEST);
+    let converted = bench.converted(&record).await;
+    assert_eq!(
+        converted["com.example.text"].as_str().unwrap().len(),
+        3 << 20
+    );
+    assert_eq!(converted["mediaType"], media_type::OCI_MANIFEST);
 }

@@ -22,15 +22,15 @@ async fn every_kind_of_layer_becomes_estargz_of_its_family() {
             (builder.docker().build(), media_type::DOCKER_LAYER_GZIP),
         ] {
             let record = bench.convert(&image).await.unwrap();
-            bench.check_twin(&image, &record).await;
+            bench.check_converted(&image, &record).await;
             assert_eq!(record.media_type, image.media_type);
-            let twin = bench.twin(&record).await;
-            assert_eq!(twin["mediaType"], image.media_type);
+            let converted = bench.converted(&record).await;
+            assert_eq!(converted["mediaType"], image.media_type);
             assert_eq!(
-                twin["annotations"]["dev.starlift.source.digest"],
+                converted["annotations"]["dev.starlift.source.digest"],
                 image.digest().to_string()
             );
-            for layer in twin["layers"].as_array().unwrap() {
+            for layer in converted["layers"].as_array().unwrap() {
                 assert_eq!(layer["mediaType"], layer_type);
             }
         }
@@ -41,8 +41,10 @@ async fn every_kind_of_layer_becomes_estargz_of_its_family() {
 async fn everything_of_the_configuration_but_diff_ids_stays() {
     let bench = Bench::new().await;
     let image = ImageBuilder::new(1).build();
-    let twin = bench.twin(&bench.convert(&image).await.unwrap()).await;
-    let mut config = bench.document(&digest(&twin["config"]["digest"])).await;
+    let converted = bench.converted(&bench.convert(&image).await.unwrap()).await;
+    let mut config = bench
+        .document(&digest(&converted["config"]["digest"]))
+        .await;
     let mut source: serde_json::Value = serde_json::from_slice(&image.blobs[0]).unwrap();
     assert_ne!(config["rootfs"]["diff_ids"], source["rootfs"]["diff_ids"]);
     config["rootfs"]["diff_ids"] = json!([]);
@@ -53,16 +55,16 @@ async fn everything_of_the_configuration_but_diff_ids_stays() {
 #[tokio::test]
 async fn a_converted_image_does_not_depend_on_the_number_of_threads() {
     let image = ImageBuilder::new(2).layers(3).max_file(200_000).build();
-    let mut twins = Vec::new();
+    let mut records = Vec::new();
     for threads in [1, 3] {
         let config = Config {
             threads: std::num::NonZeroUsize::new(threads),
             ..config()
         };
         let bench = Bench::with(&config, Store::in_memory()).await;
-        twins.push(bench.convert(&image).await.unwrap());
+        records.push(bench.convert(&image).await.unwrap());
     }
-    assert_eq!(twins[0], twins[1]);
+    assert_eq!(records[0], records[1]);
 }
 
 #[tokio::test]
@@ -79,7 +81,7 @@ async fn a_layer_larger_than_every_channel_goes_through() {
         .max_file(2_000_000)
         .build();
     let record = bench.convert(&image).await.unwrap();
-    bench.check_twin(&image, &record).await;
+    bench.check_converted(&image, &record).await;
 }
 
 #[tokio::test]
@@ -91,11 +93,11 @@ async fn an_external_toc_keeps_diff_ids_and_has_an_image_of_its_own() {
     let bench = Bench::with(&config, Store::in_memory()).await;
     let image = ImageBuilder::new(4).layers(2).build();
     let record = bench.convert(&image).await.unwrap();
-    let twin = bench.twin(&record).await;
-    assert_eq!(twin["config"], image.document()["config"]);
+    let converted = bench.converted(&record).await;
+    assert_eq!(converted["config"], image.document()["config"]);
     let tocs = bench.converter.toc_image(&record).await.unwrap().unwrap();
     let tocs = bench.document(&tocs.digest).await;
-    for (layer, source) in twin["layers"]
+    for (layer, source) in converted["layers"]
         .as_array()
         .unwrap()
         .iter()
@@ -138,13 +140,13 @@ async fn zstd_chunked_is_zstd_with_its_annotations() {
     let bench = Bench::with(&config, Store::in_memory()).await;
     let image = ImageBuilder::new(6).docker().build();
     let record = bench.convert(&image).await.unwrap();
-    bench.check_twin(&image, &record).await;
+    bench.check_converted(&image, &record).await;
     assert_eq!(
         record.media_type,
         media_type::OCI_MANIFEST,
         "clients accept no zstd in Docker manifests"
     );
-    let layer = &bench.twin(&record).await["layers"][0];
+    let layer = &bench.converted(&record).await["layers"][0];
     assert_eq!(layer["mediaType"], media_type::OCI_LAYER_ZSTD);
     let annotation = |name: &str| layer["annotations"][name].as_str().map(str::to_owned);
     let checksum = annotation("io.github.containers.zstd-chunked.manifest-checksum").unwrap();
@@ -168,7 +170,7 @@ async fn the_status_reports_finished_conversions_and_their_bytes() {
     let conversions = bench.converter.status();
     assert_eq!(conversions.len(), 1);
     assert_eq!(conversions[0].state, State::Converted);
-    assert_eq!(conversions[0].twin, Some(record.twin));
+    assert_eq!(conversions[0].converted, Some(record.converted));
     for (layer, source) in conversions[0].layers.iter().zip(image.layers()) {
         assert_eq!(
             (layer.done, layer.total),

@@ -33,11 +33,11 @@ async fn wanted_platforms_are_replaced_and_attestations_follow() {
     let bench = Bench::new().await;
     let index = index();
     let record = bench.convert(&index).await.unwrap();
-    let twin = bench.twin(&record).await;
+    let converted = bench.converted(&record).await;
     let source = index.document();
-    assert_eq!(children(&twin).len(), children(&source).len());
+    assert_eq!(children(&converted).len(), children(&source).len());
     for place in 0..2 {
-        let child = &children(&twin)[place];
+        let child = &children(&converted)[place];
         let child_record = bench
             .converter
             .lookup(&index.children[place].digest())
@@ -45,12 +45,12 @@ async fn wanted_platforms_are_replaced_and_attestations_follow() {
             .unwrap()
             .unwrap();
         bench
-            .check_twin(&index.children[place], &child_record)
+            .check_converted(&index.children[place], &child_record)
             .await;
-        assert_eq!(digest(&child["digest"]), child_record.twin);
+        assert_eq!(digest(&child["digest"]), child_record.converted);
         assert_eq!(child["size"], child_record.size);
         assert_eq!(child["platform"], children(&source)[place]["platform"]);
-        let attestation = &children(&twin)[place + 3];
+        let attestation = &children(&converted)[place + 3];
         assert_eq!(
             attestation["digest"],
             children(&source)[place + 3]["digest"]
@@ -60,8 +60,8 @@ async fn wanted_platforms_are_replaced_and_attestations_follow() {
             child["digest"]
         );
     }
-    assert_eq!(children(&twin)[2], children(&source)[2]);
-    assert_eq!(children(&twin)[5], children(&source)[5]);
+    assert_eq!(children(&converted)[2], children(&source)[2]);
+    assert_eq!(children(&converted)[5], children(&source)[5]);
     let platforms: Vec<_> = record.platforms.iter().map(ToString::to_string).collect();
     assert_eq!(platforms, ["linux/amd64", "linux/arm64"]);
     assert_eq!(bench.fetched(&index.children[2].layers()[0]), 0);
@@ -74,13 +74,13 @@ async fn a_pulled_platform_joins_the_index_and_older_conversions_stay_readable()
     let before = bench.convert(&index).await.unwrap();
     let pulled = bench.convert(&index.children[2]).await.unwrap();
     let after = bench.convert(&index).await.unwrap();
-    assert_ne!(before.twin, after.twin);
-    let twin = bench.twin(&after).await;
-    assert_eq!(digest(&children(&twin)[2]["digest"]), pulled.twin);
+    assert_ne!(before.converted, after.converted);
+    let converted = bench.converted(&after).await;
+    assert_eq!(digest(&children(&converted)[2]["digest"]), pulled.converted);
     assert_eq!(after.platforms.len(), 3);
-    bench.bytes(&before.twin).await;
+    bench.bytes(&before.converted).await;
     assert!(
-        after.objects.contains(&before.twin),
+        after.objects.contains(&before.converted),
         "the sweep keeps the earlier conversion"
     );
     let bench = bench.restarted();
@@ -100,9 +100,9 @@ async fn a_child_that_fails_leaves_the_others_and_is_tried_again() {
     );
     bench.registry.on(&layer).answer(503, &[]);
     let record = bench.convert(&index).await.unwrap();
-    let twin = bench.twin(&record).await;
-    assert_ne!(children(&twin)[0], children(&index.document())[0]);
-    assert_eq!(children(&twin)[1], children(&index.document())[1]);
+    let converted = bench.converted(&record).await;
+    assert_ne!(children(&converted)[0], children(&index.document())[0]);
+    assert_eq!(children(&converted)[1], children(&index.document())[1]);
     let entry = record
         .passed_through
         .iter()
@@ -138,10 +138,13 @@ async fn an_index_fails_if_all_its_children_fail() {
 async fn an_index_of_other_platforms_passes_through_until_one_is_pulled() {
     let bench = Bench::new().await;
     let index = Image::index(vec![("linux/s390x", image(3, "s390x"))], false);
-    assert_eq!(bench.convert(&index).await.unwrap().twin, index.digest());
+    assert_eq!(
+        bench.convert(&index).await.unwrap().converted,
+        index.digest()
+    );
     bench.convert(&index.children[0]).await.unwrap();
     let record = bench.convert(&index).await.unwrap();
-    assert_eq!(children(&bench.twin(&record).await).len(), 1);
+    assert_eq!(children(&bench.converted(&record).await).len(), 1);
 }
 
 #[tokio::test]
@@ -157,8 +160,8 @@ async fn indexes_within_an_index_are_converted_with_it() {
         .unwrap()
         .unwrap();
     assert_eq!(
-        digest(&children(&bench.twin(&record).await)[0]["digest"]),
-        inner.twin
+        digest(&children(&bench.converted(&record).await)[0]["digest"]),
+        inner.converted
     );
     let leaf = bench
         .converter
@@ -167,8 +170,8 @@ async fn indexes_within_an_index_are_converted_with_it() {
         .unwrap()
         .unwrap();
     assert_eq!(
-        digest(&children(&bench.twin(&inner).await)[0]["digest"]),
-        leaf.twin
+        digest(&children(&bench.converted(&inner).await)[0]["digest"]),
+        leaf.converted
     );
     assert!(
         leaf.objects

@@ -60,7 +60,7 @@ async fn a_layer_known_from_another_image_is_not_fetched() {
     let mut second = first.clone();
     second.bytes = with_history(&first);
     let record = bench.convert(&second).await.unwrap();
-    bench.check_twin(&second, &record).await;
+    bench.check_converted(&second, &record).await;
     for layer in first.layers() {
         assert_eq!(bench.fetched(layer), 1);
     }
@@ -71,7 +71,7 @@ async fn a_layer_twice_in_one_image_is_converted_once() {
     let bench = Bench::new().await;
     let image = repeated(&ImageBuilder::new(4).layers(1).build());
     let record = bench.convert(&image).await.unwrap();
-    bench.check_twin(&image, &record).await;
+    bench.check_converted(&image, &record).await;
     assert_eq!(bench.fetched(&image.layers()[0]), 1);
 }
 
@@ -87,7 +87,7 @@ async fn the_work_goes_on_when_the_caller_leaves() {
     }
     gate.open();
     let record = bench.convert(&image).await.unwrap();
-    bench.check_twin(&image, &record).await;
+    bench.check_converted(&image, &record).await;
     assert_eq!(
         bench.fetched(&image.layers()[0]),
         1,

@@ -34,7 +34,7 @@ fn with_last_layer(image: &Image, layer: Bytes, media_type: Option<&str>) -> Ima
 
 async fn last_layer_stays(bench: &Bench, image: &Image, part_of_reason: &str) {
     let record = bench.convert(image).await.unwrap();
-    let twin = bench.twin(&record).await;
+    let converted = bench.converted(&record).await;
     let last = |document: &Value| {
         document["layers"]
             .as_array()
@@ -43,9 +43,9 @@ async fn last_layer_stays(bench: &Bench, image: &Image, part_of_reason: &str) {
             .unwrap()
             .clone()
     };
-    assert_eq!(last(&twin), last(&image.document()));
+    assert_eq!(last(&converted), last(&image.document()));
     assert_ne!(
-        twin["layers"][0]["digest"],
+        converted["layers"][0]["digest"],
         image.document()["layers"][0]["digest"]
     );
     let stays = Digest::sha256_of(image.layers().last().unwrap());
@@ -143,8 +143,10 @@ async fn a_lazily_readable_layer_is_known_by_its_footer() {
     let bench = Bench::new().await;
     let image = ImageBuilder::new(6).build();
     let record = bench.convert(&image).await.unwrap();
-    let twin = bench.twin(&record).await;
-    let estargz = bench.bytes(&digest(&twin["layers"][1]["digest"])).await;
+    let converted = bench.converted(&record).await;
+    let estargz = bench
+        .bytes(&digest(&converted["layers"][1]["digest"]))
+        .await;
     last_layer_stays(
         &bench,
         &with_last_layer(&image, estargz, None),
@@ -161,7 +163,7 @@ async fn a_layer_with_an_unexpected_diff_id_passes_through_in_that_image_only() 
     last_layer_stays(&bench, &with_last_layer(&image, other_tar, None), "diff-id").await;
     let honest = ImageBuilder::new(8).layers(1).build();
     let record = bench.convert(&honest).await.unwrap();
-    bench.check_twin(&honest, &record).await;
+    bench.check_converted(&honest, &record).await;
 }
 
 #[tokio::test]
@@ -185,7 +187,7 @@ async fn a_manifest_that_is_not_an_image_passes_through() {
     ] {
         let record = bench.convert(&odd).await.unwrap();
         assert_eq!(
-            (&record.twin, &record.media_type),
+            (&record.converted, &record.media_type),
             (&odd.digest(), &odd.media_type)
         );
         assert_eq!(record.size, odd.bytes.len() as u64);
@@ -202,7 +204,10 @@ async fn a_manifest_that_is_not_an_image_passes_through() {
         bytes: empty.to_string().into(),
         ..image
     };
-    assert_eq!(bench.convert(&empty).await.unwrap().twin, empty.digest());
+    assert_eq!(
+        bench.convert(&empty).await.unwrap().converted,
+        empty.digest()
+    );
     assert_eq!(
         media_type::manifest_kind(&empty.media_type),
         Some(media_type::ManifestKind::Image)
@@ -264,7 +269,7 @@ async fn a_limit_that_is_raised_lets_the_layer_be_tried_again() {
     for limit in limits {
         let bench = with_limits(Bench::new().await, limit);
         let record = bench.convert(&index).await.unwrap();
-        assert_eq!(record.twin, index.digest(), "nothing is converted");
+        assert_eq!(record.converted, index.digest(), "nothing is converted");
         assert_eq!(
             bench.converter.lookup(&index.digest()).await.unwrap(),
             Some(record.clone()),
@@ -284,7 +289,7 @@ async fn a_limit_that_is_raised_lets_the_layer_be_tried_again() {
             None
         );
         let record = raised.convert(&index).await.unwrap();
-        assert_ne!(record.twin, index.digest());
+        assert_ne!(record.converted, index.digest());
         assert_eq!(
             raised.converter.lookup(&index.digest()).await.unwrap(),
             Some(record)
@@ -295,7 +300,7 @@ async fn a_limit_that_is_raised_lets_the_layer_be_tried_again() {
             .await
             .unwrap()
             .unwrap();
-        raised.check_twin(&large, &child).await;
+        raised.check_converted(&large, &child).await;
     }
 }
 
@@ -352,9 +357,9 @@ async fn a_layer_with_wrong_annotations_is_converted_without_them() {
     ] {
         let stale = annotated(&image, 1, claims);
         let record = bench.convert(&stale).await.unwrap();
-        bench.check_twin(&stale, &record).await;
-        let twin = bench.twin(&record).await;
-        let annotations = twin["layers"][1]["annotations"].as_object().unwrap();
+        bench.check_converted(&stale, &record).await;
+        let converted = bench.converted(&record).await;
+        let annotations = converted["layers"][1]["annotations"].as_object().unwrap();
         assert!(
             annotations.keys().all(|key| !key.contains("zstd-chunked")),
             "{annotations:?}"
@@ -369,18 +374,18 @@ async fn a_layer_with_right_annotations_is_not_fetched() {
     let bench = Bench::new().await;
     let image = ImageBuilder::new(15).build();
     let record = bench.convert(&image).await.unwrap();
-    let twin = bench.twin(&record).await;
-    let mut blobs = vec![bench.bytes(&digest(&twin["config"]["digest"])).await];
-    for layer in twin["layers"].as_array().unwrap() {
+    let converted = bench.converted(&record).await;
+    let mut blobs = vec![bench.bytes(&digest(&converted["config"]["digest"])).await];
+    for layer in converted["layers"].as_array().unwrap() {
         blobs.push(bench.bytes(&digest(&layer["digest"])).await);
     }
     let lazy = Image {
-        bytes: bench.bytes(&record.twin).await,
+        bytes: bench.bytes(&record.converted).await,
         blobs,
         ..image
     };
     let record = bench.convert(&lazy).await.unwrap();
-    assert_eq!(record.twin, lazy.digest());
+    assert_eq!(record.converted, lazy.digest());
     assert!(
         record.passed_through[0].reason.contains("eStargz already"),
         "{:?}",
@@ -402,7 +407,10 @@ async fn a_layer_with_right_annotations_is_not_fetched() {
         serde_json::json!({TOC_DIGEST: Digest::sha256_of(b"x").to_string()}),
     );
     let record = bench.convert(&renamed).await.unwrap();
-    let renewed = bench.twin(&record).await;
-    assert_ne!(renewed["layers"][0]["digest"], twin["layers"][0]["digest"]);
-    assert_eq!(renewed["layers"][1], twin["layers"][1]);
+    let renewed = bench.converted(&record).await;
+    assert_ne!(
+        renewed["layers"][0]["digest"],
+        converted["layers"][0]["digest"]
+    );
+    assert_eq!(renewed["layers"][1], converted["layers"][1]);
 }

@@ -72,7 +72,7 @@ async fn an_upstream_that_trickles_leaves_a_slot_to_others() {
     gate.reached(2).await;
     let image = ImageBuilder::new(7).layers(3).build();
     let record = bench.convert(&image).await.unwrap();
-    bench.check_twin(&image, &record).await;
+    bench.check_converted(&image, &record).await;
     gate.open();
     for slow in waiting {
         slow.await.unwrap().unwrap();
@@ -165,7 +165,7 @@ async fn a_conversion_that_waits_in_vain_for_another_fetch_uses_its_own_source()
     let theirs = converting(&bench.converter, &slow, &image);
     gate.reached(1).await;
     let record = bench.convert(&image).await.unwrap();
-    bench.check_twin(&image, &record).await;
+    bench.check_converted(&image, &record).await;
     assert_eq!(bench.fetched(&image.layers()[0]), 1);
     assert!(
         !theirs.is_finished(),

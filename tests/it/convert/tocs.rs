@@ -28,8 +28,8 @@ fn files(tar: &[u8]) -> BTreeMap<Vec<u8>, Vec<u8>> {
 
 /// Returns the digests of the converted layers.
 async fn layers(bench: &Bench, image: &Image) -> Vec<Digest> {
-    let twin = bench.twin(&bench.convert(image).await.unwrap()).await;
-    twin["layers"]
+    let converted = bench.converted(&bench.convert(image).await.unwrap()).await;
+    converted["layers"]
         .as_array()
         .unwrap()
         .iter()
@@ -125,7 +125,7 @@ async fn only_converted_layers_have_a_toc_and_only_their_own() {
         .await
         .unwrap()
         .unwrap()
-        .twin;
+        .converted;
     assert_eq!(
         tocs.layer(&manifest).await.unwrap(),
         None,

@@ -45,7 +45,7 @@ async fn a_conversion_asked_for_is_done_before_the_pull() {
     );
     stage.registry.forget_requests();
     let pulled = stage.get("/v2/local/app/manifests/v1").await;
-    assert_eq!(job["twin"], pulled.digest());
+    assert_eq!(job["converted"], pulled.digest());
     assert_eq!(stage.registry.count("GET", ""), 0);
     let listed = stage.get("/api/v1/conversions").await.json();
     assert_eq!(listed["conversions"][0]["reference"], "local/app:v1");
@@ -103,7 +103,7 @@ async fn health_metrics_and_page_answer() {
             .starts_with("application/openmetrics-text")
     );
     assert!(
-        text.contains(r#"starlift_manifests_total{answer="twin"}"#),
+        text.contains(r#"starlift_manifests_total{answer="converted"}"#),
         "{text}"
     );
     assert!(text.ends_with("# EOF\n"));

@@ -44,7 +44,7 @@ async fn the_image_of_external_tocs_lies_beside_the_tag() {
         (404, "MANIFEST_UNKNOWN"),
         "the request starts no conversion"
     );
-    let twin = stage.get("/v2/local/app/manifests/v1").await.json();
+    let converted = stage.get("/v2/local/app/manifests/v1").await.json();
     let answer = stage
         .get_and_head("/v2/local/app/manifests/v1-esgztoc", &[])
         .await;
@@ -58,7 +58,7 @@ async fn the_image_of_external_tocs_lies_beside_the_tag() {
     assert_eq!(by_digest.body, answer.body);
     let tocs = answer.json();
     blob(&stage, &tocs["config"]).await;
-    for layer in twin["layers"].as_array().unwrap() {
+    for layer in converted["layers"].as_array().unwrap() {
         let names_it = |toc: &&Value| {
             toc["annotations"]["containerd.io/snapshot/stargz/layer.digest"] == layer["digest"]
         };

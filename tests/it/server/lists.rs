@@ -59,16 +59,22 @@ async fn referrers_of_a_converted_image_are_those_of_its_source() {
     let signature = image.referrer("application/vnd.example.signature");
     stage.registry.push_untagged("app", &sbom);
     stage.registry.push_untagged("app", &signature);
-    let twin = stage.get("/v2/local/app/manifests/v1").await;
-    let of_twin = stage
-        .get_and_head(&format!("/v2/local/app/referrers/{}", twin.digest()), &[])
+    let converted = stage.get("/v2/local/app/manifests/v1").await;
+    let of_converted = stage
+        .get_and_head(
+            &format!("/v2/local/app/referrers/{}", converted.digest()),
+            &[],
+        )
         .await;
-    assert_eq!(of_twin.header("content-type"), OCI_INDEX);
-    assert_eq!(of_twin.header("oci-filters-applied"), "");
-    assert_eq!(of_twin.json()["manifests"].as_array().unwrap().len(), 2);
+    assert_eq!(of_converted.header("content-type"), OCI_INDEX);
+    assert_eq!(of_converted.header("oci-filters-applied"), "");
+    assert_eq!(
+        of_converted.json()["manifests"].as_array().unwrap().len(),
+        2
+    );
     let path = format!(
         "/v2/local/app/referrers/{}?artifactType=application/vnd.example.sbom",
-        twin.digest()
+        converted.digest()
     );
     let filtered = stage.get(&path).await;
     assert_eq!(filtered.header("oci-filters-applied"), "artifactType");
@@ -88,12 +94,12 @@ async fn a_source_image_lists_its_converted_image() {
         stage.get(&path).await.json()["manifests"],
         serde_json::json!([])
     );
-    let twin = stage.get("/v2/local/app/manifests/v1").await;
+    let converted = stage.get("/v2/local/app/manifests/v1").await;
     let listed = stage.get(&path).await.json();
-    assert_eq!(listed["manifests"][0]["digest"], twin.digest());
+    assert_eq!(listed["manifests"][0]["digest"], converted.digest());
     assert_eq!(
         listed["manifests"][0]["artifactType"],
-        "application/vnd.dev.starlift.twin.v1"
+        "application/vnd.dev.starlift.converted-image.v1"
     );
 }
 

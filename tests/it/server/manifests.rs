@@ -30,12 +30,12 @@ async fn a_tag_gives_the_converted_image_and_its_digest_gives_the_same_bytes() {
         .await;
     assert_eq!(by_digest.body, by_tag.body);
     assert!(by_digest.header("cache-control").contains("immutable"));
-    let twin = by_tag.json();
+    let converted = by_tag.json();
     assert_eq!(
-        twin["annotations"]["dev.starlift.source.digest"],
+        converted["annotations"]["dev.starlift.source.digest"],
         image.digest().to_string()
     );
-    for layer in twin["layers"].as_array().unwrap() {
+    for layer in converted["layers"].as_array().unwrap() {
         let blob = stage
             .get_and_head(
                 &format!("/v2/local/app/blobs/{}", layer["digest"].as_str().unwrap()),
@@ -90,13 +90,13 @@ async fn an_index_keeps_its_children_and_their_places() {
         .get_and_head("/v2/local/app/manifests/multi", &[])
         .await;
     assert_eq!(answer.header("content-type"), OCI_INDEX);
-    let (twin, original) = (answer.json(), index.document());
-    let (twin, original) = (
-        twin["manifests"].as_array().unwrap(),
+    let (converted, original) = (answer.json(), index.document());
+    let (converted, original) = (
+        converted["manifests"].as_array().unwrap(),
         original["manifests"].as_array().unwrap(),
     );
-    assert_eq!(twin.len(), original.len());
-    for (place, (ours, theirs)) in twin.iter().zip(original).enumerate() {
+    assert_eq!(converted.len(), original.len());
+    for (place, (ours, theirs)) in converted.iter().zip(original).enumerate() {
         assert_eq!(ours["platform"], theirs["platform"]);
         let is_converted = place < 2;
         assert_eq!(
@@ -171,8 +171,8 @@ async fn docker_clients_get_the_source_of_an_image_converted_to_zstd() {
     let index = Image::index(vec![("linux/amd64", oci.clone())], false);
     stage.registry.push("app", "index", &index);
     let path = "/v2/local/app/manifests/docker";
-    let twin = stage.get_and_head(path, &[("accept", OCI_MANIFEST)]).await;
-    assert!(String::from_utf8_lossy(&twin.body).contains(OCI_LAYER_ZSTD));
+    let converted = stage.get_and_head(path, &[("accept", OCI_MANIFEST)]).await;
+    assert!(String::from_utf8_lossy(&converted.body).contains(OCI_LAYER_ZSTD));
     let original = stage
         .get_and_head(path, &[("accept", DOCKER_MANIFEST)])
         .await;

@@ -21,15 +21,15 @@ fn of_type<'a>(list: &'a Value, artifact_type: &str) -> Vec<&'a Value> {
 async fn a_learned_profile_refers_to_the_converted_and_to_the_source_image() {
     let stage = Stage::with(quick).await;
     let image = stage.push_app();
-    let twin = stage.get(MANIFEST).await;
+    let converted = stage.get(MANIFEST).await;
     let list = |digest: String| async move { format!("/v2/local/app/referrers/{digest}") };
-    let of_twin = list(twin.digest().to_owned()).await;
+    let of_converted = list(converted.digest().to_owned()).await;
     assert!(
-        of_type(&stage.get(&of_twin).await.json(), MEDIA_TYPE).is_empty(),
+        of_type(&stage.get(&of_converted).await.json(), MEDIA_TYPE).is_empty(),
         "no profile yet"
     );
 
-    let stack = stack_of(&twin.json());
+    let stack = stack_of(&converted.json());
     stage.tell(&stack, seen(&FILES).to_string()).await;
     let known = stage
         .profile_when(&path_of(&stack), |profile| profile["observers"] == 1)
@@ -37,7 +37,7 @@ async fn a_learned_profile_refers_to_the_converted_and_to_the_source_image() {
     stage
         .get(&format!("/v2/local/app/manifests/{}", image.digest()))
         .await;
-    for subject in [twin.digest().to_owned(), image.digest().to_string()] {
+    for subject in [converted.digest().to_owned(), image.digest().to_string()] {
         let referrers = stage.get(&list(subject.clone()).await).await.json();
         let [listed] = *of_type(&referrers, MEDIA_TYPE) else {
             panic!("{referrers}")

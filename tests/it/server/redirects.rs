@@ -17,12 +17,12 @@ async fn a_layer_is_redirected_to_a_signed_url() {
     let bucket = S3::start().await;
     let stage = stage(&bucket).await;
     stage.push_app();
-    let twin = stage.get("/v2/local/app/manifests/v1").await.json();
-    for descriptor in twin["layers"]
+    let converted = stage.get("/v2/local/app/manifests/v1").await.json();
+    for descriptor in converted["layers"]
         .as_array()
         .unwrap()
         .iter()
-        .chain([&twin["config"]])
+        .chain([&converted["config"]])
     {
         let digest = descriptor["digest"].as_str().unwrap();
         let path = format!("/v2/local/app/blobs/{digest}");

@@ -91,17 +91,17 @@ async fn files_that_nodes_read_first_move_to_the_front_and_old_digests_stay() {
 
     // Another replica, which has not looked up the new order yet.
     let stage = Stage::reordering(&store, &image).await;
-    let twin = stage.changed(MANIFEST, &before).await;
+    let converted = stage.changed(MANIFEST, &before).await;
     assert_eq!(
-        stage.front(&twin["layers"][0]).await,
+        stage.front(&converted["layers"][0]).await,
         [FILES[0].1, ".prefetch.landmark"]
     );
     assert_eq!(
-        stage.front(&twin["layers"][1]).await,
+        stage.front(&converted["layers"][1]).await,
         [FILES[1].1, FILES[2].1, ".prefetch.landmark"]
     );
     assert_eq!(
-        twin["annotations"]["dev.starlift.source.digest"],
+        converted["annotations"]["dev.starlift.source.digest"],
         image.digest().to_string()
     );
 
@@ -118,11 +118,11 @@ async fn files_that_nodes_read_first_move_to_the_front_and_old_digests_stay() {
     let again = Stage::reordering(&store, &image).await.get(MANIFEST).await;
     assert_eq!(
         stack_of(&again.json()),
-        stack_of(&twin),
+        stack_of(&converted),
         "the new order stays"
     );
     let profile = stage
-        .profile_when(&path_of(&stack_of(&twin)), |_| true)
+        .profile_when(&path_of(&stack_of(&converted)), |_| true)
         .await;
     assert_eq!(
         profile["observers"], 3,
@@ -148,9 +148,9 @@ async fn an_index_follows_the_image_that_was_made_anew() {
     other.get(MANIFEST).await;
     other.get(&child_of(&before.json())).await;
     let after = other.changed(MANIFEST, before.digest()).await;
-    let twin = other.get(&child_of(&after)).await.json();
+    let converted = other.get(&child_of(&after)).await.json();
     assert_eq!(
-        other.front(&twin["layers"][0]).await,
+        other.front(&converted["layers"][0]).await,
         [FILES[0].1, ".prefetch.landmark"]
     );
     assert_eq!(other.get(&child_of(&before.json())).await.status, 200);

@@ -89,7 +89,7 @@ async fn two_servers_over_one_bucket_convert_each_layer_once() {
     }
     assert_eq!(manifests[0], manifests[1]);
     let manifest: Value = serde_json::from_slice(&manifests[0]).unwrap();
-    for (layer, twin) in image
+    for (layer, converted) in image
         .layers()
         .iter()
         .zip(manifest["layers"].as_array().unwrap())
@@ -97,13 +97,16 @@ async fn two_servers_over_one_bucket_convert_each_layer_once() {
         let source = Digest::sha256_of(layer);
         assert_eq!(registry.count("GET", &format!("/blobs/{source}")), 1);
         assert_eq!(
-            twin["annotations"]["dev.starlift.source.digest"],
+            converted["annotations"]["dev.starlift.source.digest"],
             source.to_string()
         );
         for server in &servers {
-            let path = format!("/v2/local/app/blobs/{}", twin["digest"].as_str().unwrap());
+            let path = format!(
+                "/v2/local/app/blobs/{}",
+                converted["digest"].as_str().unwrap()
+            );
             let bytes = fetch(&server.url(&path)).expect("a converted layer");
-            assert_eq!(Digest::sha256_of(&bytes).to_string(), twin["digest"]);
+            assert_eq!(Digest::sha256_of(&bytes).to_string(), converted["digest"]);
         }
     }
     let converted = servers

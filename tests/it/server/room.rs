@@ -51,7 +51,7 @@ async fn pull(stage: &Stage, seed: u64) -> Answer {
     answer
 }
 
-fn is_twin(answer: &Answer) -> bool {
+fn is_converted(answer: &Answer) -> bool {
     String::from_utf8_lossy(&answer.body).contains("stargz/toc.digest")
 }
 
@@ -91,9 +91,9 @@ fn age(root: &Path, by: Duration) {
 async fn a_store_at_its_size_takes_no_more_and_images_pass_through() {
     let dir = tempfile::tempdir().unwrap();
     let stage = stage(dir.path()).await;
-    let mut twins = 0;
+    let mut converted = 0;
     for seed in 0..IMAGES {
-        twins += u64::from(is_twin(&pull(&stage, seed).await));
+        converted += u64::from(is_converted(&pull(&stage, seed).await));
         assert!(
             size(dir.path()) <= MAX_SIZE,
             "{} bytes after {} images",
@@ -101,13 +101,13 @@ async fn a_store_at_its_size_takes_no_more_and_images_pass_through() {
             seed + 1
         );
     }
-    assert!((1..IMAGES).contains(&twins), "{twins}");
+    assert!((1..IMAGES).contains(&converted), "{converted}");
     // Objects that another replica stored count as well.
     let another = self::stage(dir.path()).await;
-    assert!(!is_twin(&pull(&another, IMAGES - 1).await));
+    assert!(!is_converted(&pull(&another, IMAGES - 1).await));
     assert!(size(dir.path()) <= MAX_SIZE);
     assert!(
-        is_twin(&pull(&another, 0).await),
+        is_converted(&pull(&another, 0).await),
         "stored images are served"
     );
 }
@@ -122,14 +122,14 @@ async fn a_store_above_its_size_evicts_the_least_recently_used() {
     age(dir.path(), Duration::from_secs(9 * 60));
     let minutes_later = stage(dir.path()).await;
     assert!(
-        !is_twin(&pull(&minutes_later, IMAGES - 1).await),
+        !is_converted(&pull(&minutes_later, IMAGES - 1).await),
         "images used in the last minutes stay"
     );
     age(dir.path(), Duration::from_secs(11 * 60));
     let later = stage(dir.path()).await;
     for seed in (0..IMAGES).rev().take(2) {
         assert!(
-            is_twin(&pull(&later, seed).await),
+            is_converted(&pull(&later, seed).await),
             "no space for image {seed}"
         );
         assert!(size(dir.path()) <= MAX_SIZE, "{}", size(dir.path()));

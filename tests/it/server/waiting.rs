@@ -27,10 +27,10 @@ async fn the_source_image_is_served_during_the_conversion_and_the_converted_imag
     gate.reached(1).await;
     gate.open();
     let patient = stage.another(|config| config.wait = PATIENT).await;
-    let twin = stage.ask_at(&patient, Method::GET, PATH, &[]).await;
-    assert_ne!(twin.digest(), image.digest().to_string());
+    let converted = stage.ask_at(&patient, Method::GET, PATH, &[]).await;
+    assert_ne!(converted.digest(), image.digest().to_string());
     let late = stage.get_and_head(PATH, &[]).await;
-    assert_eq!(late.digest(), twin.digest());
+    assert_eq!(late.digest(), converted.digest());
     assert_eq!(late.header("warning"), "");
 }
 
@@ -45,8 +45,8 @@ async fn a_client_that_leaves_does_not_stop_the_conversion() {
     leaving.abort();
     assert!(leaving.await.unwrap_err().is_cancelled());
     gate.open();
-    let twin = stage.get(PATH).await;
-    assert_ne!(twin.digest(), image.digest().to_string());
+    let converted = stage.get(PATH).await;
+    assert_ne!(converted.digest(), image.digest().to_string());
     for layer in image.layers() {
         let digest = starlift::oci::Digest::sha256_of(layer).to_string();
         assert_eq!(

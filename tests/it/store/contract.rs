@@ -82,7 +82,7 @@ pub(crate) async fn put_image(
             bytes_of(300, seed ^ 1),
         )
         .await?;
-    let twin = store
+    let converted = store
         .put(
             "application/vnd.oci.image.manifest.v1+json",
             bytes_of(500, seed ^ 2),
@@ -90,12 +90,12 @@ pub(crate) async fn put_image(
         .await?;
     let record = ImageRecord {
         source: source_of(seed),
-        twin: twin.digest.clone(),
+        converted: converted.digest.clone(),
         media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
-        size: twin.size,
+        size: converted.size,
         translated: None,
         platforms: Vec::new(),
-        objects: vec![twin.digest, config.digest, Digest::sha256_of(&layer)],
+        objects: vec![converted.digest, config.digest, Digest::sha256_of(&layer)],
         passed_through: Vec::new(),
         limits: Vec::new(),
         order: None,

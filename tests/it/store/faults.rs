@@ -261,7 +261,7 @@ async fn damaged_bytes_and_records_are_not_returned() {
         reader.image(&generation(), &image.source).await.unwrap(),
         None
     );
-    assert_eq!(reader.find(&image.twin).await.unwrap(), None);
+    assert_eq!(reader.find(&image.converted).await.unwrap(), None);
     put_image(&reader, 7, 10).await.unwrap();
 }
 

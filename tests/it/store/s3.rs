@@ -259,8 +259,8 @@ async fn a_repeated_lookup_sends_no_request_to_the_bucket() {
             .await
             .unwrap()
             .unwrap();
-        let twin = store.find(&image.twin).await.unwrap().unwrap();
-        store.read_all(&twin).await.unwrap();
+        let converted = store.find(&image.converted).await.unwrap().unwrap();
+        store.read_all(&converted).await.unwrap();
         if is_first {
             // The record of the use is written in the background.
             eventually_async("the use is recorded", async || {

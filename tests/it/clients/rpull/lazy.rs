@@ -41,21 +41,21 @@ fn ours(place: &Place) -> Snapshotter {
 /// Starts a registry with the converted image of `app`, and a plain layer on top if requested.
 fn pushed(place: &Place, with_plain_layer: bool) -> (DockerRegistry, String, Layout) {
     let registry = DockerRegistry::start(place, Access::Anyone);
-    let twin = place.path().join("twin");
+    let converted = place.path().join("converted");
     place.run(&format!(
         "{STARLIFT} convert {} oci:{}:1",
         Fixture::get("app").oci(),
-        twin.display()
+        converted.display()
     ));
     if with_plain_layer {
         let file = place.write("added", "added\n");
         place.run(&format!(
             "umoci insert --image {}:1 {} /etc/added",
-            twin.display(),
+            converted.display(),
             file.display()
         ));
     }
-    let fixture = Fixture { dir: twin };
+    let fixture = Fixture { dir: converted };
     registry.push(place, &fixture, "image", false);
     let name = format!("{}/image:1", registry.address);
     (registry, name, fixture.layout())
