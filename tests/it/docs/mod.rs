@@ -1,5 +1,4 @@
-//! The documentation is true: architecture, promises, limits, deploy files and
-//! generated references.
+//! The documentation is true: architecture, promises, limits, deploy files and generated references.
 
 mod architecture;
 mod configuration;

@@ -13,9 +13,8 @@ use starlift::serve::Config;
 use starlift::store::{self, Store};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
 
-use super::{Answer, PATIENT, Stage};
+use super::{Answer, Stage};
 use crate::support::bucket::Bucket;
 use crate::support::eventually::{eventually_async, eventually_some};
 use crate::support::fixture::{self, Fixture};
@@ -402,9 +401,11 @@ async fn a_slow_sender_delays_only_other_senders_and_not_for_long() {
         "POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 999\r\n\r\n{{"
     );
     slow.write_all(head.as_bytes()).await.unwrap();
-    let refused =
-        async { while stage.tell(&stack, seen(&FILES).to_string()).await.status != 503 {} };
-    timeout(PATIENT, refused).await.unwrap();
+    eventually_async("a report is refused", async || {
+        let answer = stage.tell(&stack, seen(&FILES).to_string()).await;
+        answer.status == 503
+    })
+    .await;
     assert_eq!(stage.get(&path).await.status, 200);
     assert_eq!(stage.get("/v2/local/app/manifests/v1").await.status, 200);
     let mut answer = Vec::new();

@@ -9,10 +9,9 @@ use serde_json::{Value, json};
 use starlift::oci::Digest;
 use starlift::store::Store;
 use starlift::tocs::Tocs;
-use tokio::time::timeout;
 
+use super::Stage;
 use super::profiles::{path_of, stack_of};
-use super::{PATIENT, Stage};
 use crate::support::eventually::eventually_async;
 use crate::support::image::{ImageBuilder, Random};
 use crate::support::s3::S3;
@@ -219,8 +218,10 @@ async fn ranges_are_redirected_once_the_image_is_known() {
     let client = Client::new(&stage, 5);
     let manifest = client.manifest().await;
     let layer = stage.layer(&manifest, 0).await;
-    let proxied = async { while client.range(&layer.digest, &layer.tail(), &[]).await != 206 {} };
-    timeout(PATIENT, proxied).await.unwrap();
+    eventually_async("the range is proxied", async || {
+        client.range(&layer.digest, &layer.tail(), &[]).await == 206
+    })
+    .await;
     assert_eq!(
         client.blob(&layer.digest, &[]).await,
         307,
