@@ -120,10 +120,8 @@ impl Server {
 
 /// Waits until the tag is answered with the converted image; returns its digest and content.
 pub(crate) fn converted(url: &str) -> anyhow::Result<(String, Value)> {
-    let text = within(CONVERSION_LIMIT, CONVERSION_POLL, || {
-        look(url).transpose()
-    })
-    .with_context(|| format!("no converted image: {url}"))??;
+    let text = within(CONVERSION_LIMIT, CONVERSION_POLL, || look(url).transpose())
+        .with_context(|| format!("no converted image: {url}"))??;
     let digest = format!("sha256:{}", hex::encode(Sha256::digest(&text)));
     Ok((digest, serde_json::from_str(&text)?))
 }

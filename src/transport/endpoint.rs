@@ -23,6 +23,8 @@ pub(crate) struct Endpoint {
     pub(crate) repository: Repository,
     pub(crate) reference: Option<Reference>,
     wanted: Reference,
+    /// The image as people name it.
+    name: String,
 }
 
 impl Endpoint {
@@ -77,21 +79,31 @@ impl Endpoint {
         let source = upstreams
             .and_then(|upstreams| upstreams.get(name))
             .map_err(Failure::from_error)?;
+        let wanted = reference(location)?;
         Ok(Self {
             source,
             repository,
             reference: location.reference(),
-            wanted: reference(location)?,
+            name: name(location, &wanted),
+            wanted,
         })
     }
 
     /// Returns the manifest or index that was named.
     pub(crate) async fn manifest(&self) -> Result<Manifest, Failure> {
-        let context = format!("{}/{} {}", self.source.name(), self.repository, self.wanted);
+        let context = format!("{} cannot be read", self.name);
         self.source
             .manifest(&self.repository, &self.wanted)
             .await
             .map_err(Failure::when(context))
+    }
+}
+
+fn name(location: &Location, wanted: &Reference) -> String {
+    match location {
+        Location::Registry(image) => image.to_string(),
+        Location::Layout(image) => format!("{wanted} in oci:{}", image.dir.display()),
+        Location::Archive(image) => format!("docker-archive:{}", image.file.display()),
     }
 }
 

@@ -35,6 +35,30 @@ async fn tags_come_in_lexical_order_and_in_pages() {
 }
 
 #[tokio::test]
+async fn a_list_without_a_length_has_a_thousand_tags() {
+    let stage = Stage::new().await;
+    let image = stage.push_app();
+    let all: Vec<String> = (0..2500).map(|number| format!("t{number:04}")).collect();
+    for tag in &all {
+        stage.registry.tag("app", tag, &image.digest());
+    }
+    let (mut listed, mut next) = (Vec::new(), "/v2/local/app/tags/list".to_owned());
+    for expected in [1000, 1000, 501] {
+        let page = stage.get(&next).await;
+        let tags: Vec<String> = serde_json::from_value(page.json()["tags"].clone()).unwrap();
+        assert_eq!(tags.len(), expected);
+        listed.extend(tags);
+        let link = page.header("link").strip_prefix('<');
+        next = link
+            .and_then(|link| link.split('>').next())
+            .unwrap_or_default()
+            .to_owned();
+    }
+    assert_eq!((next.as_str(), listed.pop().as_deref()), ("", Some("v1")));
+    assert_eq!(listed, all);
+}
+
+#[tokio::test]
 async fn a_page_of_none_is_empty_and_a_page_of_nonsense_an_error() {
     let stage = Stage::new().await;
     stage.push_app();
