@@ -54,7 +54,18 @@ fn tests_in(source: &str) -> Vec<String> {
             attributes.clear();
         }
     }
+    names.extend(on_each_release(source).map(str::to_owned));
     names
+}
+
+/// Returns the names of the functions that `on_each_release!` makes tests of.
+fn on_each_release(source: &str) -> impl Iterator<Item = &str> {
+    let lists = source.split("on_each_release!(").skip(1);
+    let names = lists.flat_map(|rest| rest.split(')').next().unwrap_or_default().split(','));
+    names
+        .map(str::trim)
+        .map(|name| name.strip_prefix("async ").unwrap_or(name))
+        .filter(|name| !name.is_empty())
 }
 
 /// Returns the name of the function that begins in this line.
