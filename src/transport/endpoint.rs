@@ -84,7 +84,7 @@ impl Endpoint {
             source,
             repository,
             reference: location.reference(),
-            name: name(location, &wanted),
+            name: display_name(location, &wanted),
             wanted,
         })
     }
@@ -99,7 +99,8 @@ impl Endpoint {
     }
 }
 
-fn name(location: &Location, wanted: &Reference) -> String {
+/// Returns the image's name for messages.
+fn display_name(location: &Location, wanted: &Reference) -> String {
     match location {
         Location::Registry(image) => image.to_string(),
         Location::Layout(image) => format!("{wanted} in oci:{}", image.dir.display()),
