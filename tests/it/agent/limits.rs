@@ -153,8 +153,8 @@ async fn with_a_full_disk_chunks_take_no_more_memory_than_configured() {
     const READERS: usize = 8;
     const PART: usize = 40 << 20;
     /// The configured memory, and that of the threads which decode and wait. All that is read is
-    /// twice as much.
-    const MOST: u64 = 160 << 20;
+    /// a third more.
+    const MOST: u64 = 240 << 20;
     let node = small_node(&[ON_DEMAND, ("MEMORY", "16MiB")]).await;
     // Chunks that differ from each other and are quickly made.
     let mut content = vec![0; READERS * PART];
