@@ -41,7 +41,8 @@ mod doctor;
 mod eventually;
 mod failure;
 pub mod flight;
-#[cfg(all(test, feature = "predict"))]
+#[cfg(feature = "predict")]
+#[cfg(test)]
 mod fuzzing;
 mod inspect;
 pub mod layers;
