@@ -169,7 +169,7 @@ async fn with_a_full_disk_chunks_take_no_more_memory_than_configured() {
     node.agent.daemon.forget_peak();
     let content = std::sync::Arc::new(layer.files[0].1.clone());
     let reads = (0..READERS).map(|reader| {
-        let (path, content) = (directory.join("file0"), content.clone());
+        let (path, content) = (directory.join("file0"), std::sync::Arc::clone(&content));
         tokio::task::spawn_blocking(move || {
             let start = reader * PART;
             let read = read_at(&path, start as u64, PART).unwrap();

@@ -47,7 +47,7 @@ impl Hostile {
         let peak = peak.saturating_sub(self.before) / MIB;
         println!("{peak} MiB of {mib}");
         assert!(peak < mib, "{peak} MiB of {mib}");
-        assert_eq!(self.node.agent.status()["cache_limit"].is_u64(), true);
+        assert!(self.node.agent.status()["cache_limit"].is_u64());
     }
 }
 
@@ -104,7 +104,7 @@ async fn reads_of_the_largest_chunks_cost_the_configured_memory() {
     let directory = hostile.node.mount("target", &layer).await;
     let layer = Arc::new(layer);
     let reads = (0..FILES).map(|number| {
-        let (path, layer) = (directory.join(format!("file{number}")), layer.clone());
+        let (path, layer) = (directory.join(format!("file{number}")), Arc::clone(&layer));
         blocking(move || assert!(read(&path).unwrap() == layer.files[number].1))
     });
     join_all(reads).await;

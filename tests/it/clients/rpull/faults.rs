@@ -38,7 +38,7 @@ async fn a_broken_pull_leaves_nothing_and_can_be_repeated() {
 
     let message = node.refusal(&name.replace(":v1", ":v9"));
     assert!(
-        message.contains("app v9") && message.contains("does not have it"),
+        message.contains("app:v9") && message.contains("does not have it"),
         "{message}"
     );
     node.assert_empty();
