@@ -212,7 +212,7 @@ fn report(pulled: &Pulled, json: bool) -> Result<(), Failure> {
     let unpacked = with(Outcome::Unpacked).count();
     let count = pulled.layers.len();
     output::say(&format!(
-        "{count} layers: {lazy} lazy, {unpacked} unpacked ({fetched}), {present} present before"
+        "{lazy} of {count} layers are lazy, {unpacked} unpacked ({fetched}), {present} present before"
     ));
     output::print(&format!("{}\n", pulled.digest))
 }
