@@ -48,6 +48,8 @@ pub(crate) struct Mounted {
     pub(crate) target: PathBuf,
     /// The command that mounts the files.
     command: String,
+    /// The snapshot of the image's topmost layer.
+    top: String,
 }
 
 /// The mounts beneath a directory; dropping it unmounts them.
@@ -221,6 +223,11 @@ impl Node {
             .into_iter()
             .find(|top| !before.contains(top))
             .context("no new snapshot")?;
+        self.mount(&top, snapshotter, name)
+    }
+
+    /// Mounts the snapshot `top` as for one more container, with a writable overlay of its own.
+    fn mount(&self, top: &str, snapshotter: &str, name: &str) -> anyhow::Result<Mounted> {
         let (key, target) = (
             format!("{snapshotter}-{name}"),
             self.place.join(format!("{snapshotter}-{name}")),
@@ -239,13 +246,27 @@ impl Node {
             "stat -f -c %T {}",
             lower.with_context(|| format!("no overlay: {command}"))?
         ))?;
-        let is_lazy = kind.starts_with("fuse");
+        let is_lazy = kind.starts_with("fuse") || kind.starts_with("erofs");
         ensure!(
             is_lazy == (snapshotter != UNPACKED),
-            "{snapshotter} has {image} on {kind}"
+            "{snapshotter} has {top} on {kind}"
         );
         run(command.trim())?;
-        Ok(Mounted { target, command })
+        Ok(Mounted {
+            target,
+            command,
+            top: top.to_owned(),
+        })
+    }
+
+    /// Mounts the files of `mounted` once more, as for a new container of the image.
+    pub(crate) fn mount_again(
+        &self,
+        mounted: &Mounted,
+        snapshotter: &str,
+        name: &str,
+    ) -> anyhow::Result<Mounted> {
+        self.mount(&mounted.top, snapshotter, name)
     }
 
     /// Returns the committed snapshots without children.

@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context as _, ensure};
 use sha2::{Digest as _, Sha256};
 
-use super::{Arguments, LAZY, REFERENCE};
+use super::{Arguments, EROFS, LAZY, REFERENCE};
 use crate::figures::{Spread, float};
 use crate::images::Image;
 use crate::invariants::SameBytes;
@@ -19,7 +19,7 @@ use crate::report::Report;
 use crate::server::{self, Server};
 use crate::support::image::Random;
 
-const CONTESTANTS: [&str; 3] = [UNPACKED, LAZY, REFERENCE];
+const CONTESTANTS: [&str; 4] = [UNPACKED, LAZY, EROFS, REFERENCE];
 /// A file of many chunks, and (`PIECES`) many files of one chunk each, the largest size that the
 /// kernel reads by itself.
 const LARGE: (&str, usize) = ("large", 256 << 20);
@@ -62,11 +62,15 @@ pub(super) fn measure(arguments: &Arguments, report: &mut Report) -> anyhow::Res
         .map(|image| format!("{}=oci:{}", image.name, image.dir.display()))
         .collect();
     let server = Server::start(&arguments.starlift, place, &upstreams)?;
-    let settings = [("BACKGROUND", "off")];
+    let agent = |name, driver| {
+        let settings = [("BACKGROUND", "off"), ("DRIVER", driver)];
+        Snapshotter::starlift(name, &arguments.starlift, place, &settings)
+    };
     let node = Node::start(
         place,
         vec![
-            Snapshotter::starlift(LAZY, &arguments.starlift, place, &settings)?,
+            agent(LAZY, "fuse")?,
+            agent(EROFS, "erofs")?,
             Snapshotter::reference(REFERENCE, place)?,
         ],
     )?;
@@ -74,8 +78,8 @@ pub(super) fn measure(arguments: &Arguments, report: &mut Report) -> anyhow::Res
         .each_ref()
         .map(|image| (image.name.as_str(), mount(&node, &server, &image.name)));
     report.note(
-        "reads: every chunk is in the lazy snapshotters' caches; cold: mounted anew after `drop_caches`; warm: done \
-         once before. Walk and all files are of `python`; random blocks of 4 KiB are of a file of 256 MiB (64 chunks) \
+        "reads: every chunk is in the lazy snapshotters' caches, and the overlay is that of a second container; cold: \
+         mounted anew after `drop_caches`; warm: done once before. Walk and all files are of `python`; random blocks of 4 KiB are of a file of 256 MiB (64 chunks) \
          and of 64 files of 4 MiB (a chunk each)",
     );
     let mut found = Vec::new();
@@ -96,7 +100,7 @@ pub(super) fn measure(arguments: &Arguments, report: &mut Report) -> anyhow::Res
     }
     report.table(
         "Files that are on the node. × is the contestant's time over ext4's: 1 is as fast, more is slower",
-        &["", "", "ext4 + overlayfs", "lazy ×", "reference ×"],
+        &["", "", "ext4 + overlayfs", "lazy ×", "EROFS ×", "reference ×"],
         contests.iter().map(Contest::row).collect(),
     );
     for is_cold in [true, false] {
@@ -123,16 +127,17 @@ fn noise() -> anyhow::Result<Image> {
     Image::of_noise("noise", &pieces.chain([large]).collect::<Vec<_>>())
 }
 
-/// Pulls and mounts the image on every contestant, and reads it once.
+/// Pulls the image on every contestant, reads it whole in one container's overlay, and returns that
+/// of a second container: by then the layers are complete.
 fn mount(node: &Node, server: &Server, name: &str) -> anyhow::Result<Vec<Mounted>> {
     let address = server.address;
     server::converted(&format!("http://{address}/v2/{name}/image/manifests/1"))?;
     let mut same = SameBytes::default();
     let mount = |contestant: &&str| {
-        let mounted =
-            node.pull_and_mount(&format!("{address}/{name}/image:1"), contestant, name)?;
-        same.note(name, &digest(&mounted.target)?)?;
-        Ok(mounted)
+        let image = format!("{address}/{name}/image:1");
+        let first = node.pull_and_mount(&image, contestant, &format!("{name}-first"))?;
+        same.note(name, &digest(&first.target)?)?;
+        node.mount_again(&first, contestant, name)
     };
     CONTESTANTS.iter().map(mount).collect()
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use serde_json::Value;
 
-use super::{Arguments, LAZY, REFERENCE};
+use super::{Arguments, EROFS, LAZY, REFERENCE};
 use crate::figures::{Spread, float};
 use crate::harness::run;
 use crate::images::{Image, layer_bytes};
@@ -18,7 +18,7 @@ use crate::support::link::Link;
 
 const MEGABITS: u64 = 100;
 const ROUND_TRIP: Duration = Duration::from_millis(20);
-const CONTESTANTS: [&str; 3] = [UNPACKED, LAZY, REFERENCE];
+const CONTESTANTS: [&str; 4] = [UNPACKED, LAZY, EROFS, REFERENCE];
 /// The container's commands; each prints [`OUTPUT`].
 const WORKLOADS: [(&str, &str); 2] = [
     ("shell", "echo x\n"),
@@ -184,13 +184,17 @@ fn once(
 ) -> anyhow::Result<Run> {
     let place = tempfile::tempdir()?;
     let place = place.path();
-    let snapshotters = match contestant {
-        LAZY => vec![Snapshotter::starlift(
-            LAZY,
+    let agent = |driver| {
+        Snapshotter::starlift(
+            contestant,
             &arguments.starlift,
             place,
-            &[],
-        )?],
+            &[("DRIVER", driver)],
+        )
+    };
+    let snapshotters = match contestant {
+        LAZY => vec![agent("fuse")?],
+        EROFS => vec![agent("erofs")?],
         REFERENCE => vec![Snapshotter::reference(REFERENCE, place)?],
         _ => Vec::new(),
     };
