@@ -29,6 +29,10 @@ use super::response;
 /// them.
 const MAX_STORE_READS: usize = usize::MAX;
 
+/// The longest body that is copied from the page cache on the thread that has the request: some
+/// 30 microseconds.
+const MAX_COPIED: u64 = 256 << 10;
+
 /// The header in which the agent names the purpose of a request. Its ranges are not learned from,
 /// because the agent reports its reads itself.
 const PURPOSE: HeaderName = HeaderName::from_static("starlift-purpose");
@@ -321,11 +325,27 @@ async fn partial(
             .ok_or_else(ApiError::far_parts)?,
     };
     response::describe(&mut response, &layout.content_type, layout.length);
+    if let Some(body) = cached(origin, &layout).await {
+        *response.body_mut() = Body::from(body);
+        return Ok(response);
+    }
     let stream = read(origin.clone(), layout)
         .await
         .map_err(|error| failure(error, ask))?;
     *response.body_mut() = Body::from_stream(stream);
     Ok(response)
+}
+
+/// The body, if it is short and all its bytes are in this machine's page cache.
+async fn cached(origin: &Origin, layout: &Layout) -> Option<Bytes> {
+    let Origin::Store { store, object } = origin else {
+        return None;
+    };
+    if layout.length > MAX_COPIED {
+        return None;
+    }
+    let file = store.open_file(object).await?;
+    layout.body(|buffer, offset| file.read_cached(buffer, offset))
 }
 
 /// Only letters and digits: containers/image accepts nothing else. Long enough not to occur in a

@@ -256,8 +256,7 @@ impl Drop for Line {
 ///
 /// It is sent in pieces, so that the progress of a reading client is visible. The last byte is a
 /// separate piece: hyper drops a body as soon as its last piece waits in the stream's buffer, and
-/// at most one byte may wait there indefinitely. go of a body as soon as its last piece waits in
-/// the stream's buffer, and no more than a byte may wait there for good.
+/// at most one byte may wait there indefinitely.
 struct Watched {
     inner: Body,
     /// The rest of the inner body's last frame.

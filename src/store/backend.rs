@@ -121,10 +121,15 @@ impl Backend {
         self.folder.as_deref()
     }
 
+    /// The file of `key`, if the objects are local files.
+    pub(super) fn file(&self, key: &Key) -> Option<PathBuf> {
+        let root = self.folder.as_ref()?;
+        Some(root.join(self.path(key).as_ref()))
+    }
+
     /// The file of `key`, if it does not outlive this process.
     pub(super) fn scratch_file(&self, key: &Key) -> Option<PathBuf> {
-        let root = self.folder.as_ref().filter(|_| self.is_scratch)?;
-        Some(root.join(self.path(key).as_ref()))
+        self.file(key).filter(|_| self.is_scratch)
     }
 
     pub(super) fn signer(&self) -> Option<&Arc<dyn Signer>> {

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use futures::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
 
 use super::error::{Damage, Error};
 use super::key::Key;
-use super::{Object, Store};
+use super::{Object, OpenFile, Store};
 use crate::oci::Digest;
 
 /// Objects up to this size are cached in memory after `read_all`: manifests and configurations, not
@@ -119,6 +120,25 @@ impl Store {
         }
         let pieces: Vec<Bytes> = bytes.try_collect().await?;
         Ok(stream::iter(pieces.into_iter().map(Ok)).boxed())
+    }
+
+    /// The object's open file, for parts of it that are in the page cache. `None` in a bucket.
+    ///
+    /// As with [`read`](Self::read), the object is checked in the background.
+    pub async fn open_file(&self, object: &Object) -> Option<Arc<OpenFile>> {
+        if let Some(file) = self.inner.files.get(&object.digest) {
+            self.check_later(object);
+            return Some(file);
+        }
+        let path = self.inner.backend.file(&object.key)?;
+        self.check_later(object);
+        let (store, object) = (self.clone(), object.clone());
+        let open = move || {
+            let files = &store.inner.files;
+            files.open(&object.digest, &path, object.size);
+            files.get(&object.digest)
+        };
+        tokio::task::spawn_blocking(open).await.ok().flatten()
     }
 
     /// Passes on all of the object's bytes, the last of them only after they have the right digest.
@@ -251,6 +271,7 @@ impl Store {
         self.inner.forgotten.fetch_add(1, Ordering::AcqRel);
         self.inner.objects.invalidate(digest).await;
         self.inner.small.invalidate(digest).await;
+        self.inner.files.close(digest);
         self.inner.images.invalidate_all();
     }
 }

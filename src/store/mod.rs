@@ -18,6 +18,7 @@ mod folder;
 pub mod fuzz;
 pub mod key;
 mod lease;
+mod open_files;
 pub(crate) mod outline;
 mod profiles;
 pub mod records;
@@ -46,6 +47,7 @@ pub use config::{Config, Retention, Scrub, Secret};
 pub use error::{Damage, Error};
 pub use key::{Generation, Key};
 pub use lease::{Lease, layer_lease};
+pub use open_files::OpenFile;
 pub use profiles::{Merge, Salt, StackRecord};
 pub use records::{ImageRecord, LayerOutcome, LayerRecord};
 pub use scrub::{Finding, ScrubReport};
@@ -85,6 +87,7 @@ struct Inner {
     backend: Backend,
     config: Config,
     objects: Cache<Digest, Object>,
+    files: open_files::OpenFiles,
     /// The number of forgotten objects. A look-up that caches an object checks whether it changed
     /// meanwhile.
     forgotten: AtomicU64,
@@ -153,6 +156,7 @@ impl Store {
         let inner = Inner {
             backend,
             forgotten: AtomicU64::new(0),
+            files: open_files::OpenFiles::default(),
             objects: weighed(FOUND_OBJECTS, FOUND_FOR, |_, object: &Object| {
                 ENTRY * 2 + object.media_type.as_ref().map_or(0, String::len)
             }),
