@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::metrics;
 
+use super::flush::Flushes;
 use super::places::Client;
 
 /// How long a connection may be idle between two requests. Go's clients keep idle connections for
@@ -44,6 +45,8 @@ pub(crate) struct Connection {
     state: Mutex<State>,
     /// Cancelled when another connection replaces it.
     pub(super) given_up: CancellationToken,
+    /// Apart, because what waits for a flush keeps the connection.
+    pub(super) flushes: Arc<Flushes>,
 }
 
 #[derive(Debug)]
@@ -76,6 +79,7 @@ impl Connection {
             client,
             state: Mutex::new(state),
             given_up: CancellationToken::new(),
+            flushes: Arc::default(),
         }
     }
 

@@ -33,6 +33,7 @@ use crate::telemetry::metrics;
 
 use super::config::Config;
 use super::connections::{Admitted, Connection, Connections};
+use super::flush::Reported;
 use super::stall::StallAcceptor;
 use super::streams::{Executor, Timed};
 
@@ -213,6 +214,7 @@ impl Shared {
             request.extensions_mut().insert(Arc::clone(connection));
             self.answer(request)
         });
+        let stream = Reported::new(stream, Arc::clone(&connection.flushes));
         let served = self.builder.serve_connection(TokioIo::new(stream), service);
         let mut served = Timed::new(served, self.config.write_timeout);
         tokio::select! {

@@ -13,7 +13,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, SERVER};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tracing::{Instrument as _, Span};
 
@@ -22,6 +22,7 @@ use crate::telemetry::metrics;
 use super::app::App;
 use super::connections::{Busy, Connection};
 use super::error::{ApiError, Chain};
+use super::flush::Flushes;
 use super::places::Place;
 use super::streams::Clock;
 use super::{client_address, guard, policy};
@@ -49,7 +50,11 @@ pub(crate) async fn observe(State(app): State<Arc<App>>, request: Request, next:
             Holds::default(),
         );
     }
-    let busy = request.extensions().get::<Arc<Connection>>().map(Busy::new);
+    let connection = request.extensions().get::<Arc<Connection>>();
+    let busy = connection.map(Busy::new);
+    let flushes = connection
+        .filter(|_| request.version() <= Version::HTTP_11)
+        .map(|connection| Arc::clone(&connection.flushes));
     let address = client_address::address(&app.config, request.headers(), request.extensions());
     // Health and metrics must answer even under overload.
     let places = match line.endpoint {
@@ -75,6 +80,7 @@ pub(crate) async fn observe(State(app): State<Arc<App>>, request: Request, next:
         line,
         &id,
         Holds {
+            flushes,
             _place: place,
             _busy: busy,
         },
@@ -91,6 +97,8 @@ fn count_refused(reason: &'static str) {
 /// The resources that a request holds until its answer is sent or dropped.
 #[derive(Default)]
 struct Holds {
+    /// Over HTTP/1: tells when the answer is sent.
+    flushes: Option<Arc<Flushes>>,
     _place: Option<Place>,
     _busy: Option<Busy>,
 }
@@ -112,9 +120,9 @@ fn finished(mut response: Response, mut line: Line, id: &str, holds: Holds) -> R
         Body::new(Watched {
             inner,
             rest: Bytes::new(),
-            line,
             clock,
-            _holds: holds,
+            last: None,
+            answer: Some(Answer { line, holds }),
         })
     })
 }
@@ -251,38 +259,56 @@ impl Drop for Line {
     }
 }
 
+/// The access line of an answer, and the resources that it holds until its bytes are sent.
+struct Answer {
+    line: Line,
+    holds: Holds,
+}
+
+/// The last piece of an answer over HTTP/1, which hyper has taken.
+struct Last {
+    length: u64,
+    /// The connection's flushes before.
+    flushes: u64,
+}
+
 /// A body that counts its bytes, logs why it broke off, and keeps its request's resources until it
-/// is dropped.
+/// is sent or dropped.
 ///
-/// It is sent in pieces, so that the progress of a reading client is visible. The last byte is a
-/// separate piece: hyper drops a body as soon as its last piece waits in the stream's buffer, and
-/// at most one byte may wait there indefinitely.
+/// It is sent in pieces, so that the progress of a reading client is visible. hyper drops a body as
+/// soon as its last piece waits in the stream's buffer, where it may stay indefinitely. Over HTTP/1
+/// the resources are kept until the connection is flushed. Over HTTP/2, where the buffer is shared,
+/// the last byte is a separate piece, so that no more than that waits without resources.
 struct Watched {
     inner: Body,
     /// The rest of the inner body's last frame.
     rest: Bytes,
-    line: Line,
     clock: Option<Arc<Clock>>,
-    _holds: Holds,
+    last: Option<Last>,
+    /// Taken when this is dropped.
+    answer: Option<Answer>,
 }
 
 impl Watched {
     /// The next piece of `rest`.
     fn piece(&mut self) -> Option<Bytes> {
-        let length = self.rest.len().min(PIECE);
-        let ends = self
-            .line
-            .expected
-            .is_some_and(|expected| expected == self.line.sent + length as u64);
-        let length = if ends && length > 1 {
-            length - 1
-        } else {
-            length
-        };
+        let Answer { line, holds } = self.answer.as_mut()?;
+        let mut length = self.rest.len().min(PIECE);
+        let is_last = line.expected == Some(line.sent + length as u64);
+        match &holds.flushes {
+            Some(flushes) if is_last => {
+                self.last = Some(Last {
+                    length: length as u64,
+                    flushes: flushes.count(),
+                });
+            }
+            None if is_last && length > 1 => length -= 1,
+            _ => {}
+        }
         if length == 0 {
             return None;
         }
-        self.line.sent += length as u64;
+        line.sent += length as u64;
         if let Some(clock) = &self.clock {
             clock.start();
         }
@@ -294,6 +320,18 @@ impl Drop for Watched {
     fn drop(&mut self) {
         if let Some(clock) = &self.clock {
             clock.stop();
+        }
+        let (Some(mut answer), Some(last)) = (self.answer.take(), self.last.take()) else {
+            return;
+        };
+        if let Some(flushes) = answer.holds.flushes.take() {
+            flushes.wait(last.flushes, move |is_flushed| {
+                // Moved whole: the line is written, and the place is free, when this is dropped.
+                let mut answer = answer;
+                if !is_flushed {
+                    answer.line.sent = answer.line.sent.saturating_sub(last.length);
+                }
+            });
         }
     }
 }
@@ -320,9 +358,11 @@ impl HttpBody for Watched {
                     Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
                 },
                 Some(Err(error)) => {
-                    this.line.span.in_scope(
-                        || tracing::warn!(error = %Chain(&error), "the answer broke off"),
-                    );
+                    if let Some(Answer { line, .. }) = &this.answer {
+                        line.span.in_scope(
+                            || tracing::warn!(error = %Chain(&error), "the answer broke off"),
+                        );
+                    }
                     return Poll::Ready(Some(Err(error)));
                 }
                 None => return Poll::Ready(None),
@@ -347,28 +387,39 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_body_is_sent_in_pieces_and_its_last_byte_separately() {
-        use http_body_util::BodyExt as _;
-        for (length, expected) in [
-            (0, vec![]),
-            (1, vec![1]),
-            (2, vec![1, 1]),
-            (PIECE + 5, vec![PIECE, 4, 1]),
+    async fn a_body_is_sent_in_pieces_and_over_http2_its_last_byte_separately() {
+        for (length, over_http2, over_http1) in [
+            (0, vec![], vec![]),
+            (1, vec![1], vec![1]),
+            (2, vec![1, 1], vec![2]),
+            (PIECE + 5, vec![PIECE, 4, 1], vec![PIECE, 5]),
         ] {
-            let request = Request::builder().uri("/v2/").body(Body::empty()).unwrap();
-            let line = Line::of(&request, &Span::none());
-            let mut response = Body::from(vec![7; length]).into_response();
-            response
-                .headers_mut()
-                .insert(CONTENT_LENGTH, (length as u64).into());
-            let mut body = finished(response, line, "id", Holds::default()).into_body();
-            assert_eq!(body.size_hint().exact(), Some(length as u64));
-            let mut pieces = Vec::new();
-            while let Some(frame) = body.frame().await {
-                pieces.push(frame.unwrap().into_data().unwrap().len());
-            }
-            assert_eq!(pieces, expected);
+            let pieces = pieces_of(length, Holds::default()).await;
+            assert_eq!(pieces, over_http2);
+            let flushes = Some(Arc::default());
+            let holds = Holds {
+                flushes,
+                ..Holds::default()
+            };
+            assert_eq!(pieces_of(length, holds).await, over_http1);
         }
+    }
+
+    async fn pieces_of(length: usize, holds: Holds) -> Vec<usize> {
+        use http_body_util::BodyExt as _;
+        let request = Request::builder().uri("/v2/").body(Body::empty()).unwrap();
+        let line = Line::of(&request, &Span::none());
+        let mut response = Body::from(vec![7; length]).into_response();
+        response
+            .headers_mut()
+            .insert(CONTENT_LENGTH, (length as u64).into());
+        let mut body = finished(response, line, "id", holds).into_body();
+        assert_eq!(body.size_hint().exact(), Some(length as u64));
+        let mut pieces = Vec::new();
+        while let Some(frame) = body.frame().await {
+            pieces.push(frame.unwrap().into_data().unwrap().len());
+        }
+        pieces
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod connections;
 mod descriptors;
 mod documents;
 mod error;
+mod flush;
 mod guard;
 mod health;
 mod jobs;
